@@ -28,16 +28,16 @@ _CUBE = (
 )
 _FEW_POINTS = "data.num_points=64"
 _NARROW = ("data.num_columns=64", "transforms.train.2.width=64", "transforms.evaluate.0.width=64")
-_DETECTOR = (
-    *("data.validation_size=8", "schedule.warmup_epochs=0"),
-    *("model.backbone.width=8", "model.neck.width=32"),
-)
+_CROWDS = ("data.validation_size=8", "schedule.warmup_epochs=0", "model.backbone.width=8")
+_DETECTOR = (*_CROWDS, "model.neck.width=32")
 SMALLER = {
     "classify/synthetic_shapes_dgcnn": (_FEW_POINTS,),
     "contrast/synthetic_shapes_crosspoint": ("data.num_points=192", "data.views.count=2"),
     "contrast/synthetic_shapes_intrapoint_parts": (_FEW_POINTS,),
     "detect/synthetic_crowds_fcos": _DETECTOR,
     "detect/synthetic_crowds_retinanet": _DETECTOR,
+    "detect/synthetic_crowds_yolov3": _DETECTOR,
+    "detect/synthetic_crowds_yolox": _CROWDS,
     "pose/synthetic_bodies_v2v_small": _CUBE,
     "pose/synthetic_hands_v2v": _CUBE,
     "pose/synthetic_hands_v2v_small": _CUBE,

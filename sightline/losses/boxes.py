@@ -24,6 +24,7 @@ from sightline.losses.functional_boxes import (
 )
 
 __all__ = [
+    "BoxDensity",
     "BoxIouBce",
     "BoxOverlap",
     "BoxSmoothL1",
@@ -258,6 +259,22 @@ class EarthMover(_OfPositives):
         nothing = torch.zeros_like(logits, dtype=torch.bool)
         form = {"alpha": self.form["alpha"], "gamma": self.form["gamma"]}
         return paired + sigmoid_focal(logits, nothing, **form, weight=weight)
+
+
+@registry.losses.add("box_density")
+class BoxDensity(_OfPositives):
+    """Smooth L1 between the predicted density of each prior that has a box and the highest IoU of that with another.
+
+    Source: Liu et al. 2019, Adaptive NMS, section 3.3.
+    """
+
+    def __init__(self, *, beta: Factor = 1 / 9) -> None:
+        super().__init__()
+        self.beta = beta
+
+    def forward(self, *, density: Tensor, target: Tensor, matched_density: Tensor) -> Tensor:
+        """`density` and `matched_density` (B, P), 0 to 1."""
+        return smooth_l1(density[target >= 0], matched_density[target >= 0], beta=self.beta)
 
 
 @registry.losses.add("box_iou_bce")

@@ -16,6 +16,7 @@ from sightline.geometry.boxes.overlaps import OVERLAPS, at_least_float32
 
 __all__ = [
     "assert_form",
+    "bag_losses",
     "earth_mover",
     "focal_losses",
     "overlap_loss",
@@ -27,6 +28,7 @@ __all__ = [
 
 _LEAST_OVERLAP = 1e-7
 """What the logarithm of an overlap sees of disjoint boxes: a loss of 16 without a gradient."""
+_LEAST_REST = 1e-12
 
 
 def sigmoid_focal(
@@ -130,6 +132,18 @@ def sigmoid_bce(logits: Tensor, target: Tensor, *, weight: Tensor | None = None)
     logits = at_least_float32(logits)
     target = target.to(logits.dtype)  # of two types, torch computes in the narrower one
     return _weighted_sum(functional.binary_cross_entropy_with_logits(logits, target, reduction="none"), weight)
+
+
+def bag_losses(log_probabilities: Tensor) -> Tensor:
+    """-log of the mean-max (M,) of each bag of probabilities, whose logarithms (M, N) are given; float64.
+
+    Their mean, weighted by 1 / (1 - P) of at most 1e12: near the plain mean of small ones, near the highest once it is
+    close to 1. The limit has no part in the gradient. Source: Zhang et al. 2019, FreeAnchor, equation 8.
+    """
+    log_p = log_probabilities.double()  # weights reach 1e12
+    rest = -log_p.expm1()
+    log_weight = -(rest + (rest.clamp(min=_LEAST_REST) - rest).detach()).log()
+    return log_weight.logsumexp(dim=1) - (log_weight + log_p).logsumexp(dim=1)
 
 
 def _weighted_sum(losses: Tensor, weight: Tensor | None) -> Tensor:

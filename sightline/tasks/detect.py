@@ -22,6 +22,7 @@ from sightline.assigners.base import Predicted
 from sightline.binding import Offer
 from sightline.errors import ConfigError, RunError
 from sightline.geometry.boxes.codings import decode
+from sightline.geometry.boxes.overlaps import pairwise_iou
 from sightline.geometry.boxes.priors import IGNORED, PRESETS, AnchorShapes, Grid, Priors, make_anchors, make_points
 from sightline.losses.base import Loss
 from sightline.members import HeadMembers
@@ -68,11 +69,12 @@ class Detect(Supervised):
 
     Those of image b are the rows `detection_offsets[b]` to `detection_offsets[b + 1]`, the surest first. Every prior
     gets its target once a step, before the forward pass: losses and metrics read `priors` (P, 4) or (P, 2), `target`
-    (B, P), the class of its box, -1 for background and -2 for what counts in no loss, `matched_boxes` (B, P, 4), and
-    `prior_stride` (P,), the pixels between the cells of its level, and `is_unmatched` (G,), the boxes of the batch that
-    no prior is to predict, though they are not ignored. For a head of two predictions at each prior there is
-    `second_match` (B, P) besides: the row of the other box in the batch, or -1, or -2. Each step logs the unmatched
-    boxes (`unmatched_gt`), the priors with a box (`n_pos`) and the ignored ones (`n_ignore`).
+    (B, P), the class of its box, -1 for background and -2 for what counts in no loss, `matched_boxes` (B, P, 4),
+    `matched_density` (B, P), the highest IoU of its box with another, `prior_stride` (P,), the pixels between the cells
+    of its level, and `is_unmatched` (G,), the boxes of the batch that no prior is to predict, though they are not
+    ignored. For a head of two predictions at each prior there is `second_match` (B, P) besides: the row of the other
+    box in the batch, or -1, or -2. Each step logs the unmatched boxes (`unmatched_gt`), the priors with a box (`n_pos`)
+    and the ignored ones (`n_ignore`).
     `anchors` are RetinaNet's where they are left out; for a head of one anchor a cell, squares of eight strides. `grid`
     places anchors and points alike: in the middles of cells, a stride apart, unless published weights want another.
     `suppression`, `score`, `per_level`, `most` and `clip` change evaluation alone; boxes may lie outside of the file
@@ -81,7 +83,9 @@ class Detect(Supervised):
 
     predicts = frozenset({"detections", "detection_offsets"})
     reads = frozenset({"image", "boxes", "label", "is_ignored", "box_offsets", "to_canvas", "file_px"})
-    offers = frozenset({"priors", "prior_stride", "target", "matched_boxes", "second_match", "is_unmatched"})
+    offers = frozenset(
+        {"priors", "prior_stride", "target", "matched_boxes", "matched_density", "second_match", "is_unmatched"}
+    )
     evaluation_arguments = frozenset({"suppression", "score", "per_level", "most", "clip"})
     keeps_candidates = False
     """Whether predictions hold `candidates` (C, 6) and `candidate_offsets`, too: detections before suppression."""
@@ -114,6 +118,7 @@ class Detect(Supervised):
         _assert_losses(losses, self._head)
         if suppression is None:
             suppression = registry.suppressions.entry_of("greedy").builder()
+        _assert_offered(suppression, output_keys, self._head)
         self._select = Selection(suppression, score, per_level, most)
         self._clip = clip
         self._made: dict[tuple[Any, ...], Priors] = {}
@@ -122,7 +127,7 @@ class Detect(Supervised):
         """The target of every prior."""
         priors = self.priors_of(batch["image"])
         predicted = self._predicted(model, batch) if self._assigner.needs else None
-        targets, boxes, second = [], [], []
+        targets, boxes, densities, second = [], [], [], []
         is_unmatched = ~batch["is_ignored"]
         for image, rows in enumerate(_images(batch["box_offsets"])):
             own = batch["boxes"][rows].to(priors.rows)
@@ -132,6 +137,7 @@ class Detect(Supervised):
             is_unmatched[matched[has_box] + rows.start] = False
             targets.append(torch.where(has_box, functional.pad(batch["label"][rows], (0, 1))[place], matched))
             boxes.append(functional.pad(own, (0, 0, 0, 1))[place])
+            densities.append(functional.pad(_densities(own, batch["is_ignored"][rows]), (0, 1))[place])
             if other is not None:
                 second.append(torch.where(other >= 0, other + rows.start, other))
                 is_unmatched[second[-1][other >= 0]] = False
@@ -141,6 +147,7 @@ class Detect(Supervised):
             "prior_stride": priors.stride,
             "target": torch.stack(targets),
             "matched_boxes": torch.stack(boxes),
+            "matched_density": torch.stack(densities),
             "is_unmatched": is_unmatched,
         }
 
@@ -252,6 +259,12 @@ def _unchanged_buffers(model: nn.Module) -> Iterator[None]:
             buffer.copy_(values)
 
 
+def _densities(boxes: Tensor, is_ignored: Tensor) -> Tensor:
+    """The highest IoU (G,) of each box (G, 4) with another that is not ignored. Source: Liu et al. 2019, equation 3."""
+    overlap = torch.where(is_ignored, 0, pairwise_iou(boxes, boxes)).fill_diagonal_(0)
+    return functional.pad(overlap, (0, 1)).amax(dim=1)
+
+
 def _images(offsets: Tensor) -> list[slice]:
     return [slice(*pair) for pair in pairwise(offsets.tolist())]
 
@@ -318,3 +331,19 @@ def _assert_losses(losses: Mapping[str, Loss], head: Any) -> None:
             advice = "take earth_mover" if count == 2 else "take the head retina_emd, or another loss"
             found = f"{type(head).__name__}, which predicts {count} boxes at each prior"
             raise ConfigError(f"losses: {name} does not fit {found}; {advice}")
+
+
+def _assert_offered(suppression: Any, output_keys: Offer, head: Any) -> None:
+    """Raises ConfigError for a suppression that reads what the head does not predict."""
+    offered = {"density"} & {*output_keys.keys}
+    if HeadMembers.predictions_per_prior.of(head) > 1:
+        offered.add("proposal")
+    advice = {
+        "density": "set model.head.density=true for retina, and train it with the loss box_density",
+        "proposal": "take a head of two predictions at each prior, such as retina_emd",
+    }
+    for name in sorted(suppression.reads - offered):
+        raise ConfigError(
+            f"suppression: {type(suppression).__name__} needs '{name}', which {type(head).__name__} does not offer; "
+            f"{advice[name]}, or another suppression"
+        )

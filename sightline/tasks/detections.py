@@ -60,8 +60,8 @@ class Selection:
         place, label, score = (torch.cat(parts) for parts in zip(*found, strict=True))
         prior = place // count
         boxes = decode(priors.rows[prior], codes[place])
-        proposal = {"proposal": prior} if count > 1 else {}
-        kept = self.suppression(boxes, score, label, **proposal)
+        density = outputs["density"][image, prior] if "density" in outputs else None
+        kept = self.suppression(boxes, score, label, proposal=prior, density=density)
         places = kept.places[: self.most]
         columns = (boxes[places], kept.scores[: self.most, None].to(boxes), label[places, None].to(boxes))
         return torch.cat(columns, dim=1)

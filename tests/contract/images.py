@@ -78,6 +78,8 @@ _HEAD = {"name": "retina", "num_convs": 1}
 _RETINA = {"assigner": {"name": "max_iou"}, "anchors": {"base_strides": 1.0}}
 _PAIRS = {"assigner": {"name": "max_iou", "boxes_per_prior": 2}, "anchors": {"base_strides": 1.0}}
 _RETINA_LOSSES = {"sigmoid_focal": 1.0, "box_smooth_l1": 0.5}
+_FREE_ANCHOR = {**_RETINA, "assigner": {"name": "free_anchor", "bag_size": 5}}
+_FREE_LOSSES = {"free_anchor_positive": 0.5, "free_anchor_negative": 10.0}
 _FCOS_LOSSES = {"sigmoid_focal": 1.0, "box_overlap": 0.5, "centreness": 0.5}
 _OBJECT_LOSSES = {"objectness": 1.0, "class_bce": 0.5, "quality_focal": 0.5, "box_overlap": 2.0}
 _STEPS = {
@@ -115,6 +117,13 @@ IMAGES = {
     "detector_pairs": toy({"name": "retina_emd", "num_convs": 1}, _PAIRS, {"earth_mover": 1.0}),
     "detector_objects": toy({"name": "yolov3", "num_anchors": 9, "norm": "gn"}, _RETINA, _OBJECT_LOSSES),
 }
+ASSIGNED = {
+    "detector_ota": toy(
+        {"name": "fcos", "num_convs": 1}, {"assigner": {"name": "ota"}}, {**_FCOS_LOSSES, "box_iou_bce": 0.5}
+    ),
+    "detector_free_anchor": toy({"name": "retina", "num_convs": 1}, _FREE_ANCHOR, _FREE_LOSSES),
+}
+"""By other rules."""
 FEW_BOXES = {
     "detector_few": toy(share=0.08),
     "detector_none": toy(share=0.0),

@@ -30,12 +30,11 @@ from tests.doctor.segmenting import Edited, Joined, PerPoint, make_parts, make_r
 SHIPPED = sorted((ROOT / "configs").glob("*/synthetic_*.yaml"))
 _NARROW = ("data.num_columns=64", "transforms.train.2.width=64", "transforms.evaluate.0.width=64")
 _FEW_CLOUDS = ("data.train_size=480", "data.test_size=120")
-_NARROW_DETECTOR = (
-    *("data.train_size=24", "data.validation_size=8", "data.test_size=8"),
-    *("model.backbone.width=8", "model.neck.width=32"),
-)
+_FEW_CROWDS = ("data.train_size=24", "data.validation_size=8", "data.test_size=8", "model.backbone.width=8")
 SMALLER = {
-    **{f"detect/synthetic_crowds_{name}": _NARROW_DETECTOR for name in ("fcos", "retinanet")},
+    **{f"detect/synthetic_crowds_{name}": (*_FEW_CROWDS, "model.neck.width=32") for name in ("fcos", "retinanet")},
+    "detect/synthetic_crowds_yolov3": _FEW_CROWDS,
+    "detect/synthetic_crowds_yolox": _FEW_CROWDS,
     "pose/synthetic_hands_v2v": ("transforms.train.0.size=32", "transforms.evaluate.0.size=32"),
     **{f"segment/synthetic_lidar_{name}": _NARROW for name in ("deeplabv3", "rangenet21", "salsanext", "squeezeseg")},
     "segment/synthetic_rooms_point_transformer": ("data.train_size=40", "data.test_size=10"),

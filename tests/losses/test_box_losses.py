@@ -14,6 +14,8 @@ from sightline.geometry.boxes.codings import encode_deltas, encode_distances
 from sightline.geometry.boxes.priors import BACKGROUND, IGNORED
 from sightline.losses.base import Loss
 from sightline.losses.boxes import (
+    BoxDensity,
+    BoxIouBce,
     BoxOverlap,
     BoxSmoothL1,
     CentreNess,
@@ -43,6 +45,8 @@ def given(priors: Tensor) -> dict[str, Tensor]:
         "codes": codes,
         "centreness": 2 * drawn(2, 5) - 1,
         "objectness": 3 * drawn(2, 5) - 1,
+        "density": drawn(2, 5),
+        "matched_density": 1 - drawn(2, 5),
         "priors": priors,
         "prior_stride": torch.full((5,), 16.0, dtype=torch.float64),
         "target": TARGET,
@@ -76,6 +80,9 @@ LOSSES: dict[str, tuple[Callable[[], Loss], str, tuple[str, ...], Tensor]] = {
     },
     "centreness": (CentreNess, "centreness", ("priors", "target", "matched_boxes"), POINTS),
     "centreness_of_anchors": (CentreNess, "centreness", ("priors", "target", "matched_boxes"), ANCHORS),
+    "iou_of_points": (BoxIouBce, "centreness", ("codes", "priors", "target", "matched_boxes"), POINTS),
+    "iou_of_anchors": (BoxIouBce, "centreness", ("codes", "priors", "target", "matched_boxes"), ANCHORS),
+    "density": (BoxDensity, "density", ("target", "matched_density"), ANCHORS),
 }
 OVER_ALL = frozenset({"focal", "quality", "objectness"})
 """Those that background counts in."""
@@ -301,3 +308,19 @@ def test_deltas_of_points_are_refused_by_name() -> None:
     batch = given(POINTS)
     with pytest.raises(ValueError, match="box_smooth_l1: found points as priors without their strides; take box_o"):
         BoxSmoothL1()(**{name: batch[name] for name in ("codes", "priors", "target", "matched_boxes")})
+
+
+def test_the_iou_branch_learns_the_overlap_and_the_density_branch_the_density() -> None:
+    """By hand: a box that covers a half of its own has the IoU 1/2, and the cross entropy of the logit 0 is log 2."""
+    priors, target = torch.tensor([[8.0, 8]]), torch.tensor([[0]])
+    boxes, codes = torch.tensor([[[0.0, 0, 16, 16]]]), torch.tensor([[[8.0, 8, 8, 0]]]).requires_grad_()
+    for logit, expected in ((0.0, math.log(2)), (2.0, math.log1p(math.exp(-2.0)) + 1.0)):
+        found = BoxIouBce()(
+            centreness=torch.full((1, 1), logit), codes=codes, priors=priors, target=target, matched_boxes=boxes
+        )
+        assert float(found) == pytest.approx(expected)
+        assert not found.requires_grad, "the overlap has no gradient"
+    found = BoxDensity(beta=0.1)(
+        density=torch.tensor([[0.3, 9.0]]), target=torch.tensor([[1, -1]]), matched_density=torch.tensor([[0.8, 0.0]])
+    )
+    assert float(found) == pytest.approx(0.45)

@@ -55,15 +55,18 @@ def ioa_of_rows(first: int, last: int, boxes: np.ndarray, columns: np.ndarray, f
 
 
 @compiled
-def keep_greedily(boxes: np.ndarray, labels: np.ndarray, threshold: np.ndarray, kept: np.ndarray) -> int:
+def keep_greedily(
+    boxes: np.ndarray, labels: np.ndarray, proposals: np.ndarray, limits: np.ndarray, kept: np.ndarray
+) -> int:
     """See `suppression.keep_greedy`: places of boxes (N, 4), best first, are written to `kept`; returns how many.
 
-    Each box is compared with those kept until now, a block at a time: few of many boxes are compared with many.
+    Each box is compared with those kept until now, a block at a time: few of many boxes are compared with many. Without
+    `proposals` all differ.
     """
-    (zero, one, tiny), limit = _constants(threshold), threshold[0]
-    columns = np.empty((5, len(boxes)), dtype=boxes.dtype)
-    kept_labels = np.empty(len(boxes), dtype=labels.dtype)
-    x1, y1, x2, y2, areas = columns
+    zero, one, tiny = _constants(limits)
+    columns = np.empty((6, len(boxes)), dtype=boxes.dtype)
+    kept_labels = np.empty_like(labels)
+    x1, y1, x2, y2, areas, kept_limits = columns
     count = 0
     for place in range(len(boxes)):
         left, top, right, bottom = boxes[place]
@@ -76,12 +79,16 @@ def keep_greedily(boxes: np.ndarray, labels: np.ndarray, threshold: np.ndarray, 
                 intersection = width * height
                 union = area + areas[other] - intersection
                 overlap = intersection / (union if union >= tiny else one)
-                hits += (overlap > limit) & (union >= tiny) & (kept_labels[other] == label)
+                hits += (overlap > kept_limits[other]) & (union >= tiny) & (kept_labels[other] == label)
+            if hits and len(proposals):
+                for other in kept[start : min(start + _BLOCK, count)]:
+                    is_own = (proposals[other] == proposals[place]) & (labels[other] == label)
+                    hits -= is_own and _iou(boxes[place], boxes[other], tiny) > limits[other]
             if hits:
                 break
         if not hits:
             x1[count], y1[count], x2[count], y2[count], areas[count] = left, top, right, bottom, area
-            kept_labels[count], kept[count] = label, place
+            kept_labels[count], kept_limits[count], kept[count] = label, limits[place], place
             count += 1
     return count
 
@@ -92,15 +99,16 @@ def keep_softly(
     scores: np.ndarray,
     labels: np.ndarray,
     limits: np.ndarray,
+    min_score: np.ndarray,
     is_linear: bool,
     kept: np.ndarray,
     kept_scores: np.ndarray,
 ) -> int:
     """See `suppression.keep_soft`: the boxes left are in the order of their indices, and the best of them is known.
 
-    `limits` are the least IoU or the width of the Gaussian, and the least score. `scores` is changed.
+    `limits` are the least IoU or the width of the Gaussian of each box. `scores` is changed.
     """
-    (zero, one, tiny), limit, least = _constants(limits), limits[0], limits[1]
+    (zero, one, tiny), least = _constants(limits), min_score[0]
     left = np.arange(len(boxes))
     num_left, best, count = len(boxes), 0, 0
     for place in range(len(boxes)):
@@ -109,7 +117,7 @@ def keep_softly(
     while num_left and scores[best] >= least:
         kept[count], kept_scores[count] = best, scores[best]
         count += 1
-        picked, still, next_best = best, 0, -1
+        picked, limit, still, next_best = best, limits[best], 0, -1
         x1, y1, x2, y2 = boxes[picked]
         area = max(x2 - x1, zero) * max(y2 - y1, zero)
         for rank in range(num_left):
@@ -134,6 +142,18 @@ def keep_softly(
                     next_best = place
         num_left, best = still, next_best
     return count
+
+
+@compiled
+def _iou(one: np.ndarray, other: np.ndarray, tiny: float) -> float:
+    """Of two boxes (4,), in the order of sums of all others here."""
+    zero = tiny - tiny
+    width = max(min(one[2], other[2]) - max(one[0], other[0]), zero)
+    height = max(min(one[3], other[3]) - max(one[1], other[1]), zero)
+    intersection = width * height
+    area = max(one[2] - one[0], zero) * max(one[3] - one[1], zero)
+    union = area + max(other[2] - other[0], zero) * max(other[3] - other[1], zero) - intersection
+    return intersection / union if union >= tiny else zero
 
 
 @compiled

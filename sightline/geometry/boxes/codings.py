@@ -11,6 +11,7 @@ from sightline.geometry.boxes.overlaps import at_least_float32, box_centres, box
 
 __all__ = [
     "MAX_LOG_RATIO",
+    "Weights",
     "centreness",
     "decode",
     "decode_deltas",

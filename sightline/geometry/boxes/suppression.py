@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,8 +15,10 @@ from sightline.geometry.boxes.box_kernels import keep_greedily, keep_softly
 from sightline.geometry.boxes.overlaps import iou
 
 __all__ = [
+    "Adaptive",
     "Greedy",
     "Kept",
+    "SetSuppression",
     "SoftGaussian",
     "SoftLinear",
     "Suppression",
@@ -38,16 +40,29 @@ class Suppression(ABC):
     """Called with the detections of one image. With `per_class` those of different classes leave one another alone.
 
     Equal scores are taken in the order of their indices. The work is done on the CPU wherever the detections are.
+    `reads` names what it needs besides, of `proposal` and `density`: the head has to offer it.
     """
+
+    reads: ClassVar[frozenset[str]] = frozenset()
 
     def __init__(self, *, per_class: bool) -> None:
         self.per_class = per_class
 
     @torch.no_grad()
-    def __call__(self, boxes: Tensor, scores: Tensor, labels: Tensor) -> Kept:
+    def __call__(
+        self,
+        boxes: Tensor,
+        scores: Tensor,
+        labels: Tensor,
+        *,
+        proposal: Tensor | None = None,
+        density: Tensor | None = None,
+    ) -> Kept:
         """`boxes` (N, 4), `scores` (N,) and `labels` (N,) int64 -> what is kept, on the device of the boxes.
 
-        Raises ValueError for other shapes, and for scores that are not finite.
+        `proposal` (N,) int64 is the prior that predicts a box, `density` (N,) how much the nearest other thing overlaps
+        it, 0 to 1. Raises ValueError for other shapes, for scores that are not finite, and for what is needed and not
+        given.
         """
         if boxes.shape != (len(scores), 4) or scores.shape != labels.shape or scores.ndim != 1:
             found = ", ".join(str(tuple(each.shape)) for each in (boxes, scores, labels))
@@ -58,12 +73,19 @@ class Suppression(ABC):
             raise ValueError(f"{type(self).__name__}: {int((~scores.isfinite()).sum())} scores are not finite numbers")
         dtype = torch.promote_types(torch.promote_types(boxes.dtype, scores.dtype), torch.float32)
         labels = labels.cpu() if self.per_class else torch.zeros(len(labels), dtype=torch.int64)
-        kept = self.keep(boxes.to("cpu", dtype).contiguous(), scores.to("cpu", dtype).contiguous(), labels)
+        more: Any = {"proposal": proposal, "density": density}
+        if any(more[name] is None or more[name].shape != scores.shape for name in self.reads):
+            raise ValueError(f"{type(self).__name__}: needs {' and '.join(sorted(self.reads))} of each detection")
+        read = {name: more[name].cpu() for name in self.reads}
+        kept = self.keep(boxes.to("cpu", dtype).contiguous(), scores.to("cpu", dtype).contiguous(), labels, **read)
         return Kept(kept.places.to(boxes.device), kept.scores.to(scores))
 
     @abstractmethod
-    def keep(self, boxes: Tensor, scores: Tensor, labels: Tensor) -> Kept:
-        """What is kept of detections on the CPU, all of float32 or all of float64; equal labels may suppress."""
+    def keep(self, boxes: Tensor, scores: Tensor, labels: Tensor, *args: Any, **kwargs: Any) -> Kept:
+        """What is kept of detections on the CPU, all of float32 or all of float64; equal labels may suppress.
+
+        What it `reads` follows by name.
+        """
 
 
 @registry.suppressions.add("greedy")
@@ -109,45 +131,105 @@ class SoftGaussian(_Soft):
         super().__init__(limit=sigma, is_linear=False, min_score=min_score, per_class=per_class)
 
 
-def keep_greedy(boxes: Tensor, scores: Tensor, labels: Tensor, *, threshold: float) -> Tensor:
-    """The places (K,) that greedy suppression keeps, best first; see `Greedy`."""
+@registry.suppressions.add("set")
+class SetSuppression(Suppression):
+    """As `greedy`, but detections of one proposal leave one another alone: a proposal may hold two things.
+
+    Source: Chu et al. 2020, Detection in Crowded Scenes: One Proposal, Multiple Predictions, section 3.2.
+    """
+
+    reads = frozenset({"proposal"})
+
+    def __init__(self, *, iou_threshold: Probability = 0.5, per_class: bool = True) -> None:
+        super().__init__(per_class=per_class)
+        self.iou_threshold = iou_threshold
+
+    def keep(self, boxes: Tensor, scores: Tensor, labels: Tensor, *, proposal: Tensor) -> Kept:
+        places = keep_greedy(boxes, scores, labels, threshold=self.iou_threshold, proposal=proposal)
+        return Kept(places, scores[places])
+
+
+@registry.suppressions.add("adaptive")
+class Adaptive(Suppression):
+    """As `greedy`, or `soft_linear` where `soft`, but the threshold of a detection is at least its predicted density.
+
+    Source: Liu et al. 2019, Adaptive NMS: Refining Pedestrian Detection in a Crowd, equation 4.
+    """
+
+    reads = frozenset({"density"})
+
+    def __init__(
+        self,
+        *,
+        iou_threshold: Probability = 0.5,
+        soft: bool = False,
+        min_score: Probability = 1e-3,
+        per_class: bool = True,
+    ) -> None:
+        super().__init__(per_class=per_class)
+        self.iou_threshold, self.soft, self.min_score = iou_threshold, soft, min_score
+
+    def keep(self, boxes: Tensor, scores: Tensor, labels: Tensor, *, density: Tensor) -> Kept:
+        limits = density.to(boxes).clamp(min=self.iou_threshold)
+        if self.soft:
+            return keep_soft(boxes, scores, labels, limit=limits, is_linear=True, min_score=self.min_score)
+        places = keep_greedy(boxes, scores, labels, threshold=limits)
+        return Kept(places, scores[places])
+
+
+def keep_greedy(
+    boxes: Tensor, scores: Tensor, labels: Tensor, *, threshold: float | Tensor, proposal: Tensor | None = None
+) -> Tensor:
+    """The places (K,) that greedy suppression keeps, best first; see `Greedy`.
+
+    `threshold` may be one for each box (N,), that of those which it suppresses. Boxes of one `proposal` (N,) int64
+    leave one another alone.
+    """
     if not suits(boxes, scores):
-        return keep_greedy_plainly(boxes, scores, labels, threshold=threshold)
+        return keep_greedy_plainly(boxes, scores, labels, threshold=threshold, proposal=proposal)
     order = scores.argsort(descending=True, stable=True)
     kept = torch.empty_like(order)
-    sorted_boxes, limit = boxes[order], boxes.new_tensor([threshold])
-    count = keep_greedily(*(each.numpy() for each in (sorted_boxes, labels[order], limit, kept)))
+    given = (boxes, labels, order[:0] if proposal is None else proposal, _of_each(threshold, boxes))
+    count = keep_greedily(*(each[order].numpy() if len(each) else each.numpy() for each in given), kept.numpy())
     return order[kept[:count]]
 
 
-def keep_greedy_plainly(boxes: Tensor, scores: Tensor, labels: Tensor, *, threshold: float) -> Tensor:
+def keep_greedy_plainly(
+    boxes: Tensor, scores: Tensor, labels: Tensor, *, threshold: float | Tensor, proposal: Tensor | None = None
+) -> Tensor:
     """The plain form of `keep_greedy`: a loop over the boxes that are kept."""
-    left, kept = scores.argsort(descending=True, stable=True), []
+    left, kept, limits = scores.argsort(descending=True, stable=True), [], _of_each(threshold, boxes)
     while len(left):
         best, left = left[0], left[1:]
         kept.append(best)
-        is_hit = (iou(boxes[best], boxes[left]) > threshold) & (labels[left] == labels[best])
+        is_hit = (iou(boxes[best], boxes[left]) > limits[best]) & (labels[left] == labels[best])
+        if proposal is not None:
+            is_hit &= proposal[left] != proposal[best]
         left = left[~is_hit]
     return torch.stack(kept) if kept else left
 
 
 def keep_soft(
-    boxes: Tensor, scores: Tensor, labels: Tensor, *, limit: float, is_linear: bool, min_score: float
+    boxes: Tensor, scores: Tensor, labels: Tensor, *, limit: float | Tensor, is_linear: bool, min_score: float
 ) -> Kept:
-    """What soft suppression keeps, with the new scores; `limit` is the least IoU of `SoftLinear`, or sigma."""
+    """What soft suppression keeps, with the new scores; `limit` is the least IoU of `SoftLinear`, or sigma.
+
+    It may be one for each box (N,), that of those whose scores it lowers.
+    """
     if not suits(boxes, scores):
         return keep_soft_plainly(boxes, scores, labels, limit=limit, is_linear=is_linear, min_score=min_score)
     places, kept_scores = torch.empty_like(labels), torch.empty_like(scores)
-    arrays = [each.numpy() for each in (boxes, scores.clone(), labels, boxes.new_tensor([limit, min_score]))]
+    limits = _of_each(limit, boxes), boxes.new_tensor([min_score])
+    arrays = [each.numpy() for each in (boxes, scores.clone(), labels, *limits)]
     count = keep_softly(*arrays, is_linear, places.numpy(), kept_scores.numpy())
     return Kept(places[:count], kept_scores[:count])
 
 
 def keep_soft_plainly(
-    boxes: Tensor, scores: Tensor, labels: Tensor, *, limit: float, is_linear: bool, min_score: float
+    boxes: Tensor, scores: Tensor, labels: Tensor, *, limit: float | Tensor, is_linear: bool, min_score: float
 ) -> Kept:
     """The plain form of `keep_soft`: a loop over the boxes that are kept."""
-    scores, left = scores.clone(), torch.arange(len(scores))
+    scores, left, limits = scores.clone(), torch.arange(len(scores)), _of_each(limit, boxes)
     places, kept_scores = [], []
     while len(left):
         first = scores[left].argmax()
@@ -158,6 +240,12 @@ def keep_soft_plainly(
         kept_scores.append(scores[best].clone())
         left = torch.cat([left[:first], left[first + 1 :]])
         overlap = iou(boxes[best], boxes[left])
-        decay = torch.where(overlap >= limit, 1 - overlap, 1) if is_linear else (-overlap.square() / limit).exp()
+        low = limits[best]
+        decay = torch.where(overlap >= low, 1 - overlap, 1) if is_linear else (-overlap.square() / low).exp()
         scores[left] *= torch.where(labels[left] == labels[best], decay, 1)
     return Kept(torch.stack(places), torch.stack(kept_scores)) if places else Kept(left[:0], scores[:0])
+
+
+def _of_each(limit: float | Tensor, boxes: Tensor) -> Tensor:
+    """A limit for each of the boxes (N,), of their type."""
+    return torch.as_tensor(limit, dtype=boxes.dtype).expand(len(boxes)).contiguous()

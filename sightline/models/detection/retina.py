@@ -3,25 +3,92 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NotRequired
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from sightline import registry
 from sightline.arguments import Count
+from sightline.layers.images import ConvBlock
 from sightline.models.detection.head import DenseHead, HeadOutput, Prior, at_priors
 
-__all__ = ["RetinaEMDHead", "RetinaHead"]
+__all__ = ["RetinaEMDHead", "RetinaHead", "RetinaOutput"]
+
+
+class RetinaOutput(HeadOutput):
+    """As HeadOutput; `density` (B, P) is how much the nearest other thing overlaps that of a prior, 0 to 1."""
+
+    density: NotRequired[Tensor]
 
 
 @registry.heads.add("retina")
 class RetinaHead(DenseHead):
     """Logits and box deltas at `num_anchors` anchors of each cell; 6,463,220 parameters of 80 classes and 9 anchors.
 
-    On five levels of 256 channels. Source: Lin et al. 2017, Focal Loss for Dense Object Detection, section 4.
+    On five levels of 256 channels. With `density`, 1 x 1 convolutions reduce each map to a quarter of its channels, and
+    5 x 5 convolutions of these, logits and deltas predict the density, for the loss `box_density` and the suppression
+    `adaptive`. Source: Lin et al. 2017, Focal Loss for Dense Object Detection, section 4; Liu et al. 2019, Adaptive
+    NMS, section 3.3, whose layout was for a proposal network.
     """
 
     priors = "anchors"
-    assigners = frozenset({"max_iou", "atss", "freeanchor"})
+    assigners = frozenset({"max_iou", "atss", "free_anchor"})
+
+    def __init__(
+        self,
+        *,
+        channels: tuple[int, ...],
+        strides: tuple[int, ...],
+        num_classes: int,
+        num_anchors: Count = 9,
+        num_convs: Count = 4,
+        prior: Prior = 0.01,
+        density: bool = False,
+    ) -> None:
+        super().__init__(
+            channels=channels,
+            strides=strides,
+            num_classes=num_classes,
+            priors_per_cell=num_anchors,
+            num_convs=num_convs,
+        )
+        self.output_keys = frozenset({"logits", "codes"} | ({"density"} if density else set()))
+        self.density: nn.ModuleDict | None = None
+        if density:
+            width = max(1, channels[0] // 4)
+            taken = width + num_anchors * (num_classes + 4)
+            self.density = nn.ModuleDict(
+                {
+                    "reduce": ConvBlock(in_channels=channels[0], out_channels=width, size=1, activation=nn.ReLU()),
+                    "predict": ConvBlock(in_channels=taken, out_channels=num_anchors, size=5),
+                }
+            )
+        self._start(prior)
+
+    def forward(self, maps: Sequence[Tensor]) -> RetinaOutput:
+        """Maps (B, channels, H, W), finest first. `codes` are dx and dy in widths and heights, and log dw, log dh."""
+        logits = [self.classes(self.class_tower(each)) for each in maps]
+        codes = [self.boxes(self.box_tower(each)) for each in maps]
+        found: RetinaOutput = {"logits": at_priors(logits, self.num_classes), "codes": at_priors(codes, 4)}
+        if self.density is not None:
+            rows = zip(map(self.density["reduce"], maps), logits, codes, strict=True)
+            densities = [self.density["predict"](torch.cat(row, dim=1)) for row in rows]
+            found["density"] = at_priors(densities, 1)[..., 0]
+        return found
+
+
+@registry.heads.add("retina_emd")
+class RetinaEMDHead(DenseHead):
+    """Two predictions at each anchor, for boxes that hide one another; 4,928,090 parameters of 1 class and 9 anchors.
+
+    `logits` (B, P, 2, num_classes) and `codes` (B, P, 2, 4); otherwise as retina. Both are one proposal: the
+    suppression `set` keeps them beside one another. Source: Chu et al. 2020, Detection in Crowded Scenes, section 3.
+    """
+
+    priors = "anchors"
+    assigners = frozenset({"max_iou"})
+    predictions_per_prior = 2
 
     def __init__(
         self,
@@ -41,24 +108,6 @@ class RetinaHead(DenseHead):
             num_convs=num_convs,
         )
         self._start(prior)
-
-    def forward(self, maps: Sequence[Tensor]) -> HeadOutput:
-        """Maps (B, channels, H, W), finest first. `codes` are dx and dy in widths and heights, and log dw, log dh."""
-        logits = [self.classes(self.class_tower(each)) for each in maps]
-        codes = [self.boxes(self.box_tower(each)) for each in maps]
-        return {"logits": at_priors(logits, self.num_classes), "codes": at_priors(codes, 4)}
-
-
-@registry.heads.add("retina_emd")
-class RetinaEMDHead(RetinaHead):
-    """Two predictions at each anchor, for boxes that hide one another; 4,928,090 parameters of 1 class and 9 anchors.
-
-    `logits` (B, P, 2, num_classes) and `codes` (B, P, 2, 4); otherwise as retina. Both are one proposal: the
-    suppression `set` keeps them beside one another. Source: Chu et al. 2020, Detection in Crowded Scenes, section 3.
-    """
-
-    assigners = frozenset({"max_iou"})
-    predictions_per_prior = 2
 
     def forward(self, maps: Sequence[Tensor]) -> HeadOutput:
         """Maps (B, channels, H, W), finest first."""

@@ -11,9 +11,12 @@ import torch
 from torch import Tensor
 
 from sightline import registry
+from sightline.geometry.boxes.overlaps import iou, pairwise_iou
 from sightline.geometry.boxes.suppression import (
+    Adaptive,
     Greedy,
     Kept,
+    SetSuppression,
     SoftGaussian,
     SoftLinear,
     Suppression,
@@ -43,9 +46,9 @@ def as_one_class(scores: Tensor) -> Tensor:
     return torch.zeros(len(scores), dtype=torch.int64)
 
 
-def worked(suppression: Suppression) -> Kept:
+def worked(suppression: Suppression, **more: Tensor) -> Kept:
     boxes = torch.tensor([[0.0, 0, 10, 10], [1, 0, 11, 10], [4, 0, 14, 10], [20, 0, 30, 10]])
-    return suppression(boxes, torch.tensor([0.9, 0.8, 0.7, 0.6]), torch.zeros(4, dtype=torch.int64))
+    return suppression(boxes, torch.tensor([0.9, 0.8, 0.7, 0.6]), torch.zeros(4, dtype=torch.int64), **more)
 
 
 def test_numbers_worked_by_hand() -> None:
@@ -56,6 +59,12 @@ def test_numbers_worked_by_hand() -> None:
     gaussian = worked(SoftGaussian())
     assert gaussian.places.tolist() == [0, 3, 2, 1]
     assert gaussian.scores.tolist() == pytest.approx([0.9, 0.6, 0.484799, 0.117435], abs=1e-6)
+    assert worked(SetSuppression(iou_threshold=0.4), proposal=torch.tensor([0, 0, 1, 2])).places.tolist() == [0, 1, 3]
+    density = torch.tensor([0.85, 0.1, 0.1, 0])
+    assert worked(Adaptive(), density=density).places.tolist() == [0, 1, 3]
+    soft = worked(Adaptive(soft=True), density=density)
+    assert soft.places.tolist() == [0, 1, 3, 2]
+    assert soft.scores.tolist() == pytest.approx([0.9, 0.8, 0.6, 0.7 * (1 - 0.538462)], abs=1e-6)
 
 
 @pytest.mark.parametrize("case", range(24))
@@ -69,6 +78,12 @@ def test_kept_boxes_are_the_published_ones(shared: Path, case: int) -> None:
     assert torch.equal(found, stored["own_greedy"])
     per_class = Greedy(iou_threshold=threshold)(boxes, scores, classes).places
     assert torch.equal(per_class, stored["own_greedy_per_class"])
+    own = Adaptive(iou_threshold=threshold, per_class=False)(boxes, scores, classes, density=stored["density"])
+    assert torch.equal(own.places, stored["own_adaptive"])
+    if len(boxes) and len(scores.unique()) == len(scores):
+        form = SetSuppression(iou_threshold=threshold, per_class=False)
+        kept = form(boxes, scores, classes, proposal=stored["proposal"]).places
+        assert torch.equal(kept.sort().values, stored["crowddet_set_nms_mask"].nonzero().flatten())
     for name, form in (("linear", SoftLinear(per_class=False)), ("gauss", SoftGaussian(per_class=False))):
         kept = form(boxes, scores, classes)
         assert torch.equal(kept.places, stored[f"own_soft_{name}_keep"])
@@ -92,7 +107,11 @@ def test_both_forms_keep_the_same(dtype: torch.dtype, has_ties: bool) -> None:
             arguments: dict[str, Any] = {"threshold": threshold}
             found = keep_greedy(boxes, scores, labels, **arguments)
             assert torch.equal(found, keep_greedy_plainly(boxes, scores, labels, **arguments))
-        for is_linear, limit in ((True, 0.3), (False, 0.5)):
+        limits = torch.rand(len(boxes), generator=torch.Generator().manual_seed(seed))
+        arguments = {"threshold": limits, "proposal": torch.arange(len(boxes)) // 3}
+        found = keep_greedy(boxes, scores, labels, **arguments)
+        assert torch.equal(found, keep_greedy_plainly(boxes, scores, labels, **arguments))
+        for is_linear, limit in ((True, 0.3), (False, 0.5), (True, limits)):
             arguments = {"limit": limit, "is_linear": is_linear, "min_score": 0.05}
             given = scores.clone()
             found, plain = (form(boxes, given, labels, **arguments) for form in (keep_soft, keep_soft_plainly))
@@ -174,3 +193,63 @@ def test_wrong_detections_are_refused() -> None:
 
 def test_kinds_are_in_the_registry() -> None:
     assert {name: registry.suppressions.entry_of(name).builder for name in ALL} == ALL
+
+
+def recall_at(fppi: float, images: list[tuple[Tensor, Tensor, Tensor]]) -> float:
+    """The share of boxes that detections find, at the score where there are so many false ones per image.
+
+    Of each image: what is kept with its scores, and the boxes; each finds the nearest one that is free.
+    """
+    rows = []
+    for detections, scores, truth in images:
+        overlap, is_free = pairwise_iou(detections, truth), torch.ones(len(truth), dtype=torch.bool)
+        for place in scores.argsort(descending=True):
+            best = (overlap[place] * is_free).argmax()
+            is_hit = bool(is_free[best]) and bool(overlap[place, best] > 0.5)
+            is_free[best] &= not is_hit
+            rows.append((float(scores[place]), is_hit))
+    false = 0
+    found = 0
+    for _, is_hit in sorted(rows, reverse=True):
+        found, false = found + is_hit, false + (not is_hit)
+        if false > fppi * len(images):
+            break
+    return found / sum(len(truth) for *_, truth in images)
+
+
+def test_density_and_sets_find_more_of_a_crowd_than_greedy_does() -> None:
+    """Pairs of people of whom one stands before the other, IoU above 0.5; each gets a good detection and a weak one.
+
+    The density is that of the boxes themselves; a set holds the two good detections of a pair.
+    """
+    draw = torch.Generator().manual_seed(0)
+    images: dict[str, list[tuple[Tensor, Tensor, Tensor]]] = {"greedy": [], "adaptive": [], "set": []}
+    for _ in range(40):
+        first = torch.rand(8, 2, generator=draw) * torch.tensor([1200.0, 600.0])
+        near = first + torch.rand(8, 2, generator=draw) * torch.tensor([10.0, 4.0]) + torch.tensor([2.0, 0.0])
+        truth = torch.cat([first, near]).repeat(1, 2) + torch.tensor([0.0, 0, 41, 100])
+        assert (iou(truth[:8], truth[8:]) > 0.5).all()
+        others = pairwise_iou(truth, truth).fill_diagonal_(0).amax(dim=1)
+        boxes = torch.cat([truth, truth]) + 1.5 * torch.randn(32, 4, generator=draw)
+        scores = torch.cat([0.5 + torch.rand(16, generator=draw) / 2, torch.rand(16, generator=draw) * 0.6])
+        labels, density = torch.zeros(32, dtype=torch.int64), others.repeat(2)
+        proposal = torch.cat([torch.arange(8).repeat(2), 8 + torch.arange(16)])
+        for name, form, more in (
+            ("greedy", Greedy(), {}),
+            ("adaptive", Adaptive(), {"density": density}),
+            ("set", SetSuppression(), {"proposal": proposal}),
+        ):
+            kept = form(boxes, scores, labels, **more)
+            images[name].append((boxes[kept.places], kept.scores, truth))
+    for fppi in (0.1, 0.5):
+        greedy, adaptive, sets = (recall_at(fppi, images[name]) for name in images)
+        assert adaptive > greedy + 0.1
+        assert sets > greedy + 0.1
+
+
+def test_what_is_needed_and_not_given_is_refused() -> None:
+    for form, name in ((SetSuppression(), "proposal"), (Adaptive(), "density")):
+        with pytest.raises(ValueError, match=f"needs {name} of each detection"):
+            worked(form)
+        with pytest.raises(ValueError, match=f"needs {name} of each detection"):
+            worked(form, **{name: torch.zeros(3)})

@@ -18,8 +18,8 @@ from sightline.geometry.boxes.codings import decode_deltas, encode_deltas
 from sightline.geometry.boxes.overlaps import pairwise_iou
 from sightline.geometry.boxes.priors import IGNORED, Priors
 from sightline.losses.functional_boxes import sigmoid_focal, smooth_l1
-from sightline.models.published.published_images import residual_network
-from tests.detect_parity import load_detect_golden, load_theirs, our_name, tower_names
+from sightline.models.published.published import LAYOUTS
+from tests.detect_parity import load_detect_golden, load_theirs, our_name
 from tests.golden_parity import (
     OUTPUT_BOUND,
     Golden,
@@ -36,18 +36,6 @@ STRIDES = (8, 16, 32, 64, 128)
 PLUS_ONE = torch.tensor([0, 0, 1, 1])
 NUM_SUREST = 1000
 """Of a level, which evaluation keeps."""
-
-
-def names_of_crowddet() -> dict[str, str]:
-    names = residual_network("resnet50.", "backbone.", (3, 4, 6, 3), 3)
-    names |= residual_network("FPN.bottom_up.", "backbone.", (3, 4, 6, 3), 3)  # the same modules by another name
-    for place in range(3):
-        names[f"FPN.lateral_convs.{2 - place}"] = f"neck.laterals.{place}.conv"
-        names[f"FPN.output_convs.{2 - place}"] = f"neck.outputs.{place}.conv"
-    names |= {"FPN.p6": "neck.coarser.0.conv", "FPN.p7": "neck.coarser.1.conv"}
-    for theirs, ours in (("cls", "class"), ("bbox", "box")):
-        names |= tower_names(f"R_Head.{theirs}_subnet", f"head.{ours}_tower", ["0", "2", "4", "6"])
-    return names | {"R_Head.cls_score": "head.classes.conv", "R_Head.bbox_pred": "head.boxes.conv"}
 
 
 def corners_of_crowddet(shared: Path, maps: tuple[tuple[int, int], ...]) -> Tensor:
@@ -86,7 +74,7 @@ def forward(shared: Path) -> Pass:
     blocks = {"backbone": {"norm": "frozen_bn", "frozen_stages": 2}, "neck": {"upsample": "bilinear"}}
     model = detector("resnet50", "retina", 1, **blocks)
     assert sum(each.numel() for each in model.parameters()) == golden.info["trainable_parameters"]
-    load_theirs(golden, model, names_of_crowddet())
+    load_theirs(golden, model, LAYOUTS["crowddet_retinanet"])
     stages: list[Tensor] = []
     levels: list[Tensor] = []
     for stage in model.backbone.stages:
@@ -155,6 +143,6 @@ def test_losses_and_gradients_are_those_of_crowddet(forward: Pass) -> None:
     ):
         assert_near_largest(value.detach(), golden.tensor(name), OUTPUT_BOUND, name)
     (focal + smooth).backward()
-    names = names_of_crowddet()
+    names = LAYOUTS["crowddet_retinanet"]
     assert_gradients_and_buffers(golden, forward.model, lambda key: our_name(key, names))
     assert_buffers(golden, forward.model, lambda key: our_name(key, names))

@@ -358,7 +358,7 @@ def test_heads_state_their_priors_and_assigners() -> None:
     assert stated == {
         "atss": ("anchors", 1, {"atss"}),
         "fcos": ("points", 1, {"fcos", "atss", "ota", "simota"}),
-        "retina": ("anchors", 9, {"max_iou", "atss", "freeanchor"}),
+        "retina": ("anchors", 9, {"max_iou", "atss", "free_anchor"}),
         "retina_emd": ("anchors", 9, {"max_iou"}),
         "yolov3": ("anchors", 3, {"max_iou", "atss"}),
         "yolox": ("points", 1, {"simota", "ota", "fcos", "atss"}),

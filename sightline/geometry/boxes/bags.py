@@ -1,0 +1,30 @@
+"""The bag of each box: the anchors that overlap it most. Source: Zhang et al. 2019, FreeAnchor, section 3.2."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from sightline.geometry.boxes.overlaps import blocks, giou, pairwise_iou
+
+__all__ = ["bags_of"]
+
+
+def bags_of(anchors: Tensor, boxes: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """The `size` anchors (M, size) with the highest IoU with each box (M, 4), the highest first, and these IoUs.
+
+    Of anchors (N, 4) that do not overlap a box, those with the highest GIoU; all anchors where there are fewer.
+    """
+    size = min(size, len(anchors))
+    bags, overlaps = [boxes.new_zeros((0, size), dtype=torch.int64)], [boxes.new_zeros(0, size)]
+    for part in blocks(len(anchors), len(boxes), boxes.device):
+        overlap = pairwise_iou(boxes[part], anchors)
+        best, bag = overlap.topk(size, dim=1)
+        is_short = (best == 0).any(dim=1)
+        if is_short.any():
+            short = overlap[is_short]
+            far = giou(boxes[part][is_short, None], anchors) - 1  # below any IoU
+            bag[is_short] = torch.where(short > 0, short, far).topk(size, dim=1).indices
+        bags.append(bag)
+        overlaps.append(overlap.gather(1, bag))
+    return torch.cat(bags), torch.cat(overlaps)

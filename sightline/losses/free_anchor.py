@@ -1,0 +1,155 @@
+"""FreeAnchor: a box is found if one anchor of its bag finds it; training chooses which. Source: Zhang et al. 2019."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from sightline import registry
+from sightline.arguments import Count, Factor, Fraction, Probability, Size
+from sightline.geometry.boxes.bags import bags_of
+from sightline.geometry.boxes.codings import Weights, decode, encode_deltas
+from sightline.geometry.boxes.overlaps import at_least_float32, blocks, pairwise_iou
+from sightline.geometry.boxes.priors import IGNORED
+from sightline.losses.base import Loss
+from sightline.losses.functional_boxes import bag_losses, sigmoid_focal
+
+__all__ = ["FreeAnchorNegative", "FreeAnchorPositive"]
+
+
+class _OfBoxes(Loss):
+    """A sum that is divided by the number of boxes."""
+
+    def count(self, *, is_ignored: Tensor) -> Tensor:
+        """How many boxes are not ignored, (G,) bool."""
+        return (~is_ignored).sum()
+
+
+@registry.losses.add("free_anchor_positive")
+class FreeAnchorPositive(_OfBoxes):
+    """-`alpha` log of the mean-max over the bag of each box, of the probabilities that an anchor finds it.
+
+    That is the probability of its class times exp(-`box_weight` smooth L1 of its deltas, times `delta_weights`). The
+    bag is chosen among the anchors that the assigner `free_anchor` gives to boxes. Divided by the number of boxes.
+    Source: Zhang et al. 2019, FreeAnchor, equations 7 and 8; the weights of deltas are those of the authors' code.
+    """
+
+    def __init__(
+        self,
+        *,
+        bag_size: Count = 50,
+        alpha: Probability = 0.5,
+        box_weight: Factor = 0.75,
+        beta: Factor = 0.11,
+        delta_weights: tuple[Size, Size, Size, Size] = (10.0, 10.0, 5.0, 5.0),
+    ) -> None:
+        super().__init__()
+        self.bag_size, self.alpha, self.box_weight, self.beta = bag_size, alpha, box_weight, beta
+        self.delta_weights: Weights = delta_weights
+
+    def forward(
+        self,
+        *,
+        logits: Tensor,
+        codes: Tensor,
+        priors: Tensor,
+        target: Tensor,
+        boxes: Tensor,
+        label: Tensor,
+        is_ignored: Tensor,
+        box_offsets: Tensor,
+    ) -> Tensor:
+        """`logits` (B, P, K) before the sigmoid, `codes` (B, P, 4) as deltas of anchors (P, 4)."""
+        _assert_anchors("free_anchor_positive", priors)
+        total = at_least_float32(logits[:0]).sum() + at_least_float32(codes[:0]).sum()
+        for image, own, classes in _of_images(boxes, label, is_ignored, box_offsets):
+            member = (target[image] >= 0).nonzero().flatten()
+            own = own.to(priors.dtype)
+            bags = member[bags_of(priors[member], own, self.bag_size)[0]]
+            true = encode_deltas(priors[bags], own[:, None], weights=self.delta_weights)
+            found = at_least_float32(codes[image, bags]) * true.new_tensor(self.delta_weights)
+            distance = functional.smooth_l1_loss(found, true, reduction="none", beta=self.beta).sum(dim=2)
+            log_p = functional.logsigmoid(at_least_float32(logits[image, bags, classes[:, None]]))
+            total = total + self.alpha * bag_losses(log_p - self.box_weight * distance).sum().to(total.dtype)
+        return total
+
+
+@registry.losses.add("free_anchor_negative")
+class FreeAnchorNegative(_OfBoxes):
+    """(1 - `alpha`) q^gamma (-log(1 - q)) / `bag_size` of every class at every prior, divided by the number of boxes.
+
+    q is the probability of the class times that of finding no box of it: 1 where the predicted box overlaps none by
+    more than `least_iou`, 0 where it overlaps one more than any other prediction does, linear between. Ignored priors
+    count nowhere. Source: Zhang et al. 2019, FreeAnchor, equations 6 and 9.
+    """
+
+    def __init__(
+        self, *, bag_size: Count = 50, alpha: Probability = 0.5, gamma: Size = 2.0, least_iou: Fraction = 0.6
+    ) -> None:
+        super().__init__()
+        self.bag_size, self.alpha, self.gamma, self.least_iou = bag_size, alpha, gamma, least_iou
+
+    def forward(
+        self,
+        *,
+        logits: Tensor,
+        codes: Tensor,
+        priors: Tensor,
+        target: Tensor,
+        boxes: Tensor,
+        label: Tensor,
+        is_ignored: Tensor,
+        box_offsets: Tensor,
+    ) -> Tensor:
+        """As `free_anchor_positive`; the predicted boxes get no gradient."""
+        _assert_anchors("free_anchor_negative", priors)
+        weight = (target != IGNORED)[..., None].to(logits.dtype).repeat(1, 1, logits.shape[2])
+        terms = []
+        for image, own, classes in _of_images(boxes, label, is_ignored, box_offsets):
+            with torch.no_grad():
+                predicted = decode(priors, codes[image])
+                prior, kind, p = self._finding(predicted, own.to(predicted.dtype), classes)
+            is_counted = weight[image, prior, kind] > 0
+            prior, kind, p = prior[is_counted], kind[is_counted], p[is_counted]
+            weight[image, prior, kind] = 0
+            value = at_least_float32(logits[image, prior, kind])
+            log_class, log_rest = functional.logsigmoid(value), functional.logsigmoid(-value)
+            log_q, log_other = log_class + (1 - p).log(), torch.logaddexp(log_rest, log_class + p.log())
+            terms.append((-(self.gamma * log_q).exp() * log_other).sum())
+        none = torch.zeros((), dtype=torch.bool, device=logits.device)
+        plain = sigmoid_focal(logits, none, alpha=None, gamma=self.gamma, weight=weight)
+        return (1 - self.alpha) / self.bag_size * torch.stack([plain, *terms]).sum()
+
+    def _finding(self, predicted: Tensor, boxes: Tensor, classes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Priors, classes, and the probability that the prior finds a box of the class, where that is above 0."""
+        best, pairs, values = boxes.new_zeros(len(boxes)), [], []
+        for part in blocks(len(boxes), len(predicted), boxes.device):
+            overlap = pairwise_iou(boxes, predicted[part])
+            best = torch.maximum(best, overlap.amax(dim=1))
+            found = (overlap > self.least_iou).nonzero()
+            pairs.append(found + found.new_tensor([0, part.start]))
+            values.append(overlap[found[:, 0], found[:, 1]])
+        box, prior = torch.cat(pairs).unbind(dim=1)
+        p = (torch.cat(values) - self.least_iou) / (best[box] - self.least_iou)
+        keys, place = torch.stack([prior, classes[box]], dim=1).unique(dim=0, return_inverse=True)
+        most = p.new_zeros(len(keys)).scatter_reduce(0, place, p, "amax")
+        return keys[:, 0], keys[:, 1], most
+
+
+def _assert_anchors(name: str, priors: Tensor) -> None:
+    if priors.shape[1] != 4:
+        raise ValueError(f"{name}: found points as priors, expected anchors; take the head retina")
+
+
+def _of_images(
+    boxes: Tensor, label: Tensor, is_ignored: Tensor, offsets: Tensor
+) -> Iterator[tuple[int, Tensor, Tensor]]:
+    """The boxes that are not ignored, and their classes, of each image that has any."""
+    for image, (first, last) in enumerate(pairwise(offsets.tolist())):
+        kept = ~is_ignored[first:last]
+        if kept.any():
+            yield image, boxes[first:last][kept], label[first:last][kept]

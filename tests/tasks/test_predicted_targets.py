@@ -1,0 +1,143 @@
+"""Assigners that need predictions, in the task: what the first pass leaves alone, autocast, pictures; the density."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from sightline import registry
+from sightline.binding import Offer
+from sightline.engine.distributed import World
+from sightline.engine.precision import Precision
+from sightline.engine.step import prepare_step
+from sightline.errors import ConfigError
+from sightline.geometry.boxes.overlaps import pairwise_iou
+from sightline.tasks.detect import Detect
+from sightline.types import Component
+from tests.tasks.test_detect import batch  # noqa: F401 - a fixture
+
+CPU = torch.device("cpu")
+LOSSES = {"fcos": ("sigmoid_focal", "box_overlap", "box_iou_bce"), "retina": ("sigmoid_focal", "box_smooth_l1")}
+
+
+def detector(head: str, assigner: str, **task: Any) -> tuple[Detect, nn.Module]:
+    """A small one, with batch norm."""
+    torch.manual_seed(0)
+    options = {"num_anchors": 3, "density": True} if head == "retina" else {}
+    blocks = {
+        "backbone": {"name": "resnet18", "width": 4},
+        "neck": {"name": "fpn", "width": 8},
+        "head": {"name": head, "num_convs": 1, **options},
+    }
+    model = registry.models.build(Component("detector", blocks), facts={"in_channels": 3, "num_classes": 1})
+    losses = (*LOSSES[head], "box_density") if head == "retina" else LOSSES[head]
+    facts = {
+        "model": model,
+        "losses": {name: registry.losses.build(Component(name), facts={}) for name in losses},
+        "batch_keys": Offer("data", frozenset({"image", "boxes", "label", "is_ignored", "box_offsets"})),
+        "output_keys": Offer("model", model.output_keys),
+    }
+    if head == "retina":
+        task["anchors"] = {"scales": (1.0,), "ratios": (1.0, 2.0, 3.0)}
+    return registry.tasks.build(Component("detect", {"assigner": {"name": assigner}, **task}), facts=facts), model
+
+
+@pytest.mark.parametrize("assigner", ["simota", "ota"])
+@pytest.mark.parametrize("precision", ["float32", "bf16"])
+def test_the_pass_before_the_losses_leaves_everything_as_it_was(
+    batch: dict[str, Any],  # noqa: F811
+    assigner: str,
+    precision: str,
+) -> None:
+    """Running statistics see a batch once, the gradient is that of the losses on the same targets, the mode stays."""
+    task, model = detector("fcos", assigner)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    step = prepare_step(task, model.train(), [batch], World(), Precision(precision))
+    assert model.training
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name]), name
+    context = step.contexts[0]
+    assert not any(value.requires_grad for value in context.values())
+    assert context["priors"].dtype == torch.float32
+    assert (context["target"] >= 0).any()
+    torch.stack(list(step.means(step.sums(model)).values())).sum().backward()
+    grads = [each.grad.clone() for each in model.parameters() if each.grad is not None]
+    assert len(grads) == len(list(model.parameters()))
+    statistics = [value.clone() for name, value in model.state_dict().items() if "running_mean" in name]
+
+    model.load_state_dict(before)
+    model.zero_grad(set_to_none=True)
+    task.context = lambda model, batch: context  # type: ignore[method-assign]
+    again = prepare_step(task, model, [batch], World(), Precision(precision))
+    torch.stack(list(again.means(again.sums(model)).values())).sum().backward()
+    for mine, each in zip(grads, model.parameters(), strict=True):
+        assert torch.equal(mine, each.grad)  # type: ignore[arg-type]
+    for mine, (name, value) in zip(
+        statistics, [row for row in model.state_dict().items() if "running_mean" in row[0]], strict=True
+    ):
+        assert torch.equal(mine, value), name
+
+
+def test_targets_follow_the_predictions(batch: dict[str, Any]) -> None:  # noqa: F811
+    """Other weights, other targets; and every box that has a candidate keeps a point."""
+    task, model = detector("fcos", "simota")
+    first = task.context(model.eval(), batch)
+    nn.init.normal_(model.head.boxes.conv.weight, std=0.3)  # type: ignore[union-attr, operator]
+    second = task.context(model, batch)
+    assert not torch.equal(first["target"], second["target"])
+    assert int(first["is_unmatched"].sum()) == int(second["is_unmatched"].sum()) == 0
+
+
+def test_targets_of_predictions_are_drawn(batch: dict[str, Any]) -> None:  # noqa: F811
+    """The config's own assigner first, the others that the head takes beside it."""
+    task, model = detector("fcos", "ota")
+    shown = task.show_targets({**batch, "boxes": batch["boxes"].float()})
+    _, figures = shown["assignment"]
+    assert list(figures["assigners"]) == ["ota (this config's)", "atss", "fcos", "simota"]
+    assert figures["assigners"]["ota (this config's)"]["num_positive"] > 0
+    assert model.training
+
+
+# --- density ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_density_of_a_box_is_its_highest_overlap_with_another(batch: dict[str, Any]) -> None:  # noqa: F811
+    task, model = detector("retina", "max_iou", suppression={"name": "adaptive"})
+    context = task.context(model, batch)
+    for image, (first, last) in enumerate(pairwise(batch["box_offsets"].tolist())):
+        kept = ~batch["is_ignored"][first:last]
+        boxes = batch["boxes"][first:last][kept]
+        others = pairwise_iou(boxes, boxes) - torch.eye(len(boxes))
+        positive = context["target"][image] >= 0
+        for box, found in zip(
+            context["matched_boxes"][image][positive], context["matched_density"][image][positive], strict=True
+        ):
+            own = (boxes == box).all(dim=1).nonzero().flatten()
+            assert float(found) == pytest.approx(float(others[own].max()))
+        assert (context["matched_density"][image][~positive] == 0).all()
+
+
+def test_the_predicted_density_reaches_the_suppression(batch: dict[str, Any]) -> None:  # noqa: F811
+    """Of the same outputs, a density of 1 keeps everything, one of 0 as much as greedy suppression."""
+    task, model = detector("retina", "max_iou", suppression={"name": "adaptive"}, score=0.0, most=100_000)
+    greedy, _ = detector("retina", "max_iou", score=0.0, most=100_000)
+    with torch.no_grad():
+        outputs = task.outputs(model.eval(), batch)
+    assert outputs["density"].shape == outputs["logits"].shape[:2]
+
+    def count(task: Detect, density: float) -> int:
+        given = {**outputs, "density": torch.full_like(outputs["density"], density)}
+        return len(task.interpret(given, batch)["detections"])
+
+    assert count(task, 1.0) > count(task, 0.0) == count(greedy, 1.0)
+
+
+def test_a_suppression_that_reads_what_no_head_predicts_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"Adaptive needs 'density', which FCOSHead does not offer; set model\.head"):
+        detector("fcos", "fcos", suppression={"name": "adaptive"})
+    with pytest.raises(ConfigError, match="SetSuppression needs 'proposal', which RetinaHead does not offer; take"):
+        detector("retina", "max_iou", suppression={"name": "set"})
