@@ -13,7 +13,7 @@ from sightline.metrics.average_precision import LEVELS, Matches, match
 from sightline.metrics.base import State, append_rows
 from sightline.metrics.match_kernels import match_boxes
 
-__all__ = ["BoxGroups", "BoxRows", "Matched", "group_boxes"]
+__all__ = ["ALL", "BoxGroups", "BoxRows", "Matched", "group_boxes", "overlap"]
 
 ALL = 2**31
 """More detections than an image has."""
