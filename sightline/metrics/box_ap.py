@@ -84,7 +84,9 @@ class BoxAp:
         area, is_ignored = state["labels"][:, 6], state["labels"][:, 7] > 0
         for name, (low, high) in _AREAS.items():
             if name and about["num_boxes"] and not bool((~is_ignored & (area >= low) & (area <= high)).any()):
-                reason = f"no label of {low:.0f} to {high:.0f} square pixels"
+                reason = (
+                    f"no label of {low:.0f} {'square pixels or more' if high > 1e9 else f'to {high:.0f} square pixels'}"
+                )
                 about["undefined"] |= {f"{figure}{name}": reason for figure in ("ap", "ar")}
         return {"scored_boxes": about}
 

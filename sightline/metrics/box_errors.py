@@ -24,8 +24,8 @@ KINDS = ("classification", "localisation", "both", "duplicate", "background", "m
 _FOUND = 0.5
 _NEAR = 0.1
 _LEVEL = np.array([_FOUND])
-_MOST_POINTS = 200
-"""Of a curve in the table."""
+_MOST_POINTS = 100
+"""Of a curve in the table, evenly spread; and as many that are denser where scores are high."""
 
 
 @registry.metrics.add("box_errors")
@@ -118,7 +118,8 @@ class BoxErrors(BoxRows):
             num_labels=int(is_real.sum()),
             num_images=len(state["images"]),
         )
-        some = np.unique(np.linspace(0, max(len(curve.scores) - 1, 0), _MOST_POINTS).astype(int))[: len(curve.scores)]
+        spread = (each(1, max(len(curve.scores), 1), _MOST_POINTS) for each in (np.linspace, np.geomspace))
+        some = np.unique(np.concatenate(list(spread)).astype(int) - 1)[: len(curve.scores)]
         points = (curve.scores, curve.recall, curve.precision, curve.false_per_image)
         names = ("score", "recall", "precision", "false_per_image")
         about = {

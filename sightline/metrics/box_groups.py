@@ -13,7 +13,7 @@ from sightline.metrics.average_precision import LEVELS, Matches, match
 from sightline.metrics.base import State, append_rows
 from sightline.metrics.match_kernels import match_boxes
 
-__all__ = ["BoxGroups", "BoxRows", "Matched", "group_boxes"]
+__all__ = ["ALL", "BoxGroups", "BoxRows", "Matched", "group_boxes", "overlap"]
 
 ALL = 2**31
 """More detections than an image has."""
@@ -43,7 +43,8 @@ class BoxRows:
     ) -> None:
         """Add the images of a batch."""
         append_rows(state, "detections", sample_index.repeat_interleave(detection_offsets.diff()), detections)
-        labels = torch.cat([truth.double(), truth_visible.double().reshape(len(truth), -1)], dim=1)
+        columns = truth_visible.double()[:, None] if truth_visible.ndim == 1 else truth_visible
+        labels = torch.cat([truth.double(), columns], dim=1)
         append_rows(state, "labels", sample_index.repeat_interleave(truth_offsets.diff()), labels)
         append_rows(state, "images", sample_index, file_px)
 

@@ -123,6 +123,11 @@ class Detect(Supervised):
         self._clip = clip
         self._made: dict[tuple[Any, ...], Priors] = {}
 
+    @property
+    def selection(self) -> Selection:
+        """Which predictions become detections."""
+        return self._select
+
     def context(self, model: nn.Module, batch: Batch) -> dict[str, Any]:
         """The target of every prior."""
         priors = self.priors_of(batch["image"])

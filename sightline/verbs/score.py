@@ -10,6 +10,7 @@ import torch
 
 from sightline import registry
 from sightline.config import read_sections
+from sightline.data.boxes.records import truth_of
 from sightline.data.loading.reading import BatchReader
 from sightline.engine.build import Part
 from sightline.engine.evaluate import Evaluation
@@ -18,7 +19,9 @@ from sightline.errors import UserError
 from sightline.evaluation.box_results import box_images, order_of, score_boxes
 from sightline.evaluation.given_predictions import GivenPredictions, score
 from sightline.evaluation.pycocotools_figures import pycocotools_figures
+from sightline.evaluation.results_faults import results_faults
 from sightline.metrics.box_ap import BoxAp
+from sightline.metrics.box_groups import ALL
 from sightline.plugins import load_plugins
 from sightline.types import Component
 from sightline.verbs.common import is_run, write_document
@@ -93,4 +96,11 @@ def _of_boxes(
     ):
         if count:
             note(f"not scored: {count} boxes of {what}")
+    images = box_images(part)
+    most = min(
+        (one.meter.metric.most for one in evaluation.measured if isinstance(one.meter.metric, BoxAp)), default=ALL
+    )
+    truths = [truth_of(images.record(index)) for index in range(len(images))]
+    for fault in results_faults(given.found, truths, images.classes.names, most=most):
+        note(f"warning: {path}: {fault}")
     return evaluation, others

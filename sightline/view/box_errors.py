@@ -51,25 +51,21 @@ def worst_images(errors: Errors, score: float, *, most: int) -> list[int]:
 
 def draw_errors(pixels: np.ndarray, image: int, errors: Errors, score: float, *, name: str) -> Picture:
     """An image (H, W, 3) uint8 with its detections of at least this score, each with its kind of error."""
-    groups, boxes = errors.groups, []
-    for label in np.flatnonzero(groups.labels[:, 0] == image):
-        kind = "ignored" if groups.is_ignored[label] else "suppressed" if errors.is_suppressed[label] else "missed"
-        if kind == "ignored" or not errors.is_label_found[label]:
-            style = "hatched" if kind == "ignored" else "dashed"
-            boxes.append(Box(tuple(groups.labels[label, 1:5]), _COLORS[kind], "", style))  # type: ignore[arg-type]
+    groups, is_real = errors.groups, ~errors.groups.is_ignored
+    labels = np.flatnonzero(groups.labels[:, 0] == image)
     rows = np.flatnonzero((groups.boxes[:, 0] == image) & (groups.boxes[:, 5] >= score))
-    wrong = _wrong(errors, score)[rows]
-    names = [KINDS[errors.kind[row]] if is_wrong else "found" for row, is_wrong in zip(rows, wrong, strict=True)]
-    for row, kind in zip(rows, names, strict=True):
-        kind = "ignored" if errors.is_ignored[row] else kind
-        caption = (
-            f"{groups.boxes[row, 5]:.2f}" if kind in ("found", "ignored") else f"{kind[:4]} {groups.boxes[row, 5]:.2f}"
-        )
+    boxes = [Box(tuple(groups.labels[row, 1:5]), _COLORS["ignored"], "", "hatched") for row in labels[~is_real[labels]]]
+    for row in rows[np.argsort(errors.kind[rows] >= 0, kind="stable")]:  # what is wrong lies above
+        wrong = KINDS[errors.kind[row]] if errors.kind[row] >= 0 else ""
+        kind = wrong or ("ignored" if errors.is_ignored[row] else "found")
+        caption = f"{wrong[:3]} {groups.boxes[row, 5]:.2f}" if wrong else ""
         boxes.append(Box(tuple(groups.boxes[row, 1:5]), _COLORS[kind], caption))
-    lost = sum(box.style == "dashed" for box in boxes)
-    return Picture(
-        name, draw_boxes(pixels, boxes, legend=_COLORS), f"{name}: {lost} not found, {int(wrong.sum())} wrong"
-    )
+    lost = labels[(is_real & ~errors.is_label_found)[labels]]
+    for row in lost:
+        kind = "suppressed" if errors.is_suppressed[row] else "missed"
+        boxes.append(Box(tuple(groups.labels[row, 1:5]), _COLORS[kind], "", "dashed"))
+    caption = f"{name}: {len(lost)} not found, {int(_wrong(errors, score)[rows].sum())} wrong"
+    return Picture(name, draw_boxes(pixels, boxes, legend=_COLORS), caption)
 
 
 def encode_errors(document: Mapping[str, Any], pictures: Sequence[Picture], *, title: str, notes: Sequence[str]) -> str:
@@ -80,11 +76,10 @@ def encode_errors(document: Mapping[str, Any], pictures: Sequence[Picture], *, t
     bins = [(name, *("-" if row[key] is None else row[key] for key in names)) for name, row in about["labels"].items()]
     curve = about["curve"]
     missed = [(x, 1 - y) for x, y in zip(curve["false_per_image"], curve["recall"], strict=True) if x > 0 and y < 1]
+    found = tuple(zip(curve["recall"], curve["precision"], strict=True))
     panels = (
-        Panel(
-            "precision", "recall", (_series(zip(curve["recall"], curve["precision"], strict=True)),), "linear", "linear"
-        ),
-        Panel("miss rate", "false positives an image", (_series(missed),)),
+        Panel("precision", "recall", (Series("all classes", found),), "linear", "linear") if found else None,
+        Panel("miss rate", "false positives an image", (Series("all classes", tuple(missed)),)) if missed else None,
     )
     images = "".join(
         f'<figure><img src="data:image/png;base64,{base64.b64encode(encode_png(each.pixels)).decode()}" alt="">'
@@ -107,10 +102,6 @@ def encode_errors(document: Mapping[str, Any], pictures: Sequence[Picture], *, t
 
 def _wrong(errors: Errors, score: float) -> np.ndarray:
     return (errors.kind >= 0) & (errors.groups.boxes[:, 5] >= score)
-
-
-def _series(points: Any) -> Series:
-    return Series("all classes", tuple(sorted(points)))
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
