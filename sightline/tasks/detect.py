@@ -26,7 +26,7 @@ from sightline.losses.base import Loss
 from sightline.pictures import Picture, stretched
 from sightline.tasks.box_stages import show_detections
 from sightline.tasks.box_targets import show_assignments, show_priors
-from sightline.tasks.detections import Selection, to_file
+from sightline.tasks.detections import Candidates, Selection, clipped, to_file
 from sightline.tasks.supervised import Supervised
 from sightline.types import Batch
 
@@ -185,18 +185,30 @@ class Detect(Supervised):
 
     def interpret(self, outputs: dict[str, Any], batch: Batch) -> dict[str, Any]:
         """Detections in the pixels of the files."""
-        priors = self.priors_of(batch["image"])
+        priors, places = self.priors_of(batch["image"]), [batch[name] for name in ("to_canvas", "file_px")]
         found = [
-            to_file(
-                self._select(outputs, image, priors),
-                batch["to_canvas"][image],
-                batch["file_px"][image],
-                clip=self._clip,
-            )
-            for image in range(len(batch["image"]))
+            to_file(self._select.kept(self._select.candidates(outputs, image, priors)), *place, clip=self._clip)
+            for image, place in enumerate(zip(*places, strict=True))
         ]
-        offsets = torch.tensor([0, *(len(each) for each in found)]).cumsum(0)
-        return {**outputs, "detections": torch.cat(found), "detection_offsets": offsets}
+        canvas_px = torch.tensor(batch["image"].shape[2:])
+        about = {"to_canvas": places[0], "file_px": places[1], "canvas_px": canvas_px}  # `vote` reads them
+        return {**outputs, **about, **_joined(found)}
+
+    def vote(self, passes: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """The predictions of several passes, suppressed together in pixels of the files."""
+        found = []
+        for image, file_px in enumerate(passes[0]["file_px"]):
+            pooled = Candidates.pooled([self._in_file(each, image) for each in passes])
+            kept = self._select.kept(pooled)
+            found.append(clipped(kept, file_px) if self._clip else kept)
+        return {**passes[0], **_joined(found)}
+
+    def _in_file(self, predictions: Mapping[str, Any], image: int) -> Candidates:
+        """What one pass may have found in an image, in pixels of its file."""
+        like = predictions["codes"].new_empty(0, 3, *predictions["canvas_px"].tolist())
+        found = self._select.candidates(predictions, image, self.priors_of(like))
+        place = predictions["to_canvas"][image], predictions["file_px"][image]
+        return found._replace(detections=to_file(found.detections, *place, clip=False))
 
     def show(self, batch: Batch, predictions: Mapping[str, Any]) -> list[Picture]:
         """The first images with what was found, made up and missed."""
@@ -241,6 +253,12 @@ def _densities(boxes: Tensor, is_ignored: Tensor) -> Tensor:
     """The highest IoU (G,) of each box (G, 4) with another that is not ignored. Source: Liu et al. 2019, equation 3."""
     overlap = torch.where(is_ignored, 0, pairwise_iou(boxes, boxes)).fill_diagonal_(0)
     return functional.pad(overlap, (0, 1)).amax(dim=1)
+
+
+def _joined(found: Sequence[Tensor]) -> dict[str, Tensor]:
+    """The detections of each image of a batch as the task predicts them."""
+    offsets = torch.tensor([0, *(len(each) for each in found)]).cumsum(0)
+    return {"detections": torch.cat(list(found)), "detection_offsets": offsets}
 
 
 def _images(offsets: Tensor) -> list[slice]:
