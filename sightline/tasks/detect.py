@@ -141,9 +141,11 @@ class Detect(Supervised):
 
         The model stays where and as it is; its running statistics do not see the batch a second time.
         """
-        like, image = next(model.parameters(), batch["image"]), batch["image"]
+        image = batch["image"]
+        like = next(model.parameters(), image) if isinstance(model, nn.Module) else image  # else a stand-in
+        is_placed = (like.device, like.dtype) == (image.device, image.dtype)
         with _unchanged_buffers(model):
-            found = self.outputs(model, {**batch, "image": image.to(like)})
+            found = self.outputs(model, batch if is_placed else {**batch, "image": image.to(like)})
         rows = self.priors_of(image).rows
         names = [name for name in ("logits", "codes", "objectness") if name in found]
         logits, codes, *objectness = (found[name].to(image.device) for name in names)
@@ -241,7 +243,7 @@ class Detect(Supervised):
 @contextmanager
 def _unchanged_buffers(model: nn.Module) -> Iterator[None]:
     """Give the model's buffers, such as running statistics, the values again that they have now."""
-    kept = [(buffer, buffer.clone()) for buffer in model.buffers()] if model.training else []
+    kept = [(buffer, buffer.clone()) for buffer in model.buffers()] if getattr(model, "training", False) else []
     try:
         yield
     finally:

@@ -77,7 +77,10 @@ def categories() -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize(
     "config",
-    ["crowdhuman_retinanet", "crowdhuman_retinanet_s3", "crowdhuman_fcos", "crowdhuman_fcos_atss", "coco_retinanet"],
+    [
+        *("crowdhuman_retinanet", "crowdhuman_retinanet_s3", "crowdhuman_retinanet_freeanchor", "crowdhuman_fcos"),
+        *("crowdhuman_fcos_atss", "coco_retinanet"),
+    ],
 )
 def test_a_published_recipe_is_checked_and_trained(folder: Path, tmp_path: Path, config: str) -> None:
     words = [*SMALL, *canvas(config), f"data.root={folder / config.partition('_')[0]}"]
