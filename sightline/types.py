@@ -37,8 +37,8 @@ Collate: TypeAlias = Literal["stack", "concatenate", "list", "pad"]
 class SampleKey:
     """Everything that the bits of a sample may depend on.
 
-    `step` is the optimiser's, for draws that all samples of a step share, such as the size of its images; 0 where
-    samples are not trained on.
+    `step` is the optimiser's, for draws that all samples of a step share, such as the size of its images; the
+    number of the pass where several vote, else 0 in evaluation.
     """
 
     index: int

@@ -183,7 +183,7 @@ class Evaluator:
         passes = [first]
         with self.precision.autocast(world.device):
             for vote in range(1, self.votes):
-                varied = self.voting_reader([SampleKey(key.index, vote, key.seed) for key in keys])
+                varied = self.voting_reader([SampleKey(key.index, vote, key.seed, step=vote) for key in keys])
                 batch = to_device(varied, world.device, floats=self.precision.parameters)
                 passes.append(self.task.predict(model, batch))
         return {f"_vote{self.votes}": self.task.vote(passes)}  # type: ignore[attr-defined]

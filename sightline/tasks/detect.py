@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -29,7 +28,7 @@ from sightline.members import HeadMembers
 from sightline.pictures import Picture, stretched
 from sightline.tasks.box_stages import show_detections
 from sightline.tasks.box_targets import show_assignments, show_priors
-from sightline.tasks.detections import KeepAll, Selection, to_file
+from sightline.tasks.detections import Candidates, Selection, clipped, to_file
 from sightline.tasks.supervised import Supervised
 from sightline.types import Batch
 
@@ -162,9 +161,11 @@ class Detect(Supervised):
 
         The model stays where and as it is; its running statistics do not see the batch a second time.
         """
-        like, image = next(model.parameters(), batch["image"]), batch["image"]
+        image = batch["image"]
+        like = next(model.parameters(), image) if isinstance(model, nn.Module) else image  # else a stand-in
+        is_placed = (like.device, like.dtype) == (image.device, image.dtype)
         with _unchanged_buffers(model):
-            found = self.outputs(model, {**batch, "image": image.to(like)})
+            found = self.outputs(model, batch if is_placed else {**batch, "image": image.to(like)})
         rows = self.priors_of(image).rows
         names = [name for name in ("logits", "codes", "objectness") if name in found]
         logits, codes, *objectness = (found[name].to(image.device) for name in names)
@@ -209,21 +210,35 @@ class Detect(Supervised):
 
     def interpret(self, outputs: dict[str, Any], batch: Batch) -> dict[str, Any]:
         """Detections in the pixels of the files."""
-        detections, offsets = self._selected(outputs, batch, self._select)
-        found = {**outputs, "detections": detections, "detection_offsets": offsets}
+        priors, places = self.priors_of(batch["image"]), [batch[name] for name in ("to_canvas", "file_px")]
+        candidates = [self._select.candidates(outputs, image, priors) for image in range(len(batch["image"]))]
+
+        def in_files(rows: Sequence[Tensor]) -> list[Tensor]:
+            return [to_file(each, *place, clip=self._clip) for each, place in zip(rows, zip(*places), strict=True)]
+
+        canvas_px = torch.tensor(batch["image"].shape[2:])
+        about = {"to_canvas": places[0], "file_px": places[1], "canvas_px": canvas_px}  # `vote` reads them
+        found = {**outputs, **about, **_joined(in_files([self._select.kept(each) for each in candidates]))}
         if self.keeps_candidates:
-            everything = replace(self._select, suppression=KeepAll(), most=sys.maxsize)
-            found["candidates"], found["candidate_offsets"] = self._selected(outputs, batch, everything)
+            given = _joined(in_files([each.detections for each in candidates]))
+            found["candidates"], found["candidate_offsets"] = given["detections"], given["detection_offsets"]
         return found
 
-    def _selected(self, outputs: dict[str, Any], batch: Batch, select: Selection) -> tuple[Tensor, Tensor]:
-        """Detections (D, 6) of all images, and where each image's begin."""
-        priors = self.priors_of(batch["image"])
-        found = [
-            to_file(select(outputs, image, priors), batch["to_canvas"][image], batch["file_px"][image], clip=self._clip)
-            for image in range(len(batch["image"]))
-        ]
-        return torch.cat(found), torch.tensor([0, *(len(each) for each in found)]).cumsum(0)
+    def vote(self, passes: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """The predictions of several passes, suppressed together in pixels of the files."""
+        found = []
+        for image, file_px in enumerate(passes[0]["file_px"]):
+            pooled = Candidates.pooled([self._in_file(each, image) for each in passes])
+            kept = self._select.kept(pooled)
+            found.append(clipped(kept, file_px) if self._clip else kept)
+        return {**passes[0], **_joined(found)}
+
+    def _in_file(self, predictions: Mapping[str, Any], image: int) -> Candidates:
+        """What one pass may have found in an image, in pixels of its file."""
+        like = predictions["codes"].new_empty(0, 3, *predictions["canvas_px"].tolist())
+        found = self._select.candidates(predictions, image, self.priors_of(like))
+        place = predictions["to_canvas"][image], predictions["file_px"][image]
+        return found._replace(detections=to_file(found.detections, *place, clip=False))
 
     def show(self, batch: Batch, predictions: Mapping[str, Any]) -> list[Picture]:
         """The first images with what was found, made up and missed."""
@@ -256,7 +271,7 @@ class Detect(Supervised):
 @contextmanager
 def _unchanged_buffers(model: nn.Module) -> Iterator[None]:
     """Give the model's buffers, such as running statistics, the values again that they have now."""
-    kept = [(buffer, buffer.clone()) for buffer in model.buffers()] if model.training else []
+    kept = [(buffer, buffer.clone()) for buffer in model.buffers()] if getattr(model, "training", False) else []
     try:
         yield
     finally:
@@ -268,6 +283,12 @@ def _densities(boxes: Tensor, is_ignored: Tensor) -> Tensor:
     """The highest IoU (G,) of each box (G, 4) with another that is not ignored. Source: Liu et al. 2019, equation 3."""
     overlap = torch.where(is_ignored, 0, pairwise_iou(boxes, boxes)).fill_diagonal_(0)
     return functional.pad(overlap, (0, 1)).amax(dim=1)
+
+
+def _joined(found: Sequence[Tensor]) -> dict[str, Tensor]:
+    """The detections of each image of a batch as the task predicts them."""
+    offsets = torch.tensor([0, *(len(each) for each in found)]).cumsum(0)
+    return {"detections": torch.cat(list(found)), "detection_offsets": offsets}
 
 
 def _images(offsets: Tensor) -> list[slice]:

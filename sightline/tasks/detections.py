@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,20 +13,31 @@ from sightline.geometry.boxes.affine import inverted, moved_boxes
 from sightline.geometry.boxes.codings import decode
 from sightline.geometry.boxes.overlaps import at_least_float32
 from sightline.geometry.boxes.priors import Priors
-from sightline.geometry.boxes.suppression import Kept, Suppression
+from sightline.geometry.boxes.suppression import Suppression
 
-__all__ = ["KeepAll", "Selection", "to_file"]
+__all__ = ["Candidates", "Selection", "clipped", "to_file"]
 
 
-class KeepAll(Suppression):
-    """Suppresses nothing: for looking at what another suppression is given."""
+class Candidates(NamedTuple):
+    """What an image may have: `detections` (N, 6) as left, top, right, bottom, score, class, before suppression.
 
-    def __init__(self) -> None:
-        super().__init__(per_class=False)
+    `proposal` (N,) int64 and `density` (N,) are None where the head does not predict them.
+    """
 
-    def keep(self, boxes: Tensor, scores: Tensor, labels: Tensor) -> Kept:
-        places = scores.argsort(descending=True, stable=True)
-        return Kept(places, scores[places])
+    detections: Tensor
+    proposal: Tensor | None = None
+    density: Tensor | None = None
+
+    @classmethod
+    def pooled(cls, passes: Sequence[Candidates]) -> Candidates:
+        """Those of several passes over one image, on the same canvas; proposals of different passes differ."""
+        detections, proposals, densities = zip(*passes, strict=True)
+        proposal = density = None
+        if all(each is not None for each in proposals):
+            proposal = torch.cat([each * len(passes) + place for place, each in enumerate(proposals)])
+        if all(each is not None for each in densities):
+            density = torch.cat(densities)
+        return cls(torch.cat(detections), proposal, density)
 
 
 @dataclass(frozen=True)
@@ -43,8 +54,8 @@ class Selection:
     per_level: int
     most: int
 
-    def __call__(self, outputs: Mapping[str, Any], image: int, priors: Priors) -> Tensor:
-        """The detections (D, 6) of one image of a batch: left, top, right, bottom on the canvas, score, class."""
+    def candidates(self, outputs: Mapping[str, Any], image: int, priors: Priors) -> Candidates:
+        """Those of one image of a batch, on the canvas."""
         logits, codes = outputs["logits"][image], outputs["codes"][image]
         count = len(logits[0]) if logits.ndim == 3 else 1
         if count > 1:
@@ -61,10 +72,16 @@ class Selection:
         prior = place // count
         boxes = decode(priors.rows[prior], codes[place])
         density = outputs["density"][image, prior] if "density" in outputs else None
-        kept = self.suppression(boxes, score, label, proposal=prior, density=density)
-        places = kept.places[: self.most]
-        columns = (boxes[places], kept.scores[: self.most, None].to(boxes), label[places, None].to(boxes))
-        return torch.cat(columns, dim=1)
+        columns = (boxes, score[:, None].to(boxes), label[:, None].to(boxes))
+        return Candidates(torch.cat(columns, dim=1), prior, density)
+
+    def kept(self, candidates: Candidates) -> Tensor:
+        """The detections (D, 6) that remain, the surest first."""
+        rows, *more = candidates
+        names = dict(zip(("proposal", "density"), more, strict=True))
+        kept = self.suppression(rows[:, :4], rows[:, 4], rows[:, 5].long(), **names)
+        chosen = rows[kept.places[: self.most]]
+        return torch.cat([chosen[:, :4], kept.scores[: self.most, None], chosen[:, 5:]], dim=1)
 
     def _surest(self, probabilities: Tensor, scores: Tensor, start: int) -> tuple[Tensor, Tensor, Tensor]:
         """Place, class and score of the surest predictions of a level; equal ones in the order of priors."""
@@ -80,7 +97,12 @@ def to_file(detections: Tensor, to_canvas: Tensor, file_px: Tensor, *, clip: boo
     `to_canvas` (2, 3) leads from the file to the canvas.
     """
     boxes = moved_boxes(detections[:, :4].double(), inverted(to_canvas))
-    if clip:
-        height, width = file_px.tolist()
-        boxes = boxes.clamp(min=0).minimum(boxes.new_tensor([width, height, width, height]))
-    return torch.cat([boxes, detections[:, 4:].double()], dim=1)
+    moved = torch.cat([boxes, detections[:, 4:].double()], dim=1)
+    return clipped(moved, file_px) if clip else moved
+
+
+def clipped(detections: Tensor, file_px: Tensor) -> Tensor:
+    """Detections (D, 6) whose boxes end at the border of the file."""
+    height, width = file_px.tolist()
+    boxes = detections[:, :4].clamp(min=0).minimum(detections.new_tensor([width, height, width, height]))
+    return torch.cat([boxes, detections[:, 4:]], dim=1)

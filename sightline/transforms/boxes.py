@@ -20,7 +20,7 @@ from sightline.draws import Draws
 from sightline.errors import ConfigError, DataError
 from sightline.geometry.boxes.affine import chained, inverted, moved_boxes
 from sightline.geometry.boxes.overlaps import box_areas
-from sightline.transforms.images import resized
+from sightline.transforms.images import is_normalized, resized
 
 __all__ = ["GREY", "CutImage", "FitImage", "Losing", "ScaleSteps", "TurnImage", "fitting", "moved", "scaled"]
 
@@ -90,7 +90,8 @@ class ScaleSteps:
     """All images of a training step are scaled by one factor, uniform in [low, high], on a canvas scaled with them.
 
     The draw belongs to the step: its samples agree on it in every worker and on every process. The canvas's sides are
-    rounded to multiples of `multiple`. It follows `fit_image`. Source: Redmon and Farhadi 2017, YOLO9000, section 2.
+    rounded to multiples of `multiple`. It follows `fit_image`; it may follow `normalize_image`, for `transforms.vote`,
+    where the draw belongs to the pass. Source: Redmon and Farhadi 2017, YOLO9000, section 2.
     """
 
     moves_pixels = True
@@ -103,8 +104,11 @@ class ScaleSteps:
 
     def __call__(self, draws: Draws, *, image: Tensor, boxes: Tensor, to_canvas: Tensor) -> dict[str, Tensor]:
         factor = self.low + float(draws.of_step.uniform()) * (self.high - self.low)
-        height, width = (max(1, round(side * factor / self.multiple)) * self.multiple for side in image.shape[1:3])
-        return scaled(image, boxes, to_canvas, (height, width))
+        is_made = is_normalized(image)
+        rows = image.permute(0, 2, 3, 1) if is_made else image
+        height, width = (max(1, round(side * factor / self.multiple)) * self.multiple for side in rows.shape[1:3])
+        made = scaled(rows, boxes, to_canvas, (height, width))
+        return {**made, "image": made["image"].permute(0, 3, 1, 2).contiguous()} if is_made else made
 
 
 class Losing:

@@ -18,7 +18,16 @@ from sightline.arguments import Count, Factor, Probability, Share, Size
 from sightline.draws import Draws
 from sightline.errors import ConfigError
 
-__all__ = ["ColorJitter", "CropImage", "FlipImage", "NormalizeImage", "ResizeImage", "crop_boxes", "resized"]
+__all__ = [
+    "ColorJitter",
+    "CropImage",
+    "FlipImage",
+    "NormalizeImage",
+    "ResizeImage",
+    "crop_boxes",
+    "is_normalized",
+    "resized",
+]
 
 _IMAGENET_MEAN = (0.485, 0.456, 0.406)
 _IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -74,6 +83,7 @@ class CropImage:
 class FlipImage:
     """Every image is mirrored left to right with the given probability, with its boxes where it has any.
 
+    It may follow `normalize_image`, for `transforms.vote`.
     Source: Krizhevsky et al. 2012, section 4.1.
     """
 
@@ -85,10 +95,10 @@ class FlipImage:
     def __call__(
         self, draws: Draws, *, image: Tensor, boxes: Tensor | None = None, to_canvas: Tensor | None = None
     ) -> dict[str, Tensor]:
-        _assert_rows_of_colours(image)
+        across = 3 if is_normalized(image) else 2
         is_flipped = draws.uniform(1, 1, 1) < self.probability
-        flipped = {"image": torch.where(is_flipped, image.flip(2), image)}
-        width = image.shape[2]
+        flipped = {"image": torch.where(is_flipped, image.flip(across), image)}
+        width = image.shape[across]
         if boxes is not None:
             left, top, right, bottom = boxes.unbind(-1)
             mirrored = torch.stack([width - right, top, width - left, bottom], dim=-1)
@@ -204,6 +214,14 @@ def _sum_of_pixels(grey: Tensor) -> Tensor:
         folded = pixels[:, :half] + pixels[:, half : 2 * half]
         pixels = torch.cat((folded, pixels[:, 2 * half :]), dim=1) if length % 2 else folded
     return pixels[:, :, None, None]
+
+
+def is_normalized(image: Tensor) -> bool:
+    """Whether images are (B, 3, H, W) as `normalize_image` makes them; raises ConfigError for what is no image."""
+    is_made = image.ndim == 4 and image.shape[1] == 3 and image.is_floating_point()
+    if not is_made:
+        _assert_rows_of_colours(image)
+    return is_made
 
 
 def _assert_rows_of_colours(image: Tensor) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable
 
 import pytest
@@ -14,7 +15,9 @@ from sightline.assigners import max_iou
 from sightline.assigners.atss import ATSS
 from sightline.assigners.base import BACKGROUND, IGNORED, Assigner, Assignment, Predicted
 from sightline.assigners.fcos import FCOS
+from sightline.assigners.free_anchor import FreeAnchor
 from sightline.assigners.max_iou import MaxIoU
+from sightline.assigners.ota import OTA
 from sightline.assigners.report import assignment_report
 from sightline.assigners.simota import SimOTA
 from sightline.bench.memory import peak_of_run
@@ -57,6 +60,8 @@ PAIRS: dict[str, tuple[Callable[[Priors, Tensor, Tensor], Assignment], Priors]] 
     "atss_anchors": (ATSS(), ANCHORS),
     "atss_points": (ATSS(), POINTS),
     "simota": (guessing(SimOTA()), POINTS),
+    "ota": (guessing(OTA()), POINTS),
+    "free_anchor": (FreeAnchor(bag_size=9), ANCHORS),
 }
 each_pair = pytest.mark.parametrize("pair", PAIRS)
 
@@ -182,17 +187,44 @@ def test_guarantee_takes_a_spare_anchor_of_another_box() -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="peaks are read from /proc")
-@pytest.mark.parametrize("kind", ["max_iou", "fcos", "atss"])
+@pytest.mark.parametrize("kind", ["max_iou", "fcos", "atss", "simota", "ota", "free_anchor"])
 def test_a_crowd_stays_far_below_a_gigabyte(kind: str) -> None:
     """300 boxes and 100,000 priors: one matrix in float32 would take 114 MiB, and its temporaries a gigabyte."""
+    assign, boxes, is_ignored = large_crowd(kind)
+    assign(boxes[:20], is_ignored[:20])  # compiles the kernels
+    assert peak_of_run(lambda: assign(boxes, is_ignored)) < 2**28
+
+
+def large_crowd(kind: str) -> tuple[Callable[..., Assignment], Tensor, Tensor]:
+    """An assigner over 100,000 priors, 300 boxes, and which of them are ignored."""
     maps, strides = ((240, 320), (120, 160), (60, 80), (30, 40)), (8, 16, 32, 64)
-    priors = make_points(maps, strides) if kind == "fcos" else make_anchors(maps, strides, SQUARES)
+    built: Assigner = registry.assigners.entry_of(kind).builder()
+    is_of_points = "anchors" not in built.takes
+    priors = make_points(maps, strides) if is_of_points else make_anchors(maps, strides, SQUARES)
     assert len(priors) >= 100_000
     boxes = crowd(0, count=300, height=1920, width=2560, dtype=torch.float32)
-    is_ignored = torch.arange(300) % 15 == 0
-    assigner = registry.assigners.entry_of(kind).builder()
-    assigner(priors, boxes[:20], is_ignored[:20])  # compiles the kernels
-    assert peak_of_run(lambda: assigner(priors, boxes, is_ignored)) < 2**28
+    given, labels = guesses(priors) if built.needs else None, torch.zeros(300, dtype=torch.int64)
+
+    def assign(boxes: Tensor, is_ignored: Tensor) -> Assignment:
+        return built(priors, boxes, is_ignored, labels[: len(boxes)], given)
+
+    return assign, boxes, torch.arange(300) % 15 == 0
+
+
+@pytest.mark.parametrize("kind", ["simota", "ota", "free_anchor"])
+def test_predictions_cost_no_more_than_geometry(kind: str) -> None:
+    """Of processor time, at most three times what FCOS takes for the same boxes and priors; half to once was seen."""
+    seconds = {}
+    for name in ("fcos", kind):
+        assign, *given = large_crowd(name)
+        assign(*given)
+        times = []
+        for _ in range(3):
+            started = time.process_time()
+            assign(*given)
+            times.append(time.process_time() - started)
+        seconds[name] = min(times)
+    assert seconds[kind] < 3 * seconds["fcos"]
 
 
 def test_regions_alone_are_cheap_too() -> None:
@@ -213,6 +245,7 @@ def test_wrong_calls_are_refused() -> None:
         (ATSS(), ANCHORS, box, flags(0, 0), r"is_ignored \(2,\); expected \(M, 4\) and \(M,\)"),
         (ATSS(), ANCHORS, box, torch.zeros(1), r"is_ignored is torch.float32, expected torch.bool"),
         (FCOS(), POINTS, box / 0, flags(0), r"boxes\[0\] is \[nan, nan, inf, inf\]; give finite corners"),
+        (SimOTA(), POINTS, box, flags(0), "SimOTA: needs labels and predictions at 252 priors, found none"),
         (FCOS(limits_px=(64.0,)), POINTS, box, flags(0), "limits_px: found 1 limits for 3 levels"),
     ):
         with pytest.raises(ValueError, match=text):
@@ -232,7 +265,9 @@ def test_wrong_arguments_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_assigners_declare_the_priors_that_they_take() -> None:
     takes = {name: registry.assigners.entry_of(name).builder.takes for name in registry.assigners.names()}
-    assert takes == {"atss": {"anchors", "points"}, "fcos": {"points"}, "max_iou": {"anchors"}, "simota": {"points"}}
+    points, anchors = {"fcos", "ota", "simota"}, {"free_anchor", "max_iou"}
+    expected = {name: {"points"} for name in points} | {name: {"anchors"} for name in anchors}
+    assert takes == {**expected, "atss": {"anchors", "points"}}
 
 
 def test_limits_move_boxes_between_levels() -> None:
@@ -269,3 +304,33 @@ def test_the_report_counts_by_hand() -> None:
     empty = FCOS()(POINTS, torch.empty(0, 4), flags())
     report = assignment_report(empty, POINTS, torch.empty(0, 4), flags())
     assert (report["num_positive"], report["positives_per_box"], report["mean_iou"]) == (0, [], None)
+
+
+def test_simota_by_hand() -> None:
+    """Four points in a row, all predicting the box of the first three: its IoU is 1, so three points would be it.
+
+    The fourth lies outside of the reach of 1.5 strides. With an objectness that rules the middle one out, the cost
+    of that one is the highest of the three; `topk` of 2 then leaves it.
+    """
+    points = make_points(((1, 5),), (8,))
+    box = torch.tensor([[0.0, 0, 24, 8]])
+    predicted = Predicted(torch.zeros(5, 1), box.repeat(5, 1), torch.tensor([0.0, -9, 0, 0, 0]))
+    for topk, expected in ((9, [0, 0, 0, -1, -1]), (2, [0, -1, 0, -1, -1])):
+        found = SimOTA(topk=topk)(points, box, flags(0), torch.tensor([0]), predicted)
+        assert found.matched.tolist() == expected
+
+
+def test_boxes_that_stand_twice_share_the_points_of_simota() -> None:
+    boxes = torch.tensor([[20.0, 12, 76, 84]] * 6, dtype=torch.float64)
+    labels, given = torch.ones(6, dtype=torch.int64), guesses(POINTS)
+    none = none_ignored(boxes)
+    assert {*SimOTA(guarantee=False)(POINTS, boxes, none, labels, given).matched.tolist()} == {BACKGROUND, 0}
+    assert {*SimOTA()(POINTS, boxes, none, labels, given).matched.tolist()} == {BACKGROUND, *range(6)}
+
+
+def test_ota_gives_a_box_without_candidates_its_cheapest_points() -> None:
+    """A box between all points: nothing lies inside."""
+    boxes = torch.tensor([[9.0, 9, 11, 11], [30, 20, 90, 90]], dtype=torch.float64)
+    found = OTA()(POINTS, boxes, none_ignored(boxes), torch.ones(2, dtype=torch.int64), guesses(POINTS)).matched
+    assert 1 <= int((found == 0).sum()) <= 3
+    assert int((found == 1).sum()) > 3

@@ -55,6 +55,10 @@ def test_a_finished_run_is_evaluated_with_another_suppression(run: Path, tmp_pat
     assert few["metrics"]["ar"] == pytest.approx(few["metrics"]["ar1"])
     soft = evaluated(run, tmp_path / "soft.json", "task.suppression.name=soft_linear", "task.most=1000")
     assert soft["metrics"] != plain["metrics"]
+    votes = "transforms.vote=[{name: flip_image, probability: 1.0}, {name: scale_steps, low: 1.5, high: 1.5}]"
+    voted = evaluated(run, tmp_path / "voted.json", "evaluate.votes=2", votes)["metrics"]
+    assert voted["ap"] == pytest.approx(plain["metrics"]["ap"], rel=1e-3)
+    assert voted["ap_vote2"] != voted["ap"]
     refused = run_here("evaluate", run, "task.assigner.name=atss")
     assert refused.code == 2
     assert "task.suppression" in refused.err
@@ -145,7 +149,7 @@ def test_boxes_are_viewed_at_every_stage_and_after_prediction(run: Path, tmp_pat
     assert "positives a box, by its size" in done.out
     (stages,) = (sample["stages"] for sample in json.loads((tmp_path / "view.json").read_text())["samples"])
     reports = next(each["figures"]["assigners"] for each in stages if each["stage"] == "assignment")
-    assert list(reports) == ["max_iou (this config's)", "atss"]
+    assert list(reports) == ["max_iou (this config's)", "atss", "free_anchor"]
     assert (tmp_path / "view" / "view.html").stat().st_size > 10_000
 
 

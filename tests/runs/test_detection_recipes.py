@@ -88,6 +88,7 @@ def categories() -> list[dict[str, Any]]:
         "crowdhuman_fcos_atss",
         "crowdhuman_retinanet",
         "crowdhuman_retinanet_emd",
+        "crowdhuman_retinanet_freeanchor",
         "crowdhuman_retinanet_s3",
         "crowdhuman_yolox_simota",
     ],

@@ -13,12 +13,14 @@ from sightline import registry
 from sightline.binding import Offer
 from sightline.data.loading.reading import BatchReader, NamedTransform
 from sightline.data.synthetic.synthetic_crowds import SyntheticCrowds
+from sightline.draws import Draws
 from sightline.engine.step import run_batch
 from sightline.errors import ConfigError, RunError
 from sightline.geometry.boxes.codings import encode_deltas, encode_distances
+from sightline.geometry.boxes.overlaps import pairwise_iou
 from sightline.metrics.box_ap import BoxAp
 from sightline.tasks.detect import Detect
-from sightline.transforms.boxes import FitImage
+from sightline.transforms.boxes import FitImage, ScaleSteps
 from sightline.transforms.images import FlipImage, NormalizeImage
 from sightline.types import Component, SampleKey
 
@@ -224,3 +226,44 @@ def test_a_model_without_a_head_is_refused() -> None:
     facts = {"model": nn.Identity(), "losses": {}, "batch_keys": Offer("a", ()), "output_keys": Offer("b", ())}
     with pytest.raises(ConfigError, match="detect needs a model with a head"):
         registry.tasks.build(Component("detect", {"assigner": {"name": "max_iou"}}), facts=facts)
+
+
+def mirrored(batch: dict[str, Any]) -> dict[str, Any]:
+    """The same images mirrored on a larger canvas, as `transforms.vote` make them after all others."""
+    steps = [FlipImage(probability=1.0), ScaleSteps(low=1.5, high=1.5)]
+    given = {name: batch[name] for name in ("image", "to_canvas")}
+    rows = [slice(*pair) for pair in pairwise(batch["box_offsets"].tolist())]
+    found: list[dict[str, Tensor]] = []
+    for image, own in enumerate(rows):
+        one = {**{name: value[[image]] for name, value in given.items()}, "boxes": batch["boxes"][None, own]}
+        for step in steps:
+            one |= step(Draws.for_samples([SampleKey(image, 1, 0, step=1)]), **one)
+        found.append({**one, "boxes": one["boxes"][0]})
+    return {**batch, **{name: torch.cat([each[name] for each in found]) for name in ("image", "to_canvas", "boxes")}}
+
+
+@pytest.mark.parametrize("head", ["retina", "fcos"])
+def test_passes_are_suppressed_together_in_pixels_of_the_file(head: str, batch: dict[str, Any]) -> None:
+    """One pass sees the boxes with even numbers, the other, mirrored and larger, those with odd ones; both, all."""
+    task, model = detect(head, clip=False, suppression={"name": "greedy", "iou_threshold": 0.7}, most=2000)
+    passes = []
+    for parity, given in enumerate((batch, mirrored(batch))):
+        context = task.context(model, given)
+        place = torch.arange(len(given["boxes"])) % 2 == parity
+        sides = given["boxes"][place]
+        is_seen = (context["matched_boxes"][:, :, None] == sides).all(dim=3).any(dim=2)
+        outputs = perfect(task, head, given)
+        model.answers = {**outputs, "logits": torch.where(is_seen[..., None], outputs["logits"], -12.0)}
+        passes.append(task.predict(model, given))
+    voted = task.vote(passes)
+    counts = [each["detection_offsets"].diff() for each in (*passes, voted)]
+    assert (counts[2] >= torch.maximum(*counts[:2])).all()
+    assert (counts[2] <= counts[0] + counts[1]).all()
+    for first, last in pairwise(voted["detection_offsets"].tolist()):
+        rows = voted["detections"][first:last]
+        assert (rows[:, 4].diff() <= 0).all()
+        assert ((pairwise_iou(rows[:, :4], rows[:, :4]) > 0.7).sum(dim=1) == 1).all()
+    both = [row for each in passes for row in each["detections"]]
+    overlaps = pairwise_iou(torch.stack(both)[:, :4], voted["detections"][:, :4]).amax(dim=1)
+    assert (overlaps > 0.7).all(), "what a pass finds is there, or what suppresses it"
+    assert torch.equal(task.vote([passes[0]])["detection_offsets"], passes[0]["detection_offsets"])
