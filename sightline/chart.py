@@ -16,7 +16,7 @@ COLORS = ("#8a929e", "#2f6fb4", "#c8502f", "#2e8b57", "#8e6cc0", "#b08a3e", "#2a
 INK, FAINT = "#2b3038", "#e3e7ec"
 Scale: TypeAlias = Literal["logarithmic", "linear"]
 MOST_DOTS = 24
-"""A curve of more points than these is drawn without dots: they would hide it."""
+"""A curve of more points than these is drawn without dots: they would hide it. So are ticks at each of its points."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,8 @@ def render_svg(rows: Sequence[Sequence[Panel | None]], *, panel_width: int = WID
 def _draw(panel: Panel, names: Sequence[str], width: int, height: int) -> list[str]:
     points = [point for series in panel.series for point in series.points]
     heights = [y for _, y in points] + [end for series in panel.series for both in series.ranges for end in both]
-    xs, across = _axis([x for x, _ in points], panel.x_scale, LEFT, width - RIGHT, at_values=True)
+    values = [x for x, _ in points]
+    xs, across = _axis(values, panel.x_scale, LEFT, width - RIGHT, at_values=len(set(values)) <= MOST_DOTS)
     ticks, upward = _axis(heights, panel.y_scale, height - BOTTOM, TOP)
     parts = [f'<text x="{LEFT}" y="18" font-weight="600">{escape(panel.title)}</text>']
     for tick in ticks:

@@ -75,12 +75,19 @@ def evaluate(
     ] = False,
     out: Annotated[
         Path | None,
-        typer.Option("--out", metavar="DIR", help="where --save-predictions writes [RUN/predictions/<split>]"),
+        typer.Option(
+            "--out",
+            metavar="DIR",
+            help="where --save-predictions and --errors write [RUN/predictions/<split>, RUN/errors/<split>]",
+        ),
     ] = None,
     predictions: Annotated[
         Path | None,
         typer.Option("--predictions", metavar="PATH", help="score these files instead of a run, on the data of --data"),
     ] = None,
+    errors: Annotated[
+        bool, typer.Option("--errors", help="of boxes: the kinds of errors, what each costs, and the worst images")
+    ] = False,
     ensemble: Annotated[
         bool, typer.Option("--ensemble", help="also average the predictions of all checkpoints that the run keeps")
     ] = False,
@@ -99,7 +106,7 @@ def evaluate(
 
     runs, overrides = parted(words or [])
     plugins = tuple(plugin or ())
-    kept = (save_predictions, out, ensemble, predictions)
+    kept = (save_predictions, out, ensemble, predictions, errors)
     return verb.evaluate(verb.Options(runs, overrides, checkpoint, data, processes, plugins, device, json, *kept))
 
 

@@ -60,7 +60,7 @@ class Field:
     `collate` is how samples become a batch: `stack` (equal shapes), `concatenate` along the first axis (adds
     `offsets`, cumulative counts with a leading 0, length S+1), `pad` with zeros (adds `<name>_mask`), or `list`.
     `offsets` is the key of those counts: fields that are equally long in every sample share one. `is_exact` values keep
-    their dtype in evaluation, whatever the precision of the run. `may_be_nan`: NaN stands where files state nothing.
+    their dtype in evaluation, whatever the precision of the run. With `may_be_nan`, NaN is where files state nothing.
     """
 
     shape: str

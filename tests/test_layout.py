@@ -79,7 +79,7 @@ COMPONENTS = {
     "heads": 3,
     "image_encoders": 8,
     "losses": 15,
-    "metrics": 10,
+    "metrics": 13,
     "models": 32,
     "necks": 1,
     "optimizers": 4,
@@ -93,7 +93,7 @@ COMPONENTS = {
     "tasks": 6,
     "transforms": 39,
 }
-NUM_CHECKS = 71
+NUM_CHECKS = 73
 MAX_FILE_LINES = 500
 MAX_BODY_LINES = 60
 

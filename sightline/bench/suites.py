@@ -8,6 +8,7 @@ from fnmatch import fnmatchcase
 from sightline.bench import (
     compression,
     contrast,
+    crowds,
     data,
     dense_transformer,
     detection,
@@ -42,7 +43,7 @@ def _models() -> list[Case]:
 
 
 def _metrics() -> list[Case]:
-    return [*metrics.cases(), *scan_scores.cases(), *detection.metric_cases()]
+    return [*metrics.cases(), *scan_scores.cases(), *detection.metric_cases(), *crowds.cases()]
 
 
 def _train() -> list[Case]:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from sightline.binding import Offer, UnboundError, bind
 from sightline.data.boxes.detections import BoxImages, Detections, Results, read_results, shared_ids
-from sightline.data.boxes.records import truth_of
+from sightline.data.boxes.records import truth_of, visible_of
 from sightline.data.store.native import listing
 from sightline.engine.build import Part, build_metrics
 from sightline.engine.distributed import World
@@ -25,7 +25,7 @@ from sightline.evaluation.kept_predictions import MANIFEST
 from sightline.metrics.base import fresh_state, sorted_rows
 from sightline.types import Batch, Component
 
-__all__ = ["RESULTS", "ResultsFolder", "box_images", "score_boxes"]
+__all__ = ["RESULTS", "ResultsFolder", "box_images", "order_of", "score_boxes"]
 
 RESULTS = "detections.json"
 """A COCO file of results, with the ids of images and categories that the data set's own files have."""
@@ -81,38 +81,53 @@ def box_images(part: Part) -> BoxImages:
     return part.dataset
 
 
-def score_boxes(part: Part, components: Sequence[Component], path: Path) -> tuple[Evaluation, list[str], Results]:
+def score_boxes(
+    part: Part, components: Sequence[Component], path: Path, *, more: Sequence[Meter] = ()
+) -> tuple[Evaluation, list[str], Results]:
     """The metrics of these blocks for the detections of a file; the names of those that need more; what was read.
 
-    `path` is a file, or a folder with one. Images are not decoded. Raises ConfigError where no metric can be computed,
-    DataError for a file that does not fit.
+    `path` is a file, or a folder with one; `more` are further metrics. Images are not decoded. Raises
+    ConfigError where no metric can be computed, DataError for a file that does not fit.
     """
     started = time.perf_counter()
     images = box_images(part)
     given = read_results(_file_of(path), images)
-    order = np.argsort([each.image.image_id for each in given.found], kind="stable")  # equal scores: as pycocotools
-    truth = [truth_of(images.record(int(index))) for index in order]
+    order = order_of(images)
+    records = [images.record(int(index)) for index in order]
     found = [given.found[index] for index in order]
     detections = [np.column_stack([each.boxes, each.scores, each.label]) for each in found]
     batch = {
         "sample_index": torch.arange(len(images)),
-        **_joined("truth", truth, "truth_offsets"),
+        "file_px": torch.tensor([(each.image.height, each.image.width) for each in found]).reshape(-1, 2),
+        **_joined("truth", list(map(truth_of, records)), "truth_offsets"),
+        **_joined("truth_visible", list(map(visible_of, records)), "truth_offsets"),
         **_joined("detections", detections, "detection_offsets"),
     }
-    measured, others = [], []
+    meters: list[Meter] = []
+    others = []
     for component, metric in zip(components, build_metrics(components, part.dataset.info.facts), strict=True):
         try:
             update = bind(metric.update, Offer("files", batch), owner=f"metrics.{component.name}", skip=("state",))
         except UnboundError:
             others.append(component.name)
             continue
-        state = fresh_state(metric, num_samples=len(images))
-        update.function(state, **update.select(batch))
-        measured.append(Measured(Meter(metric, update), "", state))
-    if not measured:
-        raise ConfigError(f"metrics: none of {', '.join(others)} is computed from boxes; box_ap is")
+        meters.append(Meter(metric, update))
+    if not meters:
+        raise ConfigError(
+            f"metrics: none of {', '.join(others)} is computed from boxes; box_ap, crowd_ap and miss_rate are"
+        )
+    measured = []
+    for meter in (*meters, *more):
+        state = fresh_state(meter.metric, num_samples=len(images))
+        meter.update.function(state, **meter.update.select(batch))
+        measured.append(Measured(meter, "", state))
     seconds = time.perf_counter() - started
     return evaluation_of(measured, num_samples=len(images), seconds=seconds), others, given
+
+
+def order_of(images: BoxImages) -> np.ndarray:
+    """The order in which images are scored: of equal scores the lower image id comes first, as in pycocotools."""
+    return np.argsort([images.image(index).image_id for index in range(len(images))], kind="stable")
 
 
 def _file_of(path: Path) -> Path:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-__all__ = ["LEVELS", "RECALLS", "Matches", "match", "precision_and_recall"]
+__all__ = ["LEVELS", "RECALLS", "Matches", "match", "precision_and_recall", "running_counts"]
 
 LEVELS = np.linspace(0.5, 0.95, 10)
 """Similarities from which on a prediction counts as found."""
@@ -71,6 +71,18 @@ def match(
     return Matches(scores[answers], is_found, does_not_count, int((~ignored).sum()), label)
 
 
+def running_counts(images: Sequence[Matches]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Scores (D) of all images, falling, and how many predictions down to each are right and wrong (L, D).
+
+    Equal scores keep the order of the images.
+    """
+    scores = np.concatenate([image.scores for image in images])
+    order = np.argsort(-scores, kind="stable")
+    is_found = np.concatenate([image.is_found for image in images], axis=1)[:, order]
+    counts = ~np.concatenate([image.is_ignored for image in images], axis=1)[:, order]
+    return scores[order], (is_found & counts).cumsum(axis=1), (~is_found & counts).cumsum(axis=1)
+
+
 def precision_and_recall(images: Sequence[Matches]) -> tuple[np.ndarray, np.ndarray]:
     """Precision (L, 101) at `RECALLS` and the recall reached (L), over all images; -1 where there is no label.
 
@@ -81,10 +93,7 @@ def precision_and_recall(images: Sequence[Matches]) -> tuple[np.ndarray, np.ndar
     precision, recall = np.full((num_levels, len(RECALLS)), -1.0), np.full(num_levels, -1.0)
     if num_labels == 0:
         return precision, recall
-    order = np.argsort(-np.concatenate([image.scores for image in images]), kind="stable")
-    is_found = np.concatenate([image.is_found for image in images], axis=1)[:, order]
-    counts = ~np.concatenate([image.is_ignored for image in images], axis=1)[:, order]
-    right, wrong = (is_found & counts).cumsum(axis=1), (~is_found & counts).cumsum(axis=1)
+    _, right, wrong = running_counts(images)
     for row in range(num_levels):
         reached = right[row] / num_labels
         share = right[row] / (right[row] + wrong[row] + np.spacing(1))

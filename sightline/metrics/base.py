@@ -54,9 +54,21 @@ def fresh_state(metric: Metric, *, num_samples: int = 0) -> State:
 
 
 def append_rows(state: State, name: str, sample_index: Tensor, rows: Tensor) -> None:
-    """Add `rows` (n, K) of the samples `sample_index` (n) to a state named in `rows`."""
+    """Add `rows` (n, K) of the samples `sample_index` (n) to a state named in `rows`.
+
+    The memory behind a state is doubled when it is full, so that an evaluation takes time by its rows. Rows that are
+    there keep their place: append to a state or to a copy of its tensors, not to both.
+    """
     indexed = torch.cat([sample_index.double()[:, None], rows.double()], dim=1)
-    state[name] = torch.cat([state[name], indexed.to(state[name].device)])
+    old = state[name]
+    count, columns = len(old) + len(indexed), indexed.shape[1]
+    if old.storage_offset() or old.untyped_storage().nbytes() < count * columns * old.itemsize:
+        room = old.new_empty(max(2 * count, 64), columns)
+        room[: len(old)] = old
+    else:
+        room = old
+    state[name] = room.as_strided((count, columns), (columns, 1))
+    state[name][len(old) :] = indexed.detach().to(old.device)
 
 
 def sorted_rows(rows: Tensor) -> Tensor:
@@ -108,23 +120,27 @@ def pool_states(metric: Metric, states: Sequence[State]) -> State:
     """
     slots, ragged = _slots(metric), row_states(metric)
     pooled = {}
+    sizes = [1 + max((float(s[name][:, 0].max()) for name in ragged if len(s[name])), default=-1.0) for s in states]
     for name in states[0]:
         parts = [state[name] for state in states]
         if name in ragged:
-            pooled[name] = _numbered_on(parts)
+            pooled[name] = _numbered_on(parts, sizes)
         else:
             pooled[name] = torch.cat(parts) if name in slots else torch.stack(parts).sum(dim=0)
     return pooled
 
 
-def _numbered_on(parts: Sequence[Tensor]) -> Tensor:
-    """Rows of several evaluations one after another, each part's samples numbered after those before it."""
+def _numbered_on(parts: Sequence[Tensor], sizes: Sequence[float]) -> Tensor:
+    """Rows of several evaluations one after another, each part's samples numbered after those before it.
+
+    `sizes` are one more than the largest number in any rows of a part, so that all states number a sample alike.
+    """
     shifted, following = [], 0.0
-    for rows in parts:
+    for rows, size in zip(parts, sizes, strict=True):
         shift = torch.zeros(rows.shape[1], dtype=rows.dtype)
         shift[0] = following
         shifted.append(rows + shift)
-        following += float(rows[:, 0].max()) + 1 if len(rows) else 0.0
+        following += size
     return torch.cat(shifted)
 
 

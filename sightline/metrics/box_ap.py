@@ -10,11 +10,10 @@ from torch import Tensor
 
 from sightline import registry
 from sightline.arguments import Count
-from sightline.compiled import in_threads, suits
-from sightline.geometry.boxes.overlaps import ioa, iou
-from sightline.metrics.average_precision import LEVELS, Matches, match, precision_and_recall
+from sightline.metrics.average_precision import Matches, precision_and_recall
 from sightline.metrics.base import State, append_rows
-from sightline.metrics.match_kernels import match_boxes
+from sightline.metrics.box_groups import BoxGroups, Matched, group_boxes
+from sightline.metrics.box_header import header
 
 __all__ = ["BoxAp"]
 
@@ -65,123 +64,71 @@ class BoxAp:
 
     def compute(self, state: State) -> dict[str, float]:
         """The numbers, means over classes that have labels."""
-        groups = _group(state, self.most, len(self.class_names))
+        curves_of = _curves(state, self.most, len(self.class_names))
         result, recalls = {}, {}
         for area in _AREAS:
-            curves = [groups.curve(number, area, self.most) for number in range(len(self.class_names))]
+            curves = [curves_of.curve(number, area, self.most) for number in range(len(self.class_names))]
             result[f"ap{area}"] = _mean([precision for precision, _ in curves])
             recalls[f"ar{area}"] = _mean([recall for _, recall in curves])
             if not area:
                 for name, row in _ROWS.items():
                     result[name] = _mean([precision[row] for precision, _ in curves])
         for fewer in _FEWER:
-            curves = [groups.curve(number, "", fewer) for number in range(len(self.class_names))]
+            curves = [curves_of.curve(number, "", fewer) for number in range(len(self.class_names))]
             recalls[f"ar{fewer}"] = _mean([recall for _, recall in curves])
         return result | recalls
 
     def tables(self, state: State) -> dict[str, Any]:
-        """`scored_boxes`: by which protocol, how many labels count, and how many are ignored."""
-        num_ignored = int((state["labels"][:, 7] > 0).sum())
-        return {
-            "scored_boxes": {
-                "protocol": f"COCO, IoU 0.50 to 0.95, at most {self.most} an image and class",
-                "num_boxes": len(state["labels"]) - num_ignored,
-                "num_ignored": num_ignored,
-            }
-        }
+        """`scored_boxes`: by which protocol, how many labels count and are ignored, and why a figure is NaN."""
+        about = header(f"COCO, IoU 0.50 to 0.95, at most {self.most} an image and class", state)
+        area, is_ignored = state["labels"][:, 6], state["labels"][:, 7] > 0
+        for name, (low, high) in _AREAS.items():
+            if name and about["num_boxes"] and not bool((~is_ignored & (area >= low) & (area <= high)).any()):
+                reason = (
+                    f"no label of {low:.0f} {'square pixels or more' if high > 1e9 else f'to {high:.0f} square pixels'}"
+                )
+                about["undefined"] |= {f"{figure}{name}": reason for figure in ("ap", "ar")}
+        return {"scored_boxes": about}
 
     def per_class(self, state: State) -> dict[str, dict[str, Any]]:
         """`ap`, `ap50`, and how many labels count, of every class."""
-        groups = _group(state, self.most, len(self.class_names))
+        curves_of = _curves(state, self.most, len(self.class_names))
         result: dict[str, dict[str, Any]] = {}
         for number, name in enumerate(self.class_names):
-            precision, _ = groups.curve(number, "", self.most)
-            count = int((groups.label_class[~groups.label_ignored[0]] == number).sum())
+            precision, _ = curves_of.curve(number, "", self.most)
+            _, its = curves_of.groups.of_class(number)
+            count = int((~curves_of.label_ignored[0][its]).sum())
             result[name] = {"ap": _mean([precision]), "ap50": _mean([precision[0]]), "count": count}
         return result
 
 
-class _Groups(NamedTuple):
-    """Detections and labels sorted by class and image, detections then by falling score; what was matched with what."""
+class _Curves(NamedTuple):
+    """Detections matched for every range of areas, and which labels each range ignores (A, G)."""
 
-    scores: np.ndarray
-    box_class: np.ndarray
-    rank: np.ndarray
-    label_class: np.ndarray
+    groups: BoxGroups
     label_ignored: np.ndarray
-    found: np.ndarray
-    ignored: np.ndarray
+    matched: Matched
 
     def curve(self, number: int, area: str, most: int) -> tuple[np.ndarray, np.ndarray]:
         """Precision (L, 101) and recall (L) of a class, of the `most` surest detections of every image."""
         kind = list(_AREAS).index(area)
-        own, its = (slice(*np.searchsorted(each, [number, number + 1])) for each in (self.box_class, self.label_class))
-        chosen = self.rank[own] < most
-        found, ignored = (each[kind][:, own][:, chosen] for each in (self.found, self.ignored))
+        own, its = self.groups.of_class(number)
+        chosen = self.groups.rank[own] < most
+        found, ignored = (each[kind][:, own][:, chosen] for each in self.matched[:2])
         num_labels = int((~self.label_ignored[kind][its]).sum())
-        return precision_and_recall([Matches(self.scores[own][chosen], found, ignored, num_labels)])
+        return precision_and_recall([Matches(self.groups.boxes[own, 5][chosen], found, ignored, num_labels)])
 
 
-def _group(state: State, most: int, num_classes: int) -> _Groups:
-    """Every detection matched within its image and class; labels of no class are in all classes."""
-    boxes, labels = (state[name].cpu().numpy() for name in ("detections", "labels"))
-    has_class = labels[:, 5] >= 0
-    copies = np.repeat(labels[~has_class], num_classes, axis=0)
-    copies[:, 5] = np.tile(np.arange(num_classes), int((~has_class).sum()))
-    labels = np.concatenate([labels[has_class], copies])
-    boxes = boxes[np.lexsort((-boxes[:, 5], boxes[:, 0], boxes[:, 6]))]
-    labels = labels[np.lexsort((labels[:, 0], labels[:, 5]))]
-    pairs = [(boxes[:, 6], boxes[:, 0]), (labels[:, 5], labels[:, 0])]
-    num_images = 1 + max(images.max(initial=0) for _, images in pairs)
-    keys = [(classes * num_images + images).astype(np.int64) for classes, images in pairs]
-    groups = np.unique(np.concatenate(keys))
-    starts = [np.append(np.searchsorted(each, groups), len(each)) for each in keys]
-    rank = np.arange(len(boxes)) - np.repeat(starts[0][:-1], np.diff(starts[0]))
-    area, is_crowd = labels[:, 6], labels[:, 7] > 0
-    label_ignored = np.stack([is_crowd | (area < low) | (area > high) for low, high in _AREAS.values()])
-    found = np.zeros((len(_AREAS), len(LEVELS), len(boxes)), dtype=bool)
-    ignored = np.zeros_like(found)
-    arguments = (boxes[:, 1:5], starts[0], labels[:, 1:5], starts[1], label_ignored, is_crowd, LEVELS, most)
-    if suits(state["detections"].cpu()):
-        in_threads(match_boxes, len(groups), *map(np.ascontiguousarray, arguments[:-1]), most, found, ignored)
-    else:
-        _match_plainly(*arguments, boxes[:, 5], found, ignored)
-    sizes = (boxes[:, 3] - boxes[:, 1]) * (boxes[:, 4] - boxes[:, 2])
+def _curves(state: State, most: int, num_classes: int) -> _Curves:
+    """Every detection matched within its image and class, for each range of areas."""
+    groups = group_boxes(state["detections"], state["labels"], num_classes)
+    area = groups.labels[:, 6]
+    label_ignored = np.stack([groups.is_ignored | (area < low) | (area > high) for low, high in _AREAS.values()])
+    matched = groups.match(label_ignored, most=most)
+    sizes = (groups.boxes[:, 3:5] - groups.boxes[:, 1:3]).prod(axis=1)
     is_other = np.stack([(sizes < low) | (sizes > high) for low, high in _AREAS.values()])
-    ignored |= ~found & is_other[:, None]
-    return _Groups(boxes[:, 5], boxes[:, 6], rank, labels[:, 5], label_ignored, found, ignored)
-
-
-def _match_plainly(
-    boxes: np.ndarray,
-    box_starts: np.ndarray,
-    labels: np.ndarray,
-    label_starts: np.ndarray,
-    label_ignored: np.ndarray,
-    is_crowd: np.ndarray,
-    levels: np.ndarray,
-    most: int,
-    scores: np.ndarray,
-    found: np.ndarray,
-    ignored: np.ndarray,
-) -> None:
-    """What `match_boxes` writes, group by group through `match`."""
-    for group in range(len(box_starts) - 1):
-        own, its = slice(*box_starts[group : group + 2]), slice(*label_starts[group : group + 2])
-        own = slice(own.start, min(own.stop, own.start + most))
-        pair = torch.from_numpy(boxes[own])[:, None], torch.from_numpy(labels[its])
-        alike = torch.where(torch.from_numpy(is_crowd[its]), ioa(*pair), iou(*pair)).numpy()
-        for kind in range(len(label_ignored)):
-            matches = match(
-                alike,
-                scores[own],
-                is_ignored=label_ignored[kind, its],
-                is_crowd=is_crowd[its],
-                is_other=np.zeros(len(alike), dtype=bool),
-                most=most,
-                levels=levels,
-            )
-            found[kind][:, own], ignored[kind][:, own] = matches.is_found, matches.is_ignored
+    matched = matched._replace(ignored=matched.ignored | ~matched.found & is_other[:, None])
+    return _Curves(groups, label_ignored, matched)
 
 
 def _mean(values: list[np.ndarray]) -> float:

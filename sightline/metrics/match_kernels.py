@@ -1,4 +1,7 @@
-"""COCO's matching of detections to labels, compiled; its plain form is `average_precision.match`."""
+"""Matching of detections to labels, compiled: one by one, and for the largest sum of overlaps.
+
+The plain form of `match_boxes` is `average_precision.match`; `count_pairs` has none, and runs uncompiled without numba.
+"""
 
 from __future__ import annotations
 
@@ -7,19 +10,48 @@ import numpy as np
 
 from sightline.compiled import compiled
 
-__all__ = ["match_boxes"]
+__all__ = ["count_pairs", "match_boxes"]
+
+
+@compiled
+def overlap_of(box, label, is_crowd, epsilon):
+    """IoU of two boxes; with a crowd the share of the box that it covers."""
+    width = min(box[2], label[2]) - max(box[0], label[0])
+    height = min(box[3], label[3]) - max(box[1], label[1])
+    shared = max(width, 0.0) * max(height, 0.0)
+    whole = (box[2] - box[0]) * (box[3] - box[1])
+    if not is_crowd:
+        whole = whole + (label[2] - label[0]) * (label[3] - label[1]) - shared
+    whole += epsilon
+    return shared / whole if whole > 0 else 0.0
 
 
 @compiled
 def match_boxes(
-    first, last, boxes, box_starts, labels, label_starts, label_ignored, label_crowd, levels, most, found, ignored
+    first,
+    last,
+    boxes,
+    box_starts,
+    labels,
+    label_starts,
+    label_ignored,
+    label_crowd,
+    levels,
+    most,
+    epsilon,
+    reuses,
+    found,
+    ignored,
+    taken,
 ):
     """Match the detections of groups `first` to `last`, one group for each image and class.
 
     `boxes` (D, 4) and `labels` (G, 4) lie group after group from `*_starts`, detections of a group by falling score;
     `label_ignored` (A, G) says for each area range which labels do not count, `label_crowd` (G) which of them any
-    number of detections may find, by the share of the detection that they cover. Written: `found` and `ignored`
-    (A, L, D), whether a detection found a label, and one that does not count. At most `most` of a group are looked at.
+    number of detections may find, by the share of the detection that they cover; with `reuses` any number may find any
+    label that does not count. `epsilon` is added to the area that an overlap is divided by. At most `most`
+    of a group are looked at. Written: `found` and `ignored` (A, L, D), whether a detection found a label, and one that
+    does not count; `taken` (A, L, G), which labels a detection found.
     """
     for group in range(first, last):
         num_boxes = min(box_starts[group + 1] - box_starts[group], most)
@@ -29,21 +61,11 @@ def match_boxes(
         alike = np.empty((num_boxes, num_labels))
         for row in range(num_boxes):
             box = boxes[box_starts[group] + row]
-            area = (box[2] - box[0]) * (box[3] - box[1])
             for column in range(num_labels):
                 place = label_starts[group] + column
-                label = labels[place]
-                width = min(box[2], label[2]) - max(box[0], label[0])
-                height = min(box[3], label[3]) - max(box[1], label[1])
-                shared = max(width, 0.0) * max(height, 0.0)
-                whole = area
-                if not label_crowd[place]:
-                    whole = area + (label[2] - label[0]) * (label[3] - label[1]) - shared
-                alike[row, column] = shared / whole if whole > 0 else 0.0
-        taken = np.empty(num_labels, dtype=np.bool_)
+                alike[row, column] = overlap_of(box, labels[place], label_crowd[place], epsilon)
         for kind in range(len(label_ignored)):
             for level in range(len(levels)):
-                taken[:] = False
                 for row in range(num_boxes):
                     best, chosen = min(levels[level], 1 - 1e-10), -1
                     for is_second in range(2):  # labels that do not count are taken only where no other is left
@@ -51,15 +73,117 @@ def match_boxes(
                             place = label_starts[group] + column
                             if label_ignored[kind, place] != (is_second == 1):
                                 continue
-                            if taken[column] and not label_crowd[place]:
+                            if taken[kind, level, place] and not (label_crowd[place] or (reuses and is_second == 1)):
                                 continue
                             if alike[row, column] >= best:
                                 best, chosen = alike[row, column], column
                         if chosen >= 0:
                             break
                     if chosen >= 0:
-                        taken[chosen] = True
+                        taken[kind, level, label_starts[group] + chosen] = True
                         found[kind, level, box_starts[group] + row] = True
                         ignored[kind, level, box_starts[group] + row] = label_ignored[
                             kind, label_starts[group] + chosen
                         ]
+
+
+@compiled
+def count_pairs(
+    first, last, boxes, box_starts, labels, label_starts, label_ignored, thresholds, level, epsilon, counts
+):
+    """Pairs, detections and labels that count (N, T, 3), of the groups `first` to `last`.
+
+    `boxes` (D, 5) have scores, which fall within a group. For each of the rising `thresholds` the detections above it
+    are paired with labels at overlaps above `level`, for the largest sum. What is left over does not count where an
+    ignored label covers more than `level` of it.
+    """
+    for group in range(first, last):
+        start, begin = box_starts[group], label_starts[group]
+        num_boxes, num_labels = box_starts[group + 1] - start, label_starts[group + 1] - begin
+        gain = np.zeros((num_boxes, num_labels))
+        is_hidden, is_inside = np.zeros(num_boxes, dtype=np.bool_), np.zeros(num_labels, dtype=np.bool_)
+        num_real = 0
+        for column in range(num_labels):
+            if label_ignored[begin + column]:
+                for row in range(num_boxes):
+                    if overlap_of(boxes[start + row], labels[begin + column], True, epsilon) > level:
+                        is_hidden[row] = True
+                for other in range(num_labels):
+                    if overlap_of(labels[begin + other], labels[begin + column], True, epsilon) > level:
+                        is_inside[other] = True
+                continue
+            num_real += 1
+            for row in range(num_boxes):
+                overlap = overlap_of(boxes[start + row], labels[begin + column], False, epsilon)
+                gain[row, column] = overlap if overlap > level else 0.0
+        partner = np.full(num_labels, -1)
+        row_price, column_price = np.zeros(num_boxes), np.zeros(num_labels)
+        row = 0
+        for place in range(len(thresholds) - 1, -1, -1):
+            while row < num_boxes and boxes[start + row, 4] > thresholds[place]:
+                pair_up(row, gain, partner, row_price, column_price)
+                row += 1
+            num_pairs, num_found, num_wanted = 0, 0, num_real
+            for other in range(row):
+                num_found += not is_hidden[other]
+            for column in range(num_labels):
+                if partner[column] >= 0:
+                    num_pairs += 1
+                    num_found += is_hidden[partner[column]]
+                elif is_inside[column] and not label_ignored[begin + column]:
+                    num_wanted -= 1
+            counts[group, place] = num_pairs, num_found, num_wanted
+
+
+@compiled
+def pair_up(start, gain, partner, row_price, column_price):
+    """Add a row to pairs of the largest sum of `gain` among the rows before it; columns state their `partner`.
+
+    Rows may stay alone, and pairs without a gain are not made. One step of the Hungarian method by shortest paths:
+    prices never exceed what a pair costs, which is less than nothing by its gain. Source: Jonker and Volgenant 1987.
+    """
+    num_columns = len(partner)
+    slack = np.full(num_columns, np.inf)
+    before = np.full(num_columns, -1)
+    is_reached = np.zeros(num_columns, dtype=np.bool_)
+    row, column = start, -1
+    loose, cheapest = start, np.inf  # the row of the path that would give up its column, and what that costs
+    while True:
+        if -row_price[row] < cheapest:
+            loose, cheapest = row, -row_price[row]
+        nearest, step = -1, cheapest
+        for other in range(num_columns):
+            if is_reached[other]:
+                continue
+            if gain[row, other] > 0:
+                cost = -gain[row, other] - row_price[row] - column_price[other]
+                if cost < slack[other]:
+                    slack[other], before[other] = cost, column
+            if slack[other] < step:
+                nearest, step = other, slack[other]
+        row_price[start] += step
+        for other in range(num_columns):
+            if is_reached[other]:
+                row_price[partner[other]] += step
+                column_price[other] -= step
+            else:
+                slack[other] -= step
+        cheapest -= step
+        if nearest < 0:
+            break
+        column = nearest
+        is_reached[column] = True
+        if partner[column] < 0:
+            loose = -1
+            break
+        row = partner[column]
+    if loose == start:
+        return
+    if loose >= 0:  # its column goes to the row before it on the path
+        column = 0
+        while partner[column] != loose:
+            column += 1
+    while column >= 0:
+        previous = before[column]
+        partner[column] = partner[previous] if previous >= 0 else start
+        column = previous

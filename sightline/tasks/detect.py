@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
@@ -21,7 +22,7 @@ from sightline.losses.base import Loss
 from sightline.pictures import Picture, stretched
 from sightline.tasks.box_stages import show_detections
 from sightline.tasks.box_targets import show_assignments, show_priors
-from sightline.tasks.detections import Selection, to_file
+from sightline.tasks.detections import KeepAll, Selection, to_file
 from sightline.tasks.supervised import Supervised
 from sightline.types import Batch
 
@@ -73,6 +74,8 @@ class Detect(Supervised):
     reads = frozenset({"image", "boxes", "label", "is_ignored", "box_offsets", "to_canvas", "file_px"})
     offers = frozenset({"priors", "target", "matched_boxes", "is_unmatched"})
     evaluation_arguments = frozenset({"suppression", "score", "per_level", "most", "clip"})
+    keeps_candidates = False
+    """Whether predictions hold `candidates` (C, 6) and `candidate_offsets`, too: detections before suppression."""
 
     def __init__(
         self,
@@ -103,6 +106,11 @@ class Detect(Supervised):
         self._select = Selection(suppression, score, per_level, most)
         self._clip = clip
         self._made: dict[tuple[Any, ...], Priors] = {}
+
+    @property
+    def selection(self) -> Selection:
+        """Which predictions become detections."""
+        return self._select
 
     def context(self, model: nn.Module, batch: Batch) -> dict[str, Any]:
         """The target of every prior."""
@@ -159,18 +167,21 @@ class Detect(Supervised):
 
     def interpret(self, outputs: dict[str, Any], batch: Batch) -> dict[str, Any]:
         """Detections in the pixels of the files."""
+        detections, offsets = self._selected(outputs, batch, self._select)
+        found = {**outputs, "detections": detections, "detection_offsets": offsets}
+        if self.keeps_candidates:
+            everything = replace(self._select, suppression=KeepAll(), most=sys.maxsize)
+            found["candidates"], found["candidate_offsets"] = self._selected(outputs, batch, everything)
+        return found
+
+    def _selected(self, outputs: dict[str, Any], batch: Batch, select: Selection) -> tuple[Tensor, Tensor]:
+        """Detections (D, 6) of all images, and where each image's begin."""
         priors = self.priors_of(batch["image"])
         found = [
-            to_file(
-                self._select(outputs, image, priors),
-                batch["to_canvas"][image],
-                batch["file_px"][image],
-                clip=self._clip,
-            )
+            to_file(select(outputs, image, priors), batch["to_canvas"][image], batch["file_px"][image], clip=self._clip)
             for image in range(len(batch["image"]))
         ]
-        offsets = torch.tensor([0, *(len(each) for each in found)]).cumsum(0)
-        return {**outputs, "detections": torch.cat(found), "detection_offsets": offsets}
+        return torch.cat(found), torch.tensor([0, *(len(each) for each in found)]).cumsum(0)
 
     def show(self, batch: Batch, predictions: Mapping[str, Any]) -> list[Picture]:
         """The first images with what was found, made up and missed."""

@@ -13,9 +13,20 @@ from sightline.geometry.boxes.affine import inverted, moved_boxes
 from sightline.geometry.boxes.codings import decode
 from sightline.geometry.boxes.overlaps import at_least_float32
 from sightline.geometry.boxes.priors import Priors
-from sightline.geometry.boxes.suppression import Suppression
+from sightline.geometry.boxes.suppression import Kept, Suppression
 
-__all__ = ["Selection", "to_file"]
+__all__ = ["KeepAll", "Selection", "to_file"]
+
+
+class KeepAll(Suppression):
+    """Suppresses nothing: for looking at what another suppression is given."""
+
+    def __init__(self) -> None:
+        super().__init__(per_class=False)
+
+    def keep(self, boxes: Tensor, scores: Tensor, labels: Tensor) -> Kept:
+        places = scores.argsort(descending=True, stable=True)
+        return Kept(places, scores[places])
 
 
 @dataclass(frozen=True)

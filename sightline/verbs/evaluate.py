@@ -20,7 +20,7 @@ from sightline.doctor.checks.data.dataset_mismatch import Inputs, compare, datas
 from sightline.doctor.core.finding import Place
 from sightline.engine.build import Data, Part, build_part
 from sightline.engine.distributed import start_world
-from sightline.engine.evaluate import Evaluation, pooled
+from sightline.engine.evaluate import Evaluation, Evaluator, pooled
 from sightline.engine.launch import launch, processes_to_start
 from sightline.engine.loading import OpenRun, open_run, read_run
 from sightline.engine.observers import describe_shares
@@ -31,12 +31,15 @@ from sightline.evaluation.box_results import ResultsFolder
 from sightline.evaluation.folds import assert_folds, tested_by
 from sightline.evaluation.kept_predictions import MANIFEST, PredictionFolder
 from sightline.members import TaskMembers
+from sightline.metrics.box_errors import BoxErrors
 from sightline.runs.checkpoint import kept as kept_checkpoints
 from sightline.runs.inputs import read_inputs
 from sightline.runs.lineage import describe_lineage, read_lineage
 from sightline.studies.final_probe import probed
+from sightline.tasks.detect import Detect
 from sightline.types import Component
 from sightline.verbs.common import assert_writable, write_document
+from sightline.verbs.errors import error_meter, show_errors
 from sightline.verbs.output import note, show_difficulty, show_evaluation, show_findings
 from sightline.verbs.score import score_files
 
@@ -73,6 +76,7 @@ class Options:
     out: Path | None = None
     ensemble: bool = False
     predictions: Path | None = None
+    errors: bool = False
 
     def arguments(self) -> list[str]:
         """The command line for each launched process."""
@@ -82,6 +86,7 @@ class Options:
         words += ["--save-predictions"] if self.save_predictions else []
         words += ["--out", str(self.out)] if self.out else []
         words += ["--ensemble"] if self.ensemble else []
+        words += ["--errors"] if self.errors else []
         return [*words, *(word for plugin in self.plugins for word in ("--plugin", str(plugin)))]
 
 
@@ -128,12 +133,19 @@ def evaluate(options: Options) -> int:
 
 def _score(predictions: Path, options: Options) -> int:
     """Score files without a run. Raises UserError for what is about runs."""
-    if options.runs or options.save_predictions or options.ensemble or options.out is not None:
+    is_out_wrong = (options.out is None) == options.errors
+    if options.errors and is_out_wrong:
+        raise UserError("--errors: of --predictions go beside no run; say where with --out DIR")
+    if options.runs or options.save_predictions or options.ensemble or is_out_wrong:
         raise UserError("--predictions: scores files, not a run; give --data CONFIG and leave out what is about a run")
     if options.data is None:
         raise UserError("--predictions: of which data? give --data CONFIG, a file with the sections data and metrics")
     return score_files(
-        options.data, predictions, overrides=options.overrides, plugins=options.plugins, json=options.json
+        *(options.data, predictions),
+        overrides=options.overrides,
+        plugins=options.plugins,
+        json=options.json,
+        errors=options.out,
     )
 
 
@@ -146,6 +158,9 @@ def _report(trials: Sequence[Trial], options: Options) -> None:
     if len(trials) == 1:
         note(f"time: {trials[0].evaluation.seconds:.1f} s ({describe_shares(trials[0].evaluation.parts)})")
         document |= _explained(trials[0])
+        if options.errors:
+            folder = options.out or trials[0].run / "errors" / trials[0].part.split
+            show_errors(trials[0].evaluation, trials[0].part, document, folder)
     write_document(options.json, document)
 
 
@@ -165,6 +180,8 @@ def _try(run: OpenRun, trained: RunConfig, options: Options) -> Trial | None:
     if config.data != trained.data and not _is_alike(run, trained, part):
         return None
     evaluator = run.evaluator(part)
+    if options.errors:
+        evaluator = _with_errors(evaluator, run, part)
     if options.ensemble:
         evaluator = dataclasses.replace(evaluator, members=_members(run))
     folder: PredictionFolder | ResultsFolder | None = None
@@ -179,6 +196,15 @@ def _try(run: OpenRun, trained: RunConfig, options: Options) -> Trial | None:
         folder.finish(evaluation, {**about, "votes": config.evaluate.votes, "overrides": list(options.overrides)})
         world.on_first(note)(f"predictions: {folder.path}")
     return Trial(path, run.checkpoint, config, run.data, part, evaluation)
+
+
+def _with_errors(evaluator: Evaluator, run: OpenRun, part: Part) -> Evaluator:
+    """An evaluator that also counts errors. Raises UserError for a task that is not about boxes."""
+    if not isinstance(run.task, Detect):
+        raise UserError(f"--errors: is about boxes; the task '{run.config.task.name}' does not predict any")
+    run.task.keeps_candidates = True
+    others = [meter for meter in evaluator.meters if not isinstance(meter.metric, BoxErrors)]
+    return dataclasses.replace(evaluator, meters=[*others, error_meter(part)])
 
 
 def _members(run: OpenRun) -> tuple[nn.Module, ...]:
@@ -216,11 +242,13 @@ def _folder(part: Part, path: Path, run: OpenRun) -> PredictionFolder | ResultsF
 def _assert_place(options: Options) -> None:
     """Raises UserError where predictions cannot go to `--out`, or have no place without it."""
     if options.out is None:
+        if options.errors and (options.data is not None or len(options.runs) > 1):
+            raise UserError("--errors: of other data (--data) go beside no run, and are of one run; give --out DIR")
         if options.save_predictions and options.data is not None:
             raise UserError("--save-predictions: of other data (--data) go beside no run; say where with --out DIR")
         return
-    if not options.save_predictions:
-        raise UserError("--out: says where --save-predictions writes, which is not given")
+    if not options.save_predictions and not options.errors:
+        raise UserError("--out: says where --save-predictions and --errors write; neither is given")
     if len(options.runs) > 1:
         raise UserError("--out: is for one run; the predictions of several go into each run's own folder without it")
     assert_writable(options.out / MANIFEST, option="--out")

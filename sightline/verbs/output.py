@@ -73,14 +73,23 @@ def show_evaluation(document: Mapping[str, Any], *, title: str, dataset: object 
         classes = [(name, *("" if iou is None else iou for iou in ious)) for name, ious in table["iou"].items()]
         show_table("IoU per class by distance", ("class", *table["stretches"]), [*classes, points])
     data = document["data"]
-    scored = document.get("scored_boxes")
     by = ""
-    if scored is not None:
+    headers = [document[name] for name in document if name.startswith("scored_boxes")]
+    for scored in headers:
         kind = f"{data.get('box_type', 'unnamed')} boxes"
-        by = f"\n{scored['protocol']}; {kind}: {scored['num_boxes']} to find, {scored['num_ignored']} ignored"
+        by += f"\n{scored['protocol']}; {kind}: {scored['num_boxes']} to find, {scored['num_ignored']} ignored"
+    bins = {name: row for name, row in document.get("crowd_bins", {}).items() if row["count"]}
+    if bins:
+        columns = ("crowd_ap", "mr2", "recall", "count")
+        show_table("by kind of label", ("labels", *columns), [(n, *(r[c] for c in columns)) for n, r in bins.items()])
+    theirs: Mapping[str, float] = document.get("pycocotools", {})
     show_table(
-        f"{title}{label}, {data['num_samples']} samples{by}", ["metric", "value"], list(document["metrics"].items())
+        f"{title}{label}, {data['num_samples']} samples{by}",
+        ["metric", "value", *(["pycocotools"] if theirs else [])],
+        [(name, value, *([theirs.get(name)] if theirs else [])) for name, value in document["metrics"].items()],
     )
+    for name, reason in {name: why for scored in headers for name, why in scored["undefined"].items()}.items():
+        note(f"no figure ({name}): {reason}")
     for metric, answers in {**DataMembers.yardsticks.of(dataset), **document.get("yardsticks", {})}.items():
         listed = ", ".join(f"{value:.3f} for {answer}" for answer, value in answers.items())
         note(f"to compare {metric} with: {listed}")

@@ -11,14 +11,18 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-from torch import nn
+from torch import Tensor, nn
 
 from sightline import registry
 from sightline.binding import Offer
 from sightline.data.boxes.records import BOX_FIELDS, BoxRecord, sample_of
 from sightline.data.loading.concat import Concat
 from sightline.data.loading.reading import NamedTransform
+from sightline.metrics.base import State
 from sightline.metrics.box_ap import BoxAp
+from sightline.metrics.box_errors import BoxErrors
+from sightline.metrics.crowd_ap import CrowdAp
+from sightline.metrics.miss_rate import MissRate
 from sightline.transforms.boxes import CutImage, FitImage, ScaleSteps
 from sightline.transforms.images import FlipImage, NormalizeImage
 from sightline.types import Component
@@ -90,6 +94,48 @@ _STEPS = {
 }
 
 
+class _AllFigures:
+    """Every metric of boxes as one; the rows of each stand under its number."""
+
+    def __init__(self) -> None:
+        self._metrics: list[Any] = [made(class_names=CLASSES) for made in (BoxAp, CrowdAp, MissRate, BoxErrors)]
+        self.rows = tuple(self.new_state())
+
+    def new_state(self) -> State:
+        """The rows of all."""
+        states = (metric.new_state().items() for metric in self._metrics)
+        return {f"{number}{name}": rows for number, items in enumerate(states) for name, rows in items}
+
+    def update(
+        self,
+        state: State,
+        *,
+        detections: Tensor,
+        detection_offsets: Tensor,
+        truth: Tensor,
+        truth_visible: Tensor,
+        truth_offsets: Tensor,
+        file_px: Tensor,
+        sample_index: Tensor,
+    ) -> None:
+        """Add the images of a batch to each; the toy does not state what is visible, so all is."""
+        given = {"detections": detections, "detection_offsets": detection_offsets, "truth": truth}
+        given |= {"truth_offsets": truth_offsets, "sample_index": sample_index}
+        more = {"truth_visible": truth_visible.nan_to_num(1.0), "file_px": file_px}
+        for number, own in enumerate(self._own(state)):
+            self._metrics[number].update(own, **given, **(more if number else {}))
+            state.update({f"{number}{name}": rows for name, rows in own.items()})
+
+    def compute(self, state: State) -> dict[str, float]:
+        """The figures of all."""
+        pairs = zip(self._metrics, self._own(state), strict=True)
+        return {name: value for metric, own in pairs for name, value in metric.compute(own).items()}
+
+    def _own(self, state: State) -> list[State]:
+        count = len(self._metrics)
+        return [{name[1:]: rows for name, rows in state.items() if name[0] == str(n)} for n in range(count)]
+
+
 def toy(*, evaluation: dict[str, Any] | None = None, **how: Any) -> Toy:
     """The detector on images made in some way, evaluated in some way."""
     return Toy(
@@ -97,7 +143,7 @@ def toy(*, evaluation: dict[str, Any] | None = None, **how: Any) -> Toy:
         _detect(**(evaluation or {})),
         _joined(**how),
         _WEIGHTS,
-        lambda: BoxAp(class_names=CLASSES),
+        _AllFigures,
         tuple(NamedTransform(name, step) for name, step in _STEPS.items()),
         registry.tasks.entry_of("detect").builder.predicts,
     )

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from sightline.assigners.base import BACKGROUND, IGNORED, Assigner, Assignment
 from sightline.config import read_config
+from sightline.data.synthetic import synthetic_crowds
 from sightline.data.synthetic.synthetic_crowds import SyntheticCrowds
 from sightline.doctor.context import CHECKS, Context
 from sightline.doctor.core.finding import Finding
@@ -26,9 +27,12 @@ from sightline.engine.distributed import World
 from sightline.geometry.boxes.priors import Priors
 from sightline.losses.boxes import SigmoidFocal
 from sightline.losses.functional_boxes import sigmoid_focal
+from sightline.metrics.box_ap import BoxAp
+from sightline.metrics.crowd_ap import CrowdAp
 from sightline.models.detection import retina
 from sightline.models.detection.head import DenseHead
 from sightline.models.detection.retina import RetinaHead
+from sightline.tasks import detect
 from sightline.tasks.detect import Detect
 from sightline.types import Sample
 from tests.conftest import ROOT
@@ -38,7 +42,7 @@ __all__ = ["BUGS", "NEW", "Bug", "edited", "findings_of", "make_crowds", "quick"
 
 NEW = (
     *("broken-boxes", "swapped-canvas", "anchor-coverage", "unmatched-boxes", "ignored-regions"),
-    *("prior-bias", "level-order", "loss-normaliser", "untrained-class"),
+    *("prior-bias", "level-order", "loss-normaliser", "untrained-class", "box-protocol", "box-evaluation"),
 )
 SMALL = (
     *("data.train_size=24", "data.validation_size=2", "data.test_size=2"),
@@ -221,7 +225,113 @@ def _levels(maps: list[Tensor], numbers: int, order: tuple[int, ...] = (0, 3, 4,
     return [each.unflatten(1, (-1, numbers)).permute(*order).flatten(1, 3) for each in maps]
 
 
+# --- evaluation -------------------------------------------------------------------------------------------------------
+
+
+def _on_canvas(patch: Patch) -> None:
+    """Detections are scored where the network predicts them."""
+    patch.setattr(detect, "to_file", lambda found, to_canvas, file_px, clip: found.double())
+
+
+def _rescaled_truth(sample: Sample) -> Sample:
+    truth = sample["truth"].clone()
+    truth[:, :4] *= 0.75
+    return {**sample, "truth": truth}
+
+
+def _unflagged_truth(sample: Sample) -> Sample:
+    truth = sample["truth"].clone()
+    truth[:, 6] = 0
+    return {**sample, "truth": truth}
+
+
+def _update(metric: Any, change: Callable[[dict[str, Tensor]], dict[str, Tensor]]) -> Callable[[Patch], None]:
+    """A metric that is given something else."""
+    made = metric.update
+
+    @functools.wraps(made)
+    def update(self: Any, state: Any, **given: Any) -> None:
+        made(self, state, **change(given))
+
+    return lambda patch: patch.setattr(metric, "update", update)
+
+
+def _all_count(given: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {**given, "truth": torch.cat([given["truth"][:, :6], 0 * given["truth"][:, 6:]], dim=1)}
+
+
+def _ignored_left_out(given: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Ignored labels are dropped, so that what lies in them is wrong."""
+    kept = given["truth"][:, 6] == 0
+    counts = torch.cat([torch.zeros(1, dtype=torch.int64), kept.cumsum(0)])
+    given = {name: rows[kept] if name in ("truth", "truth_visible") else rows for name, rows in given.items()}
+    return {**given, "truth_offsets": counts[given["truth_offsets"]]}
+
+
+def _where_found(given: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Images without a detection are left out, with their labels."""
+    seen = given["detection_offsets"].diff() > 0
+    counts = given["truth_offsets"].diff()
+    rows = seen.repeat_interleave(counts)
+    given = {name: each[rows] if name in ("truth", "truth_visible") else each for name, each in given.items()}
+    return {
+        **{name: each[seen] if name in ("sample_index", "file_px") else each for name, each in given.items()},
+        "truth_offsets": torch.cat([counts[:0], torch.zeros(1, dtype=torch.int64), counts[seen].cumsum(0)]),
+        "detection_offsets": torch.cat([given["detection_offsets"][:1], given["detection_offsets"][1:][seen]]),
+    }
+
+
+def _two_classes(patch: Patch) -> None:
+    """Every other person is a rider."""
+    made = synthetic_crowds.box_facts
+
+    def alternated(sample: Sample) -> Sample:
+        truth = sample["truth"].clone()
+        truth[:, 4] = torch.arange(len(truth)) % 2
+        return {**sample, "truth": truth, "label": torch.arange(len(sample["label"])) % 2}
+
+    patch.setattr(synthetic_crowds, "box_facts", lambda names, kind: made(("person", "rider"), kind))
+    edited(patch, alternated)
+
+
+_CROWD = "metrics=[{name: crowd_ap}]", "evaluate.metric=crowd_ap"
+_SMALL_CANVAS = tuple(
+    f"transforms.{stage}.{side}" for stage in ("train.1", "evaluate.0") for side in ("height=144", "width=192")
+)
+
+
 BUGS = {
+    "evaluated on the canvas": Bug("box-evaluation", "eval.coordinate", _on_canvas),
+    "evaluated on the canvas, half as large": Bug("box-evaluation", "eval.coordinate", _on_canvas, _SMALL_CANVAS),
+    "labels in pixels of the canvas": Bug(
+        "box-evaluation", "eval.coordinate", lambda patch: edited(patch, _rescaled_truth), _SMALL_CANVAS
+    ),
+    "the flag is lost in what is scored": Bug(
+        "box-evaluation", "data.ignore_handling", lambda patch: edited(patch, _unflagged_truth)
+    ),
+    "box_ap scores ignored boxes": Bug("box-evaluation", "data.ignore_handling", _update(BoxAp, _all_count)),
+    "crowd_ap scores ignored boxes": Bug(
+        "box-evaluation", "data.ignore_handling", _update(CrowdAp, _all_count), _CROWD
+    ),
+    "box_ap drops ignored boxes": Bug("box-evaluation", "data.ignore_handling", _update(BoxAp, _ignored_left_out)),
+    "box_ap drops images without detections": Bug("box-evaluation", "eval.protocol", _update(BoxAp, _where_found)),
+    "crowd_ap drops images without detections": Bug(
+        "box-evaluation", "eval.protocol", _update(CrowdAp, _where_found), _CROWD
+    ),
+    "score threshold 0.7": Bug("box-protocol", "eval.protocol", overrides=("task.score=0.7",)),
+    "score threshold 0.1": Bug("box-protocol", "eval.protocol", overrides=("task.score=0.1",)),
+    "score threshold 0.05 for crowd_ap": Bug("box-protocol", "eval.protocol", overrides=(*_CROWD, "task.score=0.05")),
+    "ten detections an image": Bug("box-protocol", "eval.protocol", overrides=("task.most=10",)),
+    "ten detections looked at": Bug("box-protocol", "eval.protocol", overrides=("metrics.0.most=10",)),
+    "classes suppress one another": Bug(
+        "box-protocol", "eval.decode", _two_classes, ("task.suppression={name: greedy, per_class: false}",)
+    ),
+    "classes suppress one another from 0.3 on": Bug(
+        "box-protocol",
+        "eval.decode",
+        _two_classes,
+        ("task.suppression={name: greedy, per_class: false, iou_threshold: 0.3}",),
+    ),
     "width and height for right and bottom": Bug(
         "broken-boxes", "assign.box_format", _boxes(lambda b: torch.cat([b[:, :2], _sides(b)], dim=1))
     ),

@@ -15,7 +15,7 @@ import torch
 
 from sightline import compiled
 from sightline.metrics.base import State, sorted_rows
-from sightline.metrics.box_ap import BoxAp, _group
+from sightline.metrics.box_ap import BoxAp, _curves
 
 SIZES = ("", "_small", "_medium", "_large")
 NAMES = ("ap", "ap50", "ap75", *(f"ap{size}" for size in SIZES[1:]), "ar1", "ar10", *(f"ar{size}" for size in SIZES))
@@ -99,9 +99,9 @@ CURVES = ("precision_mean_over_recall", "recall")
 
 def assert_curves(images: list[Image], classes: list[float], published: dict[str, np.ndarray]) -> None:
     """Precision, a mean over recalls, and recall by threshold, class from 1, size, and 1, 10 or 100 detections."""
-    groups = _group(state_of(images, len(classes)), 100, len(classes))
+    curves = _curves(state_of(images, len(classes)), 100, len(classes))
     for number, size, (place, most) in itertools.product(range(len(classes)), SIZES, enumerate((1, 10, 100))):
-        precision, recall = groups.curve(number, size, most)
+        precision, recall = curves.curve(number, size, most)
         at = slice(None), int(classes[number]) - 1, SIZES.index(size), place
         assert precision.mean(axis=1) == pytest.approx(published["precision_mean_over_recall"][at], abs=1e-9)
         assert recall == pytest.approx(published["recall"][at], abs=1e-9)

@@ -109,6 +109,9 @@ def test_results_of_anyone_are_scored_as_pycocotools_does(made: Path, chosen: tu
     for name, value in zip(NAMES, by_pycocotools(truth, rows, list(chosen or IDS)), strict=True):
         found = document["metrics"][name]
         assert found == pytest.approx(value, abs=1e-9) if value >= 0 else found is None, name
+        beside = document["pycocotools"][name]
+        assert beside == pytest.approx(value, abs=1e-12) if value >= 0 else beside is None, name
+    assert "pycocotools" in done.out
     others = sum(row["category_id"] not in (chosen or IDS) for row in rows)
     assert (f"not scored: {others} boxes of classes that the config does not choose" in done.err) == bool(chosen)
 
@@ -122,6 +125,8 @@ def test_the_report_names_what_was_scored_and_how(made: Path) -> None:
     assert f"COCO, IoU 0.50 to 0.95, at most 100 an image and class; annotated boxes: {counts}" in done.out
     assert "on test, 6 samples" in done.out
     assert document["scored_boxes"]["num_ignored"] == ignored > 0
+    assert document["scored_boxes"]["undefined"].keys() == {"ap_large", "ar_large"}
+    assert "no figure (ap_large): no label of 9216 square pixels or more" in done.err
     assert document["data"] == {"name": "coco", "split": "test", "num_samples": 6, "box_type": "annotated"}
 
 
@@ -177,6 +182,13 @@ def test_lines_of_crowdhuman_are_scored_by_the_kind_of_box(tmp_path: Path) -> No
         assert done.code == 0, done.err
         assert f"{kind} boxes: 2 to find, 1 ignored" in done.out
         assert document["metrics"]["ap50"] == pytest.approx(expected, abs=1e-12)
+        words = f"data.scored_box={kind}", "metrics=[{name: crowd_ap}, {name: miss_rate}]"
+        done, document = score(tmp_path, lines, *words, file="found.odgt")
+        assert done.code == 0, done.err
+        assert f"CrowdHuman, IoU above 0.5, all detections; {kind} boxes: 2 to find, 1 ignored" in done.out
+        # by hand: the first alone is found, or both, the first only once it is cut at the border
+        assert document["metrics"]["crowd_ap"] == pytest.approx(0.0 if kind == "full" else 0.5)
+        assert document["crowd_bins"]["visible 0.2 to 0.65"]["count"] == 2
 
 
 def test_what_is_scored_against_is_not_rounded() -> None:
@@ -216,3 +228,38 @@ def test_saved_detections_score_as_the_run_did(run: Path, tmp_path: Path) -> Non
     assert ours["metrics"]["ap"] > 0
     assert ours["per_class"] == theirs["per_class"]
     assert ours["scored_boxes"] == theirs["scored_boxes"]
+
+
+def test_errors_of_a_run_and_of_its_file_are_the_same(run: Path, tmp_path: Path) -> None:
+    """A run has what it predicted before suppression, a file does not; all else is equal. Pages hold pictures."""
+    kept = ("--errors", "--save-predictions", "--out", tmp_path / "run", "--json", tmp_path / "run.json")
+    done = run_here("evaluate", run, *kept, "--device", "cpu", "task.suppression={name: greedy, iou_threshold: 0.2}")
+    assert done.code == 0, done.err
+    assert "AP50 gained by repair" in done.out
+    again = ("--errors", "--predictions", tmp_path / "run" / "detections.json", "--out", tmp_path / "file")
+    done = run_here("evaluate", "--data", run, *again)
+    assert done.code == 0, done.err
+    ours, theirs = (json.loads((tmp_path / name / "errors.json").read_text()) for name in ("run", "file"))
+    assert ours["labels"]["all"]["suppressed"] > 0
+    assert theirs["labels"]["all"]["suppressed"] is None
+    for document in (ours, theirs):
+        assert document["counts"]["missed"] == document["labels"]["all"]["missed"]
+        for row in document["labels"].values():
+            del row["suppressed"]
+    assert ours == theirs | {"data": ours["data"]}
+    assert "box_errors" in json.loads((tmp_path / "run.json").read_text())
+    page = (tmp_path / "run" / "errors.html").read_text()
+    assert page.count("data:image/png;base64,") == len(ours["worst"]) == 6
+    assert "<svg" in page
+    assert "%" not in page.replace("100%", "")
+
+
+def test_errors_are_of_boxes_and_have_a_place(run: Path, made: Path) -> None:
+    for words, message in (
+        (("--data", made / "data.yaml", "--predictions", made / "found.json", "--errors"), "say where with --out DIR"),
+        ((run, "--out", made / "x"), "where --save-predictions and --errors write; neither is given"),
+        ((run, "--errors", "--data", CONFIG), "give --out DIR"),
+    ):
+        done = run_here("evaluate", *words)
+        assert done.code == 2
+        assert message in done.err

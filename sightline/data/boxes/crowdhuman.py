@@ -90,9 +90,8 @@ class CrowdHuman(LabelledImages):
 
     def _visible(self, index: int) -> np.ndarray:
         """The visible box's share of the full one's area, at most 1."""
-        visible, full = (
-            (b[:, 2:] - b[:, :2]).prod(axis=1) for b in map(self._stored, (index,) * 2, ("visible", "full"))
-        )
+        boxes = (self._stored(index, name) for name in ("visible", "full"))
+        visible, full = ((each[:, 2:] - each[:, :2]).prod(axis=1) for each in boxes)
         is_known = (visible > 0) & (full > 0) & ~self._stored(index, "is_ignored")
         return np.divide(visible, full, out=np.full(len(full), np.nan), where=is_known).clip(max=1)
 

@@ -1,0 +1,53 @@
+"""Kinds of labels by how much of them is hidden, how tall they are, and how close others stand."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+
+from sightline.metrics.box_groups import BoxGroups, overlap
+
+__all__ = ["BINS", "Bin", "label_values", "labels_in"]
+
+
+class Bin(NamedTuple):
+    """Labels with `low` <= value < `high` of a property."""
+
+    by: str
+    low: float
+    high: float
+
+
+BINS: Mapping[str, Bin] = {
+    "visible >= 0.65": Bin("visible", 0.65, math.inf),
+    "visible 0.2 to 0.65": Bin("visible", 0.2, 0.65),
+    "visible < 0.2": Bin("visible", 0.0, 0.2),
+    "height < 50 px": Bin("height", 0, 50),
+    "height 50 to 150 px": Bin("height", 50, 150),
+    "height >= 150 px": Bin("height", 150, math.inf),
+    "density < 0.2": Bin("density", 0, 0.2),
+    "density 0.2 to 0.5": Bin("density", 0.2, 0.5),
+    "density >= 0.5": Bin("density", 0.5, math.inf),
+}
+"""`visible` is the share of a label that shows, with CityPersons' limits; `height` that of its box in pixels of the
+file; `density` its largest IoU with another label of its class that counts (Liu et al. 2019, Adaptive NMS)."""
+
+
+def label_values(groups: BoxGroups) -> dict[str, np.ndarray]:
+    """The property (G) of every label that each bin is of; NaN where it is unknown, density 0 of ignored labels."""
+    density = np.zeros(len(groups.labels))
+    for _, its in groups.groups():
+        counted = its.start + np.flatnonzero(~groups.is_ignored[its])
+        alike = overlap(groups.labels[counted, 1:5], groups.labels[counted, 1:5], False)
+        np.fill_diagonal(alike, 0)
+        density[counted] = alike.max(axis=1, initial=0)
+    height = groups.labels[:, 4] - groups.labels[:, 2]
+    return {"visible": groups.labels[:, 8], "height": height, "density": density}
+
+
+def labels_in(one: Bin, values: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Which labels (G) a bin has."""
+    return (values[one.by] >= one.low) & (values[one.by] < one.high)

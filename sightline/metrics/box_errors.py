@@ -1,0 +1,234 @@
+"""What is wrong with detections, kind by kind, and the average precision that each kind costs."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sightline import registry
+from sightline.arguments import Count
+from sightline.metrics.average_precision import Matches, precision_and_recall
+from sightline.metrics.base import State
+from sightline.metrics.box_bins import BINS, label_values, labels_in
+from sightline.metrics.box_groups import BoxGroups, BoxRows, Matched, group_boxes, overlap
+from sightline.metrics.box_header import header, nan_mean
+from sightline.metrics.miss_rates import curve_of
+
+__all__ = ["KINDS", "BoxErrors", "Errors", "errors_of"]
+
+KINDS = ("classification", "localisation", "both", "duplicate", "background", "missed")
+_FOUND = 0.5
+_NEAR = 0.1
+_LEVEL = np.array([_FOUND])
+_MOST_POINTS = 100
+"""Of a curve in the table, evenly spread; and as many that are denser where scores are high."""
+
+
+@registry.metrics.add("box_errors")
+class BoxErrors(BoxRows):
+    """`error_ap50`, and for each kind of error the AP50 that repairing it gains: `gain_<kind>`.
+
+    A detection that finds no label at an IoU of 0.5 is, of these the first that holds: `localisation` (its largest IoU
+    with a label of its class is 0.1 to 0.5), `classification` (0.5 or more with one of another class), `duplicate` (0.5
+    or more with one of its class, which another found), `background` (at most 0.1 with any), else `both`. Labels that
+    were not found, and that no error of the first two kinds is about, are `missed`. Repairing moves the surest
+    detection of each label that was not found onto it, with its class, and drops the others of the kind; duplicates,
+    background and both are dropped; missed labels are left out. Each gain is that of a new evaluation. Detections
+    absorbed by ignored labels are no errors, the `most` surest of an image and class are looked at.
+    The table `box_errors` has counts, figures by `box_bins.BINS`, and curves over recall and false positives an image.
+    Source: Bolya et al. 2020, TIDE, section 2.
+    """
+
+    higher_is_better = None
+
+    def __init__(self, *, class_names: tuple[str, ...], most: Count = 500) -> None:
+        self.class_names = tuple(class_names)
+        self.most = most
+
+    def new_state(self) -> State:
+        """Labels have one more column: their largest IoU with a candidate of their class, NaN without candidates."""
+        return super().new_state() | {"labels": torch.zeros(0, 10, dtype=torch.float64)}
+
+    def update(
+        self,
+        state: State,
+        *,
+        detections: Tensor,
+        detection_offsets: Tensor,
+        truth: Tensor,
+        truth_visible: Tensor,
+        truth_offsets: Tensor,
+        file_px: Tensor,
+        sample_index: Tensor,
+        candidates: Tensor | None = None,
+        candidate_offsets: Tensor | None = None,
+    ) -> None:
+        """Add the images of a batch; candidates (C, 6) are detections before suppression."""
+        best = torch.full((len(truth), 1), torch.nan, dtype=torch.float64)
+        if candidates is not None and candidate_offsets is not None:
+            ends = (itertools.pairwise(each.tolist()) for each in (candidate_offsets, truth_offsets))
+            for own, its in zip(*ends, strict=True):
+                rows, labels = (each[slice(*at)].double().cpu() for each, at in ((candidates, own), (truth, its)))
+                alike = overlap(rows[:, :4].numpy(), labels[:, :4].numpy(), False)
+                alike = alike * (rows[:, 5:] == labels[:, 4]).numpy()
+                best[slice(*its), 0] = torch.from_numpy(alike.max(axis=0, initial=0))
+        super().update(
+            state,
+            detections=detections,
+            detection_offsets=detection_offsets,
+            truth=truth,
+            truth_visible=torch.cat([truth_visible.double()[:, None], best.to(truth_visible.device)], dim=1),
+            truth_offsets=truth_offsets,
+            file_px=file_px,
+            sample_index=sample_index,
+        )
+
+    def compute(self, state: State) -> dict[str, float]:
+        """AP50 as it is, and what each kind of error costs."""
+        num_classes = len(self.class_names)
+        errors = errors_of(state, num_classes, self.most)
+        whole = _ap50(state, num_classes, self.most)
+        gains = {kind: _ap50(repaired(state, errors, kind), num_classes, self.most) - whole for kind in KINDS}
+        return {"error_ap50": whole, **{f"gain_{kind}": gain for kind, gain in gains.items()}}
+
+    def tables(self, state: State) -> dict[str, Any]:
+        """`box_errors`: counts of each kind, labels by bins, and both curves."""
+        errors = errors_of(state, len(self.class_names), self.most)
+        groups = errors.groups
+        is_real = ~groups.is_ignored
+        values = {**label_values(groups), "before": errors.before}
+        is_lost = is_real & ~errors.is_label_found
+        bins = {}
+        for name, one in {"all": None, **BINS}.items():
+            chosen = is_real if one is None else is_real & labels_in(one, values)
+            bins[name] = {
+                "labels": int(chosen.sum()),
+                "not_found": int((chosen & is_lost).sum()),
+                "missed": int((chosen & errors.is_missed).sum()),
+                "suppressed": None if np.isnan(errors.before).all() else int((chosen & errors.is_suppressed).sum()),
+            }
+        counts = {kind: int((errors.kind == place).sum()) for place, kind in enumerate(KINDS[:-1])}
+        rows = np.argsort(groups.boxes[:, 0], kind="stable")
+        curve = curve_of(
+            *(each[rows] for each in (groups.boxes[:, 5], errors.is_found, errors.is_ignored)),
+            num_labels=int(is_real.sum()),
+            num_images=len(state["images"]),
+        )
+        spread = (each(1, max(len(curve.scores), 1), _MOST_POINTS) for each in (np.linspace, np.geomspace))
+        some = np.unique(np.concatenate(list(spread)).astype(int) - 1)[: len(curve.scores)]
+        points = (curve.scores, curve.recall, curve.precision, curve.false_per_image)
+        names = ("score", "recall", "precision", "false_per_image")
+        about = {
+            "counts": {**counts, "missed": bins["all"]["missed"]},
+            "labels": bins,
+            "curve": {name: each[some].tolist() for name, each in zip(names, points, strict=True)},
+        }
+        title = f"Errors at IoU 0.5 (TIDE), at most {self.most} an image and class"
+        return {"scored_boxes_errors": header(title, state), "box_errors": about}
+
+
+class Errors(NamedTuple):
+    """Of each detection of `groups` the place of its error in `KINDS`, -1 for none, and the label that it is about (D).
+
+    `is_found` and `is_ignored` (D) are detections that are right, and that do not count; `is_label_found` and
+    `is_missed` are of labels (G), `before` their largest IoU with a candidate before suppression, NaN where unknown.
+    """
+
+    groups: BoxGroups
+    kind: np.ndarray
+    label: np.ndarray
+    is_found: np.ndarray
+    is_ignored: np.ndarray
+    is_label_found: np.ndarray
+    is_missed: np.ndarray
+    before: np.ndarray
+
+    @property
+    def is_suppressed(self) -> np.ndarray:
+        """Labels (G) that were not found although a candidate had found them before suppression."""
+        lost: np.ndarray = ~self.is_label_found & ~self.groups.is_ignored & (self.before >= _FOUND)
+        return lost
+
+
+def errors_of(state: State, num_classes: int, most: int) -> Errors:
+    """What is wrong with each detection."""
+    groups = group_boxes(state["detections"], state["labels"], num_classes)
+    matched: Matched = groups.match(groups.is_ignored[None], levels=_LEVEL, most=most)
+    ignored = matched.ignored[0, 0] | (groups.rank >= most)
+    is_wrong = ~matched.found[0, 0] & ~ignored
+    kind, label = np.full(len(groups.boxes), -1), np.full(len(groups.boxes), -1)
+    real = np.flatnonzero(~groups.is_ignored)
+    real = real[np.argsort(groups.labels[real, 0], kind="stable")]
+    wrong = np.flatnonzero(is_wrong)
+    wrong = wrong[np.argsort(groups.boxes[wrong, 0], kind="stable")]
+    begins = [np.searchsorted(groups.labels[real, 0], groups.boxes[wrong, 0], side=side) for side in ("left", "right")]
+    edges = np.flatnonzero(np.diff(groups.boxes[wrong, 0], prepend=-1, append=np.inf))
+    for first, last in itertools.pairwise(edges):
+        rows, its = wrong[first:last], real[begins[0][first] : begins[1][first]]
+        kind[rows], label[rows] = _kinds(groups.boxes[rows], groups.labels[its], its)
+    about = np.isin(kind, [KINDS.index("classification"), KINDS.index("localisation")])
+    is_missed = ~groups.is_ignored & ~matched.taken[0, 0]
+    is_missed[label[about]] = False
+    is_found = matched.found[0, 0] & ~ignored
+    return Errors(groups, kind, label, is_found, ignored, matched.taken[0, 0], is_missed, groups.labels[:, 9])
+
+
+def _kinds(boxes: np.ndarray, labels: np.ndarray, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The kind of each detection of an image that found nothing, and the place of the label that it is about, or -1."""
+    if not len(labels):
+        return np.full(len(boxes), KINDS.index("background")), np.full(len(boxes), -1)
+    alike = overlap(boxes[:, 1:5], labels[:, 1:5], False)
+    is_own = boxes[:, 6:7] == labels[:, 5]
+    own, other = np.where(is_own, alike, 0), np.where(is_own, 0, alike)
+    conditions = {
+        "localisation": (own.max(axis=1) >= _NEAR) & (own.max(axis=1) < _FOUND),
+        "classification": other.max(axis=1) >= _FOUND,
+        "duplicate": own.max(axis=1) >= _FOUND,
+        "background": alike.max(axis=1) <= _NEAR,
+    }
+    kind = np.select(list(conditions.values()), [KINDS.index(name) for name in conditions], KINDS.index("both"))
+    label = np.select(
+        [kind == KINDS.index(name) for name in ("localisation", "classification", "duplicate")],
+        [own.argmax(axis=1), other.argmax(axis=1), own.argmax(axis=1)],
+        -1,
+    )
+    return kind, np.append(places, -1)[label]
+
+
+def repaired(state: State, errors: Errors, kind: str) -> State:
+    """The rows with one kind of error repaired, detections and labels of `errors.groups` in their order."""
+    groups = errors.groups
+    boxes, labels = groups.boxes.copy(), groups.labels
+    if kind == "missed":
+        return {**state, "detections": torch.from_numpy(boxes), "labels": torch.from_numpy(labels[~errors.is_missed])}
+    is_kind = errors.kind == KINDS.index(kind)
+    keeps = ~is_kind
+    if kind in ("classification", "localisation"):
+        rows = np.flatnonzero(is_kind)
+        rows = rows[~errors.is_label_found[errors.label[rows]]]
+        rows = rows[np.argsort(-boxes[rows, 5], kind="stable")]
+        _, firsts = np.unique(errors.label[rows], return_index=True)
+        rows = rows[firsts]
+        its = labels[errors.label[rows]]
+        boxes[rows, 1:5], boxes[rows, 6] = its[:, 1:5], its[:, 5]
+        keeps[rows] = True
+    return {**state, "detections": torch.from_numpy(boxes[keeps]), "labels": torch.from_numpy(labels)}
+
+
+def _ap50(state: State, num_classes: int, most: int) -> float:
+    """COCO's AP at an IoU of 0.5, a mean over classes that have labels."""
+    groups = group_boxes(state["detections"], state["labels"], num_classes)
+    matched = groups.match(groups.is_ignored[None], levels=_LEVEL, most=most)
+    result = []
+    for number in range(num_classes):
+        own, its = groups.of_class(number)
+        kept = groups.rank[own] < most
+        num_labels = int((~groups.is_ignored[its]).sum())
+        found, ignored = (each[0][:, own][:, kept] for each in matched[:2])
+        precision, _ = precision_and_recall([Matches(groups.boxes[own, 5][kept], found, ignored, num_labels)])
+        result.append(float(precision.mean()) if num_labels else float("nan"))
+    return nan_mean(result)

@@ -1,0 +1,174 @@
+"""Detections and labels of all images, sorted by class and image, and matched within each: what box metrics share."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sightline.compiled import in_threads, suits
+from sightline.metrics.average_precision import LEVELS, Matches, match
+from sightline.metrics.base import State, append_rows
+from sightline.metrics.match_kernels import match_boxes
+
+__all__ = ["ALL", "BoxGroups", "BoxRows", "Matched", "group_boxes", "overlap"]
+
+ALL = 2**31
+"""More detections than an image has."""
+
+
+class BoxRows:
+    """The state of a metric that needs the share of each label that is visible, and all images with their sizes."""
+
+    rows = ("detections", "labels", "images")
+
+    def new_state(self) -> State:
+        """Detections, labels and images, none yet."""
+        sizes = {"detections": 7, "labels": 9, "images": 3}
+        return {name: torch.zeros(0, columns, dtype=torch.float64) for name, columns in sizes.items()}
+
+    def update(
+        self,
+        state: State,
+        *,
+        detections: Tensor,
+        detection_offsets: Tensor,
+        truth: Tensor,
+        truth_visible: Tensor,
+        truth_offsets: Tensor,
+        file_px: Tensor,
+        sample_index: Tensor,
+    ) -> None:
+        """Add the images of a batch."""
+        append_rows(state, "detections", sample_index.repeat_interleave(detection_offsets.diff()), detections)
+        columns = truth_visible.double()[:, None] if truth_visible.ndim == 1 else truth_visible
+        labels = torch.cat([truth.double(), columns], dim=1)
+        append_rows(state, "labels", sample_index.repeat_interleave(truth_offsets.diff()), labels)
+        append_rows(state, "images", sample_index, file_px)
+
+
+class Matched(NamedTuple):
+    """Which detections (A, L, D) found a label, and which do not count, for label sets A and levels L.
+
+    `taken` (A, L, G) are the labels that were found.
+    """
+
+    found: np.ndarray
+    ignored: np.ndarray
+    taken: np.ndarray
+
+
+class BoxGroups(NamedTuple):
+    """Rows sorted by class and image, detections then by falling score; group g has those of `starts[g]` on.
+
+    `boxes` (D, 7) have image, left, top, right, bottom, score and class; `labels` (G, 8 or more) image, box, class,
+    area, whether it is ignored, and what else was given. A label of no class is in the groups of all classes.
+    `of_groups` (N, 2) are class and image, for groups that have a detection or a label.
+    """
+
+    boxes: np.ndarray
+    labels: np.ndarray
+    is_ignored: np.ndarray
+    box_starts: np.ndarray
+    label_starts: np.ndarray
+    of_groups: np.ndarray
+
+    @property
+    def rank(self) -> np.ndarray:
+        """The place of each detection in its group, from 0."""
+        return np.arange(len(self.boxes)) - np.repeat(self.box_starts[:-1], np.diff(self.box_starts))
+
+    def of_class(self, number: int) -> tuple[slice, slice]:
+        """The rows of a class: detections, labels."""
+        own, its = (np.searchsorted(each, [number, number + 1]) for each in (self.boxes[:, 6], self.labels[:, 5]))
+        return slice(*own), slice(*its)
+
+    def groups(self) -> list[tuple[slice, slice]]:
+        """The rows of each group: detections, labels."""
+        pairs = zip(self.box_starts, self.box_starts[1:], self.label_starts, self.label_starts[1:], strict=False)
+        return [(slice(a, b), slice(c, d)) for a, b, c, d in pairs]
+
+    def match(
+        self,
+        label_ignored: np.ndarray,
+        *,
+        levels: np.ndarray = LEVELS,
+        most: int = ALL,
+        epsilon: float = 0.0,
+        reuses: bool = False,
+    ) -> Matched:
+        """Detections matched by the rules of `average_precision.match`, with `label_ignored` (A, G) for each set.
+
+        The data set's own ignored labels are crowds. Of a group the `most` surest are looked at. `epsilon` and `reuses`
+        as in `match_boxes`.
+        """
+        found = np.zeros((len(label_ignored), len(levels), len(self.boxes)), dtype=bool)
+        result = Matched(found, np.zeros_like(found), np.zeros((*found.shape[:2], len(self.labels)), dtype=bool))
+        arrays = (self.boxes[:, 1:5], self.box_starts, self.labels[:, 1:5], self.label_starts, label_ignored)
+        arguments = (*map(np.ascontiguousarray, (*arrays, self.is_ignored, levels)), most, epsilon, reuses)
+        if suits(torch.from_numpy(self.boxes)):
+            in_threads(match_boxes, len(self.box_starts) - 1, *arguments, *result)
+        else:
+            _match_plainly(self, label_ignored, levels, most, epsilon, reuses, result)
+        return result
+
+
+def group_boxes(detections: Tensor, labels: Tensor, num_classes: int, *, last_is_first: bool = False) -> BoxGroups:
+    """Rows of metric states, in the order of samples, as groups.
+
+    Of labels that a detection overlaps equally the last is found, with `last_is_first` the first of the data set.
+    """
+    boxes, rows = (each.cpu().numpy() for each in (detections, labels))
+    has_class = rows[:, 5] >= 0
+    copies = np.repeat(rows[~has_class], num_classes, axis=0)
+    copies[:, 5] = np.tile(np.arange(num_classes), int((~has_class).sum()))
+    rows = np.concatenate([rows[has_class], copies])[:: -1 if last_is_first else 1]
+    num_images = 1 + max(each[:, 0].max(initial=0) for each in (boxes, rows))
+    keys = [(each[:, column] * num_images + each[:, 0]).astype(np.int64) for each, column in ((boxes, 6), (rows, 5))]
+    orders = np.lexsort((-boxes[:, 5], keys[0])), np.argsort(keys[1], kind="stable")
+    boxes, rows, keys = boxes[orders[0]], rows[orders[1]], [key[order] for key, order in zip(keys, orders, strict=True)]
+    groups = np.unique(np.concatenate(keys))
+    own, its = (np.append(np.searchsorted(each, groups), len(each)) for each in keys)
+    of_groups = np.column_stack([groups // num_images, groups % num_images]).astype(np.int64)
+    return BoxGroups(boxes, rows, rows[:, 7] > 0, own, its, of_groups)
+
+
+def overlap(boxes: np.ndarray, labels: np.ndarray, is_crowd: np.ndarray | bool, epsilon: float = 0.0) -> np.ndarray:
+    """IoU (D, G) of all pairs of boxes, of crowds the share of a detection that they cover."""
+    sides = np.minimum(boxes[:, None, 2:], labels[:, 2:]) - np.maximum(boxes[:, None, :2], labels[:, :2])
+    shared = np.maximum(sides, 0).prod(axis=2)
+    own, its = ((each[:, 2:] - each[:, :2]).prod(axis=1) for each in (boxes, labels))
+    whole = own[:, None] + np.where(is_crowd, 0, its - shared) + epsilon
+    return np.divide(shared, whole, out=np.zeros_like(shared), where=whole > 0)
+
+
+def _match_plainly(
+    groups: BoxGroups,
+    label_ignored: np.ndarray,
+    levels: np.ndarray,
+    most: int,
+    epsilon: float,
+    reuses: bool,
+    result: Matched,
+) -> None:
+    """What `match_boxes` writes, group by group through `match`."""
+    for own, its in groups.groups():
+        own = slice(own.start, min(own.stop, own.start + most))
+        is_crowd = groups.is_ignored[its]
+        alike = overlap(groups.boxes[own, 1:5], groups.labels[its, 1:5], is_crowd, epsilon)
+        for kind, is_ignored in enumerate(label_ignored[:, its]):
+            matches: Matches = match(
+                alike,
+                groups.boxes[own, 5],
+                is_ignored=is_ignored,
+                is_crowd=is_crowd | (is_ignored & reuses),
+                is_other=np.zeros(len(alike), dtype=bool),
+                most=most,
+                levels=levels,
+            )
+            result.found[kind][:, own], result.ignored[kind][:, own] = matches.is_found, matches.is_ignored
+            assert matches.label is not None
+            for row, label in enumerate(matches.label):
+                result.taken[kind, row, its.start + label[label >= 0]] = True

@@ -1,0 +1,26 @@
+"""What reports of box metrics state above their figures, and why a figure is missing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from sightline.metrics.base import State
+
+__all__ = ["header", "nan_mean"]
+
+
+def header(protocol: str, state: State) -> dict[str, Any]:
+    """The protocol, how many labels count and are ignored, and `undefined`: figures that are NaN, with the reason."""
+    num_ignored = int((state["labels"][:, 7] > 0).sum())
+    num_boxes = len(state["labels"]) - num_ignored
+    undefined = {} if num_boxes else {"all": "no label counts"}
+    return {"protocol": protocol, "num_boxes": num_boxes, "num_ignored": num_ignored, "undefined": undefined}
+
+
+def nan_mean(values: Sequence[float]) -> float:
+    """Over what is not NaN; NaN where nothing is left."""
+    kept = [value for value in values if not np.isnan(value)]
+    return float(np.mean(kept)) if kept else float("nan")

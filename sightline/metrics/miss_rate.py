@@ -1,0 +1,145 @@
+"""The log-average miss rates of CityPersons and EuroCity Persons, each with its set-ups."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+
+from sightline import registry
+from sightline.arguments import Count
+from sightline.metrics.base import State
+from sightline.metrics.box_groups import BoxGroups, BoxRows, group_boxes
+from sightline.metrics.box_header import header, nan_mean
+from sightline.metrics.miss_rates import RULES, Curve, curve_of
+
+__all__ = ["MissRate"]
+
+_LEVEL = np.array([0.5])
+_WIDER = 1.25
+"""Detections lower than a set-up's labels by more than this factor, or taller, are left out."""
+
+
+class _SetUp(NamedTuple):
+    """Labels from `low` to `high` pixels of height with a visible share of `least` to `most`, all inclusive."""
+
+    low: float
+    high: float
+    least: float
+    most: float
+
+
+_ABOVE_60, _ABOVE_20 = math.nextafter(0.6, 1), math.nextafter(0.2, 1)
+_CITYPERSONS = {
+    "reasonable": _SetUp(50, 1e10, 0.65, 1e10),
+    "small": _SetUp(50, 75, 0.65, 1e10),
+    "heavy": _SetUp(50, 1e10, 0.2, 0.65),
+    "all": _SetUp(20, 1e10, 0.2, 1e10),
+}
+_SET_UPS: Mapping[str, Mapping[str, _SetUp]] = {
+    "citypersons": _CITYPERSONS,
+    "citypersons_script": _CITYPERSONS,
+    "ecp": {
+        "reasonable": _SetUp(40, math.inf, _ABOVE_60, math.inf),
+        "small": _SetUp(30, 60, _ABOVE_60, math.inf),
+        "occluded": _SetUp(40, math.inf, _ABOVE_20, 0.6),
+        "all": _SetUp(20, math.inf, _ABOVE_20, math.inf),
+    },
+}
+"""Of EuroCity Persons the tags occluded or truncated by more than 10, 40, 80 % are shares of 0.9, 0.6, 0.2."""
+_TITLES = {
+    "citypersons": "CityPersons, recall 0 below the first detection",
+    "citypersons_script": "CityPersons as its script computes it",
+    "ecp": "EuroCity Persons",
+}
+
+
+@registry.metrics.add("miss_rate")
+class MissRate(BoxRows):
+    """`mr_reasonable`, `mr_small`, `mr_all`, and `mr_heavy` (CityPersons) or `mr_occluded` (EuroCity Persons).
+
+    Each set-up is of labels of certain heights and visible shares; others may be found any number of times and do not
+    count, nor does what lies by half in an ignored label. Detections outside of its heights by a factor of 1.25 are
+    left out. An IoU of 0.5 finds a label; the `most` surest detections of an image are looked at. `citypersons_script`
+    reads the final recall where the curve begins above a point, as that script does by mistake. Labels of EuroCity
+    Persons are cut at the image's border. NaN where no label fits, or the set does not state what is visible.
+    Source: Zhang et al. 2017, CityPersons; Braun et al. 2019, EuroCity Persons; their published evaluations.
+    """
+
+    higher_is_better = False
+
+    def __init__(
+        self,
+        *,
+        class_names: tuple[str, ...],
+        protocol: Literal["citypersons", "citypersons_script", "ecp"] = "citypersons",
+        most: Count = 1000,
+    ) -> None:
+        self.class_names = tuple(class_names)
+        self.protocol = protocol
+        self.most = most
+
+    def compute(self, state: State) -> dict[str, float]:
+        """The miss rate of each set-up, a mean over classes that have labels in it."""
+        rates = {name: [self._rate(curve) for curve in curves] for name, curves in self._curves(state)}
+        return {f"mr_{name}": nan_mean(each) for name, each in rates.items()}
+
+    def tables(self, state: State) -> dict[str, Any]:
+        """`scored_boxes_miss_rate`, with the number of labels in each set-up."""
+        about = header(f"{_TITLES[self.protocol]}, IoU 0.5, at most {self.most} an image and class", state)
+        counts = {name: sum(curve.num_labels for curve in curves) for name, curves in self._curves(state)}
+        has_visible = bool(state["labels"][:, 8].isfinite().any())
+        reason = "no label is in this set-up" if has_visible else "the set does not state what is visible"
+        about["undefined"] |= {f"mr_{name}": reason for name, count in counts.items() if not count}
+        return {"scored_boxes_miss_rate": {**about, "set_ups": counts}}
+
+    def _rate(self, curve: Curve) -> float:
+        return curve.miss_rate(RULES[self.protocol], is_clamped=self.protocol == "ecp")
+
+    def _curves(self, state: State) -> list[tuple[str, list[Curve]]]:
+        """The curve of each class, by set-up."""
+        rows = self._cut(state) if self.protocol == "ecp" else state
+        height = rows["detections"][:, 4] - rows["detections"][:, 2]
+        result = []
+        for name, set_up in _SET_UPS[self.protocol].items():
+            is_kept = (height >= set_up.low / _WIDER) & (height < set_up.high * _WIDER)
+            if self.protocol == "ecp":
+                is_kept &= height > set_up.low / _WIDER
+            groups = group_boxes(rows["detections"][is_kept], rows["labels"], len(self.class_names))
+            label_ignored = groups.is_ignored | ~_is_in(groups, set_up)
+            found, ignored, _ = groups.match(label_ignored[None], levels=_LEVEL, most=self.most, reuses=True)
+            is_seen = groups.rank < self.most
+            curves = []
+            for number in range(len(self.class_names)):
+                own, its = groups.of_class(number)
+                curves.append(
+                    curve_of(
+                        groups.boxes[own, 5],
+                        found[0, 0, own],
+                        ignored[0, 0, own] | ~is_seen[own],
+                        num_labels=int((~label_ignored[its]).sum()),
+                        num_images=len(state["images"]),
+                    )
+                )
+            result.append((name, curves))
+        return result
+
+    def _cut(self, state: State) -> State:
+        """Labels cut at the border of their images."""
+        images = state["images"]
+        row = torch.searchsorted(images[:, 0].contiguous(), state["labels"][:, 0].contiguous())
+        far = images[row][:, [2, 1, 2, 1]]
+        labels = state["labels"].clone()
+        labels[:, 1:5] = torch.minimum(labels[:, 1:5].clamp(min=0), far)
+        return {**state, "labels": labels}
+
+
+def _is_in(groups: BoxGroups, set_up: _SetUp) -> np.ndarray:
+    height, visible = groups.labels[:, 4] - groups.labels[:, 2], groups.labels[:, 8]
+    is_in: np.ndarray = (
+        (height >= set_up.low) & (height <= set_up.high) & (visible >= set_up.least) & (visible <= set_up.most)
+    )
+    return is_in

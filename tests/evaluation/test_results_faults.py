@@ -1,0 +1,129 @@
+"""Files of results with planted faults are warned about, and sound ones are not; each on ten seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from sightline.data.boxes.detections import Detections, ImageRef
+from sightline.evaluation.results_faults import results_faults
+
+NAMES = ("person", "rider", "car")
+Rows = list[np.ndarray]
+Sizes = list[tuple[int, int]]
+
+
+def made(seed: int, *, num_classes: int = 3) -> tuple[Sizes, Rows, Rows]:
+    """Sizes (height, width), labels (G, 7) and detections (D, 6) of a passable detector: moved, doubled, made up."""
+    draw = np.random.default_rng(seed)
+    sizes, labels, found = [], [], []
+    for _ in range(30):
+        height, width = (int(side) for side in draw.integers(300, 900, 2))
+        count = int(draw.integers(0, 14))
+        sides = np.exp(draw.normal(4.3, 0.5, (count, 2)))
+        corner = draw.random((count, 2)) * (np.array([width, height]) - sides).clip(min=0)
+        truth = np.column_stack([corner, corner + sides, draw.integers(0, num_classes, count), sides.prod(axis=1)])
+        truth = np.column_stack([truth, draw.random(count) < 0.1])
+        near = truth[draw.integers(0, count, 2 * count)] if count else truth
+        moved = near[:, :4] + draw.normal(0, 0.1, (len(near), 4)) * np.tile(near[:, 2:4] - near[:, :2], 2)
+        others = draw.random((20, 4)) * np.tile([width, height], 2)
+        others = np.column_stack([others[:, :2], np.maximum(others[:, 2:], others[:, :2] + 5)])
+        label = np.where(draw.random(len(near)) < 0.8, near[:, 4], draw.integers(0, num_classes, len(near)))
+        boxes = np.concatenate([moved, others]).clip(0, [width, height] * 2)
+        score = np.concatenate([draw.uniform(0.2, 1, len(moved)), draw.uniform(0.01, 0.4, 20)])
+        label = np.concatenate([label, draw.integers(0, num_classes, 20)])
+        sizes.append((height, width))
+        labels.append(truth)
+        found.append(np.column_stack([boxes, score, label]))
+    return sizes, labels, found
+
+
+def faults(sizes: Sizes, labels: Rows, found: Rows, *, most: int = 100, names: tuple[str, ...] = NAMES) -> list[str]:
+    detections = [
+        Detections(ImageRef(f"{number}.jpg", number, *size), rows[:, :4], rows[:, 4], rows[:, 5])
+        for number, (size, rows) in enumerate(zip(sizes, found, strict=True))
+    ]
+    return list(results_faults(detections, labels, names, most=most))
+
+
+def _stretched(sizes: Sizes, rows: Rows, side: tuple[int, int]) -> Rows:
+    return [
+        np.column_stack([each[:, :4] * np.tile([side[1] / width, side[0] / height], 2), each[:, 4:]])
+        for (height, width), each in zip(sizes, rows, strict=True)
+    ]
+
+
+def _padded(sizes: Sizes, rows: Rows, side: int) -> Rows:
+    return [
+        np.column_stack([each[:, :4] * side / max(size), each[:, 4:]]) for size, each in zip(sizes, rows, strict=True)
+    ]
+
+
+def _shifted(rows: Rows, by: int) -> Rows:
+    """Ids that the set does not have are refused when the file is read."""
+    moved = [np.column_stack([each[:, :5], each[:, 5] + by]) for each in rows]
+    return [each[(each[:, 5] >= 0) & (each[:, 5] <= 2)] for each in moved]
+
+
+BUGS: dict[str, tuple[str, Callable[[Sizes, Rows], Rows]]] = {
+    "stretched to 416 x 416": ("boxes look like those of images", lambda s, r: _stretched(s, r, (416, 416))),
+    "stretched to 800 x 1024": ("boxes look like those of images", lambda s, r: _stretched(s, r, (800, 1024))),
+    "padded to 640": ("boxes look like those of images", lambda s, r: _padded(s, r, 640)),
+    "padded to 320": ("boxes look like those of images", lambda s, r: _padded(s, r, 320)),
+    "a score threshold of 0.7": ("the lowest score is 0.7", lambda s, r: [each[each[:, 4] > 0.7] for each in r]),
+    "a score threshold of 0.3": ("the lowest score is 0.3", lambda s, r: [each[each[:, 4] > 0.3] for each in r]),
+    "images left out": (
+        "have labels and no detections",
+        lambda s, r: [e[: 0 if k % 5 == 0 else None] for k, e in enumerate(r)],
+    ),
+    "half of the images": (
+        "have labels and no detections",
+        lambda s, r: [e[: 0 if k > 15 else None] for k, e in enumerate(r)],
+    ),
+    "everything twice": ("rows are there twice", lambda s, r: [np.concatenate([each, each]) for each in r]),
+    "one image in twenty twice": (
+        "rows are there twice",
+        lambda s, r: [*r[:-2], *(np.concatenate([e, e]) for e in r[-2:])],
+    ),
+    "category ids too large by one": ("category ids look shifted by 1", lambda s, r: _shifted(r, 1)),
+    "category ids too small by one": ("category ids look shifted by -1", lambda s, r: _shifted(r, -1)),
+}
+
+
+@pytest.mark.parametrize("name", BUGS)
+def test_planted_faults_are_warned_about(name: str) -> None:
+    told, plant = BUGS[name]
+    for seed in range(10):
+        sizes, labels, found = made(seed)
+        assert any(told in each for each in faults(sizes, labels, plant(sizes, found))), seed
+
+
+@pytest.mark.parametrize("num_classes", [1, 3])
+def test_sound_results_are_not_warned_about(num_classes: int) -> None:
+    for seed in range(10):
+        assert faults(*made(seed, num_classes=num_classes), names=NAMES[:num_classes]) == []
+
+
+def test_a_poor_detector_is_not_taken_for_a_fault() -> None:
+    """Boxes anywhere, of any class: no other reading fits them better."""
+    for seed in range(10):
+        sizes, labels, _ = made(seed)
+        _, _, found = made(seed + 100)
+        found = [
+            np.column_stack([each[:, :4].clip(0, [size[1], size[0]] * 2), each[:, 4:]])
+            for size, each in zip(sizes, found, strict=True)
+        ]
+        assert faults(sizes, labels, found) == []
+
+
+def test_more_than_is_looked_at() -> None:
+    sizes, labels, found = made(0)
+    told: Any = faults(sizes, labels, found, most=5)
+    assert any("more than 5 detections of a class" in each for each in told)
+    labels[0] = np.tile([0, 0, 5, 5, 1, 25, 0.0], (120, 1))
+    assert any(
+        "120 labels of a class, and 100 detections are looked at" in each for each in faults(sizes, labels, found)
+    )
