@@ -146,12 +146,17 @@ def test_rows_of_the_training_part_are_counted_and_unknown_ones_refused(made: Pa
         assert "Traceback" not in done.err
 
 
-def test_joined_sets_have_no_ids_of_their_own(made: Path) -> None:
+def test_joined_sets_are_scored_by_the_names_in_them(made: Path) -> None:
+    """The number of a set and the name there; ids of the files may be those of several images, and are refused."""
     rows = results_of(truth_of(made))
-    sets = f"[{{name: coco, root: {made / 'set'}}}]"
-    done, _ = score(made, rows, f"data={{name: concat, sets: {sets}}}")
-    assert done.code == 2
-    assert "files of detections are of one set of images with boxes; Concat is not one" in done.err
+    joined = f"data={{name: concat, sets: [{{name: coco, root: {made / 'set'}}}]}}"
+    named = [row | {"image_id": f"1/val/{row['image_id']}.png"} for row in rows]
+    (alone, figures), (done, ours) = score(made, rows), score(made, named, joined)
+    assert (alone.code, done.code) == (0, 0), done.err
+    assert ours["metrics"] == figures["metrics"]
+    wrong, _ = score(made, rows, joined)
+    assert wrong.code == 2
+    assert "row 0: the set has no image 17; its first is 1, '1/val/5.png'" in wrong.err
 
 
 def test_lines_of_crowdhuman_are_scored_by_the_kind_of_box(tmp_path: Path) -> None:

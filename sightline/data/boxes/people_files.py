@@ -125,7 +125,7 @@ def read_citypersons(source: Path) -> LabelledSet:
     paths = {path.name: path for path in images_below(pictures if pictures.is_dir() else root)}
     faults, images = Faults(), []
     for file in files:
-        for number, cell in enumerate(read_mat(file, f"{file.stem}_aligned").ravel(), start=1):
+        for number, cell in enumerate(read_mat(file, f"{file.stem}_aligned", kinds="O").ravel(), start=1):
             where = f"{file}: image {number}"
             try:
                 entry = cell[0, 0]

@@ -13,8 +13,11 @@ from sightline.errors import DataError
 __all__ = ["read_mat"]
 
 
-def read_mat(path: Path, key: str) -> np.ndarray:
-    """One variable of a file of MATLAB 5 to 7.2. Raises DataError for a file without it, and for one that is broken."""
+def read_mat(path: Path, key: str, *, kinds: str = "fiu") -> np.ndarray:
+    """One array of a file of MATLAB 5 to 7.2, of numbers, or of NumPy's `kinds` ("O" for cells).
+
+    Raises DataError for a file without it, and for one that is broken.
+    """
     from scipy.io import loadmat  # here, because every verb that lists data sets imports the modules that use this
     from scipy.io.matlab import MatReadError
 
@@ -24,7 +27,8 @@ def read_mat(path: Path, key: str) -> np.ndarray:
     except (OSError, ValueError, TypeError, KeyError, EOFError, NotImplementedError, MatReadError, zlib.error) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise DataError(f"{path}: {key} cannot be read ({reason}); get the file again") from error
-    if key not in found:
-        raise DataError(f"{path}: has no variable '{key}'; get the file again")
+    if key not in found or found[key].dtype.kind not in kinds:
+        what = "cells" if kinds == "O" else "numbers"
+        raise DataError(f"{path}: has no array of {what} '{key}'; get the file again")
     array: np.ndarray = found[key]
     return array
