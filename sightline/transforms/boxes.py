@@ -201,6 +201,7 @@ class TurnImage(Losing):
     ) -> None:
         super().__init__(min_visible=min_visible, clip=clip, min_side_px=min_side_px, max_aspect=max_aspect)
         self.canvas = canvas
+        self.facts = {} if canvas is None else {"image_size_px": (canvas[1], canvas[0])}
         self.degrees, self.shear_degrees = degrees, shear_degrees
         self.scale, self.shift = scale, shift
         self.fill = fill
