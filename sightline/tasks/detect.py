@@ -214,7 +214,10 @@ class Detect(Supervised):
         candidates = [self._select.candidates(outputs, image, priors) for image in range(len(batch["image"]))]
 
         def in_files(rows: Sequence[Tensor]) -> list[Tensor]:
-            return [to_file(each, *place, clip=self._clip) for each, place in zip(rows, zip(*places, strict=True), strict=True)]
+            return [
+                to_file(each, *place, clip=self._clip)
+                for each, place in zip(rows, zip(*places, strict=True), strict=True)
+            ]
 
         canvas_px = torch.tensor(batch["image"].shape[2:])
         about = {"to_canvas": places[0], "file_px": places[1], "canvas_px": canvas_px}  # `vote` reads them

@@ -117,7 +117,8 @@ def test_scores_are_products_with_objectness() -> None:
         "objectness": torch.tensor([[logit(0.5), logit(0.3)]], dtype=torch.float64),
         "codes": torch.ones(1, 2, 4, dtype=torch.float64),
     }
-    found = Selection(All(), score=0.3, per_level=10, most=10)(outputs, 0, priors)
+    select = Selection(All(), score=0.3, per_level=10, most=10)
+    found = select.kept(select.candidates(outputs, 0, priors))
     assert found.tolist() == [pytest.approx([3, 3, 5, 5, 0.4, 0])]
 
 
@@ -129,7 +130,8 @@ def test_two_predictions_of_a_prior_are_one_proposal() -> None:
     codes[0, :, 1, 0] = 1.0  # the second prediction lies a width further to the right
     outputs = {"logits": scores.logit()[None, :, :, None], "codes": codes}
     suppression = All()
-    found = Selection(suppression, score=0.05, per_level=2, most=10)(outputs, 0, priors)
+    select = Selection(suppression, score=0.05, per_level=2, most=10)
+    found = select.kept(select.candidates(outputs, 0, priors))
     assert suppression.proposals.tolist() == [0, 1, 2, 2], "of the finer level the two surest"
     assert found[:, 4].tolist() == pytest.approx([0.9, 0.8, 0.7, 0.3])
     assert found[:, :4].tolist() == [[0, 0, 8, 8], [16, 0, 32, 16], [16, 0, 24, 8], [0, 0, 16, 16]]
