@@ -62,9 +62,9 @@ Neck = Annotated[Any, Block("necks")]
 Head = Annotated[Any, Block("heads")]
 """A network from maps to predictions at priors, as `sightline/models/detection/head.py` says."""
 AssignerBlock = Annotated[Any, Block("assigners")]
-"""A rule by which priors get boxes to predict: `(priors, boxes, is_ignored) -> Assignment`."""
+"""A rule by which priors get boxes to predict: `(priors, boxes, is_ignored, ...) -> Assignment`."""
 SuppressionBlock = Annotated[Any, Block("suppressions")]
-"""A rule by which overlapping detections are dropped: `(boxes, scores, labels) -> Kept`."""
+"""A rule by which overlapping detections are dropped: `(boxes, scores, labels, ...) -> Kept`."""
 TransformBlock = Annotated[Any, Block("transforms")]
 """A transform inside another."""
 ReferencePoint = Annotated[Any, Block("references")]

@@ -274,7 +274,8 @@ class Detect(Supervised):
 @contextmanager
 def _unchanged_buffers(model: nn.Module) -> Iterator[None]:
     """Give the model's buffers, such as running statistics, the values again that they have now."""
-    kept = [(buffer, buffer.clone()) for buffer in model.buffers()] if getattr(model, "training", False) else []
+    is_trained = isinstance(model, nn.Module) and model.training
+    kept = [(buffer, buffer.clone()) for buffer in model.buffers()] if is_trained else []
     try:
         yield
     finally:
