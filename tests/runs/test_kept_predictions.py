@@ -160,7 +160,7 @@ def test_files_of_an_earlier_evaluation_go_and_others_stay(parts: Path, tmp_path
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        (["--out", "there"], "--out: says where --save-predictions writes, which is not given"),
+        (["--out", "there"], "--out: says where --save-predictions and --errors write; neither is given"),
         (["--save-predictions", "--data", "other.yaml"], "say where with --out DIR"),
         (["--save-predictions", "--out", "there", "again"], "--out: is for one run"),
     ],

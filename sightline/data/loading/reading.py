@@ -118,7 +118,8 @@ class BatchReader:
         _assert_pixels_move_together(transforms, dataset.info.fields)
         self.dataset = dataset
         others = None if DataMembers.get_batch.of(dataset) is not None else others
-        form: Any = {"source": "the data set", "read": self._one, "others": others}
+        read = None if others is None else self._one  # a cycle of references would keep files that are let go
+        form: Any = {"source": "the data set", "read": read, "others": others}
         self._transform = Pipeline(transforms, dataset.info.fields, **form)
         self._fields = {**dataset.info.fields, **self._transform.added}
         for name in dataset.info.features[:1]:  # joined, they become a batch as each of them does
