@@ -15,7 +15,7 @@ from torch import Tensor
 
 from sightline import geometry
 from sightline.bench import boxes, lidar, textbook
-from sightline.bench.agreement import allclose, equal, farthest_each_time, same_neighbours
+from sightline.bench.agreement import allclose, equal, same_neighbours
 from sightline.bench.case import Case, Run, Variant, variant
 from sightline.bench.peers import neighbour_peers, sampling_peers
 
@@ -35,7 +35,7 @@ def cases() -> list[Case]:
         sampling_case(batch=8, points=8192, samples=1024),
         sampling_case(batch=1, points=65_536, samples=4096),
         sampling_case(batch=1, points=65_536, samples=16_384),
-        sampling_case(batch=1, points=1_000_000, samples=4096),
+        sampling_case(batch=1, points=1_000_000, samples=2048),
         ball_case(batch=32, points=1024, centres=512, neighbours=32),
         interpolation_case(batch=32, points=128, queries=512, features=256),
         *lidar.cases(),
@@ -60,22 +60,15 @@ def neighbour_case(*, batch: int, points: int, channels: int, neighbours: int) -
 
 
 def sampling_case(*, batch: int, points: int, samples: int) -> Case:
-    """Farthest-point samples that begin with point 0. These sum squares in one order, so nothing is rounded first.
-
-    The textbook form takes minutes for a million points: there a package is the baseline.
-    """
-    *peers, buckets = sampling_peers()
-    is_large = points > 2**17
+    """Farthest-point samples that begin with point 0. These sum squares in one order, so nothing is rounded first."""
     return Case(
         suite="geometry",
         label="fps_{batch}x{points}_to_{samples}",
         size={"batch": batch, "points": points, "samples": samples},
         quick={"batch": min(batch, 2), "points": 256, "samples": 32},
         make=_clouds_to_sample,
-        baseline=buckets if is_large else variant("masked_loop", _by_masked_loop, equal),
-        variants=(variant("sightline", _samples, farthest_each_time),)
-        if is_large
-        else (variant("sightline", _samples, equal), *peers, buckets),
+        baseline=variant("masked_loop", _by_masked_loop, equal),
+        variants=(variant("sightline", _samples, equal), *sampling_peers()),
     )
 
 

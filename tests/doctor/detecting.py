@@ -437,7 +437,7 @@ def seconds() -> dict[str, float]:
     built = build(read_config(ROOT / "configs/detect/synthetic_crowds_retinanet.yaml"), World())
     findings_of(quick(built))  # compiles
     context = quick(built)
-    _ = context.survey, context.rehearsal, context.first_outputs, context.census
+    _ = context.survey, context.rehearsal, context.first_outputs, context.census, context.evaluations
     return processor_time(NEW, context)
 
 

@@ -141,6 +141,8 @@ def test_codes_are_stable() -> None:
         "untrained-init",
         "absent-class-score",
         "anchor-coverage",
+        "box-evaluation",
+        "box-protocol",
         "broken-boxes",
         "broken-offsets",
         "category-input",
