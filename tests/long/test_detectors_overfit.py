@@ -41,7 +41,7 @@ def built_of(name: str) -> Built:
     size = (f"data.train_size={NUM_IMAGES}", f"train.batch_size={NUM_IMAGES}", f"train.epochs={NUM_STEPS}")
     form = (
         f"transforms.train={PLAIN}",
-        "task.suppression.iou_threshold=0.8",
+        "task.suppression={name: greedy, iou_threshold: 0.8}",
         "optimizer.weight_decay=0.0",
         "schedule.warmup_epochs=20",
     )
