@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from sightline.assigners.atss import ATSS
-from sightline.assigners.base import BACKGROUND, IGNORED, Assigner
+from sightline.assigners.base import BACKGROUND, IGNORED, Assigner, Predicted
 from sightline.assigners.fcos import FCOS
+from sightline.assigners.free_anchor import FreeAnchor
 from sightline.assigners.max_iou import MaxIoU
+from sightline.assigners.ota import OTA
+from sightline.assigners.simota import SimOTA
 from sightline.bench.agreement import allclose, equal
 from sightline.bench.case import Case, Variant, variant
 from sightline.geometry.boxes.codings import encode_distances
-from sightline.geometry.boxes.overlaps import box_areas, box_centres, iou, pairwise_iou
-from sightline.geometry.boxes.priors import AnchorShapes, make_anchors, make_points
+from sightline.geometry.boxes.overlaps import box_areas, box_centres, box_sizes, iou, pairwise_iou
+from sightline.geometry.boxes.priors import AnchorShapes, Priors, make_anchors, make_points
 from sightline.geometry.boxes.suppression import keep_greedy, keep_greedy_plainly, keep_soft, keep_soft_plainly
 
 __all__ = ["cases"]
@@ -59,6 +64,9 @@ def cases() -> list[Case]:
         ),
         _assignment("fcos", FCOS(), _fcos_of_matrix, anchors=0),
         _assignment("atss", ATSS(), _atss_of_matrix, anchors=1),
+        _assignment("free_anchor", FreeAnchor(), _free_anchor_of_matrix, anchors=8),
+        _assignment("simota", SimOTA(guarantee=False), _simota_of_matrix, anchors=0),
+        _assignment("ota", OTA(), _ota_of_matrix, anchors=0),
     ]
 
 
@@ -81,7 +89,7 @@ def _assignment(name: str, assigner: Assigner, plain: Any, *others: Variant, anc
         label=f"assign_{name}_{{boxes}}_to_{{priors}}",
         size={"boxes": 300, "priors": 100_000, "per_cell": anchors},
         quick={"boxes": 20, "priors": 2000},
-        make=_crowd_and_priors,
+        make=partial(_crowd_and_priors, needs=assigner.needs),
         baseline=variant("whole_matrix", plain, equal),
         variants=(variant(_EXACT, lambda given: assigner(**given).matched, equal), *others),
     )
@@ -111,7 +119,7 @@ def _detections(*, boxes: int) -> dict[str, Any]:
     return {"boxes": _people(boxes, 20, generator), "scores": scores, "labels": labels}
 
 
-def _crowd_and_priors(*, boxes: int, priors: int, per_cell: int) -> dict[str, Any]:
+def _crowd_and_priors(*, boxes: int, priors: int, per_cell: int, needs: bool) -> dict[str, Any]:
     """A third of the boxes stand twice; one of fifteen is an ignore region."""
     scale = (priors / max(1, per_cell) / (1.333 * _WIDTH * _HEIGHT / 64)) ** 0.5
     maps = [(round(scale * _HEIGHT / stride), round(scale * _WIDTH / stride)) for stride in _STRIDES]
@@ -119,7 +127,18 @@ def _crowd_and_priors(*, boxes: int, priors: int, per_cell: int) -> dict[str, An
     found = make_anchors(maps, _STRIDES, shapes) if per_cell else make_points(maps, _STRIDES)
     crowd = _people(boxes - boxes // 3, 1, torch.Generator().manual_seed(0)) * scale
     crowd = torch.cat([crowd, crowd[: boxes // 3]])
-    return {"priors": found, "boxes": crowd, "is_ignored": torch.arange(boxes) % 15 == 14}
+    given = {"priors": found, "boxes": crowd, "is_ignored": torch.arange(boxes) % 15 == 14}
+    return given if not needs else given | _predictions(found, crowd)
+
+
+def _predictions(priors: Priors, boxes: Tensor) -> dict[str, Any]:
+    """One class, and a box of a random size of people around each point."""
+    generator = torch.Generator().manual_seed(1)
+    sizes = box_sizes(boxes)[torch.randint(len(boxes), (len(priors),), generator=generator)]
+    logits, shift = torch.randn(len(priors), 1, generator=generator), torch.randn(len(priors), 2, generator=generator)
+    centres = priors.rows + 0.2 * sizes * shift
+    found = torch.cat([centres - sizes / 2, centres + sizes / 2], dim=1)
+    return {"labels": torch.zeros(len(boxes), dtype=torch.int64), "predicted": Predicted(logits, found)}
 
 
 def _each_box_has_a_prior(given: Any, expected: Tensor, found: Tensor) -> str | None:
@@ -187,3 +206,63 @@ def _atss_of_matrix(given: Any) -> Tensor:
     kept = torch.full_like(overlap, -torch.inf).scatter_(0, place, torch.where(is_positive, chosen, -torch.inf))
     value, best = kept.max(dim=1)
     return _hidden(torch.where(value > -torch.inf, targets[best], BACKGROUND), priors, boxes[is_ignored])
+
+
+def _free_anchor_of_matrix(given: Any) -> Tensor:
+    """The anchors with the highest overlaps of all; an anchor in several bags goes to the box that it overlaps most."""
+    priors, boxes, is_ignored = given.values()
+    targets = (~is_ignored).nonzero().flatten()
+    overlap = iou(boxes[targets][:, None], priors.rows)
+    best = overlap.topk(50, dim=1)
+    kept = torch.full_like(overlap, -torch.inf).scatter_(1, best.indices, best.values)
+    value, owner = kept.max(dim=0)
+    return _hidden(torch.where(value > -torch.inf, targets[owner], BACKGROUND), priors, boxes[is_ignored])
+
+
+def _near_of_matrix(priors: Priors, boxes: Tensor, radius: float) -> Tensor:
+    shift = (priors.rows[:, None] - box_centres(boxes)).abs()
+    return (shift < radius * priors.stride[:, None, None]).all(dim=2).T
+
+
+def _simota_of_matrix(given: Any) -> Tensor:
+    """As the authors' code: costs of all boxes and candidates, a loop over boxes, conflicts to the cheapest."""
+    priors, boxes, is_ignored, _, predicted = given.values()
+    targets = (~is_ignored).nonzero().flatten()
+    real = boxes[targets]
+    near = _near_of_matrix(priors, real, 1.5)
+    candidates = near.any(dim=0).nonzero().flatten()
+    overlap = iou(real[:, None], predicted.boxes[candidates])
+    of_class = functional.softplus(-predicted.logits[candidates, 0])
+    cost = of_class - 3 * (overlap + 1e-8).log() + 1e6 * ~near[:, candidates]
+    taken = torch.zeros_like(overlap, dtype=torch.bool)
+    for row, number in enumerate(overlap.topk(10, dim=1).values.sum(dim=1).long().clamp(min=1).tolist()):
+        taken[row, cost[row].topk(number, largest=False).indices] = True
+    count = taken.sum(dim=0)
+    owner = torch.where(count > 1, cost.argmin(dim=0), taken.int().argmax(dim=0))
+    matched = torch.full((len(priors),), BACKGROUND)
+    matched[candidates] = torch.where(count > 0, targets[owner], BACKGROUND)
+    return _hidden(matched, priors, boxes[is_ignored])
+
+
+def _ota_of_matrix(given: Any) -> Tensor:
+    """As the authors' code: transport between all boxes and all priors, 50 iterations over the matrix."""
+    priors, boxes, is_ignored, _, predicted = given.values()
+    targets = (~is_ignored).nonzero().flatten()
+    real = boxes[targets]
+    inside = encode_distances(priors.rows[:, None], real).amin(dim=2).T > 0.01
+    near = _near_of_matrix(priors, real, 2.5) & inside
+    overlap = iou(real[:, None], predicted.boxes).double()
+    chance = predicted.logits[:, 0].double().sigmoid()
+    of_class, of_none = -0.25 * (1 - chance) ** 2 * chance.log(), -0.75 * chance**2 * (1 - chance).log()
+    cost = of_class - 1.5 * overlap.clamp(min=1e-7).log() + 1e6 * ~near
+    cost = torch.cat([cost, of_none[None]])
+    supply = (overlap * near).topk(20, dim=1).values.sum(dim=1).long().clamp(min=1)
+    supply = torch.cat([supply, (len(priors) - supply.sum())[None]])
+    of_box, of_prior = torch.zeros(len(cost), 1).double(), torch.zeros(len(priors)).double()
+    for _ in range(50):
+        of_prior = -(of_box - cost / 0.1).logsumexp(dim=0)
+        of_box = supply.double().log()[:, None] - (of_prior - cost / 0.1).logsumexp(dim=1, keepdim=True)
+    plan = (of_box + of_prior - cost / 0.1).exp()
+    owner = (plan / plan.amax(dim=1, keepdim=True)).argmax(dim=0)
+    matched = torch.cat([targets, targets.new_tensor([BACKGROUND])])[owner]
+    return _hidden(matched, priors, boxes[is_ignored])
