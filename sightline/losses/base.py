@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
@@ -16,6 +16,9 @@ class Loss(nn.Module, ABC):
     `forward` names batch keys and model outputs and returns a scalar SUM over the counted items; `count` returns a
     scalar >= 0, the number (or summed weight) that the sum is divided by after adding over micro-batches and processes.
     """
+
+    assigner: ClassVar[str | None] = None
+    """The one assigner whose targets it is a loss of; arguments that both name must be equal. None for any."""
 
     def __init__(self) -> None:  # the registry reads signatures; that of nn.Module would take anything
         super().__init__()

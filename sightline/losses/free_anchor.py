@@ -22,7 +22,9 @@ __all__ = ["FreeAnchorNegative", "FreeAnchorPositive"]
 
 
 class _OfBoxes(Loss):
-    """A sum that is divided by the number of boxes."""
+    """A sum over bags of anchors that is divided by the number of boxes."""
+
+    assigner = "free_anchor"
 
     def count(self, *, is_ignored: Tensor) -> Tensor:
         """How many boxes are not ignored, (G,) bool."""

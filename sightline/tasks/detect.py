@@ -115,6 +115,7 @@ class Detect(Supervised):
         self._assigner = assigner
         _assert_pair(assigner, self._head)
         _assert_losses(losses, self._head)
+        _assert_own_assigner(losses, assigner)
         if suppression is None:
             suppression = registry.suppressions.entry_of("greedy").builder()
         _assert_offered(suppression, output_keys, self._head)
@@ -361,6 +362,31 @@ def _assert_losses(losses: Mapping[str, Loss], head: Any) -> None:
             advice = "take earth_mover" if count == 2 else "take the head retina_emd, or another loss"
             found = f"{type(head).__name__}, which predicts {count} boxes at each prior"
             raise ConfigError(f"losses: {name} does not fit {found}; {advice}")
+
+
+def _assert_own_assigner(losses: Mapping[str, Loss], assigner: Any) -> None:
+    """Raises ConfigError for losses of another assigner's targets, or of one with other arguments, and the reverse."""
+    name = _name_of(assigner)
+    owned = {entry: loss for entry, loss in losses.items() if loss.assigner is not None}
+    for entry, loss in owned.items():
+        if loss.assigner != name:
+            raise ConfigError(
+                f"losses: {entry} is a loss of what the assigner {loss.assigner} gives, found {name}; set "
+                f"task.assigner.name={loss.assigner}, or take other losses"
+            )
+        for key in sorted(vars(assigner).keys() & vars(loss).keys()):
+            if getattr(assigner, key) != getattr(loss, key):
+                raise ConfigError(
+                    f"losses: {entry} has {key}={getattr(loss, key)}, its assigner {name} {getattr(assigner, key)}; "
+                    "state the same for both"
+                )
+    entries = {entry: registry.losses.entry_of(entry).builder for entry in registry.losses.names()}
+    wanted = sorted(entry for entry, builder in entries.items() if getattr(builder, "assigner", None) == name)
+    if wanted and not owned:
+        raise ConfigError(
+            f"assigner: {name} gives targets for the losses {' and '.join(wanted)}, found {', '.join(losses)}; take "
+            "those, or another assigner"
+        )
 
 
 def _assert_offered(suppression: Any, output_keys: Offer, head: Any) -> None:

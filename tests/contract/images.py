@@ -65,7 +65,8 @@ def _detector(head: dict[str, Any]) -> nn.Module:
 
 def _detect(weights: dict[str, float], **arguments: Any) -> Callable[[nn.Module, frozenset[str]], Any]:
     def make(model: nn.Module, keys: frozenset[str]) -> Any:
-        losses = {name: registry.losses.build(Component(name), facts={}) for name in weights}
+        bags = {name: {"bag_size": 5} if name.startswith("free_anchor") else {} for name in weights}
+        losses = {name: registry.losses.build(Component(name, bags[name]), facts={}) for name in weights}
         facts = {
             "model": model,
             "losses": losses,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
 
@@ -61,7 +62,7 @@ def built_of(name: str) -> Built:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_a_pair_learns_eight_crowds_by_heart(name: str) -> None:
+def test_a_pair_learns_eight_crowds_by_heart(name: str, record_property: Callable[[str, object], None]) -> None:
     """AP50 of at least 0.9, and at least 95 % of the boxes found at an IoU of 0.5, of 100 detections an image.
 
     Suppression is lenient: a sixth of these people overlap another by more than half.
@@ -84,6 +85,6 @@ def test_a_pair_learns_eight_crowds_by_heart(name: str) -> None:
     with torch.no_grad():
         metrics = evaluator(built.job.model, World(), keep=keep).metrics
     recall = sum(hits for hits, _ in found) / sum(count for _, count in found)
-    print(f"{name}: AP50 {metrics['ap50']:.3f}, recall {recall:.3f}")
+    record_property("figures", {"ap50": metrics["ap50"], "recall": recall})  # pytest --junitxml FILE keeps them
     assert len(found) == NUM_IMAGES
     assert (metrics["ap50"] >= 0.9, recall >= 0.95) == (True, True), (metrics["ap50"], recall)

@@ -200,3 +200,32 @@ def test_second_boxes_are_rows_of_the_batch() -> None:
 def test_pairs_and_singles_are_not_mixed(head: str, losses: tuple[str, ...], block: Any, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         detect(built(head), losses, **block)
+
+
+FREE = ("free_anchor_positive", "free_anchor_negative")
+
+
+@pytest.mark.parametrize(
+    ("losses", "assigner", "message"),
+    [
+        (
+            FREE,
+            {"name": "max_iou"},
+            "free_anchor_positive is a loss of what the assigner free_anchor gives, found max_iou",
+        ),
+        (
+            FREE,
+            {"name": "free_anchor", "bag_size": 9},
+            "positive has bag_size=50, its assigner free_anchor 9; state the",
+        ),
+        (
+            ("sigmoid_focal", "box_smooth_l1"),
+            {"name": "free_anchor"},
+            "free_anchor gives targets for the losses free_anchor_negative and free_anchor_positive, found",
+        ),
+    ],
+)
+def test_losses_of_bags_need_the_assigner_of_bags(losses: tuple[str, ...], assigner: Any, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        detect(built("retina"), losses, assigner=assigner)
+    detect(built("retina"), FREE, assigner={"name": "free_anchor"})
