@@ -11,7 +11,7 @@ from torch import nn
 
 from sightline.config import RunConfig, read_config
 from sightline.engine.distributed import World
-from sightline.engine.loading import open_run
+from sightline.engine.loading import config_file, open_run
 from sightline.errors import ConfigError
 from sightline.probe.agreement import warnings_on_data
 from sightline.probe.cache import FeatureCache
@@ -80,7 +80,7 @@ def open_probed(
     if of_model:
         config = read_config(run / "config.yaml", of_model)
     facts = trained.facts
-    opened = open_data(read_config(run / "config.yaml" if data is None else data, others))
+    opened = open_data(read_config(config_file(run if data is None else data), others))
     ours, theirs = facts.get("in_channels"), opened.facts.get("in_channels")
     if ours != theirs:
         raise ConfigError(f"{run}: was trained on {ours} channels a point; the data to probe on has {theirs}")

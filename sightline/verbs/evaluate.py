@@ -22,7 +22,7 @@ from sightline.engine.build import Data, Part, build_part
 from sightline.engine.distributed import start_world
 from sightline.engine.evaluate import Evaluation, Evaluator, pooled
 from sightline.engine.launch import launch, processes_to_start
-from sightline.engine.loading import OpenRun, open_run, read_run
+from sightline.engine.loading import OpenRun, config_file, open_run, read_run
 from sightline.engine.observers import describe_shares
 from sightline.engine.precision import set_backends
 from sightline.engine.session import evaluation_document
@@ -58,6 +58,8 @@ _MAY_CHANGE = (
     "teacher",
     "teacher.from",
 )
+_OWN_MAY_CHANGE = ("metrics",)
+"""What `evaluate` may change besides; figures that a run was not trained with."""
 
 
 @dataclass(frozen=True)
@@ -168,7 +170,7 @@ def _read(run: Path, options: Options) -> tuple[RunConfig, RunConfig, list[str]]
     """The config that a run was trained with, the one to evaluate it by, and notes on its plugins."""
     trained, notes = read_run(run, options.plugins)
     assert_about_evaluation(options.overrides, trained.task, verb="evaluate")
-    path = run / "config.yaml" if options.data is None else options.data
+    path = config_file(run if options.data is None else options.data)
     return trained, _with_overrides(trained, options.overrides, path, is_other=bool(options.data)), notes
 
 
@@ -319,7 +321,11 @@ def _place(config: RunConfig, path: str, **more: Any) -> Place:
 def assert_about_evaluation(overrides: Sequence[str], task: Component, *, verb: str) -> None:
     """Raises UserError for a key that would make it another run, or that says how the run of a task was trained."""
     own = TaskMembers.evaluation_arguments.of(registry.tasks.entry(task).builder)
-    patterns = (*_MAY_CHANGE, *(f"task.{name}" for name in sorted(own)))
+    patterns = (
+        *_MAY_CHANGE,
+        *(_OWN_MAY_CHANGE if verb == "evaluate" else ()),
+        *(f"task.{name}" for name in sorted(own)),
+    )
     for override in overrides:
         key = override.partition("=")[0].strip()
         if key == "evaluate.select":
@@ -344,6 +350,8 @@ def _with_overrides(config: RunConfig, overrides: Sequence[str], path: Path, *, 
         keys = {o.partition("=")[0].strip().partition(".")[2] for o in overrides if o.strip().startswith(f"{section}.")}
         values = {key: getattr(getattr(given, section), key) for key in keys}
         changed[section] = dataclasses.replace(getattr(config, section), **values)
+    if any(o.partition("=")[0].strip() == "metrics" for o in overrides):
+        changed["metrics"] = given.metrics
     if any(o.partition("=")[0].strip() in ("teacher", "teacher.from") for o in overrides):
         ours, theirs = config.teacher, given.teacher
         changed["teacher"] = ours and theirs and dataclasses.replace(ours, source=theirs.source)

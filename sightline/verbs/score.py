@@ -14,6 +14,7 @@ from sightline.data.boxes.records import truth_of
 from sightline.data.loading.reading import BatchReader
 from sightline.engine.build import Part
 from sightline.engine.evaluate import Evaluation
+from sightline.engine.loading import config_file
 from sightline.engine.session import described_part
 from sightline.errors import UserError
 from sightline.evaluation.box_results import box_images, order_of, score_boxes
@@ -24,7 +25,7 @@ from sightline.metrics.box_ap import BoxAp
 from sightline.metrics.box_groups import ALL
 from sightline.plugins import load_plugins
 from sightline.types import Component
-from sightline.verbs.common import is_run, write_document
+from sightline.verbs.common import write_document
 from sightline.verbs.errors import error_meter, show_errors
 from sightline.verbs.output import note, show_evaluation
 
@@ -45,7 +46,7 @@ def score_files(
     `errors` is a folder for the errors of boxes, where they are asked for.
     """
     load_plugins(plugins)
-    sections = read_sections(config / "config.yaml" if is_run(config) else config, ("data", "metrics"), overrides)
+    sections = read_sections(config_file(config), ("data", "metrics"), overrides)
     dataset = registry.data.build(sections["data"], facts={"split": "test"})
     part = Part(dataset, np.arange(len(dataset)), BatchReader(dataset), "test")
     is_boxes = "truth" in dataset.info.fields

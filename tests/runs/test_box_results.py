@@ -230,6 +230,20 @@ def test_saved_detections_score_as_the_run_did(run: Path, tmp_path: Path) -> Non
     assert ours["scored_boxes"] == theirs["scored_boxes"]
 
 
+def test_a_run_is_scored_by_metrics_that_it_was_not_trained_with(run: Path, tmp_path: Path) -> None:
+    """And on other data; `view`, which computes no metric, refuses them."""
+    words = ("metrics=[{name: box_ap}, {name: crowd_ap}]", "--device", "cpu", "--json", tmp_path / "run.json")
+    for data in ((), ("--data", run)):
+        done = run_here("evaluate", run, *words, *data)
+        assert done.code == 0, done.err
+        found = json.loads((tmp_path / "run.json").read_text())["metrics"]
+        trained = json.loads((run / "final.json").read_text())["metrics"]
+        assert {**trained, **found} == found
+        assert {"crowd_ap", "mr2", "ji"} <= {*found} - {*trained}
+    done = run_here("view", run, words[0], "--out", tmp_path / "page")
+    assert (done.code, "found 'metrics=" in done.err) == (2, True)
+
+
 def test_errors_of_a_run_and_of_its_file_are_the_same(run: Path, tmp_path: Path) -> None:
     """A run has what it predicted before suppression, a file does not; all else is equal. Pages hold pictures."""
     kept = ("--errors", "--save-predictions", "--out", tmp_path / "run", "--json", tmp_path / "run.json")
