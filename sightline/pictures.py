@@ -26,6 +26,7 @@ __all__ = [
     "draw_legend",
     "encode_png",
     "fit_text",
+    "in_space",
     "ramp",
     "render_clouds",
     "stretched",
@@ -87,6 +88,11 @@ def encode_png(pixels: np.ndarray) -> bytes:
     stream = io.BytesIO()
     Image.fromarray(pixels).save(stream, format="PNG")
     return stream.getvalue()
+
+
+def in_space(points: np.ndarray) -> np.ndarray:
+    """Points (N, D) as (N, 3): what is missing of x, y, z is zero, what comes after is left out."""
+    return np.pad(points[:, :3], ((0, 0), (0, max(0, 3 - points.shape[1]))))
 
 
 def stretched(values: np.ndarray) -> np.ndarray:

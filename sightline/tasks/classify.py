@@ -13,7 +13,7 @@ from torch import nn
 from sightline import registry
 from sightline.binding import Offer
 from sightline.losses.base import Loss
-from sightline.pictures import Axis, Picture, render_clouds
+from sightline.pictures import Axis, Picture, in_space, render_clouds
 from sightline.tasks.supervised import Supervised
 from sightline.types import Batch
 
@@ -80,4 +80,4 @@ def _first_clouds(batch: Batch, count: int) -> list[np.ndarray]:
         clouds = [cloud[mask] for cloud, mask in zip(points[:count], batch["points_mask"][:count], strict=True)]
     else:
         clouds = list(points[:count])
-    return [cloud.float().cpu().numpy() for cloud in clouds]
+    return [in_space(cloud.float().cpu().numpy()) for cloud in clouds]

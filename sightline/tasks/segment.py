@@ -20,7 +20,7 @@ from sightline.errors import ConfigError
 from sightline.geometry.scans.lift import NeighbourVote, lift_knn
 from sightline.layers.cloud import as_packed
 from sightline.losses.base import Loss
-from sightline.pictures import UNLABELLED, Axis, Picture, colors_of, render_clouds
+from sightline.pictures import UNLABELLED, Axis, Picture, colors_of, in_space, render_clouds
 from sightline.tasks.supervised import Supervised
 from sightline.tasks.windows import BlockWindows, Origin, SphereWindows, Windows, each_cloud
 from sightline.types import Batch
@@ -134,7 +134,7 @@ class Segment(Supervised):
             return [self._pixels(batch["label"], predictions["seen"])]
         offsets = _offsets(batch, batch["label"]).tolist()
         spans = [slice(*span) for span in pairwise(offsets[: NUM_SHOWN + 1])]
-        points = batch["points"].reshape(-1, 3).float().cpu().numpy()
+        points = in_space(batch["points"].flatten(0, -2).float().cpu().numpy())
         answer, label = (each.flatten().cpu().numpy() for each in (predictions["seen"], batch["label"]))
         wrong = answer != label
         captions = [f"{1 - wrong[span].mean():.1%} right" for span in spans]
