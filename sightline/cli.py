@@ -134,7 +134,8 @@ def predict(
         list[str],
         typer.Argument(
             metavar="PATH... [KEY=VALUE]...",
-            help="files or folders: npy npz ply pcd off txt xyz csv pts h5 hdf5; scans: bin; depth images: png npy bin;"
+            help="files or folders: npy npz ply pcd las laz off txt xyz csv pts h5 hdf5; scans: bin;"
+            " depth images: png npy bin;"
             " images: jpg png tif webp bmp gif",
         ),
     ],

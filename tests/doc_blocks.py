@@ -1,8 +1,9 @@
 """The blocks of the documentation as programs: which there are, what is marked beside them, and how they are run.
 
-A comment in the line above a block states what keeps it from being run as it is written:
-`<!-- needs DATA: ... -->` (also GPU, TIME, SHELL, FILE) leaves it out, `<!-- tested with: train A=1 --b; check A=1 -->` appends
-words to the commands of these verbs, `<!-- exit code 2 -->` is what the last command ends with.
+A comment in the line above a block states what keeps it from being run as it is written. A block with
+`<!-- needs DATA: ... -->` is left
+out (also GPU, TIME, SHELL, FILE). `<!-- tested with: train A=1 --b; check A=1 -->` appends words to the commands of
+these verbs. `<!-- exit code 2 -->` is what the last command ends with.
 """
 
 from __future__ import annotations
