@@ -138,6 +138,21 @@ def test_a_record_is_compared_elsewhere(tmp_path: Path) -> None:
     assert len(found["steps"]["losses"]) == 2
 
 
+def test_another_recipe_of_the_steps_is_named_before_the_losses_part(tmp_path: Path) -> None:
+    record = tmp_path / "record"
+    run_here("compare", "record", CONFIG, *SMALL, "schedule={name: constant}", "--out", record, "--steps", 3)
+    outcome, found = compare(tmp_path, *SMALL, "schedule={name: cosine}", "optimizer.lr=2e-2", "--against", record)
+    assert outcome.code == 1
+    optimizer, schedule, factor = (note for note in found["notes"] if "in the record" in note)
+    assert optimizer.startswith("optimizer differs: {'name': 'adam', 'lr': ")
+    assert schedule.startswith("schedule differs: {'name': 'constant'")
+    assert factor.startswith("factor of the learning rate differs: [1.0, 1.0, 1.0] in the record, [1.0, 0.99")
+    said = outcome.err + outcome.out
+    assert outcome.err.index(schedule) < outcome.err.index("the losses part at step"), said
+    outcome, found = compare(tmp_path, *SMALL, "schedule={name: step, every_epochs: 9}", "--against", record)
+    assert (outcome.code, found["notes"][1:]) == (0, []), "the same steps in other words"
+
+
 def test_the_first_stage_of_the_data_that_differs_is_named(tmp_path: Path) -> None:
     record = tmp_path / "record"
     run_here("compare", "record", CONFIG, *SMALL, "transforms.train.1.std=0.02", "--out", record, "--steps", 0)
