@@ -191,7 +191,7 @@ def _differing_recipes(had: Record, built: Built) -> list[str]:
     if recorded.get("factor of the learning rate") == here["factor of the learning rate"]:
         here.pop("schedule")  # other words for the same steps
     return [
-        f"{key} differs: {recorded.get(key)} in the record, {value} here: this alone may make the losses over the steps part"
+        f"{key} differs: {recorded.get(key)} in the record, {value} here: this alone may part the losses over the steps"
         for key, value in here.items()
         if recorded.get(key) != value
     ]
