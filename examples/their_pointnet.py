@@ -1,4 +1,4 @@
-"""A PointNet of another make: convolutions over (B, C, N), other names, and one epsilon that differs (docs/compare.md)."""
+"""A PointNet of another make: convolutions over (B, C, N), other names, one epsilon that differs (docs/compare.md)."""
 
 from itertools import pairwise
 
