@@ -27,11 +27,11 @@ lint: .venv/.installed-dev
 	@touch $@
 
 .venv/.installed: .venv/.torch pyproject.toml
-	$(PIP) install -c constraints.txt -e '.[tensorboard,probe,pcd,detect]'
+	$(PIP) install -c constraints.txt -e '.[tensorboard,probe,pcd,las,detect]'
 	@touch $@
 
 .venv/.installed-dev: .venv/.installed
-	$(PIP) install -c constraints.txt -e '.[tensorboard,probe,pcd,detect,wandb,dev]'
+	$(PIP) install -c constraints.txt -e '.[tensorboard,probe,pcd,las,detect,wandb,dev]'
 	@touch $@
 
 clean:

@@ -134,7 +134,8 @@ def predict(
         list[str],
         typer.Argument(
             metavar="PATH... [KEY=VALUE]...",
-            help="files or folders: npy npz ply pcd off txt xyz csv pts h5 hdf5; scans: bin; depth images: png npy bin;"
+            help="files or folders: npy npz ply pcd las laz off txt xyz csv pts h5 hdf5; scans: bin;"
+            " depth images: png npy bin;"
             " images: jpg png tif webp bmp gif",
         ),
     ],
@@ -415,17 +416,30 @@ def show(
 def list_components(
     kind: Annotated[
         str | None,
-        typer.Argument(metavar="[KIND]", help="models backbones necks heads data losses metrics …"),
+        typer.Argument(metavar="[KIND]", help="models data losses metrics backbones necks heads … or configs"),
     ] = None,
     plugin: Plugins = None,
     json: Json = None,
     traceback: Traceback = False,
 ) -> int:
-    """List components with their arguments, defaults and sources."""
+    """List components with their arguments, defaults and sources, or the configs that come with the package."""
     with collection_paused():
         from sightline.verbs import show as verb
 
     return verb.list_components(kind, plugins=tuple(plugin or ()), json=json)
+
+
+@app.command("copy")
+def copy_config(
+    name: Annotated[str, typer.Argument(metavar="CONFIG", help="as 'list configs' prints it, or configs or examples")],
+    to: Annotated[Path, typer.Argument(metavar="[TO]", help="a folder, in which it has the same path [.]")] = Path(),
+    json: Json = None,
+    traceback: Traceback = False,
+) -> int:
+    """Copy a config that comes with the package, with the configs that it builds on and the plugins that it names."""
+    from sightline.verbs.shipped import copy
+
+    return copy(name, to, json=json)
 
 
 def main() -> None:

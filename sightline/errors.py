@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 __all__ = [
     "CheckpointError",
     "ConfigError",
@@ -51,6 +53,13 @@ class DataError(UserError):
 
     def __init__(self, message: str) -> None:
         super().__init__(in_one_line(message))
+
+    @classmethod
+    def of_lines(cls, lines: Sequence[str]) -> DataError:
+        """Several faults at once: the first line counts them, each of the others is one."""
+        error = cls(lines[0])
+        error.args = ("\n  ".join(map(in_one_line, lines)),)
+        return error
 
 
 class MissingDataError(DataError):

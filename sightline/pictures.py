@@ -26,9 +26,11 @@ __all__ = [
     "draw_legend",
     "encode_png",
     "fit_text",
+    "in_space",
     "ramp",
     "render_clouds",
     "stretched",
+    "with_legend",
 ]
 
 Axis = Literal["x", "y", "z"]
@@ -87,6 +89,11 @@ def encode_png(pixels: np.ndarray) -> bytes:
     stream = io.BytesIO()
     Image.fromarray(pixels).save(stream, format="PNG")
     return stream.getvalue()
+
+
+def in_space(points: np.ndarray) -> np.ndarray:
+    """Points (N, D) as (N, 3): what is missing of x, y, z is zero, what comes after is left out."""
+    return np.pad(points[:, :3], ((0, 0), (0, max(0, 3 - points.shape[1]))))
 
 
 def stretched(values: np.ndarray) -> np.ndarray:
@@ -394,6 +401,19 @@ def draw_legend(
         draw.rounded_rectangle((left, top, left + side_px, top + side_px), 3, tuple(map(int, color)), outline=INK)
         draw.text((left + 1.4 * side_px, top + side_px / 2), text, fill=INK, font=font, anchor="lm")
     return np.asarray(image)
+
+
+def with_legend(pixels: np.ndarray, labels: np.ndarray, class_names: Sequence[str]) -> np.ndarray:
+    """A picture (H, W, 3) uint8 over a legend of the classes that are among the labels, in the colours of `colors_of`.
+
+    A class without a name is called by its number; negative labels are `unlabelled`.
+    """
+    entries: list[tuple[str, np.ndarray | tuple[int, ...]]] = [
+        (class_names[label] if label < len(class_names) else str(label), colors_of(np.array(label)))
+        for label in np.unique(labels[labels >= 0]).tolist()
+    ]
+    entries += [("unlabelled", UNLABELLED)] if (labels < 0).any() else []
+    return np.concatenate([pixels, draw_legend(entries, pixels.shape[1])])
 
 
 def fit_text(

@@ -145,6 +145,15 @@ def test_every_kind_and_public_name_is_in_the_reference() -> None:
     assert missing == []
 
 
+def test_every_kind_is_in_the_table_of_parts() -> None:
+    page = (ROOT / "docs" / "plugins.md").read_text()
+    rows = [line for line in page.splitlines() if line.startswith("|") and "@registry." in line]
+    missing = [kind for kind in REGISTRIES if not any(re.search(rf"\b{kind}\b", row) for row in rows)]
+    assert missing == []
+    (metric,) = (row for row in rows if "registry.metrics" in row)
+    assert "higher_is_better" in metric, "a metric without a direction needs evaluate.mode"
+
+
 def test_every_key_of_metrics_jsonl_is_in_the_reference() -> None:
     seconds = dict.fromkeys(("data", "transfer", "prepare", "forward", "backward", "optimise"), 0.0)
     step = StepRecord(1, 1, 0, 1, 1, {"total": 0.0}, 0.0, 0.0, seconds, 0.0)

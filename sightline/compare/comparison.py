@@ -23,6 +23,7 @@ from sightline.compare.stages import compare_stages, stages_of
 from sightline.compare.steps import Trace, losses_over_steps, trace
 from sightline.compare.variants import Variant, record, still
 from sightline.compare.walk import Row, walk
+from sightline.config.show import to_plain
 from sightline.engine.build import Built
 from sightline.engine.optimizers import Recipe
 from sightline.engine.precision import Precision
@@ -139,6 +140,7 @@ def make_record(subject: Subject, *, num_steps: int = 0) -> Record:
         "device": variant.device.type,
         "torch": torch.__version__,
         "samples": [list(dataclasses.astuple(key)) for key in subject.keys],
+        "recipe": _recipe_of(built, num_steps),
     }
     return Record(
         record(built.job, variant, batch),
@@ -165,8 +167,34 @@ def compare_record(subject: Subject, had: Record, *, name: str) -> Comparison:
     if had.trace:
         steps = trace(had.trace, reference, had.recording.format, built.job, subject.recipe, batch)
     about = f"recorded of {had.about.get('run')} in {had.about.get('precision')} with torch {had.about.get('torch')}"
-    guesses = tuple(f"guess: {guess}" for guess in found.guesses)
-    return Comparison(f"{name} ({about})", "float64", tuple(rows), steps, guesses)
+    notes = [*_differing_recipes(had, built), *(f"guess: {guess}" for guess in found.guesses)]
+    return Comparison(f"{name} ({about})", "float64", tuple(rows), steps, tuple(notes))
+
+
+def _recipe_of(built: Built, num_steps: int) -> dict[str, Any]:
+    """What decides optimiser steps beside the gradients: plain values, the schedule as its factor at each step."""
+    config = built.config
+    return {
+        "optimizer": to_plain(config.optimizer),
+        "schedule": to_plain(config.schedule),
+        "train.clip_norm": config.train.clip_norm,
+        "factor of the learning rate": [float(built.job.schedule(step)) for step in range(num_steps)],
+    }
+
+
+def _differing_recipes(had: Record, built: Built) -> list[str]:
+    """Why losses part though no layer is at fault: the steps of the record were others. Nothing for older records."""
+    recorded = had.about.get("recipe")
+    if not had.trace or not isinstance(recorded, dict):
+        return []
+    here = _recipe_of(built, len(had.trace))
+    if recorded.get("factor of the learning rate") == here["factor of the learning rate"]:
+        here.pop("schedule")  # other words for the same steps
+    return [
+        f"{key} differs: {recorded.get(key)} in the record, {value} here: this alone may part the losses over the steps"
+        for key, value in here.items()
+        if recorded.get(key) != value
+    ]
 
 
 def _against_form(subject: Subject, against: str, num_steps: int) -> Comparison:

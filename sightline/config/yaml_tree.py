@@ -13,6 +13,7 @@ from typing import TypeAlias
 import yaml
 
 from sightline.config.faults import Faults
+from sightline.config.shipped import is_shipped
 from sightline.errors import ConfigError
 from sightline.schema import nearest
 from sightline.types import Where
@@ -77,7 +78,8 @@ def _read_text(path: Path) -> str:
             raise ConfigError(f"{path}: has {status.st_size:,} bytes; a config has at most {MAX_BYTES:,}")
         return path.read_text(encoding="utf-8")
     except (FileNotFoundError, NotADirectoryError):
-        raise ConfigError(f"{path}: no such file{_similar(path)}") from None
+        hint = f"; it comes with the package: sightline copy {path}" if is_shipped(path) else _similar(path)
+        raise ConfigError(f"{path}: no such file{hint}") from None
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: is not UTF-8 text (byte {error.start}); save it as UTF-8") from None
     except OSError as error:

@@ -9,7 +9,7 @@ from typing import Any
 
 from sightline.engine.records import EvaluationRecord, StepRecord
 
-__all__ = ["Intervals", "evaluation_numbers", "interval_numbers", "samples_per_s"]
+__all__ = ["Intervals", "evaluation_numbers", "interval_numbers", "samples_per_s", "show_rate"]
 
 
 class Intervals:
@@ -93,3 +93,10 @@ def _mean(weighted: Iterable[tuple[float, int]]) -> float:
     if weight == 0 or not all(math.isfinite(value) for value, _ in values):
         return math.nan
     return math.fsum(value * count for value, count in values) / weight
+
+
+def show_rate(samples_per_s: float) -> str:
+    """Samples per second: whole, below ten with a digit more, below one with three; `?` where nothing was timed."""
+    if math.isnan(samples_per_s):
+        return "?"
+    return f"{samples_per_s:,.0f}" if samples_per_s >= 9.95 else f"{samples_per_s:.2g}"

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from sightline.engine.intervals import Intervals, evaluation_numbers, interval_numbers
+from sightline.engine.intervals import Intervals, evaluation_numbers, interval_numbers, show_rate
 from sightline.engine.records import EvaluationRecord, StepRecord
 from sightline.runs.durable import assert_appendable, disk_failure
 
@@ -170,7 +170,7 @@ class EpochTimes:
             last.step,
             self._total_loss / max(self._num_samples, 1),
             last.lr,
-            f"{self._num_samples / step_s:,.0f}" if step_s else "?",
+            show_rate(self._num_samples / step_s if step_s else math.nan),
             whole_s,
             describe_shares(parts),
         )

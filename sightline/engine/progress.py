@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, TextIO
 
-from sightline.engine.intervals import samples_per_s
+from sightline.engine.intervals import samples_per_s, show_rate
 from sightline.engine.observers import describe_evaluation
 from sightline.engine.records import EvaluationRecord, StepRecord, kept_random_state
 
@@ -122,7 +122,7 @@ def _fields(record: StepRecord, pace: Pace) -> dict[str, Any]:
         "step": f"step {record.step}/{record.num_steps}",
         "loss": f"loss {record.losses.get('total', math.nan):.4g}",
         "lr": f"lr {record.lr:.3g}",
-        "rate": "? samples/s" if math.isnan(rate) else f"{rate:,.0f} samples/s",
+        "rate": f"{show_rate(rate)} samples/s",
         "left": "ETA ?" if math.isnan(left_s) else f"ETA {minutes // 60}:{minutes % 60:02d}:{seconds:02d}",
     }
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import ge
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,9 @@ __all__ = ["RunPlace", "assert_empty", "assert_same_run", "find_place", "make_fo
 # None of these changes a number of the run.
 _MAY_DIFFER = ("loader.", "log.", "distributed.timeout_s", "checkpoint.", "expect", "teacher.from")
 
+# A run may go on for longer; neither may become less.
+_LENGTH = ("train.epochs", "train.steps")
+
 # A run records the mode that its metric stated, and the weights of its teacher.
 _RECORDED = (("evaluate.mode", None), ("teacher.sha256", None))
 
@@ -40,13 +45,15 @@ _BEFORE_CONFIG = frozenset(
 class RunPlace:
     """Where a run is written, and what it continues from.
 
-    `path` is None where the run gets a new folder below `runs/`. `held` names the files and checkpoints that the folder
-    held when it was looked at, `notes` the damaged checkpoints that were skipped.
+    `path` is None where the run gets a new folder below `runs/`. `is_longer` is whether the run goes on past the
+    end that its own config names. `held` names the files and checkpoints that the folder held when it was looked at,
+    `notes` the damaged checkpoints that were skipped.
     """
 
     path: str | None
     checkpoint: str | None = None
     is_finished: bool = False
+    is_longer: bool = False
     held: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
@@ -90,25 +97,38 @@ def assert_empty(out: Path, *, may_hold: frozenset[str] = frozenset()) -> None:
         raise UserError(f"--out {out}: is not empty{advice} give another folder")
 
 
-def assert_same_run(run: Path, config: RunConfig, plugins: Sequence[Plugin]) -> None:
-    """Raises UserError where a run was trained with another config or with other plugins."""
+def assert_same_run(run: Path, config: RunConfig, plugins: Sequence[Plugin]) -> bool:
+    """Whether the config is that of the run but for a later end: more `train.epochs`, or `train.steps`.
+
+    Raises UserError where a run was trained with another config, with other plugins, or for longer.
+    """
     notes = check_recorded(load_document(run / "environment.json").get("plugins", []), plugins, run=run)
     if notes:
         raise UserError(f"--resume: {notes[0]}; a resumed run must be what it was")
     recorded = read_config(run / "config.yaml")
     before, now = (_leaves(to_plain(c)) for c in (recorded, config))
+    is_longer = _length(config) != _length(recorded) and all(map(ge, _length(config), _length(recorded)))
     differing = [
         key
         for key in sorted(before.keys() | now.keys())
         if before.get(key) != now.get(key) and not key.startswith(_MAY_DIFFER) and (key, now.get(key)) not in _RECORDED
     ]
+    differing = [key for key in differing if not is_longer or key not in _LENGTH]
     if differing:
         listed = "; ".join(
             f"{key}: {before.get(key, 'absent')} there, {now.get(key, 'absent')} here" for key in differing[:8]
         )
-        raise UserError(f"--resume: {run} was trained with another config ({len(differing)} keys differ): {listed}")
+        shorter = "" if set(differing) - set(_LENGTH) else "; a run may go on for longer, and not be cut"
+        raise UserError(
+            f"--resume: {run} was trained with another config ({len(differing)} keys differ): {listed}{shorter}"
+        )
     if config.teacher is not None and recorded.teacher is not None:
         assert_sha256(Path(config.teacher.source), recorded.teacher.sha256)
+    return is_longer
+
+
+def _length(config: RunConfig) -> tuple[float, float]:
+    return config.train.epochs, math.inf if config.train.steps is None else config.train.steps
 
 
 def _place_of(config: RunConfig, plugins: Sequence[Plugin], *, out: Path | None, resume: str | None) -> RunPlace:
@@ -129,12 +149,12 @@ def _place_of(config: RunConfig, plugins: Sequence[Plugin], *, out: Path | None,
         if path is not None:
             assert_empty(path, may_hold=_BEFORE_CONFIG)
         return new
-    assert_same_run(path, config, plugins)
+    is_longer = assert_same_run(path, config, plugins)
     held = _left_by_runs(path)
     found, rejected = checkpoint.newest_sound(path)
-    is_finished = (path / "final.json").exists() and found is not None and not rejected
+    is_finished = (path / "final.json").exists() and found is not None and not rejected and not is_longer
     notes = tuple(f"damaged checkpoint passed over: {line}" for line in rejected)
-    return RunPlace(str(path), str(found) if found else None, is_finished, held, notes)
+    return RunPlace(str(path), str(found) if found else None, is_finished, is_longer, held, notes)
 
 
 def _named(path: Path, config: RunConfig, plugins: Sequence[Plugin], *, out: Path | None) -> RunPlace:
@@ -144,10 +164,10 @@ def _named(path: Path, config: RunConfig, plugins: Sequence[Plugin], *, out: Pat
         raise UserError(f"--resume {path}: neither a run directory nor a checkpoint inside one")
     if out is not None and out.resolve() != run.resolve():
         raise UserError(f"--resume {path}: belongs to {run}, but --out is {out}; a run is resumed where it lies")
-    assert_same_run(run, config, plugins)
-    is_finished = path.resolve() == run.resolve() and (run / "final.json").exists()
+    is_longer = assert_same_run(run, config, plugins)
+    is_finished = not is_longer and path.resolve() == run.resolve() and (run / "final.json").exists()
     is_finished = is_finished and not checkpoint.newest_sound(run)[1]
-    return RunPlace(str(run), str(path), is_finished, _left_by_runs(run))
+    return RunPlace(str(run), str(path), is_finished, is_longer, _left_by_runs(run))
 
 
 def _left_by_runs(path: Path) -> tuple[str, ...]:

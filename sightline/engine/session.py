@@ -15,10 +15,12 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
-from sightline.config import RunConfig, render
+from sightline import registry
+from sightline.config import RunConfig, read_config, render
 from sightline.config.show import to_plain
 from sightline.engine.build import Built, Part
 from sightline.engine.distributed import World
@@ -41,6 +43,9 @@ from sightline.runs.weights import plain_state
 __all__ = ["Session", "StopAskedError", "StopRequest", "described_part", "evaluation_document"]
 
 logger = logging.getLogger(__name__)
+
+_COMPARED_STEPS = 1000
+"""Of the steps that a run has done, at which two schedules are compared."""
 
 
 class StopAskedError(BaseException):
@@ -143,6 +148,7 @@ class Session:
         self.is_cut = False
         self._is_evaluation_due = False
         self._latest: tuple[int, Evaluation] | None = None
+        self._planned_steps: int | None = None
 
     # --- before -----------------------------------------------------------------------------------------------------
 
@@ -176,6 +182,7 @@ class Session:
                 raise CheckpointError(f"{path}: holds no average of weights, which train.ema_decay asks for")
             checkpoint.load_weights(job.ema, snapshot.ema)
         job.step = snapshot.step
+        self._planned_steps = state["num_steps"]
         job.scaler.load_state_dict(state["scaler"])
         self.best = Best(state["best"]["step"], state["best"]["value"])
         self.metrics_log.restore(state["unwritten"])
@@ -197,6 +204,27 @@ class Session:
         after = snapshot.step - bool(state["unwritten"])
         split = "train" if self._is_evaluation_due and after == snapshot.step else None  # its own line may be there
         self.directory.truncate_lines("metrics.jsonl", after_step=after, last_split=split)
+
+    def extend(self) -> str:
+        """Write the later end that the run now has into its own config; a line on what changes with it."""
+        recorded = read_config(self.directory.path / "config.yaml")
+        length = replace(recorded.train, epochs=self.config.train.epochs, steps=self.config.train.steps)
+        self.directory.write_text("config.yaml", render(replace(recorded, train=length), origins=False))
+        job, planned = self.job, self._planned_steps
+        if planned is None or not job.step:
+            return f"trains longer: to step {job.num_steps}"
+        facts = {"num_steps": planned, "steps_per_epoch": job.stream.plan.steps_per_epoch}
+        before = registry.schedules.build(self.config.schedule, facts=facts)
+        line, name = f"trains longer: to step {job.num_steps} instead of {planned}", self.config.schedule.name
+        done = {int(step) for step in np.linspace(0, job.step - 1, _COMPARED_STEPS)}
+        if all(before(step) == job.schedule(step) for step in done):
+            return f"{line}; the schedule '{name}' of the finished steps is that of a run of this length"
+        last, following = before(job.step - 1), job.schedule(min(job.step, job.num_steps - 1))
+        return (
+            f"{line}; the schedule '{name}' depends on the length of the run: its factor goes on from {last:.3g} at "
+            f"{following:.3g}, and the {job.step} finished steps followed the shorter one, so the result is not that "
+            "of a new run of this length"
+        )
 
     def stage_summary(self) -> list[str]:
         """Lines on this stage before it starts: where it comes from, what moves how fast."""

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
 from sightline.engine.launch import launch, processes_to_start
+from sightline.engine.loading import is_run
 from sightline.engine.resume import assert_empty
 from sightline.engine.session import StopRequest
 from sightline.studies.configs import read_with_plugins
@@ -43,11 +45,14 @@ def train(request: TrainRequest, reporter: Reporter, *, stop: StopRequest | None
     """Train in as many processes as asked for; the exit code of `sightline train`.
 
     Several processes are commands of their own, which print; `reporter` receives the lines of a run in this process.
-    What signals do, and `stop`: as in `train_run`.
+    Where the config is a run directory, `resume="auto"` resumes that run. What signals do, and `stop`: as in
+    `train_run`.
     """
     read = read_with_plugins(request.config, request.overrides, request.plugins)
     for line in read.notes:
         reporter.note(f"warning: {line}")
+    if request.resume == "auto" and request.out is None and is_run(request.config):
+        request = dataclasses.replace(request, out=request.config)
     num_processes = processes_to_start(request.processes)
     if num_processes > 1:
         if request.out is not None and request.resume is None:

@@ -185,7 +185,12 @@ class _TrainRun:
 
     def _repeat_figures(self, path: Path) -> Mapping[str, Any]:
         final = path / "final.json"
-        self._reporter.note(f"{path}: this run is finished; nothing to do. Figures: {final}")
+        length = self._config.train
+        key, value = ("epochs", length.epochs) if length.steps is None else ("steps", length.steps)
+        self._reporter.note(
+            f"{path}: this run is finished; nothing to do. Figures: {final}. To train it longer, name a later end: "
+            f"sightline train {path} --resume auto train.{key}={2 * value} (now {value})"
+        )
         document = load_document(final)
         self._reporter.finished(document)
         return document
@@ -213,6 +218,8 @@ class _TrainRun:
             session.resume(Path(place.checkpoint))
         else:
             session.begin()
+        if place.is_longer:
+            self._note(session.extend())
         self._note("\n".join([*session.stage_summary(), sample_counts(session.built.data)]))
         resumed = f", resumed at step {session.job.step}" if place.checkpoint else ""
         self._note(f"run directory: {directory.path}{resumed}")

@@ -13,7 +13,7 @@ from torch import nn
 from sightline import registry
 from sightline.binding import Offer
 from sightline.losses.base import Loss
-from sightline.pictures import Axis, Picture, render_clouds
+from sightline.pictures import Axis, Picture, colors_of, in_space, render_clouds, with_legend
 from sightline.tasks.supervised import Supervised
 from sightline.types import Batch
 
@@ -52,7 +52,7 @@ class Classify(Supervised):
         return {"probabilities": torch.stack([p["probabilities"] for p in passes]).mean(dim=0)}
 
     def show(self, batch: Batch, predictions: Mapping[str, Any]) -> list[Picture]:
-        """The first clouds of a batch with prediction and, where it is wrong, the true class."""
+        """The first clouds of a batch in the colours of predicted classes; captions name a true one that differs."""
         if "points" not in batch:
             return []
         shown = min(NUM_SHOWN, len(batch["label"]))
@@ -64,7 +64,9 @@ class Classify(Supervised):
         ]
         clouds = _first_clouds(batch, shown)
         right = [guess == truth for guess, truth in zip(guesses, truths, strict=True)]
-        pixels = render_clouds(clouds, captions=captions, is_right=right, up_axis=self.up_axis)
+        colors = list(colors_of(np.array(guesses)))
+        pixels = render_clouds(clouds, captions=captions, is_right=right, colors=colors, up_axis=self.up_axis)
+        pixels = with_legend(pixels, np.array(guesses), self.class_names)
         return [Picture("predictions", pixels, f"{sum(right)} of {shown} right")]
 
     def _name(self, index: int) -> str:
@@ -80,4 +82,4 @@ def _first_clouds(batch: Batch, count: int) -> list[np.ndarray]:
         clouds = [cloud[mask] for cloud, mask in zip(points[:count], batch["points_mask"][:count], strict=True)]
     else:
         clouds = list(points[:count])
-    return [cloud.float().cpu().numpy() for cloud in clouds]
+    return [in_space(cloud.float().cpu().numpy()) for cloud in clouds]

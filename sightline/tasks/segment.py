@@ -20,7 +20,7 @@ from sightline.errors import ConfigError
 from sightline.geometry.scans.lift import NeighbourVote, lift_knn
 from sightline.layers.cloud import as_packed
 from sightline.losses.base import Loss
-from sightline.pictures import UNLABELLED, Axis, Picture, colors_of, render_clouds
+from sightline.pictures import UNLABELLED, Axis, Picture, colors_of, in_space, render_clouds, with_legend
 from sightline.tasks.supervised import Supervised
 from sightline.tasks.windows import BlockWindows, Origin, SphereWindows, Windows, each_cloud
 from sightline.types import Batch
@@ -77,12 +77,14 @@ class Segment(Supervised):
         lift: Literal["nearest", "knn"] = "nearest",
         up_axis: Axis = "z",
         ignore_index: int | None = None,
+        class_names: tuple[str, ...] = (),
         azimuth_deg: tuple[float, float] | None = None,
     ) -> None:
         super().__init__(model=model, losses=losses, batch_keys=batch_keys, output_keys=output_keys)
         self.up_axis = up_axis
         self.is_full_turn = azimuth_deg is None or abs(azimuth_deg[0] - azimuth_deg[1]) == 360
         self.ignore_index = ignore_index
+        self.class_names = tuple(class_names)
         self.lift = lift
         if lift == "knn" and "range_image" not in batch_keys.keys:
             raise ConfigError("segment.lift: knn votes among the pixels of range images, which no transform makes here")
@@ -127,28 +129,33 @@ class Segment(Supervised):
         return {**passes[0], "probabilities": total / len(passes)}
 
     def show(self, batch: Batch, predictions: Mapping[str, Any]) -> list[Picture]:
-        """The first clouds of a batch as the model saw them: above by answered class, below red where it is wrong."""
+        """The first clouds of a batch as the model saw them: by true class, by predicted class, errors in red."""
         if "label" not in batch:
             return []
         if batch["label"].ndim == 3:
             return [self._pixels(batch["label"], predictions["seen"])]
         offsets = _offsets(batch, batch["label"]).tolist()
         spans = [slice(*span) for span in pairwise(offsets[: NUM_SHOWN + 1])]
-        points = batch["points"].reshape(-1, 3).float().cpu().numpy()
+        points = in_space(batch["points"].flatten(0, -2).float().cpu().numpy())
         answer, label = (each.flatten().cpu().numpy() for each in (predictions["seen"], batch["label"]))
-        wrong = answer != label
-        captions = [f"{1 - wrong[span].mean():.1%} right" for span in spans]
+        if self.ignore_index is not None:
+            label = np.where(label == self.ignore_index, -1, label)
+        wrong = (answer != label) & (label >= 0)
+        shown = slice(0, offsets[len(spans)])
+        captions = [f"predicted, {_share_right(wrong[span], label[span])} right" for span in spans]
         pixels = render_clouds(
-            [points[span] for span in spans] * 2,
-            captions=[*captions, *("errors" for _ in spans)],
+            [points[span] for span in spans] * 3,
+            captions=[*("ground truth" for _ in spans), *captions, *("errors" for _ in spans)],
             colors=[
+                *(colors_of(label[span]) for span in spans),
                 *(colors_of(answer[span]) for span in spans),
                 *(np.where(wrong[span][:, None], WRONG, UNLABELLED) for span in spans),
             ],
             up_axis=self.up_axis,
             columns=len(spans),
         )
-        return [Picture("predictions", pixels, f"{1 - wrong[: offsets[len(spans)]].mean():.1%} of the points right")]
+        pixels = with_legend(pixels, np.concatenate([label[shown], answer[shown]]), self.class_names)
+        return [Picture("predictions", pixels, f"{_share_right(wrong[shown], label[shown])} of the points right")]
 
     def _pixels(self, label: Tensor, seen: Tensor) -> Picture:
         """The first range images of (S, H, W), one below the other: predicted classes, labels, wrong pixels in red."""
@@ -209,3 +216,9 @@ def _offsets(batch: Batch, rows: Tensor) -> Tensor:
         offsets: Tensor = batch["offsets"]
         return offsets
     return torch.arange(len(rows) + 1, device=rows.device) * rows[0].numel()
+
+
+def _share_right(wrong: np.ndarray, label: np.ndarray) -> str:
+    """The share of the points with a class that is not wrong, in per cent."""
+    num_counted = int((label >= 0).sum())
+    return f"{1 - wrong.sum() / num_counted:.1%}" if num_counted else "none"

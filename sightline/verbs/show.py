@@ -24,6 +24,7 @@ from sightline.schema import describe_type, nearest
 from sightline.types import Where
 from sightline.verbs.common import config_of, write_document
 from sightline.verbs.output import note
+from sightline.verbs.shipped import list_configs
 
 __all__ = ["list_components", "show"]
 
@@ -82,10 +83,12 @@ def _rates(config: RunConfig, path: Path) -> tuple[Rate, ...]:
 
 
 def list_components(kind: str | None, *, plugins: Sequence[Path], json: Path | None) -> int:
-    """Print the components of one kind, or of all."""
+    """Print the components of one kind, or of all kinds; for `configs` the shipped configs."""
+    if kind == "configs":
+        return list_configs(json=json)
     load_plugins(plugins)
     if kind is not None and kind not in REGISTRIES:
-        raise UserError(f"list: there is no kind '{kind}'{nearest(kind, REGISTRIES)}")
+        raise UserError(f"list: there is no kind '{kind}'{nearest(kind, ('configs', *REGISTRIES))}")
     registries = {name: registry for name, registry in REGISTRIES.items() if kind in (None, name)}
     document = {name: _describe_all(registry) for name, registry in registries.items()}
     for name, components in document.items():

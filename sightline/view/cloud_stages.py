@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sightline.errors import ConfigError, DataError
 from sightline.metrics.answers import answers_of
-from sightline.pictures import Frame
+from sightline.pictures import Frame, in_space
 from sightline.types import Batch, DataInfo, Sample
 from sightline.view.clouds import ByClass, ByColor, Cloud, Coloring, errors_of, upward
 from sightline.view.predictor import Predictor
@@ -77,7 +77,11 @@ class CloudStages:
 
     def _cloud(self, stage: str, sample: Sample, *, unit: str = "") -> Cloud:
         points = _array(sample["points"])
-        return Cloud(stage, points, tuple(_colorings(sample, points, self.facts)), unit)
+        if points.ndim != 2:
+            raise DataError(f"view: points have the shape {points.shape}; a cloud is (points, 2) or (points, 3)")
+        width = points.shape[1]
+        description = {2: "drawn at z = 0"}.get(width, f"drawn by the first 3 of {width} columns" if width > 3 else "")
+        return Cloud(stage, in_space(points), tuple(_colorings(sample, points, self.facts)), unit, description)
 
 
 def _colorings(sample: Sample, points: np.ndarray, facts: Mapping[str, Any]) -> Iterator[Coloring]:
@@ -92,7 +96,7 @@ def _colorings(sample: Sample, points: np.ndarray, facts: Mapping[str, Any]) -> 
             yield ByClass.of_labels(name, values.numpy(), facts.get(fact, ()), ignore_index=ignored)
     if normals is not None and normals.shape == points.shape:
         yield ByColor("normals", _bytes_of((_array(normals) + 1) / 2))
-    yield upward(points, facts.get("up_axis", "z"))
+    yield upward(in_space(points), facts.get("up_axis", "z"))
 
 
 def _bytes_of(shares: np.ndarray) -> np.ndarray:

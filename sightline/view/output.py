@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,6 +20,10 @@ from sightline.view.vtk import encode_vtk
 
 __all__ = ["write_views"]
 
+_PAGE = "view.html"
+_INDEX = "written beside this page: "
+_MOST_INDEX_BYTES = 4_000_000
+
 
 def write_views(
     folder: RunDirectory, subjects: Sequence[Subject], *, title: str, hidden: Sequence[str], most: int
@@ -27,7 +32,9 @@ def write_views(
 
     PLY files hold every point and class; `hidden` classes are left out of the pictures and hidden at first in the page.
     A stage with skeletons has a PLY file of points along their bones too, one with a volume a VTK file.
+    Files that an earlier call wrote there, and listed in its page, are removed where this one does not write them.
     """
+    earlier = _listed(folder.path / _PAGE)
     written = []
     for stem, subject in zip(file_stems([subject.name for subject in subjects]), subjects, strict=True):
         tile_px = 400 if all(cloud.is_flat for cloud in subject.clouds) else 300  # boxes and dots on pictures are small
@@ -42,8 +49,25 @@ def write_views(
             written.append(f"{stem}.{view}.ply")
             _write_ply(folder.path / written[-1], tile, labels)
         written += _write_figures(folder, stem, subject)
-    folder.write_text("view.html", encode_page(subjects, title=title, hidden=hidden, most=most))
-    return [*written, "view.html"]
+    index = json.dumps(written).replace("-", "\\u002d")  # two of them would end the comment
+    page = encode_page(subjects, title=title, hidden=hidden, most=most)
+    folder.write_text(_PAGE, f"{page}<!-- {_INDEX}{index} -->\n")
+    for name in sorted(earlier - set(written)):
+        folder.remove(name)
+    return [*written, _PAGE]
+
+
+def _listed(page: Path) -> set[str]:
+    """The files of an earlier call beside its page; names of any other kind, or in other folders, are not its own."""
+    try:
+        with page.open("rb") as file:
+            file.seek(max(0, page.stat().st_size - _MOST_INDEX_BYTES))
+            found = file.read().decode(errors="replace").rpartition(f"<!-- {_INDEX}")[2].partition(" -->")[0]
+        names = json.loads(found)
+    except (OSError, ValueError):
+        return set()
+    held = [name for name in names if isinstance(name, str)] if isinstance(names, list) else []
+    return {name for name in held if Path(name).name == name and Path(name).suffix in (".png", ".ply", ".vtk")}
 
 
 def _write_figures(folder: RunDirectory, stem: str, subject: Subject) -> list[str]:

@@ -18,7 +18,7 @@ from tests.command import Outcome, run_here
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = ROOT / "configs" / "classify" / "synthetic_shapes_pointnet.yaml"
-STRANGERS = (Path(__file__).parent / "strangers.py").read_text()
+STRANGERS = (ROOT / "examples" / "their_pointnet.py").read_text()
 SMALL = (
     "data={name: synthetic_shapes, num_points: 32, train_size: 60, test_size: 24}",
     "train.batch_size=8",
@@ -42,9 +42,9 @@ def compare(tmp_path: Path, *words: object) -> tuple[Outcome, dict[str, Any]]:
 
 
 def stranger(tmp_path: Path, **changes: object) -> Path:
-    """The stranger's file, with some of its constants changed."""
+    """The stranger's file, equal to ours but for the constants that are changed."""
     text = STRANGERS
-    for name, value in changes.items():
+    for name, value in {"EPSILON": 1e-5, **changes}.items():
         before = next(line for line in text.splitlines() if line.startswith(f"{name} = "))
         text = text.replace(before, f"{name} = {value!r}")
     path = tmp_path / "stranger.py"
@@ -136,6 +136,21 @@ def test_a_record_is_compared_elsewhere(tmp_path: Path) -> None:
     assert outcome.code == 0, outcome.err
     assert found["equal"]
     assert len(found["steps"]["losses"]) == 2
+
+
+def test_another_recipe_of_the_steps_is_named_before_the_losses_part(tmp_path: Path) -> None:
+    record = tmp_path / "record"
+    run_here("compare", "record", CONFIG, *SMALL, "schedule={name: constant}", "--out", record, "--steps", 3)
+    outcome, found = compare(tmp_path, *SMALL, "schedule={name: cosine}", "optimizer.lr=2e-2", "--against", record)
+    assert outcome.code == 1
+    optimizer, schedule, factor = (note for note in found["notes"] if "in the record" in note)
+    assert optimizer.startswith("optimizer differs: {'name': 'adam', 'lr': ")
+    assert schedule.startswith("schedule differs: {'name': 'constant'")
+    assert factor.startswith("factor of the learning rate differs: [1.0, 1.0, 1.0] in the record, [1.0, 0.99")
+    said = outcome.err + outcome.out
+    assert outcome.err.index(schedule) < outcome.err.index("the losses part at step"), said
+    outcome, found = compare(tmp_path, *SMALL, "schedule={name: step, every_epochs: 9}", "--against", record)
+    assert (outcome.code, found["notes"][1:]) == (0, []), "the same steps in other words"
 
 
 def test_the_first_stage_of_the_data_that_differs_is_named(tmp_path: Path) -> None:

@@ -98,8 +98,14 @@ def test_a_checkpoint_of_another_folder_is_refused(config: RunConfig, tmp_path: 
 def test_only_what_changes_no_number_may_differ(config: RunConfig, tmp_path: Path) -> None:
     run = begin(tmp_path / "run", config)
     assert_same_run(run, small_config("loader.workers=1", "log.every=7", "checkpoint.keep_last=3"), [])
-    with pytest.raises(UserError, match=r"\(2 keys differ\): seed: 0 there, 5 here; train\.epochs: 2 there, 3 here$"):
-        assert_same_run(run, small_config("seed=5", "train.epochs=3"), [])
+    with pytest.raises(UserError, match=r"\(2 keys differ\): seed: 0 there, 5 here; train\.epochs: 2 there, 1 here$"):
+        assert_same_run(run, small_config("seed=5", "train.epochs=1"), [])
+    assert assert_same_run(run, small_config("train.epochs=3"), [])
+    assert not assert_same_run(run, small_config(), [])
+    with pytest.raises(UserError, match=r"train\.epochs: 2 there, 1 here; a run may go on for longer, and not be cut"):
+        assert_same_run(run, small_config("train.epochs=1"), [])
+    with pytest.raises(UserError, match="2 keys differ"):  # it would end earlier
+        assert_same_run(run, small_config("train.epochs=3", "train.steps=1"), [])
 
 
 def test_a_folder_that_changed_meanwhile_is_refused(config: RunConfig, tmp_path: Path) -> None:

@@ -142,6 +142,17 @@ def test_a_picture_shows_errors_in_red() -> None:
     assert reddish(picture.pixels) > 100 > reddish(perfect.pixels) == 0
 
 
+def test_ignored_points_are_grey_and_count_neither_way() -> None:
+    batch = ragged(40, 60)
+    task = segment(ignore_index=0, class_names=("nothing", "low", "high"))
+    predictions = task.predict(Height(), batch)
+    (picture,) = task.show(batch, predictions)
+    is_counted = batch["label"] != 0
+    assert 0 < is_counted.sum() < len(is_counted)
+    right = (predictions["seen"] == batch["label"])[is_counted].double().mean().item()
+    assert picture.caption == f"{right:.1%} of the points right"
+
+
 def test_without_labels_there_is_no_picture() -> None:
     batch = ragged(5)
     del batch["label"]

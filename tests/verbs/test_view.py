@@ -346,3 +346,18 @@ class Numbers:
     def __getitem__(self, key):
         return {"number": torch.ones(1)}
 """
+
+
+def test_files_of_an_earlier_call_are_removed_and_nothing_else(parts: Path, tmp_path: Path) -> None:
+    config = parts.with_name("parts.yaml")
+    first, _ = view(config, tmp_path, "--num", 3)
+    kept = {"mine.png", "notes.txt"}
+    for name in kept:
+        (tmp_path / name).write_text("mine")
+    second, _ = view(config, tmp_path, "--samples", first["samples"][0]["index"])
+    assert set(second["files"]) < set(first["files"])
+    assert {path.name for path in tmp_path.iterdir()} == {*second["files"], *kept, "out.json"}
+    page = tmp_path / "view.html"
+    page.write_text(page.read_text() + '<!-- written beside this page: ["mine.png/../notes.txt", "../a.png", 7] -->\n')
+    view(config, tmp_path, "--num", 1)
+    assert kept < {path.name for path in tmp_path.iterdir()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -261,8 +262,11 @@ def _with_normals(clouds: Sequence[ListedCloud], columns: tuple[str, ...] | None
         )
     if not having:
         return False
-    first = read_cloud(clouds[0].path)  # a list of faces may be empty
-    return first.normals is not None or (faces == "sample" and first.faces is not None and len(first.faces) > 0)
+    for cloud in clouds:  # a list of faces may be empty; a file that does not read is reported with all others
+        with contextlib.suppress(DataError):
+            first = read_cloud(cloud.path)
+            return first.normals is not None or (faces == "sample" and first.faces is not None and len(first.faces) > 0)
+    return False
 
 
 def _told_files(clouds: Sequence[ListedCloud]) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -100,8 +100,8 @@ class _MeshReader:
 def _file_part(
     split: str, label: int, paths: Sequence[Path], classes: Classes, reader: _TextReader | _MeshReader
 ) -> Part:
-    def rows() -> Iterator[Row]:
-        for path in paths:
-            yield Row(path.stem, str(path), reader(path))
+    def row(path: Path) -> Row:
+        return Row(path.stem, str(path), reader(path))
 
-    return Part(split, f"{split}/{classes.names[label]}", len(paths), tuple(paths), rows)
+    title = f"{split}/{classes.names[label]}"
+    return Part(split, title, len(paths), tuple(paths), lambda: map(row, paths))

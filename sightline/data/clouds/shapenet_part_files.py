@@ -177,14 +177,16 @@ class _Rows:
     paths: tuple[Path, ...]
 
     def __call__(self) -> Iterator[Row]:
-        for path in self.paths:
-            table = read_table(path, num_columns=_NUM_COLUMNS)
-            values = row_values(
-                self.category,
-                points=table[:, :3],
-                normals=table[:, 3:6],
-                parts=table[:, 6],
-                where=str(path),
-                told_point=lambda row, path=path: f"{path}:{row + 1}",  # type: ignore[misc]
-            )
-            yield Row(f"{path.parent.name}/{path.stem}", str(path), values)
+        return map(self._row, self.paths)
+
+    def _row(self, path: Path) -> Row:
+        table = read_table(path, num_columns=_NUM_COLUMNS)
+        values = row_values(
+            self.category,
+            points=table[:, :3],
+            normals=table[:, 3:6],
+            parts=table[:, 6],
+            where=str(path),
+            told_point=lambda row: f"{path}:{row + 1}",
+        )
+        return Row(f"{path.parent.name}/{path.stem}", str(path), values)

@@ -172,7 +172,7 @@ class _Rows:
     reader: Reader
 
     def __call__(self) -> Iterator[Row]:
-        return (self.reader.row(each) for each in self.objects)
+        return map(self.reader.row, self.objects)
 
 
 def _root_of(source: Path) -> Path:

@@ -1,4 +1,4 @@
-"""One point cloud from one file, whatever it is stored in: NPY, NPZ, HDF5, PLY, PCD, OFF, or numbers in text."""
+"""One point cloud from one file, whatever it is stored in: NPY, NPZ, HDF5, PLY, PCD, LAS, OFF, or text."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ import numpy as np
 from sightline.data.files.array_files import read_npy, read_npz_arrays
 from sightline.data.files.hdf5_files import hdf5_names, read_hdf5_arrays
 from sightline.data.files.input_files import assert_regular
-from sightline.data.files.meshes import read_off
+from sightline.data.files.las import read_las
+from sightline.data.files.meshes import announces_faces, read_off
 from sightline.data.files.pcd import read_pcd
 from sightline.data.files.ply import read_ply
 from sightline.data.files.text_tables import read_rows
@@ -80,8 +81,10 @@ def has_normals(path: Path, *, by_faces: bool = True) -> bool:
     if suffix in (".npz", ".h5", ".hdf5"):
         names = {name.lower() for name in _array_names(path)}
         return bool({"normals", "normal", "nx", *(["faces"] if by_faces else [])} & names)
-    if suffix in (".npy", ".off"):
-        return suffix == ".off" and by_faces  # without faces it is no OFF file
+    if suffix in (".npy", ".las", ".laz"):
+        return False
+    if suffix == ".off":
+        return by_faces and announces_faces(path)
     with path.open("rb") as file:
         head = file.read(_HEAD_BYTES).decode("latin-1").lower()
     if suffix == ".ply":
@@ -150,8 +153,9 @@ def _read_hdf5(path: Path, columns: tuple[str, ...] | None) -> Cloud:
 
 
 def _read_off(path: Path, columns: tuple[str, ...] | None) -> Cloud:
-    mesh = read_off(path)
-    return _of_named(path, dict(zip(_POINTS, mesh.vertices.T, strict=True)), columns, faces=mesh.faces)
+    mesh = read_off(path, needs_faces=False)
+    faces = mesh.faces if len(mesh.faces) else None
+    return _of_named(path, dict(zip(_POINTS, mesh.vertices.T, strict=True)), columns, faces=faces)
 
 
 def _read_ply(path: Path, columns: tuple[str, ...] | None) -> Cloud:
@@ -161,6 +165,10 @@ def _read_ply(path: Path, columns: tuple[str, ...] | None) -> Cloud:
 
 def _read_pcd(path: Path, columns: tuple[str, ...] | None) -> Cloud:
     return _of_named(path, read_pcd(path), columns)
+
+
+def _read_las(path: Path, columns: tuple[str, ...] | None) -> Cloud:
+    return _of_named(path, read_las(path), columns)
 
 
 def _read_text(path: Path, columns: tuple[str, ...] | None) -> Cloud:
@@ -276,6 +284,8 @@ _READERS: Mapping[str, Callable[[Path, tuple[str, ...] | None], Cloud]] = {
     ".hdf5": _read_hdf5,
     ".ply": _read_ply,
     ".pcd": _read_pcd,
+    ".las": _read_las,
+    ".laz": _read_las,
     ".off": _read_off,
     ".txt": _read_text,
     ".xyz": _read_text,

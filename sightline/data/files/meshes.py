@@ -12,7 +12,7 @@ import numpy as np
 from sightline.data.files.text_tables import count_of, numbers_of, read_text
 from sightline.errors import DataError
 
-__all__ = ["Mesh", "read_off"]
+__all__ = ["Mesh", "announces_faces", "read_off"]
 
 
 class Mesh(NamedTuple):
@@ -33,10 +33,19 @@ class _Lines(NamedTuple):
         return f"{self.path}:{self.numbers[index]}"
 
 
-def read_off(path: Path) -> Mesh:
+def announces_faces(path: Path) -> bool:
+    """Whether the header of an OFF file announces faces; True for a header that reading refuses."""
+    try:
+        return _header(_significant(path))[1] > 0
+    except DataError:
+        return True
+
+
+def read_off(path: Path, *, needs_faces: bool = True) -> Mesh:
     """The mesh of an ASCII OFF file; polygons become fans of triangles around their first corner.
 
-    Counts glued to the magic word (`OFF490 518 0`), comments, blank lines and colours after a face are understood.
+    Counts glued to the magic word (`OFF490 518 0`), comments, blank lines and colours after a face are understood. A
+    file that announces no faces is a cloud, which is refused where it `needs_faces`.
     Raises DataError with path and line.
     Source: Princeton Shape Benchmark, "Object File Format"; Wu et al. 2015 (ModelNet, its glued headers).
     """
@@ -51,6 +60,8 @@ def read_off(path: Path) -> Mesh:
             f"{lines.where(stop + num_faces)}: {len(lines.texts) - stop - num_faces} lines more than the "
             f"{num_vertices} vertices and {num_faces} faces announced; get the file again or mend its header"
         )
+    if not num_faces and not needs_faces:
+        return Mesh(vertices, np.empty((0, 3), dtype=np.int64))
     return Mesh(vertices, _triangles(lines, stop, num_vertices))
 
 

@@ -44,8 +44,10 @@ def read_rows(path: Path, *, announces_rows: bool = False) -> tuple[tuple[str, .
     """
     lines = _lines_of(path)
     start = next((place for place, line in enumerate(lines) if _is_row(line)), len(lines))
-    if lines and start == len(lines):
-        _refuse_semicolons(lines[-1], f"{path}:{len(lines)}")
+    if start == len(lines):
+        first = next((number for number, line in enumerate(lines, start=1) if ";" in line), 0)
+        for line in lines:
+            _refuse_semicolons(line, f"{path}:{first}")
     for number, line in enumerate(lines[: max(start - 1, 0)], start=1):
         if line.strip() and not line.startswith("#"):
             raise DataError(f"{path}:{number}: {line.strip()[:40]!r} is not a row of numbers; take the line out")

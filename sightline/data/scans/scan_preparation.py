@@ -90,20 +90,23 @@ def describe_scans(prepared: Prepared) -> dict[str, Any]:
 
 
 def _rows(scans: Sequence[ListedScan]) -> Iterator[Row]:
-    for scan in scans:
-        where = str(scan.files[0])
-        found = check_finite(scan.read(), where=where)
-        counts = np.bincount(found.ids)  # ids have 16 bits: sorting the points would take ten times as long
-        pairs = np.stack([np.flatnonzero(counts), counts[counts > 0]], axis=1)
-        values = {
-            "num_points": len(found.points),
-            "sums": sums_of(found.points, found.remission[:, None]),
-            "reach_m": np.abs(found.points).max(initial=0.0),
-            "remission_high": found.remission.max(initial=0.0),
-            "id_counts": pairs if len(pairs) else np.zeros((1, 2), dtype=np.int64),
-            **scan.values,
-        }
-        yield Row(scan.name, where, values, scan.files)
+    return map(_row, scans)
+
+
+def _row(scan: ListedScan) -> Row:
+    where = str(scan.files[0])
+    found = check_finite(scan.read(), where=where)
+    counts = np.bincount(found.ids)  # ids have 16 bits: sorting the points would take ten times as long
+    pairs = np.stack([np.flatnonzero(counts), counts[counts > 0]], axis=1)
+    values = {
+        "num_points": len(found.points),
+        "sums": sums_of(found.points, found.remission[:, None]),
+        "reach_m": np.abs(found.points).max(initial=0.0),
+        "remission_high": found.remission.max(initial=0.0),
+        "id_counts": pairs if len(pairs) else np.zeros((1, 2), dtype=np.int64),
+        **scan.values,
+    }
+    return Row(scan.name, where, values, scan.files)
 
 
 def _summary(prepared: Prepared, *, notes: tuple[str, ...]) -> dict[str, Any]:

@@ -37,6 +37,7 @@ from sightline.data.store.native import (
     seal,
     sha256_of,
 )
+from sightline.data.store.unusable import Unusable
 from sightline.errors import DataError, RunError
 from sightline.plain_files import read_plain
 
@@ -112,7 +113,9 @@ def prepare_native(plan: Plan, target: Path, *, progress: Progress) -> dict[str,
 
     A run that was killed is continued: parts whose files, count and checksum still agree are kept. The result has the
     same bits either way.
-    Raises DataError for a faulty source, and for a target or a partial folder that holds something else.
+    A partial folder of the same set and source as they were before is begun anew.
+    Raises DataError for a faulty source, with every file that cannot be used, and for a target or a partial folder that
+    holds something else.
     """
     target = target.resolve()
     work = target.with_name(target.name + ".partial")
@@ -123,7 +126,7 @@ def prepare_native(plan: Plan, target: Path, *, progress: Progress) -> dict[str,
         return {**there, "root": str(target), "outcome": "already there"}
     _claim(work, plan)
     with _alone(work):
-        filled = _fill(work, plan, progress)
+        filled = _fill(work, plan, progress, Unusable(target))
         manifest = _finish(work / "set", plan, filled)
     try:
         os.rename(work / "set", target)
@@ -216,6 +219,7 @@ def _claim(work: Path, plan: Plan) -> None:
     if _read_note(note) == origin:
         (work / "set").mkdir(exist_ok=True)
         return
+    _forget_earlier(work, plan)
     if work.exists():
         raise DataError(
             f"{work}: is an unfinished preparation of something else (see {note.name} in it), not of "
@@ -236,19 +240,21 @@ def _claim(work: Path, plan: Plan) -> None:
     _write_json(note, origin)
 
 
+def _forget_earlier(work: Path, plan: Plan) -> None:
+    """Remove an unfinished preparation of the same set and source, whose files or options were others then."""
+    found = _read_note(work / "origin.json")
+    if (found.get("set"), found.get("source")) == (plan.set_name, str(plan.source)):
+        with _locked(work):
+            shutil.rmtree(work)
+
+
 @contextlib.contextmanager
 def _alone(work: Path) -> Iterator[None]:
     """Hold the partial folder, and remove it where not even one part was finished in it.
 
-    Raises RunError where another process holds it, or where it was moved or deleted meanwhile. The kernel's lock on the
-    note of its origin ends with the process that has it.
+    Raises RunError where another process holds it, or where it was moved or deleted meanwhile.
     """
-    with (work / "origin.json").open("rb") as note:
-        try:
-            fcntl.flock(note, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise RunError(f"{work}: another process prepares this set; wait for it") from None
-        held = os.fstat(note.fileno())
+    with _locked(work) as held:
         lost = RunError(f"{work}: was moved or deleted while the set was prepared in it; prepare it again")
         try:
             yield
@@ -261,6 +267,17 @@ def _alone(work: Path) -> Iterator[None]:
                 shutil.rmtree(work)
         if not _is_there(work, held):
             raise lost
+
+
+@contextlib.contextmanager
+def _locked(work: Path) -> Iterator[os.stat_result]:
+    """Hold the note of a partial folder's origin by a lock of the kernel's, which ends with the process that has it."""
+    with (work / "origin.json").open("rb") as note:
+        try:
+            fcntl.flock(note, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RunError(f"{work}: another process prepares this set; wait for it") from None
+        yield os.fstat(note.fileno())
 
 
 def _is_there(work: Path, held: os.stat_result) -> bool:
@@ -284,8 +301,11 @@ class _Filled(NamedTuple):
     num_elements: dict[str, int]
 
 
-def _fill(work: Path, plan: Plan, progress: Progress) -> _Filled:
-    """Write the rows of every unfinished part; returns what only the rows could show."""
+def _fill(work: Path, plan: Plan, progress: Progress, unusable: Unusable) -> _Filled:
+    """Write the rows of every unfinished part; returns what only the rows could show.
+
+    After the first row that cannot be read the others are only read, to find all that cannot.
+    """
     rows = {split: _Written([], []) for split in plan.split_sizes}
     num_done, num_all = 0, sum(plan.split_sizes.values())
     with ExitStack() as stack:
@@ -300,7 +320,9 @@ def _fill(work: Path, plan: Plan, progress: Progress) -> _Filled:
             if kept is None:
                 note.unlink(missing_ok=True)
                 advance = partial(_advance, progress, part.title, num_done, num_all)
-                kept = _write_rows(part, writer, plan.source if plan.lists_files else None, advance)
+                kept = _write_rows(part, writer, plan.source if plan.lists_files else None, advance, unusable)
+                if unusable:
+                    continue
                 listed = {LISTED: kept.listed} if plan.lists_files else {}
                 _write_json(note, {**_state(part), **_stretch(writer), "names": kept.names, **listed})
             else:
@@ -308,6 +330,7 @@ def _fill(work: Path, plan: Plan, progress: Progress) -> _Filled:
             rows[part.split].names.extend(kept.names)
             rows[part.split].listed.extend(kept.listed)
             num_done += part.num_rows
+        unusable.raise_any(num_all)
         return _Filled(rows, {split: writer.finish() for split, writer in writers.items()})
 
 
@@ -315,17 +338,23 @@ def _advance(progress: Progress, title: str, before: int, num_all: int, done: in
     progress(before + done, num_all, title)
 
 
-def _write_rows(part: Part, writer: SplitWriter, root: Path | None, done: Callable[[int], None]) -> _Written:
+def _write_rows(
+    part: Part, writer: SplitWriter, root: Path | None, done: Callable[[int], None], unusable: Unusable
+) -> _Written:
     """Put the rows of a part; `root` is the folder below which they list files, None where they list none."""
     written = _Written([], [])
     writer.begin()
-    for row in part.rows():
-        writer.put(row)
+    for row in unusable.sound(part.rows()):
+        try:
+            writer.put(row)
+        except DataError as error:
+            unusable.add(error)
+            continue
         written.names.append(row.name)
         if root is not None:
             written.listed.append([list_file(path, root) for path in row.files])
         done(len(written.names))
-    assert len(written.names) == part.num_rows, (
+    assert unusable or len(written.names) == part.num_rows, (
         f"{part.title}: {len(written.names)} rows, {part.num_rows} were promised"
     )
     return written

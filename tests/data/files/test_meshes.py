@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from sightline.data.files.cloud_files import has_normals, read_cloud
 from sightline.data.files.meshes import read_off
 from sightline.errors import DataError
 
@@ -105,3 +106,16 @@ def test_real_meshes_hold_what_their_headers_say(shared: Path) -> None:
         assert (len(mesh.vertices), len(mesh.faces)) == (int(header[0]), int(header[1])), path
         first = path.read_text().split("\n")[2].split()
         np.testing.assert_array_equal(mesh.vertices[0], [float(token) for token in first])
+
+
+def test_a_file_that_announces_no_faces_is_a_cloud_where_none_are_needed(tmp_path: Path) -> None:
+    path = tmp_path / "a.off"
+    path.write_text("OFF\n2 0 0\n1 2 3\n4 5 6\n")
+    cloud = read_cloud(path)
+    assert (cloud.points.tolist(), cloud.faces) == ([[1, 2, 3], [4, 5, 6]], None)
+    assert not has_normals(path)
+    with pytest.raises(DataError, match="has no faces, so no surface"):
+        read_off(path)
+    path.write_text("OFF\n2 0 0\n1 2 3\n")
+    with pytest.raises(DataError, match="announces 2 vertices, the file ends after 1"):
+        read_cloud(path)

@@ -26,6 +26,8 @@ __all__ = ["explain", "non_finite"]
 
 logger = logging.getLogger(__name__)
 
+_OUT_OF_PROPORTION = 1e3
+"""Trained weights are of the order of 1; a rate that diverges multiplies them at every step."""
 _TRIES = 3  # dropout draws anew each time
 
 
@@ -52,7 +54,39 @@ def explain(error: NonFiniteGradientError, world: World) -> Finding:
     stages = ("data", "parameter", "forward", "loss", "backward", "norm", "unknown")
     found = agree([finding], world)
     first = min(found, key=lambda each: stages.index(each.evidence["stage"]))
-    return replace(first, phase="runtime")
+    return replace(_diverged(error.job, first), phase="runtime")
+
+
+def _diverged(job: Job, found: Finding) -> Finding:
+    """The finding with the learning rate as its cause, where steps have driven the weights out of all proportion.
+
+    The place where numbers overflow is then where it shows. Data that is not finite stays what it is.
+    """
+    if job.step == 0 or found.evidence["stage"] == "data":
+        return found
+    largest = {name: _largest_finite(p) for name, p in job.model.named_parameters() if p.requires_grad and p.numel()}
+    name = max(largest, key=lambda each: largest[each], default=None)
+    if name is None or largest[name] < _OUT_OF_PROPORTION:
+        return found
+    rate = max(group["lr"] for group in job.optimizer.param_groups)
+    causes = dict.fromkeys((found.cause, *found.alternatives))
+    return replace(
+        found,
+        summary=f"the training diverges at a learning rate of {rate:.3g}: after {job.step} steps weights reach "
+        f"{largest[name]:.3g}; {found.summary}",
+        cause="optim.lr",
+        alternatives=tuple(cause for cause in causes if cause != "optim.lr"),
+        where=replace(found.where, param=name),
+        expected=f"weights below {_OUT_OF_PROPORTION:,.0f}, as networks with normalised inputs have them",
+        action="lower optimizer.lr by a factor of 10 or more, warm up (schedule.warmup_epochs), or bound the gradient "
+        "(train.clip_norm)",
+        evidence={**found.evidence, "largest_weight": largest[name], "lr": rate},
+    )
+
+
+def _largest_finite(parameter: Tensor) -> float:
+    values = parameter.detach().abs()
+    return float(torch.where(values.isfinite(), values, 0.0).max())
 
 
 def _locate(job: Job, micro_batches: Sequence[Batch], device: torch.device) -> Finding:

@@ -167,6 +167,27 @@ def test_in_the_norm(tmp_path: Path) -> None:
     assert finding.where.param in dict(job.model.named_parameters())
 
 
+def train_on(built: Built, num_steps: int) -> None:
+    job = built.job
+    for step in range(num_steps):
+        job.step = step
+        parts = [micro[0] for micro in job.stream.plan.parts(step)]
+        batches = [to_device(job.stream.reader(part), torch.device("cpu")) for part in parts]
+        optimise_once(job, job.model, batches, World(), Clock(job.task, rest="loss"))
+
+
+@pytest.mark.parametrize("lr", ["1e3", "1e6"])
+def test_a_rate_that_diverges_is_the_cause_and_the_place_only_shows_it(tmp_path: Path, lr: str) -> None:
+    built = make(tmp_path, f"optimizer={{name: sgd, lr: {lr}}}", "train.epochs=5")
+    with pytest.raises(NonFiniteGradientError) as caught_error:
+        train_on(built, built.job.num_steps)
+    finding = explain(caught_error.value, World())
+    assert finding.cause == "optim.lr"
+    assert f"diverges at a learning rate of {float(lr):.3g}" in finding.summary
+    assert finding.evidence["largest_weight"] > 1e3
+    assert_complete(finding)
+
+
 def test_a_fault_that_does_not_come_again(tmp_path: Path) -> None:
     built = make(tmp_path)
     job, batch = (

@@ -1,0 +1,79 @@
+"""Point clouds of laser scans in LAS and LAZ files, read by `laspy`."""
+
+from __future__ import annotations
+
+import logging
+import struct
+from pathlib import Path
+
+import numpy as np
+
+from sightline.data.files.array_files import DAMAGE, check_expansion, first_line
+from sightline.data.files.input_files import assert_regular, size_of
+from sightline.errors import DataError, MissingExtraError
+
+__all__ = ["read_las"]
+
+_HEADER_BYTES = 227
+_HEADER_BYTES_1_4 = 255
+_VLR_BYTES = 54
+_IS_COMPRESSED = 0x80
+
+
+def read_las(path: Path) -> dict[str, np.ndarray]:
+    """The columns of a file by name, (N,) float64 each: x, y, z in the file's unit, and every dimension but these.
+
+    Names are those of the specification in small letters, such as intensity, classification, return_number, gps_time,
+    red; extra dimensions have their own, one of several numbers a point as `name_0000`.
+    Raises DataError for a damaged file or one that promises more than it holds; MissingExtraError without `laspy` or,
+    for LAZ, without a decompressor of it. Source: LAS specification 1.4, table 3 (the header).
+    """
+    assert_regular(path)
+    is_compressed = _check_header(path)
+    try:
+        import laspy
+    except ImportError:
+        raise MissingExtraError("laspy", extra="las", needed_by=f"{path}: reading .las and .laz files") from None
+    logging.getLogger("laspy").setLevel(logging.CRITICAL)  # it also logs what it raises, which we report
+    if is_compressed and not laspy.LazBackend.detect_available():
+        raise MissingExtraError("lazrs", extra="las", needed_by=f"{path}: reading .laz files")
+    try:
+        cloud = laspy.read(path)
+        columns = {axis: np.asarray(getattr(cloud, axis), dtype=np.float64) for axis in "xyz"}
+        for name in cloud.point_format.dimension_names:
+            if name not in ("X", "Y", "Z"):
+                columns |= _columns_of(name.lower(), np.asarray(cloud[name]))
+    except MemoryError as error:
+        raise DataError(f"{path}: does not fit into memory, or is damaged; get the file again") from error
+    except (*DAMAGE, LookupError, ArithmeticError, AssertionError, AttributeError, TypeError, RuntimeError) as error:
+        raise DataError(f"{path}: does not read as LAS ({first_line(error)}); get the file again") from error
+    except laspy.errors.LaspyException as error:
+        raise DataError(f"{path}: does not read as LAS ({first_line(error)}); get the file again") from error
+    return columns
+
+
+def _columns_of(name: str, values: np.ndarray) -> dict[str, np.ndarray]:
+    table = values.astype(np.float64)
+    if table.ndim == 1:
+        return {name: table}
+    return {f"{name}_{place:04d}": column for place, column in enumerate(table.reshape(len(table), -1).T)}
+
+
+def _check_header(path: Path) -> bool:
+    """Whether the points are compressed. Raises DataError for a header that is none, or that promises too much."""
+    with path.open("rb") as file:
+        head = file.read(_HEADER_BYTES_1_4)
+    if len(head) < _HEADER_BYTES or head[:4] != b"LASF":
+        raise DataError(f"{path}: does not begin with the header of a LAS file; get the file again")
+    start, num_records, kind, row_bytes, num_points = struct.unpack_from("<IIBHI", head, 96)
+    if (head[24], head[25]) >= (1, 4) and len(head) == _HEADER_BYTES_1_4:
+        num_points = max(num_points, *struct.unpack_from("<Q", head, 247))
+    size, is_compressed = size_of(path), bool(kind & _IS_COMPRESSED)
+    needed = start + (0 if is_compressed else num_points * row_bytes)
+    if start < num_records * _VLR_BYTES or needed > size:
+        raise DataError(
+            f"{path}: its header promises {num_points} points of {row_bytes} bytes from byte {start} on, and "
+            f"{num_records} records before; the file has {size} bytes: it is cut short or damaged, get it again"
+        )
+    check_expansion(str(path), num_points * row_bytes, size)
+    return is_compressed

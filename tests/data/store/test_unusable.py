@@ -1,0 +1,100 @@
+"""Every file that cannot be used is reported in one go; after the repair nothing has to be deleted by hand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from sightline.data.scans.scan_folder import ScanFolder
+from sightline.errors import DataError
+from tests.command import run_here
+from tests.data.clouds.cloud_writers import prepare_folder, write_folder
+
+
+def spoil(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def prepare_by_command(source: Path, target: Path) -> tuple[int, list[str]]:
+    done = run_here("data", "prepare", "cloud_folder", "--from", source, "--to", target, "up_axis=z", "num_points=64")
+    return done.code, done.err.partition("error: ")[2].splitlines()
+
+
+def test_a_few_are_all_printed(tmp_path: Path) -> None:
+    source = write_folder(tmp_path / "in", suffix=".npy")
+    files = sorted(source.rglob("*.npy"))
+    for place in (0, 3, 12, 29):
+        spoil(files[place])
+    np.save(files[14], np.full((20, 3), np.nan))
+    np.save(files[15], np.zeros((20, 3)))  # no extent: found after reading
+    code, lines = prepare_by_command(source, tmp_path / "set")
+    assert code == 2
+    assert lines[0] == "6 of 30 samples cannot be used; mend their files, or leave them out:"
+    faulty = [str(files[place]) for place in (0, 3, 12, 29)]
+    assert len(lines) == 7
+    assert all(any(f"  {name}: " in line for line in lines) for name in [*faulty, str(files[14]), str(files[15])])
+    assert {path.name for path in tmp_path.iterdir()} == {"in"}
+
+
+def test_many_are_ten_lines_and_a_file_with_all(tmp_path: Path) -> None:
+    source = write_folder(tmp_path / "in", suffix=".npy")
+    files = sorted(source.rglob("*.npy"))
+    sound = {path: path.read_bytes() for path in files}
+    for path in files[::2]:
+        spoil(path)
+    code, lines = prepare_by_command(source, tmp_path / "set")
+    report = tmp_path / "set.unusable.txt"
+    assert (code, len(lines)) == (2, 10)
+    assert lines[-1] == f"  and 7 more; all are in {report}"
+    listed = report.read_text().splitlines()
+    assert len(listed) == 15
+    assert {line.split(": ")[0] for line in listed} == set(map(str, files[::2]))
+    for path, content in sound.items():
+        path.write_bytes(content)
+    assert prepare_by_command(source, tmp_path / "set")[0] == 0
+    assert not report.exists()
+
+
+def test_one_is_named_as_it_always_was(tmp_path: Path) -> None:
+    source = write_folder(tmp_path / "in", suffix=".npy")
+    spoil(sorted(source.rglob("*.npy"))[4])
+    code, lines = prepare_by_command(source, tmp_path / "set")
+    assert (code, len(lines)) == (2, 1)
+    assert "cannot be used" not in lines[0]
+
+
+@pytest.mark.parametrize("repair", ["mended", "left out", "other option"])
+def test_after_the_repair_no_folder_is_in_the_way(tmp_path: Path, repair: str) -> None:
+    source = write_folder(tmp_path / "in", suffix=".npy")
+    faulty = sorted(source.rglob("*.npy"))[-1]
+    sound = faulty.read_bytes()
+    spoil(faulty)
+    with pytest.raises(DataError):
+        prepare_folder(source, tmp_path / "set")
+    assert (tmp_path / "set.partial").exists(), "the classes before it are kept"
+    faulty.unlink() if repair == "left out" else faulty.write_bytes(sound)
+    options = {"num_points": 32} if repair == "other option" else {}
+    manifest = prepare_folder(source, tmp_path / "set", **options)
+    assert manifest["outcome"] == "prepared"
+    assert not (tmp_path / "set.partial").exists()
+    assert manifest["files"] == prepare_folder(source, tmp_path / "whole", **options)["files"]
+
+
+def test_scans_are_all_named(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    for number in range(12):
+        folder = tmp_path / "in" / ("test" if number == 0 else "train")
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{number:06d}.bin").write_bytes(random.random((50, 4)).astype("<f4").tobytes())
+        (folder / f"{number:06d}.label").write_bytes(np.ones(50, "<u4").tobytes())
+    faulty = [tmp_path / "in" / "train" / f"{number:06d}.bin" for number in (2, 7, 9)]
+    for path in faulty:
+        path.write_bytes(np.full((50, 4), np.nan, "<f4").tobytes())
+    with pytest.raises(DataError) as caught:
+        ScanFolder.prepare(
+            source=tmp_path / "in", target=tmp_path / "set", name="scan_folder", progress=lambda *_: None,
+            columns=("x", "y", "z", "intensity"),
+        )  # fmt: skip
+    assert all(str(path) in str(caught.value) for path in faulty), str(caught.value)

@@ -1,0 +1,67 @@
+"""A run that goes on past the end of its config: as if planned so, where the schedule allows it, else with a note."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from sightline.config import read_config
+from tests.command import Outcome, run_here
+from tests.runs.broken_off import CONFIG, differences
+
+CONSTANT = CONFIG.replace("{name: cosine}", "{name: constant}").replace(", {name: slowed}", "")
+
+
+def train(source: Path, *words: object) -> Outcome:
+    return run_here("train", source, "--device", "cpu", "--no-check", "log.tensorboard=false", *words)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A config, a run of two epochs with a constant rate, one with a cosine."""
+    folder = tmp_path_factory.mktemp("longer")
+    for name, text in (("constant", CONSTANT), ("cosine", CONSTANT.replace("constant", "cosine"))):
+        (folder / f"{name}.yaml").write_text(text.replace("epochs: 3", "epochs: 2"))
+        done = train(folder / f"{name}.yaml", "--out", folder / name)
+        assert done.code == 0, done.err
+    return folder
+
+
+def test_the_command_that_a_finished_run_names_trains_it_to_the_bits_of_the_longer_run(runs: Path) -> None:
+    finished = train(runs / "constant", "--resume", "auto")
+    assert finished.code == 0
+    named = re.search(r"sightline train (\S+) --resume auto (train\.epochs=4) \(now 2\)", finished.err)
+    assert named is not None, finished.err
+    longer = train(Path(named[1]), "--resume", "auto", named[2])
+    assert longer.code == 0, longer.err
+    assert (
+        "trains longer: to step 20 instead of 10; the schedule 'constant' of the finished steps is that" in longer.err
+    )
+    assert "resumed at step 10" in longer.err
+    assert read_config(runs / "constant" / "config.yaml").train.epochs == 4
+    unbroken = train(runs / "constant.yaml", "train.epochs=4", "--out", runs / "unbroken")
+    assert unbroken.code == 0, unbroken.err
+    # The best checkpoint is from before: its state names the end that was planned then.
+    assert differences(runs / "constant", runs / "unbroken") == ["best/state.json"]
+    assert "this run is finished" in train(runs / "constant", "--resume", "auto").err
+
+
+def test_a_schedule_over_the_whole_run_is_named_with_its_jump(runs: Path) -> None:
+    longer = train(runs / "cosine.yaml", "--out", runs / "cosine", "--resume", runs / "cosine", "train.epochs=3")
+    assert longer.code == 0, longer.err
+    assert "'cosine' depends on the length of the run: its factor goes on from 0.0245 at 0.25, and" in longer.err
+    assert (runs / "cosine" / "final.json").exists()
+    before = {path.name: path.stat().st_mtime_ns for path in (runs / "cosine").iterdir()}
+    shorter = train(runs / "cosine.yaml", "--out", runs / "cosine", "--resume", "auto", "train.epochs=2")
+    assert shorter.code == 2
+    assert "train.epochs: 3 there, 2 here; a run may go on for longer, and not be cut" in shorter.err
+    assert {path.name: path.stat().st_mtime_ns for path in (runs / "cosine").iterdir()} == before
+
+
+def test_an_end_in_steps_is_extended_in_steps(runs: Path) -> None:
+    out = runs / "steps"
+    assert train(runs / "constant.yaml", "train.steps=4", "--out", out).code == 0
+    assert "--resume auto train.steps=8 (now 4)" in train(out, "--resume", "auto").err
+    assert "to step 8 instead of 4" in train(out, "--resume", "auto", "train.steps=8").err

@@ -1,0 +1,48 @@
+"""The README can be typed in as it is written; what cannot be run, on any page, is marked."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from tests.doc_blocks import OTHER_PAGES, README, ROOT, Block, blocks_of, lay_out, run_block
+
+NEEDS = ("DATA", "GPU", "TIME", "SHELL", "FILE")
+PAGES = [README, *OTHER_PAGES]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=[str(page.relative_to(ROOT)) for page in PAGES])
+def test_a_block_that_cannot_be_run_is_marked(page: Path) -> None:
+    for block in blocks_of(page):
+        for mark in block.marks:
+            word, _, rest = mark.partition(" ")
+            kinds = {"needs": rest.split(":")[0] in NEEDS, "tested": rest.startswith("with: "), "exit": True}
+            assert kinds.get(word, False), f"{block.place}: '{mark}' is not a mark (tests/doc_blocks.py)"
+        if block.needs is None:
+            assert block.unrunnable() == [], f"{block.place}: mark it by <!-- needs DATA: ... --> or alike"
+        if block.language == "sh" and block.needs is None:
+            verbs = {words[1] for words in block.commands()}
+            assert block.appended.keys() <= verbs, f"{block.place}: its mark names verbs that are not in it"
+
+
+def test_a_block_without_its_mark_is_found(tmp_path: Path) -> None:
+    page = ROOT / "docs" / "train.md"
+    whole = [
+        Block(page, 1, "sh", text, ()) for text in ("sightline train CONFIG\n", "torchrun x\n", "sightline list\n")
+    ]
+    assert [bool(block.unrunnable()) for block in whole] == [True, True, False]
+
+
+@pytest.mark.slow
+@pytest.mark.processes
+def test_the_readme_runs_in_the_order_of_its_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lay_out(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("OMP_NUM_THREADS", os.environ.get("OMP_NUM_THREADS", "1"))
+    blocks = [block for block in blocks_of(README) if block.needs is None]
+    assert len(blocks) >= 7
+    for block in blocks:
+        run_block(block)
+    assert (tmp_path / "runs" / "tour-again" / "final.json").exists()

@@ -1,0 +1,147 @@
+"""The wheel works where the checkout is not: its files, its configs, and a run in an empty folder."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from sightline.config import read_config
+from sightline.config.shipped import copy_shipped, shipped_configs
+from sightline.errors import UserError
+from tests.command import run_here
+
+ROOT = Path(__file__).resolve().parents[1]
+BUILD = "from setuptools import build_meta as b; print(b.build_wheel('wheel'), b.build_editable('editable'))"
+DEMO = "configs/classify/synthetic_shapes_pointnet.yaml"
+
+
+def ran(*words: object, cwd: Path, **variables: str) -> str:
+    environment = os.environ | {"PIP_NO_INDEX": "1", "OMP_NUM_THREADS": "1", **variables}
+    done = subprocess.run([sys.executable, *map(str, words)], cwd=cwd, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What git holds of the package, in a folder that is called as the package: a build leaves files beside it."""
+    folder = tmp_path_factory.mktemp("above") / "sightline"
+    for name in ("sightline", "configs", "examples"):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "setup.py", "MANIFEST.in", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, folder / name)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def wheels(clone: Path) -> tuple[Path, Path]:
+    """The wheel and the editable one."""
+    wheel, editable = ran("-c", BUILD, cwd=clone).split()[-2:]
+    return clone / "wheel" / wheel, clone / "editable" / editable
+
+
+@pytest.fixture(scope="module")
+def installed(wheels: tuple[Path, Path]) -> Path:
+    target = wheels[0].parents[2] / "installed"
+    words = ("install", "--quiet", "--no-deps", "--no-compile", "--target", target, wheels[0])
+    ran("-m", "pip", *words, cwd=target.parent)
+    return target
+
+
+def test_the_wheel_holds_every_file_of_the_package_the_configs_and_the_licence(wheels: tuple[Path, Path]) -> None:
+    with zipfile.ZipFile(wheels[0]) as archive:
+        names = set(archive.namelist())
+    files = [path for path in (ROOT / "sightline").rglob("*") if path.is_file() and "__pycache__" not in path.parts]
+    files += [path for folder in ("configs", "examples") for path in (ROOT / folder).rglob("*.yaml")]
+    inside = {path.relative_to(ROOT).as_posix() for path in files}
+    expected = {name if name.startswith("sightline/") else f"sightline/shipped/{name}" for name in inside}
+    assert expected - names == set()
+    (licence,) = (name for name in names if name.endswith("/LICENSE"))
+    assert ".dist-info/" in licence
+    assert not any("__pycache__" in name for name in names)
+
+
+def test_it_lists_copies_and_trains_in_an_empty_folder(installed: Path, tmp_path: Path) -> None:
+    def sightline(*words: object) -> str:
+        return ran("-m", "sightline", *words, cwd=tmp_path, PYTHONPATH=str(installed))
+
+    assert DEMO in sightline("list", "configs").splitlines()
+    copied = sightline("copy", "classify/synthetic_shapes_pointnet").split()
+    assert copied == [DEMO, "configs/classify/_pointnet.yaml", "configs/classify/_classify.yaml"]
+    small = ("data.train_size=24", "data.test_size=12", "train.steps=1", "log.tensorboard=false", "--no-check")
+    sightline("train", DEMO, *small, "--device", "cpu", "--out", "run")
+    assert json.loads((tmp_path / "run" / "final.json").read_text())["data"]["num_samples"] == 12
+    where = ran("-c", "import sightline; print(sightline.__file__)", cwd=tmp_path, PYTHONPATH=str(installed))
+    assert Path(where.strip()).is_relative_to(installed)
+
+
+def test_a_script_beside_a_clone_imports_the_package(wheels: tuple[Path, Path], clone: Path) -> None:
+    """Not the clone's folder as an empty namespace, which Python finds before any import hook."""
+    site = clone.parent / "site"
+    with zipfile.ZipFile(wheels[1]) as archive:
+        archive.extractall(site)
+    (clone.parent / "script.py").write_text(
+        f"import site; site.addsitedir({str(site)!r})\n"
+        "import sightline; print(sightline.__version__, sightline.__file__)\n"
+    )
+    version, file = ran("-S", "script.py", cwd=clone.parent, PYTHONPATH="").split()
+    assert (version, Path(file)) == ("0.1.0", clone / "sightline" / "__init__.py")
+
+
+def test_every_listed_config_can_be_copied_with_what_it_needs(tmp_path: Path) -> None:
+    configs = shipped_configs()
+    assert len(configs) > 60
+    assert not [config.path for config in configs if not config.about or Path(config.path).name.startswith("_")]
+    for name in ("configs", "examples"):
+        copy_shipped(name, tmp_path / "all")
+    for config in configs:
+        to = tmp_path / config.path.replace("/", "_")
+        written, _ = copy_shipped(config.path, to)
+        assert written[0] == to / config.path
+        if config.path.startswith("configs/"):
+            assert read_config(to / config.path) == read_config(tmp_path / "all" / config.path)
+        else:
+            assert {path.suffix for path in written} == {".yaml", ".py"}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "modelnet40_dgcnn",
+        "modelnet40_dgcnn.yaml",
+        "classify/modelnet40_dgcnn",
+        "./configs/classify/modelnet40_dgcnn.yaml",
+    ],
+)
+def test_a_config_has_its_usual_names(tmp_path: Path, name: str) -> None:
+    written, alike = copy_shipped(name, tmp_path)
+    assert (written[0], alike) == (tmp_path / "configs/classify/modelnet40_dgcnn.yaml", [])
+    assert copy_shipped(name, tmp_path) == ([], written)
+
+
+def test_slips_are_one_line_and_nothing_is_overwritten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(
+        UserError, match=r"no shipped config is called 'modelnet40_dgcn'; did you mean 'modelnet40_dgcnn'\?"
+    ):
+        copy_shipped("modelnet40_dgcn", tmp_path)
+    with pytest.raises(UserError, match=r"no shipped config is called '\.\./README'"):
+        copy_shipped("../README", tmp_path)
+    changed = tmp_path / "configs" / "classify" / "_classify.yaml"
+    changed.parent.mkdir(parents=True)
+    changed.write_text("seed: 1\n")
+    with pytest.raises(UserError, match=r"_classify\.yaml: is there already, and differs"):
+        copy_shipped("modelnet40_dgcnn", tmp_path)
+    assert list(changed.parent.iterdir()) == [changed]
+    monkeypatch.chdir(tmp_path / "configs")
+    done = run_here("train", DEMO)
+    assert (done.code, f"{DEMO}: no such file; it comes with the package: sightline copy {DEMO}" in done.err) == (
+        2,
+        True,
+    )
