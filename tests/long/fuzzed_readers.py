@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -51,8 +50,8 @@ def _clouds(folder: Path) -> Iterator[Reader]:
         yield Reader(f"cloud{path.suffix} {path.stem}", path, lambda path=path: (has_normals(path), read_cloud(path)))
     savemat(folder / "plain.mat", {"points": points})
     savemat(folder / "packed.mat", {"points": points}, do_compression=True)
-    for name in ("plain", "packed"):
-        yield Reader(f"mat {name}", folder / f"{name}.mat", lambda name=name: read_mat(folder / f"{name}.mat", "points"))
+    for path in (folder / "plain.mat", folder / "packed.mat"):
+        yield Reader(f"mat {path.stem}", path, lambda path=path: read_mat(path, "points"))
 
 
 def _write_clouds(folder: Path, points: np.ndarray) -> list[Path]:
@@ -73,7 +72,8 @@ def _write_clouds(folder: Path, points: np.ndarray) -> list[Path]:
     (folder / "text.ply").write_text(
         f"{header}element face 2\nproperty list uchar int vertex_indices\nend_header\n{rows}\n{faces}\n"
     )
-    head = "VERSION .7\nFIELDS x y z\nSIZE 4 4 4\nTYPE F F F\nCOUNT 1 1 1\nWIDTH 12\nHEIGHT 1\nVIEWPOINT 0 0 0 1 0 0 0\n"
+    head = "VERSION .7\nFIELDS x y z\nSIZE 4 4 4\nTYPE F F F\nCOUNT 1 1 1\nWIDTH 12\nHEIGHT 1\n"
+    head += "VIEWPOINT 0 0 0 1 0 0 0\n"
     (folder / "text.pcd").write_text(f"{head}POINTS 12\nDATA ascii\n{rows}\n")
     binary = points.astype("<f4").tobytes()
     (folder / "binary.pcd").write_bytes(f"{head}POINTS 12\nDATA binary\n".encode() + binary)
@@ -96,7 +96,6 @@ def _write_clouds(folder: Path, points: np.ndarray) -> list[Path]:
 
 def _depth(folder: Path) -> Iterator[Reader]:
     from sightline.data.files.depth_files import read_colour_png, read_depth, read_raw_depth, read_windowed_depth
-    from sightline.data.store.depth_store import pack_depth, unpack_depth
 
     depth = np.random.default_rng(1).integers(300, 900, (12, 16)).astype(np.uint16)
     Image.fromarray(depth).save(folder / "depth.png")
@@ -164,13 +163,12 @@ def _images(folder: Path) -> Iterator[Reader]:
 def _documents(folder: Path) -> Iterator[Reader]:
     from sightline.compress.policy import Choice, document_of, read_policy
     from sightline.config import read_config
-    from sightline.data.boxes.image_listing import Classes
     from sightline.data.boxes.detections import read_results
+    from sightline.data.boxes.image_listing import Classes
     from sightline.probe.episodes import read_episodes
     from tests.runs.broken_off import CONFIG
 
-    images = [SimpleNamespace(image_id=each, name=f"{each}.jpg", width=9, height=9) for each in (1, 2)]
-    images = [_Ref(each.name, each.image_id, 9, 9) for each in images]
+    images = [_Ref(f"{each}.jpg", each, 9, 9) for each in (1, 2)]
     part = _Images(Classes.of({1: "person", 3: "car"}, where="the test"), images)
     rows = [{"image_id": each, "category_id": 1, "bbox": [1.0, 2, 3, 4], "score": 0.5} for each in (1, 2)]
     coco, odgt = folder / "results.json", folder / "results.odgt"
@@ -190,19 +188,13 @@ def _documents(folder: Path) -> Iterator[Reader]:
 
 
 def _episodes(folder: Path, read: Callable[..., object]) -> Iterator[Reader]:
-    from sightline.probe.episodes import draw_episodes, plain_episodes
+    from sightline.probe.episodes import Setting, draw_episodes, plain_episodes
 
     labels = np.repeat(np.arange(4), 6)
-    try:
-        episodes = draw_episodes(labels, labels, **EPISODES)
-    except TypeError:
-        return
+    episodes = draw_episodes(Setting(2, 1, 2), "train", labels, labels, runs=2, seed=0)
     path = folder / "episodes.json"
     path.write_text(json.dumps(plain_episodes(episodes, labels, labels)))
     yield Reader("episodes", path, lambda: read(path, labels, labels))
-
-
-EPISODES: dict[str, Any] = {}
 
 
 @dataclass(frozen=True)
@@ -264,7 +256,7 @@ def _annotations(folder: Path) -> Iterator[Reader]:
     from sightline.data.boxes.convert import convert
     from sightline.data.boxes.layout_reading import read_coco, read_kitti, read_lines, read_yolo
     from sightline.data.boxes.people_files import read_citypersons, read_ecp, read_widerperson
-    from tests.data.boxes.box_writers import pattern, quiet, write_coco, write_image
+    from tests.data.boxes.box_writers import pattern, write_coco, write_image
     from tests.data.boxes.test_people import written
 
     source = folder / "coco"
@@ -278,17 +270,12 @@ def _annotations(folder: Path) -> Iterator[Reader]:
     ]
     images = [(1, "one.png", 32, 24), (2, "two.png", 32, 24)]
     write_coco(source / "annotations/instances_train.json", images, boxes)
-    readers = {"coco": read_coco, "yolo_txt": read_yolo, "kitti_object": read_kitti, "crowdhuman": read_lines}
+    readers = {"coco": read_coco, "yolo_txt": read_yolo, "kitti": read_kitti, "odgt": read_lines}
     for layout, read in readers.items():
         tree = source
         if layout != "coco":
             tree = folder / layout
-            try:
-                convert(source, layout="coco", target=tree, as_layout=layout, box="full", images=source / "images",
-                        progress=quiet)  # fmt: skip
-            except Exception as error:  # noqa: BLE001
-                print("CONVERT", layout, repr(error))
-                continue
+            convert(source, "coco", tree, layout)
         for path in _texts(tree):
             yield Reader(f"boxes {layout} {path.name}", path, lambda read=read, tree=tree: read(tree))
     others = {"widerperson": read_widerperson, "citypersons": read_citypersons, "ecp": read_ecp}
@@ -309,7 +296,8 @@ def _texts(tree: Path) -> list[Path]:
 
 def _prepared(folder: Path) -> Iterator[Reader]:
     from sightline.data.clouds.modelnet import ModelNet40
-    from sightline.data.store.native import seal, verify
+    from sightline.data.store.native import Prepared, read_manifest, seal, verify
+    from sightline.types import SampleKey
     from tests.data.clouds.modelnet_writers import prepare, write_text
 
     folder.mkdir()
@@ -320,8 +308,11 @@ def _prepared(folder: Path) -> Iterator[Reader]:
     def read() -> None:
         verify(root)
         dataset = ModelNet40(root=str(root), split="train")
+        prepared = Prepared(root, read_manifest(root))
+        for split in prepared.splits:
+            prepared.names(split)
         for index in range(min(2, len(dataset))):
-            dataset.sample(index) if hasattr(dataset, "sample") else dataset[index]
+            dataset[SampleKey(index, epoch=0, seed=0)]
 
     def reseal() -> None:
         try:
@@ -356,7 +347,7 @@ def run_readers(folder: Path) -> Iterator[Reader]:
     bench = Bench(folder)
     code, text = run_forked(bench.words("first", "train.epochs=1", "train.ema_decay=0.9"), folder / "log")
     assert code == 0, text
-    init = f"init={{source: {folder / 'first'}}}"
+    init = f"init={{from: {folder / 'first'}}}"
     code, text = run_forked(bench.words("run", "train.epochs=1", init), folder / "log")
     assert code == 0, text
     run = folder / "run"

@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 import random
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 __all__ = ["mutated"]
@@ -101,9 +101,15 @@ def _retyped(content: bytes, draw: random.Random) -> bytes:
     return json.dumps(document).encode()
 
 
-def _places(value: Any) -> list[tuple[Any, Any]]:
-    keys = list(value) if isinstance(value, dict) else range(len(value)) if isinstance(value, list) else ()
-    return [(value, key) for key in keys] + [place for key in keys for place in _places(value[key])]
+def _places(document: Any) -> Iterator[tuple[Any, Any]]:
+    """Every mapping and list with every key or place in it."""
+    waiting = [document]
+    while waiting:
+        holder = waiting.pop()
+        keys = list(holder) if isinstance(holder, dict) else range(len(holder)) if isinstance(holder, list) else ()
+        for key in keys:
+            yield holder, key
+            waiting.append(holder[key])
 
 
 _MUTATIONS: tuple[Callable[[bytes, random.Random], bytes], ...] = (

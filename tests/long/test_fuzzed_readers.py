@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import random
+import sys
 import traceback
 import tracemalloc
 import warnings
@@ -26,12 +27,15 @@ MAX_BYTES = 128 * 2**20
 
 
 @pytest.mark.parametrize("readers", [file_readers, folder_readers, run_readers])
-def test_damaged_files_are_refused_in_a_line(readers: Callable[[Path], Iterator[Reader]], tmp_path: Path) -> None:
+def test_damaged_files_are_refused_in_a_line(
+    readers: Callable[[Path], Iterator[Reader]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     faults: Counter[str] = Counter()
     for reader in readers(tmp_path):
         reader.read()
         found = Counter(fault for number in range(NUM_MUTATIONS) if (fault := _fault(reader, number)))
-        print(f"{reader.name}: {NUM_MUTATIONS} mutations, {found.total()} faults", flush=True)
+        with capsys.disabled():
+            sys.stdout.write(f"{reader.name}: {NUM_MUTATIONS} mutations, {found.total()} faults\n")
         faults += found
     assert not faults, "\n".join(f"{count} x {fault}" for fault, count in faults.most_common())
 
@@ -52,7 +56,7 @@ def _fault(reader: Reader, number: int) -> str:
             reader.read()
     except (UserError, RunError) as error:
         if not all(line.isprintable() for line in str(error).splitlines()):
-            return f"{reader.name}: not printable: {ascii(str(error)[:200])} (first with seed {number})"
+            return f"{reader.name}: not printable: {str(error)[:200]!a} (first with seed {number})"
     except Exception as error:  # noqa: BLE001  whatever else comes out is the fault that is looked for
         at = [each for each in traceback.extract_tb(error.__traceback__) if "/sightline/" in each.filename][-1:]
         place = "".join(f"{each.filename.rpartition('/sightline/')[2]}:{each.lineno}" for each in at)

@@ -182,11 +182,11 @@ def read_ecp(source: Path) -> LabelledSet:
     for folder, file in files:
         part = file.relative_to(folder)
         document = parsed_json(read_file(file), where=str(file), advice="get the file again")
-        frame = _frame(document)
         try:
+            frame = _frame(document)
             size_px = int(frame["imageheight"]), int(frame["imagewidth"])
             boxes = tuple(_ecp_boxes(frame["children"], str(file), faults))
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
+        except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
             raise DataError(
                 f"{file}: a frame with imagewidth, imageheight and children is needed ({error!r}); get it again"
             ) from error

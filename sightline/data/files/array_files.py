@@ -119,8 +119,8 @@ def check_expansion(where: str, claimed: int, stored: int, *, free_bytes: int = 
     """Raises DataError where more than `free_bytes` would come of far fewer."""
     if claimed > free_bytes and claimed > _MAX_EXPANSION * stored:
         raise DataError(
-            f"{where}: {stored} stored bytes would become {claimed} in memory, which no cloud does; if it is yours, "
-            "store it uncompressed"
+            f"{where}: {stored} stored bytes would become {claimed} in memory, which no cloud or image does; if it is "
+            "yours, store it uncompressed"
         )
 
 
