@@ -110,7 +110,8 @@ def save(
         with contextlib.suppress(OSError):
             assert_own()
             _tidy(shelf)
-        raise disk_failure(error, target, kept="earlier checkpoints are intact") from error
+        others = "earlier checkpoints are intact" if kept(directory) else ""
+        raise disk_failure(error, target, kept=others) from error
     return target
 
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from sightline.data.files.array_files import DAMAGE, first_line
+from sightline.data.files.array_files import DAMAGE, check_npy, first_line
 from sightline.data.store.columns import OFFSETS
 from sightline.data.store.listed import Listing
 from sightline.errors import DataError, MissingDataError
@@ -209,6 +209,12 @@ def _form_fault(manifest: Mapping[str, Any]) -> str:
             for part, is_sound in kinds.items():
                 if not isinstance(entry, dict) or part not in entry or not is_sound(entry[part]):
                     return f"the '{part}' of '{name}' in its '{key}' is missing, or not what a set is described by"
+    names = manifest.get("class_names", [])
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        return "its 'class_names' are not a list of names"
+    for split, facts in manifest["splits"].items():
+        if "class_counts" in facts and not _counts_classes(facts["class_counts"], names):
+            return f"the 'class_counts' of '{split}' do not count its classes"
     counts = manifest.get("num_elements", {})
     is_ragged = any(column.get("is_ragged") for column in manifest["columns"].values())
     if not isinstance(counts, dict) or (is_ragged and counts.keys() < manifest["splits"].keys()):
@@ -228,6 +234,10 @@ def _is_count(value: Any) -> bool:
 
 def _is_shape(value: Any) -> bool:
     return isinstance(value, list) and len(value) <= 32 and all(map(_is_count, value))
+
+
+def _counts_classes(value: Any, names: Sequence[str]) -> bool:
+    return isinstance(value, list) and len(value) == len(names) and all(map(_is_count, value))
 
 
 def _is_number_type(value: Any) -> bool:
@@ -306,6 +316,7 @@ def listing(folder: Path, limit: int = 5) -> str:
 
 def _map(path: Path, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     try:
+        check_npy(path)
         with np.errstate(over="ignore"):  # of a shape beyond all sizes, which is refused
             array = np.asarray(np.lib.format.open_memmap(path, mode="r"))
     except (*DAMAGE, MemoryError) as error:
