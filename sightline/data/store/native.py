@@ -237,7 +237,8 @@ def _is_shape(value: Any) -> bool:
 
 
 def _counts_classes(value: Any, names: Sequence[str]) -> bool:
-    return isinstance(value, list) and len(value) == len(names) and all(map(_is_count, value))
+    """`names` are empty for a set whose classes do not stand in its manifest."""
+    return isinstance(value, list) and len(value) == (len(names) or len(value)) and all(map(_is_count, value))
 
 
 def _is_number_type(value: Any) -> bool:
