@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import struct
+import warnings
 from pathlib import Path
 from typing import TypeAlias
 
@@ -144,7 +145,10 @@ def _decoded(path: Path) -> tuple[str, np.ndarray]:
     if not content.endswith(PNG_END):
         raise DataError(f"{path}: does not end as PNG files do, at byte {len(content)}; get the file again")
     try:
-        with Image.open(io.BytesIO(content), formats=["PNG"]) as image:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of a large image: it is refused below, or fits
+            opened = Image.open(io.BytesIO(content), formats=["PNG"])
+        with opened as image:
             check_expansion(str(path), 8 * image.width * image.height, len(content), free_bytes=FREE_IMAGE_BYTES)
             return image.mode, np.asarray(image)
     except DataError:
