@@ -37,7 +37,13 @@ def summary_of(error: BaseException, *, most: int = 400) -> str:
 
 
 class UserError(ValueError):
-    """A mistake in what the user gave: where it is, what was found, what to do. Exit code 2."""
+    """A mistake in what the user gave: where it is, what was found, what to do. Exit code 2.
+
+    What is not printable in its lines, such as a terminal's escape codes in the name of a file, is escaped.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__("\n".join(map(in_one_line, message.split("\n"))))
 
 
 class ConfigError(UserError):
@@ -67,7 +73,10 @@ class MissingDataError(DataError):
 
 
 class CheckpointError(UserError):
-    """A checkpoint that is damaged, incomplete or made for something else."""
+    """A checkpoint that is damaged, incomplete or made for something else; in one line, whatever names hold."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(in_one_line(message))
 
 
 class PluginError(UserError):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,7 +28,7 @@ from sightline.engine.optimizers import Recipe
 from sightline.engine.precision import Precision
 from sightline.errors import UserError
 from sightline.layers.native_batch_norm import without_cudnn
-from sightline.plain_files import read_plain
+from sightline.plain_files import parse_json, read_plain
 from sightline.types import Batch, SampleKey
 
 __all__ = ["AGAINST", "OTHER_KERNELS", "Comparison", "Subject", "compare", "make_record"]
@@ -315,7 +314,7 @@ def _key_map(path: Path | None) -> dict[str, str | None] | None:
     if path is None:
         return None
     try:
-        document = json.loads(read_plain(path))
+        document = parse_json(read_plain(path))
     except (OSError, ValueError) as error:
         raise UserError(f"--keys {path}: cannot be read as JSON: {error}") from None
     is_map = isinstance(document, dict) and all(value is None or isinstance(value, str) for value in document.values())

@@ -18,7 +18,7 @@ import sightline.geometry.levels as levels
 from sightline.compare.formats import FORMATS, TF32
 from sightline.compare.recording import Call, Recording
 from sightline.errors import UserError
-from sightline.plain_files import read_plain
+from sightline.plain_files import parse_json, read_plain
 from sightline.runs.run_directory import RunDirectory
 
 __all__ = ["Record", "Writer", "is_record", "read_record", "write_record"]
@@ -77,7 +77,7 @@ def write_record(path: Path, record: Record) -> None:
 def read_record(path: Path) -> Record:
     """A record from its folder. Raises UserError for one that is damaged or of another version."""
     try:
-        document = json.loads(read_plain(path / _DOCUMENT))
+        document = parse_json(read_plain(path / _DOCUMENT))
         tensors = load_file(path / _TENSORS)
     except (OSError, ValueError, SafetensorError) as error:
         raise UserError(f"{path}: cannot be read as a record: {error}; record the step again") from None

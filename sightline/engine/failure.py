@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import json
+import multiprocessing.util
 import os
+import shutil
 import sys
 import threading
 import time
@@ -42,7 +44,7 @@ def report_failure(message: str, *, exit_code: int, is_consequence: bool = False
         _write_once(Path(error_file), Failure(message, exit_code, is_consequence, time.time()))
         if os.environ.get("SIGHTLINE_LAUNCHED"):
             return
-    rank = f"[rank {os.environ['RANK']}] " if os.environ.get("WORLD_SIZE", "1") != "1" else ""
+    rank = f"[rank {os.environ.get('RANK', '?')}] " if os.environ.get("WORLD_SIZE", "1") != "1" else ""
     sys.stderr.write(f"{rank}error: {message}\n")
     sys.stderr.flush()
 
@@ -51,6 +53,7 @@ def leave(exit_code: int) -> NoReturn:
     """End a process that failed among others, at once: threads of its collectives could abort an orderly end."""
     sys.stdout.flush()
     sys.stderr.flush()
+    shutil.rmtree(multiprocessing.util.get_temp_dir(), ignore_errors=True)  # which an orderly end removes
     os._exit(exit_code)
 
 

@@ -187,7 +187,7 @@ def _num_slurm_tasks() -> int:
 
 def _number(name: str, *, least: int = 0, most: int | None = None) -> int:
     text = os.environ.get(name, "")
-    is_allowed = text.isdecimal() and least <= int(text) and (most is None or int(text) <= most)
+    is_allowed = text.isdecimal() and len(text) < 10 and least <= int(text) and (most is None or int(text) <= most)
     if not is_allowed:
         allowed = f"from {least}" + ("" if most is None else f" to {most}")
         raise UserError(f"environment variable {name}: found '{text}', allowed is a whole number {allowed}")

@@ -24,7 +24,7 @@ from sightline.errors import ConfigError, UserError
 from sightline.plugins import check_recorded, load_plugins
 from sightline.runs import trained_weights
 from sightline.runs.checkpoint import load_weights
-from sightline.runs.run_documents import load_document, read_facts
+from sightline.runs.run_documents import assert_own_files, load_document, read_facts
 from sightline.schema import check_value, nearest
 from sightline.tasks.distilled import teacher_keys
 from sightline.types import Batch, Component, SampleKey, Where
@@ -178,6 +178,8 @@ def open_run(
     plugin that is not given.
     """
     notes: list[str] = []
+    if is_run(path):
+        assert_own_files(path)
     if config is None:
         config, notes = read_run(path, plugins)
     if config.teacher is None and is_run(path):  # `teacher=null`: evaluated without the losses that need it

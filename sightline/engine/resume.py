@@ -20,7 +20,7 @@ from sightline.runs import checkpoint
 from sightline.runs.inputs import INPUTS
 from sightline.runs.lineage import LINEAGE
 from sightline.runs.run_directory import claim
-from sightline.runs.run_documents import load_document
+from sightline.runs.run_documents import assert_own_files, load_document
 from sightline.runs.trained_weights import assert_sha256, is_packed
 
 __all__ = ["RunPlace", "assert_empty", "assert_same_run", "find_place", "make_folder"]
@@ -102,6 +102,7 @@ def assert_same_run(run: Path, config: RunConfig, plugins: Sequence[Plugin]) -> 
 
     Raises UserError where a run was trained with another config, with other plugins, or for longer.
     """
+    assert_own_files(run)
     notes = check_recorded(load_document(run / "environment.json").get("plugins", []), plugins, run=run)
     if notes:
         raise UserError(f"--resume: {notes[0]}; a resumed run must be what it was")

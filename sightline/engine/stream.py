@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import functools
+import multiprocessing.util
 import os
 import signal
 import traceback
@@ -168,12 +169,17 @@ def _faults_named() -> Iterator[None]:
     """Raises RunError where no file handle is left for the workers, and where one of them is gone."""
     try:
         yield
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError, EOFError) as error:
         if _lacks_handles(error):
             raise RunError(_TOO_MANY_FILES) from error
-        if str(error).startswith("DataLoader worker"):
-            raise RunError(f"a worker that reads data ended (out of memory?): {str(error).strip()}") from error
+        is_socket_gone = isinstance(error, ConnectionError | FileNotFoundError | EOFError)
+        if is_socket_gone or str(error).startswith("DataLoader worker"):
+            raise RunError(f"a worker that reads data ended (out of memory?): {_said(error)}") from error
         raise
+
+
+def _said(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def _lacks_handles(error: Exception) -> bool:
@@ -229,7 +235,9 @@ def _loader(reader: Reader, keys: Iterator[list[SampleKey]], workers: int, prefe
     """Worker processes that read the batches of `keys` ahead of time, and hand them over in order.
 
     torch draws a seed for them; from a generator of its own, or else dropout would depend on the number of workers.
+    The folder of their sockets is this process's, which removes it when it ends; workers may end at any moment.
     """
+    multiprocessing.util.get_temp_dir()
     return DataLoader(
         _Readable(reader),  # type: ignore[arg-type]
         batch_sampler=_Keys(keys),

@@ -18,7 +18,7 @@ from torch import nn
 from sightline.data.files.whole_files import whole_file
 from sightline.data.store.native import sha256_of
 from sightline.errors import UserError
-from sightline.plain_files import read_plain
+from sightline.plain_files import parse_json, read_plain
 from sightline.probe.features import Features
 from sightline.runs.durable import disk_failure
 from sightline.runs.run_directory import RunDirectory
@@ -45,7 +45,7 @@ class FeatureCache:
         """The features kept under this key, verified by their hash; None where there are none, or damaged ones."""
         arrays, document = self._paths(key)
         try:
-            kept = json.loads(read_plain(document))
+            kept = parse_json(read_plain(document))
             if kept["key"] != _plain(key):
                 return None
             if sha256_of(arrays) != kept["sha256"]:

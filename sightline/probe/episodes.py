@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 
 from sightline.errors import ConfigError, DataError
-from sightline.plain_files import read_plain
+from sightline.plain_files import parse_json, read_plain
 
 __all__ = ["CONVENTIONS", "Convention", "Episode", "Setting", "draw_episodes", "plain_episodes", "read_episodes"]
 
@@ -117,7 +116,7 @@ def read_episodes(path: Path, train_labels: np.ndarray, test_labels: np.ndarray)
     for queries that are in the support; DataError for those of other data.
     """
     try:
-        document = json.loads(read_plain(path))
+        document = parse_json(read_plain(path))
         kept = document if "episodes" in document else document["details"]["few_shot"]
         episodes = [_episode(each) for each in kept["episodes"]]
         digest = kept["labels"]

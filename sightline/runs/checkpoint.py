@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from sightline.errors import CheckpointError
-from sightline.plain_files import assert_plain
+from sightline.plain_files import assert_plain, link_outward, parse_json
 from sightline.runs.durable import disk_failure, sync_folder, write_durably
 from sightline.runs.states import optimizer_tensors, random_state, restore_optimizer, restore_random_state
 from sightline.runs.weights import MatchReport, load_weights
@@ -110,7 +110,8 @@ def save(
         with contextlib.suppress(OSError):
             assert_own()
             _tidy(shelf)
-        raise disk_failure(error, target, kept="earlier checkpoints are intact") from error
+        others = "earlier checkpoints are intact" if kept(directory) else ""
+        raise disk_failure(error, target, kept=others) from error
     return target
 
 
@@ -323,6 +324,8 @@ def find(path: Path, remedy: str = _REMEDY) -> Path:
     shelf = _shelf_of(path)
     if (shelf / "last").is_symlink() or shelf.name == _FOLDER:
         path = shelf / "last"
+    if link_outward(path.parent, [path.name]) is not None:
+        raise CheckpointError(f"{path}: points to '{os.readlink(path)}', out of {path.parent}; give the folder itself")
     if path.is_symlink() and not path.exists():
         raise CheckpointError(
             f"{path}: points to '{os.readlink(path)}', which is not there; {_told_sound(path, remedy)}"
@@ -454,8 +457,8 @@ def _assert_readable_version(path: Path, document: Mapping[str, Any]) -> None:
 
 def _parse_json(path: Path, data: bytes) -> dict[str, Any]:
     try:
-        document = json.loads(data.decode(), object_pairs_hook=_as_mapping, parse_constant=_refuse_constant)
-    except (ValueError, RecursionError) as error:
+        document = parse_json(data.decode(), object_pairs_hook=_as_mapping, parse_constant=_refuse_constant)
+    except ValueError as error:
         raise CheckpointError(f"{path}: damaged: {_one_line(error)}") from error
     if not isinstance(document, dict):
         raise CheckpointError(f"{path}: damaged: holds no mapping")

@@ -12,7 +12,7 @@ from sightline.plain_files import assert_plain
 
 __all__ = ["assert_appendable", "disk_failure", "replace_durably", "sync_folder", "write_durably"]
 
-_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 _CLOSED = frozenset({errno.EROFS, errno.EACCES, errno.EPERM})
 
 
@@ -45,6 +45,8 @@ def disk_failure(error: OSError, path: Path, *, kept: str = "") -> RunError:
     reason = error.strerror or str(error)
     if error.errno in _FULL:
         advice = "free some space there and resume"
+    elif error.errno == errno.EFBIG:
+        advice = "raise the limit on the size of a file (ulimit -f) and resume"
     elif error.errno in _CLOSED:
         advice = "make it writable, or choose another folder with --out"
     else:

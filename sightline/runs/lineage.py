@@ -25,8 +25,41 @@ LINEAGE = "lineage.json"
 
 
 def read_lineage(run: Path) -> dict[str, Any] | None:
-    """What a run keeps of where its first weights come from; None for one that started from random ones."""
-    return load_document(run / LINEAGE) if (run / LINEAGE).exists() else None
+    """What a run keeps of where its first weights come from; None for one that started from random ones.
+
+    Raises UserError where the document lacks what every run keeps, or holds it as another type.
+    """
+    path = run / LINEAGE
+    if not path.exists():
+        return None
+    lineage = load_document(path)
+    try:
+        _check_lineage(lineage)
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{path}: is not what a run keeps of its first weights ({error}); make the run again") from None
+    return lineage
+
+
+def _check_lineage(lineage: Mapping[str, Any]) -> None:
+    """Raises KeyError or TypeError for a document that `trace_lineage` or a conversion did not make."""
+    converted = "layout" in lineage
+    kinds = {"file": str, "layout": str} if converted else {"from": str, "checkpoint": str, "match": dict}
+    _check_kinds(lineage, {"sha256": str, **kinds})
+    if converted:
+        return
+    _check_kinds(lineage["match"], {"matched": int, "total": int, "filled": object})
+    _check_kinds(lineage, {"modules": object, "source": dict | None, "lineage": dict | None})
+    if lineage["source"] is not None:
+        _check_kinds(lineage["source"], {"model": str, "task": str, "data": dict})
+        _check_kinds(lineage["source"]["data"], {"name": str})
+    if lineage["lineage"] is not None:
+        _check_lineage(lineage["lineage"])
+
+
+def _check_kinds(document: Mapping[str, Any], kinds: Mapping[str, Any]) -> None:
+    for key, kind in kinds.items():
+        if not isinstance(document[key], kind):
+            raise TypeError(f"'{key}' is a {type(document[key]).__name__}")
 
 
 def trace_lineage(config: RunConfig, info: DataInfo, report: MatchReport) -> dict[str, Any]:

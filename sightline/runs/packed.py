@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from sightline.errors import CheckpointError, UserError
 from sightline.layers.quantisation.parametrised import Codebook, Half, Uniform, dense, quantised
-from sightline.plain_files import read_plain
+from sightline.plain_files import parse_json, read_plain
 from sightline.runs.durable import disk_failure, replace_durably
 from sightline.runs.packed_bits import pack_bits, packed_length, unpack_bits
 
@@ -341,9 +341,9 @@ def _parse(data: memoryview) -> Packed:
 
 def _parse_header(text: bytes) -> dict[str, Any]:
     try:
-        header = json.loads(text)
+        header = parse_json(text)
         is_canonical = isinstance(header, dict) and _canonical(header) == text
-    except (ValueError, TypeError, RecursionError) as error:
+    except (ValueError, TypeError) as error:
         raise _FaultError(f"has a damaged header: {' '.join(str(error).split())[:200]}") from error
     if not isinstance(header, dict):
         raise _FaultError("has a damaged header: it is not a mapping")

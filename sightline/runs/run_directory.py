@@ -22,7 +22,7 @@ from typing import Any
 import torch
 
 from sightline.errors import DataError, LostFolderError, UserError
-from sightline.plain_files import read_plain
+from sightline.plain_files import parse_json, read_plain
 from sightline.runs.durable import assert_appendable, disk_failure, replace_durably
 from sightline.runs.processes import start_of
 
@@ -221,8 +221,8 @@ def _parse_lines(path: Path, lines: Sequence[bytes]) -> Iterator[tuple[bytes, di
     for number, line in enumerate(lines, start=1):
         is_torn = number == len(lines) and not line.endswith(b"\n")
         try:
-            entry = json.loads(line)
-        except (ValueError, RecursionError) as error:
+            entry = parse_json(line)
+        except ValueError as error:
             if is_torn:
                 return
             raise DataError(f"{path}:{number}: is not JSON: {error}; remove the line") from error
@@ -322,7 +322,7 @@ def _assert_free(path: Path, data: bytes) -> None:
     if not data:  # its writer died before it wrote
         return
     try:
-        holder = json.loads(data)
+        holder = parse_json(data)
         pid, host = int(holder["pid"]), str(holder["host"])
     except (ValueError, TypeError, KeyError):
         raise UserError(f"{path}: is not a lock file of sightline; remove it if no run is active here") from None

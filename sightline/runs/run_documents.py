@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
-import json
+import os
 from pathlib import Path
 from typing import Any
 
 from sightline.errors import DataError, UserError
-from sightline.plain_files import read_plain
+from sightline.plain_files import link_outward, parse_json, read_plain
 
-__all__ = ["load_document", "read_facts", "read_lines"]
+__all__ = ["assert_own_files", "load_document", "read_facts", "read_lines"]
+
+
+def assert_own_files(run: Path) -> None:
+    """Raises UserError where a link inside a run's folder leads out of it; the folder itself may be a link."""
+    for folder in (run, run / "checkpoints"):
+        names = sorted(os.listdir(folder)) if folder.is_dir() else ()
+        if (path := link_outward(folder, names)) is not None:
+            raise UserError(
+                f"{path}: is a link to {os.readlink(path)}, out of the run directory; put the file itself there"
+            )
 
 
 def read_facts(run: Path) -> dict[str, Any]:
@@ -20,10 +30,10 @@ def read_facts(run: Path) -> dict[str, Any]:
 def load_document(path: Path) -> dict[str, Any]:
     """A JSON file of a run. Raises UserError where it is missing or holds no mapping."""
     try:
-        document = json.loads(read_plain(path))
+        document = parse_json(read_plain(path))
     except FileNotFoundError:
         raise UserError(f"{path}: is missing; the run directory is incomplete") from None
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be read: {_reason(error)}") from None
     if not isinstance(document, dict):
         raise UserError(f"{path}: does not hold a mapping")
@@ -44,7 +54,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     lines = []
     for number, text in enumerate(texts, start=1):
         try:
-            line = json.loads(text)
+            line = parse_json(text)
         except ValueError as error:
             if number == len(texts):
                 break

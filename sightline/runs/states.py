@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from sightline.errors import CheckpointError
+from sightline.plain_files import parse_json
 from sightline.runs.weights import plain_name
 
 __all__ = ["optimizer_tensors", "random_state", "restore_optimizer", "restore_random_state"]
@@ -98,7 +99,7 @@ def restore_random_state(state: Mapping[str, str]) -> tuple[str, ...]:
                 settings.append((torch.cuda.default_generators[devices[name]].set_state, _from_text(text)))
             else:
                 settings.append(_checked(name, text))
-        except (ValueError, TypeError, RuntimeError, RecursionError) as error:
+        except (ValueError, TypeError, RuntimeError) as error:
             raise CheckpointError(f"random state: '{name}' is not one: {str(error)[:100]}") from error
     for put, value in settings:
         put(value)
@@ -112,12 +113,12 @@ def _checked(name: str, text: str) -> tuple[Callable[[Any], object], Any]:
         torch.Generator().set_state(state)
         return torch.set_rng_state, state
     if name == "python":
-        version, words, gauss = json.loads(text)
+        version, words, gauss = parse_json(text)
         python_state = (version, tuple(words), gauss)
         random.Random().setstate(python_state)
         return random.setstate, python_state
     if name == "numpy":
-        algorithm, keys, position, has_gauss, numpy_gauss = json.loads(text)
+        algorithm, keys, position, has_gauss, numpy_gauss = parse_json(text)
         if algorithm != "MT19937" or len(keys) != 624 or position not in range(625):
             raise ValueError("not 624 words and a position among them")  # NumPy would read past the end
         numpy_state = (algorithm, np.array(keys, dtype=np.uint32), position, has_gauss, numpy_gauss)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import signal
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,7 +24,7 @@ from sightline.engine.resume import RunPlace, find_place, make_folder
 from sightline.engine.session import Session, StopRequest, evaluation_document
 from sightline.engine.train import NonFiniteGradientError
 from sightline.errors import RunError
-from sightline.plain_files import read_plain
+from sightline.plain_files import parse_json, read_plain
 from sightline.plugins import Plugin
 from sightline.runs.run_directory import environment
 from sightline.runs.run_documents import load_document
@@ -277,7 +276,7 @@ class _TrainRun:
         findings = tuple(run_after(built, World(device=built.job.device), run=directory.path))
         if findings:
             self._reporter.findings(findings)
-            before = json.loads(read_plain(directory.path / "findings.json"))
+            before = parse_json(read_plain(directory.path / "findings.json"))
             directory.write_json("findings.json", [*before, *(finding.to_dict() for finding in findings)])
         return findings
 

@@ -37,6 +37,8 @@ def explain(error: Exception) -> int:
         return fail(in_one_line(f"{error.filename}: {error.strerror}; check the path"), 2, error)
     if isinstance(error, RunError):
         return fail(str(error), 1, error)
+    if isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker"):  # raised wherever training is
+        return fail(f"a worker that reads data ended (out of memory?): {in_one_line(str(error).strip())}", 1, error)
     if isinstance(error, ValueError):
         return fail(f"{error} (--traceback shows where this arose)", 1, error)
     return fail("".join(traceback.format_exception(error)).strip(), 1, None)

@@ -289,3 +289,15 @@ def test_a_second_process_of_one_rank_is_refused() -> None:
     store.set("process/0", json.dumps(other.to_dict()))
     with pytest.raises(UserError, match=r"^rank 0 is process 7 on elsewhere already; give every process its own RANK$"):
         Watchdog(store=store, rank=0, size=2, timeout_s=1.0).present()
+
+
+def test_a_failure_without_a_rank_is_reported(variables: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    set_all(variables, {"WORLD_SIZE": "x"})
+    report_failure("the cause", exit_code=2)
+    assert capfd.readouterr().err == "[rank ?] error: the cause\n"
+
+
+def test_a_number_of_thousands_of_digits_is_one_line(variables: pytest.MonkeyPatch) -> None:
+    set_all(variables, {"RANK": "0", "WORLD_SIZE": "9" * 5000})
+    with pytest.raises(UserError, match="environment variable WORLD_SIZE: found"):
+        place_in_launch()

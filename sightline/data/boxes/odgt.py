@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 from sightline.data.files.input_files import read_file
 from sightline.errors import DataError
+from sightline.plain_files import parse_json
 
 __all__ = ["BOX_KEYS", "BoxType", "is_ignored", "read_odgt"]
 
@@ -24,12 +24,12 @@ def read_odgt(path: Path) -> list[dict[str, Any]]:
         if not text.strip():
             continue
         try:
-            line = json.loads(text)
+            line = parse_json(text)
             key, boxes = str(line["ID"]), line["gtboxes"]
             marks = [each.get(mark) or {} for each in boxes for mark in ("extra", "head_attr")]
             if not all(isinstance(mark, dict) for mark in marks):
                 raise TypeError("extra and head_attr are objects, where they are there")
-        except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise DataError(
                 f"{path}:{number}: is not a line of .odgt with ID and gtboxes ({error}); get it again"
             ) from error

@@ -62,6 +62,9 @@ ECP = Kinds(
     frozenset({"crowd", "rider_crowd"}),
 )
 
+_LONGEST_NAME = 250
+"""Of an image, to which a suffix of four letters is added; no file system takes more than 255."""
+
 
 def read_widerperson(source: Path) -> LabelledSet:
     """The images that train.txt, val.txt and test.txt name, with Annotations/NAME.jpg.txt.
@@ -78,6 +81,10 @@ def read_widerperson(source: Path) -> LabelledSet:
         names = read_file(file).decode("utf-8-sig", "replace").split()
         for number, name in enumerate(names, start=1):
             image = f"{name.removesuffix('.jpg')}.jpg"
+            if len(image) > _LONGEST_NAME or "/" in image or "\0" in image:
+                raise DataError(
+                    f"{file}: entry {number}: '{name[:40]}' is not the name of an image; get the file again"
+                )
             labels = root / "Annotations" / f"{image}.txt"
             if name.removesuffix(".jpg") == _WIDERPERSON_BROKEN:
                 notes.append(f"{labels} is left out: its published annotation does not fit the image")
@@ -182,11 +189,11 @@ def read_ecp(source: Path) -> LabelledSet:
     for folder, file in files:
         part = file.relative_to(folder)
         document = parsed_json(read_file(file), where=str(file), advice="get the file again")
-        frame = _frame(document)
         try:
+            frame = _frame(document)
             size_px = int(frame["imageheight"]), int(frame["imagewidth"])
             boxes = tuple(_ecp_boxes(frame["children"], str(file), faults))
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
+        except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
             raise DataError(
                 f"{file}: a frame with imagewidth, imageheight and children is needed ({error!r}); get it again"
             ) from error

@@ -300,7 +300,14 @@ def _choose(prepared: Prepared, split: str, class_names: Sequence[str]) -> tuple
         raise DataError(f"{prepared.root}: has no split '{split}'; it holds {held}")
     stored_names = prepared.manifest["class_names"]
     new_label = np.array([class_names.index(name) if name in class_names else -1 for name in stored_names])
-    labels = new_label[prepared.array(split, "label")]
+    stored = prepared.array(split, "label")
+    outside = np.flatnonzero((stored < 0) | (stored >= len(new_label)))
+    if len(outside):
+        raise DataError(
+            f"{prepared.root}: the label of row {outside[0]} of '{split}' is {stored[outside[0]]}, there are "
+            f"{len(new_label)} classes (0 to {len(new_label) - 1}); prepare the set again"
+        )
+    labels = new_label[stored]
     rows = np.flatnonzero(labels >= 0)
     return _frozen(rows), _frozen(labels[rows])
 

@@ -24,6 +24,7 @@ __all__ = [
     "DAMAGE",
     "FREE_BYTES",
     "check_expansion",
+    "check_npy",
     "first_line",
     "npz_array",
     "npz_header",
@@ -33,6 +34,7 @@ __all__ = [
 
 _MAX_EXPANSION = 100
 """How often its stored size an entry may have in memory. Clouds are compressed 2 to 10 times, bombs 1,000 times."""
+_HEADER_BYTES = 2**16
 FREE_BYTES = 2**24
 """Below this an entry is read however well it was compressed."""
 
@@ -44,6 +46,13 @@ def read_npy(path: Path) -> np.ndarray:
     """
     with _faults(path, "the array"):
         return _array_of(read_file(path), f"{path}: the array")
+
+
+def check_npy(path: Path) -> None:
+    """Raises DataError as `read_npy`, from the header alone, for a file that is about to be mapped into memory."""
+    with _faults(path, "the array"), path.open("rb") as file:
+        head = io.BytesIO(file.read(_HEADER_BYTES))  # a header states its own length, which may be any
+        _check_claim(f"{path}: the array", _npy_header(head, f"{path}: the array"), size_of(path))
 
 
 def read_npz_arrays(path: Path) -> dict[str, np.ndarray]:
@@ -119,8 +128,8 @@ def check_expansion(where: str, claimed: int, stored: int, *, free_bytes: int = 
     """Raises DataError where more than `free_bytes` would come of far fewer."""
     if claimed > free_bytes and claimed > _MAX_EXPANSION * stored:
         raise DataError(
-            f"{where}: {stored} stored bytes would become {claimed} in memory, which no cloud does; if it is yours, "
-            "store it uncompressed"
+            f"{where}: {stored} stored bytes would become {claimed} in memory, which no cloud or image does; if it is "
+            "yours, store it uncompressed"
         )
 
 

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import io
 import struct
+import warnings
 from pathlib import Path
 from typing import TypeAlias
 
 import numpy as np
 from PIL import Image
 
-from sightline.data.files.array_files import read_npy
+from sightline.data.files.array_files import check_expansion, read_npy
 from sightline.data.files.input_files import assert_regular, read_file, size_of
-from sightline.data.files.png_views import PNG_END, UNDECODABLE
+from sightline.data.files.png_views import FREE_IMAGE_BYTES, PNG_END, UNDECODABLE
 from sightline.errors import DataError
 
 __all__ = ["SizePx", "read_colour_png", "read_depth", "read_depth_png", "read_raw_depth", "read_windowed_depth"]
@@ -115,6 +116,7 @@ def read_windowed_depth(path: Path, *, size_px: SizePx | None = None) -> np.ndar
             f"{path}: has {len(content)} bytes, its window of {right - left} x {bottom - top} asks for {expected}; get "
             "the file again"
         )
+    check_expansion(str(path), 4 * width * height, len(content))
     depth = np.zeros((height, width), dtype=np.float32)
     window = _checked(np.frombuffer(content, "<f4", offset=_HEADER.size), path, start=_HEADER.size)
     depth[top:bottom, left:right] = window.reshape(bottom - top, right - left)
@@ -143,8 +145,14 @@ def _decoded(path: Path) -> tuple[str, np.ndarray]:
     if not content.endswith(PNG_END):
         raise DataError(f"{path}: does not end as PNG files do, at byte {len(content)}; get the file again")
     try:
-        with Image.open(io.BytesIO(content), formats=["PNG"]) as image:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of a large image: it is refused below, or fits
+            opened = Image.open(io.BytesIO(content), formats=["PNG"])
+        with opened as image:
+            check_expansion(str(path), 8 * image.width * image.height, len(content), free_bytes=FREE_IMAGE_BYTES)
             return image.mode, np.asarray(image)
+    except DataError:
+        raise
     except UNDECODABLE as error:
         reason = " ".join(str(error).split())
         raise DataError(f"{path}: cannot be decoded ({reason}); get the file again") from error

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import struct
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,8 +11,9 @@ from typing import NamedTuple
 import numpy as np
 from PIL import ExifTags, Image
 
-from sightline.data.files.input_files import assert_regular
-from sightline.data.files.png_views import UNDECODABLE
+from sightline.data.files.array_files import check_expansion
+from sightline.data.files.input_files import assert_regular, size_of
+from sightline.data.files.png_views import FREE_IMAGE_BYTES, UNDECODABLE
 from sightline.errors import DataError
 
 __all__ = ["IMAGE_SUFFIXES", "ImageHeader", "check_image", "read_header", "read_image"]
@@ -98,9 +98,11 @@ def _opened(path: Path) -> Iterator[Image.Image]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of damaged EXIF data, and of sizes that are large and fit
             with Image.open(path) as image:
+                num_bytes = 4 * image.width * image.height
+                check_expansion(str(path), num_bytes, size_of(path), free_bytes=FREE_IMAGE_BYTES)
                 yield image
     except DataError:
         raise
-    except (*UNDECODABLE, EOFError, struct.error) as error:
+    except UNDECODABLE as error:
         found = " ".join(str(error).split()).removesuffix(f" {str(path)!r}")
         raise DataError(f"{path}: cannot be decoded ({found}); get the file again, or leave it out") from error

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import errno
-import json
 import os
 from pathlib import Path
 from typing import Any
 
 from sightline.errors import DataError
-from sightline.plain_files import assert_plain
+from sightline.plain_files import assert_plain, parse_json
 
 __all__ = ["assert_regular", "parsed_json", "read_file", "size_of"]
 
@@ -45,8 +44,8 @@ def read_file(path: Path) -> bytes:
 def parsed_json(content: bytes, *, where: str, advice: str) -> Any:
     """What JSON in UTF-8 holds. Raises DataError with the place and the advice for anything else."""
     try:
-        return json.loads(content.decode("utf-8-sig"))
-    except (ValueError, RecursionError) as error:
+        return parse_json(content.decode("utf-8-sig"))
+    except ValueError as error:
         raise DataError(f"{where}: does not read as JSON ({error}); {advice}") from error
 
 

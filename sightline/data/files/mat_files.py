@@ -1,16 +1,34 @@
-"""Variables of MATLAB's .mat files."""
+"""Variables of MATLAB's .mat files, whose sizes are compared with the bytes that follow before SciPy reads them.
+
+SciPy trusts the sizes in a file: a wrong one asks for any amount of memory, or ends the process.
+Source: MathWorks, "MAT-File Format", level 5.
+"""
 
 from __future__ import annotations
 
+import io
+import math
+import struct
 import zlib
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
-from sightline.data.files.input_files import assert_regular
+from sightline.data.files.array_files import DAMAGE, FREE_BYTES, check_expansion, first_line
+from sightline.data.files.input_files import read_file
 from sightline.errors import DataError
 
 __all__ = ["read_mat"]
+
+_HEADER_BYTES = 128
+_INT8, _INT32, _UINT32, _MATRIX, _COMPRESSED = 1, 5, 6, 14, 15
+_ITEM_BYTES = {1: 1, 2: 1, 3: 2, 4: 2, 5: 4, 6: 4, 7: 4, 9: 8, 12: 8, 13: 8}
+_TEXT_TYPES = (1, 2, 4, 16, 17, 18)
+_CELL, _STRUCT, _CHAR, _NUMBERS = 1, 2, 4, range(6, 16)
+_IS_COMPLEX = 0x800
+_MAX_DEPTH = 20
+_MAX_DIMENSIONS = 32
 
 
 def read_mat(path: Path, key: str, *, kinds: str = "fiu") -> np.ndarray:
@@ -21,14 +39,131 @@ def read_mat(path: Path, key: str, *, kinds: str = "fiu") -> np.ndarray:
     from scipy.io import loadmat  # here, because every verb that lists data sets imports the modules that use this
     from scipy.io.matlab import MatReadError
 
-    assert_regular(path)
+    content = read_file(path)
     try:
-        found = loadmat(path, variable_names=[key])
-    except (OSError, ValueError, TypeError, KeyError, EOFError, NotImplementedError, MatReadError, zlib.error) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise DataError(f"{path}: {key} cannot be read ({reason}); get the file again") from error
+        _check_file(content, key, path)
+        found = loadmat(io.BytesIO(content), variable_names=[key])
+    except DataError:
+        raise
+    except (*DAMAGE, LookupError, MatReadError, MemoryError) as error:
+        raise DataError(f"{path}: {key} cannot be read ({first_line(error)}); get the file again") from error
     if key not in found or found[key].dtype.kind not in kinds:
         what = "cells" if kinds == "O" else "numbers"
         raise DataError(f"{path}: has no array of {what} '{key}'; get the file again")
     array: np.ndarray = found[key]
     return array
+
+
+def _check_file(content: bytes, key: str, path: Path) -> None:
+    """Raises DataError or ValueError unless the variable `key` has the size that its parts state."""
+    order = {b"IM": "<", b"MI": ">"}.get(content[_HEADER_BYTES - 2 : _HEADER_BYTES], "")
+    if not order:
+        raise ValueError("it has no header of MATLAB 5 to 7.2")
+    whole, at = _Part(memoryview(content), order), _HEADER_BYTES
+    while at < len(content):
+        element = whole.element(at)
+        at, part = element.stop, whole
+        if element.kind == _COMPRESSED:
+            part = _Part(memoryview(_decompressed(content[element.start : element.stop], path)), order)
+            element = part.element(0)
+        else:
+            at = element.next
+        if element.kind != _MATRIX:
+            raise ValueError(f"an element at byte {element.start} is of type {element.kind}, not a variable")
+        part.check_matrix(element, only=key.encode("latin-1", "replace"))
+
+
+def _decompressed(stored: bytes, path: Path) -> bytes:
+    """Raises DataError where far more comes of some bytes than arrays compress to, before it is all in memory."""
+    stream = zlib.decompressobj()
+    found = stream.decompress(stored, max(FREE_BYTES, 100 * len(stored)) + 1)
+    check_expansion(str(path), len(found), len(stored))
+    return found
+
+
+class _Element(NamedTuple):
+    """Its type, the bytes of its content, and where the next one begins."""
+
+    kind: int
+    start: int
+    stop: int
+    next: int
+
+
+class _Part(NamedTuple):
+    """The bytes of a file, or of what a compressed element of it holds."""
+
+    data: memoryview
+    order: str
+
+    def element(self, at: int, end: int | None = None) -> _Element:
+        end = len(self.data) if end is None else end
+        if at + 8 > end:
+            raise ValueError(f"it is cut short at byte {at}")
+        kind, size = struct.unpack_from(f"{self.order}II", self.data, at)
+        start, after = at + 8, at + 8 + -(-size // 8) * 8
+        if kind >> 16:  # up to four bytes stand in the tag itself
+            kind, size, start, after = kind & 0xFFFF, kind >> 16, at + 4, at + 8
+        if start + size > end or (start == at + 4 and size > 4):
+            raise ValueError(f"byte {at} states {size} bytes, {end - start} follow")
+        return _Element(kind, start, start + size, min(after, end))
+
+    def expected(self, at: int, end: int, kind: int, what: str) -> _Element:
+        element = self.element(at, end)
+        if element.kind != kind:
+            raise ValueError(f"byte {at} holds an element of type {element.kind}, {what} was expected")
+        return element
+
+    def check_matrix(self, matrix: _Element, *, only: bytes | None = None, depth: int = 0) -> None:
+        """Raises ValueError where an array's content has another size than its shape; `only` one of this name."""
+        at, end = matrix.start, matrix.stop
+        if at == end and only is None:
+            return  # as an empty cell is stored
+        flags = self.expected(at, end, _UINT32, "the kind of an array")
+        shape = self.expected(flags.next, end, _INT32, "a shape")
+        name = self.expected(shape.next, end, _INT8, "a name")
+        if only is not None and bytes(self.data[name.start : name.stop]).rstrip(b"\0") != only:
+            return
+        sides = self.integers(shape)
+        if not 0 < len(sides) <= _MAX_DIMENSIONS or min(sides) < 0 or flags.stop - flags.start != 8:
+            raise ValueError(f"byte {at}: an array of shape {sides[:4]}")
+        self._check_content(self.integers(flags)[0], math.prod(sides), name.next, end, depth)
+
+    def integers(self, element: _Element) -> tuple[int, ...]:
+        count = (element.stop - element.start) // 4
+        return struct.unpack_from(f"{self.order}{count}i", self.data, element.start)
+
+    def _check_content(self, flags: int, count: int, at: int, end: int, depth: int) -> None:
+        array_class = flags & 0xFF
+        if array_class in (_CELL, _STRUCT):
+            if array_class == _STRUCT:
+                length = self.expected(at, end, _INT32, "the length of names")
+                names = self.expected(length.next, end, _INT8, "names")
+                characters = self.integers(length)
+                if len(characters) != 1 or characters[0] < 1 or (names.stop - names.start) < characters[0]:
+                    raise ValueError(f"byte {at}: a structure without fields")
+                count, at = count * ((names.stop - names.start) // characters[0]), names.next
+            self._check_children(count, at, end, depth)
+        elif array_class == _CHAR:
+            text = self.element(at, end)
+            if text.kind not in _TEXT_TYPES or count > max(text.stop - text.start, 1):
+                raise ValueError(f"byte {at}: text of {count} letters in {text.stop - text.start} bytes")
+        elif array_class in _NUMBERS:
+            for _ in range(2 if flags & _IS_COMPLEX else 1):
+                numbers = self.element(at, end)
+                size = numbers.stop - numbers.start
+                if count * _ITEM_BYTES.get(numbers.kind, -1) != size:
+                    raise ValueError(f"byte {at}: {count} numbers of type {numbers.kind} in {size} bytes")
+                at = numbers.next
+        else:
+            raise ValueError(f"byte {at}: an array of the kind {array_class}, which is not read")
+
+    def _check_children(self, count: int, at: int, end: int, depth: int) -> None:
+        if count > (end - at) // 8:
+            raise ValueError(f"byte {at}: {count} arrays in {end - at} bytes")
+        if depth > _MAX_DEPTH:
+            raise ValueError(f"byte {at}: arrays in arrays more than {_MAX_DEPTH} deep")
+        for _ in range(count):
+            child = self.expected(at, end, _MATRIX, "an array")
+            self.check_matrix(child, depth=depth + 1)
+            at = child.next

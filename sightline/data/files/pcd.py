@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from pathlib import Path
 from typing import IO
 
@@ -14,6 +15,8 @@ from sightline.errors import DataError, MissingExtraError
 __all__ = ["read_pcd"]
 
 _HEADER_LINES = 40
+_HEADER_ENTRIES = 10
+"""More lines than these `pypcd4` takes for points."""
 _LINE_BYTES = 4096
 _TEXT_BYTES = 2
 """Of a number in the most thrifty text: a digit and a blank."""
@@ -52,10 +55,12 @@ def read_pcd(path: Path) -> dict[str, np.ndarray]:
 def _check_header(path: Path, file: IO[bytes]) -> int:
     """The number of points. Raises DataError for a header that is none, or whose points cannot fit into the file."""
     entries: dict[str, list[str]] = {}
+    num_entries = 0
     for _ in range(_HEADER_LINES):
         words = file.readline(_LINE_BYTES).decode("latin-1").split()
         if words and not words[0].startswith("#"):
             entries[words[0].upper()] = words[1:]
+            num_entries += 1
         if words and words[0].upper() == "DATA":
             break
     try:
@@ -63,7 +68,7 @@ def _check_header(path: Path, file: IO[bytes]) -> int:
         counts = [int(each) for each in entries.get("COUNT", ["1"] * len(sizes))]
         row_bytes = sum(size * count for size, count in zip(sizes, counts, strict=True))
         num_points, kind = int(entries["POINTS"][0]), entries["DATA"][0].lower()
-        least = min(*sizes, *counts, num_points + 1)
+        least = min(*sizes, *counts, num_points + 1) if num_entries <= _HEADER_ENTRIES else 0
     except (KeyError, IndexError, ValueError, TypeError):
         least = 0
     if least < 1:
@@ -76,5 +81,12 @@ def _check_header(path: Path, file: IO[bytes]) -> int:
             f"{path}: promises {num_points} points, at least {claimed} bytes, and {there} follow; it is cut short or "
             "its header is wrong: get the file again"
         )
+    if kind == "binary_compressed":
+        stored, expanded = struct.unpack("<II", file.read(8).ljust(8, b"\0"))
+        if there < 8 + stored or expanded != num_points * row_bytes:
+            raise DataError(
+                f"{path}: promises {num_points} points of {row_bytes} bytes, its compressed part states {stored} bytes "
+                f"that become {expanded}, and {there} follow; get the file again"
+            )
     check_expansion(str(path), num_points * row_bytes, there)
     return num_points

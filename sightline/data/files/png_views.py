@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +18,10 @@ __all__ = ["PNG_END", "UNDECODABLE", "composited", "png_fault", "read_view"]
 
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 PNG_END = b"\x00\x00\x00\x00IEND\xaeB`\x82"
-UNDECODABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
+UNDECODABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
 """What Pillow raises for files that it does not understand, or that are of an absurd size."""
+FREE_IMAGE_BYTES = 2**28
+"""Below this an image is decoded however well it was compressed: a drawing may be of one colour."""
 _LARGEST_PX = 4096
 
 
@@ -31,7 +34,7 @@ def png_fault(path: Path) -> str:
         tail = file.read()
     if not head:
         return f"{path} (is empty)"
-    if not head.startswith(_SIGNATURE) or head[12:16] != b"IHDR":
+    if len(head) < 24 or not head.startswith(_SIGNATURE) or head[12:16] != b"IHDR":
         return f"{path} (is not a PNG file)"
     width, height = struct.unpack(">II", head[16:24])
     if width != height or not 0 < width <= _LARGEST_PX:

@@ -50,7 +50,8 @@ def read_scan(path: Path, *, columns: Sequence[str] | None) -> Cloud:
         )
     table = read_bin(path, num_columns=len(names))
     named = dict(zip(names, table.T, strict=True))
-    points = np.stack([named[axis] for axis in "xyz"], axis=1).astype(np.float64)
+    with np.errstate(invalid="ignore"):  # a signalling NaN: it is left out as any other
+        points = np.stack([named[axis] for axis in "xyz"], axis=1).astype(np.float64)
     return Cloud(points, channels={name: named[name] for name in names if name not in ("x", "y", "z", "_")})
 
 

@@ -10,17 +10,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from sightline.data.files.array_files import DAMAGE, first_line
+from sightline.data.files.array_files import DAMAGE, check_npy, first_line
 from sightline.data.store.columns import OFFSETS
 from sightline.data.store.listed import Listing
 from sightline.errors import DataError, MissingDataError
-from sightline.plain_files import assert_plain, read_plain
+from sightline.plain_files import assert_plain, link_outward, parse_json, read_plain
 
 __all__ = [
     "FORMAT_VERSION",
@@ -108,7 +109,13 @@ class Prepared:
 
     def names(self, split: str) -> list[str]:
         """The name of every row of a split."""
-        return _read_json(self.root / f"{split}.name.json")
+        path = self.root / f"{split}.name.json"
+        names = _read_json(path)
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise DataError(f"{path}: is not a list of names; prepare the set again")
+        if len(names) != self._num_rows(split):
+            raise DataError(f"{path}: names {len(names)} rows of {self._num_rows(split)}; prepare the set again")
+        return names
 
     def listing(self, split: str) -> Listing:
         """The files that the rows of a split list in place. Raises DataError if the document is not what it should be.
@@ -173,16 +180,79 @@ def read_manifest(root: Path) -> dict[str, Any]:
     manifest = _read_json(path)
     if not _is_sealed(manifest):
         raise DataError(f"{path}: its text was altered after it was written (digest differs); prepare the set again")
+    if manifest["format"] != FORMAT_VERSION:
+        raise DataError(
+            f"{path}: has format version {manifest['format']}, this release reads {FORMAT_VERSION}; prepare it again"
+        )
+    fault = _form_fault(manifest)
+    if fault:
+        raise DataError(f"{path}: {fault}; prepare the set again")
     outside = next((name for key in ("files", "splits", "columns") for name in manifest[key] if "/" in name), None)
     if outside is not None:
         raise DataError(f"{path}: names '{outside}', which is not in its own folder; prepare the set again")
     if LISTED in manifest and not Path(manifest[LISTED]["root"]).is_absolute():
         raise DataError(f"{path}: lists files below '{manifest[LISTED]['root']}', no absolute path; prepare it again")
-    if manifest["format"] != FORMAT_VERSION:
-        raise DataError(
-            f"{path}: has format version {manifest['format']}, this release reads {FORMAT_VERSION}; prepare it again"
-        )
+    link = link_outward(root, [MANIFEST, *sorted(os.listdir(root))])
+    if link is not None:
+        raise DataError(f"{link}: is a link to {os.readlink(link)}, out of the prepared folder; put the file there")
     return manifest
+
+
+def _form_fault(manifest: Mapping[str, Any]) -> str:
+    """What a manifest lacks, or holds as another type, that every reader of a set relies on; empty for nothing."""
+    if not isinstance(manifest["set"], str):
+        return "its 'set' is not a name"
+    for key, kinds in _FORMS.items():
+        if not isinstance(manifest[key], dict):
+            return f"its '{key}' is a {type(manifest[key]).__name__}, a mapping is needed"
+        for name, entry in manifest[key].items():
+            for part, is_sound in kinds.items():
+                if not isinstance(entry, dict) or part not in entry or not is_sound(entry[part]):
+                    return f"the '{part}' of '{name}' in its '{key}' is missing, or not what a set is described by"
+    names = manifest.get("class_names", [])
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        return "its 'class_names' are not a list of names"
+    for split, facts in manifest["splits"].items():
+        if "class_counts" in facts and not _counts_classes(facts["class_counts"], names):
+            return f"the 'class_counts' of '{split}' do not count its classes"
+    counts = manifest.get("num_elements", {})
+    is_ragged = any(column.get("is_ragged") for column in manifest["columns"].values())
+    if not isinstance(counts, dict) or (is_ragged and counts.keys() < manifest["splits"].keys()):
+        return "its 'num_elements' do not count those of every part"
+    if not all(map(_is_count, counts.values())):
+        return "its 'num_elements' are not counts"
+    if LISTED in manifest and not (
+        isinstance(manifest[LISTED], dict) and isinstance(manifest[LISTED].get("root"), str)
+    ):
+        return f"its '{LISTED}' has no 'root'"
+    return ""
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 2**48
+
+
+def _is_shape(value: Any) -> bool:
+    return isinstance(value, list) and len(value) <= 32 and all(map(_is_count, value))
+
+
+def _counts_classes(value: Any, names: Sequence[str]) -> bool:
+    """`names` are empty for a set whose classes do not stand in its manifest."""
+    return isinstance(value, list) and len(value) == (len(names) or len(value)) and all(map(_is_count, value))
+
+
+def _is_number_type(value: Any) -> bool:
+    try:
+        return isinstance(value, str) and np.dtype(value).kind in "biuf"
+    except (TypeError, ValueError, SyntaxError):
+        return False
+
+
+_FORMS: Mapping[str, Mapping[str, Callable[[Any], bool]]] = {
+    "files": {"bytes": _is_count, "sha256": lambda value: isinstance(value, str)},
+    "splits": {"num_rows": _is_count},
+    "columns": {"shape": _is_shape, "dtype": _is_number_type},
+}
 
 
 def check_sizes(root: Path, manifest: Mapping[str, Any]) -> None:
@@ -247,6 +317,7 @@ def listing(folder: Path, limit: int = 5) -> str:
 
 def _map(path: Path, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     try:
+        check_npy(path)
         with np.errstate(over="ignore"):  # of a shape beyond all sizes, which is refused
             array = np.asarray(np.lib.format.open_memmap(path, mode="r"))
     except (*DAMAGE, MemoryError) as error:
@@ -265,6 +336,6 @@ def _unfinished(root: Path) -> str:
 
 def _read_json(path: Path) -> Any:
     try:
-        return json.loads(read_plain(path))
-    except (OSError, ValueError, RecursionError) as error:
+        return parse_json(read_plain(path))
+    except (OSError, ValueError) as error:
         raise DataError(f"{path}: does not read as JSON ({first_line(error)}); prepare the set again") from error

@@ -39,7 +39,7 @@ from sightline.data.store.native import (
 )
 from sightline.data.store.unusable import Unusable
 from sightline.errors import DataError, RunError
-from sightline.plain_files import read_plain
+from sightline.plain_files import parse_json, read_plain
 
 __all__ = [
     "Column",
@@ -451,7 +451,7 @@ def _digest(value: Any) -> str:
 def _read_note(path: Path) -> dict[str, Any]:
     """A note of an earlier run; empty where there is none that reads, or where it was cut short."""
     try:
-        return json.loads(read_plain(path))
+        return parse_json(read_plain(path))
     except (OSError, ValueError):
         return {}
 

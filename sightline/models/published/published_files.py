@@ -7,8 +7,10 @@ training scripts store accuracies as such beside the weights; a scalar is a type
 
 from __future__ import annotations
 
+import io
 import re
 import warnings
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from pickle import UnpicklingError  # the error of torch's weights-only reader; nothing here unpickles
@@ -68,13 +70,18 @@ def _loaded(path: Path) -> Any:
     try:
         with torch.serialization.safe_globals(_harmless()), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of protocols that torch itself does not write: such a file fails anyway
-            return torch.load(path, map_location="cpu", weights_only=True)
+            return torch.load(_source(path), map_location="cpu", weights_only=True)
     except UnpicklingError as error:
         raise CheckpointError(f"{path}: {_refused(error)}") from None
     except Exception as error:  # noqa: BLE001  a damaged file breaks the reader anywhere: struct, zip, text, memory
         raise CheckpointError(
             f"{path}: cannot be read ({type(error).__name__}: {_reason(error)}); get the file again"
         ) from None
+
+
+def _source(path: Path) -> Path | io.BytesIO:
+    """What torch reads: of the form before archives the bytes, because the sizes in a file on disk ask for memory."""
+    return path if zipfile.is_zipfile(path) else io.BytesIO(path.read_bytes())
 
 
 def _harmless() -> list[Any]:

@@ -1,0 +1,82 @@
+"""Run directories whose files were changed by hand, or are links out of them."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sightline.errors import CheckpointError, UserError
+from sightline.runs.checkpoint import find
+from sightline.runs.lineage import describe_lineage, read_lineage
+from sightline.runs.run_documents import assert_own_files, load_document
+
+LINEAGE = {
+    "from": "runs/a",
+    "checkpoint": "step_1",
+    "sha256": "0" * 64,
+    "modules": None,
+    "match": {"matched": 2, "total": 2, "filled": None},
+    "source": {"model": "pointnet", "task": "classify", "data": {"name": "modelnet40"}},
+    "lineage": None,
+}
+CONVERTED = {"file": "a.pth", "layout": "x", "sha256": "0" * 64}
+
+
+@pytest.mark.parametrize("sound", [LINEAGE, CONVERTED, {**LINEAGE, "lineage": CONVERTED}])
+def test_a_sound_lineage_is_described(tmp_path: Path, sound: dict[str, Any]) -> None:
+    (tmp_path / "lineage.json").write_text(json.dumps(sound))
+    assert describe_lineage(read_lineage(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"sha256": 3}, {"match": []}, {"match": {}}, {"source": {"model": "a"}}, {"lineage": []}, {"lineage": {}}],
+)
+def test_a_forged_lineage_is_one_line(tmp_path: Path, change: dict[str, Any]) -> None:
+    (tmp_path / "lineage.json").write_text(json.dumps(LINEAGE | change))
+    with pytest.raises(UserError, match=r"lineage\.json: is not what a run keeps of its first weights"):
+        read_lineage(tmp_path)
+
+
+@pytest.mark.parametrize("depth", [300, 900, 100_000])
+def test_deep_json_is_one_line(tmp_path: Path, depth: int) -> None:
+    (tmp_path / "final.json").write_text('{"a": ' + "[" * depth + "]" * depth + "}")
+    with pytest.raises(UserError, match=r"final\.json: cannot be read: .* nested more than 200 deep") as caught:
+        load_document(tmp_path / "final.json")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("place", ["facts.json", "checkpoints", "checkpoints/step_1"])
+def test_a_link_out_of_a_run_is_refused(tmp_path: Path, place: str) -> None:
+    run, elsewhere = tmp_path / "run", tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (run / place).parent.mkdir(parents=True)
+    (run / place).symlink_to(elsewhere)
+    with pytest.raises(UserError, match=rf"{place}: is a link to .*elsewhere, out of the run directory"):
+        assert_own_files(run)
+
+
+def test_a_run_may_be_a_link_and_its_last_checkpoint_too(tmp_path: Path) -> None:
+    (tmp_path / "run/checkpoints/step_1").mkdir(parents=True)
+    (tmp_path / "run/checkpoints/last").symlink_to("step_1")
+    (tmp_path / "link").symlink_to("run")
+    assert_own_files(tmp_path / "link")
+
+
+def test_the_last_checkpoint_does_not_lead_out(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "run/checkpoints").mkdir(parents=True)
+    os.symlink(tmp_path / "elsewhere", tmp_path / "run/checkpoints/last")
+    with pytest.raises(CheckpointError, match=r"points to '.*elsewhere', out of"):
+        find(tmp_path / "run")
+
+
+def test_escape_codes_in_names_are_shown_escaped(tmp_path: Path) -> None:
+    with pytest.raises(UserError) as caught:
+        load_document(tmp_path / "a\x1b[31m.json")
+    assert "\\x1b[31m" in str(caught.value)
+    assert str(caught.value).isprintable()
