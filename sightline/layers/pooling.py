@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.amp import custom_bwd, custom_fwd
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
@@ -132,9 +133,13 @@ def _sums_near_their_mean(values: Tensor) -> SumsAbout:
 
 
 class _LinearNormedMax(Function):
-    """The maximum over N of batch_norm(x W^T + b), (B, C), from x (B, N, D), W (C, D), b (C,) or None."""
+    """The maximum over N of batch_norm(x W^T + b), (B, C), from x (B, N, D), W (C, D), b (C,) or None.
+
+    Backward takes the autocast of forward, wherever it is called.
+    """
 
     @staticmethod
+    @custom_fwd(device_type="cpu")
     def forward(
         ctx: Any,
         values: Tensor,
@@ -162,6 +167,7 @@ class _LinearNormedMax(Function):
 
     @staticmethod
     @once_differentiable
+    @custom_bwd(device_type="cpu")
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         centred, weight, bias, norm_weight, inverse_deviation, moved, place, standard, centre_D = ctx.saved_tensors
         num_values = centred.shape[0] * centred.shape[1]
