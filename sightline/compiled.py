@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib.util
 import itertools
 import os
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -113,12 +114,20 @@ def _listen() -> None:
 
     class Listener(event.Listener):
         def on_start(self, event: Any) -> None:
+            _announce()
             _compiling().begin()
 
         def on_end(self, event: Any) -> None:
             _compiling().end()
 
     event.register("numba:compile", Listener())
+
+
+@cache
+def _announce() -> None:
+    """One line on a terminal, before the first kernel that this machine has no machine code of yet."""
+    if sys.stderr.isatty():
+        sys.stderr.write("compiling kernels for this CPU: once after an installation, up to half a minute\n")
 
 
 def autocast_format() -> torch.dtype | None:

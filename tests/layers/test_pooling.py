@@ -97,7 +97,7 @@ def test_bfloat16_takes_the_fused_path_in_float32() -> None:
 @pytest.mark.parametrize("kind", ["maximum", "rectified"])
 @pytest.mark.parametrize("layout", [(0, 1, 2), (1, 0, 2), (0, 2, 1)])
 def test_bfloat16_errs_no_more_than_the_plain_form(kind: str, is_training: bool, layout: tuple[int, ...]) -> None:
-    """`layout` is the order of the axes in memory; every sample is far off the origin, where bfloat16 has few digits."""
+    """`layout` is the order of the axes in memory; samples are far off the origin, where bfloat16 has few digits."""
     plain, fused = (layer.train(is_training) for layer in pair_of_layers(kind))
     values = torch.randn(17, 50, 6).permute(layout).contiguous().permute(*torch.tensor(layout).argsort()) + 3
     assert_bf16_errs_no_more(plain, fused, {"values": values}, weights(17, kind))
