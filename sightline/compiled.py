@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib.util
 import itertools
 import os
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -22,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["Compiled", "compiled", "in_threads", "suits", "working_s"]
+__all__ = ["Compiled", "autocast_format", "compiled", "in_threads", "suits", "working_s"]
 
 
 class Compiled:
@@ -113,6 +114,7 @@ def _listen() -> None:
 
     class Listener(event.Listener):
         def on_start(self, event: Any) -> None:
+            _announce()
             _compiling().begin()
 
         def on_end(self, event: Any) -> None:
@@ -121,14 +123,29 @@ def _listen() -> None:
     event.register("numba:compile", Listener())
 
 
-def suits(*tensors: Tensor) -> bool:
+@cache
+def _announce() -> None:
+    """One line on a terminal, before the first kernel that this machine has no machine code of yet."""
+    if sys.stderr.isatty():
+        sys.stderr.write("compiling kernels for this CPU: once after an installation, up to half a minute\n")
+
+
+def autocast_format() -> torch.dtype | None:
+    """The format to which autocast lowers matrix products on the CPU; None outside of it."""
+    return torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else None
+
+
+def suits(*tensors: Tensor, beside: torch.dtype | None = None) -> bool:
     """Whether kernels can take these tensors: numba is installed, and all are on the CPU, in float32 or all in float64.
 
-    Under torch.compile never: kernels are opaque to it, and it fuses the torch forms by itself.
+    Tensors in the format `beside`, which the caller widens, may stand beside those in float32. Under torch.compile
+    never: kernels are opaque to it, and it fuses the torch forms by itself.
     """
     if torch.compiler.is_compiling() or not _has_numba():
         return False
     dtypes = {tensor.dtype for tensor in tensors}
+    if beside is not None and torch.float32 in dtypes:
+        dtypes -= {beside}
     return dtypes in ({torch.float32}, {torch.float64}) and all(tensor.device.type == "cpu" for tensor in tensors)
 
 

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.amp import custom_bwd, custom_fwd
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
@@ -92,9 +93,10 @@ class _Normalised(NamedTuple):
 
 
 class Attended(Function):
-    """The attended values (P, C) of queries, keys and values (P, C)."""
+    """The attended values (P, C) of queries, keys and values (P, C); backward takes the autocast of forward."""
 
     @staticmethod
+    @custom_fwd(device_type="cpu")
     def forward(
         ctx: Any,
         edges: Edges,
@@ -121,6 +123,7 @@ class Attended(Function):
 
     @staticmethod
     @once_differentiable
+    @custom_bwd(device_type="cpu")
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Any, ...]:
         key, own, value, place, mapped, weight, *weights = ctx.saved_tensors
         edges, (position, relation, reduced), learned = ctx.edges, ctx.norms, Weights(*weights)

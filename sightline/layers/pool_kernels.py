@@ -34,16 +34,18 @@ class LinearExtremes(NamedTuple):
 def linear_extremes(values: Tensor, weight: Tensor, *, sign: Tensor) -> LinearExtremes:
     """The largest entry over N of values (B, N, D) times weight (C, D); the product is never held whole.
 
+    `values` may be bfloat16 beside a weight in float32: it is the products' format, and sums are those of their values.
     The smallest where `sign` (C,) is -1, the first where it is 0; NaN wins.
     """
     num_samples, num_points, _ = values.shape
-    extreme = values.new_empty((num_samples, len(weight)))
+    extreme = weight.new_empty((num_samples, len(weight)))
+    factor = weight.mT.to(values.dtype)
     place = torch.empty(extreme.shape, dtype=torch.int64)
     sums = np.zeros((num_samples, 2, len(weight)))
     at_once = max(1, _ENTRIES_AT_ONCE // (num_points * len(weight)))
     for start in range(0, num_samples, at_once):
         some = slice(start, min(start + at_once, num_samples))
-        mapped = values[some].flatten(0, 1) @ weight.mT
+        mapped = (values[some].flatten(0, 1) @ factor).to(weight.dtype)
         arrays = [tensor.numpy() for tensor in (mapped, sign, extreme[some], place[some])]
         in_threads(_find_extremes, some.stop - some.start, num_points, *arrays, sums[some])
     return LinearExtremes(extreme, place, *torch.from_numpy(sums.sum(axis=0)))
@@ -51,6 +53,7 @@ def linear_extremes(values: Tensor, weight: Tensor, *, sign: Tensor) -> LinearEx
 
 def linear_extremes_gradient(values: Tensor, weight: Tensor, place: Tensor, *, chosen: Tensor) -> tuple[Tensor, Tensor]:
     """What reaches values (B, N, D) and weight (C, D) through the entries at `place`, whose gradients are `chosen`."""
+    values = values.to(weight.dtype)
     to_values = torch.zeros_like(values)
     # One part of the weight's gradient per few samples, whatever the threads: the same order of adding.
     num_parts = -(-len(values) // _SAMPLES_OF_A_PART)

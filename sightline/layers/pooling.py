@@ -6,11 +6,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.amp import custom_bwd, custom_fwd
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from sightline.compiled import suits
+from sightline.compiled import autocast_format, suits
 from sightline.layers.batch_norm import SumsAbout, answers_of_statistics, normalising, uses_batch
 from sightline.layers.mlp import LinearNorm
 from sightline.layers.pool_kernels import linear_extremes, linear_extremes_gradient, pool, pool_gradient, sums_about
@@ -25,7 +26,8 @@ class LinearNormMax(LinearNorm):
     of B*N*out_channels and multiplies by the weight three times a step. Here, on the CPU, W x is made once, in pieces;
     what the batch's statistics answer to x, slopes times W x, is one matrix of in_channels squared; all else that
     backward needs is one row per maximum. Numbers, gradients and running statistics are the same. Of equal maxima, and
-    where the norm's weight is exactly 0, the first point takes the gradient.
+    where the norm's weight is exactly 0, the first point takes the gradient. Under bf16 autocast x less its mean is
+    held, and multiplied, in bfloat16; sums, norm and maxima (the result too) are float32.
     """
 
     def __init__(
@@ -41,10 +43,12 @@ class LinearNormMax(LinearNorm):
         self.fused = fused
 
     def forward(self, values: Tensor) -> Tensor:
-        if not self.fused or not suits(values, self.linear.weight) or torch.is_autocast_enabled("cpu"):
+        lowered, norm = autocast_format(), self.norm
+        if not self.fused or lowered == torch.float16 or not suits(values, self.linear.weight, beside=lowered):
             return super().forward(values).max(dim=1).values
-        norm = self.norm
-        normed = _LinearNormedMax.apply(values, self.linear.weight, self.linear.bias, norm.weight, norm.bias, norm)
+        given = (values, self.linear.weight, self.linear.bias, norm.weight, norm.bias)
+        with torch.autocast("cpu", enabled=False):
+            normed = _LinearNormedMax.apply(*given, norm, lowered)
         return self.activation(normed)
 
 
@@ -129,9 +133,13 @@ def _sums_near_their_mean(values: Tensor) -> SumsAbout:
 
 
 class _LinearNormedMax(Function):
-    """The maximum over N of batch_norm(x W^T + b), (B, C), from x (B, N, D), W (C, D), b (C,) or None."""
+    """The maximum over N of batch_norm(x W^T + b), (B, C), from x (B, N, D), W (C, D), b (C,) or None.
+
+    Backward takes the autocast of forward, wherever it is called.
+    """
 
     @staticmethod
+    @custom_fwd(device_type="cpu")
     def forward(
         ctx: Any,
         values: Tensor,
@@ -140,17 +148,18 @@ class _LinearNormedMax(Function):
         norm_weight: Tensor,
         norm_bias: Tensor,
         norm: nn.BatchNorm1d,
+        lowered: torch.dtype | None,
     ) -> Tensor:
         num_values = values.shape[0] * values.shape[1]
-        centre_D = values.sum(dim=(0, 1)) / max(1, num_values)
-        centred = values - centre_D
+        centre_D = values.sum(dim=(0, 1), dtype=weight.dtype) / max(1, num_values)
+        centred = (values - centre_D).to(lowered or values.dtype)
         origin = F.linear(centre_D.double(), weight.double(), None if bias is None else bias.double())
         found = linear_extremes(centred, weight, sign=norm_weight.sign())
         sums = SumsAbout(origin, found.total, found.total_of_squares, num_values)
-        count, mean, inverse_deviation = normalising(norm, sums if uses_batch(norm) else None, values.dtype)
-        moved = (origin - mean).to(values.dtype)
+        count, mean, inverse_deviation = normalising(norm, sums if uses_batch(norm) else None, weight.dtype)
+        moved = (origin - mean).to(weight.dtype)
         standard = (found.extreme + moved) * inverse_deviation
-        ctx.norm, ctx.count = norm, count
+        ctx.norm, ctx.count, ctx.dtype = norm, count, values.dtype
         ctx.save_for_backward(
             centred, weight, bias, norm_weight, inverse_deviation, moved, found.place, standard, centre_D
         )
@@ -158,6 +167,7 @@ class _LinearNormedMax(Function):
 
     @staticmethod
     @once_differentiable
+    @custom_bwd(device_type="cpu")
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         centred, weight, bias, norm_weight, inverse_deviation, moved, place, standard, centre_D = ctx.saved_tensors
         num_values = centred.shape[0] * centred.shape[1]
@@ -178,8 +188,10 @@ class _LinearNormedMax(Function):
             )
             everywhere = constant + slope * moved  # what the row at the centre loses
             sloped = slope[:, None] * weight
-            to_values -= everywhere @ weight + centred @ (weight.mT @ sloped)
+            to_values -= everywhere @ weight
+            to_values -= centred @ (weight.mT @ sloped).to(centred.dtype)
             to_bias -= num_values * everywhere
             rows = centred.flatten(0, 1)
-            to_weight -= num_values * torch.outer(everywhere, centre_D) + sloped @ (rows.mT @ rows)
-        return to_values, to_weight, None if bias is None else to_bias, to_norm_weight, to_norm_bias, None
+            to_weight -= num_values * torch.outer(everywhere, centre_D) + sloped @ (rows.mT @ rows).to(weight.dtype)
+        of_norm = (to_norm_weight, to_norm_bias, None, None)
+        return to_values.to(ctx.dtype), to_weight, None if bias is None else to_bias, *of_norm

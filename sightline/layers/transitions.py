@@ -10,7 +10,7 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from sightline.compiled import suits
+from sightline.compiled import autocast_format, suits
 from sightline.geometry.levels import Edges, Level
 from sightline.geometry.neighbours import assert_rows
 from sightline.layers.batch_norm import SumsAbout, answers_of_statistics, normalising, uses_batch
@@ -51,24 +51,29 @@ class TransitionDown(PlainTransitionDown):
     """`PlainTransitionDown` with its map applied to points: same state, numbers, gradients and running statistics.
 
     W (p_j - p_m, f_j) is a map of point j plus a map of point m, and batch norm and rectifier keep the order of the
-    values of a channel, or turn it round where the norm's weight is negative: the extreme is taken first. On a GPU, in
-    half precision, under torch.compile and without numba it is the plain form. Where equal responses tie, or the norm's
-    weight is exactly 0, the gradient goes to the nearest neighbour among them.
+    values of a channel, or turn it round where the norm's weight is negative: the extreme is taken first. Under
+    bf16 autocast the map of features alone is rounded. On a GPU, with weights in half precision, under torch.compile
+    and without numba it is the plain form. Where equal responses tie, or the norm's weight is exactly 0, the gradient
+    goes to the nearest neighbour among them.
     Source: as the plain form; Ioffe and Szegedy 2015, algorithm 1, for the statistics over all edges.
     """
 
     def forward(self, features: Tensor, level: Level) -> Tensor:
-        linear, norm = self.edge.linear, self.edge.norm
-        if level.down is None or not suits(features, level.points, linear.weight) or torch.is_autocast_enabled("cpu"):
+        linear, norm, lowered = self.edge.linear, self.edge.norm, autocast_format()
+        is_kernels = lowered != torch.float16 and suits(features, level.points, linear.weight, beside=lowered)
+        if level.down is None or not is_kernels:
             return super().forward(features, level)
         assert level.finer is not None, "a level with edges down has a finer one"
         assert_rows(level.down.index[None], features[None], num_queries=len(level.points))
         # Any origin gives the same differences. Near the middle of all clouds the two parts do not cancel.
         origin = level.points.detach().mean(dim=0)
-        near = linear(torch.cat([level.finer - origin, features], dim=-1))
-        own = F.linear(origin - level.points, linear.weight[:, :3])
-        normed = _NormedExtreme.apply(near, own, level.down, norm.weight, norm.bias, norm)
-        return cast(Tensor, self.edge.activation(normed))
+        of_features = F.linear(features, linear.weight[:, 3:], linear.bias)
+        with torch.autocast("cpu", enabled=False):
+            places = linear.weight[:, :3]
+            near = F.linear(level.finer - origin, places) + of_features
+            own = F.linear(origin - level.points, places)
+            normed = _NormedExtreme.apply(near, own, level.down, norm.weight, norm.bias, norm)
+        return cast(Tensor, self.edge.activation(normed).to(of_features.dtype))
 
 
 class _NormedExtreme(Function):

@@ -14,7 +14,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from sightline.compiled import suits
+from sightline.compiled import autocast_format, suits
 from sightline.geometry.levels import Edges
 from sightline.geometry.neighbours import assert_rows
 from sightline.layers.attended import NUM_SHARING, Attended, Weights
@@ -80,21 +80,25 @@ def _padded(of_edges: Tensor, edges: Edges, is_valid: Tensor | None, filling: fl
 class VectorAttention(PlainVectorAttention):
     """`PlainVectorAttention` without its edges: same state, numbers, gradients and running statistics.
 
-    Holds P*K*C/4 numbers for backward, and 2**18 edges times channels at a time. On a GPU, in half precision, under
-    torch.compile, without numba and where gradients are to reach the points it is the plain form. It has no second
-    derivative: take `PlainVectorAttention` for one.
+    Holds P*K*C/4 numbers for backward, and 2**18 edges times channels at a time. Under bf16 autocast the maps of points
+    alone are rounded, edges are float32. On a GPU, with weights in half precision, under torch.compile, without numba
+    and where gradients are to reach the points it is the plain form. It has no second derivative: take
+    `PlainVectorAttention` for one.
     Source: as the plain form; Ioffe and Szegedy 2015, algorithm 1, for the statistics over all edges.
     """
 
     def forward(self, features: Tensor, edges: Edges) -> Tensor:
-        weights = self._weights()
+        weights, lowered = self._weights(), autocast_format()
         wants_places = edges.relative.requires_grad and torch.is_grad_enabled()
-        if wants_places or not suits(features, edges.relative, *weights) or torch.is_autocast_enabled("cpu"):
+        is_kernels = lowered != torch.float16 and suits(features, edges.relative, *weights, beside=lowered)
+        if wants_places or not is_kernels:
             return super().forward(features, edges)
         assert_rows(edges.index[None], features[None], num_queries=len(features))
-        query, key, value = self.query(features), self.key(features), self.value(features)
-        norms = (self.position.norm, self.norm, self.reduce.norm)
-        return cast(Tensor, Attended.apply(edges, norms, query, key, value, *weights))
+        maps = [linear(features) for linear in (self.query, self.key, self.value)]
+        norms, wide = (self.position.norm, self.norm, self.reduce.norm), self.code.weight.dtype
+        with torch.autocast("cpu", enabled=False):
+            attended = Attended.apply(edges, norms, *(values.to(wide) for values in maps), *weights)
+        return cast(Tensor, attended.to(maps[0].dtype))
 
     def _weights(self) -> Weights:
         return Weights(

@@ -88,3 +88,42 @@ def assert_processes_agree(
     }
     for one in passes:
         assert_passes_agree(Pass(output, together, one.state), expected, BOUND)
+
+
+def assert_bf16_errs_no_more(plain: nn.Module, fused: nn.Module, given: Mapping[str, Tensor], weight: Tensor) -> None:
+    """Under bf16 autocast the fused form is as near to float64 as the plain form under autocast, give or take the luck
+    of rounding: the output, and every gradient that is not zero but for rounding, by its distance.
+
+    Inputs are bfloat16 numbers, given once as float32 and once as bfloat16; 1 and 3 threads leave the same bits.
+    """
+    given = {name: value.bfloat16().float() for name, value in given.items()}
+    state, threads = {name: value.clone() for name, value in plain.state_dict().items()}, torch.get_num_threads()
+
+    def passed(layer: nn.Module, dtype: torch.dtype, of_inputs: torch.dtype) -> Pass:
+        layer.to(dtype).load_state_dict(state)
+        layer.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.float32):
+            return run(layer, {name: value.to(of_inputs) for name, value in given.items()}, weight.to(dtype))
+
+    exact = passed(plain, torch.float64, torch.float64)
+    largest = max(gradient.norm().item() for gradient in exact.gradients.values())
+    for of_inputs in (torch.float32, torch.bfloat16):
+        rounded = passed(plain, torch.float32, of_inputs)
+        found, again = [], passed(fused, torch.float32, of_inputs)
+        try:
+            for count in (1, 3):
+                torch.set_num_threads(count)
+                found.append(passed(fused, torch.float32, of_inputs))
+        finally:
+            torch.set_num_threads(threads)
+        assert all(torch.equal(one.output, again.output) for one in found)
+        for name, truth in {"output": exact.output, **exact.gradients}.items():
+            of_fused, of_plain = (
+                (one.output if name == "output" else one.gradients[name]).double() for one in (found[0], rounded)
+            )
+            if name != "output":
+                assert all(torch.equal(one.gradients[name], again.gradients[name]) for one in found)
+            slack = 0.0 if name == "output" else 2**-8 * largest
+            assert (of_fused - truth).norm() <= 1.5 * (of_plain - truth).norm() + slack, name
+        for name, value in exact.state.items():
+            torch.testing.assert_close(found[0].state[name].double(), value.double(), rtol=2**-6, atol=2**-6)

@@ -9,7 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from sightline.layers.pooling import LinearNormMax, LinearNormPool
-from tests.layers.passes import BOUND, assert_passes_agree, assert_processes_agree, run, unsettle
+from tests.layers.passes import (
+    BOUND,
+    assert_bf16_errs_no_more,
+    assert_passes_agree,
+    assert_processes_agree,
+    run,
+    unsettle,
+)
 
 WIDTH = 40
 
@@ -84,6 +91,37 @@ def test_bfloat16_takes_the_fused_path_in_float32() -> None:
     assert found.dtype == torch.float32
     largest = plain.norm.weight.abs().max() / plain.norm.running_var.min().sqrt() * plain.linear(values).abs().max()
     assert (found - plain(values)).abs().max() <= 2**-8 * 2 * largest
+
+
+@pytest.mark.parametrize("is_training", [True, False])
+@pytest.mark.parametrize("kind", ["maximum", "rectified"])
+@pytest.mark.parametrize("layout", [(0, 1, 2), (1, 0, 2), (0, 2, 1)])
+def test_bfloat16_errs_no_more_than_the_plain_form(kind: str, is_training: bool, layout: tuple[int, ...]) -> None:
+    """`layout` is the order of the axes in memory; samples are far off the origin, where bfloat16 has few digits."""
+    plain, fused = (layer.train(is_training) for layer in pair_of_layers(kind))
+    values = torch.randn(17, 50, 6).permute(layout).contiguous().permute(*torch.tensor(layout).argsort()) + 3
+    assert_bf16_errs_no_more(plain, fused, {"values": values}, weights(17, kind))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_no_samples_in_bfloat16(dtype: torch.dtype) -> None:
+    """A part without samples has no output, and gradients of zero; running statistics are in use."""
+    fused = pair_of_layers("maximum")[1].float().eval()
+    values = torch.zeros(0, 5, 6, dtype=dtype, requires_grad=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        output = fused(values)
+    output.sum().backward()
+    assert output.shape == (0, WIDTH)
+    assert values.grad is not None
+    assert values.grad.dtype == dtype
+    assert not fused.linear.weight.grad.any()
+
+
+def test_half_precision_other_than_bfloat16_takes_the_plain_form() -> None:
+    plain, fused = (layer.float() for layer in pair_of_layers("maximum"))
+    values = torch.randn(3, 9, 6)
+    with torch.autocast("cpu", torch.float16):
+        assert torch.equal(fused(values), plain(values))
 
 
 def test_a_channel_of_little_variance_keeps_its_digits() -> None:

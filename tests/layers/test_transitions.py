@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,7 @@ from sightline.layers.transitions import (
     mean_of_clouds,
 )
 from tests.golden_parity import Golden, assert_gradients_and_buffers, assert_outputs, each_mode, load_golden
-from tests.layers.passes import BOUND, assert_passes_agree, run, unsettle
+from tests.layers.passes import BOUND, assert_bf16_errs_no_more, assert_passes_agree, run, unsettle
 
 FORMS = pytest.mark.parametrize("form", [PlainTransitionDown, TransitionDown])
 
@@ -172,3 +173,28 @@ def test_nan_is_not_lost_in_the_maximum(is_training: bool) -> None:
 def test_means_of_clouds_worked_by_hand() -> None:
     features = torch.tensor([[1.0], [3.0], [5.0]])
     assert mean_of_clouds(features, torch.tensor([0, 2, 2, 3])).tolist() == [[2.0], [0.0], [5.0]]
+
+
+class AtLevelOfAnyFormat(AtLevel):
+    """Points follow the layer's weights into float64 and back."""
+
+    def forward(self, features: Tensor) -> Tensor:
+        level, dtype = self.place[0], next(self.parameters()).dtype
+        assert level.down is not None
+        assert level.finer is not None
+        down = dataclasses.replace(level.down, relative=level.down.relative.to(dtype))
+        points, finer = level.points.to(dtype), level.finer.to(dtype)
+        return self.down(features, dataclasses.replace(level, points=points, finer=finer, down=down))
+
+
+@pytest.mark.parametrize("is_training", [True, False])
+@pytest.mark.parametrize(("in_channels", "out_channels", "sizes"), [(5, 8, (40, 24)), (16, 24, (33, 3, 1))])
+def test_bfloat16_errs_no_more_than_the_plain_way_down(
+    in_channels: int, out_channels: int, sizes: tuple[int, ...], is_training: bool
+) -> None:
+    level = coarser(sizes)
+    plain, fused = (
+        AtLevelOfAnyFormat(down.train(is_training), level) for down in pair_of_downs(in_channels, out_channels)
+    )
+    given = {"features": torch.randn(sum(sizes), in_channels)}
+    assert_bf16_errs_no_more(plain, fused, given, torch.randn(len(level.points), out_channels))

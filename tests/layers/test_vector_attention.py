@@ -21,7 +21,14 @@ from tests.golden_parity import (
     each_mode,
     load_golden,
 )
-from tests.layers.passes import BOUND, assert_passes_agree, assert_processes_agree, run, unsettle
+from tests.layers.passes import (
+    BOUND,
+    assert_bf16_errs_no_more,
+    assert_passes_agree,
+    assert_processes_agree,
+    run,
+    unsettle,
+)
 
 FORMS = pytest.mark.parametrize("form", [PlainVectorAttention, VectorAttention])
 
@@ -135,6 +142,24 @@ def test_float32_errs_no_more_than_the_plain_form() -> None:
         found = run(OnEdges(layer.float(), edges), {"features": features}, weight)
         errors.append((found.output.double() - exact.output).abs().max().item())
     assert errors[1] <= 2 * errors[0]  # as good, give or take the luck of rounding
+
+
+class OnEdgesOfAnyFormat(OnEdges):
+    """Places follow the layer's weights into float64 and back."""
+
+    def forward(self, features: Tensor) -> Tensor:
+        edges = self.clouds[0]
+        relative = edges.relative.to(next(self.parameters()).dtype)
+        return self.attention(features, Edges(edges.index, relative, edges.count, edges.is_whole))
+
+
+@pytest.mark.parametrize("is_training", [True, False])
+@pytest.mark.parametrize(("channels", "sizes"), [(16, (30, 40)), (32, (60, 4, 1))])
+def test_bfloat16_errs_no_more_than_the_plain_form(channels: int, sizes: tuple[int, ...], is_training: bool) -> None:
+    edges, count = edges_of(sizes, 6, dtype=torch.float32), sum(sizes)
+    plain, fused = (OnEdgesOfAnyFormat(layer.train(is_training), edges) for layer in pair_of_layers(channels))
+    given = {"features": torch.randn(count, channels)}
+    assert_bf16_errs_no_more(plain, fused, given, torch.randn(count, channels))
 
 
 @pytest.mark.parametrize("sizes", [(2, 1), (1, 2)])

@@ -52,16 +52,18 @@ class Pipeline:
     ) -> None:
         self.added: dict[str, Field] = {}
         self.facts: dict[str, Any] = {}
-        self._transforms: list[tuple[str, Bound, int | None]] = []
+        self._transforms: list[tuple[str, Bound, int | None, bool]] = []
         self._read, self._indices = read, others
         for place, (name, transform) in enumerate(transforms):
             offer = Offer(source, {*fields, *self.added})
             bound = bind(transform.__call__, offer, owner=f"transform '{name}'", skip=("draws", "others"))
-            if others is None and _takes_others(bound):
+            takes_others = _takes_others(bound)
+            if others is None and takes_others:
                 raise ConfigError(
                     f"transform '{name}' combines several samples of the training part; it belongs in transforms.train"
                 )
-            self._transforms.append((f"{place}.{name}", bound, TransformMembers.until_epoch.of(transform)))
+            until_epoch = TransformMembers.until_epoch.of(transform)
+            self._transforms.append((f"{place}.{name}", bound, until_epoch, takes_others))
             self.added |= TransformMembers.adds.of(transform)
             self.facts |= TransformMembers.facts.of(transform)
 
@@ -78,9 +80,9 @@ class Pipeline:
         if not self._transforms:
             return
         draws = Draws.for_samples(keys)
-        for place, (stream, bound, until_epoch) in enumerate(self._transforms):
+        for place, (stream, bound, until_epoch, takes_others) in enumerate(self._transforms):
             own = draws.stream(stream)
-            further = {"others": self._others(own, keys, place, until_epoch)} if _takes_others(bound) else {}
+            further = {"others": self._others(own, keys, place, until_epoch)} if takes_others else {}
             batch = {**batch, **bound.function(own, **further, **bound.select(batch))}
             yield stream.partition(".")[2], batch
 
