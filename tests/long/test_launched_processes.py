@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -13,7 +15,7 @@ import pytest
 
 from tests.probe.test_processes import assert_two_give_what_one_does, launched
 from tests.processes import ROOT, free_port
-from tests.runs.broken_off import differences
+from tests.runs.broken_off import Bench, assert_all_end, differences, run_forked
 from tests.runs.test_processes import (
     OWN_LINES,
     Trained,
@@ -24,6 +26,14 @@ from tests.runs.test_processes import (
     failed,
     trainer,
     words_of,
+)
+from tests.runs.test_resume import (
+    OVERRIDES,
+    Launched,
+    assert_resumes,
+    stopped_step,
+    unbroken_of,
+    wait_for_step,
 )
 
 pytestmark = pytest.mark.processes
@@ -112,3 +122,22 @@ def test_a_plugin_that_breaks_is_shown_once_with_its_line(folder: Path) -> None:
     assert error.startswith("error: Traceback (most recent call last):\n")
     assert error.endswith("RuntimeError: the plugin broke")
     assert (error.count("Traceback"), error.count("RuntimeError"), "gloo" in error) == (1, 2, False)
+
+
+def test_sigint_to_a_launcher_saves_once_and_any_number_of_processes_goes_on(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    run = bench.folder / "interrupted"
+    words = bench.words(run.name, *OVERRIDES[2], "loader.workers=2", slow=True)
+    started = Launched(words, bench.folder / f"{run.name}.log")
+    wait_for_step(run, 3, started)
+    started.process.send_signal(signal.SIGINT)
+    assert started.process.wait(timeout=30) == 128 + signal.SIGINT, started.log.read_text()
+    assert_all_end(started.is_ours, within_s=10)
+    step = stopped_step(run, started.log.read_text())
+    shutil.copytree(run, bench.folder / "alone", symlinks=True)
+    assert_resumes(bench, run, unbroken_of(bench)(2), num_processes=2)
+    words = bench.words("alone", *OVERRIDES[2], resume="auto")
+    code, text = run_forked(words, bench.folder / "alone.log")
+    assert code == 0, text
+    assert f"resumed at step {step}" in text
+    assert "resume-other-size: saved by 2 processes, resumed by 1" in text
