@@ -13,9 +13,12 @@ from pathlib import Path
 
 import pytest
 
+from sightline.engine.distributed import World
 from tests.probe.test_processes import assert_two_give_what_one_does, launched
 from tests.processes import ROOT, free_port
 from tests.runs.broken_off import Bench, assert_all_end, differences, run_forked
+from tests.runs.lidar_steps import run_steps
+from tests.runs.test_lidar import assert_processes_are_one
 from tests.runs.test_processes import (
     OWN_LINES,
     Trained,
@@ -51,6 +54,10 @@ def trained(folder: Path) -> Trained:
 
 def test_two_processes_have_the_loss_trace_of_one_with_graphs(trained: Trained) -> None:
     assert_same_trace(trained, "dgcnn")
+
+
+def test_two_processes_with_uneven_scans_are_one(tmp_path: Path) -> None:
+    assert_processes_are_one(2, run_steps(World()), tmp_path / "found.json")
 
 
 def test_probes_started_by_the_command(tmp_path: Path) -> None:
