@@ -22,7 +22,7 @@ def _no_check_fails(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
 
 @pytest.fixture(scope="session", autouse=True)
 def _clouds_are_made_once() -> Iterator[None]:
-    """Hundreds of small runs are on the same clouds, a fifth of the work of a test; each is made for the first of them."""
+    """Hundreds of small runs are on the same clouds, a fifth of the work of a test: each is made for the first one."""
     made: dict[tuple[object, ...], synthetic_shapes._Made] = {}
     own = SyntheticShapes._clouds
 
