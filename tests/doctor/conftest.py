@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import numpy as np
 import pytest
+
+from sightline.data.synthetic import synthetic_shapes
+from sightline.data.synthetic.synthetic_shapes import SyntheticShapes
 
 
 @pytest.fixture(autouse=True)
@@ -14,3 +18,23 @@ def _no_check_fails(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
     dead = ("check-failed", "could not be run again")
     told = [record.getMessage() for record in caplog.get_records("call")]
     assert not [line for line in told if any(words in line for words in dead)]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _clouds_are_made_once() -> Iterator[None]:
+    """Hundreds of small runs are on the same clouds, a fifth of the work of a test: each is made for the first one."""
+    made: dict[tuple[object, ...], synthetic_shapes._Made] = {}
+    own = SyntheticShapes._clouds
+
+    def remembered(dataset: SyntheticShapes, index: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        labels = dataset._labels
+        if dataset._made is None and len(labels) * dataset._num_points <= 2**14:
+            key = (dataset._split, dataset._num_points, dataset._noise, dataset._data_seed, labels.tobytes())
+            if key not in made:
+                made[key] = synthetic_shapes._Made(len(labels), dataset._num_points)
+            dataset._made = made[key]
+        return own(dataset, index)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(SyntheticShapes, "_clouds", remembered)
+        yield

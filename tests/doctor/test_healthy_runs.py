@@ -27,48 +27,55 @@ from tests.contract.toys import TOYS
 from tests.doctor.planting import assert_healthy, make, with_data
 from tests.doctor.segmenting import Edited, Joined, PerPoint, make_parts, make_rooms
 
-SHIPPED = sorted((ROOT / "configs").glob("*/synthetic_*.yaml"))
 _NARROW = ("data.num_columns=64", "transforms.train.2.width=64", "transforms.evaluate.0.width=64")
 _FEW_CLOUDS = ("data.train_size=480", "data.test_size=120")
-_FEW_CROWDS = ("data.train_size=24", "data.validation_size=8", "data.test_size=8", "model.backbone.width=8")
 SMALLER = {
-    **{f"detect/synthetic_crowds_{name}": (*_FEW_CROWDS, "model.neck.width=32") for name in ("fcos", "retinanet")},
-    "detect/synthetic_crowds_yolov3": _FEW_CROWDS,
-    "detect/synthetic_crowds_yolox": _FEW_CROWDS,
-    "pose/synthetic_hands_v2v": ("transforms.train.0.size=32", "transforms.evaluate.0.size=32"),
-    **{f"segment/synthetic_lidar_{name}": _NARROW for name in ("deeplabv3", "rangenet21", "salsanext", "squeezeseg")},
+    "classify/synthetic_shapes_point_bert": (),
+    "classify/synthetic_shapes_pointnet": (),
+    "contrast/synthetic_shapes_intrapoint_parts": _FEW_CLOUDS,
+    "detect/synthetic_crowds_retinanet": (
+        *("data.train_size=24", "data.validation_size=8", "data.test_size=8"),
+        *("model.backbone.width=8", "model.neck.width=32"),
+    ),
+    "pose/synthetic_hands_scale_net": (),
+    "segment/synthetic_lidar_squeezeseg": _NARROW,
     "segment/synthetic_rooms_point_transformer": ("data.train_size=40", "data.test_size=10"),
     "segment/synthetic_shapes_dgcnn": _FEW_CLOUDS,
-    "segment/synthetic_shapes_dgcnn_from_intrapoint": _FEW_CLOUDS,
-    "segment/synthetic_shapes_point_transformer": _FEW_CLOUDS,
-    "segment/synthetic_shapes_point_transformer_dense": _FEW_CLOUDS,
-    "contrast/synthetic_shapes_intrapoint_parts": _FEW_CLOUDS,
 }
-"""As they are shipped: tests/long/test_healthy_recipes.py. V2V's 88 voxels a side take 2 GB; 512 columns of a scan, and
-counting the labels of every point of thousands of clouds, take seconds.
+"""One recipe of each kind, made smaller: 512 columns of a scan, and counting the labels of every point of thousands of
+clouds, take seconds. All of them, as they are shipped: tests/long/test_healthy_recipes.py.
 """
 
 
-@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
-def test_configs_that_need_no_files_are_healthy(path: Path) -> None:
-    assert_shipped_is_healthy(path, SMALLER.get(f"{path.parent.name}/{path.stem}", ()))
+@pytest.mark.parametrize("name", SMALLER)
+def test_configs_that_need_no_files_are_healthy(name: str) -> None:
+    assert_shipped_is_healthy(name, SMALLER[name])
 
 
-def assert_shipped_is_healthy(path: Path, overrides: Sequence[str] = ()) -> None:
+def assert_shipped_is_healthy(name: str, overrides: Sequence[str] = ()) -> None:
+    path = ROOT / "configs" / f"{name}.yaml"
     is_from_a_run = read_config(path).init is not None  # which is not there: from scratch then
     words = [*overrides, *(["init=null"] if is_from_a_run else [])]
     assert_healthy(build(read_config(path, words), World()))
 
 
 @pytest.mark.parametrize("model", ["pointnet", "dgcnn"])
-@pytest.mark.parametrize("seed", [1, 2, 3])
-def test_small_runs_are_healthy_whatever_the_seed(tmp_path: Path, model: str, seed: int) -> None:
+def test_small_runs_are_healthy_whatever_the_seed(tmp_path: Path, model: str) -> None:
+    """More seeds: tests/long/test_healthy_recipes.py."""
+    assert_small_is_healthy(tmp_path, model, seed=1)
+
+
+def assert_small_is_healthy(tmp_path: Path, model: str, seed: int) -> None:
     more = ", num_neighbours: 8, embedding: 64" if model == "dgcnn" else ""
     assert_healthy(make(tmp_path, f"model={{name: {model}{more}}}", f"seed={seed}"))
 
 
-@pytest.mark.parametrize("seed", [1, 2, 3])
-def test_small_runs_on_parts_are_healthy_whatever_the_seed(tmp_path: Path, seed: int) -> None:
+def test_small_runs_on_parts_are_healthy_whatever_the_seed(tmp_path: Path) -> None:
+    """More seeds: tests/long/test_healthy_recipes.py."""
+    assert_parts_are_healthy(tmp_path, seed=1)
+
+
+def assert_parts_are_healthy(tmp_path: Path, seed: int) -> None:
     for normals, num_channels in (("none", 3), ("file", 6)):
         model = PerPoint(in_channels=num_channels, num_classes=30)
         assert_healthy(make_parts(tmp_path, f"seed={seed}", f"data.normals={normals}", model=model))

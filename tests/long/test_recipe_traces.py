@@ -1,4 +1,4 @@
-"""Every shipped recipe of procedural data gives the numbers of one process on two, in float64; the suite asks three."""
+"""Every shipped recipe of procedural data gives the numbers of one process on two and on three, in float64."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from tests.runs.recipe_traces import RECIPES
 from tests.runs.test_recipe_traces import assert_numbers_of_one_process, traces_of
 
 
-@pytest.fixture(scope="module")
-def on_two(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """Five samples are dealt 3 + 2."""
-    return traces_of(2, tmp_path_factory.mktemp("traces"))
+@pytest.fixture(scope="module", params=[2, 3])
+def on_many(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Five samples are dealt 3 + 2, or 2 + 2 + 1."""
+    return traces_of(request.param, tmp_path_factory.mktemp("traces"), RECIPES)
 
 
 @pytest.mark.processes
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_recipes_give_the_numbers_of_one_process(on_two: dict[str, Any], recipe: str) -> None:
-    assert_numbers_of_one_process(on_two, recipe)
+def test_recipes_give_the_numbers_of_one_process(on_many: dict[str, Any], recipe: str) -> None:
+    assert_numbers_of_one_process(on_many, recipe)

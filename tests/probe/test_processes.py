@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -32,13 +33,26 @@ def launched(words: list[object], file: Path) -> dict[str, Any]:
     return json.loads(file.read_text())
 
 
+def started(words: list[object], file: Path) -> dict[str, Any]:
+    """The same by processes that a launcher has started."""
+    given = [*map(str, words), "--device", "cpu", "--json", str(file)]
+    code, text = run_forked(given, file.with_suffix(".log"), num_processes=2)
+    assert code == 0, text
+    return json.loads(file.read_text())
+
+
 @pytest.mark.processes
 def test_two_processes_give_the_features_and_figures_of_one(tmp_path: Path) -> None:
+    """By `--processes`: tests/long/test_launched_processes.py."""
+    assert_two_give_what_one_does(tmp_path, started)
+
+
+def assert_two_give_what_one_does(tmp_path: Path, run_two: Callable[[list[object], Path], dict[str, Any]]) -> None:
     """The parts of 72 and 36 clouds are batches of 10: eight and four of them, the last ones shorter."""
     run = train_thin(tmp_path)
     words = ["probe", run, "standardise=no"]
     assert run_here(*words, "--device", "cpu", "--cache", tmp_path / "one", "--json", tmp_path / "one.json").code == 0
-    document = launched([*words, "--cache", tmp_path / "two"], tmp_path / "two.json")
+    document = run_two([*words, "--cache", tmp_path / "two"], tmp_path / "two.json")
     assert document == json.loads((tmp_path / "one.json").read_text())
     names = sorted(path.name for path in (tmp_path / "one").glob("*.npz"))
     assert names == sorted(path.name for path in (tmp_path / "two").glob("*.npz"))

@@ -50,10 +50,14 @@ def test_three_micro_batches_are_one_batch(whole: dict[str, Any]) -> None:
 
 
 @pytest.mark.processes
-@pytest.mark.parametrize("num_processes", [2, 3])
-def test_processes_with_uneven_scans_are_one(whole: dict[str, Any], num_processes: int, tmp_path: Path) -> None:
-    run_ranks(["-m", "tests.runs.lidar_steps", str(tmp_path / "found.json")], num_processes)
-    assert_same(json.loads((tmp_path / "found.json").read_text()), whole)
+def test_processes_with_uneven_scans_are_one(whole: dict[str, Any], tmp_path: Path) -> None:
+    """Three; two: tests/long/test_launched_processes.py."""
+    assert_processes_are_one(3, whole, tmp_path / "found.json")
+
+
+def assert_processes_are_one(num_processes: int, whole: dict[str, Any], found: Path) -> None:
+    run_ranks(["-m", "tests.runs.lidar_steps", str(found)], num_processes)
+    assert_same(json.loads(found.read_text()), whole)
 
 
 # --- scans with nothing in them ---------------------------------------------------------------------------------------

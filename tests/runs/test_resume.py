@@ -1,4 +1,7 @@
-"""A run killed or stopped at any moment and resumed is the unbroken run, bit for bit, and leaves nobody behind."""
+"""A run killed or stopped at any moment and resumed is the unbroken run, bit for bit, and leaves nobody behind.
+
+An interrupted launcher: tests/long/test_launched_processes.py.
+"""
 
 from __future__ import annotations
 
@@ -45,6 +48,10 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
 
 @pytest.fixture(scope="module")
 def unbroken(bench: Bench) -> Unbroken:
+    return unbroken_of(bench)
+
+
+def unbroken_of(bench: Bench) -> Unbroken:
     """The unbroken run on so many processes, without workers: their number changes no bit."""
 
     def made(num_processes: int) -> Path:
@@ -175,24 +182,6 @@ def test_sigterm_to_the_whole_group_saves_and_resumes(bench: Bench, unbroken: Un
     assert 6 <= step < 15
     assert_all_end(in_session(started.pid), within_s=10)
     assert f"resumed at step {step}" in assert_resumes(bench, run, unbroken(1), "checkpoint.every_steps=100")
-
-
-def test_sigint_to_a_launcher_saves_once_and_any_number_of_processes_goes_on(bench: Bench, unbroken: Unbroken) -> None:
-    run = bench.folder / "interrupted"
-    words = bench.words(run.name, *OVERRIDES[2], "loader.workers=2", slow=True)
-    started = Launched(words, bench.folder / f"{run.name}.log")
-    wait_for_step(run, 3, started)
-    started.process.send_signal(signal.SIGINT)
-    assert started.process.wait(timeout=30) == 128 + signal.SIGINT, started.log.read_text()
-    assert_all_end(started.is_ours, within_s=10)
-    step = stopped_step(run, started.log.read_text())
-    shutil.copytree(run, bench.folder / "alone", symlinks=True)
-    assert_resumes(bench, run, unbroken(2), num_processes=2)
-    words = bench.words("alone", *OVERRIDES[2], resume="auto")
-    code, text = run_forked(words, bench.folder / "alone.log")
-    assert code == 0, text
-    assert f"resumed at step {step}" in text
-    assert "resume-other-size: saved by 2 processes, resumed by 1" in text
 
 
 def test_a_second_signal_ends_at_once(bench: Bench) -> None:

@@ -39,8 +39,11 @@ PARTS = {
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return prepared(tmp_path_factory.mktemp("recipes"))
+
+
+def prepared(folder: Path) -> Path:
     """ShapeNetPart prepared from each layout, and S3DIS."""
-    folder = tmp_path_factory.mktemp("recipes")
     for layout in LAYOUTS:
         prepare(write_layout(layout, folder / "in" / layout), folder / layout)
     source = write_s3dis(folder / "in" / "rooms")
@@ -72,11 +75,17 @@ WITH_NORMALS = {
 """The HDF5 release has none; its refusal is tested with the set."""
 
 
-@pytest.mark.parametrize(
-    ("layout", "config"),
-    [(one, other) for one in LAYOUTS for other in PARTS if one != "hdf5" or other not in WITH_NORMALS],
-)
+PAIRS = [(one, other) for one in LAYOUTS for other in PARTS if one != "hdf5" or other not in WITH_NORMALS]
+IN_THE_SUITE = list({config: (layout, config) for layout, config in (*PAIRS, ("text", "shapenet_part_pct"))}.values())
+
+
+@pytest.mark.parametrize(("layout", "config"), IN_THE_SUITE)
 def test_recipes_for_parts(folder: Path, layout: str, config: str) -> None:
+    """Each in one layout; in all of them: tests/long/test_published_recipes.py."""
+    assert_parts_are_trained(folder, layout, config)
+
+
+def assert_parts_are_trained(folder: Path, layout: str, config: str) -> None:
     """Shapes of 20 to 26 points, thinned to 16 or, where every shape has 24, to 24; scored on all of them."""
     count = 16 if layout == "text" else 24
     thinned = [f"transforms.{part}.0.num_points={count}" for part in ("train", "evaluate")]

@@ -16,6 +16,7 @@ from PIL import Image
 import sightline
 from sightline import registry
 from tests.command import Outcome, run_here
+from tests.runs.broken_off import run_forked
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG, PLUGIN = ROOT / "examples" / "angle_task.yaml", ROOT / "examples" / "angle_task.py"
@@ -82,7 +83,10 @@ def test_two_processes_give_the_figures_of_one(tmp_path: Path) -> None:
     figures = []
     for number in (1, 2):
         out = tmp_path / str(number)
-        verb("train", CONFIG, *SHORT, "train.epochs=1", "--no-check", "--processes", number, "--out", out)
+        places = ("--no-check", "--plugin", str(PLUGIN), "--device", "cpu", "--out", str(out))
+        words = ["train", str(CONFIG), *SHORT, "train.epochs=1", *places]
+        code, text = run_forked(words, out.with_suffix(".log"), num_processes=number)
+        assert code == 0, text
         figures.append(json.loads((out / "final.json").read_text())["metrics"])
     # 8 float32 steps of a sum in another order
     assert figures[0] == pytest.approx(figures[1], abs=0.01)

@@ -123,9 +123,9 @@ def test_files_of_one_name_have_their_folders_before_them(tmp_path: Path, monkey
 def test_the_number_of_processes_changes_no_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rendering, "_PART", 7)
     monkeypatch.setattr(rendering, "_CHUNK", 2)
-    for num_jobs in (1, 3):
+    for num_jobs in (1, 2):
         render(shapes_of(), tmp_path / str(num_jobs), num_jobs=num_jobs)
-    assert bytes_of(tmp_path / "3") == bytes_of(tmp_path / "1")
+    assert bytes_of(tmp_path / "2") == bytes_of(tmp_path / "1")
 
 
 class Killed(BaseException):
