@@ -168,7 +168,7 @@ class _LinearNormedMax(Function):
     @staticmethod
     @once_differentiable
     @custom_bwd(device_type="cpu")
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         centred, weight, bias, norm_weight, inverse_deviation, moved, place, standard, centre_D = ctx.saved_tensors
         num_values = centred.shape[0] * centred.shape[1]
         to_norm_bias = gradients[0].sum(dim=0)

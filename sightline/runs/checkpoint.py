@@ -47,8 +47,7 @@ FORMAT_VERSION = 1
 
 _FOLDER = "checkpoints"
 _TENSORS = {"model": "model.safetensors", "optimizer": "optimizer.safetensors", "ema": "ema.safetensors"}
-_STATE = "state.json"
-_MANIFEST = "manifest.json"
+_STATE, _MANIFEST = "state.json", "manifest.json"
 _REQUIRED = frozenset({_TENSORS["model"], _TENSORS["optimizer"], _STATE})
 _ALLOWED = _REQUIRED | {_TENSORS["ema"]}
 _MAX_MANIFEST_BYTES = 1 << 16
@@ -110,8 +109,7 @@ def save(
         with contextlib.suppress(OSError):
             assert_own()
             _tidy(shelf)
-        others = "earlier checkpoints are intact" if kept(directory) else ""
-        raise disk_failure(error, target, kept=others) from error
+        raise disk_failure(error, target, kept="earlier checkpoints are intact" if kept(directory) else "") from error
     return target
 
 
@@ -324,12 +322,11 @@ def find(path: Path, remedy: str = _REMEDY) -> Path:
     shelf = _shelf_of(path)
     if (shelf / "last").is_symlink() or shelf.name == _FOLDER:
         path = shelf / "last"
+    link = f"{path}: points to '{os.readlink(path)}'" if path.is_symlink() else ""
     if link_outward(path.parent, [path.name]) is not None:
-        raise CheckpointError(f"{path}: points to '{os.readlink(path)}', out of {path.parent}; give the folder itself")
-    if path.is_symlink() and not path.exists():
-        raise CheckpointError(
-            f"{path}: points to '{os.readlink(path)}', which is not there; {_told_sound(path, remedy)}"
-        )
+        raise CheckpointError(f"{link}, out of {path.parent}; give the folder itself")
+    if link and not path.exists():
+        raise CheckpointError(f"{link}, which is not there; {_told_sound(path, remedy)}")
     if not path.is_dir():
         found = "is a file, not a checkpoint folder" if path.exists() else "no checkpoint is here"
         raise CheckpointError(f"{path}: {found}; give a run directory or one of its {_FOLDER}/step_... folders")
@@ -458,11 +455,11 @@ def _assert_readable_version(path: Path, document: Mapping[str, Any]) -> None:
 def _parse_json(path: Path, data: bytes) -> dict[str, Any]:
     try:
         document = parse_json(data.decode(), object_pairs_hook=_as_mapping, parse_constant=_refuse_constant)
+        if not isinstance(document, dict):
+            raise ValueError("holds no mapping")
+        return document
     except ValueError as error:
         raise CheckpointError(f"{path}: damaged: {_one_line(error)}") from error
-    if not isinstance(document, dict):
-        raise CheckpointError(f"{path}: damaged: holds no mapping")
-    return document
 
 
 def _as_mapping(pairs: list[tuple[str, Any]]) -> dict[str, Any] | float:

@@ -217,10 +217,13 @@ def whole_fields() -> dict[str, Field]:
 
 
 def choose_points(index: Tensor, fields: Mapping[str, Tensor | None]) -> dict[str, Tensor]:
-    """The rows `index` (B, K) of every field (B, N, ...) that is there: new tensors (B, K, ...)."""
+    """The rows `index` (B, K), 0 to N - 1, of every field (B, N, ...) that is there: new tensors (B, K, ...)."""
+    low, high = index.aminmax() if index.numel() else (0, -1)
     chosen = {}
     for name, field in fields.items():
         if field is not None:
+            if low < 0 or high >= field.shape[1]:
+                raise IndexError(f"{name}: rows {int(low)} to {int(high)} of clouds of {field.shape[1]}")
             # Rows of one long array: a quarter of the time that indexing by cloud and row takes.
             rows = (index + torch.arange(len(index)).unsqueeze(1) * field.shape[1]).flatten()
             chosen[name] = field.flatten(0, 1).index_select(0, rows).unflatten(0, index.shape)

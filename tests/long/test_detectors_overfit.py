@@ -19,9 +19,9 @@ from sightline.engine.train import train
 from sightline.geometry.boxes.overlaps import pairwise_iou
 from tests.conftest import ROOT
 
-NUM_IMAGES, NUM_STEPS = 8, 300
+NUM_IMAGES, NUM_STEPS = 8, 600
 PLAIN = "[{name: fit_image, height: 192, width: 256}, {name: normalize_image}]"
-LENIENT = "task.suppression={name: greedy, iou_threshold: 0.8}"
+LENIENT = "task.suppression={name: greedy, iou_threshold: 0.7}"
 ATSS = ("task.assigner={name: atss}", LENIENT)
 CASES = {
     "retinanet_max_iou": ("retinanet", LENIENT),
@@ -48,7 +48,7 @@ CASES = {
         "task.assigner.boxes_per_prior=2",
         "model.head.name=retina_emd",
         "losses=[{name: earth_mover}]",
-        "task.suppression={name: set, iou_threshold: 0.8}",
+        "task.suppression={name: set, iou_threshold: 0.7}",
     ),
 }
 

@@ -70,7 +70,8 @@ def _loaded(path: Path) -> Any:
     try:
         with torch.serialization.safe_globals(_harmless()), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of protocols that torch itself does not write: such a file fails anyway
-            return torch.load(_source(path), map_location="cpu", weights_only=True)
+            source = _source(path)
+            return torch.load(source, map_location="cpu", weights_only=True)
     except UnpicklingError as error:
         raise CheckpointError(f"{path}: {_refused(error)}") from None
     except Exception as error:  # noqa: BLE001  a damaged file breaks the reader anywhere: struct, zip, text, memory
