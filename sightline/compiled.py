@@ -127,7 +127,7 @@ def _listen() -> None:
 def _announce() -> None:
     """One line on a terminal, before the first kernel that this machine has no machine code of yet."""
     if sys.stderr.isatty():
-        sys.stderr.write("compiling kernels for this CPU: once after an installation, up to half a minute\n")
+        sys.stderr.write("compiling kernels for this CPU, once after an installation\n")
 
 
 def autocast_format() -> torch.dtype | None:

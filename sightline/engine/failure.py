@@ -53,7 +53,8 @@ def leave(exit_code: int) -> NoReturn:
     """End a process that failed among others, at once: threads of its collectives could abort an orderly end."""
     sys.stdout.flush()
     sys.stderr.flush()
-    shutil.rmtree(multiprocessing.util.get_temp_dir(), ignore_errors=True)  # which an orderly end removes
+    if multiprocessing.parent_process() is None:  # the folder of a process that was forked is its parent's
+        shutil.rmtree(multiprocessing.util.get_temp_dir(), ignore_errors=True)  # which an orderly end removes
     os._exit(exit_code)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
@@ -19,46 +20,59 @@ from sightline.engine.train import train
 from sightline.geometry.boxes.overlaps import pairwise_iou
 from tests.conftest import ROOT
 
-NUM_IMAGES, NUM_STEPS = 8, 600
-PLAIN = "[{name: fit_image, height: 192, width: 256}, {name: normalize_image}]"
+NUM_IMAGES = 8
 LENIENT = "task.suppression={name: greedy, iou_threshold: 0.7}"
-ATSS = ("task.assigner={name: atss}", LENIENT)
+ATSS = "task.assigner={name: atss}"
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A head and an assigner: the drawn recipe that they change, for how many steps, on images of which size.
+
+    FCOS and ATSS leave people without a point whose middles hold no more points than others take: of these 72 people 12
+    and 13 on images of 192 x 256 pixels, of which no detector learns to find them; 1 and 3 on images twice as large.
+    """
+
+    config: str
+    words: tuple[str, ...] = (LENIENT,)
+    steps: int = 300
+    height: int = 192
+    width: int = 256
+
+    def built(self) -> Built:
+        plain = f"[{{name: fit_image, height: {self.height}, width: {self.width}}}, {{name: normalize_image}}]"
+        size = (f"data.train_size={NUM_IMAGES}", f"train.batch_size={NUM_IMAGES}", f"train.epochs={self.steps}")
+        form = (f"transforms.train={plain}", f"transforms.evaluate={plain}", "optimizer.weight_decay=0.0")
+        path = ROOT / f"configs/detect/synthetic_crowds_{self.config}.yaml"
+        return build(read_config(path, [*self.words, *size, *form, "schedule.warmup_epochs=20"]), World())
+
+
+FREE_ANCHOR = (
+    "task.assigner={name: free_anchor}",
+    "losses=[{name: free_anchor_positive}, {name: free_anchor_negative}]",
+    "model.head.prior=0.02",
+)
+OTA = (
+    "task.assigner={name: ota}",
+    "losses=[{name: sigmoid_focal}, {name: box_overlap, weight: 2.0}, {name: box_iou_bce, weight: 0.5}]",
+)
+EMD = (
+    "task.assigner.boxes_per_prior=2",
+    "model.head.name=retina_emd",
+    "losses=[{name: earth_mover}]",
+    "task.suppression={name: set, iou_threshold: 0.7}",
+)
 CASES = {
-    "retinanet_max_iou": ("retinanet", LENIENT),
-    "retinanet_atss": ("retinanet", *ATSS),
-    "retinanet_free_anchor": (
-        "retinanet",
-        "task.assigner={name: free_anchor}",
-        "losses=[{name: free_anchor_positive}, {name: free_anchor_negative}]",
-        "model.head.prior=0.02",
-        LENIENT,
-    ),
-    "fcos_fcos": ("fcos", LENIENT),
-    "fcos_ota": (
-        "fcos",
-        "task.assigner={name: ota}",
-        "losses=[{name: sigmoid_focal}, {name: box_overlap, weight: 2.0}, {name: box_iou_bce, weight: 0.5}]",
-        LENIENT,
-    ),
-    "fcos_atss": ("fcos", *ATSS),
-    "yolov3_max_iou": ("yolov3", LENIENT),
-    "yolox_simota": ("yolox", LENIENT),
-    "retina_emd_max_iou": (
-        "retinanet",
-        "task.assigner.boxes_per_prior=2",
-        "model.head.name=retina_emd",
-        "losses=[{name: earth_mover}]",
-        "task.suppression={name: set, iou_threshold: 0.7}",
-    ),
+    "retinanet_max_iou": Pair("retinanet"),
+    "retinanet_atss": Pair("retinanet", (ATSS, LENIENT), height=288, width=384),
+    "retinanet_free_anchor": Pair("retinanet", (*FREE_ANCHOR, LENIENT), steps=600),
+    "retina_emd_max_iou": Pair("retinanet", EMD, steps=600),
+    "fcos_fcos": Pair("fcos", steps=150, height=384, width=512),
+    "fcos_ota": Pair("fcos", (*OTA, LENIENT)),
+    "fcos_atss": Pair("fcos", (ATSS, LENIENT), steps=150, height=384, width=512),
+    "yolov3_max_iou": Pair("yolov3"),
+    "yolox_simota": Pair("yolox"),
 }
-
-
-def built_of(name: str) -> Built:
-    config, *words = CASES[name]
-    size = (f"data.train_size={NUM_IMAGES}", f"train.batch_size={NUM_IMAGES}", f"train.epochs={NUM_STEPS}")
-    form = (f"transforms.train={PLAIN}", "optimizer.weight_decay=0.0", "schedule.warmup_epochs=20")
-    path = ROOT / f"configs/detect/synthetic_crowds_{config}.yaml"
-    return build(read_config(path, [*words, *size, *form]), World())
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -67,7 +81,7 @@ def test_a_pair_learns_eight_crowds_by_heart(name: str, record_property: Callabl
 
     Suppression is lenient: a sixth of these people overlap another by more than half.
     """
-    built = built_of(name)
+    built = CASES[name].built()
     train(built.job, World(), lambda record, stop_asked: False)
     found: list[tuple[int, int]] = []
 
