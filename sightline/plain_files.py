@@ -59,10 +59,10 @@ def _items(value: Any) -> Iterable[Any]:
 
 
 def link_outward(folder: Path, names: Iterable[str]) -> Path | None:
-    """The first of these entries of a folder that is a link out of it; None where all lie in it.
+    """The first of these entries of a folder that is a link out of it; None where all lie in it, or lead to themselves.
 
     The folder itself may be a link.
     """
-    inside = folder.resolve()
-    paths = (folder / name for name in names)
-    return next((path for path in paths if path.is_symlink() and not path.resolve().is_relative_to(inside)), None)
+    inside = os.path.realpath(folder)
+    paths = (folder / name for name in names if (folder / name).is_symlink())
+    return next((path for path in paths if not Path(os.path.realpath(path)).is_relative_to(inside)), None)

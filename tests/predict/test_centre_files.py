@@ -91,15 +91,21 @@ def test_a_refiner_that_saw_the_tested_subject_is_refused(
 
 def test_so_is_one_whose_weights_come_from_such_a_run(refiner: Path, config: Path, tmp_path: Path) -> None:
     """The lineage of a run that was trained on the second subject, put beside one that was not."""
-    source = {"data": {"name": "msra_hands", "subject": 0, "root": "/not/there"}}
-    (refiner / LINEAGE).write_text(json.dumps({"from": "runs/first", "source": source, "lineage": None}))
+    source = {
+        "model": "refiner",
+        "task": "refine",
+        "data": {"name": "msra_hands", "subject": 0, "root": "/not/there"},
+    }
+    match = {"matched": 1, "total": 1, "filled": []}
+    kept = {"checkpoint": "last", "sha256": "0", "match": match, "modules": None, "lineage": None}
+    (refiner / LINEAGE).write_text(json.dumps({"from": "runs/first", "source": source, **kept}))
     try:
         done = written(refiner, config, "--to", tmp_path / "c.txt")
         assert done.code == 2
         assert (
             f"{refiner}, which started from runs/first: was trained on P1, on which this config is tested" in done.err
         )
-        (refiner / LINEAGE).write_text(json.dumps({"from": "a.pth", "source": None, "lineage": None}))
+        (refiner / LINEAGE).write_text(json.dumps({"from": "a.pth", "source": None, **kept}))
         done = written(refiner, config, "--to", tmp_path / "c.txt")
         assert "does not record on which parts of 'msra_hands' it was trained" in done.err
     finally:
