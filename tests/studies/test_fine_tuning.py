@@ -40,7 +40,9 @@ def test_weights_that_are_no_longer_those_are_refused(tmp_path: Path) -> None:
     run = tmp_path / "run"
     assert_same_source(run, folder)  # nothing was begun
     run.mkdir()
-    (run / "lineage.json").write_text(json.dumps({"sha256": lineage.evaluated_sha256(folder)}))
+    kept = {"from": "source", "checkpoint": "last", "match": {"matched": 1, "total": 1, "filled": []}}
+    kept |= {"modules": None, "source": None, "lineage": None, "sha256": lineage.evaluated_sha256(folder)}
+    (run / "lineage.json").write_text(json.dumps(kept))
     assert_same_source(run, folder)
     (folder / "model.safetensors").write_bytes(b"others")
     with pytest.raises(UserError, match="started from other weights"):
