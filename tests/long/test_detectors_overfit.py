@@ -60,7 +60,7 @@ EMD = (
     "task.assigner.boxes_per_prior=2",
     "model.head.name=retina_emd",
     "losses=[{name: earth_mover}]",
-    "task.suppression={name: set, iou_threshold: 0.7}",
+    "task.suppression={name: set, iou_threshold: 0.6}",
 )
 CASES = {
     "retinanet_max_iou": Pair("retinanet"),
