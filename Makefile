@@ -28,6 +28,8 @@ lint: .venv/.installed-dev
 
 .venv/.installed: .venv/.torch pyproject.toml
 	$(PIP) install -c constraints.txt -e '.[tensorboard,probe,pcd,las,detect]'
+	@echo 'compiling kernels for this CPU, about a minute'
+	@.venv/bin/python tools/compile_kernels.py
 	@touch $@
 
 .venv/.installed-dev: .venv/.installed

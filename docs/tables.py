@@ -70,6 +70,7 @@ MEANING = {
     "log.every": "steps between training lines",
     "log.tensorboard": "write TensorBoard event files",
     "log.wandb": "write to Weights & Biases",
+    "log.gradients": "also write and draw the norm of each layer's gradient",
     "checks.skip": "codes of checks that this run declares it does not want",
     "expect": "what must hold while `fit-one` fits a few samples, see [fit_one.md](fit_one.md#expectations)",
     "distributed.sync_batch_norm": "batch statistics over all processes",

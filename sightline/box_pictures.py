@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
+from sightline.errors import in_one_line
 from sightline.pictures import draw_legend
 
 if TYPE_CHECKING:
@@ -73,8 +74,9 @@ def draw_boxes(
         if box.caption:
             size_px = max(11, 4 * width)
             place = (left + 1, max(top - size_px, 0))
-            draw.rectangle(draw.textbbox(place, box.caption, font_size=size_px), fill=_DARK)
-            draw.text(place, box.caption, fill=box.color, font_size=size_px)
+            caption = in_one_line(box.caption)
+            draw.rectangle(draw.textbbox(place, caption, font_size=size_px), fill=_DARK)
+            draw.text(place, caption, fill=box.color, font_size=size_px)
     for mark in marks:
         x, y = (value * factor for value in mark.place)
         for radius, color in ((mark.radius * width + width / 2, mark.ring), (mark.radius * width, mark.color)):

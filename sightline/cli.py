@@ -16,10 +16,12 @@ from sightline.verbs.compare_command import compare
 from sightline.verbs.compress_commands import compress_app
 from sightline.verbs.data_commands import data_app
 from sightline.verbs.fit_one_command import fit_one
-from sightline.verbs.label_efficiency_command import label_efficiency
 from sightline.verbs.options import Config, Device, Json, Overrides, Plugins, Processes, Traceback, parted, writable
 from sightline.verbs.probe_command import probe
+from sightline.verbs.profile_command import profile
 from sightline.verbs.streams import guard_streams, why_results_are_lost
+from sightline.verbs.studies.label_efficiency_command import label_efficiency
+from sightline.verbs.studies.study_command import study
 
 app = typer.Typer(
     add_completion=False,
@@ -108,6 +110,10 @@ def evaluate(
     ensemble: Annotated[
         bool, typer.Option("--ensemble", help="also average the predictions of all checkpoints that the run keeps")
     ] = False,
+    against: Annotated[
+        str | None,
+        typer.Option("--against", metavar="published", help="papers' figures on this data set, and what differs"),
+    ] = None,
     processes: Processes = None,
     plugin: Plugins = None,
     device: Device = "auto",
@@ -123,7 +129,7 @@ def evaluate(
 
     runs, overrides = parted(words or [])
     plugins = tuple(plugin or ())
-    kept = (save_predictions, out, ensemble, predictions, errors)
+    kept = (save_predictions, out, ensemble, predictions, errors, against)
     return verb.evaluate(verb.Options(runs, overrides, checkpoint, data, processes, plugins, device, json, *kept))
 
 
@@ -216,6 +222,8 @@ def predict(
 app.command()(compare)
 app.command()(probe)
 app.command("label-efficiency")(label_efficiency)
+app.command()(study)
+app.command()(profile)
 app.command("fit-one")(fit_one)
 
 

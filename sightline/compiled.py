@@ -2,14 +2,17 @@
 
 A kernel is a plain function of arrays that starts with two numbers, `first` and `last`: the rows it is to do. Rows are
 independent, so the answer has the same bits for any number of threads. Threads are Python's, not numba's: kernels let
-go of the interpreter's lock, and a second pool of OpenMP threads beside torch's would make both slow.
+go of the interpreter's lock, and a second pool of OpenMP threads beside torch's would make both slow. A kernel copies
+and adds arrays by loops: for `a[:] = b` numba compiles its message about unequal shapes too, which takes 2 s.
 """
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import itertools
 import os
+import shutil
 import sys
 import threading
 import time
@@ -17,11 +20,13 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cache, update_wrapper
+from pathlib import Path
 from types import FunctionType
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
+from torch.autograd import profiler
 
 __all__ = ["Compiled", "autocast_format", "compiled", "in_threads", "suits", "working_s"]
 
@@ -48,8 +53,7 @@ class Compiled:
         """
         if self._machine_code is None:
             with _compiling().timed():
-                import numba
-
+                importlib.import_module("numba")
             _listen()
             called = {
                 name: value.machine_code
@@ -58,13 +62,55 @@ class Compiled:
             }
             function = FunctionType(self.plain.__code__, {**self.plain.__globals__, **called}, self.plain.__name__)
             update_wrapper(function, self.plain)
-            self._machine_code = numba.njit(cache=True, nogil=True, error_model="numpy")(function)
+            self._machine_code = _kept(function)
         return self._machine_code
 
 
 def compiled(function: Callable[..., Any]) -> Compiled:
     """Marks a kernel. No fast-math: sums are taken in the order written, so that every machine rounds alike."""
     return Compiled(function)
+
+
+def _jit(**options: Any) -> Callable[..., Callable[..., Any]]:
+    import numba
+
+    return cast(Callable[..., Callable[..., Any]], numba.njit(nogil=True, error_model="numpy", **options))
+
+
+def _kept(function: FunctionType) -> Callable[..., Any]:
+    """The kernel, with its machine code on disk; a warning says so where numba finds no folder that it can write.
+
+    numba keeps machine code beside the package, or in the user's cache folder where the package is read-only. That
+    folder begins with what was compiled when the package was installed.
+    """
+    try:
+        kernel = _jit(cache=True)(function)
+    except RuntimeError:
+        _warn_of_no_cache()
+        return _jit()(function)
+    source = Path(function.__code__.co_filename)
+    installed, stats = source.parent / "__pycache__", getattr(kernel, "stats", None)  # none if numba is not to compile
+    if stats and not os.environ.get("NUMBA_CACHE_DIR") and Path(stats.cache_path) != installed:
+        _copy_machine_code(source.stem, installed, Path(stats.cache_path))
+    return kernel
+
+
+def _copy_machine_code(module: str, installed: Path, kept: Path) -> None:
+    """Copies what `kept` lacks of a module's machine code; the index of a kernel last, for it names the other files."""
+    for ending in ("nbc", "nbi"):
+        for file in installed.glob(f"{module}.*.{ending}"):
+            if not (kept / file.name).exists():
+                part = kept / f"{file.name}.{os.getpid()}"
+                shutil.copyfile(file, part)
+                part.replace(kept / file.name)
+
+
+@cache
+def _warn_of_no_cache() -> None:
+    sys.stderr.write(
+        "warning: kernels are compiled at every start, since neither the package nor the home folder can be written;"
+        " set NUMBA_CACHE_DIR to a folder that can\n"
+    )
 
 
 def working_s() -> float:
@@ -152,8 +198,15 @@ def suits(*tensors: Tensor, beside: torch.dtype | None = None) -> bool:
 def in_threads(kernel: Callable[..., Any], num_rows: int, *arguments: Any) -> None:
     """`kernel(first, last, *arguments)` over all rows, dealt to as many threads as torch has; waits for all of them.
 
-    An exception in one thread is raised here after the others have ended.
+    An exception in one thread is raised here after the others have ended. A profiler sees it under the kernel's name.
     """
+    if profiler._is_profiler_enabled:
+        with profiler.record_function(f"numba::{kernel.__module__.removeprefix('sightline.')}.{kernel.__name__}"):
+            return _in_threads(kernel, num_rows, *arguments)
+    return _in_threads(kernel, num_rows, *arguments)
+
+
+def _in_threads(kernel: Callable[..., Any], num_rows: int, *arguments: Any) -> None:
     count = max(1, min(torch.get_num_threads(), num_rows))
     bounds = [num_rows * part // count for part in range(count + 1)]
     # The calling thread takes the last part: with one thread no pool is made at all.

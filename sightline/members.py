@@ -153,6 +153,10 @@ class MetricMembers:
         absent=None,
     )
     tables: Member[Function] = Member("`tables(state)`: name → plain values, kept in JSON", absent=None)
+    pictures: Member[Function] = Member(
+        "`pictures(state)`: `sightline.pictures.Picture`s of the whole part, for TensorBoard and `predictions/`",
+        absent=None,
+    )
 
 
 class TransformMembers:

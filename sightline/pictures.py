@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
+from sightline.errors import in_one_line
+
 if TYPE_CHECKING:
     from PIL import ImageDraw, ImageFont
 
@@ -387,7 +389,7 @@ def draw_legend(
     measure = ImageDraw.Draw(Image.new("RGB", (1, 1)))
     margin_px = round(0.66 * line_px)
     places, left, row = [], margin_px, 0
-    for text, color in entries:
+    for text, color in ((in_one_line(name), color) for name, color in entries):
         needed = round(measure.textlength(text, font)) + 2 * line_px
         if left > margin_px and left + needed > width:
             left, row = margin_px, row + 1
@@ -419,9 +421,10 @@ def with_legend(pixels: np.ndarray, labels: np.ndarray, class_names: Sequence[st
 def fit_text(
     draw: ImageDraw.ImageDraw, text: str, width: float, *, size_px: int
 ) -> tuple[str, ImageFont.FreeTypeFont | ImageFont.ImageFont]:
-    """The text and a font in which it fits: smaller by up to two fifths, then cut short with dots."""
+    """The text, line ends as escapes, and a font in which it fits: smaller by up to two fifths, then cut with dots."""
     from PIL import ImageFont
 
+    text = in_one_line(text)
     font = ImageFont.load_default(size_px)
     length = draw.textlength(text, font)
     if length > width:

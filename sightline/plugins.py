@@ -30,7 +30,7 @@ class Plugin:
         try:
             self.text = read_plain(path).decode("utf-8")
         except FileNotFoundError:
-            raise PluginError(f"{option} {path}: no such file") from None
+            raise PluginError(f"{option} {path}: no such file; check the path") from None
         except UnicodeDecodeError as error:
             raise PluginError(f"{option} {path}: is not UTF-8 text (byte {error.start})") from None
         except OSError as error:
@@ -118,6 +118,10 @@ def _place(plugin: Plugin, error: BaseException) -> str:
 
 def check_recorded(recorded: Sequence[Mapping[str, str]], given: Sequence[Plugin], *, run: Path) -> list[str]:
     """Lines about plugins that changed since a run was made. Raises PluginError for one that is not given."""
+    if not _is_record(recorded):
+        raise PluginError(
+            f"{run}: its environment.json lists plugins in another form than runs write; get the run again"
+        )
     by_name = {plugin.path.name: plugin for plugin in given}
     notes = []
     for entry in recorded:
@@ -129,3 +133,11 @@ def check_recorded(recorded: Sequence[Mapping[str, str]], given: Sequence[Plugin
             copy = run / "plugins" / entry["name"]
             notes.append(f"plugin-changed: {plugin.path} is not what {run} was made with (its copy: {copy})")
     return notes
+
+
+def _is_record(recorded: Any) -> bool:
+    """Whether this is a list of the names, paths and digests of plugins."""
+    keys = ("name", "path", "sha256")
+    return isinstance(recorded, list | tuple) and all(
+        isinstance(entry, dict) and all(isinstance(entry.get(key), str) for key in keys) for entry in recorded
+    )

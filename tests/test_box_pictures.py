@@ -67,3 +67,8 @@ def test_found_missed_and_made_up_are_counted_by_hand() -> None:
     assert picture.caption == "1 found, 1 made up, 1 missed"
     shown = {name for name, color in COLORS.items() if (picture.pixels == color).all(axis=2).any()}
     assert shown == {"found", "made up", "missed", "ignored"}
+
+
+def test_a_caption_of_two_lines_is_drawn_with_its_escape() -> None:
+    drawn, expected = (draw_boxes(black(), [Box((20, 30, 60, 90), RED, name)]) for name in ("a\nb", "a\\nb"))
+    assert np.array_equal(drawn, expected)

@@ -23,6 +23,8 @@ VERBS = (
     "view",
     "bench",
     "label-efficiency",
+    "study",
+    "profile",
     "show",
     "list",
     "data prepare",
@@ -156,7 +158,7 @@ def test_traceback_is_shown_where_it_is_asked_for(tmp_path: Path) -> None:
     code, _, err = run_here("show", tmp_path / "none.yaml", "--traceback")
     assert code == 2
     assert "Traceback (most recent call last)" in err
-    assert err.rstrip().endswith("none.yaml: no such file")
+    assert "none.yaml: no such file; give a YAML file" in err.rstrip().splitlines()[-1]
 
 
 def test_the_version_is_that_of_the_installed_package() -> None:

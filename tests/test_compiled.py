@@ -93,6 +93,50 @@ def test_kernels_run_where_numba_is_told_not_to_compile() -> None:
     subprocess.run([sys.executable, "-c", command], env={**os.environ, "NUMBA_DISABLE_JIT": "1"}, check=True)
 
 
+READ_ONLY = """
+import sys, tempfile
+import numpy as np
+from sightline.compiled import compiled
+
+def refused(dir=None, *, make=tempfile.TemporaryFile, **more):
+    if any(str(dir).startswith(each) for each in sys.argv[1:]):
+        raise PermissionError(f"{dir} is read-only")
+    return make(dir=dir, **more)
+
+tempfile.TemporaryFile = refused
+import kernels
+kernel, total = compiled(kernels.add_up), np.zeros(2)
+kernel(0, 2, np.ones(2), total)
+assert total[0] == total[1] > 0
+stats = kernel.machine_code.stats
+print(sum(stats.cache_hits.values()), stats.cache_path)
+"""
+
+
+def test_machine_code_is_kept_where_the_package_is_read_only(tmp_path: Path) -> None:
+    """A user's cache begins with what was compiled at installation; a warning says where nothing can be written."""
+    pytest.importorskip("numba")
+    package, home = tmp_path / "package", tmp_path / "home"
+    package.mkdir()
+    (package / "kernels.py").write_text(KERNEL)
+    search = os.pathsep.join([str(package), str(Path(compiled.__file__).parents[1])])
+    own = {"HOME": str(home), "XDG_CACHE_HOME": str(home), "PYTHONPATH": search, "NUMBA_CACHE_DIR": ""}
+
+    def run(*read_only: Path) -> tuple[int, str, str]:
+        command = [sys.executable, "-c", READ_ONLY, *map(str, read_only)]
+        done = subprocess.run(command, env={**os.environ, **own}, capture_output=True, text=True, check=True)
+        num_kept, where = done.stdout.rstrip("\n").split(" ", 1)
+        return int(num_kept), where, done.stderr
+
+    assert run() == (0, str(package / "__pycache__"), "")
+    num_kept, where, warnings = run(package)
+    assert (num_kept, warnings) == (1, "")
+    assert Path(where).is_relative_to(home)
+    num_kept, where, warnings = run(package, home)
+    assert (num_kept, where) == (0, "None")
+    assert "set NUMBA_CACHE_DIR" in warnings
+
+
 @pytest.mark.parametrize("failing_row", [0, 9])
 def test_an_error_in_any_part_is_raised_after_all_have_ended(failing_row: int, threads: int) -> None:
     seen = np.zeros(10, dtype=np.int64)

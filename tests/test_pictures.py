@@ -8,7 +8,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sightline.pictures import PALETTE, UNLABELLED, Axis, Frame, Picture, colors_of, encode_png, render_clouds
+from sightline.pictures import (
+    PALETTE,
+    UNLABELLED,
+    Axis,
+    Frame,
+    Picture,
+    colors_of,
+    encode_png,
+    render_clouds,
+    with_legend,
+)
 
 RED, GREEN, BLUE = (np.array(color, dtype=np.uint8) for color in ((220, 30, 30), (30, 200, 30), (30, 30, 220)))
 
@@ -105,6 +115,16 @@ def test_a_long_caption_stays_on_its_card(ball: np.ndarray) -> None:
     gap = 120 // 22
     assert (sheet[-40:, : gap + 2] > 220).all()
     assert (sheet[-40:, -gap - 2 :] > 220).all()
+
+
+@pytest.mark.parametrize("name", ["rod's\nend", "\x1b[31mred", "a\r\tb"])
+def test_names_are_drawn_with_their_escapes(ball: np.ndarray, name: str) -> None:
+    """A folder may be called so; two lines of text have no length."""
+    escaped = name.encode("unicode_escape").decode()
+    drawn, expected = (render_clouds([ball], captions=[each], is_right=[False]) for each in (name, escaped))
+    assert np.array_equal(drawn, expected)
+    labels = np.zeros(1, dtype=np.int64)
+    assert np.array_equal(with_legend(drawn, labels, [name]), with_legend(drawn, labels, [escaped]))
 
 
 def test_odd_clouds_are_drawn() -> None:

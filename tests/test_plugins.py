@@ -139,7 +139,7 @@ def test_what_fails_in_a_plugin_is_named_by_its_own_line(tmp_path: Path, text: s
 
 def test_files_that_are_no_plugin(tmp_path: Path) -> None:
     (tmp_path / "latin.py").write_bytes(b"# \xfc\n")
-    assert refused(tmp_path / "none.py") == f"--plugin {tmp_path / 'none.py'}: no such file"
+    assert refused(tmp_path / "none.py") == f"--plugin {tmp_path / 'none.py'}: no such file; check the path"
     assert refused(tmp_path) == f"--plugin {tmp_path}: cannot be read: Is a directory"
     assert refused(tmp_path / "latin.py") == f"--plugin {tmp_path / 'latin.py'}: is not UTF-8 text (byte 2)"
     assert refused(write(tmp_path / "a.txt", "")) == f"--plugin {tmp_path / 'a.txt'}: is not a Python file (.py)"

@@ -246,6 +246,7 @@ def test_built_in_parts_are_found_lazily_and_described(kind: str) -> None:
     for name in names:
         entry = REGISTRIES[kind].entry_of(name)
         assert not entry.summary.endswith(","), f"{name}: the first line of the docstring stands by itself"
+        assert entry.source or not entry.builder.__module__.startswith("sightline."), f"{name}: names no source"
 
 
 def test_facts_are_those_of_the_house_rules() -> None:

@@ -27,7 +27,7 @@ from sightline.engine.step import prepare_step, weighted_sum
 from sightline.engine.train import Job, optimise_once
 from sightline.metrics.box_ap import BoxAp
 
-__all__ = ["metric_cases", "model_cases", "train_cases"]
+__all__ = ["metric_cases", "train_cases"]
 
 NUM_STEPS = 8
 NUM_CLASSES = 80
@@ -48,12 +48,6 @@ evaluate: {{metric: ap50}}
 """A narrow head, as in the recipe of coco128: beside a wider one, targets, losses and photos cost a smaller share."""
 _NAMES = "ap ap50 ap75 ap_small ap_medium ap_large ar1 ar10 ar ar_small ar_medium ar_large".split()
 """Our names of pycocotools' twelve numbers, in its order."""
-
-
-def model_cases() -> list[Case]:
-    """A step in float32, and in bf16 with channels together in memory, whose losses may be off by a twentieth."""
-    half = _opened(_plain, "train.precision=bf16", "model.channels_last=true")
-    return [_case("models", "retinanet_step", _plain, Variant("sightline_bf16", half, allclose(0.05)))]
 
 
 def train_cases() -> list[Case]:

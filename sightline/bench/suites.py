@@ -17,11 +17,10 @@ from sightline.bench import (
     metrics,
     models,
     optimizers,
-    range_networks,
+    recipes,
     scan_scores,
     train,
     transformers,
-    volumes,
 )
 from sightline.bench.case import Case
 from sightline.errors import UserError
@@ -36,9 +35,7 @@ def _models() -> list[Case]:
         *transformers.cases(),
         *dense_transformer.cases(),
         *contrast.cases(),
-        *volumes.model_cases(),
-        *range_networks.cases(),
-        *detection.model_cases(),
+        *recipes.cases(),
     ]
 
 

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import numpy as np
@@ -12,20 +9,17 @@ import torch
 from torch import Tensor
 
 from sightline.bench.agreement import allclose, equal
-from sightline.bench.case import Case, Run, Variant, variant
+from sightline.bench.case import Case, variant
 from sightline.data.synthetic.synthetic_hands import SyntheticHands
 from sightline.draws import Draws
 from sightline.geometry.heatmaps import gaussian_heatmaps, gaussian_heatmaps_plainly
 from sightline.geometry.volumes import Placement, occupancy, to_voxels
-from sightline.models.v2v import V2V
 from sightline.transforms.volumes import PlaceCube
 from sightline.types import SampleKey
 
-__all__ = ["data_cases", "model_cases"]
+__all__ = ["data_cases"]
 
 _CUBE_MM = 200.0
-_NEAR_IN_16_BITS = 0.05
-"""Of the largest likelihood: eight bits, through forty layers that are normalised at every second."""
 
 
 def data_cases() -> list[Case]:
@@ -48,20 +42,6 @@ def data_cases() -> list[Case]:
             baseline=variant("dense", _dense_targets, allclose(1e-6)),
             variants=(variant("sightline", _targets, allclose(1e-6)),),
         ),
-    ]
-
-
-def model_cases() -> list[Case]:
-    return [
-        Case(
-            suite="models",
-            label="v2v_step_{frames}x{size}",
-            size={"frames": 1, "size": 88},
-            quick={"frames": 2, "size": 16},
-            make=_step_inputs,
-            baseline=Variant("plain", _step(channels_last=False, is_half=False), allclose(1e-4)),
-            variants=(Variant("sightline_bf16", _step(channels_last=True, is_half=True), allclose(_NEAR_IN_16_BITS)),),
-        )
     ]
 
 
@@ -115,35 +95,3 @@ def _dense_targets(inputs: dict[str, Any]) -> Tensor:
 
 def _targets(inputs: dict[str, Any]) -> Tensor:
     return gaussian_heatmaps(inputs["cells"], cells=inputs["placement"].size // 2)
-
-
-def _step_inputs(*, frames: int, size: int) -> dict[str, Any]:
-    inputs = _frames(frames=frames, size=size)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        model = V2V(num_joints=inputs["joints"].shape[1], init="kaiming")
-    return {"model": model, "volume": _voxels(inputs), "heatmaps": _targets(inputs)}
-
-
-def _step(*, channels_last: bool, is_half: bool) -> Callable[[dict[str, Any]], AbstractContextManager[Run]]:
-    """Forward, mean squared error, backward and SGD; the answer is the likelihood."""
-
-    @contextmanager
-    def opened(inputs: dict[str, Any]) -> Iterator[Run]:
-        model = copy.deepcopy(inputs["model"]).train()
-        model.channels_last = channels_last
-        if channels_last:
-            model.to(memory_format=torch.channels_last_3d)
-        optimizer = torch.optim.SGD(model.parameters(), lr=1e-6)
-
-        def run() -> Tensor:
-            optimizer.zero_grad(set_to_none=True)
-            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=is_half):
-                likelihood = model(volume=inputs["volume"])["likelihood"]
-            (likelihood.float() - inputs["heatmaps"]).square().mean().backward()
-            optimizer.step()
-            return likelihood.detach().float()
-
-        yield run
-
-    return opened

@@ -7,8 +7,8 @@ before and after. Tensors are held as they are, not copied, unless something wri
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from sightline.calls import calls_watched
 from sightline.compare.formats import TF32, Format, coarser, format_of
 from sightline.errors import RunError
 from sightline.nests import mapped
@@ -104,24 +105,16 @@ class Recorder:
         self._held: list[tuple[Tensor, int]] = []
         self._buffers = {path: (b, b.detach().clone()) for path, b in model.named_buffers()}
 
-    @contextmanager
+    @contextlib.contextmanager
     def recording(self) -> Iterator[None]:
         """Calls made inside are recorded. Gradients are, too, in a backward pass after it."""
-        handles = []
-        for module in self._paths:
-            handles.append(module.register_forward_pre_hook(self._enter, with_kwargs=True))
-            handles.append(module.register_forward_hook(self._leave, with_kwargs=True))
         self._is_on = True
+        formats = Formats(self._see) if self._watches else contextlib.nullcontext()
         try:
-            if self._watches:
-                with Formats(self._see):
-                    yield
-            else:
+            with calls_watched(self._paths, self._enter, self._leave), formats:
                 yield
         finally:
             self._is_on = False
-            for handle in handles:
-                handle.remove()
 
     def assert_whole(self) -> None:
         """Raises OverwrittenError where a tensor is no longer what it was when it was recorded."""

@@ -1,8 +1,8 @@
-"""What a run expects of itself while it fits a few samples: a quantity, a bound, a step. Names only, no expressions."""
+"""What a run expects of itself at a step: a quantity and its bounds. Names only, no expressions."""
 
 from __future__ import annotations
 
-from typing import NamedTuple, NotRequired
+from typing import Literal, NamedTuple, NotRequired
 
 from pydantic import ConfigDict
 from typing_extensions import TypedDict
@@ -21,13 +21,14 @@ _FORMS = (
 
 
 class Expectation(TypedDict):
-    """After `step` optimiser steps the quantity lies within these bounds, one or both."""
+    """After `step` optimiser steps the quantity lies within these bounds, one or both; in both verbs, or `only` one."""
 
     __pydantic_config__ = ConfigDict(extra="forbid")  # type: ignore[misc]
     quantity: str
     step: Index
     at_least: NotRequired[float]
     at_most: NotRequired[float]
+    only: NotRequired[Literal["fit_one", "train"]]
 
 
 class Quantity(NamedTuple):

@@ -11,7 +11,7 @@ from sightline.config.yaml_tree import Located, read_value
 from sightline.schema import show_value
 from sightline.types import Where
 
-__all__ = ["COMMAND_LINE", "apply_overrides", "merge"]
+__all__ = ["COMMAND_LINE", "apply_overrides", "merge", "split_values"]
 
 COMMAND_LINE = "command line"
 _INDEX = re.compile(r"[0-9]{1,6}")
@@ -49,11 +49,23 @@ def apply_overrides(tree: Located, overrides: Sequence[str], faults: Faults) -> 
     for leaf in leaves:
         outer = (given.get(leaf.keys[:length]) for length in range(1, len(leaf.keys) + 1))
         if any(value is not None and not isinstance(value.value, list) for value in outer) or leaf.keys in given:
-            faults.add(leaf.value.where, "is given twice on the command line")
+            faults.add(leaf.value.where, "is given twice on the command line; keep one")
             continue
         given[leaf.keys] = leaf.value
         tree = merge(tree, _nest(leaf, 0, tree, faults))
     return tree
+
+
+def split_values(text: str, *, at: str = ",") -> list[str]:
+    """Values between commas outside of brackets, as in `relu,{name: leaky, slope: 0.1}`; spaces around are dropped."""
+    parts, depth = [""], 0
+    for character in text:
+        depth += character in "[{(" or -(character in "]})")
+        if character == at and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += character
+    return [part.strip() for part in parts]
 
 
 def _read(override: str, faults: Faults) -> Iterator[_Leaf]:

@@ -140,6 +140,7 @@ class Log:
     every: Count = 50
     tensorboard: bool = True
     wandb: Literal["off", "offline", "online"] = "off"
+    gradients: bool = False
 
 
 @dataclass(frozen=True)

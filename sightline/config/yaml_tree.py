@@ -24,6 +24,7 @@ MAX_BYTES = 200_000
 MAX_NODES = 10_000
 MAX_DEPTH = 40
 MAX_KEY_LENGTH = 100
+_GIVE = "give a YAML file ('sightline list configs' prints those that come along) or the folder of a run"
 
 _INTEGER = re.compile(r"[-+]?(0|[1-9][0-9]*)")
 _FLOAT = re.compile(r"[-+]?(([0-9]+\.[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?|[0-9]+[eE][-+]?[0-9]+)")
@@ -71,7 +72,7 @@ def _read_text(path: Path) -> str:
     try:
         status = path.stat()
         if stat.S_ISDIR(status.st_mode):
-            raise ConfigError(f"{path}: is a folder, neither a config nor a run (no config.yaml in it)")
+            raise ConfigError(f"{path}: is a folder, neither a config nor a run (no config.yaml in it); {_GIVE}")
         if not stat.S_ISREG(status.st_mode):
             raise ConfigError(f"{path}: is not a plain file; a config is read from one")
         if status.st_size > MAX_BYTES:
@@ -79,7 +80,7 @@ def _read_text(path: Path) -> str:
         return path.read_text(encoding="utf-8")
     except (FileNotFoundError, NotADirectoryError):
         hint = f"; it comes with the package: sightline copy {path}" if is_shipped(path) else _similar(path)
-        raise ConfigError(f"{path}: no such file{hint}") from None
+        raise ConfigError(f"{path}: no such file{hint or f'; {_GIVE}'}") from None
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: is not UTF-8 text (byte {error.start}); save it as UTF-8") from None
     except OSError as error:

@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sightline import registry
+from sightline.calls import calls_watched
 from sightline.describe.trace import untouched
 from sightline.engine.build import Built
 from sightline.engine.device import to_device
@@ -205,13 +206,9 @@ def _step(job: Job, num_samples: int, num_micro_batches: int) -> _Step:
     job.optimizer.zero_grad(set_to_none=True)
     gc.collect()  # what earlier work left in cycles would else be freed in the middle of this step
     counter = LiveBytes([*job.model.parameters(), *job.model.buffers(), *average, *_state(job), *held])
-    handles = [module.register_forward_pre_hook(_begin(counter, path)) for path, module in job.model.named_modules()]
-    try:
-        with counter:
-            _optimise(job, batches, counter)
-    finally:
-        for handle in handles:
-            handle.remove()
+    paths = {module: path for path, module in job.model.named_modules()}
+    with calls_watched(paths, lambda module, *_: counter.enter(paths[module])), counter:
+        _optimise(job, batches, counter)
     return _Step(counter.stretches, counter.at_lap["forward"], bytes_of(held) // num_micro_batches)
 
 
@@ -224,13 +221,6 @@ def _optimise(job: Job, batches: list[Batch], counter: LiveBytes) -> None:
         size = len(batches[0]["sample_index"])
         reason = " ".join(str(error).split())
         raise RunError(f"a training step of {size} samples failed: {type(error).__name__}: {reason}") from error
-
-
-def _begin(counter: LiveBytes, path: str) -> Any:
-    def hook(module: nn.Module, inputs: Any) -> None:
-        counter.enter(path)
-
-    return hook
 
 
 def _state(job: Job) -> list[Tensor]:

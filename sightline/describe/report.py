@@ -60,6 +60,8 @@ def _row(node: Node, num_samples: int) -> dict[str, Any]:
     return {
         "path": node.path,
         "class": node.class_name,
+        "file": node.defined_in[0],
+        "line": node.defined_in[1],
         "call": node.call,
         "depth": node.depth,
         "inputs": _shapes(node.inputs),

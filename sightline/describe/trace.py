@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import functools
+import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -11,13 +13,14 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from sightline.calls import calls_watched
 from sightline.describe.cost import CountMacs
 from sightline.describe.flow import Flow, Sources, Watch
 from sightline.engine.records import kept_random_state
 from sightline.errors import RunError
 from sightline.nests import leaves
 
-__all__ = ["Edge", "Node", "Shape", "Trace", "trace", "untouched"]
+__all__ = ["Edge", "Node", "Shape", "Trace", "definition_of", "trace", "untouched"]
 
 Shape = tuple[int, ...]
 Kind = Literal["input", "call", "join", "output"]
@@ -32,6 +35,7 @@ class Node:
     module itself, and of modules in it that are never called, that no earlier row counted; `shared` those that one did.
     `macs` are those of the traced batch that ran in this call and in no call inside it. `family` is the module of
     `torch.nn.modules` that the class is of: `linear`, `conv`, `batchnorm`; `module` for a class of one's own.
+    `defined_in` are the file and the line where the module's class begins; an empty text for one without a file.
     """
 
     kind: Kind
@@ -47,6 +51,7 @@ class Node:
     shared: int = 0
     macs: int = 0
     is_transparent: bool = False
+    defined_in: tuple[str, int] = ("", 0)
 
 
 @dataclass(frozen=True)
@@ -132,16 +137,9 @@ class _Tracer:
 
     @contextmanager
     def watching(self) -> Iterator[None]:
-        handles = []
-        for module in self._paths:
-            handles.append(module.register_forward_pre_hook(self._enter, with_kwargs=True))
-            handles.append(module.register_forward_hook(self._leave, with_kwargs=True))
-        try:
-            with Watch(self._flow, lambda: bool(self._stack)), CountMacs(self._add_macs):
-                yield
-        finally:
-            for handle in handles:
-                handle.remove()
+        watched = calls_watched(self._paths, self._enter, self._leave)
+        with watched, Watch(self._flow, lambda: bool(self._stack)), CountMacs(self._add_macs):
+            yield
 
     def place(self) -> str:
         """Where the pass was when it failed."""
@@ -177,6 +175,7 @@ class _Tracer:
         tensors = list(leaves({**{str(place): value for place, value in enumerate(args)}, **kwargs}))
         if not self._stack:
             self._add_inputs(tensors)
+        kind: Any = type(module)
         node = Node(
             "call",
             self._paths[module],
@@ -186,6 +185,7 @@ class _Tracer:
             depth=len(self._stack),
             parent=self._stack[-1] if self._stack else None,
             inputs=[(name, tuple(tensor.shape)) for name, tensor in tensors],
+            defined_in=definition_of(kind),
         )
         index = self._add(node)
         self._modules[index] = module
@@ -244,6 +244,15 @@ class _Tracer:
         while index is not None and index != outer:
             index = self.nodes[index].parent
         return index == outer
+
+
+@functools.cache
+def definition_of(kind: Any) -> tuple[str, int]:
+    """The file and line of a class; no file where it was typed at a prompt, or compiled."""
+    try:
+        return str(inspect.getsourcefile(kind) or ""), inspect.getsourcelines(kind)[1]
+    except (OSError, TypeError):
+        return "", 0
 
 
 def _family(module: nn.Module) -> str:

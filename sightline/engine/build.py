@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from sightline.binding import Offer, UnboundError, bind, outputs_of_model
 from sightline.config import RunConfig, located, read_config
 from sightline.data.loading.reading import BatchReader, NamedTransform
 from sightline.data.loading.splits import hold_out
+from sightline.data.store.location import root_of
 from sightline.engine.distributed import World
 from sightline.engine.evaluate import Evaluator, Meter
 from sightline.engine.model_changes import changed
@@ -30,7 +32,7 @@ from sightline.engine.selection import with_mode
 from sightline.engine.step import Task
 from sightline.engine.stream import Plan, Stream
 from sightline.engine.train import Job
-from sightline.errors import CheckpointError, ConfigError, UserError
+from sightline.errors import CheckpointError, ConfigError, UserError, in_one_line
 from sightline.members import DataMembers, TaskMembers, TransformMembers
 from sightline.metrics.base import Metric, fault_of_state
 from sightline.plugins import check_recorded, loaded_plugins
@@ -54,6 +56,7 @@ __all__ = [
     "build_model",
     "build_part",
     "build_transforms",
+    "note_link",
 ]
 
 logger = logging.getLogger(__name__)
@@ -114,7 +117,9 @@ def build(config: RunConfig, world: World, *, is_resumed: bool = False, data: Da
     config's own.
     """
     with located(config.origins):
-        data = build_data(config) if data is None else data
+        if data is None:
+            data = build_data(config)
+            note_link(config, world)
         model = _plain_model(config, data.facts, world)
         report = None if is_resumed else _initialise(model, config)
         model = changed(model, config, world)
@@ -127,6 +132,14 @@ def build(config: RunConfig, world: World, *, is_resumed: bool = False, data: Da
         lineage = None if report is None else trace_lineage(config, data.train.dataset.info, report)
         rates = recipe.rates(model) if recipe.is_graded else ()
     return Built(config, data, job, selection, test, report, lineage, rates)
+
+
+def note_link(config: RunConfig, world: World) -> None:
+    """Where a data folder that is a link leads: the name may stand for another set tomorrow."""
+    root = root_of(config.data.arguments.get("root"), config.data.name)
+    if root.is_symlink():
+        leads_to = in_one_line(os.path.realpath(root))
+        world.on_first(logger.warning)("data-link: %s leads to %s", in_one_line(str(root)), leads_to)
 
 
 def _initialise(model: nn.Module, config: RunConfig) -> MatchReport | None:
@@ -408,6 +421,7 @@ def _build_job(config: RunConfig, data: Data, world: World, model: nn.Module, ta
         frozen=recipe.frozen,
         ema_decay=train.ema_decay,
         compile=train.compile,
+        logs_gradients=config.log.gradients,
         device=world.device,
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import inspect
@@ -27,7 +28,7 @@ from sightline.engine.distributed import World
 from sightline.engine.loading import config_file
 from sightline.engine.precision import Precision, seed_everything
 from sightline.engine.records import kept_random_state
-from sightline.errors import CheckpointError, ConfigError, MissingDataError, UserError
+from sightline.errors import CheckpointError, ConfigError, UserError
 from sightline.geometry.volumes import Axes
 from sightline.members import DataMembers, TransformMembers
 from sightline.models.published.published import OPTIONAL, published_name, translate, unused_names
@@ -104,10 +105,11 @@ def convert(
     fresh = _left_fresh(weights, layout)
     if fresh is not None:
         notes.append(_about_head(counts.pop("num_classes", None), info, config))
-    if published.up_axis is not None and info.facts.get("up_axis", published.up_axis) != published.up_axis:
+    up_axis = None if published.up_axis is None else _up_axis(config, info)
+    if up_axis not in (None, published.up_axis):
         notes.append(
             f"the authors of {layout} trained with {published.up_axis} up, '{config.data.name}' has "
-            f"{info.facts['up_axis']} up: weights of theirs will not reach their figures on it"
+            f"{up_axis} up: weights of theirs will not reach their figures on it"
         )
     if config_path is None and published.takes_first_points and config.data.name in _FIRST_POINTS:
         count = config.data.arguments.get("num_points", _FIRST_POINTS[config.data.name])
@@ -387,21 +389,25 @@ def _replaced(component: Component, values: Mapping[str, Any]) -> Component:
 
 
 def _info(config: RunConfig) -> tuple[DataInfo, list[str]]:
-    """What the data set states; where it is not there yet, what every form of it will state, and a note of that."""
-    builder = registry.data.entry(config.data).builder
-    try:
-        info: DataInfo = registry.data.build(config.data, facts={"split": "train"}).info
-    except MissingDataError as error:
-        promise = DataMembers.promise.of(builder)
-        if promise is None:
-            raise
-        known = inspect.signature(promise).parameters
-        arguments = {name: value for name, value in config.data.arguments.items() if name in known}
-        place = config.data.origins.get("root", config.data.where)  # of a recipe of ours: a file that is gone
-        reason = str(error).removeprefix(f"{place}: ")
-        note = f"{config.data.name} is not prepared here, its classes are the published ones ({reason})"
-        return promise(**arguments), [note]
-    return info, []
+    """What every form of the data set states, whether or not it is prepared here, and a note of that.
+
+    A set of the user's own promises nothing: it is read.
+    """
+    promise = DataMembers.promise.of(registry.data.entry(config.data).builder)
+    if promise is None:
+        own: DataInfo = registry.data.build(config.data, facts={"split": "train"}).info
+        return own, []
+    known = inspect.signature(promise).parameters
+    info: DataInfo = promise(**{name: value for name, value in config.data.arguments.items() if name in known})
+    return info, [f"{config.data.name}: its facts are the published ones, whether or not it is prepared here"]
+
+
+def _up_axis(config: RunConfig, info: DataInfo) -> str | None:
+    """That of the set as it lies here, else the promised one: for a note, nothing that is written depends on it."""
+    with contextlib.suppress(UserError):
+        info = registry.data.build(config.data, facts={"split": "train"}).info
+    axis: str | None = info.facts.get("up_axis")
+    return axis
 
 
 def _made_facts(config: RunConfig, info: DataInfo) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,6 +20,7 @@ from sightline.engine.distributed import World
 from sightline.engine.precision import Precision
 from sightline.engine.step import Clock, Task, batch_step, mean
 from sightline.engine.stream import Reader, evaluation_keys, read_batches
+from sightline.errors import RunError
 from sightline.members import MetricMembers, TaskMembers
 from sightline.metrics.base import Metric, State, fresh_state, pool_states, row_states, sorted_rows
 from sightline.pictures import Picture
@@ -27,6 +29,7 @@ from sightline.types import Batch, SampleKey
 __all__ = ["Evaluation", "Evaluator", "Keep", "Measured", "Meter", "evaluation_of", "pooled"]
 
 
+_NUM_HARD = 5
 Keep = Callable[[Batch, Mapping[str, Any]], None]
 """What is to happen with a batch and its predictions, besides being measured."""
 
@@ -68,6 +71,26 @@ class Evaluation:
     pictures: tuple[Picture, ...] = ()
     measured: tuple[Measured, ...] = field(default=(), repr=False, compare=False)
     parts: Mapping[str, float] = field(default_factory=dict, compare=False)
+
+    @property
+    def hard_classes(self) -> dict[str, Any]:
+        """The worst classes or joints with labels, at most five, the worst first: `figure` and `classes`, name → value.
+
+        By the first figure per class of the first metric that states which of its values are better; empty without one.
+        """
+        for one in self.measured:
+            per_class_of = MetricMembers.per_class.of(one.meter.metric)
+            if per_class_of is None or one.suffix:
+                continue
+            rows = {name: row for name, row in per_class_of(one.state).items() if row.get("count", 1)}
+            figure = next((name for row in rows.values() for name in row if name != "count"), "")
+            better = MetricMembers.higher_is_better.of(one.meter.metric)
+            is_higher = better.get(figure) if isinstance(better, Mapping) else better
+            known = {name: row[figure] for name, row in rows.items() if not math.isnan(row.get(figure, math.nan))}
+            if is_higher is not None and len(known) > 1:
+                worst = sorted(known.items(), key=lambda pair: pair[1], reverse=not is_higher)[:_NUM_HARD]
+                return {"figure": figure, "classes": dict(worst)}
+        return {}
 
 
 def pooled(evaluations: Sequence[Evaluation]) -> Evaluation:
@@ -149,7 +172,10 @@ class Evaluator:
                     drawn = tuple(show(batch, predictions))
                 clock.lap("metrics")
         model.train(was_training)
-        evaluation = self._reduce(tallies, ledger, world, started, drawn)
+        evaluation = self._reduce(tallies, ledger, world, started)
+        if pictures:
+            drawn += tuple(world.on_first(_drawn)(evaluation.measured) or ())
+        evaluation = dataclasses.replace(evaluation, pictures=drawn)
         clock.lap("metrics")
         return dataclasses.replace(evaluation, parts=clock.seconds)
 
@@ -196,9 +222,7 @@ class Evaluator:
             passes = [first, *(self.task.predict(member.eval(), batch) for member in self.members)]
         return {self._ensemble: self.task.vote(passes)}  # type: ignore[attr-defined]
 
-    def _reduce(
-        self, tallies: Sequence[_Tally], ledger: _Ledger, world: World, started: float, drawn: tuple[Picture, ...]
-    ) -> Evaluation:
+    def _reduce(self, tallies: Sequence[_Tally], ledger: _Ledger, world: World, started: float) -> Evaluation:
         flat = {f"{number}/{name}": t for number, tally in enumerate(tallies) for name, t in tally.state.items()}
         ragged = {f"{number}/{name}" for number, tally in enumerate(tallies) for name in row_states(tally.meter.metric)}
         summed = {name: tensor for name, tensor in flat.items() if name not in ragged}
@@ -214,7 +238,23 @@ class Evaluator:
         metrics, per_class, tables = _figures(measured)
         losses = ledger.mean_losses(totals)
         seconds = time.perf_counter() - started
-        return Evaluation(metrics, losses, per_class, tables, len(self.indices), seconds, drawn, measured)
+        return Evaluation(metrics, losses, per_class, tables, len(self.indices), seconds, measured=measured)
+
+
+def _drawn(measured: Sequence[Measured]) -> list[Picture]:
+    """The pictures of metrics that make some, of plain predictions. Raises RunError for anything else."""
+    found: list[Picture] = []
+    for one in measured:
+        if one.suffix or (pictures_of := MetricMembers.pictures.of(one.meter.metric)) is None:
+            continue
+        for picture in pictures_of(one.state):
+            if not isinstance(picture, Picture):
+                name = f"{type(one.meter.metric).__module__}.{type(one.meter.metric).__qualname__}.pictures"
+                raise RunError(
+                    f"{name}: gave a {type(picture).__name__}, a list of sightline.pictures.Picture is needed"
+                )
+            found.append(picture)
+    return found
 
 
 def _figures(measured: Sequence[Measured]) -> tuple[dict[str, float], dict[str, dict[str, Any]], dict[str, Any]]:

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
-from sightline.errors import RunError
+from sightline.errors import RunError, in_one_line
 
-__all__ = ["Failure", "PeerLostError", "leave", "read_failure", "report_failure"]
+__all__ = ["Failure", "PeerLostError", "leave", "own_rank", "read_failure", "report_failure", "worker_ended"]
 
 
 class PeerLostError(RunError):
@@ -33,20 +33,25 @@ class Failure:
     time_s: float
 
 
-def report_failure(message: str, *, exit_code: int, is_consequence: bool = False) -> None:
+def report_failure(message: str, *, exit_code: int, is_consequence: bool = False, names_rank: bool = False) -> None:
     """State why this process ends: in the launcher's error file where there is one, and on standard error unless the
-    launcher is ours, which prints the first cause alone.
+    launcher is ours, which prints the first cause alone; with `names_rank` it prints of which process, too.
 
     The first report in an error file stands; what follows from it is not reported again.
     """
-    error_file = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    error_file, rank = os.environ.get("TORCHELASTIC_ERROR_FILE"), own_rank()
     if error_file:
-        _write_once(Path(error_file), Failure(message, exit_code, is_consequence, time.time()))
+        told = f"{rank}: {message}" if rank and names_rank else message
+        _write_once(Path(error_file), Failure(told, exit_code, is_consequence, time.time()))
         if os.environ.get("SIGHTLINE_LAUNCHED"):
             return
-    rank = f"[rank {os.environ.get('RANK', '?')}] " if os.environ.get("WORLD_SIZE", "1") != "1" else ""
-    sys.stderr.write(f"{rank}error: {message}\n")
+    sys.stderr.write(f"{f'[{rank}] ' if rank else ''}error: {message}\n")
     sys.stderr.flush()
+
+
+def own_rank() -> str:
+    """`rank 1`, in processes that a launcher started and in those that they start; empty in a run of one."""
+    return f"rank {os.environ.get('RANK', '?')}" if os.environ.get("WORLD_SIZE", "1") != "1" else ""
 
 
 def leave(exit_code: int) -> NoReturn:
@@ -56,6 +61,12 @@ def leave(exit_code: int) -> NoReturn:
     if multiprocessing.parent_process() is None:  # the folder of a process that was forked is its parent's
         shutil.rmtree(multiprocessing.util.get_temp_dir(), ignore_errors=True)  # which an orderly end removes
     os._exit(exit_code)
+
+
+def worker_ended(error: Exception) -> str:
+    """The line for a worker that is gone, which cannot say why."""
+    why = in_one_line(" ".join(str(error).split())) or type(error).__name__
+    return f"a worker that reads data ended (out of memory?): {why}; set loader.workers lower: 0 reads without any"
 
 
 def read_failure(path: Path) -> Failure | None:

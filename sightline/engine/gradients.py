@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-__all__ = ["buckets_of", "flatten_gradients", "has_gaps", "laid_out_as", "set_gradients"]
+__all__ = ["buckets_of", "flatten_gradients", "has_gaps", "laid_out_as", "layer_norms", "set_gradients"]
 
 _BUCKET_BYTES = 2**25
 
@@ -45,6 +45,16 @@ def set_gradients(bucket: Sequence[nn.Parameter], flat: Tensor) -> None:
     for parameter, part, is_used in zip(bucket, parts, is_there, strict=True):
         if is_used:
             parameter.grad = laid_out_as(parameter, part.view(parameter.shape))
+
+
+def layer_norms(model: nn.Module) -> dict[str, float]:
+    """The norm of the gradient of each module's own parameters, by its path; those that have none are left out."""
+    norms: dict[str, Tensor] = {}
+    for path, module in model.named_modules():
+        own = [each.grad.detach() for each in module.parameters(recurse=False) if each.grad is not None]
+        if own:
+            norms[path or "(model)"] = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(own)).double())
+    return dict(zip(norms, torch.stack([*norms.values()]).tolist(), strict=True)) if norms else {}
 
 
 def has_gaps(tensor: Tensor) -> bool:

@@ -84,6 +84,7 @@ class OpenRun:
     def data(self) -> build.Data:
         """The data of `config`. Raises ConfigError where they are not of the kind that the model was trained for."""
         data = build.build_data(self.config)
+        build.note_link(self.config, self.world)
         if self.directory is not None:
             build.assert_same_facts(self.facts, data.facts, self.directory)
         return data
@@ -270,7 +271,7 @@ def config_file(path: Path) -> Path:
 def read_run(run: Path, plugins: Sequence[Path]) -> tuple[RunConfig, list[str]]:
     """The config of a run directory, with its plugins loaded, and notes on plugins that changed since."""
     if not is_run(run):
-        raise UserError(f"{run}: is not a run directory (no config.yaml in it)")
+        raise UserError(f"{run}: is not a run directory (no config.yaml in it); give the folder that a training wrote")
     loaded = load_plugins(plugins)
     notes = check_recorded(load_document(run / "environment.json").get("plugins", []), loaded, run=run)
     return read_config(run / "config.yaml"), notes

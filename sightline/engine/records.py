@@ -26,8 +26,8 @@ class StepRecord:
 
     `step` counts finished steps from 1, `epoch` from 0. `losses` holds each term's mean and "total", their weighted
     sum. `seconds` holds data, transfer, prepare, forward, loss, backward and optimise; `wall_s` runs since the start.
-    `gauges` are further figures of the task for its step: how many negatives a contrast had, for one; and the weights
-    of losses that change from step to step.
+    `gauges` are further figures of the task for its step: how many negatives a contrast had, for one; the weights of
+    losses that change from step to step; and `gradient/<layer>`, each layer's norm, where `log.gradients` asks for it.
     """
 
     step: int

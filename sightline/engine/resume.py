@@ -26,7 +26,7 @@ from sightline.runs.trained_weights import assert_sha256, is_packed
 __all__ = ["RunPlace", "assert_empty", "assert_same_run", "find_place", "make_folder"]
 
 # None of these changes a number of the run.
-_MAY_DIFFER = ("loader.", "log.", "distributed.timeout_s", "checkpoint.", "expect", "teacher.from")
+_MAY_DIFFER = ("loader.", "log.", "distributed.timeout_s", "checkpoint.", "data.root", "expect", "teacher.from")
 
 # A run may go on for longer; neither may become less.
 _LENGTH = ("train.epochs", "train.steps")
@@ -120,8 +120,10 @@ def assert_same_run(run: Path, config: RunConfig, plugins: Sequence[Plugin]) -> 
             f"{key}: {before.get(key, 'absent')} there, {now.get(key, 'absent')} here" for key in differing[:8]
         )
         shorter = "" if set(differing) - set(_LENGTH) else "; a run may go on for longer, and not be cut"
+        count = "1 key differs" if len(differing) == 1 else f"{len(differing)} keys differ"
         raise UserError(
-            f"--resume: {run} was trained with another config ({len(differing)} keys differ): {listed}{shorter}"
+            f"--resume: {run} was trained with another config ({count}): {listed}{shorter}; give what stands there, or "
+            "another --out"
         )
     if config.teacher is not None and recorded.teacher is not None:
         assert_sha256(Path(config.teacher.source), recorded.teacher.sha256)
@@ -162,7 +164,9 @@ def _named(path: Path, config: RunConfig, plugins: Sequence[Plugin], *, out: Pat
     """The place of a run that is named by its directory or by one of its checkpoints."""
     run = checkpoint.run_around(path)
     if run is None:
-        raise UserError(f"--resume {path}: neither a run directory nor a checkpoint inside one")
+        raise UserError(
+            f"--resume {path}: neither a run directory nor a checkpoint inside one; give the --out of a training"
+        )
     if out is not None and out.resolve() != run.resolve():
         raise UserError(f"--resume {path}: belongs to {run}, but --out is {out}; a run is resumed where it lies")
     is_longer = assert_same_run(run, config, plugins)

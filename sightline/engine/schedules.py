@@ -47,7 +47,7 @@ class _WithWarmUp:
 
 @registry.schedules.add("constant")
 class Constant(_WithWarmUp):
-    """The learning rate as given, after an optional linear warm-up."""
+    """The learning rate as given, after an optional linear warm-up. Source: Goyal et al. 2017, section 2.2."""
 
     def __init__(
         self, *, num_steps: int, steps_per_epoch: int, warmup_epochs: Factor = 0.0, warmup_share: Fraction = 0.0
@@ -85,7 +85,10 @@ class Cosine(_WithWarmUp):
 
 @registry.schedules.add("step")
 class Steps(_WithWarmUp):
-    """Multiplied by `gamma` every `every_epochs` epochs, or at each of `milestones` (epochs); never under `floor`."""
+    """Multiplied by `gamma` every `every_epochs` epochs, or at each of `milestones` (epochs); never under `floor`.
+
+    Source: He et al. 2016, section 3.4 (milestones).
+    """
 
     def __init__(
         self,

@@ -403,6 +403,7 @@ def evaluation_document(config: RunConfig, evaluation: Evaluation, part: Part, w
         "metrics": dict(evaluation.metrics),
         "losses": dict(evaluation.losses),
         "per_class": {name: dict(row) for name, row in evaluation.per_class.items()},
+        **({"hard_classes": evaluation.hard_classes} if evaluation.hard_classes else {}),
         **dict(evaluation.tables),
         "data": described_part(config.data.name, part, evaluation),
         "checkpoint": which,

@@ -19,6 +19,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from sightline.draws import Draws
+from sightline.engine.failure import own_rank, worker_ended
 from sightline.engine.launch import follow_parent
 from sightline.errors import ConfigError, DataError, RunError, UserError
 from sightline.types import Batch, SampleKey
@@ -174,12 +175,8 @@ def _faults_named() -> Iterator[None]:
             raise RunError(_TOO_MANY_FILES) from error
         is_socket_gone = isinstance(error, ConnectionError | FileNotFoundError | EOFError)
         if is_socket_gone or str(error).startswith("DataLoader worker"):
-            raise RunError(f"a worker that reads data ended (out of memory?): {_said(error)}") from error
+            raise RunError(worker_ended(error)) from error
         raise
-
-
-def _said(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
 
 
 def _lacks_handles(error: Exception) -> bool:
@@ -215,7 +212,8 @@ class _Readable:
         except Exception as error:  # noqa: BLE001 - sent to the training process, which raises it
             if _lacks_handles(error):
                 return _Failure(_TOO_MANY_FILES, is_users=False)
-            return _Failure("in a worker that reads data:\n" + traceback.format_exc(), is_users=False)
+            place = f"in a worker of {rank} that" if (rank := own_rank()) else "in a worker that"
+            return _Failure(f"{place} reads data:\n{traceback.format_exc()}", is_users=False)
 
     def __getitem__(self, key: SampleKey) -> bytes | _Failure:
         return self.__getitems__([key])

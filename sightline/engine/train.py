@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from sightline.engine.device import to_device
 from sightline.engine.distributed import World
+from sightline.engine.gradients import layer_norms
 from sightline.engine.optimizers import Frozen, hold_still
 from sightline.engine.precision import Precision
 from sightline.engine.records import StepRecord
@@ -25,6 +26,7 @@ from sightline.types import Batch, Ramp
 
 __all__ = ["AtStep", "Job", "Laps", "NonFiniteGradientError", "optimise_once", "train"]
 
+_GRADIENT = "gradient/"
 _SAMPLES, _STOP, _TALLY = "(samples)", "(stop)", "(tally) "  # ride along with the losses; no loss can be called so
 
 
@@ -51,6 +53,7 @@ class Job:
     ema_decay: float | None = None
     ema: nn.Module | None = None
     compile: bool = False
+    logs_gradients: bool = False
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     step: int = 0
 
@@ -137,6 +140,7 @@ def optimise_once(
     for parameter in hold_still(job.model, job.frozen, job.epoch):
         parameter.grad = None
     job.scaler.unscale_(job.optimizer)
+    gradients = layer_norms(job.model) if job.logs_gradients else {}
     grad_norm = nn.utils.clip_grad_norm_(job.model.parameters(), job.clip_norm or float("inf"))
     sizes = [len(batch["sample_index"]) for batch in micro_batches]
     tallies_of = TaskMembers.tallies.of(job.task)
@@ -158,6 +162,7 @@ def optimise_once(
         losses
         | {"grad_norm": grad_norm.item(), "lr": max(group["lr"] for group in job.optimizer.param_groups)}
         | {name: totals[name].item() for name in extra}
+        | {f"{_GRADIENT}{path}": norm for path, norm in gradients.items()}
     )
 
 
@@ -208,6 +213,7 @@ def _record(
     tallies = {name.removeprefix(_TALLY): value for name, value in totals.items() if name.startswith(_TALLY)}
     weights = job.weights_at(job.step - 1)
     losses["total"] = sum(weights[name] * value for name, value in losses.items())
+    gradients = {name: value for name, value in totals.items() if name.startswith(_GRADIENT)}
     moving = {f"weight/{name}": weights[name] for name, weight in job.weights.items() if isinstance(weight, Ramp)}
     return StepRecord(
         step=job.step,
@@ -220,5 +226,5 @@ def _record(
         lr=totals["lr"],
         seconds=clock.seconds,
         wall_s=wall_s,
-        gauges={**gauges, **tallies, **moving},
+        gauges={**gauges, **tallies, **moving, **gradients},
     )

@@ -29,6 +29,7 @@ __all__ = ["MANIFEST", "PredictionFolder", "file_stems"]
 
 MANIFEST = "manifest.json"
 """Written last: a folder that has it is whole."""
+_MOST_STEM_BYTES = 120
 _LABEL = np.int16
 """Of a file of labels; class numbers are far below its bound, and a room of 80 million points takes 160 MB."""
 
@@ -100,8 +101,12 @@ class PredictionFolder:
 
 
 def file_stems(names: Sequence[str]) -> list[str]:
-    """A file name for each sample, without an ending: its own name where a file can have it, never one twice."""
-    stems = [re.sub(r"[^\w.-]+", "_", name).strip("._") or "sample" for name in names]
+    """A file name for each sample, without an ending: its own name where a file can have it, never one twice.
+
+    Of a long name the first bytes are kept, so that endings and a second stem of this kind fit behind it.
+    """
+    cut = [re.sub(r"[^\w.-]+", "_", name).encode()[:_MOST_STEM_BYTES].decode(errors="ignore") for name in names]
+    stems = [stem.strip("._") or "sample" for stem in cut]
     times = Counter(stem.lower() for stem in stems)  # some file systems know no capitals
     taken = set(times)
     result = []

@@ -59,7 +59,8 @@ def _build(
         for digit in range(num_digits):
             _sort_by_digit(codes, order[cloud], np.uint32(_DIGIT_BITS * digit), others, places)
             codes, others = others, codes
-            order[cloud] = places
+            for place in range(num_points):
+                order[cloud, place] = places[place]
         for leaf in range(num_leaves):
             _fill(points[cloud], order[cloud, starts[leaf] : starts[leaf + 1]], blocks[cloud, leaf], boxes[cloud], leaf)
         for node in range(num_leaves - 1, 0, -1):

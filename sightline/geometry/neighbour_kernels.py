@@ -97,7 +97,8 @@ def _rank(
     distances = np.empty(4, dtype=products.dtype)
     for row in range(first, last):
         scores = products[row]
-        scores += lengths
+        for point in range(num_points):
+            scores[point] += lengths[point]
         limit = _limit_of_groups(scores, lowest, last_place + 1) + slack[row]
         num_candidates = _collect(scores, lowest, limit, candidates)
         candidates[num_candidates : num_candidates + 3] = candidates[0]
@@ -106,7 +107,8 @@ def _rank(
         for begin in range(0, num_candidates, 4):
             _measure_four(queries[row], points, candidates, begin, distances)
             _insert_some(best, found, distances, candidates[begin : min(begin + 4, num_candidates)])
-        index[row] = found
+        for slot in range(len(found)):
+            index[row, slot] = found[slot]
 
 
 @compiled
@@ -149,7 +151,8 @@ def _limit_of_groups(scores: np.ndarray, lowest: np.ndarray, wanted: int) -> flo
     takes the same few steps for any scores; sorting them would take as many wrong guesses of the processor.
     """
     num_groups = len(lowest)
-    lowest[:] = scores[:num_groups]
+    for group in range(num_groups):
+        lowest[group] = scores[group]
     for begin in range(num_groups, len(scores), num_groups):
         for group in range(min(num_groups, len(scores) - begin)):
             lowest[group] = min(lowest[group], scores[begin + group])
@@ -214,7 +217,8 @@ def _search(
             waiting,
             bounds,
         )
-        index[cloud, place] = found
+        for slot in range(len(found)):
+            index[cloud, place, slot] = found[slot]
 
 
 @compiled

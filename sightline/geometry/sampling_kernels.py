@@ -58,7 +58,8 @@ def _sample(
     for cloud in range(first, last):
         own_order, own_blocks = order[cloud], blocks[cloud]
         for node in range(1, 2 * num_leaves):
-            low[:, node], high[:, node] = boxes[cloud, node, 0], boxes[cloud, node, 1]
+            for channel in range(num_channels):
+                low[channel, node], high[channel, node] = boxes[cloud, node, 0, channel], boxes[cloud, node, 1, channel]
         for leaf in range(num_leaves):
             distances[leaf] = -np.inf
             for slot in range(starts[leaf + 1] - starts[leaf]):

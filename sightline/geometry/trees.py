@@ -82,7 +82,10 @@ def _build(
             if width > 1:
                 _divide(values, order[cloud], axis, begin, end, starts[(node - level) * width + width // 2])
             else:
-                blocks[cloud, node - num_leaves, :, : end - begin] = values[:, begin:end]
+                block = blocks[cloud, node - num_leaves]
+                for channel in range(len(values)):
+                    for place in range(begin, end):
+                        block[channel, place - begin] = values[channel, place]
 
 
 @compiled

@@ -287,7 +287,14 @@ def _rectify_back(  # type: ignore[no-untyped-def]
             _pass_on(carried, passed, rectified[point, slot][low:high])
             _add_to_both(passed, own_gradient, to_near[neighbour][low:high])
             _add_places(passed, place[point, slot], own_to_code)
-    to_code[:, low:high] += own_to_code
+    _add_rows(own_to_code, to_code[:, low:high])
+
+
+@compiled
+def _add_rows(rows, sums):  # type: ignore[no-untyped-def]
+    for row in range(len(rows)):
+        for channel in range(rows.shape[1]):
+            sums[row, channel] += rows[row, channel]
 
 
 @compiled
@@ -379,7 +386,7 @@ def _sum_over_points(  # type: ignore[no-untyped-def]
             of_near, of_own, row = received[point, axis], given[point, axis], total[2 + axis]
             for channel in range(len(near_row)):
                 row[channel] += near_row[channel] * of_near + own_row[channel] * of_own
-    sums[:, low:high] += total
+    _add_rows(total, sums[:, low:high])
 
 
 @compiled
@@ -478,4 +485,5 @@ def _spread_values(  # type: ignore[no-untyped-def]
             for share in range(num_shares):
                 for each in range(num_weights):
                     of_code[axis, share, each] += incoming[share, each] * places[axis, each]
-    to_code[:, first:last] += of_code
+    for axis in range(3):
+        _add_rows(of_code[axis], to_code[axis][first:last])

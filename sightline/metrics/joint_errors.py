@@ -77,7 +77,7 @@ class JointError(_OfDistances):
     """
 
     higher_is_better: Mapping[str, bool] = {
-        **dict.fromkeys(("mean_error_mm", "median_error_mm", "max_error_mm"), False),
+        **dict.fromkeys(("mean_error_mm", "median_error_mm", "max_error_mm", "error_mm"), False),
         "frames_within": True,
     }
 

@@ -123,51 +123,46 @@ def _count(
 
     `counts` (S, 5, C): labelled, predicted by either rule, common by either rule.
     """
-    num_parts = probabilities.shape[1]
+    num_parts, one = probabilities.shape[1], np.int32(1)
+    is_part = np.zeros(num_parts, dtype=np.bool_)
     for shape in range(first, last):
+        own_parts, num_own = parts[category[shape]], 0
+        is_part[:] = False
+        while num_own < len(own_parts) and own_parts[num_own] >= 0:
+            is_part[own_parts[num_own]] = True
+            num_own += 1
         for point in range(offsets[shape], offsets[shape + 1]):
-            own, is_labelled_own = parts[category[shape], 0], False
-            for place in range(parts.shape[1]):
-                part = parts[category[shape], place]
-                if part >= 0 and probabilities[point, part] > probabilities[point, own]:
-                    own = part
-                is_labelled_own |= part == target[point]
-            if not is_labelled_own or target[point] < 0:
+            label, own = target[point], own_parts[0]
+            if not 0 <= label < num_parts or not is_part[label]:
                 faults[shape, 1] = point if faults[shape, 1] < 0 else faults[shape, 1]
                 continue
-            overall = _largest(probabilities, point, own, num_parts)
+            largest = probabilities[point, own]
+            for place in range(1, num_own):
+                is_larger = probabilities[point, own_parts[place]] > largest
+                own = own_parts[place] if is_larger else own
+                largest = probabilities[point, own_parts[place]] if is_larger else largest
+            num_not_below = np.int32(0)  # of 32 bits, as what is compared: the compiler makes vectors of it
+            for part in range(num_parts):
+                num_not_below = np.int32(num_not_below + (np.int32(0) if probabilities[point, part] < largest else one))
+            overall = own if num_not_below == 1 else _first_largest(probabilities, point)
             if overall < 0:
                 faults[shape, 0] = point if faults[shape, 0] < 0 else faults[shape, 0]
                 continue
             answer[point] = own
-            counts[shape, 0, target[point]] += 1
+            counts[shape, 0, label] += 1
             counts[shape, 1, own] += 1
             counts[shape, 2, overall] += 1
-            counts[shape, 3, own] += own == target[point]
-            counts[shape, 4, overall] += overall == target[point]
+            counts[shape, 3, own] += own == label
+            counts[shape, 4, overall] += overall == label
 
 
 @compiled
-def _largest(probabilities: np.ndarray, point: int, own: int, num_parts: int) -> int:
-    """The most probable of all parts, where `own` is the first most probable of some; -1 where one is NaN.
-
-    Most predictions are among the object's own parts: that this one is can be seen without a search.
-    """
-    largest = probabilities[point, own]
-    num_above = num_unknown = 0
-    for part in range(num_parts):
-        num_above += probabilities[point, part] > largest
-        num_unknown += probabilities[point, part] != probabilities[point, part]
-    if num_unknown:
-        return -1
-    overall = own
-    if num_above:
-        overall = 0
-        for part in range(1, num_parts):
-            if probabilities[point, part] > probabilities[point, overall]:
-                overall = part
-    else:
-        for part in range(own - 1, -1, -1):
-            if probabilities[point, part] == largest:
-                overall = part
+def _first_largest(probabilities: np.ndarray, point: int) -> int:
+    """The most probable part, the lowest among equals; -1 where one is NaN."""
+    overall = 0
+    for part in range(probabilities.shape[1]):
+        if probabilities[point, part] != probabilities[point, part]:
+            return -1
+        if probabilities[point, part] > probabilities[point, overall]:
+            overall = part
     return overall

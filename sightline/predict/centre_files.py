@@ -92,7 +92,8 @@ def _sets(refiner: TrainedRun, config: RunConfig, split: FileSplit) -> list[Dept
     reference = {"name": "centre_of_mass", "passes": how.passes, "near_mm": how.near_mm, "far_mm": how.far_mm}
     data = config.data
     if issubclass(registry.data.entry(data).builder, DepthFrames):  # type: ignore[arg-type]
-        data = dataclasses.replace(data, arguments={**data.arguments, "reference": reference})
+        joints = refiner.config.data.arguments.get("joints", ())  # not those that the poses are to have
+        data = dataclasses.replace(data, arguments={**data.arguments, "reference": reference, "joints": joints})
     first = registry.data.build(data, facts={"split": split})
     if not isinstance(first, DepthFrames):
         raise ConfigError(f"{data.where}: data set '{data.name}' has no depth images; give a config of one that has")

@@ -32,7 +32,7 @@ class Prediction:
 
 @registry.predictors.add("classify")
 class ClassPredictor(CloudPredictor[Prediction]):
-    """A `Prediction` for each cloud, from the `probabilities` (B, C) of the task."""
+    """A `Prediction` for each cloud, from the `probabilities` (B, C) of the task. Source: made here."""
 
     reads = frozenset({"probabilities"})
     columns = ("file", "class", "probability", "margin")

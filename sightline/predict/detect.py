@@ -49,6 +49,7 @@ class BoxPredictor(Predictor[ImagePrediction]):
 
     `score` is the least one of what is kept: for looking at, not for scoring. `--out` has the images with their boxes,
     JSON also rows as COCO's files of results have them; image ids count the files of a document from 1.
+    Source: made here.
     """
 
     reads = frozenset({"detections", "detection_offsets"})

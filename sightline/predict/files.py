@@ -30,6 +30,11 @@ def files_of(paths: Iterable[Path], *, suffixes: Sequence[str]) -> tuple[list[Pa
         if not os.path.isdir(path):  # not the path's own question, which raises for a name that is too long
             files.setdefault(path)
             continue
+        try:
+            os.scandir(path).close()  # a search passes over what it may not open
+        except OSError as error:
+            refused.append(Refusal(path, f"{path}: cannot be read ({error.strerror}); check its permissions"))
+            continue
         held = [each for each in path.rglob("*") if is_cloud_file(each, suffixes=suffixes)]
         scans = [each for each in held if each.parent.name == "velodyne"]
         inside = sorted(scans or held, key=_order_of)

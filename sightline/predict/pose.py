@@ -88,6 +88,7 @@ class PosePredictor(Predictor[JointPrediction]):
     frames go through the network one by one. Raises UserError for a run whose camera is not known and for a file of
     reference points that does not fit; ConfigError for a run that was not trained on depth images, or whose set does
     not name its joints, and for a refiner of another task.
+    Source: made here.
     """
 
     reads = frozenset({"joints_mm", "peaks"})
@@ -285,7 +286,7 @@ class PosePredictor(Predictor[JointPrediction]):
 
 @registry.predictors.add("centre")
 class CentrePredictor(Predictor[Any]):
-    """Refuses a run of the task `centre`, which refines the reference points of another run."""
+    """Refuses a run of the task `centre`, which refines the reference points of another run. Source: made here."""
 
     def __init__(self, *, run: TrainedRun) -> None:
         raise UserError(f"{run.path}: refines reference points; give it by --refiner {run.path} beside a run of poses")

@@ -46,6 +46,7 @@ class PointPredictor(CloudPredictor[SegmentPrediction]):
     `write` makes of each cloud, all kinds without it; of scans there are `.label` files too, in the ids of the set.
     `lift` stands in for that of the run's task.
     Raises ConfigError for a name that the run's set does not have.
+    Source: made here.
     """
 
     reads = frozenset({"probabilities", "cloud_offsets"})

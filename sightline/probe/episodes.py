@@ -122,7 +122,7 @@ def read_episodes(path: Path, train_labels: np.ndarray, test_labels: np.ndarray)
         digest = kept["labels"]
     except FileNotFoundError:
         raise ConfigError(f"episodes: there is no file {path}") from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, OverflowError) as error:
         raise ConfigError(f"episodes: {path} holds no episodes of a few-shot probe ({error!r})") from None
     if digest != _digest(train_labels, test_labels):
         raise DataError(f"episodes: those of {path} are of other data: the labels differ; draw new ones, or give them")

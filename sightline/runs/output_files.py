@@ -33,10 +33,14 @@ def write_document(path: Path | None, document: object) -> None:
         _folder_of(path).write_json(path.name, document)
 
 
-def write_file(path: Path | None, text: str) -> None:
-    """Write a text file, where one is asked for."""
-    if path is not None:
-        _folder_of(path).write_text(path.name, text)
+def write_file(path: Path | None, content: str | bytes) -> None:
+    """Write a file, where one is asked for; text as UTF-8."""
+    if path is None:
+        return
+    if isinstance(content, str):
+        _folder_of(path).write_text(path.name, content)
+    else:
+        _folder_of(path).write_bytes(path.name, content)
 
 
 def _folder_of(path: Path) -> RunDirectory:

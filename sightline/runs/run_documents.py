@@ -11,6 +11,9 @@ from sightline.plain_files import link_outward, parse_json, read_plain
 
 __all__ = ["assert_own_files", "load_document", "read_facts", "read_lines"]
 
+_MOST = 2**20
+"""Of channels, classes, joints: what models are built for."""
+
 
 def assert_own_files(run: Path) -> None:
     """Raises UserError where a link inside a run's folder leads out of it; the folder itself may be a link."""
@@ -23,8 +26,12 @@ def assert_own_files(run: Path) -> None:
 
 
 def read_facts(run: Path) -> dict[str, Any]:
-    """What the data set of a run stated, with tuples where JSON has lists."""
-    return {name: _frozen(value) for name, value in load_document(run / "facts.json").items()}
+    """What the data set of a run stated, with tuples where JSON has lists. Raises UserError for a number of nothing."""
+    facts = {name: _frozen(value) for name, value in load_document(run / "facts.json").items()}
+    for name, value in facts.items():
+        if name.startswith(("num_", "in_")) and not (type(value) is int and 0 <= value <= _MOST):
+            raise UserError(f"{run / 'facts.json'}: {name} is {value!r:.40}, a count is needed; get the run again")
+    return facts
 
 
 def load_document(path: Path) -> dict[str, Any]:
@@ -32,7 +39,7 @@ def load_document(path: Path) -> dict[str, Any]:
     try:
         document = parse_json(read_plain(path))
     except FileNotFoundError:
-        raise UserError(f"{path}: is missing; the run directory is incomplete") from None
+        raise UserError(f"{path}: is missing; the run directory is incomplete: get it again") from None
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be read: {_reason(error)}") from None
     if not isinstance(document, dict):

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sightline.errors import RunError
 from sightline.runs.run_documents import load_document
 from sightline.studies import launching
 from sightline.studies.fine_tuning import assert_same_source
 from sightline.studies.launching import TrainRequest
 from sightline.studies.train_run import Reporter
 
-__all__ = ["Cell", "CellSetup", "UnfinishedError", "metrics_of"]
+__all__ = ["Cell", "CellSetup", "UnfinishedError", "metrics_of", "run_cells"]
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,37 @@ class UnfinishedError(Exception):
     def __init__(self, code: int) -> None:
         super().__init__(f"a run ended with exit code {code}")
         self.code = code
+
+
+def run_cells(
+    cells: Sequence[tuple[Cell, CellSetup, str]],
+    reporter: Reporter,
+    finished: Callable[[int, Mapping[str, Any]], None],
+    *,
+    keeps_going: bool = False,
+) -> int:
+    """Run every cell that is not done, in order; `finished(place, metrics)` is called after each.
+
+    Each cell comes with its setup and what it is, in words. The exit code of the run that did not come to its end, or
+    0. With `keeps_going` a cell whose training fails is reported and left out, and the code is 1.
+    """
+    failed: list[Path] = []
+    for place, (cell, setup, words) in enumerate(cells):
+        try:
+            metrics = metrics_of(cell, setup, reporter, heading=f"run {place + 1} of {len(cells)}: {words}")
+        except UnfinishedError as error:
+            reporter.note(f"{place} of {len(cells)} runs are done; the same command goes on with {cell.path}")
+            return error.code
+        except RunError as error:
+            if not keeps_going:
+                raise
+            reporter.note(f"error: {cell.path}: {error}; the other runs go on")
+            failed.append(cell.path)
+            continue
+        finished(place, metrics)
+    if failed:
+        reporter.note(f"{len(failed)} of {len(cells)} runs failed: {', '.join(map(str, failed))}")
+    return 1 if failed else 0
 
 
 def metrics_of(cell: Cell, setup: CellSetup, reporter: Reporter, *, heading: str) -> Mapping[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from sightline.engine.build import build_metrics, build_part
 from sightline.engine.selection import with_mode
 from sightline.errors import UserError
 from sightline.runs.output_files import write_document, write_file
-from sightline.studies.cells import Cell, CellSetup, UnfinishedError, metrics_of
+from sightline.studies.cells import Cell, CellSetup, run_cells
 from sightline.studies.configs import read_with_plugins, reread
 from sightline.studies.fine_tuning import from_scratch, from_source
 from sightline.studies.label_table import STARTS, LabelRow, LabelRun, Start, panel_of, percent, rows_of
@@ -101,20 +101,18 @@ class LabelStudy:
     def __call__(self, reporter: Reporter) -> LabelResult:
         """Run every cell that is not done; after each, table and plot are written to the folder of the study."""
         done: list[LabelRun] = []
-        for number, run in enumerate(self._runs, start=1):
-            heading = f"run {number} of {len(self._runs)}: {percent(run.fraction)} of the labels, "
-            heading += f"{run.start}, seed {run.seed}"
-            try:
-                metrics = metrics_of(run.cell, self._setup, reporter, heading=heading)
-            except UnfinishedError as error:
-                reporter.note(
-                    f"{number - 1} of {len(self._runs)} runs are done; the same command goes on with {run.cell.path}"
-                )
-                return self._result(done, error.code)
+        cells = [
+            (run.cell, self._setup, f"{percent(run.fraction)} of the labels, {run.start}, seed {run.seed}")
+            for run in self._runs
+        ]
+
+        def finished(place: int, metrics: Mapping[str, Any]) -> None:
             value = metrics[self._config.evaluate.metric]
-            done.append(dataclasses.replace(run, value=math.nan if value is None else float(value)))
+            done.append(dataclasses.replace(self._runs[place], value=math.nan if value is None else float(value)))
             self._write(done)
-        return self._result(done)
+
+        code = run_cells(cells, reporter, finished)
+        return self._result(done, code)
 
     def _run(self, config: RunConfig, share: Share, start: Start, seed: int) -> LabelRun:
         given = from_scratch(config, self._scratch_overrides) if start == "scratch" else list(self._overrides)

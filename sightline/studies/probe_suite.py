@@ -30,12 +30,12 @@ from sightline.studies.probe_scale import with_scale
 from sightline.studies.probe_table import (
     OWN_PARTS,
     PARTS,
-    ProbeRow,
     compared,
     markdown_of,
+    probe_rows,
     protocol_of,
-    published_rows,
 )
+from sightline.studies.published import ResultRow
 from sightline.studies.train_run import Reporter
 from sightline.types import Component
 
@@ -69,7 +69,7 @@ class SuiteRequest:
 class _Done:
     """A run's row of the table, and the documents of its probes."""
 
-    row: ProbeRow
+    row: ResultRow
     probes: Mapping[str, Any]
 
 
@@ -125,7 +125,7 @@ class ProbeSuite:
         return 0
 
     @property
-    def rows(self) -> list[ProbeRow]:
+    def rows(self) -> list[ResultRow]:
         """Every run that is done, then the published rows on the same data."""
         return [*(each.row for each in self._done), *self._others()]
 
@@ -150,13 +150,13 @@ class ProbeSuite:
             chance |= {figure: comparison.chance_of(figure) for figure in comparison.figures}
         return _Done(self._row(probed, metrics, chance), documents)
 
-    def _row(self, probed: Probed, metrics: Mapping[str, float], chance: Mapping[str, float]) -> ProbeRow:
+    def _row(self, probed: Probed, metrics: Mapping[str, float], chance: Mapping[str, float]) -> ResultRow:
         request = self._request
         protocol = protocol_of(probed, which=request.checkpoint, probes=self._probes)
         protocol |= {"arguments": ", ".join(request.arguments)} if request.arguments else {}
         protocol |= {"overrides": ", ".join(request.overrides)} if request.overrides else {}
         misfit = "no --finetune CONFIG was given" if self._parts is None else self._parts.misfits.get(probed.run)
-        return ProbeRow(
+        return ResultRow(
             who=str(probed.run),
             source="this run",
             data=probed.data.config.data.name,
@@ -251,11 +251,11 @@ class ProbeSuite:
 
     # --- the table ----------------------------------------------------------------------------------------------------
 
-    def _others(self) -> list[ProbeRow]:
+    def _others(self) -> list[ResultRow]:
         """The published rows on our data, and those of parts where parts were learnt."""
         names = {each.row.data for each in self._done}
         names |= {_PARTS} if any(each.row.protocol.get("parts data") == _PARTS for each in self._done) else set()
-        return published_rows(sorted(names))
+        return probe_rows(names)
 
     def _write(self) -> None:
         rows, others, out = [each.row for each in self._done], self._others(), self._request.out
@@ -277,7 +277,7 @@ class ProbeSuite:
                 for r in others
             ],
             "differences": [
-                {"run": row.who, "other": r.who, "source": r.source, "differences": found}
+                {"run": row.who, "other": r.who, "source": r.source, "differences": list(map(str, found))}
                 for row, r, found in compared(rows, others)
             ],
         }

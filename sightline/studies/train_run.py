@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import signal
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,16 +25,21 @@ from sightline.engine.resume import RunPlace, find_place, make_folder
 from sightline.engine.session import Session, StopRequest, evaluation_document
 from sightline.engine.train import NonFiniteGradientError
 from sightline.errors import RunError
+from sightline.members import DataMembers
 from sightline.plain_files import parse_json, read_plain
 from sightline.plugins import Plugin
 from sightline.runs.run_directory import environment
 from sightline.runs.run_documents import load_document
 from sightline.studies.final_probe import probed
+from sightline.studies.published import beside_published
 
 if TYPE_CHECKING:
     from sightline.doctor.core.finding import Finding
+    from sightline.doctor.overfit.expected import ExpectationsHeld
 
 __all__ = ["Reporter", "TrainResult", "handlers_kept", "train_run"]
+
+logger = logging.getLogger(__name__)
 
 
 class Reporter:
@@ -158,6 +164,9 @@ class _TrainRun:
         findings = self._preflight(built)
         if any(finding.severity == "error" for finding in findings):
             return TrainResult(None, findings)
+        held = self._held(built)
+        for each in held if place.checkpoint is None else ():
+            each.assert_begun_well()
         path = make_folder(place, config, world)
         directory = world.run_directory(path)
         with directory.lock():
@@ -166,6 +175,7 @@ class _TrainRun:
                 "plugins": [plugin.record() for plugin in self._plugins],
                 "checked": self._has_checks,
                 "num_processes": world.size,
+                "data": DataMembers.fingerprint.of(built.data.train.dataset),
             }
             session = Session(
                 built,
@@ -173,6 +183,7 @@ class _TrainRun:
                 directory,
                 stop=self._stop,
                 record=record,
+                extra_observers=held,
                 final_metrics=partial(probed, config, world, directory, self._reporter.note),
                 is_quiet=self._is_quiet,
             )
@@ -205,6 +216,14 @@ class _TrainRun:
         self._world.on_first(self._reporter.findings)(findings)
         return findings
 
+    def _held(self, built: Built) -> list[ExpectationsHeld]:
+        """What holds the run to the config's `expect`."""
+        if not built.config.expect:
+            return []
+        from sightline.doctor.overfit.expected import held_in_training
+
+        return held_in_training(built, num_processes=self._world.size, note=self._note)
+
     def _begin(self, session: Session, place: RunPlace, findings: Sequence[Finding]) -> None:
         """The files that a session starts with, and the step that it starts from."""
         directory = session.directory
@@ -214,6 +233,7 @@ class _TrainRun:
         directory.append_line("sessions.jsonl", {**session.record, "resumed": place.checkpoint})
         directory.write_json("findings.json", [finding.to_dict() for finding in findings])
         if place.checkpoint:
+            self._world.on_first(self._warn_of_other_data)(session)
             session.resume(Path(place.checkpoint))
         else:
             session.begin()
@@ -222,6 +242,16 @@ class _TrainRun:
         self._note("\n".join([*session.stage_summary(), sample_counts(session.built.data)]))
         resumed = f", resumed at step {session.job.step}" if place.checkpoint else ""
         self._note(f"run directory: {directory.path}{resumed}")
+
+    def _warn_of_other_data(self, session: Session) -> None:
+        """A moved folder has the digest that the run began with; another set, and one prepared again, has not."""
+        began = load_document(session.directory.path / "environment.json").get("data")
+        if began is not None and began != session.record["data"]:
+            logger.warning(
+                "data-changed: data.root holds another set, or one prepared again, than this run began with (%.12s, "
+                "now %.12s): the figures are of both; if that is not meant, start a new run",
+                *(began, session.record["data"]),
+            )
 
     def _train(self, session: Session, findings: tuple[Finding, ...]) -> TrainResult:
         path, job = session.directory.path, session.job
@@ -260,6 +290,8 @@ class _TrainRun:
         test = built.data.test
         document = evaluation_document(built.config, final, test, "last")
         document |= yardsticks_of(test, built.data)
+        rows = beside_published(built.config, test, final.metrics, which="last", lineage=built.lineage)
+        document |= {"published": rows} if rows else {}
         title = f"{built.config.name}: last checkpoint on {test.split}"
         reporter.evaluation(document, title=title, dataset=test.dataset)
         findings = self._look_back(session) if self._has_checks else ()

@@ -17,6 +17,7 @@ class Centre(Supervised):
     """Predicts `centre_mm` (B, 3), camera frame, where the joint in the middle is, from `offset`.
 
     What it finds are the reference points of another run: `sightline data centres` writes them.
+    Source: Oberweger and Lepetit 2017, DeepPrior++, section 3.1.
     """
 
     predicts = frozenset({"centre_mm"})

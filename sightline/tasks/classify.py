@@ -24,7 +24,7 @@ NUM_SHOWN = 12
 
 @registry.tasks.add("classify")
 class Classify(Supervised):
-    """Predicts class probabilities from `logits`; voting averages probabilities over passes."""
+    """Predicts class probabilities from `logits`; voting averages probabilities over passes. Source: made here."""
 
     predicts = frozenset({"probabilities"})
 

@@ -25,6 +25,7 @@ class Pose(Supervised):
 
     `decoding` is how a coordinate is read from a heat map: `parabola` around the largest cell, its middle (`argmax`),
     `soft` or `centroid`. Votes are means of coordinates, each of which was brought back by its own placement.
+    Source: Moon et al. 2018, section 4 (heat maps of joints in a volume).
     """
 
     predicts = frozenset({"joints_mm", "peaks"})

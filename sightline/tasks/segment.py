@@ -58,6 +58,7 @@ class Segment(Supervised):
     In evaluation and prediction `max_points` answers larger clouds in neighbourhoods of so many points, whose
     coordinates start as `origin` says; `blocks` answers all clouds in columns, for models that take one number of
     points. Logits of several windows are averaged. Training is not concerned: its transforms crop.
+    Source: made here.
     """
 
     predicts = frozenset({"probabilities", "target", "cloud_offsets", "seen"})

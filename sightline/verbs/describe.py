@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from sightline.describe.anchors import anchors_of
 from sightline.describe.drawing import draw, short_number, show_shape
 from sightline.describe.figure import figure_of
@@ -21,8 +23,10 @@ from sightline.verbs.output import note, show_table
 
 __all__ = ["describe"]
 
-_COLUMNS = ("module", "class", "inputs", "outputs", "parameters", "MAC/sample")
-_DROPPABLE = ("inputs", "class", "outputs")
+_COLUMNS = ("module", "class", "defined in", "inputs", "outputs", "parameters", "MAC/sample")
+_DROPPABLE = ("inputs", "outputs", "class", "defined in")
+_PACKAGES = (Path(torch.__file__).parents[1], Path(__file__).parents[2])
+"""Files below them are named by their place in the package, those of plugins as they were given."""
 _PARTS = {
     "parameters_bytes": "parameters",
     "buffers_bytes": "buffers",
@@ -129,7 +133,7 @@ def _show_modules(traced: Trace, title: str, depth: int | None) -> None:
             continue
         around[node.depth :] = [node.path]
         name = _name(node, around[-2] if len(around) > 1 else "")
-        rows.append([name, node.class_name, _shapes(node.inputs), _shapes(node.outputs)])
+        rows.append([name, node.class_name, _place(*node.defined_in), _shapes(node.inputs), _shapes(node.outputs)])
         sums.append([node.parameters, node.macs, node.shared])
     cells = [
         [*row, _count(parameters, shared), short_number(macs / traced.num_samples) if macs else ""]
@@ -137,7 +141,7 @@ def _show_modules(traced: Trace, title: str, depth: int | None) -> None:
     ]
     trainable = "" if traced.trainable == traced.parameters else f", {traced.trainable:,} trainable"
     total = [f"{traced.parameters:,}{trainable}", short_number(traced.macs / traced.num_samples)]
-    rows = [*cells, ["total", "", "", "", *total]]
+    rows = [*cells, ["total", "", "", "", "", *total]]
     show_table(title, _COLUMNS, rows, unbroken="module", droppable=_DROPPABLE)
 
 
@@ -145,6 +149,13 @@ def _name(node: Node, around: str) -> str:
     """The module's path below that of the call around it, indented as deep as it is."""
     path = node.path.removeprefix(f"{around}.") or "(model)"
     return "  " * node.depth + (f"{path} (call {node.call})" if node.call > 1 else path)
+
+
+def _place(file: str, line: int) -> str:
+    """The file and line of a class, for an editor to open; empty for one without a file."""
+    path = Path(file)
+    around = next((folder for folder in _PACKAGES if path.is_relative_to(folder)), None)
+    return f"{path if around is None else path.relative_to(around)}:{line}" if file else ""
 
 
 def _shapes(named: Sequence[tuple[str, tuple[int, ...]]]) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import partial
@@ -36,6 +36,7 @@ from sightline.runs.checkpoint import kept as kept_checkpoints
 from sightline.runs.inputs import read_inputs
 from sightline.runs.lineage import describe_lineage, read_lineage
 from sightline.studies.final_probe import probed
+from sightline.studies.published import beside_published, published_names
 from sightline.tasks.detect import Detect
 from sightline.types import Component
 from sightline.verbs.common import assert_writable, write_document
@@ -58,8 +59,6 @@ _MAY_CHANGE = (
     "teacher",
     "teacher.from",
 )
-_OWN_MAY_CHANGE = ("metrics",)
-"""What `evaluate` may change besides; figures that a run was not trained with."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +78,7 @@ class Options:
     ensemble: bool = False
     predictions: Path | None = None
     errors: bool = False
+    against: str | None = None
 
     def arguments(self) -> list[str]:
         """The command line for each launched process."""
@@ -89,6 +89,7 @@ class Options:
         words += ["--out", str(self.out)] if self.out else []
         words += ["--ensemble"] if self.ensemble else []
         words += ["--errors"] if self.errors else []
+        words += ["--against", self.against] if self.against else []
         return [*words, *(word for plugin in self.plugins for word in ("--plugin", str(plugin)))]
 
 
@@ -106,6 +107,8 @@ class Trial:
 
 def evaluate(options: Options) -> int:
     """Evaluate a checkpoint of a run on its test part, or on another config's; several runs as folds of one set."""
+    if options.against not in (None, "published"):
+        raise UserError(f"--against {options.against}: evaluate has 'published' to set beside a run")
     if options.predictions is not None:
         return _score(options.predictions, options)
     if not options.runs:
@@ -138,7 +141,7 @@ def _score(predictions: Path, options: Options) -> int:
     is_out_wrong = (options.out is None) == options.errors
     if options.errors and is_out_wrong:
         raise UserError("--errors: of --predictions go beside no run; say where with --out DIR")
-    if options.runs or options.save_predictions or options.ensemble or is_out_wrong:
+    if options.runs or options.save_predictions or options.ensemble or options.against or is_out_wrong:
         raise UserError("--predictions: scores files, not a run; give --data CONFIG and leave out what is about a run")
     if options.data is None:
         raise UserError("--predictions: of which data? give --data CONFIG, a file with the sections data and metrics")
@@ -154,6 +157,8 @@ def _score(predictions: Path, options: Options) -> int:
 def _report(trials: Sequence[Trial], options: Options) -> None:
     """Print the figures, and write them to the file of `--json`."""
     document = _document(trials, options)
+    if options.against:
+        document["published"] = _published(trials, document["metrics"], options)
     if len(trials) == 1 and "mean_error_mm" in document["metrics"]:
         document |= yardsticks_of(trials[0].part, trials[0].data)
     show_evaluation(document, title=_title(trials), dataset=trials[0].part.dataset)
@@ -166,10 +171,26 @@ def _report(trials: Sequence[Trial], options: Options) -> None:
     write_document(options.json, document)
 
 
+def _published(trials: Sequence[Trial], metrics: Mapping[str, float], options: Options) -> list[dict[str, Any]]:
+    """The published rows that fit; a line where none does."""
+    first, name = trials[0], trials[0].config.data.name
+    tested = [fold for trial in trials for fold in tested_by(trial.part)]
+    lineage = read_lineage(first.run)
+    rows = beside_published(
+        first.config, first.part, metrics, which=options.which, lineage=lineage, tested=sorted(tested)
+    )
+    known = published_names()
+    if name not in known:
+        note(f"--against published: no figure is published on '{name}'; the table has {', '.join(known)}")
+    elif not rows:
+        note(f"--against published: the figures published on '{name}' are of other metrics than {', '.join(metrics)}")
+    return rows
+
+
 def _read(run: Path, options: Options) -> tuple[RunConfig, RunConfig, list[str]]:
     """The config that a run was trained with, the one to evaluate it by, and notes on its plugins."""
     trained, notes = read_run(run, options.plugins)
-    assert_about_evaluation(options.overrides, trained.task, verb="evaluate")
+    assert_about_evaluation(options.overrides, trained.task, verb="evaluate", also=("metrics",))
     path = config_file(run if options.data is None else options.data)
     return trained, _with_overrides(trained, options.overrides, path, is_other=bool(options.data)), notes
 
@@ -318,14 +339,13 @@ def _place(config: RunConfig, path: str, **more: Any) -> Place:
     return Place(file=where.origin, line=where.line, config_path=path, **more)
 
 
-def assert_about_evaluation(overrides: Sequence[str], task: Component, *, verb: str) -> None:
-    """Raises UserError for a key that would make it another run, or that says how the run of a task was trained."""
+def assert_about_evaluation(overrides: Sequence[str], task: Component, *, verb: str, also: Sequence[str] = ()) -> None:
+    """Raises UserError for a key that would make it another run, or that says how the run of a task was trained.
+
+    `also` are keys that this verb may change beside those of evaluation.
+    """
     own = TaskMembers.evaluation_arguments.of(registry.tasks.entry(task).builder)
-    patterns = (
-        *_MAY_CHANGE,
-        *(_OWN_MAY_CHANGE if verb == "evaluate" else ()),
-        *(f"task.{name}" for name in sorted(own)),
-    )
+    patterns = (*_MAY_CHANGE, *also, *(f"task.{name}" for name in sorted(own)))
     for override in overrides:
         key = override.partition("=")[0].strip()
         if key == "evaluate.select":

@@ -9,7 +9,7 @@ import traceback
 from typing import get_type_hints
 
 from sightline.config import RunConfig
-from sightline.engine.failure import report_failure
+from sightline.engine.failure import report_failure, worker_ended
 from sightline.errors import RunError, UserError, in_one_line
 from sightline.registry import optimizers
 
@@ -33,15 +33,16 @@ def explain(error: Exception) -> int:
         return fail(message, 2, error)
     if isinstance(error, UserError):
         return fail(str(error), 2, error)
-    if isinstance(error, OSError) and error.errno in (errno.ENAMETOOLONG, errno.ELOOP):
-        return fail(in_one_line(f"{error.filename}: {error.strerror}; check the path"), 2, error)
+    if isinstance(error, OSError) and error.errno in (errno.ENAMETOOLONG, errno.ELOOP, errno.EACCES):
+        what = "path and its permissions" if error.errno == errno.EACCES else "path"
+        return fail(in_one_line(f"{error.filename}: {error.strerror}; check the {what}"), 2, error)
     if isinstance(error, RunError):
         return fail(str(error), 1, error)
     if isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker"):  # raised wherever training is
-        return fail(f"a worker that reads data ended (out of memory?): {in_one_line(str(error).strip())}", 1, error)
+        return fail(worker_ended(error), 1, error)
     if isinstance(error, ValueError):
-        return fail(f"{error} (--traceback shows where this arose)", 1, error)
-    return fail("".join(traceback.format_exception(error)).strip(), 1, None)
+        return fail(f"{error} (--traceback shows where this arose)", 1, error, names_rank=True)
+    return fail("".join(traceback.format_exception(error)).strip(), 1, None, names_rank=True)
 
 
 def _keys_of(option: str) -> str:
@@ -57,9 +58,12 @@ def _keys_of(option: str) -> str:
     return f"{option}: is not an option; a value of the config is given as {listed}" if keys else ""
 
 
-def fail(message: str, exit_code: int, error: Exception | None) -> int:
-    """Print why the command ends, with the traceback where it was requested; the exit code."""
+def fail(message: str, exit_code: int, error: Exception | None, *, names_rank: bool = False) -> int:
+    """Print why the command ends, with the traceback where it was requested; the exit code.
+
+    `names_rank` is for what may have failed in this process of a run alone.
+    """
     if error is not None and "--traceback" in sys.argv:
         traceback.print_exception(error)
-    report_failure(message, exit_code=exit_code)
+    report_failure(message, exit_code=exit_code, names_rank=names_rank)
     return exit_code

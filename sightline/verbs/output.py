@@ -12,6 +12,7 @@ from rich.table import Table
 
 from sightline.errors import in_one_line
 from sightline.members import DataMembers
+from sightline.studies.published import Difference, figure
 
 __all__ = ["note", "show_difficulty", "show_evaluation", "show_findings", "show_table"]
 
@@ -72,6 +73,9 @@ def show_evaluation(document: Mapping[str, Any], *, title: str, dataset: object 
         points = ("points", *table["points"])
         classes = [(name, *("" if iou is None else iou for iou in ious)) for name, ious in table["iou"].items()]
         show_table("IoU per class by distance", ("class", *table["stretches"]), [*classes, points])
+    if hard := document.get("hard_classes"):
+        listed = ", ".join(f"{name} {value:.4g}" for name, value in hard["classes"].items())
+        note(f"hardest by {hard['figure']}: {listed}")
     data = document["data"]
     by = ""
     headers = [document[name] for name in document if name.startswith("scored_boxes")]
@@ -93,6 +97,30 @@ def show_evaluation(document: Mapping[str, Any], *, title: str, dataset: object 
     for metric, answers in {**DataMembers.yardsticks.of(dataset), **document.get("yardsticks", {})}.items():
         listed = ", ".join(f"{value:.3f} for {answer}" for answer, value in answers.items())
         note(f"to compare {metric} with: {listed}")
+    if document.get("published"):
+        _show_published(document["published"])
+
+
+def _show_published(rows: Sequence[Mapping[str, Any]]) -> None:
+    """Published rows beside a run, as `beside_published` makes them; of the run's own model with both protocols."""
+    names = list(dict.fromkeys(name for row in rows for name in row["here"]))
+    here = {name: value for row in reversed(rows) for name, value in row["here"].items()}
+    cells = [["this run", "", *(figure(here, name) for name in names), ""]]
+    remarks = []
+    for row in rows:
+        found = [Difference(**each) for each in row["differences"]]
+        stated, unstated = ([each for each in found if (each.there is None) == is_open] for is_open in (False, True))
+        differs = ", ".join(each.name for each in stated)
+        cells.append([row["who"], row["source"], *(figure(row["metrics"], name) for name in names), differs])
+        missing = [f"not stated there: {', '.join(f'{each.name} ({each.here} here)' for each in unstated)}"][
+            : len(unstated)
+        ]
+        if not any(each.name == "model" for each in stated):
+            remarks.append(f"{row['who']} ({row['source']}): {'; '.join([*map(str, stated), *missing])}")
+        remarks += [f"{row['who']} ({row['source']}): {line}" for line in row["remarks"]]
+    show_table("published figures on this data set (percent, or mm)", ["", "source", *names, "differs in"], cells)
+    for line in remarks:
+        note(line)
 
 
 def show_difficulty(difficulty: Any) -> None:

@@ -12,7 +12,7 @@ from sightline.bench.case import Case
 from sightline.errors import UserError
 
 CHEAP = [case for case in suites.all_cases() if case.suite in ("geometry", "data", "compress")]
-DETECTION = [*detection.model_cases(), *detection.train_cases(), *detection.metric_cases()]
+DETECTION = [*detection.train_cases(), *detection.metric_cases()]
 
 
 def names(cases: list[Case]) -> list[str]:
@@ -41,7 +41,7 @@ def test_the_sizes_of_the_bars_are_there() -> None:
         "metrics/box_ap_5000x100",
         "train/detection_targets_4x320",
         "train/detection_photos_4x320",
-        "models/retinanet_step_4x320",
+        "models/recipe_retinanet_step_8",
         "models/dgcnn_step_32x1024",
         "models/dgcnn_step_bf16_32x1024",
         "models/pct_step_32x1024",

@@ -154,7 +154,7 @@ def test_a_file_without_end_or_of_any_size_is_refused_at_once(tmp_path_factory: 
         (folder / "wide.yaml", "has more than 10,000 values; a config this large is not one"),
         (folder / "empty.yaml", "found nothing, allowed are lines of `key: value`"),
         (Path("/dev/zero"), "is not a plain file; a config is read from one"),
-        (folder, "is a folder, neither a config nor a run (no config.yaml in it)"),
+        (folder, "give a YAML file ('sightline list configs' prints those that come along) or the folder of a run"),
         (folder / "lon.yaml", "no such file; did you mean 'long.yaml'?"),
         ("train.epochs=3", "no such file; the config comes first, key=value after it"),
     ):

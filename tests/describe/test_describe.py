@@ -71,6 +71,24 @@ def test_everything_of_a_model(tmp_path: Path) -> None:
     assert svg.read_text().startswith("<svg")
 
 
+def test_every_module_names_the_line_where_its_class_begins(tmp_path: Path) -> None:
+    """Of the package, of torch and of a plugin: that line of the file is `class NAME`."""
+    plugin, document = tmp_path / "mine.py", tmp_path / "net.json"
+    plugin.write_text(FAILING.replace("failing_in_describe", "placed_in_describe").replace("Linear(9,", "Linear(8,"))
+    words = ("model={name: placed_in_describe}", "losses=[{name: cross_entropy}]", *SMALL)
+    code, out, err = run_here(
+        "describe", CONFIGS / "synthetic_shapes_pointnet.yaml", *words, "--plugin", plugin, "--json", document
+    )
+    assert code == 0, err
+    rows = json.loads(document.read_text())["modules"]
+    assert {row["class"] for row in rows} == {"Failing", "Sequential", "Linear"}
+    for row in rows:
+        line = Path(row["file"]).read_text().splitlines()[row["line"] - 1]
+        assert line.startswith((f"class {row['class']}(", "@registry.models.add"))  # where decorators begin
+        place = plugin if row["class"] == "Failing" else Path(row["file"]).relative_to(Path(torch.__file__).parents[1])
+        assert f"{place}:{row['line']}".replace("/", "")[:12] in out.replace("/", "")
+
+
 def test_batch_size_and_depth(tmp_path: Path) -> None:
     config = CONFIGS / "synthetic_shapes_pointnet.yaml"
     peaks = []

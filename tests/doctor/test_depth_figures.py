@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from sightline.data.depth.msra_hands import MsraHands
 from sightline.data.synthetic.synthetic_bodies import SyntheticBodies
 from sightline.data.synthetic.synthetic_hands import SyntheticHands
 from sightline.doctor.checks.data.channel_contract import channel_contract
@@ -17,6 +18,7 @@ from sightline.doctor.checks.data.duplicate_clouds import duplicate_clouds
 from sightline.doctor.checks.data.non_finite_data import non_finite_data
 from sightline.doctor.context import Context
 from sightline.engine.distributed import World
+from tests.data.depth.depth_trees import no_progress, write_msra
 from tests.doctor.planting import Wrapped, make, with_data
 
 OF_DATA = (channel_contract, data_mutation, duplicate_clouds, non_finite_data, dataset_mismatch)
@@ -37,6 +39,25 @@ def context_of(folder: Path, dataset: Any) -> Context:
 def test_healthy_frames_are_not_flagged(tmp_path: Path, name: str) -> None:
     context = context_of(tmp_path, SETS[name]())
     assert [finding for check in OF_DATA for finding in check(context)] == []
+
+
+@pytest.mark.parametrize("middle_mm", [130.0, 329.0, 580.0])
+def test_hands_as_near_as_in_msra_are_not_taken_for_metres(tmp_path: Path, middle_mm: float) -> None:
+    """Joints of MSRA lie at 122 to 599 mm, 329 mm in the mean."""
+    source = tmp_path / "source" / "cvpr15_MSRAHandGestureDB"
+    write_msra(
+        source, {f"P{subject}/{gesture}": 5 for subject in range(3) for gesture in range(1, 4)}, middle_mm=middle_mm
+    )
+    MsraHands.prepare(source=source, target=tmp_path / "msra", name="msra_hands", progress=no_progress)
+    context = context_of(tmp_path, MsraHands(split="train", root=str(tmp_path / "msra"), subject=0))
+    assert channel_contract(context) == []
+    assert context.survey[0].num_sampled == 16
+    wrong = Wrapped(
+        MsraHands(split="train", root=str(tmp_path / "msra"), subject=0),
+        lambda batch, keys: {**batch, "joints": batch["joints"] / 1000},
+    )
+    (finding,) = channel_contract(context_of(tmp_path, wrong))
+    assert finding.summary.endswith("of its declared range: another unit?")
 
 
 @pytest.mark.parametrize(("field", "factor"), [("depth", 1e-3), ("joints", 1e-3), ("joints", 1e3)])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator, Mapping
 from itertools import accumulate
 from pathlib import Path
@@ -15,6 +16,7 @@ from torch import Tensor
 import sightline
 from sightline import registry
 from sightline.data.clouds.modelnet import ModelNet40
+from sightline.data.depth.msra_hands import MsraHands
 from sightline.engine.conversion import convert
 from sightline.errors import CheckpointError, ConfigError, UserError
 from sightline.models import point_transformer
@@ -23,6 +25,7 @@ from sightline.models.published.published_models import MODELS
 from sightline.runs import checkpoint
 from sightline.types import DataInfo, Field
 from tests.command import run_here
+from tests.data.depth.depth_trees import no_progress, write_msra
 from tests.golden_parity import OUTPUT_BOUND, assert_near_largest, cloud_inputs, load_golden, stored_part
 from tests.models.test_point_transformer import padded_as_theirs, ragged_input
 
@@ -148,7 +151,7 @@ def data_of(case: Case, tmp_path: Path) -> dict[str, Any]:
 def small_state(layout: str = "wangyueft_pointnet", **facts: int) -> dict[str, Tensor]:
     """Random weights of a small model under the names of a layout without doubled names."""
     theirs = {ours: name for name, ours in LAYOUTS[layout].items()}
-    sizes = {"num_classes": 40, "in_channels": 3, **facts}
+    sizes = facts if "num_joints" in facts else {"num_classes": 40, "in_channels": 3, **facts}
     arguments = {"embedding": 8} if layout == "wangyueft_pointnet" else {}
     model = sightline.build_model(MODELS[layout].model, **sizes, **arguments)
     own = model.state_dict()
@@ -249,7 +252,7 @@ def test_weights_for_points_know_the_set_they_were_published_for(
     """ShapeNetPart's 50 parts and S3DIS's 13 classes, of sets that are not there, with the channels of the weights."""
     file, target = saved(tmp_path / "a.pth", small_state(layout, **facts)), tmp_path / "run"
     converted = convert(file, layout=layout, target=target, overrides=(f"data.root={tmp_path / 'none'}",))
-    assert "is not prepared here, its classes are the published ones" in converted.notes[0]
+    assert "its facts are the published ones" in converted.notes[0]
     run = sightline.load_run(target)
     assert data.items() <= run.config.data.arguments.items()
     assert (len(run.class_names), run.facts["in_channels"]) == (facts["num_classes"], facts["in_channels"])
@@ -472,14 +475,32 @@ def test_normals_of_the_weights_make_the_plain_recipe_read_them(tmp_path: Path) 
     assert run.facts["in_channels"] == 6
 
 
-def test_a_set_that_is_not_there_is_told_without_a_file_of_ours(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("layout", ["wangyueft_pointnet", "dragonbook_v2v"])
+def test_what_is_written_depends_on_no_data_that_lies_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, layout: str
 ) -> None:
-    monkeypatch.setenv("SIGHTLINE_DATA", str(tmp_path / "none"))
-    weights = saved(tmp_path / "w.pth", small_state(num_classes=40))
-    note = convert(weights, layout="wangyueft_pointnet", target=tmp_path / "run").notes[0]
-    missing = tmp_path / "none/modelnet40"
-    assert note.startswith(f"modelnet40 is not prepared here, its classes are the published ones ({missing}: there is")
+    """Nothing, a set of other joints and points prepared from a few files, and a folder of something else."""
+    facts = {"num_joints": 21} if layout == "dragonbook_v2v" else {"num_classes": 40}
+    weights = saved(tmp_path / "w.pth", small_state(layout, **facts))
+    places = {name: tmp_path / name for name in ("nothing", "prepared", "broken")}
+    write_msra(tmp_path / "msra" / "cvpr15_MSRAHandGestureDB", {"P0/1": 3, "P1/1": 2})
+    MsraHands.prepare(
+        source=tmp_path / "msra", target=places["prepared"] / "msra_hands", name="msra_hands", progress=no_progress
+    )
+    for name in ("msra_hands", "modelnet40"):
+        (places["broken"] / name).mkdir(parents=True)
+        (places["broken"] / name / "manifest.json").write_text("[")
+    made = {}
+    for name, place in places.items():
+        monkeypatch.setenv("SIGHTLINE_DATA", str(place))
+        (note,) = convert(weights, layout=layout, target=tmp_path / "run").notes[:1]
+        assert "its facts are the published ones, whether or not it is prepared here" in note
+        files = sorted(path for path in (tmp_path / "run").rglob("*") if path.is_file())
+        made[name] = {
+            path.relative_to(tmp_path): path.read_bytes() for path in files if path.name != "environment.json"
+        }
+        shutil.rmtree(tmp_path / "run")
+    assert made["nothing"] == made["prepared"] == made["broken"]
 
 
 def test_a_target_that_holds_something_is_left_alone(tmp_path: Path) -> None:

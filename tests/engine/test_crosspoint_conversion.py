@@ -140,7 +140,7 @@ def test_both_branches_of_two_files_become_one_run(shared: Path, tmp_path: Path)
             f"data.root={tmp_path / 'none'}",
         ),
     )
-    assert converted.notes[0].startswith("shapenet_render is not prepared here")
+    assert converted.notes[0].startswith("shapenet_render: its facts are the published ones")
     assert converted.lineage["parameters"] == golden.info["param_count"]
     assert converted.lineage["images"]["file"] == str(files["img_model"].resolve())
     assert converted.lineage["assumed"] == {}

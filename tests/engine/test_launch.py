@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
+import multiprocessing.util
 import os
 import signal
 import subprocess
@@ -13,7 +15,7 @@ from pathlib import Path
 import pytest
 import torch.distributed as dist
 
-from sightline.engine.failure import Failure, read_failure, report_failure
+from sightline.engine.failure import Failure, leave, read_failure, report_failure
 from sightline.engine.launch import Place, _report, meeting_place, place_in_launch, processes_to_start
 from sightline.engine.session import StopRequest
 from sightline.engine.watchdog import Watchdog
@@ -111,6 +113,19 @@ def test_torch_reads_our_error_files(variables: pytest.MonkeyPatch, tmp_path: Pa
     read = ProcessFailure(local_rank=1, pid=7, exitcode=2, error_file=str(error_file))
     assert read.message["message"] == "the cause"
     assert abs(read.timestamp - time.time()) < 60
+
+
+@pytest.mark.parametrize(("size", "told"), [("1", "a fault"), ("2", "rank 1: a fault")])
+def test_what_one_process_may_have_alone_names_its_rank(
+    size: str, told: str, variables: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    error_file = tmp_path / "error.json"
+    place = {"TORCHELASTIC_ERROR_FILE": str(error_file), "SIGHTLINE_LAUNCHED": "1", "RANK": "1", "WORLD_SIZE": size}
+    set_all(variables, place)
+    report_failure("a fault", exit_code=1, names_rank=True)
+    found = read_failure(error_file)
+    assert found is not None
+    assert found.message == told
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"message": "a text"}', '{"message": {"message": "a"}}'])
@@ -301,3 +316,22 @@ def test_a_number_of_thousands_of_digits_is_one_line(variables: pytest.MonkeyPat
     set_all(variables, {"RANK": "0", "WORLD_SIZE": "9" * 5000})
     with pytest.raises(UserError, match="environment variable WORLD_SIZE: found"):
         place_in_launch()
+
+
+def test_a_forked_process_that_leaves_keeps_its_parents_folder() -> None:
+    """Its own would be removed, as the folder of a process that nobody forked is."""
+    folder = Path(multiprocessing.util.get_temp_dir())
+    (folder / "socket").touch()
+    child = multiprocessing.get_context("fork").Process(target=leave, args=(3,))
+    child.start()
+    child.join(30)
+    assert child.exitcode == 3
+    assert (folder / "socket").exists()
+    script = (
+        "import multiprocessing.util, sys; from sightline.engine.failure import leave; "
+        "print(multiprocessing.util.get_temp_dir(), flush=True); leave(3)"
+    )
+    left = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert left.returncode == 3
+    assert Path(left.stdout.strip()).name.startswith("pymp-")
+    assert not Path(left.stdout.strip()).exists()

@@ -170,7 +170,7 @@ def test_published_weights_label_a_scan_before_any_data_is_prepared(
         "data", "convert-weights", folder, "--layout", "lidar_bonnetal_squeezesegv2", "--to", tmp_path / "run", *small
     )
     assert outcome.code == 0, outcome.err
-    assert "semantic_kitti is not prepared here, its classes are the published ones" in outcome.err
+    assert "semantic_kitti: its facts are the published ones" in outcome.err
     _, scan = street_scan(0)
     write_bin(tmp_path / "sequences/11/velodyne/000000.bin", scan)
     outcome = run_here(

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from sightline.config import RunConfig, render
+from sightline.config import RunConfig, read_config, render
 from sightline.engine.distributed import World
 from sightline.engine.resume import RunPlace, assert_same_run, find_place
 from sightline.errors import UserError
@@ -98,7 +98,9 @@ def test_a_checkpoint_of_another_folder_is_refused(config: RunConfig, tmp_path: 
 def test_only_what_changes_no_number_may_differ(config: RunConfig, tmp_path: Path) -> None:
     run = begin(tmp_path / "run", config)
     assert_same_run(run, small_config("loader.workers=1", "log.every=7", "checkpoint.keep_last=3"), [])
-    with pytest.raises(UserError, match=r"\(2 keys differ\): seed: 0 there, 5 here; train\.epochs: 2 there, 1 here$"):
+    with pytest.raises(
+        UserError, match=r"\(2 keys differ\): seed: 0 there, 5 here; train\.epochs: 2 there, 1 here; give"
+    ):
         assert_same_run(run, small_config("seed=5", "train.epochs=1"), [])
     assert assert_same_run(run, small_config("train.epochs=3"), [])
     assert not assert_same_run(run, small_config(), [])
@@ -106,6 +108,14 @@ def test_only_what_changes_no_number_may_differ(config: RunConfig, tmp_path: Pat
         assert_same_run(run, small_config("train.epochs=1"), [])
     with pytest.raises(UserError, match="2 keys differ"):  # it would end earlier
         assert_same_run(run, small_config("train.epochs=3", "train.steps=1"), [])
+
+
+def test_a_run_whose_data_were_moved_goes_on_where_they_are(tmp_path: Path) -> None:
+    path = Path(__file__).parents[2] / "configs" / "classify" / "modelnet40_pointnet_cpu.yaml"
+    run = begin(tmp_path / "run", read_config(path, ["data.root=there"]))
+    assert not assert_same_run(run, read_config(path, ["data.root=elsewhere"]), [])
+    with pytest.raises(UserError, match=r"data\.num_points: 1024 there, 512 here"):
+        assert_same_run(run, read_config(path, ["data.root=elsewhere", "data.num_points=512"]), [])
 
 
 def test_a_folder_that_changed_meanwhile_is_refused(config: RunConfig, tmp_path: Path) -> None:

@@ -160,9 +160,23 @@ def kill(keys: Sequence[SampleKey]) -> dict[str, torch.Tensor]:
     return {}
 
 
+def fail(keys: Sequence[SampleKey]) -> dict[str, torch.Tensor]:
+    raise ValueError("of a plugin")
+
+
+@pytest.mark.parametrize(("size", "place"), [("1", "in a worker that"), ("2", "in a worker of rank 1 that")])
+def test_a_fault_in_a_worker_names_the_rank(size: str, place: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", size)
+    monkeypatch.setenv("RANK", "1")
+    with pytest.raises(RunError, match=f"^{place} reads data:\nTraceback") as caught:
+        list(read_batches(fail, iter([[SampleKey(0, 0, 0)]]), workers=1))
+    assert str(caught.value).rstrip().endswith("ValueError: of a plugin")
+
+
 def test_a_worker_that_is_killed_is_one_line() -> None:
     with pytest.raises(
-        RunError, match=r"^a worker that reads data ended \(out of memory\?\): DataLoader worker"
+        RunError,
+        match=r"^a worker that reads data ended \(out of memory\?\): DataLoader worker .*; set loader.workers lower",
     ) as caught:
         list(read_batches(kill, iter([[SampleKey(0, 0, 0)]]), workers=1))
     assert "\n" not in str(caught.value)

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import copy
+import json
+import math
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
 
 from sightline.engine.distributed import World
+from sightline.engine.observers import MetricsLog
 from sightline.engine.precision import name_nondeterminism, set_determinism
 from sightline.engine.records import StepRecord
 from sightline.engine.step import mean
 from sightline.engine.train import NonFiniteGradientError, train, update_average
+from sightline.runs.run_directory import RunDirectory
+from sightline.view.curves import curves_of
 from tests.contract.run_toys import run as run_toy
 from tests.contract.toys import TOYS
 from tests.runs.small import small_run
@@ -169,3 +175,31 @@ def test_strict_determinism_names_the_operation() -> None:
     finally:
         set_determinism("seeded")
         torch.use_deterministic_algorithms(True)
+
+
+def test_the_gradient_of_every_layer_is_reported_before_it_is_clipped() -> None:
+    """Squares of the layers' norms add up to that of the whole gradient; asking for them changes no weight."""
+    (with_them, job), (without, other) = (
+        run(f"log.gradients={asked}", "train.clip_norm=0.001") for asked in ("true", "false")
+    )
+    named = {path for path, module in job.model.named_modules() if any(True for _ in module.parameters(recurse=False))}
+    for record, plain in zip(with_them, without, strict=True):
+        norms = {name.removeprefix("gradient/"): value for name, value in record.gauges.items()}
+        assert norms.keys() == named
+        assert math.hypot(*norms.values()) == pytest.approx(record.grad_norm, rel=1e-5)
+        assert record.grad_norm > 0.001
+        assert plain.gauges == {}
+    for name, tensor in job.model.state_dict().items():
+        assert torch.equal(tensor, other.model.state_dict()[name]), name
+
+
+def test_gradients_of_layers_are_drawn(tmp_path: Path) -> None:
+    built = small_run("log.gradients=true", "log.every=1", "train.steps=3")
+    path = next(name for name, _ in built.job.model.named_parameters()).rpartition(".")[0]
+    directory = RunDirectory(tmp_path, is_writer=True)
+    log = MetricsLog(directory, every=1)
+    train(built.job, World(), lambda record, stop_asked: bool(log.on_step(record)))
+    log.on_end("done")
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [line[f"gradient/{path}"] > 0 for line in lines] == [True] * 3
+    assert f"gradient/{path}" in curves_of({"": lines})

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-__all__ = ["Reader", "file_readers", "folder_readers", "run_readers"]
+__all__ = ["Reader", "file_readers", "folder_readers", "run_readers", "seal_of_checkpoint"]
 
 
 @dataclass(frozen=True)
@@ -362,10 +362,10 @@ def run_readers(folder: Path) -> Iterator[Reader]:
             yield Reader(f"run {path.name}", path, read)
     place = run / "checkpoints" / os.readlink(run / "checkpoints/last")
     for path in sorted(place.iterdir()):
-        yield Reader(f"checkpoint {path.name}, resealed", path, lambda: load(place), _seal_of_checkpoint(place))
+        yield Reader(f"checkpoint {path.name}, resealed", path, lambda: load(place), seal_of_checkpoint(place))
 
 
-def _seal_of_checkpoint(place: Path) -> Callable[[], None]:
+def seal_of_checkpoint(place: Path) -> Callable[[], None]:
     from sightline.runs import checkpoint
 
     def reseal() -> None:

@@ -63,7 +63,7 @@ EMD = (
     "task.suppression={name: set, iou_threshold: 0.6}",
 )
 CASES = {
-    "retinanet_max_iou": Pair("retinanet"),
+    "retinanet_max_iou": Pair("retinanet", height=288, width=384),
     "retinanet_atss": Pair("retinanet", (ATSS, LENIENT), height=288, width=384),
     "retinanet_free_anchor": Pair("retinanet", (*FREE_ANCHOR, LENIENT), steps=600),
     "retina_emd_max_iou": Pair("retinanet", EMD, steps=600),

@@ -19,6 +19,7 @@ import pytest
 
 from sightline.errors import RunError, UserError
 from tests.long.fuzzed_readers import Reader, file_readers, folder_readers, run_readers
+from tests.long.fuzzed_sets import set_readers, teacher_readers
 from tests.long.mutations import mutated
 
 NUM_MUTATIONS = int(os.environ.get("SIGHTLINE_MUTATIONS", "1000"))
@@ -26,7 +27,7 @@ MAX_BYTES = 128 * 2**20
 """Of memory, for files of a few kilobytes."""
 
 
-@pytest.mark.parametrize("readers", [file_readers, folder_readers, run_readers])
+@pytest.mark.parametrize("readers", [file_readers, folder_readers, run_readers, set_readers, teacher_readers])
 def test_damaged_files_are_refused_in_a_line(
     readers: Callable[[Path], Iterator[Reader]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -36,6 +37,8 @@ def test_damaged_files_are_refused_in_a_line(
         found = Counter(fault for number in range(NUM_MUTATIONS) if (fault := _fault(reader, number)))
         with capsys.disabled():
             sys.stdout.write(f"{reader.name}: {NUM_MUTATIONS} mutations, {found.total()} faults\n")
+            sys.stdout.writelines(f"  {count} x {fault}\n" for fault, count in found.items())
+            sys.stdout.flush()
         faults += found
     assert not faults, "\n".join(f"{count} x {fault}" for fault, count in faults.most_common())
 

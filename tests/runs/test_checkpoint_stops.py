@@ -186,8 +186,11 @@ def test_a_refusing_disk_is_one_line_and_harms_nothing(
     pytest.fail("the save never came to its end")
 
 
-def test_a_disk_that_fills_up_within_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    save(tmp_path, snapshot_of(1), keep_last=1, is_best=False)
+@pytest.mark.parametrize("is_first", [False, True])
+def test_a_disk_that_fills_up_within_a_file(is_first: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Earlier checkpoints are said to be intact where there are any."""
+    if not is_first:
+        save(tmp_path, snapshot_of(1), keep_last=1, is_best=False)
     honest = builtins.open
 
     class Full:
@@ -206,8 +209,12 @@ def test_a_disk_that_fills_up_within_a_file(tmp_path: Path, monkeypatch: pytest.
 
     with monkeypatch.context() as patch:
         patch.setattr(builtins, "open", Full)
-        with pytest.raises(RunError, match=r"no space left on device; free some space.*earlier checkpoints are intact"):
+        with pytest.raises(RunError, match=r"no space left on device; free some space there and resume") as caught:
             save(tmp_path, snapshot_of(2), keep_last=1, is_best=False)
+    assert ("earlier checkpoints are intact" in str(caught.value)) is not is_first
+    if is_first:
+        assert checkpoint.kept(tmp_path) == []
+        return
     assert sorted(os.listdir(tmp_path / "checkpoints")) == ["last", "step_00000001"]
     assert_same(load(tmp_path), snapshot_of(1))
 

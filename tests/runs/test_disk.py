@@ -183,6 +183,7 @@ def stop_after_four(out: Path, number: int) -> Outcome:
     [
         (errno.EDQUOT, "disk quota exceeded", "free some space there and resume"),
         (errno.EROFS, "read-only file system", "make it writable, or choose another folder with --out"),
+        (errno.EFBIG, "file too large", "raise the limit on the size of a file (ulimit -f) and resume"),
         (errno.EIO, "input/output error", "mend the cause and resume"),
     ],
 )

@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 
-from sightline.errors import CheckpointError, UserError
+from sightline.errors import CheckpointError, PluginError, UserError
+from sightline.plugins import check_recorded
 from sightline.runs.checkpoint import find
 from sightline.runs.lineage import describe_lineage, read_lineage
-from sightline.runs.run_documents import assert_own_files, load_document
+from sightline.runs.run_documents import assert_own_files, load_document, read_facts
 
 LINEAGE = {
     "from": "runs/a",
@@ -40,6 +41,22 @@ def test_a_forged_lineage_is_one_line(tmp_path: Path, change: dict[str, Any]) ->
     (tmp_path / "lineage.json").write_text(json.dumps(LINEAGE | change))
     with pytest.raises(UserError, match=r"lineage\.json: is not what a run keeps of its first weights"):
         read_lineage(tmp_path)
+
+
+@pytest.mark.parametrize("count", [3.5, "3", -1, True, 2**40, [3], None])
+def test_a_count_of_nothing_among_the_facts_is_one_line(tmp_path: Path, count: Any) -> None:
+    (tmp_path / "facts.json").write_text(json.dumps({"num_classes": count}))
+    with pytest.raises(UserError, match=r"facts\.json: num_classes is .*, a count is needed"):
+        read_facts(tmp_path)
+
+
+PLUGIN = {"name": "a.py", "path": "/a.py", "sha256": "0"}
+
+
+@pytest.mark.parametrize("listed", [3.5, {"a": 1}, ["a"], [[]], [{**PLUGIN, "name": []}], [{"name": "a.py"}]])
+def test_a_forged_list_of_plugins_is_one_line(tmp_path: Path, listed: Any) -> None:
+    with pytest.raises(PluginError, match=r"environment\.json lists plugins in another form"):
+        check_recorded(listed, (), run=tmp_path)
 
 
 @pytest.mark.parametrize("depth", [300, 900, 100_000])

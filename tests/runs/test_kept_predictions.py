@@ -175,6 +175,9 @@ def test_refused_before_any_work(words: list[str], expected: str, parts: Path) -
 def test_names_of_files_are_those_of_the_samples_where_files_can_have_them() -> None:
     assert file_stems(["Area_5/office_1", "chair 0001", "a.b-c"]) == ["Area_5_office_1", "chair_0001", "a.b-c"]
     assert file_stems(["..", "", "/"]) == ["sample.0", "sample.1", "sample.2"]
+    long = file_stems(["n" * 300, "n" * 299, "\u65e5" * 300])
+    assert all(len(stem.encode()) <= 122 for stem in long)
+    assert len(set(long)) == 3
     twice = file_stems(["a/b", "a_b", "A_B", "a_b.0"])
     assert len({stem.lower() for stem in twice}) == 4  # also where capitals do not count
     assert file_stems(["a/b", "a_b"]) == file_stems(["a/b", "a_b"])

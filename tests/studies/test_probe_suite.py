@@ -22,14 +22,13 @@ from sightline.runs.blocks import argument_of
 from sightline.runs.stages import in_words, stage_of
 from sightline.studies.probe_table import (
     PARTS,
-    ProbeRow,
     compared,
-    differences,
     heading_of,
     markdown_of,
+    probe_rows,
     protocol_of,
-    published_rows,
 )
+from sightline.studies.published import ResultRow, differences
 from sightline.types import CloudForm, Component, DataInfo, Field
 from sightline.verbs.probe import Options
 from sightline.verbs.probe import suite as run_suite
@@ -175,11 +174,11 @@ def test_without_a_config_for_parts_the_table_says_so(runs: list[Path], tmp_path
 
 
 def test_parts_of_the_published_set_are_laid_beside_the_published_figures() -> None:
-    ours = ProbeRow("ours", "this run", "modelnet40", {"parts data": "shapenet_part"}, {PARTS: 0.84})
-    (theirs,) = published_rows(["shapenet_part"])
+    ours = ResultRow("ours", "this run", "modelnet40", {"parts data": "shapenet_part"}, {PARTS: 0.84})
+    (theirs,) = probe_rows(["shapenet_part"])
     ((row, other, found),) = compared([ours], [theirs])
     assert (row, other) == (ours, theirs)
-    assert not any(line.startswith("parts data") for line in found)
+    assert not any(each.name == "parts data" for each in found)
     assert "| 84.00 |" in markdown_of([ours], [theirs])
     assert "| 85.50 | 85.10 |" in markdown_of([ours], [theirs])
 
@@ -252,22 +251,25 @@ def test_a_run_given_twice_is_refused(runs: list[Path], tmp_path: Path) -> None:
 # --- rows -------------------------------------------------------------------------------------------------------------
 
 
-def row(data: str = "modelnet40", **protocol: Any) -> ProbeRow:
-    return ProbeRow("ours", "this run", data, {key.replace("_", " "): value for key, value in protocol.items()}, {})
+def row(data: str = "modelnet40", **protocol: Any) -> ResultRow:
+    return ResultRow("ours", "this run", data, {key.replace("_", " "): value for key, value in protocol.items()}, {})
 
 
 def test_differences_are_named_in_both_directions() -> None:
     ours = row(pairs_per_step=64, neighbours=20, points_in_the_probe=1024)
     theirs = row(pairs_per_step=20, points_in_the_probe=1024)
-    assert differences(ours, theirs) == ["pairs per step: 64 here, 20 there", "neighbours: 20 here, not stated there"]
-    assert differences(theirs, ours)[-1] == "neighbours: not stated here, 20 there"
+    assert list(map(str, differences(ours, theirs))) == [
+        "pairs per step: 64 here, 20 there",
+        "neighbours: 20 here, not stated there",
+    ]
+    assert str(differences(theirs, ours)[-1]) == "neighbours: not stated here, 20 there"
     assert differences(theirs, theirs) == []
 
 
 def test_the_recipe_to_the_paper_is_told_in_the_words_of_the_published_row() -> None:
     config = read_config(Path(__file__).parents[2] / "configs" / "contrast" / "shapenet_render_crosspoint_dgcnn.yaml")
     stage = stage_of(config, DataInfo({}, {"points": Field("points 3", "float32")}, clouds=CloudForm(2048)))
-    paper = published_rows(["modelnet40"])[0].protocol
+    paper = probe_rows(["modelnet40"])[0].protocol
     assert in_words(to_plain(config.losses)) == paper["losses"]
     assert in_words(stage["training"]) == paper["training transforms of points"]
     assert in_words(stage["training_images"]) == paper["training transforms of images"]
@@ -275,7 +277,7 @@ def test_the_recipe_to_the_paper_is_told_in_the_words_of_the_published_row() -> 
 
 
 def test_published_rows_are_shares_of_known_metrics() -> None:
-    rows = published_rows(["modelnet40", "scanobjectnn", "shapenet_part"])
+    rows = probe_rows(["modelnet40", "scanobjectnn", "shapenet_part"])
     assert len(rows) == 10
     for each in rows:
         assert each.source
@@ -285,7 +287,7 @@ def test_published_rows_are_shares_of_known_metrics() -> None:
             assert 0 < value < 1
     (paper,) = [r for r in rows if r.who.startswith("CrossPoint, DGCNN (paper)") and r.data == "scanobjectnn"]
     assert paper.metrics["probe_svm_accuracy"] == 0.817
-    assert published_rows(["synthetic_shapes"]) == []
+    assert probe_rows(["synthetic_shapes"]) == []
     (forest,) = [r for r in rows if "random forest" in r.who]
     assert forest.metrics == {"by_hand_accuracy": 0.784}, "no SVM: it stands in a column of its own"
     assert "| 78.40 |" in markdown_of([], [forest])
@@ -293,10 +295,10 @@ def test_published_rows_are_shares_of_known_metrics() -> None:
 
 
 def test_the_table_shows_percent_and_compares_with_rows_of_the_same_data() -> None:
-    ours = ProbeRow(
+    ours = ResultRow(
         "ours", "this run", "modelnet40", {"pairs per step": 64}, {"fewshot_5w10s": 0.9, "fewshot_5w10s_std": 0.02}
     )
-    text = markdown_of([ours], published_rows(["modelnet40", "scanobjectnn"]))
+    text = markdown_of([ours], probe_rows(["modelnet40", "scanobjectnn"]))
     assert "| ours | modelnet40 |  | 90.00 +- 2.00 |" in text
     assert "| CrossPoint, DGCNN (paper) | modelnet40 | 91.20 | 92.50 +- 3.00 |" in text
     source = "(Afham et al. 2022, tables 1 and 2)"
@@ -312,7 +314,7 @@ def test_headings_say_setting_baseline_and_queries() -> None:
 
 
 def test_chance_stands_in_the_table() -> None:
-    ours = ProbeRow("ours", "this run", "modelnet40", {}, {"fewshot_5w10s": 0.9}, chance={"fewshot_5w10s": 0.2})
+    ours = ResultRow("ours", "this run", "modelnet40", {}, {"fewshot_5w10s": 0.9}, chance={"fewshot_5w10s": 0.2})
     assert "## What guessing gets\n\n- ours, modelnet40: 5-way 10-shot 20.00\n" in markdown_of([ours], [])
 
 

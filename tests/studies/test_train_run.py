@@ -141,7 +141,7 @@ def test_an_error_of_the_checks_keeps_a_run_from_starting(
 
 
 def test_a_run_of_another_config_is_not_resumed(config: Path, unbroken: Path) -> None:
-    with pytest.raises(UserError, match=r"trained with another config \(1 keys differ\): seed: 0 there, 1 here"):
+    with pytest.raises(UserError, match=r"trained with another config \(1 key differs\): seed: 0 there, 1 here"):
         sightline.train_run(config, [SHORT, "seed=1"], out=unbroken, resume="auto", device="cpu")
 
 

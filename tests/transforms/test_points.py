@@ -321,6 +321,15 @@ def test_too_few_points_are_refused_with_both_numbers() -> None:
         SamplePoints(num_points=62)(draws_of(2), points=make_batch(2)["points"])
 
 
+@pytest.mark.parametrize("row", [-1, 5])
+def test_rows_that_a_cloud_has_not_are_refused(row: int) -> None:
+    """They would be rows of the cloud before or after it."""
+    fields = {"points": torch.zeros(2, 5, 3), "normals": None}
+    assert choose_points(torch.tensor([[0, 4], [4, 0]]), fields)["points"].shape == (2, 2, 3)
+    with pytest.raises(IndexError, match=r"points: rows .* of clouds of 5"):
+        choose_points(torch.tensor([[0, 4], [row, 0]]), fields)
+
+
 def test_dropped_points_become_the_first_one() -> None:
     batch = make_batch()
     dropped = apply("drop_points", batch, draws_of(NUM_CLOUDS))

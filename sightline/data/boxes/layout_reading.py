@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -193,7 +194,7 @@ def _objects(path: Path, faults: Faults) -> Iterator[LabelledBox]:
             values = [float(word) for word in words[1:]]
         except ValueError:
             values = []
-        if len(values) not in (14, 15):
+        if len(values) not in (14, 15) or not all(map(math.isfinite, values)):
             raise DataError(f"{path}:{number}: '{line[:60]}' is not a type and 14 or 15 numbers; get the file again")
         left, top, right, bottom = values[3:7]
         is_out = words[0] == "DontCare"

@@ -27,6 +27,8 @@ def read_odgt(path: Path) -> list[dict[str, Any]]:
             line = parse_json(text)
             key, boxes = str(line["ID"]), line["gtboxes"]
             marks = [each.get(mark) or {} for each in boxes for mark in ("extra", "head_attr")]
+            if key.startswith("/") or ".." in key.split("/"):
+                raise ValueError(f"the ID '{key[:80]}' leads out of the folder")
             if not all(isinstance(mark, dict) for mark in marks):
                 raise TypeError("extra and head_attr are objects, where they are there")
         except (AttributeError, KeyError, TypeError, ValueError) as error:

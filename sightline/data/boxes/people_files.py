@@ -138,6 +138,8 @@ def read_citypersons(source: Path) -> LabelledSet:
                 entry = cell[0, 0]
                 name, rows = str(entry["im_name"][0]), np.asarray(entry["bbs"])
                 city = str(entry["cityname"][0])
+                if not {"/", "\0"}.isdisjoint(name + city):
+                    raise ValueError(f"'{city}' and '{name}' are no names of a folder and a file")
                 if rows.size and (rows.ndim != 2 or rows.shape[1] != 10 or rows.dtype.kind not in "fiu"):
                     raise ValueError(f"bbs has the shape {rows.shape}")
             except (IndexError, KeyError, TypeError, ValueError) as error:

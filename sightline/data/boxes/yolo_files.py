@@ -152,9 +152,8 @@ def _stated_images(root: Path, base: str, stated: str) -> Iterator[Path]:
     entry = stated
     while entry.startswith(("../", "./")):
         entry = entry.partition("/")[2]
-    place = next(
-        (path for path in (root / base / entry, root / entry) if path.exists() and path.is_relative_to(root)), None
-    )
+    places = (path for path in (root / base / entry, root / entry) if path.is_relative_to(root))
+    place = next(filter(os.path.exists, places), None)  # which knows names that are too long for a disk
     if place is not None and place.is_dir():
         yield from images_below(place)
     elif place is not None:

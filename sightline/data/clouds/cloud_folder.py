@@ -144,6 +144,10 @@ class CloudFolder(LabelledClouds):
             raise ConfigError("normalisation: none keeps the unit of the files, which must be named: unit=m, cm or mm")
         names = None if columns is None else check_columns(columns)
         listed = None if names is None else list(names)  # as JSON gives it back
+        if target.resolve().is_relative_to(source.expanduser().resolve()):
+            raise ConfigError(
+                f"--to {target}: lies in {source}, whose folders are the classes; give a place outside of it"
+            )
         layout, clouds = list_clouds(source)
         told_split = "as given" if clouds[0].split else _told_split(test_share, validation_share, seed)
         clouds = split_clouds(clouds, test_share=test_share, validation_share=validation_share, seed=seed)
@@ -253,16 +257,15 @@ def _with_normals(clouds: Sequence[ListedCloud], columns: tuple[str, ...] | None
     having: list[ListedCloud] = []
     lacking: list[ListedCloud] = []
     for cloud in clouds:
-        (having if has_normals(cloud.path, by_faces=faces == "sample") else lacking).append(cloud)
+        with contextlib.suppress(DataError, OSError):  # of a file that does not read, which is reported with all others
+            (having if has_normals(cloud.path, by_faces=faces == "sample") else lacking).append(cloud)
     if having and lacking:
         raise DataError(
             f"{having[0].path.parent.parent}: {_told_files(having)} normals or faces ({having[0].path.name}), "
             f"{len(lacking)} {'has' if len(lacking) == 1 else 'have'} none ({lacking[0].path.name}); take the points "
             "alone with 'columns=[x, y, z]', or write nx, ny, nz into every file"
         )
-    if not having:
-        return False
-    for cloud in clouds:  # a list of faces may be empty; a file that does not read is reported with all others
+    for cloud in having:  # whose list of faces may be empty
         with contextlib.suppress(DataError):
             first = read_cloud(cloud.path)
             return first.normals is not None or (faces == "sample" and first.faces is not None and len(first.faces) > 0)

@@ -46,7 +46,7 @@ def list_clouds(source: Path) -> tuple[str, list[ListedCloud]]:
     elif root.is_dir():
         layout, clouds = _from_folders(root)
     else:
-        raise DataError(f"{source}: there is no such file or folder (looked at {root})")
+        raise DataError(f"{source}: there is no such file or folder (looked at {root}); check the path")
     names = sorted({cloud.label for cloud in clouds}, key=by_number)
     if len(names) < 2:
         raise DataError(

@@ -157,4 +157,4 @@ def _summary(prepared: Prepared, layout: str, classes: Classes) -> dict[str, Any
 
 def _radius(clouds: np.ndarray) -> float:
     """The largest distance from the origin, a shape at a time, so that a mapped file is not held in memory."""
-    return max(float(np.linalg.norm(cloud, axis=1).max()) for cloud in clouds)
+    return max(float(np.linalg.norm(cloud.astype(np.float64), axis=1).max()) for cloud in clouds)

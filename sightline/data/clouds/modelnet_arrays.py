@@ -88,10 +88,13 @@ def _hdf5_part(split: str, path: Path, labels: np.ndarray, *, has_normals: bool)
         with open_hdf5(path) as file:
             keys = {"points": "data", **({"normals": "normal"} if has_normals else {})}
             columns = {name: file.array(key)[...] for name, key in keys.items()}
-        for index in np.flatnonzero(labels >= 0):
+
+        def row(index: int) -> Row:
             where, values = f"{path}: shape {index}", {name: column[index] for name, column in columns.items()}
             assert_extent(values["points"], where=where)
-            yield Row(f"{path.stem}/{index:04d}", where, {**values, "label": labels[index]})
+            return Row(f"{path.stem}/{index:04d}", where, {**values, "label": labels[index]})
+
+        return map(row, np.flatnonzero(labels >= 0).tolist())
 
     return Part(split, path.name, int((labels >= 0).sum()), (path, path.with_name("shape_names.txt")), rows)
 
@@ -126,10 +129,13 @@ def npz_contents(root: Path, classes: Classes) -> Contents:
 def _npz_part(split: str, path: Path, labels: np.ndarray, names: np.ndarray) -> Part:
     def rows() -> Iterator[Row]:
         clouds = _npz_array(path, f"X_{split}", kinds="f", ndim=3, length=len(labels))
-        for index in np.flatnonzero(labels >= 0):
+
+        def row(index: int) -> Row:
             where = f"{path}: X_{split}[{index}]"
             assert_extent(clouds[index], where=where)
-            yield Row(str(names[index]), where, {"points": clouds[index], "label": labels[index]})
+            return Row(str(names[index]), where, {"points": clouds[index], "label": labels[index]})
+
+        return map(row, np.flatnonzero(labels >= 0).tolist())
 
     return Part(split, f"{path.name}: X_{split}", int((labels >= 0).sum()), (path,), rows)
 

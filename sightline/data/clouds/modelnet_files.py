@@ -52,6 +52,8 @@ def _text_list(root: Path, split: str, classes: Classes) -> dict[int, list[Path]
         name = line.strip()
         if not name:
             continue
+        if "/" in name:
+            raise DataError(f"{listed}:{number}: '{name[:80]}' is not the name of a shape; get the file again")
         class_name = name.rpartition("_")[0]
         label = classes.label(class_name, where=f"{listed}:{number}")
         if label is not None:

@@ -23,7 +23,7 @@ def recognise(source: Path) -> tuple[str, Path]:
     """
     root = source.expanduser().resolve()
     if not root.exists():
-        raise DataError(f"{source}: there is no such file or folder (looked at {root})")
+        raise DataError(f"{source}: there is no such file or folder (looked at {root}); check the path")
     if root.is_file():
         if zipfile.is_zipfile(root) or root.suffix == ".npz":
             return "npz", root

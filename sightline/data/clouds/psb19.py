@@ -102,10 +102,13 @@ def _read(path: Path) -> dict[str, np.ndarray]:
 def _part(split: str, path: Path, rows: np.ndarray, labels: np.ndarray) -> Part:
     def read() -> Iterator[Row]:
         arrays = _read(path)
-        for row in rows:
+
+        def read_row(row: int) -> Row:
             name = f"{arrays['categories'][arrays['category'][row]]}_{arrays['model_id'][row]:03d}"
             values = {"points": arrays["xyz"][row], "normals": arrays["normal"][row], "label": labels[row]}
-            yield Row(name, f"{path}: xyz[{row}]", values)
+            return Row(name, f"{path}: xyz[{row}]", values)
+
+        return map(read_row, rows.tolist())
 
     return Part(split, f"{path.name}: {split}", len(rows), (path,), read)
 

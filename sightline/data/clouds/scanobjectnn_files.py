@@ -159,17 +159,16 @@ class _Rows:
         with open_hdf5(self.path) as file:
             clouds, labels, masks = (file.array(key)[...] for key in ("data", "label", "mask"))
         labels = labels.reshape(-1)
-        for index, cloud in enumerate(clouds):
-            where = f"{self.path}: object {index}"
+
+        def row(index: int) -> Row:
+            where, cloud = f"{self.path}: object {index}", clouds[index]
             _assert_finite(cloud, where)
             assert_extent(cloud, where=where)
             points = to_unit_sphere(cloud, where=where) if self.to_sphere else cloud
-            is_object = masks[index] != _BACKGROUND
-            yield Row(
-                f"{self.path.stem}/{index:05d}",
-                where,
-                {"points": points, "is_object": is_object, "label": labels[index]},
-            )
+            values = {"points": points, "is_object": masks[index] != _BACKGROUND, "label": labels[index]}
+            return Row(f"{self.path.stem}/{index:05d}", where, values)
+
+        return map(row, range(len(clouds)))
 
 
 def _assert_finite(points: np.ndarray, where: str) -> None:

@@ -97,7 +97,8 @@ class _Rows:
     def __call__(self) -> Iterator[Row]:
         with open_hdf5(self.path, what=_WHAT) as file:
             points, labels, parts = (array[...] for array in _checked(self.path, file))
-        for index, label in enumerate(labels.reshape(-1)):
+
+        def row(index: int, label: int) -> Row:
             where = f"{self.path}: shape {index}"
             _assert_finite(points[index], where)
             values = row_values(
@@ -106,9 +107,11 @@ class _Rows:
                 normals=None,
                 parts=parts[index],
                 where=where,
-                told_point=lambda point, index=index: f"{self.path}: pid[{index}, {point}]",  # type: ignore[misc]
+                told_point=lambda point: f"{self.path}: pid[{index}, {point}]",
             )
-            yield Row(f"{self.path.stem}/{index:04d}", where, values)
+            return Row(f"{self.path.stem}/{index:04d}", where, values)
+
+        return map(row, range(len(points)), labels.reshape(-1).tolist())
 
 
 def _assert_finite(points: np.ndarray, where: str) -> None:

@@ -14,7 +14,7 @@ from sightline.data.depth.skeletons import Skeleton
 from sightline.errors import ConfigError
 from sightline.types import Batch, DataInfo, Field, Folds, Sample, SampleKey
 
-__all__ = ["DepthCamera", "DepthFrames", "FramePart"]
+__all__ = ["DepthCamera", "DepthFrames", "FramePart", "frames_info"]
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,8 @@ class DepthFrames:
     """Depth images with joints, one sample each: `depth`, `camera`, `joints`, `visible`, `reference`, in mm.
 
     A set derives from it, gives `__init__` what it knows, and answers `_frame`. Without a `reference` it is the centre
-    of mass. Frames for which there is none are left out of every split but `test`.
+    of mass. Frames for which there is none are left out of every split but `test`. Of the joints only those named in
+    `joints` are given, in that order; without names all.
     """
 
     set_name: ClassVar[str]
@@ -67,11 +68,19 @@ class DepthFrames:
     """Nothing is seen beyond; a set whose figures are near says so, since a range hardly used is taken for a slip."""
 
     def __init__(
-        self, *, part: FramePart, camera: DepthCamera, skeleton: Skeleton, reference: Reference | None = None
+        self,
+        *,
+        part: FramePart,
+        camera: DepthCamera,
+        skeleton: Skeleton,
+        reference: Reference | None = None,
+        joints: Sequence[str] = (),
     ) -> None:
+        assert skeleton.centre is not None, "a set's own skeleton has a middle"
         self._part = part
         self._camera = camera
         self._skeleton = skeleton
+        self._rows = skeleton.places_of(joints)
         chosen = CentreOfMass() if reference is None else reference
         self._locate = chosen.of(
             FrameOrder(
@@ -92,7 +101,14 @@ class DepthFrames:
             advice = "; set evaluate.select: test" if part.split == "validation" else ""
             raise ConfigError(f"{self.set_name}: has no frame in the part '{part.split}'; it has {held}{advice}")
         self._places = _frozen(part.places[kept])
-        self.info = self._describe(chosen.told)
+        self.info = frames_info(
+            camera,
+            skeleton.of(joints),
+            farthest_mm=self.farthest_mm,
+            reference=chosen.told,
+            sizes={**part.sizes, part.split: len(self)},
+            folds=self._folds(),
+        )
 
     def __len__(self) -> int:
         return len(self._places)
@@ -121,8 +137,8 @@ class DepthFrames:
         return {
             "depth": torch.from_numpy(np.stack([frame.depth for frame in frames])),
             "camera": torch.from_numpy(np.tile(self._camera.intrinsics, (len(frames), 1))),
-            "joints": torch.from_numpy(np.stack([frame.joints for frame in frames])),
-            "visible": torch.from_numpy(np.stack([frame.visible for frame in frames])),
+            "joints": torch.from_numpy(np.stack([frame.joints[self._rows] for frame in frames])),
+            "visible": torch.from_numpy(np.stack([frame.visible[self._rows] for frame in frames])),
             "reference": torch.from_numpy(np.stack(references).astype(np.float32)),
             "sample_index": torch.from_numpy(index_B),
         }
@@ -135,37 +151,42 @@ class DepthFrames:
         """The frame at a place of the order of the set's files."""
         raise NotImplementedError(f"{type(self).__name__} must define _frame or _frames")
 
-    def _describe(self, reference: str) -> DataInfo:
-        camera, part, num_joints = self._camera, self._part, len(self._skeleton)
-        frame = f"camera, z forward, y {camera.y_points}"
-        return DataInfo(
-            facts={
-                **self._skeleton.facts,
-                "image_size_px": (camera.width_px, camera.height_px),
-                "camera_px": (camera.fx, camera.fy, camera.u0, camera.v0),
-                "reference_source": reference,
-            },
-            fields={
-                "depth": Field(
-                    f"{camera.height_px} {camera.width_px}",
-                    "float32",
-                    "mm",
-                    "along the optical axis",
-                    0.0,
-                    self.farthest_mm,
-                ),
-                "camera": Field("4", "float64", "px", "fx fy u0 v0"),
-                "joints": Field(f"{num_joints} 3", "float32", "mm", frame, -self.farthest_mm, self.farthest_mm),
-                "visible": Field(f"{num_joints}", "bool"),
-                "reference": Field("3", "float32", "mm", frame, -self.farthest_mm, self.farthest_mm),
-            },
-            split_sizes={**part.sizes, part.split: len(self)},
-            folds=self._folds(),
-        )
-
     def _folds(self) -> Folds | None:
         """The parts that are tested in turn, for a set that has them."""
         return None
+
+
+def frames_info(
+    camera: DepthCamera,
+    skeleton: Skeleton,
+    *,
+    farthest_mm: float,
+    reference: str | None = None,
+    sizes: Mapping[str, int] | None = None,
+    folds: Folds | None = None,
+) -> DataInfo:
+    """What a set of such frames states; sizes and kind of reference points are left out where they are not known."""
+    num_joints = len(skeleton)
+    frame = f"camera, z forward, y {camera.y_points}"
+    return DataInfo(
+        facts={
+            **skeleton.facts,
+            "image_size_px": (camera.width_px, camera.height_px),
+            "camera_px": (camera.fx, camera.fy, camera.u0, camera.v0),
+            **({} if reference is None else {"reference_source": reference}),
+        },
+        fields={
+            "depth": Field(
+                f"{camera.height_px} {camera.width_px}", "float32", "mm", "along the optical axis", 0.0, farthest_mm
+            ),
+            "camera": Field("4", "float64", "px", "fx fy u0 v0"),
+            "joints": Field(f"{num_joints} 3", "float32", "mm", frame, -farthest_mm, farthest_mm),
+            "visible": Field(f"{num_joints}", "bool"),
+            "reference": Field("3", "float32", "mm", frame, -farthest_mm, farthest_mm),
+        },
+        split_sizes=sizes or {},
+        folds=folds,
+    )
 
 
 def _frozen(array: np.ndarray) -> np.ndarray:

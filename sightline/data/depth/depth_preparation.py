@@ -150,25 +150,28 @@ def _native_part(part: DepthPart, plan: DepthPlan) -> Part:
 
 
 def _rows(part: DepthPart, plan: DepthPlan) -> Iterator[Row]:
+    return map(partial(_row, part, plan), part.frames())
+
+
+def _row(part: DepthPart, plan: DepthPlan, frame: ReadFrame) -> Row:
     num_joints = len(plan.skeleton)
-    for frame in part.frames():
-        if frame.depth is None and part.needs_all:
-            raise DataError(f"{frame.where}: the image of {frame.name} is missing, and every test frame counts; get it")
-        depth = np.zeros((1, 1), dtype=plan.depth_type) if frame.depth is None else frame.depth
-        assert np.can_cast(depth.dtype, plan.depth_type), f"{frame.where}: {depth.dtype} depths in {plan.depth_type}"
-        joints = np.zeros((num_joints, 3)) if frame.joints is None else frame.joints
-        visible = np.full(num_joints, frame.joints is not None) if frame.visible is None else frame.visible
-        values = {
-            "depth": pack_depth(depth.astype(plan.depth_type, copy=False)),
-            "joints": joints,
-            "visible": visible,
-            "num_measured": np.count_nonzero(depth),
-            "group": frame.group,
-            "is_valid": frame.is_valid and frame.depth is not None,
-        }
-        if plan.has_regions:
-            values["region_px"] = np.zeros(4) if frame.region_px is None else np.asarray(frame.region_px)
-        yield Row(frame.name, frame.where, values)
+    if frame.depth is None and part.needs_all:
+        raise DataError(f"{frame.where}: the image of {frame.name} is missing, and every test frame counts; get it")
+    depth = np.zeros((1, 1), dtype=plan.depth_type) if frame.depth is None else frame.depth
+    assert np.can_cast(depth.dtype, plan.depth_type), f"{frame.where}: {depth.dtype} depths in {plan.depth_type}"
+    joints = np.zeros((num_joints, 3)) if frame.joints is None else frame.joints
+    visible = np.full(num_joints, frame.joints is not None) if frame.visible is None else frame.visible
+    values = {
+        "depth": pack_depth(depth.astype(plan.depth_type, copy=False)),
+        "joints": joints,
+        "visible": visible,
+        "num_measured": np.count_nonzero(depth),
+        "group": frame.group,
+        "is_valid": frame.is_valid and frame.depth is not None,
+    }
+    if plan.has_regions:
+        values["region_px"] = np.zeros(4) if frame.region_px is None else np.asarray(frame.region_px)
+    return Row(frame.name, frame.where, values)
 
 
 def _summary(prepared: Prepared, *, plan: DepthPlan) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,13 +10,14 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from sightline.data.depth.depth_frames import DepthCamera, DepthFrames, FramePart
+from sightline.data.depth.depth_frames import DepthCamera, DepthFrames, FramePart, frames_info
 from sightline.data.depth.references import DepthFrame, Reference
 from sightline.data.depth.skeletons import Skeleton
 from sightline.data.loading.splits import hold_out
 from sightline.data.store.depth_store import unpack_depth
 from sightline.data.store.native import Prepared, open_prepared, verify
 from sightline.errors import DataError
+from sightline.types import DataInfo
 
 __all__ = ["PreparedFrames", "Stretch", "choose_frames", "train_and_test"]
 
@@ -45,24 +47,33 @@ class Stretch:
 
 
 class PreparedFrames(DepthFrames):
-    """Frames are unpacked from the prepared files when they are asked for."""
+    """Frames are unpacked from the prepared files when they are asked for. A set names its `camera` and `skeleton`."""
 
     readable_sets: ClassVar[tuple[str, ...]]
+    camera: ClassVar[DepthCamera]
+    skeleton: ClassVar[Skeleton]
 
     def __init__(
         self,
         *,
         stretch: Stretch,
         part: FramePart,
-        camera: DepthCamera,
-        skeleton: Skeleton,
         reference: Reference | None,
+        joints: tuple[str, ...],
+        shift_px: float = 0.0,
     ) -> None:
+        """`shift_px` moves the middle of the camera, along columns and rows."""
         self._prepared = stretch.prepared
         self._splits = stretch.splits
         self._starts = stretch.starts()
         self._names: dict[str, list[str]] = {}
-        super().__init__(part=part, camera=camera, skeleton=skeleton, reference=reference)
+        camera = dataclasses.replace(self.camera, u0=self.camera.u0 + shift_px, v0=self.camera.v0 + shift_px)
+        super().__init__(part=part, camera=camera, skeleton=self.skeleton, reference=reference, joints=joints)
+
+    @classmethod
+    def promise(cls, *, joints: tuple[str, ...] = ()) -> DataInfo:
+        """What `info` states, sizes and reference points left out, before the set is there."""
+        return frames_info(cls.camera, cls.skeleton.of(joints), farthest_mm=cls.farthest_mm)
 
     @property
     def fingerprint(self) -> str:

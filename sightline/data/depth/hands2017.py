@@ -41,6 +41,8 @@ class Hands2017(PreparedFrames):
 
     set_name = "hands2017"
     readable_sets = ("hands2017",)
+    camera = _CAMERA
+    skeleton = HAND_21_BY_LEVEL
 
     def __init__(
         self,
@@ -48,12 +50,13 @@ class Hands2017(PreparedFrames):
         split: str,
         root: str | None = None,
         reference: ReferencePoint | None = None,
+        joints: tuple[str, ...] = (),
         validation_share: Fraction = 0.1,
         split_seed: Seed = 0,
     ) -> None:
         prepared = open_prepared(root_of(root, self.set_name), set_names=self.readable_sets)
         stretch, part = train_and_test(prepared, split, share=validation_share, seed=split_seed)
-        super().__init__(stretch=stretch, part=part, camera=_CAMERA, skeleton=HAND_21_BY_LEVEL, reference=reference)
+        super().__init__(stretch=stretch, part=part, reference=reference, joints=joints)
 
     @classmethod
     def prepare(cls, *, source: Path, target: Path, name: str, progress: Progress) -> dict[str, Any]:

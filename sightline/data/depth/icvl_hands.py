@@ -39,6 +39,8 @@ class IcvlHands(PreparedFrames):
 
     set_name = "icvl_hands"
     readable_sets = ("icvl_hands",)
+    camera = _CAMERA
+    skeleton = HAND_16
 
     def __init__(
         self,
@@ -46,12 +48,13 @@ class IcvlHands(PreparedFrames):
         split: str,
         root: str | None = None,
         reference: ReferencePoint | None = None,
+        joints: tuple[str, ...] = (),
         validation_share: Fraction = 0.1,
         split_seed: Seed = 0,
     ) -> None:
         prepared = open_prepared(root_of(root, self.set_name), set_names=self.readable_sets)
         stretch, part = train_and_test(prepared, split, share=validation_share, seed=split_seed)
-        super().__init__(stretch=stretch, part=part, camera=_CAMERA, skeleton=HAND_16, reference=reference)
+        super().__init__(stretch=stretch, part=part, reference=reference, joints=joints)
 
     @classmethod
     def prepare(cls, *, source: Path, target: Path, name: str, progress: Progress) -> dict[str, Any]:
@@ -115,7 +118,8 @@ def _kind(root: Path, labels: LabelLines) -> ImageKind:
 def _frames(root: Path, split: str, labels: LabelLines, kind: ImageKind) -> FrameList:
     def joints(first: int, count: int) -> np.ndarray:
         pixels = labels.rows(first, count).reshape(count, len(HAND_16), 3)
-        return unproject(pixels, _CAMERA.intrinsics)
+        with np.errstate(over="ignore", invalid="ignore"):  # of numbers beyond all cameras, which are refused
+            return unproject(pixels, _CAMERA.intrinsics)
 
     images = _images(root, split, labels)
     recordings = [PurePosixPath(name).parent.name for name in labels.names]

@@ -49,6 +49,8 @@ class Itop(PreparedFrames):
 
     set_name = "itop"
     readable_sets = ("itop",)
+    camera = _CAMERA
+    skeleton = BODY_15
 
     def __init__(
         self,
@@ -57,6 +59,7 @@ class Itop(PreparedFrames):
         root: str | None = None,
         view: Literal["side", "top"] = "side",
         reference: ReferencePoint | None = None,
+        joints: tuple[str, ...] = (),
         hidden: Literal["counted", "left_out"] = "counted",
         validation_share: Fraction = 0.1,
         split_seed: Seed = 0,
@@ -67,7 +70,7 @@ class Itop(PreparedFrames):
             raise DataError(f"{prepared.root}: has no frames from the {view}, it holds {held}; set data.view")
         stretch, part = train_and_test(prepared, split, share=validation_share, seed=split_seed, prefix=f"{view}_")
         self._leaves_out_hidden = hidden == "left_out"
-        super().__init__(stretch=stretch, part=part, camera=_CAMERA, skeleton=BODY_15, reference=reference)
+        super().__init__(stretch=stretch, part=part, reference=reference, joints=joints)
 
     @classmethod
     def prepare(cls, *, source: Path, target: Path, name: str, progress: Progress) -> dict[str, Any]:
@@ -254,10 +257,11 @@ def _parts(stored: str, labels: _Labels, depth_type: str) -> list[DepthPart]:
 def _read(labels: _Labels, first: int, last: int, depth_type: str) -> Iterator[ReadFrame]:
     with open_hdf5(labels.depth_path) as file:
         depths = file.array("data")[first:last].astype(depth_type)
-    for row in range(first, last):
+
+    def frame(row: int) -> ReadFrame:
         where = f"{labels.depth_path}: data[{row}]"
         is_valid = bool(labels.is_valid[row])
-        yield ReadFrame(
+        return ReadFrame(
             name=labels.names[row],
             where=where,
             depth=_checked(depths[row - first], where) if is_valid else np.zeros((1, 1), dtype=depth_type),
@@ -266,6 +270,8 @@ def _read(labels: _Labels, first: int, last: int, depth_type: str) -> Iterator[R
             group=int(labels.people[row]),
             is_valid=is_valid,
         )
+
+    return map(frame, range(first, last))
 
 
 def _checked(depth: np.ndarray, where: str) -> np.ndarray:

@@ -76,9 +76,10 @@ def _read(frames: FrameList, first: int, last: int) -> Iterator[ReadFrame]:
     joints = None if frames.rows is None else frames.rows(first, last - first)
     if joints is not None:
         _check_before_camera(joints, frames, first)
-    for place in range(first, last):
+
+    def frame(place: int) -> ReadFrame:
         path = frames.images[place]
-        yield ReadFrame(
+        return ReadFrame(
             name=frames.names[place],
             where=str(path),
             depth=_image(path, frames.kind, frames.size_px) if path.is_file() else None,
@@ -86,6 +87,8 @@ def _read(frames: FrameList, first: int, last: int) -> Iterator[ReadFrame]:
             group=int(frames.groups[place]),
             region_px=None if frames.regions is None else frames.regions[place].tolist(),
         )
+
+    return map(frame, range(first, last))
 
 
 def _image(path: Path, kind: ImageKind, size_px: SizePx) -> np.ndarray:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -65,6 +64,8 @@ class MsraHands(PreparedFrames):
 
     set_name = "msra_hands"
     readable_sets = ("msra_hands",)
+    camera = _CAMERA
+    skeleton = HAND_21
 
     def __init__(
         self,
@@ -73,6 +74,7 @@ class MsraHands(PreparedFrames):
         root: str | None = None,
         subject: Subject = 0,
         reference: ReferencePoint | None = None,
+        joints: tuple[str, ...] = (),
         faulty: Literal["kept", "dropped"] = "kept",
         validation_share: Fraction = 0.1,
         validation_groups: Literal["sequences", "subjects"] = "sequences",
@@ -94,10 +96,10 @@ class MsraHands(PreparedFrames):
             words={"subject": str(subject)},
             if_counts_differ=_TWO_COPIES,
         )
-        shift = _ORIGIN_PX[pixel_origin]
-        camera = dataclasses.replace(_CAMERA, u0=_CAMERA.u0 + shift, v0=_CAMERA.v0 + shift)
         self._folds_told = Folds(tuple(prepared.splits), testing.splits)
-        super().__init__(stretch=stretch, part=part, camera=camera, skeleton=HAND_21, reference=reference)
+        super().__init__(
+            stretch=stretch, part=part, reference=reference, joints=joints, shift_px=_ORIGIN_PX[pixel_origin]
+        )
 
     @classmethod
     def prepare(cls, *, source: Path, target: Path, name: str, progress: Progress) -> dict[str, Any]:
@@ -218,10 +220,13 @@ def _image_name(number: int) -> str:
 
 def _frames(folder: Path, images: Sequence[Path], gesture: int) -> Iterator[ReadFrame]:
     joints = _joints(folder / "joint.txt", len(images))
-    for path, each in zip(images, joints, strict=True):
+
+    def frame(path: Path, of_frame: np.ndarray) -> ReadFrame:
         name = f"{folder.parent.name}/{folder.name}/{path.name.removesuffix('_depth.bin')}"
         depth = read_windowed_depth(path, size_px=(_CAMERA.width_px, _CAMERA.height_px))
-        yield ReadFrame(name, str(path), depth, each, group=gesture)
+        return ReadFrame(name, str(path), depth, of_frame, group=gesture)
+
+    return map(frame, images, joints)
 
 
 def _joints(path: Path, num_frames: int) -> np.ndarray:

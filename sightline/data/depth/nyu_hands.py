@@ -43,6 +43,8 @@ class NyuHands(PreparedFrames):
 
     set_name = "nyu_hands"
     readable_sets = ("nyu_hands",)
+    camera = _CAMERA
+    skeleton = HAND_14
 
     def __init__(
         self,
@@ -50,12 +52,13 @@ class NyuHands(PreparedFrames):
         split: str,
         root: str | None = None,
         reference: ReferencePoint | None = None,
+        joints: tuple[str, ...] = (),
         validation_share: Fraction = 0.1,
         split_seed: Seed = 0,
     ) -> None:
         prepared = open_prepared(root_of(root, self.set_name), set_names=self.readable_sets)
         stretch, part = train_and_test(prepared, split, share=validation_share, seed=split_seed)
-        super().__init__(stretch=stretch, part=part, camera=_CAMERA, skeleton=HAND_14, reference=reference)
+        super().__init__(stretch=stretch, part=part, reference=reference, joints=joints)
 
     @classmethod
     def prepare(cls, *, source: Path, target: Path, name: str, progress: Progress) -> dict[str, Any]:

@@ -92,7 +92,10 @@ class Reference(Protocol):
 
 @registry.references.add("truth")
 class TrueJoint:
-    """The labelled joint in the middle of the figure: an oracle, which no camera of one's own has."""
+    """The labelled joint in the middle of the figure: an oracle, which no camera of one's own has.
+
+    Source: made here.
+    """
 
     told = "truth (oracle)"
 
@@ -236,6 +239,12 @@ class _StoredPoints:
 
 def _read_points(path: Path, unit: str, order: FrameOrder) -> tuple[np.ndarray, np.ndarray]:
     """Points (frames, 3) float64 in mm and which of them are known, from lines `x y z` and `invalid`."""
+    if not path.exists():
+        raise DataError(
+            f"{path}: the file of the reference points of {order.told} is not there; set data.reference.path to where "
+            "it is, train without it by data.reference.name=centre_of_mass, or write it with a refiner of your own: "
+            f"sightline data centres RUN --data CONFIG --split {order.words.get('split', 'test')} --to {path}"
+        )
     lines = read_text(path).rstrip().splitlines()
     if len(lines) != order.num_frames:
         by = len(lines) - order.num_frames

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+from sightline.errors import ConfigError
+from sightline.schema import nearest
 
 __all__ = ["BODY_15", "HAND_14", "HAND_16", "HAND_21", "HAND_21_BY_LEVEL", "Skeleton"]
 
@@ -14,14 +18,15 @@ class Skeleton:
 
     `bones` is a tree of pairs of joints. `sigmas` are the deviations of annotators, in scales of the figure, with which
     object keypoint similarity is computed; `pck_joints` the two joints whose distance is the unit of PCK. `centre` is
-    the joint that the cube lies about where the truth is the reference point; `cube_mm` is the cube's usual side.
+    the joint that the cube lies about where the truth is the reference point; `cube_mm` is the cube's usual side. Some
+    of a set's joints may lack the centre, or the unit of PCK: None.
     """
 
     joint_names: tuple[str, ...]
     bones: tuple[tuple[int, int], ...]
     sigmas: tuple[float, ...]
-    pck_joints: tuple[int, int]
-    centre: int
+    pck_joints: tuple[int, int] | None
+    centre: int | None
     cube_mm: float
 
     def __post_init__(self) -> None:
@@ -35,7 +40,7 @@ class Skeleton:
     @property
     def facts(self) -> dict[str, Any]:
         """What a data set with these joints states of them."""
-        return {
+        known = {
             "num_joints": len(self),
             "joint_names": self.joint_names,
             "bones": self.bones,
@@ -44,6 +49,46 @@ class Skeleton:
             "centre_joint": self.centre,
             "cube_mm": self.cube_mm,
         }
+        return {name: value for name, value in known.items() if value is not None}
+
+    def places_of(self, names: Sequence[str]) -> list[int]:
+        """Where these joints stand, all of them for no name. Raises ConfigError for an unknown or repeated name."""
+        for name in names:
+            if name not in self.joint_names:
+                otherwise = f"; they are {', '.join(self.joint_names)}"
+                raise ConfigError(
+                    f"joints: '{name}' is not a joint{nearest(name, self.joint_names, otherwise=otherwise)}"
+                )
+            if names.count(name) > 1:
+                raise ConfigError(f"joints: '{name}' is given twice")
+        return [self.joint_names.index(name) for name in names] or list(range(len(self)))
+
+    def of(self, names: Sequence[str]) -> Skeleton:
+        """The skeleton of these joints alone, in their order; bones lead past those that are left out."""
+        places = self.places_of(names)
+        row_of = {place: row for row, place in enumerate(places)}
+        bones, reached, seen = [], [(places[0], places[0])], {places[0]}
+        while reached:
+            joint, last = reached.pop(0)
+            if joint in row_of and joint != last:
+                bones.append((row_of[last], row_of[joint]))
+            near = [a + b - joint for a, b in self.bones if joint in (a, b) and a + b - joint not in seen]
+            seen.update(near)
+            reached += [(each, joint if joint in row_of else last) for each in near]
+        return Skeleton(
+            tuple(self.joint_names[place] for place in places),
+            self.bones if places == list(range(len(self))) else tuple(bones),
+            tuple(self.sigmas[place] for place in places),
+            _rows(self.pck_joints, row_of),
+            None if self.centre is None else row_of.get(self.centre),
+            self.cube_mm,
+        )
+
+
+def _rows(joints: tuple[int, int] | None, row_of: Mapping[int, int]) -> tuple[int, int] | None:
+    if joints is None or not row_of.keys() >= {*joints}:
+        return None
+    return row_of[joints[0]], row_of[joints[1]]
 
 
 _WRIST = 0.029

@@ -17,7 +17,7 @@ from sightline.data.files.meshes import announces_faces, read_off
 from sightline.data.files.pcd import read_pcd
 from sightline.data.files.ply import read_ply
 from sightline.data.files.text_tables import read_rows
-from sightline.errors import ConfigError, DataError
+from sightline.errors import ConfigError, DataError, in_one_line
 
 __all__ = ["CLOUD_SUFFIXES", "Cloud", "check_columns", "has_normals", "is_cloud_file", "list_passed_over", "read_cloud"]
 
@@ -107,8 +107,12 @@ def _array_names(path: Path) -> list[str]:
 
 
 def is_cloud_file(path: Path, *, suffixes: Sequence[str] | None = None) -> bool:
-    """Whether something in a folder has the name of a cloud; broken links and pipes too, which reading refuses."""
-    return path.suffix.lower() in (CLOUD_SUFFIXES if suffixes is None else suffixes) and not path.is_dir()
+    """Whether something in a folder has the name of a cloud; broken links and pipes too, which reading refuses.
+
+    Hidden ones are none: a disk of another system has `._a.ply` beside `a.ply`.
+    """
+    is_one = path.suffix.lower() in (CLOUD_SUFFIXES if suffixes is None else suffixes)
+    return is_one and not path.name.startswith(".") and not path.is_dir()
 
 
 def list_passed_over(folder: Path, *, suffixes: Sequence[str] | None = None) -> str:
@@ -119,7 +123,7 @@ def list_passed_over(folder: Path, *, suffixes: Sequence[str] | None = None) -> 
     known = CLOUD_SUFFIXES if suffixes is None else suffixes
     others = (path for path in folder.rglob("*") if path.suffix.lower() not in known and path.is_file())
     inside = (path.relative_to(folder) for path in others)
-    names = sorted(str(path) for path in inside if not any(part.startswith(".") for part in path.parts))
+    names = sorted(in_one_line(str(path)) for path in inside if not any(part.startswith(".") for part in path.parts))
     if not names:
         return ""
     more = f" and {len(names) - _MOST_LISTED} more" if len(names) > _MOST_LISTED else ""

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import ExifTags, Image
 
 from sightline.data.files.array_files import check_expansion
-from sightline.data.files.input_files import assert_regular, size_of
+from sightline.data.files.input_files import BoundedFile, assert_regular, size_of
 from sightline.data.files.png_views import FREE_IMAGE_BYTES, UNDECODABLE
 from sightline.errors import DataError
 
@@ -97,7 +97,7 @@ def _opened(path: Path) -> Iterator[Image.Image]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of damaged EXIF data, and of sizes that are large and fit
-            with Image.open(path) as image:
+            with BoundedFile(path) as file, Image.open(file) as image:
                 num_bytes = 4 * image.width * image.height
                 check_expansion(str(path), num_bytes, size_of(path), free_bytes=FREE_IMAGE_BYTES)
                 yield image

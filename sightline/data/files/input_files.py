@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,21 @@ from typing import Any
 from sightline.errors import DataError
 from sightline.plain_files import assert_plain, parse_json
 
-__all__ = ["assert_regular", "parsed_json", "read_file", "size_of"]
+__all__ = ["BoundedFile", "assert_regular", "parsed_json", "read_file", "size_of"]
+
+
+class BoundedFile(io.BufferedReader):
+    """A file to read, of which never more is asked for than it has: Pillow asks for as much as a chunk states."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(io.FileIO(path))
+        self._num_bytes = os.fstat(self.fileno()).st_size
+
+    def __repr__(self) -> str:
+        return repr(os.fspath(self.name))
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        return super().read(-1 if size is None or size > self._num_bytes else size)
 
 
 def assert_regular(path: Path) -> None:

@@ -152,7 +152,7 @@ class _Part(NamedTuple):
             for _ in range(2 if flags & _IS_COMPLEX else 1):
                 numbers = self.element(at, end)
                 size = numbers.stop - numbers.start
-                if count * _ITEM_BYTES.get(numbers.kind, -1) != size:
+                if count * _ITEM_BYTES.get(numbers.kind, 0) != size or numbers.kind not in _ITEM_BYTES:
                     raise ValueError(f"byte {at}: {count} numbers of type {numbers.kind} in {size} bytes")
                 at = numbers.next
         else:

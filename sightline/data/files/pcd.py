@@ -18,6 +18,8 @@ _HEADER_LINES = 40
 _HEADER_ENTRIES = 10
 """More lines than these `pypcd4` takes for points."""
 _LINE_BYTES = 4096
+_KINDS = ("ascii", "binary", "binary_compressed")
+"""Any other word `pypcd4` takes for the last of them, and what follows for the sizes of its blocks."""
 _TEXT_BYTES = 2
 """Of a number in the most thrifty text: a digit and a blank."""
 
@@ -68,7 +70,8 @@ def _check_header(path: Path, file: IO[bytes]) -> int:
         counts = [int(each) for each in entries.get("COUNT", ["1"] * len(sizes))]
         row_bytes = sum(size * count for size, count in zip(sizes, counts, strict=True))
         num_points, kind = int(entries["POINTS"][0]), entries["DATA"][0].lower()
-        least = min(*sizes, *counts, num_points + 1) if num_entries <= _HEADER_ENTRIES else 0
+        is_read = kind in _KINDS and num_entries <= _HEADER_ENTRIES
+        least = min(*sizes, *counts, num_points + 1) if is_read else 0
     except (KeyError, IndexError, ValueError, TypeError):
         least = 0
     if least < 1:

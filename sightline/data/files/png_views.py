@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from sightline.data.files.input_files import BoundedFile
 from sightline.errors import DataError
 from sightline.geometry.rendering import Background
 from sightline.transforms.images import resized
@@ -53,7 +54,7 @@ def read_view(path: Path, *, size_px: int, background: Background) -> np.ndarray
     if fault:
         raise DataError(f"{fault}; get the file again")
     try:
-        with Image.open(path) as image:
+        with BoundedFile(path) as file, Image.open(file) as image:
             mode, pixels = image.mode, np.asarray(image)
     except UNDECODABLE as error:
         reason = " ".join(str(error).split())

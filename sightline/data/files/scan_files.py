@@ -75,7 +75,11 @@ def velodyne_poses(poses_path: Path, calib_path: Path) -> np.ndarray:
     if "Tr" not in matrices:
         raise DataError(f"{calib_path}: has no row 'Tr'; get the file again")
     transform = _matrix(matrices["Tr"], str(calib_path))
-    poses: np.ndarray = (np.linalg.inv(transform) @ np.array(rows).reshape(-1, 4, 4) @ transform)[:, :3]
+    try:
+        inverse = np.linalg.inv(transform)
+    except np.linalg.LinAlgError:
+        raise DataError(f"{calib_path}: the row 'Tr' has no inverse, so it is no pose; get the file again") from None
+    poses: np.ndarray = (inverse @ np.array(rows).reshape(-1, 4, 4) @ transform)[:, :3]
     return poses
 
 

@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 
 from sightline.data.clouds.modelnet_classes import by_number
+from sightline.data.files.input_files import BoundedFile
 from sightline.data.files.png_views import composited
 from sightline.data.store.native import Prepared, listing, read_manifest
 from sightline.data.store.preparation import Column, Part, Plan, Progress, Row, prepare_native
@@ -118,7 +119,7 @@ def import_views(
 def read_picture(path: Path, *, background: Background) -> np.ndarray:
     """A picture on a background: (H, W, 3) uint8. Raises DataError naming the file where it does not read."""
     try:
-        with Image.open(path) as picture:
+        with BoundedFile(path) as file, Image.open(file) as picture:
             return composited(np.asarray(picture.convert("RGBA")), background)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         told = str(error).split("\n", 1)[0]
@@ -193,9 +194,11 @@ def _parts(kept: Sequence[Pictured], background: Background, size_px: int, *, is
 
 
 def _rows(shapes: Sequence[Pictured], background: Background, size_px: int, *, is_resized: bool) -> Iterator[Row]:
-    for each in shapes:
+    def row(each: Pictured) -> Row:
         pictures = [_sized(file, background, size_px, is_resized=is_resized) for file in each.files]
-        yield Row(each.name, str(each.files[0]), {IMAGE: np.stack(pictures)})
+        return Row(each.name, str(each.files[0]), {IMAGE: np.stack(pictures)})
+
+    return map(row, shapes)
 
 
 def _sized(path: Path, background: Background, size_px: int, *, is_resized: bool) -> np.ndarray:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from sightline.data.files.input_files import assert_regular, read_file
+from sightline.data.files.input_files import BoundedFile, assert_regular, read_file
 from sightline.data.files.scan_files import read_bin, read_matrices
 from sightline.data.scans.samples import RawScan
 from sightline.errors import DataError
@@ -85,7 +85,7 @@ def image_size_px(path: Path) -> tuple[int, int]:
     """Width and height of a picture, from its first bytes. Raises DataError for a file that is not a picture."""
     assert_regular(path)
     try:
-        with Image.open(path) as image:
+        with BoundedFile(path) as file, Image.open(file) as image:
             return image.size
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise DataError(f"{path}: does not read as a picture; get the file again") from error

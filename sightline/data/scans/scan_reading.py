@@ -37,6 +37,8 @@ def read_scan(path: Path, *, columns: Sequence[str] | None) -> Cloud:
         return read_cloud(path, columns=columns)
     names = None if columns is None else check_columns(columns)
     num_bytes = size_of(path)
+    if names is None and not num_bytes:
+        raise DataError(f"{path}: is empty; leave the file out, or get it again")
     if names is None or num_bytes % (4 * len(names)):
         fits = [str(count) for count in (3, 4, 5, 6) if num_bytes % (4 * count) == 0]
         fit = f"fit {' and '.join(fits)} columns" if fits else "fit no number of columns from 3 to 6"

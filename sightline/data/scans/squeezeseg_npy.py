@@ -154,13 +154,15 @@ def read_image(path: Path, *, height: int, width: int) -> RawScan:
         raise DataError(f"{path}: has {image.shape[:2]} pixels, the first image has {(height, width)}; leave it out")
     row, column = np.nonzero(image[..., _RANGE] > 0)
     pixels = image[row, column]
-    points = pixels[:, : _Z + 1].astype(np.float32)
     distance = pixels[:, _RANGE]
-    is_off = np.abs(np.linalg.norm(points, axis=1) - distance) > _SLACK * np.maximum(distance, 1)
+    with np.errstate(over="ignore", invalid="ignore"):  # of numbers beyond float32, which are refused
+        points = pixels[:, : _Z + 1].astype(np.float32)
+        away = np.linalg.norm(points, axis=1)
+        is_off = ~(np.abs(away - distance) <= _SLACK * np.maximum(distance, 1))
     if is_off.any():
         place = int(is_off.argmax())
         raise DataError(
-            f"{path}: pixel ({row[place]}, {column[place]}) lies {np.linalg.norm(points[place]):.3f} m away and "
+            f"{path}: pixel ({row[place]}, {column[place]}) lies {away[place]:.3f} m away and "
             f"channel {_RANGE} is {distance[place]:.3f}; the channels must be x, y, z, intensity, range, label"
         )
     label = pixels[:, _LABEL]

@@ -142,6 +142,9 @@ class Prepared:
         return self._arrays[file_name]
 
 
+_ELSEWHERE = "if the set lies elsewhere, give data.root=FOLDER, or without it SIGHTLINE_DATA=FOLDER around all sets"
+
+
 def open_prepared(root: Path, *, set_names: Sequence[str], options: str = "") -> Prepared:
     """The prepared set at `root`; sizes and the manifest's digest are checked, file contents are not (`verify` does).
 
@@ -150,13 +153,14 @@ def open_prepared(root: Path, *, set_names: Sequence[str], options: str = "") ->
     """
     if not root.is_dir():
         raise MissingDataError(
-            f"{root}: there is no such folder{_unfinished(root)}; to make it: "
+            f"{root}: there is no such folder{_unfinished(root)}; {_ELSEWHERE}; to make it: "
             f"{prepare_command(set_names[0], str(root), options)}"
         )
     command = prepare_command(set_names[0], "DIR", options)
     if not (root / MANIFEST).is_file():
         raise MissingDataError(
-            f"{root}: is not a prepared set, it holds {listing(root)}{_unfinished(root)}; to make one: {command}"
+            f"{root}: is not a prepared set, it holds {listing(root)}{_unfinished(root)}; {_ELSEWHERE}; to "
+            f"make one: {command}"
         )
     manifest = read_manifest(root)
     if manifest["set"] not in set_names:
@@ -334,8 +338,15 @@ def _unfinished(root: Path) -> str:
     return f" ({work} is unfinished; the command that made it continues it)" if work.is_dir() else ""
 
 
+class _Entries(dict[str, Any]):
+    """A mapping of a manifest: an entry that some set needs and this one lacks is an error of the data."""
+
+    def __missing__(self, key: str) -> Any:
+        raise DataError(f"{MANIFEST}: its entries {', '.join(self)[:80]} lack '{key}'; prepare the set again")
+
+
 def _read_json(path: Path) -> Any:
     try:
-        return parse_json(read_plain(path))
+        return parse_json(read_plain(path), object_hook=_Entries)
     except (OSError, ValueError) as error:
         raise DataError(f"{path}: does not read as JSON ({first_line(error)}); prepare the set again") from error

@@ -344,7 +344,7 @@ def _write_rows(
     """Put the rows of a part; `root` is the folder below which they list files, None where they list none."""
     written = _Written([], [])
     writer.begin()
-    for row in unusable.sound(part.rows()):
+    for row in unusable.sound(part.rows):
         try:
             writer.put(row)
         except DataError as error:

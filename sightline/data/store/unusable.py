@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from sightline.data.store.columns import Row
@@ -27,8 +27,15 @@ class Unusable:
     def __bool__(self) -> bool:
         return bool(self._faults)
 
-    def sound(self, rows: Iterator[Row]) -> Iterator[Row]:
-        """The rows that can be read. Where the iterator goes on after an error, so does this; a generator ends."""
+    def sound(self, begin: Callable[[], Iterator[Row]]) -> Iterator[Row]:
+        """The rows that can be read, of those that `begin` gives; where the iterator goes on after an error, a `map`
+        does and a generator does not, so does this.
+        """
+        try:
+            rows = begin()
+        except DataError as error:
+            self.add(error)
+            return
         while len(self._faults) < _MOST_FOUND:
             try:
                 yield next(rows)

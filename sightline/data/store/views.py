@@ -62,7 +62,10 @@ class Views:
             unfinished = (
                 f" ({partial} is unfinished; the command that made it continues it)" if partial.is_dir() else ""
             )
-            raise MissingDataError(f"{folder}: is not a view store{unfinished}; to make one: {_command('SET', folder)}")
+            raise MissingDataError(
+                f"{folder}: is not a view store{unfinished}; if it lies elsewhere, give data.views=FOLDER; to make "
+                f"one: {_command('SET', folder)}"
+            )
         manifest = read_manifest(folder)
         if manifest["set"] != VIEWS_SET:
             raise DataError(

@@ -134,6 +134,7 @@ class SyntheticBodies(SyntheticFigures):
         noise_mm: NoiseRange = (0.0, 10.0),
         missing: ShareRange = (0.0, 0.05),
         reference: ReferencePoint | None = None,
+        joints: tuple[str, ...] = (),
         data_seed: Seed = 0,
     ) -> None:
         given: dict[str, Any] = {**(poses or {})}
@@ -151,6 +152,7 @@ class SyntheticBodies(SyntheticFigures):
             camera=BODY_CAMERA,
             skeleton=BODY_15,
             reference=reference,
+            joints=joints,
             noise=SensorNoise(noise_mm, missing),
             data_seed=data_seed,
             farthest_mm=2 * (_DISTANCE_MM + max(self._shift_mm)),

@@ -56,6 +56,7 @@ class SyntheticFigures(DepthFrames):
         camera: DepthCamera,
         skeleton: Skeleton,
         reference: ReferencePoint | None,
+        joints: tuple[str, ...],
         noise: SensorNoise,
         data_seed: int,
         farthest_mm: float,
@@ -71,7 +72,7 @@ class SyntheticFigures(DepthFrames):
         self._made_bytes = 0
         places = np.arange(sizes[split])
         part = FramePart(split, split, places, num_ordered=len(places), sizes=sizes)
-        super().__init__(part=part, camera=camera, skeleton=skeleton, reference=reference)
+        super().__init__(part=part, camera=camera, skeleton=skeleton, reference=reference, joints=joints)
 
     @classmethod
     def card(cls) -> dict[str, str]:

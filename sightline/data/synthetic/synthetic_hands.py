@@ -117,6 +117,7 @@ class SyntheticHands(SyntheticFigures):
         missing: ShareRange = (0.0, 0.05),
         forearm: Probability = 0.5,
         reference: ReferencePoint | None = None,
+        joints: tuple[str, ...] = (),
         data_seed: Seed = 0,
     ) -> None:
         given: HandPoses = {} if poses is None else poses
@@ -134,6 +135,7 @@ class SyntheticHands(SyntheticFigures):
             camera=HAND_CAMERA,
             skeleton=HAND_21,
             reference=reference,
+            joints=joints,
             noise=SensorNoise(noise_mm, missing),
             data_seed=data_seed,
             farthest_mm=2 * float(_PLACE_MM[2] + self._shift_mm[2]),
@@ -181,26 +183,23 @@ def build_hands(shape: HandShape) -> Figures:
 
 def _joints_at_rest(shape: HandShape) -> np.ndarray:
     """The joints (B, 21, 3) of hands of size 1 that are not turned, the palm at the origin."""
-    count = len(shape.flexion_rad)
-    joints = [np.broadcast_to(_WRIST, (count, 3))]
-    for finger, knuckle in enumerate(_KNUCKLES):
-        splay = np.radians(_SPLAY_DEG[finger]) + shape.splay_rad[:, finger]
-        joints.append(np.broadcast_to(knuckle, (count, 3)))
-        for level, length in enumerate(_BONES_MM[finger], 1):
-            bent = about_x(np.array([0.0, 1.0, 0.0]), -level * shape.flexion_rad[:, finger])
-            joints.append(joints[-1] + length * about_z(bent, splay))
-    joints.append(np.broadcast_to(_THUMB_KNUCKLE, (count, 3)))
-    for level, length in enumerate(_THUMB_BONES_MM, 1):
-        bent = _thumb_along(level * _THUMB_SHARE * shape.flexion_rad[:, 4])
-        joints.append(joints[-1] + length * about_z(bent, shape.splay_rad[:, 4]))
-    return np.stack(joints, axis=1)
+    count, levels = len(shape.flexion_rad), np.arange(1, 4)
+    splay = np.radians(_SPLAY_DEG) + shape.splay_rad[:, :4]
+    bent = about_x(np.array([0.0, 1.0, 0.0]), -levels * shape.flexion_rad[:, :4, None])
+    fingers = np.array(_BONES_MM)[..., None] * about_z(bent, splay[..., None])
+    bent = _thumb_along(levels * _THUMB_SHARE * shape.flexion_rad[:, 4:])
+    thumb = np.array(_THUMB_BONES_MM)[:, None] * about_z(bent, shape.splay_rad[:, 4:])
+    knuckles = np.broadcast_to(np.array((*_KNUCKLES, _THUMB_KNUCKLE))[:, None], (count, 5, 1, 3))
+    bones = np.concatenate((fingers, thumb[:, None]), axis=1)
+    joints = np.cumsum(np.concatenate((knuckles, bones), axis=2), axis=2).reshape(count, 20, 3)
+    return np.concatenate((np.broadcast_to(_WRIST, (count, 1, 3)), joints), axis=1)
 
 
 def _thumb_along(bend_rad: np.ndarray) -> np.ndarray:
-    """The direction (B, 3) of a bone of the thumb that is bent by so much: from along the thumb to over the palm."""
+    """The directions (..., 3) of bones of the thumb bent by so much (...): from along the thumb to over the palm."""
     across = _THUMB_ACROSS - (_THUMB_ACROSS @ _THUMB_ALONG) * _THUMB_ALONG
     across /= np.sqrt((across**2).sum())
     # about z, x turns towards y as the thumb turns towards what lies across it
     part = about_z(np.array([1.0, 0.0, 0.0]), bend_rad)
-    bent: np.ndarray = part[:, :1] * _THUMB_ALONG + part[:, 1:2] * across
+    bent: np.ndarray = part[..., :1] * _THUMB_ALONG + part[..., 1:2] * across
     return bent

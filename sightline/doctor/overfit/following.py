@@ -20,7 +20,7 @@ from sightline.engine.train import Job
 from sightline.errors import ConfigError
 from sightline.schema import nearest
 
-__all__ = ["Followed", "Met", "follow", "followed_document"]
+__all__ = ["Followed", "Met", "assert_known", "follow", "followed_document", "measured_in"]
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,8 @@ def follow(built: Built, asked: Asked) -> Followed:
     with untouched():
         bench, _ = bench_of(built, asked)
         probe = probe_loss(bench)
-        entries = built.config.expect
+        places = [place for place, each in enumerate(built.config.expect) if each.get("only", "fit_one") == "fit_one"]
+        entries = [built.config.expect[place] for place in places]
         steps = max([asked.steps, *(entry["step"] for entry in entries)])
         bench = dataclasses.replace(bench, floor=probe.floor, steps=steps)
         wanted = {0, steps, *(entry["step"] for entry in entries)}
@@ -80,11 +81,14 @@ def follow(built: Built, asked: Asked) -> Followed:
             if step in wanted:
                 seen[step] = snapshot(bench, job, step)
                 if step == 0:
-                    _assert_known(built, seen[0], probe)
+                    assert_known(built, seen[0], probe)
 
         own = candidates(built)[0]
         curve = fit(bench, own.name, own.make, own_rate(built), bench.precision, clip=True, watch=watch)
-        met = [Met(place, entry, _measured(entry, seen, curve, probe)) for place, entry in enumerate(entries)]
+        met = [
+            Met(place, entry, _measured(entry, seen, curve, probe))
+            for place, entry in zip(places, entries, strict=True)
+        ]
     return Followed(seen[0], seen.get(steps), curve, tuple(met))
 
 
@@ -96,6 +100,13 @@ def _measured(entry: Expectation, seen: Mapping[int, Snapshot], curve: Curve, pr
     if quantity.kind == "share":
         shares = curve.shares
         return shares[entry["step"]] if entry["step"] < len(shares) else None
+    return measured_in(entry, look, probe)
+
+
+def measured_in(entry: Expectation, look: Snapshot, probe: LossProbe) -> float | None:
+    """The quantity of an entry, other than `share`, by a look at the model; None where nothing was there."""
+    quantity = quantity_of(entry["quantity"])
+    assert quantity is not None, "the config was checked"
     if quantity.kind == "loss":
         return look.terms[quantity.name] if quantity.name else look.loss
     if quantity.kind == "grad_norm":
@@ -127,7 +138,8 @@ def _statistic(found: Sequence[tuple[Statistics, int]], name: str) -> float | No
     return math.sqrt(squares / total)
 
 
-def _assert_known(built: Built, look: Snapshot, probe: LossProbe) -> None:
+def assert_known(built: Built, look: Snapshot, probe: LossProbe) -> None:
+    """Raises ConfigError for an expectation of an output, layer or loss that there is not."""
     known = {
         "loss": tuple(look.terms),
         "output": tuple(look.outputs),

@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
+from sightline.config.overrides import split_values
 from sightline.doctor.overfit.fit_one import Asked, Result, fit_one
 from sightline.doctor.overfit.following import Followed, follow
 from sightline.engine.build import Built
@@ -41,7 +42,7 @@ def overrides_of(varied: Sequence[str]) -> list[tuple[str, ...]]:
     each: list[list[str]] = []
     for text in varied:
         key, equals, values = text.partition("=")
-        found = _split(values)
+        found = split_values(values)
         if not equals or not key or not all(found):
             raise UserError(f"--vary {text}: give key=value,value, as --vary model.shortcuts=true,false")
         each.append([f"{key}={value}" for value in found])
@@ -71,15 +72,3 @@ def compare(
         followed = follow(built, asked) if built.config.expect and result.probe is not None else None
         found.append(Variant(overrides, parameters, result, followed))
     return found
-
-
-def _split(text: str) -> list[str]:
-    """Values between commas outside of brackets."""
-    parts, depth = [""], 0
-    for character in text:
-        depth += character in "[{(" or -(character in "]})")
-        if character == "," and depth == 0:
-            parts.append("")
-        else:
-            parts[-1] += character
-    return [part.strip() for part in parts]

@@ -90,7 +90,10 @@ class Suppression(ABC):
 
 @registry.suppressions.add("greedy")
 class Greedy(Suppression):
-    """The best detection suppresses those whose IoU with it is above the threshold; then the best that is left."""
+    """The best detection suppresses those whose IoU with it is above the threshold; then the best that is left.
+
+    Source: Felzenszwalb et al. 2010, section 7.2, with the IoU in place of the share that is covered.
+    """
 
     def __init__(self, *, iou_threshold: Probability = 0.5, per_class: bool = True) -> None:
         super().__init__(per_class=per_class)

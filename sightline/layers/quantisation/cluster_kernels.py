@@ -67,7 +67,8 @@ def cut_sorted(values, most, cuts):  # type: ignore[no-untyped-def]
         num_cells = _cells(values, table, edges)
     number = min(most, num_cells)
     if number == num_cells:
-        cuts[: number + 1] = edges[: number + 1]
+        for cut in range(number + 1):
+            cuts[cut] = edges[cut]
     else:
         _best_cuts(values, table, edges[: num_cells + 1], cuts[: number + 1])
     if not is_exact:

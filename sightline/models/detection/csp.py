@@ -120,7 +120,7 @@ class PathAggregation(nn.Module):
     """A pyramid whose levels see the coarser ones, and then the finer ones, through cross-stage partial blocks.
 
     Maps keep their numbers of channels, of which each level has twice those of the finer one. `depth` is that of
-    cspdarknet. Sources: Liu et al. 2018, PANet, section 3.1; Ge et al. 2021, YOLOX.
+    cspdarknet. Source: Liu et al. 2018, PANet, section 3.1; Ge et al. 2021, YOLOX.
     """
 
     def __init__(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,10 +14,12 @@ from sightline import registry
 from sightline.errors import CheckpointError
 from sightline.models.published.published_files import PublishedFile
 from sightline.models.published.published_yolo import units_of_yolov3
+from sightline.plain_files import assert_plain
 from sightline.types import Component
 
 __all__ = ["DARKNET_FILES", "read_darknet"]
 
+_MOST_CLASSES = 10_000
 _NORM = ("bias", "weight", "running_mean", "running_var")
 DARKNET_FILES = {"darknet_darknet53": "backbone.", "darknet_yolov3": ""}
 """Per published layout, what the names of those of YOLOv3's convolutions begin with that its files hold."""
@@ -28,20 +31,26 @@ def read_darknet(path: Path, layout: str) -> PublishedFile:
     Of YOLOv3 the number of classes is that which the file's size fits. Raises CheckpointError for a file that is
     missing, or of another size than any such network. Source: pjreddie/darknet, src/parser.c.
     """
-    if not path.is_file():
-        raise CheckpointError(f"{path}: there is no such file")
-    content = path.read_bytes()
-    major, minor = np.frombuffer(content[:8].ljust(8, b"\0"), "<i4")
+    try:
+        num_bytes = assert_plain(path)
+        with path.open("rb") as file:
+            major, minor = struct.unpack("<2i", file.read(8).ljust(8, b"\0"))
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: there is no such file") from None
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror}; check the path") from None
     start = 12 + (8 if 10 * major + minor >= 2 else 4)  # images seen: eight bytes since version 0.2
-    numbers = torch.from_numpy(np.frombuffer(content[start : start + (len(content) - start) // 4 * 4], "<f4").copy())
-    one, two = (sum(shape.numel() for _, shape in _tensors(layout, count)) for count in (1, 2))
-    more, rest = divmod(len(numbers) - one, two - one) if two > one else (0, len(numbers) - one)
-    if rest or more < 0:
+    count, odd = divmod(max(0, num_bytes - start), 4)
+    one, two = (sum(shape.numel() for _, shape in _tensors(layout, classes)) for classes in (1, 2))
+    more, rest = divmod(count - one, two - one) if two > one else (0, count - one)
+    if rest or odd or not 0 <= more < _MOST_CLASSES:
         raise CheckpointError(
-            f"{path}: holds {len(numbers)} numbers after its header; the layout '{layout}' has {one}"
+            f"{path}: holds {count} numbers{f' and {odd} bytes' if odd else ''} after its header; the layout "
+            f"'{layout}' has {one}"
             + (f", and {two - one} for each class more than one" if two > one else "")
             + "; get the whole file of that network"
         )
+    numbers = torch.from_numpy(np.fromfile(path, "<f4", offset=start))
     tensors = list(_tensors(layout, 1 + more))
     parts = numbers.split([shape.numel() for _, shape in tensors])
     state: dict[str, Tensor] = {name: part.view(shape) for (name, shape), part in zip(tensors, parts, strict=True)}

@@ -309,7 +309,10 @@ def test_the_default_root(prepared: Path, monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.chdir(prepared.parent)
     monkeypatch.delenv("SIGHTLINE_DATA", raising=False)
     command = "sightline data prepare modelnet40 --from PATH --to data/modelnet40"
-    with pytest.raises(DataError, match=f"^data/modelnet40: there is no such folder; to make it: {command}$"):
+    elsewhere = "if the set lies elsewhere, give data.root=FOLDER, or without it SIGHTLINE_DATA=FOLDER around all sets"
+    with pytest.raises(
+        DataError, match=f"^data/modelnet40: there is no such folder; {elsewhere}; to make it: {command}$"
+    ):
         ModelNet40(split="train")
     monkeypatch.setenv("SIGHTLINE_DATA", str(prepared.parent))
     shutil.copytree(prepared, prepared.parent / "modelnet40")

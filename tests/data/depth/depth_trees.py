@@ -68,14 +68,14 @@ def msra_bytes(window: np.ndarray, left: int, top: int, *, size: tuple[int, int]
     return header + window.astype("<f4").tobytes()
 
 
-def write_msra(root: Path, counts: Mapping[str, int]) -> dict[str, Drawn]:
+def write_msra(root: Path, counts: Mapping[str, int], *, middle_mm: float = 400.0) -> dict[str, Drawn]:
     """`counts` frames for each `subject/gesture`; what was drawn by `subject/gesture/number`."""
     made = {}
     for place, (folder, count) in enumerate(counts.items()):
         (root / folder).mkdir(parents=True)
         lines = [str(count)]
         for number in range(count):
-            drawn = draw(100 * place + number, 21, focal=241.42, y_up=True, size=(320, 240))
+            drawn = draw(100 * place + number, 21, focal=241.42, y_up=True, size=(320, 240), middle_mm=middle_mm)
             depth = np.where(drawn.depth > 0, drawn.depth + 0.125, 0)  # these files hold fractions of a millimetre
             rows, columns = np.nonzero(depth)
             top, left = rows.min() - 1, columns.min() - 3

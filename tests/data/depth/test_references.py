@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from sightline import registry
+from sightline.config import read_config
 from sightline.data.depth.references import CentreOfMass, DepthFrame, FrameOrder, PointsOfFile, TrueJoint
 from sightline.errors import ConfigError, DataError
 from sightline.geometry.pinhole import project
@@ -137,7 +138,20 @@ def test_unknown_words_and_missing_files(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"path: .*\{fold\}.* these are \{split\}, \{subject\}"):
         PointsOfFile(path="centres_{fold}.txt").of(order_of())
     with pytest.raises(DataError, match="cannot be read"):
-        PointsOfFile(path=str(tmp_path / "none.txt")).of(order_of())
+        PointsOfFile(path=str(tmp_path)).of(order_of())
+
+
+@pytest.mark.parametrize("name", ["hands2017", "icvl", "itop", "msra", "nyu"])
+def test_the_missing_file_of_a_shipped_recipe_names_the_ways_out(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = read_config(Path(__file__).parents[3] / "configs" / "pose" / f"{name}_v2v.yaml")
+    block = config.data.arguments["reference"]
+    path = block.arguments["path"].format(split="train", subject="3")
+    with pytest.raises(DataError) as error:
+        registry.references.build(block, facts={}).of(order_of())
+    assert str(error.value).startswith(f"{path}: the file of the reference points of toy train is not there; ")
+    for way in ("data.reference.path", "data.reference.name=centre_of_mass", "data centres RUN --data CONFIG"):
+        assert way in str(error.value)
+    assert str(error.value).endswith(f"--split train --to {path}")
 
 
 def test_a_start_takes_the_place_of_the_first_mean() -> None:

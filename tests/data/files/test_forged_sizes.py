@@ -52,6 +52,12 @@ def pcd_compressed(path: Path) -> object:
     return read_cloud(path)
 
 
+def pcd_of_an_unknown_kind(path: Path) -> object:
+    path = path.with_suffix(".pcd")
+    path.write_bytes((PCD + "POINTS 2\nDATA !inary\n").encode() + struct.pack("<II", 2**30, 2**30) + bytes(24))
+    return read_cloud(path)
+
+
 def mat(path: Path, place: int, word: int, *, compressed: bool = False) -> object:
     """Sound but for one word, in the variable that a sound file has at byte 128."""
     from scipy.io import savemat
@@ -74,6 +80,7 @@ def mat(path: Path, place: int, word: int, *, compressed: bool = False) -> objec
         lambda path: read_image(png(path.with_suffix(".png"), 12_000, 12_000, 8, 2)),
         pcd_beyond_ten_lines,
         pcd_compressed,
+        pcd_of_an_unknown_kind,
         lambda path: mat(path, 132, 2**31 - 1),
         lambda path: mat(path, 160, 2**30),
         lambda path: mat(path, 144, 1),
@@ -91,6 +98,33 @@ def test_refused_before_memory_is_asked_for(read: Callable[[Path], object], tmp_
         tracemalloc.stop()
     assert str(tmp_path / "small") in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_no_more_is_asked_for_than_a_file_has(tmp_path: Path) -> None:
+    """Pillow reads what a chunk of pixels states beyond those that it needs."""
+    path = tmp_path / "small.png"
+    Image.new("RGB", (9, 9)).save(path)
+    content = path.read_bytes()
+    place = content.index(b"IDAT") - 4
+    path.write_bytes(content[:place] + (2**31 - 1).to_bytes(4, "big") + content[place + 4 :])
+    tracemalloc.start()
+    try:
+        assert read_image(path).shape == (9, 9, 3)
+        assert tracemalloc.get_traced_memory()[1] < 64 * 2**20
+    finally:
+        tracemalloc.stop()
+
+
+def test_numbers_of_no_type_do_not_end_the_process(tmp_path: Path) -> None:
+    """SciPy takes the type of no numbers at all for a place in a table."""
+    from scipy.io import savemat
+
+    savemat(tmp_path / "small", {"points": np.ones((0, 3))}, appendmat=False)
+    content = bytearray((tmp_path / "small").read_bytes())
+    content[-8:-4] = bytes(4)
+    (tmp_path / "small").write_bytes(content)
+    with pytest.raises(DataError, match="0 numbers of type 0 in 0 bytes"):
+        read_mat(tmp_path / "small", "points")
 
 
 @pytest.mark.parametrize("length", range(0, 33, 4))

@@ -64,6 +64,13 @@ def test_a_forged_manifest_is_one_line(root: Path, change: Callable[[dict[str, A
     assert str(root / "manifest.json") in str(caught.value)
 
 
+def test_a_missing_entry_is_named(root: Path) -> None:
+    """Whatever a set of some kind needs beyond what all have."""
+    forge(root, lambda manifest: manifest.pop("layout"))
+    with pytest.raises(DataError, match="lack 'layout'; prepare the set again"):
+        _ = ModelNet40(root=str(root), split="train").info
+
+
 def test_a_label_without_a_class_is_named(root: Path) -> None:
     labels = np.load(root / "train.label.npy")
     labels[1] = 4119

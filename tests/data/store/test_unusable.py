@@ -4,13 +4,19 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 
+from sightline.data.depth.hands2017 import Hands2017
+from sightline.data.depth.msra_hands import MsraHands
 from sightline.data.scans.scan_folder import ScanFolder
 from sightline.errors import DataError
 from tests.command import run_here
+from tests.data.clouds import scanobjectnn_writers
 from tests.data.clouds.cloud_writers import prepare_folder, write_folder
+from tests.data.depth.depth_trees import no_progress, write_hands2017
+from tests.data.depth.figure_trees import write_msra_hands
 
 
 def spoil(path: Path) -> None:
@@ -98,3 +104,45 @@ def test_scans_are_all_named(tmp_path: Path) -> None:
             columns=("x", "y", "z", "intensity"),
         )  # fmt: skip
     assert all(str(path) in str(caught.value) for path in faulty), str(caught.value)
+
+
+def lines_of(caught: pytest.ExceptionInfo[DataError]) -> list[str]:
+    return str(caught.value).split("\n  ")
+
+
+def test_every_depth_image_of_a_list_is_named(tmp_path: Path) -> None:
+    """Frames are read by the thousand; the first that is cut short does not hide the others."""
+    write_msra_hands(tmp_path / "hands", {"P0/1": 5, "P1/5": 1})
+    write_hands2017(tmp_path / "source")
+    images = sorted((tmp_path / "source/training/images").iterdir())
+    windows = sorted((tmp_path / "hands/P0/1").glob("*.bin"))
+    for path in (images[0], images[2], windows[1], windows[4]):
+        spoil(path)
+    for kind, source, faulty in ((MsraHands, "hands", windows[1::3]), (Hands2017, "source", images[0:3:2])):
+        with pytest.raises(DataError, match=r"^2 of \d+ samples cannot be used") as caught:
+            kind.prepare(source=tmp_path / source, target=tmp_path / "set", name=kind.set_name, progress=no_progress)
+        assert [line.split(": ")[0] for line in lines_of(caught)[1:]] == list(map(str, faulty))
+
+
+def test_every_shape_of_an_array_is_named(tmp_path: Path) -> None:
+    source = scanobjectnn_writers.write_variant(tmp_path / "h5_files", "obj_bg")
+    path = source / "main_split/training_objectdataset.h5"
+    with h5py.File(path, "r+") as file:
+        file["data"][3] = 0.0
+        file["data"][7, 2, 1] = np.nan
+    with pytest.raises(DataError, match=r"^2 of 46 samples") as caught:
+        scanobjectnn_writers.prepare(source, tmp_path / "set")
+    assert [line.partition(": ")[2].split(":")[0].split(" has")[0] for line in lines_of(caught)[1:]] == [
+        "object 3",
+        "object 7",
+    ]
+
+
+def test_a_part_that_cannot_be_begun_does_not_hide_the_others(tmp_path: Path) -> None:
+    """Labels of one gesture that are no numbers, and an image of another."""
+    write_msra_hands(tmp_path / "hands", {"P0/1": 2, "P1/5": 2})
+    (tmp_path / "hands/P0/1/joint.txt").write_text("2\n1 2\n1 2\n")
+    spoil(tmp_path / "hands/P1/5/000001_depth.bin")
+    with pytest.raises(DataError, match=r"^2 of 4 samples") as caught:
+        MsraHands.prepare(source=tmp_path / "hands", target=tmp_path / "set", name="msra_hands", progress=no_progress)
+    assert "joint.txt:2: 2 columns, 63 are needed" in lines_of(caught)[1]

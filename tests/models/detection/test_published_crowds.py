@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import struct
 from pathlib import Path
 from typing import Any
@@ -166,3 +167,22 @@ def test_darknet_puts_what_grew_first() -> None:
     for level, width in ((0, 128), (1, 256)):
         seen = found[f"neck.blocks.{level}.0.conv.weight"].flatten().tolist()
         assert seen == [*range(width, 3 * width), *range(width)]
+
+
+@pytest.mark.parametrize("layout", ["darknet_darknet53", "darknet_yolov3"])
+def test_what_is_no_file_of_darknet_is_one_line(tmp_path: Path, layout: str) -> None:
+    """Its size alone decides, before anything of it is in memory; a pipe is never opened."""
+    path = tmp_path / "own.weights"
+    header = struct.pack("<iiiq", 0, 2, 0, 0)
+    faults = {0: "holds 0 numbers", 27: "holds 1 numbers and 3 bytes", 2**40: "holds 274877906939 numbers"}
+    for size, word in faults.items():
+        with path.open("wb") as file:
+            file.write(header[:size])
+            file.truncate(size)
+        with pytest.raises(CheckpointError, match=rf"own\.weights: {word} .*; get the whole file") as caught:
+            read_darknet(path, layout)
+        assert "\n" not in str(caught.value)
+    os.mkfifo(tmp_path / "pipe")
+    for name, word in {"pipe": "not a plain file", ".": "s a directory", "n" * 300: "too long"}.items():
+        with pytest.raises(CheckpointError, match=f"{word}; check the path"):
+            read_darknet(tmp_path / name, layout)

@@ -18,6 +18,8 @@ __all__ = ["channel_contract"]
 
 _SLACK = 2.0**-10  # of the largest bound: half precision rounds by 2^-11 of a value
 _FAR_INSIDE = 1 / 50  # a range used to a fiftieth: the next unit down (cm to m, mm to m) gives 1/100 or 1/1000
+_FAR_INSIDE_OF = {"mm": 1 / 200}
+"""A camera that reaches 20 m sees a hand at 0.3 m, 1/67 of it; in centimetres it would be 1/670, in metres 1/67,000."""
 _UNIT_FACTORS = {1000.0: "millimetres for metres", 0.001: "metres for millimetres", 255.0: "0..255 for 0..1"}
 
 
@@ -99,7 +101,8 @@ def _of_range(context: Context, survey: PartSurvey, name: str, promise: Field, f
         )
         return
     reach = max(abs(found.low), abs(found.high))
-    if _kind(promise.dtype) == "float" and 0 < reach < _FAR_INSIDE * largest:
+    least = _FAR_INSIDE_OF.get(promise.unit, _FAR_INSIDE)
+    if _kind(promise.dtype) == "float" and 0 < reach < least * largest:
         yield broken_field(
             channel_contract,
             context,
@@ -109,7 +112,7 @@ def _of_range(context: Context, survey: PartSurvey, name: str, promise: Field, f
             f"'{name}' fills {reach / largest:.1g} of its declared range: another unit?",
             sample=found.high_at if abs(found.high) == reach else found.low_at,
             measured=f"{span}, {reach / largest:.4g} of the largest bound",
-            expected=f"{declared}; at least {_FAR_INSIDE:g} of it in use",
+            expected=f"{declared}; at least {least:g} of it in use",
             action=f"check whether '{name}' is in {promise.unit or 'the declared unit'}, or narrow its Field",
             severity="warning",
         )

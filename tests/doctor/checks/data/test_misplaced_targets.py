@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -179,8 +181,55 @@ def test_right_ones_are_not_flagged(tmp_path: Path, overrides: tuple[str, ...]) 
     assert found(make_pose(tmp_path, *overrides)) == []
 
 
+@pytest.mark.parametrize("sigma", [3.4, 0.85])
+def test_maps_twice_or_half_as_wide_as_published_get_a_warning(tmp_path: Path, sigma: float) -> None:
+    """Whether the recipe asks for them or a transform of one's own, whose width no recipe states, draws them."""
+    words = [f"transforms.{part}.2.sigma={sigma}" for part in ("train", "evaluate")]
+    (finding,) = found(make_pose(tmp_path, *words))
+    assert (finding.code, finding.severity, finding.cause) == ("misplaced-heatmap", "warning", "data.target_encoding")
+    assert finding.summary.endswith("times as wide as the published ones")
+    assert finding.evidence["measured_cells"] == pytest.approx(sigma, rel=0.05)
+    assert_complete(finding)
+    own = make_pose(tmp_path, *words)
+    steps = own.config.transforms
+    renamed = [
+        dataclasses.replace(each, name="own_maps") if each.name == "draw_heatmaps" else each for each in steps.train
+    ]
+    config = dataclasses.replace(own.config, transforms=dataclasses.replace(steps, train=tuple(renamed)))
+    (finding,) = found(dataclasses.replace(own, config=config))
+    assert finding.severity == "warning"
+
+
 def test_width_is_read_from_any_place_within_a_cell() -> None:
     joints = torch.rand(5, 3, 3, dtype=torch.float64) * 2 + 11
     for sigma in (1.2, 1.7, 2.0):
         maps = gaussian_heatmaps(joints, cells=24, sigma=sigma, dtype=torch.float64)
         assert (width_of(maps) / sigma - 1).abs().max() < 0.01
+
+
+# --- over seeds -------------------------------------------------------------------------------------------------------
+
+WIDTHS = {
+    "twice as wide": 3.4,
+    "half as wide": 0.85,
+    "published": 1.7,
+    "a quarter wider": 2.1,
+    "a quarter narrower": 1.36,
+}
+
+
+def is_flagged(folder: Path, sigma: float, size: int, seed: int) -> bool:
+    """Whether maps of this width are reported, of hands of another seed, in cubes of this size."""
+    parts = ("train", "evaluate")
+    words = [f"transforms.{part}.{key}" for part in parts for key in (f"0.size={size}", f"2.sigma={sigma}")]
+    context = Context(make_pose(folder, *words, f"seed={seed}", f"data.data_seed={seed}"), World())
+    return bool(misplaced_heatmap(context))
+
+
+if __name__ == "__main__":
+    with tempfile.TemporaryDirectory() as place:
+        for name, sigma in WIDTHS.items():
+            for size in (44, 88):
+                count = sum(is_flagged(Path(place), sigma, size, seed) for seed in range(10))
+                sys.stdout.write(f"| {name} | {sigma} | {size} | {count} |\n")
+                sys.stdout.flush()

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from sightline.errors import UserError
-from sightline.runs.output_files import write_document
+from sightline.runs.output_files import assert_writable, write_document
 from sightline.studies.cells import CellSetup
 from sightline.studies.label_efficiency import NAME, LabelStudy, Share
 from sightline.studies.label_table import COLUMNS, shown
@@ -39,6 +39,7 @@ class Options:
 
 def label_efficiency(options: Options) -> int:
     """Run every cell that is not done, and compare; the exit code of the first run that did not come to its end."""
+    assert_writable(options.out / f"{NAME}.json", option="--out")
     setup = CellSetup(options.config, options.plugins, options.device, options.processes)
     study = LabelStudy(setup, _shares(options), options.out, overrides=options.overrides, source=options.source)
     for line in study.notes:

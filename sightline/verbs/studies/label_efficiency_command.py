@@ -44,7 +44,7 @@ def label_efficiency(
     not repeated. Writes label_efficiency.json and label_efficiency.svg into --out after every run.
     """
     with collection_paused():
-        from sightline.verbs import label_efficiency as verb
+        from sightline.verbs.studies import label_efficiency as verb
 
     asked = (source, fractions, seeds, epochs, processes, tuple(plugin or ()), device, json)
     return verb.label_efficiency(verb.Options(config, tuple(overrides or ()), out, *asked))

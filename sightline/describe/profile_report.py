@@ -1,0 +1,75 @@
+"""A profile as one document: parts of the step, kinds of work, modules; each table adds up to the step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from sightline.describe.profiling import Profile
+from sightline.describe.step_spans import Cost, Key
+
+__all__ = ["profile_document", "sum_of"]
+
+Costs = list[tuple[Key, Cost]]
+
+
+def profile_document(profile: Profile) -> dict[str, Any]:
+    """Seconds of a step and bytes at its peak: `parts`, `kinds` and `modules` with `outside` each add up to the whole.
+
+    Rows of `modules` hold what ran in the module itself; `seconds_with_inner` adds the modules within it.
+    """
+    costs = profile.costs
+    parts, kinds, modules = (_grouped(costs.costs, place) for place in (0, 2, 1))
+    outside = modules.pop(None, [])
+    inner = {
+        path: sum(cost.seconds for name, rows in modules.items() if _is_in(name, path) for _, cost in rows)
+        for path in costs.calls
+    }
+    return {
+        "num_steps": costs.num_steps,
+        "step_s": costs.step_s,
+        "resident_bytes": costs.resident_bytes,
+        "peak_bytes": costs.peak_bytes,
+        "parts": [
+            {"part": part, **_row(rows), "seconds_in_modules": sum(c.seconds for key, c in rows if key[1] is not None)}
+            for part, rows in parts.items()
+        ],
+        "kinds": [
+            {"kind": kind, **_row(rows), "peak_bytes": costs.kind_peaks.get(kind)} for kind, rows in kinds.items()
+        ],
+        "modules": [
+            {"path": path, "class": profile.places[path][0], "place": profile.places[path][1], "calls": calls}
+            | _row(modules.get(path, []))
+            | {"seconds_with_inner": inner[path], "peak_bytes": costs.peaks.get(path)}
+            for path, calls in costs.calls.items()
+        ],
+        "outside": _row(outside),
+    }
+
+
+def sum_of(rows: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """The columns that add up, of several rows together."""
+    rows = list(rows)
+    return {name: sum(row[name] for row in rows) for name in ("seconds", "seconds_backward", "bytes_at_peak")}
+
+
+def _grouped(costs: Mapping[Key, Cost], place: int) -> dict[Any, Costs]:
+    groups: dict[Any, Costs] = {}
+    for key, cost in costs.items():
+        groups.setdefault(key[place], []).append((key, cost))
+    return groups
+
+
+def _row(rows: Costs) -> dict[str, Any]:
+    return sum_of(
+        {
+            "seconds": cost.seconds,
+            "seconds_backward": cost.seconds if key[0] == "backward" else 0.0,
+            "bytes_at_peak": cost.bytes_at_peak,
+        }
+        for key, cost in rows
+    )
+
+
+def _is_in(name: str, path: str) -> bool:
+    return not path or name == path or name.startswith(f"{path}.")

@@ -1,0 +1,151 @@
+"""A few real training steps under torch's profiler: the engine's own loop, nothing in it replaced."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+from torch.profiler import ProfilerActivity, profile, record_function, schedule
+
+from sightline.calls import calls_watched
+from sightline.describe.memory import bytes_of
+from sightline.describe.step_spans import MODULE, StepCosts, costs_of
+from sightline.describe.trace import definition_of
+from sightline.engine.distributed import World
+from sightline.engine.records import StepRecord
+from sightline.engine.train import Job, train
+from sightline.errors import RunError, UserError, summary_of
+from sightline.nests import leaves
+from sightline.runs.output_files import write_file
+
+__all__ = ["NUM_WARM", "Profile", "place_of", "profile_steps", "take_steps"]
+
+NUM_WARM = 2
+"""Steps before those that are measured: they compile kernels, fill pools, make the optimiser's state."""
+
+
+@dataclass(frozen=True)
+class Profile:
+    """What steps showed: their costs, and the loop's records of them, those of the `NUM_WARM` steps before first."""
+
+    costs: StepCosts
+    records: tuple[StepRecord, ...]
+    places: dict[str, tuple[str, str]]
+    """By the path of each module its class, and the file and line of that."""
+
+
+def profile_steps(job: Job, world: World, *, num_steps: int, trace: Path | None = None) -> Profile:
+    """Train `NUM_WARM` and `num_steps` further steps and trace the latter, for viewers into the file `trace` (gzip).
+
+    The run computes the same numbers as without. A model that `train.compile` compiles is traced as one piece.
+    """
+    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if world.device.type == "cuda" else [])]
+    when = schedule(wait=NUM_WARM - 1, warmup=1, active=num_steps, repeat=1)
+    paths = {} if job.compile else {module: path for path, module in job.model.named_modules()}
+    profiler = profile(activities=activities, schedule=when, profile_memory=True)
+    resident: list[int] = []
+
+    def after(record: StepRecord) -> None:
+        resident.append(_resident_bytes(job))
+        with _without_native_lines():
+            profiler.step()
+
+    with _without_native_lines():
+        profiler.start()
+    try:
+        with _calls_named(paths):
+            records = take_steps(job, world, NUM_WARM + num_steps, after)
+    finally:
+        with _without_native_lines():
+            profiler.stop()
+    costs = costs_of(_exported(profiler, trace), resident_bytes=resident[NUM_WARM - 1])
+    kinds = {path: type(module) for path, module in job.model.named_modules()}
+    places = {kind: place_of(kind) for kind in set(kinds.values())}
+    return Profile(costs, tuple(records), {path: (kind.__name__, places[kind]) for path, kind in kinds.items()})
+
+
+def take_steps(job: Job, world: World, count: int, after: Callable[[StepRecord], None]) -> list[StepRecord]:
+    """Run the loop from `job.step` for so many steps; `after` is called behind each. Returns the loop's records.
+
+    Raises RunError where a step fails.
+    """
+    records: list[StepRecord] = []
+
+    def at_step(record: StepRecord, stop_asked: bool) -> bool:
+        records.append(record)
+        after(record)
+        return stop_asked or len(records) == count
+
+    try:
+        train(job, world, at_step)
+    except (UserError, RunError):
+        raise
+    except Exception as error:
+        raise RunError(f"a training step failed: {summary_of(error)}") from error
+    return records
+
+
+def place_of(kind: type) -> str:
+    """The file and line that define a class: below its package where it has one, else the whole path."""
+    file, line = definition_of(kind)
+    if not file:
+        return ""
+    own = "/".join(kind.__module__.split(".")) + ".py"
+    return f"{own if file.endswith('/' + own) else file}:{line}"
+
+
+@contextmanager
+def _calls_named(paths: Mapping[nn.Module, str]) -> Iterator[None]:
+    """Calls of these modules are spans in a trace, under their paths."""
+    spans: list[record_function] = []
+
+    def enter(module: nn.Module, *_: Any) -> None:
+        spans.append(record_function(MODULE + paths[module]))
+        spans[-1].__enter__()
+
+    def leave(*_: Any) -> None:
+        spans.pop().__exit__(None, None, None)
+
+    with calls_watched(paths, enter, leave):
+        yield
+
+
+def _resident_bytes(job: Job) -> int:
+    """What a run holds from step to step: parameters, buffers, the optimiser's state, the average of the weights."""
+    models = [job.model, *([] if job.ema is None else [job.ema])]
+    held = [tensor for model in models for tensor in (*model.parameters(), *model.buffers())]
+    return bytes_of([*held, *(tensor for _, tensor in leaves(list(job.optimizer.state.values())))])
+
+
+def _exported(profiler: profile, path: Path | None) -> list[dict[str, Any]]:
+    """The events of a trace, from the file in which it is kept, or from one that is not."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "trace.json"
+        profiler.export_chrome_trace(str(file))
+        text = file.read_bytes()
+    write_file(path, gzip.compress(text, mtime=0))
+    events: list[dict[str, Any]] = json.loads(text)["traceEvents"]
+    return events
+
+
+@contextmanager
+def _without_native_lines() -> Iterator[None]:
+    """What libraries write to standard error by themselves is dropped: the profiler reports its start there."""
+    sys.stderr.flush()
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)

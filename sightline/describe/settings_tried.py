@@ -1,0 +1,135 @@
+"""The same training steps under other settings of run and machine, in turn, so that a slow minute slows all of them."""
+
+from __future__ import annotations
+
+import itertools
+import re
+import statistics
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+
+from sightline.config.overrides import split_values
+from sightline.describe.profiling import profile_steps, take_steps
+from sightline.engine.build import Built
+from sightline.engine.distributed import World
+from sightline.engine.precision import seed_everything, set_backends
+from sightline.errors import RunError, UserError
+from sightline.schema import nearest
+
+__all__ = ["Setting", "Trial", "settings_of", "try_settings"]
+
+_WORDS = {
+    **{name: f"train.precision={name}" for name in ("bf16", "fp16", "float32", "float64")},
+    "channels_last": "model.channels_last=true",
+    "compile": "train.compile=true",
+}
+_COUNTS = {"workers": "loader.workers", "prefetch": "loader.prefetch", "micro_batches": "train.micro_batches"}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Overrides of the config, and the threads of torch and of our kernels where other than the process's."""
+
+    name: str
+    overrides: tuple[str, ...] = ()
+    threads: int | None = None
+
+
+class Trial(NamedTuple):
+    """A setting and the run under it."""
+
+    setting: Setting
+    built: Built
+
+
+def settings_of(texts: Sequence[str]) -> list[Setting]:
+    """The settings of `--try bf16,workers=0+threads=2`: commas between settings, plus signs within one.
+
+    Raises UserError for a word that is not a setting.
+    """
+    names = [name for text in texts for name in split_values(text)]
+    if len(set(names)) < len(names):
+        raise UserError(f"--try: a setting is given twice: {', '.join(names)}")
+    return [_setting(name) for name in names]
+
+
+def try_settings(
+    trials: Sequence[Trial], world: World, *, num_steps: int, num_rounds: int, note: Callable[[str], None]
+) -> list[dict[str, Any]]:
+    """Take the same steps under every setting, in rounds A B C, C B A; a row for each, compared with the first.
+
+    `seconds` of a row are the medians of its rounds, `step_s` their median, `ratio` how many times faster than the
+    first setting beside it in the same round (`low` to `high`), `data_share` the share of waiting for data, `loss` that
+    of the last step. A round's first step, in which workers start, does not count. `peak_bytes` is of a traced step.
+    Raises RunError where a step fails, naming the setting.
+    """
+    rows: dict[str, dict[str, Any]] = {}
+    for trial in trials:
+        with _applied(trial):
+            peak = profile_steps(trial.built.job, world, num_steps=1).costs.peak_bytes
+        rows[trial.setting.name] = {"name": trial.setting.name, "seconds": [], "shares": [], "peak_bytes": peak}
+    for number in range(num_rounds):
+        note(f"round {number + 1} of {num_rounds}")
+        for trial in trials if number % 2 == 0 else reversed(trials):
+            with _applied(trial):
+                records = take_steps(trial.built.job, world, 1 + num_steps, lambda record: None)
+            times = [after.wall_s - before.wall_s for before, after in itertools.pairwise(records)]
+            row = rows[trial.setting.name]
+            row["seconds"].append(statistics.median(times))
+            row["shares"].append(sum(record.seconds["data"] for record in records[1:]) / sum(times))
+            row["loss"] = records[-1].losses["total"]
+    first = rows[trials[0].setting.name]["seconds"]
+    return [row | _compared(first, row["seconds"], row.pop("shares")) for row in rows.values()]
+
+
+def _compared(first: Sequence[float], seconds: Sequence[float], shares: Sequence[float]) -> dict[str, Any]:
+    """How a setting's rounds stand against the first one's: a direction only where at least three all agree on it."""
+    ratios = sorted(before / after for before, after in zip(first, seconds, strict=True))
+    verdict = "faster" if ratios[0] > 1.0 else "slower" if ratios[-1] < 1.0 else ""
+    return {
+        "step_s": statistics.median(seconds),
+        "data_share": statistics.median(shares),
+        "ratio": statistics.median(ratios),
+        "low": ratios[0],
+        "high": ratios[-1],
+        "verdict": verdict if verdict and len(ratios) >= 3 else "no clear difference",
+    }
+
+
+@contextmanager
+def _applied(trial: Trial) -> Iterator[None]:
+    """The trial's job is at its first step, and the process set as it asks; afterwards threads are what they were."""
+    threads, config = torch.get_num_threads(), trial.built.config
+    set_backends(determinism=config.train.determinism, cudnn=config.train.cudnn)
+    seed_everything(config.seed, 1)  # all settings draw the same numbers
+    trial.built.job.step = 0
+    try:
+        torch.set_num_threads(trial.setting.threads or threads)
+        yield
+    except RunError as error:
+        raise RunError(f"--try {trial.setting.name}: {error}") from error
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _setting(name: str) -> Setting:
+    overrides: list[str] = []
+    threads = None
+    for part in re.split(r"\+(?=[A-Za-z])", name):
+        key, equals, value = (word.strip() for word in part.partition("="))
+        if key == "threads" and value.isdecimal() and 1 <= int(value) <= 1024:
+            threads = int(value)
+        elif (key in _COUNTS or "." in key) and equals:
+            overrides.append(f"{_COUNTS.get(key, key)}={value}")
+        elif part.strip() in _WORDS:
+            overrides.append(_WORDS[key])
+        else:
+            known = [*_WORDS, *_COUNTS, "threads"]
+            allowed = ", ".join(word if word in _WORDS else f"{word}=N" for word in known)
+            hint = nearest(key, known)
+            raise UserError(f"--try {name}: found {part!r}, allowed are {allowed} and KEY=VALUE of the config{hint}")
+    return Setting(name, tuple(overrides), threads)

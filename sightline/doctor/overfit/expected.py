@@ -1,0 +1,68 @@
+"""A training held to what its config expects of it: looks at the samples of `fit-one` at the steps that are named."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from sightline.config.expectations import Expectation
+from sightline.describe.trace import untouched
+from sightline.doctor.overfit.fit_one import Asked, bench_of
+from sightline.doctor.overfit.following import Met, assert_known, measured_in
+from sightline.doctor.overfit.layers import snapshot
+from sightline.doctor.overfit.loss_probe import probe_loss
+from sightline.engine.build import Built
+from sightline.engine.records import EvaluationRecord, StepRecord, StopRun
+
+__all__ = ["ExpectationsHeld", "held_in_training"]
+
+
+def held_in_training(built: Built, *, num_processes: int, note: Callable[[str], object]) -> list[ExpectationsHeld]:
+    """The observer of a run whose config expects something of its training; none of any other.
+
+    `note` gets a line on entries that training passes over: those of `share`, which is of a fit to the end, and in
+    several processes all, for a look at layers would be taken by one of them. Raises ConfigError for an entry of an
+    output, layer or loss that there is not.
+    """
+    asked = [pair for pair in enumerate(built.config.expect) if pair[1].get("only", "train") == "train"]
+    held = [(place, entry) for place, entry in asked if entry["quantity"] != "share" and num_processes == 1]
+    if passed := [f"expect.{place}" for place, entry in asked if (place, entry) not in held]:
+        reason = "training in several processes is held to none" if num_processes > 1 else "share is of fit-one alone"
+        note(f"{', '.join(passed)}: passed over, {reason}")
+    return [ExpectationsHeld(built, held)] if held else []
+
+
+class ExpectationsHeld:
+    """Ends a run at the first entry that is not met. Entries of steps that a resumed run has done are passed over."""
+
+    may_stop = True
+
+    def __init__(self, built: Built, entries: Sequence[tuple[int, Expectation]]) -> None:
+        self._built = built
+        self._entries = entries
+        with untouched():
+            self._bench, _ = bench_of(built, Asked())
+            self._probe = probe_loss(self._bench)
+            assert_known(built, snapshot(self._bench, built.job, built.job.step), self._probe)
+
+    def assert_begun_well(self) -> None:
+        """Raises StopRun for an entry of step 0 that the weights that a new run begins with do not meet."""
+        self._hold(self._built.job.step)
+
+    def on_step(self, record: StepRecord) -> None:
+        self._hold(record.step)
+
+    def on_evaluation(self, record: EvaluationRecord) -> None:
+        pass
+
+    def on_end(self, reason: str) -> None:
+        pass
+
+    def _hold(self, step: int) -> None:
+        due = [(place, entry) for place, entry in self._entries if entry["step"] == step]
+        if not due:
+            return
+        with untouched():
+            look = snapshot(self._bench, self._built.job, step)
+        met = [Met(place, entry, measured_in(entry, look, self._probe)) for place, entry in due]
+        if missed := [each.line for each in met if not each.is_met]:
+            raise StopRun(f"{'; '.join(missed)}; the run ends, set expect otherwise, or only: fit_one for the entry")

@@ -1,0 +1,54 @@
+"""`sightline study` as the command line declares it; the rooms it needs are imported when it runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sightline.collection import collection_paused
+from sightline.verbs.options import Device, Json, Plugins, Processes, Traceback, parted
+
+__all__ = ["study"]
+
+
+def study(
+    words: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="CONFIG... [KEY=VALUE]...",
+            help="YAML configs or run directories, several to compare them, and what is laid over all of them",
+        ),
+    ],
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="where runs, table and plot go")],
+    vary: Annotated[
+        list[str] | None,
+        typer.Option("--vary", metavar="KEY=A,B", help="run with each of these values; repeatable, all combinations"),
+    ] = None,
+    arm: Annotated[
+        list[str] | None,
+        typer.Option("--arm", metavar="NAME='KEY=A KEY=B'", help="or with these overrides together; repeatable"),
+    ] = None,
+    seeds: Annotated[int, typer.Option("--seeds", metavar="N", min=1, help="runs of each, with seeds 0 to N - 1")] = 3,
+    metric: Annotated[
+        str | None, typer.Option("--metric", metavar="NAME", help="the figure compared [evaluate.metric]")
+    ] = None,
+    processes: Processes = None,
+    plugin: Plugins = None,
+    device: Device = "auto",
+    json: Json = None,
+    traceback: Traceback = False,
+) -> int:
+    """Train a grid of runs: mean and spread over seeds, paired differences with their interval, and a plot.
+
+    Runs of one seed share initial weights and the order of samples where what is varied leaves these alone, and make a
+    pair. The figure is that of the last weights on the test part. The same command again goes on where it stopped; runs
+    that are done are not repeated. Writes study.json and study.svg into --out after every run.
+    """
+    with collection_paused():
+        from sightline.verbs.studies import study as verb
+
+    configs, overrides = parted(words)
+    asked = (tuple(vary or ()), tuple(arm or ()), seeds, metric, processes, tuple(plugin or ()), device, json)
+    return verb.study(verb.Options(configs, overrides, out, *asked))

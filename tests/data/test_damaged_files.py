@@ -1,0 +1,88 @@
+"""Files with a fault that fuzzing found a reader to stumble over, each refused in a line that names the place."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from sightline.data.boxes.layout_reading import read_kitti, read_lines, read_yolo
+from sightline.data.boxes.people_files import read_citypersons
+from sightline.data.clouds.modelnet_classes import Classes
+from sightline.data.clouds.modelnet_files import text_contents
+from sightline.data.files.scan_files import velodyne_poses
+from sightline.data.scans.squeezeseg_npy import read_image
+from sightline.errors import DataError
+from tests.data.boxes.box_writers import pattern, write_image
+
+
+def calibration_without_inverse(folder: Path) -> object:
+    (folder / "poses.txt").write_text("1 0 0 0 0 1 0 0 0 0 1 0\n")
+    (folder / "calib.txt").write_text(f"Tr: {'0 ' * 12}\n")
+    return velodyne_poses(folder / "poses.txt", folder / "calib.txt")
+
+
+def pixel_beyond_float(folder: Path) -> object:
+    image = np.ones((1, 1, 6))
+    image[0, 0, 0] = 1e300
+    np.save(folder / "range.npy", image)
+    return read_image(folder / "range.npy", height=1, width=1)
+
+
+def kitti_number_without_end(folder: Path) -> object:
+    (folder / "training/label_2").mkdir(parents=True)
+    write_image(folder / "training/image_2/0.png", pattern(9, 9))
+    (folder / "training/label_2/0.txt").write_text(f"Car 0 inf 0 1 1 5 5 {'0 ' * 7}\n")
+    return read_kitti(folder)
+
+
+def odgt_outside(folder: Path) -> object:
+    for name in ("/etc/one", "../one"):
+        (folder / "annotation_train.odgt").write_text(json.dumps({"ID": name, "gtboxes": []}))
+        with pytest.raises(DataError, match="leads out of the folder"):
+            read_lines(folder)
+    return read_lines(folder)
+
+
+def citypersons_outside(folder: Path) -> object:
+    from scipy.io import savemat
+
+    write_image(folder / "leftImg8bit/train/b/b.png", pattern(9, 9))
+    cells = np.empty((1, 1), dtype=object)
+    cells[0, 0] = {"cityname": "../..", "im_name": "a.png", "bbs": np.zeros((1, 10))}
+    savemat(folder / "anno_train.mat", {"anno_train_aligned": cells})
+    return read_citypersons(folder)
+
+
+def modelnet_outside(folder: Path) -> object:
+    (folder / "modelnet40_train.txt").write_text("airplane_../../airplane_0001\n")
+    (folder / "modelnet40_test.txt").write_text("airplane_0002\n")
+    return text_contents(folder, Classes.of("modelnet40"))
+
+
+@pytest.mark.parametrize(
+    ("read", "word"),
+    [
+        (calibration_without_inverse, r"calib\.txt: the row 'Tr' has no inverse"),
+        (pixel_beyond_float, r"range\.npy: pixel \(0, 0\) lies inf m away"),
+        (kitti_number_without_end, r"0\.txt:1: 'Car 0 inf"),
+        (odgt_outside, r"annotation_train\.odgt:1: .*'\.\./one' leads out"),
+        (citypersons_outside, r"anno_train\.mat: image 1: .*'\.\./\.\.' and 'a\.png' are no names"),
+        (modelnet_outside, r"modelnet40_train\.txt:1: 'airplane_\.\./\.\./airplane_0001' is not the name of a shape"),
+    ],
+)
+def test_refused_in_a_line(read: Callable[[Path], object], word: str, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=word) as caught:
+        read(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_part_of_a_name_too_long_for_the_disk_lists_nothing(tmp_path: Path) -> None:
+    write_image(tmp_path / "images/train/a.png", pattern(9, 9))
+    (tmp_path / "labels/train").mkdir(parents=True)
+    (tmp_path / "labels/train/a.txt").write_text("0 .5 .5 .5 .5\n")
+    (tmp_path / "data.yaml").write_text(f"train: {'x' * 300}\nnames: [car]\n")
+    assert len(read_yolo(tmp_path).images) == 1

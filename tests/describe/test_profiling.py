@@ -1,0 +1,198 @@
+"""Profiles of real steps: the run keeps its bits, tables add up, and time and memory are where they were spent."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from sightline.config import read_config
+from sightline.describe.memory import estimate_memory
+from sightline.describe.profile_report import profile_document
+from sightline.describe.profiling import NUM_WARM, place_of, profile_steps, take_steps
+from sightline.describe.settings_tried import Setting, Trial, _compared, settings_of, try_settings
+from sightline.engine.build import Built, build
+from sightline.engine.distributed import World
+from sightline.errors import RunError, UserError
+
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+SMALL = ("data.num_points=64", "data.train_size=96", "data.test_size=24", "train.batch_size=8")
+
+
+def built_of(*overrides: str, name: str = "classify/synthetic_shapes_dgcnn") -> Built:
+    return build(read_config(CONFIGS / f"{name}.yaml", [*SMALL, *overrides]), World())
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_the_run_keeps_its_bits(workers: int) -> None:
+    plain, traced = (built_of(f"loader.workers={workers}").job for _ in range(2))
+    torch.manual_seed(7)  # dropout
+    expected = take_steps(plain, World(), NUM_WARM + 3, lambda record: None)
+    torch.manual_seed(7)
+    found = profile_steps(traced, World(), num_steps=3).records
+    assert [record.losses for record in found] == [record.losses for record in expected]
+    assert [record.grad_norm for record in found] == [record.grad_norm for record in expected]
+    for ours, theirs in zip(traced.model.state_dict().values(), plain.model.state_dict().values(), strict=True):
+        assert torch.equal(ours, theirs)
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in traced.model.modules())
+
+
+def test_every_table_adds_up_and_the_trace_is_a_file_for_viewers(tmp_path: Path) -> None:
+    job = built_of("train.micro_batches=2").job
+    profile = profile_steps(job, World(), num_steps=2, trace=tmp_path / "trace.json.gz")
+    document = profile_document(profile)
+    outside = document["outside"]
+    for rows in (document["parts"], document["kinds"], [*document["modules"], outside]):
+        assert sum(row["seconds"] for row in rows) == pytest.approx(document["step_s"], abs=1e-9)
+        assert sum(row["bytes_at_peak"] for row in rows) + document["resident_bytes"] == document["peak_bytes"]
+        assert all(row["seconds"] >= -1e-9 for row in rows)
+    assert all(row["calls"] == 2 for row in document["modules"]), "one for each micro-batch"
+    by_kind = {row["kind"]: row["seconds"] for row in document["kinds"]}
+    assert by_kind["search, gather"] > 0, "our kernels of kNN are seen"
+    assert by_kind["fused layers"] > 0
+    clocked = sum(sum(record.seconds.values()) for record in profile.records[NUM_WARM:]) / 2
+    assert document["step_s"] == pytest.approx(clocked, rel=0.2), "the loop's own clock agrees"
+    parts = {row["part"] for row in document["parts"]}
+    assert parts >= {"data", "transfer", "prepare", "forward", "loss", "backward", "optimise", "between steps"}
+    edge = next(row for row in document["modules"] if row["path"] == "edges.0")
+    assert (edge["class"], edge["place"].split(":")[0]) == ("EdgeConv", "sightline/layers/edge_conv.py")
+    events = json.loads(gzip.decompress((tmp_path / "trace.json.gz").read_bytes()))["traceEvents"]
+    assert {"module: edges.0", "end of data", "ProfilerStep#2"} <= {event["name"] for event in events}
+
+
+class Slow(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: object, values: Tensor) -> Tensor:
+        time.sleep(0.03)
+        return values.clone()
+
+    @staticmethod
+    def backward(ctx: object, gradient: Tensor) -> Tensor:
+        time.sleep(0.05)
+        return gradient
+
+
+class Asleep(nn.Module):
+    """Takes 30 ms forward, 50 ms backward."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, values: Tensor) -> Tensor:
+        out: Tensor = Slow.apply(self.inner(values))
+        return out
+
+
+class Hoard(nn.Module):
+    """Saves 8 MB for its backward pass."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, values: Tensor) -> Tensor:
+        out: Tensor = self.inner(values)
+        many = out.flatten()[:1].expand(2_000_000) * 1.0
+        return out + 0.0 * many.exp().sum()
+
+
+def test_time_and_memory_are_where_they_were_spent() -> None:
+    job = built_of().job
+    head = job.model.get_submodule("head")
+    assert isinstance(head, nn.Sequential)
+    head[0], head[2] = Asleep(head[0]), Hoard(head[2])
+    profile = profile_steps(job, World(), num_steps=2)
+    rows = {row["path"]: row for row in profile_document(profile)["modules"]}
+    asleep, hoard = rows["head.0"], rows["head.2"]
+    assert asleep["class"] == "Asleep"
+    assert asleep["seconds_backward"] == pytest.approx(0.05, abs=0.02)
+    assert asleep["seconds"] - asleep["seconds_backward"] == pytest.approx(0.03, abs=0.02)
+    assert asleep["seconds_with_inner"] >= asleep["seconds"]
+    assert hoard["bytes_at_peak"] >= 8_000_000
+    assert sum(row["bytes_at_peak"] for path, row in rows.items() if path != "head.2") < 8_000_000
+    assert hoard["peak_bytes"] == profile.costs.peak_bytes
+
+
+def test_the_peak_agrees_with_what_lives() -> None:
+    """Against the counter of `describe`, which sees tensors by themselves, not what the allocator reports."""
+    built = built_of()
+    estimated = estimate_memory(built).peak_bytes
+    assert profile_steps(built.job, World(), num_steps=1).costs.peak_bytes == pytest.approx(estimated, rel=0.15)
+
+
+def test_the_place_of_a_class() -> None:
+    assert place_of(nn.Linear).startswith("torch/nn/modules/linear.py:")
+    assert Path(place_of(Slow).rpartition(":")[0]).name == "test_profiling.py"
+    assert place_of(type("Typed", (nn.Module,), {"__module__": "nowhere"})) == ""
+
+
+def test_settings_by_their_words() -> None:
+    assert settings_of(["bf16,workers=2+threads=3", "model.norm={name: x, y: 1}, optimizer.lr=1e+3"]) == [
+        Setting("bf16", ("train.precision=bf16",)),
+        Setting("workers=2+threads=3", ("loader.workers=2",), 3),
+        Setting("model.norm={name: x, y: 1}", ("model.norm={name: x, y: 1}",)),
+        Setting("optimizer.lr=1e+3", ("optimizer.lr=1e+3",)),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("bf61", "did you mean 'bf16'?"),
+        ("worker=0", "did you mean 'workers'?"),
+        ("threads=0", "found 'threads=0'"),
+        ("bf16,,fp16", "found ''"),
+        ("bf16,bf16", "is given twice"),
+    ],
+)
+def test_a_word_that_is_no_setting_is_refused(text: str, expected: str) -> None:
+    with pytest.raises(UserError, match=r"--try") as caught:
+        settings_of([text])
+    assert expected in str(caught.value)
+
+
+def test_settings_take_the_same_steps_in_turn() -> None:
+    texts = {"own": (), "workers": ("loader.workers=1",), "bf16": ("train.precision=bf16",)}
+    trials = []
+    for name, overrides in texts.items():
+        built = built_of(*overrides)
+        trials.append(Trial(Setting(name, overrides), built))
+    order: list[str] = []
+    own, workers, bf16 = try_settings(trials, World(), num_steps=2, num_rounds=2, note=order.append)
+    assert order == ["round 1 of 2", "round 2 of 2"]
+    assert (own["ratio"], own["low"], own["high"]) == (1.0, 1.0, 1.0)
+    assert workers["loss"] == own["loss"], "the same samples, the same dropout"
+    assert bf16["loss"] != own["loss"]
+    assert bf16["loss"] == pytest.approx(own["loss"], rel=0.2)
+    for row in (own, workers, bf16):
+        assert row["low"] <= row["ratio"] <= row["high"]
+        assert row["peak_bytes"] > 0
+        assert len(row["seconds"]) == 2
+
+
+def test_ratios_are_of_rounds_beside_each_other() -> None:
+    found = _compared([2.0, 6.0, 6.0], [1.0, 2.0, 4.0], [0.5, 0.1, 0.3])
+    assert found == {
+        "step_s": 2.0,
+        "data_share": 0.3,
+        "ratio": 2.0,
+        "low": 1.5,
+        "high": 3.0,
+        "verdict": "faster",
+    }
+    assert _compared([2.0, 6.0], [1.0, 2.0], [0.0, 0.0])["verdict"] == "no clear difference"
+    assert _compared([1.0, 1.0, 1.0], [1.1, 2.0, 0.9], [0.0] * 3)["verdict"] == "no clear difference"
+    assert _compared([1.0, 1.0, 1.0], [1.1, 2.0, 1.2], [0.0] * 3)["verdict"] == "slower"
+
+
+def test_a_step_that_fails_names_its_setting(monkeypatch: pytest.MonkeyPatch) -> None:
+    built = built_of()
+    monkeypatch.setattr(type(built.job.task), "losses", lambda *_: 1 / 0)
+    with pytest.raises(RunError, match="--try odd: a training step failed: ZeroDivisionError"):
+        try_settings([Trial(Setting("odd"), built)], World(), num_steps=1, num_rounds=1, note=print)

@@ -1,0 +1,230 @@
+"""Figures of others beside a run: the table as data, and which rows and differences a run gets to see."""
+
+from __future__ import annotations
+
+import functools
+import json
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from sightline import registry
+from sightline.config import read_config
+from sightline.studies import published
+from sightline.studies.published import beside_published, figure, published_names, published_rows
+from sightline.types import Component, DataInfo, Folds
+from tests.command import run_here
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+OLD_RUN = Path(__file__).parents[1] / "old_runs" / "classify"
+
+FIGURES = {
+    "ap", "ap50", "ap75", "by_hand_accuracy", "class_miou", "class_miou_all_parts", "crowd_ap", "detection_rate",
+    "instance_miou", "instance_miou_all_parts", "ji", "mean_class_accuracy", "mean_error_mm", "miou", "mr2",
+    "mr_reasonable", "overall_accuracy", "pixel_miou", "point_accuracy", "probe_svm_accuracy",
+}  # fmt: skip
+"""Names that metrics of the package compute."""
+WORDS = {
+    "batch size", "checkpoint", "checkpoints averaged", "epochs", "mean", "model", "points", "points of a room",
+    "pre-training", "run", "suppression", "tested on", "training", "votes",
+}  # fmt: skip
+SECTIONS = {"data": "data", "model": "models", "optimizer": "optimizers", "task": "tasks", "transforms": "transforms"}
+
+
+def rows() -> list[Any]:
+    return [
+        row
+        for row in published_rows(published_names())
+        if "pre-training" not in row.protocol or "model" in row.protocol
+    ]
+
+
+def beside(config: str, metrics: dict[str, float], *overrides: str, folds: Folds | None = None, **more: Any) -> Any:
+    part = SimpleNamespace(dataset=SimpleNamespace(info=DataInfo({}, {}, folds=folds)))
+    read = read_config(CONFIGS / config, overrides)
+    return beside_published(read, part, metrics, **{"which": "last", "lineage": None, **more})  # type: ignore[arg-type]
+
+
+def named(entry: Any) -> dict[str, tuple[Any, Any]]:
+    return {each["name"]: (each["here"], each["there"]) for each in entry["differences"]}
+
+
+# --- the table ------------------------------------------------------------------------------------------------------
+
+
+def test_rows_are_of_data_sets_metrics_and_keys_that_the_package_has() -> None:
+    for row in rows():
+        assert row.data in registry.data.names()
+        assert row.source
+        assert {name.removesuffix("_to") for name in row.metrics} <= FIGURES, row
+        assert all(1 < value < 20 if name.endswith("_mm") else 0 < value < 1 for name, value in row.metrics.items())
+        for name in row.protocol:
+            section, *names = name.split(".")
+            assert (name in WORDS or "by_hand_accuracy" in row.metrics) if not names else section in SECTIONS, name
+            if section == "data":
+                entry = registry.data.entry(read_config(CONFIGS / config_on(row.data)).data)
+                assert names[0] in entry.arguments, name
+            elif names:  # a key that some component of the kind has; a slip would read "not stated here"
+                kind = registry.REGISTRIES[SECTIONS[section]]
+                known = {argument for each in kind.names() for argument in kind.entry(Component(each)).arguments}
+                assert names[2 if section == "transforms" else 0] in known | {"name"}, name
+
+
+@functools.cache
+def config_on(data: str) -> str:
+    shipped = {
+        path: read_config(path).data.name for path in sorted(CONFIGS.glob("*/[!_]*.yaml")) if data[:4] in path.name
+    }
+    return next((str(path.relative_to(CONFIGS)) for path, name in shipped.items() if name == data), "")
+
+
+@pytest.mark.parametrize(
+    ("data", "source", "expected"),
+    [
+        ("modelnet40", "seed S0", {"overall_accuracy": 0.8875, "mean_class_accuracy": 0.847952}),
+        ("modelnet40", "seed S0", {"overall_accuracy": 0.929}),
+        ("modelnet40", "seed S2", {"overall_accuracy": 0.896576}),
+        ("shapenet_part", "seed S2", {"class_miou": 0.79958, "instance_miou": 0.83802, "point_accuracy": 0.93535}),
+        ("s3dis", "seed S2", {"overall_accuracy": 0.846}),
+    ],
+)
+def test_the_notes_own_figures_are_in_the_table(data: str, source: str, expected: dict[str, float]) -> None:
+    assert expected in [row.metrics for row in published_rows([data]) if row.source == source]
+
+
+# --- the rows of a run ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("config", "metrics", "who"),
+    [
+        ("classify/modelnet40_dgcnn.yaml", {"overall_accuracy": 0.9}, "DGCNN (paper)"),
+        ("segment/shapenet_part_dgcnn.yaml", {"instance_miou_all_parts": 0.8}, "DGCNN (paper)"),
+        ("segment/s3dis_point_transformer.yaml", {"miou": 0.6}, "Point Transformer (paper)"),
+        ("pose/msra_v2v.yaml", {"mean_error_mm": 9.0}, "V2V-PoseNet (paper)"),
+        ("pose/itop_v2v.yaml", {"detection_rate": 0.8}, "V2V-PoseNet (paper)"),
+        ("segment/semantic_kitti_salsanext.yaml", {"miou": 0.5}, "SalsaNext"),
+        ("detect/crowdhuman_retinanet.yaml", {"mr2": 0.6, "crowd_ap": 0.8}, "RetinaNet"),
+        ("detect/coco_retinanet.yaml", {"ap": 0.3}, "RetinaNet"),
+    ],
+)
+def test_the_row_that_a_recipe_reproduces_comes_first(config: str, metrics: dict[str, float], who: str) -> None:
+    first, *_ = beside(config, metrics)
+    assert first["who"] == who
+    assert "model" not in named(first)
+    assert first["here"] == metrics
+
+
+def test_differences_of_the_protocol_are_named_with_both_values() -> None:
+    pair = beside("pose/itop_v2v.yaml", {"detection_rate": 0.8}, "train.epochs=3", "data.reference.name=truth")
+    side, top = map(named, pair)
+    assert side["epochs"] == (3, 10)
+    assert side["checkpoints averaged"] == (1, 10)
+    assert side["data.reference.name"] == ("truth", "file")
+    assert "batch size" not in side
+    assert "data.view" not in side
+    assert top["data.view"] == ("side", "top")
+    kitti = beside("segment/semantic_kitti_salsanext.yaml", {"miou": 0.5}, folds=Folds(("08", "09"), ("08",)))
+    (paper,) = [named(entry) for entry in kitti if entry["source"] == "Cortinhal et al. 2020"]
+    assert paper["tested on"] == ("08", "11 to 21, the test server")
+    assert not {"task.lift", "transforms.evaluate.project.width"} & set(paper)
+    drawn = beside("classify/modelnet40_dgcnn.yaml", {"overall_accuracy": 0.9}, "data.fraction=0.1")
+    assert named(drawn[0])["data.fraction"] == (0.1, None)
+
+
+def test_pooled_folds_stand_beside_the_figures_of_six_areas() -> None:
+    areas = tuple(f"Area_{number}" for number in range(1, 7))
+    found = beside("segment/s3dis_point_transformer.yaml", {"miou": 0.7}, tested=areas)
+    assert [entry["metrics"]["miou"] for entry in found if "tested on" not in named(entry)] == [0.735, 0.561, 0.592]
+
+
+def test_voted_and_averaged_figures_stand_beside_those_made_alike() -> None:
+    figures = {"overall_accuracy": 0.92, "overall_accuracy_vote10": 0.93}
+    found = beside("classify/modelnet40_point_bert.yaml", figures)
+    here = {entry["metrics"]["overall_accuracy"]: entry["here"]["overall_accuracy"] for entry in found}
+    assert (here[0.9267], here[0.9324]) == (0.92, 0.93)
+    hands = {"mean_error_mm": 9.0, "mean_error_mm_ensemble10": 8.0}
+    first, *_ = beside("pose/icvl_v2v.yaml", hands)
+    assert first["here"] == {"mean_error_mm": 8.0}
+    assert "checkpoints averaged" not in named(first)
+
+
+def test_a_run_on_parts_sees_those_fine_tuned_after_pre_training() -> None:
+    lineage = {"source": {"data": {"name": "shapenet_render"}}}
+    found = beside("segment/shapenet_part_dgcnn.yaml", {"instance_miou_all_parts": 0.84}, lineage=lineage)
+    (theirs,) = [entry for entry in found if "CrossPoint" in entry["who"]]
+    assert theirs["metrics"] == {"instance_miou_all_parts": 0.855}
+    assert not {"model", "pre-training", "data"} & set(named(theirs))
+
+
+def test_a_contrast_run_is_compared_by_the_words_of_the_probe() -> None:
+    found = beside("contrast/modelnet40_crosspoint_cpu.yaml", {"probe_svm_accuracy": 0.8})
+    differing = named(next(entry for entry in found if "DGCNN (paper)" in entry["who"]))
+    assert differing["pre-training"] == ("modelnet40", "shapenet_render")
+    assert "pairs per step" in differing
+    assert {entry["who"] for entry in found} == {
+        row.who for row in published_rows(["modelnet40"]) if "probe_svm_accuracy" in row.metrics
+    }
+
+
+def test_nothing_fits_other_metrics_or_data() -> None:
+    assert beside("classify/modelnet40_dgcnn.yaml", {"other": 0.9}) == []
+    assert beside("classify/synthetic_shapes_dgcnn.yaml", {"overall_accuracy": 0.9}) == []
+
+
+def test_figures_are_printed_in_their_unit() -> None:
+    assert figure({"miou": 0.5}, "miou") == "50.00"
+    assert figure({"mean_error_mm": 7.59}, "mean_error_mm") == "7.59"
+    assert figure({"ap": 0.384, "ap_to": 0.387}, "ap") == "38.40 to 38.70"
+    assert figure({"a": 0.9, "a_std": 0.02}, "a") == "90.00 +- 2.00"
+
+
+# --- the verbs ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    return Path(shutil.copytree(OLD_RUN, tmp_path / "run", symlinks=True))
+
+
+def test_on_synthetic_data_one_line_says_that_nothing_is_published(run: Path, tmp_path: Path) -> None:
+    code, out, err = run_here(
+        "evaluate", run, "--against", "published", "--device", "cpu", "--json", tmp_path / "a.json"
+    )
+    assert code == 0, err
+    assert "published figures" not in out
+    (line,) = [line for line in err.splitlines() if "published" in line]
+    assert line.startswith(
+        "--against published: no figure is published on 'synthetic_shapes'; the table has citypersons"
+    )
+    assert json.loads((tmp_path / "a.json").read_text())["published"] == []
+
+
+def test_evaluate_and_train_print_the_rows_that_fit(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    row = {"who": "Others", "source": "a paper", "data": "synthetic_shapes", "metrics": {"overall_accuracy": 0.75}}
+    row |= {"protocol": {"model": read_config(run / "config.yaml").model.name, "epochs": 77}, "unverified": "all of it"}
+    monkeypatch.setattr(published, "_table", lambda: {"protocols": {}, "rows": [row]})
+    asked = (
+        ["evaluate", run, "--against", "published"],
+        ["train", run / "config.yaml", "train.steps=1", "--out", tmp_path / "new"],
+    )
+    for number, words in enumerate(asked):
+        code, out, err = run_here(*words, "--device", "cpu", "--json", tmp_path / f"{number}.json")
+        assert code == 0, err
+        assert "published figures on this data set" in out
+        assert "75.00" in out
+        assert "77 there" in err
+        assert "Others (a paper): unverified: all of it" in err
+        (entry,) = json.loads((tmp_path / f"{number}.json").read_text())["published"]
+        assert entry["metrics"] == {"overall_accuracy": 0.75}
+    assert "published" not in json.loads((tmp_path / "new" / "final.json").read_text())
+    code, out, _ = run_here("evaluate", run, "--device", "cpu")
+    assert "published figures" not in out
+
+
+def test_against_something_else_is_refused(run: Path) -> None:
+    code, _, err = run_here("evaluate", run, "--against", "paper")
+    assert (code, err) == (2, "error: --against paper: evaluate has 'published' to set beside a run\n")

@@ -1,0 +1,77 @@
+"""`sightline profile` from the command line: tables, files, and mistakes in one line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.command import run_here
+
+CONFIG = Path(__file__).parents[2] / "configs" / "classify" / "synthetic_shapes_dgcnn.yaml"
+TINY = ("data.train_size=48", "data.test_size=24", "data.num_points=32", "train.batch_size=8")
+
+
+def test_tables_and_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    out, copied = tmp_path / "p", tmp_path / "copy.json"
+    words = ["loader.workers=0", "--steps", "2", "--rounds", "1", "--try", "workers=1,bf16", "--top", "3"]
+    code, printed, err = run_here("profile", CONFIG, *TINY, *words, "--out", out, "--json", copied)
+    assert code == 0, err
+    assert sorted(path.name for path in out.iterdir()) == ["profile.json", "trace.json.gz"]
+    assert copied.read_bytes() == (out / "profile.json").read_bytes()
+    document = json.loads(copied.read_text())
+    assert document["untraced_step_s"] > 0
+    assert [each["name"] for each in document["tried"]] == ["as configured", "workers=1", "bf16"]
+    assert document["tried"][0]["loss"] == document["tried"][1]["loss"] != document["tried"][2]["loss"]
+    for text in ("between steps", "matrix products", f"{len(document['modules']) - 3} others", "no clear difference"):
+        assert text in printed
+    assert "outside of modules" in printed
+    slowest = max(document["modules"], key=lambda row: row["seconds"])
+    assert slowest["path"] or "(model)" in printed
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--try", "bf61"], "did you mean 'bf16'?"),
+        (["--try", "model.foo=1"], "model.foo: 'dgcnn' has no such argument"),
+        (["--try", "channels_last"], "model.channels_last: 'dgcnn' has no such argument"),
+        (
+            ["--steps", "5"],
+            "--steps 5: training has 6 steps, 2 of which warm up; name fewer, or train for longer: trai",
+        ),
+        (["--steps", "0"], "--steps"),
+        (["--out", CONFIG], "is not a folder"),
+        (["train.epochss=1"], "did you mean 'epochs'?"),
+        (["--epochs", "1"], "given as train.epochs=VALUE"),
+    ],
+)
+def test_a_mistake_gets_one_line(words: list[object], expected: str) -> None:
+    code, _, err = run_here("profile", CONFIG, *TINY, "train.steps=6", *words)
+    assert code == 2
+    assert err.count("\n") == 1, err
+    assert expected in err
+
+
+def test_a_model_that_fails_is_one_line(tmp_path: Path) -> None:
+    plugin = tmp_path / "mine.py"
+    plugin.write_text(
+        "from torch import Tensor, nn\n"
+        "from typing import TypedDict\n"
+        "from sightline.registry import models\n"
+        "class Out(TypedDict):\n    logits: Tensor\n"
+        "@models.add('broken')\n"
+        "class Broken(nn.Module):\n"
+        "    '''Fails. Source: none.'''\n"
+        "    def __init__(self, *, num_classes: int) -> None:\n"
+        "        super().__init__()\n"
+        "        self.layer = nn.Linear(5, num_classes)\n"
+        "    def forward(self, *, points: Tensor) -> Out:\n"
+        "        return {'logits': self.layer(points.mean(dim=1))}\n"
+    )
+    code, _, err = run_here("profile", CONFIG, *TINY, "model={name: broken}", "--plugin", plugin)
+    assert code == 1
+    assert "error: a training step failed: RuntimeError: mat1 and mat2 shapes cannot be multiplied (8x3 and 5x" in err
+    assert "Traceback" not in err
