@@ -355,7 +355,8 @@ def view(
 @app.command()
 def bench(
     suites: Annotated[
-        list[str] | None, typer.Argument(metavar="[SUITE]...", help="geometry models data train, or all [all]")
+        list[str] | None,
+        typer.Argument(metavar="[SUITE]...", help="geometry, models, data, metrics, train, compress or all [all]"),
     ] = None,
     case: Annotated[
         str | None, typer.Option("--case", metavar="PATTERN", help="only cases of this name: knn_*, models/*step*")

@@ -13,6 +13,7 @@ import torch
 
 from sightline.bench import runner
 from sightline.bench.memory import MemoryMeter
+from sightline.bench.suites import SUITES
 from sightline.errors import RunError
 from sightline.verbs import bench
 from tests.command import run_here
@@ -31,6 +32,11 @@ def _as_it_was(monkeypatch: pytest.MonkeyPatch) -> Any:
 @pytest.fixture
 def _without_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(MemoryMeter, "peak_bytes", lambda self, case, variant, is_quick: 1000)
+
+
+def test_the_help_names_every_suite() -> None:
+    listed = " ".join(run_here("bench", "--help").out.split())
+    assert f"{', '.join(SUITES)} or all" in listed
 
 
 def test_the_list_names_cases_and_their_forms() -> None:
