@@ -19,6 +19,7 @@ CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 TWO = ("data.train_size=2", "data.test_size=2", "train.batch_size=2", "train.epochs=1", "evaluate.select=test")
 RECIPES = {
     "segment/synthetic_shapes_point_transformer": (),
+    "segment/synthetic_shapes_point_transformer_dense": (),
     "classify/synthetic_shapes_dgcnn": (),
     "classify/synthetic_shapes_pointnet2": (),
     "classify/synthetic_shapes_pct": (),

@@ -32,6 +32,8 @@ CASES = {
     "lidar_bonnetal_squeezesegv2_crf": "lb_squeezesegv2_crf",
     "salsanext": "salsanext",
 }
+LARGEST = "lidar_bonnetal_darknet53"
+"""Its case is in tests/long/test_published_outputs.py."""
 PARTS = {
     "backbone": "backbone",
     "decoder": "segmentation_decoder",
@@ -128,9 +130,13 @@ def test_every_layout_of_range_images_has_a_case() -> None:
 
 
 @pytest.mark.shared
-@pytest.mark.parametrize("layout", CASES)
+@pytest.mark.parametrize("layout", sorted(CASES.keys() - {LARGEST}))
 def test_the_authors_outputs_come_back(shared: Path, tmp_path: Path, layout: str) -> None:
     """Of one file as a training script saves it; lidar-bonnetal's from its folder of a file for each part."""
+    assert_outputs_come_back(shared, tmp_path, layout)
+
+
+def assert_outputs_come_back(shared: Path, tmp_path: Path, layout: str) -> None:
     golden = load_lidar_golden(shared, CASES[layout])
     state, file = golden_state(golden), tmp_path / "SalsaNext"
     if layout == "salsanext":

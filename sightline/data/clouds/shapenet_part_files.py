@@ -15,6 +15,7 @@ from sightline.data.clouds.shapenet_part_categories import SPLITS, Category, cat
 from sightline.data.files.text_tables import read_table, read_text
 from sightline.data.store.preparation import Part, Row
 from sightline.errors import DataError
+from sightline.plain_files import parse_json
 from sightline.schema import nearest
 
 __all__ = ["CATEGORIES_FILE", "LISTS_FOLDER", "lists_digest", "text_parts"]
@@ -118,10 +119,10 @@ def _entries(path: Path) -> Iterator[tuple[int, str]]:
     """The texts of a JSON list and the lines that they stand in."""
     try:
         text = path.read_text(encoding="utf-8")
-        entries = json.loads(text)
+        entries = parse_json(text)
     except json.JSONDecodeError as error:
         raise DataError(f"{path}:{error.lineno}: is not JSON ({error.msg}); get the file again") from error
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise DataError(f"{path}: cannot be read ({error}); get the file again") from error
     if not isinstance(entries, list) or not all(isinstance(entry, str) for entry in entries) or not entries:
         raise DataError(f"{path}:1: is not a list of texts, shape_data/<synset>/<id> each; get the file again")

@@ -112,6 +112,7 @@ def with_entries(change: Callable[[list[str]], object]) -> Callable[[Path], None
             lambda path: path.write_text('["shape_data/02691156/c",\n"sha'),
             r"val_file_list\.json:2: is not JSON \(Unterm",
         ),
+        (lambda path: path.write_text("[" * 10**5), r"val_file_list\.json: cannot be read \(lists and mappings"),
         (lambda path: path.write_text("[]"), r"val_file_list\.json:1: is not a list of texts"),
         (lambda path: path.write_text('{"a": 1}'), r"val_file_list\.json:1: is not a list of texts"),
         (lambda path: path.write_text("[1, 2]"), r"val_file_list\.json:1: is not a list of texts"),
