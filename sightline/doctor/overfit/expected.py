@@ -20,8 +20,8 @@ def held_in_training(built: Built, *, num_processes: int, note: Callable[[str], 
     """The observer of a run whose config expects something of its training; none of any other.
 
     `note` gets a line on entries that training passes over: those of `share`, which is of a fit to the end, those of
-    steps after the last, and in several processes all, for a look at layers would be taken by one of them. Raises ConfigError for an entry of an
-    output, layer or loss that there is not.
+    steps after the last, and in several processes all, for a look at layers would be taken by one of them. Raises
+    ConfigError for an entry of an output, layer or loss that there is not.
     """
     asked = [pair for pair in enumerate(built.config.expect) if pair[1].get("only", "train") == "train"]
     held = [(place, entry) for place, entry in asked if entry["quantity"] != "share" and num_processes == 1]
