@@ -90,7 +90,7 @@ def take_steps(job: Job, world: World, count: int, after: Callable[[StepRecord],
     except (UserError, RunError):
         raise
     except Exception as error:
-        raise RunError(f"a training step failed: {summary_of(error)}") from error
+        raise RunError(f"a training step failed: {summary_of(error)}; `sightline check` names the cause") from error
     return records
 
 

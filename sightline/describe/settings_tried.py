@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import re
 import statistics
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -71,7 +71,8 @@ def try_settings(
     for trial in trials:
         with _applied(trial):
             peak = profile_steps(trial.built.job, world, num_steps=1).costs.peak_bytes
-        rows[trial.setting.name] = {"name": trial.setting.name, "seconds": [], "shares": [], "peak_bytes": peak}
+        known = {"name": trial.setting.name, "batch_size": trial.built.config.train.batch_size, "peak_bytes": peak}
+        rows[trial.setting.name] = {**known, "seconds": [], "shares": []}
     for number in range(num_rounds):
         note(f"round {number + 1} of {num_rounds}")
         for trial in trials if number % 2 == 0 else reversed(trials):
@@ -82,13 +83,17 @@ def try_settings(
             row["seconds"].append(statistics.median(times))
             row["shares"].append(sum(record.seconds["data"] for record in records[1:]) / sum(times))
             row["loss"] = records[-1].losses["total"]
-    first = rows[trials[0].setting.name]["seconds"]
-    return [row | _compared(first, row["seconds"], row.pop("shares")) for row in rows.values()]
+    first = rows[trials[0].setting.name]
+    return [row | _compared(first, row, row.pop("shares")) for row in rows.values()]
 
 
-def _compared(first: Sequence[float], seconds: Sequence[float], shares: Sequence[float]) -> dict[str, Any]:
-    """How a setting's rounds stand against the first one's: a direction only where at least three all agree on it."""
-    ratios = sorted(before / after for before, after in zip(first, seconds, strict=True))
+def _compared(first: Mapping[str, Any], row: Mapping[str, Any], shares: Sequence[float]) -> dict[str, Any]:
+    """The rounds of a setting compared with those of the first: a direction only where at least three all agree on it.
+
+    Of another number of samples a step the time of a sample is compared.
+    """
+    seconds, samples = row["seconds"], row["batch_size"] / first["batch_size"]
+    ratios = sorted(samples * before / after for before, after in zip(first["seconds"], seconds, strict=True))
     verdict = "faster" if ratios[0] > 1.0 else "slower" if ratios[-1] < 1.0 else ""
     return {
         "step_s": statistics.median(seconds),
@@ -132,4 +137,8 @@ def _setting(name: str) -> Setting:
             allowed = ", ".join(word if word in _WORDS else f"{word}=N" for word in known)
             hint = nearest(key, known)
             raise UserError(f"--try {name}: found {part!r}, allowed are {allowed} and KEY=VALUE of the config{hint}")
+    keys = [override.partition("=")[0] for override in overrides]
+    if len(set(keys)) < len(keys):
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise UserError(f"--try {name}: {twice} is given twice; put a comma between two settings")
     return Setting(name, tuple(overrides), threads)

@@ -249,7 +249,7 @@ def _drawn(measured: Sequence[Measured]) -> list[Picture]:
             continue
         for picture in pictures_of(one.state):
             if not isinstance(picture, Picture):
-                name = f"{type(one.meter.metric).__module__}.{type(one.meter.metric).__qualname__}.pictures"
+                name = f"{pictures_of.__module__}.{pictures_of.__qualname__}"
                 raise RunError(
                     f"{name}: gave a {type(picture).__name__}, a list of sightline.pictures.Picture is needed"
                 )

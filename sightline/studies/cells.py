@@ -17,6 +17,10 @@ from sightline.studies.train_run import Reporter
 __all__ = ["Cell", "CellSetup", "UnfinishedError", "metrics_of", "run_cells"]
 
 
+_SIGNALS = 128
+"""Exit codes above are of runs that a signal stopped."""
+
+
 @dataclass(frozen=True)
 class CellSetup:
     """What all cells of a study have in common."""
@@ -54,14 +58,20 @@ def run_cells(
     """Run every cell that is not done, in order; `finished(place, metrics)` is called after each.
 
     Each cell comes with its setup and what it is, in words. The exit code of the run that did not come to its end, or
-    0. With `keeps_going` a cell whose training fails is reported and left out, and the code is 1.
+    0. With `keeps_going` a cell whose training fails or is kept from starting is reported and left out, and the code
+    is 1; a signal ends the study all the same.
     """
     failed: list[Path] = []
     for place, (cell, setup, words) in enumerate(cells):
         try:
             metrics = metrics_of(cell, setup, reporter, heading=f"run {place + 1} of {len(cells)}: {words}")
         except UnfinishedError as error:
-            reporter.note(f"{place} of {len(cells)} runs are done; the same command goes on with {cell.path}")
+            if keeps_going and error.code <= _SIGNALS:
+                reporter.note(f"error: {cell.path}: its run ended with exit code {error.code}; the other runs go on")
+                failed.append(cell.path)
+                continue
+            num_done = place - len(failed)
+            reporter.note(f"{num_done} of {len(cells)} runs are done; the same command goes on with {cell.path}")
             return error.code
         except RunError as error:
             if not keeps_going:

@@ -142,6 +142,10 @@ class GridStudy:
         keys = [override.partition("=")[0].strip() for override in given]
         if "seed" in keys:
             raise UserError("study: found an override of seed; the seeds of all runs are 0 to N - 1, give --seeds N")
+        for key in keys:
+            if keys.count(key) > 1:
+                where = " and ".join(self._places_of(key, levels))
+                raise UserError(f"study: {key} is given twice on the command line: {where}; keep one")
         given.append(f"seed={seed}")
         config = reread(chosen, given)
         takes = registry.data.entry(config.data).arguments
@@ -152,6 +156,14 @@ class GridStudy:
         source = None if config.init is None else config.init.source
         cell = Cell(self._out.joinpath(*names, f"seed_{seed}"), tuple(given), source)
         return _Run(tuple(levels), seed, cell, dataclasses.replace(setup, config=chosen), config)
+
+    def _places_of(self, key: str, levels: Mapping[str, Level]) -> list[str]:
+        """Where the command line gives a key, in the words of its options."""
+        given = [(f"for all runs ({override})", override) for override in self._overrides]
+        for (name, labels), (label, level) in zip(self._factors.items(), levels.items(), strict=True):
+            option = f"--arm {label}" if name == "arm" and label in labels else f"--vary {name}"
+            given += [(f"{option} ({override})", override) for override in level.overrides]
+        return [words for words, override in given if override.partition("=")[0].strip() == key]
 
     def _assert_same_study(self) -> None:
         """Raises UserError where the folder holds a study of something else, or one with more levels or seeds."""

@@ -210,15 +210,10 @@ def _protocol(
         return pretraining_protocol(config, info) | probe | evaluated
     _, *inner = (block.name for _, block in blocks_within("models", config.model))
     graph = None if points is None else graph_of(config.model, points)
-    known = registry.data.entry(config.data).arguments
-    given = {
-        f"data.{name}": to_plain(value)
-        for name, value in config.data.arguments.items()
-        if name not in _NOT_PROTOCOL and (known[name].is_required or value != known[name].default)
-    }
     facts = {
         "model": config.model.name + (f" of {', '.join(inner)}" if inner else ""),
         "pre-training": _source_of(lineage),
+        "weights": None,
         "points": points,
         "neighbours": None if graph is None else graph.neighbours,
         "tested on": ", ".join(tested or (() if info.folds is None else info.folds.tested)) or None,
@@ -227,19 +222,43 @@ def _protocol(
         "votes": 1,
         "checkpoints averaged": 1,
     }
-    return {name: value for name, value in (facts | evaluated | given).items() if value is not None}
+    found = facts | evaluated | _given("data", config.data) | _given("task", config.task)
+    if lineage is not None and "layout" in lineage:  # others trained these weights, not this config
+        found |= dict.fromkeys(("pre-training", "epochs", "batch size", "checkpoint"))
+        found["weights"] = f"published, layout {lineage['layout']}"
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def _source_of(lineage: Mapping[str, Any] | None) -> str:
+    """What first weights were trained on: the data of their run, or what is known of a published layout."""
     if lineage is None:
         return "none"
-    if "layout" in lineage:
-        return f"published weights, layout {lineage['layout']}"
-    return "not known" if lineage["source"] is None else str(lineage["source"]["data"]["name"])
+    before = lineage.get("lineage")
+    if before is not None and "layout" in before:
+        layout = before["layout"]
+        return str(_table()["pretrained"].get(layout, f"published weights, layout {layout}"))
+    return "not known" if lineage.get("source") is None else str(lineage["source"]["data"]["name"])
+
+
+def _given(section: str, block: Component) -> dict[str, Any]:
+    """What a block gives other than by default, by dotted keys: of a block within it the name.
+
+    Of a task that is what it chooses by a word; its counts and bounds no published row states.
+    """
+    known = registry.REGISTRIES[_KINDS[section]].entry(block).arguments
+    found: dict[str, Any] = {}
+    for name, value in block.arguments.items():
+        if name in _NOT_PROTOCOL or not (known[name].is_required or value != known[name].default):
+            continue
+        if isinstance(value, Component):
+            found[f"{section}.{name}.name"] = value.name
+        elif section == "data" or isinstance(value, str | bool):
+            found[f"{section}.{name}"] = to_plain(value)
+    return found
 
 
 _NOT_PROTOCOL = ("root", "num_points", "views")
-"""Of a data block: places, and what is stated as `points`."""
+"""Of a block: places, and what is stated as `points`."""
 _KINDS = {"data": "data", "model": "models", "task": "tasks", "optimizer": "optimizers"}
 
 

@@ -64,17 +64,22 @@ def profile(options: Options) -> int:
             **profile_document(profile_steps(built.job, world, num_steps=options.steps, trace=trace)),
         }
         _show(document, options.top)
+        _write(document, options)  # a setting that fails below takes nothing of this along
         if settings:
             runs = [_built(each, world, options.steps, base=built) for each in (config, *others)]
             trials = list(map(Trial, (Setting("as configured"), *settings), runs))
             tried = try_settings(trials, world, num_steps=options.steps, num_rounds=options.rounds, note=note)
             document["tried"] = tried
-            _show_tried(tried, config.train.batch_size)
-    for path in (options.json, None if options.out is None else options.out / "profile.json"):
-        write_document(path, document)
+            _show_tried(tried)
+            _write(document, options)
     if trace is not None:
         note(f"written: {options.out}/profile.json, and {trace.name} for https://ui.perfetto.dev or chrome://tracing")
     return 0
+
+
+def _write(document: Mapping[str, Any], options: Options) -> None:
+    for path in (options.json, None if options.out is None else options.out / "profile.json"):
+        write_document(path, document)
 
 
 def _built(config: RunConfig, world: World, num_steps: int, *, base: Built | None = None) -> Built:
@@ -85,9 +90,10 @@ def _built(config: RunConfig, world: World, num_steps: int, *, base: Built | Non
     if built.job.num_steps < needed:
         epochs = -(-needed // built.job.stream.plan.steps_per_epoch)
         longer = f"train.epochs={epochs}" if config.train.steps is None else f"train.steps={needed}"
+        fewer = f"name at most {built.job.num_steps - NUM_WARM}, or " if built.job.num_steps > NUM_WARM else ""
         raise UserError(
             f"--steps {num_steps}: training has {built.job.num_steps} steps, {NUM_WARM} of which warm up; "
-            f"name fewer, or train for longer: {longer}"
+            f"{fewer}train for longer: {longer}"
         )
     return built
 
@@ -133,10 +139,10 @@ def _show(document: Mapping[str, Any], top: int) -> None:
     show_table("by module itself", names, rows, unbroken="module", droppable=("defined at", "class", "calls"))
 
 
-def _show_tried(tried: Sequence[Mapping[str, Any]], batch_size: int) -> None:
+def _show_tried(tried: Sequence[Mapping[str, Any]]) -> None:
     rows = [
         (
-            *(row["name"], _ms(row["step_s"]), f"{batch_size / row['step_s']:.1f}", f"{row['data_share']:.0%}"),
+            *(row["name"], _ms(row["step_s"]), f"{row['batch_size'] / row['step_s']:.1f}", f"{row['data_share']:.0%}"),
             f"{row['ratio']:.2f} ({row['low']:.2f} to {row['high']:.2f})",
             *("" if row is tried[0] else row["verdict"], _bytes(row["peak_bytes"]), f"{row['loss']:.5g}"),
         )

@@ -6,6 +6,7 @@ import gzip
 import json
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -177,7 +178,10 @@ def test_settings_take_the_same_steps_in_turn() -> None:
 
 
 def test_ratios_are_of_rounds_beside_each_other() -> None:
-    found = _compared([2.0, 6.0, 6.0], [1.0, 2.0, 4.0], [0.5, 0.1, 0.3])
+    def compared(first: list[float], row: list[float], shares: list[float], *, batch_size: int = 4) -> dict[str, Any]:
+        return _compared({"seconds": first, "batch_size": 4}, {"seconds": row, "batch_size": batch_size}, shares)
+
+    found = compared([2.0, 6.0, 6.0], [1.0, 2.0, 4.0], [0.5, 0.1, 0.3])
     assert found == {
         "step_s": 2.0,
         "data_share": 0.3,
@@ -186,9 +190,11 @@ def test_ratios_are_of_rounds_beside_each_other() -> None:
         "high": 3.0,
         "verdict": "faster",
     }
-    assert _compared([2.0, 6.0], [1.0, 2.0], [0.0, 0.0])["verdict"] == "no clear difference"
-    assert _compared([1.0, 1.0, 1.0], [1.1, 2.0, 0.9], [0.0] * 3)["verdict"] == "no clear difference"
-    assert _compared([1.0, 1.0, 1.0], [1.1, 2.0, 1.2], [0.0] * 3)["verdict"] == "slower"
+    assert compared([2.0, 6.0], [1.0, 2.0], [0.0, 0.0])["verdict"] == "no clear difference"
+    assert compared([1.0, 1.0, 1.0], [1.1, 2.0, 0.9], [0.0] * 3)["verdict"] == "no clear difference"
+    assert compared([1.0, 1.0, 1.0], [1.1, 2.0, 1.2], [0.0] * 3)["verdict"] == "slower"
+    twice_the_samples = compared([1.0, 1.0, 1.0], [2.0, 2.0, 1.0], [0.0] * 3, batch_size=8)
+    assert (twice_the_samples["low"], twice_the_samples["high"]) == (1.0, 2.0), "samples per second, not steps"
 
 
 def test_a_step_that_fails_names_its_setting(monkeypatch: pytest.MonkeyPatch) -> None:

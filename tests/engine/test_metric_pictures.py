@@ -34,12 +34,12 @@ class Drawn(Accuracy):
 '''
 
 
-def trained(tmp_path: Path, name: str, made: str) -> tuple[int, str]:
+def trained(tmp_path: Path, name: str, made: str, checks: str = "--no-check") -> tuple[int, str]:
     plugin = tmp_path / f"{name}.py"
     plugin.write_text(PLUGIN.replace("NAME", name).replace("MADE", made))
     words = (*SMALL, f"metrics=[{{name: {name}}}]", "log.tensorboard=true")
     code, _, err = run_here(
-        *("train", CONFIG, *words, "--plugin", plugin, "--device", "cpu", "--no-check", "--out", tmp_path / name)
+        *("train", CONFIG, *words, "--plugin", plugin, "--device", "cpu", *checks.split(), "--out", tmp_path / name)
     )
     return code, err
 
@@ -52,6 +52,13 @@ def test_a_picture_of_the_whole_part_is_written(tmp_path: Path) -> None:
     (tag,) = [tag for tag in events.Tags()["images"] if tag.endswith("/confusion")]
     assert events.Images(tag)[0].width == 12
     assert (tmp_path / "drawn_confusion" / "predictions" / "confusion.png").is_file()
+
+
+def test_the_check_before_training_names_the_authors_method(tmp_path: Path) -> None:
+    code, err = trained(tmp_path, "checked_confusion", "grey", checks="")
+    assert code == 1
+    assert "Drawn.pictures: gave a ndarray" in err
+    assert "_Noting" not in err
 
 
 def test_something_else_is_named(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import json
 import math
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -102,6 +103,10 @@ def test_factors_of_a_command_line() -> None:
         (["--arm", "a=optimizer.lr = 1"], "give NAME='KEY=VALUE KEY=VALUE ...'"),
         (["--metric", "acuracy"], "no metric of this run is called 'acuracy'"),
         (["optimizer.lr=1", "--vary", "optimizer.lr=1,2"], "is given twice on the command line"),
+        (
+            ["--vary", "optimizer.lr=1,2", "--arm", "slow=optimizer.lr=3"],
+            "optimizer.lr is given twice on the command line: --vary optimizer.lr (optimizer.lr=1) and --arm slow",
+        ),
         (["--seeds", "0"], "--seeds"),
     ],
 )
@@ -249,3 +254,28 @@ def test_a_run_that_fails_does_not_end_the_others(tmp_path: Path, monkeypatch: p
     rows = json.loads((tmp_path / "x.json").read_text())["rows"]
     assert [list(row["values"].values()) for row in rows] == [[0.5], [0.5]], "a run without a figure is left out"
     assert "3e-2" in printed
+
+
+def test_a_run_that_cannot_start_does_not_end_the_others_but_a_signal_does(tmp_path: Path) -> None:
+    def ending(code: int) -> tuple[int, list[int], list[str]]:
+        notes: list[str] = []
+        done: list[int] = []
+
+        def metrics_of(cell: cells.Cell, *_: Any, **__: Any) -> dict[str, float]:
+            if cell.path.name == "0":
+                raise cells.UnfinishedError(code)
+            return {}
+
+        setup = cells.CellSetup(CONFIG)
+        asked = [(cells.Cell(tmp_path / str(number), ()), setup, "") for number in range(3)]
+        reporter: Any = SimpleNamespace(note=notes.append)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(cells, "metrics_of", metrics_of)
+            return cells.run_cells(asked, reporter, lambda place, _: done.append(place), keeps_going=True), done, notes
+
+    code, done, notes = ending(1)
+    assert (code, done) == (1, [1, 2])
+    assert notes[-1].startswith("1 of 3 runs failed")
+    code, done, notes = ending(130)
+    assert (code, done) == (130, [])
+    assert notes[-1].startswith("0 of 3 runs are done; the same command goes on")

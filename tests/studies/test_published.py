@@ -13,9 +13,10 @@ import pytest
 
 from sightline import registry
 from sightline.config import read_config
+from sightline.models.published.published_models import MODELS
 from sightline.studies import published
 from sightline.studies.published import beside_published, figure, published_names, published_rows
-from sightline.types import Component, DataInfo, Folds
+from sightline.types import CloudForm, Component, DataInfo, Folds
 from tests.command import run_here
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -28,8 +29,9 @@ FIGURES = {
 }  # fmt: skip
 """Names that metrics of the package compute."""
 WORDS = {
-    "batch size", "checkpoint", "checkpoints averaged", "epochs", "mean", "model", "points", "points of a room",
-    "pre-training", "run", "suppression", "tested on", "training", "votes",
+    "batch size", "checkpoint", "checkpoints averaged", "epochs", "mean", "model", "neighbours", "points",
+    "points of a room",
+    "pre-training", "run", "suppression", "tested on", "votes",
 }  # fmt: skip
 SECTIONS = {"data": "data", "model": "models", "optimizer": "optimizers", "task": "tasks", "transforms": "transforms"}
 
@@ -42,8 +44,16 @@ def rows() -> list[Any]:
     ]
 
 
-def beside(config: str, metrics: dict[str, float], *overrides: str, folds: Folds | None = None, **more: Any) -> Any:
-    part = SimpleNamespace(dataset=SimpleNamespace(info=DataInfo({}, {}, folds=folds)))
+def beside(
+    config: str,
+    metrics: dict[str, float],
+    *overrides: str,
+    folds: Folds | None = None,
+    points: int | None = None,
+    **more: Any,
+) -> Any:
+    clouds = None if points is None else CloudForm(num_points=points, unit_sphere="promised")
+    part = SimpleNamespace(dataset=SimpleNamespace(info=DataInfo({}, {}, folds=folds, clouds=clouds)))
     read = read_config(CONFIGS / config, overrides)
     return beside_published(read, part, metrics, **{"which": "last", "lineage": None, **more})  # type: ignore[arg-type]
 
@@ -106,13 +116,13 @@ def test_the_notes_own_figures_are_in_the_table(data: str, source: str, expected
         ("segment/s3dis_point_transformer.yaml", {"miou": 0.6}, "Point Transformer (paper)"),
         ("pose/msra_v2v.yaml", {"mean_error_mm": 9.0}, "V2V-PoseNet (paper)"),
         ("pose/itop_v2v.yaml", {"detection_rate": 0.8}, "V2V-PoseNet (paper)"),
-        ("segment/semantic_kitti_salsanext.yaml", {"miou": 0.5}, "SalsaNext"),
+        ("segment/semantic_kitti_squeezesegv2.yaml", {"miou": 0.5}, "SqueezeSegV2"),
         ("detect/crowdhuman_retinanet.yaml", {"mr2": 0.6, "crowd_ap": 0.8}, "RetinaNet"),
         ("detect/coco_retinanet.yaml", {"ap": 0.3}, "RetinaNet"),
     ],
 )
 def test_the_row_that_a_recipe_reproduces_comes_first(config: str, metrics: dict[str, float], who: str) -> None:
-    first, *_ = beside(config, metrics)
+    first, *_ = beside(config, metrics, points=1024)
     assert first["who"] == who
     assert "model" not in named(first)
     assert first["here"] == metrics
@@ -133,6 +143,46 @@ def test_differences_of_the_protocol_are_named_with_both_values() -> None:
     assert not {"task.lift", "transforms.evaluate.project.width"} & set(paper)
     drawn = beside("classify/modelnet40_dgcnn.yaml", {"overall_accuracy": 0.9}, "data.fraction=0.1")
     assert named(drawn[0])["data.fraction"] == (0.1, None)
+
+
+def test_what_a_row_states_is_not_listed_as_unstated_and_no_place_is_protocol() -> None:
+    paper, *_ = beside("classify/modelnet40_dgcnn.yaml", {"overall_accuracy": 0.9}, points=1024)
+    assert not {"neighbours", "points", "model"} & set(named(paper))
+    hands = beside("pose/nyu_v2v.yaml", {"mean_error_mm": 9.0})
+    listed = [set(named(entry)) for entry in hands if "V2V" in entry["who"]]
+    assert not any("data.reference" in names for names in listed)
+    assert "centers" not in str([entry["differences"] for entry in hands]), "the path of a file of centres"
+    unstated = [row for row in published_rows(published_names()) if "not stated" in row.protocol.values()]
+    assert not unstated, "a row that does not state a thing lacks it: 'not stated' is no other value"
+
+
+def test_another_assigner_is_a_difference() -> None:
+    figures = {"mr2": 0.6, "crowd_ap": 0.8}
+    same, *_ = beside("detect/crowdhuman_retinanet.yaml", figures)
+    assert "task.assigner.name" not in named(same)
+    other, *_ = beside("detect/crowdhuman_retinanet_freeanchor.yaml", figures)
+    assert named(other)["task.assigner.name"] == ("free_anchor", "max_iou")
+
+
+def test_a_schedule_is_compared_in_epochs() -> None:
+    found = beside("detect/coco_retinanet.yaml", {"ap": 0.3}, "train.epochs=12")
+    detectron = [named(entry).get("epochs") for entry in found if entry["source"] == "detectron2"]
+    assert detectron == [None, (12, 37), (12, 37)], "1x and 3x, in the words of detectron2's model zoo about 12 and 37"
+
+
+def test_weights_of_others_are_not_a_training_of_ours() -> None:
+    converted = {"file": "w.pth", "sha256": "0", "layout": "lulutang0608_point_bert_cls"}
+    first, *_ = beside("classify/modelnet40_point_bert.yaml", {"overall_accuracy": 0.9}, lineage=converted)
+    assert named(first)["weights"] == ("published, layout lulutang0608_point_bert_cls", None)
+    assert not {"epochs", "batch size", "checkpoint"} & set(named(first))
+    before = {**converted, "layout": "lulutang0608_point_bert_pretrained"}
+    tuned = {"source": {"data": {"name": "modelnet40"}}, "lineage": before}
+    first, *_ = beside("classify/modelnet40_point_bert.yaml", {"overall_accuracy": 0.9}, lineage=tuned)
+    assert "pre-training" not in named(first), "Point-BERT's own weights, whatever data its folder names"
+
+
+def test_layouts_of_pre_training_exist() -> None:
+    assert set(published._table()["pretrained"]) <= set(MODELS)
 
 
 def test_pooled_folds_stand_beside_the_figures_of_six_areas() -> None:

@@ -40,9 +40,10 @@ def test_tables_and_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         (["--try", "channels_last"], "model.channels_last: 'dgcnn' has no such argument"),
         (
             ["--steps", "5"],
-            "--steps 5: training has 6 steps, 2 of which warm up; name fewer, or train for longer: trai",
+            "--steps 5: training has 6 steps, 2 of which warm up; name at most 4, or train for longer: trai",
         ),
         (["--steps", "0"], "--steps"),
+        (["--try", "bf16+float32"], "--try bf16+float32: train.precision is given twice; put a comma between"),
         (["--out", CONFIG], "is not a folder"),
         (["train.epochss=1"], "did you mean 'epochs'?"),
         (["--epochs", "1"], "given as train.epochs=VALUE"),
@@ -53,6 +54,24 @@ def test_a_mistake_gets_one_line(words: list[object], expected: str) -> None:
     assert code == 2
     assert err.count("\n") == 1, err
     assert expected in err
+
+
+def test_samples_per_second_are_of_each_settings_own_batch_and_a_failing_setting_keeps_the_profile(
+    tmp_path: Path,
+) -> None:
+    kept = tmp_path / "kept.json"
+    words = ["loader.workers=0", "train.epochs=4", "--steps", "1", "--rounds", "1", "--json", kept]
+    code, printed, err = run_here("profile", CONFIG, *TINY, *words, "--try", "train.batch_size=16")
+    assert code == 0, err
+    first, other = json.loads(kept.read_text())["tried"]
+    assert (first["batch_size"], other["batch_size"]) == (8, 16)
+    assert f"{16 / other['step_s']:.1f}" in printed
+    assert other["ratio"] == pytest.approx(2 * first["step_s"] / other["step_s"])
+    kept.unlink()
+    code, _, err = run_here("profile", CONFIG, *TINY, *words, "--try", "train.tail=drop+train.batch_size=1000")
+    assert code == 2
+    assert "drop leaves no step" in err
+    assert json.loads(kept.read_text())["modules"]
 
 
 def test_a_model_that_fails_is_one_line(tmp_path: Path) -> None:

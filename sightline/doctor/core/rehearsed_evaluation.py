@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 import json
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -190,6 +191,7 @@ class _Noting:
         if not callable(value):
             return value
 
+        @functools.wraps(value)  # errors name the author's method
         def call(*given: Any, **named: Any) -> Any:
             self.note(name)
             return value(*given, **named)

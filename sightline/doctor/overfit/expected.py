@@ -19,15 +19,19 @@ __all__ = ["ExpectationsHeld", "held_in_training"]
 def held_in_training(built: Built, *, num_processes: int, note: Callable[[str], object]) -> list[ExpectationsHeld]:
     """The observer of a run whose config expects something of its training; none of any other.
 
-    `note` gets a line on entries that training passes over: those of `share`, which is of a fit to the end, and in
-    several processes all, for a look at layers would be taken by one of them. Raises ConfigError for an entry of an
-    output, layer or loss that there is not.
+    `note` gets a line on entries that training passes over: those of `share`, which is of a fit to the end, those of
+    steps after the last, and in several processes all, for a look at layers would be taken by one of them. Raises
+    ConfigError for an entry of an output, layer or loss that there is not.
     """
     asked = [pair for pair in enumerate(built.config.expect) if pair[1].get("only", "train") == "train"]
     held = [(place, entry) for place, entry in asked if entry["quantity"] != "share" and num_processes == 1]
     if passed := [f"expect.{place}" for place, entry in asked if (place, entry) not in held]:
         reason = "training in several processes is held to none" if num_processes > 1 else "share is of fit-one alone"
         note(f"{', '.join(passed)}: passed over, {reason}")
+    last = built.job.num_steps
+    for place, entry in held:
+        if entry["step"] > last:
+            note(f"expect.{place}: passed over, its step is {entry['step']} and training ends after step {last}")
     return [ExpectationsHeld(built, held)] if held else []
 
 

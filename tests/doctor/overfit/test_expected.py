@@ -47,6 +47,14 @@ def test_what_training_passes_over_is_named(tmp_path: Path) -> None:
     assert "expect.1" not in err
 
 
+def test_an_entry_past_the_last_step_is_named(tmp_path: Path) -> None:
+    entries = "{quantity: loss, at_most: 100.0, step: 3}, {quantity: loss, at_most: 0.0, step: 900}"
+    code, _, err = train(tmp_path / "run", entries)
+    assert code == 0, err
+    assert "expect.1: passed over, its step is 900 and training ends after step 3" in err
+    assert "expect.0" not in err
+
+
 def test_fit_one_passes_over_what_is_of_training(tmp_path: Path) -> None:
     entries = "expect=[{quantity: loss, at_most: 0.0, step: 1, only: train}, {quantity: loss, at_most: 9.0, step: 1}]"
     (met,) = follow(make(tmp_path, entries), Asked(samples=2, steps=1)).met
