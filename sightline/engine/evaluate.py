@@ -77,6 +77,7 @@ class Evaluation:
         """The worst classes or joints with labels, at most five, the worst first: `figure` and `classes`, name → value.
 
         By the first figure per class of the first metric that states which of its values are better; empty without one.
+        A class that is as good as the best is not listed.
         """
         for one in self.measured:
             per_class_of = MetricMembers.per_class.of(one.meter.metric)
@@ -87,9 +88,11 @@ class Evaluation:
             better = MetricMembers.higher_is_better.of(one.meter.metric)
             is_higher = better.get(figure) if isinstance(better, Mapping) else better
             known = {name: row[figure] for name, row in rows.items() if not math.isnan(row.get(figure, math.nan))}
-            if is_higher is not None and len(known) > 1:
-                worst = sorted(known.items(), key=lambda pair: pair[1], reverse=not is_higher)[:_NUM_HARD]
-                return {"figure": figure, "classes": dict(worst)}
+            if is_higher is not None and known:
+                best = (max if is_higher else min)(known.values())
+                order = sorted(known.items(), key=lambda pair: pair[1], reverse=not is_higher)
+                worst = {name: value for name, value in order if value != best}
+                return {"figure": figure, "classes": dict(list(worst.items())[:_NUM_HARD])} if worst else {}
         return {}
 
 

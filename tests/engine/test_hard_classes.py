@@ -37,11 +37,15 @@ def test_the_largest_error_is_the_worst() -> None:
         "seen": torch.ones(2, dtype=torch.int64),
     }
     found = evaluated("joint_error", state, num_joints=3, joint_names=("wrist", "tip", "palm")).hard_classes
-    assert found == {"figure": "error_mm", "classes": {"tip": 6.0, "wrist": 2.0}}
-    assert list(found["classes"]) == ["tip", "wrist"]
+    assert found == {"figure": "error_mm", "classes": {"tip": 6.0}}
 
 
-@pytest.mark.parametrize("counts", [[[4]], [[4, 0], [0, 0]]])
+def test_classes_as_good_as_the_best_are_not_hard() -> None:
+    state = {"confusion": torch.tensor([[4, 0, 0], [0, 3, 0], [2, 0, 2]])}
+    assert evaluated("accuracy", state, num_classes=3, class_names=tuple("abc")).hard_classes["classes"] == {"c": 0.5}
+
+
+@pytest.mark.parametrize("counts", [[[4]], [[4, 0], [0, 0]], [[0, 4], [4, 0]]])
 def test_one_class_is_not_the_worst_of_any(counts: list[list[int]]) -> None:
     size = len(counts)
     state = {"confusion": torch.tensor(counts)}
