@@ -74,8 +74,8 @@ def row_values(
 ) -> dict[str, Any]:
     """The values of a row from what a file holds of a shape (N, 3), (N, 3) and (N,): in the unit sphere, unit normals.
 
-    Raises DataError, led by `told_point` of the first point at fault, for a part that the category does not have; led
-    by `where` for a shape whose points coincide.
+    Raises DataError, led by `told_point` of the first point at fault, for a part that the category does not have,
+    and for a normal whose length is not finite; led by `where` for a shape whose points coincide.
     """
     is_foreign = ~np.isin(parts, category.parts)
     if is_foreign.any():
@@ -86,6 +86,10 @@ def row_values(
         )
     values = {"points": to_unit_sphere(points, where=where), "label": parts, "category": category.label}
     if normals is not None:
-        lengths = np.linalg.norm(normals, axis=1, keepdims=True)
+        with np.errstate(over="ignore"):
+            lengths = np.linalg.norm(normals, axis=1, keepdims=True)
+        if not np.isfinite(lengths).all():
+            first = int(np.argmin(np.isfinite(lengths)))
+            raise DataError(f"{told_point(first)}: the normal is too long to be one; get the file again")
         values["normals"] = normals / np.where(lengths > 0, lengths, 1.0)
     return values

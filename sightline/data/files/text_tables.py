@@ -113,7 +113,7 @@ def numbers_of(
 ) -> np.ndarray:
     """The numbers of these lines of a file: (len(lines), num_columns) float64, finite. Raises as `read_table`."""
     # loadtxt skips empty lines and warns if nothing is left, so those are looked for first.
-    if all(map(str.strip, lines)):
+    if lines and all(map(str.strip, lines)):
         try:
             table = np.loadtxt(lines, delimiter=delimiter, comments=None, ndmin=2, dtype=np.float64)
         except ValueError:

@@ -63,6 +63,7 @@ def with_line(line: int, text: str | None) -> Callable[[Path], None]:
         (with_line(2, "0.1 0.2 nan 0 0 1 44"), r"04225987/b\.txt:2: nan is not a finite number"),
         (with_line(2, "0.1 0.2 0.3 0 0 inf 44"), r"04225987/b\.txt:2: inf is not a finite number"),
         (with_line(4, "1e200 0.2 0.3 0 0 1 44"), r"04225987/b\.txt: a coordinate is 1e\+200; get the file again"),
+        (with_line(6, "0.1 0.2 0.3 0 1e200 1 44"), r"04225987/b\.txt:6: the normal is too long to be one"),
         (with_line(5, ""), r"04225987/b\.txt:5: 0 columns, 7 are needed"),
         (
             with_line(20, "0 0 0 0 0 1 43.000000"),
