@@ -6,7 +6,7 @@ import contextlib
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
@@ -16,7 +16,19 @@ from sightline.verbs.compare_command import compare
 from sightline.verbs.compress_commands import compress_app
 from sightline.verbs.data_commands import data_app
 from sightline.verbs.fit_one_command import fit_one
-from sightline.verbs.options import Config, Device, Json, Overrides, Plugins, Processes, Traceback, parted, writable
+from sightline.verbs.options import (
+    Checkpoint,
+    Config,
+    Device,
+    Json,
+    Overrides,
+    Plugins,
+    Processes,
+    Traceback,
+    parted,
+    writable,
+)
+from sightline.verbs.predict_command import predict
 from sightline.verbs.probe_command import probe
 from sightline.verbs.profile_command import profile
 from sightline.verbs.streams import guard_streams, why_results_are_lost
@@ -87,7 +99,7 @@ def evaluate(
             help="a run directory, or the runs of all folds of a set; then how to evaluate: evaluate.votes=10",
         ),
     ] = None,
-    checkpoint: Annotated[str, typer.Option("--checkpoint", metavar="last|best|PATH", help="which weights")] = "last",
+    checkpoint: Checkpoint = "last",
     data: Annotated[Path | None, typer.Option("--data", metavar="CONFIG", help="another config's data")] = None,
     save_predictions: Annotated[
         bool, typer.Option("--save-predictions", help="keep the labels or boxes that were scored")
@@ -133,92 +145,7 @@ def evaluate(
     return verb.evaluate(verb.Options(runs, overrides, checkpoint, data, processes, plugins, device, json, *kept))
 
 
-@app.command()
-def predict(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="a run directory")],
-    words: Annotated[
-        list[str],
-        typer.Argument(
-            metavar="PATH... [KEY=VALUE]...",
-            help="files or folders: npy npz ply pcd las laz off txt xyz csv pts h5 hdf5; scans: bin;"
-            " depth images: png npy bin;"
-            " images: jpg png tif webp bmp gif",
-        ),
-    ],
-    checkpoint: Annotated[str, typer.Option("--checkpoint", metavar="last|best|PATH", help="which weights")] = "last",
-    batch_size: Annotated[
-        int | None, typer.Option("--batch-size", metavar="N", min=1, help="files at once [evaluate.batch_size]")
-    ] = None,
-    columns: Annotated[
-        str | None, typer.Option("--columns", metavar="x,y,z,...", help="columns of files without names, _ for none")
-    ] = None,
-    unit_sphere: Annotated[
-        bool, typer.Option("--unit-sphere", help="move every cloud to its mean and scale it to radius 1")
-    ] = False,
-    out: Annotated[
-        Path | None,
-        typer.Option("--out", metavar="DIR", help="write labels and coloured clouds, or pictures of joints or boxes"),
-    ] = None,
-    probabilities: Annotated[
-        Literal["float16", "float32"] | None,
-        typer.Option("--probabilities", help="write every class's probability of every point, too"),
-    ] = None,
-    category: Annotated[
-        str | None, typer.Option("--category", metavar="NAME", help="of all files, for parts [their folders' names]")
-    ] = None,
-    score: Annotated[
-        float | None, typer.Option("--score", metavar="S", help="the least score of a box [0.3]", min=0.0, max=1.0)
-    ] = None,
-    reference: Annotated[
-        Literal["centre_of_mass", "previous"] | None,
-        typer.Option("--reference", help="where joints are looked for; previous: near those of the frame before"),
-    ] = None,
-    centres: Annotated[
-        Path | None, typer.Option("--centres", metavar="FILE", help="or about these points, a line x y z a frame, mm")
-    ] = None,
-    refiner: Annotated[
-        Path | None, typer.Option("--refiner", metavar="RUN", help="a run that moves the point to where it should be")
-    ] = None,
-    plugin: Plugins = None,
-    device: Device = "auto",
-    json: Json = None,
-    csv: Annotated[
-        Path | None, typer.Option("--csv", metavar="FILE", callback=writable("--csv"), help="write the result as CSV")
-    ] = None,
-    traceback: Traceback = False,
-) -> int:
-    """Predict a class per file, a class per point, joints or boxes, depending on the run's task.
-
-    Files are prepared as the run's own data was (a mesh is drawn as 'data prepare' draws it) and go through the run's
-    evaluation transforms once, without votes. A file that is damaged, or outside what the run was trained on
-    (channels, scale, number of points), is refused by name, and the others are predicted all the same. A run that
-    classes points reports the share of each class, and writes labels in the order of the file (.labels.npy) and a
-    coloured cloud (.ply) into --out; one that classes parts needs the category of the objects. A run of poses finds
-    the joints in depth images of any camera, whose intrinsics are camera.fx= fy= u0= v0= [those of the run's set]; fy
-    is negative where Y is to point up. A detector draws its boxes on the images. Exit code 0 where every file was
-    predicted, 2 where one was refused, 1 where the work failed.
-    """
-    with collection_paused():
-        from sightline.verbs import predict as verb
-
-    paths, overrides = parted(words)
-    asked = {
-        "columns": columns,
-        "to_sphere": unit_sphere or None,
-        "category": category,
-        "probabilities": probabilities,
-        "score": score,
-        "reference": reference,
-        "centres": centres,
-        "refiner": refiner,
-    }
-    flags = {name: value for name, value in asked.items() if value is not None}
-    plugins = tuple(plugin or ())
-    return verb.predict(
-        verb.Options(run, paths, checkpoint, plugins, batch_size, out, device, json, csv, flags, overrides)
-    )
-
-
+app.command()(predict)
 app.command()(compare)
 app.command()(probe)
 app.command("label-efficiency")(label_efficiency)

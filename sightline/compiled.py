@@ -155,7 +155,7 @@ def _compiling() -> _Compiling:
 
 @cache
 def _listen() -> None:
-    """Have numba tell when it begins and ends to compile; reading what it kept on disk, and running, are no part."""
+    """Have numba report when it begins and ends to compile; reading what it kept on disk, and running, are no part."""
     from numba.core import event
 
     class Listener(event.Listener):

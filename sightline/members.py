@@ -199,7 +199,7 @@ REQUIRED: Mapping[str, frozenset[str]] = {
     "backbones": frozenset({"forward"}),
     "necks": frozenset({"forward"}),
     "heads": frozenset({"forward", "priors", "priors_per_cell", "assigners"}),
-    "references": frozenset({"told"}),
+    "references": frozenset({"title"}),
     "tasks": frozenset({"prepare", "losses", "predict", "assess", "outputs", "interpret"}),
     "losses": frozenset({"count", "forward"}),
     "metrics": frozenset({"new_state", "update", "compute"}),

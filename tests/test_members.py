@@ -35,7 +35,7 @@ PLANTED = {
     "backbones": {"fowrard": "forward"},
     "necks": {"forwad": "forward"},
     "heads": {"prior_per_cell": "priors_per_cell", "asigners": "assigners"},
-    "references": {"tolld": "told"},
+    "references": {"titel": "title"},
     "tasks": {
         "predict_": "predict",
         "predit": "predict",

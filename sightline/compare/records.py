@@ -59,7 +59,7 @@ def write_record(path: Path, record: Record) -> None:
     recording = record.recording
     document = {
         "version": _VERSION,
-        "told": record.about,
+        "about": record.about,
         "format": recording.format.name,
         "calls": [writer.call(call) for call in recording.calls],
         "losses": writer.nest(recording.losses),
@@ -106,7 +106,7 @@ def _read(document: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Record:
     stages = [(name, read.nest(fields)) for name, fields in document["stages"]]
     weights, batch = read.nest(document["weights"]), read.nest(document["batch"])
     trace = tuple(math.nan if loss is None else float(loss) for loss in document["trace"])
-    return Record(recording, weights, batch, stages, trace, document["told"])
+    return Record(recording, weights, batch, stages, trace, document["about"])
 
 
 class Writer:

@@ -27,11 +27,11 @@ def read_key_values(
         key, equals, text = option.partition("=")
         where = Where(command, path=key.strip())
         if not equals or key not in known or key in given:
-            faults.add(where, "is given twice" if key in given else _told_unknown(name, option, known))
+            faults.add(where, "is given twice" if key in given else _unknown_option(name, option, known))
             continue
         given[key], misfits = check_value(known[key].annotation, read_value(text, command, key, faults).plain())
-        for path, told in misfits:
-            faults.add(Where(command, path=f"{key}.{path}".rstrip(".")), told)
+        for path, misfit in misfits:
+            faults.add(Where(command, path=f"{key}.{path}".rstrip(".")), misfit)
     for key, parameter in known.items():
         if parameter.is_required and key not in given:
             faults.add(
@@ -42,7 +42,7 @@ def read_key_values(
     return {key.removeprefix(prefix): value for key, value in given.items()}
 
 
-def _told_unknown(name: str, option: str, known: Collection[str]) -> str:
+def _unknown_option(name: str, option: str, known: Collection[str]) -> str:
     key, equals, _ = option.partition("=")
     takes = f"; '{name}' takes {', '.join(known) or 'none'}"
     return f"is not an option{nearest(key, known, otherwise=takes)}" if equals else f"is not an option key=value{takes}"

@@ -41,8 +41,8 @@ def report_failure(message: str, *, exit_code: int, is_consequence: bool = False
     """
     error_file, rank = os.environ.get("TORCHELASTIC_ERROR_FILE"), own_rank()
     if error_file:
-        told = f"{rank}: {message}" if rank and names_rank else message
-        _write_once(Path(error_file), Failure(told, exit_code, is_consequence, time.time()))
+        named = f"{rank}: {message}" if rank and names_rank else message
+        _write_once(Path(error_file), Failure(named, exit_code, is_consequence, time.time()))
         if os.environ.get("SIGHTLINE_LAUNCHED"):
             return
     sys.stderr.write(f"{f'[{rank}] ' if rank else ''}error: {message}\n")

@@ -79,8 +79,8 @@ class PredictionFolder:
 
     def finish(self, evaluation: Evaluation, about: Mapping[str, Any]) -> None:
         """Write the manifest, led by `about`, with the IoU of samples where a metric has it. Every process calls."""
-        told = self._world.gather_text(json.dumps(self._entries), what="kept predictions")
-        entries = sorted((entry for text in told for entry in json.loads(text)), key=lambda entry: entry["index"])
+        shares = self._world.gather_text(json.dumps(self._entries), what="kept predictions")
+        entries = sorted((entry for text in shares for entry in json.loads(text)), key=lambda entry: entry["index"])
         ious = _ious(evaluation)
         for entry in entries:
             if ious is not None:
@@ -133,6 +133,6 @@ def _files_in(folder: Path) -> set[str]:
 
 def _ious(evaluation: Evaluation) -> Tensor | None:
     """The IoU of each sample by the answers that were kept: the voted ones, where there are votes."""
-    told = [one for one in evaluation.measured if MetricMembers.per_sample.of(one.meter.metric)]
-    kept = [one for one in told if one.suffix == evaluation.measured[-1].suffix]
+    of_samples = [one for one in evaluation.measured if MetricMembers.per_sample.of(one.meter.metric)]
+    kept = [one for one in of_samples if one.suffix == evaluation.measured[-1].suffix]
     return kept[0].meter.metric.per_sample(kept[0].state) if kept else None  # type: ignore[attr-defined]

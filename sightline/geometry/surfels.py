@@ -20,7 +20,7 @@ _NARROWEST = 0.3
 _LEAST_RADIUS = 1e-3
 """Of a disc, in radii of the sphere: far below a pixel, and no division by zero."""
 _SMOOTHINGS = 2
-"""How often normals are averaged with those near them: sixteen points at random tell a plane only roughly."""
+"""How often normals are averaged with those near them: sixteen points at random show a plane only roughly."""
 
 
 class Surfels(NamedTuple):

@@ -40,7 +40,7 @@ def choose_rows(values: Tensor, index: Tensor) -> Tensor:
 def choose_centres(
     points: Tensor, num_samples: int, *, min_squared_norm: float | None = None, argument: str = "num_centres"
 ) -> Tensor:
-    """Farthest-point samples (B, num_samples); a cloud that is too small is told with the model's own `argument`."""
+    """Farthest-point samples (B, num_samples); a cloud that is too small is refused by the model's own `argument`."""
     if points.shape[1] < num_samples:
         raise ValueError(
             f"points: found clouds of {points.shape[1]} points, of which {num_samples} are to be chosen as centres; "

@@ -217,8 +217,8 @@ def _assert_stages(
     """Raises ConfigError for stages that do not fit together."""
     given = {"widths": widths, "strides": strides, "num_neighbours": num_neighbours, "num_blocks": num_blocks}
     if not widths or len({len(values) for values in given.values()}) > 1:
-        told = ", ".join(f"{len(values)} {name}" for name, values in given.items())
-        raise ConfigError(f"point_transformer: found {told}; give one of each for every stage, of which there is one")
+        found = ", ".join(f"{len(values)} {name}" for name, values in given.items())
+        raise ConfigError(f"point_transformer: found {found}; give one of each for every stage, of which there is one")
     if strides[0] != 1:
         raise ConfigError(f"point_transformer: strides[0] is {strides[0]}; the first stage keeps all points, give 1")
     uneven = [width for width in widths if width % NUM_SHARING]

@@ -219,7 +219,7 @@ def _mode_of(config: RunConfig, metric: str) -> Literal["max", "min"]:
 
 
 def _file_name(name: str, label: str) -> str:
-    """A folder's name for a level; what a file system could not tell apart ends in a digest."""
+    """A folder's name for a level; names that a file system may hold to be equal end in a digest."""
     text = f"{name.rpartition('.')[2]}_{label}"
     plain = re.sub(r"[^A-Za-z0-9.+-]+", "_", text)[:48]
     return plain if plain == text else f"{plain}_{hashlib.sha256(f'{name}={label}'.encode()).hexdigest()[:8]}"

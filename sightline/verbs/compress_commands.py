@@ -10,7 +10,7 @@ import typer
 from typer.core import TyperGroup
 
 from sightline.collection import collection_paused
-from sightline.verbs.options import Device, Json, Plugins, Traceback, parted
+from sightline.verbs.options import Checkpoint, Device, Json, Plugins, Traceback, parted
 
 __all__ = ["compress_app"]
 
@@ -68,7 +68,6 @@ Method = Annotated[str, typer.Option("--method", metavar="NAME", help="see 'sigh
 Methods = Annotated[
     str, typer.Option("--method", metavar="NAME[,NAME...]", help="see 'sightline list searches'; all, for each of them")
 ]
-Checkpoint = Annotated[str, typer.Option("--checkpoint", metavar="last|best|PATH", help="which weights")]
 Epochs = Annotated[
     int | None, typer.Option("--epochs", metavar="N", min=0, help="of fine-tuning, 0 for none [a quarter of the run's]")
 ]

@@ -45,7 +45,7 @@ def prepare(name: str, options: Sequence[str] = (), *, source: Path, target: Pat
     given = read_key_values(name, _builder(name).prepare, options, command="data prepare", but=_PREPARE_ITSELF)
     with _bar(name) as progress:
         report = _builder(name).prepare(source=source, target=target, name=name, progress=progress, **given)
-    _tell(report, _builder(name), json)
+    _print_report(report, _builder(name), json)
     return 0
 
 
@@ -76,7 +76,7 @@ def render(asked: Rendering) -> int:
     num_jobs = asked.num_jobs or len(os.sched_getaffinity(0))
     with _bar("views") as progress:
         report = render_set(objects, asked.target, look=look, num_jobs=num_jobs, progress=progress)
-    _tell(report, Views, asked.json)
+    _print_report(report, Views, asked.json)
     return 0
 
 
@@ -103,14 +103,14 @@ def import_views(
             background=background,
             size_px=size_px,
         )
-    _tell(report, Views, json)
+    _print_report(report, Views, json)
     return 0
 
 
-def _tell(report: Mapping[str, Any], describer: Any, json: Path | None) -> None:
+def _print_report(report: Mapping[str, Any], describer: Any, json: Path | None) -> None:
     """What was written, then each way in which it differs from what was to be expected."""
-    told = {key: value for key, value in describer.describe(Path(report["root"])).items() if key != "differences"}
-    _print_tree({"outcome": report["outcome"], **told})
+    written = {key: value for key, value in describer.describe(Path(report["root"])).items() if key != "differences"}
+    _print_tree({"outcome": report["outcome"], **written})
     for line in report.get("differences", ()):
         note(f"look at this: {line}")
     write_document(json, report)
@@ -197,8 +197,8 @@ def _surveyed(name: str, options: Sequence[str], source: Path) -> dict[str, Any]
 
 
 def _flow(table: Mapping[int, Any]) -> str:
-    told = (f"{key}: {str(value).lower() if isinstance(value, bool) else value}" for key, value in table.items())
-    return "{" + ", ".join(told) + "}"
+    entries = (f"{key}: {str(value).lower() if isinstance(value, bool) else value}" for key, value in table.items())
+    return "{" + ", ".join(entries) + "}"
 
 
 def verify(folder: Path, *, json: Path | None) -> int:

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from sightline.collection import collection_paused
-from sightline.verbs.options import Device, Json, Overrides, Plugins, Traceback, writable
+from sightline.verbs.options import Checkpoint, Device, Json, Overrides, Plugins, Traceback, writable
 
 __all__ = ["data_app"]
 
@@ -170,7 +170,7 @@ def centres(
     split: Annotated[
         Literal["train", "test"], typer.Option("--split", help="of the set's files: validation frames lie in train")
     ] = "test",
-    checkpoint: Annotated[str, typer.Option("--checkpoint", metavar="last|best|PATH", help="which weights")] = "last",
+    checkpoint: Checkpoint = "last",
     plugin: Plugins = None,
     device: Device = "auto",
     json: Json = None,

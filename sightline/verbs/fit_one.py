@@ -100,7 +100,7 @@ def _show(name: str, metric: str, result: Result) -> None:
         columns = (*_COLUMNS, metric, "end")
         show_table(f"{name}: {len(result.samples.indices)} samples", columns, rows, unbroken="optimiser")
     if result.parts:
-        shown = [[part.name, "guilty" if part.is_guilty else "", part.shown] for part in result.parts]
+        shown = [[part.name, "guilty" if part.is_guilty else "", part.summary] for part in result.parts]
         show_table("where it is lost", ("part", "", "measured"), shown, unbroken="part")
     show_findings(result.findings[1:], is_verbose=True)
     note(f"{name}: {'fitted' if result.is_fitted else f'NOT FITTED, {result.cause}'}")

@@ -9,7 +9,19 @@ from typing import Annotated
 
 import typer
 
-__all__ = ["Config", "Device", "Json", "Overrides", "Plugins", "Processes", "Traceback", "parted", "writable"]
+__all__ = [
+    "Checkpoint",
+    "Config",
+    "Device",
+    "Json",
+    "Overrides",
+    "Plugins",
+    "Processes",
+    "StudyFolder",
+    "Traceback",
+    "parted",
+    "writable",
+]
 
 
 def writable(option: str) -> Callable[[Path | None], Path | None]:
@@ -29,6 +41,8 @@ Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="laid over the config: train.epochs=10")
 ]
 Config = Annotated[Path, typer.Argument(metavar="CONFIG", help="a YAML config, or a run directory")]
+Checkpoint = Annotated[str, typer.Option("--checkpoint", metavar="last|best|PATH", help="which weights")]
+StudyFolder = Annotated[Path, typer.Option("--out", metavar="DIR", help="where runs, table and plot go")]
 Plugins = Annotated[
     list[Path] | None, typer.Option("--plugin", metavar="FILE.py", help="a file of your own parts; repeatable")
 ]

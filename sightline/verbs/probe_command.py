@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from sightline.collection import collection_paused
-from sightline.verbs.options import Device, Json, Plugins, Processes, Traceback, parted
+from sightline.verbs.options import Checkpoint, Device, Json, Plugins, Processes, Traceback, parted
 
 __all__ = ["probe"]
 
@@ -28,7 +28,7 @@ def probe(
     data: Annotated[
         Path | None, typer.Option("--data", metavar="CONFIG", help="data to learn from and to test on [the run's own]")
     ] = None,
-    checkpoint: Annotated[str, typer.Option("--checkpoint", metavar="last|best|PATH", help="which weights")] = "last",
+    checkpoint: Checkpoint = "last",
     random: Annotated[
         int, typer.Option("--random", metavar="N", min=1, help="networks with random weights beside it")
     ] = 1,

@@ -145,7 +145,7 @@ class Cloud:
             "num_not_finite": int((~np.isfinite(self.points).all(axis=1)).sum()),
             "extent": None if extent is None else {"min": extent[0], "max": extent[1]},
             "unit": self.unit,
-            "told": self.description,
+            "description": self.description,
             "classes": {each.name: each.counts() for each in self.colorings if isinstance(each, ByClass)},
             **({"figures": dict(self.figures)} if self.figures else {}),
         }

@@ -115,9 +115,9 @@ def test_torch_reads_our_error_files(variables: pytest.MonkeyPatch, tmp_path: Pa
     assert abs(read.timestamp - time.time()) < 60
 
 
-@pytest.mark.parametrize(("size", "told"), [("1", "a fault"), ("2", "rank 1: a fault")])
+@pytest.mark.parametrize(("size", "message"), [("1", "a fault"), ("2", "rank 1: a fault")])
 def test_what_one_process_may_have_alone_names_its_rank(
-    size: str, told: str, variables: pytest.MonkeyPatch, tmp_path: Path
+    size: str, message: str, variables: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     error_file = tmp_path / "error.json"
     place = {"TORCHELASTIC_ERROR_FILE": str(error_file), "SIGHTLINE_LAUNCHED": "1", "RANK": "1", "WORLD_SIZE": size}
@@ -125,7 +125,7 @@ def test_what_one_process_may_have_alone_names_its_rank(
     report_failure("a fault", exit_code=1, names_rank=True)
     found = read_failure(error_file)
     assert found is not None
-    assert found.message == told
+    assert found.message == message
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"message": "a text"}', '{"message": {"message": "a"}}'])

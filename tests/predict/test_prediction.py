@@ -25,7 +25,7 @@ from sightline.predict.prediction import predict_files
 from sightline.predict.predictor import Inference, ReadFile, Refusal
 from sightline.runs import checkpoint
 from sightline.types import DataInfo, Field
-from tests.engine.test_conversion import saved, small_state
+from tests.engine.published_weights import saved, small_state
 
 NUM_CLASSES = 4
 

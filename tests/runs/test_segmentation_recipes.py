@@ -11,7 +11,7 @@ import pytest
 from tests.command import run_here
 from tests.data.clouds.shapenet_part_writers import LAYOUTS, prepare, write_layout
 from tests.data.scenes.scene_writers import write_s3dis
-from tests.engine.test_conversion import saved, small_state
+from tests.engine.published_weights import saved, small_state
 from tests.processes import ROOT
 
 PARTS = {

@@ -153,7 +153,7 @@ def test_what_a_row_states_is_not_listed_as_unstated_and_no_place_is_protocol() 
     assert not any("data.reference" in names for names in listed)
     assert "centers" not in str([entry["differences"] for entry in hands]), "the path of a file of centres"
     unstated = [row for row in published_rows(published_names()) if "not stated" in row.protocol.values()]
-    assert not unstated, "a row that does not state a thing lacks it: 'not stated' is no other value"
+    assert not unstated, "a row that does not state a thing lacks it: 'not stated' is not another value"
 
 
 def test_another_assigner_is_a_difference() -> None:

@@ -280,10 +280,10 @@ def test_a_config_of_hands_shows_them_from_the_image_to_the_target(tmp_path: Pat
     stages = ["raw", *(f"train {step}" for step in steps), *(f"evaluate {step}" for step in steps)]
     assert [stage["stage"] for stage in sample["stages"]] == stages
     assert [list(sample["raw"]["digests"]), sample["raw"]["is_constant"]] == [["0", "1"], True]
-    assert "raw item the same in epochs 0 to 1, also when read again" in sample["stages"][0]["told"]
+    assert "raw item the same in epochs 0 to 1, also when read again" in sample["stages"][0]["description"]
     for stage in sample["stages"][1:]:
         assert stage["figures"]["is_sound"] is True
-        assert "the raw ones" in stage["told"]
+        assert "the raw ones" in stage["description"]
     assert "1 pictures and 14 PLY and 4 VTK files" in done.err
     (subject,) = page_of(tmp_path / "out")["subjects"]
     assert subject["up"] == "camera_y_up"
@@ -299,7 +299,7 @@ def test_the_joints_of_a_run_are_off_by_what_evaluation_says(pose: Path, tmp_pat
     found = [sample["prediction"]["mean_error_mm"] for sample in samples]
     assert np.mean(found) == pytest.approx(final["metrics"]["mean_error_mm"], rel=1e-6)
     assert len(samples[0]["prediction"]["error_mm"]) == 21
-    assert samples[0]["stages"][-1]["told"].startswith(f"{found[0]:.1f} mm off on average, ")
+    assert samples[0]["stages"][-1]["description"].startswith(f"{found[0]:.1f} mm off on average, ")
     assert (tmp_path / "out" / "test_0.prediction.vtk").is_file()
     names = [each["name"] for each in page_of(tmp_path / "out")["subjects"][0]["clouds"][-1]["skeletons"]]
     assert names == ["true joints", "predicted joints"]

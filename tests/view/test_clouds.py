@@ -58,7 +58,7 @@ def test_the_numbers_of_a_caption() -> None:
         "num_not_finite": 1,
         "extent": {"min": [-1.0, 1.0, 2.0], "max": [4.0, 8.0, 6.0]},
         "unit": "m",
-        "told": "as it is",
+        "description": "as it is",
         "classes": {"ground truth": {"floor": 2, "wall": 2}},
     }
     assert cloud.lines() == ["4 points, 1 of them not finite", "x -1 to 4, y 1 to 8, z 2 to 6 (m)", "as it is"]

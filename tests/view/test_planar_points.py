@@ -48,7 +48,7 @@ def test_they_train_and_are_viewed(tmp_path: Path, width: int, described: str) -
         viewed = sightline("view", source, config, "--out", out, "--num", 1, "--json", out / "out.json")
         assert viewed.code == 0, viewed.err
         raw = json.loads((out / "out.json").read_text())["samples"][0]["stages"][0]
-        assert raw["told"].startswith(described)
+        assert raw["description"].startswith(described)
         assert (raw["extent"]["max"][2] == 0) is (width == 2)
 
 

@@ -261,7 +261,7 @@ def promised_info(
 def describe_clouds(prepared: Prepared, root: Path) -> dict[str, Any]:
     """What `data info` tells of a prepared set of labelled clouds."""
     manifest = prepared.manifest
-    told = ("layout", "up_axis", "orientation", "unit", "normalisation", "channels", "preparation", "ranges")
+    printed = ("layout", "up_axis", "orientation", "unit", "normalisation", "channels", "preparation", "ranges")
     return {
         "set": manifest["set"],
         "root": str(root.resolve()),
@@ -273,7 +273,7 @@ def describe_clouds(prepared: Prepared, root: Path) -> dict[str, Any]:
         "sizes": {split: facts["num_rows"] for split, facts in manifest["splits"].items()},
         "points_per_shape": manifest["columns"]["points"]["shape"][0],
         "has_normals": "normals" in manifest["columns"],
-        **{key: manifest[key] for key in (*told, "differences", "duplicates") if key in manifest},
+        **{key: manifest[key] for key in (*printed, "differences", "duplicates") if key in manifest},
     }
 
 

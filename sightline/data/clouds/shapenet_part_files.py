@@ -28,7 +28,7 @@ _BYTES_OF_A_POINT = 40
 
 
 def text_parts(root: Path) -> tuple[list[Part], list[str]]:
-    """The parts of the release, one per split and category, sorted by name; and what is to be told of the folder.
+    """The parts of the release, one per split and category, sorted by name; and what is to be reported of the folder.
 
     Raises DataError with file and line for lists that are missing, damaged, at odds with each other or name what is
     not there.

@@ -93,7 +93,7 @@ class ShapeNetRender(LabelledClouds):
             "class_names": [each["name"] for each in synsets.values()],
             "background": background,
             "pairs": {f"{synset} {synsets[synset]['name']}": counts for synset, counts in pairing.counts.items()},
-            "left_out": pairing.told(),
+            "left_out": pairing.describe(),
         }
         options = {"size_px": size_px, "background": background, "broken": broken}
         plan = Plan(
@@ -113,12 +113,12 @@ class ShapeNetRender(LabelledClouds):
         """What a prepared folder holds: pairs of each synset, what was left out, pictures, where it came from."""
         views = Views(open_prepared(root, set_names=cls.readable_sets))
         manifest = views.manifest
-        told = {
+        facts = {
             "pairs": {name: dict(counts) for name, counts in manifest["pairs"].items()},
             "left_out": manifest["left_out"],
             "pictures": f"{views.num_views} an object, {views.size_px} x {views.size_px} on {views.fixed_background}",
         }
-        return {**super().describe(root), **told}
+        return {**super().describe(root), **facts}
 
     @classmethod
     def card(cls) -> dict[str, Any]:
@@ -147,6 +147,6 @@ def _summary(prepared: Prepared, pairing: Pairing) -> dict[str, Any]:
         differences.insert(0, f"{sum(counts)} pairs, published {whole}")
     return {
         "splits": {"train": {"num_rows": sum(counts), "class_counts": counts}},
-        "differences": [*pairing.told(), *differences],
+        "differences": [*pairing.describe(), *differences],
         "duplicates": duplicates_of(prepared, "points"),
     }

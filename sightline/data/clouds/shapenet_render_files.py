@@ -65,7 +65,7 @@ class Pairing:
     broken: list[str] = field(default_factory=list)
     unknown: list[str] = field(default_factory=list)
 
-    def told(self) -> list[str]:
+    def describe(self) -> list[str]:
         """One line for each kind of what is left out: how many, and the first ten names."""
         kinds = (
             ("clouds have no images", self.clouds_alone),
@@ -224,7 +224,7 @@ def _pair_synset(root: Path, synset: str, label: int, num_views: int, found: Pai
 def _assert_pairs(root: Path, found: Pairing) -> None:
     if found.objects:
         return
-    reasons = "; ".join(found.told()) or "none of the 13 synsets is there"
+    reasons = "; ".join(found.describe()) or "none of the 13 synsets is there"
     raise DataError(f"{root}: not one cloud has its images: {reasons}; both halves must have the same synsets and ids")
 
 

@@ -84,7 +84,7 @@ class DepthFrames:
         chosen = CentreOfMass() if reference is None else reference
         self._locate = chosen.of(
             FrameOrder(
-                told=f"{self.set_name} {part.file_split}",
+                title=f"{self.set_name} {part.file_split}",
                 num_frames=part.num_ordered,
                 camera=camera.intrinsics,
                 cube_mm=skeleton.cube_mm,
@@ -105,7 +105,7 @@ class DepthFrames:
             camera,
             skeleton.of(joints),
             farthest_mm=self.farthest_mm,
-            reference=chosen.told,
+            reference=chosen.title,
             sizes={**part.sizes, part.split: len(self)},
             folds=self._folds(),
         )

@@ -60,7 +60,7 @@ class FrameOrder:
     `if_counts_differ` is what a user should know of files with another number of lines.
     """
 
-    told: str
+    title: str
     num_frames: int
     camera: np.ndarray
     cube_mm: float
@@ -83,9 +83,9 @@ class Locator(Protocol):
 
 
 class Reference(Protocol):
-    """A component of the kind `references`. `told` is its name in facts and reports."""
+    """A component of the kind `references`. `title` is its name in facts and reports."""
 
-    told: str
+    title: str
 
     def of(self, order: FrameOrder) -> Locator: ...
 
@@ -97,7 +97,7 @@ class TrueJoint:
     Source: made here.
     """
 
-    told = "truth (oracle)"
+    title = "truth (oracle)"
 
     def __init__(self) -> None:
         pass
@@ -115,7 +115,7 @@ class CentreOfMass:
     Source: Oberweger and Lepetit 2017 (DeepPrior++), without its refinement.
     """
 
-    told = "centre_of_mass"
+    title = "centre_of_mass"
 
     def __init__(self, *, passes: Passes = 5, near_mm: Factor = 0.0, far_mm: Size | None = None) -> None:
         if far_mm is not None and far_mm <= near_mm:
@@ -164,7 +164,7 @@ class PointsOfFile:
     Source: the files of Moon et al. 2018 (V2V-PoseNet).
     """
 
-    told = "file"
+    title = "file"
 
     def __init__(self, *, path: str, unit: Literal["mm", "m"] = "mm") -> None:
         self.path = path
@@ -176,7 +176,7 @@ class PointsOfFile:
             path = path.replace(f"{{{word}}}", value)
         if "{" in path:
             known = ", ".join(f"{{{word}}}" for word in order.words)
-            raise ConfigError(f"path: {path} has a word in braces that is not one of {order.told}; these are {known}")
+            raise ConfigError(f"path: {path} has a word in braces that is not one of {order.title}; these are {known}")
         return _StoredPoints(Path(path).expanduser(), self.unit, order)
 
 
@@ -198,7 +198,7 @@ class _TrueJoints:
         point = frame.joints[self._order.centre].astype(np.float64)
         if not point.any():
             raise DataError(
-                f"{self._order.told}: frame {place} has no labelled joint {self._order.centre} to lie in the middle; "
+                f"{self._order.title}: frame {place} has no labelled joint {self._order.centre} to lie in the middle; "
                 "set reference to centre_of_mass or file"
             )
         return point
@@ -220,7 +220,7 @@ class _Means:
         point = self._how.locate(depth, self._order.camera, cube_mm=self._order.cube_mm)
         if point is None:
             raise NoCentreError(
-                f"{self._order.told}: frame {place} has no measured pixel between near_mm and far_mm, so it has no "
+                f"{self._order.title}: frame {place} has no measured pixel between near_mm and far_mm, so it has no "
                 "centre of mass; give wider bounds, or reference points in a file"
             )
         return point
@@ -241,7 +241,7 @@ def _read_points(path: Path, unit: str, order: FrameOrder) -> tuple[np.ndarray, 
     """Points (frames, 3) float64 in mm and which of them are known, from lines `x y z` and `invalid`."""
     if not path.exists():
         raise DataError(
-            f"{path}: the file of the reference points of {order.told} is not there; set data.reference.path to where "
+            f"{path}: the file of the reference points of {order.title} is not there; set data.reference.path to where "
             "it is, train without it by data.reference.name=centre_of_mass, or write it with a refiner of your own: "
             f"sightline data centres RUN --data CONFIG --split {order.words.get('split', 'test')} --to {path}"
         )
@@ -250,7 +250,7 @@ def _read_points(path: Path, unit: str, order: FrameOrder) -> tuple[np.ndarray, 
         by = len(lines) - order.num_frames
         hint = f" ({order.if_counts_differ})" if order.if_counts_differ else ""
         raise DataError(
-            f"{path}: has {len(lines)} lines, {order.told} has {order.num_frames} frames: {abs(by)} too "
+            f"{path}: has {len(lines)} lines, {order.title} has {order.num_frames} frames: {abs(by)} too "
             f"{'many' if by > 0 else 'few'}; take the file that was made for these frames{hint}"
         )
     points, is_known = np.zeros((len(lines), 3)), np.ones(len(lines), dtype=bool)

@@ -69,7 +69,7 @@ def read_npz_arrays(path: Path) -> dict[str, np.ndarray]:
 def npz_header(path: Path, key: str, *, needed: str = "") -> tuple[tuple[int, ...], np.dtype]:
     """Shape and type of an entry of an NPZ archive, from its header alone. Raises DataError naming archive and entry.
 
-    `needed` is told to a user whose archive has no such entry.
+    `needed` stands in the message where the archive has no such entry.
     """
     with _faults(path, key, needed), zipfile.ZipFile(path) as archive, archive.open(f"{key}.npy") as file:
         entry = archive.getinfo(f"{key}.npy")

@@ -78,7 +78,7 @@ def velodyne_poses(poses_path: Path, calib_path: Path) -> np.ndarray:
     try:
         inverse = np.linalg.inv(transform)
     except np.linalg.LinAlgError:
-        raise DataError(f"{calib_path}: the row 'Tr' has no inverse, so it is no pose; get the file again") from None
+        raise DataError(f"{calib_path}: the row 'Tr' has no inverse, so it is not a pose; get the file again") from None
     poses: np.ndarray = (inverse @ np.array(rows).reshape(-1, 4, 4) @ transform)[:, :3]
     return poses
 

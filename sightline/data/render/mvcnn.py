@@ -122,8 +122,8 @@ def read_picture(path: Path, *, background: Background) -> np.ndarray:
         with BoundedFile(path) as file, Image.open(file) as picture:
             return composited(np.asarray(picture.convert("RGBA")), background)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        told = str(error).split("\n", 1)[0]
-        raise DataError(f"{path}: does not read as a picture ({told}); get the file again") from error
+        reason = str(error).split("\n", 1)[0]
+        raise DataError(f"{path}: does not read as a picture ({reason}); get the file again") from error
 
 
 def _place(root: Path) -> Any:
@@ -148,19 +148,19 @@ def _paired(
     """The shapes that are kept, and what is to be said of the others."""
     few = [each for each in listed if len(each.files) < min_views]
     enough = [each for each in listed if len(each.files) >= min_views]
-    told = []
+    notes = []
     if few:
         which = _some([f"{each.name} ({len(each.files)})" for each in few])
-        told.append(f"{len(few)} shapes have fewer than {min_views} pictures and are left out: {which}")
+        notes.append(f"{len(few)} shapes have fewer than {min_views} pictures and are left out: {which}")
     if known is None:
-        return enough, told
+        return enough, notes
     unmatched = [each.name for each in enough if each.name not in known]
     if unmatched:
-        told.append(f"{len(unmatched)} shapes have no cloud of their name in {clouds}: {_some(unmatched)}")
+        notes.append(f"{len(unmatched)} shapes have no cloud of their name in {clouds}: {_some(unmatched)}")
     bare = sorted(known - {each.name for each in enough}, key=by_number)
     if bare:
-        told.append(f"{len(bare)} of {len(known)} clouds in {clouds} have no pictures: {_some(bare)}")
-    return [each for each in enough if each.name in known], told
+        notes.append(f"{len(bare)} of {len(known)} clouds in {clouds} have no pictures: {_some(bare)}")
+    return [each for each in enough if each.name in known], notes
 
 
 def _gaps(root: Path, listed: Sequence[Pictured]) -> list[str]:
@@ -169,13 +169,13 @@ def _gaps(root: Path, listed: Sequence[Pictured]) -> list[str]:
     for each in listed:
         for file in each.files:
             counts[file.relative_to(root).parts[0]][each.name] += 1
-    told = []
+    notes = []
     for set_up, of_shapes in sorted(counts.items()):
         most = max(of_shapes.values())
         short = [f"{name} ({count})" for name, count in of_shapes.items() if count < most]
         if short:
-            told.append(f"{set_up}: {len(short)} shapes have fewer than {most} pictures: {_some(short)}")
-    return told
+            notes.append(f"{set_up}: {len(short)} shapes have fewer than {most} pictures: {_some(short)}")
+    return notes
 
 
 def _some(names: Sequence[str]) -> str:

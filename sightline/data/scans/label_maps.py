@@ -59,7 +59,7 @@ class LabelMap:
         found = self._class_of[ids].astype(np.int64)
         if (found == _UNKNOWN).any():
             unknown, counts = np.unique(ids[found == _UNKNOWN], return_counts=True)
-            raise DataError(f"{where}: {self._told_unknown(unknown, counts)}")
+            raise DataError(f"{where}: {self._unknown_ids(unknown, counts)}")
         return found
 
     def ids(self, classes: np.ndarray) -> np.ndarray:
@@ -71,7 +71,7 @@ class LabelMap:
         found = self._class_of[ids]
         if ((found == _UNKNOWN) & (counts > 0)).any():
             is_unknown = (found == _UNKNOWN) & (counts > 0)
-            raise DataError(f"{where}: {self._told_unknown(ids[is_unknown], counts[is_unknown])}")
+            raise DataError(f"{where}: {self._unknown_ids(ids[is_unknown], counts[is_unknown])}")
         is_class = (found >= 0) & (found < self.num_classes)
         summed = np.zeros(self.num_classes, dtype=np.int64)
         np.add.at(summed, found[is_class], counts[is_class])
@@ -99,7 +99,7 @@ class LabelMap:
             "learning_ignore": {0: self.ignore_index == 0},
         }
 
-    def _told_unknown(self, ids: np.ndarray, counts: np.ndarray) -> str:
+    def _unknown_ids(self, ids: np.ndarray, counts: np.ndarray) -> str:
         named = [f"{raw} ({count} points)" for raw, count in zip(ids.tolist(), counts.tolist(), strict=True)]
         more = f" and {len(named) - _MOST_NAMED} more" if len(named) > _MOST_NAMED else ""
         ids_are = "the label id" if len(named) == 1 else "the label ids"

@@ -180,7 +180,7 @@ def summarise_scenes(prepared: Prepared) -> dict[str, Any]:
 def describe_scenes(prepared: Prepared, root: Path) -> dict[str, Any]:
     """What `data info` tells of a prepared set of scenes."""
     manifest = prepared.manifest
-    told = ("layout", "up_axis", "orientation", "unit", "split", "ranges", "differences")
+    printed = ("layout", "up_axis", "orientation", "unit", "split", "ranges", "differences")
     return {
         "set": manifest["set"],
         "root": str(root.resolve()),
@@ -193,5 +193,5 @@ def describe_scenes(prepared: Prepared, root: Path) -> dict[str, Any]:
             for split, facts in manifest["splits"].items()
         },
         "columns": ", ".join(manifest["columns"]),
-        **{key: manifest[key] for key in told if key in manifest},
+        **{key: manifest[key] for key in printed if key in manifest},
     }

@@ -209,7 +209,7 @@ def _summary(prepared: Prepared, *, rooms: Sequence[Room | IntegerRoom], root: P
         if count
     }
     raw = [room for room in rooms if isinstance(room, Room)]
-    repairs = [repair.told(root) for room in raw if room.name in mended for repair in read_room(room).repairs]
+    repairs = [repair.describe(root) for room in raw if room.name in mended for repair in read_room(room).repairs]
     lines = [f"lines with stray bytes that were mended: {len(repairs)}"] if repairs else []
     return {
         **summarise_scenes(prepared),

@@ -52,7 +52,7 @@ class Repair(NamedTuple):
     before: str
     after: str
 
-    def told(self, root: Path) -> str:
+    def describe(self, root: Path) -> str:
         return f"{self.path.relative_to(root)}:{self.line}: {self.before!r} read as {self.after!r}"
 
 

@@ -28,12 +28,12 @@ class Part:
     """The outcome of one part of the bisection."""
 
     name: str
-    shown: str
+    summary: str
     is_guilty: bool = False
 
     def to_dict(self) -> dict[str, str | bool]:
         """Plain values for JSON."""
-        return {"name": self.name, "told": self.shown, "is_guilty": self.is_guilty}
+        return {"name": self.name, "summary": self.summary, "is_guilty": self.is_guilty}
 
 
 @dataclass(frozen=True)
@@ -304,7 +304,7 @@ def _unexplained(case: Case, parts: Sequence[Part]) -> Finding:
         summary="these samples cannot be fitted, and none of the usual reasons explains it",
         causes=("model.structure", "model.init", "model.geometry"),
         path="model",
-        measured=f"{lowest:.3g} of the way left at best; " + "; ".join(f"{part.name}: {part.shown}" for part in parts),
+        measured=f"{lowest:.3g} of the way left at best; " + "; ".join(f"{one.name}: {one.summary}" for one in parts),
         expected=f"at most {FITTED:g} of the way left after {case.bench.steps} steps",
         action="follow the samples through the layers by --trace; see that every input reaches the output",
         evidence=Part("parameters", str(_num_parameters(case.bench.built.job.model))).to_dict(),

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from sightline.collection import collection_paused
-from sightline.verbs.options import Config, Device, Json, Overrides, Plugins, Processes, Traceback
+from sightline.verbs.options import Config, Device, Json, Overrides, Plugins, Processes, StudyFolder, Traceback
 
 __all__ = ["label_efficiency"]
 
 
 def label_efficiency(
     config: Config,
-    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="where runs, table and plot go")],
+    out: StudyFolder,
     overrides: Overrides = None,
     source: Annotated[
         str | None, typer.Option("--from", metavar="RUN", help="the pre-trained run [init.from of the config]")

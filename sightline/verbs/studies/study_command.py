@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from sightline.collection import collection_paused
-from sightline.verbs.options import Device, Json, Plugins, Processes, Traceback, parted
+from sightline.verbs.options import Device, Json, Plugins, Processes, StudyFolder, Traceback, parted
 
 __all__ = ["study"]
 
@@ -21,7 +20,7 @@ def study(
             help="YAML configs or run directories, several to compare them, and what is laid over all of them",
         ),
     ],
-    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="where runs, table and plot go")],
+    out: StudyFolder,
     vary: Annotated[
         list[str] | None,
         typer.Option("--vary", metavar="KEY=A,B", help="run with each of these values; repeatable, all combinations"),

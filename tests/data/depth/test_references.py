@@ -32,13 +32,13 @@ def frame_of(depth: np.ndarray | None = None, **changes: object) -> DepthFrame:
 def test_the_kind_has_three_of_them() -> None:
     assert registry.references.names() == ["centre_of_mass", "file", "truth"]
     built = registry.references.build(Component("centre_of_mass", {"passes": 2}), facts={"split": "train"})
-    assert (built.passes, built.told) == (2, "centre_of_mass")
+    assert (built.passes, built.title) == (2, "centre_of_mass")
 
 
 def test_the_truth_is_the_joint_in_the_middle_and_says_that_it_is_an_oracle() -> None:
     locate = TrueJoint().of(order_of())
     assert locate(frame_of(), 0).tolist() == [4, 5, 306]
-    assert "oracle" in TrueJoint().told
+    assert "oracle" in TrueJoint().title
     with pytest.raises(DataError, match="toy train: frame 2 has no labelled joint 1"):
         locate(frame_of(joints=np.zeros((2, 3), dtype=np.float32)), 2)
 
