@@ -15,7 +15,7 @@ demo: .venv/.installed
 test: .venv/.installed-dev
 	PYTHONDONTWRITEBYTECODE= .venv/bin/python -m pytest -n 2 --dist worksteal
 test-long: .venv/.installed-dev
-	PYTHONDONTWRITEBYTECODE= .venv/bin/python -m pytest tests/long --override-ini addopts="--strict-markers -ra"
+	PYTHONDONTWRITEBYTECODE= .venv/bin/python -m pytest -m long --override-ini addopts="--strict-markers -ra"
 lint: .venv/.installed-dev
 	.venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/mypy
 

@@ -35,7 +35,6 @@ def test_a_block_without_its_mark_is_found(tmp_path: Path) -> None:
     assert [bool(block.unrunnable()) for block in whole] == [True, True, False]
 
 
-@pytest.mark.slow
 @pytest.mark.processes
 def test_the_readme_runs_in_the_order_of_its_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lay_out(tmp_path)

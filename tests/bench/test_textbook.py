@@ -71,6 +71,7 @@ def test_networks_agree_with_ours_in_float64(name: str, points: int) -> None:
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-9 * float(expected.abs().max()))
 
 
+@pytest.mark.long
 def test_the_point_transformer_agrees_with_ours_in_float64() -> None:
     """Logits in training, and the gradient of every weight, parameters in the same order."""
     inputs = models.IN_FLOAT64.narrow(transformers._parts(batch=2, points=512))

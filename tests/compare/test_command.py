@@ -67,6 +67,7 @@ def test_float32_equals_float64(tmp_path: Path) -> None:
     assert "%" not in text.split("<body>")[1].split("<svg")[0]
 
 
+@pytest.mark.long
 def test_float32_volumes_equal_float64_over_optimiser_steps(tmp_path: Path) -> None:
     """85,000 rows a batch norm, added one by one: what that does to float32 gradients is no divergence."""
     out = tmp_path / "found.json"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
+from functools import cache
 
 import numpy as np
 import pytest
@@ -21,22 +23,26 @@ from tests.processes import run_ranks
 BOUND = 1e-9
 
 
+SIZES = {2: pytest.mark.long, 3: ()}
+"""Numbers of processes: three deal a step unevenly."""
 CASES = [
-    pytest.param(size, name, f"{order} {micro_batches}", id=f"{size}-{name}-{order}-{micro_batches}")
-    for size in (2, 3)
+    pytest.param(size, name, f"{order} {micro_batches}", id=f"{size}-{name}-{order}-{micro_batches}", marks=SIZES[size])
+    for size in SIZES
     for name in ALL
     for order, micro_batches in cases_of(name, size)
 ]
 
 
 @pytest.fixture(scope="module")
-def several(tmp_path_factory: pytest.TempPathFactory) -> dict[int, dict]:
-    """The results of two and of three processes."""
-    results = {}
-    for size in (2, 3):
+def several(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], dict]:
+    """The results of so many processes."""
+
+    @cache
+    def results(size: int) -> dict:
         out = tmp_path_factory.mktemp("toys") / "results.json"
         run_ranks(["-m", "tests.contract.run_toys", str(out)], size)
-        results[size] = json.loads(out.read_text())
+        return json.loads(out.read_text())
+
     return results
 
 
@@ -66,14 +72,16 @@ def test_the_order_of_parameters_in_memory_changes_nothing(whole: dict, name: st
 
 @pytest.mark.processes
 @pytest.mark.parametrize(("size", "name", "case"), CASES)
-def test_several_processes_are_one(whole: dict, several: dict[int, dict], size: int, name: str, case: str) -> None:
-    assert_same(several[size][name][case], whole[name])
+def test_several_processes_are_one(
+    whole: dict, several: Callable[[int], dict], size: int, name: str, case: str
+) -> None:
+    assert_same(several(size)[name][case], whole[name])
 
 
 @pytest.mark.processes
-@pytest.mark.parametrize("size", [2, 3])
+@pytest.mark.parametrize("size", [pytest.param(size, marks=mark) for size, mark in SIZES.items()])
 @pytest.mark.parametrize("name", ALL)
-def test_metrics_have_the_same_bits_on_several_processes(several: dict[int, dict], name: str, size: int) -> None:
+def test_metrics_have_the_same_bits_on_several_processes(several: Callable[[int], dict], name: str, size: int) -> None:
     """Evaluated with the very weights that several processes ended with, on one process: equal, not close."""
     import torch
 
@@ -81,7 +89,7 @@ def test_metrics_have_the_same_bits_on_several_processes(several: dict[int, dict
     from sightline.engine.precision import Precision
     from tests.contract.toy import meters
 
-    toy, theirs = ALL[name], several[size][name]["as_made 1"]
+    toy, theirs = ALL[name], several(size)[name]["as_made 1"]
     model = toy.model().double()
     shapes = {key: tensor.shape for key, tensor in model.state_dict().items()}
     model.load_state_dict(

@@ -27,23 +27,19 @@ from tests.contract.toys import TOYS
 from tests.doctor.planting import assert_healthy, make, with_data
 from tests.doctor.segmenting import Edited, Joined, PerPoint, make_parts, make_rooms
 
-_NARROW = ("data.num_columns=64", "transforms.train.2.width=64", "transforms.evaluate.0.width=64")
 _FEW_CLOUDS = ("data.train_size=480", "data.test_size=120")
 SMALLER = {
     "classify/synthetic_shapes_point_bert": (),
     "classify/synthetic_shapes_pointnet": (),
-    "contrast/synthetic_shapes_intrapoint_parts": _FEW_CLOUDS,
     "detect/synthetic_crowds_retinanet": (
         *("data.train_size=24", "data.validation_size=8", "data.test_size=8"),
         *("model.backbone.width=8", "model.neck.width=32"),
     ),
     "pose/synthetic_hands_scale_net": (),
-    "segment/synthetic_lidar_squeezeseg": _NARROW,
-    "segment/synthetic_rooms_point_transformer": ("data.train_size=40", "data.test_size=10"),
     "segment/synthetic_shapes_dgcnn": _FEW_CLOUDS,
 }
-"""One recipe of each kind, made smaller: 512 columns of a scan, and counting the labels of every point of thousands of
-clouds, take seconds. All of them, as they are shipped: tests/long/test_healthy_recipes.py.
+"""A few recipes, made smaller where counting the labels of thousands of clouds takes seconds. All of them, as they are
+shipped: tests/long/test_healthy_recipes.py.
 """
 
 

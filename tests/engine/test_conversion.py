@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -69,8 +69,17 @@ OF_POINTS = [
     Case("pointnet2_ssg_semseg", "yanx27_pointnet2_ssg_scenes", 13, 9),
     Case("pointbert_partseg", "lulutang0608_point_bert_parts", 50),
 ]
+LARGE = {
+    *("pct_menghao_sjtu", "pt_sjtu_cls_full", "pt_sjtu_partseg_full", "pointbert_cls_full", "pointbert_partseg"),
+    *("pointnet2_ssg_cls_normal", "pointnet2_msg_cls"),
+}
+"""Take seconds each, and their networks have tests of their own in tests/models."""
 PARTS_OF_CATEGORY = (4, 2, 2, 4, 4, 3, 3, 2, 4, 2, 6, 2, 3, 3, 3, 3)
 """Of ShapeNetPart, 50 in all."""
+
+
+def params_of(cases: Sequence[Case]) -> list[Any]:
+    return [pytest.param(case, id=case.golden, marks=[pytest.mark.long] * (case.golden in LARGE)) for case in cases]
 
 
 class Fifteen:
@@ -149,7 +158,7 @@ def data_of(case: Case, tmp_path: Path) -> dict[str, Any]:
 
 
 @pytest.mark.shared
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.golden)
+@pytest.mark.parametrize("case", params_of(CASES))
 def test_converted_weights_give_the_outputs_of_the_authors_code(shared: Path, tmp_path: Path, case: Case) -> None:
     golden = load_golden(shared, case.golden)
     file, target = saved(tmp_path / "a.pth", golden.state()), tmp_path / "run"
@@ -177,7 +186,7 @@ def test_converted_weights_give_the_outputs_of_the_authors_code(shared: Path, tm
 
 
 @pytest.mark.shared
-@pytest.mark.parametrize("case", OF_POINTS, ids=lambda case: case.golden)
+@pytest.mark.parametrize("case", params_of(OF_POINTS))
 def test_converted_weights_label_points_as_the_authors_code_does(shared: Path, tmp_path: Path, case: Case) -> None:
     """A run with the part metrics of the categories, or with those of a scene's classes, loaded back in float64."""
     golden = load_golden(shared, case.golden)

@@ -64,6 +64,7 @@ def test_fixed_weights_are_not_logged() -> None:
     assert not any(name.startswith("weight/") for name in records_of("train.steps=1")[0].gauges)
 
 
+@pytest.mark.long
 def test_a_resumed_run_has_the_bits_of_the_unbroken_one(tmp_path: Path) -> None:
     """Broken off at step 3, in the middle of the ramp."""
     words = [*SMALL, RAMP, "log.every=1", "checkpoint.every_steps=3", "checkpoint.keep_last=9"]

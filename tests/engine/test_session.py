@@ -260,6 +260,7 @@ class Fatal:
 '''
 
 
+@pytest.mark.long
 @pytest.mark.processes
 def test_a_run_killed_in_its_evaluation_goes_on_by_resume_auto(tmp_path: Path) -> None:
     bench, flag = Bench(tmp_path), tmp_path / "flag"

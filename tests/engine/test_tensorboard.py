@@ -81,7 +81,6 @@ def test_a_folder_that_went_away_only_warns(tmp_path: Path, caplog: pytest.LogCa
     assert caplog.records[0].getMessage().startswith("observer-failed: TensorBoard is switched off, training goes on")
 
 
-@pytest.mark.slow
 def test_wandb_offline_writes_only_inside_and_leaves_random_states_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

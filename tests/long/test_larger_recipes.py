@@ -7,6 +7,10 @@ import pytest
 from tests.doctor.overfit.test_recipes import assert_fitted
 
 CASES = {
+    "segment/synthetic_shapes_point_transformer": (
+        "data.num_points=64",
+        "model={widths: [8, 16], strides: [1, 4], num_neighbours: [4, 4], num_blocks: [1, 1]}",
+    ),
     "segment/synthetic_shapes_dgcnn": ("data.num_points=64", "model.num_neighbours=6", "model.embedding=64"),
     "classify/synthetic_shapes_pointnet": ("data.num_points=32",),
     "segment/synthetic_shapes_point_transformer_dense": ("data.num_points=128",),

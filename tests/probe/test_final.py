@@ -173,7 +173,9 @@ svm.support_vector_machine = stuck
 '''
 
 
-@pytest.mark.parametrize(("number", "num_processes"), [(signal.SIGTERM, 1), (signal.SIGINT, 2)])
+@pytest.mark.parametrize(
+    ("number", "num_processes"), [pytest.param(signal.SIGTERM, 1, marks=pytest.mark.long), (signal.SIGINT, 2)]
+)
 def test_a_signal_while_machines_are_fitted_ends_the_run_which_then_finishes(
     number: int, num_processes: int, tmp_path: Path
 ) -> None:

@@ -254,7 +254,6 @@ assert newest > 0
 """
 
 
-@pytest.mark.slow
 @pytest.mark.processes
 def test_kill_minus_nine_at_random_moments(tmp_path: Path) -> None:
     root = Path(checkpoint.__file__).resolve().parents[2]

@@ -62,7 +62,7 @@ def assert_same_run(one: Path, other: Path) -> None:
 
 
 @pytest.mark.processes
-@pytest.mark.parametrize("num_processes", [1, 2])
+@pytest.mark.parametrize("num_processes", [1, pytest.param(2, marks=pytest.mark.long)])
 def test_a_plugin_trains_resumes_to_the_same_bits_and_evaluates(tmp_path: Path, num_processes: int) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     run(tmp_path / "whole.log", *words_of(whole), num_processes=num_processes)

@@ -145,7 +145,7 @@ def trainer(folder: Path) -> Trained:
 # --- the same numbers -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("micro_batches", [1, 2])
+@pytest.mark.parametrize("micro_batches", [1, pytest.param(2, marks=pytest.mark.long)])
 def test_two_processes_have_the_loss_trace_of_one(trained: Trained, micro_batches: int) -> None:
     assert_same_trace(trained, "pointnet", micro_batches)
 
@@ -163,16 +163,16 @@ def assert_same_trace(trained: Trained, model: str, micro_batches: int = 1) -> N
 
 
 def test_evaluation_has_the_same_bits_on_any_number_of_processes(trained: Trained, folder: Path) -> None:
-    """43 samples in batches of ten, dealt 3 + 2 and 2 + 2 + 1: uneven data, no sample twice."""
+    """Trained on two. 43 samples in batches of ten, dealt 2 + 2 + 1 on three: uneven data, no sample twice."""
     run, _ = trained("pointnet", 2)
     texts = []
-    for number in (1, 2, 3):
+    for number in (1, 3):
         document = folder / f"evaluated_{number}.json"
         words = ["evaluate", str(run), "--json", str(document), "--device", "cpu"]
         code, text = run_forked(words, document.with_suffix(".log"), num_processes=number)
         assert code == 0, text
         texts.append(document.read_text())
-    assert texts[0] == texts[1] == texts[2]
+    assert texts[0] == texts[1]
     assert json.loads(texts[0])["data"]["num_samples"] == 43
     final = json.loads((run / "final.json").read_text())
     assert {name: json.loads(texts[0])[name] for name in final} == final

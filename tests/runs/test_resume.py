@@ -146,6 +146,7 @@ def test_the_death_of_one_process_ends_the_run_which_then_resumes(bench: Bench, 
     assert_resumes(bench, run, unbroken(2), "loader.workers=2", num_processes=2)
 
 
+@pytest.mark.long
 def test_nobody_outlives_a_killed_launcher_and_its_run_resumes(bench: Bench, unbroken: Unbroken) -> None:
     run = bench.folder / "launcher_killed"
     words = bench.words(run.name, *OVERRIDES[2], "loader.workers=2", slow=True)

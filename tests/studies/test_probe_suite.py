@@ -183,6 +183,7 @@ def test_parts_of_the_published_set_are_laid_beside_the_published_figures() -> N
     assert "| 85.50 | 85.10 |" in markdown_of([ours], [theirs])
 
 
+@pytest.mark.long
 def test_a_run_that_was_trained_again_is_fine_tuned_again(parts_runs: list[Path], tmp_path: Path) -> None:
     """Its folder holds other weights under the same name: what parts said of the old ones is not told of these."""
     run, config = tmp_path / "run", parts_config(tmp_path)
@@ -198,7 +199,7 @@ def test_a_run_that_was_trained_again_is_fine_tuned_again(parts_runs: list[Path]
     assert len(list((tmp_path / "out" / "parts").iterdir())) == 3  # from scratch, and from either weights
 
 
-@pytest.mark.parametrize("code", [130, 143])
+@pytest.mark.parametrize("code", [130, pytest.param(143, marks=pytest.mark.long)])
 def test_an_interrupt_while_parts_are_learnt_ends_the_suite_with_its_code(
     parts_runs: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
 ) -> None:

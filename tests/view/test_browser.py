@@ -90,7 +90,6 @@ if (!document.title.startsWith("failed")) document.title = JSON.stringify(told);
 """
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(BROWSER is None, reason="no chromium on this machine")
 def test_the_page_works_in_a_browser(tmp_path: Path) -> None:
     random = np.random.default_rng(0)

@@ -19,10 +19,6 @@ CASES = {
         "data.num_points=64",
         "model={width: 32, depth: 2, num_groups: 8, group_size: 8}",
     ),
-    "segment/synthetic_shapes_point_transformer": (
-        "data.num_points=64",
-        "model={widths: [8, 16], strides: [1, 4], num_neighbours: [4, 4], num_blocks: [1, 1]}",
-    ),
     "contrast/synthetic_shapes_intrapoint_parts": (
         "data.num_points=64",
         "model.points={name: dgcnn_parts, num_neighbours: 6, embedding: 64}",

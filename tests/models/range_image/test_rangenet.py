@@ -46,7 +46,7 @@ def test_the_backbone_of_detection() -> None:
 
 
 @pytest.mark.shared
-@pytest.mark.parametrize("depth", [21, 53])
+@pytest.mark.parametrize("depth", [21, pytest.param(53, marks=pytest.mark.long)])
 def test_numbers_are_those_of_the_authors_code(shared: Path, depth: int) -> None:
     golden = load_lidar_golden(shared, f"lb_darknet{depth}")
     assert_parity(golden, f"lidar_bonnetal_darknet{depth}", Component(f"rangenet{depth}", {"detach_skips": True}))
