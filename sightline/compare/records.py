@@ -24,7 +24,7 @@ from sightline.runs.run_directory import RunDirectory
 __all__ = ["Record", "Writer", "is_record", "read_record", "write_record"]
 
 _DOCUMENT, _TENSORS = "record.json", "tensors.safetensors"
-_VERSION = 1
+_VERSION = 2
 _NESTS = {kind.__name__: kind for kind in (levels.Edges, levels.Level, levels.Spread)}
 """Dataclasses that modules of ours hand on; no other class is made from a record."""
 _FORMATS = {each.name: each for each in (*FORMATS.values(), TF32)}

@@ -122,7 +122,7 @@ def assert_same_run(run: Path, config: RunConfig, plugins: Sequence[Plugin]) -> 
         shorter = "" if set(differing) - set(_LENGTH) else "; a run may go on for longer, and not be cut"
         count = "1 key differs" if len(differing) == 1 else f"{len(differing)} keys differ"
         raise UserError(
-            f"--resume: {run} was trained with another config ({count}): {listed}{shorter}; give what stands there, or "
+            f"--resume: {run} was trained with another config ({count}): {listed}{shorter}; give these values, or "
             "another --out"
         )
     if config.teacher is not None and recorded.teacher is not None:
