@@ -265,7 +265,7 @@ def test_a_map_is_read_though_the_reference_is_our_own_model(tmp_path: Path) -> 
     assert found["equal"]
 
 
-@pytest.mark.parametrize("document", ["[]", "3", '{"version": 1}', '{"version": 1, "calls": 5}'])
+@pytest.mark.parametrize("document", ["[]", "3", '{"version": 2}', '{"version": 2, "calls": 5}'])
 def test_a_document_that_is_none_is_refused(tmp_path: Path, document: str) -> None:
     record = tmp_path / "record"
     run_here("compare", "record", CONFIG, *SMALL, "--out", record, "--steps", 0)
@@ -292,7 +292,7 @@ def test_nests_that_a_record_keeps_and_one_that_it_does_not() -> None:
 def test_a_damaged_record_is_refused(tmp_path: Path) -> None:
     record = tmp_path / "record"
     record.mkdir()
-    (record / "record.json").write_text('{"version": 1}')
+    (record / "record.json").write_text('{"version": 2}')
     outcome, _ = compare(tmp_path, *SMALL, "--against", record)
     assert outcome.code == 2
     assert "cannot be read as a record" in outcome.err
