@@ -366,7 +366,7 @@ def run_readers(folder: Path) -> Iterator[Reader]:
 
 
 def seal_of_checkpoint(place: Path) -> Callable[[], None]:
-    from sightline.runs import checkpoint
+    from sightline.runs import snapshots
 
     def reseal() -> None:
         try:
@@ -375,7 +375,7 @@ def seal_of_checkpoint(place: Path) -> Callable[[], None]:
             for name in entries["files"]:
                 content = (place / name).read_bytes()
                 entries["files"][name] = {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-            (place / "manifest.json").write_bytes(checkpoint._render_manifest(entries))
+            (place / "manifest.json").write_bytes(snapshots._render_manifest(entries))
         except (ValueError, TypeError, KeyError, AttributeError, OSError, RecursionError):
             return
 

@@ -157,6 +157,35 @@ def test_a_moved_folder_keeps_its_links(tmp_path: Path) -> None:
     assert_same(load(tmp_path / "b"), snapshot_of(1))
 
 
+@pytest.mark.parametrize("lost", [None, "step_00000002"])
+def test_a_copy_without_links_goes_on(tmp_path: Path, lost: str | None) -> None:
+    """As zip, S3 and `cp -L` make them: `last` and `best` are folders there."""
+    for step in (1, 2):
+        save(tmp_path / "run", snapshot_of(step), keep_last=3, is_best=step == 1)
+    copied = Path(shutil.copytree(tmp_path / "run", tmp_path / "copied"))
+    shelf = copied / "checkpoints"
+    if lost is not None:
+        shutil.rmtree(shelf / lost)
+    assert_same(load(copied), snapshot_of(2))
+    save(copied, snapshot_of(3), keep_last=3, is_best=False)
+    assert sorted(os.listdir(shelf)) == ["best", "last", *(f"step_0000000{step}" for step in (1, 2, 3))]
+    assert (os.readlink(shelf / "best"), os.readlink(shelf / "last")) == ("step_00000001", "step_00000003")
+    for step in (1, 2, 3):
+        assert_same(load(shelf / f"step_0000000{step}"), snapshot_of(step))
+
+
+def test_a_damaged_copy_of_a_link_is_named_and_left(tmp_path: Path) -> None:
+    save(tmp_path / "run", snapshot_of(1), keep_last=3, is_best=False)
+    copied = Path(shutil.copytree(tmp_path / "run", tmp_path / "copied"))
+    (copied / "checkpoints/last/model.safetensors").write_bytes(b"")
+    for go_on in (lambda: save(copied, snapshot_of(2), keep_last=3, is_best=False), lambda: rewind(copied, step=1)):
+        with pytest.raises(
+            CheckpointError, match=r"model\.safetensors: damaged: 0 bytes.*last is a copy .*: remove it"
+        ):
+            go_on()
+    assert sorted(os.listdir(copied / "checkpoints")) == ["last", "step_00000001"]
+
+
 def test_the_oldest_go_but_never_the_best(tmp_path: Path) -> None:
     for step in range(1, 7):
         save(tmp_path, snapshot_of(step), keep_last=2, is_best=step == 2)

@@ -1,0 +1,283 @@
+"""The files of one checkpoint: written so that the disk holds them, read with every byte verified first; no pickle."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from sightline.errors import CheckpointError
+from sightline.plain_files import assert_plain, parse_json
+from sightline.runs.durable import sync_folder, write_durably
+
+__all__ = ["FORMAT_VERSION", "Snapshot", "read_folder", "read_steps", "step_of", "write_folder"]
+
+FORMAT_VERSION = 1
+
+_TENSORS = {"model": "model.safetensors", "optimizer": "optimizer.safetensors", "ema": "ema.safetensors"}
+_STATE, _MANIFEST = "state.json", "manifest.json"
+_REQUIRED = frozenset({_TENSORS["model"], _TENSORS["optimizer"], _STATE})
+_ALLOWED = _REQUIRED | {_TENSORS["ema"]}
+_MAX_MANIFEST_BYTES = 1 << 16
+_STEP = re.compile(r"step_(\d{8,})(\.replaced)?", re.ASCII)
+_NON_FINITE = "non_finite"
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """Everything that a checkpoint holds.
+
+    `model` is a state dict (parameters and buffers, names without `module.` or `_orig_mod.`); `optimizer` is keyed
+    `<parameter name>/<slot>`; `state` holds plain values (numbers, text, lists, mappings with text keys): tuples come
+    back as lists, everything else as it was, NaN and infinities included.
+    """
+
+    step: int
+    model: dict[str, Tensor]
+    optimizer: dict[str, Tensor]
+    ema: dict[str, Tensor] | None
+    state: dict[str, Any]
+
+    @property
+    def evaluated(self) -> dict[str, Tensor]:
+        """The weights whose figures count: their average where there is one."""
+        return self.model if self.ema is None else self.ema
+
+
+def write_folder(folder: Path, snapshot: Snapshot, *, best_step: int | None) -> None:
+    """Write a checkpoint into a new folder, the manifest last; the disk holds it all afterwards."""
+    folder.mkdir()
+    files = {}
+    for name, data in _rendered(snapshot, best_step=best_step):
+        write_durably(folder / name, data)
+        files[name] = {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    write_durably(folder / _MANIFEST, _render_manifest({"format_version": FORMAT_VERSION, "files": files}))
+    sync_folder(folder)
+
+
+def _rendered(snapshot: Snapshot, *, best_step: int | None) -> Iterator[tuple[str, bytes]]:
+    """The files of a checkpoint one after another, so that only one of them is held in memory."""
+    tied = {}
+    for part, name in _TENSORS.items():
+        tensors = getattr(snapshot, part)
+        if tensors is not None:
+            stored, tied[part] = _untie(tensors, part)
+            yield name, safetensors.torch.save(stored)
+    document = {
+        "format_version": FORMAT_VERSION,
+        "step": snapshot.step,
+        "best_step": best_step,
+        "tied": tied,
+        "state": _plain(snapshot.state, "state"),
+    }
+    yield _STATE, (json.dumps(document, indent=1, allow_nan=False) + "\n").encode()
+
+
+def _untie(tensors: Mapping[str, Tensor], part: str) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Copies on the CPU of what differs, and for every further name of the same memory the name that holds it."""
+    stored: dict[str, Tensor] = {}
+    tied: dict[str, str] = {}
+    holders: dict[tuple[object, ...], str] = {}
+    for name, tensor in tensors.items():
+        assert isinstance(tensor, Tensor), f"{part}: '{name}' is a {type(tensor).__name__}, not a tensor"
+        assert "_orig_mod" not in name.split("."), f"{part}: '{name}' is named after its compiled wrapper"
+        place = (tensor.device, tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
+        if tensor.numel() and place in holders:
+            tied[name] = holders[place]
+            continue
+        holders[place] = name
+        stored[name] = torch.empty(tensor.shape, dtype=tensor.dtype).copy_(tensor.detach())
+    return stored, tied
+
+
+def _plain(value: object, where: str) -> object:
+    """The value as JSON can hold it exactly; a broken promise of the caller where it cannot."""
+    if value is None or isinstance(value, bool | int | str):
+        return value
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else {_NON_FINITE: str(float(value))}
+    if isinstance(value, list | tuple):
+        return [_plain(item, f"{where}[{index}]") for index, item in enumerate(value)]
+    assert isinstance(value, Mapping), f"{where} is a {type(value).__name__}, which a checkpoint's state cannot hold"
+    assert all(isinstance(key, str) for key in value), f"{where}: keys must be text"
+    assert set(value) != {_NON_FINITE}, f"{where}: the key '{_NON_FINITE}' is taken"
+    return {key: _plain(item, f"{where}.{key}") for key, item in value.items()}
+
+
+def _render_manifest(entries: Mapping[str, object]) -> bytes:
+    """The one text of these entries, closed by the SHA-256 of the text without that last entry."""
+    digest = hashlib.sha256(json.dumps(entries, indent=1).encode()).hexdigest()
+    return (json.dumps({**entries, "sha256": digest}, indent=1) + "\n").encode()
+
+
+def step_of(folder: Path) -> int | None:
+    """The step that a folder is named after; None for any other name."""
+    match = _STEP.fullmatch(folder.name)
+    return int(match[1]) if match else None
+
+
+def read_folder(folder: Path) -> Snapshot:
+    """The snapshot in a folder, all of it verified first. Raises CheckpointError, naming the file."""
+    files = _verified(folder)
+    document = _read_state(folder, files)
+    parts = {
+        part: _retie(_parse_tensors(folder / name, files.pop(name)), document["tied"].get(part, {}), folder / _STATE)
+        for part, name in _TENSORS.items()
+        if name in files
+    }
+    return Snapshot(
+        step=document["step"],
+        model=parts["model"],
+        optimizer=parts["optimizer"],
+        ema=parts.get("ema"),
+        state=document["state"],
+    )
+
+
+def read_steps(folder: Path) -> tuple[int, int | None]:
+    """The step of a checkpoint folder, verified, and the step that was the best by then."""
+    document = _read_state(folder, _verified(folder))
+    return document["step"], document["best_step"]
+
+
+def _verified(folder: Path) -> dict[str, bytes]:
+    """The bytes of every file but the manifest, which verifies that they are the saved ones."""
+    promised = _read_manifest(folder / _MANIFEST)
+    try:
+        present = {entry.name for entry in os.scandir(folder)} - {_MANIFEST}
+    except OSError as error:
+        raise CheckpointError(f"{folder}: cannot be read: {error.strerror}") from error
+    for name in sorted(promised.keys() - present):
+        raise CheckpointError(f"{folder / name}: is missing")
+    for name in sorted(present - promised.keys()):
+        raise CheckpointError(f"{folder / name}: is not part of this checkpoint; move it elsewhere")
+    files = {}
+    for name, (size, digest) in promised.items():
+        files[name] = _read_bytes(folder / name, size)
+        if hashlib.sha256(files[name]).hexdigest() != digest:
+            raise CheckpointError(f"{folder / name}: damaged: its SHA-256 is not the one that was saved")
+    return files
+
+
+def _read_manifest(path: Path) -> dict[str, tuple[int, str]]:
+    """Size and SHA-256 of each file that a checkpoint promises; of a manifest whose every byte is as it was saved."""
+    data = _read_bytes(path, None)
+    entries = _parse_json(path, data)
+    digest = entries.pop("sha256", None)
+    if digest is None or data != _render_manifest(entries):
+        raise CheckpointError(f"{path}: damaged: its SHA-256 is not the one that was saved")
+    _assert_readable_version(path, entries)
+    files = entries.get("files")
+    if not isinstance(files, dict) or entries.keys() != {"format_version", "files"}:
+        raise CheckpointError(f"{path}: is not the manifest of a checkpoint")
+    for name in sorted(files.keys() ^ _REQUIRED):
+        if name not in _ALLOWED or name in _REQUIRED:
+            raise CheckpointError(f"{path}: lists no '{name}'" if name in _REQUIRED else f"{path}: lists {name!r}")
+    return {name: _parse_entry(path, name, entry) for name, entry in files.items()}
+
+
+def _parse_entry(path: Path, name: str, entry: object) -> tuple[int, str]:
+    if isinstance(entry, dict) and entry.keys() == {"size", "sha256"}:
+        size, digest = entry["size"], entry["sha256"]
+        if type(size) is int and size >= 0 and isinstance(digest, str):
+            return size, digest
+    raise CheckpointError(f"{path}: the entry of '{name}' is not a size and a SHA-256")
+
+
+def _read_bytes(path: Path, size: int | None) -> bytes:
+    """A plain file of exactly `size` bytes (a manifest's, if None); links, pipes and folders are refused unopened."""
+    try:
+        found = assert_plain(path, allow_link=False)
+        if size is not None and found != size:
+            raise CheckpointError(f"{path}: damaged: {found} bytes, {size} were saved")
+        if size is None and found > _MAX_MANIFEST_BYTES:
+            raise CheckpointError(f"{path}: {found} bytes, too large for a manifest")
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: is missing") from None
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
+
+
+def _read_state(folder: Path, files: Mapping[str, bytes]) -> dict[str, Any]:
+    path = folder / _STATE
+    document = _parse_json(path, files[_STATE])
+    _assert_readable_version(path, document)
+    kinds = {"format_version": int, "step": int, "best_step": int | None, "tied": dict, "state": dict}
+    for key in sorted(document.keys() ^ kinds.keys()):
+        raise CheckpointError(f"{path}: {'unknown key' if key in document else 'has no'} {key!r}")
+    for key, kind in kinds.items():
+        if not isinstance(document[key], kind) or isinstance(document[key], bool):
+            raise CheckpointError(f"{path}: '{key}' is a {type(document[key]).__name__}")
+    if document["step"] < 0 or step_of(folder) not in (None, document["step"]):
+        raise CheckpointError(f"{path}: is of step {document['step']}, but the folder is called {folder.name}")
+    return document
+
+
+def _assert_readable_version(path: Path, document: Mapping[str, Any]) -> None:
+    version = document.get("format_version")
+    if type(version) is not int or version < 1:
+        raise CheckpointError(f"{path}: has no format version; it is not a checkpoint of sightline")
+    if version > FORMAT_VERSION:
+        raise CheckpointError(
+            f"{path}: written by a newer sightline (format {version}, this one reads up to {FORMAT_VERSION}); update it"
+        )
+
+
+def _parse_json(path: Path, data: bytes) -> dict[str, Any]:
+    try:
+        document = parse_json(data.decode(), object_pairs_hook=_as_mapping, parse_constant=_refuse_constant)
+        if not isinstance(document, dict):
+            raise ValueError("holds no mapping")
+        return document
+    except ValueError as error:
+        raise CheckpointError(f"{path}: damaged: {_one_line(error)}") from error
+
+
+def _as_mapping(pairs: list[tuple[str, Any]]) -> dict[str, Any] | float:
+    mapping = dict(pairs)
+    if len(mapping) != len(pairs):
+        raise ValueError("a key is given twice")
+    if mapping.keys() != {_NON_FINITE}:
+        return mapping
+    if mapping[_NON_FINITE] not in ("nan", "inf", "-inf"):
+        raise ValueError(f"'{_NON_FINITE}' holds neither nan, inf nor -inf")
+    return float(mapping[_NON_FINITE])
+
+
+def _refuse_constant(word: str) -> object:
+    raise ValueError(f"{word} is not JSON")
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]
+
+
+def _parse_tensors(path: Path, data: bytes) -> dict[str, Tensor]:
+    try:
+        return safetensors.torch.load(data)
+    except (SafetensorError, KeyError, ValueError, RuntimeError) as error:
+        raise CheckpointError(
+            f"{path}: is not a safetensors file that this version reads: {_one_line(error)}"
+        ) from error
+
+
+def _retie(tensors: dict[str, Tensor], tied: object, path: Path) -> dict[str, Tensor]:
+    """The tensors with every further name of a shared one restored as the same tensor."""
+    if not isinstance(tied, dict):
+        raise CheckpointError(f"{path}: 'tied' does not hold mappings")
+    for name, holder in tied.items():
+        if not isinstance(holder, str) or holder not in tensors or name in tensors:
+            raise CheckpointError(f"{path}: {name!r} is tied to {holder!r}, which the tensors do not allow")
+    return tensors | {name: tensors[holder] for name, holder in tied.items()}
