@@ -105,6 +105,10 @@ class GridStudy:
         self.notes = read.notes
         grid = itertools.product(itertools.product(*(levels.items() for levels in factors.values())), range(num_seeds))
         self._runs = [self._run(setup, dict(levels), seed) for levels, seed in grid]
+        for run, other in itertools.combinations([run for run in self._runs if run.seed == 0], 2):
+            if run.config == other.config:
+                both = f"'{', '.join(run.labels)}' and '{', '.join(other.labels)}'"
+                raise UserError(f"study: {both} are one and the same config; leave one out")
         metrics = {metric or run.config.evaluate.metric for run in self._runs}
         if len(metrics) > 1:
             raise UserError(f"study: the configs evaluate by {', '.join(sorted(metrics))}; name one with --metric")

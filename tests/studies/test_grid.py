@@ -96,6 +96,8 @@ def test_factors_of_a_command_line() -> None:
         (["--vary", "data.fraction=0.1,"], "give key=value,value"),
         (["--vary", "optimizer.lr=1,2", "--vary", "optimizer.lr=3"], "varied twice"),
         (["--vary", "optimizer.lr=1,1"], "has a level twice"),
+        (["--vary", "optimizer.lr=1e-3,0.001"], "'1e-3' and '0.001' are one and the same config; leave one out"),
+        (["--arm", "as_is=", "--arm", "same=optimizer.name=sgd"], "'as_is' and 'same' are one and the same config"),
         (["--vary", "optimizer.lrr=1,2"], "did you mean 'lr'?"),
         (["--vary", "seed=1,2"], "give --seeds N"),
         (["seed=4"], "give --seeds N"),
