@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import re
 import statistics
@@ -12,6 +13,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from sightline.config import RunConfig
 from sightline.config.overrides import split_values
 from sightline.describe.profiling import profile_steps, take_steps
 from sightline.engine.build import Built
@@ -27,6 +29,7 @@ _WORDS = {
     "channels_last": "model.channels_last=true",
     "compile": "train.compile=true",
 }
+_SECTIONS = {field.name for field in dataclasses.fields(RunConfig)}
 _COUNTS = {"workers": "loader.workers", "prefetch": "loader.prefetch", "micro_batches": "train.micro_batches"}
 
 
@@ -128,7 +131,7 @@ def _setting(name: str) -> Setting:
         key, equals, value = (word.strip() for word in part.partition("="))
         if key == "threads" and value.isdecimal() and 1 <= int(value) <= 1024:
             threads = int(value)
-        elif (key in _COUNTS or "." in key) and equals:
+        elif (key in _COUNTS or key in _SECTIONS or "." in key) and equals:
             overrides.append(f"{_COUNTS.get(key, key)}={value}")
         elif part.strip() in _WORDS:
             overrides.append(_WORDS[key])

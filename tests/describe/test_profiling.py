@@ -134,11 +134,14 @@ def test_the_place_of_a_class() -> None:
 
 
 def test_settings_by_their_words() -> None:
-    assert settings_of(["bf16,workers=2+threads=3", "model.norm={name: x, y: 1}, optimizer.lr=1e+3"]) == [
+    assert settings_of(
+        ["bf16,workers=2+threads=3", "model.norm={name: x, y: 1}, optimizer.lr=1e+3", "model={name: v2v, size: 2}"]
+    ) == [
         Setting("bf16", ("train.precision=bf16",)),
         Setting("workers=2+threads=3", ("loader.workers=2",), 3),
         Setting("model.norm={name: x, y: 1}", ("model.norm={name: x, y: 1}",)),
         Setting("optimizer.lr=1e+3", ("optimizer.lr=1e+3",)),
+        Setting("model={name: v2v, size: 2}", ("model={name: v2v, size: 2}",)),
     ]
 
 
