@@ -18,7 +18,9 @@ from sightline.data.store.native import MANIFEST, Prepared, listing
 from sightline.data.store.preparation import Part, Plan, Progress, Row, prepare_native
 from sightline.errors import DataError
 
-__all__ = ["DepthPart", "DepthPlan", "ReadFrame", "found_folder", "prepare_frames", "told_counts"]
+__all__ = ["DepthPart", "DepthPlan", "ReadFrame", "assert_in_reach", "found_folder", "prepare_frames", "told_counts"]
+
+_OUT_OF_REACH_MM = 1e6
 
 
 @dataclass(frozen=True, eq=False)
@@ -144,6 +146,17 @@ def _columns(num_joints: int, *, has_regions: bool) -> dict[str, Column]:
     return columns | ({"region_px": Column((4,), "int32")} if has_regions else {})
 
 
+def assert_in_reach(joints: np.ndarray, where: str) -> None:
+    """Raises DataError for joints in mm that are not finite, or a kilometre away."""
+    wrong = np.argwhere(~(np.abs(joints) < _OUT_OF_REACH_MM))
+    if len(wrong):
+        place = ", ".join(map(str, wrong[0]))
+        raise DataError(
+            f"{where}: the coordinate [{place}] is {joints[tuple(wrong[0])]:g} mm, less than {_OUT_OF_REACH_MM:g} is "
+            "needed; get the file again"
+        )
+
+
 def _native_part(part: DepthPart, plan: DepthPlan) -> Part:
     rows = partial(_rows, part, plan)
     return Part(part.split, part.title, part.num_frames, part.files, rows, part.about_bytes)
@@ -160,6 +173,7 @@ def _row(part: DepthPart, plan: DepthPlan, frame: ReadFrame) -> Row:
     depth = np.zeros((1, 1), dtype=plan.depth_type) if frame.depth is None else frame.depth
     assert np.can_cast(depth.dtype, plan.depth_type), f"{frame.where}: {depth.dtype} depths in {plan.depth_type}"
     joints = np.zeros((num_joints, 3)) if frame.joints is None else frame.joints
+    assert_in_reach(joints, f"{frame.where}: the joints of {frame.name}")
     visible = np.full(num_joints, frame.joints is not None) if frame.visible is None else frame.visible
     values = {
         "depth": pack_depth(depth.astype(plan.depth_type, copy=False)),

@@ -10,7 +10,7 @@ import numpy as np
 from sightline import registry
 from sightline.arguments import Fraction, ReferencePoint, Seed
 from sightline.data.depth.depth_frames import DepthCamera
-from sightline.data.depth.depth_preparation import DepthPlan, found_folder, prepare_frames
+from sightline.data.depth.depth_preparation import DepthPlan, assert_in_reach, found_folder, prepare_frames
 from sightline.data.depth.depth_sets import PreparedFrames, train_and_test
 from sightline.data.depth.listed_frames import MISSING, FrameList, ImageKind, image_kind, listed_parts
 from sightline.data.depth.skeletons import HAND_14
@@ -142,9 +142,7 @@ def _joints(path: Path) -> np.ndarray:
             f"{path}: joint_xyz is {world.shape} and joint_uvd {pixels.shape}, (3, frames, 36, 3) are needed; get the "
             "file again"
         )
-    if not np.isfinite(world[0]).all():
-        frame = int(np.argwhere(~np.isfinite(world[0]))[0][0])
-        raise DataError(f"{path}: joint_xyz has no finite number in frame {frame}; get the file again")
+    assert_in_reach(world[0], f"{path}: joint_xyz[0]")
     off = np.abs(project(world[0], _CAMERA.intrinsics)[..., :2] - pixels[0, ..., :2]).max(axis=-1)
     if not np.median(off) <= _MOST_OFF_PX:
         raise DataError(

@@ -208,6 +208,10 @@ def folder_of(tmp_path: Path) -> Path:
             lambda f: replace_line(f / "joint.txt", 2, "1 2 300 " * 21),
             r"joint.txt:3: a joint has z = 300.*another version",
         ),
+        (
+            lambda f: replace_line(f / "joint.txt", 2, "1 2 -3e9 " * 21),
+            r"P0/1.*: the coordinate \[0, 2\] is 3e\+09 mm, less than 1e\+06 is needed",
+        ),
         (lambda f: append(f / "joint.txt", b"1 2 -3\n"), r"joint.txt:1: announces 3 frames, 4 lines follow"),
     ],
 )
