@@ -84,7 +84,7 @@ def load(path: Path, *, remedy: str = _REMEDY) -> Snapshot:
     try:
         return read_folder(folder)
     except CheckpointError as error:
-        raise CheckpointError(f"{error}; {_told_sound(folder, remedy)}") from error
+        raise CheckpointError(f"{error}; {_sound_hint(folder, remedy)}") from error
 
 
 def kept(directory: Path) -> list[Path]:
@@ -235,7 +235,7 @@ def find(path: Path, remedy: str = _REMEDY) -> Path:
     if link_outward(path.parent, [path.name]) is not None:
         raise CheckpointError(f"{link}, out of {path.parent}; give the folder itself")
     if link and not path.exists():
-        raise CheckpointError(f"{link}, which is not there; {_told_sound(path, remedy)}")
+        raise CheckpointError(f"{link}, which is not there; {_sound_hint(path, remedy)}")
     if not path.is_dir():
         found = "is a file, not a checkpoint folder" if path.exists() else "no checkpoint is here"
         raise CheckpointError(f"{path}: {found}; give a run directory or one of its {_FOLDER}/step_... folders")
@@ -251,6 +251,6 @@ def run_around(place: Path) -> Path | None:
     return next((folder for folder in folders if (folder / "config.yaml").is_file()), None)
 
 
-def _told_sound(damaged: Path, remedy: str) -> str:
+def _sound_hint(damaged: Path, remedy: str) -> str:
     sound, _ = newest_sound(damaged.parent)
     return f"the newest sound one is {sound}; {remedy}" if sound else "no other checkpoint beside it is sound"

@@ -149,7 +149,7 @@ class CloudFolder(LabelledClouds):
                 f"--to {target}: lies in {source}, whose folders are the classes; give a place outside of it"
             )
         layout, clouds = list_clouds(source)
-        told_split = "as given" if clouds[0].split else _told_split(test_share, validation_share, seed)
+        split_words = "as given" if clouds[0].split else _split_words(test_share, validation_share, seed)
         clouds = split_clouds(clouds, test_share=test_share, validation_share=validation_share, seed=seed)
         channels = _channels(names)
         class_names = sorted({cloud.label for cloud in clouds}, key=by_number)
@@ -171,7 +171,7 @@ class CloudFolder(LabelledClouds):
             "channels": list(channels),
             "source_columns": listed,
             "preparation": preparation,
-            "split": told_split,
+            "split": split_words,
         }
         plan = Plan(
             name,
@@ -261,7 +261,7 @@ def _with_normals(clouds: Sequence[ListedCloud], columns: tuple[str, ...] | None
             (having if has_normals(cloud.path, by_faces=faces == "sample") else lacking).append(cloud)
     if having and lacking:
         raise DataError(
-            f"{having[0].path.parent.parent}: {_told_files(having)} normals or faces ({having[0].path.name}), "
+            f"{having[0].path.parent.parent}: {_file_count(having)} normals or faces ({having[0].path.name}), "
             f"{len(lacking)} {'has' if len(lacking) == 1 else 'have'} none ({lacking[0].path.name}); take the points "
             "alone with 'columns=[x, y, z]', or write nx, ny, nz into every file"
         )
@@ -272,11 +272,11 @@ def _with_normals(clouds: Sequence[ListedCloud], columns: tuple[str, ...] | None
     return False
 
 
-def _told_files(clouds: Sequence[ListedCloud]) -> str:
+def _file_count(clouds: Sequence[ListedCloud]) -> str:
     return "1 file has" if len(clouds) == 1 else f"{len(clouds)} files have"
 
 
-def _told_split(test_share: float, validation_share: float, seed: int) -> str:
+def _split_words(test_share: float, validation_share: float, seed: int) -> str:
     return (
         f"dealt by a hash of seed {seed} and the names: of every class {test_share:g} to test, {validation_share:g} to "
         "validation, rounded, at least one; the rest to training"
@@ -308,7 +308,7 @@ def _summary(prepared: Prepared, *, passed_over: str) -> dict[str, Any]:
     return {
         "splits": {split: {"num_rows": sum(count), "class_counts": count} for split, count in counts.items()},
         "duplicates": duplicates,
-        "differences": [*([passed_over] if passed_over else []), *map(_told_duplicate, duplicates)],
+        "differences": [*([passed_over] if passed_over else []), *map(_duplicate_note, duplicates)],
         **_sizes(prepared),
     }
 
@@ -323,7 +323,7 @@ def _sizes(prepared: Prepared) -> dict[str, Any]:
     return sizes
 
 
-def _told_duplicate(group: Sequence[str]) -> str:
+def _duplicate_note(group: Sequence[str]) -> str:
     """One group of equal clouds, `split/class/file` each, in words: the graver fault first."""
     labels = {name.split("/")[1] for name in group}
     parts = {name.split("/")[0] for name in group}

@@ -107,7 +107,7 @@ class _Rows:
                 normals=None,
                 parts=parts[index],
                 where=where,
-                told_point=lambda point: f"{self.path}: pid[{index}, {point}]",
+                place_of=lambda point: f"{self.path}: pid[{index}, {point}]",
             )
             return Row(f"{self.path.stem}/{index:04d}", where, values)
 

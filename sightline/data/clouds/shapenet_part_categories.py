@@ -70,18 +70,18 @@ def row_values(
     normals: np.ndarray | None,
     parts: np.ndarray,
     where: str,
-    told_point: Callable[[int], str],
+    place_of: Callable[[int], str],
 ) -> dict[str, Any]:
     """The values of a row from what a file holds of a shape (N, 3), (N, 3) and (N,): in the unit sphere, unit normals.
 
-    Raises DataError, led by `told_point` of the first point at fault, for a part that the category does not have,
+    Raises DataError, led by `place_of` of the first point at fault, for a part that the category does not have,
     and for a normal whose length is not finite; led by `where` for a shape whose points coincide.
     """
     is_foreign = ~np.isin(parts, category.parts)
     if is_foreign.any():
         first = int(np.argmax(is_foreign))
         raise DataError(
-            f"{told_point(first)}: part {parts[first]:g} is none of {category.name}'s ({category.parts[0]} to "
+            f"{place_of(first)}: part {parts[first]:g} is none of {category.name}'s ({category.parts[0]} to "
             f"{category.parts[-1]}); get the file again"
         )
     values = {"points": to_unit_sphere(points, where=where), "label": parts, "category": category.label}
@@ -90,6 +90,6 @@ def row_values(
             lengths = np.linalg.norm(normals, axis=1, keepdims=True)
         if not np.isfinite(lengths).all():
             first = int(np.argmin(np.isfinite(lengths)))
-            raise DataError(f"{told_point(first)}: the normal is too long to be one; get the file again")
+            raise DataError(f"{place_of(first)}: the normal is too long to be one; get the file again")
         values["normals"] = normals / np.where(lengths > 0, lengths, 1.0)
     return values

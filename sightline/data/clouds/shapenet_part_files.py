@@ -188,6 +188,6 @@ class _Rows:
             normals=table[:, 3:6],
             parts=table[:, 6],
             where=str(path),
-            told_point=lambda row: f"{path}:{row + 1}",
+            place_of=lambda row: f"{path}:{row + 1}",
         )
         return Row(f"{path.parent.name}/{path.stem}", str(path), values)

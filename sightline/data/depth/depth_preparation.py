@@ -18,7 +18,7 @@ from sightline.data.store.native import MANIFEST, Prepared, listing
 from sightline.data.store.preparation import Part, Plan, Progress, Row, prepare_native
 from sightline.errors import DataError
 
-__all__ = ["DepthPart", "DepthPlan", "ReadFrame", "assert_in_reach", "found_folder", "prepare_frames", "told_counts"]
+__all__ = ["DepthPart", "DepthPlan", "ReadFrame", "assert_in_reach", "count_notes", "found_folder", "prepare_frames"]
 
 _OUT_OF_REACH_MM = 1e6
 
@@ -63,7 +63,7 @@ class DepthPart:
 class DepthPlan:
     """A depth set to be prepared.
 
-    `depth_type` is that of the stored numbers, `mm_per_unit` how many mm one of them is. `told_invalid` says what it
+    `depth_type` is that of the stored numbers, `mm_per_unit` how many mm one of them is. `invalid_note` says what it
     means that a frame is not valid. `published` is how many frames the release has in each stored split. `about` goes
     into the manifest as it is; `differences` are what was noticed before any frame was read, and
     `differences_of` finds more in what was stored.
@@ -76,7 +76,7 @@ class DepthPlan:
     parts: tuple[DepthPart, ...]
     depth_type: str
     mm_per_unit: float = 1.0
-    told_invalid: str = ""
+    invalid_note: str = ""
     has_regions: bool = False
     published: Mapping[str, int] = field(default_factory=dict)
     about: Mapping[str, Any] = field(default_factory=dict)
@@ -124,7 +124,7 @@ def found_folder(source: Path, *, marks: Sequence[str], inner: Sequence[str], wh
     raise DataError(f"{root}: holds {listing(root)}, which is not {what}; looked for {', '.join(marks)}")
 
 
-def told_counts(prepared: Prepared, published: Mapping[str, int]) -> list[str]:
+def count_notes(prepared: Prepared, published: Mapping[str, int]) -> list[str]:
     """Where a prepared set has other numbers of frames than the release."""
     found = {split: prepared.manifest["splits"].get(split, {}).get("num_rows", 0) for split in published}
     return [
@@ -189,12 +189,12 @@ def _row(part: DepthPart, plan: DepthPlan, frame: ReadFrame) -> Row:
 
 
 def _summary(prepared: Prepared, *, plan: DepthPlan) -> dict[str, Any]:
-    splits, found = {}, [*plan.differences, *told_counts(prepared, plan.published), *plan.differences_of(prepared)]
+    splits, found = {}, [*plan.differences, *count_notes(prepared, plan.published), *plan.differences_of(prepared)]
     for split in prepared.splits:
         is_valid, measured = prepared.array(split, "is_valid"), prepared.array(split, "num_measured") > 0
         splits[split] = {"num_rows": len(is_valid), "num_usable": int((is_valid & measured).sum())}
-        found += _told_rows(prepared, split, ~is_valid, plan.told_invalid)
-        found += _told_rows(prepared, split, is_valid & ~measured, "have no measured pixel, and do not train")
+        found += _row_notes(prepared, split, ~is_valid, plan.invalid_note)
+        found += _row_notes(prepared, split, is_valid & ~measured, "have no measured pixel, and do not train")
     return {
         "splits": splits,
         "label_sha256": _label_hash(prepared),
@@ -203,7 +203,7 @@ def _summary(prepared: Prepared, *, plan: DepthPlan) -> dict[str, Any]:
     }
 
 
-def _told_rows(prepared: Prepared, split: str, chosen: np.ndarray, what: str) -> list[str]:
+def _row_notes(prepared: Prepared, split: str, chosen: np.ndarray, what: str) -> list[str]:
     if not chosen.any():
         return []
     first = prepared.names(split)[int(np.flatnonzero(chosen)[0])]

@@ -75,7 +75,7 @@ class Hands2017(PreparedFrames):
             skeleton=HAND_21_BY_LEVEL,
             parts=tuple(part for frames in lists for part in listed_parts(frames)),
             depth_type="float32" if any(frames.kind == "bin" for frames in lists) else "uint16",
-            told_invalid=MISSING,
+            invalid_note=MISSING,
             has_regions=True,
             published={"train": 957_032, "test": 295_510},
             about={

@@ -74,7 +74,7 @@ class IcvlHands(PreparedFrames):
             skeleton=HAND_16,
             parts=tuple(part for split, labels in lists for part in listed_parts(_frames(root, split, labels, kind))),
             depth_type="float32" if kind == "bin" else "uint16",
-            told_invalid=MISSING,
+            invalid_note=MISSING,
             published={"train": 331_006, "test": 1_596},
             about={
                 "orientation": "camera's frame, x right, y down, z forward; labels come as columns, rows and depths",

@@ -100,7 +100,7 @@ class Itop(PreparedFrames):
             parts=tuple(part for stored, pair in pairs.items() for part in _parts(stored, pair, depth_type)),
             depth_type=depth_type,
             mm_per_unit=_MM_PER_M,
-            told_invalid="are invalid by the set's own word, and are not used",
+            invalid_note="are invalid by the set's own word, and are not used",
             published={stored: _FRAMES[stored.split("_")[1]] for stored in pairs},
             about={
                 "orientation": "camera's frame, x right, y up, z forward; in the files in metres, here in mm",

@@ -96,7 +96,7 @@ class MsraHands(PreparedFrames):
             words={"subject": str(subject)},
             if_counts_differ=_TWO_COPIES,
         )
-        self._folds_told = Folds(tuple(prepared.splits), testing.splits)
+        self._own_folds = Folds(tuple(prepared.splits), testing.splits)
         super().__init__(
             stretch=stretch, part=part, reference=reference, joints=joints, shift_px=_ORIGIN_PX[pixel_origin]
         )
@@ -125,7 +125,7 @@ class MsraHands(PreparedFrames):
                 "split": "a part for each subject; data.subject is the one for testing",
             },
             differences=missing,
-            differences_of=_told_version,
+            differences_of=_version_notes,
         )
         return prepare_frames(plan, target, progress=progress)
 
@@ -145,7 +145,7 @@ class MsraHands(PreparedFrames):
         }
 
     def _folds(self) -> Folds:
-        return self._folds_told
+        return self._own_folds
 
 
 def _stretches(prepared: Prepared, tested: str) -> tuple[Stretch, Stretch]:
@@ -169,7 +169,7 @@ def _is_faulty(training: Stretch) -> np.ndarray:
     return np.array([name in FAULTY for name in names], dtype=bool)
 
 
-def _told_version(prepared: Prepared) -> list[str]:
+def _version_notes(prepared: Prepared) -> list[str]:
     num_frames = sum(facts["num_rows"] for facts in prepared.manifest["splits"].values())
     return [f"{num_frames} frames, as many as the older copy has: {_TWO_COPIES}"] if num_frames == _OLDER_COPY else []
 

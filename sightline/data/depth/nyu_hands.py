@@ -78,7 +78,7 @@ class NyuHands(PreparedFrames):
             skeleton=HAND_14,
             parts=tuple(part for frames in lists for part in listed_parts(frames)),
             depth_type="float32" if "bin" in kinds else "uint16",
-            told_invalid=MISSING,
+            invalid_note=MISSING,
             published={"train": 72_757, "test": 8_252},
             about={
                 "orientation": "camera's frame, x right, y up, z forward; view 1",

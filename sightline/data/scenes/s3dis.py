@@ -22,7 +22,15 @@ from sightline.data.scenes.labelled_scenes import (
     scene_values,
     summarise_scenes,
 )
-from sightline.data.scenes.s3dis_files import AREAS, Room, RoomPoints, list_rooms, read_room, told_missing, told_unknown
+from sightline.data.scenes.s3dis_files import (
+    AREAS,
+    Room,
+    RoomPoints,
+    list_rooms,
+    missing_notes,
+    read_room,
+    unknown_notes,
+)
 from sightline.data.scenes.s3dis_integers import IntegerRoom, list_integer_rooms, read_integer_room
 from sightline.data.scenes.scene_preparation import from_lowest_corner
 from sightline.data.store.columns import Column
@@ -214,7 +222,7 @@ def _summary(prepared: Prepared, *, rooms: Sequence[Room | IntegerRoom], root: P
     return {
         **summarise_scenes(prepared),
         "repairs": repairs,
-        "differences": [*lines, *repairs, *told_unknown(raw), *told_missing([room.area for room in rooms])],
+        "differences": [*lines, *repairs, *unknown_notes(raw), *missing_notes([room.area for room in rooms])],
     }
 
 

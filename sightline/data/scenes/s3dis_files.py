@@ -29,9 +29,9 @@ __all__ = [
     "Room",
     "RoomPoints",
     "list_rooms",
+    "missing_notes",
     "read_room",
-    "told_missing",
-    "told_unknown",
+    "unknown_notes",
 ]
 
 ROOMS_PER_AREA = (44, 40, 23, 49, 68, 48)
@@ -118,13 +118,13 @@ def read_room(room: Room) -> RoomPoints:
     return RoomPoints(points[: len(label)], colours[: len(label)], label, tuple(repairs))
 
 
-def told_unknown(rooms: Sequence[Room]) -> list[str]:
+def unknown_notes(rooms: Sequence[Room]) -> list[str]:
     """Which files are of no class of ours and count as clutter, in words."""
     counts = Counter(name for room in rooms for name in room.unknown)
     return [f"files of the unknown class '{name}' count as clutter: {count}" for name, count in sorted(counts.items())]
 
 
-def told_missing(areas: Sequence[str]) -> list[str]:
+def missing_notes(areas: Sequence[str]) -> list[str]:
     """Which areas have another number of rooms than the release, in words; `areas` are those of the rooms."""
     counts = Counter(areas)
     return [

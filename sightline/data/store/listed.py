@@ -78,7 +78,7 @@ class Listing:
         if status.st_size != entry.num_bytes:
             raise self._changed(path, f"has {status.st_size} bytes, {entry.num_bytes} when the set was prepared")
         if status.st_mtime_ns != entry.mtime_ns:
-            times = " instead of ".join(_told_time(each) for each in (status.st_mtime_ns, entry.mtime_ns))
+            times = " instead of ".join(_time_text(each) for each in (status.st_mtime_ns, entry.mtime_ns))
             raise self._changed(path, f"was written again after the set was prepared ({times})")
         return path
 
@@ -95,5 +95,5 @@ def _is_below(path: str) -> bool:
     return bool(parts) and not path.startswith("/") and ".." not in parts and "\0" not in path
 
 
-def _told_time(mtime_ns: int) -> str:
+def _time_text(mtime_ns: int) -> str:
     return time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(mtime_ns // 10**9)) + f".{mtime_ns % 10**9:09d} UTC"

@@ -395,7 +395,7 @@ def _finish(folder: Path, plan: Plan, filled: _Filled) -> dict[str, Any]:
         **({"num_elements": filled.num_elements} if any(each.is_ragged for each in plan.columns.values()) else {}),
         "num_nonfinite": 0,
         **({"options": dict(plan.options)} if plan.options else {}),
-        **({LISTED: _told_listed(plan, filled)} if plan.lists_files else {}),
+        **({LISTED: _listed_files(plan, filled)} if plan.lists_files else {}),
         **plan.about,
     }
     prepared = Prepared(folder, draft)
@@ -416,7 +416,7 @@ def _finish(folder: Path, plan: Plan, filled: _Filled) -> dict[str, Any]:
     return manifest
 
 
-def _told_listed(plan: Plan, filled: _Filled) -> dict[str, Any]:
+def _listed_files(plan: Plan, filled: _Filled) -> dict[str, Any]:
     """Where the files lie, how many there are, and their bytes."""
     files = {each.path: each.num_bytes for rows in filled.rows.values() for row in rows.listed for each in row}
     return {"root": str(plan.source), "num_files": len(files), "num_bytes": sum(files.values())}

@@ -173,7 +173,7 @@ class Views:
             "root": str(root.resolve()),
             "source": views.manifest["source"]["path"],
             "sizes": {split: facts["num_rows"] for split, facts in views.manifest["splits"].items()},
-            "views_per_object": _told_range(views._counts),
+            "views_per_object": _range_text(views._counts),
             "size_px": views.size_px,
             **{key: views.manifest[key] for key in shown if key in views.manifest},
         }
@@ -232,7 +232,7 @@ def promised_image(root: str | None) -> Field:
     return dataclasses.replace(image_field("black"), shape=f"{size_px} {size_px} 3")
 
 
-def _told_range(counts: np.ndarray) -> str:
+def _range_text(counts: np.ndarray) -> str:
     low, high = int(counts.min()), int(counts.max())
     return str(low) if low == high else f"{low} to {high}"
 

@@ -48,8 +48,8 @@ def mismatched_labels(context: Context) -> list[Finding]:
 def _pairs(images: PartImages, ignored: int | None) -> _Pairs:
     ranges = images.range_image
     label: Tensor = torch.cat([batch["label"] for batch in images.batches if "label" in batch] or [ranges * 0]).cpu()
-    is_told = (ranges > 0) & (label != (-1 if ignored is None else ignored))
-    is_pair = is_told[..., 1:] & is_told[..., :-1]
+    is_labelled = (ranges > 0) & (label != (-1 if ignored is None else ignored))
+    is_pair = is_labelled[..., 1:] & is_labelled[..., :-1]
     nearer, farther = (pick(ranges[..., 1:], ranges[..., :-1]) for pick in (torch.minimum, torch.maximum))
     is_jump = is_pair & (farther > _JUMP * nearer)
     is_change = is_pair & (label[..., 1:] != label[..., :-1])
