@@ -290,11 +290,11 @@ def _print_tree(tree: Any, indent: int = 0) -> None:
         if value is None or (isinstance(value, str | dict | list | tuple) and not value):
             continue
         if isinstance(value, dict) and not all(type(each) is int for each in value.values()):
-            sys.stdout.write(f"{pad}{key}:\n")
+            sys.stdout.write(f"{pad}{in_one_line(str(key))}:\n")
             _print_tree(value, indent + 1)
             continue
         lines = textwrap.wrap(
-            f"{pad}{key}: {_told(value)}",
+            f"{pad}{in_one_line(str(key))}: {_text_of(value)}",
             _WIDTH,
             subsequent_indent=f"{pad}    ",
             break_long_words=False,
@@ -303,13 +303,13 @@ def _print_tree(tree: Any, indent: int = 0) -> None:
         sys.stdout.write("".join(f"{line}\n" for line in lines).replace(_TIED, " "))
 
 
-def _told(value: Any) -> str:
+def _text_of(value: Any) -> str:
     if isinstance(value, dict):
-        return ", ".join(f"{name}{_TIED}{count}" for name, count in value.items())
+        return ", ".join(f"{in_one_line(name)}{_TIED}{count}" for name, count in value.items())
     if isinstance(value, list | tuple):
         more = f", ... ({len(value)} in all)" if len(value) > _LONGEST else ""
-        return ", ".join(map(_told, value[:_LONGEST])) + more
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+        return ", ".join(map(_text_of, value[:_LONGEST])) + more
+    return f"{value:.4g}" if isinstance(value, float) else in_one_line(str(value))
 
 
 class _bar:  # noqa: N801 - used like a function

@@ -22,8 +22,8 @@ _NARROWED = 16
 
 
 def note(text: str) -> None:
-    """A line for the person at the terminal."""
-    sys.stderr.write(text + "\n")
+    """A line for the person at the terminal, or several; what else is not printable is shown as escapes."""
+    sys.stderr.write("".join(f"{in_one_line(line)}\n" for line in text.split("\n")))
     sys.stderr.flush()
 
 
@@ -74,7 +74,7 @@ def show_evaluation(document: Mapping[str, Any], *, title: str, dataset: object 
         classes = [(name, *("" if iou is None else iou for iou in ious)) for name, ious in table["iou"].items()]
         show_table("IoU per class by distance", ("class", *table["stretches"]), [*classes, points])
     if hard := document.get("hard_classes"):
-        listed = ", ".join(f"{name} {value:.4g}" for name, value in hard["classes"].items())
+        listed = ", ".join(f"{in_one_line(name)} {value:.4g}" for name, value in hard["classes"].items())
         note(f"hardest by {hard['figure']}: {listed}")
     data = document["data"]
     by = ""

@@ -38,6 +38,17 @@ def test_a_prepared_folder_is_told_in_few_lines(tmp_path: Path) -> None:
     assert json.loads(document.read_text())["outcome"] == "prepared"
 
 
+def test_names_of_classes_are_no_commands_to_the_terminal(tmp_path: Path) -> None:
+    sources, to = scans(tmp_path / "scans"), tmp_path / "set"
+    (sources / "box").rename(sources / "\u202ebox")
+    (sources / "rod").rename(sources / "rod\n\x1b[31m")
+    made = run_here("data", "prepare", "cloud_folder", "--from", sources, "--to", to, "up_axis=z", "num_points=32")
+    assert made.code == 0, made.err
+    for text in (made.out, made.err, run_here("data", "info", to).out):
+        assert all(line.isprintable() for line in text.splitlines())
+    assert re.search(r"train: rod\\n\\x1b\[31m \d, \\u202ebox \d", made.out)
+
+
 def test_a_prepared_folder_is_verified_file_by_file(tmp_path: Path) -> None:
     to = tmp_path / "set"
     made = run_here("data", "prepare", "cloud_folder", "--from", scans(tmp_path / "scans"), "--to", to, "up_axis=z")

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 import pytest
 
-from sightline.verbs.output import show_evaluation, show_table
+from sightline.verbs.output import note, show_evaluation, show_table
 
 COLUMNS = ("module", "class", "outputs", "parameters")
 ROWS = [["encode", "LinearNormMax", "3x1024", "131,584"], ["  a_long_name.of.a.layer.deep.inside", "Linear", "", ""]]
@@ -67,3 +67,19 @@ def test_names_of_files_are_shown_as_they_are(capsys: pytest.CaptureFixture[str]
     told.encode()
     for name in ("[bold]a.npy", ":smile:.npy", "[/red].npy", r"a\nb\x1b[31m\udcff.npy"):
         assert f" {name} " in told
+
+
+def test_names_of_classes_are_no_commands_to_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    classes = {"a\nb\x1b[31m": 0.25, "\u202eevil": 0.5}
+    document = {
+        "selection": "last",
+        "per_class": {},
+        "hard_classes": {"figure": "accuracy", "classes": classes},
+        "data": {"num_samples": 1},
+        "metrics": {"accuracy": 0.5},
+    }
+    show_evaluation(document, title="a run")
+    note("line 1\nline 2 \x1b[31m")
+    printed = capsys.readouterr().err.splitlines()
+    assert r"hardest by accuracy: a\nb\x1b[31m 0.25, \u202eevil 0.5" in printed
+    assert printed[-2:] == ["line 1", r"line 2 \x1b[31m"]
