@@ -108,7 +108,7 @@ class Trial:
 def evaluate(options: Options) -> int:
     """Evaluate a checkpoint of a run on its test part, or on another config's; several runs as folds of one set."""
     if options.against not in (None, "published"):
-        raise UserError(f"--against {options.against}: evaluate has 'published' to set beside a run")
+        raise UserError(f"--against {options.against}: must be published")
     if options.predictions is not None:
         return _score(options.predictions, options)
     if not options.runs:

@@ -277,4 +277,4 @@ def test_evaluate_and_train_print_the_rows_that_fit(run: Path, tmp_path: Path, m
 
 def test_against_something_else_is_refused(run: Path) -> None:
     code, _, err = run_here("evaluate", run, "--against", "paper")
-    assert (code, err) == (2, "error: --against paper: evaluate has 'published' to set beside a run\n")
+    assert (code, err) == (2, "error: --against paper: must be published\n")
