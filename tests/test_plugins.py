@@ -27,12 +27,13 @@ def build(*, num_classes: int, width: int = {width}) -> None:
 
 @pytest.fixture(autouse=True)
 def _own_parts() -> Iterator[None]:
-    """What a test registers is gone after it."""
+    """What a test registers is gone after it; plugins of tests before it stay whole."""
+    modules = set(sys.modules)
     before = {kind: dict(each._entries) for kind, each in registry.REGISTRIES.items() if each.names()}
     yield
     for kind, entries in before.items():
         registry.REGISTRIES[kind]._entries = entries
-    for name in [name for name in sys.modules if name.startswith("sightline_plugin_")]:
+    for name in [name for name in sys.modules if name.startswith("sightline_plugin_") and name not in modules]:
         del sys.modules[name]
 
 
