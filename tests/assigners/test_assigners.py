@@ -211,6 +211,7 @@ def large_crowd(kind: str) -> tuple[Callable[..., Assignment], Tensor, Tensor]:
     return assign, boxes, torch.arange(300) % 15 == 0
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", ["simota", "ota", "free_anchor"])
 def test_predictions_cost_no_more_than_geometry(kind: str) -> None:
     """Of processor time, at most three times what FCOS takes for the same boxes and priors; half to once was seen."""

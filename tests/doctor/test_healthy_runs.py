@@ -135,7 +135,7 @@ def toy_run(name: str, micro_batches: int) -> Built:
     return Built(config, Data(part, part, part, {}), job, evaluator, evaluator)
 
 
-@pytest.mark.parametrize("micro_batches", [1, 4])
+@pytest.mark.parametrize("micro_batches", [1, pytest.param(4, marks=pytest.mark.long)])
 @pytest.mark.parametrize("name", TOYS)
 def test_every_kind_of_task_is_healthy(name: str, micro_batches: int) -> None:
     assert_healthy(toy_run(name, micro_batches))

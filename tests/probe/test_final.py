@@ -118,6 +118,7 @@ def test_a_cloud_that_one_process_cannot_read_is_a_fault_on_all() -> None:
         pass
 
 
+@pytest.mark.long
 @pytest.mark.processes
 def test_the_others_wait_longer_than_the_time_out_for_the_first() -> None:
     """Three and a half times as long: beyond the alarm at 2 s, and the last resort at 2 + 1.2 + 2 s."""

@@ -234,6 +234,7 @@ def assert_hanging_is_named(folder: Path, kind: str) -> None:
     assert "\n" not in error
 
 
+@pytest.mark.long
 def test_a_process_that_is_killed_ends_the_run(folder: Path) -> None:
     done, out = failed(folder, "SIGKILL")
     assert done.code == 1

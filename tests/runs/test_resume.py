@@ -119,7 +119,7 @@ def assert_one_point_per_step(run: Path) -> None:
 # --- kill -9 ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("workers", "step"), [(0, 6), (2, 3)])
+@pytest.mark.parametrize(("workers", "step"), [(0, 6), pytest.param(2, 3, marks=pytest.mark.long)])
 def test_a_killed_run_is_resumed_to_the_same_bits(bench: Bench, unbroken: Unbroken, workers: int, step: int) -> None:
     """Average of weights and dropout are on; step 6 is mid-epoch, step 3 is of an epoch without any evaluation yet."""
     run, overrides = bench.folder / f"killed_{workers}", (*OVERRIDES[1], f"loader.workers={workers}")

@@ -61,6 +61,7 @@ def test_healthy_detectors_are_not_flagged(name: str, assigner: str) -> None:
     assert found == [], list(map(str, found))
 
 
+@pytest.mark.long
 def test_the_shipped_recipe_on_photos_is_not_flagged(shared: Path, tmp_path: Path) -> None:
     prepare = ["data", "prepare", "yolo_txt", "--from", shared / "data/coco128", "--to", tmp_path / "coco128"]
     assert run_here(*map(str, prepare), "faulty=leave_out").code == 0

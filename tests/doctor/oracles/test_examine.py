@@ -109,7 +109,10 @@ def kinds_of(model: nn.Module) -> set[type[nn.Module]]:
     return {type(modules[name]) for names in distinct_layers(model) for name in names if name}
 
 
-@pytest.mark.parametrize("name", MODELS)
+_LARGE = ("point_transformer_dense", "dgcnn_parts", "pointnet2_parts", "point_bert_parts")
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.long] * (n in _LARGE)) for n in MODELS])
 def test_nothing_of_the_models_of_the_package_is_wrong(name: str) -> None:
     assert_nothing_wrong(name)
 

@@ -62,7 +62,7 @@ def least_inertia_of_many(values: np.ndarray, most: int) -> float:
 
 
 def test_random_layers_have_the_least_inertia_and_no_empty_cluster() -> None:
-    for kind, bits, values in random_layers(250, most=90):
+    for kind, bits, values in random_layers(120, most=90):
         cuts = cuts_of(values, 2**bits)
         assert len(cuts) - 1 == min(2**bits, len(np.unique(values))), (kind, bits)
         best = least_inertia(values, 2**bits)

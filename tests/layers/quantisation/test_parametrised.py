@@ -51,7 +51,13 @@ MODELS = ("crosspoint", "detector", "dgcnn", "dgcnn_parts", "pct_simple", "point
 
 
 @pytest.mark.parametrize("is_training", [False, True])
-@pytest.mark.parametrize("name", [*MODELS, "point_transformer", "salsanext", "squeezesegv2", "v2v_small"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *MODELS,
+        *(pytest.param(name, marks=pytest.mark.long) for name in ("point_transformer", "salsanext", "v2v_small")),
+    ],
+)
 def test_models_compute_with_the_quantised_weights(name: str, is_training: bool) -> None:
     """Fused layers read attributes: outputs have the bits of a plain model with the same numbers, gradients arrive."""
     model = small_model(name).train(is_training)

@@ -95,7 +95,7 @@ def expected_rows(layout: str, state: dict[str, Tensor], image: Tensor) -> list[
 
 
 @pytest.mark.shared
-@pytest.mark.parametrize("layout", [RETINA, FCOS])
+@pytest.mark.parametrize("layout", [RETINA, pytest.param(FCOS, marks=pytest.mark.long)])
 def test_a_photo_is_predicted_as_torchvision_would(tmp_path: Path, shared: Path, layout: str) -> None:
     state = weights(layout)
     assert state["head.classification_head.cls_logits.weight"].shape[0] % NUM_CLASSES == 0
