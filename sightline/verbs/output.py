@@ -22,8 +22,8 @@ _NARROWED = 16
 
 
 def note(text: str) -> None:
-    """A line for the person at the terminal."""
-    sys.stderr.write(text + "\n")
+    """Lines for the person at the terminal; what is not printable in one of them is escaped."""
+    sys.stderr.write("\n".join(map(in_one_line, text.split("\n"))) + "\n")
     sys.stderr.flush()
 
 
@@ -75,7 +75,7 @@ def show_evaluation(document: Mapping[str, Any], *, title: str, dataset: object 
         show_table("IoU per class by distance", ("class", *table["stretches"]), [*classes, points])
     if hard := document.get("hard_classes"):
         listed = ", ".join(f"{name} {value:.4g}" for name, value in hard["classes"].items())
-        note(f"hardest by {hard['figure']}: {listed}")
+        note(in_one_line(f"hardest by {hard['figure']}: {listed}"))
     data = document["data"]
     by = ""
     headers = [document[name] for name in document if name.startswith("scored_boxes")]
@@ -139,9 +139,9 @@ def show_difficulty(difficulty: Any) -> None:
     ]
     show_table("why classes are hard", columns, rows, unbroken="class")
     if difficulty.hardest:
-        note("hardest: " + ", ".join(f"{name} ({iou:.3f})" for name, iou in difficulty.hardest))
+        note(in_one_line("hardest: " + ", ".join(f"{name} ({iou:.3f})" for name, iou in difficulty.hardest)))
     if difficulty.summary():
-        note(difficulty.summary())
+        note(in_one_line(difficulty.summary()))
 
 
 def show_findings(findings: Sequence[Any], *, is_verbose: bool = False) -> None:

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 import pytest
 
-from sightline.verbs.output import show_evaluation, show_table
+from sightline.verbs.output import note, show_evaluation, show_table
 
 COLUMNS = ("module", "class", "outputs", "parameters")
 ROWS = [["encode", "LinearNormMax", "3x1024", "131,584"], ["  a_long_name.of.a.layer.deep.inside", "Linear", "", ""]]
@@ -67,3 +67,8 @@ def test_names_of_files_are_shown_as_they_are(capsys: pytest.CaptureFixture[str]
     told.encode()
     for name in ("[bold]a.npy", ":smile:.npy", "[/red].npy", r"a\nb\x1b[31m\udcff.npy"):
         assert f" {name} " in told
+
+
+def test_a_note_is_escaped_line_by_line(capsys: pytest.CaptureFixture[str]) -> None:
+    note("two\nlines\x1b[31m")
+    assert capsys.readouterr().err == "two\nlines\\x1b[31m\n"
