@@ -124,11 +124,15 @@ def check_recorded(recorded: Sequence[Mapping[str, str]], given: Sequence[Plugin
         )
     by_name = {plugin.path.name: plugin for plugin in given}
     notes = []
+    lost = [entry["path"] for entry in recorded if entry["name"] not in by_name]
+    if lost:
+        named, again = ("the plugin", "it") if len(lost) == 1 else ("the plugins", "them")
+        raise PluginError(
+            f"{run}: was made with {named} {', '.join(lost)}; give {again} again: "
+            + " ".join(f"--plugin {path}" for path in lost)
+        )
     for entry in recorded:
-        plugin = by_name.get(entry["name"])
-        if plugin is None:
-            path = entry["path"]
-            raise PluginError(f"{run}: was made with the plugin {path}; give it again: --plugin {path}")
+        plugin = by_name[entry["name"]]
         if plugin.sha256 != entry["sha256"]:
             copy = run / "plugins" / entry["name"]
             notes.append(f"plugin-changed: {plugin.path} is not what {run} was made with (its copy: {copy})")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import math
+import re
 from collections.abc import Sequence
 from importlib import resources
 
@@ -24,17 +25,18 @@ def encode_page(comparison: Comparison, *, title: str) -> str:
     rows = "".join(_table_row(row) for row in comparison.rows)
     notes = "".join(f"<li>{html.escape(note)}</li>" for note in comparison.notes)
     page = resources.files("sightline.compare").joinpath("page.html").read_text(encoding="utf-8")
-    for mark, content in (
-        ("ROWS", rows),
-        ("NOTES", notes),
-        ("FIGURE", figure(comparison)),
-        ("VARIANT", html.escape(f"{comparison.variant}, against {comparison.reference}")),
-        ("VERDICT", html.escape(verdict(comparison))),
-        ("TITLE", html.escape(title)),
-    ):
+    content = {
+        "ROWS": rows,
+        "NOTES": notes,
+        "FIGURE": figure(comparison),
+        "VARIANT": html.escape(f"{comparison.variant}, against {comparison.reference}"),
+        "VERDICT": html.escape(verdict(comparison)),
+        "TITLE": html.escape(title),
+    }
+    for mark in content:
         assert f"%{mark}%" in page, f"page.html has lost its place for {mark}"
-        page = page.replace(f"%{mark}%", content)
-    return page
+    # in one pass, so that nothing inserted is taken for a mark
+    return re.sub(f"%({'|'.join(content)})%", lambda found: content[found[1]], page)
 
 
 def verdict(comparison: Comparison) -> str:

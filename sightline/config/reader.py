@@ -297,11 +297,21 @@ class _Reading:
         value, misfits = schema.check_value(hint, located.plain())
         places = dict(_places_of({"": located}, ""))
         for part, text in misfits:
-            self.faults.add(places.get(part, located.where), text)
+            self.faults.add(places.get(part) or _place_of_missing(part, places, located.where), text)
         return None if misfits else value
 
     def _refuse(self, located: Located, allowed: str) -> None:
         self.faults.add(located.where, f"found {schema.show_value(located.plain())}, allowed is {allowed}")
+
+
+def _place_of_missing(part: str, places: dict[str, Where], whole: Where) -> Where:
+    """The place of a part that is not there, in the innermost block around it that is."""
+    around = part
+    while around and around not in places:
+        around = around.rpartition(".")[0]
+    where = places.get(around, whole)
+    missing = part.removeprefix(around).strip(".")
+    return dataclasses.replace(where, path=f"{where.path}.{missing}".strip("."))
 
 
 def _places_of(block: dict[str, Located], path: str) -> Iterator[tuple[str, Where]]:

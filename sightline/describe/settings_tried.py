@@ -29,7 +29,8 @@ _WORDS = {
     "channels_last": "model.channels_last=true",
     "compile": "train.compile=true",
 }
-_SECTIONS = {field.name for field in dataclasses.fields(RunConfig)}
+_KEYS = frozenset(field.name for field in dataclasses.fields(RunConfig))
+_MOST_THREADS = 1024
 _COUNTS = {"workers": "loader.workers", "prefetch": "loader.prefetch", "micro_batches": "train.micro_batches"}
 
 
@@ -55,9 +56,10 @@ def settings_of(texts: Sequence[str]) -> list[Setting]:
     Raises UserError for a word that is not a setting.
     """
     names = [name for text in texts for name in split_values(text)]
-    if len(set(names)) < len(names):
-        raise UserError(f"--try: a setting is given twice: {', '.join(names)}")
-    return [_setting(name) for name in names]
+    settings = [_setting(name) for name in names]
+    if twice := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
+        raise UserError(f"--try: a setting is given twice: {', '.join(twice)}")
+    return settings
 
 
 def try_settings(
@@ -129,16 +131,18 @@ def _setting(name: str) -> Setting:
     threads = None
     for part in re.split(r"\+(?=[A-Za-z])", name):
         key, equals, value = (word.strip() for word in part.partition("="))
-        if key == "threads" and value.isdecimal() and 1 <= int(value) <= 1024:
+        if key == "threads" and equals:
+            if not (value.isascii() and value.isdecimal() and len(value) <= 4 and 1 <= int(value) <= _MOST_THREADS):
+                raise UserError(f"--try {name}: found {part!r}, allowed is threads=N, N from 1 to {_MOST_THREADS}")
             threads = int(value)
-        elif (key in _COUNTS or key in _SECTIONS or "." in key) and equals:
+        elif (key in _COUNTS or "." in key or key in _KEYS) and equals:
             overrides.append(f"{_COUNTS.get(key, key)}={value}")
         elif part.strip() in _WORDS:
             overrides.append(_WORDS[key])
         else:
             known = [*_WORDS, *_COUNTS, "threads"]
             allowed = ", ".join(word if word in _WORDS else f"{word}=N" for word in known)
-            hint = nearest(key, known)
+            hint = nearest(key, known, otherwise="")
             raise UserError(f"--try {name}: found {part!r}, allowed are {allowed} and KEY=VALUE of the config{hint}")
     keys = [override.partition("=")[0] for override in overrides]
     if len(set(keys)) < len(keys):

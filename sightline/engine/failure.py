@@ -39,6 +39,7 @@ def report_failure(message: str, *, exit_code: int, is_consequence: bool = False
 
     The first report in an error file stands; what follows from it is not reported again.
     """
+    message = "\n".join(map(in_one_line, message.split("\n")))
     error_file, rank = os.environ.get("TORCHELASTIC_ERROR_FILE"), own_rank()
     if error_file:
         named = f"{rank}: {message}" if rank and names_rank else message

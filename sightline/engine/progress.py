@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 from sightline.engine.intervals import samples_per_s, show_rate
 from sightline.engine.observers import describe_evaluation
 from sightline.engine.records import EvaluationRecord, StepRecord, kept_random_state
+from sightline.errors import in_one_line
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bar
@@ -78,7 +79,7 @@ class _Warnings(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         with contextlib.suppress(OSError):  # the stream is gone, as the warning may report; logs have it too
-            self._write(f"warning: {record.getMessage()}")
+            self._write("\n".join(map(in_one_line, f"warning: {record.getMessage()}".split("\n"))))
 
 
 class Pace:

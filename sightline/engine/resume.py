@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from operator import ge
 from pathlib import Path
@@ -116,10 +116,8 @@ def assert_same_run(run: Path, config: RunConfig, plugins: Sequence[Plugin]) -> 
     ]
     differing = [key for key in differing if not is_longer or key not in _LENGTH]
     if differing:
-        listed = "; ".join(
-            f"{key}: {before.get(key, 'absent')} there, {now.get(key, 'absent')} here" for key in differing[:8]
-        )
-        shorter = "" if set(differing) - set(_LENGTH) else "; a run may go on for longer, and not be cut"
+        listed = "; ".join(f"{key}: {_shown(before, key)} there, {_shown(now, key)} here" for key in differing[:8])
+        shorter = "" if set(differing) - set(_LENGTH) else f"; {_how_long(recorded)}"
         count = "1 key differs" if len(differing) == 1 else f"{len(differing)} keys differ"
         raise UserError(
             f"--resume: {run} was trained with another config ({count}): {listed}{shorter}; give these values, or "
@@ -128,6 +126,17 @@ def assert_same_run(run: Path, config: RunConfig, plugins: Sequence[Plugin]) -> 
     if config.teacher is not None and recorded.teacher is not None:
         assert_sha256(Path(config.teacher.source), recorded.teacher.sha256)
     return is_longer
+
+
+def _shown(values: Mapping[str, Any], key: str) -> str:
+    value = values.get(key, "absent")
+    return "null" if value is None else str(value)
+
+
+def _how_long(recorded: RunConfig) -> str:
+    if recorded.train.steps is None:
+        return f"a run may go on for longer, by a later train.epochs (now {recorded.train.epochs}), and not be cut"
+    return "a run may go on for longer, and not be cut"
 
 
 def _length(config: RunConfig) -> tuple[float, float]:

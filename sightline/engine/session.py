@@ -213,6 +213,12 @@ class Session:
         job, planned = self.job, self._planned_steps
         if planned is None or not job.step:
             return f"trains longer: to step {job.num_steps}"
+        if planned == job.num_steps:
+            first, later = ("steps", "epochs") if length.steps == planned else ("epochs", "steps")
+            return (
+                f"trains no longer: train.{first}={getattr(length, first)} ends the run at step {planned}, before "
+                f"train.{later} does; to go on, name a later train.{first}"
+            )
         facts = {"num_steps": planned, "steps_per_epoch": job.stream.plan.steps_per_epoch}
         before = registry.schedules.build(self.config.schedule, facts=facts)
         line, name = f"trains longer: to step {job.num_steps} instead of {planned}", self.config.schedule.name

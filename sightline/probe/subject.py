@@ -208,7 +208,8 @@ def _version(library: str) -> str | None:
 
 def _digest_of(part: Part) -> str:
     """Of the names of all samples in order: a set may choose among its shapes by more than its arguments."""
-    return hashlib.sha256("\n".join(part.name_of(int(index)) for index in part.indices).encode()).hexdigest()
+    names = "\n".join(part.name_of(int(index)) for index in part.indices)
+    return hashlib.sha256(names.encode(errors="surrogateescape")).hexdigest()  # of files whose names are not UTF-8, too
 
 
 def _serves_pairs(component: Component) -> bool:

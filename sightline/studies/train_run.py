@@ -289,7 +289,8 @@ class _TrainRun:
         built, directory, reporter = session.built, session.directory, self._reporter
         test = built.data.test
         document = evaluation_document(built.config, final, test, "last")
-        document |= yardsticks_of(test, built.data)
+        if "mean_error_mm" in document["metrics"]:  # a refiner of centres has no figure to compare with it
+            document |= yardsticks_of(test, built.data)
         rows = beside_published(built.config, test, final.metrics, which="last", lineage=built.lineage)
         document |= {"published": rows} if rows else {}
         title = f"{built.config.name}: last checkpoint on {test.split}"

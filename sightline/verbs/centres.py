@@ -10,6 +10,7 @@ from typing import Literal
 from sightline.engine.distributed import start_world
 from sightline.engine.loading import open_trained
 from sightline.engine.precision import set_backends
+from sightline.errors import in_one_line
 from sightline.predict.centre_files import centre_lines, find_centres
 from sightline.verbs.common import config_of, write_document, write_file
 from sightline.verbs.output import note, show_table
@@ -51,4 +52,4 @@ def centres(options: Options) -> int:
 
 def _report(lines: Sequence[str]) -> None:
     for line in lines:
-        note(f"look at this: {line}")
+        note(in_one_line(f"look at this: {line}"))

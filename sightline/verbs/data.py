@@ -112,7 +112,7 @@ def _print_report(report: Mapping[str, Any], describer: Any, json: Path | None) 
     written = {key: value for key, value in describer.describe(Path(report["root"])).items() if key != "differences"}
     _print_tree({"outcome": report["outcome"], **written})
     for line in report.get("differences", ()):
-        note(f"look at this: {line}")
+        note(in_one_line(f"look at this: {line}"))
     write_document(json, report)
 
 
@@ -204,7 +204,7 @@ def _flow(table: Mapping[int, Any]) -> str:
 def verify(folder: Path, *, json: Path | None) -> int:
     """Read every file of a prepared folder again and compare it with what was written."""
     num_sound = native.verify(folder)
-    sys.stdout.write(f"{folder}: all {num_sound} files are as they were written\n")
+    sys.stdout.write(in_one_line(f"{folder}: all {num_sound} files are as they were written") + "\n")
     write_document(json, {"root": str(folder.resolve()), "num_files": num_sound})
     return 0
 
@@ -223,9 +223,9 @@ def convert(
     report = converting.convert(source, layout, target, as_layout, **given)
     _print_tree({key: value for key, value in report.items() if key not in ("dropped", "differences")})
     for line in report["differences"]:
-        note(f"look at this: {line}")
+        note(in_one_line(f"look at this: {line}"))
     for what, found in report["dropped"].items():
-        note(f"dropped: {what}, {found['count']} times: {'; '.join(found['examples'])}")
+        note(in_one_line(f"dropped: {what}, {found['count']} times: {'; '.join(found['examples'])}"))
     write_document(json, report)
     return 0
 

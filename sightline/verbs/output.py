@@ -139,9 +139,9 @@ def show_difficulty(difficulty: Any) -> None:
     ]
     show_table("why classes are hard", columns, rows, unbroken="class")
     if difficulty.hardest:
-        note("hardest: " + ", ".join(f"{name} ({iou:.3f})" for name, iou in difficulty.hardest))
+        note(in_one_line("hardest: " + ", ".join(f"{name} ({iou:.3f})" for name, iou in difficulty.hardest)))
     if difficulty.summary():
-        note(difficulty.summary())
+        note(in_one_line(difficulty.summary()))
 
 
 def show_findings(findings: Sequence[Any], *, is_verbose: bool = False) -> None:

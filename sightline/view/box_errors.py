@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import html
+import re
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from typing import Any
@@ -12,6 +13,7 @@ import numpy as np
 
 from sightline.box_pictures import Box, Color, draw_boxes
 from sightline.chart import Panel, Series, render_svg
+from sightline.errors import in_one_line
 from sightline.metrics.box_errors import KINDS, Errors
 from sightline.pictures import Picture, encode_png
 from sightline.tasks.box_stages import COLORS
@@ -83,21 +85,22 @@ def encode_errors(document: Mapping[str, Any], pictures: Sequence[Picture], *, t
     )
     images = "".join(
         f'<figure><img src="data:image/png;base64,{base64.b64encode(encode_png(each.pixels)).decode()}" alt="">'
-        f"<figcaption>{html.escape(each.caption)}</figcaption></figure>"
+        f"<figcaption>{html.escape(in_one_line(each.caption))}</figcaption></figure>"
         for each in pictures
     )
     page = resources.files("sightline.view").joinpath("errors.html").read_text(encoding="utf-8")
-    for mark, content in (
-        ("IMAGES", images),
-        ("CURVES", render_svg([panels], panel_width=420, panel_height=280)),
-        ("BINS", _table(("labels", "all", "not found", "missed", "suppressed"), bins)),
-        ("KINDS", _table(("error", "count", "AP50 gained by repair"), kinds)),
-        ("NOTES", "".join(f"<li>{html.escape(line)}</li>" for line in notes)),
-        ("TITLE", html.escape(title)),
-    ):
+    content = {
+        "IMAGES": images,
+        "CURVES": render_svg([panels], panel_width=420, panel_height=280),
+        "BINS": _table(("labels", "all", "not found", "missed", "suppressed"), bins),
+        "KINDS": _table(("error", "count", "AP50 gained by repair"), kinds),
+        "NOTES": "".join(f"<li>{html.escape(in_one_line(line))}</li>" for line in notes),
+        "TITLE": html.escape(in_one_line(title)),
+    }
+    for mark in content:
         assert f"%{mark}%" in page, f"errors.html has lost its place for {mark}"
-        page = page.replace(f"%{mark}%", content)
-    return page
+    # in one pass, so that no file's name is taken for a mark
+    return re.sub(f"%({'|'.join(content)})%", lambda found: content[found[1]], page)
 
 
 def _wrong(errors: Errors, score: float) -> np.ndarray:
@@ -105,6 +108,6 @@ def _wrong(errors: Errors, score: float) -> np.ndarray:
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    lines = [[html.escape(str(cell)) for cell in row] for row in rows]
+    lines = [[html.escape(in_one_line(str(cell))) for cell in row] for row in rows]
     body = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" for row in lines)
     return f"<table><thead><tr>{''.join(f'<th>{cell}</th>' for cell in head)}</tr></thead><tbody>{body}</tbody></table>"

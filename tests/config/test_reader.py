@@ -104,6 +104,12 @@ def test_a_block_of_another_name_inherits_no_arguments(write: Write) -> None:
     assert "lr: is required and missing" in refused(write("optimizer: {name: adamw}\n"))
 
 
+def test_each_key_that_an_entry_of_a_list_lacks_is_named(write: Write) -> None:
+    told = refused(write("expect:\n- {quantity: loss, step: 1, at_most: 1.0}\n- {at_least: 1.0}\n"))
+    assert "expect.1.quantity: is required and missing; give text" in told
+    assert "expect.1.step: is required and missing; give a whole number, at least 0" in told
+
+
 def test_the_name_of_a_run_may_change_without_losing_anything(write: Write) -> None:
     config = read_config(write("name: other\n", base=str(write("name: one\nseed: 5\n", "below.yaml"))))
     assert (config.name, config.seed) == ("other", 5)

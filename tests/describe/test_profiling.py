@@ -143,6 +143,8 @@ def test_settings_by_their_words() -> None:
         Setting("optimizer.lr=1e+3", ("optimizer.lr=1e+3",)),
         Setting("model={name: v2v, size: 2}", ("model={name: v2v, size: 2}",)),
     ]
+    whole = "model={name: dgcnn, k: 3}"
+    assert settings_of([f"{whole},seed=3"]) == [Setting(whole, (whole,)), Setting("seed=3", ("seed=3",))]
 
 
 @pytest.mark.parametrize(
@@ -150,7 +152,9 @@ def test_settings_by_their_words() -> None:
     [
         ("bf61", "did you mean 'bf16'?"),
         ("worker=0", "did you mean 'workers'?"),
-        ("threads=0", "found 'threads=0'"),
+        ("threads=0", "found 'threads=0', allowed is threads=N, N from 1 to 1024"),
+        ("threads=" + "9" * 5000, "N from 1 to 1024"),
+        ("bf16,,", "found ''"),
         ("bf16,,fp16", "found ''"),
         ("bf16,bf16", "is given twice"),
     ],

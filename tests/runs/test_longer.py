@@ -56,7 +56,7 @@ def test_a_schedule_over_the_whole_run_is_named_with_its_jump(runs: Path) -> Non
     before = {path.name: path.stat().st_mtime_ns for path in (runs / "cosine").iterdir()}
     shorter = train(runs / "cosine.yaml", "--out", runs / "cosine", "--resume", "auto", "train.epochs=2")
     assert shorter.code == 2
-    assert "train.epochs: 3 there, 2 here; a run may go on for longer, and not be cut" in shorter.err
+    assert "train.epochs: 3 there, 2 here; a run may go on for longer, by a later train.epochs (now 3)" in shorter.err
     assert {path.name: path.stat().st_mtime_ns for path in (runs / "cosine").iterdir()} == before
 
 
@@ -65,3 +65,10 @@ def test_an_end_in_steps_is_extended_in_steps(runs: Path) -> None:
     assert train(runs / "constant.yaml", "train.steps=4", "--out", out).code == 0
     assert "--resume auto train.steps=8 (now 4)" in train(out, "--resume", "auto").err
     assert "to step 8 instead of 4" in train(out, "--resume", "auto", "train.steps=8").err
+    epochs = read_config(out / "config.yaml").train.epochs
+    same = train(out, "--resume", "auto", f"train.epochs={2 * epochs}")
+    assert "trains no longer: train.steps=8 ends the run at step 8, before train.epochs does" in same.err
+    assert "instead of" not in same.err
+    cut = train(runs / "cosine", "--resume", "auto", "train.steps=40")
+    assert cut.code == 2
+    assert "train.steps: null there, 40 here; a run may go on for longer, by a later train.epochs (now " in cut.err

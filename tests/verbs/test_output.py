@@ -83,3 +83,8 @@ def test_names_of_classes_are_no_commands_to_the_terminal(capsys: pytest.Capture
     printed = capsys.readouterr().err.splitlines()
     assert r"hardest by accuracy: a\nb\x1b[31m 0.25, \u202eevil 0.5" in printed
     assert printed[-2:] == ["line 1", r"line 2 \x1b[31m"]
+
+
+def test_a_note_is_escaped_line_by_line(capsys: pytest.CaptureFixture[str]) -> None:
+    note("two\nlines\x1b[31m")
+    assert capsys.readouterr().err == "two\nlines\\x1b[31m\n"

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from sightline.errors import in_one_line
+
 __all__ = ["CAUSES", "Finding", "Place", "Severity"]
 
 Severity = Literal["error", "warning", "note"]
@@ -92,8 +94,9 @@ class Finding:
 
     def __str__(self) -> str:
         return (
-            f"[{self.guard} {self.code} {self.severity} {self.cause}] {self.summary}\n"
-            f"  where: {self.where}\n  measured: {self.measured}\n  expected: {self.expected}\n"
+            f"[{self.guard} {self.code} {self.severity} {self.cause}] {in_one_line(self.summary)}\n"
+            f"  where: {in_one_line(str(self.where))}\n  measured: {in_one_line(self.measured)}\n"
+            f"  expected: {self.expected}\n"
             + (f"  or: {', '.join(self.alternatives)}\n" if self.alternatives else "")
             + f"  do: {self.action}"
         )

@@ -1,0 +1,20 @@
+"""The page of a detector's errors: what names of files and notes put into it."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from sightline.metrics.box_errors import KINDS
+from sightline.pictures import Picture
+from sightline.view.box_errors import encode_errors
+
+
+def test_no_name_is_taken_for_a_place_of_the_page() -> None:
+    names = ["%KINDS%.png: 1 wrong", "%TITLE%.png", "\x1b[31m<b>.png"]
+    pictures = [Picture(name, np.zeros((4, 4, 3), np.uint8), name) for name in names]
+    about = {"counts": dict.fromkeys(KINDS, 0), "labels": {}, "curve": {"recall": [], "false_per_image": []}}
+    document = {"box_errors": about | {"curve": about["curve"] | {"precision": []}}}
+    document["metrics"] = {f"gain_{kind}": 0.0 for kind in KINDS}
+    page = encode_errors(document, pictures, title="%NOTES%", notes=["%IMAGES%"])
+    for shown in ("%KINDS%.png: 1 wrong", "%TITLE%.png", "\\x1b[31m&lt;b&gt;.png", "%NOTES%", "%IMAGES%"):
+        assert f">{shown}<" in page
