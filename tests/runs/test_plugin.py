@@ -85,11 +85,10 @@ def assert_loads(path: Path) -> None:
     assert loaded.class_names == ("round", "flat", "long")
     points, offsets = torch.rand(50, 3), torch.tensor([0, 20, 50])
     assert loaded.model(points=points, offsets=offsets)["logits"].shape == (2, 3)
-    forgotten = r"was made with the plugins .*my_plugin\.py, .*my_transform\.py; give them again: --plugin .*my_plugin\.py "
+    forgotten = (
+        r"was made with the plugins (.*my_plugin\.py), (.*my_transform\.py); give them again: --plugin \1 --plugin \2"
+    )
     with pytest.raises(PluginError, match=forgotten):
-        PluginError,
-        match=r"was made with the plugins .*my_plugin\.py, .*my_transform\.py; give them again: --plugin .*my_plugin\.py --plugin",
-    ):
         sightline.load_run(path)
 
 
