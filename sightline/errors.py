@@ -39,26 +39,24 @@ def summary_of(error: BaseException, *, most: int = 400) -> str:
 class UserError(ValueError):
     """A mistake in what the user gave: where it is, what was found, what to do. Exit code 2.
 
-    What is not printable in its lines, such as a terminal's escape codes in the name of a file, is escaped.
+    One line: what is not printable, such as a terminal's escape codes in the name of a file, is escaped.
     """
 
     def __init__(self, message: str) -> None:
-        super().__init__("\n".join(map(in_one_line, message.split("\n"))))
+        super().__init__(in_one_line(message))
 
 
 class ConfigError(UserError):
     """All the faults of a configuration at once, one line each."""
 
     def __init__(self, *faults: str) -> None:
-        super().__init__("\n".join(faults))
+        super().__init__("")
         self.faults = faults
+        self.args = ("\n".join(in_one_line(line) for fault in faults for line in fault.split("\n")),)
 
 
 class DataError(UserError):
     """A data file or folder that is missing, damaged or not what it claims to be; in one line, whatever names hold."""
-
-    def __init__(self, message: str) -> None:
-        super().__init__(in_one_line(message))
 
     @classmethod
     def of_lines(cls, lines: Sequence[str]) -> DataError:
@@ -74,9 +72,6 @@ class MissingDataError(DataError):
 
 class CheckpointError(UserError):
     """A checkpoint that is damaged, incomplete or made for something else; in one line, whatever names hold."""
-
-    def __init__(self, message: str) -> None:
-        super().__init__(in_one_line(message))
 
 
 class PluginError(UserError):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 
-from sightline.errors import DataError, MissingDataError, in_one_line
+from sightline.errors import ConfigError, DataError, MissingDataError, UserError, in_one_line
 
 
 def test_a_data_error_is_one_line() -> None:
@@ -15,3 +15,8 @@ def test_a_data_error_is_one_line() -> None:
     assert told.encode()
     assert str(pickle.loads(pickle.dumps(DataError(told)))) == told
     assert in_one_line("as it is") == "as it is"
+
+
+def test_a_mistake_is_one_line_and_faults_of_a_config_are_one_each() -> None:
+    assert str(UserError("a\nb.yaml: no such file")) == r"a\nb.yaml: no such file"
+    assert str(ConfigError("one\x1b", "two")) == "one\\x1b\ntwo"

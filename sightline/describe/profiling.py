@@ -131,9 +131,15 @@ def _exported(profiler: profile, path: Path | None) -> list[dict[str, Any]]:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "trace.json"
         profiler.export_chrome_trace(str(file))
-        text = file.read_bytes()
+        try:
+            text = file.read_bytes()
+            events: list[dict[str, Any]] = json.loads(text)["traceEvents"]
+        except (OSError, ValueError) as error:  # torch reports no fault of the disk
+            raise RunError(
+                f"{file}: torch's profiler could not write its trace; free some space there, or set TMPDIR to a folder "
+                "with room"
+            ) from error
     write_file(path, gzip.compress(text, mtime=0))
-    events: list[dict[str, Any]] = json.loads(text)["traceEvents"]
     return events
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from sightline.engine.failure import Failure, read_failure
-from sightline.errors import UserError
+from sightline.errors import UserError, in_one_line
 
 __all__ = [
     "Place",
@@ -50,7 +50,7 @@ def place_in_launch() -> Place:
     if "RANK" in environment and "WORLD_SIZE" in environment:
         return _place("RANK", "WORLD_SIZE", "LOCAL_RANK" if "LOCAL_RANK" in environment else "RANK")
     if _num_slurm_tasks() > 1:
-        if "MASTER_ADDR" not in environment:
+        if not environment.get("MASTER_ADDR"):
             raise UserError(
                 "SLURM started several tasks but MASTER_ADDR is not set; export MASTER_ADDR=<first host> and "
                 "MASTER_PORT, or start torchrun under srun (docs/distributed.md)"
@@ -62,7 +62,7 @@ def place_in_launch() -> Place:
 
 def meeting_place() -> tuple[str, int]:
     """Host and port where the first process can be reached. Raises UserError where they are not given, or no port."""
-    if "MASTER_ADDR" not in os.environ or "MASTER_PORT" not in os.environ:
+    if not os.environ.get("MASTER_ADDR") or "MASTER_PORT" not in os.environ:
         raise UserError("MASTER_ADDR and MASTER_PORT must be the address at which the first process can be reached")
     return os.environ["MASTER_ADDR"], _number("MASTER_PORT", least=1, most=65535)
 
@@ -190,7 +190,9 @@ def _number(name: str, *, least: int = 0, most: int | None = None) -> int:
     is_allowed = text.isdecimal() and len(text) < 10 and least <= int(text) and (most is None or int(text) <= most)
     if not is_allowed:
         allowed = f"from {least}" + ("" if most is None else f" to {most}")
-        raise UserError(f"environment variable {name}: found '{text}', allowed is a whole number {allowed}")
+        raise UserError(
+            f"environment variable {name}: found '{in_one_line(text)}', allowed is a whole number {allowed}"
+        )
     return int(text)
 
 

@@ -287,6 +287,22 @@ def test_a_port_that_is_none_is_refused(variables: pytest.MonkeyPatch, port: str
         meeting_place()
 
 
+def test_an_empty_address_is_none(variables: pytest.MonkeyPatch) -> None:
+    set_all(variables, {"MASTER_ADDR": "", "MASTER_PORT": "29500"})
+    with pytest.raises(UserError, match=r"^MASTER_ADDR and MASTER_PORT must be"):
+        meeting_place()
+    set_all(variables, _slurm(1, 4))
+    with pytest.raises(UserError, match="MASTER_ADDR is not set"):
+        place_in_launch()
+
+
+def test_a_value_with_a_line_end_is_shown_escaped(variables: pytest.MonkeyPatch) -> None:
+    set_all(variables, {"RANK": "0", "WORLD_SIZE": "1\n\x1b[31m"})
+    with pytest.raises(UserError) as caught:
+        place_in_launch()
+    assert str(caught.value).startswith(r"environment variable WORLD_SIZE: found '1\n\x1b[31m', allowed")
+
+
 def test_a_variable_that_is_wrong_ends_the_command_in_one_line(variables: pytest.MonkeyPatch) -> None:
     set_all(variables, {"RANK": "0", "WORLD_SIZE": "0"})
     config = ROOT / "tests" / "broken_configs" / "_healthy.yaml"

@@ -250,7 +250,7 @@ def _widerperson(split: str, placed: Sequence[Placed], job: _Job) -> Files:
             rows.append(" ".join(map(str, [code, *corners])))
         yield f"Annotations/{PurePosixPath(place).name}.txt", "".join(f"{row}\n" for row in [len(rows), *rows]).encode()
     names = "".join(f"{PurePosixPath(place).stem}\n" for _, place in placed)
-    yield f"{_short(split)}.txt".replace("all", "train"), names.encode()
+    yield f"{_short(split)}.txt".replace("all", "train"), names.encode(errors="surrogateescape")
 
 
 def _citypersons(split: str, placed: Sequence[Placed], job: _Job) -> Files:
@@ -370,7 +370,7 @@ def _decimals(value: float) -> str:
 
 
 def _json(document: Mapping[str, Any]) -> bytes:
-    return (json.dumps(document, indent=1, ensure_ascii=False) + "\n").encode()
+    return (json.dumps(document, indent=1, ensure_ascii=False) + "\n").encode(errors="backslashreplace")
 
 
 def _write(path: Path, content: bytes) -> None:

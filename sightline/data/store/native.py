@@ -216,6 +216,12 @@ def _form_fault(manifest: Mapping[str, Any]) -> str:
     names = manifest.get("class_names", [])
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         return "its 'class_names' are not a list of names"
+    for key, kind in _TYPES.items():
+        if manifest.get(key) is not None and not isinstance(manifest[key], kind):
+            return f"its '{key}' is a {type(manifest[key]).__name__}, and must be a {kind.__name__}"
+    for name, ends in (manifest.get("ranges") or {}).items():
+        if not (isinstance(ends, list) and len(ends) == 2 and all(isinstance(end, int | float) for end in ends)):
+            return f"its 'ranges' have no two ends of '{name}'"
     for split, facts in manifest["splits"].items():
         if "class_counts" in facts and not _counts_classes(facts["class_counts"], names):
             return f"the 'class_counts' of '{split}' do not count its classes"
@@ -230,6 +236,10 @@ def _form_fault(manifest: Mapping[str, Any]) -> str:
     ):
         return f"its '{LISTED}' has no 'root'"
     return ""
+
+
+def _cut(text: str, most: int = 80) -> str:
+    return text if len(text) <= most else f"{text[:most].rpartition(', ')[0]}, ..."
 
 
 def _is_count(value: Any) -> bool:
@@ -257,6 +267,15 @@ _FORMS: Mapping[str, Mapping[str, Callable[[Any], bool]]] = {
     "splits": {"num_rows": _is_count},
     "columns": {"shape": _is_shape, "dtype": _is_number_type},
 }
+
+_TYPES: Mapping[str, type] = {
+    **dict.fromkeys(("source", "options", "preparation", "ranges", "classes", "statistics", "pairs"), dict),
+    **dict.fromkeys(("channels", "image_size_px", "radii", "joint_names", "differences", "duplicates"), list),
+    **dict.fromkeys(("layout", "up_axis", "unit", "file_unit", "normalisation", "depth_type"), str),
+    **dict.fromkeys(("remission_high", "mm_per_unit"), float),
+    **dict.fromkeys(("num_ignored", "fewest_points"), int),
+}
+"""Of entries that some sets have, where they are stated."""
 
 
 def check_sizes(root: Path, manifest: Mapping[str, Any]) -> None:
@@ -342,7 +361,7 @@ class _Entries(dict[str, Any]):
     """A mapping of a manifest: an entry that some set needs and this one lacks is an error of the data."""
 
     def __missing__(self, key: str) -> Any:
-        raise DataError(f"{MANIFEST}: its entries {', '.join(self)[:80]} lack '{key}'; prepare the set again")
+        raise DataError(f"{MANIFEST}: its entries {_cut(', '.join(self))} lack '{key}'; prepare the set again")
 
 
 def _read_json(path: Path) -> Any:

@@ -7,6 +7,7 @@ hashes), `origin.json` names what is being prepared. At the end `set/` is rename
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import itertools
@@ -15,7 +16,7 @@ import os
 import shutil
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -125,7 +126,7 @@ def prepare_native(plan: Plan, target: Path, *, progress: Progress) -> dict[str,
             shutil.rmtree(work, ignore_errors=True)
         return {**there, "root": str(target), "outcome": "already there"}
     _claim(work, plan)
-    with _alone(work):
+    with _alone(work), _room_for(work):
         filled = _fill(work, plan, progress, Unusable(target))
         manifest = _finish(work / "set", plan, filled)
     try:
@@ -137,6 +138,23 @@ def prepare_native(plan: Plan, target: Path, *, progress: Progress) -> dict[str,
     _flush_folder(target.parent)
     shutil.rmtree(work)
     return {**manifest, "root": str(target), "outcome": "prepared"}
+
+
+@contextmanager
+def _room_for(work: Path) -> Iterator[None]:
+    """Raises RunError where the disk, or the limit on a file's size, has no room for what is written."""
+    try:
+        yield
+    except OSError as error:
+        is_source = error.filename is not None and not Path(error.filename).is_relative_to(work)
+        if is_source or error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        advice = (
+            "raise the limit on the size of a file (ulimit -f)" if error.errno == errno.EFBIG else "free some space"
+        )
+        raise RunError(
+            f"{work}: cannot write: {error.strerror}; {advice} and give the same command again, which goes on there"
+        ) from error
 
 
 def to_unit_sphere(points: np.ndarray, *, where: str) -> np.ndarray:

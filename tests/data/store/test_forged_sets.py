@@ -55,6 +55,10 @@ def forge(root: Path, change: Callable[[dict[str, Any]], object]) -> None:
         (lambda m: m.update(class_names=3), "its 'class_names'"),
         (lambda m: m.update(num_elements={"train": "many"}), "its 'num_elements'"),
         (lambda m: m.update(listed={}), "its 'listed' has no 'root'"),
+        (lambda m: m.update(preparation=[1]), "its 'preparation' is a list, and must be a dict"),
+        (lambda m: m.update(source="here"), "its 'source' is a str, and must be a dict"),
+        (lambda m: m.update(unit=["m"]), "its 'unit' is a list, and must be a str"),
+        (lambda m: m["ranges"].update(points="wide"), "its 'ranges' have no two ends of 'points'"),
     ],
 )
 def test_a_forged_manifest_is_one_line(root: Path, change: Callable[[dict[str, Any]], object], word: str) -> None:
@@ -67,7 +71,7 @@ def test_a_forged_manifest_is_one_line(root: Path, change: Callable[[dict[str, A
 def test_a_missing_entry_is_named(root: Path) -> None:
     """Whatever a set of some kind needs beyond what all have."""
     forge(root, lambda manifest: manifest.pop("layout"))
-    with pytest.raises(DataError, match="lack 'layout'; prepare the set again"):
+    with pytest.raises(DataError, match=r"its entries format, set, .*, \.\.\. lack 'layout'; prepare the set again"):
         _ = ModelNet40(root=str(root), split="train").info
 
 
