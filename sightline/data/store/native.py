@@ -217,8 +217,10 @@ def _form_fault(manifest: Mapping[str, Any]) -> str:
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         return "its 'class_names' are not a list of names"
     for key, kind in _TYPES.items():
-        if manifest.get(key) is not None and not isinstance(manifest[key], kind):
-            return f"its '{key}' is a {type(manifest[key]).__name__}, and must be a {kind.__name__}"
+        value = manifest.get(key)
+        is_fine = value is None or isinstance(value, kind) or (kind is float and type(value) is int)
+        if not is_fine:
+            return f"its '{key}' is a {type(value).__name__}, and must be a {kind.__name__}"
     for name, ends in (manifest.get("ranges") or {}).items():
         if not (isinstance(ends, list) and len(ends) == 2 and all(isinstance(end, int | float) for end in ends)):
             return f"its 'ranges' have no two ends of '{name}'"
