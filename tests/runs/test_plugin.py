@@ -85,7 +85,9 @@ def assert_loads(path: Path) -> None:
     assert loaded.class_names == ("round", "flat", "long")
     points, offsets = torch.rand(50, 3), torch.tensor([0, 20, 50])
     assert loaded.model(points=points, offsets=offsets)["logits"].shape == (2, 3)
-    with pytest.raises(PluginError, match=r"was made with the plugin .*my_plugin\.py; give it again: --plugin"):
+    with pytest.raises(
+        PluginError, match=r"made with the plugins .*my_plugin\.py, .*; give them again: --plugin .* --plugin"
+    ):
         sightline.load_run(path)
 
 
