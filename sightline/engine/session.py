@@ -6,6 +6,7 @@ import contextlib
 import json
 import logging
 import os
+import re
 import signal
 import sys
 import time
@@ -384,7 +385,8 @@ class Session:
             self.is_cut = True
             return None
         for picture in final.pictures:
-            self.directory.write_bytes(f"predictions/{picture.name}.png", encode_png(picture.pixels))
+            name = re.sub(r"[^\w .-]+", "_", picture.name)[:100].strip("._ ") or "picture"  # a plugin's may be anything
+            self.directory.write_bytes(f"predictions/{name}.png", encode_png(picture.pixels))
         document = evaluation_document(self.config, final, self.built.data.test, "last")
         self.directory.write_json("final.json", document)  # last: a run that has it is finished
         return final

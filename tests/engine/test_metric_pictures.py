@@ -54,6 +54,14 @@ def test_a_picture_of_the_whole_part_is_written(tmp_path: Path) -> None:
     assert (tmp_path / "drawn_confusion" / "predictions" / "confusion.png").is_file()
 
 
+def test_a_name_that_leads_out_of_the_run_stays_in_it(tmp_path: Path) -> None:
+    made = 'Picture("../../a\\x1b", np.repeat(grey[..., None], 3, axis=2))'
+    code, err = trained(tmp_path, "drawn_outside", made)
+    assert code == 0, err
+    assert (tmp_path / "drawn_outside" / "predictions" / "a.png").is_file()
+    assert (tmp_path / "drawn_outside" / "final.json").is_file()
+
+
 def test_the_check_before_training_names_the_authors_method(tmp_path: Path) -> None:
     code, err = trained(tmp_path, "checked_confusion", "grey", checks="")
     assert code == 1

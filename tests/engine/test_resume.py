@@ -104,7 +104,10 @@ def test_only_what_changes_no_number_may_differ(config: RunConfig, tmp_path: Pat
         assert_same_run(run, small_config("seed=5", "train.epochs=1"), [])
     assert assert_same_run(run, small_config("train.epochs=3"), [])
     assert not assert_same_run(run, small_config(), [])
-    with pytest.raises(UserError, match=r"train\.epochs: 2 there, 1 here; a run may go on for longer, and not be cut"):
+    with pytest.raises(
+        UserError,
+        match=r"train\.epochs: 2 there, 1 here; a run may go on for longer, by a later train\.epochs \(now 2\)",
+    ):
         assert_same_run(run, small_config("train.epochs=1"), [])
     with pytest.raises(UserError, match="2 keys differ"):  # it would end earlier
         assert_same_run(run, small_config("train.epochs=3", "train.steps=1"), [])
