@@ -11,10 +11,9 @@ TORCH = $(shell grep '^torch==' constraints.txt)
 install: .venv/.installed
 demo: .venv/.installed
 	@.venv/bin/sightline train configs/classify/synthetic_shapes_pointnet.yaml
-# All workers and every command that they start import the same files: compiled once, also where the shell forbids it.
-# Three for two cores: tests of several processes, and of what ends in time, wait for a quarter of their time.
+# Two workers and every command that they start import the same files: compiled once, also where the shell forbids it.
 test: .venv/.installed-dev
-	PYTHONDONTWRITEBYTECODE= .venv/bin/python -m pytest -n 3 --dist worksteal
+	PYTHONDONTWRITEBYTECODE= .venv/bin/python -m pytest -n 2 --dist worksteal
 test-long: .venv/.installed-dev
 	PYTHONDONTWRITEBYTECODE= .venv/bin/python -m pytest -m long --override-ini addopts="--strict-markers -ra"
 lint: .venv/.installed-dev
