@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-__all__ = ["BLOCK_FACTS", "DATA_FACTS", "FACTS", "RUN_FACTS"]
+from collections.abc import Mapping
+
+__all__ = ["BLOCK_FACTS", "DATA_FACTS", "FACTS", "REMEDIES", "RUN_FACTS"]
 
 DATA_FACTS = frozenset(
     {
@@ -58,6 +60,12 @@ RUN_FACTS = frozenset(
 """Arguments that the run itself gives."""
 FACTS = DATA_FACTS | RUN_FACTS
 """Arguments that no config may give: one given by hand as well would have two sources."""
+
+REMEDIES: Mapping[str, str] = {
+    "centre_joint": "data.joints must have the joint in the middle (docs/pose_data.md)",
+    "pck_joints": "data.joints must have both joints whose distance is the unit of PCK (docs/pose_data.md)",
+}
+"""What makes a data set state a fact that its settings keep it from stating."""
 
 BLOCK_FACTS = frozenset({"channels", "strides"})
 """Arguments that one block of a component gives to the blocks after it, where their kinds form a chain.

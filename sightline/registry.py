@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, TypeVar
 from sightline.binding import UnboundError
 from sightline.collection import collection_paused
 from sightline.errors import ConfigError, DataError, UserError
-from sightline.facts import BLOCK_FACTS, DATA_FACTS, FACTS
+from sightline.facts import BLOCK_FACTS, DATA_FACTS, FACTS, REMEDIES
 from sightline.members import MEMBERS, misspelt_members
 from sightline.schema import Block, Parameter, block_of, check_value, describe_type, nearest, parameters_of, show_value
 from sightline.types import Component, Where
@@ -200,9 +200,12 @@ class Registry:
         faults += self._misstated(component, entry, stated)
         missing = [name for name in entry.facts if entry.parameters[name].is_required and name not in facts]
         if missing:
+            remedies = "".join(
+                f"; {REMEDIES[name]}, or take '{component.name}' out" for name in missing if name in REMEDIES
+            )
             faults.append(
                 f"{component.where}: {self.noun} '{component.name}' needs {', '.join(missing)}; the data set offers "
-                f"{', '.join(sorted(facts)) or 'no facts'}"
+                f"{', '.join(sorted(facts)) or 'no facts'}{remedies}"
             )
         if faults:
             raise ConfigError(*faults)

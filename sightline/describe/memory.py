@@ -8,6 +8,7 @@ import gc
 import weakref
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, NamedTuple
 
 import torch
@@ -25,7 +26,7 @@ from sightline.errors import RunError, UserError
 from sightline.nests import leaves
 from sightline.types import Batch, SampleKey
 
-__all__ = ["LiveBytes", "Memory", "bytes_of", "estimate_memory", "first_samples"]
+__all__ = ["LiveBytes", "Memory", "bytes_of", "estimate_memory", "first_samples", "held_by"]
 
 _SIZES = (3, 6)
 """Samples in the two batches: batch norm needs more than one, and what grows with the batch shows in the difference."""
@@ -49,6 +50,7 @@ class Memory:
     buffers_bytes: int
     optimizer_bytes: int
     average_bytes: int
+    teacher_bytes: int
     batch_bytes: int
     saved_bytes: int
     working_bytes: int
@@ -147,10 +149,7 @@ def estimate_memory(built: Built) -> Memory:
     saved = _continued(first.saved, second.saved, share)
     peak, where = max((*_peaks(first, second, share), (saved, "the end of the forward pass")))
     constant = {
-        "parameters_bytes": bytes_of(job.model.parameters()),
-        "buffers_bytes": bytes_of(job.model.buffers()),
-        "optimizer_bytes": bytes_of(_state(job)),
-        "average_bytes": 0 if job.ema is None else bytes_of([*job.ema.parameters(), *job.ema.buffers()]),
+        **{f"{part}_bytes": bytes_of(tensors) for part, tensors in held_by(job).items()},
         "batch_bytes": round(second.batch_bytes / sizes[1] * train.batch_size),
     }
     return Memory(
@@ -168,6 +167,21 @@ def first_samples(job: Job, count: int) -> list[SampleKey]:
     """The keys of the first samples that the run trains on, over again where it has fewer."""
     keys = [key for parts in job.stream.plan.parts(0) for part in parts for key in part]
     return [keys[place % len(keys)] for place in range(count)]
+
+
+def held_by(job: Job) -> dict[str, list[Tensor]]:
+    """What a run holds from step to step: weights, the optimiser's state, the average of the weights, a teacher."""
+    average, teacher = (
+        [] if network is None else [*network.parameters(), *network.buffers()]
+        for network in (job.ema, getattr(job.task, "teacher", None))
+    )
+    return {
+        "parameters": list(job.model.parameters()),
+        "buffers": list(job.model.buffers()),
+        "optimizer": [tensor for _, tensor in leaves(list(job.optimizer.state.values()))],
+        "average": average,
+        "teacher": teacher,
+    }
 
 
 def bytes_of(tensors: Iterable[Tensor]) -> int:
@@ -202,10 +216,9 @@ def _step(job: Job, num_samples: int, num_micro_batches: int) -> _Step:
         for _ in range(num_micro_batches)
     ]
     held = [tensor for _, tensor in leaves(batches)]
-    average = [] if job.ema is None else [*job.ema.parameters(), *job.ema.buffers()]
     job.optimizer.zero_grad(set_to_none=True)
     gc.collect()  # what earlier work left in cycles would else be freed in the middle of this step
-    counter = LiveBytes([*job.model.parameters(), *job.model.buffers(), *average, *_state(job), *held])
+    counter = LiveBytes([*chain(*held_by(job).values()), *held])
     paths = {module: path for path, module in job.model.named_modules()}
     with calls_watched(paths, lambda module, *_: counter.enter(paths[module])), counter:
         _optimise(job, batches, counter)
@@ -221,11 +234,6 @@ def _optimise(job: Job, batches: list[Batch], counter: LiveBytes) -> None:
         size = len(batches[0]["sample_index"])
         reason = " ".join(str(error).split())
         raise RunError(f"a training step of {size} samples failed: {type(error).__name__}: {reason}") from error
-
-
-def _state(job: Job) -> list[Tensor]:
-    """The tensors that the optimiser keeps from step to step."""
-    return [tensor for _, tensor in leaves(list(job.optimizer.state.values()))]
 
 
 def _peaks(first: _Step, second: _Step, share: float) -> list[tuple[int, str]]:

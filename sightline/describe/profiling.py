@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +18,13 @@ from torch import nn
 from torch.profiler import ProfilerActivity, profile, record_function, schedule
 
 from sightline.calls import calls_watched
-from sightline.describe.memory import bytes_of
+from sightline.describe.memory import bytes_of, held_by
 from sightline.describe.step_spans import MODULE, StepCosts, costs_of
 from sightline.describe.trace import definition_of
 from sightline.engine.distributed import World
 from sightline.engine.records import StepRecord
 from sightline.engine.train import Job, train
 from sightline.errors import RunError, UserError, summary_of
-from sightline.nests import leaves
 from sightline.runs.output_files import write_file
 
 __all__ = ["NUM_WARM", "Profile", "place_of", "profile_steps", "take_steps"]
@@ -55,7 +55,7 @@ def profile_steps(job: Job, world: World, *, num_steps: int, trace: Path | None 
     resident: list[int] = []
 
     def after(record: StepRecord) -> None:
-        resident.append(_resident_bytes(job))
+        resident.append(bytes_of(chain(*held_by(job).values())))
         with _without_native_lines():
             profiler.step()
 
@@ -117,13 +117,6 @@ def _calls_named(paths: Mapping[nn.Module, str]) -> Iterator[None]:
 
     with calls_watched(paths, enter, leave):
         yield
-
-
-def _resident_bytes(job: Job) -> int:
-    """What a run holds from step to step: parameters, buffers, the optimiser's state, the average of the weights."""
-    models = [job.model, *([] if job.ema is None else [job.ema])]
-    held = [tensor for model in models for tensor in (*model.parameters(), *model.buffers())]
-    return bytes_of([*held, *(tensor for _, tensor in leaves(list(job.optimizer.state.values())))])
 
 
 def _exported(profiler: profile, path: Path | None) -> list[dict[str, Any]]:

@@ -32,6 +32,7 @@ _PARTS = {
     "buffers_bytes": "buffers",
     "optimizer_bytes": "optimiser's state",
     "average_bytes": "average of the weights",
+    "teacher_bytes": "teacher",
     "batch_bytes": "batch",
     "saved_bytes": "saved for the backward pass",
     "working_bytes": "gradients and temporaries beyond",

@@ -110,7 +110,8 @@ def test_parts_by_hand() -> None:
     assert memory.buffers_bytes == buffers
     assert memory.optimizer_bytes == 2 * 4 * numbers + 4 * len(list(built.job.model.parameters()))  # and Adam's steps
     assert memory.average_bytes == 4 * numbers + buffers
-    parts = "parameters buffers optimizer average batch saved working".split()
+    assert memory.teacher_bytes == 0
+    parts = "parameters buffers optimizer average teacher batch saved working".split()
     assert sum(getattr(memory, f"{part}_bytes") for part in parts) == memory.peak_bytes
     assert memory.batch_size == 24
 

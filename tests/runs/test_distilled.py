@@ -97,6 +97,15 @@ def test_a_step_has_the_gradient_of_a_handwritten_one(teacher: Path) -> None:
         torch.testing.assert_close(gradient, parameter.grad, rtol=1e-9, atol=1e-13)
 
 
+def test_describe_counts_the_memory_of_the_teacher(teacher: Path, run: Path, tmp_path: Path) -> None:
+    done = run_here("describe", run, "--device", "cpu", "--json", tmp_path / "described.json")
+    assert done.code == 0, done.err
+    memory = json.loads((tmp_path / "described.json").read_text())["memory"]
+    network = open_trained(teacher).model.float()  # the number format of the run
+    assert memory["teacher_bytes"] == sum(tensor.nbytes for tensor in (*network.parameters(), *network.buffers()))
+    assert "│ teacher" in done.out, done.out
+
+
 def test_a_teacher_without_weight_changes_no_bit_and_is_in_no_checkpoint(teacher: Path, tmp_path: Path) -> None:
     without = "losses=[{name: cross_entropy, weight: 0.3}, {name: distillation, weight: 0}]"
     words = ("--no-check", "train.ema_decay=0.9", "train.steps=5")

@@ -89,6 +89,8 @@ def test_one_joint_trains_and_a_metric_that_needs_another_is_named(tmp_path: Pat
     code, _, err = run_here("train", config, *small, "--device", "cpu", "--no-check", "--out", tmp_path / "a")
     assert code == 2
     assert "metric 'keypoints' needs pck_joints" in err
+    assert "data.joints must have both joints whose distance is the unit of PCK" in err
+    assert "take 'keypoints' out" in err
     words = (*small, "metrics=[{name: joint_error}]")
     code, out, err = run_here("train", config, *words, "--device", "cpu", "--no-check", "--out", tmp_path / "b")
     assert code == 0, err
