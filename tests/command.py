@@ -14,10 +14,10 @@ import typer.main
 
 from sightline import cli
 
-__all__ = ["Outcome", "run_here"]
+__all__ = ["Outcome", "built_once", "run_here"]
 
 
-_built_once = functools.cache(typer.main.get_command)
+built_once = functools.cache(typer.main.get_command)
 """Typer reads the signatures of all verbs at each call: 50 ms of processor time, more than many a verb takes."""
 
 
@@ -36,7 +36,7 @@ def run_here(*words: object) -> Outcome:
     try:
         with (
             mock.patch.object(sys, "argv", ["sightline", *map(str, words)]),
-            mock.patch.object(typer.main, "get_command", _built_once),
+            mock.patch.object(typer.main, "get_command", built_once),
             contextlib.redirect_stdout(out),
             contextlib.redirect_stderr(err),
         ):

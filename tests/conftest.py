@@ -41,7 +41,7 @@ def shared() -> Path:
 @pytest.fixture(autouse=True)
 def _deterministic() -> None:
     """Every test starts from the same random state and uses deterministic algorithms."""
-    torch.manual_seed(0)
+    torch.default_generator.manual_seed(0)  # `torch.manual_seed` also notes its call for devices that there are not
     torch.use_deterministic_algorithms(True)
 
 

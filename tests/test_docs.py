@@ -17,6 +17,7 @@ from sightline.cli import app
 from sightline.engine.intervals import evaluation_numbers, interval_numbers
 from sightline.engine.records import EvaluationRecord, StepRecord
 from sightline.registry import REGISTRIES
+from tests.command import built_once
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -88,7 +89,7 @@ def test_the_plugin_is_as_short_as_is_said() -> None:
 
 def parsed(words: list[str]) -> dict[str, Any]:
     """The parameters of a command line, without running it; typer raises for a verb or option that there is not."""
-    command: Any = typer.main.get_command(app)
+    command: Any = built_once(app)
     while hasattr(command, "commands"):
         context = command.make_context("sightline", list(words), resilient_parsing=True)
         given = [*context._protected_args, *context.args]  # with the verb that a group fills in

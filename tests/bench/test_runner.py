@@ -18,6 +18,7 @@ from sightline.bench.case import Case, Exactly, Run, Variant, variant
 from sightline.bench.memory import MemoryMeter
 from sightline.bench.runner import Report, Result, Runner, describe_machine
 from sightline.bench.timing import Seconds, Spread
+from tests.marks import long_but
 
 KEYS = {
     "name": str,
@@ -191,7 +192,7 @@ def test_the_machine_is_described() -> None:
 
 
 @pytest.mark.skipif(not MemoryMeter(num_threads=1).is_possible, reason="the high-water mark is Linux's")
-@pytest.mark.parametrize("mebibytes", [16, 64])
+@pytest.mark.parametrize("mebibytes", long_but([16], [16, 64]))
 def test_a_peak_is_what_was_held_at_once(mebibytes: int) -> None:
     """Two blocks one after the other are one block at a time; a page or two and the interpreter's own come on top.
 

@@ -12,6 +12,7 @@ from scipy.spatial import cKDTree
 
 from sightline.bench import models, textbook, transformers
 from sightline.bench.textbook_transformer import TextbookPointTransformer
+from tests.marks import long_but
 
 
 @pytest.fixture
@@ -59,7 +60,9 @@ def test_interpolation_agrees_with_numpy(clouds: torch.Tensor) -> None:
         np.testing.assert_allclose(found[cloud], expected, rtol=1e-9)
 
 
-@pytest.mark.parametrize(("name", "points"), [("dgcnn", 64), ("pct", 512), ("pointnet2", 512)])
+@pytest.mark.parametrize(
+    ("name", "points"), long_but([("dgcnn", 64)], [("dgcnn", 64), ("pct", 512), ("pointnet2", 512)])
+)
 def test_networks_agree_with_ours_in_float64(name: str, points: int) -> None:
     """Logits in training, where batch norm sees the batch; the benchmark compares gradients as well."""
     kind, theirs = models.MODELS[name]

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from sightline.compare.measure import BOUND
 from tests.compare.steps import compared, guilty
+from tests.marks import long_but
 from tests.models.small_models import make_inputs, small_model
 
 
@@ -67,7 +68,7 @@ def test_healthy_random_nets_stay_below_the_bound(seed: int) -> None:
 MODELS = ("crosspoint", "detector", "dgcnn", "point_transformer", "rangenet21", "scale_net")
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", long_but(["crosspoint", "dgcnn", "scale_net"], MODELS))
 def test_a_model_of_the_registry_equals_itself(name: str) -> None:
     """The others: tests/long/test_layers_of_models.py."""
     assert_equals_itself(name)

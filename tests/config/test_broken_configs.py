@@ -15,6 +15,7 @@ import pytest
 
 from sightline import registry
 from tests.command import run_here
+from tests.marks import long_but
 
 FOLDER = Path(__file__).resolve().parents[1] / "broken_configs"
 CASES = sorted(path for path in FOLDER.glob("*.yaml") if not path.name.startswith("_"))
@@ -124,7 +125,7 @@ def test_more_neighbours_than_points_is_a_finding(verb: str) -> None:
 
 
 @pytest.mark.processes
-@pytest.mark.parametrize("name", ["hostile_laughs", "classes_weights"])
+@pytest.mark.parametrize("name", long_but(["hostile_laughs"], ["hostile_laughs", "classes_weights"]))
 def test_the_real_command_refuses_in_time(name: str) -> None:
     """As a user meets it, with all imports."""
     path = FOLDER / f"{name}.yaml"

@@ -72,8 +72,8 @@ def measured(built: Built) -> int:
 @pytest.mark.parametrize(
     ("name", "overrides"),
     [
-        ("pointnet", ()),
-        ("dgcnn", ()),
+        pytest.param("pointnet", (), marks=pytest.mark.long),
+        pytest.param("dgcnn", (), marks=pytest.mark.long),
         ("dgcnn", ("model.fused=false", "train.precision=bf16", "data.num_points=64")),
     ],
     ids=["pointnet", "dgcnn", "plain-bf16"],

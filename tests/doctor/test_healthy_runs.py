@@ -26,6 +26,7 @@ from tests.contract.toy import NUM_SAMPLES, meters
 from tests.contract.toys import TOYS
 from tests.doctor.planting import assert_healthy, make, with_data
 from tests.doctor.segmenting import Edited, Joined, PerPoint, make_parts, make_rooms
+from tests.marks import long_but
 
 _FEW_CLOUDS = ("data.train_size=480", "data.test_size=120")
 SMALLER = {
@@ -43,7 +44,9 @@ shipped: tests/long/test_healthy_recipes.py.
 """
 
 
-@pytest.mark.parametrize("name", SMALLER)
+@pytest.mark.parametrize(
+    "name", long_but(["detect/synthetic_crowds_retinanet", "pose/synthetic_hands_scale_net"], SMALLER)
+)
 def test_configs_that_need_no_files_are_healthy(name: str) -> None:
     assert_shipped_is_healthy(name, SMALLER[name])
 

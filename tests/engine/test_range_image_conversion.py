@@ -22,6 +22,7 @@ from tests.command import Outcome, run_here
 from tests.data.scans.lidar_writers import street_scan, write_bin
 from tests.golden_parity import Golden
 from tests.lidar_parity import load_lidar_golden, theirs_of
+from tests.marks import long_but
 
 CASES = {
     "lidar_bonnetal_darknet21": "lb_darknet21",
@@ -130,7 +131,9 @@ def test_every_layout_of_range_images_has_a_case() -> None:
 
 
 @pytest.mark.shared
-@pytest.mark.parametrize("layout", sorted(CASES.keys() - {LARGEST}))
+@pytest.mark.parametrize(
+    "layout", long_but(CASES.keys() - {"lidar_bonnetal_darknet21"}, sorted(CASES.keys() - {LARGEST}))
+)
 def test_the_authors_outputs_come_back(shared: Path, tmp_path: Path, layout: str) -> None:
     """Of one file as a training script saves it; lidar-bonnetal's from its folder of a file for each part."""
     assert_outputs_come_back(shared, tmp_path, layout)

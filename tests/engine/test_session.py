@@ -19,6 +19,7 @@ from sightline.runs import checkpoint
 from sightline.runs.run_directory import RunDirectory
 from sightline.tasks.classify import Classify
 from tests.doctor.planting import make
+from tests.marks import long_but
 from tests.runs.broken_off import Bench, Forked, differences, run_forked
 
 OVERRIDES = (
@@ -156,7 +157,9 @@ ONE_STEP_EPOCHS = ("train.batch_size=24", "train.epochs=3", "log.every=2")  # an
 
 
 @pytest.mark.parametrize("moment", MOMENTS)
-@pytest.mark.parametrize(("overrides", "step"), [(EVERY_STEP, 3), (OPEN, 6), (ONE_STEP_EPOCHS, 2)])
+@pytest.mark.parametrize(
+    ("overrides", "step"), long_but([(OPEN, 6)], [(EVERY_STEP, 3), (OPEN, 6), (ONE_STEP_EPOCHS, 2)])
+)
 def test_a_run_that_ends_around_an_evaluation_is_the_unbroken_one(
     tmp_path: Path, unbroken: Any, overrides: tuple[str, ...], step: int, moment: Callable[..., None]
 ) -> None:

@@ -30,6 +30,7 @@ from tests.golden_parity import (
     load_golden,
     stored_part,
 )
+from tests.marks import long_but
 from tests.models.small_models import small_model
 
 TEMPERATURE = 0.1
@@ -122,7 +123,11 @@ def test_point_branches_agree_with_the_reference(shared: Path, name: str, fused:
 
 @pytest.mark.shared
 @pytest.mark.parametrize(
-    ("name", "encoder"), [("crosspoint_resnet18", ResNet18Encoder), ("crosspoint_resnet50", ResNet50Encoder)]
+    ("name", "encoder"),
+    long_but(
+        [("crosspoint_resnet18", ResNet18Encoder)],
+        [("crosspoint_resnet18", ResNet18Encoder), ("crosspoint_resnet50", ResNet50Encoder)],
+    ),
 )
 def test_image_branches_agree_with_the_reference(shared: Path, name: str, encoder: Callable[[], nn.Module]) -> None:
     golden, layout = load_golden(shared, name), name.replace("crosspoint", "crosspoint_cls")

@@ -88,7 +88,9 @@ def tap(model: nn.Module, golden: Golden) -> dict[str, Tensor]:
 
 
 @pytest.mark.shared
-@pytest.mark.parametrize(("name", "fused"), [*((name, True) for name in GOLDEN), ("pct_cls", False)])
+@pytest.mark.parametrize(
+    ("name", "fused"), [*((name, True) for name in GOLDEN), pytest.param("pct_cls", False, marks=pytest.mark.long)]
+)
 def test_agrees_with_the_reference(shared: Path, name: str, fused: bool) -> None:
     layout, smoothing, arguments = GOLDEN[name]
     golden = load_golden(shared, name)

@@ -101,7 +101,10 @@ def tap(model: nn.Module, golden: Golden) -> dict[str, Tensor]:
 @pytest.mark.shared
 @pytest.mark.parametrize(
     ("name", "fused"),
-    [*((name, True) for name in GOLDEN if name != LARGEST), *((name, False) for name in GOLDEN if "small" in name)],
+    [
+        *((name, fused) for name in GOLDEN if "small" in name for fused in (True, False)),
+        pytest.param("pt_sjtu_cls_full", True, marks=pytest.mark.long),
+    ],
 )
 def test_agrees_with_the_reference(shared: Path, name: str, fused: bool) -> None:
     assert_agrees_with_the_reference(shared, name, fused=fused)

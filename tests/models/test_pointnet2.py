@@ -21,6 +21,7 @@ from tests.golden_parity import (
     stored_part,
 )
 from tests.layers.passes import BOUND, assert_passes_agree, run
+from tests.marks import long_but
 
 GOLDEN = {
     "pointnet2_ssg_cls_xyz": ("yanx27_pointnet2_ssg_cls", PointNet2),
@@ -46,7 +47,13 @@ def test_multi_scale_size_is_the_published_one() -> None:
 
 
 @pytest.mark.shared
-@pytest.mark.parametrize(("name", "fused"), [*((name, True) for name in GOLDEN), ("pointnet2_ssg_cls_normal", False)])
+@pytest.mark.parametrize(
+    ("name", "fused"),
+    long_but(
+        [("pointnet2_ssg_cls_xyz", True), ("pointnet2_ssg_cls_normal", False)],
+        [*((name, True) for name in GOLDEN), ("pointnet2_ssg_cls_normal", False)],
+    ),
+)
 def test_agrees_with_the_reference(shared: Path, name: str, fused: bool) -> None:
     layout, kind = GOLDEN[name]
     golden = load_golden(shared, name)

@@ -16,6 +16,7 @@ from sightline.engine.conversion import _config
 from sightline.models.published.published_models import MODELS
 from sightline.types import SampleKey
 from tests.command import run_here
+from tests.marks import long_but
 from tests.processes import ROOT
 
 FOLDER = ROOT / "configs" / "detect"
@@ -85,7 +86,9 @@ def categories() -> list[dict[str, Any]]:
     return [{"id": int(number), "name": name} for number, name in names.items()]
 
 
-@pytest.mark.parametrize("config", ["coco_retinanet", "crowdhuman_fcos_atss", "crowdhuman_retinanet_emd"])
+@pytest.mark.parametrize(
+    "config", long_but(["coco_retinanet"], ["coco_retinanet", "crowdhuman_fcos_atss", "crowdhuman_retinanet_emd"])
+)
 def test_a_published_recipe_is_checked_and_trained(folder: Path, tmp_path: Path, config: str) -> None:
     """The others: tests/long/test_published_recipes.py."""
     assert_checked_and_trained(folder, tmp_path, config)

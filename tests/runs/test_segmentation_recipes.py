@@ -12,6 +12,7 @@ from tests.command import run_here
 from tests.data.clouds.shapenet_part_writers import LAYOUTS, prepare, write_layout
 from tests.data.scenes.scene_writers import write_s3dis
 from tests.engine.published_weights import saved, small_state
+from tests.marks import long_but
 from tests.processes import ROOT
 
 PARTS = {
@@ -79,7 +80,10 @@ PAIRS = [(one, other) for one in LAYOUTS for other in PARTS if one != "hdf5" or 
 IN_THE_SUITE = list({config: (layout, config) for layout, config in (*PAIRS, ("text", "shapenet_part_pct"))}.values())
 
 
-@pytest.mark.parametrize(("layout", "config"), IN_THE_SUITE)
+KEPT = [pair for pair in IN_THE_SUITE if pair[1] in ("shapenet_part_pct", "shapenet_part_pointnet")]
+
+
+@pytest.mark.parametrize(("layout", "config"), long_but(KEPT, IN_THE_SUITE))
 def test_recipes_for_parts(folder: Path, layout: str, config: str) -> None:
     """Each in one layout; in all of them: tests/long/test_published_recipes.py."""
     assert_parts_are_trained(folder, layout, config)

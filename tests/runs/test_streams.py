@@ -13,6 +13,7 @@ import pytest
 from sightline.engine.progress import Progress
 from sightline.engine.records import Observers
 from tests.engine.told import evaluation, step
+from tests.marks import long_but
 from tests.processes import ROOT, forked, free_port
 from tests.runs.broken_off import Bench
 
@@ -55,7 +56,7 @@ def codes_of(words: list[str], kind: str, errors: str, *, num_processes: int = 1
     return [process.exitcode for process in processes]
 
 
-@pytest.mark.parametrize(("kind", "num_processes"), [("pipe", 1), ("closed", 1), ("pipe", 2)])
+@pytest.mark.parametrize(("kind", "num_processes"), long_but([("pipe", 2)], [("pipe", 1), ("closed", 1), ("pipe", 2)]))
 def test_a_run_goes_on_that_nobody_reads(kind: str, num_processes: int, tmp_path: Path) -> None:
     words = Bench(tmp_path).words("run", "train.epochs=1")
     assert codes_of(words, kind, kind, num_processes=num_processes) == [0] * num_processes
@@ -70,7 +71,10 @@ def test_a_run_whose_results_find_no_room_ends_and_says_so(tmp_path: Path) -> No
     assert (tmp_path / "run" / "final.json").exists()
 
 
-@pytest.mark.parametrize(("redirection", "code", "told"), [(">&-", 0, ""), ("> /dev/full", 1, NO_ROOM)])
+@pytest.mark.parametrize(
+    ("redirection", "code", "told"),
+    long_but([("> /dev/full", 1, NO_ROOM)], [(">&-", 0, ""), ("> /dev/full", 1, NO_ROOM)]),
+)
 def test_what_a_command_prints_may_have_no_place(redirection: str, code: int, told: str) -> None:
     command = f'set -o pipefail; "{sys.executable}" -m sightline list {redirection}'
     ended = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True, check=False)

@@ -21,6 +21,7 @@ from sightline.errors import UserError
 from sightline.studies.train_run import Reporter, TrainResult, handlers_kept, sample_counts
 from tests.command import run_here
 from tests.doctor.planting import make
+from tests.marks import long_but
 from tests.runs.broken_off import CONFIG, differences, last_step, wait_for
 
 SHORT = "transforms.train=[{name: jitter}]"
@@ -87,7 +88,7 @@ def test_a_run_of_python_is_the_run_of_the_command(
     assert "this run is finished; nothing to do" in reporter.notes[-1]
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", long_but([signal.SIGTERM], [signal.SIGINT, signal.SIGTERM]))
 def test_a_run_that_a_signal_stopped_is_resumed(
     number: int, config: Path, unbroken: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

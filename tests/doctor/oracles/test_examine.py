@@ -15,6 +15,7 @@ from sightline.doctor.oracles.rows import Row
 from sightline.layers.edge_conv import EdgeConv
 from sightline.layers.mlp import LinearNorm
 from sightline.layers.range_image.columns import WrapColumns
+from tests.marks import long_but
 from tests.models.small_models import make_inputs, small_model
 
 
@@ -109,10 +110,10 @@ def kinds_of(model: nn.Module) -> set[type[nn.Module]]:
     return {type(modules[name]) for names in distinct_layers(model) for name in names if name}
 
 
-_LARGE = ("point_transformer_dense", "dgcnn_parts", "pointnet2_parts", "point_bert_parts")
+_SMALL = ("image_classifier", "pct_naive", "pointnet_plain", "rangenet21", "salsanext", "scale_net", "v2v_small")
 
 
-@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.long] * (n in _LARGE)) for n in MODELS])
+@pytest.mark.parametrize("name", long_but(_SMALL, MODELS))
 def test_nothing_of_the_models_of_the_package_is_wrong(name: str) -> None:
     assert_nothing_wrong(name)
 

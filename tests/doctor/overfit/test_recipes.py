@@ -10,6 +10,7 @@ from sightline.config import read_config
 from sightline.doctor.overfit.fit_one import Asked, fit_one
 from sightline.engine.build import build
 from sightline.engine.distributed import World
+from tests.marks import long_but
 
 ROOT = Path(__file__).resolve().parents[3]
 SIZES = ("data.train_size=60", "data.test_size=24")
@@ -39,6 +40,8 @@ def assert_fitted(name: str, overrides: tuple[str, ...]) -> None:
     assert [finding for finding in result.findings if finding.severity != "note"] == []
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(
+    "name", long_but(["classify/synthetic_shapes_pct", "contrast/synthetic_shapes_intrapoint_parts"], CASES)
+)
 def test_a_recipe_is_fitted(name: str) -> None:
     assert_fitted(name, CASES[name])

@@ -23,6 +23,7 @@ from tests.detect_parity import (
 )
 from tests.golden_parity import Golden, each_mode
 from tests.lidar_parity import theirs_of
+from tests.marks import long_but
 
 pytestmark = pytest.mark.shared
 
@@ -84,7 +85,8 @@ def both_modes(golden: Golden, model: nn.Module, names: dict[str, str], *, split
 
 
 @pytest.mark.parametrize(
-    ("backbone", "depths", "count"), [("resnet18", (2, 2, 2, 2), 2), ("resnet50", (3, 4, 6, 3), 3)]
+    ("backbone", "depths", "count"),
+    long_but([("resnet18", (2, 2, 2, 2), 2)], [("resnet18", (2, 2, 2, 2), 2), ("resnet50", (3, 4, 6, 3), 3)]),
 )
 def test_retinanet_is_that_of_odtask(shared: Path, backbone: str, depths: tuple[int, ...], count: int) -> None:
     """P6 of C5; its classes are logits, though it defines a sigmoid."""

@@ -27,6 +27,7 @@ from tests.command import run_here
 from tests.detect_parity import load_detect_golden
 from tests.golden_parity import rule_made_state
 from tests.lidar_parity import theirs_of
+from tests.marks import long_but
 from tests.models.detection.test_crowddet_parity import STRIDES, corners_of_crowddet
 
 CROWDS = sorted(name for name in DETECTORS if not name.startswith("torchvision"))
@@ -91,7 +92,7 @@ def test_converted_weights_of_crowddet_see_red_green_blue(shared: Path) -> None:
 # --- NuayHL and YOLOX ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("layout", ["odtask_retina_resnet18", "yolox"])
+@pytest.mark.parametrize("layout", long_but(["yolox"], ["odtask_retina_resnet18", "yolox"]))
 def test_a_file_becomes_a_run(tmp_path: Path, layout: str) -> None:
     """Sizes are read off the tensors; the weights in the run are those of the file under our names."""
     form = {"backbone.width": 8, "backbone.depth": 2, "neck.depth": 2} if layout == "yolox" else {}
