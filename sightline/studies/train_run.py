@@ -222,7 +222,7 @@ class _TrainRun:
             return []
         from sightline.doctor.overfit.expected import held_in_training
 
-        return held_in_training(built, num_processes=self._world.size, note=self._note)
+        return held_in_training(built, note=self._note)
 
     def _begin(self, session: Session, place: RunPlace, findings: Sequence[Finding]) -> None:
         """The files that a session starts with, and the step that it starts from."""

@@ -16,18 +16,17 @@ from sightline.engine.records import EvaluationRecord, StepRecord, StopRun
 __all__ = ["ExpectationsHeld", "held_in_training"]
 
 
-def held_in_training(built: Built, *, num_processes: int, note: Callable[[str], object]) -> list[ExpectationsHeld]:
+def held_in_training(built: Built, *, note: Callable[[str], object]) -> list[ExpectationsHeld]:
     """The observer of a run whose config expects something of its training; none of any other.
 
-    `note` gets a line on entries that training passes over: those of `share`, which is of a fit to the end, those of
-    steps after the last, and in several processes all, for a look at layers would be taken by one of them. Raises
-    ConfigError for an entry of an output, layer or loss that there is not.
+    Every process may look before the first step: all have the same weights. Afterwards one suffices, the first. `note`
+    gets a line on entries that training passes over: those of `share`, which is of a fit to the end, and those of steps
+    after the last. Raises ConfigError for an entry of an output, layer or loss that there is not.
     """
     asked = [pair for pair in enumerate(built.config.expect) if pair[1].get("only", "train") == "train"]
-    held = [(place, entry) for place, entry in asked if entry["quantity"] != "share" and num_processes == 1]
+    held = [(place, entry) for place, entry in asked if entry["quantity"] != "share"]
     if passed := [f"expect.{place}" for place, entry in asked if (place, entry) not in held]:
-        reason = "training in several processes is held to none" if num_processes > 1 else "share is of fit-one alone"
-        note(f"{', '.join(passed)}: passed over, {reason}")
+        note(f"{', '.join(passed)}: passed over, share is of fit-one alone")
     last = built.job.num_steps
     for place, entry in held:
         if entry["step"] > last:
