@@ -22,7 +22,7 @@ from sightline.engine.precision import seed_everything, set_backends
 from sightline.errors import RunError, UserError
 from sightline.schema import nearest
 
-__all__ = ["Setting", "Trial", "settings_of", "try_settings"]
+__all__ = ["Setting", "Trial", "errors_named", "settings_of", "try_settings"]
 
 _WORDS = {
     **{name: f"train.precision={name}" for name in ("bf16", "fp16", "float32", "float64")},
@@ -119,11 +119,20 @@ def _applied(trial: Trial) -> Iterator[None]:
     trial.built.job.step = 0
     try:
         torch.set_num_threads(trial.setting.threads or threads)
-        yield
-    except RunError as error:
-        raise RunError(f"--try {trial.setting.name}: {error}") from error
+        with errors_named(trial.setting):
+            yield
     finally:
         torch.set_num_threads(threads)
+
+
+@contextmanager
+def errors_named(setting: Setting) -> Iterator[None]:
+    """Errors inside name the setting."""
+    try:
+        yield
+    except (UserError, RunError) as error:
+        error.args = (f"--try {setting.name}: {error}",)
+        raise
 
 
 def _setting(name: str) -> Setting:

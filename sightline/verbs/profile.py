@@ -13,7 +13,7 @@ from sightline.config import RunConfig
 from sightline.describe.drawing import short_number
 from sightline.describe.profile_report import profile_document, sum_of
 from sightline.describe.profiling import NUM_WARM, profile_steps, take_steps
-from sightline.describe.settings_tried import Setting, Trial, settings_of, try_settings
+from sightline.describe.settings_tried import Setting, Trial, errors_named, settings_of, try_settings
 from sightline.engine.build import Built, build
 from sightline.engine.distributed import World, start_world
 from sightline.engine.precision import set_backends
@@ -47,12 +47,19 @@ def profile(options: Options) -> int:
     if trace is not None:
         assert_writable(trace, option="--out")
     config, _ = config_of(options.config, options.overrides, options.plugins)
-    others = [reread(options.config, _laid_over(options.overrides, setting)) for setting in settings]
+    configs = []
+    for setting in settings:
+        with errors_named(setting):
+            configs.append(reread(options.config, _laid_over(options.overrides, setting)))
     with start_world(device=options.device, timeout_s=config.distributed.timeout_s) as world:
         if world.size > 1:
             raise UserError("profile: runs in one process; start it without a launcher")
         set_backends(determinism=config.train.determinism, cudnn=config.train.cudnn)
         built = _built(config, world, options.steps)
+        trials = [Trial(Setting("as configured"), _built(config, world, options.steps, base=built))] if settings else []
+        for setting, other in zip(settings, configs, strict=True):
+            with errors_named(setting):
+                trials.append(Trial(setting, _built(other, world, options.steps, base=built)))
         plain = take_steps(built.job, world, NUM_WARM + options.steps, lambda record: None)
         built.job.step = 0
         document = {
@@ -64,10 +71,8 @@ def profile(options: Options) -> int:
             **profile_document(profile_steps(built.job, world, num_steps=options.steps, trace=trace)),
         }
         _show(document, options.top)
-        _write(document, options)  # a setting that fails below takes nothing of this along
+        _write(document, options)  # a step that fails below takes nothing of this along
         if settings:
-            runs = [_built(each, world, options.steps, base=built) for each in (config, *others)]
-            trials = list(map(Trial, (Setting("as configured"), *settings), runs))
             tried = try_settings(trials, world, num_steps=options.steps, num_rounds=options.rounds, note=note)
             document["tried"] = tried
             _show_tried(tried)

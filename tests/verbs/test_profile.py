@@ -56,9 +56,7 @@ def test_a_mistake_gets_one_line(words: list[object], expected: str) -> None:
     assert expected in err
 
 
-def test_samples_per_second_are_of_each_settings_own_batch_and_a_failing_setting_keeps_the_profile(
-    tmp_path: Path,
-) -> None:
+def test_samples_per_second_are_of_each_settings_own_batch(tmp_path: Path) -> None:
     kept = tmp_path / "kept.json"
     words = ["loader.workers=0", "train.epochs=4", "--steps", "1", "--rounds", "1", "--json", kept]
     code, printed, err = run_here("profile", CONFIG, *TINY, *words, "--try", "train.batch_size=16")
@@ -67,14 +65,20 @@ def test_samples_per_second_are_of_each_settings_own_batch_and_a_failing_setting
     assert (first["batch_size"], other["batch_size"]) == (8, 16)
     assert f"{16 / other['step_s']:.1f}" in printed
     assert other["ratio"] == pytest.approx(2 * first["step_s"] / other["step_s"])
-    kept.unlink()
-    code, _, err = run_here("profile", CONFIG, *TINY, *words, "--try", "train.tail=drop+train.batch_size=1000")
+
+
+def test_a_setting_that_cannot_be_built_is_refused_before_the_first_step(tmp_path: Path) -> None:
+    kept = tmp_path / "kept.json"
+    words = ["loader.workers=0", "train.epochs=4", "--steps", "1", "--rounds", "1", "--json", kept]
+    code, printed, err = run_here("profile", CONFIG, *TINY, *words, "--try", "train.tail=drop+train.batch_size=1000")
     assert code == 2
+    assert "--try train.tail=drop+train.batch_size=1000: " in err
     assert "drop leaves no step" in err
-    assert json.loads(kept.read_text())["modules"]
+    assert not kept.exists()
+    assert not printed
 
 
-def test_a_model_that_fails_is_one_line(tmp_path: Path) -> None:
+def test_a_model_that_fails_is_one_line_and_as_a_setting_keeps_the_profile(tmp_path: Path) -> None:
     plugin = tmp_path / "mine.py"
     plugin.write_text(
         "from torch import Tensor, nn\n"
@@ -94,3 +98,9 @@ def test_a_model_that_fails_is_one_line(tmp_path: Path) -> None:
     assert code == 1
     assert "error: a training step failed: RuntimeError: mat1 and mat2 shapes cannot be multiplied (8x3 and 5x" in err
     assert "Traceback" not in err
+    kept = tmp_path / "kept.json"
+    words = ["--steps", "1", "--rounds", "1", "--json", kept, "--plugin", plugin, "--try", "model={name: broken}"]
+    code, _, err = run_here("profile", CONFIG, *TINY, "train.epochs=4", *words)
+    assert code == 1
+    assert "--try model={name: broken}: a training step failed" in err
+    assert json.loads(kept.read_text())["modules"]  # the profile itself came before
