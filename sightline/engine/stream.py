@@ -11,6 +11,7 @@ import signal
 import traceback
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
+from multiprocessing.process import BaseProcess
 from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
@@ -140,7 +141,8 @@ def read_batches(
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})  # until a worker knows what it means
     try:
         with _faults_named():
-            loader = iter(_loader(reader, keys, workers, prefetch))
+            loader: Any = iter(_loader(reader, keys, workers, prefetch))
+            loader._workers_done_event = _Ending(loader._workers)
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
     try:
@@ -149,13 +151,27 @@ def read_batches(
                 raise batch.as_error()
             yield batch
     finally:
-        for worker in loader._workers:
-            if worker.is_alive():
-                os.kill(worker.pid, signal.SIGUSR1)
         loader._shutdown_workers()
         for worker in loader._workers:
             if worker.is_alive():  # deep in a library that lets no signal through
                 worker.kill()
+
+
+class _Ending:
+    """Stands in for the event by which torch ends workers: that one's lock can die with a worker, a signal cannot."""
+
+    def __init__(self, workers: Sequence[BaseProcess]) -> None:
+        self.workers = workers
+        self.is_over = False
+
+    def set(self) -> None:
+        self.is_over = True
+        for worker in self.workers:
+            if worker.is_alive() and worker.pid is not None:
+                os.kill(worker.pid, signal.SIGUSR1)
+
+    def is_set(self) -> bool:
+        return self.is_over
 
 
 def _received(loader: Iterator[Any]) -> Batch | _Failure | None:

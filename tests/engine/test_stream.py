@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import faulthandler
 import multiprocessing
 import os
 import resource
 import signal
+import sys
 import time
 from collections.abc import Sequence
 
@@ -180,3 +182,30 @@ def test_a_worker_that_is_killed_is_one_line() -> None:
     ) as caught:
         list(read_batches(kill, iter([[SampleKey(0, 0, 0)]]), workers=1))
     assert "\n" not in str(caught.value)
+
+
+def dies_with_the_lock(keys: Sequence[SampleKey]) -> dict[str, torch.Tensor]:
+    """What can happen wherever a worker is killed while torch's loop asks whether it is to stop, here made certain."""
+    frame = sys._getframe()
+    while "done_event" not in frame.f_locals:
+        frame = frame.f_back
+    frame.f_locals["done_event"]._cond.acquire()
+    if keys[0].index == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return read(keys)
+
+
+@pytest.mark.parametrize("is_killed", [True, False], ids=["killed", "closed"])
+def test_a_lock_that_dies_with_its_worker_stops_no_ending(is_killed: bool) -> None:
+    batches = read_batches(dies_with_the_lock, iter([[SampleKey(int(is_killed), 0, 0)]]), workers=1)
+    faulthandler.dump_traceback_later(60, exit=True)  # who waits for the lock waits without end
+    try:
+        if is_killed:
+            with pytest.raises(RunError, match=r"^a worker that reads data ended"):
+                next(batches)
+        else:
+            next(batches)
+            batches.close()
+    finally:
+        faulthandler.cancel_dump_traceback_later()
+    assert not multiprocessing.active_children()
