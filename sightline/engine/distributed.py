@@ -7,6 +7,7 @@ import datetime
 import logging
 import os
 import signal
+import socket
 import sys
 import threading
 import time
@@ -355,19 +356,37 @@ def _store(place: Place, timeout_s: float, *, is_second: bool = False) -> dist.S
     """A connection to the store that the processes meet in: torchrun's agent holds it, or else the first process."""
     environment = os.environ
     host, port = meeting_place()
-    is_held_elsewhere = environment.get("TORCHELASTIC_USE_AGENT_STORE") == "True" or is_second
+    is_holder = place.rank == 0 and not is_second and environment.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+    patience_s = max(timeout_s, _LEAST_START_S)
+    if is_holder:
+        host = "localhost"  # its second connection, like the others', takes the address that was given
+    else:
+        _await_listener(host, port, place.rank, patience_s)
+    limit = datetime.timedelta(seconds=patience_s)
     try:
-        store = dist.TCPStore(
-            host,
-            port,
-            is_master=place.rank == 0 and not is_held_elsewhere,
-            timeout=datetime.timedelta(seconds=max(timeout_s, _LEAST_START_S)),
-            wait_for_workers=False,
-        )
+        store = dist.TCPStore(host, port, is_master=is_holder, timeout=limit, wait_for_workers=False)
     except RuntimeError as error:
         reason = str(error).splitlines()[0]
-        raise RunError(f"rank {place.rank} cannot reach the first process at {host}:{port}: {reason}") from error
+        raise RunError(f"rank {place.rank} cannot meet the others at {host}:{port}: {reason}") from error
     return dist.PrefixStore(f"sightline/{environment.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+
+
+def _await_listener(host: str, port: int, rank: int, patience_s: float) -> None:
+    """Wait until something listens there: torch's store would wait twice as long and print its C++ frames."""
+    deadline = time.monotonic() + patience_s
+    while True:
+        try:
+            socket.create_connection((host, port), timeout=max(1.0, deadline - time.monotonic())).close()
+            return
+        except UnicodeError as error:
+            raise UserError(f"MASTER_ADDR: '{host}' is no name of a host: {error}") from error
+        except OSError as error:
+            if time.monotonic() >= deadline:
+                raise RunError(
+                    f"rank {rank} cannot reach the first process at {host}:{port}, tried for {patience_s:g} s: "
+                    f"{error.strerror or error}; start that process, or correct MASTER_ADDR and MASTER_PORT"
+                ) from error
+        time.sleep(0.05)
 
 
 def _follow(error: PeerLostError, watchdog: Watchdog) -> NoReturn:

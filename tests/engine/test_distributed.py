@@ -12,9 +12,9 @@ from torch import nn
 
 from sightline.engine.build import build
 from sightline.engine.distributed import World, _device, start_world
-from sightline.errors import ConfigError, UserError
+from sightline.errors import ConfigError, RunError, UserError
 from tests.engine.collectives import DTYPES, PARTS, ROWS, TEXTS, Uneven, network, random_numbers, whole_batch
-from tests.processes import run_ranks
+from tests.processes import free_port, run_ranks
 from tests.runs.small import small_config
 
 # Sums of at most a few dozen float64 terms of order 10 to 1000, in another order.
@@ -34,6 +34,44 @@ def found(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
         environment={"SIGHTLINE_DEBUG_COLLECTIVES": "1" if size == 2 else "0"},
     )
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(size)]
+
+
+@pytest.mark.parametrize(
+    ("rank", "address", "expected"),
+    [
+        ("1", "127.0.0.1", "Connection refused"),
+        ("0", "no-such-host.invalid", "Name or service not known"),
+    ],
+)
+def test_a_first_process_that_cannot_be_reached_is_one_line_in_time(
+    rank: str,
+    address: str,
+    expected: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    port = free_port()
+    _launch_as(monkeypatch, rank, address, port)
+    with pytest.raises(RunError) as caught, start_world(timeout_s=0.3):
+        pass
+    assert str(caught.value) == (
+        f"rank {rank} cannot reach the first process at {address}:{port}, tried for 0.3 s: {expected}; "
+        "start that process, or correct MASTER_ADDR and MASTER_PORT"
+    )
+    assert capfd.readouterr() == ("", "")  # torch's store prints its C++ frames
+
+
+def test_an_address_that_cannot_be_a_hosts_is_named_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    _launch_as(monkeypatch, "1", "a" * 64 + ".org", free_port())
+    with pytest.raises(UserError, match=r"^MASTER_ADDR: 'a{64}\.org' is no name of a host"), start_world(timeout_s=60):
+        pass
+
+
+def _launch_as(monkeypatch: pytest.MonkeyPatch, rank: str, address: str, port: int) -> None:
+    monkeypatch.setattr("sightline.engine.distributed._LEAST_START_S", 0.0)
+    environment = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2", "MASTER_ADDR": address, "MASTER_PORT": port}
+    for name, value in environment.items():
+        monkeypatch.setenv(name, str(value))
 
 
 def each(found: Found, name: str) -> list[Any]:
