@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import errno
 import functools
+import logging
 import multiprocessing.util
 import os
 import signal
 import traceback
+import warnings
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.process import BaseProcess
@@ -26,6 +28,8 @@ from sightline.errors import ConfigError, DataError, RunError, UserError
 from sightline.types import Batch, SampleKey
 
 __all__ = ["Plan", "Reader", "Stream", "evaluation_keys", "read_batches"]
+
+logger = logging.getLogger(__name__)
 
 Reader = Callable[[Sequence[SampleKey]], Batch]
 
@@ -138,9 +142,11 @@ def read_batches(
     if workers == 0:
         yield from map(reader, keys)
         return
+    _warn_of_cores(workers)
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})  # until a worker knows what it means
     try:
-        with _faults_named():
+        with _faults_named(), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="This DataLoader will create")  # ours is one line, once
             loader: Any = iter(_loader(reader, keys, workers, prefetch))
             loader._workers_done_event = _Ending(loader._workers)
     finally:
@@ -155,6 +161,18 @@ def read_batches(
         for worker in loader._workers:
             if worker.is_alive():  # deep in a library that lets no signal through
                 worker.kill()
+
+
+@functools.cache
+def _warn_of_cores(workers: int) -> None:
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if workers > usable:
+        logger.warning(
+            "many-workers: loader.workers is %d, and this machine offers %d core(s) to them and to the training; lower "
+            "it unless they wait for a disk",
+            *(workers, usable),
+            extra={"code": "many-workers"},
+        )
 
 
 class _Ending:

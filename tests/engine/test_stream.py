@@ -17,7 +17,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sightline.engine.stream import Plan, Stream, evaluation_keys, read_batches
+from sightline.engine.stream import Plan, Stream, _warn_of_cores, evaluation_keys, read_batches
 from sightline.errors import ConfigError, DataError, RunError
 from sightline.types import SampleKey
 
@@ -118,6 +118,19 @@ def test_a_workers_crash_carries_its_own_traceback() -> None:
     stream = Stream(Plan(np.arange(20), 4, seed=0), crashes, workers=1)
     with pytest.raises(RunError, match=r"(?s)worker.*in crashes.*ZeroDivisionError: in a plugin"):
         list(stream.from_step(0, 5))
+
+
+def test_more_workers_than_cores_are_warned_of_once(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0})
+    _warn_of_cores.cache_clear()
+    stream = Stream(Plan(np.arange(8), 4, seed=0), read, workers=2)
+    for _ in range(2):
+        list(stream.from_step(0, 2))
+    (record,) = caplog.records
+    assert record.getMessage().startswith("many-workers: loader.workers is 2, and this machine offers 1 core(s)")
+    assert not recwarn.list  # torch's own
 
 
 def sleeps(keys: list[SampleKey]) -> dict:
