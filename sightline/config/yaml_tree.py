@@ -13,7 +13,7 @@ from typing import TypeAlias
 import yaml
 
 from sightline.config.faults import Faults
-from sightline.config.shipped import is_shipped
+from sightline.config.shipped import shipped_path
 from sightline.errors import ConfigError
 from sightline.schema import nearest
 from sightline.types import Where
@@ -79,12 +79,24 @@ def _read_text(path: Path) -> str:
             raise ConfigError(f"{path}: has {status.st_size:,} bytes; a config has at most {MAX_BYTES:,}")
         return path.read_text(encoding="utf-8")
     except (FileNotFoundError, NotADirectoryError):
-        hint = f"; it comes with the package: sightline copy {path}" if is_shipped(path) else _similar(path)
+        hint = _shipped(path) or _similar(path)
         raise ConfigError(f"{path}: no such file{hint or f'; {_GIVE}'}") from None
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: is not UTF-8 text (byte {error.start}); save it as UTF-8") from None
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
+
+
+def _shipped(path: Path) -> str:
+    """The command that copies a shipped config of this name, or its path where it was copied already."""
+    shipped = shipped_path(path)
+    if shipped is None:
+        return ""
+    return (
+        f"; did you mean '{shipped}'?"
+        if Path(shipped).is_file()
+        else (f"; it comes with the package: sightline copy {shipped}")
+    )
 
 
 def _similar(path: Path) -> str:

@@ -28,7 +28,7 @@ from sightline.data.boxes.people_files import (
 )
 from sightline.data.files.image_files import read_header
 from sightline.data.files.whole_files import whole_file
-from sightline.errors import DataError, UserError
+from sightline.errors import DataError, UserError, assert_installed
 
 __all__ = ["LAYOUTS", "convert"]
 
@@ -255,6 +255,7 @@ def _widerperson(split: str, placed: Sequence[Placed], job: _Job) -> Files:
 
 def _citypersons(split: str, placed: Sequence[Placed], job: _Job) -> Files:
     """Cells as CityPersons has them; a visible box that is not stated is of zeros."""
+    assert_installed("scipy", needed_by="--as citypersons")
     from scipy.io import savemat
 
     cells = np.empty((1, len(placed)), dtype=object)
