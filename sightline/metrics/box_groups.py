@@ -102,8 +102,8 @@ class BoxGroups(NamedTuple):
     ) -> Matched:
         """Detections matched by the rules of `average_precision.match`, with `label_ignored` (A, G) for each set.
 
-        `is_crowd` (G) are crowds, by default the data set's own ignored labels. Of a group the `most` highest-scoring are looked
-        at. `epsilon` and `reuses` as in `match_boxes`.
+        `is_crowd` (G) are crowds, by default the data set's own ignored labels. The `most` highest-scoring detections
+        of a group are looked at. `epsilon` and `reuses` as in `match_boxes`.
         """
         is_crowd = self.is_ignored if is_crowd is None else is_crowd
         found = np.zeros((len(label_ignored), len(levels), len(self.boxes)), dtype=bool)
