@@ -12,7 +12,7 @@ import json
 import math
 import struct
 import zlib
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -34,6 +34,7 @@ __all__ = [
     "entries_of",
     "entry_for",
     "entry_of",
+    "float_bytes",
     "holders_of",
     "packed_size",
     "ratios",
@@ -138,9 +139,12 @@ class _Content(NamedTuple):
         return self.values.astype(_PLAIN[entry.kind][0]).tobytes()
 
 
-def entries_of(model: nn.Module) -> tuple[list[Entry], dict[str, str]]:
-    """How each tensor of a model's state is stored, and for further names of a shared one the name that holds it."""
-    contents, tied = _contents(model)
+def entries_of(model: nn.Module, halves: Collection[str] = ()) -> tuple[list[Entry], dict[str, str]]:
+    """How each tensor of a model's state is stored, and for further names of a shared one the name that holds it.
+
+    `halves` are plain tensors that were rounded to half precision.
+    """
+    contents, tied = _contents(model, halves)
     return [content.entry for content in contents], tied
 
 
@@ -151,12 +155,13 @@ def packed_size(entries: Iterable[Entry], meta: Mapping[str, Any], *, tied: Mapp
     return len(_MAGIC) + 4 + len(_header(entries, meta, tied or {})) + payload + 4
 
 
-def write_packed(path: Path, model: nn.Module, meta: Mapping[str, Any]) -> int:
+def write_packed(path: Path, model: nn.Module, meta: Mapping[str, Any], halves: Collection[str] = ()) -> int:
     """Writes a model and what belongs to it (`meta`: config, class names, metrics ...); returns the bytes of the file.
 
+    `halves` as in `entries_of`.
     Raises UserError for numbers that the file cannot hold, RunError where the disk refuses.
     """
-    contents, tied = _contents(model)
+    contents, tied = _contents(model, halves)
     header = _header([content.entry for content in contents], meta, tied)
     data = b"".join([_MAGIC, struct.pack("<I", len(header)), header, *(content.data() for content in contents)])
     data += struct.pack("<I", zlib.crc32(data))
@@ -185,8 +190,8 @@ def ratios(layers: Iterable[tuple[int, int, int]], *, file_bytes: int, state: Ma
     layers = list(layers)
     count = sum(size for size, _, _ in layers)
     coded = sum(packed_length(size, bits) + book for size, bits, book in layers)
-    whole = sum(tensor.numel() * tensor.element_size() for tensor in state.values())
-    return Ratios(sum(size * bits for size, bits, _ in layers) / (32 * count), coded / (4 * count), file_bytes / whole)
+    whole = file_bytes / float_bytes(state)
+    return Ratios(sum(size * bits for size, bits, _ in layers) / (32 * count), coded / (4 * count), whole)
 
 
 def _header(entries: Sequence[Entry], meta: Mapping[str, Any], tied: Mapping[str, str]) -> bytes:
@@ -205,9 +210,10 @@ def _canonical(document: Mapping[str, Any]) -> bytes:
     return json.dumps(document, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
 
 
-def _contents(model: nn.Module) -> tuple[list[_Content], dict[str, str]]:
+def _contents(model: nn.Module, halves: Collection[str]) -> tuple[list[_Content], dict[str, str]]:
     state = dense(model)
     choices = {_place(state[name]): choice for name, choice in quantised(model).items()}
+    choices |= {_place(state[name]): (Half(), state[name]) for name in halves if state[name].numel()}
     held, tied = holders_of(state)
     return [_content(name, tensor, *choices.get(_place(tensor), (None, tensor))) for name, tensor in held.items()], tied
 
@@ -224,6 +230,11 @@ def holders_of(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str
         else:
             tied[name] = holder
     return held, tied
+
+
+def float_bytes(state: Mapping[str, Tensor]) -> int:
+    """The bytes of a float model's state, shared tensors once."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in holders_of(state)[0].values())
 
 
 def _place(tensor: Tensor) -> Hashable:

@@ -27,6 +27,7 @@ from sightline.engine.build import Part
 from sightline.engine.loading import OpenRun, open_run
 from sightline.engine.resume import assert_empty
 from sightline.errors import RunError, UserError
+from sightline.layers.quantisation.halves import halvable, round_to_half
 from sightline.layers.quantisation.layers_of import quantisable
 from sightline.layers.quantisation.parametrised import apply_policy, dense, freeze
 from sightline.runs.output_files import assert_writable, write_document, write_file
@@ -241,14 +242,17 @@ class Compression:
         plain = freeze(copy.deepcopy(model))
         policy = {**dict.fromkeys((weight.name for weight in quantisable(plain)), FP32), **policy}
         about = {**about, "batch_norm_batches": reestimate(model, self._run, num_batches=num_batches)}
-        summary = write_packed_run(self._run, model.eval(), policy, self._out, about=about, at_most=at_most)
+        halves = round_to_half(model.state_dict(), halvable(plain, but=policy))
+        summary = write_packed_run(
+            self._run, model.eval(), policy, self._out, about=about, halves=halves, at_most=at_most
+        )
         _refuse(
             size_promise(
                 self._out / PACKED,
                 promised=summary["promised_bytes"],
                 budget=at_most,
                 reported=summary["ratios"],
-                layers=layers_of_file(*entries_of(model), policy),
+                layers=layers_of_file(*entries_of(model, halves), policy),
                 state=dense(model),
             )
         )

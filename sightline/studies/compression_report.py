@@ -19,6 +19,7 @@ from sightline.compress.search.base import Report, Search
 from sightline.config.component_words import component_of_words
 from sightline.engine.loading import OpenRun
 from sightline.runs.output_files import write_document, write_file
+from sightline.runs.packed import holders_of
 from sightline.runs.run_documents import load_document
 from sightline.runs.trained_weights import evaluated_sha256, find, is_packed
 from sightline.studies.compression import ASKED, WORK, Compression, FineTuning, assert_same_request
@@ -183,8 +184,8 @@ class CompressionReport:
 
 def gzip_bytes(run: OpenRun) -> int:
     """The bytes of the run's state in half precision after gzip, the size that anybody gets without a search."""
-    state = run.model.state_dict()
-    halves = (t.half() if t.is_floating_point() else t for _, t in sorted(state.items()))
+    held, _ = holders_of(run.model.state_dict())
+    halves = (t.half() if t.is_floating_point() else t for t in held.values())
     return len(gzip.compress(b"".join(t.cpu().contiguous().numpy().tobytes() for t in halves), mtime=0))
 
 

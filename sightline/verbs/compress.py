@@ -390,6 +390,11 @@ def _show_found(found: Sequence[Found], problem: RunProblem) -> None:
     budget, on = problem.problem.budget_bytes, problem.asked.budget_on
     title = f"loss on {problem.subject}; budget {budget:,} bytes ({on}, {budget / problem.base_bytes:.4f} of float32)"
     show_table(title, columns, [[row[name] for name in columns] for row in rows])
+    if problem.unused:
+        note(
+            f"{len(problem.unused)} of {len(problem.names)} layers change nothing of the loss and get the fewest bits: "
+            f"{', '.join(problem.unused)}"
+        )
     names = [row["method"] for row in rows]
     if "ddpg" in names[1:]:
         note(f"ddpg, the search of HAQ, was beaten by: {', '.join(names[: names.index('ddpg')])}")

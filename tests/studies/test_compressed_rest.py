@@ -1,0 +1,146 @@
+"""What `sightline compress` does beside the weights of layers: shared and unused ones, embeddings, biases and norms."""
+
+from __future__ import annotations
+
+import json
+import struct
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from sightline.compress.run_problem import Asked, RunProblem
+from sightline.compress.simulated import Simulated
+from sightline.doctor.checks.weights.checkpoint_match import _differing
+from sightline.engine.loading import OpenRun, open_run, open_trained
+from sightline.errors import ConfigError
+from sightline.layers.quantisation.halves import halvable, round_to_half
+from sightline.layers.quantisation.parametrised import apply_policy, dense
+from sightline.runs.packed import float_bytes, read_packed
+from sightline.studies.compression_report import gzip_bytes
+from tests.command import run_here
+from tests.processes import ROOT
+
+CONFIG = ROOT / "tests" / "broken_configs" / "_healthy.yaml"
+PLUGIN = ("--plugin", Path(__file__).with_name("shared_nets.py"))
+WORDS = ("model={name: shared_net}", "optimizer={name: sgd, lr: 0.1, frozen: [{modules: spare}]}")
+SEARCH = ("--calibration", "8", "max_evaluations=40", "table_evaluations=20", "--device", "cpu")
+NUM_FLOATS = 8 * 64 + (3 * 64 + 64) + (64 * 64 + 64) + 64 + (64 * 64 + 64) + 4 * 64 + (12 * 64 + 12)
+FLOAT_BYTES = 4 * NUM_FLOATS + 8
+"""By hand: the octants, enter, mix, the bias of again, spare, norm, head; and the 64 bits in which norm counts."""
+
+
+@pytest.fixture(scope="module")
+def floats(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = tmp_path_factory.mktemp("shared") / "run"
+    done = run_here("train", CONFIG, *PLUGIN, *WORDS, "--device", "cpu", "--no-check", "--out", run)
+    assert done.code == 0, done.err
+    return run
+
+
+@pytest.fixture(scope="module")
+def opened(floats: Path) -> OpenRun:
+    return open_run(floats, plugins=PLUGIN[1:])
+
+
+@pytest.fixture(scope="module")
+def packed(floats: Path) -> Path:
+    out = floats.parent / "packed"
+    words = ("--bytes", "6500", "--out", out, "--epochs", "1", "--batch-norm", "2")
+    done = run_here("compress", floats, *PLUGIN, *words, *SEARCH)
+    assert done.code == 0, done.err
+    assert "1 of 4 layers change nothing of the loss and get the fewest bits: spare.weight" in done.err
+    return out
+
+
+def header_of(path: Path) -> dict[str, Any]:
+    data = path.read_bytes()
+    (length,) = struct.unpack("<I", data[4:8])
+    header: dict[str, Any] = json.loads(data[8 : 8 + length])
+    return header
+
+
+def test_a_network_with_shared_weights_is_fine_tuned_and_packed(packed: Path) -> None:
+    summary = json.loads((packed / "compression.json").read_text())
+    assert summary["float_bytes"] == FLOAT_BYTES
+    assert summary["ratios"]["file"] == (packed / "model.slq").stat().st_size / FLOAT_BYTES
+    assert header_of(packed / "model.slq")["tied"] == {"mix.weight": "again.weight"}
+    model = open_trained(packed, plugins=PLUGIN[1:]).model
+    assert model.again.weight.data_ptr() == model.mix.weight.data_ptr()
+
+
+def test_every_size_counts_a_shared_weight_once(opened: OpenRun) -> None:
+    assert float_bytes(opened.model.state_dict()) == FLOAT_BYTES
+    assert Simulated(opened.model, ("mix.weight",), {}).base_bytes() == FLOAT_BYTES
+    assert gzip_bytes(opened) < 2 * NUM_FLOATS + 500  # of random numbers, which gzip leaves as they are
+
+
+def test_another_weight_than_the_one_given_is_found_under_each_name() -> None:
+    """Names of a quantised tensor are excused, all of them; a tensor beside it that is not the one given is not."""
+    model = nn.ModuleDict({"a": nn.Linear(20, 20), "b": nn.Linear(20, 20)})
+    model["b"].weight = model["a"].weight
+    expected = {name: value.clone() for name, value in model.state_dict().items()}
+    expected["b.weight"] = expected["a.weight"]
+    apply_policy(model, {"a.weight": {"kind": "codebook", "bits": 1}})
+    assert _differing(expected, dense(model), ["a.weight"]) == []
+    expected["b.bias"] = expected["b.bias"] + 1
+    assert _differing(expected, dense(model), ["a.weight"]) == ["b.bias"]
+    assert _differing(expected, dense(model), []) == ["a.weight", "b.weight", "b.bias"]
+
+
+def test_embeddings_have_codebooks_and_biases_and_norms_half_precision(packed: Path) -> None:
+    kinds = {line["name"]: line["kind"] for line in header_of(packed / "model.slq")["tensors"]}
+    codes = ("again.weight", "head.weight", "octants.weight", "spare.weight")
+    assert {name for name, kind in kinds.items() if kind == "kq"} == set(codes)
+    assert {name: kind for name, kind in kinds.items() if kind not in ("kq", "f16")} == {
+        "norm.num_batches_tracked": "i64"
+    }
+    state = read_packed(packed / "model.slq").state
+    bits = json.loads((packed / "compression.json").read_text())["policy"]["octants.weight"]["bits"]
+    assert len(state["octants.weight"].unique()) <= 2**bits
+    for name in ("norm.running_var", "norm.weight", "enter.bias", "enter.weight"):
+        assert state[name].dtype == torch.float32
+        assert torch.equal(state[name], state[name].half().float())
+
+
+def test_numbers_that_half_precision_cannot_hold_stay_in_float() -> None:
+    model = nn.ModuleDict({"norm": nn.BatchNorm1d(3), "layer": nn.Linear(2, 3), "quiet": nn.LayerNorm(3)})
+    with torch.no_grad():
+        model["norm"].running_var.copy_(torch.tensor([70_000.0, 1.0, 1.0]))
+        model["norm"].running_mean.copy_(torch.tensor([1 / 3, 0.0, 2e-9]))
+        model["quiet"].bias.fill_(1e-5 / 3)
+    names = halvable(model, but=["layer.bias"])
+    assert set(names) == set(model.state_dict()) - {"norm.num_batches_tracked", "layer.bias"}
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    rounded = round_to_half(model.state_dict(), names)
+    assert set(names) - set(rounded) == {"norm.running_var", "quiet.bias"}
+    assert model["norm"].running_mean.tolist() == [0.333251953125, 0.0, 0.0]  # 1365 / 4096: eleven digits of 1/3
+    for name in ("norm.running_var", "quiet.bias", "layer.bias"):
+        assert torch.equal(model.state_dict()[name], before[name])
+
+
+@pytest.mark.parametrize("method", ["hybrid", "knapsack", "greedy", "uniform", "random", "ddpg", "nsga2"])
+def test_a_weight_that_nothing_uses_gets_the_fewest_bits(floats: Path, tmp_path: Path, method: str) -> None:
+    """With half of the bytes to spare."""
+    words = ("--bytes", "11000", "--calibration", "8", "--device", "cpu", "--out", tmp_path, "--method", method)
+    arguments = {"uniform": (), "knapsack": ("table_evaluations=8",), "greedy": ("table_evaluations=8",)}
+    done = run_here("compress", "search", floats, *PLUGIN, *words, *arguments.get(method, ("max_evaluations=40",)))
+    assert done.code == 0, done.err
+    policy = json.loads((tmp_path / "policy.json").read_text())
+    assert policy["spare.weight"]["bits"] == 1
+    assert max(entry["bits"] for entry in policy.values()) > 1
+
+
+def test_a_weight_that_nothing_uses_may_be_protected(opened: OpenRun) -> None:
+    problem = RunProblem(opened, Asked(num_bytes=20_000, calibration=4, protect={"names": ("spare.*",), "bits": 8}))
+    assert problem.unused == ()
+    assert problem.problem.policy(problem.problem.lowest)["spare.weight"].bits == 8
+
+
+def test_a_budget_that_cannot_hold_is_refused_before_data_are_opened(floats: Path) -> None:
+    run = open_run(floats, plugins=PLUGIN[1:])
+    with pytest.raises(ConfigError, match=r"budget: 407 bytes cannot hold; .* a ratio of 0\.1"):
+        RunProblem(run, Asked(ratio=0.01, calibration=4))
+    assert "data" not in vars(run)
