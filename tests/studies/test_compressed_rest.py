@@ -13,11 +13,13 @@ from torch import nn
 
 from sightline.compress.run_problem import Asked, RunProblem
 from sightline.compress.simulated import Simulated
+from sightline.describe.trace import trace
 from sightline.doctor.checks.weights.checkpoint_match import _differing
 from sightline.engine.loading import OpenRun, open_run, open_trained
 from sightline.errors import ConfigError
 from sightline.layers.quantisation.halves import halvable, round_to_half
 from sightline.layers.quantisation.parametrised import apply_policy, dense
+from sightline.runs.lineage import describe_stage
 from sightline.runs.packed import float_bytes, read_packed
 from sightline.studies.compression_report import gzip_bytes
 from tests.command import run_here
@@ -131,6 +133,16 @@ def test_a_weight_that_nothing_uses_gets_the_fewest_bits(floats: Path, tmp_path:
     policy = json.loads((tmp_path / "policy.json").read_text())
     assert policy["spare.weight"]["bits"] == 1
     assert max(entry["bits"] for entry in policy.values()) > 1
+
+
+def test_weights_are_parameters_and_entries_of_codebooks_are_not(packed: Path) -> None:
+    """In the header of the fine-tuning, in `describe`, and of each layer."""
+    run = open_trained(packed / "work" / "finetuned", plugins=PLUGIN[1:])
+    assert f"shared_net ({NUM_FLOATS - 2 * 64:,} parameters: octants, " in describe_stage(run.config, run.model)
+    traced = trace(run.model, lambda model: model(points=torch.rand(2, 32, 3)), num_samples=2)
+    assert traced.parameters == traced.trainable == NUM_FLOATS - 2 * 64  # without running statistics
+    assert sum(node.parameters for node in traced.calls) == NUM_FLOATS - 2 * 64
+    assert sum(node.parameters for node in traced.calls if node.path.startswith("head")) == 12 * 64 + 12
 
 
 def test_a_weight_that_nothing_uses_may_be_protected(opened: OpenRun) -> None:
