@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import math
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -28,7 +29,7 @@ from sightline.engine.step import batch_step, run_batch
 from sightline.engine.stream import evaluation_keys
 from sightline.errors import UserError
 from sightline.layers.quantisation.activations import calibrated
-from sightline.layers.quantisation.layers_of import quantisable, weights_of
+from sightline.layers.quantisation.layers_of import weights_of
 from sightline.runs.trained_weights import evaluated_sha256, find, is_packed
 from sightline.types import Batch, Ramp
 
@@ -180,8 +181,11 @@ def untraced_problem(simulated: Simulated, asked: Asked) -> Problem:
     return problem
 
 
-def simulated_of(run: OpenRun) -> Simulated:
-    """The model of a float run, for policies of all its quantisable weights. Raises UserError for another run."""
+def simulated_of(run: OpenRun, policy: Collection[str] = ()) -> Simulated:
+    """The model of a float run, for policies of all its quantisable weights, and of parameters that one names besides.
+
+    Raises UserError for another run.
+    """
     config = run.config
     if Precision(config.train.precision).parameters != torch.float32:
         raise UserError(f"{run.path}: train.precision is {config.train.precision}; compress takes weights in float32")
@@ -192,7 +196,7 @@ def simulated_of(run: OpenRun) -> Simulated:
             raise UserError(
                 f"{run.checkpoint}: '{name}' is not finite; the training diverged, take an earlier checkpoint"
             )
-    names = tuple(weight.name for weight in quantisable(run.model))
+    names = tuple(weight.name for weight in weights_of(run.model) if weight.stays is None or weight.name in policy)
     if not names:
         raise UserError(f"{run.path}: model '{config.model.name}' has no weights of two axes to quantise")
     return Simulated(run.model, names, meta_of(run))

@@ -84,7 +84,7 @@ class Simulated:
         entries = {name: self._entry(name, policy.get(name, FP32)) for name in self.names}
         if on == "file":
             return packed_size([*self._plain, *entries.values()], self._meta, tied=self._tied)
-        bits = sum(policy[name].bits * entry.count for name, entry in entries.items())
+        bits = sum(policy.get(name, FP32).bits * entry.count for name, entry in entries.items())
         if on == "weights":
             return math.ceil(bits / 8)
         return sum(entry.code_bytes + entry.book_bytes for entry in entries.values())
@@ -98,7 +98,7 @@ class Simulated:
     def sizes(self, policy: Policy) -> Sizes:
         """The file's bytes, and the ratios of codes, of codes with codebooks, and of the file."""
         entries = {name: self._entry(name, policy.get(name, FP32)) for name in self.names}
-        layers = [(entry.count, policy[name].bits, entry.book_bytes) for name, entry in entries.items()]
+        layers = [(entry.count, policy.get(name, FP32).bits, entry.book_bytes) for name, entry in entries.items()]
         file_bytes = self.bytes_of(policy)
         return Sizes(file_bytes, ratios(layers, file_bytes=file_bytes, state=self._state))
 

@@ -235,7 +235,7 @@ def apply(subject: Subject, policy: Path, *, num_batches: int, out: Path, json: 
     subject.assert_without(arguments=True, overrides=True)
     with start_world(device=subject.device) as world:
         run = subject.open(world)
-        chosen = read_policy(policy, simulated_of(run).names)
+        chosen = _policy_of_file(policy, run)
         _finish(
             out,
             run,
@@ -251,7 +251,7 @@ def finetune(subject: Subject, policy: Path, tuning: Tuning, *, out: Path) -> in
     how = tuning.of(subject)
     with start_world(device=subject.device) as world:
         run = subject.open(world)
-        chosen = read_policy(policy, simulated_of(run).names)
+        chosen = _policy_of_file(policy, run)
     try:
         path = Compression(run, out, Terminal(), work=out).finetune(chosen, how)
     except UnfinishedError as error:
@@ -281,13 +281,15 @@ def size(subject: Subject, policy: Path | None, *, json: Path | None) -> int:
     """Print the bytes of packed files without writing them."""
     subject.assert_without(arguments=True, overrides=True)
     with start_world(device="cpu") as world:
-        simulated = simulated_of(subject.open(world))
+        run = subject.open(world)
+        chosen = {} if policy is None else _policy_of_file(policy, run)
+        simulated = simulated_of(run, chosen)
     if policy is None:
         policies = {"float32": dict.fromkeys(simulated.names, FP32), "fp16": dict.fromkeys(simulated.names, FP16)}
         for bits in range(8, 0, -1):
             policies[f"{bits} bits"] = dict.fromkeys(simulated.names, Choice("codebook", bits))
     else:
-        policies = {str(policy): dict(read_policy(policy, simulated.names))}
+        policies = {str(policy): chosen}
     sizes = {name: simulated.sizes(each) for name, each in policies.items()}
     rows = [(name, each.file_bytes, *each.ratios) for name, each in sizes.items()]
     title = f"{simulated.base_bytes():,} bytes in float32; {len(simulated.names)} layers can be quantised"
@@ -331,6 +333,15 @@ def _stopped(error: UnfinishedError) -> int:
     else:
         note("fine-tuning was stopped; repeat the command to resume it")
     return error.code
+
+
+def _policy_of_file(path: Path, run: OpenRun) -> dict[str, Choice]:
+    """The policy of a file, which means what it means in a config: parameters that it does not name are as without it.
+
+    Raises UserError for a run that cannot be quantised, ConfigError for a policy of another model.
+    """
+    simulated_of(run)
+    return read_policy(path, [name for name, _ in run.model.named_parameters()])
 
 
 def _bits_of(text: str, *, least: int) -> tuple[int, ...]:

@@ -13,6 +13,7 @@ from torch import nn
 
 from sightline.compress.run_problem import Asked, RunProblem
 from sightline.compress.simulated import Simulated
+from sightline.config import read_config
 from sightline.describe.trace import trace
 from sightline.doctor.checks.weights.checkpoint_match import _differing
 from sightline.engine.loading import OpenRun, open_run, open_trained
@@ -133,6 +134,43 @@ def test_a_weight_that_nothing_uses_gets_the_fewest_bits(floats: Path, tmp_path:
     policy = json.loads((tmp_path / "policy.json").read_text())
     assert policy["spare.weight"]["bits"] == 1
     assert max(entry["bits"] for entry in policy.values()) > 1
+
+
+def test_a_policy_of_some_layers_means_in_apply_what_it_means_in_a_config(
+    floats: Path, opened: OpenRun, tmp_path: Path
+) -> None:
+    """What it does not name is in float; norms and biases in half, but where it says otherwise."""
+    policy = {"mix.weight": {"kind": "codebook", "bits": 2}, "norm.weight": {"kind": "fp32"}}
+    (tmp_path / "policy.json").write_text(json.dumps(policy))
+    words = (*PLUGIN, "--policy", tmp_path / "policy.json", "--device", "cpu")
+    done = run_here("compress", "apply", floats, *words, "--out", tmp_path / "packed", "--batch-norm", "0")
+    assert done.code == 0, done.err
+    kinds = {line["name"]: line["kind"] for line in header_of(tmp_path / "packed" / "model.slq")["tensors"]}
+    assert {name for name, kind in kinds.items() if kind == "f32"} == {
+        "octants.weight",
+        "spare.weight",
+        "head.weight",
+        "norm.weight",
+    }
+    done = run_here("compress", "size", floats, *words[:-2], "--json", tmp_path / "size.json")
+    assert done.code == 0, done.err
+    (predicted,) = json.loads((tmp_path / "size.json").read_text()).values()
+    assert predicted["bytes"] == (tmp_path / "packed" / "model.slq").stat().st_size
+    changed = opened.untrained_model()
+    opened.load_into(changed)
+    apply_policy(changed, policy)
+    found, expected = read_packed(tmp_path / "packed" / "model.slq").state, dense(changed)
+    for name, kind in kinds.items():
+        assert torch.equal(
+            found[name], expected[name].half().to(found[name].dtype) if kind == "f16" else expected[name]
+        )
+    out = tmp_path / "tuned"
+    done = run_here("compress", "finetune", floats, *words, "--epochs", "1", "train.steps=1", "--out", out)
+    assert done.code == 0, done.err
+    assert read_config(out / "finetuned" / "config.yaml").compress.policy.keys() == policy.keys()
+    (tmp_path / "policy.json").write_text(json.dumps({"mixed.weight": {"kind": "fp16"}}))
+    done = run_here("compress", "apply", floats, *words, "--out", tmp_path / "other")
+    assert (done.code, "mixed.weight: no parameter is called so; did you mean 'mix.weight'" in done.err) == (2, True)
 
 
 def test_weights_are_parameters_and_entries_of_codebooks_are_not(packed: Path) -> None:
