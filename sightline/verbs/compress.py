@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import os
@@ -16,7 +17,7 @@ from sightline import registry
 from sightline.compress.comparison import comparison
 from sightline.compress.drawing import bits_svg, pareto_svg
 from sightline.compress.policy import FP16, FP32, Choice, document_of, policy_of, read_policy
-from sightline.compress.run_problem import Asked, RunProblem, simulated_of
+from sightline.compress.run_problem import Asked, RunProblem, simulated_of, untraced_problem
 from sightline.compress.search.base import Found, Progress, Search
 from sightline.compress.simulated import BudgetOn
 from sightline.config import read_config
@@ -29,7 +30,15 @@ from sightline.errors import UserError
 from sightline.runs.trained_weights import PACKED
 from sightline.schema import nearest
 from sightline.studies.cells import UnfinishedError
-from sightline.studies.compression import WORK, Compression, FineTuning, searched
+from sightline.studies.compression import (
+    WORK,
+    Compression,
+    FineTuning,
+    assert_no_run,
+    assert_tunable,
+    held,
+    searched,
+)
 from sightline.studies.compression_report import NAME, CompressionReport, markdown_of
 from sightline.verbs.common import assert_writable, write_document, write_file
 from sightline.verbs.output import note, show_evaluation, show_table
@@ -166,10 +175,14 @@ def compress(
     """Search, fine-tune and pack; the exit code of a fine-tuning that was stopped."""
     asked = budget.asked()
     ((name, built),) = _methods([method], subject.arguments, seed=budget.seed).items()
-    with start_world(device=subject.device) as world:
+    how = tuning.of(subject) if tuning.epochs != 0 else None
+    with start_world(device=subject.device) as world, contextlib.ExitStack() as stack:
         run = subject.open(world)
         job = Compression(run, out, Terminal())
-        how = tuning.of(subject) if tuning.epochs != 0 else None
+        if how is not None:
+            assert_tunable(run, how)
+        untraced_problem(simulated_of(run), asked)
+        stack.enter_context(job.held())
         given: dict[str, Any] = {"method": (name, *subject.arguments), "overrides": subject.overrides}
         given |= {"tuning": dataclasses.asdict(tuning)}
         found, problem = job.search(asked, name, built, given=given, report=_Report(name))
@@ -185,12 +198,8 @@ def compress(
         write_file(out / WORK / "bits.svg", bits_svg(policy, problem.layers))
         about = {"search": comparison([found])[0], "budget_bytes": problem.problem.budget_bytes}
         about |= problem.costs(policy)
-        _finish(
-            out,
-            run,
-            job.pack(policy, finetuned=finetuned, about=about, num_batches=num_batches, at_most=at_most),
-            json,
-        )
+        document = job.pack(policy, finetuned=finetuned, about=about, num_batches=num_batches, at_most=at_most)
+        _finish(out, run, document, json)
     return 0
 
 
@@ -200,9 +209,13 @@ def search(subject: Subject, budget: Budget, *, methods: str, out: Path, json: P
     subject.assert_without(overrides=True)
     built = _methods(names, subject.arguments, seed=budget.seed)
     asked = budget.asked()
+    assert_no_run(out)
     assert_writable(out / POLICY, option="--out")
-    with start_world(device=subject.device) as world:
-        problem, found = RunProblem(subject.open(world), asked), []
+    with start_world(device=subject.device) as world, contextlib.ExitStack() as stack:
+        run = subject.open(world)
+        untraced_problem(simulated_of(run), asked)
+        stack.enter_context(held(out))
+        problem, found = RunProblem(run, asked), []
         for name, one in built.items():
             try:
                 (result,), evaluations = searched(problem, {name: one}, out / RECORD, report=_Report(name))
@@ -236,12 +249,9 @@ def apply(subject: Subject, policy: Path, *, num_batches: int, out: Path, json: 
     with start_world(device=subject.device) as world:
         run = subject.open(world)
         chosen = _policy_of_file(policy, run)
-        _finish(
-            out,
-            run,
-            Compression(run, out, Terminal()).pack(chosen, finetuned=None, about={}, num_batches=num_batches),
-            json,
-        )
+        job = Compression(run, out, Terminal())
+        with job.held():
+            _finish(out, run, job.pack(chosen, finetuned=None, about={}, num_batches=num_batches), json)
     return 0
 
 
@@ -268,12 +278,9 @@ def pack(subject: Subject, *, num_batches: int, out: Path, json: Path | None) ->
         if run.config.compress is None:
             raise UserError(f"{run.path}: was not trained with quantised weights; 'compress apply' quantises it")
         policy = policy_of(run.config.compress.policy, list(run.config.compress.policy), origin=str(run.path))
-        _finish(
-            out,
-            run,
-            Compression(run, out, Terminal()).pack(policy, finetuned=run.path, about={}, num_batches=num_batches),
-            json,
-        )
+        job = Compression(run, out, Terminal())
+        with job.held():
+            _finish(out, run, job.pack(policy, finetuned=run.path, about={}, num_batches=num_batches), json)
     return 0
 
 
@@ -310,12 +317,12 @@ def report(
     json: Path | None,
 ) -> int:
     """Compute the rows that are not done, and print the table; the exit code of a fine-tuning that was stopped."""
-    asked = budget.asked()
-    with start_world(device=subject.device) as world:
+    asked, how = budget.asked(), tuning.of(subject)
+    assert_no_run(out)
+    with start_world(device=subject.device) as world, contextlib.ExitStack() as stack:
         run = subject.open(world)
-        study = CompressionReport(
-            run, out, asked, tuning.of(subject), method=(method, *subject.arguments), num_batches=num_batches
-        )
+        study = CompressionReport(run, out, asked, how, method=(method, *subject.arguments), num_batches=num_batches)
+        stack.enter_context(held(out))
         try:
             document = study(Terminal(), num_seeds=num_seeds, report=_Report(method))
         except UnfinishedError as error:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import struct
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
 from torch import nn
 
+from sightline.compress.policy import Policy
 from sightline.compress.run_problem import Asked, RunProblem
 from sightline.compress.simulated import Simulated
 from sightline.config import read_config
@@ -22,14 +25,17 @@ from sightline.layers.quantisation.halves import halvable, round_to_half
 from sightline.layers.quantisation.parametrised import apply_policy, dense
 from sightline.runs.lineage import describe_stage
 from sightline.runs.packed import float_bytes, read_packed
+from sightline.studies.compression import Compression, FineTuning
 from sightline.studies.compression_report import gzip_bytes
-from tests.command import run_here
+from tests.command import Outcome, run_here
 from tests.processes import ROOT
 
 CONFIG = ROOT / "tests" / "broken_configs" / "_healthy.yaml"
 PLUGIN = ("--plugin", Path(__file__).with_name("shared_nets.py"))
 WORDS = ("model={name: shared_net}", "optimizer={name: sgd, lr: 0.1, frozen: [{modules: spare}]}")
 SEARCH = ("--calibration", "8", "max_evaluations=40", "table_evaluations=20", "--device", "cpu")
+ROWS = ("", " + fine-tuning", " + fine-tuning + distillation")
+COMMON = ["float", "float, trained as long", *(f"mix{more}" for more in ROWS)]
 NUM_FLOATS = 8 * 64 + (3 * 64 + 64) + (64 * 64 + 64) + 64 + (64 * 64 + 64) + 4 * 64 + (12 * 64 + 12)
 FLOAT_BYTES = 4 * NUM_FLOATS + 8
 """By hand: the octants, enter, mix, the bias of again, spare, norm, head; and the 64 bits in which norm counts."""
@@ -181,6 +187,56 @@ def test_weights_are_parameters_and_entries_of_codebooks_are_not(packed: Path) -
     assert traced.parameters == traced.trainable == NUM_FLOATS - 2 * 64  # without running statistics
     assert sum(node.parameters for node in traced.calls) == NUM_FLOATS - 2 * 64
     assert sum(node.parameters for node in traced.calls if node.path.startswith("head")) == 12 * 64 + 12
+
+
+def reported(floats: Path, out: Path, *words: object, **methods: Any) -> Outcome:
+    with contextlib.ExitStack() as stack:
+        for name, stand_in in methods.items():
+            stack.enter_context(mock.patch.object(Compression, name, stand_in))
+        search = ("--calibration", "8", "--device", "cpu", "--method", "knapsack", "table_evaluations=8")
+        return run_here("compress", "report", floats, *PLUGIN, *search, "--epochs", "1", *words, "--out", out)
+
+
+def test_a_report_refuses_a_budget_before_any_row(floats: Path, tmp_path: Path) -> None:
+    done = reported(floats, tmp_path / "out", "--ratio", "0.01")
+    assert (done.code, "budget: 378 bytes cannot hold" in done.err) == (2, True), done.err
+    assert not (tmp_path / "out").exists()
+    done = reported(floats, tmp_path / "out", "--method", "uniform", "nonsense=3", "--ratio", "0.1")
+    assert (done.code, "nonsense" in done.err) == (2, True), done.err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_report_leaves_out_rows_with_their_reason_and_keeps_others_at_another_ratio(
+    floats: Path, tmp_path: Path
+) -> None:
+    """At 0.04 the first and the last layer cannot have 8 bits: 512, 4096, 4096, 768 weights of 8, 1, 1, 8 bits are 0.06.
+
+    Packed are three rows of mix, one of 0.04, and four of 0.2, each once.
+    """
+
+    def finetune(self: Compression, policy: Policy | None, how: FineTuning) -> Path:
+        path = self._work / "finetuned"
+        path.mkdir(parents=True, exist_ok=True)
+        (path / "final.json").write_text('{"metrics": {"overall_accuracy": 0.5, "mean_class_accuracy": 0.25}}')
+        (path / "config.yaml").write_text("name: finetuned")
+        return path
+
+    def pack(self: Compression, policy: Policy, **more: Any) -> dict[str, Any]:
+        packed.append(self._out)
+        return packing(self, policy, **{**more, "finetuned": None})
+
+    packing, packed, names = Compression.pack, list[Path](), {}
+    for ratio in ("0.04", "0.2", "0.04"):
+        done = reported(floats, tmp_path, "--ratio", ratio, finetune=finetune, pack=pack)
+        assert done.code == 0, done.err
+        document = json.loads((tmp_path / "compression.json").read_text())
+        names[ratio] = [row["name"] for row in document["rows"]]
+        is_left_out = "row '0.04 preserve, mix' left out: budget: 1,515 bytes cannot hold" in done.err
+        assert is_left_out == (ratio == "0.04") == ("Left out: 0.04 preserve, mix; " in done.out)
+        assert len(document["left_out"]) == (3 if ratio == "0.04" else 0)
+    assert names["0.04"] == [*COMMON, "0.04 preserve"]
+    assert names["0.2"] == [*COMMON, "0.2 preserve", *(f"0.2 preserve, mix{more}" for more in ROWS)]
+    assert len(set(packed)) == len(packed) == 3 + 1 + 1 + 3
 
 
 def test_a_weight_that_nothing_uses_may_be_protected(opened: OpenRun) -> None:
