@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from sightline.errors import CheckpointError, UserError
 from sightline.layers.quantisation.parametrised import Codebook, Half, Uniform, dense, quantised
-from sightline.plain_files import parse_json, read_plain
+from sightline.plain_files import assert_plain, parse_json, read_plain
 from sightline.runs.durable import disk_failure, replace_durably
 from sightline.runs.packed_bits import pack_bits, packed_length, unpack_bits
 
@@ -305,11 +305,10 @@ def read_packed(path: Path) -> Packed:
     Raises CheckpointError, naming the file and the fault, for anything that `write_packed` did not write.
     """
     try:
-        data = memoryview(read_plain(path, max_bytes=_MAX_BYTES))
+        meta, entries, tied, start = _read_head(path)
+        return _parse(memoryview(read_plain(path, max_bytes=_MAX_BYTES)), meta, entries, tied, start)
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
-    try:
-        return _parse(data)
     except _FaultError as fault:
         raise CheckpointError(f"{path}: {fault}; pack the model again") from fault
 
@@ -318,36 +317,50 @@ class _FaultError(Exception):
     """What is wrong with the bytes."""
 
 
-def _parse(data: memoryview) -> Packed:
-    if bytes(data[: len(_MAGIC)]) != _MAGIC:
-        raise _FaultError("is not a packed model of sightline: it does not begin with SLQ1")
-    if len(data) < _START + 4:
-        raise _FaultError(f"is truncated: {len(data)} bytes")
-    (length,) = struct.unpack("<I", data[len(_MAGIC) : _START])
-    if length > min(_MAX_HEADER, len(data) - _START - 4):
-        raise _FaultError(f"is truncated or damaged: its header has {length:,} bytes, the file {len(data):,}")
+def _read_head(path: Path) -> tuple[dict[str, Any], list[Entry], dict[str, str], int]:
+    """Meta, entries and ties of a file, and where its tensors begin; no more of it is read.
+
+    Raises _FaultError for a file whose size is not the one that they promise.
+    """
+    size = assert_plain(path)
+    with path.open("rb") as file:
+        start = file.read(_START)
+        if start[: len(_MAGIC)] != _MAGIC:
+            raise _FaultError("is not a packed model of sightline: it does not begin with SLQ1")
+        if size < _START + 4:
+            raise _FaultError(f"is truncated: {size} bytes")
+        (length,) = struct.unpack("<I", start[len(_MAGIC) :])
+        if length > min(_MAX_HEADER, size - _START - 4):
+            raise _FaultError(f"is truncated or damaged: its header has {length:,} bytes, the file {size:,}")
+        header = _parse_header(file.read(length))
+    entries, names, stop = [], set[str](), 0
+    for line in header["tensors"]:
+        entries.append(_parse_entry(line, stop))
+        stop += entries[-1].book_bytes + entries[-1].code_bytes
+        if entries[-1].name in names:
+            raise _FaultError(f"{entries[-1].name!r} is listed twice")
+        names.add(entries[-1].name)
+    promised = _START + length + stop + 4
+    if size < promised:
+        raise _FaultError(f"is truncated: {size:,} bytes of {promised:,}")
+    if size > promised:
+        raise _FaultError(f"{size - promised:,} bytes belong to no tensor")
+    for name, holder in header["tied"].items():
+        if name in names or not isinstance(holder, str) or holder not in names:
+            raise _FaultError(f"{name!r} is tied to {holder!r}, which the tensors do not allow")
+    return header["meta"], entries, header["tied"], _START + length
+
+
+def _parse(data: memoryview, meta: dict[str, Any], entries: list[Entry], tied: Mapping[str, str], start: int) -> Packed:
     (promised,) = struct.unpack("<I", data[-4:])
     if zlib.crc32(data[:-4]) != promised:
         raise _FaultError("is damaged: its CRC-32 is not the one that was written")
-    header = _parse_header(bytes(data[_START : _START + length]))
-    payload = data[_START + length : -4]
-    entries, state, start = [], {}, 0
-    for line in header["tensors"]:
-        entry = _parse_entry(line, start)
+    state = {}
+    for entry in entries:
         stop = start + entry.book_bytes + entry.code_bytes
-        if stop > len(payload):
-            raise _FaultError(f"{entry.name!r} ends at byte {stop:,} of {len(payload):,}")
-        if entry.name in state:
-            raise _FaultError(f"{entry.name!r} is listed twice")
-        state[entry.name] = _tensor(entry, payload[start:stop])
-        entries.append(entry)
+        state[entry.name] = _tensor(entry, data[start:stop])
         start = stop
-    if start != len(payload):
-        raise _FaultError(f"{len(payload) - start:,} bytes belong to no tensor")
-    for name, holder in header["tied"].items():
-        if name in state or not isinstance(holder, str) or holder not in state or holder in header["tied"]:
-            raise _FaultError(f"{name!r} is tied to {holder!r}, which the tensors do not allow")
-    return Packed(state | {name: state[holder] for name, holder in header["tied"].items()}, header["meta"], entries)
+    return Packed(state | {name: state[holder] for name, holder in tied.items()}, meta, entries)
 
 
 def _parse_header(text: bytes) -> dict[str, Any]:

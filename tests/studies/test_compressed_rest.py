@@ -25,7 +25,8 @@ from sightline.layers.quantisation.halves import halvable, round_to_half
 from sightline.layers.quantisation.parametrised import apply_policy, dense
 from sightline.runs.lineage import describe_stage
 from sightline.runs.packed import float_bytes, read_packed
-from sightline.studies.compression import Compression, FineTuning
+from sightline.runs.run_directory import RunDirectory
+from sightline.studies.compression import Compression, FineTuning, can_distil
 from sightline.studies.compression_report import gzip_bytes
 from tests.command import Outcome, run_here
 from tests.processes import ROOT
@@ -189,6 +190,49 @@ def test_weights_are_parameters_and_entries_of_codebooks_are_not(packed: Path) -
     assert sum(node.parameters for node in traced.calls if node.path.startswith("head")) == 12 * 64 + 12
 
 
+def test_options_that_were_refused_bind_nobody(floats: Path, tmp_path: Path) -> None:
+    """By the search's method; by the config of the fine-tuning, before the search; and by the checks of its start."""
+    out = tmp_path / "out"
+    words = (*PLUGIN, "--bytes", "20000", "--calibration", "8", "--batch-norm", "0", "--device", "cpu", "--out", out)
+    done = run_here("compress", floats, *words, "--epochs", "0", "--method", "uniform", "--protect", "head.*")
+    assert (done.code, "take uniform_protected" in done.err) == (2, True), done.err
+    done = run_here("compress", floats, *words, "--method", "uniform_protected", "train.batch_sze=3")
+    assert (done.code, "did you mean 'batch_size'" in done.err, "search " in done.err) == (2, True, False), done.err
+    for word in ("train.batch_size=13", "checks.skip=[no-gradient]"):  # as advised after the first
+        with mock.patch("sightline.studies.launching.train", return_value=1):
+            done = run_here("compress", floats, *words, "--method", "uniform_protected", word)
+        assert (done.code, "fine-tuning was not started" in done.err) == (1, True), done.err
+    done = run_here("compress", floats, *words, "--epochs", "0", "--method", "uniform_protected")
+    assert done.code == 0, done.err
+
+
+def test_a_second_call_is_refused_before_its_search(floats: Path, tmp_path: Path) -> None:
+    (tmp_path / "policy.json").write_text("{}")
+    words = (*PLUGIN, "--device", "cpu", "--out", tmp_path / "out")
+    budget = ("--bytes", "20000", "--calibration", "8")
+    steps = {"run": budget, "search": budget, "report": budget, "apply": ("--policy", tmp_path / "policy.json")}
+    with RunDirectory(tmp_path / "out", is_writer=True).lock():
+        for step, more in steps.items():
+            done = run_here("compress", step, floats, *words, *more)
+            assert (done.code, "in use by process" in done.err, "search " in done.err) == (2, True, False), done.err
+        assert {path.name for path in (tmp_path / "out").iterdir()} == {".lock"}
+
+
+@pytest.mark.parametrize("step", ["search", "finetune", "report"])
+def test_a_run_directory_is_no_place_for_the_files_of_a_step(floats: Path, tmp_path: Path, step: str) -> None:
+    (tmp_path / "policy.json").write_text("{}")
+    more = ("--policy", tmp_path / "policy.json") if step == "finetune" else ("--bytes", "20000")
+    before = {path: path.stat().st_mtime_ns for path in floats.rglob("*")}
+    done = run_here("compress", step, floats, *PLUGIN, *more, "--device", "cpu", "--out", floats)
+    assert (done.code, f"{floats}: is a run directory" in done.err, "search " in done.err) == (2, True, False), done.err
+    assert {path: path.stat().st_mtime_ns for path in floats.rglob("*")} == before
+
+
+def test_a_run_of_joints_cannot_be_distilled() -> None:
+    assert can_distil(read_config(CONFIG))
+    assert not can_distil(read_config(ROOT / "configs" / "pose" / "synthetic_hands_scale_net.yaml"))
+
+
 def reported(floats: Path, out: Path, *words: object, **methods: Any) -> Outcome:
     with contextlib.ExitStack() as stack:
         for name, stand_in in methods.items():
@@ -209,7 +253,7 @@ def test_a_report_refuses_a_budget_before_any_row(floats: Path, tmp_path: Path) 
 def test_a_report_leaves_out_rows_with_their_reason_and_keeps_others_at_another_ratio(
     floats: Path, tmp_path: Path
 ) -> None:
-    """At 0.04 the first and the last layer cannot have 8 bits: 512, 4096, 4096, 768 weights of 8, 1, 1, 8 bits are 0.06.
+    """At 0.04 the ends cannot have 8 bits: of 512, 4096, 4096 and 768 weights 8, 1, 1 and 8 bits are 0.06.
 
     Packed are three rows of mix, one of 0.04, and four of 0.2, each once.
     """
