@@ -33,6 +33,7 @@ class MaxIoU(Assigner):
     """
 
     takes: ClassVar[frozenset[PriorKind]] = frozenset({"anchors"})
+    excludes: ClassVar[frozenset[str]] = frozenset({"centreness"})  # middles of anchors may lie outside of their boxes
 
     def __init__(
         self,

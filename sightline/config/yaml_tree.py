@@ -19,8 +19,10 @@ from sightline.errors import ConfigError
 from sightline.schema import nearest
 from sightline.types import Where
 
-__all__ = ["Located", "read_file", "read_tables", "read_value"]
+__all__ = ["DEFAULT", "Located", "read_file", "read_tables", "read_value"]
 
+DEFAULT = "default"
+"""The origin of a value that no file and no command line states."""
 MAX_BYTES = 200_000
 MAX_NODES = 10_000
 MAX_DEPTH = 40

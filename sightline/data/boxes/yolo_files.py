@@ -22,7 +22,7 @@ from sightline.errors import DataError
 __all__ = ["find_yolo", "images_below"]
 
 _NAME_LISTS = ("classes.txt", "obj.names", "names.txt")
-_SPLIT_KEYS = {"train": "train", "val": "validation", "test": "test"}
+_SPLIT_KEYS = {"train": "train", "test": "test", "val": "validation"}
 _MARGIN = 0.01
 """How far shares may lie outside 0 to 1: annotation tools round. Source: ultralytics, data/utils.py."""
 
@@ -63,7 +63,8 @@ def find_yolo(source: Path, *, names: Sequence[str] | None) -> FoundSet:
     left_out = len(paths) - len(images)
     notes += [f"{left_out} images are in none of the splits that {config_path} states, left out"] if left_out else []
     if shared:
-        notes += [f"{len(shared)} images are stated for two splits and count for the first, first: {shared[0]}"]
+        counts = "none" if {*(split_by or {}).values()} == {"all"} else "the first"
+        notes += [f"{len(shared)} images are stated for two splits and count for {counts}, first: {shared[0]}"]
     faults = Faults()
     for path in sorted((split_by or {}).keys() - texts.keys()):
         faults.add("images that are missing or damaged", f"{path}, which {config_path} states")
@@ -138,7 +139,8 @@ def _stated_splits(
 ) -> tuple[dict[Path, str] | None, list[str]]:
     """The split of each image by the folders or lists that the file of names states; None where none is here.
 
-    Those stated for a second split too, which would be tested on what was trained on, are named.
+    Those stated for a second split too, which would be tested on what was trained on, are named. One folder for
+    training and for all else says what the folder's name says, or that there are no splits.
     """
     splits: dict[Path, str] = {}
     shared: list[str] = []
@@ -148,6 +150,8 @@ def _stated_splits(
             for path in _stated_images(root, base, each):
                 if splits.setdefault(path, split) != split:
                     shared.append(str(path))
+    if {*splits} == {*map(Path, shared)} and isinstance(folder := config.get("train"), str):
+        splits = dict.fromkeys(splits, split_of(Path(folder)))
     return splits or None, shared
 
 

@@ -24,10 +24,10 @@ _TEXT_BYTES = 2
 """Of a number in the most thrifty text: a digit and a blank."""
 
 
-def read_pcd(path: Path) -> dict[str, np.ndarray]:
+def read_pcd(path: Path, *, keeps_no_returns: bool = False) -> dict[str, np.ndarray]:
     """The fields of a file by name, in small letters, (N,) float64 each; one of several numbers as `name_0000`.
 
-    Points without a return, whose x, y and z are all NaN by the format's own rule, are left out.
+    Points without a return, whose x, y and z are all NaN by the format's own rule, are left out, or kept.
     Raises DataError for a damaged file or one that promises more than it holds; MissingExtraError without `pypcd4`.
     """
     assert_regular(path)
@@ -47,7 +47,7 @@ def read_pcd(path: Path) -> dict[str, np.ndarray]:
     names = [name for name in table.dtype.names or () if not name.startswith("_")]
     with np.errstate(invalid="ignore"):  # a signalling NaN: it is left out or refused as any other
         columns = {name.lower(): table[name].reshape(len(table)).astype(np.float64) for name in names}
-    if not {"x", "y", "z"} <= columns.keys():
+    if keeps_no_returns or not {"x", "y", "z"} <= columns.keys():
         return columns
     is_return = ~np.all([np.isnan(columns[axis]) for axis in "xyz"], axis=0)
     return {name: values[is_return] for name, values in columns.items()}
