@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -142,7 +143,8 @@ def check_recorded(recorded: Sequence[Mapping[str, str]], given: Sequence[Plugin
 def _source(entry: Mapping[str, str], run: Path) -> Path:
     """The file that a plugin was read from, or its copy in the run where that file is not there."""
     path, copy = Path(entry["path"]), run / "plugins" / entry["name"]
-    return copy if copy.is_file() and not path.is_file() else path
+    is_moved = os.path.isfile(copy) and not os.path.isfile(path)  # which know names that are too long for a disk
+    return copy if is_moved else path
 
 
 def _is_record(recorded: Any) -> bool:

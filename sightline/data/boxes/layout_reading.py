@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -120,7 +121,7 @@ def read_coco(source: Path) -> LabelledSet:
             place = existing(folder, str(entry["file_name"]))
             size_px = (entry["height"], entry["width"]) if entry.get("height") and entry.get("width") else None
             own = {name: value for name, value in entry.items() if name not in _COCO_IMAGE_KEYS}
-            is_there = place.is_file() and place.is_relative_to(found.root)
+            is_there = os.path.isfile(place) and place.is_relative_to(found.root)
             name = place.relative_to(found.root).as_posix() if is_there else str(entry["file_name"])
             split = split_of(path.relative_to(found.root))
             file = place if is_there else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -44,9 +45,9 @@ class FrameList:
 def image_kind(images: Sequence[Path], png: ImageKind, bins: Sequence[Path]) -> ImageKind:
     """Whether the images of a list are there as PNG or as raw float32. Raises DataError where none is there."""
     for image, converted in zip(images, bins, strict=True):
-        if image.is_file():
+        if os.path.isfile(image):
             return png
-        if converted.is_file():
+        if os.path.isfile(converted):
             return "bin"
     raise DataError(f"{images[0]}: neither this image nor {bins[0].name} is there, nor any after it; get the images")
 
@@ -56,7 +57,7 @@ def listed_parts(frames: FrameList) -> list[DepthPart]:
     parts = []
     for first in range(0, len(frames.names), BLOCK_LINES):
         last = min(first + BLOCK_LINES, len(frames.names))
-        there = tuple(path for path in frames.images[first:last] if path.is_file())
+        there = tuple(path for path in frames.images[first:last] if os.path.isfile(path))
         num_bytes = sum(path.stat().st_size for path in there)
         parts.append(
             DepthPart(
@@ -82,7 +83,7 @@ def _read(frames: FrameList, first: int, last: int) -> Iterator[ReadFrame]:
         return ReadFrame(
             name=frames.names[place],
             where=str(path),
-            depth=_image(path, frames.kind, frames.size_px) if path.is_file() else None,
+            depth=_image(path, frames.kind, frames.size_px) if os.path.isfile(path) else None,
             joints=None if joints is None else joints[place - first],
             group=int(frames.groups[place]),
             region_px=None if frames.regions is None else frames.regions[place].tolist(),

@@ -17,6 +17,7 @@ from PIL import Image
 
 from sightline.data.boxes.coco import Coco
 from sightline.data.boxes.detections import Detections
+from sightline.data.boxes.layout_reading import read_coco
 from sightline.data.boxes.masks import box_of_mask
 from sightline.data.loading.reading import BatchReader, NamedTransform
 from sightline.data.store.native import verify
@@ -307,6 +308,7 @@ def test_text_that_no_file_can_hold_is_refused(tmp_path: Path) -> None:
     write_coco(tmp_path / "all.json", [(1, "x" * 5000, 8, 6)], [BOX])
     with pytest.raises(DataError, match="1 images that are missing or damaged"):
         Coco.survey(tmp_path)
+    assert read_coco(tmp_path).images[0].path is None  # for `data convert`
     (tmp_path / "all.json").write_text(
         (tmp_path / "all.json").read_text().replace('"width": 8', f'"width": {"8" * 5000}')
     )

@@ -120,6 +120,7 @@ LISTS: dict[str, tuple[bytes, str]] = {
     "other columns": (b"file,class\na.txt,b\n", ":1: names the columns 'file,class'; path,label"),
     "no text": (b"path,label\na.txt,b\nb.txt,\xff\xfe\n", ":3: is not UTF-8 text"),
     "a missing file": (b"path,label\na.txt,b\nc.txt,b\n", ":3: there is no file c.txt"),
+    "a name too long for a disk": (b"path,label\na.txt,b\n" + b"c" * 5000 + b",b\n", ":3: there is no file ccc"),
     "an empty label": (b"path,label\na.txt,b\nb.txt, \n", ":3: 'b.txt, ' is not a row of path,label"),
     "a row too long": (b"path,label\na.txt,b,train\n", ":2: .* is not a row of path,label"),
     "an unknown part": (b"path,label,split\na.txt,b,train\nb.txt,b,tset\n", ":3: 'tset' is not a part"),
