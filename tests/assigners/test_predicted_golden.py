@@ -18,12 +18,22 @@ from sightline.assigners.simota import SimOTA, _Costs
 from sightline.assigners.sinkhorn import sinkhorn
 from sightline.geometry.boxes.codings import decode_distances
 from sightline.geometry.boxes.overlaps import iou
-from sightline.geometry.boxes.priors import make_points
+from sightline.geometry.boxes.priors import Priors, make_points
 from sightline.losses.functional_boxes import overlap_loss, sigmoid_bce, sigmoid_focal, smooth_l1
-from tests.assigners.test_golden import MAPS, STRIDES, assert_losses, case_of, is_class
-from tests.golden_parity import load_golden
+from tests.assigners.test_golden import assert_losses, case_of, is_class, levels
+from tests.golden_parity import Golden, load_golden
 
-SIMOTA_POINTS = make_points(((16, 20), (8, 10), (4, 5)), (8, 16, 32), dtype=torch.float64)
+
+def simota_points(golden: Golden) -> Priors:
+    """The points of the recorded strides in an image of the recorded size."""
+    strides = golden.tensor("stride").unique().int().tolist()
+    maps = [tuple(-(-side // stride) for side in golden.info["image_hw"]) for stride in strides]
+    return make_points(maps, strides, dtype=torch.float64)  # type: ignore[arg-type]
+
+
+def is_out_of_reach(golden: Golden, case: int) -> bool:
+    """Whether no box has a candidate, as the recorded case says."""
+    return "outside every" in golden.info["cases"][case]["mode"]
 
 
 def corners(middles: torch.Tensor) -> torch.Tensor:
@@ -32,9 +42,9 @@ def corners(middles: torch.Tensor) -> torch.Tensor:
 
 @pytest.mark.parametrize("case", range(16))
 def test_simota_is_the_published_one(shared: Path, case: int) -> None:
-    """In case 13 all boxes are out of reach: theirs raises an error."""
+    """In one case all boxes are out of reach: theirs raises an error."""
     golden = load_golden(shared, "assign_simota", area="detect")
-    stored, priors = case_of(golden, case), SIMOTA_POINTS
+    stored, priors = case_of(golden, case), simota_points(golden)
     centres = torch.stack([golden.tensor("grid_x"), golden.tensor("grid_y")], dim=1) + 0.5
     assert torch.equal(centres * golden.tensor("stride")[:, None], priors.rows)
     rows = stored["pred_cxcywh_obj_cls"]
@@ -45,19 +55,19 @@ def test_simota_is_the_published_one(shared: Path, case: int) -> None:
     expected = stored["gt_index"].long() if "gt_index" in stored else torch.full((len(priors),), BACKGROUND)
     assert torch.equal(found.matched, expected)
     sure = SimOTA()(priors, boxes, none, labels, predicted).matched
-    assert {*sure.tolist()} == ({BACKGROUND} if case == 13 else {BACKGROUND, *range(len(boxes))})
+    assert {*sure.tolist()} == ({BACKGROUND} if is_out_of_reach(golden, case) else {BACKGROUND, *range(len(boxes))})
     assert torch.equal(sure[expected >= 0], expected[expected >= 0])
 
 
 @pytest.mark.parametrize("case", range(16))
 def test_costs_of_simota_are_the_published_ones(shared: Path, case: int) -> None:
-    """Candidates, what each of them costs each box, and the IoU of its prediction; none of case 13, out of reach."""
+    """Candidates, what each of them costs each box, and the IoU of its prediction; none of boxes out of reach."""
     golden = load_golden(shared, "assign_simota", area="detect")
-    stored, priors = case_of(golden, case), SIMOTA_POINTS
+    stored, priors = case_of(golden, case), simota_points(golden)
     rows, boxes = stored["pred_cxcywh_obj_cls"], corners(stored["gt_cxcywh"])
     predicted = Predicted(rows[:, 5:], corners(rows[:, :4]), rows[:, 4])
     candidates = near_pairs(priors, boxes, 1.5)[1].unique()
-    if case == 13:
+    if is_out_of_reach(golden, case):
         assert not len(candidates)
         return
     assert torch.equal(candidates, stored["candidate"].nonzero().flatten())
@@ -72,7 +82,7 @@ def test_losses_on_simota_are_the_published_ones(shared: Path, case: int) -> Non
     """Five times 1 - IoU^2, objectness, classes that learn the IoU, and |raw - true| of raw boxes where recorded."""
     golden = load_golden(shared, "assign_simota", area="detect")
     stored = case_of(golden, case)
-    if case == 13:
+    if is_out_of_reach(golden, case):
         assert "loss_total_iou_obj_cls_l1_fgpergt" not in stored
         return
     found, boxes = stored["gt_index"].long(), corners(stored["gt_cxcywh"])
@@ -108,7 +118,9 @@ def test_without_boxes_simota_learns_background_alone(shared: Path) -> None:
     golden = load_golden(shared, "assign_simota", area="detect")
     rows, none = golden.tensor("empty/pred"), torch.zeros(0, dtype=torch.bool)
     predicted = Predicted(rows[:, 5:], corners(rows[:, :4]), rows[:, 4])
-    found = SimOTA()(SIMOTA_POINTS, torch.zeros(0, 4, dtype=torch.float64), none, none.long(), predicted).matched
+    found = SimOTA()(
+        simota_points(golden), torch.zeros(0, 4, dtype=torch.float64), none, none.long(), predicted
+    ).matched
     assert (found == BACKGROUND).all()
     objectness = float(sigmoid_bce(rows[:, 4], found >= 0))
     published = golden.tensor("empty/loss_total_iou_obj_cls_l1_fgpergt").tolist()
@@ -120,7 +132,7 @@ def test_the_transport_of_ota_is_the_published_one(shared: Path, case: int, monk
     """Supplies, costs and plan, where all boxes have candidates; theirs adds 1e6 elsewhere and carries nothing."""
     golden = load_golden(shared, "assign_ota", area="detect")
     stored, seen = case_of(golden, case), []
-    points = make_points(MAPS, STRIDES, dtype=torch.float64)
+    points = make_points(*levels(shared), dtype=torch.float64)
 
     def noted(cost: torch.Tensor, *margins: torch.Tensor, **more: float) -> torch.Tensor:
         seen.append((cost, *margins, sinkhorn(cost, *margins, **more)))
@@ -130,11 +142,13 @@ def test_the_transport_of_ota_is_the_published_one(shared: Path, case: int, monk
     predicted = Predicted(stored["cls_logits"], decode_distances(points.rows, stored["box_ltrb"]))
     boxes, labels = stored["gt"], stored["classes"].long()
     OTA()(points, boxes, torch.zeros(len(boxes), dtype=torch.bool), labels, predicted)
+    assert torch.equal(points.rows, torch.cat([golden.tensor(f"points/level{level}") for level in range(5)]))
     [(cost, supplier, consumer, supply, _, plan)] = seen
     assert torch.equal(supply.double(), stored["supply_mu"])
     near = stored["cost"][:-1] < 1e6
-    assert near.any(dim=1).all() == (case not in (5, 11))
-    if case in (5, 11):
+    is_tiny = golden.info["cases"][case]["mode"] == "tiny"
+    assert near.any(dim=1).all() == (not is_tiny)
+    if is_tiny:
         return  # a box without candidates takes part with its cheapest priors here, with all at 1e6 there
     prior = near.any(dim=0).nonzero().flatten()
     is_pair = consumer < len(prior)
@@ -152,7 +166,7 @@ def test_ota_and_its_losses_are_the_published_ones(shared: Path, case: int) -> N
     """In cases 5 and 11 no box has a candidate; in 3 and 9 some stand twice. Their classes count from 0."""
     golden = load_golden(shared, "assign_ota", area="detect")
     stored = case_of(golden, case)
-    points = make_points(MAPS, STRIDES, dtype=torch.float64)
+    points = make_points(*levels(shared), dtype=torch.float64)
     boxes, labels = stored["gt"], stored["classes"].long()
     predicted = Predicted(stored["cls_logits"], decode_distances(points.rows, stored["box_ltrb"]))
     found = OTA()(points, boxes, torch.zeros(len(boxes), dtype=torch.bool), labels, predicted).matched
