@@ -247,9 +247,9 @@ def _protocol(
     points = stage_of(config, info)["num_points"]
     evaluated = {"checkpoint": checkpoint_in_words(which, is_test_selected=is_test_selected)}
     if config.task.name == "contrast":
-        from sightline.probe.svm import SVM  # the rooms of probes are not imported for others
+        from sightline.probe.svm import choice_in_words  # the rooms of probes are not imported for others
 
-        probe = {"points in the probe": points, "C": SVM(standardise="no").choice}
+        probe = {"points in the probe": points, "C": choice_in_words()}
         return pretraining_protocol(config, info) | probe | evaluated
     _, *inner = (block.name for _, block in blocks_within("models", config.model))
     graph = None if points is None else graph_of(config.model, points)
