@@ -48,13 +48,15 @@ _THOROUGH_S = 5.0  # of this thread's own time, for the samples of one part
 class Context:
     """What a check may look at. It must leave model, data and random states as they are: copy what it changes.
 
-    `run` is the directory of the run where there is one, for the checks whose moment is `offline`.
+    `run` is the directory of the run where there is one, for the checks whose moment is `offline`; `first_loss` is the
+    whole loss of its first step, where that is known.
     """
 
     built: Built
     world: World
     forward_s: float = math.inf
     run: Path | None = None
+    first_loss: float | None = None
 
     @property
     def config(self) -> RunConfig:

@@ -69,10 +69,10 @@ def run_all(built: Built, world: World, *, run: Path | None = None, deep: bool =
     return _run(chosen, Context(built, world, run=run))
 
 
-def run_after(built: Built, world: World, *, run: Path) -> list[Finding]:
-    """The checks of what a training left in its directory, and in its model."""
+def run_after(built: Built, world: World, *, run: Path, first_loss: float | None = None) -> list[Finding]:
+    """The checks of what a training left in its directory, and in its model; `first_loss` is that of its first step."""
     chosen = [each for each in all_checks() if each.moment == "offline"]
-    return _run(chosen, Context(built, world, _FORWARD_S, run))
+    return _run(chosen, Context(built, world, _FORWARD_S, run, first_loss))
 
 
 def _run(checks: Sequence[Check], context: Context) -> list[Finding]:

@@ -200,6 +200,7 @@ def test_codes_are_stable() -> None:
         "trivial-classes",
         "unverified-layers",
         "collapsed-trained-features",
+        "diverged-loss",
         "hooks-of-loggers",
         "loss-at-chance",
         "trivial-plateau",
