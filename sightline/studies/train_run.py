@@ -266,9 +266,14 @@ class _TrainRun:
 
     @contextlib.contextmanager
     def _faults_explained(self, session: Session) -> Iterator[None]:
-        """Raises RunError, with the cause and what to do, for what may go wrong in a step."""
+        """Raises RunError, with the cause and what to do, for what may go wrong in a step or an evaluation."""
         try:
             yield
+        except KeyError:
+            from sightline.doctor.checks.model.first_evaluation import missing_keys_explained
+
+            with missing_keys_explained(session.config, session.job.model):
+                raise
         except NonFiniteGradientError as error:
             from sightline.doctor.checks.optimiser.non_finite import explain
 
