@@ -200,6 +200,15 @@ class Reporter:
     expected: str = ""
     action: str = ""
 
+    @property
+    def names(self) -> tuple[str, str, str]:
+        """What `checks.skip` may call it: its code, its guard, and both as findings print them."""
+        return self.code, self.guard, f"{self.guard} {self.code}"
+
+    def is_skipped(self, config: RunConfig) -> bool:
+        """Whether a config leaves it out."""
+        return not set(self.names).isdisjoint(config.checks.skip)
+
     def finding(
         self,
         where: Context | Place,
