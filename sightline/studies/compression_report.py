@@ -139,7 +139,8 @@ class CompressionReport:
 
     def _left_out(self) -> dict[str, str]:
         """The rows that cannot be computed, and why. Raises ConfigError where no searched row can be."""
-        simulated, reasons = simulated_of(self._run), {}
+        simulated = simulated_of(self._run)
+        reasons: dict[str, str] = {}
         untraced_problem(simulated, self._asked)
         try:
             untraced_problem(simulated, replace(self._asked, protect=self._ends))
