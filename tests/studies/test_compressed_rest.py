@@ -194,7 +194,8 @@ def test_options_that_were_refused_bind_nobody(floats: Path, tmp_path: Path) -> 
     """By the search's method; by the config of the fine-tuning, before the search; and by the checks of its start."""
     out = tmp_path / "out"
     words = (*PLUGIN, "--bytes", "20000", "--calibration", "8", "--batch-norm", "0", "--device", "cpu", "--out", out)
-    done = run_here("compress", floats, *words, "--epochs", "0", "--method", "uniform", "--protect", "head.*")
+    refused = ("--method", "uniform", "--protect", "head.*", "--calibration", "4")
+    done = run_here("compress", floats, *words, "--epochs", "0", *refused)
     assert (done.code, "take uniform_protected" in done.err) == (2, True), done.err
     done = run_here("compress", floats, *words, "--method", "uniform_protected", "train.batch_sze=3")
     assert (done.code, "did you mean 'batch_size'" in done.err, "search " in done.err) == (2, True, False), done.err
