@@ -25,11 +25,15 @@ from tests.golden_parity import Golden, load_golden
 
 BOUND = 1e-12
 """Of functions in float64 (the golden files' own)."""
+NUM_CASES = 28
+"""Of layers in the golden file, which must have as many."""
 
 
 @pytest.fixture(scope="module")
 def haq(shared: Path) -> Golden:
-    return load_golden(shared, "linear_quantisation", area="compress")
+    golden = load_golden(shared, "linear_quantisation", area="compress")
+    assert len(golden.info["cases"]) == NUM_CASES
+    return golden
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +46,7 @@ def same(found: object, expected: object) -> None:
 
 
 @pytest.mark.shared
-@pytest.mark.parametrize("number", range(28))
+@pytest.mark.parametrize("number", range(NUM_CASES))
 def test_layers_with_quantised_weights_and_activations_are_those_of_haq(haq: Golden, number: int) -> None:
     case, info = f"case{number:02d}/", haq.info["cases"][number]
     given = {name: haq.tensor(case + name) for name in ("x", "weight")}
@@ -81,9 +85,11 @@ def test_layers_with_quantised_weights_and_activations_are_those_of_haq(haq: Gol
 
 @pytest.mark.shared
 def test_thresholds_are_those_of_haq(haq: Golden) -> None:
-    for number in range(10):
-        data, bits = haq.arrays[f"kl{number}/data"], int(haq.arrays[f"kl{number}/bits"])
-        same(kl_threshold(data, bits=bits), haq.arrays[f"kl{number}/threshold"])
+    cases = [key.removesuffix("/threshold") for key in haq.arrays if key.endswith("/threshold")]
+    assert cases
+    for case in cases:
+        data, bits = haq.arrays[f"{case}/data"], int(haq.arrays[f"{case}/bits"])
+        same(kl_threshold(data, bits=bits), haq.arrays[f"{case}/threshold"])
 
 
 @pytest.mark.shared
