@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -86,6 +87,9 @@ def test_points_without_a_return_change_nothing_but_the_length_of_files(runs: Pa
     _, ids, is_return = tables(4)
     sample, cut = (sets[name][SampleKey(0, 0, 0)] for name in ("nan", "cut"))
     assert not sample["points"][~is_return].any()
+    described = [command("describe", runs / f"{name}.yaml", "--depth", 1) for name in ("nan", "cut")]
+    shown = [re.findall(r"\S+ of\s+the points\s+shown", done.out + done.err) for done in described]
+    assert shown[0] == shown[1] != []
     assert all(np.array_equal(sample[name][is_return], cut[name]) for name in ("points", "remission", "label", "ring"))
     assert set(sample["label"][~is_return].tolist()) == {sets["nan"].label_map.ignore_index}
     figures = {name: evaluate(tmp_path, runs / f"{name}_run") for name in ("nan", "cut")}

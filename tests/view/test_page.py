@@ -165,7 +165,7 @@ def test_the_same_arguments_give_the_same_page() -> None:
 
 
 def test_stages_of_pictures_alone_and_strips_are_marked() -> None:
-    """A browser lays them out by these marks: an image has no cloud, a range image is wider than three times its height."""
+    """A browser lays them out by these marks: an image has no cloud, a range image is three times as wide as high."""
     none = ByColor("image", np.zeros((0, 3), dtype=np.uint8))
     photo, strip = (Panel("p", np.zeros((20, width, 3), dtype=np.uint8)) for width in (59, 60))
     image = Cloud("image", np.zeros((0, 3), dtype=np.float32), (none,), panels=(photo,))
