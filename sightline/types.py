@@ -131,6 +131,15 @@ class Folds:
 
 
 @dataclass(frozen=True, slots=True)
+class Dealing:
+    """How samples came into the parts that neither files nor config name (`parts`): by a rule, and what it draws by."""
+
+    rule: str
+    seed: int | None
+    parts: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class DataInfo:
     """Facts (injected into components by name), the fields of a sample, and how many samples each split has.
 
@@ -138,7 +147,8 @@ class DataInfo:
     `features` names fields with one row per point, other than `points` (normals, colours), that are joined, after the
     transforms, into the key `features`; `in_channels` counts `points` and these. `clouds`, and `scans` of LiDAR, state
     how `sightline predict` makes samples of files; without them the points of files are taken as they are. `folds`
-    belong to a set that is tested part by part: runs that cover all of them may be evaluated as one.
+    belong to a set that is tested part by part: runs that cover all of them may be evaluated as one. `dealing` is for
+    the run's record.
     """
 
     facts: Mapping[str, Any]
@@ -148,6 +158,7 @@ class DataInfo:
     clouds: CloudForm | None = None
     folds: Folds | None = None
     scans: ScanForm | None = None
+    dealing: Dealing | None = None
 
 
 class Dataset(Protocol):

@@ -25,7 +25,7 @@ import torch
 from torch import nn
 
 from sightline.compare.convolution import DoubleConvolutions
-from sightline.compare.formats import Format, format_of
+from sightline.compare.formats import Float32Draws, Format, format_of
 from sightline.compare.measure import BOUND
 from sightline.compare.rerun import moving
 from sightline.compare.sums import sum_in_order
@@ -131,7 +131,7 @@ def losses_over_steps(
     own = dataclasses.replace(
         job,
         model=model,
-        optimizer=recipe.build(model),
+        optimizer=recipe.build(model, job.losses),
         precision=variant.precision,
         device=variant.device,
         ema=None,
@@ -139,7 +139,13 @@ def losses_over_steps(
     )
     world = World(device=variant.device)
     losses = []
-    with quiet(variant), DoubleConvolutions(), _noisy(getattr(replica, "network", model), noise):
+    with (
+        quiet(variant),
+        job.losses.kept(),
+        Float32Draws(),
+        DoubleConvolutions(),
+        _noisy(getattr(replica, "network", model), noise),
+    ):
         for step in range(num_steps):
             own.step = job.step + step
             try:

@@ -10,7 +10,7 @@ import numpy as np
 
 from sightline.data.files.array_files import DAMAGE, check_expansion, first_line
 from sightline.data.files.input_files import assert_regular, size_of
-from sightline.errors import DataError, MissingExtraError
+from sightline.errors import DataError, assert_installed
 
 __all__ = ["read_pcd"]
 
@@ -33,10 +33,9 @@ def read_pcd(path: Path, *, keeps_no_returns: bool = False) -> dict[str, np.ndar
     assert_regular(path)
     with path.open("rb") as file:
         num_points = _check_header(path, file)
-    try:
-        from pypcd4 import PointCloud
-    except ImportError:
-        raise MissingExtraError("pypcd4", extra="pcd", needed_by=f"{path}: reading .pcd files") from None
+    assert_installed("pypcd4", needed_by=f"{path}: reading .pcd files")
+    from pypcd4 import PointCloud
+
     try:
         table = np.atleast_1d(PointCloud.from_path(path).pc_data)
     except MemoryError as error:
