@@ -12,13 +12,24 @@ import numpy as np
 import pytest
 
 import sightline
+from sightline.data.scans.kitti_object import KittiObject
 from sightline.data.scans.scan_folder import ScanFolder
+from sightline.data.scans.semantic_kitti import SemanticKitti
 from sightline.data.synthetic.synthetic_lidar import SyntheticLidar
 from sightline.errors import DataError
 from sightline.predict.scan_samples import read_scan_sample
 from sightline.types import SampleKey
 from tests.command import Outcome, run_here
-from tests.data.scans.lidar_writers import OWN, own_scan, quiet, street_scan, write_bin, write_labels
+from tests.data.scans.lidar_writers import (
+    OWN,
+    own_scan,
+    quiet,
+    street_scan,
+    write_bin,
+    write_kitti_object,
+    write_labels,
+    write_semantic_kitti,
+)
 
 COLUMNS = ("x", "y", "z", "intensity", "ring")
 CONFIG = """
@@ -190,6 +201,27 @@ def test_a_stray_point_is_refused_by_name_when_preparing(runs: Path, tmp_path: P
             ScanFolder.prepare(**words, num_beams=16)
         with pytest.raises(DataError, match=told.replace("+", r"\+")):
             ScanFolder.survey(folder)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("made", [SemanticKitti, KittiObject])
+def test_a_stray_point_of_kittis_layouts_is_named_before_and_when_preparing(
+    tmp_path: Path, made: type[SemanticKitti] | type[KittiObject]
+) -> None:
+    if made is SemanticKitti:
+        write_semantic_kitti(tmp_path / "tree", {"00": 2, "08": 1})
+        stray = tmp_path / "tree/sequences/00/velodyne/000001.bin"
+    else:
+        write_kitti_object(tmp_path / "tree", 2)
+        stray = tmp_path / "tree/training/velodyne/000001.bin"
+    table = np.fromfile(stray, "<f4").reshape(-1, 4)
+    table[5, 0] = 1e30
+    table.tofile(stray)
+    told = rf"{stray}: point \d+ lies 1e\+30 m away"
+    with pytest.raises(DataError, match=told):
+        made.survey(tmp_path / "tree")
+    with pytest.raises(DataError, match=told):
+        made.prepare(source=tmp_path / "tree", target=tmp_path / "set", name=made.set_name, progress=quiet)
 
 
 def test_without_the_option_nan_is_refused_and_the_option_named(runs: Path, tmp_path: Path) -> None:
