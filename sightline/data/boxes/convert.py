@@ -42,7 +42,7 @@ def convert(
     """
     _check_target(target, source)
     writer, found = LAYOUTS[as_layout], LAYOUTS[layout].read(source)
-    notes = [*found.notes, *found.faults.settle(faulty, root=found.root)]
+    notes = [*found.notes, *found.faults.settle(faulty, root=found.root, target=target)]
     check_splits([(each.split, each.name) for each in found.images], root=found.root)
     classes = found.classes or _classes_of(found.images, with_ignored=as_layout != "yolo_txt")
     job = Job(box, classes, frozenset(each.split for each in found.images))

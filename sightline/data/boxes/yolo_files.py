@@ -69,7 +69,7 @@ def find_yolo(source: Path, *, names: Sequence[str] | None) -> FoundSet:
         faults.add("images that are missing or damaged", f"{path}, which {config_path} states")
     for text in _without_image(texts):
         faults.add("text files without an image", str(text))
-    return FoundSet(root, "yolo_txt", classes, images, COLUMNS, "boxes", faults, notes)
+    return FoundSet(root, "yolo_txt", classes, images, COLUMNS, "boxes", faults, notes, "middle, size")
 
 
 def _image_ids(paths: Sequence[Path]) -> dict[Path, int]:
