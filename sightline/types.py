@@ -108,7 +108,8 @@ class ScanForm:
     `ids_of_classes` has the id of every class, class 0 first. `columns` are those of files without names, None where
     the set states none; remissions of files run from 0 to `remission_max`, and a file must have them where
     `has_remission`. Files number `num_beams` beams as `ring_order` says, none where it is None. `image_px` is the
-    height and width of range images in .npy files, where the set has such.
+    height and width of range images in .npy files, where the set has such. `no_return` is how files mark points
+    without a return, None where they do not.
     """
 
     ids_of_classes: tuple[int, ...]
@@ -118,6 +119,7 @@ class ScanForm:
     num_beams: int | None = None
     ring_order: Literal["top_first", "bottom_first"] = "top_first"
     image_px: tuple[int, int] | None = None
+    no_return: Literal["nan"] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import reduce
 from typing import Any
@@ -20,9 +20,44 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from sightline.compare.convolution import DoubleConvolutions
 from sightline.compare.formats import FORMATS, Format, coarser
 from sightline.compare.recording import Call, Formats
+from sightline.layers.native_batch_norm import Native
 from sightline.nests import leaves, mapped
 
-__all__ = ["Answer", "MisalignedError", "Nudge", "Unit", "actual", "answer", "moving"]
+__all__ = [
+    "CONVOLUTIONS",
+    "PRODUCTS",
+    "Answer",
+    "MisalignedError",
+    "Nudge",
+    "Unit",
+    "actual",
+    "answer",
+    "computes_as",
+    "moving",
+]
+
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+PRODUCTS = (nn.Linear, *CONVOLUTIONS)
+_SILENT = frozenset("__doc__ __init__ __module__ __repr__ extra_repr reset_parameters".split())
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
+
+def computes_as(module: nn.Module, kinds: Sequence[type[nn.Module]]) -> bool:
+    """Whether a module computes exactly what one of these classes computes, not only derives from it.
+
+    Nothing that the class has is defined anew, in a class that derives from it or on the module itself, but for what
+    builds and prints it; and no hook is on the module. Torch's own kernels without cuDNN are torch's.
+    """
+    classes = type(module).__mro__
+    kind = next((each for each in classes if each in kinds), None)
+    if kind is None or any(getattr(module, hooks) for hooks in _HOOKS):
+        return False
+    derived = [each for each in classes[: classes.index(kind)] if each is not Native]
+    return not any(
+        name not in _SILENT and callable(getattr(kind, name, None))
+        for each in (module, *derived)
+        for name in vars(each)
+    )
 
 
 class MisalignedError(Exception):
@@ -74,9 +109,9 @@ class Unit:
             sizes = [tensor.numel() for _, tensor in leaves(around)]
             shapes = {each: p.shape for each, p in self.owner.named_parameters(prefix=self.prefix)}
             return max([1, *sizes]) // max(1, *shapes[name.removeprefix("to parameter.")][:1])
-        weight: Any = getattr(self.owner, "weight", None)
-        is_product = isinstance(self.owner, nn.Linear | nn.modules.conv._ConvNd) and isinstance(weight, Tensor)
-        if not is_product or not name.startswith(("out.", "to given.")):
+        weight = getattr(self.owner, "weight", None)
+        is_product = computes_as(self.owner, PRODUCTS)
+        if not is_product or not isinstance(weight, Tensor) or not name.startswith(("out.", "to given.")):
             return 1
         return min(_BLOCK, max(1, *weight.shape[:2]) * weight.shape[2:].numel())  # channels in or out, and the kernel
 

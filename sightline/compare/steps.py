@@ -131,7 +131,7 @@ def losses_over_steps(
     own = dataclasses.replace(
         job,
         model=model,
-        optimizer=recipe.build(model),
+        optimizer=recipe.build(model, job.losses),
         precision=variant.precision,
         device=variant.device,
         ema=None,
@@ -139,7 +139,8 @@ def losses_over_steps(
     )
     world = World(device=variant.device)
     losses = []
-    with quiet(variant), DoubleConvolutions(), _noisy(getattr(replica, "network", model), noise):
+    quieted = quiet(variant), job.losses.kept()
+    with quieted[0], quieted[1], DoubleConvolutions(), _noisy(getattr(replica, "network", model), noise):
         for step in range(num_steps):
             own.step = job.step + step
             try:

@@ -3,6 +3,9 @@
 Torch's batch norm on a CPU adds values one after another where channels come last, and so do loops of ours; moving the
 inputs does not show it: the error of a long sum grows with its length, all the more where values repeat. What a
 plain form in the same format is off by, any form may be off by.
+
+A plain form stands for exactly one class. A module of another class that derives from it may compute anything, and what
+it does otherwise would pass for rounding: it has none (`computes_as`).
 """
 
 from __future__ import annotations
@@ -18,26 +21,27 @@ import torch
 from torch import Tensor, from_numpy, nn
 from torch.nn import functional as F
 
-from sightline.compare.rerun import Answer, Unit, answer
-from sightline.layers.batch_norm import SynchronisedBatchNorm
+from sightline.compare.rerun import CONVOLUTIONS, PRODUCTS, Answer, Unit, answer, computes_as
 from sightline.nests import leaves, mapped
 
 __all__ = ["magnitudes", "plain_answer", "sum_in_order", "twin_answer"]
+
+_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
 def plain_answer(unit: Unit, suspects: Set[str]) -> Answer | None:
     """What a plain form makes in float32 of the unit's input and gradients, with sums one after another.
 
     Of a batch norm everything; of a convolution the gradients of its parameters, if they are among the suspects, named
-    as in an answer. None for another module or format.
+    as in an answer. None for another module or format, and for a module that computes otherwise than torch's class.
     """
     owner: Any = unit.owner
     if unit.call.format.name != "float32":
         return None
-    if isinstance(owner, nn.modules.batchnorm._BatchNorm) and not isinstance(owner, SynchronisedBatchNorm):
+    if computes_as(owner, _BATCH_NORMS):
         return _plain_batch_norm(unit, owner) if owner.training else None
     parameters = {name: f"parameter.{unit.prefix}.{name}" for name in ("weight", "bias")}
-    if isinstance(owner, nn.modules.conv._ConvNd) and suspects & {f"to {name}" for name in parameters.values()}:
+    if computes_as(owner, CONVOLUTIONS) and suspects & {f"to {name}" for name in parameters.values()}:
         gradients = _plain_gradients(unit, owner)
         return (
             None if gradients is None else Answer(gradients={parameters[name]: gradients[name] for name in gradients})
@@ -50,7 +54,7 @@ def magnitudes(unit: Unit) -> dict[str, float]:
 
     Of linear layers and convolutions. Where terms cancel, a sum on its way may be as large, however small it ends.
     """
-    if not isinstance(unit.owner, nn.Linear | nn.modules.conv._ConvNd) or unit.inner:
+    if not computes_as(unit.owner, PRODUCTS) or unit.inner:
         return {}
     call = unit.call
     positive = replace(
@@ -72,18 +76,34 @@ def twin_answer(unit: Unit) -> Answer | None:
 
 
 def _plain_forward(module: Any) -> Callable[..., Any] | None:
-    """The plain form of a layer that comes in two: by its argument `fused`, or by a base class `Plain...`."""
+    """The plain form of a layer of ours that comes in two: by its argument `fused`, or by a base class `Plain...`.
+
+    None for any other, and where it, or a module inside, computes otherwise than a class of ours or of torch's.
+    """
+    ours = [kind for kind in type(module).__mro__ if _package(kind) == "sightline"]
+    if not ours or not all(_is_known(each) for each in module.modules()):
+        return None
     if isinstance(getattr(module, "fused", None), bool):
         module.fused = False
         return module
-    kinds: list[Any] = [kind for kind in type(module).__mro__ if kind.__name__.startswith("Plain")]
+    kinds: list[Any] = [kind for kind in ours if kind.__name__.startswith("Plain")]
     return None if not kinds else lambda *args, **kwargs: kinds[0].forward(module, *args, **kwargs)
+
+
+def _is_known(module: nn.Module) -> bool:
+    """Whether a module computes exactly as the nearest of its classes that is ours or torch's."""
+    kind = next(kind for kind in type(module).__mro__ if _package(kind) in ("sightline", "torch"))
+    return computes_as(module, (kind,))
+
+
+def _package(kind: type) -> str:
+    return kind.__module__.partition(".")[0]
 
 
 def sum_in_order(model: nn.Module) -> None:
     """Let the batch norms of a float64 model compute in float32, with sums one after another, where they train."""
     for module in model.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm) and not isinstance(module, SynchronisedBatchNorm):
+        if isinstance(module, _BATCH_NORMS) and computes_as(module, _BATCH_NORMS):
             module.forward = partial(_forward_in_order, module)  # type: ignore[method-assign]
 
 

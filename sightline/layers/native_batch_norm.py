@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import nn
 
-__all__ = ["without_cudnn"]
+__all__ = ["Native", "without_cudnn"]
 
 
-class _Native:
+class Native:
     """Turns cuDNN off for the forward pass; the backward pass takes the kernels that the forward pass took."""
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -29,7 +29,7 @@ def without_cudnn(model: nn.Module) -> nn.Module:
     The remedy for batch statistics that a version of cuDNN gets wrong.
     """
     for module in model.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm) and not isinstance(module, _Native):
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and not isinstance(module, Native):
             plain: Any = type(module)
             module.__class__ = _native(plain)
     return model
@@ -37,4 +37,4 @@ def without_cudnn(model: nn.Module) -> nn.Module:
 
 @cache
 def _native(norm: Any) -> Any:
-    return type(norm.__name__, (_Native, norm), {"__doc__": norm.__doc__})
+    return type(norm.__name__, (Native, norm), {"__doc__": norm.__doc__})

@@ -116,6 +116,27 @@ def test_the_step_where_losses_part(tmp_path: Path) -> None:
     assert found["parts_at_step"] == 0
 
 
+_SCALED = """
+class Scaled(nn.BatchNorm1d):
+    def forward(self, input):
+        return 1.5 * super().forward(input)
+
+"""
+
+
+def test_a_strangers_norm_that_derives_from_torchs_is_judged_by_what_it_computes(tmp_path: Path) -> None:
+    """The textbook form of its base would call it, and the losses after it, equal but for rounding."""
+    path = stranger(tmp_path)
+    text = path.read_text().replace("nn.BatchNorm1d(", "Scaled(")
+    start = text.index("\nclass ")
+    path.write_text(text[:start] + _SCALED + text[start:])
+    outcome, found = compare(tmp_path, *SMALL, "--against", path, "--steps", 2)
+    assert outcome.code == 1
+    assert (found["first"]["layer"], found["first"]["what"]) == ("encode.0.norm", "result")
+    assert {row["layer"] for row in found["guilty"]} >= {f"encode.{place}.norm" for place in range(4)}
+    assert found["parts_at_step"] == 0
+
+
 def test_a_script_reproduces_the_layer(tmp_path: Path) -> None:
     folder = tmp_path / "repro"
     path = stranger(tmp_path, EPSILON=1e-3)

@@ -151,6 +151,7 @@ def test_codes_are_stable() -> None:
         "class-names",
         "class-weight-length",
         "collapsed-features",
+        "cross-sample-leak",
         "data-mutation",
         "dataset-mismatch",
         "duplicate-clouds",

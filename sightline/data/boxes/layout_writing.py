@@ -26,7 +26,7 @@ from sightline.data.boxes.people_files import (
     read_ecp,
     read_widerperson,
 )
-from sightline.errors import DataError
+from sightline.errors import DataError, assert_installed
 
 __all__ = ["LAYOUTS", "Job", "Layout", "Placed", "json_bytes"]
 
@@ -225,6 +225,7 @@ def _widerperson(split: str, placed: Sequence[Placed], job: Job) -> Files:
 
 def _citypersons(split: str, placed: Sequence[Placed], job: Job) -> Files:
     """Cells as CityPersons has them; a visible box that is not stated is of zeros."""
+    assert_installed("scipy", needed_by="--as citypersons")
     from scipy.io import savemat
 
     cells = np.empty((1, len(placed)), dtype=object)

@@ -28,7 +28,7 @@ from sightline.metrics.base import fresh_state, row_states
 from sightline.pictures import encode_png
 from sightline.types import Batch, SampleKey
 
-__all__ = ["RehearsedEvaluation", "rehearse_evaluations"]
+__all__ = ["RehearsedEvaluation", "keys_to_evaluate", "rehearse_evaluations"]
 
 _MOST_SECONDS = 20.0  # for four samples under `sightline check`; one sample then takes its time
 _CORNER_PX = 8  # of a picture, which shows whether it can be written
@@ -101,7 +101,7 @@ def rehearse_evaluations(
 def _form(evaluator: Evaluator, part: Part) -> dict[str, object] | None:
     """Names, types and row shapes of a part's batches; None where they cannot be read."""
     try:
-        batch = evaluator.reader(_keys(evaluator, part, NUM_SAMPLES))
+        batch = evaluator.reader(keys_to_evaluate(evaluator, part, NUM_SAMPLES))
     except Exception:  # noqa: BLE001 - the rehearsal reads them again and reports what it is
         return None
     return {
@@ -110,7 +110,8 @@ def _form(evaluator: Evaluator, part: Part) -> dict[str, object] | None:
     }
 
 
-def _keys(evaluator: Evaluator, part: Part, count: int) -> list[SampleKey]:
+def keys_to_evaluate(evaluator: Evaluator, part: Part, count: int) -> list[SampleKey]:
+    """Keys of up to `count` samples of a part, spread over it."""
     spread = dataclasses.replace(part, indices=evaluator.indices).spread(count)
     return evaluation_keys(spread, count, epoch=0, seed=evaluator.seed)[0]
 
@@ -118,7 +119,7 @@ def _keys(evaluator: Evaluator, part: Part, count: int) -> list[SampleKey]:
 def _rehearse(built: Built, fresh: RehearsedEvaluation, forward_s: float, *, is_slow: bool) -> RehearsedEvaluation:
     limits_s = {NUM_SAMPLES: min(forward_s, _MOST_SECONDS), 1: forward_s}
     for count in (1,) if is_slow else limits_s:
-        result = dataclasses.replace(fresh, keys=_keys(fresh.evaluator, fresh.part, count))
+        result = dataclasses.replace(fresh, keys=keys_to_evaluate(fresh.evaluator, fresh.part, count))
         try:
             _attempt(built, result, working_s() + limits_s[count])
         except OutOfTimeError:

@@ -1,0 +1,306 @@
+"""A network whose outputs for a sample depend on the samples beside it, by a mean over the batch, for example."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sightline.calls import calls_watched
+from sightline.compare.convolution import DoubleConvolutions
+from sightline.compare.formats import format_of
+from sightline.doctor.context import Context, check
+from sightline.doctor.core.finding import Finding
+from sightline.doctor.core.rehearsal import copy_of
+from sightline.doctor.core.rehearsed_evaluation import RehearsedEvaluation, keys_to_evaluate
+from sightline.engine.device import to_device
+from sightline.engine.step import run_batch
+from sightline.errors import summary_of
+from sightline.layers.batch_norm import uses_batch
+from sightline.nests import leaves, mapped
+from sightline.types import Batch, SampleKey
+
+__all__ = ["cross_sample_leak"]
+
+_SUSPECT = {torch.float32: 2.0**-18, torch.float64: 2.0**-40}
+"""Shares of an output's largest value; what float32 deviates by more than this is looked at in float64."""
+_ROUNDED = 2.0**-36  # a share of the largest value in float64, a hundred thousand roundings
+_ROUNDED_ALONE = 2.0**-10  # the same of a network that cannot run in float64
+_GUILTY = 16.0
+_MOST_DRAWS = 4
+_NUDGED_UNITS = 16
+_NORM_ACTION = "let the norm keep running statistics (track_running_stats=True) and take them in evaluation mode"
+
+
+@check(
+    "G24",
+    "cross-sample-leak",
+    "preflight",
+    causes=("model.cross_sample_leak", "model.norm_mode"),
+    at="model",
+    expected="a sample gets the same outputs alone and in a batch, but for rounding: figures must not depend on how "
+    "samples are divided into batches and over processes",
+)
+def cross_sample_leak(context: Context) -> list[Finding]:
+    """Two samples in evaluation mode, and each of them alone: the outputs are the same, but for rounding.
+
+    Where they are not in the run's own format, both passes are made again in float64. What inputs moved by a few units
+    in the last place, or other random numbers, change as much is a decision or a draw, and no leak.
+    """
+    evaluation = next((each for each in context.evaluations if each.failure is None and not each.skipped), None)
+    if evaluation is None or not context.rehearsal.is_sound:
+        return []
+    keys = keys_to_evaluate(evaluation.evaluator, evaluation.part, 2)
+    if len(keys) < 2:
+        return []
+    try:
+        pair = _Pair(context, evaluation, keys)
+        beside = pair.outputs(pair.model, pair.both)
+    except Exception:  # noqa: BLE001 - what an evaluation dies of is what `first-evaluation` reports
+        return []
+    for single in pair.singles:
+        try:
+            alone = pair.outputs(pair.model, single.batch)
+        except Exception as error:  # noqa: BLE001 - whatever it dies of
+            return [_of_failure(context, pair, single, error)]
+        suspect = _SUSPECT[evaluation.evaluator.precision.parameters]
+        is_suspect = any(each.share > suspect for each in pair.differences(single, beside, alone))
+        if is_suspect and (finding := _of_suspect(context, pair, single)) is not None:
+            return [finding]
+    return []
+
+
+@dataclasses.dataclass(frozen=True)
+class _Difference:
+    """How far an output of a sample alone is from that beside another one."""
+
+    name: str
+    largest: float
+    scale: float
+
+    @property
+    def share(self) -> float:
+        return self.largest / self.scale if self.scale > 0 else 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class _Single:
+    """One sample alone; `leads` where it comes first in the batch of both. `read` reads it again."""
+
+    batch: Batch
+    read: Callable[[], Batch]
+    name: str
+    leads: bool
+
+    def rows(self, beside: Tensor | None, alone: Tensor) -> Tensor | None:
+        """The sample's rows of a tensor that has one or more for each, in the order of samples; None of another."""
+        if beside is None or not alone.is_floating_point() or not beside.is_floating_point() or not alone.numel():
+            return None
+        if not alone.ndim or beside.ndim != alone.ndim or beside.shape[1:] != alone.shape[1:]:
+            return None
+        if len(beside) <= len(alone):
+            return None
+        rows = beside[: len(alone)] if self.leads else beside[-len(alone) :]
+        return rows if bool(rows.isfinite().all()) and bool(alone.isfinite().all()) else None
+
+
+class _Seen(Exception):  # noqa: N818 - no error: it ends a pass that has shown what it is run for
+    """Carries what the model returned."""
+
+    def __init__(self, outputs: Any) -> None:
+        super().__init__()
+        self.outputs = outputs
+
+
+class _Pair:
+    """Two samples of an evaluated part, together and each alone. Raises whatever reading them does."""
+
+    def __init__(self, context: Context, evaluation: RehearsedEvaluation, keys: Sequence[SampleKey]) -> None:
+        self.device = context.world.device
+        self.model = copy_of(context.built.job.evaluated).eval()
+        self._task, part = evaluation.evaluator.task, evaluation.part
+        dtype, reader = evaluation.evaluator.precision.parameters, evaluation.evaluator.reader
+
+        def read(keys: Sequence[SampleKey]) -> Batch:
+            batch: Batch = to_device(reader(list(keys)), self.device, floats=dtype)
+            return batch
+
+        self.singles = [
+            _Single(read([key]), partial(read, [key]), f"{part.split} sample {key.index}", leads=key is keys[0])
+            for key in keys
+        ]
+        self.both = read(keys)
+
+    def outputs(self, model: nn.Module, batch: Batch, *, seed: int = 0) -> dict[str, Tensor]:
+        """The tensors that the model returns when its task first calls it with a batch; the losses are not computed."""
+
+        def end(module: nn.Module, given: Any, outputs: Any) -> None:
+            raise _Seen(outputs)
+
+        handle = model.register_forward_hook(end)
+        torch.manual_seed(seed)
+        try:
+            with torch.no_grad(), DoubleConvolutions():
+                run_batch(self._task, model, batch, self.device)
+        except _Seen as seen:
+            return dict(leaves(seen.outputs))
+        finally:
+            handle.remove()
+        return {}
+
+    def differences(
+        self, single: _Single, beside: Mapping[str, Tensor], alone: Mapping[str, Tensor]
+    ) -> list[_Difference]:
+        """Each output that has rows of the sample in both passes."""
+        found = []
+        for name, one in alone.items():
+            has_rows = self._has_rows_of_samples(single, beside.get(name), one)
+            rows = single.rows(beside.get(name), one) if has_rows else None
+            if rows is not None:
+                scale = float(one.abs().max().maximum(rows.abs().max()))
+                found.append(_Difference(name, float((rows - one).abs().max()), scale))
+        return found
+
+    def _has_rows_of_samples(self, single: _Single, beside: Tensor | None, alone: Tensor) -> bool:
+        """Whether an output has a row for each sample, or for each point of clouds one after another."""
+        if beside is None or not beside.ndim or not alone.ndim:
+            return False
+        sizes = [(2, 1)]
+        offsets = [batch.get("offsets") for batch in (self.both, single.batch)]
+        if all(isinstance(each, Tensor) for each in offsets):
+            sizes.append(tuple(int(each[-1]) for each in offsets))  # type: ignore[arg-type, index]
+        return (len(beside), len(alone)) in sizes
+
+
+def _of_suspect(context: Context, pair: _Pair, single: _Single) -> Finding | None:
+    """The finding, where float64 shows the same and neither rounding nor random numbers explain it.
+
+    A sample that is another one when it is read again is no matter of the model: `data-mutation` reports it.
+    """
+    again = dict(leaves(single.read()))
+    if not all(name in again and torch.equal(tensor, again[name]) for name, tensor in leaves(single.batch)):
+        return None
+    model, both, given, least = copy_of(pair.model).double(), _double(pair.both), _double(single.batch), _ROUNDED
+    try:
+        alone, beside = pair.outputs(model, given), pair.outputs(model, both)
+    except Exception:  # noqa: BLE001 - a network that is written for one format alone
+        model, both, given, least = pair.model, pair.both, single.batch, _ROUNDED_ALONE
+        alone, beside = pair.outputs(model, given), pair.outputs(model, both)
+    suspects = {each.name: each for each in pair.differences(single, beside, alone) if each.share > least}
+    for draw in range(_MOST_DRAWS if suspects else 0):
+        moved = pair.outputs(model, _nudged(given, draw), seed=draw + 1)
+        for name in [name for name in suspects if name in moved and moved[name].shape == alone[name].shape]:
+            if suspects[name].largest <= _GUILTY * float((moved[name] - alone[name]).abs().max()):
+                del suspects[name]
+    if not suspects:
+        return None
+    worst = max(suspects.values(), key=lambda each: each.share)
+    layer, place = _find_leak(pair, model, both, dataclasses.replace(single, batch=given))
+    return _of_leak(context, pair, single, worst, layer, place)
+
+
+def _double(batch: Batch) -> Batch:
+    wide: Batch = mapped(batch, lambda _, tensor: tensor.double() if tensor.is_floating_point() else tensor)
+    return wide
+
+
+def _nudged(batch: Batch, seed: int) -> Batch:
+    """The batch with its numbers moved by some units in the last place."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def nudge(place: str, tensor: Tensor) -> Tensor:
+        if not tensor.is_floating_point():
+            return tensor
+        moved = format_of(tensor.dtype).nudged(tensor.double(), generator, units=_NUDGED_UNITS)
+        return moved.to(tensor.dtype)
+
+    nudged: Batch = mapped(batch, nudge)
+    return nudged
+
+
+def _find_leak(pair: _Pair, model: nn.Module, both: Batch, single: _Single) -> tuple[str, str]:
+    """The layer to name, and in words where the sample's rows differ first; nothing where no layer shows it."""
+    events: list[tuple[str, bool, list[Tensor]]] = []
+    with _noted(model, lambda *event: events.append(event)):
+        pair.outputs(model, single.batch)
+    expected = iter(events)
+    found: list[tuple[str, bool]] = []
+
+    def compare(name: str, is_result: bool, tensors: list[Tensor]) -> None:
+        before = next(expected, ("", False, []))
+        if found or before[:2] != (name, is_result):
+            return
+        for beside, alone in zip(tensors, before[2], strict=False):
+            rows = single.rows(beside, alone)
+            if rows is not None and float((rows - alone).abs().max()) > _ROUNDED * 64 * float(alone.abs().max()):
+                found.append((name, is_result))
+                return
+
+    with _noted(model, compare):
+        pair.outputs(model, both)
+    if not found:
+        return "", ""
+    name, is_result = found[0]
+    if is_result:
+        return name, f"first in what '{name or 'the model'}' returns"
+    if not name:
+        return "", "already in what the model is given: the collated batch differs"
+    owner = name.rpartition(".")[0]
+    return owner, f"first in what '{name}' is given, by the code of '{owner or 'the model'}'"
+
+
+@contextlib.contextmanager
+def _noted(model: nn.Module, note: Callable[[str, bool, list[Tensor]], None]) -> Iterator[None]:
+    """Inside, `note(name, is_result, tensors)` gets copies of what every module is given and returns, in order."""
+    names = {module: name for name, module in model.named_modules()}
+
+    def enter(module: nn.Module, args: Any, kwargs: Any) -> None:
+        note(names[module], False, [tensor.clone() for _, tensor in leaves((args, kwargs))])
+
+    def leave(module: nn.Module, args: Any, kwargs: Any, outputs: Any) -> None:
+        note(names[module], True, [tensor.clone() for _, tensor in leaves(outputs)])
+
+    with calls_watched(names, enter, leave):
+        yield
+
+
+def _of_leak(context: Context, pair: _Pair, single: _Single, worst: _Difference, layer: str, place: str) -> Finding:
+    module = pair.model.get_submodule(layer)
+    is_norm = isinstance(module, nn.modules.batchnorm._BatchNorm)
+    other = next(each.name for each in pair.singles if each is not single)
+    return cross_sample_leak.finding(
+        context,
+        f"what the model returns for a sample depends on the samples beside it: '{worst.name}' differs",
+        causes=("model.norm_mode", "model.cross_sample_leak") if is_norm else (),
+        measured=f"{single.name} alone and beside {other}, in evaluation mode: "
+        f"'{worst.name}' differs by {worst.share:.2g} of its largest value{', ' if place else ''}{place}",
+        action=_NORM_ACTION
+        if is_norm
+        else "look there for a mean, a graph or a reshape over axis 0, or over all rows of clouds one after another",
+        layer=layer or None,
+        evidence={"output": worst.name, "largest difference": worst.largest, "largest value": worst.scale},
+    )
+
+
+def _of_failure(context: Context, pair: _Pair, single: _Single, error: Exception) -> Finding:
+    norms = (name for name, module in pair.model.named_modules() if _takes_batch(module))
+    norm = next(norms, None)
+    return cross_sample_leak.finding(
+        context,
+        f"the model fails for a sample alone, not for two: {type(error).__name__}",
+        causes=("model.norm_mode", "model.cross_sample_leak") if norm is not None else (),
+        measured=f"{single.name} alone, in evaluation mode: {summary_of(error)}",
+        action=_NORM_ACTION
+        if norm is not None
+        else "look for an axis of length 1 that is dropped (squeeze), or a number that one sample does not have",
+        layer=norm,
+    )
+
+
+def _takes_batch(module: nn.Module) -> bool:
+    return isinstance(module, nn.modules.batchnorm._BatchNorm) and uses_batch(module)

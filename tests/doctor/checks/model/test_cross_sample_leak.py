@@ -1,0 +1,268 @@
+"""Guard G24: networks that read a sample's neighbours in the batch, over seeds, and networks that only look so."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from sightline.doctor.checks.model.cross_sample_leak import cross_sample_leak
+from sightline.doctor.context import Context
+from sightline.doctor.core.finding import Finding
+from sightline.engine.build import Built
+from sightline.engine.distributed import World
+from sightline.geometry import farthest_point_sample, gather_points, nearest_neighbours
+from sightline.models.pointnet import PointNetPlainOutput
+from tests.doctor.planting import assert_complete, assert_healthy, caught, make, with_model
+from tests.doctor.segmenting import Logits, make_rooms
+
+Mix = Callable[["Mixing", Tensor], Tensor]
+
+
+class Mixing(nn.Module):
+    """A classifier of clouds whose code between two layers is `mix`: (B, N, C) -> (B, N, C)."""
+
+    def __init__(self, mix: Mix, *, num_classes: int = 12, in_channels: int = 3) -> None:
+        super().__init__()
+        self.mix = mix
+        self.first, self.head = nn.Linear(in_channels, 16), nn.Linear(16, num_classes)
+        if mix in (by_batch_norm, by_running_norm):
+            self.norm = nn.BatchNorm1d(16, track_running_stats=mix is by_running_norm)
+        if mix in (over_the_batch, over_points):
+            self.attention = nn.MultiheadAttention(16, 2, batch_first=mix is over_points)
+
+    def forward(self, *, points: Tensor) -> PointNetPlainOutput:
+        return {"logits": self.head(self.mix(self, self.first(points).relu()).amax(dim=1))}
+
+
+def centred(model: Mixing, values: Tensor) -> Tensor:
+    return values - values.mean(dim=(0, 1))
+
+
+def a_little(model: Mixing, values: Tensor) -> Tensor:
+    """1 % of the mean over the batch."""
+    return values - 0.01 * values.mean(dim=0)
+
+
+def softmax_of_rows(model: Mixing, values: Tensor) -> Tensor:
+    return values * values.softmax(dim=0)
+
+
+def by_batch_norm(model: Mixing, values: Tensor) -> Tensor:
+    """Without running statistics, so that evaluation takes the batch's."""
+    return model.norm(values.flatten(0, 1)).view(values.shape)
+
+
+def over_the_batch(model: Mixing, values: Tensor) -> Tensor:
+    """Attention that takes the first axis for that of the sequence."""
+    attended: Tensor = model.attention(values, values, values)[0]
+    return attended
+
+
+def across_clouds(model: Mixing, values: Tensor) -> Tensor:
+    """Neighbours among the points of all clouds."""
+    rows = values.reshape(1, -1, values.shape[-1])
+    index = nearest_neighbours(rows, num_neighbours=4)
+    return gather_points(rows, index).mean(dim=2).view(values.shape)
+
+
+def reshaped(model: Mixing, values: Tensor) -> Tensor:
+    """A view that takes the axes for others."""
+    return values.reshape(values.shape[1], values.shape[0], -1).transpose(0, 1)
+
+
+def shifted(model: Mixing, values: Tensor) -> Tensor:
+    return values + 0.1 * values.roll(1, dims=0)
+
+
+def by_count(model: Mixing, values: Tensor) -> Tensor:
+    """Divided by how many samples there are."""
+    return values / len(values)
+
+
+def largest_of_all(model: Mixing, values: Tensor) -> Tensor:
+    return values / values.amax()
+
+
+LEAKS: list[Mix] = [
+    *(centred, a_little, softmax_of_rows, by_batch_norm, over_the_batch),
+    *(across_clouds, reshaped, shifted, by_count, largest_of_all),
+]
+
+
+def findings_of(built: Built) -> list[Finding]:
+    return list(cross_sample_leak(Context(built, World())))
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Built:
+    return make(tmp_path_factory.mktemp("small"))
+
+
+@pytest.mark.parametrize("mix", LEAKS)
+def test_a_leak_is_found_over_seeds(small: Built, mix: Mix) -> None:
+    for seed in range(5):
+        torch.manual_seed(seed)
+        (finding,) = findings_of(with_model(small, Mixing(mix)))
+        assert_complete(finding)
+        assert finding.cause == ("model.norm_mode" if mix is by_batch_norm else "model.cross_sample_leak")
+        assert "'logits' differs" in finding.summary
+
+
+def test_the_layer_is_named(tmp_path: Path) -> None:
+    finding = caught(with_model(make(tmp_path), Mixing(centred)), "cross-sample-leak", "model.cross_sample_leak")
+    assert "first in what 'head' is given, by the code of 'the model'" in finding.measured
+    finding = caught(with_model(make(tmp_path), Mixing(over_the_batch)), "cross-sample-leak", "model.cross_sample_leak")
+    assert finding.where.layer == "attention"
+    finding = caught(with_model(make(tmp_path), Mixing(by_batch_norm)), "cross-sample-leak", "model.norm_mode")
+    assert finding.where.layer == "norm"
+    assert "track_running_stats=True" in finding.action
+
+
+def squeezed(model: Mixing, values: Tensor) -> Tensor:
+    return values.squeeze()[:, :, :16]
+
+
+def test_a_network_that_fails_for_one_sample(tmp_path: Path) -> None:
+    finding = caught(with_model(make(tmp_path), Mixing(squeezed)), "cross-sample-leak", "model.cross_sample_leak")
+    assert "fails for a sample alone, not for two: IndexError" in finding.summary
+
+
+class HeadOfBatch(Mixing):
+    """A norm of rows (B, C) that keeps no statistics: it cannot take one row."""
+
+    def __init__(self) -> None:
+        super().__init__(by_batch_norm)
+
+    def forward(self, *, points: Tensor) -> PointNetPlainOutput:
+        return {"logits": self.head(self.norm(self.first(points).amax(dim=1)))}
+
+
+def test_a_norm_without_statistics_fails_for_one_sample(small: Built) -> None:
+    (finding,) = findings_of(with_model(small, HeadOfBatch()))
+    assert (finding.cause, finding.where.layer) == ("model.norm_mode", "norm")
+
+
+def same(model: Mixing, values: Tensor) -> Tensor:
+    return values
+
+
+def within_clouds(model: Mixing, values: Tensor) -> Tensor:
+    """Neighbours and samples of each cloud in the space of features: decisions."""
+    index = nearest_neighbours(values, num_neighbours=4)
+    chosen = farthest_point_sample(values[..., :3].contiguous(), num_samples=8)
+    return gather_points(values, index).mean(dim=2) + gather_points(values, chosen[:, None]).mean(dim=2)
+
+
+def stepped(model: Mixing, values: Tensor) -> Tensor:
+    """A jump at a value that rounding decides: 0 plus or minus an error of rounding."""
+    third = values.sum(dim=-1, keepdim=True) / 3
+    rest = (third * 3 - values.sum(dim=-1, keepdim=True)) * 1e30
+    return values + rest.clamp(-1, 1)
+
+
+def drawing(model: Mixing, values: Tensor) -> Tensor:
+    """Noise in evaluation mode: other numbers for two samples than for one."""
+    return values + 0.1 * torch.randn_like(values)
+
+
+def by_running_norm(model: Mixing, values: Tensor) -> Tensor:
+    return model.norm(values.flatten(0, 1)).view(values.shape)
+
+
+def over_points(model: Mixing, values: Tensor) -> Tensor:
+    attended: Tensor = model.attention(values, values, values)[0]
+    return attended
+
+
+def sorted_points(model: Mixing, values: Tensor) -> Tensor:
+    return values.sort(dim=1).values
+
+
+HEALTHY: list[Mix] = [same, within_clouds, stepped, drawing, by_running_norm, over_points, sorted_points]
+
+
+@pytest.mark.parametrize("mix", HEALTHY)
+def test_no_alarm_over_seeds(small: Built, mix: Mix) -> None:
+    for seed in range(5):
+        torch.manual_seed(seed)
+        assert findings_of(with_model(small, Mixing(mix))) == []
+
+
+class Table(nn.Module):
+    """Returns beside its logits what has no row for each sample."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head, self.table = nn.Linear(3, 12), nn.Parameter(torch.randn(2, 3))
+
+    def forward(self, *, points: Tensor) -> PointNetPlainOutput:
+        centre = points.mean(dim=1)
+        extras: Any = {"similarity": centre @ centre.T, "table": self.table, "spread": centre.std()}
+        return {"logits": self.head(centre), **extras}
+
+
+def test_outputs_without_rows_of_samples_are_not_compared(small: Built) -> None:
+    assert findings_of(with_model(small, Table())) == []
+
+
+class OfRagged(nn.Module):
+    """Labels for points of clouds one after another; `is_mixed` adds the mean over all of them."""
+
+    def __init__(self, *, is_mixed: bool) -> None:
+        super().__init__()
+        self.is_mixed, self.head = is_mixed, nn.Linear(4, 4)
+
+    def forward(self, *, points: Tensor, grey: Tensor, offsets: Tensor) -> Logits:
+        values = torch.cat([points, grey], dim=1)
+        sizes = offsets.diff()
+        means = torch.stack([part.mean(dim=0) for part in values.split(sizes.tolist())])
+        shared = values.mean(dim=0) if self.is_mixed else means.repeat_interleave(sizes, dim=0)
+        return {"logits": self.head(values - shared)}
+
+
+def test_clouds_one_after_another(tmp_path: Path) -> None:
+    assert_healthy(make_rooms(tmp_path, model=OfRagged(is_mixed=False)))
+    (finding,) = findings_of(make_rooms(tmp_path, model=OfRagged(is_mixed=True)))
+    assert finding.cause == "model.cross_sample_leak"
+    assert "first in what 'head' is given" in finding.measured
+
+
+class Padding(nn.Module):
+    """Clouds of different sizes, filled up to the longest with zeros, which the mean counts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(4, 4)
+
+    def forward(self, *, points: Tensor, grey: Tensor, offsets: Tensor) -> Logits:
+        values, sizes = torch.cat([points, grey], dim=1), offsets.diff()
+        padded = nn.utils.rnn.pad_sequence(list(values.split(sizes.tolist())), batch_first=True)
+        return {"logits": self.head(values - padded.mean(dim=1).repeat_interleave(sizes, dim=0))}
+
+
+def test_padding_that_counts_is_found(tmp_path: Path) -> None:
+    for seed in range(3):
+        torch.manual_seed(seed)
+        (finding,) = findings_of(make_rooms(tmp_path, model=Padding()))
+        assert finding.cause == "model.cross_sample_leak"
+
+
+def test_a_network_of_one_format_alone_is_compared_in_that_format(small: Built) -> None:
+    class Single(Mixing):
+        def forward(self, *, points: Tensor) -> PointNetPlainOutput:
+            assert points.dtype == torch.float32
+            return super().forward(points=points)
+
+    assert findings_of(with_model(small, Single(same))) == []
+    (finding,) = findings_of(with_model(small, Single(centred)))
+    assert finding.cause == "model.cross_sample_leak"
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    torch.manual_seed(0)
