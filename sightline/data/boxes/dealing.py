@@ -43,8 +43,10 @@ def _classes_in(prepared: Prepared, rows: Sequence[tuple[str, int]]) -> tuple[np
         is_shown = (image >= 0) & ~prepared.array(split, "is_ignored")
         images.append(image[is_shown])
         labels.append(np.asarray(prepared.array(split, "label"))[is_shown])
-    pairs = np.unique(np.stack([np.concatenate(images), np.concatenate(labels)]), axis=1)
-    return pairs[0], pairs[1]
+    image, label = np.concatenate(images), np.concatenate(labels).astype(np.int64)
+    num_classes = int(label.max(initial=0)) + 1
+    pairs = np.unique(image * num_classes + label)
+    return pairs // num_classes, pairs % num_classes
 
 
 def hold_out_images(
@@ -109,8 +111,10 @@ class _Sides:
     def _move(self, images: np.ndarray, *, side: int, most: int) -> None:
         """Move so many of the images, in their order, to a side; none that alone shows a class on its own side."""
         for image in images:
+            if not most:
+                return
             shown = self._labels[self._begins[image] : self._begins[image + 1]]
-            if most and (self._counts[1 - side, shown] > 1).all():
+            if (self._counts[1 - side, shown] > 1).all():
                 self._is_held[image] = bool(side)
                 self._counts[side, shown] += 1
                 self._counts[1 - side, shown] -= 1
