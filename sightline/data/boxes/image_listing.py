@@ -334,12 +334,15 @@ def _notes(looked: Sequence[_Looked], found: FoundSet) -> list[str]:
     left = [each for each in looked if each.header.orientation > 1 and each.orientation == 1]
     seen: dict[Path, str] = {}
     both = [each for each in looked if seen.setdefault(each.image.path, each.image.split) != each.image.split]
+    counts = Counter((each.image.path, each.image.split) for each in looked)
+    twice = [each for each in looked if counts.pop((each.image.path, each.image.split), 0) > 1]
     kinds = ", ".join(f"{count} {mode}" for mode, count in sorted(Counter(each.header.mode for each in odd).items()))
     notes = (
         (odd, f"are not RGB and are converted ({kinds})"),
         (turned, "are turned as their EXIF orientation says"),
         (left, "are not turned as their EXIF orientation says, for the annotations are about the stored pixels"),
         (both, "are in two splits"),
+        (twice, "are listed more than once in one split"),
     )
     lines = [f"{len(which)} images {what}, first: {which[0].image.name}" for which, what in notes if which]
     return [*lines, *box_notes(_shown(looked, found.shown), [each.image.name for each in looked], found.form)]

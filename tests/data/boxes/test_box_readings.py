@@ -15,10 +15,12 @@ from sightline.data.boxes.coco import Coco
 from sightline.data.boxes.convert import LAYOUTS
 from sightline.data.boxes.image_listing import Faults
 from sightline.data.boxes.masks import box_of_mask
+from sightline.data.boxes.people import WiderPerson
+from sightline.data.boxes.yolo_txt import YoloTxt
 from sightline.errors import DataError
 from tests.command import run_here
 from tests.data.boxes.box_writers import pattern, quiet, write_coco, write_image
-from tests.data.boxes.people_writers import write_ecp
+from tests.data.boxes.people_writers import write_ecp, write_widerperson
 
 CORNERS: Mapping[str, Callable[..., tuple[float, ...]]] = {
     "corner, size": lambda a, b, c, d: (a, b, a + c, b + d),
@@ -110,6 +112,21 @@ def test_prepare_and_info_warn(tmp_path: Path) -> None:
         assert "they look like left, top, right, bottom, as which 0 do; convert them" in told
         assert "1 boxes are there once more with the same class, first in 1.png: 32, 20, 82, 62 (left, top, ri" in told
         assert "labels.json: 1 annotations have the id of another, first: 1" in told
+
+
+def test_labels_of_several_images_and_images_listed_twice_are_noted(tmp_path: Path) -> None:
+    """YOLO's a.txt is that of a.png and of a.jpg; WiderPerson's list names an image twice."""
+    for name in ("a.png", "a.jpg", "b.png"):
+        write_image(tmp_path / "yolo" / name, pattern(8, 8))
+        (tmp_path / "yolo" / f"{name[0]}.txt").write_text("0 .5 .5 .2 .2\n")
+    (tmp_path / "yolo/classes.txt").write_text("person\n")
+    [note] = YoloTxt.survey(tmp_path / "yolo")["differences"]
+    assert note.startswith("1 text files are those of several images, which all have their boxes, first: ")
+    source = write_widerperson(tmp_path / "wider", train={"a": [[1, 1, 1, 5, 5]], "b": []})
+    (source / "train.txt").write_text("a\nb\na\n")
+    assert WiderPerson.survey(source)["differences"] == [
+        "1 images are listed more than once in one split, first: Images/a.jpg"
+    ]
 
 
 def faults_of(layout: str, root: Path) -> str:
