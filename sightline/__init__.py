@@ -18,12 +18,23 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from sightline import geometry, metrics
     from sightline.api import LoadedRun, build_model, load_run, train_run
+    from sightline.surrogates import surrogate_gradient
 
-__all__ = ["LoadedRun", "__version__", "build_model", "geometry", "load_run", "metrics", "train_run"]
+__all__ = [
+    "LoadedRun",
+    "__version__",
+    "build_model",
+    "geometry",
+    "load_run",
+    "metrics",
+    "surrogate_gradient",
+    "train_run",
+]
 
 __version__ = "0.1.0"
 
 _ROOM_OF = {name: "sightline.api" for name in ("LoadedRun", "build_model", "load_run", "train_run")}
+_ROOM_OF["surrogate_gradient"] = "sightline.surrogates"
 
 
 def __getattr__(name: str) -> Any:

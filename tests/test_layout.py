@@ -22,7 +22,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # rooms of their own; what stands in one line is on one floor, where no room imports another.
 FLOORS = """
 errors types arguments schema draws facts members registry binding pictures box_pictures plugins plain_files config \
-compiled calls collection chart nests
+compiled calls collection chart nests surrogates
 geometry
 layers transforms
 losses metrics models data.files

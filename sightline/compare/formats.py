@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
-__all__ = ["FORMATS", "Format", "coarser", "format_of"]
+from sightline.nests import leaves, mapped
+
+__all__ = ["FORMATS", "Float32Draws", "Format", "coarser", "format_of"]
 
 
 @dataclass(frozen=True)
@@ -61,3 +65,36 @@ def format_of(dtype: torch.dtype) -> Format:
 def coarser(first: Format, second: Format) -> Format:
     """The one with fewer digits."""
     return first if first.digits <= second.digits else second
+
+
+_DRAWS = frozenset(
+    "bernoulli binomial cauchy exponential geometric log_normal multinomial native_dropout normal poisson rand "
+    "rand_like randn randn_like random rrelu_with_noise uniform _sample_dirichlet _standard_gamma".split()
+)
+"""Operations of torch that draw random numbers, which differ from format to format."""
+
+
+class Float32Draws(TorchDispatchMode):
+    """Inside, the random numbers drawn in float64 are those that the same generator gives in float32."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = args, kwargs or {}
+        is_wide = given[1].get("dtype") == torch.float64 or any(t.dtype == torch.float64 for _, t in leaves(given))
+        if func.overloadpacket.__name__.rstrip("_") not in _DRAWS or not is_wide:
+            return func(*given[0], **given[1])
+        narrow: list[tuple[Tensor, Tensor]] = []
+
+        def lower(place: str, tensor: Tensor) -> Tensor:
+            if tensor.dtype != torch.float64:
+                return tensor
+            narrow.append((tensor, tensor.float()))
+            return narrow[-1][1]
+
+        lowered_args, lowered = mapped(given, lower)
+        if lowered.get("dtype") == torch.float64:
+            lowered["dtype"] = torch.float32
+        drawn = func(*lowered_args, **lowered)
+        for tensor, small in narrow if func._schema.is_mutable else ():
+            tensor.copy_(small)
+        places = {id(small): tensor for tensor, small in narrow}
+        return mapped(drawn, lambda _, t: places.get(id(t), t.double() if t.dtype == torch.float32 else t))

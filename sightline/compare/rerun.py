@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sightline.compare.convolution import DoubleConvolutions
-from sightline.compare.formats import FORMATS, Format, coarser
+from sightline.compare.formats import FORMATS, Float32Draws, Format, coarser
 from sightline.compare.recording import Call, Formats
 from sightline.layers.native_batch_norm import Native
 from sightline.nests import leaves, mapped
@@ -155,7 +155,17 @@ def answer(unit: Unit, nudge: Nudge | None = None, *, dtype: torch.dtype = torch
     given = mapped(unit.call.given, _as_source(mover, "given", unit.call.to_given, sources))
     noise, draws, seen = _noisy(unit, mover, nudge), _drawing(unit.call), [FORMATS[torch.float64]]
     watch = contextlib.nullcontext() if nudge is not None else Formats(seen.append)
-    with _buffers_kept(unit) as changed, noise, draws, torch.enable_grad(), mover.inside(), watch, DoubleConvolutions():
+    same = contextlib.nullcontext() if unit.call.format.name == "float64" else Float32Draws()
+    with (
+        _buffers_kept(unit) as changed,
+        noise,
+        draws,
+        same,
+        torch.enable_grad(),
+        mover.inside(),
+        watch,
+        DoubleConvolutions(),
+    ):
         with forced.answering():
             args, kwargs = given
             made = unit.run(*args, **kwargs)

@@ -25,7 +25,7 @@ import torch
 from torch import nn
 
 from sightline.compare.convolution import DoubleConvolutions
-from sightline.compare.formats import Format, format_of
+from sightline.compare.formats import Float32Draws, Format, format_of
 from sightline.compare.measure import BOUND
 from sightline.compare.rerun import moving
 from sightline.compare.sums import sum_in_order
@@ -139,8 +139,13 @@ def losses_over_steps(
     )
     world = World(device=variant.device)
     losses = []
-    quieted = quiet(variant), job.losses.kept()
-    with quieted[0], quieted[1], DoubleConvolutions(), _noisy(getattr(replica, "network", model), noise):
+    with (
+        quiet(variant),
+        job.losses.kept(),
+        Float32Draws(),
+        DoubleConvolutions(),
+        _noisy(getattr(replica, "network", model), noise),
+    ):
         for step in range(num_steps):
             own.step = job.step + step
             try:

@@ -5,8 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
 
-from sightline.compare.formats import FORMATS
+from sightline.compare.formats import FORMATS, Float32Draws
+from tests.compare.steps import compared, guilty
 
 
 def generator() -> torch.Generator:
@@ -32,3 +35,39 @@ def test_zero_stays_zero_and_signs_are_drawn() -> None:
 def test_the_unit_of_the_largest() -> None:
     assert FORMATS[torch.float32].unit_of_largest(torch.tensor([0.5, -6.0, torch.inf])) == np.spacing(np.float32(6.0))
     assert FORMATS[torch.bfloat16].unit_of_largest(torch.tensor([1.0])) == 2.0**-7
+
+
+class Noisy(nn.Module):
+    """Draws in training, in ways that dropout's switch does not reach."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.factor, self.layer = 1.0, nn.Linear(3, 8)
+
+    def forward(self, points: Tensor) -> Tensor:
+        dropped = F.dropout(self.factor * self.layer(points), 0.5)
+        return dropped + 0.1 * torch.randn_like(dropped) * torch.empty_like(dropped).uniform_()
+
+
+def test_a_network_that_draws_equals_itself() -> None:
+    """Over seeds; what it computes otherwise beside its noise is found."""
+    for seed in range(5):
+        torch.manual_seed(seed)
+        model, broken = Noisy(), Noisy()
+        broken.load_state_dict(model.state_dict())
+        broken.factor = 1.001
+        batch = {"points": torch.randn(4, 3)}
+        assert guilty(compared(model, model, batch)) == []
+        assert guilty(compared(model, broken, batch)) != []
+
+
+def test_float64_draws_what_float32_draws() -> None:
+    for draw in (torch.randn_like, torch.rand_like, lambda values: values.clone().normal_(), torch.bernoulli):
+        given = torch.full((5, 40), 0.5)
+        torch.manual_seed(3)
+        expected = draw(given)
+        torch.manual_seed(3)
+        with Float32Draws():
+            found = draw(given.double())
+        assert found.dtype == torch.float64
+        assert torch.equal(found.float(), expected)

@@ -14,6 +14,7 @@ from sightline.doctor.oracles.derivatives import gradient_errors, worst
 from sightline.doctor.oracles.references import array, batch_norm, off, reference_of, running_after
 from sightline.doctor.oracles.rows import EXACT_GRADIENT, FORWARD, Row
 from sightline.doctor.oracles.shrinking import input_of, shrunk
+from sightline.surrogates import find_surrogates, note_surrogates
 
 __all__ = ["examine_known", "is_known"]
 
@@ -29,8 +30,11 @@ def examine_known(module: nn.Module, row: Row, *, seed: int = 0) -> Row:
     small = shrunk(module, generator)
     values = input_of(small, generator)
     errors = _forward_errors(small, values)
+    declared = _surrogates(small, values)
     slopes = {
-        f"{mode}{name}": error for mode, each in _slopes(small, values, seed).items() for name, error in each.items()
+        f"{mode}{name}": error
+        for mode, each in ({} if declared else _slopes(small, values, seed)).items()
+        for name, error in each.items()
     }
     weakest, slope = worst(slopes)
     part, forward = worst(errors)
@@ -42,6 +46,7 @@ def examine_known(module: nn.Module, row: Row, *, seed: int = 0) -> Row:
         drift=_drift(small, values),
         weakest=weakest,
         tolerance=EXACT_GRADIENT,
+        declared=declared,
         note=label,
     )
 
@@ -70,6 +75,14 @@ def _forward_errors(small: nn.Module, values: Tensor) -> dict[str, float]:
     tried = copy.deepcopy(known)
     errors["output in evaluation"] = off(_call(tried, values), batch_norm(known, given))
     return errors
+
+
+def _surrogates(small: nn.Module, values: Tensor) -> tuple[str, ...]:
+    """The surrogate gradients that a layer which derives from a known one declares."""
+    layer = copy.deepcopy(small).train()
+    with note_surrogates() as declared:
+        out = layer(values.clone().requires_grad_(True).clone())
+    return tuple(sorted(declared | find_surrogates([out], layer.modules())))
 
 
 def _slopes(small: nn.Module, values: Tensor, seed: int) -> Mapping[str, dict[str, float]]:

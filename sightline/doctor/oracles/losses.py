@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from sightline import registry
+from sightline.compare.formats import Float32Draws
 from sightline.config import RunConfig
 from sightline.doctor.oracles.derivatives import gradient_errors, gradients_of, uncompared, worst
 from sightline.doctor.oracles.loss_references import cross_entropy, focal, lovasz, mean_square, nt_xent, orthogonality
@@ -22,6 +23,7 @@ from sightline.doctor.oracles.squares import Squares, rightful_factor, squares_o
 from sightline.engine.train import Job
 from sightline.errors import summary_of
 from sightline.losses.class_weights import class_weights_of
+from sightline.surrogates import find_surrogates, note_surrogates
 from sightline.types import Batch, Component
 
 __all__ = ["examine_losses"]
@@ -57,14 +59,19 @@ class _Given:
 
     def mean(self, name: str, outputs: Mapping[str, Any] | None = None) -> float:
         given = self.outputs if outputs is None else outputs
-        with torch.no_grad():
+        torch.manual_seed(0)  # what a loss draws is drawn again
+        with torch.no_grad(), Float32Draws():
             return float(loss_sums(self.job, self.batch, given)[name]) / loss_counts(self.job, self.batch, given)[name]
 
 
 def _examine(row: Row, component: Component, given: _Given) -> Row:
     name = component.name
     tensors = _moved(given, name)
-    total = loss_sums(given.job, given.batch, {**given.outputs, **tensors})[name]
+    with note_surrogates() as declared:
+        total = loss_sums(given.job, given.batch, {**given.outputs, **tensors})[name]
+    declared |= find_surrogates([total])
+    if name in registry.losses.names():
+        declared |= find_surrogates([], [registry.losses.entry(component).builder])
     found = torch.autograd.grad(total, list(tensors.values()), allow_unused=True) if total.requires_grad else ()
     read = {key: tensor for (key, tensor), slope in zip(tensors.items(), found, strict=False) if slope is not None}
     groups = {key: [tensor] for key, tensor in read.items()}
@@ -73,11 +80,12 @@ def _examine(row: Row, component: Component, given: _Given) -> Row:
         torch.manual_seed(0)
         return [loss_sums(given.job, given.batch, {**given.outputs, **tensors})[name]]
 
-    errors = gradient_errors(evaluate, groups)
+    errors = {} if declared else gradient_errors(evaluate, groups)
     weakest, slope = worst(errors)
-    second, note = _second(evaluate, groups)
+    second, note = (None, "") if declared else _second(evaluate, groups)
     forward, form = _forward(component, given)
     value = given.mean(name)
+    missing = "" if declared else uncompared(groups, errors)
     narrow = {k: v.float() if isinstance(v, Tensor) and v.is_floating_point() else v for k, v in given.outputs.items()}
     drift = abs(given.mean(name, narrow) - value) / max(abs(value), 1e-30)
     return dataclasses.replace(
@@ -88,7 +96,8 @@ def _examine(row: Row, component: Component, given: _Given) -> Row:
         drift=drift if math.isfinite(drift) else None,
         weakest=weakest,
         tolerance=EXACT_GRADIENT,
-        note="; ".join(filter(None, (form, uncompared(groups, errors), note if read else "it depends on no output"))),
+        declared=tuple(sorted(declared)),
+        note="; ".join(filter(None, (form, missing, note if read else "it depends on no output"))),
     )
 
 

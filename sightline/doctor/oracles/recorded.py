@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sightline.compare.formats import Float32Draws
 from sightline.compiled import working_s
 from sightline.doctor.core.survey import leaves
 from sightline.doctor.oracles.derivatives import gradient_errors, uncompared, worst
@@ -21,6 +22,7 @@ from sightline.doctor.oracles.nests import float32, float64, kept, mapped, with_
 from sightline.doctor.oracles.own_references import own_reference
 from sightline.doctor.oracles.references import array, off
 from sightline.doctor.oracles.rows import DRIFT, Row
+from sightline.surrogates import find_surrogates, note_surrogates
 
 __all__ = ["Call", "examine_recorded", "recording"]
 
@@ -76,7 +78,9 @@ def examine_recorded(module: nn.Module, call: Call, row: Row, *, silent: set[str
     is_made_of_layers = _LAYERS in parameters
     groups = {f"input {path}": [tensor] for path, tensor in inputs.items()} | parameters
     evaluate = _evaluation(layer, args, kwargs, seed)
-    outputs = evaluate()  # the first may have to compile
+    with note_surrogates() as declared:
+        outputs = evaluate()  # the first may have to compile
+    declared |= find_surrogates(outputs, layer.modules())
     started = working_s()
     again = evaluate()
     once = working_s() - started
@@ -88,7 +92,7 @@ def examine_recorded(module: nn.Module, call: Call, row: Row, *, silent: set[str
         return dataclasses.replace(row, note="outputs differ from call to call under one seed")
     if once * (2 * len(groups) + 1) > _MOST_SECONDS:
         groups = {"all that it reads": [tensor for tensors in groups.values() for tensor in tensors]}
-    errors = gradient_errors(evaluate, groups, seed=seed, step=_STEP)
+    errors = {} if declared else gradient_errors(evaluate, groups, seed=seed, step=_STEP)
     weakest, slope = worst(errors)
     drift, limit = _drift(layer, args, kwargs, seed)
     return dataclasses.replace(
@@ -98,7 +102,8 @@ def examine_recorded(module: nn.Module, call: Call, row: Row, *, silent: set[str
         weakest=weakest,
         drift=drift,
         drift_limit=max(limit, (_OF_MANY if is_made_of_layers else 1.0) * DRIFT),
-        note=uncompared(groups, errors),
+        declared=tuple(sorted(declared)),
+        note="" if declared else uncompared(groups, errors),
     )
 
 
@@ -183,7 +188,7 @@ def _drift(layer: nn.Module, args: Any, kwargs: Any, seed: int) -> tuple[float, 
     """How far the middle value of the float32 output is from float64, and how far rounding may take it.
 
     Both relative to the largest value. Rounding is tried: in float64, all that goes in is moved by half a unit of
-    float32's last place, as in the comparison of whole networks.
+    float32's last place, as in the comparison of whole networks. What a layer draws is the same in both formats.
     """
     narrow = copy.deepcopy(layer).float()
     wide, nudged = copy.deepcopy(narrow).double(), copy.deepcopy(narrow).double()
@@ -201,8 +206,9 @@ def _drift(layer: nn.Module, args: Any, kwargs: Any, seed: int) -> tuple[float, 
         for parameter in nudged.parameters():
             parameter.copy_(nudge(parameter))
         small = _evaluation(narrow, given, named, seed)()
-        large = _evaluation(wide, exact, by_name, seed)()
-        moved = _evaluation(nudged, mapped(exact, nudge), mapped(by_name, nudge), seed)()
+        with Float32Draws():
+            large = _evaluation(wide, exact, by_name, seed)()
+            moved = _evaluation(nudged, mapped(exact, nudge), mapped(by_name, nudge), seed)()
     return _middle(small, large), _GUILTY * _middle(moved, large)
 
 

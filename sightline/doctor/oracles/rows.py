@@ -25,7 +25,8 @@ class Row:
 
     `kind` is its type and arguments, `place` the first module of it (or the loss), `count` how many there are. `slope`
     and `second` are of first and second derivatives, `weakest` is the tensor whose gradient is off most, and
-    `tolerance` by how much it may be; `drift_limit` is how much of float32 rounding explains.
+    `tolerance` by how much it may be; `drift_limit` is how much of float32 rounding explains. `declared` names
+    surrogate gradients, which are not compared.
     """
 
     kind: str
@@ -39,14 +40,18 @@ class Row:
     weakest: str = ""
     tolerance: float = GRADIENT
     drift_limit: float = DRIFT
+    declared: tuple[str, ...] = ()
     note: str = ""
     file: tuple[str | None, int | None] = (None, None)
 
     @property
     def verdict(self) -> str:
-        """`wrong`, or how much of it was compared: `checked`, `half-checked` (gradients alone), `not checked`."""
+        """`wrong`, or `declared` where the gradient is a surrogate, or how much of it was compared: `checked`,
+        `half-checked` (gradients alone), `not checked`."""
         if self.is_wrong_forward or self.is_wrong_backward or self.drifts:
             return "wrong"
+        if self.declared:
+            return "declared"
         if self.slope is None and self.forward is None:
             return "not checked"
         return "half-checked" if self.forward is None else "checked"

@@ -131,6 +131,8 @@ def straight_through(values: Tensor, quantised: Tensor) -> Tensor:
 
 
 class _StraightThrough(torch.autograd.Function):
+    surrogate_gradient = True
+
     @staticmethod
     def forward(ctx: Any, values: Tensor, quantised: Tensor) -> Tensor:
         return quantised.view_as(quantised)

@@ -15,6 +15,7 @@ from sightline.doctor.oracles.rows import Row
 from sightline.layers.edge_conv import EdgeConv
 from sightline.layers.mlp import LinearNorm
 from sightline.layers.range_image.columns import WrapColumns
+from sightline.surrogates import note_surrogates, surrogate_gradient
 from tests.marks import long_but
 from tests.models.small_models import make_inputs, small_model
 
@@ -182,3 +183,139 @@ def test_a_fast_layer_that_differs_from_its_definition(slip: bool, monkeypatch: 
     (row, *_) = [r for r in examine_layers(whole, {}, lambda batch: layer(values, index)) if r.place == "conv"]
     assert row.is_wrong_forward == slip
     assert not row.is_wrong_backward
+
+
+class Noisy(nn.Module):
+    """Noise in training, drawn in one of the ways that torch has."""
+
+    def __init__(self, way: str) -> None:
+        super().__init__()
+        self.way, self.weight = way, nn.Parameter(torch.ones(3))
+
+    def forward(self, values: Tensor) -> Tensor:
+        return values * self.weight + 0.1 * NOISE[self.way](values)
+
+
+NOISE: dict[str, Any] = {
+    "randn_like": torch.randn_like,
+    "rand_like": torch.rand_like,
+    "randn": lambda values: torch.randn(values.shape, dtype=values.dtype),
+    "normal": lambda values: torch.normal(values.detach(), 1.0),
+    "normal_": lambda values: torch.empty_like(values).normal_(),
+    "uniform_": lambda values: values.detach().clone().uniform_(-1, 1),
+    "exponential_": lambda values: torch.empty_like(values).exponential_(),
+    "bernoulli": lambda values: values * torch.bernoulli(torch.full_like(values, 0.5)),
+    "dropout": lambda values: nn.functional.dropout(values, 0.5),
+    "rrelu": lambda values: nn.functional.rrelu(values, training=True),
+    "distribution": lambda values: torch.distributions.Laplace(0 * values.detach(), 1.0).sample(),
+}
+
+
+@pytest.mark.parametrize("way", NOISE)
+def test_noise_of_a_layer_is_no_loss_of_exactness(way: str) -> None:
+    for seed in range(5):
+        torch.manual_seed(seed)
+        row = rows_of(nn.Sequential(Noisy(way), nn.Linear(3, 3)))["0"]
+        assert not row.drifts, (seed, row.drift)
+        assert row.verdict == "half-checked"
+
+
+def test_half_precision_beside_noise_is_found() -> None:
+    class Both(SumsInHalf):
+        def forward(self, values: Tensor) -> Tensor:
+            return super().forward(values) + 0.1 * torch.randn_like(values)
+
+    assert rows_of(nn.Sequential(Both(), nn.Linear(3, 3)))["0"].drifts
+
+
+class _Rounded(Function):
+    """Straight-through."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor) -> Tensor:
+        return torch.round(4 * values) / 4
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+        return gradient
+
+
+class _DeclaredRounded(_Rounded):
+    surrogate_gradient = True
+
+
+class _Reversed(Function):
+    @staticmethod
+    def forward(ctx: Any, values: Tensor) -> Tensor:
+        return values.view_as(values)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+        return -gradient
+
+
+def stopped(values: Tensor) -> Tensor:
+    return values.detach()
+
+
+class Layer(nn.Module):
+    """A weight, and a function whose gradient is no derivative."""
+
+    def __init__(self, function: Any) -> None:
+        super().__init__()
+        self.function, self.weight = function, nn.Parameter(torch.ones(3))
+
+    def forward(self, values: Tensor) -> Tensor:
+        scaled = values * self.weight
+        return scaled.square() + self.function(scaled)
+
+
+class Marked(Layer):
+    surrogate_gradient = True
+
+
+class RoundedLinear(nn.Linear):
+    """Of a known type: in the definition forward, another gradient backward."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        made: Tensor = _DeclaredReversed.apply(super().forward(input))
+        return made
+
+
+_DeclaredReversed = surrogate_gradient(type("_DeclaredReversed", (_Reversed,), {}))
+SURROGATES: dict[str, tuple[Any, str]] = {
+    "attribute of the function": (lambda: Layer(_DeclaredRounded.apply), "_DeclaredRounded"),
+    "decorated function class": (lambda: Layer(_DeclaredReversed.apply), "_DeclaredReversed"),
+    "decorated function": (lambda: Layer(surrogate_gradient(stopped)), "stopped"),
+    "attribute of the module": (lambda: Marked(stopped), "Marked"),
+    "decorated module": (lambda: surrogate_gradient(Layer(_Rounded.apply)), "Layer"),
+    "in a layer of torch's": (lambda: RoundedLinear(3, 3), "_DeclaredReversed"),
+}
+
+
+@pytest.mark.parametrize("how", SURROGATES)
+def test_declared_surrogate_gradients_are_reported_as_declared(how: str) -> None:
+    """In the layer and in the model around it; what stands beside it is compared as ever."""
+    make, name = SURROGATES[how]
+    rows = rows_of(nn.Sequential(make(), Scaled(), Scaled(2.0)))
+    assert (rows["0"].verdict, rows["0"].declared, rows["0"].slope) == ("declared", (name,), None)
+    assert rows["1"].verdict == "half-checked"
+    assert rows["2"].is_wrong_backward
+
+
+@pytest.mark.parametrize("function", [_Rounded.apply, _Reversed.apply, stopped])
+def test_others_are_wrong(function: Any) -> None:
+    assert rows_of(nn.Sequential(Layer(function), nn.Linear(3, 3)))["0"].verdict == "wrong"
+
+
+def test_a_declared_function_computes_what_it_did() -> None:
+    declared = surrogate_gradient(stopped)
+    values = torch.randn(3, requires_grad=True)
+    assert torch.equal(declared(values), values)
+    assert not declared(values).requires_grad
+    assert (declared.__name__, declared.surrogate_gradient) == ("stopped", True)  # type: ignore[attr-defined]
+    with note_surrogates() as noted:
+        torch.compile(lambda given: declared(given) + 1, backend="eager", fullgraph=True)(values)
+        assert noted == set()
+        declared(values)
+    assert noted == {"stopped"}

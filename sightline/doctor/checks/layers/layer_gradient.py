@@ -38,6 +38,7 @@ def _of_row(context: Context, row: Row, around: list[str]) -> Finding:
         causes=causes,
         measured=f"{row.kind}: off by {row.slope if first else row.second:.3g} of its size, in float64",
         expected=f"at most {row.tolerance:g}; healthy ones stay a factor of ten below",
-        action="look for a backward of its own, for .data, detach() and no_grad, and for edits in place",
+        action="look for a backward of its own, for .data, detach() and no_grad, and for edits in place; a surrogate "
+        "that is meant is declared, by @sightline.surrogate_gradient or surrogate_gradient = True",
         evidence={"layers": row.count, "around": around},
     )

@@ -17,18 +17,21 @@ _COLUMNS = ("layer", "of them", "first", "NumPy", "gradient", "second", "float32
 def unverified_layers(context: Context) -> list[Finding]:
     """A table of every kind of layer and every loss. Right gradients do not make a right forward pass.
 
-    `checked` is what agrees with NumPy and with finite differences, `half-checked` what has only right gradients.
+    `checked` is what agrees with NumPy and with finite differences, `half-checked` what has only right gradients,
+    `declared` what has a surrogate gradient on purpose.
     """
     rows = context.oracles
     if not rows:
         return []
     counted = Counter(row.verdict for row in rows)
-    doubtful = [row for row in rows if row.verdict in ("half-checked", "not checked")]
+    declared = sorted({name for row in rows for name in row.declared})
+    doubtful = [row for row in rows if row.verdict in ("half-checked", "declared", "not checked")]
     return [
         unverified_layers.finding(
             context,
             ", ".join(f"{counted[verdict]} {verdict}" for verdict in _VERDICTS if counted[verdict])
-            + f" of {len(rows)} kinds of layers and losses",
+            + f" of {len(rows)} kinds of layers and losses"
+            + (f"; surrogate gradients of {', '.join(declared)}" if declared else ""),
             measured="; ".join(_describe(row) for row in doubtful) or "all agree with NumPy",
             expected="a reference in NumPy and right gradients, for each",
             action="nothing; see the tests of a layer without a reference",
@@ -37,12 +40,13 @@ def unverified_layers(context: Context) -> list[Finding]:
     ]
 
 
-_VERDICTS = ("checked", "half-checked", "not checked", "wrong")
+_VERDICTS = ("checked", "half-checked", "declared", "not checked", "wrong")
 
 
 def _describe(row: Row) -> str:
     kind = row.kind.split("(", 1)[0]
-    return f"{kind} '{row.place}' {row.verdict}" + (f" ({row.note})" if row.note else "")
+    reason = f"surrogate gradient of {', '.join(row.declared)}" if row.declared else row.note
+    return f"{kind} '{row.place}' {row.verdict}" + (f" ({reason})" if reason else "")
 
 
 def _cells(row: Row) -> list[object]:

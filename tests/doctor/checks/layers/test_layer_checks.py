@@ -19,6 +19,7 @@ from sightline.doctor.suite import run_all
 from sightline.engine.build import Built
 from sightline.engine.distributed import World
 from sightline.models.pointnet import PointNetPlainOutput
+from sightline.surrogates import surrogate_gradient
 from tests.doctor.oracles.test_examine import Scaled, SumsInHalf
 from tests.doctor.oracles.test_references import Biased
 from tests.doctor.planting import assert_complete, make, with_model
@@ -118,6 +119,37 @@ def test_losses(tmp_path: Path, loss: Any, code: str, cause: str, told: str) -> 
     finding = of_maps(tmp_path, loss=loss)
     assert (finding.code, finding.cause, finding.where.config_path) == (code, cause, "losses.0")
     assert told in finding.summary
+
+
+class Stopped(MeanSquare):
+    """A gradient that is no derivative, as it is meant to be."""
+
+    def forward(self, *, likelihood: Tensor, heatmaps: Tensor) -> Tensor:
+        return (likelihood * stop(likelihood)).sum() - 2 * (likelihood * heatmaps).sum() + heatmaps.square().sum()
+
+
+@surrogate_gradient
+def stop(values: Tensor) -> Tensor:
+    return values.detach()
+
+
+def test_a_loss_with_a_declared_surrogate_gradient(tmp_path: Path) -> None:
+    context = context_of(make_maps(tmp_path, loss=Stopped()))
+    assert [finding for each in CHECKS for finding in each(context)] == []
+    (note,) = unverified_layers(context)
+    assert "1 declared of 9 kinds of layers and losses; surrogate gradients of stop" in note.summary
+    assert "mean_square 'mean_square' declared (surrogate gradient of stop)" in note.measured
+
+
+class Jittered(MeanSquare):
+    """Draws what it adds to its target."""
+
+    def forward(self, *, likelihood: Tensor, heatmaps: Tensor) -> Tensor:
+        return super().forward(likelihood=likelihood, heatmaps=heatmaps + 0.1 * torch.randn_like(heatmaps))
+
+
+def test_a_loss_that_draws_is_not_inexact(tmp_path: Path) -> None:
+    assert "layer-drift" not in {finding.code for finding in found_in(make_maps(tmp_path, loss=Jittered()))}
 
 
 @pytest.mark.parametrize(
