@@ -236,10 +236,10 @@ def _citypersons(split: str, placed: Sequence[Placed], job: Job) -> Files:
                 visible = box.boxes.get("visible", (0, 0, 0, 0))
                 rows.append([code, *job.chosen(box), box.own.get("instance", 0), *visible])
         bbs = np.array(rows, dtype=np.float64).reshape(-1, 10)
-        name = PurePosixPath(place).name
-        if _is_undecodable(name):
-            raise DataError(f"'{name}': is not text, which names in this layout are; rename it")
-        cells[0, at] = {"cityname": PurePosixPath(place).parent.name, "im_name": name, "bbs": bbs}
+        city, name = place.split("/")[-2:]
+        if _is_undecodable(city + name):
+            raise DataError(f"'{city}/{name}': is not text, which names in this layout are; rename it")
+        cells[0, at] = {"cityname": city, "im_name": name, "bbs": bbs}
     name, stream = f"anno_{_short(split)}".replace("all", "train"), io.BytesIO()
     savemat(stream, {f"{name}_aligned": cells}, do_compression=True)
     header = b"MATLAB 5.0 MAT-file"  # without the date, which would make other bytes each time

@@ -207,7 +207,7 @@ def read_ecp(source: Path) -> LabelledSet:
                 f"{file}: a frame with imagewidth, imageheight and children is needed ({error!r}); get it again"
             ) from error
         num_vehicles += sum(ECP.of(child["identity"]) is None for child in frame["children"])
-        split = split_of(part)
+        split = next((found for each in part.parts if (found := split_of(Path(each))) != "all"), "all")
         numbers[split] = numbers.get(split, 0) + 1
         path = folder.parent / "img" / part.with_suffix(".png")
         own = {key: value for key, value in frame.items() if key not in _FRAME_KEYS}

@@ -27,7 +27,7 @@ ODD_NAMES = (
     *("v1.0/im0.png", "v1.0/im1.png", "v1.1/im0.png", "a.b.png", "a b.png", "a\nb.png", "c.png\n.png", "d\u2028e.png"),
     *("ü.png", "u\u0308x.png", "😀.png", "f\udcff.png", "images/g.png", "g/images/h.png", "labels/i.png", "#.png"),
     *("CON.PNG", "-.jpeg", "1e5.png", "0001.png", "x.jpg.png", "%20.png", "'\".png", "k/k/k/k.png", "img/l.png"),
-    "image_2/m.png",
+    *("image_2/m.png", "f\udcff/n.png", " /o.png", "p /q.png", "train/r.png/s.png"),
 )
 
 
@@ -68,7 +68,7 @@ def test_no_label_is_lost_whatever_images_are_called(tmp_path: Path, layout: str
             taken.append(name)
             assert widths(layout, target) == {1: 1}, name
     refused = {*ODD_NAMES} - {*taken}
-    assert refused <= {"a\nb.png", "c.png\n.png", "f\udcff.png", "x.jpg.png"}, layout
+    assert refused <= {"a\nb.png", "c.png\n.png", "f\udcff.png", "f\udcff/n.png", "x.jpg.png"}, layout
     names = tuple(name for name in taken if Path(name).stem not in ("g", "h", "im0", "m"))
     convert(written_coco(tmp_path / "all", names), "coco", tmp_path / "together", layout)
     assert widths(layout, tmp_path / "together") == Counter(range(1, len(names) + 1))
@@ -126,6 +126,17 @@ def test_photographs_that_are_stored_turned_keep_their_boxes(tmp_path: Path) -> 
     [note] = convert(tmp_path / "coco", "coco", tmp_path / "stored", "yolo_txt")["differences"]
     assert note.startswith("1 images have boxes about their stored pixels")
     assert convert(tmp_path / "coco", "coco", tmp_path / "again", "coco")["differences"] == []
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_words_in_names_move_no_image_to_another_part(tmp_path: Path, layout: str) -> None:
+    """An ECP frame called train_1 in the folder of validation was trained on."""
+    source = written_coco(tmp_path / "in", ("train_1.png", "valley/test.png", "k/trained.png", "k/9.png"))
+    (source / "instances_some.json").rename(source / "instances_val.json")
+    report = convert(source, "coco", tmp_path / "out", layout)
+    assert report["images"] == {"validation": 4}
+    expected = "all" if layout == "kitti" else "validation"  # one part alone has no folder of its own there
+    assert [image.split for image in LAYOUTS[layout].read(tmp_path / "out").images] == [expected] * 4
 
 
 def test_images_that_some_splits_hold_are_refused_before_labels_are_lost(tmp_path: Path) -> None:
