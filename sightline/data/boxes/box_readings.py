@@ -40,13 +40,13 @@ def box_notes(shown: ShownBoxes, names: Sequence[str], form: BoxForm) -> list[st
     `names` are those of the images. Boxes may reach beyond images, as whole figures do. In shares of the image's sides
     an exchange of x and y leaves every box inside, so nothing is said of it.
     """
-    return [*_misread(shown, names, form), *_repeated(shown, names)]
+    return [*_note_misread(shown, names, form), *_note_repeated(shown, names)]
 
 
-def _misread(shown: ShownBoxes, names: Sequence[str], form: BoxForm) -> Iterator[str]:
-    is_beyond = _beyond(shown.boxes, shown.limits)
+def _note_misread(shown: ShownBoxes, names: Sequence[str], form: BoxForm) -> Iterator[str]:
+    is_beyond = _is_beyond(shown.boxes, shown.limits)
     count, beyond = len(is_beyond), int(is_beyond.sum())
-    left = {what: int(_beyond(read, shown.limits).sum()) for what, read in _others(shown.boxes, form)}
+    left = {what: int(_is_beyond(read, shown.limits).sum()) for what, read in _read_otherwise(shown.boxes, form)}
     likely = min(left, key=left.__getitem__)
     expected = left[likely] + _EXPLAINED * count
     if beyond > max(2, expected + 3 * math.sqrt(expected)) and left[likely] <= _LEFT * beyond:
@@ -57,7 +57,7 @@ def _misread(shown: ShownBoxes, names: Sequence[str], form: BoxForm) -> Iterator
         )
 
 
-def _repeated(shown: ShownBoxes, names: Sequence[str]) -> Iterator[str]:
+def _note_repeated(shown: ShownBoxes, names: Sequence[str]) -> Iterator[str]:
     rows = np.column_stack([shown.images, shown.labels, shown.boxes])
     _, first, counts = np.unique(rows, axis=0, return_index=True, return_counts=True)
     if (counts > 1).any():
@@ -69,7 +69,7 @@ def _repeated(shown: ShownBoxes, names: Sequence[str]) -> Iterator[str]:
         )
 
 
-def _others(boxes: np.ndarray, form: BoxForm) -> Iterator[tuple[str, np.ndarray]]:
+def _read_otherwise(boxes: np.ndarray, form: BoxForm) -> Iterator[tuple[str, np.ndarray]]:
     """The boxes that the stated numbers are in other forms, and with x and y exchanged."""
     first, last = boxes[:, :2], boxes[:, 2:]
     stated = {
@@ -89,7 +89,7 @@ def _others(boxes: np.ndarray, form: BoxForm) -> Iterator[tuple[str, np.ndarray]
         yield f"{_WORDS[other]} with x and y exchanged", np.concatenate([each[:, ::-1] for each in corners], axis=1)
 
 
-def _beyond(boxes: np.ndarray, limits: np.ndarray) -> np.ndarray:
+def _is_beyond(boxes: np.ndarray, limits: np.ndarray) -> np.ndarray:
     """Whether a box has no extent, or reaches beyond its image."""
     is_beyond = (boxes < -_BEYOND_PX) | (boxes > np.tile(limits, 2) + _BEYOND_PX)
     is_turned = boxes[:, 2:] <= boxes[:, :2]

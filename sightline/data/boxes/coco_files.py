@@ -58,7 +58,7 @@ def find_coco(source: Path, *, annotations: Sequence[str] | None, images: str | 
     for path, table in others:
         if table != classes:
             raise DataError(f"{path}: its categories are not those of {first}; export both with the same ones")
-    faults, notes = Faults(), [line for path, document in documents.items() for line in _twice(document, path)]
+    faults, notes = Faults(), [line for path, document in documents.items() for line in _note_twice(document, path)]
     found = [
         each for path, document in documents.items() for each in _images(root, path, document, classes, images, faults)
     ]
@@ -66,7 +66,7 @@ def find_coco(source: Path, *, annotations: Sequence[str] | None, images: str | 
     return FoundSet(root, layout, classes, found, COLUMNS, "boxes", faults, notes)
 
 
-def _twice(document: Mapping[str, Any], path: Path) -> list[str]:
+def _note_twice(document: Mapping[str, Any], path: Path) -> list[str]:
     """A note on annotations with the id of another, of which pycocotools keeps the last."""
     ids = [each.get("id") for each in document["annotations"] if isinstance(each, dict)]
     counts = Counter(each for each in ids if type(each) is int)

@@ -62,7 +62,7 @@ def convert(
     bare = [place for _, place in everything if PurePosixPath(place).suffix.lower() not in IMAGE_SUFFIXES]
     if bare and as_layout != "coco":
         notes.append(f"{len(bare)} images have no ending of an image, so readers pass them over, first: {bare[0]}")
-    notes += _turned([image for image, _ in everything]) if not writer.states_size else ()
+    notes += _note_turned([image for image, _ in everything]) if not writer.states_size else ()
     report = {
         "layout": layout,
         "as": as_layout,
@@ -75,7 +75,7 @@ def convert(
     with whole_folder(target) as folder:
         for image, place in everything if images == "link" else ():
             if image.path is not None and image.path.is_file():
-                _free(folder, place).symlink_to(image.path.resolve())
+                _claim_place(folder, place).symlink_to(image.path.resolve())
         for split, placed in sorted(by_split.items()):
             for path, content in writer.write(split, placed, job):
                 _write(folder, path, content)
@@ -127,7 +127,7 @@ def _sized(image: LabelledImage) -> LabelledImage:
     return replace(image, size_px=read_header(image.path).size_px(upright=True))
 
 
-def _turned(images: Sequence[LabelledImage]) -> list[str]:
+def _note_turned(images: Sequence[LabelledImage]) -> list[str]:
     """A note on images whose boxes are about pixels as they are stored, where no size says so to readers."""
     stored = []
     for image in images:
@@ -163,13 +163,13 @@ def _assert_apart(placed: Sequence[Placed], layout: Layout) -> None:
 
 
 def _write(folder: Path, place: str, content: bytes) -> None:
-    with open(_free(folder, place), "xb") as file:
+    with open(_claim_place(folder, place), "xb") as file:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
 
 
-def _free(folder: Path, place: str) -> Path:
+def _claim_place(folder: Path, place: str) -> Path:
     """The path of what belongs there. Raises DataError where something else is, or is a folder above it."""
     path = folder / place
     try:

@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 
 from sightline.data.store.native import Prepared
-from sightline.data.store.parts import Deal, Rows, last_share, num_held
+from sightline.data.store.parts import Deal, Rows, count_held, last_share
 from sightline.draws import Draws
 from sightline.types import SampleKey
 
@@ -27,13 +27,13 @@ def deal_by(rule: SplitRule, prepared: Prepared, *, seed: int) -> Deal:
 def _deal_seeded(prepared: Prepared, seed: int, rows: Sequence[tuple[str, int]], share: float) -> tuple[Rows, Rows]:
     names = {split: prepared.names(split) for split in {split for split, _ in rows}}
     folders = [names[split][row].rpartition("/")[0] for split, row in rows]
-    images, labels = _classes_in(prepared, rows)
-    is_held = hold_out_images(images, labels, folders, count=num_held(len(rows), share), seed=seed)
+    images, labels = _list_classes(prepared, rows)
+    is_held = hold_out_images(images, labels, folders, count=count_held(len(rows), share), seed=seed)
     kept, held = (tuple(row for row, held in zip(rows, is_held, strict=True) if held is each) for each in (False, True))
     return kept, held
 
 
-def _classes_in(prepared: Prepared, rows: Sequence[tuple[str, int]]) -> tuple[np.ndarray, np.ndarray]:
+def _list_classes(prepared: Prepared, rows: Sequence[tuple[str, int]]) -> tuple[np.ndarray, np.ndarray]:
     """Each image, by its place among the rows, with each class that it shows: (P,) and (P,) int64, no pair twice."""
     images, labels = [np.zeros(0, dtype=np.int64)], [np.zeros(0, dtype=np.int64)]
     for split in prepared.splits:

@@ -345,10 +345,10 @@ def _notes(looked: Sequence[_Looked], found: FoundSet) -> list[str]:
         (twice, "are listed more than once in one split"),
     )
     lines = [f"{len(which)} images {what}, first: {which[0].image.name}" for which, what in notes if which]
-    return [*lines, *box_notes(_shown(looked, found.shown), [each.image.name for each in looked], found.form)]
+    return [*lines, *box_notes(_collect_shown(looked, found.shown), [each.image.name for each in looked], found.form)]
 
 
-def _shown(looked: Sequence[_Looked], column: str) -> ShownBoxes:
+def _collect_shown(looked: Sequence[_Looked], column: str) -> ShownBoxes:
     """All boxes that are not ignored."""
     boxes, labels, is_ignored = (
         np.concatenate([each.values[name] for each in looked]) for name in (column, "label", "is_ignored")

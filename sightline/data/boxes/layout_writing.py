@@ -167,11 +167,11 @@ def _yolo_yaml(job: Job) -> str:
     train = folders.get("train", folders.get("all"))
     folders |= {"validation": folders.get("validation", None if "test" in folders else train), "train": train}
     parts = "".join(f"{_short(key)}: {folders[key] or ''}".rstrip() + "\n" for key in sorted(folders.keys() - {"all"}))
-    names = "".join(f"  {number}: {_quoted(name)}\n" for number, name in enumerate(job.classes.names))
+    names = "".join(f"  {number}: {_quote(name)}\n" for number, name in enumerate(job.classes.names))
     return f"{parts}names:\n{names}"
 
 
-def _quoted(text: str) -> str:
+def _quote(text: str) -> str:
     """A text in quotes as YAML has it: JSON has escapes in pairs for what YAML has one for, such as smileys."""
     whole = text.encode("utf-16", "surrogatepass").decode("utf-16", "surrogatepass")
     is_odd = {each: ord(each) > 0xFFFF or each == "\x7f" for each in whole}
@@ -263,7 +263,7 @@ def _ecp(split: str, placed: Sequence[Placed], job: Job) -> Files:
 
 def _ecp_label(place: str) -> str:
     time, _, rest = place.partition("/img/")
-    return f"{time}/labels/{_unended(rest)}.json"
+    return f"{time}/labels/{_strip_ending(rest)}.json"
 
 
 def _kind_of_person(box: LabelledBox, image: LabelledImage, job: Job) -> str | None:
@@ -295,10 +295,10 @@ def _code(kinds: Kinds, box: LabelledBox, image: LabelledImage, job: Job) -> int
 
 def _stem(place: str) -> str:
     """The name of an image without the ending of its kind; what else follows a dot belongs to the name."""
-    return _unended(PurePosixPath(place).name)
+    return _strip_ending(PurePosixPath(place).name)
 
 
-def _unended(path: str) -> str:
+def _strip_ending(path: str) -> str:
     return _ENDING.sub("", path)
 
 
@@ -325,7 +325,7 @@ def _of_kitti(image: LabelledImage, job: Job) -> str:
 def _of_city(image: LabelledImage, time: str, form: str) -> str:
     """Where EuroCity Persons or Cityscapes have an image; its folder stands for the city."""
     if re.match(form, image.name):
-        return f"{_unended(image.name)}.png"
+        return f"{_strip_ending(image.name)}.png"
     path, short = PurePosixPath(image.name), _short(image.split).replace("all", "train")
     return f"{time}/{short}/{path.parent.name or 'images'}/{_stem(image.name)}.png"
 
