@@ -91,8 +91,7 @@ def _check_target(target: Path, source: Path) -> None:
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UserError(f"data convert: {target} is there and not empty; give another folder by --to")
     root = source.expanduser().resolve()
-    root = root.parent if root.is_file() else root
-    if target.resolve().is_relative_to(root):
+    if root.is_dir() and target.resolve().is_relative_to(root):
         raise UserError(
             f"data convert: {target} is in {root}, whose files would then be read with what is written; give a folder "
             "outside by --to"

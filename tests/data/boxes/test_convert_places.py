@@ -205,9 +205,10 @@ def test_a_folder_in_the_source_is_refused(tmp_path: Path) -> None:
     for path in (source / "out", source / "a" / "b", tmp_path / "link" / "out"):
         with pytest.raises(UserError, match=r"data convert: .* is in .*/in, whose files would then be read"):
             convert(source, "coco", path, "yolo_txt")
-        with pytest.raises(UserError, match=r"data convert: .* is in .*/in, whose files would then be read"):
-            convert(source / "instances_some.json", "coco", path, "yolo_txt")
     assert sorted(path.name for path in source.iterdir()) == ["a.png", "instances_some.json"]
+    for name in ("one", "two"):  # of a file alone, nothing beside it is read but its images
+        convert(source / "instances_some.json", "coco", source / name, "yolo_txt")
+        assert widths("yolo_txt", source / name) == {1: 1}
 
 
 def test_a_disk_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
