@@ -89,7 +89,8 @@ class Faults:
         listed = "" if target is None else self._list_all(target.with_name(f"{target.name}.faults.txt"))
         if reported and faulty == "refuse":
             raise DataError(f"{root}: {'; '.join(reported)}; mend them, or prepare with faulty=leave_out{listed}")
-        return [f"left out: {each}{listed}" for each in reported]
+        more = "; a file called as the set, and .faults.txt, lists all" if listed else ""
+        return [f"left out: {each}{more}" for each in reported]
 
     def _list_all(self, report: Path) -> str:
         """Write every fault where several are of one kind; returns what to add to a line."""

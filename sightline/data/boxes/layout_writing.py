@@ -82,7 +82,7 @@ class Layout(NamedTuple):
 
 def _coco(split: str, placed: Sequence[Placed], job: Job) -> Files:
     """One JSON file a split, ids from 1, or those of COCO where the labels come from there."""
-    numbers = [image.own.get("id", 0) for image, _ in placed]
+    numbers = [image.own.get("id") for image, _ in placed]
     if not _are_ids(numbers):
         numbers = [*range(1, len(placed) + 1)]
     stated = [box.own.get("id", 0) for image, _ in placed for box in image.boxes]

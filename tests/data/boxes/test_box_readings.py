@@ -193,6 +193,8 @@ def test_a_file_lists_every_fault(tmp_path: Path) -> None:
     done = run_here("data", "prepare", "coco", *words, "faulty=leave_out")
     assert done.code == 0, done.err
     assert report.read_text().splitlines() == lines
+    assert "left out: 4 boxes that cannot be meant, first: 0.png: annotation 1: " in done.err
+    assert "; a file called as the set, and .faults.txt, lists all" in " ".join(done.err.split())
     coco_of(tmp_path / "in", good)
     assert run_here("data", "prepare", "coco", "--from", source, "--to", tmp_path / "new" / "set").code == 0
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["set"]

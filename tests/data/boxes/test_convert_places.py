@@ -128,6 +128,21 @@ def test_photographs_that_are_stored_turned_keep_their_boxes(tmp_path: Path) -> 
     assert convert(tmp_path / "coco", "coco", tmp_path / "again", "coco")["differences"] == []
 
 
+def test_ids_that_are_not_ids_are_numbered_anew(tmp_path: Path) -> None:
+    """A line of .odgt may state an 'id' of its own: COCO's are whole numbers, each once, and count from 1."""
+    for number, stated in enumerate(([{}], [{}, {}], [{"id": "x"}], [{"id": 4}, {"id": 4}], [{"id": 4}, {"id": 9}])):
+        source = tmp_path / f"in{number}"
+        lines = []
+        for place, each in enumerate(stated):
+            write_image(source / f"{place}.jpg", pattern(8, 8))
+            lines.append(json.dumps({"ID": str(place), "gtboxes": [], **each}) + "\n")
+        (source / "all.odgt").write_text("".join(lines))
+        convert(source, "odgt", tmp_path / f"out{number}", "coco")
+        document = json.loads((tmp_path / f"out{number}" / "instances.json").read_text())
+        expected = [4, 9] if number == 4 else [*range(1, len(stated) + 1)]
+        assert [image["id"] for image in document["images"]] == expected
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_words_in_names_move_no_image_to_another_part(tmp_path: Path, layout: str) -> None:
     """An ECP frame called train_1 in the folder of validation was trained on."""
