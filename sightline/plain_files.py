@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import stat
 from collections.abc import Iterable
 from pathlib import Path
@@ -16,6 +17,9 @@ MAX_BYTES = 1 << 30
 """Of a document: far above the longest that a run writes."""
 MAX_DEPTH = 200
 """Of mappings and lists in each other: what walks a document calls itself once a level."""
+_HALF = re.compile("[\ud800-\udc7f\udd00-\udfff]")
+_HALF_IN_TEXT = re.compile("\\\\u[dD][89a-fA-F]|[\ud800-\udfff]")
+_HALF_IN_BYTES = re.compile(rb"\\u[dD][89a-fA-F]|\xed[\xa0-\xbf]")
 
 
 def assert_plain(path: Path, *, allow_link: bool = True) -> int:
@@ -39,19 +43,41 @@ def read_plain(path: Path, *, max_bytes: int = MAX_BYTES, allow_link: bool = Tru
 def parse_json(content: str | bytes, **hooks: Any) -> Any:
     """The value of a JSON text; `hooks` are those of `json.loads`.
 
-    Raises ValueError for any other text, and for lists and mappings more than `MAX_DEPTH` deep in each other.
+    Raises ValueError for any other text, for lists and mappings more than `MAX_DEPTH` deep in each other, numbers of
+    thousands of digits, and text with half a character (`\\ud83d` alone), which no file can hold.
     """
     too_deep = f"lists and mappings are nested more than {MAX_DEPTH} deep"
     try:
         document = json.loads(content, **hooks)
     except RecursionError:
         raise ValueError(too_deep) from None
+    except ValueError as error:
+        if "integer string conversion" in str(error):
+            raise ValueError("a number has thousands of digits") from None
+        raise
+    if _may_hold_halves(content):
+        _assert_whole_characters(document)
     level, depth = [document], 0
     while level := [item for each in level for item in _items(each) if isinstance(item, dict | list)]:
         depth += 1
         if depth >= MAX_DEPTH:
             raise ValueError(too_deep)
     return document
+
+
+def _may_hold_halves(content: str | bytes) -> bool:
+    return bool(_HALF_IN_TEXT.search(content) if isinstance(content, str) else _HALF_IN_BYTES.search(content))
+
+
+def _assert_whole_characters(document: Any) -> None:
+    """Raises ValueError for half a character; those that stand for odd bytes in names of files are let through."""
+    waiting = [document]
+    while waiting:
+        value = waiting.pop()
+        waiting += [*value, *value.values()] if isinstance(value, dict) else value if isinstance(value, list) else ()
+        half = _HALF.search(value) if isinstance(value, str) else None
+        if half:
+            raise ValueError(f"text holds half a character, U+{ord(half[0]):04X}")
 
 
 def _items(value: Any) -> Iterable[Any]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
 import pytest
 
-from sightline.plain_files import assert_plain, read_plain
+from sightline.plain_files import assert_plain, parse_json, read_plain
 
 
 def test_a_plain_file_is_read_also_through_a_link(tmp_path: Path) -> None:
@@ -50,3 +51,27 @@ def test_anything_else_is_refused_unread(kind: str, tmp_path: Path) -> None:
 def test_a_missing_file_is_missing(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         read_plain(tmp_path / "file")
+
+
+@pytest.mark.parametrize("place", ["value", "key", "list"])
+@pytest.mark.parametrize("code", ["d800", "dfff", "dc00", "DE00\\ud83d", "d83d\\ud83d\\ude00"])
+def test_half_a_character_is_refused(code: str, place: str) -> None:
+    half = json.loads(f'"a\\u{code}"')
+    document = {"value": {"a": half}, "key": {half: 1}, "list": [[half]]}[place]
+    for content in (text := json.dumps(document), text.encode(), json.dumps(document, ensure_ascii=False)):
+        with pytest.raises(ValueError, match=r"text holds half a character, U\+D"):
+            parse_json(content)
+    with pytest.raises(ValueError, match="half a character"):  # as bytes that are no UTF-8
+        parse_json(json.dumps(document, ensure_ascii=False).encode(errors="surrogatepass"))
+
+
+def test_whole_characters_and_odd_bytes_of_names_are_read() -> None:
+    for text in ("\U0001f600", "\udcff.png", "\\ud800", "\ud7ff", "\ue000"):
+        for content in (json.dumps([text]), json.dumps([text]).encode()):
+            assert parse_json(content) == [text]
+
+
+def test_numbers_of_thousands_of_digits_are_refused() -> None:
+    with pytest.raises(ValueError, match="a number has thousands of digits"):
+        parse_json(f"[{'9' * 5000}]")
+    assert parse_json(f"[{'9' * 400}, 1e400]") == [10**400 - 1, float("inf")]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from sightline.data.boxes.image_listing import (
+    MAX_PX,
     Box,
     Classes,
     Faults,
@@ -194,8 +194,8 @@ def _boxes(
             is_ignored = is_marked(annotation)
             stated = annotation.get("area")
             area = (box[2] - box[0]) * (box[3] - box[1]) if stated is None else number_of(stated)
-            if not (is_sound(box, is_ignored=is_ignored) and math.isfinite(area)):
-                raise ValueError("width and height above 0, and finite numbers, are needed")
+            if not (is_sound(box, is_ignored=is_ignored) and abs(area) <= MAX_PX**2):
+                raise ValueError(f"width and height above 0, and numbers of pixels up to {MAX_PX:,}, are needed")
         except (ArithmeticError, LookupError, TypeError, ValueError) as error:
             stated = annotation.get("bbox", "missing")
             faults.add("boxes that cannot be meant", f"{where}: bbox is {stated} ({error})")

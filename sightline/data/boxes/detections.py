@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
-from sightline.data.boxes.image_listing import Classes
+from sightline.data.boxes.image_listing import MAX_PX, Classes
 from sightline.data.boxes.records import BoxRecord
 from sightline.data.files.input_files import parsed_json, read_file
 from sightline.errors import DataError
@@ -132,10 +132,11 @@ def read_results(path: Path, dataset: BoxImages) -> Results:
         except (KeyError, TypeError, ValueError):
             numbers = np.zeros(0)
         is_number = numbers.shape == (5,) and numbers.dtype.kind in "iuf"
-        if not is_number or not np.isfinite(numbers).all() or (numbers[2:4] < 0).any():
+        is_meant = is_number and np.isfinite(numbers).all() and (numbers[2:4] >= 0).all()
+        if not is_meant or (abs(numbers[:4]) > MAX_PX).any():
             raise DataError(
                 f"{path}: {at} is {str(row)[:160]}; it needs image_id, category_id, bbox (left, top, and width and "
-                "height from 0 on) and score, all finite numbers"
+                f"height from 0 on, each up to {MAX_PX:,} pixels) and score, all finite numbers"
             )
         if key in twice:
             raise DataError(f"{path}: {at} is of one of {twice[key]}; give the name of the file as its image_id")

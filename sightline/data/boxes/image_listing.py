@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import math
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,6 +21,7 @@ from sightline.data.store.preparation import Part, Plan, Progress, Row, in_batch
 from sightline.errors import DataError, in_one_line
 
 __all__ = [
+    "MAX_PX",
     "Box",
     "Classes",
     "Faults",
@@ -43,6 +43,8 @@ Faulty = Literal["refuse", "leave_out"]
 """What is done with images and boxes that cannot be used: an error that counts them, or they are left out and noted."""
 Box = tuple[float, float, float, float]
 """Left, top, right, bottom in pixels."""
+MAX_PX = 2**24
+"""Of a box's coordinates: beyond these, float32 does not tell pixels apart, and no image is as wide."""
 Values = Mapping[str, np.ndarray]
 """The boxes of an image by column."""
 
@@ -161,9 +163,15 @@ def split_of(path: Path) -> str:
 
 
 def corners_of(bbox: Any) -> Box:
-    """Left, top, right and bottom of a box of left, top, width and height. Raises ValueError or TypeError."""
+    """Left, top, right and bottom of a box of left, top, width and height.
+
+    Raises ValueError, TypeError or OverflowError for anything but four numbers, and for places beyond `MAX_PX`.
+    """
     left, top, width, height = map(number_of, bbox)
-    return left, top, left + width, top + height
+    corners = left, top, left + width, top + height
+    if not all(abs(each) <= MAX_PX for each in corners):
+        raise ValueError(f"finite numbers, of pixels at most {MAX_PX:,} from the corner, are needed")
+    return corners
 
 
 def number_of(value: Any) -> float:
@@ -174,9 +182,9 @@ def number_of(value: Any) -> float:
 
 
 def is_sound(box: Box, *, is_ignored: bool) -> bool:
-    """Whether a box can be meant: it is finite, and has an extent unless it is ignored."""
+    """Whether a box can be meant: it lies within `MAX_PX` pixels, and has an extent unless it is ignored."""
     left, top, right, bottom = box
-    return all(map(math.isfinite, box)) and (is_ignored or (left < right and top < bottom))
+    return all(abs(each) <= MAX_PX for each in box) and (is_ignored or (left < right and top < bottom))
 
 
 def image_plan(

@@ -6,7 +6,12 @@ from typing import Any
 
 import numpy as np
 
+from sightline.data.boxes.image_listing import MAX_PX
+
 __all__ = ["box_of_mask"]
+
+_MAX_SHIFT = 60
+"""Bits of a run's length that came before: more than a file of any size needs, and without end a square of time."""
 
 
 def box_of_mask(segmentation: Any) -> tuple[float, float, float, float]:
@@ -15,17 +20,28 @@ def box_of_mask(segmentation: Any) -> tuple[float, float, float, float]:
     Raises ValueError or TypeError for anything else, and for an empty mask. Source: pycocotools, maskApi.c.
     """
     if isinstance(segmentation, dict):
-        height = int(segmentation["size"][0]) if segmentation.get("size") else 0
+        height, width = _whole_numbers(segmentation.get("size") or (0, 0))
         counts = segmentation.get("counts")
-        if height < 1 or counts is None:
+        if not (1 <= height <= MAX_PX and 1 <= width <= MAX_PX) or counts is None:
             raise ValueError("a mask needs size and counts")
-        return _box_of_runs(_unpacked(counts) if isinstance(counts, str) else counts, height)
+        runs = _unpacked(counts) if isinstance(counts, str) else _whole_numbers(counts)
+        if min(runs, default=0) < 0 or sum(runs) != height * width:
+            raise ValueError(f"the counts of a mask of {height} x {width} pixels do not add up to these")
+        return _box_of_runs(runs, height)
     tables = [np.array(each) for each in segmentation]
     if any(table.dtype.kind not in "iuf" for table in tables):
         raise TypeError("corners of polygons are numbers")
     points = np.concatenate([table.astype(np.float64).reshape(-1, 2) for table in tables])
     low, high = points.min(axis=0), points.max(axis=0)
     return float(low[0]), float(low[1]), float(high[0]), float(high[1])
+
+
+def _whole_numbers(values: Any) -> list[int]:
+    """Raises ValueError, TypeError or OverflowError for anything but whole numbers."""
+    numbers = [int(each) for each in values]
+    if any(isinstance(each, str) or each != number for each, number in zip(values, numbers, strict=True)):
+        raise ValueError("size and counts of a mask are whole numbers")
+    return numbers
 
 
 def _box_of_runs(counts: list[int], height: int) -> tuple[float, float, float, float]:
@@ -48,6 +64,8 @@ def _unpacked(text: str) -> list[int]:
     value = shift = 0
     for letter in text:
         code = ord(letter) - 48
+        if not 0 <= code < 64 or shift > _MAX_SHIFT:
+            raise ValueError("the text of a mask's counts is damaged")
         value |= (code & 31) << shift
         shift += 5
         if code & 32:

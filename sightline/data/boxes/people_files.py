@@ -10,12 +10,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from sightline.data.boxes.image_listing import Faults, number_of, split_of
+from sightline.data.boxes.image_listing import Faults, corners_of, is_sound, number_of, split_of
 from sightline.data.boxes.neutral import Corner, LabelledBox, LabelledImage, LabelledSet
 from sightline.data.boxes.odgt import BoxType
 from sightline.data.boxes.yolo_files import images_below
 from sightline.data.files.input_files import parsed_json, read_file
 from sightline.data.files.mat_files import read_mat
+from sightline.data.files.text_tables import count_of
 from sightline.data.store.native import listing
 from sightline.errors import DataError
 
@@ -26,7 +27,7 @@ _BAD_BOX = "boxes that cannot be meant"
 _BAD_IMAGE = "images that are missing or damaged"
 _WIDERPERSON_BROKEN = "011765"
 """An image whose published annotation does not fit it."""
-_OCCLUDED = re.compile(r"(?:occluded|truncated)>(\d+)")
+_OCCLUDED = re.compile(r"(?:occluded|truncated)>([0-9]{1,3})")
 _VISIBLE = {10: 0.9, 40: 0.6, 80: 0.2}
 """Of an ECP person the share that is visible at most, by the tag of what is hidden or outside."""
 _ECP_IGNORED = frozenset({"sitting-lying", "behind-glass"})
@@ -105,7 +106,7 @@ def _widerperson_boxes(path: Path, faults: Faults) -> Iterator[LabelledBox]:
     lines = read_file(path).decode("utf-8-sig", "replace").split("\n")
     while lines and not lines[-1].strip():
         lines.pop()
-    if not lines or not lines[0].strip().isdecimal() or int(lines[0]) != len(lines) - 1:
+    if not lines or count_of(lines[0].strip()) != len(lines) - 1:
         held = lines[0].strip()[:40] if lines else ""
         raise DataError(f"{path}:1: states '{held}' boxes, {max(len(lines) - 1, 0)} follow; get the file again")
     for number, line in enumerate(lines[1:], start=2):
@@ -115,7 +116,7 @@ def _widerperson_boxes(path: Path, faults: Faults) -> Iterator[LabelledBox]:
             if kind is None:
                 raise ValueError("classes are 1 to 5")
             box = _sound((left, top, right - left, bottom - top), is_ignored=kind in WIDERPERSON.ignored)
-        except ValueError as error:
+        except (OverflowError, ValueError) as error:
             faults.add(_BAD_BOX, f"{path}:{number}: '{line.strip()[:60]}' ({error})")
             continue
         yield LabelledBox("person", {"full": box}, kind in WIDERPERSON.ignored, kind)
@@ -165,20 +166,21 @@ def read_citypersons(source: Path) -> LabelledSet:
 
 def _citypersons_boxes(rows: np.ndarray, where: str, faults: Faults) -> Iterator[LabelledBox]:
     for number, row in enumerate(rows.tolist(), start=1):
-        code, *full, instance = map(_number, row[:6])
-        kind = CITYPERSONS.of(code)
-        is_ignored = kind in CITYPERSONS.ignored
         try:
+            code, *full, instance = map(_number, row[:6])
+            kind = CITYPERSONS.of(code)
+            is_ignored = kind in CITYPERSONS.ignored
             if kind is None:
                 raise ValueError("classes are 0 to 5")
             box = _sound((full[0], full[1], full[2], full[3]), is_ignored=is_ignored)
+            left, top, width, height = map(_number, row[6:])
+            visible = _sound((left, top, width, height), is_ignored=True)
         except ValueError as error:
             faults.add(_BAD_BOX, f"{where}, box {number}: {row} ({error})")
             continue
-        left, top, width, height = map(_number, row[6:])
         boxes: dict[BoxType, Corner] = {"full": box}
         if min(width, height) > 0:
-            boxes["visible"] = left, top, width, height
+            boxes["visible"] = visible
         yield LabelledBox("person", boxes, is_ignored, kind, {"instance": instance})
 
 
@@ -235,11 +237,13 @@ def _ecp_boxes(children: Any, where: str, faults: Faults) -> Iterator[LabelledBo
         if kind is None:
             continue  # a vehicle
         tags = child.get("tags") or []
-        is_ignored = kind in ECP.ignored or (kind == "pedestrian" and not _ECP_IGNORED.isdisjoint(tags))
         try:
+            if not (isinstance(tags, list) and all(isinstance(tag, str) for tag in tags)):
+                raise TypeError("tags are a list of words")
+            is_ignored = kind in ECP.ignored or (kind == "pedestrian" and not _ECP_IGNORED.isdisjoint(tags))
             left, top, right, bottom = (_number(number_of(child[key])) for key in ("x0", "y0", "x1", "y1"))
             box = _sound((left, top, right - left, bottom - top), is_ignored=is_ignored)
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, OverflowError, TypeError, ValueError) as error:
             faults.add(_BAD_BOX, f"{where}: child {number}: {str(child)[:120]} ({error})")
             continue
         own = {key: value for key, value in child.items() if key not in _ECP_KEYS}
@@ -255,7 +259,7 @@ def ecp_visible_share(tags: Any) -> float:
 
 
 def _number(value: Any) -> float:
-    """A finite number, whole ones as int. Raises ValueError, TypeError."""
+    """A finite number, whole ones as int. Raises ValueError, TypeError, and OverflowError for an int beyond floats."""
     number = float(value)
     if not np.isfinite(number):
         raise ValueError(f"{value!r} is not finite")
@@ -263,8 +267,8 @@ def _number(value: Any) -> float:
 
 
 def _sound(box: Corner, *, is_ignored: bool) -> Corner:
-    """Raises ValueError for a box without extent that is not ignored."""
-    if not is_ignored and min(box[2:]) <= 0:
+    """Raises ValueError for a box that lies too far away, or is without extent and not ignored."""
+    if not is_sound(corners_of(box), is_ignored=is_ignored):
         raise ValueError("width and height above 0 are needed")
     return box
 

@@ -15,6 +15,7 @@ from sightline.data.boxes.coco_files import COLUMNS
 from sightline.data.boxes.image_listing import Classes, Faults, FoundImage, FoundSet, Values, split_of
 from sightline.data.files.image_files import IMAGE_SUFFIXES
 from sightline.data.files.input_files import read_file
+from sightline.data.files.text_tables import count_of
 from sightline.data.files.yaml_files import parsed_yaml
 from sightline.data.store.native import listing
 from sightline.errors import DataError
@@ -123,11 +124,12 @@ def _classes(root: Path, names: Sequence[str] | None, path: Path | None, config:
     if path is not None:
         table = config["names"]
         pairs = table if isinstance(table, dict) else dict(enumerate(table)) if isinstance(table, list) else {}
-        numbers = [_class_number(each) for each in pairs]
+        numbers = [count_of(str(each)) for each in pairs]
         is_name = [isinstance(name, str | int | float) for name in pairs.values()]
-        if -1 in numbers or len({*numbers}) < len(numbers) or not all(is_name):
+        if None in numbers or len({*numbers}) < len(numbers) or not all(is_name):
             raise DataError(f"{path}: names needs a list of names, or a name for each of some whole numbers")
-        return Classes.of(dict(zip(numbers, map(str, pairs.values()), strict=True)), where=str(path))
+        texts = {number: str(name) for number, name in zip(numbers, pairs.values(), strict=True) if number is not None}
+        return Classes.of(texts, where=str(path))
     for place in (folder / each for folder in (root, root / "labels") for each in _NAME_LISTS):
         if place.is_file():
             lines = read_file(place).decode("utf-8-sig", "replace").splitlines()
@@ -135,11 +137,6 @@ def _classes(root: Path, names: Sequence[str] | None, path: Path | None, config:
     raise DataError(
         f"{root}: nothing names the classes: no YAML file with names, no {', '.join(_NAME_LISTS)}; state 'names=[a, b]'"
     )
-
-
-def _class_number(key: int | str) -> int:
-    """The number of a class, which files of YAML have as text; -1 for anything else."""
-    return int(key) if str(key).isascii() and str(key).isdecimal() and len(str(key)) < 10 else -1
 
 
 def _stated_splits(

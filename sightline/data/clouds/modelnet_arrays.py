@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from sightline.data.clouds.modelnet_classes import SPLITS, Classes, Contents, by_number, columns_of, labels_of
-from sightline.data.files.array_files import npz_array, npz_header
+from sightline.data.files.array_files import DAMAGE, npz_array, npz_header
 from sightline.data.files.hdf5_files import open_hdf5
 from sightline.data.files.text_tables import read_text
 from sightline.data.store.preparation import Part, Row, assert_extent
@@ -104,7 +104,7 @@ def has_npz_keys(path: Path) -> bool:
     try:
         with zipfile.ZipFile(path) as archive:
             return {f"{key}.npy" for key in _NPZ_KEYS} <= set(archive.namelist())
-    except (OSError, zipfile.BadZipFile):
+    except DAMAGE:
         return False
 
 

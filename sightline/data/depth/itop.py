@@ -19,6 +19,7 @@ from sightline.data.depth.depth_sets import PreparedFrames, train_and_test
 from sightline.data.depth.references import DepthFrame
 from sightline.data.depth.skeletons import BODY_15
 from sightline.data.files.hdf5_files import TEXT, Hdf5File, open_hdf5
+from sightline.data.files.text_tables import count_of
 from sightline.data.store.location import root_of
 from sightline.data.store.native import open_prepared, prepare_command
 from sightline.data.store.preparation import Progress
@@ -205,11 +206,11 @@ def _labels(file: Hdf5File, path: Path, key: str, shape: tuple[int, ...]) -> np.
 
 
 def _people(names: list[str], path: Path) -> np.ndarray:
-    people = [name.partition("_")[0] for name in names]
-    wrong = next((row for row, person in enumerate(people) if not person.isdecimal()), None)
+    people = [count_of(name.partition("_")[0]) for name in names]
+    wrong = next((row for row, person in enumerate(people) if person is None), None)
     if wrong is not None:
         raise DataError(f"{path}: id[{wrong}] is {names[wrong][:40]!r}, <person>_<frame> is needed; get the file again")
-    return np.array([int(person) for person in people])
+    return np.array(people)
 
 
 def _check_joints(path: Path, joints_m: np.ndarray, pixels: np.ndarray, is_valid: np.ndarray) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sightline.data.files.array_files import read_npy, read_npz_arrays
+from sightline.data.files.array_files import DAMAGE, read_npy, read_npz_arrays
 from sightline.data.files.hdf5_files import hdf5_names, read_hdf5_arrays
 from sightline.data.files.input_files import assert_regular
 from sightline.data.files.las import read_las
@@ -132,7 +132,7 @@ def _array_names(path: Path) -> list[str]:
             with zipfile.ZipFile(path) as archive:
                 return [name.removesuffix(".npy") for name in archive.namelist()]
         return hdf5_names(path)
-    except (OSError, zipfile.BadZipFile, DataError):
+    except DAMAGE:
         return []
 
 

@@ -20,7 +20,7 @@ def read_text(path: Path) -> str:
 
 def count_of(token: str) -> int | None:
     """The number that digits give; None for anything else, and beyond 18 digits, which no count of anything has."""
-    return int(token) if token.isdecimal() and len(token) < 19 else None
+    return int(token) if token.isascii() and token.isdecimal() and len(token) < 19 else None
 
 
 def read_table(path: Path, *, num_columns: int, delimiter: str | None = None) -> np.ndarray:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from sightline.data.files.text_tables import count_of
 from sightline.data.files.yaml_files import parsed_yaml
 from sightline.errors import DataError
 from sightline.plain_files import read_plain
@@ -20,7 +21,6 @@ MAX_ID = 2**16 - 1
 """Files keep ids in 16 bits; the upper half of a label is an instance."""
 _UNKNOWN = -1
 _MOST_NAMED = 3
-_LONGEST_NUMBER = 20
 
 
 class LabelMap:
@@ -144,8 +144,7 @@ def _entries(tables: Mapping[str, Any], name: str, where: str, *, high: int) -> 
         raise DataError(f"{where}: {name}: is {_cut(table)}, not a table; write it as semantic-kitti-api's maps")
     seen: set[int] = set()
     for given, value in table.items():
-        is_number = isinstance(given, str) and given.isascii() and given.isdecimal() and len(given) < _LONGEST_NUMBER
-        key = int(given) if is_number else given
+        key = count_of(given) if isinstance(given, str) else given
         if type(key) is not int or key not in range(high + 1):
             raise DataError(f"{where}: {name}: the key {given} is not a whole number from 0 to {high}")
         if key in seen:

@@ -159,6 +159,13 @@ def test_boxes_of_masks_agree_with_pycocotools() -> None:
         assert box_of_mask(text) == (left, top, left + box_width, top + box_height)
 
 
+def test_long_text_of_a_mask_is_refused_at_once() -> None:
+    """Before, a run's length had as many digits as the text was long, and 10 MB took half an hour."""
+    for letter in "`o":
+        with pytest.raises(ValueError, match="the text of a mask's counts is damaged"):
+            box_of_mask({"size": [6, 8], "counts": letter * 10**7})
+
+
 def test_records_and_results_agree_with_pycocotools(tmp_path: Path) -> None:
     """The same file read by COCO's own code: boxes, areas, classes, crowds; and what we write, scored by it."""
     coco = pytest.importorskip("pycocotools.coco", reason="pycocotools is not installed")
@@ -274,11 +281,41 @@ FAULTS: dict[str, tuple[dict[str, Any], str]] = {
     "category": ({"bbox": [0, 0, 1, 1], "category_id": 4}, "boxes of unknown categories, .* has the category 4"),
     "category list": ({"bbox": [0, 0, 1, 1], "category_id": [3]}, r"boxes of unknown categories, .* \[3\]"),
     "huge": ({"bbox": [0, 0, 10**400, 1]}, "boxes that cannot be meant"),
+    "far": ({"bbox": [1e308, 0, 1e308, 1]}, "finite numbers, of pixels at most 16,777,216 from the corner"),
+    "far on the left": ({"bbox": [-1e300, 0, 1e300, 1], "iscrowd": 1}, "at most 16,777,216 from the corner"),
+    "far polygon": ({"segmentation": [[0, 0, 1e300, 0, 1e300, 4]]}, "numbers of pixels up to 16,777,216, are needed"),
+    "area": ({"bbox": [0, 0, 1, 1], "area": 1e300}, "numbers of pixels up to 16,777,216, are needed"),
+    "short mask": ({"segmentation": {"size": [6, 8], "counts": [8, 3, 4]}}, "of 6 x 8 pixels do not add up to these"),
+    "negative": ({"segmentation": {"size": [6, 8], "counts": [60, -12]}}, "of 6 x 8 pixels do not add up to these"),
+    "fractions": ({"segmentation": {"size": [6, 8], "counts": [8.5, 39.5]}}, "of a mask are whole numbers"),
+    "one side": ({"segmentation": {"size": [48], "counts": [8, 40]}}, "boxes that cannot be meant"),
+    "no mask": ({"segmentation": {"size": [2**40, 8], "counts": [8, 2**43 - 8]}}, "a mask needs size and counts"),
+    "damaged mask": ({"segmentation": {"size": [6, 8], "counts": "8~"}}, "the text of a mask's counts is damaged"),
     "image": (
         {"bbox": [0, 0, 1, 1], "image_id": 9},
         "1 annotations of images that are not in the file, .*'image_id': 9",
     ),
 }
+
+
+def test_text_that_no_file_can_hold_is_refused(tmp_path: Path) -> None:
+    """Before, an error of a codec; odd bytes in a file's name, which Python writes as U+DC80 to U+DCFF, are read."""
+    for name in ("\ud800.png", "\ude00\ud83d.png"):
+        write_coco(tmp_path / "all.json", [(1, name, 8, 6)], [BOX])
+        with pytest.raises(DataError, match=r"all\.json: does not read as JSON \(text holds half a character, U\+D"):
+            Coco.survey(tmp_path)
+    write_coco(tmp_path / "all.json", [(1, "x" * 5000, 8, 6)], [BOX])
+    with pytest.raises(DataError, match="1 images that are missing or damaged"):
+        Coco.survey(tmp_path)
+    (tmp_path / "all.json").write_text(
+        (tmp_path / "all.json").read_text().replace('"width": 8', f'"width": {"8" * 5000}')
+    )
+    with pytest.raises(DataError, match=r"all\.json: does not read as JSON \(a number has thousands of digits\)"):
+        Coco.survey(tmp_path)
+    odd = "\udcff\U0001f600.png"
+    write_image(tmp_path / odd, pattern(6, 8))
+    write_coco(tmp_path / "all.json", [(1, odd, 8, 6)], [BOX])
+    assert Coco.survey(tmp_path)["images"] == {"all": 1}
 
 
 @pytest.mark.parametrize("kind", FAULTS)

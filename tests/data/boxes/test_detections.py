@@ -146,6 +146,9 @@ NEEDED = r"row 1 is {.*; it needs image_id, category_id, bbox \(left, top, .* al
         ({"bbox": [1, [2], 3, 4]}, NEEDED),
         ({"score": float("nan")}, NEEDED),
         ({"score": None}, NEEDED),
+        ({"bbox": [1e308, 2, 1e308, 4]}, NEEDED),
+        ({"bbox": [-1e300, 2, 3, 4]}, NEEDED),
+        ({"bbox": [1, 2, 3, 2**24 + 1]}, NEEDED),
         ({"score": 10**400}, NEEDED),
     ],
 )

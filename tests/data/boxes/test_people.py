@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -106,6 +107,10 @@ def test_citypersons_has_full_and_visible_boxes(roots: dict[str, str]) -> None:
     assert both.name_of(0) == "leftImg8bit/val/lindau/lindau_000000_000019_leftImg8bit.png"
 
 
+def test_tags_of_thousands_of_digits_state_nothing() -> None:
+    assert ecp_visible_share([f"occluded>{'9' * 5000}", "truncated>40"]) == 0.6
+
+
 def test_ecp_states_what_is_visible_by_tags(roots: dict[str, str]) -> None:
     images = EuroCityPersons(split="train", root=roots["ecp"], people=("pedestrian", "rider"), validation_share=0.0)
     assert len(images) == 2
@@ -152,6 +157,9 @@ def broken(name: str, root: Path, place: str, old: str, new: str) -> Path:
     return source
 
 
+_ROMA = "day/labels/val/roma/roma_00000.json"
+
+
 @pytest.mark.parametrize(
     ("name", "place", "old", "new", "message"),
     [
@@ -166,6 +174,18 @@ def broken(name: str, root: Path, place: str, old: str, new: str) -> Path:
         ("widerperson", "Annotations/000001.jpg.txt", "1 2 3 12", "1 2 3 nan", r"jpg.txt:2: .*'nan' is not finite"),
         ("widerperson", "Annotations/000001.jpg.txt", "2 20 5 30", "2 20 5 20", r"txt:3: .*width and height above 0"),
         ("widerperson", "train.txt", "000002", "000009", r"000009.jpg.txt: cannot be read"),
+        ("widerperson", "Annotations/000001.jpg.txt", "5\n", f"{'5' * 5000}\n", r"jpg.txt:1: states '5{40}' boxes"),
+        ("widerperson", "Annotations/000001.jpg.txt", "5\n", "\u0665\n", r"jpg.txt:1: states '\u0665' boxes"),
+        ("widerperson", "Annotations/000001.jpg.txt", "1 2 3 12", "1 2 3 1e308", r"txt:2: .*at most 16,777,216 from"),
+        ("widerperson", "Annotations/000001.jpg.txt", "4 40 0", "4 -1e308 0", r"txt:5: .*at most 16,777,216 from"),
+        ("widerperson", "train.txt", "000002", "x" * 5000, r"train.txt: entry 2: 'x{40}' is not the name of an image"),
+        ("ecp", _ROMA, '"x1": 12', '"x1": 1e308', r"roma_00000.json: child 0: .*at most 16,777,216 from"),
+        ("ecp", _ROMA, '"x1": 12', f'"x1": {"9" * 400}', r"roma_00000.json: child 0: .*int too large"),
+        ("ecp", _ROMA, '"x1": 12', f'"x1": {"9" * 5000}', r"roma_00000.json: .*a number has thousands of digits"),
+        ("ecp", _ROMA, '["occluded>10", "truncated>40"]', '"occluded>10"', r"child 0: .*tags are a list of words"),
+        ("ecp", _ROMA, '["occluded>10", "truncated>40"]', "5", r"child 0: .*tags are a list of words"),
+        ("ecp", _ROMA, '"occluded>10"', "[1]", r"child 0: .*tags are a list of words"),
+        ("ecp", _ROMA, "occluded>10", "\\ud800", r"roma_00000.json: .*text holds half a character, U\+D800"),
         ("ecp", "day/labels/val/roma/roma_00000.json", "{", "", r"roma_00000.json: does not read as JSON"),
         ("ecp", "day/labels/val/roma/roma_00000.json", "frame", "fame", r"roma_00000.json: a frame with imagewidth"),
         ("ecp", "day/labels/val/roma/roma_00000.json", '"x1": 12', '"x1": 2', r"roma_00000.json: child 0: .*above 0"),
@@ -185,6 +205,13 @@ def test_broken_mats_and_other_layouts_are_named(tmp_path: Path) -> None:
         prepare("citypersons", source, tmp_path / "set")
     prepare("citypersons", source, tmp_path / "set", faulty="leave_out")
     assert len(CityPersons(split="train", root=str(tmp_path / "set"), validation_share=0.0).record(0).boxes) == 1
+    for place, number in itertools.product((1, 5, 6), (np.nan, 1e308)):
+        row = [*CITY[0][:place], number, *CITY[0][place + 1 :]]
+        odd = write_citypersons(tmp_path / f"{place} {number}", train={"aachen_0.png": [row]})
+        if place == 5 and number == 1e308:  # the number of an instance, which nobody computes with
+            continue
+        with pytest.raises(DataError, match=r"image 1, aachen_0.png, box 1: .*(is not finite|at most 16,777,216 from)"):
+            prepare("citypersons", odd, tmp_path / "other")
     (source / "leftImg8bit" / "val" / "ulm" / "ulm_0.png").unlink()
     with pytest.raises(DataError, match=r"anno_val.mat: image 1: there is no image 'ulm_0.png' below"):
         prepare("citypersons", source, tmp_path / "other")

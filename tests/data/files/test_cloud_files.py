@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sightline.data.clouds.modelnet_arrays import has_npz_keys
 from sightline.data.files.array_files import npz_header
 from sightline.data.files.cloud_files import CLOUD_SUFFIXES, has_normals, list_passed_over, read_cloud
 from sightline.data.files.meshes import read_off
@@ -388,3 +389,13 @@ def test_files_of_other_kinds_are_named(tmp_path: Path) -> None:
         (tmp_path / f"{number}.e57").write_text("")
     assert list_passed_over(tmp_path).startswith("10 files of other kinds passed over: 0.e57, 1.e57")
     assert list_passed_over(tmp_path).endswith("4.e57 and 5 more")
+
+
+def test_an_archive_of_a_later_version_is_refused(tmp_path: Path) -> None:
+    """Its table states what is needed to read it; before, looking for normals in it was a traceback."""
+    raw = bytearray(zip_bytes({"points.npy": npy_bytes(POINTS)}))
+    raw[raw.index(b"PK\x01\x02") + 6] = 173
+    (tmp_path / "a.npz").write_bytes(raw)
+    assert not has_normals(tmp_path / "a.npz")
+    assert not has_npz_keys(tmp_path / "a.npz")
+    refused(tmp_path / "a.npz", "cannot be read", "zip file version 17.3")
