@@ -108,7 +108,9 @@ def _read(
     if path.suffix.lower() == ".npy" and form.image_px is not None and columns is None:
         return check_scan(read_image(path, height=form.image_px[0], width=form.image_px[1]), where=str(path))
     names = form.columns if columns is None and path.suffix.lower() in _NAMELESS else columns
-    cloud = read_scan(path, columns=names, no_return=form.no_return, advice=PREDICTING)
+    more = "; where there is no ring give rings=order, too" if needs_ring and rings is None else ""
+    advice = PREDICTING._replace(columns=PREDICTING.columns + more)
+    cloud = read_scan(path, columns=names, no_return=form.no_return, advice=advice)
     if not len(cloud.points):
         raise DataError(f"{path}: holds no points; leave the file out")
     if form.has_remission and not has_remission(cloud):
