@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Sequence
 
 __all__ = [
@@ -14,6 +15,7 @@ __all__ = [
     "PluginError",
     "RunError",
     "UserError",
+    "assert_installed",
     "in_one_line",
     "summary_of",
 ]
@@ -79,10 +81,22 @@ class PluginError(UserError):
 
 
 class MissingExtraError(UserError):
-    """An optional package is needed; the message names the command that installs it."""
+    """An optional package is needed; the message names the command that installs it, from a wheel and a checkout."""
 
-    def __init__(self, package: str, *, extra: str, needed_by: str) -> None:
-        super().__init__(f"{needed_by} needs the package '{package}'; install it: pip install 'sightline[{extra}]'")
+    def __init__(self, module: str, *, needed_by: str) -> None:
+        package = _PACKAGES.get(module, module)
+        words = f"'{package}'" if "[" in package else package
+        super().__init__(f"{needed_by} needs the package '{package}'; install it: pip install {words}")
+
+
+def assert_installed(module: str, *, needed_by: str) -> None:
+    """Raise MissingExtraError where a module of an optional package cannot be found; nothing is imported."""
+    if importlib.util.find_spec(module) is None:
+        raise MissingExtraError(module, needed_by=needed_by)
+
+
+_PACKAGES = {"sklearn": "scikit-learn", "laspy": "laspy[lazrs]", "lazrs": "laspy[lazrs]", "faiss": "faiss-cpu"}
+"""The name to install, where it is not the one to import."""
 
 
 class RunError(RuntimeError):

@@ -6,13 +6,14 @@ import difflib
 import dis
 import inspect
 import types
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from types import CodeType, MappingProxyType
 from typing import Any, Generic, TypeVar
 
 __all__ = [
     "MEMBERS",
     "REQUIRED",
+    "AssignerMembers",
     "DataMembers",
     "HeadMembers",
     "Member",
@@ -98,6 +99,21 @@ class HeadMembers:
     to_deltas: Member[Function] = Member(
         "`to_deltas(codes, priors)`: the deltas of the priors that its raw `codes` are", absent=None
     )
+    assigners: Member[Collection[str] | None] = Member(
+        "the names of the only assigners that may give it targets; without, all that take its priors may", absent=None
+    )
+
+
+class AssignerMembers:
+    """Optional members of an assigner."""
+
+    needs: Member[bool] = Member(
+        "True for one whose `match` reads `labels` and what the network predicts, a `Predicted`, too", absent=False
+    )
+    boxes_per_prior: Member[int] = Member("how many boxes it names for each prior, 1 or 2", absent=1)
+    excludes: Member[Collection[str]] = Member(
+        "outputs that its targets do not train, such as `objectness`: heads that predict one do not fit", absent=()
+    )
 
 
 class TaskMembers:
@@ -181,6 +197,7 @@ def _record(owner: type) -> Mapping[str, Member[Any]]:
 
 
 MEMBERS: Mapping[str, Mapping[str, Member[Any]]] = {
+    "assigners": _record(AssignerMembers),
     "data": _record(DataMembers),
     "models": _record(ModelMembers),
     "point_encoders": _record(ModelMembers),
@@ -198,7 +215,7 @@ REQUIRED: Mapping[str, frozenset[str]] = {
     "models": frozenset({"forward"}),
     "backbones": frozenset({"forward"}),
     "necks": frozenset({"forward"}),
-    "heads": frozenset({"forward", "priors", "priors_per_cell", "assigners"}),
+    "heads": frozenset({"forward", "priors", "priors_per_cell"}),
     "references": frozenset({"title"}),
     "tasks": frozenset({"prepare", "losses", "predict", "assess", "outputs", "interpret"}),
     "losses": frozenset({"count", "forward"}),

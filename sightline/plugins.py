@@ -124,7 +124,7 @@ def check_recorded(recorded: Sequence[Mapping[str, str]], given: Sequence[Plugin
         )
     by_name = {plugin.path.name: plugin for plugin in given}
     notes = []
-    lost = [entry["path"] for entry in recorded if entry["name"] not in by_name]
+    lost = [str(_source(entry, run)) for entry in recorded if entry["name"] not in by_name]
     if lost:
         named, again = ("the plugin", "it") if len(lost) == 1 else ("the plugins", "them")
         raise PluginError(
@@ -137,6 +137,12 @@ def check_recorded(recorded: Sequence[Mapping[str, str]], given: Sequence[Plugin
             copy = run / "plugins" / entry["name"]
             notes.append(f"plugin-changed: {plugin.path} is not what {run} was made with (its copy: {copy})")
     return notes
+
+
+def _source(entry: Mapping[str, str], run: Path) -> Path:
+    """The file that a plugin was read from, or its copy in the run where that file is not there."""
+    path, copy = Path(entry["path"]), run / "plugins" / entry["name"]
+    return copy if copy.is_file() and not path.is_file() else path
 
 
 def _is_record(recorded: Any) -> bool:

@@ -108,7 +108,8 @@ class ScanForm:
     `ids_of_classes` has the id of every class, class 0 first. `columns` are those of files without names, None where
     the set states none; remissions of files run from 0 to `remission_max`, and a file must have them where
     `has_remission`. Files number `num_beams` beams as `ring_order` says, none where it is None. `image_px` is the
-    height and width of range images in .npy files, where the set has such.
+    height and width of range images in .npy files, where the set has such. `no_return` is how files mark points
+    without a return, None where they do not.
     """
 
     ids_of_classes: tuple[int, ...]
@@ -118,6 +119,7 @@ class ScanForm:
     num_beams: int | None = None
     ring_order: Literal["top_first", "bottom_first"] = "top_first"
     image_px: tuple[int, int] | None = None
+    no_return: Literal["nan"] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +131,15 @@ class Folds:
 
 
 @dataclass(frozen=True, slots=True)
+class Dealing:
+    """How samples came into the parts that neither files nor config name (`parts`): by a rule, and what it draws by."""
+
+    rule: str
+    seed: int | None
+    parts: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class DataInfo:
     """Facts (injected into components by name), the fields of a sample, and how many samples each split has.
 
@@ -136,7 +147,8 @@ class DataInfo:
     `features` names fields with one row per point, other than `points` (normals, colours), that are joined, after the
     transforms, into the key `features`; `in_channels` counts `points` and these. `clouds`, and `scans` of LiDAR, state
     how `sightline predict` makes samples of files; without them the points of files are taken as they are. `folds`
-    belong to a set that is tested part by part: runs that cover all of them may be evaluated as one.
+    belong to a set that is tested part by part: runs that cover all of them may be evaluated as one. `dealing` is for
+    the run's record.
     """
 
     facts: Mapping[str, Any]
@@ -146,6 +158,7 @@ class DataInfo:
     clouds: CloudForm | None = None
     folds: Folds | None = None
     scans: ScanForm | None = None
+    dealing: Dealing | None = None
 
 
 class Dataset(Protocol):

@@ -15,8 +15,6 @@ from sightline import registry
 from sightline.models.published.published import translate, translate_key
 from sightline.types import Component
 from tests.golden_parity import (
-    BUFFER_BOUND,
-    OUTPUT_BOUND,
     Golden,
     assert_gradients_and_buffers,
     assert_near_largest,
@@ -26,6 +24,8 @@ from tests.golden_parity import (
 __all__ = ["assert_buffers", "assert_parity", "load_lidar_golden", "theirs_of"]
 
 _KINDS = {"zero": "num_batches_tracked", "bias": "vector", "weight": "matrix", "convT": "transposed"}
+_BOUND = 1e-12
+"""Of the largest entry of an output or a running statistic."""
 _NOTHING = 1e-12
 """Of the largest gradient: less is the rounding of a sum that is zero, of a bias in front of a batch norm."""
 
@@ -65,9 +65,9 @@ def theirs_of(golden: Golden, found: Tensor, name: str) -> None:
     if table is not None:
         assert list(found.shape) == table["full_shape"], name
         error = abs(found.abs().sum().item() - table["abs_sum"]) / table["abs_sum"]
-        assert error <= OUTPUT_BOUND, f"{name}: sum of magnitudes off by {error:.1e}"
+        assert error <= _BOUND, f"{name}: sum of magnitudes off by {error:.1e}"
         found = found.flatten()[:: table["flat_step"]]
-    assert_near_largest(found, expected, OUTPUT_BOUND, name)
+    assert_near_largest(found, expected, _BOUND, name)
 
 
 def assert_parity(golden: Golden, layout: str, component: Component) -> nn.Module:
@@ -87,7 +87,7 @@ def assert_parity(golden: Golden, layout: str, component: Component) -> nn.Modul
     weights = (1 + torch.arange(20, dtype=torch.float64) / 10) * (torch.arange(20) > 0)
     chosen = found.clamp(min=1e-8).log().gather(1, label[:, None])[:, 0]
     loss = -(weights[label] * chosen).sum() / weights[label].sum()
-    assert_near_largest(loss.detach(), golden.tensor("train.loss"), OUTPUT_BOUND, "train.loss")
+    assert_near_largest(loss.detach(), golden.tensor("train.loss"), _BOUND, "train.loss")
     loss.backward()
     assert_gradients_and_buffers(golden, model, lambda key: translate_key(key, layout))
     assert_buffers(golden, model, lambda key: translate_key(key, layout))
@@ -101,7 +101,7 @@ def assert_buffers(golden: Golden, model: nn.Module, our_name: Callable[[str], s
     for name in (key for key in golden.arrays if key.startswith(prefix)):
         ours = our_name(name.removeprefix(prefix))
         assert ours is not None, name
-        assert_near_largest(buffers[ours], golden.tensor(name), BUFFER_BOUND, name)
+        assert_near_largest(buffers[ours], golden.tensor(name), _BOUND, name)
 
 
 def _probabilities(model: nn.Module, image: Tensor) -> Tensor:

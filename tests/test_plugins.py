@@ -158,6 +158,10 @@ def test_plugins_of_a_run_missing_and_changed_are_named(tmp_path: Path) -> None:
     with pytest.raises(PluginError) as both:
         check_recorded([{"name": name, "path": name, "sha256": "0"} for name in ("a.py", "b.py")], [], run=tmp_path)
     assert str(both.value).endswith("with the plugins a.py, b.py; give them again: --plugin a.py --plugin b.py")
+    path.rename(path.with_suffix(".gone"))  # the run is on another machine now
+    copy = write(tmp_path / "plugins" / "parts.py", "")
+    with pytest.raises(PluginError, match=f"give it again: --plugin {copy}$"):
+        check_recorded(recorded, [], run=tmp_path)
     (note,) = check_recorded(recorded, [Plugin(model(tmp_path, width=9))], run=tmp_path)
     assert note.startswith(f"plugin-changed: {path} is not what {tmp_path} was made with")
     assert str(tmp_path / "plugins" / "parts.py") in note

@@ -15,6 +15,7 @@ import pytest
 from sightline.config import read_config
 from sightline.config.shipped import copy_shipped, shipped_configs
 from sightline.errors import UserError
+from tests.bare import write_bare_site
 from tests.command import run_here
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -68,16 +69,31 @@ def test_the_wheel_holds_every_file_of_the_package_the_configs_and_the_licence(w
     assert not any("__pycache__" in name for name in names)
 
 
-def test_it_lists_copies_and_trains_in_an_empty_folder(installed: Path, tmp_path: Path) -> None:
+def test_it_lists_copies_and_trains_in_an_empty_folder_without_any_extra(installed: Path, tmp_path: Path) -> None:
+    """A recipe of each task: tests/long/test_bare_wheel.py."""
+    site = write_bare_site(tmp_path / "site")
+
     def sightline(*words: object) -> str:
-        return ran("-m", "sightline", *words, cwd=tmp_path, PYTHONPATH=str(installed))
+        return ran("-m", "sightline", *words, cwd=tmp_path, PYTHONPATH=f"{installed}{os.pathsep}{site}")
 
     assert DEMO in sightline("list", "configs").splitlines()
     copied = sightline("copy", "classify/synthetic_shapes_pointnet").split()
     assert copied == [DEMO, "configs/classify/_pointnet.yaml", "configs/classify/_classify.yaml"]
-    small = ("data.train_size=24", "data.test_size=12", "train.steps=1", "log.tensorboard=false", "--no-check")
+    small = ("data.train_size=24", "data.test_size=12", "train.steps=1", "--no-check")
     sightline("train", DEMO, *small, "--device", "cpu", "--out", "run")
     assert json.loads((tmp_path / "run" / "final.json").read_text())["data"]["num_samples"] == 12
+    asked = subprocess.run(
+        [sys.executable, "-m", "sightline", "train", DEMO, "log.tensorboard=true", "--out", "logged"],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": f"{installed}{os.pathsep}{site}"},
+        capture_output=True,
+        text=True,
+    )
+    assert asked.returncode == 2
+    assert (
+        asked.stderr == "error: log.tensorboard needs the package 'tensorboard'; install it: pip install tensorboard\n"
+    )
+    assert not (tmp_path / "logged").exists()
     where = ran("-c", "import sightline; print(sightline.__file__)", cwd=tmp_path, PYTHONPATH=str(installed))
     assert Path(where.strip()).is_relative_to(installed)
 
@@ -139,9 +155,15 @@ def test_slips_are_one_line_and_nothing_is_overwritten(tmp_path: Path, monkeypat
     with pytest.raises(UserError, match=r"_classify\.yaml: is there already, and differs"):
         copy_shipped("modelnet40_dgcnn", tmp_path)
     assert list(changed.parent.iterdir()) == [changed]
-    monkeypatch.chdir(tmp_path / "configs")
-    done = run_here("train", DEMO)
-    assert (done.code, f"{DEMO}: no such file; it comes with the package: sightline copy {DEMO}" in done.err) == (
-        2,
-        True,
-    )
+
+
+@pytest.mark.parametrize("name", [DEMO, f"./{DEMO}", "synthetic_shapes_pointnet", "classify/synthetic_shapes_pointnet"])
+def test_a_shipped_config_that_was_not_copied_is_named(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    done = run_here("train", name)
+    told = f"{name.removeprefix('./')}: no such file; it comes with the package: sightline copy {DEMO}"
+    assert (done.code, done.err) == (2, f"error: {told}\n")
+    copy_shipped(DEMO, tmp_path)
+    assert f"did you mean '{DEMO}'?" in run_here("show", "synthetic_shapes_pointnet.yaml").err

@@ -34,6 +34,7 @@ class Predicted(NamedTuple):
     """What a network predicts at the priors of an image, float32 at least and without gradient.
 
     `logits` (P, K) before the sigmoid, decoded `boxes` (P, 4) in pixels, `objectness` (P,) before the sigmoid, or None.
+    Those of a head of two predictions at each prior are (P, 2, K) and (P, 2, 4).
     """
 
     logits: Tensor
@@ -50,14 +51,15 @@ class Predicted(NamedTuple):
 class Assigner(ABC):
     """Called with the priors and the boxes of one image, as they lie on one device; keeps no gradient, draws nothing.
 
-    `takes` names the kinds of priors that it can assign: a head compares it with its own when it is built. `match` is
-    the rule of one kind of assigner; where `boxes_per_prior` is 2, it gives `second`, too. Ties go to the lower index,
-    of a box or of a prior. One that `needs` predictions is called with the labels and the predictions of the image,
-    too, and so is its `match`.
+    `takes` names the kinds of priors that it can assign: any head that predicts from one of them fits, unless it
+    predicts an output of `excludes`, which targets of this kind do not train. `match` is the rule of one kind of
+    assigner; where `boxes_per_prior` is 2, it gives `second`, too. Ties go to the lower index, of a box or of a prior.
+    One that `needs` predictions is called with the labels and the predictions of the image, too, and so is its `match`.
     """
 
     takes: ClassVar[frozenset[PriorKind]]
     needs: ClassVar[bool] = False
+    excludes: ClassVar[frozenset[str]] = frozenset()
     boxes_per_prior: int = 1
 
     @torch.no_grad()

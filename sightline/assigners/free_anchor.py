@@ -24,6 +24,7 @@ class FreeAnchor(Assigner):
     """
 
     takes: ClassVar[frozenset[PriorKind]] = frozenset({"anchors"})
+    excludes: ClassVar[frozenset[str]] = frozenset({"centreness", "objectness"})  # its own losses read neither
 
     def __init__(self, *, bag_size: Count = 50) -> None:
         self.bag_size = bag_size

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from typing import ClassVar, Literal
 
 import torch
@@ -11,7 +10,7 @@ from torch import Tensor
 from sightline import registry
 from sightline.arguments import Probability
 from sightline.assigners.base import BACKGROUND, IGNORED, Assigner, Assignment, best_of_groups
-from sightline.errors import MissingExtraError
+from sightline.errors import assert_installed
 from sightline.geometry.boxes.overlaps import blocks, box_areas, box_centres, iou, pairwise_iou
 from sightline.geometry.boxes.priors import PriorKind, Priors
 
@@ -34,6 +33,7 @@ class MaxIoU(Assigner):
     """
 
     takes: ClassVar[frozenset[PriorKind]] = frozenset({"anchors"})
+    excludes: ClassVar[frozenset[str]] = frozenset({"centreness"})  # middles of anchors may lie outside of their boxes
 
     def __init__(
         self,
@@ -45,8 +45,8 @@ class MaxIoU(Assigner):
     ) -> None:
         if negative > positive:
             raise ValueError(f"negative: found {negative:g}, expected at most positive={positive:g}")
-        if low_quality == "guarantee" and importlib.util.find_spec("scipy") is None:
-            raise MissingExtraError("scipy", extra="detect", needed_by="max_iou with low_quality: guarantee")
+        if low_quality == "guarantee":
+            assert_installed("scipy", needed_by="max_iou with low_quality: guarantee")
         self.positive = positive
         self.negative = negative
         self.low_quality = low_quality

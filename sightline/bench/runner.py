@@ -18,10 +18,6 @@ from sightline.runs.run_directory import environment
 
 __all__ = ["Report", "Result", "Runner", "describe_machine"]
 
-_PEER_PACKAGES = {"sklearn": "scikit-learn", "faiss": "faiss-cpu"}
-"""Where the name to install is another than the one to import."""
-_EXTRAS = {"pycocotools": "dev"}
-
 
 @dataclass(frozen=True)
 class Result:
@@ -89,9 +85,8 @@ class Runner:
     def _present(self, case: Case, report: Report, note: Callable[[str], None]) -> list[Variant]:
         for form in case.forms:
             if form.needs is not None and not form.is_present:
-                package, extra = _PEER_PACKAGES.get(form.needs, form.needs), _EXTRAS.get(form.needs, "peers")
                 what = case.name if form is case.baseline else f"the row '{form.name}'"
-                line = str(MissingExtraError(package, extra=extra, needed_by=what))
+                line = str(MissingExtraError(form.needs, needed_by=what))
                 if line not in report.missing:
                     report.missing.append(line)
                     note(line)

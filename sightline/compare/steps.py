@@ -140,7 +140,7 @@ def losses_over_steps(
         job,
         task=noise.deciding(job.task) if noise is not None and noise.decides else job.task,
         model=model,
-        optimizer=recipe.build(model),
+        optimizer=recipe.build(model, job.losses),
         precision=variant.precision,
         device=variant.device,
         ema=None,
@@ -150,7 +150,13 @@ def losses_over_steps(
     losses = []
     if noise is not None and noise.decides:
         batch = mapped(batch, noise.move)
-    with quiet(variant), Float32Draws(), DoubleConvolutions(), _noisy(getattr(replica, "network", model), noise):
+    with (
+        quiet(variant),
+        job.losses.kept(),
+        Float32Draws(),
+        DoubleConvolutions(),
+        _noisy(getattr(replica, "network", model), noise),
+    ):
         for step in range(num_steps):
             own.step = job.step + step
             try:

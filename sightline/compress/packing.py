@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from sightline.errors import RunError
 from sightline.layers.quantisation.parametrised import dense
 from sightline.runs.inputs import INPUTS
 from sightline.runs.lineage import LINEAGE
-from sightline.runs.packed import Entry, entries_of, packed_size, ratios, read_packed, write_packed
+from sightline.runs.packed import Entry, entries_of, float_bytes, packed_size, ratios, read_packed, write_packed
 from sightline.runs.run_directory import RunDirectory, environment
 from sightline.runs.run_documents import load_document
 from sightline.runs.trained_weights import PACKED
@@ -44,15 +44,23 @@ def packed_config(config: RunConfig, policy: Policy) -> RunConfig:
 
 
 def write_packed_run(
-    run: OpenRun, model: nn.Module, policy: Policy, out: Path, *, about: Mapping[str, Any], at_most: int | None = None
+    run: OpenRun,
+    model: nn.Module,
+    policy: Policy,
+    out: Path,
+    *,
+    about: Mapping[str, Any],
+    halves: Collection[str] = (),
+    at_most: int | None = None,
 ) -> dict[str, Any]:
     """Write a model that `policy` quantised as a run directory beside `run`; what compression.json holds.
 
-    `about` is part of that. The file is read back and compared. Raises RunError where it would exceed `at_most` bytes,
-    before anything is written, and where it does not hold the model's weights bit by bit.
+    `about` is part of that; `halves` are tensors that were rounded to half precision beside the policy. The file is
+    read back and compared. Raises RunError where it would exceed `at_most` bytes, before anything is written, and where
+    it does not hold the model's weights bit by bit.
     """
     assert run.directory is not None, "what is packed was trained"
-    entries, tied = entries_of(model)
+    entries, tied = entries_of(model, halves)
     meta = meta_of(run)
     promised = packed_size(entries, meta, tied=tied)
     if at_most is not None and promised > at_most:
@@ -63,7 +71,7 @@ def write_packed_run(
             directory.write_bytes(name, (run.directory / name).read_bytes())
     if (run.directory / "plugins").is_dir():
         shutil.copytree(run.directory / "plugins", out / "plugins", dirs_exist_ok=True)
-    written = write_packed(out / PACKED, model, meta)
+    written = write_packed(out / PACKED, model, meta, halves)
     _assert_same(out / PACKED, model)
     plugins = load_document(run.directory / "environment.json").get("plugins", [])
     directory.write_json("environment.json", environment() | {"plugins": plugins, "checked": False, "num_processes": 1})
@@ -71,7 +79,7 @@ def write_packed_run(
     sizes = {
         "file_bytes": written,
         "promised_bytes": promised,
-        "float_bytes": sum(tensor.numel() * tensor.element_size() for tensor in state.values()),
+        "float_bytes": float_bytes(state),
         "ratios": ratios(layers, file_bytes=written, state=state)._asdict(),
     }
     summary = {"source": str(run.checkpoint.resolve()), **sizes, **about, "policy": document_of(policy)}

@@ -120,26 +120,34 @@ def activations_of(policy: Policy) -> dict[str, Choice]:
 
 
 def read_policy(path: Path, names: Sequence[str]) -> dict[str, Choice]:
-    """The policy of a JSON or YAML file. Raises ConfigError with file and line, and as `policy_of`."""
+    """The policy of a JSON or YAML file, of some of the tensors `names`; as in a config, the others stay in float.
+
+    Raises ConfigError with file and line, and as `policy_of`.
+    """
     faults = Faults()
     tree = read_file(path, faults)
     faults.raise_any()
     document: Any = tree.plain()
-    return policy_of(document, names, origin=str(path), places=_places_of(tree))
+    return policy_of(document, names, origin=str(path), places=_places_of(tree), is_whole=False)
 
 
 def policy_of(
-    document: Mapping[str, Any], names: Sequence[str], *, origin: str, places: Mapping[str, Where] | None = None
+    document: Mapping[str, Any],
+    names: Sequence[str],
+    *,
+    origin: str,
+    places: Mapping[str, Where] | None = None,
+    is_whole: bool = True,
 ) -> dict[str, Choice]:
-    """The policy that a plain mapping states, of exactly the tensors `names` and in their order.
+    """The policy that a plain mapping states, of exactly the tensors `names`, or of some of them, and in their order.
 
     Raises ConfigError with all faults by key: an unknown tensor, with the nearest name, a missing one, a kind or a
     number of bits that is not allowed.
     """
     faults, places, found = Faults(), places or {}, {}
     for name, entry in document.items():
-        known = nearest(name, names, otherwise="; the model has no quantisable tensor of a similar name")
-        wrong = [("", f"no quantisable tensor is called so{known}")] if name not in names else choice_faults(entry)
+        known = nearest(name, names, otherwise="; the model has none of a similar name")
+        wrong = [("", f"no parameter is called so{known}")] if name not in names else choice_faults(entry)
         for key, text in wrong:
             path = f"{name}.{key}".rstrip(".")
             at = places.get(path) or places.get(name)
@@ -147,10 +155,10 @@ def policy_of(
         if not wrong:
             kind, inputs = entry["kind"], Activation(**entry["activation"]) if "activation" in entry else None
             found[name] = Choice(kind, entry.get("bits") or _FLOAT_BITS[kind], entry.get("per_channel", False), inputs)
-    for name in (each for each in names if each not in document):
+    for name in (each for each in names if is_whole and each not in document):
         faults.add(Where(origin, path=name), "is missing; give its kind, fp32 to leave it as it is")
     faults.raise_any()
-    return {name: found[name] for name in names}
+    return {name: found[name] for name in names if name in found}
 
 
 def _places_of(tree: Located) -> dict[str, Where]:

@@ -5,17 +5,19 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import math
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
 import torch
 
-from sightline.compress.cost import bit_operations, layers_of
+from sightline.compress.cost import Layer, bit_operations, layers_of
 from sightline.compress.curvature import curvature_of
 from sightline.compress.policy import FP32, Activation, Choice, Policy, Protect, protected_choices
 from sightline.compress.search.problem import Curvature, Problem
 from sightline.compress.simulated import BudgetOn, Simulated
+from sightline.compress.unused import unused_weights
 from sightline.config import RunConfig
 from sightline.config.show import to_plain
 from sightline.describe.trace import Trace, trace
@@ -27,11 +29,11 @@ from sightline.engine.step import batch_step, run_batch
 from sightline.engine.stream import evaluation_keys
 from sightline.errors import UserError
 from sightline.layers.quantisation.activations import calibrated
-from sightline.layers.quantisation.layers_of import quantisable
+from sightline.layers.quantisation.layers_of import weights_of
 from sightline.runs.trained_weights import evaluated_sha256, find, is_packed
 from sightline.types import Batch, Ramp
 
-__all__ = ["Asked", "RunProblem", "calibration_part", "meta_of", "simulated_of"]
+__all__ = ["Asked", "RunProblem", "calibration_part", "meta_of", "simulated_of", "untraced_problem"]
 
 NUM_TRACED = 3
 NUM_CURVED = 32
@@ -62,9 +64,13 @@ class RunProblem:
     """
 
     def __init__(self, run: OpenRun, asked: Asked) -> None:
+        """Raises ConfigError, before data are opened, for a budget that cannot hold."""
         config = run.config
         self.asked = asked
         self._run = run
+        self.simulated = simulated_of(run)
+        self.names = self.simulated.names
+        problem = untraced_problem(self.simulated, asked)
         self.reported = run.data.test
         self.part = calibration_part(config, run.data, asked.calibration, seed=asked.seed)
         self.weights = {
@@ -72,10 +78,14 @@ class RunProblem:
         }
         evaluator = run.evaluator(self.part)
         self._evaluator = dataclasses.replace(evaluator, meters=(), votes=1, voting_reader=None)
-        self.simulated = simulated_of(run)
-        self.names = self.simulated.names
         self.layers = layers_of(run.model, self._traced(), self.names)
-        self.problem = self._problem()
+        self._inputs = self._calibrated(problem)
+        step = batch_step(run.task, run.model, self._batch(NUM_TRACED), run.world.device, self._evaluator.precision)
+        unused = unused_weights(self.simulated, step, self.weights, self._loss)
+        self.unused = tuple(name for name in unused if name not in problem.protected)
+        self.problem = dataclasses.replace(
+            problem, layers=self.layers, curvature=self._curvature, unused=frozenset(self.unused)
+        )
 
     @property
     def base_bytes(self) -> int:
@@ -87,46 +97,37 @@ class RunProblem:
         ids = np.ascontiguousarray(self.part.indices, dtype=np.int64)
         weights = evaluated_sha256(find(self._run.checkpoint))[:16]
         drawn = hashlib.sha256(ids.tobytes()).hexdigest()[:8]
-        return f"weights {weights}, {len(ids)} samples of {self.part.split} ({drawn})"
+        return f"weights {weights}, {len(ids)} samples of {self.part.split} ({drawn}), the rest in half precision"
 
     def loss(self, policy: Policy) -> float:
         """The loss of a policy on the calibration samples, from float weights each time."""
+        self.simulated.apply(policy)
         try:
-            losses = self._evaluator(self.simulated.apply(policy), self._run.world).losses
+            return self._loss()
         finally:
             self.simulated.restore()
+
+    def _loss(self) -> float:
+        """The loss of the model as it is."""
+        losses = self._evaluator(self._run.model, self._run.world).losses
         return math.fsum(weight * losses[name] for name, weight in self.weights.items())
 
-    def _problem(self) -> Problem:
-        asked, simulated = self.asked, self.simulated
-        choices = tuple(Choice(asked.kind, bits, asked.per_channel) for bits in sorted(set(asked.bits)))
-        protected = protected_choices(asked.protect, self.names, kind=asked.kind)
-        budget = asked.num_bytes if asked.ratio is None else math.floor(asked.ratio * self.base_bytes)
-        assert budget is not None, "a ratio or bytes are asked for"
-        problem = Problem(
-            layers=self.layers,
-            choices=choices,
-            bytes_of=lambda policy: simulated.bytes_of(policy, asked.budget_on),
-            budget_bytes=budget,
-            protected=protected,
-            curvature=self._curvature,
-        )
-        problem.assert_feasible(base_bytes=self.base_bytes)
-        return problem
-
     def finished(self, policy: Policy) -> Policy:
-        """The policy that a search found; where that is asked for, with the inputs of its layers quantised, too.
+        """The policy that a search found; where that is asked for, with the inputs of its layers quantised, too."""
+        return {name: choice._replace(activation=self._inputs.get(name)) for name, choice in policy.items()}
 
-        Their ranges are those of the calibration samples, in the float model.
+    def _calibrated(self, problem: Problem) -> dict[str, Activation]:
+        """Where that is asked for, of each layer that is quantised its input's range on the calibration samples.
+
         Raises UserError for layers that the model does not call, as in fused ones.
         """
-        bits = self.asked.activations
+        bits, model = self.asked.activations, self._run.model
         if bits is None:
-            return policy
-        model, names = self._run.model, [name for name, choice in policy.items() if choice != FP32]
+            return {}
+        kinds = {weight.name: weight.kind for weight in weights_of(model)}
+        names = [n for n in self.names if problem.protected.get(n) != FP32 and kinds[n] != "embedding"]
         entries = calibrated(model, lambda: self._evaluator(model, self._run.world), names, bits=bits)
-        inputs = {name: Activation(**entry) for name, entry in entries.items()}
-        return {name: choice._replace(activation=inputs.get(name)) for name, choice in policy.items()}
+        return {name: Activation(**entry) for name, entry in entries.items()}
 
     def costs(self, policy: Policy) -> dict[str, float]:
         """Per sample the multiply-accumulates of the layers, and these times the bits of weights and inputs."""
@@ -160,8 +161,31 @@ class RunProblem:
         return trace(run.model, forward, num_samples=min(NUM_TRACED, len(self.part.indices)))
 
 
-def simulated_of(run: OpenRun) -> Simulated:
-    """The model of a float run, for policies of all its quantisable weights. Raises UserError for another run."""
+def untraced_problem(simulated: Simulated, asked: Asked) -> Problem:
+    """The problem with the sizes of its layers alone: all that a budget is held against.
+
+    Raises ConfigError for a budget that cannot hold, and for faults of what is asked.
+    """
+    parameters = dict(simulated.model.named_parameters())
+    base_bytes = simulated.base_bytes(asked.budget_on)
+    budget = asked.num_bytes if asked.ratio is None else math.floor(asked.ratio * base_bytes)
+    assert budget is not None, "a ratio or bytes are asked for"
+    problem = Problem(
+        layers=tuple(Layer(name, parameters[name].numel(), 1, 1) for name in simulated.names),
+        choices=tuple(Choice(asked.kind, bits, asked.per_channel) for bits in sorted(set(asked.bits))),
+        bytes_of=lambda policy: simulated.bytes_of(policy, asked.budget_on),
+        budget_bytes=budget,
+        protected=protected_choices(asked.protect, simulated.names, kind=asked.kind),
+    )
+    problem.assert_feasible(base_bytes=base_bytes)
+    return problem
+
+
+def simulated_of(run: OpenRun, policy: Collection[str] = ()) -> Simulated:
+    """The model of a float run, for policies of all its quantisable weights, and of parameters that one names besides.
+
+    Raises UserError for another run.
+    """
     config = run.config
     if Precision(config.train.precision).parameters != torch.float32:
         raise UserError(f"{run.path}: train.precision is {config.train.precision}; compress takes weights in float32")
@@ -172,7 +196,7 @@ def simulated_of(run: OpenRun) -> Simulated:
             raise UserError(
                 f"{run.checkpoint}: '{name}' is not finite; the training diverged, take an earlier checkpoint"
             )
-    names = tuple(weight.name for weight in quantisable(run.model))
+    names = tuple(weight.name for weight in weights_of(run.model) if weight.stays is None or weight.name in policy)
     if not names:
         raise UserError(f"{run.path}: model '{config.model.name}' has no weights of two axes to quantise")
     return Simulated(run.model, names, meta_of(run))

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from sightline.compress.policy import FP32, Choice, Policy, document_of
-from sightline.layers.quantisation.parametrised import quantiser_for
-from sightline.runs.packed import Entry, Ratios, entry_for, holders_of, packed_size, ratios
+from sightline.layers.quantisation.halves import halvable, round_to_half
+from sightline.layers.quantisation.parametrised import Half, quantiser_for
+from sightline.runs.packed import Entry, Ratios, entry_for, float_bytes, holders_of, packed_size, ratios
 
 __all__ = ["BudgetOn", "Simulated", "Sizes"]
 
@@ -29,6 +30,8 @@ class Sizes(NamedTuple):
 class Simulated:
     """A float model, in evaluation mode, whose named weights are swapped for quantised ones and back.
 
+    Biases, norms and small weights that are not named are rounded to half precision with them, as a file holds them.
+
     Every policy starts from the float weights. `meta` is what the packed file holds beside the tensors.
     """
 
@@ -43,31 +46,45 @@ class Simulated:
         self._made: dict[tuple[str, Choice], tuple[nn.Module, Tensor] | None] = {}
         self._entries: dict[tuple[str, Choice], Entry] = {}
         held, self._tied = holders_of(self._state)
-        holders = {name: self._tied.get(name, name) for name in names}
-        self._plain = [entry_for(name, tensor) for name, tensor in held.items() if name not in set(holders.values())]
-        self._holders = holders
+        self._holders = {name: self._tied.get(name, name) for name in names}
+        self._rests = {name: self._state[name].clone() for name in halvable(model, but=names)}
+        self._halves = {name: value.clone() for name, value in self._rests.items()}
+        halved = {self._tied.get(name, name) for name in round_to_half(self._halves, self._halves)}
+        quantised = set(self._holders.values())
+        self._plain = [
+            entry_for(name, tensor, Half() if name in halved else None)
+            for name, tensor in held.items()
+            if name not in quantised
+        ]
 
     @torch.no_grad()
     def apply(self, policy: Policy) -> nn.Module:
-        """The model with the weights of a policy; layers that it does not name stay in float."""
+        """The model with the weights of a policy, and the rest in half precision; layers that it does not name stay."""
         for name in self.names:
             choice = policy.get(name, FP32)
             if self._now[name] != choice:
                 made, value = self._quantised(name, choice), self._floats[name]
                 self._parameters[name].copy_(value if made is None else made[0](made[1]))
                 self._now[name] = choice
+        self._put(self._halves)
         return self.model
 
     def restore(self) -> nn.Module:
         """The model with its float weights."""
-        return self.apply({})
+        self.apply({})
+        self._put(self._rests)
+        return self.model
+
+    def _put(self, values: Mapping[str, Tensor]) -> None:
+        for name, value in values.items():
+            self._state[name].copy_(value)
 
     def bytes_of(self, policy: Policy, on: BudgetOn = "file") -> int:
         """The bytes that a budget counts."""
         entries = {name: self._entry(name, policy.get(name, FP32)) for name in self.names}
         if on == "file":
             return packed_size([*self._plain, *entries.values()], self._meta, tied=self._tied)
-        bits = sum(policy[name].bits * entry.count for name, entry in entries.items())
+        bits = sum(policy.get(name, FP32).bits * entry.count for name, entry in entries.items())
         if on == "weights":
             return math.ceil(bits / 8)
         return sum(entry.code_bytes + entry.book_bytes for entry in entries.values())
@@ -75,13 +92,13 @@ class Simulated:
     def base_bytes(self, on: BudgetOn = "file") -> int:
         """The bytes of the same numbers in float32: of the state, or of the named weights alone."""
         if on == "file":
-            return sum(tensor.numel() * tensor.element_size() for tensor in self._state.values())
+            return float_bytes(self._state)
         return sum(4 * value.numel() for value in self._floats.values())
 
     def sizes(self, policy: Policy) -> Sizes:
         """The file's bytes, and the ratios of codes, of codes with codebooks, and of the file."""
         entries = {name: self._entry(name, policy.get(name, FP32)) for name in self.names}
-        layers = [(entry.count, policy[name].bits, entry.book_bytes) for name, entry in entries.items()]
+        layers = [(entry.count, policy.get(name, FP32).bits, entry.book_bytes) for name, entry in entries.items()]
         file_bytes = self.bytes_of(policy)
         return Sizes(file_bytes, ratios(layers, file_bytes=file_bytes, state=self._state))
 

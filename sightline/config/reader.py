@@ -19,16 +19,15 @@ from sightline.arguments import Factor, Size
 from sightline.config.contradictions import note_contradictions
 from sightline.config.faults import Faults
 from sightline.config.overrides import apply_overrides, merge
-from sightline.config.renames import is_recorded, translated
+from sightline.config.renames import data_as_recorded, is_recorded, translated
 from sightline.config.run_config import RunConfig
-from sightline.config.yaml_tree import Located, read_file
+from sightline.config.yaml_tree import DEFAULT, Located, read_file
 from sightline.errors import ConfigError
 from sightline.types import Component, Ramp, Where
 
 __all__ = ["read_config", "read_sections"]
 
 MAX_BASES = 8
-DEFAULT = "default"
 _KIND_OF_SECTION = {
     "data": "data",
     "model": "models",
@@ -77,8 +76,11 @@ def read_sections(path: Path, names: Sequence[str], overrides: Sequence[str] = (
     assert isinstance(tree.value, dict)
     unknown = tree.value.keys() - _fields_of(RunConfig)
     kept = {key: child for key, child in tree.value.items() if key in names or key in unknown}
-    values = _Reading(faults).section(RunConfig, Located(kept, tree.where), "", names)
+    reading = _Reading(faults)
+    values = reading.section(RunConfig, Located(kept, tree.where), "", names)
     faults.raise_any()
+    if "data" in names and is_recorded(path):
+        values["data"] = data_as_recorded(values["data"], reading.origins)
     return {name: values[name] for name in names}
 
 

@@ -1,13 +1,17 @@
-"""Names of before: refused in a new config, translated where a run recorded them."""
+"""Names and defaults of before: refused in a new config, or others there; read as then where a run recorded them."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from sightline.config.run_config import RunConfig
+from sightline.config.yaml_tree import DEFAULT
+from sightline.types import Component, Where
 
-__all__ = ["RENAMED_CHECKS", "is_recorded", "translated"]
+__all__ = ["DATA_BEFORE", "RENAMED_CHECKS", "data_as_recorded", "is_recorded", "translated"]
 
 RENAMED_CHECKS = {
     "foreign-hooks": "leftover-hooks",
@@ -18,6 +22,8 @@ RENAMED_CHECKS = {
     "stage-agreement": "pretraining-mismatch",
 }
 """Codes of checks, as `checks.skip` names them."""
+DATA_BEFORE: Mapping[str, Any] = {"split_rule": "sorted"}
+"""Arguments of data sets that came later, and the value that does what was done before."""
 
 
 def is_recorded(path: Path) -> bool:
@@ -26,6 +32,26 @@ def is_recorded(path: Path) -> bool:
 
 
 def translated(config: RunConfig) -> RunConfig:
-    """The config that a run recorded, under the names of today."""
+    """The config that a run recorded, under the names of today, with the defaults of its day."""
     skip = tuple(RENAMED_CHECKS.get(code, code) for code in config.checks.skip)
-    return dataclasses.replace(config, checks=dataclasses.replace(config.checks, skip=skip))
+    data = data_as_recorded(config.data, config.origins)
+    return dataclasses.replace(config, checks=dataclasses.replace(config.checks, skip=skip), data=data)
+
+
+def data_as_recorded(data: Component, origins: Mapping[str, Where]) -> Component:
+    """The data set, and those in it, with the values of before for arguments that a run's config does not have.
+
+    A config that a run records today has every argument.
+    """
+    arguments = {}
+    for name, value in data.arguments.items():
+        where = origins.get(f"{data.where.path}.{name}")
+        is_left_out = where is not None and where.origin == DEFAULT
+        arguments[name] = DATA_BEFORE[name] if is_left_out and name in DATA_BEFORE else _within(value, origins)
+    return dataclasses.replace(data, arguments=arguments)
+
+
+def _within(value: Any, origins: Mapping[str, Where]) -> Any:
+    if isinstance(value, Component):
+        return data_as_recorded(value, origins)
+    return tuple(_within(each, origins) for each in value) if isinstance(value, tuple) else value

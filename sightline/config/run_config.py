@@ -138,7 +138,7 @@ class Log:
     """A training line every so many steps, and where else to write."""
 
     every: Count = 50
-    tensorboard: bool = True
+    tensorboard: bool = False
     wandb: Literal["off", "offline", "online"] = "off"
     gradients: bool = False
 

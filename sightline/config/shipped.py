@@ -9,7 +9,7 @@ from pathlib import Path
 from sightline.errors import UserError
 from sightline.schema import nearest
 
-__all__ = ["ShippedConfig", "copy_shipped", "is_shipped", "shipped_configs"]
+__all__ = ["ShippedConfig", "copy_shipped", "shipped_configs", "shipped_path"]
 
 _FOLDERS = ("configs", "examples")
 _BASE = re.compile(r"^base:\s*([^\s#]+)", flags=re.MULTILINE)
@@ -34,10 +34,16 @@ def shipped_configs() -> list[ShippedConfig]:
     ]
 
 
-def is_shipped(path: Path) -> bool:
-    """Whether a path is that of a shipped config, seen from the folder that it would be copied to."""
+def shipped_path(path: Path) -> str | None:
+    """The path of the one shipped config that a missing file's name means, as `copy_shipped` takes it, or None."""
     root = _root_or_none()
-    return root is not None and path.parts[:1] in [(each,) for each in _FOLDERS] and (root / path).is_file()
+    if root is None or path.is_absolute():
+        return None
+    try:
+        chosen = _chosen(root, path.as_posix())
+    except UserError:
+        return None
+    return chosen[0] if len(chosen) == 1 and chosen[0].endswith(".yaml") else None
 
 
 def copy_shipped(name: str, to: Path) -> tuple[list[Path], list[Path]]:

@@ -6,20 +6,23 @@ import math
 import os
 import re
 import stat
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeAlias
 
 import yaml
 
 from sightline.config.faults import Faults
-from sightline.config.shipped import is_shipped
+from sightline.config.shipped import shipped_path
 from sightline.errors import ConfigError
 from sightline.schema import nearest
 from sightline.types import Where
 
-__all__ = ["Located", "read_file", "read_value"]
+__all__ = ["DEFAULT", "Located", "read_file", "read_tables", "read_value"]
 
+DEFAULT = "default"
+"""The origin of a value that no file and no command line states."""
 MAX_BYTES = 200_000
 MAX_NODES = 10_000
 MAX_DEPTH = 40
@@ -30,6 +33,27 @@ _INTEGER = re.compile(r"[-+]?(0|[1-9][0-9]*)")
 _FLOAT = re.compile(r"[-+]?(([0-9]+\.[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?|[0-9]+[eE][-+]?[0-9]+)")
 _PLAIN_TAGS = {"tag:yaml.org,2002:str", "tag:yaml.org,2002:seq", "tag:yaml.org,2002:map"}
 _UNWRITABLE = re.compile("[\0\ud800-\udfff]")
+_SURROGATES = re.compile("[\ud800-\udbff][\udc00-\udfff]")
+"""A character beyond U+FFFF as JSON escapes it (`\\ud83d\\ude00`)."""
+_CORE_WORDS: Mapping[str, bool | None] = {
+    **dict.fromkeys(("true", "True", "TRUE"), True),
+    **dict.fromkeys(("false", "False", "FALSE"), False),
+    **dict.fromkeys(("null", "Null", "NULL", "~", ""), None),
+}
+"""Of YAML 1.2's core schema."""
+
+
+@dataclass(frozen=True)
+class _Form:
+    """A kind of document: its name, at most so many values, what else than text words are, and the keys it may have."""
+
+    name: str = "a config"
+    max_nodes: int = MAX_NODES
+    words: Mapping[str, bool | None] = field(
+        default_factory=lambda: {"true": True, "false": False, "null": None, "": None}
+    )
+    has_number_keys: bool = False
+    instead_of_merging: str = "one `base:` is what a config stands on"
 
 
 @dataclass(frozen=True)
@@ -68,6 +92,15 @@ def read_value(text: str, origin: str, path: str, faults: Faults) -> Located:
     return _Converter(origin, faults, has_lines=False).parse(text, path=path)
 
 
+def read_tables(text: str, origin: str, faults: Faults, *, name: str, max_nodes: int) -> Located:
+    """The tree of a document that other tools write too: keys may be whole numbers, which are kept as their text.
+
+    `name` is what it is called in errors. Raises ConfigError as `read_file`.
+    """
+    form = _Form(name, max_nodes, _CORE_WORDS, has_number_keys=True, instead_of_merging="write the entries out")
+    return _Converter(origin, faults, has_lines=True, form=form).parse(text, path="")
+
+
 def _read_text(path: Path) -> str:
     try:
         status = path.stat()
@@ -79,12 +112,24 @@ def _read_text(path: Path) -> str:
             raise ConfigError(f"{path}: has {status.st_size:,} bytes; a config has at most {MAX_BYTES:,}")
         return path.read_text(encoding="utf-8")
     except (FileNotFoundError, NotADirectoryError):
-        hint = f"; it comes with the package: sightline copy {path}" if is_shipped(path) else _similar(path)
+        hint = _shipped(path) or _similar(path)
         raise ConfigError(f"{path}: no such file{hint or f'; {_GIVE}'}") from None
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: is not UTF-8 text (byte {error.start}); save it as UTF-8") from None
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
+
+
+def _shipped(path: Path) -> str:
+    """The command that copies a shipped config of this name, or its path where it was copied already."""
+    shipped = shipped_path(path)
+    if shipped is None:
+        return ""
+    return (
+        f"; did you mean '{shipped}'?"
+        if Path(shipped).is_file()
+        else (f"; it comes with the package: sightline copy {shipped}")
+    )
 
 
 def _similar(path: Path) -> str:
@@ -104,7 +149,7 @@ def _similar(path: Path) -> str:
 
 
 class _LimitError(yaml.MarkedYAMLError):
-    """A document that is too large to be a config."""
+    """A document that is too large to be what it is read as."""
 
 
 class _Loader(yaml.SafeLoader):
@@ -115,8 +160,9 @@ class _Loader(yaml.SafeLoader):
 
     yaml_implicit_resolvers: dict = {}  # noqa: RUF012 - the parent class declares it so
 
-    def __init__(self, text: str) -> None:
+    def __init__(self, text: str, max_nodes: int) -> None:
         super().__init__(text)
+        self.max_nodes = max_nodes
         self.num_nodes = 0
         self.depth = 0
 
@@ -124,8 +170,8 @@ class _Loader(yaml.SafeLoader):
         event = self.peek_event()
         self.num_nodes += 1
         self.depth += 1
-        if self.num_nodes > MAX_NODES:
-            raise _LimitError(problem=f"has more than {MAX_NODES:,} values", problem_mark=event.start_mark)
+        if self.num_nodes > self.max_nodes:
+            raise _LimitError(problem=f"has more than {self.max_nodes:,} values", problem_mark=event.start_mark)
         if self.depth > MAX_DEPTH:
             raise _LimitError(problem=f"is nested deeper than {MAX_DEPTH} levels", problem_mark=event.start_mark)
         node = super().compose_node(parent, index)
@@ -138,7 +184,8 @@ class _Loader(yaml.SafeLoader):
 class _Converter:
     """Turns composed YAML nodes into located values, noting what two readers could understand differently."""
 
-    def __init__(self, origin: str, faults: Faults, *, has_lines: bool) -> None:
+    def __init__(self, origin: str, faults: Faults, *, has_lines: bool, form: _Form | None = None) -> None:
+        self.form = _Form() if form is None else form
         self.origin = origin
         self.faults = faults
         self.has_lines = has_lines
@@ -148,9 +195,11 @@ class _Converter:
         """The tree of a document. Raises ConfigError for one that is not YAML, or is too large."""
         top = Where(self.origin, path=path)
         try:
-            node = yaml.compose(text, Loader=_Loader)
+            node = _Loader(text, self.form.max_nodes).get_single_node()
         except _LimitError as error:
-            raise ConfigError(f"{self._at(error, path)}: {error.problem}; a config this large is not one") from None
+            raise ConfigError(
+                f"{self._at(error, path)}: {error.problem}; {self.form.name} this large is not one"
+            ) from None
         except yaml.MarkedYAMLError as error:
             hint = "" if self.has_lines else _blank_hint(text)
             raise ConfigError(f"{self._at(error, path)}: {_syntax(error)}{hint}") from None
@@ -173,9 +222,9 @@ class _Converter:
         """The value of a node; it stands where its key does, if it has one."""
         where = key or self.where(node, path)
         self.num_nodes += 1
-        if self.num_nodes > MAX_NODES:
+        if self.num_nodes > self.form.max_nodes:
             raise ConfigError(
-                f"{where}: more than {MAX_NODES:,} values once anchors are expanded; write them out, fewer"
+                f"{where}: more than {self.form.max_nodes:,} values once anchors are expanded; write them out, fewer"
             )
         if depth > MAX_DEPTH:
             raise ConfigError(f"{where}: an anchor that contains itself")
@@ -211,9 +260,10 @@ class _Converter:
             self.faults.add(where, "a key must be plain text")
             return None
         if node.value == "<<":
-            self.faults.add(where, "merge keys (<<) are not read; one `base:` is what a config stands on")
+            self.faults.add(where, f"merge keys (<<) are not read; {self.form.instead_of_merging}")
             return None
-        if node.style is None and not isinstance(self._scalar(node, where), str):
+        is_number = self.form.has_number_keys and _INTEGER.fullmatch(node.value)
+        if node.style is None and not is_number and not isinstance(self._scalar(node, where), str):
             self.faults.add(where, f"the key {node.value or 'null'} is not text")
             return None
         if not node.value.isprintable() or len(node.value) > MAX_KEY_LENGTH:
@@ -222,11 +272,10 @@ class _Converter:
         return node.value
 
     def _scalar(self, node: yaml.ScalarNode, where: Where) -> bool | int | float | str | None:
-        """true, false, null, plain integers and floats; anything else, and anything quoted, is text."""
-        text = node.value
-        words: dict[str, bool | None] = {"true": True, "false": False, "null": None, "": None}
-        if node.style is None and text in words:
-            return words[text]
+        """The words of the form, plain integers and floats; anything else, and anything quoted, is text."""
+        text = _SURROGATES.sub(lambda pair: pair[0].encode("utf-16", "surrogatepass").decode("utf-16"), node.value)
+        if node.style is None and text in self.form.words:
+            return self.form.words[text]
         if node.style is None and _INTEGER.fullmatch(text):
             if len(text) < 21 and -(2**63) <= int(text) < 2**63:
                 return int(text)

@@ -142,7 +142,7 @@ def estimate_memory(built: Built) -> Memory:
     size = -(-train.batch_size // train.micro_batches)
     sizes = _SIZES if size > _SIZES[1] else (size, size)
     num_parts = min(2, train.micro_batches)  # a second one finds the gradients of the first, a third nothing new
-    with untouched():
+    with untouched(), job.losses.kept():
         _step(job, sizes[0], num_parts)  # makes the optimiser's state, and whatever else is made once
         first, second = (_step(job, size_of_step, num_parts) for size_of_step in sizes)
     share = (size - sizes[0]) / (sizes[1] - sizes[0]) if sizes[1] > sizes[0] else 1.0
@@ -157,7 +157,7 @@ def estimate_memory(built: Built) -> Memory:
         **constant,
         saved_bytes=saved,
         working_bytes=peak - saved,
-        gradients_bytes=bytes_of(p for p in job.model.parameters() if p.requires_grad),
+        gradients_bytes=bytes_of(p for p in job.trained.parameters() if p.requires_grad),
         peak_bytes=sum(constant.values()) + peak,
         where=where,
     )
@@ -171,15 +171,15 @@ def first_samples(job: Job, count: int) -> list[SampleKey]:
 
 def held_by(job: Job) -> dict[str, list[Tensor]]:
     """What a run holds from step to step: weights, the optimiser's state, the average of the weights, a teacher."""
-    average, teacher = (
+    average, of_losses, teacher = (
         [] if network is None else [*network.parameters(), *network.buffers()]
-        for network in (job.ema, getattr(job.task, "teacher", None))
+        for network in (job.ema, job.losses_ema, getattr(job.task, "teacher", None))
     )
     return {
-        "parameters": list(job.model.parameters()),
-        "buffers": list(job.model.buffers()),
+        "parameters": list(job.trained.parameters()),
+        "buffers": [*job.model.buffers(), *job.losses.buffers()],
         "optimizer": [tensor for _, tensor in leaves(list(job.optimizer.state.values()))],
-        "average": average,
+        "average": [*average, *of_losses],
         "teacher": teacher,
     }
 
@@ -206,7 +206,8 @@ def _copy_of(built: Built) -> Job:
     """The run's job on a copy of its model, with an optimiser of its own."""
     model = copy.deepcopy(built.job.model)
     recipe = registry.optimizers.build(built.config.optimizer, facts=built.data.facts)
-    return dataclasses.replace(built.job, model=model, optimizer=recipe.build(model), ema=None)
+    losses = built.job.losses
+    return dataclasses.replace(built.job, model=model, optimizer=recipe.build(model, losses), ema=None)
 
 
 def _step(job: Job, num_samples: int, num_micro_batches: int) -> _Step:

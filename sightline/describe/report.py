@@ -8,14 +8,14 @@ from typing import Any
 
 from sightline.describe.memory import Memory, first_samples
 from sightline.describe.sources import Subject
-from sightline.describe.trace import Node, Shape, Trace, trace
+from sightline.describe.trace import Node, Shape, Trace, definition_of, trace
 from sightline.engine.build import Built
 from sightline.engine.device import to_device
 from sightline.engine.optimizers import hold_still
 from sightline.engine.step import run_batch
 from sightline.errors import RunError
 
-__all__ = ["document_of", "trace_run"]
+__all__ = ["document_of", "learnt_losses", "trace_run"]
 
 NUM_SAMPLES = 3
 """Traced: few, more than batch norm needs, and a number that seldom is another axis of a batch."""
@@ -39,6 +39,18 @@ def trace_run(built: Built) -> Trace:
         raise RunError(f"model '{built.config.model.name}', {num_samples} samples: {error}") from error.__cause__
 
 
+def learnt_losses(built: Built) -> list[dict[str, Any]]:
+    """The losses that learn, as `optimizer.groups` calls them: class, where it begins, and numbers of parameters."""
+    rows = []
+    for name, loss in zip(built.job.losses.modules_named, built.job.losses.losses.values(), strict=True):
+        kind: Any = type(loss)
+        file, line = definition_of(kind)
+        trainable = sum(parameter.numel() for parameter in loss.parameters() if parameter.requires_grad)
+        sizes = {"parameters": sum(parameter.numel() for parameter in loss.parameters()), "trainable": trainable}
+        rows.append({"path": name, "class": type(loss).__name__, "file": file, "line": line, **sizes})
+    return rows
+
+
 def document_of(
     subject: Subject, traced: Trace, memory: Memory, of_data: Mapping[str, Mapping[str, Any] | None]
 ) -> dict[str, Any]:
@@ -49,6 +61,7 @@ def document_of(
         "parameters": traced.parameters,
         "trainable": traced.trainable,
         "macs_per_sample": _per_sample(traced.macs, traced.num_samples),
+        **({"losses": rows} if (rows := learnt_losses(subject.built)) else {}),
         "memory": dataclasses.asdict(memory),
         "batch": subject.batch,
         "num_samples": traced.num_samples,

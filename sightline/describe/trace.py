@@ -18,6 +18,7 @@ from sightline.describe.cost import CountMacs
 from sightline.describe.flow import Flow, Sources, Watch
 from sightline.engine.records import kept_random_state
 from sightline.errors import RunError
+from sightline.layers.quantisation.parametrised import weight_sizes
 from sightline.nests import leaves
 
 __all__ = ["Edge", "Node", "Shape", "Trace", "definition_of", "trace", "untouched"]
@@ -104,12 +105,13 @@ def trace(model: nn.Module, forward: Callable[[nn.Module], object], *, num_sampl
             raise RunError(f"{tracer.place()}: {type(error).__name__}: {' '.join(str(error).split())}") from error
     assert tracer.nodes, "the model was not called"
     tracer.count_parameters()
+    sizes = weight_sizes(model)
     return Trace(
         nodes=tuple(tracer.nodes),
         edges=tuple(dict.fromkeys(tracer.edges)),
         num_samples=num_samples,
-        parameters=sum(parameter.numel() for parameter in model.parameters()),
-        trainable=sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad),
+        parameters=sum(sizes.values()),
+        trainable=sum(size for parameter, size in sizes.items() if parameter.requires_grad),
     )
 
 
@@ -161,13 +163,13 @@ class _Tracer:
                 above = above.rpartition(".")[0]
                 owner = self._at[above]
             owned[owner] += [parameter for parameter in module._parameters.values() if parameter is not None]
-        seen: set[nn.Parameter] = set()
+        sizes, seen = weight_sizes(self._at[""]), set[nn.Parameter]()
         for index, module in self._modules.items():
             for parameter in dict.fromkeys(owned[module]):
                 if parameter in seen:
-                    self.nodes[index].shared += parameter.numel()
+                    self.nodes[index].shared += sizes[parameter]
                 else:
-                    self.nodes[index].parameters += parameter.numel()
+                    self.nodes[index].parameters += sizes[parameter]
             seen.update(owned[module])
 
     def _enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

@@ -122,7 +122,8 @@ def assert_known(config: RunConfig) -> None:
 
 @contextmanager
 def _untouched(built: Built) -> Iterator[None]:
-    """Random states, those that data sets hold among them, and training flags are as before, whatever a check did."""
+    """Random states, those that data sets hold among them, losses and training flags are as before, whatever a check
+    did."""
     model, device = built.job.model, built.job.device
     flags = {name: module.training for name, module in model.named_modules()}
     parts = (built.data.train, built.data.selection, built.data.test)
@@ -132,6 +133,7 @@ def _untouched(built: Built) -> Iterator[None]:
         kept_random_state(),
         torch.random.fork_rng(cuda),
         kept_generators(generators_of(*readers)),
+        built.job.losses.kept(),
         torch.enable_grad(),
     ):
         try:

@@ -23,6 +23,7 @@ from sightline.data.loading.splits import hold_out
 from sightline.data.store.location import root_of
 from sightline.engine.distributed import World
 from sightline.engine.evaluate import Evaluator, Meter
+from sightline.engine.learnt_losses import LearntLosses
 from sightline.engine.model_changes import changed
 from sightline.engine.optimizers import Recipe
 from sightline.engine.parameter_groups import Rate
@@ -33,6 +34,7 @@ from sightline.engine.step import Task
 from sightline.engine.stream import Plan, Stream
 from sightline.engine.train import Job
 from sightline.errors import CheckpointError, ConfigError, UserError, in_one_line
+from sightline.losses.base import Loss, learns
 from sightline.members import DataMembers, TaskMembers, TransformMembers
 from sightline.metrics.base import Metric, fault_of_state
 from sightline.plugins import check_recorded, loaded_plugins
@@ -52,6 +54,7 @@ __all__ = [
     "assert_same_facts",
     "build",
     "build_data",
+    "build_losses",
     "build_metrics",
     "build_model",
     "build_part",
@@ -123,14 +126,15 @@ def build(config: RunConfig, world: World, *, is_resumed: bool = False, data: Da
         model = _plain_model(config, data.facts, world)
         report = None if is_resumed else _initialise(model, config)
         model = changed(model, config, world)
-        task, meters = build_task(config, data, model, world)
+        losses = build_losses(config, data.facts, world)
+        task, meters = build_task(config, data, model, world, losses=losses)
         config = _with_teacher_noted(with_mode(config, [meter.metric for meter in meters], is_resumed=is_resumed))
         recipe: Recipe = registry.optimizers.build(config.optimizer, facts=data.facts)
-        job = _build_job(config, data, world, model, task, recipe)
+        job = _build_job(config, data, world, model, task, recipe, LearntLosses(losses))
         selection = build_evaluator(config, data.selection, task, meters)
         test = build_evaluator(config, data.test, task, meters)
         lineage = None if report is None else trace_lineage(config, data.train.dataset.info, report)
-        rates = recipe.rates(model) if recipe.is_graded else ()
+        rates = recipe.rates(model, job.losses) if recipe.is_graded else ()
     return Built(config, data, job, selection, test, report, lineage, rates)
 
 
@@ -225,15 +229,31 @@ def _plain_model(config: RunConfig, facts: Mapping[str, Any], world: World) -> n
     return model.to(world.device, Precision(config.train.precision).parameters)
 
 
-def build_task(config: RunConfig, data: Data, model: nn.Module, world: World) -> tuple[Task, list[Meter]]:
+def build_losses(config: RunConfig, facts: Mapping[str, Any], world: World) -> dict[str, Loss]:
+    """The losses by their names; those that learn are on the run's device, in its number format."""
+    losses: dict[str, Loss] = {each.name: registry.losses.build(each, facts=facts) for each in config.losses}
+    for loss in losses.values():
+        if learns(loss):
+            loss.to(world.device, Precision(config.train.precision).parameters)
+    return losses
+
+
+def build_task(
+    config: RunConfig,
+    data: Data,
+    model: nn.Module,
+    world: World,
+    *,
+    losses: Mapping[str, Loss] | None = None,
+) -> tuple[Task, list[Meter]]:
     """The task with its losses bound to batch and outputs, and the metrics bound to batch and predictions.
 
-    With a teacher, the losses are bound to its outputs, too.
+    With a teacher, the losses are bound to its outputs, too. `losses` stand in for the config's own.
     """
     facts = data.facts
     batch = Offer(f"data set '{config.data.name}'", data.train.reader.keys)
     outputs = Offer(f"model '{config.model.name}'", outputs_of_model(model, owner=f"model '{config.model.name}'"))
-    losses = {component.name: registry.losses.build(component, facts=facts) for component in config.losses}
+    losses = build_losses(config, facts, world) if losses is None else losses
     wiring = {"model": model, "losses": losses, "batch_keys": batch, "output_keys": outputs}
     wiring["micro_batches"] = config.train.micro_batches
     with _placed(config.losses):
@@ -384,7 +404,9 @@ def build_evaluator(config: RunConfig, part: Part, task: Task, meters: Sequence[
     )
 
 
-def _build_job(config: RunConfig, data: Data, world: World, model: nn.Module, task: Task, recipe: Recipe) -> Job:
+def _build_job(
+    config: RunConfig, data: Data, world: World, model: nn.Module, task: Task, recipe: Recipe, losses: LearntLosses
+) -> Job:
     train = config.train
     if train.compile and config.distributed.sync_batch_norm and world.size > 1:
         raise ConfigError(
@@ -403,7 +425,7 @@ def _build_job(config: RunConfig, data: Data, world: World, model: nn.Module, ta
     if train.steps is not None:
         num_steps = min(num_steps, train.steps)
     with registry.blame(config.optimizer):
-        optimizer = recipe.build(model)
+        optimizer = recipe.build(model, losses)
     schedule = registry.schedules.build(
         config.schedule, facts={"num_steps": num_steps, "steps_per_epoch": plan.steps_per_epoch}
     )
@@ -420,6 +442,7 @@ def _build_job(config: RunConfig, data: Data, world: World, model: nn.Module, ta
         clip_norm=train.clip_norm,
         frozen=recipe.frozen,
         ema_decay=train.ema_decay,
+        losses=losses,
         compile=train.compile,
         logs_gradients=config.log.gradients,
         device=world.device,

@@ -18,9 +18,11 @@ from sightline.data.loading.reading import NamedTransform, Pipeline
 from sightline.engine import build
 from sightline.engine.distributed import World
 from sightline.engine.evaluate import Evaluator, Meter
+from sightline.engine.learnt_losses import LearntLosses
 from sightline.engine.records import kept_random_state
 from sightline.engine.train import Task
 from sightline.errors import ConfigError, UserError
+from sightline.losses.base import Loss
 from sightline.plugins import check_recorded, load_plugins
 from sightline.runs import trained_weights
 from sightline.runs.checkpoint import load_weights
@@ -111,7 +113,8 @@ class OpenRun:
 
     def evaluator(self, part: build.Part | None = None) -> Evaluator:
         """An evaluator of a part, without one of the test part."""
-        return build.build_evaluator(self.config, self.data.test if part is None else part, self.task, self.meters)
+        part = self.data.test if part is None else part
+        return build.build_evaluator(self._config_of_task, part, self.task, self.meters)
 
     def model_at(self, checkpoint: Path) -> nn.Module:
         """The network with the weights of another checkpoint, in evaluation mode."""
@@ -130,7 +133,29 @@ class OpenRun:
     @cached_property
     def _task_and_meters(self) -> tuple[Task, list[Meter]]:
         data = self.data  # first: what is wrong with them shows before a checkpoint is read
-        return build.build_task(self.config, data, self.model, self.world)
+        return build.build_task(self._config_of_task, data, self.model, self.world, losses=self._losses)
+
+    @property
+    def _config_of_task(self) -> RunConfig:
+        """The config without losses whose parameters the weights came without."""
+        return dataclasses.replace(
+            self.config, losses=tuple(each for each in self.config.losses if each.name in self._losses)
+        )
+
+    @cached_property
+    def _losses(self) -> dict[str, Loss]:
+        """The losses, with what they learned; one whose parameters were not kept is left out, with a warning."""
+        losses = build.build_losses(self.config, self.data.facts, self.world)
+        learnt = LearntLosses(losses).eval()
+        kept = trained_weights.load_losses(self.checkpoint) if learnt else {}
+        for name in learnt.not_in(kept):
+            self.world.on_first(logger.warning)(
+                "loss-not-kept: %s holds no parameters of the loss '%s', which learns; figures are without this loss",
+                *(self.checkpoint, name),
+            )
+            del losses[name]
+        LearntLosses(losses).load(kept, where=self.checkpoint)
+        return losses
 
 
 @dataclass(frozen=True, eq=False)

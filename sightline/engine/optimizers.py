@@ -15,6 +15,7 @@ from sightline import registry
 from sightline.arguments import Count, Factor, Probability, Size
 from sightline.collection import collection_paused
 from sightline.engine.gradients import has_gaps, laid_out_as
+from sightline.engine.learnt_losses import LearntLosses, together
 from sightline.engine.parameter_groups import LayerDecay, Rate, is_below, layer_factors, parameters_below
 from sightline.errors import ConfigError
 from sightline.layers.quantisation.parametrised import Codebook, quantised
@@ -43,7 +44,8 @@ class Group(TypedDict):
 class Recipe:
     """An optimiser still without parameters. `decay: weights` spares biases and norms (parameters of one dimension).
 
-    A codebook's numbers never decay: each would move towards 0, and away from the weights that it is the mean of.
+    A codebook's numbers never decay: each would move towards 0, and away from the weights that it is the mean of. Nor
+    do parameters of losses, which have a group for each loss, `losses.<loss>`.
     A rate is the optimiser's, times the factor of the module's depth (`layer_decay`), times that of the last of
     `groups` that names it.
     """
@@ -70,29 +72,33 @@ class Recipe:
         """Whether modules differ in their rates, or rest."""
         return bool(self.groups or self.frozen or self.layer_decay)
 
-    def build(self, model: nn.Module) -> torch.optim.Optimizer:
-        """The optimiser over the model's parameters, each in exactly one group.
+    def build(self, model: nn.Module, losses: LearntLosses | None = None) -> torch.optim.Optimizer:
+        """The optimiser over the parameters of the model, and of losses that learn, each in exactly one group.
 
         On the CPU its step is torch's fused one where there is such. Parameters frozen for ever ask for no gradient.
         Raises ConfigError for a module that the model does not have, and for a parameter whose elements share memory.
         """
+        whole = together(model, losses)
         for place, name in self._named_modules():
-            parameters_below(model, name, place)
+            parameters_below(whole, name, place)
         for frozen in self.frozen:
             if "until_epoch" not in frozen:
-                for _, parameter in parameters_below(model, frozen["modules"], "optimizer.frozen"):
+                for _, parameter in parameters_below(whole, frozen["modules"], "optimizer.frozen"):
                     parameter.requires_grad_(False)
-        for name, parameter in model.named_parameters():
+        for name, parameter in whole.named_parameters():
             _fill_gaps(name, parameter)
         layers, decays = self._layers(model), self._decays(model)
-        groups: dict[tuple[float, float], dict[str, Any]] = {}
-        for name, parameter in model.named_parameters():
+        groups: dict[tuple[str, float, float], dict[str, Any]] = {}
+        for name, parameter in whole.named_parameters():
             if parameter.requires_grad:
-                rate, decay = self._rate(name, layers), decays[name]
-                group = groups.setdefault(
-                    (rate, decay), {"params": [], "lr": rate, "base_lr": rate, "weight_decay": decay}
+                rate, decay, owner = (
+                    self._rate(name, layers),
+                    decays.get(name, 0.0),
+                    losses.owner(name) if losses else "",
                 )
-                group["params"].append(parameter)
+                made = {"params": [], "lr": rate, "base_lr": rate, "weight_decay": decay}
+                named = {"name": owner} if owner else {}
+                groups.setdefault((owner, rate, decay), {**made, **named})["params"].append(parameter)
         if not groups:
             raise ConfigError("optimizer.frozen: every parameter is frozen; nothing is left to train")
         with collection_paused():  # a first optimiser imports torch's compiler
@@ -110,13 +116,13 @@ class Recipe:
             for index, entry in enumerate(entries):
                 yield f"optimizer.{kind}.{index}.modules", entry["modules"]
 
-    def rates(self, model: nn.Module) -> tuple[Rate, ...]:
+    def rates(self, model: nn.Module, losses: LearntLosses | None = None) -> tuple[Rate, ...]:
         """What each module gets, by the innermost module that something here names, or else the outermost one."""
         layers, decays = self._layers(model), self._decays(model)
         named = {*layers, *(entry["modules"] for entry in (*self.groups, *self.frozen))}
-        named |= {name for name, _ in model.named_children()}
+        named |= {*(name for name, _ in model.named_children()), *(losses.modules_named if losses else ())}
         members: dict[str, list[tuple[str, nn.Parameter]]] = {}
-        for name, parameter in model.named_parameters():
+        for name, parameter in together(model, losses).named_parameters():
             inside = [module for module in named if is_below(name, module)]
             members.setdefault(max(inside, key=len, default=name), []).append((name, parameter))
         return tuple(self._rate_of(module, held, layers, decays) for module, held in members.items())
@@ -137,7 +143,7 @@ class Recipe:
             num_elements=sum(parameter.numel() for _, parameter in held),
             lr=self._rate(held[0][0], layers),
             weight_decay=self.arguments["weight_decay"],
-            num_decayed=sum(parameter.numel() for name, parameter in held if decays[name]),
+            num_decayed=sum(parameter.numel() for name, parameter in held if decays.get(name)),
             frozen=frozen,
         )
 
@@ -150,7 +156,7 @@ class Recipe:
         return self.arguments["lr"] * by_depth * (factors[-1] if factors else 1.0)
 
     def _decays(self, model: nn.Module) -> dict[str, float]:
-        """The weight decay of each parameter."""
+        """The weight decay of each parameter of the model; those of losses have none."""
         centres = {id(numbers) for quantiser, numbers in quantised(model).values() if isinstance(quantiser, Codebook)}
         return {
             name: self.arguments["weight_decay"]
@@ -256,7 +262,7 @@ def hold_still(model: nn.Module, frozen: Sequence[Frozen], epoch: int) -> list[n
     held: list[nn.Parameter] = []
     for entry in frozen:
         if epoch < entry.get("until_epoch", epoch + 1):
-            held.extend(parameter for _, parameter in parameters_below(model, entry["modules"], "optimizer.frozen"))
+            held.extend(parameter for name, parameter in model.named_parameters() if is_below(name, entry["modules"]))
             for name, module in model.named_modules():
                 if is_below(name, entry["modules"]):
                     module.eval()

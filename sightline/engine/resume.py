@@ -12,8 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from sightline.config import RunConfig, read_config
+from sightline.config.run_config import Log
 from sightline.config.show import to_plain
 from sightline.engine.distributed import World
+from sightline.engine.tensorboard import TensorBoard
+from sightline.engine.wandb import Wandb
 from sightline.errors import UserError
 from sightline.plugins import Plugin, check_recorded
 from sightline.runs import checkpoint
@@ -69,11 +72,15 @@ def find_place(
     """The place of a run, the same on every process: the first one reads the disk.
 
     `resume` is `auto`, a run directory, a checkpoint, or None for a new run, whose folder must be empty. Raises
-    UserError for a folder that holds something else, and for a run of another config or of changed plugins.
+    UserError for a folder that holds something else, and for a run of another config or of changed plugins;
+    MissingExtraError where a run that is not finished writes logs for which a package is missing.
     """
 
     def look() -> str:
-        return json.dumps(dataclasses.asdict(_place_of(config, plugins, out=out, resume=resume)))
+        place = _place_of(config, plugins, out=out, resume=resume)
+        if not place.is_finished:
+            _assert_loggers_installed(config.log)
+        return json.dumps(dataclasses.asdict(place))
 
     found = json.loads(world.from_first(look, what="the run's place"))
     return RunPlace(**{**found, "held": tuple(found["held"]), "notes": tuple(found["notes"])})
@@ -126,6 +133,13 @@ def assert_same_run(run: Path, config: RunConfig, plugins: Sequence[Plugin]) -> 
     if config.teacher is not None and recorded.teacher is not None:
         assert_sha256(Path(config.teacher.source), recorded.teacher.sha256)
     return is_longer
+
+
+def _assert_loggers_installed(log: Log) -> None:
+    if log.tensorboard:
+        TensorBoard.assert_installed()
+    if log.wandb != "off":
+        Wandb.assert_installed()
 
 
 def _shown(values: Mapping[str, Any], key: str) -> str:

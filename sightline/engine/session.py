@@ -175,13 +175,16 @@ class Session:
         if snapshot.step > job.num_steps:
             raise CheckpointError(f"{path}: stands at step {snapshot.step}, after the run's last step {job.num_steps}")
         checkpoint.load_weights(job.model, snapshot.model)
-        checkpoint.restore_optimizer(job.model, job.optimizer, snapshot.optimizer)
+        job.losses.load(snapshot.losses, where=path)
+        checkpoint.restore_optimizer(job.trained, job.optimizer, snapshot.optimizer)
         for group, saved in zip(job.optimizer.param_groups, state["groups"], strict=True):
             group["lr"] = saved["lr"]  # a step sets it anew; a save before the next step has to repeat it
         if job.ema is not None:
             if snapshot.ema is None:
                 raise CheckpointError(f"{path}: holds no average of weights, which train.ema_decay asks for")
             checkpoint.load_weights(job.ema, snapshot.ema)
+        if job.losses_ema is not None:
+            job.losses_ema.load(snapshot.losses_ema, where=path)
         job.step = snapshot.step
         self._planned_steps = state["num_steps"]
         job.scaler.load_state_dict(state["scaler"])
@@ -237,6 +240,7 @@ class Session:
         """Lines on this stage before it starts: where it comes from, what moves how fast."""
         built = self.built
         lines = [describe_stage(self.config, built.job.model)]
+        lines += [f"losses that learn: {built.job.losses}"] if built.job.losses else []
         if built.lineage is not None:
             lines += [describe_lineage(built.lineage), f"init from {built.lineage['from']}: {built.init_report}"]
             lines += [f"stages: {built.lineage['unknown']}"] if built.lineage["unknown"] else []
@@ -315,8 +319,8 @@ class Session:
 
     def _evaluate(self) -> None:
         job, config = self.job, self.config
-        self.world.make_equal(job.evaluated)
-        evaluation = self.built.selection(job.evaluated, self.world, pictures=True)
+        with self._evaluating():
+            evaluation = self.built.selection(job.evaluated, self.world, pictures=True)
         value = evaluation.metrics[config.evaluate.metric]
         self._latest = (job.step, evaluation)
         assert config.evaluate.mode is not None, "build sets it"
@@ -337,10 +341,20 @@ class Session:
             )
         )
 
+    @contextlib.contextmanager
+    def _evaluating(self) -> Iterator[None]:
+        """Model and losses as they are evaluated: alike on all processes, the average of each where there is one."""
+        job = self.job
+        self.world.make_equal(job.evaluated)
+        self.world.make_equal(job.losses)
+        with job.losses.evaluated(job.losses_ema):
+            yield
+
     def _save(self, *, is_evaluation_due: bool = False) -> None:
         """Save a checkpoint; one whose evaluation is due is saved again, with its outcome, after it."""
         job, world = self.job, self.world
         world.make_equal(job.model)
+        world.make_equal(job.losses)
         if job.ema is not None:
             world.make_equal(job.ema)
         random_states = world.gather_text(json.dumps(checkpoint.random_state()), what="random states")
@@ -364,9 +378,11 @@ class Session:
         snapshot = checkpoint.Snapshot(
             step=job.step,
             model=plain_state(job.model),
-            optimizer=checkpoint.optimizer_tensors(job.model, job.optimizer),
+            optimizer=checkpoint.optimizer_tensors(job.trained, job.optimizer),
             ema=None if job.ema is None else plain_state(job.ema),
             state=state,
+            losses=job.losses.plain_state(),
+            losses_ema=None if job.losses_ema is None else job.losses_ema.plain_state(),
         )
         checkpoint.save(
             self.directory.path,
@@ -392,14 +408,14 @@ class Session:
         return final
 
     def _evaluate_last(self) -> Evaluation:
-        self.world.make_equal(self.job.evaluated)
         part = self.built.data.test
         selection = self.built.data.selection
         is_same = selection.split == part.split and selection.dataset is part.dataset
         if is_same and self._latest is not None and self._latest[0] == self.job.step:
             final = self._latest[1]  # these weights on this part a moment ago
         else:
-            final = self.built.test(self.job.evaluated, self.world, pictures=True)
+            with self._evaluating():
+                final = self.built.test(self.job.evaluated, self.world, pictures=True)
         if self._final_metrics is None:
             return final
         return replace(final, metrics={**final.metrics, **self._final_metrics(self.job.evaluated)})

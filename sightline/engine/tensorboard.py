@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import socket
 import time
@@ -12,7 +11,7 @@ from typing import Any
 
 from sightline.engine.intervals import Intervals, evaluation_numbers, interval_numbers, samples_per_s
 from sightline.engine.records import EvaluationRecord, StepRecord
-from sightline.errors import MissingExtraError
+from sightline.errors import assert_installed
 from sightline.pictures import Picture, encode_png
 
 __all__ = ["TensorBoard"]
@@ -27,13 +26,17 @@ class TensorBoard:
     """
 
     def __init__(self, directory: Path, *, every: int = 50, assert_own: Callable[[], None] = lambda: None) -> None:
-        if importlib.util.find_spec("tensorboard") is None:
-            raise MissingExtraError("tensorboard", extra="tensorboard", needed_by="log.tensorboard")
+        self.assert_installed()
         self._directory = directory
         self._assert_own = assert_own
         self._intervals = Intervals(every, self._write_interval)
         self._file: _EventFile | None = None
         self._first_step = 0
+
+    @staticmethod
+    def assert_installed() -> None:
+        """Raise MissingExtraError without tensorboard."""
+        assert_installed("tensorboard", needed_by="log.tensorboard")
 
     def on_step(self, record: StepRecord) -> None:
         self._first_step = self._first_step or record.step

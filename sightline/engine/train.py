@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from sightline.engine.device import to_device
 from sightline.engine.distributed import World
 from sightline.engine.gradients import layer_norms
+from sightline.engine.learnt_losses import LearntLosses, together
 from sightline.engine.optimizers import Frozen, hold_still
 from sightline.engine.precision import Precision
 from sightline.engine.records import StepRecord
@@ -38,7 +39,10 @@ class Laps(Protocol):
 
 @dataclass
 class Job:
-    """Everything that training changes, and where it stands: `step` optimiser steps are done."""
+    """Everything that training changes, and where it stands: `step` optimiser steps are done.
+
+    `losses` are those of the task's that learn; their average is made with the model's, `ema`.
+    """
 
     model: nn.Module
     task: Task
@@ -52,6 +56,8 @@ class Job:
     frozen: tuple[Frozen, ...] = ()
     ema_decay: float | None = None
     ema: nn.Module | None = None
+    losses: LearntLosses = field(default_factory=LearntLosses)
+    losses_ema: LearntLosses | None = None
     compile: bool = False
     logs_gradients: bool = False
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
@@ -61,6 +67,7 @@ class Job:
         self.scaler = self.precision.scaler(self.device)
         if self.ema_decay is not None and self.ema is None:
             self.ema = copy.deepcopy(self.model).requires_grad_(False)
+            self.losses_ema = copy.deepcopy(self.losses).requires_grad_(False)
 
     @property
     def epoch(self) -> int:
@@ -70,6 +77,11 @@ class Job:
         """What each loss is multiplied by at a step, counted from 0."""
         each = self.stream.plan.steps_per_epoch
         return {n: w.at(step, steps_per_epoch=each) if isinstance(w, Ramp) else w for n, w in self.weights.items()}
+
+    @property
+    def trained(self) -> nn.Module:
+        """All that an optimiser may train, as one module: the model, with the losses that learn."""
+        return together(self.model, self.losses)
 
     @property
     def evaluated(self) -> nn.Module:
@@ -89,6 +101,8 @@ def train(job: Job, world: World, at_step: AtStep, stop: Any = None) -> None:
     Raises RunError where a gradient is not finite; the weights are then still those of the step before.
     """
     replica = world.replicate(job.model)
+    if job.losses:
+        world.replicate(job.losses)
     if job.compile:
         replica = torch.compile(replica)  # type: ignore[assignment]
     started = time.perf_counter()
@@ -118,7 +132,9 @@ def optimise_once(
 ) -> dict[str, float]:
     """One optimiser step; the same numbers however the step is split."""
     job.model.train()
-    hold_still(job.model, job.frozen, job.epoch)
+    job.losses.train()
+    trained = job.trained
+    hold_still(trained, job.frozen, job.epoch)
     factor = job.schedule(job.step)
     for group in job.optimizer.param_groups:
         group["lr"] = group["base_lr"] * factor
@@ -129,7 +145,7 @@ def optimise_once(
     sums: dict[str, Tensor] = {}
     for index in range(len(micro_batches)):
         is_last = index == len(micro_batches) - 1
-        with world.reduce_gradients(replica, now=is_last):
+        with world.reduce_gradients(trained, now=is_last):
             terms = step.sums(replica, index)
             loss = weighted_sum(step.means(terms), weights)
             clock.lap("forward")
@@ -137,11 +153,11 @@ def optimise_once(
             clock.lap("backward")
         for name, term in terms.items():
             sums[name] = sums.get(name, 0.0) + term.detach().double()
-    for parameter in hold_still(job.model, job.frozen, job.epoch):
+    for parameter in hold_still(trained, job.frozen, job.epoch):
         parameter.grad = None
     job.scaler.unscale_(job.optimizer)
-    gradients = layer_norms(job.model) if job.logs_gradients else {}
-    grad_norm = nn.utils.clip_grad_norm_(job.model.parameters(), job.clip_norm or float("inf"))
+    gradients = layer_norms(trained) if job.logs_gradients else {}
+    grad_norm = nn.utils.clip_grad_norm_(trained.parameters(), job.clip_norm or float("inf"))
     sizes = [len(batch["sample_index"]) for batch in micro_batches]
     tallies_of = TaskMembers.tallies.of(job.task)
     tallies = {} if tallies_of is None else tallies_of(step.contexts)
@@ -156,6 +172,8 @@ def optimise_once(
     job.scaler.update()
     if is_finite and job.ema is not None and job.ema_decay is not None:
         update_average(job.ema, job.model, job.ema_decay)
+        if job.losses_ema is not None:
+            update_average(job.losses_ema, job.losses, job.ema_decay)
     clock.lap("optimise")
     losses = {name: mean(totals[name], step.counts[name]).item() for name in sums}
     return (

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -12,7 +11,7 @@ from typing import Any, Literal
 
 from sightline.engine.intervals import Intervals, evaluation_numbers, interval_numbers, samples_per_s
 from sightline.engine.records import EvaluationRecord, StepRecord, kept_random_state
-from sightline.errors import MissingExtraError
+from sightline.errors import assert_installed
 from sightline.pictures import Picture
 from sightline.plain_files import read_plain
 
@@ -41,13 +40,17 @@ class Wandb:
         every: int = 50,
         assert_own: Callable[[], None] = lambda: None,
     ) -> None:
-        if importlib.util.find_spec("wandb") is None:
-            raise MissingExtraError("wandb", extra="wandb", needed_by="log.wandb")
+        self.assert_installed()
         self._directory = directory
         self._assert_own = assert_own
         self._about: dict[str, Any] = {"project": project, "name": name, "mode": mode, "config": dict(config or {})}
         self._intervals = Intervals(every, self._write_interval)
         self._run: Any = None
+
+    @staticmethod
+    def assert_installed() -> None:
+        """Raise MissingExtraError without wandb."""
+        assert_installed("wandb", needed_by="log.wandb")
 
     def on_step(self, record: StepRecord) -> None:
         self._intervals.add(record)

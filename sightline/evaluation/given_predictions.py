@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -14,11 +15,11 @@ from torch import Tensor
 from sightline.binding import Offer, UnboundError, bind
 from sightline.data.files.array_files import read_npy
 from sightline.data.files.scan_files import read_label_ids
-from sightline.data.scans.submission import label_place
+from sightline.data.scans.submission import without_endings
 from sightline.engine.build import Part, build_metrics
 from sightline.engine.evaluate import Evaluation, Measured, Meter, evaluation_of
 from sightline.errors import ConfigError, DataError
-from sightline.evaluation.kept_predictions import MANIFEST, file_stems
+from sightline.evaluation.kept_predictions import MANIFEST, file_stems, label_files
 from sightline.geometry.scans.projection import ranges_of
 from sightline.members import DataMembers, MetricMembers
 from sightline.metrics.base import fresh_state
@@ -34,7 +35,8 @@ class GivenPredictions:
     """The predicted labels of a part's samples: a folder of `evaluate --save-predictions`, or `.label` files.
 
     The latter lie as SemanticKITTI's evaluator has them, `sequences/08/predictions/000000.label`, or are called after
-    the samples, and hold ids of the set's label map. `surplus` are files that belong to no sample of the part.
+    the samples, as `predict` and `evaluate` name them, and hold ids of the set's label map. `surplus` are files that
+    belong to no sample of the part.
     Raises DataError for samples without a file, and for a folder of other classes.
     """
 
@@ -49,8 +51,7 @@ class GivenPredictions:
         else:
             if self._map is None:
                 raise DataError(f"--predictions {path}: has no {MANIFEST}; .label files are of sets with a label map")
-            stems = file_stems(names)
-            files = [path / (label_place(n) or f"{stem}.label") for n, stem in zip(names, stems, strict=True)]
+            files = _label_files(path, names)
             self.surplus = sorted({*path.rglob("*.label")} - {*files})
         missing = [file for file in files if not file.is_file()]
         if missing:
@@ -118,6 +119,20 @@ def _predictions(sample: Mapping[str, Any], index: int, given: GivenPredictions)
         "cloud_offsets": torch.tensor([0, len(target)]),
         "sample_index": torch.tensor([index]),
     }
+
+
+def _label_files(path: Path, names: Sequence[str]) -> list[Path]:
+    """The file of each scan: as `evaluate` names it, or `predict`, in folders or not; else the first of these names."""
+    bare = without_endings(names)
+    times = Counter(PurePosixPath(name).name for name in bare)
+    earlier = file_stems(names)  # which had the endings of the scans' files
+    files = []
+    for name, first, old in zip(bare, label_files(names), earlier, strict=True):
+        last = PurePosixPath(name).name
+        others = [f"{name}.label", *([f"{last}.label"] if times[last] == 1 else []), f"{old}.label"]
+        places = [path / each for each in (first, *others)]
+        files.append(next((place for place in places if place.is_file()), places[0]))
+    return files
 
 
 def _kept(path: Path, names: Sequence[str], part: Part) -> tuple[list[Path], list[Path]]:

@@ -14,7 +14,7 @@ import numpy as np
 from torch import Tensor
 
 from sightline.data.files.scan_files import write_label_ids
-from sightline.data.scans.submission import label_place
+from sightline.data.scans.submission import label_place, without_endings
 from sightline.engine.build import Part
 from sightline.engine.distributed import World
 from sightline.engine.evaluate import Evaluation
@@ -25,7 +25,7 @@ from sightline.runs.durable import disk_failure
 from sightline.runs.run_documents import load_document
 from sightline.types import Batch
 
-__all__ = ["MANIFEST", "PredictionFolder", "file_stems"]
+__all__ = ["MANIFEST", "PredictionFolder", "file_stems", "label_files"]
 
 MANIFEST = "manifest.json"
 """Written last: a folder that has it is whole."""
@@ -52,7 +52,9 @@ class PredictionFolder:
         self._ids = None if form is None else np.array(form.ids_of_classes, dtype=np.uint32)
         self._world = world
         indices = part.indices.tolist()
-        self._stems = dict(zip(indices, file_stems([part.name_of(index) for index in indices]), strict=True))
+        names = [part.name_of(index) for index in indices]
+        self._stems = dict(zip(indices, file_stems(names), strict=True))
+        self._label_files = dict(zip(indices, label_files(names), strict=True))
         self._entries: list[dict[str, Any]] = []
         self._directory = world.run_directory(path)
         self._former = world.on_first(_files_in)(path) or set()
@@ -70,7 +72,7 @@ class PredictionFolder:
                     np.save(path, labels.astype(_LABEL))
                 entry |= {"file": file, "num_points": len(answer)}
                 if self._ids is not None:
-                    entry["label_file"] = str(label_place(entry["name"]) or f"{self._stems[index]}.label")
+                    entry["label_file"] = self._label_files[index]
                     with self._writing(entry["label_file"]) as path:
                         write_label_ids(path, self._ids[labels])
             else:
@@ -98,6 +100,12 @@ class PredictionFolder:
             yield path
         except OSError as error:
             raise disk_failure(error, path) from error
+
+
+def label_files(names: Sequence[str]) -> list[str]:
+    """The name of each scan's file of ids, below the folder of predictions: without the ending of the scan's own."""
+    stems = file_stems(without_endings(names))
+    return [str(label_place(name) or f"{stem}.label") for name, stem in zip(names, stems, strict=True)]
 
 
 def file_stems(names: Sequence[str]) -> list[str]:

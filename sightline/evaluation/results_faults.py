@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -16,6 +16,24 @@ _MOST_TWICE, _MOST_EMPTY = 1e-3, 0.02
 _FEWEST = 20
 _BETTER = 1.5
 """By which factor another reading has to find more labels before it is the likelier one."""
+
+
+_LEAST_SHARE = 0.05
+"""Of the labels that another reading has to find; boxes anywhere find some by chance."""
+_LARGEST_SHARE = 2.0
+"""Numbers up to this are shares of an image: of one and a half beyond its border, of no pixels."""
+_PLAIN = "left, top, width, height"
+_WANTED = "left, top, width, height in pixels of the files"
+_ORDERS: Mapping[str, Callable[[np.ndarray, np.ndarray, np.ndarray, np.ndarray], np.ndarray]] = {
+    _PLAIN: lambda a, b, c, d: np.column_stack([a, b, a + c, b + d]),
+    "left, top, right, bottom": lambda a, b, c, d: np.column_stack([a, b, c, d]),
+    "middle x, middle y, width, height": lambda a, b, c, d: np.column_stack(
+        [a - c / 2, b - d / 2, a + c / 2, b + d / 2]
+    ),
+    "top, left, height, width": lambda a, b, c, d: np.column_stack([b, a, b + d, a + c]),
+    "top, left, bottom, right": lambda a, b, c, d: np.column_stack([b, a, d, c]),
+}
+"""The corners (D, 4) that the four numbers of rows may mean."""
 
 
 def results_faults(
@@ -53,36 +71,65 @@ def results_faults(
     wanted = max((np.bincount(t[t[:, 6] == 0, 4].astype(int), minlength=1).max() for t in truths), default=0)
     if wanted > most:
         yield f"an image has {wanted} labels of a class, and {most} detections are looked at: set `most` of the metrics"
-    yield from _of_pixels(found, truths)
+    yield from _of_boxes(found, truths)
     if len(class_names) > 1:
         yield from _of_classes(found, truths, class_names)
 
 
-def _of_pixels(found: Sequence[Detections], truths: Sequence[np.ndarray]) -> Iterator[str]:
-    """Whether more labels are found once boxes are led back from a canvas that they seem to lie on."""
-    ends = np.concatenate([each.boxes[:, 2:] for each in found])
-    canvas = np.quantile(ends, 0.999, axis=0)
+def _of_boxes(found: Sequence[Detections], truths: Sequence[np.ndarray]) -> Iterator[str]:
+    """Whether more labels are found once the four numbers are read otherwise, or led back from a canvas."""
+    num_labels = sum(int((truth[:, 6] == 0).sum()) for truth in truths)
+    plain = _num_found([each.boxes for each in found], found, truths)
+    wanted = max(_FEWEST, _BETTER * plain, _LEAST_SHARE * num_labels)
+    if wanted > num_labels:
+        return
+    readings = {**_orders(found), **_canvases(found)}
+    counts = {reading: _num_found(boxes, found, truths) for reading, (boxes, _) in readings.items()}
+    best = max(counts, key=counts.__getitem__)
+    if counts[best] >= wanted:
+        yield (
+            f"boxes look like {best}: so read they find {counts[best]} labels, as they are {plain}; write "
+            f"{readings[best][1]}"
+        )
+
+
+def _orders(found: Sequence[Detections]) -> dict[str, tuple[list[np.ndarray], str]]:
+    """The boxes by other meanings of the numbers of a row, and as shares of the image where all are small."""
+    rows = [np.concatenate([each.boxes[:, :2], each.boxes[:, 2:] - each.boxes[:, :2]], axis=1) for each in found]
+    is_share = max((np.abs(row).max(initial=0) for row in rows), default=0) <= _LARGEST_SHARE
+    readings = {}
+    for name, corners in _ORDERS.items():
+        if is_share:
+            sizes = [np.array([each.image.width, each.image.height] * 2) for each in found]
+            boxes = [corners(*row.T) * size for row, size in zip(rows, sizes, strict=True)]
+            readings[f"{name} as shares of the image"] = boxes, _WANTED
+        elif name != _PLAIN:
+            readings[name] = [corners(*row.T) for row in rows], _WANTED
+    return readings
+
+
+def _canvases(found: Sequence[Detections]) -> dict[str, tuple[list[np.ndarray], str]]:
+    """The boxes led back from a canvas that they seem to lie on."""
+    canvas = np.quantile(np.concatenate([each.boxes[:, 2:] for each in found]), 0.999, axis=0)
     sizes = np.array([(each.image.width, each.image.height) for each in found])
     stretched = sizes / canvas
-    readings = {"stretched to": stretched, "padded to": stretched.max(axis=1, keepdims=True).repeat(2, axis=1)}
-    plain = _num_found(found, truths, np.ones_like(stretched))
-    for how, factors in readings.items():
-        count = _num_found(found, truths, factors)
-        if count >= max(_FEWEST, _BETTER * plain):
-            yield (
-                f"boxes look like those of images {how} about {canvas[0]:.0f} x {canvas[1]:.0f} pixels: so read they "
-                f"find {count} labels, as they are {plain}; write them in pixels of the files"
-            )
-            return
+    ways = {"stretched to": stretched, "padded to": stretched.max(axis=1, keepdims=True).repeat(2, axis=1)}
+    return {
+        f"those of images {way} about {canvas[0]:.0f} x {canvas[1]:.0f} pixels": (
+            [each.boxes * np.tile(factor, 2) for each, factor in zip(found, factors, strict=True)],
+            "them in pixels of the files",
+        )
+        for way, factors in ways.items()
+    }
 
 
-def _num_found(found: Sequence[Detections], truths: Sequence[np.ndarray], factors: np.ndarray) -> int:
-    """Labels that one of the image's surest boxes, as many as there are labels, overlaps by half, of whatever class."""
+def _num_found(boxes: Sequence[np.ndarray], found: Sequence[Detections], truths: Sequence[np.ndarray]) -> int:
+    """Labels that one of the image's highest-scoring boxes, as many as labels, overlaps by half, of whatever class."""
     count = 0
-    for each, truth, factor in zip(found, truths, factors, strict=True):
+    for own, each, truth in zip(boxes, found, truths, strict=True):
         real = truth[truth[:, 6] == 0]
-        surest = each.boxes[np.argsort(-each.scores, kind="stable")[: len(real)]] * np.tile(factor, 2)
-        count += int((overlap(surest, real[:, :4], False).max(axis=0, initial=0) >= 0.5).sum())
+        highest = own[np.argsort(-each.scores, kind="stable")[: len(real)]]
+        count += int((overlap(highest, real[:, :4], False).max(axis=0, initial=0) >= 0.5).sum())
     return count
 
 

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
+from functools import wraps
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
-__all__ = ["Loss"]
+__all__ = ["Loss", "cast_forward", "learns"]
+
+_FORMATS = frozenset({torch.float32, torch.float64})
+"""Of parameters; lower formats are those of autocast, which takes care of them itself."""
 
 
 class Loss(nn.Module, ABC):
@@ -15,6 +21,7 @@ class Loss(nn.Module, ABC):
 
     `forward` names batch keys and model outputs and returns a scalar SUM over the counted items; `count` returns a
     scalar >= 0, the number (or summed weight) that the sum is divided by after adding over micro-batches and processes.
+    Parameters (`nn.Parameter`) of a loss are trained with the model's.
     """
 
     assigner: ClassVar[str | None] = None
@@ -28,3 +35,33 @@ class Loss(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, *args: Any, **kwargs: Any) -> Tensor: ...
+
+
+def learns(loss: nn.Module) -> bool:
+    """Whether a loss has parameters that ask for a gradient."""
+    return any(parameter.requires_grad for parameter in loss.parameters())
+
+
+def cast_forward(loss: Loss) -> Callable[..., Tensor]:
+    """The forward of a loss; of one that learns with its tensors cast to the float format and device of its inputs.
+
+    Training gives them both alike. Who repeats a step in float64 or on another device has no copy of the losses.
+    """
+    if not learns(loss):
+        return loss.forward
+
+    @wraps(loss.forward)
+    def forward(**inputs: Any) -> Tensor:
+        own = {**dict(loss.named_parameters()), **dict(loss.named_buffers())}
+        given = [each for each in inputs.values() if isinstance(each, Tensor) and each.dtype in _FORMATS]
+        formats = {each.dtype for each in given}
+        cast = {
+            name: tensor.to(given[0].device, *formats if tensor.dtype in _FORMATS - formats else ())
+            for name, tensor in own.items()
+            if len(formats) == 1
+        }
+        if all(cast[name] is own[name] for name in cast):
+            return loss.forward(**inputs)
+        return torch.func.functional_call(loss, cast, (), inputs)
+
+    return forward

@@ -94,6 +94,7 @@ class BoxGroups(NamedTuple):
         self,
         label_ignored: np.ndarray,
         *,
+        is_crowd: np.ndarray | None = None,
         levels: np.ndarray = LEVELS,
         most: int = ALL,
         epsilon: float = 0.0,
@@ -101,17 +102,18 @@ class BoxGroups(NamedTuple):
     ) -> Matched:
         """Detections matched by the rules of `average_precision.match`, with `label_ignored` (A, G) for each set.
 
-        The data set's own ignored labels are crowds. Of a group the `most` surest are looked at. `epsilon` and `reuses`
-        as in `match_boxes`.
+        `is_crowd` (G) are crowds, by default the data set's own ignored labels. The `most` highest-scoring detections
+        of a group are looked at. `epsilon` and `reuses` as in `match_boxes`.
         """
+        is_crowd = self.is_ignored if is_crowd is None else is_crowd
         found = np.zeros((len(label_ignored), len(levels), len(self.boxes)), dtype=bool)
         result = Matched(found, np.zeros_like(found), np.zeros((*found.shape[:2], len(self.labels)), dtype=bool))
         arrays = (self.boxes[:, 1:5], self.box_starts, self.labels[:, 1:5], self.label_starts, label_ignored)
-        arguments = (*map(np.ascontiguousarray, (*arrays, self.is_ignored, levels)), most, epsilon, reuses)
+        arguments = (*map(np.ascontiguousarray, (*arrays, is_crowd, levels)), most, epsilon, reuses)
         if suits(torch.from_numpy(self.boxes)):
             in_threads(match_boxes, len(self.box_starts) - 1, *arguments, *result)
         else:
-            _match_plainly(self, label_ignored, levels, most, epsilon, reuses, result)
+            _match_plainly(self, label_ignored, is_crowd, levels, most, epsilon, reuses, result)
         return result
 
 
@@ -147,6 +149,7 @@ def overlap(boxes: np.ndarray, labels: np.ndarray, is_crowd: np.ndarray | bool, 
 def _match_plainly(
     groups: BoxGroups,
     label_ignored: np.ndarray,
+    is_crowd: np.ndarray,
     levels: np.ndarray,
     most: int,
     epsilon: float,
@@ -156,14 +159,13 @@ def _match_plainly(
     """What `match_boxes` writes, group by group through `match`."""
     for own, its in groups.groups():
         own = slice(own.start, min(own.stop, own.start + most))
-        is_crowd = groups.is_ignored[its]
-        alike = overlap(groups.boxes[own, 1:5], groups.labels[its, 1:5], is_crowd, epsilon)
+        alike = overlap(groups.boxes[own, 1:5], groups.labels[its, 1:5], is_crowd[its], epsilon)
         for kind, is_ignored in enumerate(label_ignored[:, its]):
             matches: Matches = match(
                 alike,
                 groups.boxes[own, 5],
                 is_ignored=is_ignored,
-                is_crowd=is_crowd | (is_ignored & reuses),
+                is_crowd=is_crowd[its] | (is_ignored & reuses),
                 is_other=np.zeros(len(alike), dtype=bool),
                 most=most,
                 levels=levels,

@@ -61,11 +61,13 @@ _TITLES = {
 class MissRate(BoxRows):
     """`mr_reasonable`, `mr_small`, `mr_all`, and `mr_heavy` (CityPersons) or `mr_occluded` (EuroCity Persons).
 
-    Each set-up is of labels of certain heights and visible shares; others may be found any number of times and do not
-    count, nor does what lies by half in an ignored label. Detections outside of its heights by a factor of 1.25 are
-    left out. An IoU of 0.5 finds a label; the `most` surest detections of an image are looked at. `citypersons_script`
-    reads the final recall where the curve begins above a point, as that script does by mistake. Labels of EuroCity
-    Persons are cut at the image's border. NaN where no label fits, or the set does not state what is visible.
+    Each set-up is of labels of certain heights and visible shares. An IoU of 0.5 finds one of them; a detection that
+    finds none, and of which half lies in any other label, does not count. The `most` highest-scoring detections of an
+    image and class are taken; then those outside the set-up's heights by a factor of 1.25 are left out.
+    `citypersons_script` reads the final recall where the curve begins above a point, as that script does by mistake.
+    Labels of EuroCity Persons are cut at the image's border. What its rules do not state: of labels outside a set-up
+    the IoU decides here, and the share of a detection only for those that the data set ignores; `most` holds as above.
+    NaN where no label fits, or the set does not state what is visible.
     Source: Zhang et al. 2017, CityPersons; Braun et al. 2019, EuroCity Persons; their published evaluations.
     """
 
@@ -102,16 +104,18 @@ class MissRate(BoxRows):
     def _curves(self, state: State) -> list[tuple[str, list[Curve]]]:
         """The curve of each class, by set-up."""
         rows = self._cut(state) if self.protocol == "ecp" else state
-        height = rows["detections"][:, 4] - rows["detections"][:, 2]
+        every = group_boxes(rows["detections"], rows["labels"], len(self.class_names))
+        detections = torch.from_numpy(every.boxes[every.rank < self.most])
+        height = detections[:, 4] - detections[:, 2]
         result = []
         for name, set_up in _SET_UPS[self.protocol].items():
             is_kept = (height >= set_up.low / _WIDER) & (height < set_up.high * _WIDER)
             if self.protocol == "ecp":
                 is_kept &= height > set_up.low / _WIDER
-            groups = group_boxes(rows["detections"][is_kept], rows["labels"], len(self.class_names))
+            groups = group_boxes(detections[is_kept], rows["labels"], len(self.class_names))
             label_ignored = groups.is_ignored | ~_is_in(groups, set_up)
-            found, ignored, _ = groups.match(label_ignored[None], levels=_LEVEL, most=self.most, reuses=True)
-            is_seen = groups.rank < self.most
+            is_crowd = groups.is_ignored if self.protocol == "ecp" else label_ignored
+            found, ignored, _ = groups.match(label_ignored[None], is_crowd=is_crowd, levels=_LEVEL, reuses=True)
             curves = []
             for number in range(len(self.class_names)):
                 own, its = groups.of_class(number)
@@ -119,7 +123,7 @@ class MissRate(BoxRows):
                     curve_of(
                         groups.boxes[own, 5],
                         found[0, 0, own],
-                        ignored[0, 0, own] | ~is_seen[own],
+                        ignored[0, 0, own],
                         num_labels=int((~label_ignored[its]).sum()),
                         num_images=len(state["images"]),
                     )

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 from sightline.data.files.cloud_files import CLOUD_SUFFIXES
-from sightline.data.scans.scan_reading import SCAN_SUFFIXES
+from sightline.data.scans.scan_reading import SCAN_SUFFIXES, NoReturn
 from sightline.engine.loading import TrainedRun
 from sightline.errors import ConfigError
 from sightline.predict.cloud_samples import FileSample, read_sample
 from sightline.predict.predictor import Predictor, ReadFile
-from sightline.predict.scan_samples import read_scan_sample, scan_inputs
+from sightline.predict.scan_samples import Rings, far_returns, read_scan_sample, scan_inputs
 
 __all__ = ["CloudPredictor"]
+
+logger = logging.getLogger(__name__)
 
 Prediction = TypeVar("Prediction")
 
@@ -30,6 +33,8 @@ class CloudPredictor(Predictor[Prediction]):
     noun = "cloud"
     draws_meshes = True
     """Whether points are drawn from a mesh, or its vertices taken."""
+    no_return: NoReturn | None = None
+    rings: Rings | None = None
 
     def __init__(self, run: TrainedRun, *, columns: Sequence[str] | None, to_sphere: bool) -> None:
         super().__init__(run=run)
@@ -44,6 +49,7 @@ class CloudPredictor(Predictor[Prediction]):
             self.noun, self.suffixes = "scan", SCAN_SUFFIXES
             self.fields = scan_inputs(self.info, run.config)
         self._of_files = self.fields
+        self._far: dict[Path, tuple[int, int, float]] = {}
         self.columns_of_files = columns
         self.to_sphere = to_sphere
         # A run whose own transforms normalise predicts the same at every scale.
@@ -52,7 +58,7 @@ class CloudPredictor(Predictor[Prediction]):
     def read(self, path: Path) -> ReadFile:
         """The sample of a file, with the values of `given`; `source` is its `FileSample`."""
         if self.info.scans is not None:
-            sample = read_scan_sample(path, self.info, self._of_files, columns=self.columns_of_files)
+            sample = self._read_scan(path)
         else:
             sample = read_sample(
                 path,
@@ -63,6 +69,35 @@ class CloudPredictor(Predictor[Prediction]):
                 draws_meshes=self.draws_meshes,
             )
         return ReadFile(path, {**sample.fields, **self.given(path, sample)}, sample)
+
+    def close(self) -> None:
+        """Warn of the scans with points far beyond those that the run was trained on."""
+        if not self._far:
+            return
+        path, (count, num_points, reach) = max(self._far.items(), key=lambda each: each[1][0] / each[1][1])
+        promise = self.info.fields["points"]
+        logger.warning(
+            "%d scans have points beyond %.4g m, twice what the run was trained on; predicted like all others. The "
+            "most has %s: %d of %d points (%.2g %%), up to %.4g m",
+            *(len(self._far), max(abs(promise.low or 0), abs(promise.high or 0))),
+            *(path, count, num_points, 100 * count / num_points, reach),
+        )
+        self._far = {}
+
+    def _read_scan(self, path: Path) -> FileSample:
+        sample = read_scan_sample(
+            path,
+            self.info,
+            self._of_files,
+            columns=self.columns_of_files,
+            no_return=self.no_return,
+            rings=self.rings,
+        )
+        points = sample.fields["points"]
+        is_far = far_returns(points, self.info.fields["points"])
+        if is_far.any():
+            self._far[path] = (int(is_far.sum()), len(points), float(abs(points).max()))
+        return sample
 
     def given(self, path: Path, sample: FileSample) -> dict[str, Any]:
         """The fields that are not read from the file. Raises DataError for a file that lacks what they need."""

@@ -3,19 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Literal, TypeAlias
 
 import numpy as np
+import torch
 
 from sightline.config import RunConfig
-from sightline.data.scans.samples import RawScan
-from sightline.data.scans.scan_reading import has_remission, oriented, read_scan
+from sightline.data.scans.samples import RawScan, check_scan
+from sightline.data.scans.scan_reading import PREDICTING, NoReturn, has_remission, oriented, read_scan, rings_of
 from sightline.data.scans.squeezeseg_npy import read_image
 from sightline.errors import DataError
+from sightline.geometry.scans.projection import rows_by_file_order
 from sightline.predict.cloud_samples import FileSample, Origin, assert_within
 from sightline.types import DataInfo, Field, ScanForm
 
-__all__ = ["read_scan_sample", "scan_inputs"]
+__all__ = ["Rings", "far_returns", "read_scan_sample", "scan_inputs"]
+
+Rings: TypeAlias = Literal["order"]
+"""The source of rings other than a column: `order`, a file holds one laser after another, the highest first."""
+_MAX_SHARE_FAR = 0.01
+"""Of the returns that may lie beyond those that the run was trained on: in another unit nearly all do."""
+_MIN_FALL = 0.9
+"""Correlation of the order of a file with elevations, from which it counts as that of rings."""
+_MAX_RINGS_RATIO = 1.1
+"""So many times the beams of the sensor may be found; whatever follows the last one is counted to it."""
 
 _NAMELESS = (".bin", ".npy", ".txt", ".xyz", ".pts")
 """Files that have the columns of the run's set where --columns names no others."""
@@ -31,43 +44,71 @@ def scan_inputs(info: DataInfo, config: RunConfig) -> dict[str, Field]:
 
 
 def read_scan_sample(
-    path: Path, info: DataInfo, fields: Mapping[str, Field], *, columns: Sequence[str] | None
+    path: Path,
+    info: DataInfo,
+    fields: Mapping[str, Field],
+    *,
+    columns: Sequence[str] | None,
+    no_return: NoReturn | None = None,
+    rings: Rings | None = None,
 ) -> FileSample:
     """The sample of a scan: every point of the file in its order; of a range image its filled pixels, row by row.
 
-    `columns` stand in for those that the run's set states. Raises DataError naming the file for columns that do not
-    fit, remissions or rings that the run was trained with and the file lacks, and values outside those of the set.
+    `columns`, and `no_return`, stand in for those that the run's set states; `rings` for a column of them. A few far
+    returns (`far_returns`) are taken as they are.
+    Raises DataError naming the file for columns that do not fit, remissions or rings that the run was trained with and
+    the file lacks, and values outside those of the set.
     """
     form = info.scans
     assert form is not None, "the run's set is not one of scans"
+    form = form if no_return is None else replace(form, no_return=no_return)
     try:
-        scan = _read(path, form, columns, num_beams=form.num_beams if "ring" in fields else None)
+        scan = _read(path, form, columns, needs_ring="ring" in fields, rings=rings)
         given = {
             "points": scan.points,
             "remission": (scan.remission / np.float32(form.remission_max))[:, None],
             **({} if scan.ring is None else {"ring": scan.ring}),
         }
         if missing := [name for name in fields if name not in given]:
-            raise DataError(
-                f"{path}: has no {missing[0]}, from which the run's images have their rows; name its column with "
-                "--columns x,y,z,remission,ring, or evaluate by rows: pitch"
-            )
+            raise DataError(f"{path}: has no {missing[0]}; {PREDICTING.no_ring}")
         sample = {name: given[name] for name in fields}
-        assert_within(sample, info, str(path), any_scale=False)
+        num_far = int(far_returns(scan.points, info.fields["points"]).sum())
+        is_spread = num_far <= _MAX_SHARE_FAR * max(1, int((scan.points != 0).any(axis=1).sum()))
+        assert_within(sample, info, str(path), any_scale=is_spread)
     except DataError as error:
         if path.suffix.lower() != ".bin" or columns is not None or "--columns" in str(error):
             raise
         stated = ", ".join(form.columns or ())
         raise DataError(f"{error}; it was read as {stated}: --columns names others") from error
     places = scan.points.astype(np.float64)
-    return FileSample(sample, "as it is", Origin(places, places, np.arange(len(places))))
+    return FileSample(sample, _treatment(scan, num_far), Origin(places, places, np.arange(len(places))))
 
 
-def _read(path: Path, form: ScanForm, columns: Sequence[str] | None, *, num_beams: int | None) -> RawScan:
+def far_returns(points: np.ndarray, promise: Field) -> np.ndarray:
+    """Whether each of the points (N, 3) of a scan lies outside the box that the run's set promises: bool (N,)."""
+    low = -np.inf if promise.low is None else promise.low
+    high = np.inf if promise.high is None else promise.high
+    found: np.ndarray = np.any((points < low) | (points > high), axis=1)
+    return found
+
+
+def _treatment(scan: RawScan, num_far: int) -> str:
+    """The points that are not as those of the set, in words."""
+    num_missing = 0 if scan.is_return is None else int((~scan.is_return).sum())
+    parts = [
+        *([f"{num_missing} of {len(scan.points)} points without a return"] if num_missing else []),
+        *([f"{num_far} of {len(scan.points)} points far beyond those of the run's set"] if num_far else []),
+    ]
+    return ", ".join(parts) or "as it is"
+
+
+def _read(
+    path: Path, form: ScanForm, columns: Sequence[str] | None, *, needs_ring: bool, rings: Rings | None
+) -> RawScan:
     if path.suffix.lower() == ".npy" and form.image_px is not None and columns is None:
-        return read_image(path, height=form.image_px[0], width=form.image_px[1])
+        return check_scan(read_image(path, height=form.image_px[0], width=form.image_px[1]), where=str(path))
     names = form.columns if columns is None and path.suffix.lower() in _NAMELESS else columns
-    cloud = read_scan(path, columns=names)
+    cloud = read_scan(path, columns=names, no_return=form.no_return, advice=PREDICTING)
     if not len(cloud.points):
         raise DataError(f"{path}: holds no points; leave the file out")
     if form.has_remission and not has_remission(cloud):
@@ -77,4 +118,33 @@ def _read(path: Path, form: ScanForm, columns: Sequence[str] | None, *, num_beam
             "intensity with --columns"
         )
     ids = np.zeros(len(cloud.points), dtype=np.int64)
-    return oriented(cloud, ids, ring_order=form.ring_order, num_beams=num_beams, path=path)
+    has_column = rings_of(cloud) is not None
+    scan = oriented(
+        cloud,
+        ids,
+        ring_order=form.ring_order,
+        num_beams=form.num_beams if needs_ring and (has_column or rings is None) else None,
+        path=path,
+        no_return=form.no_return,
+        advice=PREDICTING,
+    )
+    if needs_ring and not has_column and rings == "order":
+        scan = scan._replace(ring=_rings_by_order(scan.points, form, path))
+    return scan
+
+
+def _rings_by_order(points: np.ndarray, form: ScanForm, path: Path) -> np.ndarray:
+    """The ring of each point (N,) int64 by the order of the file. Raises DataError where its elevations do not fall."""
+    ring: np.ndarray = rows_by_file_order(torch.tensor(points)).numpy()
+    distance = np.linalg.norm(points, axis=1)
+    is_return = distance > 0
+    elevation = points[is_return, 2] / distance[is_return]
+    num_beams = form.num_beams or 1
+    falls = np.ptp(ring[is_return]) > 0 and -np.corrcoef(ring[is_return], elevation)[0, 1] >= _MIN_FALL
+    if not falls or ring.max() >= _MAX_RINGS_RATIO * num_beams:
+        fault = f"{int(ring.max()) + 1} rings" if falls else "no rings that fall from the highest laser"
+        raise DataError(
+            f"{path}: rings=order finds {fault} in the order of the points, the run's set has {num_beams} beams; name "
+            "the column ring with --columns"
+        )
+    return np.minimum(ring, num_beams - 1)

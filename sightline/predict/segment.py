@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from sightline import registry
+from sightline.data.scans.scan_reading import NoReturn
 from sightline.data.scans.submission import label_place, scan_name
 from sightline.engine.distributed import World
 from sightline.engine.loading import TrainedRun
@@ -24,6 +25,7 @@ from sightline.predict.clouds import CloudPredictor
 from sightline.predict.laps import Laps, median_times
 from sightline.predict.point_files import ENDINGS, write_point_files
 from sightline.predict.predictor import Inference, ReadFile, Refusal, not_finite
+from sightline.predict.scan_samples import Rings
 from sightline.predict.segment_prediction import SegmentPrediction
 from sightline.schema import nearest
 from sightline.types import Field
@@ -44,7 +46,8 @@ class PointPredictor(CloudPredictor[SegmentPrediction]):
     `category` is the name that all files have; without it a file's folder names it. `with_probabilities` keeps every
     class's probabilities; `probabilities` is the number format in which `write` stores them. `files` are those that
     `write` makes of each cloud, all kinds without it; of scans there are `.label` files too, in the ids of the set.
-    `lift` stands in for that of the run's task.
+    `lift` stands in for that of the run's task. Of scans, `no_return=nan` takes points that are NaN at x, y and z for
+    such without a return, and `rings=order` the ring of each point from the order of the file.
     Raises ConfigError for a name that the run's set does not have.
     Source: made here.
     """
@@ -64,6 +67,8 @@ class PointPredictor(CloudPredictor[SegmentPrediction]):
         probabilities: Literal["float16", "float32"] | None = None,
         files: tuple[Literal["labels", "ply", "label"], ...] | None = None,
         lift: Literal["nearest", "knn"] | None = None,
+        no_return: NoReturn | None = None,
+        rings: Rings | None = None,
     ) -> None:
         if lift is not None:
             task = replace(run.config.task, arguments={**run.config.task.arguments, "lift": lift})
@@ -74,6 +79,9 @@ class PointPredictor(CloudPredictor[SegmentPrediction]):
         self._ids = None if info.scans is None else np.array(info.scans.ids_of_classes, dtype=np.uint32)
         self._ms: dict[Path, dict[str, float]] = {}
         self._labels_of: Mapping[Path, Path] = {}
+        self.no_return, self.rings = no_return, rings
+        if info.scans is None and (no_return or rings):
+            raise ConfigError("no_return, rings: are of LiDAR scans, which the run was not trained on; leave them out")
         if info.scans is None and "label" in (files or ()):
             raise ConfigError("files: label files hold the ids of LiDAR scans, which the run was not trained on")
         self.kinds: list[str] = list(files or ("labels", "ply"))

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from functools import cache
 from importlib import resources
+from importlib.resources.abc import Traversable
 
 from sightline import registry
 from sightline.plugins import loaded_sha256
@@ -36,8 +38,17 @@ def source_sha256() -> str:
     digest = hashlib.sha256()
     package = resources.files("sightline")
     for room in ROOMS:
-        files = (file for file in package.joinpath(room).iterdir() if file.name.endswith(".py"))
-        for file in sorted(files, key=lambda each: each.name):
-            digest.update(f"{room}/{file.name}\n".encode())
+        for name, file in _modules_of(package.joinpath(room), room, is_deep=room != "."):
+            digest.update(f"{name}\n".encode())
             digest.update(file.read_bytes())
     return digest.hexdigest()
+
+
+def _modules_of(folder: Traversable, path: str, *, is_deep: bool) -> Iterator[tuple[str, Traversable]]:
+    """The modules of a folder by name, then those of the folders inside it where `is_deep`, each with its path."""
+    entries = sorted(folder.iterdir(), key=lambda each: (each.is_dir(), each.name))
+    for each in entries:
+        if each.is_dir() and is_deep:
+            yield from _modules_of(each, f"{path}/{each.name}", is_deep=True)
+        elif each.name.endswith(".py"):
+            yield f"{path}/{each.name}", each

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from annotated_types import Ge, Le
 
-from sightline.errors import MissingExtraError
+from sightline.errors import assert_installed
 
 __all__ = ["Folds", "assert_there", "logistic_regression", "standardised", "support_vector_machine"]
 
@@ -50,7 +50,4 @@ def standardised(known: np.ndarray, *others: np.ndarray) -> tuple[np.ndarray, ..
 
 def assert_there() -> None:
     """Raises MissingExtraError without scikit-learn."""
-    try:
-        import sklearn  # noqa: F401
-    except ImportError:
-        raise MissingExtraError("scikit-learn", extra="probe", needed_by="probe") from None
+    assert_installed("sklearn", needed_by="probe")

@@ -19,9 +19,10 @@ from sightline.probe.learners import Folds, assert_there, standardised, support_
 from sightline.probe.outcome import Outcome, Table, assert_fits
 from sightline.probe.threads import map_in_threads
 
-__all__ = ["SVM", "Answers"]
+__all__ = ["SVM", "Answers", "choice_in_words"]
 
 COSTS = (1e-3, 1e-2, 0.1, 1.0, 10.0, 100.0)
+_FOLDS = 5
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,13 @@ class Answers:
     has_converged: bool
 
 
+def choice_in_words(costs: Sequence[float] = COSTS, num_folds: int = _FOLDS) -> str:
+    """The rule by which an SVM gets its C; without arguments that of the figure at the end of a training."""
+    if len(costs) == 1:
+        return f"{costs[0]:g}, given"
+    return f"by {num_folds}-fold cross-validation on the training part"
+
+
 @registry.probes.add("svm")
 class SVM:
     """A linear SVM, one against one; C is chosen by stratified cross-validation on the training part.
@@ -64,7 +72,7 @@ class SVM:
         self,
         *,
         C: tuple[Size, ...] = COSTS,
-        folds: Folds = 5,
+        folds: Folds = _FOLDS,
         standardise: Literal["both", "no", "yes"] = "both",
         max_iterations: Count = 1_000_000,
         seed: Seed = 0,
@@ -81,9 +89,7 @@ class SVM:
     @property
     def choice(self) -> str:
         """How C comes about, in words."""
-        if len(self.costs) == 1:
-            return f"{self.costs[0]:g}, given"
-        return f"by {self.num_folds}-fold cross-validation on the training part"
+        return choice_in_words(self.costs, self.num_folds)
 
     def __call__(self, train: Features, test: Features) -> Outcome:
         """The accuracy on the test part with the chosen C, and the table over all of them."""

@@ -10,7 +10,7 @@ from sightline import registry
 from sightline.config import RunConfig
 from sightline.errors import UserError
 from sightline.runs.run_documents import load_document, read_facts
-from sightline.types import CloudForm, DataInfo, Field, Folds, ScanForm
+from sightline.types import CloudForm, DataInfo, Dealing, Field, Folds, ScanForm
 
 __all__ = ["INPUTS", "inputs_document", "read_inputs"]
 
@@ -25,6 +25,7 @@ def inputs_document(info: DataInfo) -> dict[str, Any]:
         "clouds": None if info.clouds is None else dataclasses.asdict(info.clouds),
         "folds": None if info.folds is None else dataclasses.asdict(info.folds),
         "scans": None if info.scans is None else dataclasses.asdict(info.scans),
+        **({} if info.dealing is None else {"split": dataclasses.asdict(info.dealing)}),
     }
 
 
@@ -44,7 +45,10 @@ def read_inputs(run: Path, config: RunConfig) -> DataInfo:
         folds = None if parts is None else Folds(tuple(parts["names"]), tuple(parts["tested"]))
         stated = document.get("scans")
         scans = None if stated is None else ScanForm(**{key: _of_plain(each) for key, each in stated.items()})
-        return DataInfo(facts, fields, features=tuple(document["features"]), clouds=form, folds=folds, scans=scans)
+        noted = document.get("split")
+        dealing = None if noted is None else Dealing(noted["rule"], noted["seed"], tuple(noted["parts"]))
+        features = tuple(document["features"])
+        return DataInfo(facts, fields, features=features, clouds=form, folds=folds, scans=scans, dealing=dealing)
     except (KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{run / INPUTS}: is not what a run's data set stated ({error}); make the run again") from None
 

@@ -11,6 +11,7 @@ from torch import nn
 
 from sightline.config import RunConfig, read_config
 from sightline.errors import UserError
+from sightline.layers.quantisation.parametrised import weight_sizes
 from sightline.runs import checkpoint
 from sightline.runs.checkpoint import MatchReport
 from sightline.runs.inputs import read_inputs
@@ -113,9 +114,12 @@ def describe_lineage(lineage: Mapping[str, Any]) -> str:
 
 
 def describe_stage(config: RunConfig, model: nn.Module) -> str:
-    """One line: task, data and model of a run; the modules are what other runs may start from."""
+    """One line: task, data and model of a run; the modules are what other runs may start from.
+
+    A weight that reads a codebook is a parameter, an entry of the codebook is none.
+    """
     parts = ", ".join(name for name, child in model.named_children() if any(True for _ in child.parameters()))
-    count = sum(parameter.numel() for parameter in model.parameters())
+    count = sum(weight_sizes(model).values())
     model_line = f"{config.model.name} ({count:,} parameters: {parts})"
     return f"task: {config.task.name} on {config.data.name} · model: {model_line}"
 

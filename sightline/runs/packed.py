@@ -12,7 +12,7 @@ import json
 import math
 import struct
 import zlib
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from sightline.errors import CheckpointError, UserError
 from sightline.layers.quantisation.parametrised import Codebook, Half, Uniform, dense, quantised
-from sightline.plain_files import parse_json, read_plain
+from sightline.plain_files import assert_plain, parse_json, read_plain
 from sightline.runs.durable import disk_failure, replace_durably
 from sightline.runs.packed_bits import pack_bits, packed_length, unpack_bits
 
@@ -34,6 +34,7 @@ __all__ = [
     "entries_of",
     "entry_for",
     "entry_of",
+    "float_bytes",
     "holders_of",
     "packed_size",
     "ratios",
@@ -138,9 +139,12 @@ class _Content(NamedTuple):
         return self.values.astype(_PLAIN[entry.kind][0]).tobytes()
 
 
-def entries_of(model: nn.Module) -> tuple[list[Entry], dict[str, str]]:
-    """How each tensor of a model's state is stored, and for further names of a shared one the name that holds it."""
-    contents, tied = _contents(model)
+def entries_of(model: nn.Module, halves: Collection[str] = ()) -> tuple[list[Entry], dict[str, str]]:
+    """How each tensor of a model's state is stored, and for further names of a shared one the name that holds it.
+
+    `halves` are plain tensors that were rounded to half precision.
+    """
+    contents, tied = _contents(model, halves)
     return [content.entry for content in contents], tied
 
 
@@ -151,12 +155,13 @@ def packed_size(entries: Iterable[Entry], meta: Mapping[str, Any], *, tied: Mapp
     return len(_MAGIC) + 4 + len(_header(entries, meta, tied or {})) + payload + 4
 
 
-def write_packed(path: Path, model: nn.Module, meta: Mapping[str, Any]) -> int:
+def write_packed(path: Path, model: nn.Module, meta: Mapping[str, Any], halves: Collection[str] = ()) -> int:
     """Writes a model and what belongs to it (`meta`: config, class names, metrics ...); returns the bytes of the file.
 
+    `halves` as in `entries_of`.
     Raises UserError for numbers that the file cannot hold, RunError where the disk refuses.
     """
-    contents, tied = _contents(model)
+    contents, tied = _contents(model, halves)
     header = _header([content.entry for content in contents], meta, tied)
     data = b"".join([_MAGIC, struct.pack("<I", len(header)), header, *(content.data() for content in contents)])
     data += struct.pack("<I", zlib.crc32(data))
@@ -185,8 +190,8 @@ def ratios(layers: Iterable[tuple[int, int, int]], *, file_bytes: int, state: Ma
     layers = list(layers)
     count = sum(size for size, _, _ in layers)
     coded = sum(packed_length(size, bits) + book for size, bits, book in layers)
-    whole = sum(tensor.numel() * tensor.element_size() for tensor in state.values())
-    return Ratios(sum(size * bits for size, bits, _ in layers) / (32 * count), coded / (4 * count), file_bytes / whole)
+    whole = file_bytes / float_bytes(state)
+    return Ratios(sum(size * bits for size, bits, _ in layers) / (32 * count), coded / (4 * count), whole)
 
 
 def _header(entries: Sequence[Entry], meta: Mapping[str, Any], tied: Mapping[str, str]) -> bytes:
@@ -205,9 +210,10 @@ def _canonical(document: Mapping[str, Any]) -> bytes:
     return json.dumps(document, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
 
 
-def _contents(model: nn.Module) -> tuple[list[_Content], dict[str, str]]:
+def _contents(model: nn.Module, halves: Collection[str]) -> tuple[list[_Content], dict[str, str]]:
     state = dense(model)
     choices = {_place(state[name]): choice for name, choice in quantised(model).items()}
+    choices |= {_place(state[name]): (Half(), state[name]) for name in halves if state[name].numel()}
     held, tied = holders_of(state)
     return [_content(name, tensor, *choices.get(_place(tensor), (None, tensor))) for name, tensor in held.items()], tied
 
@@ -224,6 +230,11 @@ def holders_of(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str
         else:
             tied[name] = holder
     return held, tied
+
+
+def float_bytes(state: Mapping[str, Tensor]) -> int:
+    """The bytes of a float model's state, shared tensors once."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in holders_of(state)[0].values())
 
 
 def _place(tensor: Tensor) -> Hashable:
@@ -294,11 +305,10 @@ def read_packed(path: Path) -> Packed:
     Raises CheckpointError, naming the file and the fault, for anything that `write_packed` did not write.
     """
     try:
-        data = memoryview(read_plain(path, max_bytes=_MAX_BYTES))
+        meta, entries, tied, start = _read_head(path)
+        return _parse(memoryview(read_plain(path, max_bytes=_MAX_BYTES)), meta, entries, tied, start)
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
-    try:
-        return _parse(data)
     except _FaultError as fault:
         raise CheckpointError(f"{path}: {fault}; pack the model again") from fault
 
@@ -307,36 +317,50 @@ class _FaultError(Exception):
     """What is wrong with the bytes."""
 
 
-def _parse(data: memoryview) -> Packed:
-    if bytes(data[: len(_MAGIC)]) != _MAGIC:
-        raise _FaultError("is not a packed model of sightline: it does not begin with SLQ1")
-    if len(data) < _START + 4:
-        raise _FaultError(f"is truncated: {len(data)} bytes")
-    (length,) = struct.unpack("<I", data[len(_MAGIC) : _START])
-    if length > min(_MAX_HEADER, len(data) - _START - 4):
-        raise _FaultError(f"is truncated or damaged: its header has {length:,} bytes, the file {len(data):,}")
+def _read_head(path: Path) -> tuple[dict[str, Any], list[Entry], dict[str, str], int]:
+    """Meta, entries and ties of a file, and where its tensors begin; no more of it is read.
+
+    Raises _FaultError for a file whose size is not the one that they promise.
+    """
+    size = assert_plain(path)
+    with path.open("rb") as file:
+        start = file.read(_START)
+        if start[: len(_MAGIC)] != _MAGIC:
+            raise _FaultError("is not a packed model of sightline: it does not begin with SLQ1")
+        if size < _START + 4:
+            raise _FaultError(f"is truncated: {size} bytes")
+        (length,) = struct.unpack("<I", start[len(_MAGIC) :])
+        if length > min(_MAX_HEADER, size - _START - 4):
+            raise _FaultError(f"is truncated or damaged: its header has {length:,} bytes, the file {size:,}")
+        header = _parse_header(file.read(length))
+    entries, names, stop = [], set[str](), 0
+    for line in header["tensors"]:
+        entries.append(_parse_entry(line, stop))
+        stop += entries[-1].book_bytes + entries[-1].code_bytes
+        if entries[-1].name in names:
+            raise _FaultError(f"{entries[-1].name!r} is listed twice")
+        names.add(entries[-1].name)
+    promised = _START + length + stop + 4
+    if size < promised:
+        raise _FaultError(f"is truncated: {size:,} bytes of {promised:,}")
+    if size > promised:
+        raise _FaultError(f"{size - promised:,} bytes belong to no tensor")
+    for name, holder in header["tied"].items():
+        if name in names or not isinstance(holder, str) or holder not in names:
+            raise _FaultError(f"{name!r} is tied to {holder!r}, which the tensors do not allow")
+    return header["meta"], entries, header["tied"], _START + length
+
+
+def _parse(data: memoryview, meta: dict[str, Any], entries: list[Entry], tied: Mapping[str, str], start: int) -> Packed:
     (promised,) = struct.unpack("<I", data[-4:])
     if zlib.crc32(data[:-4]) != promised:
         raise _FaultError("is damaged: its CRC-32 is not the one that was written")
-    header = _parse_header(bytes(data[_START : _START + length]))
-    payload = data[_START + length : -4]
-    entries, state, start = [], {}, 0
-    for line in header["tensors"]:
-        entry = _parse_entry(line, start)
+    state = {}
+    for entry in entries:
         stop = start + entry.book_bytes + entry.code_bytes
-        if stop > len(payload):
-            raise _FaultError(f"{entry.name!r} ends at byte {stop:,} of {len(payload):,}")
-        if entry.name in state:
-            raise _FaultError(f"{entry.name!r} is listed twice")
-        state[entry.name] = _tensor(entry, payload[start:stop])
-        entries.append(entry)
+        state[entry.name] = _tensor(entry, data[start:stop])
         start = stop
-    if start != len(payload):
-        raise _FaultError(f"{len(payload) - start:,} bytes belong to no tensor")
-    for name, holder in header["tied"].items():
-        if name in state or not isinstance(holder, str) or holder not in state or holder in header["tied"]:
-            raise _FaultError(f"{name!r} is tied to {holder!r}, which the tensors do not allow")
-    return Packed(state | {name: state[holder] for name, holder in header["tied"].items()}, header["meta"], entries)
+    return Packed(state | {name: state[holder] for name, holder in tied.items()}, meta, entries)
 
 
 def _parse_header(text: bytes) -> dict[str, Any]:

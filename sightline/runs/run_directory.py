@@ -26,9 +26,9 @@ from sightline.plain_files import parse_json, read_plain
 from sightline.runs.durable import assert_appendable, disk_failure, replace_durably
 from sightline.runs.processes import start_of
 
-__all__ = ["RunDirectory", "claim", "environment"]
+__all__ = ["LOCK", "RunDirectory", "claim", "environment"]
 
-_LOCK = ".lock"
+LOCK = ".lock"
 _MAX_LINE_BYTES = 1 << 24
 _MAX_LOCK_BYTES = 1 << 16
 _GONE = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ESTALE})
@@ -88,9 +88,9 @@ class RunDirectory:
             yield
             return
         mine = json.dumps(_holder_of(os.getpid())).encode()
-        with self._writing(_LOCK):
+        with self._writing(LOCK):
             self.path.mkdir(parents=True, exist_ok=True)
-            self._held = _take(self.path / _LOCK, mine)
+            self._held = _take(self.path / LOCK, mine)
         try:
             yield
         finally:
@@ -273,21 +273,19 @@ class _Held:
                 "new folder as it is"
             )
         try:
-            found = read_plain(path / _LOCK)
+            found = read_plain(path / LOCK)
         except FileNotFoundError:
             raise LostFolderError(
-                f"{path / _LOCK}: was removed while the run wrote to the folder; the run ends; go on with --resume auto"
+                f"{path / LOCK}: was removed while the run wrote to the folder; the run ends; go on with --resume auto"
             ) from None
         if found != self.lock:
-            raise LostFolderError(
-                f"{path / _LOCK}: was taken by another run; this run ends and leaves the folder to it"
-            )
+            raise LostFolderError(f"{path / LOCK}: was taken by another run; this run ends and leaves the folder to it")
 
     def release(self, path: Path) -> None:
         """Remove the lock, unless it became another's."""
         with contextlib.suppress(OSError, LostFolderError):
             self.assert_own(path)
-            (path / _LOCK).unlink()
+            (path / LOCK).unlink()
         os.close(self.descriptor)
 
 

@@ -25,10 +25,10 @@ __all__ = ["FORMAT_VERSION", "Snapshot", "read_folder", "read_steps", "step_of",
 
 FORMAT_VERSION = 1
 
-_TENSORS = {"model": "model.safetensors", "optimizer": "optimizer.safetensors", "ema": "ema.safetensors"}
+_TENSORS = {part: f"{part}.safetensors" for part in ("model", "optimizer", "ema", "losses", "losses_ema")}
 _STATE, _MANIFEST = "state.json", "manifest.json"
 _REQUIRED = frozenset({_TENSORS["model"], _TENSORS["optimizer"], _STATE})
-_ALLOWED = _REQUIRED | {_TENSORS["ema"]}
+_ALLOWED = _REQUIRED | {*_TENSORS.values()}
 _MAX_MANIFEST_BYTES = 1 << 16
 _STEP = re.compile(r"step_(\d{8,})(\.replaced)?", re.ASCII)
 _NON_FINITE = "non_finite"
@@ -39,8 +39,9 @@ class Snapshot:
     """Everything that a checkpoint holds.
 
     `model` is a state dict (parameters and buffers, names without `module.` or `_orig_mod.`); `optimizer` is keyed
-    `<parameter name>/<slot>`; `state` holds plain values (numbers, text, lists, mappings with text keys): tuples come
-    back as lists, everything else as it was, NaN and infinities included.
+    `<parameter name>/<slot>`; `losses` and their average `losses_ema`, keyed `<loss>.<parameter>`, are there where
+    losses learn; `state` holds plain values (numbers, text, lists, mappings with text keys): tuples come back as lists,
+    everything else as it was, NaN and infinities included.
     """
 
     step: int
@@ -48,11 +49,18 @@ class Snapshot:
     optimizer: dict[str, Tensor]
     ema: dict[str, Tensor] | None
     state: dict[str, Any]
+    losses: dict[str, Tensor] | None = None
+    losses_ema: dict[str, Tensor] | None = None
 
     @property
     def evaluated(self) -> dict[str, Tensor]:
         """The weights whose figures count: their average where there is one."""
         return self.model if self.ema is None else self.ema
+
+    @property
+    def evaluated_losses(self) -> dict[str, Tensor]:
+        """The parameters of losses, as `evaluated` gives the model's; empty where none learn."""
+        return self.losses_ema or self.losses or {}
 
 
 def write_folder(folder: Path, snapshot: Snapshot, *, best_step: int | None) -> None:
@@ -142,6 +150,8 @@ def read_folder(folder: Path) -> Snapshot:
         optimizer=parts["optimizer"],
         ema=parts.get("ema"),
         state=document["state"],
+        losses=parts.get("losses"),
+        losses_ema=parts.get("losses_ema"),
     )
 
 

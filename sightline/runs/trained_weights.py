@@ -12,7 +12,7 @@ from sightline.errors import CheckpointError
 from sightline.runs import checkpoint
 from sightline.runs.packed import read_packed
 
-__all__ = ["PACKED", "assert_sha256", "evaluated_sha256", "find", "is_packed", "load"]
+__all__ = ["PACKED", "assert_sha256", "evaluated_sha256", "find", "is_packed", "load", "load_losses"]
 
 PACKED = "model.slq"
 """The file of a run directory that holds its weights where the run is packed; such a run has no checkpoints."""
@@ -38,6 +38,14 @@ def load(path: Path, *, remedy: str | None = None) -> Mapping[str, Tensor]:
     if is_packed(path) or path.suffix == ".slq":
         return read_packed(find(path)).state
     return (checkpoint.load(path) if remedy is None else checkpoint.load(path, remedy=remedy)).evaluated
+
+
+def load_losses(path: Path) -> Mapping[str, Tensor]:
+    """The parameters of losses beside the weights whose figures count, `<loss>.<parameter>`; empty where none are kept.
+
+    A packed model leaves them out: a prediction needs none of them.
+    """
+    return {} if is_packed(path) or path.suffix == ".slq" else checkpoint.load(path).evaluated_losses
 
 
 def evaluated_sha256(place: Path) -> str:

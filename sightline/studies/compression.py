@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 import inspect
 import json
 import math
-from collections.abc import Mapping, Sequence
+import tempfile
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,24 +26,38 @@ from sightline.config.run_config import Compress, Init, Teacher
 from sightline.doctor.checks.compression.search import search_split, size_promise, unreset_episode
 from sightline.doctor.core.finding import Finding
 from sightline.engine.build import Part
-from sightline.engine.loading import OpenRun, open_run
+from sightline.engine.loading import OpenRun, is_run, open_run
 from sightline.engine.resume import assert_empty
 from sightline.errors import RunError, UserError
+from sightline.layers.quantisation.halves import halvable, round_to_half
 from sightline.layers.quantisation.layers_of import quantisable
 from sightline.layers.quantisation.parametrised import apply_policy, dense, freeze
 from sightline.runs.output_files import assert_writable, write_document, write_file
 from sightline.runs.packed import entries_of
+from sightline.runs.run_directory import LOCK, RunDirectory
 from sightline.runs.run_documents import load_document
 from sightline.runs.trained_weights import PACKED, evaluated_sha256, find, is_packed
 from sightline.studies import launching
 from sightline.studies.cells import UnfinishedError
+from sightline.studies.configs import reread
 from sightline.studies.fine_tuning import assert_same_source
 from sightline.studies.launching import TrainRequest
 from sightline.studies.train_run import Reporter
 from sightline.tasks.distilled import teacher_keys
 from sightline.types import Component, Ramp
 
-__all__ = ["WORK", "Compression", "FineTuning", "assert_same_request", "finetuning_config", "searched"]
+__all__ = [
+    "WORK",
+    "Compression",
+    "FineTuning",
+    "assert_no_run",
+    "assert_same_request",
+    "assert_tunable",
+    "can_distil",
+    "finetuning_config",
+    "held",
+    "searched",
+]
 
 ASKED = "asked.json"
 """The file of a study's folder that holds what it was asked for."""
@@ -80,7 +96,7 @@ def finetuning_config(config: RunConfig, source: Path, policy: Policy | None, ho
     num_epochs = how.epochs if how.epochs is not None else math.ceil(train.epochs / SHARE)
     is_distilled = how.is_distilled
     if is_distilled is None:
-        is_distilled = any({"logits", "label"} <= _keys_of(component) for component in config.losses)
+        is_distilled = can_distil(config)
     arguments = dict(config.optimizer.arguments)
     arguments["lr"] = how.rate * _rate_of(config.optimizer)
     # an average of weights would hold the untrained quantised ones for most of so short a run
@@ -154,15 +170,56 @@ def _refuse(findings: Sequence[Finding]) -> None:
         raise RunError("\n".join(map(str, findings)))
 
 
-def assert_same_request(path: Path, document: Mapping[str, Any]) -> None:
-    """Keep what a study was asked for in a file. Raises UserError where that holds something else."""
+def assert_same_request(
+    path: Path, document: Mapping[str, Any], *, is_begun: bool, may_differ: Collection[str] = ()
+) -> None:
+    """Keep what a study was asked for in a file. Raises UserError where it is begun and was asked for something else.
+
+    What was refused before any of it was begun binds nobody.
+    """
     document = json.loads(json.dumps(document))
-    before = load_document(path) if path.exists() else document
-    differing = [key for key in {**before, **document} if before.get(key) != document.get(key)]
+    before = load_document(path) if path.exists() and is_begun else document
+    differing = [k for k in {**before, **document} if before.get(k) != document.get(k) and k not in may_differ]
     if differing:
         listed = "; ".join(f"{key}: {before.get(key)} there, {document.get(key)} here" for key in differing)
         raise UserError(f"--out: {path} is of other options ({listed}); give another folder")
     write_document(path, document)
+
+
+def assert_no_run(out: Path) -> None:
+    """Raises UserError where a folder is a run directory, among whose files others would be written."""
+    if is_run(out):
+        raise UserError(f"--out {out}: is a run directory; give a folder of its own")
+
+
+@contextlib.contextmanager
+def held(out: Path) -> Iterator[None]:
+    """Hold a folder while it is worked for; one that was made for it and is still empty then is removed.
+
+    Raises UserError, naming process and host, where another process holds it.
+    """
+    is_new = not out.exists()
+    try:
+        with RunDirectory(out, is_writer=True).lock():
+            yield
+    finally:
+        if is_new:
+            with contextlib.suppress(OSError):
+                out.rmdir()
+
+
+def can_distil(config: RunConfig) -> bool:
+    """Whether a run has a loss of logits and labels, which its float model's logits could join."""
+    return any({"logits", "label"} <= _keys_of(component) for component in config.losses)
+
+
+def assert_tunable(run: OpenRun, how: FineTuning) -> None:
+    """Raises UserError for a fine-tuning that its config does not allow, before a search is made for it."""
+    config = finetuning_config(run.config, run.checkpoint.resolve(), {}, how)
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / FINE_TUNE
+        file.write_text(render(config, origins=False))
+        reread(file, how.overrides)
 
 
 class Compression:
@@ -181,24 +238,37 @@ class Compression:
         if (out / "final.json").exists() and is_packed(out) and not may_be_done:
             raise UserError(f"--out {out}: holds a packed run already; give another folder")
         if work is None:
-            assert_empty(out, may_hold=FILES | {WORK})
+            assert_empty(out, may_hold=FILES | {WORK, LOCK})
+        else:
+            assert_no_run(out)
         assert_writable(out / PACKED, option="--out")
         self._run = run
         self._out = out
         self._work = out / WORK if work is None else work
         self._reporter = reporter
 
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Hold the folder. Raises UserError where another call works in it, or has meanwhile packed a run there."""
+        with held(self._out):
+            if (self._out / "final.json").exists() and is_packed(self._out):
+                raise UserError(f"--out {self._out}: holds a packed run already; give another folder")
+            yield
+
     def search(
         self, asked: Asked, name: str, method: Search, *, given: Mapping[str, Any], report: Report = None
     ) -> tuple[Found, RunProblem]:
         """Find the policy, and write it to the work folder; `given` are the other options of the call.
 
-        Raises UserError where an earlier call for this folder had other options, or other weights of the run.
+        Raises UserError where an earlier call fine-tuned or packed in this folder with other options, or other weights
+        of the run.
         """
-        problem = RunProblem(self._run, asked)
         weights = evaluated_sha256(find(self._run.checkpoint))
         self._work.mkdir(parents=True, exist_ok=True)
-        assert_same_request(self._work / ASKED, {"weights": weights, **dataclasses.asdict(asked), **given})
+        is_begun = is_run(self._work / FINE_TUNED) or is_packed(self._out)
+        request = {"weights": weights, **dataclasses.asdict(asked), **given}
+        assert_same_request(self._work / ASKED, request, is_begun=is_begun)
+        problem = RunProblem(self._run, asked)
         (found,), _ = searched(problem, {name: method}, self._work / "evaluations.jsonl", report=report)
         write_document(self._work / "policy.json", document_of(problem.finished(found.policy)))
         return found, problem
@@ -241,14 +311,17 @@ class Compression:
         plain = freeze(copy.deepcopy(model))
         policy = {**dict.fromkeys((weight.name for weight in quantisable(plain)), FP32), **policy}
         about = {**about, "batch_norm_batches": reestimate(model, self._run, num_batches=num_batches)}
-        summary = write_packed_run(self._run, model.eval(), policy, self._out, about=about, at_most=at_most)
+        halves = round_to_half(model.state_dict(), halvable(plain, but=policy))
+        summary = write_packed_run(
+            self._run, model.eval(), policy, self._out, about=about, halves=halves, at_most=at_most
+        )
         _refuse(
             size_promise(
                 self._out / PACKED,
                 promised=summary["promised_bytes"],
                 budget=at_most,
                 reported=summary["ratios"],
-                layers=layers_of_file(*entries_of(model), policy),
+                layers=layers_of_file(*entries_of(model, halves), policy),
                 state=dense(model),
             )
         )

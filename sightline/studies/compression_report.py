@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import gzip
+import itertools
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,14 +15,25 @@ from sightline import registry
 from sightline.compress.drawing import bits_svg
 from sightline.compress.packing import SUMMARY
 from sightline.compress.policy import Choice, Policy, Protect, document_of, policy_of, protected_choices
-from sightline.compress.run_problem import Asked, simulated_of
+from sightline.compress.run_problem import Asked, simulated_of, untraced_problem
 from sightline.compress.search.base import Report, Search
 from sightline.config.component_words import component_of_words
 from sightline.engine.loading import OpenRun
+from sightline.errors import ConfigError
 from sightline.runs.output_files import write_document, write_file
+from sightline.runs.packed import holders_of
 from sightline.runs.run_documents import load_document
-from sightline.runs.trained_weights import evaluated_sha256, find, is_packed
-from sightline.studies.compression import ASKED, WORK, Compression, FineTuning, assert_same_request
+from sightline.runs.trained_weights import PACKED, evaluated_sha256, find, is_packed
+from sightline.studies.compression import (
+    ASKED,
+    FINE_TUNED,
+    WORK,
+    Compression,
+    FineTuning,
+    assert_same_request,
+    assert_tunable,
+    can_distil,
+)
 from sightline.studies.train_run import Reporter
 
 __all__ = ["NAME", "CompressionReport", "ReportRow", "gzip_bytes", "markdown_of"]
@@ -64,7 +76,8 @@ class CompressionReport:
     """Rows: the float model; the float model trained as long as the others; mix, all layers at 4 bits but the first and
     the last at 8; a searched policy at `asked`; and the same with protected layers, each also fine-tuned and distilled.
 
-    Every row with quantised weights is a packed run below `out`, and its figures are of that file.
+    Every row with quantised weights is a packed run below `out`, and its figures are of that file. Those that are done
+    are kept for another ratio or number of bytes; the searched rows of each have folders of their own.
     """
 
     def __init__(
@@ -77,9 +90,17 @@ class CompressionReport:
         self._method = method
         self._num_batches = num_batches
         self._ends = Protect(first=1, last=1, bits=8)
+        self._share = f"{asked.ratio:g} preserve" if asked.ratio else f"{asked.num_bytes:,} bytes"
+        assert_tunable(run, tuning)
+        self._method_of("preserve_mix", asked.seed)
+        self.left_out = self._left_out()
 
     def specs(self) -> list[_Spec]:
-        share = f"{self._asked.ratio:g} preserve" if self._asked.ratio else f"{self._asked.num_bytes:,} bytes"
+        """The rows below the float one, without those of `left_out`."""
+        return [spec for spec in self._all_specs() if spec.name not in self.left_out]
+
+    def _all_specs(self) -> list[_Spec]:
+        share = self._share
         tuned = [("", False, False), (" + fine-tuning", True, False), (" + fine-tuning + distillation", True, True)]
         rows = [_Spec("float, trained as long", None, True)]
         rows += [_Spec(f"mix{more}", "mix", *flags) for more, *flags in tuned]
@@ -91,22 +112,22 @@ class CompressionReport:
         """Compute what is not done; after each row the table is written. Raises UnfinishedError for a stopped run."""
         evaluator, world = self._run.evaluator(), self._run.world
         simulated = simulated_of(self._run)
-        tuning = {key: str(value) for key, value in dataclasses.asdict(self._tuning).items()}
-        asked = {**dataclasses.asdict(self._asked), "method": self._method, "num_batches": self._num_batches}
-        weights = evaluated_sha256(find(self._run.checkpoint))
-        assert_same_request(self._out / ASKED, {"weights": weights, **asked, "tuning": tuning})
+        self._assert_same()
+        for name, reason in self.left_out.items():
+            reporter.note(f"row '{name}' left out: {reason}")
+        seeds = range(self._asked.seed, self._asked.seed + num_seeds)
+        policies = self._policies(seeds, reporter, report)
         evaluator(self._run.model, world)  # what is compiled and read for the first time is not timed
         evaluation = evaluator(self._run.model, world)
         float_bytes = simulated.base_bytes()
         one = {"weights": 1.0, "codebook": 1.0, "file": 1.0}
         rows = [ReportRow("float", (dict(evaluation.metrics),), float_bytes, one, evaluation.seconds)]
-        policies: dict[tuple[str, int], Policy] = {}
         document: dict[str, Any] = {}
         for spec in self.specs():
             done = []
-            for seed in range(self._asked.seed, self._asked.seed + num_seeds):
+            for seed in seeds:
                 reporter.note(f"row '{spec.name}', seed {seed}")
-                done.append(self._row(spec, seed, policies, reporter, report))
+                done.append(self._row(spec, seed, policies, reporter))
             first = done[0]
             sizes, size = first.get("ratios", one), first.get("file_bytes", float_bytes)
             figures = tuple(each["metrics"] for each in done)
@@ -116,42 +137,83 @@ class CompressionReport:
             write_file(self._out / f"{NAME}.md", markdown_of(document))
         return document
 
+    def _left_out(self) -> dict[str, str]:
+        """The rows that cannot be computed, and why. Raises ConfigError where no searched row can be."""
+        simulated = simulated_of(self._run)
+        reasons: dict[str, str] = {}
+        untraced_problem(simulated, self._asked)
+        try:
+            untraced_problem(simulated, replace(self._asked, protect=self._ends))
+        except ConfigError as error:
+            reasons |= {spec.name: str(error) for spec in self._all_specs() if spec.policy == "preserve_mix"}
+        if not can_distil(self._run.config):
+            text = "the run has no loss of logits and labels, which distillation could join"
+            reasons |= {spec.name: text for spec in self._all_specs() if spec.is_distilled}
+        return reasons
+
+    def _assert_same(self) -> None:
+        """Raises UserError where rows were computed with other options than a budget, or of other weights."""
+        tuning = {key: str(value) for key, value in dataclasses.asdict(self._tuning).items()}
+        asked = {**dataclasses.asdict(self._asked), "method": self._method, "num_batches": self._num_batches}
+        request = {"weights": evaluated_sha256(find(self._run.checkpoint)), **asked, "tuning": tuning}
+        rows = self._out / "rows"
+        is_begun = any(any(rows.glob(name)) for name in (f"*/{PACKED}", f"*/{WORK}/{FINE_TUNED}/config.yaml"))
+        assert_same_request(self._out / ASKED, request, is_begun=is_begun, may_differ=("ratio", "num_bytes"))
+
+    def _folder_of(self, spec: _Spec, seed: int) -> Path:
+        return self._out / "rows" / f"{spec.name.replace(' ', '_').replace(',', '').replace('+_', '')}_seed_{seed}"
+
     def _row(
-        self, spec: _Spec, seed: int, policies: dict[tuple[str, int], Policy], reporter: Reporter, report: Report
+        self, spec: _Spec, seed: int, policies: Mapping[tuple[str, int], Policy], reporter: Reporter
     ) -> Mapping[str, Any]:
-        folder = self._out / "rows" / f"{spec.name.replace(' ', '_').replace(',', '').replace('+_', '')}_seed_{seed}"
+        folder = self._folder_of(spec, seed)
         job = Compression(self._run, folder, reporter, may_be_done=True)
         tuning = replace(self._tuning, is_distilled=spec.is_distilled, seed=seed)
         if spec.policy is None:
             return load_document(job.finetune(None, tuning) / "final.json")
-        if (spec.policy, seed) not in policies:
-            policies[spec.policy, seed] = self._policy(spec.policy, seed, reporter, report)
-        policy = policies[spec.policy, seed]
-        if is_packed(folder) and (folder / "final.json").exists():
+        if _is_done(folder):
             return load_document(folder / SUMMARY) | load_document(folder / "final.json")
+        policy = policies[spec.policy, seed]
         finetuned = job.finetune(policy, tuning) if spec.is_tuned else None
         return job.pack(policy, finetuned=finetuned, about={"row": spec.name}, num_batches=self._num_batches)
+
+    def _policies(self, seeds: Iterable[int], reporter: Reporter, report: Report) -> dict[tuple[str, int], Policy]:
+        """The policy of each kind and seed, before any row is computed; of rows that are done it is theirs."""
+        names, policies = [name for name, _ in self._run.model.named_parameters()], {}
+        for kind, seed in itertools.product(dict.fromkeys(spec.policy for spec in self.specs() if spec.policy), seeds):
+            folders = [self._folder_of(spec, seed) for spec in self.specs() if spec.policy == kind]
+            done = next((folder / SUMMARY for folder in folders if _is_done(folder)), None)
+            if done is None:
+                policies[kind, seed] = self._policy(kind, seed, reporter, report)
+            else:
+                found = load_document(done)["policy"]
+                policies[kind, seed] = policy_of(found, names, origin=str(done), is_whole=False)
+        return policies
 
     def _policy(self, kind: str, seed: int, reporter: Reporter, report: Report) -> Policy:
         names = simulated_of(self._run).names
         if kind == "mix":
             mixed = dict.fromkeys(names, Choice(self._asked.kind, MIX_BITS, self._asked.per_channel))
             return mixed | protected_choices(self._ends, names, kind=self._asked.kind)
-        folder = self._out / "searches" / f"{kind}_seed_{seed}"
+        share = self._share.replace(" ", "_").replace(",", "")
+        folder = self._out / "searches" / f"{share}_{kind}_seed_{seed}"
         file = folder / WORK / "policy.json"
         if file.exists():
             return policy_of(load_document(file), names, origin=str(file))
         asked = replace(self._asked, seed=seed, protect=self._ends if kind == "preserve_mix" else Protect())
+        name, method = self._method_of(kind, seed)
+        job = Compression(self._run, folder, reporter)
+        found, problem = job.search(asked, name, method, given={}, report=report)
+        write_file(self._out / f"bits_{share}_{kind}_seed_{seed}.svg", bits_svg(found.policy, problem.layers))
+        return found.policy
+
+    def _method_of(self, kind: str, seed: int) -> tuple[str, Search]:
         name, *words = self._method
         name = "uniform_protected" if (name, kind) == ("uniform", "preserve_mix") else name
         component = component_of_words(registry.searches, name, words)
         seeded = "seed" in registry.searches.entry(component).arguments
         component = component_of_words(registry.searches, name, [*words, f"seed={seed}"] if seeded else words)
-        method: Search = registry.searches.build(component, facts={})
-        job = Compression(self._run, folder, reporter)
-        found, problem = job.search(asked, component.name, method, given={}, report=report)
-        write_file(self._out / f"bits_{kind}_seed_{seed}.svg", bits_svg(found.policy, problem.layers))
-        return found.policy
+        return component.name, registry.searches.build(component, facts={})
 
     def _document(self, rows: Sequence[ReportRow], policies: Mapping[tuple[str, int], Policy]) -> dict[str, Any]:
         metrics = list(rows[0].metrics[0])
@@ -177,14 +239,19 @@ class CompressionReport:
                 }
                 for row in rows
             ],
+            "left_out": self.left_out,
             "policies": {f"{kind}, seed {seed}": document_of(policy) for (kind, seed), policy in policies.items()},
         }
 
 
+def _is_done(folder: Path) -> bool:
+    return is_packed(folder) and (folder / "final.json").exists()
+
+
 def gzip_bytes(run: OpenRun) -> int:
     """The bytes of the run's state in half precision after gzip, the size that anybody gets without a search."""
-    state = run.model.state_dict()
-    halves = (t.half() if t.is_floating_point() else t for _, t in sorted(state.items()))
+    held, _ = holders_of(run.model.state_dict())
+    halves = (t.half() if t.is_floating_point() else t for t in held.values())
     return len(gzip.compress(b"".join(t.cpu().contiguous().numpy().tobytes() for t in halves), mtime=0))
 
 
@@ -209,6 +276,10 @@ def markdown_of(document: Mapping[str, Any]) -> str:
         lines.append(
             "| " + " | ".join([row["name"], *cells, str(row["seeds"]), f"{row['file_bytes']:,}", *ratios]) + " |"
         )
+    reasons: dict[str, list[str]] = {}
+    for name, reason in document["left_out"].items():
+        reasons.setdefault(reason, []).append(name)
+    lines += [line for reason, names in reasons.items() for line in ("", f"Left out: {'; '.join(names)}: {reason}.")]
     size, whole = document["gzip_fp16_bytes"], document["rows"][0]["file_bytes"]
     lines += ["", f"Half precision after gzip, without any search: {size:,} bytes, {size / whole:.4f} of float32."]
     return "\n".join(lines) + "\n"

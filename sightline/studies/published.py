@@ -13,6 +13,7 @@ from sightline import registry
 from sightline.config import RunConfig
 from sightline.config.show import to_plain
 from sightline.engine.build import Part
+from sightline.members import DataMembers
 from sightline.runs.blocks import argument_of, blocks_within, graph_of
 from sightline.runs.stages import in_words, stage_of
 from sightline.types import Component, DataInfo
@@ -24,6 +25,7 @@ __all__ = [
     "checkpoint_in_words",
     "differences",
     "figure",
+    "foreign_in_words",
     "pretraining_protocol",
     "published_names",
     "published_rows",
@@ -36,6 +38,17 @@ _OF_OURS = ("arguments", "overrides", "parts config")
 _UNSTATED = "not stated"
 _PASSES = re.compile(r"_(vote|ensemble)(\d+)$")
 _OF_PASSES = {"vote": "votes", "ensemble": "checkpoints averaged"}
+
+
+_TELLING = {
+    "class_names": "its classes are",
+    "fov_deg": "its highest and lowest beams are at degrees of",
+    "azimuth_deg": "its scans reach from degrees of",
+    "beams_deg": "its beams are at degrees of",
+}
+"""Facts by which a data set of one's own differs from the published one of its layout."""
+_MOST_OFF = 0.02
+"""The share of test samples that may be lacking: some copies leave out images without boxes, or frames."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +98,34 @@ def published_rows(names: Iterable[str]) -> list[ResultRow]:
         for row in document["rows"]
         if row["data"] in held
     ]
+
+
+def foreign_in_words(data: Component, info: DataInfo) -> str | None:
+    """Why a data set is not the one of its name that figures are published on; None where nothing speaks against it.
+
+    One's own photos may lie as COCO's do, and scans of any sensor as SemanticKITTI's: the classes, the sensor and the
+    number of test samples decide, each where it is known here and there.
+    """
+    promise = DataMembers.promise.of(registry.data.entry(data).builder)
+    facts = {} if promise is None else promise().facts
+    for name, words in _TELLING.items():
+        here, there = info.facts.get(name), facts.get(name)
+        if here is not None and there is not None and sorted(here) != sorted(there):
+            return f"{words} {_few(here)} here, {_few(there)} there"
+    counts: Mapping[str, int] = _table().get("samples", {}).get(data.name, {})
+    tested = ("test",) if "test" in counts else () if info.folds is None else info.folds.tested
+    unknown = [name for name in tested if name not in counts]
+    if counts and unknown:
+        return f"it is tested on {unknown[0]}, which has no labels there"
+    here, there = info.split_sizes.get("test"), sum(counts.get(name, 0) for name in tested)
+    if here is not None and there and abs(here - there) > _MOST_OFF * there:
+        return f"test samples are {here:,} here, {there:,} there"
+    return None
+
+
+def _few(values: Sequence[Any]) -> str:
+    shown = ", ".join(map(str, values[:3]))
+    return shown if len(values) <= 3 else f"{shown}, ... ({len(values)})"
 
 
 def published_names() -> list[str]:
@@ -137,9 +178,11 @@ def beside_published(
     Each has `who`, `source`, `metrics` (a range has two, the second with the suffix `_to`), `here` (the same figures of
     the run), `remarks`, `protocol` and `differences`, a list of `name`, `here` and `there`. Of plain figures, those of
     votes and those of averaged checkpoints the ones whose protocol is nearest stand beside a row. `tested` names the
-    folds that several runs test together.
+    folds that several runs test together. None for data of one's own (`foreign_in_words`).
     """
     info, theirs = part.dataset.info, [_of_one_stage(row) for row in published_rows([config.data.name])]
+    if theirs and foreign_in_words(config.data, info) is not None:
+        return []
     plain = _protocol(config, info, which=which, lineage=lineage, tested=tested)
     ours = run_rows(config, plain, metrics)
     found = []
@@ -204,9 +247,9 @@ def _protocol(
     points = stage_of(config, info)["num_points"]
     evaluated = {"checkpoint": checkpoint_in_words(which, is_test_selected=is_test_selected)}
     if config.task.name == "contrast":
-        from sightline.probe.svm import SVM  # the rooms of probes are not imported for others
+        from sightline.probe.svm import choice_in_words  # the rooms of probes are not imported for others
 
-        probe = {"points in the probe": points, "C": SVM(standardise="no").choice}
+        probe = {"points in the probe": points, "C": choice_in_words()}
         return pretraining_protocol(config, info) | probe | evaluated
     _, *inner = (block.name for _, block in blocks_within("models", config.model))
     graph = None if points is None else graph_of(config.model, points)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from sightline import registry
 from sightline.binding import Offer, bind
 from sightline.errors import ConfigError
-from sightline.losses.base import Loss
+from sightline.losses.base import Loss, cast_forward, learns
 from sightline.losses.contrast import PairLoss, chance_level
 from sightline.tasks.supervised import Sums
 from sightline.types import Batch
@@ -81,7 +81,10 @@ class Contrast:
                 f"'{type(model).__name__}' does not compare; leave them out (normals: none)"
             )
         self._forward = bind(model.forward, batch_keys, owner=f"model '{type(model).__name__}'")
-        self._terms = {name: bind(loss.forward, output_keys, owner=f"losses.{name}") for name, loss in losses.items()}
+        self._terms = {
+            name: bind(cast_forward(loss), output_keys, owner=f"losses.{name}") for name, loss in losses.items()
+        }
+        self._learnt = {name: loss for name, loss in losses.items() if learns(loss)}
         self._compared = tuple(dict.fromkeys(name for term in self._terms.values() for name in term.names))
 
     def prepare(
@@ -146,7 +149,17 @@ class Contrast:
             everyone, start = self._everyone(here, around.world)
         own = slice(start, start + len(here[self._compared[0]]))
         rows = {name: torch.cat([all_[: own.start], here[name], all_[own.stop :]]) for name, all_ in everyone.items()}
-        return {name: _own_sum(term(rows), own) for name, term in self._terms.items()}
+        return {name: self._own_sum(name, rows, own) for name in self._terms}
+
+    def _own_sum(self, name: str, rows: Mapping[str, Tensor], own: slice) -> Tensor:
+        """A loss's sum over our own pairs, with the gradient of all rows; its own parameters have that of our pairs."""
+        term = self._terms[name]
+        if name not in self._learnt:
+            return _own_sum(term(rows), own)
+        fixed = {key: each.detach() for key, each in rows.items()}
+        ours = term(fixed)[own].sum()
+        with _held_constant(self._learnt[name]):
+            return _own_sum(term(rows), own) - ours.detach() + ours
 
 
 def _own_sum(each: Tensor, own: slice) -> Tensor:
@@ -156,6 +169,19 @@ def _own_sum(each: Tensor, own: slice) -> Tensor:
     """
     whole = each.sum()
     return whole - whole.detach() + each[own].sum().detach()
+
+
+@contextmanager
+def _held_constant(loss: Loss) -> Iterator[None]:
+    """Inside, the parameters of a loss are constants: every part of a step computes the same sum over all pairs."""
+    learning = [parameter for parameter in loss.parameters() if parameter.requires_grad]
+    for parameter in learning:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in learning:
+            parameter.requires_grad_(True)
 
 
 def _assert_repeatable(model: nn.Module) -> None:

@@ -18,13 +18,13 @@ from typing_extensions import TypedDict
 from sightline import registry
 from sightline.arguments import AssignerBlock, Count, Factor, Fraction, Size, SuppressionBlock
 from sightline.assigners.base import Predicted
-from sightline.binding import Offer
+from sightline.binding import Offer, outputs_of_model
 from sightline.errors import ConfigError, RunError
 from sightline.geometry.boxes.codings import decode
 from sightline.geometry.boxes.overlaps import pairwise_iou
 from sightline.geometry.boxes.priors import IGNORED, PRESETS, AnchorShapes, Grid, Priors, make_anchors, make_points
 from sightline.losses.base import Loss
-from sightline.members import HeadMembers
+from sightline.members import AssignerMembers, HeadMembers
 from sightline.pictures import Picture, stretched
 from sightline.tasks.box_stages import show_detections
 from sightline.tasks.box_targets import show_assignments, show_priors
@@ -131,7 +131,7 @@ class Detect(Supervised):
     def context(self, model: nn.Module, batch: Batch) -> dict[str, Any]:
         """The target of every prior."""
         priors = self.priors_of(batch["image"])
-        predicted = self._predicted(model, batch) if self._assigner.needs else None
+        predicted = self._predicted(model, batch) if AssignerMembers.needs.of(self._assigner) else None
         targets, boxes, densities, second = [], [], [], []
         is_unmatched = ~batch["is_ignored"]
         for image, rows in enumerate(_images(batch["box_offsets"])):
@@ -170,6 +170,8 @@ class Detect(Supervised):
         rows = self.priors_of(image).rows
         names = [name for name in ("logits", "codes", "objectness") if name in found]
         logits, codes, *objectness = (found[name].to(image.device) for name in names)
+        if codes.ndim == 4:  # of a head of several predictions at each prior
+            rows = rows[:, None]
         return [Predicted.of(*each) for each in zip(logits, decode(rows, codes), *objectness, strict=True)]
 
     def tallies(self, contexts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
@@ -259,13 +261,15 @@ class Detect(Supervised):
         priors = self.priors_of(batch["image"])
         boxes, is_ignored = batch["boxes"][rows].to(priors.rows), batch["is_ignored"][rows]
         own = _name_of(self._assigner)
-        others = {name: registry.assigners.entry_of(name).builder() for name in _assigners_of(self._head) - {own}}
-        assigners = {f"{own} (this config's)": self._assigner, **dict(sorted(others.items()))}
-        if any(each.needs for each in assigners.values()):
+        others = _other_assigners(own, self._head)
+        assigners = {f"{own} (this config's)": self._assigner, **others}
+        if any(map(AssignerMembers.needs.of, assigners.values())):
             given = {**batch, "image": batch["image"][:1]}
             [predicted] = self._predicted(self._model, given)
             assigners = {
-                name: partial(each, labels=batch["label"][rows], predicted=predicted) if each.needs else each
+                name: partial(each, labels=batch["label"][rows], predicted=predicted)
+                if AssignerMembers.needs.of(each)
+                else each
                 for name, each in assigners.items()
             }
         pictures, reports = show_assignments(pixels, priors, boxes, is_ignored, assigners)
@@ -332,24 +336,66 @@ def _name_of(assigner: Any) -> str:
     return next(names, type(assigner).__name__)
 
 
-def _assigners_of(head: Any) -> set[str]:
-    """The registered assigners that a head can be trained with."""
-    return {*head.assigners} & {*registry.assigners.names()}
+def _reason_against(name: str, assigner: Any, head: Any) -> str | None:
+    """Why a head cannot be trained with an assigner, or with those of a class; None where it can."""
+    takes, predictor = getattr(assigner, "takes", ()), type(head).__name__
+    if head.priors not in takes:
+        stated = (
+            f"it takes {' or '.join(sorted(takes))}" if takes else "it has no `takes`, such as frozenset({'anchors'})"
+        )
+        return f"{predictor}, which predicts from {head.priors}: {stated}"
+    if untrained := sorted({*AssignerMembers.excludes.of(assigner)} & _outputs_of(head)):
+        return f"{predictor}, which predicts '{untrained[0]}': its targets do not train that"
+    only = HeadMembers.assigners.of(head)
+    if only is not None and name in {*registry.assigners.names()} - {*only}:
+        return f"{predictor}, whose `assigners` are {', '.join(sorted(only))}"
+    return None
+
+
+def _outputs_of(head: Any) -> frozenset[str]:
+    """The keys that a head returns; none for that of a model of one's own which does not state them."""
+    try:
+        return outputs_of_model(head, owner="the head")
+    except ConfigError:
+        return frozenset()
+
+
+def _assigners_of(head: Any) -> dict[str, dict[str, Any]]:
+    """The registered assigners that a head can be trained with, each with the arguments for that."""
+    count, found = HeadMembers.predictions_per_prior.of(head), {}
+    for name in registry.assigners.names():
+        entry = registry.assigners.entry_of(name)
+        given = {"boxes_per_prior": count} if "boxes_per_prior" in entry.parameters else {}
+        fits = bool(given) or AssignerMembers.boxes_per_prior.of(entry.builder) == count
+        if fits and _reason_against(name, entry.builder, head) is None:
+            found[name] = given
+    return found
+
+
+def _other_assigners(own: str, head: Any) -> dict[str, Any]:
+    """Those that a head can be trained with, but for its `own`, as their defaults make them."""
+    names = _assigners_of(head)
+    entries = {name: registry.assigners.entry_of(name) for name in names if name != own}
+    return {
+        name: entry.builder(**names[name])
+        for name, entry in entries.items()
+        if not any(each.is_required for each in entry.parameters.values())
+    }
 
 
 def _assert_pair(assigner: Any, head: Any) -> None:
-    """Raises ConfigError for an assigner that the head cannot be trained with."""
-    name = _name_of(assigner)
-    if head.priors not in assigner.takes or name in {*registry.assigners.names()} - {*head.assigners}:
+    """Raises ConfigError for an assigner that a head cannot be trained with."""
+    name, predictor = _name_of(assigner), type(head).__name__
+    others = _assigners_of(head)
+    if reason := _reason_against(name, assigner, head):
+        raise ConfigError(f"assigner: {name} does not fit {reason}; take {', '.join(others) or 'one of your own'}")
+    wanted, count = HeadMembers.predictions_per_prior.of(head), AssignerMembers.boxes_per_prior.of(assigner)
+    if count != wanted:
+        advice = f"take {', '.join(others) or 'one of your own'}"
+        if others.get(name):
+            advice = f"set task.assigner.boxes_per_prior={wanted}"
         raise ConfigError(
-            f"assigner: {name} does not fit {type(head).__name__}, which predicts from {head.priors}; it takes "
-            f"{', '.join(sorted(_assigners_of(head)))}"
-        )
-    count = HeadMembers.predictions_per_prior.of(head)
-    if assigner.boxes_per_prior != count:
-        raise ConfigError(
-            f"assigner: {type(head).__name__} predicts {count} boxes at each prior, {name} names "
-            f"{assigner.boxes_per_prior}; set task.assigner.boxes_per_prior={count}"
+            f"assigner: {predictor} predicts {wanted} boxes at each prior, {name} names {count}; {advice}"
         )
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from sightline.binding import Bound, Offer, bind
-from sightline.losses.base import Loss
+from sightline.losses.base import Loss, cast_forward
 from sightline.types import Batch
 
 __all__ = ["Sums", "Supervised"]
@@ -41,7 +41,7 @@ class Supervised:
         context = [Offer("the task", self.offers)] if self.offers else []
         for name, loss in losses.items():
             self._counts[name] = bind(loss.count, batch_keys, *context, owner=f"the count of losses.{name}")
-            self._terms[name] = bind(loss.forward, batch_keys, output_keys, *context, owner=f"losses.{name}")
+            self._terms[name] = bind(cast_forward(loss), batch_keys, output_keys, *context, owner=f"losses.{name}")
 
     def prepare(
         self, model: nn.Module, micro_batches: Sequence[Batch], world: Sums

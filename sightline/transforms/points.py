@@ -131,7 +131,8 @@ _Ranges = tuple[tuple[float, float], tuple[float, float], tuple[float, float]]
 class Translate:
     """Every cloud moves as a whole by three amounts uniform in [-max_shift, max_shift), or in the `ranges` of x, y, z.
 
-    `relative` measures the shift of an axis in extents of the cloud's bounding box along it.
+    `relative` measures the shift of an axis in extents of the cloud's bounding box along it. Points of LiDAR scans
+    without a return stay at the origin, as with `jitter`.
     Source: Wang et al. 2019 (DGCNN), its training code (absolute, 0.2); Afham et al. 2022 (CrossPoint), its training
     code (relative, 0.5); Cortinhal et al. 2020 (SalsaNext), its training code (ranges [-5, 5], [-3, 3], [-1, 0]).
     """
@@ -147,13 +148,14 @@ class Translate:
         self.relative = relative
         self.ranges = None if ranges is None else torch.tensor(ranges)
 
-    def __call__(self, draws: Draws, *, points: Tensor) -> dict[str, Tensor]:
+    def __call__(self, draws: Draws, *, points: Tensor, remission: Tensor | None = None) -> dict[str, Tensor]:
         if self.ranges is None:
             shift_B13 = draws.uniform(1, 3, low=-self.max_shift, high=self.max_shift).to(points.dtype)
         else:
             low, high = self.ranges.T
             shift_B13 = (draws.uniform(1, 3) * (high - low) + low).to(points.dtype)
-        return {"points": points + (shift_B13 * extent(points) if self.relative else shift_B13)}
+        shifted = points + (shift_B13 * extent(points) if self.relative else shift_B13)
+        return {"points": _keep_missing(points, shifted, remission)}
 
 
 @registry.transforms.add("jitter")
@@ -167,9 +169,10 @@ class Jitter:
         self.std = std
         self.clip = clip
 
-    def __call__(self, draws: Draws, *, points: Tensor) -> dict[str, Tensor]:
+    def __call__(self, draws: Draws, *, points: Tensor, remission: Tensor | None = None) -> dict[str, Tensor]:
         standard_BN3 = draws.normal(points.shape[1], 3).to(points.dtype)
-        return {"points": points + clipped_noise(standard_BN3, std=self.std, clip=self.clip)}
+        disturbed = points + clipped_noise(standard_BN3, std=self.std, clip=self.clip)
+        return {"points": _keep_missing(points, disturbed, remission)}
 
 
 @registry.transforms.add("flip")
@@ -221,6 +224,13 @@ def clipped_noise(standard: Tensor, *, std: float, clip: float) -> Tensor:
 def extent(points: Tensor) -> Tensor:
     """Side lengths (B, 1, 3) of the bounding boxes of clouds (B, N, 3)."""
     return points.amax(dim=1, keepdim=True) - points.amin(dim=1, keepdim=True)
+
+
+def _keep_missing(points: Tensor, moved: Tensor, remission: Tensor | None) -> Tensor:
+    """The moved points; of LiDAR scans, which have remissions, points at the origin stay: they have no return."""
+    if remission is None:
+        return moved
+    return torch.where((points != 0).any(dim=-1, keepdim=True), moved, points)
 
 
 def _rotated(matrix: Tensor, points: Tensor, normals: Tensor | None) -> dict[str, Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import os
@@ -16,7 +17,7 @@ from sightline import registry
 from sightline.compress.comparison import comparison
 from sightline.compress.drawing import bits_svg, pareto_svg
 from sightline.compress.policy import FP16, FP32, Choice, document_of, policy_of, read_policy
-from sightline.compress.run_problem import Asked, RunProblem, simulated_of
+from sightline.compress.run_problem import Asked, RunProblem, simulated_of, untraced_problem
 from sightline.compress.search.base import Found, Progress, Search
 from sightline.compress.simulated import BudgetOn
 from sightline.config import read_config
@@ -29,7 +30,15 @@ from sightline.errors import UserError
 from sightline.runs.trained_weights import PACKED
 from sightline.schema import nearest
 from sightline.studies.cells import UnfinishedError
-from sightline.studies.compression import WORK, Compression, FineTuning, searched
+from sightline.studies.compression import (
+    WORK,
+    Compression,
+    FineTuning,
+    assert_no_run,
+    assert_tunable,
+    held,
+    searched,
+)
 from sightline.studies.compression_report import NAME, CompressionReport, markdown_of
 from sightline.verbs.common import assert_writable, write_document, write_file
 from sightline.verbs.output import note, show_evaluation, show_table
@@ -166,10 +175,14 @@ def compress(
     """Search, fine-tune and pack; the exit code of a fine-tuning that was stopped."""
     asked = budget.asked()
     ((name, built),) = _methods([method], subject.arguments, seed=budget.seed).items()
-    with start_world(device=subject.device) as world:
+    how = tuning.of(subject) if tuning.epochs != 0 else None
+    with start_world(device=subject.device) as world, contextlib.ExitStack() as stack:
         run = subject.open(world)
         job = Compression(run, out, Terminal())
-        how = tuning.of(subject) if tuning.epochs != 0 else None
+        if how is not None:
+            assert_tunable(run, how)
+        untraced_problem(simulated_of(run), asked)
+        stack.enter_context(job.held())
         given: dict[str, Any] = {"method": (name, *subject.arguments), "overrides": subject.overrides}
         given |= {"tuning": dataclasses.asdict(tuning)}
         found, problem = job.search(asked, name, built, given=given, report=_Report(name))
@@ -185,12 +198,8 @@ def compress(
         write_file(out / WORK / "bits.svg", bits_svg(policy, problem.layers))
         about = {"search": comparison([found])[0], "budget_bytes": problem.problem.budget_bytes}
         about |= problem.costs(policy)
-        _finish(
-            out,
-            run,
-            job.pack(policy, finetuned=finetuned, about=about, num_batches=num_batches, at_most=at_most),
-            json,
-        )
+        document = job.pack(policy, finetuned=finetuned, about=about, num_batches=num_batches, at_most=at_most)
+        _finish(out, run, document, json)
     return 0
 
 
@@ -200,9 +209,13 @@ def search(subject: Subject, budget: Budget, *, methods: str, out: Path, json: P
     subject.assert_without(overrides=True)
     built = _methods(names, subject.arguments, seed=budget.seed)
     asked = budget.asked()
+    assert_no_run(out)
     assert_writable(out / POLICY, option="--out")
-    with start_world(device=subject.device) as world:
-        problem, found = RunProblem(subject.open(world), asked), []
+    with start_world(device=subject.device) as world, contextlib.ExitStack() as stack:
+        run = subject.open(world)
+        untraced_problem(simulated_of(run), asked)
+        stack.enter_context(held(out))
+        problem, found = RunProblem(run, asked), []
         for name, one in built.items():
             try:
                 (result,), evaluations = searched(problem, {name: one}, out / RECORD, report=_Report(name))
@@ -235,13 +248,10 @@ def apply(subject: Subject, policy: Path, *, num_batches: int, out: Path, json: 
     subject.assert_without(arguments=True, overrides=True)
     with start_world(device=subject.device) as world:
         run = subject.open(world)
-        chosen = read_policy(policy, simulated_of(run).names)
-        _finish(
-            out,
-            run,
-            Compression(run, out, Terminal()).pack(chosen, finetuned=None, about={}, num_batches=num_batches),
-            json,
-        )
+        chosen = _policy_of_file(policy, run)
+        job = Compression(run, out, Terminal())
+        with job.held():
+            _finish(out, run, job.pack(chosen, finetuned=None, about={}, num_batches=num_batches), json)
     return 0
 
 
@@ -251,7 +261,7 @@ def finetune(subject: Subject, policy: Path, tuning: Tuning, *, out: Path) -> in
     how = tuning.of(subject)
     with start_world(device=subject.device) as world:
         run = subject.open(world)
-        chosen = read_policy(policy, simulated_of(run).names)
+        chosen = _policy_of_file(policy, run)
     try:
         path = Compression(run, out, Terminal(), work=out).finetune(chosen, how)
     except UnfinishedError as error:
@@ -268,12 +278,9 @@ def pack(subject: Subject, *, num_batches: int, out: Path, json: Path | None) ->
         if run.config.compress is None:
             raise UserError(f"{run.path}: was not trained with quantised weights; 'compress apply' quantises it")
         policy = policy_of(run.config.compress.policy, list(run.config.compress.policy), origin=str(run.path))
-        _finish(
-            out,
-            run,
-            Compression(run, out, Terminal()).pack(policy, finetuned=run.path, about={}, num_batches=num_batches),
-            json,
-        )
+        job = Compression(run, out, Terminal())
+        with job.held():
+            _finish(out, run, job.pack(policy, finetuned=run.path, about={}, num_batches=num_batches), json)
     return 0
 
 
@@ -281,13 +288,15 @@ def size(subject: Subject, policy: Path | None, *, json: Path | None) -> int:
     """Print the bytes of packed files without writing them."""
     subject.assert_without(arguments=True, overrides=True)
     with start_world(device="cpu") as world:
-        simulated = simulated_of(subject.open(world))
+        run = subject.open(world)
+        chosen = {} if policy is None else _policy_of_file(policy, run)
+        simulated = simulated_of(run, chosen)
     if policy is None:
         policies = {"float32": dict.fromkeys(simulated.names, FP32), "fp16": dict.fromkeys(simulated.names, FP16)}
         for bits in range(8, 0, -1):
             policies[f"{bits} bits"] = dict.fromkeys(simulated.names, Choice("codebook", bits))
     else:
-        policies = {str(policy): dict(read_policy(policy, simulated.names))}
+        policies = {str(policy): chosen}
     sizes = {name: simulated.sizes(each) for name, each in policies.items()}
     rows = [(name, each.file_bytes, *each.ratios) for name, each in sizes.items()]
     title = f"{simulated.base_bytes():,} bytes in float32; {len(simulated.names)} layers can be quantised"
@@ -308,12 +317,12 @@ def report(
     json: Path | None,
 ) -> int:
     """Compute the rows that are not done, and print the table; the exit code of a fine-tuning that was stopped."""
-    asked = budget.asked()
-    with start_world(device=subject.device) as world:
+    asked, how = budget.asked(), tuning.of(subject)
+    assert_no_run(out)
+    with start_world(device=subject.device) as world, contextlib.ExitStack() as stack:
         run = subject.open(world)
-        study = CompressionReport(
-            run, out, asked, tuning.of(subject), method=(method, *subject.arguments), num_batches=num_batches
-        )
+        study = CompressionReport(run, out, asked, how, method=(method, *subject.arguments), num_batches=num_batches)
+        stack.enter_context(held(out))
         try:
             document = study(Terminal(), num_seeds=num_seeds, report=_Report(method))
         except UnfinishedError as error:
@@ -331,6 +340,15 @@ def _stopped(error: UnfinishedError) -> int:
     else:
         note("fine-tuning was stopped; repeat the command to resume it")
     return error.code
+
+
+def _policy_of_file(path: Path, run: OpenRun) -> dict[str, Choice]:
+    """The policy of a file, which means what it means in a config: parameters that it does not name are as without it.
+
+    Raises UserError for a run that cannot be quantised, ConfigError for a policy of another model.
+    """
+    simulated_of(run)
+    return read_policy(path, [name for name, _ in run.model.named_parameters()])
 
 
 def _bits_of(text: str, *, least: int) -> tuple[int, ...]:
@@ -390,6 +408,11 @@ def _show_found(found: Sequence[Found], problem: RunProblem) -> None:
     budget, on = problem.problem.budget_bytes, problem.asked.budget_on
     title = f"loss on {problem.subject}; budget {budget:,} bytes ({on}, {budget / problem.base_bytes:.4f} of float32)"
     show_table(title, columns, [[row[name] for name in columns] for row in rows])
+    if problem.unused:
+        note(
+            f"{len(problem.unused)} of {len(problem.names)} layers change nothing of the loss and get the fewest bits: "
+            f"{', '.join(problem.unused)}"
+        )
     names = [row["method"] for row in rows]
     if "ddpg" in names[1:]:
         note(f"ddpg, the search of HAQ, was beaten by: {', '.join(names[: names.index('ddpg')])}")

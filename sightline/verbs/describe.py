@@ -13,7 +13,7 @@ from sightline.describe.drawing import draw, short_number, show_shape
 from sightline.describe.figure import figure_of
 from sightline.describe.memory import Memory, estimate_memory
 from sightline.describe.projection import projection_of
-from sightline.describe.report import document_of, trace_run
+from sightline.describe.report import document_of, learnt_losses, trace_run
 from sightline.describe.sources import build_subject
 from sightline.describe.trace import Node, Trace
 from sightline.engine.distributed import start_world
@@ -63,6 +63,10 @@ def describe(
         of_data = {name: read(subject.built) for name, read in readers.items()}
     document = document_of(subject, traced, memory, of_data)
     _show_modules(traced, f"{config.model.name}: a forward pass of {traced.num_samples} samples", depth)
+    for row in learnt_losses(subject.built):
+        held = f", {row['trainable']:,} trainable" if row["trainable"] != row["parameters"] else ""
+        place = _place(row["file"], row["line"])
+        note(f"learns too: {row['path']}, {row['class']} ({place}), {row['parameters']:,} parameters{held}")
     _show_memory(memory)
     if (projection := of_data.get("projection")) is not None:
         _show_projection(projection)

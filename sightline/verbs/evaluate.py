@@ -36,7 +36,7 @@ from sightline.runs.checkpoint import kept as kept_checkpoints
 from sightline.runs.inputs import read_inputs
 from sightline.runs.lineage import describe_lineage, read_lineage
 from sightline.studies.final_probe import probed
-from sightline.studies.published import beside_published, published_names
+from sightline.studies.published import beside_published, foreign_in_words, published_names
 from sightline.tasks.detect import Detect
 from sightline.types import Component
 from sightline.verbs.common import assert_writable, write_document
@@ -182,6 +182,8 @@ def _published(trials: Sequence[Trial], metrics: Mapping[str, float], options: O
     known = published_names()
     if name not in known:
         note(f"--against published: no figure is published on '{name}'; the table has {', '.join(known)}")
+    elif reason := foreign_in_words(first.config.data, first.part.dataset.info):
+        note(f"--against published: the data are not the '{name}' that figures are published on: {reason}")
     elif not rows:
         note(f"--against published: the figures published on '{name}' are of other metrics than {', '.join(metrics)}")
     return rows

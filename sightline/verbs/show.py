@@ -11,6 +11,8 @@ from typing import Any
 
 from sightline.config import RunConfig, render
 from sightline.config.show import show_inline, to_plain
+from sightline.engine.build import build_losses
+from sightline.engine.learnt_losses import LearntLosses
 from sightline.engine.loading import open_run
 from sightline.engine.optimizers import Recipe
 from sightline.engine.parameter_groups import Rate, describe_rates
@@ -73,13 +75,15 @@ def _rates(config: RunConfig, path: Path) -> tuple[Rate, ...]:
         return ()
     try:
         with kept_random_state():
-            model = open_run(path, config=config).untrained_model()
+            run = open_run(path, config=config)
+            model = run.untrained_model()
+            losses = LearntLosses(build_losses(config, run.facts, run.world))
         with blame(config.optimizer):
-            recipe.build(model)
+            recipe.build(model, losses)
     except UserError as error:
         note(f"learning rates of modules are unknown: {error}")
         return ()
-    return recipe.rates(model)
+    return recipe.rates(model, losses)
 
 
 def list_components(kind: str | None, *, plugins: Sequence[Path], json: Path | None) -> int:

@@ -8,8 +8,10 @@ from pathlib import Path
 import numpy as np
 
 from sightline.data.files.array_files import read_npy
+from sightline.data.files.cloud_files import is_no_return
+from sightline.data.files.input_files import size_of
 from sightline.data.files.scan_files import read_label_ids
-from sightline.data.scans.scan_reading import read_scan
+from sightline.data.scans.scan_reading import PREDICTING, read_scan
 from sightline.errors import DataError
 from sightline.pictures import Axis
 from sightline.view.clouds import ByClass, ByColor, Cloud, Coloring, Subject, upward
@@ -27,13 +29,19 @@ def file_subject(path: Path, *, name: str, columns: Sequence[str] | None = None,
     Colours are the channels red, green, blue (r, g, b), from 0 to 1, 255 or 65535 by their largest value; labels are
     whole numbers in a channel called label, class, part and the like; any other channel runs along a ramp. Of a scan
     (.bin, .pcd) there are the ids of its label file too, beside it or in SemanticKITTI's folders, and labels that
-    `predict` wrote.
+    `predict` wrote. Points that are NaN at x, y and z have no return and are left out, with their labels.
     Raises DataError naming the file.
     """
-    cloud = read_scan(path, columns=columns)
+    whole = read_scan(path, columns=columns, no_return="nan", advice=PREDICTING)
+    is_shown = ~is_no_return(whole)
+    cloud = whole.rows(is_shown)
+    if not len(cloud.points):
+        raise DataError(f"{path}: every point is NaN at x, y and z; leave the file out")
+    num_left_out = len(whole.points) - len(cloud.points)
     description = f"the vertices of a mesh of {len(cloud.faces):,} triangles" if cloud.faces is not None else ""
+    description = f"{num_left_out:,} points without a return (NaN) left out" if num_left_out else description
     channels = dict(cloud.channels)
-    beside = _labels_beside(path, len(cloud.points)) if path.suffix.lower() in _SCANS else ()
+    beside = _labels_beside(path, is_shown) if path.suffix.lower() in _SCANS else ()
     colorings = [*beside, *_colorings(channels), upward(cloud.points, up_axis)]
     if cloud.normals is not None:
         colorings.append(ByColor("normals", ((cloud.normals + 1) / 2 * 255).clip(0, 255).round().astype(np.uint8)))
@@ -41,8 +49,9 @@ def file_subject(path: Path, *, name: str, columns: Sequence[str] | None = None,
     return Subject(name, (shown,), up_axis, {"file": str(path), "channels": sorted(cloud.channels)})
 
 
-def _labels_beside(path: Path, num_points: int) -> Iterator[Coloring]:
-    """What label files say of a scan's points. Raises DataError for one of another number of points."""
+def _labels_beside(path: Path, is_shown: np.ndarray) -> Iterator[Coloring]:
+    """What label files say of a scan's points that are shown. Raises DataError for one of another number of points."""
+    num_points, num_shown = len(is_shown), int(is_shown.sum())
     around = path.parent.parent
     places = {
         "label file": (path.with_suffix(".label"), around / "labels" / f"{path.stem}.label"),
@@ -51,12 +60,13 @@ def _labels_beside(path: Path, num_points: int) -> Iterator[Coloring]:
     for name, files in places.items():
         for file in (each for each in files if each.is_file()):
             if file.suffix == ".label":
-                labels = read_label_ids(file, num_points=num_points, points_path=path)
+                count = num_shown if size_of(file) == 4 * num_shown else num_points
+                labels = read_label_ids(file, num_points=count, points_path=path)
             else:
                 labels = read_npy(file)
-                if labels.shape != (num_points,):
+                if labels.shape not in ((num_points,), (num_shown,)):
                     raise DataError(f"{file}: holds {labels.shape} labels, {path.name} has {num_points} points")
-            yield ByClass.of_labels(name, labels, ())
+            yield ByClass.of_labels(name, labels if len(labels) == num_shown else labels[is_shown], ())
             break
 
 

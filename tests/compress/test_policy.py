@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from sightline.compress.policy import (
+    FP16,
     FP32,
     Activation,
     Choice,
@@ -147,13 +148,16 @@ def test_every_fault_of_a_document_is_reported_by_line_and_key(tmp_path: Path) -
     text = str(caught.value)
     for expected in (
         f"{path}:1: stem.conv.weight.bits: found 9, allowed is a whole number from 1 to 8",
-        f"{path}:2: body.0.wieght: no quantisable tensor is called so; did you mean 'body.0.weight'?",
+        f"{path}:2: body.0.wieght: no parameter is called so; did you mean 'body.0.weight'?",
         f"{path}:3: body.1.weight.kind: found the text 'codebok'",
         f"{path}:6: head.weight.bits: is not for floating point",
-        "body.0.weight: is missing",
     ):
         assert expected in text
-    assert len(caught.value.faults) == 5
+    assert len(caught.value.faults) == 4
+    with pytest.raises(ConfigError, match=r"^x: body\.0\.weight: is missing; give its kind"):
+        policy_of({name: {"kind": "fp16"} for name in NAMES if name != NAMES[1]}, NAMES, origin="x")
+    path.write_text("head.weight: {kind: fp16}")
+    assert read_policy(path, NAMES) == {"head.weight": FP16}
     path.write_text("head.weight: {kind: codebook}")
     with pytest.raises(ConfigError, match=r"head\.weight\.bits: is required and missing; give 1 to 8"):
         read_policy(path, ("head.weight",))

@@ -150,7 +150,31 @@ _PROJECT = Project(
 )
 
 
+# learnt: a second loss with parameters of its own
+
+
+class Centre(Loss):
+    """Squared distances from a centre for each class, which moves; it adds a count of its own and ignores class 2."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        draws = torch.Generator().manual_seed(4)
+        self.centres = nn.Parameter(torch.randn(NUM_CLASSES, NUM_CLASSES, generator=draws))
+
+    def count(self, *, label: Tensor) -> Tensor:
+        return (label != 2).sum()
+
+    def forward(self, *, logits: Tensor, label: Tensor) -> Tensor:
+        return ((logits - self.centres[label]).square().sum(1) * (label != 2)).sum()
+
+
 CLOUDS: dict[str, Toy] = {
+    "learnt": Toy(
+        CloudNet,
+        supervised({"ce": CrossEntropySum, "centre": Centre}),
+        Made(_cloud, points=field(), label=field()),
+        {"ce": 1.0, "centre": 0.5},
+    ),
     "classify": Toy(
         CloudNet, supervised({"ce": CrossEntropySum}), Made(_cloud, points=field(), label=field()), {"ce": 1.0}
     ),

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sightline.binding import Offer
-from sightline.losses.contrast import CrossModal, IntraModal
+from sightline.engine.learnt_losses import LearntLosses
+from sightline.losses.contrast import CrossModal, IntraModal, PairLoss, nt_xent
 from sightline.metrics.pairs import CrossPairs
 from sightline.models.crosspoint import CrossPointOutput
 from sightline.tasks.contrast import Contrast as OwnContrast
@@ -100,6 +101,25 @@ class ThreeViews(TwoTowers):
         return {"first": first, "second": second, "pictured": self.image(image.flatten(1))}
 
 
+class Warmed(PairLoss):
+    """The contrast of both clouds at a temperature that is learnt. Source: Radford et al. 2021, CLIP, section 2.5."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.log_scale = nn.Parameter(torch.tensor(0.5, dtype=torch.float64))
+
+    def forward(self, *, first: Tensor, second: Tensor) -> Tensor:
+        return nt_xent(first, second, temperature=1.0 / self.log_scale.exp())  # type: ignore[arg-type]
+
+
+def _warmed(model: nn.Module, keys: Any) -> OwnContrast:
+    losses = {"warmed": Warmed(), "cross_modal": CrossModal(temperature=0.5)}
+    outputs = Offer("the toy's model", ("first", "second", "pictured"))
+    task = OwnContrast(model=model, losses=losses, batch_keys=Offer("the toy", keys), output_keys=outputs)
+    task.learnt = LearntLosses(losses)  # type: ignore[attr-defined]
+    return task
+
+
 def _contrast(model: nn.Module, keys: Any) -> OwnContrast:
     return OwnContrast(
         model=model,
@@ -116,6 +136,13 @@ PAIRS: dict[str, Toy] = {
         Made(_pair, points=field(), image=field()),
         {"contrast": 1.0},
         Aligned,
+    ),
+    "warmed": Toy(
+        ThreeViews,
+        _warmed,
+        Made(_views, points=field(), other_points=field(), image=field()),
+        {"warmed": 1.0, "cross_modal": 3.0},
+        CrossPairs,
     ),
     "crosspoint": Toy(
         ThreeViews,

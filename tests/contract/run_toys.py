@@ -11,6 +11,7 @@ import torch
 
 from sightline.engine.distributed import World, start_world
 from sightline.engine.evaluate import Evaluator
+from sightline.engine.learnt_losses import LearntLosses
 from sightline.engine.optimizers import AdamW
 from sightline.engine.precision import Precision
 from sightline.engine.schedules import Constant
@@ -31,7 +32,8 @@ def run(toy: Toy, world: World, micro_batches: int, *, order: str = "as_made", i
     reader = toy.reader
     task = toy.task(model, reader.keys)
     plan = Plan(np.arange(NUM_SAMPLES), BATCH_SIZE, seed=3, micro_batches=micro_batches, num_processes=world.size)
-    optimizer = AdamW(lr=0.02, weight_decay=0.01, decay="all").build(model)
+    learnt = getattr(task, "learnt", LearntLosses())
+    optimizer = AdamW(lr=0.02, weight_decay=0.01, decay="all").build(model, learnt)
     precision = Precision("float64")
     job = Job(
         model=model,
@@ -43,6 +45,7 @@ def run(toy: Toy, world: World, micro_batches: int, *, order: str = "as_made", i
         weights=toy.weights,
         precision=precision,
         clip_norm=0.5,
+        losses=learnt,
         compile=is_compiled,
     )
     trace: list[dict[str, float]] = []
@@ -63,8 +66,12 @@ def run(toy: Toy, world: World, micro_batches: int, *, order: str = "as_made", i
         precision=precision,
     )
     result = evaluator(model, world)
-    weights = {name: tensor.flatten().tolist() for name, tensor in model.state_dict().items()}
-    return {"trace": trace, "weights": weights, "metrics": dict(result.metrics), "losses": dict(result.losses)}
+    weights, of_losses = (
+        {name: tensor.flatten().tolist() for name, tensor in trained.state_dict().items()}
+        for trained in (model, learnt.losses)
+    )
+    found = {"trace": trace, "weights": weights, "of_losses": of_losses}
+    return {**found, "metrics": dict(result.metrics), "losses": dict(result.losses)}
 
 
 def cases_of(name: str, num_processes: int) -> list[tuple[str, int]]:

@@ -9,12 +9,14 @@ from functools import cache
 
 import numpy as np
 import pytest
+import torch
 
 from sightline.engine.distributed import World
 from sightline.engine.stream import Plan
+from tests.contract.clouds import Centre
 from tests.contract.images import toy as detector
 from tests.contract.run_toys import BATCH_SIZE, NUM_STEPS, cases_of, run
-from tests.contract.toy import NUM_SAMPLES
+from tests.contract.toy import NUM_CLASSES, NUM_SAMPLES
 from tests.contract.toys import ALL, TOYS
 from tests.processes import run_ranks
 
@@ -55,8 +57,9 @@ def assert_same(result: dict, expected: dict) -> None:
     assert len(result["trace"]) == len(expected["trace"]) == NUM_STEPS
     for ours, theirs in zip(result["trace"], expected["trace"], strict=True):
         assert ours == pytest.approx(theirs, rel=BOUND, abs=BOUND)
-    for name, values in expected["weights"].items():
-        np.testing.assert_allclose(result["weights"][name], values, rtol=0, atol=BOUND)
+    for kind in ("weights", "of_losses"):
+        for name, values in expected[kind].items():
+            np.testing.assert_allclose(result[kind][name], values, rtol=0, atol=BOUND)
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -83,8 +86,6 @@ def test_several_processes_are_one(
 @pytest.mark.parametrize("name", ALL)
 def test_metrics_have_the_same_bits_on_several_processes(several: Callable[[int], dict], name: str, size: int) -> None:
     """Evaluated with the very weights that several processes ended with, on one process: equal, not close."""
-    import torch
-
     from sightline.engine.evaluate import Evaluator
     from sightline.engine.precision import Precision
     from tests.contract.toy import meters
@@ -96,8 +97,14 @@ def test_metrics_have_the_same_bits_on_several_processes(several: Callable[[int]
         {k: torch.tensor(v, dtype=torch.float64).view(shapes[k]) for k, v in theirs["weights"].items()}
     )
     reader = toy.reader
+    task = toy.task(model, reader.keys)
+    if theirs["of_losses"]:
+        like = task.learnt.losses.state_dict()
+        task.learnt.losses.load_state_dict(
+            {k: torch.tensor(v, dtype=torch.float64).view(like[k].shape) for k, v in theirs["of_losses"].items()}
+        )
     evaluator = Evaluator(
-        toy.task(model, reader.keys),
+        task,
         meters(toy, model, reader),
         reader,
         np.arange(NUM_SAMPLES),
@@ -108,6 +115,17 @@ def test_metrics_have_the_same_bits_on_several_processes(several: Callable[[int]
     ours = evaluator(model, World())
     assert str(dict(ours.metrics)) == str(theirs["metrics"])  # of all numbers, and NaN where there are no labels
     assert dict(ours.losses) == theirs["losses"]
+
+
+def test_parameters_of_losses_move(whole: dict) -> None:
+    """From where their constructors put them; a centre that no sample counts for stays, without weight decay."""
+    starts = {"learnt": Centre().centres.detach().double().flatten().numpy(), "warmed": np.array([0.5])}
+    for name, start in starts.items():
+        (moved,) = whole[name]["of_losses"].values()
+        is_still = np.arange(len(start)) >= 2 * NUM_CLASSES
+        assert ((np.abs(moved - start) > 0.01) == ~is_still).all()
+        np.testing.assert_array_equal(np.array(moved)[is_still], start[is_still])
+    assert [name for name, result in whole.items() if result["of_losses"]] == [*starts]
 
 
 @pytest.mark.parametrize("name", TOYS)

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from sightline.binding import Offer, bind, outputs_of
 from sightline.data.loading.reading import BatchReader, NamedTransform
 from sightline.engine.evaluate import Meter
+from sightline.engine.learnt_losses import LearntLosses
 from sightline.losses.base import Loss
 from sightline.members import TaskMembers
 from sightline.tasks.supervised import Supervised
@@ -100,8 +101,10 @@ def supervised(
 ) -> Callable[[nn.Module, frozenset[str]], Supervised]:
     def make(model: nn.Module, keys: frozenset[str]) -> Supervised:
         outputs = Offer("model", outputs_of(model.forward, owner="model"))
-        built = {name: loss() for name, loss in losses.items()}
-        return task(model=model, losses=built, batch_keys=Offer("data", keys), output_keys=outputs)
+        built = {name: loss().double() for name, loss in losses.items()}
+        made = task(model=model, losses=built, batch_keys=Offer("data", keys), output_keys=outputs)
+        made.learnt = LearntLosses(built)  # type: ignore[attr-defined]
+        return made
 
     return make
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,10 +19,12 @@ from sightline.data.scans.squeezeseg_npy import read_image
 from sightline.errors import DataError
 from tests.data.boxes.box_writers import pattern, write_image
 
+IDENTITY = "1 0 0 0 0 1 0 0 0 0 1 0"
 
-def calibration_without_inverse(folder: Path) -> object:
-    (folder / "poses.txt").write_text("1 0 0 0 0 1 0 0 0 0 1 0\n")
-    (folder / "calib.txt").write_text(f"Tr: {'0 ' * 12}\n")
+
+def poses(folder: Path, *, camera: str = IDENTITY, calib: str = f"Tr: {IDENTITY}") -> object:
+    (folder / "poses.txt").write_text(f"{IDENTITY}\n{camera}\n")
+    (folder / "calib.txt").write_text(f"{calib}\n")
     return velodyne_poses(folder / "poses.txt", folder / "calib.txt")
 
 
@@ -66,7 +69,15 @@ def modelnet_outside(folder: Path) -> object:
 @pytest.mark.parametrize(
     ("read", "word"),
     [
-        (calibration_without_inverse, r"calib\.txt: the row 'Tr' has no inverse"),
+        (partial(poses, calib=f"Tr: {'0 ' * 12}"), r"calib\.txt:1: is not a rotation: R R\^T is 1 off the identity"),
+        (
+            partial(poses, calib=f"Tr: {IDENTITY.replace('1', '2')}"),
+            r"calib\.txt:1: is not a rotation: R R\^T is 3 off",
+        ),
+        (partial(poses, calib=f"Tr: {IDENTITY}\nTr: {IDENTITY}"), r"calib\.txt:2: 'Tr' is there twice, before in .*:1"),
+        (partial(poses, camera="0 " * 12), r"poses\.txt:2: is not a rotation: R R\^T is 1 off the identity"),
+        (partial(poses, camera=f"-{IDENTITY}"), r"poses\.txt:2: mirrors space"),
+        (partial(poses, camera="1 0 0 1e308 0 1 0 0 0 0 1 0"), r"poses\.txt:2: lies 1e\+308 m away"),
         (pixel_beyond_float, r"range\.npy: pixel \(0, 0\) lies inf m away"),
         (kitti_number_without_end, r"0\.txt:1: 'Car 0 inf"),
         (odgt_outside, r"annotation_train\.odgt:1: .*'\.\./one' leads out"),

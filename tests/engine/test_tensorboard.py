@@ -9,10 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from sightline.config import read_config
 from sightline.engine.records import Observers
 from sightline.engine.tensorboard import TensorBoard
 from sightline.engine.wandb import Wandb
 from sightline.errors import MissingExtraError
+from sightline.studies.train_run import train_run
+from tests.conftest import ROOT
 from tests.engine.told import evaluation, random_states, step
 
 
@@ -70,8 +73,16 @@ def test_a_missing_package_is_named_with_its_remedy(
 ) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     build = {"tensorboard": lambda: TensorBoard(tmp_path), "wandb": lambda: Wandb(tmp_path, project="p", name="n")}
-    with pytest.raises(MissingExtraError, match=rf"pip install 'sightline\[{package}\]'"):
+    with pytest.raises(MissingExtraError, match=rf"pip install {package}"):
         build[package]()
+    config = read_config(
+        ROOT / "configs/classify/synthetic_shapes_pointnet.yaml",
+        [f"log.{package}={'true' if package == 'tensorboard' else 'offline'}"],
+    )
+    for resume in (None, "auto"):
+        with pytest.raises(MissingExtraError, match=rf"log\.{package} needs the package '{package}'"):
+            train_run(config, out=tmp_path / "run", resume=resume, device="cpu")
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_folder_that_went_away_only_warns(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

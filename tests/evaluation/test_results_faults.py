@@ -68,11 +68,44 @@ def _shifted(rows: Rows, by: int) -> Rows:
     return [each[(each[:, 5] >= 0) & (each[:, 5] <= 2)] for each in moved]
 
 
+def _written(rows: Rows, sizes: Sizes, order: Callable[..., list[Any]], *, shares: bool = False) -> Rows:
+    """Rows whose numbers are those of `order` of left, top, right and bottom, read as left, top, width and height."""
+    scales = [np.tile([width, height], 2) if shares else np.ones(4) for height, width in sizes]
+    numbers = [np.column_stack(order(*(each[:, :4] / scale).T)) for each, scale in zip(rows, scales, strict=True)]
+    return [
+        np.column_stack([n[:, :2], n[:, :2] + n[:, 2:], each[:, 4:]]) for n, each in zip(numbers, rows, strict=True)
+    ]
+
+
 BUGS: dict[str, tuple[str, Callable[[Sizes, Rows], Rows]]] = {
     "stretched to 416 x 416": ("boxes look like those of images", lambda s, r: _stretched(s, r, (416, 416))),
     "stretched to 800 x 1024": ("boxes look like those of images", lambda s, r: _stretched(s, r, (800, 1024))),
     "padded to 640": ("boxes look like those of images", lambda s, r: _padded(s, r, 640)),
     "padded to 320": ("boxes look like those of images", lambda s, r: _padded(s, r, 320)),
+    "corners": (
+        "boxes look like left, top, right, bottom: so read",
+        lambda s, r: _written(r, s, lambda a, b, c, d: [a, b, c, d]),
+    ),
+    "middles": (
+        "boxes look like middle x, middle y, width, height: so read",
+        lambda s, r: _written(r, s, lambda a, b, c, d: [(a + c) / 2, (b + d) / 2, c - a, d - b]),
+    ),
+    "x and y exchanged": (
+        "boxes look like top, left, height, width: so read",
+        lambda s, r: _written(r, s, lambda a, b, c, d: [b, a, d - b, c - a]),
+    ),
+    "corners with x and y exchanged": (
+        "boxes look like top, left, bottom, right: so read",
+        lambda s, r: _written(r, s, lambda a, b, c, d: [b, a, d, c]),
+    ),
+    "shares": (
+        "boxes look like left, top, width, height as shares of the image: so read",
+        lambda s, r: _written(r, s, lambda a, b, c, d: [a, b, c - a, d - b], shares=True),
+    ),
+    "middles as shares, as YOLO writes them": (
+        "boxes look like middle x, middle y, width, height as shares of the image: so read",
+        lambda s, r: _written(r, s, lambda a, b, c, d: [(a + c) / 2, (b + d) / 2, c - a, d - b], shares=True),
+    ),
     "a score threshold of 0.7": ("the lowest score is 0.7", lambda s, r: [each[each[:, 4] > 0.7] for each in r]),
     "a score threshold of 0.3": ("the lowest score is 0.3", lambda s, r: [each[each[:, 4] > 0.3] for each in r]),
     "images left out": (

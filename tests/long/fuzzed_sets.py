@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -71,8 +71,90 @@ def _sets() -> dict[str, tuple[Callable[[Path], object], Prepare]]:
         "scene_folder": (test_scene_folder.write_folder, test_scene_folder.prepare),
         "msra_hands": (msra, lambda source, target: _prepared(_msra(), source, target)),
         **{name: frames(name) for name in test_depth_sets.SETS},
+        **_box_sets(),
+        **_scan_sets(),
     }
     return sets
+
+
+def _box_sets() -> dict[str, tuple[Callable[[Path], object], Prepare]]:
+    from tests.data.boxes import test_crowdhuman, test_people
+    from tests.data.boxes.box_writers import pattern, write_coco, write_image
+
+    common = {"image_id": 1, "category_id": 3, "area": 9.0, "iscrowd": 0}
+    masks = ({"size": [6, 8], "counts": [7, 3, 38]}, {"size": [6, 8], "counts": "73V1"}, [[1.0, 2, 4, 2, 4, 5]])
+
+    def write_boxes(root: Path) -> None:
+        write_image(root / "a.png", pattern(6, 8))
+        boxes = [{**common, "bbox": [1.0, 2, 3, 3]}, *({**common, "segmentation": each} for each in masks)]
+        write_coco(root / "all.json", [(1, "a.png", 8, 6)], boxes)
+
+    def write_texts(root: Path) -> None:
+        for name in ("train", "val"):
+            write_image(root / f"images/{name}/one.png", pattern(16, 32))
+            (root / "labels" / name).mkdir(parents=True)
+            (root / f"labels/{name}/one.txt").write_text("1 0.5 0.5 0.25 0.5\n0 0.1 0.1 0.4 0.1 0.4 0.6\n")
+        (root / "lists.txt").write_text("./images/val/one.png\n")
+        lines = ("path: .", "train: images/train", "val: [lists.txt]", "nc: 2", "names:", "  0: person", "  1: car")
+        (root / "data.yaml").write_text("\n".join(lines) + "\n")
+
+    def write_crowd(root: Path) -> None:
+        test_crowdhuman.write_set(root, train={"a,1": test_crowdhuman.CROWD}, val={"b,2": test_crowdhuman.CROWD[:1]})
+
+    people = {
+        name: (lambda root, name=name: test_people.written(name, root), _opened(name)) for name in test_people.PEOPLE
+    }
+    return {
+        "coco": (write_boxes, _opened("coco", ("train",))),
+        "yolo_txt": (write_texts, _opened("yolo_txt")),
+        "crowdhuman": (write_crowd, _opened("crowdhuman")),
+        **people,
+    }
+
+
+def _scan_sets() -> dict[str, tuple[Callable[[Path], object], Prepare]]:
+    from sightline.data.scans.label_maps import read_label_map
+    from tests.data.scans import lidar_writers, test_scan_folder
+
+    options = {"columns": test_scan_folder.COLUMNS, "num_beams": 16}
+    prepare = _opened("scan_folder", ("train",), options, sensor=lidar_writers.OWN)
+    maps = "labels: {0: none, 10: car, 30: person, 40: road}\nlearning_map: {0: 0, 10: 1, 30: 1, 40: 2}\n"
+    maps += "learning_map_inv: {0: 0, 1: 10, 2: 40}\nlearning_ignore: {0: True, 1: False}\n"
+    maps += "class_frequency:\n  0: 0.1\n  1: 0.4\n  2: 0.5\ncolor_map:\n  0: [0, 0, 0]\n"
+    maps += "  10: [1, 2, 3]\n  40: [4, 5, 6]\n"
+
+    def write_scans(root: Path) -> None:
+        lidar_writers.write_own(root, 2)
+        (root / "map.yaml").write_text(maps)
+
+    def read_scans(source: Path, target: Path) -> None:
+        prepare(source, target)
+        read_label_map(str(source / "map.yaml"), {})
+
+    sequences = _opened("semantic_kitti", ("train",), test_sequences=(1,), validation_share=0.0)
+    return {
+        "semantic_kitti": (lambda root: lidar_writers.write_semantic_kitti(root, {"00": 1, "01": 1}), sequences),
+        "kitti_object": (lambda root: lidar_writers.write_kitti_object(root, 1), _opened("kitti_object", ("train",))),
+        "scan_folder": (write_scans, read_scans),
+    }
+
+
+def _opened(name: str, parts: Sequence[str] = ("train", "test"), options: Any = None, **arguments: Any) -> Prepare:
+    """A set surveyed and prepared with `options`, and the first samples of its `parts` read with `arguments`."""
+    from sightline import registry
+    from sightline.types import SampleKey
+
+    builder: Any = registry.data.entry_of(name).builder
+
+    def prepare(source: Path, target: Path) -> None:
+        builder.survey(source, **options or {})
+        builder.prepare(source=source, target=target, name=name, progress=_quiet, **options or {})
+        for split in parts:
+            part = builder(split=split, root=str(target), **arguments)
+            if len(part):
+                part[SampleKey(0, 0, 0)]
+
+    return prepare
 
 
 def _integers(source: Path, target: Path) -> object:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.engine import test_range_image_conversion as range_images
+from tests.engine.test_range_image_conversion import _components  # noqa: F401  the data set that these runs name
 from tests.models import test_point_transformer_dense as dense
 
 

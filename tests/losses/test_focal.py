@@ -80,10 +80,11 @@ def weights(rule: str, counts: tuple[int, ...] | None, ignore_index: int | None 
     return made.tolist()
 
 
-def test_weights_of_semantic_kittis_scripts(shared: Path) -> None:
+@pytest.mark.parametrize("scans", ["single", "multi"])
+def test_weights_of_semantic_kittis_scripts(shared: Path, scans: str) -> None:
     """The weights of all labelled scans by the reference's script, from its shares of 10^12 points."""
     with np.load(shared / "golden" / "lidar" / "semantic_kitti_scripts.npz", allow_pickle=False) as golden:
-        frequency, expected = golden["weights/frequency_single"], golden["weights/inverse_single"]
+        frequency, expected = golden[f"weights/frequency_{scans}"], golden[f"weights/inverse_{scans}"]
     found = weights("inverse", tuple((frequency * 1e12).round().astype(int).tolist()), ignore_index=0)
     assert abs(frequency.sum() - 1) < 2e-6, "the script's shares are rounded"
     assert np.allclose(found[1:], expected[1:], rtol=2e-6)

@@ -11,7 +11,7 @@ from scipy.optimize import linear_sum_assignment
 
 from sightline.metrics.base import Metric, State, sorted_rows
 
-__all__ = ["Scene", "literal_figures", "random_scenes", "state_of", "toy"]
+__all__ = ["POINTS", "Scene", "box_area", "literal_figures", "random_scenes", "shared_area", "state_of", "toy"]
 
 POINTS = (0.01, 0.0178, 0.0316, 0.0562, 0.1, 0.1778, 0.3162, 0.5623, 1.0)
 
@@ -112,20 +112,20 @@ def _cut(rows: np.ndarray, size: tuple[int, int]) -> list[list[float]]:
     return result
 
 
-def _shared(a: list[float], b: list[float]) -> float:
+def shared_area(a: list[float], b: list[float]) -> float:
     return max(min(a[2], b[2]) - max(a[0], b[0]), 0) * max(min(a[3], b[3]) - max(a[1], b[1]), 0)
 
 
-def _area(a: list[float]) -> float:
+def box_area(a: list[float]) -> float:
     return (a[2] - a[0]) * (a[3] - a[1])
 
 
 def _iou(a: list[float], b: list[float]) -> float:
-    return _shared(a, b) / (_area(a) + _area(b) - _shared(a, b) + 1e-6)
+    return shared_area(a, b) / (box_area(a) + box_area(b) - shared_area(a, b) + 1e-6)
 
 
 def _inside(a: list[float], b: list[float]) -> bool:
-    return _shared(a, b) / (_area(a) + 1e-6) > 0.5
+    return shared_area(a, b) / (box_area(a) + 1e-6) > 0.5
 
 
 def _matched(labels: list[list[float]], found: list[list[float]]) -> list[tuple[float, bool]]:

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from sightline.errors import ConfigError
 from sightline.geometry.levels import Edges, Level, Spread, levels_of
 from sightline.models import point_transformer
-from sightline.models.point_transformer import PointTransformer
+from sightline.models.point_transformer import PointTransformer, PointTransformerBlock
 from sightline.models.published.published import translate, translate_key
 from tests.golden_parity import (
     Golden,
@@ -126,6 +126,28 @@ def tap(model: nn.Module, golden: Golden) -> dict[str, Tensor]:
             hook = lambda module, given, value, label=label: keep(label, value)  # noqa: E731
             model.get_submodule(place).register_forward_hook(hook)
     return seen
+
+
+@pytest.mark.shared
+@pytest.mark.parametrize("fused", [True, False])
+def test_a_block_agrees_with_the_reference(shared: Path, fused: bool) -> None:
+    """Both of its clouds have more points than neighbours, so that nothing is padded."""
+    golden = load_golden(shared, "pt_korea_block")
+    block = PointTransformerBlock(channels=32, fused=fused).double()
+
+    def our_name(key: str) -> str | None:
+        name = translate_key(f"enc1.1.{key}", LAYOUT)
+        return name and name.removeprefix("stages.0.blocks.0.")
+
+    block.load_state_dict({our_name(key): value for key, value in golden.state().items()})
+    offsets = F.pad(golden.tensor("in.offset").long(), (1, 0))
+    near = levels_of(golden.tensor("in.coord"), offsets=offsets, strides=(1,), num_neighbours=(8,))[0].near
+    for mode in each_mode(block):
+        out = block(golden.tensor("in.feat"), near)
+        loss = (out * golden.tensor("in.w")).sum()
+        assert_outputs(golden, mode, {"out": out}, loss)
+    loss.backward()
+    assert_gradients_and_buffers(golden, block, our_name)
 
 
 @pytest.mark.shared

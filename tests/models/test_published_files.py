@@ -130,3 +130,20 @@ def test_what_is_no_file_of_weights_is_named(tmp_path: Path) -> None:
 
 def test_every_layout_is_of_a_model() -> None:
     assert MODELS.keys() == LAYOUTS.keys()
+
+
+def test_a_file_that_contains_itself_is_refused(tmp_path: Path) -> None:
+    """Before, containers were taken off for ever."""
+    alone: dict[str, Any] = {}
+    alone["model"] = alone
+    first: dict[str, Any] = {"epoch": 1}
+    first["net"] = {"state_dict": first}
+    deep: dict[str, Any] = dict(STATE)
+    for _ in range(11):
+        deep = {"model": deep}
+    for number, value in enumerate((alone, first, deep)):
+        for legacy in (False, True):
+            path = saved(tmp_path / f"{number}{legacy}.pth", value, legacy=legacy)
+            with pytest.raises(CheckpointError, match=r"holds itself, or mappings more than 10 deep \((model|net) > "):
+                read_published(path)
+    assert len(read_published(saved(tmp_path / "ten.pth", deep["model"])).containers) == 10

@@ -114,7 +114,9 @@ def test_features_are_void_with_the_source_that_made_them(tmp_path: Path, monkey
         (tmp_path / room).mkdir(exist_ok=True)
     monkeypatch.setattr(code.resources, "files", lambda package: tmp_path)
     digest_of = code.source_sha256.__wrapped__
-    for module in (tmp_path / "layers" / "edge.py", tmp_path / "draws.py"):
+    modules = ("layers/edge.py", "draws.py", "models/range_image/blocks.py", "data/a/b/c/deep.py")
+    for module in (tmp_path / name for name in modules):
+        module.parent.mkdir(parents=True, exist_ok=True)
         module.write_text("k = 20\n")
         before = digest_of()
         (tmp_path / "layers" / "notes.txt").write_text("nothing")
@@ -123,11 +125,30 @@ def test_features_are_void_with_the_source_that_made_them(tmp_path: Path, monkey
         assert digest_of() != before
 
 
+def test_the_digest_covers_every_module_of_its_rooms(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A copy of the package, in which any module is edited, renamed or moved, is other source; other rooms are not."""
+    package = Path(code.__file__).parents[1]
+    copied = [file.relative_to(package) for file in sorted(package.rglob("*.py"))]
+    for name in copied:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(str(name))
+    monkeypatch.setattr(code.resources, "files", lambda package: tmp_path)
+    read: list[Path] = []
+    plain = Path.read_bytes
+    monkeypatch.setattr(Path, "read_bytes", lambda self: read.append(self.relative_to(tmp_path)) or plain(self))
+    digest_of = code.source_sha256.__wrapped__
+    before = digest_of()
+    assert sorted(read) == [name for name in copied if len(name.parts) == 1 or name.parts[0] in code.ROOMS]
+    moved = tmp_path / "layers" / "range_image" / "__init__.py"
+    moved.rename(moved.with_name("other.py"))
+    assert digest_of() != before
+
+
 def test_rooms_that_make_features_read_no_other() -> None:
     """What a room imports is source of its features too; engine and probe also hold what makes none."""
     package = Path(code.__file__).parents[1]
     for room in set(code.ROOMS) - {".", "engine", "probe"}:
-        for file in (package / room).glob("*.py"):
+        for file in (package / room).rglob("*.py"):
             for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
                 name = (node.module or "").split(".") if isinstance(node, ast.ImportFrom) else []
                 if name[:1] == ["sightline"] and len(name) > 1 and (package / name[1]).is_dir():

@@ -358,7 +358,7 @@ def test_too_many_samples_leave_the_figure_out_before_anything_is_computed(
 
 def test_without_scikit_learn_probes_say_how_to_get_it(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "sklearn", None)
-    command = "pip install 'sightline[probe]'"
+    command = "pip install scikit-learn"
     metrics, told = final_of(copy)
     assert "probe_svm_accuracy" not in metrics
     assert command in told

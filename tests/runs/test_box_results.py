@@ -146,6 +146,44 @@ def test_rows_of_the_training_part_are_counted_and_unknown_ones_refused(made: Pa
         assert "Traceback" not in done.err
 
 
+def test_the_file_names_of_the_annotations_name_images_too(made: Path) -> None:
+    """As they stand in the JSON file, which lies beside the folder that the prepared set's names begin with."""
+    truth = truth_of(made)
+    names = {each["id"]: each["file_name"] for each in truth["images"]}
+    rows = results_of(truth)
+    assert "/" not in "".join(names.values())
+    (alone, figures), (done, ours) = (
+        score(made, each) for each in (rows, [row | {"image_id": names[row["image_id"]]} for row in rows])
+    )
+    assert (alone.code, done.code) == (0, 0), done.err
+    assert ours["metrics"] == figures["metrics"]
+
+
+def test_boxes_written_as_corners_are_named(tmp_path: Path) -> None:
+    """They can be read, and score far less: the reading that finds more labels stands beside the figures."""
+    draw = np.random.default_rng(0)
+    corners = draw.uniform([5, 5], [70, 50], (8, 4, 2)).round()
+    rows = [
+        {"image_id": image, "category_id": 3, "bbox": [*corner, 30, 40], "score": image / 100}
+        for image, each in enumerate(corners.tolist(), start=1)
+        for corner in each
+    ]
+    for split, ids in (("train", [9]), ("val", range(1, 9))):
+        for number in ids:
+            write_image(tmp_path / "in" / split / f"{number}.png", pattern(100, 120))
+        path, images = tmp_path / "in" / f"instances_{split}.json", [(k, f"{split}/{k}.png", 120, 100) for k in ids]
+        write_coco(path, images, [row for row in rows if row["image_id"] in ids])
+    run_here("data", "prepare", "coco", "--from", tmp_path / "in", "--to", tmp_path / "set")
+    root = tmp_path / "set"
+    (tmp_path / "data.yaml").write_text(f"data: {{name: coco, root: {root}}}\nmetrics: [{{name: box_ap}}]\n")
+    wrong = [row | {"bbox": [x, y, x + w, y + h]} for row in rows for x, y, w, h in [row["bbox"]]]
+    (good, right), (done, found) = score(tmp_path, rows), score(tmp_path, wrong)
+    assert (good.code, "warning: " in good.err) == (0, False)
+    assert "found.json: boxes look like left, top, right, bottom: so read they find 32 labels, as they are " in done.err
+    assert right["metrics"]["ap50"] == pytest.approx(1.0)
+    assert found["metrics"]["ap50"] < 0.2
+
+
 def test_joined_sets_are_scored_by_the_names_in_them(made: Path) -> None:
     """The number of a set and the name there; ids of the files may be those of several images, and are refused."""
     rows = results_of(truth_of(made))

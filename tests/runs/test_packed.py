@@ -10,6 +10,7 @@ import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -283,12 +284,13 @@ def test_bytes_that_lie_are_refused(sound: bytes, tmp_path: Path) -> None:
         (b"", "does not begin with SLQ1"),
         (b"SLQ2" + sound[4:], "does not begin with SLQ1"),
         (sound[:6], "is truncated"),
-        (sound[:-1], "CRC-32"),
-        (sound[: len(sound) // 2], "CRC-32"),
-        (sound + b"\0", "CRC-32"),
+        (sound[:-1], f"is truncated: {len(sound) - 1:,} bytes of {len(sound):,}"),
+        (sound[: len(sound) // 2], "is truncated: "),
+        (sound + b"\0", "1 bytes belong to no tensor"),
+        (sound[:-1] + bytes([sound[-1] ^ 1]), "CRC-32"),
         (sound[:4] + huge + sound[8:], "its header has 4,294,967,295 bytes"),
         (signed(sound[:-4] + b"\0"), "1 bytes belong to no tensor"),
-        (signed(sound[:-5]), "ends at byte"),
+        (signed(sound[:-5]), "is truncated: "),
         (signed(b"SLQ1" + struct.pack("<I", len(twice)) + twice), "not in canonical form"),
         (signed(b"SLQ1" + struct.pack("<I", len(deep)) + deep), "damaged header|not in canonical form"),
         (signed(b"SLQ1" + struct.pack("<I", 3) + b"\xff{}"), "damaged header"),
@@ -305,6 +307,21 @@ def test_bytes_that_lie_are_refused(sound: bytes, tmp_path: Path) -> None:
     for path, fault in ((tmp_path / "none.slq", "No such file"), (tmp_path, "Is a directory")):
         with pytest.raises(CheckpointError, match=fault):
             read_packed(path)
+
+
+@pytest.mark.parametrize("head", ["zeros", "sound"])
+def test_a_sparse_file_is_refused_by_its_header(sound: bytes, tmp_path: Path, head: str) -> None:
+    """32 GiB of holes: to read them would take minutes and all memory."""
+    path = tmp_path / "model.slq"
+    path.write_bytes(sound if head == "sound" else b"")
+    with path.open("r+b") as file:
+        file.truncate(1 << 35)
+    fault = "bytes belong to no tensor" if head == "sound" else "begin with SLQ1"
+    with (
+        mock.patch("sightline.runs.packed.read_plain", side_effect=AssertionError("the whole file was read")),
+        pytest.raises(CheckpointError, match=fault),
+    ):
+        read_packed(path)
 
 
 def test_codes_without_a_value_are_refused(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from sightline.config import read_config
 from sightline.engine.build import build_data
 from sightline.engine.loading import OpenRun, open_run, open_trained
 from sightline.layers.quantisation.activations import calibrated, quantise_inputs
+from sightline.layers.quantisation.halves import halvable, round_to_half
 from sightline.layers.quantisation.layers_of import quantisable
 from sightline.layers.quantisation.parametrised import apply_policy, dense
 from sightline.runs.packed import entries_of, entry_of, packed_size, ratios, read_packed, write_packed
@@ -64,11 +65,13 @@ def test_every_policy_is_simulated_and_sized_as_the_file_holds_it(opened: OpenRu
         policy = {name: kinds[place] for name, place in zip(simulated.names, draws.integers(0, 6, 99), strict=False)}
         model = opened.untrained_model()
         opened.load_into(model)
+        rests = halvable(model, but=policy)
         apply_policy(model, document_of(policy))
+        halves = round_to_half(model.state_dict(), rests)
         swapped = simulated.apply(policy).state_dict()
         for name, value in dense(model).items():
             assert torch.equal(swapped[name], value), name
-        assert write_packed(tmp_path / f"{number}.slq", model, simulated._meta) == simulated.bytes_of(policy)
+        assert write_packed(tmp_path / f"{number}.slq", model, simulated._meta, halves) == simulated.bytes_of(policy)
         simulated.restore()
     after = opened.model.state_dict()
     assert all(torch.equal(after[name], value) for name, value in before.items())
@@ -281,7 +284,7 @@ MISTAKES: Mapping[str, tuple[tuple[str, ...], str]] = {
     "nothing asked": ((), "give --ratio or --bytes, one of them"),
     "both": (("--ratio", "0.1", "--bytes", "9"), "give --ratio or --bytes, one of them"),
     "above 1": (("--ratio", "1.5"), "--ratio 1.5: give a number above 0, at most 1"),
-    "too small": (("--ratio", "0.001"), "a ratio of 0.1"),
+    "too small": (("--ratio", "0.001"), "a ratio of 0.0"),
     "a wrong unit": (("--ratio", "0.1", "--on", "disk"), "--on disk: not a valid choice; options: file, codebook"),
     "no bits": (("--ratio", "0.1", "--bits", "9"), "--bits 9: give whole numbers from 1 to 8"),
     "bits in words": (("--ratio", "0.1", "--bits", "two"), "--bits two: give whole numbers"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import shutil
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,9 +14,11 @@ import pytest
 
 from sightline import registry
 from sightline.config import read_config
+from sightline.data.boxes.coco import Coco
+from sightline.data.scans.semantic_kitti import SemanticKitti
 from sightline.models.published.published_models import MODELS
 from sightline.studies import published
-from sightline.studies.published import beside_published, figure, published_names, published_rows
+from sightline.studies.published import beside_published, figure, foreign_in_words, published_names, published_rows
 from sightline.types import CloudForm, Component, DataInfo, Folds
 from tests.command import run_here
 
@@ -128,6 +131,57 @@ def test_the_row_that_a_recipe_reproduces_comes_first(config: str, metrics: dict
     assert first["here"] == metrics
 
 
+COCO_NAMES = Coco.promise().facts["class_names"]
+HDL64 = SemanticKitti.promise().facts
+OUSTER = SemanticKitti.promise(sensor={"preset": "os1_64"}).facts
+MAP = SemanticKitti.promise(label_map="multi").facts
+
+
+@pytest.mark.parametrize(
+    ("config", "info", "reason"),
+    [
+        ("coco_retinanet", DataInfo({"class_names": COCO_NAMES}, {}, {"test": 5000}), None),
+        ("coco_retinanet", DataInfo({"class_names": COCO_NAMES[::-1]}, {}, {"test": 4952}), None),
+        ("coco_retinanet", DataInfo({"class_names": ("cup", "pen")}, {}, {"test": 5000}), "classes are cup, pen here"),
+        (
+            "coco_retinanet",
+            DataInfo({"class_names": COCO_NAMES[:1]}, {}),
+            "are person here, person, bicycle, c",
+        ),
+        ("coco_retinanet", DataInfo({"class_names": COCO_NAMES}, {}, {"test": 37}), "are 37 here, 5,000 there"),
+        ("crowdhuman_retinanet", DataInfo({"class_names": ("person",)}, {}, {"test": 60}), "are 60 here, 4,370 there"),
+        ("kitti", DataInfo(HDL64, {}, {"test": 4071}, folds=Folds(("00", "08"), ("08",))), None),
+        ("kitti", DataInfo(HDL64, {}, {"test": 5662}, folds=Folds(("08", "09"), ("08", "09"))), None),
+        ("kitti", DataInfo(HDL64, {}, {"test": 500}, folds=Folds(("00", "08"), ("08",))), "are 500 here, 4,071 there"),
+        ("kitti", DataInfo(HDL64, {}, {"test": 500}, folds=Folds(("00", "42"), ("42",))), "is tested on 42, which"),
+        ("kitti", DataInfo(OUSTER, {}, {"test": 4071}, folds=Folds(("00", "08"), ("08",))), "beams are at degrees of"),
+        ("kitti", DataInfo(MAP, {}, {"test": 4071}, folds=Folds(("00", "08"), ("08",))), "its classes are"),
+    ],
+)
+def test_a_set_of_ones_own_in_a_published_layout_gets_no_rows(config: str, info: DataInfo, reason: str | None) -> None:
+    """Classes, sensor and the number of test samples decide."""
+    path = "segment/semantic_kitti_salsanext" if config == "kitti" else f"detect/{config}"
+    read = read_config(CONFIGS / f"{path}.yaml")
+    figures = {"miou": 0.5, "ap": 0.3, "mr2": 0.6}
+    part: Any = SimpleNamespace(dataset=SimpleNamespace(info=info))
+    found = beside_published(read, part, figures, which="last", lineage=None)
+    told = foreign_in_words(read.data, info)
+    if reason is None:
+        assert (told, len(found) > 5) == (None, True)
+    else:
+        assert found == []
+        assert told is not None
+        assert reason in told
+
+
+def test_sources_are_papers_and_repositories() -> None:
+    """What we wrote down for ourselves is no source; PointNet's rows state what its paper does."""
+    assert not [row.source for row in rows() if "spec" in row.source]
+    stated = {row.source: row.protocol for row in rows() if row.data == "modelnet40" and row.who.startswith("PointNet")}
+    assert stated["Qi et al. 2017"]["points"] == 1024
+    assert stated["yanx27/Pointnet_Pointnet2_pytorch"]["epochs"] == 200
+
+
 def test_differences_of_the_protocol_are_named_with_both_values() -> None:
     pair = beside("pose/itop_v2v.yaml", {"detection_rate": 0.8}, "train.epochs=3", "data.reference.name=truth")
     side, top = map(named, pair)
@@ -210,7 +264,9 @@ def test_a_run_on_parts_sees_those_fine_tuned_after_pre_training() -> None:
     assert not {"model", "pre-training", "data"} & set(named(theirs))
 
 
-def test_a_contrast_run_is_compared_by_the_words_of_the_probe() -> None:
+def test_a_contrast_run_is_compared_by_the_words_of_the_probe(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the probe's package, too: hours of training are not lost for a table."""
+    monkeypatch.setitem(sys.modules, "sklearn", None)
     found = beside("contrast/modelnet40_crosspoint_cpu.yaml", {"probe_svm_accuracy": 0.8})
     differing = named(next(entry for entry in found if "DGCNN (paper)" in entry["who"]))
     assert differing["pre-training"] == ("modelnet40", "shapenet_render")

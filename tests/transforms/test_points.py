@@ -491,3 +491,17 @@ def test_flip_agrees_with_the_reference(shared: Path) -> None:
     drawn = torch.stack([golden["draw0"], golden["draw1"], torch.ones(())])[None, None]
     flipped = Flip()(Given(drawn), points=points)["points"]
     golden.assert_equal(torch.cat((flipped, colours), -1))
+
+
+@pytest.mark.parametrize("transform", [Translate(max_shift=2.0), Jitter(std=0.5, clip=1.0)])
+def test_points_of_scans_without_a_return_stay_at_the_origin(transform: Translate | Jitter) -> None:
+    """Moved, each would be the nearest return of its pixel. Of a cloud the origin is a point like any other."""
+    points = torch.randn(1, 9, 3)
+    points[0, ::4] = 0
+    draws = Draws.for_samples([SampleKey(0, 0, 0)])
+    moved = transform(draws.stream("one"), points=points)["points"]
+    of_scan = transform(draws.stream("one"), points=points, remission=torch.ones(1, 9, 1))["points"]
+    is_return = torch.tensor([place % 4 != 0 for place in range(9)])
+    assert torch.equal(of_scan[0, is_return], moved[0, is_return])
+    assert not of_scan[0, ~is_return].any()
+    assert (moved[0] != points[0]).any(dim=1).all()

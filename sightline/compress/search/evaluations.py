@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
+
+from typing_extensions import TypeIs
 
 from sightline.compress.policy import Policy, document_of, policy_of
 from sightline.errors import DataError, RunError
@@ -99,8 +102,15 @@ def open_record(path: Path, *, subject: str, names: Sequence[str]) -> tuple[list
     return known, append
 
 
+def _is_finite(value: object) -> TypeIs[float]:
+    return type(value) in (int, float) and -sys.float_info.max <= value <= sys.float_info.max  # type: ignore[operator]
+
+
 def _evaluated(line: Mapping[str, Any], names: Sequence[str], place: str) -> Evaluated:
     loss, seconds, policy = line.get("loss"), line.get("seconds"), line.get("policy")
-    if not isinstance(loss, float | int) or not isinstance(seconds, float | int) or not isinstance(policy, dict):
-        raise DataError(f"{place}: has no policy, loss and seconds; the line was edited")
+    if not (_is_finite(loss) and _is_finite(seconds) and seconds >= 0 and isinstance(policy, dict)):
+        raise DataError(
+            f"{place}: has the loss {str(loss)[:40]} and the seconds {str(seconds)[:40]}, where an evaluation records "
+            "finite numbers and its policy; remove the line"
+        )
     return Evaluated(policy_of(policy, names, origin=place), float(loss), float(seconds))

@@ -9,7 +9,7 @@ from sightline.arguments import Count, Seed
 from sightline.compress.policy import Policy
 from sightline.compress.search.base import Evaluator, MaxEvaluations, Search
 from sightline.compress.search.problem import Problem
-from sightline.errors import MissingExtraError, UserError, summary_of
+from sightline.errors import UserError, assert_installed, summary_of
 
 __all__ = ["NSGA2"]
 
@@ -31,10 +31,7 @@ class NSGA2(Search):
         seed: Seed = 0,
         storage: str | None = None,
     ) -> None:
-        try:
-            import optuna  # noqa: F401
-        except ImportError:
-            raise MissingExtraError("optuna", extra="search", needed_by="search 'nsga2'") from None
+        assert_installed("optuna", needed_by="search 'nsga2'")
         self.max_evaluations = max_evaluations
         self.population = population
         self.seed = seed

@@ -32,7 +32,8 @@ class Curvature(NamedTuple):
 class Problem:
     """`choices` are what a layer may become, fewest bits first; `bytes_of` is the size of a policy's file.
 
-    The policies hold every layer, `protected` ones with the choice given there. Fewer bits must never be more bytes.
+    The policies hold every layer, `protected` ones with the choice given there, other `unused` ones with the first.
+    Fewer bits must never be more bytes.
     `curvature` is called by searches that need it.
     """
 
@@ -42,6 +43,7 @@ class Problem:
     budget_bytes: int
     protected: Mapping[str, Choice] = field(default_factory=dict)
     curvature: Callable[[], Curvature] | None = None
+    unused: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
         bits = self.bits
@@ -68,7 +70,7 @@ class Problem:
     @cached_property
     def free(self) -> tuple[Layer, ...]:
         """The layers that a search chooses for."""
-        return tuple(layer for layer in self.layers if layer.name not in self.protected)
+        return tuple(layer for layer in self.layers if layer.name not in {*self.protected, *self.unused})
 
     @property
     def lowest(self) -> Levels:
@@ -84,7 +86,8 @@ class Problem:
         return {layer.name: FP32 for layer in self.layers}
 
     def policy(self, levels: Sequence[int]) -> Policy:
-        chosen = {layer.name: self.choices[level] for layer, level in zip(self.free, levels, strict=True)}
+        chosen = dict.fromkeys(self.unused, self.choices[0])
+        chosen |= {layer.name: self.choices[level] for layer, level in zip(self.free, levels, strict=True)}
         return {layer.name: self.protected.get(layer.name) or chosen[layer.name] for layer in self.layers}
 
     def levels(self, policy: Policy) -> Levels:

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from sightline import registry
-from sightline.arguments import Factor, Fraction
+from sightline.arguments import Factor, Fraction, Seed
+from sightline.data.boxes.dealing import SplitRule
 from sightline.data.boxes.image_listing import (
     Classes,
     Faults,
@@ -73,6 +74,8 @@ class CrowdHuman(LabelledImages):
         tested: tuple[str, ...] = (),
         test_share: Fraction = 0.2,
         validation_share: Fraction = 0.1,
+        split_rule: SplitRule = "seeded",
+        split_seed: Seed = 0,
     ) -> None:
         self._kinds, self._clip = (box, scored_box), clip
         super().__init__(
@@ -82,6 +85,8 @@ class CrowdHuman(LabelledImages):
             tested=tested,
             test_share=test_share,
             validation_share=validation_share,
+            split_rule=split_rule,
+            split_seed=split_seed,
         )
 
     def _columns_in(self, prepared: Prepared) -> BoxColumns:

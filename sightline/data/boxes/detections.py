@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
@@ -109,21 +110,23 @@ class Results(NamedTuple):
 def read_results(path: Path, dataset: BoxImages) -> Results:
     """The detections of a part's images in a COCO file of results, or in CrowdHuman's lines (.odgt).
 
-    The former is a list of rows of image_id (or the name of the image), category_id, bbox (left, top, width, height)
-    and score; lines have ID, and dtboxes of box, score and perhaps tag. Raises DataError with the row, counted from 0,
-    or the line, from 1, for an image or a class that the set does not have, an id that two images of the part have, and
-    a box or score that cannot be meant.
+    The former is a list of rows of image_id (or the name of the image, or the `file_name` of the annotations),
+    category_id, bbox (left, top, width, height) and score; lines have ID, and dtboxes of box, score and perhaps tag.
+    Raises DataError with the row, counted from 0, or the line, from 1, for an image or a class that the set does not
+    have, an id or a file name that two images of the part have, and a box or score that cannot be meant.
     """
     images = [dataset.image(index) for index in range(len(dataset))]
     place_of = {key: place for place, image in enumerate(images) for key in (image.image_id, image.name)}
     twice = shared_ids(images)
+    ends = _name_ends(image.name for image in images)
     label_of = {number: label for label, number in enumerate(dataset.classes.ids)}
     others = dataset.others()
+    other_ends = _name_ends(key for key in others.images if isinstance(key, str))
     rows: list[list[tuple[float, ...]]] = [[] for _ in images]
     num_others = [0, 0]
     for at, row in (_lines if path.suffix == ".odgt" else _rows)(path):
         try:
-            key, category = row["image_id"], row["category_id"]
+            key, category = row["image_id" if "image_id" in row else "file_name"], row["category_id"]
             place, label = place_of.get(key), label_of.get(category)
             numbers = np.array([*row["bbox"], row["score"]])
         except (KeyError, TypeError, ValueError):
@@ -136,7 +139,15 @@ def read_results(path: Path, dataset: BoxImages) -> Results:
             )
         if key in twice:
             raise DataError(f"{path}: {at} is of one of {twice[key]}; give the name of the file as its image_id")
-        if place is None and key not in others.images:
+        file_name = _file_name(key) if place is None and isinstance(key, str) else None
+        named = ends.get(file_name, [])
+        if len(named) > 1:
+            raise DataError(
+                f"{path}: {at} is of one of {len(named)} images called '{key}' ({', '.join(named[:2])}); give the "
+                "whole name as its image_id"
+            )
+        place = place_of[named[0]] if named else place
+        if place is None and key not in others.images and file_name not in other_ends:
             raise DataError(
                 f"{path}: {at}: the set has no image {key!r}; its first is {images[0][1]}, '{images[0][0]}'"
             )
@@ -160,6 +171,21 @@ def shared_ids(images: Iterable[ImageRef]) -> dict[int, str]:
     return {
         key: f"{len(each)} images with the id {key} ({', '.join(each[:2])})" for key, each in names.items() if each[1:]
     }
+
+
+def _name_ends(names: Iterable[str]) -> dict[str | None, list[str]]:
+    """The names of images by all that follows a `/` in them, and by the whole: file names lie below some folder."""
+    found: defaultdict[str | None, list[str]] = defaultdict(list)
+    for name in names:
+        parts = _file_name(name).split("/")
+        for first in range(len(parts)):
+            found["/".join(parts[first:])].append(name)
+    return found
+
+
+def _file_name(name: str) -> str:
+    """A file name in one spelling: slashes as on Linux, no `.` between them, letters with accents composed."""
+    return unicodedata.normalize("NFC", PurePosixPath(name.replace("\\", "/")).as_posix())
 
 
 def _rows(path: Path) -> Iterator[tuple[str, Any]]:

@@ -28,6 +28,7 @@ __all__ = [
     "FoundSet",
     "Values",
     "box_column",
+    "check_splits",
     "corners_of",
     "image_plan",
     "is_sound",
@@ -246,20 +247,26 @@ def _is_upright(image: FoundImage, header: ImageHeader, *, otherwise: bool) -> b
 
 
 def _with_splits(found: FoundSet) -> list[FoundImage]:
-    """The images in their final splits: what others call validation is tested on where nothing else is.
-
-    Raises DataError where some belong to a split by their path and others do not.
-    """
-    counts = Counter(image.split for image in found.images)
-    if "all" in counts and len(counts) > 1:
-        name = next(image.name for image in found.images if image.split == "all")
-        raise DataError(
-            f"{found.root}: {counts['all']} images, first '{name}', belong to no split, the others to "
-            f"{', '.join(sorted(counts.keys() - {'all'}))}; call folders and files train, val and test, or none of them"
-        )
+    """The images in their final splits: what others call validation is tested on where nothing else is."""
+    counts = check_splits([(image.split, image.name) for image in found.images], root=found.root)
     if "validation" in counts and "test" not in counts:
         return [replace(image, split="test") if image.split == "validation" else image for image in found.images]
     return list(found.images)
+
+
+def check_splits(images: Sequence[tuple[str, str]], *, root: Path) -> Counter[str]:
+    """Count the images, of a split and a name each, by split.
+
+    Raises DataError where some belong to a split by their path and others do not.
+    """
+    counts = Counter(split for split, _ in images)
+    if "all" in counts and len(counts) > 1:
+        name = next(name for split, name in images if split == "all")
+        raise DataError(
+            f"{root}: {counts['all']} images, first '{name}', belong to no split, the others to "
+            f"{', '.join(sorted(counts.keys() - {'all'}))}; call folders and files train, val and test, or none of them"
+        )
+    return counts
 
 
 def _rows(part: Sequence[_Looked]) -> Iterator[Row]:

@@ -8,7 +8,8 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from sightline.arguments import Factor, Fraction
+from sightline.arguments import Factor, Fraction, Seed
+from sightline.data.boxes.dealing import SplitRule, deal_by
 from sightline.data.boxes.detections import ImageRef, Others
 from sightline.data.boxes.image_listing import Classes
 from sightline.data.boxes.records import BOX_FIELDS, BoxRecord, box_facts, sample_of
@@ -18,7 +19,7 @@ from sightline.data.store.native import LISTED, Prepared, open_prepared, verify
 from sightline.data.store.parts import check_part, parts_of
 from sightline.errors import ConfigError, DataError
 from sightline.schema import nearest
-from sightline.types import DataInfo, Sample, SampleKey
+from sightline.types import DataInfo, Dealing, Sample, SampleKey
 
 __all__ = ["BoxColumns", "LabelledImages", "OtherClasses"]
 
@@ -46,7 +47,8 @@ class BoxColumns:
 class LabelledImages:
     """Images are decoded from where their files lie, at each reading; boxes are in pixels of the file, never rounded.
 
-    Boxes narrower or lower than `ignore_below_px` pixels of the file are ignored in training and scoring.
+    Boxes narrower or lower than `ignore_below_px` pixels of the file are ignored in training and scoring. Parts that
+    the source does not state are dealt by `split_rule`: `seeded`, alike in classes and folders, or the last by name.
 
     Pure: the same key gives the same sample, and nothing done to a sample reaches what is stored.
     """
@@ -64,11 +66,18 @@ class LabelledImages:
         tested: tuple[str, ...] = (),
         test_share: Fraction = 0.2,
         validation_share: Fraction = 0.1,
+        split_rule: SplitRule = "seeded",
+        split_seed: Seed = 0,
     ) -> None:
         prepared = open_prepared(root_of(root, self.set_name), set_names=(self.set_name,))
         self._columns = self._columns_in(prepared)
         parts = parts_of(
-            prepared, tested=tested, test_share=test_share, validation_share=validation_share, what="image"
+            prepared,
+            tested=tested,
+            test_share=test_share,
+            validation_share=validation_share,
+            what="image",
+            deal=deal_by(split_rule, prepared, seed=split_seed),
         )
         check_part(parts, split, root=prepared.root, what="image")
         self._prepared = prepared
@@ -82,7 +91,8 @@ class LabelledImages:
         self._class_of = np.array([chosen.get(name, -1) for name in prepared.manifest["classes"]["names"]])
         facts = box_facts(self.classes.names, self._columns.box_type)
         sizes = {name: len(rows) for name, rows in parts.rows.items() if rows}
-        self.info = DataInfo(facts, BOX_FIELDS, split_sizes=sizes, folds=parts.folds)
+        dealing = Dealing(split_rule, split_seed if split_rule == "seeded" else None, parts.dealt)
+        self.info = DataInfo(facts, BOX_FIELDS, split_sizes=sizes, folds=parts.folds, dealing=dealing)
 
     def __len__(self) -> int:
         return len(self._rows)

@@ -150,9 +150,8 @@ def read_yolo(source: Path) -> LabelledSet:
     found = find_yolo(source, names=None)
     images = []
     for each in found.images:
-        header = read_header(each.path)
-        boxes = tuple(_in_pixels(each, header.size_px(upright=False), found.classes, found.faults))
-        size_px = header.size_px(upright=False)
+        size_px = read_header(each.path).size_px(upright=True)
+        boxes = tuple(_in_pixels(each, size_px, found.classes, found.faults))
         image = LabelledImage(each.name, each.split, boxes, each.path, each.image_id, size_px, files=each.files)
         images.append(image)
     return LabelledSet(found.root, images, found.faults, found.notes, found.classes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -10,7 +11,8 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 
 from sightline import registry
-from sightline.arguments import Factor, Fraction
+from sightline.arguments import Factor, Fraction, Seed
+from sightline.data.boxes.dealing import SplitRule
 from sightline.data.boxes.image_listing import (
     Classes,
     Faults,
@@ -35,11 +37,10 @@ from sightline.data.boxes.people_files import (
     read_ecp,
     read_widerperson,
 )
-from sightline.data.boxes.records import BOX_FIELDS, box_facts
+from sightline.data.boxes.records import box_facts
 from sightline.data.store.native import Prepared, prepare_command
 from sightline.data.store.preparation import Progress, prepare_native
 from sightline.errors import ConfigError
-from sightline.types import DataInfo
 
 __all__ = ["CityPersons", "EuroCityPersons", "WiderPerson"]
 
@@ -68,6 +69,8 @@ class _People(LabelledImages):
         clip: bool = False,
         ignore_below_px: Factor = 0.0,
         validation_share: Fraction = 0.1,
+        split_rule: SplitRule = "seeded",
+        split_seed: Seed = 0,
     ) -> None:
         self._clip = clip
         if wrong := self.kinds.ignored & {*people}:
@@ -79,12 +82,14 @@ class _People(LabelledImages):
             other_classes="ignored",
             ignore_below_px=ignore_below_px,
             validation_share=validation_share,
+            split_rule=split_rule,
+            split_seed=split_seed,
         )
         if not apart:  # one class, as CrowdHuman has it: the sets can then be mixed
             self.classes = Classes(("person",), (1,))
             self._class_of = np.minimum(self._class_of, 0)
             facts = box_facts(self.classes.names, self._columns.box_type)
-            self.info = DataInfo(facts, BOX_FIELDS, split_sizes=self.info.split_sizes, folds=self.info.folds)
+            self.info = dataclasses.replace(self.info, facts=facts)
 
     def _columns_in(self, prepared: Prepared) -> BoxColumns:
         return BoxColumns("full", "full", area=None, clip=self._clip)
@@ -234,6 +239,8 @@ class CityPersons(_People):
         clip: bool = False,
         ignore_below_px: Factor = 0.0,
         validation_share: Fraction = 0.1,
+        split_rule: SplitRule = "seeded",
+        split_seed: Seed = 0,
     ) -> None:
         self._kinds = (box, scored_box)
         super().__init__(
@@ -244,6 +251,8 @@ class CityPersons(_People):
             clip=clip,
             ignore_below_px=ignore_below_px,
             validation_share=validation_share,
+            split_rule=split_rule,
+            split_seed=split_seed,
         )
 
     def _columns_in(self, prepared: Prepared) -> BoxColumns:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -78,7 +79,8 @@ def read_widerperson(source: Path) -> LabelledSet:
         raise _wrong_layout(root, "train.txt and val.txt with Annotations/ and Images/", "WiderPerson")
     faults, images, bare, notes = Faults(), [], 0, []
     for file in lists:
-        names = read_file(file).decode("utf-8-sig", "replace").split()
+        lines = read_file(file).decode("utf-8-sig", "replace").split("\n")
+        names = [line.strip() for line in lines if line.strip()]
         for number, name in enumerate(names, start=1):
             image = f"{name.removesuffix('.jpg')}.jpg"
             if len(image) > _LONGEST_NAME or "/" in image or "\0" in image:
@@ -129,7 +131,9 @@ def read_citypersons(source: Path) -> LabelledSet:
     if not files:
         raise _wrong_layout(root, "anno_train.mat and anno_val.mat beside leftImg8bit/", "CityPersons")
     pictures = root / "leftImg8bit"
-    paths = {path.name: path for path in images_below(pictures if pictures.is_dir() else root)}
+    paths: defaultdict[str, list[Path]] = defaultdict(list)
+    for path in images_below(pictures if pictures.is_dir() else root):
+        paths[path.name].append(path)
     faults, images = Faults(), []
     for file in files:
         for number, cell in enumerate(read_mat(file, f"{file.stem}_aligned", kinds="O").ravel(), start=1):
@@ -147,12 +151,15 @@ def read_citypersons(source: Path) -> LabelledSet:
                     f"{where}: cityname, im_name and bbs of 10 columns are needed ({error}); get the file again"
                 ) from error
             boxes = tuple(_citypersons_boxes(rows.reshape(-1, 10), f"{where}, {name}", faults))
-            path = paths.get(name)
-            if path is None:
-                faults.add(_BAD_IMAGE, f"{where}: there is no image '{name}' below {pictures}")
+            folders = (file.stem.removeprefix("anno_"), city)
+            there = [path for path in paths[name] if path.parts[-3:-1] == folders] or paths[name]
+            picture = there[0] if len(there) == 1 else None
+            if picture is None:
+                how_many = f"there are {len(there)} images" if there else "there is no image"
+                faults.add(_BAD_IMAGE, f"{where}: {how_many} '{name}' below {pictures}")
             split, stored = split_of(Path(file.name)), f"leftImg8bit/{file.stem.removeprefix('anno_')}/{city}/{name}"
-            place = stored if path is None else path.relative_to(root).as_posix()
-            images.append(LabelledImage(place, split, boxes, path, number, files=(file,)))
+            place = stored if picture is None else picture.relative_to(root).as_posix()
+            images.append(LabelledImage(place, split, boxes, picture, number, files=(file,)))
     return LabelledSet(root, images, faults)
 
 

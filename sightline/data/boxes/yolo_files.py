@@ -9,19 +9,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
 from sightline.data.boxes.coco_files import COLUMNS
 from sightline.data.boxes.image_listing import Classes, Faults, FoundImage, FoundSet, Values, split_of
 from sightline.data.files.image_files import IMAGE_SUFFIXES
 from sightline.data.files.input_files import read_file
+from sightline.data.files.yaml_files import parsed_yaml
 from sightline.data.store.native import listing
 from sightline.errors import DataError
 
 __all__ = ["find_yolo", "images_below"]
 
 _NAME_LISTS = ("classes.txt", "obj.names", "names.txt")
-_SPLIT_KEYS = {"train": "train", "val": "validation", "test": "test"}
+_SPLIT_KEYS = {"train": "train", "test": "test", "val": "validation"}
 _MARGIN = 0.01
 """How far shares may lie outside 0 to 1: annotation tools round. Source: ultralytics, data/utils.py."""
 
@@ -35,7 +35,7 @@ def find_yolo(source: Path, *, names: Sequence[str] | None) -> FoundSet:
     paths = images_below(root)
     config_path, config = _config(root)
     classes = _classes(root, names, config_path, config)
-    split_by, shared = _stated_splits(root, config)
+    split_by, shared = _stated_splits(root, config_path, config)
     texts = {path: _label_path(root, path) for path in paths}
     numbers = _image_ids(paths)
     images: list[FoundImage] = []
@@ -62,7 +62,8 @@ def find_yolo(source: Path, *, names: Sequence[str] | None) -> FoundSet:
     left_out = len(paths) - len(images)
     notes += [f"{left_out} images are in none of the splits that {config_path} states, left out"] if left_out else []
     if shared:
-        notes += [f"{len(shared)} images are stated for two splits and count for the first, first: {shared[0]}"]
+        counts = "none" if {*(split_by or {}).values()} == {"all"} else "the first"
+        notes += [f"{len(shared)} images are stated for two splits and count for {counts}, first: {shared[0]}"]
     faults = Faults()
     for path in sorted((split_by or {}).keys() - texts.keys()):
         faults.add("images that are missing or damaged", f"{path}, which {config_path} states")
@@ -104,10 +105,8 @@ def images_below(root: Path, *, may_lack: bool = False) -> list[Path]:
 def _config(root: Path) -> tuple[Path | None, dict[str, Any]]:
     """The YAML file of a folder that names the classes, and what it holds; nothing where there is none."""
     for path in sorted(root.glob("*.y*ml")):
-        try:
-            document = yaml.safe_load(read_file(path).decode("utf-8-sig"))
-        except (yaml.YAMLError, ValueError, RecursionError) as error:
-            raise DataError(f"{path}: does not read as YAML ({' '.join(str(error).split())}); mend it") from error
+        content = read_file(path)
+        document = parsed_yaml(content, path, name="a file of classes") if b"names" in content else None
         if isinstance(document, dict) and "names" in document:
             return path, document
     return None, {}
@@ -119,9 +118,11 @@ def _classes(root: Path, names: Sequence[str] | None, path: Path | None, config:
     if path is not None:
         table = config["names"]
         pairs = table if isinstance(table, dict) else dict(enumerate(table)) if isinstance(table, list) else {}
-        if not all(isinstance(number, int) and number >= 0 for number in pairs):
-            raise DataError(f"{path}: names needs a list, or whole numbers with a name each")
-        return Classes.of({number: str(name) for number, name in pairs.items()}, where=str(path))
+        numbers = [_class_number(each) for each in pairs]
+        is_name = [isinstance(name, str | int | float) for name in pairs.values()]
+        if -1 in numbers or len({*numbers}) < len(numbers) or not all(is_name):
+            raise DataError(f"{path}: names needs a list of names, or a name for each of some whole numbers")
+        return Classes.of(dict(zip(numbers, map(str, pairs.values()), strict=True)), where=str(path))
     for place in (folder / each for folder in (root, root / "labels") for each in _NAME_LISTS):
         if place.is_file():
             lines = read_file(place).decode("utf-8-sig", "replace").splitlines()
@@ -131,20 +132,40 @@ def _classes(root: Path, names: Sequence[str] | None, path: Path | None, config:
     )
 
 
-def _stated_splits(root: Path, config: dict[str, Any]) -> tuple[dict[Path, str] | None, list[str]]:
+def _class_number(key: int | str) -> int:
+    """The number of a class, which files of YAML have as text; -1 for anything else."""
+    return int(key) if str(key).isascii() and str(key).isdecimal() and len(str(key)) < 10 else -1
+
+
+def _stated_splits(
+    root: Path, config_path: Path | None, config: dict[str, Any]
+) -> tuple[dict[Path, str] | None, list[str]]:
     """The split of each image by the folders or lists that the file of names states; None where none is here.
 
-    Those stated for a second split too, which would be tested on what was trained on, are named.
+    Those stated for a second split too, which would be tested on what was trained on, are named. One folder for
+    training and for all else says what the folder's name says, or that there are no splits.
     """
     splits: dict[Path, str] = {}
     shared: list[str] = []
+    base = "".join(_texts(config, "path", config_path)[:1])
     for key, split in _SPLIT_KEYS.items():
-        stated = config.get(key)
-        for each in stated if isinstance(stated, list) else [stated] if isinstance(stated, str) else []:
-            for path in _stated_images(root, str(config.get("path", "")), each):
+        for each in _texts(config, key, config_path):
+            for path in _stated_images(root, base, each):
                 if splits.setdefault(path, split) != split:
                     shared.append(str(path))
+    if {*splits} == {*map(Path, shared)} and isinstance(folder := config.get("train"), str):
+        splits = dict.fromkeys(splits, split_of(Path(folder)))
     return splits or None, shared
+
+
+def _texts(config: dict[str, Any], key: str, path: Path | None) -> list[str]:
+    """The text of an entry, or the texts in its list; none where it is left out."""
+    stated = config.get(key)
+    texts = stated if isinstance(stated, list) else [] if stated is None else [stated]
+    wrong = next((each for each in texts if not isinstance(each, str)), None)
+    if wrong is not None:
+        raise DataError(f"{path}: {key}: found {str(wrong)[:40]}, the path of a folder, or a list of paths, is needed")
+    return texts
 
 
 def _stated_images(root: Path, base: str, stated: str) -> Iterator[Path]:

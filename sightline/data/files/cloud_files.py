@@ -19,7 +19,16 @@ from sightline.data.files.ply import read_ply
 from sightline.data.files.text_tables import read_rows
 from sightline.errors import ConfigError, DataError, in_one_line
 
-__all__ = ["CLOUD_SUFFIXES", "Cloud", "check_columns", "has_normals", "is_cloud_file", "list_passed_over", "read_cloud"]
+__all__ = [
+    "CLOUD_SUFFIXES",
+    "Cloud",
+    "check_columns",
+    "has_normals",
+    "is_cloud_file",
+    "is_no_return",
+    "list_passed_over",
+    "read_cloud",
+]
 
 _POINTS = ("x", "y", "z")
 _NORMALS = ("nx", "ny", "nz")
@@ -42,6 +51,7 @@ _ARRAY_COLUMNS = {"points": _POINTS, "normals": _NORMALS, "colours": _COLOURS}
 class Cloud:
     """What one file holds, finite, in the file's own unit and frame.
 
+    Of points without a return, where these are kept, x, y and z are NaN and channels may be.
     `points` (N, 3) float64; `normals` (N, 3) float64; `faces` (F, 3) int64, corners of triangles among the points;
     `channels` by name, each (N,) float64.
     """
@@ -51,13 +61,21 @@ class Cloud:
     faces: np.ndarray | None = None
     channels: Mapping[str, np.ndarray] = field(default_factory=dict)
 
+    def rows(self, chosen: np.ndarray) -> Cloud:
+        """The cloud of the chosen points alone, (N,) bool, without faces; the cloud itself where all are chosen."""
+        if chosen.all():
+            return self
+        normals = None if self.normals is None else self.normals[chosen]
+        return Cloud(self.points[chosen], normals, None, {name: each[chosen] for name, each in self.channels.items()})
 
-def read_cloud(path: Path, *, columns: Sequence[str] | None = None) -> Cloud:
+
+def read_cloud(path: Path, *, columns: Sequence[str] | None = None, keeps_no_returns: bool = False) -> Cloud:
     """The whole cloud of a file, by its suffix (`CLOUD_SUFFIXES`); never a part of one.
 
     `columns` names the columns of a file without names, in order, `_` for one to leave out; without it three columns
     are x, y, z. Of a file with names it says which to take; without it all are taken. x, y, z are the points,
-    nx, ny, nz the normals, all others channels; capitals do not matter.
+    nx, ny, nz the normals, all others channels; capitals do not matter. With `keeps_no_returns` points whose x, y and
+    z are all NaN are taken, too; without it those of PCD, whose format has a rule for them, are left out.
     Raises DataError with file and line, byte or entry; ConfigError for `columns` that are no cloud's.
     """
     wanted = None if columns is None else check_columns(columns)
@@ -66,8 +84,15 @@ def read_cloud(path: Path, *, columns: Sequence[str] | None = None) -> Cloud:
     if reader is None:
         raise DataError(f"{path}: files of this kind are not read; there are {', '.join(CLOUD_SUFFIXES)}")
     cloud = reader(path, wanted)
-    _check_sound(path, cloud)
+    if path.suffix.lower() == ".pcd" and not keeps_no_returns:
+        cloud = cloud.rows(~is_no_return(cloud))
+    _check_sound(path, cloud, keeps_no_returns=keeps_no_returns)
     return cloud
+
+
+def is_no_return(cloud: Cloud) -> np.ndarray:
+    """Whether x, y and z of each point (N,) are all NaN: the sensor had no return. False for vertices of a mesh."""
+    return np.isnan(cloud.points).all(axis=1) & (cloud.faces is None or not len(cloud.faces))
 
 
 def has_normals(path: Path, *, by_faces: bool = True) -> bool:
@@ -168,7 +193,7 @@ def _read_ply(path: Path, columns: tuple[str, ...] | None) -> Cloud:
 
 
 def _read_pcd(path: Path, columns: tuple[str, ...] | None) -> Cloud:
-    return _of_named(path, read_pcd(path), columns)
+    return _of_named(path, read_pcd(path, keeps_no_returns=True), columns)
 
 
 def _read_las(path: Path, columns: tuple[str, ...] | None) -> Cloud:
@@ -255,13 +280,14 @@ def _stacked(named: Mapping[str, np.ndarray], names: Sequence[str]) -> np.ndarra
         return np.stack([np.asarray(named[name], dtype=np.float64) for name in names], axis=1)
 
 
-def _check_sound(path: Path, cloud: Cloud) -> None:
+def _check_sound(path: Path, cloud: Cloud, *, keeps_no_returns: bool) -> None:
     """Raises DataError for a cloud without points, a number that is not finite, and a corner that is no point."""
     if not len(cloud.points):
         raise DataError(f"{path}: holds no points; leave the file out")
     normals = {} if cloud.normals is None else {"normals": cloud.normals}
+    is_spared = is_no_return(cloud) & keeps_no_returns
     for name, values in {"points": cloud.points, **normals, **cloud.channels}.items():
-        wrong = np.argwhere(~np.isfinite(values))
+        wrong = np.argwhere((~np.isfinite(values).T & ~is_spared).T)
         if len(wrong):
             place = tuple(wrong[0].tolist())
             more = f", and so are {len(wrong) - 1} more" if len(wrong) > 1 else ""

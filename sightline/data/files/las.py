@@ -10,7 +10,7 @@ import numpy as np
 
 from sightline.data.files.array_files import DAMAGE, check_expansion, first_line
 from sightline.data.files.input_files import assert_regular, size_of
-from sightline.errors import DataError, MissingExtraError
+from sightline.errors import DataError, MissingExtraError, assert_installed
 
 __all__ = ["read_las"]
 
@@ -30,13 +30,12 @@ def read_las(path: Path) -> dict[str, np.ndarray]:
     """
     assert_regular(path)
     is_compressed = _check_header(path)
-    try:
-        import laspy
-    except ImportError:
-        raise MissingExtraError("laspy", extra="las", needed_by=f"{path}: reading .las and .laz files") from None
+    assert_installed("laspy", needed_by=f"{path}: reading .las and .laz files")
+    import laspy
+
     logging.getLogger("laspy").setLevel(logging.CRITICAL)  # it also logs what it raises, which we report
     if is_compressed and not laspy.LazBackend.detect_available():
-        raise MissingExtraError("lazrs", extra="las", needed_by=f"{path}: reading .laz files")
+        raise MissingExtraError("lazrs", needed_by=f"{path}: reading .laz files")
     try:
         cloud = laspy.read(path)
         columns = {axis: np.asarray(getattr(cloud, axis), dtype=np.float64) for axis in "xyz"}

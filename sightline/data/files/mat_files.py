@@ -17,7 +17,7 @@ import numpy as np
 
 from sightline.data.files.array_files import DAMAGE, FREE_BYTES, check_expansion, first_line
 from sightline.data.files.input_files import read_file
-from sightline.errors import DataError
+from sightline.errors import DataError, assert_installed
 
 __all__ = ["read_mat"]
 
@@ -36,6 +36,7 @@ def read_mat(path: Path, key: str, *, kinds: str = "fiu") -> np.ndarray:
 
     Raises DataError for a file without it, and for one that is broken.
     """
+    assert_installed("scipy", needed_by=f"{path}: reading .mat files")
     from scipy.io import loadmat  # here, because every verb that lists data sets imports the modules that use this
     from scipy.io.matlab import MatReadError
 

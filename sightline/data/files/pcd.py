@@ -10,7 +10,7 @@ import numpy as np
 
 from sightline.data.files.array_files import DAMAGE, check_expansion, first_line
 from sightline.data.files.input_files import assert_regular, size_of
-from sightline.errors import DataError, MissingExtraError
+from sightline.errors import DataError, assert_installed
 
 __all__ = ["read_pcd"]
 
@@ -24,19 +24,18 @@ _TEXT_BYTES = 2
 """Of a number in the most thrifty text: a digit and a blank."""
 
 
-def read_pcd(path: Path) -> dict[str, np.ndarray]:
+def read_pcd(path: Path, *, keeps_no_returns: bool = False) -> dict[str, np.ndarray]:
     """The fields of a file by name, in small letters, (N,) float64 each; one of several numbers as `name_0000`.
 
-    Points without a return, whose x, y and z are all NaN by the format's own rule, are left out.
+    Points without a return, whose x, y and z are all NaN by the format's own rule, are left out, or kept.
     Raises DataError for a damaged file or one that promises more than it holds; MissingExtraError without `pypcd4`.
     """
     assert_regular(path)
     with path.open("rb") as file:
         num_points = _check_header(path, file)
-    try:
-        from pypcd4 import PointCloud
-    except ImportError:
-        raise MissingExtraError("pypcd4", extra="pcd", needed_by=f"{path}: reading .pcd files") from None
+    assert_installed("pypcd4", needed_by=f"{path}: reading .pcd files")
+    from pypcd4 import PointCloud
+
     try:
         table = np.atleast_1d(PointCloud.from_path(path).pc_data)
     except MemoryError as error:
@@ -48,7 +47,7 @@ def read_pcd(path: Path) -> dict[str, np.ndarray]:
     names = [name for name in table.dtype.names or () if not name.startswith("_")]
     with np.errstate(invalid="ignore"):  # a signalling NaN: it is left out or refused as any other
         columns = {name.lower(): table[name].reshape(len(table)).astype(np.float64) for name in names}
-    if not {"x", "y", "z"} <= columns.keys():
+    if keeps_no_returns or not {"x", "y", "z"} <= columns.keys():
         return columns
     is_return = ~np.all([np.isnan(columns[axis]) for axis in "xyz"], axis=0)
     return {name: values[is_return] for name, values in columns.items()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -10,7 +11,20 @@ from sightline.data.files.input_files import read_file
 from sightline.data.files.whole_files import whole_file
 from sightline.errors import DataError
 
-__all__ = ["read_bin", "read_label_ids", "read_matrices", "velodyne_poses", "write_label_ids"]
+__all__ = ["MatrixRow", "check_pose", "read_bin", "read_label_ids", "read_matrices", "velodyne_poses"]
+__all__ += ["write_label_ids"]
+
+_MOST_SKEW = 0.01
+"""By which an entry of R R^T may differ from the identity's: published files differ by 1e-5 at most."""
+_FARTHEST_M = 1e9
+"""From the origin: coordinates of the whole Earth stay below, and sums of such numbers are finite."""
+
+
+class MatrixRow(NamedTuple):
+    """The numbers of a named row, and the file and line that hold them."""
+
+    numbers: np.ndarray
+    where: str
 
 
 def read_bin(path: Path, *, num_columns: int) -> np.ndarray:
@@ -48,45 +62,59 @@ def write_label_ids(path: Path, ids: np.ndarray) -> None:
         file.write(ids.astype("<u4").tobytes())
 
 
-def read_matrices(path: Path) -> dict[str, np.ndarray]:
+def read_matrices(path: Path) -> dict[str, MatrixRow]:
     """The named rows of numbers in a calibration file of KITTI, `Tr: 1 0 0 ...`, float64 each; blank lines are skipped.
 
-    Raises DataError with the line for one that is none.
+    Raises DataError with the line for one that is none, and for a name that two lines have.
     """
-    matrices = {}
-    for number, line in enumerate(_lines(path), start=1):
-        name, colon, numbers = line.partition(":")
-        if not line.strip():
-            continue
+    matrices: dict[str, MatrixRow] = {}
+    for number, line in _numbered(path):
+        where, (name, colon, numbers) = f"{path}:{number}", line.partition(":")
         if not colon:
-            raise DataError(f"{path}:{number}: is not `name: numbers`; get the file again")
-        matrices[name.strip()] = _numbers(numbers, f"{path}:{number}")
+            raise DataError(f"{where}: is not `name: numbers`; get the file again")
+        if (key := name.strip()) in matrices:
+            raise DataError(f"{where}: '{key[:40]}' is there twice, before in {matrices[key].where}; keep one of them")
+        matrices[key] = MatrixRow(_numbers(numbers, where), where)
     return matrices
+
+
+def check_pose(matrix: np.ndarray, *, where: str) -> None:
+    """Raises DataError, led by `where`, unless a matrix (3, 3) or (3, 4) is a rotation, then a place."""
+    turn = matrix[:3, :3]
+    with np.errstate(over="ignore", invalid="ignore"):
+        skew = float(np.abs(turn @ turn.T - np.eye(3)).max())
+    if not skew <= _MOST_SKEW:
+        raise DataError(
+            f"{where}: is not a rotation: R R^T is {skew:.3g} off the identity, {_MOST_SKEW:g} may be; the numbers are "
+            "zeros, scaled or damaged: get the file again"
+        )
+    if np.linalg.det(turn) < 0:
+        raise DataError(f"{where}: mirrors space, a rotation does not; get the file again")
+    if not (farthest := float(np.abs(matrix).max())) <= _FARTHEST_M:
+        raise DataError(f"{where}: lies {farthest:.3g} m away; get the file again")
 
 
 def velodyne_poses(poses_path: Path, calib_path: Path) -> np.ndarray:
     """The poses (N, 3, 4) float64 of a sequence's scans in the frame of the first camera's start.
 
     A pose P in `poses.txt` is the camera's; with Tr of `calib.txt` the scanner's is inverse(Tr) P Tr.
-    Raises DataError with file and line for what is not twelve numbers. Source: Behley et al. 2019, semantic-kitti-api.
+    Raises DataError with file and line for what is not twelve numbers, or not a pose.
+    Source: Behley et al. 2019, semantic-kitti-api.
     """
     rows = [_matrix(_numbers(line, f"{poses_path}:{n}"), f"{poses_path}:{n}") for n, line in _numbered(poses_path)]
     matrices = read_matrices(calib_path)
     if "Tr" not in matrices:
         raise DataError(f"{calib_path}: has no row 'Tr'; get the file again")
-    transform = _matrix(matrices["Tr"], str(calib_path))
-    try:
-        inverse = np.linalg.inv(transform)
-    except np.linalg.LinAlgError:
-        raise DataError(f"{calib_path}: the row 'Tr' has no inverse, so it is not a pose; get the file again") from None
-    poses: np.ndarray = (inverse @ np.array(rows).reshape(-1, 4, 4) @ transform)[:, :3]
+    transform = _matrix(*matrices["Tr"])
+    poses: np.ndarray = (np.linalg.inv(transform) @ np.array(rows).reshape(-1, 4, 4) @ transform)[:, :3]
     return poses
 
 
 def _matrix(numbers: np.ndarray, where: str) -> np.ndarray:
-    """(4, 4) from the twelve numbers of its first three rows."""
+    """The pose (4, 4) from the twelve numbers of its first three rows."""
     if len(numbers) != 12:
         raise DataError(f"{where}: has {len(numbers)} numbers, 12 are expected; get the file again")
+    check_pose(numbers.reshape(3, 4), where=where)
     return np.vstack([numbers.reshape(3, 4), [0.0, 0.0, 0.0, 1.0]])
 
 

@@ -1,15 +1,22 @@
-"""Files that are written piece by piece and are whole or absent after any crash."""
+"""Files and folders that are written piece by piece and are whole or absent after any crash."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-__all__ = ["sync_folder", "whole_file"]
+from sightline.errors import RunError, UserError
+
+__all__ = ["sync_folder", "whole_file", "whole_folder"]
+
+_MARK = ".unfinished"
+"""A file that stands in a folder until the folder is whole: what has it may be begun anew."""
 
 
 @contextlib.contextmanager
@@ -32,6 +39,58 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
             temporary.unlink(missing_ok=True)
         raise
     sync_folder(path.parent)
+
+
+@contextlib.contextmanager
+def whole_folder(target: Path) -> Iterator[Path]:
+    """A folder to write into that takes the name `target` at one instant, when all of it is written, or never.
+
+    It is called `<target>.partial` meanwhile, and held by a lock of the kernel's, which ends with the process; what a
+    killed process left there is removed. Raises UserError for a target or a partial folder that holds something else,
+    and RunError where another process writes it, and where the disk fails.
+    """
+    target = target.resolve()
+    work = target.with_name(f"{target.name}.partial")
+    with contextlib.ExitStack() as stack:
+        try:
+            _claim(work, target, stack)
+            yield work
+            (work / _MARK).unlink()
+            os.rename(work, target)
+            sync_folder(target.parent)
+        except OSError as error:
+            where = next((name for name in (error.filename2, error.filename) if name is not None), work)
+            raise RunError(
+                f"{target}: cannot be written ({error.strerror or error}: {where}); mend that, or give another folder "
+                "by --to: nothing is left of it"
+            ) from error
+
+
+def _claim(work: Path, target: Path, stack: contextlib.ExitStack) -> None:
+    """Make the partial folder, empty and locked; leaving the stack removes what is still there of it."""
+    work.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(work, os.O_RDONLY | os.O_DIRECTORY)
+    stack.callback(os.close, descriptor)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise RunError(f"{target}: another process writes this folder; wait for it") from None
+    if not work.exists() or not os.path.samestat(os.fstat(descriptor), os.stat(work)):
+        raise RunError(f"{target}: another process wrote this folder meanwhile; look at it first")
+    if any(work.iterdir()) and not (work / _MARK).is_file():
+        raise UserError(f"{work}: is there, and no unfinished work of sightline; delete it or give another --to")
+    stack.callback(_remove, work, os.fstat(descriptor))
+    for path in work.iterdir():
+        shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+    (work / _MARK).touch()
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise UserError(f"{target}: is there and not empty; give another folder by --to")
+
+
+def _remove(work: Path, held: os.stat_result) -> None:
+    with contextlib.suppress(OSError):
+        if os.path.samestat(held, os.stat(work)):
+            shutil.rmtree(work)
 
 
 def sync_folder(folder: Path) -> None:

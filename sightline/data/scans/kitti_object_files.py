@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -9,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from sightline.data.files.input_files import BoundedFile, assert_regular, read_file
-from sightline.data.files.scan_files import read_bin, read_matrices
+from sightline.data.files.scan_files import check_pose, read_bin, read_matrices
 from sightline.data.scans.samples import RawScan
 from sightline.errors import DataError
 from sightline.geometry.scans.boxes3d import Calibration, inside_box
@@ -24,7 +26,13 @@ OUTSIDE = len(TYPES)
 """The id of points that the image does not show: nobody labelled what is there."""
 _NUM_COLUMNS = (15, 16)
 """Of a labelled object, and of one that a detector found, which has a score."""
-_SHAPES = {"P2": 12, "R0_rect": 9, "Tr_velo_to_cam": 12}
+_SHAPES = {"P2": (3, 4), "R0_rect": (3, 3), "Tr_velo_to_cam": (3, 4)}
+_LARGEST_M = 1000.0
+"""Of a side of an object: what is larger is in other units, or damaged."""
+_FARTHEST = 1e9
+"""Of a projection's numbers, of which KITTI's are below a thousand."""
+_FLATTEST = 1e-3
+"""The least determinant of a projection over the product of its rows' lengths; that of KITTI's cameras is 0.7."""
 
 
 class Objects(NamedTuple):
@@ -44,7 +52,7 @@ class Boxing(NamedTuple):
 
 
 def read_objects(path: Path) -> Objects:
-    """The objects of a label file. Raises DataError with the line for one that is none."""
+    """The objects of a label file. Raises DataError with the line for one that is none, or cannot hold anything."""
     types, numbers = [], []
     for number, line in enumerate(read_file(path).decode("ascii", "replace").splitlines(), start=1):
         words = line.split()
@@ -56,28 +64,58 @@ def read_objects(path: Path) -> Objects:
             )
             raise DataError(f"{path}:{number}: {fault}; types are {', '.join(TYPES[1:])}")
         try:
-            values = [float(word) for word in words[1:15]]
+            values = [float(word) for word in words[1:]]
         except ValueError:
             raise DataError(f"{path}:{number}: holds something else than numbers; get the file again") from None
+        if fault := _fault_of(words[0], values):
+            raise DataError(f"{path}:{number}: {fault}, so the {words[0]} would hold no point; mend the line")
         types.append(TYPES.index(words[0]))
-        numbers.append(values)
+        numbers.append(values[:14])
     table = np.array(numbers, dtype=np.float64).reshape(-1, 14)
     height, width, length = table[:, 7], table[:, 8], table[:, 9]
     boxes = np.column_stack([table[:, 10:13], length, height, width, table[:, 13]])
     return Objects(np.array(types, dtype=np.int64), table[:, 3:7], boxes)
 
 
+def _fault_of(kind: str, values: Sequence[float]) -> str:
+    """The reason for which points could not be found in an object; empty where they can."""
+    if not all(map(math.isfinite, values)):
+        return "holds a number that is not finite"
+    left, top, right, bottom, *sizes = values[3:10]
+    if kind == TYPES[DONT_CARE]:
+        is_region = left < right and top < bottom
+        return "" if is_region else f"left, top, right, bottom are {left:g}, {top:g}, {right:g}, {bottom:g}"
+    if all(0 < size <= _LARGEST_M for size in sizes):
+        return ""
+    return "height, width, length are {:g}, {:g}, {:g} m".format(*sizes)
+
+
 def read_calibration(path: Path) -> Calibration:
-    """The calibration of a frame. Raises DataError for a file without one of P2, R0_rect and Tr_velo_to_cam."""
-    rows = read_matrices(path)
-    for name, count in _SHAPES.items():
-        if len(rows.get(name, ())) != count:
-            found = f"has {len(rows[name])} numbers in {name}" if name in rows else f"has no row '{name}'"
-            raise DataError(f"{path}: {found}, {count} numbers are expected; get the file again")
+    """The calibration of a frame.
+
+    Raises DataError for a file without one of P2, R0_rect and Tr_velo_to_cam, and with the line for one of them that
+    is not a rotation, or projects on a line.
+    """
+    rows, parts = read_matrices(path), {}
+    for name, shape in _SHAPES.items():
+        count = len(rows[name].numbers) if name in rows else 0
+        if name not in rows or count != math.prod(shape):
+            what = f"has {count} numbers in {name}" if name in rows else f"has no row '{name}'"
+            where = rows[name].where if name in rows else path
+            raise DataError(f"{where}: {what}, {math.prod(shape)} numbers are expected; get the file again")
+        parts[name] = rows[name].numbers.reshape(shape)
+    for name in ("R0_rect", "Tr_velo_to_cam"):
+        check_pose(parts[name], where=f"{rows[name].where}: {name}")
+    projection = parts["P2"]
+    with np.errstate(over="ignore", invalid="ignore"):
+        room = np.linalg.norm(projection[:, :3], axis=1).prod()
+        is_camera = np.abs(projection).max() < _FARTHEST and np.linalg.det(projection[:, :3]) > _FLATTEST * room
+    if not is_camera:
+        raise DataError(
+            f"{rows['P2'].where}: P2 is not a camera: it maps space on a line or a point, or mirrors it; get it again"
+        )
     return Calibration.of_parts(
-        velo_to_cam=rows["Tr_velo_to_cam"].reshape(3, 4),
-        rectification=rows["R0_rect"].reshape(3, 3),
-        projection=rows["P2"].reshape(3, 4),
+        velo_to_cam=parts["Tr_velo_to_cam"], rectification=parts["R0_rect"], projection=projection
     )
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
+from sightline.data.files.yaml_files import parsed_yaml
 from sightline.errors import DataError
 from sightline.plain_files import read_plain
 
@@ -18,9 +18,9 @@ IGNORED = 255
 """The class of points that are neither trained on nor scored, in maps whose class 0 counts as any other."""
 MAX_ID = 2**16 - 1
 """Files keep ids in 16 bits; the upper half of a label is an instance."""
-_MAX_BYTES = 200_000
 _UNKNOWN = -1
 _MOST_NAMED = 3
+_LONGEST_NUMBER = 20
 
 
 class LabelMap:
@@ -35,7 +35,7 @@ class LabelMap:
         to_class = _table(tables, "learning_map", where, int, high=MAX_ID)
         to_id = _table(tables, "learning_map_inv", where, int, high=MAX_ID)
         names = _table(tables, "labels", where, str, high=MAX_ID)
-        self.ignore_index = _ignored(tables.get("learning_ignore"), where)
+        self.ignore_index = _ignored(tables, where)
         self.ids_of_classes = _checked_ids(to_class, to_id, self.ignore_index, where)
         missing = [raw for raw in self.ids_of_classes if raw not in names]
         if missing:
@@ -44,8 +44,8 @@ class LabelMap:
         if len(set(self.class_names)) < len(self.class_names):
             twice = next(name for name in self.class_names if self.class_names.count(name) > 1)
             raise DataError(f"{where}: labels: two classes are called '{twice}'; give each a name of its own")
-        self.colors_rgb = _colors(tables.get("color_map"), self.ids_of_classes, where)
-        self.frequencies = tuple((tables.get("class_frequency") or {}).values())
+        self.colors_rgb = _colors(tables, self.ids_of_classes, where)
+        self.frequencies = _frequencies(tables, len(to_id), where)
         self._names = names
         self._class_of = np.full(MAX_ID + 1, _UNKNOWN, dtype=np.int16)
         self._class_of[list(to_class)] = list(to_class.values())
@@ -125,68 +125,80 @@ def read_label_map(name: str, builtin: Mapping[str, str]) -> LabelMap:
     """
     path = Path(__file__).with_name(builtin[name]) if name in builtin else Path(name).expanduser()
     try:
-        text = read_plain(path, max_bytes=_MAX_BYTES).decode("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
+        content = read_plain(path)
+    except OSError as error:
         others = f"; the maps that are there: {', '.join(builtin)}" if builtin else ""
-        raise DataError(f"{path}: cannot be read as a label map ({reason}){others}") from error
-    return LabelMap(_read_yaml(text, path), where=name if name in builtin else str(path))
-
-
-def _read_yaml(text: str, path: Path) -> Mapping[str, Any]:
-    """The tables of a document of plain values. Raises DataError with the line for one that is none."""
-    loader = yaml.SafeLoader(text)
-    try:
-        node = loader.get_single_node()
-        tables = None if node is None else loader.construct_document(node)
-    except (yaml.YAMLError, ValueError, RecursionError, TypeError) as error:
-        mark = getattr(error, "problem_mark", None)
-        place = f"{path}:{mark.line + 1}" if mark is not None else str(path)
-        raise DataError(f"{place}: does not read as YAML; write it as semantic-kitti-api's maps") from error
-    finally:
-        loader.dispose()
-    if node is None or not isinstance(tables, Mapping):
+        raise DataError(f"{path}: cannot be read as a label map ({error.strerror}){others}") from error
+    tables = parsed_yaml(content, path, name="a label map")
+    if not isinstance(tables, dict):
         raise DataError(f"{path}: is not a label map; it needs labels, learning_map and learning_map_inv")
-    _check_twice(node, path)
-    return tables
+    return LabelMap(tables, where=name if name in builtin else str(path))
 
 
-def _check_twice(node: yaml.Node, path: Path) -> None:
-    """Raises DataError for a key that a mapping names twice: of two classes for one id nobody knows which is meant."""
-    for _, table in node.value:
-        seen: set[Hashable] = set()
-        for key, _ in table.value if isinstance(table, yaml.MappingNode) else ():
-            if key.value in seen:
-                raise DataError(f"{path}:{key.start_mark.line + 1}: names {key.value} a second time; remove one")
-            seen.add(key.value)
+def _entries(tables: Mapping[str, Any], name: str, where: str, *, high: int) -> Iterator[tuple[int, Any]]:
+    """The entries of a table from whole numbers, which files have as text; none where there is no such table."""
+    table = tables.get(name)
+    if table is None:
+        return
+    if not isinstance(table, Mapping):
+        raise DataError(f"{where}: {name}: is {_cut(table)}, not a table; write it as semantic-kitti-api's maps")
+    seen: set[int] = set()
+    for given, value in table.items():
+        is_number = isinstance(given, str) and given.isascii() and given.isdecimal() and len(given) < _LONGEST_NUMBER
+        key = int(given) if is_number else given
+        if type(key) is not int or key not in range(high + 1):
+            raise DataError(f"{where}: {name}: the key {given} is not a whole number from 0 to {high}")
+        if key in seen:
+            raise DataError(f"{where}: {name}: names {key} a second time; remove one")
+        seen.add(key)
+        yield key, value
 
 
 def _table(tables: Mapping[str, Any], name: str, where: str, kind: type, *, high: int) -> dict[int, Any]:
-    """A table from whole numbers. JSON has text for keys, so text of digits counts as a number."""
-    table = tables.get(name)
-    if not isinstance(table, Mapping) or not table:
-        raise DataError(f"{where}: has no table '{name}'; write it as semantic-kitti-api's maps")
+    """A table from whole numbers to values of one type, which has at least one entry."""
     checked = {}
-    for given, value in table.items():
-        key = int(given) if isinstance(given, str) and given.isdecimal() else given
-        if type(key) is not int or key not in range(high + 1):
-            raise DataError(f"{where}: {name}: the key {given!r} is not a whole number from 0 to {high}")
+    for key, value in _entries(tables, name, where, high=high):
         if type(value) is not kind or (kind is int and value not in range(high + 1)):
             needed = "a name" if kind is str else f"a whole number from 0 to {high}"
-            raise DataError(f"{where}: {name}: {key} leads to {value!r}, {needed} is needed")
+            raise DataError(f"{where}: {name}: {key} leads to {_cut(value)}, {needed} is needed")
         checked[key] = value
+    if not checked:
+        raise DataError(f"{where}: has no table '{name}'; write it as semantic-kitti-api's maps")
     return checked
 
 
-def _ignored(table: object, where: str) -> int:
+def _ignored(tables: Mapping[str, Any], where: str) -> int:
     """Class 0 where the map ignores it, else 255. Raises DataError where it ignores any other class."""
-    ignored = [int(key) for key, is_so in table.items() if is_so] if isinstance(table, Mapping) else []
+    marks = dict(_entries(tables, "learning_ignore", where, high=MAX_ID))
+    wrong = next((key for key, mark in marks.items() if mark not in (False, True)), None)
+    if wrong is not None:
+        raise DataError(f"{where}: learning_ignore: {wrong} leads to {_cut(marks[wrong])}, true or false is needed")
+    ignored = [key for key, is_so in marks.items() if is_so]
     if any(ignored):
         raise DataError(
             f"{where}: learning_ignore: ignores class {max(ignored)}; map ids that nobody scores to class 0, and "
             f"ignore that, or map them to {IGNORED}"
         )
     return 0 if ignored else IGNORED
+
+
+def _frequencies(tables: Mapping[str, Any], num_classes: int, where: str) -> tuple[float, ...]:
+    """The share of every class in all points, class 0 first; none where the map has none."""
+    shares = dict(_entries(tables, "class_frequency", where, high=MAX_ID))
+    if not shares:
+        return ()
+    if sorted(shares) != list(range(num_classes)):
+        odd = min({*shares} ^ {*range(num_classes)})
+        raise DataError(
+            f"{where}: class_frequency: {'lacks' if odd < num_classes else 'has'} the class {odd}; a share for each of "
+            f"the classes 0 to {num_classes - 1} is needed"
+        )
+    for label, share in shares.items():
+        if type(share) not in (int, float) or not 0 <= share <= 1:
+            raise DataError(f"{where}: class_frequency: {label} has {_cut(share)}, a share from 0 to 1 is needed")
+    if not any(shares.values()):
+        raise DataError(f"{where}: class_frequency: every share is 0; state those of your scans, or leave it out")
+    return tuple(shares[label] for label in range(num_classes))
 
 
 def _checked_ids(
@@ -216,13 +228,21 @@ def _checked_ids(
     return tuple(to_id[label] for label in range(num_classes))
 
 
-def _colors(table: object, ids: tuple[int, ...], where: str) -> tuple[tuple[int, int, int], ...]:
+def _colors(tables: Mapping[str, Any], ids: tuple[int, ...], where: str) -> tuple[tuple[int, int, int], ...]:
     """Red, green and blue of every class from the map's blue, green and red; none where the map has none."""
-    if table is None:
+    colors = dict(_entries(tables, "color_map", where, high=MAX_ID))
+    if tables.get("color_map") is None:
         return ()
-    colors = {int(key): value for key, value in table.items()} if isinstance(table, Mapping) else {}
     for raw in ids:
         color = colors.get(raw)
-        if not (isinstance(color, list) and len(color) == 3 and all(each in range(256) for each in color)):
-            raise DataError(f"{where}: color_map: {raw} has {color!r}, blue, green and red from 0 to 255 are needed")
+        numbers = color if isinstance(color, list) and len(color) == 3 else [None]
+        if not all(type(each) is int and each in range(256) for each in numbers):
+            raise DataError(
+                f"{where}: color_map: {raw} has {_cut(color)}, blue, green and red from 0 to 255 are needed"
+            )
     return tuple((red, green, blue) for blue, green, red in (colors[raw] for raw in ids))
+
+
+def _cut(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 40 else f"{text[:40]}..."

@@ -89,7 +89,7 @@ class LabelledScans:
         values = {
             "points": scan.points,
             "remission": (scan.remission / np.float32(self._sensor.remission_max))[:, None],
-            "label": self._label_map.classes(scan.ids, where=str(files[0])),
+            "label": self._classes(scan, where=str(files[0])),
         }
         optional = {"ring": scan.ring, "column": scan.column}
         values |= {name: each for name, each in optional.items() if each is not None and name in self.info.fields}
@@ -124,6 +124,15 @@ class LabelledScans:
     def _read(self, files: tuple[Path, ...], values: Mapping[str, np.ndarray]) -> RawScan:
         """The scan in these files."""
         raise NotImplementedError
+
+    def _classes(self, scan: RawScan, *, where: str) -> np.ndarray:
+        """The class of every point (N,) int64; whatever its id, one without a return is ignored."""
+        found = self._label_map.classes(scan.returns().ids, where=where)
+        if scan.is_return is None:
+            return found
+        classes = np.full(len(scan.ids), self._label_map.ignore_index, dtype=np.int64)
+        classes[scan.is_return] = found
+        return classes
 
     def _chosen(self, prepared: Prepared, parts: Parts, frames: Frames, *, is_train: bool) -> Parts:
         """The parts with the training scans that `frames` leaves; of a training part also how they are drawn.

@@ -9,12 +9,18 @@ import numpy as np
 from sightline.errors import DataError
 from sightline.types import Field
 
-__all__ = ["FEATURES", "RawScan", "check_finite", "mean_and_spread", "scan_fields", "sums_of"]
+__all__ = ["FEATURES", "RawScan", "check_scan", "mean_and_spread", "scan_fields", "sums_of"]
 
 FEATURES = ("remission",)
 """What a network is given of a point beside its coordinates."""
 _LEAST_SPREAD = 1e-3
 """Of a channel that hardly varies, such as the heights of one beam: nothing is divided by less."""
+_MAX_REACH_M = 1e4
+_MAX_REACH_RATIO = 100.0
+"""A point this far away, and this many times as far as 99 % of its scan, is not a return: echoes of an earlier pulse
+lie within ten times the others."""
+_MAX_WORLD_M = 1e6
+"""Beyond this all points are in coordinates of the world."""
 
 
 class RawScan(NamedTuple):
@@ -22,7 +28,7 @@ class RawScan(NamedTuple):
 
     `points` (N, 3) float32 metres, x forward, y left, z up; `remission` (N,) float32 on the files' scale; `ids` (N,)
     int64, those of a label map; `ring` (N,) int64, 0 the highest beam, and `column` (N,) int64 of the sensor's image,
-    where files know them.
+    where files know them. `is_return` (N,) bool, where files mark points without a return: those lie at the origin.
     """
 
     points: np.ndarray
@@ -30,10 +36,23 @@ class RawScan(NamedTuple):
     ids: np.ndarray
     ring: np.ndarray | None = None
     column: np.ndarray | None = None
+    is_return: np.ndarray | None = None
+
+    def returns(self) -> RawScan:
+        """The scan without its points that have no return."""
+        if self.is_return is None:
+            return self
+        ring, column = (None if each is None else each[self.is_return] for each in (self.ring, self.column))
+        points, remission, ids = (each[self.is_return] for each in (self.points, self.remission, self.ids))
+        return RawScan(points, remission, ids, ring, column)
 
 
-def check_finite(scan: RawScan, *, where: str) -> RawScan:
-    """The scan itself. Raises DataError, led by `where`, for a number that is not finite or a negative remission."""
+def check_scan(scan: RawScan, *, where: str) -> RawScan:
+    """The scan itself.
+
+    Raises DataError, led by `where`, for a number that is not finite, a negative remission, and a point that lies so
+    far beyond all others that no sensor measured it.
+    """
     is_wrong = ~(np.isfinite(scan.points).all(axis=1) & np.isfinite(scan.remission) & (scan.remission >= 0))
     if is_wrong.any():
         place = int(is_wrong.argmax())
@@ -42,7 +61,28 @@ def check_finite(scan: RawScan, *, where: str) -> RawScan:
             f"{where}: point {place} is {values} (x, y, z, remission), and so are {int(is_wrong.sum()) - 1} more; "
             "coordinates must be finite and remissions not negative: take these points out, or get the file again"
         )
+    _check_reach(scan.points, where)
     return scan
+
+
+def _check_reach(points: np.ndarray, where: str) -> None:
+    reach = np.abs(points).max(axis=1, initial=0.0)
+    if reach.max(initial=0.0) <= _MAX_REACH_M:
+        return
+    most = float(np.quantile(reach, 0.99, method="lower"))
+    if most > _MAX_WORLD_M:
+        raise DataError(
+            f"{where}: 99 % of its points lie up to {most:.4g} m away, as in coordinates of the world; scans are in "
+            "metres from the sensor: subtract its place"
+        )
+    is_stray = reach > max(_MAX_REACH_M, _MAX_REACH_RATIO * most)
+    if is_stray.any():
+        place = int(is_stray.argmax())
+        raise DataError(
+            f"{where}: point {place} lies {reach[place]:.4g} m away, and so far do {int(is_stray.sum()) - 1} more, "
+            f"99 % of the {len(points)} points within {most:.4g} m; no sensor measures that: take these points out, or "
+            "get the file again"
+        )
 
 
 def scan_fields(

@@ -15,10 +15,19 @@ from sightline.data.files.cloud_files import check_columns
 from sightline.data.scans.label_maps import LabelMap, identity_map, read_label_map
 from sightline.data.scans.labelled_scans import Frames, LabelledScans
 from sightline.data.scans.samples import RawScan
-from sightline.data.scans.scan_preparation import ListedScan, id_counts, read_name_lists, scan_plan
-from sightline.data.scans.scan_reading import SCAN_SUFFIXES, RingOrder, oriented, read_scan, rings_of, scan_ids
+from sightline.data.scans.scan_preparation import NO_RETURNS, ListedScan, id_counts, read_name_lists, scan_plan
+from sightline.data.scans.scan_reading import (
+    SCAN_SUFFIXES,
+    NoReturn,
+    RingOrder,
+    oriented,
+    read_scan,
+    rings_of,
+    scan_ids,
+)
 from sightline.data.scans.scan_survey import survey_scans
 from sightline.data.scans.sensors import SensorBlock, sensor_of
+from sightline.data.store.columns import Column
 from sightline.data.store.location import root_of
 from sightline.data.store.native import Prepared, listing, open_prepared
 from sightline.data.store.parts import parts_of
@@ -86,17 +95,20 @@ class ScanFolder(LabelledScans):
         label: str = "label",
         num_beams: Count | None = None,
         ring_order: RingOrder = "top_first",
+        no_return: NoReturn | None = None,
     ) -> dict[str, Any]:
         """List the scans of a folder in place, and count the ids of each; returns the manifest.
 
         `columns` names the columns of files without names, all of them for `.bin`. Labels are in the column `label` or
         in a file `<name>.label` beside the scan. `num_beams` has rings read from a column `ring`, of which `ring_order`
-        says whether 0 is the top. Raises DataError for a folder without scans, and for a file that does not fit.
+        says whether 0 is the top. `no_return=nan` takes points that are NaN at x, y and z for such without a return:
+        they keep their place and label in the file, and are ignored. Raises DataError for a folder without scans, and
+        for a file that does not fit.
         """
         assert name == cls.set_name, f"{cls.__name__} prepares '{cls.set_name}', not '{name}'"
         root = source.expanduser().resolve()
         names = None if columns is None else check_columns(columns)
-        reader = _Reader(names, label, num_beams, ring_order)
+        reader = _Reader(names, label, num_beams, ring_order, no_return)
         parts, notes = _listed(root)
         scans = [
             ListedScan(part, path.relative_to(root).as_posix(), _with_labels(path), reader.of(path))
@@ -108,9 +120,9 @@ class ScanFolder(LabelledScans):
             layout="split_folders" if "test" in parts else "folder",
             root=root,
             scans=scans,
-            columns={},
+            columns={} if no_return is None else {NO_RETURNS: Column((), "int64")},
             about={"split": "by data.tested, by folders or lists, or by the order of names"},
-            options={**asdict(reader), "columns": None if names is None else list(names)},
+            options=reader.options(),
             notes=notes,
         )
         return prepare_native(plan, target, progress=progress)
@@ -124,6 +136,7 @@ class ScanFolder(LabelledScans):
         label: str = "label",
         num_beams: Count | None = None,
         ring_order: RingOrder = "top_first",
+        no_return: NoReturn | None = None,
         label_map: str | None = None,
         sensor: SensorBlock | None = None,
     ) -> dict[str, Any]:
@@ -131,7 +144,7 @@ class ScanFolder(LabelledScans):
         one is given, what is unlike it. Options as those of `prepare`. Raises as `prepare`.
         """
         root = source.expanduser().resolve()
-        reader = _Reader(None if columns is None else check_columns(columns), label, num_beams, ring_order)
+        reader = _Reader(None if columns is None else check_columns(columns), label, num_beams, ring_order, no_return)
         paths = [path for each in _listed(root)[0].values() for path in each]
         return survey_scans(
             [_ReaderOf(reader, path, is_survey=True) for path in paths],
@@ -159,7 +172,11 @@ class ScanFolder(LabelledScans):
         options = self._prepared.manifest["options"]
         columns = None if options["columns"] is None else tuple(options["columns"])
         return replace(
-            super()._form(), columns=columns, num_beams=options["num_beams"], ring_order=options["ring_order"]
+            super()._form(),
+            columns=columns,
+            num_beams=options["num_beams"],
+            ring_order=options["ring_order"],
+            no_return=options.get("no_return"),
         )
 
     def _read(self, files: tuple[Path, ...], values: Mapping[str, np.ndarray]) -> RawScan:
@@ -174,6 +191,12 @@ class _Reader:
     label: str
     num_beams: int | None
     ring_order: RingOrder
+    no_return: NoReturn | None = None
+
+    def options(self) -> dict[str, Any]:
+        """The fields as the manifest holds them; one that has no value and once did not exist is left out."""
+        options = {**asdict(self), "columns": None if self.columns is None else list(self.columns)}
+        return {name: value for name, value in options.items() if name != "no_return" or value is not None}
 
     def of(self, path: Path) -> _ReaderOf:
         return _ReaderOf(self, path)
@@ -188,13 +211,13 @@ class _ReaderOf:
 
     def __call__(self) -> RawScan:
         how, path = self.reader, self.path
-        cloud = read_scan(path, columns=how.columns)
+        cloud = read_scan(path, columns=how.columns, no_return=how.no_return)
         is_bare = self.is_survey and how.label not in cloud.channels and len(_with_labels(path)) == 1
         ids = np.zeros(len(cloud.points), dtype=np.int64) if is_bare else scan_ids(cloud, path, how.label)
         num_beams, rings = how.num_beams, rings_of(cloud)
         if num_beams is None and self.is_survey and rings is not None and len(rings):
-            num_beams = int(rings.max()) + 1
-        return oriented(cloud, ids, ring_order=how.ring_order, num_beams=num_beams, path=path)
+            num_beams = int(np.nanmax(rings, initial=0)) + 1
+        return oriented(cloud, ids, ring_order=how.ring_order, num_beams=num_beams, path=path, no_return=how.no_return)
 
 
 def _with_labels(path: Path) -> tuple[Path, ...]:

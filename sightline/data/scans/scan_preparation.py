@@ -12,16 +12,18 @@ from typing import Any
 import numpy as np
 
 from sightline.data.files.input_files import read_file
-from sightline.data.scans.samples import RawScan, check_finite, sums_of
+from sightline.data.scans.samples import RawScan, check_scan, sums_of
 from sightline.data.store.columns import Column
 from sightline.data.store.native import LISTED, Prepared
 from sightline.data.store.preparation import Part, Plan, Row, in_batches
 from sightline.errors import DataError
 
-__all__ = ["ListedScan", "describe_scans", "id_counts", "read_name_lists", "scan_plan"]
+__all__ = ["NO_RETURNS", "ListedScan", "describe_scans", "id_counts", "read_name_lists", "scan_plan"]
 
 _SCANS_A_PART = 500
 _LISTS = {"train": ("train.txt",), "test": ("val.txt", "test.txt")}
+NO_RETURNS = "num_no_returns"
+"""The column of sets whose files mark points without a return: how many of them a scan has."""
 _COLUMNS = {
     "num_points": Column((), "int64"),
     "sums": Column((2, 5), "float64"),
@@ -95,7 +97,9 @@ def _rows(scans: Sequence[ListedScan]) -> Iterator[Row]:
 
 def _row(scan: ListedScan) -> Row:
     where = str(scan.files[0])
-    found = check_finite(scan.read(), where=where)
+    scanned = check_scan(scan.read(), where=where)
+    found = scanned.returns()
+    missing = {} if scanned.is_return is None else {NO_RETURNS: len(scanned.points) - len(found.points)}
     counts = np.bincount(found.ids)  # ids have 16 bits: sorting the points would take ten times as long
     pairs = np.stack([np.flatnonzero(counts), counts[counts > 0]], axis=1)
     values = {
@@ -104,6 +108,7 @@ def _row(scan: ListedScan) -> Row:
         "reach_m": np.abs(found.points).max(initial=0.0),
         "remission_high": found.remission.max(initial=0.0),
         "id_counts": pairs if len(pairs) else np.zeros((1, 2), dtype=np.int64),
+        **missing,
         **scan.values,
     }
     return Row(scan.name, where, values, scan.files)
@@ -115,6 +120,9 @@ def _summary(prepared: Prepared, *, notes: tuple[str, ...]) -> dict[str, Any]:
     ids, counts = id_counts(prepared, rows)
     empty = [prepared.names(split)[row] for split, row in rows if not prepared.array(split, "num_points")[row]]
     empty_notes = [f"{len(empty)} scans without points: {', '.join(empty[:5])}"] if empty else []
+    if NO_RETURNS in prepared.manifest["columns"]:
+        missing = sum(int(prepared.array(split, NO_RETURNS).sum()) for split in names)
+        empty_notes.append(f"{missing} points without a return: not counted, not drawn and not scored")
     return {
         "splits": {
             split: {**splits[split], "num_points": int(prepared.array(split, "num_points").sum())} for split in names

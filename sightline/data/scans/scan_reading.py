@@ -4,37 +4,82 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import Literal, NamedTuple, TypeAlias
 
 import numpy as np
 
-from sightline.data.files.cloud_files import CLOUD_SUFFIXES, Cloud, check_columns, read_cloud
+from sightline.data.files.cloud_files import CLOUD_SUFFIXES, Cloud, check_columns, is_no_return, read_cloud
 from sightline.data.files.input_files import size_of
 from sightline.data.files.scan_files import read_bin, read_label_ids
 from sightline.data.scans.label_maps import MAX_ID
-from sightline.data.scans.samples import RawScan, check_finite
+from sightline.data.scans.samples import RawScan, check_scan
 from sightline.errors import DataError
 
-__all__ = ["SCAN_SUFFIXES", "RingOrder", "has_remission", "oriented", "read_scan", "rings_of", "scan_ids"]
+__all__ = [
+    "PREDICTING",
+    "PREPARING",
+    "SCAN_SUFFIXES",
+    "Advice",
+    "NoReturn",
+    "RingOrder",
+    "has_remission",
+    "oriented",
+    "read_scan",
+    "rings_of",
+    "scan_ids",
+]
 
 SCAN_SUFFIXES = (".bin", *CLOUD_SUFFIXES)
 """The kinds of file that `read_scan` reads."""
 RingOrder: TypeAlias = Literal["top_first", "bottom_first"]
 """Which beam the files number 0."""
+NoReturn: TypeAlias = Literal["nan"]
+"""How files mark points without a return: `nan`, x, y and z are all NaN, as in organised clouds of ROS and Ouster."""
 _REMISSIONS = ("remission", "intensity", "reflectance", "i")
 _RINGS = ("ring", "laser", "beam")
 _FLAT_RAD = 1e-3
 """A fan of beams narrower than this has no order."""
 
 
-def read_scan(path: Path, *, columns: Sequence[str] | None) -> Cloud:
+class Advice(NamedTuple):
+    """What a user can do about a file, in the words of the verb that reads it."""
+
+    columns: str
+    no_ring: str
+    num_beams: str
+    order: str
+
+
+PREPARING = Advice(
+    columns="state them: 'columns=[x, y, z, intensity]' when preparing, --columns x,y,z,intensity else (_ for one to "
+    "leave out)",
+    no_ring="name the column ring in columns, or leave num_beams out, with rows: pitch",
+    num_beams="set num_beams",
+    order="set ring_order={other}, or mend the order of x, y and z",
+)
+PREDICTING = Advice(
+    columns="name them with --columns, _ for one to leave out, as in --columns x,y,z,intensity",
+    no_ring="name its column ring with --columns; of a file that holds one laser after another, the highest first, as "
+    "KITTI's do, name the columns that are there and give rings=order",
+    num_beams="name the column of rings with --columns, or give scans of the run's sensor",
+    order="the run's set numbers the beams {stated}: name the columns of x, y, z and ring with --columns, or give "
+    "scans of that form",
+)
+
+
+def read_scan(
+    path: Path, *, columns: Sequence[str] | None, no_return: NoReturn | None = None, advice: Advice = PREPARING
+) -> Cloud:
     """The whole cloud of a file in its own order. Of raw binary (.bin, float32) `columns` names every column.
 
+    Points without a return are in it, NaN at x, y and z; those of PCD only with `no_return`, by the format's rule.
     Raises DataError for a .bin whose columns are not stated, naming the numbers of columns that its size fits, and for
     one whose size does not fit those that are; else as `read_cloud`.
     """
     if path.suffix.lower() != ".bin":
-        return read_cloud(path, columns=columns)
+        cloud = read_cloud(path, columns=columns, keeps_no_returns=True)
+        is_left_out = no_return is None and path.suffix.lower() == ".pcd"
+        return cloud.rows(~is_no_return(cloud)) if is_left_out else cloud
     names = None if columns is None else check_columns(columns)
     num_bytes = size_of(path)
     if names is None and not num_bytes:
@@ -46,10 +91,7 @@ def read_scan(path: Path, *, columns: Sequence[str] | None) -> Cloud:
         if names is not None:
             whole = f"whole points of {len(names)} float32 have a multiple of {4 * len(names)}"
             fault = f"has {num_bytes} bytes, {whole} ({', '.join(names)}); they {fit}"
-        raise DataError(
-            f"{path}: {fault}; state them: 'columns=[x, y, z, intensity]' when preparing, --columns x,y,z,intensity "
-            "else (_ for one to leave out)"
-        )
+        raise DataError(f"{path}: {fault}; {advice.columns}")
     table = read_bin(path, num_columns=len(names))
     named = dict(zip(names, table.T, strict=True))
     with np.errstate(invalid="ignore"):  # a signalling NaN: it is left out as any other
@@ -71,7 +113,7 @@ def scan_ids(cloud: Cloud, path: Path, label: str) -> np.ndarray:
                 "label=NAME"
             )
         return read_label_ids(beside, num_points=len(cloud.points), points_path=path)
-    values = cloud.channels[label]
+    values = np.where(is_no_return(cloud), 0, cloud.channels[label])
     is_wrong = ~((values == np.floor(values)) & (values >= 0) & (values <= MAX_ID))
     if is_wrong.any():
         place = int(is_wrong.argmax())
@@ -89,36 +131,55 @@ def rings_of(cloud: Cloud) -> np.ndarray | None:
     return next((cloud.channels[name] for name in _RINGS if name in cloud.channels), None)
 
 
-def oriented(cloud: Cloud, ids: np.ndarray, *, ring_order: RingOrder, num_beams: int | None, path: Path) -> RawScan:
+def oriented(
+    cloud: Cloud,
+    ids: np.ndarray,
+    *,
+    ring_order: RingOrder,
+    num_beams: int | None,
+    path: Path,
+    no_return: NoReturn | None = None,
+    advice: Advice = PREPARING,
+) -> RawScan:
     """The scan of a cloud, rings counted from the highest beam; zeros for remissions that a file does not have.
 
+    With `no_return` points without a return lie at the origin, so that every point keeps its place in the file.
     Raises DataError for rings that are missing or beyond `num_beams`, and where `ring_order` contradicts the elevations
     of the points.
     """
     remission = next((cloud.channels[name] for name in _REMISSIONS if name in cloud.channels), np.zeros(len(ids)))
-    rings = rings_of(cloud)
-    scan = check_finite(RawScan(cloud.points.astype(np.float32), remission.astype(np.float32), ids), where=str(path))
+    rings, points, is_return = rings_of(cloud), cloud.points, ~is_no_return(cloud)
+    if no_return is None and not is_return.all():
+        count = len(is_return) - int(is_return.sum())
+        raise DataError(
+            f"{path}: point {int((~is_return).argmax())} is NaN at x, y and z, and so are {count - 1} more of "
+            f"{len(is_return)}; give no_return=nan if that marks points without a return, or get the file again"
+        )
+    if no_return is not None:
+        points, remission = np.where(is_return[:, None], points, 0.0), np.where(is_return, remission, 0.0)
+        rings = None if rings is None else np.where(is_return | np.isfinite(rings), rings, 0)
+    with np.errstate(over="ignore", invalid="ignore"):  # what float32 cannot hold is refused with its place
+        scan = RawScan(points.astype(np.float32), remission.astype(np.float32), ids)
+    scan = check_scan(scan, where=str(path))._replace(is_return=None if no_return is None else is_return)
     if num_beams is None:
         return scan
     if rings is None:
         held = ", ".join(cloud.channels) or "none beside x, y, z"
-        raise DataError(
-            f"{path}: has no column {' or '.join(_RINGS)} for num_beams, it has {held}; name the column ring in "
-            "columns, or leave num_beams out, with rows: pitch"
-        )
-    ring = rings.astype(np.int64)
+        raise DataError(f"{path}: has no column {' or '.join(_RINGS)}, it has {held}; {advice.no_ring}")
+    with np.errstate(invalid="ignore"):  # a ring that is not finite differs from every whole number
+        ring = rings.astype(np.int64)
     if ((ring != rings) | (ring < 0) | (ring >= num_beams)).any():
         raise DataError(
             f"{path}: rings run from {rings.min():g} to {rings.max():g}, and the sensor has {num_beams} beams, 0 to "
-            f"{num_beams - 1}; set num_beams"
+            f"{num_beams - 1}; {advice.num_beams}"
         )
     if ring_order == "bottom_first":
         ring = num_beams - 1 - ring
-    _check_order(scan.points, ring, ring_order, path)
+    _check_order(scan.points, ring, ring_order, path, advice)
     return scan._replace(ring=ring)
 
 
-def _check_order(points: np.ndarray, ring: np.ndarray, order: RingOrder, path: Path) -> None:
+def _check_order(points: np.ndarray, ring: np.ndarray, order: RingOrder, path: Path, advice: Advice) -> None:
     """Raises DataError where elevations rise with the number of the ring, which is to fall."""
     distance = np.linalg.norm(points, axis=1)
     is_far = distance > 0
@@ -128,6 +189,6 @@ def _check_order(points: np.ndarray, ring: np.ndarray, order: RingOrder, path: P
     if np.ptp(ring) and np.ptp(elevation) > _FLAT_RAD and np.corrcoef(ring, elevation)[0, 1] > 0:
         other = "bottom_first" if order == "top_first" else "top_first"
         raise DataError(
-            f"{path}: the points' elevations contradict ring_order={order}; set ring_order={other}, or mend the order "
-            "of x, y and z"
+            f"{path}: the points' elevations contradict ring_order={order}; "
+            f"{advice.order.format(other=other, stated=order)}"
         )

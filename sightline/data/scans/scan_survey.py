@@ -31,6 +31,9 @@ _MOST_SPREADS = 3.0
 _TAIL = 0.001
 """The share of the points that borders of elevation leave out at either end."""
 _MOST_RINGS = 256
+_NUMBERS_OF_BEAMS = (1, 4, 8, 16, 32, 40, 64, 80, 128, 256)
+"""Those of sensors on the market."""
+_GUESSED_BEAMS = 64
 _LEAST_ORDER = 0.9
 """Correlation of the order of the file with elevations, from which it counts as that of rings."""
 _LEAST_GAP_DEG = 20
@@ -46,12 +49,13 @@ class _Found:
     elevations: np.ndarray = field(default_factory=lambda: np.zeros(1800, dtype=np.int64))
     azimuths: np.ndarray = field(default_factory=lambda: np.zeros(360, dtype=np.int64))
     rings: list[int] = field(default_factory=list)
+    has_ring_column: bool = False
     num_points: int = 0
     num_outside: int = 0
     high: float = 0.0
 
     def add(self, scan: RawScan, sensor: Sensor | None) -> None:
-        """Take a scan into account."""
+        """Take the returns of a scan into account."""
         self.ids += np.bincount(scan.ids, minlength=2**16)
         self.sums += sums_of(scan.points, scan.remission[:, None])
         distance = np.maximum(np.linalg.norm(scan.points, axis=1), 1e-6)
@@ -63,6 +67,7 @@ class _Found:
             self.num_outside += int(((elevation < sensor.fov_deg[1]) | (elevation > sensor.fov_deg[0])).sum())
         self.num_points += len(scan.points)
         self.high = max(self.high, float(scan.remission.max(initial=0.0)))
+        self.has_ring_column |= scan.ring is not None
         ring = rows_by_file_order(torch.tensor(scan.points)).numpy() if scan.ring is None else scan.ring
         if len(ring) and ring.min() < ring.max() and -np.corrcoef(ring, elevation)[0, 1] >= _LEAST_ORDER:
             self.rings.append(int(ring.max()) + 1)
@@ -92,6 +97,24 @@ class _Found:
         counts = [count for count in self.rings if count <= _MOST_RINGS]
         return max(set(counts), key=counts.count) if counts else None
 
+    def num_beams(self) -> tuple[int, list[str]]:
+        """The number of beams to propose, and why it may be another: a beam without a return leaves no ring."""
+        rings, sheet = self.num_rings(), "look at the sensor's data sheet"
+        if rings is None:
+            return _GUESSED_BEAMS, [
+                f"num_beams: {_GUESSED_BEAMS} is a guess, there are no rings by a column or the order of files; {sheet}"
+            ]
+        proposed = next(count for count in _NUMBERS_OF_BEAMS if count >= rings)
+        source = "a column" if self.has_ring_column else "the order of the files"
+        if proposed != rings:
+            return proposed, [
+                f"num_beams: there are {rings} rings by {source}, and beams without a return leave none; "
+                f"{proposed} is the next number that sensors have: {sheet}"
+            ]
+        if (most := max(self.rings)) > proposed:
+            return proposed, [f"num_beams: scans have up to {most} rings by {source}, most have {rings}; {sheet}"]
+        return proposed, []
+
 
 def survey_scans(
     readers: Sequence[Callable[[], RawScan]], *, source: Path, label_map: LabelMap | None, sensor: Sensor | None
@@ -104,7 +127,7 @@ def survey_scans(
     chosen = _spread(len(readers), MOST_SCANS)
     found = _Found()
     for index in chosen:
-        found.add(readers[index](), sensor)
+        found.add(readers[index]().returns(), sensor)
     mean, spread = mean_and_spread(found.sums, found.num_points)
     ids = np.flatnonzero(found.ids).tolist()
     labels = label_map or identity_map(ids, where=str(source))
@@ -122,10 +145,13 @@ def survey_scans(
         "input_mean": list(mean),
         "input_std": list(spread),
     }
-    view = sensor or Sensor(found.fov_deg(), found.azimuth_deg(), (), rings or 64, max(1.0, found.high), None, None)
+    num_beams, doubts = found.num_beams()
+    view = sensor or Sensor(found.fov_deg(), found.azimuth_deg(), (), num_beams, max(1.0, found.high), None, None)
     if sensor is None:
         block = f"fov_deg: {list(view.fov_deg)}, azimuth_deg: {list(view.azimuth_deg)}, num_beams: {view.num_beams}"
         document["proposed"] = f"sensor: {{{block}, remission_max: {1 if found.high <= 1 else 255}}}"
+        if doubts:
+            document["doubts"] = doubts
     else:
         document["deviations_off"] = _deviations_off(sensor, mean)
         document["unlike"] = _unlike(sensor, found, mean)
@@ -133,7 +159,7 @@ def survey_scans(
     if unknown:
         labels = LabelMap(labels.tables_with(unknown), where=str(source))
         document["label_map"] = labels.tables_with(())
-    scans = [readers[index]() for index in _spread(len(readers), _MOST_PROJECTED)]
+    scans = [readers[index]().returns() for index in _spread(len(readers), _MOST_PROJECTED)]
     widths = [round(width * (view.azimuth_deg[0] - view.azimuth_deg[1]) / 360) for width in _WIDTHS]
     document["projected"] = {f"{view.num_beams} x {width}": _projected(scans, labels, view, width) for width in widths}
     return document

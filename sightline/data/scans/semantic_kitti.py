@@ -187,24 +187,35 @@ def _scans(sequence: Path) -> list[ListedScan]:
 
 
 def _poses(sequence: Path, num_scans: int) -> np.ndarray:
-    """A pose (3, 4) for every scan; identities where there is no poses.txt."""
+    """A pose (3, 4) for every scan; identities where there is no poses.txt, and where it is not as long."""
     path = sequence / "poses.txt"
     if not path.exists():
         return np.broadcast_to(np.eye(3, 4), (num_scans, 3, 4))
     poses = velodyne_poses(path, sequence / "calib.txt")
-    if len(poses) != num_scans:
-        raise DataError(f"{path}: has {len(poses)} poses for {num_scans} scans; complete the sequence")
+    if len(poses) != num_scans:  # which scan lacks its own nobody can tell
+        return np.broadcast_to(np.eye(3, 4), (num_scans, 3, 4))
     return poses
 
 
 def _notes(sequences: list[Path], labelled: list[Path]) -> list[str]:
     bare = [path.name for path in sequences if path not in labelled]
-    posed = [path.name for path in labelled if (path / "poses.txt").exists()]
-    unposed = [path.name for path in labelled if path.name not in posed] if posed else []
+    posed = [path for path in labelled if (path / "poses.txt").exists()]
+    unposed = [path.name for path in labelled if path not in posed] if posed else []
     return [
         *([f"sequences without labels, passed over: {', '.join(bare)}"] if bare else []),
         *([f"sequences without poses.txt: {', '.join(unposed)}"] if unposed else []),
+        *(note for path in posed if (note := _note_on_poses(path))),
     ]
+
+
+def _note_on_poses(sequence: Path) -> str:
+    """The poses of a sequence that are not as many as its scans, none of which is taken; empty where they are."""
+    path = sequence / "poses.txt"
+    num_scans = len(list((sequence / "velodyne").glob("*.bin")))
+    num_poses = len(velodyne_poses(path, sequence / "calib.txt"))
+    if num_poses == num_scans:
+        return ""
+    return f"{path}: has {num_poses} poses for {num_scans} scans; none of them is taken"
 
 
 def _parts(prepared: Prepared, tested: list[str], validation_share: float) -> Parts:

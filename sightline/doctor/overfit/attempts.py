@@ -15,6 +15,7 @@ from sightline.doctor.core.rehearsal import copy_of
 from sightline.engine.build import Built
 from sightline.engine.device import to_device
 from sightline.engine.distributed import World
+from sightline.engine.learnt_losses import together
 from sightline.engine.optimizers import hold_still
 from sightline.engine.precision import Precision, seed_everything
 from sightline.engine.step import run_batch
@@ -176,45 +177,46 @@ def fit(
     `through` is what the step calls in the model's place, `watch` sees the job before each step.
     Starts from the same weights and the same random state each time.
     """
-    seed_everything(bench.built.config.seed, 1)
-    model = prepared_model(bench, precision)
-    if change is not None:
-        change(model)
-    job = _job_of(bench, model, make(model, rate), precision=precision, clip=clip)
-    job.frozen = () if thaw else job.frozen
-    batch = bench.batch_in(precision)
-    replica = model if through is None else through(model)
-    world, clock = World(device=bench.device), _NoClock()
-    losses: list[float] = []
-    terms: dict[str, list[float]] = {}
-    stop: Stop = "steps"
-    for step in range(bench.steps + 1):
-        job.step = step
-        if watch is not None:
-            watch(step, job)
-        try:
-            terms_at_step = optimise_once(job, replica, [batch], world, clock)
-        except NonFiniteGradientError:
-            stop = "not finite"
-            break
-        for term in job.weights:
-            terms.setdefault(term, []).append(terms_at_step[term])
-        losses.append(sum(weight * terms_at_step[term] for term, weight in job.weights_at(step).items()))
-        curve = Curve(name, rate, precision, bench.floor, (losses[0], losses[-1]))
-        if curve.shares[-1] <= goal and watch is None:
-            stop = "reached"
-            break
-        if curve.shares[-1] > EXPLODED:
-            stop = "exploded"
-            break
-        if until is not None and step >= until:
-            stop = "outpaced"
-            break
-    kept = {term: tuple(values) for term, values in terms.items()}
-    found = Curve(name, rate, precision, bench.floor, tuple(losses), kept, stop)
-    if bench.score is None or not found.is_fitted or watch is not None:
-        return found
-    return dataclasses.replace(found, score=bench.score(job, batch))
+    with bench.built.job.losses.kept():
+        seed_everything(bench.built.config.seed, 1)
+        model = prepared_model(bench, precision)
+        if change is not None:
+            change(model)
+        job = _job_of(bench, model, make(together(model, bench.built.job.losses), rate), precision=precision, clip=clip)
+        job.frozen = () if thaw else job.frozen
+        batch = bench.batch_in(precision)
+        replica = model if through is None else through(model)
+        world, clock = World(device=bench.device), _NoClock()
+        losses: list[float] = []
+        terms: dict[str, list[float]] = {}
+        stop: Stop = "steps"
+        for step in range(bench.steps + 1):
+            job.step = step
+            if watch is not None:
+                watch(step, job)
+            try:
+                terms_at_step = optimise_once(job, replica, [batch], world, clock)
+            except NonFiniteGradientError:
+                stop = "not finite"
+                break
+            for term in job.weights:
+                terms.setdefault(term, []).append(terms_at_step[term])
+            losses.append(sum(weight * terms_at_step[term] for term, weight in job.weights_at(step).items()))
+            curve = Curve(name, rate, precision, bench.floor, (losses[0], losses[-1]))
+            if curve.shares[-1] <= goal and watch is None:
+                stop = "reached"
+                break
+            if curve.shares[-1] > EXPLODED:
+                stop = "exploded"
+                break
+            if until is not None and step >= until:
+                stop = "outpaced"
+                break
+        kept = {term: tuple(values) for term, values in terms.items()}
+        found = Curve(name, rate, precision, bench.floor, tuple(losses), kept, stop)
+        if bench.score is None or not found.is_fitted or watch is not None:
+            return found
+        return dataclasses.replace(found, score=bench.score(job, batch))
 
 
 def forward_once(bench: Bench, model: nn.Module) -> Mapping[str, Any]:

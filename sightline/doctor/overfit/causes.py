@@ -16,6 +16,7 @@ from sightline.doctor.overfit.loss_probe import LossProbe, Slope
 from sightline.doctor.overfit.network import activation_cause, constant_cause, gradient_cause, head_cause
 from sightline.doctor.overfit.numbers import lowered_in
 from sightline.doctor.overfit.recipes import Candidate, own_rate
+from sightline.layers.quantisation.parametrised import weight_sizes
 
 __all__ = ["Case", "Part", "bent_losses", "bisect", "loss_cause"]
 
@@ -312,4 +313,4 @@ def _unexplained(case: Case, parts: Sequence[Part]) -> Finding:
 
 
 def _num_parameters(model: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    return sum(size for parameter, size in weight_sizes(model).items() if parameter.requires_grad)

@@ -99,7 +99,7 @@ def probe_loss(bench: Bench) -> LossProbe:
     others = sorted(batch.read - taken - {"sample_index", "offsets"})
     free = {name: free[name] for name in read}
     total = _Total(job, found, batch)
-    start = float(total(free))
+    start = float(total(free).detach())
     floor, fallen_to = _lowest(total, free, start)
     return LossProbe(
         start=start,
@@ -167,7 +167,7 @@ def _slope(total: Callable[[Mapping[str, Tensor]], Tensor], outputs: Mapping[str
     predicted = [sum(float((gradient[n] * d[n]).sum()) for n in d) for d in directions]
     seen = [_difference(total, place, direction) for direction in directions]
     squares = sum(each * each for each in seen)
-    if squares <= 1e-24 * max(1.0, float(total(place)) ** 2):
+    if squares <= 1e-24 * max(1.0, float(total(place).detach()) ** 2):
         return Slope(math.nan if size == 0 else math.inf, 0.0)
     ratio = sum(a * b for a, b in zip(predicted, seen, strict=True)) / squares
     misfit = math.sqrt(sum((a - ratio * b) ** 2 for a, b in zip(predicted, seen, strict=True)) / squares)

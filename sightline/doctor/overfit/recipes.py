@@ -60,9 +60,9 @@ def own_rate(built: Built) -> float:
 
 
 def _own(built: Built, model: nn.Module, rate: float) -> torch.optim.Optimizer:
-    """The run's optimiser over a copy of its model, every group's rate in proportion."""
+    """The run's optimiser over a copy of what it trains, every group's rate in proportion."""
     source = built.job.optimizer
-    names = {id(parameter): name for name, parameter in built.job.model.named_parameters()}
+    names = {id(parameter): name for name, parameter in built.job.trained.named_parameters()}
     copied = dict(model.named_parameters())
     optimizer = copy.copy(source)
     optimizer.state = type(source.state)(source.state.default_factory)

@@ -11,6 +11,7 @@ from sightline.doctor.overfit.fit_one import Asked, Result, fit_one
 from sightline.doctor.overfit.following import Followed, follow
 from sightline.engine.build import Built
 from sightline.errors import UserError
+from sightline.layers.quantisation.parametrised import weight_sizes
 
 __all__ = ["Variant", "compare", "overrides_of"]
 
@@ -68,7 +69,7 @@ def compare(
             if len(result.samples.indices) != len(found[0].result.samples.indices):
                 raise UserError("--vary: variants need different numbers of samples; give --samples")
             raise UserError(f"--vary: {' '.join(overrides)} changes which samples are fitted; vary something else")
-        parameters = sum(parameter.numel() for parameter in built.job.model.parameters())
+        parameters = sum(weight_sizes(built.job.model).values())
         followed = follow(built, asked) if built.config.expect and result.probe is not None else None
         found.append(Variant(overrides, parameters, result, followed))
     return found

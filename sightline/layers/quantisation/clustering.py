@@ -15,9 +15,9 @@ from torch import Tensor
 from sightline.errors import UserError
 from sightline.layers.quantisation.cluster_kernels import cut_sorted, sort_bits
 
-__all__ = ["Clusters", "check_weight", "cluster", "needs_float32"]
+__all__ = ["LEAST_NORMAL", "Clusters", "check_weight", "cluster", "needs_float32"]
 
-_LEAST_NORMAL = 2.0**-14
+LEAST_NORMAL = 2.0**-14
 """Below it numbers of half precision lose digits."""
 
 
@@ -80,7 +80,7 @@ def needs_float32(centres: np.ndarray) -> bool:
     size = np.abs(centres[centres != 0])
     with np.errstate(over="ignore", under="ignore"):
         half = size.astype(np.float16)
-    return bool(size.size and (np.isinf(half).any() or (half == 0).any() or size.max() < _LEAST_NORMAL))
+    return bool(size.size and (np.isinf(half).any() or (half == 0).any() or size.max() < LEAST_NORMAL))
 
 
 def _cluster(values: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray]:

@@ -46,8 +46,9 @@ def quantisable(model: nn.Module, *, min_params: int = 256) -> list[WeightOf]:
 def weights_of(model: nn.Module, *, min_params: int = 256) -> list[WeightOf]:
     """Every parameter of a model, shared ones once, with the reasons of those that stay as they are.
 
-    These are biases, norms and scales, embeddings, what is added to every sample (tokens and positions: bare parameters
-    whose first axis has one entry), and weights with fewer than `min_params` elements, whose codebook would not pay.
+    These are biases, norms and scales, what is added to every sample (tokens and positions: bare parameters whose first
+    axis has one entry), embeddings that are renormalised where they are read or whose gradients are sparse, and weights
+    with fewer than `min_params` elements, whose codebook would not pay.
     """
     names: dict[int, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
@@ -55,8 +56,9 @@ def weights_of(model: nn.Module, *, min_params: int = 256) -> list[WeightOf]:
     owners = dict(model.named_modules(remove_duplicate=False))
     found = []
     for name, parameter in model.named_parameters():
-        kind = _kind(owners[name.rpartition(".")[0]])
-        stays = _reason(kind, name, parameter, min_params)
+        owner = owners[name.rpartition(".")[0]]
+        kind = _kind(owner)
+        stays = _reason_of_embedding(owner) or _reason(kind, name, parameter, min_params)
         found.append(WeightOf(name, tuple(parameter.shape), kind, tuple(names[id(parameter)][1:]), stays))
     return found
 
@@ -72,8 +74,17 @@ def _kind(module: nn.Module) -> str:
     return next((kind for types, kind in kinds if isinstance(module, types)), "parameter")
 
 
+def _reason_of_embedding(owner: nn.Module) -> str | None:
+    """Why an embedding cannot be computed from codes."""
+    if not isinstance(owner, nn.Embedding | nn.EmbeddingBag):
+        return None
+    if owner.max_norm is not None:
+        return "is renormalised where it is read"
+    return "has sparse gradients" if owner.sparse else None
+
+
 def _reason(kind: str, name: str, parameter: nn.Parameter, min_params: int) -> str | None:
-    if kind in ("embedding", "norm"):
+    if kind == "norm":
         return kind
     if not parameter.is_floating_point():
         return f"{parameter.dtype}"

@@ -22,7 +22,17 @@ from sightline.layers.quantisation.layers_of import weights_of
 from sightline.layers.quantisation.linear import Grid, straight_through, weight_grid
 from sightline.schema import nearest
 
-__all__ = ["Codebook", "Half", "Uniform", "apply_policy", "dense", "freeze", "quantised", "quantiser_for"]
+__all__ = [
+    "Codebook",
+    "Half",
+    "Uniform",
+    "apply_policy",
+    "dense",
+    "freeze",
+    "quantised",
+    "quantiser_for",
+    "weight_sizes",
+]
 
 
 class _Quantiser(nn.Module):
@@ -199,6 +209,12 @@ def quantised(model: nn.Module) -> dict[str, tuple[nn.Module, Tensor]]:
                 seen.add(id(chain))
                 found[f"{path}.{attribute}" if path else attribute] = chain[0], chain.original
     return found
+
+
+def weight_sizes(model: nn.Module) -> dict[nn.Parameter, int]:
+    """The number of weights that each parameter stands for, shared ones once: of a codebook those that read it."""
+    coded = {id(held): maker.labels.numel() for maker, held in quantised(model).values() if isinstance(maker, Codebook)}
+    return {parameter: coded.get(id(parameter), parameter.numel()) for parameter in model.parameters()}
 
 
 @torch.no_grad()

@@ -29,7 +29,6 @@ class FCOSHead(DenseHead):
     """
 
     priors: ClassVar[PriorKind] = "points"
-    assigners = frozenset({"fcos", "atss", "ota", "simota"})
 
     def __init__(
         self,
@@ -85,7 +84,6 @@ class ATSSHead(FCOSHead):
     """
 
     priors = "anchors"
-    assigners = frozenset({"atss"})
 
     def __init__(
         self,

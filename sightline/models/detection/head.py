@@ -53,14 +53,13 @@ def start_rare(layer: ConvBlock, prior: float, channels: slice = slice(None)) ->
 class DenseHead(nn.Module):
     """Two towers of convolutions of 3 x 3 pixels that all levels share, one for classes, one for boxes.
 
-    A head states which `priors` it predicts from, `priors_per_cell` of them, and names the `assigners` that may give
-    its priors their targets. Subclasses end their constructor with `_start`: all weights start with a deviation of
-    0.01, and each class has the probability `prior` at each prior.
+    A head states which `priors` it predicts from, and how many of them a cell has, `priors_per_cell`. Subclasses end
+    their constructor with `_start`: all weights start with a deviation of 0.01, and each class has the probability
+    `prior` at each prior.
     Source: Lin et al. 2017, Focal Loss for Dense Object Detection, section 4.
     """
 
     priors: ClassVar[PriorKind]
-    assigners: ClassVar[frozenset[str]]
     priors_per_cell: int
     predictions_per_prior: ClassVar[int] = 1
 

@@ -33,7 +33,6 @@ class RetinaHead(DenseHead):
     """
 
     priors = "anchors"
-    assigners = frozenset({"max_iou", "atss", "free_anchor"})
 
     def __init__(
         self,
@@ -87,7 +86,6 @@ class RetinaEMDHead(DenseHead):
     """
 
     priors = "anchors"
-    assigners = frozenset({"max_iou"})
     predictions_per_prior = 2
 
     def __init__(

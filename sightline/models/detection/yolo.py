@@ -84,7 +84,6 @@ class YOLOv3Head(nn.Module):
     """
 
     priors = "anchors"
-    assigners = frozenset({"max_iou", "atss"})
 
     def __init__(
         self,
@@ -137,7 +136,6 @@ class YOLOXHead(nn.Module):
 
     priors = "points"
     priors_per_cell = 1
-    assigners = frozenset({"simota", "ota", "fcos", "atss"})
 
     def __init__(
         self,

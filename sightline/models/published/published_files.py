@@ -29,6 +29,8 @@ CONTAINERS = ("state_dict", "model_state_dict", "model", "base_model", "net", "n
 
 _WRAPPER = "module."
 _SHOWN = 5
+_MAX_DEPTH = 10
+"""Of containers in each other; training scripts have one or two."""
 _GLOBAL = re.compile(r"(?:GLOBAL|[Uu]nsupported (?:global|class)[: ]+(?:GLOBAL )?)\s*([\w.]+)")
 _SCALAR_TYPES = (np.float64, np.float32, np.float16, np.int64, np.int32, np.bool_)
 
@@ -114,6 +116,11 @@ def _unwrapped(value: Any, path: Path) -> PublishedFile:
     while not _is_state(value):
         if not isinstance(value, Mapping):
             raise CheckpointError(f"{path}: holds a {type(value).__name__}, a mapping of names to tensors is needed")
+        if len(containers) == _MAX_DEPTH:
+            raise CheckpointError(
+                f"{path}: holds itself, or mappings more than {_MAX_DEPTH} deep ({' > '.join(containers)}); save the "
+                "state dict alone, torch.save(model.state_dict(), ...)"
+            )
         inner = [key for key in CONTAINERS if isinstance(value.get(key), Mapping) and value[key]]
         if len(inner) != 1:
             found = f"holds {' and '.join(inner)}" if inner else f"holds {_listed(list(map(str, value)))}"

@@ -65,7 +65,7 @@ class Few:
         raise NotImplementedError
 
     def others(self) -> Others:
-        return Others(frozenset({7, 3, 4, 50, "a,1", "z"}), frozenset({*IDS, 12}))
+        return Others(frozenset({7, 3, 4, 50, "a,1", "train/z"}), frozenset({*IDS, 12}))
 
 
 def read(path: Path, document: Any, images: list[ImageRef] = IMAGES) -> Results:
@@ -158,6 +158,24 @@ def test_rows_of_another_part_or_class_of_the_set_are_counted(tmp_path: Path) ->
     given = read(tmp_path / "x.json", [ROW, ROW | {"image_id": 50}, ROW | {"category_id": 12}, ROW | {"image_id": 50}])
     assert [len(each.boxes) for each in given.found] == [1, 0, 0]
     assert (given.num_other_images, given.num_other_classes) == (2, 1)
+
+
+def test_images_are_known_by_the_file_names_of_their_annotations(tmp_path: Path) -> None:
+    """Names lie below the source's root, file names below the folder of images; accents and slashes are as they are."""
+    images = [
+        ImageRef(name, number, 9, 9) for number, name in enumerate(("val/1.png", "val/a/\u00e9.png", "val/b/1.png"))
+    ]
+    keys = ["1.png", "./val/1.png", "e\u0301.png", "a\\\u00e9.png", "b/1.png"]
+    rows = [ROW | {"image_id": key} for key in keys]
+    with pytest.raises(DataError, match=r"row 0 is of one of 2 images called '1.png' \(val/1.png, val/b/1.png\); give"):
+        read(tmp_path / "x.json", rows, images)
+    del rows[0], rows[-1]["image_id"]
+    rows[-1]["file_name"] = "b/1.png"
+    given = read(tmp_path / "x.json", [*rows, ROW | {"image_id": "z"}], images)
+    assert [len(each.boxes) for each in given.found] == [1, 2, 1]
+    assert given.num_other_images == 1
+    with pytest.raises(DataError, match="row 0: the set has no image 'png'"):
+        read(tmp_path / "x.json", [ROW | {"image_id": "png"}], images)
 
 
 def test_lines_that_do_not_fit_are_named(tmp_path: Path) -> None:

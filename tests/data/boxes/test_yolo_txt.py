@@ -243,6 +243,40 @@ def test_folders_that_do_not_fit_are_refused(tmp_path: Path) -> None:
         prepare(tmp_path / "in", tmp_path / "set", names=("person",))
 
 
+@pytest.mark.parametrize(
+    ("lines", "told"),
+    [
+        ("train: [[images]]\nnames: [a]", r"data\.yaml: train: found \['images'\], the path of a folder, or a list"),
+        ("val: [images, 5]\nnames: [a]", r"data\.yaml: val: found 5, the path of a folder"),
+        ("test: {a: b}\nnames: [a]", r"data\.yaml: test: found \{'a': 'b'\}, the path of a folder"),
+        ("path: 7\nnames: [a]", r"data\.yaml: path: found 7, the path of a folder"),
+        ("names: {a: b}", r"data\.yaml: names needs a list of names, or a name for each of some whole numbers"),
+        ("names: {-1: b}", r"data\.yaml: names needs"),
+        ("names: {0: a, 00: b}", r"data\.yaml: names needs"),
+        ("names: [a, [b]]", r"data\.yaml: names needs"),
+        ("names: [a, ~]", r"data\.yaml: names needs"),
+        ("names: &n [*n]", r"data\.yaml:1: names.*: an anchor that contains itself"),
+        ("<<: {names: [a]}\nnames: [b]", r"data\.yaml:1: merge keys \(<<\) are not read; write the entries out"),
+        ("names: [a\0]", r"data\.yaml:1: holds the character U\+0000; remove it"),
+    ],
+)
+def test_a_file_of_names_is_read_strictly(tmp_path: Path, lines: str, told: str) -> None:
+    write_image(tmp_path / "images/a.png", pattern(8, 8))
+    (tmp_path / "data.yaml").write_text(lines)
+    with pytest.raises(DataError, match=told):
+        YoloTxt.survey(tmp_path)
+
+
+def test_names_are_read_as_they_stand_and_other_files_are_not_looked_at(tmp_path: Path) -> None:
+    """Before, `no` and 010 were False and 8, as in YAML 1.1; a YAML file of another tool refused the set."""
+    write_image(tmp_path / "a.png", pattern(8, 8))
+    (tmp_path / "a.txt").write_text("2 0.5 0.5 0.25 0.5\n")
+    (tmp_path / "data.yaml").write_text('names: [no, 010, "\\ud83d\\ude00", 3]\n')
+    (tmp_path / "another.yaml").write_text("services: !include x\n<<: 5\n")
+    assert list(YoloTxt.survey(tmp_path)["boxes_per_class"]) == ["no", "010", "\U0001f600", "3"]
+    YoloTxt.prepare(source=tmp_path, target=tmp_path.with_name("set"), name="yolo_txt", progress=quiet)
+
+
 def test_links_are_followed_once(tmp_path: Path) -> None:
     write_image(tmp_path / "disk" / "bild ü.png", pattern(10, 20))
     (tmp_path / "disk" / "bild ü.txt").write_text("0 .5 .5 .5 .5")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -165,9 +166,16 @@ def test_lists_and_options(tmp_path: Path) -> None:
         ("label_2", "Car 0.00 ", "Car ", r"000000\.txt:1: has 14 columns, 15 are expected"),
         ("label_2", "Car 0.00 ", "Car x ", r"000000\.txt:1: holds something else than numbers"),
         ("calib", "P2:", "P3:", r"000000\.txt: has no row 'P2', 12 numbers are expected"),
-        ("calib", "R0_rect: 1 ", "R0_rect: ", r"000000\.txt: has 8 numbers in R0_rect, 9 numbers are expected"),
+        ("calib", "R0_rect: 1 ", "R0_rect: ", r"000000\.txt:2: has 8 numbers in R0_rect, 9 numbers are expected"),
         ("calib", "P2: ", "P2 ", r"000000\.txt:1: is not `name: numbers`"),
         ("calib", "P2: 100", "P2: nan", r"000000\.txt:1: holds a number that is not finite"),
+        ("calib", "P2: 100", "P2: 0", r"000000\.txt:1: P2 is not a camera"),
+        ("calib", "P2: 100", "P2: -100", r"000000\.txt:1: P2 is not a camera"),
+        ("calib", "P2: 100", "P2: 1e300", r"000000\.txt:1: P2 is not a camera"),
+        ("calib", "R0_rect: 1 ", "R0_rect: 2 ", r"000000\.txt:\d: R0_rect: is not a rotation: R R\^T is 3 off"),
+        ("calib", "R0_rect: 1 ", "R0_rect: 0 ", r"000000\.txt:\d: R0_rect: is not a rotation"),
+        ("calib", "R0_rect: 1 ", "R0_rect: -1 ", r"000000\.txt:\d: R0_rect: mirrors space"),
+        ("calib", "R0_rect: ", "P2: ", r"000000\.txt:\d: 'P2' is there twice, before in .*000000\.txt:1; keep one"),
     ],
 )
 def test_damaged_files_are_refused(tmp_path: Path, part: str, old: str, new: str, told: str) -> None:
@@ -178,6 +186,36 @@ def test_damaged_files_are_refused(tmp_path: Path, part: str, old: str, new: str
     path.write_text(text.replace(old, new, 1))
     with pytest.raises(DataError, match=told):
         prepare(tmp_path / "kitti", tmp_path / "set")
+
+
+OBJECT = "Car 0 0 0 0 0 50 50 1.5 1.6 4 0 1.7 9 0.5"
+REGION = "DontCare -1 -1 -10 60 40 140 70 -1 -1 -1 -1000 -1000 -1000 -10"
+
+
+@pytest.mark.parametrize(
+    ("line", "places", "words"),
+    [
+        (OBJECT, range(1, 15), ("nan", "inf", "-inf", "1e999")),
+        (OBJECT, (8, 9, 10), ("0", "-1", "2000")),
+        (REGION, range(1, 15), ("nan", "-inf")),
+        (REGION, (4,), ("140", "150")),
+        (REGION, (7,), ("40", "0")),
+    ],
+)
+def test_objects_that_hold_no_point_are_refused(
+    tmp_path: Path, line: str, places: Sequence[int], words: Sequence[str]
+) -> None:
+    """Comparisons with NaN are false: such objects vanished, and their points became background."""
+    path = tmp_path / "000007.txt"
+    for place, word in ((place, word) for place in places for word in words):
+        columns = line.split()
+        columns[place] = word
+        path.write_text(f"{OBJECT}\n\n{' '.join(columns)}\n")
+        with pytest.raises(DataError, match=r"000007\.txt:3: .*would hold no point") as caught:
+            read_objects(path)
+        assert "\n" not in str(caught.value)
+    path.write_text(f"{OBJECT}\n{REGION}\n")
+    assert len(read_objects(path).types) == 2
 
 
 def test_other_things_are_refused(tmp_path: Path) -> None:

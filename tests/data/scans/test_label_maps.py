@@ -108,11 +108,20 @@ def test_ones_own_map_merges_classes(tmp_path: Path) -> None:
         ("10: 2}", "10: -1}", "10 leads to -1, a whole number from 0 to 65535 is needed"),
         ("10: 2}", "10: 2.0}", "10 leads to 2.0"),
         ("10: 2}", "70000: 2}", "the key 70000 is not a whole number"),
-        ("10: 2}", "9: 1}", r"mine\.yaml:3: names 9 a second time"),
+        ("10: 2}", "9: 1}", r"mine\.yaml:3: learning_map\.9: '9' is given twice, first on line 3"),
+        ("10: 2}", "09: 1}", "learning_map: names 9 a second time"),
+        ("10: 2}", "\u0663: 1}", "learning_map: the key \u0663 is not a whole number"),
+        ("10: 2}", f"{'9' * 90}: 1}}", "learning_map: the key 9+ is not a whole number"),
+        ("learning_ignore: {", "learning_ignore: [", r"mine\.yaml:5: not valid YAML"),
+        ("1: false", "1: 'false'", "learning_ignore: 1 leads to 'false', true or false is needed"),
+        ("1: false", "car: false", "learning_ignore: the key car is not a whole number"),
+        ("labels:", "color_map: {0: [0, 0, 0], 4: [0, 0, 2.0], 9: [1, 1, 1]}\nlabels:", "color_map: 4 has"),
+        ("labels:", "color_map: {car: [0, 0, 0]}\nlabels:", "color_map: the key car is not"),
+        ("labels:", "color_map: 5\nlabels:", "color_map: is 5, not a table"),
         ("2: false", "2: true", "learning_ignore: ignores class 2"),
         ("learning_map:", "learning_mop:", "has no table 'learning_map'"),
         ("labels:", "color_map: {0: [0, 0, 0], 4: [0, 0, 256]}\nlabels:", "color_map: 4 has"),
-        ("labels: {", "labels: [", r"mine\.yaml:\d: does not read as YAML"),
+        ("labels: {", "labels: [", r"mine\.yaml:\d: not valid YAML"),
     ],
 )
 def test_maps_that_are_not_whole_are_refused(tmp_path: Path, old: str, new: str, told: str) -> None:
@@ -121,9 +130,32 @@ def test_maps_that_are_not_whole_are_refused(tmp_path: Path, old: str, new: str,
         own(tmp_path, OWN.replace(old, new, 1))
 
 
+@pytest.mark.parametrize(
+    ("shares", "told"),
+    [
+        ("{0: 0.5, 1: 0.5}", "class_frequency: lacks the class 2; a share for each of the classes 0 to 2"),
+        ("{0: 0.5, 1: 0.3, 2: 0.1, 3: 0.1}", "class_frequency: has the class 3"),
+        ("{0: 0.5, 4: 0.3, 9: 0.1}", "class_frequency: lacks the class 1"),
+        ("{0: 0.5, 1: -0.3, 2: 0.1}", "class_frequency: 1 has -0.3, a share from 0 to 1 is needed"),
+        ("{0: 0.5, 1: 1e308, 2: 0.1}", "class_frequency: 1 has 1e[+]308"),
+        ("{0: 0.5, 1: .nan, 2: 0.1}", "class_frequency: 1 has '.nan'"),
+        ("{0: 0, 1: 0.0, 2: 0}", "class_frequency: every share is 0"),
+        ("[0.5, 0.3, 0.2]", "class_frequency: is .*, not a table"),
+    ],
+)
+def test_frequencies_are_a_share_for_every_class(tmp_path: Path, shares: str, told: str) -> None:
+    with pytest.raises(DataError, match=told):
+        own(tmp_path, f"{OWN}class_frequency: {shares}\n")
+
+
+def test_frequencies_stand_in_the_order_of_the_classes(tmp_path: Path) -> None:
+    assert own(tmp_path, f"{OWN}class_frequency: {{2: 0.25, 0: 0.5, 1: 0.125}}\n").frequencies == (0.5, 0.125, 0.25)
+    assert own(tmp_path, OWN).frequencies == ()
+
+
 def test_what_is_no_map_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"nowhere.*: cannot be read as a label map.*there: single, multi"):
         read_label_map(str(tmp_path / "nowhere"), LABEL_MAPS)
     for text in ("", "[1, 2]", "text", "!!python/object:os.system {}"):
-        with pytest.raises(DataError, match=r"mine\.yaml: (is not a label map|does not read)|mine\.yaml:1"):
+        with pytest.raises(DataError, match=r"mine\.yaml: is not a label map|mine\.yaml:1: the tag"):
             own(tmp_path, text)

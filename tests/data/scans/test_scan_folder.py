@@ -160,5 +160,48 @@ def test_what_is_refused(tmp_path: Path) -> None:
 
 def test_rings_that_files_do_not_have(tmp_path: Path) -> None:
     write_own(tmp_path / "own", 1)
-    with pytest.raises(DataError, match="has no column ring or laser or beam for num_beams, it has intensity, foo"):
+    with pytest.raises(DataError, match="has no column ring or laser or beam, it has intensity, foo"):
         prepare(tmp_path / "own", tmp_path / "set", columns=(*COLUMNS[:4], "foo"), num_beams=16)
+
+
+@pytest.mark.parametrize("kind", ["npy", "ply", "pcd"])
+@pytest.mark.parametrize("has_column", [True, False])
+def test_points_without_a_return_keep_their_labels_in_every_kind_of_file(
+    tmp_path: Path, kind: str, has_column: bool
+) -> None:
+    """An organised cloud: all is NaN without a return, the label too, or the ids of all points are in a file beside."""
+    names = ("x", "y", "z", "remission", "label") if has_column else ("x", "y", "z", "remission")
+    (tmp_path / "own").mkdir()
+    scans = [own_scan(number) for number in range(2)]
+    for number, scan in enumerate(scans):
+        table = np.column_stack([scan.points, scan.remission, scan.ids]).astype(np.float32)[:, : len(names)]
+        table[::3] = np.nan
+        path = tmp_path / f"own/{number}.{kind}"
+        header = {
+            "pcd": f"VERSION 0.7\nFIELDS {' '.join(names)}\nSIZE {'4 ' * len(names)}\nTYPE {'F ' * len(names)}\n"
+            f"COUNT {'1 ' * len(names)}\nWIDTH {len(table)}\nHEIGHT 1\nVIEWPOINT 0 0 0 1 0 0 0\nPOINTS {len(table)}\n"
+            "DATA binary\n",
+            "ply": f"ply\nformat binary_little_endian 1.0\nelement vertex {len(table)}\n"
+            + "".join(f"property float {name}\n" for name in names)
+            + "end_header\n",
+        }
+        if kind == "npy":
+            np.save(path, table)
+        else:
+            path.write_bytes(header[kind].encode() + table.tobytes())
+        if not has_column:
+            write_labels(path.with_suffix(".label"), scan.ids, np.zeros(len(scan.ids)))
+    columns = {"columns": names} if kind == "npy" else {}
+    manifest = prepare(tmp_path / "own", tmp_path / "set", no_return="nan", **columns)
+    num_missing = sum(len(scan.ids[::3]) for scan in scans)
+    assert manifest["differences"] == [f"{num_missing} points without a return: not counted, not drawn and not scored"]
+    for split, scan in zip(("train", "test"), scans, strict=True):
+        part = opened(tmp_path / "set", split, validation_share=0.0, test_share=0.5)
+        sample = part[SampleKey(0, 0, 0)]
+        is_return = np.arange(len(scan.ids)) % 3 != 0
+        assert np.array_equal(sample["points"][is_return], scan.points[is_return])
+        assert not sample["points"][~is_return].any()
+        assert np.array_equal(part.label_map.ids(sample["label"].numpy()[is_return]), scan.ids[is_return])
+        assert (sample["label"][~is_return] == part.label_map.ignore_index).all()
+        assert part.info.scans is not None
+        assert part.info.scans.no_return == "nan"

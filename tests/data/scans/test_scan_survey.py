@@ -122,3 +122,30 @@ def test_scans_of_one_point_or_none(tmp_path: Path) -> None:
     (tmp_path / "b.bin").write_bytes(b"")
     found = ScanFolder.survey(tmp_path, columns=PLAIN)
     assert found["sensor"]["rings"] == "none found"
+
+
+@pytest.mark.parametrize(("rings", "proposed", "doubt"), [(21, 32, "there are 21 rings"), (16, 16, ""), (64, 64, "")])
+def test_a_number_of_beams_that_no_sensor_has_is_doubted(tmp_path: Path, rings: int, proposed: int, doubt: str) -> None:
+    """Beams into the sky leave no return and no ring, whether rings are a column or the order of the file."""
+    azimuths, elevations = np.linspace(0, -2 * np.pi, 90, endpoint=False) - 1e-3, np.linspace(2, -20, rings)
+    ring, azimuth = np.repeat(np.arange(rings), 90), np.tile(azimuths, rings)
+    elevation = np.radians(elevations)[ring]
+    x, y, z = (10 * each for each in (np.cos(azimuth) * np.cos(elevation), np.sin(azimuth) * np.cos(elevation),
+                                      np.sin(elevation)))  # fmt: skip
+    for source, columns in (("the order of the files", PLAIN), ("a column", COLUMNS)):
+        folder = tmp_path / source
+        folder.mkdir()
+        further = [ring] if columns == COLUMNS else []
+        np.stack([x, y, z, np.ones_like(x), *further], axis=1).astype("<f4").tofile(folder / "a.bin")
+        found = ScanFolder.survey(folder, columns=columns)
+        assert f"num_beams: {proposed}," in found["proposed"]
+        doubts = " ".join(found.get("doubts", []))
+        assert doubts.startswith(f"num_beams: {doubt} by {source}") if doubt else not doubts
+        assert ("data sheet" in doubts) == bool(doubt)
+
+
+def test_a_sensor_without_rings_is_a_guess_and_said_to_be_one(tmp_path: Path) -> None:
+    points = np.random.default_rng(0).normal(scale=10, size=(500, 4)).astype("<f4")
+    points[:, 3] = 1
+    points.tofile(tmp_path / "a.bin")
+    assert ScanFolder.survey(tmp_path, columns=PLAIN)["doubts"][0].startswith("num_beams: 64 is a guess")

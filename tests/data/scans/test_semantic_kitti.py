@@ -164,8 +164,11 @@ def test_poses_are_those_of_the_scanner(tree: Path, tmp_path: Path) -> None:
     expected = np.hstack([np.eye(3), [[3.0], [0.0], [0.0]]])
     assert np.allclose(part.pose_of(3), expected, atol=1e-12)
     (tree / "sequences/00/poses.txt").write_text("1 0 0 0 0 1 0 0 0 0 1 0\n")
-    with pytest.raises(DataError, match=r"poses\.txt: has 1 poses for 5 scans"):
-        prepare(tree, tmp_path / "again")
+    short = prepare(tree, tmp_path / "short")["differences"]
+    assert [note.partition("sequences/")[2] for note in short] == [
+        "00/poses.txt: has 1 poses for 5 scans; none of them is taken"
+    ]
+    assert all(np.array_equal(opened(tmp_path / "short").pose_of(index), np.eye(3, 4)) for index in range(4))
     (tree / "sequences/00/poses.txt").write_text("1 0 0 0 0 1 0 0 0 0 1 x\n")
     with pytest.raises(DataError, match=r"poses\.txt:1: holds something else than numbers"):
         prepare(tree, tmp_path / "again")

@@ -112,16 +112,18 @@ def test_which_tensors_are_quantised_and_why_others_stay() -> None:
     model = Plugin()
     rows = {weight.name: weight for weight in weights_of(model)}
     assert list(rows) == [name for name, _ in model.named_parameters()]
-    assert [weight.name for weight in quantisable(model)] == ["mix", "enter.weight", "parts.0"]
+    assert [weight.name for weight in quantisable(model)] == ["mix", "enter.weight", "parts.0", "words.weight"]
     assert (rows["enter.weight"].shared, rows["enter.weight"].size) == (("leave.weight",), 400)
     assert {name: weight.stays for name, weight in rows.items() if weight.stays} == {
         "token": "is added to every sample",
         "enter.bias": "bias",
         "parts.1": "has one axis",
-        "words.weight": "embedding",
         "norm.weight": "norm",
         "norm.bias": "norm",
     }
+    sparse, renormalised = nn.Embedding(40, 20, sparse=True), nn.EmbeddingBag(40, 20, max_norm=1.0)
+    assert [w.stays for w in weights_of(sparse)] == ["has sparse gradients"]
+    assert [w.stays for w in weights_of(renormalised)] == ["is renormalised where it is read"]
     assert [w.stays for w in weights_of(nn.Conv2d(3, 3, 3)) if w.name == "weight"] == ["fewer than 256 elements"]
     assert [w.kind for w in weights_of(nn.ConvTranspose3d(8, 9, 3)) if w.name == "weight"] == ["transposed convolution"]
 

@@ -28,15 +28,17 @@ def no_gradient(context: Context) -> list[Finding]:
     rehearsal = context.rehearsal
     if not rehearsal.is_sound:
         return coverage
-    return [*coverage, *_of_registration(context), *_of_terms(context), *_of_reach(context), *_of_intent(context)]
+    reach = [*_of_reach(context), *_of_losses(context)]
+    return [*coverage, *_of_registration(context), *_of_terms(context), *reach, *_of_intent(context)]
 
 
 def _of_coverage(context: Context) -> Iterator[Finding]:
-    """Optimiser and model hold the same trainable parameters."""
+    """Optimiser and model, with the losses that learn, hold the same trainable parameters."""
     job = context.built.job
+    trained = job.trained
     held = {id(parameter) for group in job.optimizer.param_groups for parameter in group["params"]}
-    own = {id(parameter) for parameter in job.model.parameters()}
-    trainable = {name: p for name, p in job.model.named_parameters() if p.requires_grad}
+    own = {id(parameter) for parameter in trained.parameters()}
+    trainable = {name: p for name, p in trained.named_parameters() if p.requires_grad}
     left_out = [name for name, parameter in trainable.items() if id(parameter) not in held]
     foreign = len(held - own)
     if not left_out and not foreign:
@@ -130,6 +132,28 @@ def _of_reach(context: Context) -> Iterator[Finding]:
     for names, reason in groups:
         if names:
             yield _of_silent(context, names, reason, idle_outputs)
+
+
+def _of_losses(context: Context) -> Iterator[Finding]:
+    """Parameters of losses that no gradient of the rehearsed step reached."""
+    job = context.built.job
+    held = tuple(f"{entry['modules']}." for entry in job.frozen)
+    silent = [
+        name
+        for name, parameter in job.trained.named_parameters()
+        if job.losses.owner(name) and parameter.requires_grad and parameter.grad is None and not name.startswith(held)
+    ]
+    if silent:
+        yield _of_parameters(
+            context,
+            silent,
+            f"{len(silent)} parameter(s) of losses get no gradient",
+            causes=("loss.detached", "model.structure"),
+            at="losses",
+            measured=f"no gradient in {context.rehearsal.num_tries} micro-batches",
+            expected="the loss depends on each of its parameters",
+            action="use them in the loss's forward, or make them buffers if they are constants",
+        )
 
 
 def _of_silent(context: Context, names: Sequence[str], reason: str, idle_outputs: set[str]) -> Finding:

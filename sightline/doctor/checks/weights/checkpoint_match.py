@@ -14,6 +14,7 @@ from sightline.doctor.core.rehearsal import copy_of
 from sightline.errors import CheckpointError
 from sightline.layers.quantisation.parametrised import dense, freeze
 from sightline.runs.checkpoint import MatchReport, load_weights
+from sightline.runs.packed import holders_of
 from sightline.runs.trained_weights import load
 
 __all__ = ["checkpoint_match"]
@@ -49,11 +50,16 @@ def checkpoint_match(context: Context) -> list[Finding]:
 
 
 def _differing(expected: Mapping[str, Tensor], own: Mapping[str, Tensor], changed: Collection[str]) -> list[str]:
-    """Names of tensors that loading the weights once more would change, but for those that are quantised after it."""
+    """Names of tensors that loading the weights once more would change, but for those that are quantised after it.
+
+    A shared tensor is quantised under all of its names.
+    """
+    _, tied = holders_of(expected)
+    quantised = {tied.get(name, name) for name in changed}
     return [
         name
         for name, value in expected.items()
-        if name not in changed
+        if tied.get(name, name) not in quantised
         if isinstance(value, Tensor) and not torch.equal(value.nan_to_num(), own[name].nan_to_num())
     ]
 

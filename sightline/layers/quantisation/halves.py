@@ -1,0 +1,46 @@
+"""The numbers beside the weights that policies take: biases, norms and small weights, which a file holds in half."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+
+from sightline.layers.quantisation.clustering import LEAST_NORMAL
+from sightline.layers.quantisation.layers_of import weights_of
+
+__all__ = ["halvable", "round_to_half"]
+
+_STATISTICS = ("running_mean", "running_var")
+
+
+def halvable(model: nn.Module, *, but: Collection[str]) -> tuple[str, ...]:
+    """Names in the state of the parameters that no search takes, and of the running statistics of norms; of float32.
+
+    `but` are those that a policy names. Of a model that is not quantised.
+    """
+    state = model.state_dict()
+    names = [weight.name for weight in weights_of(model) if weight.stays is not None]
+    for path, module in model.named_modules():
+        if isinstance(module, _NormBase) and module.track_running_stats:
+            names += [f"{path}.{each}" if path else each for each in _STATISTICS]
+    return tuple(name for name in names if name not in but and state[name].dtype == torch.float32)
+
+
+@torch.no_grad()
+def round_to_half(state: Mapping[str, Tensor], names: Iterable[str]) -> tuple[str, ...]:
+    """Round these tensors of a state in place, but for those that half precision cannot hold; which were.
+
+    It cannot hold numbers above 65504 or that are not finite, and loses the digits of those below 2^-14: a tensor that
+    has no larger one stays.
+    """
+    rounded = []
+    for name in names:
+        value = state[name]
+        largest = float(value.abs().max()) if value.numel() else 0.0
+        if largest == 0 or LEAST_NORMAL <= largest <= torch.finfo(torch.float16).max:
+            value.copy_(value.half())
+            rounded.append(name)
+    return tuple(rounded)

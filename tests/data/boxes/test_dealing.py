@@ -1,0 +1,150 @@
+"""Parts of sets of images with boxes: seeded, alike in classes and folders, the same again; old runs keep theirs."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from sightline.config import read_config, read_sections, render
+from sightline.data.boxes.coco import Coco
+from sightline.data.boxes.dealing import hold_out_images
+from sightline.runs.inputs import inputs_document
+from tests.data.boxes.box_writers import pattern, quiet, write_coco, write_image
+
+
+def pairs_of(shown: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
+    """The places of images and the classes that they show, in order."""
+    pairs = [(place, label) for place, labels in enumerate(shown) for label in sorted({*labels})]
+    places, labels = np.array(pairs, dtype=np.int64).reshape(-1, 2).T
+    return places, labels
+
+
+def test_classes_and_folders_are_on_either_side_over_seeds() -> None:
+    """Counted one by one, over 200 random sets: the size asked for, every class that may be, folders to one image."""
+    rng = np.random.default_rng(5)
+    num_lost = num_larger = 0
+    for seed in range(200):
+        size, num_classes = int(rng.integers(20, 60)), int(rng.integers(1, 7))
+        shown = [np.flatnonzero(rng.random(num_classes) < 0.5 / (1 + np.arange(num_classes))) for _ in range(size)]
+        folders = [f"folder{place % 2}" for place in range(size)]
+        count = size // 5
+        held = hold_out_images(*pairs_of(shown), folders, count=count, seed=seed)
+        assert held == hold_out_images(*pairs_of(shown), folders, count=count, seed=seed)
+        counts = [Counter(label for one, is_held in zip(shown, held, strict=True) for label in one if is_held == side)
+                  for side in (False, True)]  # fmt: skip
+        for label in {*counts[0], *counts[1]}:
+            if counts[0][label] + counts[1][label] > 1:
+                num_lost += not (counts[0][label] and counts[1][label])
+        assert count <= sum(held) <= count + num_classes
+        num_larger += sum(held) > count
+    assert num_lost == 0
+    assert num_larger <= 10
+
+
+def test_one_class_is_dealt_over_folders_in_proportion() -> None:
+    """Of 300, 100 and 50 images in three folders a fifth each, to one image: 60, 20 and 10."""
+    folders = ["a"] * 300 + ["b"] * 100 + ["c"] * 50
+    chosen = set()
+    for seed in range(20):
+        held = hold_out_images(*pairs_of([[0]] * 450), folders, count=90, seed=seed)
+        found = Counter(folder for folder, is_held in zip(folders, held, strict=True) if is_held)
+        assert all(abs(found[name] - size) <= 1 for name, size in (("a", 60), ("b", 20), ("c", 10)))
+        assert sum(held) == 90
+        chosen.add(tuple(held))
+    assert len(chosen) == 20
+
+
+def test_a_rare_class_is_tested_and_a_single_one_trained_on() -> None:
+    """Hand-made: 18 images of class 0, of which two show class 1, one shows class 2."""
+    shown: list[list[int]] = [[0]] * 15 + [[0, 1], [0, 1], [0, 2]]
+    for seed in range(50):
+        held = hold_out_images(*pairs_of(shown), [""] * 18, count=4, seed=seed)
+        assert sum(held[15:17]) == 1
+        assert not held[17]
+        assert sum(held) == 4
+    alone = [[place] for place in range(5)]
+    assert all(sum(hold_out_images(*pairs_of(alone), [""] * 5, count=1, seed=seed)) == 1 for seed in range(20))
+    assert sum(hold_out_images(*pairs_of([[], [], []]), [""] * 3, count=1, seed=0)) == 1
+    assert hold_out_images(*pairs_of([[0]]), [""], count=0, seed=0) == [False]
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Forty images in two folders; the last eight, all of the second folder, show no hat."""
+    folder = tmp_path_factory.mktemp("coco")
+    images, rows = [], []
+    for number in range(40):
+        name = f"{'a' if number < 30 else 'b'}/{number:02d}.png"
+        write_image(folder / "in" / name, pattern(8, 8))
+        images.append((number, name, 8, 8))
+        labels = (3, 90) if number in (4, 11) else (7,) if number < 32 else (3,)
+        rows += [{"image_id": number, "category_id": label, "bbox": [1, 1, 4, 4]} for label in labels]
+    write_coco(folder / "in" / "labels.json", images, rows)
+    Coco.prepare(source=folder / "in", target=folder / "set", name="coco", progress=quiet)
+    return folder / "set"
+
+
+def names_of(images: Coco) -> list[str]:
+    return [images.name_of(index) for index in range(len(images))]
+
+
+def test_parts_that_files_do_not_state_are_seeded(root: Path) -> None:
+    """The last eight by name had no car and no hat, and were of one folder."""
+    parts = {split: Coco(split=split, root=str(root)) for split in ("train", "validation", "test")}
+    names = {split: names_of(images) for split, images in parts.items()}
+    assert sorted(name for each in names.values() for name in each) == sorted(
+        f"{'a' if number < 30 else 'b'}/{number:02d}.png" for number in range(40)
+    )
+    assert all(each == sorted(each) for each in names.values())
+    assert {split: len(each) for split, each in names.items()} == {"train": 29, "validation": 3, "test": 8}
+    assert {name[0] for name in names["test"]} == {"a", "b"}
+    shown = {label for index in range(8) for label in parts["test"].record(index).label.tolist()}
+    assert shown == {0, 1, 2}
+    assert names_of(Coco(split="test", root=str(root), classes=("hat",))) == names["test"]
+    assert names_of(Coco(split="test", root=str(root), split_seed=1)) != names["test"]
+    before = Coco(split="test", root=str(root), split_rule="sorted")
+    assert names_of(before) == [f"b/{number}.png" for number in range(32, 40)]
+    assert inputs_document(parts["train"].info)["split"] == {
+        "rule": "seeded",
+        "seed": 0,
+        "parts": ("validation", "test"),
+    }
+    assert inputs_document(before.info)["split"] == {"rule": "sorted", "seed": None, "parts": ("validation", "test")}
+    chosen = Coco(split="test", root=str(root), tested=("b/3",))
+    assert names_of(chosen) == [f"b/{number}.png" for number in range(30, 40)]
+    assert inputs_document(chosen.info)["split"]["parts"] == ("validation",)
+
+
+def without_rule(text: str) -> str:
+    """A recorded config as it was before there was a rule to choose."""
+    return "".join(
+        line for line in text.splitlines(keepends=True) if "split_rule" not in line and "split_seed" not in line
+    )
+
+
+def test_an_old_run_keeps_its_test_names(root: Path, tmp_path: Path) -> None:
+    """Its own config lacks the rule, and reads as `sorted`; a new config, and a run of today, do not."""
+    base = Path(__file__).parents[3] / "configs" / "detect" / "synthetic_crowds_retinanet.yaml"
+    config = tmp_path / "new.yaml"
+    config.write_text(f"base: {base}\ndata: {{name: coco, root: {root}}}\n")
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "facts.json").write_text("{}")
+    new = read_config(config)
+    assert new.data.arguments["split_rule"] == "seeded"
+    (run / "config.yaml").write_text(render(new, origins=False))
+    assert read_config(run / "config.yaml") == new
+    (run / "config.yaml").write_text(without_rule(render(new, origins=False)))
+    old = read_config(run / "config.yaml")
+    assert old.data.arguments == {**new.data.arguments, "split_rule": "sorted"}
+    assert read_sections(run / "config.yaml", ("data",))["data"] == old.data
+    assert names_of(Coco(split="test", **old.data.arguments)) == [f"b/{number}.png" for number in range(32, 40)]
+    assert read_config(run / "config.yaml", ["data.split_rule=seeded"]).data == new.data
+    config.write_text(f"base: {base}\ndata: {{name: concat, sets: [{{name: coco, root: {root}}}]}}\n")
+    (run / "config.yaml").write_text(without_rule(render(read_config(config), origins=False)))
+    [within] = read_config(run / "config.yaml").data.arguments["sets"]
+    assert within.arguments == old.data.arguments

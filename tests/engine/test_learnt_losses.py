@@ -1,0 +1,371 @@
+"""Parameters of losses are trained, averaged, saved and resumed with the model's; other runs keep their bytes."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from sightline import registry
+from sightline.doctor.suite import run_quick
+from sightline.engine.build import Built
+from sightline.engine.distributed import World
+from sightline.engine.learnt_losses import LearntLosses, together
+from sightline.engine.optimizers import SGD, hold_still
+from sightline.engine.session import Session, StopRequest
+from sightline.engine.step import Clock
+from sightline.engine.stream import evaluation_keys
+from sightline.engine.train import optimise_once
+from sightline.errors import CheckpointError, ConfigError
+from sightline.losses.base import Loss, cast_forward
+from sightline.plugins import load_plugins
+from sightline.runs import checkpoint, trained_weights
+from sightline.runs.run_directory import RunDirectory
+from tests.command import run_here
+from tests.doctor.planting import CONFIG, make
+
+PLUGIN = '''\
+"""A network that shows what it knows of a cloud, and a loss that draws it to a centre for each class."""
+
+from typing import TypedDict
+
+import torch
+from torch import Tensor, nn
+
+from sightline import registry
+from sightline.losses.base import Loss
+
+
+class Out(TypedDict):
+    logits: Tensor
+    hidden: Tensor
+
+
+@registry.models.add("hidden_net")
+class HiddenNet(nn.Module):
+    """The maximum over points of a linear layer, and one over that."""
+
+    def __init__(self, *, num_classes: int, in_channels: int) -> None:
+        super().__init__()
+        self.each, self.drop, self.head = nn.Linear(in_channels, 6), nn.Dropout(0.3), nn.Linear(6, num_classes)
+
+    def forward(self, *, points: Tensor) -> Out:
+        hidden = self.each(points).amax(1)
+        return {"logits": self.head(self.drop(hidden)), "hidden": hidden}
+
+
+@registry.losses.add("centre")
+class Centre(Loss):
+    """Half the squared distances from centres that move. Source: Wen et al. 2016, equation 2."""
+
+    def __init__(self, *, num_classes: int, is_used: bool = True) -> None:
+        super().__init__()
+        self.centres = nn.Parameter(torch.randn(num_classes, 6))
+        self.register_buffer("num_calls", torch.tensor(0))
+        self.is_used = is_used
+
+    def count(self, *, label: Tensor) -> Tensor:
+        return torch.tensor(label.numel(), device=label.device)
+
+    def forward(self, *, hidden: Tensor, label: Tensor) -> Tensor:
+        if self.training:
+            self.num_calls += 1
+        centres = self.centres[label] if self.is_used else 0.0
+        return (hidden - centres).square().sum() / 2
+'''
+OVERRIDES = (
+    "data.train_size=36",
+    "model={name: hidden_net}",
+    "losses=[{name: cross_entropy}, {name: centre, weight: 0.5}]",
+    "optimizer={name: adamw, lr: 1e-2}",
+    "train.batch_size=8",
+    "log.tensorboard=false",
+    "checkpoint.keep_last=9",
+)
+
+
+@pytest.fixture(autouse=True)
+def _plugin(tmp_path: Path) -> Iterator[None]:
+    """Names of the plugin are gone afterwards: other tests count the built-in ones."""
+    before = {kind: dict(each._entries) for kind, each in registry.REGISTRIES.items() if each.names()}
+    (tmp_path / "centre.py").write_text(PLUGIN)
+    load_plugins([tmp_path / "centre.py"])
+    yield
+    for kind, entries in before.items():
+        registry.REGISTRIES[kind]._entries = entries
+
+
+def made(folder: Path, *overrides: str) -> Built:
+    given = {override.split("=")[0] for override in overrides}
+    return make(folder, *(each for each in OVERRIDES if each.split("=")[0] not in given), *overrides)
+
+
+def session_of(folder: Path, *overrides: str) -> Session:
+    run = folder / "run"
+    run.mkdir(exist_ok=True)
+    built = made(folder, *overrides)
+    return Session(built, World(), RunDirectory(run, is_writer=True), stop=StopRequest(), record={}, is_quiet=True)
+
+
+def trained(folder: Path, *overrides: str) -> Session:
+    session = session_of(folder, *overrides)
+    session.start_files()
+    session.begin()
+    assert session.run() is not None
+    return session
+
+
+def a_step(built: Built) -> tuple[dict, dict[str, float]]:
+    """The first batch of a run, and what a step on it gave."""
+    job = built.job
+    (keys,), *_ = job.stream.plan.parts(job.step)
+    batch = job.stream.reader(keys)
+    return batch, optimise_once(job, job.model, [batch], World(), Clock(job.task, rest="loss"))
+
+
+def bits(tensors: dict[str, Tensor] | None) -> dict[str, bytes]:
+    return {name: each.numpy().tobytes() for name, each in (tensors or {}).items()}
+
+
+# --- training --------------------------------------------------------------------------------------------------------
+
+
+def test_a_step_is_that_of_numpy(tmp_path: Path) -> None:
+    """dL/dc = w/N sum over the class's samples of (c - h); the bound on the gradient covers both."""
+    clipped = ("optimizer={name: sgd, lr: 0.5, momentum: 0.0, weight_decay: 0.3}", "train.clip_norm=0.1")
+    built = made(tmp_path, *clipped)
+    job, centres = built.job, built.job.losses.losses["centre"].centres
+    before, first = centres.detach().double().numpy().copy(), {n: p.clone() for n, p in job.model.named_parameters()}
+    (keys,), *_ = job.stream.plan.parts(0)
+    batch = job.stream.reader(keys)
+    hidden = job.model(points=batch["points"])["hidden"].detach().double().numpy()
+    gradient = np.zeros_like(before)
+    for row, label in zip(hidden, batch["label"].tolist(), strict=True):
+        gradient[label] += 0.5 * (before[label] - row) / len(hidden)
+    _, found = a_step(built)
+    rate = 0.5 * 0.1 / found["grad_norm"]
+    np.testing.assert_allclose(centres.detach().numpy(), before - rate * gradient, rtol=0, atol=1e-6)
+    moved = [(p.detach() - (1 - 0.5 * 0.3) * first[n].detach()) / rate for n, p in job.model.named_parameters()]
+    norm = np.sqrt(sum(float(each.square().sum()) for each in moved) + np.square(gradient).sum())
+    assert found["grad_norm"] == pytest.approx(norm, rel=1e-4)
+
+
+def test_a_loss_has_a_group_of_its_own_without_decay(tmp_path: Path) -> None:
+    built = made(
+        tmp_path,
+        "optimizer={name: adamw, lr: 1e-2, decay: all, layer_decay: {factor: 0.5}, "
+        "groups: [{modules: losses.centre, lr_factor: 3}]}",
+    )
+    named = {group.get("name"): group for group in built.job.optimizer.param_groups if "name" in group}
+    assert [*named] == ["losses.centre"]
+    assert (named["losses.centre"]["lr"], named["losses.centre"]["weight_decay"]) == (pytest.approx(0.03), 0.0)
+    (held,) = named["losses.centre"]["params"]
+    assert held is built.job.losses.losses["centre"].centres
+    (row,) = [rate for rate in built.rates if rate.module == "losses.centre"]
+    assert (row.num_elements, row.lr, row.num_decayed, row.frozen) == (72, pytest.approx(0.03), 0, "")
+
+
+@pytest.mark.parametrize("until", ["", ", until_epoch: 1"])
+def test_a_frozen_loss_rests(tmp_path: Path, until: str) -> None:
+    built = made(tmp_path, f"optimizer={{name: sgd, lr: 0.1, frozen: [{{modules: losses.centre{until}}}]}}")
+    loss = built.job.losses.losses["centre"]
+    before = loss.centres.detach().clone()
+    a_step(built)
+    assert torch.equal(loss.centres, before)
+    assert not loss.training
+    built.job.step = built.job.stream.plan.steps_per_epoch
+    a_step(built)
+    assert torch.equal(loss.centres, before) == (not until)
+
+
+def test_layers_norms_name_the_loss(tmp_path: Path) -> None:
+    _, found = a_step(made(tmp_path, "log.gradients=true"))
+    assert found["gradient/losses.centre"] > 0
+
+
+def test_a_name_that_the_model_has_is_refused() -> None:
+    model = nn.ModuleDict({"losses": nn.Linear(2, 2)})
+    with pytest.raises(ConfigError, match=r"its part 'losses' has the name of losses that learn \(losses\.mine\)"):
+        together(model, LearntLosses({"mine": nn.Linear(1, 1)}))  # type: ignore[dict-item]
+    assert together(model, LearntLosses()) is model
+
+
+# --- the average -----------------------------------------------------------------------------------------------------
+
+
+def test_the_average_is_kept_and_evaluated(tmp_path: Path) -> None:
+    """As the model's: average <- d average + (1 - d) centres; losses of an evaluation are those of both averages."""
+    built = made(tmp_path, "train.ema_decay=0.5")
+    job = built.job
+    expected = job.losses.losses["centre"].centres.detach().clone()
+    for step in range(3):
+        job.step = step
+        a_step(built)
+        expected = 0.5 * expected + 0.5 * job.losses.losses["centre"].centres.detach()
+    assert job.losses_ema is not None
+    torch.testing.assert_close(job.losses_ema.losses["centre"].centres, expected)
+    session = Session(built, World(), RunDirectory(tmp_path, is_writer=True), stop=StopRequest(), record={})
+    now, calls = bits(job.losses.plain_state()), int(job.losses.losses["centre"].num_calls)
+    with session._evaluating():
+        evaluation = built.selection(job.evaluated, World())
+    assert bits(job.losses.plain_state()) == now, "neither parameters nor buffers"
+    assert int(job.losses.losses["centre"].num_calls) == calls == 3
+    assert job.losses.losses["centre"].training
+    (keys,) = evaluation_keys(built.data.selection.indices, 100, epoch=0, seed=built.config.seed)
+    batch = built.data.selection.reader(keys)
+    with torch.no_grad():
+        hidden = job.evaluated.eval()(points=batch["points"])["hidden"]
+    by_hand = float((hidden - expected[batch["label"]]).square().sum() / 2 / len(hidden))
+    assert evaluation.losses["centre"] == pytest.approx(by_hand, rel=1e-5)
+
+
+# --- checkpoints -----------------------------------------------------------------------------------------------------
+
+
+def test_a_checkpoint_keeps_them_and_a_resumed_run_has_the_same_bits(tmp_path: Path) -> None:
+    given = ("train.ema_decay=0.9", "train.clip_norm=1.0")
+    whole = trained(tmp_path, *given)
+    run = tmp_path / "run"
+    last = (run / "checkpoints" / "last").resolve()
+    kept = load_file(last / "losses.safetensors")
+    assert sorted(kept) == ["centre.centres", "centre.num_calls"]
+    assert torch.equal(kept["centre.centres"], whole.job.losses.losses["centre"].centres)
+    assert sorted(load_file(last / "losses_ema.safetensors")) == sorted(kept)
+    assert "losses.centre.centres/exp_avg" in load_file(last / "optimizer.safetensors")
+    expected = {path.name: path.read_bytes() for path in last.iterdir() if path.suffix == ".safetensors"}
+    state = checkpoint.load(last).state
+
+    shutil.rmtree(last)
+    first = min(path for path in (run / "checkpoints").iterdir() if path.name.startswith("step_"))
+    torch.manual_seed(99)
+    again = session_of(tmp_path, *given)
+    again.resume(first)
+    assert 0 < again.job.step < whole.job.step
+    assert again.run() is not None
+    assert {name: (last / name).read_bytes() for name in expected} == expected
+    assert checkpoint.load(last).state["random"] == state["random"]
+
+
+def test_a_checkpoint_without_them_is_refused_in_one_line(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """As one from before they were trained; an evaluation of it leaves the loss out, and says so."""
+    trained(tmp_path)
+    run = tmp_path / "run"
+    snapshot = checkpoint.load(run)
+    groups = [group for group in snapshot.state["groups"] if "name" not in group]
+    optimizer = {key: value for key, value in snapshot.optimizer.items() if not key.startswith("losses.")}
+    old = dataclasses.replace(snapshot, losses=None, optimizer=optimizer, state={**snapshot.state, "groups": groups})
+    place = checkpoint.save(run, old, keep_last=1, is_best=False)
+    assert not (place / "losses.safetensors").exists()
+    with pytest.raises(CheckpointError) as caught:
+        session_of(tmp_path).resume(place)
+    assert str(caught.value) == (
+        f"{place}: holds no 'centre.centres' of the losses that learn (centre): it was saved before sightline trained "
+        f"these; start a new run, from its weights by init.from={place}"
+    )
+    assert trained_weights.load_losses(run) == {}
+    (run / "environment.json").write_text('{"plugins": []}')
+    with caplog.at_level(logging.WARNING, logger="sightline"):
+        outcome = run_here("evaluate", run, "--device", "cpu", "--json", tmp_path / "figures.json")
+    assert outcome.code == 0, outcome.err
+    assert "loss-not-kept" in outcome.err + caplog.text
+    assert set(json.loads((tmp_path / "figures.json").read_text())["losses"]) == {"cross_entropy"}
+
+
+def test_an_evaluation_has_what_was_learnt(tmp_path: Path) -> None:
+    trained(tmp_path)
+    run = tmp_path / "run"
+    figures = (run / "final.json").read_text()
+    (run / "environment.json").write_text('{"plugins": []}')
+    outcome = run_here("evaluate", run, "--device", "cpu", "--json", tmp_path / "figures.json")
+    assert outcome.code == 0, outcome.err
+    assert json.loads((tmp_path / "figures.json").read_text())["losses"] == json.loads(figures)["losses"]
+    assert trained_weights.load_losses(tmp_path / "packed.slq") == {}, "a packed model leaves them out"
+
+
+def test_runs_without_such_losses_have_neither_file_nor_name(tmp_path: Path) -> None:
+    session = trained(tmp_path, "losses=[{name: cross_entropy}]", "train.ema_decay=0.9")
+    last = (tmp_path / "run" / "checkpoints" / "last").resolve()
+    names = {"model.safetensors", "ema.safetensors", "optimizer.safetensors", "state.json", "manifest.json"}
+    assert {path.name for path in last.iterdir()} == names
+    assert not any("name" in group for group in session.job.optimizer.param_groups)
+    assert not session.job.losses
+
+
+# --- who else runs a step --------------------------------------------------------------------------------------------
+
+
+def test_checks_leave_no_trace(tmp_path: Path) -> None:
+    built = made(tmp_path)
+    before = bits(built.job.losses.plain_state())
+    findings = run_quick(built, World())
+    assert [finding for finding in findings if finding.code in ("no-gradient", "first-step", "gradient-flow")] == []
+    assert bits(built.job.losses.plain_state()) == before
+    assert all(parameter.grad is None for parameter in built.job.losses.parameters())
+
+
+def test_parameters_that_a_loss_never_uses_are_found(tmp_path: Path) -> None:
+    built = made(tmp_path, "losses=[{name: cross_entropy}, {name: centre, is_used: false}]")
+    (finding,) = [each for each in run_quick(built, World()) if each.code == "no-gradient"]
+    assert finding.summary == "1 parameter(s) of losses get no gradient: losses.centre.centres"
+
+
+def test_what_is_trained_inside_is_put_back() -> None:
+    losses = LearntLosses({"mine": nn.BatchNorm1d(2)})  # type: ignore[dict-item]
+    before = bits(losses.plain_state())
+    optimizer = SGD(lr=0.1).build(nn.Linear(2, 2), losses)
+    with losses.kept():
+        losses.losses["mine"].eval().train()(torch.randn(4, 2)).square().sum().backward()
+        optimizer.step()
+        assert bits(losses.plain_state()) != before
+    assert bits(losses.plain_state()) == before
+    assert all(parameter.grad is None for parameter in losses.parameters())
+    assert hold_still(losses, ({"modules": "losses.mine"},), 0) == [*losses.parameters()]
+
+
+class Distance(Loss):
+    def __init__(self) -> None:
+        super().__init__()
+        self.centre = nn.Parameter(torch.tensor([0.25, -3.0]))
+
+    def count(self, *, hidden: Tensor) -> Tensor:
+        return torch.tensor(len(hidden))
+
+    def forward(self, *, hidden: Tensor, weight: Tensor | None = None) -> Tensor:
+        assert hidden.dtype == self.centre.dtype
+        return torch.cdist(hidden, self.centre[None]).square().sum()
+
+
+def test_a_step_in_float64_takes_the_loss_along() -> None:
+    """Who repeats a step in another format has the model alone; the gradient comes back to the loss's own."""
+    loss, hidden = Distance(), torch.tensor([[1.0, 2.0], [3.0, 5.0]], dtype=torch.float64)
+    run = cast_forward(loss)
+    total = run(hidden=hidden)
+    assert total.dtype == torch.float64
+    assert float(total.detach()) == pytest.approx(0.75**2 + 5.0**2 + 2.75**2 + 8.0**2, rel=1e-12)
+    total.backward()
+    assert loss.centre.grad is not None
+    assert loss.centre.grad.tolist() == pytest.approx([2 * (0.25 - 1 + 0.25 - 3), 2 * (-3.0 - 2 - 3 - 5)])
+    assert run(hidden=hidden.float()).dtype == torch.float32
+    constant = Distance().requires_grad_(False)
+    assert cast_forward(constant) == constant.forward
+
+
+def test_describe_shows_the_loss(tmp_path: Path) -> None:
+    config = tmp_path / "small.yaml"
+    config.write_text(CONFIG)
+    outcome = run_here("describe", config, *OVERRIDES, "--device", "cpu", "--json", tmp_path / "out.json")
+    assert outcome.code == 0, outcome.err
+    assert "learns too: losses.centre, Centre" in outcome.err
+    document = json.loads((tmp_path / "out.json").read_text())
+    (row,) = document["losses"]
+    assert (row["path"], row["class"], row["parameters"], row["trainable"]) == ("losses.centre", "Centre", 72, 72)
+    assert document["memory"]["parameters_bytes"] == 4 * (document["parameters"] + 72)

@@ -1,0 +1,99 @@
+"""The wheel without the package of any extra: a recipe of each task is trained, files of its kind predicted, looked at.
+
+What a recipe needs of the extras is named here: the shipped RetinaNet SciPy, the figure of a contrast run scikit-learn.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from sightline.data.synthetic.synthetic_lidar import SyntheticLidar
+from sightline.data.synthetic.synthetic_shapes import SyntheticShapes
+from sightline.types import SampleKey
+from tests.bare import write_bare_site
+from tests.runs.poses import hands, write_frames
+from tests.test_wheel import clone, installed, wheels  # noqa: F401  fixtures
+
+SMALL = ("train.steps=2", "train.batch_size=2", "--device", "cpu", "--out", "run")
+COLUMNS = (("points", 3), ("remission", 1), ("ring", 1))
+FEW = ("data.train_size=24", "data.test_size=12")
+
+
+def write_clouds(folder: Path) -> None:
+    sample = SyntheticShapes(split="test", num_points=1024)[SampleKey(0, 0, 0)]
+    np.save(folder / "a.npy", np.asarray(sample["points"]))
+
+
+def write_room(folder: Path) -> None:
+    rows = np.random.default_rng(0).uniform((0, 0, 0, 0, 0, 0), (4, 3, 2.5, 1, 1, 1), (20_000, 6)).round(2)
+    np.savetxt(folder / "a.txt", rows, fmt="%.2f")
+
+
+def write_photos(folder: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (96, 128, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(folder / "a.png")
+
+
+def write_depth(folder: Path) -> None:
+    write_frames(folder, hands()["depth"])
+
+
+def write_scan(folder: Path) -> None:
+    sample = SyntheticLidar(split="test")[SampleKey(0, 0, 0)]
+    columns = [np.asarray(sample[key], dtype="<f4").reshape(-1, width) for key, width in COLUMNS]
+    (folder / "000000.bin").write_bytes(np.concatenate(columns, axis=1).tobytes())
+
+
+TASKS: dict[str, tuple[tuple[str, ...], Callable[[Path], None] | None, tuple[str, ...]]] = {
+    "classify/synthetic_shapes_pointnet": (FEW, write_clouds, ()),
+    "contrast/synthetic_shapes_crosspoint": (FEW, None, ()),  # learns without classes: there is nothing to predict
+    "detect/synthetic_crowds_fcos": (("schedule.warmup_epochs=0",), write_photos, ()),
+    "pose/synthetic_hands_v2v_small": (FEW, write_depth, ()),
+    "segment/synthetic_rooms_point_transformer": ((), write_room, ("--columns", "x,y,z,red,green,blue")),
+    "segment/synthetic_lidar_squeezeseg": ((), write_scan, ()),
+}
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_a_recipe_of_each_task_is_trained_predicted_and_viewed(name: str, installed: Path, tmp_path: Path) -> None:  # noqa: F811
+    overrides, write, words = TASKS[name]
+    site = write_bare_site(tmp_path / "site")
+    environment = os.environ | {"PYTHONPATH": f"{installed}{os.pathsep}{site}", "OMP_NUM_THREADS": "1"}
+
+    def sightline(*given: object) -> None:
+        command = [sys.executable, "-m", "sightline", *map(str, given)]
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+
+    sightline("copy", name)
+    sightline("train", f"configs/{name}.yaml", *SMALL, *overrides)
+    sightline("view", "run", "--out", "view")
+    assert [*(tmp_path / "view").glob("*.html")]
+    if write is not None:
+        (tmp_path / "files").mkdir()
+        write(tmp_path / "files")
+        sightline("predict", "run", "files", "--device", "cpu", "--json", "predicted.json", *words)
+        assert json.loads((tmp_path / "predicted.json").read_text())["predictions"]
+
+
+def test_what_the_shipped_retinanet_needs_is_named_before_there_is_a_folder(installed: Path, tmp_path: Path) -> None:  # noqa: F811
+    site = write_bare_site(tmp_path / "site")
+    environment = os.environ | {"PYTHONPATH": f"{installed}{os.pathsep}{site}"}
+    name = "detect/synthetic_crowds_retinanet"
+    commands = (["copy", name], ["train", f"configs/{name}.yaml", "--out", "run"])
+    for words in commands:
+        done = subprocess.run(
+            [sys.executable, "-m", "sightline", *words], cwd=tmp_path, env=environment, capture_output=True, text=True
+        )
+    assert done.returncode == 2
+    assert done.stderr.endswith("needs the package 'scipy'; install it: pip install scipy\n")
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,238 @@
+"""Runs on one's own LiDAR scans: points without a return, far returns, rings by order, names of label files."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import sightline
+from sightline.data.scans.scan_folder import ScanFolder
+from sightline.data.synthetic.synthetic_lidar import SyntheticLidar
+from sightline.errors import DataError
+from sightline.predict.scan_samples import read_scan_sample
+from sightline.types import SampleKey
+from tests.command import Outcome, run_here
+from tests.data.scans.lidar_writers import OWN, own_scan, quiet, street_scan, write_bin, write_labels
+
+COLUMNS = ("x", "y", "z", "intensity", "ring")
+CONFIG = """
+task: {name: segment}
+data: {name: scan_folder, root: ROOT, sensor: SENSOR}
+model: {name: salsanext, width: 4, dropout: 0.0}
+losses: [{name: cross_entropy}]
+metrics: [{name: iou}, {name: iou_by_distance}]
+transforms:
+  train: [{name: translate, max_shift: 1.0}, {name: project, height: 16, width: 64, rows: ring}]
+  evaluate: [{name: project, height: 16, width: 64, rows: ring}]
+optimizer: {name: adamw, lr: 5e-3}
+train: {epochs: 3, batch_size: 2}
+evaluate: {metric: miou, batch_size: 2}
+log: {tensorboard: false}
+"""
+
+
+def command(*words: object, expect: int = 0) -> Outcome:
+    done = run_here(*words)
+    assert done.code == expect, done.err
+    return done
+
+
+def tables(seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """A scan as rows of five columns in which a third has no return, their ids, and which have a return."""
+    scan = own_scan(seed)
+    table = np.column_stack([scan.points, scan.remission, scan.ring]).astype("<f4")
+    is_return = np.random.default_rng(seed).random(len(table)) > 1 / 3
+    table[~is_return, :4] = np.nan
+    return table, np.where(is_return, scan.ids, 0), is_return
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folders `nan`, of scans with NaN, and `cut`, of the same scans without those points; sets and runs of both."""
+    folder = tmp_path_factory.mktemp("sensor")
+    for number in range(5):
+        table, ids, is_return = tables(number)
+        for name, chosen in (("nan", np.ones(len(ids), dtype=bool)), ("cut", is_return)):
+            place = folder / name / f"{number:06d}.bin"
+            place.parent.mkdir(exist_ok=True)
+            place.write_bytes(table[chosen].tobytes())
+            write_labels(place.with_suffix(".label"), ids[chosen], np.zeros(int(chosen.sum())))
+    sensor = "{fov_deg: [12.0, -18.0], azimuth_deg: [50.0, -50.0], num_beams: 16, remission_max: 255}"
+    for name, more in (("nan", ["no_return=nan"]), ("cut", [])):
+        words = ("--from", folder / name, "--to", folder / f"{name}_set", f"columns=[{', '.join(COLUMNS)}]")
+        done = command("data", "prepare", "scan_folder", *words, "num_beams=16", *more)
+        assert ("points without a return" in done.out + done.err) == bool(more)
+        config = CONFIG.replace("ROOT", str(folder / f"{name}_set")).replace("SENSOR", sensor)
+        (folder / f"{name}.yaml").write_text(config)
+        command("train", folder / f"{name}.yaml", "--no-check", "--device", "cpu", "--out", folder / f"{name}_run")
+    return folder
+
+
+def evaluate(folder: Path, *words: object) -> dict[str, Any]:
+    command("evaluate", *words, "--device", "cpu", "--json", folder / "evaluated.json")
+    document: dict[str, Any] = json.loads((folder / "evaluated.json").read_text())
+    return document
+
+
+def test_points_without_a_return_change_nothing_but_the_length_of_files(runs: Path, tmp_path: Path) -> None:
+    """Training, figures and labels are those of files without the points; every label file pairs with its scan."""
+    sets = {name: ScanFolder(split="test", sensor=OWN, root=str(runs / f"{name}_set")) for name in ("nan", "cut")}
+    assert sets["nan"].info.facts == sets["cut"].info.facts
+    _, ids, is_return = tables(4)
+    sample, cut = (sets[name][SampleKey(0, 0, 0)] for name in ("nan", "cut"))
+    assert not sample["points"][~is_return].any()
+    assert all(np.array_equal(sample[name][is_return], cut[name]) for name in ("points", "remission", "label", "ring"))
+    assert set(sample["label"][~is_return].tolist()) == {sets["nan"].label_map.ignore_index}
+    figures = {name: evaluate(tmp_path, runs / f"{name}_run") for name in ("nan", "cut")}
+    for key in ("metrics", "confusion", "by_distance"):
+        assert figures["nan"][key] == figures["cut"][key]
+    found = {}
+    for name in ("nan", "cut"):
+        words = (runs / name, "--device", "cpu", "--out", tmp_path / name)
+        command("predict", runs / f"{name}_run", *words, "--json", tmp_path / "p.json")
+        document = json.loads((tmp_path / "p.json").read_text())
+        found[name] = np.fromfile(tmp_path / name / "000004.label", dtype="<u4")
+        treatment = f"{(~is_return).sum()} of {len(ids)} points without a return" if name == "nan" else "as it is"
+        assert document["predictions"][4]["treatment"] == treatment
+    assert len(found["nan"]) == len(ids)
+    assert np.array_equal(found["nan"][is_return], found["cut"])
+
+
+def test_one_name_for_the_labels_of_a_scan(runs: Path, tmp_path: Path) -> None:
+    """What predict wrote is scored as it lies, what evaluate keeps is called the same, and earlier names are read."""
+    expected = evaluate(tmp_path, runs / "nan_run", "--save-predictions", "--out", tmp_path / "kept")
+    command(
+        "predict", runs / "nan_run", runs / "nan", "--device", "cpu", "--out", tmp_path / "answers", "files=[label]"
+    )
+    assert (tmp_path / "kept/000004.label").read_bytes() == (tmp_path / "answers/000004.label").read_bytes()
+    (tmp_path / "earlier").mkdir()
+    shutil.copy(tmp_path / "kept/000004.label", tmp_path / "earlier/000004.bin.label")
+    for folder in ("answers", "earlier"):
+        found = evaluate(tmp_path, "--data", runs / "nan.yaml", "--predictions", tmp_path / folder)
+        assert found["metrics"] == expected["metrics"]
+    (tmp_path / "none").mkdir()
+    words = ("--data", runs / "nan.yaml", "--predictions", tmp_path / "none")
+    assert "none/000004.label" in command("evaluate", *words, expect=2).err
+
+
+def test_labels_of_parts_in_folders_are_found_as_predict_names_them(runs: Path, tmp_path: Path) -> None:
+    for part, numbers in (("train", (0, 1)), ("test", (0, 2))):
+        (tmp_path / "own" / part).mkdir(parents=True)
+        for number in numbers:
+            for end in (".bin", ".label"):
+                shutil.copy(runs / f"cut/{number:06d}{end}", tmp_path / "own" / part)
+    words = ("--from", tmp_path / "own", "--to", tmp_path / "set", f"columns=[{', '.join(COLUMNS)}]", "num_beams=16")
+    command("data", "prepare", "scan_folder", *words)
+    data = ("--data", runs / "cut.yaml", f"data.root={tmp_path / 'set'}", "--predictions")
+    found = []
+    for place in (tmp_path / "own", tmp_path / "own/test"):  # the first gives train/000000, the second 000000
+        out = tmp_path / f"out_{place.name}"
+        command("predict", runs / "cut_run", place, "--device", "cpu", "--out", out, "files=[label]")
+        found.append(evaluate(tmp_path, *data, out)["metrics"])
+    assert found[0] == found[1]
+
+
+def test_a_few_returns_far_beyond_the_set_are_predicted_with_a_warning(
+    runs: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Quantiles decide: four far points are taken, one in fifty is not, nor is another unit; a stray point is named."""
+    table = np.fromfile(runs / "cut/000004.bin", dtype="<f4").reshape(-1, 5)
+    reach = 2 * max(
+        np.abs(np.fromfile(file, "<f4").reshape(-1, 5)[:, :3]).max() for file in (runs / "cut").glob("*.bin")
+    )
+    far, many, millimetres, stray = table.copy(), table.copy(), table.copy(), table.copy()
+    far[[1, 5, 9, 50], :3] *= (1.5 * reach / np.linalg.norm(far[[1, 5, 9, 50], :3], axis=1))[:, None]
+    many[::50, :3] *= (1.5 * reach / np.linalg.norm(many[::50, :3], axis=1))[:, None]
+    millimetres[:, :3] *= 1000
+    stray[7, 0] = 1e30
+    for name, values in {"far": far, "many": many, "mm": millimetres, "stray": stray}.items():
+        values.tofile(tmp_path / f"{name}.bin")
+    run = sightline.load_run(runs / "cut_run")
+    document = run.predict([tmp_path / "far.bin"])
+    assert not document.refused
+    (found,) = document.predicted
+    assert found.treatment == f"4 of {len(table)} points far beyond those of the run's set"
+    assert f"far.bin: 4 of {len(table)} points ({400 / len(table):.2g} %)" in caplog.text
+    (expected,) = run.predict([runs / "cut/000004.bin"]).predicted
+    same = np.delete(np.arange(len(table)), [1, 5, 9, 50])
+    assert (found.labels[same] == expected.labels[same]).mean() > 0.9  # of all points, not of those in view alone
+    refused = {
+        r.file.stem: r.reason for r in run.predict([tmp_path / f"{n}.bin" for n in ("many", "mm", "stray")]).refused
+    }
+    assert "points run from" in refused["many"]
+    assert "points run from" in refused["mm"]
+    assert "point 7 lies 1e+30 m away" in refused["stray"]
+    assert f"99 % of the {len(table)} points within" in refused["stray"]
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_stray_point_is_refused_by_name_when_preparing(runs: Path, tmp_path: Path) -> None:
+    """In float32 its square is infinite, in a text file it is beyond float32."""
+    table = np.fromfile(runs / "cut/000001.bin", dtype="<f4").reshape(-1, 5)
+    for value, told in (("1e30", "000001.txt: point 3 lies 1e+30 m away"), ("1e300", "000001.txt: point 3 is inf")):
+        rows = [[f"{each:.9g}" for each in row] for row in table]
+        rows[3][0] = value
+        folder = tmp_path / value
+        folder.mkdir()
+        (folder / "000001.txt").write_text("\n".join(" ".join(row) for row in [[*COLUMNS], *rows]))
+        shutil.copy(runs / "cut/000001.label", folder)
+        words: dict[str, Any] = {"source": folder, "target": tmp_path / "set", "name": "scan_folder", "progress": quiet}
+        with pytest.raises(DataError, match=told.replace("+", r"\+")):
+            ScanFolder.prepare(**words, num_beams=16)
+        with pytest.raises(DataError, match=told.replace("+", r"\+")):
+            ScanFolder.survey(folder)
+
+
+def test_without_the_option_nan_is_refused_and_the_option_named(runs: Path, tmp_path: Path) -> None:
+    run = sightline.load_run(runs / "cut_run")
+    (refusal,) = run.predict([runs / "nan/000004.bin"]).refused
+    assert "is NaN at x, y and z" in refusal.reason
+    assert "give no_return=nan if that marks points without a return" in refusal.reason
+    (found,) = run.predict([runs / "nan/000004.bin"], no_return="nan").predicted
+    (expected,) = run.predict([runs / "cut/000004.bin"]).predicted
+    is_return = tables(4)[2]
+    assert np.array_equal(found.labels[is_return], expected.labels)
+    words = (runs / "nan/000004.bin", "--columns", ",".join(COLUMNS), "--out", tmp_path / "view")
+    command("view", *words, "--json", tmp_path / "view.json")
+    (stage,) = json.loads((tmp_path / "view.json").read_text())["samples"][0]["stages"]
+    assert stage["num_points"] == is_return.sum()
+    assert sum(stage["classes"]["label file"].values()) == is_return.sum()
+
+
+def test_files_without_rings_are_refused_in_the_words_of_predict(runs: Path, tmp_path: Path) -> None:
+    table = np.fromfile(runs / "cut/000004.bin", dtype="<f4").reshape(-1, 5)[:96]
+    table[:, :4].tofile(tmp_path / "four.bin")  # 1,536 bytes: no whole number of five columns
+    table[:95, :4].tofile(tmp_path / "fits.bin")
+    run = sightline.load_run(runs / "cut_run")
+    reasons = [
+        run.predict([tmp_path / "four.bin"]).refused[0].reason,
+        run.predict([tmp_path / "fits.bin"]).refused[0].reason,
+    ]
+    reasons.append(run.predict([tmp_path / "four.bin"], columns=COLUMNS[:4]).refused[0].reason)
+    assert "they fit 3 and 4 and 6 columns;" in reasons[0]
+    assert "it was read as x, y, z, intensity, ring: --columns names others" in reasons[1]
+    assert "give rings=order" in reasons[2]
+    for reason in reasons:
+        assert "--columns" in reason
+        assert not any(word in reason for word in ("num_beams", "columns=[", "when preparing", "rows: pitch"))
+
+
+def test_rings_by_the_order_of_a_file_that_holds_one_laser_after_another(tmp_path: Path) -> None:
+    """As KITTI's: the rings are those that were cast. Points in another order are refused."""
+    info = SyntheticLidar(split="train", train_size=1, test_size=1, num_columns=64).info
+    _, scan = street_scan(3, num_columns=512)
+    write_bin(tmp_path / "a.bin", scan)
+    fields = {name: info.fields[name] for name in ("points", "remission", "ring")}
+    columns = ("x", "y", "z", "remission")
+    found = read_scan_sample(tmp_path / "a.bin", info, fields, columns=columns, rings="order").fields["ring"]
+    assert (found == scan.ring).mean() > 0.999
+    order = np.random.default_rng(0).permutation(len(scan.ring))
+    table = np.fromfile(tmp_path / "a.bin", dtype="<f4").reshape(-1, 4)
+    table[order].tofile(tmp_path / "b.bin")
+    with pytest.raises(DataError, match="rings=order finds no rings that fall from the highest laser"):
+        read_scan_sample(tmp_path / "b.bin", info, fields, columns=columns, rings="order")
