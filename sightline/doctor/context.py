@@ -105,7 +105,11 @@ class Context:
 
     @cached_property
     def squares(self) -> dict[str, Squares]:
-        """The losses that are sums of squares, on the first outputs: found by what they do."""
+        """The losses that are sums of squares, on the first outputs: found by what they do.
+
+        Without those that have no targets in the data: what they draw together is a feature inside the network, or is
+        drawn to what the loss itself learns.
+        """
         rehearsal, found = self.rehearsal, {}
         if not rehearsal.is_sound:
             return {}
@@ -115,7 +119,12 @@ class Context:
                 squares = squares_of(self.built.job, batch, outputs, component.name)
             except Exception:  # noqa: BLE001 - a loss of others may refuse outputs that are not its model's
                 continue
-            if squares is not None:
+            if squares is None:
+                continue
+            is_of_data = squares.target_key is not None or not (
+                squares.is_learned or squares.output_key in rehearsal.hidden
+            )
+            if is_of_data:
                 found[component.name] = squares
         return found
 
