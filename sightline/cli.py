@@ -394,7 +394,7 @@ def main() -> None:
     if launcher and "RANK" in os.environ:
         from sightline.engine.launch import follow_parent
 
-        follow_parent(int(launcher))
+        follow_parent(int(launcher), folder=os.environ.get("SIGHTLINE_LAUNCH_FOLDER"))
     code = _run()
     if code == 0 and (reason := why_results_are_lost()) is not None:
         from sightline.verbs.failure import fail
