@@ -48,13 +48,15 @@ _THOROUGH_S = 5.0  # of this thread's own time, for the samples of one part
 class Context:
     """What a check may look at. It must leave model, data and random states as they are: copy what it changes.
 
-    `run` is the directory of the run where there is one, for the checks whose moment is `offline`.
+    `run` is the directory of the run where there is one, for the checks whose moment is `offline`; `first_loss` is the
+    whole loss of its first step, where that is known.
     """
 
     built: Built
     world: World
     forward_s: float = math.inf
     run: Path | None = None
+    first_loss: float | None = None
 
     @property
     def config(self) -> RunConfig:
@@ -197,6 +199,15 @@ class Reporter:
     at: str = ""
     expected: str = ""
     action: str = ""
+
+    @property
+    def names(self) -> tuple[str, str, str]:
+        """What `checks.skip` may call it: its code, its guard, and both as findings print them."""
+        return self.code, self.guard, f"{self.guard} {self.code}"
+
+    def is_skipped(self, config: RunConfig) -> bool:
+        """Whether a config leaves it out."""
+        return not set(self.names).isdisjoint(config.checks.skip)
 
     def finding(
         self,

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from sightline.data.boxes.image_listing import Faults, split_of
+from sightline.data.boxes.image_listing import Faults, number_of, split_of
 from sightline.data.boxes.neutral import Corner, LabelledBox, LabelledImage, LabelledSet
 from sightline.data.boxes.odgt import BoxType
 from sightline.data.boxes.yolo_files import images_below
@@ -207,7 +207,7 @@ def read_ecp(source: Path) -> LabelledSet:
                 f"{file}: a frame with imagewidth, imageheight and children is needed ({error!r}); get it again"
             ) from error
         num_vehicles += sum(ECP.of(child["identity"]) is None for child in frame["children"])
-        split = split_of(part)
+        split = next((found for each in part.parts if (found := split_of(Path(each))) != "all"), "all")
         numbers[split] = numbers.get(split, 0) + 1
         path = folder.parent / "img" / part.with_suffix(".png")
         own = {key: value for key, value in frame.items() if key not in _FRAME_KEYS}
@@ -237,7 +237,7 @@ def _ecp_boxes(children: Any, where: str, faults: Faults) -> Iterator[LabelledBo
         tags = child.get("tags") or []
         is_ignored = kind in ECP.ignored or (kind == "pedestrian" and not _ECP_IGNORED.isdisjoint(tags))
         try:
-            left, top, right, bottom = (_number(child[key]) for key in ("x0", "y0", "x1", "y1"))
+            left, top, right, bottom = (_number(number_of(child[key])) for key in ("x0", "y0", "x1", "y1"))
             box = _sound((left, top, right - left, bottom - top), is_ignored=is_ignored)
         except (KeyError, TypeError, ValueError) as error:
             faults.add(_BAD_BOX, f"{where}: child {number}: {str(child)[:120]} ({error})")
