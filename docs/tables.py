@@ -71,7 +71,7 @@ MEANING = {
     "log.tensorboard": "write TensorBoard event files",
     "log.wandb": "write to Weights & Biases",
     "log.gradients": "also write and draw the norm of each layer's gradient",
-    "checks.skip": "codes of checks that this run declares it does not want",
+    "checks.skip": "codes of checks, or guards, that this run declares it does not want",
     "expect": "what must hold in `fit-one` and in training, see [fit_one.md](fit_one.md#expectations)",
     "distributed.sync_batch_norm": "batch statistics over all processes",
     "distributed.timeout_s": "seconds after which a collective that other processes do not join ends the run",

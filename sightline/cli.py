@@ -261,6 +261,10 @@ def view(
     max_points: Annotated[
         int | None, typer.Option("--max-points", metavar="N", min=1, help="of a cloud in the page [200000]")
     ] = None,
+    score: Annotated[
+        float | None,
+        typer.Option("--score", metavar="S", min=0.0, max=1.0, help="of detections that are drawn, the least [0.3]"),
+    ] = None,
     plugin: Plugins = None,
     device: Device = "auto",
     json: Json = None,
@@ -275,7 +279,7 @@ def view(
         from sightline.verbs import view as verb
 
     paths, overrides = parted(words)
-    asked = (split, samples, num, epoch, checkpoint, columns, up, hide, max_points)
+    asked = (split, samples, num, epoch, checkpoint, columns, up, hide, max_points, score)
     return verb.view(verb.Options(paths, overrides, out, *asked, tuple(plugin or ()), device, json))
 
 
@@ -390,7 +394,7 @@ def main() -> None:
     if launcher and "RANK" in os.environ:
         from sightline.engine.launch import follow_parent
 
-        follow_parent(int(launcher))
+        follow_parent(int(launcher), folder=os.environ.get("SIGHTLINE_LAUNCH_FOLDER"))
     code = _run()
     if code == 0 and (reason := why_results_are_lost()) is not None:
         from sightline.verbs.failure import fail

@@ -127,9 +127,15 @@ class TaskMembers:
         "the keys of what `prepare` works out once a batch, for losses and metrics", absent=frozenset()
     )
     vote: Member[Function] = Member("`vote(passes)`: several predictions of one batch as one", absent=None)
-    show: Member[Function] = Member("`show(batch, predictions)`: pictures for TensorBoard", absent=None)
+    show: Member[Function] = Member(
+        "`show(batch, predictions)`: pictures for TensorBoard; `view` gives `pixels` (H, W, 3) uint8 of its one image, "
+        "and the least `score` to draw, where it takes them",
+        absent=None,
+    )
     show_targets: Member[Function] = Member(
-        "`show_targets(batch)`: for `view`: stage → pictures and figures of what `prepare` works out", absent=None
+        "`show_targets(batch)`: for `view`: stage → pictures and figures of what `prepare` works out; it gets `pixels` "
+        "as `show` does",
+        absent=None,
     )
     lap: Member[Function] = Member(
         "`lap(part)`: what it calls after `forward` and `loss`, set by whoever keeps the time", absent=None

@@ -64,9 +64,30 @@ def test_found_missed_and_made_up_are_counted_by_hand() -> None:
     }
     predictions = {"detections": torch.tensor(found), "detection_offsets": torch.tensor([0, 4])}
     (picture,) = show_detections(batch, predictions)
-    assert picture.caption == "1 found, 1 made up, 1 missed"
+    assert picture.caption == "1 found, 1 made up, 1 missed; 1 below the score 0.3 not drawn, up to 0.1"
     shown = {name for name, color in COLORS.items() if (picture.pixels == color).all(axis=2).any()}
     assert shown == {"found", "made up", "missed", "ignored"}
+
+
+def test_the_highest_scoring_lies_on_top_and_pixels_are_those_given() -> None:
+    """Two on one place, of which the lower-scoring is made up; the image keeps its bytes."""
+    truth = torch.tensor([[100, 100, 200, 200, 0, 1e4, 0]], dtype=torch.float64)
+    found = torch.tensor([[100, 100, 200, 200, 0.9, 0], [100, 100, 200, 200, 0.6, 0], [5, 5, 9, 9, 0.2, 0]])
+    pixels = np.random.default_rng(0).integers(90, 120, (400, 500, 3)).astype(np.uint8)
+    batch = {
+        "image": torch.from_numpy(pixels).permute(2, 0, 1)[None].float() / 255,
+        "to_canvas": torch.eye(3, dtype=torch.float64)[None, :2],
+        "truth": truth,
+        "truth_offsets": torch.tensor([0, 1]),
+    }
+    predictions = {"detections": found, "detection_offsets": torch.tensor([0, 3])}
+    (picture,) = show_detections(batch, predictions, pixels=pixels)
+    assert (picture.pixels[150, 100] == COLORS["found"]).all()
+    assert np.array_equal(picture.pixels[300:400], pixels[300:])
+    (lower,) = show_detections(batch, predictions, pixels=pixels, least_score=0.1)
+    assert lower.caption == "1 found, 2 made up"
+    (higher,) = show_detections(batch, predictions, least_score=0.7)
+    assert higher.caption == "1 found; 2 below the score 0.7 not drawn, up to 0.6"
 
 
 def test_a_caption_of_two_lines_is_drawn_with_its_escape() -> None:

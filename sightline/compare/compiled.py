@@ -64,7 +64,7 @@ def _rows(job: Job, variant: Variant, reference: Variant, batch: Batch, eager: S
     recording = record(job, whole, whole.batch(batch), hooked=[""])
     calls = [_renamed(call) for call in recording.calls]
     gradients = {name.removeprefix("network._orig_mod."): g for name, g in recording.gradients.items()}
-    plain = Recording(calls, recording.losses, gradients, recording.format)
+    plain = Recording(calls, recording.losses, gradients, recording.format, prepared=recording.prepared)
     torch.compiler.reset()
     return walk(plain, reference, job, reference.batch(whole.batch(batch)))
 

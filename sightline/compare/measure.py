@@ -8,8 +8,9 @@ variant's format is off by counts, where there is one that adds its values one a
 
 A decision (which neighbour is nearer, which response is the largest) may fall otherwise after the smallest rounding,
 and what hangs on it then jumps. Where an answer is suspect, inputs are moved by `BOUND` units as well, and by one in
-the same directions: what is smooth moves `BOUND` times as far. An entry that does not, by more than the bound itself,
-has no value that rounding would leave it: it is not judged, and the others are.
+the same directions, and in three draws of four every operation's result: what is smooth moves `BOUND` times as far. An
+entry that does not, by more than the bound itself, has no value that rounding would leave it: it is not judged, and the
+others are.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ MOST = 1e99
 _MOST_DRAWS = 4
 _LEAP = 1000.0
 """Units of the answer's largest value beyond which a draw need not be rounding: a decision may have turned."""
-_FEW_JUMPS, _MOST_JUMPS = 4, 32
+_FEW_JUMPS, _MOST_JUMPS = 8, 32
 """Draws after which a suspect without a single jump is guilty, and after which every suspect is."""
 
 Run = Callable[[Nudge | None], Answer]
@@ -195,8 +196,9 @@ def _set_jumps_apart(
     jumps = {name: torch.zeros_like(answers[name], dtype=torch.bool) for name in suspects}
     moved = {name: found[name].unit for name in suspects}
     for draw in range(_MOST_JUMPS):
-        near = run(Nudge(base, seed + 1000 + draw)).items()
-        far = run(Nudge(base, seed + 1000 + draw, units=int(BOUND))).items()
+        inside = draw % 4 > 0  # what is decided by sums of equal terms shows there alone
+        near = run(Nudge(base, seed + 1000 + draw, inside=inside)).items()
+        far = run(Nudge(base, seed + 1000 + draw, units=int(BOUND), inside=inside)).items()
         for name in suspects:
             jumps[name] |= _jumping(answers[name], near.get(name), far.get(name), BOUND * moved[name])
             if name in near and near[name].shape == answers[name].shape and answers[name].is_floating_point():

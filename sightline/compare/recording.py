@@ -63,7 +63,8 @@ class Recording:
     """A training step of one variant, in the order in which its calls began; `gradients` are those of parameters.
 
     `losses` are the terms and `total`, their weighted sum, computed in `format`; calls without a parent are the model's
-    own. `is_partial` marks that calls were left out, which another network does not have.
+    own. `is_partial` marks that calls were left out, which another network does not have. `prepared` is what the task
+    had worked out of the batch before the forward pass: counts, and contexts such as which prior belongs to which box.
     """
 
     calls: list[Call]
@@ -71,6 +72,7 @@ class Recording:
     gradients: dict[str, Tensor]
     format: Format
     is_partial: bool = False
+    prepared: Any = None
 
 
 class OverwrittenError(RunError):

@@ -28,6 +28,7 @@ __all__ = [
     "PRODUCTS",
     "Answer",
     "MisalignedError",
+    "MovedOperations",
     "Nudge",
     "Unit",
     "actual",
@@ -227,7 +228,9 @@ class _Mover:
     def __init__(self, nudge: Nudge | None, device: torch.device, dtype: torch.dtype) -> None:
         self._nudge, self._device, self._dtype = nudge, device, dtype
         self._generator = None if nudge is None else torch.Generator().manual_seed(nudge.seed)
-        self._operations = _Operations(nudge.format, self._generator) if nudge is not None and nudge.inside else None
+        self._operations = (
+            MovedOperations(nudge.format, self._generator) if nudge is not None and nudge.inside else None
+        )
 
     def __call__(self, tensor: Tensor) -> Tensor:
         with _resting(self._operations):
@@ -243,7 +246,7 @@ class _Mover:
         return contextlib.nullcontext() if self._operations is None else self._operations
 
 
-class _Operations(TorchDispatchMode):
+class MovedOperations(TorchDispatchMode):
     """Moves what every operation of torch makes in float64 by one unit, but for those that only move or choose data."""
 
     def __init__(self, format_: Format, generator: Any) -> None:
@@ -281,7 +284,7 @@ _EXACT = frozenset(
 
 
 @contextlib.contextmanager
-def _resting(operations: _Operations | None) -> Iterator[None]:
+def _resting(operations: MovedOperations | None) -> Iterator[None]:
     """Inside, results are left alone: this is our own arithmetic, not the unit's."""
     if operations is None or operations.is_resting:
         yield

@@ -6,6 +6,10 @@ and some times with every layer's result and gradient, and every weight after ev
 place of the variant's format. What these runs differ by is what rounding does; `BOUND` times that, or units of the
 loss, is not explained. Source: Parker 1997, Monte Carlo Arithmetic, layer by layer.
 
+What a task decides of a batch before the forward pass, such as which prior belongs to which box, it decides here in the
+variant's format: `walk.py` judges that by itself. Where the first two moved runs leave something to explain, it is
+decided in float64, with batches and every operation moved: of two priors that overlap a box equally either may do.
+
 Moving values shows nothing of long sums: torch's float32 batch norm on a CPU adds row by row where channels come last,
 and over 340,000 rows, layer below layer, the first gradient of a V2V network is 1 % off. So the later runs of these
 compute their batch norms that way (`sums.py`), where the earlier ones leave something to explain.
@@ -16,7 +20,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -27,11 +31,12 @@ from torch import nn
 from sightline.compare.convolution import DoubleConvolutions
 from sightline.compare.formats import Float32Draws, Format, format_of
 from sightline.compare.measure import BOUND
-from sightline.compare.rerun import moving
+from sightline.compare.rerun import MovedOperations, moving
 from sightline.compare.sums import sum_in_order
-from sightline.compare.variants import Variant, quiet
+from sightline.compare.variants import Variant, decided_in, quiet
 from sightline.engine.distributed import World
 from sightline.engine.optimizers import Recipe
+from sightline.engine.step import with_prepare
 from sightline.engine.train import Job, NonFiniteGradientError, optimise_once
 from sightline.nests import mapped
 from sightline.types import Batch
@@ -80,13 +85,15 @@ def trace(
     far, for decisions that rounding may turn.
     """
     count = len(losses)
-    expected = losses_over_steps(reference, job, recipe, batch, num_steps=count)
+    decided = decided_in(job, format_)
+    expected = losses_over_steps(reference, decided, recipe, batch, num_steps=count)
     spread = [format_.unit_of_largest(torch.tensor(loss, dtype=torch.float64)) for loss in expected]
     far = [0.0] * count
     found = Trace(losses, expected, tuple(BOUND * each for each in spread))
     for draw in range(_MOST_DRAWS + _FAR_DRAWS):
         noise = _noise_of(format_, draw)
-        moved = losses_over_steps(reference, job, recipe, batch, num_steps=count, noise=noise)
+        own = job if noise.decides else decided
+        moved = losses_over_steps(reference, own, recipe, batch, num_steps=count, noise=noise)
         _widen(spread if noise.units == 1 else far, moved, expected)
         found = Trace(losses, expected, tuple(map(_tolerated, spread, far)))
         if found.parts_at_step is None:
@@ -98,7 +105,8 @@ def _noise_of(format_: Format, draw: int) -> _Noise:
     weights = format_of(torch.float32) if format_.digits < 24 else format_
     is_far = draw >= _MOST_DRAWS
     sums_in_order = weights.name == "float32" and _FIRST_DRAWS <= draw < _MOST_DRAWS
-    return _Noise(format_, weights, draw, units=int(BOUND) if is_far else 1, sums_in_order=sums_in_order)
+    units, decides = int(BOUND) if is_far else 1, draw >= _FIRST_DRAWS
+    return _Noise(format_, weights, draw, units=units, sums_in_order=sums_in_order, decides=decides)
 
 
 def _widen(spread: list[float], moved: tuple[float, ...], expected: tuple[float, ...]) -> None:
@@ -130,6 +138,7 @@ def losses_over_steps(
         sum_in_order(getattr(replica, "network", model))
     own = dataclasses.replace(
         job,
+        task=noise.deciding(job.task) if noise is not None and noise.decides else job.task,
         model=model,
         optimizer=recipe.build(model, job.losses),
         precision=variant.precision,
@@ -139,6 +148,8 @@ def losses_over_steps(
     )
     world = World(device=variant.device)
     losses = []
+    if noise is not None and noise.decides:
+        batch = mapped(batch, noise.move)
     with (
         quiet(variant),
         job.losses.kept(),
@@ -160,12 +171,32 @@ def losses_over_steps(
 
 
 class _Noise:
-    """Moves what layers make by units of `made`, and weights by units of `weights`; the directions by `seed`."""
+    """Moves what layers make by units of `made`, weights by units of `weights`; directions by `seed`.
 
-    def __init__(self, made: Format, weights: Format, seed: int, *, units: int, sums_in_order: bool) -> None:
+    With `decides` it moves batches, too, and what is computed of them before the forward pass.
+    """
+
+    def __init__(
+        self, made: Format, weights: Format, seed: int, *, units: int, sums_in_order: bool, decides: bool
+    ) -> None:
         self._made, self._weights, self.units = made, weights, units
-        self.sums_in_order = sums_in_order
+        self.sums_in_order, self.decides = sums_in_order, decides
         self._generator = torch.Generator().manual_seed(seed)
+
+    def move(self, place: str, tensor: torch.Tensor) -> torch.Tensor:
+        """A tensor of the batch, moved: what a task decides by it, such as which box is nearer, may turn."""
+        if not tensor.is_floating_point():
+            return tensor
+        return self._made.nudged(tensor, self._generator, units=self.units)
+
+    def deciding(self, task: Any) -> Any:
+        """The task, whose operations before the forward pass are moved: two priors may overlap a box equally."""
+
+        def prepare(own: Callable[..., Any], *given: Any) -> Any:
+            with MovedOperations(self._made, self._generator):
+                return own(*given)
+
+        return with_prepare(task, prepare)
 
     def made(self, tensor: torch.Tensor) -> torch.Tensor:
         return moving(tensor, lambda values: self._made.nudged(values, self._generator, units=self.units))

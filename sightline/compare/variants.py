@@ -18,11 +18,12 @@ from sightline.engine.device import to_device
 from sightline.engine.optimizers import hold_still
 from sightline.engine.precision import Cudnn, Precision, cudnn_set
 from sightline.engine.records import kept_random_state
-from sightline.engine.step import Step, batch_step, weighted_sum
+from sightline.engine.step import Step, batch_step, weighted_sum, with_prepare
 from sightline.engine.train import Job
+from sightline.nests import mapped
 from sightline.types import Batch
 
-__all__ = ["Variant", "losses_of", "prepared", "quiet", "record", "still"]
+__all__ = ["Variant", "decided_in", "losses_of", "prepared", "prepared_values", "quiet", "record", "still"]
 
 
 @dataclass(frozen=True)
@@ -106,6 +107,7 @@ def _record(job: Job, variant: Variant, batch: Batch, hooked: Sequence[str] | No
     try:
         with quiet(variant):
             step = prepared(job, variant, batch)
+            had = mapped(prepared_values(step), lambda _, tensor: tensor.detach().clone())
             with recorder.recording():
                 losses = losses_of(job, variant, batch, step=step)
             recorder.assert_whole()
@@ -118,7 +120,7 @@ def _record(job: Job, variant: Variant, batch: Batch, hooked: Sequence[str] | No
     gradients = {name: p.grad for name, p in variant.model.named_parameters() if p.grad is not None}
     variant.model.zero_grad(set_to_none=True)
     values = {name: value.detach() for name, value in losses.items()}
-    return Recording(recorder.calls, values, gradients, recorder.outside)
+    return Recording(recorder.calls, values, gradients, recorder.outside, prepared=had)
 
 
 @contextlib.contextmanager
@@ -127,6 +129,25 @@ def quiet(variant: Variant) -> Iterator[None]:
     devices = [variant.device] if variant.device.type == "cuda" else []
     with kept_random_state(), torch.random.fork_rng(devices), cudnn_set(variant.cudnn), torch.enable_grad():
         yield
+
+
+def decided_in(job: Job, format_: Format) -> Job:
+    """The job, whose task prepares steps in a variant's format, and gives what it prepared in float64."""
+
+    def prepare(own: Callable[..., Any], model: Any, micro_batches: Sequence[Batch], world: Any) -> Any:
+        floats = torch.float64 if format_.name == "float64" else torch.float32
+        narrow = [to_device(batch, world.device, floats=floats) for batch in micro_batches]
+        made = own(model, narrow, world)
+        return mapped(made, lambda _, tensor: tensor.double() if tensor.is_floating_point() else tensor)
+
+    decided = copy.copy(job)
+    decided.task = with_prepare(job.task, prepare)
+    return decided
+
+
+def prepared_values(step: Step) -> tuple[dict[str, Tensor], list[Any]]:
+    """What the task worked out of a step: counts, and the context of each micro-batch."""
+    return dict(step.counts), list(step.contexts)
 
 
 def prepared(job: Job, variant: Variant, batch: Batch) -> Step:

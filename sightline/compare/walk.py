@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -15,15 +15,17 @@ from sightline.compare.formats import FORMATS, Format
 from sightline.compare.measure import BOUND, Deviation, compared, judge
 from sightline.compare.recording import Call, Recording
 from sightline.compare.rerun import Answer, MisalignedError, Nudge, Unit, actual, answer
-from sightline.compare.variants import Variant, losses_of, prepared, quiet
+from sightline.compare.variants import Variant, decided_in, losses_of, prepared, prepared_values, quiet
 from sightline.engine.train import Job
 from sightline.errors import RunError
+from sightline.nests import leaves
 from sightline.types import Batch
 
-__all__ = ["LOSS", "Row", "walk"]
+__all__ = ["LOSS", "TARGETS", "Row", "walk"]
 
 Pass = Literal["data", "forward", "loss", "backward", "step"]
 LOSS = "(loss)"
+TARGETS = "(targets)"
 
 
 @dataclass(frozen=True)
@@ -52,13 +54,23 @@ class Row:
 def walk(recording: Recording, reference: Variant, job: Job, batch: Batch, *, seed: int = 0) -> list[Row]:
     """The rows of a recorded step, first what ran first; `batch` is what the step read.
 
-    `reference` is in float64. Its module of a call is the one with the call's path.
+    `reference` is in float64. Its module of a call is the one with the call's path. What the task works out of the
+    batch, such as which prior belongs to which box, is judged by itself, and its losses read what the variant had; of a
+    record, which does not hold it, the losses read what the reference decides in the record's format.
     """
     with quiet(reference):
-        step = prepared(job, reference, batch)
+        narrow = decided_in(job, recording.format)
+        step = prepared(narrow if recording.prepared is None else job, reference, batch)
+
+        def targets(moved: Batch, *, is_narrow: bool = False) -> Any:
+            return prepared_values(prepared(narrow if is_narrow else job, reference, moved))
+
+        def losses(*had: Any) -> dict[str, Tensor]:
+            given = replace(step, counts=had[0], contexts=had[1]) if had else step
+            return losses_of(job, reference, batch, step=given)
+
         run = _Walk(recording, reference, seed)
-        losses = lambda: losses_of(job, reference, batch, step=step)  # noqa: E731 - a unit wants a callable
-        for unit in run.units(losses):
+        for unit in run.units(losses, targets, batch):
             run.look_at(unit)
         run.look_at_parameters()
     rows = [row for _, row in sorted(run.rows, key=lambda item: item[0])]
@@ -96,12 +108,14 @@ class _Walk:
         self._first_names = {name: first.setdefault(id(p), name) for name, p in named}
         self._last = 1 + max((call.ended for call in recording.calls), default=0)
 
-    def units(self, losses: object) -> Iterator[Unit]:
-        """What is judged: the losses, and every call, those of plain containers left out."""
+    def units(self, losses: Callable[..., Any], targets: Callable[..., Any], batch: Batch) -> Iterator[Unit]:
+        """What is judged: targets and losses, and every call, those of plain containers left out."""
         inner: dict[int | None, list[Call]] = {}
         for call in self._recording.calls:
             inner.setdefault(call.parent, []).append(call)
         yield self._loss_unit(losses, inner.get(None, []))
+        if self._recording.prepared is not None:
+            yield from self._target_units(targets, batch)
         for index, call in enumerate(self._recording.calls):
             module, calls = self._modules.get(call.path), inner.get(index, [])
             if module is not None and not (type(module) is nn.Sequential and calls):
@@ -141,14 +155,35 @@ class _Walk:
         unit = Unit(call, forced, module, modules, module, call.path, self._reference.device, is_partial=is_partial)
         return unit if len(forced) == len(calls) else self._opaque(unit)
 
-    def _loss_unit(self, losses: object, calls: Sequence[Call]) -> Unit:
+    def _target_units(self, targets: Callable[..., Any], batch: Batch) -> Iterator[Unit]:
+        """Contexts, and counts; these are of what it decides in the variant's format, where rounding turns a decision.
+
+        Where that is something else again, the counts are not judged: they follow from the decisions.
+        """
+        counts, contexts = self._recording.prepared
+        if not any(leaves(contexts)):
+            return
+        is_same = _are_alike(contexts, targets(batch)[1])
+        narrow = targets(batch, is_narrow=True)
+        is_known = is_same or _are_alike(contexts, narrow[1])
+
+        def run(batch: Batch) -> Any:
+            own = targets(batch)
+            return own if is_same else (narrow[0] if is_known else {}, own[1])
+
+        made = (counts if is_known else {}, contexts)
+        call = Call(TARGETS, 1, "", None, ((batch,), {}), self._recording.format, made=made)
+        yield Unit(call, (), run, (), self._reference.model, "", self._reference.device)
+
+    def _loss_unit(self, losses: Callable[..., Any], calls: Sequence[Call]) -> Unit:
         recording = self._recording
-        whole = Call(LOSS, 1, "", None, ((), {}), recording.format, made=recording.losses, began=self._last)
+        given: Any = (() if recording.prepared is None else recording.prepared, {})
+        whole = Call(LOSS, 1, "", None, given, recording.format, made=recording.losses, began=self._last)
         whole.ended = self._last
         if recording.losses["total"].numel() and any(call.to_made for call in calls):
             whole.to_made = {"total": torch.ones_like(recording.losses["total"])}
         modules = tuple(self._modules[call.path] for call in calls)
-        return Unit(whole, tuple(calls), losses, modules, nn.Module(), "", self._reference.device)  # type: ignore[arg-type]
+        return Unit(whole, tuple(calls), losses, modules, nn.Module(), "", self._reference.device)
 
     def _opaque(self, unit: Unit) -> Unit:
         """The unit as a whole: what is inside runs in the reference as well, and is judged by rows of its own."""
@@ -193,6 +228,12 @@ class _Walk:
         else:
             known.total, known.moved = known.total + gradient, known.moved + moved
             known.users.append(user)
+
+
+def _are_alike(contexts: Any, others: Any) -> bool:
+    """Whether all that is no floating number is the same in two nests."""
+    had, other = ([t.cpu() for _, t in leaves(nest) if not t.is_floating_point()] for nest in (contexts, others))
+    return len(had) == len(other) and all(map(torch.equal, had, other))
 
 
 def _again(unit: Unit, nudge: Nudge | None) -> Answer:
@@ -243,7 +284,7 @@ def _place(unit: Unit, name: str) -> tuple[int, int]:
 
 def _row(unit: Unit, name: str, deviation: Deviation) -> Row:
     is_backward = name.startswith("to ")
-    which: Pass = "backward" if is_backward else "loss" if unit.call.path == LOSS else "forward"
+    which: Pass = "backward" if is_backward else "loss" if unit.call.path in (LOSS, TARGETS) else "forward"
     layer, class_name, inside = _layer(unit, name.removeprefix("to "))
     return Row(layer, class_name, which, _describe(unit, name), deviation, unit.call.format.name, inside, unit)
 

@@ -19,7 +19,7 @@ from sightline.arguments import Factor, Size
 from sightline.config.contradictions import note_contradictions
 from sightline.config.faults import Faults
 from sightline.config.overrides import apply_overrides, merge
-from sightline.config.renames import data_as_recorded, is_recorded, translated
+from sightline.config.renames import is_recorded, restore_data, translated
 from sightline.config.run_config import RunConfig
 from sightline.config.yaml_tree import DEFAULT, Located, read_file
 from sightline.errors import ConfigError
@@ -80,7 +80,7 @@ def read_sections(path: Path, names: Sequence[str], overrides: Sequence[str] = (
     values = reading.section(RunConfig, Located(kept, tree.where), "", names)
     faults.raise_any()
     if "data" in names and is_recorded(path):
-        values["data"] = data_as_recorded(values["data"], reading.origins)
+        values["data"] = restore_data(values["data"], reading.origins)
     return {name: values[name] for name in names}
 
 

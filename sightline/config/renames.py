@@ -11,7 +11,7 @@ from sightline.config.run_config import RunConfig
 from sightline.config.yaml_tree import DEFAULT
 from sightline.types import Component, Where
 
-__all__ = ["DATA_BEFORE", "RENAMED_CHECKS", "data_as_recorded", "is_recorded", "translated"]
+__all__ = ["DATA_BEFORE", "RENAMED_CHECKS", "is_recorded", "restore_data", "translated"]
 
 RENAMED_CHECKS = {
     "foreign-hooks": "leftover-hooks",
@@ -34,11 +34,11 @@ def is_recorded(path: Path) -> bool:
 def translated(config: RunConfig) -> RunConfig:
     """The config that a run recorded, under the names of today, with the defaults of its day."""
     skip = tuple(RENAMED_CHECKS.get(code, code) for code in config.checks.skip)
-    data = data_as_recorded(config.data, config.origins)
+    data = restore_data(config.data, config.origins)
     return dataclasses.replace(config, checks=dataclasses.replace(config.checks, skip=skip), data=data)
 
 
-def data_as_recorded(data: Component, origins: Mapping[str, Where]) -> Component:
+def restore_data(data: Component, origins: Mapping[str, Where]) -> Component:
     """The data set, and those in it, with the values of before for arguments that a run's config does not have.
 
     A config that a run records today has every argument.
@@ -47,11 +47,11 @@ def data_as_recorded(data: Component, origins: Mapping[str, Where]) -> Component
     for name, value in data.arguments.items():
         where = origins.get(f"{data.where.path}.{name}")
         is_left_out = where is not None and where.origin == DEFAULT
-        arguments[name] = DATA_BEFORE[name] if is_left_out and name in DATA_BEFORE else _within(value, origins)
+        arguments[name] = DATA_BEFORE[name] if is_left_out and name in DATA_BEFORE else _restore_within(value, origins)
     return dataclasses.replace(data, arguments=arguments)
 
 
-def _within(value: Any, origins: Mapping[str, Where]) -> Any:
+def _restore_within(value: Any, origins: Mapping[str, Where]) -> Any:
     if isinstance(value, Component):
-        return data_as_recorded(value, origins)
-    return tuple(_within(each, origins) for each in value) if isinstance(value, tuple) else value
+        return restore_data(value, origins)
+    return tuple(_restore_within(each, origins) for each in value) if isinstance(value, tuple) else value

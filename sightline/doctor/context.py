@@ -48,13 +48,15 @@ _THOROUGH_S = 5.0  # of this thread's own time, for the samples of one part
 class Context:
     """What a check may look at. It must leave model, data and random states as they are: copy what it changes.
 
-    `run` is the directory of the run where there is one, for the checks whose moment is `offline`.
+    `run` is the directory of the run where there is one, for the checks whose moment is `offline`; `first_loss` is the
+    whole loss of its first step, where that is known.
     """
 
     built: Built
     world: World
     forward_s: float = math.inf
     run: Path | None = None
+    first_loss: float | None = None
 
     @property
     def config(self) -> RunConfig:
@@ -103,7 +105,11 @@ class Context:
 
     @cached_property
     def squares(self) -> dict[str, Squares]:
-        """The losses that are sums of squares, on the first outputs: found by what they do."""
+        """The losses that are sums of squares, on the first outputs: found by what they do.
+
+        Without those that have no targets in the data: what they draw together is a feature inside the network, or is
+        drawn to what the loss itself learns.
+        """
         rehearsal, found = self.rehearsal, {}
         if not rehearsal.is_sound:
             return {}
@@ -113,7 +119,12 @@ class Context:
                 squares = squares_of(self.built.job, batch, outputs, component.name)
             except Exception:  # noqa: BLE001 - a loss of others may refuse outputs that are not its model's
                 continue
-            if squares is not None:
+            if squares is None:
+                continue
+            is_of_data = squares.target_key is not None or not (
+                squares.is_learned or squares.output_key in rehearsal.hidden
+            )
+            if is_of_data:
                 found[component.name] = squares
         return found
 
@@ -197,6 +208,15 @@ class Reporter:
     at: str = ""
     expected: str = ""
     action: str = ""
+
+    @property
+    def names(self) -> tuple[str, str, str]:
+        """What `checks.skip` may call it: its code, its guard, and both as findings print them."""
+        return self.code, self.guard, f"{self.guard} {self.code}"
+
+    def is_skipped(self, config: RunConfig) -> bool:
+        """Whether a config leaves it out."""
+        return not set(self.names).isdisjoint(config.checks.skip)
 
     def finding(
         self,

@@ -69,10 +69,10 @@ def run_all(built: Built, world: World, *, run: Path | None = None, deep: bool =
     return _run(chosen, Context(built, world, run=run))
 
 
-def run_after(built: Built, world: World, *, run: Path) -> list[Finding]:
-    """The checks of what a training left in its directory, and in its model."""
+def run_after(built: Built, world: World, *, run: Path, first_loss: float | None = None) -> list[Finding]:
+    """The checks of what a training left in its directory, and in its model; `first_loss` is that of its first step."""
     chosen = [each for each in all_checks() if each.moment == "offline"]
-    return _run(chosen, Context(built, world, _FORWARD_S, run))
+    return _run(chosen, Context(built, world, _FORWARD_S, run, first_loss))
 
 
 def _run(checks: Sequence[Check], context: Context) -> list[Finding]:
@@ -81,7 +81,7 @@ def _run(checks: Sequence[Check], context: Context) -> list[Finding]:
     findings: list[Finding] = []
     with _untouched(context.built):
         for each in checks:
-            if each.code in context.config.checks.skip:
+            if each.is_skipped(context.config):
                 continue
             started = time.perf_counter()
             found = _run_one(each, context)
@@ -103,6 +103,8 @@ def _run_one(each: Check, context: Context) -> list[Finding]:
 
 def _of_short_time(context: Context) -> list[Finding]:
     """The first step, or else an evaluation, where a check asked for it and there was no time for one."""
+    if _SKIPPED.is_skipped(context.config):
+        return []
     rehearsal = vars(context).get("rehearsal")  # where no check asked for it there is none
     rehearsed = [*([] if rehearsal is None else [rehearsal]), *vars(context).get("evaluations", ())]
     skipped = [each.skipped for each in rehearsed if each.skipped][:1]
@@ -110,8 +112,8 @@ def _of_short_time(context: Context) -> list[Finding]:
 
 
 def assert_known(config: RunConfig) -> None:
-    """Raises ConfigError for a check that the config would skip and that there is not."""
-    known = [each.code for each in all_checks()]
+    """Raises ConfigError for a check that the config would skip and that there is not; guards have several."""
+    known = [name for each in (*all_checks(), _SKIPPED) for name in each.names]
     for code in config.checks.skip:
         where = config.origins.get("checks.skip", "checks.skip")
         if code in RENAMED_CHECKS:

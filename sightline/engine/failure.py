@@ -16,7 +16,16 @@ from typing import NoReturn
 
 from sightline.errors import RunError, in_one_line
 
-__all__ = ["Failure", "PeerLostError", "leave", "own_rank", "read_failure", "report_failure", "worker_ended"]
+__all__ = [
+    "Failure",
+    "PeerLostError",
+    "leave",
+    "own_rank",
+    "read_failure",
+    "remove_own_folder",
+    "report_failure",
+    "worker_ended",
+]
 
 
 class PeerLostError(RunError):
@@ -59,9 +68,14 @@ def leave(exit_code: int) -> NoReturn:
     """End a process that failed among others, at once: threads of its collectives could abort an orderly end."""
     sys.stdout.flush()
     sys.stderr.flush()
-    if multiprocessing.parent_process() is None:  # the folder of a process that was forked is its parent's
-        shutil.rmtree(multiprocessing.util.get_temp_dir(), ignore_errors=True)  # which an orderly end removes
+    remove_own_folder()
     os._exit(exit_code)
+
+
+def remove_own_folder() -> None:
+    """Remove the folder of this process's sockets, as an orderly end does; that of a forked one is its parent's."""
+    if multiprocessing.parent_process() is None:
+        shutil.rmtree(multiprocessing.util.get_temp_dir(), ignore_errors=True)
 
 
 def worker_ended(error: Exception) -> str:
@@ -94,3 +108,16 @@ def _write_once(path: Path, failure: Failure) -> None:
     with contextlib.suppress(FileExistsError):
         os.link(draft, path)
     draft.unlink()
+    launcher, folder = os.environ.get("SIGHTLINE_LAUNCHED"), os.environ.get("SIGHTLINE_LAUNCH_FOLDER")
+    if launcher and folder and not _is_running(int(launcher)):  # nobody is left to read it, or to remove it
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import signal
 import sys
 import tempfile
@@ -14,7 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from sightline.engine.failure import Failure, read_failure
+from sightline.engine.failure import Failure, read_failure, remove_own_folder
 from sightline.errors import UserError, in_one_line
 
 __all__ = [
@@ -91,7 +92,7 @@ def launch(arguments: Sequence[str], num_processes: int) -> int:
     """Run `sightline <arguments>` in this many processes; the exit code of the whole.
 
     A failing process takes the others down, and its message is printed once. A signal reaches all of them. Nothing is
-    left of it: no process, no file.
+    left of it: no process, no file. Where this process itself is killed, those that it started remove its folder.
     """
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
     from torch.distributed.elastic.multiprocessing.api import SignalException
@@ -101,6 +102,7 @@ def launch(arguments: Sequence[str], num_processes: int) -> int:
     logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)
     _prepare_environment(num_processes)
     with tempfile.TemporaryDirectory(prefix="sightline_launch_", ignore_cleanup_errors=True) as folder:
+        os.environ["SIGHTLINE_LAUNCH_FOLDER"] = folder
         settings = LaunchConfig(
             min_nodes=1,
             max_nodes=1,
@@ -196,12 +198,20 @@ def _number(name: str, *, least: int = 0, most: int | None = None) -> int:
     return int(text)
 
 
-def follow_parent(parent: int) -> None:
-    """End this process soon after its parent, whose number is given: it may be gone already."""
+def follow_parent(parent: int, *, folder: str | None = None) -> None:
+    """End this process soon after its parent, whose number is given: it may be gone already.
+
+    `folder` is what a launcher would have removed.
+    """
 
     def watch() -> None:
         while os.getppid() == parent:
             time.sleep(0.5)
-        os._exit(1)
+        try:
+            if folder is not None:
+                shutil.rmtree(folder, ignore_errors=True)
+                remove_own_folder()
+        finally:
+            os._exit(1)
 
     threading.Thread(target=watch, name="follow-parent", daemon=True).start()

@@ -31,9 +31,12 @@ class _WithWarmUp:
         self.num_steps = num_steps
         self.steps_per_epoch = steps_per_epoch
         if self.warmup_steps >= num_steps:
+            key, found = "warmup_share", f"{warmup_share:g}, which is every step of a run of {num_steps}"
+            if warmup_epochs:
+                length = f"{num_steps / steps_per_epoch:.3g}"
+                key, found = "warmup_epochs", f"{warmup_epochs:g} epochs of warm-up, but the whole run has {length}"
             raise ConfigError(
-                f"warmup_epochs: found {warmup_epochs:g} epochs of warm-up, but the whole run has "
-                f"{num_steps / steps_per_epoch:g}; warm up for fewer"
+                f"{key}: found {found}; warm up for fewer, or, to try a run out, not at all: schedule.{key}=0"
             )
 
     def __call__(self, step: int) -> float:

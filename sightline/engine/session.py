@@ -130,7 +130,8 @@ class Session:
     ) -> None:
         """`final_metrics` measures more of the last weights, called on every process, for `final.json`.
 
-        `is_cut` is whether a signal ended the last evaluation, so that the processes may be at different places.
+        `is_cut` is whether a signal ended the last evaluation, so that the processes may be at different places;
+        `first_loss` is the whole loss of step 1 where this session took it.
         """
         self.built = built
         self.config = built.config
@@ -147,6 +148,7 @@ class Session:
         self._is_quiet = is_quiet
         self._is_new_best = False
         self.is_cut = False
+        self.first_loss: float | None = None
         self._is_evaluation_due = False
         self._latest: tuple[int, Evaluation] | None = None
         self._planned_steps: int | None = None
@@ -303,6 +305,7 @@ class Session:
 
     def _at_step(self, record: StepRecord, stop_asked: bool) -> bool:
         self.observers.on_step(record)
+        self.first_loss = record.losses["total"] if record.step == 1 else self.first_loss
         job, config = self.job, self.config
         is_last = job.step == job.num_steps
         num_epochs, within = divmod(job.step, job.stream.plan.steps_per_epoch)

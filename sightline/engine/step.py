@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
@@ -17,7 +18,18 @@ from sightline.engine.precision import Precision
 from sightline.members import TaskMembers
 from sightline.types import Batch
 
-__all__ = ["END_OF", "Clock", "Step", "Task", "batch_step", "mean", "prepare_step", "run_batch", "weighted_sum"]
+__all__ = [
+    "END_OF",
+    "Clock",
+    "Step",
+    "Task",
+    "batch_step",
+    "mean",
+    "prepare_step",
+    "run_batch",
+    "weighted_sum",
+    "with_prepare",
+]
 
 END_OF = "end of "
 """Before the name of a part: what a profiler sees where the part ends."""
@@ -112,6 +124,13 @@ def prepare_step(
     with precision.autocast(world.device):
         counts, contexts = task.prepare(model, micro_batches, world)
     return Step(task, micro_batches, counts, contexts, precision, world.device)
+
+
+def with_prepare(task: Task, prepare: Callable[..., Any]) -> Task:
+    """A copy of the task, whose own `prepare` is called by another: `prepare(own, model, micro_batches, world)`."""
+    copied = copy.copy(task)
+    copied.prepare = partial(prepare, task.prepare)  # type: ignore[method-assign]
+    return copied
 
 
 def batch_step(

@@ -105,7 +105,7 @@ def earth_mover(
     true_codes: Tensor,
     is_counted: Tensor,
     has_box: Tensor,
-    alpha: float = 0.25,
+    alpha: float | None = 0.25,
     gamma: float = 2.0,
     beta: float = 0.1,
 ) -> Tensor:

@@ -16,9 +16,21 @@ from sightline.data.files.cloud_files import Cloud, read_cloud
 from sightline.data.scenes.scene_preparation import COLOUR_NAMES, place_of, prepare_scene
 from sightline.data.store.preparation import to_unit_sphere
 from sightline.errors import ConfigError, DataError
-from sightline.types import CloudForm, DataInfo
+from sightline.types import CloudForm, DataInfo, Field
 
-__all__ = ["FileSample", "Origin", "assert_within", "read_sample", "sample_of"]
+__all__ = [
+    "MAX_SHARE_FAR",
+    "FileSample",
+    "Origin",
+    "assert_within",
+    "describe_far",
+    "is_far",
+    "read_sample",
+    "sample_of",
+]
+
+MAX_SHARE_FAR = 0.01
+"""Of the points of a scan or scene that may lie beyond those that the run was trained on: in another unit most do."""
 
 _SLACK = 2**-10
 """How far a prepared cloud may be off radius 1 or a field off its bounds: half precision, in which some are stored."""
@@ -168,9 +180,11 @@ def _scene(cloud: Cloud, info: DataInfo, scene: Mapping[str, float], where: str,
         with np.errstate(invalid="ignore"):  # points too large for float32 are refused as such
             made["place"] = place_of(made["points"])
     fields = {key: made[key] for key in ("points", *info.features)}
-    assert_within(fields, info, where, any_scale=any_scale)
+    num_far = int(is_far(fields["points"], info.fields["points"]).sum())
+    assert_within(fields, info, where, any_scale=any_scale or num_far <= MAX_SHARE_FAR * len(cloud.points))
     origin = Origin(cloud.points, cloud.points, np.arange(len(cloud.points)))
-    return FileSample(fields, "prepared as the set was", origin)
+    steps = ["prepared as the set was", *describe_far(num_far, len(cloud.points))]
+    return FileSample(fields, ", ".join(steps), origin)
 
 
 def _prepared(
@@ -349,6 +363,19 @@ def _chosen(
         return np.arange(num_points), [f"the first {num_points} points"]
     index = generator_of(name).permutation(len(points))[:num_points]
     return index, [f"{num_points} of {len(points)} points, chosen by the file's name"]
+
+
+def is_far(points: np.ndarray, promise: Field) -> np.ndarray:
+    """Whether each of the points (N, 3) lies outside the box that the run's set promises: bool (N,)."""
+    low = -np.inf if promise.low is None else promise.low
+    high = np.inf if promise.high is None else promise.high
+    found: np.ndarray = np.any((points < low) | (points > high), axis=1)
+    return found
+
+
+def describe_far(num_far: int, num_points: int) -> list[str]:
+    """The points of a file that lie beyond those of the run's set, in words; none where there is none."""
+    return [f"{num_far} of {num_points} points far beyond those of the run's set"] if num_far else []
 
 
 def assert_within(fields: dict[str, np.ndarray], info: DataInfo, where: str, *, any_scale: bool) -> None:

@@ -11,9 +11,9 @@ from sightline.data.files.cloud_files import CLOUD_SUFFIXES
 from sightline.data.scans.scan_reading import SCAN_SUFFIXES, NoReturn
 from sightline.engine.loading import TrainedRun
 from sightline.errors import ConfigError
-from sightline.predict.cloud_samples import FileSample, read_sample
+from sightline.predict.cloud_samples import FileSample, is_far, read_sample
 from sightline.predict.predictor import Predictor, ReadFile
-from sightline.predict.scan_samples import Rings, far_returns, read_scan_sample, scan_inputs
+from sightline.predict.scan_samples import Rings, read_scan_sample, scan_inputs
 
 __all__ = ["CloudPredictor"]
 
@@ -68,24 +68,28 @@ class CloudPredictor(Predictor[Prediction]):
                 any_scale=self.any_scale,
                 draws_meshes=self.draws_meshes,
             )
+        is_placed = self.info.scans is not None or (self.info.clouds is not None and self.info.clouds.scene is not None)
+        if is_placed and (far := is_far(sample.fields["points"], self.info.fields["points"])).any():
+            reach = float(abs(sample.fields["points"]).max())
+            self._far[path] = (int(far.sum()), len(far), reach)
         return ReadFile(path, {**sample.fields, **self.given(path, sample)}, sample)
 
     def close(self) -> None:
-        """Warn of the scans with points far beyond those that the run was trained on."""
+        """Warn of the scans and scenes with points far beyond those that the run was trained on."""
         if not self._far:
             return
         path, (count, num_points, reach) = max(self._far.items(), key=lambda each: each[1][0] / each[1][1])
         promise = self.info.fields["points"]
         logger.warning(
-            "%d scans have points beyond %.4g m, twice what the run was trained on; predicted like all others. The "
-            "most has %s: %d of %d points (%.2g %%), up to %.4g m",
-            *(len(self._far), max(abs(promise.low or 0), abs(promise.high or 0))),
-            *(path, count, num_points, 100 * count / num_points, reach),
+            "%d %ss have points beyond %.4g %s, twice what the run was trained on; predicted like all others. The most "
+            "has %s: %d of %d points (%.2g %%), up to %.4g %s",
+            *(len(self._far), self.noun, max(abs(promise.low or 0), abs(promise.high or 0)), promise.unit),
+            *(path, count, num_points, 100 * count / num_points, reach, promise.unit),
         )
         self._far = {}
 
     def _read_scan(self, path: Path) -> FileSample:
-        sample = read_scan_sample(
+        return read_scan_sample(
             path,
             self.info,
             self._of_files,
@@ -93,11 +97,6 @@ class CloudPredictor(Predictor[Prediction]):
             no_return=self.no_return,
             rings=self.rings,
         )
-        points = sample.fields["points"]
-        is_far = far_returns(points, self.info.fields["points"])
-        if is_far.any():
-            self._far[path] = (int(is_far.sum()), len(points), float(abs(points).max()))
-        return sample
 
     def given(self, path: Path, sample: FileSample) -> dict[str, Any]:
         """The fields that are not read from the file. Raises DataError for a file that lacks what they need."""

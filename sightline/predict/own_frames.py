@@ -67,6 +67,17 @@ class FrameReader:
         self.own_camera = given
         self.camera = given * [1.0, np.sign(self._trained.fy) * np.sign(given[1]), 1.0, 1.0]
 
+    def notes(self) -> list[str]:
+        """A line where frames get the camera of the run's set, since none is given."""
+        if self._own.intrinsics is not None:
+            return []
+        width, height = self._trained.width_px, self._trained.height_px
+        fx, fy, u0, v0 = (f"{value:g}" for value in self._trained.intrinsics)
+        return [
+            f"no camera.* is given: frames of {width} x {height} pixels are taken for those of the run's camera, "
+            f"fx {fx}, fy {fy}, u0 {u0}, v0 {v0}; another needs its own camera.fx=, camera.fy=, camera.u0=, camera.v0="
+        ]
+
     @property
     def is_turned(self) -> bool:
         """Whether Y points the other way for the user."""

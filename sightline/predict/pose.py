@@ -235,13 +235,17 @@ class PosePredictor(Predictor[JointPrediction]):
         return {"joint_names": list(self._names), "bones": [list(bone) for bone in self.run.facts["bones"]]}
 
     def notes(self) -> list[str]:
-        """A line where figures are looked for about other points than those that the run was trained about."""
+        """Lines where the camera is that of the run's set, and where figures are looked for about other points than
+        those that the run was trained about.
+        """
+        camera = self._reader.notes()
         trained = str(self.run.facts.get("reference_source", ""))
         given = "centre_of_mass" if self._own.refiner is None else "refiner"
         if self._own.centres is not None or not trained or (trained == "centre_of_mass") == (given == "centre_of_mass"):
-            return []
+            return camera
         where = "where a refiner puts the middle joint" if given == "refiner" else "the centre of mass"
-        return [f"the run was trained about reference points of '{trained}', not {where}: its predictions may be worse"]
+        line = f"the run was trained about reference points of '{trained}', not {where}: its predictions may be worse"
+        return [*camera, line]
 
     def summary(self, documents: Sequence[Mapping[str, Any]]) -> list[str]:
         """The median time of each stage."""

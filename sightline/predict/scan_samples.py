@@ -16,15 +16,13 @@ from sightline.data.scans.scan_reading import PREDICTING, NoReturn, has_remissio
 from sightline.data.scans.squeezeseg_npy import read_image
 from sightline.errors import DataError
 from sightline.geometry.scans.projection import rows_by_file_order
-from sightline.predict.cloud_samples import FileSample, Origin, assert_within
+from sightline.predict.cloud_samples import MAX_SHARE_FAR, FileSample, Origin, assert_within, describe_far, is_far
 from sightline.types import DataInfo, Field, ScanForm
 
-__all__ = ["Rings", "far_returns", "read_scan_sample", "scan_inputs"]
+__all__ = ["Rings", "read_scan_sample", "scan_inputs"]
 
 Rings: TypeAlias = Literal["order"]
 """The source of rings other than a column: `order`, a file holds one laser after another, the highest first."""
-_MAX_SHARE_FAR = 0.01
-"""Of the returns that may lie beyond those that the run was trained on: in another unit nearly all do."""
 _MIN_FALL = 0.9
 """Correlation of the order of a file with elevations, from which it counts as that of rings."""
 _MAX_RINGS_RATIO = 1.1
@@ -55,7 +53,7 @@ def read_scan_sample(
     """The sample of a scan: every point of the file in its order; of a range image its filled pixels, row by row.
 
     `columns`, and `no_return`, stand in for those that the run's set states; `rings` for a column of them. A few far
-    returns (`far_returns`) are taken as they are.
+    returns (`is_far`) are taken as they are.
     Raises DataError naming the file for columns that do not fit, remissions or rings that the run was trained with and
     the file lacks, and values outside those of the set.
     """
@@ -72,8 +70,8 @@ def read_scan_sample(
         if missing := [name for name in fields if name not in given]:
             raise DataError(f"{path}: has no {missing[0]}; {PREDICTING.no_ring}")
         sample = {name: given[name] for name in fields}
-        num_far = int(far_returns(scan.points, info.fields["points"]).sum())
-        is_spread = num_far <= _MAX_SHARE_FAR * max(1, int((scan.points != 0).any(axis=1).sum()))
+        num_far = int(is_far(scan.points, info.fields["points"]).sum())
+        is_spread = num_far <= MAX_SHARE_FAR * max(1, int((scan.points != 0).any(axis=1).sum()))
         assert_within(sample, info, str(path), any_scale=is_spread)
     except DataError as error:
         if path.suffix.lower() != ".bin" or columns is not None or "--columns" in str(error):
@@ -84,20 +82,12 @@ def read_scan_sample(
     return FileSample(sample, _treatment(scan, num_far), Origin(places, places, np.arange(len(places))))
 
 
-def far_returns(points: np.ndarray, promise: Field) -> np.ndarray:
-    """Whether each of the points (N, 3) of a scan lies outside the box that the run's set promises: bool (N,)."""
-    low = -np.inf if promise.low is None else promise.low
-    high = np.inf if promise.high is None else promise.high
-    found: np.ndarray = np.any((points < low) | (points > high), axis=1)
-    return found
-
-
 def _treatment(scan: RawScan, num_far: int) -> str:
     """The points that are not as those of the set, in words."""
     num_missing = 0 if scan.is_return is None else int((~scan.is_return).sum())
     parts = [
         *([f"{num_missing} of {len(scan.points)} points without a return"] if num_missing else []),
-        *([f"{num_far} of {len(scan.points)} points far beyond those of the run's set"] if num_far else []),
+        *describe_far(num_far, len(scan.points)),
     ]
     return ", ".join(parts) or "as it is"
 
@@ -108,7 +98,9 @@ def _read(
     if path.suffix.lower() == ".npy" and form.image_px is not None and columns is None:
         return check_scan(read_image(path, height=form.image_px[0], width=form.image_px[1]), where=str(path))
     names = form.columns if columns is None and path.suffix.lower() in _NAMELESS else columns
-    cloud = read_scan(path, columns=names, no_return=form.no_return, advice=PREDICTING)
+    more = "; where there is no ring give rings=order, too" if needs_ring and rings is None else ""
+    advice = PREDICTING._replace(columns=PREDICTING.columns + more)
+    cloud = read_scan(path, columns=names, no_return=form.no_return, advice=advice)
     if not len(cloud.points):
         raise DataError(f"{path}: holds no points; leave the file out")
     if form.has_remission and not has_remission(cloud):

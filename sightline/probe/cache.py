@@ -20,8 +20,7 @@ from sightline.data.store.native import sha256_of
 from sightline.errors import UserError
 from sightline.plain_files import parse_json, read_plain
 from sightline.probe.features import Features
-from sightline.runs.durable import disk_failure
-from sightline.runs.run_directory import RunDirectory
+from sightline.runs.durable import disk_failure, replace_durably
 
 __all__ = ["FeatureCache", "weights_digest"]
 
@@ -39,7 +38,7 @@ class FeatureCache:
     """
 
     folder: Path
-    assert_own: Callable[[], None] = lambda: None
+    assert_own: Callable[[], None] | None = None
 
     def load(self, key: Mapping[str, Any]) -> Features | None:
         """The features kept under this key, verified by their hash; None where there are none, or damaged ones."""
@@ -62,11 +61,11 @@ class FeatureCache:
     def assert_writable(self) -> None:
         """Raises UserError where this process could keep nothing; asked before features are computed."""
         try:
-            self.assert_own()
-            self.folder.mkdir(parents=True, exist_ok=True)
+            self._make_folder()
             with tempfile.TemporaryFile(dir=self.folder):
                 pass
         except OSError as error:
+            self._assert_own_folder()
             raise UserError(
                 f"{self.folder}: features cannot be kept there ({error.strerror or error}); give another folder with "
                 "--cache DIR"
@@ -76,15 +75,25 @@ class FeatureCache:
         """Keep features under this key, whole or not at all. Raises RunError where the disk refuses them."""
         arrays, document = self._paths(key)
         try:
-            self.assert_own()
-            self.folder.mkdir(parents=True, exist_ok=True)
+            self._make_folder()
             with whole_file(arrays) as file:
                 np.savez(file, rows=features.rows, labels=features.labels)
-            self.assert_own()
+            self._assert_own_folder()
+            kept = {"key": _plain(key), "sha256": sha256_of(arrays), "samples": len(features)}
+            text = json.dumps(kept, indent=2, ensure_ascii=False) + "\n"
+            replace_durably(document, text.encode(errors="backslashreplace"))
         except OSError as error:
+            self._assert_own_folder()
             raise disk_failure(error, arrays) from error
-        kept = {"key": _plain(key), "sha256": sha256_of(arrays), "samples": len(features)}
-        RunDirectory(self.folder, is_writer=True).write_json(document.name, kept)
+
+    def _make_folder(self) -> None:
+        """The folder, and those around it where it is in no run that may have been moved just now."""
+        self._assert_own_folder()
+        self.folder.mkdir(parents=self.assert_own is None, exist_ok=True)
+
+    def _assert_own_folder(self) -> None:
+        if self.assert_own is not None:
+            self.assert_own()
 
     def _paths(self, key: Mapping[str, Any]) -> tuple[Path, Path]:
         digest = hashlib.sha256(json.dumps(_plain(key), sort_keys=True).encode()).hexdigest()[:16]

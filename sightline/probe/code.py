@@ -15,7 +15,7 @@ from sightline.types import Component
 
 __all__ = ["ROOMS", "plugins_of", "source_sha256"]
 
-ROOMS = (".", "data", "engine", "geometry", "layers", "models", "probe", "transforms")
+ROOMS = (".", "config", "data", "engine", "geometry", "layers", "models", "probe", "transforms")
 """What stands between a file of clouds and a feature; the modules of the package itself are read by all the others."""
 
 

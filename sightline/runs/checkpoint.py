@@ -39,13 +39,23 @@ _LEFTOVER = re.compile(r"step_\d{8,}(\.replaced)?\.(partial|removed)", re.ASCII)
 _REMEDY = "resume from it, or with --resume auto"
 
 
+def _assert_nothing() -> None:
+    """Stands where nobody holds the directory."""
+
+
 def save(
-    directory: Path, snapshot: Snapshot, *, keep_last: int, is_best: bool, assert_own: Callable[[], None] = lambda: None
+    directory: Path,
+    snapshot: Snapshot,
+    *,
+    keep_last: int,
+    is_best: bool,
+    assert_own: Callable[[], None] = _assert_nothing,
 ) -> Path:
     """Add a checkpoint to a run directory; at every instant the newest complete one before or after is there.
 
     `checkpoints/last`, and `best` if it is, point to it; the oldest beyond `keep_last` go, except where those point.
-    `assert_own` raises where the directory is another run's by now, before each step that replaces or removes.
+    `assert_own` raises where the directory is another run's by now, before each step that replaces or removes; with it,
+    the directory has to be there.
     Raises RunError where the disk is full or read-only; what was there before is then intact.
     """
     assert keep_last >= 1, f"keep_last is {keep_last}, must be at least 1"
@@ -54,7 +64,7 @@ def save(
     target = shelf / _folder_name(snapshot.step)
     try:
         assert_own()
-        shelf.mkdir(parents=True, exist_ok=True)
+        shelf.mkdir(parents=assert_own is _assert_nothing, exist_ok=True)  # one that was moved is not made anew
         _tidy(shelf)
         best_step = snapshot.step if is_best else _linked_step(shelf, "best")
         write_folder(_beside(target, "partial"), snapshot, best_step=best_step)

@@ -10,10 +10,17 @@ from sightline.data.files.whole_files import sync_folder, whole_file
 from sightline.errors import DataError, RunError
 from sightline.plain_files import assert_plain
 
-__all__ = ["assert_appendable", "disk_failure", "replace_durably", "sync_folder", "write_durably"]
+__all__ = ["assert_appendable", "disk_failure", "make_below", "replace_durably", "sync_folder", "write_durably"]
 
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 _CLOSED = frozenset({errno.EROFS, errno.EACCES, errno.EPERM})
+
+
+def make_below(root: Path, folder: Path) -> None:
+    """Make a folder and those between it and `root`, which has to be there: one that was moved is not made anew."""
+    for each in reversed((folder, *folder.parents)):
+        if root in each.parents:
+            each.mkdir(exist_ok=True)
 
 
 def write_durably(path: Path, data: bytes) -> None:

@@ -8,11 +8,12 @@ a float32 step; `f16`, numbers of half precision that are float32 in the model; 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import struct
 import zlib
-from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -31,6 +32,7 @@ __all__ = [
     "Entry",
     "Packed",
     "Ratios",
+    "assert_whole",
     "entries_of",
     "entry_for",
     "entry_of",
@@ -304,9 +306,21 @@ def read_packed(path: Path) -> Packed:
 
     Raises CheckpointError, naming the file and the fault, for anything that `write_packed` did not write.
     """
-    try:
+    with _faults_of(path):
         meta, entries, tied, start = _read_head(path)
         return _parse(memoryview(read_plain(path, max_bytes=_MAX_BYTES)), meta, entries, tied, start)
+
+
+def assert_whole(path: Path) -> None:
+    """Raises CheckpointError for a file whose size is not the one that its header promises; no more of it is read."""
+    with _faults_of(path):
+        _read_head(path)
+
+
+@contextlib.contextmanager
+def _faults_of(path: Path) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
     except _FaultError as fault:

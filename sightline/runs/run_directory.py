@@ -23,7 +23,7 @@ import torch
 
 from sightline.errors import DataError, LostFolderError, UserError
 from sightline.plain_files import parse_json, read_plain
-from sightline.runs.durable import assert_appendable, disk_failure, replace_durably
+from sightline.runs.durable import assert_appendable, disk_failure, make_below, replace_durably
 from sightline.runs.processes import start_of
 
 __all__ = ["LOCK", "RunDirectory", "claim", "environment"]
@@ -111,7 +111,7 @@ class RunDirectory:
         if not self.is_writer:
             return
         with self._writing(name) as path:
-            path.parent.mkdir(parents=True, exist_ok=True)
+            self._make_parents(path)
             replace_durably(path, data)
 
     def write_json(self, name: str, value: object) -> None:
@@ -130,7 +130,7 @@ class RunDirectory:
             return
         line = json.dumps(_finite(mapping), allow_nan=False, ensure_ascii=False) + "\n"
         with self._writing(name) as path:
-            path.parent.mkdir(parents=True, exist_ok=True)
+            self._make_parents(path)
             size = assert_appendable(path)
             try:
                 with open(path, "ab") as file:
@@ -162,6 +162,12 @@ class RunDirectory:
             if num_dropped:
                 replace_durably(path, b"".join(kept))
         return num_dropped
+
+    def _make_parents(self, path: Path) -> None:
+        """The folders that a file needs; not the run's own while it is locked, for it may have been moved just now."""
+        if self._held is None:
+            self.path.mkdir(parents=True, exist_ok=True)
+        make_below(self.path, path.parent)
 
     def _inside(self, name: str) -> Path:
         assert Path(name).root == "", f"'{name}' is not relative to the run directory"

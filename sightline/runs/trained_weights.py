@@ -10,7 +10,7 @@ from torch import Tensor
 from sightline.data.store.native import sha256_of
 from sightline.errors import CheckpointError
 from sightline.runs import checkpoint
-from sightline.runs.packed import read_packed
+from sightline.runs.packed import assert_whole, read_packed
 
 __all__ = ["PACKED", "assert_sha256", "evaluated_sha256", "find", "is_packed", "load", "load_losses"]
 
@@ -49,8 +49,12 @@ def load_losses(path: Path) -> Mapping[str, Tensor]:
 
 
 def evaluated_sha256(place: Path) -> str:
-    """The SHA-256 of the weights whose figures count, of what `find` gives."""
+    """The SHA-256 of the weights whose figures count, of what `find` gives.
+
+    Raises CheckpointError for a packed file whose size is not the one that it promises.
+    """
     if not place.is_dir():
+        assert_whole(place)
         return sha256_of(place)
     average = place / "ema.safetensors"
     return sha256_of(average if average.exists() else place / "model.safetensors")

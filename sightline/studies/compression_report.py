@@ -5,11 +5,13 @@ from __future__ import annotations
 import dataclasses
 import gzip
 import itertools
-import statistics
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import numpy as np
 
 from sightline import registry
 from sightline.compress.drawing import bits_svg
@@ -58,18 +60,23 @@ class ReportRow:
     """A row of the table: figures of each seed, and of the first one bytes and ratios."""
 
     name: str
-    metrics: tuple[Mapping[str, float], ...]
+    metrics: tuple[Mapping[str, float | None], ...]
     file_bytes: int
     ratios: Mapping[str, float]
     test_seconds: float | None = None
 
     def mean(self, metric: str) -> float:
-        return statistics.fmean(each[metric] for each in self.metrics)
+        return float(np.mean(self._values(metric)))
 
     def spread(self, metric: str) -> float | None:
         """The standard deviation over the seeds; None of a single one."""
-        values = [each[metric] for each in self.metrics]
-        return statistics.stdev(values) if len(values) > 1 else None
+        values = self._values(metric)
+        return float(np.std(values, ddof=1)) if len(values) > 1 else None
+
+    def _values(self, metric: str) -> list[float]:
+        """One of each seed; files hold null for a number that is not finite."""
+        found = (each[metric] for each in self.metrics)
+        return [math.nan if value is None else value for value in found]
 
 
 class CompressionReport:

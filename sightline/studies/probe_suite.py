@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ from sightline.studies.probe_table import (
     probe_rows,
     protocol_of,
 )
-from sightline.studies.published import ResultRow
+from sightline.studies.published import ResultRow, foreign_in_words, published_names
 from sightline.studies.train_run import Reporter
 from sightline.types import Component
 
@@ -253,9 +254,22 @@ class ProbeSuite:
 
     def _others(self) -> list[ResultRow]:
         """The published rows on our data, and those of parts where parts were learnt."""
-        names = {each.row.data for each in self._done}
+        names = {each.row.data for each in self._done} - self._foreign
         names |= {_PARTS} if any(each.row.protocol.get("parts data") == _PARTS for each in self._done) else set()
         return probe_rows(names)
+
+    @cached_property
+    def _foreign(self) -> frozenset[str]:
+        """The data sets, noted once, that are not those of their names that figures are published on."""
+        found = set()
+        for probed in self._opened:
+            data, reason = probed.data.config.data, None
+            if data.name in published_names():
+                reason = foreign_in_words(data, probed.data.test.dataset.info)
+            if reason is not None and data.name not in found:
+                self._reporter.note(f"the data are not the '{data.name}' that figures are published on: {reason}")
+                found.add(data.name)
+        return frozenset(found)
 
     def _write(self) -> None:
         rows, others, out = [each.row for each in self._done], self._others(), self._request.out

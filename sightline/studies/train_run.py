@@ -24,7 +24,7 @@ from sightline.engine.precision import name_nondeterminism, set_backends
 from sightline.engine.resume import RunPlace, find_place, make_folder
 from sightline.engine.session import Session, StopRequest, evaluation_document
 from sightline.engine.train import NonFiniteGradientError
-from sightline.errors import RunError
+from sightline.errors import RunError, UserError
 from sightline.members import DataMembers
 from sightline.plain_files import parse_json, read_plain
 from sightline.plugins import Plugin
@@ -266,15 +266,28 @@ class _TrainRun:
 
     @contextlib.contextmanager
     def _faults_explained(self, session: Session) -> Iterator[None]:
-        """Raises RunError, with the cause and what to do, for what may go wrong in a step."""
+        """Raises RunError, with the cause and what to do, for what may go wrong in a step or an evaluation."""
         try:
             yield
+        except KeyError:
+            from sightline.doctor.checks.model.first_evaluation import missing_keys_explained
+
+            with missing_keys_explained(session.config, session.job.model):
+                raise
         except NonFiniteGradientError as error:
             from sightline.doctor.checks.optimiser.non_finite import explain
 
             finding = explain(error, self._world)
             session.directory.write_json("findings.json", [finding.to_dict()])
             raise RunError(str(finding)) from error
+        except ValueError as error:
+            from sightline.doctor.checks.optimiser.non_finite import explain_fault
+
+            found = None if isinstance(error, UserError) else explain_fault(error, session.job)
+            if found is None:
+                raise
+            session.directory.write_json("findings.json", [found.to_dict()])
+            raise RunError(str(found)) from error
         except torch.OutOfMemoryError as error:
             step = session.job.step
             raise RunError(f"step {step}: the GPU's memory is full; raise train.micro_batches, same numbers") from error
@@ -306,7 +319,9 @@ class _TrainRun:
         from sightline.doctor.suite import run_after
 
         built, directory = session.built, session.directory
-        findings = tuple(run_after(built, World(device=built.job.device), run=directory.path))
+        findings = tuple(
+            run_after(built, World(device=built.job.device), run=directory.path, first_loss=session.first_loss)
+        )
         if findings:
             self._reporter.findings(findings)
             before = parse_json(read_plain(directory.path / "findings.json"))

@@ -17,7 +17,7 @@ from sightline.metrics.average_precision import match
 from sightline.pictures import Picture, stretched
 from sightline.types import Batch
 
-__all__ = ["COLORS", "show_detections"]
+__all__ = ["COLORS", "LEAST_SCORE", "pixels_of", "show_detections"]
 
 COLORS = {
     "truth": (0, 190, 140),
@@ -30,15 +30,30 @@ COLORS = {
 _LEGEND = {"found": "found (TP)", "made up": "made up (FP)", "missed": "missed (FN)", "ignored": "ignored"}
 _LEVEL = np.array([0.5])
 _NUM_SHOWN = 4
-_LEAST_SCORE = 0.3
+LEAST_SCORE = 0.3
+"""Of a detection that is drawn, where nobody asks for another."""
+
+
+def pixels_of(batch: Batch, place: int, given: np.ndarray | None) -> np.ndarray:
+    """The pixels (H, W, 3) uint8 of an image of a batch: for the first those given, if they are of its size.
+
+    What is not given is drawn from its lowest value to its highest: nobody knows how images were normalised.
+    """
+    image = batch["image"][place].float().cpu().permute(1, 2, 0).numpy()
+    return given if given is not None and place == 0 and given.shape == image.shape else stretched(image)
 
 
 def show_detections(
-    batch: Batch, predictions: Mapping[str, Any], *, least_score: float = _LEAST_SCORE
+    batch: Batch,
+    predictions: Mapping[str, Any],
+    *,
+    least_score: float = LEAST_SCORE,
+    pixels: np.ndarray | None = None,
 ) -> list[Picture]:
-    """The first images of a batch with the detections above a score: blue found, red made up; missed labels yellow.
+    """The first images of a batch with the detections from a score on: blue found, red made up; missed labels yellow.
 
     What is found has an IoU of at least 0.5 with a label of its class. Ignored labels, and what lies in them, are grey.
+    The highest-scoring lie on top. `pixels` as in `pixels_of`.
     """
     detections, truth = predictions["detections"], batch["truth"]
     rows = zip(
@@ -46,13 +61,15 @@ def show_detections(
     )
     pictures = []
     for place, ((first, last), (begin, end)) in enumerate(list(rows)[:_NUM_SHOWN]):
-        sure = detections[first:last].double().cpu()
-        sure = sure[sure[:, 4] >= least_score]
+        found = detections[first:last].double().cpu()
+        sure, others = found[found[:, 4] >= least_score], found[found[:, 4] < least_score]
         drawn, counts = _compared(sure, truth[begin:end].double().cpu(), batch["to_canvas"][place].cpu())
-        pixels = batch["image"][place].float().cpu().permute(1, 2, 0).numpy()
         caption = ", ".join(f"{count} {name}" for name, count in counts.items() if count)
+        if len(others):
+            caption += f"; {len(others)} below the score {least_score:g} not drawn, up to {others[:, 4].max():.2g}"
         legend = {text: COLORS[kind] for kind, text in _LEGEND.items()}
-        pictures.append(Picture(f"detections_{place}", draw_boxes(stretched(pixels), drawn, legend=legend), caption))
+        image = draw_boxes(pixels_of(batch, place, pixels), drawn, legend=legend)
+        pictures.append(Picture(f"detections_{place}", image, caption))
     return pictures
 
 
@@ -87,6 +104,7 @@ def _compared(detections: Tensor, truth: Tensor, to_canvas: Tensor) -> tuple[lis
     missed = truth[~is_ignored & ~hit]
     boxes += [box(row, "missed", style="dashed") for row in missed]
     kinds = np.where(found, "found", np.where(dropped, "ignored", "made up"))
-    boxes += [box(row, str(kind), f"{row[4]:.2f}") for row, kind in zip(detections[order], kinds, strict=True)]
+    drawn = [box(row, str(kind), f"{row[4]:.2f}") for row, kind in zip(detections[order], kinds, strict=True)]
+    boxes += drawn[::-1]  # the first lie lowest
     counts = {kind: int((kinds == kind).sum()) for kind in ("found", "made up")} | {"missed": len(missed)}
     return boxes, counts

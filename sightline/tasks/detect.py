@@ -10,6 +10,7 @@ from functools import partial
 from itertools import pairwise
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -25,8 +26,8 @@ from sightline.geometry.boxes.overlaps import pairwise_iou
 from sightline.geometry.boxes.priors import IGNORED, PRESETS, AnchorShapes, Grid, Priors, make_anchors, make_points
 from sightline.losses.base import Loss
 from sightline.members import AssignerMembers, HeadMembers
-from sightline.pictures import Picture, stretched
-from sightline.tasks.box_stages import show_detections
+from sightline.pictures import Picture
+from sightline.tasks.box_stages import LEAST_SCORE, pixels_of, show_detections
 from sightline.tasks.box_targets import show_assignments, show_priors
 from sightline.tasks.detections import Candidates, Selection, clipped, to_file
 from sightline.tasks.supervised import Supervised
@@ -246,18 +247,27 @@ class Detect(Supervised):
         place = predictions["to_canvas"][image], predictions["file_px"][image]
         return found._replace(detections=to_file(found.detections, *place, clip=False))
 
-    def show(self, batch: Batch, predictions: Mapping[str, Any]) -> list[Picture]:
-        """The first images with what was found, made up and missed."""
-        return show_detections(batch, predictions) if "truth" in batch else []
+    def show(
+        self,
+        batch: Batch,
+        predictions: Mapping[str, Any],
+        *,
+        pixels: np.ndarray | None = None,
+        score: float = LEAST_SCORE,
+    ) -> list[Picture]:
+        """The first images with what was found, made up and missed; `pixels` (H, W, 3) uint8 are those of the first."""
+        return show_detections(batch, predictions, least_score=score, pixels=pixels) if "truth" in batch else []
 
-    def show_targets(self, batch: Batch) -> dict[str, tuple[list[Picture], dict[str, Any]]]:
+    def show_targets(
+        self, batch: Batch, *, pixels: np.ndarray | None = None
+    ) -> dict[str, tuple[list[Picture], dict[str, Any]]]:
         """Of the first image: a cell's anchors on each level, and what each assigner that the head takes gives.
 
         The run's own comes first, with its own arguments, the others have their defaults. Those that need predictions
         get those of the model as it is.
         """
         rows = _images(batch["box_offsets"])[0]
-        pixels = stretched(batch["image"][0].float().permute(1, 2, 0).numpy())
+        pixels = pixels_of(batch, 0, pixels)
         priors = self.priors_of(batch["image"])
         boxes, is_ignored = batch["boxes"][rows].to(priors.rows), batch["is_ignored"][rows]
         own = _name_of(self._assigner)

@@ -320,7 +320,7 @@ def _is_alike(run: OpenRun, trained: RunConfig, part: Part) -> bool:
     Compares with the training data where it can be read, else with what the run noted of it.
     """
     config, on_first = run.config, run.world.on_first
-    if dataset_mismatch.code in config.checks.skip:
+    if dataset_mismatch.is_skipped(config):
         return True
     name = f"{trained.data.name}/train"
     try:

@@ -33,6 +33,7 @@ from sightline.verbs.evaluate import assert_about_evaluation
 from sightline.verbs.output import note, show_table
 from sightline.view.clouds import Cloud, Subject
 from sightline.view.files import file_subject
+from sightline.view.image_stages import takes_score
 from sightline.view.output import write_views
 from sightline.view.page import MOST_SHOWN
 from sightline.view.predictor import Predictor
@@ -61,6 +62,7 @@ class Options:
     up: str | None = None
     hide: str | None = None
     max_points: int | None = None
+    score: float | None = None
     plugins: tuple[Path, ...] = ()
     device: str = "auto"
     json: Path | None = None
@@ -133,7 +135,7 @@ def _of_config(path: Path, options: Options) -> tuple[list[Subject], str, dict[s
     _refuse(options, ("columns", "up"), "are about files; a data set defines them itself")
     has_predictions = is_run(path)
     if not has_predictions:
-        _refuse(options, ("checkpoint",), "is about a run; a config has no weights")
+        _refuse(options, ("checkpoint", "score"), "is about a run; a config has no weights")
     if options.epoch is not None and (options.split or ("test" if has_predictions else "train")) != "train":
         raise UserError("--epoch: only training draws anew in every epoch; give --split train, or leave it out")
     config, _ = config_of(path, (), options.plugins)
@@ -145,7 +147,7 @@ def _of_config(path: Path, options: Options) -> tuple[list[Subject], str, dict[s
         run = open_run(path, config=config, checkpoint=options.checkpoint or "last", world=world)
         split = options.split or (run.data.test.split if has_predictions else "train")  # a run: what evaluate scores
         part = _part(run.data, config, split)
-        predictor = _predictor(run, part) if has_predictions else None
+        predictor = _predictor(run, part, options.score) if has_predictions else None
         task = _task_that_shows_targets(run)
         subjects = [
             sample_subject(
@@ -230,12 +232,14 @@ def _task_that_shows_targets(run: OpenRun) -> Task | None:
     return run.task if run.directory else build_task(run.config, run.data, run.untrained_model(), run.world)[0]
 
 
-def _predictor(run: OpenRun, part: Part) -> Predictor | None:
+def _predictor(run: OpenRun, part: Part, score: float | None) -> Predictor | None:
     """The run's model with the weights of a checkpoint, reading as evaluation does.
 
     None where it predicts nothing that can be drawn.
     """
     config, task = run.config, run.task
+    if score is not None and not takes_score(task):
+        raise UserError(f"view: --score is about detections; the task '{config.task.name}' draws none; leave it out")
     if not can_draw_predictions(task, part.dataset.info):
         note(f"the task '{config.task.name}' predicts nothing that can be drawn: only the model's input is shown")
         return None
@@ -245,7 +249,7 @@ def _predictor(run: OpenRun, part: Part) -> Predictor | None:
     if config.evaluate.votes > 1:
         note(f"one pass a sample: evaluate.votes ({config.evaluate.votes}) is not applied")
     reader = _branches(config, part, 0)[-1].reader
-    return Predictor(run.model, task, run.meters, reader, Precision(config.train.precision), run.world.device)
+    return Predictor(run.model, task, run.meters, reader, Precision(config.train.precision), run.world.device, score)
 
 
 # --- files -----------------------------------------------------------------------------------------------------------
@@ -255,7 +259,9 @@ def _of_files(options: Options) -> tuple[list[Subject], str, dict[str, Any]]:
     """The clouds of files, and of all cloud files in and below folders. Raises DataError for the first that is none."""
     if options.overrides:
         raise UserError(f"view: found {options.overrides[0]!r}; key=value is laid over a config, files have none")
-    _refuse(options, ("split", "samples", "num", "epoch", "checkpoint"), "are about a data set; files have none")
+    _refuse(
+        options, ("split", "samples", "num", "epoch", "checkpoint", "score"), "are about a data set; files have none"
+    )
     columns = None if options.columns is None else check_columns(options.columns.split(","))
     axes: dict[str, Axis] = {"x": "x", "y": "y", "z": "z"}
     up_axis = axes.get(options.up or "z")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -12,22 +13,63 @@ from torch import Tensor
 from sightline.box_pictures import Box, draw_boxes
 from sightline.engine.train import Task
 from sightline.members import TaskMembers
-from sightline.pictures import Frame, stretched
+from sightline.pictures import Frame
 from sightline.tasks.box_stages import COLORS
 from sightline.types import Batch, DataInfo, Sample
 from sightline.view.clouds import ByColor, Cloud
 from sightline.view.panels import Panel
 from sightline.view.predictor import Predictor
 
-__all__ = ["ImageStages", "draws_pictures", "target_stages"]
+__all__ = ["ImageStages", "draws_pictures", "takes_score", "target_stages"]
 
 _NO_POINTS = np.zeros((0, 3), dtype=np.float32)
 
 
-class ImageStages:
-    """The stages of samples with an `image` (1 or 3, H, W) or (H, W, 3), from its lowest value, dark, to its highest.
+@dataclass(frozen=True)
+class _Scale:
+    """The values that are drawn black and white, of each channel (3,) float64."""
 
-    Boxes are drawn on it; each stage is drawn as it is, so that a box that did not move with its pixels is seen.
+    low: np.ndarray
+    high: np.ndarray
+
+    @classmethod
+    def between(cls, low: float, high: float) -> _Scale:
+        return cls(np.full(3, low), np.full(3, high))
+
+    def pixels(self, rows_of_colors: np.ndarray) -> np.ndarray:
+        """(H, W, 3) uint8; what lies beyond is cut off."""
+        span = np.maximum(self.high - self.low, np.finfo(np.float32).tiny)
+        return ((rows_of_colors - self.low) / span * 255).clip(0, 255).round().astype(np.uint8)
+
+    def fits(self, rows_of_colors: np.ndarray) -> bool:
+        """Whether values lie in the scale and take up some of it, so that they may be in its unit."""
+        low, high = rows_of_colors.min(), rows_of_colors.max()
+        span = self.high.max() - self.low.min()
+        is_within = low >= self.low.min() - _SLACK * span and high <= self.high.max() + _SLACK * span
+        return bool(is_within and (high - low >= _SLACK * span or high == low))
+
+    def normalized(self, before: np.ndarray, after: np.ndarray) -> _Scale | None:
+        """The scale of `after`, where each of its channels is a factor times that of `before` and a shift."""
+        x, y = before.reshape(-1, 3).astype(np.float64), after.reshape(-1, 3).astype(np.float64)
+        spread = x - x.mean(axis=0)
+        square = (spread**2).sum(axis=0)
+        is_flat = square < np.finfo(np.float32).eps  # of one value, which any factor leads to its own
+        factor = np.where(is_flat, 1.0, (spread * y).sum(axis=0) / np.where(is_flat, 1.0, square))
+        shift = y.mean(axis=0) - factor * x.mean(axis=0)
+        if (factor <= 0).any() or np.abs(x * factor + shift - y).max() > 1e-3 * max(float(np.ptp(y)), 1e-6):
+            return None
+        return _Scale(factor * self.low + shift, factor * self.high + shift)
+
+
+_SLACK = 0.02
+
+
+class ImageStages:
+    """The stages of samples with an `image` (1 or 3, H, W) or (H, W, 3), drawn in the brightness that they have.
+
+    All stages share a scale: that of the field where it is bounded, else the lowest and highest value of the raw image;
+    a normalisation is undone. A stage in another unit is drawn from its own lowest to its own highest value. Boxes are
+    drawn on it; each stage is drawn as it is, so that a box that did not move with its pixels is seen.
     """
 
     needs = frozenset({"image"})
@@ -39,21 +81,32 @@ class ImageStages:
             for name, value in raw.items()
             if name in info.fields and isinstance(value, Tensor) and value.ndim == 0
         }
+        promise, values = info.fields.get("image"), raw["image"].float()
+        low = values.min().item() if promise is None or promise.low is None else promise.low
+        high = values.max().item() if promise is None or promise.high is None else promise.high
+        self._raw_scale = _Scale.between(low, high)
+        self._last: tuple[Tensor, _Scale] = (raw["image"], self._raw_scale)
+        self.pixels = self._raw_scale.pixels(_rows_of_colors(raw["image"]))
+        """Those of the stage that was drawn last (H, W, 3) uint8, without boxes."""
 
     def raw(self, sample: Sample) -> Cloud:
         """The image as the data set gives it."""
-        return self._stage("raw", sample)
+        return self._stage("raw", sample, self._raw_scale)
 
     def changed(self, stage: str, before: Sample, sample: Sample) -> Iterator[Cloud]:
         """The image after a transform."""
-        yield self._stage(stage, sample)
+        image, scale = self._last
+        if before["image"] is not image:  # another branch begins with the raw sample
+            scale = self._raw_scale
+        yield self._stage(stage, sample, self._scale_after(scale, before["image"], sample["image"]))
 
     def predicted(
         self, clouds: Sequence[Cloud], batch: Batch, predictions: Mapping[str, Any], predictor: Predictor
     ) -> tuple[Cloud, dict[str, Any]]:
         """The pictures that the task draws of the prediction, and its numbers."""
         show = TaskMembers.show.of(predictor.task)
-        pictures = [] if show is None else show(batch, predictions)
+        more = {"pixels": self.pixels, **({} if predictor.score is None else {"score": predictor.score})}
+        pictures = [] if show is None else show(batch, predictions, **_taken(show, more))
         figures = {
             name: predictions[name][0].double().cpu().tolist()
             for name in sorted(TaskMembers.predicts.of(predictor.task))
@@ -63,14 +116,35 @@ class ImageStages:
         panels = tuple(Panel(each.name, each.pixels) for each in pictures)
         return _flat("prediction", text, panels), figures
 
-    def _stage(self, stage: str, sample: Sample) -> Cloud:
-        image = sample["image"].float()
-        rows_of_colors = image if image.shape[0] not in (1, 3) else image.expand(3, -1, -1).permute(1, 2, 0)
-        pixels, low, high = stretched(rows_of_colors.numpy()), image.min(), image.max()
+    def _scale_after(self, scale: _Scale, before: Tensor, after: Tensor) -> _Scale:
+        earlier, later = _rows_of_colors(before), _rows_of_colors(after)
+        is_changed = before.shape != after.shape or not scale.fits(later)  # channels come first, or another unit
+        made = scale.normalized(earlier, later) if is_changed and earlier.shape == later.shape else None
+        if made is not None or scale.fits(later):
+            return made or scale
+        return _Scale.between(float(later.min()), float(later.max()))
+
+    def _stage(self, stage: str, sample: Sample, scale: _Scale) -> Cloud:
+        image = sample["image"]
+        self._last, self.pixels = (image, scale), scale.pixels(_rows_of_colors(image))
+        low, high = image.float().min(), image.float().max()
+        pixels = self.pixels
         size = f"{pixels.shape[1]} x {pixels.shape[0]} pixels, {low:.4g} to {high:.4g}"
         if "boxes" in sample:
             pixels, size = draw_boxes(pixels, _boxes(sample)), f"{size}, {len(sample['boxes'])} boxes"
         return _flat(stage, size, (Panel(stage, pixels),))
+
+
+def _rows_of_colors(image: Tensor) -> np.ndarray:
+    """An image (1 or 3, H, W) or (H, W, 3) as (H, W, 3) float32."""
+    values = image.float()
+    return (values if values.shape[0] not in (1, 3) else values.expand(3, -1, -1).permute(1, 2, 0)).numpy()
+
+
+def _taken(function: Any, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of the arguments that a function names."""
+    names = inspect.signature(function).parameters
+    return {name: value for name, value in arguments.items() if name in names}
 
 
 def _boxes(sample: Sample) -> list[Box]:
@@ -82,10 +156,13 @@ def _boxes(sample: Sample) -> list[Box]:
     return sorted(found, key=lambda box: box.style)
 
 
-def target_stages(task: Task, batch: Batch) -> Iterator[Cloud]:
-    """What a task works out of a batch before the forward pass, where it draws that."""
+def target_stages(task: Task, batch: Batch, *, pixels: np.ndarray | None = None) -> Iterator[Cloud]:
+    """What a task works out of a batch before the forward pass, where it draws that, on `pixels` (H, W, 3) uint8."""
     show_targets = TaskMembers.show_targets.of(task)
-    for stage, (pictures, figures) in ({} if show_targets is None else show_targets(batch)).items():
+    if show_targets is None:
+        return
+    more = {} if pixels is None else _taken(show_targets, {"pixels": pixels})
+    for stage, (pictures, figures) in show_targets(batch, **more).items():
         panels = tuple(Panel(each.name, each.pixels) for each in pictures)
         text = "; ".join(f"{each.name}: {each.caption}" for each in pictures)
         yield _flat(stage, text, panels, figures)
@@ -94,6 +171,12 @@ def target_stages(task: Task, batch: Batch) -> Iterator[Cloud]:
 def draws_pictures(task: Task) -> bool:
     """Whether a task draws pictures of its predictions."""
     return TaskMembers.show.of(task) is not None
+
+
+def takes_score(task: Task) -> bool:
+    """Whether the least score of what a task draws can be given."""
+    show = TaskMembers.show.of(task)
+    return show is not None and "score" in inspect.signature(show).parameters
 
 
 def _flat(stage: str, text: str, panels: tuple[Panel, ...], figures: Mapping[str, Any] | None = None) -> Cloud:

@@ -16,6 +16,7 @@ const RAMP = [[52, 58, 120], [38, 120, 160], [60, 170, 120], [190, 200, 80], [24
 const FAR = 1e9;
 const MOST_PIXELS = 1.6e6;
 const MOST_RADIUS = 14;
+const SPARSE = 1.8;  // so many times the size of its bulk a cloud has, and yet is shown as a whole
 
 const chosen = { subject: 0, stage: 0, coloring: "", hidden: new Set(data.hidden), along: "z", slice: null };
 const start = { yaw: 35 * Math.PI / 180, pitch: 24 * Math.PI / 180, distance: 3, target: [0, 0, 0] };
@@ -64,9 +65,24 @@ function jointsOf(skeleton, up) {  // in the same axes as the points
 
 function frameOf(cloud, up) {  // the middle and half the diagonal of the box around a stage, and its heights
   if (!cloud.frame) {
-    cloud.frame = boxOf([decoded(cloud, up), cloud.skeletons.flatMap((each) => jointsOf(each, up).flat())]);
+    const points = decoded(cloud, up);
+    cloud.frame = boxOf([points, cloud.skeletons.flatMap((each) => jointsOf(each, up).flat())]);
+    const most = cloud.skeletons.length ? cloud.frame : boxOf([bulkOf(points)]);
+    if (cloud.frame.radius > SPARSE * most.radius) {  // a few far points, as of a LiDAR, would leave the rest a dot
+      Object.assign(cloud.frame, { middle: most.middle, radius: most.radius });
+    }
   }
   return cloud.frame;
+}
+
+function bulkOf(points) {  // two corners of the box that holds 98 % of the points along each axis
+  const count = points.length / 3, corners = [[], []];
+  for (let k = 0; k < 3; k++) {
+    const along = Float64Array.from({ length: count }, (_, i) => points[3 * i + k]).sort();
+    corners[0].push(along[Math.floor(0.01 * (count - 1))]);
+    corners[1].push(along[Math.ceil(0.99 * (count - 1))]);
+  }
+  return count ? corners.flat() : [];
 }
 
 function boxOf(parts) {
@@ -320,6 +336,8 @@ function show() {
   [cloud.lines[0], ...shown, ...cloud.lines.slice(1)].forEach((line, i, all) => {
     made("li", line, element("lines"), i === all.length - 1 ? verdict : "");
   });
+  for (const id of ["space", "colours", "controls"]) element(id).hidden = cloud.isFlat;
+  element("kind").textContent = cloud.isFlat ? "image" : "cloud";
   showLegend(currentColoring(cloud), cloud.skeletons);
   showFlat(cloud, subject.up);
   redraw();

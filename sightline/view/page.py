@@ -22,6 +22,8 @@ MOST_SHOWN = 200_000
 """Points of a cloud in a page, unless asked for otherwise: what a browser turns smoothly without a graphics card."""
 MOST_BYTES = 12_000_000
 """Of the points of a page: more clouds get fewer points each, so that a page stays one that can be mailed."""
+_STRIP_RATIO = 3
+"""Width over height."""
 _STEPS = 65_535
 """A coordinate is kept as one of so many steps from the cloud's lowest to its highest."""
 
@@ -36,7 +38,7 @@ def encode_page(
 ) -> str:
     """The page of these samples: a switch between them, their stages and colourings, a legend that hides classes.
 
-    Below a cloud stand the flat pictures of its stage, and the slices of its volume.
+    Below a cloud stand the flat pictures of its stage, and the slices of its volume; pictures alone fill the page.
 
     Of every cloud at most `most` finite points are in it, fewer where the whole would exceed `MOST_BYTES`, chosen
     evenly; the page states how many. Coordinates are rounded to 1/65535 of the cloud's extent. `hidden` are names of
@@ -112,6 +114,8 @@ def _cloud(cloud: Cloud, count: int) -> dict[str, Any]:
         "points": _base64(steps),
         "colorings": [_coloring(each, rows) for each in cloud.colorings],
         "skeletons": [each.to_dict() for each in cloud.skeletons],
+        "isFlat": cloud.is_flat,
+        "isStrips": all(_is_strip(each.pixels) for each in cloud.panels),
         "panels": [{"name": each.name, "png": _picture(each.pixels)} for each in cloud.panels],
         "volume": None if cloud.volume is None else _volume(cloud.volume),
     }
@@ -146,6 +150,11 @@ def _volume(volume: Volume) -> dict[str, Any]:
         "values": _base64(steps[places]),
         "owners": _base64(volume.owners.ravel()[places].astype("<u2")),
     }
+
+
+def _is_strip(pixels: np.ndarray) -> bool:
+    """Whether a picture, such as a range image, is so wide that it takes the whole width of the page."""
+    return pixels.shape[1] >= _STRIP_RATIO * pixels.shape[0]
 
 
 def _picture(pixels: np.ndarray) -> str:

@@ -1,8 +1,13 @@
-/* What stands below the cloud: the flat pictures of a stage, and the slices of its volume, one at a time. */
+/* What stands below the cloud, or alone: the flat pictures of a stage, and the slices of its volume, one at a time. */
 
 function showFlat(cloud, up) {  // the pictures of the stage, and the slices of its volume
   element("flat").hidden = !cloud.panels.length && !cloud.volume;
   element("slices").hidden = !cloud.volume;
+  const columns = Math.ceil(Math.sqrt(cloud.panels.length)) || 1;  // where pictures stand alone they fill the page
+  element("flat").className = cloud.isStrips && !cloud.volume ? "strips" : "";
+  element("flat").classList.toggle("alone", cloud.isFlat);
+  element("panels").style.setProperty("--columns", cloud.isStrips ? 1 : columns);
+  element("panels").style.setProperty("--rows", Math.ceil(cloud.panels.length / columns));
   if (element("panels").shows !== cloud) {
     element("panels").replaceChildren();
     for (const panel of cloud.panels) {

@@ -26,7 +26,10 @@ SHOWN = {"probabilities": "classes", "joints_mm": "joints"}
 
 @dataclass(frozen=True)
 class Predictor:
-    """A trained model, ready to predict a sample by a run's own evaluation transforms."""
+    """A trained model, ready to predict a sample by a run's own evaluation transforms.
+
+    `score` is the least one of the detections that are drawn, that of the task where it is None.
+    """
 
     model: nn.Module
     task: Task
@@ -34,6 +37,7 @@ class Predictor:
     reader: BatchReader
     precision: Precision
     device: torch.device
+    score: float | None = None
 
     def __call__(self, key: SampleKey) -> tuple[Batch, Mapping[str, Any]]:
         """The batch of one sample and what the task predicts of it; one pass, no votes."""

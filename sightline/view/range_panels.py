@@ -47,7 +47,9 @@ def describe_image(sample: Sample) -> str:
     distance = sample["range_image"]
     num_filled = int((distance >= 0).sum())
     height, width = distance.shape
-    share = num_filled / max(1, len(sample["points"]))
+    num_points = len(sample["points"])
+    num_returns = int((sample["point_range"] > 0).sum()) if "point_range" in sample else num_points
+    share = num_filled / max(1, num_returns)
     return f"{height} x {width} pixels, {num_filled / distance.numel():.1%} filled, {share:.1%} of the points shown"
 
 

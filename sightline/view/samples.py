@@ -88,7 +88,8 @@ def sample_subject(
         clouds += changed
         clouds[last:] = [_described(cloud, _SEEN[branch.name]) for cloud in clouds[last:]]
         if task is not None and branch is branches[0]:
-            clouds += target_stages(task, branch.reader([SampleKey(index, branch.epoch, seed)]))
+            pixels = kind.pixels if isinstance(kind, ImageStages) else None
+            clouds += target_stages(task, branch.reader([SampleKey(index, branch.epoch, seed)]), pixels=pixels)
     assert kind is not None, "a sample is read by one branch at least"
     description |= kind.whole
     if reads is not None:

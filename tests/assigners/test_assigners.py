@@ -335,3 +335,18 @@ def test_ota_gives_a_box_without_candidates_its_cheapest_points() -> None:
     found = OTA()(POINTS, boxes, none_ignored(boxes), torch.ones(2, dtype=torch.int64), guesses(POINTS)).matched
     assert 1 <= int((found == 0).sum()) <= 3
     assert int((found == 1).sum()) > 3
+
+
+def test_an_iou_equal_to_a_threshold_of_max_iou_reaches_it() -> None:
+    """By hand: anchors that overlap a box of 10 x 20 by 1/2 and 2/5 exactly, and by a little less."""
+    rows = torch.tensor([[0, 0, 10, 20], [0, 0, 10, 10], [0, 0, 10, 8], [0, 0, 10, 9.99], [0, 0, 10, 7.99]]).double()
+    priors = Priors("anchors", rows, (8,), ((1, 5),), (1,))
+    box = torch.tensor([[0.0, 0, 10, 20]], dtype=torch.float64)
+    for low_quality in (None, "guarantee", "overwrite", "detectron"):
+        found = MaxIoU(low_quality=low_quality)(priors, box, torch.tensor([False]))  # type: ignore[arg-type]
+        assert found.matched.tolist() == [0, 0, IGNORED, IGNORED, BACKGROUND]
+        assert found.num_claims.tolist() == [1, 1, 0, 0, 0]
+    pair = torch.tensor([[0.0, 0, 10, 20], [0, 0, 10, 10]], dtype=torch.float64)
+    both = MaxIoU(low_quality=None, boxes_per_prior=2)(priors, pair, torch.tensor([False, False]))
+    assert both.second is not None
+    assert both.second.tolist()[:2] == [1, 0], "the other box overlaps the first two anchors by 1/2 exactly"

@@ -10,18 +10,30 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from scipy.special import logsumexp
 
+from sightline.assigners import ota
 from sightline.assigners.base import BACKGROUND, Predicted
 from sightline.assigners.ota import OTA
-from sightline.assigners.simota import SimOTA
+from sightline.assigners.pairs import near_pairs
+from sightline.assigners.simota import SimOTA, _Costs
 from sightline.assigners.sinkhorn import sinkhorn
 from sightline.geometry.boxes.codings import decode_distances
 from sightline.geometry.boxes.overlaps import iou
-from sightline.geometry.boxes.priors import make_points
-from sightline.losses.functional_boxes import overlap_loss, sigmoid_bce, sigmoid_focal
-from tests.assigners.test_golden import MAPS, STRIDES, assert_losses, case_of, is_class
-from tests.golden_parity import load_golden
+from sightline.geometry.boxes.priors import Priors, make_points
+from sightline.losses.functional_boxes import overlap_loss, sigmoid_bce, sigmoid_focal, smooth_l1
+from tests.assigners.test_golden import assert_losses, case_of, is_class, levels
+from tests.golden_parity import Golden, load_golden
 
-SIMOTA_POINTS = make_points(((16, 20), (8, 10), (4, 5)), (8, 16, 32), dtype=torch.float64)
+
+def simota_points(golden: Golden) -> Priors:
+    """The points of the recorded strides in an image of the recorded size."""
+    strides = golden.tensor("stride").unique().int().tolist()
+    maps = [tuple(-(-side // stride) for side in golden.info["image_hw"]) for stride in strides]
+    return make_points(maps, strides, dtype=torch.float64)  # type: ignore[arg-type]
+
+
+def is_out_of_reach(golden: Golden, case: int) -> bool:
+    """Whether no box has a candidate, as the recorded case says."""
+    return "outside every" in golden.info["cases"][case]["mode"]
 
 
 def corners(middles: torch.Tensor) -> torch.Tensor:
@@ -30,9 +42,9 @@ def corners(middles: torch.Tensor) -> torch.Tensor:
 
 @pytest.mark.parametrize("case", range(16))
 def test_simota_is_the_published_one(shared: Path, case: int) -> None:
-    """In case 13 all boxes are out of reach: theirs raises an error."""
+    """In one case all boxes are out of reach: theirs raises an error."""
     golden = load_golden(shared, "assign_simota", area="detect")
-    stored, priors = case_of(golden, case), SIMOTA_POINTS
+    stored, priors = case_of(golden, case), simota_points(golden)
     centres = torch.stack([golden.tensor("grid_x"), golden.tensor("grid_y")], dim=1) + 0.5
     assert torch.equal(centres * golden.tensor("stride")[:, None], priors.rows)
     rows = stored["pred_cxcywh_obj_cls"]
@@ -43,8 +55,110 @@ def test_simota_is_the_published_one(shared: Path, case: int) -> None:
     expected = stored["gt_index"].long() if "gt_index" in stored else torch.full((len(priors),), BACKGROUND)
     assert torch.equal(found.matched, expected)
     sure = SimOTA()(priors, boxes, none, labels, predicted).matched
-    assert {*sure.tolist()} == ({BACKGROUND} if case == 13 else {BACKGROUND, *range(len(boxes))})
+    assert {*sure.tolist()} == ({BACKGROUND} if is_out_of_reach(golden, case) else {BACKGROUND, *range(len(boxes))})
     assert torch.equal(sure[expected >= 0], expected[expected >= 0])
+
+
+@pytest.mark.parametrize("case", range(16))
+def test_costs_of_simota_are_the_published_ones(shared: Path, case: int) -> None:
+    """Candidates, what each of them costs each box, and the IoU of its prediction; none of boxes out of reach."""
+    golden = load_golden(shared, "assign_simota", area="detect")
+    stored, priors = case_of(golden, case), simota_points(golden)
+    rows, boxes = stored["pred_cxcywh_obj_cls"], corners(stored["gt_cxcywh"])
+    predicted = Predicted(rows[:, 5:], corners(rows[:, :4]), rows[:, 4])
+    candidates = near_pairs(priors, boxes, 1.5)[1].unique()
+    if is_out_of_reach(golden, case):
+        assert not len(candidates)
+        return
+    assert torch.equal(candidates, stored["candidate"].nonzero().flatten())
+    costs = _Costs(priors, boxes, stored["classes"].long(), predicted, candidates, radius=1.5, iou_weight=3.0)
+    cost, overlap = costs.of(slice(0, len(boxes)), torch.arange(len(candidates)))
+    assert (overlap - stored["candidate_ious"]).abs().max() < 1e-13
+    assert ((cost - stored["cost"]).abs() <= 1e-14 * stored["cost"].abs() + 1e-13).all(), "of those far away, too"
+
+
+@pytest.mark.parametrize("case", range(16))
+def test_losses_on_simota_are_the_published_ones(shared: Path, case: int) -> None:
+    """Five times 1 - IoU^2, objectness, classes that learn the IoU, and |raw - true| of raw boxes where recorded."""
+    golden = load_golden(shared, "assign_simota", area="detect")
+    stored = case_of(golden, case)
+    if is_out_of_reach(golden, case):
+        assert "loss_total_iou_obj_cls_l1_fgpergt" not in stored
+        return
+    found, boxes = stored["gt_index"].long(), corners(stored["gt_cxcywh"])
+    positive = found >= 0
+    own, count = found[positive], int(positive.sum())
+    rows = stored["pred_cxcywh_obj_cls"].clone().requires_grad_()
+    decoded = corners(rows[positive, :4])
+    overlap = iou(decoded, boxes[own]).detach()
+    assert (overlap - stored["matched_iou"]).abs().max() < 1e-13
+    is_class = torch.nn.functional.one_hot(stored["classes"].long()[own], rows.shape[1] - 5)
+    of_boxes = 0.0
+    if "raw_box_for_l1" in stored:
+        stride, corner = golden.tensor("stride"), torch.stack([golden.tensor("grid_x"), golden.tensor("grid_y")], dim=1)
+        middles = stored["gt_cxcywh"][own] / stride[positive, None]
+        true = torch.cat([middles[:, :2] - corner[positive], (middles[:, 2:] + 1e-8).log()], dim=1)
+        of_boxes = smooth_l1(stored["raw_box_for_l1"][positive], true, beta=0.0)
+    assert ("raw_box_for_l1" in stored) == golden.info["cases"][case]["use_l1"]
+    losses = [
+        5 * overlap_loss(decoded, boxes[own], overlap="iou", form="square"),
+        sigmoid_bce(rows[:, 4], positive),
+        sigmoid_bce(rows[positive, 5:], is_class * overlap[:, None]),
+        torch.as_tensor(of_boxes, dtype=torch.float64),
+    ]
+    total = torch.stack(losses).sum() / count
+    mine = [float(total.detach()), *(float(each.detach()) / count for each in losses), count / len(boxes)]
+    assert mine == pytest.approx(stored["loss_total_iou_obj_cls_l1_fgpergt"].tolist(), rel=1e-9)
+    (gradient,) = torch.autograd.grad(total, rows)
+    published = stored["grad"].double()
+    assert (gradient - published).abs().max() <= 1e-6 * published.abs().max(), "theirs is kept in float32"
+
+
+def test_without_boxes_simota_learns_background_alone(shared: Path) -> None:
+    golden = load_golden(shared, "assign_simota", area="detect")
+    rows, none = golden.tensor("empty/pred"), torch.zeros(0, dtype=torch.bool)
+    predicted = Predicted(rows[:, 5:], corners(rows[:, :4]), rows[:, 4])
+    found = SimOTA()(
+        simota_points(golden), torch.zeros(0, 4, dtype=torch.float64), none, none.long(), predicted
+    ).matched
+    assert (found == BACKGROUND).all()
+    objectness = float(sigmoid_bce(rows[:, 4], found >= 0))
+    published = golden.tensor("empty/loss_total_iou_obj_cls_l1_fgpergt").tolist()
+    assert published[:5] == pytest.approx([objectness, 0, objectness, 0, 0], rel=1e-12)
+
+
+@pytest.mark.parametrize("case", range(12))
+def test_the_transport_of_ota_is_the_published_one(shared: Path, case: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Supplies, costs and plan, where all boxes have candidates; theirs adds 1e6 elsewhere and carries nothing."""
+    golden = load_golden(shared, "assign_ota", area="detect")
+    stored, seen = case_of(golden, case), []
+    points = make_points(*levels(shared), dtype=torch.float64)
+
+    def noted(cost: torch.Tensor, *margins: torch.Tensor, **more: float) -> torch.Tensor:
+        seen.append((cost, *margins, sinkhorn(cost, *margins, **more)))
+        return seen[-1][-1].clone()
+
+    monkeypatch.setattr(ota, "sinkhorn", noted)
+    predicted = Predicted(stored["cls_logits"], decode_distances(points.rows, stored["box_ltrb"]))
+    boxes, labels = stored["gt"], stored["classes"].long()
+    OTA()(points, boxes, torch.zeros(len(boxes), dtype=torch.bool), labels, predicted)
+    assert torch.equal(points.rows, torch.cat([golden.tensor(f"points/level{level}") for level in range(5)]))
+    [(cost, supplier, consumer, supply, _, plan)] = seen
+    assert torch.equal(supply.double(), stored["supply_mu"])
+    near = stored["cost"][:-1] < 1e6
+    is_tiny = golden.info["cases"][case]["mode"] == "tiny"
+    assert near.any(dim=1).all() == (not is_tiny)
+    if is_tiny:
+        return  # a box without candidates takes part with its cheapest priors here, with all at 1e6 there
+    prior = near.any(dim=0).nonzero().flatten()
+    is_pair = consumer < len(prior)
+    pairs = supplier[is_pair], prior[consumer[is_pair]]
+    assert (cost[is_pair] - stored["cost"][pairs]).abs().max() < 1e-12
+    assert int(is_pair.sum()) == int(near.sum()) + len(prior)
+    assert (plan[is_pair] - stored["plan"][pairs]).abs().max() < 1e-6, "theirs is kept in float32"
+    carried = stored["plan"].clone()
+    carried[pairs] = 0
+    assert carried[:-1].abs().max() < 1e-6
 
 
 @pytest.mark.parametrize("case", range(12))
@@ -52,7 +166,7 @@ def test_ota_and_its_losses_are_the_published_ones(shared: Path, case: int) -> N
     """In cases 5 and 11 no box has a candidate; in 3 and 9 some stand twice. Their classes count from 0."""
     golden = load_golden(shared, "assign_ota", area="detect")
     stored = case_of(golden, case)
-    points = make_points(MAPS, STRIDES, dtype=torch.float64)
+    points = make_points(*levels(shared), dtype=torch.float64)
     boxes, labels = stored["gt"], stored["classes"].long()
     predicted = Predicted(stored["cls_logits"], decode_distances(points.rows, stored["box_ltrb"]))
     found = OTA()(points, boxes, torch.zeros(len(boxes), dtype=torch.bool), labels, predicted).matched

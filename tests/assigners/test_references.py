@@ -143,6 +143,32 @@ def test_fcos_and_atss_are_the_literal_ones(kind: str) -> None:
         assert np.array_equal(found, hide(expected, priors, boxes[is_ignored].numpy())), seed
 
 
+def test_a_limit_of_atss_is_compared_in_float() -> None:
+    """Of 4,000 boxes those with a candidate whose IoU is less than 1e-4 from its limit, above or below it.
+
+    A limit that is off by 1e-4 in either direction changes every one of them, and none of the seeded crowds.
+    """
+    draw = np.random.default_rng(0)
+    corner, size = draw.uniform(0, [96, 64], (4000, 2)), draw.uniform(8, 48, (4000, 2))
+    boxes, rows = np.concatenate([corner, corner + size], axis=1), ANCHORS.rows.numpy()
+    overlap = matrix(boxes, rows)
+    middles, own = (rows[:, :2] + rows[:, 2:]) / 2, (boxes[:, :2] + boxes[:, 2:]) / 2
+    distance = ((own[:, None] - middles) ** 2).sum(axis=2)
+    near = np.concatenate(
+        [level.start + np.argsort(distance[:, level], axis=1, kind="stable")[:, :18] for level in ANCHORS.levels],
+        axis=1,
+    )
+    values = np.take_along_axis(overlap, near, axis=1)
+    off = values - (values.mean(axis=1) + values.std(axis=1, ddof=1))[:, None]
+    is_inside = ((middles[near] - boxes[:, None, :2] > 0.01) & (boxes[:, None, 2:] - middles[near] > 0.01)).all(axis=2)
+    close = [((side * off > 1e-9) & (side * off < 1e-4) & is_inside).any(axis=1) for side in (-1, 1)]
+    assert min(map(np.sum, close)) > 5
+    for box in np.flatnonzero(close[0] | close[1]).tolist():
+        chosen = near[box, (off[box] >= 0) & is_inside[box]]
+        found = ATSS()(ANCHORS, torch.from_numpy(boxes[[box]]), torch.tensor([False])).matched
+        assert (found == 0).nonzero().flatten().tolist() == sorted(chosen.tolist()), box
+
+
 def test_the_guarantee_holds_and_changes_no_more_than_it_must() -> None:
     """Every box has an anchor; the sum of IoUs of those that got one afterwards is the highest that there is."""
     num_orphans = num_without_overlap = 0

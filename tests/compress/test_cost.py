@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import pytest
 import torch
 from torch import Tensor, nn
 
 from sightline.compress.cost import Layer, bit_operations, layers_of, state_vectors
 from sightline.compress.policy import FP32, Activation, Choice
 from sightline.describe.trace import trace
-from tests.golden_parity import load_golden
+from tests.golden_parity import Golden, load_golden
 
 
 def net_of(rows: list[list]) -> nn.Sequential:
@@ -35,12 +36,31 @@ def traced_layers(net: nn.Module, given: Tensor) -> tuple[Layer, ...]:
     return layers_of(net, trace(net, lambda model: model(given), num_samples=len(given)), names)
 
 
-@pytest.mark.parametrize("number", [0, 1, 2])
-def test_states_are_the_authors(shared: Path, number: int) -> None:
-    """Theirs takes the length of a linear layer's input for its number of positions, and keeps constant columns raw."""
+def test_states_by_hand() -> None:
+    """A convolution, a depth-wise one and a linear layer: each column less its least, over its range."""
+    rows = [["conv", 3, 8, 3, 2, 1], ["conv", 8, 8, 3, 1, 8], ["linear", 8, 10, 1, 0, 1]]
+    layers = traced_layers(net_of(rows), torch.zeros(2, 3, 8, 8))
+    assert [layer.num_weights for layer in layers] == [8 * 3 * 9, 8 * 9, 8 * 10]
+    assert [layer.positions for layer in layers] == [64, 16, 1]
+    found = state_vectors(layers)
+    expected = [
+        [0, 0, 0, 1, 1, 1, 1, 0],  # depth-wise, channels in and out, stride, kernel, weights, positions, place
+        [1, 1, 0, 0.5, 1, 0, 15 / 63, 0.5],
+        [0, 1, 1, 0, 0, 8 / 144, 0, 1],
+    ]
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-15)
+
+
+def test_states_are_the_authors(shared: Path) -> None:
     golden = load_golden(shared, "state_vectors", area="compress")
-    rows = golden.info["nets"][number]["layers_type_cin_cout_kernel_stride_groups"]
-    layers = traced_layers(net_of(rows), torch.zeros(2, 3, 32, 32))
+    for net in golden.info["nets"]:
+        assert_states_are_recorded(golden, net)
+
+
+def assert_states_are_recorded(golden: Golden, net: Mapping[str, Any]) -> None:
+    """Theirs takes the length of a linear layer's input for its number of positions, and keeps constant columns raw."""
+    rows, number = net["layers_type_cin_cout_kernel_stride_groups"], net["net"]
+    layers = traced_layers(net_of(rows), torch.zeros(2, *net["input"]))
     for layer, (kind, channels, filters, kernel, stride, groups) in zip(layers, rows, strict=True):
         assert layer[2:6] == (channels, filters, kernel, stride)
         assert layer.is_depthwise == (kind == "conv" and groups == channels)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sightline.compress.hessian import hessian_product, hessian_traces
-from tests.golden_parity import load_golden, rule_made_state
+from tests.golden_parity import Golden, load_golden, rule_made_state
 
 KINDS = {"running_mean": "running_mean", "running_var": "running_var", "num_batches_tracked": "num_batches_tracked"}
 
@@ -38,9 +38,42 @@ def loaded(net: nn.Module) -> nn.Module:
     return net.eval()
 
 
-@pytest.mark.parametrize("number", [0, 1, 2])
-def test_products_and_traces_are_those_of_pyhessian(shared: Path, number: int) -> None:
+def test_products_and_traces_are_those_of_logistic_regression() -> None:
+    """Its Hessian in closed form, X' diag(p (1 - p)) X / n, of weights and bias together."""
+    draws = np.random.default_rng(0)
+    given, labels, start = draws.normal(size=(40, 5)), draws.integers(0, 2, 40), draws.normal(size=6)
+    columns = np.column_stack([given, np.ones(40)])
+    chances = 1 / (1 + np.exp(-columns @ start))
+    hessian = columns.T @ (columns * (chances * (1 - chances))[:, None]) / 40
+    weight = torch.tensor(start[:5], requires_grad=True)
+    bias = torch.tensor(start[5:], requires_grad=True)
+
+    def loss_of() -> Tensor:
+        scores = torch.from_numpy(given) @ weight + bias
+        return F.binary_cross_entropy_with_logits(scores, torch.from_numpy(labels.astype(np.float64)))
+
+    for vector in np.eye(6):
+        parts = hessian_product(loss_of(), [weight, bias], [*torch.from_numpy(vector).split([5, 1])])
+        np.testing.assert_allclose(torch.cat(parts), hessian @ vector, rtol=0, atol=1e-15)
+    found = hessian_traces(loss_of, {"weight": weight, "bias": bias}, seed=1, draws=400, tolerance=0.0)
+    off = hessian - np.diag(np.diag(hessian))  # v'Hv of a block deviates by its row of H as well: |row| over sqrt(n)
+    for name, rows in (("weight", slice(5)), ("bias", slice(5, 6))):
+        bound = 4 * np.sqrt(2 * (off[rows] ** 2).sum() / 400)
+        assert found[name] == pytest.approx(np.trace(hessian[rows, rows]), abs=bound)
+    assert hessian_traces(loss_of, {"w": weight}, seed=1, draws=9) == hessian_traces(
+        loss_of, {"w": weight}, seed=1, draws=9
+    )
+
+
+def test_products_and_traces_are_those_of_pyhessian(shared: Path) -> None:
     golden = load_golden(shared, "hessian_trace", area="compress")
+    recorded = sorted({key.partition("/")[0] for key in golden.arrays if "/" in key})
+    assert recorded == [f"net{number}" for number in range(len(nets()))]
+    for number in range(len(nets())):
+        assert_is_pyhessians(golden, number)
+
+
+def assert_is_pyhessians(golden: Golden, number: int) -> None:
     arrays = {key.partition("/")[2]: v for key, v in golden.arrays.items() if key.startswith(f"net{number}/")}
     net = loaded(nets()[number])
     parameters = dict(net.named_parameters())

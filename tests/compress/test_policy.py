@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -27,15 +28,41 @@ from tests.golden_parity import load_golden
 NAMES = ("stem.conv.weight", "body.0.weight", "body.1.weight", "head.weight")
 
 
-@pytest.mark.parametrize("span", ["1_8", "2_8", "2_4", "4_4", "1_4"])
-def test_bits_of_actions_are_the_authors_clipped(shared: Path, span: str) -> None:
+def test_bits_of_actions_by_hand() -> None:
+    """round(8 a + 0.5) for 1 to 8 bits and round(7 a + 1.5) for 2 to 8, half to even: 0.5 is 0, clipped to 1."""
+    found = levels_of_actions(np.asarray([0, 0.05, 0.125, 0.25, 0.3, 0.375, 0.9, 1]), range(1, 9)) + 1
+    assert found.tolist() == [1, 1, 2, 2, 3, 4, 8, 8]
+    found = levels_of_actions(np.asarray([0, 0.1, 0.2, 0.5, 0.9, 1]), range(2, 9)) + 2
+    assert found.tolist() == [2, 2, 3, 5, 8, 8]
+    assert levels_of_actions(np.asarray([0, 0.5, 1]), (4,)).tolist() == [0, 0, 0]
+
+
+def test_lowering_by_hand() -> None:
+    """10, 20 and 30 weights of 4, 3 and 5 bits, 250 in all: from the last to the first, then anew, to the floors."""
+
+    def holds_in(limit: int) -> Callable[[tuple[int, ...]], bool]:
+        return lambda bits: 10 * bits[0] + 20 * bits[1] + 30 * bits[2] <= limit
+
+    expected = {250: (4, 3, 5), 249: (4, 3, 4), 219: (4, 2, 4), 199: (3, 2, 4), 189: (3, 2, 3), 159: (2, 2, 3)}
+    for limit, bits in expected.items():
+        assert lowered((4, 3, 5), holds_in(limit), floors=(2, 2, 2)) == bits
+    for limit in (120, 119):  # the last of the floors, which are returned where nothing holds
+        assert lowered((4, 3, 5), holds_in(limit), floors=(2, 2, 2)) == (2, 2, 2)
+    assert lowered((3, 3, 3), lambda bits: sum(bits) <= 6, floors=(3, 1, 2)) == (3, 1, 2)
+    assert lowered((1, 2, 0), lambda bits: sum(bits) <= 1) == (0, 1, 0)
+
+
+def test_bits_of_actions_are_the_authors_clipped(shared: Path) -> None:
     arrays = load_golden(shared, "policy", area="compress").arrays
-    first, last = map(int, span.split("_"))
-    bits = range(first, last + 1)
-    found = np.asarray(bits)[levels_of_actions(arrays["action/value"], bits)]
-    assert np.array_equal(found, arrays[f"action/bits_clipped_{span}"])
-    unclipped = arrays[f"action/bits_{span}"]
-    assert np.array_equal(found, np.clip(unclipped, first, last))
+    spans = [key.removeprefix("action/bits_clipped_") for key in arrays if key.startswith("action/bits_clipped_")]
+    assert spans
+    for span in spans:
+        first, last = map(int, span.split("_"))
+        bits = range(first, last + 1)
+        found = np.asarray(bits)[levels_of_actions(arrays["action/value"], bits)]
+        assert np.array_equal(found, arrays[f"action/bits_clipped_{span}"])
+        unclipped = arrays[f"action/bits_{span}"]
+        assert np.array_equal(found, np.clip(unclipped, first, last))
 
 
 def test_bits_with_gaps_have_equal_intervals() -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import pytest
 import torch
@@ -17,8 +18,10 @@ from sightline.doctor.checks.model.norm_variance import input_variances, norm_va
 from sightline.doctor.checks.weights.initial_weights import initial_weights, scheme_of
 from sightline.doctor.context import Context
 from sightline.engine.distributed import World
+from sightline.losses.base import Loss
 from sightline.models.pointnet import PointNetPlain, PointNetPlainOutput
-from tests.doctor.planting import assert_complete, caught, make, with_model
+from sightline.types import Component
+from tests.doctor.planting import assert_complete, caught, losses_of, make, with_losses, with_model
 from tests.doctor.regressing import MapOutput, Maps, MeanSquare, context_of, grid, heat_maps, make_maps
 
 FIRST = (final_activation, gradient_flow, initial_squares, initial_weights)
@@ -110,6 +113,84 @@ def test_logits_that_end_in_an_activation(tmp_path: Path, end: nn.Module, cause:
     model.end = end
     finding = caught(with_model(make(tmp_path), model), "final-activation", cause, severity)
     assert told in finding.summary
+
+
+# --- losses of features, which have no targets in the data ------------------------------------------------------------
+
+
+class Hidden(TypedDict):
+    """Logits, and the features that they are made of."""
+
+    logits: Tensor
+    features: Tensor
+
+
+class Featured(nn.Module):
+    """A classifier whose features are rectified, as those of hidden layers are."""
+
+    def __init__(self, end: nn.Module | None = None) -> None:
+        super().__init__()
+        self.body, self.head = nn.Linear(3, 16), nn.Linear(16, 12)
+        self.end = nn.Identity() if end is None else end
+
+    def forward(self, *, points: Tensor) -> Hidden:
+        features = self.body(points).amax(dim=1).relu()
+        return {"logits": self.end(self.head(features)), "features": features.view(-1, 16)}
+
+
+class Centres(Loss):
+    """Source: Wen et al. 2016, equation 2. `learns` makes the centres parameters; else they are numbers it keeps."""
+
+    def __init__(self, *, learns: bool, size: float = 1.0) -> None:
+        super().__init__()
+        centres = size * torch.randn(12, 16, generator=torch.Generator().manual_seed(0))
+        self.centres = nn.Parameter(centres) if learns else centres
+
+    def count(self, *, label: Tensor) -> Tensor:
+        return torch.tensor(len(label))
+
+    def forward(self, *, features: Tensor, label: Tensor) -> Tensor:
+        return (features - self.centres[label].to(features)).square().sum()
+
+
+def centred(folder: Path, loss: Loss, model: nn.Module | None = None) -> Context:
+    built = with_model(make(folder), model or Featured())
+    losses = {**losses_of(built), "centres": loss}
+    built = with_losses(built, losses)
+    config = dataclasses.replace(built.config, losses=(*built.config.losses, Component("centres")))
+    job = dataclasses.replace(built.job, weights={**built.job.weights, "centres": 0.1})
+    return context_of(dataclasses.replace(built, config=config, job=job))
+
+
+@pytest.mark.parametrize("learns", [True, False])
+@pytest.mark.parametrize("size", [1e-3, 1.0, 10.0])
+def test_a_centre_loss_raises_no_alarm(tmp_path: Path, learns: bool, size: float) -> None:
+    """Its features are rectified on purpose, and its centres are no targets."""
+    for seed in range(3):
+        torch.manual_seed(seed)
+        context = centred(tmp_path, Centres(learns=learns, size=size))
+        assert [finding for check in (final_activation, initial_squares) for finding in check(context)] == []
+        assert [finding for finding in trivial_predictors(context) if "centres" in finding.summary] == []
+
+
+def test_logits_beside_a_centre_loss_are_still_looked_at(tmp_path: Path) -> None:
+    (finding,) = warnings_of(centred(tmp_path, Centres(learns=True), Featured(nn.Sigmoid())), final_activation)
+    assert finding.cause == "model.activation"
+    assert "cross_entropy" in finding.summary
+
+
+class TwoStaged(Maps):
+    """Heat maps that end in a ReLU, and a second output that is computed from them."""
+
+    def forward(self, *, points: Tensor) -> MapOutput:
+        likelihood = super().forward(points=points)["likelihood"].relu()
+        extras: Any = {"height": likelihood.mean(dim=(2, 3, 4))}
+        return {"likelihood": likelihood, **extras}
+
+
+def test_a_hidden_output_with_targets_in_the_data_is_looked_at(tmp_path: Path) -> None:
+    (finding,) = warnings_of(context_of(make_maps(tmp_path, model=TwoStaged())), final_activation)
+    assert finding.cause == "model.activation"
 
 
 # --- sizes at the start ----------------------------------------------------------------------------------------------

@@ -201,6 +201,7 @@ def test_codes_are_stable() -> None:
         "trivial-classes",
         "unverified-layers",
         "collapsed-trained-features",
+        "diverged-loss",
         "hooks-of-loggers",
         "loss-at-chance",
         "trivial-plateau",
@@ -380,6 +381,24 @@ def test_unknown_codes_are_refused(tmp_path: Path) -> None:
 
 
 # --- causes before symptoms -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("skip", ["[missing-batch-keys]", "[G6]", "['G6 missing-batch-keys']", "[G38, G6]"])
+def test_a_check_is_skipped_by_its_code_or_guard_and_by_both_as_printed(tmp_path: Path, skip: str) -> None:
+    """What stands in the brackets of a finding is what `checks.skip` takes."""
+    (note,) = [each for each in run_quick(make(tmp_path), World()) if each.code == "missing-batch-keys"]
+    assert str(note).startswith("[G6 missing-batch-keys note")
+    assert run_quick(make(tmp_path, f"checks.skip={skip}"), World()) == []
+
+
+def test_the_warning_of_skipped_checks_can_be_skipped_itself(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr(suite, "_FORWARD_S", 0.0)
+    assert "check-skipped" in {each.code for each in run_quick(make(tmp_path), World())}
+    assert "check-skipped" not in {
+        each.code for each in run_quick(make(tmp_path, "checks.skip=[check-skipped]"), World())
+    }
+    with pytest.raises(ConfigError, match="there is no check 'G99'"):
+        run_quick(make(tmp_path, "checks.skip=[G99]"), World())
 
 
 def test_a_symptom_is_told_under_its_cause() -> None:

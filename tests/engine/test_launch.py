@@ -25,6 +25,7 @@ from tests.command import run_here
 from tests.processes import ROOT, _slurm
 
 VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "SIGHTLINE_LAUNCHED")
+VARIABLES += ("SIGHTLINE_LAUNCH_FOLDER",)
 SLURM = tuple(_slurm(0, 1))
 
 
@@ -240,6 +241,39 @@ def test_error_files_hold_one_json_document(variables: pytest.MonkeyPatch, tmp_p
     set_all(variables, {"TORCHELASTIC_ERROR_FILE": str(tmp_path / "error.json"), "SIGHTLINE_LAUNCHED": "1"})
     report_failure('{"a": "Übung"}\nsecond line', exit_code=1)
     assert json.loads((tmp_path / "error.json").read_text())["message"]["message"] == '{"a": "Übung"}\nsecond line'
+
+
+def test_a_report_to_a_launcher_that_was_killed_leaves_no_folder(variables: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Another process may have removed the folder before; a launcher that runs removes it itself."""
+    folder = tmp_path / "sightline_launch_1"
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    error_file = folder / "0" / "error.json"
+    for launcher, is_left in ((os.getpid(), True), (gone.pid, False)):
+        named = {"SIGHTLINE_LAUNCHED": str(launcher), "SIGHTLINE_LAUNCH_FOLDER": str(folder)}
+        set_all(variables, {"TORCHELASTIC_ERROR_FILE": str(error_file), **named})
+        report_failure("the cause", exit_code=1)
+        assert folder.exists() == is_left
+
+
+ORPHANED = """\
+import os, subprocess, sys, time
+from sightline.engine.launch import follow_parent
+if os.fork() == 0:
+    follow_parent(int(sys.argv[1]), folder=sys.argv[2])
+    time.sleep(20)
+"""
+
+
+def test_a_process_whose_launcher_was_killed_removes_its_folder(tmp_path: Path) -> None:
+    folder = tmp_path / "sightline_launch_1"
+    (folder / "attempt_0").mkdir(parents=True)
+    script = ORPHANED.replace("sys.argv[1]", "str(os.getppid())")
+    subprocess.run([sys.executable, "-c", script, "-", str(folder)], cwd=ROOT, timeout=25, check=True)
+    deadline = time.monotonic() + 15
+    while folder.exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not folder.exists()
 
 
 # --- places that are none ---------------------------------------------------------------------------------------------

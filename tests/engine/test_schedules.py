@@ -96,6 +96,8 @@ def test_a_share_of_the_run_warms_up_a_run_of_any_length() -> None:
         assert factor.warmup_steps == expected
         assert [factor(step) for step in range(expected)] == [(s + 1) / (expected + 1) for s in range(expected)]
         assert factor(expected) == 1.0
+    with pytest.raises(ConfigError, match=r"warmup_share: found 0\.9, which is every step of a run of 1; .*=0$"):
+        Cosine(num_steps=1, steps_per_epoch=10, warmup_share=0.9)
     with pytest.raises(ConfigError, match="warmup_share: warmup_epochs is given as well"):
         Cosine(num_steps=10, steps_per_epoch=10, warmup_share=0.1, warmup_epochs=1)
 
@@ -115,5 +117,7 @@ def test_exponential_is_that_of_the_reference(shared: Path, case: int) -> None:
 def test_exponential_decays_by_its_factor_in_an_epoch() -> None:
     ours = Exponential(num_steps=1000, steps_per_epoch=50, decay=0.9, warmup_epochs=1.0)
     assert ours(150) / ours(100) == pytest.approx(0.9, rel=1e-12)
-    with pytest.raises(ConfigError, match=r"found 20 epochs of warm-up, but the whole run has 20"):
+    with pytest.raises(
+        ConfigError, match=r"found 20 epochs of warm-up, but the whole run has 20; .*schedule\.warmup_epochs=0$"
+    ):
         Exponential(num_steps=1000, steps_per_epoch=50, warmup_epochs=20.0)

@@ -70,9 +70,12 @@ def of_bag(given: dict[str, Tensor], box: int, bag: Tensor) -> dict[str, Tensor]
     return {**given, **rows, "target": target, "box_offsets": torch.tensor([0, 1])}
 
 
-def test_bags_of_probabilities_have_the_published_losses(shared: Path) -> None:
+@pytest.mark.parametrize("name", ["loss_freeanchor", "loss_freeanchor_plus1"])
+def test_bags_of_probabilities_have_the_published_losses(shared: Path, name: str) -> None:
     """With a probability of 1 among them, whose weight is limited."""
-    golden = load_golden(shared, "loss_freeanchor", area="detect")
+    golden = load_golden(shared, name, area="detect")
+    bags = {key.partition("/")[0] for key in golden.arrays if key.startswith("bag")}
+    assert len(bags) == 6
     for bag in range(6):
         p = golden.tensor(f"bag{bag}/prob").clone().requires_grad_()
         found = bag_losses(p.log())

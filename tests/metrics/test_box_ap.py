@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from sightline import compiled
+from sightline.metrics.average_precision import match
 from sightline.metrics.base import State, sorted_rows
 from sightline.metrics.box_ap import BoxAp, _curves
 
@@ -190,6 +191,28 @@ def test_nothing_to_count_is_no_number() -> None:
     )
     assert math.isnan(scored([Image([], [[0, 0, 5, 5, 0.5, 0]])])["ap"])
     assert scored([Image([[0, 0, 5, 5, 0, 25, 0]], [])])["ap"] == 0
+
+
+@pytest.mark.parametrize("has_numba", [True, False])
+def test_an_iou_equal_to_a_level_finds_the_label(has_numba: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By hand: 200 of 400 and 300 of 400 square pixels are the levels 0.50 and 0.75; at a little less one level fewer.
+
+    Of the other levels the one above is not reached; a region absorbs a detection by half of it, too.
+    """
+    monkeypatch.setattr(compiled, "_has_numba", lambda: has_numba)
+    label = [0, 0, 20, 20, 0, 400, 0]
+    for bottom, num_levels in ((10, 1), (9.999, 0), (15, 6), (14.999, 5), (20, 10)):
+        figures = scored([Image([label], [[0, 0, 20, bottom, 0.9, 0]])])
+        assert figures["ap"] == pytest.approx(num_levels / 10), bottom
+        assert figures["ap50"] == pytest.approx(float(num_levels > 0))
+        alike = np.array([[20 * bottom / 400]])
+        none = np.zeros(1, dtype=bool)
+        plain = match(alike, np.array([0.9]), is_ignored=none, is_crowd=none, is_other=none, most=1)
+        assert int(plain.is_found.sum()) == num_levels
+    for right, ap50 in ((40, 1.0), (40.01, 0.5)):  # of a detection before the right one, half lies in a region, or less
+        region = [100, 0, 120, 20, -1, 400, 1]
+        found = [[100, 0, 60 + right + 40, 20, 0.9, 0], [0, 0, 20, 20, 0.5, 0]]
+        assert scored([Image([label, region], found)])["ap50"] == pytest.approx(ap50)
 
 
 def test_each_class_has_its_own_figures() -> None:

@@ -172,3 +172,19 @@ def test_curves_are_those_of_all_detections() -> None:
     assert curve["precision"][-1] == pytest.approx(num_right / (num_right + num_wrong))
     assert curve["false_per_image"][-1] == pytest.approx(num_wrong / 12)
     assert sum(about["counts"].values()) - about["counts"]["missed"] == num_wrong
+
+
+def test_an_iou_equal_to_a_limit_has_its_kind() -> None:
+    """By hand: detections that overlap a label of 20 x 20 by exactly 1/2 or 1/10, each in an image of its own."""
+    found = [
+        ("classification", [0, 0, 20, 10], 1),
+        ("localisation", [0, 0, 20, 2], 0),
+        ("background", [0, 0, 20, 2], 1),
+        ("duplicate", [0, 0, 20, 10], 0),
+    ]
+    labels = np.array([[image, 0, 0, 20, 20, 0, 400, 0] for image in range(4)], dtype=float)
+    rows = [[image, *box, 0.5, label] for image, (_, box, label) in enumerate(found)]
+    errors = errors_of(state_of(labels, np.array([*rows, [3, 0, 0, 20, 20, 0.9, 0]], dtype=float)), 3, 100)
+    image = errors.groups.boxes[:, 0].astype(int)
+    kinds = {(int(at), KINDS[kind] if kind >= 0 else "right") for at, kind in zip(image, errors.kind, strict=True)}
+    assert kinds == {*((at, kind) for at, (kind, *_) in enumerate(found)), (3, "right")}

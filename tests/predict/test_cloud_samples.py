@@ -277,3 +277,18 @@ def test_scenes_are_measured_from_their_lowest_corner() -> None:
     assert np.array_equal(found.origin.places, points)
     with pytest.raises(DataError, match=r"a\.ply: has no colours, which the run was trained with"):
         sample_of(Cloud(points), stated, name="a", where="a.ply")
+
+
+def test_a_few_points_of_a_scene_may_lie_far_out_and_another_unit_may_not() -> None:
+    """The set's rooms reach 10 m. Two of 300 points at 30 m are named; 4 of them, or millimetres, are refused."""
+    scene = {"scale": 1.0, "colour_max": 255.0}
+    stated = info(CloudForm(columns=("x", "y", "z"), scene=scene), low=-20.0, high=20.0)
+    room = np.random.default_rng(0).uniform(0, 10, size=(300, 3))
+    few, many = room.copy(), room.copy()
+    few[:2, 0] = many[:4, 0] = 30
+    found = sample_of(Cloud(few), stated, name="a", where="a.ply")
+    assert found.treatment == "prepared as the set was, 2 of 300 points far beyond those of the run's set"
+    assert np.array_equal(found.fields["points"], (few - few.min(axis=0)).astype(np.float32))
+    for points in (many, room * 1000):
+        with pytest.raises(DataError, match=r"a\.ply: points run from"):
+            sample_of(Cloud(points), stated, name="a", where="a.ply")

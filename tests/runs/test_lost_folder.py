@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import shutil
 import socket
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from sightline.engine.session import Session
+from sightline.errors import LostFolderError
+from sightline.probe.cache import FeatureCache
+from sightline.probe.features import Features
 from sightline.runs import checkpoint
+from sightline.runs.run_directory import RunDirectory
 from sightline.studies import train_run
 from tests.command import Outcome, run_here
+from tests.engine.snapshots import snapshot_of
 from tests.runs.broken_off import Bench, Forked, wait_for
 
 CONFIG = Path(__file__).resolve().parents[1] / "broken_configs" / "_healthy.yaml"
@@ -213,3 +221,70 @@ def test_all_processes_end_with_the_first(tmp_path: Path) -> None:
     assert f"error: {out}: was moved or deleted while the run wrote to it" in text
     assert all(process.exitcode == 1 for process in started.processes)
     assert not out.exists()
+
+
+# --- moved between any two calls of one write -------------------------------------------------------------------------
+
+
+class _Mover:
+    """Moves a folder right before the n-th of the process's calls that name something in it."""
+
+    def __init__(self) -> None:
+        self.folder: Path | None = None
+        self.left = 0
+        sys.addaudithook(self._on)  # for good: there is no way to remove one
+
+    def before(self, number: int, folder: Path) -> None:
+        self.folder, self.left = folder, number
+
+    def _on(self, event: str, arguments: tuple[Any, ...]) -> None:
+        folder = self.folder
+        if folder is None or not (event == "open" or event.startswith("os.")):
+            return
+        if any(isinstance(each, str | os.PathLike) and str(each).startswith(f"{folder}/") for each in arguments):
+            self.left -= 1
+            if self.left == 0:
+                self.folder = None
+                folder.rename(f"{folder}_moved")
+
+
+MOVER = _Mover()
+
+
+def save_twice(run: RunDirectory) -> None:
+    for step in (1, 2):
+        checkpoint.save(run.path, snapshot_of(step), keep_last=1, is_best=True, assert_own=run.assert_own)
+
+
+def keep_features(run: RunDirectory) -> None:
+    features = Features(np.zeros((2, 3), dtype=np.float32), np.zeros(2, dtype=np.int64))
+    cache = FeatureCache(run.path / "features", run.assert_own)
+    cache.assert_writable()
+    cache.save({"split": "train"}, features)
+
+
+WRITES: dict[str, Callable[[RunDirectory], None]] = {
+    "checkpoints": save_twice,
+    "a picture": lambda run: run.write_bytes("predictions/of/one.png", b"1"),
+    "a line": lambda run: run.append_line("metrics.jsonl", {"step": 1}),
+    "features": keep_features,
+}
+
+
+@pytest.mark.parametrize("write", WRITES.values(), ids=list(WRITES))
+def test_a_folder_moved_at_any_moment_is_not_made_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write: Callable[[RunDirectory], None]
+) -> None:
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+    for number in range(1, 400):
+        path = tmp_path / str(number)
+        run = RunDirectory(path, is_writer=True)
+        with contextlib.suppress(LostFolderError), run.lock():
+            MOVER.before(number, path)
+            write(run)
+        has_moved, MOVER.folder = MOVER.folder is None, None
+        assert path.exists() == (not has_moved)
+        if not has_moved:
+            assert number > 3
+            return
+    raise AssertionError("it never came to an end")

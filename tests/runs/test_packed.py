@@ -31,6 +31,7 @@ from sightline.runs.packed import (
     write_packed,
 )
 from sightline.runs.packed_bits import pack_bits, unpack_bits
+from sightline.runs.trained_weights import evaluated_sha256
 from tests.layers.quantisation.drawn_weights import random_layers
 from tests.models.small_models import small_model
 
@@ -322,6 +323,8 @@ def test_a_sparse_file_is_refused_by_its_header(sound: bytes, tmp_path: Path, he
         pytest.raises(CheckpointError, match=fault),
     ):
         read_packed(path)
+    with pytest.raises(CheckpointError, match=fault):
+        evaluated_sha256(path)
 
 
 def test_codes_without_a_value_are_refused(tmp_path: Path) -> None:

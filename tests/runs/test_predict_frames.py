@@ -106,6 +106,17 @@ def test_the_reference_point_is_that_of_the_set(run: Path, frames: Path, given: 
     np.testing.assert_allclose(points, given["reference"].numpy(), rtol=0, atol=1e-4)
 
 
+def test_frames_of_the_runs_size_get_its_camera_with_a_note(run: Path, frames: Path) -> None:
+    """A camera of the same size may be another one; where its own is given there is nothing to note."""
+    facts = json.loads((run / "facts.json").read_text())
+    numbers = ", ".join(f"{n} {v:g}" for n, v in zip(("fx", "fy", "u0", "v0"), facts["camera_px"], strict=True))
+    line = f"frames of 320 x 240 pixels are taken for those of the run's camera, {numbers};"
+    bare, given = (" ".join(told(run, frames, *words)[1].err.split()) for words in ((), CAMERA))
+    assert line in bare
+    assert "another needs its own camera.fx=" in bare
+    assert "camera.fx=" not in given
+
+
 def test_pixels_are_those_of_the_camera(run: Path, frames: Path) -> None:
     document, _ = told(run, frames)
     for row in document["predictions"]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -11,13 +12,24 @@ import numpy as np
 import pytest
 
 import sightline
+from sightline.data.scans.kitti_object import KittiObject
 from sightline.data.scans.scan_folder import ScanFolder
+from sightline.data.scans.semantic_kitti import SemanticKitti
 from sightline.data.synthetic.synthetic_lidar import SyntheticLidar
 from sightline.errors import DataError
 from sightline.predict.scan_samples import read_scan_sample
 from sightline.types import SampleKey
 from tests.command import Outcome, run_here
-from tests.data.scans.lidar_writers import OWN, own_scan, quiet, street_scan, write_bin, write_labels
+from tests.data.scans.lidar_writers import (
+    OWN,
+    own_scan,
+    quiet,
+    street_scan,
+    write_bin,
+    write_kitti_object,
+    write_labels,
+    write_semantic_kitti,
+)
 
 COLUMNS = ("x", "y", "z", "intensity", "ring")
 CONFIG = """
@@ -86,6 +98,9 @@ def test_points_without_a_return_change_nothing_but_the_length_of_files(runs: Pa
     _, ids, is_return = tables(4)
     sample, cut = (sets[name][SampleKey(0, 0, 0)] for name in ("nan", "cut"))
     assert not sample["points"][~is_return].any()
+    described = [command("describe", runs / f"{name}.yaml", "--depth", 1) for name in ("nan", "cut")]
+    shown = [re.findall(r"\S+ of\s+the points\s+shown", done.out + done.err) for done in described]
+    assert shown[0] == shown[1] != []
     assert all(np.array_equal(sample[name][is_return], cut[name]) for name in ("points", "remission", "label", "ring"))
     assert set(sample["label"][~is_return].tolist()) == {sets["nan"].label_map.ignore_index}
     figures = {name: evaluate(tmp_path, runs / f"{name}_run") for name in ("nan", "cut")}
@@ -188,6 +203,27 @@ def test_a_stray_point_is_refused_by_name_when_preparing(runs: Path, tmp_path: P
             ScanFolder.survey(folder)
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("made", [SemanticKitti, KittiObject])
+def test_a_stray_point_of_kittis_layouts_is_named_before_and_when_preparing(
+    tmp_path: Path, made: type[SemanticKitti] | type[KittiObject]
+) -> None:
+    if made is SemanticKitti:
+        write_semantic_kitti(tmp_path / "tree", {"00": 2, "08": 1})
+        stray = tmp_path / "tree/sequences/00/velodyne/000001.bin"
+    else:
+        write_kitti_object(tmp_path / "tree", 2)
+        stray = tmp_path / "tree/training/velodyne/000001.bin"
+    table = np.fromfile(stray, "<f4").reshape(-1, 4)
+    table[5, 0] = 1e30
+    table.tofile(stray)
+    told = rf"{stray}: point \d+ lies 1e\+30 m away"
+    with pytest.raises(DataError, match=told):
+        made.survey(tmp_path / "tree")
+    with pytest.raises(DataError, match=told):
+        made.prepare(source=tmp_path / "tree", target=tmp_path / "set", name=made.set_name, progress=quiet)
+
+
 def test_without_the_option_nan_is_refused_and_the_option_named(runs: Path, tmp_path: Path) -> None:
     run = sightline.load_run(runs / "cut_run")
     (refusal,) = run.predict([runs / "nan/000004.bin"]).refused
@@ -215,6 +251,7 @@ def test_files_without_rings_are_refused_in_the_words_of_predict(runs: Path, tmp
     ]
     reasons.append(run.predict([tmp_path / "four.bin"], columns=COLUMNS[:4]).refused[0].reason)
     assert "they fit 3 and 4 and 6 columns;" in reasons[0]
+    assert "where there is no ring give rings=order, too" in reasons[0]
     assert "it was read as x, y, z, intensity, ring: --columns names others" in reasons[1]
     assert "give rings=order" in reasons[2]
     for reason in reasons:

@@ -37,7 +37,8 @@ from tests.runs.broken_off import (
 pytestmark = pytest.mark.processes
 
 SLOWED_S = 0.15  # a step then takes so long that a run of 15 is still under way when it is killed after a few
-OVERRIDES = {1: ("train.ema_decay=0.9",), 2: ("train.micro_batches=2",)}
+LOGGED = ("log.tensorboard=true",)
+OVERRIDES = {1: (*LOGGED, "train.ema_decay=0.9"), 2: (*LOGGED, "train.micro_batches=2")}
 Unbroken = Callable[[int], Path]
 
 

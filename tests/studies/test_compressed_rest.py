@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import struct
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from sightline.runs.lineage import describe_stage
 from sightline.runs.packed import float_bytes, read_packed
 from sightline.runs.run_directory import RunDirectory
 from sightline.studies.compression import Compression, FineTuning, can_distil
-from sightline.studies.compression_report import gzip_bytes
+from sightline.studies.compression_report import ReportRow, gzip_bytes
 from tests.command import Outcome, run_here
 from tests.processes import ROOT
 
@@ -194,7 +195,8 @@ def test_options_that_were_refused_bind_nobody(floats: Path, tmp_path: Path) -> 
     """By the search's method; by the config of the fine-tuning, before the search; and by the checks of its start."""
     out = tmp_path / "out"
     words = (*PLUGIN, "--bytes", "20000", "--calibration", "8", "--batch-norm", "0", "--device", "cpu", "--out", out)
-    done = run_here("compress", floats, *words, "--epochs", "0", "--method", "uniform", "--protect", "head.*")
+    refused = ("--method", "uniform", "--protect", "head.*", "--calibration", "4")
+    done = run_here("compress", floats, *words, "--epochs", "0", *refused)
     assert (done.code, "take uniform_protected" in done.err) == (2, True), done.err
     done = run_here("compress", floats, *words, "--method", "uniform_protected", "train.batch_sze=3")
     assert (done.code, "did you mean 'batch_size'" in done.err, "search " in done.err) == (2, True, False), done.err
@@ -226,6 +228,15 @@ def test_a_run_directory_is_no_place_for_the_files_of_a_step(floats: Path, tmp_p
     done = run_here("compress", step, floats, *PLUGIN, *more, "--device", "cpu", "--out", floats)
     assert (done.code, f"{floats}: is a run directory" in done.err, "search " in done.err) == (2, True, False), done.err
     assert {path: path.stat().st_mtime_ns for path in floats.rglob("*")} == before
+
+
+def test_a_metric_that_is_no_number_is_none_in_a_report() -> None:
+    """As for a class that the test part has not: files of rows hold null for it."""
+    row = ReportRow("float", ({"a": 1.0, "b": None}, {"a": 4.0, "b": 2.0}), 9, {})
+    assert (row.mean("a"), row.spread("a")) == (2.5, pytest.approx(4.5**0.5))
+    assert math.isnan(row.mean("b"))
+    assert row.spread("b") is not None
+    assert math.isnan(row.spread("b"))
 
 
 def test_a_run_of_joints_cannot_be_distilled() -> None:

@@ -20,6 +20,7 @@ from sightline.probe.runs import open_probed
 from sightline.probe.svm import SVM
 from sightline.runs.blocks import argument_of
 from sightline.runs.stages import in_words, stage_of
+from sightline.studies import published
 from sightline.studies.probe_table import (
     PARTS,
     compared,
@@ -66,6 +67,20 @@ def test_every_run_has_a_row_with_its_protocol(runs: list[Path], tmp_path: Path)
         assert f"| {run} | synthetic_shapes | " in text
     assert document["others"] == []
     assert "None of these data sets has published figures here." in text
+
+
+def test_data_of_ones_own_have_no_published_rows(
+    runs: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As soon as the number of test samples shows that the set is another one of the same layout."""
+    entry = {"who": "Others", "source": "a paper", "data": "synthetic_shapes", "protocol": {}, "unverified": None}
+    entry["metrics"] = {"probe_svm_accuracy": 0.75}
+    for samples, expected in (({}, ["Others"]), ({"synthetic_shapes": {"test": 9999}}, [])):
+        table = {"protocols": {}, "rows": [entry], "samples": samples}
+        monkeypatch.setattr(published, "_table", lambda table=table: table)
+        document, _, err = suite(runs[:1], tmp_path / f"{len(samples)}")
+        assert [row["who"] for row in document["others"]] == expected
+        assert err.count("that figures are published on: test samples are") == len(samples)
 
 
 def test_points_of_pre_training_are_those_that_its_views_have(tmp_path: Path) -> None:

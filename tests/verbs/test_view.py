@@ -174,6 +174,9 @@ def test_files_and_folders_of_clouds(tmp_path: Path) -> None:
     [
         (["{config}", "--columns", "x,y,z"], "view: --columns are about files"),
         (["{config}", "--checkpoint", "best"], "is about a run; a config has no weights"),
+        (["{config}", "--score", "0.5"], "view: --score is about a run; a config has no weights"),
+        (["{run}", "--score", "0.5"], "view: --score is about detections; the task 'segment' draws none; leave it out"),
+        (["{file}", "--score", "0.5"], "view: --score are about a data set; files have none"),
         (["{config}", "--split", "tset"], "--split: found 'tset', allowed are train, validation, test"),
         (["{config}", "--split", "test", "--epoch", "3"], "--epoch: only training draws anew in every epoch"),
         (["{config}", "--samples", "999"], "--samples: found '999', which is not a sample of the train part; it has"),

@@ -7,12 +7,14 @@ import re
 import shutil
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from sightline.view.clouds import ByClass, ByColor, Cloud, Subject, upward
 from sightline.view.page import encode_page
+from sightline.view.panels import Panel
 from tests.view.test_page import drawn_stage
 
 BROWSER = next(
@@ -90,6 +92,66 @@ if (!document.title.startsWith("failed")) document.title = JSON.stringify(told);
 """
 
 
+FLAT = """
+<script>
+window.addEventListener("error", (event) => { document.title = "failed: " + event.message; });
+const size = (id) => { const box = element(id).getBoundingClientRect(); return [box.width, box.height]; };
+const seen = (stage) => {
+  choose({ stage });
+  const pictures = [...document.querySelectorAll("#panels img")].map((image) => image.getBoundingClientRect());
+  return {
+    space: size("space"), controls: size("controls"), colours: size("colours"), kind: element("kind").textContent,
+    pictures: pictures.map((box) => [box.width, box.height]),
+  };
+};
+const pages = data.subjects[0].clouds.map((_, stage) => seen(stage));
+const radius = frameOf(data.subjects[0].clouds[2], "z").radius;
+if (!document.title.startsWith("failed")) document.title = JSON.stringify({ pages, radius });
+</script>
+"""
+
+
+def run_in_browser(page: str, folder: Path, hands: str) -> dict[str, Any]:
+    """What the page's title holds in the end, from a window of 900 x 600 pixels."""
+    (folder / "page.html").write_text(page.replace("</body>", f"{hands}</body>"))
+    assert BROWSER is not None
+    words = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--window-size=900,600", "--dump-dom"]
+    place = [f"--user-data-dir={folder / 'profile'}", (folder / "page.html").as_uri()]
+    done = subprocess.run([*words, *place], capture_output=True, text=True, timeout=110)
+    found = re.search(r"<title>(.*?)</title>", done.stdout)
+    assert found is not None, done.stderr[-2000:]
+    told: dict[str, Any] = json.loads(found[1].replace("&amp;", "&").replace("&lt;", "<").replace("&gt;", ">"))
+    return told
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no chromium on this machine")
+def test_pictures_without_a_cloud_fill_the_page_and_strips_its_width(tmp_path: Path) -> None:
+    """No pane and no point size for an image; two range images below a cloud, whose far points do not set its frame."""
+    none = ByColor("image", np.zeros((0, 3), dtype=np.uint8))
+    photo = Panel("photo", np.zeros((300, 400, 3), dtype=np.uint8))
+    strip = Panel("range", np.zeros((64, 1024, 3), dtype=np.uint8))
+    points = np.random.default_rng(0).uniform(-1, 1, (1000, 3))
+    points[:3] *= 100 / np.linalg.norm(points[:3], axis=1, keepdims=True)
+    empty = np.zeros((0, 3), dtype=np.float32)
+    stages = (
+        Cloud("one", empty, (none,), panels=(photo,)),
+        Cloud("three", empty, (none,), panels=(photo,) * 3),
+        Cloud("scan", points, (upward(points, "z"),), panels=(strip, strip)),
+    )
+    told = run_in_browser(encode_page([Subject("one", stages)], title="t"), tmp_path, FLAT)
+    one, three, scan = told["pages"]
+    width, height = one["pictures"][0]
+    assert one["space"] == one["controls"] == one["colours"] == [0, 0]
+    assert (one["kind"], scan["kind"]) == ("image", "cloud")
+    assert width > 0.9 * (900 - 330)
+    assert height > 300  # of some 480 that the headless window leaves
+    assert len(three["pictures"]) == 3
+    assert all(each[0] > 0.4 * (900 - 330) for each in three["pictures"])
+    assert scan["space"][1] > 100
+    assert all(each[0] > 0.9 * (900 - 330) and each[1] >= 80 for each in scan["pictures"])
+    assert told["radius"] < 3  # half the diagonal of the bulk is 1.7, of the whole about 100
+
+
 @pytest.mark.skipif(BROWSER is None, reason="no chromium on this machine")
 def test_the_page_works_in_a_browser(tmp_path: Path) -> None:
     random = np.random.default_rng(0)
@@ -99,14 +161,7 @@ def test_the_page_works_in_a_browser(tmp_path: Path) -> None:
     raw = Cloud("raw", points, (labels, rgb, upward(points, "z")), unit="m")
     seen = Cloud("train 1: scale", points * 2, (labels, upward(points, "z")))
     page = encode_page([Subject("one", (raw, seen)), Subject("two", (raw, drawn_stage()), "camera_y_up")], title="t")
-    (tmp_path / "page.html").write_text(page.replace("</body>", f"{HANDS}</body>"))
-    assert BROWSER is not None
-    words = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--window-size=900,600", "--dump-dom"]
-    place = [f"--user-data-dir={tmp_path / 'profile'}", (tmp_path / "page.html").as_uri()]
-    done = subprocess.run([*words, *place], capture_output=True, text=True, timeout=110)
-    found = re.search(r"<title>(.*?)</title>", done.stdout)
-    assert found is not None, done.stderr[-2000:]
-    told = json.loads(found[1].replace("&amp;", "&").replace("&lt;", "<").replace("&gt;", ">"))
+    told = run_in_browser(page, tmp_path, HANDS)
     assert told["stages"] == ["raw", "train 1: scale"]
     assert told["lines"][0] == "3,000 points"
     assert told["legend"] == [f"{name}{count:,}" for name, _, count in labels.legend()]

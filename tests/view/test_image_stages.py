@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
+from types import SimpleNamespace
+from typing import Any, cast
+
 import numpy as np
 import pytest
 import torch
 
-from sightline.types import DataInfo, Field
+from sightline.draws import Draws
+from sightline.pictures import Picture
+from sightline.transforms.images import NormalizeImage
+from sightline.types import DataInfo, Field, SampleKey
 from sightline.view.clouds import Subject
-from sightline.view.image_stages import ImageStages
+from sightline.view.image_stages import ImageStages, takes_score, target_stages
 from sightline.view.page import encode_page
 from sightline.view.sheet import tiles_of
 
@@ -34,3 +41,73 @@ def test_a_constant_image_is_dark_and_its_stage_is_one_tile() -> None:
     subject = Subject("one", (cloud,), stages.frame)
     assert [tile.panel for tile in tiles_of(subject)] == list(cloud.panels)
     assert "6 x 4 pixels" in encode_page([subject], title="images", hidden=(), most=10)
+
+
+PHOTO = DataInfo({}, {"image": Field("height width 3", "uint8", low=0, high=255)})
+
+
+def photo(low: int, high: int, *, seed: int = 0) -> torch.Tensor:
+    return torch.from_numpy(np.random.default_rng(seed).integers(low, high + 1, (5, 7, 3)).astype(np.uint8))
+
+
+@pytest.mark.parametrize(("low", "high"), [(90, 120), (0, 255), (7, 7)])
+def test_a_photo_keeps_its_brightness_through_all_stages(low: int, high: int) -> None:
+    """As bytes, as float32, and normalised as networks take it: the very pixels. Twice as bright is twice as bright."""
+    image = photo(low, high)
+    stages = ImageStages({"image": image}, PHOTO, {})
+    draws = Draws.for_samples([SampleKey(0, 0, 0)])
+    made = NormalizeImage()(draws, image=image[None].float())["image"][0]
+    chain = [image, image.float(), made]
+    clouds = [stages.raw({"image": image})]
+    for before, after in itertools.pairwise(chain):
+        clouds += stages.changed("next", {"image": before}, {"image": after})
+    for cloud in clouds:
+        assert np.array_equal(cloud.panels[0].pixels, image.numpy())
+    (brighter,) = stages.changed("brighter", {"image": image}, {"image": (image.float() * 2).clamp(0, 255)})
+    assert np.array_equal(brighter.panels[0].pixels, (image.numpy().astype(int) * 2).clip(0, 255))
+
+
+def test_a_stage_in_another_unit_is_drawn_in_it_and_the_next_branch_begins_anew() -> None:
+    """Bytes over 255 are seen as they were; of what nobody knows a factor for, the lowest value is black."""
+    image = photo(10, 200)
+    stages = ImageStages({"image": image}, PHOTO, {})
+    stages.raw({"image": image})
+    shares = image.float() / 255
+    (divided,) = stages.changed("divided", {"image": image}, {"image": shares})
+    assert np.array_equal(divided.panels[0].pixels, image.numpy())
+    (cut,) = stages.changed("cut", {"image": shares}, {"image": shares[1:, 2:]})
+    assert np.array_equal(cut.panels[0].pixels, image.numpy()[1:, 2:])
+    (odd,) = stages.changed("odd", {"image": shares}, {"image": 1e3 * shares**3})
+    assert (odd.panels[0].pixels.min(), odd.panels[0].pixels.max()) == (0, 255)
+    (again,) = stages.changed("of the next branch", {"image": image.clone()}, {"image": image.clone()})
+    assert np.array_equal(again.panels[0].pixels, image.numpy())
+
+
+def test_a_task_draws_on_the_pixels_that_are_shown_and_by_the_score_that_is_given() -> None:
+    """By names: a task that takes neither is called as before."""
+    image = photo(90, 120)
+    stages = ImageStages({"image": image}, PHOTO, {})
+    stages.raw({"image": image})
+    given: dict[str, Any] = {}
+
+    class Drawing:
+        def show(self, batch: Any, predictions: Any, *, pixels: Any = None, score: float = 0.3) -> list[Picture]:
+            given.update(pixels=pixels, score=score)
+            return [Picture("one", pixels, "")]
+
+        def show_targets(self, batch: Any, *, pixels: Any = None) -> dict[str, Any]:
+            return {"targets": ([Picture("two", pixels, "")], {})}
+
+    class Older:
+        def show(self, batch: Any, predictions: Any) -> list[Picture]:
+            return [Picture("one", image.numpy(), "older")]
+
+    predictor: Any = SimpleNamespace(task=Drawing(), score=0.7)
+    cloud, _ = stages.predicted([], {}, {}, predictor)
+    assert np.array_equal(cloud.panels[0].pixels, image.numpy())
+    assert given["score"] == 0.7
+    assert stages.predicted([], {}, {}, cast(Any, SimpleNamespace(task=Older(), score=0.7)))[0].description == "older"
+    (targets,) = target_stages(cast(Any, Drawing()), {}, pixels=stages.pixels)
+    assert np.array_equal(targets.panels[0].pixels, image.numpy())
+    assert takes_score(cast(Any, Drawing()))
+    assert not takes_score(cast(Any, Older()))

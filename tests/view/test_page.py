@@ -162,3 +162,15 @@ def test_points_that_are_not_finite_and_clouds_without_points() -> None:
 def test_the_same_arguments_give_the_same_page() -> None:
     subjects = [Subject("a", (cloud_of(3000),))]
     assert encode_page(subjects, title="t", most=100) == encode_page(subjects, title="t", most=100)
+
+
+def test_stages_of_pictures_alone_and_strips_are_marked() -> None:
+    """A browser lays them out by these marks: an image has no cloud, a range image is three times as wide as high."""
+    none = ByColor("image", np.zeros((0, 3), dtype=np.uint8))
+    photo, strip = (Panel("p", np.zeros((20, width, 3), dtype=np.uint8)) for width in (59, 60))
+    image = Cloud("image", np.zeros((0, 3), dtype=np.float32), (none,), panels=(photo,))
+    scan = Cloud("scan", cloud_of(50).points, cloud_of(50).colorings, panels=(strip,))
+    both = Cloud("both", cloud_of(50).points, cloud_of(50).colorings, panels=(strip, photo))
+    made = data_of(encode_page([Subject("one", (image, scan, both))], title="t"))["subjects"][0]["clouds"]
+    assert [each["isFlat"] for each in made] == [True, False, False]
+    assert [each["isStrips"] for each in made] == [False, True, False]

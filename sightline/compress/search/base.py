@@ -98,6 +98,9 @@ class Search(ABC):
         """Different policies that a search of this problem evaluates at most, with `RESERVE` of the driver's."""
         return self.max_evaluations
 
+    def assert_fits(self, problem: Problem) -> None:  # noqa: B027
+        """Raises ConfigError for a problem that the method cannot solve, before anything is evaluated."""
+
     @abstractmethod
     def run(self, problem: Problem, evaluator: Evaluator) -> Policy:
         """The best policy found, not the last one."""
@@ -110,9 +113,10 @@ def run_search(
 
     The last one has the evaluations that were made. An interrupted search comes to the same result with those of its
     record, repeating none.
-    Raises ConfigError where the budget cannot hold.
+    Raises ConfigError where the budget cannot hold, and for a method that the problem does not fit.
     """
     problem.assert_feasible(base_bytes=base_bytes)
+    method.assert_fits(problem)
     began, new_before, seconds_before = time.perf_counter(), evaluations.num_new, evaluations.new_seconds
     evaluator = Evaluator(problem, evaluations, at_most=method.at_most(problem), report=report)
     policy = method.run(problem, evaluator)

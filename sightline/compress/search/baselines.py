@@ -29,10 +29,9 @@ class UniformProtected(Search):
 class Uniform(UniformProtected):
     """The most bits that all layers can have alike; none may be protected. Source: the baseline of HAQ."""
 
-    def run(self, problem: Problem, evaluator: Evaluator) -> Policy:
+    def assert_fits(self, problem: Problem) -> None:
         if problem.protected:
             raise ConfigError("search 'uniform': gives protected layers no other bits; take uniform_protected")
-        return super().run(problem, evaluator)
 
 
 @registry.searches.add("random")

@@ -89,7 +89,7 @@ def open_record(path: Path, *, subject: str, names: Sequence[str]) -> tuple[list
     for number, line in enumerate(lines, start=1):
         if line.get("subject") != subject:
             raise DataError(
-                f"{path}:{number}: is of '{line.get('subject')}', this search evaluates '{subject}'; give another file"
+                f"{path}:{number}: is of '{line.get('subject')}', this search evaluates '{subject}'; give another --out"
             )
         known.append(_evaluated(line, names, f"{path}:{number}"))
     if path.exists():

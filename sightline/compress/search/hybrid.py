@@ -8,10 +8,10 @@ import numpy as np
 
 from sightline import registry
 from sightline.compress.policy import Policy
-from sightline.compress.search.base import Evaluator, MaxEvaluations, Search
+from sightline.compress.search.base import RESERVE, Evaluator, MaxEvaluations, Search
 from sightline.compress.search.knapsack import best_levels
 from sightline.compress.search.problem import Levels, Problem
-from sightline.compress.search.sensitivity import TableEvaluations, sensitivity
+from sightline.compress.search.sensitivity import TableEvaluations, num_measured, sensitivity
 
 __all__ = ["Hybrid"]
 
@@ -28,6 +28,9 @@ class Hybrid(Search):
     def __init__(self, *, max_evaluations: MaxEvaluations = 200, table_evaluations: TableEvaluations = 150) -> None:
         self.max_evaluations = max_evaluations
         self.table_evaluations = table_evaluations
+
+    def assert_fits(self, problem: Problem) -> None:
+        num_measured(problem, min(self.table_evaluations, self.max_evaluations - RESERVE - 1))  # one is the float model
 
     def run(self, problem: Problem, evaluator: Evaluator) -> Policy:
         table_evaluations = min(self.table_evaluations, evaluator.num_left)

@@ -125,9 +125,12 @@ class HessianAware(Search):
         self.draws = draws
         self.seed = seed
 
-    def run(self, problem: Problem, evaluator: Evaluator) -> Policy:
+    def assert_fits(self, problem: Problem) -> None:
         if problem.curvature is None:
             raise ConfigError("search 'hessian': needs the loss as a graph, which this problem has not; take knapsack")
+
+    def run(self, problem: Problem, evaluator: Evaluator) -> Policy:
+        assert problem.curvature is not None, "as assert_fits requires"
         curvature = problem.curvature()
         traces = hessian_traces(curvature.loss_of, curvature.parameters, seed=self.seed, draws=self.draws)
         errors = [[curvature.error_of(layer.name, each) for each in problem.choices] for layer in problem.free]

@@ -56,7 +56,7 @@ class Coco(LabelledImages):
         assert name == cls.set_name, f"{cls.__name__} prepares '{cls.set_name}', not '{name}'"
         found = find_coco(source, annotations=annotations, images=images)
         options = {"annotations": None if annotations is None else list(annotations), "images": images}
-        plan = image_plan(found, set_name=name, faulty=faulty, options=options, progress=progress)
+        plan = image_plan(found, set_name=name, faulty=faulty, options=options, progress=progress, target=target)
         return prepare_native(plan, target, progress=progress)
 
     @classmethod

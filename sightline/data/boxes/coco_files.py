@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -21,6 +21,7 @@ from sightline.data.boxes.image_listing import (
     box_column,
     corners_of,
     is_sound,
+    number_of,
     split_of,
 )
 from sightline.data.boxes.masks import box_of_mask
@@ -29,6 +30,7 @@ from sightline.data.store.native import listing
 from sightline.errors import DataError
 
 __all__ = ["COLUMNS", "box_of", "classes_of", "documents_below", "entries_of", "existing", "find_coco", "folder_of"]
+__all__ += ["is_marked"]
 
 COLUMNS = {
     "boxes": box_column((4,), "float64"),
@@ -56,12 +58,21 @@ def find_coco(source: Path, *, annotations: Sequence[str] | None, images: str | 
     for path, table in others:
         if table != classes:
             raise DataError(f"{path}: its categories are not those of {first}; export both with the same ones")
-    faults = Faults()
+    faults, notes = Faults(), [line for path, document in documents.items() for line in _note_twice(document, path)]
     found = [
         each for path, document in documents.items() for each in _images(root, path, document, classes, images, faults)
     ]
     layout = "instances_json" if len(documents) == 1 else "instances_jsons"
-    return FoundSet(root, layout, classes, found, COLUMNS, "boxes", faults)
+    return FoundSet(root, layout, classes, found, COLUMNS, "boxes", faults, notes)
+
+
+def _note_twice(document: Mapping[str, Any], path: Path) -> list[str]:
+    """A note on annotations with the id of another, of which pycocotools keeps the last."""
+    ids = [each.get("id") for each in document["annotations"] if isinstance(each, dict)]
+    counts = Counter(each for each in ids if type(each) is int)
+    twice = [each for each, count in counts.items() if count > 1]
+    num_more = sum(counts[each] - 1 for each in twice)
+    return [f"{path}: {num_more} annotations have the id of another, first: {twice[0]}"] if twice else []
 
 
 def documents_below(root: Path, annotations: Sequence[str] | None) -> dict[Path, Mapping[str, Any]]:
@@ -180,9 +191,9 @@ def _boxes(
             continue
         try:
             box = box_of(annotation)
-            is_ignored = bool(annotation.get("iscrowd") or annotation.get("ignore"))
+            is_ignored = is_marked(annotation)
             stated = annotation.get("area")
-            area = (box[2] - box[0]) * (box[3] - box[1]) if stated is None else float(stated)
+            area = (box[2] - box[0]) * (box[3] - box[1]) if stated is None else number_of(stated)
             if not (is_sound(box, is_ignored=is_ignored) and abs(area) <= MAX_PX**2):
                 raise ValueError(f"width and height above 0, and numbers of pixels up to {MAX_PX:,}, are needed")
         except (ArithmeticError, LookupError, TypeError, ValueError) as error:
@@ -191,6 +202,12 @@ def _boxes(
             continue
         boxes[image_id].append((box, label_of[category], area, is_ignored))
     return boxes
+
+
+def is_marked(annotation: Mapping[str, Any]) -> bool:
+    """Whether an annotation is to be ignored. Raises TypeError for a mark that is text: any would count as one."""
+    marks = [annotation.get(key) or 0 for key in ("iscrowd", "ignore")]
+    return any([mark is True or number_of(mark) != 0 for mark in marks])
 
 
 def box_of(annotation: Mapping[str, Any]) -> Box:

@@ -42,7 +42,7 @@ def convert(
     """
     _check_target(target, source)
     writer, found = LAYOUTS[as_layout], LAYOUTS[layout].read(source)
-    notes = [*found.notes, *found.faults.settle(faulty, root=found.root)]
+    notes = [*found.notes, *found.faults.settle(faulty, root=found.root, target=target)]
     check_splits([(each.split, each.name) for each in found.images], root=found.root)
     classes = found.classes or _classes_of(found.images, with_ignored=as_layout != "yolo_txt")
     job = Job(box, classes, frozenset(each.split for each in found.images))
@@ -62,7 +62,7 @@ def convert(
     bare = [place for _, place in everything if PurePosixPath(place).suffix.lower() not in IMAGE_SUFFIXES]
     if bare and as_layout != "coco":
         notes.append(f"{len(bare)} images have no ending of an image, so readers pass them over, first: {bare[0]}")
-    notes += _turned([image for image, _ in everything]) if not writer.states_size else ()
+    notes += _note_turned([image for image, _ in everything]) if not writer.states_size else ()
     report = {
         "layout": layout,
         "as": as_layout,
@@ -75,7 +75,7 @@ def convert(
     with whole_folder(target) as folder:
         for image, place in everything if images == "link" else ():
             if image.path is not None and image.path.is_file():
-                _free(folder, place).symlink_to(image.path.resolve())
+                _claim_place(folder, place).symlink_to(image.path.resolve())
         for split, placed in sorted(by_split.items()):
             for path, content in writer.write(split, placed, job):
                 _write(folder, path, content)
@@ -91,8 +91,7 @@ def _check_target(target: Path, source: Path) -> None:
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UserError(f"data convert: {target} is there and not empty; give another folder by --to")
     root = source.expanduser().resolve()
-    root = root.parent if root.is_file() else root
-    if target.resolve().is_relative_to(root):
+    if root.is_dir() and target.resolve().is_relative_to(root):
         raise UserError(
             f"data convert: {target} is in {root}, whose files would then be read with what is written; give a folder "
             "outside by --to"
@@ -127,7 +126,7 @@ def _sized(image: LabelledImage) -> LabelledImage:
     return replace(image, size_px=read_header(image.path).size_px(upright=True))
 
 
-def _turned(images: Sequence[LabelledImage]) -> list[str]:
+def _note_turned(images: Sequence[LabelledImage]) -> list[str]:
     """A note on images whose boxes are about pixels as they are stored, where no size says so to readers."""
     stored = []
     for image in images:
@@ -163,13 +162,13 @@ def _assert_apart(placed: Sequence[Placed], layout: Layout) -> None:
 
 
 def _write(folder: Path, place: str, content: bytes) -> None:
-    with open(_free(folder, place), "xb") as file:
+    with open(_claim_place(folder, place), "xb") as file:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
 
 
-def _free(folder: Path, place: str) -> Path:
+def _claim_place(folder: Path, place: str) -> Path:
     """The path of what belongs there. Raises DataError where something else is, or is a folder above it."""
     path = folder / place
     try:

@@ -117,7 +117,7 @@ class CrowdHuman(LabelledImages):
         boxes that cannot be used unless `faulty` is `leave_out`.
         """
         assert name == cls.set_name, f"{cls.__name__} prepares '{cls.set_name}', not '{name}'"
-        plan = image_plan(_find(source), set_name=name, faulty=faulty, options={}, progress=progress)
+        plan = image_plan(_find(source), set_name=name, faulty=faulty, options={}, progress=progress, target=target)
         return prepare_native(plan, target, progress=progress)
 
     @classmethod

@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 
 from sightline.data.store.native import Prepared
-from sightline.data.store.parts import Deal, Rows, last_share, num_held
+from sightline.data.store.parts import Deal, Rows, count_held, last_share
 from sightline.draws import Draws
 from sightline.types import SampleKey
 
@@ -27,13 +27,13 @@ def deal_by(rule: SplitRule, prepared: Prepared, *, seed: int) -> Deal:
 def _deal_seeded(prepared: Prepared, seed: int, rows: Sequence[tuple[str, int]], share: float) -> tuple[Rows, Rows]:
     names = {split: prepared.names(split) for split in {split for split, _ in rows}}
     folders = [names[split][row].rpartition("/")[0] for split, row in rows]
-    images, labels = _classes_in(prepared, rows)
-    is_held = hold_out_images(images, labels, folders, count=num_held(len(rows), share), seed=seed)
+    images, labels = _list_classes(prepared, rows)
+    is_held = hold_out_images(images, labels, folders, count=count_held(len(rows), share), seed=seed)
     kept, held = (tuple(row for row, held in zip(rows, is_held, strict=True) if held is each) for each in (False, True))
     return kept, held
 
 
-def _classes_in(prepared: Prepared, rows: Sequence[tuple[str, int]]) -> tuple[np.ndarray, np.ndarray]:
+def _list_classes(prepared: Prepared, rows: Sequence[tuple[str, int]]) -> tuple[np.ndarray, np.ndarray]:
     """Each image, by its place among the rows, with each class that it shows: (P,) and (P,) int64, no pair twice."""
     images, labels = [np.zeros(0, dtype=np.int64)], [np.zeros(0, dtype=np.int64)]
     for split in prepared.splits:
@@ -43,8 +43,10 @@ def _classes_in(prepared: Prepared, rows: Sequence[tuple[str, int]]) -> tuple[np
         is_shown = (image >= 0) & ~prepared.array(split, "is_ignored")
         images.append(image[is_shown])
         labels.append(np.asarray(prepared.array(split, "label"))[is_shown])
-    pairs = np.unique(np.stack([np.concatenate(images), np.concatenate(labels)]), axis=1)
-    return pairs[0], pairs[1]
+    image, label = np.concatenate(images), np.concatenate(labels).astype(np.int64)
+    num_classes = int(label.max(initial=0)) + 1
+    pairs = np.unique(image * num_classes + label)
+    return pairs // num_classes, pairs % num_classes
 
 
 def hold_out_images(
@@ -109,8 +111,10 @@ class _Sides:
     def _move(self, images: np.ndarray, *, side: int, most: int) -> None:
         """Move so many of the images, in their order, to a side; none that alone shows a class on its own side."""
         for image in images:
+            if not most:
+                return
             shown = self._labels[self._begins[image] : self._begins[image + 1]]
-            if most and (self._counts[1 - side, shown] > 1).all():
+            if (self._counts[1 - side, shown] > 1).all():
                 self._is_held[image] = bool(side)
                 self._counts[side, shown] += 1
                 self._counts[1 - side, shown] -= 1

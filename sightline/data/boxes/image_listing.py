@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import re
 from collections import Counter, defaultdict
@@ -13,10 +14,11 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
+from sightline.data.boxes.box_readings import BoxForm, ShownBoxes, box_notes
 from sightline.data.files.image_files import ImageHeader, check_image, read_header
 from sightline.data.store.columns import Column
 from sightline.data.store.preparation import Part, Plan, Progress, Row, in_batches
-from sightline.errors import DataError
+from sightline.errors import DataError, in_one_line
 
 __all__ = [
     "MAX_PX",
@@ -32,6 +34,7 @@ __all__ = [
     "corners_of",
     "image_plan",
     "is_sound",
+    "number_of",
     "split_of",
     "survey_images",
 ]
@@ -79,12 +82,28 @@ class Faults:
     def add(self, kind: str, what: str) -> None:
         self._found[kind].append(what)
 
-    def settle(self, faulty: Faulty, *, root: Path) -> list[str]:
-        """A note for each kind. Raises DataError instead, naming the first and the count, where they are refused."""
+    def settle(self, faulty: Faulty, *, root: Path, target: Path | None = None) -> list[str]:
+        """A note for each kind. Raises DataError instead, naming the first and the count, where they are refused.
+
+        Where several are of one kind, `<target>.faults.txt` lists all, if a `target` is there.
+        """
         reported = [f"{len(found)} {kind}, first: {found[0]}" for kind, found in self._found.items()]
+        listed = "" if target is None else self._list_all(target.with_name(f"{target.name}.faults.txt"))
         if reported and faulty == "refuse":
-            raise DataError(f"{root}: {'; '.join(reported)}; mend them, or prepare with faulty=leave_out")
-        return [f"left out: {each}" for each in reported]
+            raise DataError(f"{root}: {'; '.join(reported)}; mend them, or prepare with faulty=leave_out{listed}")
+        more = "; a file called as the set, and .faults.txt, lists all" if listed else ""
+        return [f"left out: {each}{more}" for each in reported]
+
+    def _list_all(self, report: Path) -> str:
+        """Write every fault where several are of one kind; returns what to add to a line."""
+        with contextlib.suppress(OSError):
+            report.unlink(missing_ok=True)
+            if any(len(found) > 1 for found in self._found.values()):
+                lines = [f"{kind}: {what}" for kind, found in self._found.items() for what in found]
+                report.parent.mkdir(parents=True, exist_ok=True)
+                report.write_bytes("".join(f"{in_one_line(each)}\n" for each in lines).encode(errors="replace"))
+                return f"; {report} lists all"
+        return ""
 
 
 @dataclass(frozen=True)
@@ -107,7 +126,8 @@ class FoundImage:
 class FoundSet:
     """All images found below `root`, what their boxes are kept in, and what to note.
 
-    `shown` is the column of boxes that statistics are about. `faults` are those met on the way.
+    `shown` is the column of boxes that statistics are about. `faults` are those met on the way. The files
+    state boxes in a `form`.
     """
 
     root: Path
@@ -118,6 +138,7 @@ class FoundSet:
     shown: str
     faults: Faults
     notes: Sequence[str] = field(default_factory=list)
+    form: BoxForm = "corner, size"
 
 
 class _Looked(NamedTuple):
@@ -146,11 +167,18 @@ def corners_of(bbox: Any) -> Box:
 
     Raises ValueError, TypeError or OverflowError for anything but four numbers, and for places beyond `MAX_PX`.
     """
-    left, top, width, height = map(float, bbox)
+    left, top, width, height = map(number_of, bbox)
     corners = left, top, left + width, top + height
     if not all(abs(each) <= MAX_PX for each in corners):
         raise ValueError(f"finite numbers, of pixels at most {MAX_PX:,} from the corner, are needed")
     return corners
+
+
+def number_of(value: Any) -> float:
+    """A number as float. Raises TypeError for text and truth values, which `float` would take for one."""
+    if isinstance(value, bool | str | bytes):
+        raise TypeError(f"{value!r} is not a number")
+    return float(value)
 
 
 def is_sound(box: Box, *, is_ignored: bool) -> bool:
@@ -160,17 +188,18 @@ def is_sound(box: Box, *, is_ignored: bool) -> bool:
 
 
 def image_plan(
-    found: FoundSet, *, set_name: str, faulty: Faulty, options: Mapping[str, Any], progress: Progress
+    found: FoundSet, *, set_name: str, faulty: Faulty, options: Mapping[str, Any], progress: Progress, target: Path
 ) -> Plan:
     """The plan of a set of images with boxes, every image decoded once; what headers and annotations show comes first.
 
     Raises DataError naming the first image that is missing, damaged or not of the stated size, the first box that
-    cannot be, and how many there are; they are left out where `faulty` is `leave_out`.
+    cannot be, and how many there are; they are left out where `faulty` is `leave_out`. A file beside `target` lists
+    all.
     """
     looked = _look(found, progress=progress)
-    found.faults.settle(faulty, root=found.root)
+    found.faults.settle(faulty, root=found.root, target=target)
     looked = _whole(found, looked, progress=progress)
-    notes = [*found.notes, *found.faults.settle(faulty, root=found.root), *_notes(looked)]
+    notes = [*found.notes, *found.faults.settle(faulty, root=found.root, target=target), *_notes(looked, found)]
     parts = []
     order = ("train", "validation", "test", "all")
     for split, members in itertools.groupby(
@@ -195,7 +224,7 @@ def image_plan(
 def survey_images(found: FoundSet) -> dict[str, Any]:
     """What `data info NAME --from PATH` prints; of images the headers are read, and nothing is refused."""
     looked = _look(found, progress=lambda *_: None)
-    notes = [*found.notes, *found.faults.settle("leave_out", root=found.root), *_notes(looked)]
+    notes = [*found.notes, *found.faults.settle("leave_out", root=found.root), *_notes(looked, found)]
     return {"source": str(found.root), "layout": found.layout, **_statistics(found, looked), "differences": notes}
 
 
@@ -308,17 +337,32 @@ def _statistics(found: FoundSet, looked: Sequence[_Looked]) -> dict[str, Any]:
     }
 
 
-def _notes(looked: Sequence[_Looked]) -> list[str]:
+def _notes(looked: Sequence[_Looked], found: FoundSet) -> list[str]:
     odd = [each for each in looked if each.header.mode != "RGB"]
     turned = [each for each in looked if each.orientation > 1]
     left = [each for each in looked if each.header.orientation > 1 and each.orientation == 1]
     seen: dict[Path, str] = {}
     both = [each for each in looked if seen.setdefault(each.image.path, each.image.split) != each.image.split]
+    counts = Counter((each.image.path, each.image.split) for each in looked)
+    twice = [each for each in looked if counts.pop((each.image.path, each.image.split), 0) > 1]
     kinds = ", ".join(f"{count} {mode}" for mode, count in sorted(Counter(each.header.mode for each in odd).items()))
     notes = (
         (odd, f"are not RGB and are converted ({kinds})"),
         (turned, "are turned as their EXIF orientation says"),
         (left, "are not turned as their EXIF orientation says, for the annotations are about the stored pixels"),
         (both, "are in two splits"),
+        (twice, "are listed more than once in one split"),
     )
-    return [f"{len(which)} images {what}, first: {which[0].image.name}" for which, what in notes if which]
+    lines = [f"{len(which)} images {what}, first: {which[0].image.name}" for which, what in notes if which]
+    return [*lines, *box_notes(_collect_shown(looked, found.shown), [each.image.name for each in looked], found.form)]
+
+
+def _collect_shown(looked: Sequence[_Looked], column: str) -> ShownBoxes:
+    """All boxes that are not ignored."""
+    boxes, labels, is_ignored = (
+        np.concatenate([each.values[name] for each in looked]) for name in (column, "label", "is_ignored")
+    )
+    counts = [len(each.values["label"]) for each in looked]
+    limits = np.repeat([each.size_px[::-1] for each in looked], counts, axis=0)
+    images = np.repeat(np.arange(len(looked)), counts)
+    return ShownBoxes(*(each[~is_ignored] for each in (boxes, limits, images, labels)))

@@ -17,6 +17,7 @@ from sightline.data.boxes.coco_files import (
     existing,
     find_coco,
     folder_of,
+    is_marked,
 )
 from sightline.data.boxes.image_listing import Classes, Faults, FoundImage, corners_of, is_sound, split_of
 from sightline.data.boxes.neutral import Corner, LabelledBox, LabelledImage, LabelledSet
@@ -126,7 +127,7 @@ def read_coco(source: Path) -> LabelledSet:
             split = split_of(path.relative_to(found.root))
             file = place if is_there else None
             images.append(LabelledImage(name, split, tuple(boxes[key]), file, key, size_px, own, (path,)))
-    return LabelledSet(found.root, images, faults, classes=found.classes)
+    return LabelledSet(found.root, images, faults, found.notes, found.classes)
 
 
 def _of_annotation(annotation: Mapping[str, Any], label: str) -> LabelledBox:
@@ -137,7 +138,7 @@ def _of_annotation(annotation: Mapping[str, Any], label: str) -> LabelledBox:
         left, top, right, bottom = box_of(annotation)
         boxes = {"full": (left, top, right - left, bottom - top)}
     own = {key: value for key, value in annotation.items() if key not in _COCO_KEYS}
-    is_out = bool(annotation.get("iscrowd") or annotation.get("ignore"))
+    is_out = is_marked(annotation)
     width, height = annotation["bbox"][2:] if annotation.get("bbox") else (0, 0)
     follows = {"area": width * height, "iscrowd": int(is_out), "ignore": int(is_out)}
     own = {key: value for key, value in own.items() if key not in follows or value != follows[key]}

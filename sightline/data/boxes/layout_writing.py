@@ -82,7 +82,7 @@ class Layout(NamedTuple):
 
 def _coco(split: str, placed: Sequence[Placed], job: Job) -> Files:
     """One JSON file a split, ids from 1, or those of COCO where the labels come from there."""
-    numbers = [image.own.get("id", 0) for image, _ in placed]
+    numbers = [image.own.get("id") for image, _ in placed]
     if not _are_ids(numbers):
         numbers = [*range(1, len(placed) + 1)]
     stated = [box.own.get("id", 0) for image, _ in placed for box in image.boxes]
@@ -167,11 +167,11 @@ def _yolo_yaml(job: Job) -> str:
     train = folders.get("train", folders.get("all"))
     folders |= {"validation": folders.get("validation", None if "test" in folders else train), "train": train}
     parts = "".join(f"{_short(key)}: {folders[key] or ''}".rstrip() + "\n" for key in sorted(folders.keys() - {"all"}))
-    names = "".join(f"  {number}: {_quoted(name)}\n" for number, name in enumerate(job.classes.names))
+    names = "".join(f"  {number}: {_quote(name)}\n" for number, name in enumerate(job.classes.names))
     return f"{parts}names:\n{names}"
 
 
-def _quoted(text: str) -> str:
+def _quote(text: str) -> str:
     """A text in quotes as YAML has it: JSON has escapes in pairs for what YAML has one for, such as smileys."""
     whole = text.encode("utf-16", "surrogatepass").decode("utf-16", "surrogatepass")
     is_odd = {each: ord(each) > 0xFFFF or each == "\x7f" for each in whole}
@@ -236,10 +236,10 @@ def _citypersons(split: str, placed: Sequence[Placed], job: Job) -> Files:
                 visible = box.boxes.get("visible", (0, 0, 0, 0))
                 rows.append([code, *job.chosen(box), box.own.get("instance", 0), *visible])
         bbs = np.array(rows, dtype=np.float64).reshape(-1, 10)
-        name = PurePosixPath(place).name
-        if _is_undecodable(name):
-            raise DataError(f"'{name}': is not text, which names in this layout are; rename it")
-        cells[0, at] = {"cityname": PurePosixPath(place).parent.name, "im_name": name, "bbs": bbs}
+        city, name = place.split("/")[-2:]
+        if _is_undecodable(city + name):
+            raise DataError(f"'{city}/{name}': is not text, which names in this layout are; rename it")
+        cells[0, at] = {"cityname": city, "im_name": name, "bbs": bbs}
     name, stream = f"anno_{_short(split)}".replace("all", "train"), io.BytesIO()
     savemat(stream, {f"{name}_aligned": cells}, do_compression=True)
     header = b"MATLAB 5.0 MAT-file"  # without the date, which would make other bytes each time
@@ -263,7 +263,7 @@ def _ecp(split: str, placed: Sequence[Placed], job: Job) -> Files:
 
 def _ecp_label(place: str) -> str:
     time, _, rest = place.partition("/img/")
-    return f"{time}/labels/{_unended(rest)}.json"
+    return f"{time}/labels/{_strip_ending(rest)}.json"
 
 
 def _kind_of_person(box: LabelledBox, image: LabelledImage, job: Job) -> str | None:
@@ -295,10 +295,10 @@ def _code(kinds: Kinds, box: LabelledBox, image: LabelledImage, job: Job) -> int
 
 def _stem(place: str) -> str:
     """The name of an image without the ending of its kind; what else follows a dot belongs to the name."""
-    return _unended(PurePosixPath(place).name)
+    return _strip_ending(PurePosixPath(place).name)
 
 
-def _unended(path: str) -> str:
+def _strip_ending(path: str) -> str:
     return _ENDING.sub("", path)
 
 
@@ -325,7 +325,7 @@ def _of_kitti(image: LabelledImage, job: Job) -> str:
 def _of_city(image: LabelledImage, time: str, form: str) -> str:
     """Where EuroCity Persons or Cityscapes have an image; its folder stands for the city."""
     if re.match(form, image.name):
-        return f"{_unended(image.name)}.png"
+        return f"{_strip_ending(image.name)}.png"
     path, short = PurePosixPath(image.name), _short(image.split).replace("all", "train")
     return f"{time}/{short}/{path.parent.name or 'images'}/{_stem(image.name)}.png"
 

@@ -28,7 +28,10 @@ def box_of_mask(segmentation: Any) -> tuple[float, float, float, float]:
         if min(runs, default=0) < 0 or sum(runs) != height * width:
             raise ValueError(f"the counts of a mask of {height} x {width} pixels do not add up to these")
         return _box_of_runs(runs, height)
-    points = np.concatenate([np.array(each, dtype=np.float64).reshape(-1, 2) for each in segmentation])
+    tables = [np.array(each) for each in segmentation]
+    if any(table.dtype.kind not in "iuf" for table in tables):
+        raise TypeError("corners of polygons are numbers")
+    points = np.concatenate([table.astype(np.float64).reshape(-1, 2) for table in tables])
     low, high = points.min(axis=0), points.max(axis=0)
     return float(low[0]), float(low[1]), float(high[0]), float(high[1])
 

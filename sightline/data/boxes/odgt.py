@@ -29,8 +29,8 @@ def read_odgt(path: Path) -> list[dict[str, Any]]:
             marks = [each.get(mark) or {} for each in boxes for mark in ("extra", "head_attr")]
             if key.startswith("/") or ".." in key.split("/"):
                 raise ValueError(f"the ID '{key[:80]}' leads out of the folder")
-            if not all(isinstance(mark, dict) for mark in marks):
-                raise TypeError("extra and head_attr are objects, where they are there")
+            if not all(isinstance(mark, dict) and not isinstance(mark.get("ignore"), str) for mark in marks):
+                raise TypeError("extra and head_attr are objects, where they are there, and ignore in them is a number")
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise DataError(
                 f"{path}:{number}: is not a line of .odgt with ID and gtboxes ({error}); get it again"

@@ -12,6 +12,7 @@ import numpy as np
 
 from sightline import registry
 from sightline.arguments import Factor, Fraction, Seed
+from sightline.data.boxes.box_readings import BoxForm
 from sightline.data.boxes.dealing import SplitRule
 from sightline.data.boxes.image_listing import (
     Classes,
@@ -55,6 +56,7 @@ class _People(LabelledImages):
     kinds: ClassVar[Kinds]
     read_labels: ClassVar[staticmethod[[Path], LabelledSet]]
     has_visible: ClassVar[bool] = False
+    form: ClassVar[BoxForm] = "two corners"
     usual: ClassVar[tuple[str, ...]] = ("pedestrian",)
     layouts: ClassVar[Mapping[str, str]]
     about: ClassVar[Mapping[str, str]]
@@ -108,7 +110,7 @@ class _People(LabelledImages):
         `leave_out`.
         """
         assert name == cls.set_name, f"{cls.__name__} prepares '{cls.set_name}', not '{name}'"
-        plan = image_plan(cls._find(source), set_name=name, faulty=faulty, options={}, progress=progress)
+        plan = image_plan(cls._find(source), set_name=name, faulty=faulty, options={}, progress=progress, target=target)
         return prepare_native(plan, target, progress=progress)
 
     @classmethod
@@ -135,7 +137,7 @@ class _People(LabelledImages):
         ]
         ids = [code if isinstance(code, int) else place for place, code in enumerate(cls.kinds.codes.values(), start=1)]
         classes = Classes(tuple(cls.kinds.codes), tuple(ids))
-        return FoundSet(found.root, cls.set_name, classes, images, columns, "full", found.faults, found.notes)
+        return FoundSet(found.root, cls.set_name, classes, images, columns, "full", found.faults, found.notes, cls.form)
 
     @classmethod
     def _values(cls, boxes: Sequence[LabelledBox], size_px: tuple[int, int], faults: Faults) -> Values:
@@ -217,6 +219,7 @@ class CityPersons(_People):
 
     set_name = "citypersons"
     kinds, read_labels, has_visible = CITYPERSONS, staticmethod(read_citypersons), True
+    form = "corner, size"
     layouts: ClassVar = {
         "mat": "anno_train.mat and anno_val.mat, in annotations/ or not, beside leftImg8bit/ of Cityscapes"
     }

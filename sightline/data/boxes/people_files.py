@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from sightline.data.boxes.image_listing import Faults, corners_of, is_sound, split_of
+from sightline.data.boxes.image_listing import Faults, corners_of, is_sound, number_of, split_of
 from sightline.data.boxes.neutral import Corner, LabelledBox, LabelledImage, LabelledSet
 from sightline.data.boxes.odgt import BoxType
 from sightline.data.boxes.yolo_files import images_below
@@ -209,7 +209,7 @@ def read_ecp(source: Path) -> LabelledSet:
                 f"{file}: a frame with imagewidth, imageheight and children is needed ({error!r}); get it again"
             ) from error
         num_vehicles += sum(ECP.of(child["identity"]) is None for child in frame["children"])
-        split = split_of(part)
+        split = next((found for each in part.parts if (found := split_of(Path(each))) != "all"), "all")
         numbers[split] = numbers.get(split, 0) + 1
         path = folder.parent / "img" / part.with_suffix(".png")
         own = {key: value for key, value in frame.items() if key not in _FRAME_KEYS}
@@ -241,7 +241,7 @@ def _ecp_boxes(children: Any, where: str, faults: Faults) -> Iterator[LabelledBo
             if not (isinstance(tags, list) and all(isinstance(tag, str) for tag in tags)):
                 raise TypeError("tags are a list of words")
             is_ignored = kind in ECP.ignored or (kind == "pedestrian" and not _ECP_IGNORED.isdisjoint(tags))
-            left, top, right, bottom = (_number(child[key]) for key in ("x0", "y0", "x1", "y1"))
+            left, top, right, bottom = (_number(number_of(child[key])) for key in ("x0", "y0", "x1", "y1"))
             box = _sound((left, top, right - left, bottom - top), is_ignored=is_ignored)
         except (KeyError, OverflowError, TypeError, ValueError) as error:
             faults.add(_BAD_BOX, f"{where}: child {number}: {str(child)[:120]} ({error})")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -65,12 +66,16 @@ def find_yolo(source: Path, *, names: Sequence[str] | None) -> FoundSet:
     if shared:
         counts = "none" if {*(split_by or {}).values()} == {"all"} else "the first"
         notes += [f"{len(shared)} images are stated for two splits and count for {counts}, first: {shared[0]}"]
+    users = Counter(text for text in texts.values() if text is not None)
+    both = [text for text, count in users.items() if count > 1]
+    if both:
+        notes += [f"{len(both)} text files are those of several images, which all have their boxes, first: {both[0]}"]
     faults = Faults()
     for path in sorted((split_by or {}).keys() - texts.keys()):
         faults.add("images that are missing or damaged", f"{path}, which {config_path} states")
     for text in _without_image(texts):
         faults.add("text files without an image", str(text))
-    return FoundSet(root, "yolo_txt", classes, images, COLUMNS, "boxes", faults, notes)
+    return FoundSet(root, "yolo_txt", classes, images, COLUMNS, "boxes", faults, notes, "middle, size")
 
 
 def _image_ids(paths: Sequence[Path]) -> dict[Path, int]:

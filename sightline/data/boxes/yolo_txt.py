@@ -45,7 +45,7 @@ class YoloTxt(LabelledImages):
         assert name == cls.set_name, f"{cls.__name__} prepares '{cls.set_name}', not '{name}'"
         found = find_yolo(source, names=names)
         options = {"names": None if names is None else list(names)}
-        plan = image_plan(found, set_name=name, faulty=faulty, options=options, progress=progress)
+        plan = image_plan(found, set_name=name, faulty=faulty, options=options, progress=progress, target=target)
         return prepare_native(plan, target, progress=progress)
 
     @classmethod

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from sightline.data.clouds.mesh_points import draw_points, generator_of
-from sightline.data.files.cloud_files import Cloud
+from sightline.data.files.cloud_files import Cloud, check_strays
 from sightline.data.store.preparation import to_unit_sphere
 from sightline.errors import DataError
 from sightline.geometry.sampling import farthest_point_sample
@@ -46,6 +46,8 @@ def prepare_cloud(
     """
     if np.abs(cloud.points).max() > _LARGEST:
         raise DataError(f"{where}: a coordinate is {np.abs(cloud.points).max():.4g}; get the file again")
+    if cloud.faces is None or not len(cloud.faces):
+        check_strays(cloud.points, where=where)
     if faces == "sample" and cloud.faces is not None and len(cloud.faces):
         taken = _of_surface(cloud, num_points, channels, where)
     else:

@@ -23,6 +23,7 @@ __all__ = [
     "CLOUD_SUFFIXES",
     "Cloud",
     "check_columns",
+    "check_strays",
     "has_normals",
     "is_cloud_file",
     "is_no_return",
@@ -35,6 +36,10 @@ _NORMALS = ("nx", "ny", "nz")
 _LEFT_OUT = "_"
 _HEAD_BYTES = 65_536
 _MOST_LISTED = 5
+_STRAY_RATIO = 1e3
+_FEWEST_FOR_STRAYS = 100
+"""Of fewer points 99 % are all."""
+_NUM_LOOKED_AT = 10_000
 _COLOURS = ("red", "green", "blue")
 _ARRAY_NAMES = {
     "points": "points",
@@ -167,6 +172,26 @@ def check_columns(columns: Sequence[str]) -> tuple[str, ...]:
         fault = f"names '{twice[0]}' twice" if twice else f"lacks {', '.join(missing)}"
         raise ConfigError(f"columns: [{', '.join(names)}] {fault}; name every column once, as in [x, y, z, intensity]")
     return names
+
+
+def check_strays(points: np.ndarray, *, where: str) -> None:
+    """Raises DataError, led by `where`, for a point (N, 3) that lies a thousand times as far out as 99 % of the others.
+
+    One such point leaves the rest of a cloud no extent, and all that is compared with the extent no power.
+    """
+    sample = points[:: max(1, len(points) // _NUM_LOOKED_AT)]
+    middle = np.median(sample, axis=0)
+    spread = float(np.quantile(np.abs(sample - middle).max(axis=1), 0.99, method="lower"))
+    bound = _STRAY_RATIO * spread
+    is_near = (points.min(axis=0) >= middle - bound).all() and (points.max(axis=0) <= middle + bound).all()
+    if len(points) < _FEWEST_FOR_STRAYS or spread == 0 or is_near:
+        return
+    away = np.abs(points - middle).max(axis=1)
+    place = int(away.argmax())
+    raise DataError(
+        f"{where}: point {place} lies {away[place]:.4g} from the middle, 99 % of the {len(points)} points within "
+        f"{spread:.4g}; take out the {int((away > bound).sum())} points that lie beyond {bound:.4g}"
+    )
 
 
 def _read_npy(path: Path, columns: tuple[str, ...] | None) -> Cloud:

@@ -13,7 +13,7 @@ from sightline import registry
 from sightline.arguments import DataBlock
 from sightline.errors import ConfigError
 from sightline.members import DataMembers
-from sightline.types import DataInfo, Sample, SampleKey
+from sightline.types import DataInfo, Dealing, Sample, SampleKey
 
 __all__ = ["Concat"]
 
@@ -94,7 +94,17 @@ def _joined(infos: Sequence[DataInfo]) -> DataInfo:
         facts["box_type"] = " + ".join(dict.fromkeys(info.facts["box_type"] for info in infos))
     sizes = {split: sum(info.split_sizes[split] for info in infos) for split in first.split_sizes}
     clouds = first.clouds if all(info.clouds == first.clouds for info in infos) else None
-    return dataclasses.replace(first, facts=facts, split_sizes=sizes, clouds=clouds, folds=None)
+    dealing = _common_dealing([info.dealing for info in infos])
+    return dataclasses.replace(first, facts=facts, split_sizes=sizes, clouds=clouds, folds=None, dealing=dealing)
+
+
+def _common_dealing(dealings: Sequence[Dealing | None]) -> Dealing | None:
+    """The rule by which all sets dealt their parts; None where they differ, as the config then says of each."""
+    found = [each for each in dealings if each is not None]
+    if len(found) < len(dealings) or len({(each.rule, each.seed) for each in found}) != 1:
+        return None
+    parts = tuple(dict.fromkeys(part for each in found for part in each.parts))
+    return dataclasses.replace(found[0], parts=parts)
 
 
 def _common(facts: Mapping[str, Any]) -> dict[str, Any]:

@@ -127,10 +127,12 @@ class KittiObject(LabelledScans):
         root = source.expanduser().resolve()
         frames, _ = _whole_frames(_folder_of(root), needs_image=False)
         scans = [_scan("", name, paths, (1242, 375), Boxing()) for name, paths in frames.items()]
-        readers = [
-            partial(read_frame, *scan.files, size_px=scan.values["image_size_px"], boxing=Boxing(), shown_only=True)
+        readers = {
+            scan.files[0]: partial(
+                read_frame, *scan.files, size_px=scan.values["image_size_px"], boxing=Boxing(), shown_only=True
+            )
             for scan in scans
-        ]
+        }
         sensor = sensor_of({"azimuth_deg": (45.0, -45.0)}, preset="hdl64", owner=cls.set_name)
         return survey_scans(readers, source=root, label_map=read_label_map("kitti_object", LABEL_MAPS), sensor=sensor)
 

@@ -30,7 +30,7 @@ _SHAPES = {"P2": (3, 4), "R0_rect": (3, 3), "Tr_velo_to_cam": (3, 4)}
 _LARGEST_M = 1000.0
 """Of a side of an object: what is larger is in other units, or damaged."""
 _FARTHEST = 1e9
-"""Of a projection's numbers, of which KITTI's are below a thousand."""
+"""Of a projection's numbers, of which KITTI's are below a thousand; one over it is the least length of a row."""
 _FLATTEST = 1e-3
 """The least determinant of a projection over the product of its rows' lengths; that of KITTI's cameras is 0.7."""
 
@@ -108,8 +108,9 @@ def read_calibration(path: Path) -> Calibration:
         check_pose(parts[name], where=f"{rows[name].where}: {name}")
     projection = parts["P2"]
     with np.errstate(over="ignore", invalid="ignore"):
-        room = np.linalg.norm(projection[:, :3], axis=1).prod()
-        is_camera = np.abs(projection).max() < _FARTHEST and np.linalg.det(projection[:, :3]) > _FLATTEST * room
+        lengths = np.linalg.norm(projection[:, :3], axis=1)
+        is_sized = lengths.min() > 1 / _FARTHEST and np.abs(projection).max() < _FARTHEST
+        is_camera = is_sized and np.linalg.det(projection[:, :3]) > _FLATTEST * lengths.prod()
     if not is_camera:
         raise DataError(
             f"{rows['P2'].where}: P2 is not a camera: it maps space on a line or a point, or mirrors it; get it again"

@@ -147,7 +147,7 @@ class ScanFolder(LabelledScans):
         reader = _Reader(None if columns is None else check_columns(columns), label, num_beams, ring_order, no_return)
         paths = [path for each in _listed(root)[0].values() for path in each]
         return survey_scans(
-            [_ReaderOf(reader, path, is_survey=True) for path in paths],
+            {path: _ReaderOf(reader, path, is_survey=True) for path in paths},
             source=root,
             label_map=None if label_map is None else read_label_map(label_map, {}),
             sensor=None if sensor is None else sensor_of(sensor, preset=None, owner=cls.set_name),

@@ -112,7 +112,12 @@ def scan_ids(cloud: Cloud, path: Path, label: str) -> np.ndarray:
                 f"{path}: has no column '{label}', it has {held}, and there is no {beside.name}; name the column: "
                 "label=NAME"
             )
-        return read_label_ids(beside, num_points=len(cloud.points), points_path=path)
+        try:
+            return read_label_ids(beside, num_points=len(cloud.points), points_path=path)
+        except DataError as error:
+            if path.suffix.lower() == ".pcd" and size_of(beside) > 4 * len(cloud.points):
+                raise DataError(f"{error}; NaN points of PCD are left out: no_return=nan keeps them") from error
+            raise
     values = np.where(is_no_return(cloud), 0, cloud.channels[label])
     is_wrong = ~((values == np.floor(values)) & (values >= 0) & (values <= MAX_ID))
     if is_wrong.any():

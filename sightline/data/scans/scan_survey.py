@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from sightline.data.scans.label_maps import LabelMap, identity_map
-from sightline.data.scans.samples import RawScan, mean_and_spread, sums_of
+from sightline.data.scans.samples import RawScan, check_scan, mean_and_spread, sums_of
 from sightline.data.scans.sensors import Sensor
 from sightline.geometry.scans.projection import RangeView, rows_by_file_order
 from sightline.geometry.scans.projection_summary import ProjectionSummary
@@ -117,17 +117,20 @@ class _Found:
 
 
 def survey_scans(
-    readers: Sequence[Callable[[], RawScan]], *, source: Path, label_map: LabelMap | None, sensor: Sensor | None
+    readers: Mapping[Path, Callable[[], RawScan]], *, source: Path, label_map: LabelMap | None, sensor: Sensor | None
 ) -> dict[str, Any]:
     """What `data info NAME --from PATH` prints: ids, the sensor, its range images, statistics, and what is `unlike`.
 
     Where `label_map` lacks ids, a map with each of them as a class of its own is proposed. Without a `sensor` to
-    compare with, the one found is proposed. Raises as the readers.
+    compare with, the one found is proposed. `readers` are those of files. Raises as the readers, and DataError for a
+    scan that cannot be prepared.
     """
+    files = list(readers)
     chosen = _spread(len(readers), MOST_SCANS)
     found = _Found()
     for index in chosen:
-        found.add(readers[index]().returns(), sensor)
+        scan = check_scan(readers[files[index]](), where=str(files[index]))
+        found.add(scan.returns(), sensor)
     mean, spread = mean_and_spread(found.sums, found.num_points)
     ids = np.flatnonzero(found.ids).tolist()
     labels = label_map or identity_map(ids, where=str(source))
@@ -159,7 +162,7 @@ def survey_scans(
     if unknown:
         labels = LabelMap(labels.tables_with(unknown), where=str(source))
         document["label_map"] = labels.tables_with(())
-    scans = [readers[index]().returns() for index in _spread(len(readers), _MOST_PROJECTED)]
+    scans = [readers[files[index]]().returns() for index in _spread(len(readers), _MOST_PROJECTED)]
     widths = [round(width * (view.azimuth_deg[0] - view.azimuth_deg[1]) / 360) for width in _WIDTHS]
     document["projected"] = {f"{view.num_beams} x {width}": _projected(scans, labels, view, width) for width in widths}
     return document

@@ -109,7 +109,7 @@ class SemanticKitti(LabelledScans):
     def survey(cls, source: Path) -> dict[str, Any]:
         """Ids and a label map for them, the sensor, and what is unlike an HDL-64E. Raises as `prepare`."""
         root = source.expanduser().resolve()
-        readers = [scan.read for path in _sequences(root)[1] for scan in _scans(path)]
+        readers = {scan.files[0]: scan.read for path in _sequences(root)[1] for scan in _scans(path)}
         sensor = sensor_of(None, preset="hdl64", owner=cls.set_name)
         return survey_scans(readers, source=root, label_map=read_label_map("single", LABEL_MAPS), sensor=sensor)
 

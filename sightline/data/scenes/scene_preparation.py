@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from sightline.compiled import compiled, in_threads, suits
-from sightline.data.files.cloud_files import Cloud
+from sightline.data.files.cloud_files import Cloud, check_strays
 from sightline.errors import DataError
 
 __all__ = ["COLOUR_NAMES", "from_lowest_corner", "place_of", "prepare_scene"]
@@ -35,6 +35,7 @@ def prepare_scene(
     `scale`. Colours are the channels `colour_names`, which run to `colour_max`; normals are brought to length 1.
     Raises DataError, beginning with `where`, for a scene that lacks what is asked for, or has colours on another scale.
     """
+    check_strays(cloud.points, where=where)
     prepared = {"points": from_lowest_corner(cloud.points, scale=scale)[0]}
     if colour_names is not None:
         prepared["colours"] = _colours(cloud, colour_names, colour_max, where)

@@ -10,7 +10,7 @@ from sightline.data.store.native import Prepared
 from sightline.errors import ConfigError, DataError
 from sightline.types import Folds
 
-__all__ = ["Deal", "Parts", "Rows", "check_part", "last_share", "num_held", "parts_of"]
+__all__ = ["Deal", "Parts", "Rows", "check_part", "count_held", "last_share", "parts_of"]
 
 Rows = tuple[tuple[str, int], ...]
 """Samples of a prepared set: stored split and row of each."""
@@ -31,11 +31,11 @@ class Parts(NamedTuple):
 
 def last_share(rows: Sequence[tuple[str, int]], share: float) -> tuple[Rows, Rows]:
     """The first rows, and the last `share` of them, rounded to the nearest; at least one on either side of a share."""
-    count = num_held(len(rows), share)
+    count = count_held(len(rows), share)
     return tuple(rows[: len(rows) - count]), tuple(rows[len(rows) - count :])
 
 
-def num_held(size: int, share: float) -> int:
+def count_held(size: int, share: float) -> int:
     """The number of samples that a share of so many is: the nearest, and at least one on either side of a share."""
     return min(max(round(share * size), 1), size - 1) if share and size > 1 else 0
 

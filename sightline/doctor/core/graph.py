@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
 
-__all__ = ["last_operation", "range_of"]
+__all__ = ["hidden_outputs", "last_operation", "range_of"]
 
 _MOST_STEPS = 64
 _SHAPES = frozenset(
@@ -41,6 +42,25 @@ def last_operation(tensor: Tensor) -> str:
 def range_of(operation: str) -> tuple[float, float]:
     """The values that an operation can give; all of them where nothing else is known."""
     return _RANGES.get(operation, (-_INF, _INF))
+
+
+def hidden_outputs(outputs: Mapping[str, Any]) -> frozenset[str]:
+    """The names of outputs that another output is computed from, such as the features that logits are made of."""
+    ends = {name: _last_node(value) for name, value in outputs.items() if isinstance(value, Tensor)}
+    before = {name: _nodes_before(node) for name, node in ends.items()}
+    return frozenset(
+        name for name, node in ends.items() if node is not None and any(node in nodes for nodes in before.values())
+    )
+
+
+def _nodes_before(node: Any) -> set[Any]:
+    found: set[Any] = set()
+    waiting = [] if node is None else [node]
+    while waiting:
+        new = {each for each, _ in waiting.pop().next_functions if each is not None} - found
+        found |= new
+        waiting += new
+    return found
 
 
 def _last_node(tensor: Tensor) -> Any:

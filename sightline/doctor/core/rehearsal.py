@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from sightline.compiled import working_s
-from sightline.doctor.core.graph import last_operation
+from sightline.doctor.core.graph import hidden_outputs, last_operation
 from sightline.engine.device import to_device
 from sightline.engine.distributed import World
 from sightline.engine.optimizers import hold_still
@@ -104,7 +104,8 @@ class Rehearsal:
     """What one training step on copies showed; the run's own model, optimiser and data are as before.
 
     `model` is the copy after the backward pass, before any update, its gradients in place. `ends` names the operation
-    that made each output. `skipped` gives the reason for no step, where the time for one was short.
+    that made each output, `hidden` the outputs that others are computed from. `skipped` gives the reason for no step,
+    where the time for one was short.
     """
 
     model: nn.Module
@@ -113,6 +114,7 @@ class Rehearsal:
     failure: Failure | None = None
     outputs: Outputs | None = None
     ends: Mapping[str, str] = field(default_factory=dict)
+    hidden: frozenset[str] = frozenset()
     terms: Mapping[str, Tensor] = field(default_factory=dict)
     counts: Mapping[str, Tensor] = field(default_factory=dict)
     gradients: dict[str, Gradient] = field(default_factory=dict)
@@ -175,6 +177,7 @@ def _rehearse(job: Job, device: torch.device, num_samples: int, deadline: float)
         result.failure = Failure(result.stage, error, watch.current, file, line)
     finally:
         result.outputs, result.output_reads, result.ends = watch.outputs, watch.output_reads, watch.ends
+        result.hidden = watch.hidden
         watch.remove()
     result.seconds = working_s() - started
     return result
@@ -352,6 +355,7 @@ class Watch:
         self._deadline = deadline
         self.outputs: Outputs | None = None
         self.ends: dict[str, str] = {}
+        self.hidden: frozenset[str] = frozenset()
         self.output_reads: set[str] = set()
         self._executed = result.executed
         self._stack: list[str] = []
@@ -396,6 +400,7 @@ class Watch:
             recorded.read = self.output_reads
             if self.outputs is None:
                 self.outputs = {name: detached(value) for name, value in outputs.items()}
+                self.hidden = hidden_outputs(outputs)
                 self.ends = {name: last_operation(v) for name, v in outputs.items() if isinstance(v, Tensor)}
             return recorded
 

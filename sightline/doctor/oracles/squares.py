@@ -26,7 +26,8 @@ _SAME = 1e-6  # relative, of float64 slopes of a quadratic function
 class Squares:
     """A loss of the form sum(weight * (output - target)^2) / count of one output, all in float64.
 
-    `target_key` is the batch key that the target is; None where it is made of several, or scaled.
+    `target_key` is the batch key that the target is; None where it is made of several, or scaled. `is_learned` marks a
+    loss that learns by itself, as one does that draws features to centres of its own.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Squares:
     target: Tensor
     weight: Tensor
     count: float
+    is_learned: bool = False
 
     @property
     def factor(self) -> float:
@@ -113,7 +115,8 @@ def _squares_in(job: Job, batch: Batch, outputs: Mapping[str, Any], name: str, k
     if target_key is not None:
         target = torch.where(weight > 0, batch[target_key].double(), 0.0)
     count = loss_counts(job, batch, outputs)[name]
-    return Squares(name, key, target_key, output, target, weight, count)
+    is_learned = loss_sums(job, batch, {**outputs, key: output})[name].requires_grad
+    return Squares(name, key, target_key, output, target, weight, count, is_learned)
 
 
 def _slope(

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from sightline.describe.trace import untouched
+from sightline.doctor.checks.model.first_evaluation import missing_keys_explained
 from sightline.doctor.checks.model.first_step import first_step
 from sightline.doctor.context import Context
 from sightline.doctor.core.finding import Finding
@@ -86,7 +87,8 @@ def bench_of(built: Built, asked: Asked) -> tuple[Bench, Samples]:
 
 
 def _score(built: Built, samples: Samples, job: Job, batch: Batch) -> float:
-    return score_of(built, job, batch, samples.indices)
+    with missing_keys_explained(built.config, job.model):
+        return score_of(built, job, batch, samples.indices)
 
 
 def fit_one(built: Built, asked: Asked, note: Note) -> Result:

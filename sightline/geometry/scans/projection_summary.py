@@ -28,7 +28,8 @@ class ProjectionSummary:
         """Scans one after another, as `project` takes them, with the class of each point where it is known."""
         found = project(points, view=self.view, offsets=offsets, ring=ring)
         one = coverage(found)
-        self.counts.append((one.num_points, one.num_drawn, one.num_pixels, one.num_clamped))
+        num_returns = int((found.ranges > 0).sum())
+        self.counts.append((num_returns, one.num_drawn, one.num_pixels, one.num_clamped))
         if label is None:
             return
         ignored = self.ignore_index
@@ -41,7 +42,7 @@ class ProjectionSummary:
             self.confusions[name] = self.confusions.get(name, torch.zeros_like(table)) + table
 
     def figures(self) -> dict[str, float]:
-        """Shares of points shown, of points above or below the image and of pixels filled.
+        """Shares of points with a return shown, of those above or below the image and of pixels filled.
 
         Where points have labels, also the mIoU over all points of a network that is right in every pixel.
         """

@@ -27,7 +27,7 @@ ODD_NAMES = (
     *("v1.0/im0.png", "v1.0/im1.png", "v1.1/im0.png", "a.b.png", "a b.png", "a\nb.png", "c.png\n.png", "d\u2028e.png"),
     *("ü.png", "u\u0308x.png", "😀.png", "f\udcff.png", "images/g.png", "g/images/h.png", "labels/i.png", "#.png"),
     *("CON.PNG", "-.jpeg", "1e5.png", "0001.png", "x.jpg.png", "%20.png", "'\".png", "k/k/k/k.png", "img/l.png"),
-    "image_2/m.png",
+    *("image_2/m.png", "f\udcff/n.png", " /o.png", "p /q.png", "train/r.png/s.png"),
 )
 
 
@@ -68,7 +68,7 @@ def test_no_label_is_lost_whatever_images_are_called(tmp_path: Path, layout: str
             taken.append(name)
             assert widths(layout, target) == {1: 1}, name
     refused = {*ODD_NAMES} - {*taken}
-    assert refused <= {"a\nb.png", "c.png\n.png", "f\udcff.png", "x.jpg.png"}, layout
+    assert refused <= {"a\nb.png", "c.png\n.png", "f\udcff.png", "f\udcff/n.png", "x.jpg.png"}, layout
     names = tuple(name for name in taken if Path(name).stem not in ("g", "h", "im0", "m"))
     convert(written_coco(tmp_path / "all", names), "coco", tmp_path / "together", layout)
     assert widths(layout, tmp_path / "together") == Counter(range(1, len(names) + 1))
@@ -126,6 +126,32 @@ def test_photographs_that_are_stored_turned_keep_their_boxes(tmp_path: Path) -> 
     [note] = convert(tmp_path / "coco", "coco", tmp_path / "stored", "yolo_txt")["differences"]
     assert note.startswith("1 images have boxes about their stored pixels")
     assert convert(tmp_path / "coco", "coco", tmp_path / "again", "coco")["differences"] == []
+
+
+def test_ids_that_are_not_ids_are_numbered_anew(tmp_path: Path) -> None:
+    """A line of .odgt may state an 'id' of its own: COCO's are whole numbers, each once, and count from 1."""
+    for number, stated in enumerate(([{}], [{}, {}], [{"id": "x"}], [{"id": 4}, {"id": 4}], [{"id": 4}, {"id": 9}])):
+        source = tmp_path / f"in{number}"
+        lines = []
+        for place, each in enumerate(stated):
+            write_image(source / f"{place}.jpg", pattern(8, 8))
+            lines.append(json.dumps({"ID": str(place), "gtboxes": [], **each}) + "\n")
+        (source / "all.odgt").write_text("".join(lines))
+        convert(source, "odgt", tmp_path / f"out{number}", "coco")
+        document = json.loads((tmp_path / f"out{number}" / "instances.json").read_text())
+        expected = [4, 9] if number == 4 else [*range(1, len(stated) + 1)]
+        assert [image["id"] for image in document["images"]] == expected
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_words_in_names_move_no_image_to_another_part(tmp_path: Path, layout: str) -> None:
+    """An ECP frame called train_1 in the folder of validation was trained on."""
+    source = written_coco(tmp_path / "in", ("train_1.png", "valley/test.png", "k/trained.png", "k/9.png"))
+    (source / "instances_some.json").rename(source / "instances_val.json")
+    report = convert(source, "coco", tmp_path / "out", layout)
+    assert report["images"] == {"validation": 4}
+    expected = "all" if layout == "kitti" else "validation"  # one part alone has no folder of its own there
+    assert [image.split for image in LAYOUTS[layout].read(tmp_path / "out").images] == [expected] * 4
 
 
 def test_images_that_some_splits_hold_are_refused_before_labels_are_lost(tmp_path: Path) -> None:
@@ -194,9 +220,10 @@ def test_a_folder_in_the_source_is_refused(tmp_path: Path) -> None:
     for path in (source / "out", source / "a" / "b", tmp_path / "link" / "out"):
         with pytest.raises(UserError, match=r"data convert: .* is in .*/in, whose files would then be read"):
             convert(source, "coco", path, "yolo_txt")
-        with pytest.raises(UserError, match=r"data convert: .* is in .*/in, whose files would then be read"):
-            convert(source / "instances_some.json", "coco", path, "yolo_txt")
     assert sorted(path.name for path in source.iterdir()) == ["a.png", "instances_some.json"]
+    for name in ("one", "two"):  # of a file alone, nothing beside it is read but its images
+        convert(source / "instances_some.json", "coco", source / name, "yolo_txt")
+        assert widths("yolo_txt", source / name) == {1: 1}
 
 
 def test_a_disk_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

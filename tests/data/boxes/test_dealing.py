@@ -12,6 +12,7 @@ import pytest
 from sightline.config import read_config, read_sections, render
 from sightline.data.boxes.coco import Coco
 from sightline.data.boxes.dealing import hold_out_images
+from sightline.data.loading.concat import Concat
 from sightline.runs.inputs import inputs_document
 from tests.data.boxes.box_writers import pattern, quiet, write_coco, write_image
 
@@ -119,6 +120,16 @@ def test_parts_that_files_do_not_state_are_seeded(root: Path) -> None:
     assert inputs_document(chosen.info)["split"]["parts"] == ("validation",)
 
 
+def both_dealt(root: Path) -> list[tuple[object, ...] | None]:
+    """What a set of two states of a rule that is one, the same with another validation share, and two seeds."""
+    first = Coco(split="train", root=str(root))
+    others = ({}, {"validation_share": 0.2}, {"split_seed": 1})
+    dealings = [
+        Concat(sets=(first, Coco(split="train", root=str(root), **each)), split="train").info.dealing for each in others
+    ]
+    return [None if each is None else (each.rule, each.seed, each.parts) for each in dealings]
+
+
 def without_rule(text: str) -> str:
     """A recorded config as it was before there was a rule to choose."""
     return "".join(
@@ -146,5 +157,6 @@ def test_an_old_run_keeps_its_test_names(root: Path, tmp_path: Path) -> None:
     assert read_config(run / "config.yaml", ["data.split_rule=seeded"]).data == new.data
     config.write_text(f"base: {base}\ndata: {{name: concat, sets: [{{name: coco, root: {root}}}]}}\n")
     (run / "config.yaml").write_text(without_rule(render(read_config(config), origins=False)))
+    assert both_dealt(root) == [("seeded", 0, ("validation", "test")), ("seeded", 0, ("validation", "test")), None]
     [within] = read_config(run / "config.yaml").data.arguments["sets"]
     assert within.arguments == old.data.arguments

@@ -7,6 +7,7 @@ import pytest
 
 from sightline.data.clouds.cloud_preparation import prepare_cloud
 from sightline.data.files.cloud_files import Cloud
+from sightline.data.scenes.scene_preparation import prepare_scene
 from sightline.errors import DataError
 from tests.data.clouds.cloud_writers import solid
 
@@ -110,3 +111,21 @@ def test_far_coordinates_are_fine_once_they_are_centred() -> None:
     near = prepare_cloud(Cloud(CUBE, faces=None), num_points=8, choice="farthest")["points"]
     far = prepare_cloud(Cloud(CUBE + 5e6, faces=None), num_points=8, choice="farthest")["points"]
     np.testing.assert_allclose(far, near, atol=1e-7)
+
+
+def test_a_stray_point_is_named_and_spread_out_clouds_are_not_refused() -> None:
+    """At 1e30 all other points become one. A scan of a plain and a tower far away is a cloud like any other."""
+    points = np.random.default_rng(0).normal(size=(500, 3))
+    far = points.copy()
+    far[7, 1] = -1e30
+    told = r"a\.ply: point 7 lies 1e\+30 from the middle, 99 % of the 500 points within .*; take out the 1 points"
+    with pytest.raises(DataError, match=told):
+        prepare_cloud(Cloud(far), num_points=64, where="a.ply")
+    with pytest.raises(DataError, match=told):
+        prepare_scene(Cloud(far), scale=1.0, colour_max=255, colour_names=None, with_normals=False, where="a.ply")
+    far[7, 1] = 900 * np.abs(points).max() / 2
+    coincide = np.zeros((500, 3))
+    coincide[0] = 5
+    heavy = np.random.default_rng(1).standard_cauchy(size=(5000, 3)).clip(-1e4, 1e4)
+    for cloud in (far, coincide, far[:50], heavy):
+        assert np.isfinite(prepare_cloud(Cloud(cloud), num_points=500, where="a.ply")["points"]).all()

@@ -172,6 +172,7 @@ def test_lists_and_options(tmp_path: Path) -> None:
         ("calib", "P2: 100", "P2: 0", r"000000\.txt:1: P2 is not a camera"),
         ("calib", "P2: 100", "P2: -100", r"000000\.txt:1: P2 is not a camera"),
         ("calib", "P2: 100", "P2: 1e300", r"000000\.txt:1: P2 is not a camera"),
+        ("calib", "0 0 1 0\n", "0 0 1e-320 0\n", r"000000\.txt:1: P2 is not a camera"),
         ("calib", "R0_rect: 1 ", "R0_rect: 2 ", r"000000\.txt:\d: R0_rect: is not a rotation: R R\^T is 3 off"),
         ("calib", "R0_rect: 1 ", "R0_rect: 0 ", r"000000\.txt:\d: R0_rect: is not a rotation"),
         ("calib", "R0_rect: 1 ", "R0_rect: -1 ", r"000000\.txt:\d: R0_rect: mirrors space"),

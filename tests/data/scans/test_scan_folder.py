@@ -192,6 +192,9 @@ def test_points_without_a_return_keep_their_labels_in_every_kind_of_file(
         if not has_column:
             write_labels(path.with_suffix(".label"), scan.ids, np.zeros(len(scan.ids)))
     columns = {"columns": names} if kind == "npy" else {}
+    if not has_column or kind != "pcd":  # the format's own rule leaves the points out, with labels in a column
+        with pytest.raises(DataError, match="no_return=nan"):
+            prepare(tmp_path / "own", tmp_path / "bare", **columns)
     manifest = prepare(tmp_path / "own", tmp_path / "set", no_return="nan", **columns)
     num_missing = sum(len(scan.ids[::3]) for scan in scans)
     assert manifest["differences"] == [f"{num_missing} points without a return: not counted, not drawn and not scored"]

@@ -164,9 +164,15 @@ def test_what_cannot_be_clustered_is_refused_by_name() -> None:
 # --- HAQ -------------------------------------------------------------------------------------------------------------
 
 
+NUM_CASES = 30
+"""Of weights in the golden file, which must have as many."""
+
+
 @pytest.fixture(scope="module")
 def haq(shared: Path) -> Golden:
-    return load_golden(shared, "kmeans", area="compress")
+    golden = load_golden(shared, "kmeans", area="compress")
+    assert len(golden.info["cases"]) == NUM_CASES
+    return golden
 
 
 def lloyd(values: np.ndarray, centres: np.ndarray, most: int, *, is_plain: bool) -> tuple[np.ndarray, np.ndarray]:
@@ -200,7 +206,7 @@ def lloyd(values: np.ndarray, centres: np.ndarray, most: int, *, is_plain: bool)
 
 
 @pytest.mark.shared
-@pytest.mark.parametrize("number", range(30))
+@pytest.mark.parametrize("number", range(NUM_CASES))
 def test_numbers_of_haq(haq: Golden, number: int) -> None:
     case, info = f"case{number:02d}/", haq.info["cases"][number]
     arrays = {name: haq.arrays[case + name] for name in ("weight", "init_centroids", "centroids", "labels", "counts")}

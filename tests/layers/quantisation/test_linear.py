@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -24,11 +25,15 @@ from tests.golden_parity import Golden, load_golden
 
 BOUND = 1e-12
 """Of functions in float64 (the golden files' own)."""
+NUM_CASES = 28
+"""Of layers in the golden file, which must have as many."""
 
 
 @pytest.fixture(scope="module")
 def haq(shared: Path) -> Golden:
-    return load_golden(shared, "linear_quantisation", area="compress")
+    golden = load_golden(shared, "linear_quantisation", area="compress")
+    assert len(golden.info["cases"]) == NUM_CASES
+    return golden
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +46,7 @@ def same(found: object, expected: object) -> None:
 
 
 @pytest.mark.shared
-@pytest.mark.parametrize("number", range(28))
+@pytest.mark.parametrize("number", range(NUM_CASES))
 def test_layers_with_quantised_weights_and_activations_are_those_of_haq(haq: Golden, number: int) -> None:
     case, info = f"case{number:02d}/", haq.info["cases"][number]
     given = {name: haq.tensor(case + name) for name in ("x", "weight")}
@@ -80,9 +85,11 @@ def test_layers_with_quantised_weights_and_activations_are_those_of_haq(haq: Gol
 
 @pytest.mark.shared
 def test_thresholds_are_those_of_haq(haq: Golden) -> None:
-    for number in range(10):
-        data, bits = haq.arrays[f"kl{number}/data"], int(haq.arrays[f"kl{number}/bits"])
-        same(kl_threshold(data, bits=bits), haq.arrays[f"kl{number}/threshold"])
+    cases = [key.removesuffix("/threshold") for key in haq.arrays if key.endswith("/threshold")]
+    assert cases
+    for case in cases:
+        data, bits = haq.arrays[f"{case}/data"], int(haq.arrays[f"{case}/bits"])
+        same(kl_threshold(data, bits=bits), haq.arrays[f"{case}/threshold"])
 
 
 @pytest.mark.shared
@@ -108,6 +115,61 @@ def test_factors_as_fixed_point_are_those_of_hawq(hawq: Golden) -> None:
     mantissa, exponent = fixed_point(hawq.arrays["frexp/x"])
     assert (mantissa == hawq.arrays["frexp/mantissa31"]).all()
     assert (exponent == hawq.arrays["frexp/exponent"]).all()
+
+
+def threshold_reference(data: np.ndarray, bits: int) -> float:
+    """HAQ's threshold in plain loops: of all numbers of bins the one after whose coarsening the sizes differ least."""
+    sizes = sorted(abs(value) for value in data.tolist())
+    num_bins, num_kept = math.ceil(math.sqrt(len(sizes))), 2 ** (bits - 1)
+    width = sizes[-1] / num_bins
+    whole = [
+        sum(min(int(size / width), num_bins - 1) <= place for size in sizes) / len(sizes) for place in range(num_bins)
+    ]
+    best, best_distance = num_bins - 0.5, math.inf
+    for clipped in range(num_kept + 1, num_bins + 1):
+        ends = [*whole[: clipped - 1], 1.0]
+        coarse = [between(ends, place * (clipped - 1) / (num_kept - 1)) for place in range(num_kept)]
+        fine = [between(coarse, place * (num_kept - 1) / (clipped - 1)) for place in range(clipped)]
+        rough = fine + [1.0] * (num_bins - clipped)
+        pairs = [(one, other) for one, other in zip(whole, rough, strict=True) if one != other]
+        distance = sum(one * math.log2(one / other) + other * math.log2(other / one) for one, other in pairs)
+        if distance < best_distance:
+            best, best_distance = clipped, distance
+    return (best + 0.5) * width
+
+
+def between(values: list[float], place: float) -> float:
+    """The value at a place between those of a list, linearly."""
+    below = min(int(place), len(values) - 2)
+    return values[below] + (place - below) * (values[below + 1] - values[below])
+
+
+def test_thresholds_are_those_of_plain_loops() -> None:
+    """Below 5 bits of size; from there on the largest size."""
+    draws = np.random.default_rng(4)
+    for number in range(12):
+        bits, data = 2 + number % 3, draws.standard_t(3, size=int(draws.integers(150, 700)))
+        expected = threshold_reference(data, bits)
+        assert kl_threshold(data, bits=bits) == pytest.approx(expected, rel=1e-9)
+        assert expected < np.abs(data).max()
+        weight = torch.from_numpy(data)
+        grid = weight_grid(weight, bits=bits, name="weight")
+        assert float(grid.step) * (2 ** (bits - 1) - 1) == pytest.approx(expected, rel=1e-9)
+        assert activation_range(weight, bits=bits + 1, is_signed=True) == pytest.approx(expected, rel=1e-9)
+    assert float(weight_grid(weight, bits=5, name="weight").step) * 15 == pytest.approx(np.abs(data).max(), rel=1e-12)
+    assert activation_range(weight, bits=5, is_signed=False) == np.abs(data).max()
+    assert activation_range(weight, bits=6, is_signed=True, most=1.5) == 1.5
+
+
+def test_percentiles_zeros_of_grids_and_fixed_points_by_hand() -> None:
+    values = torch.arange(101.0)[torch.randperm(101)]
+    assert torch.stack(percentile_range(values, low=10, high=90)).tolist() == [10, 90]  # the 91st from each end
+    assert torch.stack(percentile_range(values, low=0, high=50)).tolist() == [0, 49]  # round(50.5), half to even
+    grid = affine(torch.tensor(-0.9, dtype=torch.float64), torch.tensor(2.1, dtype=torch.float64), bits=2)
+    assert (float(grid.step), float(grid.zero)) == (1.0, 1.0)  # 0.9 of a step is one
+    mantissa, exponent = fixed_point(np.asarray([0.3, -0.3, 3.0]))
+    assert mantissa.tolist() == [1288490189, -1288490189, 1610612736]  # 0.6 and 0.75 of 2^31, halves away from zero
+    assert exponent.tolist() == [32, 32, 29]
 
 
 def test_grids_by_hand() -> None:

@@ -239,6 +239,39 @@ def test_faults_of_a_policy_are_named_and_change_nothing() -> None:
 # --- HAQ -------------------------------------------------------------------------------------------------------------
 
 
+def test_assigned_weights_are_projected_to_the_means_of_their_clusters_by_hand() -> None:
+    """Of the whole tensor and of each channel; a centre without a weight is no division by zero."""
+    clusters = Clusters(torch.zeros(4), torch.tensor([[0, 0, 1], [1, 3, 1]], dtype=torch.uint8), True)
+    given = torch.tensor([[1.0, 4.0, 2.0], [3.0, -7.0, 7.0]])
+    assert Codebook(clusters, bits=2).right_inverse(given).tolist() == [2.5, 4.0, 0.0, -7.0]
+    rows = Clusters(torch.zeros(2, 2), torch.tensor([[0, 0, 1], [1, 1, 1]], dtype=torch.uint8), True)
+    assert Codebook(rows, bits=1).right_inverse(given).tolist() == [[2.5, 2.0], [0.0, 1.0]]
+
+
+def test_steps_on_centres_are_haqs_steps_on_weights_each_followed_by_a_projection() -> None:
+    """HAQ's loop in NumPy: momentum on every weight by itself, then each cluster's mean; of a linear regression."""
+    draws = np.random.default_rng(0)
+    x, y = draws.normal(size=(20, 6)), draws.normal(size=(20, 3))
+    labels, start = draws.integers(0, 4, (3, 6)), np.asarray([-0.7, -0.1, 0.2, 0.9])
+    layer = nn.Linear(6, 3, bias=False).double()
+    quantiser = Codebook(Clusters(torch.from_numpy(start), torch.from_numpy(labels).to(torch.uint8), False), bits=2)
+    quantiser.held = lambda numbers: numbers  # the reference does not round centres
+    nn.utils.parametrize.register_parametrization(layer, "weight", quantiser, unsafe=True)
+    with torch.no_grad():
+        layer.parametrizations.weight.original.copy_(torch.from_numpy(start))
+    optimizer = torch.optim.SGD(layer.parameters(), lr=0.1, momentum=0.9)
+    weight, speed = start[labels], np.zeros((3, 6))
+    for _ in range(5):
+        optimizer.zero_grad()
+        (layer(torch.from_numpy(x)) - torch.from_numpy(y)).square().mean().backward()
+        optimizer.step()
+        speed = 0.9 * speed + 2 * (x @ weight.T - y).T @ x / y.size
+        weight = weight - 0.1 * speed
+        for label in range(4):
+            weight[labels == label] = weight[labels == label].mean()
+    np.testing.assert_allclose(layer.weight.detach(), weight, rtol=1e-12, atol=1e-13)
+
+
 @pytest.mark.shared
 def test_assigned_weights_are_projected_as_by_haq_without_its_empty_clusters(shared: Path) -> None:
     golden = load_golden(shared, "kmeans", area="compress")

@@ -16,7 +16,7 @@ from sightline.doctor.core.finding import Finding, Place
 from sightline.doctor.core.rehearsal import detached, keys_of, read
 from sightline.runs.run_documents import read_lines
 
-__all__ = ["stays_at", "trivial_plateau"]
+__all__ = ["improves", "stays_at", "trivial_plateau"]
 
 _NEAR = 0.02
 _FIRST_STEP = 50
@@ -43,7 +43,7 @@ def trivial_plateau(context: Context) -> list[Finding]:
     file = context.run / "metrics.jsonl"
     lines = read_lines(file)
     metric, mode = context.config.evaluate.metric, context.config.evaluate.mode
-    if not context.rehearsal.is_sound or _improves(lines, metric, is_larger_better=mode == "max"):
+    if not context.rehearsal.is_sound or improves(lines, metric, is_larger_better=mode == "max"):
         return []
     found: dict[str, Finding] = {}
     for trivial in trivial_predictions(context):
@@ -71,7 +71,7 @@ def stays_at(lines: Sequence[Mapping[str, Any]], loss: str, value: float) -> tup
     return before - steps, before, math.fsum(measured for _, measured in since) / len(since)
 
 
-def _improves(lines: Sequence[Mapping[str, Any]], metric: str, *, is_larger_better: bool) -> bool:
+def improves(lines: Sequence[Mapping[str, Any]], metric: str, *, is_larger_better: bool) -> bool:
     """Whether the second half of the evaluations reaches a better value than the first."""
     values = [float(line[metric]) for line in lines if line.get("split") != "train" and line.get(metric) is not None]
     if len(values) < 2:

@@ -120,14 +120,17 @@ def _of_logits(context: Context, name: str) -> Iterator[Finding]:
 
 
 def _is_of_differences(context: Context, name: str) -> bool:
-    """Whether logits that are all larger by the same number have the same loss."""
+    """Whether logits that are all larger by the same number have the same loss, and others another one."""
     outputs, batch = dict(context.rehearsal.seen_outputs), context.rehearsal.batch
+    logits = outputs["logits"].double()
+    ramp = torch.arange(logits.numel(), dtype=torch.float64, device=logits.device).sin().view(logits.shape)
     values = []
     with torch.no_grad():
-        for shift in (0.0, 1.0):
-            moved = {**outputs, "logits": outputs["logits"].double() + shift}
+        for shift in (0.0, 1.0, ramp):
+            moved = {**outputs, "logits": logits + shift}
             values.append(float(loss_sums(context.built.job, batch, moved)[name]))
-    return math.isclose(*values, rel_tol=1e-9, abs_tol=1e-9)
+    same, other = (math.isclose(values[0], value, rel_tol=1e-9, abs_tol=1e-9) for value in values[1:])
+    return same and not other
 
 
 def _describe(operation: str) -> str:

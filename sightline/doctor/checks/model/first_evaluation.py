@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+from torch import nn
+
 import sightline
+from sightline.binding import outputs_of_model
+from sightline.config import RunConfig
 from sightline.doctor.context import Context, check
 from sightline.doctor.core.finding import Finding, Place
-from sightline.doctor.core.rehearsal import Failure
+from sightline.doctor.core.rehearsal import Failure, frame_of
 from sightline.doctor.core.rehearsed_evaluation import RehearsedEvaluation
-from sightline.errors import summary_of
+from sightline.errors import ConfigError, summary_of
 
-__all__ = ["first_evaluation"]
+__all__ = ["first_evaluation", "missing_keys_explained"]
 
 _PACKAGE = Path(sightline.__file__).parent
 
@@ -44,21 +50,39 @@ def _of_failure(context: Context, each: RehearsedEvaluation, failure: Failure) -
         else ("cfg.contract", "eval.decode", "data.layout"),
         measured=summary_of(failure.error),
         expected=f"{len(each.keys)} samples are predicted, scored and drawn as an evaluation does it",
-        action=_missing_key(context, each, failure)
+        action=(each.outputs and _missing_key(failure.error, context.config, each.outputs))
         or f"correct {each.component}: the first evaluation would end the run",
         evidence={"field": each.path, **({"batch": shapes} if shapes else {})},
     )
 
 
-def _missing_key(context: Context, each: RehearsedEvaluation, failure: Failure) -> str | None:
+@contextmanager
+def missing_keys_explained(config: RunConfig, model: nn.Module) -> Iterator[None]:
+    """Raises ConfigError, in one line, where a task of the package asks for an output that the model does not give."""
+    try:
+        yield
+    except KeyError as error:
+        outputs = outputs_of_model(model, owner=f"model '{config.model.name}'")
+        line = _missing_key(error, config, sorted(outputs))
+        if line is None:
+            raise
+        raise ConfigError(f"{config.model.where if _is_default(config) else config.task.where}: {line}") from error
+
+
+def _missing_key(error: Exception, config: RunConfig, outputs: Iterable[str]) -> str | None:
     """What to do about a key that neither batch nor outputs have, where a task of the package asks for it."""
-    error, config = failure.error, context.config
-    is_of_task = failure.file is not None and Path(failure.file).is_relative_to(_PACKAGE / "tasks")
-    if not isinstance(error, KeyError) or not is_of_task or not each.outputs:
+    file, _ = frame_of(error)
+    is_of_task = file is not None and Path(file).is_relative_to(_PACKAGE / "tasks")
+    if not isinstance(error, KeyError) or not is_of_task:
         return None
-    origin = config.origins.get("task.name")
-    unset = " (the default: the config has no task)" if origin is not None and origin.origin == "default" else ""
+    unset = " (the default: the config has no task)" if _is_default(config) else ""
     return (
         f"the task '{config.task.name}'{unset} reads '{error.args[0]}'; the model '{config.model.name}' returns "
-        f"{', '.join(each.outputs)}: rename its output, or set the task that reads it"
+        f"{', '.join(outputs)}: rename its output, or set the task that reads it"
     )
+
+
+def _is_default(config: RunConfig) -> bool:
+    """Whether the config names no task."""
+    origin = config.origins.get("task.name")
+    return origin is not None and origin.origin == "default"

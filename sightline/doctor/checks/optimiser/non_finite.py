@@ -18,11 +18,12 @@ from sightline.doctor.core.merge import agree
 from sightline.doctor.core.rehearsal import Recording, copy_of, forward_backward
 from sightline.doctor.core.survey import name_sample
 from sightline.engine.distributed import World
+from sightline.engine.learnt_losses import together
 from sightline.engine.records import kept_random_state
 from sightline.engine.train import Job, NonFiniteGradientError
 from sightline.types import Batch
 
-__all__ = ["explain", "non_finite"]
+__all__ = ["explain", "explain_fault", "non_finite"]
 
 logger = logging.getLogger(__name__)
 
@@ -45,7 +46,7 @@ def explain(error: NonFiniteGradientError, world: World) -> Finding:
 
     Every process that met the error calls this: they exchange what each found. The run's model is left as it is.
     """
-    with kept_random_state(), torch.enable_grad():
+    with kept_random_state(), torch.enable_grad(), error.job.losses.kept():
         try:
             finding = _locate(error.job, error.micro_batches, world.device)
         except Exception:
@@ -57,6 +58,25 @@ def explain(error: NonFiniteGradientError, world: World) -> Finding:
     return replace(_diverged(error.job, first), phase="runtime")
 
 
+def explain_fault(error: Exception, job: Job) -> Finding | None:
+    """The learning rate as the cause of a fault of a run, as where predictions are NaN; None where weights are sound.
+
+    Not every number that overflows does so in a gradient: distances and metrics refuse what is not finite.
+    """
+    reason = " ".join(str(error).split()).partition("; find where with")[0]
+    finding = _of_stage(
+        job,
+        "fault",
+        reason,
+        causes=("optim.lr", "model.numerics"),
+        measured=reason,
+        expected="",
+        action="",
+    )
+    found = _diverged(job, finding)
+    return None if found is finding else replace(found, phase="runtime")
+
+
 def _diverged(job: Job, found: Finding) -> Finding:
     """The finding with the learning rate as its cause, where steps have driven the weights out of all proportion.
 
@@ -64,7 +84,7 @@ def _diverged(job: Job, found: Finding) -> Finding:
     """
     if job.step == 0 or found.evidence["stage"] == "data":
         return found
-    largest = {name: _largest_finite(p) for name, p in job.model.named_parameters() if p.requires_grad and p.numel()}
+    largest = {name: _largest(p) for name, p in job.trained.named_parameters() if p.requires_grad and p.numel()}
     name = max(largest, key=lambda each: largest[each], default=None)
     if name is None or largest[name] < _OUT_OF_PROPORTION:
         return found
@@ -84,7 +104,8 @@ def _diverged(job: Job, found: Finding) -> Finding:
     )
 
 
-def _largest_finite(parameter: Tensor) -> float:
+def _largest(parameter: Tensor) -> float:
+    """The largest size of a finite weight."""
     values = parameter.detach().abs()
     return float(torch.where(values.isfinite(), values, 0.0).max())
 
@@ -135,7 +156,7 @@ def _in_data(job: Job, batch: Batch, reads: set[str]) -> Finding | None:
 
 
 def _in_parameters(job: Job) -> Finding | None:
-    for name, parameter in job.model.named_parameters():
+    for name, parameter in job.trained.named_parameters():
         count = int((~parameter.detach().isfinite()).sum())
         if count:
             return _of_stage(
@@ -213,7 +234,7 @@ def _in_step(job: Job, batch: Batch, device: torch.device) -> Finding | None:
     for name, term in terms.items():
         if not bool(term.detach().isfinite()) or not bool(counts[name].isfinite()):
             return _of_loss(job, name, float(term.detach()), float(counts[name]), trace)
-    return _of_backward(job, model, trace, back)
+    return _of_backward(job, together(model, job.losses), trace, back)
 
 
 def _of_forward(job: Job, batch: Batch, trace: _Trace, event: _Event) -> Finding:
@@ -257,7 +278,7 @@ def _of_backward(job: Job, model: nn.Module, trace: _Trace, back: _Back) -> Find
     layer = _layer_of(back.node, trace) if back.node is not None else None
     loss = back.loss if layer is None else None
     operation = back.name or "an operation that hooks do not see"
-    place = layer or f"the loss '{loss}'"
+    place = f"the loss '{loss}'" if layer is None else layer or "the model's own forward"
     return _of_stage(
         job,
         "backward",
@@ -267,7 +288,7 @@ def _of_backward(job: Job, model: nn.Module, trace: _Trace, back: _Back) -> Find
         f"{len(bad)} parameters are reached, {bad[0]} first",
         expected="finite gradients from finite values: a slope that exists there",
         action="keep away from the point without slope: sqrt(x + eps), a norm with eps, clamp before log",
-        layer=layer,
+        layer=layer or None,
         param=bad[0],
         evidence={"operation": operation, "loss": loss, "largest_activation": trace.largest},
     )
@@ -277,7 +298,8 @@ def _in_norm(job: Job, micro_batches: Sequence[Batch], device: torch.device) -> 
     """All parts are finite, and their sum or their norm may still be too large for the number format."""
     model = copy_of(job.model)
     forward_backward(job, model, micro_batches, device)
-    gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None and p.grad.numel()}
+    named = together(model, job.losses).named_parameters()
+    gradients = {name: p.grad for name, p in named if p.grad is not None and p.grad.numel()}
     largest = {name: float(gradient.abs().max()) for name, gradient in gradients.items()}
     name = max(largest, key=lambda each: largest[each], default=None)
     norm = float(nn.utils.get_total_norm(list(gradients.values())))
@@ -366,7 +388,7 @@ class _TracedTask:
 
 
 def _layer_of(node: Any, trace: _Trace) -> str | None:
-    """The innermost module between whose inputs and outputs a node of the graph lies."""
+    """The innermost module between whose inputs and outputs a node of the graph lies; empty for the model itself."""
     best: tuple[int, str] | None = None
     for name, outputs in trace.outputs.items():
         ends = [t.grad_fn for t in outputs if t.grad_fn is not None]
@@ -374,7 +396,7 @@ def _layer_of(node: Any, trace: _Trace) -> str | None:
         inside = list(_nodes(ends, until=starts))
         if node in inside and (best is None or len(inside) < best[0]):
             best = (len(inside), name)
-    return best[1] or None if best else None
+    return None if best is None else best[1]
 
 
 def _nodes(roots: Sequence[Any], until: Sequence[Any]) -> Iterator[Any]:

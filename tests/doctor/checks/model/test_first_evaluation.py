@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from sightline import registry
 from sightline.binding import Offer, bind
 from sightline.doctor import suite
 from sightline.doctor.checks.model.first_evaluation import first_evaluation
@@ -24,8 +25,9 @@ from sightline.engine.distributed import World
 from sightline.engine.evaluate import Meter
 from sightline.pictures import Picture
 from sightline.tasks.classify import Classify
+from tests.command import run_here
 from tests.doctor.pairing import make_pairs
-from tests.doctor.planting import Wrapped, assert_complete, caught, make, with_data, with_losses, with_model
+from tests.doctor.planting import CONFIG, Wrapped, assert_complete, caught, make, with_data, with_losses, with_model
 from tests.doctor.posing import make_pose
 from tests.doctor.segmenting import make_parts, make_rooms, with_metric
 
@@ -101,6 +103,84 @@ def test_a_model_without_the_output_that_the_task_reads(tmp_path: Path) -> None:
     assert finding.where.dataset == "synthetic_shapes/validation"
     assert "the task 'classify' (the default: the config has no task) reads 'logits'" in finding.action
     assert "returns scores" in finding.action
+
+
+PLUGIN = '''\
+from typing import TypedDict
+
+import torch
+from torch import Tensor, nn
+
+from sightline import registry
+from sightline.losses.base import Loss
+
+
+class Out(TypedDict):
+    scores: Tensor
+
+
+@registry.models.add("scorer")
+class Scorer(nn.Module):
+    """The task reads `logits`."""
+
+    def __init__(self, *, num_classes: int, in_channels: int) -> None:
+        super().__init__()
+        self.layer = nn.Linear(in_channels, num_classes)
+
+    def forward(self, *, points: Tensor) -> Out:
+        return {"scores": self.layer(points).amax(1)}
+
+
+@registry.losses.add("of_scores")
+class OfScores(Loss):
+    """Cross entropy of them."""
+
+    def count(self, *, label: Tensor) -> Tensor:
+        return torch.tensor(label.numel())
+
+    def forward(self, *, scores: Tensor, label: Tensor) -> Tensor:
+        return nn.functional.cross_entropy(scores, label, reduction="sum")
+
+
+@registry.metrics.add("hits")
+class Hits:
+    """How many are right."""
+
+    higher_is_better = True
+
+    def new_state(self):
+        return {"hits": torch.tensor(0)}
+
+    def update(self, state, *, scores: Tensor, label: Tensor) -> None:
+        state["hits"] += (scores.argmax(1) == label).sum()
+
+    def compute(self, state):
+        return {"hits": float(state["hits"])}
+'''
+
+
+@pytest.mark.parametrize("verb", [("train", "--no-check", "--out", "run"), ("fit-one", "--steps", "40")])
+def test_without_the_check_it_is_one_line_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, verb: tuple[str, ...]
+) -> None:
+    """The evaluation comes to it: a key that is missing in the package's own task is not a fault of the package."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "scorer.py").write_text(PLUGIN)
+    text = CONFIG.replace("pointnet_plain, embedding: 32, dropout: 0.0", "scorer").replace("cross_entropy", "of_scores")
+    text = text.replace("accuracy}]", "hits}]").replace("overall_accuracy", "hits")
+    (tmp_path / "small.yaml").write_text(text)
+    before = {kind: dict(each._entries) for kind, each in registry.REGISTRIES.items() if each.names()}
+    outcome = run_here(
+        verb[0], "small.yaml", "--plugin", "scorer.py", *verb[1:], "--device", "cpu", "data.train_size=48"
+    )
+    for kind, entries in before.items():
+        registry.REGISTRIES[kind]._entries = entries
+    assert outcome.code == 2
+    assert outcome.err.splitlines()[-1] == (
+        "error: small.yaml:2: model: the task 'classify' (the default: the config has no task) reads 'logits'; the "
+        "model 'scorer' returns scores: rename its output, or set the task that reads it"
+    )
+    assert "Traceback" not in outcome.err
 
 
 def test_it_is_found_at_the_start_of_a_training_too(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from sightline.data.loading.reading import BatchReader
-from sightline.doctor.checks.optimiser.non_finite import explain
+from sightline.doctor.checks.optimiser.non_finite import explain, explain_fault
 from sightline.doctor.core.finding import Finding
 from sightline.engine.build import Built
 from sightline.engine.device import to_device
@@ -53,6 +53,15 @@ class Between(PointNetPlain):
     def forward(self, *, points: Tensor, features: Tensor | None = None) -> PointNetPlainOutput:
         pooled = self.encode(points)
         return {"logits": self.head(pooled / (pooled - pooled))}
+
+
+class OwnRoot(PointNetPlain):
+    """Adds a length of 0 in its own forward, where the root has no slope."""
+
+    def forward(self, *, points: Tensor, features: Tensor | None = None) -> PointNetPlainOutput:
+        pooled = self.encode(points)
+        length = (pooled - pooled).square().sum(dim=1, keepdim=True).sqrt()
+        return {"logits": self.head(pooled) + length}
 
 
 class LogOfZero(CrossEntropy):
@@ -152,6 +161,14 @@ def test_in_the_backward_pass_of_a_module(tmp_path: Path) -> None:
     assert finding.evidence["operation"] == "SqrtBackward0"
 
 
+def test_in_the_backward_pass_of_the_models_own_forward(tmp_path: Path) -> None:
+    """The model itself is a module of no name, and no loss."""
+    built = with_model(make(tmp_path), OwnRoot(num_classes=12, in_channels=3, embedding=32))
+    finding = explained(built, "backward", "model.numerics")
+    assert finding.summary == "only the backward pass is not finite: SqrtBackward0 in the model's own forward"
+    assert (finding.where.layer, finding.evidence["loss"]) == (None, None)
+
+
 def test_in_the_backward_pass_of_a_loss(tmp_path: Path) -> None:
     built = with_losses(make(tmp_path), {"cross_entropy": RootOfZero(num_classes=12)})
     finding = explained(built, "backward", "loss.form")
@@ -186,6 +203,23 @@ def test_a_rate_that_diverges_is_the_cause_and_the_place_only_shows_it(tmp_path:
     assert f"diverges at a learning rate of {float(lr):.3g}" in finding.summary
     assert finding.evidence["largest_weight"] > 1e3
     assert_complete(finding)
+
+
+def test_a_fault_is_due_to_the_rate_where_weights_are_out_of_proportion(tmp_path: Path) -> None:
+    job = make(tmp_path).job
+    error = ValueError("probabilities: 3 rows are NaN; find where with `sightline check`")
+    job.step = 7
+    assert explain_fault(error, job) is None
+    with torch.no_grad():
+        job.model.encode[2].linear.weight[0, 0] = 5e4
+    finding = explain_fault(error, job)
+    assert finding is not None
+    assert (finding.cause, finding.where.param, finding.phase) == ("optim.lr", "encode.2.linear.weight", "runtime")
+    words = "the training diverges at a learning rate of 0.1: after 7 steps weights reach 5e+04"
+    assert finding.summary == f"{words}; probabilities: 3 rows are NaN"
+    assert_complete(finding)
+    job.step = 0
+    assert explain_fault(error, job) is None, "no rate was used yet"
 
 
 def test_a_fault_that_does_not_come_again(tmp_path: Path) -> None:
