@@ -93,7 +93,7 @@ COMPONENTS = {
     "tasks": 6,
     "transforms": 39,
 }
-NUM_CHECKS = 74
+NUM_CHECKS = 75
 MAX_FILE_LINES = 500
 MAX_BODY_LINES = 60
 
