@@ -17,15 +17,20 @@ from typing import NoReturn
 from sightline.errors import RunError, in_one_line
 
 __all__ = [
+    "LAUNCH_FOLDER",
     "Failure",
     "PeerLostError",
     "leave",
     "own_rank",
     "read_failure",
+    "remove_launch_folder",
     "remove_own_folder",
     "report_failure",
     "worker_ended",
 ]
+
+LAUNCH_FOLDER = "sightline_launch_"
+"""The beginning of the name of a launcher's folder, which holds the failures of its processes."""
 
 
 class PeerLostError(RunError):
@@ -78,6 +83,12 @@ def remove_own_folder() -> None:
         shutil.rmtree(multiprocessing.util.get_temp_dir(), ignore_errors=True)
 
 
+def remove_launch_folder(folder: str) -> None:
+    """Remove the folder of a launcher that is gone; one that no launcher made, whatever a variable holds, stays."""
+    if Path(folder).name.startswith(LAUNCH_FOLDER) and not Path(folder).is_symlink():
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 def worker_ended(error: Exception) -> str:
     """The line for a worker that is gone, which cannot say why."""
     why = in_one_line(" ".join(str(error).split())) or type(error).__name__
@@ -110,7 +121,7 @@ def _write_once(path: Path, failure: Failure) -> None:
     draft.unlink()
     launcher, folder = os.environ.get("SIGHTLINE_LAUNCHED"), os.environ.get("SIGHTLINE_LAUNCH_FOLDER")
     if launcher and folder and not _is_running(int(launcher)):  # nobody is left to read it, or to remove it
-        shutil.rmtree(folder, ignore_errors=True)
+        remove_launch_folder(folder)
 
 
 def _is_running(pid: int) -> bool:

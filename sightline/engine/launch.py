@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import shutil
 import signal
 import sys
 import tempfile
@@ -15,7 +14,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from sightline.engine.failure import Failure, read_failure, remove_own_folder
+from sightline.engine.failure import (
+    LAUNCH_FOLDER,
+    Failure,
+    read_failure,
+    remove_launch_folder,
+    remove_own_folder,
+)
 from sightline.errors import UserError, in_one_line
 
 __all__ = [
@@ -101,7 +106,7 @@ def launch(arguments: Sequence[str], num_processes: int) -> int:
 
     logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)
     _prepare_environment(num_processes)
-    with tempfile.TemporaryDirectory(prefix="sightline_launch_", ignore_cleanup_errors=True) as folder:
+    with tempfile.TemporaryDirectory(prefix=LAUNCH_FOLDER, ignore_cleanup_errors=True) as folder:
         os.environ["SIGHTLINE_LAUNCH_FOLDER"] = folder
         settings = LaunchConfig(
             min_nodes=1,
@@ -209,7 +214,7 @@ def follow_parent(parent: int, *, folder: str | None = None) -> None:
             time.sleep(0.5)
         try:
             if folder is not None:
-                shutil.rmtree(folder, ignore_errors=True)
+                remove_launch_folder(folder)
                 remove_own_folder()
         finally:
             os._exit(1)

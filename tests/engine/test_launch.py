@@ -244,12 +244,13 @@ def test_error_files_hold_one_json_document(variables: pytest.MonkeyPatch, tmp_p
 
 
 def test_a_report_to_a_launcher_that_was_killed_leaves_no_folder(variables: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Another process may have removed the folder before; a launcher that runs removes it itself."""
-    folder = tmp_path / "sightline_launch_1"
+    """A launcher that runs removes it itself; a folder that no launcher made is never removed."""
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
-    error_file = folder / "0" / "error.json"
-    for launcher, is_left in ((os.getpid(), True), (gone.pid, False)):
+    cases = ((os.getpid(), "sightline_launch_1", True), (gone.pid, "sightline_launch_1", False), (gone.pid, "my", True))
+    for launcher, name, is_left in cases:
+        folder = tmp_path / name
+        error_file = folder / "0" / "error.json"
         named = {"SIGHTLINE_LAUNCHED": str(launcher), "SIGHTLINE_LAUNCH_FOLDER": str(folder)}
         set_all(variables, {"TORCHELASTIC_ERROR_FILE": str(error_file), **named})
         report_failure("the cause", exit_code=1)
