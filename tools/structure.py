@@ -1,10 +1,15 @@
-"""What the structure of the package comes to, in numbers: `python tools/structure.py [COMMIT ...]`, by default now.
+"""Prints the package's structure in numbers, or what a lint refuses.
 
-Lines of code are counted without blank lines, comments and docstrings.
+    python tools/structure.py [COMMIT ...]                          figures, by default of the working tree
+    python tools/structure.py --offenders openers sightline/engine  file:line: text, of one folder or file
+
+Lines of code are counted without blank lines, comments and docstrings. Lints: openers, field_openers, functions,
+classes (`tools/words.py`).
 """
 
 from __future__ import annotations
 
+import argparse
 import ast
 import io
 import re
@@ -16,6 +21,10 @@ import tokenize
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a script sees its own folder alone
+
+from tools import words
 
 ROOT = Path(__file__).resolve().parents[1]
 _LAYOUT = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER}
@@ -70,13 +79,32 @@ def _package_of(commit: str, folder: Path) -> Path:
     return folder / "sightline"
 
 
-def main(commits: list[str]) -> None:
+def print_figures(commits: list[str]) -> None:
     for commit in commits or [""]:
         with tempfile.TemporaryDirectory() as folder:
             found = figures(_package_of(commit, Path(folder)) if commit else ROOT / "sightline")
         sys.stdout.write(f"{commit or 'working tree'}\n")
         for name, figure in found.items():
             sys.stdout.write(f"  {name}: {figure}\n")
+
+
+def print_offenders(lint: str, folder: Path) -> None:
+    """Print what a lint refuses below a folder, one a line, and their number."""
+    offenders = sorted(words.LINTS[lint](words.parse_folder(folder)))
+    sys.stdout.writelines(f"{offender}\n" for offender in offenders)
+    sys.stderr.write(f"{len(offenders)} {lint}\n")
+
+
+def main(arguments: list[str]) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("commits", nargs="*", metavar="COMMIT or FOLDER")
+    parser.add_argument("--offenders", choices=words.LINTS, help="list what this lint refuses")
+    asked = parser.parse_args(arguments)
+    if asked.offenders:
+        for folder in asked.commits or ["sightline"]:
+            print_offenders(asked.offenders, Path(folder))
+    else:
+        print_figures(asked.commits)
 
 
 if __name__ == "__main__":
