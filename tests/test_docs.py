@@ -73,6 +73,31 @@ def test_links_lead_somewhere(page: Path) -> None:
     assert broken == []
 
 
+def broken_pages(text: str) -> list[str]:
+    """The `docs/...` paths of a text that lead nowhere, or to a heading that the page lacks."""
+    named = {name.rstrip(".-/") for name in re.findall(r"(?<![\w/])docs/[\w./-]+(?:#[\w-]+)?", text)}
+    pages = {name: name.partition("#")[::2] for name in sorted(named)}
+    return [
+        name
+        for name, (path, anchor) in pages.items()
+        if not (ROOT / path).exists() or (anchor and anchor not in anchors(ROOT / path))
+    ]
+
+
+def test_pages_that_the_package_names_exist() -> None:
+    """Messages, docstrings and data files of the package send their readers to pages by path."""
+    files = [
+        path for path in (ROOT / "sightline").rglob("*") if path.suffix in {".py", ".json", ".yaml", ".html", ".js"}
+    ]
+    broken = {str(path.relative_to(ROOT)): broken_pages(path.read_text()) for path in files}
+    assert {path: pages for path, pages in broken.items() if pages} == {}
+
+
+def test_broken_pages_are_found() -> None:
+    text = "see docs/data.md, docs/gone.md: docs/how_to_add.md#a-test and (docs/how_to_add.md#a-guest)."
+    assert broken_pages(text) == ["docs/gone.md", "docs/how_to_add.md#a-guest"]
+
+
 @pytest.mark.parametrize("name", ["my_plugin.py", "my_transform.py", "my_plugin.yaml"])
 def test_the_plugin_in_the_docs_is_the_tested_file(name: str) -> None:
     language = "python" if name.endswith(".py") else "yaml"

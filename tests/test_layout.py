@@ -5,7 +5,9 @@ from __future__ import annotations
 import ast
 import gc
 import importlib
+import json
 import re
+import subprocess
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -14,6 +16,7 @@ import pytest
 
 from sightline.doctor.suite import all_checks
 from sightline.registry import REGISTRIES
+from tools import structure, walk
 
 PACKAGE = Path(__file__).resolve().parents[1] / "sightline"
 FILES = sorted(PACKAGE.rglob("*.py"))
@@ -94,6 +97,9 @@ COMPONENTS = {
     "transforms": 39,
 }
 NUM_CHECKS = 75
+FIRST_STRICT_COMMIT = "de59d13c"
+"""The house's rule holds for the subjects of the commits after this one."""
+MAX_SUBJECT = 65
 MAX_FILE_LINES = 500
 MAX_BODY_LINES = 60
 
@@ -289,3 +295,39 @@ def test_published_weights_are_read_without_running_them() -> None:
     calls = re.findall(r"torch\.load\([^)]*\)", text)
     assert len(calls) == 1
     assert "weights_only=True" in calls[0]
+
+
+def test_structure_only_gets_simpler(trees: dict[Path, ast.Module]) -> None:
+    """Lines, files, climbs, hooks and refused words may only fall: `python tools/structure.py --accept` records it."""
+    source = structure.Source(PACKAGE, trees, walk.Floors(FLOORS))
+    accepted = json.loads(structure.RECORD.read_text())["figures"]
+    now = structure.count_structure(source)
+    rises = structure.list_rises(accepted, now)
+    assert not rises, "\n".join(structure.describe_rise(name, accepted.get(name), now[name], source) for name in rises)
+
+
+def test_subjects_of_commits_are_short() -> None:
+    """A clone that lacks the first commit, or whose history was squashed, has nothing to look at."""
+    git = ["git", "-C", str(PACKAGE.parent)]
+    try:
+        known = subprocess.run([*git, "merge-base", "--is-ancestor", FIRST_STRICT_COMMIT, "HEAD"], capture_output=True)
+    except FileNotFoundError:
+        pytest.skip("git is not installed")
+    if known.returncode != 0:
+        pytest.skip(f"no git history since {FIRST_STRICT_COMMIT}")
+    log = [*git, "log", "--no-merges", "--format=%h %s", f"{FIRST_STRICT_COMMIT}..HEAD"]
+    lines = subprocess.run(log, check=True, capture_output=True, text=True).stdout.splitlines()
+    assert not [line for line in lines if is_refused_subject(line.partition(" ")[2])]
+
+
+def is_refused_subject(subject: str) -> bool:
+    """Return True if a subject is too long, but for the number of a squashed pull request, or is work in progress."""
+    title = re.sub(r" \(#\d+\)$", "", subject)
+    return len(title) > MAX_SUBJECT or re.search(r"\bwip\b", title, re.IGNORECASE) is not None
+
+
+def test_refused_subjects_are_found() -> None:
+    assert [is_refused_subject("x" * length) for length in (MAX_SUBJECT, MAX_SUBJECT + 1)] == [False, True]
+    assert not is_refused_subject("x" * MAX_SUBJECT + " (#1234)")
+    assert not is_refused_subject("Wipe what a broken run left")
+    assert is_refused_subject("WIP: boxes")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Callable, Iterator, Mapping
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
@@ -34,10 +35,16 @@ def parse_folder(folder: Path) -> dict[Path, ast.Module]:
     return {path: ast.parse(path.read_text(), str(path)) for path in paths}
 
 
+@cache
+def list_nodes(tree: ast.Module) -> list[ast.AST]:
+    """List the nodes of a file, once for all lints."""
+    return list(ast.walk(tree))
+
+
 def list_openers(trees: Trees) -> Iterator[Offender]:
     """Docstrings of modules, classes and functions that begin with one of `OPENERS`."""
     for path, tree in trees.items():
-        for node in ast.walk(tree):
+        for node in list_nodes(tree):
             if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
                 docstring = ast.get_docstring(node, clean=False)
                 if docstring is not None and has_forbidden_opener(docstring):
@@ -47,7 +54,7 @@ def list_openers(trees: Trees) -> Iterator[Offender]:
 def list_field_openers(trees: Trees) -> Iterator[Offender]:
     """Texts below a constant or a field, which describe it, that begin with one of `OPENERS`."""
     for path, tree in trees.items():
-        for node in ast.walk(tree):
+        for node in list_nodes(tree):
             body = getattr(node, "body", None)
             for before, statement in pairwise(body) if isinstance(body, list) else ():
                 text = _get_text(statement)
@@ -58,7 +65,7 @@ def list_field_openers(trees: Trees) -> Iterator[Offender]:
 def list_functions(trees: Trees) -> Iterator[Offender]:
     """Functions and methods with a forbidden name."""
     for path, tree in trees.items():
-        for node in ast.walk(tree):
+        for node in list_nodes(tree):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and is_forbidden_name(node.name):
                 yield Offender(path, node.lineno, node.name)
 
