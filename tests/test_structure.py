@@ -181,5 +181,16 @@ def test_a_rise_needs_the_budget_of_an_issue() -> None:
         accept(grown, 150, code_lines=1151, files=12)
 
 
+def test_what_is_new_is_named() -> None:
+    floors = walk.Floors(FLOORS)
+    old, new = (
+        structure.Source(folder / "sightline", {folder / "sightline" / "a.py": ast.parse(text)}, floors)
+        for folder, text in ((Path("/old"), "def kept(): ...\n"), (Path("/new"), "def kept(): ...\ndef of(): ...\n"))
+    )
+    assert structure.list_new("functions with a forbidden name", old, new) == ["sightline/a.py:2: of"]
+    assert structure.list_new("functions with a forbidden name", new, old) == []
+    assert structure.list_new("climbs of build", old, new) == []
+
+
 def test_a_figure_without_a_record_counts_as_a_rise() -> None:
     assert structure.list_rises({"files": 2, "openers": 3}, {"files": 2, "openers": 2, "circles": 0}) == ["circles"]

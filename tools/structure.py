@@ -27,7 +27,7 @@ import sys
 import tarfile
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,14 +42,8 @@ LAYOUT_TEST = Path("tests") / "test_layout.py"
 BUDGETED = ("code lines", "files")
 LINES_PER_FILE = 100
 """An issue's budget of code lines allows one new file for so many of them, rounded up."""
-LINT_FIGURES = {
-    "class names with two meanings": "classes",
-    "class names with two meanings across rooms": "classes",
-    "docstrings with a forbidden opener": "openers",
-    "texts of fields with a forbidden opener": "field_openers",
-    "functions with a forbidden name": "functions",
-}
-"""Figure -> the lint that lists what it counts."""
+MAX_NEW = 20
+"""Offenders named in the line of a figure that rose."""
 _HOOK = re.compile(r"register_\w*hook")
 _MODE = re.compile(r"Torch\w*Mode")
 _DEFINITIONS = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
@@ -120,6 +114,18 @@ def list_hook_files(trees: Mapping[Path, ast.Module]) -> list[Path]:
     return [path for path, tree in trees.items() if any(map(_hangs_hook, words.list_nodes(tree)))]
 
 
+LISTS: dict[str, Callable[[words.Trees], Iterable[words.Offender]]] = {
+    "files": lambda trees: [words.Offender(path, 1, "") for path in trees],
+    "files that hang hooks": lambda trees: [words.Offender(path, 1, "") for path in list_hook_files(trees)],
+    "class names with two meanings": words.list_classes,
+    "class names with two meanings across rooms": words.list_classes,
+    "docstrings with a forbidden opener": words.list_openers,
+    "texts of fields with a forbidden opener": words.list_field_openers,
+    "functions with a forbidden name": words.list_functions,
+}
+"""Figure -> what it counts."""
+
+
 def describe_structure(source: Source) -> dict[str, object]:
     """Name -> figure, of those that are only shown."""
     texts = {path: path.read_text() for path in source.trees}
@@ -144,20 +150,42 @@ def list_rises(before: Mapping[str, int], now: Mapping[str, int]) -> list[str]:
     return [name for name, figure in now.items() if figure > before.get(name, -1)]
 
 
-def describe_rise(name: str, before: int | None, now: int, source: Source, root: Path = ROOT) -> str:
-    """Describe a figure that rose, in one line, with what it counts in the files that changed since it was accepted."""
-    changed = _changed_files(root)
-    offenders: list[str] = []
-    if name in LINT_FIGURES:
-        found = sorted(words.LINTS[LINT_FIGURES[name]](source.trees))
-        paths = [(each.path.relative_to(root).as_posix(), each) for each in found]
-        offenders = [f"{path}:{each.line} {each.text}" for path, each in paths if changed is None or path in changed]
-    elif name == "files that hang hooks":
-        paths_of_hooks = [path.relative_to(root).as_posix() for path in list_hook_files(source.trees)]
-        offenders = [path for path in paths_of_hooks if changed is None or path in changed]
-    candidates = f"; in files changed since it was accepted: {' | '.join(offenders[:20])}" if offenders else ""
-    more = f" and {len(offenders) - 20} more" if len(offenders) > 20 else ""
-    return f"{name}: {before or 0} accepted, now {now}{candidates}{more}"
+def describe_rises(before: Mapping[str, int], now: Mapping[str, int], source: Source) -> list[str]:
+    """Describe each figure that rose in one line, with what is new in it since the figures were last committed."""
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            last = _git("log", "-1", "--format=%H", "--", str(RECORD)).strip()
+            old = read_source(_extract(last, Path(folder)))
+        except (OSError, subprocess.CalledProcessError, ValueError):  # an archive, or a clone without that commit
+            old = None
+        lines = []
+        for name in list_rises(before, now):
+            new = list_new(name, old, source) if old else []
+            more = [f"and {len(new) - MAX_NEW} more"] if len(new) > MAX_NEW else []
+            lines.append(
+                ": new in it: ".join([f"{name}: rose from {before.get(name, 0)} to {now[name]}", *_join(new, more)])
+            )
+    return lines
+
+
+def list_new(name: str, old: Source, new: Source) -> list[str]:
+    """List what a figure counts in a package and not in an older one: `path:line: text`, or files and their growth."""
+    if name == "code lines":
+        sizes = [_count_by_file(source) for source in (old, new)]
+        growth = {path: size - sizes[0].get(path, 0) for path, size in sizes[1].items()}
+        return [
+            f"{path} +{growth[path]}" for path in sorted(growth, key=lambda path: -growth[path]) if growth[path] > 0
+        ]
+    if name not in LISTS:
+        return []
+    known = Counter((_relative(each.path, old), each.text) for each in LISTS[name](old.trees))
+    found = []
+    for each in sorted(LISTS[name](new.trees)):
+        key = _relative(each.path, new), each.text
+        known[key] -= 1
+        if known[key] < 0:
+            found.append(f"{key[0]}:{each.line}: {each.text}")
+    return found
 
 
 def accept(
@@ -188,17 +216,20 @@ def _hangs_hook(node: ast.AST) -> bool:
     return _MODE.fullmatch(name) is not None
 
 
-def _changed_files(root: Path) -> set[str] | None:
-    """Return the paths that changed since the record was last committed; None where git cannot say."""
-    git = ["git", "-C", str(root)]
-    try:
-        last = subprocess.run(
-            [*git, "log", "-1", "--format=%H", "--", RECORD], check=True, capture_output=True, text=True
-        )
-        changed = [*git, "diff", "--name-only", last.stdout.strip()]
-        return set(subprocess.run(changed, check=True, capture_output=True, text=True).stdout.split())
-    except (OSError, subprocess.CalledProcessError):
-        return None
+def _git(*arguments: str) -> str:
+    return subprocess.run(["git", "-C", str(ROOT), *arguments], check=True, capture_output=True, text=True).stdout
+
+
+def _join(new: list[str], more: list[str]) -> list[str]:
+    return [" | ".join([*new[:MAX_NEW], *more])] if new else []
+
+
+def _relative(path: Path, source: Source) -> str:
+    return path.relative_to(source.package.parent).as_posix()
+
+
+def _count_by_file(source: Source) -> dict[str, int]:
+    return {_relative(path, source): count_code_lines(path.read_text(), tree) for path, tree in source.trees.items()}
 
 
 def _length(items: Iterable[object]) -> int:
@@ -239,10 +270,12 @@ def print_offenders(lint: str, folder: Path) -> None:
 def write_record(*, issue: str | None, budget: int, why: str) -> None:
     """Write the figures of the working tree to tests/structure.json."""
     record = json.loads(RECORD.read_text()) if RECORD.exists() else {}
+    source = read_source()
+    now = count_structure(source)
     try:
-        record = accept(record, count_structure(read_source()), issue=issue, budget=budget, why=why)
+        record = accept(record, now, issue=issue, budget=budget, why=why)
     except ValueError as error:
-        sys.exit(f"{error}")
+        sys.exit("\n".join([f"not accepted: {error}", *describe_rises(record["figures"], now, source)]))
     RECORD.write_text(json.dumps(record, indent=2) + "\n")
 
 
