@@ -172,7 +172,8 @@ def _scans(sequence: Path) -> list[ListedScan]:
     odd = sorted(scans.keys() ^ labels.keys())
     if odd:
         what = "has no labels" if odd[0] in scans else "has labels and no scan"
-        raise DataError(f"{sequence}: {odd[0]} {what}, and {len(odd) - 1} more are not pairs; complete the sequence")
+        more = f", and {len(odd) - 1} more are not pairs" if len(odd) > 1 else ""
+        raise DataError(f"{sequence}: {odd[0]} {what}{more}; complete the sequence")
     poses = _poses(sequence, len(scans))
     return [
         ListedScan(

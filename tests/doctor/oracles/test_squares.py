@@ -123,6 +123,7 @@ def test_a_loss_that_learns_its_targets_may_be_halved(
     context = context_of(make_maps(tmp_path, loss=Centres(share)))
     (row,) = (row for row in context.oracles if row.is_loss)
     assert row.verdict == verdict
+    assert context.rehearsal.outputs is not None
     output = context.rehearsal.outputs["likelihood"].detach().double().numpy()
     mean = ((output - np.linspace(-1, 1, 10)) ** 2).mean()
     assert row.forward == (None if off is None else pytest.approx(abs(off - 1) * mean, rel=1e-6))
