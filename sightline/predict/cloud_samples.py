@@ -19,9 +19,9 @@ from sightline.errors import ConfigError, DataError
 from sightline.types import CloudForm, DataInfo, Field
 
 __all__ = [
-    "MAX_SHARE_FAR",
     "FileSample",
     "Origin",
+    "assert_few_far",
     "assert_within",
     "describe_far",
     "is_far",
@@ -29,7 +29,7 @@ __all__ = [
     "sample_of",
 ]
 
-MAX_SHARE_FAR = 0.01
+_MAX_SHARE_FAR = 0.01
 """Of the points of a scan or scene that may lie beyond those that the run was trained on: in another unit most do."""
 
 _SLACK = 2**-10
@@ -180,8 +180,10 @@ def _scene(cloud: Cloud, info: DataInfo, scene: Mapping[str, float], where: str,
         with np.errstate(invalid="ignore"):  # points too large for float32 are refused as such
             made["place"] = place_of(made["points"])
     fields = {key: made[key] for key in ("points", *info.features)}
+    assert_within(fields, info, where, any_scale=True)
+    if not any_scale:
+        assert_few_far(fields["points"], info.fields["points"], where, noun="scene")
     num_far = int(is_far(fields["points"], info.fields["points"]).sum())
-    assert_within(fields, info, where, any_scale=any_scale or num_far <= MAX_SHARE_FAR * len(cloud.points))
     origin = Origin(cloud.points, cloud.points, np.arange(len(cloud.points)))
     steps = ["prepared as the set was", *describe_far(num_far, len(cloud.points))]
     return FileSample(fields, ", ".join(steps), origin)
@@ -365,10 +367,10 @@ def _chosen(
     return index, [f"{num_points} of {len(points)} points, chosen by the file's name"]
 
 
-def is_far(points: np.ndarray, promise: Field) -> np.ndarray:
+def is_far(points: np.ndarray, promise: Field, *, slack: float = 0.0) -> np.ndarray:
     """Whether each of the points (N, 3) lies outside the box that the run's set promises: bool (N,)."""
-    low = -np.inf if promise.low is None else promise.low
-    high = np.inf if promise.high is None else promise.high
+    low = -np.inf if promise.low is None else promise.low - slack
+    high = np.inf if promise.high is None else promise.high + slack
     found: np.ndarray = np.any((points < low) | (points > high), axis=1)
     return found
 
@@ -376,6 +378,27 @@ def is_far(points: np.ndarray, promise: Field) -> np.ndarray:
 def describe_far(num_far: int, num_points: int) -> list[str]:
     """The points of a file that lie beyond those of the run's set, in words; none where there is none."""
     return [f"{num_far} of {num_points} points far beyond those of the run's set"] if num_far else []
+
+
+def assert_few_far(points: np.ndarray, promise: Field, where: str, *, noun: str) -> None:
+    """Raises DataError, led by `where`, where more than `_MAX_SHARE_FAR` of the points lie beyond those of the set.
+
+    Points at the origin, which may stand for no return, count neither way.
+    """
+    size = max(abs(promise.low or 0.0), abs(promise.high or 0.0))
+    found, num_points = is_far(points, promise, slack=_SLACK * size), int((points != 0).any(axis=1).sum())
+    share = int(found.sum()) / max(1, num_points)
+    if share <= _MAX_SHARE_FAR:
+        return
+    reach = np.abs(points).max(axis=1)
+    advice = f"take these points out, or give a {noun} of the run's sensor"
+    if share > 0.5:
+        advice = f"bring the file to the unit and frame of the run's set ({promise.unit or 'no unit'}; {promise.frame})"
+    raise DataError(
+        f"{where}: {int(found.sum())} of {num_points} points ({100 * share:.3g} %) lie beyond {size:.4g} "
+        f"{promise.unit}, twice what the run was trained on: from {reach[found].min():.4g} to {reach.max():.4g}; up to "
+        f"{100 * _MAX_SHARE_FAR:g} % may; {advice}"
+    )
 
 
 def assert_within(fields: dict[str, np.ndarray], info: DataInfo, where: str, *, any_scale: bool) -> None:

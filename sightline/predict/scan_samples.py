@@ -11,12 +11,12 @@ import numpy as np
 import torch
 
 from sightline.config import RunConfig
-from sightline.data.scans.samples import RawScan, check_scan
+from sightline.data.scans.samples import RawScan, check_scan, count_others
 from sightline.data.scans.scan_reading import PREDICTING, NoReturn, has_remission, oriented, read_scan, rings_of
 from sightline.data.scans.squeezeseg_npy import read_image
 from sightline.errors import DataError
 from sightline.geometry.scans.projection import rows_by_file_order
-from sightline.predict.cloud_samples import MAX_SHARE_FAR, FileSample, Origin, assert_within, describe_far, is_far
+from sightline.predict.cloud_samples import FileSample, Origin, assert_few_far, assert_within, describe_far, is_far
 from sightline.types import DataInfo, Field, ScanForm
 
 __all__ = ["Rings", "read_scan_sample", "scan_inputs"]
@@ -27,6 +27,8 @@ _MIN_FALL = 0.9
 """Correlation of the order of a file with elevations, from which it counts as that of rings."""
 _MAX_RINGS_RATIO = 1.1
 """So many times the beams of the sensor may be found; whatever follows the last one is counted to it."""
+_REMISSION_SLACK = 2**-10
+"""As of other bounds of the set: some values are stored in half precision."""
 
 _NAMELESS = (".bin", ".npy", ".txt", ".xyz", ".pts")
 """Files that have the columns of the run's set where --columns names no others."""
@@ -71,8 +73,9 @@ def read_scan_sample(
             raise DataError(f"{path}: has no {missing[0]}; {PREDICTING.no_ring}")
         sample = {name: given[name] for name in fields}
         num_far = int(is_far(scan.points, info.fields["points"]).sum())
-        is_spread = num_far <= MAX_SHARE_FAR * max(1, int((scan.points != 0).any(axis=1).sum()))
-        assert_within(sample, info, str(path), any_scale=is_spread)
+        _assert_measured(scan, form, path)
+        assert_within(sample, info, str(path), any_scale=True)
+        assert_few_far(scan.points, info.fields["points"], str(path), noun="scan")
     except DataError as error:
         if path.suffix.lower() != ".bin" or columns is not None or "--columns" in str(error):
             raise
@@ -80,6 +83,24 @@ def read_scan_sample(
         raise DataError(f"{error}; it was read as {stated}: --columns names others") from error
     places = scan.points.astype(np.float64)
     return FileSample(sample, _treatment(scan, num_far), Origin(places, places, np.arange(len(places))))
+
+
+def _assert_measured(scan: RawScan, form: ScanForm, path: Path) -> None:
+    """Raises DataError for a scan without any return, and for remissions above those of the run's sensor."""
+    if not scan.points.any():
+        raise DataError(
+            f"{path}: none of its {len(scan.points)} points has a return, all are at the origin or NaN; leave the file "
+            "out, or get it again"
+        )
+    is_high = scan.remission > form.remission_max * (1 + _REMISSION_SLACK)
+    if form.has_remission and is_high.any():
+        place = int(is_high.argmax())
+        more = count_others(is_high, "so high are")
+        raise DataError(
+            f"{path}: the remission of point {place} is {scan.remission[place]:g}{more}, "
+            f"the run's sensor gives at most {form.remission_max:g}; bring the column to that scale, or take these "
+            "points out"
+        )
 
 
 def _treatment(scan: RawScan, num_far: int) -> str:

@@ -328,7 +328,7 @@ def _assert_free(path: Path, data: bytes) -> None:
     try:
         holder = parse_json(data)
         pid, host = int(holder["pid"]), str(holder["host"])
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, OverflowError, TypeError, KeyError):
         raise UserError(f"{path}: is not a lock file of sightline; remove it if no run is active here") from None
     if host != socket.gethostname():
         raise UserError(f"{path.parent}: in use by process {pid} on {host}; if that has ended, remove {path}")

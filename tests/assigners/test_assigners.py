@@ -170,6 +170,15 @@ def test_equal_boxes_share_what_there_is_by_their_index() -> None:
     assert (found.num_claims[found.matched >= 0] == 3).any()
 
 
+@pytest.mark.parametrize(("left", "expected"), [(3.98, 0), (3.995, BACKGROUND), (4.0, BACKGROUND)])
+def test_a_centre_less_than_a_hundredth_of_a_pixel_inside_is_not_inside_for_atss(left: float, expected: int) -> None:
+    """Worked by hand: the IoU with the first anchor, about 1/3, is above the limit, (1/3 + 0 + 0) / 3 + 1/3 / 3^0.5."""
+    rows = torch.tensor([[0.0, 0, 8, 8], [100, 0, 108, 8], [200, 0, 208, 8]])
+    boxes = torch.tensor([[left, 0.0, 12, 8]])
+    found = ATSS()(Priors("anchors", rows, (8,), ((1, 3),), (1,)), boxes, none_ignored(boxes)).matched
+    assert found.tolist() == [expected, BACKGROUND, BACKGROUND]
+
+
 def test_more_boxes_than_anchors_leave_some_without() -> None:
     priors = make_anchors([(1, 2)], (8,), SQUARES)
     boxes = torch.tensor([[0.0, 0, 8, 8], [0, 0, 9, 9], [4, 0, 12, 8]])

@@ -94,6 +94,29 @@ def test_a_perfect_detector() -> None:
     assert found["ji"] == pytest.approx(1, abs=1e-6)
 
 
+@pytest.mark.parametrize(("width", "is_found"), [(0.500002, True), (0.5000004, False)])
+def test_a_millionth_of_a_square_pixel_is_added_to_the_union(width: float, is_found: bool) -> None:
+    """Of a label of one square pixel: 0.500002 / 1.000001 is above one half, 0.5000004 / 1.000001 below it."""
+    label, box = [[0, 0, 1, 1, 0, 1.0]], [[0, 0, width, 1, 0.95]]
+    found = figures([Scene((9, 9), np.array(label), np.array(box))])
+    assert found["mr2"] == 1 - is_found
+    assert found["ji"] == pytest.approx(float(is_found), abs=1e-5)
+
+
+@pytest.mark.parametrize("has_numba", [True, False])
+def test_limits_of_the_jaccard_index_have_to_be_exceeded(has_numba: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Boxes whose overlap is one half, exactly, and scores that are a threshold: pairs, detections, labels by hand.
+
+    The first label is half covered by a detection, the second and the detection on it lie by half in an ignored one.
+    """
+    monkeypatch.setattr(compiled, "_has_numba", lambda: has_numba)
+    labels = [[0, 0, 8, 8, 0, 1.0], [20, 0, 28, 8, 0, 1], [24, 0, 40, 8, 1, 1]]
+    boxes = [[0, 0, 4, 8, 0.95], [20, 12, 28, 20, 0.5], [36, 0, 44, 8, 0.95]]
+    state = state_of(METRIC, [Scene((64, 64), np.array(labels), np.array(boxes))])
+    counts = jaccard_counts(_score(state, 1).groups, 0, 1, epsilon=0.0)[:, 0]
+    assert counts.tolist() == [[0, 3, 2]] * 5 + [[0, 2, 2]] * 5
+
+
 def test_the_order_of_images_changes_no_bit() -> None:
     scenes = random_scenes(3) + random_scenes(4)
     assert str(figures(scenes)) == str(figures(scenes, order=list(range(len(scenes)))[::-1]))

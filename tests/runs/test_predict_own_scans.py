@@ -165,7 +165,10 @@ def test_a_few_returns_far_beyond_the_set_are_predicted_with_a_warning(
     many[::50, :3] *= (1.5 * reach / np.linalg.norm(many[::50, :3], axis=1))[:, None]
     millimetres[:, :3] *= 1000
     stray[7, 0] = 1e30
-    for name, values in {"far": far, "many": many, "mm": millimetres, "stray": stray}.items():
+    bright, empty = table.copy(), np.zeros_like(table)
+    bright[11, 3] = 1e30
+    files = {"far": far, "many": many, "mm": millimetres, "stray": stray, "bright": bright, "empty": empty}
+    for name, values in files.items():
         values.tofile(tmp_path / f"{name}.bin")
     run = sightline.load_run(runs / "cut_run")
     document = run.predict([tmp_path / "far.bin"])
@@ -176,12 +179,14 @@ def test_a_few_returns_far_beyond_the_set_are_predicted_with_a_warning(
     (expected,) = run.predict([runs / "cut/000004.bin"]).predicted
     same = np.delete(np.arange(len(table)), [1, 5, 9, 50])
     assert (found.labels[same] == expected.labels[same]).mean() > 0.9  # of all points, not of those in view alone
-    refused = {
-        r.file.stem: r.reason for r in run.predict([tmp_path / f"{n}.bin" for n in ("many", "mm", "stray")]).refused
-    }
-    assert "points run from" in refused["many"]
-    assert "points run from" in refused["mm"]
-    assert "point 7 lies 1e+30 m away" in refused["stray"]
+    refused = {r.file.stem: r.reason for r in run.predict([tmp_path / f"{n}.bin" for n in files if n != "far"]).refused}
+    count = len(table[::50])
+    assert f"{count} of {len(table)} points ({100 * count / len(table):.3g} %) lie beyond" in refused["many"]
+    assert f"to {np.abs(many[:, :3]).max():.4g}; up to 1 % may; take these points out" in refused["many"]
+    assert "bring the file to the unit and frame of the run's set (m; sensor: x forward" in refused["mm"]
+    assert "the remission of point 11 is 1e+30, the run's sensor gives at most 255" in refused["bright"]
+    assert f"none of its {len(table)} points has a return" in refused["empty"]
+    assert "point 7 lies 1e+30 m away, 99 % of" in refused["stray"]
     assert f"99 % of the {len(table)} points within" in refused["stray"]
 
 

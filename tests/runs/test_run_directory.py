@@ -135,6 +135,8 @@ def test_a_process_that_ended_but_was_not_collected_is_dead(run: RunDirectory) -
         ({"pid": os.getppid()}, f"in use by process {os.getppid()} on"),
         ({"pid": "x"}, "is not a lock file of sightline"),
         ({"pid": None}, "is not a lock file of sightline"),
+        ({"pid": float("inf")}, "is not a lock file of sightline"),
+        ({"pid": float("nan")}, "is not a lock file of sightline"),
     ],
 )
 def test_a_lock_that_may_live_is_respected(run: RunDirectory, changes: dict[str, Any], says: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -37,7 +37,7 @@ def find_yolo(source: Path, *, names: Sequence[str] | None) -> FoundSet:
     paths = images_below(root)
     config_path, config = _config(root)
     classes = _classes(root, names, config_path, config)
-    split_by, shared = _stated_splits(root, config_path, config)
+    split_by, shared, missing = _stated_splits(root, config_path, config)
     texts = {path: _label_path(root, path) for path in paths}
     numbers = _image_ids(paths)
     images: list[FoundImage] = []
@@ -61,6 +61,7 @@ def find_yolo(source: Path, *, names: Sequence[str] | None) -> FoundSet:
     notes = (
         [f"{len(bare)} images have no text file and count as empty, first: {bare[0].relative_to(root)}"] if bare else []
     )
+    notes += [f"{config_path} states {each}, which is not below {root}: passed over" for each in missing]
     left_out = len(paths) - len(images)
     notes += [f"{left_out} images are in none of the splits that {config_path} states, left out"] if left_out else []
     if shared:
@@ -141,47 +142,56 @@ def _classes(root: Path, names: Sequence[str] | None, path: Path | None, config:
 
 def _stated_splits(
     root: Path, config_path: Path | None, config: dict[str, Any]
-) -> tuple[dict[Path, str] | None, list[str]]:
+) -> tuple[dict[Path, str] | None, list[str], list[str]]:
     """The split of each image by the folders or lists that the file of names states; None where none is here.
 
-    Those stated for a second split too, which would be tested on what was trained on, are named. One folder for
+    Those stated for a second split too, which would be tested on what was trained on, are named, and so are folders and
+    lists that are not there. One folder for
     training and for all else says what the folder's name says, or that there are no splits.
     """
     splits: dict[Path, str] = {}
     shared: list[str] = []
+    missing: list[str] = []
     base = "".join(_texts(config, "path", config_path)[:1])
     for key, split in _SPLIT_KEYS.items():
         for each in _texts(config, key, config_path):
-            for path in _stated_images(root, base, each):
+            found = _stated_images(root, base, each)
+            if found is None:
+                missing.append(f"{key}: {each}")
+            for path in found or ():
                 if splits.setdefault(path, split) != split:
                     shared.append(str(path))
     if {*splits} == {*map(Path, shared)} and isinstance(folder := config.get("train"), str):
         splits = dict.fromkeys(splits, split_of(Path(folder)))
-    return splits or None, shared
+    return splits or None, shared, missing
 
 
 def _texts(config: dict[str, Any], key: str, path: Path | None) -> list[str]:
     """The text of an entry, or the texts in its list; none where it is left out."""
     stated = config.get(key)
     texts = stated if isinstance(stated, list) else [] if stated is None else [stated]
-    wrong = next((each for each in texts if not isinstance(each, str)), None)
+    wrong = next((each for each in texts if isinstance(each, bool) or not isinstance(each, str | int | float)), None)
     if wrong is not None:
         raise DataError(f"{path}: {key}: found {str(wrong)[:40]}, the path of a folder, or a list of paths, is needed")
-    return texts
+    return [*map(str, texts)]  # a folder may be called 2024
 
 
-def _stated_images(root: Path, base: str, stated: str) -> Iterator[Path]:
-    """The images of a folder, or of a list of paths, that stands in a file from another place: tried below `root`."""
+def _stated_images(root: Path, base: str, stated: str) -> list[Path] | None:
+    """The images of a folder, or of a list of paths, that stands in a file from another place: tried below `root`.
+
+    None where neither is there.
+    """
     entry = stated
     while entry.startswith(("../", "./")):
         entry = entry.partition("/")[2]
     places = (path for path in (root / base / entry, root / entry) if path.is_relative_to(root))
     place = next(filter(os.path.exists, places), None)  # which knows names that are too long for a disk
-    if place is not None and place.is_dir():
-        yield from images_below(place)
-    elif place is not None:
-        for line in read_file(place).decode("utf-8-sig", "replace").splitlines():
-            yield place.parent / line.strip().removeprefix("./")
+    if place is None:
+        return None
+    if place.is_dir():
+        return images_below(place)
+    lines = read_file(place).decode("utf-8-sig", "replace").splitlines()
+    return [place.parent / line.strip().removeprefix("./") for line in lines]
 
 
 def _label_path(root: Path, path: Path) -> Path | None:

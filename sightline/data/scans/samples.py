@@ -9,7 +9,7 @@ import numpy as np
 from sightline.errors import DataError
 from sightline.types import Field
 
-__all__ = ["FEATURES", "RawScan", "check_scan", "mean_and_spread", "scan_fields", "sums_of"]
+__all__ = ["FEATURES", "RawScan", "check_scan", "count_others", "mean_and_spread", "scan_fields", "sums_of"]
 
 FEATURES = ("remission",)
 """What a network is given of a point beside its coordinates."""
@@ -58,11 +58,17 @@ def check_scan(scan: RawScan, *, where: str) -> RawScan:
         place = int(is_wrong.argmax())
         values = ", ".join(f"{each:g}" for each in (*scan.points[place], scan.remission[place]))
         raise DataError(
-            f"{where}: point {place} is {values} (x, y, z, remission), and so are {int(is_wrong.sum()) - 1} more; "
+            f"{where}: point {place} is {values} (x, y, z, remission){count_others(is_wrong, 'so are')}; "
             "coordinates must be finite and remissions not negative: take these points out, or get the file again"
         )
     _check_reach(scan.points, where)
     return scan
+
+
+def count_others(is_found: np.ndarray, verb: str) -> str:
+    """The words for all but the first that is found, such as `, and so are 3 more`; empty where there is one."""
+    num_others = int(is_found.sum()) - 1
+    return f", and {verb} {num_others} more" if num_others > 0 else ""
 
 
 def _check_reach(points: np.ndarray, where: str) -> None:
@@ -79,7 +85,7 @@ def _check_reach(points: np.ndarray, where: str) -> None:
     if is_stray.any():
         place = int(is_stray.argmax())
         raise DataError(
-            f"{where}: point {place} lies {reach[place]:.4g} m away, and so far do {int(is_stray.sum()) - 1} more, "
+            f"{where}: point {place} lies {reach[place]:.4g} m away{count_others(is_stray, 'so far do')}, "
             f"99 % of the {len(points)} points within {most:.4g} m; no sensor measures that: take these points out, or "
             "get the file again"
         )

@@ -145,7 +145,8 @@ def read_name_lists(folder: Path, names: Sequence[str]) -> tuple[dict[str, list[
     listed = {part: read_file(files[0]).decode("utf-8", "replace").split() for part, files in there.items()}
     both = sorted(set(listed["train"]) & set(listed["test"]))
     if both:
-        raise DataError(f"{folder}: '{both[0]}' is in both lists, and {len(both) - 1} more; each name has one part")
+        more = f", and {len(both) - 1} more" if len(both) > 1 else ""
+        raise DataError(f"{folder}: '{both[0]}' is in both lists{more}; each name has one part")
     held = set(names)
     parts = {part: sorted(held & set(each)) for part, each in listed.items()}
     lacking = sum(len(set(each) - held) for each in listed.values())

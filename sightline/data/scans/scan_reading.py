@@ -12,7 +12,7 @@ from sightline.data.files.cloud_files import CLOUD_SUFFIXES, Cloud, check_column
 from sightline.data.files.input_files import size_of
 from sightline.data.files.scan_files import read_bin, read_label_ids
 from sightline.data.scans.label_maps import MAX_ID
-from sightline.data.scans.samples import RawScan, check_scan
+from sightline.data.scans.samples import RawScan, check_scan, count_others
 from sightline.errors import DataError
 
 __all__ = [
@@ -155,10 +155,10 @@ def oriented(
     remission = next((cloud.channels[name] for name in _REMISSIONS if name in cloud.channels), np.zeros(len(ids)))
     rings, points, is_return = rings_of(cloud), cloud.points, ~is_no_return(cloud)
     if no_return is None and not is_return.all():
-        count = len(is_return) - int(is_return.sum())
         raise DataError(
-            f"{path}: point {int((~is_return).argmax())} is NaN at x, y and z, and so are {count - 1} more of "
-            f"{len(is_return)}; give no_return=nan if that marks points without a return, or get the file again"
+            f"{path}: point {int((~is_return).argmax())} of {len(is_return)} is NaN at x, y and z"
+            f"{count_others(~is_return, 'so are')}; give no_return=nan if that marks points without a return, or get "
+            "the file again"
         )
     if no_return is not None:
         points, remission = np.where(is_return[:, None], points, 0.0), np.where(is_return, remission, 0.0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,11 +13,13 @@ from annotated_types import Ge, Le, Len
 
 from sightline import registry
 from sightline.arguments import Fraction
+from sightline.data.files.cloud_files import Cloud
 from sightline.data.files.scan_files import read_bin, read_label_ids, velodyne_poses
 from sightline.data.scans.label_maps import read_label_map
 from sightline.data.scans.labelled_scans import Frames, LabelledScans, scan_facts
 from sightline.data.scans.samples import FEATURES, RawScan, scan_fields
-from sightline.data.scans.scan_preparation import ListedScan, scan_plan
+from sightline.data.scans.scan_preparation import NO_RETURNS, ListedScan, scan_plan
+from sightline.data.scans.scan_reading import NoReturn, oriented
 from sightline.data.scans.scan_survey import survey_scans
 from sightline.data.scans.sensors import SensorBlock, sensor_of
 from sightline.data.store.columns import Column
@@ -84,9 +87,12 @@ class SemanticKitti(LabelledScans):
         return DataInfo(facts, fields, features=FEATURES, scans=form)
 
     @classmethod
-    def prepare(cls, *, source: Path, target: Path, name: str, progress: Progress) -> dict[str, Any]:
+    def prepare(
+        cls, *, source: Path, target: Path, name: str, progress: Progress, no_return: NoReturn | None = None
+    ) -> dict[str, Any]:
         """List the scans and labels in place, and count the ids of every scan; returns the manifest.
 
+        `no_return=nan` takes points that are NaN at x, y and z for such without a return, as `scan_folder` does.
         Sequences without labels are passed over: `sightline predict` takes their files. Raises DataError naming a scan
         without labels among labelled ones, and a file of another size than it should have.
         """
@@ -97,19 +103,22 @@ class SemanticKitti(LabelledScans):
             set_name=name,
             layout="sequences",
             root=root,
-            scans=[scan for path in labelled for scan in _scans(path)],
-            columns={"pose": Column((3, 4), "float64")},
+            scans=[scan for path in labelled for scan in _scans(path, no_return)],
+            columns={
+                "pose": Column((3, 4), "float64"),
+                **({} if no_return is None else {NO_RETURNS: Column((), "int64")}),
+            },
             about={"split": "a part for each sequence; data.test_sequences says which are tested on"},
-            options={},
+            options={} if no_return is None else {"no_return": no_return},
             notes=_notes(sequences, labelled),
         )
         return prepare_native(plan, target, progress=progress)
 
     @classmethod
-    def survey(cls, source: Path) -> dict[str, Any]:
+    def survey(cls, source: Path, *, no_return: NoReturn | None = None) -> dict[str, Any]:
         """Ids and a label map for them, the sensor, and what is unlike an HDL-64E. Raises as `prepare`."""
         root = source.expanduser().resolve()
-        readers = {scan.files[0]: scan.read for path in _sequences(root)[1] for scan in _scans(path)}
+        readers = {scan.files[0]: scan.read for path in _sequences(root)[1] for scan in _scans(path, no_return)}
         sensor = sensor_of(None, preset="hdl64", owner=cls.set_name)
         return survey_scans(readers, source=root, label_map=read_label_map("single", LABEL_MAPS), sensor=sensor)
 
@@ -136,13 +145,21 @@ class SemanticKitti(LabelledScans):
         return np.array(self._prepared.row(stored, "pose", row))
 
     def _read(self, files: tuple[Path, ...], values: Mapping[str, np.ndarray]) -> RawScan:
-        return _read_scan(*files)
+        return _read_scan(*files, no_return=self._no_return())
+
+    def _form(self) -> ScanForm:
+        return replace(super()._form(), no_return=self._no_return())
+
+    def _no_return(self) -> NoReturn | None:
+        found: NoReturn | None = self._prepared.manifest.get("options", {}).get("no_return")
+        return found
 
 
-def _read_scan(points_path: Path, labels_path: Path) -> RawScan:
+def _read_scan(points_path: Path, labels_path: Path, *, no_return: NoReturn | None) -> RawScan:
     table = read_bin(points_path, num_columns=4)
     ids = read_label_ids(labels_path, num_points=len(table), points_path=points_path)
-    return RawScan(table[:, :3], table[:, 3], ids)
+    cloud = Cloud(table[:, :3], channels={"remission": table[:, 3]})
+    return oriented(cloud, ids, ring_order="top_first", num_beams=None, path=points_path, no_return=no_return)
 
 
 def _sequences(root: Path) -> tuple[list[Path], list[Path]]:
@@ -163,7 +180,7 @@ def _sequences_folder(root: Path) -> Path:
     raise DataError(f"{root}: {found}; sequences/<nn>/velodyne is needed")
 
 
-def _scans(sequence: Path) -> list[ListedScan]:
+def _scans(sequence: Path, no_return: NoReturn | None) -> list[ListedScan]:
     """The scans of a labelled sequence. Raises DataError naming one without labels, and labels without a scan."""
     scans, labels = (
         {path.stem: path for path in sorted((sequence / folder).glob(f"*{suffix}"))}
@@ -172,14 +189,15 @@ def _scans(sequence: Path) -> list[ListedScan]:
     odd = sorted(scans.keys() ^ labels.keys())
     if odd:
         what = "has no labels" if odd[0] in scans else "has labels and no scan"
-        raise DataError(f"{sequence}: {odd[0]} {what}, and {len(odd) - 1} more are not pairs; complete the sequence")
+        more = f", and {len(odd) - 1} more are not pairs" if len(odd) > 1 else ""
+        raise DataError(f"{sequence}: {odd[0]} {what}{more}; complete the sequence")
     poses = _poses(sequence, len(scans))
     return [
         ListedScan(
             split=sequence.name,
             name=f"{sequence.name}/{stem}",
             files=(path, labels[stem]),
-            read=partial(_read_scan, path, labels[stem]),
+            read=partial(_read_scan, path, labels[stem], no_return=no_return),
             values={"pose": pose},
         )
         for (stem, path), pose in zip(scans.items(), poses, strict=True)

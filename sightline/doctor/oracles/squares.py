@@ -67,12 +67,16 @@ class Squares:
 def rightful_factor(squares: Squares) -> float | None:
     """What stands before the mean square, where sum and count agree: 1, or the elements of each counted item.
 
-    Squared distances, for one, are sums over coordinates and count points. None for any other factor.
+    Squared distances, for one, are sums over coordinates and count points. A loss that learns its targets, of which no
+    definition is known, may be half of that. None for any other factor.
+    Source of the half: Wen et al. 2016, equation 2.
     """
-    sizes = [1]
+    sizes = [1.0]
     for size in reversed(squares.output.shape):
         sizes.append(sizes[-1] * size)
-    return next((float(size) for size in sizes if abs(squares.factor - size) <= _SAME * size), None)
+    if squares.is_learned and squares.target_key is None:
+        sizes += [size / 2 for size in sizes]
+    return next((size for size in sizes if abs(squares.factor - size) <= _SAME * size), None)
 
 
 def squares_of(job: Job, batch: Batch, outputs: Mapping[str, Any], name: str) -> Squares | None:

@@ -161,6 +161,21 @@ def test_splits_are_those_of_the_file_of_names(tmp_path: Path, listed: bool) -> 
     ]
 
 
+def test_folders_that_are_stated_and_not_there_are_named(tmp_path: Path) -> None:
+    """A path that YAML reads as a number is the text of it, as Ultralytics' loader takes it."""
+    root = tmp_path / "in"
+    for split, name in (("train", "a"), ("2023", "b")):
+        write_image(root / "2024" / split / f"{name}.png", pattern(10, 20))
+        (root / "2024" / split / f"{name}.txt").write_text("0 .5 .5 .5 .5")
+    (root / "data.yaml").write_text("path: 2024\ntrain: train\nval: [gone, 2023]\ntest: 7\nnames: [person]\n")
+    manifest = prepare(root, tmp_path / "set")
+    assert manifest["statistics"]["images"] == {"train": 1, "test": 1}, "without test images those of val are tested"
+    assert manifest["differences"] == [
+        f"{root / 'data.yaml'} states {each}, which is not below {root}: passed over"
+        for each in ("test: 7", "val: gone")
+    ]
+
+
 def test_lists_of_another_machine_are_refused(tmp_path: Path) -> None:
     root = tmp_path / "in"
     write_image(root / "a.png", pattern(10, 20))
@@ -247,9 +262,9 @@ def test_folders_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     ("lines", "told"),
     [
         ("train: [[images]]\nnames: [a]", r"data\.yaml: train: found \['images'\], the path of a folder, or a list"),
-        ("val: [images, 5]\nnames: [a]", r"data\.yaml: val: found 5, the path of a folder"),
+        ("val: [images, true]\nnames: [a]", r"data\.yaml: val: found True, the path of a folder"),
         ("test: {a: b}\nnames: [a]", r"data\.yaml: test: found \{'a': 'b'\}, the path of a folder"),
-        ("path: 7\nnames: [a]", r"data\.yaml: path: found 7, the path of a folder"),
+        ("path: {a: 8}\nnames: [a]", r"data\.yaml: path: found \{'a': 8\}, the path of a folder"),
         ("names: {a: b}", r"data\.yaml: names needs a list of names, or a name for each of some whole numbers"),
         ("names: {-1: b}", r"data\.yaml: names needs"),
         ("names: {0: a, 00: b}", r"data\.yaml: names needs"),

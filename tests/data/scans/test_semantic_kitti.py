@@ -27,8 +27,8 @@ from tests.data.scans.lidar_writers import street_scan as street_scan
 SIZES = {"00": 5, "03": 4, "08": 2}
 
 
-def prepare(source: Path, target: Path) -> dict[str, Any]:
-    return SemanticKitti.prepare(source=source, target=target, name="semantic_kitti", progress=quiet)
+def prepare(source: Path, target: Path, **options: Any) -> dict[str, Any]:
+    return SemanticKitti.prepare(source=source, target=target, name="semantic_kitti", progress=quiet, **options)
 
 
 def opened(root: Path, split: str = "train", **arguments: Any) -> SemanticKitti:
@@ -192,6 +192,34 @@ def test_the_real_frame(shared: Path, tmp_path: Path) -> None:
 # --- what is refused --------------------------------------------------------------------------------------------------
 
 
+def test_points_without_a_return_keep_their_places_and_count_for_nothing(tmp_path: Path) -> None:
+    """Every third point is NaN, whatever its remission and label: it lies at the origin and is ignored."""
+    scans, num_missing = write_semantic_kitti(tmp_path / "kitti", {"00": 2, "08": 1}), 0
+    for path in (tmp_path / "kitti").rglob("*.bin"):
+        table = np.fromfile(path, "<f4").reshape(-1, 4)
+        table[::3, :3], table[::6, 3] = np.nan, np.nan
+        num_missing += len(table[::3])
+        table.tofile(path)
+    told = r"000000\.bin: point 0 of \d+ is NaN at x, y and z, and so are \d+ more; give no_return=nan"
+    with pytest.raises(DataError, match=told):
+        prepare(tmp_path / "kitti", tmp_path / "set")
+    with pytest.raises(DataError, match=told):
+        SemanticKitti.survey(tmp_path / "kitti")
+    SemanticKitti.survey(tmp_path / "kitti", no_return="nan")
+    manifest = prepare(tmp_path / "kitti", tmp_path / "set", no_return="nan")
+    assert f"{num_missing} points without a return: not counted, not drawn and not scored" in manifest["differences"]
+    part = opened(tmp_path / "set", "test")
+    sample, scan = part[SampleKey(0, 0, 0)], scans["08/000000"]
+    is_return = np.arange(len(scan.points)) % 3 > 0
+    assert np.array_equal(sample["points"], np.where(is_return[:, None], scan.points, 0))
+    assert np.array_equal(sample["remission"][:, 0], np.where(is_return, scan.remission, 0))
+    classes = part.label_map.classes(scan.ids, where="")
+    ignored = part.label_map.ignore_index
+    assert np.array_equal(sample["label"], np.where(is_return, classes, ignored))
+    assert part.info.scans is not None
+    assert part.info.scans.no_return == "nan"
+
+
 def test_damaged_files_are_refused_with_their_sizes(tree: Path, tmp_path: Path) -> None:
     scan, label = tree / "sequences/00/velodyne/000002.bin", tree / "sequences/00/labels/000002.label"
     sound, num_points = scan.read_bytes(), scan.stat().st_size // 16
@@ -206,11 +234,11 @@ def test_damaged_files_are_refused_with_their_sizes(tree: Path, tmp_path: Path) 
     ):
         prepare(tree, tmp_path / "set")
     scan.write_bytes(np.float32(np.nan).tobytes() + sound[4:])
-    with pytest.raises(DataError, match=r"000002\.bin: point 0 is nan, .* and so are 0 more"):
+    with pytest.raises(DataError, match=r"000002\.bin: point 0 is nan, .*remission\); coordinates must"):
         prepare(tree, tmp_path / "set")
     scan.write_bytes(sound)
     label.rename(label.with_suffix(".lost"))
-    with pytest.raises(DataError, match="sequences/00: 000002 has no labels, and 0 more are not pairs"):
+    with pytest.raises(DataError, match="sequences/00: 000002 has no labels; complete the sequence"):
         prepare(tree, tmp_path / "set")
     for path in (tree / "sequences/00", tree / "nowhere"):
         with pytest.raises(DataError, match="sequences/<nn>/velodyne is needed"):

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sightline.doctor.oracles.squares import rightful_factor
@@ -70,6 +71,21 @@ class Concave(MeanSquare):
         return -(likelihood - heatmaps).square().sum()
 
 
+class Centres(MeanSquare):
+    """Squared distances of rows of ten cells to a centre that the loss learns, times `share`."""
+
+    def __init__(self, share: float) -> None:
+        super().__init__()
+        self.share = share
+        self.centres = nn.Parameter(torch.linspace(-1, 1, 10))
+
+    def count(self, *, heatmaps: Tensor) -> Tensor:
+        return torch.tensor(heatmaps.numel() // 10)
+
+    def forward(self, *, likelihood: Tensor, heatmaps: Tensor) -> Tensor:
+        return self.share * (likelihood - self.centres).square().sum()
+
+
 @pytest.mark.parametrize(
     ("loss", "factor", "key", "rightful"),
     [
@@ -87,6 +103,30 @@ def test_squares(tmp_path: Path, loss: Loss, factor: float, key: str | None, rig
     assert (squares.output_key, squares.target_key) == ("likelihood", key)
     assert squares.factor == pytest.approx(factor)
     assert rightful_factor(squares) == rightful
+
+
+@pytest.mark.parametrize(
+    ("share", "verdict", "off"),
+    [
+        (1.0, "half-checked", None),
+        (0.5, "half-checked", None),  # the published form
+        (0.05, "half-checked", None),  # half of a mean over all values
+        (0.25, "wrong", 2.5),
+        (0.7, "wrong", 7.0),
+        (1 / 400, "wrong", 1 / 40),  # divided by its count of 400 rows already
+    ],
+)
+def test_a_loss_that_learns_its_targets_may_be_halved(
+    tmp_path: Path, share: float, verdict: str, off: float | None
+) -> None:
+    """Whatever else stands before the mean square is off by that factor of it, less the 1 that it is compared with."""
+    context = context_of(make_maps(tmp_path, loss=Centres(share)))
+    (row,) = (row for row in context.oracles if row.is_loss)
+    assert row.verdict == verdict
+    assert context.rehearsal.outputs is not None
+    output = context.rehearsal.outputs["likelihood"].detach().double().numpy()
+    mean = ((output - np.linspace(-1, 1, 10)) ** 2).mean()
+    assert row.forward == (None if off is None else pytest.approx(abs(off - 1) * mean, rel=1e-6))
 
 
 @pytest.mark.parametrize("loss", [Absolute(), Smooth(), OfSigmoid(), Concave()], ids=lambda value: type(value).__name__)
