@@ -50,17 +50,17 @@ _NORM_ACTION = "let the norm keep running statistics (track_running_stats=True) 
 def cross_sample_leak(context: Context) -> list[Finding]:
     """Samples in evaluation mode, and two of them alone: the outputs are the same, but for rounding.
 
-    Two samples first, then five, unless the evaluation is slow or of smaller batches. Where outputs differ in the run's
-    own format, both passes are made again in float64. What inputs moved by a few units in the last place, or other
-    random numbers, change as much is a decision or a draw, and no leak. What an earlier pass changes is a leak too.
+    Two samples, and under `sightline check` five, unless that is slow or batches are smaller. Where outputs differ in
+    the run's own format, both passes are made again in float64. What inputs moved by a few units in the last place, or
+    other random numbers, change as much is a decision or a draw, and no leak. What an earlier pass left is a leak, too.
     """
     evaluation = next((each for each in context.evaluations if each.failure is None and not each.skipped), None)
     if evaluation is None or not context.rehearsal.is_sound:
         return []
     built = context.built
     whole = built.selection if evaluation.part is built.data.selection else built.test
-    is_quick = len(evaluation.keys) >= NUM_SAMPLES and whole.batch_size >= _MANY
-    for size in (2, _MANY) if is_quick else (2,):
+    takes_more = context.takes_time and len(evaluation.keys) >= NUM_SAMPLES and whole.batch_size >= _MANY
+    for size in (2, _MANY) if takes_more else (2,):
         keys = keys_to_evaluate(whole, evaluation.part, size)
         if len(keys) < size:
             return []
