@@ -45,6 +45,7 @@ def results_faults(
     """
     scores = np.concatenate([each.scores for each in found]) if found else np.zeros(0)
     if not len(scores):
+        yield "no detection is of these images; check that the file is of this part, and that it was written to its end"
         return
     if scores.min() > _HIGHEST:
         yield (

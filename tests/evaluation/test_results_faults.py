@@ -202,3 +202,9 @@ def test_more_than_is_looked_at() -> None:
     assert any(
         "120 labels of a class, and 100 detections are looked at" in each for each in faults(sizes, labels, found)
     )
+
+
+def test_results_without_a_detection_are_warned_about() -> None:
+    sizes, labels, found = made(0)
+    [warning] = faults(sizes, labels, [each[:0] for each in found])
+    assert warning.startswith("no detection is of these images")
