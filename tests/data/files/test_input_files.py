@@ -8,6 +8,7 @@ import struct
 import zipfile
 import zlib
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -192,9 +193,9 @@ def test_what_is_no_regular_file_is_named_in_sets_of_many_files(tmp_path: Path) 
         path = tmp_path / f"view{ending}"
         makers: list[Callable[[], object]] = [
             path.mkdir,
-            lambda path=path: path.symlink_to(path.name),
-            lambda path=path: path.symlink_to("nowhere"),
-            lambda path=path: os.mkfifo(path),
+            partial(path.symlink_to, path.name),
+            partial(path.symlink_to, "nowhere"),
+            partial(os.mkfifo, path),
         ]
         for make in makers:
             make()
