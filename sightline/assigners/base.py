@@ -93,6 +93,7 @@ class Assigner(ABC):
         if len(targets):
             with torch.autocast(boxes.device.type, enabled=False):
                 found = self.match(priors, boxes[targets], *given)
+            self._assert_assigned(found, len(priors), len(targets))
         else:
             none = torch.full((len(priors),), BACKGROUND, device=boxes.device)
             found = Assignment(none, torch.zeros_like(none), none if self.boxes_per_prior == 2 else None)
@@ -112,6 +113,22 @@ class Assigner(ABC):
 
         Where predictions are needed, `labels` (M,) int64 and a `Predicted` follow.
         """
+
+    def _assert_assigned(self, found: Any, num_priors: int, num_boxes: int) -> None:
+        """Raises ValueError for what a `match` of one's own may return by mistake."""
+        name = type(self).__name__
+        if not isinstance(found, Assignment):
+            raise ValueError(f"{name}: match returned a {type(found).__name__}; return an Assignment")
+        for field, tensor in found._asdict().items():
+            if tensor is not None and (tensor.shape != (num_priors,) or tensor.dtype != torch.int64):
+                raise ValueError(
+                    f"{name}: match returned {field} of {tuple(tensor.shape)} {tensor.dtype}, expected ({num_priors},) "
+                    "torch.int64, one number for each prior"
+                )
+            if tensor is None or not num_priors or field == "num_claims":
+                continue
+            if (highest := int(tensor.max())) >= num_boxes:
+                raise ValueError(f"{name}: match returned {field} {highest} of {num_boxes} boxes, counted from 0")
 
     def _assert_known(self, priors: Priors, boxes: Tensor, is_ignored: Tensor) -> None:
         name = type(self).__name__

@@ -21,7 +21,7 @@ _BETTER = 1.5
 _LEAST_SHARE = 0.05
 """Of the labels that another reading has to find; boxes anywhere find some by chance."""
 _LARGEST_SHARE = 2.0
-"""Numbers up to this are shares of an image: of one and a half beyond its border, of no pixels."""
+"""Corners up to this are shares of an image: of one and a half beyond its border, of no pixels."""
 _PLAIN = "left, top, width, height"
 _WANTED = "left, top, width, height in pixels of the files"
 _ORDERS: Mapping[str, Callable[[np.ndarray, np.ndarray, np.ndarray, np.ndarray], np.ndarray]] = {
@@ -45,6 +45,7 @@ def results_faults(
     """
     scores = np.concatenate([each.scores for each in found]) if found else np.zeros(0)
     if not len(scores):
+        yield "no detection is of these images; check that the file is of this part, and that it was written to its end"
         return
     if scores.min() > _HIGHEST:
         yield (
@@ -80,23 +81,30 @@ def _of_boxes(found: Sequence[Detections], truths: Sequence[np.ndarray]) -> Iter
     """Whether more labels are found once the four numbers are read otherwise, or led back from a canvas."""
     num_labels = sum(int((truth[:, 6] == 0).sum()) for truth in truths)
     plain = _num_found([each.boxes for each in found], found, truths)
-    wanted = max(_FEWEST, _BETTER * plain, _LEAST_SHARE * num_labels)
-    if wanted > num_labels:
-        return
-    readings = {**_orders(found), **_canvases(found)}
-    counts = {reading: _num_found(boxes, found, truths) for reading, (boxes, _) in readings.items()}
-    best = max(counts, key=counts.__getitem__)
-    if counts[best] >= wanted:
-        yield (
-            f"boxes look like {best}: so read they find {counts[best]} labels, as they are {plain}; write "
-            f"{readings[best][1]}"
-        )
+    wanted = max(_BETTER * plain, _LEAST_SHARE * num_labels)
+    is_share = max((np.abs(each.boxes).max(initial=0) for each in found), default=0) <= _LARGEST_SHARE
+    for readings, fewest in (
+        (_orders(found, is_share=is_share), _fewest(plain)),
+        ({} if is_share else _canvases(found), _FEWEST),
+    ):
+        counts = {reading: _num_found(boxes, found, truths) for reading, (boxes, _) in readings.items()}
+        best = max(counts, key=counts.__getitem__, default="")
+        if counts.get(best, 0) >= max(wanted, fewest):
+            yield (
+                f"boxes look like {best}: so read they find {counts[best]} labels, as they are {plain}; write "
+                f"{readings[best][1]}"
+            )
+            return
 
 
-def _orders(found: Sequence[Detections]) -> dict[str, tuple[list[np.ndarray], str]]:
-    """The boxes by other meanings of the numbers of a row, and as shares of the image where all are small."""
+def _fewest(plain: int) -> int:
+    """So many labels that chance does not find them where it finds `plain`: three deviations more, 20 at most."""
+    return next((count for count in range(plain + 1, _FEWEST) if (count - plain) ** 2 >= 9 * (count + plain)), _FEWEST)
+
+
+def _orders(found: Sequence[Detections], *, is_share: bool) -> dict[str, tuple[list[np.ndarray], str]]:
+    """The boxes by other meanings of the numbers of a row; as shares of the image where `is_share`."""
     rows = [np.concatenate([each.boxes[:, :2], each.boxes[:, 2:] - each.boxes[:, :2]], axis=1) for each in found]
-    is_share = max((np.abs(row).max(initial=0) for row in rows), default=0) <= _LARGEST_SHARE
     readings = {}
     for name, corners in _ORDERS.items():
         if is_share:

@@ -34,7 +34,10 @@ def plugins_of(*blocks: tuple[str, Component]) -> dict[str, str]:
 
 @cache
 def source_sha256() -> str:
-    """Of the modules of sightline that make features: a version does not identify a checkout that is being edited."""
+    """SHA-256 of the modules that make features, and of the tables that they read: names of classes, for example.
+
+    A version does not identify a checkout that is being edited.
+    """
     digest = hashlib.sha256()
     package = resources.files("sightline")
     for room in ROOMS:
@@ -45,10 +48,10 @@ def source_sha256() -> str:
 
 
 def _modules_of(folder: Traversable, path: str, *, is_deep: bool) -> Iterator[tuple[str, Traversable]]:
-    """The modules of a folder by name, then those of the folders inside it where `is_deep`, each with its path."""
+    """The modules and tables of a folder by name, then those of the folders inside it where `is_deep`; with paths."""
     entries = sorted(folder.iterdir(), key=lambda each: (each.is_dir(), each.name))
     for each in entries:
         if each.is_dir() and is_deep:
             yield from _modules_of(each, f"{path}/{each.name}", is_deep=True)
-        elif each.name.endswith(".py"):
+        elif each.name.endswith((".py", ".json", ".yaml")):
             yield f"{path}/{each.name}", each

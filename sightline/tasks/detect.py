@@ -349,6 +349,8 @@ def _name_of(assigner: Any) -> str:
 def _reason_against(name: str, assigner: Any, head: Any) -> str | None:
     """Why a head cannot be trained with an assigner, or with those of a class; None where it can."""
     takes, predictor = getattr(assigner, "takes", ()), type(head).__name__
+    if isinstance(takes, str):
+        return f"{predictor}: its `takes` is a text; write frozenset({{'{takes}'}})"
     if head.priors not in takes:
         stated = (
             f"it takes {' or '.join(sorted(takes))}" if takes else "it has no `takes`, such as frozenset({'anchors'})"

@@ -152,6 +152,48 @@ def test_a_poor_detector_is_not_taken_for_a_fault() -> None:
         assert faults(sizes, labels, found) == []
 
 
+def few(seed: int, rows: Rows) -> Rows:
+    """Of as many images as have some 15 labels."""
+    counts = np.cumsum([int((each[:, 6] == 0).sum()) for each in made(seed)[1]])
+    return rows[: int((counts <= 15).sum()) or 1]
+
+
+@pytest.mark.parametrize("name", ["middles", "shares", "corners with x and y exchanged"])
+def test_boxes_of_a_set_with_few_labels_are_read_otherwise(name: str) -> None:
+    """All of 12 labels or more are detected exactly: chance finds fewer than 9."""
+    expected, plant = BUGS[name]
+    num_tried = 0
+    for seed in range(10):
+        sizes, labels, _ = made(seed)
+        labels = few(seed, labels)
+        found = [np.column_stack([each[:, :4], np.ones(len(each)), each[:, 4]]) for each in labels]
+        if sum(len(each[each[:, 6] == 0]) for each in labels) >= 12:
+            num_tried += 1
+            warnings = faults(sizes[: len(found)], labels, plant(sizes[: len(found)], found))
+            assert any(expected in each for each in warnings), seed
+            assert not any("look" in each for each in faults(sizes[: len(found)], labels, found)), seed
+    assert num_tried >= 5
+
+
+def test_a_poor_detector_of_few_labels_is_not_taken_for_a_fault() -> None:
+    for seed in range(25):
+        sizes, labels, _ = made(seed)
+        labels, found = few(seed, labels), made(seed + 100)[2]
+        warnings = faults(sizes[: len(labels)], labels, found[: len(labels)])
+        assert not any("boxes look" in each for each in warnings), seed
+
+
+def test_shares_are_not_taken_for_a_canvas_of_one_pixel() -> None:
+    """Of a detector that finds a third, rounding decides which reading finds one label more."""
+    for seed in range(10):
+        sizes, labels, found = made(seed)
+        found = [each[: len(each) // 3] for each in found]
+        plant = BUGS["shares"][1]
+        assert not any(
+            "images stretched" in each or "padded" in each for each in faults(sizes, labels, plant(sizes, found))
+        )
+
+
 def test_more_than_is_looked_at() -> None:
     sizes, labels, found = made(0)
     told: Any = faults(sizes, labels, found, most=5)
@@ -160,3 +202,9 @@ def test_more_than_is_looked_at() -> None:
     assert any(
         "120 labels of a class, and 100 detections are looked at" in each for each in faults(sizes, labels, found)
     )
+
+
+def test_results_without_a_detection_are_warned_about() -> None:
+    sizes, labels, found = made(0)
+    [warning] = faults(sizes, labels, [each[:0] for each in found])
+    assert warning.startswith("no detection is of these images")

@@ -109,12 +109,18 @@ def test_blocks_inside_blocks_and_base_classes_are_looked_at(tmp_path: Path) -> 
 
 
 def test_features_are_void_with_the_source_that_made_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One byte of one module is other source; files that are no modules are not."""
+    """One byte of one module or table is other source; other files are not."""
     for room in code.ROOMS:
         (tmp_path / room).mkdir(exist_ok=True)
     monkeypatch.setattr(code.resources, "files", lambda package: tmp_path)
     digest_of = code.source_sha256.__wrapped__
-    modules = ("layers/edge.py", "draws.py", "models/range_image/blocks.py", "data/a/b/c/deep.py")
+    modules = (
+        "layers/edge.py",
+        "draws.py",
+        "models/range_image/blocks.py",
+        "data/a/b/c/deep.py",
+        "data/a/classes.json",
+    )
     for module in (tmp_path / name for name in modules):
         module.parent.mkdir(parents=True, exist_ok=True)
         module.write_text("k = 20\n")
@@ -128,7 +134,8 @@ def test_features_are_void_with_the_source_that_made_them(tmp_path: Path, monkey
 def test_the_digest_covers_every_module_of_its_rooms(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A copy of the package, in which any module is edited, renamed or moved, is other source; other rooms are not."""
     package = Path(code.__file__).parents[1]
-    copied = [file.relative_to(package) for file in sorted(package.rglob("*.py"))]
+    files = sorted(file for kind in ("py", "json", "yaml") for file in package.rglob(f"*.{kind}"))
+    copied = [file.relative_to(package) for file in files]
     for name in copied:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(str(name))
@@ -138,7 +145,7 @@ def test_the_digest_covers_every_module_of_its_rooms(tmp_path: Path, monkeypatch
     monkeypatch.setattr(Path, "read_bytes", lambda self: read.append(self.relative_to(tmp_path)) or plain(self))
     digest_of = code.source_sha256.__wrapped__
     before = digest_of()
-    assert sorted(read) == [name for name in copied if len(name.parts) == 1 or name.parts[0] in code.ROOMS]
+    assert sorted(read) == sorted(name for name in copied if len(name.parts) == 1 or name.parts[0] in code.ROOMS)
     moved = tmp_path / "layers" / "range_image" / "__init__.py"
     moved.rename(moved.with_name("other.py"))
     assert digest_of() != before

@@ -175,6 +175,12 @@ class Odd(Assigner):
         raise AssertionError
 
 
+class Texted(Odd):
+    """Its kinds of priors as one word."""
+
+    takes = "anchors"  # type: ignore[assignment]
+
+
 @pytest.mark.parametrize(
     ("head", "assigner", "message"),
     [
@@ -188,9 +194,36 @@ class Odd(Assigner):
         ("retina_emd", {"name": "atss"}, "RetinaEMDHead predicts 2 boxes at each prior, atss names 1; take max_iou, n"),
         ("retina", {"name": "nearest"}, "nearest does not fit Named, whose `assigners` are max_iou; take max_iou$"),
         ("retina", {"name": "odd"}, "odd does not fit RetinaHead, .* anchors: it has no `takes`, such as frozenset"),
+        (
+            "retina",
+            {"name": "texted"},
+            r"texted does not fit RetinaHead: its `takes` is a text; write frozenset\(\{'anc",
+        ),
     ],
 )
 def test_the_reason_is_named(head: str, assigner: dict[str, Any], message: str) -> None:
     registry.assigners.add("odd")(Odd)
+    registry.assigners.add("texted")(Texted)
     with pytest.raises(ConfigError, match=f"assigner: .*{message}"):
         task_of(head, assigner, Named if "Named" in message else None)
+
+
+@pytest.mark.parametrize(
+    ("matched", "message"),
+    [
+        (torch.zeros(3, dtype=torch.int64), r"of \(3,\) torch.int64, expected \(4,\)"),
+        (torch.zeros(4), r"of \(4,\) torch.float32, expected \(4,\) torch.int64"),
+        (torch.tensor([0, -1, -2, 1]), "matched 1 of 1 boxes, counted from 0"),
+        (None, "returned a NoneType; return an Assignment"),
+    ],
+)
+def test_a_match_that_returns_something_else_is_named(matched: Tensor | None, message: str) -> None:
+    class Wrong(Odd):
+        takes = frozenset({"points"})
+
+        def match(self, priors: Priors, boxes: Tensor, *more: Any) -> Any:
+            return matched if matched is None else Assignment(matched, torch.zeros(4, dtype=torch.int64))
+
+    priors = Priors("points", torch.rand(4, 2), (8,), ((2, 2),), (1,))
+    with pytest.raises(ValueError, match=f"Wrong: match (returned )?(matched )?{message}"):
+        Wrong()(priors, torch.tensor([[0.0, 0, 9, 9], [0, 0, 1, 1]]), torch.tensor([False, True]))

@@ -128,7 +128,8 @@ def read_results(path: Path, dataset: BoxImages) -> Results:
         try:
             key, category = row["image_id" if "image_id" in row else "file_name"], row["category_id"]
             place, label = place_of.get(key), label_of.get(category)
-            numbers = np.array([*row["bbox"], row["score"]])
+            listed = [*row["bbox"], row["score"]]
+            numbers = np.array([] if any(isinstance(each, bool) for each in (key, category, *listed)) else listed)
         except (KeyError, TypeError, ValueError):
             numbers = np.zeros(0)
         is_number = numbers.shape == (5,) and numbers.dtype.kind in "iuf"

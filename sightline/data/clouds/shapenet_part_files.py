@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from sightline.data.clouds.shapenet_part_categories import SPLITS, Category, categories, category_called, row_values
+from sightline.data.files.input_files import read_file, size_of
 from sightline.data.files.text_tables import read_table, read_text
 from sightline.data.store.preparation import Part, Row
 from sightline.errors import DataError
@@ -55,7 +56,7 @@ def lists_digest(root: Path) -> str:
     """The SHA-256 of what the official lists say: who is in which split."""
     digest = hashlib.sha256()
     for name in SPLITS.values():
-        digest.update(_list_path(root, name).read_bytes())
+        digest.update(read_file(_list_path(root, name)))
     return digest.hexdigest()
 
 
@@ -118,11 +119,13 @@ def _read_list(path: Path, split: str, by_synset: Mapping[str, Category], root: 
 def _entries(path: Path) -> Iterator[tuple[int, str]]:
     """The texts of a JSON list and the lines that they stand in."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_file(path).decode()
         entries = parse_json(text)
     except json.JSONDecodeError as error:
         raise DataError(f"{path}:{error.lineno}: is not JSON ({error.msg}); get the file again") from error
-    except (OSError, ValueError) as error:
+    except DataError:
+        raise
+    except ValueError as error:
         raise DataError(f"{path}: cannot be read ({error}); get the file again") from error
     if not isinstance(entries, list) or not all(isinstance(entry, str) for entry in entries) or not entries:
         raise DataError(f"{path}:1: is not a list of texts, shape_data/<synset>/<id> each; get the file again")
@@ -168,7 +171,7 @@ def _assert_there(root: Path, shapes: Sequence[_Listed], by_synset: Mapping[str,
 
 
 def _part(split: str, category: Category, paths: Sequence[Path]) -> Part:
-    about = sum(path.stat().st_size for path in paths) // _BYTES_OF_A_POINT
+    about = sum(size_of(path) for path in paths) // _BYTES_OF_A_POINT
     return Part(split, f"{split}/{category.name}", len(paths), tuple(paths), _Rows(category, tuple(paths)), about)
 
 

@@ -11,6 +11,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
+from sightline.data.files.input_files import open_regular
 from sightline.data.files.ply import read_ply
 from sightline.data.files.png_views import png_fault, read_view
 from sightline.data.store.native import MANIFEST, listing
@@ -246,7 +247,7 @@ def _fault(path: Path) -> str:
     """What the beginning and the end of a file show to be wrong with it; empty where nothing is."""
     if path.suffix == ".png":
         return png_fault(path)
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         start = file.read(3)
     return "" if start == b"ply" else f"{path} ({'is empty' if not start else 'is not a PLY file'})"
 

@@ -19,6 +19,7 @@ from sightline.data.depth.depth_sets import PreparedFrames, train_and_test
 from sightline.data.depth.references import DepthFrame
 from sightline.data.depth.skeletons import BODY_15
 from sightline.data.files.hdf5_files import TEXT, Hdf5File, open_hdf5
+from sightline.data.files.input_files import size_of
 from sightline.data.files.text_tables import count_of
 from sightline.data.store.location import root_of
 from sightline.data.store.native import open_prepared, prepare_command
@@ -240,7 +241,7 @@ def _check_joints(path: Path, joints_m: np.ndarray, pixels: np.ndarray, is_valid
 
 
 def _parts(stored: str, labels: _Labels, depth_type: str) -> list[DepthPart]:
-    num_bytes, num_frames = labels.depth_path.stat().st_size, len(labels.names)
+    num_bytes, num_frames = size_of(labels.depth_path), len(labels.names)
     blocks = [(first, min(first + _BLOCK_FRAMES, num_frames)) for first in range(0, num_frames, _BLOCK_FRAMES)]
     return [
         DepthPart(

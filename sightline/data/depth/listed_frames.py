@@ -13,6 +13,7 @@ import numpy as np
 
 from sightline.data.depth.depth_preparation import DepthPart, ReadFrame
 from sightline.data.files.depth_files import SizePx, read_colour_png, read_depth_png, read_raw_depth
+from sightline.data.files.input_files import size_of
 from sightline.data.files.label_lines import BLOCK_LINES
 from sightline.errors import DataError
 
@@ -58,7 +59,7 @@ def listed_parts(frames: FrameList) -> list[DepthPart]:
     for first in range(0, len(frames.names), BLOCK_LINES):
         last = min(first + BLOCK_LINES, len(frames.names))
         there = tuple(path for path in frames.images[first:last] if os.path.isfile(path))
-        num_bytes = sum(path.stat().st_size for path in there)
+        num_bytes = sum(size_of(path) for path in there)
         parts.append(
             DepthPart(
                 split=frames.split,

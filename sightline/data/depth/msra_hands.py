@@ -17,6 +17,7 @@ from sightline.data.depth.depth_preparation import DepthPart, DepthPlan, ReadFra
 from sightline.data.depth.depth_sets import PreparedFrames, Stretch, choose_frames
 from sightline.data.depth.skeletons import HAND_21
 from sightline.data.files.depth_files import read_windowed_depth
+from sightline.data.files.input_files import size_of
 from sightline.data.files.text_tables import count_of, numbers_of, read_text
 from sightline.data.store.location import root_of
 from sightline.data.store.native import Prepared, open_prepared, prepare_command
@@ -187,7 +188,7 @@ def _list_parts(root: Path) -> tuple[tuple[DepthPart, ...], list[str]]:
                 missing.append(f"{subject}/{gesture}")
                 continue
             images = _images(folder)
-            about = sum(path.stat().st_size for path in images) // 2
+            about = sum(size_of(path) for path in images) // 2
             read = partial(_frames, folder, images, _GESTURES.index(gesture))
             files = (folder / "joint.txt", *images)
             parts.append(DepthPart(subject, f"{subject}/{gesture}", len(images), files, read, about))

@@ -154,7 +154,7 @@ def _decoded(path: Path) -> tuple[str, np.ndarray]:
     except DataError:
         raise
     except UNDECODABLE as error:
-        reason = " ".join(str(error).split())
+        reason = " ".join(str(error).partition(" <_io.")[0].split())
         raise DataError(f"{path}: cannot be decoded ({reason}); get the file again") from error
 
 

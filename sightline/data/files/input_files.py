@@ -6,12 +6,12 @@ import errno
 import io
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from sightline.errors import DataError
 from sightline.plain_files import assert_plain, parse_json
 
-__all__ = ["BoundedFile", "assert_regular", "parsed_json", "read_file", "size_of"]
+__all__ = ["BoundedFile", "assert_regular", "open_regular", "parsed_json", "read_file", "size_of"]
 
 
 class BoundedFile(io.BufferedReader):
@@ -39,6 +39,15 @@ def assert_regular(path: Path) -> None:
             raise _unreadable(path, error) from error
         what = "a broken link, a folder, a pipe or a device"
         raise DataError(f"{path}: is not a regular file ({what}); take it out") from error
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """A regular file to read. Raises DataError if there is none, or it cannot be opened."""
+    assert_regular(path)
+    try:
+        return path.open("rb")
+    except OSError as error:
+        raise _unreadable(path, error) from error
 
 
 def read_file(path: Path) -> bytes:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from sightline.data.files.input_files import BoundedFile
+from sightline.data.files.input_files import BoundedFile, open_regular
 from sightline.errors import DataError
 from sightline.geometry.rendering import Background
 from sightline.transforms.images import resized
@@ -28,7 +28,7 @@ _LARGEST_PX = 4096
 
 def png_fault(path: Path) -> str:
     """What the beginning and the end of a file show to be wrong with it, led by its path; empty where nothing is."""
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         head = file.read(24)
         size = file.seek(0, 2)
         file.seek(max(0, size - len(PNG_END)))

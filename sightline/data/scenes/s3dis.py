@@ -13,6 +13,7 @@ from annotated_types import Ge, Le
 
 from sightline import registry
 from sightline.arguments import Count, Fraction, Seed
+from sightline.data.files.input_files import size_of
 from sightline.data.loading.splits import hold_out
 from sightline.data.scenes.indoor_classes import CLASS_NAMES, ORDERS
 from sightline.data.scenes.labelled_scenes import (
@@ -204,7 +205,7 @@ def _files_of(room: Room | IntegerRoom) -> tuple[Path, ...]:
 
 def _part(room: Room | IntegerRoom, order: str | None) -> Part:
     files = _files_of(room)
-    about = sum(file.stat().st_size for file in files) // _BYTES_PER_POINT
+    about = sum(size_of(file) for file in files) // _BYTES_PER_POINT
     return Part(room.area, room.name, 1, files, _RowOf(room, order), about)
 
 

@@ -16,6 +16,7 @@ import torch
 
 from sightline.compiled import compiled, in_threads, suits
 from sightline.data.clouds.modelnet_classes import by_number
+from sightline.data.files.input_files import size_of
 from sightline.data.files.number_lines import blocks_of_lines, numbers_in, numbers_in_plainly
 from sightline.data.files.text_tables import numbers_of
 from sightline.data.scenes.indoor_classes import CLASS_NAMES, CLUTTER
@@ -98,7 +99,7 @@ def list_rooms(root: Path) -> list[Room]:
 def read_room(room: Room) -> RoomPoints:
     """Every point of a room, file after file. Raises DataError with file and line for what cannot be mended."""
     # Room for as many points as so many bytes can hold. What is left over is never touched, so it takes no memory.
-    most = sum(path.stat().st_size for path, _ in room.files) // _FEWEST_BYTES + len(room.files)
+    most = sum(size_of(path) for path, _ in room.files) // _FEWEST_BYTES + len(room.files)
     points, colours = np.empty((most, 3)), np.empty((most, 3), dtype=np.uint8)
     sizes: list[int] = []
     repairs: list[Repair] = []

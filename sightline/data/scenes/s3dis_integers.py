@@ -14,6 +14,7 @@ import numpy as np
 
 from sightline.data.clouds.modelnet_classes import by_number
 from sightline.data.files.array_files import read_npy
+from sightline.data.files.input_files import read_file
 from sightline.data.scenes.indoor_classes import CLASS_NAMES, ORDERS
 from sightline.data.scenes.s3dis_files import AREAS, RoomPoints
 from sightline.errors import DataError
@@ -83,7 +84,7 @@ def _of_npy(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def _of_bins(path: Path, label_path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    content, labels = path.read_bytes(), label_path.read_bytes()
+    content, labels = read_file(path), read_file(label_path)
     if not content or len(content) % 24 or len(labels) * 3 != len(content):
         raise DataError(
             f"{label_path}: {len(content)} bytes of points, six float32 each, and {len(labels)} of labels, an int64 "

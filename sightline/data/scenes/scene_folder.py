@@ -15,6 +15,7 @@ import numpy as np
 from sightline import registry
 from sightline.arguments import Count, Fraction, Seed, Share
 from sightline.data.files.cloud_files import CLOUD_SUFFIXES, Cloud, check_columns, list_passed_over, read_cloud
+from sightline.data.files.input_files import size_of
 from sightline.data.scenes.labelled_scenes import (
     IGNORED,
     LabelledScenes,
@@ -217,7 +218,7 @@ class _RowOf:
 
 
 def _part(scene: ListedScene, reader: _Reader) -> Part:
-    about = scene.path.stat().st_size // 16
+    about = size_of(scene.path) // 16
     return Part(scene.split, f"{scene.split}/{scene.name}", 1, (scene.path,), _RowOf(scene, reader), about)
 
 

@@ -150,6 +150,10 @@ NEEDED = r"row 1 is {.*; it needs image_id, category_id, bbox \(left, top, .* al
         ({"bbox": [-1e300, 2, 3, 4]}, NEEDED),
         ({"bbox": [1, 2, 3, 2**24 + 1]}, NEEDED),
         ({"score": 10**400}, NEEDED),
+        ({"score": True}, NEEDED),
+        ({"bbox": [1, True, 3, 4]}, NEEDED),
+        ({"category_id": True}, NEEDED),
+        ({"image_id": True}, NEEDED),
     ],
 )
 def test_rows_that_do_not_fit_are_named(changed: dict[str, Any], message: str, tmp_path: Path) -> None:

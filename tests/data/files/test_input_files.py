@@ -8,11 +8,15 @@ import struct
 import zipfile
 import zlib
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from sightline.data.clouds.shapenet_part_categories import Category
+from sightline.data.clouds.shapenet_part_files import _part
+from sightline.data.clouds.shapenet_render_files import _fault
 from sightline.data.files.cloud_files import CLOUD_SUFFIXES, has_normals, read_cloud
 from sightline.data.files.depth_files import read_depth
 from sightline.data.files.input_files import read_file
@@ -181,3 +185,31 @@ def test_a_name_that_is_no_utf8_is_a_name(tmp_path: Path) -> None:
     assert sum(split["num_rows"] for split in manifest["splits"].values()) == 31
     with pytest.raises(DataError, match=r"^\\udcff\\n\.off: all 2 points coincide"):
         to_unit_sphere(np.zeros((2, 3)), where=odd.name)
+
+
+def test_what_is_no_regular_file_is_named_in_sets_of_many_files(tmp_path: Path) -> None:
+    """A folder, a link to itself or to nothing, and a pipe, which would block, in the place of a view or a cloud."""
+    for ending in (".png", ".ply"):
+        path = tmp_path / f"view{ending}"
+        makers: list[Callable[[], object]] = [
+            path.mkdir,
+            partial(path.symlink_to, path.name),
+            partial(path.symlink_to, "nowhere"),
+            partial(os.mkfifo, path),
+        ]
+        for make in makers:
+            make()
+            with pytest.raises(DataError, match=f"view{ending}: (is not a regular file|cannot be read)"):
+                _fault(path)
+            path.rmdir() if path.is_dir() and not path.is_symlink() else path.unlink()
+    path.symlink_to(path.name)
+    with pytest.raises(DataError, match=r"view.ply: .*symbolic links"):
+        _part("train", Category("aeroplane", 0, "02691156", (0, 1)), [path])
+
+
+def test_a_depth_image_that_is_none_is_named_without_addresses_of_memory(tmp_path: Path) -> None:
+    path = tmp_path / "depth.png"
+    path.write_bytes(b"\xef\xbb\xbf\x89PNG\r\n\x1a\n" + b"\0" * 64 + b"\x00\x00\x00\x00IEND\xaeB`\x82")
+    with pytest.raises(DataError) as caught:
+        read_depth(path)
+    assert "cannot be decoded (cannot identify image file)" in str(caught.value)

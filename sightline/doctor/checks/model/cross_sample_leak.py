@@ -1,4 +1,4 @@
-"""A network whose outputs for a sample depend on the samples beside it, by a mean over the batch, for example."""
+"""A network whose outputs for a sample depend on the samples beside or before it, by a mean over the batch, say."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from sightline.compare.convolution import DoubleConvolutions
 from sightline.compare.formats import format_of
 from sightline.doctor.context import Context, check
 from sightline.doctor.core.finding import Finding
-from sightline.doctor.core.rehearsal import copy_of
+from sightline.doctor.core.rehearsal import NUM_SAMPLES, copy_of
 from sightline.doctor.core.rehearsed_evaluation import RehearsedEvaluation, keys_to_evaluate
 from sightline.engine.device import to_device
 from sightline.engine.step import run_batch
@@ -34,6 +34,7 @@ _ROUNDED_ALONE = 2.0**-10  # the same of a network that cannot run in float64
 _GUILTY = 16.0
 _MOST_DRAWS = 4
 _NUDGED_UNITS = 16
+_MANY = 5  # an odd number, and more than the rehearsal evaluates at once
 _NORM_ACTION = "let the norm keep running statistics (track_running_stats=True) and take them in evaluation mode"
 
 
@@ -47,32 +48,48 @@ _NORM_ACTION = "let the norm keep running statistics (track_running_stats=True) 
     "samples are divided into batches and over processes",
 )
 def cross_sample_leak(context: Context) -> list[Finding]:
-    """Two samples in evaluation mode, and each of them alone: the outputs are the same, but for rounding.
+    """Samples in evaluation mode, and two of them alone: the outputs are the same, but for rounding.
 
-    Where they are not in the run's own format, both passes are made again in float64. What inputs moved by a few units
-    in the last place, or other random numbers, change as much is a decision or a draw, and no leak.
+    Two samples, and under `sightline check` five, unless that is slow or batches are smaller. Where outputs differ in
+    the run's own format, both passes are made again in float64. What inputs moved by a few units in the last place, or
+    other random numbers, change as much is a decision or a draw, and no leak. What an earlier pass left is a leak, too.
     """
     evaluation = next((each for each in context.evaluations if each.failure is None and not each.skipped), None)
     if evaluation is None or not context.rehearsal.is_sound:
         return []
-    keys = keys_to_evaluate(evaluation.evaluator, evaluation.part, 2)
-    if len(keys) < 2:
-        return []
-    try:
-        pair = _Pair(context, evaluation, keys)
-        beside = pair.outputs(pair.model, pair.both)
-    except Exception:  # noqa: BLE001 - what an evaluation dies of is what `first-evaluation` reports
-        return []
-    for single in pair.singles:
+    built = context.built
+    whole = built.selection if evaluation.part is built.data.selection else built.test
+    takes_more = context.takes_time and len(evaluation.keys) >= NUM_SAMPLES and whole.batch_size >= _MANY
+    for size in (2, _MANY) if takes_more else (2,):
+        keys = keys_to_evaluate(whole, evaluation.part, size)
+        if len(keys) < size:
+            return []
         try:
-            alone = pair.outputs(pair.model, single.batch)
-        except Exception as error:  # noqa: BLE001 - whatever it dies of
-            return [_of_failure(context, pair, single, error)]
-        suspect = _SUSPECT[evaluation.evaluator.precision.parameters]
-        is_suspect = any(each.share > suspect for each in pair.differences(single, beside, alone))
-        if is_suspect and (finding := _of_suspect(context, pair, single)) is not None:
+            group = _Group(context, evaluation, keys)
+            beside = group.outputs(group.model, group.batch)
+        except Exception:  # noqa: BLE001 - what an evaluation dies of is what `first-evaluation` reports
+            return []
+        if (finding := _compare(context, group, beside)) is not None:
             return [finding]
     return []
+
+
+def _compare(context: Context, group: _Group, beside: Mapping[str, Tensor]) -> Finding | None:
+    """The finding, where a sample alone gets something else than `beside` the others, or than before them."""
+    for single in group.singles:
+        try:
+            alone = group.outputs(group.model, single.batch)
+        except Exception as error:  # noqa: BLE001 - whatever it dies of
+            return _of_failure(context, group, single, error)
+        if single.leads and len(group.keys) == 2:
+            again = group.outputs(group.model, single.batch)
+            is_suspect = any(each.share > group.suspect for each in _changes(alone, again))
+            if is_suspect and (finding := _of_memory(context, group)) is not None:
+                return finding
+        is_suspect = any(each.share > group.suspect for each in group.differences(single, beside, alone))
+        if is_suspect and (finding := _of_suspect(context, group, single)) is not None:
+            return finding
+    return None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,14 +134,15 @@ class _Seen(Exception):  # noqa: N818 - no error: it ends a pass that has shown 
         self.outputs = outputs
 
 
-class _Pair:
-    """Two samples of an evaluated part, together and each alone. Raises whatever reading them does."""
+class _Group:
+    """Samples of an evaluated part together, the first and the last also alone. Raises whatever reading them does."""
 
     def __init__(self, context: Context, evaluation: RehearsedEvaluation, keys: Sequence[SampleKey]) -> None:
-        self.device = context.world.device
+        self.device, self.keys = context.world.device, keys
         self.model = copy_of(context.built.job.evaluated).eval()
         self._task, part = evaluation.evaluator.task, evaluation.part
         dtype, reader = evaluation.evaluator.precision.parameters, evaluation.evaluator.reader
+        self.suspect = _SUSPECT[dtype]
 
         def read(keys: Sequence[SampleKey]) -> Batch:
             batch: Batch = to_device(reader(list(keys)), self.device, floats=dtype)
@@ -132,9 +150,9 @@ class _Pair:
 
         self.singles = [
             _Single(read([key]), partial(read, [key]), f"{part.split} sample {key.index}", leads=key is keys[0])
-            for key in keys
+            for key in (keys[0], keys[-1])
         ]
-        self.both = read(keys)
+        self.batch = read(keys)
 
     def outputs(self, model: nn.Module, batch: Batch, *, seed: int = 0) -> dict[str, Tensor]:
         """The tensors that the model returns when its task first calls it with a batch; the losses are not computed."""
@@ -148,7 +166,7 @@ class _Pair:
             with torch.no_grad(), DoubleConvolutions():
                 run_batch(self._task, model, batch, self.device)
         except _Seen as seen:
-            return dict(leaves(seen.outputs))
+            return {name: tensor.detach() for name, tensor in leaves(seen.outputs)}
         finally:
             handle.remove()
         return {}
@@ -162,22 +180,21 @@ class _Pair:
             has_rows = self._has_rows_of_samples(single, beside.get(name), one)
             rows = single.rows(beside.get(name), one) if has_rows else None
             if rows is not None:
-                scale = float(one.abs().max().maximum(rows.abs().max()))
-                found.append(_Difference(name, float((rows - one).abs().max()), scale))
+                found.append(_difference(name, one, rows))
         return found
 
     def _has_rows_of_samples(self, single: _Single, beside: Tensor | None, alone: Tensor) -> bool:
         """Whether an output has a row for each sample, or for each point of clouds one after another."""
         if beside is None or not beside.ndim or not alone.ndim:
             return False
-        sizes = [(2, 1)]
-        offsets = [batch.get("offsets") for batch in (self.both, single.batch)]
+        sizes = [(len(self.keys), 1)]
+        offsets = [batch.get("offsets") for batch in (self.batch, single.batch)]
         if all(isinstance(each, Tensor) for each in offsets):
             sizes.append(tuple(int(each[-1]) for each in offsets))  # type: ignore[arg-type, index]
         return (len(beside), len(alone)) in sizes
 
 
-def _of_suspect(context: Context, pair: _Pair, single: _Single) -> Finding | None:
+def _of_suspect(context: Context, group: _Group, single: _Single) -> Finding | None:
     """The finding, where float64 shows the same and neither rounding nor random numbers explain it.
 
     A sample that is another one when it is read again is no matter of the model: `data-mutation` reports it.
@@ -185,23 +202,77 @@ def _of_suspect(context: Context, pair: _Pair, single: _Single) -> Finding | Non
     again = dict(leaves(single.read()))
     if not all(name in again and torch.equal(tensor, again[name]) for name, tensor in leaves(single.batch)):
         return None
-    model, both, given, least = copy_of(pair.model).double(), _double(pair.both), _double(single.batch), _ROUNDED
+    model, both, given, least = copy_of(group.model).double(), _double(group.batch), _double(single.batch), _ROUNDED
     try:
-        alone, beside = pair.outputs(model, given), pair.outputs(model, both)
+        alone, beside = group.outputs(model, given), group.outputs(model, both)
     except Exception:  # noqa: BLE001 - a network that is written for one format alone
-        model, both, given, least = pair.model, pair.both, single.batch, _ROUNDED_ALONE
-        alone, beside = pair.outputs(model, given), pair.outputs(model, both)
-    suspects = {each.name: each for each in pair.differences(single, beside, alone) if each.share > least}
+        model, both, given, least = group.model, group.batch, single.batch, _ROUNDED_ALONE
+        alone, beside = group.outputs(model, given), group.outputs(model, both)
+    suspects = {each.name: each for each in group.differences(single, beside, alone) if each.share > least}
     for draw in range(_MOST_DRAWS if suspects else 0):
-        moved = pair.outputs(model, _nudged(given, draw), seed=draw + 1)
+        moved = group.outputs(model, _nudged(given, draw), seed=draw + 1)
         for name in [name for name in suspects if name in moved and moved[name].shape == alone[name].shape]:
             if suspects[name].largest <= _GUILTY * float((moved[name] - alone[name]).abs().max()):
                 del suspects[name]
     if not suspects:
         return None
     worst = max(suspects.values(), key=lambda each: each.share)
-    layer, place = _find_leak(pair, model, both, dataclasses.replace(single, batch=given))
-    return _of_leak(context, pair, single, worst, layer, place)
+    layer, place = _find_leak(group, model, both, dataclasses.replace(single, batch=given))
+    return _of_leak(context, group, single, worst, layer, place)
+
+
+def _changes(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> list[_Difference]:
+    """How far outputs of one sample are apart in two passes."""
+    found = []
+    for name, one in before.items():
+        other = after.get(name)
+        if other is None or not one.is_floating_point() or one.shape != other.shape or not one.numel():
+            continue
+        if bool(one.isfinite().all()) and bool(other.isfinite().all()):
+            found.append(_difference(name, one, other))
+    return found
+
+
+def _difference(name: str, one: Tensor, other: Tensor) -> _Difference:
+    return _Difference(name, float((other - one).abs().max()), float(one.abs().max().maximum(other.abs().max())))
+
+
+def _of_memory(context: Context, group: _Group) -> Finding | None:
+    """The finding, where what the model returns for a sample depends on the sample that it was given before.
+
+    Copies of the model get one or the other sample first. Draws of a generator that the model keeps are the same then.
+    """
+    sample, other = group.singles
+
+    def second(first: Batch) -> tuple[dict[str, Tensor], list[str]]:
+        model = copy_of(group.model)
+        before = {name: buffer.clone() for name, buffer in model.named_buffers()}
+        group.outputs(model, first)
+        changed = [name for name, buffer in model.named_buffers() if not torch.equal(before[name], buffer)]
+        return group.outputs(model, sample.batch), changed
+
+    after_itself, _ = second(sample.batch)
+    after_other, buffers = second(other.batch)
+    repeated, _ = second(sample.batch)
+    unsteady = {each.name: each.largest for each in _changes(after_itself, repeated)}
+    found = [
+        each
+        for each in _changes(after_itself, after_other)
+        if each.share > group.suspect and each.largest > _GUILTY * unsteady.get(each.name, 0.0)
+    ]
+    if not found:
+        return None
+    worst = max(found, key=lambda each: each.share)
+    written = f"; the pass wrote to buffer {', '.join(map(repr, buffers[:3]))}" if buffers else ""
+    return cross_sample_leak.finding(
+        context,
+        f"what the model returns for a sample depends on the samples before it: '{worst.name}' differs",
+        measured=f"{sample.name} after a pass of {other.name} and after a pass of its own, in evaluation mode: "
+        f"'{worst.name}' differs by {worst.share:.2g} of its largest value{written}",
+        action="let the forward pass write to buffers and attributes only where self.training is True",
+        layer=buffers[0].rpartition(".")[0] or None if buffers else None,
+        evidence={"output": worst.name, "largest difference": worst.largest, "largest value": worst.scale},
+    )
 
 
 def _double(batch: Batch) -> Batch:
@@ -223,11 +294,11 @@ def _nudged(batch: Batch, seed: int) -> Batch:
     return nudged
 
 
-def _find_leak(pair: _Pair, model: nn.Module, both: Batch, single: _Single) -> tuple[str, str]:
+def _find_leak(group: _Group, model: nn.Module, both: Batch, single: _Single) -> tuple[str, str]:
     """The layer to name, and in words where the sample's rows differ first; nothing where no layer shows it."""
     events: list[tuple[str, bool, list[Tensor]]] = []
     with _noted(model, lambda *event: events.append(event)):
-        pair.outputs(model, single.batch)
+        group.outputs(model, single.batch)
     expected = iter(events)
     found: list[tuple[str, bool]] = []
 
@@ -242,7 +313,7 @@ def _find_leak(pair: _Pair, model: nn.Module, both: Batch, single: _Single) -> t
                 return
 
     with _noted(model, compare):
-        pair.outputs(model, both)
+        group.outputs(model, both)
     if not found:
         return "", ""
     name, is_result = found[0]
@@ -269,15 +340,16 @@ def _noted(model: nn.Module, note: Callable[[str, bool, list[Tensor]], None]) ->
         yield
 
 
-def _of_leak(context: Context, pair: _Pair, single: _Single, worst: _Difference, layer: str, place: str) -> Finding:
-    module = pair.model.get_submodule(layer)
+def _of_leak(context: Context, group: _Group, single: _Single, worst: _Difference, layer: str, place: str) -> Finding:
+    module = group.model.get_submodule(layer)
     is_norm = isinstance(module, nn.modules.batchnorm._BatchNorm)
-    other = next(each.name for each in pair.singles if each is not single)
+    others = [each.name for each in group.singles if each is not single]
+    others = others if len(group.keys) == 2 else [f"{len(group.keys) - 1} others"]
     return cross_sample_leak.finding(
         context,
         f"what the model returns for a sample depends on the samples beside it: '{worst.name}' differs",
         causes=("model.norm_mode", "model.cross_sample_leak") if is_norm else (),
-        measured=f"{single.name} alone and beside {other}, in evaluation mode: "
+        measured=f"{single.name} alone and beside {others[0]}, in evaluation mode: "
         f"'{worst.name}' differs by {worst.share:.2g} of its largest value{', ' if place else ''}{place}",
         action=_NORM_ACTION
         if is_norm
@@ -287,8 +359,8 @@ def _of_leak(context: Context, pair: _Pair, single: _Single, worst: _Difference,
     )
 
 
-def _of_failure(context: Context, pair: _Pair, single: _Single, error: Exception) -> Finding:
-    norms = (name for name, module in pair.model.named_modules() if _takes_batch(module))
+def _of_failure(context: Context, group: _Group, single: _Single, error: Exception) -> Finding:
+    norms = (name for name, module in group.model.named_modules() if _takes_batch(module))
     norm = next(norms, None)
     return cross_sample_leak.finding(
         context,

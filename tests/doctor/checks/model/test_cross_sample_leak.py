@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from sightline.doctor.context import Context
 from sightline.doctor.core.finding import Finding
 from sightline.engine.build import Built
 from sightline.engine.distributed import World
+from sightline.engine.evaluate import Evaluator
 from sightline.geometry import farthest_point_sample, gather_points, nearest_neighbours
 from sightline.models.pointnet import PointNetPlainOutput
 from tests.doctor.planting import assert_complete, assert_healthy, caught, make, with_model
@@ -37,6 +39,10 @@ class Mixing(nn.Module):
 
     def forward(self, *, points: Tensor) -> PointNetPlainOutput:
         return {"logits": self.head(self.mix(self, self.first(points).relu()).amax(dim=1))}
+
+
+def same(model: Mixing, values: Tensor) -> Tensor:
+    return values
 
 
 def centred(model: Mixing, values: Tensor) -> Tensor:
@@ -123,6 +129,99 @@ def test_the_layer_is_named(tmp_path: Path) -> None:
     assert "track_running_stats=True" in finding.action
 
 
+def among_many(model: Mixing, values: Tensor) -> Tensor:
+    """Normed by the batch where it is more than the rehearsal's four."""
+    return values - values.mean(dim=(0, 1)) if len(values) > 4 else values
+
+
+def dealt(model: Mixing, values: Tensor) -> Tensor:
+    """Even rows, then odd ones: of two samples both stay where they are."""
+    return torch.cat([values[::2], values[1::2]])
+
+
+def from_the_third_on(model: Mixing, values: Tensor) -> Tensor:
+    return torch.cat([values[:2], values[2:] + values[:1]])
+
+
+@pytest.mark.parametrize("mix", [among_many, dealt, from_the_third_on])
+def test_a_leak_among_more_than_two_samples_is_found(small: Built, mix: Mix) -> None:
+    for seed in range(3):
+        torch.manual_seed(seed)
+        (finding,) = findings_of(with_model(small, Mixing(mix)))
+        assert_complete(finding)
+        assert "beside 4 others" in finding.measured
+    assert findings_of(with_model(dataclasses.replace(small, selection=of_fours(small)), Mixing(mix))) == []
+
+
+def of_fours(built: Built) -> Evaluator:
+    """Evaluates by four samples: no batch is larger."""
+    return dataclasses.replace(built.selection, batch_size=4)
+
+
+class Remembering(Mixing):
+    """Takes from its features a mean of those seen, which a pass in evaluation mode changes before or after."""
+
+    def __init__(self, *, is_first: bool) -> None:
+        super().__init__(same)
+        self.norm = nn.Module()
+        self.norm.register_buffer("seen", torch.zeros(16))
+        self.is_first = is_first
+
+    def forward(self, *, points: Tensor) -> PointNetPlainOutput:
+        values = self.first(points).relu()
+        mean = 0.9 * self.norm.seen + 0.1 * values.mean(dim=(0, 1))
+        logits = self.head((values - (mean if self.is_first else self.norm.seen)).amax(dim=1))
+        self.norm.seen.copy_(mean)
+        return {"logits": logits}
+
+
+class Keeping(Mixing):
+    """The same in an attribute of Python."""
+
+    kept: Tensor | float = 0.0
+
+    def forward(self, *, points: Tensor) -> PointNetPlainOutput:
+        values = self.first(points).relu()
+        logits = self.head((values - self.kept).amax(dim=1))
+        self.kept = 0.1 * values.mean(dim=(0, 1)).detach()
+        return {"logits": logits}
+
+
+def test_what_an_earlier_pass_leaves_behind_is_found(small: Built) -> None:
+    for seed in range(3):
+        torch.manual_seed(seed)
+        for is_first in (True, False):
+            (finding,) = findings_of(with_model(small, Remembering(is_first=is_first)))
+            assert_complete(finding)
+            assert "depends on the samples before it: 'logits' differs" in finding.summary
+            assert "the pass wrote to buffer 'norm.seen'" in finding.measured
+            assert finding.where.layer == "norm"
+        (finding,) = findings_of(with_model(small, Keeping(same)))
+        assert "depends on the samples before it" in finding.summary
+
+
+class Counting(Mixing):
+    """Draws of a generator of its own, a count of passes, and a table that is made by the first: no samples' traces."""
+
+    def __init__(self) -> None:
+        super().__init__(same)
+        self.generator = torch.Generator().manual_seed(0)
+        self.register_buffer("passes", torch.zeros(()))
+        self.table: Tensor | None = None
+
+    def forward(self, *, points: Tensor) -> PointNetPlainOutput:
+        self.passes += 1
+        self.table = torch.linspace(0, 1, points.shape[1])[:, None] if self.table is None else self.table
+        values = self.first(points) + self.table + torch.randn((16,), generator=self.generator)
+        return {"logits": self.head(values.amax(dim=1))}
+
+
+def test_a_state_without_samples_in_it_is_no_leak(small: Built) -> None:
+    for seed in range(3):
+        torch.manual_seed(seed)
+        assert findings_of(with_model(small, Counting())) == []
+
+
 def squeezed(model: Mixing, values: Tensor) -> Tensor:
     return values.squeeze()[:, :, :16]
 
@@ -145,10 +244,6 @@ class HeadOfBatch(Mixing):
 def test_a_norm_without_statistics_fails_for_one_sample(small: Built) -> None:
     (finding,) = findings_of(with_model(small, HeadOfBatch()))
     assert (finding.cause, finding.where.layer) == ("model.norm_mode", "norm")
-
-
-def same(model: Mixing, values: Tensor) -> Tensor:
-    return values
 
 
 def within_clouds(model: Mixing, values: Tensor) -> Tensor:
