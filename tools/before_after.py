@@ -2,7 +2,7 @@
 
     python tools/before_after.py 8534f4c            that commit against the working tree
     python tools/before_after.py 8534f4c dd840da    two commits
-    ... --only recipes/pose --keep FOLDER           some rows; keep what they wrote
+    ... --only recipes/pose check/ --keep FOLDER    some rows; keep what they wrote
     ... --quick                                     a row or two of each part
     ... --no-texts                                  prose of findings and reports may differ
 
@@ -35,9 +35,9 @@ def main(words: Sequence[str]) -> int:
     sys.path.insert(0, str(ROOT))  # the rows and sources are those of this tree
     from tools.before_after_rows import rows
 
-    chosen = [row for row in rows(ROOT) if options.only in row.name and (row.is_quick or not options.quick)]
+    chosen = [row for row in rows(ROOT) if _is_chosen(row.name, options.only) and (row.is_quick or not options.quick)]
     if not chosen:
-        raise SystemExit(f"no row holds '{options.only}'")
+        raise SystemExit(f"no row's name holds {' or '.join(options.only)}")
     with tempfile.TemporaryDirectory(prefix="before_after_") as folder:
         kept = Path(options.keep or folder).resolve()
         inputs = _inputs(kept / "inputs", sorted({name for row in chosen for name in row.inputs}))
@@ -53,11 +53,15 @@ def _options(words: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("before", help="a commit")
     parser.add_argument("after", nargs="?", help="another; the working tree where left out")
-    parser.add_argument("--only", default="", help="rows whose name holds this")
+    parser.add_argument("--only", nargs="+", default=[""], metavar="PART", help="rows whose name holds one of these")
     parser.add_argument("--quick", action="store_true", help="the quick rows alone")
     parser.add_argument("--no-texts", action="store_true", help="leave out the prose of findings and reports")
     parser.add_argument("--keep", help="a folder for what is made")
     return parser.parse_args(words)
+
+
+def _is_chosen(name: str, parts: Sequence[str]) -> bool:
+    return any(part in name for part in parts)
 
 
 def _inputs(folder: Path, names: Sequence[str]) -> Path:

@@ -185,7 +185,7 @@ def _predictions() -> Iterator[Row]:
         "detect": ("crowdhuman", "@in/crowdhuman/source/CrowdHuman_train01/Images", "--score", "0.01"),
         "pose": ("hands2017", "@in/hands2017/source/frame/images", *camera),
         "scans": ("semantic_kitti", f"{scans}/00/velodyne", "--columns", "x,y,z,remission", "rings=order"),
-        "scenes": ("room", "@in/room/source"),
+        "scenes": ("room", "@in/room/source", "--columns", "x,y,z,red,green,blue"),
     }
     for task, (name, *words) in asked.items():
         out = () if task == "classify" else ("--out", "@out/files")
@@ -198,7 +198,19 @@ def _predictions() -> Iterator[Row]:
 
 def _packed() -> Iterator[Row]:
     """A run made small: its policy and packed weights, and what is told of it."""
-    few = ("--ratio", "0.2", "--epochs", "1", "--calibration", "8", "--batch-norm", "2", "max_evaluations=40")
+    few = (
+        "--ratio",
+        "0.2",
+        "--bits",
+        "2,4",
+        "--epochs",
+        "1",
+        "--calibration",
+        "8",
+        "--batch-norm",
+        "2",
+        "max_evaluations=40",
+    )
     yield Row(
         "compress/classify",
         (
