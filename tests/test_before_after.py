@@ -28,9 +28,9 @@ def test_rows_name_every_set_and_layout() -> None:
     }
     assert set(SETS) | SAME_CODE == prepared
     assert set(LAYOUTS) == set(MODELS)
-    names = [row.name for row in rows(before_after.ROOT)]
+    names = [row.name for row in rows()]
     assert len(names) == len(set(names))
-    assert {row.name.split("/")[0] for row in rows(before_after.ROOT) if row.is_quick} >= {"check", "data", "layouts"}
+    assert {row.name.split("/")[0] for row in rows() if row.is_quick} >= {"check", "data", "layouts"}
 
 
 def digested(folder: Path, value: Any) -> dict[str, str]:

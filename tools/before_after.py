@@ -35,7 +35,7 @@ def main(words: Sequence[str]) -> int:
     sys.path.insert(0, str(ROOT))  # the rows and sources are those of this tree
     from tools.before_after_rows import rows
 
-    chosen = [row for row in rows(ROOT) if _is_chosen(row.name, options.only) and (row.is_quick or not options.quick)]
+    chosen = [row for row in rows() if _is_chosen(row.name, options.only) and (row.is_quick or not options.quick)]
     if not chosen:
         raise SystemExit(f"no row's name holds {' or '.join(options.only)}")
     with tempfile.TemporaryDirectory(prefix="before_after_") as folder:

@@ -9,6 +9,7 @@ from typing import NamedTuple
 __all__ = ["LAYOUTS", "SETS", "SMALLER", "Row", "recipes", "rows"]
 
 Words = tuple[str, ...]
+ROOT = Path(__file__).resolve().parents[1]
 _CUBE = (
     "transforms.train=[{name: place_cube, size: 16, max_shift: 1.0}, {name: voxelize}, {name: draw_heatmaps}]",
     "transforms.evaluate=[{name: place_cube, size: 16}, {name: voxelize}, {name: draw_heatmaps}]",
@@ -72,14 +73,14 @@ _BY_TASK = {
 }
 
 
-def recipes(root: Path) -> list[str]:
+def recipes(root: Path = ROOT) -> list[str]:
     """The shipped recipes that need no files, as `task/name`."""
     return sorted(f"{path.parent.name}/{path.stem}" for path in (root / "configs").glob("*/synthetic_*.yaml"))
 
 
-def rows(root: Path) -> list[Row]:
+def rows() -> list[Row]:
     """All rows, the parts one after the other."""
-    parts = (_recipes(root), _processes(), _checks(), _prepared(), _predictions(), _packed(), _records(), _converted())
+    parts = (_recipes(), _processes(), _checks(), _prepared(), _predictions(), _packed(), _records(), _converted())
     return [row for part in parts for row in part]
 
 
@@ -100,9 +101,9 @@ def _trained(recipe: str, *words: str, out: str = "@out/run") -> tuple[Words]:
     return _one("train", *_small(recipe, *words), "--no-check", "--out", out)
 
 
-def _recipes(root: Path) -> Iterator[Row]:
+def _recipes() -> Iterator[Row]:
     """Every procedural recipe: trained, resumed after its first checkpoint, and evaluated."""
-    for recipe in recipes(root):
+    for recipe in recipes():
         yield Row(
             f"recipes/{recipe}",
             (
