@@ -1,89 +1,76 @@
-"""Trains, resumes and evaluates short runs of every shipped procedural recipe at two commits, and compares bytes.
+"""Runs the same commands with two commits, and compares what they leave, byte by byte.
 
     python tools/before_after.py 8534f4c            that commit against the working tree
     python tools/before_after.py 8534f4c dd840da    two commits
-    ... --only pose/ --keep FOLDER                   some recipes; keep the runs
+    ... --only recipes/pose check/ --keep FOLDER    some rows; keep what they wrote
+    ... --quick                                     a row or two of each part
+    ... --no-texts                                  prose of findings and reports may differ
 
-Both run in this interpreter's environment, on this machine, one after the other. Exit code 1 where anything differs.
+The rows stand in before_after_rows.py. Sources of data sets and published weights are made once, by the working tree;
+both sides read these. Both run in this interpreter's environment, on this machine, one after the other. Compared are
+JSON without times, facts of the host and prose (keys: LEFT_OUT and TEXTS in before_after_worker.py), with the prose as
+an entry of its own, `texts`, and all other files as they are but for the places of the run. Exit code 1 where anything
+differs or failed.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import hashlib
 import json
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-_CUBE = (
-    "transforms.train=[{name: place_cube, size: 16, max_shift: 1.0}, {name: voxelize}, {name: draw_heatmaps}]",
-    "transforms.evaluate=[{name: place_cube, size: 16}, {name: voxelize}, {name: draw_heatmaps}]",
-)
-_FEW_POINTS = "data.num_points=64"
-_NARROW = ("data.num_columns=64", "transforms.train.2.width=64", "transforms.evaluate.0.width=64")
-_CROWDS = ("data.validation_size=8", "schedule.warmup_epochs=0", "model.backbone.width=8")
-_DETECTOR = (*_CROWDS, "model.neck.width=32")
-SMALLER = {
-    "classify/synthetic_shapes_dgcnn": (_FEW_POINTS,),
-    "contrast/synthetic_shapes_crosspoint": ("data.num_points=192", "data.views.count=2"),
-    "contrast/synthetic_shapes_intrapoint_parts": (_FEW_POINTS,),
-    "detect/synthetic_crowds_fcos": _DETECTOR,
-    "detect/synthetic_crowds_retinanet": _DETECTOR,
-    "detect/synthetic_crowds_yolov3": _DETECTOR,
-    "detect/synthetic_crowds_yolox": _CROWDS,
-    "pose/synthetic_bodies_v2v_small": _CUBE,
-    "pose/synthetic_hands_v2v": _CUBE,
-    "pose/synthetic_hands_v2v_small": _CUBE,
-    "segment/synthetic_lidar_deeplabv3": (*_NARROW, "model.width=4"),
-    "segment/synthetic_lidar_rangenet21": (*_NARROW, "model.width=4"),
-    "segment/synthetic_lidar_salsanext": (*_NARROW, "model.width=4"),
-    "segment/synthetic_lidar_squeezeseg": _NARROW,
-    "segment/synthetic_rooms_point_transformer": ("data.points_per_m2=10", "transforms.train.5.max_points=512"),
-    "segment/synthetic_shapes_dgcnn": (_FEW_POINTS,),
-    "segment/synthetic_shapes_dgcnn_from_intrapoint": (_FEW_POINTS, "init=null"),
-}
-"""What brings single recipes down to seconds; the rest is the same for all."""
-SMALL = ("data.train_size=24", "data.test_size=8", "train.batch_size=5", "train.tail=drop", "train.epochs=2")
-_PLACES = ("log.tensorboard=false", "evaluate.every=1", "checkpoint.every=1", "checkpoint.keep_last=2")
-
-
-def recipes(root: Path = ROOT) -> list[str]:
-    """The shipped recipes that need no files, as `task/name`."""
-    return sorted(f"{path.parent.name}/{path.stem}" for path in (root / "configs").glob("*/synthetic_*.yaml"))
 
 
 def main(words: Sequence[str]) -> int:
-    """Run both sides and print a line for each recipe; the exit code."""
+    """Run both sides and print a line for each row; the exit code."""
     options = _options(words)
-    if options.worker is not None:
-        return _run_here(options.worker, options.only)
+    sys.path.insert(0, str(ROOT))  # the rows and sources are those of this tree
+    from tools.before_after_rows import rows
+
+    chosen = [row for row in rows() if _is_chosen(row.name, options.only) and (row.is_quick or not options.quick)]
+    if not chosen:
+        raise SystemExit(f"no row's name holds {' or '.join(options.only)}")
     with tempfile.TemporaryDirectory(prefix="before_after_") as folder:
-        kept = Path(options.keep or folder)
+        kept = Path(options.keep or folder).resolve()
+        inputs = _inputs(kept / "inputs", sorted({name for row in chosen for name in row.inputs}))
+        plain = [row._asdict() | {"inputs": str(inputs)} for row in chosen]
         sides = []
         for name, commit in (("before", options.before), ("after", options.after)):
             with _tree(commit, Path(folder) / f"tree_{name}") as tree:
-                sides.append(_side(tree, kept / name, options.only))
-        return _report(*sides)
+                sides.append(_side(tree, kept / name, plain, is_kept=options.keep is not None))
+        return _report(*sides, left_out=("texts",) if options.no_texts else ())
 
 
 def _options(words: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("before", nargs="?", help="a commit")
+    parser.add_argument("before", help="a commit")
     parser.add_argument("after", nargs="?", help="another; the working tree where left out")
-    parser.add_argument("--only", default="", help="recipes whose name holds this")
-    parser.add_argument("--keep", help="a folder for the runs")
-    parser.add_argument("--worker", type=Path, help=argparse.SUPPRESS)
-    options = parser.parse_args(words)
-    if options.worker is None and options.before is None:
-        parser.error("give the commit before the change")
-    return options
+    parser.add_argument("--only", nargs="+", default=[""], metavar="PART", help="rows whose name holds one of these")
+    parser.add_argument("--quick", action="store_true", help="the quick rows alone")
+    parser.add_argument("--no-texts", action="store_true", help="leave out the prose of findings and reports")
+    parser.add_argument("--keep", help="a folder for what is made")
+    return parser.parse_args(words)
+
+
+def _is_chosen(name: str, parts: Sequence[str]) -> bool:
+    return any(part in name for part in parts)
+
+
+def _inputs(folder: Path, names: Sequence[str]) -> Path:
+    """Make the named sources in a folder that both sides read."""
+    if names:
+        from tools.before_after_sources import write_sources
+
+        write_sources(folder, names)
+    return folder
 
 
 @contextlib.contextmanager
@@ -103,85 +90,53 @@ def _git(*words: str) -> None:
     subprocess.run(["git", "-C", str(ROOT), *words], check=True)
 
 
-def _side(tree: Path, out: Path, only: str) -> dict[str, dict[str, str]]:
-    """Digests of everything that each recipe's run left, made by the package of this tree."""
+def _side(tree: Path, out: Path, rows: Sequence[Mapping[str, Any]], *, is_kept: bool) -> dict[str, Any]:
+    """What the package of this tree left of each row."""
     out.mkdir(parents=True)
+    (out / "rows.json").write_text(json.dumps(rows))
     environment = os.environ | {"PYTHONPATH": str(tree), "OMP_NUM_THREADS": "1"}
-    script = [sys.executable, str(Path(__file__).resolve()), "--worker", str(out), "--only", only]
-    subprocess.run(script, cwd=tree, env=environment, check=True, stdout=subprocess.DEVNULL)
-    return {recipe: dict(_digests(out / recipe.replace("/", "_"))) for recipe in recipes(tree) if only in recipe}
+    worker = Path(__file__).resolve().with_name("before_after_worker.py")
+    script = [sys.executable, str(worker), str(out / "rows.json"), str(out), *(["--keep"] if is_kept else [])]
+    with (out / "log").open("w") as log:
+        done = subprocess.run(script, cwd=tree, env=environment, stdout=subprocess.DEVNULL, stderr=log)
+    if done.returncode:
+        raise SystemExit(f"{tree}: the rows were not run: {(out / 'log').read_text()[-2000:]}")
+    found: dict[str, Any] = json.loads((out / "digests.json").read_text())
+    return found
 
 
-def _run_here(out: Path, only: str) -> int:
-    """Train, resume and evaluate each recipe with the package that this interpreter imports."""
-    tree = Path.cwd()
-    for recipe in recipes(tree):
-        if only not in recipe:
-            continue
-        whole = out / recipe.replace("/", "_")
-        broken = whole.with_name(f"{whole.name}.resumed")
-        config = tree / "configs" / f"{recipe}.yaml"
-        given = (config, *SMALL, *SMALLER.get(recipe, ()), *_PLACES, "--device", "cpu")
-        _sightline("train", *given, "--no-check", "--out", whole)
-        shutil.copytree(whole, broken, symlinks=True)
-        break_off(broken)
-        _sightline("train", *given, "--no-check", "--out", broken, "--resume", "auto")
-        _sightline("evaluate", whole, "--device", "cpu", "--json", whole / "evaluated.json")
-    return 0
-
-
-def break_off(run: Path) -> None:
-    """Leave a run as it was after its checkpoint before the last."""
-    first, last = sorted((run / "checkpoints").glob("step_*"))
-    shutil.rmtree(last)
-    for link in (run / "checkpoints").glob("*"):
-        if link.is_symlink():
-            link.unlink()
-            link.symlink_to(first.name)
-    (run / "final.json").unlink()
-
-
-def _sightline(*words: object) -> None:
-    from sightline import cli
-
-    sys.argv = ["sightline", *map(str, words)]
-    try:
-        cli.main()
-    except SystemExit as ended:
-        if ended.code:
-            raise RuntimeError(f"{' '.join(sys.argv)}: exit code {ended.code}") from ended
-
-
-def _digests(run: Path) -> Iterator[tuple[str, str]]:
-    """Every file of numbers that a run left, whole and resumed; times and places are no numbers of it."""
-    for folder in (run, run.with_name(f"{run.name}.resumed")):
-        kind = "resumed" if folder.name.endswith(".resumed") else "whole"
-        files = [*folder.glob("checkpoints/step_*/*.safetensors"), *folder.glob("predictions/*.png")]
-        for path in sorted(files):
-            yield f"{kind} {path.relative_to(folder)}", hashlib.sha256(path.read_bytes()).hexdigest()
-        for name in ("metrics.jsonl", "final.json", "evaluated.json", "facts.json"):
-            if (folder / name).exists():
-                lines = (
-                    (folder / name).read_text().splitlines() if name.endswith("l") else [(folder / name).read_text()]
-                )
-                yield f"{kind} {name}", json.dumps([_timeless(json.loads(line)) for line in lines], sort_keys=True)
-
-
-def _timeless(value: object) -> object:
-    if isinstance(value, dict):
-        return {key: _timeless(item) for key, item in value.items() if not key.startswith("time_s")}
-    return [_timeless(item) for item in value] if isinstance(value, list) else value
-
-
-def _report(before: dict[str, dict[str, str]], after: dict[str, dict[str, str]]) -> int:
+def _report(before: Mapping[str, Any], after: Mapping[str, Any], left_out: Sequence[str]) -> int:
     is_same = True
-    for recipe in sorted(before.keys() | after.keys()):
-        one, other = before.get(recipe, {}), after.get(recipe, {})
-        differing = sorted(name for name in one.keys() | other.keys() if one.get(name) != other.get(name))
-        is_same &= not differing
-        told = "same" if not differing else f"DIFFERS in {', '.join(differing)}"
-        sys.stdout.write(f"{recipe}: {told} ({len(one)} files)\n")
+    for name, one in before.items():
+        other = after[name]
+        told = [
+            f"FAILED {side}: {each['failed']}" for side, each in (("before", one), ("after", other)) if each["failed"]
+        ]
+        if not told:
+            found, others = one["digests"], other["digests"]
+            differing = [key for key in sorted(found.keys() | others.keys()) if found.get(key) != others.get(key)]
+            told = [_difference(key, found.get(key), others.get(key)) for key in differing if key not in left_out]
+        is_same &= not told
+        counted = f"{len(one['digests'])} files, {one['seconds']} and {other['seconds']} s"
+        sys.stdout.write(f"{name}: {'DIFFERS in ' + '; '.join(told) if told else 'same'} ({counted})\n")
     return 0 if is_same else 1
+
+
+def _difference(name: str, one: str | None, other: str | None) -> str:
+    """A file's name, and of JSON the first place that differs."""
+    if one is None or other is None:
+        return f"{name} ({'after' if one is None else 'before'} only)"
+    place = _first_place(json.loads(one), json.loads(other)) if one[:1] == other[:1] == "[" else ""
+    return f"{name} at {place}" if place else name
+
+
+def _first_place(one: Any, other: Any) -> str:
+    if isinstance(one, dict) and isinstance(other, dict) and one.keys() == other.keys():
+        return next((f".{key}{_first_place(one[key], other[key])}" for key in one if one[key] != other[key]), "")
+    if isinstance(one, list) and isinstance(other, list) and len(one) == len(other):
+        pairs = enumerate(zip(one, other, strict=True))
+        return next((f"[{i}]{_first_place(a, b)}" for i, (a, b) in pairs if a != b), "")
+    return f": {json.dumps(one)[:80]} -> {json.dumps(other)[:80]}"
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import pytest
 
 from tests.command import run_here
 from tests.old_runs.make import HERE, RUNS, plugin_words
-from tools.before_after import break_off
+from tools.before_after_worker import break_off
 
 
 def assert_close(found: Any, expected: Any, place: str) -> None:

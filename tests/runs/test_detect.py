@@ -19,7 +19,7 @@ from sightline.tasks.box_stages import COLORS
 from sightline.types import SampleKey
 from tests.command import Outcome, run_here
 from tests.processes import ROOT
-from tools.before_after import break_off
+from tools.before_after_worker import break_off
 
 CONFIG = ROOT / "configs" / "detect" / "synthetic_crowds_retinanet.yaml"
 SMALL = (

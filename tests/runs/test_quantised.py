@@ -19,7 +19,7 @@ from sightline.layers.quantisation.parametrised import dense
 from tests.command import run_here
 from tests.processes import ROOT
 from tests.runs.small import SMALL
-from tools.before_after import break_off
+from tools.before_after_worker import break_off
 
 CONFIG = ROOT / "configs" / "classify" / "synthetic_shapes_pointnet.yaml"
 WORDS = (*SMALL, "--device", "cpu")
