@@ -23,6 +23,7 @@ from sightline.plugins import Plugin, load_plugins, run_file
 from tests.command import Outcome, run_here
 from tests.doc_blocks import lay_out
 from tests.old_plugins.list_names import HERE, NAMES, find
+from tests.old_prepared.make import VIEWS, unpack
 from tests.old_runs.make import HERE as RUNS
 from tests.runs.poses import hands, write_frames
 
@@ -204,6 +205,13 @@ def test_the_page_on_poses(pages: Path) -> None:
     forget_plugins(pages / "runs" / "hands")
     found = run_page("pose")["found"]
     assert len(found.predicted) + len(found.refused) == 2
+
+
+def test_the_page_on_views(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    unpack(VIEWS, tmp_path / "data").rename(tmp_path / "data" / VIEWS)
+    monkeypatch.chdir(tmp_path)
+    image = run_page("render")["image"]
+    assert (image.shape, image.dtype) == ((96, 96, 3), np.uint8)
 
 
 def forget_plugins(path: Path) -> None:
