@@ -27,6 +27,7 @@ from sightline.engine.loading import OpenRun, open_run
 from sightline.engine.precision import set_backends
 from sightline.engine.progress import wants_live
 from sightline.errors import UserError
+from sightline.plugins import load_plugins
 from sightline.runs.trained_weights import PACKED
 from sightline.schema import nearest
 from sightline.studies.cells import UnfinishedError
@@ -174,6 +175,7 @@ def compress(
 ) -> int:
     """Search, fine-tune and pack; the exit code of a fine-tuning that was stopped."""
     asked = budget.asked()
+    load_plugins(subject.plugins)  # one of them may hold the search
     ((name, built),) = _methods([method], subject.arguments, seed=budget.seed).items()
     how = tuning.of(subject) if tuning.epochs != 0 else None
     with start_world(device=subject.device) as world, contextlib.ExitStack() as stack:
@@ -205,6 +207,7 @@ def compress(
 
 def search(subject: Subject, budget: Budget, *, methods: str, out: Path, json: Path | None) -> int:
     """Search by one or several methods; the best policy goes to policy.json."""
+    load_plugins(subject.plugins)  # one of them may hold a search
     names = registry.searches.names() if methods == "all" else methods.split(",")
     subject.assert_without(overrides=True)
     built = _methods(names, subject.arguments, seed=budget.seed)

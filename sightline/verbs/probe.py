@@ -11,6 +11,7 @@ from sightline.engine.distributed import start_world
 from sightline.engine.launch import launch, processes_to_start
 from sightline.engine.precision import set_backends
 from sightline.errors import UserError
+from sightline.plugins import load_plugins
 from sightline.probe.choice import build_probe, parted
 from sightline.probe.measure import Comparison, compare
 from sightline.probe.outcome import Probe, assert_fits
@@ -65,6 +66,7 @@ def probe(options: Options) -> int:
     if len(options.runs) != 1:
         raise UserError(f"probe: takes one run, {len(options.runs)} are given; --suite takes several")
     overrides, arguments = parted(options.words)
+    load_plugins(options.plugins)  # one of them may hold the method
     method = build_probe(options.chosen, arguments)
     probed = open_probed(
         options.runs[0], checkpoint=options.which, data=options.data, overrides=overrides, plugins=options.plugins

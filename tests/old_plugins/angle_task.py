@@ -1,0 +1,209 @@
+"""A plugin with a task of its own: the angle by which a drawn digit is turned, from an image.
+
+It brings everything that a task needs: data set, network, loss, metric, task and a predictor for PNG files.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypedDict
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor, nn
+
+from sightline import registry
+from sightline.arguments import Count
+from sightline.engine.loading import TrainedRun
+from sightline.errors import DataError
+from sightline.losses.base import Loss
+from sightline.metrics.base import State
+from sightline.pictures import Picture
+from sightline.predict.predictor import Inference, Predictor, ReadFile, Refusal, not_finite
+from sightline.tasks.supervised import Supervised
+from sightline.types import Batch, DataInfo, Field, Sample, SampleKey
+
+SIZE_PX = 28
+_PIXELS = np.stack(np.meshgrid(*[np.linspace(-1, 1, SIZE_PX)] * 2, indexing="xy"), axis=-1) * [1, -1]  # x right, y up
+_STROKES = {  # no digit that looks like itself or like another when it is turned
+    1: [(-0.2, 0.35), (0.0, 0.6), (0.0, -0.6)],
+    3: [(-0.35, 0.6), (0.35, 0.6), (-0.05, 0.1), (0.35, -0.15), (0.3, -0.6), (-0.35, -0.6)],
+    4: [(0.15, -0.6), (0.15, 0.6), (-0.4, -0.1), (0.4, -0.1)],
+    7: [(-0.35, 0.6), (0.35, 0.6), (-0.1, -0.6)],
+}
+
+
+def draw_digit(digit: int, *, angle_rad: float, scale: float = 1.0) -> np.ndarray:
+    """A digit (H, W) float32, light on dark, turned anticlockwise."""
+    turn = np.array([[math.cos(angle_rad), math.sin(angle_rad)], [-math.sin(angle_rad), math.cos(angle_rad)]])
+    points = np.array(_STROKES[digit]) @ turn * scale
+    start, along = points[:-1], np.diff(points, axis=0)
+    to_start = _PIXELS[:, :, None] - start
+    share = ((to_start * along).sum(-1) / (along**2).sum(-1)).clip(0, 1)
+    distance = np.linalg.norm(to_start - share[..., None] * along, axis=-1).min(axis=-1)
+    return np.exp(-((distance / 0.1) ** 2)).astype(np.float32)
+
+
+@registry.data.add("turned_digits")
+class TurnedDigits:
+    """Digits at all angles, a pure function of split and index."""
+
+    def __init__(self, *, split: str, train_size: Count = 512, test_size: Count = 128) -> None:
+        sizes = {"train": train_size, "test": test_size}
+        self._split_index = list(sizes).index(split)
+        self._size = sizes[split]
+        fields = {
+            "image": Field(f"1 {SIZE_PX} {SIZE_PX}", "float32", low=0.0, high=1.0),
+            "angle": Field("", "float32", "rad", low=-math.pi, high=math.pi),
+        }
+        self.info = DataInfo({}, fields, sizes)
+
+    def __len__(self) -> int:
+        return self._size
+
+    def __getitem__(self, key: SampleKey) -> Sample:
+        random = np.random.default_rng((self._split_index, key.index))
+        angle, digit = random.uniform(-math.pi, math.pi), int(random.choice(list(_STROKES)))
+        image = draw_digit(digit, angle_rad=angle, scale=random.uniform(0.8, 1.2))
+        return {"image": torch.from_numpy(image)[None], "angle": torch.tensor(angle, dtype=torch.float32)}
+
+
+class Direction(TypedDict):
+    direction: Tensor
+
+
+@registry.models.add("turn_net")
+class TurnNet(nn.Module):
+    """Three convolutions with stride 2, and a linear layer to a direction (B, 2) in the plane."""
+
+    def __init__(self, *, width: Count = 16) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            *(nn.Conv2d(1, width, 3, stride=2, padding=1), nn.ReLU()),
+            *(nn.Conv2d(width, 2 * width, 3, stride=2, padding=1), nn.ReLU()),
+            *(nn.Conv2d(2 * width, 4 * width, 3, stride=2, padding=1), nn.ReLU()),
+            *(nn.Flatten(), nn.Linear(64 * width, 2)),
+        )
+
+    def forward(self, *, image: Tensor) -> Direction:
+        return {"direction": self.layers(image)}
+
+
+@registry.losses.add("direction")
+class DirectionLoss(Loss):
+    """The squared distance of the direction from the unit vector of the angle: no jump where the angle has one."""
+
+    def count(self, *, angle: Tensor) -> Tensor:
+        return torch.tensor(angle.numel(), device=angle.device)
+
+    def forward(self, *, direction: Tensor, angle: Tensor) -> Tensor:
+        return F.mse_loss(direction, torch.stack([angle.cos(), angle.sin()], dim=1), reduction="sum")
+
+
+@registry.metrics.add("angle_error")
+class AngleError:
+    """The mean and the largest difference of angles, the short way round, in degrees."""
+
+    slots = frozenset({"error_deg", "seen"})
+    higher_is_better = False
+
+    def new_state(self, *, num_samples: int = 0) -> State:
+        return {
+            "error_deg": torch.zeros(num_samples, dtype=torch.float64),
+            "seen": torch.zeros(num_samples, dtype=torch.int64),
+        }
+
+    def update(self, state: State, *, found_angle: Tensor, angle: Tensor, sample_index: Tensor) -> None:
+        turn = (found_angle - angle).double()
+        state["error_deg"][sample_index] = torch.atan2(turn.sin(), turn.cos()).abs().rad2deg()
+        state["seen"][sample_index] += 1
+
+    def compute(self, state: State) -> dict[str, float]:
+        errors = state["error_deg"][state["seen"] > 0]
+        figures = (errors.mean(), errors.max()) if len(errors) else (torch.nan, torch.nan)
+        return {name: float(figure) for name, figure in zip(("angle_error_deg", "max_error_deg"), figures, strict=True)}
+
+    def per_class(self, state: State) -> dict[str, dict[str, float]]:
+        return {}
+
+
+@registry.tasks.add("angle")
+class Angle(Supervised):
+    """Predicts `found_angle` (B,) in rad, from the direction."""
+
+    predicts = frozenset({"found_angle"})
+
+    def interpret(self, outputs: dict[str, Any], batch: Batch) -> dict[str, Any]:
+        """The outputs, and the angle of the direction."""
+        x, y = outputs["direction"].float().unbind(dim=1)
+        return {**outputs, "found_angle": torch.atan2(y, x)}
+
+    def show(self, batch: Batch, predictions: Mapping[str, Any]) -> list[Picture]:
+        """The first images of a batch, below each the same image turned back by the angle found."""
+        images, angles = batch["image"][:8].float().cpu(), predictions["found_angle"][:8].float().cpu()
+        rows = [torch.cat(list(each[:, 0]), dim=1) for each in (images, upright(images, angles))]
+        pixels = (torch.cat(rows).clamp(0, 1) * 255).byte().numpy().repeat(4, axis=0).repeat(4, axis=1)
+        caption = ", ".join(f"{degrees:.0f}" for degrees in angles.rad2deg().tolist())
+        return [Picture("turned back", np.stack([pixels] * 3, axis=2), f"by {caption} degrees")]
+
+
+def upright(images: Tensor, angles: Tensor) -> Tensor:
+    """Images (B, 1, H, W) turned clockwise by their angles (B,)."""
+    cos, sin, none = angles.cos(), angles.sin(), torch.zeros_like(angles)
+    turn = torch.stack([torch.stack([cos, sin, none], 1), torch.stack([-sin, cos, none], 1)], 1)
+    return F.grid_sample(images, F.affine_grid(turn, list(images.shape), align_corners=True), align_corners=True)
+
+
+@dataclass(frozen=True)
+class AnglePrediction:
+    """The angle of one file, and its image (1, H, W)."""
+
+    file: Path
+    angle_rad: float
+    image: Tensor
+
+
+@registry.predictors.add("angle")
+class AnglePredictor(Predictor[AnglePrediction]):
+    """Reads PNG images. `dark_on_light` is for pictures of ink on paper."""
+
+    suffixes = (".png",)
+    endings = (".upright.png",)
+    noun = "image"
+    columns = csv_columns = ("file", "angle_deg")
+
+    def __init__(self, *, run: TrainedRun, dark_on_light: bool = False) -> None:
+        super().__init__(run=run)
+        self.fields = {"image": self.info.fields["image"]}
+        self.dark_on_light = dark_on_light
+
+    def read(self, path: Path) -> ReadFile:
+        """An image of any size, brought to that of the data set."""
+        try:
+            with Image.open(path) as file:
+                pixels = np.asarray(file.convert("L").resize((SIZE_PX, SIZE_PX), Image.Resampling.BILINEAR))
+        except UnidentifiedImageError as error:
+            raise DataError(f"{path}: is not an image; give a PNG file") from error
+        image = torch.from_numpy(pixels.astype(np.float32) / 255)[None]
+        return ReadFile(path, {"image": 1 - image if self.dark_on_light else image})
+
+    def predict(self, files: Sequence[ReadFile], inference: Inference) -> list[AnglePrediction | Refusal]:
+        angles = inference.predictions["found_angle"].double().cpu().tolist()
+        return [
+            AnglePrediction(file.path, angle, file.sample["image"]) if math.isfinite(angle) else not_finite(file.path)
+            for file, angle in zip(files, angles, strict=True)
+        ]
+
+    def document(self, prediction: AnglePrediction) -> dict[str, Any]:
+        return {"file": str(prediction.file), "angle_deg": math.degrees(prediction.angle_rad)}
+
+    def write(self, prediction: AnglePrediction, name: Path) -> dict[str, Path]:
+        """The image turned back."""
+        path = name.with_name(name.name + self.endings[0])
+        path.parent.mkdir(parents=True, exist_ok=True)
+        image = upright(prediction.image[None], torch.tensor([prediction.angle_rad], dtype=torch.float32))[0, 0]
+        Image.fromarray((image.clamp(0, 1) * 255).byte().numpy()).save(path)
+        return {"upright": path}

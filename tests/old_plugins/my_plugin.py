@@ -1,0 +1,94 @@
+"""A plugin: clouds of different sizes, joined into batches with offsets, and a model, a loss and a metric for them."""
+
+from typing import TypedDict
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from sightline import registry
+from sightline.arguments import Count, Factor, Probability
+from sightline.losses.base import Loss
+from sightline.metrics.base import State
+from sightline.types import Batch, DataInfo, Field, Sample, SampleKey
+
+KINDS = {"round": (1.0, 1.0, 1.0), "flat": (1.0, 1.0, 0.5), "long": (0.6, 0.6, 1.0)}
+
+
+@registry.data.add("pebbles")
+class Pebbles:
+    """Lumps of 20 to 60 points in three shapes, a pure function of split and index."""
+
+    def __init__(self, *, split: str, train_size: Count = 120, test_size: Count = 48) -> None:
+        sizes = {"train": train_size, "test": test_size}
+        self.split_index = list(sizes).index(split)
+        self.strata = np.arange(sizes[split]) % len(KINDS)
+        facts = {"num_classes": len(KINDS), "class_names": tuple(KINDS), "in_channels": 3}
+        points = Field("points 3", "float32", collate="concatenate")  # batches have `offsets` beside it
+        self.info = DataInfo(facts, {"points": points, "label": Field("", "int64", low=0, high=2)}, sizes)
+
+    def __len__(self) -> int:
+        return len(self.strata)
+
+    def __getitem__(self, key: SampleKey) -> Sample:
+        random, label = np.random.default_rng((self.split_index, key.index)), self.strata[key.index]
+        points = random.normal(size=(random.integers(20, 61), 3)) * list(KINDS.values())[label]
+        return {"points": torch.from_numpy(points).float(), "label": torch.tensor(label)}
+
+    def collate(self, samples: list[Sample]) -> Batch:
+        offsets = torch.tensor([0] + [len(sample["points"]) for sample in samples]).cumsum(0)
+        points = torch.cat([sample["points"] for sample in samples])
+        return {"points": points, "offsets": offsets, "label": torch.stack([sample["label"] for sample in samples])}
+
+
+class Output(TypedDict):
+    logits: Tensor
+
+
+@registry.models.add("offset_net")
+class OffsetNet(nn.Module):
+    """One network per point, the maximum over each cloud, one linear layer."""
+
+    def __init__(self, *, num_classes: int, in_channels: int, width: Count = 32, dropout: Probability = 0.2) -> None:
+        super().__init__()
+        self.encode = nn.Sequential(nn.Linear(in_channels, width), nn.ReLU(), nn.Linear(width, width))
+        self.head = nn.Sequential(nn.ReLU(), nn.Dropout(dropout), nn.Linear(width, num_classes))
+
+    def forward(self, *, points: Tensor, offsets: Tensor) -> Output:
+        return {"logits": self.head(torch.segment_reduce(self.encode(points), "max", offsets=offsets))}
+
+
+@registry.losses.add("focal")
+class Focal(Loss):
+    """Sum over clouds of -(1 - p)^gamma log p. Source: Lin et al. 2017, equation 4."""
+
+    def __init__(self, *, gamma: Factor = 2.0) -> None:
+        super().__init__()
+        self.gamma = gamma
+
+    def count(self, *, label: Tensor) -> Tensor:
+        return torch.tensor(label.numel(), device=label.device)
+
+    def forward(self, *, logits: Tensor, label: Tensor) -> Tensor:
+        log_p = logits.log_softmax(dim=1).gather(1, label[:, None])
+        return -((1 - log_p.exp()) ** self.gamma * log_p).sum()
+
+
+@registry.metrics.add("top_k")
+class TopK:
+    """The share of clouds whose class is among the `k` most probable."""
+
+    higher_is_better = True
+
+    def __init__(self, *, k: Count = 1) -> None:
+        self.k = k
+
+    def new_state(self) -> State:
+        return {"hits": torch.tensor(0), "seen": torch.tensor(0)}
+
+    def update(self, state: State, *, probabilities: Tensor, label: Tensor) -> None:
+        state["hits"] += (probabilities.topk(self.k).indices == label[:, None]).sum()
+        state["seen"] += label.numel()
+
+    def compute(self, state: State) -> dict[str, float]:
+        return {f"top_{self.k}_accuracy": (state["hits"] / state["seen"]).item()}
