@@ -21,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sightline.chart import Panel, Series, render_svg
+from sightline.chart import ChartPanel, Series, render_svg
 
 SHARES = (0.25, 0.5, 1.0)
 CONFIG = """base: {base}
@@ -125,8 +125,8 @@ def _drawn(costs: list[Cost]) -> str:
             for votes in dict.fromkeys(cost.votes for cost in costs)
         )
 
-    time = Panel("CPU-seconds, start included", "points scored", series("cpu_s", 1.0))
-    memory = Panel("peak memory, GiB, all included", "points scored", series("peak_bytes", 2.0**30))
+    time = ChartPanel("CPU-seconds, start included", "points scored", series("cpu_s", 1.0))
+    memory = ChartPanel("peak memory, GiB, all included", "points scored", series("peak_bytes", 2.0**30))
     return render_svg([[time, memory]])
 
 

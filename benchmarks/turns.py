@@ -29,7 +29,7 @@ def serve(config_path: Path, num_steps: int, overrides: Sequence[str]) -> None:
         built = build(config, world)
         stream = built.job.stream
         for step in range(stream.plan.steps_per_epoch):  # procedural clouds are made once, which is not measured here
-            stream.reader(stream.plan.parts(step)[0][world.rank])
+            stream.reader(stream.plan.step_keys(step)[0][world.rank])
         built.job.num_steps = 0
         for _ in sys.stdin:
             built.job.num_steps += num_steps + 1

@@ -12,10 +12,10 @@ from typing import Any
 
 from sightline.config import RunConfig
 from sightline.doctor.suite import all_checks
-from sightline.members import MEMBERS
+from sightline.optional_members import MEMBERS
 from sightline.registry import REGISTRIES
 from sightline.schema import describe_type
-from sightline.types import Component
+from sightline.types import ComponentConfig
 
 REFERENCE = Path(__file__).with_name("reference.md")
 
@@ -135,7 +135,9 @@ def _rows(section: type, path: str) -> Iterator[tuple[str, str, str]]:
 
 
 def _section_in(hint: Any) -> type | None:
-    return next((each for each in _members(hint) if dataclasses.is_dataclass(each) and each is not Component), None)  # type: ignore[return-value]
+    return next(
+        (each for each in _members(hint) if dataclasses.is_dataclass(each) and each is not ComponentConfig), None
+    )  # type: ignore[return-value]
 
 
 def _is_optional(hint: Any) -> bool:
@@ -147,9 +149,9 @@ def _members(hint: Any) -> tuple[Any, ...]:
 
 
 def _allowed(hint: Any) -> str:
-    if hint is Component:
+    if hint is ComponentConfig:
         return "a component block"
-    if hint == tuple[Component, ...]:
+    if hint == tuple[ComponentConfig, ...]:
         return "a list of component blocks"
     if _section_in(hint) is not None:
         return "a mapping, or null"
@@ -160,7 +162,7 @@ def _default(field: dataclasses.Field[Any]) -> str:
     value = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
     if value is dataclasses.MISSING:
         return "the file's name" if field.name == "name" else "required"
-    if isinstance(value, Component):
+    if isinstance(value, ComponentConfig):
         return f"`{value.name}`"
     if value is None or isinstance(value, bool):
         return f"`{ {None: 'null', True: 'true', False: 'false'}[value] }`"

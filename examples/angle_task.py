@@ -17,12 +17,12 @@ from torch import Tensor, nn
 
 from sightline import registry
 from sightline.arguments import Count
-from sightline.engine.loading import TrainedRun
+from sightline.engine.run_loading import TrainedRun
 from sightline.errors import DataError
 from sightline.losses.base import Loss
 from sightline.metrics.base import State
 from sightline.pictures import Picture
-from sightline.predict.predictor import Inference, Predictor, ReadFile, Refusal, not_finite
+from sightline.predict.predictor import Inference, Predictor, ReadFile, Refusal, refuse_non_finite
 from sightline.tasks.supervised import Supervised
 from sightline.types import Batch, DataInfo, Field, Sample, SampleKey
 
@@ -136,7 +136,7 @@ class Angle(Supervised):
 
     predicts = frozenset({"found_angle"})
 
-    def interpret(self, outputs: dict[str, Any], batch: Batch) -> dict[str, Any]:
+    def postprocess(self, outputs: dict[str, Any], batch: Batch) -> dict[str, Any]:
         """The outputs, and the angle of the direction."""
         x, y = outputs["direction"].float().unbind(dim=1)
         return {**outputs, "found_angle": torch.atan2(y, x)}
@@ -193,7 +193,9 @@ class AnglePredictor(Predictor[AnglePrediction]):
     def predict(self, files: Sequence[ReadFile], inference: Inference) -> list[AnglePrediction | Refusal]:
         angles = inference.predictions["found_angle"].double().cpu().tolist()
         return [
-            AnglePrediction(file.path, angle, file.sample["image"]) if math.isfinite(angle) else not_finite(file.path)
+            AnglePrediction(file.path, angle, file.sample["image"])
+            if math.isfinite(angle)
+            else refuse_non_finite(file.path)
             for file, angle in zip(files, angles, strict=True)
         ]
 

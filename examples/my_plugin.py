@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from sightline import registry
-from sightline.arguments import Count, Factor, Probability
+from sightline.arguments import Count, NonNegativeFloat, Probability
 from sightline.losses.base import Loss
 from sightline.metrics.base import State
 from sightline.types import Batch, DataInfo, Field, Sample, SampleKey
@@ -62,7 +62,7 @@ class OffsetNet(nn.Module):
 class Focal(Loss):
     """Sum over clouds of -(1 - p)^gamma log p. Source: Lin et al. 2017, equation 4."""
 
-    def __init__(self, *, gamma: Factor = 2.0) -> None:
+    def __init__(self, *, gamma: NonNegativeFloat = 2.0) -> None:
         super().__init__()
         self.gamma = gamma
 

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sightline.engine.distributed import start_world
-from sightline.engine.loading import TrainedRun, build_model, open_trained
+from sightline.engine.run_loading import TrainedRun, build_model, open_trained
 from sightline.predict.prediction import Predictions, predict_files
 
 if TYPE_CHECKING:
-    from sightline.studies.train_run import Reporter, TrainResult
+    from sightline.training.train_run import Reporter, TrainResult
 
 __all__ = ["LoadedRun", "build_model", "load_run", "train_run"]
 
@@ -74,8 +74,8 @@ def train_run(
     the run needs them. Raises ConfigError, DataError, CheckpointError or UserError for what cannot start, RunError for
     what fails.
     """
-    from sightline.studies.configs import read_with_plugins
-    from sightline.studies.train_run import train_run as train
+    from sightline.training.run_configs import read_with_plugins
+    from sightline.training.train_run import train_run as train
 
     read = read_with_plugins(Path(config), overrides, [Path(plugin) for plugin in plugins])
     for line in read.notes:

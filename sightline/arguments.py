@@ -14,23 +14,23 @@ __all__ = [
     "Backbone",
     "Count",
     "DataBlock",
-    "Factor",
-    "Fraction",
+    "FractionBelowOne",
     "Head",
     "ImageEncoder",
     "Index",
     "Neck",
+    "NonNegativeFloat",
     "PointEncoder",
+    "PositiveFloat",
+    "PositiveFraction",
     "Probability",
     "QuantisedActivation",
-    "QuantisedAs",
     "QuantisedKind",
     "ReferencePoint",
     "Seed",
-    "Share",
-    "Size",
     "SuppressionBlock",
     "TransformBlock",
+    "WeightQuantisation",
 ]
 
 Count = Annotated[int, Ge(1), Le(2**31 - 1)]
@@ -41,13 +41,13 @@ Seed = Annotated[int, Ge(0), Le(2**63 - 1)]
 """A seed of random draws."""
 Probability = Annotated[float, Ge(0.0), Le(1.0)]
 """A share or a probability, 0 to 1."""
-Share = Annotated[float, Gt(0.0), Le(1.0)]
+PositiveFraction = Annotated[float, Gt(0.0), Le(1.0)]
 """A share of something, above 0, at most 1."""
-Fraction = Annotated[float, Ge(0.0), Lt(1.0)]
+FractionBelowOne = Annotated[float, Ge(0.0), Lt(1.0)]
 """A share that may be none, and is never all."""
-Size = Annotated[float, Gt(0.0), Le(1e9)]
+PositiveFloat = Annotated[float, Gt(0.0), Le(1e9)]
 """A positive quantity: a radius, a scale, a learning rate."""
-Factor = Annotated[float, Ge(0.0), Le(1e9)]
+NonNegativeFloat = Annotated[float, Ge(0.0), Le(1e9)]
 """A quantity that may be zero: a weight, a decay, a margin."""
 PointEncoder = Annotated[Any, Block("point_encoders")]
 """A network from clouds to vectors: `feature_width`, and `encode(*, points, features) -> (B, feature_width)`."""
@@ -77,11 +77,11 @@ class QuantisedActivation(TypedDict):
     """The linear grid of a layer's input: from 0, or from -`range` where `signed`, to `range`; one bit is the sign."""
 
     bits: Annotated[int, Ge(2), Le(8)]
-    range: Size
+    range: PositiveFloat
     signed: bool
 
 
-class QuantisedAs(TypedDict):
+class WeightQuantisation(TypedDict):
     """What a policy stores a weight as; `bits` are those of a codebook or of a linear grid.
 
     With `activation` the input of the layer is quantised too.

@@ -9,19 +9,19 @@ from dataclasses import dataclass
 from typing import Any
 
 from sightline.errors import ConfigError
-from sightline.members import ModelMembers
+from sightline.optional_members import ModelMembers
 
-__all__ = ["Bound", "Offer", "UnboundError", "bind", "outputs_of", "outputs_of_model"]
+__all__ = ["AvailableKeys", "BoundFunction", "UnknownKeyError", "bind", "declared_outputs", "model_output_keys"]
 
 
-class UnboundError(ConfigError):
+class UnknownKeyError(ConfigError):
     """A key that no one offers or that two sides offer; the message names both sides, `key` one that nobody offers."""
 
     key = ""
 
 
 @dataclass(frozen=True)
-class Offer:
+class AvailableKeys:
     """Who offers which keys: `Offer("data set 'scans'", {"points", "label"})`."""
 
     source: str
@@ -29,7 +29,7 @@ class Offer:
 
 
 @dataclass(frozen=True)
-class Bound:
+class BoundFunction:
     """A function and the keys it takes; call it with the mappings that hold them, in the order of the offers."""
 
     function: Callable[..., Any]
@@ -43,32 +43,36 @@ class Bound:
         return {name: mapping[name] for name in self.names for mapping in mappings if name in mapping}
 
 
-def bind(function: Callable[..., Any], *offers: Offer, owner: str, skip: Collection[str] = ()) -> Bound:
-    """Parameters <- keys, by name. Parameters with a default are optional; those in `skip` come from elsewhere.
+def bind(
+    function: Callable[..., Any], *offers: AvailableKeys, owner: str, exclude: Collection[str] = ()
+) -> BoundFunction:
+    """Parameters <- keys, by name. Parameters with a default are optional; those in `exclude` come from elsewhere.
 
     Raises ConfigError, naming both sides, for a parameter that no one offers and for a key that two sides offer.
     """
     names = []
     for name, parameter in inspect.signature(function).parameters.items():
-        if name in skip or name == "self":
+        if name in exclude or name == "self":
             continue
         assert parameter.kind not in (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL), (
             f"{owner}: parameters must be named, but '{name}' takes any"
         )
         sources = [offer.source for offer in offers if name in offer.keys]
         if len(sources) > 1:
-            raise UnboundError(f"{owner} takes '{name}', which {' and '.join(sources)} both offer; rename one of them")
+            raise UnknownKeyError(
+                f"{owner} takes '{name}', which {' and '.join(sources)} both offer; rename one of them"
+            )
         if sources:
             names.append(name)
         elif parameter.default is inspect.Parameter.empty:
             offered = "; ".join(f"{o.source} offers {', '.join(sorted(o.keys)) or 'nothing'}" for o in offers)
-            error = UnboundError(f"{owner} needs '{name}'; {offered}")
+            error = UnknownKeyError(f"{owner} needs '{name}'; {offered}")
             error.key = name
             raise error
-    return Bound(function, tuple(names))
+    return BoundFunction(function, tuple(names))
 
 
-def outputs_of(function: Callable[..., Any], *, owner: str) -> frozenset[str]:
+def declared_outputs(function: Callable[..., Any], *, owner: str) -> frozenset[str]:
     """The keys that a forward function returns, read from its TypedDict return annotation."""
     annotation = typing.get_type_hints(function).get("return")
     if annotation is None or not typing.is_typeddict(annotation):
@@ -78,7 +82,7 @@ def outputs_of(function: Callable[..., Any], *, owner: str) -> frozenset[str]:
     return frozenset(annotation.__annotations__)
 
 
-def outputs_of_model(model: Any, *, owner: str) -> frozenset[str]:
+def model_output_keys(model: Any, *, owner: str) -> frozenset[str]:
     """The keys that a model returns: those that it states itself, else those of its `forward`."""
-    stated = ModelMembers.output_keys.of(model)
-    return outputs_of(model.forward, owner=owner) if stated is None else stated
+    stated = ModelMembers.output_keys.get(model)
+    return declared_outputs(model.forward, owner=owner) if stated is None else stated

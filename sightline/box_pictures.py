@@ -8,17 +8,17 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from sightline.errors import in_one_line
+from sightline.errors import escape_to_one_line
 from sightline.pictures import draw_legend
 
 if TYPE_CHECKING:
     from PIL import Image, ImageDraw
 
-__all__ = ["Box", "Color", "Mark", "draw_boxes"]
+__all__ = ["Color", "DrawnBox", "Mark", "draw_boxes"]
 
 Style = Literal["solid", "dashed", "crossed", "hatched"]
 Color = tuple[int, int, int]
-Place = tuple[int, int]
+PixelPosition = tuple[int, int]
 _LEAST_SIDE_PX = 360
 """Smaller images are drawn enlarged by a whole number, so that lines and captions hide less of them."""
 _SIDE_OF_LINES = 240
@@ -27,7 +27,7 @@ _DARK = (20, 20, 20)
 
 
 @dataclass(frozen=True)
-class Box:
+class DrawnBox:
     """A box (left, top, right, bottom) in pixels of the image, its colour, and what is written above it."""
 
     corners: tuple[float, ...]
@@ -47,7 +47,11 @@ class Mark:
 
 
 def draw_boxes(
-    image: np.ndarray, boxes: Sequence[Box], *, marks: Sequence[Mark] = (), legend: Mapping[str, Color] | None = None
+    image: np.ndarray,
+    boxes: Sequence[DrawnBox],
+    *,
+    marks: Sequence[Mark] = (),
+    legend: Mapping[str, Color] | None = None,
 ) -> np.ndarray:
     """`image` (H, W, 3) uint8, enlarged where it is small, with boxes and marks in their order; the first lie lowest.
 
@@ -74,7 +78,7 @@ def draw_boxes(
         if box.caption:
             size_px = max(11, 4 * width)
             place = (left + 1, max(top - size_px, 0))
-            caption = in_one_line(box.caption)
+            caption = escape_to_one_line(box.caption)
             draw.rectangle(draw.textbbox(place, caption, font_size=size_px), fill=_DARK)
             draw.text(place, caption, fill=box.color, font_size=size_px)
     for mark in marks:
@@ -85,13 +89,15 @@ def draw_boxes(
     return np.concatenate([np.asarray(canvas), below])
 
 
-def _sides(left: int, top: int, right: int, bottom: int, *, is_crossed: bool) -> list[tuple[Place, Place]]:
+def _sides(
+    left: int, top: int, right: int, bottom: int, *, is_crossed: bool
+) -> list[tuple[PixelPosition, PixelPosition]]:
     corners = [(left, top), (right, top), (right, bottom), (left, bottom)]
     diagonals = [(corners[0], corners[2]), (corners[1], corners[3])] if is_crossed else []
     return [*zip(corners, [*corners[1:], corners[0]], strict=True), *diagonals]
 
 
-def _dash(draw: ImageDraw.ImageDraw, start: Place, end: Place, color: Color, width: int) -> None:
+def _dash(draw: ImageDraw.ImageDraw, start: PixelPosition, end: PixelPosition, color: Color, width: int) -> None:
     """A line of dashes as long as the gaps between them."""
     along = np.subtract(end, start)
     length = float(np.hypot(*along))

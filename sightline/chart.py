@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from html import escape
 from typing import Literal, TypeAlias
 
-__all__ = ["Panel", "Series", "render_svg"]
+__all__ = ["ChartPanel", "Series", "render_svg"]
 
 WIDTH, HEIGHT = 300, 210
 LEFT, RIGHT, TOP, BOTTOM = 56, 12, 30, 40
 COLORS = ("#8a929e", "#2f6fb4", "#c8502f", "#2e8b57", "#8e6cc0", "#b08a3e", "#2ab3b8", "#e0679f", "#6b7a1e", "#1d2f6f")
 INK, FAINT = "#2b3038", "#e3e7ec"
 Scale: TypeAlias = Literal["logarithmic", "linear"]
-MOST_DOTS = 24
+MAX_DOTS = 24
 """A curve of more points than these is drawn without dots: they would hide it. So are ticks at each of its points."""
 
 
@@ -33,7 +33,7 @@ class Series:
 
 
 @dataclass(frozen=True)
-class Panel:
+class ChartPanel:
     """Curves on one pair of axes."""
 
     title: str
@@ -43,7 +43,9 @@ class Panel:
     y_scale: Scale = "logarithmic"
 
 
-def render_svg(rows: Sequence[Sequence[Panel | None]], *, panel_width: int = WIDTH, panel_height: int = HEIGHT) -> str:
+def render_svg(
+    rows: Sequence[Sequence[ChartPanel | None]], *, panel_width: int = WIDTH, panel_height: int = HEIGHT
+) -> str:
     """The panels as a grid, left out where there is None, the names of the curves above. The same panels, same text."""
     columns = max((len(row) for row in rows), default=0)
     names = list(dict.fromkeys(s.name for row in rows for panel in row if panel for s in panel.series))
@@ -71,11 +73,11 @@ def render_svg(rows: Sequence[Sequence[Panel | None]], *, panel_width: int = WID
     return "\n".join([*parts, "</svg>"]) + "\n"
 
 
-def _draw(panel: Panel, names: Sequence[str], width: int, height: int) -> list[str]:
+def _draw(panel: ChartPanel, names: Sequence[str], width: int, height: int) -> list[str]:
     points = [point for series in panel.series for point in series.points]
     heights = [y for _, y in points] + [end for series in panel.series for both in series.ranges for end in both]
     values = [x for x, _ in points]
-    xs, across = _axis(values, panel.x_scale, LEFT, width - RIGHT, at_values=len(set(values)) <= MOST_DOTS)
+    xs, across = _axis(values, panel.x_scale, LEFT, width - RIGHT, at_values=len(set(values)) <= MAX_DOTS)
     ticks, upward = _axis(heights, panel.y_scale, height - BOTTOM, TOP)
     parts = [f'<text x="{LEFT}" y="18" font-weight="600">{escape(panel.title)}</text>']
     for tick in ticks:
@@ -99,7 +101,7 @@ def _draw(panel: Panel, names: Sequence[str], width: int, height: int) -> list[s
         for (x, _), (low, high) in zip(places, series.ranges, strict=False):
             ends = f'y1="{upward(low):.1f}" y2="{upward(high):.1f}"'
             parts.append(f'<line x1="{x:.1f}" x2="{x:.1f}" {ends} stroke="{color}" stroke-width="1.5"/>')
-        if len(places) <= MOST_DOTS or not series.has_line:
+        if len(places) <= MAX_DOTS or not series.has_line:
             parts += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{color}"/>' for x, y in places]
     return parts
 

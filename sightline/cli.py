@@ -10,8 +10,8 @@ from typing import Annotated
 
 import typer
 
-from sightline.collection import collection_paused
 from sightline.errors import UserError
+from sightline.gc_pause import gc_paused
 from sightline.verbs.compare_command import compare
 from sightline.verbs.compress_commands import compress_app
 from sightline.verbs.data_commands import data_app
@@ -25,13 +25,13 @@ from sightline.verbs.options import (
     Plugins,
     Processes,
     Traceback,
-    parted,
-    writable,
+    check_writable,
+    split_words,
 )
 from sightline.verbs.predict_command import predict
 from sightline.verbs.probe_command import probe
 from sightline.verbs.profile_command import profile
-from sightline.verbs.streams import guard_streams, why_results_are_lost
+from sightline.verbs.streams import guard_streams, stdout_failure
 from sightline.verbs.studies.label_efficiency_command import label_efficiency
 from sightline.verbs.studies.study_command import study
 
@@ -81,7 +81,7 @@ def train(
     traceback: Traceback = False,
 ) -> int:
     """Train what a config describes, then evaluate it."""
-    with collection_paused():
+    with gc_paused():
         from sightline.verbs import train as verb
 
     request = verb.TrainRequest(
@@ -136,13 +136,15 @@ def evaluate(
 
     With --data CONFIG --predictions PATH and no run, score anyone's labels or boxes by the config's data and metrics.
     """
-    with collection_paused():
+    with gc_paused():
         from sightline.verbs import evaluate as verb
 
-    runs, overrides = parted(words or [])
+    runs, overrides = split_words(words or [])
     plugins = tuple(plugin or ())
     kept = (save_predictions, out, ensemble, predictions, errors, against)
-    return verb.evaluate(verb.Options(runs, overrides, checkpoint, data, processes, plugins, device, json, *kept))
+    return verb.evaluate(
+        verb.EvaluateOptions(runs, overrides, checkpoint, data, processes, plugins, device, json, *kept)
+    )
 
 
 app.command()(predict)
@@ -167,7 +169,7 @@ def check(
     traceback: Traceback = False,
 ) -> int:
     """Look for silent bugs before a run: in config, data, model and one step of training; of a run, in what it left."""
-    with collection_paused():
+    with gc_paused():
         from sightline.verbs import check as verb
 
     return verb.check(
@@ -188,7 +190,7 @@ def describe(
     overrides: Overrides = None,
     svg: Annotated[
         Path | None,
-        typer.Option("--svg", metavar="FILE", callback=writable("--svg"), help="write a drawing of the model"),
+        typer.Option("--svg", metavar="FILE", callback=check_writable("--svg"), help="write a drawing of the model"),
     ] = None,
     batch_size: Annotated[
         int | None, typer.Option("--batch-size", metavar="N", min=1, help="estimate the memory for [train.batch_size]")
@@ -207,7 +209,7 @@ def describe(
     One forward pass of a few samples is traced, and two training steps on copies are measured: nothing is trained.
     Where the data is not there, samples are made up by the fields of its data set, and the first line states it.
     """
-    with collection_paused():
+    with gc_paused():
         from sightline.verbs import describe as verb
 
     return verb.describe(
@@ -275,12 +277,12 @@ def view(
     Clouds, depth frames with their cubes, voxels and heat maps, and images. Writes a PNG of each sample, coloured PLY
     files, VTK files of volumes, and view.html, a page that turns the clouds and needs nothing else.
     """
-    with collection_paused():
+    with gc_paused():
         from sightline.verbs import view as verb
 
-    paths, overrides = parted(words)
+    paths, overrides = split_words(words)
     asked = (split, samples, num, epoch, checkpoint, columns, up, hide, max_points, score)
-    return verb.view(verb.Options(paths, overrides, out, *asked, tuple(plugin or ()), device, json))
+    return verb.view(verb.ViewOptions(paths, overrides, out, *asked, tuple(plugin or ()), device, json))
 
 
 @app.command()
@@ -301,7 +303,7 @@ def bench(
     ] = None,
     svg: Annotated[
         Path | None,
-        typer.Option("--svg", metavar="FILE", callback=writable("--svg"), help="draw what --grow measures"),
+        typer.Option("--svg", metavar="FILE", callback=check_writable("--svg"), help="draw what --grow measures"),
     ] = None,
     keep_memory: Annotated[
         bool, typer.Option("--keep-memory", help="let malloc keep freed memory, as a training run does")
@@ -315,11 +317,11 @@ def bench(
     Ratios are of CPU time, medians of the rounds. Exit code 1 where a form gave other numbers than its baseline. An
     interrupted run keeps the rows that it has.
     """
-    with collection_paused():
+    with gc_paused():
         from sightline.verbs import bench as verb
 
     return verb.bench(
-        verb.Options(tuple(suites or ()), case, repeats, threads, quick, json, lists, grow, svg, keep_memory),
+        verb.BenchOptions(tuple(suites or ()), case, repeats, threads, quick, json, lists, grow, svg, keep_memory),
     )
 
 
@@ -330,10 +332,10 @@ def curves(
     traceback: Traceback = False,
 ) -> int:
     """Draw the losses, with the level of chance where a run records it, and the metrics of runs over their steps."""
-    from sightline.verbs.output import note
+    from sightline.verbs.output import print_note
     from sightline.view.curves import draw_runs
 
-    note(f"written: {draw_runs(runs, svg=svg)}; open it in a browser")
+    print_note(f"written: {draw_runs(runs, svg=svg)}; open it in a browser")
     return 0
 
 
@@ -346,7 +348,7 @@ def show(
     traceback: Traceback = False,
 ) -> int:
     """Print the resolved config, with where every value came from."""
-    with collection_paused():
+    with gc_paused():
         from sightline.verbs import show as verb
 
     return verb.show(config, tuple(overrides or ()), plugins=tuple(plugin or ()), json=json)
@@ -363,7 +365,7 @@ def list_components(
     traceback: Traceback = False,
 ) -> int:
     """List components with their arguments, defaults and sources, or the configs that come with the package."""
-    with collection_paused():
+    with gc_paused():
         from sightline.verbs import show as verb
 
     return verb.list_components(kind, plugins=tuple(plugin or ()), json=json)
@@ -377,7 +379,7 @@ def copy_config(
     traceback: Traceback = False,
 ) -> int:
     """Copy a config that comes with the package, with the configs that it builds on and the plugins that it names."""
-    from sightline.verbs.shipped import copy
+    from sightline.verbs.configs import copy
 
     return copy(name, to, json=json)
 
@@ -392,21 +394,21 @@ def main() -> None:
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # we report a process that ends, in one line
     launcher = os.environ.get("SIGHTLINE_LAUNCHED")
     if launcher and "RANK" in os.environ:
-        from sightline.engine.launch import follow_parent
+        from sightline.engine.launcher import exit_with_parent
 
-        follow_parent(int(launcher), folder=os.environ.get("SIGHTLINE_LAUNCH_FOLDER"))
+        exit_with_parent(int(launcher), folder=os.environ.get("SIGHTLINE_LAUNCH_FOLDER"))
     code = _run()
-    if code == 0 and (reason := why_results_are_lost()) is not None:
-        from sightline.verbs.failure import fail
+    if code == 0 and (reason := stdout_failure()) is not None:
+        from sightline.verbs.error_messages import fail
 
         code = fail(f"standard output: cannot be written: {reason}; the results were not printed in full", 1, None)
     if code != 0:
-        from sightline.engine.failure import leave
-        from sightline.engine.launch import launched_processes
+        from sightline.engine.failure import exit_process
+        from sightline.engine.launcher import launched_world_size
 
         with contextlib.suppress(UserError):  # variables that mean nothing were reported
-            if (launched_processes() or 1) > 1:
-                leave(code)
+            if (launched_world_size() or 1) > 1:
+                exit_process(code)
     sys.exit(code)
 
 
@@ -414,11 +416,11 @@ def _run() -> int:
     try:
         code = app(standalone_mode=False)
     except (typer.Abort, KeyboardInterrupt):
-        from sightline.verbs.failure import fail
+        from sightline.verbs.error_messages import fail
 
         return fail("interrupted", 130, None)
     except Exception as error:  # noqa: BLE001 - the last place: every error becomes a message and an exit code
-        from sightline.verbs.failure import explain
+        from sightline.verbs.error_messages import format_error
 
-        return explain(error)
+        return format_error(error)
     return int(code or 0)

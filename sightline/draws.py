@@ -48,7 +48,7 @@ class Draws:
         return Draws(_mix(self._keys_B ^ salt), None if self._step_key is None else _mix(self._step_key ^ salt))
 
     @property
-    def of_step(self) -> Draws:
+    def shared_by_step(self) -> Draws:
         """One stream, the same for all samples of a step: numbers come with a batch of 1.
 
         Raises ValueError for samples of several steps or seeds.

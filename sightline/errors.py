@@ -16,12 +16,12 @@ __all__ = [
     "RunError",
     "UserError",
     "assert_installed",
-    "in_one_line",
-    "summary_of",
+    "escape_to_one_line",
+    "summarise_error",
 ]
 
 
-def in_one_line(text: str) -> str:
+def escape_to_one_line(text: str) -> str:
     """The text with what is not printable, line breaks and bytes that are no UTF-8 among it, as escapes (`\\n`)."""
     if text.isprintable():
         return text
@@ -32,9 +32,9 @@ _SPACES = "\u00a0\u2009\u202f\u3000"
 """Not printable for Python, but harmless."""
 
 
-def summary_of(error: BaseException, *, most: int = 400) -> str:
+def summarise_error(error: BaseException, *, max_length: int = 400) -> str:
     """The type of an exception and at most so many characters of its message, in one line."""
-    words = " ".join(str(error).split())[:most]
+    words = " ".join(str(error).split())[:max_length]
     return f"{type(error).__name__}: {words}" if words else type(error).__name__
 
 
@@ -45,7 +45,7 @@ class UserError(ValueError):
     """
 
     def __init__(self, message: str) -> None:
-        super().__init__(in_one_line(message))
+        super().__init__(escape_to_one_line(message))
 
 
 class ConfigError(UserError):
@@ -54,17 +54,17 @@ class ConfigError(UserError):
     def __init__(self, *faults: str) -> None:
         super().__init__("")
         self.faults = faults
-        self.args = ("\n".join(in_one_line(line) for fault in faults for line in fault.split("\n")),)
+        self.args = ("\n".join(escape_to_one_line(line) for fault in faults for line in fault.split("\n")),)
 
 
 class DataError(UserError):
     """A data file or folder that is missing, damaged or not what it claims to be; in one line, whatever names hold."""
 
     @classmethod
-    def of_lines(cls, lines: Sequence[str]) -> DataError:
+    def from_lines(cls, lines: Sequence[str]) -> DataError:
         """Several faults at once: the first line counts them, each of the others is one."""
         error = cls(lines[0])
-        error.args = ("\n  ".join(map(in_one_line, lines)),)
+        error.args = ("\n  ".join(map(escape_to_one_line, lines)),)
         return error
 
 

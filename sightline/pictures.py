@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from sightline.errors import in_one_line
+from sightline.errors import escape_to_one_line
 
 if TYPE_CHECKING:
     from PIL import ImageDraw, ImageFont
@@ -24,14 +24,14 @@ __all__ = [
     "Frame",
     "Lines",
     "Picture",
-    "colors_of",
+    "apply_colormap",
     "draw_legend",
     "encode_png",
     "fit_text",
-    "in_space",
-    "ramp",
+    "label_colors",
+    "normalize_to_uint8",
+    "pad_to_3d",
     "render_clouds",
-    "stretched",
     "with_legend",
 ]
 
@@ -93,24 +93,24 @@ def encode_png(pixels: np.ndarray) -> bytes:
     return stream.getvalue()
 
 
-def in_space(points: np.ndarray) -> np.ndarray:
+def pad_to_3d(points: np.ndarray) -> np.ndarray:
     """Points (N, D) as (N, 3): what is missing of x, y, z is zero, what comes after is left out."""
     return np.pad(points[:, :3], ((0, 0), (0, max(0, 3 - points.shape[1]))))
 
 
-def stretched(values: np.ndarray) -> np.ndarray:
+def normalize_to_uint8(values: np.ndarray) -> np.ndarray:
     """Numbers of any range as uint8, the lowest 0 and the highest 255; all 0 where they are equal."""
     low, high = values.min(), values.max()
     scaled = (values - low) / max(high - low, np.finfo(np.float32).tiny)
     return (scaled * 255).round().astype(np.uint8)
 
 
-def colors_of(labels: np.ndarray) -> np.ndarray:
+def label_colors(labels: np.ndarray) -> np.ndarray:
     """A colour of `PALETTE` for each label, (..., 3) uint8; negative labels are grey, the palette repeats after 50."""
     return np.where((labels < 0)[..., None], UNLABELLED, PALETTE[labels % len(PALETTE)])
 
 
-def ramp(values: np.ndarray) -> np.ndarray:
+def apply_colormap(values: np.ndarray) -> np.ndarray:
     """A colour (N, 3) uint8 for each number (N,), from low to high.
 
     The middle of the ramp where all are equal, grey where one is not finite.
@@ -389,7 +389,7 @@ def draw_legend(
     measure = ImageDraw.Draw(Image.new("RGB", (1, 1)))
     margin_px = round(0.66 * line_px)
     places, left, row = [], margin_px, 0
-    for text, color in ((in_one_line(name), color) for name, color in entries):
+    for text, color in ((escape_to_one_line(name), color) for name, color in entries):
         needed = round(measure.textlength(text, font)) + 2 * line_px
         if left > margin_px and left + needed > width:
             left, row = margin_px, row + 1
@@ -411,7 +411,7 @@ def with_legend(pixels: np.ndarray, labels: np.ndarray, class_names: Sequence[st
     A class without a name is called by its number; negative labels are `unlabelled`.
     """
     entries: list[tuple[str, np.ndarray | tuple[int, ...]]] = [
-        (class_names[label] if label < len(class_names) else str(label), colors_of(np.array(label)))
+        (class_names[label] if label < len(class_names) else str(label), label_colors(np.array(label)))
         for label in np.unique(labels[labels >= 0]).tolist()
     ]
     entries += [("unlabelled", UNLABELLED)] if (labels < 0).any() else []
@@ -424,7 +424,7 @@ def fit_text(
     """The text, line ends as escapes, and a font in which it fits: smaller by up to two fifths, then cut with dots."""
     from PIL import ImageFont
 
-    text = in_one_line(text)
+    text = escape_to_one_line(text)
     font = ImageFont.load_default(size_px)
     length = draw.textlength(text, font)
     if length > width:

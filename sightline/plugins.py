@@ -12,10 +12,10 @@ from types import ModuleType
 from typing import Any
 
 from sightline.errors import PluginError
-from sightline.plain_files import read_plain
 from sightline.registry import REGISTRIES
+from sightline.regular_files import read_regular_file
 
-__all__ = ["Plugin", "check_recorded", "file_of", "load_plugins", "loaded_plugins", "loaded_sha256", "run_file"]
+__all__ = ["Plugin", "check_recorded", "find_plugin", "load_plugins", "loaded_plugins", "loaded_sha256", "run_file"]
 
 _MODULE_PREFIX = "sightline_plugin_"
 _PLUGIN = "__sightline_plugin__"
@@ -29,7 +29,7 @@ class Plugin:
         self.path = path
         self.option = option
         try:
-            self.text = read_plain(path).decode("utf-8")
+            self.text = read_regular_file(path).decode("utf-8")
         except FileNotFoundError:
             raise PluginError(f"{option} {path}: no such file; check the path") from None
         except UnicodeDecodeError as error:
@@ -69,7 +69,7 @@ def load_plugins(paths: Sequence[Path]) -> list[Plugin]:
     return plugins
 
 
-def file_of(builder: Callable[..., Any]) -> Path | None:
+def find_plugin(builder: Callable[..., Any]) -> Path | None:
     """The plugin that a component comes from, or None for a built-in one."""
     if not builder.__module__.startswith(_MODULE_PREFIX):
         return None
@@ -78,7 +78,7 @@ def file_of(builder: Callable[..., Any]) -> Path | None:
 
 def loaded_sha256(builder: Callable[..., Any]) -> dict[str, str]:
     """File name and SHA-256 of the plugin that a component comes from, as it was run; empty for a built-in one."""
-    path = file_of(builder)
+    path = find_plugin(builder)
     return {} if path is None else {path.name: getattr(sys.modules[builder.__module__], _PLUGIN).sha256}
 
 
@@ -117,13 +117,13 @@ def _place(plugin: Plugin, error: BaseException) -> str:
     return f"{plugin.path}:{lines[-1]}" if lines else str(plugin.path)
 
 
-def check_recorded(recorded: Sequence[Mapping[str, str]], given: Sequence[Plugin], *, run: Path) -> list[str]:
+def check_recorded(recorded: Sequence[Mapping[str, str]], loaded: Sequence[Plugin], *, run: Path) -> list[str]:
     """Lines about plugins that changed since a run was made. Raises PluginError for one that is not given."""
     if not _is_record(recorded):
         raise PluginError(
             f"{run}: its environment.json lists plugins in another form than runs write; get the run again"
         )
-    by_name = {plugin.path.name: plugin for plugin in given}
+    by_name = {plugin.path.name: plugin for plugin in loaded}
     notes = []
     lost = [str(_source(entry, run)) for entry in recorded if entry["name"] not in by_name]
     if lost:

@@ -10,33 +10,42 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple, TypeVar
 
-from sightline.binding import UnboundError
-from sightline.collection import collection_paused
+from sightline.binding import UnknownKeyError
 from sightline.errors import ConfigError, DataError, UserError
 from sightline.facts import BLOCK_FACTS, DATA_FACTS, FACTS, REMEDIES
-from sightline.members import MEMBERS, misspelt_members
-from sightline.schema import Block, Parameter, block_of, check_value, describe_type, nearest, parameters_of, show_value
-from sightline.types import Component, Where
+from sightline.gc_pause import gc_paused
+from sightline.optional_members import MEMBERS, find_misspelt_members
+from sightline.schema import (
+    Block,
+    Parameter,
+    check_value,
+    describe_type,
+    format_value,
+    get_block_marker,
+    signature_parameters,
+    suggest,
+)
+from sightline.types import ComponentConfig, SourceLocation
 
 __all__ = [
     "BLOCK_FACTS",
     "DATA_FACTS",
     "FACTS",
     "REGISTRIES",
-    "Entry",
-    "Fault",
+    "ConfigFault",
     "Registry",
+    "RegistryEntry",
     "assigners",
     "backbones",
-    "blame",
-    "blocks_of",
     "data",
     "heads",
     "image_encoders",
+    "locate_errors",
     "losses",
     "metrics",
     "models",
     "necks",
+    "nested_blocks",
     "optimizers",
     "point_encoders",
     "predictors",
@@ -51,27 +60,27 @@ __all__ = [
 
 MAX_ARGUMENTS = 10
 
-Built = TypeVar("Built", bound=Callable[..., Any])
+BuilderT = TypeVar("BuilderT", bound=Callable[..., Any])
 
 
-class Fault(NamedTuple):
+class ConfigFault(NamedTuple):
     """Something wrong in a config: where it stands, and what is wrong."""
 
-    where: Where
+    where: SourceLocation
     text: str
 
     def __str__(self) -> str:
         return f"{self.where}: {self.text}"
 
 
-class Stated(NamedTuple):
+class BlockFacts(NamedTuple):
     """What the blocks of a component built so far state for those after them, and the name of the last of them."""
 
     facts: Mapping[str, Any]
-    by: str
+    stated_by: str
 
 
-class Entry(NamedTuple):
+class RegistryEntry(NamedTuple):
     """A registered component: its builder, the arguments that builder takes, and those that only other blocks give."""
 
     name: str
@@ -102,7 +111,7 @@ class Entry(NamedTuple):
         return [name for name in self.parameters if name in FACTS]
 
     @property
-    def stated(self) -> list[str]:
+    def parameters_from_blocks(self) -> list[str]:
         """The parameters that an earlier block gives."""
         return [name for name in self.parameters if name in self.block_facts]
 
@@ -118,13 +127,13 @@ class Registry:
         self.noun = noun
         self.room = room
         self.block_facts = BLOCK_FACTS if in_chain else frozenset()
-        self._entries: dict[str, Entry] = {}
+        self._entries: dict[str, RegistryEntry] = {}
         self._is_loaded = False
 
-    def add(self, name: str) -> Callable[[Built], Built]:
+    def add(self, name: str) -> Callable[[BuilderT], BuilderT]:
         """Register a class or function under `name`; its keyword-only arguments are what a config may give."""
 
-        def register(builder: Built) -> Built:
+        def register(builder: BuilderT) -> BuilderT:
             reserved = ("name", "weight") if self.kind == "losses" else ("name",)
             _assert_signature(builder, name, reserved=reserved, facts=FACTS | self.block_facts)
             self._assert_members(builder, name)
@@ -132,7 +141,7 @@ class Registry:
             assert known in (None, _origin(builder)), (
                 f"the {self.noun} '{name}' is registered already, by {'.'.join(known or ())}; take another name"
             )
-            self._entries[name] = Entry(name, builder, parameters_of(builder), self.block_facts)
+            self._entries[name] = RegistryEntry(name, builder, signature_parameters(builder), self.block_facts)
             return builder
 
         return register
@@ -141,26 +150,26 @@ class Registry:
         self._load()
         return sorted(self._entries)
 
-    def entry(self, component: Component) -> Entry:
+    def entry(self, component: ComponentConfig) -> RegistryEntry:
         """The entry that a component block names. Raises ConfigError with the nearest name."""
         self._load()
         if component.name not in self._entries:
             raise ConfigError(str(self._unknown_name(component)))
         return self._entries[component.name]
 
-    def entry_of(self, name: str) -> Entry:
+    def get_entry(self, name: str) -> RegistryEntry:
         """The entry of a name from `names()`."""
-        return self.entry(Component(name))
+        return self.entry(ComponentConfig(name))
 
-    def faults(self, component: Component) -> list[Fault]:
+    def faults(self, component: ComponentConfig) -> list[ConfigFault]:
         """Everything wrong with a component block that its signature alone can show."""
         self._load()
         if component.name not in self._entries:
             return [self._unknown_name(component)]
         entry = self._entries[component.name]
         missing = [
-            Fault(
-                _below(component.where, name),
+            ConfigFault(
+                _below(component.location, name),
                 f"is required and missing: '{component.name}' needs {describe_type(parameter.annotation)} here",
             )
             for name, parameter in entry.arguments.items()
@@ -168,7 +177,7 @@ class Registry:
         ]
         return [*self._unknown_or_ill_typed(component, entry), *missing]
 
-    def facts_of(self, component: Component) -> dict[str, Parameter]:
+    def accepted_facts(self, component: ComponentConfig) -> dict[str, Parameter]:
         """The facts that a block takes, those of the blocks inside it among them; required where any of them needs it.
 
         What blocks state for one another is not among them. Its blocks must be ones: `faults` lists those that are not.
@@ -176,19 +185,21 @@ class Registry:
         entry = self.entry(component)
         taken = {name: entry.parameters[name] for name in entry.facts}
         for name, parameter in entry.parameters.items():
-            block = block_of(parameter.annotation)
+            block = get_block_marker(parameter.annotation)
             if block is None or name not in component.arguments:
                 continue
-            for each in blocks_of(component, name):
-                inner = REGISTRIES[block.kind].facts_of(each)
+            for each in nested_blocks(component, name):
+                inner = REGISTRIES[block.kind].accepted_facts(each)
                 taken |= {fact: one for fact, one in inner.items() if one.is_required or fact not in taken}
         return taken
 
-    def needed_facts(self, component: Component) -> set[str]:
+    def needed_facts(self, component: ComponentConfig) -> set[str]:
         """The facts that a block cannot be built without, those of the blocks inside it among them."""
-        return {name for name, parameter in self.facts_of(component).items() if parameter.is_required}
+        return {name for name, parameter in self.accepted_facts(component).items() if parameter.is_required}
 
-    def build(self, component: Component, *, facts: Mapping[str, object], stated: Stated | None = None) -> Any:
+    def build(
+        self, component: ComponentConfig, *, facts: Mapping[str, object], stated: BlockFacts | None = None
+    ) -> Any:
         """Call the builder with the block's arguments and with the facts that its signature names.
 
         The blocks inside it are built first, in the order of its signature; `stated` is what those before it state.
@@ -204,27 +215,27 @@ class Registry:
                 f"; {REMEDIES[name]}, or take '{component.name}' out" for name in missing if name in REMEDIES
             )
             faults.append(
-                f"{component.where}: {self.noun} '{component.name}' needs {', '.join(missing)}; the data set offers "
+                f"{component.location}: {self.noun} '{component.name}' needs {', '.join(missing)}; the data set offers "
                 f"{', '.join(sorted(facts)) or 'no facts'}{remedies}"
             )
         if faults:
             raise ConfigError(*faults)
         given: dict[str, Any] = {}
-        inside: Stated | None = None
+        inside: BlockFacts | None = None
         for name, parameter in entry.parameters.items():
             if name in component.arguments:
                 given[name], inside = self._argument(component, parameter, facts, inside)
         injected = {name: facts[name] for name in entry.facts if name in facts}
         if stated is not None:
-            injected |= {name: stated.facts[name] for name in entry.stated if name in stated.facts}
-        with blame(component):
+            injected |= {name: stated.facts[name] for name in entry.parameters_from_blocks if name in stated.facts}
+        with locate_errors(component):
             return entry.builder(**given, **injected)
 
-    def _misstated(self, component: Component, entry: Entry, stated: Stated | None) -> Iterator[str]:
+    def _misstated(self, component: ComponentConfig, entry: RegistryEntry, stated: BlockFacts | None) -> Iterator[str]:
         """What an earlier block should state and does not, or states as something else."""
-        here = f"{component.where}: {self.noun} '{component.name}'"
-        by = "a block" if stated is None else f"the {stated.by}"
-        for name in entry.stated:
+        here = f"{component.location}: {self.noun} '{component.name}'"
+        by = "a block" if stated is None else f"the {stated.stated_by}"
+        for name in entry.parameters_from_blocks:
             annotation = entry.parameters[name].annotation
             if stated is not None and name in stated.facts:
                 for _, text in check_value(annotation, stated.facts[name])[1]:
@@ -235,7 +246,7 @@ class Registry:
 
     def _assert_members(self, builder: Callable[..., Any], name: str) -> None:
         """A misspelt member would never be called, and nobody would notice."""
-        for found, known in misspelt_members(self.kind, builder):
+        for found, known in find_misspelt_members(self.kind, builder):
             member = MEMBERS.get(self.kind, {}).get(known)
             meaning = "a member that every one needs" if member is None else member.meaning
             raise AssertionError(
@@ -244,59 +255,59 @@ class Registry:
             )
 
     def _argument(
-        self, component: Component, parameter: Parameter, facts: Mapping[str, object], stated: Stated | None
-    ) -> tuple[Any, Stated | None]:
+        self, component: ComponentConfig, parameter: Parameter, facts: Mapping[str, object], stated: BlockFacts | None
+    ) -> tuple[Any, BlockFacts | None]:
         """The value as the builder wants it, that of a block the built component; and what is stated since."""
-        value, block = component.arguments[parameter.name], block_of(parameter.annotation)
+        value, block = component.arguments[parameter.name], get_block_marker(parameter.annotation)
         if block is None:
             return check_value(parameter.annotation, value)[0], stated
         kind, built = REGISTRIES[block.kind], []
-        for each in blocks_of(component, parameter.name):
+        for each in nested_blocks(component, parameter.name):
             built.append(kind.build(each, facts=facts, stated=stated))
             if kind.block_facts:
                 own = {name: getattr(built[-1], name) for name in kind.block_facts if hasattr(built[-1], name)}
-                stated = Stated(own, f"{kind.noun} '{each.name}'")
+                stated = BlockFacts(own, f"{kind.noun} '{each.name}'")
         if isinstance(value, list | tuple):
             return tuple(built), stated
         return (built[0] if built else None), stated
 
-    def _unknown_name(self, component: Component) -> Fault:
-        hint = nearest(component.name, self._entries, otherwise=f"; there are {', '.join(sorted(self._entries))}")
+    def _unknown_name(self, component: ComponentConfig) -> ConfigFault:
+        hint = suggest(component.name, self._entries, otherwise=f"; there are {', '.join(sorted(self._entries))}")
         own = f"{' P' if hint.endswith('?') else '; p'}arts of your own need --plugin FILE.py"
-        where = component.origins.get("name", _below(component.where, "name"))
-        return Fault(where, f"no {self.noun} is called '{component.name}'{hint}{own}")
+        where = component.origins.get("name", _below(component.location, "name"))
+        return ConfigFault(where, f"no {self.noun} is called '{component.name}'{hint}{own}")
 
-    def _unknown_or_ill_typed(self, component: Component, entry: Entry) -> Iterator[Fault]:
+    def _unknown_or_ill_typed(self, component: ComponentConfig, entry: RegistryEntry) -> Iterator[ConfigFault]:
         for name, value in component.arguments.items():
-            where = component.origins.get(name, _below(component.where, name))
+            where = component.origins.get(name, _below(component.location, name))
             if name in FACTS:
                 giver = "data set" if name in DATA_FACTS else "run"
-                yield Fault(where, f"'{name}' is given by the {giver}; remove it here")
+                yield ConfigFault(where, f"'{name}' is given by the {giver}; remove it here")
             elif name in entry.block_facts:
-                yield Fault(where, f"'{name}' is given by an earlier block; remove it here")
+                yield ConfigFault(where, f"'{name}' is given by an earlier block; remove it here")
             elif name not in entry.parameters:
                 takes = list(entry.arguments)
                 otherwise = f"; allowed: {', '.join(takes)}" if takes else "; it takes none"
-                hint = nearest(name, takes, otherwise=otherwise)
-                yield Fault(where, f"'{component.name}' has no such argument{hint}")
-            elif (block := block_of(entry.parameters[name].annotation)) is not None:
+                hint = suggest(name, takes, otherwise=otherwise)
+                yield ConfigFault(where, f"'{component.name}' has no such argument{hint}")
+            elif (block := get_block_marker(entry.parameters[name].annotation)) is not None:
                 yield from _faults_of_blocks(component, entry.parameters[name], block, where)
             else:
                 for path, text in check_value(entry.parameters[name].annotation, value)[1]:
                     place = f"{name}.{path}".rstrip(".")
-                    yield Fault(component.origins.get(place, _below(where, path)), text)
+                    yield ConfigFault(component.origins.get(place, _below(where, path)), text)
 
     def _load(self) -> None:
         if self._is_loaded:
             return
         self._is_loaded = True
-        with collection_paused():
+        with gc_paused():
             package = importlib.import_module(self.room)
             for module in pkgutil.walk_packages(getattr(package, "__path__", []), f"{self.room}."):
                 importlib.import_module(module.name)
 
 
-def blocks_of(component: Component, name: str) -> list[Component]:
+def nested_blocks(component: ComponentConfig, name: str) -> list[ComponentConfig]:
     """The component blocks that an argument holds: one, several in a list, or none where it is null.
 
     They must be mappings with a name: `faults` lists those that are not.
@@ -309,44 +320,48 @@ def blocks_of(component: Component, name: str) -> list[Component]:
     return [_block(component, name, value)]
 
 
-def _block(component: Component, path: str, value: Any) -> Component:
+def _block(component: ComponentConfig, path: str, value: Any) -> ComponentConfig:
     """What stands at `path` inside a component's block, as a component of its own with the places of its values."""
-    if isinstance(value, Component):
+    if isinstance(value, ComponentConfig):
         return value
     origins = {
         place.removeprefix(f"{path}."): where
         for place, where in component.origins.items()
         if place.startswith(f"{path}.")
     }
-    named = origins.get("name") or component.origins.get(path, component.where)
-    below = _below(component.where, path)
-    where = Where(named.origin, named.line, below.path) if below.path else below
+    named = origins.get("name") or component.origins.get(path, component.location)
+    below = _below(component.location, path)
+    where = SourceLocation(named.source, named.line, below.path) if below.path else below
     arguments = {key: each for key, each in value.items() if key != "name"}
-    return Component(value["name"], arguments, where=where, origins=origins)
+    return ComponentConfig(value["name"], arguments, location=where, origins=origins)
 
 
-def _faults_of_blocks(component: Component, parameter: Parameter, block: Block, where: Where) -> Iterator[Fault]:
+def _faults_of_blocks(
+    component: ComponentConfig, parameter: Parameter, block: Block, where: SourceLocation
+) -> Iterator[ConfigFault]:
     value, annotation = component.arguments[parameter.name], parameter.annotation
     is_list = typing.get_origin(annotation) is tuple
     is_optional = type(None) in typing.get_args(annotation)
     if isinstance(value, list | tuple) != is_list or (value is None and not is_optional):
-        yield Fault(where, f"found {show_value(value)}, allowed is {describe_type(annotation)}")
+        yield ConfigFault(where, f"found {format_value(value)}, allowed is {describe_type(annotation)}")
         return
     for each in value if is_list else [value]:
-        is_block = isinstance(each, Component) or (isinstance(each, Mapping) and isinstance(each.get("name"), str))
+        is_block = isinstance(each, ComponentConfig) or (
+            isinstance(each, Mapping) and isinstance(each.get("name"), str)
+        )
         if not is_block and (each is not None or is_list):
-            yield Fault(where, f"found {show_value(each)}, allowed is {describe_type(annotation)}")
+            yield ConfigFault(where, f"found {format_value(each)}, allowed is {describe_type(annotation)}")
             return
-    for nested in blocks_of(component, parameter.name):
+    for nested in nested_blocks(component, parameter.name):
         yield from REGISTRIES[block.kind].faults(nested)
 
 
 @contextmanager
-def blame(component: Component) -> Iterator[None]:
+def locate_errors(component: ComponentConfig) -> Iterator[None]:
     """Give the errors of a builder, raised inside, the place of its block or of the argument that they name first."""
     try:
         yield
-    except UnboundError:
+    except UnknownKeyError:
         raise
     except ConfigError as error:
         raise ConfigError(*(_placed(component, fault) for fault in error.faults)) from error
@@ -354,33 +369,33 @@ def blame(component: Component) -> Iterator[None]:
         # The argument that names the folder which the message begins with, as given; else the root.
         message, given = str(error), component.arguments.items()
         named = (name for name, value in given if isinstance(value, str) and message.startswith(f"{value}: "))
-        raise type(error)(f"{component.origins.get(next(named, 'root'), component.where)}: {error}") from error
+        raise type(error)(f"{component.origins.get(next(named, 'root'), component.location)}: {error}") from error
     except UserError:
         raise
     except ValueError as error:
-        raise ConfigError(f"{component.where}: '{component.name}' refuses its arguments: {error}") from error
+        raise ConfigError(f"{component.location}: '{component.name}' refuses its arguments: {error}") from error
 
 
-def _placed(component: Component, fault: str) -> str:
+def _placed(component: ComponentConfig, fault: str) -> str:
     """A builder's message `argument: what`, or `<block>.argument: what`, with the place in front."""
     subject, _, text = fault.partition(": ")
     outer, _, name = subject.rpartition(".")
-    if name in component.arguments and outer in ("", component.name, component.where.path):
-        return f"{component.origins.get(name, _below(component.where, name))}: {text}"
-    if component.where.path and subject.startswith(f"{component.where.path}."):
-        place = subject.removeprefix(f"{component.where.path}.")
-        nearby = component.origins.get(place) or component.origins.get(place.split(".")[0], component.where)
-        return f"{Where(nearby.origin, nearby.line, subject)}: {text}"
-    return f"{component.where}: {fault}"
+    if name in component.arguments and outer in ("", component.name, component.location.path):
+        return f"{component.origins.get(name, _below(component.location, name))}: {text}"
+    if component.location.path and subject.startswith(f"{component.location.path}."):
+        place = subject.removeprefix(f"{component.location.path}.")
+        nearby = component.origins.get(place) or component.origins.get(place.split(".")[0], component.location)
+        return f"{SourceLocation(nearby.source, nearby.line, subject)}: {text}"
+    return f"{component.location}: {fault}"
 
 
-def _below(where: Where, name: str) -> Where:
+def _below(where: SourceLocation, name: str) -> SourceLocation:
     """The place of a key of a block, where it does not stand itself."""
     if not name:
         return where
     if not where.path:  # a call from Python, not a file
-        return Where(f"{where.origin}.{name}", where.line)
-    return Where(where.origin, where.line, f"{where.path}.{name}")
+        return SourceLocation(f"{where.source}.{name}", where.line)
+    return SourceLocation(where.source, where.line, f"{where.path}.{name}")
 
 
 def _origin(builder: Callable[..., Any]) -> tuple[str, str]:

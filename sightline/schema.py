@@ -17,14 +17,14 @@ from typing_extensions import is_typeddict
 
 __all__ = [
     "Block",
-    "Misfit",
     "Parameter",
-    "block_of",
+    "SchemaError",
     "check_value",
     "describe_type",
-    "nearest",
-    "parameters_of",
-    "show_value",
+    "format_value",
+    "get_block_marker",
+    "signature_parameters",
+    "suggest",
 ]
 
 _WORDS: dict[Any, str] = {bool: "true or false", int: "a whole number", float: "a number", str: "text", Any: "anything"}
@@ -45,7 +45,7 @@ class Block(typing.NamedTuple):
     kind: str
 
 
-def block_of(annotation: Any) -> Block | None:
+def get_block_marker(annotation: Any) -> Block | None:
     """The mark of an argument that is a block, a list of blocks, or null in place of a block; else None."""
     for part in (annotation, *typing.get_args(annotation)):
         for mark in getattr(part, "__metadata__", ()):
@@ -66,14 +66,14 @@ class Parameter(typing.NamedTuple):
         return self.default is inspect.Parameter.empty
 
 
-class Misfit(typing.NamedTuple):
+class SchemaError(typing.NamedTuple):
     """What is wrong with a value, and with which part of it: `1.lr_factor`, or nothing for the whole."""
 
     path: str
     text: str
 
 
-def parameters_of(function: Callable[..., Any]) -> dict[str, Parameter]:
+def signature_parameters(function: Callable[..., Any]) -> dict[str, Parameter]:
     """The keyword-only parameters of a function or class constructor, in order, with resolved annotations."""
     target = function.__init__ if inspect.isclass(function) else function
     hints = typing.get_type_hints(target, include_extras=True)
@@ -84,7 +84,7 @@ def parameters_of(function: Callable[..., Any]) -> dict[str, Parameter]:
     }
 
 
-def check_value(annotation: Any, value: object) -> tuple[Any, list[Misfit]]:
+def check_value(annotation: Any, value: object) -> tuple[Any, list[SchemaError]]:
     """The value as the annotation wants it (an int as float, a list as tuple), and everything wrong with it.
 
     Nothing is guessed: "False" is not a bool, "1" is not a number, 2.0 is not a whole number, NaN is no number.
@@ -96,7 +96,7 @@ def check_value(annotation: Any, value: object) -> tuple[Any, list[Misfit]]:
     except (ValidationError, TypeError, ValueError):
         return value, list(_misfits(annotation, value, "")) or [_misfit(annotation, value, "")]
     except PydanticUserError:
-        return value, [Misfit("", f"is of the type {describe_type(annotation)}, which a config cannot give")]
+        return value, [SchemaError("", f"is of the type {describe_type(annotation)}, which a config cannot give")]
 
 
 def _accept(annotation: Any, value: object) -> Any:
@@ -118,7 +118,7 @@ def _names_keys(annotation: Any) -> bool:
     return is_typeddict(annotation) or any(map(_names_keys, typing.get_args(annotation)))
 
 
-def _misfits(annotation: Any, value: object, path: str) -> Iterator[Misfit]:
+def _misfits(annotation: Any, value: object, path: str) -> Iterator[SchemaError]:
     """Descends to the parts of a value that do not fit, so that each is named by itself."""
     origin = typing.get_origin(annotation)
     if origin is typing.Annotated:
@@ -139,13 +139,13 @@ def _misfits(annotation: Any, value: object, path: str) -> Iterator[Misfit]:
         yield from _misfits_of_keys(annotation, value, path)
 
 
-def _misfits_of_part(annotation: Any, value: object, path: str) -> Iterator[Misfit]:
+def _misfits_of_part(annotation: Any, value: object, path: str) -> Iterator[SchemaError]:
     _, misfits = check_value(annotation, value)
     for misfit in misfits:
-        yield Misfit(".".join(filter(None, (path.lstrip("."), misfit.path))), misfit.text)
+        yield SchemaError(".".join(filter(None, (path.lstrip("."), misfit.path))), misfit.text)
 
 
-def _misfits_of_union(annotation: Any, value: object, path: str) -> Iterator[Misfit]:
+def _misfits_of_union(annotation: Any, value: object, path: str) -> Iterator[SchemaError]:
     """Nothing where a member fits; where one alone has the form of the value, what is wrong with it as that member."""
     members = typing.get_args(annotation)
     if all(check_value(member, value)[1] for member in members):
@@ -153,21 +153,21 @@ def _misfits_of_union(annotation: Any, value: object, path: str) -> Iterator[Mis
         yield from found[0] if len(found) == 1 else [_misfit(annotation, value, path)]
 
 
-def _misfits_of_keys(annotation: Any, value: Mapping[str, Any], path: str) -> Iterator[Misfit]:
+def _misfits_of_keys(annotation: Any, value: Mapping[str, Any], path: str) -> Iterator[SchemaError]:
     fields = _fields_of(annotation)
     for key in value:
         if key not in fields:
-            yield Misfit(f"{path}.{key}".lstrip("."), f"unknown key '{_plain(key)}'{nearest(key, fields)}")
+            yield SchemaError(f"{path}.{key}".lstrip("."), f"unknown key '{_plain(key)}'{suggest(key, fields)}")
     for key, (field, is_required) in fields.items():
         if key in value:
             yield from _misfits_of_part(field, value[key], f"{path}.{key}")
         elif is_required:
-            yield Misfit(f"{path}.{key}".lstrip("."), f"is required and missing; give {describe_type(field)}")
+            yield SchemaError(f"{path}.{key}".lstrip("."), f"is required and missing; give {describe_type(field)}")
 
 
-def _misfit(annotation: Any, value: object, path: str) -> Misfit:
+def _misfit(annotation: Any, value: object, path: str) -> SchemaError:
     allowed = describe_type(annotation, beside=value)
-    return Misfit(path.lstrip("."), f"found {show_value(value)}, allowed is {allowed}")
+    return SchemaError(path.lstrip("."), f"found {format_value(value)}, allowed is {allowed}")
 
 
 def _element_types(annotation: Any, length: int) -> Sequence[Any]:
@@ -250,7 +250,7 @@ def _short(words: str) -> str:
     return words.removesuffix(".0")
 
 
-def show_value(value: object) -> str:
+def format_value(value: object) -> str:
     """A value as a user wrote it, cut short, with its kind where the look alone would mislead."""
     if isinstance(value, str):
         return f"the text {_cut(repr(value))}"
@@ -273,7 +273,7 @@ def _cut(text: str) -> str:
     return text if len(text) <= _SHOWN_LENGTH else f"{text[:_SHOWN_LENGTH]}..."
 
 
-def nearest(word: str, choices: Collection[str], *, otherwise: str | None = None) -> str:
+def suggest(word: str, choices: Collection[str], *, otherwise: str | None = None) -> str:
     """`; did you mean 'x'?` for the closest choice; where none is close `otherwise`, by default all the choices."""
     by_look = {_look(choice): choice for choice in choices}
     match = difflib.get_close_matches(_look(word), by_look, n=1, cutoff=0.6)

@@ -10,19 +10,19 @@ import numpy as np
 
 __all__ = [
     "Batch",
-    "CloudForm",
+    "CloudInputSpec",
     "Collate",
-    "Component",
+    "ComponentConfig",
     "DataInfo",
     "Dataset",
     "Field",
     "Folds",
-    "Ramp",
+    "LinearRamp",
     "Sample",
     "SampleKey",
-    "ScanForm",
+    "ScanInputSpec",
+    "SourceLocation",
     "Transform",
-    "Where",
 ]
 
 Sample: TypeAlias = dict[str, Any]
@@ -76,7 +76,7 @@ class Field:
 
 
 @dataclass(frozen=True, slots=True)
-class CloudForm:
+class CloudInputSpec:
     """How a cloud or a mesh from a file becomes a sample of a set, as preparing and reading made its own samples.
 
     A sample has `num_points` points, all that a file holds where it is None; `stored_points` is how many the set keeps
@@ -102,7 +102,7 @@ class CloudForm:
 
 
 @dataclass(frozen=True, slots=True)
-class ScanForm:
+class ScanInputSpec:
     """How a file of a LiDAR scan becomes a sample of a set, and a class of its points the id of a label file.
 
     `ids_of_classes` has the id of every class, class 0 first. `columns` are those of files without names, None where
@@ -155,9 +155,9 @@ class DataInfo:
     fields: Mapping[str, Field]
     split_sizes: Mapping[str, int] = field(default_factory=dict)
     features: tuple[str, ...] = ()
-    clouds: CloudForm | None = None
+    clouds: CloudInputSpec | None = None
     folds: Folds | None = None
-    scans: ScanForm | None = None
+    scans: ScanInputSpec | None = None
     dealing: Dealing | None = None
 
 
@@ -176,15 +176,15 @@ class Dataset(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Where:
+class SourceLocation:
     """Where a value came from: a line of a file, the command line, a default, or a fact of the data set."""
 
-    origin: str
+    source: str
     line: int | None = None
     path: str = ""
 
     def __str__(self) -> str:
-        place = self.origin if self.line is None else f"{self.origin}:{self.line}"
+        place = self.source if self.line is None else f"{self.source}:{self.line}"
         return f"{place}: {self.path}" if self.path else place
 
 
@@ -193,14 +193,14 @@ Value: TypeAlias = Any
 
 
 @dataclass(frozen=True, slots=True)
-class Ramp:
+class LinearRamp:
     """A number that moves in equal steps from `start`, at a run's first step, to `end` after `epochs`, and stays."""
 
     start: float
     end: float
     epochs: float
 
-    def at(self, step: int, *, steps_per_epoch: int) -> float:
+    def value_at(self, step: int, *, steps_per_epoch: int) -> float:
         """The number at a step, counted from 0: a closed form, so that a resumed run needs no state of it."""
         num_steps = round(self.epochs * steps_per_epoch)
         if step >= num_steps:
@@ -209,7 +209,7 @@ class Ramp:
 
 
 @dataclass(frozen=True, slots=True)
-class Component:
+class ComponentConfig:
     """A component block: a registered name, the arguments given, and where each of them stands.
 
     `weight` is the reserved key of a losses block, a number or a ramp.
@@ -217,9 +217,9 @@ class Component:
 
     name: str
     arguments: Mapping[str, Value] = field(default_factory=dict)
-    weight: float | Ramp = 1.0
-    where: Where = field(default=Where("code"), compare=False)
-    origins: Mapping[str, Where] = field(default_factory=dict, compare=False)
+    weight: float | LinearRamp = 1.0
+    location: SourceLocation = field(default=SourceLocation("code"), compare=False)
+    origins: Mapping[str, SourceLocation] = field(default_factory=dict, compare=False)
 
 
 class Transform(Protocol):

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from sightline import registry
-from sightline.models.published.published import translate, translate_key
-from sightline.types import Component
+from sightline.models.published.published import convert_state_dict, translate_key
+from sightline.types import ComponentConfig
 from tests.golden_parity import (
     Golden,
     assert_gradients_and_buffers,
@@ -70,10 +70,10 @@ def theirs_of(golden: Golden, found: Tensor, name: str) -> None:
     assert_near_largest(found, expected, _BOUND, name)
 
 
-def assert_parity(golden: Golden, layout: str, component: Component) -> nn.Module:
+def assert_parity(golden: Golden, layout: str, component: ComponentConfig) -> nn.Module:
     """Outputs, loss, gradients and running statistics are theirs, with weights through the layout's own table."""
     model: nn.Module = registry.models.build(component, facts={"num_classes": 20, "in_channels": 5}).double()
-    model.load_state_dict(translate(rule_made_state(golden.info["state"]), layout))
+    model.load_state_dict(convert_state_dict(rule_made_state(golden.info["state"]), layout))
     assert sum(parameter.numel() for parameter in model.parameters()) == golden.info["trainable_parameters"]
     image, label = golden.tensor("in.x"), golden.tensor("in.label").long()
     model.eval()

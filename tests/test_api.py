@@ -15,10 +15,10 @@ import torch
 
 import sightline
 from sightline.engine.distributed import World
-from sightline.engine.session import Session, StopRequest
+from sightline.engine.session import StopRequest, TrainingSession
 from sightline.errors import CheckpointError, ConfigError, UserError
 from sightline.runs import checkpoint
-from sightline.runs.run_directory import RunDirectory, environment
+from sightline.runs.run_directory import RunDirectory, collect_environment
 from sightline.types import SampleKey
 from tests.runs.small import small_run
 
@@ -40,8 +40,13 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "transforms.evaluate=[{name: sample_points, num_points: 20, order: first}]",
         "transforms.train=[{name: sample_points, num_points: 20}, {name: jitter}]",
     )
-    session = Session(
-        built, World(), RunDirectory(path, is_writer=True), stop=StopRequest(), record=environment(), is_quiet=True
+    session = TrainingSession(
+        built,
+        World(),
+        RunDirectory(path, is_writer=True),
+        stop=StopRequest(),
+        record=collect_environment(),
+        is_quiet=True,
     )
     session.start_files()
     assert session.run() is not None

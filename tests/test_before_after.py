@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from sightline import registry
-from sightline.members import DataMembers
 from sightline.models.published.published_models import MODELS
+from sightline.optional_members import DataMembers
 from tools import before_after
 from tools.before_after_rows import LAYOUTS, SETS, rows
 from tools.before_after_worker import _run, digests
@@ -20,11 +20,11 @@ SAME_CODE = {"modelnet10", "s3dis_one_room"}
 
 
 def test_rows_name_every_set_and_layout() -> None:
-    sets = {name: registry.data.entry_of(name).builder for name in registry.data.names()}
+    sets = {name: registry.data.get_entry(name).builder for name in registry.data.names()}
     prepared = {
         name
         for name, builder in sets.items()
-        if builder.__module__.startswith("sightline.") and DataMembers.prepare.of(builder) is not None
+        if builder.__module__.startswith("sightline.") and DataMembers.prepare.get(builder) is not None
     }
     assert set(SETS) | SAME_CODE == prepared
     assert set(LAYOUTS) == set(MODELS)

@@ -6,11 +6,11 @@ from typing import TypedDict
 
 import pytest
 
-from sightline.binding import Offer, UnboundError, bind, outputs_of
+from sightline.binding import AvailableKeys, UnknownKeyError, bind, declared_outputs
 from sightline.errors import ConfigError
 
-BATCH = Offer("data set 'scans'", {"points", "offsets", "label"})
-OUTPUTS = Offer("model 'salsanext'", {"logits"})
+BATCH = AvailableKeys("data set 'scans'", {"points", "offsets", "label"})
+OUTPUTS = AvailableKeys("model 'salsanext'", {"logits"})
 
 
 def test_parameters_are_bound_and_called_by_name() -> None:
@@ -28,7 +28,7 @@ def test_what_is_not_named_is_not_handed_over() -> None:
 
 
 def test_a_key_that_nobody_offers_names_both_sides() -> None:
-    with pytest.raises(UnboundError) as error:
+    with pytest.raises(UnknownKeyError) as error:
         bind(lambda *, logits, labels: None, BATCH, OUTPUTS, owner="losses.cross_entropy")
     assert str(error.value) == (
         "losses.cross_entropy needs 'labels'; data set 'scans' offers label, offsets, points; "
@@ -37,8 +37,8 @@ def test_a_key_that_nobody_offers_names_both_sides() -> None:
 
 
 def test_an_offer_of_nothing_is_said() -> None:
-    with pytest.raises(UnboundError, match="needs 'a'; model 'mute' offers nothing"):
-        bind(lambda *, a: None, Offer("model 'mute'", ()), owner="losses.mine")
+    with pytest.raises(UnknownKeyError, match="needs 'a'; model 'mute' offers nothing"):
+        bind(lambda *, a: None, AvailableKeys("model 'mute'", ()), owner="losses.mine")
 
 
 @pytest.mark.parametrize("default", [False, True])
@@ -46,8 +46,8 @@ def test_a_key_that_two_sides_offer_names_both_even_where_it_is_optional(default
     def needs(*, label: int) -> None: ...
     def may_take(*, label: int = 0) -> None: ...
 
-    other = Offer("model 'echo'", {"label"})
-    with pytest.raises(UnboundError) as error:
+    other = AvailableKeys("model 'echo'", {"label"})
+    with pytest.raises(UnknownKeyError) as error:
         bind(may_take if default else needs, BATCH, other, owner="metrics.mine")
     assert str(error.value) == (
         "metrics.mine takes 'label', which data set 'scans' and model 'echo' both offer; rename one of them"
@@ -55,7 +55,7 @@ def test_a_key_that_two_sides_offer_names_both_even_where_it_is_optional(default
 
 
 def test_a_key_that_two_sides_offer_harms_nobody_who_does_not_take_it() -> None:
-    bind(lambda *, points: None, BATCH, Offer("model 'echo'", {"label"}), owner="metrics.mine")
+    bind(lambda *, points: None, BATCH, AvailableKeys("model 'echo'", {"label"}), owner="metrics.mine")
 
 
 def test_an_optional_parameter_is_given_where_it_is_offered() -> None:
@@ -63,14 +63,14 @@ def test_an_optional_parameter_is_given_where_it_is_offered() -> None:
         return features
 
     assert bind(forward, BATCH, owner="model")({"points": 1, "offsets": 2, "label": 3}) == -1
-    offer = Offer("data set 'rich'", {"points", "features"})
+    offer = AvailableKeys("data set 'rich'", {"points", "features"})
     assert bind(forward, offer, owner="model")({"points": 1, "features": 7}) == 7
 
 
 def test_parameters_given_elsewhere_are_skipped() -> None:
     def update(self: object, state: dict, *, label: int) -> None: ...
 
-    assert bind(update, BATCH, owner="metrics.mine", skip=("state",)).names == ("label",)
+    assert bind(update, BATCH, owner="metrics.mine", exclude=("state",)).names == ("label",)
 
 
 def test_parameters_without_names_are_a_broken_promise() -> None:
@@ -90,7 +90,7 @@ class Output(TypedDict):
 def test_outputs_are_read_from_the_annotation() -> None:
     def forward(*, points: int) -> Output: ...  # type: ignore[empty-body]
 
-    assert outputs_of(forward, owner="model 'mine'") == {"logits", "feature_transform"}
+    assert declared_outputs(forward, owner="model 'mine'") == {"logits", "feature_transform"}
 
 
 def test_a_forward_that_does_not_say_what_it_returns_is_refused() -> None:
@@ -99,4 +99,4 @@ def test_a_forward_that_does_not_say_what_it_returns_is_refused() -> None:
 
     for function in (silent, vague):
         with pytest.raises(ConfigError, match=r"model 'mine': annotate the return value of '.*' with a TypedDict"):
-            outputs_of(function, owner="model 'mine'")
+            declared_outputs(function, owner="model 'mine'")

@@ -10,7 +10,7 @@ import pytest
 from sightline import registry
 from sightline.arguments import Backbone, Count, Head, Neck
 from sightline.errors import ConfigError
-from sightline.types import Component, Where
+from sightline.types import ComponentConfig, SourceLocation
 
 
 class Thing:
@@ -79,13 +79,13 @@ def _toys() -> Iterator[None]:
             del registry.REGISTRIES[kind]._entries[name]
 
 
-def whole(first: str = "toy_stem", **arguments: Any) -> Component:
+def whole(first: str = "toy_stem", **arguments: Any) -> ComponentConfig:
     """A block whose arguments stand in another order than those of its signature."""
     given = {"third": {"name": "toy_end"}, "second": {"name": "toy_middle"}, "first": {"name": first}} | arguments
-    return Component("toy", given, where=Where("mine.yaml", 3, "model"))
+    return ComponentConfig("toy", given, location=SourceLocation("mine.yaml", 3, "model"))
 
 
-def refused(component: Component) -> list[str]:
+def refused(component: ComponentConfig) -> list[str]:
     with pytest.raises(ConfigError) as error:
         registry.models.build(component, facts=FACTS)
     return list(error.value.faults)
@@ -107,8 +107,8 @@ def test_a_block_that_is_null_is_passed_over(second: Any) -> None:
 
 def test_the_data_set_is_not_asked_for_them() -> None:
     assert registry.models.needed_facts(whole()) == {"num_classes", "in_channels"}
-    assert set(registry.models.facts_of(whole())) == {"num_classes", "in_channels"}
-    assert list(registry.heads.entry_of("toy_end").arguments) == ["offset"]
+    assert set(registry.models.accepted_facts(whole())) == {"num_classes", "in_channels"}
+    assert list(registry.heads.get_entry("toy_end").arguments) == ["offset"]
     facts = {**FACTS, "channels": (1,), "strides": (1,)}
     assert registry.models.build(whole(), facts=facts).arguments["second"].arguments["channels"] == (4, 8)
 
@@ -137,9 +137,9 @@ def test_a_block_that_states_something_else_is_named() -> None:
 
 def test_a_block_without_one_before_it_is_refused() -> None:
     with pytest.raises(ConfigError, match="head 'toy_end' needs channels; a block before it should state it"):
-        registry.heads.build(Component("toy_end"), facts=FACTS)
+        registry.heads.build(ComponentConfig("toy_end"), facts=FACTS)
 
 
 def test_the_names_stay_arguments_elsewhere() -> None:
     """`point_transformer` has strides of its own."""
-    assert "strides" in registry.models.entry_of("point_transformer").arguments
+    assert "strides" in registry.models.get_entry("point_transformer").arguments

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from sightline.box_pictures import Box, draw_boxes
-from sightline.tasks.box_stages import COLORS, show_detections
+from sightline.box_pictures import DrawnBox, draw_boxes
+from sightline.tasks.detection_pictures import COLORS, show_detections
 
 RED = (250, 0, 0)
 
@@ -17,7 +17,7 @@ def black(height: int = 400, width: int = 500) -> np.ndarray:
 
 def test_a_solid_box_covers_its_border_and_nothing_else() -> None:
     """Half-open pixels: a box of 20 to 60 ends in pixel 59."""
-    drawn = draw_boxes(black(), [Box((20, 30, 60, 90), RED)])
+    drawn = draw_boxes(black(), [DrawnBox((20, 30, 60, 90), RED)])
     rows, columns = np.nonzero((drawn == RED).all(axis=2))
     assert (columns.min(), columns.max(), rows.min(), rows.max()) == (20, 59, 30, 89)
     assert not drawn[35:85, 25:55].any()
@@ -25,25 +25,25 @@ def test_a_solid_box_covers_its_border_and_nothing_else() -> None:
 
 
 def test_ignored_regions_are_hatched_and_missed_boxes_dashed() -> None:
-    hatched = draw_boxes(black(), [Box((20, 30, 120, 130), RED, style="hatched")])
+    hatched = draw_boxes(black(), [DrawnBox((20, 30, 120, 130), RED, style="hatched")])
     inside = (hatched[40:120, 30:110] == RED).all(axis=2)
     assert 0.05 < inside.mean() < 0.2
-    dashed = draw_boxes(black(), [Box((20, 30, 120, 130), RED, style="dashed")])
+    dashed = draw_boxes(black(), [DrawnBox((20, 30, 120, 130), RED, style="dashed")])
     side = (dashed[30, 20:120] == RED).all(axis=1)
     assert 0.4 < side.mean() < 0.7
 
 
 def test_boxes_beyond_the_image_and_of_no_size_are_no_fault() -> None:
     boxes = [
-        Box((-50, -50, 900, 900), RED, "x", "hatched"),
-        Box((10, 10, 10, 10), RED),
-        Box((-9, -9, -5, -5), RED, "far"),
+        DrawnBox((-50, -50, 900, 900), RED, "x", "hatched"),
+        DrawnBox((10, 10, 10, 10), RED),
+        DrawnBox((-9, -9, -5, -5), RED, "far"),
     ]
     assert draw_boxes(black(), boxes).shape == (400, 500, 3)
 
 
 def test_small_images_are_enlarged_with_their_boxes() -> None:
-    drawn = draw_boxes(black(48, 64), [Box((10, 20, 30, 40), RED)])
+    drawn = draw_boxes(black(48, 64), [DrawnBox((10, 20, 30, 40), RED)])
     factor = drawn.shape[1] // 64
     assert drawn.shape == (48 * factor, 64 * factor, 3)
     assert factor > 1
@@ -91,5 +91,5 @@ def test_the_highest_scoring_lies_on_top_and_pixels_are_those_given() -> None:
 
 
 def test_a_caption_of_two_lines_is_drawn_with_its_escape() -> None:
-    drawn, expected = (draw_boxes(black(), [Box((20, 30, 60, 90), RED, name)]) for name in ("a\nb", "a\\nb"))
+    drawn, expected = (draw_boxes(black(), [DrawnBox((20, 30, 60, 90), RED, name)]) for name in ("a\nb", "a\\nb"))
     assert np.array_equal(drawn, expected)

@@ -7,7 +7,7 @@ import weakref
 
 import pytest
 
-from sightline.collection import collection_paused
+from sightline.gc_pause import gc_paused
 
 
 class Knot:
@@ -19,7 +19,7 @@ def test_is_off_inside_and_on_again_even_after_an_error() -> None:
     inside = []
 
     def import_what_is_absent() -> None:
-        with collection_paused():
+        with gc_paused():
             inside.append(gc.isenabled())
             raise ImportError
 
@@ -32,7 +32,7 @@ def test_is_off_inside_and_on_again_even_after_an_error() -> None:
 def test_stays_off_where_it_was_off() -> None:
     gc.disable()
     try:
-        with collection_paused():
+        with gc_paused():
             pass
         assert not gc.isenabled()
     finally:
@@ -41,7 +41,7 @@ def test_stays_off_where_it_was_off() -> None:
 
 def test_a_pause_without_imports_sets_nothing_aside() -> None:
     frozen = gc.get_freeze_count()
-    with collection_paused():
+    with gc_paused():
         knot = weakref.ref(Knot())
     assert gc.get_freeze_count() == frozen
     gc.collect()
@@ -51,7 +51,7 @@ def test_a_pause_without_imports_sets_nothing_aside() -> None:
 def test_what_a_large_import_made_is_set_aside_and_still_freed() -> None:
     frozen = gc.get_freeze_count()
     try:
-        with collection_paused():
+        with gc_paused():
             many = [[index] for index in range(50_000)]
         aside = gc.get_freeze_count()
         assert aside >= frozen + 50_000

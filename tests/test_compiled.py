@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 import torch
 
-from sightline import compiled
-from sightline.compiled import in_threads, suits
+from sightline import numba_kernels
+from sightline.numba_kernels import can_use_numba, run_parallel
 
 
 @pytest.fixture(params=[1, 2, 5])
@@ -31,7 +31,7 @@ def count_rows(first: int, last: int, seen: np.ndarray) -> None:
     seen[first:last] += 1
 
 
-@compiled.compiled
+@numba_kernels.numba_kernel
 def add_rows(first, last, values, total):  # type: ignore[no-untyped-def]
     for row in range(first, last):
         total[row] = values[row].sum()
@@ -40,13 +40,13 @@ def add_rows(first, last, values, total):  # type: ignore[no-untyped-def]
 @pytest.mark.parametrize("num_rows", [0, 1, 2, 3, 100])
 def test_every_row_is_done_once(num_rows: int, threads: int) -> None:
     seen = np.zeros(num_rows, dtype=np.int64)
-    in_threads(count_rows, num_rows, seen)
+    run_parallel(count_rows, num_rows, seen)
     assert (seen == 1).all()
 
 
 def test_a_kernel_gives_what_its_plain_form_gives(threads: int) -> None:
     values, found, plain = np.random.default_rng(0).random((50, 7)), np.zeros(50), np.zeros(50)
-    in_threads(add_rows, 50, values, found)
+    run_parallel(add_rows, 50, values, found)
     add_rows.plain(0, 50, values, plain)
     np.testing.assert_allclose(found, plain, rtol=1e-15)
 
@@ -68,14 +68,14 @@ def test_work_is_timed_without_compiling(tmp_path: Path) -> None:
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    kernel = compiled.compiled(module.add_up)
+    kernel = numba_kernels.numba_kernel(module.add_up)
     total = np.zeros(50)
 
     def spent(dtype: str) -> tuple[float, float]:
         values = np.ones(50, dtype=dtype)
-        processor, work = time.thread_time(), compiled.working_s()
+        processor, work = time.thread_time(), numba_kernels.compute_seconds()
         kernel(0, 50, values, total)
-        return time.thread_time() - processor, compiled.working_s() - work
+        return time.thread_time() - processor, numba_kernels.compute_seconds() - work
 
     assert callable(kernel.machine_code)  # from here on numba itself is imported
     works = []
@@ -96,7 +96,7 @@ def test_kernels_run_where_numba_is_told_not_to_compile() -> None:
 READ_ONLY = """
 import sys, tempfile
 import numpy as np
-from sightline.compiled import compiled
+from sightline.numba_kernels import compiled
 
 def refused(dir=None, *, make=tempfile.TemporaryFile, **more):
     if any(str(dir).startswith(each) for each in sys.argv[1:]):
@@ -119,7 +119,7 @@ def test_machine_code_is_kept_where_the_package_is_read_only(tmp_path: Path) -> 
     package, home = tmp_path / "package", tmp_path / "home"
     package.mkdir()
     (package / "kernels.py").write_text(KERNEL)
-    search = os.pathsep.join([str(package), str(Path(compiled.__file__).parents[1])])
+    search = os.pathsep.join([str(package), str(Path(numba_kernels.__file__).parents[1])])
     own = {"HOME": str(home), "XDG_CACHE_HOME": str(home), "PYTHONPATH": search, "NUMBA_CACHE_DIR": ""}
 
     def run(*read_only: Path) -> tuple[int, str, str]:
@@ -147,34 +147,34 @@ def test_an_error_in_any_part_is_raised_after_all_have_ended(failing_row: int, t
             raise ArithmeticError(f"row {failing_row}")
 
     with pytest.raises(ArithmeticError, match=f"row {failing_row}"):
-        in_threads(kernel, 10)
+        run_parallel(kernel, 10)
     assert (seen == 1).all()
 
 
 def test_several_callers_at_once() -> None:
     seen = np.zeros((8, 1000), dtype=np.int64)
     with ThreadPoolExecutor(8) as callers:
-        list(callers.map(lambda row: in_threads(count_rows, 1000, row), seen))
+        list(callers.map(lambda row: run_parallel(count_rows, 1000, row), seen))
     assert (seen == 1).all()
 
 
 def test_a_forked_child_makes_threads_of_its_own(threads: int) -> None:
     """The parent's pool is there before the fork, and its threads are not in the child."""
-    in_threads(count_rows, 100, np.zeros(100, dtype=np.int64))
+    run_parallel(count_rows, 100, np.zeros(100, dtype=np.int64))
     child = os.fork()
     if child == 0:
         seen = np.zeros(100, dtype=np.int64)
-        in_threads(count_rows, 100, seen)
+        run_parallel(count_rows, 100, seen)
         os._exit(int(not (seen == 1).all()))
     assert os.waitpid(child, 0)[1] == 0
 
 
 def test_what_kernels_can_take(monkeypatch: pytest.MonkeyPatch) -> None:
     single, double, half = torch.zeros(1), torch.zeros(1, dtype=torch.float64), torch.zeros(1, dtype=torch.bfloat16)
-    assert suits(single, single)
-    assert suits(double)
-    assert not suits(single, double)
-    assert not suits(half)
-    assert not suits(torch.zeros(1, device="meta"))
-    monkeypatch.setattr(compiled, "_has_numba", lambda: False)
-    assert not suits(single)
+    assert can_use_numba(single, single)
+    assert can_use_numba(double)
+    assert not can_use_numba(single, double)
+    assert not can_use_numba(half)
+    assert not can_use_numba(torch.zeros(1, device="meta"))
+    monkeypatch.setattr(numba_kernels, "_has_numba", lambda: False)
+    assert not can_use_numba(single)

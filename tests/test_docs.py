@@ -14,8 +14,8 @@ import typer
 
 import sightline
 from sightline.cli import app
-from sightline.engine.intervals import evaluation_numbers, interval_numbers
 from sightline.engine.records import EvaluationRecord, StepRecord
+from sightline.engine.step_averages import average_records, evaluation_scalars
 from sightline.registry import REGISTRIES
 from tests.command import built_once
 
@@ -184,5 +184,5 @@ def test_every_key_of_metrics_jsonl_is_in_the_reference() -> None:
     seconds = dict.fromkeys(("data", "transfer", "prepare", "forward", "backward", "optimise"), 0.0)
     step = StepRecord(1, 1, 0, 1, 1, {"total": 0.0}, 0.0, 0.0, seconds, 0.0)
     evaluation = EvaluationRecord(1, 0, "validation", {}, {}, 0.0, 1, is_best=False)
-    keys = {"step", "epoch", "split", "time_s", *interval_numbers([step]), *evaluation_numbers(evaluation)}
+    keys = {"step", "epoch", "split", "time_s", *average_records([step]), *evaluation_scalars(evaluation)}
     assert [key for key in sorted(keys) if f"`{key}`" not in REFERENCE] == []

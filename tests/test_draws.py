@@ -69,14 +69,14 @@ def test_permutations_are_permutations_and_even() -> None:
 def test_the_draws_of_a_step_are_shared_by_its_samples_and_differ_between_steps() -> None:
     """Whatever samples of the step are drawn together, in whatever epoch; samples' own draws do not depend on it."""
     keys = [SampleKey(index, 1, 7, step=3) for index in range(5)]
-    together = Draws.for_samples(keys).stream("size").of_step.bits(4)
+    together = Draws.for_samples(keys).stream("size").shared_by_step.bits(4)
     for part in (keys[:1], keys[2:4], keys[::-1]):
-        np.testing.assert_array_equal(Draws.for_samples(part).stream("size").of_step.bits(4), together)
+        np.testing.assert_array_equal(Draws.for_samples(part).stream("size").shared_by_step.bits(4), together)
     others = [SampleKey(0, 1, 7, step=4), SampleKey(0, 1, 8, step=3)]
-    assert all((Draws.for_samples([key]).stream("size").of_step.bits(4) != together).all() for key in others)
-    assert (Draws.for_samples(keys).stream("crop").of_step.bits(4) != together).all()
+    assert all((Draws.for_samples([key]).stream("size").shared_by_step.bits(4) != together).all() for key in others)
+    assert (Draws.for_samples(keys).stream("crop").shared_by_step.bits(4) != together).all()
     plain = [SampleKey(key.index, key.epoch, key.seed) for key in keys]
     np.testing.assert_array_equal(Draws.for_samples(keys).bits(4), Draws.for_samples(plain).bits(4))
     with pytest.raises(ValueError, match="not of one step"):
-        Draws.for_samples([*keys, others[0]]).of_step  # noqa: B018 - a property that raises
+        Draws.for_samples([*keys, others[0]]).shared_by_step  # noqa: B018 - a property that raises
     assert Draws.for_samples([]).bits(3).shape == (0, 3)

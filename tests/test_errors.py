@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 
-from sightline.errors import ConfigError, DataError, MissingDataError, UserError, in_one_line
+from sightline.errors import ConfigError, DataError, MissingDataError, UserError, escape_to_one_line
 
 
 def test_a_data_error_is_one_line() -> None:
@@ -14,7 +14,7 @@ def test_a_data_error_is_one_line() -> None:
     assert told == r"a\nb\r\t\x1b[31m\u2028\u202e\udcff.off: is größer 点" + "\u3000云"
     assert told.encode()
     assert str(pickle.loads(pickle.dumps(DataError(told)))) == told
-    assert in_one_line("as it is") == "as it is"
+    assert escape_to_one_line("as it is") == "as it is"
 
 
 def test_a_mistake_is_one_line_and_faults_of_a_config_are_one_each() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from sightline.members import MEMBERS, REQUIRED, misspelt, misspelt_members
+from sightline.optional_members import MEMBERS, REQUIRED, find_misspelt_members, suggest_member
 from sightline.registry import REGISTRIES
 from tests.command import run_here
 from tests.conftest import ROOT
@@ -87,21 +87,21 @@ updates veto view views vote_all voted voter voters votes voting weights width w
 
 @pytest.mark.parametrize(("kind", "planted"), PLANTED.items())
 def test_misspelt_members_are_known(kind: str, planted: dict[str, str]) -> None:
-    assert {name: misspelt(kind, name) for name in planted} == planted
+    assert {name: suggest_member(kind, name) for name in planted} == planted
 
 
 @pytest.mark.parametrize("kind", REGISTRIES)
 def test_plausible_names_of_an_author_are_his_own(kind: str) -> None:
     """A near miss costs a rename, a false alarm too; a word with another ending, or with another word, is none."""
-    own = {name: known for name in OWN if (known := misspelt(kind, name)) is not None}
+    own = {name: known for name in OWN if (known := suggest_member(kind, name)) is not None}
     assert own == {}
 
 
 @pytest.mark.parametrize("kind", REGISTRIES)
 def test_known_members_and_private_ones_are_no_misspellings(kind: str) -> None:
     known = {*MEMBERS.get(kind, ()), *REQUIRED.get(kind, ())}
-    assert not [name for name in known if misspelt(kind, name)]
-    assert not [name for name in known if misspelt(kind, f"_{name}s")]
+    assert not [name for name in known if suggest_member(kind, name)]
+    assert not [name for name in known if suggest_member(kind, f"_{name}s")]
 
 
 def test_the_package_reads_every_member_through_the_record() -> None:
@@ -136,7 +136,7 @@ class Planted(Base):
 
 
 def test_members_are_found_wherever_a_class_defines_them() -> None:
-    assert dict(misspelt_members("data", Planted)) == {
+    assert dict(find_misspelt_members("data", Planted)) == {
         "finger_print": "fingerprint",
         "getBatch": "get_batch",
         "nam_of": "name_of",
@@ -144,7 +144,7 @@ def test_members_are_found_wherever_a_class_defines_them() -> None:
         "strataa": "strata",
         "yardstiks": "yardsticks",
     }
-    assert not list(misspelt_members("data", lambda: None))
+    assert not list(find_misspelt_members("data", lambda: None))
 
 
 PLUGIN = """\

@@ -18,7 +18,7 @@ import sightline
 from sightline import registry
 from sightline.doctor.context import CHECKS
 from sightline.doctor.suite import all_checks
-from sightline.members import MEMBERS, misspelt
+from sightline.optional_members import MEMBERS, suggest_member
 from sightline.plugins import Plugin, load_plugins, run_file
 from tests.command import Outcome, run_here
 from tests.doc_blocks import lay_out
@@ -80,9 +80,9 @@ def test_every_member_of_a_component_is_read_under_its_old_name() -> None:
         for name in names:
             given = object()
             component = type("Component", (), {name: given})
-            assert any(member.of(component) is given for member in MEMBERS[kind].values()), f"{kind}: {name}"
+            assert any(member.get(component) is given for member in MEMBERS[kind].values()), f"{kind}: {name}"
     for kind, names in members["required"].items():
-        assert [name for name in names if misspelt(kind, name)] == []
+        assert [name for name in names if suggest_member(kind, name)] == []
 
 
 # --- the plugins of examples/ ----------------------------------------------------------------------------------------
@@ -160,10 +160,10 @@ def test_a_probe_and_a_search_of_one_s_own(tmp_path: Path) -> None:
 
 def test_a_set_of_depth_frames_and_a_reference_point() -> None:
     load_plugins([EVERY])
-    dataset = registry.data.entry_of("old_frames").builder(split="train", size=3)
+    dataset = registry.data.get_entry("old_frames").builder(split="train", size=3)
     sample = dataset[sightline.types.SampleKey(1, 0, 0)]
     assert sample["reference"].tolist() == pytest.approx([0, 0, 301], abs=10)
-    middle = registry.references.entry_of("old_middle").builder()
+    middle = registry.references.get_entry("old_middle").builder()
     done = run_here("show", RUNS / "pose", "--plugin", RUNS / "nets.py", "data.reference={name: old_middle}")
     assert (middle.title, done.code) == ("old_middle", 0), done.err
 

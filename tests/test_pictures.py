@@ -14,8 +14,8 @@ from sightline.pictures import (
     Axis,
     Frame,
     Picture,
-    colors_of,
     encode_png,
+    label_colors,
     render_clouds,
     with_legend,
 )
@@ -155,7 +155,7 @@ def test_png_holds_the_same_pixels(ball: np.ndarray) -> None:
 
 def test_colours_of_labels() -> None:
     labels = np.array([[0, 3], [-1, 50]])
-    assert np.array_equal(colors_of(labels), [[PALETTE[0], PALETTE[3]], [UNLABELLED, PALETTE[0]]])
+    assert np.array_equal(label_colors(labels), [[PALETTE[0], PALETTE[3]], [UNLABELLED, PALETTE[0]]])
 
 
 def test_the_palette_is_distinct_and_visible_on_white() -> None:

@@ -8,16 +8,16 @@ from pathlib import Path
 
 import pytest
 
-from sightline.plain_files import assert_plain, parse_json, read_plain
+from sightline.regular_files import check_regular_file, parse_json, read_regular_file
 
 
 def test_a_plain_file_is_read_also_through_a_link(tmp_path: Path) -> None:
     path, link = tmp_path / "file", tmp_path / "link"
     path.write_bytes(b"abc")
     link.symlink_to(path)
-    assert [read_plain(path), read_plain(link)] == [b"abc", b"abc"]
-    assert read_plain(path, max_bytes=3) == b"abc"
-    assert assert_plain(path) == 3
+    assert [read_regular_file(path), read_regular_file(link)] == [b"abc", b"abc"]
+    assert read_regular_file(path, max_bytes=3) == b"abc"
+    assert check_regular_file(path) == 3
 
 
 @pytest.mark.parametrize("kind", ["pipe", "device", "link to a device", "folder", "too large", "giant", "link"])
@@ -45,12 +45,12 @@ def test_anything_else_is_refused_unread(kind: str, tmp_path: Path) -> None:
         path.symlink_to(tmp_path)
         options = {"allow_link": False}
     with pytest.raises(OSError, match=reason):
-        read_plain(path, **options)  # type: ignore[arg-type]
+        read_regular_file(path, **options)  # type: ignore[arg-type]
 
 
 def test_a_missing_file_is_missing(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
-        read_plain(tmp_path / "file")
+        read_regular_file(tmp_path / "file")
 
 
 @pytest.mark.parametrize("place", ["value", "key", "list"])

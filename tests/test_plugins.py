@@ -12,7 +12,7 @@ import pytest
 from sightline import registry
 from sightline.config import read_config
 from sightline.errors import ConfigError, PluginError
-from sightline.plugins import Plugin, check_recorded, file_of, load_plugins
+from sightline.plugins import Plugin, check_recorded, find_plugin, load_plugins
 from tests.command import run_here
 
 HEALTHY = Path(__file__).parent / "broken_configs" / "_healthy.yaml"
@@ -56,10 +56,10 @@ def refused(*paths: Path) -> str:
 def test_parts_are_registered_and_known_by_their_file(tmp_path: Path) -> None:
     path = model(tmp_path)
     (plugin,) = load_plugins([path])
-    entry = registry.models.entry_of("mine")
+    entry = registry.models.get_entry("mine")
     assert (entry.source, entry.facts) == ("mine 2026, eq. 1.", ["num_classes"])
-    assert file_of(entry.builder) == path
-    assert file_of(registry.models.entry_of("dgcnn").builder) is None
+    assert find_plugin(entry.builder) == path
+    assert find_plugin(registry.models.get_entry("dgcnn").builder) is None
     assert plugin.record() == {"path": str(path), "name": "parts.py", "sha256": plugin.sha256}
     assert read_config(HEALTHY, ["model={name: mine}"]).model.arguments == {"width": 3}
 
@@ -81,7 +81,7 @@ def test_what_runs_is_what_was_hashed_and_nothing_is_written_beside_it(tmp_path:
     """No compiled copy, which could be stale: two files of one size in one second look alike to Python's cache."""
     load_plugins([model(tmp_path, width=3)])
     load_plugins([model(tmp_path, width=4)])
-    assert registry.models.entry_of("mine").parameters["width"].default == 4
+    assert registry.models.get_entry("mine").parameters["width"].default == 4
     assert sorted(path.name for path in tmp_path.iterdir()) == ["parts.py"]
 
 
@@ -171,10 +171,10 @@ def test_repeating_a_run_asks_for_its_plugins(tmp_path: Path) -> None:
     """`show RUN` and `train RUN/config.yaml` know what the run was made with."""
     path = model(tmp_path)
     load_plugins([path])
-    from sightline.config import render
+    from sightline.config import render_config
 
     run = tmp_path / "run"
-    write(run / "config.yaml", render(read_config(HEALTHY, ["model={name: mine}"]), origins=False))
+    write(run / "config.yaml", render_config(read_config(HEALTHY, ["model={name: mine}"]), origins=False))
     write(run / "environment.json", f'{{"plugins": [{{"path": "{path}", "name": "parts.py", "sha256": "0"}}]}}')
     for given in (run, run / "config.yaml"):
         code, _, err = run_here("show", given)

@@ -9,12 +9,12 @@ import pytest
 
 from sightline import registry
 from sightline.arguments import PointEncoder, TransformBlock
-from sightline.binding import UnboundError
+from sightline.binding import UnknownKeyError
 from sightline.errors import CheckpointError, ConfigError, DataError
-from sightline.registry import DATA_FACTS, FACTS, REGISTRIES, Registry, blame
-from sightline.types import Component, Where
+from sightline.registry import DATA_FACTS, FACTS, REGISTRIES, Registry, locate_errors
+from sightline.types import ComponentConfig, SourceLocation
 
-HERE = Where("mine.yaml", 3, "model")
+HERE = SourceLocation("mine.yaml", 3, "model")
 
 
 @pytest.fixture
@@ -23,9 +23,9 @@ def parts() -> Registry:
     return Registry("models", "model", "sightline.geometry")
 
 
-def block(name: str, **arguments: Any) -> Component:
-    origins = {key: Where("mine.yaml", 4 + i, f"model.{key}") for i, key in enumerate(arguments)}
-    return Component(name, arguments, where=HERE, origins=origins)
+def block(name: str, **arguments: Any) -> ComponentConfig:
+    origins = {key: SourceLocation("mine.yaml", 4 + i, f"model.{key}") for i, key in enumerate(arguments)}
+    return ComponentConfig(name, arguments, location=HERE, origins=origins)
 
 
 def make(*, num_classes: int, width: int = 3, names: tuple[str, ...] = ()) -> dict[str, Any]:
@@ -82,7 +82,7 @@ def test_one_name_is_one_part(parts: Registry) -> None:
 
 def test_summary_and_source_come_from_the_docstring(parts: Registry) -> None:
     parts.add("mine")(make)
-    entry = parts.entry_of("mine")
+    entry = parts.get_entry("mine")
     assert (entry.summary, entry.source) == ("A part.", "nobody 2020, eq. 1; in two lines.")
     assert (list(entry.arguments), entry.facts) == (["width", "names"], ["num_classes"])
 
@@ -116,7 +116,9 @@ def test_summary_and_source_come_from_the_docstring(parts: Registry) -> None:
         (block("strict"), ["3: lr: is required and missing: 'strict' needs a number here"]),
     ],
 )  # fmt: skip
-def test_faults_of_a_block_have_place_and_remedy(parts: Registry, component: Component, expected: list[str]) -> None:
+def test_faults_of_a_block_have_place_and_remedy(
+    parts: Registry, component: ComponentConfig, expected: list[str]
+) -> None:
     parts.add("mine")(make)
 
     @parts.add("strict")
@@ -157,7 +159,9 @@ def test_an_optional_fact_may_be_absent(parts: Registry) -> None:
 def test_from_python_the_caller_is_the_place(parts: Registry) -> None:
     parts.add("mine")(make)
     with pytest.raises(ConfigError, match=r"^build_model\.widht: 'mine' has no such argument"):
-        parts.build(Component("mine", {"widht": 3}, where=Where("build_model")), facts={"num_classes": 1})
+        parts.build(
+            ComponentConfig("mine", {"widht": 3}, location=SourceLocation("build_model")), facts={"num_classes": 1}
+        )
 
 
 # --- blocks in blocks ------------------------------------------------------------------------------------------------
@@ -187,7 +191,7 @@ def test_blocks_are_built_first_and_with_the_same_facts(parts: Registry) -> None
 def test_components_stand_for_blocks_too(parts: Registry) -> None:
     """As a config holds them once it is read."""
     parts.add("made")(made_of)
-    inner, _ = parts.build(block("made", inner=Component("dgcnn", {"embedding": 8})), facts={"in_channels": 3})
+    inner, _ = parts.build(block("made", inner=ComponentConfig("dgcnn", {"embedding": 8})), facts={"in_channels": 3})
     assert inner.feature_width == 16
 
 
@@ -206,7 +210,7 @@ def test_components_stand_for_blocks_too(parts: Registry) -> None:
         (ConfigError("width: a", "b"), ConfigError, "mine.yaml:4: model.width: a\nmine.yaml:3: model: b"),
         (ValueError("p > 1"), ConfigError, "mine.yaml:3: model: 'mine' refuses its arguments: p > 1"),
         (DataError("/data: no such folder"), DataError, "mine.yaml:3: model: /data: no such folder"),
-        (UnboundError("losses.a needs 'b'"), UnboundError, "losses.a needs 'b'"),
+        (UnknownKeyError("losses.a needs 'b'"), UnknownKeyError, "losses.a needs 'b'"),
         (CheckpointError("a: damaged"), CheckpointError, "a: damaged"),
         (RuntimeError("ours"), RuntimeError, "ours"),
     ],
@@ -214,7 +218,7 @@ def test_components_stand_for_blocks_too(parts: Registry) -> None:
 def test_errors_of_builders_get_the_place_of_their_block(
     raised: Exception, kind: type[Exception], expected: str
 ) -> None:
-    with pytest.raises(kind) as error, blame(block("mine", width=1, groups=[])):
+    with pytest.raises(kind) as error, locate_errors(block("mine", width=1, groups=[])):
         raise raised
     assert str(error.value) == expected
 
@@ -222,7 +226,7 @@ def test_errors_of_builders_get_the_place_of_their_block(
 def test_a_missing_folder_is_blamed_on_the_root_that_named_it() -> None:
     with (
         pytest.raises(DataError, match=r"^mine\.yaml:4: model\.root: /data: no such folder$"),
-        blame(block("m", root="/data")),
+        locate_errors(block("m", root="/data")),
     ):
         raise DataError("/data: no such folder")
 
@@ -230,7 +234,7 @@ def test_a_missing_folder_is_blamed_on_the_root_that_named_it() -> None:
 def test_a_missing_folder_is_blamed_on_the_argument_that_named_it() -> None:
     with (
         pytest.raises(DataError, match=r"^mine\.yaml:5: model\.views: /views: is not a view store$"),
-        blame(block("m", root="/data", views="/views")),
+        locate_errors(block("m", root="/data", views="/views")),
     ):
         raise DataError("/views: is not a view store")
 
@@ -244,7 +248,7 @@ def test_built_in_parts_are_found_lazily_and_described(kind: str) -> None:
     assert names == sorted(names)
     assert names
     for name in names:
-        entry = REGISTRIES[kind].entry_of(name)
+        entry = REGISTRIES[kind].get_entry(name)
         assert not entry.summary.endswith(","), f"{name}: the first line of the docstring stands by itself"
         assert entry.source or not entry.builder.__module__.startswith("sightline."), f"{name}: names no source"
 

@@ -12,13 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from typing_extensions import TypedDict
 
-from sightline.arguments import Count, Factor, Probability, Size
-from sightline.schema import check_value, describe_type, nearest, parameters_of, show_value
+from sightline.arguments import Count, NonNegativeFloat, PositiveFloat, Probability
+from sightline.schema import check_value, describe_type, format_value, signature_parameters, suggest
 
 
 class Group(TypedDict):
     modules: str
-    factor: Factor
+    factor: NonNegativeFloat
     until: NotRequired[Count]
 
 
@@ -33,8 +33,8 @@ class Group(TypedDict):
         (None, "null"),
         (Count, "a whole number, at least 1"),
         (Probability, "a number from 0 to 1"),
-        (Size, "a number, above 0"),
-        (Factor, "a number, at least 0"),
+        (PositiveFloat, "a number, above 0"),
+        (NonNegativeFloat, "a number, at least 0"),
         (Annotated[float, Ge(0), Lt(1)], "a number, at least 0 and below 1"),
         (Annotated[float, Gt(-1), Le(1)], "a number, above -1 and at most 1"),
         (Annotated[int, Le(5)], "a whole number, at most 5"),
@@ -91,12 +91,12 @@ def test_values_become_what_the_annotation_says(annotation: Any, value: object, 
         (Literal["a"], "b", [("", "found the text 'b', allowed is one of 'a'")]),
         (Count | None, 0, [("", "found 0, allowed is a whole number, at least 1, or null")]),
         (Count, 2**31, [("", "found 2147483648, allowed is a whole number from 1 to 2147483647")]),
-        (Size, 2e9, [("", "found 2000000000.0, allowed is a number, above 0 and at most 1000000000")]),
+        (PositiveFloat, 2e9, [("", "found 2000000000.0, allowed is a number, above 0 and at most 1000000000")]),
         (tuple[float, ...], 5, [("", "found 5, allowed is a list, each a number")]),
         (tuple[float, ...], [1, "a", None], [
             ("1", "found the text 'a', allowed is a number"), ("2", "found null, allowed is a number")]),
-        (tuple[Factor, ...] | None, [1, -1], [("1", "found -1, allowed is a number, at least 0")]),
-        (tuple[Size, Size], [1], [("", "found the list [1], allowed is a list of 2, each a number, above 0")]),
+        (tuple[NonNegativeFloat, ...] | None, [1, -1], [("1", "found -1, allowed is a number, at least 0")]),
+        (tuple[PositiveFloat, PositiveFloat], [1], [("", "found the list [1], allowed is a list of 2, each a number, above 0")]),
         (tuple[tuple[int, ...], ...], [[1], [2, "x"]], [("1.1", "found the text 'x', allowed is a whole number")]),
         (dict[str, float], {"a": 1, "b": "c"}, [("b", "found the text 'c', allowed is a number")]),
         (Group, {"modules": "a"}, [("factor", "is required and missing; give a number, at least 0")]),
@@ -135,7 +135,7 @@ TYPES = st.sampled_from(
         Count,
         float,
         str,
-        Size | None,
+        PositiveFloat | None,
         tuple[int, ...],
         tuple[str, float],
         list[Group],
@@ -170,7 +170,7 @@ def test_any_value_fits_or_is_explained(annotation: Any, value: object) -> None:
     ],
 )
 def test_values_as_a_user_wrote_them(value: object, words: str) -> None:
-    assert show_value(value) == words
+    assert format_value(value) == words
 
 
 @pytest.mark.parametrize(
@@ -183,8 +183,8 @@ def test_values_as_a_user_wrote_them(value: object, words: str) -> None:
     ],
 )
 def test_the_nearest_word(word: str, choices: list[str], expected: str) -> None:
-    assert nearest(word, choices) == expected
-    assert nearest("zzz", choices, otherwise="; none") == "; none"
+    assert suggest(word, choices) == expected
+    assert suggest("zzz", choices, otherwise="; none") == "; none"
 
 
 def test_parameters_of_functions_classes_and_dataclasses() -> None:
@@ -198,8 +198,8 @@ def test_parameters_of_functions_classes_and_dataclasses() -> None:
         a: int
         b: str = "x"
 
-    assert [(p.name, p.is_required) for p in parameters_of(function).values()] == [("a", True), ("b", False)]
-    assert parameters_of(function)["b"].annotation == Count
-    assert parameters_of(function)["a"].default is inspect.Parameter.empty
-    assert parameters_of(Plain) == {}
-    assert [(p.name, p.annotation) for p in parameters_of(Data).values()] == [("a", int), ("b", str)]
+    assert [(p.name, p.is_required) for p in signature_parameters(function).values()] == [("a", True), ("b", False)]
+    assert signature_parameters(function)["b"].annotation == Count
+    assert signature_parameters(function)["a"].default is inspect.Parameter.empty
+    assert signature_parameters(Plain) == {}
+    assert [(p.name, p.annotation) for p in signature_parameters(Data).values()] == [("a", int), ("b", str)]

@@ -114,7 +114,7 @@ def test_a_script_beside_a_clone_imports_the_package(wheels: tuple[Path, Path], 
 def test_every_listed_config_can_be_copied_with_what_it_needs(tmp_path: Path) -> None:
     configs = shipped_configs()
     assert len(configs) > 60
-    assert not [config.path for config in configs if not config.about or Path(config.path).name.startswith("_")]
+    assert not [config.path for config in configs if not config.description or Path(config.path).name.startswith("_")]
     for name in ("configs", "examples"):
         copy_shipped(name, tmp_path / "all")
     for config in configs:

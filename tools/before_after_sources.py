@@ -157,12 +157,12 @@ def _published_state(layout: str) -> dict[str, Tensor]:
 def _own_state(layout: str) -> dict[str, Tensor]:
     from sightline import registry
     from sightline.engine.conversion import _arguments, _nested
-    from sightline.members import DataMembers
     from sightline.models.published.published_models import MODELS
-    from sightline.types import Component
+    from sightline.optional_members import DataMembers
+    from sightline.types import ComponentConfig
 
     published = MODELS[layout]
-    promise = DataMembers.promise.of(registry.data.entry_of(published.protocol.data).builder)
+    promise = DataMembers.expected_info.get(registry.data.get_entry(published.protocol.data).builder)
     promised = dict(promise().facts) if promise is not None else {}
     facts = {"num_classes": 12, "in_channels": 3, "num_categories": 16, "num_joints": 21, **promised}
     if published.class_places:
@@ -170,7 +170,7 @@ def _own_state(layout: str) -> dict[str, Tensor]:
     if layout.endswith("_scenes") or published.protocol.data == "semantic_kitti":
         facts["in_channels"] = 9 if layout.endswith("_scenes") else 5
     with torch.device("meta"):
-        model = registry.models.build(Component(published.model, _nested(_arguments(published))), facts=facts)
+        model = registry.models.build(ComponentConfig(published.model, _nested(_arguments(published))), facts=facts)
     return dict(model.state_dict())
 
 

@@ -35,8 +35,8 @@ def main() -> None:
     for name, words in RECIPES.items():
         built = build(read_config(CONFIGS / f"{name}.yaml", [*TWO, *words]), World())
         train(built.job, World(), lambda record, stop_asked: True)
-        if built.selection is not None:
-            built.selection(built.job.model, World())
+        if built.selection_evaluator is not None:
+            built.selection_evaluator(built.job.model, World())
 
 
 if __name__ == "__main__":

@@ -8,19 +8,19 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from sightline.data.depth.depth_frames import DepthFrames
-from sightline.data.loading.reading import BatchReader, NamedTransform
+from sightline.data.loading.batch_reader import BatchReader, NamedTransform
 from sightline.data.synthetic.synthetic_bodies import SyntheticBodies
 from sightline.data.synthetic.synthetic_hands import SyntheticHands
 from sightline.data.synthetic.synthetic_shapes import SyntheticShapes
 from sightline.geometry.cameras import ring_cameras
-from sightline.geometry.pinhole import project
+from sightline.geometry.pinhole import project_points
 from sightline.geometry.rendering import Style, on_background, render_cloud
-from sightline.pictures import PALETTE, colors_of, encode_png, render_clouds
-from sightline.transforms.point_choice import SamplePoints
+from sightline.pictures import PALETTE, encode_png, label_colors, render_clouds
+from sightline.transforms.point_selection import SamplePoints
 from sightline.transforms.points import Rotate, Scale
 from sightline.transforms.volumes import DrawHeatmaps, PlaceCube, Voxelize
 from sightline.types import SampleKey
-from sightline.view.samples import Branch, sample_subject
+from sightline.view.samples import Branch, view_sample
 from sightline.view.sheet import draw_sheet
 
 CHOSEN = (1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0)
@@ -39,7 +39,7 @@ def draw(path: Path) -> None:
     pixels = render_clouds(
         [sample["points"].numpy() for sample in samples],
         captions=[name.replace("_", " ") for name in names],
-        colors=[colors_of(sample["part"].numpy() % 10) for sample in samples],
+        colors=[label_colors(sample["part"].numpy() % 10) for sample in samples],
         up_axis=shapes.info.facts["up_axis"],
         columns=6,
         tile_px=240,
@@ -57,7 +57,7 @@ def draw_stages(path: Path) -> None:
     ]
     index = int(np.flatnonzero(shapes.strata == shapes.info.facts["category_names"].index("chair"))[0])
     branch = Branch("train", BatchReader(shapes, transforms))
-    subject = sample_subject(index, name=f"train/{index}", branches=[branch], seed=3, facts=shapes.info.facts)
+    subject = view_sample(index, name=f"train/{index}", branches=[branch], seed=3, facts=shapes.info.facts)
     path.write_bytes(encode_png(draw_sheet(subject)))
 
 
@@ -71,7 +71,7 @@ def draw_hand(path: Path) -> None:
         NamedTransform("draw_heatmaps", DrawHeatmaps()),
     ]
     branch = Branch("train", BatchReader(hands, transforms))
-    subject = sample_subject(2, name="train/2", branches=[branch], seed=0, facts=hands.info.facts)
+    subject = view_sample(2, name="train/2", branches=[branch], seed=0, facts=hands.info.facts)
     path.write_bytes(encode_png(draw_sheet(subject, tile_px=180)))
 
 
@@ -104,7 +104,7 @@ def draw_figures(path: Path) -> None:
 def _figure(frames: DepthFrames, index: int, *, tile_px: int = 144) -> np.ndarray:
     """A frame cut out about its figure, (tile, tile, 3) uint8, with a colour for each finger or limb."""
     sample = frames[SampleKey(index, 0, 0)]
-    depth, joints = sample["depth"].numpy(), project(sample["joints"].numpy(), sample["camera"].numpy())[:, :2]
+    depth, joints = sample["depth"].numpy(), project_points(sample["joints"].numpy(), sample["camera"].numpy())[:, :2]
     rows, columns = (np.flatnonzero((depth > 0).any(axis=axis)) for axis in (1, 0))
     low, high = np.array([columns[0], rows[0]]), np.array([columns[-1], rows[-1]])
     side_px = int((high - low).max()) + 9

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from sightline import registry
 from sightline.arguments import Count
-from sightline.assigners.base import BACKGROUND, Assigner, Assignment, best_of_groups
-from sightline.geometry.boxes.codings import encode_distances
+from sightline.assigners.base import BACKGROUND, Assigner, Assignment, argmax_by_group
+from sightline.geometry.boxes.box_coder import encode_distances
 from sightline.geometry.boxes.overlaps import box_centres, iou
 from sightline.geometry.boxes.priors import PriorKind, Priors
 from sightline.geometry.neighbours import nearest_neighbours
@@ -30,26 +30,26 @@ class ATSS(Assigner):
     Source: Zhang et al. 2020, algorithm 1; the deviation is the unbiased one of their code.
     """
 
-    takes: ClassVar[frozenset[PriorKind]] = frozenset({"anchors", "points"})
+    prior_kinds: ClassVar[frozenset[PriorKind]] = frozenset({"anchors", "points"})
 
     def __init__(self, *, topk: Count = 9) -> None:
         self.topk = topk
 
     def match(self, priors: Priors, boxes: Tensor) -> Assignment:
         candidates = self._candidates(priors, boxes)
-        overlap = iou(priors.squares(_SIDE_STRIDES)[candidates], boxes[:, None])
+        overlap = iou(priors.to_boxes(_SIDE_STRIDES)[candidates], boxes[:, None])
         limit = overlap.mean(dim=1) + overlap.std(dim=1, correction=min(1, overlap.shape[1] - 1))
         inside = encode_distances(priors.centres[candidates], boxes[:, None]).amin(dim=2) > _LEAST_INSIDE_PX
         box, place = ((overlap >= limit[:, None]) & inside).nonzero(as_tuple=True)
         prior = candidates[box, place]
-        matched = best_of_groups(prior, overlap[box, place], box, len(priors))
+        matched = argmax_by_group(prior, overlap[box, place], box, len(priors))
         num_claims = torch.zeros_like(matched).index_add_(0, prior, torch.ones_like(prior))
         return Assignment(torch.where(matched >= 0, matched, BACKGROUND), num_claims)
 
     def _candidates(self, priors: Priors, boxes: Tensor) -> Tensor:
         """Priors (M, K) of the nearest cells of every level: the anchors of a cell have one centre."""
         centres, found = priors.centres, []
-        for rows, per_cell in zip(priors.levels, priors.num_per_cell, strict=True):
+        for rows, per_cell in zip(priors.level_slices, priors.priors_per_cell, strict=True):
             cells = centres[rows][::per_cell]
             count = min(self.topk, len(cells))
             near = nearest_neighbours(cells[None], num_neighbours=count, queries=box_centres(boxes)[None])[0]

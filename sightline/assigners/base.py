@@ -8,10 +8,10 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from sightline.geometry.boxes.overlaps import at_least_float32, blocks, pairwise_ioa
+from sightline.geometry.boxes.overlaps import column_blocks, pairwise_ioa, promote_to_float32
 from sightline.geometry.boxes.priors import BACKGROUND, IGNORED, PriorKind, Priors
 
-__all__ = ["BACKGROUND", "IGNORED", "Assigner", "Assignment", "Predicted", "best_of_groups"]
+__all__ = ["BACKGROUND", "IGNORED", "Assigner", "Assignment", "PriorPredictions", "argmax_by_group"]
 
 _MOST_COVERED = 0.5
 """An anchor whose area lies in an ignore region by a larger share is not background."""
@@ -26,11 +26,11 @@ class Assignment(NamedTuple):
     """
 
     matched: Tensor
-    num_claims: Tensor
-    second: Tensor | None = None
+    num_candidates: Tensor
+    second_matched: Tensor | None = None
 
 
-class Predicted(NamedTuple):
+class PriorPredictions(NamedTuple):
     """What a network predicts at the priors of an image, float32 at least and without gradient.
 
     `logits` (P, K) before the sigmoid, decoded `boxes` (P, 4) in pixels, `objectness` (P,) before the sigmoid, or None.
@@ -42,9 +42,9 @@ class Predicted(NamedTuple):
     objectness: Tensor | None = None
 
     @classmethod
-    def of(cls, logits: Tensor, boxes: Tensor, objectness: Tensor | None = None) -> Predicted:
+    def from_tensors(cls, logits: Tensor, boxes: Tensor, objectness: Tensor | None = None) -> PriorPredictions:
         """The same numbers in the form stated above."""
-        given = (None if each is None else at_least_float32(each.detach()) for each in (logits, boxes, objectness))
+        given = (None if each is None else promote_to_float32(each.detach()) for each in (logits, boxes, objectness))
         return cls(*given)  # type: ignore[arg-type]
 
 
@@ -57,8 +57,8 @@ class Assigner(ABC):
     One that `needs` predictions is called with the labels and the predictions of the image, too, and so is its `match`.
     """
 
-    takes: ClassVar[frozenset[PriorKind]]
-    needs: ClassVar[bool] = False
+    prior_kinds: ClassVar[frozenset[PriorKind]]
+    needs_predictions: ClassVar[bool] = False
     excludes: ClassVar[frozenset[str]] = frozenset()
     boxes_per_prior: int = 1
 
@@ -69,7 +69,7 @@ class Assigner(ABC):
         boxes: Tensor,
         is_ignored: Tensor,
         labels: Tensor | None = None,
-        predicted: Predicted | None = None,
+        predicted: PriorPredictions | None = None,
     ) -> Assignment:
         """The assignment of `boxes` (M, 4), of which those with `is_ignored` (M,) bool are ignore regions.
 
@@ -80,16 +80,16 @@ class Assigner(ABC):
         where predictions are needed and not given.
         """
         self._assert_known(priors, boxes, is_ignored)
-        boxes = boxes.to(priors.rows.dtype)
+        boxes = boxes.to(priors.coordinates.dtype)
         targets = (~is_ignored).nonzero().flatten()
         given: tuple[Any, ...] = ()
-        if self.needs:
+        if self.needs_predictions:
             if labels is None or predicted is None or len(predicted.logits) != len(priors):
                 count = "none" if predicted is None else f"those of {len(predicted.logits)}"
                 raise ValueError(
                     f"{type(self).__name__}: needs labels and predictions at {len(priors)} priors, found {count}"
                 )
-            given = labels[targets], Predicted.of(*predicted)
+            given = labels[targets], PriorPredictions.from_tensors(*predicted)
         if len(targets):
             with torch.autocast(boxes.device.type, enabled=False):
                 found = self.match(priors, boxes[targets], *given)
@@ -104,8 +104,8 @@ class Assigner(ABC):
                 matched = torch.where(matched >= 0, targets[matched.clamp(min=0)], matched)
             return torch.where((matched == BACKGROUND) & is_hidden, IGNORED, matched)
 
-        second = None if found.second is None else among_all(found.second)
-        return Assignment(among_all(found.matched), found.num_claims, second)
+        second = None if found.second_matched is None else among_all(found.second_matched)
+        return Assignment(among_all(found.matched), found.num_candidates, second)
 
     @abstractmethod
     def match(self, priors: Priors, boxes: Tensor, *args: Any, **kwargs: Any) -> Assignment:
@@ -132,8 +132,8 @@ class Assigner(ABC):
 
     def _assert_known(self, priors: Priors, boxes: Tensor, is_ignored: Tensor) -> None:
         name = type(self).__name__
-        if priors.kind not in self.takes:
-            raise ValueError(f"{name}: found {priors.kind} as priors, takes {' or '.join(sorted(self.takes))}")
+        if priors.kind not in self.prior_kinds:
+            raise ValueError(f"{name}: found {priors.kind} as priors, takes {' or '.join(sorted(self.prior_kinds))}")
         if boxes.ndim != 2 or boxes.shape[1] != 4 or is_ignored.shape != boxes.shape[:1]:
             raise ValueError(
                 f"{name}: found boxes {tuple(boxes.shape)} and is_ignored {tuple(is_ignored.shape)}; expected (M, 4) "
@@ -146,7 +146,7 @@ class Assigner(ABC):
             raise ValueError(f"{name}: boxes[{row}] is {boxes[row].tolist()}; give finite corners")
 
 
-def best_of_groups(group: Tensor, value: Tensor, member: Tensor, num_groups: int) -> Tensor:
+def argmax_by_group(group: Tensor, value: Tensor, member: Tensor, num_groups: int) -> Tensor:
     """The `member` (n,) int64 with the highest `value` (n,) of each group (num_groups,), the lowest of a tie.
 
     -1 for a group that `group` (n,) does not name.
@@ -164,10 +164,10 @@ def _lies_in(regions: Tensor, priors: Priors) -> Tensor:
     found = torch.zeros(len(priors), dtype=torch.bool, device=regions.device)
     if not len(regions):
         return found
-    for part in blocks(len(regions), len(priors), regions.device):
-        rows = at_least_float32(priors.rows[part])
+    for part in column_blocks(len(regions), len(priors), regions.device):
+        rows = promote_to_float32(priors.coordinates[part])
         if priors.kind == "anchors":
-            found[part] = (pairwise_ioa(rows, at_least_float32(regions)) > _MOST_COVERED).any(dim=1)
+            found[part] = (pairwise_ioa(rows, promote_to_float32(regions)) > _MOST_COVERED).any(dim=1)
         else:
             is_past = (rows[:, None] >= regions[:, :2]) & (rows[:, None] < regions[:, 2:])
             found[part] = is_past.all(dim=2).any(dim=1)

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from sightline import registry
-from sightline.arguments import Factor, Size
+from sightline.arguments import NonNegativeFloat, PositiveFloat
 from sightline.assigners.base import BACKGROUND, Assigner, Assignment
-from sightline.geometry.boxes.overlaps import blocks, box_areas, box_centres
+from sightline.geometry.boxes.overlaps import box_areas, box_centres, column_blocks
 from sightline.geometry.boxes.priors import PriorKind, Priors
 
 __all__ = ["FCOS"]
@@ -29,9 +29,9 @@ class FCOS(Assigner):
     is that of their code and of Tian et al. 2020.
     """
 
-    takes: ClassVar[frozenset[PriorKind]] = frozenset({"points"})
+    prior_kinds: ClassVar[frozenset[PriorKind]] = frozenset({"points"})
 
-    def __init__(self, *, radius: Factor = 1.5, limits_px: tuple[Size, ...] | None = None) -> None:
+    def __init__(self, *, radius: NonNegativeFloat = 1.5, limits_px: tuple[PositiveFloat, ...] | None = None) -> None:
         if limits_px is not None and list(limits_px) != sorted(set(limits_px)):
             raise ValueError(f"limits_px: found {list(limits_px)}, expected rising limits")
         self.radius = radius
@@ -42,11 +42,11 @@ class FCOS(Assigner):
         num_claims = torch.zeros_like(matched)
         order = box_areas(boxes).argsort(stable=True)
         limits = [-1.0, *self._limits(priors), torch.inf]
-        for stride, rows, low, high in zip(priors.strides, priors.levels, limits[:-1], limits[1:], strict=True):
+        for stride, rows, low, high in zip(priors.strides, priors.level_slices, limits[:-1], limits[1:], strict=True):
             region = self._regions(boxes[order], stride)[:, :, None]
             sides = boxes[order][:, :, None]
-            points = priors.rows[rows]
-            for part in blocks(len(boxes), len(points), boxes.device):
+            points = priors.coordinates[rows]
+            for part in column_blocks(len(boxes), len(points), boxes.device):
                 is_claimed = _is_within(points[part], sides, region, low, high)
                 claims, first = is_claimed.sum(dim=0), is_claimed.to(torch.uint8).argmax(dim=0)
                 place = slice(rows.start + part.start, rows.start + part.start + len(claims))

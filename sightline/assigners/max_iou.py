@@ -9,9 +9,9 @@ from torch import Tensor
 
 from sightline import registry
 from sightline.arguments import Probability
-from sightline.assigners.base import BACKGROUND, IGNORED, Assigner, Assignment, best_of_groups
+from sightline.assigners.base import BACKGROUND, IGNORED, Assigner, Assignment, argmax_by_group
 from sightline.errors import assert_installed
-from sightline.geometry.boxes.overlaps import blocks, box_areas, box_centres, iou, pairwise_iou
+from sightline.geometry.boxes.overlaps import box_areas, box_centres, column_blocks, iou, pairwise_iou
 from sightline.geometry.boxes.priors import PriorKind, Priors
 
 __all__ = ["MaxIoU"]
@@ -32,7 +32,7 @@ class MaxIoU(Assigner):
     Lin et al. 2017; Chu et al. 2020, section 3.2, for the second box.
     """
 
-    takes: ClassVar[frozenset[PriorKind]] = frozenset({"anchors"})
+    prior_kinds: ClassVar[frozenset[PriorKind]] = frozenset({"anchors"})
     excludes: ClassVar[frozenset[str]] = frozenset({"centreness"})  # middles of anchors may lie outside of their boxes
 
     def __init__(
@@ -63,7 +63,7 @@ class MaxIoU(Assigner):
             matched[prior] = best[prior]
         else:
             rank = box.to(highest.dtype) if self.low_quality == "overwrite" else highest[box]
-            owner = best_of_groups(prior, rank, box, len(priors))
+            owner = argmax_by_group(prior, rank, box, len(priors))
             matched = torch.where(owner >= 0, owner, matched)
         if self.low_quality == "guarantee":
             matched = _with_every_box(matched, priors, boxes)
@@ -82,8 +82,8 @@ class MaxIoU(Assigner):
         The IoU is computed a second time: the whole matrix may be larger than the memory.
         """
         pairs, counts = [], []
-        for part in blocks(len(boxes), len(priors), boxes.device):
-            overlap = pairwise_iou(boxes, priors.rows[part])
+        for part in column_blocks(len(boxes), len(priors), boxes.device):
+            overlap = pairwise_iou(boxes, priors.coordinates[part])
             is_best = overlap == highest[:, None]
             counts.append(((overlap >= self.positive) | is_best).sum(dim=0))
             pairs.append(is_best.nonzero() + is_best.new_tensor([0, part.start], dtype=torch.int64))
@@ -97,8 +97,8 @@ def _best_boxes(priors: Priors, boxes: Tensor, besides: Tensor | None = None) ->
     The box `besides` (P,) of each anchor is left out, as if it were far away.
     """
     values, indices, highest = [], [], boxes.new_zeros(len(boxes))
-    for part in blocks(len(boxes), len(priors), boxes.device):
-        overlap = pairwise_iou(boxes, priors.rows[part])
+    for part in column_blocks(len(boxes), len(priors), boxes.device):
+        overlap = pairwise_iou(boxes, priors.coordinates[part])
         if besides is not None:
             overlap.scatter_(0, besides[None, part], -1)
         value, index = overlap.max(dim=0)
@@ -112,7 +112,7 @@ def _with_every_box(matched: Tensor, priors: Priors, boxes: Tensor) -> Tensor:
     """The same assignment with an anchor for each box that had none; every other box keeps its best one."""
     positive = (matched >= 0).nonzero().flatten()
     owner = matched[positive]
-    locked = best_of_groups(owner, iou(priors.rows[positive], boxes[owner]), positive, len(boxes))
+    locked = argmax_by_group(owner, iou(priors.coordinates[positive], boxes[owner]), positive, len(boxes))
     orphans = (locked < 0).nonzero().flatten()
     if not len(orphans):
         return matched
@@ -121,8 +121,8 @@ def _with_every_box(matched: Tensor, priors: Priors, boxes: Tensor) -> Tensor:
     matched = matched.clone()
     left = _assign_overlapping(matched, is_free, orphans, priors, boxes)
     if left:
-        areas = box_areas(priors.rows)
-        level_areas = [areas[rows].log().mean() for rows in priors.levels]
+        areas = box_areas(priors.coordinates)
+        level_areas = [areas[rows].log().mean() for rows in priors.level_slices]
         for box in sorted(left, key=lambda box: boxes[box].tolist()):  # whatever order the boxes come in
             _assign_nearest(matched, is_free, box, priors, boxes[box], level_areas)
     return matched
@@ -136,7 +136,7 @@ def _assign_overlapping(matched: Tensor, is_free: Tensor, orphans: Tensor, prior
     """
     from scipy.optimize import linear_sum_assignment
 
-    overlap = pairwise_iou(boxes[orphans], priors.rows) * is_free
+    overlap = pairwise_iou(boxes[orphans], priors.coordinates) * is_free
     count = min(max(_FEWEST_CANDIDATES, len(orphans)), len(priors))
     least = overlap.topk(count, dim=1).values[:, -1:]
     candidates = ((overlap >= least) & (overlap > 0)).any(dim=0).nonzero().flatten()  # all of a tie
@@ -160,7 +160,7 @@ def _assign_nearest(
     area = box_areas(corners).clamp(min=torch.finfo(corners.dtype).tiny).log()
     off = [float((level - area).abs()) for level in level_areas]
     for level in sorted(range(len(off)), key=off.__getitem__):
-        rows = priors.levels[level]
+        rows = priors.level_slices[level]
         distance = (priors.centres[rows] - box_centres(corners)).square().sum(dim=1)
         distance = torch.where(is_free[rows], distance, torch.inf)
         prior = rows.start + int(distance.argmin())

@@ -8,13 +8,13 @@ import torch
 from torch import Tensor
 
 from sightline import registry
-from sightline.arguments import Count, Factor, Size
-from sightline.assigners.base import BACKGROUND, Assigner, Assignment, Predicted, best_of_groups
-from sightline.assigners.pairs import cost_of_classes, near_pairs
+from sightline.arguments import Count, NonNegativeFloat, PositiveFloat
+from sightline.assigners.base import BACKGROUND, Assigner, Assignment, PriorPredictions, argmax_by_group
+from sightline.assigners.candidates import candidate_pairs, class_costs
 from sightline.assigners.sinkhorn import MARGIN, sinkhorn
-from sightline.geometry.boxes.overlaps import blocks, iou, pairwise_iou
+from sightline.geometry.boxes.overlaps import column_blocks, iou, pairwise_iou
 from sightline.geometry.boxes.priors import PriorKind, Priors
-from sightline.losses.functional_boxes import focal_losses
+from sightline.losses.box_functional import focal_losses
 
 __all__ = ["OTA"]
 
@@ -33,25 +33,25 @@ class OTA(Assigner):
     supplier's largest. Source: Ge et al. 2021, OTA, sections 3.2 and 3.3.
     """
 
-    takes: ClassVar[frozenset[PriorKind]] = frozenset({"points"})
-    needs: ClassVar[bool] = True
+    prior_kinds: ClassVar[frozenset[PriorKind]] = frozenset({"points"})
+    needs_predictions: ClassVar[bool] = True
 
     def __init__(
         self,
         *,
-        radius: Size = 2.5,
+        radius: PositiveFloat = 2.5,
         topk: Count = 20,
-        iou_weight: Factor = 1.5,
-        epsilon: Size = 0.1,
+        iou_weight: NonNegativeFloat = 1.5,
+        epsilon: PositiveFloat = 0.1,
         num_iterations: Count = 50,
     ) -> None:
         self.radius, self.topk, self.iou_weight = radius, topk, iou_weight
         self.epsilon, self.num_iterations = epsilon, num_iterations
 
-    def match(self, priors: Priors, boxes: Tensor, labels: Tensor, predicted: Predicted) -> Assignment:
+    def match(self, priors: Priors, boxes: Tensor, labels: Tensor, predicted: PriorPredictions) -> Assignment:
         costs = [focal_losses(predicted.logits, is_target) for is_target in (False, True)]
-        of_class, of_none = (each.double() for each in cost_of_classes(*costs))
-        box, prior = near_pairs(priors, boxes, self.radius, inside_px=_LEAST_INSIDE_PX)
+        of_class, of_none = (each.double() for each in class_costs(*costs))
+        box, prior = candidate_pairs(priors, boxes, self.radius, inside_px=_LEAST_INSIDE_PX)
         overlap = iou(predicted.boxes[prior].to(boxes), boxes[box])
         supply = _sums_of_best(overlap, box, self.topk, len(boxes)).long().clamp(min=1)
         cost = of_class[prior, labels[box]] - self.iou_weight * overlap.double().clamp(min=_LEAST_IOU).log()
@@ -64,7 +64,7 @@ class OTA(Assigner):
 
         box = torch.cat([box, torch.full_like(candidates, len(boxes))])
         place = torch.cat([place, torch.arange(len(candidates), device=place.device)])
-        best = best_of_groups(place, share, box, len(candidates))
+        best = argmax_by_group(place, share, box, len(candidates))
         matched = torch.full((len(priors),), BACKGROUND, device=boxes.device)
         num_claims = torch.zeros_like(matched)
         matched[candidates] = torch.where(best < len(boxes), best, BACKGROUND)
@@ -73,11 +73,17 @@ class OTA(Assigner):
         return Assignment(matched, num_claims)
 
     def _cheapest(
-        self, lonely: Tensor, boxes: Tensor, labels: Tensor, predicted: Predicted, of_class: Tensor, of_none: Tensor
+        self,
+        lonely: Tensor,
+        boxes: Tensor,
+        labels: Tensor,
+        predicted: PriorPredictions,
+        of_class: Tensor,
+        of_none: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Pairs, and their costs, of `lonely` boxes with the priors that cost least beyond what background costs."""
         number, found = min(self.topk, len(of_none)), []
-        for part in blocks(len(of_none), len(lonely), lonely.device):
+        for part in column_blocks(len(of_none), len(lonely), lonely.device):
             rows = lonely[part]
             overlap = pairwise_iou(boxes[rows], predicted.boxes.to(boxes)).double().clamp(min=_LEAST_IOU)
             cost = of_class[:, labels[rows]].T - self.iou_weight * overlap.log()

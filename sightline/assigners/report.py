@@ -30,16 +30,16 @@ def assignment_report(assignment: Assignment, priors: Priors, boxes: Tensor, is_
     matched = assignment.matched
     is_positive = matched >= 0
     per_box = matched[is_positive].bincount(minlength=len(boxes))
-    per_level = priors.level[is_positive].bincount(minlength=len(priors.strides))
+    per_level = priors.prior_level[is_positive].bincount(minlength=len(priors.strides))
     mean = None
     if priors.kind == "anchors" and is_positive.any():
-        mean = float(iou(priors.rows[is_positive], boxes[matched[is_positive]]).mean())
+        mean = float(iou(priors.coordinates[is_positive], boxes[matched[is_positive]]).mean())
     return {
         "num_priors": len(priors),
         "num_positive": int(is_positive.sum()),
         "num_background": int((matched == BACKGROUND).sum()),
         "num_ignored": int((matched == IGNORED).sum()),
-        "num_ambiguous": int((assignment.num_claims > 1).sum()),
+        "num_ambiguous": int((assignment.num_candidates > 1).sum()),
         "positives_per_box": per_box.tolist(),
         "positives_per_level": per_level.tolist(),
         "unmatched_boxes": ((per_box == 0) & ~is_ignored).nonzero().flatten().tolist(),

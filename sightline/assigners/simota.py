@@ -11,10 +11,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from sightline import registry
-from sightline.arguments import Count, Factor, Size
-from sightline.assigners.base import BACKGROUND, Assigner, Assignment, Predicted
-from sightline.assigners.pairs import cost_of_classes, is_near, near_pairs
-from sightline.geometry.boxes.overlaps import blocks, pairwise_iou
+from sightline.arguments import Count, NonNegativeFloat, PositiveFloat
+from sightline.assigners.base import BACKGROUND, Assigner, Assignment, PriorPredictions
+from sightline.assigners.candidates import candidate_pairs, class_costs, is_within_reach
+from sightline.geometry.boxes.overlaps import column_blocks, pairwise_iou
 from sightline.geometry.boxes.priors import PriorKind, Priors
 
 __all__ = ["SimOTA"]
@@ -32,23 +32,28 @@ class SimOTA(Assigner):
     without a prior gets its cheapest candidate that no box has. Source: Ge et al. 2021, YOLOX, section 2.3.
     """
 
-    takes: ClassVar[frozenset[PriorKind]] = frozenset({"points"})
-    needs: ClassVar[bool] = True
+    prior_kinds: ClassVar[frozenset[PriorKind]] = frozenset({"points"})
+    needs_predictions: ClassVar[bool] = True
 
     def __init__(
-        self, *, radius: Size = 1.5, topk: Count = 10, iou_weight: Factor = 3.0, guarantee: bool = True
+        self,
+        *,
+        radius: PositiveFloat = 1.5,
+        topk: Count = 10,
+        iou_weight: NonNegativeFloat = 3.0,
+        guarantee: bool = True,
     ) -> None:
         self.radius, self.topk, self.iou_weight, self.guarantee = radius, topk, iou_weight, guarantee
 
-    def match(self, priors: Priors, boxes: Tensor, labels: Tensor, predicted: Predicted) -> Assignment:
+    def match(self, priors: Priors, boxes: Tensor, labels: Tensor, predicted: PriorPredictions) -> Assignment:
         matched = torch.full((len(priors),), BACKGROUND, device=boxes.device)
         num_claims = torch.zeros_like(matched)
-        candidates = near_pairs(priors, boxes, self.radius)[1].unique()
+        candidates = candidate_pairs(priors, boxes, self.radius)[1].unique()
         if not len(candidates):
             return Assignment(matched, num_claims)
         costs = _Costs(priors, boxes, labels, predicted, candidates, self.radius, self.iou_weight)
         every = torch.arange(len(candidates), device=boxes.device)
-        parts = blocks(len(candidates), len(boxes), boxes.device)
+        parts = column_blocks(len(candidates), len(boxes), boxes.device)
         box, place = torch.cat([self._taken(costs, part, every) for part in parts]).unbind(dim=1)
         count = torch.zeros_like(every).index_add_(0, place, torch.ones_like(place))
         owner = torch.full_like(every, BACKGROUND)
@@ -78,7 +83,7 @@ class _Costs:
     priors: Priors
     boxes: Tensor
     labels: Tensor
-    predicted: Predicted
+    predicted: PriorPredictions
     candidates: Tensor
     radius: float
     iou_weight: float
@@ -88,14 +93,14 @@ class _Costs:
         chosen, boxes = self.candidates[places], self.boxes[rows]
         overlap = pairwise_iou(boxes, self.predicted.boxes[chosen].to(boxes.dtype))
         cost = self._of_class[places][:, self.labels[rows]].T + self.iou_weight * -(overlap + _LEAST_IOU).log()
-        is_own = is_near(boxes, self.priors.centres[chosen], self.radius * self.priors.stride[chosen])
+        is_own = is_within_reach(boxes, self.priors.centres[chosen], self.radius * self.priors.prior_stride[chosen])
         return torch.where(is_own, cost, cost + _FAR), overlap
 
     def cheapest_box(self, places: Tensor) -> Tensor:
         """The box of each of these candidates that costs least."""
         found = torch.zeros_like(places)
         least = self.boxes.new_full(places.shape, torch.inf)
-        for part in blocks(len(places), len(self.boxes), places.device):
+        for part in column_blocks(len(places), len(self.boxes), places.device):
             cost, box = self.of(part, places)[0].min(dim=0)
             found = torch.where(cost < least, box + part.start, found)
             least = torch.minimum(least, cost)
@@ -108,7 +113,7 @@ class _Costs:
         if self.predicted.objectness is not None:
             log_p = (log_p + functional.logsigmoid(self.predicted.objectness[self.candidates])[:, None]) / 2
         log_rest = (-log_p.expm1()).log().clamp(min=_LOWEST_LOG)
-        return cost_of_classes(-log_rest, -log_p.clamp(min=_LOWEST_LOG))[0]
+        return class_costs(-log_rest, -log_p.clamp(min=_LOWEST_LOG))[0]
 
 
 def _give_each_box_one(owner: Tensor, costs: _Costs) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from sightline.bench.case import Rule
+from sightline.bench.case import Comparator
 
 __all__ = ["allclose", "equal", "farthest_each_time", "same_neighbours"]
 
@@ -14,17 +14,15 @@ ROUNDINGS = 10 * 2.0**-24
 """Of a squared distance in three channels, in float32: five each on both sides of a comparison, relative."""
 
 
-def equal(inputs: Any, expected: Tensor, found: Tensor) -> str | None:
+def equal(inputs: Any, expected: Tensor, actual: Tensor) -> str | None:
     """Index for index."""
-    if expected.shape != found.shape:
-        return f"shape {tuple(found.shape)}, the baseline's is {tuple(expected.shape)}"
-    differs = expected != found
+    if expected.shape != actual.shape:
+        return f"shape {tuple(actual.shape)}, the baseline's is {tuple(expected.shape)}"
+    differs = expected != actual
     if not differs.any():
         return None
     place = tuple(differs.nonzero()[0].tolist())
-    return (
-        f"{int(differs.sum())} of {found.numel()} entries differ, first {place}: {found[place]}, not {expected[place]}"
-    )
+    return f"{int(differs.sum())} of {actual.numel()} entries differ, first {place}: {actual[place]}, not {expected[place]}"
 
 
 def same_neighbours(inputs: dict[str, Any], expected: Tensor, found: Tensor) -> str | None:
@@ -72,7 +70,7 @@ def farthest_each_time(inputs: dict[str, Any], expected: Tensor, found: Tensor) 
     return None
 
 
-def allclose(tolerance: float) -> Rule:
+def allclose(tolerance: float) -> Comparator:
     """No number of a tensor, or of a mapping of them, is off by more than `tolerance` times the tensor's largest."""
 
     def rule(inputs: Any, expected: Any, found: Any) -> str | None:

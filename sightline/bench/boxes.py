@@ -10,18 +10,18 @@ from torch import Tensor
 from torch.nn import functional
 
 from sightline.assigners.atss import ATSS
-from sightline.assigners.base import BACKGROUND, IGNORED, Assigner, Predicted
+from sightline.assigners.base import BACKGROUND, IGNORED, Assigner, PriorPredictions
 from sightline.assigners.fcos import FCOS
 from sightline.assigners.free_anchor import FreeAnchor
 from sightline.assigners.max_iou import MaxIoU
 from sightline.assigners.ota import OTA
 from sightline.assigners.simota import SimOTA
 from sightline.bench.agreement import allclose, equal
-from sightline.bench.case import Case, Variant, variant
-from sightline.geometry.boxes.codings import encode_distances
+from sightline.bench.case import BenchmarkCase, Implementation, implementation
+from sightline.geometry.boxes.box_coder import encode_distances
 from sightline.geometry.boxes.overlaps import box_areas, box_centres, box_sizes, iou, pairwise_iou
 from sightline.geometry.boxes.priors import AnchorShapes, Priors, make_anchors, make_points
-from sightline.geometry.boxes.suppression import keep_greedy, keep_greedy_plainly, keep_soft, keep_soft_plainly
+from sightline.geometry.boxes.suppression import greedy_nms, greedy_nms_reference, keep_soft_plainly, soft_nms
 
 __all__ = ["cases"]
 
@@ -30,24 +30,24 @@ _STRIDES = (8, 16, 32, 64, 128)
 _EXACT = "sightline"
 
 
-def cases() -> list[Case]:
+def cases() -> list[BenchmarkCase]:
     return [
-        Case(
+        BenchmarkCase(
             suite="geometry",
             label="box_iou_{boxes}x{others}",
             size={"boxes": 10_000, "others": 1000},
             quick={"boxes": 200, "others": 50},
             make=_two_sets,
-            baseline=variant("plain", lambda sets: iou(sets["boxes"][:, None], sets["others"]), equal),
-            variants=(variant(_EXACT, lambda sets: pairwise_iou(sets["boxes"], sets["others"]), equal),),
+            baseline=implementation("plain", lambda sets: iou(sets["boxes"][:, None], sets["others"]), equal),
+            variants=(implementation(_EXACT, lambda sets: pairwise_iou(sets["boxes"], sets["others"]), equal),),
         ),
-        _suppression("greedy", 10_000, equal, keep_greedy, keep_greedy_plainly, threshold=0.5),
+        _suppression("greedy", 10_000, equal, greedy_nms, greedy_nms_reference, threshold=0.5),
         *(
             _suppression(
                 f"soft_{name}",
                 1000,
                 allclose(1e-6),
-                lambda **given: keep_soft(**given)._asdict(),
+                lambda **given: soft_nms(**given)._asdict(),
                 lambda **given: keep_soft_plainly(**given)._asdict(),
                 limit=limit,
                 is_linear=name == "linear",
@@ -59,7 +59,7 @@ def cases() -> list[Case]:
             "max_iou",
             MaxIoU(low_quality="overwrite"),
             _max_iou_of_matrix,
-            variant("guarantee", lambda given: MaxIoU()(**given).matched, _each_box_has_a_prior),
+            implementation("guarantee", lambda given: MaxIoU()(**given).matched, _each_box_has_a_prior),
             anchors=8,
         ),
         _assignment("fcos", FCOS(), _fcos_of_matrix, anchors=0),
@@ -70,28 +70,28 @@ def cases() -> list[Case]:
     ]
 
 
-def _suppression(name: str, boxes: int, agrees: Any, form: Any, plain: Any, **limits: Any) -> Case:
-    return Case(
+def _suppression(name: str, boxes: int, agrees: Any, form: Any, plain: Any, **limits: Any) -> BenchmarkCase:
+    return BenchmarkCase(
         suite="geometry",
         label=f"suppress_{name}_{{boxes}}",
         size={"boxes": boxes},
         quick={"boxes": 200},
         make=_detections,
-        baseline=variant("plain_loop", lambda given: plain(**given, **limits), agrees),
-        variants=(variant(_EXACT, lambda given: form(**given, **limits), agrees),),
+        baseline=implementation("plain_loop", lambda given: plain(**given, **limits), agrees),
+        variants=(implementation(_EXACT, lambda given: form(**given, **limits), agrees),),
     )
 
 
-def _assignment(name: str, assigner: Assigner, plain: Any, *others: Variant, anchors: int) -> Case:
+def _assignment(name: str, assigner: Assigner, plain: Any, *others: Implementation, anchors: int) -> BenchmarkCase:
     """`anchors` of a cell, 0 for points; the maps are larger for fewer, so that there are 100,000 priors."""
-    return Case(
+    return BenchmarkCase(
         suite="geometry",
         label=f"assign_{name}_{{boxes}}_to_{{priors}}",
         size={"boxes": 300, "priors": 100_000, "per_cell": anchors},
         quick={"boxes": 20, "priors": 2000},
-        make=partial(_crowd_and_priors, needs=assigner.needs),
-        baseline=variant("whole_matrix", plain, equal),
-        variants=(variant(_EXACT, lambda given: assigner(**given).matched, equal), *others),
+        make=partial(_crowd_and_priors, needs=assigner.needs_predictions),
+        baseline=implementation("whole_matrix", plain, equal),
+        variants=(implementation(_EXACT, lambda given: assigner(**given).matched, equal), *others),
     )
 
 
@@ -136,9 +136,9 @@ def _predictions(priors: Priors, boxes: Tensor) -> dict[str, Any]:
     generator = torch.Generator().manual_seed(1)
     sizes = box_sizes(boxes)[torch.randint(len(boxes), (len(priors),), generator=generator)]
     logits, shift = torch.randn(len(priors), 1, generator=generator), torch.randn(len(priors), 2, generator=generator)
-    centres = priors.rows + 0.2 * sizes * shift
+    centres = priors.coordinates + 0.2 * sizes * shift
     found = torch.cat([centres - sizes / 2, centres + sizes / 2], dim=1)
-    return {"labels": torch.zeros(len(boxes), dtype=torch.int64), "predicted": Predicted(logits, found)}
+    return {"labels": torch.zeros(len(boxes), dtype=torch.int64), "predicted": PriorPredictions(logits, found)}
 
 
 def _each_box_has_a_prior(given: Any, expected: Tensor, found: Tensor) -> str | None:
@@ -148,12 +148,12 @@ def _each_box_has_a_prior(given: Any, expected: Tensor, found: Tensor) -> str | 
 
 def _hidden(matched: Tensor, priors: Any, regions: Tensor) -> Tensor:
     if priors.kind == "points":
-        rows = priors.rows[:, None]
+        rows = priors.coordinates[:, None]
         covered = ((rows >= regions[:, :2]) & (rows < regions[:, 2:])).all(dim=2).any(dim=1)
     else:
-        rows = priors.rows[:, None]
+        rows = priors.coordinates[:, None]
         first, last = torch.maximum(rows[..., :2], regions[:, :2]), torch.minimum(rows[..., 2:], regions[:, 2:])
-        covered = ((last - first).clamp(min=0).prod(dim=2) / box_areas(priors.rows)[:, None] > 0.5).any(dim=1)
+        covered = ((last - first).clamp(min=0).prod(dim=2) / box_areas(priors.coordinates)[:, None] > 0.5).any(dim=1)
     return torch.where((matched == BACKGROUND) & covered, IGNORED, matched)
 
 
@@ -161,7 +161,7 @@ def _max_iou_of_matrix(given: Any) -> Tensor:
     """mmdetection's assigner on one matrix; a loop over boxes where it has one."""
     priors, boxes, is_ignored = given.values()
     targets = (~is_ignored).nonzero().flatten()
-    overlap = iou(boxes[targets][:, None], priors.rows)
+    overlap = iou(boxes[targets][:, None], priors.coordinates)
     value, best = overlap.max(dim=0)
     matched = torch.where(value >= 0.4, IGNORED, BACKGROUND)
     matched = torch.where(value >= 0.5, targets[best], matched)
@@ -176,14 +176,16 @@ def _fcos_of_matrix(given: Any) -> Tensor:
     priors, boxes, is_ignored = given.values()
     targets = (~is_ignored).nonzero().flatten()
     real = boxes[targets]
-    distances = encode_distances(priors.rows[:, None], real)
-    reach = priors.stride[:, None, None] * 1.5
-    centres, points = box_centres(real), priors.rows[:, None]
+    distances = encode_distances(priors.coordinates[:, None], real)
+    reach = priors.prior_stride[:, None, None] * 1.5
+    centres, points = box_centres(real), priors.coordinates[:, None]
     low, high = torch.maximum(centres - reach, real[:, :2]), torch.minimum(centres + reach, real[:, 2:])
-    limits = priors.rows.new_tensor([-1, 64, 128, 256, 512, torch.inf])
+    limits = priors.coordinates.new_tensor([-1, 64, 128, 256, 512, torch.inf])
     farthest = distances.amax(dim=2)
     is_claimed = ((points > low) & (points < high)).all(dim=2)
-    is_claimed &= (farthest >= limits[priors.level][:, None]) & (farthest <= limits[priors.level + 1][:, None])
+    is_claimed &= (farthest >= limits[priors.prior_level][:, None]) & (
+        farthest <= limits[priors.prior_level + 1][:, None]
+    )
     area, best = torch.where(is_claimed, box_areas(real), torch.inf).min(dim=1)
     return _hidden(torch.where(area < torch.inf, targets[best], BACKGROUND), priors, boxes[is_ignored])
 
@@ -193,11 +195,11 @@ def _atss_of_matrix(given: Any) -> Tensor:
     priors, boxes, is_ignored = given.values()
     targets = (~is_ignored).nonzero().flatten()
     real = boxes[targets]
-    overlap = iou(priors.rows[:, None], real)
+    overlap = iou(priors.coordinates[:, None], real)
     distance = (priors.centres[:, None] - box_centres(real)).square().sum(dim=2)
     near = [
         rows.start + distance[rows].topk(min(9, rows.stop - rows.start), dim=0, largest=False).indices
-        for rows in priors.levels
+        for rows in priors.level_slices
     ]
     place = torch.cat(near)
     chosen = overlap.gather(0, place)
@@ -212,7 +214,7 @@ def _free_anchor_of_matrix(given: Any) -> Tensor:
     """The anchors with the highest overlaps of all; an anchor in several bags goes to the box that it overlaps most."""
     priors, boxes, is_ignored = given.values()
     targets = (~is_ignored).nonzero().flatten()
-    overlap = iou(boxes[targets][:, None], priors.rows)
+    overlap = iou(boxes[targets][:, None], priors.coordinates)
     best = overlap.topk(50, dim=1)
     kept = torch.full_like(overlap, -torch.inf).scatter_(1, best.indices, best.values)
     value, owner = kept.max(dim=0)
@@ -220,8 +222,8 @@ def _free_anchor_of_matrix(given: Any) -> Tensor:
 
 
 def _near_of_matrix(priors: Priors, boxes: Tensor, radius: float) -> Tensor:
-    shift = (priors.rows[:, None] - box_centres(boxes)).abs()
-    return (shift < radius * priors.stride[:, None, None]).all(dim=2).T
+    shift = (priors.coordinates[:, None] - box_centres(boxes)).abs()
+    return (shift < radius * priors.prior_stride[:, None, None]).all(dim=2).T
 
 
 def _simota_of_matrix(given: Any) -> Tensor:
@@ -249,7 +251,7 @@ def _ota_of_matrix(given: Any) -> Tensor:
     priors, boxes, is_ignored, _, predicted = given.values()
     targets = (~is_ignored).nonzero().flatten()
     real = boxes[targets]
-    inside = encode_distances(priors.rows[:, None], real).amin(dim=2).T > 0.01
+    inside = encode_distances(priors.coordinates[:, None], real).amin(dim=2).T > 0.01
     near = _near_of_matrix(priors, real, 2.5) & inside
     overlap = iou(real[:, None], predicted.boxes).double()
     chance = predicted.logits[:, 0].double().sigmoid()

@@ -10,16 +10,16 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-__all__ = ["Case", "Exactly", "Rule", "Run", "Variant", "variant"]
+__all__ = ["BenchmarkCase", "Comparator", "ExactComparison", "Implementation", "Run", "implementation"]
 
 Run = Callable[[], Any]
 """What is timed: no arguments, and the answer that is compared."""
-Rule = Callable[[Any, Any, Any], str | None]
+Comparator = Callable[[Any, Any, Any], str | None]
 """(inputs, the baseline's answer, the answer found) -> in what they differ, None where they are the same numbers."""
 
 
 @dataclass(frozen=True)
-class Variant:
+class Implementation:
     """One form of a computation.
 
     `open(inputs)` does what is not timed (layouts, models, processes) and gives the run; leaving it ends what it began.
@@ -28,7 +28,7 @@ class Variant:
 
     name: str
     open: Callable[[Any], AbstractContextManager[Run]]
-    agrees: Rule
+    compare: Comparator
     needs: str | None = None
 
     @property
@@ -37,15 +37,15 @@ class Variant:
 
 
 @dataclass(frozen=True)
-class Exactly:
+class ExactComparison:
     """A stricter comparison made first: `narrow` turns the inputs into ones on which rounding decides nothing."""
 
     narrow: Callable[[Any], Any]
-    agrees: Rule
+    agrees: Comparator
 
 
 @dataclass(frozen=True)
-class Case:
+class BenchmarkCase:
     """Forms of one computation on the same seeded inputs; the first of them is what the others are compared with.
 
     `label` is filled in from `size`, which `make` takes as keyword arguments; `quick` holds the sizes of a smoke test.
@@ -56,26 +56,28 @@ class Case:
     size: Mapping[str, int]
     quick: Mapping[str, int]
     make: Callable[..., Any]
-    baseline: Variant
-    variants: tuple[Variant, ...]
-    exactly: Exactly | None = None
+    baseline: Implementation
+    variants: tuple[Implementation, ...]
+    exactly: ExactComparison | None = None
 
     @property
     def name(self) -> str:
         return f"{self.suite}/{self.label.format(**self.size)}"
 
     @property
-    def forms(self) -> tuple[Variant, ...]:
+    def forms(self) -> tuple[Implementation, ...]:
         return (self.baseline, *self.variants)
 
     def inputs(self) -> Any:
         return self.make(**self.size)
 
-    def smaller(self) -> Case:
+    def smaller(self) -> BenchmarkCase:
         """The same comparison at the sizes of a smoke test."""
         return dataclasses.replace(self, size={**self.size, **self.quick})
 
 
-def variant(name: str, function: Callable[[Any], Any], agrees: Rule, *, needs: str | None = None) -> Variant:
+def implementation(
+    name: str, function: Callable[[Any], Any], agrees: Comparator, *, needs: str | None = None
+) -> Implementation:
     """A form that is a function of the inputs and has nothing to prepare."""
-    return Variant(name, lambda inputs: nullcontext(partial(function, inputs)), agrees, needs)
+    return Implementation(name, lambda inputs: nullcontext(partial(function, inputs)), agrees, needs)

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sightline.bench.case import Case, variant
-from sightline.layers.quantisation.clustering import cluster
+from sightline.bench.case import BenchmarkCase, implementation
+from sightline.layers.quantisation.clustering import cluster_weight
 from sightline.runs.packed_bits import pack_bits
 
 __all__ = ["cases"]
@@ -18,26 +18,26 @@ _NUM_ITERATIONS = 50
 """HAQ's for the final model; not enough to converge on a million weights."""
 
 
-def cases() -> list[Case]:
+def cases() -> list[BenchmarkCase]:
     return [
-        Case(
+        BenchmarkCase(
             suite="compress",
             label="kmeans_{weights}_to_{centres}",
             size={"weights": 1_000_000, "centres": 16},
             quick={"weights": 3000},
             make=_weights,
-            baseline=variant("textbook", _lloyd, _is_no_worse),
-            variants=(variant("sightline", _cluster, _is_no_worse),),
+            baseline=implementation("textbook", _lloyd, _is_no_worse),
+            variants=(implementation("sightline", _cluster, _is_no_worse),),
         ),
         *(
-            Case(
+            BenchmarkCase(
                 suite="compress",
                 label="pack_{weights}x{bits}",
                 size={"weights": 1_000_000, "bits": bits},
                 quick={"weights": 3001},
                 make=_codes,
-                baseline=variant("packbits", _pack_plainly, _are_same_bytes),
-                variants=(variant("sightline", _pack, _are_same_bytes),),
+                baseline=implementation("packbits", _pack_plainly, _are_same_bytes),
+                variants=(implementation("sightline", _pack, _are_same_bytes),),
             )
             for bits in (3, 4)
         ),
@@ -63,7 +63,7 @@ def _lloyd(inputs: dict[str, Any]) -> Tensor:
 
 def _cluster(inputs: dict[str, Any]) -> Tensor:
     bits = (inputs["centres"] - 1).bit_length()
-    return cluster(inputs["weights"], bits=bits, name="weights").labels
+    return cluster_weight(inputs["weights"], bits=bits, name="weights").labels
 
 
 def _is_no_worse(inputs: dict[str, Any], expected: Tensor, found: Tensor) -> str | None:

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sightline.bench.case import Case, Exactly, Run, Variant
-from sightline.bench.models import near, same_numbers, spread_norms
+from sightline.bench.case import BenchmarkCase, ExactComparison, Implementation, Run
+from sightline.bench.models import close_in_float32, same_numbers, spread_norms
 from sightline.bench.textbook_models import TextbookDGCNNEncoder
 from sightline.data.synthetic.synthetic_shapes import SyntheticShapes
 from sightline.losses.contrast import CrossModal, IntraModal
@@ -26,17 +26,17 @@ __all__ = ["cases"]
 _TEMPERATURE = 0.1
 
 
-def cases() -> list[Case]:
+def cases() -> list[BenchmarkCase]:
     return [
-        Case(
+        BenchmarkCase(
             suite="models",
             label="contrast_step_{batch}x{points}_{pixels}px",
             size={"batch": 16, "points": 1024, "pixels": 64},
             quick={"batch": 4, "points": 256, "pixels": 32},
             make=_objects,
-            baseline=Variant("textbook", _step(_textbook, _textbook_losses), near),
-            variants=(Variant("sightline", _step(copy.deepcopy, _losses), near),),
-            exactly=Exactly(_in_float64, same_numbers),
+            baseline=Implementation("textbook", _step(_textbook, _textbook_losses), close_in_float32),
+            variants=(Implementation("sightline", _step(copy.deepcopy, _losses), close_in_float32),),
+            exactly=ExactComparison(_in_float64, same_numbers),
         )
     ]
 

@@ -10,7 +10,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from sightline.bench.agreement import allclose
-from sightline.bench.case import Case, variant
+from sightline.bench.case import BenchmarkCase, implementation
 from sightline.metrics.base import State
 from sightline.metrics.crowd_ap import CrowdAp
 
@@ -21,12 +21,12 @@ SIZE = (800, 1200)
 _NAMES = ("crowd_ap", "mr2", "ji")
 
 
-def cases() -> list[Case]:
+def cases() -> list[BenchmarkCase]:
     """As many images as CrowdHuman tests on; two of three detections are near one of its 22 people an image."""
     size, quick = {"images": 4370, "detections": 300}, {"images": 12, "detections": 40}
-    form = variant("sightline", _by_sightline, allclose(1e-9))
-    literal = variant("loop", _by_loops, allclose(1e-9))
-    return [Case("metrics", "crowd_ap_{images}x{detections}", size, quick, _crowds, literal, (form,))]
+    form = implementation("sightline", _by_sightline, allclose(1e-9))
+    literal = implementation("loop", _by_loops, allclose(1e-9))
+    return [BenchmarkCase("metrics", "crowd_ap_{images}x{detections}", size, quick, _crowds, literal, (form,))]
 
 
 def _crowds(*, images: int, detections: int) -> dict[str, Any]:

@@ -13,10 +13,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from sightline.bench import rendering, rooms, volumes
-from sightline.bench.case import Case, Run, Variant
-from sightline.data.loading.reading import BatchReader, NamedTransform
+from sightline.bench.case import BenchmarkCase, Implementation, Run
+from sightline.data.loading.batch_reader import BatchReader, NamedTransform
 from sightline.data.synthetic.synthetic_shapes import SyntheticShapes
-from sightline.transforms.point_choice import ShufflePoints
+from sightline.transforms.point_selection import ShufflePoints
 from sightline.transforms.points import Scale, Translate
 from sightline.types import SampleKey
 
@@ -27,16 +27,16 @@ SCALE, SHIFT = (2 / 3, 3 / 2), 0.2
 """The recipe of PointNet's and DGCNN's code for ModelNet40; `Scale` and `Translate` have it as their defaults."""
 
 
-def cases() -> list[Case]:
+def cases() -> list[BenchmarkCase]:
     return [
-        Case(
+        BenchmarkCase(
             suite="data",
             label="batches_{clouds}x{points}",
             size={"clouds": 2048, "points": 1024},
             quick={"clouds": 64, "points": 128},
             make=_clouds,
-            baseline=Variant("per_item_loader", _per_item, _same_augmentation),
-            variants=(Variant("sightline", _from_memory, _same_augmentation),),
+            baseline=Implementation("per_item_loader", _per_item, _same_augmentation),
+            variants=(Implementation("sightline", _from_memory, _same_augmentation),),
         ),
         *rooms.cases(),
         *rendering.cases(),

@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from sightline.bench.agreement import allclose
-from sightline.bench.case import Case, Exactly, Run, Variant
+from sightline.bench.case import BenchmarkCase, ExactComparison, Implementation, Run
 from sightline.bench.models import same_numbers
 from sightline.data.synthetic.synthetic_shapes import SyntheticShapes
 from sightline.models.point_transformer_dense import DensePointTransformer
@@ -21,20 +21,20 @@ from sightline.types import SampleKey
 __all__ = ["cases"]
 
 
-def cases() -> list[Case]:
+def cases() -> list[BenchmarkCase]:
     return [
-        Case(
+        BenchmarkCase(
             suite="models",
             label="point_transformer_dense_step_{batch}x{points}",
             size={"batch": 2, "points": 1024},
             quick={"batch": 2, "points": 64},
             make=_make,
-            baseline=Variant("plain", _step(_plain), _near),
+            baseline=Implementation("plain", _step(_plain), _near),
             variants=(
-                Variant("sightline", _step(_same), _near),
-                Variant("sightline_bf16", _step(_same, is_half=True), _near_in_half),
+                Implementation("sightline", _step(_same), _near),
+                Implementation("sightline_bf16", _step(_same, is_half=True), _near_in_half),
             ),
-            exactly=Exactly(_in_float64, same_numbers),
+            exactly=ExactComparison(_in_float64, same_numbers),
         )
     ]
 

@@ -18,13 +18,13 @@ from PIL import Image
 from torch import Tensor, nn
 
 from sightline.bench.agreement import allclose
-from sightline.bench.case import Case, Run, Variant, variant
+from sightline.bench.case import BenchmarkCase, Implementation, Run, implementation
 from sightline.config import read_config
 from sightline.data.boxes.yolo_txt import YoloTxt
 from sightline.engine.build import build
 from sightline.engine.distributed import World
 from sightline.engine.step import prepare_step, weighted_sum
-from sightline.engine.train import Job, optimise_once
+from sightline.engine.train import TrainState, train_step
 from sightline.metrics.box_ap import BoxAp
 
 __all__ = ["metric_cases", "train_cases"]
@@ -50,31 +50,31 @@ _NAMES = "ap ap50 ap75 ap_small ap_medium ap_large ar1 ar10 ar ar_small ar_mediu
 """Our names of pycocotools' twelve numbers, in its order."""
 
 
-def train_cases() -> list[Case]:
+def train_cases() -> list[BenchmarkCase]:
     """The share of a step that is not targets and losses, and of steps that is not reading photos."""
-    step = Variant("sightline", _opened(_plain), allclose(1e-5))
-    photos = Variant("sightline", _opened(_from_photos, "loader.workers=2"), allclose(1e-5))
+    step = Implementation("sightline", _opened(_plain), allclose(1e-5))
+    photos = Implementation("sightline", _opened(_from_photos, "loader.workers=2"), allclose(1e-5))
     return [
         _case("train", "detection_targets", _network, step),
         _case("train", "detection_photos", _ready_batches, photos),
     ]
 
 
-def _case(suite: str, name: str, plain: Callable[[Job], Run], form: Variant) -> Case:
+def _case(suite: str, name: str, plain: Callable[[TrainState], Run], form: Implementation) -> BenchmarkCase:
     size, quick = {"images": 4, "size": 320}, {"images": 1, "size": 128}
-    baseline = Variant(plain.__name__.lstrip("_"), _opened(plain), form.agrees)
-    return Case(suite, f"{name}_{{images}}x{{size}}", size, quick, dict, baseline, (form,))
+    baseline = Implementation(plain.__name__.lstrip("_"), _opened(plain), form.compare)
+    return BenchmarkCase(suite, f"{name}_{{images}}x{{size}}", size, quick, dict, baseline, (form,))
 
 
-def metric_cases() -> list[Case]:
+def metric_cases() -> list[BenchmarkCase]:
     """The twelve numbers of COCO; pycocotools' time is that of evaluating, after its structures are made."""
     size, quick = {"images": 5000, "detections": 100}, {"images": 20, "detections": 10}
-    theirs = Variant("pycocotools", _by_pycocotools, allclose(1e-9), needs="pycocotools")
-    form = variant("sightline", _by_sightline, allclose(1e-9))
-    return [Case("metrics", "box_ap_{images}x{detections}", size, quick, _boxes, theirs, (form,))]
+    theirs = Implementation("pycocotools", _by_pycocotools, allclose(1e-9), needs="pycocotools")
+    form = implementation("sightline", _by_sightline, allclose(1e-9))
+    return [BenchmarkCase("metrics", "box_ap_{images}x{detections}", size, quick, _boxes, theirs, (form,))]
 
 
-def _opened(make: Callable[[Job], Run], *overrides: str) -> Callable[[Any], AbstractContextManager[Run]]:
+def _opened(make: Callable[[TrainState], Run], *overrides: str) -> Callable[[Any], AbstractContextManager[Run]]:
     """A form that begins with a new network, and photos in files of a prepared set."""
 
     @contextmanager
@@ -106,33 +106,33 @@ def _write_photos(folder: Path, count: int) -> None:
 
 
 class _NoLaps:
-    def lap(self, name: str) -> None:
+    def end_phase(self, name: str) -> None:
         pass
 
 
-def _batch(job: Job, step: int) -> dict[str, Any]:
-    return job.stream.reader(job.stream.plan.parts(step)[0][0])
+def _batch(job: TrainState, step: int) -> dict[str, Any]:
+    return job.stream.reader(job.stream.plan.step_keys(step)[0][0])
 
 
-def _train_on(job: Job, batch: dict[str, Any]) -> Tensor:
+def _train_on(job: TrainState, batch: dict[str, Any]) -> Tensor:
     """One step of the engine; its losses and the norm of its gradient."""
-    found = optimise_once(job, job.model, [batch], World(), _NoLaps())
-    return torch.tensor([found[name] for name in (*job.weights, "grad_norm")])
+    found = train_step(job, job.model, [batch], World(), _NoLaps())
+    return torch.tensor([found[name] for name in (*job.loss_weights, "grad_norm")])
 
 
-def _plain(job: Job) -> Run:
+def _plain(job: TrainState) -> Run:
     """A step of the engine on a batch that is there."""
     return partial(_train_on, job, _batch(job, 0))
 
 
-def _network(job: Job) -> Run:
+def _network(job: TrainState) -> Run:
     """The same step from the gradient of the outputs on: no assignment, no losses."""
     batch = _batch(job, 0)
     kept: dict[str, Tensor] = {}
     step = prepare_step(job.task, job.model.train(), [batch], World())
     with job.model.register_forward_hook(lambda module, given, made: kept.update(made)):
-        means = step.means(step.sums(job.model))
-    gradients = torch.autograd.grad(weighted_sum(means, job.weights_at(0)), [kept["logits"], kept["codes"]])
+        means = step.loss_means(step.loss_sums(job.model))
+    gradients = torch.autograd.grad(weighted_sum(means, job.loss_weights_at(0)), [kept["logits"], kept["codes"]])
 
     def run() -> Tensor:
         job.optimizer.zero_grad(set_to_none=True)
@@ -145,15 +145,15 @@ def _network(job: Job) -> Run:
     return run
 
 
-def _ready_batches(job: Job) -> Run:
+def _ready_batches(job: TrainState) -> Run:
     """Steps on batches that are there; the answer is the losses of each."""
     batches = [_batch(job, step) for step in range(NUM_STEPS)]
     return lambda: torch.stack([_train_on(job, batch) for batch in batches])
 
 
-def _from_photos(job: Job) -> Run:
+def _from_photos(job: TrainState) -> Run:
     """The same steps on batches that worker processes read from the files; they begin and end with the run."""
-    return lambda: torch.stack([_train_on(job, *batches) for batches in job.stream.from_step(0, NUM_STEPS)])
+    return lambda: torch.stack([_train_on(job, *batches) for batches in job.stream.iterate(0, NUM_STEPS)])
 
 
 def _boxes(*, images: int, detections: int) -> dict[str, np.ndarray]:

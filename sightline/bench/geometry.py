@@ -16,8 +16,8 @@ from torch import Tensor
 from sightline import geometry
 from sightline.bench import boxes, lidar, textbook
 from sightline.bench.agreement import allclose, equal, same_neighbours
-from sightline.bench.case import Case, Run, Variant, variant
-from sightline.bench.peers import neighbour_peers, sampling_peers
+from sightline.bench.case import BenchmarkCase, Implementation, Run, implementation
+from sightline.bench.third_party import neighbour_peers, sampling_peers
 
 __all__ = ["ball_case", "cases", "interpolation_case", "neighbour_case", "sampling_case"]
 
@@ -25,7 +25,7 @@ RADIUS = 0.25
 """A power of two: its square is exact."""
 
 
-def cases() -> list[Case]:
+def cases() -> list[BenchmarkCase]:
     return [
         neighbour_case(batch=32, points=1024, channels=3, neighbours=20),
         neighbour_case(batch=8, points=1024, channels=64, neighbours=20),
@@ -43,59 +43,59 @@ def cases() -> list[Case]:
     ]
 
 
-def neighbour_case(*, batch: int, points: int, channels: int, neighbours: int) -> Case:
+def neighbour_case(*, batch: int, points: int, channels: int, neighbours: int) -> BenchmarkCase:
     """The nearest neighbours of every point in its own cloud."""
     fits = batch * points**2 <= 2**28  # three matrices of a gigabyte at most
-    return Case(
+    return BenchmarkCase(
         suite="geometry",
         label="knn_{batch}x{points}x{channels}_k{neighbours}",
         size={"batch": batch, "points": points, "channels": channels, "neighbours": neighbours},
         quick={"batch": min(batch, 2), "points": 128},
         make=_rounded_clouds,
-        baseline=Variant("matmul_topk", _by_topk, same_neighbours)
+        baseline=Implementation("matmul_topk", _by_topk, same_neighbours)
         if fits
-        else variant("matmul_topk_in_blocks", _by_topk_in_blocks, same_neighbours),
-        variants=(variant("sightline", _neighbours, same_neighbours), *neighbour_peers(channels)),
+        else implementation("matmul_topk_in_blocks", _by_topk_in_blocks, same_neighbours),
+        variants=(implementation("sightline", _neighbours, same_neighbours), *neighbour_peers(channels)),
     )
 
 
-def sampling_case(*, batch: int, points: int, samples: int) -> Case:
+def sampling_case(*, batch: int, points: int, samples: int) -> BenchmarkCase:
     """Farthest-point samples that begin with point 0. These sum squares in one order, so nothing is rounded first."""
-    return Case(
+    return BenchmarkCase(
         suite="geometry",
         label="fps_{batch}x{points}_to_{samples}",
         size={"batch": batch, "points": points, "samples": samples},
         quick={"batch": min(batch, 2), "points": 256, "samples": 32},
         make=_clouds_to_sample,
-        baseline=variant("masked_loop", _by_masked_loop, equal),
-        variants=(variant("sightline", _samples, equal), *sampling_peers()),
+        baseline=implementation("masked_loop", _by_masked_loop, equal),
+        variants=(implementation("sightline", _samples, equal), *sampling_peers()),
     )
 
 
-def ball_case(*, batch: int, points: int, centres: int, neighbours: int) -> Case:
+def ball_case(*, batch: int, points: int, centres: int, neighbours: int) -> BenchmarkCase:
     """The first points within a quarter of the cube's half width."""
-    return Case(
+    return BenchmarkCase(
         suite="geometry",
         label="ball_{batch}x{points}_at_{centres}_k{neighbours}",
         size={"batch": batch, "points": points, "centres": centres, "neighbours": neighbours},
         quick={"batch": 2, "points": 128, "centres": 32},
         make=_clouds_with_centres,
-        baseline=variant("mask_and_sort", _by_mask_and_sort, equal),
-        variants=(variant("sightline", _balls, equal),),
+        baseline=implementation("mask_and_sort", _by_mask_and_sort, equal),
+        variants=(implementation("sightline", _balls, equal),),
     )
 
 
-def interpolation_case(*, batch: int, points: int, queries: int, features: int) -> Case:
+def interpolation_case(*, batch: int, points: int, queries: int, features: int) -> BenchmarkCase:
     """Features carried to other places from the three nearest; forms may differ by some roundings of float32."""
     rule = allclose(1e-5)
-    return Case(
+    return BenchmarkCase(
         suite="geometry",
         label="interpolate_{batch}x{points}_to_{queries}_c{features}",
         size={"batch": batch, "points": points, "queries": queries, "features": features},
         quick={"batch": 2, "points": 32, "queries": 64, "features": 8},
         make=_features_to_carry,
-        baseline=variant("sort", _by_sorting, rule),
-        variants=(variant("sightline", _interpolated, rule),),
+        baseline=implementation("sort", _by_sorting, rule),
+        variants=(implementation("sightline", _interpolated, rule),),
     )
 
 

@@ -7,14 +7,14 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from sightline.bench.case import Case
+from sightline.bench.case import BenchmarkCase
 from sightline.bench.geometry import ball_case, neighbour_case, sampling_case
 from sightline.bench.models import dgcnn_case
-from sightline.bench.runner import Result
-from sightline.chart import Panel, Series
+from sightline.bench.runner import BenchmarkResult
+from sightline.chart import ChartPanel, Series
 from sightline.errors import UserError
 
-__all__ = ["AXES", "Series", "all_cases", "describe_growth", "exponent", "grown", "panels"]
+__all__ = ["AXES", "Series", "all_cases", "describe_growth", "fit_exponent", "growth_cases", "panels"]
 
 AXES = ("points", "neighbours", "batch")
 
@@ -26,16 +26,16 @@ class Family:
     title: str
     suite: str
     values: dict[str, tuple[int, ...]]
-    case: Callable[[str, int], Case]
+    case: Callable[[str, int], BenchmarkCase]
 
 
 def _family(
-    title: str, suite: str, base: dict[str, int], values: dict[str, tuple[int, ...]], make: Callable[..., Case]
+    title: str, suite: str, base: dict[str, int], values: dict[str, tuple[int, ...]], make: Callable[..., BenchmarkCase]
 ) -> Family:
     return Family(title, suite, values, lambda axis, value: _without_peers(make(**(base | {axis: value}))))
 
 
-def _without_peers(case: Case) -> Case:
+def _without_peers(case: BenchmarkCase) -> BenchmarkCase:
     kept = tuple(form for form in case.variants if form.name == "sightline")
     return dataclasses.replace(case, variants=kept)
 
@@ -74,16 +74,16 @@ FAMILIES = (
 
 
 @dataclass(frozen=True)
-class Grown:
+class GrowthCase:
     """A case, and where it stands: its family, the axis, and the value along it."""
 
     family: str
     axis: str
     value: int
-    case: Case
+    case: BenchmarkCase
 
 
-def grown(suites: Sequence[str], axis: str, *, is_quick: bool) -> list[Grown]:
+def growth_cases(suites: Sequence[str], axis: str, *, is_quick: bool) -> list[GrowthCase]:
     """The cases along an axis, or along `all`; of each line the two smallest where `is_quick`.
 
     Raises UserError for an unknown axis and for a suite that has nothing that grows.
@@ -95,7 +95,7 @@ def grown(suites: Sequence[str], axis: str, *, is_quick: bool) -> list[Grown]:
     if not wanted <= there:
         raise UserError(f"bench: --grow is for {', '.join(sorted(there))}; found {', '.join(sorted(wanted - there))}")
     return [
-        Grown(family.title, each, value, family.case(each, value))
+        GrowthCase(family.title, each, value, family.case(each, value))
         for family in FAMILIES
         if family.suite in wanted
         for each in (AXES if axis == "all" else (axis,))
@@ -103,11 +103,11 @@ def grown(suites: Sequence[str], axis: str, *, is_quick: bool) -> list[Grown]:
     ]
 
 
-def all_cases() -> list[Case]:
-    return [each.case for each in grown((), "all", is_quick=False)]
+def all_cases() -> list[BenchmarkCase]:
+    return [each.case for each in growth_cases((), "all", is_quick=False)]
 
 
-def exponent(series: Series) -> float:
+def fit_exponent(series: Series) -> float:
     """p of the power law c x^p that fits best: 1 where twice as much takes twice as long. NaN for a single point.
 
     Source: least squares on logarithms.
@@ -120,19 +120,19 @@ def exponent(series: Series) -> float:
     return sum((x - middle_x) * (y - middle_y) for x, y in zip(xs, ys, strict=True)) / spread
 
 
-def panels(places: Sequence[Grown], results: Sequence[Result]) -> list[list[Panel | None]]:
+def panels(places: Sequence[GrowthCase], results: Sequence[BenchmarkResult]) -> list[list[ChartPanel | None]]:
     """A row of panels for the time and one for the memory of each family, a column for each axis."""
     found = {result.name.rpartition("/")[0]: result for result in results}
     families = list(dict.fromkeys(place.family for place in places))
     axes = [axis for axis in AXES if any(place.axis == axis for place in places)]
-    rows: list[list[Panel | None]] = []
+    rows: list[list[ChartPanel | None]] = []
     for family in families:
         for title, read in (("CPU seconds", _seconds), ("peak MiB", _mebibytes)):
             rows.append([_panel(places, found, family, axis, title, read) for axis in axes])
     return rows
 
 
-def describe_growth(rows: Sequence[Sequence[Panel | None]]) -> list[tuple[str, ...]]:
+def describe_growth(rows: Sequence[Sequence[ChartPanel | None]]) -> list[tuple[str, ...]]:
     """A line for each curve: what, along which axis, which form, first and last value, and the exponent."""
     return [
         (
@@ -141,7 +141,7 @@ def describe_growth(rows: Sequence[Sequence[Panel | None]]) -> list[tuple[str, .
             series.name,
             f"{series.points[0][1]:.3g} to {series.points[-1][1]:.3g}",
             f"{series.points[0][0]:g} to {series.points[-1][0]:g}",
-            f"{exponent(series):.2f}",
+            f"{fit_exponent(series):.2f}",
         )
         for row in rows
         for panel in row
@@ -152,13 +152,13 @@ def describe_growth(rows: Sequence[Sequence[Panel | None]]) -> list[tuple[str, .
 
 
 def _panel(
-    places: Sequence[Grown],
-    found: dict[str, Result],
+    places: Sequence[GrowthCase],
+    found: dict[str, BenchmarkResult],
     family: str,
     axis: str,
     title: str,
-    read: Callable[[Result], tuple[float | None, float | None]],
-) -> Panel | None:
+    read: Callable[[BenchmarkResult], tuple[float | None, float | None]],
+) -> ChartPanel | None:
     lines: dict[str, list[tuple[float, float]]] = {"textbook": [], "sightline": []}
     for place in places:
         if (place.family, place.axis) != (family, axis) or place.case.name not in found:
@@ -167,14 +167,14 @@ def _panel(
             if value:  # a peak that was not measured, or too small to be seen, has no place on a logarithmic axis
                 lines[name].append((place.value, value))
     series = tuple(Series(name, tuple(points)) for name, points in lines.items())
-    return Panel(f"{family}: {title}", axis, series) if any(line.points for line in series) else None
+    return ChartPanel(f"{family}: {title}", axis, series) if any(line.points for line in series) else None
 
 
-def _seconds(result: Result) -> tuple[float, float]:
+def _seconds(result: BenchmarkResult) -> tuple[float, float]:
     return result.baseline_seconds.cpu, result.seconds.cpu
 
 
-def _mebibytes(result: Result) -> tuple[float | None, float | None]:
+def _mebibytes(result: BenchmarkResult) -> tuple[float | None, float | None]:
     sizes = (result.baseline_peak_bytes, result.peak_bytes)
     before, after = (None if size is None else size / 2**20 for size in sizes)
     return before, after

@@ -10,36 +10,42 @@ from torch import Tensor
 from torch.nn import functional
 
 from sightline.bench.agreement import equal
-from sightline.bench.case import Case, variant
-from sightline.geometry.scans.lift import NeighbourVote, gaussian_window, lift_knn, lift_knn_plainly
-from sightline.geometry.scans.projection import RangeView, draw, locate, nearest_returns_by_sorting, project
+from sightline.bench.case import BenchmarkCase, implementation
+from sightline.geometry.scans.lift import KNNVote, gaussian_window, lift_knn, lift_knn_reference
+from sightline.geometry.scans.projection import (
+    RangeView,
+    compute_pixels,
+    gather_to_image,
+    nearest_returns_by_sorting,
+    project_scans,
+)
 
 __all__ = ["cases"]
 
 _NUM_CLASSES = 20
-_VOTE = NeighbourVote(is_circular=False)
+_VOTE = KNNVote(is_circular=False)
 
 
-def cases() -> list[Case]:
+def cases() -> list[BenchmarkCase]:
     size = {"beams": 64, "azimuths": 1900, "width": 2048}  # 121,600 points, as many as a scan of KITTI
     return [
-        Case(
+        BenchmarkCase(
             suite="geometry",
             label="project_{beams}x{azimuths}_to_{width}",
             size=size,
             quick={"azimuths": 90, "width": 64},
             make=_scan,
-            baseline=variant("argsort", _by_sorting, equal),
-            variants=(variant("sightline", _projected, equal),),
+            baseline=implementation("argsort", _by_sorting, equal),
+            variants=(implementation("sightline", _projected, equal),),
         ),
-        Case(
+        BenchmarkCase(
             suite="geometry",
             label="lift_knn_{beams}x{azimuths}_from_{width}",
             size=size,
             quick={"azimuths": 90, "width": 64},
             make=_scan_with_labels,
-            baseline=variant("unfold", _by_unfolding, equal),
-            variants=(variant("sightline", _lifted, equal), variant("plain", _lifted_plainly, equal)),
+            baseline=implementation("unfold", _by_unfolding, equal),
+            variants=(implementation("sightline", _lifted, equal), implementation("plain", _lifted_plainly, equal)),
         ),
     ]
 
@@ -61,23 +67,23 @@ def _scan(*, beams: int, azimuths: int, width: int) -> dict[str, Any]:
 def _scan_with_labels(*, beams: int, azimuths: int, width: int) -> dict[str, Any]:
     """The same and a random label for every block of pixels; no two distances of a window tie but for rounding."""
     scan = _scan(beams=beams, azimuths=azimuths, width=width)
-    found = project(scan["points"], view=scan["view"], offsets=scan["offsets"])
+    found = project_scans(scan["points"], view=scan["view"], offsets=scan["offsets"])
     generator = torch.Generator().manual_seed(1)
     blocks = torch.randint(1, _NUM_CLASSES, (1, 1, beams // 4 + 1, width // 4 + 1), generator=generator)
     label = blocks.repeat_interleave(4, dim=2).repeat_interleave(4, dim=3)[:, 0, :beams, :width].contiguous()
-    images = {"label": label, "range_image": draw(found.shown, found.ranges, empty=-1)}
+    images = {"label": label, "range_image": gather_to_image(found.point_index, found.ranges, empty=-1)}
     return {**scan, **images, "pixel": found.pixel, "point_range": found.ranges}
 
 
 def _by_sorting(inputs: dict[str, Any]) -> Tensor:
     """The same pixels; all points sorted by range, and written from the farthest to the nearest."""
-    found = locate(inputs["points"], view=inputs["view"], offsets=inputs["offsets"])
+    found = compute_pixels(inputs["points"], view=inputs["view"], offsets=inputs["offsets"])
     shown = nearest_returns_by_sorting(found.ranges, place=found.pixel, num_places=inputs["view"].num_pixels)
     return shown.view(1, inputs["view"].height, -1)
 
 
 def _projected(inputs: dict[str, Any]) -> Tensor:
-    return project(inputs["points"], view=inputs["view"], offsets=inputs["offsets"]).shown
+    return project_scans(inputs["points"], view=inputs["view"], offsets=inputs["offsets"]).point_index
 
 
 def _by_unfolding(inputs: dict[str, Any]) -> Tensor:
@@ -85,7 +91,7 @@ def _by_unfolding(inputs: dict[str, Any]) -> Tensor:
 
     Pixels outside of the image are made invalid first: a range of zero is a fault of that code, which costs no time.
     """
-    size, reach = _VOTE.search, _VOTE.search // 2
+    size, reach = _VOTE.window, _VOTE.window // 2
     ranges, own, pixel = inputs["range_image"], inputs["point_range"], inputs["pixel"]
     ranges = functional.pad(ranges, (reach,) * 4, value=-1)
     near = functional.unfold(ranges[None], size)[:, :, pixel]
@@ -105,7 +111,7 @@ def _lifted(inputs: dict[str, Any]) -> Tensor:
 
 
 def _lifted_plainly(inputs: dict[str, Any]) -> Tensor:
-    return lift_knn_plainly(vote=_VOTE, **_of_lift(inputs))
+    return lift_knn_reference(vote=_VOTE, **_of_lift(inputs))
 
 
 def _of_lift(inputs: dict[str, Any]) -> dict[str, Tensor]:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sightline.bench.case import Case, variant
+from sightline.bench.case import BenchmarkCase, implementation
 from sightline.data.clouds.shapenet_part import ShapeNetPart
 from sightline.metrics.part_iou import PartIoU
 
@@ -21,16 +21,16 @@ _BOUND = 1e-12
 """Sums of some thousand numbers up to 1 in float64, in another order."""
 
 
-def cases() -> list[Case]:
+def cases() -> list[BenchmarkCase]:
     return [
-        Case(
+        BenchmarkCase(
             suite="metrics",
             label="part_iou_{shapes}x{points}",
             size={"shapes": 2874, "points": 2048},
             quick={"shapes": 70, "points": 32},
             make=_answers,
-            baseline=variant("per_shape", _per_shape, _same_figures),
-            variants=(variant("sightline", _global_counts, _same_figures),),
+            baseline=implementation("per_shape", _per_shape, _same_figures),
+            variants=(implementation("sightline", _global_counts, _same_figures),),
         )
     ]
 
@@ -40,7 +40,7 @@ def _answers(*, shapes: int, points: int) -> dict[str, Any]:
 
     All batches share the probabilities of one, turned to the categories of theirs: 1.2 GB would be to no purpose.
     """
-    facts = ShapeNetPart.promise().facts
+    facts = ShapeNetPart.expected_info().facts
     parts = facts["parts_of_category"]
     generator = torch.Generator().manual_seed(0)
     category = torch.randint(0, len(parts), (BATCH,), generator=generator)

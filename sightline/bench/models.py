@@ -16,7 +16,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from sightline.bench.agreement import allclose
-from sightline.bench.case import Case, Exactly, Run, Variant
+from sightline.bench.case import BenchmarkCase, ExactComparison, Implementation, Run
 from sightline.bench.textbook_models import TextbookDGCNN, TextbookPCT, TextbookPointNet2
 from sightline.data.synthetic.synthetic_shapes import SyntheticShapes
 from sightline.models.dgcnn import DGCNN
@@ -27,9 +27,9 @@ from sightline.types import SampleKey
 __all__ = [
     "IN_FLOAT64",
     "cases",
+    "close_in_float32",
     "dgcnn_case",
     "forward_form",
-    "near",
     "same_numbers",
     "spread_norms",
     "step_case",
@@ -45,28 +45,31 @@ QUICK = {"batch": 4, "points": 512}
 NUM_CLASSES = 40
 
 
-def cases() -> list[Case]:
+def cases() -> list[BenchmarkCase]:
     dgcnn, *others = [step_case(name, batch=32, points=1024) for name in MODELS]
     return [dgcnn, _half_case(), *others, *(_forward_case(name) for name in MODELS)]
 
 
-def step_case(name: str, *, batch: int, points: int) -> Case:
+def step_case(name: str, *, batch: int, points: int) -> BenchmarkCase:
     """One training step in float32; for DGCNN, whose fused form is written for it, a row in bfloat16 too."""
     ours, theirs = MODELS[name]
-    halves = (Variant("sightline_bf16", step_form(copy.deepcopy, is_half=True), _near_as_textbook),)
-    return Case(
+    halves = (Implementation("sightline_bf16", step_form(copy.deepcopy, is_half=True), _near_as_textbook),)
+    return BenchmarkCase(
         suite="models",
         label=name + "_step_{batch}x{points}",
         size={"batch": batch, "points": points},
         quick=QUICK,
-        make=maker(ours),
-        baseline=Variant("textbook", step_form(theirs), near),
-        variants=(Variant("sightline", step_form(copy.deepcopy), near), *(halves if name == "dgcnn" else ())),
+        make=make_inputs(ours),
+        baseline=Implementation("textbook", step_form(theirs), close_in_float32),
+        variants=(
+            Implementation("sightline", step_form(copy.deepcopy), close_in_float32),
+            *(halves if name == "dgcnn" else ()),
+        ),
         exactly=IN_FLOAT64,
     )
 
 
-def dgcnn_case(*, batch: int, points: int, neighbours: int) -> Case:
+def dgcnn_case(*, batch: int, points: int, neighbours: int) -> BenchmarkCase:
     """One training step of DGCNN in float32, with as many neighbours as asked for."""
     return dataclasses.replace(
         step_case("dgcnn", batch=batch, points=points),
@@ -75,31 +78,31 @@ def dgcnn_case(*, batch: int, points: int, neighbours: int) -> Case:
     )
 
 
-def _half_case() -> Case:
+def _half_case() -> BenchmarkCase:
     """The step in bfloat16 against the textbook's in bfloat16."""
-    return Case(
+    return BenchmarkCase(
         suite="models",
         label="dgcnn_step_bf16_{batch}x{points}",
         size={"batch": 32, "points": 1024},
         quick=QUICK,
-        make=maker(DGCNN),
-        baseline=Variant("textbook_bf16", step_form(TextbookDGCNN, is_half=True), _near_as_textbook),
-        variants=(Variant("sightline_bf16", step_form(copy.deepcopy, is_half=True), _near_as_textbook),),
+        make=make_inputs(DGCNN),
+        baseline=Implementation("textbook_bf16", step_form(TextbookDGCNN, is_half=True), _near_as_textbook),
+        variants=(Implementation("sightline_bf16", step_form(copy.deepcopy, is_half=True), _near_as_textbook),),
         exactly=IN_FLOAT64,
     )
 
 
-def _forward_case(name: str) -> Case:
+def _forward_case(name: str) -> BenchmarkCase:
     """Logits of a batch in evaluation mode."""
     ours, theirs = MODELS[name]
-    return Case(
+    return BenchmarkCase(
         suite="models",
         label=name + "_forward_{batch}x{points}",
         size={"batch": 32, "points": 1024},
         quick=QUICK,
-        make=maker(ours),
-        baseline=Variant("textbook", forward_form(theirs), near),
-        variants=(Variant("sightline", forward_form(copy.deepcopy), near),),
+        make=make_inputs(ours),
+        baseline=Implementation("textbook", forward_form(theirs), close_in_float32),
+        variants=(Implementation("sightline", forward_form(copy.deepcopy), close_in_float32),),
         exactly=IN_FLOAT64,
     )
 
@@ -107,7 +110,7 @@ def _forward_case(name: str) -> Case:
 # --- inputs ----------------------------------------------------------------------------------------------------------
 
 
-def maker(kind: type[nn.Module]) -> Callable[..., dict[str, Any]]:
+def make_inputs(kind: type[nn.Module]) -> Callable[..., dict[str, Any]]:
     """Solids of every class, and a model with seeded weights.
 
     Clouds that all look alike would not do: batch norm in the head divides by how much they differ.
@@ -203,7 +206,7 @@ def same_numbers(inputs: Any, expected: dict[str, Any], found: dict[str, Any]) -
     return None if off <= 1e-9 else f"the gradient is off by {off:.2e} of its length; allowed is 1e-9"
 
 
-def near(inputs: Any, expected: dict[str, Any], found: dict[str, Any]) -> str | None:
+def close_in_float32(inputs: Any, expected: dict[str, Any], found: dict[str, Any]) -> str | None:
     """Logits in float32 to a tenth of the largest; that both do the same was seen in float64.
 
     Graphs among features differ in the few neighbours that all but tie, a maximum passes that on whole, and the batch
@@ -224,4 +227,4 @@ def _near_as_textbook(inputs: Any, expected: dict[str, Any], found: dict[str, An
     return None if off <= allowed else f"logits are {off:.3g} from float32, allowed is {allowed:.3g}"
 
 
-IN_FLOAT64 = Exactly(_in_float64, same_numbers)
+IN_FLOAT64 = ExactComparison(_in_float64, same_numbers)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sightline.bench.case import Case, Run, Variant
+from sightline.bench.case import BenchmarkCase, Implementation, Run
 from sightline.engine.optimizers import Adam
 from sightline.models.crosspoint import CrossPoint
 from sightline.models.dgcnn import DGCNNEncoder
@@ -21,18 +21,18 @@ __all__ = ["cases"]
 _ARGUMENTS: dict[str, Any] = {"lr": 1e-3, "weight_decay": 1e-4}
 
 
-def cases() -> list[Case]:
+def cases() -> list[BenchmarkCase]:
     return [
-        Case(
+        BenchmarkCase(
             suite="train",
             label="adam_step_crosspoint_{embedding}",
             size={"embedding": 1024},
             quick={"embedding": 8},
             make=_network,
-            baseline=Variant("torch_default", _steps(_torch_adam), _same_steps),
+            baseline=Implementation("torch_default", _steps(_torch_adam), _same_steps),
             variants=(
-                Variant("torch_foreach", _steps(partial(_torch_adam, foreach=True)), _same_steps),
-                Variant("sightline", _steps(Adam(**_ARGUMENTS).build), _same_steps),
+                Implementation("torch_foreach", _steps(partial(_torch_adam, foreach=True)), _same_steps),
+                Implementation("sightline", _steps(Adam(**_ARGUMENTS).build), _same_steps),
             ),
         )
     ]

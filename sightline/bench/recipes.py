@@ -16,12 +16,12 @@ import torch
 from torch import Tensor
 
 from sightline.bench.agreement import allclose
-from sightline.bench.case import Case, Run, Variant
+from sightline.bench.case import BenchmarkCase, Implementation, Run
 from sightline.config import read_config
 from sightline.config.shipped import copy_shipped
 from sightline.engine.build import build
 from sightline.engine.distributed import World
-from sightline.engine.train import optimise_once
+from sightline.engine.train import train_step
 
 __all__ = ["cases"]
 
@@ -58,18 +58,18 @@ RECIPES: Mapping[str, Recipe] = {
 }
 
 
-def cases() -> list[Case]:
+def cases() -> list[BenchmarkCase]:
     return [_case(name, recipe) for name, recipe in RECIPES.items()]
 
 
-def _case(name: str, recipe: Recipe) -> Case:
+def _case(name: str, recipe: Recipe) -> BenchmarkCase:
     apart, together = ([f"model.channels_last={value}"] * recipe.has_channels_last for value in ("false", "true"))
-    variants = [Variant("sightline_bf16", _step(recipe, "bf16", *together), allclose(_NEAR_IN_16_BITS))]
+    variants = [Implementation("sightline_bf16", _step(recipe, "bf16", *together), allclose(_NEAR_IN_16_BITS))]
     if together:
-        variants.insert(0, Variant("channels_last", _step(recipe, "float32", *together), allclose(1e-3)))
-    plain = Variant("float32", _step(recipe, "float32", *apart), allclose(_NEAR_IN_16_BITS))
+        variants.insert(0, Implementation("channels_last", _step(recipe, "float32", *together), allclose(1e-3)))
+    plain = Implementation("float32", _step(recipe, "float32", *apart), allclose(_NEAR_IN_16_BITS))
     sizes = {"batch": recipe.batch}, {"batch": recipe.quick}
-    return Case("models", f"recipe_{name}_step_{{batch}}", *sizes, dict, plain, tuple(variants))
+    return BenchmarkCase("models", f"recipe_{name}_step_{{batch}}", *sizes, dict, plain, tuple(variants))
 
 
 def _step(recipe: Recipe, precision: str, *words: str) -> Callable[[dict[str, Any]], AbstractContextManager[Run]]:
@@ -84,11 +84,11 @@ def _step(recipe: Recipe, precision: str, *words: str) -> Callable[[dict[str, An
             overrides = [*recipe.words, *words, *small, f"train.precision={precision}", "evaluate.select=test"]
             config = read_config(Path(name) / "configs" / f"{recipe.config}.yaml", overrides)
             job = build(config, World()).job
-        samples = job.stream.reader(job.stream.plan.parts(0)[0][0])
+        samples = job.stream.reader(job.stream.plan.step_keys(0)[0][0])
 
         def run() -> Tensor:
-            found = optimise_once(job, job.model, [samples], World(), _NoLaps())
-            return torch.tensor([found[loss] for loss in job.weights])
+            found = train_step(job, job.model, [samples], World(), _NoLaps())
+            return torch.tensor([found[loss] for loss in job.loss_weights])
 
         yield run
 
@@ -96,5 +96,5 @@ def _step(recipe: Recipe, precision: str, *words: str) -> Callable[[dict[str, An
 
 
 class _NoLaps:
-    def lap(self, name: str) -> None:
+    def end_phase(self, name: str) -> None:
         pass

@@ -11,36 +11,36 @@ import torch
 from torch import Tensor
 
 from sightline.bench.agreement import equal
-from sightline.bench.case import Case, variant
+from sightline.bench.case import BenchmarkCase, implementation
 from sightline.data.synthetic.synthetic_hands import HAND_CAMERA, SyntheticHands
 from sightline.data.synthetic.synthetic_shapes import SyntheticShapes
 from sightline.geometry.cameras import ring_cameras
-from sightline.geometry.capsules import SeenCapsules, render_capsules, render_capsules_plainly
-from sightline.geometry.rendering import render_cloud, render_cloud_plainly
+from sightline.geometry.capsules import CapsuleDepth, render_capsules, render_capsules_plainly
+from sightline.geometry.rendering import render_cloud, render_cloud_reference
 from sightline.types import SampleKey
 
 __all__ = ["cases"]
 
 
-def cases() -> list[Case]:
+def cases() -> list[BenchmarkCase]:
     return [
-        Case(
+        BenchmarkCase(
             suite="data",
             label="render_{clouds}x{points}_{views}x{size_px}px",
             size={"clouds": 4, "points": 1024, "views": 12, "size_px": 96},
             quick={"clouds": 1, "points": 64, "views": 2, "size_px": 24},
             make=_clouds,
-            baseline=variant("plain", _plainly, equal),
-            variants=(variant("sightline", _fast, equal),),
+            baseline=implementation("plain", _plainly, equal),
+            variants=(implementation("sightline", _fast, equal),),
         ),
-        Case(
+        BenchmarkCase(
             suite="data",
             label="capsules_{frames}x24_320x240px",
             size={"frames": 8},
             quick={"frames": 1},
             make=_hands,
-            baseline=variant("plain", partial(_depths, render_capsules_plainly), equal),
-            variants=(variant("sightline", partial(_depths, render_capsules), equal),),
+            baseline=implementation("plain", partial(_depths, render_capsules_plainly), equal),
+            variants=(implementation("sightline", partial(_depths, render_capsules), equal),),
         ),
     ]
 
@@ -52,7 +52,7 @@ def _clouds(*, clouds: int, points: int, views: int, size_px: int) -> dict[str, 
 
 
 def _plainly(inputs: dict[str, Any]) -> Tensor:
-    views = [render_cloud_plainly(cloud.numpy(), inputs["cameras"]) for cloud in inputs["points"]]
+    views = [render_cloud_reference(cloud.numpy(), inputs["cameras"]) for cloud in inputs["points"]]
     return torch.stack([torch.from_numpy(each) for each in views])
 
 
@@ -66,7 +66,7 @@ def _hands(*, frames: int) -> dict[str, Any]:
     return {"capsules": torch.from_numpy(hands.capsules)}
 
 
-def _depths(render: Callable[..., SeenCapsules], inputs: dict[str, Any]) -> Tensor:
+def _depths(render: Callable[..., CapsuleDepth], inputs: dict[str, Any]) -> Tensor:
     capsules, size = inputs["capsules"].numpy(), {"height_px": HAND_CAMERA.height_px, "width_px": HAND_CAMERA.width_px}
     seen = render(capsules, HAND_CAMERA.intrinsics, **size)
     return torch.from_numpy(np.stack((seen.depth, seen.owner)))

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from sightline.bench.case import Case, Run, Variant
+from sightline.bench.case import BenchmarkCase, Implementation, Run
 from sightline.data.scenes.s3dis import S3dis
 from sightline.data.scenes.s3dis_files import list_rooms, read_room
 
@@ -30,17 +30,17 @@ class RoomParts(NamedTuple):
     origin: np.ndarray | float = 0.0
 
 
-def cases() -> list[Case]:
+def cases() -> list[BenchmarkCase]:
     """Rooms read; and an area of rooms of the release's mean size prepared, down to hashed files on the disk."""
     return [
-        Case(
+        BenchmarkCase(
             suite="data",
             label=f"s3dis_{what}_{{rooms}}x{{points}}",
             size={"rooms": rooms, "points": points},
             quick={"rooms": rooms, "points": 2_000},
             make=_texts,
-            baseline=Variant("loadtxt", _by_loadtxt, _same_numbers),
-            variants=(Variant("sightline", form, _same_numbers),),
+            baseline=Implementation("loadtxt", _by_loadtxt, _same_numbers),
+            variants=(Implementation("sightline", form, _same_numbers),),
         )
         for what, form, rooms, points in (
             ("reading", _by_sightline, 1, 600_000),

@@ -9,18 +9,18 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
-from sightline.bench.case import Case, Run, Variant
+from sightline.bench.case import BenchmarkCase, Implementation, Run
 from sightline.bench.memory import MemoryMeter
-from sightline.bench.timing import Seconds, Spread, interleave, ratios
-from sightline.engine.memory import keep_freed_memory
+from sightline.bench.timing import Quartiles, Seconds, interleave, ratios
+from sightline.engine.allocator import keep_freed_memory
 from sightline.errors import MissingExtraError
-from sightline.runs.run_directory import environment
+from sightline.runs.run_directory import collect_environment
 
-__all__ = ["Report", "Result", "Runner", "describe_machine"]
+__all__ = ["BenchmarkReport", "BenchmarkResult", "Runner", "describe_machine"]
 
 
 @dataclass(frozen=True)
-class Result:
+class BenchmarkResult:
     """One form against the baseline of its case. Times are medians per call, ratios those of CPU time.
 
     `name` is that of `bench --list`, `size` what was run: in a smoke test not the size that the name speaks of.
@@ -28,7 +28,7 @@ class Result:
 
     name: str
     baseline: str
-    ratio: Spread
+    ratio: Quartiles
     seconds: Seconds
     baseline_seconds: Seconds
     peak_bytes: int | None
@@ -51,10 +51,10 @@ class Result:
 
 
 @dataclass
-class Report:
+class BenchmarkReport:
     """What was found until now: results, forms that gave other numbers, and packages that are not there."""
 
-    results: list[Result] = dataclasses.field(default_factory=list)
+    results: list[BenchmarkResult] = dataclasses.field(default_factory=list)
     mismatches: list[str] = dataclasses.field(default_factory=list)
     missing: list[str] = dataclasses.field(default_factory=list)
 
@@ -72,7 +72,7 @@ class Runner:
         self.meter = meter
         self.keeps_memory = keeps_memory
 
-    def run(self, cases: Sequence[Case], report: Report, note: Callable[[str], None]) -> None:
+    def run(self, cases: Sequence[BenchmarkCase], report: BenchmarkReport, note: Callable[[str], None]) -> None:
         """Adds to the report, form by form, so that an interrupted run keeps what it has."""
         if self.keeps_memory:
             keep_freed_memory()
@@ -82,7 +82,9 @@ class Runner:
             for result in self._compare(case, present, report, note) if present else ():
                 report.results.append(result)
 
-    def _present(self, case: Case, report: Report, note: Callable[[str], None]) -> list[Variant]:
+    def _present(
+        self, case: BenchmarkCase, report: BenchmarkReport, note: Callable[[str], None]
+    ) -> list[Implementation]:
         for form in case.forms:
             if form.needs is not None and not form.is_present:
                 what = case.name if form is case.baseline else f"the row '{form.name}'"
@@ -93,8 +95,12 @@ class Runner:
         return [form for form in case.variants if form.is_present and case.baseline.is_present]
 
     def _compare(
-        self, case: Case, present: Sequence[Variant], report: Report, note: Callable[[str], None]
-    ) -> Iterator[Result]:
+        self,
+        case: BenchmarkCase,
+        present: Sequence[Implementation],
+        report: BenchmarkReport,
+        note: Callable[[str], None],
+    ) -> Iterator[BenchmarkResult]:
         sized = case.smaller() if self.is_quick else case
         with ExitStack() as stack:
             inputs = sized.inputs()
@@ -113,7 +119,7 @@ class Runner:
         peaks = {name: self.meter.peak_bytes(case.name, name, is_quick=self.is_quick) for name in runs}
         base = case.baseline.name
         for name in [name for name in runs if name != base]:
-            yield Result(
+            yield BenchmarkResult(
                 name=f"{case.name}/{name}",
                 baseline=base,
                 ratio=ratios(seconds[base], seconds[name]),
@@ -127,7 +133,7 @@ class Runner:
 
 def describe_machine(*, num_threads: int) -> dict[str, Any]:
     """What a figure needs beside it: versions, CPU, threads, commit, and how busy the machine is (load average)."""
-    found = environment()
+    found = collect_environment()
     kept = ("time", "versions", "platform", "cpu", "num_cores", "num_usable_cores", "memory_bytes", "git")
     return {name: found[name] for name in kept} | {
         "versions": found["versions"] | _peer_versions(),
@@ -136,7 +142,7 @@ def describe_machine(*, num_threads: int) -> dict[str, Any]:
     }
 
 
-def _exact_disagreements(case: Case, present: Sequence[Variant], inputs: Any) -> dict[str, str]:
+def _exact_disagreements(case: BenchmarkCase, present: Sequence[Implementation], inputs: Any) -> dict[str, str]:
     """In what forms differ on the inputs on which they may not differ by rounding either, where a case has such."""
     if case.exactly is None:
         return {}
@@ -150,15 +156,20 @@ def _exact_disagreements(case: Case, present: Sequence[Variant], inputs: Any) ->
     return {name: fault for name, fault in faults.items() if fault is not None}
 
 
-def _disagreements(case: Case, present: Sequence[Variant], inputs: Any, runs: dict[str, Run]) -> dict[str, str]:
+def _disagreements(
+    case: BenchmarkCase, present: Sequence[Implementation], inputs: Any, runs: dict[str, Run]
+) -> dict[str, str]:
     """In what each form differs from the baseline, for those that do. Each is called once, which warms it up too."""
     expected = runs[case.baseline.name]()
-    faults = {form.name: form.agrees(inputs, expected, runs[form.name]()) for form in present}
+    faults = {form.name: form.compare(inputs, expected, runs[form.name]()) for form in present}
     return {name: fault for name, fault in faults.items() if fault is not None}
 
 
 def _median(found: Sequence[Seconds]) -> Seconds:
-    return Seconds(Spread.of([each.cpu for each in found]).median, Spread.of([each.wall for each in found]).median)
+    return Seconds(
+        Quartiles.from_values([each.cpu for each in found]).median,
+        Quartiles.from_values([each.wall for each in found]).median,
+    )
 
 
 def _peer_versions() -> dict[str, str | None]:

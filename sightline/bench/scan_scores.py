@@ -11,19 +11,19 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from sightline.bench.case import Case, Run, Variant
+from sightline.bench.case import BenchmarkCase, Implementation, Run
 from sightline.data.files.scan_files import write_label_ids
-from sightline.data.loading.reading import BatchReader
+from sightline.data.loading.batch_reader import BatchReader
 from sightline.data.scans.label_maps import read_label_map
 from sightline.data.scans.semantic_kitti import LABEL_MAPS, SemanticKitti
-from sightline.engine.build import Part
-from sightline.evaluation.given_predictions import GivenPredictions, score
-from sightline.types import Component, SampleKey
+from sightline.engine.build import DataSubset
+from sightline.evaluation.external_predictions import ExternalPredictions, score_labels
+from sightline.types import ComponentConfig, SampleKey
 
 __all__ = ["cases"]
 
-_IOU = Component("iou", {"absent": "zero"})
-_BY_DISTANCE = Component("iou_by_distance", {"absent": "zero"})
+_IOU = ComponentConfig("iou", {"absent": "zero"})
+_BY_DISTANCE = ComponentConfig("iou_by_distance", {"absent": "zero"})
 
 
 class Scores(NamedTuple):
@@ -33,16 +33,16 @@ class Scores(NamedTuple):
     miou: float | None = None
 
 
-def cases() -> list[Case]:
+def cases() -> list[BenchmarkCase]:
     return [
-        Case(
+        BenchmarkCase(
             suite="metrics",
             label=f"{what}_{{scans}}x{{points}}",
             size={"scans": 100, "points": 120_000},
             quick={"scans": 2, "points": 500},
             make=_scans,
-            baseline=Variant("reading", _read, _same_scores),
-            variants=(Variant("sightline", partial(_scored, metrics=metrics), _same_scores),),
+            baseline=Implementation("reading", _read, _same_scores),
+            variants=(Implementation("sightline", partial(_scored, metrics=metrics), _same_scores),),
         )
         for what, metrics in (("scan_scores", (_IOU,)), ("scan_scores_by_distance", (_IOU, _BY_DISTANCE)))
     ]
@@ -65,7 +65,7 @@ def _scans(*, scans: int, points: int) -> dict[str, Any]:
 
 
 @contextmanager
-def _on_disk(inputs: dict[str, Any]) -> Iterator[tuple[Part, Path]]:
+def _on_disk(inputs: dict[str, Any]) -> Iterator[tuple[DataSubset, Path]]:
     """A prepared set of these scans as its test part, and the folder of predictions."""
     label_map = read_label_map("single", LABEL_MAPS)
     with tempfile.TemporaryDirectory(prefix="sightline-bench-") as name:
@@ -80,7 +80,7 @@ def _on_disk(inputs: dict[str, Any]) -> Iterator[tuple[Part, Path]]:
             source=folder / "kitti", target=folder / "set", name="semantic_kitti", progress=lambda *_: None
         )
         dataset = SemanticKitti(split="test", root=str(folder / "set"))
-        yield Part(dataset, np.arange(len(dataset)), BatchReader(dataset), "test"), folder
+        yield DataSubset(dataset, np.arange(len(dataset)), BatchReader(dataset), "test"), folder
 
 
 @contextmanager
@@ -89,10 +89,10 @@ def _read(inputs: dict[str, Any]) -> Iterator[Run]:
     with _on_disk(inputs) as (part, folder):
 
         def run() -> Scores:
-            given, count = GivenPredictions(folder, part), 0
+            given, count = ExternalPredictions(folder, part), 0
             for index in part.indices.tolist():
                 label = part.dataset[SampleKey(index, 0, 0)]["label"]
-                given.of(index, num_points=len(label))
+                given.labels_for(index, num_points=len(label))
                 count += int((label > 0).sum())
             return Scores(count)
 
@@ -100,11 +100,11 @@ def _read(inputs: dict[str, Any]) -> Iterator[Run]:
 
 
 @contextmanager
-def _scored(inputs: dict[str, Any], *, metrics: tuple[Component, ...]) -> Iterator[Run]:
+def _scored(inputs: dict[str, Any], *, metrics: tuple[ComponentConfig, ...]) -> Iterator[Run]:
     with _on_disk(inputs) as (part, folder):
 
         def run() -> Scores:
-            evaluation, _ = score(part, metrics, GivenPredictions(folder, part))
+            evaluation, _ = score_labels(part, metrics, ExternalPredictions(folder, part))
             counts = sum(map(sum, evaluation.tables["confusion"]["counts"]))
             return Scores(counts, evaluation.metrics["miou"])
 

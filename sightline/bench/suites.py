@@ -22,14 +22,14 @@ from sightline.bench import (
     train,
     transformers,
 )
-from sightline.bench.case import Case
+from sightline.bench.case import BenchmarkCase
 from sightline.errors import UserError
-from sightline.schema import nearest
+from sightline.schema import suggest
 
-__all__ = ["SUITES", "all_cases", "chosen", "find_case"]
+__all__ = ["SUITES", "all_cases", "find_case", "select_cases"]
 
 
-def _models() -> list[Case]:
+def _models() -> list[BenchmarkCase]:
     return [
         *models.cases(),
         *transformers.cases(),
@@ -39,15 +39,15 @@ def _models() -> list[Case]:
     ]
 
 
-def _metrics() -> list[Case]:
+def _metrics() -> list[BenchmarkCase]:
     return [*metrics.cases(), *scan_scores.cases(), *detection.metric_cases(), *crowds.cases()]
 
 
-def _train() -> list[Case]:
+def _train() -> list[BenchmarkCase]:
     return [*train.cases(), *optimizers.cases(), *detection.train_cases()]
 
 
-SUITES: dict[str, Callable[[], list[Case]]] = {
+SUITES: dict[str, Callable[[], list[BenchmarkCase]]] = {
     "geometry": geometry.cases,
     "models": _models,
     "data": data.cases,
@@ -57,23 +57,23 @@ SUITES: dict[str, Callable[[], list[Case]]] = {
 }
 
 
-def all_cases() -> list[Case]:
+def all_cases() -> list[BenchmarkCase]:
     return [case for make in SUITES.values() for case in make()]
 
 
-def find_case(name: str) -> Case:
+def find_case(name: str) -> BenchmarkCase:
     """The case of that name."""
     return next(case for case in [*all_cases(), *growth.all_cases()] if case.name == name)
 
 
-def chosen(suites: Sequence[str], pattern: str | None) -> list[Case]:
+def select_cases(suites: Sequence[str], pattern: str | None) -> list[BenchmarkCase]:
     """The cases of the named suites (`all`, or none named: of every suite) whose name or its last part fits.
 
     Raises UserError for an unknown suite, and where no case fits.
     """
     for name in suites:
         if name not in SUITES and name != "all":
-            raise UserError(f"bench: there is no suite '{name}'{nearest(name, [*SUITES, 'all'])}")
+            raise UserError(f"bench: there is no suite '{name}'{suggest(name, [*SUITES, 'all'])}")
     wanted = list(SUITES) if not suites or "all" in suites else list(dict.fromkeys(suites))
     cases = [case for name in wanted for case in SUITES[name]()]
     fitting = [case for case in cases if pattern is None or _fits(case.name, pattern)]

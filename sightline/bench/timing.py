@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from sightline.bench.case import Run
 
-__all__ = ["Seconds", "Spread", "interleave", "ratios", "read_clocks"]
+__all__ = ["Quartiles", "Seconds", "interleave", "ratios", "read_clocks"]
 
 ENOUGH_S = 0.02
 """A shorter call is repeated until one measurement takes as long: ten thousand ticks of the clock and more."""
@@ -26,7 +26,7 @@ class Seconds:
 
 
 @dataclass(frozen=True, slots=True)
-class Spread:
+class Quartiles:
     """Median, and first and third quartile."""
 
     median: float
@@ -34,7 +34,7 @@ class Spread:
     high: float
 
     @classmethod
-    def of(cls, values: Sequence[float]) -> Spread:
+    def from_values(cls, values: Sequence[float]) -> Quartiles:
         """Quartiles of the values themselves, interpolated between neighbours; a single value is all three.
 
         Source: Hyndman and Fan 1996, definition 7.
@@ -67,9 +67,9 @@ def interleave(
     return found
 
 
-def ratios(baseline: Sequence[Seconds], found: Sequence[Seconds]) -> Spread:
+def ratios(baseline: Sequence[Seconds], found: Sequence[Seconds]) -> Quartiles:
     """How many times less CPU time than the baseline, round by round."""
-    return Spread.of([before.cpu / after.cpu for before, after in zip(baseline, found, strict=True)])
+    return Quartiles.from_values([before.cpu / after.cpu for before, after in zip(baseline, found, strict=True)])
 
 
 def _calls_needed(run: Run, clocks: Callable[[], Seconds]) -> int:

@@ -14,12 +14,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sightline.bench.agreement import allclose
-from sightline.bench.case import Case, Run, Variant
+from sightline.bench.case import BenchmarkCase, Implementation, Run
 from sightline.config import RunConfig, read_config
 from sightline.engine.build import build
 from sightline.engine.distributed import World
 from sightline.engine.records import Observers, StepRecord
-from sightline.engine.session import Session, StopRequest
+from sightline.engine.session import StopRequest, TrainingSession
 from sightline.engine.train import train
 from sightline.runs.run_directory import RunDirectory
 
@@ -42,20 +42,20 @@ log: {{tensorboard: false}}
 """The shipped PointNet recipes without augmentation, whose cost the suite `data` tells, and without extras."""
 
 
-def cases() -> list[Case]:
+def cases() -> list[BenchmarkCase]:
     return [_overhead_case(points) for points in (1024, 256)]
 
 
-def _overhead_case(points: int) -> Case:
+def _overhead_case(points: int) -> BenchmarkCase:
     """Six steps of the engine; a ratio of 0.98 says that it adds two percent."""
-    return Case(
+    return BenchmarkCase(
         suite="train",
         label="engine_{batch}x{points}",
         size={"batch": 32, "points": points},
         quick={"batch": 4, "points": 64},
         make=_config,
-        baseline=Variant("bare_steps", _bare, allclose(1e-4)),
-        variants=(Variant("sightline", _engine, allclose(1e-4)),),
+        baseline=Implementation("bare_steps", _bare, allclose(1e-4)),
+        variants=(Implementation("sightline", _engine, allclose(1e-4)),),
     )
 
 
@@ -73,7 +73,7 @@ def _bare(config: RunConfig) -> Iterator[Run]:
     The answer is the loss of each step. It is the engine's but for rounding, to 1e-4.
     """
     job = build(config, World()).job
-    parts = [job.stream.plan.parts(step)[0][0] for step in range(NUM_STEPS)]
+    parts = [job.stream.plan.step_keys(step)[0][0] for step in range(NUM_STEPS)]
     batches = [job.stream.reader(part) for part in parts]
 
     def run() -> Tensor:
@@ -100,8 +100,10 @@ def _engine(config: RunConfig) -> Iterator[Run]:
         built = build(config, world)
         stream = built.job.stream
         for step in range(stream.plan.steps_per_epoch):  # procedural clouds are made once, which is not measured here
-            stream.reader(stream.plan.parts(step)[0][0])
-        session = Session(built, world, RunDirectory(Path(folder), is_writer=True), stop=StopRequest(), record={})
+            stream.reader(stream.plan.step_keys(step)[0][0])
+        session = TrainingSession(
+            built, world, RunDirectory(Path(folder), is_writer=True), stop=StopRequest(), record={}
+        )
         with contextlib.redirect_stderr(io.StringIO()):  # its progress bar keeps the stream that it finds here
             observers = Observers(session._default_observers())
 

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from sightline.bench.case import Case, Variant
-from sightline.bench.models import IN_FLOAT64, forward_form, near, spread_norms, step_form
+from sightline.bench.case import BenchmarkCase, Implementation
+from sightline.bench.models import IN_FLOAT64, close_in_float32, forward_form, spread_norms, step_form
 from sightline.bench.textbook_transformer import TextbookPointTransformer
 from sightline.data.synthetic.synthetic_shapes import SyntheticShapes
 from sightline.models.point_transformer import PointTransformer
@@ -25,15 +25,18 @@ __all__ = ["cases"]
 _QUICK = {"batch": 2, "points": 512}
 
 
-def cases() -> list[Case]:
-    step = Case(
+def cases() -> list[BenchmarkCase]:
+    step = BenchmarkCase(
         suite="models",
         label="point_transformer_step_{batch}x{points}",
         size={"batch": 16, "points": 1024},
         quick=_QUICK,
         make=_parts,
-        baseline=Variant("textbook", step_form(TextbookPointTransformer), near),
-        variants=(Variant("plain", step_form(_plain), near), Variant("sightline", step_form(copy.deepcopy), near)),
+        baseline=Implementation("textbook", step_form(TextbookPointTransformer), close_in_float32),
+        variants=(
+            Implementation("plain", step_form(_plain), close_in_float32),
+            Implementation("sightline", step_form(copy.deepcopy), close_in_float32),
+        ),
         exactly=IN_FLOAT64,
     )
     # No textbook form for a scene: all distances among 80,000 points take 26 GB.
@@ -42,8 +45,8 @@ def cases() -> list[Case]:
         label="point_transformer_scene_forward_{points}",
         size={"batch": 1, "points": 80_000},
         quick={"points": 2048},
-        baseline=Variant("plain", forward_form(_plain), near),
-        variants=(Variant("sightline", forward_form(copy.deepcopy), near),),
+        baseline=Implementation("plain", forward_form(_plain), close_in_float32),
+        variants=(Implementation("sightline", forward_form(copy.deepcopy), close_in_float32),),
     )
     return [step, scene]
 

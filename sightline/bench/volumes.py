@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from sightline.bench.agreement import allclose, equal
-from sightline.bench.case import Case, variant
+from sightline.bench.case import BenchmarkCase, implementation
 from sightline.data.synthetic.synthetic_hands import SyntheticHands
 from sightline.draws import Draws
 from sightline.geometry.heatmaps import gaussian_heatmaps, gaussian_heatmaps_plainly
-from sightline.geometry.volumes import Placement, occupancy, to_voxels
+from sightline.geometry.volumes import CubePlacement, occupancy, to_voxels
 from sightline.transforms.volumes import PlaceCube
 from sightline.types import SampleKey
 
@@ -22,25 +22,25 @@ __all__ = ["data_cases"]
 _CUBE_MM = 200.0
 
 
-def data_cases() -> list[Case]:
+def data_cases() -> list[BenchmarkCase]:
     return [
-        Case(
+        BenchmarkCase(
             suite="data",
             label="voxelize_{frames}x{size}",
             size={"frames": 1, "size": 88},
             quick={"frames": 1, "size": 24},
             make=_frames,
-            baseline=variant("add_at", _count_points, equal),
-            variants=(variant("sightline", _voxels, equal),),
+            baseline=implementation("add_at", _count_points, equal),
+            variants=(implementation("sightline", _voxels, equal),),
         ),
-        Case(
+        BenchmarkCase(
             suite="data",
             label="heatmaps_{frames}x21x{size}",
             size={"frames": 4, "size": 88},
             quick={"frames": 1, "size": 24},
             make=_frames,
-            baseline=variant("dense", _dense_targets, allclose(1e-6)),
-            variants=(variant("sightline", _targets, allclose(1e-6)),),
+            baseline=implementation("dense", _dense_targets, allclose(1e-6)),
+            variants=(implementation("sightline", _targets, allclose(1e-6)),),
         ),
     ]
 
@@ -52,13 +52,13 @@ def _frames(*, frames: int, size: int) -> dict[str, Any]:
     batch = hands.get_batch(keys)
     place = PlaceCube(cube_mm=_CUBE_MM, size=size, scale=(0.8, 1.2), max_angle_rad=0.698, max_shift=4.0)
     rows = place(Draws.for_samples(keys), reference=batch["reference"])["placement"]
-    placement = Placement.from_rows(rows)
+    placement = CubePlacement.from_rows(rows)
     return {**batch, "placement": placement, "cells": to_voxels(batch["joints"].double(), placement) / 2}
 
 
 def _count_points(inputs: dict[str, Any]) -> Tensor:
     """Every pixel a point, every point a voxel, counted and cut off at one; as users write it in NumPy."""
-    placement: Placement = inputs["placement"]
+    placement: CubePlacement = inputs["placement"]
     size = placement.size
     volumes = np.zeros((len(placement), 1, size, size, size), dtype=np.float32)
     depths, cameras = inputs["depth"].numpy(), inputs["camera"].numpy()
@@ -73,9 +73,9 @@ def _count_points(inputs: dict[str, Any]) -> Tensor:
     return torch.from_numpy(volumes)
 
 
-def _placed(points: np.ndarray, placement: Placement, sample: int) -> np.ndarray:
+def _placed(points: np.ndarray, placement: CubePlacement, sample: int) -> np.ndarray:
     """Voxel coordinates (P, 3) of points (P, 3) of one sample: the formulas one after another."""
-    middle, border = placement.original / 2, (placement.original - placement.size) / 2
+    middle, border = placement.grid_size / 2, (placement.grid_size - placement.size) / 2
     unit = (points - placement.reference_mm[sample].numpy()) / (placement.cube_mm / 2)
     grid = (unit + 1) * (placement.size / 2) + border
     grid = (grid - middle) * float(placement.scale[sample]) + middle

@@ -13,25 +13,31 @@ import torch
 from torch import nn
 
 from sightline.compare.compiled import compare_compiled
-from sightline.compare.foreign import Bridge, build_reference, is_twin, prepare_foreign, translated
+from sightline.compare.external_model import (
+    Bridge,
+    build_reference,
+    has_same_structure,
+    prepare_foreign,
+    translate_recording,
+)
 from sightline.compare.formats import FORMATS, TF32, Format
-from sightline.compare.keys import fill, match_keys
+from sightline.compare.keys import load_matched_weights, match_keys
+from sightline.compare.layerwise import LayerComparison, compare_layerwise
 from sightline.compare.records import Record, is_record, read_record
-from sightline.compare.settings import differing_settings, module_of
-from sightline.compare.stages import compare_stages, stages_of
-from sightline.compare.steps import Trace, losses_over_steps, trace
-from sightline.compare.variants import Variant, record, still
-from sightline.compare.walk import Row, walk
-from sightline.config.show import to_plain
-from sightline.engine.build import Built
-from sightline.engine.optimizers import Recipe
+from sightline.compare.settings import differing_settings, find_module
+from sightline.compare.stages import compare_stages, record_stages
+from sightline.compare.steps import LossTrace, losses_over_steps, trace_losses
+from sightline.compare.variants import ModelVariant, deterministic_copy, record_step
+from sightline.config.yaml_writer import to_plain
+from sightline.engine.build import TrainingSetup
+from sightline.engine.optimizers import OptimizerSpec
 from sightline.engine.precision import Precision
 from sightline.errors import UserError
-from sightline.layers.native_batch_norm import without_cudnn
-from sightline.plain_files import parse_json, read_plain
+from sightline.layers.native_batch_norm import disable_cudnn_batch_norm
+from sightline.regular_files import parse_json, read_regular_file
 from sightline.types import Batch, SampleKey
 
-__all__ = ["AGAINST", "OTHER_KERNELS", "Comparison", "Subject", "compare", "make_record"]
+__all__ = ["AGAINST", "OTHER_KERNELS", "ComparisonSubject", "VariantComparison", "compare_networks", "make_record"]
 
 OTHER_KERNELS = ("cuda", "no-cudnn", "native-batch-norm", "compiled")
 AGAINST = ("float64", "float32", "bfloat16", *OTHER_KERNELS)
@@ -39,11 +45,11 @@ _DIGITS = {"float64": 53, "float32": 24, "fp16": 11, "bf16": 8}
 
 
 @dataclass(frozen=True)
-class Subject:
+class ComparisonSubject:
     """What is compared: a run's parts, its recipe, and the samples of one step, by their keys."""
 
-    built: Built
-    recipe: Recipe
+    built: TrainingSetup
+    recipe: OptimizerSpec
     keys: Sequence[SampleKey]
     device: torch.device
 
@@ -54,7 +60,7 @@ class Subject:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class VariantComparison:
     """What came of it: rows in the order of execution, the losses over some steps, and remarks.
 
     `variant` was run as it is, `reference` is what its layers were held against, in float64.
@@ -62,38 +68,38 @@ class Comparison:
 
     variant: str
     reference: str
-    rows: tuple[Row, ...]
-    trace: Trace | None = None
+    rows: tuple[LayerComparison, ...]
+    trace: LossTrace | None = None
     notes: tuple[str, ...] = ()
     models: tuple[nn.Module, nn.Module] | None = field(default=None, repr=False, compare=False)
 
     @property
-    def guilty(self) -> list[Row]:
+    def unexplained(self) -> list[LayerComparison]:
         """The rows that rounding does not explain, in the order of execution."""
         return [row for row in self.rows if row.is_guilty]
 
     @property
     def settings(self) -> list[str]:
         """What is set otherwise in the first guilty layer of the two."""
-        if not self.guilty or self.models is None:
+        if not self.unexplained or self.models is None:
             return []
-        first, second = (module_of(model, self.guilty[0]) for model in self.models)
+        first, second = (find_module(model, self.unexplained[0]) for model in self.models)
         return [] if first is None or second is None else differing_settings(first, second)
 
     @property
     def parts_at_step(self) -> int | None:
         """The first optimiser step, counted from 0, whose losses rounding does not explain."""
-        return None if self.trace is None else self.trace.parts_at_step
+        return None if self.trace is None else self.trace.first_diverging_step
 
     @property
     def is_equal(self) -> bool:
         """Whether rounding explains everything; nothing is where losses are not finite in both variants."""
         is_number = self.trace is None or self.trace.is_none_from is None
-        return not self.guilty and self.parts_at_step is None and is_number
+        return not self.unexplained and self.parts_at_step is None and is_number
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
-        guilty = self.guilty
+        guilty = self.unexplained
         return {
             "equal": self.is_equal,
             "first": _plain(guilty[0]) if guilty else None,
@@ -108,7 +114,9 @@ class Comparison:
         }
 
 
-def compare(subject: Subject, against: str, *, keys: Path | None = None, num_steps: int = 0) -> Comparison:
+def compare_networks(
+    subject: ComparisonSubject, against: str, *, keys: Path | None = None, num_steps: int = 0
+) -> VariantComparison:
     """Compare a run's network with another variant of itself, a reference in a file, or a record.
 
     Raises UserError for a variant that there is not, or that this machine cannot run.
@@ -126,7 +134,7 @@ def compare(subject: Subject, against: str, *, keys: Path | None = None, num_ste
     raise UserError(f"--against {against}: must be one of {known}, a Python file (FILE.py) or a record")
 
 
-def make_record(subject: Subject, *, num_steps: int = 0) -> Record:
+def make_record(subject: ComparisonSubject, *, num_steps: int = 0) -> Record:
     """A step of the run's network in its own precision, with all that it takes to compare it elsewhere."""
     variant = _own(subject)
     batch = variant.batch(subject.batch)
@@ -142,35 +150,35 @@ def make_record(subject: Subject, *, num_steps: int = 0) -> Record:
         "recipe": _recipe_of(built, num_steps),
     }
     return Record(
-        record(built.job, variant, batch),
+        record_step(built.job, variant, batch),
         {name: tensor.detach() for name, tensor in variant.model.state_dict().items()},
         subject.batch,
-        stages_of(built.data.train.reader, subject.keys),
+        record_stages(built.data.train.reader, subject.keys),
         losses,
         about,
     )
 
 
-def compare_record(subject: Subject, had: Record, *, name: str) -> Comparison:
+def compare_record(subject: ComparisonSubject, had: Record, *, name: str) -> VariantComparison:
     """A record from elsewhere, held against the run's own layers, with the record's weights and batch."""
     built = subject.built
     samples = [SampleKey(*numbers) for numbers in had.about.get("samples", [])]
-    rows = compare_stages(had.stages, stages_of(built.data.train.reader, samples)) if had.stages else []
+    rows = compare_stages(had.stages, record_stages(built.data.train.reader, samples)) if had.stages else []
     model = copy.deepcopy(built.job.model)
     found = match_keys(had.weights, model.state_dict(), None)
-    fill(model, had.weights, found.pairs)
+    load_matched_weights(model, had.weights, found.pairs)
     reference = _reference(subject, model, torch.device("cpu"))
     batch = reference.batch(had.batch)
-    rows += walk(had.recording, reference, built.job, batch)
+    rows += compare_layerwise(had.recording, reference, built.job, batch)
     steps = None
     if had.trace:
-        steps = trace(had.trace, reference, had.recording.format, built.job, subject.recipe, batch)
+        steps = trace_losses(had.trace, reference, had.recording.format, built.job, subject.recipe, batch)
     about = f"recorded of {had.about.get('run')} in {had.about.get('precision')} with torch {had.about.get('torch')}"
     notes = [*_differing_recipes(had, built), *(f"guess: {guess}" for guess in found.guesses)]
-    return Comparison(f"{name} ({about})", "float64", tuple(rows), steps, tuple(notes))
+    return VariantComparison(f"{name} ({about})", "float64", tuple(rows), steps, tuple(notes))
 
 
-def _recipe_of(built: Built, num_steps: int) -> dict[str, Any]:
+def _recipe_of(built: TrainingSetup, num_steps: int) -> dict[str, Any]:
     """What decides optimiser steps beside the gradients: plain values, the schedule as its factor at each step."""
     config = built.config
     return {
@@ -181,7 +189,7 @@ def _recipe_of(built: Built, num_steps: int) -> dict[str, Any]:
     }
 
 
-def _differing_recipes(had: Record, built: Built) -> list[str]:
+def _differing_recipes(had: Record, built: TrainingSetup) -> list[str]:
     """Why losses part though no layer is at fault: the steps of the record were others. Nothing for older records."""
     recorded = had.about.get("recipe")
     if not had.trace or not isinstance(recorded, dict):
@@ -196,7 +204,7 @@ def _differing_recipes(had: Record, built: Built) -> list[str]:
     ]
 
 
-def _against_form(subject: Subject, against: str, num_steps: int) -> Comparison:
+def _against_form(subject: ComparisonSubject, against: str, num_steps: int) -> VariantComparison:
     """The same layers in another format, on another device, with other kernels, or compiled."""
     own = _own(subject)
     _assert_runs(against, subject)
@@ -210,9 +218,9 @@ def _against_form(subject: Subject, against: str, num_steps: int) -> Comparison:
     elif against == "cuda":
         variant = _variant(subject, own.precision, torch.device("cuda"))
     elif against == "no-cudnn":
-        reference = Variant(reference.name, reference.model, reference.precision, device, "off")
+        reference = ModelVariant(reference.name, reference.model, reference.precision, device, "off")
     elif against == "native-batch-norm":
-        without_cudnn(reference.model)
+        disable_cudnn_batch_norm(reference.model)
     if against == "compiled":
         rows, notes = compare_compiled(subject.built.job, variant, reference, subject.batch)
         return _whole(subject, variant, reference, rows, num_steps, notes)
@@ -220,42 +228,44 @@ def _against_form(subject: Subject, against: str, num_steps: int) -> Comparison:
     return _whole(subject, variant, reference, rows, num_steps, [])
 
 
-def _against_file(subject: Subject, path: Path, keys: Mapping[str, str | None] | None, num_steps: int) -> Comparison:
+def _against_file(
+    subject: ComparisonSubject, path: Path, keys: Mapping[str, str | None] | None, num_steps: int
+) -> VariantComparison:
     """Our layers in the run's precision, held against those that a file of the user's builds."""
     own, job, exact = _own(subject), subject.built.job, Precision("float64")
-    theirs = still(build_reference(path), dtype=torch.float64, device=own.device)
+    theirs = deterministic_copy(build_reference(path), dtype=torch.float64, device=own.device)
     batch = own.batch(subject.batch)
-    recording = record(job, own, batch)
+    recording = record_step(job, own, batch)
     notes: list[str] = []
-    if keys is None and is_twin(own.model, theirs):
-        fill(theirs, own.model.state_dict(), {name: name for name in own.model.state_dict()})
-        reference = trained = Variant(str(path), theirs, exact, own.device)
+    if keys is None and has_same_structure(own.model, theirs):
+        load_matched_weights(theirs, own.model.state_dict(), {name: name for name in own.model.state_dict()})
+        reference = trained = ModelVariant(str(path), theirs, exact, own.device)
     else:
         if job.frozen:
             raise UserError(f"optimizer.frozen: {path} names its modules otherwise; compare with optimizer.frozen=[]")
         foreign, found = prepare_foreign(own.model, theirs, keys, recording)
-        recording, about = translated(recording, foreign, found)
+        recording, about = translate_recording(recording, foreign, found)
         notes = [*(f"guess: {each}" for each in found.guesses), *about]
-        reference = Variant(str(path), foreign, exact, own.device)
-        ours = still(job.model, dtype=torch.float64, device=own.device)
-        trained = Variant(str(path), ours, exact, own.device, on=lambda model: Bridge(model, foreign, found.pairs))
-    rows = walk(recording, reference, job, reference.batch(batch))
+        reference = ModelVariant(str(path), foreign, exact, own.device)
+        ours = deterministic_copy(job.model, dtype=torch.float64, device=own.device)
+        trained = ModelVariant(str(path), ours, exact, own.device, on=lambda model: Bridge(model, foreign, found.pairs))
+    rows = compare_layerwise(recording, reference, job, reference.batch(batch))
     return _whole(subject, own, trained, rows, num_steps, notes, models=(own.model, theirs))
 
 
 def _whole(
-    subject: Subject,
-    variant: Variant,
-    reference: Variant,
-    rows: Sequence[Row],
+    subject: ComparisonSubject,
+    variant: ModelVariant,
+    reference: ModelVariant,
+    rows: Sequence[LayerComparison],
     num_steps: int,
     notes: Sequence[str],
     models: tuple[nn.Module, nn.Module] | None = None,
-) -> Comparison:
+) -> VariantComparison:
     steps = _steps(subject, variant, reference, num_steps) if num_steps else None
     off = any(isinstance(m, nn.modules.dropout._DropoutNd) and m.p > 0 for m in subject.built.job.model.modules())
     quiet = ["dropout and stochastic depth are off in both variants: they draw"] if off else []
-    return Comparison(
+    return VariantComparison(
         variant.name,
         reference.name,
         tuple(rows),
@@ -265,19 +275,19 @@ def _whole(
     )
 
 
-def _walked(subject: Subject, variant: Variant, reference: Variant) -> list[Row]:
+def _walked(subject: ComparisonSubject, variant: ModelVariant, reference: ModelVariant) -> list[LayerComparison]:
     job, batch = subject.built.job, variant.batch(subject.batch)
-    recording = record(job, variant, batch)
-    return walk(recording, reference, job, reference.batch(batch))
+    recording = record_step(job, variant, batch)
+    return compare_layerwise(recording, reference, job, reference.batch(batch))
 
 
-def _steps(subject: Subject, variant: Variant, reference: Variant, num_steps: int) -> Trace:
+def _steps(subject: ComparisonSubject, variant: ModelVariant, reference: ModelVariant, num_steps: int) -> LossTrace:
     job, recipe, batch = subject.built.job, subject.recipe, variant.batch(subject.batch)
     losses = losses_over_steps(variant, job, recipe, batch, num_steps=num_steps)
-    return trace(losses, reference, _lowest(variant), job, recipe, reference.batch(batch))
+    return trace_losses(losses, reference, _lowest(variant), job, recipe, reference.batch(batch))
 
 
-def _lowest(variant: Variant) -> Format:
+def _lowest(variant: ModelVariant) -> Format:
     """The coarsest format that a variant computes in."""
     lowered = {"bf16": FORMATS[torch.bfloat16], "fp16": FORMATS[torch.float16]}.get(variant.precision.name)
     if lowered is None and variant.device.type == "cuda" and variant.format.name == "float32":
@@ -286,23 +296,25 @@ def _lowest(variant: Variant) -> Format:
     return lowered or variant.format
 
 
-def _own(subject: Subject) -> Variant:
+def _own(subject: ComparisonSubject) -> ModelVariant:
     return _variant(subject, Precision(subject.built.config.train.precision), subject.device)
 
 
-def _variant(subject: Subject, precision: Precision, device: torch.device) -> Variant:
+def _variant(subject: ComparisonSubject, precision: Precision, device: torch.device) -> ModelVariant:
     config = subject.built.config
-    model = still(subject.built.job.model, dtype=precision.parameters, device=device)
+    model = deterministic_copy(subject.built.job.model, dtype=precision.parameter_dtype, device=device)
     name = f"{precision.name} on {device.type}"
-    return Variant(name, model, precision, device, "off" if config.train.cudnn == "off" else "on")
+    return ModelVariant(name, model, precision, device, "off" if config.train.cudnn == "off" else "on")
 
 
-def _reference(subject: Subject, model: nn.Module, device: torch.device) -> Variant:
+def _reference(subject: ComparisonSubject, model: nn.Module, device: torch.device) -> ModelVariant:
     exact = Precision("float64")
-    return Variant(f"float64 on {device.type}", still(model, dtype=torch.float64, device=device), exact, device)
+    return ModelVariant(
+        f"float64 on {device.type}", deterministic_copy(model, dtype=torch.float64, device=device), exact, device
+    )
 
 
-def _assert_runs(against: str, subject: Subject) -> None:
+def _assert_runs(against: str, subject: ComparisonSubject) -> None:
     if against == "cuda" and not torch.cuda.is_available():
         raise UserError("--against cuda: this machine has no CUDA device; not available")
     if against in ("no-cudnn", "native-batch-norm") and subject.device.type != "cuda":
@@ -314,7 +326,7 @@ def _key_map(path: Path | None) -> dict[str, str | None] | None:
     if path is None:
         return None
     try:
-        document = parse_json(read_plain(path))
+        document = parse_json(read_regular_file(path))
     except (OSError, ValueError) as error:
         raise UserError(f"--keys {path}: cannot be read as JSON: {error}") from None
     is_map = isinstance(document, dict) and all(value is None or isinstance(value, str) for value in document.values())
@@ -323,7 +335,7 @@ def _key_map(path: Path | None) -> dict[str, str | None] | None:
     return document
 
 
-def _plain(row: Row) -> dict[str, Any]:
+def _plain(row: LayerComparison) -> dict[str, Any]:
     deviation = row.deviation
     return {
         "layer": row.layer,

@@ -9,37 +9,39 @@ from typing import Any
 import torch
 from torch import nn
 
-from sightline.compare.recording import Call, Recording
-from sightline.compare.variants import Variant, record, still
-from sightline.compare.walk import Row, walk
-from sightline.engine.train import Job
+from sightline.compare.layerwise import LayerComparison, compare_layerwise
+from sightline.compare.recording import ModuleCall, StepRecording
+from sightline.compare.variants import ModelVariant, deterministic_copy, record_step
+from sightline.engine.train import TrainState
 from sightline.types import Batch
 
-__all__ = ["compare_compiled", "halved"]
+__all__ = ["bisect_layers", "compare_compiled"]
 
 
-def compare_compiled(job: Job, variant: Variant, reference: Variant, batch: Batch) -> tuple[list[Row], list[str]]:
+def compare_compiled(
+    job: TrainState, variant: ModelVariant, reference: ModelVariant, batch: Batch
+) -> tuple[list[LayerComparison], list[str]]:
     """The rows of the whole network, compiled; where these are guilty, the name of the first layer that must not be.
 
     A compiled network has no layers to look at. So layers are taken out of the compiled part, the first half of those
     that still may be at fault, until one is left whose compiling makes the difference.
     """
-    order = [call.path for call in record(job, variant, variant.batch(batch)).calls if call.path]
+    order = [call.path for call in record_step(job, variant, variant.batch(batch)).calls if call.path]
     layers = [path for path in dict.fromkeys(order) if not any(other.startswith(f"{path}.") for other in order)]
 
-    def rows_with(eager: Sequence[str]) -> list[Row]:
+    def rows_with(eager: Sequence[str]) -> list[LayerComparison]:
         return _rows(job, variant, reference, batch, eager)
 
     rows = rows_with([])
     if not any(row.is_guilty for row in rows):
         return rows, ["the compiled network was compared as a whole"]
-    first = halved(layers, lambda eager: any(row.is_guilty for row in rows_with(eager)))
+    first = bisect_layers(layers, lambda eager: any(row.is_guilty for row in rows_with(eager)))
     notes = [f"uncompiled up to {first}, the network agrees; with {first} compiled it does not"] if first else []
     named = [row if first is None else _named(row, first) for row in rows]
     return named, notes
 
 
-def halved(layers: Sequence[str], is_guilty: Callable[[Sequence[str]], bool]) -> str | None:
+def bisect_layers(layers: Sequence[str], is_guilty: Callable[[Sequence[str]], bool]) -> str | None:
     """The last of the first layers that have to be as the reference's for the whole to agree; None where none helps.
 
     `is_guilty(first)` is whether it still deviates where these are the reference's. Source: bisection.
@@ -53,20 +55,22 @@ def halved(layers: Sequence[str], is_guilty: Callable[[Sequence[str]], bool]) ->
     return layers[high - 1]
 
 
-def _rows(job: Job, variant: Variant, reference: Variant, batch: Batch, eager: Sequence[str]) -> list[Row]:
-    model = still(variant.model, dtype=variant.precision.parameters, device=variant.device)
+def _rows(
+    job: TrainState, variant: ModelVariant, reference: ModelVariant, batch: Batch, eager: Sequence[str]
+) -> list[LayerComparison]:
+    model = deterministic_copy(variant.model, dtype=variant.precision.parameter_dtype, device=variant.device)
     modules = dict(model.named_modules())
     for path in eager:
         modules[path].forward = torch.compiler.disable(modules[path].forward)
-    whole = Variant(
+    whole = ModelVariant(
         "compiled", _Whole(model), variant.precision, variant.device, variant.cudnn, inner="network._orig_mod"
     )
-    recording = record(job, whole, whole.batch(batch), hooked=[""])
+    recording = record_step(job, whole, whole.batch(batch), hooked=[""])
     calls = [_renamed(call) for call in recording.calls]
     gradients = {name.removeprefix("network._orig_mod."): g for name, g in recording.gradients.items()}
-    plain = Recording(calls, recording.losses, gradients, recording.format, prepared=recording.prepared)
+    plain = StepRecording(calls, recording.losses, gradients, recording.format, prepared=recording.prepared)
     torch.compiler.reset()
-    return walk(plain, reference, job, reference.batch(whole.batch(batch)))
+    return compare_layerwise(plain, reference, job, reference.batch(whole.batch(batch)))
 
 
 class _Whole(nn.Module):
@@ -80,10 +84,10 @@ class _Whole(nn.Module):
         return self.network(**given)
 
 
-def _renamed(call: Call) -> Call:
+def _renamed(call: ModuleCall) -> ModuleCall:
     call.buffers = {name.removeprefix("network._orig_mod."): both for name, both in call.buffers.items()}
     return call
 
 
-def _named(row: Row, layer: str) -> Row:
+def _named(row: LayerComparison, layer: str) -> LayerComparison:
     return replace(row, layer=layer) if row.is_guilty else row

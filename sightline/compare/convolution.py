@@ -15,10 +15,10 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-__all__ = ["DoubleConvolutions", "convolve"]
+__all__ = ["Float64Convolutions", "convolve"]
 
 
-class DoubleConvolutions(TorchFunctionMode):
+class Float64Convolutions(TorchFunctionMode):
     """Takes `convolve` for the three-dimensional convolutions inside that it suits, and torch's own for all others."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from sightline.nests import leaves, mapped
+from sightline.pytree import tree_leaves, tree_map
 
 __all__ = ["FORMATS", "Float32Draws", "Format", "coarser", "format_of"]
 
@@ -27,14 +27,14 @@ class Format:
         if not values.numel():
             return 0.0
         finite = values.nan_to_num(0.0, 0.0, 0.0) if values.is_floating_point() else values.double()
-        return self.unit_of(float(finite.abs().max()))
+        return self.ulp(float(finite.abs().max()))
 
-    def unit_of(self, value: float) -> float:
+    def ulp(self, value: float) -> float:
         """One unit in the last place of a finite value; of zero, that of the smallest normal float32."""
         magnitude = max(abs(value), torch.finfo(torch.float32).tiny)
         return 2.0 ** (math.frexp(magnitude)[1] - self.digits)
 
-    def nudged(self, values: Tensor, generator: torch.Generator, *, units: int = 1) -> Tensor:
+    def perturb(self, values: Tensor, generator: torch.Generator, *, units: int = 1) -> Tensor:
         """Float64 values, each moved by so many units in its last place, up or down by chance; zero stays zero.
 
         Zero is exact in every format: what is masked, padded or rectified away stays so.
@@ -79,7 +79,7 @@ class Float32Draws(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         given = args, kwargs or {}
-        is_wide = given[1].get("dtype") == torch.float64 or any(t.dtype == torch.float64 for _, t in leaves(given))
+        is_wide = given[1].get("dtype") == torch.float64 or any(t.dtype == torch.float64 for _, t in tree_leaves(given))
         if func.overloadpacket.__name__.rstrip("_") not in _DRAWS or not is_wide:
             return func(*given[0], **given[1])
         narrow: list[tuple[Tensor, Tensor]] = []
@@ -90,11 +90,11 @@ class Float32Draws(TorchDispatchMode):
             narrow.append((tensor, tensor.float()))
             return narrow[-1][1]
 
-        lowered_args, lowered = mapped(given, lower)
+        lowered_args, lowered = tree_map(given, lower)
         if lowered.get("dtype") == torch.float64:
             lowered["dtype"] = torch.float32
         drawn = func(*lowered_args, **lowered)
         for tensor, small in narrow if func._schema.is_mutable else ():
             tensor.copy_(small)
         places = {id(small): tensor for tensor, small in narrow}
-        return mapped(drawn, lambda _, t: places.get(id(t), t.double() if t.dtype == torch.float32 else t))
+        return tree_map(drawn, lambda _, t: places.get(id(t), t.double() if t.dtype == torch.float32 else t))

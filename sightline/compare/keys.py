@@ -8,15 +8,15 @@ from typing import NamedTuple
 from torch import Tensor, nn
 
 from sightline.errors import UserError
-from sightline.schema import nearest
+from sightline.schema import suggest
 
-__all__ = ["Keys", "fill", "match_keys"]
+__all__ = ["KeyMapping", "load_matched_weights", "match_keys"]
 
 _SHOWN = 4
 _COUNTER = "num_batches_tracked"
 
 
-class Keys(NamedTuple):
+class KeyMapping(NamedTuple):
     """Our tensor's name -> theirs; and in words, what was guessed."""
 
     pairs: dict[str, str]
@@ -25,7 +25,7 @@ class Keys(NamedTuple):
 
 def match_keys(
     ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor], given: Mapping[str, str | None] | None
-) -> Keys:
+) -> KeyMapping:
     """A place in `theirs` for every tensor of `ours`.
 
     `given` maps our names of tensors, or of modules for all in them, to theirs, or to None for what has no place there.
@@ -53,10 +53,10 @@ def match_keys(
         module, _, leaf = name.rpartition(".")
         if leaf == _COUNTER and name not in pairs and _join(modules.get(module, ""), leaf) in theirs:
             pairs[name] = _join(modules[module], leaf)
-    return Keys(pairs, tuple(guesses))
+    return KeyMapping(pairs, tuple(guesses))
 
 
-def fill(theirs: nn.Module, ours: Mapping[str, Tensor], pairs: Mapping[str, str]) -> None:
+def load_matched_weights(theirs: nn.Module, ours: Mapping[str, Tensor], pairs: Mapping[str, str]) -> None:
     """Put our weights into their network."""
     state = theirs.state_dict()
     for name, other in pairs.items():
@@ -70,7 +70,7 @@ def _by_map(
     """The map's name for each of our tensors, the longest name first; and what it leaves out."""
     unknown = [key for key in given if key not in ours and not any(name.startswith(f"{key}.") for name in ours)]
     if unknown:
-        raise UserError(f"--keys: the model has no tensor or module '{unknown[0]}'{nearest(unknown[0], list(ours))}")
+        raise UserError(f"--keys: the model has no tensor or module '{unknown[0]}'{suggest(unknown[0], list(ours))}")
     pairs, left_out = {}, set()
     for name in ours:
         key = next((key for key in _prefixes(name) if key in given), None)
@@ -85,7 +85,7 @@ def _by_map(
             if name.endswith(_COUNTER):
                 continue
             raise UserError(
-                f"--keys: '{name}' is to be '{other}', which the reference lacks{nearest(other, list(theirs))}"
+                f"--keys: '{name}' is to be '{other}', which the reference lacks{suggest(other, list(theirs))}"
             )
         if _shape(ours[name]) != _shape(theirs[other]):
             shapes = f"{tuple(ours[name].shape)} and {tuple(theirs[other].shape)}"

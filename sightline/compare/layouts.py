@@ -10,13 +10,13 @@ from math import prod
 import torch
 from torch import Tensor
 
-__all__ = ["Layout", "layouts_between", "nearest_layout"]
+__all__ = ["TensorLayout", "layouts_between", "nearest_layout"]
 
 _MOST_AXES = 6
 
 
 @dataclass(frozen=True)
-class Layout:
+class TensorLayout:
     """Brings a tensor into another layout: reshaped to `first`, its axes permuted, and reshaped to `last`."""
 
     first: tuple[int, ...]
@@ -32,7 +32,7 @@ class Layout:
         return self.order == tuple(range(len(self.order)))
 
 
-def layouts_between(ours: Sequence[int], theirs: Sequence[int]) -> list[Layout]:
+def layouts_between(ours: Sequence[int], theirs: Sequence[int]) -> list[TensorLayout]:
     """Every way in which axes of one shape can be those of the other, those that leave the order alone first.
 
     Axes of length 1 may come and go; neighbouring axes may be one axis of the other.
@@ -40,19 +40,21 @@ def layouts_between(ours: Sequence[int], theirs: Sequence[int]) -> list[Layout]:
     ours, theirs = tuple(ours), tuple(theirs)
     if prod(ours) != prod(theirs):
         return []
-    found = [Layout(ours, tuple(range(len(ours))), theirs)] if _merges(ours, theirs) or _merges(theirs, ours) else []
+    found = (
+        [TensorLayout(ours, tuple(range(len(ours))), theirs)] if _merges(ours, theirs) or _merges(theirs, ours) else []
+    )
     for order in _orders(theirs):  # ours, split into their axes in another order
         ordered = tuple(theirs[axis] for axis in order)
         if _merges(ordered, ours):
             back = tuple(order.index(axis) for axis in range(len(theirs)))
-            found.append(Layout(ordered, back, theirs))
+            found.append(TensorLayout(ordered, back, theirs))
     for order in _orders(ours):  # ours in another order, some of its axes joined
         if _merges(tuple(ours[axis] for axis in order), theirs):
-            found.append(Layout(ours, order, theirs))
+            found.append(TensorLayout(ours, order, theirs))
     return list(dict.fromkeys(found))
 
 
-def nearest_layout(ours: Tensor, theirs: Tensor) -> Layout | None:
+def nearest_layout(ours: Tensor, theirs: Tensor) -> TensorLayout | None:
     """The layout in which a tensor is nearest to the other network's own; None where the shapes allow none."""
     candidates = layouts_between(ours.shape, theirs.shape)
     if len(candidates) < 2 or not theirs.is_floating_point():

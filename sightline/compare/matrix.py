@@ -11,14 +11,14 @@ from typing import Any
 
 import torch
 
-from sightline.compare.comparison import Subject
+from sightline.compare.comparison import ComparisonSubject
 from sightline.compare.steps import losses_over_steps
-from sightline.compare.variants import Variant, still
+from sightline.compare.variants import ModelVariant, deterministic_copy
 from sightline.config.run_config import Cudnn
 from sightline.engine.precision import Precision
-from sightline.layers.native_batch_norm import without_cudnn
+from sightline.layers.native_batch_norm import disable_cudnn_batch_norm
 
-__all__ = ["STEPS", "Cell", "Outcome", "cells", "run_cell"]
+__all__ = ["STEPS", "CellResult", "MatrixCell", "cells", "run_cell"]
 
 STEPS = (0, 1, 10, 50)
 NOT_AVAILABLE = "not available"
@@ -26,7 +26,7 @@ Peak = Callable[[Callable[[], Any]], int]
 
 
 @dataclass(frozen=True)
-class Cell:
+class MatrixCell:
     """A number format, a device, and on a GPU its kernels and whether float32 products may be rounded to TF32."""
 
     precision: str
@@ -36,10 +36,10 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class CellResult:
     """What a cell came to: the losses before steps 0, 1, 10 and 50, seconds a step, bytes; or why there is nothing."""
 
-    cell: Cell
+    cell: MatrixCell
     losses: dict[int, float] | None = None
     step_s: float | None = None
     peak_bytes: int | None = None
@@ -61,30 +61,32 @@ class Outcome:
         }
 
 
-def cells() -> Iterator[Cell]:
+def cells() -> Iterator[MatrixCell]:
     """Every cell there could be, on this machine or another."""
     for precision in ("float64", "float32", "bf16"):
-        yield Cell(precision, "cpu")
+        yield MatrixCell(precision, "cpu")
     for precision in ("float64", "float32", "bf16"):
         kinds: tuple[Cudnn, ...] = ("on", "off", "all_but_batch_norm")
         for cudnn in kinds:
             for tf32 in (False, True) if precision == "float32" else (None,):
-                yield Cell(precision, "cuda", cudnn, tf32)
+                yield MatrixCell(precision, "cuda", cudnn, tf32)
 
 
-def run_cell(subject: Subject, cell: Cell, *, peak: Peak | None, num_steps: int = STEPS[-1] + 1) -> Outcome:
+def run_cell(
+    subject: ComparisonSubject, cell: MatrixCell, *, peak: Peak | None, num_steps: int = STEPS[-1] + 1
+) -> CellResult:
     """Train on the subject's one batch in the variant of the cell, from the run's own weights.
 
     `peak(run)` measures the memory of a run on a CPU; without it, none is reported.
     """
     if cell.device == "cuda" and not torch.cuda.is_available():
-        return Outcome(cell, why_not="no CUDA device")
+        return CellResult(cell, why_not="no CUDA device")
     device = torch.device(cell.device)
     precision = Precision(cell.precision)
-    model = still(subject.built.job.model, dtype=precision.parameters, device=device)
+    model = deterministic_copy(subject.built.job.model, dtype=precision.parameter_dtype, device=device)
     if cell.cudnn == "all_but_batch_norm":
-        model = without_cudnn(model)
-    variant = Variant(cell.precision, model, precision, device, "off" if cell.cudnn == "off" else "on")
+        model = disable_cudnn_batch_norm(model)
+    variant = ModelVariant(cell.precision, model, precision, device, "off" if cell.cudnn == "off" else "on")
     batch = variant.batch(subject.batch)
     losses: list[float] = []
 
@@ -98,7 +100,7 @@ def run_cell(subject: Subject, cell: Cell, *, peak: Peak | None, num_steps: int 
         seconds = time.perf_counter() - started
     at = {step: losses[step] for step in STEPS if step < len(losses)}
     num_run = max(1, sum(map(math.isfinite, losses)))  # from a gradient that is not finite on nothing ran
-    return Outcome(cell, at, seconds / num_run, peak_bytes)
+    return CellResult(cell, at, seconds / num_run, peak_bytes)
 
 
 def _measured(run: Callable[[], None], device: torch.device, peak: Peak | None) -> int | None:

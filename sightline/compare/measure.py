@@ -23,15 +23,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from sightline.compare.accumulation import magnitudes, plain_answer, twin_answer
+from sightline.compare.float64_reference import LayerUnit, Perturbation, ReferenceResult
 from sightline.compare.formats import FORMATS, Format
-from sightline.compare.rerun import Answer, Nudge, Unit
-from sightline.compare.sums import magnitudes, plain_answer, twin_answer
 
-__all__ = ["BOUND", "MOST", "Deviation", "compared", "distance", "judge"]
+__all__ = ["INFINITE_RATIO", "MAX_ROUNDING_UNITS", "Deviation", "judge", "max_abs_difference", "sum_deviation"]
 
-BOUND = 16.0
+MAX_ROUNDING_UNITS = 16.0
 """Units of rounding beyond which a deviation is not explained."""
-MOST = 1e99
+INFINITE_RATIO = 1e99
 """Marks a deviation without a bound: another shape, or a number where the other has none."""
 _MOST_DRAWS = 4
 _LEAP = 1000.0
@@ -39,7 +39,7 @@ _LEAP = 1000.0
 _FEW_JUMPS, _MOST_JUMPS = 8, 32
 """Draws after which a suspect without a single jump is guilty, and after which every suspect is."""
 
-Run = Callable[[Nudge | None], Answer]
+Run = Callable[[Perturbation | None], ReferenceResult]
 
 
 @dataclass
@@ -61,14 +61,18 @@ class Deviation:
         """The error in units of rounding; above `BOUND` it is not explained."""
         if self.error == 0.0:
             return 0.0
-        return min(self.error / self.unit, MOST) if self.unit > 0 and math.isfinite(self.error) else MOST
+        return (
+            min(self.error / self.unit, INFINITE_RATIO)
+            if self.unit > 0 and math.isfinite(self.error)
+            else INFINITE_RATIO
+        )
 
     @property
     def is_guilty(self) -> bool:
         """Whether rounding does not explain the error."""
-        return self.ratio > BOUND
+        return self.ratio > MAX_ROUNDING_UNITS
 
-    def raise_unit(self, moved: float, *, most: float) -> None:
+    def widen_tolerance(self, moved: float, *, most: float) -> None:
         """By what a draw moved the answer; what moves farther than `most` may have jumped, and has to be looked at."""
         if moved <= most:
             self.unit = max(self.unit, moved)
@@ -76,15 +80,17 @@ class Deviation:
     @property
     def measured(self) -> float:
         """The error as a share of the largest value."""
-        return min(self.error / self.scale, MOST) if self.scale > 0 else (MOST if self.error else 0.0)
+        return (
+            min(self.error / self.scale, INFINITE_RATIO) if self.scale > 0 else (INFINITE_RATIO if self.error else 0.0)
+        )
 
     @property
     def tolerated(self) -> float:
         """The largest error that rounding explains, as a share of the largest value."""
-        return BOUND * self.unit / self.scale if self.scale > 0 else 0.0
+        return MAX_ROUNDING_UNITS * self.unit / self.scale if self.scale > 0 else 0.0
 
 
-def judge(unit: Unit, actual: Mapping[str, Tensor], clean: Answer, run: Run, *, seed: int) -> Judgement:
+def judge(unit: LayerUnit, actual: Mapping[str, Tensor], clean: ReferenceResult, run: Run, *, seed: int) -> Judgement:
     """The deviation of each tensor that both sides have, and how far draws moved each of the others.
 
     `run(nudge)` answers again with its inputs moved. As soon as nothing is suspect no more is drawn: it would only
@@ -100,16 +106,16 @@ def judge(unit: Unit, actual: Mapping[str, Tensor], clean: Answer, run: Run, *, 
         return Judgement(found, moves)
     for name, largest in magnitudes(unit).items() if _sums(found) else ():
         if name in found:
-            found[name].unit = max(found[name].unit, factors[name] * base.unit_of(largest))
+            found[name].unit = max(found[name].unit, factors[name] * base.ulp(largest))
     if _is_explained(found):
         return Judgement(found, moves)
-    asked = {name for name, deviation in found.items() if deviation.ratio > BOUND / 2}
+    asked = {name for name, deviation in found.items() if deviation.ratio > MAX_ROUNDING_UNITS / 2}
     for again, is_whole in _more_answers(unit, asked, run, seed):
         for name, moved in again.items().items():
             factor = 1.0 if is_whole else factors.get(name, 1.0)
             if name in found:
                 most = math.inf if is_whole else leaps[name]
-                found[name].raise_unit(factor * _moved(moved, answers[name]), most=most)
+                found[name].widen_tolerance(factor * _moved(moved, answers[name]), most=most)
             elif name in moves:
                 moves[name] = max(moves[name], factor * _moved(moved, everything[name]))
         if _is_explained(found):
@@ -124,7 +130,7 @@ def judge(unit: Unit, actual: Mapping[str, Tensor], clean: Answer, run: Run, *, 
 
 def _is_explained(found: Mapping[str, Deviation]) -> bool:
     """Whether no more needs to be asked. By half the bound: few draws are not a maximum."""
-    return all(deviation.ratio <= BOUND / 2 for deviation in found.values())
+    return all(deviation.ratio <= MAX_ROUNDING_UNITS / 2 for deviation in found.values())
 
 
 def _sums(names: Iterable[str]) -> set[str]:
@@ -135,7 +141,7 @@ def _sums(names: Iterable[str]) -> set[str]:
 class Judgement(NamedTuple):
     """Deviations by name; and of tensors that the variant's side was not given of, how far they moved."""
 
-    found: dict[str, Deviation]
+    deviations: dict[str, Deviation]
     moves: dict[str, float]
 
 
@@ -149,16 +155,19 @@ def _factor(num_added: int) -> float:
 
 
 def _take_twin(
-    found: dict[str, Deviation], jumps: Mapping[str, Tensor], answers: Mapping[str, Tensor], twin: Answer | None
+    found: dict[str, Deviation],
+    jumps: Mapping[str, Tensor],
+    answers: Mapping[str, Tensor],
+    twin: ReferenceResult | None,
 ) -> None:
     """What the plain twin of a layer is off by counts, but where its decisions are others."""
     for name, value in ({} if twin is None else twin.items()).items():
         if name in jumps and value.shape == answers[name].shape:
-            rest = distance(value[~jumps[name]], answers[name][~jumps[name]])
+            rest = max_abs_difference(value[~jumps[name]], answers[name][~jumps[name]])
             found[name].unit = max(found[name].unit, rest)
 
 
-def _more_answers(unit: Unit, suspects: set[str], run: Run, seed: int) -> Iterator[tuple[Answer, bool]]:
+def _more_answers(unit: LayerUnit, suspects: set[str], run: Run, seed: int) -> Iterator[tuple[ReferenceResult, bool]]:
     """What rounding may do, the cheapest first: sums one after another, inputs moved, every operation moved.
 
     True beside an answer in which every rounding already is.
@@ -168,12 +177,12 @@ def _more_answers(unit: Unit, suspects: set[str], run: Run, seed: int) -> Iterat
     if plainest is not None:
         yield plainest, True
     for draw in range(_MOST_DRAWS):
-        yield run(Nudge(base, seed + draw)), False
+        yield run(Perturbation(base, seed + draw)), False
     for draw in range(_MOST_DRAWS, 2 * _MOST_DRAWS):
-        yield run(Nudge(base, seed + draw, inside=True)), False
+        yield run(Perturbation(base, seed + draw, inside=True)), False
 
 
-def compared(actual: Tensor, answer: Tensor, base: Format, *, moved: float, num_added: int) -> Deviation:
+def sum_deviation(actual: Tensor, answer: Tensor, base: Format, *, moved: float, num_added: int) -> Deviation:
     """The deviation of a sum of `num_added` values, which moves by `moved` where inputs are moved by one unit."""
     deviation = _compared(actual, answer, base, factor=_factor(num_added))
     deviation.unit = max(deviation.unit, moved)
@@ -197,10 +206,10 @@ def _set_jumps_apart(
     moved = {name: found[name].unit for name in suspects}
     for draw in range(_MOST_JUMPS):
         inside = draw % 4 > 0  # what is decided by sums of equal terms shows there alone
-        near = run(Nudge(base, seed + 1000 + draw, inside=inside)).items()
-        far = run(Nudge(base, seed + 1000 + draw, units=int(BOUND), inside=inside)).items()
+        near = run(Perturbation(base, seed + 1000 + draw, inside=inside)).items()
+        far = run(Perturbation(base, seed + 1000 + draw, units=int(MAX_ROUNDING_UNITS), inside=inside)).items()
         for name in suspects:
-            jumps[name] |= _jumping(answers[name], near.get(name), far.get(name), BOUND * moved[name])
+            jumps[name] |= _jumping(answers[name], near.get(name), far.get(name), MAX_ROUNDING_UNITS * moved[name])
             if name in near and near[name].shape == answers[name].shape and answers[name].is_floating_point():
                 moved[name] = max(moved[name], _moved(near[name][~jumps[name]], answers[name][~jumps[name]]))
         for name in suspects:
@@ -225,8 +234,8 @@ def _jumping(answer: Tensor, near: Tensor | None, far: Tensor | None, bound: flo
         return torch.ones_like(answer, dtype=torch.bool)
     start = answer.double()
     step = near.double() - start
-    bent = (far.double() - (start + BOUND * step)).abs()
-    return ~(bent <= bound + BOUND / 2 * step.abs())  # what is no longer a number jumps, too
+    bent = (far.double() - (start + MAX_ROUNDING_UNITS * step)).abs()
+    return ~(bent <= bound + MAX_ROUNDING_UNITS / 2 * step.abs())  # what is no longer a number jumps, too
 
 
 def _compared(
@@ -245,7 +254,7 @@ def _compared(
     unit = numbers.unit_of_largest(answer) * factor
     if where is not None:
         here, answer = here[where], answer[where]
-    return Deviation(distance(here, answer), unit, scale, actual.numel())
+    return Deviation(max_abs_difference(here, answer), unit, scale, actual.numel())
 
 
 def _moved(moved: Tensor, answer: Tensor) -> float:
@@ -255,7 +264,7 @@ def _moved(moved: Tensor, answer: Tensor) -> float:
     return float((moved.double() - answer.double()).abs().nan_to_num(0.0, 0.0, 0.0).max())
 
 
-def distance(first: Tensor, second: Tensor) -> float:
+def max_abs_difference(first: Tensor, second: Tensor) -> float:
     """The largest difference; infinite where one is a number and the other is not, or not the same infinity."""
     if first.shape != second.shape:
         return math.inf

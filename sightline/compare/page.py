@@ -8,19 +8,19 @@ import re
 from collections.abc import Sequence
 from importlib import resources
 
-from sightline.chart import Panel, Series, render_svg
-from sightline.compare.comparison import Comparison
-from sightline.compare.measure import BOUND, MOST
-from sightline.compare.walk import Row
+from sightline.chart import ChartPanel, Series, render_svg
+from sightline.compare.comparison import VariantComparison
+from sightline.compare.layerwise import LayerComparison
+from sightline.compare.measure import INFINITE_RATIO, MAX_ROUNDING_UNITS
 
-__all__ = ["describe", "encode_page", "figure", "verdict"]
+__all__ = ["comparison_svg", "describe_row", "encode_comparison_page", "verdict"]
 
 _LEAST = 1e-3
 """Units of rounding below which a dot of the plot does not go: zero has no place on a logarithmic axis."""
 _MOST_DRAWN = 1e12
 
 
-def encode_page(comparison: Comparison, *, title: str) -> str:
+def encode_comparison_page(comparison: VariantComparison, *, title: str) -> str:
     """The page: the verdict, a plot of the ratio of every layer in order, the losses over steps, and the table."""
     rows = "".join(_table_row(row) for row in comparison.rows)
     notes = "".join(f"<li>{html.escape(note)}</li>" for note in comparison.notes)
@@ -28,7 +28,7 @@ def encode_page(comparison: Comparison, *, title: str) -> str:
     content = {
         "ROWS": rows,
         "NOTES": notes,
-        "FIGURE": figure(comparison),
+        "FIGURE": comparison_svg(comparison),
         "VARIANT": html.escape(f"{comparison.variant}, against {comparison.reference}"),
         "VERDICT": html.escape(verdict(comparison)),
         "TITLE": html.escape(title),
@@ -39,19 +39,19 @@ def encode_page(comparison: Comparison, *, title: str) -> str:
     return re.sub(f"%({'|'.join(content)})%", lambda found: content[found[1]], page)
 
 
-def verdict(comparison: Comparison) -> str:
+def verdict(comparison: VariantComparison) -> str:
     """What came of it, in a line."""
     step = comparison.parts_at_step
     parted = "" if step is None else f"; the losses part at step {step}"
     trace = comparison.trace
     if trace is not None and trace.is_none_from is not None:
         parted += f"; from step {trace.is_none_from} on both have losses or gradients that are NaN or infinite"
-    if comparison.guilty:
-        return f"they diverge first at {describe(comparison.guilty[0])}{parted}"
+    if comparison.unexplained:
+        return f"they diverge first at {describe_row(comparison.unexplained[0])}{parted}"
     return f"every layer agrees{parted}" if parted else "equal: rounding explains every difference"
 
 
-def describe(row: Row) -> str:
+def describe_row(row: LayerComparison) -> str:
     """A row in words: the layer, the pass, the tensor, and how far it is off."""
     deviation = row.deviation
     where = f", in the code of {row.inside} after it" if row.inside else ""
@@ -63,9 +63,9 @@ def describe(row: Row) -> str:
     return f"{row.layer}{kind}{where}, {row.which} pass, {row.what}: {how}"
 
 
-def figure(comparison: Comparison) -> str:
+def comparison_svg(comparison: VariantComparison) -> str:
     """An SVG: units of rounding of every row in the order of execution beside the bound; the losses over the steps."""
-    panels: list[Panel | None] = []
+    panels: list[ChartPanel | None] = []
     for which in ("forward", "backward"):
         rows = [row for row in comparison.rows if row.which == which]
         if rows:
@@ -79,27 +79,27 @@ def figure(comparison: Comparison) -> str:
             Series("difference of the losses", tuple(zip(map(float, steps), apart, strict=True))),
             Series("what rounding explains", tuple(zip(map(float, steps), bound, strict=True))),
         )
-        panels.append(Panel("losses over optimiser steps", "step", series, x_scale="linear"))
+        panels.append(ChartPanel("losses over optimiser steps", "step", series, x_scale="linear"))
     return render_svg([panels]) if panels else ""
 
 
-def _ratios(which: str, rows: Sequence[Row]) -> Panel:
+def _ratios(which: str, rows: Sequence[LayerComparison]) -> ChartPanel:
     ratios = tuple((float(place), min(max(row.deviation.ratio, _LEAST), _MOST_DRAWN)) for place, row in enumerate(rows))
-    line = ((0.0, BOUND), (float(max(1, len(rows) - 1)), BOUND))
+    line = ((0.0, MAX_ROUNDING_UNITS), (float(max(1, len(rows) - 1)), MAX_ROUNDING_UNITS))
     series = (Series("units of rounding", ratios), Series("bound", line))
-    return Panel(f"{which} pass", "layers in the order of execution", series, x_scale="linear")
+    return ChartPanel(f"{which} pass", "layers in the order of execution", series, x_scale="linear")
 
 
-def _table_row(row: Row) -> str:
+def _table_row(row: LayerComparison) -> str:
     deviation = row.deviation
-    ratio = "beyond measure" if deviation.ratio >= MOST else f"{deviation.ratio:.3g}"
+    ratio = "beyond measure" if deviation.ratio >= INFINITE_RATIO else f"{deviation.ratio:.3g}"
     cells = [row.layer, row.class_name, row.which, row.what, ratio, f"{deviation.measured:.2e}"]
     cells += [f"{deviation.tolerated:.2e}", _remark(row)]
     marked = ' class="wrong"' if row.is_guilty else ""
     return f"<tr{marked}>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in cells) + "</tr>\n"
 
 
-def _remark(row: Row) -> str:
+def _remark(row: LayerComparison) -> str:
     parts = [row.deviation.note, f"in the code of {row.inside}" if row.inside else ""]
     if row.deviation.undefined:
         parts.append(f"{row.deviation.undefined} of {row.deviation.entries} entries hang on decisions of rounding")

@@ -16,16 +16,16 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from sightline.calls import calls_watched
 from sightline.compare.formats import TF32, Format, coarser, format_of
 from sightline.errors import RunError
-from sightline.nests import mapped
+from sightline.module_hooks import module_hooks
+from sightline.pytree import tree_map
 
-__all__ = ["Call", "Formats", "OverwrittenError", "Recorder", "Recording"]
+__all__ = ["Formats", "ModuleCall", "OverwrittenError", "Recorder", "StepRecording"]
 
 
 @dataclass
-class Call:
+class ModuleCall:
     """One call of a module: `number` counts those of this module from 1, `parent` is the call around it.
 
     `given` is `(args, kwargs)`, `made` the result; `to_given` and `to_made` are the gradients that came to their
@@ -59,7 +59,7 @@ class Call:
 
 
 @dataclass
-class Recording:
+class StepRecording:
     """A training step of one variant, in the order in which its calls began; `gradients` are those of parameters.
 
     `losses` are the terms and `total`, their weighted sum, computed in `format`; calls without a parent are the model's
@@ -67,7 +67,7 @@ class Recording:
     had worked out of the batch before the forward pass: counts, and contexts such as which prior belongs to which box.
     """
 
-    calls: list[Call]
+    calls: list[ModuleCall]
     losses: dict[str, Tensor]
     gradients: dict[str, Tensor]
     format: Format
@@ -95,7 +95,7 @@ class Recorder:
         copies: bool,
         hooked: Sequence[str] | None = None,
     ) -> None:
-        self.calls: list[Call] = []
+        self.calls: list[ModuleCall] = []
         self.outside = base
         self._base, self._watches, self._copies = base, watches_formats, copies
         modules = dict(model.named_modules())
@@ -113,7 +113,7 @@ class Recorder:
         self._is_on = True
         formats = Formats(self._see) if self._watches else contextlib.nullcontext()
         try:
-            with calls_watched(self._paths, self._enter, self._leave), formats:
+            with module_hooks(self._paths, self._enter, self._leave), formats:
                 yield
         finally:
             self._is_on = False
@@ -127,28 +127,28 @@ class Recorder:
         if not self._is_on:
             return None
         self._numbers[module] = self._numbers.get(module, 0) + 1
-        call = Call(
+        call = ModuleCall(
             self._paths[module],
             self._numbers[module],
             type(module).__name__,
             self._stack[-1] if self._stack else None,
-            mapped((args, kwargs), self._keep),
+            tree_map((args, kwargs), self._keep),
             self._base,
             random_state=torch.get_rng_state(),
             began=self._tick(),
         )
         self._stack.append(len(self.calls))
         self.calls.append(call)
-        return mapped((args, kwargs), _tap(call.to_given))
+        return tree_map((args, kwargs), _tap(call.to_given))
 
     def _leave(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], made: Any) -> Any:
         if not self._is_on:
             return None
         call = self.calls[self._stack.pop()]
-        call.made = mapped(made, self._keep)
+        call.made = tree_map(made, self._keep)
         call.ended = self._tick()
         self._note_buffers(call, module)
-        return mapped(made, _tap(call.to_made))
+        return tree_map(made, _tap(call.to_made))
 
     def _tick(self) -> int:
         self._ticks += 1
@@ -161,7 +161,7 @@ class Recorder:
         self._held.append((kept, kept._version))
         return kept
 
-    def _note_buffers(self, call: Call, module: nn.Module) -> None:
+    def _note_buffers(self, call: ModuleCall, module: nn.Module) -> None:
         path = self._paths[module]
         for name, _ in module.named_buffers():
             full = f"{path}.{name}" if path else name

@@ -14,18 +14,18 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-import sightline.geometry.levels as levels
+import sightline.geometry.point_pyramid as levels
 from sightline.compare.formats import FORMATS, TF32
-from sightline.compare.recording import Call, Recording
+from sightline.compare.recording import ModuleCall, StepRecording
 from sightline.errors import UserError
-from sightline.plain_files import parse_json, read_plain
+from sightline.regular_files import parse_json, read_regular_file
 from sightline.runs.run_directory import RunDirectory
 
 __all__ = ["Record", "Writer", "is_record", "read_record", "write_record"]
 
 _DOCUMENT, _TENSORS = "record.json", "tensors.safetensors"
 _VERSION = 2
-_NESTS = {kind.__name__: kind for kind in (levels.Edges, levels.Level, levels.Spread)}
+_NESTS = {kind.__name__: kind for kind in (levels.Edges, levels.PyramidLevel, levels.InterpolationWeights)}
 """Dataclasses that modules of ours hand on; no other class is made from a record."""
 _FORMATS = {each.name: each for each in (*FORMATS.values(), TF32)}
 
@@ -38,7 +38,7 @@ class Record:
     steps. `about` names what was recorded, and with what.
     """
 
-    recording: Recording
+    recording: StepRecording
     weights: dict[str, Tensor]
     batch: dict[str, Any]
     stages: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
@@ -77,7 +77,7 @@ def write_record(path: Path, record: Record) -> None:
 def read_record(path: Path) -> Record:
     """A record from its folder. Raises UserError for one that is damaged or of another version."""
     try:
-        document = parse_json(read_plain(path / _DOCUMENT))
+        document = parse_json(read_regular_file(path / _DOCUMENT))
         tensors = load_file(path / _TENSORS)
     except (OSError, ValueError, SafetensorError) as error:
         raise UserError(f"{path}: cannot be read as a record: {error}; record the step again") from None
@@ -97,7 +97,7 @@ def read_record(path: Path) -> Record:
 
 def _read(document: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Record:
     read = _Reader(tensors)
-    recording = Recording(
+    recording = StepRecording(
         [read.call(each) for each in document["calls"]],
         read.nest(document["losses"]),
         read.nest(document["gradients"]),
@@ -117,7 +117,7 @@ class Writer:
         self._numbers: dict[tuple[Any, ...], str] = {}
         self._alive: list[Tensor] = []
 
-    def call(self, call: Call) -> dict[str, Any]:
+    def call(self, call: ModuleCall) -> dict[str, Any]:
         plain = {"path": call.path, "number": call.number, "class_name": call.class_name, "parent": call.parent}
         plain |= {"format": call.format.name, "began": call.began, "ended": call.ended}
         nests = {key: self.nest(getattr(call, key)) for key in ("given", "made", "to_given", "to_made", "buffers")}
@@ -153,10 +153,10 @@ class _Reader:
     def __init__(self, tensors: Mapping[str, Tensor]) -> None:
         self._tensors = tensors
 
-    def call(self, plain: Mapping[str, Any]) -> Call:
+    def call(self, plain: Mapping[str, Any]) -> ModuleCall:
         given = {key: self.nest(plain[key]) for key in ("given", "made", "to_given", "to_made", "buffers")}
         kept = {key: plain[key] for key in ("path", "number", "class_name", "parent", "began", "ended")}
-        return Call(**kept, **given, format=_FORMATS[plain["format"]])
+        return ModuleCall(**kept, **given, format=_FORMATS[plain["format"]])
 
     def nest(self, value: Any) -> Any:
         ((kind, held),) = list(value.items())[:1]

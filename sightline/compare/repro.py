@@ -15,21 +15,21 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import sightline.compare.repro_script as script
-from sightline.compare.comparison import Comparison
+from sightline.compare.comparison import VariantComparison
 from sightline.compare.formats import FORMATS
+from sightline.compare.layerwise import LOSS, LayerComparison
 from sightline.compare.records import Writer
-from sightline.compare.settings import module_of
-from sightline.compare.walk import LOSS, Row
-from sightline.config import RunConfig, render
-from sightline.config.show import to_plain
+from sightline.compare.settings import find_module
+from sightline.config import RunConfig, render_config
+from sightline.config.yaml_writer import to_plain
 from sightline.errors import UserError
-from sightline.nests import leaves
+from sightline.pytree import tree_leaves
 
-__all__ = ["Origin", "assert_empty", "write_repro"]
+__all__ = ["LayerOrigin", "assert_empty_folder", "write_repro"]
 
 
 @dataclass(frozen=True)
-class Origin:
+class LayerOrigin:
     """Where layers that are not torch's own come from: the run's config and facts, its plugins, the user's file."""
 
     config: RunConfig
@@ -38,20 +38,20 @@ class Origin:
     file: Path | None
 
 
-def write_repro(folder: Path, comparison: Comparison, origin: Origin) -> str:
+def write_repro(folder: Path, comparison: VariantComparison, origin: LayerOrigin) -> str:
     """Write the first guilty layer into a folder; what was written, in words.
 
     Raises UserError where the folder is not empty.
     """
-    assert_empty(folder)
-    row = next((each for each in comparison.guilty if each.unit is not None and each.unit.call.path != LOSS), None)
+    assert_empty_folder(folder)
+    row = next((each for each in comparison.unexplained if each.unit is not None and each.unit.call.path != LOSS), None)
     if row is None or row.unit is None:
         return "nothing to reproduce: no layer deviates by itself"
     if comparison.models is None:
         return f"nothing to reproduce: a record keeps what {row.layer} made, and no layer to build it from"
     if origin.file is not None and row.unit.inner:
         return f"nothing to reproduce: {row.layer} calls layers of its own, and {origin.file} names them otherwise"
-    variant, reference = (module_of(model, row) or model for model in comparison.models)
+    variant, reference = (find_module(model, row) or model for model in comparison.models)
     writer = Writer()
     layers = [
         _layer(module, weights, row.unit.call.path, writer, own)
@@ -67,7 +67,7 @@ def write_repro(folder: Path, comparison: Comparison, origin: Origin) -> str:
     return f"{row.layer} alone: python {folder / 'repro.py'}"
 
 
-def assert_empty(folder: Path) -> None:
+def assert_empty_folder(folder: Path) -> None:
     """Raises UserError for a folder that holds something already."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"--repro {folder}: is not an empty folder; give another")
@@ -94,20 +94,20 @@ def _plain(written: ast.expr) -> Any:
     return written.id if isinstance(written, ast.Name) else ast.literal_eval(written)
 
 
-def _write_origins(folder: Path, layers: Sequence[dict[str, Any]], origin: Origin) -> None:
+def _write_origins(folder: Path, layers: Sequence[dict[str, Any]], origin: LayerOrigin) -> None:
     """The files that layers are built from, beside the script."""
     for layer in layers:
         if layer["kind"] == "file" and origin.file is not None:
             shutil.copyfile(origin.file, folder / layer["file"])
         if layer["kind"] == "sightline":
-            (folder / "config.yaml").write_text(render(origin.config, origins=False), encoding="utf-8")
+            (folder / "config.yaml").write_text(render_config(origin.config, origins=False), encoding="utf-8")
             (folder / "facts.json").write_text(json.dumps(to_plain(dict(origin.facts))), encoding="utf-8")
             for plugin in origin.plugins:
                 shutil.copyfile(plugin, folder / plugin.name)
                 layer["plugins"].append(plugin.name)
 
 
-def _document(row: Row, writer: Writer) -> dict[str, Any]:
+def _document(row: LayerComparison, writer: Writer) -> dict[str, Any]:
     """The call: what was given, what calls inside made, and the gradients that arrived."""
     unit = row.unit
     assert unit is not None
@@ -117,7 +117,7 @@ def _document(row: Row, writer: Writer) -> dict[str, Any]:
         {"path": each.path.removeprefix(prefix), "made": writer.nest(each.made), "learns": bool(each.to_made)}
         for each in unit.inner
     ]
-    places = {place for place, _ in leaves(unit.call.made)}
+    places = {place for place, _ in tree_leaves(unit.call.made)}
     arriving: dict[str, Tensor] = {place: g for place, g in unit.call.to_made.items() if place in places}
     return {
         "layer": row.layer,

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from torch import nn
 
-from sightline.compare.walk import Row
+from sightline.compare.layerwise import LayerComparison
 
-__all__ = ["differing_settings", "module_of"]
+__all__ = ["differing_settings", "find_module"]
 
 _SIMPLE = (bool, int, float, str, tuple, type(None))
 
 
-def module_of(model: nn.Module, row: Row) -> nn.Module | None:
+def find_module(model: nn.Module, row: LayerComparison) -> nn.Module | None:
     """The module of a row in a model, under its path there or under the one that is shown."""
     if row.unit is None:
         return None

@@ -9,34 +9,34 @@ import torch
 from torch import Tensor
 
 from sightline.compare.formats import FORMATS
-from sightline.compare.measure import Deviation, distance
-from sightline.compare.walk import Row
-from sightline.data.loading.reading import BatchReader
-from sightline.nests import leaves
+from sightline.compare.layerwise import LayerComparison
+from sightline.compare.measure import Deviation, max_abs_difference
+from sightline.data.loading.batch_reader import BatchReader
+from sightline.pytree import tree_leaves
 from sightline.types import SampleKey
 
-__all__ = ["Stages", "compare_stages", "stages_of"]
+__all__ = ["Stages", "compare_stages", "record_stages"]
 
 Stages = list[tuple[str, dict[str, Any]]]
 RAW = "(data set)"
 
 
-def stages_of(reader: BatchReader, keys: Sequence[SampleKey]) -> Stages:
+def record_stages(reader: BatchReader, keys: Sequence[SampleKey]) -> Stages:
     """The samples as the data set gives them, and after each transform; fields are numbered by sample."""
     stages: dict[int, tuple[str, dict[str, Any]]] = {}
     for number, key in enumerate(keys):
-        for place, (name, sample) in enumerate(reader.stages(key)):
+        for place, (name, sample) in enumerate(reader.sample_stages(key)):
             _, fields = stages.setdefault(place, (name, {}))
             fields |= {f"{field}.{number}": value for field, value in sample.items() if isinstance(value, Tensor)}
     return [stages[place] for place in sorted(stages)]
 
 
-def compare_stages(had: Stages, expected: Stages) -> list[Row]:
+def compare_stages(had: Stages, expected: Stages) -> list[LayerComparison]:
     """A row for each stage up to the first that differs: what follows it only hands the difference on.
 
     Data is made by the same operations in the same order: values may differ by units in the last place of float32.
     """
-    rows: list[Row] = []
+    rows: list[LayerComparison] = []
     for place in range(max(len(had), len(expected))):
         names = [stages[place][0] or RAW if place < len(stages) else "nothing" for stages in (had, expected)]
         if names[0] != names[1]:
@@ -52,7 +52,7 @@ def compare_stages(had: Stages, expected: Stages) -> list[Row]:
 
 
 def _worst(had: Mapping[str, Any], expected: Mapping[str, Any]) -> tuple[str, Deviation] | None:
-    one, other = dict(leaves(dict(had))), dict(leaves(dict(expected)))
+    one, other = dict(tree_leaves(dict(had))), dict(tree_leaves(dict(expected)))
     missing = sorted(one.keys() ^ other.keys())
     if missing:
         side = "only here" if missing[0] in one else "missing here"
@@ -68,8 +68,8 @@ def _deviation(had: Tensor, expected: Tensor) -> Deviation:
     is_real = expected.is_floating_point()
     unit = FORMATS[torch.float32 if is_real else torch.float64].unit_of_largest(expected)
     scale = float(expected.double().abs().nan_to_num(0.0, 0.0, 0.0).max()) if expected.numel() else 0.0
-    return Deviation(distance(had, expected), unit, scale, expected.numel())
+    return Deviation(max_abs_difference(had, expected), unit, scale, expected.numel())
 
 
-def _row(stage: str, what: str, deviation: Deviation) -> Row:
-    return Row(stage, "", "data", what, deviation, "float32")
+def _row(stage: str, what: str, deviation: Deviation) -> LayerComparison:
+    return LayerComparison(stage, "", "data", what, deviation, "float32")

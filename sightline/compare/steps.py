@@ -28,26 +28,26 @@ from typing import Any
 import torch
 from torch import nn
 
-from sightline.compare.convolution import DoubleConvolutions
+from sightline.compare.accumulation import sum_in_order
+from sightline.compare.convolution import Float64Convolutions
+from sightline.compare.float64_reference import MovedOperations, moving
 from sightline.compare.formats import Float32Draws, Format, format_of
-from sightline.compare.measure import BOUND
-from sightline.compare.rerun import MovedOperations, moving
-from sightline.compare.sums import sum_in_order
-from sightline.compare.variants import Variant, decided_in, quiet
+from sightline.compare.measure import MAX_ROUNDING_UNITS
+from sightline.compare.variants import ModelVariant, backend_settings, decided_in
 from sightline.engine.distributed import World
-from sightline.engine.optimizers import Recipe
+from sightline.engine.optimizers import OptimizerSpec
 from sightline.engine.step import with_prepare
-from sightline.engine.train import Job, NonFiniteGradientError, optimise_once
-from sightline.nests import mapped
+from sightline.engine.train import NonFiniteGradientError, TrainState, train_step
+from sightline.pytree import tree_map
 from sightline.types import Batch
 
-__all__ = ["Trace", "losses_over_steps", "trace"]
+__all__ = ["LossTrace", "losses_over_steps", "trace_losses"]
 
 _FIRST_DRAWS, _MOST_DRAWS, _FAR_DRAWS = 2, 4, 8
 
 
 @dataclass(frozen=True)
-class Trace:
+class LossTrace:
     """The losses of both variants at each step, and how far apart rounding may drive them by then."""
 
     losses: tuple[float, ...]
@@ -55,7 +55,7 @@ class Trace:
     tolerated: tuple[float, ...]
 
     @property
-    def parts_at_step(self) -> int | None:
+    def first_diverging_step(self) -> int | None:
         """The first step, counted from 0, whose losses rounding does not explain."""
         pairs = zip(self.losses, self.expected, self.tolerated, strict=True)
         return next((step for step, (had, wanted, bound) in enumerate(pairs) if _is_beyond(had - wanted, bound)), None)
@@ -72,13 +72,18 @@ class Trace:
             "losses": list(self.losses),
             "expected": list(self.expected),
             "tolerated": list(self.tolerated),
-            "parts_at_step": self.parts_at_step,
+            "parts_at_step": self.first_diverging_step,
         }
 
 
-def trace(
-    losses: tuple[float, ...], reference: Variant, format_: Format, job: Job, recipe: Recipe, batch: Batch
-) -> Trace:
+def trace_losses(
+    losses: tuple[float, ...],
+    reference: ModelVariant,
+    format_: Format,
+    job: TrainState,
+    recipe: OptimizerSpec,
+    batch: Batch,
+) -> LossTrace:
     """The losses of a variant that computes in `format_` beside those of the reference.
 
     Moved runs are added until nothing is left to explain: four at most, and then eight that are moved `BOUND` times as
@@ -89,14 +94,14 @@ def trace(
     expected = losses_over_steps(reference, decided, recipe, batch, num_steps=count)
     spread = [format_.unit_of_largest(torch.tensor(loss, dtype=torch.float64)) for loss in expected]
     far = [0.0] * count
-    found = Trace(losses, expected, tuple(BOUND * each for each in spread))
+    found = LossTrace(losses, expected, tuple(MAX_ROUNDING_UNITS * each for each in spread))
     for draw in range(_MOST_DRAWS + _FAR_DRAWS):
         noise = _noise_of(format_, draw)
         own = job if noise.decides else decided
         moved = losses_over_steps(reference, own, recipe, batch, num_steps=count, noise=noise)
         _widen(spread if noise.units == 1 else far, moved, expected)
-        found = Trace(losses, expected, tuple(map(_tolerated, spread, far)))
-        if found.parts_at_step is None:
+        found = LossTrace(losses, expected, tuple(map(_tolerated, spread, far)))
+        if found.first_diverging_step is None:
             break
     return found
 
@@ -105,7 +110,7 @@ def _noise_of(format_: Format, draw: int) -> _Noise:
     weights = format_of(torch.float32) if format_.digits < 24 else format_
     is_far = draw >= _MOST_DRAWS
     sums_in_order = weights.name == "float32" and _FIRST_DRAWS <= draw < _MOST_DRAWS
-    units, decides = int(BOUND) if is_far else 1, draw >= _FIRST_DRAWS
+    units, decides = int(MAX_ROUNDING_UNITS) if is_far else 1, draw >= _FIRST_DRAWS
     return _Noise(format_, weights, draw, units=units, sums_in_order=sums_in_order, decides=decides)
 
 
@@ -120,12 +125,18 @@ def _widen(spread: list[float], moved: tuple[float, ...], expected: tuple[float,
 def _tolerated(spread: float, far: float) -> float:
     """`BOUND` times the spread. What `BOUND` units move twice as far as that has jumped, as where a graph of neighbours
     has others: then `BOUND` times the jump, since none of the draws need have turned the decision that matters most."""
-    smooth = BOUND * spread
-    return BOUND * far if far > 2 * smooth else smooth
+    smooth = MAX_ROUNDING_UNITS * spread
+    return MAX_ROUNDING_UNITS * far if far > 2 * smooth else smooth
 
 
 def losses_over_steps(
-    variant: Variant, job: Job, recipe: Recipe, batch: Batch, *, num_steps: int, noise: _Noise | None = None
+    variant: ModelVariant,
+    job: TrainState,
+    recipe: OptimizerSpec,
+    batch: Batch,
+    *,
+    num_steps: int,
+    noise: _Noise | None = None,
 ) -> tuple[float, ...]:
     """The weighted loss before each of some steps of the run's own loop, on one batch, over and over.
 
@@ -149,22 +160,22 @@ def losses_over_steps(
     world = World(device=variant.device)
     losses = []
     if noise is not None and noise.decides:
-        batch = mapped(batch, noise.move)
+        batch = tree_map(batch, noise.move)
     with (
-        quiet(variant),
+        backend_settings(variant),
         job.losses.kept(),
         Float32Draws(),
-        DoubleConvolutions(),
+        Float64Convolutions(),
         _noisy(getattr(replica, "network", model), noise),
     ):
         for step in range(num_steps):
             own.step = job.step + step
             try:
-                means = optimise_once(own, replica, [batch], world, _NoClock())
+                means = train_step(own, replica, [batch], world, _NoClock())
             except NonFiniteGradientError:
                 losses += [math.nan] * (num_steps - step)
                 break
-            losses.append(sum(weight * means[name] for name, weight in own.weights_at(own.step).items()))
+            losses.append(sum(weight * means[name] for name, weight in own.loss_weights_at(own.step).items()))
             if noise is not None:
                 noise.move_weights(model)
     return tuple(losses)
@@ -187,7 +198,7 @@ class _Noise:
         """A tensor of the batch, moved: what a task decides by it, such as which box is nearer, may turn."""
         if not tensor.is_floating_point():
             return tensor
-        return self._made.nudged(tensor, self._generator, units=self.units)
+        return self._made.perturb(tensor, self._generator, units=self.units)
 
     def deciding(self, task: Any) -> Any:
         """The task, whose operations before the forward pass are moved: two priors may overlap a box equally."""
@@ -199,18 +210,18 @@ class _Noise:
         return with_prepare(task, prepare)
 
     def made(self, tensor: torch.Tensor) -> torch.Tensor:
-        return moving(tensor, lambda values: self._made.nudged(values, self._generator, units=self.units))
+        return moving(tensor, lambda values: self._made.perturb(values, self._generator, units=self.units))
 
     @torch.no_grad()
     def move_weights(self, model: nn.Module) -> None:
         for parameter in model.parameters():
-            parameter.copy_(self._weights.nudged(parameter.detach(), self._generator, units=self.units))
+            parameter.copy_(self._weights.perturb(parameter.detach(), self._generator, units=self.units))
 
 
 class _NoClock:
     """Ignores how long the parts of a step take."""
 
-    def lap(self, name: str) -> None:
+    def end_phase(self, name: str) -> None:
         return
 
 
@@ -218,7 +229,7 @@ class _NoClock:
 def _noisy(model: nn.Module, noise: _Noise | None) -> Iterator[None]:
     def move(module: nn.Module, args: Any, made: Any) -> Any:
         assert noise is not None
-        return mapped(made, lambda _, tensor: noise.made(tensor))
+        return tree_map(made, lambda _, tensor: noise.made(tensor))
 
     innermost = [module for module in model.modules() if module is model or not list(module.children())]
     handles = [] if noise is None else [module.register_forward_hook(move) for module in innermost]

@@ -13,21 +13,30 @@ import torch
 from torch import Tensor, nn
 
 from sightline.compare.formats import Format, format_of
-from sightline.compare.recording import OverwrittenError, Recorder, Recording
+from sightline.compare.recording import OverwrittenError, Recorder, StepRecording
 from sightline.engine.device import to_device
-from sightline.engine.optimizers import hold_still
-from sightline.engine.precision import Cudnn, Precision, cudnn_set
-from sightline.engine.records import kept_random_state
-from sightline.engine.step import Step, batch_step, weighted_sum, with_prepare
-from sightline.engine.train import Job
-from sightline.nests import mapped
+from sightline.engine.optimizers import apply_freezing
+from sightline.engine.precision import Cudnn, Precision, cudnn_enabled
+from sightline.engine.records import preserve_rng_state
+from sightline.engine.step import Step, single_batch_step, weighted_sum, with_prepare
+from sightline.engine.train import TrainState
+from sightline.pytree import tree_map
 from sightline.types import Batch
 
-__all__ = ["Variant", "decided_in", "losses_of", "prepared", "prepared_values", "quiet", "record", "still"]
+__all__ = [
+    "ModelVariant",
+    "backend_settings",
+    "decided_in",
+    "deterministic_copy",
+    "mean_losses",
+    "prepared_values",
+    "record_step",
+    "variant_step",
+]
 
 
 @dataclass(frozen=True)
-class Variant:
+class ModelVariant:
     """A network as it runs: `model` is a copy of its own. `on` makes what is called for it, if not itself."""
 
     name: str
@@ -46,7 +55,7 @@ class Variant:
     @property
     def format(self) -> Format:
         """Of weights and of what autocast leaves as it is."""
-        return format_of(self.precision.parameters)
+        return format_of(self.precision.parameter_dtype)
 
     @property
     def is_lowered(self) -> bool:
@@ -55,11 +64,11 @@ class Variant:
 
     def batch(self, batch: Batch) -> Batch:
         """A batch as this variant reads it."""
-        moved: Batch = to_device(batch, self.device, floats=self.precision.parameters)
+        moved: Batch = to_device(batch, self.device, float_dtype=self.precision.parameter_dtype)
         return moved
 
 
-def still(model: nn.Module, *, dtype: torch.dtype, device: torch.device) -> nn.Module:
+def deterministic_copy(model: nn.Module, *, dtype: torch.dtype, device: torch.device) -> nn.Module:
     """A copy that draws nothing, writes over nothing and computes nothing twice: the same numbers otherwise.
 
     Dropout and stochastic depth would draw other numbers in another variant: they are off.
@@ -76,17 +85,19 @@ def still(model: nn.Module, *, dtype: torch.dtype, device: torch.device) -> nn.M
     return copied
 
 
-def losses_of(job: Job, variant: Variant, batch: Batch, *, step: Step | None = None) -> dict[str, Tensor]:
+def mean_losses(job: TrainState, variant: ModelVariant, batch: Batch, *, step: Step | None = None) -> dict[str, Tensor]:
     """The mean of each loss over the batch and `total`, their weighted sum, as the training loop takes them.
 
     The model is in training mode, but for what is frozen.
     """
-    step = step or prepared(job, variant, batch)
-    means = step.means(step.sums(variant.called))
-    return {**means, "total": weighted_sum(means, job.weights_at(job.step))}
+    step = step or variant_step(job, variant, batch)
+    means = step.loss_means(step.loss_sums(variant.called))
+    return {**means, "total": weighted_sum(means, job.loss_weights_at(job.step))}
 
 
-def record(job: Job, variant: Variant, batch: Batch, *, hooked: Sequence[str] | None = None) -> Recording:
+def record_step(
+    job: TrainState, variant: ModelVariant, batch: Batch, *, hooked: Sequence[str] | None = None
+) -> StepRecording:
     """One training step of a variant, forward and backward, written down; nothing is updated.
 
     Calls of the modules `hooked` alone are seen, where given. Global random states stay as they are. Where the model
@@ -98,18 +109,20 @@ def record(job: Job, variant: Variant, batch: Batch, *, hooked: Sequence[str] | 
         return _record(job, variant, batch, hooked, copies=True)
 
 
-def _record(job: Job, variant: Variant, batch: Batch, hooked: Sequence[str] | None, *, copies: bool) -> Recording:
+def _record(
+    job: TrainState, variant: ModelVariant, batch: Batch, hooked: Sequence[str] | None, *, copies: bool
+) -> StepRecording:
     before = {name: buffer.clone() for name, buffer in variant.model.named_buffers()}
     variant.model.zero_grad(set_to_none=True)
     recorder = Recorder(
         variant.model, base=variant.format, watches_formats=variant.is_lowered, copies=copies, hooked=hooked
     )
     try:
-        with quiet(variant):
-            step = prepared(job, variant, batch)
-            had = mapped(prepared_values(step), lambda _, tensor: tensor.detach().clone())
+        with backend_settings(variant):
+            step = variant_step(job, variant, batch)
+            had = tree_map(prepared_values(step), lambda _, tensor: tensor.detach().clone())
             with recorder.recording():
-                losses = losses_of(job, variant, batch, step=step)
+                losses = mean_losses(job, variant, batch, step=step)
             recorder.assert_whole()
             if losses["total"].requires_grad:
                 losses["total"].backward()
@@ -120,25 +133,25 @@ def _record(job: Job, variant: Variant, batch: Batch, hooked: Sequence[str] | No
     gradients = {name: p.grad for name, p in variant.model.named_parameters() if p.grad is not None}
     variant.model.zero_grad(set_to_none=True)
     values = {name: value.detach() for name, value in losses.items()}
-    return Recording(recorder.calls, values, gradients, recorder.outside, prepared=had)
+    return StepRecording(recorder.calls, values, gradients, recorder.outside, prepared=had)
 
 
 @contextlib.contextmanager
-def quiet(variant: Variant) -> Iterator[None]:
+def backend_settings(variant: ModelVariant) -> Iterator[None]:
     """The backend as the variant wants it; random states are put back."""
     devices = [variant.device] if variant.device.type == "cuda" else []
-    with kept_random_state(), torch.random.fork_rng(devices), cudnn_set(variant.cudnn), torch.enable_grad():
+    with preserve_rng_state(), torch.random.fork_rng(devices), cudnn_enabled(variant.cudnn), torch.enable_grad():
         yield
 
 
-def decided_in(job: Job, format_: Format) -> Job:
+def decided_in(job: TrainState, format_: Format) -> TrainState:
     """The job, whose task prepares steps in a variant's format, and gives what it prepared in float64."""
 
     def prepare(own: Callable[..., Any], model: Any, micro_batches: Sequence[Batch], world: Any) -> Any:
         floats = torch.float64 if format_.name == "float64" else torch.float32
-        narrow = [to_device(batch, world.device, floats=floats) for batch in micro_batches]
+        narrow = [to_device(batch, world.device, float_dtype=floats) for batch in micro_batches]
         made = own(model, narrow, world)
-        return mapped(made, lambda _, tensor: tensor.double() if tensor.is_floating_point() else tensor)
+        return tree_map(made, lambda _, tensor: tensor.double() if tensor.is_floating_point() else tensor)
 
     decided = copy.copy(job)
     decided.task = with_prepare(job.task, prepare)
@@ -150,8 +163,8 @@ def prepared_values(step: Step) -> tuple[dict[str, Tensor], list[Any]]:
     return dict(step.counts), list(step.contexts)
 
 
-def prepared(job: Job, variant: Variant, batch: Batch) -> Step:
+def variant_step(job: TrainState, variant: ModelVariant, batch: Batch) -> Step:
     """The batch as a step of the variant, in training mode."""
     variant.model.train()
-    hold_still(variant.model.get_submodule(variant.inner), job.frozen, job.epoch)
-    return batch_step(job.task, variant.called, batch, variant.device, variant.precision)
+    apply_freezing(variant.model.get_submodule(variant.inner), job.frozen, job.epoch)
+    return single_batch_step(job.task, variant.called, batch, variant.device, variant.precision)

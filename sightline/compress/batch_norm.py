@@ -9,17 +9,17 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from sightline.engine.batch_stream import evaluation_keys, read_batches
 from sightline.engine.device import to_device
-from sightline.engine.loading import OpenRun
 from sightline.engine.precision import Precision
-from sightline.engine.records import kept_random_state
-from sightline.engine.step import run_batch
-from sightline.engine.stream import evaluation_keys, read_batches
+from sightline.engine.records import preserve_rng_state
+from sightline.engine.run_loading import OpenRun
+from sightline.engine.step import compute_batch_losses
 
-__all__ = ["reestimate"]
+__all__ = ["reestimate_batch_norm"]
 
 
-def reestimate(model: nn.Module, run: OpenRun, *, num_batches: int) -> int:
+def reestimate_batch_norm(model: nn.Module, run: OpenRun, *, num_batches: int) -> int:
     """Replace the running statistics by the means over training batches, drawn anew; how many batches were read.
 
     Batches are whole, but for the only one of a smaller part. Forward passes in training mode, without gradient.
@@ -38,11 +38,11 @@ def reestimate(model: nn.Module, run: OpenRun, *, num_batches: int) -> int:
     batches = read_batches(part.reader, iter(keys), 0)
     model.train()
     try:
-        with torch.no_grad(), kept_random_state(), contextlib.closing(batches):
+        with torch.no_grad(), preserve_rng_state(), contextlib.closing(batches):
             for number, batch in enumerate(batches, start=1):
                 for module in norms:
                     module.momentum = 1 / number  # the mean of all so far
-                run_batch(run.task, model, to_device(batch, run.world.device), run.world.device, precision)
+                compute_batch_losses(run.task, model, to_device(batch, run.world.device), run.world.device, precision)
     finally:
         for module, momentum in zip(norms, momenta, strict=True):
             module.momentum = momentum

@@ -6,26 +6,26 @@ import itertools
 from collections.abc import Iterable
 from typing import Any
 
-from sightline.compress.search.base import Found
+from sightline.compress.search.base import SearchResult
 
-__all__ = ["comparison", "hyper_volume", "pareto_front"]
+__all__ = ["hyper_volume", "pareto_front", "search_rows"]
 
 Point = tuple[float, float]
 """Bytes and loss: less of either is better."""
 
 
-def comparison(found: Iterable[Found]) -> list[dict[str, Any]]:
+def search_rows(found: Iterable[SearchResult]) -> list[dict[str, Any]]:
     """A row per search, least loss first; `overhead_seconds` is what a search took beside its evaluations."""
     return [
         {
             "method": each.method,
             "loss": each.loss,
             "bytes": each.bytes,
-            "evaluations": each.num_asked,
+            "evaluations": each.num_evaluated,
             "new evaluations": each.num_new,
             "seconds": each.seconds,
             "overhead seconds": each.seconds - each.evaluation_seconds,
-            "raisable layers": len(each.raisable),
+            "raisable layers": len(each.untried_raises),
         }
         for each in sorted(found, key=lambda each: (each.loss, each.bytes))
     ]

@@ -13,10 +13,10 @@ from torch.nn.modules.conv import _ConvNd
 from sightline.compress.policy import Policy
 from sightline.describe.trace import Node, Trace
 
-__all__ = ["Layer", "bit_operations", "layers_of", "state_vectors"]
+__all__ = ["LayerCost", "bit_operations", "layer_costs", "state_vectors"]
 
 
-class Layer(NamedTuple):
+class LayerCost(NamedTuple):
     """A quantisable tensor: its shape, and what one sample costs in it.
 
     `positions` are the points or pixels that enter; `stride` is 0 and `kernel` 1 for anything but a convolution.
@@ -33,7 +33,7 @@ class Layer(NamedTuple):
     macs: float = 0.0
 
 
-def layers_of(model: nn.Module, traced: Trace, names: Sequence[str]) -> tuple[Layer, ...]:
+def layer_costs(model: nn.Module, traced: Trace, names: Sequence[str]) -> tuple[LayerCost, ...]:
     """The layers of the parameters `names`, in this order, with the cost per sample that a trace of `model` shows.
 
     A tensor whose module is never called, as in fused layers, gets its share, by the number of weights, of what ran in
@@ -70,17 +70,17 @@ def _owner(name: str, parameter: Tensor, calls: Mapping[str, object]) -> str:
     return path
 
 
-def _layer(name: str, weight: Tensor, module: nn.Module) -> Layer:
+def _layer(name: str, weight: Tensor, module: nn.Module) -> LayerCost:
     if isinstance(module, _ConvNd):
         is_depthwise = module.groups == module.in_channels > 1
         kernel, stride = module.kernel_size[0], module.stride[0]
-        return Layer(
+        return LayerCost(
             name, weight.numel(), module.in_channels, module.out_channels, kernel, stride, is_depthwise=is_depthwise
         )
-    return Layer(name, weight.numel(), weight.shape[-1], weight.shape[0])
+    return LayerCost(name, weight.numel(), weight.shape[-1], weight.shape[0])
 
 
-def bit_operations(layers: Sequence[Layer], policy: Policy, *, activation_bits: int = 32) -> float:
+def bit_operations(layers: Sequence[LayerCost], policy: Policy, *, activation_bits: int = 32) -> float:
     """Multiply-accumulates times the bits of weight and activation, summed over the layers, per sample.
 
     `activation_bits` are those of inputs that the policy does not quantise. Codebooks are looked up and multiplied in
@@ -91,7 +91,7 @@ def bit_operations(layers: Sequence[Layer], policy: Policy, *, activation_bits: 
     return sum(each.macs * choice.bits * bits for each, choice, bits in zip(layers, choices, inputs, strict=True))
 
 
-def state_vectors(layers: Sequence[Layer]) -> np.ndarray:
+def state_vectors(layers: Sequence[LayerCost]) -> np.ndarray:
     """The state (L, 8) of each layer: depth-wise, channels in and out, stride, kernel, weights, positions, place.
 
     Each column runs from 0 to 1 over the layers; one that never changes is 0 (the authors leave its raw value).

@@ -10,17 +10,17 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from sightline.compress.hessian import hessian_product
+from sightline.compress.policy_simulator import PolicySimulator
 from sightline.compress.search.problem import Curvature
-from sightline.compress.simulated import Simulated
 from sightline.engine.step import Step, weighted_sum
 from sightline.errors import UserError
 
-__all__ = ["curvature_of"]
+__all__ = ["build_curvature"]
 
 _REMEDY = "build the model with `fused: false`, or take another search"
 
 
-def curvature_of(simulated: Simulated, step: Step, weights: Mapping[str, float]) -> Curvature:
+def build_curvature(simulated: PolicySimulator, step: Step, weights: Mapping[str, float]) -> Curvature:
     """The curvature of the weighted losses of a prepared step of calibration samples, at the float weights.
 
     The model is in evaluation mode, so that batch norms are constant; its quantisable weights require gradients from
@@ -35,7 +35,7 @@ def curvature_of(simulated: Simulated, step: Step, weights: Mapping[str, float])
         for parameter in parameters.values():
             parameter.requires_grad_()
         with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):  # the fast forms of attention have one gradient
-            sums = [step.means(step.sums(model, index)) for index in range(len(step.micro_batches))]
+            sums = [step.loss_means(step.loss_sums(model, index)) for index in range(len(step.micro_batches))]
             return torch.stack([weighted_sum(each, weights) for each in sums]).sum()
 
     loss = loss_of()

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 
-from sightline.chart import COLORS, FAINT, INK, Panel, Scale, Series, render_svg
+from sightline.chart import COLORS, FAINT, INK, ChartPanel, Scale, Series, render_svg
 from sightline.compress.comparison import Point, pareto_front
-from sightline.compress.cost import Layer
+from sightline.compress.cost import LayerCost
 from sightline.compress.policy import Policy
 
 __all__ = ["bits_svg", "pareto_svg"]
@@ -29,7 +29,7 @@ def pareto_svg(found: Mapping[str, Sequence[Point]], *, counted: str) -> str:
     series += [Series(name, _in_kilobytes(each), has_line=False) for name, each in found.items()]
     losses = [loss for _, loss in points]
     scale: Scale = "logarithmic" if min(losses) > 0 and max(losses) > _WIDE_SPREAD * min(losses) else "linear"
-    panel = Panel("loss", f"kilobytes of the {counted}", tuple(series), x_scale="linear", y_scale=scale)
+    panel = ChartPanel("loss", f"kilobytes of the {counted}", tuple(series), x_scale="linear", y_scale=scale)
     return render_svg([[panel]], panel_width=560, panel_height=300)
 
 
@@ -37,7 +37,7 @@ def _in_kilobytes(points: Iterable[Point]) -> tuple[Point, ...]:
     return tuple((size / 1e3, loss) for size, loss in points)
 
 
-def bits_svg(policy: Policy, layers: Sequence[Layer]) -> str:
+def bits_svg(policy: Policy, layers: Sequence[LayerCost]) -> str:
     """A bar per layer, in the order of the model: the bits of its weights, and below, thin, those of its input."""
     left = round(20 + _LETTER * max(len(layer.name) for layer in layers))
     width, height = left + _BARS + _END, _HEAD + _ROW * len(layers) + 10

@@ -11,25 +11,25 @@ import numpy as np
 from typing_extensions import TypedDict
 
 from sightline.arguments import Index, QuantisedKind
-from sightline.config.faults import Faults
-from sightline.config.yaml_tree import Located, read_file
+from sightline.config.faults import ConfigFaults
+from sightline.config.yaml_tree import LocatedValue, read_yaml
 from sightline.errors import ConfigError
 from sightline.layers.quantisation.choices import choice_faults
-from sightline.schema import nearest
-from sightline.types import Where
+from sightline.schema import suggest
+from sightline.types import SourceLocation
 
 __all__ = [
     "FP16",
     "FP32",
     "Activation",
-    "Choice",
     "Policy",
     "Protect",
-    "activations_of",
-    "document_of",
-    "levels_of_actions",
-    "lowered",
-    "policy_of",
+    "WeightFormat",
+    "actions_to_levels",
+    "activation_policy",
+    "lower_to_budget",
+    "policy_from_dict",
+    "policy_to_dict",
     "protected_choices",
     "read_policy",
 ]
@@ -45,7 +45,7 @@ class Activation(NamedTuple):
     signed: bool
 
 
-class Choice(NamedTuple):
+class WeightFormat(NamedTuple):
     """What a tensor is stored as; `bits` are those of one weight, 16 or 32 where it stays in floating point.
 
     With `activation` the input of its layer is quantised.
@@ -66,8 +66,8 @@ class Choice(NamedTuple):
         return f"{coded}{inputs}"
 
 
-FP16, FP32 = Choice("fp16", 16), Choice("fp32", 32)
-Policy: TypeAlias = Mapping[str, Choice]
+FP16, FP32 = WeightFormat("fp16", 16), WeightFormat("fp32", 32)
+Policy: TypeAlias = Mapping[str, WeightFormat]
 """Tensor, as in `model.named_parameters()`, to what it is stored as; in the model's order."""
 
 
@@ -80,19 +80,21 @@ class Protect(TypedDict):
     bits: NotRequired[Literal[1, 2, 3, 4, 5, 6, 7, 8, 16, 32]]
 
 
-def protected_choices(protect: Protect, names: Sequence[str], *, kind: QuantisedKind = "codebook") -> dict[str, Choice]:
+def protected_choices(
+    protect: Protect, names: Sequence[str], *, kind: QuantisedKind = "codebook"
+) -> dict[str, WeightFormat]:
     """The choice of each protected layer of `names`, which stand in the model's order: 8 bits by default.
 
     Raises ConfigError for a pattern without a match, naming the nearest layer.
     """
     bits = protect.get("bits", 8)
     floats = {each.bits: each for each in (FP16, FP32)}
-    choice = floats.get(bits, Choice(kind, bits))
+    choice = floats.get(bits, WeightFormat(kind, bits))
     patterns = protect.get("names", ())
     missing = [each for each in patterns if not fnmatch.filter(names, each)]
     if missing:
         raise ConfigError(
-            *(f"protect.names: no layer is called '{each}'{nearest(each, names, otherwise='')}" for each in missing)
+            *(f"protect.names: no layer is called '{each}'{suggest(each, names, otherwise='')}" for each in missing)
         )
     last = len(names) - protect.get("last", 0)
     return {
@@ -102,72 +104,74 @@ def protected_choices(protect: Protect, names: Sequence[str], *, kind: Quantised
     }
 
 
-def document_of(policy: Policy) -> dict[str, dict[str, Any]]:
+def policy_to_dict(policy: Policy) -> dict[str, dict[str, Any]]:
     """The plain mapping that `read_policy` reads."""
     return {name: _plain(choice) for name, choice in policy.items()}
 
 
-def _plain(choice: Choice) -> dict[str, Any]:
+def _plain(choice: WeightFormat) -> dict[str, Any]:
     inputs = {} if choice.activation is None else {"activation": choice.activation._asdict()}
     if choice.kind in _FLOAT_BITS:
         return {"kind": choice.kind, **inputs}
     return {"kind": choice.kind, "bits": choice.bits, "per_channel": choice.per_channel, **inputs}
 
 
-def activations_of(policy: Policy) -> dict[str, Choice]:
+def activation_policy(policy: Policy) -> dict[str, WeightFormat]:
     """What is left of a policy where weights are plain: the layers whose inputs are quantised."""
     return {name: FP32._replace(activation=choice.activation) for name, choice in policy.items() if choice.activation}
 
 
-def read_policy(path: Path, names: Sequence[str]) -> dict[str, Choice]:
+def read_policy(path: Path, names: Sequence[str]) -> dict[str, WeightFormat]:
     """The policy of a JSON or YAML file, of some of the tensors `names`; as in a config, the others stay in float.
 
     Raises ConfigError with file and line, and as `policy_of`.
     """
-    faults = Faults()
-    tree = read_file(path, faults)
+    faults = ConfigFaults()
+    tree = read_yaml(path, faults)
     faults.raise_any()
     document: Any = tree.plain()
-    return policy_of(document, names, origin=str(path), places=_places_of(tree), is_whole=False)
+    return policy_from_dict(document, names, origin=str(path), places=_places_of(tree), is_whole=False)
 
 
-def policy_of(
+def policy_from_dict(
     document: Mapping[str, Any],
     names: Sequence[str],
     *,
     origin: str,
-    places: Mapping[str, Where] | None = None,
+    places: Mapping[str, SourceLocation] | None = None,
     is_whole: bool = True,
-) -> dict[str, Choice]:
+) -> dict[str, WeightFormat]:
     """The policy that a plain mapping states, of exactly the tensors `names`, or of some of them, and in their order.
 
     Raises ConfigError with all faults by key: an unknown tensor, with the nearest name, a missing one, a kind or a
     number of bits that is not allowed.
     """
-    faults, places, found = Faults(), places or {}, {}
+    faults, places, found = ConfigFaults(), places or {}, {}
     for name, entry in document.items():
-        known = nearest(name, names, otherwise="; the model has none of a similar name")
+        known = suggest(name, names, otherwise="; the model has none of a similar name")
         wrong = [("", f"no parameter is called so{known}")] if name not in names else choice_faults(entry)
         for key, text in wrong:
             path = f"{name}.{key}".rstrip(".")
             at = places.get(path) or places.get(name)
-            faults.add(Where(origin, at.line if at else None, path), text)
+            faults.add(SourceLocation(origin, at.line if at else None, path), text)
         if not wrong:
             kind, inputs = entry["kind"], Activation(**entry["activation"]) if "activation" in entry else None
-            found[name] = Choice(kind, entry.get("bits") or _FLOAT_BITS[kind], entry.get("per_channel", False), inputs)
+            found[name] = WeightFormat(
+                kind, entry.get("bits") or _FLOAT_BITS[kind], entry.get("per_channel", False), inputs
+            )
     for name in (each for each in names if is_whole and each not in document):
-        faults.add(Where(origin, path=name), "is missing; give its kind, fp32 to leave it as it is")
+        faults.add(SourceLocation(origin, path=name), "is missing; give its kind, fp32 to leave it as it is")
     faults.raise_any()
     return {name: found[name] for name in names if name in found}
 
 
-def _places_of(tree: Located) -> dict[str, Where]:
+def _places_of(tree: LocatedValue) -> dict[str, SourceLocation]:
     """The place of every key, by its dotted path."""
     below = tree.value.values() if isinstance(tree.value, dict) else ()
     return {tree.where.path: tree.where} | {path: at for each in below for path, at in _places_of(each).items()}
 
 
-def levels_of_actions(actions: np.ndarray, bits: Sequence[int]) -> np.ndarray:
+def actions_to_levels(actions: np.ndarray, bits: Sequence[int]) -> np.ndarray:
     """The places in `bits`, which ascend, of actions in [0, 1]: equal intervals, 0 the first and 1 the last of them.
 
     Source: Wang et al. 2019 (HAQ), section 3, and the authors' code, whose rounding, half to even, is kept for ranges
@@ -179,7 +183,7 @@ def levels_of_actions(actions: np.ndarray, bits: Sequence[int]) -> np.ndarray:
     return np.clip(places, 0, num - 1).astype(np.int64)
 
 
-def lowered(
+def lower_to_budget(
     levels: Sequence[int], holds: Callable[[tuple[int, ...]], bool], *, floors: Sequence[int] | None = None
 ) -> tuple[int, ...]:
     """Lower levels by one from the last to the first, sweep after sweep, until `holds`; none falls below its floor.

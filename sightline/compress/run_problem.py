@@ -12,28 +12,35 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from sightline.compress.cost import Layer, bit_operations, layers_of
-from sightline.compress.curvature import curvature_of
-from sightline.compress.policy import FP32, Activation, Choice, Policy, Protect, protected_choices
+from sightline.compress.cost import LayerCost, bit_operations, layer_costs
+from sightline.compress.curvature import build_curvature
+from sightline.compress.policy import FP32, Activation, Policy, Protect, WeightFormat, protected_choices
+from sightline.compress.policy_simulator import BudgetOn, PolicySimulator
 from sightline.compress.search.problem import Curvature, Problem
-from sightline.compress.simulated import BudgetOn, Simulated
 from sightline.compress.unused import unused_weights
 from sightline.config import RunConfig
-from sightline.config.show import to_plain
+from sightline.config.yaml_writer import to_plain
 from sightline.describe.trace import Trace, trace
-from sightline.engine.build import Data, Part, build_part
+from sightline.engine.batch_stream import evaluation_keys
+from sightline.engine.build import Data, DataSubset, build_part
 from sightline.engine.device import to_device
-from sightline.engine.loading import OpenRun
 from sightline.engine.precision import Precision
-from sightline.engine.step import batch_step, run_batch
-from sightline.engine.stream import evaluation_keys
+from sightline.engine.run_loading import OpenRun
+from sightline.engine.step import compute_batch_losses, single_batch_step
 from sightline.errors import UserError
-from sightline.layers.quantisation.activations import calibrated
-from sightline.layers.quantisation.layers_of import weights_of
-from sightline.runs.trained_weights import evaluated_sha256, find, is_packed
-from sightline.types import Batch, Ramp
+from sightline.layers.quantisation.activations import calibrate_activations
+from sightline.layers.quantisation.quantisable_weights import list_weights
+from sightline.runs.trained_weights import evaluated_sha256, is_packed, resolve_weights
+from sightline.types import Batch, LinearRamp
 
-__all__ = ["Asked", "RunProblem", "calibration_part", "meta_of", "simulated_of", "untraced_problem"]
+__all__ = [
+    "CompressionOptions",
+    "RunProblem",
+    "calibration_part",
+    "packed_metadata",
+    "simulated_of",
+    "untraced_problem",
+]
 
 NUM_TRACED = 3
 NUM_CURVED = 32
@@ -41,7 +48,7 @@ NUM_CURVED = 32
 
 
 @dataclass(frozen=True)
-class Asked:
+class CompressionOptions:
     """What to compress a run to. One of `ratio`, of float32, and `num_bytes`; both count what `budget_on` names."""
 
     ratio: float | None = None
@@ -63,7 +70,7 @@ class RunProblem:
     its float weights before and after each call.
     """
 
-    def __init__(self, run: OpenRun, asked: Asked) -> None:
+    def __init__(self, run: OpenRun, asked: CompressionOptions) -> None:
         """Raises ConfigError, before data are opened, for a budget that cannot hold."""
         config = run.config
         self.asked = asked
@@ -74,13 +81,15 @@ class RunProblem:
         self.reported = run.data.test
         self.part = calibration_part(config, run.data, asked.calibration, seed=asked.seed)
         self.weights = {
-            each.name: each.weight.end if isinstance(each.weight, Ramp) else each.weight for each in config.losses
+            each.name: each.weight.end if isinstance(each.weight, LinearRamp) else each.weight for each in config.losses
         }
         evaluator = run.evaluator(self.part)
-        self._evaluator = dataclasses.replace(evaluator, meters=(), votes=1, voting_reader=None)
-        self.layers = layers_of(run.model, self._traced(), self.names)
+        self._evaluator = dataclasses.replace(evaluator, metrics=(), votes=1, voting_reader=None)
+        self.layers = layer_costs(run.model, self._traced(), self.names)
         self._inputs = self._calibrated(problem)
-        step = batch_step(run.task, run.model, self._batch(NUM_TRACED), run.world.device, self._evaluator.precision)
+        step = single_batch_step(
+            run.task, run.model, self._batch(NUM_TRACED), run.world.device, self._evaluator.precision
+        )
         unused = unused_weights(self.simulated, step, self.weights, self._loss)
         self.unused = tuple(name for name in unused if name not in problem.protected)
         self.problem = dataclasses.replace(
@@ -95,7 +104,7 @@ class RunProblem:
     def subject(self) -> str:
         """What losses are of, for the record of a search."""
         ids = np.ascontiguousarray(self.part.indices, dtype=np.int64)
-        weights = evaluated_sha256(find(self._run.checkpoint))[:16]
+        weights = evaluated_sha256(resolve_weights(self._run.checkpoint_path))[:16]
         drawn = hashlib.sha256(ids.tobytes()).hexdigest()[:8]
         return f"weights {weights}, {len(ids)} samples of {self.part.split} ({drawn}), the rest in half precision"
 
@@ -112,7 +121,7 @@ class RunProblem:
         losses = self._evaluator(self._run.model, self._run.world).losses
         return math.fsum(weight * losses[name] for name, weight in self.weights.items())
 
-    def finished(self, policy: Policy) -> Policy:
+    def with_quantised_inputs(self, policy: Policy) -> Policy:
         """The policy that a search found; where that is asked for, with the inputs of its layers quantised, too."""
         return {name: choice._replace(activation=self._inputs.get(name)) for name, choice in policy.items()}
 
@@ -124,9 +133,9 @@ class RunProblem:
         bits, model = self.asked.activations, self._run.model
         if bits is None:
             return {}
-        kinds = {weight.name: weight.kind for weight in weights_of(model)}
+        kinds = {weight.name: weight.kind for weight in list_weights(model)}
         names = [n for n in self.names if problem.protected.get(n) != FP32 and kinds[n] != "embedding"]
-        entries = calibrated(model, lambda: self._evaluator(model, self._run.world), names, bits=bits)
+        entries = calibrate_activations(model, lambda: self._evaluator(model, self._run.world), names, bits=bits)
         return {name: Activation(**entry) for name, entry in entries.items()}
 
     def costs(self, policy: Policy) -> dict[str, float]:
@@ -140,15 +149,15 @@ class RunProblem:
     def _curvature(self) -> Curvature:
         batch = self._batch(NUM_CURVED)
         run, precision = self._run, self._evaluator.precision
-        return curvature_of(
-            self.simulated, batch_step(run.task, run.model, batch, run.world.device, precision), self.weights
+        return build_curvature(
+            self.simulated, single_batch_step(run.task, run.model, batch, run.world.device, precision), self.weights
         )
 
     def _batch(self, count: int) -> Batch:
         run, indices = self._run, self.part.indices[:count]
         (keys,) = evaluation_keys(indices, count, epoch=0, seed=run.config.seed)
         batch: Batch = to_device(
-            self._evaluator.reader(keys), run.world.device, floats=self._evaluator.precision.parameters
+            self._evaluator.reader(keys), run.world.device, float_dtype=self._evaluator.precision.parameter_dtype
         )
         return batch
 
@@ -156,12 +165,12 @@ class RunProblem:
         run, evaluator, batch = self._run, self._evaluator, self._batch(NUM_TRACED)
 
         def forward(model: Any) -> None:
-            run_batch(run.task, model.eval(), batch, run.world.device, evaluator.precision)
+            compute_batch_losses(run.task, model.eval(), batch, run.world.device, evaluator.precision)
 
         return trace(run.model, forward, num_samples=min(NUM_TRACED, len(self.part.indices)))
 
 
-def untraced_problem(simulated: Simulated, asked: Asked) -> Problem:
+def untraced_problem(simulated: PolicySimulator, asked: CompressionOptions) -> Problem:
     """The problem with the sizes of its layers alone: all that a budget is held against.
 
     Raises ConfigError for a budget that cannot hold, and for faults of what is asked.
@@ -171,8 +180,8 @@ def untraced_problem(simulated: Simulated, asked: Asked) -> Problem:
     budget = asked.num_bytes if asked.ratio is None else math.floor(asked.ratio * base_bytes)
     assert budget is not None, "a ratio or bytes are asked for"
     problem = Problem(
-        layers=tuple(Layer(name, parameters[name].numel(), 1, 1) for name in simulated.names),
-        choices=tuple(Choice(asked.kind, bits, asked.per_channel) for bits in sorted(set(asked.bits))),
+        layers=tuple(LayerCost(name, parameters[name].numel(), 1, 1) for name in simulated.names),
+        choices=tuple(WeightFormat(asked.kind, bits, asked.per_channel) for bits in sorted(set(asked.bits))),
         bytes_of=lambda policy: simulated.bytes_of(policy, asked.budget_on),
         budget_bytes=budget,
         protected=protected_choices(asked.protect, simulated.names, kind=asked.kind),
@@ -181,28 +190,30 @@ def untraced_problem(simulated: Simulated, asked: Asked) -> Problem:
     return problem
 
 
-def simulated_of(run: OpenRun, policy: Collection[str] = ()) -> Simulated:
+def simulated_of(run: OpenRun, policy: Collection[str] = ()) -> PolicySimulator:
     """The model of a float run, for policies of all its quantisable weights, and of parameters that one names besides.
 
     Raises UserError for another run.
     """
     config = run.config
-    if Precision(config.train.precision).parameters != torch.float32:
+    if Precision(config.train.precision).parameter_dtype != torch.float32:
         raise UserError(f"{run.path}: train.precision is {config.train.precision}; compress takes weights in float32")
-    if config.compress is not None or is_packed(run.path) or run.checkpoint.suffix == ".slq":
+    if config.compress is not None or is_packed(run.path) or run.checkpoint_path.suffix == ".slq":
         raise UserError(f"{run.path}: is quantised already; give the run that it started from, or 'compress pack' it")
     for name, value in run.model.state_dict().items():
         if not torch.isfinite(value).all():
             raise UserError(
-                f"{run.checkpoint}: '{name}' is not finite; the training diverged, take an earlier checkpoint"
+                f"{run.checkpoint_path}: '{name}' is not finite; the training diverged, take an earlier checkpoint"
             )
-    names = tuple(weight.name for weight in weights_of(run.model) if weight.stays is None or weight.name in policy)
+    names = tuple(
+        weight.name for weight in list_weights(run.model) if weight.skip_reason is None or weight.name in policy
+    )
     if not names:
         raise UserError(f"{run.path}: model '{config.model.name}' has no weights of two axes to quantise")
-    return Simulated(run.model, names, meta_of(run))
+    return PolicySimulator(run.model, names, packed_metadata(run))
 
 
-def calibration_part(config: RunConfig, data: Data, count: int, *, seed: int) -> Part:
+def calibration_part(config: RunConfig, data: Data, count: int, *, seed: int) -> DataSubset:
     """Samples to search on: of the part that selects, or of training where figures are reported of that part.
 
     They are drawn by `seed` and read with the transforms of evaluation.
@@ -215,7 +226,7 @@ def calibration_part(config: RunConfig, data: Data, count: int, *, seed: int) ->
     return dataclasses.replace(part, indices=np.sort(chosen))
 
 
-def meta_of(run: OpenRun) -> dict[str, Any]:
+def packed_metadata(run: OpenRun) -> dict[str, Any]:
     """What a packed file states beside its tensors: the model, the facts of its data, and how samples are prepared."""
     config = run.config
     return {

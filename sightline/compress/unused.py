@@ -6,14 +6,14 @@ from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
-from sightline.compress.simulated import Simulated
+from sightline.compress.policy_simulator import PolicySimulator
 from sightline.engine.step import Step, weighted_sum
 
 __all__ = ["unused_weights"]
 
 
 def unused_weights(
-    simulated: Simulated, step: Step, weights: Mapping[str, float], loss_of: Callable[[], float]
+    simulated: PolicySimulator, step: Step, weights: Mapping[str, float], loss_of: Callable[[], float]
 ) -> tuple[str, ...]:
     """The named weights that may be zeros without a change of `loss_of` the model, on all of its samples, in any bit.
 
@@ -41,14 +41,16 @@ def unused_weights(
     return () if len(found) == len(simulated.names) else found
 
 
-def _without_gradient(simulated: Simulated, step: Step, weights: Mapping[str, float]) -> tuple[str, ...]:
+def _without_gradient(simulated: PolicySimulator, step: Step, weights: Mapping[str, float]) -> tuple[str, ...]:
     parameters = dict(simulated.model.named_parameters())
     needed = {name: parameters[name].requires_grad for name in simulated.names}
     try:
         for name in needed:
             parameters[name].requires_grad_()
         with torch.enable_grad():
-            means = [step.means(step.sums(simulated.model, index)) for index in range(len(step.micro_batches))]
+            means = [
+                step.loss_means(step.loss_sums(simulated.model, index)) for index in range(len(step.micro_batches))
+            ]
             loss = torch.stack([weighted_sum(each, weights) for each in means]).sum()
         if not loss.requires_grad:
             return tuple(needed)

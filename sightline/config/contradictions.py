@@ -7,23 +7,23 @@ from collections.abc import Mapping
 from typing import Any
 
 from sightline import registry
-from sightline.config.expectations import fault_of
-from sightline.config.faults import Faults
+from sightline.config.expectations import check_expectation
+from sightline.config.faults import ConfigFaults
 from sightline.errors import ConfigError
-from sightline.types import Component, Where
+from sightline.types import ComponentConfig, SourceLocation
 
-__all__ = ["note_contradictions"]
+__all__ = ["check_consistency"]
 
 MAX_NAME_BYTES = 200
 _STEPS_PER_EPOCH = 10**6
 """Replaces the unknown length of an epoch where a schedule is tried out: so long that rounding does not matter."""
 
 
-def note_contradictions(values: Mapping[str, Any], origins: Mapping[str, Where], faults: Faults) -> None:
+def check_consistency(values: Mapping[str, Any], origins: Mapping[str, SourceLocation], faults: ConfigFaults) -> None:
     """Note what is wrong with settings that each are right; those with faults of their own are None or absent."""
 
     def add(path: str, text: str) -> None:
-        faults.add(origins.get(path, Where("default", path=path)), text)
+        faults.add(origins.get(path, SourceLocation("default", path=path)), text)
 
     train, evaluate, transforms = (values.get(section) for section in ("train", "evaluate", "transforms"))
     if train is not None and _exceeds(train.micro_batches, train.batch_size):
@@ -38,8 +38,8 @@ def note_contradictions(values: Mapping[str, Any], origins: Mapping[str, Where],
     if name is not None and not _names_a_folder(name):
         add("name", f"found {name!r}, allowed is what can name a folder: no '/' or '\\', no dot first")
     for place, expectation in enumerate(values.get("expect") or ()):
-        if fault := fault_of(expectation):
-            where = dataclasses.replace(origins.get("expect", Where("default")), path=f"expect.{place}")
+        if fault := check_expectation(expectation):
+            where = dataclasses.replace(origins.get("expect", SourceLocation("default")), path=f"expect.{place}")
             faults.add(where, fault)
     for component in _components(values):
         _try_out(component, train, faults)
@@ -50,16 +50,19 @@ def _exceeds(number: int | None, bound: int | None) -> bool:
 
 
 def _note_names(
-    kind: str, components: tuple[Component, ...] | None, origins: Mapping[str, Where], faults: Faults
+    kind: str,
+    components: tuple[ComponentConfig, ...] | None,
+    origins: Mapping[str, SourceLocation],
+    faults: ConfigFaults,
 ) -> None:
     if components == () and kind in origins:
         faults.add(origins[kind], "found an empty list, allowed is at least one")
-    first: dict[str, Component] = {}
+    first: dict[str, ComponentConfig] = {}
     for component in components or ():
         if component.name in first:
-            where = first[component.name].where
+            where = first[component.name].location
             place = where.path if where.line is None else f"{where.path} (line {where.line})"
-            faults.add(component.where, f"'{component.name}' is named twice, first as {place}; remove one")
+            faults.add(component.location, f"'{component.name}' is named twice, first as {place}; remove one")
         first.setdefault(component.name, component)
 
 
@@ -68,7 +71,7 @@ def _names_a_folder(name: str) -> bool:
     return bool(name) and is_plain and not name.startswith(".") and len(name.encode()) <= MAX_NAME_BYTES
 
 
-def _components(values: Mapping[str, Any]) -> list[tuple[registry.Registry, Component]]:
+def _components(values: Mapping[str, Any]) -> list[tuple[registry.Registry, ComponentConfig]]:
     """The blocks that can be built from the config alone: they see neither the data nor the model."""
     transforms = values.get("transforms")
     parts = () if transforms is None else (transforms.train, transforms.evaluate, transforms.vote)
@@ -78,7 +81,7 @@ def _components(values: Mapping[str, Any]) -> list[tuple[registry.Registry, Comp
     return [(kind, component) for kind, component in found if component is not None]
 
 
-def _try_out(block: tuple[registry.Registry, Component], train: Any, faults: Faults) -> None:
+def _try_out(block: tuple[registry.Registry, ComponentConfig], train: Any, faults: ConfigFaults) -> None:
     """Build a block whose facts the config states, so that what its builder refuses is known before data is read."""
     kind, component = block
     facts: dict[str, int] = {}
@@ -93,8 +96,8 @@ def _try_out(block: tuple[registry.Registry, Component], train: Any, faults: Fau
             _add_placed(text, component, faults)
 
 
-def _add_placed(text: str, component: Component, faults: Faults) -> None:
+def _add_placed(text: str, component: ComponentConfig, faults: ConfigFaults) -> None:
     """Note a message that begins with its own place."""
-    places = [*component.origins.values(), component.where]
-    where = next((place for place in places if text.startswith(f"{place}: ")), component.where)
+    places = [*component.origins.values(), component.location]
+    where = next((place for place in places if text.startswith(f"{place}: ")), component.location)
     faults.add(where, text.removeprefix(f"{where}: "))

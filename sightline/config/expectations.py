@@ -9,7 +9,7 @@ from typing_extensions import TypedDict
 
 from sightline.arguments import Index
 
-__all__ = ["STATISTICS", "Expectation", "Quantity", "fault_of", "quantity_of"]
+__all__ = ["STATISTICS", "Expectation", "Quantity", "check_expectation", "parse_quantity"]
 
 STATISTICS = ("min", "max", "mean", "std", "zeros", "grad_norm")
 """Of a tensor: what its numbers are, the share that is exactly zero, and the norm of the gradient that comes back."""
@@ -39,7 +39,7 @@ class Quantity(NamedTuple):
     statistic: str = ""
 
 
-def quantity_of(text: str) -> Quantity | None:
+def parse_quantity(text: str) -> Quantity | None:
     """What `layer.head.0.max` asks for; None where it asks for nothing that there is."""
     kind, _, rest = text.partition(".")
     if text in _ALONE:
@@ -52,9 +52,9 @@ def quantity_of(text: str) -> Quantity | None:
     return Quantity(kind, name, statistic)
 
 
-def fault_of(expectation: Expectation) -> str:
+def check_expectation(expectation: Expectation) -> str:
     """What is wrong with an entry whose values have the right types; nothing where it is sound."""
-    if quantity_of(expectation["quantity"]) is None:
+    if parse_quantity(expectation["quantity"]) is None:
         return f"found the quantity '{expectation['quantity']}', allowed is {_FORMS}"
     low, high = expectation.get("at_least"), expectation.get("at_most")
     if low is None and high is None:

@@ -6,36 +6,36 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 from sightline.errors import ConfigError
-from sightline.registry import Fault
-from sightline.types import Where
+from sightline.registry import ConfigFault
+from sightline.types import SourceLocation
 
-__all__ = ["Faults", "located"]
+__all__ = ["ConfigFaults", "locate_errors"]
 
 
-class Faults:
+class ConfigFaults:
     """One fault per place: what follows from a fault at the same place is not reported again."""
 
     def __init__(self) -> None:
-        self._by_place: dict[Where, Fault] = {}
+        self._by_place: dict[SourceLocation, ConfigFault] = {}
 
     def __bool__(self) -> bool:
         return bool(self._by_place)
 
-    def add(self, where: Where, text: str) -> None:
+    def add(self, where: SourceLocation, text: str) -> None:
         """Note what is wrong at a place."""
-        self._by_place.setdefault(where, Fault(where, text))
+        self._by_place.setdefault(where, ConfigFault(where, text))
 
     def raise_any(self) -> None:
         """Raises ConfigError with one line per fault, by file and line; does nothing where there is none."""
         if not self._by_place:
             return
-        files = list(dict.fromkeys(where.origin for where in self._by_place))
-        faults = sorted(self._by_place.values(), key=lambda f: (files.index(f.where.origin), f.where.line or 0))
+        files = list(dict.fromkeys(where.source for where in self._by_place))
+        faults = sorted(self._by_place.values(), key=lambda f: (files.index(f.where.source), f.where.line or 0))
         raise ConfigError(*map(str, faults))
 
 
 @contextmanager
-def located(origins: Mapping[str, Where]) -> Iterator[None]:
+def locate_errors(origins: Mapping[str, SourceLocation]) -> Iterator[None]:
     """Put file and line before the ConfigErrors, raised inside, that begin with the dotted path of a config's value."""
     try:
         yield
@@ -45,6 +45,6 @@ def located(origins: Mapping[str, Where]) -> Iterator[None]:
         raise ConfigError(*(_with_place(fault, origins) for fault in error.faults)) from error
 
 
-def _with_place(fault: str, origins: Mapping[str, Where]) -> str:
+def _with_place(fault: str, origins: Mapping[str, SourceLocation]) -> str:
     path, _, text = fault.partition(": ")
     return f"{origins[path]}: {text}" if path in origins else fault

@@ -15,15 +15,15 @@ from pydantic import ConfigDict
 from typing_extensions import TypedDict
 
 from sightline import registry, schema
-from sightline.arguments import Factor, Size
-from sightline.config.contradictions import note_contradictions
-from sightline.config.faults import Faults
+from sightline.arguments import NonNegativeFloat, PositiveFloat
+from sightline.config.contradictions import check_consistency
+from sightline.config.faults import ConfigFaults
 from sightline.config.overrides import apply_overrides, merge
-from sightline.config.renames import is_recorded, restore_data, translated
+from sightline.config.renames import apply_renames, is_recorded, restore_data
 from sightline.config.run_config import RunConfig
-from sightline.config.yaml_tree import DEFAULT, Located, read_file
+from sightline.config.yaml_tree import DEFAULT, LocatedValue, read_yaml
 from sightline.errors import ConfigError
-from sightline.types import Component, Ramp, Where
+from sightline.types import ComponentConfig, LinearRamp, SourceLocation
 
 __all__ = ["read_config", "read_sections"]
 
@@ -45,9 +45,9 @@ class _RampBlock(TypedDict):
     """The weight of a loss where it is not a number: Ramp."""
 
     __pydantic_config__ = ConfigDict(extra="forbid")  # type: ignore[misc]
-    start: Factor
-    end: Factor
-    epochs: Size
+    start: NonNegativeFloat
+    end: NonNegativeFloat
+    epochs: PositiveFloat
 
 
 def read_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
@@ -56,39 +56,39 @@ def read_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
     No data is read, and no code is run but that of components named here, on arguments that fit their signatures.
     Raises ConfigError with every fault found: file and line, dotted path, what was found, what is allowed.
     """
-    faults = Faults()
+    faults = ConfigFaults()
     tree = _with_policy(apply_overrides(_with_bases(path, faults), overrides, faults), faults)
     _place_teacher(tree)
     assert isinstance(tree.value, dict)
-    tree.value.setdefault("name", Located(path.stem, Where(DEFAULT, path="name")))
+    tree.value.setdefault("name", LocatedValue(path.stem, SourceLocation(DEFAULT, path="name")))
     reading = _Reading(faults)
     values = reading.section(RunConfig, tree, "")
-    note_contradictions(values, reading.origins, faults)
+    check_consistency(values, reading.origins, faults)
     faults.raise_any()
     config = RunConfig(**values, origins=reading.origins)
-    return translated(config) if is_recorded(path) else config
+    return apply_renames(config) if is_recorded(path) else config
 
 
 def read_sections(path: Path, names: Sequence[str], overrides: Sequence[str] = ()) -> dict[str, Any]:
     """The sections of these names of a config that may lack the others, which are not read. Raises as `read_config`."""
-    faults = Faults()
+    faults = ConfigFaults()
     tree = apply_overrides(_with_bases(path, faults), overrides, faults)
     assert isinstance(tree.value, dict)
     unknown = tree.value.keys() - _fields_of(RunConfig)
     kept = {key: child for key, child in tree.value.items() if key in names or key in unknown}
     reading = _Reading(faults)
-    values = reading.section(RunConfig, Located(kept, tree.where), "", names)
+    values = reading.section(RunConfig, LocatedValue(kept, tree.where), "", names)
     faults.raise_any()
     if "data" in names and is_recorded(path):
         values["data"] = restore_data(values["data"], reading.origins)
     return {name: values[name] for name in names}
 
 
-def _with_bases(path: Path, faults: Faults) -> Located:
+def _with_bases(path: Path, faults: ConfigFaults) -> LocatedValue:
     """The file laid over its base, that over its own, and so on."""
-    trees: list[Located] = []
+    trees: list[LocatedValue] = []
     chain: list[str] = []
-    base: Located | None = None
+    base: LocatedValue | None = None
     following: Path | None = path
     while following is not None:
         chain.append(os.path.realpath(following))
@@ -103,7 +103,7 @@ def _with_bases(path: Path, faults: Faults) -> Located:
     return merged
 
 
-def _with_policy(tree: Located, faults: Faults) -> Located:
+def _with_policy(tree: LocatedValue, faults: ConfigFaults) -> LocatedValue:
     """The tree with the content of the file that `compress.policy` names, seen from the working directory."""
     section = tree.value.get("compress") if isinstance(tree.value, dict) else None
     if section is None or not isinstance(section.value, dict):
@@ -111,34 +111,34 @@ def _with_policy(tree: Located, faults: Faults) -> Located:
     policy = section.value.get("policy")
     if policy is not None and isinstance(policy.value, str):
         try:
-            section.value["policy"] = read_file(Path(policy.value), faults)
+            section.value["policy"] = read_yaml(Path(policy.value), faults)
         except ConfigError as error:
             raise ConfigError(f"{policy.where}: {error}") from None
     return tree
 
 
-def _place_teacher(tree: Located) -> None:
+def _place_teacher(tree: LocatedValue) -> None:
     """Make the path of `teacher.from`, seen from the working directory, absolute: later processes read it, too."""
     section = tree.value.get("teacher") if isinstance(tree.value, dict) else None
     if section is not None and isinstance(section.value, dict):
         source = section.value.get("from")
         if source is not None and isinstance(source.value, str):
-            section.value["from"] = Located(os.path.abspath(source.value), source.where)
+            section.value["from"] = LocatedValue(os.path.abspath(source.value), source.where)
 
 
-def _read_base(path: Path, base: Located | None, faults: Faults) -> Located:
+def _read_base(path: Path, base: LocatedValue | None, faults: ConfigFaults) -> LocatedValue:
     try:
-        return read_file(path, faults)
+        return read_yaml(path, faults)
     except ConfigError as error:
         if base is None or not str(error).startswith(f"{path}: "):
             raise
         raise ConfigError(f"{base.where}: {error}") from None
 
 
-def _path_of(base: Located, below: Path, chain: Sequence[str]) -> Path:
+def _path_of(base: LocatedValue, below: Path, chain: Sequence[str]) -> Path:
     """The file that a config stands on, seen from the config's own folder."""
     if not isinstance(base.value, str) or not base.value:
-        raise ConfigError(f"{base.where}: found {schema.show_value(base.plain())}, allowed is the path of one config")
+        raise ConfigError(f"{base.where}: found {schema.format_value(base.plain())}, allowed is the path of one config")
     path = below.parent / base.value
     if os.path.realpath(path) in chain:
         raise ConfigError(f"{base.where}: '{path}' leads back to itself")
@@ -150,11 +150,11 @@ def _path_of(base: Located, below: Path, chain: Sequence[str]) -> Path:
 class _Reading:
     """Turns a tree into config sections and component blocks; notes faults, and the origin of every value."""
 
-    def __init__(self, faults: Faults) -> None:
+    def __init__(self, faults: ConfigFaults) -> None:
         self.faults = faults
-        self.origins: dict[str, Where] = {}
+        self.origins: dict[str, SourceLocation] = {}
 
-    def section(self, cls: type, tree: Located, path: str, names: Sequence[str] | None = None) -> dict[str, Any]:
+    def section(self, cls: type, tree: LocatedValue, path: str, names: Sequence[str] | None = None) -> dict[str, Any]:
         """The constructor arguments of a config section from its mapping, those of `names` where they are given.
 
         Without those that have faults.
@@ -175,7 +175,7 @@ class _Reading:
             if key in tree.value:
                 values[field.name] = self._field(hints[field.name], tree.value[key], place)
             elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
-                where = Where(tree.where.origin, tree.where.line if path else None, place)
+                where = SourceLocation(tree.where.source, tree.where.line if path else None, place)
                 self.faults.add(where, f"is required and missing; give {_allowed(hints[field.name])}")
             else:
                 values[field.name] = self._default(field, place)
@@ -183,36 +183,36 @@ class _Reading:
 
     def _default(self, field: dataclasses.Field, path: str) -> Any:
         """A default with its origin noted; nested sections and component blocks are filled in like given ones."""
-        where = Where(DEFAULT, path=path)
+        where = SourceLocation(DEFAULT, path=path)
         default = field.default
         if field.default_factory is not dataclasses.MISSING:
             default = field.default_factory()
-        if isinstance(default, Component):
-            return self._component(Located({"name": Located(default.name, where)}, where), path)
+        if isinstance(default, ComponentConfig):
+            return self._component(LocatedValue({"name": LocatedValue(default.name, where)}, where), path)
         if dataclasses.is_dataclass(default) and not isinstance(default, type):
-            return type(default)(**self.section(type(default), Located({}, where), path))
+            return type(default)(**self.section(type(default), LocatedValue({}, where), path))
         self.origins[path] = where
         return default
 
-    def _field(self, hint: Any, child: Located, path: str) -> Any:
+    def _field(self, hint: Any, child: LocatedValue, path: str) -> Any:
         is_union = typing.get_origin(hint) in (typing.Union, types.UnionType)
         choices = typing.get_args(hint) if is_union else (hint,)
         if child.value is None and type(None) in choices:
             self.origins[path] = child.where
             return None
-        if hint is Component:
+        if hint is ComponentConfig:
             return self._component(child, path)
         for choice in choices:
             if dataclasses.is_dataclass(choice):
                 values = self.section(typing.cast(type, choice), child, path)
                 return typing.cast(Any, choice)(**values) if _is_whole(typing.cast(type, choice), values) else None
-        if hint == tuple[Component, ...]:
+        if hint == tuple[ComponentConfig, ...]:
             return self._components(child, path)
         value = self._checked(hint, child)
         self.origins[path] = child.where
         return value
 
-    def _components(self, child: Located, path: str) -> tuple[Component, ...] | None:
+    def _components(self, child: LocatedValue, path: str) -> tuple[ComponentConfig, ...] | None:
         if not isinstance(child.value, list):
             self._refuse(child, f"a list, each {_A_BLOCK}")
             return None
@@ -221,7 +221,7 @@ class _Reading:
         found = [self._component(item, f"{path}.{i}") for i, item in enumerate(child.value)]
         return tuple(component for component in found if component is not None)
 
-    def _component(self, tree: Located, path: str) -> Component | None:
+    def _component(self, tree: LocatedValue, path: str) -> ComponentConfig | None:
         """A component block, checked against its signature and completed with the signature's defaults."""
         kind = registry.REGISTRIES[_KIND_OF_SECTION[path.split(".")[0]]]
         if not isinstance(tree.value, dict):
@@ -240,21 +240,23 @@ class _Reading:
         weight = self._weight(block, path) if kind is registry.losses else 1.0
         arguments = {key: child.plain() for key, child in block.items()}
         places = dict(_places_of(block, ""))
-        where = Where(name.where.origin, name.where.line, path)
-        component = Component(name.value, arguments, 1.0 if weight is None else weight, where, places)
+        where = SourceLocation(name.where.source, name.where.line, path)
+        component = ComponentConfig(name.value, arguments, 1.0 if weight is None else weight, where, places)
         faults = kind.faults(component)
         for fault in faults:
             self.faults.add(*fault)
         return None if faults or weight is None else self._with_defaults(component, kind, path)
 
-    def _weight(self, block: dict[str, Located], path: str) -> float | Ramp | None:
+    def _weight(self, block: dict[str, LocatedValue], path: str) -> float | LinearRamp | None:
         """The reserved key of a losses block: a number, or a mapping that is a ramp."""
-        located = block.pop("weight", Located(1.0, Where(DEFAULT, path=f"{path}.weight")))
+        located = block.pop("weight", LocatedValue(1.0, SourceLocation(DEFAULT, path=f"{path}.weight")))
         self.origins[f"{path}.weight"] = located.where
         if not isinstance(located.value, dict):
-            weight, misfits = schema.check_value(Factor, located.plain())
+            weight, misfits = schema.check_value(NonNegativeFloat, located.plain())
             if misfits:
-                self._refuse(located, f"{schema.describe_type(Factor)}, or a ramp {{start: 0.0, end: 1.0, epochs: 10}}")
+                self._refuse(
+                    located, f"{schema.describe_type(NonNegativeFloat)}, or a ramp {{start: 0.0, end: 1.0, epochs: 10}}"
+                )
             return None if misfits else weight
         values = self._checked(_RampBlock, located)
         if values is None:
@@ -262,39 +264,39 @@ class _Reading:
         if values["start"] == values["end"]:
             self._refuse(located, f"two different ends of a ramp; for one weight throughout, weight: {values['end']:g}")
             return None
-        return Ramp(**{name: float(value) for name, value in values.items()})
+        return LinearRamp(**{name: float(value) for name, value in values.items()})
 
-    def _with_defaults(self, component: Component, kind: registry.Registry, path: str) -> Component:
+    def _with_defaults(self, component: ComponentConfig, kind: registry.Registry, path: str) -> ComponentConfig:
         """Every argument that is not a fact made explicit, so that a stored config does not follow a later default."""
         arguments: dict[str, Any] = {}
         for name, parameter in kind.entry(component).arguments.items():
-            if name in component.arguments and schema.block_of(parameter.annotation) is not None:
+            if name in component.arguments and schema.get_block_marker(parameter.annotation) is not None:
                 arguments[name] = self._blocks(component, parameter, path)
             elif name in component.arguments:
                 arguments[name] = schema.check_value(parameter.annotation, component.arguments[name])[0]
                 self.origins[f"{path}.{name}"] = component.origins[name]
             elif parameter.default is not inspect.Parameter.empty:
                 arguments[name] = parameter.default
-                self.origins[f"{path}.{name}"] = Where(DEFAULT, path=f"{path}.{name}")
+                self.origins[f"{path}.{name}"] = SourceLocation(DEFAULT, path=f"{path}.{name}")
         return dataclasses.replace(component, arguments=arguments)
 
-    def _blocks(self, component: Component, parameter: schema.Parameter, path: str) -> Any:
+    def _blocks(self, component: ComponentConfig, parameter: schema.Parameter, path: str) -> Any:
         """The component blocks inside an argument, completed like those of a section."""
-        block = schema.block_of(parameter.annotation)
+        block = schema.get_block_marker(parameter.annotation)
         assert block is not None
         kind, value = registry.REGISTRIES[block.kind], component.arguments[parameter.name]
-        nested = registry.blocks_of(component, parameter.name)
+        nested = registry.nested_blocks(component, parameter.name)
         if not nested:
             self.origins[f"{path}.{parameter.name}"] = component.origins[parameter.name]
         completed = []
         for each in nested:
-            self.origins[f"{each.where.path}.name"] = each.origins["name"]
-            completed.append(self._with_defaults(each, kind, each.where.path))
+            self.origins[f"{each.location.path}.name"] = each.origins["name"]
+            completed.append(self._with_defaults(each, kind, each.location.path))
         if isinstance(value, list):
             return tuple(completed)
         return completed[0] if completed else None
 
-    def _checked(self, hint: Any, located: Located) -> Any:
+    def _checked(self, hint: Any, located: LocatedValue) -> Any:
         """A value as its type wants it, or None with its faults noted."""
         value, misfits = schema.check_value(hint, located.plain())
         places = dict(_places_of({"": located}, ""))
@@ -302,11 +304,11 @@ class _Reading:
             self.faults.add(places.get(part) or _place_of_missing(part, places, located.where), text)
         return None if misfits else value
 
-    def _refuse(self, located: Located, allowed: str) -> None:
-        self.faults.add(located.where, f"found {schema.show_value(located.plain())}, allowed is {allowed}")
+    def _refuse(self, located: LocatedValue, allowed: str) -> None:
+        self.faults.add(located.where, f"found {schema.format_value(located.plain())}, allowed is {allowed}")
 
 
-def _place_of_missing(part: str, places: dict[str, Where], whole: Where) -> Where:
+def _place_of_missing(part: str, places: dict[str, SourceLocation], whole: SourceLocation) -> SourceLocation:
     """The place of a part that is not there, in the innermost block around it that is."""
     around = part
     while around and around not in places:
@@ -316,7 +318,7 @@ def _place_of_missing(part: str, places: dict[str, Where], whole: Where) -> Wher
     return dataclasses.replace(where, path=f"{where.path}.{missing}".strip("."))
 
 
-def _places_of(block: dict[str, Located], path: str) -> Iterator[tuple[str, Where]]:
+def _places_of(block: dict[str, LocatedValue], path: str) -> Iterator[tuple[str, SourceLocation]]:
     """Where each value of a block stands, by its path inside the block."""
     for key, child in block.items():
         place = f"{path}.{key}".strip(".")
@@ -343,9 +345,9 @@ def _is_whole(cls: type, values: dict[str, Any]) -> bool:
 
 
 def _allowed(hint: Any) -> str:
-    if hint is Component:
+    if hint is ComponentConfig:
         return _A_BLOCK
-    if hint == tuple[Component, ...]:
+    if hint == tuple[ComponentConfig, ...]:
         return f"a list, each {_A_BLOCK}"
     if dataclasses.is_dataclass(hint):
         return "a mapping of " + ", ".join(_fields_of(typing.cast(type, hint)))
@@ -362,4 +364,4 @@ def _nearest_key(key: str, fields: dict[str, dataclasses.Field], *, is_top: bool
     for name, hint in typing.get_type_hints(RunConfig).items():
         if is_top and dataclasses.is_dataclass(hint) and key in _fields_of(typing.cast(type, hint)):
             return f"; did you mean '{name}.{key}'?"
-    return schema.nearest(key, fields)
+    return schema.suggest(key, fields)

@@ -8,9 +8,9 @@ from typing import Annotated, Literal
 
 from annotated_types import Ge, Le, Lt
 
-from sightline.arguments import Count, QuantisedAs, Seed, Size
+from sightline.arguments import Count, PositiveFloat, Seed, WeightQuantisation
 from sightline.config.expectations import Expectation
-from sightline.types import Component, Where
+from sightline.types import ComponentConfig, SourceLocation
 
 __all__ = [
     "Checkpoints",
@@ -27,9 +27,9 @@ __all__ = [
     "Transforms",
 ]
 
-Precision = Literal["float32", "float64", "bf16", "fp16"]
+PrecisionName = Literal["float32", "float64", "bf16", "fp16"]
 Cudnn = Literal["on", "off", "all_but_batch_norm"]
-Decay = Annotated[float, Ge(0.0), Lt(1.0)]
+EmaDecay = Annotated[float, Ge(0.0), Lt(1.0)]
 """How much of an average stays at each step; at 1 it would never learn anything."""
 Few = Annotated[int, Ge(1), Le(1000)]
 Workers = Annotated[int, Ge(0), Le(256)]
@@ -40,9 +40,9 @@ Workers = Annotated[int, Ge(0), Le(256)]
 class Transforms:
     """Applied in order: `train` to training batches, `evaluate` to evaluated ones, `vote` before each voting pass."""
 
-    train: tuple[Component, ...] = ()
-    evaluate: tuple[Component, ...] = ()
-    vote: tuple[Component, ...] = ()
+    train: tuple[ComponentConfig, ...] = ()
+    evaluate: tuple[ComponentConfig, ...] = ()
+    vote: tuple[ComponentConfig, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -54,9 +54,9 @@ class Train:
     steps: Count | None = None
     micro_batches: Count = 1
     tail: Literal["keep", "drop"] = "keep"
-    clip_norm: Size | None = None
-    ema_decay: Decay | None = None
-    precision: Precision = "float32"
+    clip_norm: PositiveFloat | None = None
+    ema_decay: EmaDecay | None = None
+    precision: PrecisionName = "float32"
     determinism: Literal["off", "seeded", "strict"] = "seeded"
     cudnn: Cudnn = "on"
     compile: bool = False
@@ -99,7 +99,7 @@ class Compress:
     mean or the sum over the weights that have it.
     """
 
-    policy: dict[str, QuantisedAs]
+    policy: dict[str, WeightQuantisation]
     gradient: Literal["mean", "sum"] = "mean"
 
 
@@ -155,7 +155,7 @@ class Distributed:
     """How processes work together; a collective that waits longer than `timeout_s` ends the run."""
 
     sync_batch_norm: bool = False
-    timeout_s: Size = 600.0
+    timeout_s: PositiveFloat = 600.0
 
 
 @dataclass(frozen=True)
@@ -163,17 +163,17 @@ class RunConfig:
     """A whole run. `origins` is the place that the value of every dotted path came from."""
 
     name: str
-    data: Component
-    model: Component
-    losses: tuple[Component, ...]
-    metrics: tuple[Component, ...]
-    optimizer: Component
+    data: ComponentConfig
+    model: ComponentConfig
+    losses: tuple[ComponentConfig, ...]
+    metrics: tuple[ComponentConfig, ...]
+    optimizer: ComponentConfig
     train: Train
     evaluate: Evaluate
     seed: Seed = 0
-    task: Component = field(default=Component("classify"))
+    task: ComponentConfig = field(default=ComponentConfig("classify"))
     transforms: Transforms = field(default_factory=Transforms)
-    schedule: Component = field(default=Component("constant"))
+    schedule: ComponentConfig = field(default=ComponentConfig("constant"))
     init: Init | None = None
     compress: Compress | None = None
     teacher: Teacher | None = None
@@ -183,4 +183,6 @@ class RunConfig:
     checks: Checks = field(default_factory=Checks)
     distributed: Distributed = field(default_factory=Distributed)
     expect: tuple[Expectation, ...] = ()
-    origins: Mapping[str, Where] = field(default_factory=dict, compare=False, repr=False, metadata={"key": None})
+    origins: Mapping[str, SourceLocation] = field(
+        default_factory=dict, compare=False, repr=False, metadata={"key": None}
+    )

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sightline.errors import UserError
-from sightline.schema import nearest
+from sightline.schema import suggest
 
 __all__ = ["ShippedConfig", "copy_shipped", "shipped_configs", "shipped_path"]
 
@@ -21,7 +21,7 @@ class ShippedConfig:
     """A config that a run can be started from: its path, as `copy_shipped` takes it, and its first comment."""
 
     path: str
-    about: str
+    description: str
 
 
 def shipped_configs() -> list[ShippedConfig]:
@@ -102,7 +102,7 @@ def _chosen(root: Path, name: str) -> list[str]:
     if len(ends) == 1:
         return ends
     known = [Path(path).stem for path in whole]
-    which = f"; there are {', '.join(ends)}" if ends else nearest(Path(wanted).stem, known, otherwise="")
+    which = f"; there are {', '.join(ends)}" if ends else suggest(Path(wanted).stem, known, otherwise="")
     raise UserError(f"copy: no shipped config is called '{name}'{which} ('sightline list configs' prints all)")
 
 

@@ -13,13 +13,13 @@ from typing import TypeAlias
 
 import yaml
 
-from sightline.config.faults import Faults
+from sightline.config.faults import ConfigFaults
 from sightline.config.shipped import shipped_path
 from sightline.errors import ConfigError
-from sightline.schema import nearest
-from sightline.types import Where
+from sightline.schema import suggest
+from sightline.types import SourceLocation
 
-__all__ = ["DEFAULT", "Located", "read_file", "read_tables", "read_value"]
+__all__ = ["DEFAULT", "LocatedValue", "read_tables", "read_value", "read_yaml"]
 
 DEFAULT = "default"
 """The origin of a value that no file and no command line states."""
@@ -57,11 +57,11 @@ class _Form:
 
 
 @dataclass(frozen=True)
-class Located:
+class LocatedValue:
     """A value of a config and where it stands; containers hold located values."""
 
     value: Tree
-    where: Where
+    where: SourceLocation
 
     def plain(self) -> object:
         """The value without places."""
@@ -72,10 +72,10 @@ class Located:
         return self.value
 
 
-Tree: TypeAlias = "bool | int | float | str | dict[str, Located] | list[Located] | None"
+Tree: TypeAlias = "bool | int | float | str | dict[str, LocatedValue] | list[LocatedValue] | None"
 
 
-def read_file(path: Path, faults: Faults) -> Located:
+def read_yaml(path: Path, faults: ConfigFaults) -> LocatedValue:
     """The tree of a YAML file; what it has twice or in a forbidden way is noted in `faults`.
 
     Raises ConfigError with file and line for a file that cannot be read, or is not plain YAML.
@@ -87,12 +87,12 @@ def read_file(path: Path, faults: Faults) -> Located:
     return tree
 
 
-def read_value(text: str, origin: str, path: str, faults: Faults) -> Located:
+def read_value(text: str, origin: str, path: str, faults: ConfigFaults) -> LocatedValue:
     """The tree of one value given on the command line, read by the same rules as a file."""
     return _Converter(origin, faults, has_lines=False).parse(text, path=path)
 
 
-def read_tables(text: str, origin: str, faults: Faults, *, name: str, max_nodes: int) -> Located:
+def read_tables(text: str, origin: str, faults: ConfigFaults, *, name: str, max_nodes: int) -> LocatedValue:
     """The tree of a document that other tools write too: keys may be whole numbers, which are kept as their text.
 
     `name` is what it is called in errors. Raises ConfigError as `read_file`.
@@ -145,7 +145,7 @@ def _similar(path: Path) -> str:
         return ""
     names = [name for name in names if path.name.startswith("_") or not name.startswith("_")]
     holding = [name for name in names if path.stem in name]
-    return nearest(path.name, [min(sorted(holding), key=len)] if holding else names, otherwise="")
+    return suggest(path.name, [min(sorted(holding), key=len)] if holding else names, otherwise="")
 
 
 class _LimitError(yaml.MarkedYAMLError):
@@ -184,16 +184,16 @@ class _Loader(yaml.SafeLoader):
 class _Converter:
     """Turns composed YAML nodes into located values, noting what two readers could understand differently."""
 
-    def __init__(self, origin: str, faults: Faults, *, has_lines: bool, form: _Form | None = None) -> None:
+    def __init__(self, origin: str, faults: ConfigFaults, *, has_lines: bool, form: _Form | None = None) -> None:
         self.form = _Form() if form is None else form
         self.origin = origin
         self.faults = faults
         self.has_lines = has_lines
         self.num_nodes = 0
 
-    def parse(self, text: str, *, path: str) -> Located:
+    def parse(self, text: str, *, path: str) -> LocatedValue:
         """The tree of a document. Raises ConfigError for one that is not YAML, or is too large."""
-        top = Where(self.origin, path=path)
+        top = SourceLocation(self.origin, path=path)
         try:
             node = _Loader(text, self.form.max_nodes).get_single_node()
         except _LimitError as error:
@@ -205,20 +205,20 @@ class _Converter:
             raise ConfigError(f"{self._at(error, path)}: {_syntax(error)}{hint}") from None
         except yaml.reader.ReaderError as error:
             line = text.count("\n", 0, error.position) + 1 if self.has_lines else None
-            place = Where(self.origin, line, path)
+            place = SourceLocation(self.origin, line, path)
             raise ConfigError(f"{place}: holds the character U+{int(error.character):04X}; remove it") from None
         except (yaml.YAMLError, ValueError, OverflowError) as error:
             raise ConfigError(f"{top}: not valid YAML: {' '.join(str(error).split())[:200]}") from None
-        return Located(None, top) if node is None else self.convert(node, path=path, depth=0)
+        return LocatedValue(None, top) if node is None else self.convert(node, path=path, depth=0)
 
-    def _at(self, error: yaml.MarkedYAMLError, path: str) -> Where:
+    def _at(self, error: yaml.MarkedYAMLError, path: str) -> SourceLocation:
         mark = error.problem_mark or error.context_mark
-        return Where(self.origin, mark.line + 1 if mark and self.has_lines else None, path)
+        return SourceLocation(self.origin, mark.line + 1 if mark and self.has_lines else None, path)
 
-    def where(self, node: yaml.Node, path: str) -> Where:
-        return Where(self.origin, node.start_mark.line + 1 if self.has_lines else None, path)
+    def where(self, node: yaml.Node, path: str) -> SourceLocation:
+        return SourceLocation(self.origin, node.start_mark.line + 1 if self.has_lines else None, path)
 
-    def convert(self, node: yaml.Node, *, path: str, depth: int, key: Where | None = None) -> Located:
+    def convert(self, node: yaml.Node, *, path: str, depth: int, key: SourceLocation | None = None) -> LocatedValue:
         """The value of a node; it stands where its key does, if it has one."""
         where = key or self.where(node, path)
         self.num_nodes += 1
@@ -230,17 +230,17 @@ class _Converter:
             raise ConfigError(f"{where}: an anchor that contains itself")
         if node.tag not in _PLAIN_TAGS:
             self.faults.add(where, f"the tag '{_tag(node)}' is not allowed; write a plain value")
-            return Located(None, where)
+            return LocatedValue(None, where)
         if isinstance(node, yaml.MappingNode):
-            return Located(self._mapping(node, path, depth), where)
+            return LocatedValue(self._mapping(node, path, depth), where)
         if isinstance(node, yaml.SequenceNode):
             items = [self.convert(n, path=f"{path}.{i}".lstrip("."), depth=depth + 1) for i, n in enumerate(node.value)]
-            return Located(items, where)
+            return LocatedValue(items, where)
         assert isinstance(node, yaml.ScalarNode)
-        return Located(self._scalar(node, where), where)
+        return LocatedValue(self._scalar(node, where), where)
 
-    def _mapping(self, node: yaml.MappingNode, path: str, depth: int) -> dict[str, Located]:
-        mapping: dict[str, Located] = {}
+    def _mapping(self, node: yaml.MappingNode, path: str, depth: int) -> dict[str, LocatedValue]:
+        mapping: dict[str, LocatedValue] = {}
         for key_node, value_node in node.value:
             key = self._key(key_node, path)
             if key is None:
@@ -271,7 +271,7 @@ class _Converter:
             return None
         return node.value
 
-    def _scalar(self, node: yaml.ScalarNode, where: Where) -> bool | int | float | str | None:
+    def _scalar(self, node: yaml.ScalarNode, where: SourceLocation) -> bool | int | float | str | None:
         """The words of the form, plain integers and floats; anything else, and anything quoted, is text."""
         text = _SURROGATES.sub(lambda pair: pair[0].encode("utf-16", "surrogatepass").decode("utf-16"), node.value)
         if node.style is None and text in self.form.words:

@@ -11,14 +11,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sightline.engine.build import Data, Part
-from sightline.engine.evaluate import Evaluation, Measured
+from sightline.engine.build import Data, DataSubset
+from sightline.engine.evaluate import Evaluation, MetricResult
 from sightline.geometry.packed import packed_nearest_neighbours
 from sightline.layers.cloud import as_packed
-from sightline.members import DataMembers, MetricMembers
+from sightline.optional_members import DataMembers, MetricMembers
 from sightline.types import SampleKey
 
-__all__ = ["ClassRow", "Difficulty", "at_boundary", "difficulty_of", "rank_correlation"]
+__all__ = ["ClassRow", "Difficulty", "boundary_mask", "class_difficulty", "rank_correlation"]
 
 _MOST_SAMPLES = 256
 _NUM_NEIGHBOURS = 8
@@ -87,16 +87,16 @@ class Difficulty:
         }
 
 
-def difficulty_of(evaluation: Evaluation, part: Part, data: Data) -> Difficulty | None:
+def class_difficulty(evaluation: Evaluation, part: DataSubset, data: Data) -> Difficulty | None:
     """Of an evaluation of `part`; None where the metrics are not those of a segmentation.
 
     Reads up to 256 samples of the part once more, and of the training part for its points.
     """
     measured = next(
-        (m for m in evaluation.measured if not m.suffix and MetricMembers.per_sample.of(m.meter.metric)), None
+        (m for m in evaluation.results if not m.suffix and MetricMembers.per_sample.get(m.metric.metric)), None
     )
     facts = part.dataset.info.facts
-    per_class_of = None if measured is None else MetricMembers.per_class.of(measured.meter.metric)
+    per_class_of = None if measured is None else MetricMembers.per_class.get(measured.metric.metric)
     if measured is None or per_class_of is None or "class_names" not in facts:
         return None
     members = facts.get("parts_of_category")
@@ -145,7 +145,7 @@ def rank_correlation(first: Sequence[float], second: Sequence[float]) -> float:
     return float(centred[0] @ centred[1] / lengths.prod()) if lengths.all() else float("nan")
 
 
-def at_boundary(points: Tensor, label: Tensor, offsets: Tensor, *, num_neighbours: int = _NUM_NEIGHBOURS) -> Tensor:
+def boundary_mask(points: Tensor, label: Tensor, offsets: Tensor, *, num_neighbours: int = _NUM_NEIGHBOURS) -> Tensor:
     """Which points (P,) have a point of another label among their nearest in their own cloud: bool (P,).
 
     `points` (P, 3), `label` (P,) and `offsets` (S+1,) of clouds one after another.
@@ -154,7 +154,7 @@ def at_boundary(points: Tensor, label: Tensor, offsets: Tensor, *, num_neighbour
     return ((label[near.index] != label[:, None]) & near.is_valid).any(dim=1)
 
 
-def _boundaries(part: Part, num_classes: int) -> tuple[Tensor, Tensor, int]:
+def _boundaries(part: DataSubset, num_classes: int) -> tuple[Tensor, Tensor, int]:
     """Points at boundaries and points in all, per class, of samples spread over the part; and how many samples."""
     at, of = torch.zeros(num_classes, dtype=torch.int64), torch.zeros(num_classes, dtype=torch.int64)
     num_surveyed = 0
@@ -164,23 +164,23 @@ def _boundaries(part: Part, num_classes: int) -> tuple[Tensor, Tensor, int]:
         has_pixels = batch["label"].numel() != len(points) and "whole_label" in batch
         label = batch["whole_label" if has_pixels else "label"].flatten()
         is_class = (label >= 0) & (label < num_classes)  # not what is ignored
-        is_at = at_boundary(points, label, offsets) & is_class
+        is_at = boundary_mask(points, label, offsets) & is_class
         at += torch.bincount(label[is_at], minlength=num_classes)
         of += torch.bincount(label[is_class], minlength=num_classes)
         num_surveyed += 1
     return at, of, num_surveyed
 
 
-def _objects(train: Part, num_categories: int) -> np.ndarray:
+def _objects(train: DataSubset, num_categories: int) -> np.ndarray:
     """Training objects of each category."""
-    strata = DataMembers.strata.of(train.dataset)
+    strata = DataMembers.strata.get(train.dataset)
     if strata is None:
         strata = np.array([int(train.dataset[key]["category"]) for key in _spread(train)])
         return np.bincount(strata, minlength=num_categories)
     return np.bincount(np.asarray(strata)[train.indices], minlength=num_categories)
 
 
-def _points(train: Part, num_classes: int) -> np.ndarray:
+def _points(train: DataSubset, num_classes: int) -> np.ndarray:
     """Training points of each class, as the data set states them, else of samples spread over the part."""
     stated = train.dataset.info.facts.get("class_counts")
     if stated is not None:
@@ -192,8 +192,8 @@ def _points(train: Part, num_classes: int) -> np.ndarray:
     return counts
 
 
-def _spread(part: Part) -> Iterator[SampleKey]:
-    for index in part.spread(_MOST_SAMPLES):
+def _spread(part: DataSubset) -> Iterator[SampleKey]:
+    for index in part.evenly_spaced_indices(_MOST_SAMPLES):
         yield SampleKey(int(index), 0, 0)
 
 
@@ -209,12 +209,12 @@ def _confusions(confusion: Tensor, group: Sequence[int], names: Sequence[str]) -
     return tuple(item[1:] for item in found[:_NUM_CONFUSIONS])
 
 
-def _hardest(measured: Measured, part: Part) -> tuple[tuple[str, float], ...]:
+def _hardest(measured: MetricResult, part: DataSubset) -> tuple[tuple[str, float], ...]:
     """The samples with the lowest IoU, the lowest first, by name where the data set has names."""
-    ious = measured.meter.metric.per_sample(measured.state).numpy()  # type: ignore[attr-defined]
+    ious = measured.metric.metric.per_sample(measured.state).numpy()  # type: ignore[attr-defined]
     order = np.argsort(ious, kind="stable")  # NaN last
     worst = [int(index) for index in order[:_NUM_HARDEST] if not np.isnan(ious[index])]
-    return tuple((part.name_of(index), float(ious[index])) for index in worst)
+    return tuple((part.sample_name(index), float(ious[index])) for index in worst)
 
 
 def _ranks(values: np.ndarray) -> np.ndarray:

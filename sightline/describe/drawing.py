@@ -6,7 +6,7 @@ import html
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from sightline.describe.figure import Arrow, Box, Figure
+from sightline.describe.figure import Arrow, Figure, FigureBox
 from sightline.describe.trace import Node, Shape
 
 __all__ = ["draw", "short_number", "show_shape"]
@@ -226,7 +226,7 @@ class _Column:
         page.text(self.left - spread + 10, top + 15, _cut(path, 28), size=10.5, ink=_MUTED)
         page.text(edge - 10, top + 15, _cut(node.class_name, 24), size=10.5, ink=_MUTED, anchor="end")
 
-    def draw_box(self, page: _Page, place: int, box: Box, num_samples: int) -> None:
+    def draw_box(self, page: _Page, place: int, box: FigureBox, num_samples: int) -> None:
         top, height = self.tops[place], self.heights[place]
         fill, line = _LOOKS[_look(box)]
         node = box.node
@@ -242,7 +242,7 @@ class _Column:
         page.rectangle(self.left, top, _WIDTH, height, radius=7, fill=fill, line=line, dash=dash)
         self._write(page, box, top, height, num_samples)
 
-    def _write(self, page: _Page, box: Box, top: float, height: float, num_samples: int) -> None:
+    def _write(self, page: _Page, box: FigureBox, top: float, height: float, num_samples: int) -> None:
         node, left, right = box.node, self.left + 12, self.left + _WIDTH - 12
         name = _cut(node.class_name, 26) + (f"  ×{box.times}" if box.times > 1 else "")
         path = self._path(node, box.frames)
@@ -305,11 +305,11 @@ class _Column:
         short = path.removeprefix(f"{around}.")
         return f"{around.rpartition('.')[2]}.{short}" if short != path and short[0].isdigit() else short
 
-    def _height(self, place: int, box: Box) -> float:
+    def _height(self, place: int, box: FigureBox) -> float:
         least = 46 if box.node.kind == "call" and _is_tall(box) else 27
         return max(least, 10 * (len(self.entering.get(place, ())) + 1))
 
-    def _width(self, box: Box) -> float:
+    def _width(self, box: FigureBox) -> float:
         if box.node.kind == "call":
             return _WIDTH
         if box.node.kind == "join":
@@ -317,11 +317,11 @@ class _Column:
         return 200
 
 
-def _is_tall(box: Box) -> bool:
+def _is_tall(box: FigureBox) -> bool:
     return bool(box.parameters or box.macs or box.node.shared or box.times > 1) or _look(box) == "block"
 
 
-def _look(box: Box) -> str:
+def _look(box: FigureBox) -> str:
     if box.node.kind != "call":
         return box.node.kind
     look = _LOOK_OF_FAMILY.get(box.node.family, "block")

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from sightline.describe.trace import Edge, Node, Shape, Trace
 
-__all__ = ["Arrow", "Box", "Figure", "figure_of"]
+__all__ = ["Arrow", "Figure", "FigureBox", "figure_of"]
 
 _MOST_BOXES = 24
 """Boxes that still make one drawing, where the depth is not given."""
@@ -16,7 +16,7 @@ _MOST_SHAPES = 2
 
 
 @dataclass(frozen=True)
-class Box:
+class FigureBox:
     """One thing drawn: a call, an input, a join or an output; `frames` are the calls around it, outermost first.
 
     `times` is how many equal calls in a row it represents, `last_path` the path of the last of them. `parameters` and
@@ -46,7 +46,7 @@ class Arrow:
 class Figure:
     """Boxes in the order of execution, the arrows between them, and the calls that are frames (places in a trace)."""
 
-    boxes: tuple[Box, ...]
+    boxes: tuple[FigureBox, ...]
     arrows: tuple[Arrow, ...]
     frames: dict[int, Node]
 
@@ -126,10 +126,10 @@ class _Tree:
 
         return [inner for root in self.roots for inner in walk(root)]
 
-    def boxes(self, opened: set[int]) -> tuple[list[int], list[Box]]:
+    def boxes(self, opened: set[int]) -> tuple[list[int], list[FigureBox]]:
         places = self.visible(opened)
         boxes = [
-            Box(
+            FigureBox(
                 self.nodes[index],
                 tuple(frame for frame in self._around(index) if self.nodes[frame].parent is not None),
                 self.parameters[index],
@@ -179,14 +179,14 @@ class _Tree:
         return [child for child in self.children[index] if self.nodes[child].kind == "call"]
 
 
-def _folded(boxes: Sequence[Box], arrows: Sequence[Arrow]) -> tuple[list[Box], list[Arrow]]:
+def _folded(boxes: Sequence[FigureBox], arrows: Sequence[Arrow]) -> tuple[list[FigureBox], list[Arrow]]:
     """Runs of equal boxes as one each."""
     leaving: dict[int, list[int]] = {}
     entering: dict[int, list[int]] = {}
     for arrow in arrows:
         leaving.setdefault(arrow.source, []).append(arrow.target)
         entering.setdefault(arrow.target, []).append(arrow.source)
-    kept: list[Box] = []
+    kept: list[FigureBox] = []
     place_of: list[int] = []
     for place, box in enumerate(boxes):
         is_chained = place > 0 and leaving.get(place - 1) == [place] and entering.get(place) == [place - 1]
@@ -199,11 +199,11 @@ def _folded(boxes: Sequence[Box], arrows: Sequence[Arrow]) -> tuple[list[Box], l
     return kept, [arrow for arrow in moved if arrow.source != arrow.target]
 
 
-def _is_alike(first: Box, second: Box) -> bool:
+def _is_alike(first: FigureBox, second: FigureBox) -> bool:
     return first.node.kind == "call" and _looks(first) == _looks(second)
 
 
-def _looks(box: Box) -> tuple[object, ...]:
+def _looks(box: FigureBox) -> tuple[object, ...]:
     node = box.node
     shapes = tuple(shape for _, shape in node.inputs)
     return (node.kind, node.class_name, shapes, box.outputs, box.parameters, box.macs, box.frames, node.shared)

@@ -9,9 +9,9 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from sightline.nests import leaves
+from sightline.pytree import tree_leaves
 
-__all__ = ["Flow", "Sources", "Watch"]
+__all__ = ["FunctionRecorder", "Sources", "TensorProvenance"]
 
 Sources = dict[int, tuple[str, ...]]
 """The nodes that a tensor comes from, and for each the functions on the way that a reader would name."""
@@ -36,7 +36,7 @@ _NAMED = frozenset(
 """Functions of one tensor that are named beside an arrow; reshapes, casts and the like are not."""
 
 
-class Flow:
+class TensorProvenance:
     """The sources of every tensor that lives. `join(name, operands)` makes a node and returns its number.
 
     A tensor that comes out of a kernel outside of torch is found through the autograd graph where it needs a gradient.
@@ -47,7 +47,7 @@ class Flow:
         self._of_gradient: dict[Any, Sources] = {}
         self._join = join
 
-    def of(self, tensor: Tensor) -> Sources:
+    def get_sources(self, tensor: Tensor) -> Sources:
         """The sources of a tensor; empty for parameters, constants and what torch did not see being made."""
         known = self._sources.get(tensor)
         if known is not None:
@@ -61,7 +61,7 @@ class Flow:
 
     def passed(self, name: str, operands: list[Tensor], results: list[Tensor]) -> None:
         """A function made `results` of `operands`."""
-        given = [(tensor, sources) for tensor in operands if tensor.numel() and (sources := self.of(tensor))]
+        given = [(tensor, sources) for tensor in operands if tensor.numel() and (sources := self.get_sources(tensor))]
         if not given or not results:
             return
         merged = _merged([sources for _, sources in given])
@@ -88,10 +88,10 @@ class Flow:
         return _merged(found)
 
 
-class Watch(TorchFunctionMode):
+class FunctionRecorder(TorchFunctionMode):
     """Reports to a `Flow` every function of torch that is called from Python while `is_on()`."""
 
-    def __init__(self, flow: Flow, is_on: Callable[[], bool]) -> None:
+    def __init__(self, flow: TensorProvenance, is_on: Callable[[], bool]) -> None:
         super().__init__()
         self._flow = flow
         self._is_on = is_on
@@ -104,9 +104,9 @@ class Watch(TorchFunctionMode):
         if not self._is_on():
             return result
         changed = args[0] if name == "__setitem__" else result
-        results = [tensor for _, tensor in leaves(changed)]
+        results = [tensor for _, tensor in tree_leaves(changed)]
         if results:
-            operands = [tensor for _, tensor in leaves((args, kwargs or {}))]
+            operands = [tensor for _, tensor in tree_leaves((args, kwargs or {}))]
             self._flow.passed(name.strip("_"), operands, results)
         return result
 

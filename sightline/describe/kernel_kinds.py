@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-__all__ = ["HOST", "kind_of"]
+__all__ = ["HOST", "classify_kernel"]
 
 HOST = "Python, autograd, dispatch"
 """Everything between kernels: the interpreter, the bookkeeping of gradients, the choice of a kernel."""
@@ -30,7 +30,7 @@ _KINDS = {
 _PATTERNS = [(kind, re.compile(pattern)) for kind, pattern in _KINDS.items()]
 
 
-def kind_of(name: str) -> str:
+def classify_kernel(name: str) -> str:
     """The kind of an operator (`aten::addmm`), of one of our kernels (`numba::geometry.trees._build`), or `HOST`.
 
     The first kind fits whose pattern matches the whole name. An operator that only calls another is of its own kind.

@@ -8,18 +8,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sightline.engine.build import Data, Part
-from sightline.members import DataMembers
+from sightline.engine.build import Data, DataSubset
+from sightline.optional_members import DataMembers
 from sightline.types import Batch, SampleKey
 
-__all__ = ["mean_pose_error_mm", "yardsticks_of"]
+__all__ = ["mean_pose_error_mm", "pose_baselines"]
 
 _MOST_SAMPLES = 1000
 _CHUNK = 16
 _NEEDED = frozenset({"joints", "visible", "reference"})
 
 
-def mean_pose_error_mm(part: Part, data: Data) -> float | None:
+def mean_pose_error_mm(part: DataSubset, data: Data) -> float | None:
     """The mean distance, in mm, of the joints of `part` from the mean pose about their reference points.
 
     The pose is that of up to 1,000 frames of the training part, the error that of as many of `part`, evenly spread.
@@ -40,7 +40,7 @@ def mean_pose_error_mm(part: Part, data: Data) -> float | None:
     return float(torch.cat(errors).mean())
 
 
-def yardsticks_of(part: Part, data: Data) -> dict[str, Any]:
+def pose_baselines(part: DataSubset, data: Data) -> dict[str, Any]:
     """`yardsticks` for the document of an evaluation: what the mean pose reaches; empty where there are no joints."""
     error_mm = mean_pose_error_mm(part, data)
     if error_mm is None:
@@ -52,12 +52,12 @@ def _reference(batch: Batch) -> Tensor:
     return batch["reference"].double()[:, None]
 
 
-def _read(part: Part) -> Iterator[Batch]:
+def _read(part: DataSubset) -> Iterator[Batch]:
     """Samples of a part as the data set gives them, evenly spread over it."""
-    chosen = part.spread(_MOST_SAMPLES)
+    chosen = part.evenly_spaced_indices(_MOST_SAMPLES)
     for start in range(0, len(chosen), _CHUNK):
         keys = [SampleKey(int(index), 0, 0) for index in chosen[start : start + _CHUNK]]
-        get_batch = DataMembers.get_batch.of(part.dataset)
+        get_batch = DataMembers.get_batch.get(part.dataset)
         if get_batch is not None:
             yield get_batch(keys)
             continue

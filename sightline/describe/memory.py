@@ -16,17 +16,17 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sightline import registry
-from sightline.calls import calls_watched
-from sightline.describe.trace import untouched
-from sightline.engine.build import Built
+from sightline.describe.trace import preserve_all_rng_states
+from sightline.engine.build import TrainingSetup
 from sightline.engine.device import to_device
 from sightline.engine.distributed import World
-from sightline.engine.train import Job, optimise_once
+from sightline.engine.train import TrainState, train_step
 from sightline.errors import RunError, UserError
-from sightline.nests import leaves
+from sightline.module_hooks import module_hooks
+from sightline.pytree import tree_leaves
 from sightline.types import Batch, SampleKey
 
-__all__ = ["LiveBytes", "Memory", "bytes_of", "estimate_memory", "first_samples", "held_by"]
+__all__ = ["Memory", "MemoryTracker", "estimate_memory", "first_samples", "persistent_bytes", "storage_bytes"]
 
 _SIZES = (3, 6)
 """Samples in the two batches: batch norm needs more than one, and what grows with the batch shows in the difference."""
@@ -59,7 +59,7 @@ class Memory:
     where: str
 
 
-class LiveBytes(TorchDispatchMode):
+class MemoryTracker(TorchDispatchMode):
     """Counts the bytes of tensors made inside for as long as each lives, and the peak of each stretch of the work.
 
     A stretch ends where a module is entered, at `lap(name)`, and where the backward pass comes to another node.
@@ -71,7 +71,7 @@ class LiveBytes(TorchDispatchMode):
     def __init__(self, known: Iterable[Tensor]) -> None:
         super().__init__()
         self.live = 0
-        self.stretches: list[Stretch] = []
+        self.stretches: list[StepPhase] = []
         self.at_lap: dict[str, int] = {}
         self._phase = "forward"
         self._node: Any = None
@@ -83,7 +83,7 @@ class LiveBytes(TorchDispatchMode):
         self._phase = "forward"
         self._begin(name)
 
-    def lap(self, name: str) -> None:
+    def end_phase(self, name: str) -> None:
         """Called by the loop after a part of the step. `at_lap` keeps what lives then, of the first micro-batch."""
         self.at_lap.setdefault(name, self.live)
         self._phase = _NEXT[name]
@@ -98,7 +98,7 @@ class LiveBytes(TorchDispatchMode):
             self._node = node
             if node is not None:
                 self._begin(node.name())
-        for _, tensor in leaves((result, args, kwargs or {})):
+        for _, tensor in tree_leaves((result, args, kwargs or {})):
             self._see(tensor)
         last = self.stretches[-1]
         if self.live > last.peak:
@@ -106,7 +106,7 @@ class LiveBytes(TorchDispatchMode):
         return result
 
     def _begin(self, name: str) -> None:
-        self.stretches.append(Stretch(self._phase, name, self.live))
+        self.stretches.append(StepPhase(self._phase, name, self.live))
 
     def _see(self, tensor: Tensor) -> None:
         place = storage_of(tensor)
@@ -121,7 +121,7 @@ class LiveBytes(TorchDispatchMode):
         self.live -= self._sizes.pop(place, 0)
 
 
-class Stretch(NamedTuple):
+class StepPhase(NamedTuple):
     """A stretch of a step and the most bytes that lived in it, beyond what was there before the step."""
 
     phase: str
@@ -129,7 +129,7 @@ class Stretch(NamedTuple):
     peak: int
 
 
-def estimate_memory(built: Built) -> Memory:
+def estimate_memory(built: TrainingSetup) -> Memory:
     """The peak of one step of the run's own loop at its batch size, once the optimiser has its state.
 
     Steps of 3 and of 6 samples are run on copies, and every stretch is continued along a straight line; at 6 samples
@@ -142,14 +142,14 @@ def estimate_memory(built: Built) -> Memory:
     size = -(-train.batch_size // train.micro_batches)
     sizes = _SIZES if size > _SIZES[1] else (size, size)
     num_parts = min(2, train.micro_batches)  # a second one finds the gradients of the first, a third nothing new
-    with untouched(), job.losses.kept():
+    with preserve_all_rng_states(), job.losses.kept():
         _step(job, sizes[0], num_parts)  # makes the optimiser's state, and whatever else is made once
         first, second = (_step(job, size_of_step, num_parts) for size_of_step in sizes)
     share = (size - sizes[0]) / (sizes[1] - sizes[0]) if sizes[1] > sizes[0] else 1.0
     saved = _continued(first.saved, second.saved, share)
     peak, where = max((*_peaks(first, second, share), (saved, "the end of the forward pass")))
     constant = {
-        **{f"{part}_bytes": bytes_of(tensors) for part, tensors in held_by(job).items()},
+        **{f"{part}_bytes": storage_bytes(tensors) for part, tensors in persistent_bytes(job).items()},
         "batch_bytes": round(second.batch_bytes / sizes[1] * train.batch_size),
     }
     return Memory(
@@ -157,19 +157,19 @@ def estimate_memory(built: Built) -> Memory:
         **constant,
         saved_bytes=saved,
         working_bytes=peak - saved,
-        gradients_bytes=bytes_of(p for p in job.trained.parameters() if p.requires_grad),
+        gradients_bytes=storage_bytes(p for p in job.trained.parameters() if p.requires_grad),
         peak_bytes=sum(constant.values()) + peak,
         where=where,
     )
 
 
-def first_samples(job: Job, count: int) -> list[SampleKey]:
+def first_samples(job: TrainState, count: int) -> list[SampleKey]:
     """The keys of the first samples that the run trains on, over again where it has fewer."""
-    keys = [key for parts in job.stream.plan.parts(0) for part in parts for key in part]
+    keys = [key for parts in job.stream.plan.step_keys(0) for part in parts for key in part]
     return [keys[place % len(keys)] for place in range(count)]
 
 
-def held_by(job: Job) -> dict[str, list[Tensor]]:
+def persistent_bytes(job: TrainState) -> dict[str, list[Tensor]]:
     """What a run holds from step to step: weights, the optimiser's state, the average of the weights, a teacher."""
     average, of_losses, teacher = (
         [] if network is None else [*network.parameters(), *network.buffers()]
@@ -178,13 +178,13 @@ def held_by(job: Job) -> dict[str, list[Tensor]]:
     return {
         "parameters": list(job.trained.parameters()),
         "buffers": [*job.model.buffers(), *job.losses.buffers()],
-        "optimizer": [tensor for _, tensor in leaves(list(job.optimizer.state.values()))],
+        "optimizer": [tensor for _, tensor in tree_leaves(list(job.optimizer.state.values()))],
         "average": [*average, *of_losses],
         "teacher": teacher,
     }
 
 
-def bytes_of(tensors: Iterable[Tensor]) -> int:
+def storage_bytes(tensors: Iterable[Tensor]) -> int:
     """The bytes of these tensors' storages, each counted once."""
     storages = [tensor.untyped_storage() for tensor in tensors]
     return sum({storage._cdata: storage.nbytes() for storage in storages}.values())
@@ -197,12 +197,12 @@ def storage_of(tensor: Tensor) -> int:
 class _Step(NamedTuple):
     """What a step of a few samples showed."""
 
-    stretches: list[Stretch]
+    stretches: list[StepPhase]
     saved: int
     batch_bytes: int
 
 
-def _copy_of(built: Built) -> Job:
+def _copy_of(built: TrainingSetup) -> TrainState:
     """The run's job on a copy of its model, with an optimiser of its own."""
     model = copy.deepcopy(built.job.model)
     recipe = registry.optimizers.build(built.config.optimizer, facts=built.data.facts)
@@ -210,25 +210,25 @@ def _copy_of(built: Built) -> Job:
     return dataclasses.replace(built.job, model=model, optimizer=recipe.build(model, losses), ema=None)
 
 
-def _step(job: Job, num_samples: int, num_micro_batches: int) -> _Step:
-    floats = job.precision.parameters
+def _step(job: TrainState, num_samples: int, num_micro_batches: int) -> _Step:
+    floats = job.precision.parameter_dtype
     batches = [
-        to_device(job.stream.reader(first_samples(job, num_samples)), job.device, floats=floats)
+        to_device(job.stream.reader(first_samples(job, num_samples)), job.device, float_dtype=floats)
         for _ in range(num_micro_batches)
     ]
-    held = [tensor for _, tensor in leaves(batches)]
+    held = [tensor for _, tensor in tree_leaves(batches)]
     job.optimizer.zero_grad(set_to_none=True)
     gc.collect()  # what earlier work left in cycles would else be freed in the middle of this step
-    counter = LiveBytes([*chain(*held_by(job).values()), *held])
+    counter = MemoryTracker([*chain(*persistent_bytes(job).values()), *held])
     paths = {module: path for path, module in job.model.named_modules()}
-    with calls_watched(paths, lambda module, *_: counter.enter(paths[module])), counter:
+    with module_hooks(paths, lambda module, *_: counter.enter(paths[module])), counter:
         _optimise(job, batches, counter)
-    return _Step(counter.stretches, counter.at_lap["forward"], bytes_of(held) // num_micro_batches)
+    return _Step(counter.stretches, counter.at_lap["forward"], storage_bytes(held) // num_micro_batches)
 
 
-def _optimise(job: Job, batches: list[Batch], counter: LiveBytes) -> None:
+def _optimise(job: TrainState, batches: list[Batch], counter: MemoryTracker) -> None:
     try:
-        optimise_once(job, job.model, batches, World(device=job.device), counter)
+        train_step(job, job.model, batches, World(device=job.device), counter)
     except UserError:
         raise
     except Exception as error:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from sightline.describe.profiler_trace import Cost, Key
 from sightline.describe.profiling import Profile
-from sightline.describe.step_spans import Cost, Key
 
 __all__ = ["profile_document", "sum_of"]
 

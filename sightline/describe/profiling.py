@@ -17,17 +17,17 @@ from typing import Any
 from torch import nn
 from torch.profiler import ProfilerActivity, profile, record_function, schedule
 
-from sightline.calls import calls_watched
-from sightline.describe.memory import bytes_of, held_by
-from sightline.describe.step_spans import MODULE, StepCosts, costs_of
-from sightline.describe.trace import definition_of
+from sightline.describe.memory import persistent_bytes, storage_bytes
+from sightline.describe.profiler_trace import MODULE, StepCosts, costs_of
+from sightline.describe.trace import source_location
 from sightline.engine.distributed import World
 from sightline.engine.records import StepRecord
-from sightline.engine.train import Job, train
-from sightline.errors import RunError, UserError, summary_of
+from sightline.engine.train import TrainState, train
+from sightline.errors import RunError, UserError, summarise_error
+from sightline.module_hooks import module_hooks
 from sightline.runs.output_files import write_file
 
-__all__ = ["NUM_WARM", "Profile", "place_of", "profile_steps", "take_steps"]
+__all__ = ["NUM_WARM", "Profile", "format_source_location", "profile_steps", "run_steps"]
 
 NUM_WARM = 2
 """Steps before those that are measured: they compile kernels, fill pools, make the optimiser's state."""
@@ -43,7 +43,7 @@ class Profile:
     """By the path of each module its class, and the file and line of that."""
 
 
-def profile_steps(job: Job, world: World, *, num_steps: int, trace: Path | None = None) -> Profile:
+def profile_steps(job: TrainState, world: World, *, num_steps: int, trace: Path | None = None) -> Profile:
     """Train `NUM_WARM` and `num_steps` further steps and trace the latter, for viewers into the file `trace` (gzip).
 
     The run computes the same numbers as without. A model that `train.compile` compiles is traced as one piece.
@@ -55,7 +55,7 @@ def profile_steps(job: Job, world: World, *, num_steps: int, trace: Path | None 
     resident: list[int] = []
 
     def after(record: StepRecord) -> None:
-        resident.append(bytes_of(chain(*held_by(job).values())))
+        resident.append(storage_bytes(chain(*persistent_bytes(job).values())))
         with _without_native_lines():
             profiler.step()
 
@@ -63,17 +63,17 @@ def profile_steps(job: Job, world: World, *, num_steps: int, trace: Path | None 
         profiler.start()
     try:
         with _calls_named(paths):
-            records = take_steps(job, world, NUM_WARM + num_steps, after)
+            records = run_steps(job, world, NUM_WARM + num_steps, after)
     finally:
         with _without_native_lines():
             profiler.stop()
     costs = costs_of(_exported(profiler, trace), resident_bytes=resident[NUM_WARM - 1])
     kinds = {path: type(module) for path, module in job.model.named_modules()}
-    places = {kind: place_of(kind) for kind in set(kinds.values())}
+    places = {kind: format_source_location(kind) for kind in set(kinds.values())}
     return Profile(costs, tuple(records), {path: (kind.__name__, places[kind]) for path, kind in kinds.items()})
 
 
-def take_steps(job: Job, world: World, count: int, after: Callable[[StepRecord], None]) -> list[StepRecord]:
+def run_steps(job: TrainState, world: World, count: int, after: Callable[[StepRecord], None]) -> list[StepRecord]:
     """Run the loop from `job.step` for so many steps; `after` is called behind each. Returns the loop's records.
 
     Raises RunError where a step fails.
@@ -90,13 +90,15 @@ def take_steps(job: Job, world: World, count: int, after: Callable[[StepRecord],
     except (UserError, RunError):
         raise
     except Exception as error:
-        raise RunError(f"a training step failed: {summary_of(error)}; `sightline check` names the cause") from error
+        raise RunError(
+            f"a training step failed: {summarise_error(error)}; `sightline check` names the cause"
+        ) from error
     return records
 
 
-def place_of(kind: type) -> str:
+def format_source_location(kind: type) -> str:
     """The file and line that define a class: below its package where it has one, else the whole path."""
-    file, line = definition_of(kind)
+    file, line = source_location(kind)
     if not file:
         return ""
     own = "/".join(kind.__module__.split(".")) + ".py"
@@ -115,7 +117,7 @@ def _calls_named(paths: Mapping[nn.Module, str]) -> Iterator[None]:
     def leave(*_: Any) -> None:
         spans.pop().__exit__(None, None, None)
 
-    with calls_watched(paths, enter, leave):
+    with module_hooks(paths, enter, leave):
         yield
 
 

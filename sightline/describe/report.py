@@ -7,31 +7,31 @@ from collections.abc import Mapping
 from typing import Any
 
 from sightline.describe.memory import Memory, first_samples
-from sightline.describe.sources import Subject
-from sightline.describe.trace import Node, Shape, Trace, definition_of, trace
-from sightline.engine.build import Built
+from sightline.describe.sources import DescribedRun
+from sightline.describe.trace import Node, Shape, Trace, source_location, trace
+from sightline.engine.build import TrainingSetup
 from sightline.engine.device import to_device
-from sightline.engine.optimizers import hold_still
-from sightline.engine.step import run_batch
+from sightline.engine.optimizers import apply_freezing
+from sightline.engine.step import compute_batch_losses
 from sightline.errors import RunError
 
-__all__ = ["document_of", "learnt_losses", "trace_run"]
+__all__ = ["description_document", "learnt_losses", "trace_run"]
 
 NUM_SAMPLES = 3
 """Traced: few, more than batch norm needs, and a number that seldom is another axis of a batch."""
 
 
-def trace_run(built: Built) -> Trace:
+def trace_run(built: TrainingSetup) -> Trace:
     """The forward pass of a training step on three samples. Raises RunError, naming the module, where it fails."""
     job = built.job
     num_samples = min(NUM_SAMPLES, built.config.train.batch_size)
     batch = job.stream.reader(first_samples(job, num_samples))
-    batch = to_device(batch, job.device, floats=job.precision.parameters)
+    batch = to_device(batch, job.device, float_dtype=job.precision.parameter_dtype)
 
     def forward(model: Any) -> None:
         model.train()
-        hold_still(model, job.frozen, job.epoch)
-        run_batch(job.task, model, batch, job.device, job.precision)
+        apply_freezing(model, job.frozen, job.epoch)
+        compute_batch_losses(job.task, model, batch, job.device, job.precision)
 
     try:
         return trace(job.model, forward, num_samples=num_samples)
@@ -39,20 +39,20 @@ def trace_run(built: Built) -> Trace:
         raise RunError(f"model '{built.config.model.name}', {num_samples} samples: {error}") from error.__cause__
 
 
-def learnt_losses(built: Built) -> list[dict[str, Any]]:
+def learnt_losses(built: TrainingSetup) -> list[dict[str, Any]]:
     """The losses that learn, as `optimizer.groups` calls them: class, where it begins, and numbers of parameters."""
     rows = []
     for name, loss in zip(built.job.losses.modules_named, built.job.losses.losses.values(), strict=True):
         kind: Any = type(loss)
-        file, line = definition_of(kind)
+        file, line = source_location(kind)
         trainable = sum(parameter.numel() for parameter in loss.parameters() if parameter.requires_grad)
         sizes = {"parameters": sum(parameter.numel() for parameter in loss.parameters()), "trainable": trainable}
         rows.append({"path": name, "class": type(loss).__name__, "file": file, "line": line, **sizes})
     return rows
 
 
-def document_of(
-    subject: Subject, traced: Trace, memory: Memory, of_data: Mapping[str, Mapping[str, Any] | None]
+def description_document(
+    subject: DescribedRun, traced: Trace, memory: Memory, of_data: Mapping[str, Mapping[str, Any] | None]
 ) -> dict[str, Any]:
     """What `describe --json` writes; `of_data` are further tables by their names, of which those that are None go."""
     return {

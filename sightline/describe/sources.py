@@ -12,55 +12,57 @@ import torch
 from torch import Tensor
 
 from sightline import registry
-from sightline.config import RunConfig, located
-from sightline.data.loading.reading import BatchReader
-from sightline.describe.trace import untouched
+from sightline.config import RunConfig, locate_errors
+from sightline.data.loading.batch_reader import BatchReader
+from sightline.describe.trace import preserve_all_rng_states
 from sightline.draws import Draws
-from sightline.engine.build import Built, Data, Part, build, build_transforms
-from sightline.engine.loading import OpenRun
+from sightline.engine.build import Data, DataSubset, TrainingSetup, build, build_transforms
+from sightline.engine.run_loading import OpenRun
 from sightline.errors import DataError, MissingDataError
-from sightline.members import DataMembers
-from sightline.runs.inputs import INPUTS, read_inputs
-from sightline.schema import parameters_of
+from sightline.optional_members import DataMembers
+from sightline.runs.inputs import INPUTS_FILE, read_inputs
+from sightline.schema import signature_parameters
 from sightline.types import DataInfo, Field, Sample, SampleKey
 
-__all__ = ["Promised", "Subject", "build_subject"]
+__all__ = ["DescribedRun", "PlaceholderDataset", "build_subject"]
 
 _NUM_SAMPLES = 64
 _LENGTH = 1024
 """Of an axis that a field names and nothing gives a length: the points of a cloud in the classification papers."""
 
 
-class Subject(NamedTuple):
+class DescribedRun(NamedTuple):
     """A run to describe, in words what its batch is made of, and whether that is promised samples, not the data."""
 
-    built: Built
+    built: TrainingSetup
     batch: str
     is_promised: bool = False
 
 
-def build_subject(opened: OpenRun) -> Subject:
+def build_subject(opened: OpenRun) -> DescribedRun:
     """Build a run on its own data. Where that cannot be read, on samples made from what the set, or the run, promises.
 
     Weights that the run would be initialised with are not read. Global random states stay as they are. Raises
     DataError where neither data nor promise is there.
     """
     config, world = opened.config, opened.world
-    with untouched():
+    with preserve_all_rng_states():
         try:
             built = build(config, world, is_resumed=True)
-            return Subject(built, f"the first samples of data set '{config.data.name}', with its training transforms")
+            return DescribedRun(
+                built, f"the first samples of data set '{config.data.name}', with its training transforms"
+            )
         except MissingDataError as error:
             info, source = _promise(config, opened.directory, error)
-            with located(config.origins):
+            with locate_errors(config.origins):
                 data = _promised_data(config, info)
             built = build(config, world, is_resumed=True, data=data)
             reason = " ".join(str(error).split())
             words = f"random samples as {source} promises them, because the data is not there ({reason})"
-            return Subject(built, words, is_promised=True)
+            return DescribedRun(built, words, is_promised=True)
 
 
-class Promised:
+class PlaceholderDataset:
     """A data set of random samples with the shapes, types and bounds that the fields of `info` promise.
 
     A named axis of a shape has the length that `lengths` gives it ("points": 1024), 1,024 without. The same key gives
@@ -91,21 +93,21 @@ class Promised:
 
 def _promise(config: RunConfig, run: Path | None, error: DataError) -> tuple[DataInfo, str]:
     """What is promised of the data, and by whom; the error itself where nobody promises anything."""
-    if run is not None and (run / INPUTS).is_file():
+    if run is not None and (run / INPUTS_FILE).is_file():
         return read_inputs(run, config), f"the run {run}"
     builder = registry.data.entry(config.data).builder
-    promise = DataMembers.promise.of(builder)
+    promise = DataMembers.expected_info.get(builder)
     if promise is None:
         raise error
-    wanted = parameters_of(promise)
+    wanted = signature_parameters(promise)
     given = {name: value for name, value in config.data.arguments.items() if name in wanted}
     return promise(**given), f"data set '{config.data.name}'"
 
 
 def _promised_data(config: RunConfig, info: DataInfo) -> Data:
-    dataset = Promised(info=info, lengths=_lengths(config, info))
+    dataset = PlaceholderDataset(info=info, lengths=_lengths(config, info))
     parts = [
-        Part(dataset, np.arange(len(dataset)), BatchReader(dataset, build_transforms(blocks, info.facts)), split)
+        DataSubset(dataset, np.arange(len(dataset)), BatchReader(dataset, build_transforms(blocks, info.facts)), split)
         for blocks, split in ((config.transforms.train, "train"), (config.transforms.evaluate, "test"))
     ]
     return Data(parts[0], parts[1], parts[1], {**info.facts, **parts[0].reader.facts})

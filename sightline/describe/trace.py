@@ -13,15 +13,15 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from sightline.calls import calls_watched
 from sightline.describe.cost import CountMacs
-from sightline.describe.flow import Flow, Sources, Watch
-from sightline.engine.records import kept_random_state
+from sightline.describe.flow import FunctionRecorder, Sources, TensorProvenance
+from sightline.engine.records import preserve_rng_state
 from sightline.errors import RunError
 from sightline.layers.quantisation.parametrised import weight_sizes
-from sightline.nests import leaves
+from sightline.module_hooks import module_hooks
+from sightline.pytree import tree_leaves
 
-__all__ = ["Edge", "Node", "Shape", "Trace", "definition_of", "trace", "untouched"]
+__all__ = ["Edge", "Node", "Shape", "Trace", "preserve_all_rng_states", "source_location", "trace"]
 
 Shape = tuple[int, ...]
 Kind = Literal["input", "call", "join", "output"]
@@ -98,7 +98,7 @@ def trace(model: nn.Module, forward: Callable[[nn.Module], object], *, num_sampl
     """
     copied = copy.deepcopy(model)
     tracer = _Tracer(copied)
-    with untouched(), tracer.watching():
+    with preserve_all_rng_states(), tracer.watching():
         try:
             forward(copied)
         except Exception as error:
@@ -116,10 +116,10 @@ def trace(model: nn.Module, forward: Callable[[nn.Module], object], *, num_sampl
 
 
 @contextmanager
-def untouched() -> Iterator[None]:
+def preserve_all_rng_states() -> Iterator[None]:
     """The global random states of Python, NumPy and torch, those of CUDA devices among them, are put back."""
     devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
-    with kept_random_state(), torch.random.fork_rng(devices):
+    with preserve_rng_state(), torch.random.fork_rng(devices):
         yield
 
 
@@ -135,12 +135,12 @@ class _Tracer:
         self._num_calls: dict[nn.Module, int] = {}
         self._stack: list[int] = []
         self._has_inner: set[int] = set()
-        self._flow = Flow(self._join)
+        self._flow = TensorProvenance(self._join)
 
     @contextmanager
     def watching(self) -> Iterator[None]:
-        watched = calls_watched(self._paths, self._enter, self._leave)
-        with watched, Watch(self._flow, lambda: bool(self._stack)), CountMacs(self._add_macs):
+        watched = module_hooks(self._paths, self._enter, self._leave)
+        with watched, FunctionRecorder(self._flow, lambda: bool(self._stack)), CountMacs(self._add_macs):
             yield
 
     def place(self) -> str:
@@ -174,7 +174,7 @@ class _Tracer:
 
     def _enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self._num_calls[module] = self._num_calls.get(module, 0) + 1
-        tensors = list(leaves({**{str(place): value for place, value in enumerate(args)}, **kwargs}))
+        tensors = list(tree_leaves({**{str(place): value for place, value in enumerate(args)}, **kwargs}))
         if not self._stack:
             self._add_inputs(tensors)
         kind: Any = type(module)
@@ -187,7 +187,7 @@ class _Tracer:
             depth=len(self._stack),
             parent=self._stack[-1] if self._stack else None,
             inputs=[(name, tuple(tensor.shape)) for name, tensor in tensors],
-            defined_in=definition_of(kind),
+            defined_in=source_location(kind),
         )
         index = self._add(node)
         self._modules[index] = module
@@ -197,15 +197,15 @@ class _Tracer:
     def _leave(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], outputs: Any) -> None:
         index = self._stack.pop()
         node = self.nodes[index]
-        tensors = list(leaves(outputs))
+        tensors = list(tree_leaves(outputs))
         node.outputs = [(name, tuple(tensor.shape)) for name, tensor in tensors]
-        given = {id(tensor) for _, tensor in leaves((args, kwargs))}
+        given = {id(tensor) for _, tensor in tree_leaves((args, kwargs))}
         node.is_transparent = index not in self._has_inner and all(id(tensor) in given for _, tensor in tensors)
         if not node.is_transparent:
             if node.parent is not None:
                 self._has_inner.add(node.parent)
             for _, tensor in tensors:
-                self._flow.set(tensor, self._from_inside(index, self._flow.of(tensor)))
+                self._flow.set(tensor, self._from_inside(index, self._flow.get_sources(tensor)))
         if node.parent is None:
             for name, tensor in tensors:
                 self._connect(
@@ -227,7 +227,7 @@ class _Tracer:
 
     def _connect(self, tensors: list[Tensor], target: int) -> None:
         for tensor in tensors:
-            for source, words in self._flow.of(tensor).items():
+            for source, words in self._flow.get_sources(tensor).items():
                 self.edges.append(Edge(source, target, tuple(tensor.shape), words, tensor.is_floating_point()))
 
     def _join(self, name: str, operands: list[tuple[Tensor, Sources]]) -> int:
@@ -249,7 +249,7 @@ class _Tracer:
 
 
 @functools.cache
-def definition_of(kind: Any) -> tuple[str, int]:
+def source_location(kind: Any) -> tuple[str, int]:
     """The file and line of a class; no file where it was typed at a prompt, or compiled."""
     try:
         return str(inspect.getsourcefile(kind) or ""), inspect.getsourcelines(kind)[1]

@@ -16,24 +16,29 @@ from torch import nn
 
 from sightline.config import RunConfig
 from sightline.doctor.core.assigned_boxes import AssignedBoxes, assigned_boxes
-from sightline.doctor.core.census import Census, census_of
-from sightline.doctor.core.finding import Finding, Place, Severity
-from sightline.doctor.core.rehearsal import Outputs, Rehearsal, copy_of, first_outputs, frame_of, rehearse
-from sightline.doctor.core.rehearsed_evaluation import RehearsedEvaluation, rehearse_evaluations
-from sightline.doctor.core.survey import PartSurvey, distinct_parts, spread_keys, survey_part
+from sightline.doctor.core.class_counts import ClassCounts, count_classes
+from sightline.doctor.core.dry_evaluation import DryEvaluation, rehearse_evaluations
+from sightline.doctor.core.dry_run import DryRun, Outputs, dry_run, error_location, first_outputs, isolated_copy
+from sightline.doctor.core.finding import Finding, FindingLocation, Severity
+from sightline.doctor.core.sample_statistics import (
+    PartStatistics,
+    collect_statistics,
+    distinct_parts,
+    evenly_spaced_keys,
+)
 from sightline.doctor.oracles.examine import examine
-from sightline.doctor.oracles.rows import Row
-from sightline.doctor.oracles.squares import Squares, squares_of
-from sightline.engine.build import Built, build
+from sightline.doctor.oracles.results import OracleResult
+from sightline.doctor.oracles.squares import SquaredErrorLoss, find_squared_error
+from sightline.engine.build import TrainingSetup, build
 from sightline.engine.device import to_device
 from sightline.engine.distributed import World
-from sightline.engine.loading import open_run
-from sightline.errors import CheckpointError, summary_of
+from sightline.engine.run_loading import open_run
+from sightline.errors import CheckpointError, summarise_error
 from sightline.tasks.detect import Detect
-from sightline.tasks.distilled import undistilled
+from sightline.tasks.distillation import unwrap_distillation
 from sightline.types import Batch
 
-__all__ = ["CHECKS", "TO_END", "Check", "Context", "Moment", "Reporter", "check"]
+__all__ = ["CHECKS", "TO_END", "Check", "Context", "FindingBuilder", "Moment", "check"]
 
 Moment = Literal["static", "preflight", "deep", "offline"]
 
@@ -52,7 +57,7 @@ class Context:
     whole loss of its first step, where that is known.
     """
 
-    built: Built
+    built: TrainingSetup
     world: World
     forward_s: float = math.inf
     run: Path | None = None
@@ -63,60 +68,60 @@ class Context:
         return self.built.config
 
     @cached_property
-    def rehearsal(self) -> Rehearsal:
+    def dry_run(self) -> DryRun:
         """One training step on copies, taken when the first check asks for it."""
-        return rehearse(self.built.job, self.world.device, forward_s=self.forward_s)
+        return dry_run(self.built.job, self.world.device, forward_s=self.forward_s)
 
     @cached_property
     def first_outputs(self) -> tuple[Batch, Outputs]:
         """Samples of the first step and the outputs for them before any update; at least those of the rehearsal."""
-        return first_outputs(self.built.job, self.rehearsal, self.world.device)
+        return first_outputs(self.built.job, self.dry_run, self.world.device)
 
     @cached_property
-    def assigned(self) -> AssignedBoxes | None:
+    def assignments(self) -> AssignedBoxes | None:
         """What the task assigns in samples of the first step, under `sightline check` also in 64 others.
 
         None of a task without boxes, and where no step could be taken.
         """
-        task = undistilled(self.built.job.task)
-        if not isinstance(task, Detect) or not self.rehearsal.is_sound:
+        task = unwrap_distillation(self.built.job.task)
+        if not isinstance(task, Detect) or not self.dry_run.is_sound:
             return None
         part, batches = self.built.data.train, iter([self.first_outputs[0]])
-        if self.takes_time:
-            more = spread_keys(part, epoch=0, seed=self.config.seed, most_samples=_MOST_ASSIGNED)
+        if self.is_thorough:
+            more = evenly_spaced_keys(part, epoch=0, seed=self.config.seed, most_samples=_MOST_ASSIGNED)
             batches = itertools.chain(batches, map(part.reader, more))
         return assigned_boxes(task, self.built.job.model, (to_device(each, _CPU) for each in batches))
 
     @cached_property
-    def evaluations(self) -> list[RehearsedEvaluation]:
+    def dry_evaluations(self) -> list[DryEvaluation]:
         """An evaluation of a few samples on copies, of each evaluated part that has a form of its own."""
-        is_slow = bool(self.rehearsal.skipped)
+        is_slow = bool(self.dry_run.skipped)
         return rehearse_evaluations(self.built, self.world.device, forward_s=self.forward_s, is_slow=is_slow)
 
     @cached_property
-    def survey(self) -> list[PartSurvey]:
+    def statistics(self) -> list[PartStatistics]:
         """Samples of each part, read when the first check asks for them."""
-        return [survey_part(part, seed=self.config.seed) for part in distinct_parts(self.built.data)]
+        return [collect_statistics(part, seed=self.config.seed) for part in distinct_parts(self.built.data)]
 
     @cached_property
-    def census(self) -> list[Census | None]:
+    def class_counts(self) -> list[ClassCounts | None]:
         """How often each class occurs in each part of `survey`, in this order."""
-        return [census_of(each, self.thoroughly) for each in self.survey]
+        return [count_classes(each, self.thorough_statistics) for each in self.statistics]
 
     @cached_property
-    def squares(self) -> dict[str, Squares]:
+    def squared_losses(self) -> dict[str, SquaredErrorLoss]:
         """The losses that are sums of squares, on the first outputs: found by what they do.
 
         Without those that have no targets in the data: what they draw together is a feature inside the network, or is
         drawn to what the loss itself learns.
         """
-        rehearsal, found = self.rehearsal, {}
+        rehearsal, found = self.dry_run, {}
         if not rehearsal.is_sound:
             return {}
         batch, outputs = to_device(rehearsal.batch, _CPU), to_device(dict(rehearsal.seen_outputs), _CPU)
         for component in self.config.losses:
             try:
-                squares = squares_of(self.built.job, batch, outputs, component.name)
+                squares = find_squared_error(self.built.job, batch, outputs, component.name)
             except Exception:  # noqa: BLE001 - a loss of others may refuse outputs that are not its model's
                 continue
             if squares is None:
@@ -129,25 +134,25 @@ class Context:
         return found
 
     @cached_property
-    def oracles(self) -> list[Row]:
+    def oracle_results(self) -> list[OracleResult]:
         """Every kind of layer and every loss, held against what is known of it, when the first deep check asks."""
-        rehearsal = self.rehearsal
+        rehearsal = self.dry_run
         if not rehearsal.is_sound:
             return []
         batch, outputs = to_device(rehearsal.batch, _CPU), to_device(dict(rehearsal.seen_outputs), _CPU)
         return examine(self.built.job, self.config, self.built.data.facts, batch, outputs)
 
     @cached_property
-    def trained(self) -> nn.Module | None:
+    def trained_model(self) -> nn.Module | None:
         """A copy of the model with the weights of the run's last checkpoint, in evaluation mode; None without one."""
         if self.run is None or not (self.run / "checkpoints" / "last").exists():
             return None
-        copied = copy_of(self.built.job.model)
+        copied = isolated_copy(self.built.job.model)
         open_run(self.run, config=self.config).load_into(copied)
         return copied.eval()
 
     @cached_property
-    def before_compression(self) -> nn.Module | None:
+    def float_model(self) -> nn.Module | None:
         """The float model that `compress` quantised; None without it, and where its weights cannot be had again."""
         is_resumed = self.config.init is not None and self.built.init_report is None
         if self.config.compress is None or is_resumed:
@@ -158,35 +163,35 @@ class Context:
         except CheckpointError:  # `checkpoint-match` reports it
             return None
 
-    def thoroughly(self, survey: PartSurvey) -> PartSurvey:
+    def thorough_statistics(self, survey: PartStatistics) -> PartStatistics:
         """The survey of a part; under `sightline check`, one of all samples that five seconds of work suffice for."""
-        if survey.is_whole or not self.takes_time:
+        if survey.is_whole or not self.is_thorough:
             return survey
         found = self._thorough.get(id(survey))
         if found is None:
             seed, size = self.config.seed, len(survey.part.indices)
-            found = survey_part(survey.part, seed=seed, most_samples=size, most_seconds=_THOROUGH_S)
+            found = collect_statistics(survey.part, seed=seed, most_samples=size, most_seconds=_THOROUGH_S)
             self._thorough[id(survey)] = found
         return found
 
     @cached_property
-    def _thorough(self) -> dict[int, PartSurvey]:
+    def _thorough(self) -> dict[int, PartStatistics]:
         return {}
 
     @property
-    def takes_time(self) -> bool:
+    def is_thorough(self) -> bool:
         """Whether this is `sightline check`, and not the start of a training."""
         return math.isinf(self.forward_s)
 
-    def place(self, path: str, **more: Any) -> Place:
+    def place(self, path: str, **more: Any) -> FindingLocation:
         """A place of the config: a dotted path, with the file and line of it or of the block it is in."""
         origins, at = self.config.origins, path
         while at:
             for key in (at, f"{at}.name"):
-                if key in origins and (origins[key].line is not None or origins[key].origin == "command line"):
-                    return Place(file=origins[key].origin, line=origins[key].line, config_path=path, **more)
+                if key in origins and (origins[key].line is not None or origins[key].source == "command line"):
+                    return FindingLocation(file=origins[key].source, line=origins[key].line, config_path=path, **more)
             at = at.rpartition(".")[0]
-        return Place(config_path=path, **more)
+        return FindingLocation(config_path=path, **more)
 
     def loss_path(self, name: str) -> str:
         """The dotted path of the losses block of this name."""
@@ -195,7 +200,7 @@ class Context:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Reporter:
+class FindingBuilder:
     """Builds findings of one code. The other fields are the defaults of its findings.
 
     `causes` are of `CAUSES`, the likeliest first; `at` is a dotted path of the config.
@@ -220,7 +225,7 @@ class Reporter:
 
     def finding(
         self,
-        where: Context | Place,
+        where: Context | FindingLocation,
         summary: str,
         *,
         measured: str,
@@ -267,10 +272,10 @@ class Reporter:
         action: str = "nothing, if that part may refuse what the check gives it; checks.skip leaves the check out",
     ) -> Finding:
         """That the check could not run, with the error in one line and where it was raised: a note by default."""
-        file, line = frame_of(error)
-        reason = summary_of(error)
+        file, line = error_location(error)
+        reason = summarise_error(error)
         return self.finding(
-            Place(file=file, line=line) if file else context.place("checks"),
+            FindingLocation(file=file, line=line) if file else context.place("checks"),
             f"check could not run: {reason}",
             measured=reason,
             expected=TO_END,
@@ -281,7 +286,7 @@ class Reporter:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Check(Reporter):
+class Check(FindingBuilder):
     """A registered check: when it runs, about how long it may take, and how its findings are built."""
 
     moment: Moment
@@ -304,7 +309,7 @@ def check(
     is_quick: bool = True,
     severity: Severity = "error",
     causes: tuple[str, ...] = (),
-    at: str = "",
+    config_path: str = "",
     expected: str = "",
     action: str = "",
 ) -> Callable[[Callable[[Context], Iterable[Finding]]], Check]:
@@ -322,7 +327,7 @@ def check(
             code=code,
             severity=severity,
             causes=causes,
-            at=at,
+            at=config_path,
             expected=expected,
             action=action,
             moment=moment,

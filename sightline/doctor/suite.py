@@ -16,21 +16,21 @@ import torch
 
 from sightline.config import RunConfig
 from sightline.config.renames import RENAMED_CHECKS
-from sightline.doctor.context import CHECKS, TO_END, Check, Context, Moment, Reporter
+from sightline.doctor.context import CHECKS, TO_END, Check, Context, FindingBuilder, Moment
 from sightline.doctor.core.finding import Finding
-from sightline.doctor.core.merge import agree, merge
-from sightline.doctor.core.owned import generators_of, kept_generators
-from sightline.engine.build import Built
+from sightline.doctor.core.merge import gather_findings, merge_findings
+from sightline.doctor.core.object_graph import find_generators, preserve_generators
+from sightline.engine.build import TrainingSetup
 from sightline.engine.distributed import World
-from sightline.engine.records import kept_random_state
+from sightline.engine.records import preserve_rng_state
 from sightline.errors import ConfigError
-from sightline.schema import nearest
+from sightline.schema import suggest
 
 __all__ = ["all_checks", "assert_known", "run_after", "run_all", "run_quick"]
 
 logger = logging.getLogger(__name__)
 
-_SKIPPED = Reporter(
+_SKIPPED = FindingBuilder(
     guard="G6",
     code="check-skipped",
     severity="warning",
@@ -53,13 +53,13 @@ def all_checks() -> list[Check]:
     return sorted(CHECKS.values(), key=lambda each: (_MOMENTS.index(each.moment), each.code))
 
 
-def run_quick(built: Built, world: World) -> list[Finding]:
+def run_quick(built: TrainingSetup, world: World) -> list[Finding]:
     """The checks that every training starts with."""
     chosen = [each for each in all_checks() if each.is_quick and each.moment in ("static", "preflight")]
     return _run(chosen, Context(built, world, _FORWARD_S))
 
 
-def run_all(built: Built, world: World, *, run: Path | None = None, deep: bool = False) -> list[Finding]:
+def run_all(built: TrainingSetup, world: World, *, run: Path | None = None, deep: bool = False) -> list[Finding]:
     """Every check of a run that has not begun; with the directory of a `run`, also those of what it left there.
 
     `deep` takes the oracles along, which hold every layer and loss against what is known of it.
@@ -69,7 +69,7 @@ def run_all(built: Built, world: World, *, run: Path | None = None, deep: bool =
     return _run(chosen, Context(built, world, run=run))
 
 
-def run_after(built: Built, world: World, *, run: Path, first_loss: float | None = None) -> list[Finding]:
+def run_after(built: TrainingSetup, world: World, *, run: Path, first_loss: float | None = None) -> list[Finding]:
     """The checks of what a training left in its directory, and in its model; `first_loss` is that of its first step."""
     chosen = [each for each in all_checks() if each.moment == "offline"]
     return _run(chosen, Context(built, world, _FORWARD_S, run, first_loss))
@@ -88,7 +88,7 @@ def _run(checks: Sequence[Check], context: Context) -> list[Finding]:
             seconds = time.perf_counter() - started
             findings += [dataclasses.replace(finding, phase=each.moment, seconds=seconds) for finding in found]
         findings += _of_short_time(context)
-    return merge(agree(findings, context.world))
+    return merge_findings(gather_findings(findings, context.world))
 
 
 def _run_one(each: Check, context: Context) -> list[Finding]:
@@ -119,22 +119,27 @@ def assert_known(config: RunConfig) -> None:
         if code in RENAMED_CHECKS:
             raise ConfigError(f"{where}: the check '{code}' is called '{RENAMED_CHECKS[code]}'; write that")
         if code not in known:
-            raise ConfigError(f"{where}: there is no check '{code}'{nearest(code, known)}")
+            raise ConfigError(f"{where}: there is no check '{code}'{suggest(code, known)}")
 
 
 @contextmanager
-def _untouched(built: Built) -> Iterator[None]:
+def _untouched(built: TrainingSetup) -> Iterator[None]:
     """Random states, those that data sets hold among them, losses and training flags are as before, whatever a check
     did."""
     model, device = built.job.model, built.job.device
     flags = {name: module.training for name, module in model.named_modules()}
     parts = (built.data.train, built.data.selection, built.data.test)
-    readers = (*parts, built.job.stream.reader, built.selection.voting_reader, built.test.voting_reader)
+    readers = (
+        *parts,
+        built.job.stream.reader,
+        built.selection_evaluator.voting_reader,
+        built.test_evaluator.voting_reader,
+    )
     cuda = [device] if device.type == "cuda" else []
     with (
-        kept_random_state(),
+        preserve_rng_state(),
         torch.random.fork_rng(cuda),
-        kept_generators(generators_of(*readers)),
+        preserve_generators(find_generators(*readers)),
         built.job.losses.kept(),
         torch.enable_grad(),
     ):

@@ -16,42 +16,41 @@ import numpy as np
 from torch import nn
 
 from sightline import registry, schema
-from sightline.binding import Offer, UnboundError, bind, outputs_of_model
-from sightline.config import RunConfig, located, read_config
-from sightline.data.loading.reading import BatchReader, NamedTransform
-from sightline.data.loading.splits import hold_out
-from sightline.data.store.location import root_of
+from sightline.binding import AvailableKeys, UnknownKeyError, bind, model_output_keys
+from sightline.config import RunConfig, locate_errors, read_config
+from sightline.data.loading.batch_reader import BatchReader, NamedTransform
+from sightline.data.loading.splits import stratified_split
+from sightline.data.store.location import prepared_root
+from sightline.engine.batch_stream import BatchSampler, BatchStream
+from sightline.engine.best_metric import resolve_mode
 from sightline.engine.distributed import World
-from sightline.engine.evaluate import Evaluator, Meter
+from sightline.engine.evaluate import BoundMetric, Evaluator
 from sightline.engine.learnt_losses import LearntLosses
-from sightline.engine.model_changes import changed
-from sightline.engine.optimizers import Recipe
-from sightline.engine.parameter_groups import Rate
+from sightline.engine.model_surgery import apply_model_changes
+from sightline.engine.optimizers import OptimizerSpec
+from sightline.engine.parameter_groups import ModuleRate
 from sightline.engine.precision import Precision, seed_everything
-from sightline.engine.records import kept_random_state
-from sightline.engine.selection import with_mode
+from sightline.engine.records import preserve_rng_state
 from sightline.engine.step import Task
-from sightline.engine.stream import Plan, Stream
-from sightline.engine.train import Job
-from sightline.errors import CheckpointError, ConfigError, UserError, in_one_line
+from sightline.engine.train import TrainState
+from sightline.errors import CheckpointError, ConfigError, UserError, escape_to_one_line
 from sightline.losses.base import Loss, learns
-from sightline.members import DataMembers, TaskMembers, TransformMembers
-from sightline.metrics.base import Metric, fault_of_state
+from sightline.metrics.base import Metric, find_state_fault
+from sightline.optional_members import DataMembers, TaskMembers, TransformMembers
 from sightline.plugins import check_recorded, loaded_plugins
 from sightline.runs import checkpoint, trained_weights
-from sightline.runs.checkpoint import MatchReport, load_weights
+from sightline.runs.checkpoint import WeightLoadReport, load_weights
 from sightline.runs.lineage import trace_lineage
 from sightline.runs.run_documents import load_document, read_facts
 from sightline.runs.trained_weights import assert_sha256
-from sightline.tasks.distilled import Distilled, teacher_keys, with_teacher
+from sightline.tasks.distillation import DistillationTask, add_teacher_keys, teacher_keys
 from sightline.tasks.supervised import Supervised
-from sightline.types import Component, Dataset, Where
+from sightline.types import ComponentConfig, Dataset, SourceLocation
 
 __all__ = [
-    "Built",
     "Data",
-    "Part",
-    "assert_same_facts",
+    "DataSubset",
+    "TrainingSetup",
     "build",
     "build_data",
     "build_losses",
@@ -59,14 +58,15 @@ __all__ = [
     "build_model",
     "build_part",
     "build_transforms",
-    "note_link",
+    "check_same_facts",
+    "log_linked_data_folder",
 ]
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Part:
+class DataSubset:
     """Some samples of a data set, and the readers that train and evaluate on them."""
 
     dataset: Dataset
@@ -74,12 +74,12 @@ class Part:
     reader: BatchReader
     split: str
 
-    def name_of(self, index: int) -> str:
+    def sample_name(self, index: int) -> str:
         """What the data set calls a sample; its index where it has no names."""
-        name_of = DataMembers.name_of.of(self.dataset)
+        name_of = DataMembers.name_of.get(self.dataset)
         return str(index) if name_of is None else str(name_of(index))
 
-    def spread(self, count: int) -> np.ndarray:
+    def evenly_spaced_indices(self, count: int) -> np.ndarray:
         """At most `count` of the indices, evenly spread over the part from its first to its last."""
         places = np.linspace(0, len(self.indices) - 1, min(count, len(self.indices))).astype(np.int64)
         chosen: np.ndarray = self.indices[places]
@@ -90,14 +90,14 @@ class Part:
 class Data:
     """The parts of a run: what trains, what chooses the best checkpoint, what is reported; and the facts."""
 
-    train: Part
-    selection: Part
-    test: Part
+    train: DataSubset
+    selection: DataSubset
+    test: DataSubset
     facts: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
-class Built:
+class TrainingSetup:
     """Everything that a config describes; `config.evaluate.mode` is set.
 
     `init_report` and `lineage` are there where it starts from weights, `rates` where modules learn at different rates.
@@ -105,55 +105,55 @@ class Built:
 
     config: RunConfig
     data: Data
-    job: Job
-    selection: Evaluator
-    test: Evaluator
-    init_report: MatchReport | None = None
+    job: TrainState
+    selection_evaluator: Evaluator
+    test_evaluator: Evaluator
+    init_report: WeightLoadReport | None = None
     lineage: Mapping[str, Any] | None = None
-    rates: tuple[Rate, ...] = ()
+    module_rates: tuple[ModuleRate, ...] = ()
 
 
-def build(config: RunConfig, world: World, *, is_resumed: bool = False, data: Data | None = None) -> Built:
+def build(config: RunConfig, world: World, *, is_resumed: bool = False, data: Data | None = None) -> TrainingSetup:
     """Build a run. Raises ConfigError, DataError or CheckpointError for whatever does not fit, before the first step.
 
     A run that will be resumed does not read the weights that it was once initialised with. `data` stands in for the
     config's own.
     """
-    with located(config.origins):
+    with locate_errors(config.origins):
         if data is None:
             data = build_data(config)
-            note_link(config, world)
+            log_linked_data_folder(config, world)
         model = _plain_model(config, data.facts, world)
         report = None if is_resumed else _initialise(model, config)
-        model = changed(model, config, world)
+        model = apply_model_changes(model, config, world)
         losses = build_losses(config, data.facts, world)
         task, meters = build_task(config, data, model, world, losses=losses)
-        config = _with_teacher_noted(with_mode(config, [meter.metric for meter in meters], is_resumed=is_resumed))
-        recipe: Recipe = registry.optimizers.build(config.optimizer, facts=data.facts)
+        config = _with_teacher_noted(resolve_mode(config, [meter.metric for meter in meters], is_resumed=is_resumed))
+        recipe: OptimizerSpec = registry.optimizers.build(config.optimizer, facts=data.facts)
         job = _build_job(config, data, world, model, task, recipe, LearntLosses(losses))
         selection = build_evaluator(config, data.selection, task, meters)
         test = build_evaluator(config, data.test, task, meters)
         lineage = None if report is None else trace_lineage(config, data.train.dataset.info, report)
-        rates = recipe.rates(model, job.losses) if recipe.is_graded else ()
-    return Built(config, data, job, selection, test, report, lineage, rates)
+        rates = recipe.module_rates(model, job.losses) if recipe.has_module_rates else ()
+    return TrainingSetup(config, data, job, selection, test, report, lineage, rates)
 
 
-def note_link(config: RunConfig, world: World) -> None:
+def log_linked_data_folder(config: RunConfig, world: World) -> None:
     """Where a data folder that is a link leads: the name may stand for another set tomorrow."""
-    root = root_of(config.data.arguments.get("root"), config.data.name)
+    root = prepared_root(config.data.arguments.get("root"), config.data.name)
     if root.is_symlink():
-        leads_to = in_one_line(os.path.realpath(root))
-        world.on_first(logger.warning)("data-link: %s leads to %s", in_one_line(str(root)), leads_to)
+        leads_to = escape_to_one_line(os.path.realpath(root))
+        world.rank_zero_only(logger.warning)("data-link: %s leads to %s", escape_to_one_line(str(root)), leads_to)
 
 
-def _initialise(model: nn.Module, config: RunConfig) -> MatchReport | None:
+def _initialise(model: nn.Module, config: RunConfig) -> WeightLoadReport | None:
     """Load the weights that `init` names: the average of a run's weights where it kept one."""
     if config.init is None:
         return None
     try:
         return load_weights(
             model,
-            trained_weights.load(Path(config.init.source)),
+            trained_weights.load_trained_state(Path(config.init.source)),
             may_be_missing=config.init.may_be_missing,
             modules=config.init.modules,
             into=config.init.into,
@@ -184,33 +184,33 @@ def build_data(config: RunConfig) -> Data:
         selection_set = _dataset(config, "validation")
         held_out = np.arange(len(selection_set))
     else:
-        kept, held_out = hold_out(len(train_set), DataMembers.strata.of(train_set), seed=config.seed)
+        kept, held_out = stratified_split(len(train_set), DataMembers.strata.get(train_set), seed=config.seed)
         if not len(held_out):
             raise ConfigError(
                 f"evaluate.select: a tenth of {len(train_set)} training samples held out for validation is empty; "
                 "use evaluate.select=test or more data"
             )
     train_reader = BatchReader(
-        train_set, build_transforms(transforms.train, {**facts, "num_epochs": config.train.epochs}), others=kept
+        train_set, build_transforms(transforms.train, {**facts, "num_epochs": config.train.epochs}), mixing_indices=kept
     )
-    train = Part(train_set, kept, train_reader, "train")
-    selection = Part(selection_set, held_out, _reader(selection_set, transforms.evaluate, facts), split)
+    train = DataSubset(train_set, kept, train_reader, "train")
+    selection = DataSubset(selection_set, held_out, _reader(selection_set, transforms.evaluate, facts), split)
     test = selection
     if test_set is not None:
-        test = Part(test_set, np.arange(len(test_set)), _reader(test_set, transforms.evaluate, facts), "test")
+        test = DataSubset(test_set, np.arange(len(test_set)), _reader(test_set, transforms.evaluate, facts), "test")
     _check_stated(config, train_reader.facts, selection.reader.facts)
     return Data(train, selection, test, {**facts, **train_reader.facts})
 
 
-def build_part(config: RunConfig, split: str) -> Part:
+def build_part(config: RunConfig, split: str) -> DataSubset:
     """One split of a config's data, read with its evaluation transforms."""
     dataset = _dataset(config, split)
-    return Part(
+    return DataSubset(
         dataset, np.arange(len(dataset)), _reader(dataset, config.transforms.evaluate, dataset.info.facts), split
     )
 
 
-def build_transforms(components: Sequence[Component], facts: Mapping[str, Any]) -> list[NamedTransform]:
+def build_transforms(components: Sequence[ComponentConfig], facts: Mapping[str, Any]) -> list[NamedTransform]:
     """The transforms of these blocks, in order."""
     return [NamedTransform(c.name, registry.transforms.build(c, facts=facts)) for c in components]
 
@@ -220,13 +220,13 @@ def build_model(config: RunConfig, facts: Mapping[str, Any], world: World) -> nn
 
     It is changed as the config states: what it learned can be loaded into it, weights for `init` cannot.
     """
-    return changed(_plain_model(config, facts, world), config, world)
+    return apply_model_changes(_plain_model(config, facts, world), config, world)
 
 
 def _plain_model(config: RunConfig, facts: Mapping[str, Any], world: World) -> nn.Module:
     seed_everything(config.seed)
     model = registry.models.build(config.model, facts=facts)
-    return model.to(world.device, Precision(config.train.precision).parameters)
+    return model.to(world.device, Precision(config.train.precision).parameter_dtype)
 
 
 def build_losses(config: RunConfig, facts: Mapping[str, Any], world: World) -> dict[str, Loss]:
@@ -234,7 +234,7 @@ def build_losses(config: RunConfig, facts: Mapping[str, Any], world: World) -> d
     losses: dict[str, Loss] = {each.name: registry.losses.build(each, facts=facts) for each in config.losses}
     for loss in losses.values():
         if learns(loss):
-            loss.to(world.device, Precision(config.train.precision).parameters)
+            loss.to(world.device, Precision(config.train.precision).parameter_dtype)
     return losses
 
 
@@ -245,14 +245,16 @@ def build_task(
     world: World,
     *,
     losses: Mapping[str, Loss] | None = None,
-) -> tuple[Task, list[Meter]]:
+) -> tuple[Task, list[BoundMetric]]:
     """The task with its losses bound to batch and outputs, and the metrics bound to batch and predictions.
 
     With a teacher, the losses are bound to its outputs, too. `losses` stand in for the config's own.
     """
     facts = data.facts
-    batch = Offer(f"data set '{config.data.name}'", data.train.reader.keys)
-    outputs = Offer(f"model '{config.model.name}'", outputs_of_model(model, owner=f"model '{config.model.name}'"))
+    batch = AvailableKeys(f"data set '{config.data.name}'", data.train.reader.keys)
+    outputs = AvailableKeys(
+        f"model '{config.model.name}'", model_output_keys(model, owner=f"model '{config.model.name}'")
+    )
     losses = build_losses(config, facts, world) if losses is None else losses
     wiring = {"model": model, "losses": losses, "batch_keys": batch, "output_keys": outputs}
     wiring["micro_batches"] = config.train.micro_batches
@@ -261,35 +263,39 @@ def build_task(
             task = registry.tasks.build(config.task, facts={**facts, **wiring})
         else:
             task = _distilled(config, facts, wiring, _teacher(config, facts, world))
-    predictions = Offer(f"task '{config.task.name}'", TaskMembers.predicts.of(task) | TaskMembers.offers.of(task))
+    predictions = AvailableKeys(
+        f"task '{config.task.name}'", TaskMembers.predicts.get(task) | TaskMembers.context_keys.get(task)
+    )
     meters = []
     for component, metric in zip(config.metrics, build_metrics(config.metrics, facts), strict=True):
-        update = bind(metric.update, batch, outputs, predictions, owner=f"metrics.{component.name}", skip=("state",))
-        meters.append(Meter(metric, update))
+        update = bind(metric.update, batch, outputs, predictions, owner=f"metrics.{component.name}", exclude=("state",))
+        meters.append(BoundMetric(metric, update))
     return task, meters
 
 
-def build_metrics(components: Sequence[Component], facts: Mapping[str, Any]) -> list[Metric]:
+def build_metrics(components: Sequence[ComponentConfig], facts: Mapping[str, Any]) -> list[Metric]:
     """The metrics of these blocks, in order. Raises ConfigError for a state that does not add up exactly."""
     metrics = []
     for component in components:
         metrics.append(registry.metrics.build(component, facts=facts))
-        fault = fault_of_state(metrics[-1])
+        fault = find_state_fault(metrics[-1])
         if fault is not None:
-            raise ConfigError(f"{component.where}: metric '{component.name}': {fault}")
+            raise ConfigError(f"{component.location}: metric '{component.name}': {fault}")
     return metrics
 
 
-def assert_same_facts(trained: Mapping[str, Any], found: Mapping[str, Any], run: Path) -> None:
+def check_same_facts(trained: Mapping[str, Any], actual_facts: Mapping[str, Any], run: Path) -> None:
     """Raises ConfigError where data are not of the kind that the model of a run was trained for."""
     for name in ("num_classes", "in_channels", "class_names", "num_joints", "joint_names"):
-        ours, theirs = trained.get(name), found.get(name)
+        ours, theirs = trained.get(name), actual_facts.get(name)
         theirs = tuple(theirs) if isinstance(theirs, list) else theirs
         if ours != theirs:
             raise ConfigError(f"{run}: was trained with {name} = {ours}; this data set has {theirs}")
 
 
-def _distilled(config: RunConfig, facts: Mapping[str, Any], wiring: Mapping[str, Any], teacher: nn.Module) -> Distilled:
+def _distilled(
+    config: RunConfig, facts: Mapping[str, Any], wiring: Mapping[str, Any], teacher: nn.Module
+) -> DistillationTask:
     """The task of the config, its losses bound to the outputs of a teacher as well. Raises ConfigError otherwise."""
     assert config.teacher is not None
     where, owner = _of_teacher(config), f"the teacher '{config.teacher.source}'"
@@ -305,8 +311,8 @@ def _distilled(config: RunConfig, facts: Mapping[str, Any], wiring: Mapping[str,
     for network, whose in ((wiring["model"], "the model"), (teacher, owner)):
         known = [name for name, _ in network.named_modules()]
         for name in set(features) - set(known):
-            raise ConfigError(f"{where}: teacher.features: {whose} has no module '{name}'{schema.nearest(name, known)}")
-    outputs = Offer(owner, outputs_of_model(teacher, owner=owner))
+            raise ConfigError(f"{where}: teacher.features: {whose} has no module '{name}'{schema.suggest(name, known)}")
+    outputs = AvailableKeys(owner, model_output_keys(teacher, owner=owner))
     alone = {"model": teacher, "losses": {}, "output_keys": outputs}
     try:
         lessons = registry.tasks.build(config.task, facts={**facts, **wiring, **alone})
@@ -314,9 +320,9 @@ def _distilled(config: RunConfig, facts: Mapping[str, Any], wiring: Mapping[str,
         raise ConfigError(*(f"{where}: {owner}: {fault}" for fault in error.faults)) from error
     if not isinstance(lessons, Supervised):
         raise ConfigError(f"{where}: the task '{config.task.name}' takes no teacher; only tasks by labels do")
-    taught = {"batch_keys": with_teacher(wiring["batch_keys"], outputs, features=features)}
+    taught = {"batch_keys": add_teacher_keys(wiring["batch_keys"], outputs, features=features)}
     parent = registry.tasks.build(config.task, facts={**facts, **wiring, **taught})
-    return Distilled(parent, teacher=teacher, lessons=lessons, features=features)
+    return DistillationTask(parent, teacher=teacher, teacher_task=lessons, features=features)
 
 
 def _teacher(config: RunConfig, facts: Mapping[str, Any], world: World) -> nn.Module:
@@ -328,24 +334,24 @@ def _teacher(config: RunConfig, facts: Mapping[str, Any], world: World) -> nn.Mo
     source = Path(config.teacher.source)
     try:
         assert_sha256(source, config.teacher.sha256)
-        run = checkpoint.run_around(source)
+        run = checkpoint.enclosing_run(source)
         if run is None:
             raise CheckpointError(f"{source}: no run is around the checkpoint; its config and facts describe the model")
         made_with = load_document(run / "environment.json").get("plugins", [])
         for line in check_recorded(made_with, loaded_plugins(), run=run):
-            world.on_first(logger.warning)("%s", line)
+            world.rank_zero_only(logger.warning)("%s", line)
         own, stated = read_config(run / "config.yaml"), read_facts(run)
-        assert_same_facts(stated, facts, run)
-        with kept_random_state():
+        check_same_facts(stated, facts, run)
+        with preserve_rng_state():
             model = build_model(own, stated, World(device=world.device))
-        load_weights(model, trained_weights.load(source, remedy="name it: teacher.from=PATH"))
+        load_weights(model, trained_weights.load_trained_state(source, remedy="name it: teacher.from=PATH"))
     except UserError as error:
         advice = "put the teacher's run back or name its place, teacher.from=PATH; teacher=null evaluates without it"
         raise ConfigError(f"{_of_teacher(config)}: {error}" + ("" if source.exists() else f"; {advice}")) from None
-    return model.to(world.device, Precision(config.train.precision).parameters)
+    return model.to(world.device, Precision(config.train.precision).parameter_dtype)
 
 
-def _of_teacher(config: RunConfig) -> Where | str:
+def _of_teacher(config: RunConfig) -> SourceLocation | str:
     return config.origins.get("teacher.from", "teacher.from")
 
 
@@ -358,39 +364,39 @@ def _with_teacher_noted(config: RunConfig) -> RunConfig:
 
 
 @contextmanager
-def _placed(losses: Sequence[Component]) -> Iterator[None]:
+def _placed(losses: Sequence[ComponentConfig]) -> Iterator[None]:
     """Name the place of a loss that takes what nobody offers, and the remedy."""
     try:
         yield
-    except UnboundError as error:
+    except UnknownKeyError as error:
         for component in losses:
             if str(error).removeprefix("the count of ").startswith(f"losses.{component.name} needs "):
-                place = dataclasses.replace(component.where, path="")
+                place = dataclasses.replace(component.location, path="")
                 advice = "take this loss out, or base the config on another"
                 if error.key == "teacher_modules":
                     advice = "name modules of model and teacher: teacher: {from: RUN, features: [MODULE]}"
                 elif error.key.startswith("teacher_"):
                     advice = "add a trained run as teacher: {from: RUN}, whose model returns it, or take this loss out"
-                raise UnboundError(f"{place}: {error}; {advice}") from error
+                raise UnknownKeyError(f"{place}: {error}; {advice}") from error
         made_by = " or ".join(f"'{name}'" for name in registry.transforms.names() if _adds(name, error.key))
         if made_by:
             advice = f"add {made_by}, which makes it, to transforms.train and to transforms.evaluate"
-            raise UnboundError(f"{error}; {advice}") from error
+            raise UnknownKeyError(f"{error}; {advice}") from error
         raise
 
 
 def _adds(transform: str, key: str) -> bool:
-    return key in TransformMembers.adds.of(registry.transforms.entry_of(transform).builder)
+    return key in TransformMembers.adds.get(registry.transforms.get_entry(transform).builder)
 
 
-def build_evaluator(config: RunConfig, part: Part, task: Task, meters: Sequence[Meter]) -> Evaluator:
+def build_evaluator(config: RunConfig, part: DataSubset, task: Task, meters: Sequence[BoundMetric]) -> Evaluator:
     """An evaluator of one part under the config's settings."""
     voting = None
     if config.evaluate.votes > 1:
         voting = _reader(part.dataset, (*config.transforms.evaluate, *config.transforms.vote), part.dataset.info.facts)
     return Evaluator(
         task=task,
-        meters=meters,
+        metrics=meters,
         reader=part.reader,
         indices=part.indices,
         batch_size=config.evaluate.batch_size,
@@ -400,20 +406,26 @@ def build_evaluator(config: RunConfig, part: Part, task: Task, meters: Sequence[
         precision=Precision(config.train.precision),
         voting_reader=voting,
         votes=config.evaluate.votes,
-        exact=frozenset(name for name, field in part.reader.fields.items() if field.is_exact),
+        exact_keys=frozenset(name for name, field in part.reader.fields.items() if field.is_exact),
     )
 
 
 def _build_job(
-    config: RunConfig, data: Data, world: World, model: nn.Module, task: Task, recipe: Recipe, losses: LearntLosses
-) -> Job:
+    config: RunConfig,
+    data: Data,
+    world: World,
+    model: nn.Module,
+    task: Task,
+    recipe: OptimizerSpec,
+    losses: LearntLosses,
+) -> TrainState:
     train = config.train
     if train.compile and config.distributed.sync_batch_norm and world.size > 1:
         raise ConfigError(
             f"{config.origins.get('train.compile', 'train.compile')}: torch cannot compile the reductions of "
             "distributed.sync_batch_norm over several processes; set one of the two to false"
         )
-    plan = Plan(
+    plan = BatchSampler(
         indices=data.train.indices,
         batch_size=train.batch_size,
         seed=config.seed,
@@ -424,20 +436,20 @@ def _build_job(
     num_steps = train.epochs * plan.steps_per_epoch
     if train.steps is not None:
         num_steps = min(num_steps, train.steps)
-    with registry.blame(config.optimizer):
+    with registry.locate_errors(config.optimizer):
         optimizer = recipe.build(model, losses)
     schedule = registry.schedules.build(
         config.schedule, facts={"num_steps": num_steps, "steps_per_epoch": plan.steps_per_epoch}
     )
     seed_everything(config.seed, world.rank + 1)
-    return Job(
+    return TrainState(
         model=model,
         task=task,
         optimizer=optimizer,
         schedule=schedule,
-        stream=Stream(plan, data.train.reader, world.rank, config.loader.workers, config.loader.prefetch),
+        stream=BatchStream(plan, data.train.reader, world.rank, config.loader.workers, config.loader.prefetch),
         num_steps=num_steps,
-        weights={component.name: component.weight for component in config.losses},
+        loss_weights={component.name: component.weight for component in config.losses},
         precision=Precision(train.precision),
         clip_norm=train.clip_norm,
         frozen=recipe.frozen,
@@ -451,14 +463,14 @@ def _build_job(
 
 def _dataset(config: RunConfig, split: str) -> Dataset:
     dataset = registry.data.build(config.data, facts={"split": split})
-    with registry.blame(config.data):
+    with registry.locate_errors(config.data):
         size = len(dataset)
     if size == 0:
-        raise ConfigError(f"{config.data.where}: the {split} part of data set '{config.data.name}' holds no samples")
+        raise ConfigError(f"{config.data.location}: the {split} part of data set '{config.data.name}' holds no samples")
     return dataset
 
 
-def _reader(dataset: Dataset, components: Sequence[Component], facts: Mapping[str, Any]) -> BatchReader:
+def _reader(dataset: Dataset, components: Sequence[ComponentConfig], facts: Mapping[str, Any]) -> BatchReader:
     return BatchReader(dataset, build_transforms(components, facts))
 
 
@@ -468,25 +480,25 @@ def _check_stated(config: RunConfig, training: Mapping[str, Any], evaluation: Ma
         ours, theirs = training.get(name), evaluation.get(name)
         if ours != theirs:
             places = (where for key, where in config.origins.items() if key.startswith("transforms.evaluate."))
-            where = next(places, config.data.where)
+            where = next(places, config.data.location)
             raise ConfigError(
                 f"{where}: transforms.train state {name} = {ours}, transforms.evaluate {theirs}; the model "
                 "sees both: give both the same transform that states it"
             )
 
 
-def _check_facts(data: Component, facts: Mapping[str, Any]) -> None:
+def _check_facts(data: ComponentConfig, facts: Mapping[str, Any]) -> None:
     """Facts have known names, and values that facts.json can hold."""
     for name, value in facts.items():
         if name not in registry.DATA_FACTS:
             raise ConfigError(
-                f"{data.where}: data set '{data.name}' states the fact '{name}', which is not one"
-                f"{schema.nearest(name, registry.DATA_FACTS)}"
+                f"{data.location}: data set '{data.name}' states the fact '{name}', which is not one"
+                f"{schema.suggest(name, registry.DATA_FACTS)}"
             )
         try:
             json.dumps(value)
         except TypeError as error:
             raise ConfigError(
-                f"{data.where}: data set '{data.name}' states the fact '{name}' as {value!r}, which a run cannot note "
+                f"{data.location}: data set '{data.name}' states the fact '{name}' as {value!r}, which a run cannot note "
                 f"({error}); give plain numbers and text, alone or in tuples (an array's .tolist())"
             ) from None

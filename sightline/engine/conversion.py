@@ -19,35 +19,35 @@ import torch
 from torch import Tensor, nn
 
 from sightline import registry
-from sightline.config import RunConfig, read_config, render
+from sightline.config import RunConfig, read_config, render_config
 from sightline.config.run_config import Init
-from sightline.config.show import show_inline, to_plain
-from sightline.data.store.native import sha256_of
+from sightline.config.yaml_writer import format_inline, to_plain
+from sightline.data.store.prepared_set import sha256_of
 from sightline.engine.build import build_model, build_transforms
 from sightline.engine.distributed import World
-from sightline.engine.loading import config_file
 from sightline.engine.precision import Precision, seed_everything
-from sightline.engine.records import kept_random_state
+from sightline.engine.records import preserve_rng_state
+from sightline.engine.run_loading import config_path_of_run
 from sightline.errors import CheckpointError, ConfigError, UserError
 from sightline.geometry.volumes import Axes
-from sightline.members import DataMembers, TransformMembers
-from sightline.models.published.published import OPTIONAL, published_name, translate, unused_names
+from sightline.models.published.published import OPTIONAL, convert_state_dict, published_name, unused_names
 from sightline.models.published.published_files import PublishedFile
 from sightline.models.published.published_model import PublishedModel
 from sightline.models.published.published_models import MODELS, layouts_of
 from sightline.models.published.published_sources import read_source
 from sightline.models.published.published_volumes import with_axes
+from sightline.optional_members import DataMembers, TransformMembers
 from sightline.plugins import Plugin
 from sightline.runs import checkpoint
-from sightline.runs.durable import disk_failure, sync_folder
-from sightline.runs.inputs import INPUTS, inputs_document
-from sightline.runs.lineage import LINEAGE
-from sightline.runs.run_directory import RunDirectory, environment
+from sightline.runs.atomic_files import disk_failure, sync_folder
+from sightline.runs.inputs import INPUTS_FILE, inputs_document
+from sightline.runs.lineage import LINEAGE_FILE
+from sightline.runs.run_directory import RunDirectory, collect_environment
 from sightline.runs.weights import load_weights
-from sightline.schema import nearest
-from sightline.types import Component, DataInfo
+from sightline.schema import suggest
+from sightline.types import ComponentConfig, DataInfo
 
-__all__ = ["Converted", "convert"]
+__all__ = ["ConversionResult", "convert_published_weights"]
 
 _SHOWN = 5
 _FIRST_POINTS = {"modelnet40": 1024}
@@ -55,7 +55,7 @@ _FIRST_POINTS = {"modelnet40": 1024}
 
 
 @dataclass(frozen=True)
-class Converted:
+class ConversionResult:
     """What was written: the run's folder, its lineage, and notes for the user."""
 
     path: Path
@@ -63,7 +63,7 @@ class Converted:
     notes: tuple[str, ...]
 
 
-def convert(
+def convert_published_weights(
     file: Path,
     *,
     layout: str,
@@ -74,7 +74,7 @@ def convert(
     plugins: Sequence[Plugin] = (),
     images: Path | None = None,
     axes: Axes = "xyz",
-) -> Converted:
+) -> ConversionResult:
     """Write the weights of a third-party file as a run at `target`; nothing is written where anything does not fit.
 
     The model is that of the layout, its sizes those of the tensors. All else is a config: of `config_path`, or a plain
@@ -119,7 +119,7 @@ def convert(
         )
     facts = {**info.facts, **_made_facts(config, info)}
     _assert_same_counts(counts, facts, config, published, file)
-    with kept_random_state():
+    with preserve_rng_state():
         seed_everything(config.seed)
         model = build_model(config, {**facts, **counts}, World())
     _fill(model, weights, layout, file, fresh)
@@ -138,7 +138,7 @@ def convert(
         **({} if axes == "xyz" else {"axes": axes}),
     }
     _write(target, config, info, facts, model, lineage, plugins)
-    return Converted(target, lineage, tuple(notes))
+    return ConversionResult(target, lineage, tuple(notes))
 
 
 def _assert_free(target: Path) -> None:
@@ -151,7 +151,7 @@ def _published(layout: str) -> PublishedModel:
     if layout not in MODELS:
         otherwise = f"; there are {', '.join(MODELS)}"
         raise CheckpointError(
-            f"--layout {layout}: no such layout is known{nearest(layout, MODELS, otherwise=otherwise)}"
+            f"--layout {layout}: no such layout is known{suggest(layout, MODELS, otherwise=otherwise)}"
         )
     return MODELS[layout]
 
@@ -184,7 +184,7 @@ def _of_classes(weights: dict[str, Tensor], published: PublishedModel, info: Dat
     size, places = published.num_classes, published.class_places
     if size is None or not places or size.name not in weights or size.of(weights) != max(places) + 1:
         return weights
-    promise = DataMembers.promise.of(registry.data.entry_of(published.protocol.data).builder)
+    promise = DataMembers.expected_info.get(registry.data.get_entry(published.protocol.data).builder)
     assert promise is not None, published.protocol.data
     place_of = dict(zip(promise().facts["class_names"], places, strict=True))
     names = info.facts.get("class_names", ())
@@ -208,13 +208,13 @@ def _about_head(num_classes: int | None, info: DataInfo, config: RunConfig) -> s
 def _translated(source: PublishedFile, layout: str, published: PublishedModel, file: Path) -> dict[str, Tensor]:
     """The weights under our names, every one that the model needs. Raises CheckpointError naming what does not fit."""
     try:
-        weights = translate(source.state, layout)
+        weights = convert_state_dict(source.state, layout)
     except CheckpointError as error:
         raise CheckpointError(f"{file}: {error}{_suggestion(source.state, layout)}") from None
     # The names do not depend on the sizes.
     facts = {"num_classes": 2, "in_channels": 9, "num_categories": 2, "num_joints": 2}
-    with kept_random_state(), torch.device("meta"):
-        model = registry.models.build(Component(published.model, _nested(_arguments(published))), facts=facts)
+    with preserve_rng_state(), torch.device("meta"):
+        model = registry.models.build(ComponentConfig(published.model, _nested(_arguments(published))), facts=facts)
     needed = _without(model.state_dict(), _left_fresh(weights, layout))
     missing = [published_name(name, layout) for name in needed if name not in weights]
     if missing:
@@ -304,7 +304,7 @@ def _config(
     if path is not None and data_name is not None:
         raise UserError("convert-weights: --config has its own data; give --config or --data")
     if path is not None:
-        return read_config(config_file(path), overrides)
+        return read_config(config_path_of_run(path), overrides)
     with tempfile.TemporaryDirectory() as folder:
         plain = Path(folder) / f"{layout}.yaml"
         data_name = data_name or published.protocol.data
@@ -335,7 +335,7 @@ def _plain_recipe(layout: str, published: PublishedModel, counts: Mapping[str, i
         "train": {"epochs": 10, "batch_size": 32},
         "evaluate": {"metric": protocol.metric, "batch_size": protocol.batch_size},
     }
-    return "".join(f"{key}: {show_inline(value)}\n" for key, value in sections.items())
+    return "".join(f"{key}: {format_inline(value)}\n" for key, value in sections.items())
 
 
 def _with_model(
@@ -348,20 +348,20 @@ def _with_model(
     model = config.model
     if model.name != published.model:
         raise ConfigError(
-            f"{model.where}: the config's model is '{model.name}', the layout '{layout}' is of '{published.model}'; "
+            f"{model.location}: the config's model is '{model.name}', the layout '{layout}' is of '{published.model}'; "
             f"set model.name={published.model}"
         )
     for name, encoder in published.encoders.items():
-        found: Component = model.arguments[name]
+        found: ComponentConfig = model.arguments[name]
         if found.name != encoder:
             raise ConfigError(
-                f"{found.where}: is '{found.name}', the layout '{layout}' is of '{encoder}'; set "
+                f"{found.location}: is '{found.name}', the layout '{layout}' is of '{encoder}'; set "
                 f"model.{name}.name={encoder}"
             )
     for path, size in sizes.items():
         value = _at(model, path)
         if path in model.origins and value != size:
-            raise ConfigError(f"{model.origins[path]}: is {show_inline(value)}, the weights have {size}; remove it")
+            raise ConfigError(f"{model.origins[path]}: is {format_inline(value)}, the weights have {size}; remove it")
     assumed = {name: value for name, value in published.assumed.items() if name not in model.origins}
     changed = _replaced(model, {**sizes, **assumed})
     return dataclasses.replace(config, model=changed, init=Init(str(target.resolve()))), assumed
@@ -373,13 +373,13 @@ def _resized(transforms: Sequence[Mapping[str, Any]], sizes: Mapping[str, int]) 
     return tuple({**each, **size} if each["name"] == "resize_image" else each for each in transforms)
 
 
-def _at(component: Component, path: str) -> Any:
+def _at(component: ComponentConfig, path: str) -> Any:
     """The argument at a dotted path."""
     name, _, rest = path.partition(".")
     return _at(component.arguments[name], rest) if rest else component.arguments[name]
 
 
-def _replaced(component: Component, values: Mapping[str, Any]) -> Component:
+def _replaced(component: ComponentConfig, values: Mapping[str, Any]) -> ComponentConfig:
     """The component with other values at these dotted paths."""
     arguments = dict(component.arguments)
     for path, value in values.items():
@@ -393,7 +393,7 @@ def _info(config: RunConfig) -> tuple[DataInfo, list[str]]:
 
     A set of the user's own promises nothing: it is read.
     """
-    promise = DataMembers.promise.of(registry.data.entry(config.data).builder)
+    promise = DataMembers.expected_info.get(registry.data.entry(config.data).builder)
     if promise is None:
         own: DataInfo = registry.data.build(config.data, facts={"split": "train"}).info
         return own, []
@@ -414,7 +414,7 @@ def _made_facts(config: RunConfig, info: DataInfo) -> dict[str, Any]:
     """The facts that the transforms of evaluation state in place of the data set's."""
     made: dict[str, Any] = {}
     for transform in build_transforms(config.transforms.evaluate, info.facts):
-        made |= TransformMembers.facts.of(transform.apply)
+        made |= TransformMembers.facts.get(transform.apply)
     return made
 
 
@@ -458,14 +458,14 @@ def _write(
         staging.mkdir()
         directory = RunDirectory(staging, is_writer=True)
         record = {"plugins": [plugin.record() for plugin in plugins], "checked": False, "num_processes": 1}
-        directory.write_json("environment.json", environment() | record)
+        directory.write_json("environment.json", collect_environment() | record)
         for plugin in plugins:
             directory.write_text(f"plugins/{plugin.path.name}", plugin.text)
         directory.write_json("facts.json", to_plain(dict(facts)))
-        directory.write_json(INPUTS, inputs_document(info))
-        directory.write_json(LINEAGE, lineage)
+        directory.write_json(INPUTS_FILE, inputs_document(info))
+        directory.write_json(LINEAGE_FILE, lineage)
         checkpoint.save(staging, _snapshot(config, model), keep_last=1, is_best=True)
-        directory.write_text("config.yaml", render(config, origins=False))
+        directory.write_text("config.yaml", render_config(config, origins=False))
         os.rename(staging, target)
         sync_folder(target.parent)
     except OSError as error:
@@ -485,7 +485,7 @@ def _snapshot(config: RunConfig, model: nn.Module) -> checkpoint.Snapshot:
         "epoch": 0,
         "groups": [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups],
         "best": {"step": None, "value": None, "metric": config.evaluate.metric},
-        "random": [checkpoint.random_state()],
+        "random": [checkpoint.get_rng_state()],
         "scaler": scaler.state_dict(),
         "unwritten": [],
         "versions": {"torch": torch.__version__},

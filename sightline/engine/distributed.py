@@ -24,13 +24,13 @@ import torch.distributed as dist
 import torch.distributed.nn.functional  # before the process group: see World.close
 from torch import Tensor, nn
 
-from sightline.engine.failure import PeerLostError, leave, report_failure
-from sightline.engine.gradients import buckets_of, flatten_gradients, set_gradients
-from sightline.engine.launch import Place, meeting_place, place_in_launch
-from sightline.engine.memory import keep_freed_memory
-from sightline.engine.watchdog import Watchdog, place_of
+from sightline.engine.allocator import keep_freed_memory
+from sightline.engine.failure import PeerLostError, exit_process, report_failure
+from sightline.engine.gradients import flatten_gradients, make_buckets, set_gradients
+from sightline.engine.launcher import RankInfo, rank_info_from_environment, rendezvous_address
+from sightline.engine.watchdog import Watchdog, format_user_frame
 from sightline.errors import RunError, UserError
-from sightline.layers.batch_norm import synchronise
+from sightline.layers.batch_norm import convert_sync_batchnorm
 from sightline.runs.run_directory import RunDirectory
 
 __all__ = ["World", "start_world"]
@@ -57,60 +57,64 @@ class World:
 
     # --- numbers ------------------------------------------------------------------------------------------------------
 
-    def all_reduce_sum(self, tensors: Mapping[str, Tensor], *, what: str = "sums") -> dict[str, Tensor]:
+    def all_reduce_sum(self, tensors: Mapping[str, Tensor], *, operation: str = "sums") -> dict[str, Tensor]:
         """The sum of each tensor over all processes, the same bits everywhere; one collective per dtype."""
-        totals = self._sum(tensors, what=what)
-        self._finish(f"all_reduce of {what}")
+        totals = self._all_reduce(tensors, operation=operation)
+        self._finish(f"all_reduce of {operation}")
         return totals
 
-    def gather_rows(self, rows: Tensor, *, what: str = "rows") -> tuple[Tensor, int]:
+    def gather_rows(self, rows: Tensor, *, operation: str = "rows") -> tuple[Tensor, int]:
         """Everyone's rows in rank order, and the place where ours begin; ranks may hold different numbers of rows."""
         if self.size == 1:
             return rows.detach(), 0
         sizes = torch.zeros(self.size, dtype=torch.int64)
         sizes[self.rank] = len(rows)
-        counts: list[int] = self.all_reduce_sum({"rows": sizes}, what=f"the number of {what}")["rows"].tolist()
+        counts: list[int] = self.all_reduce_sum({"rows": sizes}, operation=f"the number of {operation}")[
+            "rows"
+        ].tolist()
         # As bytes: whatever the dtype, it travels unchanged.
         row_bytes = rows.element_size() * rows.shape[1:].numel()
         padded = torch.zeros(max(counts) * row_bytes, dtype=torch.uint8, device=self.device)
         padded[: len(rows) * row_bytes] = rows.detach().contiguous().reshape(-1).view(torch.uint8)
         everyone = [torch.empty_like(padded) for _ in counts]
-        with self._meeting(f"all_gather of {what}", f"rows {_form(rows[:0])}", padded):
+        with self._meeting(f"all_gather of {operation}", f"rows {_form(rows[:0])}", padded):
             dist.all_gather(everyone, padded)
         joined = torch.cat([part[: count * row_bytes] for part, count in zip(everyone, counts, strict=True)])
-        self._finish(f"all_gather of {what}")
+        self._finish(f"all_gather of {operation}")
         whole = joined.view(rows.dtype).view(sum(counts), *rows.shape[1:])
         return whole.to(rows.device), sum(counts[: self.rank])
 
-    def gather_text(self, text: str, *, what: str = "text") -> list[str]:
+    def gather_text(self, text: str, *, operation: str = "text") -> list[str]:
         """Everyone's text, in rank order."""
         if self.size == 1:
             return [text]
         encoded = torch.tensor(list(text.encode()), dtype=torch.uint8, device=self.device)
-        joined, _ = self.gather_rows(encoded, what=what)
-        sizes, _ = self.gather_rows(torch.tensor([len(encoded)], device=self.device), what=f"lengths of {what}")
+        joined, _ = self.gather_rows(encoded, operation=operation)
+        sizes, _ = self.gather_rows(
+            torch.tensor([len(encoded)], device=self.device), operation=f"lengths of {operation}"
+        )
         return [bytes(part.tolist()).decode() for part in joined.split(sizes.tolist())]
 
-    def broadcast_text(self, text: str, *, what: str = "text") -> str:
+    def broadcast_text(self, text: str, *, operation: str = "text") -> str:
         """The first process's text, on every process."""
-        return self.gather_text(text if self.rank == 0 else "", what=what)[0]
+        return self.gather_text(text if self.rank == 0 else "", operation=operation)[0]
 
-    def from_first(self, make: Callable[[], str], *, what: str = "text") -> str:
+    def broadcast_from_rank_zero(self, compute: Callable[[], str], *, operation: str = "text") -> str:
         """The text that the first process makes, on every process; the others make none."""
-        return self.broadcast_text(make() if self.rank == 0 else "", what=what)
+        return self.broadcast_text(compute() if self.rank == 0 else "", operation=operation)
 
-    def on_first(self, function: Callable[P, T]) -> Callable[P, T | None]:
+    def rank_zero_only(self, function: Callable[P, T]) -> Callable[P, T | None]:
         """The function itself on the first process; elsewhere one that does nothing and returns None."""
         return function if self.rank == 0 else _nothing
 
     def barrier(self, name: str) -> None:
         """Wait until every process is here; a time-out names those that are missing and where they are."""
         if self.size > 1:
-            self.all_reduce_sum({"here": torch.ones((), dtype=torch.int64)}, what=f"barrier '{name}'")
+            self.all_reduce_sum({"here": torch.ones((), dtype=torch.int64)}, operation=f"barrier '{name}'")
 
     # --- models -------------------------------------------------------------------------------------------------------
 
-    def replicate(self, model: nn.Module) -> nn.Module:
+    def broadcast_weights(self, model: nn.Module) -> nn.Module:
         """The model to run forward in training, with the first process's weights everywhere.
 
         Raises RunError where processes have built different models.
@@ -118,21 +122,23 @@ class World:
         if self.size == 1:
             return model
         entries = [*model.named_parameters(), *model.named_buffers()]
-        texts = self.gather_text("\n".join(f"{name}: {_form(tensor)}" for name, tensor in entries), what="model's form")
+        texts = self.gather_text(
+            "\n".join(f"{name}: {_form(tensor)}" for name, tensor in entries), operation="model's form"
+        )
         _assert_same_form(texts)
-        self._spread([tensor for _, tensor in entries], what="the model's first weights")
+        self._broadcast([tensor for _, tensor in entries], operation="the model's first weights")
         return model
 
     @contextlib.contextmanager
-    def reduce_gradients(self, model: nn.Module, *, now: bool) -> Iterator[None]:
-        """After the block, and where `now` is true, every gradient is the sum of those of all processes.
+    def reduce_gradients(self, model: nn.Module, *, is_last_micro_batch: bool) -> Iterator[None]:
+        """After the block, and where `is_last_micro_batch` is true, every gradient is the sum of those of all processes.
 
         A gradient that no process has stays None, whatever parts of the model each of them used.
         """
         yield
-        if self.size > 1 and now:
+        if self.size > 1 and is_last_micro_batch:
             parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-            buckets = buckets_of(parameters)
+            buckets = make_buckets(parameters)
             with self._meeting("all_reduce of gradients", f"{len(buckets)} buckets", *parameters):
                 flats = [flatten_gradients(bucket) for bucket in buckets]
                 for work in [dist.all_reduce(flat, async_op=True) for flat in flats]:
@@ -140,14 +146,14 @@ class World:
             for bucket, flat in zip(buckets, flats, strict=True):
                 set_gradients(bucket, flat)
 
-    def synchronise_batch_norm(self, model: nn.Module) -> nn.Module:
+    def convert_sync_batchnorm(self, model: nn.Module) -> nn.Module:
         """Batch norms whose statistics are those of the batch over all processes."""
-        return model if self.size == 1 else synchronise(model, self._differentiable_sum)
+        return model if self.size == 1 else convert_sync_batchnorm(model, self._differentiable_sum)
 
-    def make_equal(self, model: nn.Module) -> None:
+    def broadcast_buffers(self, model: nn.Module) -> None:
         """Give every process the buffers of the first (batch statistics differ between them while training)."""
         if self.size > 1:
-            self._spread(list(model.buffers()), what="the model's buffers")
+            self._broadcast(list(model.buffers()), operation="the model's buffers")
 
     # --- files and order ----------------------------------------------------------------------------------------------
 
@@ -169,23 +175,23 @@ class World:
 
     # --- inside -------------------------------------------------------------------------------------------------------
 
-    def _sum(self, tensors: Mapping[str, Tensor], *, what: str) -> dict[str, Tensor]:
+    def _all_reduce(self, tensors: Mapping[str, Tensor], *, operation: str) -> dict[str, Tensor]:
         if self.size == 1:
             return dict(tensors)
         totals: dict[str, Tensor] = {}
         for dtype in sorted({tensor.dtype for tensor in tensors.values()}, key=str):
-            assert dtype != torch.bool, f"{what}: booleans have no sum; give whole numbers"
+            assert dtype != torch.bool, f"{operation}: booleans have no sum; give whole numbers"
             names = sorted(name for name, tensor in tensors.items() if tensor.dtype == dtype)
             wide = torch.int32 if dtype == torch.int16 else dtype  # gloo does not support int16
             flat = torch.cat([tensors[name].detach().reshape(-1).to(self.device, wide) for name in names])
-            with self._meeting(f"all_reduce of {what} ({', '.join(names[:5])})", ", ".join(names), flat):
+            with self._meeting(f"all_reduce of {operation} ({', '.join(names[:5])})", ", ".join(names), flat):
                 dist.all_reduce(flat)
             parts = flat.to(dtype).split([tensors[name].numel() for name in names])
             totals |= {n: part.view(tensors[n].shape) for n, part in zip(names, parts, strict=True)}
         return {name: totals[name] for name in tensors}
 
     @torch.no_grad()
-    def _spread(self, tensors: Sequence[Tensor], *, what: str) -> None:
+    def _broadcast(self, tensors: Sequence[Tensor], *, operation: str) -> None:
         """Give every process the first one's values, as bytes."""
         if not tensors:
             return
@@ -193,34 +199,34 @@ class World:
         flat = torch.cat(
             [row.view(torch.uint8) for row in rows]
         )  # a stride of 2 is contiguous, too, for a single entry
-        with self._meeting(f"broadcast of {what}", "", flat):
+        with self._meeting(f"broadcast of {operation}", "", flat):
             dist.broadcast(flat, src=0)
         if self.rank > 0:
             parts = flat.split([tensor.numel() * tensor.element_size() for tensor in tensors])
             for tensor, part in zip(tensors, parts, strict=True):
                 tensor.copy_(part.clone().view(tensor.dtype).view(tensor.shape))
-        self._finish(f"broadcast of {what}")
+        self._finish(f"broadcast of {operation}")
 
-    def _finish(self, what: str) -> None:
+    def _finish(self, operation: str) -> None:
         """Let the host wait for a collective on a GPU, so that the watchdog sees it wait."""
         if self.size > 1 and self.device.type == "cuda":
-            with self._meeting(what, None):
+            with self._meeting(operation, None):
                 torch.cuda.synchronize(self.device)
 
     @contextlib.contextmanager
-    def _meeting(self, what: str, details: str | None, *tensors: Tensor) -> Iterator[None]:
+    def _meeting(self, operation: str, details: str | None, *tensors: Tensor) -> Iterator[None]:
         """A block that waits for the other processes: agreed on before where asked for, watched, its failures named."""
         if self.agreement is not None and details is not None:
-            with self._watched(f"agreement on {what}"):
-                self.agreement.reach(what, details, tensors)
-        with self._watched(what):
+            with self._watched(f"agreement on {operation}"):
+                self.agreement.reach(operation, details, tensors)
+        with self._watched(operation):
             try:
                 yield
             except RuntimeError as error:
-                raise _broken(what, error) from error
+                raise _broken(operation, error) from error
 
-    def _watched(self, what: str) -> AbstractContextManager[None]:
-        return contextlib.nullcontext() if self.watchdog is None else self.watchdog.waiting(what)
+    def _watched(self, operation: str) -> AbstractContextManager[None]:
+        return contextlib.nullcontext() if self.watchdog is None else self.watchdog.watch_collective(operation)
 
     def _differentiable_sum(self, tensor: Tensor) -> Tensor:
         return _SumOverProcesses.apply(tensor, self)
@@ -236,11 +242,13 @@ class _SumOverProcesses(torch.autograd.Function):
     @staticmethod
     def forward(ctx, tensor: Tensor, world: World) -> Tensor:  # type: ignore[no-untyped-def]
         ctx.world = world
-        return world._sum({"statistics": tensor}, what="batch statistics")["statistics"]
+        return world._all_reduce({"statistics": tensor}, operation="batch statistics")["statistics"]
 
     @staticmethod
     def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[no-untyped-def]
-        return ctx.world._sum({"gradient": gradient}, what="gradients of batch statistics")["gradient"], None
+        return ctx.world._all_reduce({"gradient": gradient}, operation="gradients of batch statistics")[
+            "gradient"
+        ], None
 
 
 # --- agreement --------------------------------------------------------------------------------------------------------
@@ -260,7 +268,7 @@ class _Agreement:
 
     def reach(self, what: str, details: str, tensors: Sequence[Tensor]) -> None:
         self._number += 1
-        site = place_of(sys._getframe())
+        site = format_user_frame(sys._getframe())
         forms = " ".join(_form(tensor) for tensor in tensors[:20])
         shown = f"collective {self._number}: {what} [{details}] of {forms} at {site}".encode()[: self._NUM_BYTES]
         mine = torch.tensor(list(shown.ljust(self._NUM_BYTES)), dtype=torch.uint8)
@@ -300,7 +308,7 @@ def start_world(*, device: str = "auto", timeout_s: float = 600.0) -> Iterator[W
     Raises UserError for an environment that is incomplete or a device that this machine lacks, RunError where the
     processes do not come together.
     """
-    place = place_in_launch()
+    place = rank_info_from_environment()
     chosen = _device(device, place.local_rank)
     if chosen.type == "cpu":
         keep_freed_memory()
@@ -323,16 +331,16 @@ def start_world(*, device: str = "auto", timeout_s: float = 600.0) -> Iterator[W
             raise
 
 
-def _meet(place: Place, timeout_s: float) -> tuple[dist.Store, Watchdog]:
+def _meet(place: RankInfo, timeout_s: float) -> tuple[dist.Store, Watchdog]:
     """Wait until every process has come to the store, and watch from then on."""
     store = _store(place, timeout_s)
     # The watchdog has a connection of its own: one that is blocked in a long call would block its messages.
     listening = _store(place, timeout_s, is_second=True)
     watchdog = Watchdog(store=listening, rank=place.rank, size=place.size, timeout_s=timeout_s)
-    watchdog.present()
+    watchdog.register()
     started = time.monotonic()
     patience_s = max(timeout_s, _LEAST_START_S)
-    while missing := watchdog.missing():
+    while missing := watchdog.missing_ranks():
         if time.monotonic() - started > patience_s:
             ranks = ", ".join(map(str, missing))
             raise RunError(f"{len(missing)} of {place.size} processes have not come in {patience_s:g} s: rank {ranks}")
@@ -341,7 +349,7 @@ def _meet(place: Place, timeout_s: float) -> tuple[dist.Store, Watchdog]:
     return store, watchdog
 
 
-def _join(place: Place, device: torch.device, store: dist.Store, watchdog: Watchdog, timeout_s: float) -> World:
+def _join(place: RankInfo, device: torch.device, store: dist.Store, watchdog: Watchdog, timeout_s: float) -> World:
     backend = "cuda:nccl,cpu:gloo" if device.type == "cuda" else "gloo"
     # Our watchdog reports a hang at `timeout_s`; torch's own limit only has to come after it.
     limit = datetime.timedelta(seconds=2 * timeout_s + 30)
@@ -352,10 +360,10 @@ def _join(place: Place, device: torch.device, store: dist.Store, watchdog: Watch
     return world
 
 
-def _store(place: Place, timeout_s: float, *, is_second: bool = False) -> dist.Store:
+def _store(place: RankInfo, timeout_s: float, *, is_second: bool = False) -> dist.Store:
     """A connection to the store that the processes meet in: torchrun's agent holds it, or else the first process."""
     environment = os.environ
-    host, port = meeting_place()
+    host, port = rendezvous_address()
     is_holder = place.rank == 0 and not is_second and environment.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
     patience_s = max(timeout_s, _LEAST_START_S)
     if is_holder:
@@ -393,8 +401,8 @@ def _follow(error: PeerLostError, watchdog: Watchdog) -> NoReturn:
     """End because another process did: the launcher may do it at once, and the reason is reported as a consequence."""
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    report_failure(f"{watchdog.why_lost()}; {error}", exit_code=1, is_consequence=True)
-    leave(1)
+    report_failure(f"{watchdog.peer_failure_reason()}; {error}", exit_code=1, is_consequence=True)
+    exit_process(1)
 
 
 @contextlib.contextmanager

@@ -14,43 +14,51 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sightline.binding import Bound
+from sightline.binding import BoundFunction
+from sightline.engine.batch_stream import BatchLoader, evaluation_keys, read_batches
 from sightline.engine.device import to_device
 from sightline.engine.distributed import World
 from sightline.engine.precision import Precision
-from sightline.engine.step import Clock, Task, batch_step, mean
-from sightline.engine.stream import Reader, evaluation_keys, read_batches
+from sightline.engine.step import StepTimer, Task, divide_by_count, single_batch_step
 from sightline.errors import RunError
-from sightline.members import MetricMembers, TaskMembers
-from sightline.metrics.base import Metric, State, fresh_state, pool_states, row_states, sorted_rows
+from sightline.metrics.base import Metric, State, make_state, pool_states, row_states, sorted_rows
+from sightline.optional_members import MetricMembers, TaskMembers
 from sightline.pictures import Picture
 from sightline.types import Batch, SampleKey
 
-__all__ = ["Evaluation", "Evaluator", "Keep", "Measured", "Meter", "evaluation_of", "pooled"]
+__all__ = [
+    "BatchCallback",
+    "BoundMetric",
+    "Evaluation",
+    "Evaluator",
+    "MetricResult",
+    "make_evaluation",
+    "pool_evaluations",
+]
 
 
 _NUM_HARD = 5
-Keep = Callable[[Batch, Mapping[str, Any]], None]
+BatchCallback = Callable[[Batch, Mapping[str, Any]], None]
 """What is to happen with a batch and its predictions, besides being measured."""
 
 
 @dataclass(frozen=True)
-class Meter:
+class BoundMetric:
     """A metric and how its update is bound to batch and prediction keys."""
 
     metric: Metric
-    update: Bound
+    update: BoundFunction
 
 
 @dataclass(frozen=True)
-class Measured:
+class MetricResult:
     """A meter's state over a whole part, of plain predictions or, with a suffix, of voted ones."""
 
-    meter: Meter
+    metric: BoundMetric
     suffix: str
     state: State
 
-    def labelled(self, values: Mapping[str, Any]) -> dict[str, Any]:
+    def add_suffix(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """The values under their names with the suffix; a class's count is the same for all."""
         return {name if name == "count" else f"{name}{self.suffix}": value for name, value in values.items()}
 
@@ -69,8 +77,8 @@ class Evaluation:
     num_samples: int
     seconds: float
     pictures: tuple[Picture, ...] = ()
-    measured: tuple[Measured, ...] = field(default=(), repr=False, compare=False)
-    parts: Mapping[str, float] = field(default_factory=dict, compare=False)
+    results: tuple[MetricResult, ...] = field(default=(), repr=False, compare=False)
+    phase_seconds: Mapping[str, float] = field(default_factory=dict, compare=False)
 
     @property
     def hard_classes(self) -> dict[str, Any]:
@@ -79,13 +87,13 @@ class Evaluation:
         By the first figure per class of the first metric that states which of its values are better; empty without one.
         A class that is as good as the best is not listed.
         """
-        for one in self.measured:
-            per_class_of = MetricMembers.per_class.of(one.meter.metric)
+        for one in self.results:
+            per_class_of = MetricMembers.per_class.get(one.metric.metric)
             if per_class_of is None or one.suffix:
                 continue
             rows = {name: row for name, row in per_class_of(one.state).items() if row.get("count", 1)}
             figure = next((name for row in rows.values() for name in row if name != "count"), "")
-            better = MetricMembers.higher_is_better.of(one.meter.metric)
+            better = MetricMembers.higher_is_better.get(one.metric.metric)
             is_higher = better.get(figure) if isinstance(better, Mapping) else better
             known = {name: row[figure] for name, row in rows.items() if not math.isnan(row.get(figure, math.nan))}
             if is_higher is not None and known:
@@ -96,21 +104,21 @@ class Evaluation:
         return {}
 
 
-def pooled(evaluations: Sequence[Evaluation]) -> Evaluation:
+def pool_evaluations(evaluations: Sequence[Evaluation]) -> Evaluation:
     """Evaluations of different samples by the same metrics as one, from their states; means of losses are left out."""
     first, *others = evaluations
     measured = []
-    for place, one in enumerate(first.measured):
-        states = [one.state, *(other.measured[place].state for other in others)]
-        measured.append(dataclasses.replace(one, state=pool_states(one.meter.metric, states)))
+    for place, one in enumerate(first.results):
+        states = [one.state, *(other.results[place].state for other in others)]
+        measured.append(dataclasses.replace(one, state=pool_states(one.metric.metric, states)))
     num_samples = sum(evaluation.num_samples for evaluation in evaluations)
-    return evaluation_of(measured, num_samples=num_samples, seconds=sum(each.seconds for each in evaluations))
+    return make_evaluation(measured, num_samples=num_samples, seconds=sum(each.seconds for each in evaluations))
 
 
-def evaluation_of(measured: Sequence[Measured], *, num_samples: int, seconds: float) -> Evaluation:
+def make_evaluation(measured: Sequence[MetricResult], *, num_samples: int, seconds: float) -> Evaluation:
     """What the states of whole parts amount to, without losses."""
     metrics, per_class, tables = _figures(measured)
-    return Evaluation(metrics, {}, per_class, tables, num_samples, seconds, measured=tuple(measured))
+    return Evaluation(metrics, {}, per_class, tables, num_samples, seconds, results=tuple(measured))
 
 
 @dataclass(frozen=True)
@@ -122,83 +130,83 @@ class Evaluator:
     """
 
     task: Task
-    meters: Sequence[Meter]
-    reader: Reader
+    metrics: Sequence[BoundMetric]
+    reader: BatchLoader
     indices: np.ndarray
     batch_size: int
     loss_names: tuple[str, ...] = ()
     seed: int = 0
     workers: int = 0
     precision: Precision = field(default_factory=lambda: Precision("float32"))
-    voting_reader: Reader | None = None
+    voting_reader: BatchLoader | None = None
     votes: int = 1
-    members: tuple[nn.Module, ...] = ()
-    exact: frozenset[str] = frozenset()
+    ensemble_models: tuple[nn.Module, ...] = ()
+    exact_keys: frozenset[str] = frozenset()
 
     def __call__(
-        self, model: nn.Module, world: World, *, pictures: bool = False, keep: Keep | None = None
+        self, model: nn.Module, world: World, *, pictures: bool = False, on_batch: BatchCallback | None = None
     ) -> Evaluation:
         """Whole batches are dealt to processes in turn; the only collective comes at the end.
 
-        `keep` is given each batch of this process with its predictions, the voted ones where there are votes.
+        `on_batch` is given each batch of this process with its predictions, the voted ones where there are votes.
         """
-        started, clock = time.perf_counter(), Clock(self.task, rest="interpret")
+        started, clock = time.perf_counter(), StepTimer(self.task, remainder="interpret")
         was_training = model.training
         model.eval()
         plan = evaluation_keys(self.indices, self.batch_size, epoch=0, seed=self.seed)
-        ledger = _Ledger(num_batches=len(plan), indices=self.indices, loss_names=self.loss_names)
+        ledger = _SampleLedger(num_batches=len(plan), indices=self.indices, loss_names=self.loss_names)
         tallies = [
-            _Tally(meter, suffix, world.device, num_samples=len(ledger.seen))
+            _MetricAccumulator(meter, suffix, world.device, num_samples=len(ledger.seen))
             for suffix in self._suffixes()
-            for meter in self.meters
+            for meter in self.metrics
         ]
         drawn: tuple[Picture, ...] = ()
         numbers = range(world.rank, len(plan), world.size)
         batches = read_batches(self.reader, (plan[number] for number in numbers), self.workers)
         with torch.no_grad(), contextlib.closing(batches):
             for number, batch in zip(numbers, batches, strict=True):
-                clock.lap("data")
-                kept = {name: batch[name].to(world.device) for name in self.exact}
-                batch = {**to_device(batch, world.device, floats=self.precision.parameters), **kept}
+                clock.end_phase("data")
+                kept = {name: batch[name].to(world.device) for name in self.exact_keys}
+                batch = {**to_device(batch, world.device, float_dtype=self.precision.parameter_dtype), **kept}
                 ledger.saw(batch["sample_index"])
-                clock.lap("transfer")
+                clock.end_phase("transfer")
                 predictions = self._predict(model, batch, world, ledger, number, clock)
                 by_suffix = {"": predictions, **self._voted(model, plan[number], predictions, world)}
                 by_suffix |= self._joint_prediction(batch, predictions, world)
                 if len(by_suffix) > 1:
-                    clock.lap("votes")
+                    clock.end_phase("votes")
                 for tally in tallies:
                     tally.update(batch, by_suffix[tally.suffix])
-                if keep is not None:
-                    keep(batch, by_suffix[self._suffixes()[-1]])
-                if number == 0 and pictures and (show := TaskMembers.show.of(self.task)) is not None:
+                if on_batch is not None:
+                    on_batch(batch, by_suffix[self._suffixes()[-1]])
+                if number == 0 and pictures and (show := TaskMembers.show.get(self.task)) is not None:
                     drawn = tuple(show(batch, predictions))
-                clock.lap("metrics")
+                clock.end_phase("metrics")
         model.train(was_training)
         evaluation = self._reduce(tallies, ledger, world, started)
         if pictures:
-            drawn += tuple(world.on_first(_drawn)(evaluation.measured) or ())
+            drawn += tuple(world.rank_zero_only(_drawn)(evaluation.results) or ())
         evaluation = dataclasses.replace(evaluation, pictures=drawn)
-        clock.lap("metrics")
-        return dataclasses.replace(evaluation, parts=clock.seconds)
+        clock.end_phase("metrics")
+        return dataclasses.replace(evaluation, phase_seconds=clock.seconds)
 
     def _suffixes(self) -> list[str]:
         """Averaged figures stand beside the plain ones and carry how many were: nobody takes one for the other."""
         voted = [f"_vote{self.votes}"] if self.votes > 1 else []
-        return ["", *voted, *([self._ensemble] if self.members else [])]
+        return ["", *voted, *([self._ensemble] if self.ensemble_models else [])]
 
     @property
     def _ensemble(self) -> str:
-        return f"_ensemble{len(self.members) + 1}"
+        return f"_ensemble{len(self.ensemble_models) + 1}"
 
     def _predict(
-        self, model: nn.Module, batch: Batch, world: World, ledger: _Ledger, number: int, clock: Clock
+        self, model: nn.Module, batch: Batch, world: World, ledger: _SampleLedger, number: int, clock: StepTimer
     ) -> Mapping[str, Any]:
         """Predictions for a batch, its losses noted in the ledger."""
-        step = batch_step(self.task, model, batch, world.device, self.precision)
-        clock.lap("prepare")
-        sums, predictions = step.sums_and_predictions(model)
-        clock.lap("forward")
+        step = single_batch_step(self.task, model, batch, world.device, self.precision)
+        clock.end_phase("prepare")
+        sums, predictions = step.loss_sums_and_predictions(model)
+        clock.end_phase("forward")
         ledger.note_losses(number, sums, step.counts)
         return predictions
 
@@ -213,42 +221,44 @@ class Evaluator:
         with self.precision.autocast(world.device):
             for vote in range(1, self.votes):
                 varied = self.voting_reader([SampleKey(key.index, vote, key.seed, step=vote) for key in keys])
-                batch = to_device(varied, world.device, floats=self.precision.parameters)
+                batch = to_device(varied, world.device, float_dtype=self.precision.parameter_dtype)
                 passes.append(self.task.predict(model, batch))
         return {f"_vote{self.votes}": self.task.vote(passes)}  # type: ignore[attr-defined]
 
     def _joint_prediction(self, batch: Batch, first: Mapping[str, Any], world: World) -> dict[str, Mapping[str, Any]]:
         """The joint prediction of the model and all members; nothing where it is alone."""
-        if not self.members:
+        if not self.ensemble_models:
             return {}
         with self.precision.autocast(world.device):
-            passes = [first, *(self.task.predict(member.eval(), batch) for member in self.members)]
+            passes = [first, *(self.task.predict(member.eval(), batch) for member in self.ensemble_models)]
         return {self._ensemble: self.task.vote(passes)}  # type: ignore[attr-defined]
 
-    def _reduce(self, tallies: Sequence[_Tally], ledger: _Ledger, world: World, started: float) -> Evaluation:
+    def _reduce(
+        self, tallies: Sequence[_MetricAccumulator], ledger: _SampleLedger, world: World, started: float
+    ) -> Evaluation:
         flat = {f"{number}/{name}": t for number, tally in enumerate(tallies) for name, t in tally.state.items()}
         ragged = {f"{number}/{name}" for number, tally in enumerate(tallies) for name in row_states(tally.meter.metric)}
         summed = {name: tensor for name, tensor in flat.items() if name not in ragged}
-        totals = world.all_reduce_sum(summed | ledger.tensors(), what="metrics")
+        totals = world.all_reduce_sum(summed | ledger.tensors(), operation="metrics")
         totals |= {
-            name: sorted_rows(world.gather_rows(flat[name], what="rows of metrics")[0]) for name in sorted(ragged)
+            name: sorted_rows(world.gather_rows(flat[name], operation="rows of metrics")[0]) for name in sorted(ragged)
         }
         ledger.assert_complete(totals)
         measured = tuple(
-            Measured(tally.meter, tally.suffix, {name: totals[f"{number}/{name}"].cpu() for name in tally.state})
+            MetricResult(tally.meter, tally.suffix, {name: totals[f"{number}/{name}"].cpu() for name in tally.state})
             for number, tally in enumerate(tallies)
         )
         metrics, per_class, tables = _figures(measured)
         losses = ledger.mean_losses(totals)
         seconds = time.perf_counter() - started
-        return Evaluation(metrics, losses, per_class, tables, len(self.indices), seconds, measured=measured)
+        return Evaluation(metrics, losses, per_class, tables, len(self.indices), seconds, results=measured)
 
 
-def _drawn(measured: Sequence[Measured]) -> list[Picture]:
+def _drawn(measured: Sequence[MetricResult]) -> list[Picture]:
     """The pictures of metrics that make some, of plain predictions. Raises RunError for anything else."""
     found: list[Picture] = []
     for one in measured:
-        if one.suffix or (pictures_of := MetricMembers.pictures.of(one.meter.metric)) is None:
+        if one.suffix or (pictures_of := MetricMembers.pictures.get(one.metric.metric)) is None:
             continue
         for picture in pictures_of(one.state):
             if not isinstance(picture, Picture):
@@ -260,36 +270,36 @@ def _drawn(measured: Sequence[Measured]) -> list[Picture]:
     return found
 
 
-def _figures(measured: Sequence[Measured]) -> tuple[dict[str, float], dict[str, dict[str, Any]], dict[str, Any]]:
+def _figures(measured: Sequence[MetricResult]) -> tuple[dict[str, float], dict[str, dict[str, Any]], dict[str, Any]]:
     """Numbers, numbers per class, and tables, of states of whole parts."""
     result: dict[str, float] = {}
     per_class: dict[str, dict[str, Any]] = {}
     tables: dict[str, Any] = {}
     for one in measured:
-        metric = one.meter.metric
-        result |= one.labelled(metric.compute(one.state))
-        if (per_class_of := MetricMembers.per_class.of(metric)) is not None:
+        metric = one.metric.metric
+        result |= one.add_suffix(metric.compute(one.state))
+        if (per_class_of := MetricMembers.per_class.get(metric)) is not None:
             for name, row in per_class_of(one.state).items():
-                per_class.setdefault(name, {}).update(one.labelled(row))
-        if (tables_of := MetricMembers.tables.of(metric)) is not None:
-            tables |= one.labelled(tables_of(one.state))
+                per_class.setdefault(name, {}).update(one.add_suffix(row))
+        if (tables_of := MetricMembers.tables.get(metric)) is not None:
+            tables |= one.add_suffix(tables_of(one.state))
     return result, per_class, tables
 
 
-class _Tally:
+class _MetricAccumulator:
     """A meter's state over an evaluation, of plain or of voted predictions."""
 
-    def __init__(self, meter: Meter, suffix: str, device: torch.device, *, num_samples: int) -> None:
+    def __init__(self, meter: BoundMetric, suffix: str, device: torch.device, *, num_samples: int) -> None:
         self.meter = meter
         self.suffix = suffix
-        state = fresh_state(meter.metric, num_samples=num_samples)
+        state = make_state(meter.metric, num_samples=num_samples)
         self.state = {name: tensor.to(device) for name, tensor in state.items()}
 
     def update(self, batch: Batch, predictions: Mapping[str, Any]) -> None:
         self.meter.metric.update(self.state, **self.meter.update.select(batch, predictions))
 
 
-class _Ledger:
+class _SampleLedger:
     """Which samples were seen, and each batch's losses in a slot of its own: sums do not depend on who did what."""
 
     def __init__(self, *, num_batches: int, indices: np.ndarray, loss_names: Sequence[str]) -> None:
@@ -322,5 +332,6 @@ class _Ledger:
     def mean_losses(self, totals: Mapping[str, Tensor]) -> dict[str, float]:
         names = [name.removeprefix("loss sums/") for name in totals if name.startswith("loss sums/")]
         return {
-            name: mean(totals[f"loss sums/{name}"].sum(), totals[f"loss counts/{name}"].sum()).item() for name in names
+            name: divide_by_count(totals[f"loss sums/{name}"].sum(), totals[f"loss counts/{name}"].sum()).item()
+            for name in names
         }

@@ -14,19 +14,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
-from sightline.errors import RunError, in_one_line
+from sightline.errors import RunError, escape_to_one_line
 
 __all__ = [
     "LAUNCH_FOLDER",
     "Failure",
     "PeerLostError",
-    "leave",
-    "own_rank",
+    "exit_process",
+    "rank_label",
     "read_failure",
     "remove_launch_folder",
     "remove_own_folder",
     "report_failure",
-    "worker_ended",
+    "worker_exit_message",
 ]
 
 LAUNCH_FOLDER = "sightline_launch_"
@@ -53,8 +53,8 @@ def report_failure(message: str, *, exit_code: int, is_consequence: bool = False
 
     The first report in an error file stands; what follows from it is not reported again.
     """
-    message = "\n".join(map(in_one_line, message.split("\n")))
-    error_file, rank = os.environ.get("TORCHELASTIC_ERROR_FILE"), own_rank()
+    message = "\n".join(map(escape_to_one_line, message.split("\n")))
+    error_file, rank = os.environ.get("TORCHELASTIC_ERROR_FILE"), rank_label()
     if error_file:
         named = f"{rank}: {message}" if rank and names_rank else message
         _write_once(Path(error_file), Failure(named, exit_code, is_consequence, time.time()))
@@ -64,12 +64,12 @@ def report_failure(message: str, *, exit_code: int, is_consequence: bool = False
     sys.stderr.flush()
 
 
-def own_rank() -> str:
+def rank_label() -> str:
     """`rank 1`, in processes that a launcher started and in those that they start; empty in a run of one."""
     return f"rank {os.environ.get('RANK', '?')}" if os.environ.get("WORLD_SIZE", "1") != "1" else ""
 
 
-def leave(exit_code: int) -> NoReturn:
+def exit_process(exit_code: int) -> NoReturn:
     """End a process that failed among others, at once: threads of its collectives could abort an orderly end."""
     sys.stdout.flush()
     sys.stderr.flush()
@@ -89,9 +89,9 @@ def remove_launch_folder(folder: str) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def worker_ended(error: Exception) -> str:
+def worker_exit_message(error: Exception) -> str:
     """The line for a worker that is gone, which cannot say why."""
-    why = in_one_line(" ".join(str(error).split())) or type(error).__name__
+    why = escape_to_one_line(" ".join(str(error).split())) or type(error).__name__
     return f"a worker that reads data ended (out of memory?): {why}; set loader.workers lower: 0 reads without any"
 
 

@@ -7,12 +7,19 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-__all__ = ["buckets_of", "flatten_gradients", "has_gaps", "laid_out_as", "layer_norms", "set_gradients"]
+__all__ = [
+    "flatten_gradients",
+    "has_memory_gaps",
+    "make_buckets",
+    "match_memory_format",
+    "module_gradient_norms",
+    "set_gradients",
+]
 
 _BUCKET_BYTES = 2**25
 
 
-def buckets_of(parameters: Sequence[nn.Parameter]) -> list[list[nn.Parameter]]:
+def make_buckets(parameters: Sequence[nn.Parameter]) -> list[list[nn.Parameter]]:
     """Parameters of one dtype each, in order, of about 32 MiB: large enough for the network, small beside the model."""
     buckets: list[list[nn.Parameter]] = []
     sizes: list[int] = []
@@ -44,10 +51,10 @@ def set_gradients(bucket: Sequence[nn.Parameter], flat: Tensor) -> None:
         is_there = (num_there > 0).tolist()
     for parameter, part, is_used in zip(bucket, parts, is_there, strict=True):
         if is_used:
-            parameter.grad = laid_out_as(parameter, part.view(parameter.shape))
+            parameter.grad = match_memory_format(parameter, part.view(parameter.shape))
 
 
-def layer_norms(model: nn.Module) -> dict[str, float]:
+def module_gradient_norms(model: nn.Module) -> dict[str, float]:
     """The norm of the gradient of each module's own parameters, by its path; those that have none are left out."""
     norms: dict[str, Tensor] = {}
     for path, module in model.named_modules():
@@ -57,12 +64,12 @@ def layer_norms(model: nn.Module) -> dict[str, float]:
     return dict(zip(norms, torch.stack([*norms.values()]).tolist(), strict=True)) if norms else {}
 
 
-def has_gaps(tensor: Tensor) -> bool:
+def has_memory_gaps(tensor: Tensor) -> bool:
     """Whether a tensor's elements leave out, or share, places of the memory that they span."""
     return _order(torch.empty_like(tensor, device="meta")) != _order(tensor)
 
 
-def laid_out_as(parameter: Tensor, gradient: Tensor) -> Tensor:
+def match_memory_format(parameter: Tensor, gradient: Tensor) -> Tensor:
     """The gradient in the parameter's order in memory: torch's fused CPU optimisers read both element by element."""
     if _order(gradient) == _order(parameter):
         return gradient

@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from sightline.engine.intervals import Intervals, evaluation_numbers, interval_numbers, show_rate
 from sightline.engine.records import EvaluationRecord, StepRecord
-from sightline.runs.durable import assert_appendable, disk_failure
+from sightline.engine.step_averages import StepAverager, average_records, evaluation_scalars, format_rate
+from sightline.runs.atomic_files import assert_appendable, disk_failure
 
 __all__ = ["EpochTimes", "LineWriter", "MetricsLog", "TrainLog", "describe_evaluation", "describe_shares"]
 
@@ -42,7 +42,7 @@ class MetricsLog:
 
     def __init__(self, lines: LineWriter, *, every: int = 50) -> None:
         self._lines = lines
-        self._intervals = Intervals(every, self._write_interval)
+        self._intervals = StepAverager(every, self._write_interval)
         self._time_s = 0.0
 
     def on_step(self, record: StepRecord) -> None:
@@ -52,7 +52,7 @@ class MetricsLog:
     def on_evaluation(self, record: EvaluationRecord) -> None:
         self._intervals.flush()
         self._time_s += record.seconds
-        self._append(record.step, record.epoch, record.split, self._time_s, evaluation_numbers(record))
+        self._append(record.step, record.epoch, record.split, self._time_s, evaluation_scalars(record))
 
     def on_end(self, reason: str) -> None:
         self._intervals.flush()
@@ -66,7 +66,7 @@ class MetricsLog:
 
     def _write_interval(self, records: Sequence[StepRecord]) -> None:
         last = records[-1]
-        self._append(last.step, last.epoch, "train", last.wall_s, interval_numbers(records))
+        self._append(last.step, last.epoch, "train", last.wall_s, average_records(records))
 
     def _append(self, step: int, epoch: int, split: str, time_s: float, numbers: Mapping[str, float]) -> None:
         assert not _OWN_KEYS & numbers.keys(), f"a metric may not be called {sorted(_OWN_KEYS & numbers.keys())}"
@@ -170,7 +170,7 @@ class EpochTimes:
             last.step,
             self._total_loss / max(self._num_samples, 1),
             last.lr,
-            show_rate(self._num_samples / step_s if step_s else math.nan),
+            format_rate(self._num_samples / step_s if step_s else math.nan),
             whole_s,
             describe_shares(parts),
         )
@@ -201,7 +201,7 @@ def describe_evaluation(record: EvaluationRecord) -> str:
     numbers = {**record.metrics, **({"loss": record.losses["total"]} if "total" in record.losses else {})}
     values = ", ".join(f"{name} {value:.4g}" for name, value in numbers.items())
     best = "; the best so far" if record.is_best else ""
-    times = f" ({describe_shares(record.parts)})" if record.parts else ""
+    times = f" ({describe_shares(record.phase_seconds)})" if record.phase_seconds else ""
     return (
         f"{record.split} at step {record.step} (epoch {record.epoch + 1}): {values}; "
         f"{record.num_samples:,} samples in {record.seconds:.1f} s{times}{best}"

@@ -12,20 +12,20 @@ from torch import nn
 from typing_extensions import TypedDict
 
 from sightline import registry
-from sightline.arguments import Count, Factor, Probability, Size
-from sightline.collection import collection_paused
-from sightline.engine.gradients import has_gaps, laid_out_as
+from sightline.arguments import Count, NonNegativeFloat, PositiveFloat, Probability
+from sightline.engine.gradients import has_memory_gaps, match_memory_format
 from sightline.engine.learnt_losses import LearntLosses, together
-from sightline.engine.parameter_groups import LayerDecay, Rate, is_below, layer_factors, parameters_below
+from sightline.engine.parameter_groups import LayerDecay, ModuleRate, is_in_module, layer_lr_factors, module_parameters
 from sightline.errors import ConfigError
-from sightline.layers.quantisation.parametrised import Codebook, quantised
+from sightline.gc_pause import gc_paused
+from sightline.layers.quantisation.parametrised import Codebook, quantised_weights
 
-__all__ = ["SGD", "Adam", "AdamW", "Frozen", "Group", "RMSprop", "Recipe", "hold_still"]
+__all__ = ["SGD", "Adam", "AdamW", "FrozenModules", "OptimizerSpec", "ParameterGroup", "RMSprop", "apply_freezing"]
 
 Decay = Literal["all", "weights"]
 
 
-class Frozen(TypedDict):
+class FrozenModules(TypedDict):
     """Modules whose parameters do not move and that stay in evaluation mode, until an epoch or for ever."""
 
     __pydantic_config__ = ConfigDict(extra="forbid")  # type: ignore[misc]
@@ -33,15 +33,15 @@ class Frozen(TypedDict):
     until_epoch: NotRequired[Count]
 
 
-class Group(TypedDict):
+class ParameterGroup(TypedDict):
     """Modules whose learning rate is multiplied by a factor."""
 
     __pydantic_config__ = ConfigDict(extra="forbid")  # type: ignore[misc]
     modules: str
-    lr_factor: Factor
+    lr_factor: NonNegativeFloat
 
 
-class Recipe:
+class OptimizerSpec:
     """An optimiser still without parameters. `decay: weights` spares biases and norms (parameters of one dimension).
 
     A codebook's numbers never decay: each would move towards 0, and away from the weights that it is the mean of. Nor
@@ -56,8 +56,8 @@ class Recipe:
         arguments: dict[str, Any],
         *,
         decay: Decay,
-        groups: Sequence[Group],
-        frozen: Sequence[Frozen],
+        groups: Sequence[ParameterGroup],
+        frozen: Sequence[FrozenModules],
         layer_decay: LayerDecay | None = None,
     ) -> None:
         self.optimizer = optimizer
@@ -68,7 +68,7 @@ class Recipe:
         self.layer_decay = layer_decay
 
     @property
-    def is_graded(self) -> bool:
+    def has_module_rates(self) -> bool:
         """Whether modules differ in their rates, or rest."""
         return bool(self.groups or self.frozen or self.layer_decay)
 
@@ -80,10 +80,10 @@ class Recipe:
         """
         whole = together(model, losses)
         for place, name in self._named_modules():
-            parameters_below(whole, name, place)
+            module_parameters(whole, name, place)
         for frozen in self.frozen:
             if "until_epoch" not in frozen:
-                for _, parameter in parameters_below(whole, frozen["modules"], "optimizer.frozen"):
+                for _, parameter in module_parameters(whole, frozen["modules"], "optimizer.frozen"):
                     parameter.requires_grad_(False)
         for name, parameter in whole.named_parameters():
             _fill_gaps(name, parameter)
@@ -101,7 +101,7 @@ class Recipe:
                 groups.setdefault((owner, rate, decay), {**made, **named})["params"].append(parameter)
         if not groups:
             raise ConfigError("optimizer.frozen: every parameter is frozen; nothing is left to train")
-        with collection_paused():  # a first optimiser imports torch's compiler
+        with gc_paused():  # a first optimiser imports torch's compiler
             optimizer = self.optimizer(list(groups.values()), **self.arguments, **self._form(groups.values()))
         optimizer.register_step_pre_hook(_lay_out_gradients)
         return optimizer
@@ -116,14 +116,14 @@ class Recipe:
             for index, entry in enumerate(entries):
                 yield f"optimizer.{kind}.{index}.modules", entry["modules"]
 
-    def rates(self, model: nn.Module, losses: LearntLosses | None = None) -> tuple[Rate, ...]:
+    def module_rates(self, model: nn.Module, losses: LearntLosses | None = None) -> tuple[ModuleRate, ...]:
         """What each module gets, by the innermost module that something here names, or else the outermost one."""
         layers, decays = self._layers(model), self._decays(model)
         named = {*layers, *(entry["modules"] for entry in (*self.groups, *self.frozen))}
         named |= {*(name for name, _ in model.named_children()), *(losses.modules_named if losses else ())}
         members: dict[str, list[tuple[str, nn.Parameter]]] = {}
         for name, parameter in together(model, losses).named_parameters():
-            inside = [module for module in named if is_below(name, module)]
+            inside = [module for module in named if is_in_module(name, module)]
             members.setdefault(max(inside, key=len, default=name), []).append((name, parameter))
         return tuple(self._rate_of(module, held, layers, decays) for module, held in members.items())
 
@@ -133,11 +133,11 @@ class Recipe:
         held: Sequence[tuple[str, nn.Parameter]],
         layers: Mapping[str, float],
         decays: Mapping[str, float],
-    ) -> Rate:
-        resting = [entry for entry in self.frozen if is_below(held[0][0], entry["modules"])]
+    ) -> ModuleRate:
+        resting = [entry for entry in self.frozen if is_in_module(held[0][0], entry["modules"])]
         ends = [entry["until_epoch"] for entry in resting if "until_epoch" in entry]
         frozen = "for ever" if len(ends) < len(resting) else f"until epoch {max(ends)}" if ends else ""
-        return Rate(
+        return ModuleRate(
             module=module,
             num_tensors=len(held),
             num_elements=sum(parameter.numel() for _, parameter in held),
@@ -148,16 +148,18 @@ class Recipe:
         )
 
     def _layers(self, model: nn.Module) -> dict[str, float]:
-        return {} if self.layer_decay is None else layer_factors(model, self.layer_decay)
+        return {} if self.layer_decay is None else layer_lr_factors(model, self.layer_decay)
 
     def _rate(self, parameter_name: str, layers: Mapping[str, float]) -> float:
-        factors = [g["lr_factor"] for g in self.groups if is_below(parameter_name, g["modules"])]
-        by_depth = next((factor for module, factor in layers.items() if is_below(parameter_name, module)), 1.0)
+        factors = [g["lr_factor"] for g in self.groups if is_in_module(parameter_name, g["modules"])]
+        by_depth = next((factor for module, factor in layers.items() if is_in_module(parameter_name, module)), 1.0)
         return self.arguments["lr"] * by_depth * (factors[-1] if factors else 1.0)
 
     def _decays(self, model: nn.Module) -> dict[str, float]:
         """The weight decay of each parameter of the model; those of losses have none."""
-        centres = {id(numbers) for quantiser, numbers in quantised(model).values() if isinstance(quantiser, Codebook)}
+        centres = {
+            id(numbers) for quantiser, numbers in quantised_weights(model).values() if isinstance(quantiser, Codebook)
+        }
         return {
             name: self.arguments["weight_decay"]
             if id(parameter) not in centres and (self.decay == "all" or parameter.ndim > 1)
@@ -169,70 +171,76 @@ class Recipe:
 @registry.optimizers.add("sgd")
 def SGD(  # noqa: N802 - the field's own spelling
     *,
-    lr: Size,
+    lr: PositiveFloat,
     momentum: Probability = 0.9,
     nesterov: bool = False,
-    weight_decay: Factor = 0.0,
+    weight_decay: NonNegativeFloat = 0.0,
     decay: Decay = "all",
-    groups: tuple[Group, ...] = (),
-    frozen: tuple[Frozen, ...] = (),
+    groups: tuple[ParameterGroup, ...] = (),
+    frozen: tuple[FrozenModules, ...] = (),
     layer_decay: LayerDecay | None = None,
-) -> Recipe:
+) -> OptimizerSpec:
     """Stochastic gradient descent with momentum. Source: Sutskever et al. 2013, eq. 1-2, in torch's form."""
     arguments = {"lr": lr, "momentum": momentum, "nesterov": nesterov, "weight_decay": weight_decay}
-    return Recipe(torch.optim.SGD, arguments, decay=decay, groups=groups, frozen=frozen, layer_decay=layer_decay)
+    return OptimizerSpec(torch.optim.SGD, arguments, decay=decay, groups=groups, frozen=frozen, layer_decay=layer_decay)
 
 
 @registry.optimizers.add("adam")
 def Adam(  # noqa: N802
     *,
-    lr: Size,
+    lr: PositiveFloat,
     betas: tuple[Probability, Probability] = (0.9, 0.999),
-    eps: Size = 1e-8,
-    weight_decay: Factor = 0.0,
+    eps: PositiveFloat = 1e-8,
+    weight_decay: NonNegativeFloat = 0.0,
     decay: Decay = "all",
-    groups: tuple[Group, ...] = (),
-    frozen: tuple[Frozen, ...] = (),
+    groups: tuple[ParameterGroup, ...] = (),
+    frozen: tuple[FrozenModules, ...] = (),
     layer_decay: LayerDecay | None = None,
-) -> Recipe:
+) -> OptimizerSpec:
     """Adam; weight decay is added to the gradient. Source: Kingma and Ba 2015, algorithm 1."""
     arguments = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
-    return Recipe(torch.optim.Adam, arguments, decay=decay, groups=groups, frozen=frozen, layer_decay=layer_decay)
+    return OptimizerSpec(
+        torch.optim.Adam, arguments, decay=decay, groups=groups, frozen=frozen, layer_decay=layer_decay
+    )
 
 
 @registry.optimizers.add("adamw")
 def AdamW(  # noqa: N802
     *,
-    lr: Size,
+    lr: PositiveFloat,
     betas: tuple[Probability, Probability] = (0.9, 0.999),
-    eps: Size = 1e-8,
-    weight_decay: Factor = 1e-2,
+    eps: PositiveFloat = 1e-8,
+    weight_decay: NonNegativeFloat = 1e-2,
     decay: Decay = "weights",
-    groups: tuple[Group, ...] = (),
-    frozen: tuple[Frozen, ...] = (),
+    groups: tuple[ParameterGroup, ...] = (),
+    frozen: tuple[FrozenModules, ...] = (),
     layer_decay: LayerDecay | None = None,
-) -> Recipe:
+) -> OptimizerSpec:
     """Adam with decoupled weight decay. Source: Loshchilov and Hutter 2019, algorithm 2."""
     arguments = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
-    return Recipe(torch.optim.AdamW, arguments, decay=decay, groups=groups, frozen=frozen, layer_decay=layer_decay)
+    return OptimizerSpec(
+        torch.optim.AdamW, arguments, decay=decay, groups=groups, frozen=frozen, layer_decay=layer_decay
+    )
 
 
 @registry.optimizers.add("rmsprop")
 def RMSprop(  # noqa: N802
     *,
-    lr: Size,
+    lr: PositiveFloat,
     alpha: Probability = 0.99,
-    eps: Size = 1e-8,
+    eps: PositiveFloat = 1e-8,
     momentum: Probability = 0.0,
-    weight_decay: Factor = 0.0,
+    weight_decay: NonNegativeFloat = 0.0,
     decay: Decay = "all",
-    groups: tuple[Group, ...] = (),
-    frozen: tuple[Frozen, ...] = (),
+    groups: tuple[ParameterGroup, ...] = (),
+    frozen: tuple[FrozenModules, ...] = (),
     layer_decay: LayerDecay | None = None,
-) -> Recipe:
+) -> OptimizerSpec:
     """Gradients divided by a running root mean square. Source: Tieleman and Hinton 2012, lecture 6.5."""
     arguments = {"lr": lr, "alpha": alpha, "eps": eps, "momentum": momentum, "weight_decay": weight_decay}
-    return Recipe(torch.optim.RMSprop, arguments, decay=decay, groups=groups, frozen=frozen, layer_decay=layer_decay)
+    return OptimizerSpec(
+        torch.optim.RMSprop, arguments, decay=decay, groups=groups, frozen=frozen, layer_decay=layer_decay
+    )
 
 
 def _fill_gaps(name: str, parameter: nn.Parameter) -> None:
@@ -245,7 +253,7 @@ def _fill_gaps(name: str, parameter: nn.Parameter) -> None:
             f"model: parameter '{name}' of shape {list(parameter.shape)} is an expanded view, so its elements share "
             "memory; make it with .expand(...).clone()"
         )
-    if has_gaps(parameter):
+    if has_memory_gaps(parameter):
         parameter.data = parameter.data.clone()
 
 
@@ -254,16 +262,18 @@ def _lay_out_gradients(optimizer: torch.optim.Optimizer, *_: object) -> None:
     for group in optimizer.param_groups:
         for parameter in group["params"]:
             if parameter.grad is not None:
-                parameter.grad = laid_out_as(parameter, parameter.grad)
+                parameter.grad = match_memory_format(parameter, parameter.grad)
 
 
-def hold_still(model: nn.Module, frozen: Sequence[Frozen], epoch: int) -> list[nn.Parameter]:
+def apply_freezing(model: nn.Module, frozen: Sequence[FrozenModules], epoch: int) -> list[nn.Parameter]:
     """Put the modules frozen at this epoch into evaluation mode, and return their parameters."""
     held: list[nn.Parameter] = []
     for entry in frozen:
         if epoch < entry.get("until_epoch", epoch + 1):
-            held.extend(parameter for name, parameter in model.named_parameters() if is_below(name, entry["modules"]))
+            held.extend(
+                parameter for name, parameter in model.named_parameters() if is_in_module(name, entry["modules"])
+            )
             for name, module in model.named_modules():
-                if is_below(name, entry["modules"]):
+                if is_in_module(name, entry["modules"]):
                     module.eval()
     return held

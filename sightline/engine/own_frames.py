@@ -1,7 +1,7 @@
-"""The documented name of before; new programs import `sightline.predict.own_frames`."""
+"""The documented name of before; new programs import `sightline.predict.depth_reader`."""
 
 from __future__ import annotations
 
-from sightline.predict.own_frames import OwnFrames
+from sightline.predict.depth_reader import DepthFrameOptions
 
-__all__ = ["OwnFrames"]
+__all__ = ["DepthFrameOptions"]

@@ -10,11 +10,11 @@ from pydantic import ConfigDict
 from torch import nn
 from typing_extensions import TypedDict
 
-from sightline.arguments import Share
+from sightline.arguments import PositiveFraction
 from sightline.errors import ConfigError
-from sightline.schema import nearest
+from sightline.schema import suggest
 
-__all__ = ["LayerDecay", "Rate", "describe_rates", "is_below", "layer_factors", "parameters_below"]
+__all__ = ["LayerDecay", "ModuleRate", "format_module_rates", "is_in_module", "layer_lr_factors", "module_parameters"]
 
 _PLACE = "optimizer.layer_decay"
 
@@ -27,11 +27,11 @@ class LayerDecay(TypedDict):
     """
 
     __pydantic_config__ = ConfigDict(extra="forbid")  # type: ignore[misc]
-    factor: Share
+    factor: PositiveFraction
     modules: NotRequired[tuple[str, ...]]
 
 
-class Rate(NamedTuple):
+class ModuleRate(NamedTuple):
     """What a module gets: how much of it, its learning rate before the schedule, its weight decay, how long it rests.
 
     `num_decayed` of the `num_elements` have the weight decay, the others none. `frozen` is empty, `for ever`, or states
@@ -47,7 +47,7 @@ class Rate(NamedTuple):
     frozen: str
 
 
-def layer_factors(model: nn.Module, decay: LayerDecay) -> dict[str, float]:
+def layer_lr_factors(model: nn.Module, decay: LayerDecay) -> dict[str, float]:
     """The factor of each module, from the input to the output: factor^(L-1), ..., factor, 1 of L modules.
 
     Parameters that the model itself holds go with the first. Raises ConfigError for modules that are not there, that
@@ -57,11 +57,11 @@ def layer_factors(model: nn.Module, decay: LayerDecay) -> dict[str, float]:
     given = decay.get("modules")
     modules = _own_order(model) if given is None else list(given)
     for place, name in enumerate(given or ()):
-        parameters_below(model, name, f"{_PLACE}.modules.{place}")
+        module_parameters(model, name, f"{_PLACE}.modules.{place}")
     for inner, outer in itertools.permutations(modules, 2):
-        if is_below(inner, outer):
+        if is_in_module(inner, outer):
             raise ConfigError(f"{_PLACE}.modules: '{inner}' is part of '{outer}'; each may stand in one place only")
-    left_out = [n for n, _ in model.named_parameters() if n not in own and not any(is_below(n, m) for m in modules)]
+    left_out = [n for n, _ in model.named_parameters() if n not in own and not any(is_in_module(n, m) for m in modules)]
     if left_out:
         raise ConfigError(f"{_PLACE}.modules: '{left_out[0]}' is in none of them; name its module in its place")
     if len(modules) < 2:
@@ -80,7 +80,7 @@ def _own_order(model: nn.Module) -> list[str]:
     return found
 
 
-def describe_rates(rates: Sequence[Rate]) -> list[str]:
+def format_module_rates(rates: Sequence[ModuleRate]) -> list[str]:
     """A line for each module below a heading; nothing where all learn alike."""
     if not rates:
         return []
@@ -94,15 +94,15 @@ def describe_rates(rates: Sequence[Rate]) -> list[str]:
     return [f"rates: {'  '.join(map(str.ljust, row, widths)).rstrip()}" for row in rows]
 
 
-def parameters_below(model: nn.Module, name: str, place: str) -> list[tuple[str, nn.Parameter]]:
+def module_parameters(model: nn.Module, name: str, place: str) -> list[tuple[str, nn.Parameter]]:
     """The parameters of a module. Raises ConfigError at `place` where it has none, or there is no such module."""
-    found = [(n, p) for n, p in model.named_parameters() if is_below(n, name)]
+    found = [(n, p) for n, p in model.named_parameters() if is_in_module(n, name)]
     if not found:
         known = [n for n, _ in itertools.islice(model.named_modules(), 1, 500)]
-        raise ConfigError(f"{place}: the model has no module '{name}' with parameters{nearest(name, known)}")
+        raise ConfigError(f"{place}: the model has no module '{name}' with parameters{suggest(name, known)}")
     return found
 
 
-def is_below(name: str, module: str) -> bool:
+def is_in_module(name: str, module: str) -> bool:
     """Whether a name is that of a module, or of something in it."""
     return name == module or name.startswith(f"{module}.")

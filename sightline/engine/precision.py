@@ -17,8 +17,8 @@ from sightline.errors import RunError
 
 __all__ = [
     "Precision",
-    "cudnn_set",
-    "name_nondeterminism",
+    "cudnn_enabled",
+    "describe_nondeterminism",
     "seed_everything",
     "set_backends",
     "set_determinism",
@@ -36,7 +36,7 @@ class Precision:
     name: str
 
     @property
-    def parameters(self) -> torch.dtype:
+    def parameter_dtype(self) -> torch.dtype:
         return torch.float64 if self.name == "float64" else torch.float32
 
     def autocast(self, device: torch.device) -> AbstractContextManager[None]:
@@ -75,7 +75,7 @@ def set_backends(*, determinism: str, cudnn: Cudnn) -> None:
 
 
 @contextlib.contextmanager
-def cudnn_set(level: Cudnn) -> Iterator[None]:
+def cudnn_enabled(level: Cudnn) -> Iterator[None]:
     """cuDNN on or off inside, and afterwards as it was."""
     before = torch.backends.cudnn.enabled
     torch.backends.cudnn.enabled = level != "off"
@@ -85,7 +85,7 @@ def cudnn_set(level: Cudnn) -> Iterator[None]:
         torch.backends.cudnn.enabled = before
 
 
-def name_nondeterminism(error: RuntimeError) -> RunError | None:
+def describe_nondeterminism(error: RuntimeError) -> RunError | None:
     """Under `strict`, torch's refusal as one line that names the operation; None for any other error."""
     text = str(error)
     if "does not have a deterministic implementation" not in text:

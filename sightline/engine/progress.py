@@ -11,10 +11,10 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, TextIO
 
-from sightline.engine.intervals import samples_per_s, show_rate
 from sightline.engine.observers import describe_evaluation
-from sightline.engine.records import EvaluationRecord, StepRecord, kept_random_state
-from sightline.errors import in_one_line
+from sightline.engine.records import EvaluationRecord, StepRecord, preserve_rng_state
+from sightline.engine.step_averages import format_rate, samples_per_s
+from sightline.errors import escape_to_one_line
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bar
@@ -79,7 +79,7 @@ class _Warnings(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         with contextlib.suppress(OSError):  # the stream is gone, as the warning may report; logs have it too
-            self._write("\n".join(map(in_one_line, f"warning: {record.getMessage()}".split("\n"))))
+            self._write("\n".join(map(escape_to_one_line, f"warning: {record.getMessage()}".split("\n"))))
 
 
 class Pace:
@@ -123,7 +123,7 @@ def _fields(record: StepRecord, pace: Pace) -> dict[str, Any]:
         "step": f"step {record.step}/{record.num_steps}",
         "loss": f"loss {record.losses.get('total', math.nan):.4g}",
         "lr": f"lr {record.lr:.3g}",
-        "rate": f"{show_rate(rate)} samples/s",
+        "rate": f"{format_rate(rate)} samples/s",
         "left": "ETA ?" if math.isnan(left_s) else f"ETA {minutes // 60}:{minutes % 60:02d}:{seconds:02d}",
     }
 
@@ -153,21 +153,21 @@ class _Live:
         self._stream = stream
         self._bar: Bar | None = None
 
-    @kept_random_state()
+    @preserve_rng_state()
     def show(self, record: StepRecord, pace: Pace) -> None:
         fields = _fields(record, pace)
         if self._bar is None:
             self._bar = _start_bar(self._stream, record, fields)
         self._bar.update(self._bar.task_ids[0], completed=record.step, refresh=True, **fields)
 
-    @kept_random_state()
+    @preserve_rng_state()
     def write(self, line: str) -> None:
         if self._bar is None:
             self._stream.write(line + "\n")
         else:
             self._bar.console.print(line, markup=False, highlight=False)
 
-    @kept_random_state()
+    @preserve_rng_state()
     def close(self) -> None:
         if self._bar is not None:
             self._bar.stop()

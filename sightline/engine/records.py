@@ -15,7 +15,7 @@ import torch
 from sightline.errors import LostFolderError, RunError
 from sightline.pictures import Picture
 
-__all__ = ["EvaluationRecord", "Observer", "Observers", "StepRecord", "StopRun", "kept_random_state"]
+__all__ = ["EvaluationRecord", "Observer", "Observers", "StepRecord", "StopRun", "preserve_rng_state"]
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +40,7 @@ class StepRecord:
     lr: float
     seconds: Mapping[str, float]
     wall_s: float
-    gauges: Mapping[str, float] = field(default_factory=dict)
+    extra_scalars: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +59,7 @@ class EvaluationRecord:
     num_samples: int
     is_best: bool
     pictures: tuple[Picture, ...] = ()
-    parts: Mapping[str, float] = field(default_factory=dict)
+    phase_seconds: Mapping[str, float] = field(default_factory=dict)
 
 
 class StopRun(RunError):  # noqa: N818  a decision, not a fault of the observer
@@ -98,11 +98,11 @@ class Observers:
         self._notify(lambda observer: observer.on_step(record))
 
     def on_evaluation(self, record: EvaluationRecord) -> None:
-        with kept_random_state():
+        with preserve_rng_state():
             self._notify(lambda observer: observer.on_evaluation(record))
 
     def on_end(self, reason: str) -> None:
-        with kept_random_state():
+        with preserve_rng_state():
             self._active.reverse()
             self._notify(lambda observer: observer.on_end(reason))
 
@@ -130,12 +130,12 @@ class Observers:
             " ".join(str(error).split()),
             extra={"code": "observer-failed"},
         )
-        with suppress(Exception), kept_random_state():  # it failed already: only a last chance to let go
+        with suppress(Exception), preserve_rng_state():  # it failed already: only a last chance to let go
             observer.on_end("failed")
 
 
 @contextmanager
-def kept_random_state() -> Iterator[None]:
+def preserve_rng_state() -> Iterator[None]:
     """Put the global random states of Python, NumPy and PyTorch's CPU back as they were."""
     before: tuple[Any, dict[str, Any], torch.Tensor] = (
         random.getstate(),

@@ -13,20 +13,20 @@ from typing import Any
 
 from sightline.config import RunConfig, read_config
 from sightline.config.run_config import Log
-from sightline.config.show import to_plain
+from sightline.config.yaml_writer import to_plain
 from sightline.engine.distributed import World
 from sightline.engine.tensorboard import TensorBoard
 from sightline.engine.wandb import Wandb
 from sightline.errors import UserError
 from sightline.plugins import Plugin, check_recorded
 from sightline.runs import checkpoint
-from sightline.runs.inputs import INPUTS
-from sightline.runs.lineage import LINEAGE
-from sightline.runs.run_directory import claim
+from sightline.runs.inputs import INPUTS_FILE
+from sightline.runs.lineage import LINEAGE_FILE
+from sightline.runs.run_directory import create_numbered_folder
 from sightline.runs.run_documents import assert_own_files, load_document
 from sightline.runs.trained_weights import assert_sha256, is_packed
 
-__all__ = ["RunPlace", "assert_empty", "assert_same_run", "find_place", "make_folder"]
+__all__ = ["RunLocation", "assert_empty", "assert_same_run", "create_run_folder", "resolve_run_location"]
 
 # None of these changes a number of the run.
 _MAY_DIFFER = ("loader.", "log.", "distributed.timeout_s", "checkpoint.", "data.root", "expect", "teacher.from")
@@ -39,13 +39,13 @@ _RECORDED = (("evaluate.mode", None), ("teacher.sha256", None))
 
 # Files of a run that was killed before it wrote its config, which makes a folder a run.
 _BEFORE_CONFIG = frozenset(
-    {".lock", "environment.json", "facts.json", INPUTS, LINEAGE}
-    | {f".{name}.partial" for name in ("environment.json", "facts.json", INPUTS, LINEAGE, "config.yaml")}
+    {".lock", "environment.json", "facts.json", INPUTS_FILE, LINEAGE_FILE}
+    | {f".{name}.partial" for name in ("environment.json", "facts.json", INPUTS_FILE, LINEAGE_FILE, "config.yaml")}
 )
 
 
 @dataclass(frozen=True)
-class RunPlace:
+class RunLocation:
     """Where a run is written, and what it continues from.
 
     `path` is None where the run gets a new folder below `runs/`. `is_longer` is whether the run goes on past the
@@ -57,18 +57,18 @@ class RunPlace:
     checkpoint: str | None = None
     is_finished: bool = False
     is_longer: bool = False
-    held: tuple[str, ...] = ()
+    existing_files: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
-    def assert_as_found(self, path: Path) -> None:
+    def assert_unchanged(self, path: Path) -> None:
         """Raises UserError where another run wrote to the folder between our look at it and our lock."""
-        if _left_by_runs(path) != self.held:
+        if _left_by_runs(path) != self.existing_files:
             raise UserError(f"{path}: another run wrote to this folder while this one was built; start again")
 
 
-def find_place(
+def resolve_run_location(
     config: RunConfig, plugins: Sequence[Plugin], world: World, *, out: Path | None, resume: str | None
-) -> RunPlace:
+) -> RunLocation:
     """The place of a run, the same on every process: the first one reads the disk.
 
     `resume` is `auto`, a run directory, a checkpoint, or None for a new run, whose folder must be empty. Raises
@@ -82,25 +82,29 @@ def find_place(
             _assert_loggers_installed(config.log)
         return json.dumps(dataclasses.asdict(place))
 
-    found = json.loads(world.from_first(look, what="the run's place"))
-    return RunPlace(**{**found, "held": tuple(found["held"]), "notes": tuple(found["notes"])})
+    found = json.loads(world.broadcast_from_rank_zero(look, operation="the run's place"))
+    return RunLocation(**{**found, "held": tuple(found["held"]), "notes": tuple(found["notes"])})
 
 
-def make_folder(place: RunPlace, config: RunConfig, world: World) -> Path:
+def create_run_folder(place: RunLocation, config: RunConfig, world: World) -> Path:
     """The path of the run's folder, once every process has built its run; a new number is claimed where it has none."""
     world.barrier("everything is built")  # an error on any process comes before there is a folder
     if place.path is not None:
         return Path(place.path)
-    return Path(world.from_first(lambda: str(claim(Path("runs") / config.name)), what="the run's directory"))
+    return Path(
+        world.broadcast_from_rank_zero(
+            lambda: str(create_numbered_folder(Path("runs") / config.name)), operation="the run's directory"
+        )
+    )
 
 
-def assert_empty(out: Path, *, may_hold: frozenset[str] = frozenset()) -> None:
+def assert_empty(out: Path, *, allowed: frozenset[str] = frozenset()) -> None:
     """Raises UserError where `out` is a file, or a folder that holds more than these names."""
     if out.exists() and not out.is_dir():
         raise UserError(f"--out {out}: is a file; give a folder")
     held = {path.name for path in out.iterdir()} if out.is_dir() else set()
-    if held - may_hold:
-        advice = " and holds no run to resume;" if may_hold else "; go on with it by --resume auto, or"
+    if held - allowed:
+        advice = " and holds no run to resume;" if allowed else "; go on with it by --resume auto, or"
         raise UserError(f"--out {out}: is not empty{advice} give another folder")
 
 
@@ -157,8 +161,8 @@ def _length(config: RunConfig) -> tuple[float, float]:
     return config.train.epochs, math.inf if config.train.steps is None else config.train.steps
 
 
-def _place_of(config: RunConfig, plugins: Sequence[Plugin], *, out: Path | None, resume: str | None) -> RunPlace:
-    new = RunPlace(None if out is None else str(out), held=() if out is None else _left_by_runs(out))
+def _place_of(config: RunConfig, plugins: Sequence[Plugin], *, out: Path | None, resume: str | None) -> RunLocation:
+    new = RunLocation(None if out is None else str(out), existing_files=() if out is None else _left_by_runs(out))
     for place in [path for path in (out, None if resume in (None, "auto") else Path(resume)) if path is not None]:
         if is_packed(place):
             raise UserError(
@@ -173,19 +177,19 @@ def _place_of(config: RunConfig, plugins: Sequence[Plugin], *, out: Path | None,
     path = out or _newest_run(Path("runs") / config.name)
     if path is None or not (path / "config.yaml").exists():
         if path is not None:
-            assert_empty(path, may_hold=_BEFORE_CONFIG)
+            assert_empty(path, allowed=_BEFORE_CONFIG)
         return new
     is_longer = assert_same_run(path, config, plugins)
     held = _left_by_runs(path)
-    found, rejected = checkpoint.newest_sound(path)
+    found, rejected = checkpoint.newest_valid(path)
     is_finished = (path / "final.json").exists() and found is not None and not rejected and not is_longer
     notes = tuple(f"damaged checkpoint passed over: {line}" for line in rejected)
-    return RunPlace(str(path), str(found) if found else None, is_finished, is_longer, held, notes)
+    return RunLocation(str(path), str(found) if found else None, is_finished, is_longer, held, notes)
 
 
-def _named(path: Path, config: RunConfig, plugins: Sequence[Plugin], *, out: Path | None) -> RunPlace:
+def _named(path: Path, config: RunConfig, plugins: Sequence[Plugin], *, out: Path | None) -> RunLocation:
     """The place of a run that is named by its directory or by one of its checkpoints."""
-    run = checkpoint.run_around(path)
+    run = checkpoint.enclosing_run(path)
     if run is None:
         raise UserError(
             f"--resume {path}: neither a run directory nor a checkpoint inside one; give the --out of a training"
@@ -194,14 +198,14 @@ def _named(path: Path, config: RunConfig, plugins: Sequence[Plugin], *, out: Pat
         raise UserError(f"--resume {path}: belongs to {run}, but --out is {out}; a run is resumed where it lies")
     is_longer = assert_same_run(run, config, plugins)
     is_finished = not is_longer and path.resolve() == run.resolve() and (run / "final.json").exists()
-    is_finished = is_finished and not checkpoint.newest_sound(run)[1]
-    return RunPlace(str(run), str(path), is_finished, is_longer, _left_by_runs(run))
+    is_finished = is_finished and not checkpoint.newest_valid(run)[1]
+    return RunLocation(str(run), str(path), is_finished, is_longer, _left_by_runs(run))
 
 
 def _left_by_runs(path: Path) -> tuple[str, ...]:
     """Files and checkpoints of a folder that a run would replace or remove."""
     files = [name for name in ("config.yaml", "final.json") if (path / name).exists()]
-    return (*files, *(folder.name for folder in checkpoint.kept(path)))
+    return (*files, *(folder.name for folder in checkpoint.list_checkpoints(path)))
 
 
 def _newest_run(base: Path) -> Path | None:

@@ -6,7 +6,7 @@ import math
 from typing import Protocol
 
 from sightline import registry
-from sightline.arguments import Count, Factor, Fraction, Probability, Share, Size
+from sightline.arguments import Count, FractionBelowOne, NonNegativeFloat, PositiveFloat, PositiveFraction, Probability
 from sightline.errors import ConfigError
 
 __all__ = ["Constant", "Cosine", "Exponential", "OneCycle", "Schedule", "Steps"]
@@ -53,7 +53,12 @@ class Constant(_WithWarmUp):
     """The learning rate as given, after an optional linear warm-up. Source: Goyal et al. 2017, section 2.2."""
 
     def __init__(
-        self, *, num_steps: int, steps_per_epoch: int, warmup_epochs: Factor = 0.0, warmup_share: Fraction = 0.0
+        self,
+        *,
+        num_steps: int,
+        steps_per_epoch: int,
+        warmup_epochs: NonNegativeFloat = 0.0,
+        warmup_share: FractionBelowOne = 0.0,
     ) -> None:
         super().__init__(
             warmup_epochs=warmup_epochs, warmup_share=warmup_share, num_steps=num_steps, steps_per_epoch=steps_per_epoch
@@ -73,8 +78,8 @@ class Cosine(_WithWarmUp):
         num_steps: int,
         steps_per_epoch: int,
         final_factor: Probability = 0.0,
-        warmup_epochs: Factor = 0.0,
-        warmup_share: Fraction = 0.0,
+        warmup_epochs: NonNegativeFloat = 0.0,
+        warmup_share: FractionBelowOne = 0.0,
     ) -> None:
         super().__init__(
             warmup_epochs=warmup_epochs, warmup_share=warmup_share, num_steps=num_steps, steps_per_epoch=steps_per_epoch
@@ -102,8 +107,8 @@ class Steps(_WithWarmUp):
         milestones: tuple[Count, ...] = (),
         gamma: Probability = 0.1,
         floor: Probability = 0.0,
-        warmup_epochs: Factor = 0.0,
-        warmup_share: Fraction = 0.0,
+        warmup_epochs: NonNegativeFloat = 0.0,
+        warmup_share: FractionBelowOne = 0.0,
     ) -> None:
         super().__init__(
             warmup_epochs=warmup_epochs, warmup_share=warmup_share, num_steps=num_steps, steps_per_epoch=steps_per_epoch
@@ -135,9 +140,9 @@ class Exponential(_WithWarmUp):
         *,
         num_steps: int,
         steps_per_epoch: int,
-        decay: Share = 0.99,
-        warmup_epochs: Factor = 0.0,
-        warmup_share: Fraction = 0.0,
+        decay: PositiveFraction = 0.99,
+        warmup_epochs: NonNegativeFloat = 0.0,
+        warmup_share: FractionBelowOne = 0.0,
     ) -> None:
         super().__init__(
             warmup_epochs=warmup_epochs, warmup_share=warmup_share, num_steps=num_steps, steps_per_epoch=steps_per_epoch
@@ -163,8 +168,8 @@ class OneCycle:
         *,
         num_steps: int,
         rise: Probability = 0.3,
-        start_divisor: Size = 25.0,
-        final_divisor: Size = 1e4,
+        start_divisor: PositiveFloat = 25.0,
+        final_divisor: PositiveFloat = 1e4,
     ) -> None:
         self.num_steps = num_steps
         self.rise = rise

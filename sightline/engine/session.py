@@ -21,13 +21,13 @@ import torch
 from torch import nn
 
 from sightline import registry
-from sightline.config import RunConfig, read_config, render
-from sightline.config.show import to_plain
-from sightline.engine.build import Built, Part
+from sightline.config import RunConfig, read_config, render_config
+from sightline.config.yaml_writer import to_plain
+from sightline.engine.build import DataSubset, TrainingSetup
 from sightline.engine.distributed import World
 from sightline.engine.evaluate import Evaluation
 from sightline.engine.observers import EpochTimes, MetricsLog, TrainLog
-from sightline.engine.parameter_groups import describe_rates
+from sightline.engine.parameter_groups import format_module_rates
 from sightline.engine.progress import Progress
 from sightline.engine.records import EvaluationRecord, Observer, Observers, StepRecord
 from sightline.engine.tensorboard import TensorBoard
@@ -36,12 +36,12 @@ from sightline.engine.wandb import Wandb
 from sightline.errors import CheckpointError
 from sightline.pictures import encode_png
 from sightline.runs import checkpoint
-from sightline.runs.inputs import INPUTS, inputs_document
-from sightline.runs.lineage import LINEAGE, describe_lineage, describe_stage
+from sightline.runs.inputs import INPUTS_FILE, inputs_document
+from sightline.runs.lineage import LINEAGE_FILE, describe_lineage, describe_stage
 from sightline.runs.run_directory import RunDirectory
 from sightline.runs.weights import plain_state
 
-__all__ = ["Session", "StopAskedError", "StopRequest", "described_part", "evaluation_document"]
+__all__ = ["StopRequest", "StopRequestedError", "TrainingSession", "describe_data_subset", "evaluation_document"]
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +49,7 @@ _COMPARED_STEPS = 1000
 """Of the steps that a run has done, at which two schedules are compared."""
 
 
-class StopAskedError(BaseException):
+class StopRequestedError(BaseException):
     """A signal asked for the end of work that has no steps; nothing may take it for a fault and go on."""
 
 
@@ -69,19 +69,19 @@ class StopRequest:
     def __bool__(self) -> bool:
         return self.signal is not None
 
-    def listen(self, *, is_acknowledged: bool) -> None:
+    def install_handlers(self, *, is_acknowledged: bool) -> None:
         """From now on signals ask for the end; where `is_acknowledged`, standard error acknowledges the first one."""
         self._is_acknowledged = is_acknowledged
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._on_signal)
 
     @contextlib.contextmanager
-    def at_once(self) -> Iterator[None]:
+    def raise_on_signal(self) -> Iterator[None]:
         """Inside, the first signal raises StopAskedError, as one from before does: the work is repeatable."""
         self._is_at_once = True
         try:
             if self:
-                raise StopAskedError
+                raise StopRequestedError
             yield
         finally:
             self._is_at_once = False
@@ -95,13 +95,13 @@ class StopRequest:
                 then = "the state is saved; ending" if self._is_at_once else "saving after this step"
                 sys.stderr.write(f"{name}: {then}; the same again ends at once\n")
             if self._is_at_once:
-                raise StopAskedError
+                raise StopRequestedError
         elif number != self.signal or now_s - self._since_s > 1.0:
             os._exit(128 + number)
 
 
 @dataclass
-class Best:
+class BestCheckpoint:
     """The best checkpoint so far, by the metric that the config names."""
 
     step: int | None = None
@@ -113,12 +113,12 @@ class Best:
         return self.value is None or (value > self.value if mode == "max" else value < self.value)
 
 
-class Session:
+class TrainingSession:
     """Trains what was built into a run directory, from wherever `resume` put it, to the end or to a signal."""
 
     def __init__(
         self,
-        built: Built,
+        built: TrainingSetup,
         world: World,
         directory: RunDirectory,
         *,
@@ -140,7 +140,7 @@ class Session:
         self.directory = directory
         self.stop = stop
         self.record = record
-        self.best = Best()
+        self.best = BestCheckpoint()
         self.metrics_log = MetricsLog(directory, every=self.config.log.every)
         self.observers = Observers([])
         self._extra = tuple(extra_observers)
@@ -160,12 +160,12 @@ class Session:
         if not (self.directory.path / "config.yaml").exists():
             self.directory.write_json("environment.json", self.record)
             self.directory.write_json("facts.json", to_plain(dict(self.built.data.facts)))
-            self.directory.write_json(INPUTS, inputs_document(self.built.data.train.dataset.info))
+            self.directory.write_json(INPUTS_FILE, inputs_document(self.built.data.train.dataset.info))
             if self.built.lineage is not None:
-                self.directory.write_json(LINEAGE, self.built.lineage)
-            self.directory.write_text("config.yaml", render(self.config, origins=False))
+                self.directory.write_json(LINEAGE_FILE, self.built.lineage)
+            self.directory.write_text("config.yaml", render_config(self.config, origins=False))
 
-    def begin(self) -> None:
+    def start(self) -> None:
         """Start at the first step, though an attempt that ended before its first checkpoint may have left lines."""
         self.directory.remove("final.json")
         self.directory.truncate_lines("metrics.jsonl", after_step=0)
@@ -190,12 +190,12 @@ class Session:
         job.step = snapshot.step
         self._planned_steps = state["num_steps"]
         job.scaler.load_state_dict(state["scaler"])
-        self.best = Best(state["best"]["step"], state["best"]["value"])
+        self.best = BestCheckpoint(state["best"]["step"], state["best"]["value"])
         self.metrics_log.restore(state["unwritten"])
         if len(state["random"]) == self.world.size:
-            checkpoint.restore_random_state(state["random"][self.world.rank])
+            checkpoint.set_rng_state(state["random"][self.world.rank])
         else:
-            self.world.on_first(logger.warning)(
+            self.world.rank_zero_only(logger.warning)(
                 "resume-other-size: saved by %d processes, resumed by %d: data order is the same, the random numbers "
                 "of dropout are not",
                 len(state["random"]),
@@ -203,8 +203,8 @@ class Session:
             )
         self.world.barrier("checkpoint read")
         self.directory.remove("final.json")
-        rewind = self.world.on_first(checkpoint.rewind)
-        rewind(self.directory.path, step=snapshot.step, assert_own=self.directory.assert_own)
+        rewind = self.world.rank_zero_only(checkpoint.rewind)
+        rewind(self.directory.path, step=snapshot.step, assert_own=self.directory.assert_lock_held)
         self._is_evaluation_due = state.get("evaluation_due", False)
         # Steps that were unwritten when the checkpoint was saved may have been written by the run as it ended.
         after = snapshot.step - bool(state["unwritten"])
@@ -215,7 +215,7 @@ class Session:
         """Write the later end that the run now has into its own config; a line on what changes with it."""
         recorded = read_config(self.directory.path / "config.yaml")
         length = replace(recorded.train, epochs=self.config.train.epochs, steps=self.config.train.steps)
-        self.directory.write_text("config.yaml", render(replace(recorded, train=length), origins=False))
+        self.directory.write_text("config.yaml", render_config(replace(recorded, train=length), origins=False))
         job, planned = self.job, self._planned_steps
         if planned is None or not job.step:
             return f"trains longer: to step {job.num_steps}"
@@ -238,7 +238,7 @@ class Session:
             "of a new run of this length"
         )
 
-    def stage_summary(self) -> list[str]:
+    def start_summary(self) -> list[str]:
         """Lines on this stage before it starts: where it comes from, what moves how fast."""
         built = self.built
         lines = [describe_stage(self.config, built.job.model)]
@@ -247,13 +247,13 @@ class Session:
             lines += [describe_lineage(built.lineage), f"init from {built.lineage['from']}: {built.init_report}"]
             lines += [f"stages: {built.lineage['unknown']}"] if built.lineage["unknown"] else []
             lines += [f"stages: {line}" for line in built.lineage["training_differences"]]
-        return lines + describe_rates(built.rates)
+        return lines + format_module_rates(built.module_rates)
 
     # --- the run ----------------------------------------------------------------------------------------------------
 
     def run(self) -> Evaluation | None:
         """Train to the end and evaluate the last weights on the test part; None where a signal stopped it."""
-        self.observers = Observers(self.world.on_first(self._default_observers)() or [])
+        self.observers = Observers(self.world.rank_zero_only(self._default_observers)() or [])
         reason = "failed"
         try:
             logger.info(
@@ -266,7 +266,7 @@ class Session:
                 self.world.device,
             )
             lineage = self.built.lineage or {"differences": []}
-            for line in [*self.stage_summary(), *(f"stages differ: {line}" for line in lineage["differences"])]:
+            for line in [*self.start_summary(), *(f"stages differ: {line}" for line in lineage["differences"])]:
                 logger.info("%s", line)
             if self._is_evaluation_due:
                 logger.info("step %d: its evaluation was not finished; evaluating it now", self.job.step)
@@ -283,7 +283,7 @@ class Session:
             self.observers.on_end(reason)
 
     def _default_observers(self) -> list[Observer]:
-        log, path, assert_own = self.config.log, self.directory.path, self.directory.assert_own
+        log, path, assert_own = self.config.log, self.directory.path, self.directory.assert_lock_held
         observers: list[Observer] = [TrainLog(path / "train.log"), EpochTimes(), self.metrics_log]
         if not self._is_quiet:
             observers.append(Progress())
@@ -323,12 +323,12 @@ class Session:
     def _evaluate(self) -> None:
         job, config = self.job, self.config
         with self._evaluating():
-            evaluation = self.built.selection(job.evaluated, self.world, pictures=True)
+            evaluation = self.built.selection_evaluator(job.evaluation_model, self.world, pictures=True)
         value = evaluation.metrics[config.evaluate.metric]
         self._latest = (job.step, evaluation)
         assert config.evaluate.mode is not None, "build sets it"
         if self.best.is_beaten_by(value, config.evaluate.mode):
-            self.best, self._is_new_best = Best(job.step, value), True
+            self.best, self._is_new_best = BestCheckpoint(job.step, value), True
         self.observers.on_evaluation(
             EvaluationRecord(
                 step=job.step,
@@ -340,7 +340,7 @@ class Session:
                 num_samples=evaluation.num_samples,
                 is_best=self._is_new_best,
                 pictures=evaluation.pictures,
-                parts=evaluation.parts,
+                phase_seconds=evaluation.phase_seconds,
             )
         )
 
@@ -348,20 +348,20 @@ class Session:
     def _evaluating(self) -> Iterator[None]:
         """Model and losses as they are evaluated: alike on all processes, the average of each where there is one."""
         job = self.job
-        self.world.make_equal(job.evaluated)
-        self.world.make_equal(job.losses)
+        self.world.broadcast_buffers(job.evaluation_model)
+        self.world.broadcast_buffers(job.losses)
         with job.losses.evaluated(job.losses_ema):
             yield
 
     def _save(self, *, is_evaluation_due: bool = False) -> None:
         """Save a checkpoint; one whose evaluation is due is saved again, with its outcome, after it."""
         job, world = self.job, self.world
-        world.make_equal(job.model)
-        world.make_equal(job.losses)
+        world.broadcast_buffers(job.model)
+        world.broadcast_buffers(job.losses)
         if job.ema is not None:
-            world.make_equal(job.ema)
-        random_states = world.gather_text(json.dumps(checkpoint.random_state()), what="random states")
-        world.on_first(self._write_checkpoint)(random_states, is_evaluation_due=is_evaluation_due)
+            world.broadcast_buffers(job.ema)
+        random_states = world.gather_text(json.dumps(checkpoint.get_rng_state()), operation="random states")
+        world.rank_zero_only(self._write_checkpoint)(random_states, is_evaluation_due=is_evaluation_due)
         self._is_new_best = False
         world.barrier("checkpoint saved")
 
@@ -392,15 +392,15 @@ class Session:
             snapshot,
             keep_last=self.config.checkpoint.keep_last,
             is_best=self._is_new_best,
-            assert_own=self.directory.assert_own,
+            assert_own=self.directory.assert_lock_held,
         )
 
     def _finish(self) -> Evaluation | None:
         """Evaluate the last weights and write it down; None where a signal came before, for a resumed run to do it."""
         try:
-            with self.stop.at_once():
+            with self.stop.raise_on_signal():
                 final = self._evaluate_last()
-        except StopAskedError:
+        except StopRequestedError:
             self.is_cut = True
             return None
         for picture in final.pictures:
@@ -418,13 +418,13 @@ class Session:
             final = self._latest[1]  # these weights on this part a moment ago
         else:
             with self._evaluating():
-                final = self.built.test(self.job.evaluated, self.world, pictures=True)
+                final = self.built.test_evaluator(self.job.evaluation_model, self.world, pictures=True)
         if self._final_metrics is None:
             return final
-        return replace(final, metrics={**final.metrics, **self._final_metrics(self.job.evaluated)})
+        return replace(final, metrics={**final.metrics, **self._final_metrics(self.job.evaluation_model)})
 
 
-def evaluation_document(config: RunConfig, evaluation: Evaluation, part: Part, which: str) -> dict[str, Any]:
+def evaluation_document(config: RunConfig, evaluation: Evaluation, part: DataSubset, which: str) -> dict[str, Any]:
     """What `final.json` and `evaluate --json` hold."""
     return {
         "metrics": dict(evaluation.metrics),
@@ -432,14 +432,14 @@ def evaluation_document(config: RunConfig, evaluation: Evaluation, part: Part, w
         "per_class": {name: dict(row) for name, row in evaluation.per_class.items()},
         **({"hard_classes": evaluation.hard_classes} if evaluation.hard_classes else {}),
         **dict(evaluation.tables),
-        "data": described_part(config.data.name, part, evaluation),
+        "data": describe_data_subset(config.data.name, part, evaluation),
         "checkpoint": which,
         "votes": config.evaluate.votes,
         "selection": _selection(config),
     }
 
 
-def described_part(name: str, part: Part, evaluation: Evaluation) -> dict[str, Any]:
+def describe_data_subset(name: str, part: DataSubset, evaluation: Evaluation) -> dict[str, Any]:
     """The part of a data set that figures are of, and which of its boxes were scored."""
     described = {"name": name, "split": part.split, "num_samples": evaluation.num_samples}
     box_type = part.dataset.info.facts.get("box_type")

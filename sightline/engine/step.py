@@ -15,23 +15,23 @@ from torch.autograd import profiler
 
 from sightline.engine.distributed import World
 from sightline.engine.precision import Precision
-from sightline.members import TaskMembers
+from sightline.optional_members import TaskMembers
 from sightline.types import Batch
 
 __all__ = [
-    "END_OF",
-    "Clock",
+    "PROFILER_END_PREFIX",
     "Step",
+    "StepTimer",
     "Task",
-    "batch_step",
-    "mean",
+    "compute_batch_losses",
+    "divide_by_count",
     "prepare_step",
-    "run_batch",
+    "single_batch_step",
     "weighted_sum",
     "with_prepare",
 ]
 
-END_OF = "end of "
+PROFILER_END_PREFIX = "end of "
 """Before the name of a part: what a profiler sees where the part ends."""
 _FLOAT32 = Precision("float32")  # without autocast
 
@@ -45,7 +45,7 @@ class Task(Protocol):
         """What the whole step must know first: each loss's count over everything, and something per micro-batch."""
         ...
 
-    def losses(self, model: nn.Module, batch: Batch, around: Any) -> Mapping[str, Tensor]:
+    def losses(self, model: nn.Module, batch: Batch, context: Any) -> Mapping[str, Tensor]:
         """The sum of each loss over this micro-batch."""
         ...
 
@@ -53,7 +53,9 @@ class Task(Protocol):
         """What metrics read."""
         ...
 
-    def assess(self, model: nn.Module, batch: Batch, around: Any) -> tuple[Mapping[str, Tensor], Mapping[str, Any]]:
+    def losses_and_predictions(
+        self, model: nn.Module, batch: Batch, context: Any
+    ) -> tuple[Mapping[str, Tensor], Mapping[str, Any]]:
         """Loss sums and predictions of one forward pass."""
         ...
 
@@ -75,42 +77,44 @@ class Step:
     precision: Precision
     device: torch.device
 
-    def sums(self, model: nn.Module, index: int = 0) -> Mapping[str, Tensor]:
+    def loss_sums(self, model: nn.Module, index: int = 0) -> Mapping[str, Tensor]:
         """The sum of each loss over a micro-batch."""
         with self.precision.autocast(self.device):
             return self.task.losses(model, self.micro_batches[index], self.contexts[index])
 
-    def sums_and_predictions(self, model: nn.Module, index: int = 0) -> tuple[Mapping[str, Tensor], Mapping[str, Any]]:
+    def loss_sums_and_predictions(
+        self, model: nn.Module, index: int = 0
+    ) -> tuple[Mapping[str, Tensor], Mapping[str, Any]]:
         """Loss sums and predictions of a micro-batch."""
         with self.precision.autocast(self.device):
-            return self.task.assess(model, self.micro_batches[index], self.contexts[index])
+            return self.task.losses_and_predictions(model, self.micro_batches[index], self.contexts[index])
 
-    def means(self, sums: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def loss_means(self, sums: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The share of each loss's mean over the step that these sums make up."""
-        return {name: mean(total, self.counts[name]) for name, total in sums.items()}
+        return {name: divide_by_count(total, self.counts[name]) for name, total in sums.items()}
 
 
-class Clock:
+class StepTimer:
     """Wall time in `seconds` by what it was spent on, between calls of `lap`.
 
     Where the task reports its own parts, `forward` is the network alone, and `rest` what follows it up to the lap of
     that name. Work that a GPU has only queued counts for the part that waits for it.
     """
 
-    def __init__(self, task: Task, *, rest: str) -> None:
+    def __init__(self, task: Task, *, remainder: str) -> None:
         self.seconds: dict[str, float] = {}
-        self._rest = rest
+        self._rest = remainder
         self._is_split = False
         self._last = time.perf_counter()
-        if TaskMembers.lap.of(task) is not None:
-            task.lap = partial(self.lap, is_own=True)  # type: ignore[attr-defined]
+        if TaskMembers.on_phase_end.get(task) is not None:
+            task.on_phase_end = partial(self.end_phase, is_own=True)  # type: ignore[attr-defined]
 
-    def lap(self, name: str, *, is_own: bool = False) -> None:
+    def end_phase(self, name: str, *, is_own: bool = False) -> None:
         """End a part; `is_own` one that the task reports."""
         name = self._rest if name == "forward" and self._is_split and not is_own else name
         self._is_split = is_own
         if profiler._is_profiler_enabled:
-            with profiler.record_function(END_OF + name):  # `sightline profile` divides the step there
+            with profiler.record_function(PROFILER_END_PREFIX + name):  # `sightline profile` divides the step there
                 pass
         now = time.perf_counter()
         self.seconds[name] = self.seconds.get(name, 0.0) + now - self._last
@@ -133,22 +137,22 @@ def with_prepare(task: Task, prepare: Callable[..., Any]) -> Task:
     return copied
 
 
-def batch_step(
+def single_batch_step(
     task: Task, model: nn.Module, batch: Batch, device: torch.device, precision: Precision = _FLOAT32
 ) -> Step:
     """One batch as a step of its own on one process, prepared."""
     return prepare_step(task, model, [batch], World(device=device), precision)
 
 
-def run_batch(
+def compute_batch_losses(
     task: Task, model: nn.Module, batch: Batch, device: torch.device, precision: Precision = _FLOAT32
 ) -> tuple[Mapping[str, Tensor], Mapping[str, Tensor]]:
     """Loss sums and counts of one batch as a step of its own on one process."""
-    step = batch_step(task, model, batch, device, precision)
-    return step.sums(model), step.counts
+    step = single_batch_step(task, model, batch, device, precision)
+    return step.loss_sums(model), step.counts
 
 
-def mean(total: Tensor, count: Tensor) -> Tensor:
+def divide_by_count(total: Tensor, count: Tensor) -> Tensor:
     """The sum over everything divided by the count of everything, or by 1 where nothing was counted."""
     divisor = count.to(total.device)
     return total / torch.where(divisor > 0, divisor, torch.ones_like(divisor)).to(total.dtype)

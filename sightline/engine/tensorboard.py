@@ -9,8 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sightline.engine.intervals import Intervals, evaluation_numbers, interval_numbers, samples_per_s
 from sightline.engine.records import EvaluationRecord, StepRecord
+from sightline.engine.step_averages import StepAverager, average_records, evaluation_scalars, samples_per_s
 from sightline.errors import assert_installed
 from sightline.pictures import Picture, encode_png
 
@@ -29,7 +29,7 @@ class TensorBoard:
         self.assert_installed()
         self._directory = directory
         self._assert_own = assert_own
-        self._intervals = Intervals(every, self._write_interval)
+        self._intervals = StepAverager(every, self._write_interval)
         self._file: _EventFile | None = None
         self._first_step = 0
 
@@ -45,7 +45,7 @@ class TensorBoard:
     def on_evaluation(self, record: EvaluationRecord) -> None:
         self._first_step = self._first_step or record.step  # a resumed run may begin with an evaluation that was due
         self._intervals.flush()
-        self._write(record.step, record.split, evaluation_numbers(record), record.pictures)
+        self._write(record.step, record.split, evaluation_scalars(record), record.pictures)
 
     def on_end(self, reason: str) -> None:
         self._intervals.flush()
@@ -53,7 +53,7 @@ class TensorBoard:
             self._file.close()
 
     def _write_interval(self, records: Sequence[StepRecord]) -> None:
-        numbers = {**interval_numbers(records), "samples_per_s": samples_per_s(records), "epoch": records[-1].epoch + 1}
+        numbers = {**average_records(records), "samples_per_s": samples_per_s(records), "epoch": records[-1].epoch + 1}
         self._write(records[-1].step, "train", numbers)
 
     def _write(self, step: int, split: str, numbers: Mapping[str, float], pictures: Sequence[Picture] = ()) -> None:

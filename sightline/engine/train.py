@@ -12,33 +12,33 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from sightline.engine.batch_stream import BatchStream
 from sightline.engine.device import to_device
 from sightline.engine.distributed import World
-from sightline.engine.gradients import layer_norms
+from sightline.engine.gradients import module_gradient_norms
 from sightline.engine.learnt_losses import LearntLosses, together
-from sightline.engine.optimizers import Frozen, hold_still
+from sightline.engine.optimizers import FrozenModules, apply_freezing
 from sightline.engine.precision import Precision
 from sightline.engine.records import StepRecord
-from sightline.engine.step import Clock, Task, mean, prepare_step, weighted_sum
-from sightline.engine.stream import Stream
+from sightline.engine.step import StepTimer, Task, divide_by_count, prepare_step, weighted_sum
 from sightline.errors import RunError
-from sightline.members import TaskMembers
-from sightline.types import Batch, Ramp
+from sightline.optional_members import TaskMembers
+from sightline.types import Batch, LinearRamp
 
-__all__ = ["AtStep", "Job", "Laps", "NonFiniteGradientError", "optimise_once", "train"]
+__all__ = ["NonFiniteGradientError", "PhaseTimer", "StepCallback", "TrainState", "train", "train_step"]
 
 _GRADIENT = "gradient/"
 _SAMPLES, _STOP, _TALLY = "(samples)", "(stop)", "(tally) "  # ride along with the losses; no loss can be called so
 
 
-class Laps(Protocol):
+class PhaseTimer(Protocol):
     """Called after each part of a step: prepare, forward, backward, optimise."""
 
-    def lap(self, name: str) -> None: ...
+    def end_phase(self, name: str) -> None: ...
 
 
 @dataclass
-class Job:
+class TrainState:
     """Everything that training changes, and where it stands: `step` optimiser steps are done.
 
     `losses` are those of the task's that learn; their average is made with the model's, `ema`.
@@ -48,12 +48,12 @@ class Job:
     task: Task
     optimizer: torch.optim.Optimizer
     schedule: Any
-    stream: Stream
+    stream: BatchStream
     num_steps: int
-    weights: Mapping[str, float | Ramp]
+    loss_weights: Mapping[str, float | LinearRamp]
     precision: Precision = field(default_factory=lambda: Precision("float32"))
     clip_norm: float | None = None
-    frozen: tuple[Frozen, ...] = ()
+    frozen: tuple[FrozenModules, ...] = ()
     ema_decay: float | None = None
     ema: nn.Module | None = None
     losses: LearntLosses = field(default_factory=LearntLosses)
@@ -73,10 +73,13 @@ class Job:
     def epoch(self) -> int:
         return self.stream.plan.epoch_of(self.step)
 
-    def weights_at(self, step: int) -> dict[str, float]:
+    def loss_weights_at(self, step: int) -> dict[str, float]:
         """What each loss is multiplied by at a step, counted from 0."""
         each = self.stream.plan.steps_per_epoch
-        return {n: w.at(step, steps_per_epoch=each) if isinstance(w, Ramp) else w for n, w in self.weights.items()}
+        return {
+            n: w.value_at(step, steps_per_epoch=each) if isinstance(w, LinearRamp) else w
+            for n, w in self.loss_weights.items()
+        }
 
     @property
     def trained(self) -> nn.Module:
@@ -84,86 +87,92 @@ class Job:
         return together(self.model, self.losses)
 
     @property
-    def evaluated(self) -> nn.Module:
+    def evaluation_model(self) -> nn.Module:
         """The model whose figures count: the average of the weights where there is one."""
         return self.model if self.ema is None else self.ema
 
 
-class AtStep(Protocol):
+class StepCallback(Protocol):
     """Called after every step, on every process, at the same step: evaluates, saves, or ends the run (returns True)."""
 
     def __call__(self, record: StepRecord, stop_asked: bool) -> bool: ...
 
 
-def train(job: Job, world: World, at_step: AtStep, stop: Any = None) -> None:
-    """Run optimiser steps from `job.step` to `job.num_steps`, or until `at_step` returns true.
+def train(job: TrainState, world: World, on_step_end: StepCallback, stop: Any = None) -> None:
+    """Run optimiser steps from `job.step` to `job.num_steps`, or until `on_step_end` returns true.
 
     Raises RunError where a gradient is not finite; the weights are then still those of the step before.
     """
-    replica = world.replicate(job.model)
+    replica = world.broadcast_weights(job.model)
     if job.losses:
-        world.replicate(job.losses)
+        world.broadcast_weights(job.losses)
     if job.compile:
         replica = torch.compile(replica)  # type: ignore[assignment]
     started = time.perf_counter()
-    with contextlib.closing(job.stream.from_step(job.step, job.num_steps)) as steps:
+    with contextlib.closing(job.stream.iterate(job.step, job.num_steps)) as steps:
         while job.step < job.num_steps:
-            clock = Clock(job.task, rest="loss")
+            clock = StepTimer(job.task, remainder="loss")
             micro_batches = next(steps)
-            clock.lap("data")
-            micro_batches = [to_device(b, world.device, floats=job.precision.parameters) for b in micro_batches]
-            clock.lap("transfer")
+            clock.end_phase("data")
+            micro_batches = [
+                to_device(b, world.device, float_dtype=job.precision.parameter_dtype) for b in micro_batches
+            ]
+            clock.end_phase("transfer")
             epoch = job.epoch
-            totals = optimise_once(job, replica, micro_batches, world, clock, stop_asked=bool(stop))
+            totals = train_step(job, replica, micro_batches, world, clock, stop_requested=bool(stop))
             job.step += 1
             record = _record(job, totals, epoch, clock, time.perf_counter() - started, world.size)
-            if at_step(record, totals[_STOP] > 0):
+            if on_step_end(record, totals[_STOP] > 0):
                 return
 
 
-def optimise_once(
-    job: Job,
-    replica: nn.Module,
+def train_step(
+    job: TrainState,
+    network: nn.Module,
     micro_batches: Sequence[Batch],
     world: World,
-    clock: Laps,
+    clock: PhaseTimer,
     *,
-    stop_asked: bool = False,
+    stop_requested: bool = False,
 ) -> dict[str, float]:
     """One optimiser step; the same numbers however the step is split."""
     job.model.train()
     job.losses.train()
     trained = job.trained
-    hold_still(trained, job.frozen, job.epoch)
+    apply_freezing(trained, job.frozen, job.epoch)
     factor = job.schedule(job.step)
     for group in job.optimizer.param_groups:
         group["lr"] = group["base_lr"] * factor
     job.optimizer.zero_grad(set_to_none=True)
     step = prepare_step(job.task, job.model, micro_batches, world, job.precision)
-    clock.lap("prepare")
-    weights = job.weights_at(job.step)
+    clock.end_phase("prepare")
+    weights = job.loss_weights_at(job.step)
     sums: dict[str, Tensor] = {}
     for index in range(len(micro_batches)):
         is_last = index == len(micro_batches) - 1
-        with world.reduce_gradients(trained, now=is_last):
-            terms = step.sums(replica, index)
-            loss = weighted_sum(step.means(terms), weights)
-            clock.lap("forward")
+        with world.reduce_gradients(trained, is_last_micro_batch=is_last):
+            terms = step.loss_sums(network, index)
+            loss = weighted_sum(step.loss_means(terms), weights)
+            clock.end_phase("forward")
             job.scaler.scale(loss).backward()
-            clock.lap("backward")
+            clock.end_phase("backward")
         for name, term in terms.items():
             sums[name] = sums.get(name, 0.0) + term.detach().double()
-    for parameter in hold_still(trained, job.frozen, job.epoch):
+    for parameter in apply_freezing(trained, job.frozen, job.epoch):
         parameter.grad = None
     job.scaler.unscale_(job.optimizer)
-    gradients = layer_norms(trained) if job.logs_gradients else {}
+    gradients = module_gradient_norms(trained) if job.logs_gradients else {}
     grad_norm = nn.utils.clip_grad_norm_(trained.parameters(), job.clip_norm or float("inf"))
     sizes = [len(batch["sample_index"]) for batch in micro_batches]
-    tallies_of = TaskMembers.tallies.of(job.task)
+    tallies_of = TaskMembers.step_counts.get(job.task)
     tallies = {} if tallies_of is None else tallies_of(step.contexts)
-    extra = {_SAMPLES: sum(sizes), _STOP: float(stop_asked), **{_TALLY + name: each for name, each in tallies.items()}}
+    extra = {
+        _SAMPLES: sum(sizes),
+        _STOP: float(stop_requested),
+        **{_TALLY + name: each for name, each in tallies.items()},
+    }
     totals = world.all_reduce_sum(
-        sums | {name: torch.tensor(float(x), dtype=torch.float64) for name, x in extra.items()}, what="losses"
+        sums | {name: torch.tensor(float(x), dtype=torch.float64) for name, x in extra.items()}, operation="losses"
     )
     is_finite = bool(torch.isfinite(grad_norm))
     if not is_finite and not _may_be_skipped(job, [totals[name] for name in sums]):
@@ -171,11 +180,11 @@ def optimise_once(
     job.scaler.step(job.optimizer)
     job.scaler.update()
     if is_finite and job.ema is not None and job.ema_decay is not None:
-        update_average(job.ema, job.model, job.ema_decay)
+        update_ema(job.ema, job.model, job.ema_decay)
         if job.losses_ema is not None:
-            update_average(job.losses_ema, job.losses, job.ema_decay)
-    clock.lap("optimise")
-    losses = {name: mean(totals[name], step.counts[name]).item() for name in sums}
+            update_ema(job.losses_ema, job.losses, job.ema_decay)
+    clock.end_phase("optimise")
+    losses = {name: divide_by_count(totals[name], step.counts[name]).item() for name in sums}
     return (
         losses
         | {"grad_norm": grad_norm.item(), "lr": max(group["lr"] for group in job.optimizer.param_groups)}
@@ -184,7 +193,7 @@ def optimise_once(
     )
 
 
-def _may_be_skipped(job: Job, sums: Sequence[Tensor]) -> bool:
+def _may_be_skipped(job: TrainState, sums: Sequence[Tensor]) -> bool:
     """Whether a gradient that is not finite only means that fp16's scale is still too large.
 
     Then the step changes nothing and the scale is halved; a loss that is not finite itself, or a gradient that stays so
@@ -198,7 +207,7 @@ class NonFiniteGradientError(RunError):
 
     def __init__(
         self,
-        job: Job,
+        job: TrainState,
         micro_batches: Sequence[Batch],
         counts: Mapping[str, Tensor],
         totals: Mapping[str, Tensor],
@@ -206,14 +215,14 @@ class NonFiniteGradientError(RunError):
     ) -> None:
         self.job = job
         self.micro_batches = micro_batches
-        values = ", ".join(f"{name} {mean(totals[name], counts[name]).item():g}" for name in counts)
+        values = ", ".join(f"{name} {divide_by_count(totals[name], counts[name]).item():g}" for name in counts)
         super().__init__(
             f"step {job.step}: the gradient's norm is {grad_norm.item()} (losses: {values}); the weights are unchanged"
         )
 
 
 @torch.no_grad()
-def update_average(average: nn.Module, model: nn.Module, decay: float) -> None:
+def update_ema(average: nn.Module, model: nn.Module, decay: float) -> None:
     """average <- decay * average + (1 - decay) * model for parameters; buffers are copied."""
     for kept, new in zip(average.parameters(), model.parameters(), strict=True):
         kept.lerp_(new.detach(), 1.0 - decay)
@@ -222,17 +231,19 @@ def update_average(average: nn.Module, model: nn.Module, decay: float) -> None:
 
 
 def _record(
-    job: Job, totals: dict[str, float], epoch: int, clock: Clock, wall_s: float, num_processes: int
+    job: TrainState, totals: dict[str, float], epoch: int, clock: StepTimer, wall_s: float, num_processes: int
 ) -> StepRecord:
-    losses = {name: totals[name] for name in job.weights}
+    losses = {name: totals[name] for name in job.loss_weights}
     num_samples = int(totals[_SAMPLES])
-    gauges_of = TaskMembers.gauges.of(job.task)
+    gauges_of = TaskMembers.step_metrics.get(job.task)
     gauges = {} if gauges_of is None else gauges_of(losses, num_samples, num_processes)
     tallies = {name.removeprefix(_TALLY): value for name, value in totals.items() if name.startswith(_TALLY)}
-    weights = job.weights_at(job.step - 1)
+    weights = job.loss_weights_at(job.step - 1)
     losses["total"] = sum(weights[name] * value for name, value in losses.items())
     gradients = {name: value for name, value in totals.items() if name.startswith(_GRADIENT)}
-    moving = {f"weight/{name}": weights[name] for name, weight in job.weights.items() if isinstance(weight, Ramp)}
+    moving = {
+        f"weight/{name}": weights[name] for name, weight in job.loss_weights.items() if isinstance(weight, LinearRamp)
+    }
     return StepRecord(
         step=job.step,
         num_steps=job.num_steps,
@@ -244,5 +255,5 @@ def _record(
         lr=totals["lr"],
         seconds=clock.seconds,
         wall_s=wall_s,
-        gauges={**gauges, **tallies, **moving, **gradients},
+        extra_scalars={**gauges, **tallies, **moving, **gradients},
     )

@@ -9,11 +9,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
-from sightline.engine.intervals import Intervals, evaluation_numbers, interval_numbers, samples_per_s
-from sightline.engine.records import EvaluationRecord, StepRecord, kept_random_state
+from sightline.engine.records import EvaluationRecord, StepRecord, preserve_rng_state
+from sightline.engine.step_averages import StepAverager, average_records, evaluation_scalars, samples_per_s
 from sightline.errors import assert_installed
 from sightline.pictures import Picture
-from sightline.plain_files import read_plain
+from sightline.regular_files import read_regular_file
 
 __all__ = ["Wandb"]
 
@@ -44,7 +44,7 @@ class Wandb:
         self._directory = directory
         self._assert_own = assert_own
         self._about: dict[str, Any] = {"project": project, "name": name, "mode": mode, "config": dict(config or {})}
-        self._intervals = Intervals(every, self._write_interval)
+        self._intervals = StepAverager(every, self._write_interval)
         self._run: Any = None
 
     @staticmethod
@@ -57,7 +57,7 @@ class Wandb:
 
     def on_evaluation(self, record: EvaluationRecord) -> None:
         self._intervals.flush()
-        self._write(record.step, record.split, evaluation_numbers(record), record.pictures)
+        self._write(record.step, record.split, evaluation_scalars(record), record.pictures)
 
     def on_end(self, reason: str) -> None:
         self._intervals.flush()
@@ -65,12 +65,12 @@ class Wandb:
             self._run.finish(exit_code=int(reason == "failed"))
 
     def _write_interval(self, records: Sequence[StepRecord]) -> None:
-        numbers = {**interval_numbers(records), "samples_per_s": samples_per_s(records), "epoch": records[-1].epoch + 1}
+        numbers = {**average_records(records), "samples_per_s": samples_per_s(records), "epoch": records[-1].epoch + 1}
         self._write(records[-1].step, "train", numbers)
 
     def _write(self, step: int, split: str, numbers: Mapping[str, float], pictures: Sequence[Picture] = ()) -> None:
         self._assert_own()
-        with kept_random_state():
+        with preserve_rng_state():
             if self._run is None:
                 self._run = self._start()
             values: dict[str, Any] = {f"{split}/{name}": value for name, value in numbers.items()}
@@ -94,7 +94,7 @@ def _identity(path: Path) -> str:
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(uuid.uuid4().hex[:12], encoding="utf-8")
-    return read_plain(path).decode("utf-8")
+    return read_regular_file(path).decode("utf-8")
 
 
 def _image(picture: Picture) -> Any:

@@ -18,9 +18,9 @@ from typing import Any, NoReturn, Protocol
 
 from sightline.engine.failure import report_failure
 from sightline.errors import UserError
-from sightline.runs.processes import Process
+from sightline.runs.processes import ProcessIdentity
 
-__all__ = ["Store", "Watchdog", "place_of"]
+__all__ = ["Store", "Watchdog", "format_user_frame"]
 
 _PACKAGE = str(Path(__file__).resolve().parents[1])
 _LIBRARIES = tuple(sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib"))
@@ -59,7 +59,7 @@ class Watchdog:
         self._timeout_s = timeout_s
         self._interval_s = min(1.0, timeout_s / 10)
         self._others = [other for other in range(size) if other != rank]
-        self._peers: Mapping[int, Process] = {}
+        self._peers: Mapping[int, ProcessIdentity] = {}
         self._waiting: _Wait | None = None
         self._stopped = threading.Event()
         self._is_store_lost = False
@@ -68,22 +68,24 @@ class Watchdog:
 
     # --- in the main thread -------------------------------------------------------------------------------------------
 
-    def present(self) -> None:
+    def register(self) -> None:
         """Register this process with the others. Raises UserError where another one came as this rank before."""
-        this = Process.this(socket.gethostname())
-        first = Process(**json.loads(self._store.compare_set(f"process/{self._rank}", "", json.dumps(this.to_dict()))))
+        this = ProcessIdentity.current(socket.gethostname())
+        first = ProcessIdentity(
+            **json.loads(self._store.compare_set(f"process/{self._rank}", "", json.dumps(this.to_dict())))
+        )
         if first != this:
             raise UserError(
                 f"rank {self._rank} is process {first.pid} on {first.host} already; give every process its own RANK"
             )
 
-    def missing(self) -> list[int]:
+    def missing_ranks(self) -> list[int]:
         """The ranks that have not presented themselves."""
         return [other for other in self._others if not self._store.check([f"process/{other}"])]
 
     def start(self) -> None:
         """Begin to watch; everyone is present."""
-        self._peers = {other: Process(**self._read(f"process/{other}")) for other in self._others}
+        self._peers = {other: ProcessIdentity(**self._read(f"process/{other}")) for other in self._others}
         self._threads = [threading.Thread(target=watch, daemon=True) for watch in (self._listen, self._clock)]
         for thread in self._threads:
             thread.start()
@@ -95,7 +97,7 @@ class Watchdog:
             thread.join(timeout=_GRACE_S)
 
     @contextlib.contextmanager
-    def waiting(self, what: str) -> Iterator[None]:
+    def watch_collective(self, what: str) -> Iterator[None]:
         """Inside this context the main thread waits for other processes."""
         outer, self._waiting = self._waiting, _Wait(what)
         try:
@@ -110,7 +112,7 @@ class Watchdog:
             if self._store.add("failures", 1) == 1:
                 self._store.set("failure", json.dumps({"rank": self._rank, "why": why}))
 
-    def why_lost(self) -> str:
+    def peer_failure_reason(self) -> str:
         """What is known of the process that cut a connection; waits a little for its own words."""
         deadline = time.monotonic() + _GRACE_S
         while True:
@@ -211,14 +213,14 @@ class Watchdog:
         os._exit(1)
 
     @staticmethod
-    def _kill(peer: Process) -> None:
+    def _kill(peer: ProcessIdentity) -> None:
         """End a process that cannot end itself, where it is certainly the one that is meant."""
         if peer.is_reachable and not peer.is_gone:
             with contextlib.suppress(OSError):
                 os.kill(peer.pid, signal.SIGKILL)
 
     def _main_line(self) -> str:
-        return place_of(sys._current_frames().get(self._main or 0))
+        return format_user_frame(sys._current_frames().get(self._main or 0))
 
     def _read(self, key: str) -> Any:
         return json.loads(self._store.get(key))
@@ -236,7 +238,7 @@ def _describe_failure(failure: Mapping[str, Any]) -> str:
     return f"rank {failure['rank']} failed: {failure['why']}"
 
 
-def place_of(frame: FrameType | None) -> str:
+def format_user_frame(frame: FrameType | None) -> str:
     """The innermost line that belongs neither to a library nor to the machinery of collectives."""
     innermost, own = frame, None
     while frame is not None and own is None:

@@ -13,34 +13,34 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sightline.binding import Offer, UnboundError, bind
-from sightline.data.boxes.detections import BoxImages, Detections, Results, read_results, shared_ids
-from sightline.data.boxes.records import truth_of, visible_of
-from sightline.data.store.native import listing
-from sightline.engine.build import Part, build_metrics
+from sightline.binding import AvailableKeys, UnknownKeyError, bind
+from sightline.data.boxes.detections import BoxImages, DetectionResults, Detections, duplicate_image_ids, read_results
+from sightline.data.boxes.records import ground_truth_rows, visible_fractions
+from sightline.data.store.prepared_set import summarise_folder
+from sightline.engine.build import DataSubset, build_metrics
 from sightline.engine.distributed import World
-from sightline.engine.evaluate import Evaluation, Measured, Meter, evaluation_of
+from sightline.engine.evaluate import BoundMetric, Evaluation, MetricResult, make_evaluation
 from sightline.errors import ConfigError, DataError
-from sightline.evaluation.kept_predictions import MANIFEST
-from sightline.metrics.base import fresh_state, sorted_rows
-from sightline.types import Batch, Component
+from sightline.evaluation.saved_predictions import MANIFEST
+from sightline.metrics.base import make_state, sorted_rows
+from sightline.types import Batch, ComponentConfig
 
-__all__ = ["RESULTS", "ResultsFolder", "box_images", "order_of", "score_boxes"]
+__all__ = ["RESULTS", "DetectionWriter", "box_images", "score_boxes", "scoring_order"]
 
 RESULTS = "detections.json"
 """A COCO file of results, with the ids of images and categories that the data set's own files have."""
 
 
-class ResultsFolder:
+class DetectionWriter:
     """Keeps the detections of an evaluation as `RESULTS`, for an `Evaluator` to call batch by batch; and a manifest.
 
     Raises DataError for a part whose images have no ids, or share one.
     """
 
-    def __init__(self, path: Path, part: Part, world: World) -> None:
+    def __init__(self, path: Path, part: DataSubset, world: World) -> None:
         self.path = path
         self._images = box_images(part)
-        if shared := shared_ids(map(self._images.image, range(len(self._images)))):
+        if shared := duplicate_image_ids(map(self._images.image, range(len(self._images)))):
             raise DataError(
                 f"--save-predictions: {next(iter(shared.values()))}, and rows would be of either; evaluate the images "
                 "of each annotation file by themselves (data.tested, or prepare with annotations=[FILE])"
@@ -57,7 +57,7 @@ class ResultsFolder:
 
     def finish(self, evaluation: Evaluation, about: Mapping[str, Any]) -> None:
         """Write the detections, image by image, and the manifest, led by `about`. Every process calls."""
-        gathered, _ = self._world.gather_rows(torch.cat(self._rows).to(self._world.device), what="detections")
+        gathered, _ = self._world.gather_rows(torch.cat(self._rows).to(self._world.device), operation="detections")
         rows = sorted_rows(gathered).cpu().numpy()
         ids = self._images.classes.ids
         lines = []
@@ -71,7 +71,7 @@ class ResultsFolder:
         self._directory.write_json(MANIFEST, {**about, **classes, **counts, "file": RESULTS})
 
 
-def box_images(part: Part) -> BoxImages:
+def box_images(part: DataSubset) -> BoxImages:
     """The data set of a part. Raises DataError for one whose images have no ids of their own."""
     if not isinstance(part.dataset, BoxImages):
         raise DataError(
@@ -82,8 +82,8 @@ def box_images(part: Part) -> BoxImages:
 
 
 def score_boxes(
-    part: Part, components: Sequence[Component], path: Path, *, more: Sequence[Meter] = ()
-) -> tuple[Evaluation, list[str], Results]:
+    part: DataSubset, components: Sequence[ComponentConfig], path: Path, *, more: Sequence[BoundMetric] = ()
+) -> tuple[Evaluation, list[str], DetectionResults]:
     """The metrics of these blocks for the detections of a file; the names of those that need more; what was read.
 
     `path` is a file, or a folder with one; `more` are further metrics. Images are not decoded. Raises
@@ -92,40 +92,42 @@ def score_boxes(
     started = time.perf_counter()
     images = box_images(part)
     given = read_results(_file_of(path), images)
-    order = order_of(images)
+    order = scoring_order(images)
     records = [images.record(int(index)) for index in order]
-    found = [given.found[index] for index in order]
+    found = [given.detections[index] for index in order]
     detections = [np.column_stack([each.boxes, each.scores, each.label]) for each in found]
     batch = {
         "sample_index": torch.arange(len(images)),
         "file_px": torch.tensor([(each.image.height, each.image.width) for each in found]).reshape(-1, 2),
-        **_joined("truth", list(map(truth_of, records)), "truth_offsets"),
-        **_joined("truth_visible", list(map(visible_of, records)), "truth_offsets"),
+        **_joined("truth", list(map(ground_truth_rows, records)), "truth_offsets"),
+        **_joined("truth_visible", list(map(visible_fractions, records)), "truth_offsets"),
         **_joined("detections", detections, "detection_offsets"),
     }
-    meters: list[Meter] = []
+    meters: list[BoundMetric] = []
     others = []
     for component, metric in zip(components, build_metrics(components, part.dataset.info.facts), strict=True):
         try:
-            update = bind(metric.update, Offer("files", batch), owner=f"metrics.{component.name}", skip=("state",))
-        except UnboundError:
+            update = bind(
+                metric.update, AvailableKeys("files", batch), owner=f"metrics.{component.name}", exclude=("state",)
+            )
+        except UnknownKeyError:
             others.append(component.name)
             continue
-        meters.append(Meter(metric, update))
+        meters.append(BoundMetric(metric, update))
     if not meters:
         raise ConfigError(
             f"metrics: none of {', '.join(others)} is computed from boxes; box_ap, crowd_ap and miss_rate are"
         )
     measured = []
     for meter in (*meters, *more):
-        state = fresh_state(meter.metric, num_samples=len(images))
+        state = make_state(meter.metric, num_samples=len(images))
         meter.update.function(state, **meter.update.select(batch))
-        measured.append(Measured(meter, "", state))
+        measured.append(MetricResult(meter, "", state))
     seconds = time.perf_counter() - started
-    return evaluation_of(measured, num_samples=len(images), seconds=seconds), others, given
+    return make_evaluation(measured, num_samples=len(images), seconds=seconds), others, given
 
 
-def order_of(images: BoxImages) -> np.ndarray:
+def scoring_order(images: BoxImages) -> np.ndarray:
     """The order in which images are scored: of equal scores the lower image id comes first, as in pycocotools."""
     return np.argsort([images.image(index).image_id for index in range(len(images))], kind="stable")
 
@@ -136,7 +138,7 @@ def _file_of(path: Path) -> Path:
         return path
     files = [path / RESULTS] if (path / RESULTS).is_file() else [*path.glob("*.json"), *path.glob("*.odgt")]
     if len(files) != 1:
-        raise DataError(f"--predictions {path}: holds {listing(path)}; give the file of results itself")
+        raise DataError(f"--predictions {path}: holds {summarise_folder(path)}; give the file of results itself")
     return files[0]
 
 

@@ -8,14 +8,14 @@ from pathlib import Path
 
 from sightline import registry
 from sightline.config import RunConfig
-from sightline.engine.build import Part
+from sightline.engine.build import DataSubset
 from sightline.errors import UserError
 from sightline.types import Folds
 
-__all__ = ["assert_folds", "tested_by"]
+__all__ = ["assert_folds", "tested_folds"]
 
 
-def tested_by(part: Part) -> tuple[str, ...]:
+def tested_folds(part: DataSubset) -> tuple[str, ...]:
     """The folds that a test part holds; none for a set that has no folds."""
     folds = part.dataset.info.folds
     return folds.tested if folds is not None else ()

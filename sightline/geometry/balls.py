@@ -5,11 +5,17 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sightline.compiled import suits
-from sightline.geometry.distances import assert_alike, assert_finite, assert_some, comparable, squared_distances
-from sightline.geometry.neighbour_kernels import balls_by_tree
+from sightline.geometry.distances import (
+    assert_finite,
+    assert_same_form,
+    assert_some,
+    squared_distances,
+    upcast_for_comparison,
+)
+from sightline.geometry.neighbour_kernels import ball_query_by_tree
+from sightline.numba_kernels import can_use_numba
 
-__all__ = ["ball_query", "balls_plainly"]
+__all__ = ["ball_query", "ball_query_reference"]
 
 _ENTRIES_AT_ONCE = 2**20
 
@@ -26,11 +32,15 @@ def ball_query(points: Tensor, *, centres: Tensor, radius: float, num_neighbours
     Source: Qi et al. 2017 (PointNet++), section 3.2; which points and their order follow its PyTorch port by Yan.
     """
     assert_some(num_neighbours)
-    assert_alike(points, centres, name="centres")
+    assert_same_form(points, centres, name="centres")
     assert_finite(points, name="points")
     assert_finite(centres, name="centres")
-    points, centres = comparable(points), comparable(centres)
-    search = balls_by_tree if suits(points, centres) and points.numel() and centres.numel() else balls_plainly
+    points, centres = upcast_for_comparison(points), upcast_for_comparison(centres)
+    search = (
+        ball_query_by_tree
+        if can_use_numba(points, centres) and points.numel() and centres.numel()
+        else ball_query_reference
+    )
     index = search(points, centres, radius, num_neighbours)
     index = torch.where(index == points.shape[1], index[..., :1], index)
     if bool((index[..., 0] == points.shape[1]).any()):
@@ -39,7 +49,7 @@ def ball_query(points: Tensor, *, centres: Tensor, radius: float, num_neighbours
 
 
 @torch.no_grad()
-def balls_plainly(points: Tensor, centres: Tensor, radius: float, num_neighbours: int) -> Tensor:
+def ball_query_reference(points: Tensor, centres: Tensor, radius: float, num_neighbours: int) -> Tensor:
     """The reference, on any device; N stands in the places that are left over."""
     num_samples, num_points, _ = points.shape
     points_CBN, centres_CBM = (values.permute(2, 0, 1).contiguous() for values in (points, centres))

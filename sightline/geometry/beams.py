@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-__all__ = ["GROUND", "NOTHING", "Hits", "Things", "cast"]
+__all__ = ["GROUND", "NOTHING", "Hits", "Obstacles", "cast_beams"]
 
 NOTHING, GROUND = -2, -1
 """What a beam meets where it meets none of the things."""
@@ -18,7 +18,7 @@ _FLAT = 1e-12
 """Slopes below this, and parts of directions, count as zero: nothing within reach depends on them."""
 
 
-class Things(NamedTuple):
+class Obstacles(NamedTuple):
     """Boxes, then cylinders, in the sensor's frame: metres, x forward, y left, z up.
 
     `boxes` (A, 6): x, y, half length, half width, yaw (radians, from x to y), height of the top above the sensor.
@@ -34,7 +34,7 @@ class Hits(NamedTuple):
     thing, GROUND or NOTHING; `cosine` float64, of the angle between the beam and the surface's normal, 0 to 1."""
 
     range_m: np.ndarray
-    what: np.ndarray
+    object_id: np.ndarray
     cosine: np.ndarray
 
 
@@ -47,7 +47,7 @@ class _Crossed(NamedTuple):
     cosine: np.ndarray
 
 
-def cast(elevations_rad: np.ndarray, azimuths_rad: np.ndarray, things: Things, *, ground_m: float) -> Hits:
+def cast_beams(elevations_rad: np.ndarray, azimuths_rad: np.ndarray, things: Obstacles, *, ground_m: float) -> Hits:
     """The nearest hit of every beam (H,) at every azimuth (W,); the ground lies at `ground_m`, below the sensor.
 
     The sensor must stand outside of all things. Where two are equally near the earlier one is met.
@@ -88,7 +88,7 @@ def _passes(slope_H: np.ndarray, top: float, ground_m: float) -> tuple[np.ndarra
     return low, high
 
 
-def _outlines(things: Things, azimuths_rad: np.ndarray) -> list[tuple[_Crossed, float]]:
+def _outlines(things: Obstacles, azimuths_rad: np.ndarray) -> list[tuple[_Crossed, float]]:
     ahead = np.stack([np.cos(azimuths_rad), np.sin(azimuths_rad)], axis=1)
     boxes = [(_cross_box(ahead, box), float(box[5])) for box in things.boxes]
     return boxes + [(_cross_circle(ahead, each), float(each[3])) for each in things.cylinders]

@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from sightline.compiled import compiled
+from sightline.numba_kernels import numba_kernel
 
 __all__ = ["PARALLEL", "ROW", "cast_capsules"]
 
@@ -17,7 +17,7 @@ PARALLEL = 1e-24
 """The squared sine, times the squared length of a ray, below which its angle with an axis is lost in rounding."""
 
 
-@compiled
+@numba_kernel
 def cast_capsules(
     first: int, last: int, rows: np.ndarray, camera: np.ndarray, depth: np.ndarray, owner: np.ndarray
 ) -> None:
@@ -42,7 +42,7 @@ def cast_capsules(
                     depth[frame, v, u] = 0.0
 
 
-@compiled
+@numba_kernel
 def _distance(row: np.ndarray, x: float, y: float) -> float:
     radius, nx, ny, nz, mx, my, mz = row[6], row[7], row[8], row[9], row[10], row[11], row[12]
     across_x, across_y, across_z = y * nz - ny, nx - x * nz, x * ny - y * nx
@@ -62,7 +62,7 @@ def _distance(row: np.ndarray, x: float, y: float) -> float:
     return _sphere(row[0], row[1], row[2], radius, x, y) if is_low else _sphere(row[3], row[4], row[5], radius, x, y)
 
 
-@compiled
+@numba_kernel
 def _sphere(a: float, b: float, c: float, radius: float, x: float, y: float) -> float:
     square = x * x + y * y + 1
     across_x, across_y, across_z = y * c - b, a - x * c, x * b - y * a

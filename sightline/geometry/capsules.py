@@ -7,17 +7,17 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from sightline.compiled import in_threads, suits
 from sightline.geometry.capsule_kernels import PARALLEL, ROW, cast_capsules
 from sightline.geometry.pinhole import pixel_rays
+from sightline.numba_kernels import can_use_numba, run_parallel
 
-__all__ = ["SeenCapsules", "render_capsules", "render_capsules_plainly"]
+__all__ = ["CapsuleDepth", "render_capsules", "render_capsules_plainly"]
 
 _REACH_PX = 2**20
 """Where a window of pixels ends at the latest: far outside of any picture, and still a whole number."""
 
 
-class SeenCapsules(NamedTuple):
+class CapsuleDepth(NamedTuple):
     """What cameras see: `depth` (F, H, W) float64 along the optical axis, 0 where nothing is hit, and `owner` (F, H, W)
     int64, the place of the capsule that is seen, -1 where none is."""
 
@@ -25,7 +25,7 @@ class SeenCapsules(NamedTuple):
     owner: np.ndarray
 
 
-def render_capsules(capsules: np.ndarray, camera: np.ndarray, *, height_px: int, width_px: int) -> SeenCapsules:
+def render_capsules(capsules: np.ndarray, camera: np.ndarray, *, height_px: int, width_px: int) -> CapsuleDepth:
     """The nearest surface on the ray through every pixel's centre, in units of the capsules.
 
     `capsules` (F, N, 7): of each frame start, end (a sphere where they are one point) and radius, in the camera's frame
@@ -39,19 +39,19 @@ def render_capsules(capsules: np.ndarray, camera: np.ndarray, *, height_px: int,
     """
     rows = _rows_checked(capsules, camera)
     depth, owner = _new_frames(len(rows), height_px, width_px)
-    if suits(torch.from_numpy(rows)):
-        in_threads(cast_capsules, len(rows), rows, np.asarray(camera, dtype=np.float64), depth, owner)
+    if can_use_numba(torch.from_numpy(rows)):
+        run_parallel(cast_capsules, len(rows), rows, np.asarray(camera, dtype=np.float64), depth, owner)
     else:
         _cast_plainly(rows, camera, depth, owner)
-    return SeenCapsules(depth, owner)
+    return CapsuleDepth(depth, owner)
 
 
-def render_capsules_plainly(capsules: np.ndarray, camera: np.ndarray, *, height_px: int, width_px: int) -> SeenCapsules:
+def render_capsules_plainly(capsules: np.ndarray, camera: np.ndarray, *, height_px: int, width_px: int) -> CapsuleDepth:
     """The reference of `render_capsules`: the same bits by NumPy alone, every capsule tried in every pixel."""
     rows = _rows_checked(capsules, camera)
     depth, owner = _new_frames(len(rows), height_px, width_px)
     _cast_plainly(rows, camera, depth, owner)
-    return SeenCapsules(depth, owner)
+    return CapsuleDepth(depth, owner)
 
 
 def _new_frames(count: int, height_px: int, width_px: int) -> tuple[np.ndarray, np.ndarray]:

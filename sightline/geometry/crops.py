@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sightline.geometry.pinhole import project, unproject
+from sightline.geometry.pinhole import project_points, unproject_pixels
 
-__all__ = ["CROP_WIDTH", "CropPlacement", "crop_depth", "from_offsets", "to_offsets"]
+__all__ = ["CROP_WIDTH", "CropPlacement", "crop_depth", "from_crop_coordinates", "to_crop_coordinates"]
 
 CROP_WIDTH = 9
 
@@ -49,7 +49,7 @@ def crop_depth(depth_mm: Tensor, placement: CropPlacement, *, size: int) -> Tens
     """
     reference, half = placement.reference_mm, placement.side_mm[:, None, None] / 2
     steps = (torch.arange(size, dtype=torch.float64) + 0.5) / size * 2 - 1
-    middle = project(reference, placement.camera)
+    middle = project_points(reference, placement.camera)
     along, down = torch.meshgrid(steps, steps, indexing="xy")
     wide, high = (half * placement.camera[:, axis, None, None].abs() / reference[:, 2, None, None] for axis in (0, 1))
     right, below = _turned(along * wide, down * high, -placement.angle_rad[:, None, None])
@@ -63,13 +63,13 @@ def crop_depth(depth_mm: Tensor, placement: CropPlacement, *, size: int) -> Tens
     return torch.where(is_inside & (found > 0) & (unit <= 1), unit, 1.0).float()[:, None]
 
 
-def to_offsets(points_mm: Tensor, placement: CropPlacement) -> Tensor:
+def to_crop_coordinates(points_mm: Tensor, placement: CropPlacement) -> Tensor:
     """Points of the camera's frame (B, P, 3) as a crop shows them: from the reference point, in halves of the side."""
     reference, half = placement.reference_mm[:, None], placement.side_mm[:, None, None] / 2
     return (_seen_turned(points_mm, placement, placement.angle_rad) - reference) / half
 
 
-def from_offsets(offsets: Tensor, placement: CropPlacement) -> Tensor:
+def from_crop_coordinates(offsets: Tensor, placement: CropPlacement) -> Tensor:
     """The points (B, P, 3) float64 of the camera's frame that offsets mean: the exact inverse of `to_offsets`."""
     half = placement.side_mm[:, None, None] / 2
     points = offsets.double() * half + placement.reference_mm[:, None]
@@ -79,10 +79,10 @@ def from_offsets(offsets: Tensor, placement: CropPlacement) -> Tensor:
 def _seen_turned(points_mm: Tensor, placement: CropPlacement, angle_rad: Tensor) -> Tensor:
     """Points whose places in the image are turned about that of the reference point; their depths stay."""
     camera = placement.camera[:, None]
-    middle_u, middle_v, _ = project(placement.reference_mm[:, None], camera).unbind(-1)
-    u, v, z = project(points_mm, camera).unbind(-1)
+    middle_u, middle_v, _ = project_points(placement.reference_mm[:, None], camera).unbind(-1)
+    u, v, z = project_points(points_mm, camera).unbind(-1)
     right, below = _turned(u - middle_u, v - middle_v, angle_rad[:, None])
-    return unproject(torch.stack([right + middle_u, below + middle_v, z], dim=-1), camera)
+    return unproject_pixels(torch.stack([right + middle_u, below + middle_v, z], dim=-1), camera)
 
 
 def _turned(x: Tensor, y: Tensor, angle_rad: Tensor) -> tuple[Tensor, Tensor]:

@@ -9,8 +9,8 @@ from __future__ import annotations
 import numpy as np
 from torch import Tensor
 
-from sightline.compiled import compiled, in_threads
-from sightline.geometry.trees import Trees, empty_trees
+from sightline.geometry.trees import Trees, allocate_trees
+from sightline.numba_kernels import numba_kernel, run_parallel
 
 __all__ = ["build_curve_trees"]
 
@@ -33,12 +33,12 @@ def build_curve_trees(points: Tensor) -> Trees:
     spread = np.zeros(len(cells), dtype=np.uint32)  # the bits of a cell, as far apart as there are axes
     for bit in range(num_bits):
         spread |= (((cells >> bit) & 1) << (bit * num_axes)).astype(np.uint32)
-    trees = empty_trees(points)
-    in_threads(_build, len(points), values_BNC, spread, num_axes, -(-num_bits * num_axes // _DIGIT_BITS), *trees)
+    trees = allocate_trees(points)
+    run_parallel(_build, len(points), values_BNC, spread, num_axes, -(-num_bits * num_axes // _DIGIT_BITS), *trees)
     return trees
 
 
-@compiled
+@numba_kernel
 def _build(
     first: int,
     last: int,
@@ -70,7 +70,7 @@ def _build(
                 boxes[cloud, node, 1, channel] = max(left[1], right[1])
 
 
-@compiled
+@numba_kernel
 def _encode(points: np.ndarray, spread: np.ndarray, num_axes: int, codes: np.ndarray) -> None:
     """Where on the curve each point's cell lies."""
     widest = points.dtype.type(0)
@@ -90,7 +90,7 @@ def _encode(points: np.ndarray, spread: np.ndarray, num_axes: int, codes: np.nda
             codes[point] |= spread[inside] << np.uint32(axis)
 
 
-@compiled
+@numba_kernel
 def _sort_by_digit(
     codes: np.ndarray, order: np.ndarray, shift: np.uint32, sorted_codes: np.ndarray, sorted_order: np.ndarray
 ) -> None:
@@ -107,7 +107,7 @@ def _sort_by_digit(
         begins[digit] += 1
 
 
-@compiled
+@numba_kernel
 def _fill(points: np.ndarray, members: np.ndarray, block: np.ndarray, boxes: np.ndarray, leaf: int) -> None:
     """Writes the points of a leaf and the box around them."""
     node = len(boxes) // 2 + leaf

@@ -8,13 +8,13 @@ import torch
 from torch import Tensor
 
 __all__ = [
-    "assert_alike",
     "assert_finite",
+    "assert_same_form",
     "assert_some",
-    "comparable",
+    "distance_scores",
     "paired_squared_distances",
-    "scores_of",
     "squared_distances",
+    "upcast_for_comparison",
 ]
 
 
@@ -42,17 +42,17 @@ def paired_squared_distances(queries: Tensor, points: Tensor) -> Tensor:
     return squared
 
 
-class Scores(NamedTuple):
+class DistanceScores(NamedTuple):
     """What scores |p|^2 - 2 q.p are made of, centred: the points p (B, N, C), the queries q (B, M, C), |p|^2 (B, N),
     and by how much the order of scores can differ from that of the distances (B, M)."""
 
     points: Tensor
     queries: Tensor
-    lengths: Tensor
+    squared_norms: Tensor
     slack: Tensor
 
 
-def scores_of(points: Tensor, queries: Tensor) -> Scores | None:
+def distance_scores(points: Tensor, queries: Tensor) -> DistanceScores | None:
     """The parts of scores by matrix product, whose order is that of the squared distances but for `slack`.
 
     If k points have a score of at most T, every point among the nearest k has one of at most T + slack. None where that
@@ -65,7 +65,7 @@ def scores_of(points: Tensor, queries: Tensor) -> Scores | None:
     lengths = near.square().sum(dim=-1)
     reach = asked.square().sum(dim=-1).sqrt() + lengths.amax(dim=1, keepdim=True).sqrt()
     slack = _score_slack(reach, points.shape[2])
-    return None if slack is None else Scores(near, asked, lengths, slack)
+    return None if slack is None else DistanceScores(near, asked, lengths, slack)
 
 
 def _score_slack(reach: Tensor, num_channels: int) -> Tensor | None:
@@ -92,7 +92,7 @@ def _products_are_exact(points: Tensor) -> bool:
     return matmul.fp32_precision in ("none", "ieee")
 
 
-def comparable(values: Tensor) -> Tensor:
+def upcast_for_comparison(values: Tensor) -> Tensor:
     """The bare values in a precision that distances are compared in: float32 for half precision, else their own.
 
     Whole numbers are compared in float64, which is exact for them.
@@ -120,7 +120,7 @@ def assert_some(num_neighbours: int) -> None:
         raise ValueError(f"{num_neighbours} neighbours asked for; num_neighbours is at least 1")
 
 
-def assert_alike(points: Tensor, queries: Tensor, *, name: str) -> None:
+def assert_same_form(points: Tensor, queries: Tensor, *, name: str) -> None:
     """Raises ValueError where `queries` (B, M, C) differ from `points` (B, N, C) in B, in C or in precision."""
     if points.shape[::2] != queries.shape[::2] or points.dtype != queries.dtype:
         raise ValueError(

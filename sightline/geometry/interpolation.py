@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from sightline.geometry.distances import comparable, paired_squared_distances
+from sightline.geometry.distances import paired_squared_distances, upcast_for_comparison
 from sightline.geometry.neighbours import gather_points, nearest_neighbours
 
 __all__ = ["Weighting", "interpolate"]
@@ -44,7 +44,7 @@ def inverse_distance_weights(
     points: Tensor, queries: Tensor, index: Tensor, weighting: Weighting, *, is_valid: Tensor | None = None
 ) -> Tensor:
     """Weights (B, M, K) of the points `index` (B, M, K) at the queries, adding up to one; 0 where not `is_valid`."""
-    points, queries = comparable(points), comparable(queries)
+    points, queries = upcast_for_comparison(points), upcast_for_comparison(queries)
     distances = paired_squared_distances(queries[:, :, None], gather_points(points, index))
     if weighting == "inverse":
         distances = distances.sqrt()

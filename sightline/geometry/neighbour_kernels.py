@@ -8,11 +8,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sightline.compiled import compiled, in_threads
-from sightline.geometry.distances import scores_of
-from sightline.geometry.trees import LEAF, build_trees
+from sightline.geometry.distances import distance_scores
+from sightline.geometry.trees import LEAF_SIZE, build_trees
+from sightline.numba_kernels import numba_kernel, run_parallel
 
-__all__ = ["balls_by_tree", "neighbours_by_product", "neighbours_by_tree"]
+__all__ = ["ball_query_by_tree", "neighbours_by_product", "neighbours_by_tree"]
 
 _ENTRIES_AT_ONCE = 2**20
 """Scores held at a time: 4 MB in float32."""
@@ -30,17 +30,17 @@ def neighbours_by_tree(points: Tensor, queries: Tensor, num_neighbours: int) -> 
     # Near queries one after another find the boxes they need in the cache; the points' own order is such a one.
     order = trees.order if queries is points else np.tile(np.arange(num_queries), (num_clouds, 1))
     index = np.empty((num_clouds, num_queries, num_neighbours), dtype=np.int64)
-    in_threads(_search, num_clouds * num_queries, queries.contiguous().numpy(), order, *trees, index)
+    run_parallel(_search, num_clouds * num_queries, queries.contiguous().numpy(), order, *trees, index)
     return torch.from_numpy(index)
 
 
-def balls_by_tree(points: Tensor, centres: Tensor, radius: float, num_neighbours: int) -> Tensor:
+def ball_query_by_tree(points: Tensor, centres: Tensor, radius: float, num_neighbours: int) -> Tensor:
     """The first points within the radius by a search of boxes; N stands in the places that are left over."""
     num_clouds, num_centres, _ = centres.shape
     squared_radius = torch.tensor(radius * radius, dtype=points.dtype).numpy()
     index = np.empty((num_clouds, num_centres, num_neighbours), dtype=np.int64)
     trees = build_trees(points)
-    in_threads(
+    run_parallel(
         _search_balls, num_clouds * num_centres, centres.contiguous().numpy(), squared_radius[None], *trees, index
     )
     return torch.from_numpy(index)
@@ -52,7 +52,7 @@ def neighbours_by_product(points: Tensor, queries: Tensor, num_neighbours: int) 
     The points whose scores (`scores_of`) are within the bound for the nearest are measured as the plain form does. None
     where there is no such bound.
     """
-    parts = scores_of(points, queries)
+    parts = distance_scores(points, queries)
     if parts is None:
         return None
     num_clouds, num_queries, _ = queries.shape
@@ -66,18 +66,18 @@ def neighbours_by_product(points: Tensor, queries: Tensor, num_neighbours: int) 
         own = products[: len(asked[cloud, part])]
         with torch.autocast("cpu", enabled=False):
             torch.mm(asked[cloud, part], near[cloud].T, out=own)
-        given = (own, parts.lengths[cloud], parts.slack[cloud, part], queries[cloud, part], points[cloud])
-        in_threads(_rank, len(own), *(tensor.contiguous().numpy() for tensor in given), lowest_of, index[cloud, part])
+        given = (own, parts.squared_norms[cloud], parts.slack[cloud, part], queries[cloud, part], points[cloud])
+        run_parallel(_rank, len(own), *(tensor.contiguous().numpy() for tensor in given), lowest_of, index[cloud, part])
     return torch.from_numpy(index)
 
 
 def _num_groups(num_points: int, num_neighbours: int) -> int:
     """As many as balance the search among groups against that within them."""
     wanted = max(2 * num_neighbours, round((num_points * num_neighbours) ** 0.5 / 2))
-    return min(num_points, -(-wanted // LEAF) * LEAF)
+    return min(num_points, -(-wanted // LEAF_SIZE) * LEAF_SIZE)
 
 
-@compiled
+@numba_kernel
 def _rank(
     first: int,
     last: int,
@@ -111,7 +111,7 @@ def _rank(
             index[row, slot] = found[slot]
 
 
-@compiled
+@numba_kernel
 def _insert_some(best: np.ndarray, found: np.ndarray, distances: np.ndarray, candidates: np.ndarray) -> None:
     """Inserts those candidates that come before the last place."""
     last_place = len(best) - 1
@@ -123,7 +123,7 @@ def _insert_some(best: np.ndarray, found: np.ndarray, distances: np.ndarray, can
             worst = best[last_place]
 
 
-@compiled
+@numba_kernel
 def _measure_four(
     query: np.ndarray, points: np.ndarray, candidates: np.ndarray, begin: int, distances: np.ndarray
 ) -> None:
@@ -143,7 +143,7 @@ def _measure_four(
     distances[0], distances[1], distances[2], distances[3] = to_a, to_b, to_c, to_d
 
 
-@compiled
+@numba_kernel
 def _limit_of_groups(scores: np.ndarray, lowest: np.ndarray, wanted: int) -> float:
     """A number, near the smallest there is, that at least `wanted` of the groups' lowest scores are not above.
 
@@ -171,7 +171,7 @@ def _limit_of_groups(scores: np.ndarray, lowest: np.ndarray, wanted: int) -> flo
     return high
 
 
-@compiled
+@numba_kernel
 def _collect(scores: np.ndarray, lowest: np.ndarray, limit: float, candidates: np.ndarray) -> int:
     """Writes the places of all scores up to the limit; returns how many there are."""
     count = 0
@@ -183,7 +183,7 @@ def _collect(scores: np.ndarray, lowest: np.ndarray, limit: float, candidates: n
     return count
 
 
-@compiled
+@numba_kernel
 def _search(
     first: int,
     last: int,
@@ -197,7 +197,7 @@ def _search(
 ) -> None:
     best = np.empty(index.shape[2], dtype=blocks.dtype)
     found = np.empty(index.shape[2], dtype=np.int64)
-    distances = np.empty(LEAF, dtype=blocks.dtype)
+    distances = np.empty(LEAF_SIZE, dtype=blocks.dtype)
     waiting = np.empty(_DEEPEST, dtype=np.int64)
     bounds = np.empty(_DEEPEST, dtype=blocks.dtype)
     for row in range(first, last):
@@ -221,7 +221,7 @@ def _search(
             index[cloud, place, slot] = found[slot]
 
 
-@compiled
+@numba_kernel
 def _search_one(
     query: np.ndarray,
     blocks: np.ndarray,
@@ -258,7 +258,7 @@ def _search_one(
                 worst = best[last_place]
 
 
-@compiled
+@numba_kernel
 def _search_balls(
     first: int,
     last: int,
@@ -270,7 +270,7 @@ def _search_balls(
     boxes: np.ndarray,
     index: np.ndarray,
 ) -> None:
-    distances = np.empty(LEAF, dtype=blocks.dtype)
+    distances = np.empty(LEAF_SIZE, dtype=blocks.dtype)
     waiting = np.empty(_DEEPEST, dtype=np.int64)
     for row in range(first, last):
         cloud, place = row // centres.shape[1], row % centres.shape[1]
@@ -288,7 +288,7 @@ def _search_balls(
         )
 
 
-@compiled
+@numba_kernel
 def _search_ball(
     centre: np.ndarray,
     limit: float,
@@ -319,7 +319,7 @@ def _search_ball(
                 _insert_index(found, candidate)
 
 
-@compiled
+@numba_kernel
 def _insert_index(found: np.ndarray, place: int) -> None:
     slot = len(found) - 1
     while slot > 0 and place < found[slot - 1]:
@@ -328,7 +328,7 @@ def _insert_index(found: np.ndarray, place: int) -> None:
     found[slot] = place
 
 
-@compiled
+@numba_kernel
 def _nearer_child(query: np.ndarray, boxes: np.ndarray, node: int) -> tuple[int, int, float]:
     """The child with the nearer box, the other child, and the other's bound: what no point in it can be nearer than."""
     zero = boxes.dtype.type(0)
@@ -344,24 +344,24 @@ def _nearer_child(query: np.ndarray, boxes: np.ndarray, node: int) -> tuple[int,
     return 2 * node, 2 * node + 1, right
 
 
-@compiled
+@numba_kernel
 def _measure(query: np.ndarray, block: np.ndarray, distances: np.ndarray) -> None:
     """The squared distances of a leaf's places, channel after channel."""
     if len(query) == 3:  # the usual case, written out: the sums stay in registers
         x, y, z = query[0], query[1], query[2]
-        for slot in range(LEAF):
+        for slot in range(LEAF_SIZE):
             to_x, to_y, to_z = x - block[0, slot], y - block[1, slot], z - block[2, slot]
             distances[slot] = to_x * to_x + to_y * to_y + to_z * to_z
         return
     distances[:] = 0
     for channel in range(len(query)):
         value = query[channel]
-        for slot in range(LEAF):
+        for slot in range(LEAF_SIZE):
             difference = value - block[channel, slot]
             distances[slot] += difference * difference
 
 
-@compiled
+@numba_kernel
 def _insert(best: np.ndarray, found: np.ndarray, distance: float, place: int) -> None:
     """Puts a point where (distance, index) belongs; the last one drops out, and has to come after it."""
     slot = len(best) - 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sightline.geometry.distances import paired_squared_distances, scores_of
+from sightline.geometry.distances import distance_scores, paired_squared_distances
 
 __all__ = ["neighbours_by_candidates"]
 
@@ -21,7 +21,7 @@ def neighbours_by_candidates(
     The points of the least scores (`scores_of`) are measured as the plain form does; a query is proven where its last
     candidate lies above the bound for the nearest. None where there is no such bound.
     """
-    parts = scores_of(points, queries)
+    parts = distance_scores(points, queries)
     if parts is None:
         return None
     num_clouds, num_queries, _ = queries.shape
@@ -33,7 +33,7 @@ def neighbours_by_candidates(
     for begin in range(0, num_queries, step):
         part = slice(begin, begin + step)
         with torch.autocast(points.device.type, enabled=False):
-            scores = torch.baddbmm(parts.lengths[:, None], parts.queries[:, part], parts.points.mT, alpha=-2)
+            scores = torch.baddbmm(parts.squared_norms[:, None], parts.queries[:, part], parts.points.mT, alpha=-2)
         least = scores.topk(count, dim=-1, largest=False)
         index[:, part] = _ranked(points, queries[:, part], least.indices)[..., :num_neighbours]
         bound = least.values[..., num_neighbours - 1] + parts.slack[:, part]

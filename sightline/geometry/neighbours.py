@@ -5,19 +5,25 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sightline.compiled import suits
 from sightline.errors import ConfigError
-from sightline.geometry.distances import assert_alike, assert_finite, assert_some, comparable, squared_distances
+from sightline.geometry.distances import (
+    assert_finite,
+    assert_same_form,
+    assert_some,
+    squared_distances,
+    upcast_for_comparison,
+)
 from sightline.geometry.neighbour_kernels import neighbours_by_product, neighbours_by_tree
 from sightline.geometry.neighbour_products import neighbours_by_candidates
+from sightline.numba_kernels import can_use_numba
 
 __all__ = [
     "assert_meant_for",
     "assert_rows",
     "gather_points",
     "nearest_neighbours",
-    "neighbours_in_proportion",
-    "neighbours_plainly",
+    "nearest_neighbours_reference",
+    "scale_num_neighbours",
 ]
 
 _CHANNELS_OF_TREES = 5
@@ -49,11 +55,11 @@ def nearest_neighbours(points: Tensor, *, num_neighbours: int, queries: Tensor |
         )
     assert_finite(points, name="points")
     if queries is not None:
-        assert_alike(points, queries, name="queries")
+        assert_same_form(points, queries, name="queries")
         assert_finite(queries, name="queries")
-    points = comparable(points)
-    queries = points if queries is None else comparable(queries)
-    if suits(points, queries) and points.numel() and queries.numel():
+    points = upcast_for_comparison(points)
+    queries = points if queries is None else upcast_for_comparison(queries)
+    if can_use_numba(points, queries) and points.numel() and queries.numel():
         if points.shape[2] <= _CHANNELS_OF_TREES:
             return neighbours_by_tree(points, queries, num_neighbours)
         by_product = neighbours_by_product(points, queries, num_neighbours)
@@ -63,7 +69,7 @@ def nearest_neighbours(points: Tensor, *, num_neighbours: int, queries: Tensor |
         by_candidates = _by_candidates(points, queries, num_neighbours)
         if by_candidates is not None:
             return by_candidates
-    return neighbours_plainly(points, queries, num_neighbours)
+    return nearest_neighbours_reference(points, queries, num_neighbours)
 
 
 def _by_candidates(points: Tensor, queries: Tensor, num_neighbours: int) -> Tensor | None:
@@ -75,7 +81,7 @@ def _by_candidates(points: Tensor, queries: Tensor, num_neighbours: int) -> Tens
     for sample in (~is_proven).any(dim=1).nonzero().flatten().tolist():
         rest = ~is_proven[sample]
         asked = queries[sample, rest][None]
-        index[sample, rest] = neighbours_plainly(points[sample][None], asked, num_neighbours)[0]
+        index[sample, rest] = nearest_neighbours_reference(points[sample][None], asked, num_neighbours)[0]
     return index
 
 
@@ -83,13 +89,17 @@ def _entries_at_once(points: Tensor) -> int:
     return _ENTRIES_AT_ONCE.get(points.device.type, _ENTRIES_AT_ONCE["cpu"])
 
 
-def neighbours_in_proportion(count: int, *, meant_for: int | None, num_points: int) -> int:
-    """How many neighbours reach as far in a cloud of `num_points` as `count` do in one of `meant_for` points.
+def scale_num_neighbours(count: int, *, reference_num_points: int | None, num_points: int) -> int:
+    """How many neighbours reach as far in a cloud of `num_points` as `count` do in one of `reference_num_points` points.
 
     A surface sampled more densely has as many more points within the same distance. A half is rounded up, and one is
     the least; `count` itself where it is meant for any cloud (None).
     """
-    return count if meant_for is None else max(1, (2 * count * num_points + meant_for) // (2 * meant_for))
+    return (
+        count
+        if reference_num_points is None
+        else max(1, (2 * count * num_points + reference_num_points) // (2 * reference_num_points))
+    )
 
 
 def assert_meant_for(neighbours_at: int | None, *, num_neighbours: int) -> None:
@@ -124,7 +134,7 @@ def assert_rows(index: Tensor, values: Tensor, *, num_queries: int) -> None:
 
 
 @torch.no_grad()
-def neighbours_plainly(points: Tensor, queries: Tensor, num_neighbours: int) -> Tensor:
+def nearest_neighbours_reference(points: Tensor, queries: Tensor, num_neighbours: int) -> Tensor:
     """The reference: all distances, a bounded number of queries at a time. On any device."""
     num_samples, num_points, _ = points.shape
     points_CBN = points.permute(2, 0, 1).contiguous()  # one channel is read at a time: five times faster than strided

@@ -8,13 +8,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["depth_points", "pixel_rays", "project", "unproject"]
+__all__ = ["depth_points", "pixel_rays", "project_points", "unproject_pixels"]
 
 Array = TypeVar("Array", np.ndarray, Tensor)
 """NumPy in, NumPy out; tensors in, tensors out, on their device."""
 
 
-def project(points: Array, camera: Array) -> Array:
+def project_points(points: Array, camera: Array) -> Array:
     """Where points (..., 3) of the camera's frame appear: (..., 3) float64, the column u, the row v and the depth.
 
     `camera` (..., 4) holds fx, fy, u0 and v0 in pixels: u = fx X / Z + u0, v = fy Y / Z + v0, where pixel centres lie
@@ -30,7 +30,7 @@ def project(points: Array, camera: Array) -> Array:
     return _stacked(u, v, z)
 
 
-def unproject(pixels: Array, camera: Array) -> Array:
+def unproject_pixels(pixels: Array, camera: Array) -> Array:
     """The points (..., 3) float64 of the camera's frame that appear at pixels (..., 3): column u, row v and depth.
 
     The inverse of `project`: X = (u - u0) Z / fx, Y = (v - v0) Z / fy.
@@ -48,13 +48,13 @@ def depth_points(depth: np.ndarray, camera: np.ndarray) -> np.ndarray:
     `camera` (4,) is that of `project`; points have the unit of the depths.
     """
     v, u = np.nonzero(depth > 0)
-    return unproject(np.stack((u, v, depth[v, u]), axis=-1), camera)
+    return unproject_pixels(np.stack((u, v, depth[v, u]), axis=-1), camera)
 
 
 def pixel_rays(camera: np.ndarray, *, width_px: int, height_px: int) -> np.ndarray:
     """The point at depth 1 behind every pixel: (H, W, 3) float64."""
     v, u = np.mgrid[:height_px, :width_px]
-    return unproject(np.stack((u, v, np.ones_like(u)), axis=-1), camera)
+    return unproject_pixels(np.stack((u, v, np.ones_like(u)), axis=-1), camera)
 
 
 def _double(array: Array) -> Array:

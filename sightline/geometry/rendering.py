@@ -11,11 +11,11 @@ from typing import Literal
 import numpy as np
 import torch
 
-from sightline.compiled import in_threads, suits
 from sightline.geometry.cameras import Cameras
 from sightline.geometry.rendering_kernels import draw_surfels, draw_triangles
 from sightline.geometry.surfaces import areas_and_normals
-from sightline.geometry.surfels import Surfels, surfels_of
+from sightline.geometry.surfels import Surfels, fit_surfels
+from sightline.numba_kernels import can_use_numba, run_parallel
 
 __all__ = [
     "Background",
@@ -24,7 +24,7 @@ __all__ = [
     "draw_triangles_plainly",
     "on_background",
     "render_cloud",
-    "render_cloud_plainly",
+    "render_cloud_reference",
     "render_mesh",
 ]
 
@@ -57,14 +57,14 @@ def render_cloud(points: np.ndarray, cameras: Cameras, *, style: Style = "shaded
     """
     discs = _discs_seen(_surfels_checked(points), cameras)
     key, shade = _new_maps(cameras)
-    if suits(torch.from_numpy(discs)):
-        in_threads(draw_surfels, len(cameras), discs, key, shade)
+    if can_use_numba(torch.from_numpy(discs)):
+        run_parallel(draw_surfels, len(cameras), discs, key, shade)
     else:
         draw_surfels_plainly(discs, key, shade)
     return _levels(key, shade, cameras, style)
 
 
-def render_cloud_plainly(points: np.ndarray, cameras: Cameras, *, style: Style = "shaded") -> np.ndarray:
+def render_cloud_reference(points: np.ndarray, cameras: Cameras, *, style: Style = "shaded") -> np.ndarray:
     """The reference of `render_cloud`: the same bits by NumPy alone, one disc at a time."""
     discs = _discs_seen(_surfels_checked(points), cameras)
     key, shade = _new_maps(cameras)
@@ -86,8 +86,8 @@ def render_mesh(vertices: np.ndarray, faces: np.ndarray, cameras: Cameras, *, st
         part = slice(start, start + views_at_once)
         some = Cameras(cameras.rotations[part], cameras.size_px, cameras.scale_px, cameras.distance)
         seen = _faces_seen(vertices, faces, some)
-        if suits(torch.from_numpy(seen)):
-            in_threads(draw_triangles, len(some), seen, key[part], shade[part])
+        if can_use_numba(torch.from_numpy(seen)):
+            run_parallel(draw_triangles, len(some), seen, key[part], shade[part])
         else:
             draw_triangles_plainly(seen, key[part], shade[part])
     return _levels(key, shade, cameras, style)
@@ -142,7 +142,7 @@ def draw_triangles_plainly(faces: np.ndarray, key: np.ndarray, shade: np.ndarray
 def _surfels_checked(points: np.ndarray) -> Surfels:
     if points.ndim != 2 or points.shape[1] != 3 or len(points) == 0:
         raise ValueError(f"points are {points.shape}, (points, 3) with at least one point are needed")
-    return surfels_of(points)
+    return fit_surfels(points)
 
 
 def _window(disc: np.ndarray, size: int) -> tuple[tuple[slice, slice], np.ndarray, np.ndarray]:

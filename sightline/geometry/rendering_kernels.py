@@ -6,12 +6,12 @@ import math
 
 import numpy as np
 
-from sightline.compiled import compiled
+from sightline.numba_kernels import numba_kernel
 
 __all__ = ["draw_surfels", "draw_triangles"]
 
 
-@compiled
+@numba_kernel
 def draw_surfels(first: int, last: int, discs: np.ndarray, key: np.ndarray, shade: np.ndarray) -> None:
     """See `rendering.draw_surfels_plainly`; views are the rows."""
     size = key.shape[1]
@@ -31,7 +31,7 @@ def draw_surfels(first: int, last: int, discs: np.ndarray, key: np.ndarray, shad
                 shade[view, row, column] = shade[view, row, column] / weight if weight > 0 else 0.0
 
 
-@compiled
+@numba_kernel
 def _find_nearest(discs: np.ndarray, nearest: np.ndarray) -> None:
     size = nearest.shape[0]
     for place in range(len(discs)):
@@ -44,7 +44,7 @@ def _find_nearest(discs: np.ndarray, nearest: np.ndarray) -> None:
                     nearest[row, column] = max(nearest[row, column], key + key_u * du + key_v * dv)
 
 
-@compiled
+@numba_kernel
 def _blend(discs: np.ndarray, nearest: np.ndarray, weights: np.ndarray, keys: np.ndarray, shades: np.ndarray) -> None:
     size = nearest.shape[0]
     for place in range(len(discs)):
@@ -62,7 +62,7 @@ def _blend(discs: np.ndarray, nearest: np.ndarray, weights: np.ndarray, keys: np
                     shades[row, column] += weight * shade
 
 
-@compiled
+@numba_kernel
 def draw_triangles(first: int, last: int, faces: np.ndarray, key: np.ndarray, shade: np.ndarray) -> None:
     """See `rendering.draw_triangles_plainly`; views are the rows."""
     size = key.shape[1]

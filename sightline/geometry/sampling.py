@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sightline.compiled import suits
-from sightline.geometry.distances import assert_finite, comparable, paired_squared_distances
+from sightline.geometry.distances import assert_finite, paired_squared_distances, upcast_for_comparison
 from sightline.geometry.sampling_kernels import sample_by_trees
+from sightline.numba_kernels import can_use_numba
 
 __all__ = ["farthest_point_sample"]
 
@@ -34,12 +34,12 @@ def farthest_point_sample(
             f"least {num_samples} points"
         )
     assert_finite(points, name="points")
-    first, points = _first_index(start, points), comparable(points)
+    first, points = _first_index(start, points), upcast_for_comparison(points)
     nearest_BN = torch.full(points.shape[:2], _FAR, dtype=points.dtype, device=points.device)
     if min_squared_norm is not None:
         is_barred = paired_squared_distances(points, torch.zeros_like(points)) <= min_squared_norm
         nearest_BN[is_barred] = -1  # below every distance, and stays so
-    sample = sample_by_trees if suits(points) and points.numel() else _sample_plainly
+    sample = sample_by_trees if can_use_numba(points) and points.numel() else _sample_plainly
     return sample(points, nearest=nearest_BN, first=first, num_samples=num_samples)
 
 

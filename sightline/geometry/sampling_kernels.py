@@ -6,9 +6,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sightline.compiled import compiled, in_threads
 from sightline.geometry.curve_trees import build_curve_trees
-from sightline.geometry.trees import LEAF
+from sightline.geometry.trees import LEAF_SIZE
+from sightline.numba_kernels import numba_kernel, run_parallel
 
 __all__ = ["sample_by_trees"]
 
@@ -25,11 +25,11 @@ def sample_by_trees(points: Tensor, *, nearest: Tensor, first: Tensor, num_sampl
     """
     trees = build_curve_trees(points)
     index = np.empty((len(points), num_samples), dtype=np.int64)
-    in_threads(_sample, len(points), points.contiguous().numpy(), nearest.numpy(), first.numpy(), *trees, index)
+    run_parallel(_sample, len(points), points.contiguous().numpy(), nearest.numpy(), first.numpy(), *trees, index)
     return torch.from_numpy(index)
 
 
-@compiled
+@numba_kernel
 def _sample(
     first: int,
     last: int,
@@ -43,8 +43,8 @@ def _sample(
     index: np.ndarray,
 ) -> None:
     num_leaves, num_channels = blocks.shape[1], blocks.shape[2]
-    distances = np.empty((num_leaves, LEAF), dtype=blocks.dtype)
-    measured = np.empty(LEAF, dtype=blocks.dtype)
+    distances = np.empty((num_leaves, LEAF_SIZE), dtype=blocks.dtype)
+    measured = np.empty(LEAF_SIZE, dtype=blocks.dtype)
     bounds = np.empty(FAN, dtype=blocks.dtype)
     slots = np.empty(num_leaves, dtype=np.int64)
     largest = np.empty(2 * num_leaves, dtype=blocks.dtype)  # of nodes; 0 is that of the whole cloud
@@ -93,7 +93,7 @@ def _sample(
             place = where[0]
 
 
-@compiled
+@numba_kernel
 def _open(
     centre: np.ndarray,
     begin: int,
@@ -121,7 +121,7 @@ def _open(
     return num_opened
 
 
-@compiled
+@numba_kernel
 def _take_farthest_of(node: int, begin: int, count: int, largest: np.ndarray, where: np.ndarray) -> None:
     """Gives a node the largest distance of `count` others, and the index of its point; of equal ones, the lowest."""
     farthest, index = largest[begin], where[begin]
@@ -132,7 +132,7 @@ def _take_farthest_of(node: int, begin: int, count: int, largest: np.ndarray, wh
     largest[node], where[node] = farthest, index
 
 
-@compiled
+@numba_kernel
 def _take_farthest_slot(
     leaf: int,
     distances: np.ndarray,
@@ -143,7 +143,7 @@ def _take_farthest_slot(
     where: np.ndarray,
 ) -> None:
     """Gives a leaf its largest distance, its slot, and the index of its point; of equal ones, the lowest."""
-    quarter, highest = LEAF // 4, distances[leaf, 0]
+    quarter, highest = LEAF_SIZE // 4, distances[leaf, 0]
     for slot in range(quarter):  # in this form the compiler makes vectors of it
         one = max(distances[leaf, slot], distances[leaf, slot + quarter])
         other = max(distances[leaf, slot + 2 * quarter], distances[leaf, slot + 3 * quarter])
@@ -156,20 +156,20 @@ def _take_farthest_slot(
     slots[leaf], largest[node], where[node] = chosen, highest, order[begin + chosen]
 
 
-@compiled
+@numba_kernel
 def _approach(centre: np.ndarray, leaf: int, blocks: np.ndarray, measured: np.ndarray, distances: np.ndarray) -> None:
     """Lowers the distances of a leaf's places to those from the centre, where these are smaller."""
     if len(centre) == 3:  # the usual case, written out: the sums stay in registers
         x, y, z = centre[0], centre[1], centre[2]
-        for slot in range(LEAF):
+        for slot in range(LEAF_SIZE):
             to_x, to_y, to_z = blocks[leaf, 0, slot] - x, blocks[leaf, 1, slot] - y, blocks[leaf, 2, slot] - z
             distances[leaf, slot] = min(distances[leaf, slot], to_x * to_x + to_y * to_y + to_z * to_z)
         return
     measured[:] = 0
     for channel in range(len(centre)):
         value = centre[channel]
-        for slot in range(LEAF):
+        for slot in range(LEAF_SIZE):
             difference = blocks[leaf, channel, slot] - value
             measured[slot] += difference * difference
-    for slot in range(LEAF):
+    for slot in range(LEAF_SIZE):
         distances[leaf, slot] = min(distances[leaf, slot], measured[slot])

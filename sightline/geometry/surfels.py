@@ -9,7 +9,7 @@ import torch
 
 from sightline.geometry.neighbours import nearest_neighbours
 
-__all__ = ["Surfels", "surfels_of"]
+__all__ = ["Surfels", "fit_surfels"]
 
 _NUM_NEIGHBOURS = 16
 _OVERLAP = 1.3
@@ -31,7 +31,7 @@ class Surfels(NamedTuple):
     half_axes: np.ndarray
 
 
-def surfels_of(points: np.ndarray) -> Surfels:
+def fit_surfels(points: np.ndarray) -> Surfels:
     """A disc at each of the points (N, 3), along its nearest points and as large as they are scattered.
 
     Discs are long where points lie on a rod, and end where a surface ends. Points in one place or on one line get the

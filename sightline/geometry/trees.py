@@ -16,11 +16,11 @@ from typing import NamedTuple
 import numpy as np
 from torch import Tensor
 
-from sightline.compiled import compiled, in_threads
+from sightline.numba_kernels import numba_kernel, run_parallel
 
-__all__ = ["LEAF", "Trees", "build_trees", "empty_trees"]
+__all__ = ["LEAF_SIZE", "Trees", "allocate_trees", "build_trees"]
 
-LEAF = 32
+LEAF_SIZE = 32
 """Places in a leaf: loops over a whole leaf have a known length, and the compiler makes vectors of them."""
 
 
@@ -38,15 +38,15 @@ class Trees(NamedTuple):
     boxes: np.ndarray
 
 
-def empty_trees(points: Tensor) -> Trees:
+def allocate_trees(points: Tensor) -> Trees:
     """Room for the trees of `points` (B, N, C), in `order` the points as they are given."""
     values = points.numpy()
     num_clouds, num_points, num_channels = values.shape
     num_leaves = 1
-    while num_leaves * LEAF < num_points:
+    while num_leaves * LEAF_SIZE < num_points:
         num_leaves *= 2
     return Trees(
-        blocks=np.full((num_clouds, num_leaves, num_channels, LEAF), np.inf, dtype=values.dtype),
+        blocks=np.full((num_clouds, num_leaves, num_channels, LEAF_SIZE), np.inf, dtype=values.dtype),
         order=np.tile(np.arange(num_points), (num_clouds, 1)),
         starts=num_points * np.arange(num_leaves + 1) // num_leaves,
         boxes=np.zeros((num_clouds, 2 * num_leaves, 2, num_channels), dtype=values.dtype),
@@ -55,13 +55,13 @@ def empty_trees(points: Tensor) -> Trees:
 
 def build_trees(points: Tensor) -> Trees:
     """The k-d trees of `points` (B, N, C), float32 or float64 on the CPU, N at least 1."""
-    trees = empty_trees(points)
+    trees = allocate_trees(points)
     sorted_BCN = points.numpy().transpose(0, 2, 1).copy()
-    in_threads(_build, len(points), sorted_BCN, *trees)
+    run_parallel(_build, len(points), sorted_BCN, *trees)
     return trees
 
 
-@compiled
+@numba_kernel
 def _build(
     first: int,
     last: int,
@@ -88,7 +88,7 @@ def _build(
                         block[channel, place - begin] = values[channel, place]
 
 
-@compiled
+@numba_kernel
 def _enclose(values: np.ndarray, begin: int, end: int, box: np.ndarray) -> int:
     """Writes the lowest and highest coordinates of [begin, end); returns the channel in which they differ most."""
     widest = 0
@@ -103,7 +103,7 @@ def _enclose(values: np.ndarray, begin: int, end: int, box: np.ndarray) -> int:
     return widest
 
 
-@compiled
+@numba_kernel
 def _divide(values: np.ndarray, places: np.ndarray, axis: int, begin: int, end: int, middle: int) -> None:
     """Reorders [begin, end) so that nothing before `middle` is greater, along `axis`, than anything from it on.
 
@@ -130,7 +130,7 @@ def _divide(values: np.ndarray, places: np.ndarray, axis: int, begin: int, end: 
             return
 
 
-@compiled
+@numba_kernel
 def _swap(values: np.ndarray, places: np.ndarray, left: int, right: int) -> None:
     places[left], places[right] = places[right], places[left]
     for channel in range(len(values)):

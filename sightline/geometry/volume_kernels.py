@@ -6,12 +6,12 @@ import math
 
 import numpy as np
 
-from sightline.compiled import compiled
+from sightline.numba_kernels import numba_kernel
 
 __all__ = ["fill_voxels"]
 
 
-@compiled
+@numba_kernel
 def fill_voxels(
     first: int,
     last: int,

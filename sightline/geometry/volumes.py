@@ -13,19 +13,19 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from sightline.compiled import in_threads, suits
-from sightline.geometry import release_volumes as release
+from sightline.geometry import v2v_release_voxels as release
 from sightline.geometry.volume_kernels import fill_voxels
+from sightline.numba_kernels import can_use_numba, run_parallel
 
 __all__ = [
     "PLACEMENT_WIDTH",
     "Axes",
     "Compat",
-    "Placement",
+    "CubePlacement",
     "occupancy",
-    "occupancy_plainly",
+    "occupancy_reference",
     "original_size",
-    "permuted_axes",
+    "permute_axes",
     "to_camera",
     "to_voxels",
 ]
@@ -39,7 +39,7 @@ PLACEMENT_WIDTH = 13
 
 
 @dataclass(frozen=True, eq=False)
-class Placement:
+class CubePlacement:
     """Where each sample's cube lies and how it is varied: all that maps camera coordinates to voxels and back.
 
     `reference_mm` (B, 3) is its centre; the grid is scaled by `scale` (B) about its own centre, turned by `angle_rad`
@@ -52,12 +52,12 @@ class Placement:
     shift: Tensor
     cube_mm: float
     size: int
-    original: int
+    grid_size: int
     axes: Axes = "xyz"
     compat: Compat = "none"
 
     @classmethod
-    def neutral(cls, reference_mm: Tensor, *, cube_mm: float, size: int, original: int | None = None) -> Placement:
+    def identity(cls, reference_mm: Tensor, *, cube_mm: float, size: int, original: int | None = None) -> CubePlacement:
         """Cubes that are not varied, around `reference_mm` (B, 3), in float64."""
         original = original_size(size) if original is None else original
         ones = torch.ones(len(reference_mm), dtype=torch.float64)
@@ -65,7 +65,7 @@ class Placement:
         return cls(reference_mm.double(), ones, torch.zeros_like(ones), shift, float(cube_mm), size, original)
 
     @classmethod
-    def from_rows(cls, rows: Tensor) -> Placement:
+    def from_rows(cls, rows: Tensor) -> CubePlacement:
         """The placement that `rows` gave; raises ValueError for rows of different grids."""
         if rows.ndim != 2 or rows.shape[1] != PLACEMENT_WIDTH:
             raise ValueError(f"placement: found the shape {tuple(rows.shape)}, expected (B, {PLACEMENT_WIDTH})")
@@ -85,9 +85,9 @@ class Placement:
             "release" if is_release else "none",
         )
 
-    def rows(self) -> Tensor:
+    def to_rows(self) -> Tensor:
         """(B, 13) float64: reference, scale, angle, shift, side, size, original, and the two conventions as 0 or 1."""
-        grid = [self.cube_mm, self.size, self.original, self.axes == "zyx", self.compat == "release"]
+        grid = [self.cube_mm, self.size, self.grid_size, self.axes == "zyx", self.compat == "release"]
         each = self.reference_mm.new_tensor([float(value) for value in grid]).expand(len(self), -1)
         return torch.cat([self.reference_mm, self.scale[:, None], self.angle_rad[:, None], self.shift, each], dim=1)
 
@@ -105,26 +105,26 @@ def original_size(size: int) -> int:
     return size + 2 * round(size / 22)
 
 
-def to_voxels(points_mm: Tensor, placement: Placement) -> Tensor:
+def to_voxels(points_mm: Tensor, placement: CubePlacement) -> Tensor:
     """Continuous voxel coordinates (B, P, 3) of camera coordinates (B, P, 3), in the precision of `points_mm`."""
     if placement.compat == "release":
-        return release.to_voxels(points_mm, placement)
+        return release.release_to_voxels(points_mm, placement)
     reference, factor, offset = _alike(points_mm, placement)
     return _turned((points_mm - reference) * factor, placement.angle_rad) + offset
 
 
-def to_camera(voxels: Tensor, placement: Placement) -> Tensor:
+def to_camera(voxels: Tensor, placement: CubePlacement) -> Tensor:
     """Camera coordinates of continuous voxel coordinates: the exact inverse of `to_voxels`, where it has one.
 
     The release's rounding has none: its own decoding, which adds half a voxel, is what stands in.
     """
     if placement.compat == "release":
-        return release.to_camera(voxels, placement)
+        return release.release_to_camera(voxels, placement)
     reference, factor, offset = _alike(voxels, placement)
     return _turned(voxels - offset, -placement.angle_rad) / factor + reference
 
 
-def occupancy_plainly(voxels: Tensor, is_point: Tensor, placement: Placement) -> Tensor:
+def occupancy_reference(voxels: Tensor, is_point: Tensor, placement: CubePlacement) -> Tensor:
     """(B, 1, S, S, S) float32: 1 where at least one point lies in a voxel, in the order `axes` of the placement.
 
     `voxels` (B, P, 3), of which `is_point` (B, P) says which are points at all. A coordinate belongs to the voxel of
@@ -137,32 +137,32 @@ def occupancy_plainly(voxels: Tensor, is_point: Tensor, placement: Placement) ->
     sample = is_inside.nonzero()[:, 0]
     volume = torch.zeros(len(voxels), size, size, size)
     volume[sample, x, y, z] = 1.0
-    return permuted_axes(volume, placement.axes)[:, None]
+    return permute_axes(volume, placement.axes)[:, None]
 
 
-def occupancy(depth_mm: Tensor, camera: Tensor, placement: Placement) -> Tensor:
+def occupancy(depth_mm: Tensor, camera: Tensor, placement: CubePlacement) -> Tensor:
     """The voxels (B, 1, S, S, S) float32 that depth frames occupy: 1 where a measured pixel's point lies, else 0.
 
     `depth_mm` (B, H, W), 0 where nothing was measured; `camera` (B, 4): fx, fy, u0, v0 in pixels. The compiled form
     does the same operations in the same order as the plain one, pixel by pixel.
     """
     depth = depth_mm.contiguous()
-    if placement.compat == "release" or not suits(depth):
-        return occupancy_plainly(*_points_of(depth.double(), camera, placement), placement)
+    if placement.compat == "release" or not can_use_numba(depth):
+        return occupancy_reference(*_points_of(depth.double(), camera, placement), placement)
     volume = torch.zeros(len(depth), *[placement.size] * 3)
     reference, factor, offset = _mapping(placement)
     turn = torch.stack([factor, placement.angle_rad.cos(), placement.angle_rad.sin()], dim=1)
     rows = torch.cat([reference, turn, offset], dim=1).numpy()
-    in_threads(fill_voxels, len(depth), depth.numpy(), camera.double().numpy(), rows, volume.numpy())
-    return permuted_axes(volume, placement.axes)[:, None].contiguous()
+    run_parallel(fill_voxels, len(depth), depth.numpy(), camera.double().numpy(), rows, volume.numpy())
+    return permute_axes(volume, placement.axes)[:, None].contiguous()
 
 
-def permuted_axes(volumes: Tensor, axes: Axes) -> Tensor:
+def permute_axes(volumes: Tensor, axes: Axes) -> Tensor:
     """The last three axes, which are x, y, z, in the order `axes`; twice is once again the same."""
     return volumes.transpose(-1, -3) if axes == "zyx" else volumes
 
 
-def _points_of(depth: Tensor, camera: Tensor, placement: Placement) -> tuple[Tensor, Tensor]:
+def _points_of(depth: Tensor, camera: Tensor, placement: CubePlacement) -> tuple[Tensor, Tensor]:
     """Voxel coordinates of every pixel, and which of them were measured."""
     rows, columns = torch.meshgrid(*(torch.arange(n, dtype=torch.float64) for n in depth.shape[1:]), indexing="ij")
     fx, fy, u0, v0 = camera.double()[:, :, None, None].unbind(1)
@@ -170,16 +170,16 @@ def _points_of(depth: Tensor, camera: Tensor, placement: Placement) -> tuple[Ten
     return to_voxels(points, placement), (depth > 0).flatten(1)
 
 
-def _alike(points: Tensor, placement: Placement) -> tuple[Tensor, Tensor, Tensor]:
+def _alike(points: Tensor, placement: CubePlacement) -> tuple[Tensor, Tensor, Tensor]:
     """Reference, voxels a millimetre, and where the reference comes to lie: (B, 1, n), like `points`."""
     reference, factor, offset = _mapping(placement)
     return reference[:, None].to(points), factor[:, None, None].to(points), offset[:, None].to(points)
 
 
-def _mapping(placement: Placement) -> tuple[Tensor, Tensor, Tensor]:
+def _mapping(placement: CubePlacement) -> tuple[Tensor, Tensor, Tensor]:
     """The paper's steps as one: v = R(angle) (p - reference) factor + offset. Source: Moon et al. 2018, section 4."""
     factor = placement.scale * (placement.size / placement.cube_mm)
-    return placement.reference_mm, factor, placement.original / 2 - placement.shift
+    return placement.reference_mm, factor, placement.grid_size / 2 - placement.shift
 
 
 def _turned(points: Tensor, angle_rad: Tensor) -> Tensor:

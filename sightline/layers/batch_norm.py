@@ -11,14 +11,14 @@ import torch
 from torch import Tensor, nn
 
 __all__ = [
-    "SumsAbout",
+    "ShiftedSums",
     "SynchronisedBatchNorm",
     "all_reduce_sum",
-    "answers_of_statistics",
-    "normalising",
-    "statistics",
-    "synchronise",
-    "uses_batch",
+    "batch_statistics_gradients",
+    "convert_sync_batchnorm",
+    "normalisation_statistics",
+    "reduce_statistics",
+    "uses_batch_statistics",
 ]
 
 AllReduceSum = Callable[[Tensor], Tensor]
@@ -92,7 +92,7 @@ class SynchronisedBatchNorm(nn.modules.batchnorm._BatchNorm):
             )
 
 
-class SumsAbout(NamedTuple):
+class ShiftedSums(NamedTuple):
     """What a part adds to the statistics of all: over `num_values` values per channel, the sums of value - `origin` and
     of its square; all (C,) float64."""
 
@@ -103,7 +103,7 @@ class SumsAbout(NamedTuple):
 
 
 @torch.no_grad()
-def statistics(norm: nn.modules.batchnorm._BatchNorm, sums: SumsAbout) -> tuple[Tensor, Tensor, Tensor]:
+def reduce_statistics(norm: nn.modules.batchnorm._BatchNorm, sums: ShiftedSums) -> tuple[Tensor, Tensor, Tensor]:
     """Count, mean and biased variance (C,), float64, over all processes; the running values of `norm` follow them.
 
     For layers that know the sums without making the values. An origin near the mean keeps the variance exact.
@@ -126,13 +126,13 @@ def statistics(norm: nn.modules.batchnorm._BatchNorm, sums: SumsAbout) -> tuple[
     return count, mean, variance
 
 
-def uses_batch(norm: nn.modules.batchnorm._BatchNorm) -> bool:
+def uses_batch_statistics(norm: nn.modules.batchnorm._BatchNorm) -> bool:
     """Whether a forward pass now takes the batch's statistics rather than the running ones."""
     return norm.training or norm.running_mean is None or norm.running_var is None
 
 
-def normalising(
-    norm: nn.modules.batchnorm._BatchNorm, sums: SumsAbout | None, dtype: torch.dtype
+def normalisation_statistics(
+    norm: nn.modules.batchnorm._BatchNorm, sums: ShiftedSums | None, dtype: torch.dtype
 ) -> tuple[Tensor | None, Tensor, Tensor]:
     """Count, mean and inverse deviation (C,), in `dtype`: of the batch by its sums, or the running ones for None.
 
@@ -140,7 +140,7 @@ def normalising(
     """
     count: Tensor | None = None
     if sums is not None:
-        count, mean, variance = statistics(norm, sums)
+        count, mean, variance = reduce_statistics(norm, sums)
     else:
         assert norm.running_mean is not None
         assert norm.running_var is not None
@@ -148,26 +148,26 @@ def normalising(
     return count, mean.to(dtype), (variance + norm.eps).rsqrt().to(dtype)
 
 
-def answers_of_statistics(
+def batch_statistics_gradients(
     norm: nn.Module,
     count: Tensor | None,
     *,
-    to_bias: Tensor,
+    grad_bias: Tensor,
     to_weight: Tensor,
     scale: Tensor,
     inverse_deviation: Tensor,
 ) -> tuple[Tensor, Tensor]:
     """By how much every value's gradient is lowered: a constant, and a slope times its distance from the mean (C,).
 
-    `to_bias` and `to_weight` are this process's gradients of the norm's parameters; `scale` is `inverse_deviation`
+    `grad_bias` and `to_weight` are this process's gradients of the norm's parameters; `scale` is `inverse_deviation`
     times the weight that the forward pass saw, which need not be the norm's weight now. Zero where running values,
     which do not answer to the batch, were used (`count` None). Source: Ioffe and Szegedy 2015, section 3, the chain
     rule.
     """
     if count is None:
-        return torch.zeros_like(to_bias), torch.zeros_like(to_bias)
-    shares = all_reduce_sum(norm, torch.cat([to_bias, to_weight]).double()) / count
-    share_of_bias, share_of_weight = shares.to(to_bias.dtype).chunk(2)
+        return torch.zeros_like(grad_bias), torch.zeros_like(grad_bias)
+    shares = all_reduce_sum(norm, torch.cat([grad_bias, to_weight]).double()) / count
+    share_of_bias, share_of_weight = shares.to(grad_bias.dtype).chunk(2)
     return scale * share_of_bias, scale * inverse_deviation * share_of_weight
 
 
@@ -189,7 +189,7 @@ def _update_running(norm: nn.modules.batchnorm._BatchNorm, mean: Tensor, unbiase
         running.copy_(running * (1 - share) + found.to(running.dtype) * share)
 
 
-def synchronise(model: nn.Module, all_reduce_sum: AllReduceSum) -> nn.Module:
+def convert_sync_batchnorm(model: nn.Module, all_reduce_sum: AllReduceSum) -> nn.Module:
     """A copy of the model in which every batch norm is synchronised; the model given stays as it is.
 
     State keys are unchanged. A batch norm that stands in several places is one in all of them afterwards, too. Make the

@@ -7,10 +7,10 @@ from torch import Tensor
 
 from sightline.geometry.distances import assert_finite
 
-__all__ = ["as_dense", "as_packed", "dense_channels", "join_channels", "one_hot_category", "packed_channels"]
+__all__ = ["as_dense", "as_packed", "concat_channels", "dense_channels", "one_hot_category", "packed_channels"]
 
 
-def join_channels(points: Tensor, features: Tensor | None, *, in_channels: int) -> Tensor:
+def concat_channels(points: Tensor, features: Tensor | None, *, in_channels: int) -> Tensor:
     """Coordinates and further channels side by side: (B, N, 3) and (B, N, in_channels - 3) -> (B, N, in_channels).
 
     Raises ValueError, naming the found and the expected shape, for any other layout or width, and for clouds of three
@@ -60,7 +60,7 @@ def dense_channels(points: Tensor, features: Tensor | None, offsets: Tensor | No
     Raises ValueError as `as_dense` and `join_channels` do, and for numbers that are not finite, naming the sample.
     """
     points, features = as_dense(points, features, offsets)
-    channels = join_channels(points, features, in_channels=in_channels)
+    channels = concat_channels(points, features, in_channels=in_channels)
     assert_finite(channels, name="points")
     return channels
 
@@ -89,7 +89,7 @@ def packed_channels(
     Raises ValueError, naming the found and the expected shape, for any other layout or width.
     """
     if offsets is None:
-        join_channels(points, features, in_channels=in_channels)  # for its check of stacked clouds
+        concat_channels(points, features, in_channels=in_channels)  # for its check of stacked clouds
     points, features, offsets = as_packed(points, features, offsets)
     if points.shape[1] != 3 or len(points) == 0:
         raise ValueError(f"points: found the shape {tuple(points.shape)} beside offsets, expected (P, 3) with P >= 1")

@@ -6,14 +6,14 @@ from torch import Tensor, nn
 
 from sightline.geometry import farthest_point_sample, interpolate
 from sightline.layers.mlp import LinearNorm
-from sightline.layers.set_abstraction import PlaceGroup, PlainPlaceGroup, choose_rows
+from sightline.layers.set_abstraction import PlainPlaceGroup, RelativeGroup, gather_rows
 
-__all__ = ["TransitionDown", "TransitionUp"]
+__all__ = ["DenseTransitionDown", "DenseTransitionUp"]
 
 _STRIDE = 4
 
 
-class TransitionDown(nn.Module):
+class DenseTransitionDown(nn.Module):
     """A quarter of the points, far from each other, and for each the maximum of a network over its neighbours.
 
     `forward(points (B, N, 3), features (B, N, in_channels), index (B, N, K)) -> (centres (B, M, 3), features
@@ -24,16 +24,16 @@ class TransitionDown(nn.Module):
 
     def __init__(self, *, in_channels: int, out_channels: int, fused: bool) -> None:
         super().__init__()
-        group = PlaceGroup if fused else PlainPlaceGroup
+        group = RelativeGroup if fused else PlainPlaceGroup
         self.group = group(in_channels=in_channels, widths=(out_channels, out_channels), first="place")
 
     def forward(self, points: Tensor, features: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
         chosen = farthest_point_sample(points, num_samples=max(1, points.shape[1] // _STRIDE))
-        centres = choose_rows(points, chosen)
-        return centres, self.group.respond(points, features, centres, choose_rows(index, chosen))
+        centres = gather_rows(points, chosen)
+        return centres, self.group.forward_groups(points, features, centres, gather_rows(index, chosen))
 
 
-class TransitionUp(nn.Module):
+class DenseTransitionUp(nn.Module):
     """What the fewer points know, interpolated at the points before the step down, plus what those knew themselves.
 
     `forward(points (B, N, 3), features (B, N, out_channels), centres (B, M, 3), coarse (B, M, in_channels)) -> (B, N,

@@ -15,13 +15,13 @@ from torch.nn import functional as F
 
 from sightline.geometry import gather_points
 from sightline.geometry.neighbours import assert_rows
-from sightline.layers.dense_attention_parts import Received
+from sightline.layers.dense_attention_function import DenseAttentionFunction
 from sightline.layers.edge_products import map_points
 
-__all__ = ["PlainVectorAttention", "VectorAttention"]
+__all__ = ["DenseVectorAttention", "PlainDenseVectorAttention"]
 
 
-class PlainVectorAttention(nn.Module):
+class PlainDenseVectorAttention(nn.Module):
     """Every point receives its neighbours' values, each channel weighted by itself, on top of what it had.
 
     `forward(points (B, N, 3), features (B, N, channels), index (B, N, K)) -> (B, N, channels)`, `index` naming the
@@ -58,7 +58,7 @@ class PlainVectorAttention(nn.Module):
         return (self.weigh(difference + place) / math.sqrt(self.width)).softmax(dim=2)
 
 
-class VectorAttention(PlainVectorAttention):
+class DenseVectorAttention(PlainDenseVectorAttention):
     """`PlainVectorAttention` in a fraction of its memory and time: same state, same numbers, same gradients.
 
     What is linear is taken to the points: with h_ij what `place` has before its last map, the first map of `weigh` sees
@@ -79,7 +79,7 @@ class VectorAttention(PlainVectorAttention):
         of_query = map_points(map_points(entered, self.query.weight), score.weight) + offset
         of_key = map_points(map_points(entered, self.key.weight), score.weight)
         of_value = map_points(entered, self.value.weight) + last.bias
-        received = Received.apply(
+        received = DenseAttentionFunction.apply(
             torch.is_grad_enabled(),
             points.flatten(0, 1),
             _rows_of_all(index),

@@ -17,7 +17,12 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from sightline.geometry.neighbours import gather_points
-from sightline.layers.batch_norm import SumsAbout, answers_of_statistics, normalising, uses_batch
+from sightline.layers.batch_norm import (
+    ShiftedSums,
+    batch_statistics_gradients,
+    normalisation_statistics,
+    uses_batch_statistics,
+)
 from sightline.layers.edge_kernels import edge_extremes_and_sums, edge_gradients
 from sightline.layers.mlp import LinearNorm
 
@@ -87,8 +92,10 @@ class _NormedExtreme(Function):
     def forward(ctx: Any, pairs: Tensor, index: Tensor, weight: Tensor, bias: Tensor, norm: nn.BatchNorm1d) -> Tensor:
         near_mean = _mean_over_points(pairs)
         edges = edge_extremes_and_sums(pairs, index, sign=weight.sign().to(pairs.dtype), shift=near_mean)
-        sums = SumsAbout(near_mean.double(), edges.total, edges.total_of_squares, index.numel())
-        count, mean, inverse_deviation = normalising(norm, sums if uses_batch(norm) else None, pairs.dtype)
+        sums = ShiftedSums(near_mean.double(), edges.total, edges.total_of_squares, index.numel())
+        count, mean, inverse_deviation = normalisation_statistics(
+            norm, sums if uses_batch_statistics(norm) else None, pairs.dtype
+        )
         own = pairs.chunk(2, dim=-1)[1]
         standard = edges.extreme.add_(own - mean).mul_(inverse_deviation)
         ctx.norm, ctx.count = norm, count
@@ -102,8 +109,13 @@ class _NormedExtreme(Function):
         to_bias = gradients[0].sum(dim=(0, 1))
         to_weight = (gradients[0] * standard).sum(dim=(0, 1))
         scale = weight * inverse_deviation
-        constant, slope = answers_of_statistics(
-            ctx.norm, ctx.count, to_bias=to_bias, to_weight=to_weight, scale=scale, inverse_deviation=inverse_deviation
+        constant, slope = batch_statistics_gradients(
+            ctx.norm,
+            ctx.count,
+            grad_bias=to_bias,
+            to_weight=to_weight,
+            scale=scale,
+            inverse_deviation=inverse_deviation,
         )
         chosen = gradients[0] * scale
         to_pairs = edge_gradients(pairs, index, position, chosen=chosen, constant=constant, slope=slope, shift=mean)

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sightline.compiled import compiled, in_threads, suits
 from sightline.geometry.neighbours import assert_rows
+from sightline.numba_kernels import can_use_numba, numba_kernel, run_parallel
 
 __all__ = ["EdgeSums", "edge_extremes_and_sums", "edge_gradients"]
 
@@ -38,7 +38,7 @@ def edge_extremes_and_sums(pairs: Tensor, index: Tensor, *, sign: Tensor, shift:
     NaN wins. `sign` and `shift` are (C,) in the type of `pairs`. Of equal values the neighbour that stands first in
     `index`.
     """
-    if suits(pairs):
+    if can_use_numba(pairs):
         return _compiled_extremes_and_sums(pairs, index, sign, shift)
     return _plain_extremes_and_sums(pairs, index, sign, shift)
 
@@ -51,7 +51,7 @@ def edge_gradients(
     The gradient of edge (i, j) is `chosen` (B, N, C) at the edge that `position` names, and everywhere
     - `constant` - `slope` * (y - `shift`), all (C,): the two terms by which the batch's mean and variance answer.
     """
-    if suits(pairs):
+    if can_use_numba(pairs):
         return _compiled_gradients(pairs, index, position, chosen, constant, slope, shift)
     return _plain_gradients(pairs, index, position, chosen, constant, slope, shift)
 
@@ -116,7 +116,7 @@ def _compiled_extremes_and_sums(pairs: Tensor, index: Tensor, sign: Tensor, shif
     position = torch.empty(extreme.shape, dtype=_position_dtype(index.shape[-1]))
     sums = np.zeros((2, blocks, width // 2))
     arrays = [tensor.contiguous().numpy() for tensor in (pairs, index, sign, shift)]
-    in_threads(_reduce_edges, blocks, *arrays, extreme.numpy(), position.numpy(), sums)
+    run_parallel(_reduce_edges, blocks, *arrays, extreme.numpy(), position.numpy(), sums)
     return EdgeSums(extreme, position, *torch.from_numpy(sums.sum(axis=1)))
 
 
@@ -125,11 +125,11 @@ def _compiled_gradients(
 ) -> Tensor:
     result = torch.empty_like(pairs)
     given = (pairs, index, position, chosen, constant, slope, shift)
-    in_threads(_spread_gradients, len(pairs), *(tensor.contiguous().numpy() for tensor in given), result.numpy())
+    run_parallel(_spread_gradients, len(pairs), *(tensor.contiguous().numpy() for tensor in given), result.numpy())
     return result
 
 
-@compiled
+@numba_kernel
 def _reduce_edges(first, last, pairs, index, sign, shift, extreme, position, sums):  # type: ignore[no-untyped-def]
     num_points, num_neighbours = index.shape[1], index.shape[2]
     width = extreme.shape[2]
@@ -174,7 +174,7 @@ def _reduce_edges(first, last, pairs, index, sign, shift, extreme, position, sum
                 extreme[sample, point, channel] = pairs[sample, index[sample, point, place_of_best[channel]], channel]
 
 
-@compiled
+@numba_kernel
 def _spread_gradients(  # type: ignore[no-untyped-def]
     first, last, pairs, index, position, chosen, constant, slope, shift, result
 ):

@@ -41,7 +41,7 @@ class FeaturePropagation(nn.Module):
             mapped = interpolate(F.linear(coarse, of_coarse), points=coarse_points, queries=points)
             if own is not None:
                 mapped = mapped + F.linear(own, of_own)
-            values = first.after_linear(mapped + linear.bias)
+            values = first.normalise_and_activate(mapped + linear.bias)
         else:
             carried = interpolate(coarse, points=coarse_points, queries=points)
             values = first(carried if own is None else torch.cat([own, carried], dim=-1))

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sightline.compiled import compiled, in_threads
+from sightline.numba_kernels import numba_kernel, run_parallel
 
 __all__ = [
     "Extremes",
@@ -29,7 +29,7 @@ __all__ = [
 def group_sums(of_points: Tensor, of_centres: Tensor, index: Tensor, *, origin: Tensor) -> tuple[Tensor, Tensor]:
     """The sums of u_j + v_m - origin and of its square over all members of all groups: (C,) and (C,), float64."""
     sums = np.zeros((2, len(index), of_points.shape[-1]))
-    in_threads(_add_up_groups, len(index), *_arrays(of_points, of_centres, index, origin), sums)
+    run_parallel(_add_up_groups, len(index), *_arrays(of_points, of_centres, index, origin), sums)
     total, total_of_squares = torch.from_numpy(sums.sum(axis=1))
     return total, total_of_squares
 
@@ -38,7 +38,7 @@ def add_and_rectify(of_points: Tensor, of_centres: Tensor, index: Tensor, *, neg
     """u_j + v_m of every member, times `negative_slope` where it is below zero: (B, M, K, C). NaN stays NaN."""
     result = of_points.new_empty((*index.shape, of_points.shape[-1]))
     leak = result.numpy().dtype.type(negative_slope)
-    in_threads(_add_and_rectify, len(index), leak, *_arrays(of_points, of_centres, index), result.numpy())
+    run_parallel(_add_and_rectify, len(index), leak, *_arrays(of_points, of_centres, index), result.numpy())
     return result
 
 
@@ -46,7 +46,7 @@ class GroupGradients(NamedTuple):
     """What reaches each point and centre through the activation of its members, and what batch statistics need of it:
     per point, how many members it is (B, N, 1) and the sum of their v (B, N, C); per centre, the sum of its u."""
 
-    to_points: Tensor
+    grad_points: Tensor
     to_centres: Tensor
     degree: Tensor
     received: Tensor
@@ -69,7 +69,7 @@ def group_gradients(
     inputs = _arrays(gradient, rectified, of_points, of_centres, index)
     outputs = (array.numpy() for array in (to_points, to_centres, degree, received, given))
     leak = to_points.numpy().dtype.type(negative_slope)
-    in_threads(_spread_groups, len(index), leak, *inputs, *outputs)
+    run_parallel(_spread_groups, len(index), leak, *inputs, *outputs)
     return GroupGradients(to_points, to_centres, degree, received, given)
 
 
@@ -78,7 +78,7 @@ class Extremes(NamedTuple):
     sums of value - origin and of its square over all members (C,), float64."""
 
     extreme: Tensor
-    place: Tensor
+    argmax: Tensor
     total: Tensor
     total_of_squares: Tensor
 
@@ -92,7 +92,7 @@ def extremes_and_sums(values: Tensor, *, sign: Tensor, origin: Tensor) -> Extrem
     extreme = values.new_empty((num_samples, num_groups, width))
     place = torch.empty(extreme.shape, dtype=torch.int32)
     sums = np.zeros((2, num_samples, width))
-    in_threads(_reduce_groups, num_samples, *_arrays(values, sign, origin), extreme.numpy(), place.numpy(), sums)
+    run_parallel(_reduce_groups, num_samples, *_arrays(values, sign, origin), extreme.numpy(), place.numpy(), sums)
     return Extremes(extreme, place, *torch.from_numpy(sums.sum(axis=1)))
 
 
@@ -102,7 +102,7 @@ def extremes_gradient(
     """`chosen` (B, M, C) at the member that `place` names, less `constant` + `slope` (value - `mean`) everywhere."""
     result = torch.empty_like(values)
     inputs = _arrays(values, place, chosen, constant, slope, mean)
-    in_threads(_spread_extremes, len(values), *inputs, result.numpy())
+    run_parallel(_spread_extremes, len(values), *inputs, result.numpy())
     return result
 
 
@@ -110,7 +110,7 @@ def _arrays(*tensors: Tensor) -> list[np.ndarray]:
     return [tensor.detach().contiguous().numpy() for tensor in tensors]
 
 
-@compiled
+@numba_kernel
 def _add_up_groups(first, last, of_points, of_centres, index, origin, sums):  # type: ignore[no-untyped-def]
     num_groups, num_members = index.shape[1], index.shape[2]
     width = of_points.shape[2]
@@ -135,7 +135,7 @@ def _add_up_groups(first, last, of_points, of_centres, index, origin, sums):  # 
                 sums[1, sample, channel] += squares[channel]
 
 
-@compiled
+@numba_kernel
 def _add_and_rectify(first, last, leak, of_points, of_centres, index, result):  # type: ignore[no-untyped-def]
     num_groups, num_members = index.shape[1], index.shape[2]
     width = of_points.shape[2]
@@ -153,7 +153,7 @@ def _add_and_rectify(first, last, leak, of_points, of_centres, index, result):  
                     row[channel] = below if value < 0 else value
 
 
-@compiled
+@numba_kernel
 def _spread_groups(  # type: ignore[no-untyped-def]
     first, last, leak, gradient, rectified, of_points, of_centres, index, to_points, to_centres, degree, received, given
 ):
@@ -189,7 +189,7 @@ def _spread_groups(  # type: ignore[no-untyped-def]
                 given[sample, group, channel] = own_given[channel]
 
 
-@compiled
+@numba_kernel
 def _reduce_groups(first, last, values, sign, origin, extreme, place, sums):  # type: ignore[no-untyped-def]
     num_groups, num_members, width = values.shape[1], values.shape[2], values.shape[3]
     best = np.empty(width, values.dtype)
@@ -222,7 +222,7 @@ def _reduce_groups(first, last, values, sign, origin, extreme, place, sums):  # 
                 extreme[sample, group, channel] = values[sample, group, place_of_best[channel], channel]
 
 
-@compiled
+@numba_kernel
 def _spread_extremes(first, last, values, place, chosen, constant, slope, mean, result):  # type: ignore[no-untyped-def]
     num_groups, num_members, width = values.shape[1], values.shape[2], values.shape[3]
     for sample in range(first, last):

@@ -17,10 +17,14 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from sightline.compiled import suits
-from sightline.geometry.distances import assert_alike
+from sightline.geometry.distances import assert_same_form
 from sightline.geometry.neighbours import assert_rows, gather_points
-from sightline.layers.batch_norm import SumsAbout, answers_of_statistics, normalising, uses_batch
+from sightline.layers.batch_norm import (
+    ShiftedSums,
+    batch_statistics_gradients,
+    normalisation_statistics,
+    uses_batch_statistics,
+)
 from sightline.layers.group_kernels import (
     add_and_rectify,
     extremes_and_sums,
@@ -29,6 +33,7 @@ from sightline.layers.group_kernels import (
     group_sums,
 )
 from sightline.layers.mlp import LinearNorm
+from sightline.numba_kernels import can_use_numba
 
 __all__ = ["GroupedMLP", "PlainGroupedMLP"]
 
@@ -62,8 +67,8 @@ class PlainGroupedMLP(nn.Module):
     def _each_layer(self) -> list[LinearNorm]:
         return [cast(LinearNorm, layer) for layer in self.layers]
 
-    def forward(self, of_points: Tensor, of_centres: Tensor, index: Tensor) -> Tensor:
-        values = gather_points(of_points, index) + of_centres[:, :, None]
+    def forward(self, point_terms: Tensor, of_centres: Tensor, index: Tensor) -> Tensor:
+        values = gather_points(point_terms, index) + of_centres[:, :, None]
         return self.after_first_linear(values)
 
     def over_edges(self, features: Tensor, own: Tensor, index: Tensor) -> Tensor:
@@ -76,7 +81,7 @@ class PlainGroupedMLP(nn.Module):
     def after_first_linear(self, values: Tensor) -> Tensor:
         """The rest of the network, for members (B, M, K, widths[0]) that are there already: (B, M, widths[-1])."""
         first, *others = self._each_layer
-        values = first.after_linear(values)
+        values = first.normalise_and_activate(values)
         for layer in others:
             values = layer(values)
         return values.max(dim=2).values
@@ -90,14 +95,16 @@ class GroupedMLP(PlainGroupedMLP):
     Source: as the plain form; Ioffe and Szegedy 2015, algorithm 1, for the statistics over all members.
     """
 
-    def forward(self, of_points: Tensor, of_centres: Tensor, index: Tensor) -> Tensor:
-        if not suits(of_points, of_centres):
-            return super().forward(of_points, of_centres, index)
-        assert_alike(of_points, of_centres, name="of_centres")
-        assert_rows(index, of_points, num_queries=of_centres.shape[1])
+    def forward(self, point_terms: Tensor, of_centres: Tensor, index: Tensor) -> Tensor:
+        if not can_use_numba(point_terms, of_centres):
+            return super().forward(point_terms, of_centres, index)
+        assert_same_form(point_terms, of_centres, name="of_centres")
+        assert_rows(index, point_terms, num_queries=of_centres.shape[1])
         first, *between, last = self._each_layer
         norm = first.norm
-        values = _RectifiedGroups.apply(of_points, of_centres, index, norm.weight, norm.bias, norm, self.negative_slope)
+        values = _RectifiedGroups.apply(
+            point_terms, of_centres, index, norm.weight, norm.bias, norm, self.negative_slope
+        )
         for layer in between:
             values = layer(values)
         mapped, norm = last.linear(values), last.norm
@@ -128,10 +135,10 @@ class _RectifiedGroups(Function):
     ) -> Tensor:
         origin = _mean_of_rows(of_points) + _mean_of_rows(of_centres)
         sums = None
-        if uses_batch(norm):
+        if uses_batch_statistics(norm):
             totals = group_sums(of_points, of_centres, index, origin=origin)
-            sums = SumsAbout(origin.double(), *totals, index.numel())
-        count, mean, inverse_deviation = normalising(norm, sums, origin.dtype)
+            sums = ShiftedSums(origin.double(), *totals, index.numel())
+        count, mean, inverse_deviation = normalisation_statistics(norm, sums, origin.dtype)
         scale = weight * inverse_deviation
         of_points_scaled, of_centres_scaled = of_points * scale, torch.addcmul(bias, of_centres - mean, scale)
         rectified = add_and_rectify(of_points_scaled, of_centres_scaled, index, negative_slope=negative_slope)
@@ -146,15 +153,15 @@ class _RectifiedGroups(Function):
         moved = of_centres - mean
         found = group_gradients(gradients[0], rectified, of_points, moved, index, negative_slope=ctx.negative_slope)
         to_bias = found.to_centres.sum(dim=(0, 1))
-        to_weight = (found.to_points * of_points).sum(dim=(0, 1)) + (found.to_centres * moved).sum(dim=(0, 1))
+        to_weight = (found.grad_points * of_points).sum(dim=(0, 1)) + (found.to_centres * moved).sum(dim=(0, 1))
         to_weight *= inverse_deviation
         scale = weight * inverse_deviation
-        to_points, to_centres = found.to_points * scale, found.to_centres * scale
+        to_points, to_centres = found.grad_points * scale, found.to_centres * scale
         if ctx.count is not None:
-            constant, slope = answers_of_statistics(
+            constant, slope = batch_statistics_gradients(
                 ctx.norm,
                 ctx.count,
-                to_bias=to_bias,
+                grad_bias=to_bias,
                 to_weight=to_weight,
                 scale=scale,
                 inverse_deviation=inverse_deviation,
@@ -172,11 +179,13 @@ class _NormedExtreme(Function):
     def forward(ctx: Any, values: Tensor, weight: Tensor, bias: Tensor, norm: nn.BatchNorm1d) -> Tensor:
         origin = _mean_of_rows(values[:, :, 0])
         found = extremes_and_sums(values, sign=weight.sign(), origin=origin)
-        sums = SumsAbout(origin.double(), found.total, found.total_of_squares, values.shape[:-1].numel())
-        count, mean, inverse_deviation = normalising(norm, sums if uses_batch(norm) else None, origin.dtype)
+        sums = ShiftedSums(origin.double(), found.total, found.total_of_squares, values.shape[:-1].numel())
+        count, mean, inverse_deviation = normalisation_statistics(
+            norm, sums if uses_batch_statistics(norm) else None, origin.dtype
+        )
         standard = (found.extreme - mean) * inverse_deviation
         ctx.norm, ctx.count = norm, count
-        ctx.save_for_backward(values, found.place, standard, weight, inverse_deviation, mean)
+        ctx.save_for_backward(values, found.argmax, standard, weight, inverse_deviation, mean)
         return torch.addcmul(bias, standard, weight)
 
     @staticmethod
@@ -186,8 +195,13 @@ class _NormedExtreme(Function):
         to_bias = gradients[0].sum(dim=(0, 1))
         to_weight = (gradients[0] * standard).sum(dim=(0, 1))
         scale = weight * inverse_deviation
-        constant, slope = answers_of_statistics(
-            ctx.norm, ctx.count, to_bias=to_bias, to_weight=to_weight, scale=scale, inverse_deviation=inverse_deviation
+        constant, slope = batch_statistics_gradients(
+            ctx.norm,
+            ctx.count,
+            grad_bias=to_bias,
+            to_weight=to_weight,
+            scale=scale,
+            inverse_deviation=inverse_deviation,
         )
         to_values = extremes_gradient(
             values, place, chosen=gradients[0] * scale, constant=constant, slope=slope, mean=mean

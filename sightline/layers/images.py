@@ -24,7 +24,7 @@ class ConvBlock(nn.Module):
         *,
         in_channels: int,
         out_channels: int,
-        size: int,
+        kernel_size: int,
         stride: int | tuple[int, int] = 1,
         dilation: int = 1,
         bias: bool = True,
@@ -34,10 +34,10 @@ class ConvBlock(nn.Module):
         circular: bool = False,
     ) -> None:
         super().__init__()
-        reach = dilation * (size - 1)
-        assert reach % 2 == 0, f"a kernel of {size} has no middle"
+        reach = dilation * (kernel_size - 1)
+        assert reach % 2 == 0, f"a kernel of {kernel_size} has no middle"
         self.wrap, padding = column_padding(reach // 2, circular=circular)
-        self.conv = nn.Conv2d(in_channels, out_channels, size, stride, padding, dilation, bias=bias)
+        self.conv = nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding, dilation, bias=bias)
         self.norm = norm if norm is not None else nn.Identity()
         self.activation = activation if activation is not None else nn.Identity()
         self.norm_last = norm_last
@@ -61,7 +61,7 @@ class ConvNorm(ConvBlock):
         *,
         in_channels: int,
         out_channels: int,
-        size: int,
+        kernel_size: int,
         stride: int | tuple[int, int] = 1,
         dilation: int = 1,
         activation: nn.Module | None = None,
@@ -72,7 +72,7 @@ class ConvNorm(ConvBlock):
         super().__init__(
             in_channels=in_channels,
             out_channels=out_channels,
-            size=size,
+            kernel_size=kernel_size,
             stride=stride,
             dilation=dilation,
             bias=False,

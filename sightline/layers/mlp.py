@@ -30,9 +30,9 @@ class LinearNorm(nn.Module):
         self.activation = activation if activation is not None else nn.Identity()
 
     def forward(self, values: Tensor) -> Tensor:
-        return self.after_linear(self.linear(values))
+        return self.normalise_and_activate(self.linear(values))
 
-    def after_linear(self, mapped: Tensor) -> Tensor:
+    def normalise_and_activate(self, mapped: Tensor) -> Tensor:
         """What follows the linear map, for layers that come by its values in another way: (..., out_channels)."""
         normed = self.norm(mapped.reshape(-1, mapped.shape[-1])).view(mapped.shape)
         return self.activation(normed)
@@ -60,13 +60,15 @@ class JoinedLinearNorm(LinearNorm):
         self.first = first
         self.fused = fused
 
-    def forward(self, whole: Tensor, each: Tensor) -> Tensor:  # type: ignore[override]
-        parts = (whole, each) if self.first == "whole" else (each, whole)
+    def forward(self, global_features: Tensor, each: Tensor) -> Tensor:  # type: ignore[override]
+        parts = (global_features, each) if self.first == "whole" else (each, global_features)
         if not self.fused:
             return super().forward(torch.cat([_at_points(part, each) for part in parts], dim=-1))
         of_first, of_second = self.linear.weight.split([part.shape[-1] for part in parts], dim=1)
         of_whole, of_each = (of_first, of_second) if self.first == "whole" else (of_second, of_first)
-        return self.after_linear(F.linear(whole, of_whole, self.linear.bias)[:, None] + F.linear(each, of_each))
+        return self.normalise_and_activate(
+            F.linear(global_features, of_whole, self.linear.bias)[:, None] + F.linear(each, of_each)
+        )
 
 
 def _at_points(part: Tensor, each: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-__all__ = ["Native", "without_cudnn"]
+__all__ = ["Native", "disable_cudnn_batch_norm"]
 
 
 class Native:
@@ -23,7 +23,7 @@ class Native:
             torch.backends.cudnn.enabled = before
 
 
-def without_cudnn(model: nn.Module) -> nn.Module:
+def disable_cudnn_batch_norm(model: nn.Module) -> nn.Module:
     """The same model, whose batch norms leave cuDNN alone from now on: same state, same numbers but for rounding.
 
     The remedy for batch statistics that a version of cuDNN gets wrong.

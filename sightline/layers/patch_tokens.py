@@ -7,16 +7,16 @@ from torch import Tensor, nn
 
 from sightline.geometry import gather_points, nearest_neighbours
 from sightline.layers.mlp import JoinedLinearNorm, LinearNorm
-from sightline.layers.set_abstraction import choose_centres, choose_rows
-from sightline.layers.transformer import start_small
+from sightline.layers.set_abstraction import gather_rows, sample_centres
+from sightline.layers.transformer import init_trunc_normal
 
-__all__ = ["MiniPointNet", "PatchTokens", "nearest_groups"]
+__all__ = ["MiniPointNet", "PatchEmbedding", "group_points"]
 
 _FIRST, _EACH, _JOINED = 128, 256, 512
 _POSITION_HIDDEN = 128
 
 
-def nearest_groups(
+def group_points(
     points: Tensor, *, num_groups: int, group_size: int, min_squared_norm: float | None = None
 ) -> tuple[Tensor, Tensor]:
     """Farthest-point samples (B, num_groups, 3), and of each the nearest points' rows (B, num_groups, group_size).
@@ -31,8 +31,8 @@ def nearest_groups(
             f"points: found clouds of {points.shape[1]} points, of which {group_size} are to form a group; give clouds "
             f"of at least {group_size} points or lower group_size"
         )
-    chosen = choose_centres(points, num_groups, min_squared_norm=min_squared_norm, argument="num_groups")
-    centres = choose_rows(points, chosen)
+    chosen = sample_centres(points, num_groups, min_squared_norm=min_squared_norm, argument="num_groups")
+    centres = gather_rows(points, chosen)
     return centres, nearest_neighbours(points, num_neighbours=group_size, queries=centres)
 
 
@@ -59,7 +59,7 @@ class MiniPointNet(nn.Module):
         return self.leave(joined_MKC).max(dim=1).values
 
 
-class PatchTokens(nn.Module):
+class PatchEmbedding(nn.Module):
     """A class token, then a token for each group of a cloud; and where each of them stands.
 
     `forward(points (B, N, 3), channels (B, N, in_channels)) -> (tokens, positions, centres)`, the first two of shape
@@ -83,12 +83,12 @@ class PatchTokens(nn.Module):
         self.class_token = nn.Parameter(torch.empty(1, 1, width))
         self.class_position = nn.Parameter(torch.empty(1, 1, width))
         for linear in (self.reduce, hidden, out):
-            start_small(linear)
+            init_trunc_normal(linear)
         for parameter in (self.class_token, self.class_position):
             nn.init.trunc_normal_(parameter, std=0.02)
 
     def forward(self, points: Tensor, channels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        centres, index = nearest_groups(
+        centres, index = group_points(
             points,
             num_groups=self.num_groups,
             group_size=self.group_size,

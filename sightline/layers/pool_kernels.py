@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sightline.compiled import compiled, in_threads
+from sightline.numba_kernels import numba_kernel, run_parallel
 
 __all__ = ["LinearExtremes", "linear_extremes", "linear_extremes_gradient", "pool", "pool_gradient", "sums_about"]
 
@@ -47,7 +47,7 @@ def linear_extremes(values: Tensor, weight: Tensor, *, sign: Tensor) -> LinearEx
         some = slice(start, min(start + at_once, num_samples))
         mapped = (values[some].flatten(0, 1) @ factor).to(weight.dtype)
         arrays = [tensor.numpy() for tensor in (mapped, sign, extreme[some], place[some])]
-        in_threads(_find_extremes, some.stop - some.start, num_points, *arrays, sums[some])
+        run_parallel(_find_extremes, some.stop - some.start, num_points, *arrays, sums[some])
     return LinearExtremes(extreme, place, *torch.from_numpy(sums.sum(axis=0)))
 
 
@@ -59,14 +59,14 @@ def linear_extremes_gradient(values: Tensor, weight: Tensor, place: Tensor, *, c
     num_parts = -(-len(values) // _SAMPLES_OF_A_PART)
     parts = values.new_zeros((num_parts, *weight.shape))
     arrays = [tensor.contiguous().numpy() for tensor in (values, weight, place, chosen)]
-    in_threads(_spread_extremes, num_parts, _SAMPLES_OF_A_PART, *arrays, to_values.numpy(), parts.numpy())
+    run_parallel(_spread_extremes, num_parts, _SAMPLES_OF_A_PART, *arrays, to_values.numpy(), parts.numpy())
     return to_values, parts.sum(dim=0)
 
 
 def sums_about(values: Tensor, shift: Tensor) -> tuple[np.ndarray, np.ndarray]:
     """Sums over all points of values - shift and of its square, (C,) float64."""
     sums = np.zeros((2, len(values), values.shape[2]))
-    in_threads(_sum_about, len(values), values.numpy(), shift.numpy(), sums)
+    run_parallel(_sum_about, len(values), values.numpy(), shift.numpy(), sums)
     return sums[0].sum(axis=0), sums[1].sum(axis=0)
 
 
@@ -80,7 +80,7 @@ def pool(
     slopes = np.zeros((2, *shape))
     leak = values.numpy().dtype.type(negative_slope)
     arrays = [tensor.numpy() for tensor in (values, mean, scale, offset, best, place, average)]
-    in_threads(_pool, len(values), leak, *arrays, slopes)
+    run_parallel(_pool, len(values), leak, *arrays, slopes)
     return best, place, average, slopes
 
 
@@ -105,11 +105,11 @@ def pool_gradient(
     result = values.new_empty(values.shape)
     leak = values.numpy().dtype.type(negative_slope)
     given = (values, mean, scale, offset, to_average, to_best, place, constant, slope)
-    in_threads(_spread, len(values), leak, *(t.contiguous().numpy() for t in given), result.numpy())
+    run_parallel(_spread, len(values), leak, *(t.contiguous().numpy() for t in given), result.numpy())
     return result
 
 
-@compiled
+@numba_kernel
 def _sum_about(first, last, values, shift, sums):  # type: ignore[no-untyped-def]
     num_points, width = values.shape[1], values.shape[2]
     total, squares = np.empty(width, values.dtype), np.empty(width, values.dtype)
@@ -128,7 +128,7 @@ def _sum_about(first, last, values, shift, sums):  # type: ignore[no-untyped-def
                 sums[1, sample, channel] += squares[channel]
 
 
-@compiled
+@numba_kernel
 def _pool(first, last, leak, values, mean, scale, offset, best, place, average, slopes):  # type: ignore[no-untyped-def]
     num_points, width = values.shape[1], values.shape[2]
     one = values.dtype.type(1)
@@ -167,7 +167,7 @@ def _pool(first, last, leak, values, mean, scale, offset, best, place, average, 
             place[sample, channel] = where[channel]
 
 
-@compiled
+@numba_kernel
 def _spread(  # type: ignore[no-untyped-def]
     first, last, leak, values, mean, scale, offset, to_average, to_best, place, constant, slope, result
 ):
@@ -191,7 +191,7 @@ def _spread(  # type: ignore[no-untyped-def]
             result[sample, point, channel] += to_best[sample, channel] * scale[channel] * factor
 
 
-@compiled
+@numba_kernel
 def _find_extremes(first, last, num_points, mapped, sign, extreme, place, sums):  # type: ignore[no-untyped-def]
     width = mapped.shape[1]
     best, where = np.empty(width, mapped.dtype), np.empty(width, np.int32)
@@ -220,7 +220,7 @@ def _find_extremes(first, last, num_points, mapped, sign, extreme, place, sums):
             place[sample, channel] = where[channel]
 
 
-@compiled
+@numba_kernel
 def _spread_extremes(  # type: ignore[no-untyped-def]
     first, last, num_samples, values, weight, place, chosen, to_values, to_weight
 ):

@@ -11,10 +11,15 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from sightline.compiled import autocast_format, suits
-from sightline.layers.batch_norm import SumsAbout, answers_of_statistics, normalising, uses_batch
+from sightline.layers.batch_norm import (
+    ShiftedSums,
+    batch_statistics_gradients,
+    normalisation_statistics,
+    uses_batch_statistics,
+)
 from sightline.layers.mlp import LinearNorm
 from sightline.layers.pool_kernels import linear_extremes, linear_extremes_gradient, pool, pool_gradient, sums_about
+from sightline.numba_kernels import can_use_numba, cpu_autocast_dtype
 
 __all__ = ["LinearNormMax", "LinearNormPool"]
 
@@ -43,8 +48,12 @@ class LinearNormMax(LinearNorm):
         self.fused = fused
 
     def forward(self, values: Tensor) -> Tensor:
-        lowered, norm = autocast_format(), self.norm
-        if not self.fused or lowered == torch.float16 or not suits(values, self.linear.weight, beside=lowered):
+        lowered, norm = cpu_autocast_dtype(), self.norm
+        if (
+            not self.fused
+            or lowered == torch.float16
+            or not can_use_numba(values, self.linear.weight, extra_dtype=lowered)
+        ):
             return super().forward(values).max(dim=1).values
         given = (values, self.linear.weight, self.linear.bias, norm.weight, norm.bias)
         with torch.autocast("cpu", enabled=False):
@@ -70,10 +79,10 @@ class LinearNormPool(LinearNorm):
     def forward(self, values: Tensor) -> Tensor:
         mapped = self.linear(values)
         wide = mapped.float() if mapped.dtype == torch.bfloat16 else mapped
-        if self.fused and suits(wide, self.norm.weight, self.norm.bias):
+        if self.fused and can_use_numba(wide, self.norm.weight, self.norm.bias):
             pooled = _NormedPool.apply(wide, self.norm.weight, self.norm.bias, self.norm, self.negative_slope)
             return torch.cat(pooled, dim=-1)
-        active = self.after_linear(mapped)
+        active = self.normalise_and_activate(mapped)
         return torch.cat([active.max(dim=1).values, active.mean(dim=1)], dim=-1)
 
 
@@ -85,8 +94,8 @@ class _NormedPool(Function):
         ctx: Any, values: Tensor, weight: Tensor, bias: Tensor, norm: nn.BatchNorm1d, negative_slope: float
     ) -> tuple[Tensor, Tensor]:
         values = values.contiguous()
-        sums = _sums_near_their_mean(values) if uses_batch(norm) else None
-        count, mean, inverse_deviation = normalising(norm, sums, values.dtype)
+        sums = _sums_near_their_mean(values) if uses_batch_statistics(norm) else None
+        count, mean, inverse_deviation = normalisation_statistics(norm, sums, values.dtype)
         scale = weight * inverse_deviation
         maximum, place, average, slopes = pool(
             values, mean=mean, scale=scale, offset=bias, negative_slope=negative_slope
@@ -107,8 +116,13 @@ class _NormedPool(Function):
         share = to_average / values.shape[1]
         to_bias = (share * derivative + to_best * factor).sum(dim=0)
         to_weight = inverse_deviation * (share * weighted + to_best * factor * best).sum(dim=0)
-        constant, slope = answers_of_statistics(
-            ctx.norm, ctx.count, to_bias=to_bias, to_weight=to_weight, scale=scale, inverse_deviation=inverse_deviation
+        constant, slope = batch_statistics_gradients(
+            ctx.norm,
+            ctx.count,
+            grad_bias=to_bias,
+            to_weight=to_weight,
+            scale=scale,
+            inverse_deviation=inverse_deviation,
         )
         to_values = pool_gradient(
             values,
@@ -125,11 +139,11 @@ class _NormedPool(Function):
         return to_values, to_weight, to_bias, None, None
 
 
-def _sums_near_their_mean(values: Tensor) -> SumsAbout:
+def _sums_near_their_mean(values: Tensor) -> ShiftedSums:
     """The sums of all points about the mean of some of them."""
     near_mean = values[:, :: max(1, values.shape[1] // 16)].mean(dim=(0, 1)).nan_to_num()  # NaN: a part without samples
     total, total_of_squares = (torch.from_numpy(array) for array in sums_about(values, near_mean))
-    return SumsAbout(near_mean.double(), total, total_of_squares, values.shape[0] * values.shape[1])
+    return ShiftedSums(near_mean.double(), total, total_of_squares, values.shape[0] * values.shape[1])
 
 
 class _LinearNormedMax(Function):
@@ -155,8 +169,10 @@ class _LinearNormedMax(Function):
         centred = (values - centre_D).to(lowered or values.dtype)
         origin = F.linear(centre_D.double(), weight.double(), None if bias is None else bias.double())
         found = linear_extremes(centred, weight, sign=norm_weight.sign())
-        sums = SumsAbout(origin, found.total, found.total_of_squares, num_values)
-        count, mean, inverse_deviation = normalising(norm, sums if uses_batch(norm) else None, weight.dtype)
+        sums = ShiftedSums(origin, found.total, found.total_of_squares, num_values)
+        count, mean, inverse_deviation = normalisation_statistics(
+            norm, sums if uses_batch_statistics(norm) else None, weight.dtype
+        )
         moved = (origin - mean).to(weight.dtype)
         standard = (found.extreme + moved) * inverse_deviation
         ctx.norm, ctx.count, ctx.dtype = norm, count, values.dtype
@@ -178,10 +194,10 @@ class _LinearNormedMax(Function):
         to_bias = chosen.sum(dim=0)
         to_weight += torch.outer(to_bias, centre_D)
         if ctx.count is not None:
-            constant, slope = answers_of_statistics(
+            constant, slope = batch_statistics_gradients(
                 ctx.norm,
                 ctx.count,
-                to_bias=to_norm_bias,
+                grad_bias=to_norm_bias,
                 to_weight=to_norm_weight,
                 scale=norm_weight * inverse_deviation,
                 inverse_deviation=inverse_deviation,

@@ -15,29 +15,29 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sightline.geometry import ball_query, farthest_point_sample, gather_points, nearest_neighbours
-from sightline.geometry.neighbours import neighbours_in_proportion
+from sightline.geometry.neighbours import scale_num_neighbours
 from sightline.layers.grouped_mlp import GroupedMLP, PlainGroupedMLP
 
 __all__ = [
     "BallGroup",
-    "NeighbourGroup",
-    "PlaceGroup",
+    "BallScale",
     "PlainBallGroup",
     "PlainNeighbourGroup",
     "PlainPlaceGroup",
-    "Scale",
+    "RelativeGroup",
+    "SampleAndGroup",
     "SetAbstraction",
-    "choose_centres",
-    "choose_rows",
+    "gather_rows",
+    "sample_centres",
 ]
 
 
-def choose_rows(values: Tensor, index: Tensor) -> Tensor:
+def gather_rows(values: Tensor, index: Tensor) -> Tensor:
     """The rows that `index` (B, M) names: `values` (B, N, C) -> (B, M, C)."""
     return gather_points(values, index[:, None])[:, 0]
 
 
-def choose_centres(
+def sample_centres(
     points: Tensor, num_samples: int, *, min_squared_norm: float | None = None, argument: str = "num_centres"
 ) -> Tensor:
     """Farthest-point samples (B, num_samples); a cloud that is too small is refused by the model's own `argument`."""
@@ -49,7 +49,7 @@ def choose_centres(
     return farthest_point_sample(points, num_samples=num_samples, min_squared_norm=min_squared_norm)
 
 
-class Scale(NamedTuple):
+class BallScale(NamedTuple):
     """One size of ball: at most `num_neighbours` points within `radius`, and the widths of the network over them."""
 
     radius: float
@@ -72,7 +72,7 @@ class PlainPlaceGroup(nn.Module):
         self.first = first
         self.network = self.network_type(in_channels=3 + in_channels, widths=widths, has_bias=True)
 
-    def respond(self, points: Tensor, features: Tensor | None, centres: Tensor, index: Tensor) -> Tensor:
+    def forward_groups(self, points: Tensor, features: Tensor | None, centres: Tensor, index: Tensor) -> Tensor:
         """The largest responses (B, M, widths[-1]) over each centre's members."""
         relative_BMK3 = gather_points(points, index) - centres[:, :, None]
         members_BMKC = self._side_by_side(relative_BMK3, None if features is None else gather_points(features, index))
@@ -84,7 +84,7 @@ class PlainPlaceGroup(nn.Module):
         return torch.cat([place, features] if self.first == "place" else [features, place], dim=-1)
 
 
-class PlaceGroup(PlainPlaceGroup):
+class RelativeGroup(PlainPlaceGroup):
     """`PlainPlaceGroup` with its first linear map applied to points: same state, same numbers, same gradients.
 
     Under autocast it is the plain form: a place in the cloud, rounded to half precision, may be off by more than the
@@ -93,10 +93,10 @@ class PlaceGroup(PlainPlaceGroup):
 
     network_type = GroupedMLP
 
-    def respond(self, points: Tensor, features: Tensor | None, centres: Tensor, index: Tensor) -> Tensor:
+    def forward_groups(self, points: Tensor, features: Tensor | None, centres: Tensor, index: Tensor) -> Tensor:
         """The largest responses (B, M, widths[-1]) over each centre's members."""
         if torch.is_autocast_enabled(points.device.type):
-            return super().respond(points, features, centres, index)
+            return super().forward_groups(points, features, centres, index)
         linear = self.network.first_linear
         # Any origin gives the same differences. Near the middle of the cloud the two parts do not cancel.
         origin_B13 = points.detach().mean(dim=1, keepdim=True)
@@ -114,16 +114,16 @@ class PlainBallGroup(PlainPlaceGroup):
     Source: Qi et al. 2017 (PointNet++), section 3.2.
     """
 
-    def __init__(self, *, in_channels: int, scale: Scale, first: Literal["place", "features"]) -> None:
+    def __init__(self, *, in_channels: int, scale: BallScale, first: Literal["place", "features"]) -> None:
         super().__init__(in_channels=in_channels, widths=scale.widths, first=first)
         self.radius, self.num_neighbours = scale.radius, scale.num_neighbours
 
     def forward(self, points: Tensor, features: Tensor | None, centres: Tensor) -> Tensor:
         index = ball_query(points, centres=centres, radius=self.radius, num_neighbours=self.num_neighbours)
-        return self.respond(points, features, centres, index)
+        return self.forward_groups(points, features, centres, index)
 
 
-class BallGroup(PlaceGroup, PlainBallGroup):
+class BallGroup(RelativeGroup, PlainBallGroup):
     """`PlainBallGroup` with its first linear map applied to points, as `PlaceGroup` does it.
 
     Source: as the plain form.
@@ -144,7 +144,7 @@ class SetAbstraction(nn.Module):
         *,
         in_channels: int,
         num_samples: int,
-        scales: Sequence[Scale],
+        scales: Sequence[BallScale],
         first: Literal["place", "features"] = "place",
         fused: bool = True,
     ) -> None:
@@ -155,7 +155,7 @@ class SetAbstraction(nn.Module):
         self.out_channels = sum(scale.widths[-1] for scale in scales)
 
     def forward(self, points: Tensor, features: Tensor | None) -> tuple[Tensor, Tensor]:
-        centres = choose_rows(points, choose_centres(points, self.num_samples))
+        centres = gather_rows(points, sample_centres(points, self.num_samples))
         return centres, torch.cat([group(points, features, centres) for group in self.groups], dim=-1)
 
 
@@ -190,14 +190,16 @@ class PlainNeighbourGroup(nn.Module):
         self.network = self.network_type(in_channels=2 * channels, widths=widths, has_bias=False)
 
     def forward(self, points: Tensor, features: Tensor) -> tuple[Tensor, Tensor]:
-        chosen = choose_centres(points, self.num_samples, min_squared_norm=self.min_squared_norm)
-        centres, own = choose_rows(points, chosen), choose_rows(features, chosen)
-        count = neighbours_in_proportion(self.num_neighbours, meant_for=self.neighbours_at, num_points=points.shape[1])
+        chosen = sample_centres(points, self.num_samples, min_squared_norm=self.min_squared_norm)
+        centres, own = gather_rows(points, chosen), gather_rows(features, chosen)
+        count = scale_num_neighbours(
+            self.num_neighbours, reference_num_points=self.neighbours_at, num_points=points.shape[1]
+        )
         index = nearest_neighbours(points, num_neighbours=count, queries=centres)
         return centres, self.network.over_edges(features, own, index)
 
 
-class NeighbourGroup(PlainNeighbourGroup):
+class SampleAndGroup(PlainNeighbourGroup):
     """`PlainNeighbourGroup` with its first linear map applied to points: same state, same numbers, same gradients.
 
     Source: as the plain form.

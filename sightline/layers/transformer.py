@@ -8,7 +8,7 @@ from torch.nn import functional as F
 from sightline.errors import ConfigError
 from sightline.layers.stochastic_depth import StochasticDepth
 
-__all__ = ["MultiHeadAttention", "TransformerBlock", "TransformerTrunk", "start_small"]
+__all__ = ["MultiHeadAttention", "TransformerBlock", "TransformerEncoder", "init_trunc_normal"]
 
 _WEIGHT_STD = 0.02
 
@@ -56,7 +56,7 @@ class TransformerBlock(nn.Module):
         return tokens + self.drop_path(self.change(self.change_norm(tokens)))
 
 
-class TransformerTrunk(nn.Module):
+class TransformerEncoder(nn.Module):
     """Blocks in a row, each given its tokens with their positions added anew, and a layer norm: (B, T, width) each way.
 
     The probability of leaving a branch out grows linearly from 0 in the first block to `drop_path` in the last.
@@ -74,7 +74,7 @@ class TransformerTrunk(nn.Module):
         self.norm = nn.LayerNorm(width)
         for module in self.modules():
             if isinstance(module, nn.Linear):
-                start_small(module)
+                init_trunc_normal(module)
 
     def forward(self, tokens: Tensor, positions: Tensor) -> Tensor:
         for block in self.blocks:
@@ -82,7 +82,7 @@ class TransformerTrunk(nn.Module):
         return self.norm(tokens)
 
 
-def start_small(layer: nn.Linear | nn.Conv2d) -> None:
+def init_trunc_normal(layer: nn.Linear | nn.Conv2d) -> None:
     """Weights as transformers start: normal with a deviation of 0.02, cut off; no bias. Source: Devlin et al. 2019."""
     nn.init.trunc_normal_(layer.weight, std=_WEIGHT_STD)
     if layer.bias is not None:

@@ -10,14 +10,19 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from sightline.compiled import autocast_format, suits
-from sightline.geometry.levels import Edges, Level
 from sightline.geometry.neighbours import assert_rows
-from sightline.layers.batch_norm import SumsAbout, answers_of_statistics, normalising, uses_batch
-from sightline.layers.descent_kernels import edge_extremes, edge_extremes_gradient
+from sightline.geometry.point_pyramid import Edges, PyramidLevel
+from sightline.layers.batch_norm import (
+    ShiftedSums,
+    batch_statistics_gradients,
+    normalisation_statistics,
+    uses_batch_statistics,
+)
 from sightline.layers.mlp import LinearNorm
+from sightline.layers.transition_down_kernels import edge_extremes, edge_extremes_gradient
+from sightline.numba_kernels import can_use_numba, cpu_autocast_dtype
 
-__all__ = ["CloudContext", "PlainTransitionDown", "TransitionDown", "TransitionUp", "mean_of_clouds"]
+__all__ = ["GlobalContext", "PlainTransitionDown", "TransitionDown", "TransitionUp", "segment_mean"]
 
 
 class PlainTransitionDown(nn.Module):
@@ -33,10 +38,10 @@ class PlainTransitionDown(nn.Module):
         width = in_channels + 3 if is_strided else in_channels
         self.edge = LinearNorm(in_channels=width, out_channels=out_channels, activation=nn.ReLU())
 
-    def forward(self, features: Tensor, level: Level) -> Tensor:
-        if level.down is None:
+    def forward(self, features: Tensor, level: PyramidLevel) -> Tensor:
+        if level.downsampling is None:
             return self.edge(features)
-        edges = level.down
+        edges = level.downsampling
         members_PKC = torch.cat([edges.relative.to(features.dtype), features[edges.index]], dim=-1)
         if edges.is_whole:
             return self.edge(members_PKC).max(dim=1).values
@@ -58,21 +63,23 @@ class TransitionDown(PlainTransitionDown):
     Source: as the plain form; Ioffe and Szegedy 2015, algorithm 1, for the statistics over all edges.
     """
 
-    def forward(self, features: Tensor, level: Level) -> Tensor:
-        linear, norm, lowered = self.edge.linear, self.edge.norm, autocast_format()
-        is_kernels = lowered != torch.float16 and suits(features, level.points, linear.weight, beside=lowered)
-        if level.down is None or not is_kernels:
+    def forward(self, features: Tensor, level: PyramidLevel) -> Tensor:
+        linear, norm, lowered = self.edge.linear, self.edge.norm, cpu_autocast_dtype()
+        is_kernels = lowered != torch.float16 and can_use_numba(
+            features, level.points, linear.weight, extra_dtype=lowered
+        )
+        if level.downsampling is None or not is_kernels:
             return super().forward(features, level)
-        assert level.finer is not None, "a level with edges down has a finer one"
-        assert_rows(level.down.index[None], features[None], num_queries=len(level.points))
+        assert level.fine_points is not None, "a level with edges down has a finer one"
+        assert_rows(level.downsampling.index[None], features[None], num_queries=len(level.points))
         # Any origin gives the same differences. Near the middle of all clouds the two parts do not cancel.
         origin = level.points.detach().mean(dim=0)
         of_features = F.linear(features, linear.weight[:, 3:], linear.bias)
         with torch.autocast("cpu", enabled=False):
             places = linear.weight[:, :3]
-            near = F.linear(level.finer - origin, places) + of_features
+            near = F.linear(level.fine_points - origin, places) + of_features
             own = F.linear(origin - level.points, places)
-            normed = _NormedExtreme.apply(near, own, level.down, norm.weight, norm.bias, norm)
+            normed = _NormedExtreme.apply(near, own, level.downsampling, norm.weight, norm.bias, norm)
         return cast(Tensor, self.edge.activation(normed).to(of_features.dtype))
 
 
@@ -84,13 +91,13 @@ class _NormedExtreme(Function):
         ctx: Any, near: Tensor, own: Tensor, edges: Edges, weight: Tensor, bias: Tensor, norm: nn.BatchNorm1d
     ) -> Tensor:
         sums, origin = None, torch.zeros_like(bias)
-        if uses_batch(norm):
+        if uses_batch_statistics(norm):
             origin = near.mean(dim=0) + own.mean(dim=0)
         own = own - origin
         found = edge_extremes(near, own, edges.index, edges.count, sign=weight.sign())
-        if uses_batch(norm):
-            sums = SumsAbout(origin.double(), found.total, found.total_of_squares, edges.num_edges)
-        count, mean, inverse_deviation = normalising(norm, sums, near.dtype)
+        if uses_batch_statistics(norm):
+            sums = ShiftedSums(origin.double(), found.total, found.total_of_squares, edges.num_edges)
+        count, mean, inverse_deviation = normalisation_statistics(norm, sums, near.dtype)
         moved = origin - mean
         standard = (found.extreme + moved) * inverse_deviation
         ctx.norm, ctx.count, ctx.edges = norm, count, edges
@@ -104,8 +111,13 @@ class _NormedExtreme(Function):
         to_bias = gradients[0].sum(dim=0)
         to_weight = (gradients[0] * standard).sum(dim=0)
         scale = weight * inverse_deviation
-        constant, slope = answers_of_statistics(
-            ctx.norm, ctx.count, to_bias=to_bias, to_weight=to_weight, scale=scale, inverse_deviation=inverse_deviation
+        constant, slope = batch_statistics_gradients(
+            ctx.norm,
+            ctx.count,
+            grad_bias=to_bias,
+            to_weight=to_weight,
+            scale=scale,
+            inverse_deviation=inverse_deviation,
         )
         to_near, to_own = edge_extremes_gradient(
             *(near, own, ctx.edges.index, ctx.edges.count, place),
@@ -128,16 +140,16 @@ class TransitionUp(nn.Module):
         self.skip = _relu_layer(out_channels, out_channels)
         self.coarse = _relu_layer(in_channels, out_channels)
 
-    def forward(self, features: Tensor, coarse: Tensor, level: Level) -> Tensor:
-        assert level.up is not None, "the first level is the finest"
+    def forward(self, features: Tensor, coarse: Tensor, level: PyramidLevel) -> Tensor:
+        assert level.interpolation is not None, "the first level is the finest"
         mapped = self.coarse(coarse)
-        weights = level.up.weights.to(mapped.dtype)
+        weights = level.interpolation.weights.to(mapped.dtype)
         # A weighted sum of rows: what a bag of embeddings is. The rows are never written out three times.
-        carried = F.embedding_bag(level.up.index, mapped, per_sample_weights=weights, mode="sum")
+        carried = F.embedding_bag(level.interpolation.index, mapped, per_sample_weights=weights, mode="sum")
         return self.skip(features) + carried
 
 
-class CloudContext(nn.Module):
+class GlobalContext(nn.Module):
     """Every point of a cloud beside a map of the cloud's mean: `forward(features (P, C), offsets) -> (P, C)`.
 
     Source: the authors' code of Zhao et al. 2021 (Point Transformer), the first step of its decoder.
@@ -149,12 +161,12 @@ class CloudContext(nn.Module):
         self.mix = _relu_layer(2 * channels, channels)
 
     def forward(self, features: Tensor, offsets: Tensor) -> Tensor:
-        of_cloud = self.mean(mean_of_clouds(features, offsets)).relu()
+        of_cloud = self.mean(segment_mean(features, offsets)).relu()
         of_point = of_cloud.repeat_interleave(offsets.diff(), dim=0, output_size=len(features))
         return self.mix(torch.cat([features, of_point], dim=-1))
 
 
-def mean_of_clouds(features: Tensor, offsets: Tensor) -> Tensor:
+def segment_mean(features: Tensor, offsets: Tensor) -> Tensor:
     """The mean of each cloud's rows: (P, C) -> (S, C); zero for a cloud without points."""
     sizes = offsets.diff()
     cloud = torch.arange(len(sizes), device=features.device).repeat_interleave(sizes, output_size=len(features))

@@ -14,13 +14,13 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from sightline.compiled import autocast_format, suits
-from sightline.geometry.levels import Edges
 from sightline.geometry.neighbours import assert_rows
-from sightline.layers.attended import NUM_SHARING, Attended, Weights
+from sightline.geometry.point_pyramid import Edges
+from sightline.layers.fused_vector_attention import SHARE_PLANES, AttentionWeights, FusedVectorAttention
 from sightline.layers.mlp import LinearNorm
+from sightline.numba_kernels import can_use_numba, cpu_autocast_dtype
 
-__all__ = ["NUM_SHARING", "PlainVectorAttention", "VectorAttention"]
+__all__ = ["SHARE_PLANES", "PlainVectorAttention", "VectorAttention"]
 
 
 class PlainVectorAttention(nn.Module):
@@ -35,8 +35,8 @@ class PlainVectorAttention(nn.Module):
 
     def __init__(self, *, channels: int) -> None:
         super().__init__()
-        assert channels % NUM_SHARING == 0, f"{channels} channels are not a multiple of {NUM_SHARING}"
-        num_weights = channels // NUM_SHARING
+        assert channels % SHARE_PLANES == 0, f"{channels} channels are not a multiple of {SHARE_PLANES}"
+        num_weights = channels // SHARE_PLANES
         self.query = nn.Linear(channels, channels)
         self.key = nn.Linear(channels, channels)
         self.value = nn.Linear(channels, channels)
@@ -55,7 +55,7 @@ class PlainVectorAttention(nn.Module):
         score_EG = self.score(self.reduce(self.norm(relation_EC).relu()))
         weight_PKG = _padded(score_EG, edges, is_valid, -torch.inf).softmax(dim=1)
         message_PKC = _padded(value[near] + code_EC, edges, is_valid, 0.0)
-        shared = message_PKC.unflatten(-1, (NUM_SHARING, -1)) * weight_PKG[:, :, None]
+        shared = message_PKC.unflatten(-1, (SHARE_PLANES, -1)) * weight_PKG[:, :, None]
         return shared.sum(dim=1).flatten(1)
 
 
@@ -88,20 +88,20 @@ class VectorAttention(PlainVectorAttention):
     """
 
     def forward(self, features: Tensor, edges: Edges) -> Tensor:
-        weights, lowered = self._weights(), autocast_format()
+        weights, lowered = self._weights(), cpu_autocast_dtype()
         wants_places = edges.relative.requires_grad and torch.is_grad_enabled()
-        is_kernels = lowered != torch.float16 and suits(features, edges.relative, *weights, beside=lowered)
+        is_kernels = lowered != torch.float16 and can_use_numba(features, edges.relative, *weights, extra_dtype=lowered)
         if wants_places or not is_kernels:
             return super().forward(features, edges)
         assert_rows(edges.index[None], features[None], num_queries=len(features))
         maps = [linear(features) for linear in (self.query, self.key, self.value)]
         norms, wide = (self.position.norm, self.norm, self.reduce.norm), self.code.weight.dtype
         with torch.autocast("cpu", enabled=False):
-            attended = Attended.apply(edges, norms, *(values.to(wide) for values in maps), *weights)
+            attended = FusedVectorAttention.apply(edges, norms, *(values.to(wide) for values in maps), *weights)
         return cast(Tensor, attended.to(maps[0].dtype))
 
-    def _weights(self) -> Weights:
-        return Weights(
+    def _weights(self) -> AttentionWeights:
+        return AttentionWeights(
             *(self.position.linear.weight, self.position.linear.bias),
             *(self.position.norm.weight, self.position.norm.bias),
             *(self.code.weight, self.code.bias, self.norm.weight, self.norm.bias),

@@ -17,10 +17,10 @@ __all__ = ["ResidualBlock3d", "UpsampleBlock3d", "VolumeBlock", "assert_volumes"
 class VolumeBlock(nn.Module):
     """`relu(norm(conv(volume)))` with an odd kernel of `size`, zeros around the volume; the side stays."""
 
-    def __init__(self, *, in_channels: int, out_channels: int, size: int) -> None:
+    def __init__(self, *, in_channels: int, out_channels: int, kernel_size: int) -> None:
         super().__init__()
-        assert size % 2 == 1, f"a kernel of {size} has no middle"
-        self.conv = nn.Conv3d(in_channels, out_channels, size, padding=size // 2)
+        assert kernel_size % 2 == 1, f"a kernel of {kernel_size} has no middle"
+        self.conv = nn.Conv3d(in_channels, out_channels, kernel_size, padding=kernel_size // 2)
         self.norm = nn.BatchNorm3d(out_channels)
 
     def forward(self, volume: Tensor) -> Tensor:

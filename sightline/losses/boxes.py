@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 
 from sightline import registry
-from sightline.arguments import Factor, Probability
-from sightline.geometry.boxes.codings import centreness, decode, encode_deltas, encode_distances
+from sightline.arguments import NonNegativeFloat, Probability
+from sightline.geometry.boxes.box_coder import centreness, decode_boxes, encode_deltas, encode_distances
 from sightline.geometry.boxes.overlaps import iou
 from sightline.geometry.boxes.priors import IGNORED
 from sightline.losses.base import Loss
-from sightline.losses.functional_boxes import (
+from sightline.losses.box_functional import (
     assert_form,
     earth_mover,
     overlap_loss,
@@ -52,7 +52,7 @@ class SigmoidFocal(_OfPositives):
     Never by that of all samples: background would drown the rest. Source: Lin et al. 2017, equation 5 and section 4.1.
     """
 
-    def __init__(self, *, alpha: Probability = 0.25, gamma: Factor = 2.0) -> None:
+    def __init__(self, *, alpha: Probability = 0.25, gamma: NonNegativeFloat = 2.0) -> None:
         super().__init__()
         self.alpha = alpha
         self.gamma = gamma
@@ -70,7 +70,7 @@ class QualityFocal(_OfPositives):
     The weight of an entry is |target - probability|^gamma. Source: Li et al. 2020, Generalized Focal Loss, equation 4.
     """
 
-    def __init__(self, *, gamma: Factor = 2.0) -> None:
+    def __init__(self, *, gamma: NonNegativeFloat = 2.0) -> None:
         super().__init__()
         self.gamma = gamma
 
@@ -134,7 +134,7 @@ class BoxSmoothL1(_OfPositives):
     Source: Girshick 2015, equation 3; beta of 1/9 is that of RetinaNet's common code.
     """
 
-    def __init__(self, *, beta: Factor = 1 / 9) -> None:
+    def __init__(self, *, beta: NonNegativeFloat = 1 / 9) -> None:
         super().__init__()
         self.beta = beta
 
@@ -158,7 +158,7 @@ class BoxSmoothL1(_OfPositives):
                 raise ValueError("box_smooth_l1: found points as priors without their strides; take box_overlap")
             half = prior_stride[prior, None] / 2
             squares = torch.cat([own - half, own + half], dim=1)
-            own, predicted = squares, encode_deltas(squares, decode(own, predicted))
+            own, predicted = squares, encode_deltas(squares, decode_boxes(own, predicted))
         return smooth_l1(predicted, encode_deltas(own, matched_boxes[image, prior]), beta=self.beta)
 
 
@@ -193,7 +193,9 @@ class BoxOverlap(Loss):
         image, prior = (target >= 0).nonzero(as_tuple=True)
         own, true = priors[prior], matched_boxes[image, prior]
         weight = _centreness_of(own, true) if self.weigh == "centreness" else None
-        return overlap_loss(decode(own, codes[image, prior]), true, overlap=self.overlap, form=self.form, weight=weight)
+        return overlap_loss(
+            decode_boxes(own, codes[image, prior]), true, overlap=self.overlap, form=self.form, weight=weight
+        )
 
 
 @registry.losses.add("centreness")
@@ -217,7 +219,9 @@ class EarthMover(_OfPositives):
     Source: Chu et al. 2020, Detection in Crowded Scenes, equation 3; focal loss and divisor of Purkialo/CrowdDet.
     """
 
-    def __init__(self, *, alpha: Probability = 0.25, gamma: Factor = 2.0, beta: Factor = 0.1) -> None:
+    def __init__(
+        self, *, alpha: Probability = 0.25, gamma: NonNegativeFloat = 2.0, beta: NonNegativeFloat = 0.1
+    ) -> None:
         super().__init__()
         self.form = {"alpha": alpha, "gamma": gamma, "beta": beta}
 
@@ -268,7 +272,7 @@ class BoxDensity(_OfPositives):
     Source: Liu et al. 2019, Adaptive NMS, section 3.3.
     """
 
-    def __init__(self, *, beta: Factor = 1 / 9) -> None:
+    def __init__(self, *, beta: NonNegativeFloat = 1 / 9) -> None:
         super().__init__()
         self.beta = beta
 
@@ -303,7 +307,7 @@ def _is_class(target: Tensor, logits: Tensor) -> Tensor:
 
 def _quality(codes: Tensor, priors: Tensor, boxes: Tensor) -> Tensor:
     """The IoU (N,) of predicted boxes with theirs (N, 4), without a gradient."""
-    return iou(decode(priors, codes.detach()), boxes)
+    return iou(decode_boxes(priors, codes.detach()), boxes)
 
 
 def _centreness_of(priors: Tensor, boxes: Tensor) -> Tensor:

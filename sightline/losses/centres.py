@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from sightline import registry
-from sightline.geometry.crops import CropPlacement, to_offsets
+from sightline.geometry.crops import CropPlacement, to_crop_coordinates
 from sightline.losses.base import Loss
 
 __all__ = ["CentreMSE"]
@@ -30,5 +30,5 @@ class CentreMSE(Loss):
         placement = CropPlacement.from_rows(crop_placement)
         is_seen = visible[:, self.centre_joint, None]
         middle = torch.where(is_seen, joints[:, self.centre_joint].double(), placement.reference_mm)
-        wanted = to_offsets(middle[:, None], placement)[:, 0].to(joints.dtype)
+        wanted = to_crop_coordinates(middle[:, None], placement)[:, 0].to(joints.dtype)
         return ((offset.to(joints.dtype) - wanted).square() * is_seen).sum()

@@ -10,15 +10,15 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from sightline.arguments import Factor
+from sightline.arguments import NonNegativeFloat
 from sightline.errors import ConfigError
 from sightline.losses.base import Loss
 
-__all__ = ["ClassLoss", "ClassWeights", "class_weights_of"]
+__all__ = ["ClassLoss", "ClassWeights", "resolve_class_weights"]
 
 logger = logging.getLogger(__name__)
 
-ClassWeights = Literal["inverse", "inverse_log"] | tuple[Factor, ...] | None
+ClassWeights = Literal["inverse", "inverse_log"] | tuple[NonNegativeFloat, ...] | None
 """A weight for each class, none (all 1), or a rule for the class's share f of all training targets: `inverse` is
 1 / (f + 0.001), `inverse_log` is 1 / ln(f + 1.02). Source: Milioto et al. 2019 (RangeNet++), section III-B; Paszke et
 al. 2016 (ENet), section 5.2."""
@@ -42,12 +42,12 @@ class ClassLoss(Loss):
         super().__init__()
         self.num_classes = num_classes
         self.ignore_index = ignore_index
-        weights = class_weights_of(
+        weights = resolve_class_weights(
             class_weights, loss=name, num_classes=num_classes, class_counts=class_counts, ignore_index=ignore_index
         )
         self.register_buffer("class_weights", weights, persistent=False)
 
-    def weight_of(self, label: Tensor) -> Tensor:
+    def label_weight(self, label: Tensor) -> Tensor:
         """How many labels are not ignored (int64), or their summed class weights (float64)."""
         is_counted = self.is_counted(label)
         if self.class_weights is None:
@@ -67,7 +67,7 @@ class ClassLoss(Loss):
             )
 
 
-def class_weights_of(
+def resolve_class_weights(
     weights: ClassWeights,
     *,
     loss: str,

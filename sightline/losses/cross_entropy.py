@@ -53,7 +53,7 @@ class CrossEntropy(ClassLoss):
 
     def count(self, *, label: Tensor) -> Tensor:
         """`label` (...) int64 -> how many are not ignored (int64), or their summed class weights (float64)."""
-        return self.weight_of(label)
+        return self.label_weight(label)
 
     def forward(self, *, logits: Tensor, label: Tensor) -> Tensor:
         """`logits` (B, C) with `label` (B,), or (P, C) with (P,): classes last, labels 0 .. C-1 or ignored."""

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sightline import registry
-from sightline.arguments import Size
+from sightline.arguments import PositiveFloat
 from sightline.errors import ConfigError
 from sightline.losses.base import Loss
 from sightline.losses.class_weights import ClassLoss
@@ -25,13 +25,13 @@ class Distillation(ClassLoss):
     from a task with a teacher, and get no gradient. Source: Hinton, Vinyals and Dean 2015, section 2.
     """
 
-    def __init__(self, *, num_classes: int, ignore_index: int | None = None, temperature: Size = 4.0) -> None:
+    def __init__(self, *, num_classes: int, ignore_index: int | None = None, temperature: PositiveFloat = 4.0) -> None:
         super().__init__("distillation", num_classes=num_classes, ignore_index=ignore_index)
         self.temperature = temperature
 
     def count(self, *, label: Tensor) -> Tensor:
         """`label` (...) int64 -> how many are not ignored."""
-        return self.weight_of(label)
+        return self.label_weight(label)
 
     def forward(self, *, logits: Tensor, teacher_logits: Tensor, label: Tensor) -> Tensor:
         """`logits` and `teacher_logits` (..., C) with `label` (...), of which only the ignored ones matter."""

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sightline import registry
-from sightline.arguments import Factor
+from sightline.arguments import NonNegativeFloat
 from sightline.losses.class_weights import ClassLoss, ClassWeights
 
 __all__ = ["FocalCrossEntropy"]
@@ -29,7 +29,7 @@ class FocalCrossEntropy(ClassLoss):
         num_classes: int,
         class_counts: tuple[int, ...] | None = None,
         ignore_index: int | None = None,
-        gamma: Factor = 2.0,
+        gamma: NonNegativeFloat = 2.0,
         class_weights: ClassWeights = None,
         divide_by: Literal["weights", "targets"] = "weights",
     ) -> None:
@@ -45,7 +45,7 @@ class FocalCrossEntropy(ClassLoss):
 
     def count(self, *, label: Tensor) -> Tensor:
         """`label` (...) int64 -> how many are not ignored (int64), or their summed class weights (float64)."""
-        return self.is_counted(label).sum() if self.divide_by == "targets" else self.weight_of(label)
+        return self.is_counted(label).sum() if self.divide_by == "targets" else self.label_weight(label)
 
     def forward(self, *, logits: Tensor, label: Tensor) -> Tensor:
         """`logits` (..., C) with `label` (...): classes last, labels 0 .. C-1 or ignored."""

@@ -10,13 +10,13 @@ from torch import Tensor
 from torch.nn import functional
 
 from sightline import registry
-from sightline.arguments import Count, Factor, Fraction, Probability, Size
-from sightline.geometry.boxes.bags import bags_of
-from sightline.geometry.boxes.codings import Weights, decode, encode_deltas
-from sightline.geometry.boxes.overlaps import at_least_float32, blocks, pairwise_iou
+from sightline.arguments import Count, FractionBelowOne, NonNegativeFloat, PositiveFloat, Probability
+from sightline.geometry.boxes.bags import anchor_bags
+from sightline.geometry.boxes.box_coder import DeltaWeights, decode_boxes, encode_deltas
+from sightline.geometry.boxes.overlaps import column_blocks, pairwise_iou, promote_to_float32
 from sightline.geometry.boxes.priors import IGNORED
 from sightline.losses.base import Loss
-from sightline.losses.functional_boxes import bag_losses, sigmoid_focal
+from sightline.losses.box_functional import bag_losses, sigmoid_focal
 
 __all__ = ["FreeAnchorNegative", "FreeAnchorPositive"]
 
@@ -45,13 +45,13 @@ class FreeAnchorPositive(_OfBoxes):
         *,
         bag_size: Count = 50,
         alpha: Probability = 0.5,
-        box_weight: Factor = 0.75,
-        beta: Factor = 0.11,
-        delta_weights: tuple[Size, Size, Size, Size] = (10.0, 10.0, 5.0, 5.0),
+        box_weight: NonNegativeFloat = 0.75,
+        beta: NonNegativeFloat = 0.11,
+        delta_weights: tuple[PositiveFloat, PositiveFloat, PositiveFloat, PositiveFloat] = (10.0, 10.0, 5.0, 5.0),
     ) -> None:
         super().__init__()
         self.bag_size, self.alpha, self.box_weight, self.beta = bag_size, alpha, box_weight, beta
-        self.delta_weights: Weights = delta_weights
+        self.delta_weights: DeltaWeights = delta_weights
 
     def forward(
         self,
@@ -67,15 +67,15 @@ class FreeAnchorPositive(_OfBoxes):
     ) -> Tensor:
         """`logits` (B, P, K) before the sigmoid, `codes` (B, P, 4) as deltas of anchors (P, 4)."""
         _assert_anchors("free_anchor_positive", priors)
-        total = at_least_float32(logits[:0]).sum() + at_least_float32(codes[:0]).sum()
+        total = promote_to_float32(logits[:0]).sum() + promote_to_float32(codes[:0]).sum()
         for image, own, classes in _of_images(boxes, label, is_ignored, box_offsets):
             member = (target[image] >= 0).nonzero().flatten()
             own = own.to(priors.dtype)
-            bags = member[bags_of(priors[member], own, self.bag_size)[0]]
+            bags = member[anchor_bags(priors[member], own, self.bag_size)[0]]
             true = encode_deltas(priors[bags], own[:, None], weights=self.delta_weights)
-            found = at_least_float32(codes[image, bags]) * true.new_tensor(self.delta_weights)
+            found = promote_to_float32(codes[image, bags]) * true.new_tensor(self.delta_weights)
             distance = functional.smooth_l1_loss(found, true, reduction="none", beta=self.beta).sum(dim=2)
-            log_p = functional.logsigmoid(at_least_float32(logits[image, bags, classes[:, None]]))
+            log_p = functional.logsigmoid(promote_to_float32(logits[image, bags, classes[:, None]]))
             total = total + self.alpha * bag_losses(log_p - self.box_weight * distance).sum().to(total.dtype)
         return total
 
@@ -90,7 +90,12 @@ class FreeAnchorNegative(_OfBoxes):
     """
 
     def __init__(
-        self, *, bag_size: Count = 50, alpha: Probability = 0.5, gamma: Size = 2.0, least_iou: Fraction = 0.6
+        self,
+        *,
+        bag_size: Count = 50,
+        alpha: Probability = 0.5,
+        gamma: PositiveFloat = 2.0,
+        least_iou: FractionBelowOne = 0.6,
     ) -> None:
         super().__init__()
         self.bag_size, self.alpha, self.gamma, self.least_iou = bag_size, alpha, gamma, least_iou
@@ -113,12 +118,12 @@ class FreeAnchorNegative(_OfBoxes):
         terms = []
         for image, own, classes in _of_images(boxes, label, is_ignored, box_offsets):
             with torch.no_grad():
-                predicted = decode(priors, codes[image])
+                predicted = decode_boxes(priors, codes[image])
                 prior, kind, p = self._finding(predicted, own.to(predicted.dtype), classes)
             is_counted = weight[image, prior, kind] > 0
             prior, kind, p = prior[is_counted], kind[is_counted], p[is_counted]
             weight[image, prior, kind] = 0
-            value = at_least_float32(logits[image, prior, kind])
+            value = promote_to_float32(logits[image, prior, kind])
             log_class, log_rest = functional.logsigmoid(value), functional.logsigmoid(-value)
             log_q, log_other = log_class + (1 - p).log(), torch.logaddexp(log_rest, log_class + p.log())
             terms.append((-(self.gamma * log_q).exp() * log_other).sum())
@@ -129,7 +134,7 @@ class FreeAnchorNegative(_OfBoxes):
     def _finding(self, predicted: Tensor, boxes: Tensor, classes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Priors, classes, and the probability that the prior finds a box of the class, where that is above 0."""
         best, pairs, values = boxes.new_zeros(len(boxes)), [], []
-        for part in blocks(len(boxes), len(predicted), boxes.device):
+        for part in column_blocks(len(boxes), len(predicted), boxes.device):
             overlap = pairwise_iou(boxes, predicted[part])
             best = torch.maximum(best, overlap.amax(dim=1))
             found = (overlap > self.least_iou).nonzero()

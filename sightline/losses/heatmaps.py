@@ -7,7 +7,7 @@ from torch import Tensor
 
 from sightline import registry
 from sightline.geometry.heatmaps import soft_cells
-from sightline.geometry.volumes import Placement, to_voxels
+from sightline.geometry.volumes import CubePlacement, to_voxels
 from sightline.losses.base import Loss
 
 __all__ = ["HeatmapCrossEntropy", "HeatmapMSE", "JointL1"]
@@ -57,7 +57,7 @@ class JointL1(Loss):
         return visible.sum() * 3
 
     def forward(self, *, likelihood: Tensor, joints: Tensor, visible: Tensor, placement: Tensor) -> Tensor:
-        placed = Placement.from_rows(placement)
+        placed = CubePlacement.from_rows(placement)
         pooling = placed.size / likelihood.shape[-1]
         middle = 0.0 if placed.compat == "release" else 0.5
         wanted = to_voxels(joints, placed) / pooling - middle

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-__all__ = ["LEVELS", "RECALLS", "Matches", "match", "precision_and_recall", "running_counts"]
+__all__ = ["IOU_THRESHOLDS", "RECALLS", "Matches", "cumulative_tp_fp", "match_predictions", "precision_and_recall"]
 
-LEVELS = np.linspace(0.5, 0.95, 10)
+IOU_THRESHOLDS = np.linspace(0.5, 0.95, 10)
 """Similarities from which on a prediction counts as found."""
 RECALLS = np.linspace(0.0, 1.0, 101)
 """Where the curve of precision over recall is read."""
@@ -33,29 +33,29 @@ class Matches:
     label: np.ndarray | None = None
 
 
-def match(
+def match_predictions(
     similarity: np.ndarray,
     scores: np.ndarray,
     *,
     is_ignored: np.ndarray,
     is_crowd: np.ndarray,
-    is_other: np.ndarray,
-    most: int,
-    levels: np.ndarray = LEVELS,
+    is_outside_area: np.ndarray,
+    max_detections: int,
+    iou_thresholds: np.ndarray = IOU_THRESHOLDS,
 ) -> Matches:
     """Give each prediction of an image, the surest first, the label that it is most similar to and that is still free.
 
     `similarity` (D, G) of predictions and labels. A label that `is_ignored` is taken only where no other is left, and
     turns its prediction into one that does not count; a crowd may be taken any number of times. Predictions of another
-    size, `is_other` (D), that found nothing do not count either. The `most` surest predictions are looked at; among
+    size, `is_outside_area` (D), that found nothing do not count either. The `max_detections` surest predictions are looked at; among
     equally similar labels the last is taken, as COCO does. Source: Lin et al. 2014, COCO, and its published evaluation.
     """
-    answers = np.argsort(-scores, kind="stable")[:most]
+    answers = np.argsort(-scores, kind="stable")[:max_detections]
     labels = np.argsort(is_ignored, kind="stable")
     alike = similarity[np.ix_(answers, labels)]
     ignored, crowd = is_ignored[labels], is_crowd[labels]
-    found = np.full((len(levels), len(answers)), -1)
-    for row, level in enumerate(levels):
+    found = np.full((len(iou_thresholds), len(answers)), -1)
+    for row, level in enumerate(iou_thresholds):
         is_taken = np.zeros(len(labels), dtype=bool)
         for column, each in enumerate(alike):
             free = (~is_taken | crowd) & (each >= min(level, 1 - 1e-10))
@@ -66,12 +66,12 @@ def match(
             found[row, column], is_taken[best] = best, True
     is_found = found >= 0
     into_ignored = is_found & (ignored[found] if len(labels) else False)
-    does_not_count = into_ignored | (~is_found & is_other[answers])
+    does_not_count = into_ignored | (~is_found & is_outside_area[answers])
     label = np.append(labels, -1)[found]
     return Matches(scores[answers], is_found, does_not_count, int((~ignored).sum()), label)
 
 
-def running_counts(images: Sequence[Matches]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def cumulative_tp_fp(images: Sequence[Matches]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Scores (D) of all images, falling, and how many predictions down to each are right and wrong (L, D).
 
     Equal scores keep the order of the images.
@@ -89,11 +89,11 @@ def precision_and_recall(images: Sequence[Matches]) -> tuple[np.ndarray, np.ndar
     Precision at a recall is the highest at that recall or a larger one; 0 where none so large is reached.
     """
     num_labels = sum(image.num_labels for image in images)
-    num_levels = len(images[0].is_found) if images else len(LEVELS)
+    num_levels = len(images[0].is_found) if images else len(IOU_THRESHOLDS)
     precision, recall = np.full((num_levels, len(RECALLS)), -1.0), np.full(num_levels, -1.0)
     if num_labels == 0:
         return precision, recall
-    _, right, wrong = running_counts(images)
+    _, right, wrong = cumulative_tp_fp(images)
     for row in range(num_levels):
         reached = right[row] / num_labels
         share = right[row] / (right[row] + wrong[row] + np.spacing(1))

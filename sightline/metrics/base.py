@@ -8,16 +8,16 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from sightline.errors import summary_of
-from sightline.members import MetricMembers
+from sightline.errors import summarise_error
+from sightline.optional_members import MetricMembers
 
 __all__ = [
     "Metric",
     "State",
     "append_rows",
-    "fault_of_state",
-    "fresh_state",
+    "find_state_fault",
     "is_higher_better",
+    "make_state",
     "pool_states",
     "row_states",
     "sorted_rows",
@@ -46,7 +46,7 @@ class Metric(Protocol):
     def compute(self, state: State) -> dict[str, float]: ...
 
 
-def fresh_state(metric: Metric, *, num_samples: int = 0) -> State:
+def make_state(metric: Metric, *, num_samples: int = 0) -> State:
     """An empty state; with `num_samples` slots where the metric has slots."""
     if _slots(metric):
         return metric.new_state(num_samples=num_samples)  # type: ignore[call-arg]
@@ -78,17 +78,17 @@ def sorted_rows(rows: Tensor) -> Tensor:
 
 def row_states(metric: Metric) -> frozenset[str]:
     """The names of the states with any number of rows per sample."""
-    return frozenset(MetricMembers.rows.of(metric))
+    return frozenset(MetricMembers.rows.get(metric))
 
 
-def fault_of_state(metric: Metric) -> str | None:
+def find_state_fault(metric: Metric) -> str | None:
     """Why the fresh state of a metric, and figures made of it, do not add up exactly; None for a sound one."""
     slots, ragged = _slots(metric), row_states(metric)
     try:
-        state = fresh_state(metric, num_samples=_NUM_TRIED)
-        metric.compute(fresh_state(metric))
+        state = make_state(metric, num_samples=_NUM_TRIED)
+        metric.compute(make_state(metric))
     except Exception as error:  # noqa: BLE001 - whatever it is, it is the metric's, and would end the run without a word
-        reason = summary_of(error)
+        reason = summarise_error(error)
         return f"an empty state cannot be made or computed ({reason}); compute gives NaN where nothing was counted"
     for kind, names in (("slots", slots), ("rows", ragged)):
         for name in sorted(names - state.keys()):
@@ -149,7 +149,7 @@ def is_higher_better(metric: Metric | Callable[..., Metric], figure: str) -> boo
 
     Raises TypeError for a statement that is neither True nor False.
     """
-    stated = MetricMembers.higher_is_better.of(metric)
+    stated = MetricMembers.higher_is_better.get(metric)
     better = stated.get(figure) if isinstance(stated, Mapping) else stated
     if better is not None and not isinstance(better, bool):
         raise TypeError(f"higher_is_better of '{figure}' is {better!r}; give True or False")
@@ -157,4 +157,4 @@ def is_higher_better(metric: Metric | Callable[..., Metric], figure: str) -> boo
 
 
 def _slots(metric: Metric) -> frozenset[str]:
-    return frozenset(MetricMembers.slots.of(metric))
+    return frozenset(MetricMembers.slots.get(metric))

@@ -12,8 +12,8 @@ from sightline import registry
 from sightline.arguments import Count
 from sightline.metrics.average_precision import Matches, precision_and_recall
 from sightline.metrics.base import State, append_rows
-from sightline.metrics.box_groups import BoxGroups, Matched, group_boxes
-from sightline.metrics.box_header import header
+from sightline.metrics.box_groups import BoxGroups, GroupMatches, group_boxes
+from sightline.metrics.box_header import protocol_header
 
 __all__ = ["BoxAp"]
 
@@ -80,7 +80,7 @@ class BoxAp:
 
     def tables(self, state: State) -> dict[str, Any]:
         """`scored_boxes`: by which protocol, how many labels count and are ignored, and why a figure is NaN."""
-        about = header(f"COCO, IoU 0.50 to 0.95, at most {self.most} an image and class", state)
+        about = protocol_header(f"COCO, IoU 0.50 to 0.95, at most {self.most} an image and class", state)
         area, is_ignored = state["labels"][:, 6], state["labels"][:, 7] > 0
         for name, (low, high) in _AREAS.items():
             if name and about["num_boxes"] and not bool((~is_ignored & (area >= low) & (area <= high)).any()):
@@ -96,7 +96,7 @@ class BoxAp:
         result: dict[str, dict[str, Any]] = {}
         for number, name in enumerate(self.class_names):
             precision, _ = curves_of.curve(number, "", self.most)
-            _, its = curves_of.groups.of_class(number)
+            _, its = curves_of.groups.class_slices(number)
             count = int((~curves_of.label_ignored[0][its]).sum())
             result[name] = {"ap": _mean([precision]), "ap50": _mean([precision[0]]), "count": count}
         return result
@@ -107,12 +107,12 @@ class _Curves(NamedTuple):
 
     groups: BoxGroups
     label_ignored: np.ndarray
-    matched: Matched
+    matched: GroupMatches
 
     def curve(self, number: int, area: str, most: int) -> tuple[np.ndarray, np.ndarray]:
         """Precision (L, 101) and recall (L) of a class, of the `most` surest detections of every image."""
         kind = list(_AREAS).index(area)
-        own, its = self.groups.of_class(number)
+        own, its = self.groups.class_slices(number)
         chosen = self.groups.rank[own] < most
         found, ignored = (each[kind][:, own][:, chosen] for each in self.matched[:2])
         num_labels = int((~self.label_ignored[kind][its]).sum())
@@ -127,7 +127,7 @@ def _curves(state: State, most: int, num_classes: int) -> _Curves:
     matched = groups.match(label_ignored, most=most)
     sizes = (groups.boxes[:, 3:5] - groups.boxes[:, 1:3]).prod(axis=1)
     is_other = np.stack([(sizes < low) | (sizes > high) for low, high in _AREAS.values()])
-    matched = matched._replace(ignored=matched.ignored | ~matched.found & is_other[:, None])
+    matched = matched._replace(is_ignored=matched.is_ignored | ~matched.is_matched & is_other[:, None])
     return _Curves(groups, label_ignored, matched)
 
 

@@ -8,15 +8,15 @@ from typing import NamedTuple
 
 import numpy as np
 
-from sightline.metrics.box_groups import BoxGroups, overlap
+from sightline.metrics.box_groups import BoxGroups, iou_or_ioa
 
-__all__ = ["BINS", "Bin", "label_values", "labels_in"]
+__all__ = ["BINS", "Bin", "in_bin", "label_values"]
 
 
 class Bin(NamedTuple):
     """Labels with `low` <= value < `high` of a property."""
 
-    by: str
+    quantity: str
     low: float
     high: float
 
@@ -41,13 +41,13 @@ def label_values(groups: BoxGroups) -> dict[str, np.ndarray]:
     density = np.zeros(len(groups.labels))
     for _, its in groups.groups():
         counted = its.start + np.flatnonzero(~groups.is_ignored[its])
-        alike = overlap(groups.labels[counted, 1:5], groups.labels[counted, 1:5], False)
+        alike = iou_or_ioa(groups.labels[counted, 1:5], groups.labels[counted, 1:5], False)
         np.fill_diagonal(alike, 0)
         density[counted] = alike.max(axis=1, initial=0)
     height = groups.labels[:, 4] - groups.labels[:, 2]
     return {"visible": groups.labels[:, 8], "height": height, "density": density}
 
 
-def labels_in(one: Bin, values: Mapping[str, np.ndarray]) -> np.ndarray:
+def in_bin(one: Bin, values: Mapping[str, np.ndarray]) -> np.ndarray:
     """Which labels (G) a bin has."""
-    return (values[one.by] >= one.low) & (values[one.by] < one.high)
+    return (values[one.quantity] >= one.low) & (values[one.quantity] < one.high)

@@ -13,12 +13,12 @@ from sightline import registry
 from sightline.arguments import Count
 from sightline.metrics.average_precision import Matches, precision_and_recall
 from sightline.metrics.base import State
-from sightline.metrics.box_bins import BINS, label_values, labels_in
-from sightline.metrics.box_groups import BoxGroups, BoxRows, Matched, group_boxes, overlap
-from sightline.metrics.box_header import header, nan_mean
-from sightline.metrics.miss_rates import curve_of
+from sightline.metrics.box_bins import BINS, in_bin, label_values
+from sightline.metrics.box_groups import BoxGroups, BoxRows, GroupMatches, group_boxes, iou_or_ioa
+from sightline.metrics.box_header import nan_mean, protocol_header
+from sightline.metrics.detection_curves import detection_curve
 
-__all__ = ["KINDS", "BoxErrors", "Errors", "errors_of"]
+__all__ = ["KINDS", "BoxErrors", "DetectionErrors", "classify_errors"]
 
 KINDS = ("classification", "localisation", "both", "duplicate", "background", "missed")
 _FOUND = 0.5
@@ -73,7 +73,7 @@ class BoxErrors(BoxRows):
             ends = (itertools.pairwise(each.tolist()) for each in (candidate_offsets, truth_offsets))
             for own, its in zip(*ends, strict=True):
                 rows, labels = (each[slice(*at)].double().cpu() for each, at in ((candidates, own), (truth, its)))
-                alike = overlap(rows[:, :4].numpy(), labels[:, :4].numpy(), False)
+                alike = iou_or_ioa(rows[:, :4].numpy(), labels[:, :4].numpy(), False)
                 alike = alike * (rows[:, 5:] == labels[:, 4]).numpy()
                 best[slice(*its), 0] = torch.from_numpy(alike.max(axis=0, initial=0))
         super().update(
@@ -90,21 +90,21 @@ class BoxErrors(BoxRows):
     def compute(self, state: State) -> dict[str, float]:
         """AP50 as it is, and what each kind of error costs."""
         num_classes = len(self.class_names)
-        errors = errors_of(state, num_classes, self.most)
+        errors = classify_errors(state, num_classes, self.most)
         whole = _ap50(state, num_classes, self.most)
-        gains = {kind: _ap50(repaired(state, errors, kind), num_classes, self.most) - whole for kind in KINDS}
+        gains = {kind: _ap50(repair_errors(state, errors, kind), num_classes, self.most) - whole for kind in KINDS}
         return {"error_ap50": whole, **{f"gain_{kind}": gain for kind, gain in gains.items()}}
 
     def tables(self, state: State) -> dict[str, Any]:
         """`box_errors`: counts of each kind, labels by bins, and both curves."""
-        errors = errors_of(state, len(self.class_names), self.most)
+        errors = classify_errors(state, len(self.class_names), self.most)
         groups = errors.groups
         is_real = ~groups.is_ignored
         values = {**label_values(groups), "before": errors.before}
         is_lost = is_real & ~errors.is_label_found
         bins = {}
         for name, one in {"all": None, **BINS}.items():
-            chosen = is_real if one is None else is_real & labels_in(one, values)
+            chosen = is_real if one is None else is_real & in_bin(one, values)
             bins[name] = {
                 "labels": int(chosen.sum()),
                 "not_found": int((chosen & is_lost).sum()),
@@ -113,14 +113,14 @@ class BoxErrors(BoxRows):
             }
         counts = {kind: int((errors.kind == place).sum()) for place, kind in enumerate(KINDS[:-1])}
         rows = np.argsort(groups.boxes[:, 0], kind="stable")
-        curve = curve_of(
+        curve = detection_curve(
             *(each[rows] for each in (groups.boxes[:, 5], errors.is_found, errors.is_ignored)),
             num_labels=int(is_real.sum()),
             num_images=len(state["images"]),
         )
         spread = (each(1, max(len(curve.scores), 1), _MOST_POINTS) for each in (np.linspace, np.geomspace))
         some = np.unique(np.concatenate(list(spread)).astype(int) - 1)[: len(curve.scores)]
-        points = (curve.scores, curve.recall, curve.precision, curve.false_per_image)
+        points = (curve.scores, curve.recall, curve.precision, curve.fppi)
         names = ("score", "recall", "precision", "false_per_image")
         about = {
             "counts": {**counts, "missed": bins["all"]["missed"]},
@@ -128,10 +128,10 @@ class BoxErrors(BoxRows):
             "curve": {name: each[some].tolist() for name, each in zip(names, points, strict=True)},
         }
         title = f"Errors at IoU 0.5 (TIDE), at most {self.most} an image and class"
-        return {"scored_boxes_errors": header(title, state), "box_errors": about}
+        return {"scored_boxes_errors": protocol_header(title, state), "box_errors": about}
 
 
-class Errors(NamedTuple):
+class DetectionErrors(NamedTuple):
     """Of each detection of `groups` the place of its error in `KINDS`, -1 for none, and the label that it is about (D).
 
     `is_found` and `is_ignored` (D) are detections that are right, and that do not count; `is_label_found` and
@@ -154,12 +154,12 @@ class Errors(NamedTuple):
         return lost
 
 
-def errors_of(state: State, num_classes: int, most: int) -> Errors:
+def classify_errors(state: State, num_classes: int, most: int) -> DetectionErrors:
     """What is wrong with each detection."""
     groups = group_boxes(state["detections"], state["labels"], num_classes)
-    matched: Matched = groups.match(groups.is_ignored[None], levels=_LEVEL, most=most)
-    ignored = matched.ignored[0, 0] | (groups.rank >= most)
-    is_wrong = ~matched.found[0, 0] & ~ignored
+    matched: GroupMatches = groups.match(groups.is_ignored[None], levels=_LEVEL, most=most)
+    ignored = matched.is_ignored[0, 0] | (groups.rank >= most)
+    is_wrong = ~matched.is_matched[0, 0] & ~ignored
     kind, label = np.full(len(groups.boxes), -1), np.full(len(groups.boxes), -1)
     real = np.flatnonzero(~groups.is_ignored)
     real = real[np.argsort(groups.labels[real, 0], kind="stable")]
@@ -171,17 +171,19 @@ def errors_of(state: State, num_classes: int, most: int) -> Errors:
         rows, its = wrong[first:last], real[begins[0][first] : begins[1][first]]
         kind[rows], label[rows] = _kinds(groups.boxes[rows], groups.labels[its], its)
     about = np.isin(kind, [KINDS.index("classification"), KINDS.index("localisation")])
-    is_missed = ~groups.is_ignored & ~matched.taken[0, 0]
+    is_missed = ~groups.is_ignored & ~matched.is_label_matched[0, 0]
     is_missed[label[about]] = False
-    is_found = matched.found[0, 0] & ~ignored
-    return Errors(groups, kind, label, is_found, ignored, matched.taken[0, 0], is_missed, groups.labels[:, 9])
+    is_found = matched.is_matched[0, 0] & ~ignored
+    return DetectionErrors(
+        groups, kind, label, is_found, ignored, matched.is_label_matched[0, 0], is_missed, groups.labels[:, 9]
+    )
 
 
 def _kinds(boxes: np.ndarray, labels: np.ndarray, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The kind of each detection of an image that found nothing, and the place of the label that it is about, or -1."""
     if not len(labels):
         return np.full(len(boxes), KINDS.index("background")), np.full(len(boxes), -1)
-    alike = overlap(boxes[:, 1:5], labels[:, 1:5], False)
+    alike = iou_or_ioa(boxes[:, 1:5], labels[:, 1:5], False)
     is_own = boxes[:, 6:7] == labels[:, 5]
     own, other = np.where(is_own, alike, 0), np.where(is_own, 0, alike)
     conditions = {
@@ -199,7 +201,7 @@ def _kinds(boxes: np.ndarray, labels: np.ndarray, places: np.ndarray) -> tuple[n
     return kind, np.append(places, -1)[label]
 
 
-def repaired(state: State, errors: Errors, kind: str) -> State:
+def repair_errors(state: State, errors: DetectionErrors, kind: str) -> State:
     """The rows with one kind of error repaired, detections and labels of `errors.groups` in their order."""
     groups = errors.groups
     boxes, labels = groups.boxes.copy(), groups.labels
@@ -225,7 +227,7 @@ def _ap50(state: State, num_classes: int, most: int) -> float:
     matched = groups.match(groups.is_ignored[None], levels=_LEVEL, most=most)
     result = []
     for number in range(num_classes):
-        own, its = groups.of_class(number)
+        own, its = groups.class_slices(number)
         kept = groups.rank[own] < most
         num_labels = int((~groups.is_ignored[its]).sum())
         found, ignored = (each[0][:, own][:, kept] for each in matched[:2])

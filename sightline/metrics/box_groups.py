@@ -8,14 +8,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sightline.compiled import in_threads, suits
-from sightline.metrics.average_precision import LEVELS, Matches, match
+from sightline.metrics.average_precision import IOU_THRESHOLDS, Matches, match_predictions
 from sightline.metrics.base import State, append_rows
 from sightline.metrics.match_kernels import match_boxes
+from sightline.numba_kernels import can_use_numba, run_parallel
 
-__all__ = ["ALL", "BoxGroups", "BoxRows", "Matched", "group_boxes", "overlap"]
+__all__ = ["NO_LIMIT", "BoxGroups", "BoxRows", "GroupMatches", "group_boxes", "iou_or_ioa"]
 
-ALL = 2**31
+NO_LIMIT = 2**31
 """More detections than an image has."""
 
 
@@ -49,15 +49,15 @@ class BoxRows:
         append_rows(state, "images", sample_index, file_px)
 
 
-class Matched(NamedTuple):
+class GroupMatches(NamedTuple):
     """Which detections (A, L, D) found a label, and which do not count, for label sets A and levels L.
 
     `taken` (A, L, G) are the labels that were found.
     """
 
-    found: np.ndarray
-    ignored: np.ndarray
-    taken: np.ndarray
+    is_matched: np.ndarray
+    is_ignored: np.ndarray
+    is_label_matched: np.ndarray
 
 
 class BoxGroups(NamedTuple):
@@ -73,14 +73,14 @@ class BoxGroups(NamedTuple):
     is_ignored: np.ndarray
     box_starts: np.ndarray
     label_starts: np.ndarray
-    of_groups: np.ndarray
+    group_keys: np.ndarray
 
     @property
     def rank(self) -> np.ndarray:
         """The place of each detection in its group, from 0."""
         return np.arange(len(self.boxes)) - np.repeat(self.box_starts[:-1], np.diff(self.box_starts))
 
-    def of_class(self, number: int) -> tuple[slice, slice]:
+    def class_slices(self, number: int) -> tuple[slice, slice]:
         """The rows of a class: detections, labels."""
         own, its = (np.searchsorted(each, [number, number + 1]) for each in (self.boxes[:, 6], self.labels[:, 5]))
         return slice(*own), slice(*its)
@@ -95,11 +95,11 @@ class BoxGroups(NamedTuple):
         label_ignored: np.ndarray,
         *,
         is_crowd: np.ndarray | None = None,
-        levels: np.ndarray = LEVELS,
-        most: int = ALL,
+        levels: np.ndarray = IOU_THRESHOLDS,
+        most: int = NO_LIMIT,
         epsilon: float = 0.0,
         reuses: bool = False,
-    ) -> Matched:
+    ) -> GroupMatches:
         """Detections matched by the rules of `average_precision.match`, with `label_ignored` (A, G) for each set.
 
         `is_crowd` (G) are crowds, by default the data set's own ignored labels. The `most` highest-scoring detections
@@ -107,11 +107,11 @@ class BoxGroups(NamedTuple):
         """
         is_crowd = self.is_ignored if is_crowd is None else is_crowd
         found = np.zeros((len(label_ignored), len(levels), len(self.boxes)), dtype=bool)
-        result = Matched(found, np.zeros_like(found), np.zeros((*found.shape[:2], len(self.labels)), dtype=bool))
+        result = GroupMatches(found, np.zeros_like(found), np.zeros((*found.shape[:2], len(self.labels)), dtype=bool))
         arrays = (self.boxes[:, 1:5], self.box_starts, self.labels[:, 1:5], self.label_starts, label_ignored)
         arguments = (*map(np.ascontiguousarray, (*arrays, is_crowd, levels)), most, epsilon, reuses)
-        if suits(torch.from_numpy(self.boxes)):
-            in_threads(match_boxes, len(self.box_starts) - 1, *arguments, *result)
+        if can_use_numba(torch.from_numpy(self.boxes)):
+            run_parallel(match_boxes, len(self.box_starts) - 1, *arguments, *result)
         else:
             _match_plainly(self, label_ignored, is_crowd, levels, most, epsilon, reuses, result)
         return result
@@ -137,7 +137,7 @@ def group_boxes(detections: Tensor, labels: Tensor, num_classes: int, *, last_is
     return BoxGroups(boxes, rows, rows[:, 7] > 0, own, its, of_groups)
 
 
-def overlap(boxes: np.ndarray, labels: np.ndarray, is_crowd: np.ndarray | bool, epsilon: float = 0.0) -> np.ndarray:
+def iou_or_ioa(boxes: np.ndarray, labels: np.ndarray, is_crowd: np.ndarray | bool, epsilon: float = 0.0) -> np.ndarray:
     """IoU (D, G) of all pairs of boxes, of crowds the share of a detection that they cover."""
     sides = np.minimum(boxes[:, None, 2:], labels[:, 2:]) - np.maximum(boxes[:, None, :2], labels[:, :2])
     shared = np.maximum(sides, 0).prod(axis=2)
@@ -154,23 +154,23 @@ def _match_plainly(
     most: int,
     epsilon: float,
     reuses: bool,
-    result: Matched,
+    result: GroupMatches,
 ) -> None:
     """What `match_boxes` writes, group by group through `match`."""
     for own, its in groups.groups():
         own = slice(own.start, min(own.stop, own.start + most))
-        alike = overlap(groups.boxes[own, 1:5], groups.labels[its, 1:5], is_crowd[its], epsilon)
+        alike = iou_or_ioa(groups.boxes[own, 1:5], groups.labels[its, 1:5], is_crowd[its], epsilon)
         for kind, is_ignored in enumerate(label_ignored[:, its]):
-            matches: Matches = match(
+            matches: Matches = match_predictions(
                 alike,
                 groups.boxes[own, 5],
                 is_ignored=is_ignored,
                 is_crowd=is_crowd[its] | (is_ignored & reuses),
-                is_other=np.zeros(len(alike), dtype=bool),
-                most=most,
-                levels=levels,
+                is_outside_area=np.zeros(len(alike), dtype=bool),
+                max_detections=most,
+                iou_thresholds=levels,
             )
-            result.found[kind][:, own], result.ignored[kind][:, own] = matches.is_found, matches.is_ignored
+            result.is_matched[kind][:, own], result.is_ignored[kind][:, own] = matches.is_found, matches.is_ignored
             assert matches.label is not None
             for row, label in enumerate(matches.label):
-                result.taken[kind, row, its.start + label[label >= 0]] = True
+                result.is_label_matched[kind, row, its.start + label[label >= 0]] = True

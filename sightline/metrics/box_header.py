@@ -9,10 +9,10 @@ import numpy as np
 
 from sightline.metrics.base import State
 
-__all__ = ["header", "nan_mean"]
+__all__ = ["nan_mean", "protocol_header"]
 
 
-def header(protocol: str, state: State) -> dict[str, Any]:
+def protocol_header(protocol: str, state: State) -> dict[str, Any]:
     """The protocol, how many labels count and are ignored, and `undefined`: figures that are NaN, with the reason."""
     num_ignored = int((state["labels"][:, 7] > 0).sum())
     num_boxes = len(state["labels"]) - num_ignored

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from sightline import registry
 from sightline.metrics.base import State
-from sightline.metrics.joint_errors import distance_slots, note_distances
+from sightline.metrics.joint_errors import distance_slots, record_distances
 
 __all__ = ["CentreError"]
 
@@ -42,7 +42,7 @@ class CentreError:
         """`centre_mm` refined and `reference` (B, 3), `joints` true (B, J, 3), all in mm; `visible` (B, J)."""
         found = torch.stack([centre_mm, reference.to(centre_mm)], dim=1)
         middle = joints[:, self.centre_joint, None].expand(-1, 2, -1)
-        note_distances(state, found, middle, visible[:, self.centre_joint, None].bool().expand(-1, 2), sample_index)
+        record_distances(state, found, middle, visible[:, self.centre_joint, None].bool().expand(-1, 2), sample_index)
 
     def compute(self, state: State) -> dict[str, float]:
         is_labelled = state["labelled"][:, 0] > 0

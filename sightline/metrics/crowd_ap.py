@@ -9,18 +9,18 @@ import torch
 
 from sightline import registry
 from sightline.metrics.base import State
-from sightline.metrics.box_bins import BINS, Bin, label_values, labels_in
-from sightline.metrics.box_groups import BoxGroups, BoxRows, Matched, group_boxes
-from sightline.metrics.box_header import header, nan_mean
+from sightline.metrics.box_bins import BINS, Bin, in_bin, label_values
+from sightline.metrics.box_groups import BoxGroups, BoxRows, GroupMatches, group_boxes
+from sightline.metrics.box_header import nan_mean, protocol_header
+from sightline.metrics.detection_curves import CALTECH_4, MISS_RATE_RULES, DetectionCurve, detection_curve
 from sightline.metrics.jaccard import THRESHOLDS, jaccard_counts, jaccard_index
-from sightline.metrics.miss_rates import CALTECH_4, RULES, Curve, curve_of
 
 __all__ = ["CrowdAp"]
 
 _EPSILON = 1e-6
 _LEVEL = np.array([np.nextafter(0.5, 1)])
 """An overlap has to be above one half."""
-_RULES = {"mr2": RULES["crowdhuman"], "mr4": RULES["crowdhuman"]._replace(points=CALTECH_4)}
+_RULES = {"mr2": MISS_RATE_RULES["crowdhuman"], "mr4": MISS_RATE_RULES["crowdhuman"]._replace(points=CALTECH_4)}
 
 
 @registry.metrics.add("crowd_ap")
@@ -66,16 +66,20 @@ class CrowdAp(BoxRows):
         """`scored_boxes_crowd`, and `crowd_bins`: the figures of each kind of label."""
         scored = _score(state, len(self.class_names), bins=list(BINS.values()))
         values = label_values(scored.groups)
-        about = header("CrowdHuman, IoU above 0.5, all detections", state)
+        about = protocol_header("CrowdHuman, IoU above 0.5, all detections", state)
         rows: dict[str, dict[str, Any]] = {}
         for kind, name in enumerate(BINS):
             curves = [scored.curve(number, kind) for number in range(len(self.class_names))]
             recall = nan_mean(
-                [float(c.right[-1]) / c.num_labels if len(c.right) else 0.0 for c in curves if c.num_labels]
+                [
+                    float(c.true_positives[-1]) / c.num_labels if len(c.true_positives) else 0.0
+                    for c in curves
+                    if c.num_labels
+                ]
             )
             rows[name] = {**_figures(curves), "recall": recall, "count": sum(curve.num_labels for curve in curves)}
             if not rows[name]["count"]:
-                is_unknown = bool(np.isnan(values[BINS[name].by][~scored.groups.is_ignored]).all())
+                is_unknown = bool(np.isnan(values[BINS[name].quantity][~scored.groups.is_ignored]).all())
                 about["undefined"][name] = "the set does not state it" if is_unknown else "no label is in this range"
         return {"scored_boxes_crowd": about, "crowd_bins": rows}
 
@@ -94,16 +98,16 @@ class _Scored(NamedTuple):
 
     groups: BoxGroups
     label_ignored: np.ndarray
-    matched: Matched
+    matched: GroupMatches
     num_images: int
 
-    def curve(self, number: int, kind: int = 0) -> Curve:
+    def curve(self, number: int, kind: int = 0) -> DetectionCurve:
         """The curve of a class."""
-        own, its = self.groups.of_class(number)
+        own, its = self.groups.class_slices(number)
         found, ignored = (each[kind, 0, own] for each in self.matched[:2])
         num_labels = int((~self.label_ignored[kind, its]).sum())
         scores = self.groups.boxes[own, 5]
-        return curve_of(scores, found, ignored, num_labels=num_labels, num_images=self.num_images)
+        return detection_curve(scores, found, ignored, num_labels=num_labels, num_images=self.num_images)
 
 
 def _score(state: State, num_classes: int, bins: list[Bin] | None = None) -> _Scored:
@@ -125,15 +129,17 @@ def _score(state: State, num_classes: int, bins: list[Bin] | None = None) -> _Sc
     is_other = np.zeros((1, len(groups.boxes)), dtype=bool)
     if bins is not None:
         values = label_values(groups)
-        label_ignored = np.stack([groups.is_ignored | ~labels_in(each, values) for each in bins])
+        label_ignored = np.stack([groups.is_ignored | ~in_bin(each, values) for each in bins])
         heights = {"height": groups.boxes[:, 4] - groups.boxes[:, 2]}
-        is_other = np.stack([~labels_in(e, heights) if e.by == "height" else np.zeros_like(is_other[0]) for e in bins])
+        is_other = np.stack(
+            [~in_bin(e, heights) if e.quantity == "height" else np.zeros_like(is_other[0]) for e in bins]
+        )
     matched = groups.match(label_ignored, levels=_LEVEL, epsilon=_EPSILON)
-    matched = matched._replace(ignored=matched.ignored | ~matched.found & is_other[:, None])
+    matched = matched._replace(is_ignored=matched.is_ignored | ~matched.is_matched & is_other[:, None])
     return _Scored(groups, label_ignored, matched, len(sizes))
 
 
-def _figures(curves: list[Curve]) -> dict[str, float]:
+def _figures(curves: list[DetectionCurve]) -> dict[str, float]:
     """Means over the classes that have labels."""
     result = {"crowd_ap": nan_mean([curve.average_precision() for curve in curves])}
     for name, rule in _RULES.items():

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from sightline.compiled import in_threads
 from sightline.metrics.box_groups import BoxGroups
 from sightline.metrics.match_kernels import count_pairs
+from sightline.numba_kernels import run_parallel
 
 __all__ = ["THRESHOLDS", "jaccard_counts", "jaccard_index"]
 
@@ -24,10 +24,10 @@ def jaccard_counts(groups: BoxGroups, number: int, num_images: int, *, epsilon: 
     starts = (groups.box_starts, groups.label_starts)
     found = np.zeros((len(starts[0]) - 1, len(THRESHOLDS), 3), dtype=np.int64)
     arrays = (groups.boxes[:, 1:6], starts[0], groups.labels[:, 1:5], starts[1], groups.is_ignored, THRESHOLDS)
-    in_threads(count_pairs, len(found), *map(np.ascontiguousarray, arrays), _LEVEL, epsilon, found)
+    run_parallel(count_pairs, len(found), *map(np.ascontiguousarray, arrays), _LEVEL, epsilon, found)
     counts = np.zeros((len(THRESHOLDS), num_images, 3), dtype=np.int64)
-    own = groups.of_groups[:, 0] == number
-    counts[:, groups.of_groups[own, 1]] = found[own].transpose(1, 0, 2)
+    own = groups.group_keys[:, 0] == number
+    counts[:, groups.group_keys[own, 1]] = found[own].transpose(1, 0, 2)
     return counts
 
 

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from sightline import registry
-from sightline.arguments import Factor, Size
+from sightline.arguments import NonNegativeFloat, PositiveFloat
 from sightline.metrics.base import State
 
-__all__ = ["DetectionRate", "JointError", "distance_slots", "note_distances"]
+__all__ = ["DetectionRate", "JointError", "distance_slots", "record_distances"]
 
 _CURVE_MM = range(81)
 
@@ -29,7 +29,7 @@ def distance_slots(num_samples: int, num_joints: int) -> State:
     }
 
 
-def note_distances(state: State, joints_mm: Tensor, joints: Tensor, visible: Tensor, sample_index: Tensor) -> None:
+def record_distances(state: State, joints_mm: Tensor, joints: Tensor, visible: Tensor, sample_index: Tensor) -> None:
     """Put the distances of a batch into their slots. Raises ValueError for shapes that differ and for NaN."""
     if joints_mm.shape != joints.shape or visible.shape != joints.shape[:2]:
         raise ValueError(
@@ -64,7 +64,7 @@ class _OfDistances:
 
     def update(self, state: State, *, joints_mm: Tensor, joints: Tensor, visible: Tensor, sample_index: Tensor) -> None:
         """`joints_mm` predicted and `joints` true (B, J, 3), in mm; joints that are not `visible` count nowhere."""
-        note_distances(state, joints_mm, joints, visible.bool(), sample_index)
+        record_distances(state, joints_mm, joints, visible.bool(), sample_index)
 
 
 @registry.metrics.add("joint_error")
@@ -81,7 +81,7 @@ class JointError(_OfDistances):
         "frames_within": True,
     }
 
-    def __init__(self, *, num_joints: int, joint_names: tuple[str, ...], threshold_mm: Factor = 20.0) -> None:
+    def __init__(self, *, num_joints: int, joint_names: tuple[str, ...], threshold_mm: NonNegativeFloat = 20.0) -> None:
         super().__init__(num_joints=num_joints, joint_names=joint_names)
         self.threshold_mm = threshold_mm
 
@@ -129,7 +129,7 @@ class DetectionRate(_OfDistances):
 
     higher_is_better: Mapping[str, bool] = {"detection_rate": True}
 
-    def __init__(self, *, num_joints: int, joint_names: tuple[str, ...], threshold_mm: Size = 100.0) -> None:
+    def __init__(self, *, num_joints: int, joint_names: tuple[str, ...], threshold_mm: PositiveFloat = 100.0) -> None:
         super().__init__(num_joints=num_joints, joint_names=joint_names)
         self.threshold_mm = threshold_mm
 

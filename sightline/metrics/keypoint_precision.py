@@ -8,18 +8,18 @@ import numpy as np
 import torch
 
 from sightline.errors import DataError
-from sightline.metrics.average_precision import LEVELS, match, precision_and_recall
+from sightline.metrics.average_precision import IOU_THRESHOLDS, match_predictions, precision_and_recall
 from sightline.metrics.keypoints import keypoint_similarity
 
-__all__ = ["MOST", "People", "keypoint_average_precision", "similarities"]
+__all__ = ["MAX_DETECTIONS", "PersonLabels", "keypoint_average_precision", "oks_matrix"]
 
-MOST = 20
+MAX_DETECTIONS = 20
 """Predictions of an image that are looked at."""
 _AREAS = {"": (0.0, 1e10), "_medium": (32.0**2, 96.0**2), "_large": (96.0**2, 1e10)}
 
 
 @dataclass(frozen=True)
-class People:
+class PersonLabels:
     """The people of one image: key points (G, J, 2) in pixels, which of them are labelled (G, J), area (G) and box
     (G, 4) as left, top, width, height in pixels, and who is a crowd (G)."""
 
@@ -30,7 +30,7 @@ class People:
     is_crowd: np.ndarray
 
 
-def similarities(people: People, found: np.ndarray, sigmas: np.ndarray) -> np.ndarray:
+def oks_matrix(people: PersonLabels, found: np.ndarray, sigmas: np.ndarray) -> np.ndarray:
     """The similarity (D, G) of found key points (D, J, 2) to each person; by the box where no joint is labelled."""
     columns = []
     for person, shown in enumerate(people.is_labelled):
@@ -48,7 +48,7 @@ def similarities(people: People, found: np.ndarray, sigmas: np.ndarray) -> np.nd
 
 
 def keypoint_average_precision(
-    people: list[People], found: list[np.ndarray], scores: list[np.ndarray], sigmas: np.ndarray
+    people: list[PersonLabels], found: list[np.ndarray], scores: list[np.ndarray], sigmas: np.ndarray
 ) -> dict[str, float]:
     """`ap` and `ar` over similarities of 0.50 to 0.95, at 0.50 and 0.75, and for medium and large people.
 
@@ -61,17 +61,17 @@ def keypoint_average_precision(
         raise DataError(
             f"{len(people)} images of people, {len(found)} of predictions, {len(scores)} of scores: not the same"
         )
-    alike = [similarities(*pair, sigmas) for pair in zip(people, found, strict=True)]
+    alike = [oks_matrix(*pair, sigmas) for pair in zip(people, found, strict=True)]
     result: dict[str, float] = {}
     for suffix, (least, most) in _AREAS.items():
         images = [
-            match(
+            match_predictions(
                 each,
                 score,
                 is_ignored=~of.is_labelled.any(axis=1) | of.is_crowd | (of.area < least) | (of.area > most),
                 is_crowd=of.is_crowd,
-                is_other=(_areas(joints) < least) | (_areas(joints) > most),
-                most=MOST,
+                is_outside_area=(_areas(joints) < least) | (_areas(joints) > most),
+                max_detections=MAX_DETECTIONS,
             )
             for each, score, of, joints in zip(alike, scores, people, found, strict=True)
         ]
@@ -79,7 +79,7 @@ def keypoint_average_precision(
         result |= {f"ap{suffix}": _mean(precision), f"ar{suffix}": _mean(recall)}
         if not suffix:
             for level in (0.5, 0.75):
-                (row,) = np.flatnonzero(np.isclose(LEVELS, level))
+                (row,) = np.flatnonzero(np.isclose(IOU_THRESHOLDS, level))
                 result |= {f"ap{level * 100:.0f}": _mean(precision[row]), f"ar{level * 100:.0f}": float(recall[row])}
     return result
 

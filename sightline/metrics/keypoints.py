@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from sightline import registry
-from sightline.arguments import Size
+from sightline.arguments import PositiveFloat
 from sightline.metrics.base import State
-from sightline.metrics.joint_errors import distance_slots, note_distances
+from sightline.metrics.joint_errors import distance_slots, record_distances
 
 __all__ = ["Keypoints", "keypoint_similarity"]
 
@@ -35,7 +35,7 @@ class Keypoints:
         num_joints: int,
         pck_joints: tuple[int, int],
         keypoint_sigmas: tuple[float, ...],
-        share: Size = 0.2,
+        share: PositiveFloat = 0.2,
     ) -> None:
         self.num_joints = num_joints
         self.pck_joints = pck_joints
@@ -55,7 +55,7 @@ class Keypoints:
         found = distance_slots(0, self.num_joints)
         found = {name: value.new_zeros((len(joints), *value.shape[1:])) for name, value in found.items()}
         rows = torch.arange(len(joints))
-        note_distances(found, joints_mm.cpu(), joints.cpu(), visible.bool().cpu(), rows)
+        record_distances(found, joints_mm.cpu(), joints.cpu(), visible.bool().cpu(), rows)
         distance, is_labelled, true = found["distance_mm"], found["labelled"] > 0, joints.cpu().double()
         first, second = self.pck_joints
         length = (true[:, first] - true[:, second]).norm(dim=-1)

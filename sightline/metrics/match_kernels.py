@@ -8,13 +8,13 @@ from __future__ import annotations
 # mypy: disable-error-code="no-untyped-def"
 import numpy as np
 
-from sightline.compiled import compiled
+from sightline.numba_kernels import numba_kernel
 
 __all__ = ["count_pairs", "match_boxes"]
 
 
-@compiled
-def overlap_of(box, label, is_crowd, epsilon):
+@numba_kernel
+def box_overlap(box, label, is_crowd, epsilon):
     """IoU of two boxes; with a crowd the share of the box that it covers."""
     width = min(box[2], label[2]) - max(box[0], label[0])
     height = min(box[3], label[3]) - max(box[1], label[1])
@@ -26,7 +26,7 @@ def overlap_of(box, label, is_crowd, epsilon):
     return shared / whole if whole > 0 else 0.0
 
 
-@compiled
+@numba_kernel
 def match_boxes(
     first,
     last,
@@ -39,7 +39,7 @@ def match_boxes(
     levels,
     most,
     epsilon,
-    reuses,
+    allows_reuse,
     found,
     ignored,
     taken,
@@ -48,7 +48,7 @@ def match_boxes(
 
     `boxes` (D, 4) and `labels` (G, 4) lie group after group from `*_starts`, detections of a group by falling score;
     `label_ignored` (A, G) says for each area range which labels do not count, `label_crowd` (G) which of them any
-    number of detections may find, by the share of the detection that they cover; with `reuses` any number may find any
+    number of detections may find, by the share of the detection that they cover; with `allows_reuse` any number may find any
     label that does not count. `epsilon` is added to the area that an overlap is divided by. At most `most`
     of a group are looked at. Written: `found` and `ignored` (A, L, D), whether a detection found a label, and one that
     does not count; `taken` (A, L, G), which labels a detection found.
@@ -63,7 +63,7 @@ def match_boxes(
             box = boxes[box_starts[group] + row]
             for column in range(num_labels):
                 place = label_starts[group] + column
-                alike[row, column] = overlap_of(box, labels[place], label_crowd[place], epsilon)
+                alike[row, column] = box_overlap(box, labels[place], label_crowd[place], epsilon)
         for kind in range(len(label_ignored)):
             for level in range(len(levels)):
                 for row in range(num_boxes):
@@ -73,7 +73,9 @@ def match_boxes(
                             place = label_starts[group] + column
                             if label_ignored[kind, place] != (is_second == 1):
                                 continue
-                            if taken[kind, level, place] and not (label_crowd[place] or (reuses and is_second == 1)):
+                            if taken[kind, level, place] and not (
+                                label_crowd[place] or (allows_reuse and is_second == 1)
+                            ):
                                 continue
                             if alike[row, column] >= best:
                                 best, chosen = alike[row, column], column
@@ -87,7 +89,7 @@ def match_boxes(
                         ]
 
 
-@compiled
+@numba_kernel
 def count_pairs(
     first, last, boxes, box_starts, labels, label_starts, label_ignored, thresholds, level, epsilon, counts
 ):
@@ -106,22 +108,22 @@ def count_pairs(
         for column in range(num_labels):
             if label_ignored[begin + column]:
                 for row in range(num_boxes):
-                    if overlap_of(boxes[start + row], labels[begin + column], True, epsilon) > level:
+                    if box_overlap(boxes[start + row], labels[begin + column], True, epsilon) > level:
                         is_hidden[row] = True
                 for other in range(num_labels):
-                    if overlap_of(labels[begin + other], labels[begin + column], True, epsilon) > level:
+                    if box_overlap(labels[begin + other], labels[begin + column], True, epsilon) > level:
                         is_inside[other] = True
                 continue
             num_real += 1
             for row in range(num_boxes):
-                overlap = overlap_of(boxes[start + row], labels[begin + column], False, epsilon)
+                overlap = box_overlap(boxes[start + row], labels[begin + column], False, epsilon)
                 gain[row, column] = overlap if overlap > level else 0.0
         partner = np.full(num_labels, -1)
         row_price, column_price = np.zeros(num_boxes), np.zeros(num_labels)
         row = 0
         for place in range(len(thresholds) - 1, -1, -1):
             while row < num_boxes and boxes[start + row, 4] > thresholds[place]:
-                pair_up(row, gain, partner, row_price, column_price)
+                augment_matching(row, gain, partner, row_price, column_price)
                 row += 1
             num_pairs, num_found, num_wanted = 0, 0, num_real
             for other in range(row):
@@ -135,8 +137,8 @@ def count_pairs(
             counts[group, place] = num_pairs, num_found, num_wanted
 
 
-@compiled
-def pair_up(start, gain, partner, row_price, column_price):
+@numba_kernel
+def augment_matching(start, gain, partner, row_price, column_price):
     """Add a row to pairs of the largest sum of `gain` among the rows before it; columns state their `partner`.
 
     Rows may stay alone, and pairs without a gain are not made. One step of the Hungarian method by shortest paths:

@@ -13,8 +13,8 @@ from sightline import registry
 from sightline.arguments import Count
 from sightline.metrics.base import State
 from sightline.metrics.box_groups import BoxGroups, BoxRows, group_boxes
-from sightline.metrics.box_header import header, nan_mean
-from sightline.metrics.miss_rates import RULES, Curve, curve_of
+from sightline.metrics.box_header import nan_mean, protocol_header
+from sightline.metrics.detection_curves import MISS_RATE_RULES, DetectionCurve, detection_curve
 
 __all__ = ["MissRate"]
 
@@ -91,17 +91,17 @@ class MissRate(BoxRows):
 
     def tables(self, state: State) -> dict[str, Any]:
         """`scored_boxes_miss_rate`, with the number of labels in each set-up."""
-        about = header(f"{_TITLES[self.protocol]}, IoU 0.5, at most {self.most} an image and class", state)
+        about = protocol_header(f"{_TITLES[self.protocol]}, IoU 0.5, at most {self.most} an image and class", state)
         counts = {name: sum(curve.num_labels for curve in curves) for name, curves in self._curves(state)}
         has_visible = bool(state["labels"][:, 8].isfinite().any())
         reason = "no label is in this set-up" if has_visible else "the set does not state what is visible"
         about["undefined"] |= {f"mr_{name}": reason for name, count in counts.items() if not count}
         return {"scored_boxes_miss_rate": {**about, "set_ups": counts}}
 
-    def _rate(self, curve: Curve) -> float:
-        return curve.miss_rate(RULES[self.protocol], is_clamped=self.protocol == "ecp")
+    def _rate(self, curve: DetectionCurve) -> float:
+        return curve.miss_rate(MISS_RATE_RULES[self.protocol], is_clamped=self.protocol == "ecp")
 
-    def _curves(self, state: State) -> list[tuple[str, list[Curve]]]:
+    def _curves(self, state: State) -> list[tuple[str, list[DetectionCurve]]]:
         """The curve of each class, by set-up."""
         rows = self._cut(state) if self.protocol == "ecp" else state
         every = group_boxes(rows["detections"], rows["labels"], len(self.class_names))
@@ -118,9 +118,9 @@ class MissRate(BoxRows):
             found, ignored, _ = groups.match(label_ignored[None], is_crowd=is_crowd, levels=_LEVEL, reuses=True)
             curves = []
             for number in range(len(self.class_names)):
-                own, its = groups.of_class(number)
+                own, its = groups.class_slices(number)
                 curves.append(
-                    curve_of(
+                    detection_curve(
                         groups.boxes[own, 5],
                         found[0, 0, own],
                         ignored[0, 0, own],

@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sightline.compiled import compiled, in_threads, suits
+from sightline.numba_kernels import can_use_numba, numba_kernel, run_parallel
 
-__all__ = ["PartCounts", "count_parts", "count_parts_plainly"]
+__all__ = ["PartCounts", "count_parts", "count_parts_reference"]
 
 
 class PartCounts(NamedTuple):
@@ -24,7 +24,7 @@ class PartCounts(NamedTuple):
     """
 
     labelled: Tensor
-    answered: Tensor
+    predicted: Tensor
     common: Tensor
     confusion: Tensor
     faults: Tensor
@@ -41,8 +41,8 @@ def count_parts(
 
     `category` (S,) is one of those that have parts. The prediction is the most probable part, the lowest among equals.
     """
-    if not suits(probabilities) or len(category) == 0:
-        return count_parts_plainly(probabilities, target, cloud_offsets, category, parts_of_category)
+    if not can_use_numba(probabilities) or len(category) == 0:
+        return count_parts_reference(probabilities, target, cloud_offsets, category, parts_of_category)
     num_shapes, num_parts = len(category), probabilities.shape[1]
     longest = max(map(len, parts_of_category))
     parts = np.array([[*sorted(own), *[-1] * (longest - len(own))] for own in parts_of_category])
@@ -51,7 +51,7 @@ def count_parts(
     answer = np.zeros(len(probabilities), dtype=np.int64)
     given = (probabilities.detach(), target, cloud_offsets, category)
     arrays = (tensor.contiguous().numpy() for tensor in given)
-    in_threads(_count, num_shapes, *arrays, parts, counts, faults, answer)
+    run_parallel(_count, num_shapes, *arrays, parts, counts, faults, answer)
     found, found_faults = torch.from_numpy(counts), torch.from_numpy(faults)
     confusion = torch.zeros(num_parts, num_parts, dtype=torch.int64)
     if bool((found_faults < 0).all()):
@@ -59,7 +59,7 @@ def count_parts(
     return PartCounts(found[:, 0], found[:, 1:3], found[:, 3:5], confusion, found_faults)
 
 
-def count_parts_plainly(
+def count_parts_reference(
     probabilities: Tensor,
     target: Tensor,
     cloud_offsets: Tensor,
@@ -87,7 +87,7 @@ def count_parts_plainly(
     everything = torch.ones_like(target, dtype=torch.bool)
     return PartCounts(
         labelled=counted(inside, everything),
-        answered=torch.stack([counted(answer, everything) for answer in answers], dim=1),
+        predicted=torch.stack([counted(answer, everything) for answer in answers], dim=1),
         common=torch.stack([counted(inside, answer == target) for answer in answers], dim=1),
         confusion=_confusion(own, inside, num_parts),
         faults=faults,
@@ -106,7 +106,7 @@ def _confusion(answer: Tensor, target: Tensor, num_parts: int) -> Tensor:
     return torch.bincount(target * num_parts + answer, minlength=num_parts**2).view(num_parts, num_parts)
 
 
-@compiled
+@numba_kernel
 def _count(
     first: int,
     last: int,
@@ -156,7 +156,7 @@ def _count(
             counts[shape, 4, overall] += overall == label
 
 
-@compiled
+@numba_kernel
 def _first_largest(probabilities: np.ndarray, point: int) -> int:
     """The most probable part, the lowest among equals; -1 where one is NaN."""
     overall = 0

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sightline import registry
-from sightline.arguments import Size
+from sightline.arguments import PositiveFloat
 from sightline.metrics.base import State
 from sightline.metrics.confusion import confusion_matrix
 from sightline.metrics.iou import IoU
@@ -79,7 +79,7 @@ class DistanceIoU:
         class_names: tuple[str, ...] | None = None,
         ignore_index: int | None = None,
         absent: Literal["skipped", "zero"] = "skipped",
-        edges_m: tuple[Size, ...] = (10.0, 20.0, 30.0, 40.0, 50.0),
+        edges_m: tuple[PositiveFloat, ...] = (10.0, 20.0, 30.0, 40.0, 50.0),
     ) -> None:
         if not edges_m or any(low >= high for low, high in pairwise(edges_m)):
             raise ValueError(f"edges_m {edges_m}: give distances in rising order")

@@ -8,7 +8,7 @@ from typing import cast
 from torch import Tensor, nn
 
 from sightline import registry
-from sightline.arguments import Factor
+from sightline.arguments import NonNegativeFloat
 from sightline.layers.images import ConvNorm, assert_images
 
 __all__ = ["DARKNET21", "DARKNET53", "Darknet", "Darknet53Encoder", "DarknetBlock"]
@@ -31,7 +31,7 @@ class DarknetBlock(nn.Module):
         self,
         *,
         channels: int,
-        inner: int,
+        hidden_channels: int,
         momentum: float,
         slope: float,
         circular: bool,
@@ -44,13 +44,13 @@ class DarknetBlock(nn.Module):
                 ConvNorm(
                     in_channels=before,
                     out_channels=after,
-                    size=size,
+                    kernel_size=size,
                     activation=nn.LeakyReLU(slope),
                     momentum=momentum,
                     norm=norm,
                     circular=circular,
                 )
-                for before, after, size in ((channels, inner, 1), (inner, channels, 3))
+                for before, after, size in ((channels, hidden_channels, 1), (hidden_channels, channels, 3))
             ),
             *(() if attention is None else (attention(channels),)),
         )
@@ -90,7 +90,7 @@ class Darknet(nn.Module):
             return ConvNorm(
                 in_channels=before,
                 out_channels=after,
-                size=3,
+                kernel_size=3,
                 stride=stride,
                 activation=nn.LeakyReLU(slope),
                 momentum=momentum,
@@ -101,7 +101,7 @@ class Darknet(nn.Module):
         def block(channels: int) -> DarknetBlock:
             return DarknetBlock(
                 channels=channels,
-                inner=channels // 2,
+                hidden_channels=channels // 2,
                 momentum=momentum,
                 slope=slope,
                 circular=circular,
@@ -132,7 +132,7 @@ class Darknet53Encoder(Darknet):
 
     feature_width = 1024
 
-    def __init__(self, *, slope: Factor = 0.1) -> None:
+    def __init__(self, *, slope: NonNegativeFloat = 0.1) -> None:
         super().__init__(slope=slope)
 
     def encode(self, *, image: Tensor) -> Tensor:

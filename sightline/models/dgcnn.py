@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from sightline import registry
 from sightline.arguments import Count, Probability
-from sightline.geometry.neighbours import assert_meant_for, nearest_neighbours, neighbours_in_proportion
-from sightline.layers.cloud import join_channels
+from sightline.geometry.neighbours import assert_meant_for, nearest_neighbours, scale_num_neighbours
+from sightline.layers.cloud import concat_channels
 from sightline.layers.edge_conv import EdgeConv, PlainEdgeConv
 from sightline.layers.mlp import LinearNorm, Width
 from sightline.layers.pooling import LinearNormPool
@@ -64,9 +64,9 @@ class DGCNNEncoder(nn.Module):
 
     def encode(self, *, points: Tensor, features: Tensor | None = None) -> Tensor:
         """`points` (B, N, 3) in any unit; `features` (B, N, in_channels - 3) where the model has more channels."""
-        values = join_channels(points, features, in_channels=self.in_channels)
-        num_neighbours = neighbours_in_proportion(
-            self.num_neighbours, meant_for=self.neighbours_at, num_points=points.shape[1]
+        values = concat_channels(points, features, in_channels=self.in_channels)
+        num_neighbours = scale_num_neighbours(
+            self.num_neighbours, reference_num_points=self.neighbours_at, num_points=points.shape[1]
         )
         near = points  # where the next graph is sought: coordinates alone at first, whatever else a point carries
         levels = []

@@ -8,13 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from sightline import registry
-from sightline.arguments import Count, Factor, Probability
+from sightline.arguments import Count, NonNegativeFloat, Probability
 from sightline.geometry.distances import assert_finite
 from sightline.geometry.neighbours import assert_meant_for
-from sightline.layers.cloud import dense_channels, join_channels, one_hot_category
+from sightline.layers.cloud import concat_channels, dense_channels, one_hot_category
 from sightline.layers.mlp import JoinedLinearNorm, LinearNorm
 from sightline.layers.offset_attention import AttentionStack, OffsetAttention, SelfAttention
-from sightline.layers.set_abstraction import NeighbourGroup, PlainNeighbourGroup
+from sightline.layers.set_abstraction import PlainNeighbourGroup, SampleAndGroup
 
 __all__ = ["PCT", "NaivePCT", "PCTEncoder", "PCTOutput", "PCTParts", "PCTPointsOutput", "SimplePCT"]
 
@@ -56,7 +56,7 @@ class PCTEncoder(nn.Module):
         num_neighbours: Count = 32,
         neighbours_at: Count | None = None,
         codes_positions: bool = False,
-        min_squared_norm: Factor | None = None,
+        min_squared_norm: NonNegativeFloat | None = None,
         fused: bool = True,
     ) -> None:
         super().__init__()
@@ -64,7 +64,7 @@ class PCTEncoder(nn.Module):
         self.in_channels = in_channels
         self.feature_width = _EMBEDDING
         self.embed = nn.Sequential(_relu_layer(in_channels, 64), _relu_layer(64, 64))
-        group = NeighbourGroup if fused else PlainNeighbourGroup
+        group = SampleAndGroup if fused else PlainNeighbourGroup
         self.groups = nn.ModuleList(
             group(
                 channels=width // 2,
@@ -84,7 +84,7 @@ class PCTEncoder(nn.Module):
 
     def encode(self, *, points: Tensor, features: Tensor | None = None) -> Tensor:
         """`points` (B, N, 3) in any unit; `features` (B, N, in_channels - 3) where the model has more channels."""
-        values = self.embed(join_channels(points, features, in_channels=self.in_channels))
+        values = self.embed(concat_channels(points, features, in_channels=self.in_channels))
         for group in self.groups:
             points, values = group(points, values)
         attended = self.attend(self.prepare(values), points)
@@ -114,7 +114,7 @@ class PCT(PCTEncoder):
         neighbours_at: Count | None = None,
         codes_positions: bool = False,
         head_activation: HeadActivation = "leaky_relu",
-        min_squared_norm: Factor | None = None,
+        min_squared_norm: NonNegativeFloat | None = None,
         dropout: Probability = 0.5,
         fused: bool = True,
     ) -> None:
@@ -157,7 +157,7 @@ class _PointwisePCT(nn.Module):
 
     def encode(self, *, points: Tensor, features: Tensor | None = None) -> Tensor:
         """What the head reads, (B, 1024); `points` and `features` as in `forward`."""
-        channels = join_channels(points, features, in_channels=self.in_channels)
+        channels = concat_channels(points, features, in_channels=self.in_channels)
         assert_finite(channels, name="points")
         fused_BNC: Tensor = self.fuse(self.attend(self.embed(channels), points))
         return fused_BNC.max(dim=1).values

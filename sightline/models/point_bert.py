@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from sightline import registry
-from sightline.arguments import Count, Factor, Probability
-from sightline.layers.cloud import join_channels
+from sightline.arguments import Count, NonNegativeFloat, Probability
+from sightline.layers.cloud import concat_channels
 from sightline.layers.mlp import Width
-from sightline.layers.patch_tokens import PatchTokens
-from sightline.layers.transformer import TransformerTrunk
+from sightline.layers.patch_tokens import PatchEmbedding
+from sightline.layers.transformer import TransformerEncoder
 
 __all__ = ["PointBERT", "PointBERTEncoder", "PointBERTOutput"]
 
@@ -48,23 +48,23 @@ class PointBERTEncoder(nn.Module):
         num_groups: Count = 64,
         group_size: Count = 32,
         drop_path: Probability = 0.1,
-        min_squared_norm: Factor | None = None,
+        min_squared_norm: NonNegativeFloat | None = None,
     ) -> None:
         super().__init__()
         self.in_channels = in_channels
         self.feature_width = 2 * width
-        self.embed = PatchTokens(
+        self.embed = PatchEmbedding(
             in_channels=in_channels,
             width=width,
             num_groups=num_groups,
             group_size=group_size,
             min_squared_norm=min_squared_norm,
         )
-        self.trunk = TransformerTrunk(width=width, depth=depth, num_heads=num_heads, drop_path=drop_path)
+        self.trunk = TransformerEncoder(width=width, depth=depth, num_heads=num_heads, drop_path=drop_path)
 
     def encode(self, *, points: Tensor, features: Tensor | None = None) -> Tensor:
         """`points` (B, N, 3) in any unit; `features` (B, N, in_channels - 3) where the model has more channels."""
-        channels = join_channels(points, features, in_channels=self.in_channels)
+        channels = concat_channels(points, features, in_channels=self.in_channels)
         tokens, positions, _ = self.embed(points, channels)
         tokens = self.trunk(tokens, positions)
         return torch.cat([tokens[:, 0], tokens[:, 1:].max(dim=1).values], dim=-1)
@@ -90,7 +90,7 @@ class PointBERT(PointBERTEncoder):
         group_size: Count = 32,
         drop_path: Probability = 0.1,
         dropout: Probability = 0.5,
-        min_squared_norm: Factor | None = None,
+        min_squared_norm: NonNegativeFloat | None = None,
     ) -> None:
         super().__init__(
             in_channels=in_channels,

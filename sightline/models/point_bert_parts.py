@@ -8,14 +8,14 @@ import torch
 from torch import Tensor, nn
 
 from sightline import registry
-from sightline.arguments import Count, Factor, Probability
+from sightline.arguments import Count, NonNegativeFloat, Probability
 from sightline.layers.cloud import dense_channels, one_hot_category
 from sightline.layers.edge_propagation import EdgePropagation
 from sightline.layers.feature_propagation import FeaturePropagation
 from sightline.layers.mlp import LinearNorm, Width
-from sightline.layers.patch_tokens import PatchTokens
-from sightline.layers.set_abstraction import choose_centres, choose_rows
-from sightline.layers.transformer import TransformerTrunk
+from sightline.layers.patch_tokens import PatchEmbedding
+from sightline.layers.set_abstraction import gather_rows, sample_centres
+from sightline.layers.transformer import TransformerEncoder
 
 __all__ = ["PointBERTParts", "PointBERTPointsOutput"]
 
@@ -55,21 +55,21 @@ class PointBERTParts(nn.Module):
         num_centres: tuple[Count, Count] = (512, 256),
         drop_path: Probability = 0.1,
         dropout: Probability = 0.5,
-        min_squared_norm: Factor | None = None,
+        min_squared_norm: NonNegativeFloat | None = None,
     ) -> None:
         super().__init__()
         self.in_channels = in_channels
         self.num_categories = num_categories
         self.num_centres = num_centres
         self.min_squared_norm = min_squared_norm
-        self.embed = PatchTokens(
+        self.embed = PatchEmbedding(
             in_channels=in_channels,
             width=width,
             num_groups=num_groups,
             group_size=group_size,
             min_squared_norm=min_squared_norm,
         )
-        self.trunk = TransformerTrunk(width=width, depth=_DEPTH, num_heads=_NUM_HEADS, drop_path=drop_path)
+        self.trunk = TransformerEncoder(width=width, depth=_DEPTH, num_heads=_NUM_HEADS, drop_path=drop_path)
         self.propagations = nn.ModuleList(
             FeaturePropagation(in_channels=own + width, widths=(4 * width, width))
             for own in (num_categories + in_channels, 3, 3)
@@ -118,4 +118,4 @@ class PointBERTParts(nn.Module):
         return centres, taken
 
     def _centres(self, points: Tensor, count: int) -> Tensor:
-        return choose_rows(points, choose_centres(points, count, min_squared_norm=self.min_squared_norm))
+        return gather_rows(points, sample_centres(points, count, min_squared_norm=self.min_squared_norm))

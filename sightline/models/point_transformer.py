@@ -10,13 +10,13 @@ from torch import Tensor, nn
 from sightline import registry
 from sightline.arguments import Count, Probability
 from sightline.errors import ConfigError
-from sightline.geometry.levels import Edges, Level, levels_of
 from sightline.geometry.packed import assert_finite_rows
+from sightline.geometry.point_pyramid import Edges, PyramidLevel, build_pyramid
 from sightline.layers.batch_norm import SynchronisedBatchNorm
 from sightline.layers.cloud import packed_channels
 from sightline.layers.mlp import LinearNorm, Width
-from sightline.layers.transitions import CloudContext, PlainTransitionDown, TransitionDown, TransitionUp, mean_of_clouds
-from sightline.layers.vector_attention import NUM_SHARING, PlainVectorAttention, VectorAttention
+from sightline.layers.transitions import GlobalContext, PlainTransitionDown, TransitionDown, TransitionUp, segment_mean
+from sightline.layers.vector_attention import SHARE_PLANES, PlainVectorAttention, VectorAttention
 
 __all__ = ["PointTransformer", "PointTransformerBlock", "PointTransformerEncoder", "PointTransformerOutput"]
 
@@ -57,10 +57,10 @@ class _Stage(nn.Module):
         self.down = down(in_channels=in_channels, out_channels=channels, is_strided=is_strided)
         self.blocks = nn.ModuleList(PointTransformerBlock(channels=channels, fused=fused) for _ in range(num_blocks))
 
-    def forward(self, features: Tensor, level: Level) -> Tensor:
+    def forward(self, features: Tensor, level: PyramidLevel) -> Tensor:
         features = self.down(features, level)
         for block in self.blocks:
-            features = block(features, level.near)
+            features = block(features, level.neighbours)
         return features
 
 
@@ -69,17 +69,17 @@ class _Decoder(nn.Module):
 
     def __init__(self, *, widths: tuple[int, ...], fused: bool) -> None:
         super().__init__()
-        self.context = CloudContext(channels=widths[-1])
+        self.context = GlobalContext(channels=widths[-1])
         self.ups = nn.ModuleList(
             TransitionUp(in_channels=coarse, out_channels=fine) for fine, coarse in pairwise(widths)
         )
         self.blocks = nn.ModuleList(PointTransformerBlock(channels=width, fused=fused) for width in widths)
 
-    def forward(self, features: list[Tensor], levels: list[Level]) -> Tensor:
-        values = self.blocks[-1](self.context(features[-1], levels[-1].offsets), levels[-1].near)
+    def forward(self, features: list[Tensor], levels: list[PyramidLevel]) -> Tensor:
+        values = self.blocks[-1](self.context(features[-1], levels[-1].offsets), levels[-1].neighbours)
         for place in reversed(range(len(self.ups))):
             values = self.ups[place](features[place], values, levels[place + 1])
-            values = self.blocks[place](values, levels[place].near)
+            values = self.blocks[place](values, levels[place].neighbours)
         return cast(Tensor, values)
 
 
@@ -123,14 +123,14 @@ class PointTransformerEncoder(nn.Module):
         """
         of_levels, levels = self._read(points, features, offsets)
         _assert_no_empty_cloud(levels[0].offsets)
-        return mean_of_clouds(of_levels[-1], levels[-1].offsets)
+        return segment_mean(of_levels[-1], levels[-1].offsets)
 
     def _read(
         self, points: Tensor, features: Tensor | None, offsets: Tensor | None
-    ) -> tuple[list[Tensor], list[Level]]:
+    ) -> tuple[list[Tensor], list[PyramidLevel]]:
         """What the points of every level came to (P, widths[level]), and the levels."""
         packed, values, offsets = packed_channels(points, features, offsets, in_channels=self.in_channels)
-        levels = levels_of(packed, offsets=offsets, strides=self.strides, num_neighbours=self.num_neighbours)
+        levels = build_pyramid(packed, offsets=offsets, strides=self.strides, num_neighbours=self.num_neighbours)
         assert_finite_rows(values, offsets=offsets, name="points and features")
         self._assert_statistics(levels)
         of_levels = []
@@ -139,7 +139,7 @@ class PointTransformerEncoder(nn.Module):
             of_levels.append(values)
         return of_levels, levels
 
-    def _assert_statistics(self, levels: list[Level]) -> None:
+    def _assert_statistics(self, levels: list[PyramidLevel]) -> None:
         """Raises ValueError where a batch norm would have one row to take its statistics of.
 
         A synchronised one may find more on other processes, and says so itself where it does not.
@@ -221,10 +221,10 @@ def _assert_stages(
         raise ConfigError(f"point_transformer: found {found}; give one of each for every stage, of which there is one")
     if strides[0] != 1:
         raise ConfigError(f"point_transformer: strides[0] is {strides[0]}; the first stage keeps all points, give 1")
-    uneven = [width for width in widths if width % NUM_SHARING]
+    uneven = [width for width in widths if width % SHARE_PLANES]
     if uneven:
         raise ConfigError(
-            f"point_transformer: widths {uneven} are not multiples of {NUM_SHARING}, the channels that share a weight"
+            f"point_transformer: widths {uneven} are not multiples of {SHARE_PLANES}, the channels that share a weight"
         )
 
 

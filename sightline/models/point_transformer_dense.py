@@ -13,23 +13,23 @@ from sightline import registry
 from sightline.arguments import Count
 from sightline.geometry import nearest_neighbours
 from sightline.layers.cloud import dense_channels, one_hot_category
-from sightline.layers.dense_transition import TransitionDown, TransitionUp
-from sightline.layers.dense_vector_attention import PlainVectorAttention, VectorAttention
+from sightline.layers.dense_transition import DenseTransitionDown, DenseTransitionUp
+from sightline.layers.dense_vector_attention import DenseVectorAttention, PlainDenseVectorAttention
 from sightline.layers.mlp import Width
 
-__all__ = ["DensePointTransformer", "DensePointTransformerEncoder", "PointTransformerOutput"]
+__all__ = ["DensePointTransformer", "DensePointTransformerEncoder", "DensePointTransformerOutput"]
 
 _FIRST_CHANNELS = 32
 _BOTTOM_WIDTH = 512
 
 
-class PointTransformerOutput(TypedDict):
+class DensePointTransformerOutput(TypedDict):
     """`logits` before any softmax: (B, N, num_classes) or (P, num_classes) per point, (B, num_classes) per cloud."""
 
     logits: Tensor
 
 
-class Level(NamedTuple):
+class DenseLevel(NamedTuple):
     """The points (B, N, 3) of one level, what is known of them (B, N, C), and the nearest to each (B, N, K)."""
 
     points: Tensor
@@ -80,9 +80,9 @@ class _WithLevels(nn.Module):
 
     def _levels(
         self, points: Tensor, features: Tensor | None, offsets: Tensor | None, category: Tensor | None
-    ) -> list[Level]:
+    ) -> list[DenseLevel]:
         channels = dense_channels(points, features, offsets, in_channels=self.in_channels)
-        levels: list[Level] = self.encoder(channels[..., :3], self._with_category(channels, category))
+        levels: list[DenseLevel] = self.encoder(channels[..., :3], self._with_category(channels, category))
         return levels
 
     def _with_category(self, channels: Tensor, category: Tensor | None) -> Tensor:
@@ -168,7 +168,7 @@ class DensePointTransformer(_WithLevels):
         features: Tensor | None = None,
         offsets: Tensor | None = None,
         category: Tensor | None = None,
-    ) -> PointTransformerOutput:
+    ) -> DensePointTransformerOutput:
         """`points` (B, N, 3) in any unit, or (P, 3) with the `offsets` of clouds of one size; `features` likewise.
 
         `category` (B,) is needed where the labels are per point and the data set has categories.
@@ -196,15 +196,16 @@ class _Encoder(nn.Module):
         self.num_neighbours = num_neighbours
         self.embed = _mlp(in_channels, channels[0], channels[0])
         self.downs = nn.ModuleList(
-            TransitionDown(in_channels=before, out_channels=after, fused=fused) for before, after in pairwise(channels)
+            DenseTransitionDown(in_channels=before, out_channels=after, fused=fused)
+            for before, after in pairwise(channels)
         )
         self.levels = nn.ModuleList(
             nn.ModuleList(_attention(count, width=width, fused=fused) for _ in range(number))
             for count, number in zip(channels, num_blocks, strict=True)
         )
 
-    def forward(self, points: Tensor, channels: Tensor) -> list[Level]:
-        levels: list[Level] = []
+    def forward(self, points: Tensor, channels: Tensor) -> list[DenseLevel]:
+        levels: list[DenseLevel] = []
         features = self.embed(channels)
         for place, layers in enumerate(self.levels):
             if place > 0:
@@ -212,7 +213,7 @@ class _Encoder(nn.Module):
             nearest = nearest_neighbours(points, num_neighbours=min(self.num_neighbours, points.shape[1]))
             for layer in cast(nn.ModuleList, layers):
                 features = layer(points, features, nearest)
-            levels.append(Level(points, features, nearest))
+            levels.append(DenseLevel(points, features, nearest))
         return levels
 
 
@@ -226,11 +227,11 @@ class _Decoder(nn.Module):
         self.bottom_attention = _attention(deepest, width=width, fused=fused)
         upward = channels[::-1]
         self.ups = nn.ModuleList(
-            TransitionUp(in_channels=before, out_channels=after) for before, after in pairwise(upward)
+            DenseTransitionUp(in_channels=before, out_channels=after) for before, after in pairwise(upward)
         )
         self.layers = nn.ModuleList(_attention(count, width=width, fused=fused) for count in upward[1:])
 
-    def forward(self, levels: list[Level]) -> Tensor:
+    def forward(self, levels: list[DenseLevel]) -> Tensor:
         coarse = levels[-1]
         features = self.bottom_attention(coarse.points, self.bottom(coarse.features), coarse.nearest)
         for up, layer, fine in zip(self.ups, self.layers, levels[-2::-1], strict=True):
@@ -241,7 +242,7 @@ class _Decoder(nn.Module):
 
 
 def _attention(channels: int, *, width: int, fused: bool) -> nn.Module:
-    return (VectorAttention if fused else PlainVectorAttention)(channels=channels, width=width)
+    return (DenseVectorAttention if fused else PlainDenseVectorAttention)(channels=channels, width=width)
 
 
 def _mlp(*widths: int) -> nn.Sequential:

@@ -10,11 +10,11 @@ from torch import Tensor, nn
 
 from sightline import registry
 from sightline.arguments import Probability
-from sightline.layers.cloud import join_channels
+from sightline.layers.cloud import concat_channels
 from sightline.layers.mlp import LinearNorm, Width
 from sightline.layers.pooling import LinearNormMax
 
-__all__ = ["AlignmentNet", "PointNet", "PointNetEncoder", "PointNetOutput", "PointNetPlain", "PointNetPlainOutput"]
+__all__ = ["PointNet", "PointNetEncoder", "PointNetOutput", "PointNetPlain", "PointNetPlainOutput", "TNet"]
 
 
 class PointNetOutput(TypedDict):
@@ -44,9 +44,9 @@ class PointNetEncoder(nn.Module):
         super().__init__()
         self.in_channels = in_channels
         self.feature_width = 1024
-        self.input_alignment = AlignmentNet(in_channels=in_channels, size=3, fused=fused)
+        self.input_alignment = TNet(in_channels=in_channels, size=3, fused=fused)
         self.embed = _relu_layer(in_channels, 64)
-        self.feature_alignment = AlignmentNet(in_channels=64, size=64, fused=fused)
+        self.feature_alignment = TNet(in_channels=64, size=64, fused=fused)
         # Its name in files of weights is older than the method `encode`, which hides it as an attribute.
         self._modules["encode"] = nn.Sequential(
             _relu_layer(64, 128),
@@ -59,7 +59,7 @@ class PointNetEncoder(nn.Module):
 
     def _read(self, points: Tensor, features: Tensor | None) -> tuple[Tensor, Tensor]:
         """The global feature (B, 1024) and the feature alignment (B, 64, 64)."""
-        channels_BNC = join_channels(points, features, in_channels=self.in_channels)
+        channels_BNC = concat_channels(points, features, in_channels=self.in_channels)
         aligned_BN3 = points @ self.input_alignment(channels_BNC)
         embedded_BNC = self.embed(torch.cat([aligned_BN3, channels_BNC[..., 3:]], dim=-1))
         feature_transform = self.feature_alignment(embedded_BNC)
@@ -94,7 +94,7 @@ class PointNet(PointNetEncoder):
         return {"logits": self.head(pooled_BC), "feature_transform": feature_transform}
 
 
-class AlignmentNet(nn.Module):
+class TNet(nn.Module):
     """A square matrix read off a cloud, the identity plus what is learned: (B, N, in_channels) -> (B, size, size).
 
     Source: Qi et al. 2017, section 4.2 (T-Net).
@@ -145,7 +145,7 @@ class PointNetPlain(nn.Module):
 
     def forward(self, *, points: Tensor, features: Tensor | None = None) -> PointNetPlainOutput:
         """`points` (B, N, 3) in any unit; `features` (B, N, in_channels - 3) where the model has more channels."""
-        channels_BNC = join_channels(points, features, in_channels=self.in_channels)
+        channels_BNC = concat_channels(points, features, in_channels=self.in_channels)
         return {"logits": self.head(self.encode(channels_BNC))}
 
 

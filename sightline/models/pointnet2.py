@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from sightline import registry
-from sightline.arguments import Count, Probability, Size
-from sightline.layers.cloud import join_channels
+from sightline.arguments import Count, PositiveFloat, Probability
+from sightline.layers.cloud import concat_channels
 from sightline.layers.mlp import LinearNorm
-from sightline.layers.set_abstraction import Scale, SetAbstraction
+from sightline.layers.set_abstraction import BallScale, SetAbstraction
 
 __all__ = ["PointNet2", "PointNet2Encoder", "PointNet2MultiScale", "PointNet2Output"]
 
@@ -37,7 +37,7 @@ class _PointNet2Encoder(nn.Module):
 
     def encode(self, *, points: Tensor, features: Tensor | None = None) -> Tensor:
         """`points` (B, N, 3), in the unit of the radii; `features` (B, N, in_channels - 3) where there are any."""
-        join_channels(points, features, in_channels=self.in_channels)  # for its check of the shapes
+        concat_channels(points, features, in_channels=self.in_channels)  # for its check of the shapes
         for abstraction in self.abstractions:
             points, features = abstraction(points, features)
         assert features is not None
@@ -58,12 +58,12 @@ class PointNet2Encoder(_PointNet2Encoder):
         *,
         in_channels: int,
         num_centres: tuple[Count, Count] = (512, 128),
-        radii: tuple[Size, Size] = (0.2, 0.4),
+        radii: tuple[PositiveFloat, PositiveFloat] = (0.2, 0.4),
         num_neighbours: tuple[Count, Count] = (32, 64),
         fused: bool = True,
     ) -> None:
         first, second = (
-            [Scale(radius, count, widths)]
+            [BallScale(radius, count, widths)]
             for radius, count, widths in zip(radii, num_neighbours, ((64, 64, 128), (128, 128, 256)), strict=True)
         )
         super().__init__(
@@ -90,7 +90,7 @@ class PointNet2(PointNet2Encoder):
         num_classes: int,
         in_channels: int,
         num_centres: tuple[Count, Count] = (512, 128),
-        radii: tuple[Size, Size] = (0.2, 0.4),
+        radii: tuple[PositiveFloat, PositiveFloat] = (0.2, 0.4),
         num_neighbours: tuple[Count, Count] = (32, 64),
         dropout: Probability = 0.4,
         fused: bool = True,
@@ -127,14 +127,22 @@ class PointNet2MultiScale(_PointNet2Encoder):
         first = SetAbstraction(
             in_channels=in_channels - 3,
             num_samples=num_centres[0],
-            scales=[Scale(0.1, 16, (32, 32, 64)), Scale(0.2, 32, (64, 64, 128)), Scale(0.4, 128, (64, 96, 128))],
+            scales=[
+                BallScale(0.1, 16, (32, 32, 64)),
+                BallScale(0.2, 32, (64, 64, 128)),
+                BallScale(0.4, 128, (64, 96, 128)),
+            ],
             first="features",
             fused=fused,
         )
         second = SetAbstraction(
             in_channels=first.out_channels,
             num_samples=num_centres[1],
-            scales=[Scale(0.2, 32, (64, 64, 128)), Scale(0.4, 64, (128, 128, 256)), Scale(0.8, 128, (128, 128, 256))],
+            scales=[
+                BallScale(0.2, 32, (64, 64, 128)),
+                BallScale(0.4, 64, (128, 128, 256)),
+                BallScale(0.8, 128, (128, 128, 256)),
+            ],
             first="features",
             fused=fused,
         )

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from sightline import registry
-from sightline.arguments import Count, Probability, Size
+from sightline.arguments import Count, PositiveFloat, Probability
 from sightline.layers.cloud import dense_channels, one_hot_category
 from sightline.layers.feature_propagation import FeaturePropagation
 from sightline.layers.mlp import LinearNorm
-from sightline.layers.set_abstraction import Scale, SetAbstraction
+from sightline.layers.set_abstraction import BallScale, SetAbstraction
 
 __all__ = ["PointNet2Parts", "PointNet2PointsOutput", "PointNet2Scenes"]
 
@@ -44,7 +44,7 @@ class PointNet2Parts(nn.Module):
         in_channels: int,
         num_categories: int,
         num_centres: tuple[Count, Count] = (512, 128),
-        radii: tuple[Size, Size] = (0.2, 0.4),
+        radii: tuple[PositiveFloat, PositiveFloat] = (0.2, 0.4),
         num_neighbours: tuple[Count, Count] = (32, 64),
         dropout: Probability = 0.5,
         fused: bool = True,
@@ -102,7 +102,7 @@ class PointNet2Scenes(nn.Module):
         num_classes: int,
         in_channels: int,
         num_centres: tuple[Count, Count, Count, Count] = (1024, 256, 64, 16),
-        radii: tuple[Size, Size, Size, Size] = (0.1, 0.2, 0.4, 0.8),
+        radii: tuple[PositiveFloat, PositiveFloat, PositiveFloat, PositiveFloat] = (0.1, 0.2, 0.4, 0.8),
         num_neighbours: Count = 32,
         dropout: Probability = 0.5,
         fused: bool = True,
@@ -147,7 +147,7 @@ def _abstractions(
     incoming = (in_channels, *(level[-1] for level in widths[:-1]))
     given = zip(incoming, num_centres, radii, num_neighbours, widths, strict=True)
     return nn.ModuleList(
-        SetAbstraction(in_channels=before, num_samples=samples, scales=[Scale(radius, count, level)], fused=fused)
+        SetAbstraction(in_channels=before, num_samples=samples, scales=[BallScale(radius, count, level)], fused=fused)
         for before, samples, radius, count, level in given
     )
 

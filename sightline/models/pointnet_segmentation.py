@@ -11,7 +11,7 @@ from sightline import registry
 from sightline.layers.cloud import dense_channels, one_hot_category
 from sightline.layers.mlp import JoinedLinearNorm, LinearNorm
 from sightline.layers.pooling import LinearNormMax
-from sightline.models.pointnet import AlignmentNet
+from sightline.models.pointnet import TNet
 
 __all__ = ["PointNetParts", "PointNetPointsOutput", "PointNetScenes"]
 
@@ -38,9 +38,9 @@ class PointNetParts(nn.Module):
         super().__init__()
         self.in_channels = in_channels
         self.num_categories = num_categories
-        self.input_alignment = AlignmentNet(in_channels=in_channels, size=3, fused=fused)
+        self.input_alignment = TNet(in_channels=in_channels, size=3, fused=fused)
         self.embed = nn.ModuleList([_relu_layer(in_channels, 64), _relu_layer(64, 128), _relu_layer(128, 128)])
-        self.feature_alignment = AlignmentNet(in_channels=128, size=128, fused=fused)
+        self.feature_alignment = TNet(in_channels=128, size=128, fused=fused)
         self.encode = nn.ModuleList(
             [_relu_layer(128, 512), LinearNorm(in_channels=512, out_channels=2048, has_bias=True)]
         )
@@ -90,9 +90,9 @@ class PointNetScenes(nn.Module):
     def __init__(self, *, num_classes: int, in_channels: int, fused: bool = True) -> None:
         super().__init__()
         self.in_channels = in_channels
-        self.input_alignment = AlignmentNet(in_channels=in_channels, size=3, fused=fused)
+        self.input_alignment = TNet(in_channels=in_channels, size=3, fused=fused)
         self.embed = _relu_layer(in_channels, 64)
-        self.feature_alignment = AlignmentNet(in_channels=64, size=64, fused=fused)
+        self.feature_alignment = TNet(in_channels=64, size=64, fused=fused)
         self.encode = nn.Sequential(
             _relu_layer(64, 128), LinearNormMax(in_channels=128, out_channels=1024, has_bias=True, fused=fused)
         )
@@ -116,7 +116,7 @@ class PointNetScenes(nn.Module):
         return {"logits": logits.view(*points.shape[:-1], -1), "feature_transform": feature_transform}
 
 
-def _aligned(channels: Tensor, alignment: AlignmentNet) -> Tensor:
+def _aligned(channels: Tensor, alignment: TNet) -> Tensor:
     """Coordinates turned by what the alignment reads off all channels, the other channels as they are."""
     return torch.cat([channels[..., :3] @ alignment(channels), channels[..., 3:]], dim=-1)
 

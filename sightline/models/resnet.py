@@ -9,12 +9,12 @@ from torch import Tensor, nn
 
 from sightline import registry
 from sightline.layers.images import ConvNorm, assert_images
-from sightline.layers.range_image.columns import pooling
+from sightline.layers.range_image.columns import build_pool
 
 __all__ = [
     "BASIC",
     "BOTTLENECK",
-    "RESNETS",
+    "RESNET_DEPTHS",
     "ResNet18Encoder",
     "ResNet34Encoder",
     "ResNet50Encoder",
@@ -23,9 +23,14 @@ __all__ = [
     "ResidualStages",
 ]
 
-MakeLayer = Callable[[int], nn.Module]
+LayerFactory = Callable[[int], nn.Module]
 """What makes a norm, or an attention, of a number of channels."""
-RESNETS = {"resnet18": (2, 2, 2, 2), "resnet34": (3, 4, 6, 3), "resnet50": (3, 4, 6, 3), "resnet101": (3, 4, 23, 3)}
+RESNET_DEPTHS = {
+    "resnet18": (2, 2, 2, 2),
+    "resnet34": (3, 4, 6, 3),
+    "resnet50": (3, 4, 6, 3),
+    "resnet101": (3, 4, 23, 3),
+}
 """Blocks of each stage. Source: He et al. 2016, table 1."""
 BASIC, BOTTLENECK = (3, 3), (1, 3, 1)
 """Kernel sizes of a block. Source: He et al. 2016, figure 5."""
@@ -48,8 +53,8 @@ class _Block(nn.Module):
         stride: int,
         dilation: int,
         circular: bool,
-        norm: MakeLayer | None,
-        attention: MakeLayer | None,
+        norm: LayerFactory | None,
+        attention: LayerFactory | None,
     ) -> None:
         super().__init__()
         strided, last = next(place for place, size in enumerate(sizes) if size > 1), len(sizes) - 1
@@ -58,7 +63,7 @@ class _Block(nn.Module):
                 ConvNorm(
                     in_channels=before,
                     out_channels=after,
-                    size=size,
+                    kernel_size=size,
                     stride=stride if place == strided else 1,
                     dilation=dilation,
                     activation=nn.ReLU() if place < last else None,
@@ -75,7 +80,7 @@ class _Block(nn.Module):
         self.shortcut = (
             nn.Identity()
             if is_same
-            else ConvNorm(in_channels=in_channels, out_channels=channels[-1], size=1, stride=stride, norm=norm)
+            else ConvNorm(in_channels=in_channels, out_channels=channels[-1], kernel_size=1, stride=stride, norm=norm)
         )
 
     def forward(self, image: Tensor) -> Tensor:
@@ -101,21 +106,21 @@ class ResidualStages(nn.Module):
         stem_stride: tuple[int, int] = (2, 2),
         num_dilated: int = 0,
         circular: bool = False,
-        norm: MakeLayer | None = None,
-        attention: MakeLayer | None = None,
+        norm: LayerFactory | None = None,
+        attention: LayerFactory | None = None,
     ) -> None:
         super().__init__()
         self.out_channels = expansion * width * 2 ** (len(depths) - 1)
         self.stem = ConvNorm(
             in_channels=in_channels,
             out_channels=width,
-            size=7,
+            kernel_size=7,
             stride=stem_stride,
             activation=nn.ReLU(),
             norm=norm,
             circular=circular,
         )
-        self.pool = pooling(nn.MaxPool2d, size=3, stride=2, circular=circular)
+        self.pool = build_pool(nn.MaxPool2d, size=3, stride=2, circular=circular)
         stages, before, dilation = [], width, 1
         for place, depth in enumerate(depths):
             inner = width * 2**place
@@ -141,7 +146,7 @@ class ResidualStages(nn.Module):
             stages.append(nn.Sequential(*blocks))
         self.stages = nn.ModuleList(stages)
 
-    def maps(self, image: Tensor) -> list[Tensor]:
+    def forward_features(self, image: Tensor) -> list[Tensor]:
         """(B, in_channels, H, W) -> the values of every stage."""
         values, found = self.pool(self.stem(image)), []
         for stage in self.stages:
@@ -154,7 +159,7 @@ class ResidualNetwork(ResidualStages):
     """The last stage alone: (B, in_channels, H, W) -> (B, out_channels, H / 32, W / 32), rounded up."""
 
     def forward(self, image: Tensor) -> Tensor:
-        return self.maps(image)[-1]
+        return self.forward_features(image)[-1]
 
 
 class _ResNet(ResidualNetwork):
@@ -178,7 +183,7 @@ class ResNet18Encoder(_ResNet):
     """
 
     def __init__(self) -> None:
-        super().__init__(depths=RESNETS["resnet18"], sizes=BASIC, expansion=1)
+        super().__init__(depths=RESNET_DEPTHS["resnet18"], sizes=BASIC, expansion=1)
 
 
 @registry.image_encoders.add("resnet34")
@@ -189,7 +194,7 @@ class ResNet34Encoder(_ResNet):
     """
 
     def __init__(self) -> None:
-        super().__init__(depths=RESNETS["resnet34"], sizes=BASIC, expansion=1)
+        super().__init__(depths=RESNET_DEPTHS["resnet34"], sizes=BASIC, expansion=1)
 
 
 @registry.image_encoders.add("resnet50")
@@ -201,7 +206,7 @@ class ResNet50Encoder(_ResNet):
     """
 
     def __init__(self) -> None:
-        super().__init__(depths=RESNETS["resnet50"], sizes=BOTTLENECK, expansion=4)
+        super().__init__(depths=RESNET_DEPTHS["resnet50"], sizes=BOTTLENECK, expansion=4)
 
 
 @registry.image_encoders.add("resnet101")
@@ -212,4 +217,4 @@ class ResNet101Encoder(_ResNet):
     """
 
     def __init__(self) -> None:
-        super().__init__(depths=RESNETS["resnet101"], sizes=BOTTLENECK, expansion=4)
+        super().__init__(depths=RESNET_DEPTHS["resnet101"], sizes=BOTTLENECK, expansion=4)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from sightline import registry
-from sightline.layers.recomputed import recomputed
+from sightline.layers.activation_checkpointing import checkpoint_activations
 from sightline.layers.volumetric import ResidualBlock3d, UpsampleBlock3d, VolumeBlock, assert_volumes
 
 __all__ = ["V2V", "V2VOutput", "V2VSmall"]
@@ -27,7 +27,7 @@ class V2VOutput(TypedDict):
 class _VolumeNetwork(nn.Module):
     """How a network over volumes starts and computes: weights, memory format, what is kept for the backward pass."""
 
-    divides = 8
+    size_divisor = 8
 
     def __init__(self, *, channels_last: bool, recompute: bool) -> None:
         super().__init__()
@@ -36,7 +36,7 @@ class _VolumeNetwork(nn.Module):
 
     def forward(self, *, volume: Tensor) -> V2VOutput:
         """`volume` (B, 1, X, Y, Z): 1 where a voxel is occupied, else 0."""
-        assert_volumes(volume, multiple=self.divides)
+        assert_volumes(volume, multiple=self.size_divisor)
         if self.channels_last:
             volume = volume.contiguous(memory_format=torch.channels_last_3d)
         return {"likelihood": self.likelihood(volume)}
@@ -47,7 +47,7 @@ class _VolumeNetwork(nn.Module):
 
     def stage(self, layers: nn.Module, volume: Tensor) -> Tensor:
         """`layers(volume)`; with `recompute` its inner values are computed again for the backward pass, not kept."""
-        return recomputed(layers, volume) if self.recompute and torch.is_grad_enabled() else layers(volume)
+        return checkpoint_activations(layers, volume) if self.recompute and torch.is_grad_enabled() else layers(volume)
 
     def _start(self, init: Init) -> None:
         starts: dict[Init, Callable[[Tensor], object]] = {
@@ -86,7 +86,7 @@ class V2V(_VolumeNetwork):
         def block(before: int, after: int) -> ResidualBlock3d:
             return ResidualBlock3d(in_channels=before, out_channels=after, has_shortcut=shortcuts)
 
-        self.stem = nn.Sequential(VolumeBlock(in_channels=1, out_channels=16, size=7), nn.MaxPool3d(2))
+        self.stem = nn.Sequential(VolumeBlock(in_channels=1, out_channels=16, kernel_size=7), nn.MaxPool3d(2))
         self.front = nn.Sequential(block(16, 32), block(32, 32), block(32, 32))
         self.outer_skip = block(32, 32) if shortcuts else None
         self.down = nn.Sequential(nn.MaxPool3d(2), block(32, 64))
@@ -97,8 +97,8 @@ class V2V(_VolumeNetwork):
         self.outer_up = UpsampleBlock3d(in_channels=64, out_channels=32)
         self.back = nn.Sequential(
             block(32, 32),
-            VolumeBlock(in_channels=32, out_channels=32, size=1),
-            VolumeBlock(in_channels=32, out_channels=32, size=1),
+            VolumeBlock(in_channels=32, out_channels=32, kernel_size=1),
+            VolumeBlock(in_channels=32, out_channels=32, kernel_size=1),
         )
         self.output = nn.Conv3d(32, num_joints, 1)
         self._start(init)
@@ -122,7 +122,7 @@ class V2VSmall(_VolumeNetwork):
     The sides of a volume are multiples of 4. Arguments as those of v2v. Source: made here, after Moon et al. 2018.
     """
 
-    divides = 4
+    size_divisor = 4
 
     def __init__(
         self,
@@ -138,7 +138,7 @@ class V2VSmall(_VolumeNetwork):
         def block(before: int, after: int) -> ResidualBlock3d:
             return ResidualBlock3d(in_channels=before, out_channels=after, has_shortcut=shortcuts)
 
-        self.stem = nn.Sequential(VolumeBlock(in_channels=1, out_channels=8, size=5), nn.MaxPool3d(2))
+        self.stem = nn.Sequential(VolumeBlock(in_channels=1, out_channels=8, kernel_size=5), nn.MaxPool3d(2))
         self.front = block(8, 16)
         self.skip = block(16, 16) if shortcuts else None
         self.middle = nn.Sequential(nn.MaxPool3d(2), block(16, 32))

@@ -12,7 +12,7 @@ from sightline.arguments import Count
 from sightline.errors import ConfigError
 from sightline.layers.images import assert_images
 from sightline.layers.mlp import Width
-from sightline.layers.transformer import TransformerBlock, start_small
+from sightline.layers.transformer import TransformerBlock, init_trunc_normal
 
 __all__ = ["ViTBaseEncoder", "ViTEncoder", "ViTSmallEncoder", "ViTTinyEncoder"]
 
@@ -54,7 +54,7 @@ class ViTEncoder(nn.Module):
         self.norm = nn.LayerNorm(width, eps=_NORM_EPS)
         for module in self.modules():
             if isinstance(module, nn.Linear | nn.Conv2d):
-                start_small(module)
+                init_trunc_normal(module)
         for parameter in (self.class_token, self.positions):
             nn.init.trunc_normal_(parameter, std=_INITIAL_STD)
 

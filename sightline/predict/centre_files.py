@@ -13,23 +13,23 @@ from sightline import registry
 from sightline.config import RunConfig
 from sightline.data.depth.depth_frames import DepthFrames
 from sightline.data.depth.references import NoCentreError
-from sightline.data.loading.reading import BatchReader
+from sightline.data.loading.batch_reader import BatchReader
 from sightline.engine.distributed import World
-from sightline.engine.loading import TrainedRun
+from sightline.engine.run_loading import TrainedRun
 from sightline.errors import ConfigError, UserError
 from sightline.predict.inference import InferencePipeline
 from sightline.predict.refiner import assert_refiner, centre_of_mass_of
 from sightline.runs.inputs import read_inputs
 from sightline.runs.lineage import read_lineage
-from sightline.types import Batch, Component, SampleKey
+from sightline.types import Batch, ComponentConfig, SampleKey
 
-__all__ = ["FoundCentres", "centre_lines", "find_centres"]
+__all__ = ["FrameCentres", "centre_lines", "find_centres"]
 
 FileSplit = Literal["train", "test"]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class FoundCentres:
+class FrameCentres:
     """A point for each frame of a part of a set, in the order of the set's files.
 
     `points_mm` (F, 3) float32 and `is_known` (F,): false for frames without a measured pixel, and for those that the
@@ -44,7 +44,7 @@ class FoundCentres:
     notes: tuple[str, ...]
 
 
-def find_centres(refiner: TrainedRun, config: RunConfig, *, split: FileSplit, world: World) -> FoundCentres:
+def find_centres(refiner: TrainedRun, config: RunConfig, *, split: FileSplit, world: World) -> FrameCentres:
     """The points that a run of the task `centre` finds for the frames of a config's set, about their centres of mass.
 
     `split` is that of the set's files: validation frames lie in `train`. Raises UserError for a run that finds none, a
@@ -63,18 +63,18 @@ def find_centres(refiner: TrainedRun, config: RunConfig, *, split: FileSplit, wo
     try:
         for frames in sets:
             for batch in _batches(frames, refiner):
-                found = pipeline.predict(pipeline.seen(batch))["centre_mm"].double().cpu().numpy()
-                places = frames.places[batch["sample_index"].numpy()]
+                found = pipeline.predict(pipeline.model_inputs(batch))["centre_mm"].double().cpu().numpy()
+                places = frames.frame_indices[batch["sample_index"].numpy()]
                 points[places], is_known[places] = found, True
                 errors.append(_errors(batch, found, joint))
     finally:
         refiner.model.cpu()  # where a loaded run promises it to be
     every = np.concatenate([*errors, np.zeros((0, 2))])
     after, before = every.mean(axis=0).tolist() if len(every) else (np.nan, np.nan)
-    return FoundCentres(points, is_known, after, before, tuple(_notes(refiner, config, split, is_known)))
+    return FrameCentres(points, is_known, after, before, tuple(_notes(refiner, config, split, is_known)))
 
 
-def centre_lines(found: FoundCentres) -> str:
+def centre_lines(found: FrameCentres) -> str:
     """The text of a file: `x y z` in mm for every frame, to the last bit of float32, or `invalid`.
 
     Source: the files of Moon et al. 2018 (V2V-PoseNet).
@@ -96,7 +96,7 @@ def _sets(refiner: TrainedRun, config: RunConfig, split: FileSplit) -> list[Dept
         data = dataclasses.replace(data, arguments={**data.arguments, "reference": reference, "joints": joints})
     first = registry.data.build(data, facts={"split": split})
     if not isinstance(first, DepthFrames):
-        raise ConfigError(f"{data.where}: data set '{data.name}' has no depth images; give a config of one that has")
+        raise ConfigError(f"{data.location}: data set '{data.name}' has no depth images; give a config of one that has")
     for name in ("cube_mm", "num_joints", "centre_joint"):
         if first.info.facts[name] != refiner.facts[name]:
             raise ConfigError(
@@ -150,7 +150,7 @@ def _assert_unseen(refiner: TrainedRun, config: RunConfig, frames: DepthFrames) 
             )
 
 
-def _trained_on(refiner: TrainedRun, data: Component) -> Iterator[tuple[str, set[str] | None]]:
+def _trained_on(refiner: TrainedRun, data: ComponentConfig) -> Iterator[tuple[str, set[str] | None]]:
     """The parts of a set on which a run, and every run that its weights come from, was trained; None: unknown."""
     if refiner.config.data.name == data.name:
         folds = read_inputs(refiner.path, refiner.config).folds
@@ -165,11 +165,11 @@ def _trained_on(refiner: TrainedRun, data: Component) -> Iterator[tuple[str, set
         lineage = lineage["lineage"]
 
 
-def _trained_with(given: Mapping[str, Any], data: Component) -> set[str] | None:
+def _trained_with(given: Mapping[str, Any], data: ComponentConfig) -> set[str] | None:
     arguments = {name: value for name, value in given.items() if name not in ("name", "reference")}
     if "root" in data.arguments:
         arguments["root"] = data.arguments["root"]
-    folds = registry.data.build(Component(data.name, arguments), facts={"split": "test"}).info.folds
+    folds = registry.data.build(ComponentConfig(data.name, arguments), facts={"split": "test"}).info.folds
     return None if folds is None else set(folds.names) - set(folds.tested)
 
 

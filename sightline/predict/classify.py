@@ -8,16 +8,16 @@ from pathlib import Path
 from typing import Any
 
 from sightline import registry
-from sightline.engine.loading import TrainedRun
+from sightline.engine.run_loading import TrainedRun
 from sightline.errors import ConfigError
 from sightline.predict.clouds import CloudPredictor
-from sightline.predict.predictor import Inference, ReadFile, Refusal, not_finite
+from sightline.predict.predictor import Inference, ReadFile, Refusal, refuse_non_finite
 
-__all__ = ["ClassPredictor", "Prediction"]
+__all__ = ["ClassPrediction", "ClassPredictor"]
 
 
 @dataclass(frozen=True)
-class Prediction:
+class ClassPrediction:
     """The class of one file. `margin` is the highest probability less the next; `treatment` is in words."""
 
     file: Path
@@ -31,7 +31,7 @@ class Prediction:
 
 
 @registry.predictors.add("classify")
-class ClassPredictor(CloudPredictor[Prediction]):
+class ClassPredictor(CloudPredictor[ClassPrediction]):
     """A `Prediction` for each cloud, from the `probabilities` (B, C) of the task. Source: made here."""
 
     reads = frozenset({"probabilities"})
@@ -41,7 +41,7 @@ class ClassPredictor(CloudPredictor[Prediction]):
     def __init__(self, *, run: TrainedRun, columns: Sequence[str] | None = None, to_sphere: bool = False) -> None:
         super().__init__(run, columns=columns, to_sphere=to_sphere)
 
-    def predict(self, files: Sequence[ReadFile], inference: Inference) -> list[Prediction | Refusal]:
+    def predict(self, files: Sequence[ReadFile], inference: Inference) -> list[ClassPrediction | Refusal]:
         """Raises ConfigError where the task gives no probability per class."""
         table = inference.predictions.get("probabilities")
         if table is None or table.ndim != 2:
@@ -51,13 +51,13 @@ class ClassPredictor(CloudPredictor[Prediction]):
             )
         return [self._of(file, row) for file, row in zip(files, table.double().cpu().tolist(), strict=True)]
 
-    def _of(self, file: ReadFile, row: list[float]) -> Prediction | Refusal:
+    def _of(self, file: ReadFile, row: list[float]) -> ClassPrediction | Refusal:
         if not all(abs(value) <= 2 for value in row):  # NaN and infinity fail this too
-            return not_finite(file.path)
+            return refuse_non_finite(file.path)
         label = max(range(len(row)), key=row.__getitem__)
         next_best = max((value for index, value in enumerate(row) if index != label), default=0.0)
         names = self.run.class_names
-        return Prediction(
+        return ClassPrediction(
             file=file.path,
             label=label,
             class_name=names[label] if label < len(names) else str(label),
@@ -68,7 +68,7 @@ class ClassPredictor(CloudPredictor[Prediction]):
             treatment=file.source.treatment,
         )
 
-    def document(self, prediction: Prediction) -> dict[str, Any]:
+    def document(self, prediction: ClassPrediction) -> dict[str, Any]:
         """All fields; the class name is called `class`."""
         return {
             "file": str(prediction.file),

@@ -10,23 +10,23 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from sightline.data.clouds.cloud_normals import estimated_normals
-from sightline.data.clouds.cloud_preparation import distance_from_origin, prepare_cloud, radius_of
-from sightline.data.clouds.mesh_points import NUM_MESH_POINTS, draw_points, generator_of
-from sightline.data.files.cloud_files import Cloud, read_cloud
-from sightline.data.scenes.scene_preparation import COLOUR_NAMES, place_of, prepare_scene
-from sightline.data.store.preparation import to_unit_sphere
+from sightline.data.clouds.cloud_preparation import cloud_radius, distance_from_origin, prepare_cloud
+from sightline.data.clouds.mesh_points import NUM_MESH_POINTS, draw_points, generator_from_name
+from sightline.data.files.cloud_files import PointCloud, read_cloud
+from sightline.data.scenes.scene_preparation import COLOUR_NAMES, normalised_position, prepare_scene
+from sightline.data.store.prepared_writer import normalize_to_unit_sphere
 from sightline.errors import ConfigError, DataError
-from sightline.types import CloudForm, DataInfo, Field
+from sightline.types import CloudInputSpec, DataInfo, Field
 
 __all__ = [
     "FileSample",
-    "Origin",
+    "PointOrigin",
     "assert_few_far",
     "assert_within",
     "describe_far",
     "is_far",
+    "make_sample",
     "read_sample",
-    "sample_of",
 ]
 
 _MAX_SHARE_FAR = 0.01
@@ -43,7 +43,7 @@ _LEAST_RADIUS = 0.5
 """Below this a cloud is not a random part of one of radius 1, but on another scale."""
 
 
-class Origin(NamedTuple):
+class PointOrigin(NamedTuple):
     """Where the rows of a sample come from, in the file's own coordinates, so that its points can be predicted.
 
     `points` (M, 3) float64, all of the file; `places` (N, 3) float64 of the rows; `rows` (N,) int64 are their indices
@@ -51,7 +51,7 @@ class Origin(NamedTuple):
     """
 
     points: np.ndarray
-    places: np.ndarray
+    positions: np.ndarray
     rows: np.ndarray | None
 
 
@@ -63,7 +63,7 @@ class FileSample(NamedTuple):
 
     fields: dict[str, np.ndarray]
     treatment: str
-    origin: Origin | None = None
+    origin: PointOrigin | None = None
 
     @property
     def num_points(self) -> int:
@@ -89,11 +89,11 @@ def read_sample(
     cloud = read_cloud(path, columns=columns)
     if not draws_meshes:
         cloud = dataclasses.replace(cloud, faces=None)
-    return sample_of(cloud, info, name=path.stem, where=str(path), to_sphere=to_sphere, any_scale=any_scale)
+    return make_sample(cloud, info, name=path.stem, where=str(path), to_sphere=to_sphere, any_scale=any_scale)
 
 
-def sample_of(
-    cloud: Cloud, info: DataInfo, *, name: str, where: str, to_sphere: bool = False, any_scale: bool = False
+def make_sample(
+    cloud: PointCloud, info: DataInfo, *, name: str, where: str, to_sphere: bool = False, any_scale: bool = False
 ) -> FileSample:
     """The sample that the set behind `info` would have made of a cloud: drawn, normalised, cut to its points.
 
@@ -103,7 +103,7 @@ def sample_of(
     Raises DataError, led by `where`, for a missing field, too few points, and a scale outside the set's promise;
     ConfigError for `to_sphere` where the set was prepared to keep size and place.
     """
-    form = info.clouds or CloudForm()
+    form = info.clouds or CloudInputSpec()
     if form.preparation is not None:
         if to_sphere and form.preparation["normalisation"] == "none":
             raise ConfigError(
@@ -118,10 +118,10 @@ def sample_of(
     if np.abs(cloud.points).max() > _LARGEST:
         raise DataError(f"{where}: a coordinate is {np.abs(cloud.points).max():.4g}; get the file again")
     given, steps, is_drawn = _drawn(cloud, info, form, name=name, where=where)
-    origin = Origin(cloud.points, given["points"], None if is_drawn else np.arange(len(cloud.points)))
+    origin = PointOrigin(cloud.points, given["points"], None if is_drawn else np.arange(len(cloud.points)))
     is_fair = is_drawn or _is_prepared(given["points"], form)
     if is_drawn and form.unit_sphere != "none":  # always, as preparing does with meshes
-        given["points"], treatment = to_unit_sphere(given["points"], where=where), [_TO_SPHERE]
+        given["points"], treatment = normalize_to_unit_sphere(given["points"], where=where), [_TO_SPHERE]
     else:
         given["points"], treatment = _placed(given["points"], form, where, to_sphere=to_sphere, any_scale=any_scale)
     steps += treatment
@@ -129,7 +129,7 @@ def sample_of(
     if len(given["points"]) != num_points:
         index, treatment = _chosen(given["points"], form, num_points, name=name, where=where, is_fair=is_fair)
         given = {key: values[index] for key, values in given.items()}
-        origin = Origin(cloud.points, origin.places[index], None if origin.rows is None else origin.rows[index])
+        origin = PointOrigin(cloud.points, origin.positions[index], None if origin.rows is None else origin.rows[index])
         steps += treatment
     with np.errstate(over="ignore"):  # what is too large for the type becomes infinite, and is refused below
         fields = {key: values.astype(info.fields[key].dtype) for key, values in given.items()}
@@ -139,7 +139,7 @@ def sample_of(
     return FileSample(fields, ", ".join(steps) or "as it is", origin)
 
 
-def _columns_read(columns: Sequence[str], info: DataInfo, form: CloudForm) -> list[str]:
+def _columns_read(columns: Sequence[str], info: DataInfo, form: CloudInputSpec) -> list[str]:
     """The columns of the set with `_` for those that the run does not read: no file needs to have them."""
     if form.scene is not None:
         kept = {name for names in COLOUR_NAMES for name in names} if "colours" in info.features else set()
@@ -153,7 +153,7 @@ def _columns_read(columns: Sequence[str], info: DataInfo, form: CloudForm) -> li
     return [name if name in kept else "_" for name in columns]
 
 
-def _features_made(info: DataInfo, form: CloudForm, preparation: Mapping[str, Any]) -> dict[str, Any]:
+def _features_made(info: DataInfo, form: CloudInputSpec, preparation: Mapping[str, Any]) -> dict[str, Any]:
     """Which of a file's features `prepare_cloud` is to take: those that the run reads, no more."""
     return {
         "with_normals": "normals" in info.features and not form.estimates_normals,
@@ -161,7 +161,7 @@ def _features_made(info: DataInfo, form: CloudForm, preparation: Mapping[str, An
     }
 
 
-def _scene(cloud: Cloud, info: DataInfo, scene: Mapping[str, float], where: str, *, any_scale: bool) -> FileSample:
+def _scene(cloud: PointCloud, info: DataInfo, scene: Mapping[str, float], where: str, *, any_scale: bool) -> FileSample:
     """The sample of a set of scenes: every point, made by the very function that made the set."""
     colour_names = next((names for names in COLOUR_NAMES if set(names) <= set(cloud.channels)), None)
     held = {"normals": cloud.normals, "colours": None if colour_names is None else cloud.points, "place": cloud.points}
@@ -178,19 +178,25 @@ def _scene(cloud: Cloud, info: DataInfo, scene: Mapping[str, float], where: str,
         made["colours"] = made["colours"] / np.float32(255)
     if "place" in info.features:
         with np.errstate(invalid="ignore"):  # points too large for float32 are refused as such
-            made["place"] = place_of(made["points"])
+            made["place"] = normalised_position(made["points"])
     fields = {key: made[key] for key in ("points", *info.features)}
     assert_within(fields, info, where, any_scale=True)
     if not any_scale:
         assert_few_far(fields["points"], info.fields["points"], where, noun="scene")
     num_far = int(is_far(fields["points"], info.fields["points"]).sum())
-    origin = Origin(cloud.points, cloud.points, np.arange(len(cloud.points)))
+    origin = PointOrigin(cloud.points, cloud.points, np.arange(len(cloud.points)))
     steps = ["prepared as the set was", *describe_far(num_far, len(cloud.points))]
     return FileSample(fields, ", ".join(steps), origin)
 
 
 def _prepared(
-    cloud: Cloud, info: DataInfo, form: CloudForm, preparation: Mapping[str, Any], where: str, *, any_scale: bool
+    cloud: PointCloud,
+    info: DataInfo,
+    form: CloudInputSpec,
+    preparation: Mapping[str, Any],
+    where: str,
+    *,
+    any_scale: bool,
 ) -> FileSample:
     """The sample of a set of the user's own: prepared by the very function that prepared the set."""
     made = _features_made(info, form, preparation)
@@ -201,7 +207,7 @@ def _prepared(
     stored = prepare_cloud(cloud, **{**preparation, **made}, where=where)
     steps = [] if is_mesh else _repeated(cloud, stored["points"], form, where)
     if form.radii is not None and not any_scale:
-        _assert_of_size(radius_of(stored["points"]), form.radii, info.fields["points"].unit, where)
+        _assert_of_size(cloud_radius(stored["points"]), form.radii, info.fields["points"].unit, where)
     given = {key: values[: form.num_points] for key, values in stored.items()}
     if form.estimates_normals:
         given["normals"] = estimated_normals(given["points"], where=where)
@@ -210,7 +216,7 @@ def _prepared(
     return FileSample(fields, ", ".join([*steps, "prepared as the set was"]))
 
 
-def _repeated(cloud: Cloud, stored: np.ndarray, form: CloudForm, where: str) -> list[str]:
+def _repeated(cloud: PointCloud, stored: np.ndarray, form: CloudInputSpec, where: str) -> list[str]:
     """The note on a cloud of fewer points than the run takes; one of fewer than any of the set is refused."""
     if form.fewest_points is not None and len(np.unique(stored, axis=0)) < form.fewest_points:
         num_distinct = len(np.unique(cloud.points, axis=0))  # a choice of a dense cloud may repeat a point
@@ -254,7 +260,7 @@ def _likely_unit(unit: str, ratio: float) -> str:
 
 
 def _drawn(
-    cloud: Cloud, info: DataInfo, form: CloudForm, *, name: str, where: str
+    cloud: PointCloud, info: DataInfo, form: CloudInputSpec, *, name: str, where: str
 ) -> tuple[dict[str, np.ndarray], list[str], bool]:
     """The points and every feature of the set, what was done, and whether they were drawn from the file's triangles."""
     is_drawn = cloud.faces is not None and len(cloud.faces) > 0
@@ -262,7 +268,7 @@ def _drawn(
     if cloud.faces is not None and is_drawn:
         count = max(NUM_MESH_POINTS, form.num_points or 0)
         surface = draw_points(cloud.points, cloud.faces, name=name, where=where, num_points=count)
-        cloud = Cloud(surface.points, surface.normals)
+        cloud = PointCloud(surface.points, surface.normals)
         steps = [f"{count} points drawn from the mesh"]
     offered = {"normals": cloud.normals, **cloud.channels}
     if "colours" in info.features and "colours" not in offered:
@@ -270,7 +276,7 @@ def _drawn(
         steps += treatment
     if "place" in info.features:
         with np.errstate(over="ignore", invalid="ignore"):  # points too large for float32 are refused as such
-            offered["place"] = place_of(cloud.points.astype(np.float32))
+            offered["place"] = normalised_position(cloud.points.astype(np.float32))
     features = [name for name in info.features if name != "normals" or not form.estimates_normals]
     _assert_offered(offered, features, where)
     rows = {feature: _as_rows(np.asarray(offered[feature])) for feature in features}
@@ -303,13 +309,13 @@ def _as_rows(values: np.ndarray) -> np.ndarray:
 
 
 def _placed(
-    points: np.ndarray, form: CloudForm, where: str, *, to_sphere: bool, any_scale: bool
+    points: np.ndarray, form: CloudInputSpec, where: str, *, to_sphere: bool, any_scale: bool
 ) -> tuple[np.ndarray, list[str]]:
     """The points where the set has them, and what was done for that."""
     if form.unit_sphere == "applied" or to_sphere:
         if _is_prepared(points, form):
             return points, []
-        return to_unit_sphere(points, where=where), [_TO_SPHERE]
+        return normalize_to_unit_sphere(points, where=where), [_TO_SPHERE]
     radius = distance_from_origin(points)
     if form.unit_sphere == "promised" and not any_scale and not _LEAST_RADIUS <= radius <= 1 + _SLACK:
         raise DataError(
@@ -325,7 +331,7 @@ def _placed(
     return points, []
 
 
-def _most_off_mean(num_points: int, form: CloudForm) -> float:
+def _most_off_mean(num_points: int, form: CloudInputSpec) -> float:
     """How far the mean of so many points may lie from the origin: the sets' whole clouds have it there to 1e-4.
 
     The mean of n of N points drawn by chance is off by at most sqrt((1 - n/N) / n) of the radius, one deviation; of
@@ -335,7 +341,7 @@ def _most_off_mean(num_points: int, form: CloudForm) -> float:
     return _SLACK + 4 * float(np.sqrt((1 - share if share <= 1 else 1.0) / num_points))
 
 
-def _is_prepared(points: np.ndarray, form: CloudForm) -> bool:
+def _is_prepared(points: np.ndarray, form: CloudInputSpec) -> bool:
     """Whether a cloud lies as a whole prepared one does, or as the points of one do that the run takes.
 
     Of other sizes nothing is known: a cloud of a user's own may well lie about the origin with a radius of 0.7.
@@ -352,7 +358,7 @@ def _is_prepared(points: np.ndarray, form: CloudForm) -> bool:
 
 
 def _chosen(
-    points: np.ndarray, form: CloudForm, num_points: int, *, name: str, where: str, is_fair: bool
+    points: np.ndarray, form: CloudInputSpec, num_points: int, *, name: str, where: str, is_fair: bool
 ) -> tuple[np.ndarray, list[str]]:
     """Which points stay: the first ones, as the set takes them, where those are a fair choice; else by the name.
 
@@ -363,7 +369,7 @@ def _chosen(
         raise DataError(f"{where}: holds {len(points)} points, the run takes {num_points}; give a denser cloud")
     if is_fair or len(points) == form.stored_points:
         return np.arange(num_points), [f"the first {num_points} points"]
-    index = generator_of(name).permutation(len(points))[:num_points]
+    index = generator_from_name(name).permutation(len(points))[:num_points]
     return index, [f"{num_points} of {len(points)} points, chosen by the file's name"]
 
 

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from sightline.data.files.cloud_files import CLOUD_SUFFIXES
 from sightline.data.scans.scan_reading import SCAN_SUFFIXES, NoReturn
-from sightline.engine.loading import TrainedRun
+from sightline.engine.run_loading import TrainedRun
 from sightline.errors import ConfigError
 from sightline.predict.cloud_samples import FileSample, is_far, read_sample
 from sightline.predict.predictor import Predictor, ReadFile
@@ -102,6 +102,6 @@ class CloudPredictor(Predictor[Prediction]):
         """The fields that are not read from the file. Raises DataError for a file that lacks what they need."""
         return {}
 
-    def size_of(self, file: ReadFile) -> int:
+    def sample_size(self, file: ReadFile) -> int:
         """The number of points."""
         return int(file.source.num_points)

@@ -13,15 +13,15 @@ import torch
 
 from sightline import registry
 from sightline.arguments import Probability
-from sightline.box_pictures import Box, draw_boxes
+from sightline.box_pictures import DrawnBox, draw_boxes
 from sightline.data.boxes.detections import Detections, ImageRef
 from sightline.data.boxes.records import BOX_FIELDS
+from sightline.data.files.atomic_write import open_atomic
 from sightline.data.files.image_files import IMAGE_SUFFIXES, read_header, read_image
-from sightline.data.files.whole_files import whole_file
-from sightline.engine.loading import TrainedRun
+from sightline.engine.run_loading import TrainedRun
 from sightline.pictures import PALETTE, encode_png
-from sightline.predict.output_names import writing
-from sightline.predict.predictor import Inference, Predictor, ReadFile, Refusal, not_finite
+from sightline.predict.output_names import report_write_errors
+from sightline.predict.predictor import Inference, Predictor, ReadFile, Refusal, refuse_non_finite
 
 __all__ = ["BoxPredictor", "ImagePrediction"]
 
@@ -38,7 +38,7 @@ class ImagePrediction:
     """The boxes found in one file, the surest first, and the class of each by its name; `pixels` (H, W, 3) uint8."""
 
     file: Path
-    found: Detections
+    detections: Detections
     class_names: tuple[str, ...]
     pixels: np.ndarray | None = field(default=None, repr=False)
 
@@ -90,7 +90,7 @@ class BoxPredictor(Predictor[ImagePrediction]):
 
     def _of(self, file: ReadFile, rows: np.ndarray) -> ImagePrediction | Refusal:
         if not np.isfinite(rows).all():
-            return not_finite(file.path)
+            return refuse_non_finite(file.path)
         sure = rows[rows[:, 4] >= self.score]
         height, width = file.source.shape[:2]
         image = ImageRef(file.path.stem, self._numbers.get(file.path, 1), height, width)
@@ -99,11 +99,11 @@ class BoxPredictor(Predictor[ImagePrediction]):
 
     def compact(self, prediction: ImagePrediction) -> ImagePrediction:
         """Without the pixels."""
-        return ImagePrediction(prediction.file, prediction.found, prediction.class_names)
+        return ImagePrediction(prediction.file, prediction.detections, prediction.class_names)
 
     def document(self, prediction: ImagePrediction) -> dict[str, Any]:
         """The file, its size, and its boxes as COCO's files of results have them: left, top, width, height."""
-        found = prediction.found
+        found = prediction.detections
         return {
             "file": str(prediction.file),
             "image_id": found.image.image_id,
@@ -123,14 +123,14 @@ class BoxPredictor(Predictor[ImagePrediction]):
     def write(self, prediction: ImagePrediction, name: Path) -> dict[str, Path]:
         """The image with its boxes."""
         assert prediction.pixels is not None
-        found = prediction.found
+        found = prediction.detections
         boxes = []
         for corners, score, label in zip(found.boxes.tolist(), found.scores, found.label, strict=True):
             red, green, blue = PALETTE[label % len(PALETTE)].tolist()
-            boxes.append(Box(tuple(corners), (red, green, blue), f"{self.names[label]} {score:.2f}"))
+            boxes.append(DrawnBox(tuple(corners), (red, green, blue), f"{self.names[label]} {score:.2f}"))
         path = name.with_name(name.name + self.endings[0])
-        with writing(path):
+        with report_write_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-        with writing(path), whole_file(path) as file:
+        with report_write_errors(path), open_atomic(path) as file:
             file.write(encode_png(draw_boxes(prediction.pixels, boxes[::-1])))
         return {"picture": path}

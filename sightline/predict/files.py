@@ -8,15 +8,15 @@ import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from sightline.data.files.cloud_files import is_cloud_file, list_passed_over
+from sightline.data.files.cloud_files import is_cloud_file, list_skipped_files
 from sightline.predict.predictor import Refusal
 
-__all__ = ["files_of"]
+__all__ = ["collect_files"]
 
 logger = logging.getLogger(__name__)
 
 
-def files_of(paths: Iterable[Path], *, suffixes: Sequence[str]) -> tuple[list[Path], list[Refusal]]:
+def collect_files(paths: Iterable[Path], *, suffixes: Sequence[str]) -> tuple[list[Path], list[Refusal]]:
     """The files named and, sorted, those with one of `suffixes` in and below the folders named; and what is missing.
 
     Each file comes once. Numbers in names are sorted as numbers: frame_10 follows frame_9. A file that is named is
@@ -39,7 +39,7 @@ def files_of(paths: Iterable[Path], *, suffixes: Sequence[str]) -> tuple[list[Pa
         scans = [each for each in held if each.parent.name == "velodyne"]
         inside = sorted(scans or held, key=_order_of)
         files |= dict.fromkeys(inside)
-        if passed_over := list_passed_over(path, suffixes=suffixes):
+        if passed_over := list_skipped_files(path, suffixes=suffixes):
             logger.warning("%s: %s", path, passed_over)
         if not inside:
             refused.append(Refusal(path, f"{path}: holds no file of the kinds {', '.join(suffixes)}"))

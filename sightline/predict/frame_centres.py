@@ -8,37 +8,44 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from sightline.data.depth.references import CentreOfMass, DepthFrame, FrameOrder, PointsOfFile
+from sightline.data.depth.references import CentreOfMass, DepthFrame, FrameOrder, ReferencePointFile
 from sightline.errors import DataError
 
-__all__ = ["Centre", "Centres", "MassCentres", "PreviousCentres", "RefinedCentres", "StoredCentres"]
+__all__ = [
+    "CentreFinder",
+    "CentreOfMassFinder",
+    "FileCentreFinder",
+    "FrameCentre",
+    "RefinedCentreFinder",
+    "TrackingCentreFinder",
+]
 
 _DEAD_PEAK = 0.1
 """A heat map whose peak is lower carries no information: a target's is 1."""
 
 
-class Centre(NamedTuple):
+class FrameCentre(NamedTuple):
     """A reference point (3,) in mm of the run's frame, and in words where it comes from."""
 
     point_mm: np.ndarray
     source: str
 
 
-class Centres(Protocol):
+class CentreFinder(Protocol):
     """Finds the figure of each frame; `is_sequential` where that depends on the prediction for the one before."""
 
     is_sequential: bool
 
-    def __call__(self, path: Path, depth: np.ndarray) -> Centre:
+    def __call__(self, path: Path, depth: np.ndarray) -> FrameCentre:
         """Raises DataError where there is no such point."""
         ...
 
-    def note(self, joints_mm: np.ndarray, peaks: np.ndarray) -> None:
+    def update(self, joints_mm: np.ndarray, peaks: np.ndarray) -> None:
         """The prediction for the last frame: joints (J, 3) in the run's frame, and the peaks (J,) of their maps."""
         ...
 
 
-class MassCentres:
+class CentreOfMassFinder:
     """The centre of mass of what is measured, re-cropped."""
 
     is_sequential = False
@@ -48,7 +55,7 @@ class MassCentres:
         self._camera = camera
         self._cube_mm = cube_mm
 
-    def __call__(self, path: Path, depth: np.ndarray) -> Centre:
+    def __call__(self, path: Path, depth: np.ndarray) -> FrameCentre:
         point = self._how.locate(depth, self._camera, cube_mm=self._cube_mm)
         if point is None:
             near, far = self._how.near_mm, self._how.far_mm
@@ -57,17 +64,17 @@ class MassCentres:
                 f"{path}: has no measured pixel{reach}, so that there is no figure in it; give another image, or other "
                 "reference.near_mm= and reference.far_mm="
             )
-        return Centre(point, "centre of mass")
+        return FrameCentre(point, "centre of mass")
 
     def near(self, start: np.ndarray, depth: np.ndarray) -> np.ndarray | None:
         """The centre of mass that is found from `start`; None where nothing is measured in its cube."""
         return self._how.locate(depth, self._camera, cube_mm=self._cube_mm, start=start)
 
-    def note(self, joints_mm: np.ndarray, peaks: np.ndarray) -> None:
+    def update(self, joints_mm: np.ndarray, peaks: np.ndarray) -> None:
         """Nothing depends on it."""
 
 
-class PreviousCentres:
+class TrackingCentreFinder:
     """The centre of mass in the cube about the joints of the frame before: for the frames of a video, in order.
 
     The first frame, and one whose predecessor's prediction is lost, has that of the whole image. A prediction is lost
@@ -76,20 +83,20 @@ class PreviousCentres:
 
     is_sequential = True
 
-    def __init__(self, otherwise: MassCentres) -> None:
+    def __init__(self, otherwise: CentreOfMassFinder) -> None:
         self._otherwise = otherwise
         self._joints: np.ndarray | None = None
         self._lost = "first frame"
 
-    def __call__(self, path: Path, depth: np.ndarray) -> Centre:
+    def __call__(self, path: Path, depth: np.ndarray) -> FrameCentre:
         if self._joints is not None:
             point = self._otherwise.near(self._joints.mean(axis=0), depth)
             if point is not None:
-                return Centre(point, "previous frame")
+                return FrameCentre(point, "previous frame")
             self._lost = "previous prediction lost: no measured pixel near it"
         return self._otherwise(path, depth)._replace(source=f"centre of mass ({self._lost})")
 
-    def note(self, joints_mm: np.ndarray, peaks: np.ndarray) -> None:
+    def update(self, joints_mm: np.ndarray, peaks: np.ndarray) -> None:
         num_dead = int((peaks < _DEAD_PEAK).sum())
         is_lost = 2 * num_dead >= len(peaks)
         self._joints = None if is_lost else joints_mm
@@ -97,7 +104,7 @@ class PreviousCentres:
             self._lost = f"previous prediction lost: {num_dead} of {len(peaks)} peaks below {_DEAD_PEAK:g}"
 
 
-class StoredCentres:
+class FileCentreFinder:
     """The points of a file with a line for each frame, in their order; where a line reads `invalid`, the fallback.
 
     Points of the file are `turned` into the run's frame. Raises DataError for a file that does not fit the frames.
@@ -109,42 +116,42 @@ class StoredCentres:
         self,
         file: Path,
         files: Sequence[Path],
-        otherwise: MassCentres,
+        otherwise: CentreOfMassFinder,
         *,
         camera: np.ndarray,
         cube_mm: float,
         turned: Callable[[np.ndarray], np.ndarray],
     ) -> None:
         order = FrameOrder("what is given", len(files), camera, cube_mm, centre=0)
-        self._stored = PointsOfFile(path=str(file)).of(order)
+        self._stored = ReferencePointFile(path=str(file)).points_for(order)
         self._places: Mapping[Path, int] = {path: place for place, path in enumerate(files)}
         self._otherwise = otherwise
         self._turned = turned
         self._source = file.name
 
-    def __call__(self, path: Path, depth: np.ndarray) -> Centre:
+    def __call__(self, path: Path, depth: np.ndarray) -> FrameCentre:
         place = self._places[path]
         if self._stored.is_known is not None and not self._stored.is_known[place]:
             return self._otherwise(path, depth)._replace(source=f"centre of mass (invalid in {self._source})")
         nothing = np.zeros((0, 3), dtype=np.float32)
         point = self._stored(DepthFrame(depth, nothing, nothing[:, 0] > 0), place)
-        return Centre(self._turned(point), f"{self._source}:{place + 1}")
+        return FrameCentre(self._turned(point), f"{self._source}:{place + 1}")
 
-    def note(self, joints_mm: np.ndarray, peaks: np.ndarray) -> None:
+    def update(self, joints_mm: np.ndarray, peaks: np.ndarray) -> None:
         """Nothing depends on it."""
 
 
-class RefinedCentres:
+class RefinedCentreFinder:
     """What others find, moved by a network: `refine` gives a point (3,) for a file, its depths and a point."""
 
-    def __init__(self, start: Centres, refine: Callable[[Path, np.ndarray, np.ndarray], np.ndarray]) -> None:
+    def __init__(self, start: CentreFinder, refine: Callable[[Path, np.ndarray, np.ndarray], np.ndarray]) -> None:
         self.is_sequential = start.is_sequential
         self._start = start
         self._refine = refine
 
-    def __call__(self, path: Path, depth: np.ndarray) -> Centre:
+    def __call__(self, path: Path, depth: np.ndarray) -> FrameCentre:
         start = self._start(path, depth)
-        return Centre(self._refine(path, depth, start.point_mm), f"{start.source}, refined")
+        return FrameCentre(self._refine(path, depth, start.point_mm), f"{start.source}, refined")
 
-    def note(self, joints_mm: np.ndarray, peaks: np.ndarray) -> None:
-        self._start.note(joints_mm, peaks)
+    def update(self, joints_mm: np.ndarray, peaks: np.ndarray) -> None:
+        self._start.update(joints_mm, peaks)

@@ -12,13 +12,13 @@ from typing import Any
 import torch
 
 from sightline import registry
-from sightline.binding import Offer, outputs_of_model
+from sightline.binding import AvailableKeys, model_output_keys
+from sightline.data.loading.batch_reader import BatchReader, NamedTransform, TransformPipeline
 from sightline.data.loading.collate import batch_keys
-from sightline.data.loading.reading import BatchReader, NamedTransform, Pipeline
 from sightline.engine.device import to_device
 from sightline.engine.distributed import World
-from sightline.engine.loading import TrainedRun
 from sightline.engine.precision import Precision
+from sightline.engine.run_loading import TrainedRun
 from sightline.types import Batch, DataInfo, Field, Sample, SampleKey
 
 __all__ = ["InferencePipeline"]
@@ -48,31 +48,31 @@ class InferencePipeline:
         self._source = source
         self._device = world.device
         self._precision = Precision(run.config.train.precision)
-        added = Pipeline(self.transforms, fields, source=source).added
+        added = TransformPipeline(self.transforms, fields, source=source).added
         self.model = run.model.to(self._device)
         self.task = self._bound_task(batch_keys({**fields, **added}, info.features) - hidden)
 
-    def read(self, paths: Sequence[Path], samples: Sequence[Sample]) -> Batch:
+    def make_batch(self, paths: Sequence[Path], samples: Sequence[Sample]) -> Batch:
         """The samples of these files as a batch, transformed; what transforms draw depends on a file's name alone."""
         keys = [SampleKey(_index_of(path), 0, self.run.config.seed) for path in paths]
         return BatchReader(_Once(self.info, samples), self.transforms)(keys)
 
-    def seen(self, batch: Batch) -> Batch:
+    def model_inputs(self, batch: Batch) -> Batch:
         """What the model and the task see of a batch, on their device."""
         shown = {name: value for name, value in batch.items() if name not in self.hidden}
-        return to_device(shown, self._device, floats=self._precision.parameters)
+        return to_device(shown, self._device, float_dtype=self._precision.parameter_dtype)
 
-    def predict(self, seen: Batch) -> Mapping[str, Any]:
+    def predict(self, inputs: Batch) -> Mapping[str, Any]:
         """The predictions of the task."""
         with torch.no_grad(), self._autocast():
-            return self.task.predict(self.model, seen)
+            return self.task.predict(self.model, inputs)
 
     def predict_in_steps(self, seen: Batch, end: Callable[[str], None]) -> Mapping[str, Any]:
         """The predictions of the task by its own two steps; `end` is called with the name of each."""
         with torch.no_grad(), self._autocast():
             outputs = self.task.outputs(self.model, seen)
             end("network")
-            predictions: Mapping[str, Any] = self.task.interpret(outputs, seen)
+            predictions: Mapping[str, Any] = self.task.postprocess(outputs, seen)
         end("decode")
         return predictions
 
@@ -86,8 +86,8 @@ class InferencePipeline:
         wiring = {
             "model": self.model,
             "losses": {},
-            "batch_keys": Offer(self._source, keys),
-            "output_keys": Offer(owner, outputs_of_model(self.model, owner=owner)),
+            "batch_keys": AvailableKeys(self._source, keys),
+            "output_keys": AvailableKeys(owner, model_output_keys(self.model, owner=owner)),
         }
         return registry.tasks.build(self.run.config.task, facts={**self.run.facts, **wiring})
 

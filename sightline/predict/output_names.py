@@ -10,9 +10,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from sightline.errors import DataError, UserError
-from sightline.runs.durable import disk_failure
+from sightline.runs.atomic_files import disk_failure
 
-__all__ = ["output_names", "writing"]
+__all__ = ["output_names", "report_write_errors"]
 
 
 def output_names(files: Sequence[Path], out: Path, *, endings: Collection[str]) -> dict[Path, Path]:
@@ -40,7 +40,7 @@ def _what_it_is(target: Path) -> str:
 
 
 @contextmanager
-def writing(path: Path) -> Iterator[None]:
+def report_write_errors(path: Path) -> Iterator[None]:
     """Raises RunError for what the disk refuses to write, DataError for a name that is too long for it."""
     try:
         yield

@@ -8,11 +8,11 @@ from typing import BinaryIO
 
 import numpy as np
 
+from sightline.data.files.atomic_write import open_atomic
 from sightline.data.files.ply_writing import write_ply
 from sightline.data.files.scan_files import write_label_ids
-from sightline.data.files.whole_files import whole_file
-from sightline.pictures import colors_of
-from sightline.predict.output_names import writing
+from sightline.pictures import label_colors
+from sightline.predict.output_names import report_write_errors
 from sightline.predict.segment_prediction import SegmentPrediction
 
 __all__ = ["ENDINGS", "write_point_files"]
@@ -34,26 +34,26 @@ def write_point_files(
     Every file is whole or absent. Raises RunError where the disk refuses one, DataError for a name too long for it.
     """
     for path in paths.values():
-        with writing(path.parent):
+        with report_write_errors(path.parent):
             path.parent.mkdir(parents=True, exist_ok=True)
     if "labels" in paths:
-        with writing(paths["labels"]), whole_file(paths["labels"]) as file:
+        with report_write_errors(paths["labels"]), open_atomic(paths["labels"]) as file:
             np.lib.format.write_array(file, prediction.labels, allow_pickle=False)
     if "ply" in paths:
-        with writing(paths["ply"]):
+        with report_write_errors(paths["ply"]):
             write_ply(
                 paths["ply"],
                 points=_narrowed(prediction.points),
-                colors=colors_of(prediction.labels),
+                colors=label_colors(prediction.labels),
                 label=prediction.labels,
             )
     if "label" in paths:
         assert ids is not None, "label files hold ids"
-        with writing(paths["label"]):
+        with report_write_errors(paths["label"]):
             write_label_ids(paths["label"], ids)
     if "probabilities" in paths:
         assert probabilities is not None, "probabilities are stored in a type"
-        with writing(paths["probabilities"]), whole_file(paths["probabilities"]) as file:
+        with report_write_errors(paths["probabilities"]), open_atomic(paths["probabilities"]) as file:
             _write_probabilities(file, prediction, probabilities)
 
 
@@ -67,7 +67,7 @@ def _write_probabilities(file: BinaryIO, prediction: SegmentPrediction, dtype: n
     }
     np.lib.format.write_array_header_1_0(file, header)
     for start in range(0, prediction.num_points, _ROWS_AT_ONCE):
-        file.write(prediction.table[prediction.answered[start : start + _ROWS_AT_ONCE]].astype(dtype).tobytes())
+        file.write(prediction.table[prediction.table_rows[start : start + _ROWS_AT_ONCE]].astype(dtype).tobytes())
 
 
 def _narrowed(points: np.ndarray) -> np.ndarray:

@@ -11,22 +11,36 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from sightline import registry
-from sightline.arguments import Count, Size
+from sightline.arguments import Count, PositiveFloat
 from sightline.config.key_values import read_key_values
 from sightline.data.depth.references import CentreOfMass
-from sightline.data.loading.reading import NamedTransform
+from sightline.data.loading.batch_reader import NamedTransform
 from sightline.engine.distributed import World
-from sightline.engine.loading import TrainedRun, open_trained
+from sightline.engine.run_loading import TrainedRun, open_trained
 from sightline.errors import ConfigError, UserError
-from sightline.geometry.pinhole import project
+from sightline.geometry.pinhole import project_points
 from sightline.pictures import encode_png
-from sightline.predict.frame_centres import Centre, Centres, MassCentres, PreviousCentres, RefinedCentres, StoredCentres
-from sightline.predict.laps import Laps, median_times
-from sightline.predict.output_names import writing
-from sightline.predict.own_frames import DEPTH_SUFFIXES, FrameReader, OwnFrames
+from sightline.predict.depth_reader import DEPTH_SUFFIXES, DepthFrameOptions, FrameReader
+from sightline.predict.frame_centres import (
+    CentreFinder,
+    CentreOfMassFinder,
+    FileCentreFinder,
+    FrameCentre,
+    RefinedCentreFinder,
+    TrackingCentreFinder,
+)
+from sightline.predict.output_names import report_write_errors
 from sightline.predict.pose_picture import draw_pose
-from sightline.predict.predictor import CommandLine, Inference, Predictor, ReadFile, Refusal, not_finite
-from sightline.predict.refiner import INPUTS, Refiner, assert_depth_run, centre_of_mass_of, frame_sample, unlabelled
+from sightline.predict.predictor import CommandLine, Inference, Predictor, ReadFile, Refusal, refuse_non_finite
+from sightline.predict.refiner import (
+    INPUTS,
+    Refiner,
+    assert_depth_run,
+    centre_of_mass_of,
+    frame_sample,
+    without_target_transforms,
+)
+from sightline.predict.stage_timer import StageTimer, median_times
 
 __all__ = ["STAGES", "JointPrediction", "PosePredictor"]
 
@@ -76,7 +90,7 @@ class _Source(NamedTuple):
     """A depth image (H, W), where the figure is looked for, and the milliseconds of both."""
 
     depth: np.ndarray
-    centre: Centre
+    centre: FrameCentre
     ms: Mapping[str, float]
 
 
@@ -98,18 +112,18 @@ class PosePredictor(Predictor[JointPrediction]):
     is_timed = True
     columns = ("file", "looked for about", "mean peak", *(f"{stage} ms" for stage in STAGES), "all ms")
 
-    def __init__(self, *, run: TrainedRun, world: World, frames: OwnFrames | None = None) -> None:
+    def __init__(self, *, run: TrainedRun, world: World, frames: DepthFrameOptions | None = None) -> None:
         super().__init__(run=run)
         assert_depth_run(run, self.info)
         missing = [name for name in ("joint_names", "bones", "cube_mm") if name not in run.facts]
         if missing:
             raise ConfigError(f"{run.path}: its data set states no {', '.join(missing)}; predict needs them for joints")
-        self._own = frames or OwnFrames()
+        self._own = frames or DepthFrameOptions()
         self._world = world
         self._reader = FrameReader(run, self._own)
-        self._centres: Centres
+        self._centres: CentreFinder
         self.fields = {name: self.info.fields[name] for name in INPUTS}
-        self.is_sequential = self._own.follows
+        self.is_sequential = self._own.tracks_previous
         self._names = tuple(run.facts["joint_names"])
         self._bones = tuple((int(first), int(second)) for first, second in run.facts["bones"])
         self._cube_mm = float(run.facts["cube_mm"])
@@ -132,7 +146,7 @@ class PosePredictor(Predictor[JointPrediction]):
     def options(cls, run: TrainedRun, line: CommandLine) -> dict[str, Any]:
         """`frames`, of the words `camera.*` and `reference.*` and the flags."""
         parts: dict[str, list[str]] = {"camera": [], "reference": []}
-        for word in line.words:
+        for word in line.key_values:
             part = word.partition(".")[0].strip()
             if part not in parts:
                 raise UserError(f"predict: found {word!r}, allowed is key=value with camera.* and reference.*")
@@ -142,10 +156,10 @@ class PosePredictor(Predictor[JointPrediction]):
             "centre_of_mass", CentreOfMass, parts["reference"], command="predict", prefix="reference."
         )
         refiner = line.flags.get("refiner")
-        frames = OwnFrames(
+        frames = DepthFrameOptions(
             **_camera(**camera),
             centre_of_mass=CentreOfMass(**mass) if mass else None,
-            follows=line.flags.get("reference") == "previous",
+            tracks_previous=line.flags.get("reference") == "previous",
             centres=line.flags.get("centres"),
             refiner=None if refiner is None else open_trained(refiner, plugins=line.plugins),
         )
@@ -162,15 +176,15 @@ class PosePredictor(Predictor[JointPrediction]):
 
     def transforms(self) -> Sequence[NamedTransform]:
         """Those of the run's evaluation but those that draw targets, which need labels."""
-        return unlabelled(self.run.transforms, self.info)
+        return without_target_transforms(self.run.transforms, self.info)
 
     def read(self, path: Path) -> ReadFile:
         """The depths, the camera and the reference point of a frame."""
-        laps = Laps(self._world)
+        laps = StageTimer(self._world)
         depth = self._reader.read(path)
-        laps.end("read")
+        laps.end_stage("read")
         centre = self._centres(path, depth)
-        laps.end("centre")
+        laps.end_stage("centre")
         return ReadFile(
             path, frame_sample(depth, self._reader.camera, centre.point_mm), _Source(depth, centre, laps.ms)
         )
@@ -180,7 +194,7 @@ class PosePredictor(Predictor[JointPrediction]):
         joints, peaks = (inference.predictions[name].double().cpu().numpy() for name in ("joints_mm", "peaks"))
         shares = {{"transforms": "voxelise"}.get(stage, stage): ms / len(files) for stage, ms in inference.ms.items()}
         if self.is_sequential:
-            self._centres.note(joints[0], peaks[0])
+            self._centres.update(joints[0], peaks[0])
         return [self._of(file, found, tops, shares) for file, found, tops in zip(files, joints, peaks, strict=True)]
 
     def compact(self, prediction: JointPrediction) -> JointPrediction:
@@ -225,7 +239,7 @@ class PosePredictor(Predictor[JointPrediction]):
             cube_mm=prediction.cube_mm,
         )
         path = name.with_name(name.name + _PICTURE)
-        with writing(path):
+        with report_write_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(encode_png(pixels))
         return {"picture": path}
@@ -255,14 +269,14 @@ class PosePredictor(Predictor[JointPrediction]):
         self, file: ReadFile, joints: np.ndarray, peaks: np.ndarray, ms: Mapping[str, float]
     ) -> JointPrediction | Refusal:
         if not (np.isfinite(joints).all() and np.isfinite(peaks).all()):
-            return not_finite(file.path)
+            return refuse_non_finite(file.path)
         source: _Source = file.source
         own = self._reader.turned(joints)
         times = {**source.ms, **ms}
         return JointPrediction(
             file=file.path,
             joints_mm=own,
-            joints_px=project(own, self._reader.own_camera)[:, :2],
+            joints_px=project_points(own, self._reader.own_camera)[:, :2],
             peaks=peaks,
             joint_names=self._names,
             bones=self._bones,
@@ -275,17 +289,19 @@ class PosePredictor(Predictor[JointPrediction]):
             depth=source.depth,
         )
 
-    def _make_centres(self, files: Sequence[Path]) -> Centres:
+    def _make_centres(self, files: Sequence[Path]) -> CentreFinder:
         """Where figures are looked for, as `frames` states it."""
         own, reader = self._own, self._reader
         refine = None if own.refiner is None else Refiner(own.refiner, reader, own, self._world)
         found_by = own.refiner or self.run
         cube_mm = float(found_by.facts["cube_mm"])
-        mass = MassCentres(own.centre_of_mass or centre_of_mass_of(found_by), reader.camera, cube_mm=cube_mm)
+        mass = CentreOfMassFinder(own.centre_of_mass or centre_of_mass_of(found_by), reader.camera, cube_mm=cube_mm)
         if own.centres is not None:
-            return StoredCentres(own.centres, files, mass, camera=reader.camera, cube_mm=cube_mm, turned=reader.turned)
-        start: Centres = PreviousCentres(mass) if own.follows else mass
-        return start if refine is None else RefinedCentres(start, refine)
+            return FileCentreFinder(
+                own.centres, files, mass, camera=reader.camera, cube_mm=cube_mm, turned=reader.turned
+            )
+        start: CentreFinder = TrackingCentreFinder(mass) if own.tracks_previous else mass
+        return start if refine is None else RefinedCentreFinder(start, refine)
 
 
 @registry.predictors.add("centre")
@@ -298,13 +314,13 @@ class CentrePredictor(Predictor[Any]):
 
 def _camera(
     *,
-    fx: Size | None = None,
+    fx: PositiveFloat | None = None,
     fy: float | None = None,
     u0: float | None = None,
     v0: float | None = None,
     width_px: Count | None = None,
     height_px: Count | None = None,
-    mm_per_unit: Size = 1.0,
+    mm_per_unit: PositiveFloat = 1.0,
 ) -> dict[str, Any]:
     """The words `camera.*` as arguments of `OwnFrames`."""
     whole: dict[str, float | None] = {"fx": fx, "fy": fy, "u0": u0, "v0": v0}

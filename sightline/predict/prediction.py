@@ -11,14 +11,14 @@ from typing import Any
 
 from sightline import registry
 from sightline.engine.distributed import World
-from sightline.engine.loading import TrainedRun
-from sightline.errors import ConfigError, DataError, UserError, in_one_line
-from sightline.predict.files import files_of
+from sightline.engine.run_loading import TrainedRun
+from sightline.errors import ConfigError, DataError, UserError, escape_to_one_line
+from sightline.predict.files import collect_files
 from sightline.predict.inference import InferencePipeline
-from sightline.predict.laps import Laps
 from sightline.predict.predictor import Inference, Predictions, Predictor, ReadFile, Refusal, predictor_class
-from sightline.predict.size_batching import SizeBatches
-from sightline.schema import nearest, parameters_of
+from sightline.predict.size_batching import SizeBatcher
+from sightline.predict.stage_timer import StageTimer
+from sightline.schema import signature_parameters, suggest
 
 __all__ = ["Predictions", "Refusal", "build_predictor", "predict_each", "predict_files"]
 
@@ -29,14 +29,14 @@ _UNREAD = (ValueError, OSError, MemoryError, EOFError, ArithmeticError, zlib.err
 def build_predictor(run: TrainedRun, *, world: World | None = None, **options: Any) -> Predictor[Any]:
     """The predictor for a run's task. Raises ConfigError where there is none, and for an option that it lacks."""
     predictor = predictor_class(run)
-    parameters = parameters_of(predictor)
+    parameters = signature_parameters(predictor)
     taken = [each for each in parameters if each not in registry.FACTS]
     for option in options:
         if option not in taken:
             takes = f"; it takes {', '.join(taken) or 'none'}"
             raise ConfigError(
                 f"{run.path}: predict of the task '{run.config.task.name}' has no option '{option}'"
-                f"{nearest(option, taken, otherwise=takes)}"
+                f"{suggest(option, taken, otherwise=takes)}"
             )
     facts = {**run.facts, "run": run, "world": world or World()}
     given: Predictor[Any] = predictor(**options, **{each: facts[each] for each in parameters if each in facts})
@@ -56,7 +56,7 @@ def predict_files(
     Arguments and errors are those of `predict_each` and `build_predictor`.
     """
     predictor = build_predictor(run, world=world, **options)
-    files, refused = files_of(paths, suffixes=predictor.suffixes)
+    files, refused = collect_files(paths, suffixes=predictor.suffixes)
     found: dict[Path, Any] = {}
     for path, prediction in predict_each(run, files, predictor=predictor, world=world, batch_size=batch_size):
         found[path] = prediction if isinstance(prediction, Refusal) else predictor.compact(prediction)
@@ -84,7 +84,7 @@ def predict_each(
     predictor = predictor or build_predictor(run, world=world)
     stages = _Stages(predictor, world or World())
     size = 1 if predictor.is_sequential else batch_size or run.config.evaluate.batch_size
-    waiting = SizeBatches(size, kind_of=predictor.kind_of, size_of=predictor.size_of)
+    waiting = SizeBatcher(size, kind_of=predictor.batch_key, size_of=predictor.sample_size)
     try:
         predictor.start(files)
         for path in files:
@@ -97,13 +97,13 @@ def predict_each(
                 raise  # of an option, not of the file
             except _UNREAD as error:
                 reason = f"{path}: cannot be read ({type(error).__name__}: {error}); get the file again"
-                yield path, Refusal(path, in_one_line(reason))
+                yield path, Refusal(path, escape_to_one_line(reason))
                 continue
             for group in waiting.add(file):
                 yield from stages.predict(group)
                 group.clear()  # or its files would be held beside the next one
             del file
-        for group in waiting.rest():
+        for group in waiting.flush():
             yield from stages.predict(group)
             group.clear()
     finally:
@@ -143,11 +143,11 @@ class _Stages:
         return list(zip([file.path for file in files], self._predictor.predict(files, inference), strict=True))
 
     def _infer(self, files: Sequence[ReadFile]) -> Inference:
-        laps = Laps(self._world)
-        batch = self._pipeline.read([file.path for file in files], [file.sample for file in files])
-        seen = self._pipeline.seen(batch)
+        laps = StageTimer(self._world)
+        batch = self._pipeline.make_batch([file.path for file in files], [file.sample for file in files])
+        seen = self._pipeline.model_inputs(batch)
         if not self._predictor.is_timed:
             return Inference(batch, self._pipeline.predict(seen), {})
-        laps.end("transforms")
-        predictions = self._pipeline.predict_in_steps(seen, laps.end)
+        laps.end_stage("transforms")
+        predictions = self._pipeline.predict_in_steps(seen, laps.end_stage)
         return Inference(batch, predictions, laps.ms)

@@ -11,13 +11,13 @@ import numpy as np
 
 from sightline import registry
 from sightline.config.key_values import read_key_values
-from sightline.data.loading.reading import NamedTransform
-from sightline.engine.loading import TrainedRun
+from sightline.data.loading.batch_reader import NamedTransform
+from sightline.engine.run_loading import TrainedRun
 from sightline.errors import ConfigError, UserError
-from sightline.members import TaskMembers
+from sightline.optional_members import TaskMembers
 from sightline.predict.output_names import output_names
 from sightline.runs.inputs import read_inputs
-from sightline.schema import parameters_of
+from sightline.schema import signature_parameters
 from sightline.types import Batch, DataInfo, Field, Sample
 
 __all__ = [
@@ -28,12 +28,12 @@ __all__ = [
     "ReadFile",
     "Refusal",
     "exit_code_of",
-    "not_finite",
-    "options_of",
+    "parse_options",
     "predictor_class",
+    "refuse_non_finite",
 ]
 
-Prediction = TypeVar("Prediction")
+PredictionT = TypeVar("PredictionT")
 
 
 @dataclass(frozen=True)
@@ -46,10 +46,10 @@ class Refusal:
 
 
 @dataclass(frozen=True)
-class Predictions(Generic[Prediction]):
+class Predictions(Generic[PredictionT]):
     """Every file given, in one of the two lists, each in the order of the files."""
 
-    predicted: tuple[Prediction, ...]
+    predicted: tuple[PredictionT, ...]
     refused: tuple[Refusal, ...]
 
     @property
@@ -65,7 +65,7 @@ def exit_code_of(refused: Sequence[Refusal]) -> int:
     return 1 if refused else 0
 
 
-def not_finite(file: Path) -> Refusal:
+def refuse_non_finite(file: Path) -> Refusal:
     """The refusal of a file for which the model gives NaN or infinity."""
     return Refusal(file, f"{file}: the model's output is not finite; are its weights sound?", is_input=False)
 
@@ -93,11 +93,11 @@ class CommandLine(NamedTuple):
     """What `sightline predict` was given for the predictor: flags with their values, KEY=VALUE words, plugin files."""
 
     flags: Mapping[str, Any]
-    words: Sequence[str] = ()
+    key_values: Sequence[str] = ()
     plugins: Sequence[Path] = ()
 
 
-class Predictor(Generic[Prediction]):
+class Predictor(Generic[PredictionT]):
     """What `predict` needs of a task. A subclass is registered under the task's name: `@predictors.add("classify")`.
 
     Its constructor takes `run`, the `TrainedRun` that predicts, and keyword-only options, which the user gives as
@@ -135,12 +135,14 @@ class Predictor(Generic[Prediction]):
     @classmethod
     def flags(cls) -> frozenset[str]:
         """The options among `FLAGS` that it takes."""
-        return frozenset(FLAGS.keys() & parameters_of(cls).keys())
+        return frozenset(FLAGS.keys() & signature_parameters(cls).keys())
 
     @classmethod
     def options(cls, run: TrainedRun, line: CommandLine) -> dict[str, Any]:
         """The constructor's options from the command line. Raises ConfigError for words that do not fit."""
-        words = read_key_values(run.config.task.name, cls, line.words, command="predict", but=(*registry.FACTS, *FLAGS))
+        words = read_key_values(
+            run.config.task.name, cls, line.key_values, command="predict", exclude=(*registry.FACTS, *FLAGS)
+        )
         return {**line.flags, **words}
 
     def start(self, files: Sequence[Path]) -> None:
@@ -153,7 +155,7 @@ class Predictor(Generic[Prediction]):
         """The sample of a file. Raises DataError for a file that cannot be predicted."""
         raise NotImplementedError
 
-    def predict(self, files: Sequence[ReadFile], inference: Inference) -> list[Prediction | Refusal]:
+    def predict(self, files: Sequence[ReadFile], inference: Inference) -> list[PredictionT | Refusal]:
         """The prediction of each file of a batch, in order."""
         raise NotImplementedError
 
@@ -161,21 +163,21 @@ class Predictor(Generic[Prediction]):
         """The transforms that samples of files go through: those of the run's evaluation."""
         return self.run.transforms
 
-    def size_of(self, file: ReadFile) -> int:
+    def sample_size(self, file: ReadFile) -> int:
         """The size of a sample, of which so many go through the model at once: 2^18 in all, whatever the batch size."""
         return 0
 
-    def kind_of(self, file: ReadFile) -> Hashable:
+    def batch_key(self, file: ReadFile) -> Hashable:
         """What files have in common that can share a batch: the shapes of all fields that are not concatenated."""
         return tuple(
             np.shape(file.sample[name]) for name, field in self.fields.items() if field.collate != "concatenate"
         )
 
-    def compact(self, prediction: Prediction) -> Prediction:
+    def compact(self, prediction: PredictionT) -> PredictionT:
         """The prediction as it is held in memory beside those of many other files."""
         return prediction
 
-    def document(self, prediction: Prediction) -> dict[str, Any]:
+    def document(self, prediction: PredictionT) -> dict[str, Any]:
         """The prediction as plain values for JSON, with the key `file`; rows are made from it."""
         raise NotImplementedError
 
@@ -194,7 +196,7 @@ class Predictor(Generic[Prediction]):
         """
         return output_names(files, out, endings=self.endings)
 
-    def write(self, prediction: Prediction, name: Path) -> dict[str, Path]:
+    def write(self, prediction: PredictionT, name: Path) -> dict[str, Path]:
         """Write the files of a prediction: `name` with one of `endings` each. What was written, by kind.
 
         Raises RunError where the disk refuses a file, DataError for a name that is too long for it.
@@ -227,7 +229,7 @@ FLAGS = {
 """The options of predictors that have a flag of their own on the command line."""
 
 
-def options_of(predictor: type[Predictor[Any]], run: TrainedRun, line: CommandLine) -> dict[str, Any]:
+def parse_options(predictor: type[Predictor[Any]], run: TrainedRun, line: CommandLine) -> dict[str, Any]:
     """The constructor's options from the command line. Raises UserError for a flag that the predictor does not take."""
     for flag in line.flags:
         if flag not in predictor.flags():
@@ -243,12 +245,12 @@ def predictor_class(run: TrainedRun) -> type[Predictor[Any]]:
     """The predictor for a run's task. Raises ConfigError where there is none."""
     task, names = run.config.task, registry.predictors.names()
     classes: dict[str, type[Predictor[Any]]] = {
-        name: registry.predictors.entry_of(name).builder  # type: ignore[misc]
+        name: registry.predictors.get_entry(name).builder  # type: ignore[misc]
         for name in names
     }
     if task.name in classes:
         return classes[task.name]
-    offered = TaskMembers.predicts.of(registry.tasks.entry(task).builder)
+    offered = TaskMembers.predicts.get(registry.tasks.entry(task).builder)
     serving = [each for each in classes.values() if each.reads and each.reads <= offered]
     if not serving:
         raise ConfigError(

@@ -11,13 +11,13 @@ import numpy as np
 
 from sightline import registry
 from sightline.data.depth.references import CentreOfMass
-from sightline.data.loading.reading import NamedTransform
+from sightline.data.loading.batch_reader import NamedTransform
 from sightline.engine.distributed import World
-from sightline.engine.loading import TrainedRun
+from sightline.engine.run_loading import TrainedRun
 from sightline.errors import ConfigError
-from sightline.members import TaskMembers, TransformMembers
+from sightline.optional_members import TaskMembers, TransformMembers
+from sightline.predict.depth_reader import DepthFrameOptions, FrameReader
 from sightline.predict.inference import InferencePipeline
-from sightline.predict.own_frames import FrameReader, OwnFrames
 from sightline.runs.inputs import read_inputs
 from sightline.types import Batch, DataInfo, Sample
 
@@ -28,7 +28,7 @@ __all__ = [
     "assert_refiner",
     "centre_of_mass_of",
     "frame_sample",
-    "unlabelled",
+    "without_target_transforms",
 ]
 
 INPUTS = ("depth", "camera", "reference")
@@ -37,7 +37,7 @@ INPUTS = ("depth", "camera", "reference")
 
 def assert_refiner(run: TrainedRun) -> None:
     """Raises ConfigError for a run that does not refine reference points."""
-    if "centre_mm" not in TaskMembers.predicts.of(registry.tasks.entry(run.config.task).builder):
+    if "centre_mm" not in TaskMembers.predicts.get(registry.tasks.entry(run.config.task).builder):
         raise ConfigError(
             f"{run.path}: the task '{run.config.task.name}' finds no centres; give a run of the task centre"
         )
@@ -54,7 +54,7 @@ def assert_depth_run(run: TrainedRun, info: DataInfo) -> None:
 
 def centre_of_mass_of(run: TrainedRun) -> CentreOfMass:
     """How a run's set finds its centres of mass; the usual way where its reference points are others."""
-    blocks = registry.blocks_of(run.config.data, "reference") if "reference" in run.config.data.arguments else []
+    blocks = registry.nested_blocks(run.config.data, "reference") if "reference" in run.config.data.arguments else []
     own = [block for block in blocks if block.name == "centre_of_mass"]
     found: CentreOfMass = registry.references.build(own[0], facts={}) if own else CentreOfMass()
     return found
@@ -63,7 +63,7 @@ def centre_of_mass_of(run: TrainedRun) -> CentreOfMass:
 class Refiner:
     """A run of the task `centre` on one frame at a time; points are those of the frame of another run."""
 
-    def __init__(self, run: TrainedRun, other: FrameReader, own: OwnFrames, world: World) -> None:
+    def __init__(self, run: TrainedRun, other: FrameReader, own: DepthFrameOptions, world: World) -> None:
         assert_refiner(run)
         info = read_inputs(run.path, run.config)
         assert_depth_run(run, info)
@@ -74,15 +74,15 @@ class Refiner:
             world,
             fields={name: info.fields[name] for name in INPUTS},
             source="a depth image",
-            transforms=unlabelled(run.transforms, info),
+            transforms=without_target_transforms(run.transforms, info),
         )
         self._reader = FrameReader(run, dataclasses.replace(own, intrinsics=(fx, fy, u0, v0)))
         self._other = other
 
     def __call__(self, path: Path, depth: np.ndarray, point_mm: np.ndarray) -> np.ndarray:
         here = self._reader.turned(self._other.turned(point_mm))  # by way of the user's frame
-        batch: Batch = self._pipeline.read([path], [frame_sample(depth, self._reader.camera, here)])
-        found = self._pipeline.predict(self._pipeline.seen(batch))["centre_mm"][0].double().cpu().numpy()
+        batch: Batch = self._pipeline.make_batch([path], [frame_sample(depth, self._reader.camera, here)])
+        found = self._pipeline.predict(self._pipeline.model_inputs(batch))["centre_mm"][0].double().cpu().numpy()
         moved: np.ndarray = self._other.turned(self._reader.turned(found))
         return moved
 
@@ -92,7 +92,7 @@ def frame_sample(depth: np.ndarray, camera: np.ndarray, point_mm: np.ndarray) ->
     return {"depth": depth, "camera": camera, "reference": point_mm.astype(np.float32)}
 
 
-def unlabelled(transforms: Sequence[NamedTransform], info: DataInfo) -> list[NamedTransform]:
+def without_target_transforms(transforms: Sequence[NamedTransform], info: DataInfo) -> list[NamedTransform]:
     """The transforms but those that draw targets: they need labels, and all that they give is added.
 
     One that needs labels and adds nothing changes what the network sees by them, and is left for the error.
@@ -101,6 +101,6 @@ def unlabelled(transforms: Sequence[NamedTransform], info: DataInfo) -> list[Nam
 
     def draws_targets(each: NamedTransform) -> bool:
         needs_labels = labels & inspect.signature(each.apply.__call__).parameters.keys()
-        return bool(needs_labels and TransformMembers.adds.of(each.apply))
+        return bool(needs_labels and TransformMembers.adds.get(each.apply))
 
     return [each for each in transforms if not draws_targets(each)]

@@ -11,13 +11,13 @@ import numpy as np
 import torch
 
 from sightline.config import RunConfig
-from sightline.data.scans.samples import RawScan, check_scan, count_others
-from sightline.data.scans.scan_reading import PREDICTING, NoReturn, has_remission, oriented, read_scan, rings_of
-from sightline.data.scans.squeezeseg_npy import read_image
+from sightline.data.scans.scan_reading import PREDICTING, NoReturn, has_remission, read_scan, ring_column, to_raw_scan
+from sightline.data.scans.scan_samples import RawScan, check_scan, count_others
+from sightline.data.scans.squeezeseg_npy import read_range_image
 from sightline.errors import DataError
 from sightline.geometry.scans.projection import rows_by_file_order
-from sightline.predict.cloud_samples import FileSample, Origin, assert_few_far, assert_within, describe_far, is_far
-from sightline.types import DataInfo, Field, ScanForm
+from sightline.predict.cloud_samples import FileSample, PointOrigin, assert_few_far, assert_within, describe_far, is_far
+from sightline.types import DataInfo, Field, ScanInputSpec
 
 __all__ = ["Rings", "read_scan_sample", "scan_inputs"]
 
@@ -82,10 +82,10 @@ def read_scan_sample(
         stated = ", ".join(form.columns or ())
         raise DataError(f"{error}; it was read as {stated}: --columns names others") from error
     places = scan.points.astype(np.float64)
-    return FileSample(sample, _treatment(scan, num_far), Origin(places, places, np.arange(len(places))))
+    return FileSample(sample, _treatment(scan, num_far), PointOrigin(places, places, np.arange(len(places))))
 
 
-def _assert_measured(scan: RawScan, form: ScanForm, path: Path) -> None:
+def _assert_measured(scan: RawScan, form: ScanInputSpec, path: Path) -> None:
     """Raises DataError for a scan without any return, and for remissions above those of the run's sensor."""
     if not scan.points.any():
         raise DataError(
@@ -114,10 +114,10 @@ def _treatment(scan: RawScan, num_far: int) -> str:
 
 
 def _read(
-    path: Path, form: ScanForm, columns: Sequence[str] | None, *, needs_ring: bool, rings: Rings | None
+    path: Path, form: ScanInputSpec, columns: Sequence[str] | None, *, needs_ring: bool, rings: Rings | None
 ) -> RawScan:
     if path.suffix.lower() == ".npy" and form.image_px is not None and columns is None:
-        return check_scan(read_image(path, height=form.image_px[0], width=form.image_px[1]), where=str(path))
+        return check_scan(read_range_image(path, height=form.image_px[0], width=form.image_px[1]), where=str(path))
     names = form.columns if columns is None and path.suffix.lower() in _NAMELESS else columns
     more = "; where there is no ring give rings=order, too" if needs_ring and rings is None else ""
     advice = PREDICTING._replace(columns=PREDICTING.columns + more)
@@ -131,8 +131,8 @@ def _read(
             "intensity with --columns"
         )
     ids = np.zeros(len(cloud.points), dtype=np.int64)
-    has_column = rings_of(cloud) is not None
-    scan = oriented(
+    has_column = ring_column(cloud) is not None
+    scan = to_raw_scan(
         cloud,
         ids,
         ring_order=form.ring_order,
@@ -146,7 +146,7 @@ def _read(
     return scan
 
 
-def _rings_by_order(points: np.ndarray, form: ScanForm, path: Path) -> np.ndarray:
+def _rings_by_order(points: np.ndarray, form: ScanInputSpec, path: Path) -> np.ndarray:
     """The ring of each point (N,) int64 by the order of the file. Raises DataError where its elevations do not fall."""
     ring: np.ndarray = rows_by_file_order(torch.tensor(points)).numpy()
     distance = np.linalg.norm(points, axis=1)

@@ -14,23 +14,23 @@ from torch import Tensor
 
 from sightline import registry
 from sightline.data.scans.scan_reading import NoReturn
-from sightline.data.scans.submission import label_place, scan_name
+from sightline.data.scans.submission import label_path, scan_name
 from sightline.engine.distributed import World
-from sightline.engine.loading import TrainedRun
+from sightline.engine.run_loading import TrainedRun
 from sightline.errors import ConfigError, DataError, UserError
 from sightline.geometry.neighbours import nearest_neighbours
-from sightline.metrics.answers import answers_of
-from sightline.predict.cloud_samples import FileSample, Origin
+from sightline.metrics.predicted_labels import predict_labels
+from sightline.predict.cloud_samples import FileSample, PointOrigin
 from sightline.predict.clouds import CloudPredictor
-from sightline.predict.laps import Laps, median_times
 from sightline.predict.point_files import ENDINGS, write_point_files
-from sightline.predict.predictor import Inference, ReadFile, Refusal, not_finite
+from sightline.predict.predictor import Inference, ReadFile, Refusal, refuse_non_finite
 from sightline.predict.scan_samples import Rings
 from sightline.predict.segment_prediction import SegmentPrediction
-from sightline.schema import nearest
+from sightline.predict.stage_timer import StageTimer, median_times
+from sightline.schema import suggest
 from sightline.types import Field
 
-__all__ = ["PointPredictor", "SegmentPrediction", "standing_for"]
+__all__ = ["PointPredictor", "SegmentPrediction", "nearest_predicted_row"]
 
 _FIRST_NUMBER = 2**40
 """Points are numbered from here on: no class has such a number, so that none is taken for an ignored point."""
@@ -66,7 +66,7 @@ class PointPredictor(CloudPredictor[SegmentPrediction]):
         with_probabilities: bool = False,
         probabilities: Literal["float16", "float32"] | None = None,
         files: tuple[Literal["labels", "ply", "label"], ...] | None = None,
-        lift: Literal["nearest", "knn"] | None = None,
+        lift: Literal["suggest", "knn"] | None = None,
         no_return: NoReturn | None = None,
         rings: Rings | None = None,
     ) -> None:
@@ -109,9 +109,9 @@ class PointPredictor(CloudPredictor[SegmentPrediction]):
 
     def read(self, path: Path) -> ReadFile:
         """The sample of a file."""
-        laps = Laps(World())
+        laps = StageTimer(World())
         file = super().read(path)
-        laps.end("read")
+        laps.end_stage("read")
         self._ms[path] = laps.ms
         return file
 
@@ -132,13 +132,13 @@ class PointPredictor(CloudPredictor[SegmentPrediction]):
             )
         device = predictions["probabilities"].device
         known = {"category": batch["category"].to(device)} if self.categories else {}
-        laps = Laps(World())
-        labels = answers_of(known, predictions, self.run.facts)
+        laps = StageTimer(World())
+        labels = predict_labels(known, predictions, self.run.facts)
         found = [
             self._of(file, numbers[start:end].numpy(), predictions["probabilities"][start:end], own)
             for file, own, (start, end) in zip(files, labels, bounds, strict=True)
         ]
-        laps.end("decode")
+        laps.end_stage("decode")
         together = {"lift" if s == "decode" else s: ms + laps.ms.get(s, 0) for s, ms in inference.ms.items()}
         for file in files:
             self._ms[file.path] |= {stage: ms / len(files) for stage, ms in together.items()}
@@ -173,7 +173,7 @@ class PointPredictor(CloudPredictor[SegmentPrediction]):
         if "label" in self.kinds:
             placed: dict[Path, Path] = {}
             for file in files:
-                place = label_place(scan_name(file))
+                place = label_path(scan_name(file))
                 if place is not None and placed.setdefault(out / place, file) != file:
                     other = placed[out / place]
                     raise UserError(f"--out {out}: {other} and {file} both go to {place}; predict them one by one")
@@ -182,13 +182,13 @@ class PointPredictor(CloudPredictor[SegmentPrediction]):
 
     def write(self, prediction: SegmentPrediction, name: Path) -> dict[str, Path]:
         """Labels, the coloured cloud, with a number format for them the probabilities, and the ids of scans."""
-        laps = Laps(World())
+        laps = StageTimer(World())
         paths = {kind: name.with_name(name.name + ENDINGS[kind]) for kind in self.kinds}
         if prediction.file in self._labels_of:
             paths["label"] = self._labels_of[prediction.file]
         ids = None if self._ids is None else self._ids[prediction.labels]
         write_point_files(prediction, paths, probabilities=self.stored, ids=ids)
-        laps.end("write")
+        laps.end_stage("write")
         self._ms[prediction.file] |= laps.ms
         return paths
 
@@ -204,11 +204,11 @@ class PointPredictor(CloudPredictor[SegmentPrediction]):
         self, file: ReadFile, numbers: np.ndarray, probabilities: Tensor, labels: Tensor
     ) -> SegmentPrediction | Refusal:
         if not bool(probabilities.isfinite().all()):
-            return not_finite(file.path)
+            return refuse_non_finite(file.path)
         probability = probabilities.gather(1, labels[:, None])[:, 0]
         origin = file.source.origin
         assert origin is not None, "sets whose samples have none are refused at the start"
-        answered = standing_for(origin, numbers)
+        answered = nearest_predicted_row(origin, numbers)
         treatment = [file.source.treatment]
         num_others = len(answered) - len(np.unique(numbers)) if origin.rows is not None else len(answered)
         if num_others:
@@ -221,7 +221,7 @@ class PointPredictor(CloudPredictor[SegmentPrediction]):
             class_names=self.run.class_names,
             category=self.categories[int(file.sample["category"])] if self.categories else None,
             treatment=", ".join(treatment),
-            answered=answered,
+            table_rows=answered,
             table=probabilities.float().cpu().numpy() if self.with_probabilities else None,
         )
 
@@ -230,7 +230,7 @@ class PointPredictor(CloudPredictor[SegmentPrediction]):
             raise ConfigError(f"--category {name}: the set that the run was trained on has no categories; leave it out")
         found = _number_of(name, self.categories)
         if found is None:
-            hint = nearest(name, self.categories, otherwise="")
+            hint = suggest(name, self.categories, otherwise="")
             raise ConfigError(f"--category {name}: is none of {', '.join(self.categories)}{hint}")
         return found
 
@@ -247,7 +247,7 @@ class PointPredictor(CloudPredictor[SegmentPrediction]):
         return found
 
 
-def standing_for(origin: Origin, numbers: np.ndarray) -> np.ndarray:
+def nearest_predicted_row(origin: PointOrigin, numbers: np.ndarray) -> np.ndarray:
     """Which answer stands for each point of a file (N,) int64, where answer k is that of the sample's row `numbers[k]`.
 
     A point that was answered for has its own answer, the first where there are several; any other, and every vertex of
@@ -258,7 +258,10 @@ def standing_for(origin: Origin, numbers: np.ndarray) -> np.ndarray:
         answered[origin.rows[numbers[::-1]]] = np.arange(len(numbers))[::-1]
     others = np.flatnonzero(answered < 0)
     if len(others):
-        places, queries = torch.from_numpy(origin.places[numbers])[None], torch.from_numpy(origin.points[others])[None]
+        places, queries = (
+            torch.from_numpy(origin.positions[numbers])[None],
+            torch.from_numpy(origin.points[others])[None],
+        )
         answered[others] = nearest_neighbours(places, num_neighbours=1, queries=queries)[0, :, 0].numpy()
     return answered
 

@@ -27,7 +27,7 @@ class SegmentPrediction:
     class_names: tuple[str, ...]
     category: str | None
     treatment: str
-    answered: np.ndarray
+    table_rows: np.ndarray
     """The row of `table` that each point (N,) has its class from."""
     table: np.ndarray | None = None
     """The model's probabilities (K, C) float32 of every class, K at most N; only where they were asked for."""
@@ -39,7 +39,7 @@ class SegmentPrediction:
     @property
     def probabilities(self) -> np.ndarray | None:
         """Every class's probability of every point (N, C) float32, made anew; None where they were not asked for."""
-        return None if self.table is None else self.table[self.answered]
+        return None if self.table is None else self.table[self.table_rows]
 
     @cached_property
     def mean_probability(self) -> float:

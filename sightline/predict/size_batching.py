@@ -6,7 +6,7 @@ from collections.abc import Callable, Hashable, Iterator, Sequence
 
 from sightline.predict.predictor import ReadFile
 
-__all__ = ["SizeBatches"]
+__all__ = ["SizeBatcher"]
 
 _MAX_WAITING_BATCHES = 8
 """So many batches' worth of files of different kinds may wait for others of their kind."""
@@ -15,7 +15,7 @@ _MAX_SIZE = 2**18
 wait."""
 
 
-class SizeBatches:
+class SizeBatcher:
     """Files that wait for others of their kind, until there are `batch_size` of them or they are large enough."""
 
     def __init__(
@@ -39,7 +39,7 @@ class SizeBatches:
         if len(waiting) >= _MAX_WAITING_BATCHES * self.batch_size or self._size(waiting) > 2 * _MAX_SIZE:
             yield self._groups.pop(max(self._groups, key=lambda kind: len(self._groups[kind])))
 
-    def rest(self) -> Iterator[list[ReadFile]]:
+    def flush(self) -> Iterator[list[ReadFile]]:
         """Every batch, full or not."""
         while self._groups:
             yield self._groups.pop(next(iter(self._groups)))

@@ -15,12 +15,12 @@ import numpy as np
 import torch
 from torch import nn
 
-from sightline.data.files.whole_files import whole_file
-from sightline.data.store.native import sha256_of
+from sightline.data.files.atomic_write import open_atomic
+from sightline.data.store.prepared_set import sha256_of
 from sightline.errors import UserError
-from sightline.plain_files import parse_json, read_plain
 from sightline.probe.features import Features
-from sightline.runs.durable import disk_failure, replace_durably
+from sightline.regular_files import parse_json, read_regular_file
+from sightline.runs.atomic_files import disk_failure, replace_atomic
 
 __all__ = ["FeatureCache", "weights_digest"]
 
@@ -44,7 +44,7 @@ class FeatureCache:
         """The features kept under this key, verified by their hash; None where there are none, or damaged ones."""
         arrays, document = self._paths(key)
         try:
-            kept = parse_json(read_plain(document))
+            kept = parse_json(read_regular_file(document))
             if kept["key"] != _plain(key):
                 return None
             if sha256_of(arrays) != kept["sha256"]:
@@ -76,12 +76,12 @@ class FeatureCache:
         arrays, document = self._paths(key)
         try:
             self._make_folder()
-            with whole_file(arrays) as file:
+            with open_atomic(arrays) as file:
                 np.savez(file, rows=features.rows, labels=features.labels)
             self._assert_own_folder()
             kept = {"key": _plain(key), "sha256": sha256_of(arrays), "samples": len(features)}
             text = json.dumps(kept, indent=2, ensure_ascii=False) + "\n"
-            replace_durably(document, text.encode(errors="backslashreplace"))
+            replace_atomic(document, text.encode(errors="backslashreplace"))
         except OSError as error:
             self._assert_own_folder()
             raise disk_failure(error, arrays) from error

@@ -6,17 +6,17 @@ from collections.abc import Sequence
 from fnmatch import fnmatchcase
 
 from sightline import registry
-from sightline.config.component_words import component_of_words
+from sightline.config.component_arguments import parse_component
 from sightline.errors import UserError
 from sightline.probe.outcome import Probe
 
-__all__ = ["build_probe", "parted"]
+__all__ = ["build_probe", "split_words"]
 
 _OF_CONFIG = ("model.*", "data.*", "transforms.evaluate*", "evaluate.batch_size", "loader.*")
 """What may be laid over: keys with a dot belong to the configs, all others to the probe."""
 
 
-def parted(words: Sequence[str]) -> tuple[list[str], list[str]]:
+def split_words(words: Sequence[str]) -> tuple[list[str], list[str]]:
     """Overrides of configs, and arguments of the probe. Raises UserError for a key that would change neither."""
     overrides = [word for word in words if "." in word.partition("=")[0]]
     for word in overrides:
@@ -28,5 +28,5 @@ def parted(words: Sequence[str]) -> tuple[list[str], list[str]]:
 
 def build_probe(method: str, words: Sequence[str]) -> Probe:
     """The probe of this name with these arguments. Raises ConfigError for all that is wrong with them at once."""
-    built: Probe = registry.probes.build(component_of_words(registry.probes, method, words), facts={})
+    built: Probe = registry.probes.build(parse_component(registry.probes, method, words), facts={})
     return built

@@ -11,9 +11,9 @@ from typing import Any, Literal
 import numpy as np
 
 from sightline.errors import ConfigError, DataError
-from sightline.plain_files import parse_json, read_plain
+from sightline.regular_files import parse_json, read_regular_file
 
-__all__ = ["CONVENTIONS", "Convention", "Episode", "Setting", "draw_episodes", "plain_episodes", "read_episodes"]
+__all__ = ["CONVENTIONS", "Convention", "Episode", "EpisodeSetting", "draw_episodes", "plain_episodes", "read_episodes"]
 
 Convention = Literal["train", "test"]
 """Where queries come from: more samples of the training part, as in CrossPoint, or the test part, as in Point-BERT."""
@@ -21,7 +21,7 @@ CONVENTIONS: tuple[Convention, ...] = ("train", "test")
 
 
 @dataclass(frozen=True)
-class Setting:
+class EpisodeSetting:
     """So many classes (`ways`), samples of each to learn from (`shots`), and queries of each."""
 
     ways: int
@@ -41,7 +41,7 @@ class Episode:
     Both are ordered by class, in the order of `classes`; no place is in both where both are of the training part.
     """
 
-    setting: Setting
+    setting: EpisodeSetting
     convention: Convention
     classes: tuple[int, ...]
     support: tuple[int, ...]
@@ -49,7 +49,7 @@ class Episode:
 
 
 def draw_episodes(
-    setting: Setting,
+    setting: EpisodeSetting,
     convention: Convention,
     train_labels: np.ndarray,
     test_labels: np.ndarray,
@@ -116,7 +116,7 @@ def read_episodes(path: Path, train_labels: np.ndarray, test_labels: np.ndarray)
     for queries that are in the support; DataError for those of other data.
     """
     try:
-        document = parse_json(read_plain(path))
+        document = parse_json(read_regular_file(path))
         kept = document if "episodes" in document else document["details"]["few_shot"]
         episodes = [_episode(each) for each in kept["episodes"]]
         digest = kept["labels"]
@@ -161,7 +161,7 @@ def _fault(episode: Episode, train_labels: np.ndarray, asked_labels: np.ndarray)
 def _episode(kept: Mapping[str, Any]) -> Episode:
     if kept["convention"] not in CONVENTIONS:
         raise ValueError(f"convention {kept['convention']!r}")
-    setting = Setting(int(kept["ways"]), int(kept["shots"]), int(kept["queries"]))
+    setting = EpisodeSetting(int(kept["ways"]), int(kept["shots"]), int(kept["queries"]))
     return Episode(setting, kept["convention"], *(tuple(map(int, kept[k])) for k in ("classes", "support", "query")))
 
 

@@ -11,16 +11,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sightline.binding import Offer, bind
-from sightline.engine.build import Part
+from sightline.binding import AvailableKeys, bind
+from sightline.engine.batch_stream import evaluation_keys, read_batches
+from sightline.engine.build import DataSubset
 from sightline.engine.device import to_device
 from sightline.engine.distributed import World
 from sightline.engine.precision import Precision
-from sightline.engine.stream import evaluation_keys, read_batches
 from sightline.errors import ConfigError, DataError
-from sightline.members import ModelMembers
+from sightline.optional_members import ModelMembers
 
-__all__ = ["Features", "encoder_of", "extract", "faults_shared", "label_key", "statistics_of"]
+__all__ = ["Features", "extract", "feature_statistics", "get_encode", "label_key", "share_errors"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,14 +38,14 @@ class Features:
         return Features(self.rows[index], self.labels[index])
 
 
-def label_key(part: Part) -> str | None:
+def label_key(part: DataSubset) -> str | None:
     """The field with one class for each cloud: `label`, `category` where labels are of points, None without either."""
     fields = part.dataset.info.fields
     return next((name for name in ("label", "category") if name in fields and not fields[name].shape.split()), None)
 
 
 def extract(
-    model: nn.Module, part: Part, world: World, *, batch_size: int, seed: int, precision: str, workers: int = 0
+    model: nn.Module, part: DataSubset, world: World, *, batch_size: int, seed: int, precision: str, workers: int = 0
 ) -> Features:
     """The feature of every sample, by the model's `encode` in evaluation mode and without gradient.
 
@@ -58,7 +58,9 @@ def extract(
         raise ConfigError(
             f"{part.split}: the data set gives no class for each cloud (label or category); none to probe"
         )
-    encode = bind(encoder_of(model), Offer("the data set", part.reader.keys), owner=f"{type(model).__name__}.encode")
+    encode = bind(
+        get_encode(model), AvailableKeys("the data set", part.reader.keys), owner=f"{type(model).__name__}.encode"
+    )
     plan = evaluation_keys(part.indices, batch_size, epoch=0, seed=seed)
     mine = range(world.rank, len(plan), world.size)
     was_training, number = model.training, Precision(precision)
@@ -70,9 +72,9 @@ def extract(
     end = 0
     batches = read_batches(part.reader, (plan[place] for place in mine), workers)
     model.eval()
-    with torch.no_grad(), contextlib.closing(batches), faults_shared(world):
+    with torch.no_grad(), contextlib.closing(batches), share_errors(world):
         for batch in batches:
-            taken = to_device(encode.select(batch), world.device, floats=number.parameters)
+            taken = to_device(encode.select(batch), world.device, float_dtype=number.parameter_dtype)
             with number.autocast(world.device):
                 encoded: Tensor = encode.function(**taken)
             start, end = end, end + len(encoded)
@@ -80,29 +82,29 @@ def extract(
             labels[start:end] = batch[key]
             places[start:end] = batch["sample_index"]
     model.train(was_training)
-    everyone = [world.gather_rows(each, what="features")[0] for each in (rows, labels, places)]
+    everyone = [world.gather_rows(each, operation="features")[0] for each in (rows, labels, places)]
     return _in_order(part, *everyone)
 
 
 @contextlib.contextmanager
-def faults_shared(world: World) -> Iterator[None]:
+def share_errors(world: World) -> Iterator[None]:
     """A fault on one process inside is one on all of them: none is left waiting for the others."""
     fault: Exception | None = None
     try:
         yield
     except Exception as error:  # noqa: BLE001 - raised again below
         fault = error
-    faults = world.gather_text("" if fault is None else str(fault) or type(fault).__name__, what="faults")
+    faults = world.gather_text("" if fault is None else str(fault) or type(fault).__name__, operation="faults")
     if fault is not None:
         raise fault
     if any(faults):
         raise DataError(next(filter(None, faults)))
 
 
-def encoder_of(model: nn.Module) -> Any:
+def get_encode(model: nn.Module) -> Any:
     """The model's `encode`. Raises ConfigError for a model that has none."""
-    encode = ModelMembers.encode.of(model)
-    if not callable(encode) or ModelMembers.feature_width.of(model) is None:
+    encode = ModelMembers.encode.get(model)
+    if not callable(encode) or ModelMembers.feature_width.get(model) is None:
         raise ConfigError(
             f"{type(model).__name__}: has no `encode` and `feature_width`; probes need a model that derives from an "
             "encoder, such as dgcnn, intrapoint or crosspoint"
@@ -110,7 +112,7 @@ def encoder_of(model: nn.Module) -> Any:
     return encode
 
 
-def statistics_of(rows: np.ndarray) -> dict[str, float]:
+def feature_statistics(rows: np.ndarray) -> dict[str, float]:
     """Scale and life of features: the mean norm, deviations of dimensions, the share of those that never change.
 
     `variance` is the sum over the dimensions, the mean square distance from the mean: the scale that a machine with an
@@ -130,12 +132,12 @@ def statistics_of(rows: np.ndarray) -> dict[str, float]:
     }
 
 
-def _in_order(part: Part, rows: Tensor, labels: Tensor, places: Tensor) -> Features:
+def _in_order(part: DataSubset, rows: Tensor, labels: Tensor, places: Tensor) -> Features:
     order = np.argsort(places.numpy(), kind="stable")
     assert np.array_equal(places.numpy()[order], np.sort(part.indices)), "every sample is encoded exactly once"
     ordered = rows.numpy()[order]
     broken = np.flatnonzero(~np.isfinite(ordered).all(axis=1))
     if len(broken):
-        name = part.name_of(int(broken[0]))
+        name = part.sample_name(int(broken[0]))
         raise DataError(f"{part.split}/{name}: its feature is not finite ({len(broken)} such); sightline check RUN")
     return Features(ordered, labels.numpy()[order])

@@ -13,20 +13,20 @@ import numpy as np
 from sightline import registry
 from sightline.arguments import Count, Seed
 from sightline.errors import ConfigError
+from sightline.probe.classifiers import require_sklearn, standardise, support_vector_machine
 from sightline.probe.episodes import (
     CONVENTIONS,
     Convention,
     Episode,
-    Setting,
+    EpisodeSetting,
     draw_episodes,
     plain_episodes,
     read_episodes,
 )
 from sightline.probe.features import Features
-from sightline.probe.learners import assert_there, standardised, support_vector_machine
 from sightline.probe.outcome import Outcome, Table
 
-__all__ = ["FewShot", "accuracy_of", "answers_of"]
+__all__ = ["FewShot", "accuracy_of", "predict_queries"]
 
 _PARTS = {"train": "training part", "test": "test part"}
 _ORIGIN = {
@@ -60,7 +60,7 @@ class FewShot:
     ) -> None:
         if not ways or not shots or min(ways) < 2:
             raise ConfigError("ways: give at least one number of classes, 2 or more, and one of shots")
-        assert_there()
+        require_sklearn()
         drawn = {"ways": ways, "shots": shots, "queries": queries, "runs": runs, "convention": convention, "seed": seed}
         given = [name for name, value in drawn.items() if value != _default_of(name)]
         if episodes is not None and given:
@@ -68,7 +68,7 @@ class FewShot:
                 f"episodes: those of {episodes} are repeated as they are, and {', '.join(given)} would change nothing; "
                 "give the file alone, or draw"
             )
-        self.settings = [Setting(w, s, queries) for w in sorted(set(ways)) for s in sorted(set(shots))]
+        self.settings = [EpisodeSetting(w, s, queries) for w in sorted(set(ways)) for s in sorted(set(shots))]
         self.runs = runs
         self.conventions: tuple[Convention, ...] = CONVENTIONS if convention == "both" else (convention,)
         self.seed = seed
@@ -133,11 +133,11 @@ def accuracy_of(episode: Episode, train: Features, test: Features) -> float:
     """The share of an episode's queries that are predicted right."""
     support = train.take(np.array(episode.support))
     query = (train if episode.convention == "train" else test).take(np.array(episode.query))
-    return float((answers_of(support, query.rows) == query.labels).mean())
+    return float((predict_queries(support, query.rows) == query.labels).mean())
 
 
-def answers_of(support: Features, rows: np.ndarray) -> np.ndarray:
+def predict_queries(support: Features, rows: np.ndarray) -> np.ndarray:
     """The classes of `rows` by a linear SVM with C = 1 that learns from the support, standardised by it alone."""
-    known, asked = standardised(support.rows.astype(np.float64), rows.astype(np.float64))
+    known, asked = standardise(support.rows.astype(np.float64), rows.astype(np.float64))
     answers: np.ndarray = support_vector_machine(1.0, kernel="linear").fit(known, support.labels).predict(asked)
     return answers

@@ -12,16 +12,16 @@ from torch import nn
 from sightline.config import RunConfig
 from sightline.engine.distributed import World
 from sightline.errors import DataError, UserError
-from sightline.probe.agreement import warnings_on_data
 from sightline.probe.cache import FeatureCache
-from sightline.probe.features import faults_shared
-from sightline.probe.folds import chance_of
+from sightline.probe.data_mismatch import warnings_on_data
+from sightline.probe.features import share_errors
+from sightline.probe.folds import chance_accuracy
 from sightline.probe.outcome import UnprobableError, assert_fits
-from sightline.probe.subject import Recipe, Split, open_data, split_of
+from sightline.probe.probed_data import EncoderRecipe, FeatureSplit, extract_split, open_data
 from sightline.probe.svm import SVM
 from sightline.probe.threads import start
 
-__all__ = ["final_metrics", "learnt_by_first"]
+__all__ = ["final_metrics", "fit_on_rank_zero"]
 
 _METHOD = "probe_svm_accuracy"
 _LONGEST_TURN_S = 1.0
@@ -37,22 +37,22 @@ def final_metrics(
     every process: the first one learns, and all get the same figure.
     """
     try:
-        with faults_shared(world):  # a process may lack scikit-learn, or the data
+        with share_errors(world):  # a process may lack scikit-learn, or the data
             probe = SVM(standardise="no")
             data = open_data(config)
             assert_fits(probe, len(data.train.indices))
             remarks = warnings_on_data(config, data.train.dataset.info, config.model, data)
-        split = split_of(model, Recipe(config.model, config.train.precision), data, world, cache=cache)
+        split = extract_split(model, EncoderRecipe(config.model, config.train.precision), data, world, cache=cache)
     except Exception as error:  # noqa: BLE001 - hours of training are not lost for a figure, whatever is wrong with it
         return {}, [_left_out(error)]  # on all processes, though each may put it in other words
-    text = learnt_by_first(
+    text = fit_on_rank_zero(
         world, lambda: _learn(probe, split, data.num_classes), timeout_s=config.distributed.timeout_s
     )
     metrics, notes = json.loads(text)
     return metrics, [*remarks, *notes]
 
 
-def learnt_by_first(world: World, learn: Callable[[], str], *, timeout_s: float) -> str:
+def fit_on_rank_zero(world: World, learn: Callable[[], str], *, timeout_s: float) -> str:
     """The result of `learn` on the first process, on every one, however long it takes.
 
     The others do not wait in one collective, which `timeout_s` would end, but meet the first again and again while it
@@ -61,10 +61,10 @@ def learnt_by_first(world: World, learn: Callable[[], str], *, timeout_s: float)
     if world.size == 1:
         return learn()
     turn_s = min(_LONGEST_TURN_S, timeout_s / 10)
-    learning = world.on_first(start)(learn)
+    learning = world.rank_zero_only(start)(learn)
     text = ""
     while not text:
-        text = world.broadcast_text(_text_within(learning, turn_s), what="the probe's figure")
+        text = world.broadcast_text(_text_within(learning, turn_s), operation="the probe's figure")
     return text
 
 
@@ -75,12 +75,12 @@ def _text_within(learning: Future[str] | None, turn_s: float) -> str:
     return learning.result() if learning.done() else ""
 
 
-def _learn(probe: SVM, split: Split, num_classes: int) -> str:
+def _learn(probe: SVM, split: FeatureSplit, num_classes: int) -> str:
     try:
         outcome = probe(split.train, split.test)
     except DataError as error:  # too few samples of a class
         return json.dumps([{}, [_left_out(error)]])
-    chance = chance_of(split.train.labels, split.test.labels, num_classes)
+    chance = chance_accuracy(split.train.labels, split.test.labels, num_classes)
     guessing = f"guessing gets {chance['uniform_guess']:.4f}, always the largest class {chance['largest_class']:.4f}"
     return json.dumps([dict(outcome.metrics), [f"{_METHOD}: {line}" for line in (guessing, *outcome.warnings)]])
 

@@ -8,7 +8,7 @@ from sightline.draws import Draws
 from sightline.probe.outcome import UnprobableError
 from sightline.types import SampleKey
 
-__all__ = ["chance_of", "stratified_folds"]
+__all__ = ["chance_accuracy", "stratified_folds"]
 
 
 def stratified_folds(labels: np.ndarray, *, num_folds: int, seed: int) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -31,7 +31,7 @@ def stratified_folds(labels: np.ndarray, *, num_folds: int, seed: int) -> list[t
     return folds
 
 
-def chance_of(train_labels: np.ndarray, test_labels: np.ndarray, num_classes: int) -> dict[str, float]:
+def chance_accuracy(train_labels: np.ndarray, test_labels: np.ndarray, num_classes: int) -> dict[str, float]:
     """What needs no features: guessing evenly, and always the class that training has most of."""
     most = np.bincount(train_labels).argmax()
     return {"uniform_guess": 1.0 / num_classes, "largest_class": float((test_labels == most).mean())}

@@ -10,12 +10,12 @@ import numpy as np
 from sightline import registry
 from sightline.arguments import Count, Seed
 from sightline.errors import ConfigError
+from sightline.probe.classifiers import Folds
 from sightline.probe.features import Features
 from sightline.probe.folds import stratified_folds
-from sightline.probe.learners import Folds
 from sightline.probe.outcome import Outcome, Table
 
-__all__ = ["KNN", "nearest_labels", "votes_of"]
+__all__ = ["KNN", "majority_vote", "nearest_labels"]
 
 _ROWS_AT_ONCE = 1024
 
@@ -71,7 +71,7 @@ class KNN:
 
     def _accuracies(self, train: Features, scored: Features) -> list[float]:
         near = nearest_labels(train, scored.rows, num_neighbours=self.numbers[-1])
-        return [float((votes_of(near[:, :k]) == scored.labels).mean()) for k in self.numbers]
+        return [float((majority_vote(near[:, :k]) == scored.labels).mean()) for k in self.numbers]
 
 
 def nearest_labels(train: Features, rows: np.ndarray, *, num_neighbours: int) -> np.ndarray:
@@ -86,7 +86,7 @@ def nearest_labels(train: Features, rows: np.ndarray, *, num_neighbours: int) ->
     )
 
 
-def votes_of(labels: np.ndarray) -> np.ndarray:
+def majority_vote(labels: np.ndarray) -> np.ndarray:
     """The label that most columns of each row hold, (N, k) -> (N,); of equal ones that which comes first."""
     matches = (labels[:, :, None] == labels[:, None, :]).sum(axis=2)
     return labels[np.arange(len(labels)), matches.argmax(axis=1)]

@@ -7,11 +7,11 @@ from typing import ClassVar
 import numpy as np
 
 from sightline import registry
-from sightline.arguments import Count, Seed, Size
+from sightline.arguments import Count, PositiveFloat, Seed
 from sightline.errors import ConfigError
+from sightline.probe.classifiers import Folds, logistic_regression, require_sklearn, standardise
 from sightline.probe.features import Features
 from sightline.probe.folds import stratified_folds
-from sightline.probe.learners import Folds, assert_there, logistic_regression, standardised
 from sightline.probe.outcome import Outcome, Table
 
 __all__ = ["Linear"]
@@ -31,14 +31,14 @@ class Linear:
     def __init__(
         self,
         *,
-        C: tuple[Size, ...] = (1e-3, 1e-2, 0.1, 1.0),
+        C: tuple[PositiveFloat, ...] = (1e-3, 1e-2, 0.1, 1.0),
         folds: Folds = 3,
         max_iterations: Count = 200,
         seed: Seed = 0,
     ) -> None:
         if not C:
             raise ConfigError("C: found [], allowed is at least one number above 0")
-        assert_there()
+        require_sklearn()
         self.costs = tuple(sorted(set(C)))
         self.num_folds = folds
         self.max_iterations = max_iterations
@@ -78,7 +78,7 @@ class Linear:
         )
 
     def _accuracies(self, train: Features, scored: Features) -> tuple[list[float], list[bool]]:
-        known, asked = standardised(train.rows.astype(np.float64), scored.rows.astype(np.float64))
+        known, asked = standardise(train.rows.astype(np.float64), scored.rows.astype(np.float64))
         fitted = [
             logistic_regression(cost, known, train.labels, max_iterations=self.max_iterations) for cost in self.costs
         ]

@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from sightline.probe.features import statistics_of
-from sightline.probe.folds import chance_of
+from sightline.probe.features import feature_statistics
+from sightline.probe.folds import chance_accuracy
 from sightline.probe.outcome import Outcome, Probe
-from sightline.probe.runs import Probed, Twins
+from sightline.probe.probed_run import FeatureComparison, ProbedRun
 
-__all__ = ["Comparison", "compare"]
+__all__ = ["Comparison", "compare_with_baselines"]
 
 
 _BLIND = "the test part chose neither the checkpoint nor anything of the method"
@@ -50,7 +50,7 @@ class Comparison:
         """What guessing gets of an accuracy."""
         return self.trained.chance.get(name, self.chance["uniform_guess"])
 
-    def document(self, probed: Probed) -> dict[str, Any]:
+    def document(self, probed: ProbedRun) -> dict[str, Any]:
         """All of it in plain values, with what was probed."""
         return {
             "run": str(probed.run),
@@ -83,13 +83,13 @@ class Comparison:
         }
 
 
-def compare(probe: Probe, twins: Twins, num_classes: int) -> Comparison:
+def compare_with_baselines(probe: Probe, twins: FeatureComparison, num_classes: int) -> Comparison:
     """The probe on the features of each, the same for all."""
     trained = twins.trained
     return Comparison(
         trained=probe(trained.train, trained.test),
         random={seed: probe(split.train, split.test) for seed, split in twins.random.items()},
-        chance=chance_of(trained.train.labels, trained.test.labels, num_classes),
-        statistics=statistics_of(trained.train.rows),
-        random_statistics={seed: statistics_of(split.train.rows) for seed, split in twins.random.items()},
+        chance=chance_accuracy(trained.train.labels, trained.test.labels, num_classes),
+        statistics=feature_statistics(trained.train.rows),
+        random_statistics={seed: feature_statistics(split.train.rows) for seed, split in twins.random.items()},
     )

@@ -11,15 +11,15 @@ import numpy as np
 import torch
 
 from sightline import registry
-from sightline.arguments import Count, Seed, Size
+from sightline.arguments import Count, PositiveFloat, Seed
 from sightline.errors import ConfigError
-from sightline.probe.features import Features, statistics_of
+from sightline.probe.classifiers import Folds, require_sklearn, standardise, support_vector_machine
+from sightline.probe.features import Features, feature_statistics
 from sightline.probe.folds import stratified_folds
-from sightline.probe.learners import Folds, assert_there, standardised, support_vector_machine
 from sightline.probe.outcome import Outcome, Table, assert_fits
 from sightline.probe.threads import map_in_threads
 
-__all__ = ["SVM", "Answers", "choice_in_words"]
+__all__ = ["SVM", "SVMPredictions", "choice_in_words"]
 
 COSTS = (1e-3, 1e-2, 0.1, 1.0, 10.0, 100.0)
 _FOLDS = 5
@@ -40,7 +40,7 @@ class _Row:
 
 
 @dataclass(frozen=True)
-class Answers:
+class SVMPredictions:
     """The classes that machines of one C give, and whether they came to their end."""
 
     classes: np.ndarray
@@ -71,13 +71,13 @@ class SVM:
     def __init__(
         self,
         *,
-        C: tuple[Size, ...] = COSTS,
+        C: tuple[PositiveFloat, ...] = COSTS,
         folds: Folds = _FOLDS,
         standardise: Literal["both", "no", "yes"] = "both",
         max_iterations: Count = 1_000_000,
         seed: Seed = 0,
     ) -> None:
-        assert_there()
+        require_sklearn()
         if not C:
             raise ConfigError("C: found [], allowed is at least one number above 0")
         self.costs = tuple(sorted(set(C)))
@@ -97,7 +97,7 @@ class SVM:
         tables = {form: self._search(train, test, is_standardised=form) for form in self.forms}
         chosen = {form: max(rows, key=lambda row: row.validated) for form, rows in tables.items()}
         names = {form: "probe_svm_accuracy" + ("_standardised" if form else "") for form in self.forms}
-        statistics = statistics_of(train.rows)
+        statistics = feature_statistics(train.rows)
         notes = [self._edge(chosen[form], form, statistics["mean_norm"]) for form in self.forms]
         notes += [self._unfinished(tables[form], form) for form in self.forms]
         return Outcome(
@@ -122,12 +122,12 @@ class SVM:
         folds = stratified_folds(train.labels, num_folds=self.num_folds, seed=self.seed)
         if is_standardised:
             parts = [(train.take(kept), train.take(held_out)) for kept, held_out in folds]
-            answers = [self.answers(rest, held_out.rows, is_standardised=True) for rest, held_out in parts]
+            answers = [self.predict_all_costs(rest, held_out.rows, is_standardised=True) for rest, held_out in parts]
         else:
             answers = self._shared(train, folds)
         labels = [train.labels[held_out] for _, held_out in folds]
         scored = np.array([_accuracies(each, held) for each, held in zip(answers, labels, strict=True)])
-        last = self.answers(train, test.rows, is_standardised=is_standardised)
+        last = self.predict_all_costs(train, test.rows, is_standardised=is_standardised)
         tested = _accuracies(last, test.labels)
         return [
             _Row(
@@ -140,7 +140,9 @@ class SVM:
             for place, cost in enumerate(self.costs)
         ]
 
-    def answers(self, train: Features, rows: np.ndarray, *, is_standardised: bool = False) -> list[Answers]:
+    def predict_all_costs(
+        self, train: Features, rows: np.ndarray, *, is_standardised: bool = False
+    ) -> list[SVMPredictions]:
         """Of `rows` for each C in ascending order; products of rows are taken once, in float64, and shared by all.
 
         Rows of a class stand together, so that the products of a pair of classes do in memory.
@@ -148,10 +150,10 @@ class SVM:
         order = np.argsort(train.labels, kind="stable")
         known, asked = train.rows[order].astype(np.float64), rows.astype(np.float64)
         if is_standardised:
-            known, asked = standardised(known, asked)
+            known, asked = standardise(known, asked)
         return self._learnt(known @ known.T, asked @ known.T, train.labels[order])
 
-    def _shared(self, train: Features, folds: Sequence[tuple[np.ndarray, np.ndarray]]) -> list[list[Answers]]:
+    def _shared(self, train: Features, folds: Sequence[tuple[np.ndarray, np.ndarray]]) -> list[list[SVMPredictions]]:
         """The predictions from plain features in every fold, from the products of all training rows, taken once."""
         order = np.argsort(train.labels, kind="stable")
         place = np.argsort(order)
@@ -163,16 +165,16 @@ class SVM:
             answers.append(self._learnt(products[np.ix_(known, known)], products[np.ix_(asked, known)], labels[known]))
         return answers
 
-    def _learnt(self, between: np.ndarray, across: np.ndarray, labels: np.ndarray) -> list[Answers]:
+    def _learnt(self, between: np.ndarray, across: np.ndarray, labels: np.ndarray) -> list[SVMPredictions]:
         """By a machine for each C, from the products of known rows, and of those asked about with them.
 
         Threads share the values of C among them.
         """
 
-        def answer(cost: float) -> Answers:
+        def answer(cost: float) -> SVMPredictions:
             machine = support_vector_machine(cost, kernel="precomputed", max_iterations=self.max_iterations)
             machine.fit(between, labels)
-            return Answers(machine.predict(across), machine.fit_status_ == 0)
+            return SVMPredictions(machine.predict(across), machine.fit_status_ == 0)
 
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Solver terminated early")  # the table shows it, and of which C
@@ -196,7 +198,7 @@ class SVM:
         )
 
 
-def _accuracies(answers: Sequence[Answers], labels: np.ndarray) -> list[float]:
+def _accuracies(answers: Sequence[SVMPredictions], labels: np.ndarray) -> list[float]:
     return [float((each.classes == labels).mean()) for each in answers]
 
 

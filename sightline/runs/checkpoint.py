@@ -10,28 +10,28 @@ from collections.abc import Callable
 from pathlib import Path
 
 from sightline.errors import CheckpointError
-from sightline.plain_files import link_outward
-from sightline.runs.durable import disk_failure, sync_folder
-from sightline.runs.snapshots import FORMAT_VERSION, Snapshot, read_folder, read_steps, step_of, write_folder
-from sightline.runs.states import optimizer_tensors, random_state, restore_optimizer, restore_random_state
-from sightline.runs.weights import MatchReport, load_weights
+from sightline.regular_files import find_outward_link
+from sightline.runs.atomic_files import disk_failure, sync_folder
+from sightline.runs.optimizer_and_rng_state import get_rng_state, optimizer_tensors, restore_optimizer, set_rng_state
+from sightline.runs.snapshots import FORMAT_VERSION, Snapshot, read_snapshot, read_steps, step_of, write_snapshot
+from sightline.runs.weights import WeightLoadReport, load_weights
 
 __all__ = [
     "FORMAT_VERSION",
-    "MatchReport",
     "Snapshot",
-    "find",
-    "kept",
+    "WeightLoadReport",
+    "enclosing_run",
+    "get_rng_state",
+    "list_checkpoints",
     "load",
     "load_weights",
-    "newest_sound",
+    "newest_valid",
     "optimizer_tensors",
-    "random_state",
+    "resolve",
     "restore_optimizer",
-    "restore_random_state",
     "rewind",
-    "run_around",
     "save",
+    "set_rng_state",
 ]
 
 _FOLDER = "checkpoints"
@@ -67,7 +67,7 @@ def save(
         shelf.mkdir(parents=assert_own is _assert_nothing, exist_ok=True)  # one that was moved is not made anew
         _tidy(shelf)
         best_step = snapshot.step if is_best else _linked_step(shelf, "best")
-        write_folder(_beside(target, "partial"), snapshot, best_step=best_step)
+        write_snapshot(_beside(target, "partial"), snapshot, best_step=best_step)
         assert_own()
         _swap_in(target)
         for link in ("best", "last") if is_best else ("last",):
@@ -80,7 +80,9 @@ def save(
         with contextlib.suppress(OSError):
             assert_own()
             _tidy(shelf)
-        raise disk_failure(error, target, kept="earlier checkpoints are intact" if kept(directory) else "") from error
+        raise disk_failure(
+            error, target, still_intact="earlier checkpoints are intact" if list_checkpoints(directory) else ""
+        ) from error
     return target
 
 
@@ -90,24 +92,24 @@ def load(path: Path, *, remedy: str = _REMEDY) -> Snapshot:
     `remedy` is what to do with a sound one where this is damaged; by default that of training.
     Raises CheckpointError, naming the file and the newest sound checkpoint beside it, if a byte is not as it was saved.
     """
-    folder = find(path, remedy)
+    folder = resolve(path, remedy)
     try:
-        return read_folder(folder)
+        return read_snapshot(folder)
     except CheckpointError as error:
         raise CheckpointError(f"{error}; {_sound_hint(folder, remedy)}") from error
 
 
-def kept(directory: Path) -> list[Path]:
+def list_checkpoints(directory: Path) -> list[Path]:
     """The checkpoints that a run directory keeps, oldest first."""
     return _steps(_shelf_of(directory))
 
 
-def newest_sound(directory: Path) -> tuple[Path | None, list[str]]:
+def newest_valid(directory: Path) -> tuple[Path | None, list[str]]:
     """The newest checkpoint of a run directory that verifies, and one line for each newer one that does not."""
     rejected = []
     for folder in reversed(_steps(_shelf_of(directory))):
         try:
-            read_folder(folder)
+            read_snapshot(folder)
         except CheckpointError as error:
             rejected.append(str(error))
         else:
@@ -236,13 +238,13 @@ def _shelf_of(directory: Path) -> Path:
     return directory / _FOLDER if (directory / _FOLDER).is_dir() else directory
 
 
-def find(path: Path, remedy: str = _REMEDY) -> Path:
+def resolve(path: Path, remedy: str = _REMEDY) -> Path:
     """The checkpoint folder that a user's path means. Raises CheckpointError where there is none."""
     shelf = _shelf_of(path)
     if (shelf / "last").is_symlink() or shelf.name == _FOLDER:
         path = shelf / "last"
     link = f"{path}: points to '{os.readlink(path)}'" if path.is_symlink() else ""
-    if link_outward(path.parent, [path.name]) is not None:
+    if find_outward_link(path.parent, [path.name]) is not None:
         raise CheckpointError(f"{link}, out of {path.parent}; give the folder itself")
     if link and not path.exists():
         raise CheckpointError(f"{link}, which is not there; {_sound_hint(path, remedy)}")
@@ -252,7 +254,7 @@ def find(path: Path, remedy: str = _REMEDY) -> Path:
     return path.parent / os.readlink(path) if path.is_symlink() else path
 
 
-def run_around(place: Path) -> Path | None:
+def enclosing_run(place: Path) -> Path | None:
     """The run that a path is the directory of, or that a checkpoint lies in; None where there is no config beside it.
 
     No further than a run keeps its checkpoints: a config somewhere above does not describe copied weights.
@@ -262,5 +264,5 @@ def run_around(place: Path) -> Path | None:
 
 
 def _sound_hint(damaged: Path, remedy: str) -> str:
-    sound, _ = newest_sound(damaged.parent)
+    sound, _ = newest_valid(damaged.parent)
     return f"the newest sound one is {sound}; {remedy}" if sound else "no other checkpoint beside it is sound"

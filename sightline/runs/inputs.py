@@ -10,11 +10,11 @@ from sightline import registry
 from sightline.config import RunConfig
 from sightline.errors import UserError
 from sightline.runs.run_documents import load_document, read_facts
-from sightline.types import CloudForm, DataInfo, Dealing, Field, Folds, ScanForm
+from sightline.types import CloudInputSpec, DataInfo, Dealing, Field, Folds, ScanInputSpec
 
-__all__ = ["INPUTS", "inputs_document", "read_inputs"]
+__all__ = ["INPUTS_FILE", "inputs_document", "read_inputs"]
 
-INPUTS = "inputs.json"
+INPUTS_FILE = "inputs.json"
 
 
 def inputs_document(info: DataInfo) -> dict[str, Any]:
@@ -35,22 +35,24 @@ def read_inputs(run: Path, config: RunConfig) -> DataInfo:
     A run made before folders held this asks its data set once more. Raises UserError where neither can be read.
     """
     facts = read_facts(run)
-    if not (run / INPUTS).exists():
+    if not (run / INPUTS_FILE).exists():
         return _asked_again(run, config)
-    document = load_document(run / INPUTS)
+    document = load_document(run / INPUTS_FILE)
     try:
         fields = {name: Field(**values) for name, values in document["fields"].items()}
-        form = None if document["clouds"] is None else CloudForm(**document["clouds"])
+        form = None if document["clouds"] is None else CloudInputSpec(**document["clouds"])
         parts = document.get("folds")
         folds = None if parts is None else Folds(tuple(parts["names"]), tuple(parts["tested"]))
         stated = document.get("scans")
-        scans = None if stated is None else ScanForm(**{key: _of_plain(each) for key, each in stated.items()})
+        scans = None if stated is None else ScanInputSpec(**{key: _of_plain(each) for key, each in stated.items()})
         noted = document.get("split")
         dealing = None if noted is None else Dealing(noted["rule"], noted["seed"], tuple(noted["parts"]))
         features = tuple(document["features"])
         return DataInfo(facts, fields, features=features, clouds=form, folds=folds, scans=scans, dealing=dealing)
     except (KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{run / INPUTS}: is not what a run's data set stated ({error}); make the run again") from None
+        raise UserError(
+            f"{run / INPUTS_FILE}: is not what a run's data set stated ({error}); make the run again"
+        ) from None
 
 
 def _of_plain(value: Any) -> Any:
@@ -68,6 +70,6 @@ def _asked_again(run: Path, config: RunConfig) -> DataInfo:
         info: DataInfo = registry.data.build(config.data, facts={"split": "train"}).info
     except UserError as error:
         raise UserError(
-            f"{run / INPUTS}: is missing, an older sightline made the run, and its data set cannot be read: {error}"
+            f"{run / INPUTS_FILE}: is missing, an older sightline made the run, and its data set cannot be read: {error}"
         ) from error
     return info

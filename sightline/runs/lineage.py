@@ -13,16 +13,16 @@ from sightline.config import RunConfig, read_config
 from sightline.errors import UserError
 from sightline.layers.quantisation.parametrised import weight_sizes
 from sightline.runs import checkpoint
-from sightline.runs.checkpoint import MatchReport
+from sightline.runs.checkpoint import WeightLoadReport
 from sightline.runs.inputs import read_inputs
+from sightline.runs.preprocessing_signature import preprocessing_signature, signature_differences, training_differences
 from sightline.runs.run_documents import load_document
-from sightline.runs.stages import differences, stage_of, training_differences
-from sightline.runs.trained_weights import evaluated_sha256, find
+from sightline.runs.trained_weights import evaluated_sha256, resolve_weights
 from sightline.types import DataInfo
 
-__all__ = ["LINEAGE", "describe_lineage", "describe_stage", "read_lineage", "trace_lineage"]
+__all__ = ["LINEAGE_FILE", "describe_lineage", "describe_stage", "read_lineage", "trace_lineage"]
 
-LINEAGE = "lineage.json"
+LINEAGE_FILE = "lineage.json"
 
 
 def read_lineage(run: Path) -> dict[str, Any] | None:
@@ -30,7 +30,7 @@ def read_lineage(run: Path) -> dict[str, Any] | None:
 
     Raises UserError where the document lacks what every run keeps, or holds it as another type.
     """
-    path = run / LINEAGE
+    path = run / LINEAGE_FILE
     if not path.exists():
         return None
     lineage = load_document(path)
@@ -63,7 +63,7 @@ def _check_kinds(document: Mapping[str, Any], kinds: Mapping[str, Any]) -> None:
             raise TypeError(f"'{key}' is a {type(document[key]).__name__}")
 
 
-def trace_lineage(config: RunConfig, info: DataInfo, report: MatchReport) -> dict[str, Any]:
+def trace_lineage(config: RunConfig, info: DataInfo, report: WeightLoadReport) -> dict[str, Any]:
     """What `lineage.json` holds of a run with `init`: source, what of it was taken, both stages, how they differ.
 
     `differences` are of what both evaluate on, `training_differences` of what they train on. `info` is that of the
@@ -71,10 +71,10 @@ def trace_lineage(config: RunConfig, info: DataInfo, report: MatchReport) -> dic
     whose data is unknown. `lineage` is the source's own.
     """
     assert config.init is not None, "only a run that starts from weights has a lineage"
-    folder = find(Path(config.init.source)).resolve()
-    run = checkpoint.run_around(folder)
+    folder = resolve_weights(Path(config.init.source)).resolve()
+    run = checkpoint.enclosing_run(folder)
     source, unknown = _stage_of_run(run)
-    here = stage_of(config, info)
+    here = preprocessing_signature(config, info)
     return {
         "from": str(run or folder),
         "checkpoint": folder.name,
@@ -86,7 +86,7 @@ def trace_lineage(config: RunConfig, info: DataInfo, report: MatchReport) -> dic
         "source": source,
         "unknown": unknown,
         "here": here,
-        "differences": [] if source is None else differences(source, here),
+        "differences": [] if source is None else signature_differences(source, here),
         "training_differences": [] if source is None else training_differences(source, here),
         "lineage": None if run is None else read_lineage(run),
     }
@@ -130,7 +130,7 @@ def _stage_of_run(run: Path | None) -> tuple[dict[str, Any] | None, str | None]:
     try:
         text = (run / "config.yaml").read_bytes()
         config = read_config(run / "config.yaml")
-        stage = stage_of(config, read_inputs(run, config))
+        stage = preprocessing_signature(config, read_inputs(run, config))
     except (OSError, UserError) as error:
         return None, str(error)
     return stage | {"config_sha256": hashlib.sha256(text).hexdigest()}, None

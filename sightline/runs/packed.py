@@ -23,24 +23,30 @@ import torch
 from torch import Tensor, nn
 
 from sightline.errors import CheckpointError, UserError
-from sightline.layers.quantisation.parametrised import Codebook, Half, Uniform, dense, quantised
-from sightline.plain_files import assert_plain, parse_json, read_plain
-from sightline.runs.durable import disk_failure, replace_durably
+from sightline.layers.quantisation.parametrised import (
+    Codebook,
+    HalfPrecision,
+    UniformQuantiser,
+    dense_state_dict,
+    quantised_weights,
+)
+from sightline.regular_files import check_regular_file, parse_json, read_regular_file
+from sightline.runs.atomic_files import disk_failure, replace_atomic
 from sightline.runs.packed_bits import pack_bits, packed_length, unpack_bits
 
 __all__ = [
-    "Entry",
-    "Packed",
-    "Ratios",
+    "CompressionRatios",
+    "PackedModel",
+    "PackedTensorSpec",
     "assert_whole",
-    "entries_of",
-    "entry_for",
-    "entry_of",
+    "compression_ratios",
     "float_bytes",
-    "holders_of",
     "packed_size",
-    "ratios",
+    "planned_tensor_spec",
     "read_packed",
+    "tensor_spec",
+    "tensor_specs",
+    "unique_tensors",
     "write_packed",
 ]
 
@@ -66,7 +72,7 @@ _KIND_OF = {dtype: kind for kind, (_, dtype) in _PLAIN.items() if kind != "f16"}
 
 
 @dataclass(frozen=True)
-class Entry:
+class PackedTensorSpec:
     """How one tensor is stored, without its numbers: all that its bytes depend on.
 
     Of codes: their `bits`, the number `k` of their values, and how many codebooks or steps (`groups`) of numbers of
@@ -77,9 +83,9 @@ class Entry:
     shape: tuple[int, ...]
     kind: str
     bits: int = 0
-    k: int = 0
+    num_centroids: int = 0
     groups: int = 1
-    book: str = "f16"
+    codebook_dtype: str = "f16"
 
     @property
     def count(self) -> int:
@@ -88,8 +94,8 @@ class Entry:
     @property
     def book_bytes(self) -> int:
         """Of the codebooks, or of the steps."""
-        numbers = {"kq": self.k * self.groups, "lq": self.groups}.get(self.kind, 0)
-        return numbers * _PLAIN[self.book][0].itemsize
+        numbers = {"kq": self.num_centroids * self.groups, "lq": self.groups}.get(self.kind, 0)
+        return numbers * _PLAIN[self.codebook_dtype][0].itemsize
 
     @property
     def code_bytes(self) -> int:
@@ -103,25 +109,33 @@ class Entry:
         off = start + self.book_bytes
         line = {"name": self.name, "shape": list(self.shape), "kind": self.kind, "off": off, "len": self.code_bytes}
         if self.kind in ("kq", "lq"):
-            line |= {"bits": self.bits, "k": self.k, "cb_off": start, "groups": self.groups, "book": self.book}
+            line |= {
+                "bits": self.bits,
+                "k": self.num_centroids,
+                "cb_off": start,
+                "groups": self.groups,
+                "book": self.codebook_dtype,
+            }
         return line
 
 
-def entry_of(
+def planned_tensor_spec(
     name: str, shape: Sequence[int], *, kind: str, bits: int = 0, k: int = 0, groups: int = 1, is_float32: bool = False
-) -> Entry:
+) -> PackedTensorSpec:
     """The smallest way to store a weight that a policy made `codebook`, `linear`, `fp16` or `fp32`.
 
     `k` is the number of centres (of the channel with most of them). A codebook that is no smaller than its weights in
     half precision (float32 where it is) gives way to them: they are the same numbers. Its longer line in the header
     counts, so that a codebook with fewer centres never makes a larger file.
     """
-    whole = Entry(name, tuple(shape), "f16" if kind == "fp16" or (kind == "codebook" and not is_float32) else "f32")
+    whole = PackedTensorSpec(
+        name, tuple(shape), "f16" if kind == "fp16" or (kind == "codebook" and not is_float32) else "f32"
+    )
     if kind == "codebook":
         book = "f32" if is_float32 else "f16"
-        coded = Entry(name, tuple(shape), "kq", max(1, (k - 1).bit_length()), k, groups, book)
+        coded = PackedTensorSpec(name, tuple(shape), "kq", max(1, (k - 1).bit_length()), k, groups, book)
     elif kind == "linear":
-        coded = Entry(name, tuple(shape), "lq", bits, 2**bits - 1, groups, "f32")
+        coded = PackedTensorSpec(name, tuple(shape), "lq", bits, 2**bits - 1, groups, "f32")
     else:
         return whole
     return coded if coded.book_bytes + coded.code_bytes + _LONGER_LINE < whole.code_bytes else whole
@@ -130,18 +144,18 @@ def entry_of(
 class _Content(NamedTuple):
     """The numbers of an entry: the codebook or steps (empty for plain ones), and codes or values."""
 
-    entry: Entry
+    entry: PackedTensorSpec
     book: np.ndarray
     values: np.ndarray
 
     def data(self) -> bytes:
         entry = self.entry
         if entry.kind in ("kq", "lq"):
-            return self.book.astype(_PLAIN[entry.book][0]).tobytes() + pack_bits(self.values, entry.bits)
+            return self.book.astype(_PLAIN[entry.codebook_dtype][0]).tobytes() + pack_bits(self.values, entry.bits)
         return self.values.astype(_PLAIN[entry.kind][0]).tobytes()
 
 
-def entries_of(model: nn.Module, halves: Collection[str] = ()) -> tuple[list[Entry], dict[str, str]]:
+def tensor_specs(model: nn.Module, halves: Collection[str] = ()) -> tuple[list[PackedTensorSpec], dict[str, str]]:
     """How each tensor of a model's state is stored, and for further names of a shared one the name that holds it.
 
     `halves` are plain tensors that were rounded to half precision.
@@ -150,7 +164,9 @@ def entries_of(model: nn.Module, halves: Collection[str] = ()) -> tuple[list[Ent
     return [content.entry for content in contents], tied
 
 
-def packed_size(entries: Iterable[Entry], meta: Mapping[str, Any], *, tied: Mapping[str, str] | None = None) -> int:
+def packed_size(
+    entries: Iterable[PackedTensorSpec], meta: Mapping[str, Any], *, tied: Mapping[str, str] | None = None
+) -> int:
     """The bytes of the file that `write_packed` makes of these: exact, from the function that it writes by."""
     entries = sorted(entries, key=lambda entry: entry.name)
     payload = sum(entry.book_bytes + entry.code_bytes for entry in entries)
@@ -169,13 +185,13 @@ def write_packed(path: Path, model: nn.Module, meta: Mapping[str, Any], halves: 
     data += struct.pack("<I", zlib.crc32(data))
     assert len(data) == packed_size([content.entry for content in contents], meta, tied=tied)
     try:
-        replace_durably(path, data)
+        replace_atomic(path, data)
     except OSError as error:
         raise disk_failure(error, path) from error
     return len(data)
 
 
-class Ratios(NamedTuple):
+class CompressionRatios(NamedTuple):
     """Sizes against float32: of the weights' codes alone (as HAQ counts), with codebooks, and of the file."""
 
     weights: float
@@ -183,7 +199,9 @@ class Ratios(NamedTuple):
     file: float
 
 
-def ratios(layers: Iterable[tuple[int, int, int]], *, file_bytes: int, state: Mapping[str, Tensor]) -> Ratios:
+def compression_ratios(
+    layers: Iterable[tuple[int, int, int]], *, file_bytes: int, state: Mapping[str, Tensor]
+) -> CompressionRatios:
     """The three sizes of a quantised model: codes, codes and codebooks, the file.
 
     A layer of quantisable weights is (number of weights, bits, bytes of its codebook); `state` is that of the float
@@ -193,10 +211,10 @@ def ratios(layers: Iterable[tuple[int, int, int]], *, file_bytes: int, state: Ma
     count = sum(size for size, _, _ in layers)
     coded = sum(packed_length(size, bits) + book for size, bits, book in layers)
     whole = file_bytes / float_bytes(state)
-    return Ratios(sum(size * bits for size, bits, _ in layers) / (32 * count), coded / (4 * count), whole)
+    return CompressionRatios(sum(size * bits for size, bits, _ in layers) / (32 * count), coded / (4 * count), whole)
 
 
-def _header(entries: Sequence[Entry], meta: Mapping[str, Any], tied: Mapping[str, str]) -> bytes:
+def _header(entries: Sequence[PackedTensorSpec], meta: Mapping[str, Any], tied: Mapping[str, str]) -> bytes:
     lines, start = [], 0
     for entry in entries:
         lines.append(entry.line(start))
@@ -213,14 +231,14 @@ def _canonical(document: Mapping[str, Any]) -> bytes:
 
 
 def _contents(model: nn.Module, halves: Collection[str]) -> tuple[list[_Content], dict[str, str]]:
-    state = dense(model)
-    choices = {_place(state[name]): choice for name, choice in quantised(model).items()}
-    choices |= {_place(state[name]): (Half(), state[name]) for name in halves if state[name].numel()}
-    held, tied = holders_of(state)
+    state = dense_state_dict(model)
+    choices = {_place(state[name]): choice for name, choice in quantised_weights(model).items()}
+    choices |= {_place(state[name]): (HalfPrecision(), state[name]) for name in halves if state[name].numel()}
+    held, tied = unique_tensors(state)
     return [_content(name, tensor, *choices.get(_place(tensor), (None, tensor))) for name, tensor in held.items()], tied
 
 
-def holders_of(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
+def unique_tensors(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
     """The tensors of a state in the order of a file, shared ones once, and the holder of every further name."""
     held: dict[str, Tensor] = {}
     tied: dict[str, str] = {}
@@ -236,14 +254,16 @@ def holders_of(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str
 
 def float_bytes(state: Mapping[str, Tensor]) -> int:
     """The bytes of a float model's state, shared tensors once."""
-    return sum(tensor.numel() * tensor.element_size() for tensor in holders_of(state)[0].values())
+    return sum(tensor.numel() * tensor.element_size() for tensor in unique_tensors(state)[0].values())
 
 
 def _place(tensor: Tensor) -> Hashable:
     return (tensor.device, tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
 
 
-def entry_for(name: str, tensor: Tensor, quantiser: nn.Module | None = None, original: Tensor | None = None) -> Entry:
+def tensor_spec(
+    name: str, tensor: Tensor, quantiser: nn.Module | None = None, original: Tensor | None = None
+) -> PackedTensorSpec:
     """How a tensor is stored; with a parametrisation that computes it from `original`, as that allows."""
     return _content(name, tensor, quantiser, tensor if original is None else original).entry
 
@@ -260,30 +280,32 @@ def _content(name: str, tensor: Tensor, quantiser: nn.Module | None, original: T
     match quantiser:
         case Codebook():
             return _coded(name, tensor, quantiser, original)
-        case Uniform():
+        case UniformQuantiser():
             grid = quantiser.grid
-            entry = entry_of(name, tensor.shape, kind="linear", bits=quantiser.bits, groups=grid.step.numel())
+            entry = planned_tensor_spec(
+                name, tensor.shape, kind="linear", bits=quantiser.bits, groups=grid.step.numel()
+            )
             if entry.kind == "lq":
                 codes = (grid.codes(original) - grid.low).to(torch.uint8).cpu().numpy().reshape(-1)
                 return _Content(entry, grid.step.cpu().numpy().reshape(-1), codes)
             return _Content(entry, none, values)
-        case Half():
-            return _Content(entry_of(name, tensor.shape, kind="fp16"), none, values)
+        case HalfPrecision():
+            return _Content(planned_tensor_spec(name, tensor.shape, kind="fp16"), none, values)
         case _:
-            return _Content(Entry(name, tuple(tensor.shape), _KIND_OF[tensor.dtype]), none, values)
+            return _Content(PackedTensorSpec(name, tuple(tensor.shape), _KIND_OF[tensor.dtype]), none, values)
 
 
 def _coded(name: str, tensor: Tensor, quantiser: Codebook, centres: Tensor) -> _Content:
     """Codes of the centres that have members, those that became equal being one, in ascending order."""
     labels = quantiser.labels.cpu().numpy().reshape(centres.shape[0] if centres.ndim == 2 else 1, -1)
-    held = quantiser.held(centres).cpu().numpy().reshape(len(labels), -1) + np.float32(0)  # no -0
+    held = quantiser.as_stored(centres).cpu().numpy().reshape(len(labels), -1) + np.float32(0)  # no -0
     books, codes = [], np.empty_like(labels)
     for row, (codes_of_row, numbers) in enumerate(zip(labels, held, strict=True)):
         is_used = np.bincount(codes_of_row, minlength=len(numbers)) > 0
         books.append(np.unique(numbers[is_used]))
         codes[row] = np.searchsorted(books[-1], numbers).astype(np.uint8)[codes_of_row]
     k, is_float32 = max(map(len, books)), bool(quantiser.is_float32)
-    entry = entry_of(name, tensor.shape, kind="codebook", k=k, groups=len(books), is_float32=is_float32)
+    entry = planned_tensor_spec(name, tensor.shape, kind="codebook", k=k, groups=len(books), is_float32=is_float32)
     if entry.kind != "kq":
         return _Content(entry, np.empty(0), tensor.numpy().reshape(-1))
     book = np.stack([np.pad(numbers, (0, k - len(numbers)), mode="edge") for numbers in books])
@@ -293,22 +315,22 @@ def _coded(name: str, tensor: Tensor, quantiser: Codebook, centres: Tensor) -> _
 # --- reading ---------------------------------------------------------------------------------------------------------
 
 
-class Packed(NamedTuple):
+class PackedModel(NamedTuple):
     """What a packed file holds: the state of the plain model, and what was written with it."""
 
     state: dict[str, Tensor]
     meta: dict[str, Any]
-    entries: list[Entry]
+    entries: list[PackedTensorSpec]
 
 
-def read_packed(path: Path) -> Packed:
+def read_packed(path: Path) -> PackedModel:
     """The tensors of a packed file, bit by bit those of the simulated model; shared ones are one tensor.
 
     Raises CheckpointError, naming the file and the fault, for anything that `write_packed` did not write.
     """
     with _faults_of(path):
         meta, entries, tied, start = _read_head(path)
-        return _parse(memoryview(read_plain(path, max_bytes=_MAX_BYTES)), meta, entries, tied, start)
+        return _parse(memoryview(read_regular_file(path, max_bytes=_MAX_BYTES)), meta, entries, tied, start)
 
 
 def assert_whole(path: Path) -> None:
@@ -331,12 +353,12 @@ class _FaultError(Exception):
     """What is wrong with the bytes."""
 
 
-def _read_head(path: Path) -> tuple[dict[str, Any], list[Entry], dict[str, str], int]:
+def _read_head(path: Path) -> tuple[dict[str, Any], list[PackedTensorSpec], dict[str, str], int]:
     """Meta, entries and ties of a file, and where its tensors begin; no more of it is read.
 
     Raises _FaultError for a file whose size is not the one that they promise.
     """
-    size = assert_plain(path)
+    size = check_regular_file(path)
     with path.open("rb") as file:
         start = file.read(_START)
         if start[: len(_MAGIC)] != _MAGIC:
@@ -365,7 +387,9 @@ def _read_head(path: Path) -> tuple[dict[str, Any], list[Entry], dict[str, str],
     return header["meta"], entries, header["tied"], _START + length
 
 
-def _parse(data: memoryview, meta: dict[str, Any], entries: list[Entry], tied: Mapping[str, str], start: int) -> Packed:
+def _parse(
+    data: memoryview, meta: dict[str, Any], entries: list[PackedTensorSpec], tied: Mapping[str, str], start: int
+) -> PackedModel:
     (promised,) = struct.unpack("<I", data[-4:])
     if zlib.crc32(data[:-4]) != promised:
         raise _FaultError("is damaged: its CRC-32 is not the one that was written")
@@ -374,7 +398,7 @@ def _parse(data: memoryview, meta: dict[str, Any], entries: list[Entry], tied: M
         stop = start + entry.book_bytes + entry.code_bytes
         state[entry.name] = _tensor(entry, data[start:stop])
         start = stop
-    return Packed(state | {name: state[holder] for name, holder in tied.items()}, meta, entries)
+    return PackedModel(state | {name: state[holder] for name, holder in tied.items()}, meta, entries)
 
 
 def _parse_header(text: bytes) -> dict[str, Any]:
@@ -396,7 +420,7 @@ def _parse_header(text: bytes) -> dict[str, Any]:
     return header
 
 
-def _parse_entry(line: object, start: int) -> Entry:
+def _parse_entry(line: object, start: int) -> PackedTensorSpec:
     """The entry of one line, which has to be the line that this entry writes at this place."""
     if not isinstance(line, dict) or not isinstance(line.get("name"), str):
         raise _FaultError("has a header with a tensor without a name")
@@ -417,19 +441,23 @@ def _parse_entry(line: object, start: int) -> Entry:
             raise _FaultError(f"{name!r} has {groups!r:.20} codebooks of {book!r:.20}")
         if kind == "lq" and (k != 2**bits - 1 or book != "f32" or bits < 2):
             raise _FaultError(f"{name!r} has steps of {book} for {k} values of {bits} bits")
-    entry = Entry(name, tuple(shape), kind, **coded)
+    entry = PackedTensorSpec(name, tuple(shape), kind, **coded)
     if _canonical(line) != _canonical(entry.line(start)):
         raise _FaultError(f"{name!r} has offsets or lengths that its shape and its place do not give")
     return entry
 
 
-def _tensor(entry: Entry, data: memoryview) -> Tensor:
+def _tensor(entry: PackedTensorSpec, data: memoryview) -> Tensor:
     if entry.kind not in ("kq", "lq"):
         stored, dtype = _PLAIN[entry.kind]
         if entry.kind == "bool" and np.frombuffer(data, np.uint8).max(initial=0) > 1:
             raise _FaultError(f"{entry.name!r} holds bytes that are neither 0 nor 1")
         return torch.from_numpy(np.frombuffer(data, stored).reshape(entry.shape).copy()).to(dtype)
-    book = np.frombuffer(data[: entry.book_bytes], _PLAIN[entry.book][0]).astype(np.float32).reshape(entry.groups, -1)
+    book = (
+        np.frombuffer(data[: entry.book_bytes], _PLAIN[entry.codebook_dtype][0])
+        .astype(np.float32)
+        .reshape(entry.groups, -1)
+    )
     is_sound = np.isfinite(book).all() and (entry.kind == "lq" or (np.diff(book, axis=1) >= 0).all())
     if not is_sound or (entry.kind == "lq" and (book <= 0).any()):
         raise _FaultError(f"{entry.name!r} has a codebook that is not finite or not in order")
@@ -437,11 +465,11 @@ def _tensor(entry: Entry, data: memoryview) -> Tensor:
         codes = unpack_bits(data[entry.book_bytes :], entry.count, entry.bits)
     except ValueError as error:
         raise _FaultError(f"{entry.name!r}: {error}") from error
-    if len(codes) and codes.max() >= entry.k:
-        raise _FaultError(f"{entry.name!r} has a code {codes.max()}, but {entry.k} values")
+    if len(codes) and codes.max() >= entry.num_centroids:
+        raise _FaultError(f"{entry.name!r} has a code {codes.max()}, but {entry.num_centroids} values")
     rows = codes.reshape(entry.groups, -1)
     if entry.kind == "kq":
         values = book[np.arange(entry.groups)[:, None], rows]
     else:
-        values = (rows.astype(np.float32) - np.float32(entry.k // 2)) * book
+        values = (rows.astype(np.float32) - np.float32(entry.num_centroids // 2)) * book
     return torch.from_numpy(values.reshape(entry.shape))

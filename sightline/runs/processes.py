@@ -7,10 +7,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Process", "start_of"]
+__all__ = ["ProcessIdentity", "process_start_time"]
 
 
-def start_of(pid: int) -> str | None:
+def process_start_time(pid: int) -> str | None:
     """Boot and clock tick at which a process started; empty if it is over, None where the system does not report it."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
@@ -21,7 +21,7 @@ def start_of(pid: int) -> str | None:
 
 
 @dataclass(frozen=True)
-class Process:
+class ProcessIdentity:
     """A process as others can find it: its host, the table its number belongs to, its number and its start."""
 
     host: str
@@ -30,8 +30,8 @@ class Process:
     start: str | None
 
     @classmethod
-    def this(cls, host: str) -> Process:
-        return cls(host, _table(), os.getpid(), start_of(os.getpid()))
+    def current(cls, host: str) -> ProcessIdentity:
+        return cls(host, _table(), os.getpid(), process_start_time(os.getpid()))
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -44,7 +44,7 @@ class Process:
     @property
     def is_gone(self) -> bool:
         """Whether it is known to be over."""
-        return self.is_reachable and start_of(self.pid) != self.start
+        return self.is_reachable and process_start_time(self.pid) != self.start
 
     @property
     def is_stopped(self) -> bool:

@@ -22,11 +22,11 @@ from typing import Any
 import torch
 
 from sightline.errors import DataError, LostFolderError, UserError
-from sightline.plain_files import parse_json, read_plain
-from sightline.runs.durable import assert_appendable, disk_failure, make_below, replace_durably
-from sightline.runs.processes import start_of
+from sightline.regular_files import parse_json, read_regular_file
+from sightline.runs.atomic_files import assert_appendable, disk_failure, make_below, replace_atomic
+from sightline.runs.processes import process_start_time
 
-__all__ = ["LOCK", "RunDirectory", "claim", "environment"]
+__all__ = ["LOCK", "RunDirectory", "collect_environment", "create_numbered_folder"]
 
 LOCK = ".lock"
 _MAX_LINE_BYTES = 1 << 24
@@ -47,7 +47,7 @@ _PACKAGES = (
 )
 
 
-def claim(base: Path) -> Path:
+def create_numbered_folder(base: Path) -> Path:
     """Make the folder `base/<number>` with the next free number, which no other process can get as well.
 
     Raises RunError where the disk refuses it.
@@ -97,7 +97,7 @@ class RunDirectory:
             held, self._held = self._held, None
             held.release(self.path)
 
-    def assert_own(self) -> None:
+    def assert_lock_held(self) -> None:
         """Raises LostFolderError where the folder, or the lock in it, is no longer what `lock` took."""
         if self._held is not None:
             self._held.assert_own(self.path)
@@ -112,7 +112,7 @@ class RunDirectory:
             return
         with self._writing(name) as path:
             self._make_parents(path)
-            replace_durably(path, data)
+            replace_atomic(path, data)
 
     def write_json(self, name: str, value: object) -> None:
         """Write or replace a JSON file."""
@@ -160,7 +160,7 @@ class RunDirectory:
             ]
             num_dropped = len(lines) - len(kept)
             if num_dropped:
-                replace_durably(path, b"".join(kept))
+                replace_atomic(path, b"".join(kept))
         return num_dropped
 
     def _make_parents(self, path: Path) -> None:
@@ -178,11 +178,11 @@ class RunDirectory:
     def _writing(self, name: str) -> Iterator[Path]:
         path = self._inside(name)
         try:
-            self.assert_own()
+            self.assert_lock_held()
             yield path
         except OSError as error:
             with contextlib.suppress(OSError):
-                self.assert_own()
+                self.assert_lock_held()
             raise disk_failure(error, path) from error
 
 
@@ -190,7 +190,7 @@ def _encoded(text: str) -> bytes:
     return text.encode(errors="backslashreplace")
 
 
-def environment() -> dict[str, Any]:
+def collect_environment() -> dict[str, Any]:
     """What a run runs on, in plain values."""
     return {
         "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -279,7 +279,7 @@ class _Held:
                 "new folder as it is"
             )
         try:
-            found = read_plain(path / LOCK)
+            found = read_regular_file(path / LOCK)
         except FileNotFoundError:
             raise LostFolderError(
                 f"{path / LOCK}: was removed while the run wrote to the folder; the run ends; go on with --resume auto"
@@ -337,7 +337,7 @@ def _assert_free(path: Path, data: bytes) -> None:
 
 
 def _holder_of(pid: int) -> dict[str, object]:
-    return {"pid": pid, "host": socket.gethostname(), "started": start_of(pid)}
+    return {"pid": pid, "host": socket.gethostname(), "started": process_start_time(pid)}
 
 
 def _is_alive(pid: int, started: object) -> bool:
@@ -348,7 +348,7 @@ def _is_alive(pid: int, started: object) -> bool:
         return False
     except PermissionError:
         return True
-    now = start_of(pid)
+    now = process_start_time(pid)
     return now != "" and (started is None or now in (None, started))
 
 

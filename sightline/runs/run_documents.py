@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from sightline.errors import DataError, UserError
-from sightline.plain_files import link_outward, parse_json, read_plain
+from sightline.regular_files import find_outward_link, parse_json, read_regular_file
 
 __all__ = ["assert_own_files", "load_document", "read_facts", "read_lines"]
 
@@ -19,7 +19,7 @@ def assert_own_files(run: Path) -> None:
     """Raises UserError where a link inside a run's folder leads out of it; the folder itself may be a link."""
     for folder in (run, run / "checkpoints"):
         names = sorted(os.listdir(folder)) if folder.is_dir() else ()
-        if (path := link_outward(folder, names)) is not None:
+        if (path := find_outward_link(folder, names)) is not None:
             raise UserError(
                 f"{path}: is a link to {os.readlink(path)}, out of the run directory; put the file itself there"
             )
@@ -37,7 +37,7 @@ def read_facts(run: Path) -> dict[str, Any]:
 def load_document(path: Path) -> dict[str, Any]:
     """A JSON file of a run. Raises UserError where it is missing or holds no mapping."""
     try:
-        document = parse_json(read_plain(path))
+        document = parse_json(read_regular_file(path))
     except FileNotFoundError:
         raise UserError(f"{path}: is missing; the run directory is incomplete: get it again") from None
     except (OSError, ValueError) as error:
@@ -53,7 +53,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     Raises UserError where the file is missing, DataError for any other line that holds no mapping.
     """
     try:
-        texts = read_plain(path).decode("utf-8").splitlines()
+        texts = read_regular_file(path).decode("utf-8").splitlines()
     except FileNotFoundError:
         raise UserError(f"{path}: is missing; training writes it; give a run directory") from None
     except (OSError, ValueError) as error:

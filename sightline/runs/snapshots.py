@@ -18,10 +18,10 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from sightline.errors import CheckpointError
-from sightline.plain_files import assert_plain, parse_json
-from sightline.runs.durable import sync_folder, write_durably
+from sightline.regular_files import check_regular_file, parse_json
+from sightline.runs.atomic_files import create_atomic, sync_folder
 
-__all__ = ["FORMAT_VERSION", "Snapshot", "read_folder", "read_steps", "step_of", "write_folder"]
+__all__ = ["FORMAT_VERSION", "Snapshot", "read_snapshot", "read_steps", "step_of", "write_snapshot"]
 
 FORMAT_VERSION = 1
 
@@ -53,7 +53,7 @@ class Snapshot:
     losses_ema: dict[str, Tensor] | None = None
 
     @property
-    def evaluated(self) -> dict[str, Tensor]:
+    def evaluation_weights(self) -> dict[str, Tensor]:
         """The weights whose figures count: their average where there is one."""
         return self.model if self.ema is None else self.ema
 
@@ -63,14 +63,14 @@ class Snapshot:
         return self.losses_ema or self.losses or {}
 
 
-def write_folder(folder: Path, snapshot: Snapshot, *, best_step: int | None) -> None:
+def write_snapshot(folder: Path, snapshot: Snapshot, *, best_step: int | None) -> None:
     """Write a checkpoint into a new folder, the manifest last; the disk holds it all afterwards."""
     folder.mkdir()
     files = {}
     for name, data in _rendered(snapshot, best_step=best_step):
-        write_durably(folder / name, data)
+        create_atomic(folder / name, data)
         files[name] = {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-    write_durably(folder / _MANIFEST, _render_manifest({"format_version": FORMAT_VERSION, "files": files}))
+    create_atomic(folder / _MANIFEST, _render_manifest({"format_version": FORMAT_VERSION, "files": files}))
     sync_folder(folder)
 
 
@@ -135,7 +135,7 @@ def step_of(folder: Path) -> int | None:
     return int(match[1]) if match else None
 
 
-def read_folder(folder: Path) -> Snapshot:
+def read_snapshot(folder: Path) -> Snapshot:
     """The snapshot in a folder, all of it verified first. Raises CheckpointError, naming the file."""
     files = _verified(folder)
     document = _read_state(folder, files)
@@ -208,7 +208,7 @@ def _parse_entry(path: Path, name: str, entry: object) -> tuple[int, str]:
 def _read_bytes(path: Path, size: int | None) -> bytes:
     """A plain file of exactly `size` bytes (a manifest's, if None); links, pipes and folders are refused unopened."""
     try:
-        found = assert_plain(path, allow_link=False)
+        found = check_regular_file(path, allow_link=False)
         if size is not None and found != size:
             raise CheckpointError(f"{path}: damaged: {found} bytes, {size} were saved")
         if size is None and found > _MAX_MANIFEST_BYTES:

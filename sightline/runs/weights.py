@@ -14,16 +14,16 @@ import torch
 from torch import Tensor, nn
 
 from sightline.errors import CheckpointError
-from sightline.schema import nearest
+from sightline.schema import suggest
 
-__all__ = ["MatchReport", "load_weights", "plain_name", "plain_state"]
+__all__ = ["WeightLoadReport", "load_weights", "plain_name", "plain_state"]
 
 _WRAPPERS = ("module", "_orig_mod")
 _SHOWN = 5
 
 
 @dataclass(frozen=True)
-class MatchReport:
+class WeightLoadReport:
     """How much of a model, or of its sub-module `filled`, was loaded.
 
     `missing` stayed as it was, `unexpected` has no place in the model.
@@ -79,7 +79,7 @@ def load_weights(
     may_be_missing: Sequence[str] = (),
     modules: str | None = None,
     into: str | None = None,
-) -> MatchReport:
+) -> WeightLoadReport:
     """Load weights by name; the model is changed completely or, where an error is raised, not at all.
 
     Names on both sides are compared without wrappers. `modules` takes one sub-module of the weights alone, `into` fills
@@ -112,12 +112,12 @@ def _two_sides(
     """The tensors to fill and those to fill them with, both under the model's names; and the sub-module filled."""
     names = [plain_name(name) for name in state]
     if into is not None and not _has(names, into):
-        raise CheckpointError(f"into: the model has no module '{into}' with weights{nearest(into, _modules_of(names))}")
+        raise CheckpointError(f"into: the model has no module '{into}' with weights{suggest(into, _modules_of(names))}")
     target = modules if into is None and modules is not None and _has(names, modules) else into
     own = _by_plain_name(state, "the model", target)
     given = _by_plain_name(weights, "the weights", modules)
     if modules is not None and not given:
-        peers = nearest(modules, _modules_of([plain_name(name) for name in weights]))
+        peers = suggest(modules, _modules_of([plain_name(name) for name in weights]))
         raise CheckpointError(
             f"modules: 0 of {len(own)} tensors matched: the source has no module '{modules}' with weights{peers}"
         )
@@ -198,8 +198,8 @@ def _assert_patterns_needed(patterns: Sequence[str], differing: Sequence[str]) -
 
 def _report(
     own: Mapping[str, Tensor], given: Mapping[str, Tensor], fitting: set[str], filled: str | None
-) -> MatchReport:
-    return MatchReport(
+) -> WeightLoadReport:
+    return WeightLoadReport(
         matched=len(fitting),
         total=len(own),
         matched_elements=sum(own[name].numel() for name in fitting),
@@ -211,7 +211,7 @@ def _report(
 
 
 def _complaint(
-    report: MatchReport,
+    report: WeightLoadReport,
     refused: Sequence[str],
     own: Mapping[str, Tensor],
     given: Mapping[str, Tensor],

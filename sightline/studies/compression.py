@@ -15,36 +15,36 @@ from pathlib import Path
 from typing import Any
 
 from sightline import registry
-from sightline.compress.batch_norm import reestimate
-from sightline.compress.packing import FILES, layers_of_file, write_evaluation, write_packed_run
-from sightline.compress.policy import FP32, Policy, document_of
-from sightline.compress.run_problem import Asked, RunProblem
-from sightline.compress.search.base import Found, Report, Search, run_search
-from sightline.compress.search.evaluations import Evaluations, open_record
-from sightline.config import RunConfig, read_config, render
+from sightline.compress.batch_norm import reestimate_batch_norm
+from sightline.compress.packing import FILES, packed_layer_sizes, write_evaluation, write_packed_run
+from sightline.compress.policy import FP32, Policy, policy_to_dict
+from sightline.compress.run_problem import CompressionOptions, RunProblem
+from sightline.compress.search.base import ProgressCallback, Search, SearchResult, run_search
+from sightline.compress.search.evaluations import EvaluationCache, open_record
+from sightline.config import RunConfig, read_config, render_config
 from sightline.config.run_config import Compress, Init, Teacher
 from sightline.doctor.checks.compression.search import search_split, size_promise, unreset_episode
 from sightline.doctor.core.finding import Finding
-from sightline.engine.build import Part
-from sightline.engine.loading import OpenRun, is_run, open_run
+from sightline.engine.build import DataSubset
 from sightline.engine.resume import assert_empty
+from sightline.engine.run_loading import OpenRun, is_run, open_run
 from sightline.errors import RunError, UserError
 from sightline.layers.quantisation.halves import halvable, round_to_half
-from sightline.layers.quantisation.layers_of import quantisable
-from sightline.layers.quantisation.parametrised import apply_policy, dense, freeze
+from sightline.layers.quantisation.parametrised import apply_policy, bake_quantised_weights, dense_state_dict
+from sightline.layers.quantisation.quantisable_weights import quantisable_weights
 from sightline.runs.output_files import assert_writable, write_document, write_file
-from sightline.runs.packed import entries_of
+from sightline.runs.packed import tensor_specs
 from sightline.runs.run_directory import LOCK, RunDirectory
 from sightline.runs.run_documents import load_document
-from sightline.runs.trained_weights import PACKED, evaluated_sha256, find, is_packed
-from sightline.studies import launching
-from sightline.studies.cells import UnfinishedError
-from sightline.studies.configs import reread
+from sightline.runs.trained_weights import PACKED_FILE, evaluated_sha256, is_packed, resolve_weights
 from sightline.studies.fine_tuning import assert_same_source
-from sightline.studies.launching import TrainRequest
-from sightline.studies.train_run import Reporter
-from sightline.tasks.distilled import teacher_keys
-from sightline.types import Component, Ramp
+from sightline.studies.study_runs import UnfinishedError
+from sightline.tasks.distillation import teacher_keys
+from sightline.training import launch_run
+from sightline.training.launch_run import TrainRequest
+from sightline.training.run_configs import reread
+from sightline.training.train_run import Reporter
+from sightline.types import ComponentConfig, LinearRamp
 
 __all__ = [
     "WORK",
@@ -56,10 +56,10 @@ __all__ = [
     "can_distil",
     "finetuning_config",
     "held",
-    "searched",
+    "run_searches",
 ]
 
-ASKED = "asked.json"
+REQUEST_FILE = "asked.json"
 """The file of a study's folder that holds what it was asked for."""
 WORK = "work"
 """The folder of a packed run that holds what it was made by: the record of the search, the policy, the fine-tuning."""
@@ -102,7 +102,7 @@ def finetuning_config(config: RunConfig, source: Path, policy: Policy | None, ho
     # an average of weights would hold the untrained quantised ones for most of so short a run
     tuned = dataclasses.replace(train, epochs=num_epochs, steps=steps if how.epochs is None else None, ema_decay=None)
     losses = tuple(component for component in config.losses if not teacher_keys(component))
-    compress = None if policy is None else Compress(policy=document_of(policy))  # type: ignore[arg-type]
+    compress = None if policy is None else Compress(policy=policy_to_dict(policy))  # type: ignore[arg-type]
     return dataclasses.replace(
         config,
         seed=config.seed if how.seed is None else how.seed,
@@ -112,29 +112,31 @@ def finetuning_config(config: RunConfig, source: Path, policy: Policy | None, ho
         losses=_distilled(losses) if is_distilled else losses,
         train=tuned,
         optimizer=dataclasses.replace(config.optimizer, arguments=arguments),
-        schedule=Component("cosine"),
+        schedule=ComponentConfig("cosine"),
         evaluate=dataclasses.replace(config.evaluate, every=num_epochs),
     )
 
 
-def _distilled(losses: Sequence[Component]) -> tuple[Component, ...]:
+def _distilled(losses: Sequence[ComponentConfig]) -> tuple[ComponentConfig, ...]:
     """The losses, and beside them that of distillation with its share."""
-    share, less = Component("distillation", weight=TEACHER_SHARE), 1 - TEACHER_SHARE
+    share, less = ComponentConfig("distillation", weight=TEACHER_SHARE), 1 - TEACHER_SHARE
     lowered = []
     for each in losses:
         ramp = each.weight
-        weight = Ramp(ramp.start * less, ramp.end * less, ramp.epochs) if isinstance(ramp, Ramp) else ramp * less
+        weight = (
+            LinearRamp(ramp.start * less, ramp.end * less, ramp.epochs) if isinstance(ramp, LinearRamp) else ramp * less
+        )
         lowered.append(dataclasses.replace(each, weight=weight))
     return (*lowered, share)
 
 
-def _keys_of(loss: Component) -> set[str]:
+def _keys_of(loss: ComponentConfig) -> set[str]:
     """What a loss takes of batch and outputs."""
     forward = getattr(registry.losses.entry(loss).builder, "forward", None)
     return set() if forward is None else {*inspect.signature(forward).parameters}
 
 
-def _rate_of(optimizer: Component) -> float:
+def _rate_of(optimizer: ComponentConfig) -> float:
     taken = registry.optimizers.entry(optimizer).arguments
     if "lr" not in taken:
         raise UserError(
@@ -143,15 +145,15 @@ def _rate_of(optimizer: Component) -> float:
     return float(optimizer.arguments.get("lr", taken["lr"].default))
 
 
-def searched(
-    problem: RunProblem, methods: Mapping[str, Search], record: Path, *, report: Report = None
-) -> tuple[list[Found], Evaluations]:
+def run_searches(
+    problem: RunProblem, methods: Mapping[str, Search], record: Path, *, report: ProgressCallback = None
+) -> tuple[list[SearchResult], EvaluationCache]:
     """The result of each search, which share the evaluations in the file `record`; those that it holds are not made."""
     reported, part = problem.reported, problem.part
     _refuse(search_split(_samples(part), _samples(reported)))
     before = {name: value.clone() for name, value in problem.simulated.model.state_dict().items()}
     known, append = open_record(record, subject=problem.subject, names=problem.names)
-    evaluations = Evaluations(problem.loss, known=known, record=append)
+    evaluations = EvaluationCache(problem.loss, known=known, record=append)
     found = [
         run_search(name, method, problem.problem, evaluations, base_bytes=problem.base_bytes, report=report)
         for name, method in methods.items()
@@ -160,7 +162,7 @@ def searched(
     return found, evaluations
 
 
-def _samples(part: Part) -> list[tuple[str, int]]:
+def _samples(part: DataSubset) -> list[tuple[str, int]]:
     return [(part.split, int(index)) for index in part.indices]
 
 
@@ -215,10 +217,10 @@ def can_distil(config: RunConfig) -> bool:
 
 def assert_tunable(run: OpenRun, how: FineTuning) -> None:
     """Raises UserError for a fine-tuning that its config does not allow, before a search is made for it."""
-    config = finetuning_config(run.config, run.checkpoint.resolve(), {}, how)
+    config = finetuning_config(run.config, run.checkpoint_path.resolve(), {}, how)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / FINE_TUNE
-        file.write_text(render(config, origins=False))
+        file.write_text(render_config(config, origins=False))
         reread(file, how.overrides)
 
 
@@ -238,10 +240,10 @@ class Compression:
         if (out / "final.json").exists() and is_packed(out) and not may_be_done:
             raise UserError(f"--out {out}: holds a packed run already; give another folder")
         if work is None:
-            assert_empty(out, may_hold=FILES | {WORK, LOCK})
+            assert_empty(out, allowed=FILES | {WORK, LOCK})
         else:
             assert_no_run(out)
-        assert_writable(out / PACKED, option="--out")
+        assert_writable(out / PACKED_FILE, option="--out")
         self._run = run
         self._out = out
         self._work = out / WORK if work is None else work
@@ -256,21 +258,27 @@ class Compression:
             yield
 
     def search(
-        self, asked: Asked, name: str, method: Search, *, given: Mapping[str, Any], report: Report = None
-    ) -> tuple[Found, RunProblem]:
+        self,
+        asked: CompressionOptions,
+        name: str,
+        method: Search,
+        *,
+        given: Mapping[str, Any],
+        report: ProgressCallback = None,
+    ) -> tuple[SearchResult, RunProblem]:
         """Find the policy, and write it to the work folder; `given` are the other options of the call.
 
         Raises UserError where an earlier call fine-tuned or packed in this folder with other options, or other weights
         of the run.
         """
-        weights = evaluated_sha256(find(self._run.checkpoint))
+        weights = evaluated_sha256(resolve_weights(self._run.checkpoint_path))
         self._work.mkdir(parents=True, exist_ok=True)
         is_begun = is_run(self._work / FINE_TUNED) or is_packed(self._out)
         request = {"weights": weights, **dataclasses.asdict(asked), **given}
-        assert_same_request(self._work / ASKED, request, is_begun=is_begun)
+        assert_same_request(self._work / REQUEST_FILE, request, is_begun=is_begun)
         problem = RunProblem(self._run, asked)
-        (found,), _ = searched(problem, {name: method}, self._work / "evaluations.jsonl", report=report)
-        write_document(self._work / "policy.json", document_of(problem.finished(found.policy)))
+        (found,), _ = run_searches(problem, {name: method}, self._work / "evaluations.jsonl", report=report)
+        write_document(self._work / "policy.json", policy_to_dict(problem.with_quantised_inputs(found.policy)))
         return found, problem
 
     def finetune(self, policy: Policy | None, how: FineTuning) -> Path:
@@ -278,13 +286,13 @@ class Compression:
 
         Raises UnfinishedError where that is stopped.
         """
-        source = self._run.checkpoint.resolve()
+        source = self._run.checkpoint_path.resolve()
         config = finetuning_config(self._run.config, source, policy, how)
         file, path = self._work / FINE_TUNE, self._work / FINE_TUNED
-        write_file(file, render(config, origins=False))
+        write_file(file, render_config(config, origins=False))
         assert_same_source(path, source)
         request = TrainRequest(file, how.overrides, path, 1, "auto", plugins=how.plugins, device=how.device)
-        if code := launching.train(request, self._reporter):
+        if code := launch_run.launch_training(request, self._reporter):
             raise UnfinishedError(code)
         return path
 
@@ -304,25 +312,25 @@ class Compression:
         if finetuned is None:
             model = self._run.untrained_model()
             self._run.load_into(model)
-            apply_policy(model, document_of(policy))
+            apply_policy(model, policy_to_dict(policy))
         else:
             config = read_config(finetuned / "config.yaml")
             model = open_run(finetuned, config=config, world=self._run.world).model
-        plain = freeze(copy.deepcopy(model))
-        policy = {**dict.fromkeys((weight.name for weight in quantisable(plain)), FP32), **policy}
-        about = {**about, "batch_norm_batches": reestimate(model, self._run, num_batches=num_batches)}
+        plain = bake_quantised_weights(copy.deepcopy(model))
+        policy = {**dict.fromkeys((weight.name for weight in quantisable_weights(plain)), FP32), **policy}
+        about = {**about, "batch_norm_batches": reestimate_batch_norm(model, self._run, num_batches=num_batches)}
         halves = round_to_half(model.state_dict(), halvable(plain, but=policy))
         summary = write_packed_run(
             self._run, model.eval(), policy, self._out, about=about, halves=halves, at_most=at_most
         )
         _refuse(
             size_promise(
-                self._out / PACKED,
+                self._out / PACKED_FILE,
                 promised=summary["promised_bytes"],
                 budget=at_most,
                 reported=summary["ratios"],
-                layers=layers_of_file(*entries_of(model, halves), policy),
-                state=dense(model),
+                layers=packed_layer_sizes(*tensor_specs(model, halves), policy),
+                state=dense_state_dict(model),
             )
         )
         return write_evaluation(self._out, self._run)

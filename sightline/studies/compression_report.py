@@ -16,19 +16,19 @@ import numpy as np
 from sightline import registry
 from sightline.compress.drawing import bits_svg
 from sightline.compress.packing import SUMMARY
-from sightline.compress.policy import Choice, Policy, Protect, document_of, policy_of, protected_choices
-from sightline.compress.run_problem import Asked, simulated_of, untraced_problem
-from sightline.compress.search.base import Report, Search
-from sightline.config.component_words import component_of_words
-from sightline.engine.loading import OpenRun
+from sightline.compress.policy import Policy, Protect, WeightFormat, policy_from_dict, policy_to_dict, protected_choices
+from sightline.compress.run_problem import CompressionOptions, simulated_of, untraced_problem
+from sightline.compress.search.base import ProgressCallback, Search
+from sightline.config.component_arguments import parse_component
+from sightline.engine.run_loading import OpenRun
 from sightline.errors import ConfigError
 from sightline.runs.output_files import write_document, write_file
-from sightline.runs.packed import holders_of
+from sightline.runs.packed import unique_tensors
 from sightline.runs.run_documents import load_document
-from sightline.runs.trained_weights import PACKED, evaluated_sha256, find, is_packed
+from sightline.runs.trained_weights import PACKED_FILE, evaluated_sha256, is_packed, resolve_weights
 from sightline.studies.compression import (
-    ASKED,
     FINE_TUNED,
+    REQUEST_FILE,
     WORK,
     Compression,
     FineTuning,
@@ -36,9 +36,9 @@ from sightline.studies.compression import (
     assert_tunable,
     can_distil,
 )
-from sightline.studies.train_run import Reporter
+from sightline.training.train_run import Reporter
 
-__all__ = ["NAME", "CompressionReport", "ReportRow", "gzip_bytes", "markdown_of"]
+__all__ = ["NAME", "CompressionReport", "ReportRow", "compression_markdown", "gzip_bytes"]
 
 NAME = "compression"
 """Of the files of the table."""
@@ -88,7 +88,14 @@ class CompressionReport:
     """
 
     def __init__(
-        self, run: OpenRun, out: Path, asked: Asked, tuning: FineTuning, *, method: Sequence[str], num_batches: int
+        self,
+        run: OpenRun,
+        out: Path,
+        asked: CompressionOptions,
+        tuning: FineTuning,
+        *,
+        method: Sequence[str],
+        num_batches: int,
     ) -> None:
         self._run = run
         self._out = out
@@ -115,7 +122,7 @@ class CompressionReport:
         rows += [_Spec(f"{share}, mix{more}", "preserve_mix", *flags) for more, *flags in tuned]
         return rows
 
-    def __call__(self, reporter: Reporter, *, num_seeds: int = 1, report: Report = None) -> dict[str, Any]:
+    def __call__(self, reporter: Reporter, *, num_seeds: int = 1, report: ProgressCallback = None) -> dict[str, Any]:
         """Compute what is not done; after each row the table is written. Raises UnfinishedError for a stopped run."""
         evaluator, world = self._run.evaluator(), self._run.world
         simulated = simulated_of(self._run)
@@ -141,7 +148,7 @@ class CompressionReport:
             rows.append(ReportRow(spec.name, figures, size, sizes, first.get("test_seconds")))
             document = self._document(rows, policies)
             write_document(self._out / f"{NAME}.json", document)
-            write_file(self._out / f"{NAME}.md", markdown_of(document))
+            write_file(self._out / f"{NAME}.md", compression_markdown(document))
         return document
 
     def _left_out(self) -> dict[str, str]:
@@ -162,10 +169,10 @@ class CompressionReport:
         """Raises UserError where rows were computed with other options than a budget, or of other weights."""
         tuning = {key: str(value) for key, value in dataclasses.asdict(self._tuning).items()}
         asked = {**dataclasses.asdict(self._asked), "method": self._method, "num_batches": self._num_batches}
-        request = {"weights": evaluated_sha256(find(self._run.checkpoint)), **asked, "tuning": tuning}
+        request = {"weights": evaluated_sha256(resolve_weights(self._run.checkpoint_path)), **asked, "tuning": tuning}
         rows = self._out / "rows"
-        is_begun = any(any(rows.glob(name)) for name in (f"*/{PACKED}", f"*/{WORK}/{FINE_TUNED}/config.yaml"))
-        assert_same_request(self._out / ASKED, request, is_begun=is_begun, may_differ=("ratio", "num_bytes"))
+        is_begun = any(any(rows.glob(name)) for name in (f"*/{PACKED_FILE}", f"*/{WORK}/{FINE_TUNED}/config.yaml"))
+        assert_same_request(self._out / REQUEST_FILE, request, is_begun=is_begun, may_differ=("ratio", "num_bytes"))
 
     def _folder_of(self, spec: _Spec, seed: int) -> Path:
         return self._out / "rows" / f"{spec.name.replace(' ', '_').replace(',', '').replace('+_', '')}_seed_{seed}"
@@ -184,7 +191,9 @@ class CompressionReport:
         finetuned = job.finetune(policy, tuning) if spec.is_tuned else None
         return job.pack(policy, finetuned=finetuned, about={"row": spec.name}, num_batches=self._num_batches)
 
-    def _policies(self, seeds: Iterable[int], reporter: Reporter, report: Report) -> dict[tuple[str, int], Policy]:
+    def _policies(
+        self, seeds: Iterable[int], reporter: Reporter, report: ProgressCallback
+    ) -> dict[tuple[str, int], Policy]:
         """The policy of each kind and seed, before any row is computed; of rows that are done it is theirs."""
         names, policies = [name for name, _ in self._run.model.named_parameters()], {}
         for kind, seed in itertools.product(dict.fromkeys(spec.policy for spec in self.specs() if spec.policy), seeds):
@@ -194,19 +203,19 @@ class CompressionReport:
                 policies[kind, seed] = self._policy(kind, seed, reporter, report)
             else:
                 found = load_document(done)["policy"]
-                policies[kind, seed] = policy_of(found, names, origin=str(done), is_whole=False)
+                policies[kind, seed] = policy_from_dict(found, names, origin=str(done), is_whole=False)
         return policies
 
-    def _policy(self, kind: str, seed: int, reporter: Reporter, report: Report) -> Policy:
+    def _policy(self, kind: str, seed: int, reporter: Reporter, report: ProgressCallback) -> Policy:
         names = simulated_of(self._run).names
         if kind == "mix":
-            mixed = dict.fromkeys(names, Choice(self._asked.kind, MIX_BITS, self._asked.per_channel))
+            mixed = dict.fromkeys(names, WeightFormat(self._asked.kind, MIX_BITS, self._asked.per_channel))
             return mixed | protected_choices(self._ends, names, kind=self._asked.kind)
         share = self._share.replace(" ", "_").replace(",", "")
         folder = self._out / "searches" / f"{share}_{kind}_seed_{seed}"
         file = folder / WORK / "policy.json"
         if file.exists():
-            return policy_of(load_document(file), names, origin=str(file))
+            return policy_from_dict(load_document(file), names, origin=str(file))
         asked = replace(self._asked, seed=seed, protect=self._ends if kind == "preserve_mix" else Protect())
         name, method = self._method_of(kind, seed)
         job = Compression(self._run, folder, reporter)
@@ -217,16 +226,16 @@ class CompressionReport:
     def _method_of(self, kind: str, seed: int) -> tuple[str, Search]:
         name, *words = self._method
         name = "uniform_protected" if (name, kind) == ("uniform", "preserve_mix") else name
-        component = component_of_words(registry.searches, name, words)
+        component = parse_component(registry.searches, name, words)
         seeded = "seed" in registry.searches.entry(component).arguments
-        component = component_of_words(registry.searches, name, [*words, f"seed={seed}"] if seeded else words)
+        component = parse_component(registry.searches, name, [*words, f"seed={seed}"] if seeded else words)
         return component.name, registry.searches.build(component, facts={})
 
     def _document(self, rows: Sequence[ReportRow], policies: Mapping[tuple[str, int], Policy]) -> dict[str, Any]:
         metrics = list(rows[0].metrics[0])
         return {
             "run": str(self._run.path),
-            "checkpoint": str(self._run.checkpoint.resolve()),
+            "checkpoint": str(self._run.checkpoint_path.resolve()),
             "data": self._run.config.data.name,
             "metrics": metrics,
             "search": list(self._method),
@@ -247,7 +256,7 @@ class CompressionReport:
                 for row in rows
             ],
             "left_out": self.left_out,
-            "policies": {f"{kind}, seed {seed}": document_of(policy) for (kind, seed), policy in policies.items()},
+            "policies": {f"{kind}, seed {seed}": policy_to_dict(policy) for (kind, seed), policy in policies.items()},
         }
 
 
@@ -257,12 +266,12 @@ def _is_done(folder: Path) -> bool:
 
 def gzip_bytes(run: OpenRun) -> int:
     """The bytes of the run's state in half precision after gzip, the size that anybody gets without a search."""
-    held, _ = holders_of(run.model.state_dict())
+    held, _ = unique_tensors(run.model.state_dict())
     halves = (t.half() if t.is_floating_point() else t for t in held.values())
     return len(gzip.compress(b"".join(t.cpu().contiguous().numpy().tobytes() for t in halves), mtime=0))
 
 
-def markdown_of(document: Mapping[str, Any]) -> str:
+def compression_markdown(document: Mapping[str, Any]) -> str:
     """The table as text. What the codebooks do not do comes first."""
     metrics = document["metrics"]
     seconds = [row["test_seconds"] for row in document["rows"] if row["test_seconds"] is not None]

@@ -6,23 +6,23 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sightline.config import RunConfig
-from sightline.config.show import show_inline
+from sightline.config.yaml_writer import format_inline
 from sightline.errors import UserError
 from sightline.runs.lineage import read_lineage
-from sightline.runs.trained_weights import evaluated_sha256, find
+from sightline.runs.trained_weights import evaluated_sha256, resolve_weights
 
-__all__ = ["assert_same_source", "from_scratch", "from_source"]
+__all__ = ["assert_same_source", "init_override", "scratch_overrides"]
 
 _PRETRAINED_ONLY = {"frozen": "[]", "layer_decay": "null"}
 """Arguments of the optimiser that serve weights worth keeping, and the values that switch them off."""
 
 
-def from_source(source: str | Path) -> str:
+def init_override(source: str | Path) -> str:
     """The override that starts a run from these weights, whatever characters their path holds."""
-    return f"init.from={show_inline(str(source))}"
+    return f"init.from={format_inline(str(source))}"
 
 
-def from_scratch(config: RunConfig, given: Sequence[str] = ()) -> list[str]:
+def scratch_overrides(config: RunConfig, given: Sequence[str] = ()) -> list[str]:
     """The overrides `given`, made those of a run from random weights: without `init` and what serves given weights."""
     known = {key: off for key, off in _PRETRAINED_ONLY.items() if key in config.optimizer.arguments}
     switched = {"init": "null", **{f"optimizer.{key}": off for key, off in known.items()}}
@@ -35,7 +35,7 @@ def assert_same_source(run: Path, source: str | Path) -> None:
     lineage = read_lineage(run)
     if lineage is None:
         return
-    now = evaluated_sha256(find(Path(source)))
+    now = evaluated_sha256(resolve_weights(Path(source)))
     if lineage["sha256"] != now:
         raise UserError(
             f"{run}: started from other weights ({lineage['sha256'][:16]}...) than {source} holds now ({now[:16]}...); "

@@ -14,32 +14,32 @@ from sightline import registry
 from sightline.chart import render_svg
 from sightline.config import RunConfig
 from sightline.config.overrides import split_values
-from sightline.doctor.overfit.variants import overrides_of
+from sightline.doctor.overfit.variants import parse_variants
+from sightline.engine.best_metric import resolve_mode
 from sightline.engine.build import build_metrics, build_part
 from sightline.engine.resume import assert_same_run
-from sightline.engine.selection import with_mode
 from sightline.errors import UserError
 from sightline.runs.output_files import write_document, write_file
 from sightline.runs.run_documents import load_document
-from sightline.studies.cells import Cell, CellSetup, run_cells
-from sightline.studies.configs import read_with_plugins, reread
-from sightline.studies.grid_table import differences_of, panel_of, rows_of
-from sightline.studies.train_run import Reporter
+from sightline.studies.grid_table import grid_panel, grid_rows, paired_differences
+from sightline.studies.study_runs import StudyRun, StudySettings, run_cells
+from sightline.training.run_configs import read_with_plugins, reread
+from sightline.training.train_run import Reporter
 
-__all__ = ["NAME", "GridStudy", "Level", "factors_of"]
+__all__ = ["NAME", "FactorLevel", "GridStudy", "parse_factors"]
 
 NAME = "study"
 """Of the files of table and plot."""
 
 
-class Level(NamedTuple):
+class FactorLevel(NamedTuple):
     """One setting of a factor: the overrides that make it, or the config that it is."""
 
     overrides: tuple[str, ...] = ()
     config: Path | None = None
 
 
-Factors = Mapping[str, Mapping[str, Level]]
+Factors = Mapping[str, Mapping[str, FactorLevel]]
 """What is varied: by its name the levels by their labels; the others are compared with the first."""
 
 
@@ -48,23 +48,23 @@ class _Run(NamedTuple):
 
     labels: tuple[str, ...]
     seed: int
-    cell: Cell
-    setup: CellSetup
+    cell: StudyRun
+    setup: StudySettings
     config: RunConfig
 
 
-def factors_of(configs: Sequence[Path], vary: Sequence[str], arms: Sequence[str]) -> Factors:
+def parse_factors(configs: Sequence[Path], vary: Sequence[str], arms: Sequence[str]) -> Factors:
     """The factors of a command line: `--vary KEY=A,B` each, all `--arm NAME="KEY=VALUE ..."` as one, several configs.
 
     Raises UserError for a text that names none.
     """
-    found: dict[str, list[tuple[str, Level]]] = {}
+    found: dict[str, list[tuple[str, FactorLevel]]] = {}
     if len(configs) > 1:
-        found["config"] = [(path.stem, Level(config=path)) for path in configs]
-    overrides_of(vary)  # refuses a key that is varied twice
+        found["config"] = [(path.stem, FactorLevel(config=path)) for path in configs]
+    parse_variants(vary)  # refuses a key that is varied twice
     for text in vary:
-        chosen = [override for (override,) in overrides_of([text])]
-        found[text.partition("=")[0].strip()] = [(each.partition("=")[2], Level((each,))) for each in chosen]
+        chosen = [override for (override,) in parse_variants([text])]
+        found[text.partition("=")[0].strip()] = [(each.partition("=")[2], FactorLevel((each,))) for each in chosen]
     if arms:
         found["arm"] = [_arm(text) for text in arms]
     for name, levels in found.items():
@@ -73,12 +73,12 @@ def factors_of(configs: Sequence[Path], vary: Sequence[str], arms: Sequence[str]
     return {name: dict(levels) for name, levels in found.items()}
 
 
-def _arm(text: str) -> tuple[str, Level]:
+def _arm(text: str) -> tuple[str, FactorLevel]:
     name, equals, overrides = (part.strip() for part in text.partition("="))
-    words = tuple(word for word in split_values(overrides, at=" ") if word)
+    words = tuple(word for word in split_values(overrides, separator=" ") if word)
     if not equals or not name or not all("=" in word for word in words):
         raise UserError(f"--arm {text}: give NAME='KEY=VALUE KEY=VALUE ...', or NAME= for the config as it is")
-    return name, Level(words)
+    return name, FactorLevel(words)
 
 
 class GridStudy:
@@ -86,7 +86,7 @@ class GridStudy:
 
     def __init__(
         self,
-        setup: CellSetup,
+        setup: StudySettings,
         factors: Factors,
         out: Path,
         *,
@@ -140,7 +140,7 @@ class GridStudy:
         code = run_cells(cells, reporter, finished, keeps_going=True)
         return self._written(done), code
 
-    def _run(self, setup: CellSetup, levels: Mapping[str, Level], seed: int) -> _Run:
+    def _run(self, setup: StudySettings, levels: Mapping[str, FactorLevel], seed: int) -> _Run:
         chosen = next((level.config for level in levels.values() if level.config is not None), setup.config)
         given = [*self._overrides, *(override for level in levels.values() for override in level.overrides)]
         keys = [override.partition("=")[0].strip() for override in given]
@@ -158,10 +158,10 @@ class GridStudy:
             config = reread(chosen, given)
         names = [_file_name(name, label) for name, label in zip(self._factors, levels, strict=True)]
         source = None if config.init is None else config.init.source
-        cell = Cell(self._out.joinpath(*names, f"seed_{seed}"), tuple(given), source)
+        cell = StudyRun(self._out.joinpath(*names, f"seed_{seed}"), tuple(given), source)
         return _Run(tuple(levels), seed, cell, dataclasses.replace(setup, config=chosen), config)
 
-    def _places_of(self, key: str, levels: Mapping[str, Level]) -> list[str]:
+    def _places_of(self, key: str, levels: Mapping[str, FactorLevel]) -> list[str]:
         """Where the command line gives a key, in the words of its options."""
         given = [(f"for all runs ({override})", override) for override in self._overrides]
         for (name, labels), (label, level) in zip(self._factors.items(), levels.items(), strict=True):
@@ -198,8 +198,8 @@ class GridStudy:
             **self._plan,
             "metric": self._metric,
             "mode": self._mode,
-            "rows": rows_of(names, grid),
-            "differences": differences_of(names, firsts, grid, mode=self._mode),
+            "rows": grid_rows(names, grid),
+            "differences": paired_differences(names, firsts, grid, mode=self._mode),
             "runs": [
                 {"run": str(run.cell.path), "levels": list(run.labels), "seed": run.seed, "metrics": dict(metrics)}
                 for run, metrics in runs
@@ -207,7 +207,7 @@ class GridStudy:
         }
         write_document(self._out / f"{NAME}.json", document)
         if grid:
-            panel = panel_of(names, grid, title=f"{self._metric}, {self._runs[0].config.data.name}")
+            panel = grid_panel(names, grid, title=f"{self._metric}, {self._runs[0].config.data.name}")
             write_file(self._out / f"{NAME}.svg", render_svg([[panel]], panel_width=420))
         return document
 
@@ -217,7 +217,7 @@ def _mode_of(config: RunConfig, metric: str) -> Literal["max", "min"]:
     if metric != config.evaluate.metric:
         config = dataclasses.replace(config, evaluate=dataclasses.replace(config.evaluate, metric=metric, mode=None))
     facts = build_part(config, "train").dataset.info.facts
-    mode = with_mode(config, build_metrics(config.metrics, facts)).evaluate.mode
+    mode = resolve_mode(config, build_metrics(config.metrics, facts)).evaluate.mode
     assert mode is not None, "with_mode sets it"
     return mode
 

@@ -7,15 +7,15 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from sightline.chart import Panel, Series
+from sightline.chart import ChartPanel, Series
 
-__all__ = ["differences_of", "panel_of", "rows_of", "student_t"]
+__all__ = ["grid_panel", "grid_rows", "paired_differences", "student_t"]
 
-Grid = Mapping[tuple[str, ...], Mapping[int, float]]
+GridResults = Mapping[tuple[str, ...], Mapping[int, float]]
 """By a level of each factor the figures of the runs that are done, by seed; none is empty."""
 
 
-def rows_of(factors: Sequence[str], grid: Grid) -> list[dict[str, Any]]:
+def grid_rows(factors: Sequence[str], grid: GridResults) -> list[dict[str, Any]]:
     """A row a combination: `levels`, `values` by seed, `mean`, `std` of the sample (NaN of one), `min`, `max`."""
     return [
         {
@@ -30,8 +30,8 @@ def rows_of(factors: Sequence[str], grid: Grid) -> list[dict[str, Any]]:
     ]
 
 
-def differences_of(
-    factors: Sequence[str], firsts: Sequence[str], grid: Grid, *, mode: Literal["max", "min"] = "max"
+def paired_differences(
+    factors: Sequence[str], firsts: Sequence[str], grid: GridResults, *, mode: Literal["max", "min"] = "max"
 ) -> list[dict[str, Any]]:
     """A level of a factor less its first, all else equal, over the seeds that both have; factor by factor.
 
@@ -84,7 +84,7 @@ def student_t(degrees: int, *, confidence: float = 0.95) -> float:
     return math.sqrt(degrees) * math.tan(low)
 
 
-def panel_of(factors: Sequence[str], grid: Grid, *, title: str) -> Panel:
+def grid_panel(factors: Sequence[str], grid: GridResults, *, title: str) -> ChartPanel:
     """The means over the levels of one factor, a curve for each setting of the others, with the range of the seeds.
 
     That factor is the first whose levels are numbers above zero, or the first of all, its levels counted from 1.
@@ -111,7 +111,7 @@ def panel_of(factors: Sequence[str], grid: Grid, *, title: str) -> Panel:
         )
         for name, points in curves.items()
     ]
-    return Panel(title, axis, tuple(series), y_scale="linear")
+    return ChartPanel(title, axis, tuple(series), y_scale="linear")
 
 
 def _number(text: str) -> float:

@@ -12,17 +12,17 @@ from typing import Any
 from sightline import registry
 from sightline.chart import render_svg
 from sightline.config import RunConfig
+from sightline.engine.best_metric import resolve_mode
 from sightline.engine.build import build_metrics, build_part
-from sightline.engine.selection import with_mode
 from sightline.errors import UserError
 from sightline.runs.output_files import write_document, write_file
-from sightline.studies.cells import Cell, CellSetup, run_cells
-from sightline.studies.configs import read_with_plugins, reread
-from sightline.studies.fine_tuning import from_scratch, from_source
-from sightline.studies.label_table import STARTS, LabelRow, LabelRun, Start, panel_of, percent, rows_of
-from sightline.studies.train_run import Reporter
+from sightline.studies.fine_tuning import init_override, scratch_overrides
+from sightline.studies.label_table import STARTS, LabelRow, LabelRun, Start, label_panel, label_rows, percent
+from sightline.studies.study_runs import StudyRun, StudySettings, run_cells
+from sightline.training.run_configs import read_with_plugins, reread
+from sightline.training.train_run import Reporter
 
-__all__ = ["NAME", "LabelResult", "LabelStudy", "Share"]
+__all__ = ["NAME", "LabelResult", "LabelShare", "LabelStudy"]
 
 NAME = "label_efficiency"
 """Of the files of table and plot."""
@@ -37,7 +37,7 @@ _SET_HERE = {
 
 
 @dataclass(frozen=True)
-class Share:
+class LabelShare:
     """A share of the labels, how many seeds either start gets there, and for how many epochs; None for the config's."""
 
     fraction: float
@@ -60,8 +60,8 @@ class LabelStudy:
 
     def __init__(
         self,
-        setup: CellSetup,
-        shares: Sequence[Share],
+        setup: StudySettings,
+        shares: Sequence[LabelShare],
         out: Path,
         *,
         overrides: tuple[str, ...] = (),
@@ -72,7 +72,7 @@ class LabelStudy:
         self._setup = setup
         self._out = out
         self._scratch_overrides = overrides
-        self._overrides = overrides if source is None else (*overrides, from_source(source))
+        self._overrides = overrides if source is None else (*overrides, init_override(source))
         read = read_with_plugins(setup.config, self._overrides, setup.plugins)
         config, self.notes = read.config, read.notes
         if config.init is None:
@@ -96,7 +96,7 @@ class LabelStudy:
             if run.seed == 0 and run.start == "scratch"
         }
         facts = build_part(self._config_of(self._runs[0]), "train").dataset.info.facts
-        self._config = with_mode(config, build_metrics(config.metrics, facts))
+        self._config = resolve_mode(config, build_metrics(config.metrics, facts))
 
     def __call__(self, reporter: Reporter) -> LabelResult:
         """Run every cell that is not done; after each, table and plot are written to the folder of the study."""
@@ -114,15 +114,15 @@ class LabelStudy:
         code = run_cells(cells, reporter, finished)
         return self._result(done, code)
 
-    def _run(self, config: RunConfig, share: Share, start: Start, seed: int) -> LabelRun:
-        given = from_scratch(config, self._scratch_overrides) if start == "scratch" else list(self._overrides)
+    def _run(self, config: RunConfig, share: LabelShare, start: Start, seed: int) -> LabelRun:
+        given = scratch_overrides(config, self._scratch_overrides) if start == "scratch" else list(self._overrides)
         given += [f"data.fraction={share.fraction!r}", f"seed={seed}", "evaluate.select=test"]
         given += [f"train.epochs={share.num_epochs}"] if share.num_epochs is not None else []
         given += [f"evaluate.every={share.num_epochs or config.train.epochs}"]
         if "fraction_seed" in registry.data.entry(config.data).arguments:
             given.append(f"data.fraction_seed={seed}")
         path = self._out / f"fraction_{share.fraction:g}" / f"{start}_seed_{seed}"
-        return LabelRun(share.fraction, start, seed, Cell(path, tuple(given), self._source))
+        return LabelRun(share.fraction, start, seed, StudyRun(path, tuple(given), self._source))
 
     def _config_of(self, run: LabelRun) -> RunConfig:
         return reread(self._setup.config, run.cell.overrides)
@@ -133,7 +133,7 @@ class LabelStudy:
 
     def _rows(self, done: Sequence[LabelRun]) -> list[LabelRow]:
         assert self._config.evaluate.mode is not None, "with_mode sets it"
-        return rows_of(done, self._sizes, mode=self._config.evaluate.mode)
+        return label_rows(done, self._sizes, mode=self._config.evaluate.mode)
 
     def _document(self, rows: Sequence[LabelRow], done: Sequence[LabelRun]) -> dict[str, Any]:
         return {
@@ -152,7 +152,7 @@ class LabelStudy:
     def _write(self, done: Sequence[LabelRun]) -> None:
         rows = self._rows(done)
         write_document(self._out / f"{NAME}.json", self._document(rows, done))
-        panel = panel_of(rows, title=f"{self._config.evaluate.metric}, {self._config.data.name}")
+        panel = label_panel(rows, title=f"{self._config.evaluate.metric}, {self._config.data.name}")
         write_file(self._out / f"{NAME}.svg", render_svg([[panel]]))
 
 

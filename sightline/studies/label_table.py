@@ -8,10 +8,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from sightline.chart import Panel, Series
-from sightline.studies.cells import Cell
+from sightline.chart import ChartPanel, Series
+from sightline.studies.study_runs import StudyRun
 
-__all__ = ["COLUMNS", "STARTS", "LabelRow", "LabelRun", "Start", "panel_of", "percent", "rows_of", "shown"]
+__all__ = ["COLUMNS", "STARTS", "LabelRow", "LabelRun", "Start", "label_panel", "label_rows", "percent", "table_cells"]
 
 Start = Literal["scratch", "pretrained"]
 STARTS: tuple[Start, ...] = ("scratch", "pretrained")
@@ -36,7 +36,7 @@ class LabelRun:
     fraction: float
     start: Start
     seed: int
-    cell: Cell
+    cell: StudyRun
     value: float | None = None
 
 
@@ -97,7 +97,7 @@ class LabelRow:
         }
 
 
-def rows_of(
+def label_rows(
     runs: Sequence[LabelRun], num_samples: Mapping[float, int], *, mode: Literal["max", "min"] = "max"
 ) -> list[LabelRow]:
     """A row for each share of which a run is done, in order."""
@@ -128,7 +128,7 @@ def _statistics(values: Sequence[float]) -> dict[str, Any]:
     }
 
 
-def shown(row: LabelRow) -> list[Any]:
+def table_cells(row: LabelRow) -> list[Any]:
     """A row of the table."""
     sides = [_statistics(getattr(row, start)) for start in STARTS]
     figures = [side[key] for side in sides for key in ("mean", "spread")]
@@ -142,11 +142,11 @@ def percent(fraction: float) -> str:
     return f"{100 * fraction:g} %"
 
 
-def panel_of(rows: Sequence[LabelRow], *, title: str) -> Panel:
+def label_panel(rows: Sequence[LabelRow], *, title: str) -> ChartPanel:
     """Both starts over the share of the labels: means, and from the smallest to the largest figure of the seeds."""
     series = []
     for start, name in zip(STARTS, ("from scratch", "pre-trained"), strict=True):
         figures = [(row.fraction, getattr(row, start)) for row in rows if getattr(row, start)]
         points = tuple((100 * fraction, statistics.fmean(values)) for fraction, values in figures)
         series.append(Series(name, points, tuple((min(values), max(values)) for _, values in figures)))
-    return Panel(title, "labels, %", tuple(series), y_scale="linear")
+    return ChartPanel(title, "labels, %", tuple(series), y_scale="linear")

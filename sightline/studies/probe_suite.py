@@ -15,30 +15,23 @@ from sightline.config import RunConfig
 from sightline.engine.build import build, build_data
 from sightline.engine.distributed import World, start_world
 from sightline.engine.precision import set_backends
-from sightline.engine.records import kept_random_state
+from sightline.engine.records import preserve_rng_state
 from sightline.errors import CheckpointError, UserError
 from sightline.probe.choice import build_probe
-from sightline.probe.measure import compare
+from sightline.probe.measure import compare_with_baselines
 from sightline.probe.outcome import Probe, assert_fits
-from sightline.probe.runs import Probed, open_probed, twins_of
+from sightline.probe.probed_run import ProbedRun, extract_with_random_baselines, open_probed
 from sightline.runs.output_files import assert_writable, write_document, write_file
-from sightline.runs.stages import stage_of
-from sightline.runs.trained_weights import evaluated_sha256, find
-from sightline.studies.cells import Cell, CellSetup, UnfinishedError, metrics_of
-from sightline.studies.configs import read_with_plugins, reread
-from sightline.studies.fine_tuning import from_scratch, from_source
-from sightline.studies.probe_scale import with_scale
-from sightline.studies.probe_table import (
-    OWN_PARTS,
-    PARTS,
-    compared,
-    markdown_of,
-    probe_rows,
-    protocol_of,
-)
-from sightline.studies.published import ResultRow, foreign_in_words, published_names
-from sightline.studies.train_run import Reporter
-from sightline.types import Component
+from sightline.runs.preprocessing_signature import preprocessing_signature
+from sightline.runs.trained_weights import evaluated_sha256, resolve_weights
+from sightline.studies.fine_tuning import init_override, scratch_overrides
+from sightline.studies.probe_scale import check_input_scale
+from sightline.studies.probe_table import OWN_PARTS, PARTS, comparison_rows, probe_markdown, probe_rows, protocol_of
+from sightline.studies.published_results import ResultRow, foreign_in_words, published_names
+from sightline.studies.study_runs import StudyRun, StudySettings, UnfinishedError, train_or_read_metrics
+from sightline.training.run_configs import read_with_plugins, reread
+from sightline.training.train_run import Reporter
+from sightline.types import ComponentConfig
 
 __all__ = ["NAME", "ProbeSuite", "SuiteRequest"]
 
@@ -78,7 +71,7 @@ class _Done:
 class _Parts:
     """How parts are learnt: the cells' setup, the config, why weights do not fit it by run, and the protocol."""
 
-    setup: CellSetup
+    setup: StudySettings
     config: RunConfig
     misfits: Mapping[Path, str]
     protocol: Mapping[str, Any]
@@ -132,26 +125,26 @@ class ProbeSuite:
 
     # --- probes of frozen features ------------------------------------------------------------------------------------
 
-    def _probe(self, probed: Probed) -> _Done:
+    def _probe(self, probed: ProbedRun) -> _Done:
         """A run's row as far as its probes go, with the reason where it will have no figure on parts."""
         request, note = self._request, self._reporter.note
         note(f"{probed.run}: features")
         set_backends(determinism=probed.config.train.determinism, cudnn=probed.config.train.cudnn)
         with start_world(device=request.device, timeout_s=probed.config.distributed.timeout_s) as world:
-            probed = with_scale(probed, world)
-            twins = twins_of(probed, world, num_random=request.num_random, cache=request.cache)
+            probed = check_input_scale(probed, world)
+            twins = extract_with_random_baselines(probed, world, num_random=request.num_random, cache=request.cache)
         documents: dict[str, Any] = {}
         metrics: dict[str, float] = {}
         chance: dict[str, float] = {}
         for name, probe in self._probes.items():
             note(f"{probed.run}: {name}")
-            comparison = compare(probe, twins, probed.data.num_classes)
+            comparison = compare_with_baselines(probe, twins, probed.data.num_classes)
             documents[name] = comparison.document(probed)
             metrics |= comparison.metrics
             chance |= {figure: comparison.chance_of(figure) for figure in comparison.figures}
         return _Done(self._row(probed, metrics, chance), documents)
 
-    def _row(self, probed: Probed, metrics: Mapping[str, float], chance: Mapping[str, float]) -> ResultRow:
+    def _row(self, probed: ProbedRun, metrics: Mapping[str, float], chance: Mapping[str, float]) -> ResultRow:
         request = self._request
         protocol = protocol_of(probed, which=request.checkpoint, probes=self._probes)
         protocol |= {"arguments": ", ".join(request.arguments)} if request.arguments else {}
@@ -181,16 +174,16 @@ class ProbeSuite:
             self._done[place] = dataclasses.replace(self._done[place], row=row)
             self._write()
 
-    def _fine_tuned(self, parts: _Parts, probed: Probed | None) -> dict[str, float]:
+    def _fine_tuned(self, parts: _Parts, probed: ProbedRun | None) -> dict[str, float]:
         """Both instance mIoU on parts of the last weights, from a run or from scratch; finished runs are kept."""
         out = self._place_of(probed)
         if probed is None:
-            cell = Cell(out, tuple(from_scratch(parts.config)))
+            cell = StudyRun(out, tuple(scratch_overrides(parts.config)))
         else:
-            cell = Cell(out, (from_source(probed.checkpoint),), probed.checkpoint)
+            cell = StudyRun(out, (init_override(probed.checkpoint),), probed.checkpoint)
         heading = f"parts: {'from scratch' if probed is None else probed.run} -> {out}"
         try:
-            final = metrics_of(cell, parts.setup, self._reporter, heading=heading)
+            final = train_or_read_metrics(cell, parts.setup, self._reporter, heading=heading)
         except UnfinishedError as error:
             self._reporter.note(
                 f"probes of {len(self._done)} runs are done, the table is as far; {out}: fine-tuning ended with exit "
@@ -224,9 +217,9 @@ class ProbeSuite:
         data = build_data(config)
         misfits = {}
         for probed in self._opened:
-            source = from_source(probed.checkpoint)
+            source = init_override(probed.checkpoint)
             try:
-                with kept_random_state():
+                with preserve_rng_state():
                     build(reread(finetune, [source]), World(), data=data)
             except CheckpointError as error:
                 misfits[probed.run] = str(error).removeprefix("command line: init.from: ")
@@ -238,16 +231,16 @@ class ProbeSuite:
             "parts data": config.data.name,
             "parts epochs": config.train.epochs,
             "parts clouds per step": config.train.batch_size,
-            "parts points": stage_of(config, data.train.dataset.info)["num_points"],
+            "parts points": preprocessing_signature(config, data.train.dataset.info)["num_points"],
         }
-        return _Parts(CellSetup(finetune, self._request.plugins, self._request.device), config, misfits, protocol)
+        return _Parts(StudySettings(finetune, self._request.plugins, self._request.device), config, misfits, protocol)
 
-    def _place_of(self, probed: Probed | None) -> Path:
+    def _place_of(self, probed: ProbedRun | None) -> Path:
         """The folder of a fine-tuning: that of other weights, or of the same of another run, is another one."""
         folder = self._request.out / "parts"
         if probed is None:
             return folder / "scratch"
-        text = f"{probed.checkpoint}\n{evaluated_sha256(find(probed.checkpoint))}"
+        text = f"{probed.checkpoint}\n{evaluated_sha256(resolve_weights(probed.checkpoint))}"
         return folder / f"{probed.run.resolve().name}_{hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
     # --- the table ----------------------------------------------------------------------------------------------------
@@ -273,7 +266,7 @@ class ProbeSuite:
 
     def _write(self) -> None:
         rows, others, out = [each.row for each in self._done], self._others(), self._request.out
-        write_file(out / f"{NAME}.md", markdown_of(rows, others))
+        write_file(out / f"{NAME}.md", probe_markdown(rows, others))
         document = {
             "runs": [
                 {
@@ -292,7 +285,7 @@ class ProbeSuite:
             ],
             "differences": [
                 {"run": row.who, "other": r.who, "source": r.source, "differences": list(map(str, found))}
-                for row, r, found in compared(rows, others)
+                for row, r, found in comparison_rows(rows, others)
             ],
         }
         write_document(out / f"{NAME}.json", document)
@@ -300,7 +293,7 @@ class ProbeSuite:
 
 def _build(words: Sequence[str]) -> dict[str, Probe]:
     """Both methods, each with those of the arguments that it takes. Raises UserError for one that none takes."""
-    taken = {name: registry.probes.entry(Component(name)).arguments for name in METHODS}
+    taken = {name: registry.probes.entry(ComponentConfig(name)).arguments for name in METHODS}
     keys = {word: word.partition("=")[0].strip() for word in words}
     for word, key in keys.items():
         if not any(key in arguments for arguments in taken.values()):

@@ -8,17 +8,17 @@ from typing import Any
 
 from sightline.probe.few_shot import FewShot
 from sightline.probe.outcome import Probe
-from sightline.probe.runs import Probed
+from sightline.probe.probed_run import ProbedRun
 from sightline.probe.svm import SVM
-from sightline.runs.blocks import argument_of, graph_of
+from sightline.runs.blocks import find_neighbour_graph, get_argument
 from sightline.runs.inputs import read_inputs
-from sightline.studies.published import (
+from sightline.studies.published_results import (
     Difference,
     ResultRow,
     checkpoint_in_words,
-    differences,
-    figure,
+    format_figure,
     pretraining_protocol,
+    protocol_differences,
     published_rows,
     value_in_words,
 )
@@ -26,9 +26,9 @@ from sightline.studies.published import (
 __all__ = [
     "OWN_PARTS",
     "PARTS",
-    "compared",
+    "comparison_rows",
     "heading_of",
-    "markdown_of",
+    "probe_markdown",
     "probe_rows",
     "protocol_of",
 ]
@@ -80,11 +80,11 @@ def _rank(metric: str) -> int:
     return next((place for place, method in enumerate(_ORDER) if metric.startswith(method)), len(_ORDER))
 
 
-def protocol_of(probed: Probed, *, which: str, probes: Mapping[str, Probe]) -> dict[str, Any]:
+def protocol_of(probed: ProbedRun, *, which: str, probes: Mapping[str, Probe]) -> dict[str, Any]:
     """How a run was made and probed, under the words that published rows use; the probes describe themselves."""
-    learnt, data = probed.learnt, probed.data.config.data
-    graph = graph_of(probed.config.model, probed.data.num_points)
-    variant = argument_of("data", data, "variant")
+    learnt, data = probed.training_config, probed.data.config.data
+    graph = find_neighbour_graph(probed.config.model, probed.data.num_points)
+    variant = get_argument("data", data, "variant")
     return {
         **pretraining_protocol(learnt, read_inputs(probed.run, learnt)),
         "points in the probe": probed.data.num_points,
@@ -96,11 +96,11 @@ def protocol_of(probed: Probed, *, which: str, probes: Mapping[str, Probe]) -> d
             (each.runs for each in probes.values() if isinstance(each, FewShot) and each.file is None), None
         ),
         "variant": variant,
-        "background": None if variant is None else argument_of("data", data, "background"),
+        "background": None if variant is None else get_argument("data", data, "background"),
     }
 
 
-def markdown_of(ours: Sequence[ResultRow], others: Sequence[ResultRow]) -> str:
+def probe_markdown(ours: Sequence[ResultRow], others: Sequence[ResultRow]) -> str:
     """The table, protocols, remarks, and for every published row how each of our runs differs from it."""
     rows = [*ours, *others]
     shown = sorted({name: None for row in rows for name in row.metrics}, key=_rank)
@@ -108,7 +108,7 @@ def markdown_of(ours: Sequence[ResultRow], others: Sequence[ResultRow]) -> str:
     lines = ["# Probes of frozen features", "", _ABOUT, ""]
     lines += _table(
         ["", "data", *headings.values(), "source"],
-        ([row.who, row.data, *(figure(row.metrics, name) for name in headings), row.source] for row in rows),
+        ([row.who, row.data, *(format_figure(row.metrics, name) for name in headings), row.source] for row in rows),
     )
     facts = list(dict.fromkeys(name for row in rows for name in row.protocol))
     lines += ["", "## Protocols", ""]
@@ -123,19 +123,19 @@ def markdown_of(ours: Sequence[ResultRow], others: Sequence[ResultRow]) -> str:
     lines += ["", "## Differences between the protocols", ""]
     lines += [
         f"- {row.who} against {theirs.who} ({theirs.source}): {'; '.join(map(str, found)) or 'none found'}"
-        for row, theirs, found in compared(ours, others)
+        for row, theirs, found in comparison_rows(ours, others)
     ] or ["None of these data sets has published figures here."]
     return "\n".join(lines) + "\n"
 
 
-def compared(
+def comparison_rows(
     ours: Sequence[ResultRow], others: Sequence[ResultRow]
 ) -> Iterator[tuple[ResultRow, ResultRow, list[Difference]]]:
     """A row of ours, a published one of the same data or also of parts, and how they differ; all such pairs."""
     for theirs in others:
         for row in ours:
             if row.data == theirs.data or (PARTS in theirs.metrics and PARTS in row.metrics):
-                yield row, theirs, differences(row, theirs)
+                yield row, theirs, protocol_differences(row, theirs)
 
 
 def _table(columns: Sequence[str], rows: Iterator[list[str]]) -> list[str]:

@@ -5,15 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 from sightline import registry
-from sightline.geometry.crops import CropPlacement, from_offsets
+from sightline.geometry.crops import CropPlacement, from_crop_coordinates
 from sightline.tasks.supervised import Supervised
 from sightline.types import Batch
 
-__all__ = ["Centre"]
+__all__ = ["CentreRefinement"]
 
 
 @registry.tasks.add("centre")
-class Centre(Supervised):
+class CentreRefinement(Supervised):
     """Predicts `centre_mm` (B, 3), camera frame, where the joint in the middle is, from `offset`.
 
     What it finds are the reference points of another run: `sightline data centres` writes them.
@@ -22,7 +22,7 @@ class Centre(Supervised):
 
     predicts = frozenset({"centre_mm"})
 
-    def interpret(self, outputs: dict[str, Any], batch: Batch) -> dict[str, Any]:
+    def postprocess(self, outputs: dict[str, Any], batch: Batch) -> dict[str, Any]:
         """The outputs, and the points that they mean by the placement of each crop."""
         placement = CropPlacement.from_rows(batch["crop_placement"])
-        return {**outputs, "centre_mm": from_offsets(outputs["offset"].detach()[:, None], placement)[:, 0]}
+        return {**outputs, "centre_mm": from_crop_coordinates(outputs["offset"].detach()[:, None], placement)[:, 0]}

@@ -11,9 +11,9 @@ import torch
 from torch import nn
 
 from sightline import registry
-from sightline.binding import Offer
+from sightline.binding import AvailableKeys
 from sightline.losses.base import Loss
-from sightline.pictures import Axis, Picture, colors_of, in_space, render_clouds, with_legend
+from sightline.pictures import Axis, Picture, label_colors, pad_to_3d, render_clouds, with_legend
 from sightline.tasks.supervised import Supervised
 from sightline.types import Batch
 
@@ -33,8 +33,8 @@ class Classify(Supervised):
         *,
         model: nn.Module,
         losses: Mapping[str, Loss],
-        batch_keys: Offer,
-        output_keys: Offer,
+        batch_keys: AvailableKeys,
+        output_keys: AvailableKeys,
         class_names: tuple[str, ...] = (),
         up_axis: Axis = "z",
     ) -> None:
@@ -42,7 +42,7 @@ class Classify(Supervised):
         self.class_names = tuple(class_names)
         self.up_axis = up_axis
 
-    def interpret(self, outputs: dict[str, Any], batch: Batch) -> dict[str, Any]:
+    def postprocess(self, outputs: dict[str, Any], batch: Batch) -> dict[str, Any]:
         """The outputs, and `probabilities` (B, C), which sum to 1."""
         dtype = torch.float64 if outputs["logits"].dtype == torch.float64 else torch.float32
         return {**outputs, "probabilities": outputs["logits"].to(dtype).softmax(dim=1)}
@@ -64,7 +64,7 @@ class Classify(Supervised):
         ]
         clouds = _first_clouds(batch, shown)
         right = [guess == truth for guess, truth in zip(guesses, truths, strict=True)]
-        colors = list(colors_of(np.array(guesses)))
+        colors = list(label_colors(np.array(guesses)))
         pixels = render_clouds(clouds, captions=captions, is_right=right, colors=colors, up_axis=self.up_axis)
         pixels = with_legend(pixels, np.array(guesses), self.class_names)
         return [Picture("predictions", pixels, f"{sum(right)} of {shown} right")]
@@ -82,4 +82,4 @@ def _first_clouds(batch: Batch, count: int) -> list[np.ndarray]:
         clouds = [cloud[mask] for cloud, mask in zip(points[:count], batch["points_mask"][:count], strict=True)]
     else:
         clouds = list(points[:count])
-    return [in_space(cloud.float().cpu().numpy()) for cloud in clouds]
+    return [pad_to_3d(cloud.float().cpu().numpy()) for cloud in clouds]

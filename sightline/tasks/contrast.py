@@ -12,20 +12,20 @@ import torch
 from torch import Tensor, nn
 
 from sightline import registry
-from sightline.binding import Offer, bind
+from sightline.binding import AvailableKeys, bind
 from sightline.errors import ConfigError
 from sightline.losses.base import Loss, cast_forward, learns
 from sightline.losses.contrast import PairLoss, chance_level
-from sightline.tasks.supervised import Sums
+from sightline.tasks.supervised import AllReduce
 from sightline.types import Batch
 
-__all__ = ["OF_CHANCE", "Contrast"]
+__all__ = ["CHANCE_SUFFIX", "Contrast"]
 
-OF_CHANCE = "_of_chance"
+CHANCE_SUFFIX = "_of_chance"
 """How a step calls a loss as a share of the level of chance, after the loss's name."""
 
 
-class Rows(Sums, Protocol):
+class AllGather(AllReduce, Protocol):
     """What the task needs of the processes around it."""
 
     size: int
@@ -40,7 +40,7 @@ class _Around:
     With several, `everyone` holds the outputs of all rows, without gradient, and ours begin at `start`.
     """
 
-    world: Rows
+    world: AllGather
     everyone: Mapping[str, Tensor] | None = None
     start: int = 0
 
@@ -62,8 +62,8 @@ class Contrast:
         *,
         model: nn.Module,
         losses: Mapping[str, Loss],
-        batch_keys: Offer,
-        output_keys: Offer,
+        batch_keys: AvailableKeys,
+        output_keys: AvailableKeys,
         micro_batches: int = 1,
         negatives: Literal["gathered", "process"] = "gathered",
     ) -> None:
@@ -88,11 +88,11 @@ class Contrast:
         self._compared = tuple(dict.fromkeys(name for term in self._terms.values() for name in term.names))
 
     def prepare(
-        self, model: nn.Module, micro_batches: Sequence[Batch], world: Rows
+        self, model: nn.Module, micro_batches: Sequence[Batch], world: AllGather
     ) -> tuple[dict[str, Tensor], list[_Around]]:
         """How many pairs the step has over all; with several micro-batches also the outputs of all their rows."""
         sizes = [len(batch["sample_index"]) for batch in micro_batches]
-        total = world.all_reduce_sum({"pairs": torch.tensor(sum(sizes))}, what="the number of pairs")["pairs"]
+        total = world.all_reduce_sum({"pairs": torch.tensor(sum(sizes))}, operation="the number of pairs")["pairs"]
         counts = dict.fromkeys(self._terms, total)
         if len(micro_batches) == 1:
             return counts, [_Around(world)]
@@ -103,20 +103,22 @@ class Contrast:
         starts = [start + sum(sizes[:place]) for place in range(len(sizes))]
         return counts, [_Around(world, everyone, place) for place in starts]
 
-    def losses(self, model: nn.Module, batch: Batch, around: _Around) -> dict[str, Tensor]:
+    def losses(self, model: nn.Module, batch: Batch, context: _Around) -> dict[str, Tensor]:
         """Each loss's sum over this micro-batch's pairs, with the gradient that the whole step has through its rows."""
-        return self._sums(self._outputs(model, batch), around)
+        return self._sums(self._outputs(model, batch), context)
 
     def predict(self, model: nn.Module, batch: Batch) -> dict[str, Any]:
         """The model's outputs."""
         return self._outputs(model, batch)
 
-    def assess(self, model: nn.Module, batch: Batch, around: _Around) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    def losses_and_predictions(
+        self, model: nn.Module, batch: Batch, context: _Around
+    ) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Loss sums and outputs of one forward pass."""
         outputs = self._outputs(model, batch)
-        return self._sums(outputs, around), outputs
+        return self._sums(outputs, context), outputs
 
-    def gauges(self, losses: Mapping[str, float], num_samples: int, num_processes: int) -> dict[str, float]:
+    def step_metrics(self, losses: Mapping[str, float], num_samples: int, num_processes: int) -> dict[str, float]:
         """How many negatives an anchor had, the loss of a collapsed network, and each loss as a share of that.
 
         Means over the step's pairs, where processes compare within themselves and hold different numbers of them.
@@ -127,14 +129,14 @@ class Contrast:
             sizes = [each + (rank < over) for rank in range(num_processes)]
         chance = sum(size * chance_level(size) for size in sizes if size) / num_samples
         negatives = sum(size * (2 * size - 2) for size in sizes) / num_samples
-        shares = {f"{name}{OF_CHANCE}": loss / chance for name, loss in losses.items() if chance > 0}
+        shares = {f"{name}{CHANCE_SUFFIX}": loss / chance for name, loss in losses.items() if chance > 0}
         return {"negatives": negatives, "chance": chance, **shares}
 
     def _outputs(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
         outputs: dict[str, Tensor] = model(**self._forward.select(batch))
         return outputs
 
-    def _everyone(self, own: Mapping[str, Tensor], world: Rows) -> tuple[dict[str, Tensor], int]:
+    def _everyone(self, own: Mapping[str, Tensor], world: AllGather) -> tuple[dict[str, Tensor], int]:
         """The rows of all processes whose rows are negatives here, and the place where our own begin."""
         if self.negatives == "process" or world.size == 1:
             return {name: rows.detach() for name, rows in own.items()}, 0
@@ -142,11 +144,11 @@ class Contrast:
         joined, start = world.gather_rows(torch.cat(list(own.values()), dim=1), what="rows to compare with")
         return dict(zip(own, joined.split(widths, dim=1), strict=True)), start
 
-    def _sums(self, live: Mapping[str, Tensor], around: _Around) -> dict[str, Tensor]:
+    def _sums(self, live: Mapping[str, Tensor], context: _Around) -> dict[str, Tensor]:
         here = {name: live[name] for name in self._compared}  # and no other: what no loss reads is reported as unread
-        everyone, start = around.everyone, around.start
+        everyone, start = context.everyone, context.start
         if everyone is None:
-            everyone, start = self._everyone(here, around.world)
+            everyone, start = self._everyone(here, context.world)
         own = slice(start, start + len(here[self._compared[0]]))
         rows = {name: torch.cat([all_[: own.start], here[name], all_[own.stop :]]) for name, all_ in everyone.items()}
         return {name: self._own_sum(name, rows, own) for name in self._terms}

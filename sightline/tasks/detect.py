@@ -17,20 +17,27 @@ from torch.nn import functional
 from typing_extensions import TypedDict
 
 from sightline import registry
-from sightline.arguments import AssignerBlock, Count, Factor, Fraction, Size, SuppressionBlock
-from sightline.assigners.base import Predicted
-from sightline.binding import Offer, outputs_of_model
+from sightline.arguments import (
+    AssignerBlock,
+    Count,
+    FractionBelowOne,
+    NonNegativeFloat,
+    PositiveFloat,
+    SuppressionBlock,
+)
+from sightline.assigners.base import PriorPredictions
+from sightline.binding import AvailableKeys, model_output_keys
 from sightline.errors import ConfigError, RunError
-from sightline.geometry.boxes.codings import decode
+from sightline.geometry.boxes.box_coder import decode_boxes
 from sightline.geometry.boxes.overlaps import pairwise_iou
-from sightline.geometry.boxes.priors import IGNORED, PRESETS, AnchorShapes, Grid, Priors, make_anchors, make_points
+from sightline.geometry.boxes.priors import IGNORED, PRESETS, AnchorShapes, PriorGrid, Priors, make_anchors, make_points
 from sightline.losses.base import Loss
-from sightline.members import AssignerMembers, HeadMembers
+from sightline.optional_members import AssignerMembers, HeadMembers
 from sightline.pictures import Picture
-from sightline.tasks.box_stages import LEAST_SCORE, pixels_of, show_detections
-from sightline.tasks.box_targets import show_assignments, show_priors
-from sightline.tasks.detections import Candidates, Selection, clipped, to_file
+from sightline.tasks.detection_decoding import Candidates, DetectionFilter, clip_boxes, to_file_pixels
+from sightline.tasks.detection_pictures import LEAST_SCORE, pixels_of, show_detections
 from sightline.tasks.supervised import Supervised
+from sightline.tasks.target_pictures import show_assignments, show_priors
 from sightline.types import Batch
 
 __all__ = ["AnchorBlock", "Detect", "GridBlock"]
@@ -44,12 +51,12 @@ class AnchorBlock(TypedDict, total=False):
     """
 
     preset: Literal["retinanet", "crowddet", "s3"]
-    scales: tuple[Size, ...]
-    ratios: tuple[Size, ...]
-    base_strides: Size
+    scales: tuple[PositiveFloat, ...]
+    ratios: tuple[PositiveFloat, ...]
+    base_strides: PositiveFloat
     keeps: Literal["area", "width"]
     whole_px: bool
-    sizes: tuple[tuple[tuple[Size, Size], ...], ...]
+    sizes: tuple[tuple[tuple[PositiveFloat, PositiveFloat], ...], ...]
 
 
 class GridBlock(TypedDict, total=False):
@@ -58,8 +65,8 @@ class GridBlock(TypedDict, total=False):
     `offset_px` takes the place of `offset`, in pixels at every level. See `geometry.boxes.priors.Grid`.
     """
 
-    offset: Fraction
-    offset_px: Factor
+    offset: FractionBelowOne
+    offset_px: NonNegativeFloat
     steps: Literal["stride", "image"]
 
 
@@ -82,8 +89,8 @@ class Detect(Supervised):
     """
 
     predicts = frozenset({"detections", "detection_offsets"})
-    reads = frozenset({"image", "boxes", "label", "is_ignored", "box_offsets", "to_canvas", "file_px"})
-    offers = frozenset(
+    extra_batch_keys = frozenset({"image", "boxes", "label", "is_ignored", "box_offsets", "to_canvas", "file_px"})
+    context_keys = frozenset(
         {"priors", "prior_stride", "target", "matched_boxes", "matched_density", "second_match", "is_unmatched"}
     )
     evaluation_arguments = frozenset({"suppression", "score", "per_level", "most", "clip"})
@@ -95,13 +102,13 @@ class Detect(Supervised):
         *,
         model: nn.Module,
         losses: Mapping[str, Loss],
-        batch_keys: Offer,
-        output_keys: Offer,
+        batch_keys: AvailableKeys,
+        output_keys: AvailableKeys,
         assigner: AssignerBlock,
         anchors: AnchorBlock | None = None,
         grid: GridBlock | None = None,
         suppression: SuppressionBlock | None = None,
-        score: Fraction = 0.05,
+        score: FractionBelowOne = 0.05,
         per_level: Count = 1000,
         most: Count = 100,
         clip: bool = True,
@@ -118,25 +125,25 @@ class Detect(Supervised):
         _assert_losses(losses, self._head)
         _assert_own_assigner(losses, assigner)
         if suppression is None:
-            suppression = registry.suppressions.entry_of("greedy").builder()
+            suppression = registry.suppressions.get_entry("greedy").builder()
         _assert_offered(suppression, output_keys, self._head)
-        self._select = Selection(suppression, score, per_level, most)
+        self._select = DetectionFilter(suppression, score, per_level, most)
         self._clip = clip
         self._made: dict[tuple[Any, ...], Priors] = {}
 
     @property
-    def selection(self) -> Selection:
+    def selection(self) -> DetectionFilter:
         """Which predictions become detections."""
         return self._select
 
     def context(self, model: nn.Module, batch: Batch) -> dict[str, Any]:
         """The target of every prior."""
         priors = self.priors_of(batch["image"])
-        predicted = self._predicted(model, batch) if AssignerMembers.needs.of(self._assigner) else None
+        predicted = self._predicted(model, batch) if AssignerMembers.needs_predictions.get(self._assigner) else None
         targets, boxes, densities, second = [], [], [], []
         is_unmatched = ~batch["is_ignored"]
         for image, rows in enumerate(_images(batch["box_offsets"])):
-            own = batch["boxes"][rows].to(priors.rows)
+            own = batch["boxes"][rows].to(priors.coordinates)
             given = () if predicted is None else (batch["label"][rows], predicted[image])
             matched, _, other = self._assigner(priors, own, batch["is_ignored"][rows], *given)
             has_box, place = matched >= 0, matched.clamp(min=-1)  # the last row, of zeros, is of priors without a box
@@ -149,8 +156,8 @@ class Detect(Supervised):
                 is_unmatched[second[-1][other >= 0]] = False
         return {
             **({"second_match": torch.stack(second)} if second else {}),
-            "priors": priors.rows,
-            "prior_stride": priors.stride,
+            "priors": priors.coordinates,
+            "prior_stride": priors.prior_stride,
             "target": torch.stack(targets),
             "matched_boxes": torch.stack(boxes),
             "matched_density": torch.stack(densities),
@@ -158,7 +165,7 @@ class Detect(Supervised):
         }
 
     @torch.no_grad()
-    def _predicted(self, model: nn.Module, batch: Batch) -> list[Predicted]:
+    def _predicted(self, model: nn.Module, batch: Batch) -> list[PriorPredictions]:
         """What an assigner reads of the model's outputs for each image, which the losses' own pass then repeats.
 
         The model stays where and as it is; its running statistics do not see the batch a second time.
@@ -168,14 +175,17 @@ class Detect(Supervised):
         is_placed = (like.device, like.dtype) == (image.device, image.dtype)
         with _unchanged_buffers(model):
             found = self.outputs(model, batch if is_placed else {**batch, "image": image.to(like)})
-        rows = self.priors_of(image).rows
+        rows = self.priors_of(image).coordinates
         names = [name for name in ("logits", "codes", "objectness") if name in found]
         logits, codes, *objectness = (found[name].to(image.device) for name in names)
         if codes.ndim == 4:  # of a head of several predictions at each prior
             rows = rows[:, None]
-        return [Predicted.of(*each) for each in zip(logits, decode(rows, codes), *objectness, strict=True)]
+        return [
+            PriorPredictions.from_tensors(*each)
+            for each in zip(logits, decode_boxes(rows, codes), *objectness, strict=True)
+        ]
 
-    def tallies(self, contexts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    def step_counts(self, contexts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
         """Priors with a box, ignored priors, and boxes that no prior is to predict, over a step's micro-batches."""
         target = torch.cat([each["target"].flatten() for each in contexts])
         unmatched = torch.cat([each["is_unmatched"] for each in contexts]).sum()
@@ -188,7 +198,7 @@ class Detect(Supervised):
             maps = [tuple(-(-side // stride) for side in image.shape[2:]) for stride in self._head.strides]
             by_image = self._grid.get("steps") == "image"
             sides = (image.shape[2], image.shape[3]) if by_image else None
-            grid = Grid(self._grid.get("offset", 0.5), sides, self._grid.get("offset_px"))
+            grid = PriorGrid(self._grid.get("offset", 0.5), sides, self._grid.get("offset_px"))
             form: Any = {"grid": grid, "device": image.device}
             form["dtype"] = torch.promote_types(image.dtype, torch.float32)
             if self._head.priors == "anchors":
@@ -209,23 +219,23 @@ class Detect(Supervised):
                 f"task detect: the model's maps of {tuple(batch['image'].shape[2:])} pixels have {found} cells, priors "
                 f"of the strides {self._head.strides} lie on {list(maps)}; state the strides that the network has"
             )
-        to_deltas = HeadMembers.to_deltas.of(self._head)
+        to_deltas = HeadMembers.to_deltas.get(self._head)
         return outputs if to_deltas is None else {**outputs, "codes": to_deltas(outputs["codes"], priors)}
 
-    def interpret(self, outputs: dict[str, Any], batch: Batch) -> dict[str, Any]:
+    def postprocess(self, outputs: dict[str, Any], batch: Batch) -> dict[str, Any]:
         """Detections in the pixels of the files."""
         priors, places = self.priors_of(batch["image"]), [batch[name] for name in ("to_canvas", "file_px")]
         candidates = [self._select.candidates(outputs, image, priors) for image in range(len(batch["image"]))]
 
         def in_files(rows: Sequence[Tensor]) -> list[Tensor]:
             return [
-                to_file(each, *place, clip=self._clip)
+                to_file_pixels(each, *place, clip=self._clip)
                 for each, place in zip(rows, zip(*places, strict=True), strict=True)
             ]
 
         canvas_px = torch.tensor(batch["image"].shape[2:])
         about = {"to_canvas": places[0], "file_px": places[1], "canvas_px": canvas_px}  # `vote` reads them
-        found = {**outputs, **about, **_joined(in_files([self._select.kept(each) for each in candidates]))}
+        found = {**outputs, **about, **_joined(in_files([self._select.suppress(each) for each in candidates]))}
         if self.keeps_candidates:
             given = _joined(in_files([each.detections for each in candidates]))
             found["candidates"], found["candidate_offsets"] = given["detections"], given["detection_offsets"]
@@ -235,9 +245,9 @@ class Detect(Supervised):
         """The predictions of several passes, suppressed together in pixels of the files."""
         found = []
         for image, file_px in enumerate(passes[0]["file_px"]):
-            pooled = Candidates.pooled([self._in_file(each, image) for each in passes])
-            kept = self._select.kept(pooled)
-            found.append(clipped(kept, file_px) if self._clip else kept)
+            pooled = Candidates.concatenate([self._in_file(each, image) for each in passes])
+            kept = self._select.suppress(pooled)
+            found.append(clip_boxes(kept, file_px) if self._clip else kept)
         return {**passes[0], **_joined(found)}
 
     def _in_file(self, predictions: Mapping[str, Any], image: int) -> Candidates:
@@ -245,7 +255,7 @@ class Detect(Supervised):
         like = predictions["codes"].new_empty(0, 3, *predictions["canvas_px"].tolist())
         found = self._select.candidates(predictions, image, self.priors_of(like))
         place = predictions["to_canvas"][image], predictions["file_px"][image]
-        return found._replace(detections=to_file(found.detections, *place, clip=False))
+        return found._replace(detections=to_file_pixels(found.detections, *place, clip=False))
 
     def show(
         self,
@@ -269,16 +279,16 @@ class Detect(Supervised):
         rows = _images(batch["box_offsets"])[0]
         pixels = pixels_of(batch, 0, pixels)
         priors = self.priors_of(batch["image"])
-        boxes, is_ignored = batch["boxes"][rows].to(priors.rows), batch["is_ignored"][rows]
+        boxes, is_ignored = batch["boxes"][rows].to(priors.coordinates), batch["is_ignored"][rows]
         own = _name_of(self._assigner)
         others = _other_assigners(own, self._head)
         assigners = {f"{own} (this config's)": self._assigner, **others}
-        if any(map(AssignerMembers.needs.of, assigners.values())):
+        if any(map(AssignerMembers.needs_predictions.get, assigners.values())):
             given = {**batch, "image": batch["image"][:1]}
             [predicted] = self._predicted(self._model, given)
             assigners = {
                 name: partial(each, labels=batch["label"][rows], predicted=predicted)
-                if AssignerMembers.needs.of(each)
+                if AssignerMembers.needs_predictions.get(each)
                 else each
                 for name, each in assigners.items()
             }
@@ -330,7 +340,7 @@ def _shapes_of(block: AnchorBlock | None, head: Any) -> AnchorShapes | Sequence[
             f"{[len(level) for level in sizes]} of {len(sizes)}"
         )
     shapes = sizes or replace(PRESETS[given.pop("preset", "retinanet")], **given)
-    count = len(sizes[0] if sizes else shapes.of(1))
+    count = len(sizes[0] if sizes else shapes.sizes(1))
     if count != head.priors_per_cell:
         stated = "sizes" if sizes else f"{len(shapes.scales)} scales x {len(shapes.ratios)} ratios"
         raise ConfigError(
@@ -342,13 +352,15 @@ def _shapes_of(block: AnchorBlock | None, head: Any) -> AnchorShapes | Sequence[
 
 def _name_of(assigner: Any) -> str:
     """An assigner's name in configs; that of its class where it is not registered."""
-    names = (name for name in registry.assigners.names() if registry.assigners.entry_of(name).builder is type(assigner))
+    names = (
+        name for name in registry.assigners.names() if registry.assigners.get_entry(name).builder is type(assigner)
+    )
     return next(names, type(assigner).__name__)
 
 
 def _reason_against(name: str, assigner: Any, head: Any) -> str | None:
     """Why a head cannot be trained with an assigner, or with those of a class; None where it can."""
-    takes, predictor = getattr(assigner, "takes", ()), type(head).__name__
+    takes, predictor = getattr(assigner, "prior_kinds", ()), type(head).__name__
     if isinstance(takes, str):
         return f"{predictor}: its `takes` is a text; write frozenset({{'{takes}'}})"
     if head.priors not in takes:
@@ -356,9 +368,9 @@ def _reason_against(name: str, assigner: Any, head: Any) -> str | None:
             f"it takes {' or '.join(sorted(takes))}" if takes else "it has no `takes`, such as frozenset({'anchors'})"
         )
         return f"{predictor}, which predicts from {head.priors}: {stated}"
-    if untrained := sorted({*AssignerMembers.excludes.of(assigner)} & _outputs_of(head)):
+    if untrained := sorted({*AssignerMembers.excludes.get(assigner)} & _outputs_of(head)):
         return f"{predictor}, which predicts '{untrained[0]}': its targets do not train that"
-    only = HeadMembers.assigners.of(head)
+    only = HeadMembers.assigners.get(head)
     if only is not None and name in {*registry.assigners.names()} - {*only}:
         return f"{predictor}, whose `assigners` are {', '.join(sorted(only))}"
     return None
@@ -367,18 +379,18 @@ def _reason_against(name: str, assigner: Any, head: Any) -> str | None:
 def _outputs_of(head: Any) -> frozenset[str]:
     """The keys that a head returns; none for that of a model of one's own which does not state them."""
     try:
-        return outputs_of_model(head, owner="the head")
+        return model_output_keys(head, owner="the head")
     except ConfigError:
         return frozenset()
 
 
 def _assigners_of(head: Any) -> dict[str, dict[str, Any]]:
     """The registered assigners that a head can be trained with, each with the arguments for that."""
-    count, found = HeadMembers.predictions_per_prior.of(head), {}
+    count, found = HeadMembers.predictions_per_prior.get(head), {}
     for name in registry.assigners.names():
-        entry = registry.assigners.entry_of(name)
+        entry = registry.assigners.get_entry(name)
         given = {"boxes_per_prior": count} if "boxes_per_prior" in entry.parameters else {}
-        fits = bool(given) or AssignerMembers.boxes_per_prior.of(entry.builder) == count
+        fits = bool(given) or AssignerMembers.boxes_per_prior.get(entry.builder) == count
         if fits and _reason_against(name, entry.builder, head) is None:
             found[name] = given
     return found
@@ -387,7 +399,7 @@ def _assigners_of(head: Any) -> dict[str, dict[str, Any]]:
 def _other_assigners(own: str, head: Any) -> dict[str, Any]:
     """Those that a head can be trained with, but for its `own`, as their defaults make them."""
     names = _assigners_of(head)
-    entries = {name: registry.assigners.entry_of(name) for name in names if name != own}
+    entries = {name: registry.assigners.get_entry(name) for name in names if name != own}
     return {
         name: entry.builder(**names[name])
         for name, entry in entries.items()
@@ -401,7 +413,7 @@ def _assert_pair(assigner: Any, head: Any) -> None:
     others = _assigners_of(head)
     if reason := _reason_against(name, assigner, head):
         raise ConfigError(f"assigner: {name} does not fit {reason}; take {', '.join(others) or 'one of your own'}")
-    wanted, count = HeadMembers.predictions_per_prior.of(head), AssignerMembers.boxes_per_prior.of(assigner)
+    wanted, count = HeadMembers.predictions_per_prior.get(head), AssignerMembers.boxes_per_prior.get(assigner)
     if count != wanted:
         advice = f"take {', '.join(others) or 'one of your own'}"
         if others.get(name):
@@ -413,7 +425,7 @@ def _assert_pair(assigner: Any, head: Any) -> None:
 
 def _assert_losses(losses: Mapping[str, Loss], head: Any) -> None:
     """Raises ConfigError for a loss of one prediction at each prior where the head has two, and the reverse."""
-    count = HeadMembers.predictions_per_prior.of(head)
+    count = HeadMembers.predictions_per_prior.get(head)
     for name, loss in losses.items():
         taken = {*inspect.signature(loss.forward).parameters}
         if taken & {"logits", "codes"} and ("second_match" in taken) != (count == 2):
@@ -438,7 +450,7 @@ def _assert_own_assigner(losses: Mapping[str, Loss], assigner: Any) -> None:
                     f"losses: {entry} has {key}={getattr(loss, key)}, its assigner {name} {getattr(assigner, key)}; "
                     "state the same for both"
                 )
-    entries = {entry: registry.losses.entry_of(entry).builder for entry in registry.losses.names()}
+    entries = {entry: registry.losses.get_entry(entry).builder for entry in registry.losses.names()}
     wanted = sorted(entry for entry, builder in entries.items() if getattr(builder, "assigner", None) == name)
     if wanted and not owned:
         raise ConfigError(
@@ -447,10 +459,10 @@ def _assert_own_assigner(losses: Mapping[str, Loss], assigner: Any) -> None:
         )
 
 
-def _assert_offered(suppression: Any, output_keys: Offer, head: Any) -> None:
+def _assert_offered(suppression: Any, output_keys: AvailableKeys, head: Any) -> None:
     """Raises ConfigError for a suppression that reads what the head does not predict."""
     offered = {"density"} & {*output_keys.keys}
-    if HeadMembers.predictions_per_prior.of(head) > 1:
+    if HeadMembers.predictions_per_prior.get(head) > 1:
         offered.add("proposal")
     advice = {
         "density": "set model.head.density=true for retina, and train it with the loss box_density",

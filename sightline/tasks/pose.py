@@ -9,14 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from sightline import registry
-from sightline.binding import Offer
+from sightline.binding import AvailableKeys
 from sightline.geometry.heatmaps import Decoding, decode, peaks
-from sightline.geometry.volumes import Placement, permuted_axes, to_camera
+from sightline.geometry.volumes import CubePlacement, permute_axes, to_camera
 from sightline.losses.base import Loss
 from sightline.tasks.supervised import Supervised
 from sightline.types import Batch
 
-__all__ = ["Pose", "read_joints"]
+__all__ = ["Pose", "decode_joints"]
 
 
 @registry.tasks.add("pose")
@@ -29,24 +29,24 @@ class Pose(Supervised):
     """
 
     predicts = frozenset({"joints_mm", "peaks"})
-    reads = frozenset({"placement"})
+    extra_batch_keys = frozenset({"placement"})
 
     def __init__(
         self,
         *,
         model: nn.Module,
         losses: Mapping[str, Loss],
-        batch_keys: Offer,
-        output_keys: Offer,
+        batch_keys: AvailableKeys,
+        output_keys: AvailableKeys,
         decoding: Decoding = "parabola",
     ) -> None:
         super().__init__(model=model, losses=losses, batch_keys=batch_keys, output_keys=output_keys)
         self.decoding: Decoding = decoding
 
-    def interpret(self, outputs: dict[str, Any], batch: Batch) -> dict[str, Any]:
+    def postprocess(self, outputs: dict[str, Any], batch: Batch) -> dict[str, Any]:
         """The outputs, the joints that they mean by the placement of each sample, and how sure each map is."""
         likelihood = outputs["likelihood"]
-        found = read_joints(likelihood, Placement.from_rows(batch["placement"]), decoding=self.decoding)
+        found = decode_joints(likelihood, CubePlacement.from_rows(batch["placement"]), decoding=self.decoding)
         return {**outputs, "joints_mm": found, "peaks": peaks(likelihood).float()}
 
     def vote(self, passes: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -54,12 +54,12 @@ class Pose(Supervised):
         return {name: torch.stack([each[name] for each in passes]).mean(dim=0) for name in ("joints_mm", "peaks")}
 
 
-def read_joints(likelihood: Tensor, placement: Placement, *, decoding: Decoding) -> Tensor:
+def decode_joints(likelihood: Tensor, placement: CubePlacement, *, decoding: Decoding) -> Tensor:
     """Camera coordinates (B, J, 3) float64, in mm, of the joints in heat maps (B, J, V, V, V).
 
     The authors' release reads the number of the largest cell alone, for any `decoding`, and adds half a voxel.
     """
-    maps = permuted_axes(likelihood.detach(), placement.axes)
+    maps = permute_axes(likelihood.detach(), placement.axes)
     pooling = placement.size / maps.shape[-1]
     if placement.compat == "release":
         return to_camera((decode(maps, decoding="argmax") - 0.5) * pooling, placement)

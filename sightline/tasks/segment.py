@@ -14,18 +14,18 @@ from torch.nn import functional as F
 from typing_extensions import TypedDict
 
 from sightline import registry
-from sightline.arguments import Count, Size
-from sightline.binding import Offer
+from sightline.arguments import Count, PositiveFloat
+from sightline.binding import AvailableKeys
 from sightline.errors import ConfigError
-from sightline.geometry.scans.lift import NeighbourVote, lift_knn
+from sightline.geometry.scans.lift import KNNVote, lift_knn
 from sightline.layers.cloud import as_packed
 from sightline.losses.base import Loss
-from sightline.pictures import UNLABELLED, Axis, Picture, colors_of, in_space, render_clouds, with_legend
+from sightline.pictures import UNLABELLED, Axis, Picture, label_colors, pad_to_3d, render_clouds, with_legend
+from sightline.tasks.sliding_windows import BlockWindows, Origin, SphereWindows, Windows, split_clouds
 from sightline.tasks.supervised import Supervised
-from sightline.tasks.windows import BlockWindows, Origin, SphereWindows, Windows, each_cloud
 from sightline.types import Batch
 
-__all__ = ["Blocks", "Segment"]
+__all__ = ["BlockWindowsConfig", "Segment"]
 
 NUM_SHOWN = 6
 NUM_IMAGES = 2
@@ -33,12 +33,12 @@ WRONG = np.array([200, 48, 42], dtype=np.uint8)
 """The red of points with a wrong answer."""
 
 
-class Blocks(TypedDict):
+class BlockWindowsConfig(TypedDict):
     """Columns over squares of `size_m` every `stride_m`, answered `num_points` points at a time."""
 
     __pydantic_config__ = ConfigDict(extra="forbid")  # type: ignore[misc]
-    size_m: Size
-    stride_m: Size
+    size_m: PositiveFloat
+    stride_m: PositiveFloat
     num_points: Count
 
 
@@ -62,7 +62,7 @@ class Segment(Supervised):
     """
 
     predicts = frozenset({"probabilities", "target", "cloud_offsets", "seen"})
-    reads = frozenset({"nearest", "whole_label", "whole_offsets", "range_image", "point_range"})
+    extra_batch_keys = frozenset({"nearest", "whole_label", "whole_offsets", "range_image", "point_range"})
     evaluation_arguments = frozenset({"blocks", "lift", "max_points", "origin"})
 
     def __init__(
@@ -70,11 +70,11 @@ class Segment(Supervised):
         *,
         model: nn.Module,
         losses: Mapping[str, Loss],
-        batch_keys: Offer,
-        output_keys: Offer,
+        batch_keys: AvailableKeys,
+        output_keys: AvailableKeys,
         max_points: Count | None = None,
         origin: Origin = "kept",
-        blocks: Blocks | None = None,
+        blocks: BlockWindowsConfig | None = None,
         lift: Literal["nearest", "knn"] = "nearest",
         up_axis: Axis = "z",
         ignore_index: int | None = None,
@@ -105,20 +105,22 @@ class Segment(Supervised):
         elif max_points is not None:
             self.windows = SphereWindows(max_points=max_points, origin=origin)
 
-    def assess(self, model: nn.Module, batch: Batch, around: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    def losses_and_predictions(
+        self, model: nn.Module, batch: Batch, context: Any
+    ) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Loss sums over the points that the model saw, and what `predict` gives.
 
         In windows, a loss of other outputs than the logits is no number: there is one of them for every window.
         """
         outputs = self.evaluated_outputs(model, batch)
-        self.lap("forward")
+        self.on_phase_end("forward")
         nothing = torch.full((), torch.nan)
         sums = {
             name: term(batch, outputs) if set(term.names) <= batch.keys() | outputs.keys() else nothing
             for name, term in self._terms.items()
         }
-        self.lap("loss")
-        return sums, self.interpret(outputs, batch)
+        self.on_phase_end("loss")
+        return sums, self.postprocess(outputs, batch)
 
     def vote(self, passes: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """The mean of the probabilities of several passes over varied input."""
@@ -137,7 +139,7 @@ class Segment(Supervised):
             return [self._pixels(batch["label"], predictions["seen"])]
         offsets = _offsets(batch, batch["label"]).tolist()
         spans = [slice(*span) for span in pairwise(offsets[: NUM_SHOWN + 1])]
-        points = in_space(batch["points"].flatten(0, -2).float().cpu().numpy())
+        points = pad_to_3d(batch["points"].flatten(0, -2).float().cpu().numpy())
         answer, label = (each.flatten().cpu().numpy() for each in (predictions["seen"], batch["label"]))
         if self.ignore_index is not None:
             label = np.where(label == self.ignore_index, -1, label)
@@ -148,8 +150,8 @@ class Segment(Supervised):
             [points[span] for span in spans] * 3,
             captions=[*("ground truth" for _ in spans), *captions, *("errors" for _ in spans)],
             colors=[
-                *(colors_of(label[span]) for span in spans),
-                *(colors_of(answer[span]) for span in spans),
+                *(label_colors(label[span]) for span in spans),
+                *(label_colors(answer[span]) for span in spans),
                 *(np.where(wrong[span][:, None], WRONG, UNLABELLED) for span in spans),
             ],
             up_axis=self.up_axis,
@@ -164,7 +166,7 @@ class Segment(Supervised):
         guess = seen.view(label.shape)[:NUM_IMAGES].cpu().numpy()
         is_counted = np.ones_like(truth, dtype=bool) if self.ignore_index is None else truth != self.ignore_index
         wrong = np.where((is_counted & (guess != truth))[..., None], WRONG, UNLABELLED)
-        rows = np.stack([colors_of(guess), colors_of(truth), wrong], axis=1).astype(np.uint8)
+        rows = np.stack([label_colors(guess), label_colors(truth), wrong], axis=1).astype(np.uint8)
         share = (guess == truth)[is_counted].mean() if is_counted.any() else 0.0
         return Picture("predictions", rows.reshape(-1, *rows.shape[3:]), f"{share:.1%} of the labelled pixels right")
 
@@ -177,9 +179,7 @@ class Segment(Supervised):
             pixel=batch["nearest"],
             point_range=batch["point_range"],
             offsets=batch["whole_offsets"],
-            vote=NeighbourVote(
-                void=-1 if self.ignore_index is None else self.ignore_index, is_circular=self.is_full_turn
-            ),
+            vote=KNNVote(void=-1 if self.ignore_index is None else self.ignore_index, is_circular=self.is_full_turn),
         )
         return F.one_hot(voted, probabilities.shape[1]).to(probabilities.dtype)
 
@@ -189,10 +189,12 @@ class Segment(Supervised):
             return self.outputs(model, batch)
         points, features, offsets = as_packed(batch["points"], batch.get("features"), batch.get("offsets"))
         packed = {**batch, "points": points, "offsets": offsets, **({} if features is None else {"features": features})}
-        logits = [self.windows(lambda part: self.outputs(model, part)["logits"], cloud) for cloud in each_cloud(packed)]
+        logits = [
+            self.windows(lambda part: self.outputs(model, part)["logits"], cloud) for cloud in split_clouds(packed)
+        ]
         return {"logits": torch.cat(logits).view(*batch["points"].shape[:-1], -1)}
 
-    def interpret(self, outputs: Mapping[str, Any], batch: Batch) -> dict[str, Any]:
+    def postprocess(self, outputs: Mapping[str, Any], batch: Batch) -> dict[str, Any]:
         """Probabilities of every point from the logits of what the model saw."""
         logits = outputs["logits"].flatten(0, -2)
         dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32

@@ -8,17 +8,17 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from sightline.binding import Bound, Offer, bind
+from sightline.binding import AvailableKeys, BoundFunction, bind
 from sightline.losses.base import Loss, cast_forward
 from sightline.types import Batch
 
-__all__ = ["Sums", "Supervised"]
+__all__ = ["AllReduce", "Supervised"]
 
 
-class Sums(Protocol):
+class AllReduce(Protocol):
     """What a task needs of the processes around it."""
 
-    def all_reduce_sum(self, tensors: Mapping[str, Tensor], *, what: str = ...) -> dict[str, Tensor]: ...
+    def all_reduce_sum(self, tensors: Mapping[str, Tensor], *, operation: str = ...) -> dict[str, Tensor]: ...
 
 
 class Supervised:
@@ -29,22 +29,24 @@ class Supervised:
     Raises ConfigError, naming both sides, where a key is missing or offered twice.
     """
 
-    offers: frozenset[str] = frozenset()
+    context_keys: frozenset[str] = frozenset()
     """The keys that `context` returns."""
-    lap: Callable[[str], None] = staticmethod(lambda part: None)
+    on_phase_end: Callable[[str], None] = staticmethod(lambda part: None)
     """Called when the network's pass, `forward`, and the losses are done; whoever keeps the time sets it."""
 
-    def __init__(self, *, model: nn.Module, losses: Mapping[str, Loss], batch_keys: Offer, output_keys: Offer) -> None:
+    def __init__(
+        self, *, model: nn.Module, losses: Mapping[str, Loss], batch_keys: AvailableKeys, output_keys: AvailableKeys
+    ) -> None:
         self._forward = bind(model.forward, batch_keys, owner=f"model '{type(model).__name__}'")
-        self._counts: dict[str, Bound] = {}
-        self._terms: dict[str, Bound] = {}
-        context = [Offer("the task", self.offers)] if self.offers else []
+        self._counts: dict[str, BoundFunction] = {}
+        self._terms: dict[str, BoundFunction] = {}
+        context = [AvailableKeys("the task", self.context_keys)] if self.context_keys else []
         for name, loss in losses.items():
             self._counts[name] = bind(loss.count, batch_keys, *context, owner=f"the count of losses.{name}")
             self._terms[name] = bind(cast_forward(loss), batch_keys, output_keys, *context, owner=f"losses.{name}")
 
     def prepare(
-        self, model: nn.Module, micro_batches: Sequence[Batch], world: Sums
+        self, model: nn.Module, micro_batches: Sequence[Batch], world: AllReduce
     ) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
         """Each loss's count over all micro-batches and processes, and the context of each micro-batch."""
         with torch.no_grad():
@@ -53,17 +55,17 @@ class Supervised:
             name: _total([count(*pair) for pair in zip(micro_batches, contexts, strict=True)])
             for name, count in self._counts.items()
         }
-        return world.all_reduce_sum(counts, what="loss counts"), contexts
+        return world.all_reduce_sum(counts, operation="loss counts"), contexts
 
     def context(self, model: nn.Module, batch: Batch) -> dict[str, Any]:
         """What losses and metrics read besides the batch and the outputs; without gradient."""
         return {}
 
-    def losses(self, model: nn.Module, batch: Batch, around: Any) -> dict[str, Tensor]:
+    def losses(self, model: nn.Module, batch: Batch, context: Any) -> dict[str, Tensor]:
         """Each loss's sum over this micro-batch."""
         outputs = self.outputs(model, batch)
-        self.lap("forward")
-        return self._sums(batch, outputs, around)
+        self.on_phase_end("forward")
+        return self._sums(batch, outputs, context)
 
     def outputs(self, model: nn.Module, batch: Batch) -> dict[str, Any]:
         """The model's outputs for a batch."""
@@ -79,22 +81,24 @@ class Supervised:
 
     def predict(self, model: nn.Module, batch: Batch) -> dict[str, Any]:
         """What metrics and pictures read."""
-        return self.interpret(self.evaluated_outputs(model, batch), batch)
+        return self.postprocess(self.evaluated_outputs(model, batch), batch)
 
-    def assess(self, model: nn.Module, batch: Batch, around: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    def losses_and_predictions(
+        self, model: nn.Module, batch: Batch, context: Any
+    ) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Loss sums and predictions of one forward pass, the context among these."""
         outputs = self.evaluated_outputs(model, batch)
-        self.lap("forward")
-        sums = self._sums(batch, outputs, around)
-        self.lap("loss")
-        return sums, {**self.interpret(outputs, batch), **around}
+        self.on_phase_end("forward")
+        sums = self._sums(batch, outputs, context)
+        self.on_phase_end("loss")
+        return sums, {**self.postprocess(outputs, batch), **context}
 
-    def interpret(self, outputs: dict[str, Any], batch: Batch) -> dict[str, Any]:
+    def postprocess(self, outputs: dict[str, Any], batch: Batch) -> dict[str, Any]:
         """Predictions from the outputs for a batch: the outputs themselves, unless a task overrides this."""
         return outputs
 
-    def _sums(self, batch: Batch, outputs: dict[str, Any], around: Mapping[str, Any]) -> dict[str, Tensor]:
-        return {name: term(batch, outputs, around) for name, term in self._terms.items()}
+    def _sums(self, batch: Batch, outputs: dict[str, Any], context: Mapping[str, Any]) -> dict[str, Tensor]:
+        return {name: term(batch, outputs, context) for name, term in self._terms.items()}
 
 
 def _total(counts: list[Tensor]) -> Tensor:

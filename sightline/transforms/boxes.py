@@ -15,17 +15,27 @@ from torch import Tensor
 from torch.nn import functional
 
 from sightline import registry
-from sightline.arguments import Count, Factor, Fraction, Probability, Share, Size
+from sightline.arguments import Count, FractionBelowOne, NonNegativeFloat, PositiveFloat, PositiveFraction, Probability
 from sightline.draws import Draws
 from sightline.errors import ConfigError, DataError
-from sightline.geometry.boxes.affine import chained, inverted, moved_boxes
+from sightline.geometry.boxes.affine import compose_affine, invert_affine, warp_boxes
 from sightline.geometry.boxes.overlaps import box_areas
-from sightline.transforms.images import is_normalized, resized
+from sightline.transforms.images import is_normalized, resize_images
 
-__all__ = ["GREY", "CutImage", "FitImage", "Losing", "ScaleSteps", "TurnImage", "fitting", "moved", "scaled"]
+__all__ = [
+    "PAD_VALUE",
+    "BoxCroppingTransform",
+    "CutImage",
+    "FitImage",
+    "ScaleSteps",
+    "TurnImage",
+    "fit_size",
+    "resize_with_boxes",
+    "transform_boxes",
+]
 
 Fit = Literal["letterbox", "stretch", "short_side"]
-GREY = 114.0
+PAD_VALUE = 114.0
 """Of pixels that no image covers. Source: YOLOv5."""
 
 
@@ -51,7 +61,7 @@ class FitImage:
         mode: Fit = "letterbox",
         short_px: Count | None = None,
         long_px: Count | None = None,
-        fill: Factor | tuple[Factor, Factor, Factor] = GREY,
+        fill: NonNegativeFloat | tuple[NonNegativeFloat, NonNegativeFloat, NonNegativeFloat] = PAD_VALUE,
     ) -> None:
         if (mode == "short_side") != (short_px is not None and long_px is not None):
             raise ConfigError("fit_image: mode short_side takes short_px and long_px, the others take neither")
@@ -70,7 +80,7 @@ class FitImage:
                 f"{self.canvas[0]} x {self.canvas[1]}; enlarge height and width, or use mode letterbox"
             )
         canvas = image.new_tensor(self.fill).expand(1, *self.canvas, image.shape[3]).contiguous()
-        fitted = scaled(image, boxes, to_canvas, size)
+        fitted = resize_with_boxes(image, boxes, to_canvas, size)
         canvas[:, : size[0], : size[1]] = fitted["image"]
         return {**fitted, "image": canvas}
 
@@ -79,7 +89,7 @@ class FitImage:
         if self.mode == "stretch":
             return self.canvas
         if self.mode == "letterbox":
-            return fitting(height, width, self.canvas)
+            return fit_size(height, width, self.canvas)
         assert self.short_px is not None
         assert self.long_px is not None
         return _times(height, width, min(self.short_px / min(height, width), self.long_px / max(height, width)))
@@ -96,22 +106,22 @@ class ScaleSteps:
 
     moves_pixels = True
 
-    def __init__(self, *, low: Size = 0.75, high: Size = 1.25, multiple: Count = 32) -> None:
+    def __init__(self, *, low: PositiveFloat = 0.75, high: PositiveFloat = 1.25, multiple: Count = 32) -> None:
         if low > high:
             raise ConfigError(f"scale_steps: low {low:g} is above high {high:g}; exchange them")
         self.low, self.high = low, high
         self.multiple = multiple
 
     def __call__(self, draws: Draws, *, image: Tensor, boxes: Tensor, to_canvas: Tensor) -> dict[str, Tensor]:
-        factor = self.low + float(draws.of_step.uniform()) * (self.high - self.low)
+        factor = self.low + float(draws.shared_by_step.uniform()) * (self.high - self.low)
         is_made = is_normalized(image)
         rows = image.permute(0, 2, 3, 1) if is_made else image
         height, width = (max(1, round(side * factor / self.multiple)) * self.multiple for side in rows.shape[1:3])
-        made = scaled(rows, boxes, to_canvas, (height, width))
+        made = resize_with_boxes(rows, boxes, to_canvas, (height, width))
         return {**made, "image": made["image"].permute(0, 3, 1, 2).contiguous()} if is_made else made
 
 
-class Losing:
+class BoxCroppingTransform:
     """What transforms share that may cut boxes off: rows without anything left go, those with little are ignored.
 
     Little is less than `min_visible` of the area, a side of at most `min_side_px`, or one `max_aspect` times the other.
@@ -126,7 +136,7 @@ class Losing:
         self.clip = clip
         self.min_side_px, self.max_aspect = min_side_px, max_aspect
 
-    def kept(
+    def clip_boxes(
         self, boxes: Tensor, label: Tensor, is_ignored: Tensor, *, height: int, width: int, top: int = 0, left: int = 0
     ) -> dict[str, Tensor]:
         """The boxes (1, G, 4) that show in a window of an image, clipped to it where `clip` says so, and labels."""
@@ -144,7 +154,7 @@ class Losing:
 
 
 @registry.transforms.add("cut_image")
-class CutImage(Losing):
+class CutImage(BoxCroppingTransform):
     """Every image becomes, with a probability, a random part of it: each side a share uniform in [low, 1] of its own.
 
     A box of which less than `min_visible` is left is ignored; `clip` cuts boxes at the border of the part. Parts differ
@@ -153,7 +163,12 @@ class CutImage(Losing):
     """
 
     def __init__(
-        self, *, low: Share = 0.5, probability: Probability = 0.5, min_visible: Fraction = 0.1, clip: bool = True
+        self,
+        *,
+        low: PositiveFraction = 0.5,
+        probability: Probability = 0.5,
+        min_visible: FractionBelowOne = 0.1,
+        clip: bool = True,
     ) -> None:
         super().__init__(min_visible=min_visible, clip=clip)
         self.low = low
@@ -170,12 +185,12 @@ class CutImage(Losing):
         starts = [int(drawn[2 + k] * (whole[k] - sides[k] + 1)) for k in range(2)]
         (top, left), (height, width) = starts, sides
         part = image[:, top : top + height, left : left + width].clone()
-        cut = moved(torch.tensor([[1, 0, -left], [0, 1, -top]], dtype=torch.float64), boxes, to_canvas)
-        return {"image": part, **cut, **self.kept(cut["boxes"], label, is_ignored, height=height, width=width)}
+        cut = transform_boxes(torch.tensor([[1, 0, -left], [0, 1, -top]], dtype=torch.float64), boxes, to_canvas)
+        return {"image": part, **cut, **self.clip_boxes(cut["boxes"], label, is_ignored, height=height, width=width)}
 
 
 @registry.transforms.add("turn_image")
-class TurnImage(Losing):
+class TurnImage(BoxCroppingTransform):
     """Every image is turned, scaled, sheared and shifted about its middle; what it leaves free is `fill`.
 
     Angle and shears are uniform within +-`degrees` and +-`shear_degrees`, the factor within 1 +- `scale`, the shift
@@ -188,16 +203,16 @@ class TurnImage(Losing):
     def __init__(
         self,
         *,
-        degrees: Factor = 0.0,
-        shear_degrees: Factor = 0.0,
-        scale: Fraction = 0.5,
-        shift: Fraction = 0.1,
-        min_visible: Fraction = 0.1,
-        min_side_px: Factor = 0.0,
-        max_aspect: Size | None = None,
+        degrees: NonNegativeFloat = 0.0,
+        shear_degrees: NonNegativeFloat = 0.0,
+        scale: FractionBelowOne = 0.5,
+        shift: FractionBelowOne = 0.1,
+        min_visible: FractionBelowOne = 0.1,
+        min_side_px: NonNegativeFloat = 0.0,
+        max_aspect: PositiveFloat | None = None,
         clip: bool = True,
         canvas: tuple[Count, Count] | None = None,
-        fill: Factor = GREY,
+        fill: NonNegativeFloat = PAD_VALUE,
     ) -> None:
         super().__init__(min_visible=min_visible, clip=clip, min_side_px=min_side_px, max_aspect=max_aspect)
         self.canvas = canvas
@@ -212,8 +227,12 @@ class TurnImage(Losing):
         height, width = self.canvas or image.shape[1:3]
         matrix = self._matrix(draws, image.shape[1], image.shape[2], height, width)
         turned = _resampled(image, matrix, (height, width), fill=self.fill)
-        placed = moved(matrix, boxes, to_canvas)
-        return {"image": turned, **placed, **self.kept(placed["boxes"], label, is_ignored, height=height, width=width)}
+        placed = transform_boxes(matrix, boxes, to_canvas)
+        return {
+            "image": turned,
+            **placed,
+            **self.clip_boxes(placed["boxes"], label, is_ignored, height=height, width=width),
+        }
 
     def _matrix(self, draws: Draws, rows: int, columns: int, height: int, width: int) -> Tensor:
         """From a pixel's place among rows and columns to its new one on the canvas, (2, 3) float64."""
@@ -229,7 +248,7 @@ class TurnImage(Losing):
         return torch.cat([linear, (place - linear @ middle)[:, None]], dim=1)
 
 
-def fitting(height: int, width: int, canvas: tuple[int, int]) -> tuple[int, int]:
+def fit_size(height: int, width: int, canvas: tuple[int, int]) -> tuple[int, int]:
     """Rows and columns of the largest image of this ratio that a canvas of (height, width) holds."""
     return _times(height, width, min(canvas[0] / height, canvas[1] / width))
 
@@ -238,17 +257,17 @@ def _times(height: int, width: int, scale: float) -> tuple[int, int]:
     return max(1, round(height * scale)), max(1, round(width * scale))
 
 
-def moved(matrix: Tensor, boxes: Tensor, to_canvas: Tensor) -> dict[str, Tensor]:
+def transform_boxes(matrix: Tensor, boxes: Tensor, to_canvas: Tensor) -> dict[str, Tensor]:
     """Boxes, and the map from the file's pixels, after a further map of pixels."""
-    further = chained(matrix, to_canvas[0])
-    return {"boxes": moved_boxes(boxes, matrix), "to_canvas": further[None].to(to_canvas.dtype)}
+    further = compose_affine(matrix, to_canvas[0])
+    return {"boxes": warp_boxes(boxes, matrix), "to_canvas": further[None].to(to_canvas.dtype)}
 
 
-def scaled(image: Tensor, boxes: Tensor, to_canvas: Tensor, size: tuple[int, int]) -> dict[str, Tensor]:
+def resize_with_boxes(image: Tensor, boxes: Tensor, to_canvas: Tensor, size: tuple[int, int]) -> dict[str, Tensor]:
     """An image of so many rows and columns with its boxes."""
     across, down = size[1] / image.shape[2], size[0] / image.shape[1]
     matrix = torch.tensor([[across, 0, 0], [0, down, 0]], dtype=torch.float64)
-    return {"image": resized(image, size=size), **moved(matrix, boxes, to_canvas)}
+    return {"image": resize_images(image, size=size), **transform_boxes(matrix, boxes, to_canvas)}
 
 
 def _resampled(image: Tensor, matrix: Tensor, size: tuple[int, int], *, fill: float) -> Tensor:
@@ -257,7 +276,7 @@ def _resampled(image: Tensor, matrix: Tensor, size: tuple[int, int], *, fill: fl
     height, width = size
     to_unit = torch.tensor([[2 / columns, 0, -1], [0, 2 / rows, -1]], dtype=torch.float64)
     to_pixels = torch.tensor([[width / 2, 0, width / 2], [0, height / 2, height / 2]], dtype=torch.float64)
-    theta = chained(to_unit, chained(inverted(matrix), to_pixels))
+    theta = compose_affine(to_unit, compose_affine(invert_affine(matrix), to_pixels))
     grid = functional.affine_grid(theta[None].float(), [1, 3, height, width], align_corners=False)
     channels = image.permute(0, 3, 1, 2).float() - fill
     read = functional.grid_sample(channels, grid, mode="bilinear", padding_mode="zeros", align_corners=False)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from sightline import registry
-from sightline.arguments import Factor, Probability
+from sightline.arguments import NonNegativeFloat, Probability
 from sightline.draws import Draws
 
 __all__ = [
@@ -66,7 +66,7 @@ class ChromaticJitter:
     Source: Choy et al. 2019, training code (0.95; 0.005 of the range in the Point Transformer's).
     """
 
-    def __init__(self, *, std: Factor = 0.005, probability: Probability = 0.95) -> None:
+    def __init__(self, *, std: NonNegativeFloat = 0.005, probability: Probability = 0.95) -> None:
         self.std = std
         self.probability = probability
 

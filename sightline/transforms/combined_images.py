@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from sightline import registry
-from sightline.arguments import Count, Factor, Fraction, Index, Probability, Size
+from sightline.arguments import Count, FractionBelowOne, Index, NonNegativeFloat, PositiveFloat, Probability
 from sightline.draws import Draws
 from sightline.errors import ConfigError, DataError
-from sightline.transforms.boxes import GREY, Losing, fitting, moved, scaled
+from sightline.transforms.boxes import PAD_VALUE, BoxCroppingTransform, fit_size, resize_with_boxes, transform_boxes
 
 __all__ = ["MixUp", "Mosaic"]
 
@@ -27,7 +27,7 @@ _JOINED = ("boxes", "label", "is_ignored")
 
 
 @registry.transforms.add("mosaic")
-class Mosaic(Losing):
+class Mosaic(BoxCroppingTransform):
     """Four images meet on a grey canvas of twice `height` x `width`, at a point of the middle half of each side.
 
     Each is fitted into `height` x `width` and has a corner at that point, the sample itself at the upper left; what
@@ -44,9 +44,9 @@ class Mosaic(Losing):
         width: Count,
         probability: Probability = 1.0,
         plain_epochs: Index = 15,
-        min_visible: Fraction = 0.1,
+        min_visible: FractionBelowOne = 0.1,
         clip: bool = True,
-        fill: Factor = GREY,
+        fill: NonNegativeFloat = PAD_VALUE,
         num_epochs: int | None = None,
     ) -> None:
         super().__init__(min_visible=min_visible, clip=clip)
@@ -71,27 +71,27 @@ class Mosaic(Losing):
         height, width = self.size
         canvas = image.new_full((1, 2 * height, 2 * width, 3), self.fill)
         if others is None or chance >= self.probability:
-            rows, columns = fitting(image.shape[1], image.shape[2], self.size)
+            rows, columns = fit_size(image.shape[1], image.shape[2], self.size)
             return {**self._placed(canvas, own, height - rows // 2, width - columns // 2), "image": canvas}
         row, column = (int(side * (0.5 + share)) for side, share in zip(self.size, shares, strict=True))
         placed = []
         for corner, sample in enumerate([own, *others(3)]):
-            rows, columns = fitting(sample["image"].shape[1], sample["image"].shape[2], self.size)
+            rows, columns = fit_size(sample["image"].shape[1], sample["image"].shape[2], self.size)
             top, left = row - (rows if corner < 2 else 0), column - (columns if corner % 2 == 0 else 0)
             placed.append(self._placed(canvas, sample, top, left))
         return {"image": canvas, "to_canvas": placed[0]["to_canvas"], **_joined(placed)}
 
     def _placed(self, canvas: Tensor, sample: dict[str, Tensor], top: int, left: int) -> dict[str, Tensor]:
         """The boxes of a sample whose fitted image is painted onto the canvas, from a row and column on."""
-        size = fitting(sample["image"].shape[1], sample["image"].shape[2], self.size)
-        fitted = scaled(sample["image"], sample["boxes"], sample["to_canvas"], size)
+        size = fit_size(sample["image"].shape[1], sample["image"].shape[2], self.size)
+        fitted = resize_with_boxes(sample["image"], sample["boxes"], sample["to_canvas"], size)
         up, before = max(top, 0), max(left, 0)
         down, after = min(top + size[0], canvas.shape[1]), min(left + size[1], canvas.shape[2])
         canvas[:, up:down, before:after] = fitted["image"][:, up - top : down - top, before - left : after - left]
         shift = torch.tensor([[1, 0, left], [0, 1, top]], dtype=torch.float64)
-        placed = moved(shift, fitted["boxes"], fitted["to_canvas"])
+        placed = transform_boxes(shift, fitted["boxes"], fitted["to_canvas"])
         window = {"height": down - up, "width": after - before, "top": up, "left": before}
-        return {**placed, **self.kept(placed["boxes"], sample["label"], sample["is_ignored"], **window)}
+        return {**placed, **self.clip_boxes(placed["boxes"], sample["label"], sample["is_ignored"], **window)}
 
 
 @registry.transforms.add("mix_up")
@@ -109,7 +109,7 @@ class MixUp:
         self,
         *,
         probability: Probability = 0.243,
-        alpha: Size = 32.0,
+        alpha: PositiveFloat = 32.0,
         plain_epochs: Index = 15,
         num_epochs: int | None = None,
     ) -> None:

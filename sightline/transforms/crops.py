@@ -7,7 +7,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from sightline import registry
-from sightline.arguments import Count, Factor, Size
+from sightline.arguments import Count, NonNegativeFloat, PositiveFloat
 from sightline.draws import Draws
 from sightline.errors import ConfigError
 from sightline.geometry.crops import CROP_WIDTH, CropPlacement, crop_depth
@@ -36,10 +36,10 @@ class CropDepth:
         *,
         cube_mm: float,
         size: Count = 128,
-        side_mm: Size | None = None,
-        moved_mm: Factor = 0.0,
-        scale: tuple[Size, Size] = (1.0, 1.0),
-        max_angle_rad: Factor = 0.0,
+        side_mm: PositiveFloat | None = None,
+        moved_mm: NonNegativeFloat = 0.0,
+        scale: tuple[PositiveFloat, PositiveFloat] = (1.0, 1.0),
+        max_angle_rad: NonNegativeFloat = 0.0,
     ) -> None:
         if scale[0] > scale[1]:
             raise ConfigError(

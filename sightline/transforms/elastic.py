@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from sightline import registry
-from sightline.arguments import Factor, Probability, Size
+from sightline.arguments import NonNegativeFloat, PositiveFloat, Probability
 from sightline.draws import Draws
 from sightline.errors import ConfigError, DataError
 
@@ -28,8 +28,8 @@ class Elastic:
     def __init__(
         self,
         *,
-        granularities: tuple[Size, ...] = (0.2, 0.8),
-        magnitudes: tuple[Factor, ...] = (0.4, 1.6),
+        granularities: tuple[PositiveFloat, ...] = (0.2, 0.8),
+        magnitudes: tuple[NonNegativeFloat, ...] = (0.4, 1.6),
         probability: Probability = 0.95,
     ) -> None:
         if len(granularities) != len(magnitudes):

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from sightline import registry
-from sightline.arguments import Count, Factor, Probability, Share, Size
+from sightline.arguments import Count, NonNegativeFloat, PositiveFloat, PositiveFraction, Probability
 from sightline.draws import Draws
 from sightline.errors import ConfigError
 
@@ -26,7 +26,7 @@ __all__ = [
     "ResizeImage",
     "crop_boxes",
     "is_normalized",
-    "resized",
+    "resize_images",
 ]
 
 _IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -48,7 +48,7 @@ class ResizeImage:
 
     def __call__(self, draws: Draws, *, image: Tensor) -> dict[str, Tensor]:
         _assert_rows_of_colours(image)
-        return {"image": torch.stack([resized(each, size=(self.size_px, self.size_px)) for each in image])}
+        return {"image": torch.stack([resize_images(each, size=(self.size_px, self.size_px)) for each in image])}
 
 
 @registry.transforms.add("crop_image")
@@ -62,7 +62,7 @@ class CropImage:
 
     moves_pixels = True
 
-    def __init__(self, *, size_px: Count = 224, low: Share = 0.08, high: Share = 1.0) -> None:
+    def __init__(self, *, size_px: Count = 224, low: PositiveFraction = 0.08, high: PositiveFraction = 1.0) -> None:
         if low > high:
             raise ConfigError(f"crop_image: low {low:g} is above high {high:g}; exchange them")
         self.size_px = size_px
@@ -73,7 +73,7 @@ class CropImage:
         _assert_rows_of_colours(image)
         boxes = crop_boxes(draws, height=image.shape[1], width=image.shape[2], low=self.low, high=self.high)
         parts = [
-            resized(each[top : top + height, left : left + width], size=(self.size_px, self.size_px))
+            resize_images(each[top : top + height, left : left + width], size=(self.size_px, self.size_px))
             for each, (top, left, height, width) in zip(image, boxes, strict=True)
         ]
         return {"image": torch.stack(parts)}
@@ -120,7 +120,13 @@ class ColorJitter:
     Source: Howard 2013, section 2.2; the blends as torchvision's ColorJitter makes them, whose recipes take 0.4 each.
     """
 
-    def __init__(self, *, brightness: Factor = 0.4, contrast: Factor = 0.4, saturation: Factor = 0.4) -> None:
+    def __init__(
+        self,
+        *,
+        brightness: NonNegativeFloat = 0.4,
+        contrast: NonNegativeFloat = 0.4,
+        saturation: NonNegativeFloat = 0.4,
+    ) -> None:
         self.amounts = (brightness, contrast, saturation)
 
     def __call__(self, draws: Draws, *, image: Tensor) -> dict[str, Tensor]:
@@ -148,8 +154,8 @@ class NormalizeImage:
     def __init__(
         self,
         *,
-        mean: tuple[Factor, Factor, Factor] = _IMAGENET_MEAN,
-        std: tuple[Size, Size, Size] = _IMAGENET_STD,
+        mean: tuple[NonNegativeFloat, NonNegativeFloat, NonNegativeFloat] = _IMAGENET_MEAN,
+        std: tuple[PositiveFloat, PositiveFloat, PositiveFloat] = _IMAGENET_STD,
     ) -> None:
         self.mean = mean
         self.std = std
@@ -162,7 +168,7 @@ class NormalizeImage:
         return {"image": (channels - mean) / std}
 
 
-def resized(image: Tensor, *, size: tuple[int, int]) -> Tensor:
+def resize_images(image: Tensor, *, size: tuple[int, int]) -> Tensor:
     """Images (..., H, W, 3) at another height and width, of the same type; a copy where they have it already.
 
     A triangle filter as wide as the larger pixel is; uint8 is rounded.

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from sightline import registry
-from sightline.arguments import Factor, Probability, Size
+from sightline.arguments import NonNegativeFloat, PositiveFloat, Probability
 from sightline.draws import Draws
 from sightline.errors import ConfigError
 from sightline.geometry.rotations import (
@@ -33,8 +33,8 @@ __all__ = [
     "Rotate",
     "Scale",
     "Translate",
+    "bounding_box_size",
     "clipped_noise",
-    "extent",
     "scale_normals",
     "to_unit_sphere",
 ]
@@ -61,7 +61,7 @@ class Scale:
     axis, 2/3 to 3/2); Qi et al. 2017 (PointNet++), its training code (one factor, 0.8 to 1.25).
     """
 
-    def __init__(self, *, low: Size = 2 / 3, high: Size = 3 / 2, isotropic: bool = False) -> None:
+    def __init__(self, *, low: PositiveFloat = 2 / 3, high: PositiveFloat = 3 / 2, isotropic: bool = False) -> None:
         if low > high:
             raise ConfigError(f"scale: low {low:g} is above high {high:g}; exchange them")
         self.low = low
@@ -90,7 +90,7 @@ class Rotate:
         *,
         up_axis: Literal["x", "y", "z"],
         axis: Literal["up", "x", "y", "z", "any"] = "up",
-        max_angle_rad: Factor = math.pi,
+        max_angle_rad: NonNegativeFloat = math.pi,
     ) -> None:
         if axis == "any" and max_angle_rad < math.pi:
             raise ConfigError(
@@ -116,7 +116,7 @@ class PerturbRotation:
     Source: Qi et al. 2017 (PointNet++), its training code: 0.06 rad, clipped at 0.18.
     """
 
-    def __init__(self, *, std: Factor = 0.06, clip: Factor = 0.18) -> None:
+    def __init__(self, *, std: NonNegativeFloat = 0.06, clip: NonNegativeFloat = 0.18) -> None:
         self.std = std
         self.clip = clip
 
@@ -137,7 +137,9 @@ class Translate:
     code (relative, 0.5); Cortinhal et al. 2020 (SalsaNext), its training code (ranges [-5, 5], [-3, 3], [-1, 0]).
     """
 
-    def __init__(self, *, max_shift: Factor = 0.2, relative: bool = False, ranges: _Ranges | None = None) -> None:
+    def __init__(
+        self, *, max_shift: NonNegativeFloat = 0.2, relative: bool = False, ranges: _Ranges | None = None
+    ) -> None:
         if ranges is not None and max_shift != 0.2:
             raise ConfigError("translate: ranges stand in place of max_shift; take one of them out")
         if any(low > high for low, high in ranges or ()):
@@ -154,7 +156,7 @@ class Translate:
         else:
             low, high = self.ranges.T
             shift_B13 = (draws.uniform(1, 3) * (high - low) + low).to(points.dtype)
-        shifted = points + (shift_B13 * extent(points) if self.relative else shift_B13)
+        shifted = points + (shift_B13 * bounding_box_size(points) if self.relative else shift_B13)
         return {"points": _keep_missing(points, shifted, remission)}
 
 
@@ -165,7 +167,7 @@ class Jitter:
     Source: Qi et al. 2017 (PointNet), section 5.1; 0.01 and 0.05 are those of its training code (the paper: 0.02).
     """
 
-    def __init__(self, *, std: Factor = 0.01, clip: Factor = 0.05) -> None:
+    def __init__(self, *, std: NonNegativeFloat = 0.01, clip: NonNegativeFloat = 0.05) -> None:
         self.std = std
         self.clip = clip
 
@@ -221,7 +223,7 @@ def clipped_noise(standard: Tensor, *, std: float, clip: float) -> Tensor:
     return (standard * std).clamp(-clip, clip)
 
 
-def extent(points: Tensor) -> Tensor:
+def bounding_box_size(points: Tensor) -> Tensor:
     """Side lengths (B, 1, 3) of the bounding boxes of clouds (B, N, 3)."""
     return points.amax(dim=1, keepdim=True) - points.amin(dim=1, keepdim=True)
 

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from sightline import registry
-from sightline.arguments import Count, Size
+from sightline.arguments import Count, PositiveFloat
 from sightline.draws import Draws
 from sightline.errors import DataError
-from sightline.transforms.point_choice import Choice, PointChoice, whole_fields
+from sightline.transforms.point_selection import PointSelection, PointSelector, full_cloud_fields
 from sightline.types import Field
 
 __all__ = ["CropPoints", "PlaceOnFloor", "SampleBlock", "VoxelGroups", "VoxelSample", "voxel_groups"]
@@ -25,7 +25,7 @@ _TRIES = 64
 
 
 @registry.transforms.add("voxel_sample")
-class VoxelSample(PointChoice):
+class VoxelSample(PointSelector):
     """Every cloud keeps one point of each occupied cube of side `size_m`, in the order that they had.
 
     Cubes start at the cloud's lowest coordinates. `choice` takes a uniformly `random` point of each, or the one
@@ -36,16 +36,16 @@ class VoxelSample(PointChoice):
     """
 
     def __init__(
-        self, *, size_m: Size = 0.04, choice: Literal["random", "nearest"] = "random", score_all: bool = False
+        self, *, size_m: PositiveFloat = 0.04, choice: Literal["random", "nearest"] = "random", score_all: bool = False
     ) -> None:
         self.size_m = size_m
         self.choice = choice
         self.score_all = score_all
-        self.adds: dict[str, Field] = whole_fields() if score_all else {}
+        self.adds: dict[str, Field] = full_cloud_fields() if score_all else {}
 
-    def choose(self, draws: Draws, points: Tensor) -> Choice:
+    def choose(self, draws: Draws, points: Tensor) -> PointSelection:
         _assert_one(points, "voxel_sample")
-        return Choice(torch.from_numpy(self._kept(draws, points[0].numpy()))[None])
+        return PointSelection(torch.from_numpy(self._kept(draws, points[0].numpy()))[None])
 
     def _kept(self, draws: Draws, points: np.ndarray) -> np.ndarray:
         """Rows of the points that stay, sorted."""
@@ -63,7 +63,7 @@ class VoxelSample(PointChoice):
 
 
 @registry.transforms.add("crop_points")
-class CropPoints(PointChoice):
+class CropPoints(PointSelector):
     """Every cloud of more than `max_points` keeps those nearest to a random one of them, in the order that they had.
 
     `distance` is measured in `space`, which gives a ball, or along the `floor`, which gives an upright column.
@@ -76,7 +76,7 @@ class CropPoints(PointChoice):
         self.max_points = max_points
         self.axes = [axis for axis in range(3) if distance == "space" or "xyz"[axis] != up_axis]
 
-    def choose(self, draws: Draws, points: Tensor) -> Choice | None:
+    def choose(self, draws: Draws, points: Tensor) -> PointSelection | None:
         num_points = points.shape[1]
         if num_points <= self.max_points:
             return None
@@ -84,11 +84,11 @@ class CropPoints(PointChoice):
         seen = points[..., self.axes]
         squared = (seen - seen[torch.arange(len(points)), centre][:, None]).square().sum(dim=-1)
         index = squared.argsort(dim=1, stable=True)[:, : self.max_points].sort(dim=1).values
-        return Choice(index)
+        return PointSelection(index)
 
 
 @registry.transforms.add("sample_block")
-class SampleBlock(PointChoice):
+class SampleBlock(PointSelector):
     """Every room becomes `num_points` random points of an upright block of it, `size_m` wide both ways.
 
     The block's axis goes through a random point; one with fewer than `fewest` points is drawn anew, and after 64 draws
@@ -98,14 +98,19 @@ class SampleBlock(PointChoice):
     """
 
     def __init__(
-        self, *, up_axis: Literal["x", "y", "z"], size_m: Size = 1.0, num_points: Count = 4096, fewest: Count = 1024
+        self,
+        *,
+        up_axis: Literal["x", "y", "z"],
+        size_m: PositiveFloat = 1.0,
+        num_points: Count = 4096,
+        fewest: Count = 1024,
     ) -> None:
         self.size_m = size_m
         self.num_points = num_points
         self.fewest = fewest
         self.axes = [axis for axis in range(3) if "xyz"[axis] != up_axis]
 
-    def choose(self, draws: Draws, points: Tensor) -> Choice:
+    def choose(self, draws: Draws, points: Tensor) -> PointSelection:
         _assert_one(points, "sample_block")
         floor = points[0, :, self.axes].numpy()
         centres = (draws.bits(_TRIES)[0] % np.uint64(len(floor))).astype(np.int64)
@@ -114,7 +119,7 @@ class SampleBlock(PointChoice):
         index = torch.from_numpy(np.resize(order, self.num_points))[None]
         origin = torch.zeros_like(points[0, 0])
         origin[self.axes] = torch.from_numpy(floor[centre])
-        return Choice(index, origin)
+        return PointSelection(index, origin)
 
     def _block(self, floor: np.ndarray, centres: np.ndarray) -> tuple[int, np.ndarray]:
         """The first of these centres whose block holds enough points, or the fullest; and the rows of its points."""

@@ -11,7 +11,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from sightline import registry
-from sightline.arguments import Count, Factor, Size
+from sightline.arguments import Count, NonNegativeFloat, PositiveFloat
 from sightline.draws import Draws
 from sightline.errors import ConfigError
 from sightline.geometry.heatmaps import Targets, gaussian_heatmaps, one_hot_heatmaps
@@ -19,17 +19,17 @@ from sightline.geometry.volumes import (
     PLACEMENT_WIDTH,
     Axes,
     Compat,
-    Placement,
+    CubePlacement,
     occupancy,
     original_size,
-    permuted_axes,
+    permute_axes,
     to_voxels,
 )
 from sightline.types import Field
 
 __all__ = ["DrawHeatmaps", "PlaceCube", "Voxelize"]
 
-POOLING = 2
+HEATMAP_STRIDE = 2
 """Voxels along a side of a cell of a heat map."""
 
 
@@ -50,10 +50,10 @@ class PlaceCube:
         *,
         cube_mm: float,
         size: Count = 88,
-        side_mm: Size | None = None,
-        scale: tuple[Size, Size] = (1.0, 1.0),
-        max_angle_rad: Factor = 0.0,
-        max_shift: Factor = 0.0,
+        side_mm: PositiveFloat | None = None,
+        scale: tuple[PositiveFloat, PositiveFloat] = (1.0, 1.0),
+        max_angle_rad: NonNegativeFloat = 0.0,
+        max_shift: NonNegativeFloat = 0.0,
         axes: Axes = "xyz",
         compat: Compat = "none",
     ) -> None:
@@ -74,13 +74,13 @@ class PlaceCube:
         self.compat: Compat = compat
 
     def __call__(self, draws: Draws, *, reference: Tensor) -> dict[str, Tensor]:
-        neutral = Placement.neutral(reference, cube_mm=self.cube_mm, size=self.size)
+        neutral = CubePlacement.identity(reference, cube_mm=self.cube_mm, size=self.size)
         scale = draws.uniform(low=self.scale[0], high=self.scale[1]).double()
         angle = draws.uniform(low=-self.max_angle_rad, high=self.max_angle_rad).double()
         moved = draws.uniform(3, low=-self.max_shift, high=self.max_shift).double()
         if self.compat == "release":
             moved = moved.round()
-        placement = Placement(
+        placement = CubePlacement(
             neutral.reference_mm,
             scale,
             angle,
@@ -91,7 +91,7 @@ class PlaceCube:
             self.axes,
             self.compat,
         )
-        return {"placement": placement.rows()}
+        return {"placement": placement.to_rows()}
 
 
 @registry.transforms.add("voxelize")
@@ -105,7 +105,7 @@ class Voxelize:
     adds: ClassVar[dict[str, Field]] = {"volume": Field("1 S S S", "float32", low=0.0, high=1.0)}
 
     def __call__(self, draws: Draws, *, depth: Tensor, camera: Tensor, placement: Tensor) -> dict[str, Tensor]:
-        return {"volume": occupancy(depth, camera, Placement.from_rows(placement))}
+        return {"volume": occupancy(depth, camera, CubePlacement.from_rows(placement))}
 
 
 @registry.transforms.add("draw_heatmaps")
@@ -119,17 +119,17 @@ class DrawHeatmaps:
 
     adds: ClassVar[dict[str, Field]] = {"heatmaps": Field("joints V V V", "float32", low=0.0, high=1.0)}
 
-    def __init__(self, *, sigma: Size = 1.7, targets: Targets = "gaussian") -> None:
+    def __init__(self, *, sigma: PositiveFloat = 1.7, targets: Targets = "gaussian") -> None:
         self.sigma = sigma
         self.targets: Targets = targets
 
     def __call__(self, draws: Draws, *, joints: Tensor, visible: Tensor, placement: Tensor) -> dict[str, Tensor]:
-        placed = Placement.from_rows(placement)
-        cells = to_voxels(joints.double(), placed) / POOLING
+        placed = CubePlacement.from_rows(placement)
+        cells = to_voxels(joints.double(), placed) / HEATMAP_STRIDE
         if self.targets == "one_hot":
-            maps = one_hot_heatmaps(cells - 0.5, cells=placed.size // POOLING)  # cells are read by their middles
+            maps = one_hot_heatmaps(cells - 0.5, cells=placed.size // HEATMAP_STRIDE)  # cells are read by their middles
         else:
             middle = 0.0 if placed.compat == "release" else 0.5
-            maps = gaussian_heatmaps(cells, cells=placed.size // POOLING, sigma=self.sigma, middle=middle)
+            maps = gaussian_heatmaps(cells, cells=placed.size // HEATMAP_STRIDE, sigma=self.sigma, middle=middle)
         maps = maps * visible[:, :, None, None, None]
-        return {"heatmaps": permuted_axes(maps, placed.axes).contiguous()}
+        return {"heatmaps": permute_axes(maps, placed.axes).contiguous()}

@@ -10,24 +10,24 @@ from typing import Any
 
 import torch
 
-from sightline.bench.case import Case
-from sightline.bench.growth import Grown, describe_growth, grown, panels
+from sightline.bench.case import BenchmarkCase
+from sightline.bench.growth import GrowthCase, describe_growth, growth_cases, panels
 from sightline.bench.memory import MemoryMeter
-from sightline.bench.runner import Report, Result, Runner, describe_machine
-from sightline.bench.suites import chosen
+from sightline.bench.runner import BenchmarkReport, BenchmarkResult, Runner, describe_machine
+from sightline.bench.suites import select_cases
 from sightline.chart import render_svg
 from sightline.errors import UserError
 from sightline.verbs.common import write_document, write_file
-from sightline.verbs.output import note, show_table
+from sightline.verbs.output import print_note, show_table
 
-__all__ = ["Options", "bench"]
+__all__ = ["BenchOptions", "bench"]
 
 COLUMNS = ("case", "times as fast as", "ratio (quartiles)", "CPU, theirs", "wall, theirs", "peak, theirs")
 GROWTH = ("what", "along", "form", "value", "from, to", "grows as its power")
 
 
 @dataclass(frozen=True)
-class Options:
+class BenchOptions:
     """What the command line asked for."""
 
     suites: tuple[str, ...]
@@ -42,41 +42,41 @@ class Options:
     keeps_memory: bool = False
 
 
-def bench(options: Options) -> int:
+def bench(options: BenchOptions) -> int:
     """Run the chosen cases and show a row for each form; 1 where one gave other numbers than its baseline.
 
     An interrupted run shows and saves the rows that it has, and ends with 130.
     """
     places = _places(options)
-    cases = [place.case for place in places] if options.grow else chosen(options.suites, options.pattern)
+    cases = [place.case for place in places] if options.grow else select_cases(options.suites, options.pattern)
     if options.lists_only:
         sys.stdout.write("".join(f"{case.name}  ({', '.join(form.name for form in case.forms)})\n" for case in cases))
         return 0
     torch.set_num_threads(options.threads)
-    report = Report()
+    report = BenchmarkReport()
     is_complete = _run(cases, options, report)
     tiny = ", at tiny sizes instead of those in the names" if options.is_quick and not options.grow else ""
     show_table(f"medians of {options.repeats} rounds in turn{tiny}", COLUMNS, map(_row, report.results))
     _show_growth(places, report, options)
     if not is_complete:
-        note(
+        print_note(
             f"interrupted after {len(report.results)} rows" + (f"; they are in {options.json}" if options.json else "")
         )
         return 130
     return 1 if report.mismatches else 0
 
 
-def _places(options: Options) -> list[Grown]:
+def _places(options: BenchOptions) -> list[GrowthCase]:
     if options.svg is not None and options.grow is None:
         raise UserError("bench: --svg draws what --grow measures; give --grow points, neighbours, batch or all")
     if options.grow is None:
         return []
     if options.pattern is not None:
         raise UserError("bench: --case chooses among the cases of a suite; --grow has its own, leave one of them out")
-    return grown(options.suites, options.grow, is_quick=options.is_quick)
+    return growth_cases(options.suites, options.grow, is_quick=options.is_quick)
 
 
-def _run(cases: Sequence[Case], options: Options, report: Report) -> bool:
+def _run(cases: Sequence[BenchmarkCase], options: BenchOptions, report: BenchmarkReport) -> bool:
     """Run the cases, and whether all of them were; the document is written whatever happens, with what there is."""
     machine = describe_machine(num_threads=options.threads)
     is_quick = options.is_quick and not options.grow  # small values are what --grow takes then, not other sizes
@@ -84,7 +84,7 @@ def _run(cases: Sequence[Case], options: Options, report: Report) -> bool:
     try:
         with MemoryMeter(num_threads=options.threads) as meter:
             runner = Runner(repeats=options.repeats, is_quick=is_quick, meter=meter, keeps_memory=options.keeps_memory)
-            runner.run(cases, report, note)
+            runner.run(cases, report, print_note)
         is_complete = True
     except KeyboardInterrupt:
         pass  # what was measured until now is still true
@@ -98,7 +98,7 @@ def _run(cases: Sequence[Case], options: Options, report: Report) -> bool:
     return is_complete
 
 
-def _show_growth(places: Sequence[Grown], report: Report, options: Options) -> None:
+def _show_growth(places: Sequence[GrowthCase], report: BenchmarkReport, options: BenchOptions) -> None:
     if not options.grow:
         return
     rows = panels(places, report.results)
@@ -107,7 +107,7 @@ def _show_growth(places: Sequence[Grown], report: Report, options: Options) -> N
         write_file(options.svg, render_svg(rows))
 
 
-def _row(result: Result) -> Sequence[str]:
+def _row(result: BenchmarkResult) -> Sequence[str]:
     ratio = result.ratio
     return (
         result.name,

@@ -8,18 +8,18 @@ from pathlib import Path
 from typing import Literal
 
 from sightline.engine.distributed import start_world
-from sightline.engine.loading import open_trained
 from sightline.engine.precision import set_backends
-from sightline.errors import in_one_line
+from sightline.engine.run_loading import open_trained
+from sightline.errors import escape_to_one_line
 from sightline.predict.centre_files import centre_lines, find_centres
-from sightline.verbs.common import config_of, write_document, write_file
-from sightline.verbs.output import note, show_table
+from sightline.verbs.common import load_config, write_document, write_file
+from sightline.verbs.output import print_note, show_table
 
-__all__ = ["Options", "centres"]
+__all__ = ["CentresOptions", "centres"]
 
 
 @dataclass(frozen=True)
-class Options:
+class CentresOptions:
     """What the command line asked for."""
 
     run: Path
@@ -33,10 +33,10 @@ class Options:
     json: Path | None = None
 
 
-def centres(options: Options) -> int:
+def centres(options: CentresOptions) -> int:
     """Write a line for every frame of a part of a config's data set, whole or not at all."""
     refiner = open_trained(options.run, checkpoint=options.which, plugins=options.plugins)
-    config, _ = config_of(options.data, options.overrides, options.plugins)
+    config, _ = load_config(options.data, options.overrides, options.plugins)
     set_backends(determinism=refiner.config.train.determinism, cudnn=refiner.config.train.cudnn)
     with start_world(device=options.device) as world:
         found = find_centres(refiner, config, split=options.split, world=world)
@@ -52,4 +52,4 @@ def centres(options: Options) -> int:
 
 def _report(lines: Sequence[str]) -> None:
     for line in lines:
-        note(in_one_line(f"look at this: {line}"))
+        print_note(escape_to_one_line(f"look at this: {line}"))

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from sightline.doctor.suite import run_all
 from sightline.engine.distributed import start_world
-from sightline.engine.loading import open_run
-from sightline.verbs.common import config_of, write_document
-from sightline.verbs.output import note, show_findings, show_table
+from sightline.engine.run_loading import open_run
+from sightline.verbs.common import load_config, write_document
+from sightline.verbs.output import print_note, show_findings, show_table
 
 __all__ = ["check"]
 
@@ -26,17 +26,17 @@ def check(
     verbose: bool = False,
 ) -> int:
     """Show findings; exit code 1 where one is an error (or, under `strict`, a warning)."""
-    config, _ = config_of(path, overrides, plugins)
+    config, _ = load_config(path, overrides, plugins)
     with start_world(device=device, timeout_s=config.distributed.timeout_s) as world:
         opened = open_run(path, config=config, world=world)
-        findings = run_all(opened.built, world, run=opened.directory, deep=deep)
+        findings = run_all(opened.training_setup, world, run=opened.directory, deep=deep)
     errors = sum(finding.severity == "error" for finding in findings)
     warnings = sum(finding.severity == "warning" for finding in findings)
     for finding in findings:
         if (table := finding.evidence.get("table")) is not None:
             show_table(table["title"], table["columns"], table["rows"], unbroken="first")
     show_findings(findings, is_verbose=verbose)
-    note(f"{config.name}: {errors} errors, {warnings} warnings")
+    print_note(f"{config.name}: {errors} errors, {warnings} warnings")
     write_document(
         json, {"findings": [finding.to_dict() for finding in findings], "errors": errors, "warnings": warnings}
     )

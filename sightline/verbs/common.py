@@ -6,19 +6,19 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sightline.config import RunConfig
-from sightline.engine.loading import is_run
+from sightline.engine.run_loading import is_run
 from sightline.plugins import Plugin
 from sightline.runs.output_files import assert_writable, write_document, write_file
 from sightline.runs.run_documents import load_document
-from sightline.studies.configs import read_with_plugins, reread
-from sightline.verbs.output import note
+from sightline.training.run_configs import read_with_plugins, reread
+from sightline.verbs.output import print_note
 
-__all__ = ["assert_writable", "config_of", "is_run", "load_document", "reread", "write_document", "write_file"]
+__all__ = ["assert_writable", "is_run", "load_config", "load_document", "reread", "write_document", "write_file"]
 
 
-def config_of(path: Path, overrides: Sequence[str], plugins: Sequence[Path]) -> tuple[RunConfig, list[Plugin]]:
+def load_config(path: Path, overrides: Sequence[str], plugins: Sequence[Path]) -> tuple[RunConfig, list[Plugin]]:
     """The config of a file or of a run directory, with plugins loaded and overrides laid over it; notes are printed."""
     read = read_with_plugins(path, overrides, plugins)
     for line in read.notes:
-        note(f"warning: {line}")
+        print_note(f"warning: {line}")
     return read.config, list(read.plugins)

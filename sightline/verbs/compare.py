@@ -13,26 +13,32 @@ import torch
 
 from sightline import registry
 from sightline.bench.memory import peak_of_run
-from sightline.compare.comparison import OTHER_KERNELS, Comparison, Subject, compare, make_record
-from sightline.compare.matrix import NOT_AVAILABLE, STEPS, Outcome, cells, run_cell
-from sightline.compare.measure import BOUND, MOST
-from sightline.compare.page import encode_page, verdict
+from sightline.compare.comparison import (
+    OTHER_KERNELS,
+    ComparisonSubject,
+    VariantComparison,
+    compare_networks,
+    make_record,
+)
+from sightline.compare.layerwise import LayerComparison
+from sightline.compare.matrix import NOT_AVAILABLE, STEPS, CellResult, cells, run_cell
+from sightline.compare.measure import INFINITE_RATIO, MAX_ROUNDING_UNITS
+from sightline.compare.page import encode_comparison_page, verdict
 from sightline.compare.records import write_record
-from sightline.compare.repro import Origin, assert_empty, write_repro
-from sightline.compare.walk import Row
+from sightline.compare.repro import LayerOrigin, assert_empty_folder, write_repro
 from sightline.config import RunConfig
 from sightline.describe.memory import first_samples
 from sightline.describe.sources import build_subject
-from sightline.engine.build import Built
+from sightline.engine.build import TrainingSetup
 from sightline.engine.distributed import start_world
-from sightline.engine.loading import OpenRun, open_run
 from sightline.engine.precision import set_backends
+from sightline.engine.run_loading import OpenRun, open_run
 from sightline.errors import UserError
-from sightline.nests import leaves
-from sightline.verbs.common import config_of, write_document, write_file
-from sightline.verbs.output import note, show_table
+from sightline.pytree import tree_leaves
+from sightline.verbs.common import load_config, write_document, write_file
+from sightline.verbs.output import print_note, show_table
 
-__all__ = ["Options", "compare_variants"]
+__all__ = ["CompareOptions", "compare_variants"]
 
 _COLUMNS = ("layer", "class", "forward", "backward", "farthest off")
 _MATRIX = ("format", "device", "cuDNN", "TF32", *(f"loss at {step}" for step in STEPS), "s/step", "peak MiB")
@@ -43,7 +49,7 @@ _LARGE = 2**18
 
 
 @dataclass(frozen=True)
-class Options:
+class CompareOptions:
     """What the command line asks for; `path` is a config or a run."""
 
     path: Path
@@ -61,10 +67,10 @@ class Options:
     json: Path | None
 
 
-def compare_variants(options: Options, *, is_record: bool) -> int:
+def compare_variants(options: CompareOptions, *, is_record: bool) -> int:
     """Compare, record, or run the matrix; exit code 1 where variants diverge."""
     _assert_goes_together(options, is_record=is_record)
-    config, _ = config_of(options.path, options.overrides, options.plugins)
+    config, _ = load_config(options.path, options.overrides, options.plugins)
     if config.teacher is not None and config.teacher.features:
         raise UserError("compare: follows no loss of teacher.features; leave out that loss, and teacher.features=[]")
     set_backends(determinism=config.train.determinism, cudnn=config.train.cudnn)
@@ -74,58 +80,58 @@ def compare_variants(options: Options, *, is_record: bool) -> int:
         is_large = _size_of_sample(built) > _LARGE
         count = options.samples or min(1 if is_large else 4, config.train.batch_size)
         num_steps = options.steps if options.steps is not None else 2 if is_large else 5
-        subject = Subject(built, recipe, tuple(first_samples(built.job, count)), world.device)
+        subject = ComparisonSubject(built, recipe, tuple(first_samples(built.job, count)), world.device)
         if options.matrix:
             return _matrix(subject, options.json)
         if is_record:
             assert options.out is not None
             write_record(options.out, make_record(subject, num_steps=num_steps))
-            note(
+            print_note(
                 f"recorded: {options.out}, a step of {count} samples; sightline compare CONFIG --against {options.out}"
             )
             return 0
         assert options.against is not None
-        found = compare(subject, options.against, keys=options.keys, num_steps=num_steps)
+        found = compare_networks(subject, options.against, keys=options.keys, num_steps=num_steps)
     return _report(found, config, built, options)
 
 
-def _size_of_sample(built: Built) -> int:
+def _size_of_sample(built: TrainingSetup) -> int:
     """The numbers that the model reads of one sample."""
     batch = built.job.stream.reader(first_samples(built.job, 1))
     names = inspect.signature(built.job.model.forward).parameters
-    return sum(tensor.numel() for name, value in batch.items() if name in names for _, tensor in leaves(value))
+    return sum(tensor.numel() for name, value in batch.items() if name in names for _, tensor in tree_leaves(value))
 
 
-def _built(opened: OpenRun) -> Built:
+def _built(opened: OpenRun) -> TrainingSetup:
     """The run's parts with the weights that it starts from, or of a run directory, those that it came to."""
     if opened.config.init is not None and opened.directory is None:
-        return opened.built
+        return opened.training_setup
     made = build_subject(opened)
-    note(f"batch: {made.batch}")
+    print_note(f"batch: {made.batch}")
     if opened.directory is not None:
         opened.load_into(made.built.job.model)
     return made.built
 
 
-def _report(found: Comparison, config: RunConfig, built: Built, options: Options) -> int:
+def _report(found: VariantComparison, config: RunConfig, built: TrainingSetup, options: CompareOptions) -> int:
     for line in found.notes:
-        note(line)
+        print_note(line)
     _show(found)
     title = f"sightline compare: {config.name}"
-    write_file(options.html, encode_page(found, title=title) if options.html is not None else "")
+    write_file(options.html, encode_comparison_page(found, title=title) if options.html is not None else "")
     write_document(options.json, found.to_dict())
-    note(verdict(found))
+    print_note(verdict(found))
     for line in found.settings:
-        note(f"{found.guilty[0].layer}: {line}")
+        print_note(f"{found.unexplained[0].layer}: {line}")
     if options.repro is not None:
         file = Path(str(options.against)) if str(options.against).endswith(".py") else None
-        note(write_repro(options.repro, found, Origin(config, built.data.facts, options.plugins, file)))
+        print_note(write_repro(options.repro, found, LayerOrigin(config, built.data.facts, options.plugins, file)))
     return 0 if found.is_equal else 1
 
 
-def _show(found: Comparison) -> None:
+def _show(found: VariantComparison) -> None:
     """A line for each layer in the order of execution: how many units of rounding it is off, each way."""
-    rows: dict[str, dict[str, Row]] = {}
+    rows: dict[str, dict[str, LayerComparison]] = {}
     for row in found.rows:
         held = rows.setdefault(row.layer, {})
         kind = "backward" if row.which == "backward" else "forward"
@@ -138,7 +144,9 @@ def _show(found: Comparison) -> None:
         lines.append(
             [layer, worst.class_name, *(_ratio(held.get(kind)) for kind in ("forward", "backward")), worst_tensor]
         )
-    title = f"{found.variant}, against {found.reference}: units of rounding, at most {BOUND:g} are explained"
+    title = (
+        f"{found.variant}, against {found.reference}: units of rounding, at most {MAX_ROUNDING_UNITS:g} are explained"
+    )
     show_table(title, _COLUMNS, lines, unbroken="layer", droppable=("farthest off", "class"))
     if found.trace is not None:
         steps = zip(found.trace.losses, found.trace.expected, found.trace.tolerated, strict=True)
@@ -146,17 +154,17 @@ def _show(found: Comparison) -> None:
         show_table("optimiser steps on this batch", ("step", "loss", "reference", "apart", "explained"), lines)
 
 
-def _ratio(row: Row | None) -> str:
+def _ratio(row: LayerComparison | None) -> str:
     if row is None:
         return ""
-    return "beyond measure" if row.deviation.ratio >= MOST else f"{row.deviation.ratio:.3g}"
+    return "beyond measure" if row.deviation.ratio >= INFINITE_RATIO else f"{row.deviation.ratio:.3g}"
 
 
-def _matrix(subject: Subject, json: Path | None) -> int:
+def _matrix(subject: ComparisonSubject, json: Path | None) -> int:
     """Every cell in turn; those that this machine cannot run read 'not available'."""
     outcomes = []
     for cell in cells():
-        note(f"{cell.precision} on {cell.device}" + (f", cuDNN {cell.cudnn}" if cell.cudnn else ""))
+        print_note(f"{cell.precision} on {cell.device}" + (f", cuDNN {cell.cudnn}" if cell.cudnn else ""))
         outcomes.append(run_cell(subject, cell, peak=peak_of_run if sys.platform.startswith("linux") else None))
     title = f"{subject.built.config.name}: {len(subject.keys)} samples, the same at every step"
     show_table(title, _MATRIX, [_matrix_row(outcome) for outcome in outcomes])
@@ -165,7 +173,7 @@ def _matrix(subject: Subject, json: Path | None) -> int:
     return 0
 
 
-def _matrix_row(outcome: Outcome) -> Sequence[Any]:
+def _matrix_row(outcome: CellResult) -> Sequence[Any]:
     cell = outcome.cell
     tf32 = "" if cell.tf32 is None else "on" if cell.tf32 else "off"
     named = [cell.precision, cell.device, cell.cudnn or "", tf32]
@@ -176,7 +184,7 @@ def _matrix_row(outcome: Outcome) -> Sequence[Any]:
     return [*named, *losses, f"{outcome.step_s:.3g}", peak]
 
 
-def _assert_goes_together(options: Options, *, is_record: bool) -> None:
+def _assert_goes_together(options: CompareOptions, *, is_record: bool) -> None:
     """Raises UserError for options that do not apply."""
     if is_record:
         if options.out is None:
@@ -190,7 +198,7 @@ def _assert_goes_together(options: Options, *, is_record: bool) -> None:
     if options.out is not None:
         raise UserError("--out: is for 'sightline compare record'; give --json, --html or --repro")
     if options.repro is not None:
-        assert_empty(options.repro)
+        assert_empty_folder(options.repro)
         if options.against in OTHER_KERNELS:
             raise UserError(f"--repro: its script chooses no kernels or devices; --against {options.against} does")
     if options.matrix == (options.against is not None):

@@ -7,9 +7,9 @@ from typing import Annotated
 
 import typer
 
-from sightline.collection import collection_paused
 from sightline.errors import UserError
-from sightline.verbs.options import Device, Json, Plugins, Traceback, parted, writable
+from sightline.gc_pause import gc_paused
+from sightline.verbs.options import Device, Json, Plugins, Traceback, check_writable, split_words
 
 __all__ = ["compare"]
 
@@ -45,7 +45,7 @@ def compare(
     ] = False,
     html: Annotated[
         Path | None,
-        typer.Option("--html", metavar="FILE", callback=writable("--html"), help="write a page with a plot"),
+        typer.Option("--html", metavar="FILE", callback=check_writable("--html"), help="write a page with a plot"),
     ] = None,
     repro: Annotated[
         Path | None, typer.Option("--repro", metavar="DIR", help="write the first guilty layer alone, as a script")
@@ -61,12 +61,12 @@ def compare(
     against float64 from the very inputs that it had, forward, in the loss and backward; then some optimiser steps. Exit
     code 0 where rounding explains everything, 1 where the variants diverge.
     """
-    with collection_paused():
+    with gc_paused():
         from sightline.verbs import compare as verb
 
     is_record = words[0] == "record" and not Path("record").exists()
-    paths, overrides = parted(words[1:] if is_record else words)
+    paths, overrides = split_words(words[1:] if is_record else words)
     if len(paths) != 1:
         raise UserError(f"compare: give one config or run, not {len(paths)}")
     asked = (against, keys, steps, samples, out, matrix, html, repro, tuple(plugin or ()), device, json)
-    return verb.compare_variants(verb.Options(paths[0], overrides, *asked), is_record=is_record)
+    return verb.compare_variants(verb.CompareOptions(paths[0], overrides, *asked), is_record=is_record)

@@ -14,23 +14,22 @@ from pathlib import Path
 from typing import Any, get_args
 
 from sightline import registry
-from sightline.compress.comparison import comparison
+from sightline.compress.comparison import search_rows
 from sightline.compress.drawing import bits_svg, pareto_svg
-from sightline.compress.policy import FP16, FP32, Choice, document_of, policy_of, read_policy
-from sightline.compress.run_problem import Asked, RunProblem, simulated_of, untraced_problem
-from sightline.compress.search.base import Found, Progress, Search
-from sightline.compress.simulated import BudgetOn
+from sightline.compress.policy import FP16, FP32, WeightFormat, policy_from_dict, policy_to_dict, read_policy
+from sightline.compress.policy_simulator import BudgetOn
+from sightline.compress.run_problem import CompressionOptions, RunProblem, simulated_of, untraced_problem
+from sightline.compress.search.base import Search, SearchProgress, SearchResult
 from sightline.config import read_config
-from sightline.config.component_words import component_of_words
+from sightline.config.component_arguments import parse_component
 from sightline.engine.distributed import start_world
-from sightline.engine.loading import OpenRun, open_run
 from sightline.engine.precision import set_backends
 from sightline.engine.progress import wants_live
+from sightline.engine.run_loading import OpenRun, open_run
 from sightline.errors import UserError
 from sightline.plugins import load_plugins
-from sightline.runs.trained_weights import PACKED
-from sightline.schema import nearest
-from sightline.studies.cells import UnfinishedError
+from sightline.runs.trained_weights import PACKED_FILE
+from sightline.schema import suggest
 from sightline.studies.compression import (
     WORK,
     Compression,
@@ -38,14 +37,26 @@ from sightline.studies.compression import (
     assert_no_run,
     assert_tunable,
     held,
-    searched,
+    run_searches,
 )
-from sightline.studies.compression_report import NAME, CompressionReport, markdown_of
+from sightline.studies.compression_report import NAME, CompressionReport, compression_markdown
+from sightline.studies.study_runs import UnfinishedError
 from sightline.verbs.common import assert_writable, write_document, write_file
-from sightline.verbs.output import note, show_evaluation, show_table
-from sightline.verbs.train import Terminal
+from sightline.verbs.output import print_note, show_evaluation, show_table
+from sightline.verbs.train import TerminalReporter
 
-__all__ = ["Budget", "Subject", "Tuning", "apply", "compress", "finetune", "pack", "report", "search", "size"]
+__all__ = [
+    "Budget",
+    "CompressTarget",
+    "FineTuneOptions",
+    "apply",
+    "compress",
+    "finetune",
+    "pack",
+    "report",
+    "search",
+    "size",
+]
 
 POLICY = "policy.json"
 SHOWN = 1.2
@@ -57,7 +68,7 @@ EVERY_S = 10.0
 
 
 @dataclass(frozen=True)
-class Subject:
+class CompressTarget:
     """The run to compress; `words` are overrides of its fine-tuning, with a dot, and arguments of the search."""
 
     runs: tuple[Path, ...]
@@ -87,12 +98,12 @@ class Subject:
             raise UserError("compress: runs in one process; start it without a launcher")
         for path in self.runs if len(self.runs) > 1 else ():
             if not path.exists():
-                raise UserError(f"compress: '{path}' is neither a step nor a run directory{nearest(str(path), STEPS)}")
+                raise UserError(f"compress: '{path}' is neither a step nor a run directory{suggest(str(path), STEPS)}")
         if len(self.runs) != 1:
             raise UserError(f"compress: takes one run directory, {len(self.runs)} are given")
         run = open_run(self.runs[0], checkpoint=self.checkpoint, plugins=self.plugins, world=world)
         for line in run.notes:
-            note(f"warning: {line}")
+            print_note(f"warning: {line}")
         if of_model := [word for word in self.overrides if word.startswith("model.")]:
             config = read_config(run.path / "config.yaml", of_model)
             run = open_run(self.runs[0], config=config, checkpoint=self.checkpoint, world=world)
@@ -117,7 +128,7 @@ class Budget:
     protect_bits: int = 8
     activations: int | None = None
 
-    def asked(self) -> Asked:
+    def validate(self) -> CompressionOptions:
         """Raises UserError, naming the option, for a word that is not valid."""
         for option, word, valid in (("on", self.on, get_args(BudgetOn)), ("kind", self.kind, ("codebook", "linear"))):
             if word not in valid:
@@ -132,7 +143,7 @@ class Budget:
             raise UserError(f"--protect-bits {self.protect_bits}: give 1 to 8, 16, or 32")
         protect: Any = {"first": self.protect_ends, "last": self.protect_ends, "names": self.protect or ()}
         protect["bits"] = self.protect_bits
-        return Asked(
+        return CompressionOptions(
             ratio=self.ratio,
             num_bytes=self.num_bytes,
             budget_on=self.on,  # type: ignore[arg-type]
@@ -147,14 +158,14 @@ class Budget:
 
 
 @dataclass(frozen=True)
-class Tuning:
+class FineTuneOptions:
     """How the quantised run is trained further."""
 
     epochs: int | None
     rate: float
     is_distilled: bool | None = None
 
-    def of(self, subject: Subject) -> FineTuning:
+    def of(self, subject: CompressTarget) -> FineTuning:
         """Raises UserError for numbers that train nothing."""
         if not 0 < self.rate <= 100:
             raise UserError(f"--rate {self.rate}: a factor of the run's learning rate, above 0, at most 100")
@@ -171,16 +182,23 @@ class Tuning:
 
 
 def compress(
-    subject: Subject, budget: Budget, tuning: Tuning, *, method: str, num_batches: int, out: Path, json: Path | None
+    subject: CompressTarget,
+    budget: Budget,
+    tuning: FineTuneOptions,
+    *,
+    method: str,
+    num_batches: int,
+    out: Path,
+    json: Path | None,
 ) -> int:
     """Search, fine-tune and pack; the exit code of a fine-tuning that was stopped."""
-    asked = budget.asked()
+    asked = budget.validate()
     load_plugins(subject.plugins)  # one of them may hold the search
     ((name, built),) = _methods([method], subject.arguments, seed=budget.seed).items()
     how = tuning.of(subject) if tuning.epochs != 0 else None
     with start_world(device=subject.device) as world, contextlib.ExitStack() as stack:
         run = subject.open(world)
-        job = Compression(run, out, Terminal())
+        job = Compression(run, out, TerminalReporter())
         if how is not None:
             assert_tunable(run, how)
         untraced_problem(simulated_of(run), asked)
@@ -189,7 +207,7 @@ def compress(
         given |= {"tuning": dataclasses.asdict(tuning)}
         found, problem = job.search(asked, name, built, given=given, report=_Report(name))
         _show_found([found], problem)
-        policy = problem.finished(found.policy)
+        policy = problem.with_quantised_inputs(found.policy)
         finetuned = None
         if how is not None:
             try:
@@ -198,20 +216,20 @@ def compress(
                 return _stopped(error)
         at_most = problem.problem.budget_bytes if asked.budget_on == "file" else None
         write_file(out / WORK / "bits.svg", bits_svg(policy, problem.layers))
-        about = {"search": comparison([found])[0], "budget_bytes": problem.problem.budget_bytes}
+        about = {"search": search_rows([found])[0], "budget_bytes": problem.problem.budget_bytes}
         about |= problem.costs(policy)
         document = job.pack(policy, finetuned=finetuned, about=about, num_batches=num_batches, at_most=at_most)
         _finish(out, run, document, json)
     return 0
 
 
-def search(subject: Subject, budget: Budget, *, methods: str, out: Path, json: Path | None) -> int:
+def search(subject: CompressTarget, budget: Budget, *, methods: str, out: Path, json: Path | None) -> int:
     """Search by one or several methods; the best policy goes to policy.json."""
     load_plugins(subject.plugins)  # one of them may hold a search
     names = registry.searches.names() if methods == "all" else methods.split(",")
     subject.assert_without(overrides=True)
     built = _methods(names, subject.arguments, seed=budget.seed)
-    asked = budget.asked()
+    asked = budget.validate()
     assert_no_run(out)
     assert_writable(out / POLICY, option="--out")
     with start_world(device=subject.device) as world, contextlib.ExitStack() as stack:
@@ -221,44 +239,44 @@ def search(subject: Subject, budget: Budget, *, methods: str, out: Path, json: P
         problem, found = RunProblem(run, asked), []
         for name, one in built.items():
             try:
-                (result,), evaluations = searched(problem, {name: one}, out / RECORD, report=_Report(name))
+                (result,), evaluations = run_searches(problem, {name: one}, out / RECORD, report=_Report(name))
             except UserError as error:
                 if len(built) == 1:
                     raise
-                note(f"search '{name}' left out: {error}")
+                print_note(f"search '{name}' left out: {error}")
                 continue
-            write_document(out / f"{name}.{POLICY}", document_of(problem.finished(result.policy)))
+            write_document(out / f"{name}.{POLICY}", policy_to_dict(problem.with_quantised_inputs(result.policy)))
             found.append(result)
         if not found:
             raise UserError("compress search: no method could be run on this run")
         best = min(found, key=lambda each: (each.loss, each.bytes))
-        write_document(out / POLICY, document_of(problem.finished(best.policy)))
+        write_document(out / POLICY, policy_to_dict(problem.with_quantised_inputs(best.policy)))
         _show_found(found, problem)
         points = {each.method: [(each.bytes, each.loss)] for each in found}
         every = [(problem.problem.bytes_of(each.policy), each.loss) for each in evaluations.all]
         near = [point for point in every if point[0] <= SHOWN * problem.problem.budget_bytes]
         write_file(out / "search.svg", pareto_svg({"evaluated": near, **points}, counted=problem.asked.budget_on))
         write_file(out / "bits.svg", bits_svg(best.policy, problem.layers))
-    document = {"budget_bytes": problem.problem.budget_bytes, "best": best.method, "searches": comparison(found)}
+    document = {"budget_bytes": problem.problem.budget_bytes, "best": best.method, "searches": search_rows(found)}
     write_document(out / "search.json", document)
     write_document(json, document)
-    note(f"written: {out / POLICY}, found by '{best.method}'; {out}/search.svg, {out}/bits.svg")
+    print_note(f"written: {out / POLICY}, found by '{best.method}'; {out}/search.svg, {out}/bits.svg")
     return 0
 
 
-def apply(subject: Subject, policy: Path, *, num_batches: int, out: Path, json: Path | None) -> int:
+def apply(subject: CompressTarget, policy: Path, *, num_batches: int, out: Path, json: Path | None) -> int:
     """Quantise, pack and evaluate."""
     subject.assert_without(arguments=True, overrides=True)
     with start_world(device=subject.device) as world:
         run = subject.open(world)
         chosen = _policy_of_file(policy, run)
-        job = Compression(run, out, Terminal())
+        job = Compression(run, out, TerminalReporter())
         with job.held():
             _finish(out, run, job.pack(chosen, finetuned=None, about={}, num_batches=num_batches), json)
     return 0
 
 
-def finetune(subject: Subject, policy: Path, tuning: Tuning, *, out: Path) -> int:
+def finetune(subject: CompressTarget, policy: Path, tuning: FineTuneOptions, *, out: Path) -> int:
     """Train with quantised weights; the exit code of the training."""
     subject.assert_without(arguments=True)
     how = tuning.of(subject)
@@ -266,28 +284,28 @@ def finetune(subject: Subject, policy: Path, tuning: Tuning, *, out: Path) -> in
         run = subject.open(world)
         chosen = _policy_of_file(policy, run)
     try:
-        path = Compression(run, out, Terminal(), work=out).finetune(chosen, how)
+        path = Compression(run, out, TerminalReporter(), work=out).finetune(chosen, how)
     except UnfinishedError as error:
         return _stopped(error)
-    note(f"fine-tuned: {path}; to pack it: sightline compress pack {path} --out DIR")
+    print_note(f"fine-tuned: {path}; to pack it: sightline compress pack {path} --out DIR")
     return 0
 
 
-def pack(subject: Subject, *, num_batches: int, out: Path, json: Path | None) -> int:
+def pack(subject: CompressTarget, *, num_batches: int, out: Path, json: Path | None) -> int:
     """Pack a run with quantised weights."""
     subject.assert_without(arguments=True, overrides=True)
     with start_world(device=subject.device) as world:
         run = subject.open(world)
         if run.config.compress is None:
             raise UserError(f"{run.path}: was not trained with quantised weights; 'compress apply' quantises it")
-        policy = policy_of(run.config.compress.policy, list(run.config.compress.policy), origin=str(run.path))
-        job = Compression(run, out, Terminal())
+        policy = policy_from_dict(run.config.compress.policy, list(run.config.compress.policy), origin=str(run.path))
+        job = Compression(run, out, TerminalReporter())
         with job.held():
             _finish(out, run, job.pack(policy, finetuned=run.path, about={}, num_batches=num_batches), json)
     return 0
 
 
-def size(subject: Subject, policy: Path | None, *, json: Path | None) -> int:
+def size(subject: CompressTarget, policy: Path | None, *, json: Path | None) -> int:
     """Print the bytes of packed files without writing them."""
     subject.assert_without(arguments=True, overrides=True)
     with start_world(device="cpu") as world:
@@ -297,7 +315,7 @@ def size(subject: Subject, policy: Path | None, *, json: Path | None) -> int:
     if policy is None:
         policies = {"float32": dict.fromkeys(simulated.names, FP32), "fp16": dict.fromkeys(simulated.names, FP16)}
         for bits in range(8, 0, -1):
-            policies[f"{bits} bits"] = dict.fromkeys(simulated.names, Choice("codebook", bits))
+            policies[f"{bits} bits"] = dict.fromkeys(simulated.names, WeightFormat("codebook", bits))
     else:
         policies = {str(policy): chosen}
     sizes = {name: simulated.sizes(each) for name, each in policies.items()}
@@ -309,9 +327,9 @@ def size(subject: Subject, policy: Path | None, *, json: Path | None) -> int:
 
 
 def report(
-    subject: Subject,
+    subject: CompressTarget,
     budget: Budget,
-    tuning: Tuning,
+    tuning: FineTuneOptions,
     *,
     method: str,
     num_batches: int,
@@ -320,18 +338,18 @@ def report(
     json: Path | None,
 ) -> int:
     """Compute the rows that are not done, and print the table; the exit code of a fine-tuning that was stopped."""
-    asked, how = budget.asked(), tuning.of(subject)
+    asked, how = budget.validate(), tuning.of(subject)
     assert_no_run(out)
     with start_world(device=subject.device) as world, contextlib.ExitStack() as stack:
         run = subject.open(world)
         study = CompressionReport(run, out, asked, how, method=(method, *subject.arguments), num_batches=num_batches)
         stack.enter_context(held(out))
         try:
-            document = study(Terminal(), num_seeds=num_seeds, report=_Report(method))
+            document = study(TerminalReporter(), num_seeds=num_seeds, report=_Report(method))
         except UnfinishedError as error:
             return _stopped(error)
-    sys.stdout.write(markdown_of(document))
-    note(f"written: {out / NAME}.json, {out / NAME}.md")
+    sys.stdout.write(compression_markdown(document))
+    print_note(f"written: {out / NAME}.json, {out / NAME}.md")
     write_document(json, document)
     return 0
 
@@ -339,13 +357,13 @@ def report(
 def _stopped(error: UnfinishedError) -> int:
     """Print why a fine-tuning is not finished; its exit code."""
     if error.code == 1:
-        note("fine-tuning was not started: see the errors of the checks; 'checks.skip=[CODE]' leaves one out")
+        print_note("fine-tuning was not started: see the errors of the checks; 'checks.skip=[CODE]' leaves one out")
     else:
-        note("fine-tuning was stopped; repeat the command to resume it")
+        print_note("fine-tuning was stopped; repeat the command to resume it")
     return error.code
 
 
-def _policy_of_file(path: Path, run: OpenRun) -> dict[str, Choice]:
+def _policy_of_file(path: Path, run: OpenRun) -> dict[str, WeightFormat]:
     """The policy of a file, which means what it means in a config: parameters that it does not name are as without it.
 
     Raises UserError for a run that cannot be quantised, ConfigError for a policy of another model.
@@ -372,11 +390,11 @@ def _methods(names: Sequence[str], arguments: Sequence[str], *, seed: int) -> di
     """The searches of these names; of several each takes the arguments that it has."""
     built = {}
     for name in names:
-        taken = registry.searches.entry(component_of_words(registry.searches, name, ())).arguments
+        taken = registry.searches.entry(parse_component(registry.searches, name, ())).arguments
         words = [each for each in arguments if len(names) == 1 or each.partition("=")[0].strip() in taken]
         if "seed" in taken and not any(each.startswith("seed=") for each in words):
             words.append(f"seed={seed}")
-        component = component_of_words(registry.searches, name, words)
+        component = parse_component(registry.searches, name, words)
         built[component.name] = registry.searches.build(component, facts={})
     return built
 
@@ -389,7 +407,7 @@ class _Report:
         self._is_live = wants_live(sys.stderr, os.environ)
         self._printed_s = -math.inf
 
-    def __call__(self, progress: Progress) -> None:
+    def __call__(self, progress: SearchProgress) -> None:
         now, is_last = time.monotonic(), progress.num_asked >= progress.at_most
         if now - self._printed_s < (0.1 if self._is_live else EVERY_S) and not is_last:
             return
@@ -401,34 +419,36 @@ class _Report:
             sys.stderr.write(f"\r{text}\x1b[K" + ("\n" if is_last else ""))
             sys.stderr.flush()
         else:
-            note(text)
+            print_note(text)
 
 
-def _show_found(found: Sequence[Found], problem: RunProblem) -> None:
+def _show_found(found: Sequence[SearchResult], problem: RunProblem) -> None:
     """A row per search, and the budget; where the agent of HAQ lost to another search, that is printed."""
     columns = ("method", "loss", "bytes", "evaluations", "new evaluations", "seconds", "overhead seconds")
-    rows = comparison(found)
+    rows = search_rows(found)
     budget, on = problem.problem.budget_bytes, problem.asked.budget_on
     title = f"loss on {problem.subject}; budget {budget:,} bytes ({on}, {budget / problem.base_bytes:.4f} of float32)"
     show_table(title, columns, [[row[name] for name in columns] for row in rows])
     if problem.unused:
-        note(
+        print_note(
             f"{len(problem.unused)} of {len(problem.names)} layers change nothing of the loss and get the fewest bits: "
             f"{', '.join(problem.unused)}"
         )
     names = [row["method"] for row in rows]
     if "ddpg" in names[1:]:
-        note(f"ddpg, the search of HAQ, was beaten by: {', '.join(names[: names.index('ddpg')])}")
+        print_note(f"ddpg, the search of HAQ, was beaten by: {', '.join(names[: names.index('ddpg')])}")
 
 
 def _finish(out: Path, run: OpenRun, document: Mapping[str, Any], json: Path | None) -> None:
     """Print the figures and sizes of a packed run."""
-    show_evaluation(document, title=f"{out / PACKED} on {document['data']['split']}", dataset=run.data.test.dataset)
+    show_evaluation(
+        document, title=f"{out / PACKED_FILE} on {document['data']['split']}", dataset=run.data.test.dataset
+    )
     sizes = document["ratios"]
-    note(
-        f"{out / PACKED}: {document['file_bytes']:,} bytes of {document['float_bytes']:,} in float32: "
+    print_note(
+        f"{out / PACKED_FILE}: {document['file_bytes']:,} bytes of {document['float_bytes']:,} in float32: "
         f"{sizes['file']:.4f} (codes alone {sizes['weights']:.4f}, with codebooks {sizes['codebook']:.4f})"
     )
-    note("a codebook makes the file small, not the arithmetic fast: the model runs as the float one does")
-    note(f"run directory: {out}")
+    print_note("a codebook makes the file small, not the arithmetic fast: the model runs as the float one does")
+    print_note(f"run directory: {out}")
     write_document(json, document)

@@ -9,8 +9,8 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from sightline.collection import collection_paused
-from sightline.verbs.options import Checkpoint, Device, Json, Plugins, Traceback, parted
+from sightline.gc_pause import gc_paused
+from sightline.verbs.options import Checkpoint, Device, Json, Plugins, Traceback, split_words
 
 __all__ = ["compress_app"]
 
@@ -86,7 +86,7 @@ NUM_BATCHES = 50
 
 
 def _verb() -> Any:
-    with collection_paused():
+    with gc_paused():
         from sightline.verbs import compress as verb
     return verb
 
@@ -98,7 +98,7 @@ def _made(kind: Any, given: dict[str, Any]) -> Any:
 
 
 def _subject(given: dict[str, Any]) -> Any:
-    runs, words = parted(given["words"])
+    runs, words = split_words(given["words"])
     plugins = tuple(given["plugin"] or ())
     return _verb().Subject(runs, words, given["checkpoint"], plugins, given.get("device", "cpu"))
 

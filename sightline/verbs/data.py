@@ -11,23 +11,23 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sightline import registry
 from sightline.config.key_values import read_key_values
-from sightline.data.store import native
-from sightline.data.store.location import root_of
+from sightline.data.store import prepared_set
+from sightline.data.store.location import prepared_root
 from sightline.data.store.views import VIEWS_SET, Views
-from sightline.errors import UserError, in_one_line
+from sightline.errors import UserError, escape_to_one_line
 from sightline.geometry.volumes import Axes
-from sightline.members import DataMembers
+from sightline.optional_members import DataMembers
 from sightline.plugins import load_plugins
-from sightline.schema import nearest
+from sightline.schema import suggest
 from sightline.verbs.common import write_document
-from sightline.verbs.output import note
+from sightline.verbs.output import print_note
 
 if TYPE_CHECKING:
-    from sightline.data.render.rendered_objects import Objects
+    from sightline.data.render.rendered_objects import RenderSource
     from sightline.geometry.cameras import Projection
     from sightline.geometry.rendering import Background, Style
 
-__all__ = ["Rendering", "convert", "convert_weights", "import_views", "info", "prepare", "render", "verify"]
+__all__ = ["RenderOptions", "convert", "convert_weights", "import_views", "info", "prepare", "render", "verify"]
 
 
 _WIDTH = 110
@@ -39,17 +39,17 @@ _PREPARE_ITSELF = ("source", "target", "name", "progress")
 
 def prepare(name: str, options: Sequence[str] = (), *, source: Path, target: Path, json: Path | None) -> int:
     """Write the native form of a data set found in one of its layouts; `options` are `key=value` for its `prepare`."""
-    preparable = {n for n in registry.data.names() if DataMembers.prepare.of(_builder(n)) is not None}
+    preparable = {n for n in registry.data.names() if DataMembers.prepare.get(_builder(n)) is not None}
     if name not in preparable:
-        raise UserError(f"data prepare: '{name}' is not a data set to prepare{nearest(name, preparable)}")
-    given = read_key_values(name, _builder(name).prepare, options, command="data prepare", but=_PREPARE_ITSELF)
-    with _bar(name) as progress:
+        raise UserError(f"data prepare: '{name}' is not a data set to prepare{suggest(name, preparable)}")
+    given = read_key_values(name, _builder(name).prepare, options, command="data prepare", exclude=_PREPARE_ITSELF)
+    with _ProgressBar(name) as progress:
         report = _builder(name).prepare(source=source, target=target, name=name, progress=progress, **given)
     _print_report(report, _builder(name), json)
     return 0
 
 
-class Rendering(NamedTuple):
+class RenderOptions(NamedTuple):
     """What `data render` was asked for; `num_jobs` None: as many processes as there are processors to use."""
 
     source: str
@@ -65,18 +65,18 @@ class Rendering(NamedTuple):
     json: Path | None
 
 
-def render(asked: Rendering) -> int:
+def render(options: RenderOptions) -> int:
     """Render views of every object of a set, or of a folder of files, into a view store."""
-    from sightline.data.render.rendering import Look, render_set
+    from sightline.data.render.rendering import RenderSettings, render_set
 
-    elevations = _elevations(asked.elevations)
-    look = Look(asked.num_views, asked.size_px, asked.style, asked.projection, elevations)
+    elevations = _elevations(options.elevations)
+    look = RenderSettings(options.num_views, options.size_px, options.style, options.projection, elevations)
     look.cameras("z")  # what does not fit is refused before any object is read
-    objects = _objects(asked)
-    num_jobs = asked.num_jobs or len(os.sched_getaffinity(0))
-    with _bar("views") as progress:
-        report = render_set(objects, asked.target, look=look, num_jobs=num_jobs, progress=progress)
-    _print_report(report, Views, asked.json)
+    objects = _objects(options)
+    num_jobs = options.num_jobs or len(os.sched_getaffinity(0))
+    with _ProgressBar("views") as progress:
+        report = render_set(objects, options.target, look=look, num_jobs=num_jobs, progress=progress)
+    _print_report(report, Views, options.json)
     return 0
 
 
@@ -93,7 +93,7 @@ def import_views(
     """Write a view store of pictures that others rendered; say which shapes lack pictures or clouds."""
     from sightline.data.render import mvcnn
 
-    with _bar("views") as progress:
+    with _ProgressBar("views") as progress:
         report = mvcnn.import_views(
             source,
             target,
@@ -112,11 +112,11 @@ def _print_report(report: Mapping[str, Any], describer: Any, json: Path | None) 
     written = {key: value for key, value in describer.describe(Path(report["root"])).items() if key != "differences"}
     _print_tree({"outcome": report["outcome"], **written})
     for line in report.get("differences", ()):
-        note(in_one_line(f"look at this: {line}"))
+        print_note(escape_to_one_line(f"look at this: {line}"))
     write_document(json, report)
 
 
-def _objects(asked: Rendering) -> Objects:
+def _objects(asked: RenderOptions) -> RenderSource:
     """What is to be rendered: a folder, a set of the name that was prepared where it is looked for, or the shapes."""
     from sightline.data.render.rendered_objects import PreparedObjects, SyntheticObjects, objects_of_folder
     from sightline.data.synthetic.synthetic_shapes import SyntheticShapes
@@ -127,19 +127,19 @@ def _objects(asked: Rendering) -> Objects:
             raise UserError(f"data render: --up {asked.up_axis}, but z is up in synthetic_shapes; leave it out")
         but = ("split", "views", "normals", "target")
         return SyntheticObjects(
-            **read_key_values(asked.source, SyntheticShapes, asked.options, command="data render", but=but)
+            **read_key_values(asked.source, SyntheticShapes, asked.options, command="data render", exclude=but)
         )
     given = read_key_values(asked.source, PreparedObjects, asked.options, command="data render")
-    if not folder.is_dir() and asked.source in names and DataMembers.prepare.of(_builder(asked.source)) is not None:
-        folder = root_of(None, asked.source)
-        if not (folder / native.MANIFEST).is_file():
+    if not folder.is_dir() and asked.source in names and DataMembers.prepare.get(_builder(asked.source)) is not None:
+        folder = prepared_root(None, asked.source)
+        if not (folder / prepared_set.MANIFEST).is_file():
             raise UserError(
                 f"data render: {folder}: is no prepared set; name the folder where it lies, or make one: "
                 f"{_builder(asked.source).card()['prepare']}"
             )
     if not folder.is_dir():
         raise UserError(
-            f"data render: '{asked.source}' is neither a folder nor a set with clouds{nearest(asked.source, names)}"
+            f"data render: '{asked.source}' is neither a folder nor a set with clouds{suggest(asked.source, names)}"
         )
     return objects_of_folder(folder, up_axis=asked.up_axis, num_points=given.get("num_points"))
 
@@ -172,11 +172,11 @@ def info(
     elif (folder / "manifest.json").is_file():
         document = _describer(folder).describe(folder)
     elif name in registry.data.names():
-        card = DataMembers.card.of(_builder(name))
-        document = {"summary": registry.data.entry_of(name).summary} if card is None else card()
+        card = DataMembers.card.get(_builder(name))
+        document = {"summary": registry.data.get_entry(name).summary} if card is None else card()
     else:
         raise UserError(
-            f"data info: '{name}' is neither a data set nor a prepared folder{nearest(name, registry.data.names())}"
+            f"data info: '{name}' is neither a data set nor a prepared folder{suggest(name, registry.data.names())}"
         )
     _print_tree({key: value for key, value in document.items() if key != "label_map"})
     write_document(json, document)
@@ -185,10 +185,10 @@ def info(
 
 def _surveyed(name: str, options: Sequence[str], source: Path) -> dict[str, Any]:
     """What a look at files of a set shows. A label map that it proposes is printed as YAML, to be kept and changed."""
-    surveyed = {n for n in registry.data.names() if hasattr(registry.data.entry_of(n).builder, "survey")}
+    surveyed = {n for n in registry.data.names() if hasattr(registry.data.get_entry(n).builder, "survey")}
     if name not in surveyed:
-        raise UserError(f"data info: --from is about files of {', '.join(sorted(surveyed))}{nearest(name, surveyed)}")
-    given = read_key_values(name, _builder(name).survey, options, command="data info", but=("source",))
+        raise UserError(f"data info: --from is about files of {', '.join(sorted(surveyed))}{suggest(name, surveyed)}")
+    given = read_key_values(name, _builder(name).survey, options, command="data info", exclude=("source",))
     document: dict[str, Any] = _builder(name).survey(source, **given)
     if "label_map" in document:
         sys.stdout.write("# a label map with all ids; keep it, name and merge classes, and set data.label_map to it\n")
@@ -203,8 +203,8 @@ def _flow(table: Mapping[int, Any]) -> str:
 
 def verify(folder: Path, *, json: Path | None) -> int:
     """Read every file of a prepared folder again and compare it with what was written."""
-    num_sound = native.verify(folder)
-    sys.stdout.write(in_one_line(f"{folder}: all {num_sound} files are as they were written") + "\n")
+    num_sound = prepared_set.verify(folder)
+    sys.stdout.write(escape_to_one_line(f"{folder}: all {num_sound} files are as they were written") + "\n")
     write_document(json, {"root": str(folder.resolve()), "num_files": num_sound})
     return 0
 
@@ -217,15 +217,15 @@ def convert(
 
     for option, name in (("--layout", layout), ("--as", as_layout)):
         if name not in converting.LAYOUTS:
-            raise UserError(f"data convert: {option} {name}: no such layout{nearest(name, converting.LAYOUTS)}")
+            raise UserError(f"data convert: {option} {name}: no such layout{suggest(name, converting.LAYOUTS)}")
     but = ("source", "layout", "target", "as_layout")
-    given = read_key_values(layout, converting.convert, options, command="data convert", but=but)
-    report = converting.convert(source, layout, target, as_layout, **given)
+    given = read_key_values(layout, converting.convert_annotations, options, command="data convert", exclude=but)
+    report = converting.convert_annotations(source, layout, target, as_layout, **given)
     _print_tree({key: value for key, value in report.items() if key not in ("dropped", "differences")})
     for line in report["differences"]:
-        note(in_one_line(f"look at this: {line}"))
+        print_note(escape_to_one_line(f"look at this: {line}"))
     for what, found in report["dropped"].items():
-        note(in_one_line(f"dropped: {what}, {found['count']} times: {'; '.join(found['examples'])}"))
+        print_note(escape_to_one_line(f"dropped: {what}, {found['count']} times: {'; '.join(found['examples'])}"))
     write_document(json, report)
     return 0
 
@@ -244,9 +244,9 @@ def convert_weights(
     json: Path | None,
 ) -> int:
     """Write a third-party file of weights as a run directory, and say what was read and what was assumed."""
-    from sightline.engine.conversion import convert
+    from sightline.engine.conversion import convert_published_weights
 
-    converted = convert(
+    converted = convert_published_weights(
         file,
         layout=layout,
         target=target,
@@ -258,27 +258,27 @@ def convert_weights(
         axes=axes,
     )
     for line in converted.notes:
-        note(line)
+        print_note(line)
     _print_tree({**converted.lineage, "run": str(converted.path)})
     if converted.lineage["assumed"]:
         assumed = ", ".join(f"model.{name}" for name in converted.lineage["assumed"])
-        note(f"no tensor shows {assumed}: taken as published; give them by key=value where the file is another")
+        print_note(f"no tensor shows {assumed}: taken as published; give them by key=value where the file is another")
     write_document(json, {**converted.lineage, "run": str(converted.path), "notes": list(converted.notes)})
     return 0
 
 
 def _builder(name: str) -> Any:
-    return registry.data.entry_of(name).builder
+    return registry.data.get_entry(name).builder
 
 
 def _describer(folder: Path) -> Any:
     """The data set class that describes a prepared folder, by the set that its manifest names."""
-    name = str(native.read_manifest(folder)["set"])
+    name = str(prepared_set.read_manifest(folder)["set"])
     if name == VIEWS_SET:
         return Views
     if name not in registry.data.names():
         raise UserError(
-            f"{folder}: holds the data set '{name}', which is not known{nearest(name, registry.data.names())}"
+            f"{folder}: holds the data set '{name}', which is not known{suggest(name, registry.data.names())}"
         )
     return _builder(name)
 
@@ -290,11 +290,11 @@ def _print_tree(tree: Any, indent: int = 0) -> None:
         if value is None or (isinstance(value, str | dict | list | tuple) and not value):
             continue
         if isinstance(value, dict) and not all(type(each) is int for each in value.values()):
-            sys.stdout.write(f"{pad}{in_one_line(str(key))}:\n")
+            sys.stdout.write(f"{pad}{escape_to_one_line(str(key))}:\n")
             _print_tree(value, indent + 1)
             continue
         lines = textwrap.wrap(
-            f"{pad}{in_one_line(str(key))}: {_text_of(value)}",
+            f"{pad}{escape_to_one_line(str(key))}: {_text_of(value)}",
             _WIDTH,
             subsequent_indent=f"{pad}    ",
             break_long_words=False,
@@ -305,20 +305,20 @@ def _print_tree(tree: Any, indent: int = 0) -> None:
 
 def _text_of(value: Any) -> str:
     if isinstance(value, dict):
-        return ", ".join(f"{in_one_line(name)}{_TIED}{count}" for name, count in value.items())
+        return ", ".join(f"{escape_to_one_line(name)}{_TIED}{count}" for name, count in value.items())
     if isinstance(value, list | tuple):
         more = f", ... ({len(value)} in all)" if len(value) > _LONGEST else ""
         return ", ".join(map(_text_of, value[:_LONGEST])) + more
-    return f"{value:.4g}" if isinstance(value, float) else in_one_line(str(value))
+    return f"{value:.4g}" if isinstance(value, float) else escape_to_one_line(str(value))
 
 
-class _bar:  # noqa: N801 - used like a function
+class _ProgressBar:
     """A progress bar on a terminal, a line now and then elsewhere; called with done, total and what is at hand."""
 
     def __init__(self, name: str) -> None:
         self.name = name
 
-    def __enter__(self) -> _bar:
+    def __enter__(self) -> _ProgressBar:
         from rich.console import Console
         from rich.progress import Progress
 
@@ -337,11 +337,11 @@ class _bar:  # noqa: N801 - used like a function
         if total != self._total:  # another stretch of work: looking at files before reading them
             self._told, self._total = -1, total
         if self._progress is not None and self._task is not None:
-            description = escape(in_one_line(f"{self.name} {what}"))
+            description = escape(escape_to_one_line(f"{self.name} {what}"))
             self._progress.update(self._task, completed=done, total=total, description=description)
         elif total and done * 10 // total > self._told:
             self._told = done * 10 // total
-            note(in_one_line(f"{self.name}: {done} of {total} {what}"))
+            print_note(escape_to_one_line(f"{self.name}: {done} of {total} {what}"))
 
     def __exit__(self, *error: object) -> None:
         if self._progress is not None:

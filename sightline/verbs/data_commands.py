@@ -7,8 +7,8 @@ from typing import Annotated, Literal
 
 import typer
 
-from sightline.collection import collection_paused
-from sightline.verbs.options import Checkpoint, Device, Json, Overrides, Plugins, Traceback, writable
+from sightline.gc_pause import gc_paused
+from sightline.verbs.options import Checkpoint, Device, Json, Overrides, Plugins, Traceback, check_writable
 
 __all__ = ["data_app"]
 
@@ -46,7 +46,7 @@ def prepare(
     traceback: Traceback = False,
 ) -> int:
     """Recognise a public layout, verify it, and write one fast form of it."""
-    with collection_paused():
+    with gc_paused():
         from sightline.verbs import data as verb
 
     return verb.prepare(name, tuple(options or ()), source=source, target=target, json=json)
@@ -86,11 +86,11 @@ def render(
     Cameras stand evenly around the up axis; clouds become surfaces. Neither a graphics library nor a GPU is used. The
     same bits for any number of processes; a command that was stopped goes on where it was.
     """
-    with collection_paused():
+    with gc_paused():
         from sightline.verbs import data as verb
 
     look = (views, size, style, projection, elevations)
-    return verb.render(verb.Rendering(source, tuple(options or ()), target, *look, up, jobs, json))
+    return verb.render(verb.RenderOptions(source, tuple(options or ()), target, *look, up, jobs, json))
 
 
 @data_app.command("import-views")
@@ -117,7 +117,7 @@ def import_views(
     Pictures of one name belong to one shape, whatever camera set-up's folder they lie in. What lacks pictures or a
     cloud is named.
     """
-    with collection_paused():
+    with gc_paused():
         from sightline.verbs import data as verb
 
     return verb.import_views(
@@ -140,7 +140,7 @@ def info(
     traceback: Traceback = False,
 ) -> int:
     """Layouts, where to obtain it, terms; for a prepared folder: counts, points per sample, ranges."""
-    with collection_paused():
+    with gc_paused():
         from sightline.verbs import data as verb
 
     return verb.info(name, options or (), source=source, plugins=tuple(plugin or ()), json=json)
@@ -153,7 +153,7 @@ def verify(
     traceback: Traceback = False,
 ) -> int:
     """Read every file of a prepared folder and compare it with the hash of what was written."""
-    with collection_paused():
+    with gc_paused():
         from sightline.verbs import data as verb
 
     return verb.verify(folder, json=json)
@@ -164,7 +164,7 @@ def centres(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="a trained refiner, a run of the task centre")],
     data: Annotated[Path, typer.Option("--data", metavar="CONFIG", help="whose data set the points are for")],
     target: Annotated[
-        Path, typer.Option("--to", metavar="FILE", callback=writable("--to"), help="where the points go")
+        Path, typer.Option("--to", metavar="FILE", callback=check_writable("--to"), help="where the points go")
     ],
     overrides: Overrides = None,
     split: Annotated[
@@ -181,12 +181,12 @@ def centres(
     A line 'x y z' in mm for each frame of the set's files, in their order, or 'invalid'. A refiner that was trained on
     a part which the config tests is refused: its points would depend on the frames that are tested.
     """
-    with collection_paused():
+    with gc_paused():
         from sightline.verbs import centres as verb
 
     plugins = tuple(plugin or ())
     return verb.centres(
-        verb.Options(run, data, tuple(overrides or ()), split, target, checkpoint, plugins, device, json)
+        verb.CentresOptions(run, data, tuple(overrides or ()), split, target, checkpoint, plugins, device, json)
     )
 
 
@@ -207,7 +207,7 @@ def convert(
 
     Images are linked to where the layout has them. `conversion.json` beside the labels lists what was dropped.
     """
-    with collection_paused():
+    with gc_paused():
         from sightline.verbs import data as verb
 
     return verb.convert(
@@ -246,7 +246,7 @@ def convert_weights(
     The model's sizes are read off the tensors. What they do not show (neighbours, dropout) is as published, and
     is printed; key=value lays over it: model.num_neighbours=40, data.root=PATH.
     """
-    with collection_paused():
+    with gc_paused():
         from sightline.verbs import data as verb
 
     return verb.convert_weights(

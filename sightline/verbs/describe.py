@@ -8,18 +8,18 @@ from typing import Any
 
 import torch
 
-from sightline.describe.anchors import anchors_of
+from sightline.describe.anchors import anchor_coverage
 from sightline.describe.drawing import draw, short_number, show_shape
 from sightline.describe.figure import figure_of
 from sightline.describe.memory import Memory, estimate_memory
-from sightline.describe.projection import projection_of
-from sightline.describe.report import document_of, learnt_losses, trace_run
+from sightline.describe.projection import projection_summary
+from sightline.describe.report import description_document, learnt_losses, trace_run
 from sightline.describe.sources import build_subject
 from sightline.describe.trace import Node, Trace
 from sightline.engine.distributed import start_world
-from sightline.engine.loading import open_run
-from sightline.verbs.common import config_of, write_document, write_file
-from sightline.verbs.output import note, show_table
+from sightline.engine.run_loading import open_run
+from sightline.verbs.common import load_config, write_document, write_file
+from sightline.verbs.output import print_note, show_table
 
 __all__ = ["describe"]
 
@@ -53,20 +53,20 @@ def describe(
 ) -> int:
     """Trace one forward pass of a config's model, and estimate the peak memory of its training step."""
     sized = [] if batch_size is None else [f"train.batch_size={batch_size}"]
-    config, _ = config_of(path, [*overrides, *sized], plugins)
+    config, _ = load_config(path, [*overrides, *sized], plugins)
     with start_world(device=device, timeout_s=config.distributed.timeout_s) as world:
         subject = build_subject(open_run(path, config=config, world=world))
-        note(f"batch: {subject.batch}")
+        print_note(f"batch: {subject.batch}")
         traced = trace_run(subject.built)
         memory = estimate_memory(subject.built)
-        readers = {} if subject.is_promised else {"projection": projection_of, "anchors": anchors_of}
+        readers = {} if subject.is_promised else {"projection": projection_summary, "anchors": anchor_coverage}
         of_data = {name: read(subject.built) for name, read in readers.items()}
-    document = document_of(subject, traced, memory, of_data)
+    document = description_document(subject, traced, memory, of_data)
     _show_modules(traced, f"{config.model.name}: a forward pass of {traced.num_samples} samples", depth)
     for row in learnt_losses(subject.built):
         held = f", {row['trainable']:,} trainable" if row["trainable"] != row["parameters"] else ""
         place = _place(row["file"], row["line"])
-        note(f"learns too: {row['path']}, {row['class']} ({place}), {row['parameters']:,} parameters{held}")
+        print_note(f"learns too: {row['path']}, {row['class']} ({place}), {row['parameters']:,} parameters{held}")
     _show_memory(memory)
     if (projection := of_data.get("projection")) is not None:
         _show_projection(projection)
@@ -78,7 +78,7 @@ def describe(
         subtitle = f"{traced.parameters:,} parameters, {cost}"
         drawing = draw(figure, title=config.model.name, subtitle=subtitle, num_samples=traced.num_samples)
         write_file(svg, drawing)
-        note(f"drawing: {svg}")
+        print_note(f"drawing: {svg}")
     write_document(json, document)
     return 0
 
@@ -96,7 +96,7 @@ def _show_projection(found: Mapping[str, Any]) -> None:
             f"lift: nearest, {found['ceiling_knn']:.4f} by lift: knn"
         )
     for line in lines:
-        note(line)
+        print_note(line)
 
 
 def _show_anchors(found: Mapping[str, Any]) -> None:
@@ -122,9 +122,9 @@ def _show_anchors(found: Mapping[str, Any]) -> None:
     show_table(title, ("anchors", "mean", "share >= 0.5", "share < 0.3", *counts), rows)
     if found["fitted_placed"] and found["fitted_placed"]["mean_best_iou"] > found["placed"]["mean_best_iou"]:
         levels = [[list(each) for each in level] for level in found["fitted_sizes"]]
-        note(f"the fitted sizes cover boxes better: task.anchors={{sizes: {levels}}}")
+        print_note(f"the fitted sizes cover boxes better: task.anchors={{sizes: {levels}}}")
     if not found["spanned"]["is_spanned"]:
-        note("the anchors' centres do not reach all sides of the canvas; look at task.grid and the canvas")
+        print_note("the anchors' centres do not reach all sides of the canvas; look at task.grid and the canvas")
 
 
 def _show_modules(traced: Trace, title: str, depth: int | None) -> None:

@@ -14,37 +14,37 @@ from torch import nn
 
 from sightline import registry
 from sightline.config import RunConfig, read_config
-from sightline.describe.difficulty import difficulty_of
-from sightline.describe.mean_pose import yardsticks_of
-from sightline.doctor.checks.data.dataset_mismatch import Inputs, compare, dataset_mismatch, inputs_of
-from sightline.doctor.core.finding import Place
-from sightline.engine.build import Data, Part, build_part
+from sightline.describe.difficulty import class_difficulty
+from sightline.describe.mean_pose import pose_baselines
+from sightline.doctor.checks.data.dataset_mismatch import CloudSample, compare_sets, dataset_mismatch, inputs_of
+from sightline.doctor.core.finding import FindingLocation
+from sightline.engine.build import Data, DataSubset, build_part
 from sightline.engine.distributed import start_world
-from sightline.engine.evaluate import Evaluation, Evaluator, pooled
-from sightline.engine.launch import launch, processes_to_start
-from sightline.engine.loading import OpenRun, config_file, open_run, read_run
+from sightline.engine.evaluate import Evaluation, Evaluator, pool_evaluations
+from sightline.engine.launcher import launch, resolve_num_processes
 from sightline.engine.observers import describe_shares
 from sightline.engine.precision import set_backends
+from sightline.engine.run_loading import OpenRun, config_path_of_run, open_run, read_run
 from sightline.engine.session import evaluation_document
 from sightline.errors import ConfigError, UserError
-from sightline.evaluation.box_results import ResultsFolder
-from sightline.evaluation.folds import assert_folds, tested_by
-from sightline.evaluation.kept_predictions import MANIFEST, PredictionFolder
-from sightline.members import TaskMembers
+from sightline.evaluation.box_results import DetectionWriter
+from sightline.evaluation.folds import assert_folds, tested_folds
+from sightline.evaluation.saved_predictions import MANIFEST, LabelWriter
 from sightline.metrics.box_errors import BoxErrors
-from sightline.runs.checkpoint import kept as kept_checkpoints
+from sightline.optional_members import TaskMembers
+from sightline.runs.checkpoint import list_checkpoints as kept_checkpoints
 from sightline.runs.inputs import read_inputs
 from sightline.runs.lineage import describe_lineage, read_lineage
-from sightline.studies.final_probe import probed
-from sightline.studies.published import beside_published, foreign_in_words, published_names
+from sightline.studies.final_probe import probe_metrics
+from sightline.studies.published_results import beside_published, foreign_in_words, published_names
 from sightline.tasks.detect import Detect
-from sightline.types import Component
+from sightline.types import ComponentConfig
 from sightline.verbs.common import assert_writable, write_document
-from sightline.verbs.errors import error_meter, show_errors
-from sightline.verbs.output import note, show_difficulty, show_evaluation, show_findings
+from sightline.verbs.detection_errors import bind_error_metric, show_errors
+from sightline.verbs.output import print_note, show_difficulty, show_evaluation, show_findings
 from sightline.verbs.score import score_files
 
-__all__ = ["Options", "assert_about_evaluation", "evaluate"]
+__all__ = ["EvaluateOptions", "assert_about_evaluation", "evaluate"]
 
 
 _MAY_CHANGE = (
@@ -62,7 +62,7 @@ _MAY_CHANGE = (
 
 
 @dataclass(frozen=True)
-class Options:
+class EvaluateOptions:
     """What the command line asked for."""
 
     runs: tuple[Path, ...]
@@ -94,18 +94,18 @@ class Options:
 
 
 @dataclass(frozen=True)
-class Trial:
+class EvaluatedRun:
     """A run, its checkpoint's evaluation, and the part of the data that it is of."""
 
     run: Path
     checkpoint: Path
     config: RunConfig
     data: Data
-    part: Part
+    part: DataSubset
     evaluation: Evaluation
 
 
-def evaluate(options: Options) -> int:
+def evaluate(options: EvaluateOptions) -> int:
     """Evaluate a checkpoint of a run on its test part, or on another config's; several runs as folds of one set."""
     if options.against not in (None, "published"):
         raise UserError(f"--against {options.against}: must be published")
@@ -117,12 +117,12 @@ def evaluate(options: Options) -> int:
     if len(options.runs) > 1 and options.data is not None:
         raise UserError("evaluate: --data stands for the test part of one run; several runs are pooled over their own")
     configs = [_read(run, options) for run in options.runs]
-    num_processes = processes_to_start(options.processes)
+    num_processes = resolve_num_processes(options.processes)
     if num_processes > 1:
         return launch(options.arguments(), num_processes)
     with start_world(device=options.device, timeout_s=configs[0][1].distributed.timeout_s) as world:
         for line in (line for _, _, notes in configs for line in notes):
-            world.on_first(note)(f"warning: {line}")
+            world.rank_zero_only(print_note)(f"warning: {line}")
         if len(options.runs) > 1:
             assert_folds(options.runs, [config for _, config, _ in configs])
         trials = []
@@ -132,11 +132,11 @@ def evaluate(options: Options) -> int:
             if trial is None:
                 return 1
             trials.append(trial)
-        world.on_first(_report)(trials, options)
+        world.rank_zero_only(_report)(trials, options)
     return 0
 
 
-def _score(predictions: Path, options: Options) -> int:
+def _score(predictions: Path, options: EvaluateOptions) -> int:
     """Score files without a run. Raises UserError for what is about runs."""
     is_out_wrong = (options.out is None) == options.errors
     if options.errors and is_out_wrong:
@@ -154,16 +154,18 @@ def _score(predictions: Path, options: Options) -> int:
     )
 
 
-def _report(trials: Sequence[Trial], options: Options) -> None:
+def _report(trials: Sequence[EvaluatedRun], options: EvaluateOptions) -> None:
     """Print the figures, and write them to the file of `--json`."""
     document = _document(trials, options)
     if options.against:
         document["published"] = _published(trials, document["metrics"], options)
     if len(trials) == 1 and "mean_error_mm" in document["metrics"]:
-        document |= yardsticks_of(trials[0].part, trials[0].data)
+        document |= pose_baselines(trials[0].part, trials[0].data)
     show_evaluation(document, title=_title(trials), dataset=trials[0].part.dataset)
     if len(trials) == 1:
-        note(f"time: {trials[0].evaluation.seconds:.1f} s ({describe_shares(trials[0].evaluation.parts)})")
+        print_note(
+            f"time: {trials[0].evaluation.seconds:.1f} s ({describe_shares(trials[0].evaluation.phase_seconds)})"
+        )
         document |= _explained(trials[0])
         if options.errors:
             folder = options.out or trials[0].run / "errors" / trials[0].part.split
@@ -171,33 +173,37 @@ def _report(trials: Sequence[Trial], options: Options) -> None:
     write_document(options.json, document)
 
 
-def _published(trials: Sequence[Trial], metrics: Mapping[str, float], options: Options) -> list[dict[str, Any]]:
+def _published(
+    trials: Sequence[EvaluatedRun], metrics: Mapping[str, float], options: EvaluateOptions
+) -> list[dict[str, Any]]:
     """The published rows that fit; a line where none does."""
     first, name = trials[0], trials[0].config.data.name
-    tested = [fold for trial in trials for fold in tested_by(trial.part)]
+    tested = [fold for trial in trials for fold in tested_folds(trial.part)]
     lineage = read_lineage(first.run)
     rows = beside_published(
         first.config, first.part, metrics, which=options.which, lineage=lineage, tested=sorted(tested)
     )
     known = published_names()
     if name not in known:
-        note(f"--against published: no figure is published on '{name}'; the table has {', '.join(known)}")
+        print_note(f"--against published: no figure is published on '{name}'; the table has {', '.join(known)}")
     elif reason := foreign_in_words(first.config.data, first.part.dataset.info):
-        note(f"--against published: the data are not the '{name}' that figures are published on: {reason}")
+        print_note(f"--against published: the data are not the '{name}' that figures are published on: {reason}")
     elif not rows:
-        note(f"--against published: the figures published on '{name}' are of other metrics than {', '.join(metrics)}")
+        print_note(
+            f"--against published: the figures published on '{name}' are of other metrics than {', '.join(metrics)}"
+        )
     return rows
 
 
-def _read(run: Path, options: Options) -> tuple[RunConfig, RunConfig, list[str]]:
+def _read(run: Path, options: EvaluateOptions) -> tuple[RunConfig, RunConfig, list[str]]:
     """The config that a run was trained with, the one to evaluate it by, and notes on its plugins."""
     trained, notes = read_run(run, options.plugins)
     assert_about_evaluation(options.overrides, trained.task, verb="evaluate", also=("metrics",))
-    path = config_file(run if options.data is None else options.data)
+    path = config_path_of_run(run if options.data is None else options.data)
     return trained, _with_overrides(trained, options.overrides, path, is_other=bool(options.data)), notes
 
 
-def _try(run: OpenRun, trained: RunConfig, options: Options) -> Trial | None:
+def _try(run: OpenRun, trained: RunConfig, options: EvaluateOptions) -> EvaluatedRun | None:
     """The evaluation of one run; None where other data are too unlike those that it was trained on."""
     config, world, path = run.config, run.world, run.path
     set_backends(determinism=config.train.determinism, cudnn=config.train.cudnn)
@@ -208,36 +214,36 @@ def _try(run: OpenRun, trained: RunConfig, options: Options) -> Trial | None:
     if options.errors:
         evaluator = _with_errors(evaluator, run, part)
     if options.ensemble:
-        evaluator = dataclasses.replace(evaluator, members=_members(run))
-    folder: PredictionFolder | ResultsFolder | None = None
+        evaluator = dataclasses.replace(evaluator, ensemble_models=_members(run))
+    folder: LabelWriter | DetectionWriter | None = None
     if options.save_predictions:
         folder = _folder(part, options.out or path / "predictions" / part.split, run)
-    evaluation = evaluator(run.model, world, keep=folder)
-    more = probed(config, world, world.run_directory(path), note, run.model)
+    evaluation = evaluator(run.model, world, on_batch=folder)
+    more = probe_metrics(config, world, world.run_directory(path), print_note, run.model)
     evaluation = dataclasses.replace(evaluation, metrics={**evaluation.metrics, **more})
     if folder is not None:
-        checkpoint = str(run.checkpoint.resolve())
+        checkpoint = str(run.checkpoint_path.resolve())
         about = {"run": str(path), "checkpoint": checkpoint, "data": config.data.name, "split": part.split}
         folder.finish(evaluation, {**about, "votes": config.evaluate.votes, "overrides": list(options.overrides)})
-        world.on_first(note)(f"predictions: {folder.path}")
-    return Trial(path, run.checkpoint, config, run.data, part, evaluation)
+        world.rank_zero_only(print_note)(f"predictions: {folder.path}")
+    return EvaluatedRun(path, run.checkpoint_path, config, run.data, part, evaluation)
 
 
-def _with_errors(evaluator: Evaluator, run: OpenRun, part: Part) -> Evaluator:
+def _with_errors(evaluator: Evaluator, run: OpenRun, part: DataSubset) -> Evaluator:
     """An evaluator that also counts errors. Raises UserError for a task that is not about boxes."""
     if not isinstance(run.task, Detect):
         raise UserError(f"--errors: is about boxes; the task '{run.config.task.name}' does not predict any")
     run.task.keeps_candidates = True
-    others = [meter for meter in evaluator.meters if not isinstance(meter.metric, BoxErrors)]
-    return dataclasses.replace(evaluator, meters=[*others, error_meter(part)])
+    others = [meter for meter in evaluator.metrics if not isinstance(meter.metric, BoxErrors)]
+    return dataclasses.replace(evaluator, metrics=[*others, bind_error_metric(part)])
 
 
 def _members(run: OpenRun) -> tuple[nn.Module, ...]:
     """The models of the other checkpoints that a run keeps. Raises UserError where there is nothing to average."""
     config = run.config
-    if TaskMembers.vote.of(run.task) is None:
+    if TaskMembers.vote.get(run.task) is None:
         raise UserError(f"--ensemble: the task '{config.task.name}' does not say how answers are averaged")
-    last = run.checkpoint.resolve()
+    last = run.checkpoint_path.resolve()
     others = [folder for folder in kept_checkpoints(run.path) if folder.resolve() != last]
     if not others:
         raise UserError(
@@ -246,25 +252,25 @@ def _members(run: OpenRun) -> tuple[nn.Module, ...]:
     if config.evaluate.votes > 1:
         raise UserError("--ensemble: averages checkpoints, evaluate.votes averages passes; give one of the two")
     members = tuple(map(run.model_at, others))
-    run.world.on_first(note)(f"ensemble: {', '.join(folder.name for folder in others)} and {last.name}")
+    run.world.rank_zero_only(print_note)(f"ensemble: {', '.join(folder.name for folder in others)} and {last.name}")
     return members
 
 
-def _folder(part: Part, path: Path, run: OpenRun) -> PredictionFolder | ResultsFolder:
+def _folder(part: DataSubset, path: Path, run: OpenRun) -> LabelWriter | DetectionWriter:
     """What keeps the predictions of a run. Raises ConfigError for a task without classes or boxes to keep."""
-    predicts = TaskMembers.predicts.of(run.task)
+    predicts = TaskMembers.predicts.get(run.task)
     if "detections" in predicts:
-        return ResultsFolder(path, part, run.world)
+        return DetectionWriter(path, part, run.world)
     if "probabilities" not in predicts:
         outputs = ", ".join(sorted(predicts)) or "no classes"
         raise ConfigError(
             f"{run.path}: the task '{run.config.task.name}' predicts {outputs}; --save-predictions keeps boxes, and "
             "classes, which it takes from probabilities"
         )
-    return PredictionFolder(path, part, run.world)
+    return LabelWriter(path, part, run.world)
 
 
-def _assert_place(options: Options) -> None:
+def _assert_place(options: EvaluateOptions) -> None:
     """Raises UserError where predictions cannot go to `--out`, or have no place without it."""
     if options.out is None:
         if options.errors and (options.data is not None or len(options.runs) > 1):
@@ -279,74 +285,78 @@ def _assert_place(options: Options) -> None:
     assert_writable(options.out / MANIFEST, option="--out")
 
 
-def _document(trials: Sequence[Trial], options: Options) -> dict[str, Any]:
+def _document(trials: Sequence[EvaluatedRun], options: EvaluateOptions) -> dict[str, Any]:
     """What `--json` holds: of one run, or of all of them pooled."""
     first = trials[0]
-    evaluation = first.evaluation if len(trials) == 1 else pooled([trial.evaluation for trial in trials])
+    evaluation = first.evaluation if len(trials) == 1 else pool_evaluations([trial.evaluation for trial in trials])
     document = evaluation_document(first.config, evaluation, first.part, options.which)
     document |= {"overrides": list(options.overrides)} if options.overrides else {}
     if len(trials) > 1:
         document["folds"] = [
-            {"run": str(trial.run), "tested": list(tested_by(trial.part)), "metrics": dict(trial.evaluation.metrics)}
+            {"run": str(trial.run), "tested": list(tested_folds(trial.part)), "metrics": dict(trial.evaluation.metrics)}
             for trial in trials
         ]
     for trial in trials:
         lineage = read_lineage(trial.run)
         if lineage is not None:
-            note(describe_lineage(lineage))
+            print_note(describe_lineage(lineage))
             if len(trials) == 1:
                 document["lineage"] = lineage
     return document
 
 
-def _explained(trial: Trial) -> dict[str, Any]:
+def _explained(trial: EvaluatedRun) -> dict[str, Any]:
     """For a segmentation, why its classes are hard, shown and as part of the document."""
-    difficulty = difficulty_of(trial.evaluation, trial.part, trial.data)
+    difficulty = class_difficulty(trial.evaluation, trial.part, trial.data)
     if difficulty is None:
         return {}
     show_difficulty(difficulty)
     return {"difficulty": difficulty.to_dict()}
 
 
-def _title(trials: Sequence[Trial]) -> str:
+def _title(trials: Sequence[EvaluatedRun]) -> str:
     if len(trials) == 1:
         return f"{trials[0].checkpoint} on {trials[0].part.split}"
     return f"{len(trials)} runs, each on the part that it was not trained on, from summed counts"
 
 
-def _is_alike(run: OpenRun, trained: RunConfig, part: Part) -> bool:
+def _is_alike(run: OpenRun, trained: RunConfig, part: DataSubset) -> bool:
     """Whether other data may be evaluated; findings on how they differ are printed.
 
     Compares with the training data where it can be read, else with what the run noted of it.
     """
-    config, on_first = run.config, run.world.on_first
+    config, on_first = run.config, run.world.rank_zero_only
     if dataset_mismatch.is_skipped(config):
         return True
     name = f"{trained.data.name}/train"
     try:
         known = inputs_of(build_part(trained, "train"), trained, is_training=True)
     except UserError:
-        known = Inputs(read_inputs(run.path, trained), name)
-        on_first(note)(f"{name}, which the run was trained on, cannot be read; compared is what the run noted of it")
-    findings = compare(known, inputs_of(part, config), place=partial(_place, config))
+        known = CloudSample(read_inputs(run.path, trained), name)
+        on_first(print_note)(
+            f"{name}, which the run was trained on, cannot be read; compared is what the run noted of it"
+        )
+    findings = compare_sets(known, inputs_of(part, config), place=partial(_place, config))
     on_first(show_findings)(findings)
     is_refused = any(finding.severity == "error" for finding in findings)
     if is_refused:
-        on_first(note)(f"evaluation skipped; to run it anyway: 'checks.skip=[{dataset_mismatch.code}]'")
+        on_first(print_note)(f"evaluation skipped; to run it anyway: 'checks.skip=[{dataset_mismatch.code}]'")
     return not is_refused
 
 
-def _place(config: RunConfig, path: str, **more: Any) -> Place:
-    where = config.data.origins.get("root", config.data.where)
-    return Place(file=where.origin, line=where.line, config_path=path, **more)
+def _place(config: RunConfig, path: str, **more: Any) -> FindingLocation:
+    where = config.data.origins.get("root", config.data.location)
+    return FindingLocation(file=where.source, line=where.line, config_path=path, **more)
 
 
-def assert_about_evaluation(overrides: Sequence[str], task: Component, *, verb: str, also: Sequence[str] = ()) -> None:
+def assert_about_evaluation(
+    overrides: Sequence[str], task: ComponentConfig, *, verb: str, also: Sequence[str] = ()
+) -> None:
     """Raises UserError for a key that would make it another run, or that says how the run of a task was trained.
 
     `also` are keys that this verb may change beside those of evaluation.
     """
-    own = TaskMembers.evaluation_arguments.of(registry.tasks.entry(task).builder)
+    own = TaskMembers.evaluation_arguments.get(registry.tasks.entry(task).builder)
     patterns = (*_MAY_CHANGE, *also, *(f"task.{name}" for name in sorted(own)))
     for override in overrides:
         key = override.partition("=")[0].strip()

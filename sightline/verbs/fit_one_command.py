@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from sightline.collection import collection_paused
+from sightline.gc_pause import gc_paused
 from sightline.verbs.options import Config, Device, Json, Overrides, Plugins, Traceback
 
 __all__ = ["fit_one"]
@@ -49,8 +49,8 @@ def fit_one(
     dropout and weight decay are off. Where the recipe fails, loss, optimiser, precision, output range and head are put
     to the test, and one cause is named. Exit code 0 where the samples were fitted, 1 where not.
     """
-    with collection_paused():
+    with gc_paused():
         from sightline.verbs import fit_one as verb
 
     asked = (samples, steps, keep, grow, tuple(vary or ()), trace, brief, out)
-    return verb.fit_one(verb.Options(config, tuple(overrides or ()), *asked, tuple(plugin or ()), device, json))
+    return verb.fit_one(verb.FitOneOptions(config, tuple(overrides or ()), *asked, tuple(plugin or ()), device, json))

@@ -19,12 +19,12 @@ __all__ = [
     "Processes",
     "StudyFolder",
     "Traceback",
-    "parted",
-    "writable",
+    "check_writable",
+    "split_words",
 ]
 
 
-def writable(option: str) -> Callable[[Path | None], Path | None]:
+def check_writable(option: str) -> Callable[[Path | None], Path | None]:
     """Refuses a file that could not be written, before any work is done for it."""
 
     def check(path: Path | None) -> Path | None:
@@ -47,14 +47,15 @@ Plugins = Annotated[
     list[Path] | None, typer.Option("--plugin", metavar="FILE.py", help="a file of your own parts; repeatable")
 ]
 Json = Annotated[
-    Path | None, typer.Option("--json", metavar="FILE", callback=writable("--json"), help="write the result as JSON")
+    Path | None,
+    typer.Option("--json", metavar="FILE", callback=check_writable("--json"), help="write the result as JSON"),
 ]
 Device = Annotated[str, typer.Option("--device", metavar="auto|cpu|cuda", help="where to run")]
 Processes = Annotated[int | None, typer.Option("--processes", metavar="N", help="processes on this machine")]
 Traceback = Annotated[bool, typer.Option("--traceback", help="show where in the code an error arose")]
 
 
-def parted(words: list[str]) -> tuple[tuple[Path, ...], tuple[str, ...]]:
+def split_words(words: list[str]) -> tuple[tuple[Path, ...], tuple[str, ...]]:
     """Paths and key=value; a path may have an equals sign in its name, so what is there is one."""
     is_override = ["=" in word and not os.path.exists(word) for word in words]  # Path raises for long words
     paths = tuple(Path(word) for word, is_one in zip(words, is_override, strict=True) if not is_one)

@@ -10,20 +10,20 @@ from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 
-from sightline.errors import in_one_line
-from sightline.members import DataMembers
-from sightline.studies.published import Difference, figure
+from sightline.errors import escape_to_one_line
+from sightline.optional_members import DataMembers
+from sightline.studies.published_results import Difference, format_figure
 
-__all__ = ["note", "show_difficulty", "show_evaluation", "show_findings", "show_table"]
+__all__ = ["print_note", "show_difficulty", "show_evaluation", "show_findings", "show_table"]
 
 
 _NARROWED = 16
 """Of a column: characters that still hold a shape or a class."""
 
 
-def note(text: str) -> None:
+def print_note(text: str) -> None:
     """A line for the person at the terminal, or several; what else is not printable is shown as escapes."""
-    sys.stderr.write("".join(f"{in_one_line(line)}\n" for line in text.split("\n")))
+    sys.stderr.write("".join(f"{escape_to_one_line(line)}\n" for line in text.split("\n")))
     sys.stderr.flush()
 
 
@@ -74,8 +74,8 @@ def show_evaluation(document: Mapping[str, Any], *, title: str, dataset: object 
         classes = [(name, *("" if iou is None else iou for iou in ious)) for name, ious in table["iou"].items()]
         show_table("IoU per class by distance", ("class", *table["stretches"]), [*classes, points])
     if hard := document.get("hard_classes"):
-        listed = ", ".join(f"{in_one_line(name)} {value:.4g}" for name, value in hard["classes"].items())
-        note(f"hardest by {hard['figure']}: {listed}")
+        listed = ", ".join(f"{escape_to_one_line(name)} {value:.4g}" for name, value in hard["classes"].items())
+        print_note(f"hardest by {hard['figure']}: {listed}")
     data = document["data"]
     by = ""
     headers = [document[name] for name in document if name.startswith("scored_boxes")]
@@ -93,10 +93,10 @@ def show_evaluation(document: Mapping[str, Any], *, title: str, dataset: object 
         [(name, value, *([theirs.get(name)] if theirs else [])) for name, value in document["metrics"].items()],
     )
     for name, reason in {name: why for scored in headers for name, why in scored["undefined"].items()}.items():
-        note(f"no figure ({name}): {reason}")
-    for metric, answers in {**DataMembers.yardsticks.of(dataset), **document.get("yardsticks", {})}.items():
+        print_note(f"no figure ({name}): {reason}")
+    for metric, answers in {**DataMembers.baselines.get(dataset), **document.get("yardsticks", {})}.items():
         listed = ", ".join(f"{value:.3f} for {answer}" for answer, value in answers.items())
-        note(f"to compare {metric} with: {listed}")
+        print_note(f"to compare {metric} with: {listed}")
     if document.get("published"):
         _show_published(document["published"])
 
@@ -105,13 +105,13 @@ def _show_published(rows: Sequence[Mapping[str, Any]]) -> None:
     """Published rows beside a run, as `beside_published` makes them; of the run's own model with both protocols."""
     names = list(dict.fromkeys(name for row in rows for name in row["here"]))
     here = {name: value for row in reversed(rows) for name, value in row["here"].items()}
-    cells = [["this run", "", *(figure(here, name) for name in names), ""]]
+    cells = [["this run", "", *(format_figure(here, name) for name in names), ""]]
     remarks = []
     for row in rows:
         found = [Difference(**each) for each in row["differences"]]
         stated, unstated = ([each for each in found if (each.there is None) == is_open] for is_open in (False, True))
         differs = ", ".join(each.name for each in stated)
-        cells.append([row["who"], row["source"], *(figure(row["metrics"], name) for name in names), differs])
+        cells.append([row["who"], row["source"], *(format_figure(row["metrics"], name) for name in names), differs])
         missing = [f"not stated there: {', '.join(f'{each.name} ({each.here} here)' for each in unstated)}"][
             : len(unstated)
         ]
@@ -120,7 +120,7 @@ def _show_published(rows: Sequence[Mapping[str, Any]]) -> None:
         remarks += [f"{row['who']} ({row['source']}): {line}" for line in row["remarks"]]
     show_table("published figures on this data set (percent, or mm)", ["", "source", *names, "differs in"], cells)
     for line in remarks:
-        note(line)
+        print_note(line)
 
 
 def show_difficulty(difficulty: Any) -> None:
@@ -139,16 +139,18 @@ def show_difficulty(difficulty: Any) -> None:
     ]
     show_table("why classes are hard", columns, rows, unbroken="class")
     if difficulty.hardest:
-        note(in_one_line("hardest: " + ", ".join(f"{name} ({iou:.3f})" for name, iou in difficulty.hardest)))
+        print_note(
+            escape_to_one_line("hardest: " + ", ".join(f"{name} ({iou:.3f})" for name, iou in difficulty.hardest))
+        )
     if difficulty.summary():
-        note(in_one_line(difficulty.summary()))
+        print_note(escape_to_one_line(difficulty.summary()))
 
 
 def show_findings(findings: Sequence[Any], *, is_verbose: bool = False) -> None:
     """Warnings and errors in full, notes on one line each, or where `is_verbose` in full as well."""
     for finding in findings:
         is_short = finding.severity == "note" and not is_verbose
-        note(_in_one_line(finding) if is_short else str(finding))
+        print_note(_in_one_line(finding) if is_short else str(finding))
 
 
 def _width(column: Sequence[str], may_be_narrowed: bool) -> int:
@@ -166,4 +168,4 @@ def _in_one_line(finding: Any) -> str:
 def _cell(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.4f}"
-    return "" if value is None else in_one_line(str(value))
+    return "" if value is None else escape_to_one_line(str(value))

@@ -13,21 +13,21 @@ import torch
 
 from sightline.data.files.cloud_files import check_columns
 from sightline.engine.distributed import World, start_world
-from sightline.engine.loading import TrainedRun, open_trained
 from sightline.engine.precision import set_backends
-from sightline.errors import DataError, RunError, UserError, in_one_line
-from sightline.predict.files import files_of
+from sightline.engine.run_loading import TrainedRun, open_trained
+from sightline.errors import DataError, RunError, UserError, escape_to_one_line
+from sightline.predict.files import collect_files
 from sightline.predict.prediction import build_predictor, predict_each
-from sightline.predict.predictor import CommandLine, Predictor, Refusal, exit_code_of, options_of, predictor_class
+from sightline.predict.predictor import CommandLine, Predictor, Refusal, exit_code_of, parse_options, predictor_class
 from sightline.runs.lineage import describe_lineage, read_lineage
 from sightline.verbs.common import write_document, write_file
-from sightline.verbs.output import note, show_table
+from sightline.verbs.output import print_note, show_table
 
-__all__ = ["Options", "predict"]
+__all__ = ["PredictOptions", "predict"]
 
 
 @dataclass(frozen=True)
-class Options:
+class PredictOptions:
     """What the command line asked for; `flags` are those of predictors, by the names of their options."""
 
     run: Path
@@ -43,11 +43,11 @@ class Options:
     words: tuple[str, ...] = ()
 
 
-def predict(options: Options) -> int:
+def predict(options: PredictOptions) -> int:
     """Predict every file that can be; the others are named with their reason. The exit code."""
     flags = _checked(options)
     run = open_trained(options.run, checkpoint=options.which, plugins=options.plugins)
-    given = options_of(predictor_class(run), run, CommandLine(flags, options.words, options.plugins))
+    given = parse_options(predictor_class(run), run, CommandLine(flags, options.words, options.plugins))
     set_backends(determinism=run.config.train.determinism, cudnn=run.config.train.cudnn)
     with start_world(device=options.device) as world:
         predictor = build_predictor(run, world=world, **given)
@@ -57,31 +57,31 @@ def predict(options: Options) -> int:
                 "--csv"
             )
         for line in [*_notes(run), *predictor.notes()]:
-            note(line)
+            print_note(line)
         try:
             documents, refused = _predict(run, predictor, options, world)
         except torch.OutOfMemoryError as error:
             raise RunError("predict: the GPU's memory is full; lower --batch-size") from error
     for line in predictor.summary(documents):
-        note(line)
+        print_note(line)
     # The files come first: whoever reads the table may close it.
     write_document(options.json, _document(run, predictor, documents, refused))
     write_file(options.csv, _csv(predictor, documents, refused))
     _show(run, predictor, documents, refused)
     for refusal in refused:
-        note(f"refused: {in_one_line(refusal.reason)}")
+        print_note(f"refused: {escape_to_one_line(refusal.reason)}")
     return exit_code_of(refused)
 
 
 def _predict(
-    run: TrainedRun, predictor: Predictor[Any], options: Options, world: World
+    run: TrainedRun, predictor: Predictor[Any], options: PredictOptions, world: World
 ) -> tuple[list[dict[str, Any]], list[Refusal]]:
     """The documents of the files that were predicted, and the others, in the order of the files.
 
     The files of predictions are written as these come. Raises UserError for an output that cannot be, before anything
     is predicted; RunError where the disk refuses one.
     """
-    files, refused = files_of(options.paths, suffixes=predictor.suffixes)
+    files, refused = collect_files(options.paths, suffixes=predictor.suffixes)
     names = {} if options.out is None else predictor.output_names(files, options.out)
     documents: dict[Path, dict[str, Any]] = {}
     refusals: dict[Path, Refusal] = {}
@@ -103,7 +103,7 @@ def _predict(
     return ordered, [*refused, *(refusals[path] for path in files if path in refusals)]
 
 
-def _checked(options: Options) -> dict[str, Any]:
+def _checked(options: PredictOptions) -> dict[str, Any]:
     """The flags with their values as options want them. Raises UserError for what cannot go together."""
     flags = dict(options.flags)
     if "columns" in flags:
@@ -137,7 +137,7 @@ def _show(
     path = checkpoint.relative_to(here) if checkpoint.is_relative_to(here) else checkpoint
     title = f"{path}: {len(documents)} of {len(documents) + len(refused)} files"
     if not documents:
-        note(title)
+        print_note(title)
         return
     show_table(title, predictor.columns, map(predictor.row, documents))
 
@@ -171,4 +171,4 @@ def _csv_cell(cell: Any) -> Any:
     """Text in one line, a number with all its digits."""
     if isinstance(cell, float):
         return repr(float(cell))
-    return in_one_line(cell) if isinstance(cell, str) else cell
+    return escape_to_one_line(cell) if isinstance(cell, str) else cell

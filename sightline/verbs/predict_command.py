@@ -7,8 +7,8 @@ from typing import Annotated, Literal
 
 import typer
 
-from sightline.collection import collection_paused
-from sightline.verbs.options import Checkpoint, Device, Json, Plugins, Traceback, parted, writable
+from sightline.gc_pause import gc_paused
+from sightline.verbs.options import Checkpoint, Device, Json, Plugins, Traceback, check_writable, split_words
 
 __all__ = ["predict"]
 
@@ -62,7 +62,8 @@ def predict(
     device: Device = "auto",
     json: Json = None,
     csv: Annotated[
-        Path | None, typer.Option("--csv", metavar="FILE", callback=writable("--csv"), help="write the result as CSV")
+        Path | None,
+        typer.Option("--csv", metavar="FILE", callback=check_writable("--csv"), help="write the result as CSV"),
     ] = None,
     traceback: Traceback = False,
 ) -> int:
@@ -77,10 +78,10 @@ def predict(
     is negative where Y is to point up. A detector draws its boxes on the images. Exit code 0 where every file was
     predicted, 2 where one was refused, 1 where the work failed.
     """
-    with collection_paused():
+    with gc_paused():
         from sightline.verbs import predict as verb
 
-    paths, overrides = parted(words)
+    paths, overrides = split_words(words)
     asked = {
         "columns": columns,
         "to_sphere": unit_sphere or None,
@@ -94,5 +95,5 @@ def predict(
     flags = {name: value for name, value in asked.items() if value is not None}
     plugins = tuple(plugin or ())
     return verb.predict(
-        verb.Options(run, paths, checkpoint, plugins, batch_size, out, device, json, csv, flags, overrides)
+        verb.PredictOptions(run, paths, checkpoint, plugins, batch_size, out, device, json, csv, flags, overrides)
     )

@@ -8,26 +8,26 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sightline.engine.distributed import start_world
-from sightline.engine.launch import launch, processes_to_start
+from sightline.engine.launcher import launch, resolve_num_processes
 from sightline.engine.precision import set_backends
 from sightline.errors import UserError
 from sightline.plugins import load_plugins
-from sightline.probe.choice import build_probe, parted
-from sightline.probe.measure import Comparison, compare
+from sightline.probe.choice import build_probe, split_words
+from sightline.probe.measure import Comparison, compare_with_baselines
 from sightline.probe.outcome import Probe, assert_fits
-from sightline.probe.runs import CACHE, Probed, Twins, open_probed, twins_of
+from sightline.probe.probed_run import CACHE, FeatureComparison, ProbedRun, extract_with_random_baselines, open_probed
 from sightline.runs.output_files import assert_writable, write_document, write_file
 from sightline.runs.run_documents import load_document
-from sightline.studies.probe_scale import with_scale
+from sightline.studies.probe_scale import check_input_scale
 from sightline.studies.probe_suite import NAME, ProbeSuite, SuiteRequest
-from sightline.verbs.output import note, show_table
-from sightline.verbs.train import Terminal
+from sightline.verbs.output import print_note, show_table
+from sightline.verbs.train import TerminalReporter
 
-__all__ = ["Options", "probe", "suite"]
+__all__ = ["ProbeOptions", "probe", "suite"]
 
 
 @dataclass(frozen=True)
-class Options:
+class ProbeOptions:
     """What the command line asked for."""
 
     runs: tuple[Path, ...]
@@ -59,13 +59,13 @@ class Options:
         return [*words, *(word for plugin in self.plugins for word in ("--plugin", str(plugin)))]
 
 
-def probe(options: Options) -> int:
+def probe(options: ProbeOptions) -> int:
     """Extract features once, learn from those of the training part, score on those of the test part."""
     if options.finetune is not None:
         raise UserError("--finetune: is a part of --suite, which is not given")
     if len(options.runs) != 1:
         raise UserError(f"probe: takes one run, {len(options.runs)} are given; --suite takes several")
-    overrides, arguments = parted(options.words)
+    overrides, arguments = split_words(options.words)
     load_plugins(options.plugins)  # one of them may hold the method
     method = build_probe(options.chosen, arguments)
     probed = open_probed(
@@ -74,27 +74,27 @@ def probe(options: Options) -> int:
     assert_fits(method, len(probed.data.train.indices))
     if options.out is not None:
         assert_writable(options.out / f"{options.chosen}.json", option="--out")
-    num_processes = processes_to_start(options.processes)
+    num_processes = resolve_num_processes(options.processes)
     if num_processes > 1:
         return launch(options.arguments(), num_processes)
     set_backends(determinism=probed.config.train.determinism, cudnn=probed.config.train.cudnn)
     with start_world(device=options.device, timeout_s=probed.config.distributed.timeout_s) as world:
-        probed = with_scale(probed, world)
+        probed = check_input_scale(probed, world)
         for line in probed.notes:
-            world.on_first(note)(line)
-        twins = twins_of(probed, world, num_random=options.num_random, cache=options.cache)
-        report = world.on_first(_report)
+            world.rank_zero_only(print_note)(line)
+        twins = extract_with_random_baselines(probed, world, num_random=options.num_random, cache=options.cache)
+        report = world.rank_zero_only(_report)
     report(options, method, probed, twins)  # minutes on one process, which the others do not wait for
     return 0
 
 
-def suite(options: Options) -> int:
+def suite(options: ProbeOptions) -> int:
     """Probe every run, fine-tune each on parts where a config is given, and write one table; the exit code.
 
     That of the first fine-tuning that did not come to its end, such as 130 after an interrupt.
     """
     out = _assert_for_suite(options)
-    overrides, arguments = parted(options.words)
+    overrides, arguments = split_words(options.words)
     request = SuiteRequest(
         options.runs,
         out,
@@ -108,19 +108,19 @@ def suite(options: Options) -> int:
         plugins=options.plugins,
         device=options.device,
     )
-    planned = ProbeSuite(request, Terminal())
+    planned = ProbeSuite(request, TerminalReporter())
     code = planned()
     if code == 0:
         for each in planned.rows:
             figures = {name: value for name, value in each.metrics.items() if not name.endswith("_std")}
             rows = [[name, value, each.metrics.get(f"{name}_std")] for name, value in figures.items()]
             show_table(f"{each.who}, {each.data} ({each.source})", ("metric", "value", "std"), rows)
-        note(f"table, protocols and their differences: {out / NAME}.md, {out / NAME}.json")
+        print_note(f"table, protocols and their differences: {out / NAME}.md, {out / NAME}.json")
         write_document(options.json, load_document(out / f"{NAME}.json"))
     return code
 
 
-def _assert_for_suite(options: Options) -> Path:
+def _assert_for_suite(options: ProbeOptions) -> Path:
     """The folder of the suite. Raises UserError for options that do not go with it."""
     if not options.runs:
         raise UserError("probe --suite: no run directory is given; sightline probe --suite RUN... --out DIR")
@@ -138,9 +138,9 @@ def _assert_for_suite(options: Options) -> Path:
     return options.out
 
 
-def _report(options: Options, method: Probe, probed: Probed, twins: Twins) -> None:
+def _report(options: ProbeOptions, method: Probe, probed: ProbedRun, twins: FeatureComparison) -> None:
     """Learn from the features, print the figures and write them down."""
-    comparison = compare(method, twins, probed.data.num_classes)
+    comparison = compare_with_baselines(method, twins, probed.data.num_classes)
     show(probed, comparison)
     document = {"method": options.chosen, "overrides": list(options.words), **comparison.document(probed)}
     write_document(options.json, document)
@@ -162,27 +162,29 @@ def _keep_episodes(folder: Path, comparison: Comparison) -> None:
     try:
         write_file(path, text)
     except (OSError, UserError):
-        note(f"episodes: not kept, {folder} takes no writes; --json FILE holds them, --cache DIR is another folder")
+        print_note(
+            f"episodes: not kept, {folder} takes no writes; --json FILE holds them, --cache DIR is another folder"
+        )
     else:
-        note(f"episodes: {path}; episodes={path} repeats them")
+        print_note(f"episodes: {path}; episodes={path} repeats them")
 
 
-def show(probed: Probed, comparison: Comparison) -> None:
+def show(probed: ProbedRun, comparison: Comparison) -> None:
     """Tables on standard output: the method's own, then each figure beside its baselines; the protocol as notes."""
     for table in comparison.trained.tables:
         show_table(table.title, table.columns, table.rows)
     data, features = probed.data, comparison.statistics
     seeds = ", ".join(map(str, comparison.random))
-    note(
+    print_note(
         f"features: {features['width']:.0f} wide, mean norm {features['mean_norm']:.4g}, deviation of a dimension "
         f"{features['deviation_median']:.3g} (median), {features['dead_share']:.1%} never change; random weights (seed "
         f"{seeds}): mean norm {_mean_norm(comparison):.4g}"
     )
     for line in (*comparison.trained.protocol, *comparison.trained.warnings):
-        note(line)
+        print_note(line)
     for seed, outcome in comparison.random.items():
         for line in outcome.warnings:
-            note(f"random weights (seed {seed}): {line}")
+            print_note(f"random weights (seed {seed}): {line}")
     metrics = comparison.metrics
     rows = [
         [
@@ -198,7 +200,7 @@ def show(probed: Probed, comparison: Comparison) -> None:
     sizes = f"{len(data.train.indices)} to learn from, {len(data.test.indices)} to test"
     title = f"{probed.run}: {data.config.data.name}, {sizes}"
     show_table(title, ("metric", "value", "std", f"random (seed {seeds})", "std", "chance"), rows)
-    note(f"always the largest class of training: {comparison.chance['largest_class']:.4f}")
+    print_note(f"always the largest class of training: {comparison.chance['largest_class']:.4f}")
 
 
 def _mean_norm(comparison: Comparison) -> float:

@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from sightline.collection import collection_paused
-from sightline.verbs.options import Checkpoint, Device, Json, Plugins, Processes, Traceback, parted
+from sightline.gc_pause import gc_paused
+from sightline.verbs.options import Checkpoint, Device, Json, Plugins, Processes, Traceback, split_words
 
 __all__ = ["probe"]
 
@@ -54,10 +54,10 @@ def probe(
     Features of the data's training and test part are extracted once, by its evaluation transforms, and kept with the
     run. 'sightline list probes' shows the methods' arguments.
     """
-    with collection_paused():
+    with gc_paused():
         from sightline.verbs import probe as verb
 
-    runs, overrides = parted(words)
+    runs, overrides = split_words(words)
     asked = (
         method,
         data,
@@ -72,5 +72,5 @@ def probe(
         device,
         json,
     )
-    options = verb.Options(runs, overrides, *asked)
+    options = verb.ProbeOptions(runs, overrides, *asked)
     return verb.suite(options) if suite else verb.probe(options)

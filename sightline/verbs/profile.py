@@ -12,20 +12,20 @@ import torch
 from sightline.config import RunConfig
 from sightline.describe.drawing import short_number
 from sightline.describe.profile_report import profile_document, sum_of
-from sightline.describe.profiling import NUM_WARM, profile_steps, take_steps
-from sightline.describe.settings_tried import Setting, Trial, errors_named, settings_of, try_settings
-from sightline.engine.build import Built, build
+from sightline.describe.profiling import NUM_WARM, profile_steps, run_steps
+from sightline.describe.setting_trials import Setting, SettingTrial, errors_named, parse_settings, try_settings
+from sightline.engine.build import TrainingSetup, build
 from sightline.engine.distributed import World, start_world
 from sightline.engine.precision import set_backends
 from sightline.errors import UserError
-from sightline.verbs.common import assert_writable, config_of, reread, write_document
-from sightline.verbs.output import note, show_table
+from sightline.verbs.common import assert_writable, load_config, reread, write_document
+from sightline.verbs.output import print_note, show_table
 
-__all__ = ["Options", "profile"]
+__all__ = ["ProfileOptions", "profile"]
 
 
 @dataclass(frozen=True)
-class Options:
+class ProfileOptions:
     """What the command line asked for."""
 
     config: Path
@@ -40,13 +40,13 @@ class Options:
     json: Path | None = None
 
 
-def profile(options: Options) -> int:
+def profile(options: ProfileOptions) -> int:
     """Take a few steps without and with the profiler, show where they went, then try the settings asked for."""
-    settings = settings_of(options.tries)
+    settings = parse_settings(options.tries)
     trace = None if options.out is None else options.out / "trace.json.gz"
     if trace is not None:
         assert_writable(trace, option="--out")
-    config, _ = config_of(options.config, options.overrides, options.plugins)
+    config, _ = load_config(options.config, options.overrides, options.plugins)
     configs = []
     for setting in settings:
         with errors_named(setting):
@@ -56,11 +56,15 @@ def profile(options: Options) -> int:
             raise UserError("profile: runs in one process; start it without a launcher")
         set_backends(determinism=config.train.determinism, cudnn=config.train.cudnn)
         built = _built(config, world, options.steps)
-        trials = [Trial(Setting("as configured"), _built(config, world, options.steps, base=built))] if settings else []
+        trials = (
+            [SettingTrial(Setting("as configured"), _built(config, world, options.steps, base=built))]
+            if settings
+            else []
+        )
         for setting, other in zip(settings, configs, strict=True):
             with errors_named(setting):
-                trials.append(Trial(setting, _built(other, world, options.steps, base=built)))
-        plain = take_steps(built.job, world, NUM_WARM + options.steps, lambda record: None)
+                trials.append(SettingTrial(setting, _built(other, world, options.steps, base=built)))
+        plain = run_steps(built.job, world, NUM_WARM + options.steps, lambda record: None)
         built.job.step = 0
         document = {
             "config": str(options.config),
@@ -73,21 +77,23 @@ def profile(options: Options) -> int:
         _show(document, options.top)
         _write(document, options)  # a step that fails below takes nothing of this along
         if settings:
-            tried = try_settings(trials, world, num_steps=options.steps, num_rounds=options.rounds, note=note)
+            tried = try_settings(trials, world, num_steps=options.steps, num_rounds=options.rounds, note=print_note)
             document["tried"] = tried
             _show_tried(tried)
             _write(document, options)
     if trace is not None:
-        note(f"written: {options.out}/profile.json, and {trace.name} for https://ui.perfetto.dev or chrome://tracing")
+        print_note(
+            f"written: {options.out}/profile.json, and {trace.name} for https://ui.perfetto.dev or chrome://tracing"
+        )
     return 0
 
 
-def _write(document: Mapping[str, Any], options: Options) -> None:
+def _write(document: Mapping[str, Any], options: ProfileOptions) -> None:
     for path in (options.json, None if options.out is None else options.out / "profile.json"):
         write_document(path, document)
 
 
-def _built(config: RunConfig, world: World, num_steps: int, *, base: Built | None = None) -> Built:
+def _built(config: RunConfig, world: World, num_steps: int, *, base: TrainingSetup | None = None) -> TrainingSetup:
     """The run with new weights, on the data of `base` where it reads the same. Raises UserError for too few steps."""
     data = base.data if base is not None and _reads(config) == _reads(base.config) else None
     built = build(config, world, is_resumed=True, data=data)

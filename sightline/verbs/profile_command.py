@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from sightline.collection import collection_paused
+from sightline.gc_pause import gc_paused
 from sightline.verbs.options import Config, Device, Json, Overrides, Plugins, Traceback
 
 __all__ = ["profile"]
@@ -45,9 +45,9 @@ def profile(
     What another setting would change is measured by taking the same steps under it.
     """
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # torch warns of blocks from before the profiler started
-    with collection_paused():
+    with gc_paused():
         from sightline.verbs import profile as verb
 
     plugins = tuple(plugin or ())
     asked = (steps, tuple(tries or ()), rounds, top, out, plugins, device, json)
-    return verb.profile(verb.Options(config, tuple(overrides or ()), *asked))
+    return verb.profile(verb.ProfileOptions(config, tuple(overrides or ()), *asked))

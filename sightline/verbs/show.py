@@ -9,24 +9,24 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from sightline.config import RunConfig, render
-from sightline.config.show import show_inline, to_plain
+from sightline.config import RunConfig, render_config
+from sightline.config.yaml_writer import format_inline, to_plain
 from sightline.engine.build import build_losses
 from sightline.engine.learnt_losses import LearntLosses
-from sightline.engine.loading import open_run
-from sightline.engine.optimizers import Recipe
-from sightline.engine.parameter_groups import Rate, describe_rates
-from sightline.engine.records import kept_random_state
+from sightline.engine.optimizers import OptimizerSpec
+from sightline.engine.parameter_groups import ModuleRate, format_module_rates
+from sightline.engine.records import preserve_rng_state
+from sightline.engine.run_loading import open_run
 from sightline.errors import UserError
 from sightline.metrics.base import is_higher_better
-from sightline.plugins import file_of, load_plugins
-from sightline.registry import DATA_FACTS, REGISTRIES, Entry, Registry, blame, metrics, optimizers
+from sightline.plugins import find_plugin, load_plugins
+from sightline.registry import DATA_FACTS, REGISTRIES, Registry, RegistryEntry, locate_errors, metrics, optimizers
 from sightline.runs.lineage import describe_lineage, read_lineage
-from sightline.schema import describe_type, nearest
-from sightline.types import Where
-from sightline.verbs.common import config_of, write_document
-from sightline.verbs.output import note
-from sightline.verbs.shipped import list_configs
+from sightline.schema import describe_type, suggest
+from sightline.types import SourceLocation
+from sightline.verbs.common import load_config, write_document
+from sightline.verbs.configs import list_configs
+from sightline.verbs.output import print_note
 
 __all__ = ["list_components", "show"]
 
@@ -35,18 +35,18 @@ WIDTH = 110
 
 def show(path: Path, overrides: Sequence[str], *, plugins: Sequence[Path], json: Path | None) -> int:
     """Print the resolved config; fed back in, it gives an equal run."""
-    config, _ = config_of(path, overrides, plugins)
+    config, _ = load_config(path, overrides, plugins)
     config = _with_origin_of_mode(config)
-    sys.stdout.write(render(config, origins=True))
+    sys.stdout.write(render_config(config, origins=True))
     origins = {place: str(where) for place, where in config.origins.items()}
     document = {"config": to_plain(config), "origins": origins}
     lineage = read_lineage(path if path.is_dir() else path.parent)
     if lineage is not None:
-        note(describe_lineage(lineage))
+        print_note(describe_lineage(lineage))
         document["lineage"] = lineage
     rates = _rates(config, path)
-    for line in describe_rates(rates):
-        note(line)
+    for line in format_module_rates(rates):
+        print_note(line)
     if rates:
         document["rates"] = [rate._asdict() for rate in rates]
     write_document(json, document)
@@ -61,29 +61,29 @@ def _with_origin_of_mode(config: RunConfig) -> RunConfig:
     if config.evaluate.mode is not None or len(known) != 1:
         return config
     (better,), names = known, " or ".join(f"'{name}'" for name, each in stated.items() if each is not None)
-    where = Where(f"{'max' if better else 'min'}, by the metric {names}", path="evaluate.mode")
+    where = SourceLocation(f"{'max' if better else 'min'}, by the metric {names}", path="evaluate.mode")
     return dataclasses.replace(config, origins={**config.origins, "evaluate.mode": where})
 
 
-def _rates(config: RunConfig, path: Path) -> tuple[Rate, ...]:
+def _rates(config: RunConfig, path: Path) -> tuple[ModuleRate, ...]:
     """The learning rate of each module where modules differ; nothing, and a note, where it cannot be found.
 
     That takes the data set's facts and the model: `check` and `train` report what is wrong with these.
     """
-    recipe: Recipe = optimizers.build(config.optimizer, facts={})
-    if not recipe.is_graded:
+    recipe: OptimizerSpec = optimizers.build(config.optimizer, facts={})
+    if not recipe.has_module_rates:
         return ()
     try:
-        with kept_random_state():
+        with preserve_rng_state():
             run = open_run(path, config=config)
             model = run.untrained_model()
             losses = LearntLosses(build_losses(config, run.facts, run.world))
-        with blame(config.optimizer):
+        with locate_errors(config.optimizer):
             recipe.build(model, losses)
     except UserError as error:
-        note(f"learning rates of modules are unknown: {error}")
+        print_note(f"learning rates of modules are unknown: {error}")
         return ()
-    return recipe.rates(model, losses)
+    return recipe.module_rates(model, losses)
 
 
 def list_components(kind: str | None, *, plugins: Sequence[Path], json: Path | None) -> int:
@@ -92,7 +92,7 @@ def list_components(kind: str | None, *, plugins: Sequence[Path], json: Path | N
         return list_configs(json=json)
     load_plugins(plugins)
     if kind is not None and kind not in REGISTRIES:
-        raise UserError(f"list: there is no kind '{kind}'{nearest(kind, ('configs', *REGISTRIES))}")
+        raise UserError(f"list: there is no kind '{kind}'{suggest(kind, ('configs', *REGISTRIES))}")
     registries = {name: registry for name, registry in REGISTRIES.items() if kind in (None, name)}
     document = {name: _describe_all(registry) for name, registry in registries.items()}
     for name, components in document.items():
@@ -102,10 +102,10 @@ def list_components(kind: str | None, *, plugins: Sequence[Path], json: Path | N
 
 
 def _describe_all(registry: Registry) -> list[dict[str, Any]]:
-    return [_describe(registry.entry_of(name)) for name in registry.names()]
+    return [_describe(registry.get_entry(name)) for name in registry.names()]
 
 
-def _describe(entry: Entry) -> dict[str, Any]:
+def _describe(entry: RegistryEntry) -> dict[str, Any]:
     arguments = [
         {
             "name": name,
@@ -116,8 +116,8 @@ def _describe(entry: Entry) -> dict[str, Any]:
         for name, parameter in entry.arguments.items()
     ]
     facts = [{"name": name, "given_by": "data set" if name in DATA_FACTS else "run"} for name in entry.facts]
-    facts += [{"name": name, "given_by": "block before it"} for name in entry.stated]
-    plugin = file_of(entry.builder)
+    facts += [{"name": name, "given_by": "block before it"} for name in entry.parameters_from_blocks]
+    plugin = find_plugin(entry.builder)
     return {
         "name": entry.name,
         "summary": entry.summary,
@@ -148,7 +148,7 @@ def _render(component: dict[str, Any]) -> str:
 
 def _head(argument: dict[str, Any]) -> str:
     """How the argument would stand in a config: with its default, or as one that must be given."""
-    given = "(required)" if argument["required"] else show_inline(argument["default"])
+    given = "(required)" if argument["required"] else format_inline(argument["default"])
     return f"{argument['name']}: {given}"
 
 

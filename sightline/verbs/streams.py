@@ -8,7 +8,7 @@ import os
 import sys
 from typing import TextIO
 
-__all__ = ["guard_streams", "why_results_are_lost"]
+__all__ = ["guard_streams", "stdout_failure"]
 
 _READER_GONE = frozenset({errno.EPIPE, errno.EIO, errno.ECONNRESET})
 """A pipe that was closed, as `head` does, and a terminal that is gone."""
@@ -43,7 +43,7 @@ def guard_streams() -> None:
     sys.stderr = _guarded(sys.stderr, sys.__stderr__)
 
 
-def why_results_are_lost() -> str | None:
+def stdout_failure() -> str | None:
     """Why standard output did not take all of the results; None where it did, or where its reader had enough."""
     sys.stdout.flush()
     raw = getattr(getattr(sys.stdout, "buffer", None), "raw", getattr(sys.stdout, "buffer", None))

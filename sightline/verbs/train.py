@@ -8,16 +8,16 @@ from typing import Any
 
 from sightline.doctor.core.finding import Finding
 from sightline.engine.session import StopRequest
-from sightline.studies import launching
-from sightline.studies.launching import TrainRequest
-from sightline.studies.train_run import Reporter
+from sightline.training import launch_run
+from sightline.training.launch_run import TrainRequest
+from sightline.training.train_run import Reporter
 from sightline.verbs.common import write_document
-from sightline.verbs.output import note, show_evaluation, show_findings
+from sightline.verbs.output import print_note, show_evaluation, show_findings
 
-__all__ = ["Terminal", "TrainRequest", "train"]
+__all__ = ["TerminalReporter", "TrainRequest", "train"]
 
 
-class Terminal(Reporter):
+class TerminalReporter(Reporter):
     """Prints what a run reports, and writes its figures to `json` where that is asked for."""
 
     def __init__(self, json: Path | None = None) -> None:
@@ -25,7 +25,7 @@ class Terminal(Reporter):
 
     def note(self, text: str) -> None:
         """A line on standard error."""
-        note(text)
+        print_note(text)
 
     def findings(self, findings: Sequence[Finding]) -> None:
         """Warnings and errors in full; notes are in findings.json."""
@@ -42,4 +42,4 @@ class Terminal(Reporter):
 
 def train(request: TrainRequest) -> int:
     """Train what a config describes; the exit code. A signal is heeded to the end of the process."""
-    return launching.train(request, Terminal(request.json), stop=StopRequest())
+    return launch_run.launch_training(request, TerminalReporter(request.json), stop=StopRequest())

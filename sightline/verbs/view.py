@@ -15,31 +15,31 @@ from sightline import registry
 from sightline.assigners.report import compare_assigners
 from sightline.config import RunConfig
 from sightline.data.files.cloud_files import check_columns
-from sightline.data.loading.reading import BatchReader
+from sightline.data.loading.batch_reader import BatchReader
 from sightline.data.scans.scan_reading import SCAN_SUFFIXES
-from sightline.engine.build import Data, Part, build_task, build_transforms
+from sightline.engine.build import Data, DataSubset, build_task, build_transforms
 from sightline.engine.distributed import start_world
-from sightline.engine.loading import OpenRun, open_run
 from sightline.engine.precision import Precision, set_backends
+from sightline.engine.run_loading import OpenRun, open_run
 from sightline.engine.train import Task
-from sightline.errors import UserError, in_one_line
-from sightline.members import TaskMembers
+from sightline.errors import UserError, escape_to_one_line
+from sightline.optional_members import TaskMembers
 from sightline.pictures import Axis
-from sightline.predict.files import files_of
+from sightline.predict.files import collect_files
 from sightline.runs.lineage import describe_lineage, read_lineage
 from sightline.runs.run_directory import RunDirectory
-from sightline.verbs.common import assert_writable, config_of, is_run, reread, write_document
+from sightline.verbs.common import assert_writable, is_run, load_config, reread, write_document
 from sightline.verbs.evaluate import assert_about_evaluation
-from sightline.verbs.output import note, show_table
-from sightline.view.clouds import Cloud, Subject
-from sightline.view.files import file_subject
+from sightline.verbs.output import print_note, show_table
+from sightline.view.files import view_file
 from sightline.view.image_stages import takes_score
 from sightline.view.output import write_views
 from sightline.view.page import MOST_SHOWN
-from sightline.view.predictor import Predictor
-from sightline.view.samples import Branch, can_draw_predictions, sample_subject
+from sightline.view.predictor import SamplePredictor
+from sightline.view.samples import Branch, can_draw_predictions, view_sample
+from sightline.view.stages import Stage, ViewedSample
 
-__all__ = ["Options", "view"]
+__all__ = ["ViewOptions", "view"]
 
 _NUM_SAMPLES = 4
 _NUM_EPOCHS = 8
@@ -47,7 +47,7 @@ _DESCRIPTION_WIDTH = 84
 
 
 @dataclass(frozen=True)
-class Options:
+class ViewOptions:
     """The options of the command line; None where one is not given."""
 
     paths: tuple[Path, ...]
@@ -68,7 +68,7 @@ class Options:
     json: Path | None = None
 
 
-def view(options: Options) -> int:
+def view(options: ViewOptions) -> int:
     """Draw samples of a config, samples and predictions of a run, or the user's own files; the exit code."""
     assert_writable(options.out / "view.html", option="--out")
     is_config = [_is_config(path) for path in options.paths]
@@ -86,27 +86,27 @@ def view(options: Options) -> int:
     _assert_known(hidden, subjects)
     most = MOST_SHOWN if options.max_points is None else options.max_points
     written = write_views(RunDirectory(options.out, is_writer=True), subjects, title=title, hidden=hidden, most=most)
-    rows = [row for subject in subjects for cloud in subject.clouds for row in _rows_of(subject, cloud)]
+    rows = [row for subject in subjects for cloud in subject.stages for row in _rows_of(subject, cloud)]
     show_table(title, ("sample", "stage", "points", "description"), rows, droppable=("description",))
     about |= _show_assigners(subjects)
     num_of = {kind: sum(file.endswith(kind) for file in written) for kind in (".png", ".ply", ".vtk")}
     volumes = f" and {num_of['.vtk']} VTK" if num_of[".vtk"] else ""
-    note(f"written: {num_of['.png']} pictures and {num_of['.ply']} PLY{volumes} files in {options.out}, and")
-    note(f"{options.out / 'view.html'}: open it in a browser")
+    print_note(f"written: {num_of['.png']} pictures and {num_of['.ply']} PLY{volumes} files in {options.out}, and")
+    print_note(f"{options.out / 'view.html'}: open it in a browser")
     document = {**about, "out": str(options.out), "files": written, "samples": [s.to_dict() for s in subjects]}
     write_document(options.json, document)
     return 0
 
 
-def _rows_of(subject: Subject, cloud: Cloud) -> list[tuple[object, ...]]:
+def _rows_of(subject: ViewedSample, cloud: Stage) -> list[tuple[object, ...]]:
     """The rows of a stage in the table: its description takes as many as it needs."""
     first, *more = textwrap.wrap(cloud.description, _DESCRIPTION_WIDTH) or [""]
     return [(subject.name, cloud.stage, len(cloud.points), first), *(("", "", "", line) for line in more)]
 
 
-def _show_assigners(subjects: Sequence[Subject]) -> dict[str, Any]:
+def _show_assigners(subjects: Sequence[ViewedSample]) -> dict[str, Any]:
     """Print a row for each assigner of a detector over all samples, and return the rows; nothing for other tasks."""
-    found = [cloud.figures["assigners"] for s in subjects for cloud in s.clouds if "assigners" in cloud.figures]
+    found = [cloud.figures["assigners"] for s in subjects for cloud in s.stages if "assigners" in cloud.figures]
     if not found:
         return {}
     rows = compare_assigners({name: [each[name] for each in found] for name in found[0]})
@@ -130,7 +130,7 @@ def _is_config(path: Path) -> bool:
 # --- a config, a run -------------------------------------------------------------------------------------------------
 
 
-def _of_config(path: Path, options: Options) -> tuple[list[Subject], str, dict[str, Any]]:
+def _of_config(path: Path, options: ViewOptions) -> tuple[list[ViewedSample], str, dict[str, Any]]:
     """The samples of a config's data, and in a run directory the predictions of its model."""
     _refuse(options, ("columns", "up"), "are about files; a data set defines them itself")
     has_predictions = is_run(path)
@@ -138,7 +138,7 @@ def _of_config(path: Path, options: Options) -> tuple[list[Subject], str, dict[s
         _refuse(options, ("checkpoint", "score"), "is about a run; a config has no weights")
     if options.epoch is not None and (options.split or ("test" if has_predictions else "train")) != "train":
         raise UserError("--epoch: only training draws anew in every epoch; give --split train, or leave it out")
-    config, _ = config_of(path, (), options.plugins)
+    config, _ = load_config(path, (), options.plugins)
     if has_predictions:
         assert_about_evaluation(options.overrides, config.task, verb="view")
     config = reread(path, options.overrides)
@@ -150,7 +150,7 @@ def _of_config(path: Path, options: Options) -> tuple[list[Subject], str, dict[s
         predictor = _predictor(run, part, options.score) if has_predictions else None
         task = _task_that_shows_targets(run)
         subjects = [
-            sample_subject(
+            view_sample(
                 index,
                 name=name,
                 branches=_branches(config, part, options.epoch or 0),
@@ -166,7 +166,7 @@ def _of_config(path: Path, options: Options) -> tuple[list[Subject], str, dict[s
     return subjects, f"{config.name}: {config.data.name}, {split}", about | {"epoch": options.epoch or 0}
 
 
-def _part(data: Data, config: RunConfig, split: str) -> Part:
+def _part(data: Data, config: RunConfig, split: str) -> DataSubset:
     parts = {"train": data.train, "validation": data.selection, "test": data.test}
     part = parts.get(split)
     if part is None:
@@ -176,7 +176,7 @@ def _part(data: Data, config: RunConfig, split: str) -> Part:
     return part
 
 
-def _branches(config: RunConfig, part: Part, epoch: int) -> list[Branch]:
+def _branches(config: RunConfig, part: DataSubset, epoch: int) -> list[Branch]:
     """What training does, for the training part, and what evaluation does; the latter comes last."""
     evaluation = part.reader
     if part.split != "train":
@@ -185,24 +185,24 @@ def _branches(config: RunConfig, part: Part, epoch: int) -> list[Branch]:
     return [Branch("train", part.reader, epoch), Branch("evaluate", BatchReader(part.dataset, transforms))]
 
 
-def _raw_epochs(options: Options) -> list[int]:
+def _raw_epochs(options: ViewOptions) -> list[int]:
     """The epochs in which a raw item is read to see whether it changes, where one was asked for: up to 8 of them."""
     if options.epoch is None:
         return []
     return sorted({*np.linspace(0, options.epoch, _NUM_EPOCHS).round().astype(np.int64).tolist()})
 
 
-def _chosen(part: Part, options: Options) -> list[int]:
+def _chosen(part: DataSubset, options: ViewOptions) -> list[int]:
     """The indices that were asked for, by number or by name; else some, spread evenly over the part."""
     if options.samples is None:
-        return [int(index) for index in part.spread(options.num or _NUM_SAMPLES)]
+        return [int(index) for index in part.evenly_spaced_indices(options.num or _NUM_SAMPLES)]
     indices = part.indices.tolist()
     if options.num is not None:
         raise UserError("--num: is the number of samples, --samples lists them; give one of the two")
     known = set(indices)
     chosen: list[int] = []
     for word in _names_of(options.samples):
-        index = int(word) if word.isdecimal() else next((i for i in indices if part.name_of(i) == word), None)
+        index = int(word) if word.isdecimal() else next((i for i in indices if part.sample_name(i) == word), None)
         if index is None or index not in known:
             raise UserError(
                 f"--samples: found '{word}', which is not a sample of the {part.split} part; it has {len(indices)}, "
@@ -212,14 +212,14 @@ def _chosen(part: Part, options: Options) -> list[int]:
     return list(dict.fromkeys(chosen))
 
 
-def _named(part: Part, indices: Sequence[int]) -> list[tuple[int, str]]:
+def _named(part: DataSubset, indices: Sequence[int]) -> list[tuple[int, str]]:
     """Each index with what its sample is called; where several are called the same, its number goes with it."""
-    names = [f"{part.split}/{part.name_of(index)}" for index in indices]
+    names = [f"{part.split}/{part.sample_name(index)}" for index in indices]
     times = Counter(names)
     return [(i, f"{name} ({i})" if times[name] > 1 else name) for i, name in zip(indices, names, strict=True)]
 
 
-def _other_part(part: Part, index: int | None) -> str:
+def _other_part(part: DataSubset, index: int | None) -> str:
     is_held = index is not None and 0 <= index < len(part.dataset)
     other = "validation" if part.split == "train" else "training"
     return f"; {index} belongs to the {other} part" if is_held else ""
@@ -227,12 +227,12 @@ def _other_part(part: Part, index: int | None) -> str:
 
 def _task_that_shows_targets(run: OpenRun) -> Task | None:
     """The task where it draws what it works out of a batch; a config's has a model without trained weights."""
-    if TaskMembers.show_targets.of(registry.tasks.entry_of(run.config.task.name).builder) is None:
+    if TaskMembers.show_targets.get(registry.tasks.get_entry(run.config.task.name).builder) is None:
         return None
     return run.task if run.directory else build_task(run.config, run.data, run.untrained_model(), run.world)[0]
 
 
-def _predictor(run: OpenRun, part: Part, score: float | None) -> Predictor | None:
+def _predictor(run: OpenRun, part: DataSubset, score: float | None) -> SamplePredictor | None:
     """The run's model with the weights of a checkpoint, reading as evaluation does.
 
     None where it predicts nothing that can be drawn.
@@ -241,21 +241,23 @@ def _predictor(run: OpenRun, part: Part, score: float | None) -> Predictor | Non
     if score is not None and not takes_score(task):
         raise UserError(f"view: --score is about detections; the task '{config.task.name}' draws none; leave it out")
     if not can_draw_predictions(task, part.dataset.info):
-        note(f"the task '{config.task.name}' predicts nothing that can be drawn: only the model's input is shown")
+        print_note(f"the task '{config.task.name}' predicts nothing that can be drawn: only the model's input is shown")
         return None
     lineage = read_lineage(run.path)
     if lineage is not None:
-        note(describe_lineage(lineage))
+        print_note(describe_lineage(lineage))
     if config.evaluate.votes > 1:
-        note(f"one pass a sample: evaluate.votes ({config.evaluate.votes}) is not applied")
+        print_note(f"one pass a sample: evaluate.votes ({config.evaluate.votes}) is not applied")
     reader = _branches(config, part, 0)[-1].reader
-    return Predictor(run.model, task, run.meters, reader, Precision(config.train.precision), run.world.device, score)
+    return SamplePredictor(
+        run.model, task, run.metrics, reader, Precision(config.train.precision), run.world.device, score
+    )
 
 
 # --- files -----------------------------------------------------------------------------------------------------------
 
 
-def _of_files(options: Options) -> tuple[list[Subject], str, dict[str, Any]]:
+def _of_files(options: ViewOptions) -> tuple[list[ViewedSample], str, dict[str, Any]]:
     """The clouds of files, and of all cloud files in and below folders. Raises DataError for the first that is none."""
     if options.overrides:
         raise UserError(f"view: found {options.overrides[0]!r}; key=value is laid over a config, files have none")
@@ -267,12 +269,12 @@ def _of_files(options: Options) -> tuple[list[Subject], str, dict[str, Any]]:
     up_axis = axes.get(options.up or "z")
     if up_axis is None:
         raise UserError(f"--up: found '{options.up}', allowed are {', '.join(axes)}")
-    files, refused = files_of(options.paths, suffixes=SCAN_SUFFIXES)
+    files, refused = collect_files(options.paths, suffixes=SCAN_SUFFIXES)
     if refused:
         raise UserError(refused[0].reason)
     times = Counter(file.name for file in files)
-    names = [in_one_line(str(file) if times[file.name] > 1 else file.name) for file in files]
-    subjects = [file_subject(f, name=n, columns=columns, up_axis=up_axis) for f, n in zip(files, names, strict=True)]
+    names = [escape_to_one_line(str(file) if times[file.name] > 1 else file.name) for file in files]
+    subjects = [view_file(f, name=n, columns=columns, up_axis=up_axis) for f, n in zip(files, names, strict=True)]
     title = names[0] if len(names) == 1 else f"{len(names)} files"
     return subjects, title, {"source": [str(path) for path in options.paths]}
 
@@ -280,7 +282,7 @@ def _of_files(options: Options) -> tuple[list[Subject], str, dict[str, Any]]:
 # --- both ------------------------------------------------------------------------------------------------------------
 
 
-def _refuse(options: Options, names: Sequence[str], why: str) -> None:
+def _refuse(options: ViewOptions, names: Sequence[str], why: str) -> None:
     """Raises UserError for an option that would do nothing here."""
     given = [f"--{name}" for name in names if getattr(options, name) is not None]
     if given:
@@ -291,11 +293,11 @@ def _names_of(text: str | None) -> list[str]:
     return [word for word in (part.strip() for part in (text or "").split(",")) if word]
 
 
-def _assert_known(hidden: Sequence[str], subjects: Sequence[Subject]) -> None:
+def _assert_known(hidden: Sequence[str], subjects: Sequence[ViewedSample]) -> None:
     """Raises UserError for a class to hide that no cloud can have."""
     known = {
-        name for s in subjects for c in s.clouds for each in c.colorings for name in getattr(each, "class_names", ())
-    } | {each.name for s in subjects for c in s.clouds for each in c.skeletons}
+        name for s in subjects for c in s.stages for each in c.colorings for name in getattr(each, "class_names", ())
+    } | {each.name for s in subjects for c in s.stages for each in c.skeletons}
     unknown = [name for name in hidden if name not in known]
     if unknown:
         raise UserError(f"--hide: there is no class '{unknown[0]}'; there are {', '.join(sorted(known)) or 'none'}")

@@ -11,12 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from sightline.box_pictures import Box, Color, draw_boxes
-from sightline.chart import Panel, Series, render_svg
-from sightline.errors import in_one_line
-from sightline.metrics.box_errors import KINDS, Errors
+from sightline.box_pictures import Color, DrawnBox, draw_boxes
+from sightline.chart import ChartPanel, Series, render_svg
+from sightline.errors import escape_to_one_line
+from sightline.metrics.box_errors import KINDS, DetectionErrors
 from sightline.pictures import Picture, encode_png
-from sightline.tasks.box_stages import COLORS
+from sightline.tasks.detection_pictures import COLORS
 
 __all__ = ["best_score", "draw_errors", "encode_errors", "worst_images"]
 
@@ -33,7 +33,7 @@ _COLORS: Mapping[str, Color] = {
 }
 
 
-def best_score(errors: Errors) -> float:
+def best_score(errors: DetectionErrors) -> float:
     """The score from which detections have the largest F1: the harmonic mean of precision and recall; 0 without any."""
     counts = ~errors.is_ignored
     scores, found = errors.groups.boxes[counts, 5], errors.is_found[counts]
@@ -43,7 +43,7 @@ def best_score(errors: Errors) -> float:
     return float(scores[order][f1.argmax()]) if right.any() else 0.0
 
 
-def worst_images(errors: Errors, score: float, *, most: int) -> list[int]:
+def worst_images(errors: DetectionErrors, score: float, *, most: int) -> list[int]:
     """The images with the most errors among detections of at least this score and labels not found, the worst first."""
     is_lost = ~errors.groups.is_ignored & ~errors.is_label_found
     images = np.concatenate([errors.groups.boxes[_wrong(errors, score), 0], errors.groups.labels[is_lost, 0]])
@@ -51,21 +51,23 @@ def worst_images(errors: Errors, score: float, *, most: int) -> list[int]:
     return [int(number) for number in numbers[np.argsort(-counts, kind="stable")][:most]]
 
 
-def draw_errors(pixels: np.ndarray, image: int, errors: Errors, score: float, *, name: str) -> Picture:
+def draw_errors(pixels: np.ndarray, image: int, errors: DetectionErrors, score: float, *, name: str) -> Picture:
     """An image (H, W, 3) uint8 with its detections of at least this score, each with its kind of error."""
     groups, is_real = errors.groups, ~errors.groups.is_ignored
     labels = np.flatnonzero(groups.labels[:, 0] == image)
     rows = np.flatnonzero((groups.boxes[:, 0] == image) & (groups.boxes[:, 5] >= score))
-    boxes = [Box(tuple(groups.labels[row, 1:5]), _COLORS["ignored"], "", "hatched") for row in labels[~is_real[labels]]]
+    boxes = [
+        DrawnBox(tuple(groups.labels[row, 1:5]), _COLORS["ignored"], "", "hatched") for row in labels[~is_real[labels]]
+    ]
     for row in rows[np.argsort(errors.kind[rows] >= 0, kind="stable")]:  # what is wrong lies above
         wrong = KINDS[errors.kind[row]] if errors.kind[row] >= 0 else ""
         kind = wrong or ("ignored" if errors.is_ignored[row] else "found")
         caption = f"{wrong[:3]} {groups.boxes[row, 5]:.2f}" if wrong else ""
-        boxes.append(Box(tuple(groups.boxes[row, 1:5]), _COLORS[kind], caption))
+        boxes.append(DrawnBox(tuple(groups.boxes[row, 1:5]), _COLORS[kind], caption))
     lost = labels[(is_real & ~errors.is_label_found)[labels]]
     for row in lost:
         kind = "suppressed" if errors.is_suppressed[row] else "missed"
-        boxes.append(Box(tuple(groups.labels[row, 1:5]), _COLORS[kind], "", "dashed"))
+        boxes.append(DrawnBox(tuple(groups.labels[row, 1:5]), _COLORS[kind], "", "dashed"))
     caption = f"{name}: {len(lost)} not found, {int(_wrong(errors, score)[rows].sum())} wrong"
     return Picture(name, draw_boxes(pixels, boxes, legend=_COLORS), caption)
 
@@ -80,12 +82,14 @@ def encode_errors(document: Mapping[str, Any], pictures: Sequence[Picture], *, t
     missed = [(x, 1 - y) for x, y in zip(curve["false_per_image"], curve["recall"], strict=True) if x > 0 and y < 1]
     found = tuple(zip(curve["recall"], curve["precision"], strict=True))
     panels = (
-        Panel("precision", "recall", (Series("all classes", found),), "linear", "linear") if found else None,
-        Panel("miss rate", "false positives an image", (Series("all classes", tuple(missed)),)) if missed else None,
+        ChartPanel("precision", "recall", (Series("all classes", found),), "linear", "linear") if found else None,
+        ChartPanel("miss rate", "false positives an image", (Series("all classes", tuple(missed)),))
+        if missed
+        else None,
     )
     images = "".join(
         f'<figure><img src="data:image/png;base64,{base64.b64encode(encode_png(each.pixels)).decode()}" alt="">'
-        f"<figcaption>{html.escape(in_one_line(each.caption))}</figcaption></figure>"
+        f"<figcaption>{html.escape(escape_to_one_line(each.caption))}</figcaption></figure>"
         for each in pictures
     )
     page = resources.files("sightline.view").joinpath("errors.html").read_text(encoding="utf-8")
@@ -94,8 +98,8 @@ def encode_errors(document: Mapping[str, Any], pictures: Sequence[Picture], *, t
         "CURVES": render_svg([panels], panel_width=420, panel_height=280),
         "BINS": _table(("labels", "all", "not found", "missed", "suppressed"), bins),
         "KINDS": _table(("error", "count", "AP50 gained by repair"), kinds),
-        "NOTES": "".join(f"<li>{html.escape(in_one_line(line))}</li>" for line in notes),
-        "TITLE": html.escape(in_one_line(title)),
+        "NOTES": "".join(f"<li>{html.escape(escape_to_one_line(line))}</li>" for line in notes),
+        "TITLE": html.escape(escape_to_one_line(title)),
     }
     for mark in content:
         assert f"%{mark}%" in page, f"errors.html has lost its place for {mark}"
@@ -103,11 +107,11 @@ def encode_errors(document: Mapping[str, Any], pictures: Sequence[Picture], *, t
     return re.sub(f"%({'|'.join(content)})%", lambda found: content[found[1]], page)
 
 
-def _wrong(errors: Errors, score: float) -> np.ndarray:
+def _wrong(errors: DetectionErrors, score: float) -> np.ndarray:
     return (errors.kind >= 0) & (errors.groups.boxes[:, 5] >= score)
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    lines = [[html.escape(in_one_line(str(cell))) for cell in row] for row in rows]
+    lines = [[html.escape(escape_to_one_line(str(cell))) for cell in row] for row in rows]
     body = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" for row in lines)
     return f"<table><thead><tr>{''.join(f'<th>{cell}</th>' for cell in head)}</tr></thead><tbody>{body}</tbody></table>"

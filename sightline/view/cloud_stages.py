@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from sightline.errors import ConfigError, DataError
-from sightline.metrics.answers import answers_of
-from sightline.pictures import Frame, in_space
+from sightline.metrics.predicted_labels import predict_labels
+from sightline.pictures import Frame, pad_to_3d
 from sightline.types import Batch, DataInfo, Sample
-from sightline.view.clouds import ByClass, ByColor, Cloud, Coloring, errors_of, upward
-from sightline.view.predictor import Predictor
+from sightline.view.predictor import SamplePredictor
 from sightline.view.range_panels import describe_image, image_panels, prediction_panels
+from sightline.view.stages import ClassColoring, Coloring, RgbColoring, Stage, error_coloring, height_coloring
 
 __all__ = ["TRUTH", "CloudStages"]
 
@@ -37,11 +37,11 @@ class CloudStages:
         self.whole = _whole_labels(raw, facts)
         self._unit = _unit(info)
 
-    def raw(self, sample: Sample) -> Cloud:
+    def raw_stage(self, sample: Sample) -> Stage:
         """The cloud as the data set gives it."""
         return self._cloud("raw", sample, unit=self._unit)
 
-    def changed(self, stage: str, before: Sample, sample: Sample) -> Iterator[Cloud]:
+    def after_transform(self, stage: str, before: Sample, sample: Sample) -> Iterator[Stage]:
         """The cloud after a transform.
 
         Where a sample has two views of its object, both are shown, by height alone: other fields are not of their rows.
@@ -56,9 +56,9 @@ class CloudStages:
         else:
             yield self._cloud(stage, sample)
 
-    def predicted(
-        self, clouds: Sequence[Cloud], batch: Batch, predictions: Mapping[str, Any], predictor: Predictor
-    ) -> tuple[Cloud, dict[str, Any]]:
+    def prediction_stages(
+        self, clouds: Sequence[Stage], batch: Batch, predictions: Mapping[str, Any], predictor: SamplePredictor
+    ) -> tuple[Stage, dict[str, Any]]:
         """The cloud of the predictions, coloured by them, and the figures that go with them.
 
         `clouds` are the stages that the model's sample went through. Raises ConfigError for a task that gives no
@@ -75,28 +75,28 @@ class CloudStages:
             cloud = replace(cloud, panels=prediction_panels(scan, seen, self.facts))
         return cloud, figures
 
-    def _cloud(self, stage: str, sample: Sample, *, unit: str = "") -> Cloud:
+    def _cloud(self, stage: str, sample: Sample, *, unit: str = "") -> Stage:
         points = _array(sample["points"])
         if points.ndim != 2:
             raise DataError(f"view: points have the shape {points.shape}; a cloud is (points, 2) or (points, 3)")
         width = points.shape[1]
         description = {2: "drawn at z = 0"}.get(width, f"drawn by the first 3 of {width} columns" if width > 3 else "")
-        return Cloud(stage, in_space(points), tuple(_colorings(sample, points, self.facts)), unit, description)
+        return Stage(stage, pad_to_3d(points), tuple(_colorings(sample, points, self.facts)), unit, description)
 
 
 def _colorings(sample: Sample, points: np.ndarray, facts: Mapping[str, Any]) -> Iterator[Coloring]:
     """Every way to colour a cloud that its sample has something for; own colours first, height last."""
     colours, normals = sample.get("colours"), sample.get("normals")
     if colours is not None and colours.shape == points.shape:
-        yield ByColor("colours", _bytes_of(_array(colours)))
+        yield RgbColoring("colours", _bytes_of(_array(colours)))
     for field, (name, fact) in _CLASSES_OF.items():
         values = sample.get(field)
         if isinstance(values, Tensor) and values.shape == points.shape[:1] and not values.is_floating_point():
             ignored = facts.get("ignore_index") if field == "label" else None
-            yield ByClass.of_labels(name, values.numpy(), facts.get(fact, ()), ignore_index=ignored)
+            yield ClassColoring.from_labels(name, values.numpy(), facts.get(fact, ()), ignore_index=ignored)
     if normals is not None and normals.shape == points.shape:
-        yield ByColor("normals", _bytes_of((_array(normals) + 1) / 2))
-    yield upward(in_space(points), facts.get("up_axis", "z"))
+        yield RgbColoring("normals", _bytes_of((_array(normals) + 1) / 2))
+    yield height_coloring(pad_to_3d(points), facts.get("up_axis", "z"))
 
 
 def _bytes_of(shares: np.ndarray) -> np.ndarray:
@@ -132,14 +132,14 @@ def _named(label: int, names: Sequence[str]) -> str:
 
 
 def _of_points(
-    clouds: Sequence[Cloud],
+    clouds: Sequence[Stage],
     batch: Batch,
     predictions: Mapping[str, Any],
     facts: Mapping[str, Any],
     *,
     iou: float | None,
-) -> tuple[Cloud, dict[str, Any]]:
-    prediction = answers_of(batch, predictions, facts)[0].cpu()
+) -> tuple[Stage, dict[str, Any]]:
+    prediction = predict_labels(batch, predictions, facts)[0].cpu()
     if prediction.ndim == 0:
         return _predicted_whole(clouds[-1], int(prediction), batch, predictions, facts)
     target = predictions.get("target")
@@ -147,13 +147,13 @@ def _of_points(
     cloud = _cloud_of_predictions(clouds, len(prediction), labels)
     names, ignored = facts.get("class_names", ()), facts.get("ignore_index")
     labels_predicted = prediction.numpy()
-    colorings: list[Coloring] = [ByClass.of_labels("prediction", labels_predicted, names)]
+    colorings: list[Coloring] = [ClassColoring.from_labels("prediction", labels_predicted, names)]
     figures: dict[str, Any] = {"num_points": len(labels_predicted)}
     description = ""
     if labels is not None:
         counted = labels if ignored is None else np.where(labels == ignored, -1, labels)
-        error = errors_of(labels_predicted, counted, int(facts["num_classes"]))
-        truth = ByClass.of_labels(TRUTH, labels, names, ignore_index=ignored)
+        error = error_coloring(labels_predicted, counted, int(facts["num_classes"]))
+        truth = ClassColoring.from_labels(TRUTH, labels, names, ignore_index=ignored)
         colorings = [truth, *colorings, error]
         num_counted = int((error.codes >= 0).sum())
         figures["accuracy"] = float((error.codes == 0).sum() / num_counted) if num_counted else None
@@ -162,12 +162,12 @@ def _of_points(
         figures["iou"] = iou
         description += f", IoU {iou:.3f}"
     kept = [each for each in cloud.colorings if each.name != TRUTH]
-    return Cloud("prediction", cloud.points, (*colorings, *kept), cloud.unit, description), figures
+    return Stage("prediction", cloud.points, (*colorings, *kept), cloud.unit, description), figures
 
 
 def _predicted_whole(
-    cloud: Cloud, prediction: int, batch: Batch, predictions: Mapping[str, Any], facts: Mapping[str, Any]
-) -> tuple[Cloud, dict[str, Any]]:
+    cloud: Stage, prediction: int, batch: Batch, predictions: Mapping[str, Any], facts: Mapping[str, Any]
+) -> tuple[Stage, dict[str, Any]]:
     """The cloud that the model read, with the class that it predicted."""
     names = facts.get("class_names", ())
     probability = float(predictions["probabilities"][0, prediction])
@@ -178,22 +178,22 @@ def _predicted_whole(
         is_right = label == prediction
         figures |= {"true_class": _named(label, names), "is_right": is_right}
         description += ", right" if is_right else f", is {figures['true_class']}"
-    return Cloud("prediction", cloud.points, cloud.colorings, cloud.unit, description, is_right), figures
+    return Stage("prediction", cloud.points, cloud.colorings, cloud.unit, description, is_right), figures
 
 
-def _cloud_of_predictions(clouds: Sequence[Cloud], num_points: int, labels: np.ndarray | None) -> Cloud:
+def _cloud_of_predictions(clouds: Sequence[Stage], num_points: int, labels: np.ndarray | None) -> Stage:
     """The last stage with a point for every prediction, and the label of every target: later ones were thinned."""
     for cloud in reversed(clouds):
         truth = cloud.coloring(TRUTH)
         if len(cloud.points) != num_points:
             continue
-        if labels is None or not isinstance(truth, ByClass) or _are_alike(truth, labels):
+        if labels is None or not isinstance(truth, ClassColoring) or _are_alike(truth, labels):
             return cloud
     held = ", ".join(f"{cloud.stage} {len(cloud.points)}" for cloud in clouds)
     raise DataError(f"the task predicts {num_points} points, but no stage of the sample has as many: {held}")
 
 
-def _are_alike(truth: ByClass, labels: np.ndarray) -> bool:
+def _are_alike(truth: ClassColoring, labels: np.ndarray) -> bool:
     """Whether labels are those of a colouring, points without a class aside."""
     shown = truth.labels()
     return bool(((shown == labels) | (shown < 0)).all())

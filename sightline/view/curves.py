@@ -6,11 +6,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sightline.chart import Panel, Series, render_svg
+from sightline.chart import ChartPanel, Series, render_svg
 from sightline.errors import UserError
 from sightline.runs.output_files import assert_writable
 from sightline.runs.run_documents import read_lines
-from sightline.tasks.contrast import OF_CHANCE
+from sightline.tasks.contrast import CHANCE_SUFFIX
 
 __all__ = ["curves_of", "draw_runs"]
 
@@ -54,7 +54,7 @@ def _is_curve(name: str) -> bool:
     return name not in _OWN and name != "chance" and not name.startswith("time_s/")
 
 
-def _panel(name: str, runs: Mapping[str, Sequence[Line]]) -> Panel:
+def _panel(name: str, runs: Mapping[str, Sequence[Line]]) -> ChartPanel:
     series = []
     for run, lines in runs.items():
         for split in dict.fromkeys(line["split"] for line in lines):
@@ -62,9 +62,9 @@ def _panel(name: str, runs: Mapping[str, Sequence[Line]]) -> Panel:
         chance = f"{run} train, chance".strip()
         if name.startswith("loss/") and name != "loss/total":
             series.append(_series(chance, "chance", lines))
-        elif name.endswith(OF_CHANCE):
+        elif name.endswith(CHANCE_SUFFIX):
             series.append(Series(chance, tuple((line["step"], 1.0) for line in lines if line.get(name) is not None)))
-    return Panel(name, "step", tuple(each for each in series if each.points), x_scale="linear", y_scale="linear")
+    return ChartPanel(name, "step", tuple(each for each in series if each.points), x_scale="linear", y_scale="linear")
 
 
 def _series(label: str, name: str, lines: Iterable[Line]) -> Series:

@@ -14,26 +14,26 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sightline.geometry.pinhole import depth_points, project
-from sightline.geometry.volumes import Placement, permuted_axes, to_camera, to_voxels
+from sightline.geometry.pinhole import depth_points, project_points
+from sightline.geometry.volumes import CubePlacement, permute_axes, to_camera, to_voxels
 from sightline.pictures import PALETTE, Frame
-from sightline.tasks.pose import read_joints
+from sightline.tasks.pose import decode_joints
 from sightline.types import Batch, DataInfo, Sample
-from sightline.view.clouds import ByClass, ByColor, Cloud
 from sightline.view.joint_figures import (
     describe_errors,
     describe_placing,
     describe_round_trip,
     describe_target,
     errors_of_joints,
-    nearest,
+    median_nearest_distance,
     placed_figures,
     target_figures,
-    unrounded,
+    without_rounding,
 )
 from sightline.view.panels import Window, depth_panel, slices_panel, volume_panels
-from sightline.view.predictor import Predictor
-from sightline.view.skeletons import READ, TRUE, Skeleton
+from sightline.view.predictor import SamplePredictor
+from sightline.view.skeletons import READ, TRUE, JointFigure
+from sightline.view.stages import ClassColoring, RgbColoring, Stage
 from sightline.view.volumes import Volume
 
 __all__ = ["DepthStages"]
@@ -65,24 +65,24 @@ class DepthStages:
 
     # --- stages -------------------------------------------------------------------------------------------------------
 
-    def raw(self, sample: Sample) -> Cloud:
+    def raw_stage(self, sample: Sample) -> Stage:
         """The measured points and the joints in the camera's frame, and the image with the joints over it."""
         return self._frame("raw", sample)
 
-    def changed(self, stage: str, before: Sample, sample: Sample) -> Iterator[Cloud]:
+    def after_transform(self, stage: str, before: Sample, sample: Sample) -> Iterator[Stage]:
         """What a transform added: the placed cube, voxels or heat maps; else the frame as it left it."""
         new = [name for name in _ADDED if name in sample and not _is_same(before.get(name), sample[name])]
         draw = {"heatmaps": self._target, "volume": self._voxels, "placement": self._placed}
         yield draw[new[0]](stage, sample) if new else self._frame(stage, sample)
 
-    def predicted(
-        self, clouds: Sequence[Cloud], batch: Batch, predictions: Mapping[str, Any], predictor: Predictor
-    ) -> tuple[Cloud, dict[str, Any]]:
+    def prediction_stages(
+        self, clouds: Sequence[Stage], batch: Batch, predictions: Mapping[str, Any], predictor: SamplePredictor
+    ) -> tuple[Stage, dict[str, Any]]:
         """The predicted heat maps, the predicted joints beside the true ones, and how far they are off."""
         sample = {name: batch[name][0].cpu() for name in (*self.needs, "placement")}
         found = predictions["joints_mm"][0].double().cpu()
         figures = errors_of_joints(found, self._joints, self._visible, self._names)
-        placement = Placement.from_rows(sample["placement"][None])
+        placement = CubePlacement.from_rows(sample["placement"][None])
         maps = self._maps(predictions["likelihood"][0].float().cpu(), placement)
         true, read = self._true(self._joints), self._read("predicted joints", found)
         depth, camera = self._image(sample)
@@ -93,17 +93,17 @@ class DepthStages:
             cloud, description=describe_errors(figures), panels=(over, *cloud.panels[:3]), figures=figures
         ), figures
 
-    def _frame(self, stage: str, sample: Sample) -> Cloud:
+    def _frame(self, stage: str, sample: Sample) -> Stage:
         depth, camera = self._image(sample)
         points = depth_points(depth, camera)
         joints = sample["joints"].double()
-        near = nearest(joints[self._visible].numpy(), points)
+        near = median_nearest_distance(joints[self._visible].numpy(), points)
         description = "" if near is None else f"joints {near:.1f} {self._unit} from the nearest measured point (median)"
         skeleton = self._true(joints)
-        return Cloud(
+        return Stage(
             stage,
             points,
-            (ByColor.of_numbers("depth", points[:, 2]),),
+            (RgbColoring.from_values("depth", points[:, 2]),),
             self._unit,
             description,
             skeletons=(skeleton,),
@@ -111,8 +111,8 @@ class DepthStages:
             figures={"joint_to_surface_mm": near},
         )
 
-    def _placed(self, stage: str, sample: Sample) -> Cloud:
-        placement = Placement.from_rows(sample["placement"][None])
+    def _placed(self, stage: str, sample: Sample) -> Stage:
+        placement = CubePlacement.from_rows(sample["placement"][None])
         depth, camera = self._image(sample)
         points = _in_voxels(depth_points(depth, camera), placement)
         is_inside = ((points >= 0) & (points < placement.size)).all(axis=1)
@@ -124,25 +124,25 @@ class DepthStages:
         skeleton = self._true(sample["joints"].double())
         crop = depth_panel("in the cube", depth, camera, [skeleton], window=window, is_inside=image, cube=cube)
         kept = points[is_inside]
-        colors = (ByColor.of_numbers("depth", kept[:, 2]),)
+        colors = (RgbColoring.from_values("depth", kept[:, 2]),)
         description = f"{describe_placing(placement)}; {describe_round_trip(figures)}"
-        cloud = Cloud(stage, kept, colors, "voxels", description, figures["is_sound"], panels=(crop,), figures=figures)
+        cloud = Stage(stage, kept, colors, "voxels", description, figures["is_sound"], panels=(crop,), figures=figures)
         return replace(cloud, skeletons=(self._in_grid(skeleton, placement),))
 
-    def _voxels(self, stage: str, sample: Sample) -> Cloud:
-        placement = Placement.from_rows(sample["placement"][None])
-        values = permuted_axes(sample["volume"][0].float(), placement.axes).numpy()
-        volume = Volume.of_voxels(values, is_y_up=self._y_is_up)
-        middles, _ = volume.filled(_HOT)
+    def _voxels(self, stage: str, sample: Sample) -> Stage:
+        placement = CubePlacement.from_rows(sample["placement"][None])
+        values = permute_axes(sample["volume"][0].float(), placement.axes).numpy()
+        volume = Volume.from_voxels(values, is_y_up=self._y_is_up)
+        middles, _ = volume.cell_centres_above(_HOT)
         figures = placed_figures(placement, sample["joints"], self._joints, self._visible)
         skeleton = self._in_grid(self._true(sample["joints"].double()), placement)
-        near = nearest(skeleton.joints[self._visible.numpy()], middles)
+        near = median_nearest_distance(skeleton.joints[self._visible.numpy()], middles)
         figures |= {"num_voxels": len(middles), "share": len(middles) / values.size, "joint_to_surface_voxels": near}
         beside = "" if near is None else f", joints {near:.1f} from the nearest (median)"
-        return Cloud(
+        return Stage(
             stage,
             middles,
-            (ByColor.of_numbers("depth", middles[:, 2]),),
+            (RgbColoring.from_values("depth", middles[:, 2]),),
             "voxels",
             f"{figures['share']:.2%} of the voxels{beside}; {describe_round_trip(figures)}",
             figures["is_sound"],
@@ -152,10 +152,10 @@ class DepthStages:
             figures=figures,
         )
 
-    def _target(self, stage: str, sample: Sample) -> Cloud:
-        placement = Placement.from_rows(sample["placement"][None])
+    def _target(self, stage: str, sample: Sample) -> Stage:
+        placement = CubePlacement.from_rows(sample["placement"][None])
         figures = target_figures(sample["heatmaps"], placement, self._joints, self._visible)
-        read = read_joints(sample["heatmaps"][None], placement, decoding="argmax")[0]
+        read = decode_joints(sample["heatmaps"][None], placement, decoding="argmax")[0]
         skeletons = [self._true(self._joints), self._read("joints read from the target", read)]
         maps = self._maps(sample["heatmaps"].float(), placement)
         behind = sample["volume"][0] if "volume" in sample else None
@@ -168,42 +168,42 @@ class DepthStages:
         self,
         stage: str,
         maps: np.ndarray,
-        placement: Placement,
-        skeletons: Sequence[Skeleton],
+        placement: CubePlacement,
+        skeletons: Sequence[JointFigure],
         *,
         behind: Tensor | None,
-    ) -> Cloud:
+    ) -> Stage:
         """The cells above a half, each in the colour of its joint; maps (J, V, V, V) in the order x, y, z."""
-        volume = Volume.of_heatmaps(maps, cell=placement.size / maps.shape[-1], is_y_up=self._y_is_up)
+        volume = Volume.from_heatmaps(maps, cell=placement.size / maps.shape[-1], is_y_up=self._y_is_up)
         shade = None
         if behind is not None:
-            shade = Volume.of_voxels(permuted_axes(behind.float(), placement.axes).numpy(), is_y_up=self._y_is_up)
-        middles, owners = volume.filled(_HOT)
+            shade = Volume.from_voxels(permute_axes(behind.float(), placement.axes).numpy(), is_y_up=self._y_is_up)
+        middles, owners = volume.cell_centres_above(_HOT)
         placed = [self._in_grid(each, placement) for each in skeletons]
         palette = PALETTE[np.arange(len(maps)) % len(PALETTE)]
-        return Cloud(
+        return Stage(
             stage,
             middles,
-            (ByClass("joint", owners, self._names, np.arange(len(maps)), palette),),
+            (ClassColoring("joint", owners, self._names, np.arange(len(maps)), palette),),
             "voxels",
             skeletons=tuple(placed),
             panels=(*volume_panels(volume, placed, behind=shade), slices_panel(volume)),
             volume=volume,
         )
 
-    def _maps(self, maps: Tensor, placement: Placement) -> np.ndarray:
-        return permuted_axes(maps, placement.axes).numpy()
+    def _maps(self, maps: Tensor, placement: CubePlacement) -> np.ndarray:
+        return permute_axes(maps, placement.axes).numpy()
 
     def _image(self, sample: Sample) -> tuple[np.ndarray, np.ndarray]:
         return sample["depth"].float().numpy(), sample["camera"].double().numpy()
 
-    def _true(self, joints: Tensor) -> Skeleton:
-        return Skeleton("true joints", joints.numpy(), self._visible.numpy(), self._bones, TRUE)
+    def _true(self, joints: Tensor) -> JointFigure:
+        return JointFigure("true joints", joints.numpy(), self._visible.numpy(), self._bones, TRUE)
 
-    def _read(self, name: str, joints: Tensor) -> Skeleton:
-        return Skeleton(name, joints.numpy(), self._visible.numpy(), self._bones, READ)
+    def _read(self, name: str, joints: Tensor) -> JointFigure:
+        return JointFigure(name, joints.numpy(), self._visible.numpy(), self._bones, READ)
 
-    def _in_grid(self, skeleton: Skeleton, placement: Placement) -> Skeleton:
+    def _in_grid(self, skeleton: JointFigure, placement: CubePlacement) -> JointFigure:
         return skeleton.moved(_in_voxels(skeleton.joints, placement))
 
 
@@ -212,24 +212,24 @@ def _is_same(before: Any, after: Tensor) -> bool:
     return isinstance(before, Tensor) and before.data_ptr() == after.data_ptr() and before.shape == after.shape
 
 
-def _in_voxels(points_mm: np.ndarray, placement: Placement) -> np.ndarray:
+def _in_voxels(points_mm: np.ndarray, placement: CubePlacement) -> np.ndarray:
     """Continuous voxel coordinates (P, 3) float64 of camera coordinates."""
-    return to_voxels(torch.from_numpy(points_mm.astype(np.float64))[None], unrounded(placement))[0].numpy()
+    return to_voxels(torch.from_numpy(points_mm.astype(np.float64))[None], without_rounding(placement))[0].numpy()
 
 
-def _cube_of(placement: Placement, camera: np.ndarray, depth: np.ndarray) -> tuple[Skeleton | None, Window]:
+def _cube_of(placement: CubePlacement, camera: np.ndarray, depth: np.ndarray) -> tuple[JointFigure | None, Window]:
     """The edges of the placed cube in the camera's frame, and the part of the image that shows it.
 
     No edges, and the whole image, where it reaches behind the camera or lies out of the picture.
     """
     height, width = depth.shape
-    corners = to_camera(torch.from_numpy(_CORNERS * placement.size)[None], unrounded(placement))[0].numpy()
+    corners = to_camera(torch.from_numpy(_CORNERS * placement.size)[None], without_rounding(placement))[0].numpy()
     if corners[:, 2].min() < 1:
         return None, (0, 0, width, height)
-    places = project(corners, camera)[:, :2]
+    places = project_points(corners, camera)[:, :2]
     left, top = np.floor(places.min(axis=0)).astype(int) - _MARGIN_PX
     right, bottom = np.ceil(places.max(axis=0)).astype(int) + _MARGIN_PX + 1
     window = (max(0, int(left)), max(0, int(top)), min(width, int(right)), min(height, int(bottom)))
     if window[0] >= window[2] or window[1] >= window[3]:
         return None, (0, 0, width, height)
-    return Skeleton("cube", corners, np.ones(8, dtype=bool), _EDGES, _CUBE), window
+    return JointFigure("cube", corners, np.ones(8, dtype=bool), _EDGES, _CUBE), window

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sightline.data.loading.leaves import array_of, leaves
-from sightline.data.loading.reading import BatchReader
+from sightline.data.loading.batch_reader import BatchReader
+from sightline.data.loading.sample_arrays import array_leaves, as_bytes
 from sightline.types import Sample, SampleKey
 
 __all__ = ["RawReads", "item_digest"]
@@ -21,9 +21,9 @@ __all__ = ["RawReads", "item_digest"]
 def item_digest(sample: Sample) -> str:
     """16 hexadecimal digits of the names, types, shapes and bytes of a sample's numbers, by BLAKE2b."""
     state = hashlib.blake2b(digest_size=8)
-    for path, tensor in leaves(dict(sorted(sample.items()))):
+    for path, tensor in array_leaves(dict(sorted(sample.items()))):
         state.update(f"{path} {tensor.dtype} {tuple(tensor.shape)}:".encode())
-        state.update(array_of(tensor).tobytes())
+        state.update(as_bytes(tensor).tobytes())
     return state.hexdigest()
 
 
@@ -36,7 +36,7 @@ class RawReads:
     again: tuple[str, ...]
 
     @classmethod
-    def of(cls, reader: BatchReader, *, index: int, seed: int, epochs: Sequence[int]) -> RawReads:
+    def read(cls, reader: BatchReader, *, index: int, seed: int, epochs: Sequence[int]) -> RawReads:
         """Read an item in each epoch as `reader` does, transforms included: these too could write into it."""
         first = tuple(_digest(reader, SampleKey(index, epoch, seed)) for epoch in epochs)
         return cls(tuple(epochs), first, tuple(_digest(reader, SampleKey(index, epoch, seed)) for epoch in epochs))
@@ -80,7 +80,7 @@ def _listed(epochs: Sequence[int]) -> str:
 
 def _digest(reader: BatchReader, key: SampleKey) -> str:
     """Taken before any transform has run on the item; they run afterwards."""
-    stages = reader.stages(key)
+    stages = reader.sample_stages(key)
     digest = item_digest(next(stages)[1])
     for _ in stages:
         pass

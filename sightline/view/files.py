@@ -9,21 +9,21 @@ import numpy as np
 
 from sightline.data.files.array_files import read_npy
 from sightline.data.files.cloud_files import is_no_return
-from sightline.data.files.input_files import size_of
+from sightline.data.files.input_files import file_size
 from sightline.data.files.scan_files import read_label_ids
 from sightline.data.scans.scan_reading import PREDICTING, read_scan
 from sightline.errors import DataError
 from sightline.pictures import Axis
-from sightline.view.clouds import ByClass, ByColor, Cloud, Coloring, Subject, upward
+from sightline.view.stages import ClassColoring, Coloring, RgbColoring, Stage, ViewedSample, height_coloring
 
-__all__ = ["file_subject"]
+__all__ = ["view_file"]
 
 _COLORS = (("red", "green", "blue"), ("r", "g", "b"), ("diffuse_red", "diffuse_green", "diffuse_blue"))
 _SCANS = (".bin", ".pcd")
 _LABELS = frozenset({"label", "labels", "class", "classification", "semantic", "segment", "part", "instance"})
 
 
-def file_subject(path: Path, *, name: str, columns: Sequence[str] | None = None, up_axis: Axis = "z") -> Subject:
+def view_file(path: Path, *, name: str, columns: Sequence[str] | None = None, up_axis: Axis = "z") -> ViewedSample:
     """The cloud of a file as `read_scan` reads it, in its own unit and frame; of a mesh the vertices.
 
     Colours are the channels red, green, blue (r, g, b), from 0 to 1, 255 or 65535 by their largest value; labels are
@@ -42,11 +42,11 @@ def file_subject(path: Path, *, name: str, columns: Sequence[str] | None = None,
     description = f"{num_left_out:,} points without a return (NaN) left out" if num_left_out else description
     channels = dict(cloud.channels)
     beside = _labels_beside(path, is_shown) if path.suffix.lower() in _SCANS else ()
-    colorings = [*beside, *_colorings(channels), upward(cloud.points, up_axis)]
+    colorings = [*beside, *_colorings(channels), height_coloring(cloud.points, up_axis)]
     if cloud.normals is not None:
-        colorings.append(ByColor("normals", ((cloud.normals + 1) / 2 * 255).clip(0, 255).round().astype(np.uint8)))
-    shown = Cloud("as read", cloud.points, tuple(colorings), description=description)
-    return Subject(name, (shown,), up_axis, {"file": str(path), "channels": sorted(cloud.channels)})
+        colorings.append(RgbColoring("normals", ((cloud.normals + 1) / 2 * 255).clip(0, 255).round().astype(np.uint8)))
+    shown = Stage("as read", cloud.points, tuple(colorings), description=description)
+    return ViewedSample(name, (shown,), up_axis, {"file": str(path), "channels": sorted(cloud.channels)})
 
 
 def _labels_beside(path: Path, is_shown: np.ndarray) -> Iterator[Coloring]:
@@ -60,13 +60,13 @@ def _labels_beside(path: Path, is_shown: np.ndarray) -> Iterator[Coloring]:
     for name, files in places.items():
         for file in (each for each in files if each.is_file()):
             if file.suffix == ".label":
-                count = num_shown if size_of(file) == 4 * num_shown else num_points
+                count = num_shown if file_size(file) == 4 * num_shown else num_points
                 labels = read_label_ids(file, num_points=count, points_path=path)
             else:
                 labels = read_npy(file)
                 if labels.shape not in ((num_points,), (num_shown,)):
                     raise DataError(f"{file}: holds {labels.shape} labels, {path.name} has {num_points} points")
-            yield ByClass.of_labels(name, labels if len(labels) == num_shown else labels[is_shown], ())
+            yield ClassColoring.from_labels(name, labels if len(labels) == num_shown else labels[is_shown], ())
             break
 
 
@@ -74,13 +74,13 @@ def _colorings(channels: dict[str, np.ndarray]) -> Iterator[Coloring]:
     """Colours first, then labels, then every other channel; each channel in one of them."""
     for names in _COLORS:
         if set(names) <= channels.keys():
-            yield ByColor("colours", _bytes_of(np.stack([channels.pop(name) for name in names], axis=1)))
+            yield RgbColoring("colours", _bytes_of(np.stack([channels.pop(name) for name in names], axis=1)))
             break
     for name in [name for name in channels if name.removeprefix("scalar_") in _LABELS]:
         if _are_whole(channels[name]):
-            yield ByClass.of_labels(name, channels.pop(name), ())
+            yield ClassColoring.from_labels(name, channels.pop(name), ())
     for name, values in channels.items():
-        yield ByColor.of_numbers(name, values)
+        yield RgbColoring.from_values(name, values)
 
 
 def _bytes_of(colors: np.ndarray) -> np.ndarray:

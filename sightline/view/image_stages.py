@@ -10,15 +10,15 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from sightline.box_pictures import Box, draw_boxes
+from sightline.box_pictures import DrawnBox, draw_boxes
 from sightline.engine.train import Task
-from sightline.members import TaskMembers
+from sightline.optional_members import TaskMembers
 from sightline.pictures import Frame
-from sightline.tasks.box_stages import COLORS
+from sightline.tasks.detection_pictures import COLORS
 from sightline.types import Batch, DataInfo, Sample
-from sightline.view.clouds import ByColor, Cloud
-from sightline.view.panels import Panel
-from sightline.view.predictor import Predictor
+from sightline.view.panels import ImagePanel
+from sightline.view.predictor import SamplePredictor
+from sightline.view.stages import RgbColoring, Stage
 
 __all__ = ["ImageStages", "draws_pictures", "takes_score", "target_stages"]
 
@@ -89,31 +89,31 @@ class ImageStages:
         self.pixels = self._raw_scale.pixels(_rows_of_colors(raw["image"]))
         """Those of the stage that was drawn last (H, W, 3) uint8, without boxes."""
 
-    def raw(self, sample: Sample) -> Cloud:
+    def raw_stage(self, sample: Sample) -> Stage:
         """The image as the data set gives it."""
         return self._stage("raw", sample, self._raw_scale)
 
-    def changed(self, stage: str, before: Sample, sample: Sample) -> Iterator[Cloud]:
+    def after_transform(self, stage: str, before: Sample, sample: Sample) -> Iterator[Stage]:
         """The image after a transform."""
         image, scale = self._last
         if before["image"] is not image:  # another branch begins with the raw sample
             scale = self._raw_scale
         yield self._stage(stage, sample, self._scale_after(scale, before["image"], sample["image"]))
 
-    def predicted(
-        self, clouds: Sequence[Cloud], batch: Batch, predictions: Mapping[str, Any], predictor: Predictor
-    ) -> tuple[Cloud, dict[str, Any]]:
+    def prediction_stages(
+        self, clouds: Sequence[Stage], batch: Batch, predictions: Mapping[str, Any], predictor: SamplePredictor
+    ) -> tuple[Stage, dict[str, Any]]:
         """The pictures that the task draws of the prediction, and its numbers."""
-        show = TaskMembers.show.of(predictor.task)
+        show = TaskMembers.show.get(predictor.task)
         more = {"pixels": self.pixels, **({} if predictor.score is None else {"score": predictor.score})}
         pictures = [] if show is None else show(batch, predictions, **_taken(show, more))
         figures = {
             name: predictions[name][0].double().cpu().tolist()
-            for name in sorted(TaskMembers.predicts.of(predictor.task))
+            for name in sorted(TaskMembers.predicts.get(predictor.task))
             if isinstance(predictions.get(name), Tensor) and len(predictions[name]) == predictions[name].numel() == 1
         }
         text = "; ".join([*(f"{name} {value:.4g}" for name, value in figures.items()), *(p.caption for p in pictures)])
-        panels = tuple(Panel(each.name, each.pixels) for each in pictures)
+        panels = tuple(ImagePanel(each.name, each.pixels) for each in pictures)
         return _flat("prediction", text, panels), figures
 
     def _scale_after(self, scale: _Scale, before: Tensor, after: Tensor) -> _Scale:
@@ -124,7 +124,7 @@ class ImageStages:
             return made or scale
         return _Scale.between(float(later.min()), float(later.max()))
 
-    def _stage(self, stage: str, sample: Sample, scale: _Scale) -> Cloud:
+    def _stage(self, stage: str, sample: Sample, scale: _Scale) -> Stage:
         image = sample["image"]
         self._last, self.pixels = (image, scale), scale.pixels(_rows_of_colors(image))
         low, high = image.float().min(), image.float().max()
@@ -132,7 +132,7 @@ class ImageStages:
         size = f"{pixels.shape[1]} x {pixels.shape[0]} pixels, {low:.4g} to {high:.4g}"
         if "boxes" in sample:
             pixels, size = draw_boxes(pixels, _boxes(sample)), f"{size}, {len(sample['boxes'])} boxes"
-        return _flat(stage, size, (Panel(stage, pixels),))
+        return _flat(stage, size, (ImagePanel(stage, pixels),))
 
 
 def _rows_of_colors(image: Tensor) -> np.ndarray:
@@ -147,39 +147,39 @@ def _taken(function: Any, arguments: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in arguments.items() if name in names}
 
 
-def _boxes(sample: Sample) -> list[Box]:
+def _boxes(sample: Sample) -> list[DrawnBox]:
     """The boxes of a sample: green, and hatched grey where they are ignored."""
     ignored = sample["is_ignored"].tolist() if "is_ignored" in sample else [False] * len(sample["boxes"])
-    truth, hidden = Box((), COLORS["truth"]), Box((), COLORS["ignored"], style="hatched")
+    truth, hidden = DrawnBox((), COLORS["truth"]), DrawnBox((), COLORS["ignored"], style="hatched")
     corners = map(tuple, sample["boxes"].tolist())
     found = [replace(hidden if each else truth, corners=own) for own, each in zip(corners, ignored, strict=True)]
     return sorted(found, key=lambda box: box.style)
 
 
-def target_stages(task: Task, batch: Batch, *, pixels: np.ndarray | None = None) -> Iterator[Cloud]:
+def target_stages(task: Task, batch: Batch, *, pixels: np.ndarray | None = None) -> Iterator[Stage]:
     """What a task works out of a batch before the forward pass, where it draws that, on `pixels` (H, W, 3) uint8."""
-    show_targets = TaskMembers.show_targets.of(task)
+    show_targets = TaskMembers.show_targets.get(task)
     if show_targets is None:
         return
     more = {} if pixels is None else _taken(show_targets, {"pixels": pixels})
     for stage, (pictures, figures) in show_targets(batch, **more).items():
-        panels = tuple(Panel(each.name, each.pixels) for each in pictures)
+        panels = tuple(ImagePanel(each.name, each.pixels) for each in pictures)
         text = "; ".join(f"{each.name}: {each.caption}" for each in pictures)
         yield _flat(stage, text, panels, figures)
 
 
 def draws_pictures(task: Task) -> bool:
     """Whether a task draws pictures of its predictions."""
-    return TaskMembers.show.of(task) is not None
+    return TaskMembers.show.get(task) is not None
 
 
 def takes_score(task: Task) -> bool:
     """Whether the least score of what a task draws can be given."""
-    show = TaskMembers.show.of(task)
+    show = TaskMembers.show.get(task)
     return show is not None and "score" in inspect.signature(show).parameters
 
 
-def _flat(stage: str, text: str, panels: tuple[Panel, ...], figures: Mapping[str, Any] | None = None) -> Cloud:
+def _flat(stage: str, text: str, panels: tuple[ImagePanel, ...], figures: Mapping[str, Any] | None = None) -> Stage:
     """A stage of pictures alone."""
-    none = ByColor("image", np.zeros((0, 3), dtype=np.uint8))
-    return Cloud(stage, _NO_POINTS, (none,), description=text, panels=panels, figures=figures or {})
+    none = RgbColoring("image", np.zeros((0, 3), dtype=np.uint8))
+    return Stage(stage, _NO_POINTS, (none,), description=text, panels=panels, figures=figures or {})

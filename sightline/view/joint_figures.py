@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sightline.geometry.volumes import Placement, to_camera, to_voxels
-from sightline.tasks.pose import read_joints
+from sightline.geometry.volumes import CubePlacement, to_camera, to_voxels
+from sightline.tasks.pose import decode_joints
 
 __all__ = [
     "describe_errors",
@@ -19,10 +19,10 @@ __all__ = [
     "describe_round_trip",
     "describe_target",
     "errors_of_joints",
-    "nearest",
+    "median_nearest_distance",
     "placed_figures",
     "target_figures",
-    "unrounded",
+    "without_rounding",
 ]
 
 _ROUND_TRIP_MM = 1e-9
@@ -31,12 +31,12 @@ _HALF_A_CELL = 0.5 + 1e-3
 """Beside a cell's border float32 cannot decide which of two cells is larger."""
 
 
-def unrounded(placement: Placement) -> Placement:
+def without_rounding(placement: CubePlacement) -> CubePlacement:
     """The same cube without the roundings of the authors' release: where things are, and not where they are put."""
     return replace(placement, compat="none")
 
 
-def nearest(joints: np.ndarray, points: np.ndarray) -> float | None:
+def median_nearest_distance(joints: np.ndarray, points: np.ndarray) -> float | None:
     """The median over joints (J, 3) of the distance to the nearest of the points (N, 3); None without either.
 
     A joint lies a finger's radius below the skin: a distance much above that means that joints and image disagree.
@@ -46,12 +46,12 @@ def nearest(joints: np.ndarray, points: np.ndarray) -> float | None:
     return float(np.median([np.sqrt(((points - joint) ** 2).sum(axis=1).min()) for joint in joints]))
 
 
-def placed_figures(placement: Placement, joints: Tensor, raw: Tensor, visible: Tensor) -> dict[str, Any]:
+def placed_figures(placement: CubePlacement, joints: Tensor, raw: Tensor, visible: Tensor) -> dict[str, Any]:
     """How many joints (J, 3) lie in the cube, and how far they are from the raw ones when they are brought back to mm.
 
     Joints that are not visible are left out.
     """
-    exact = unrounded(placement)
+    exact = without_rounding(placement)
     voxels = to_voxels(joints.double()[None], exact)
     off = (to_camera(voxels, exact)[0] - raw).norm(dim=1)[visible]
     inside = ((voxels[0] >= 0) & (voxels[0] < placement.size)).all(dim=1) & visible
@@ -64,14 +64,14 @@ def placed_figures(placement: Placement, joints: Tensor, raw: Tensor, visible: T
     }
 
 
-def target_figures(heatmaps: Tensor, placement: Placement, raw: Tensor, visible: Tensor) -> dict[str, Any]:
+def target_figures(heatmaps: Tensor, placement: CubePlacement, raw: Tensor, visible: Tensor) -> dict[str, Any]:
     """How far the joints of heat maps (J, V, V, V) are from the raw ones (J, 3), in mm and in cells.
 
     Read from the largest cell, which may be half a cell off along each axis of the grid and no more, and by the
     parabola around it. Only visible joints inside of the cube count: the map of another has no peak.
     """
     cell_voxels = placement.size / heatmaps.shape[-1]
-    exact = unrounded(placement)
+    exact = without_rounding(placement)
     wanted = to_voxels(raw[None], exact) / cell_voxels
     is_inside = ((wanted[0] >= 0) & (wanted[0] < heatmaps.shape[-1])).all(dim=1)
     counted = is_inside & visible
@@ -83,10 +83,10 @@ def target_figures(heatmaps: Tensor, placement: Placement, raw: Tensor, visible:
     names = ("target_off_cells", "target_off_mm", "target_off_max_mm", "parabola_off_max_mm", "is_sound")
     if not bool(counted.any()):
         return figures | dict.fromkeys(names)
-    found = read_joints(heatmaps[None], placement, decoding="argmax")
+    found = decode_joints(heatmaps[None], placement, decoding="argmax")
     cells = float(((to_voxels(found, exact) / cell_voxels) - wanted)[0, counted].abs().max())
     off = (found[0] - raw).norm(dim=1)[counted]
-    smooth = read_joints(heatmaps[None], placement, decoding="parabola")[0]
+    smooth = decode_joints(heatmaps[None], placement, decoding="parabola")[0]
     finest = float((smooth - raw).norm(dim=1)[counted].max())
     values = (cells, float(off.mean()), float(off.max()), finest, cells <= _HALF_A_CELL)
     return figures | dict(zip(names, values, strict=True))
@@ -110,10 +110,10 @@ def errors_of_joints(found: Tensor, true: Tensor, visible: Tensor, names: Sequen
 # --- in words --------------------------------------------------------------------------------------------------------
 
 
-def describe_placing(placement: Placement) -> str:
+def describe_placing(placement: CubePlacement) -> str:
     """Where the cube lies, and how it is varied."""
     middle = ", ".join(f"{value:.0f}" for value in placement.reference_mm[0].tolist())
-    neutral = (placement.original - placement.size) / 2
+    neutral = (placement.grid_size - placement.size) / 2
     shift = (placement.shift[0] - neutral).tolist()
     varied = [f"scaled by {float(placement.scale[0]):.2f}"] if float(placement.scale[0]) != 1 else []
     if float(placement.angle_rad[0]):

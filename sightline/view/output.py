@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 
 from sightline.data.files.ply_writing import write_ply
-from sightline.evaluation.kept_predictions import file_stems
+from sightline.evaluation.saved_predictions import file_stems
 from sightline.pictures import encode_png
-from sightline.runs.durable import disk_failure
+from sightline.runs.atomic_files import disk_failure
 from sightline.runs.run_directory import RunDirectory
-from sightline.view.clouds import ByClass, Subject
 from sightline.view.page import encode_page
-from sightline.view.sheet import Tile, draw_sheet, tiles_of
+from sightline.view.sheet import Tile, draw_sheet, make_tiles
+from sightline.view.stages import ClassColoring, ViewedSample
 from sightline.view.vtk import encode_vtk
 
 __all__ = ["write_views"]
@@ -26,7 +26,7 @@ _MOST_INDEX_BYTES = 4_000_000
 
 
 def write_views(
-    folder: RunDirectory, subjects: Sequence[Subject], *, title: str, hidden: Sequence[str], most: int
+    folder: RunDirectory, subjects: Sequence[ViewedSample], *, title: str, hidden: Sequence[str], most: int
 ) -> list[str]:
     """Write `<sample>.png`, a PLY file of each cloud on it, and `view.html`; returns the names of all.
 
@@ -37,13 +37,13 @@ def write_views(
     earlier = _listed(folder.path / _PAGE)
     written = []
     for stem, subject in zip(file_stems([subject.name for subject in subjects]), subjects, strict=True):
-        tile_px = 400 if all(cloud.is_flat for cloud in subject.clouds) else 300  # boxes and dots on pictures are small
+        tile_px = 400 if all(cloud.is_flat for cloud in subject.stages) else 300  # boxes and dots on pictures are small
         folder.write_bytes(f"{stem}.png", encode_png(draw_sheet(subject, hidden=hidden, tile_px=tile_px)))
         written.append(f"{stem}.png")
-        tiles = [tile for tile in tiles_of(subject) if tile.panel is None]
+        tiles = [tile for tile in make_tiles(subject) if tile.panel is None]
         views = file_stems([f"{place}_{t.cloud.stage}_{t.coloring.name}" for place, t in enumerate(tiles)])
         for view, tile in zip(views, tiles, strict=True):
-            labels = tile.coloring.labels() if isinstance(tile.coloring, ByClass) else None
+            labels = tile.coloring.labels() if isinstance(tile.coloring, ClassColoring) else None
             if not len(tile.cloud.points):
                 continue
             written.append(f"{stem}.{view}.ply")
@@ -70,10 +70,10 @@ def _listed(page: Path) -> set[str]:
     return {name for name in held if Path(name).name == name and Path(name).suffix in (".png", ".ply", ".vtk")}
 
 
-def _write_figures(folder: RunDirectory, stem: str, subject: Subject) -> list[str]:
+def _write_figures(folder: RunDirectory, stem: str, subject: ViewedSample) -> list[str]:
     """The skeletons and the volume of each stage that has them; the label of a skeleton's points is its number."""
     written = []
-    for name, cloud in zip(file_stems([cloud.stage for cloud in subject.clouds]), subject.clouds, strict=True):
+    for name, cloud in zip(file_stems([cloud.stage for cloud in subject.stages]), subject.stages, strict=True):
         chains = [each.chain() for each in cloud.skeletons]
         label = np.repeat(np.arange(len(chains)), [len(chain) for chain in chains])
         if len(label):

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from sightline.pictures import encode_png
-from sightline.view.clouds import ByClass, ByColor, Cloud, Coloring, Subject
-from sightline.view.sheet import thinned
+from sightline.view.sheet import subsample
+from sightline.view.stages import ClassColoring, Coloring, RgbColoring, Stage, ViewedSample
 from sightline.view.volumes import Volume
 
 __all__ = ["MOST_BYTES", "MOST_SHOWN", "encode_page", "shown_per_cloud"]
@@ -29,7 +29,7 @@ _STEPS = 65_535
 
 
 def encode_page(
-    subjects: Sequence[Subject],
+    subjects: Sequence[ViewedSample],
     *,
     title: str,
     notes: Sequence[str] = (),
@@ -65,9 +65,9 @@ def encode_page(
     return page
 
 
-def shown_per_cloud(subjects: Sequence[Subject], *, most: int) -> int:
+def shown_per_cloud(subjects: Sequence[ViewedSample], *, most: int) -> int:
     """The largest number of points per cloud, up to `most`, with which all clouds fit into `MOST_BYTES` of base64."""
-    clouds = [(len(cloud.points), _bytes_per_point(cloud)) for subject in subjects for cloud in subject.clouds]
+    clouds = [(len(cloud.points), _bytes_per_point(cloud)) for subject in subjects for cloud in subject.stages]
 
     def num_bytes(count: int) -> float:
         return sum(min(size, count) * width for size, width in clouds) * 4 / 3
@@ -79,24 +79,24 @@ def shown_per_cloud(subjects: Sequence[Subject], *, most: int) -> int:
     return low
 
 
-def _bytes_per_point(cloud: Cloud) -> int:
-    widths = {ByClass: 2, ByColor: 3}
+def _bytes_per_point(cloud: Stage) -> int:
+    widths = {ClassColoring: 2, RgbColoring: 3}
     return 6 + sum(widths.get(type(each), 0) for each in cloud.colorings)
 
 
-def _subject(subject: Subject, count: int) -> dict[str, Any]:
+def _subject(subject: ViewedSample, count: int) -> dict[str, Any]:
     whole = [f"{key}: {subject.facts[key]}" for key in ("class", "category") if key in subject.facts]
     return {
         "name": subject.name,
         "facts": whole,
         "up": subject.up_axis,
-        "clouds": [_cloud(cloud, count) for cloud in subject.clouds],
+        "clouds": [_cloud(cloud, count) for cloud in subject.stages],
     }
 
 
-def _cloud(cloud: Cloud, count: int) -> dict[str, Any]:
+def _cloud(cloud: Stage, count: int) -> dict[str, Any]:
     finite = np.flatnonzero(np.isfinite(cloud.points).all(axis=1))
-    rows = thinned(finite, count)
+    rows = subsample(finite, count)
     points = cloud.points[rows].astype(np.float64)
     extent = cloud.extent() or ([0.0] * 3, [0.0] * 3)
     low, high = (np.array(bound) for bound in extent)
@@ -123,9 +123,9 @@ def _cloud(cloud: Cloud, count: int) -> dict[str, Any]:
 
 def _coloring(coloring: Coloring, rows: np.ndarray) -> dict[str, Any]:
     """Codes that count the rows of its legend, colours, or for heights nothing: the page finds them itself."""
-    if isinstance(coloring, ByColor):
+    if isinstance(coloring, RgbColoring):
         return {"name": coloring.name, "kind": "colors", "values": _base64(coloring.rgb[rows])}
-    if not isinstance(coloring, ByClass):
+    if not isinstance(coloring, ClassColoring):
         return {"name": coloring.name, "kind": "height"}
     legend = coloring.legend()
     place_of = {name: place for place, (name, _, _) in enumerate(legend)}

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sightline.geometry.pinhole import project
-from sightline.pictures import PALETTE, ramp
-from sightline.view.skeletons import Skeleton
+from sightline.geometry.pinhole import project_points
+from sightline.pictures import PALETTE, apply_colormap
+from sightline.view.skeletons import JointFigure
 from sightline.view.volumes import PLANES, Plane, Volume
 
-__all__ = ["Panel", "Window", "depth_panel", "slices_panel", "volume_panels"]
+__all__ = ["ImagePanel", "Window", "depth_panel", "slices_panel", "volume_panels"]
 
 _SIDE_PX = 352
 _PAPER, _OUTSIDE, _SHADE = (252, 252, 252), (222, 226, 231), (226, 230, 235)
@@ -24,7 +24,7 @@ Window = tuple[int, int, int, int]
 
 
 @dataclass(frozen=True, eq=False)
-class Panel:
+class ImagePanel:
     """A picture (H, W, 3) uint8 and what it is called."""
 
     name: str
@@ -35,12 +35,12 @@ def depth_panel(
     name: str,
     depth: np.ndarray,
     camera: np.ndarray,
-    skeletons: Sequence[Skeleton],
+    skeletons: Sequence[JointFigure],
     *,
     window: Window | None = None,
     is_inside: np.ndarray | None = None,
-    cube: Skeleton | None = None,
-) -> Panel:
+    cube: JointFigure | None = None,
+) -> ImagePanel:
     """A depth image (H, W), dark where near, with figures in the camera's frame over it.
 
     Only its `window` is shown; measured pixels that are not inside are grey; `cube` is drawn in thin lines.
@@ -52,17 +52,19 @@ def depth_panel(
     pixels[shown > 0] = _OUTSIDE
     if (inside > 0).any():
         measured = inside[inside > 0]
-        pixels[inside > 0] = ramp(measured.clip(*np.percentile(measured, (2, 98))))
+        pixels[inside > 0] = apply_colormap(measured.clip(*np.percentile(measured, (2, 98))))
     times = _times(shown.shape)
 
     def places(points: np.ndarray) -> np.ndarray:  # the middle of a pixel lies at a whole number
-        return (project(points, camera)[:, :2] - (left, top) + 0.5) * times
+        return (project_points(points, camera)[:, :2] - (left, top) + 0.5) * times
 
     figures = [each.moved(places(each.joints)) for each in ([cube] if cube else []) + list(skeletons)]
-    return Panel(name, _drawn_over(_enlarged(pixels, times), figures, num_thin=1 if cube else 0))
+    return ImagePanel(name, _drawn_over(_enlarged(pixels, times), figures, num_thin=1 if cube else 0))
 
 
-def volume_panels(volume: Volume, skeletons: Sequence[Skeleton], *, behind: Volume | None = None) -> list[Panel]:
+def volume_panels(
+    volume: Volume, skeletons: Sequence[JointFigure], *, behind: Volume | None = None
+) -> list[ImagePanel]:
     """The volume's largest values from three sides, with figures in its cloud's frame over them.
 
     `behind` it lies the shade of another volume of the same space.
@@ -74,12 +76,12 @@ def volume_panels(volume: Volume, skeletons: Sequence[Skeleton], *, behind: Volu
         pixels = _enlarged(volume.colors(values, owners), times)
         if behind is not None:
             pixels = _on_shade(pixels, behind.projection(plane)[0])
-        figures = [each.moved(volume.places(each.joints, plane) * times) for each in skeletons]
-        panels.append(Panel(_NAMES[plane], _drawn_over(pixels, figures)))
+        figures = [each.moved(volume.to_pixels(each.joints, plane) * times) for each in skeletons]
+        panels.append(ImagePanel(_NAMES[plane], _drawn_over(pixels, figures)))
     return panels
 
 
-def slices_panel(volume: Volume) -> Panel:
+def slices_panel(volume: Volume) -> ImagePanel:
     """Sixteen slices along z on one picture, the nearest at the upper left, evenly from the first that holds something
     to the last."""
     held = np.flatnonzero((volume.values > 0.02).any(axis=(0, 1)))
@@ -90,7 +92,7 @@ def slices_panel(volume: Volume) -> Panel:
         for number in numbers
     ]
     rows = [np.concatenate(cards[start : start + 4], axis=1) for start in range(0, _NUM_SLICES, 4)]
-    return Panel(f"slices, z {first} to {last}", np.concatenate(rows))
+    return ImagePanel(f"slices, z {first} to {last}", np.concatenate(rows))
 
 
 def _times(shape: Sequence[int]) -> int:
@@ -109,7 +111,7 @@ def _on_shade(pixels: np.ndarray, behind: np.ndarray) -> np.ndarray:
     return (pixels * (1 - darkness)).round().astype(np.uint8)
 
 
-def _drawn_over(pixels: np.ndarray, figures: Sequence[Skeleton], *, num_thin: int = 0) -> np.ndarray:
+def _drawn_over(pixels: np.ndarray, figures: Sequence[JointFigure], *, num_thin: int = 0) -> np.ndarray:
     """Figures whose joints are places (J, 2) of a picture: bones in their own colour, joints in the palette's.
 
     The first `num_thin` figures are thin lines without joints.
@@ -122,7 +124,7 @@ def _drawn_over(pixels: np.ndarray, figures: Sequence[Skeleton], *, num_thin: in
         ends, color = figure.lines()
         for end in ends.reshape(-1, 4).tolist():
             draw.line(end, fill=tuple(color.tolist()), width=1 if number < num_thin else 3)
-        for joint in figure.known().tolist() if number >= num_thin else ():
+        for joint in figure.known_joint_indices().tolist() if number >= num_thin else ():
             x, y = figure.joints[joint].tolist()
             fill = tuple(PALETTE[joint % len(PALETTE)].tolist())
             draw.ellipse((x - 4, y - 4, x + 4, y + 4), fill=fill, outline=tuple(color.tolist()))

@@ -7,38 +7,38 @@ from typing import Any
 
 import numpy as np
 
-from sightline.pictures import UNLABELLED, colors_of, ramp
+from sightline.pictures import UNLABELLED, apply_colormap, label_colors
 from sightline.tasks.segment import WRONG
 from sightline.types import Sample
-from sightline.view.panels import Panel
+from sightline.view.panels import ImagePanel
 
 __all__ = ["describe_image", "image_panels", "prediction_panels"]
 
 _EMPTY = np.array([28, 31, 36], dtype=np.uint8)
 
 
-def image_panels(sample: Sample, facts: Mapping[str, Any]) -> tuple[Panel, ...]:
+def image_panels(sample: Sample, facts: Mapping[str, Any]) -> tuple[ImagePanel, ...]:
     """The distances of a `range_image` (H, W), dark where near, and its labels where it has any; empty pixels black."""
     distance = sample["range_image"].float().numpy()
     is_empty = distance < 0
     pixels = np.broadcast_to(_EMPTY, (*distance.shape, 3)).copy()
     if not is_empty.all():
-        pixels[~is_empty] = ramp(np.log1p(distance[~is_empty]))
-    panels = [Panel("range", pixels)]
+        pixels[~is_empty] = apply_colormap(np.log1p(distance[~is_empty]))
+    panels = [ImagePanel("range", pixels)]
     if "label" in sample and sample["label"].shape == distance.shape:
-        panels.append(Panel("labels", _of_classes(sample["label"].numpy(), is_empty, facts)))
+        panels.append(ImagePanel("labels", _of_classes(sample["label"].numpy(), is_empty, facts)))
     return tuple(panels)
 
 
-def prediction_panels(sample: Mapping[str, Any], seen: np.ndarray, facts: Mapping[str, Any]) -> tuple[Panel, ...]:
+def prediction_panels(sample: Mapping[str, Any], seen: np.ndarray, facts: Mapping[str, Any]) -> tuple[ImagePanel, ...]:
     """The predicted classes (H, W) of a range image, and where they are wrong, in red."""
     is_empty = sample["range_image"].float().cpu().numpy() < 0
-    panels = [Panel("predicted pixels", _of_classes(seen, is_empty, {}))]
+    panels = [ImagePanel("predicted pixels", _of_classes(seen, is_empty, {}))]
     if "label" in sample and sample["label"].shape == seen.shape:
         label = sample["label"].cpu().numpy()
         is_wrong = (seen != label) & (label != facts.get("ignore_index")) & ~is_empty
         pixels = np.where(is_empty[..., None], _EMPTY, np.where(is_wrong[..., None], WRONG, UNLABELLED))
-        panels.append(Panel("wrong pixels", pixels.astype(np.uint8)))
+        panels.append(ImagePanel("wrong pixels", pixels.astype(np.uint8)))
     return tuple(panels)
 
 
@@ -55,5 +55,5 @@ def describe_image(sample: Sample) -> str:
 
 def _of_classes(labels: np.ndarray, is_empty: np.ndarray, facts: Mapping[str, Any]) -> np.ndarray:
     codes = np.where(labels == facts.get("ignore_index"), -1, labels)
-    pixels: np.ndarray = np.where(is_empty[..., None], _EMPTY, colors_of(codes)).astype(np.uint8)
+    pixels: np.ndarray = np.where(is_empty[..., None], _EMPTY, label_colors(codes)).astype(np.uint8)
     return pixels

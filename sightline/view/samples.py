@@ -6,20 +6,20 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
 
-from sightline.data.loading.reading import BatchReader
+from sightline.data.loading.batch_reader import BatchReader
 from sightline.engine.train import Task
 from sightline.errors import ConfigError
-from sightline.members import TaskMembers
+from sightline.optional_members import TaskMembers
 from sightline.pictures import Frame
 from sightline.types import Batch, DataInfo, Sample, SampleKey
 from sightline.view.cloud_stages import CloudStages
-from sightline.view.clouds import Cloud, Subject
 from sightline.view.depth_stages import DepthStages
 from sightline.view.digests import RawReads
 from sightline.view.image_stages import ImageStages, draws_pictures, target_stages
-from sightline.view.predictor import SHOWN, Predictor
+from sightline.view.predictor import SHOWN, SamplePredictor
+from sightline.view.stages import Stage, ViewedSample
 
-__all__ = ["Branch", "can_draw_predictions", "sample_subject"]
+__all__ = ["Branch", "can_draw_predictions", "view_sample"]
 
 _SEEN = {"train": "model input in training", "evaluate": "model input in evaluation"}
 
@@ -33,7 +33,7 @@ class Branch:
     epoch: int = 0
 
 
-class Stages(Protocol):
+class StageBuilder(Protocol):
     """The stages of samples of one kind: the raw one, the result of each transform, the prediction.
 
     `whole` are facts of the sample as a whole, `frame` is the frame of its stages.
@@ -42,16 +42,16 @@ class Stages(Protocol):
     whole: dict[str, str]
     frame: Frame
 
-    def raw(self, sample: Sample) -> Cloud: ...
+    def raw_stage(self, sample: Sample) -> Stage: ...
 
-    def changed(self, stage: str, before: Sample, sample: Sample) -> Iterable[Cloud]: ...
+    def after_transform(self, stage: str, before: Sample, sample: Sample) -> Iterable[Stage]: ...
 
-    def predicted(
-        self, clouds: Sequence[Cloud], batch: Batch, predictions: Mapping[str, Any], predictor: Predictor
-    ) -> tuple[Cloud, dict[str, Any]]: ...
+    def prediction_stages(
+        self, clouds: Sequence[Stage], batch: Batch, predictions: Mapping[str, Any], predictor: SamplePredictor
+    ) -> tuple[Stage, dict[str, Any]]: ...
 
 
-def sample_subject(
+def view_sample(
     index: int,
     *,
     name: str,
@@ -59,9 +59,9 @@ def sample_subject(
     seed: int,
     facts: Mapping[str, Any],
     task: Task | None = None,
-    predictor: Predictor | None = None,
+    predictor: SamplePredictor | None = None,
     raw_epochs: Sequence[int] = (),
-) -> Subject:
+) -> ViewedSample:
     """A sample as its data set gives it, after each transform of each branch and, with a predictor, as predicted.
 
     The stages hold the very bits that training in the branch's epoch, or evaluation, sees; with a predictor the last
@@ -70,20 +70,22 @@ def sample_subject(
     first branch. Raises ConfigError for a data set that cannot be drawn.
     """
     description: dict[str, Any] = {"index": index}
-    reads = RawReads.of(branches[0].reader, index=index, seed=seed, epochs=raw_epochs) if raw_epochs else None
-    clouds: list[Cloud] = []
-    kind: Stages | None = None
+    reads = RawReads.read(branches[0].reader, index=index, seed=seed, epochs=raw_epochs) if raw_epochs else None
+    clouds: list[Stage] = []
+    kind: StageBuilder | None = None
     for branch in branches:
-        stages = branch.reader.stages(SampleKey(index, branch.epoch, seed))
+        stages = branch.reader.sample_stages(SampleKey(index, branch.epoch, seed))
         _, sample = next(stages)
         if kind is None:
             kind = _kind_of(sample, branch.reader.dataset.info, facts)
-            clouds.append(_described(kind.raw(sample), reads.line if reads else "", _description_of_raw(branches)))
-        changed: list[Cloud] = []
+            clouds.append(
+                _described(kind.raw_stage(sample), reads.line if reads else "", _description_of_raw(branches))
+            )
+        changed: list[Stage] = []
         last = len(clouds)
         for place, (transform, after) in enumerate(stages, start=1):
             last = len(clouds) + len(changed)
-            changed += kind.changed(f"{branch.name} {place}: {transform}", sample, after)
+            changed += kind.after_transform(f"{branch.name} {place}: {transform}", sample, after)
             sample = after
         clouds += changed
         clouds[last:] = [_described(cloud, _SEEN[branch.name]) for cloud in clouds[last:]]
@@ -96,9 +98,11 @@ def sample_subject(
         description["raw"] = reads.to_dict()
     if predictor is not None:  # the last branch is the one that evaluates
         batch, predictions = predictor(SampleKey(index, 0, seed))
-        predicted, description["prediction"] = kind.predicted([clouds[0], *changed], batch, predictions, predictor)
+        predicted, description["prediction"] = kind.prediction_stages(
+            [clouds[0], *changed], batch, predictions, predictor
+        )
         clouds.append(predicted)
-    return Subject(name, tuple(clouds), kind.frame, description)
+    return ViewedSample(name, tuple(clouds), kind.frame, description)
 
 
 _KINDS: dict[str, type[CloudStages | DepthStages | ImageStages]] = {
@@ -112,10 +116,10 @@ _KINDS: dict[str, type[CloudStages | DepthStages | ImageStages]] = {
 def can_draw_predictions(task: Task, info: DataInfo) -> bool:
     """Whether predictions of a task can be drawn over the samples of a set."""
     kind = next((each for each in _KINDS.values() if each.needs <= info.fields.keys()), None)
-    return draws_pictures(task) if kind is ImageStages else bool(SHOWN.keys() & TaskMembers.predicts.of(task))
+    return draws_pictures(task) if kind is ImageStages else bool(SHOWN.keys() & TaskMembers.predicts.get(task))
 
 
-def _kind_of(sample: Sample, info: DataInfo, facts: Mapping[str, Any]) -> Stages:
+def _kind_of(sample: Sample, info: DataInfo, facts: Mapping[str, Any]) -> StageBuilder:
     for kind in _KINDS.values():
         if kind.needs <= sample.keys():
             return kind(sample, info, facts)
@@ -127,6 +131,6 @@ def _description_of_raw(branches: Sequence[Branch]) -> str:
     return ", ".join(_SEEN[branch.name] for branch in branches if not branch.reader.has_transforms)
 
 
-def _described(cloud: Cloud, *more: str) -> Cloud:
+def _described(cloud: Stage, *more: str) -> Stage:
     """The stage with a longer description."""
     return replace(cloud, description="; ".join(line for line in (cloud.description, *more) if line))

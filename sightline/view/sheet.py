@@ -9,10 +9,10 @@ from typing import NamedTuple
 import numpy as np
 
 from sightline.pictures import INK, PAGE, Lines, draw_legend, fit_text, render_clouds
-from sightline.view.clouds import ByClass, Cloud, Coloring, Subject
-from sightline.view.panels import Panel
+from sightline.view.panels import ImagePanel
+from sightline.view.stages import ClassColoring, Coloring, Stage, ViewedSample
 
-__all__ = ["MOST_DRAWN", "Tile", "draw_sheet", "thinned", "tiles_of"]
+__all__ = ["MOST_DRAWN", "Tile", "draw_sheet", "make_tiles", "subsample"]
 
 MOST_DRAWN = 60_000
 """Points of a cloud on a card: more lie behind one another, and cost seconds."""
@@ -24,20 +24,20 @@ _OF_PREDICTIONS = ("ground truth", "prediction", "error")
 class Tile(NamedTuple):
     """A cloud in one colouring or, where there is one, a flat picture of its stage; and what stands below it."""
 
-    cloud: Cloud
+    cloud: Stage
     coloring: Coloring
     caption: str
-    panel: Panel | None = None
+    panel: ImagePanel | None = None
 
 
-def tiles_of(subject: Subject) -> list[Tile]:
+def make_tiles(subject: ViewedSample) -> list[Tile]:
     """Every stage in its first colouring, the raw one by its classes too, predictions by truth, prediction and error.
 
     The flat pictures of a stage follow it.
     """
     tiles: list[Tile] = []
-    has_predictions = any(cloud.coloring(_OF_PREDICTIONS[-1]) for cloud in subject.clouds)
-    for place, cloud in enumerate(subject.clouds):
+    has_predictions = any(cloud.coloring(_OF_PREDICTIONS[-1]) for cloud in subject.stages)
+    for place, cloud in enumerate(subject.stages):
         first, count = cloud.colorings[0], len(cloud.points)
         if cloud.stage == "prediction":
             drawn = [each for each in cloud.colorings if each.name in _OF_PREDICTIONS]
@@ -48,21 +48,21 @@ def tiles_of(subject: Subject) -> list[Tile]:
         if cloud.is_flat:
             tiles += [Tile(cloud, first, panel.name, panel) for panel in cloud.panels]
             continue
-        is_same = place > 0 and count == len(subject.clouds[place - 1].points)
+        is_same = place > 0 and count == len(subject.stages[place - 1].points)
         tiles.append(Tile(cloud, first, cloud.stage if is_same else f"{cloud.stage} ({count:,})"))
-        classes = next((each for each in cloud.colorings if isinstance(each, ByClass)), first)
+        classes = next((each for each in cloud.colorings if isinstance(each, ClassColoring)), first)
         if place == 0 and classes is not first and not has_predictions:
             tiles.append(Tile(cloud, classes, f"{cloud.stage}: {classes.name}"))
         tiles += [Tile(cloud, first, panel.name, panel) for panel in cloud.panels]
     return tiles
 
 
-def draw_sheet(subject: Subject, *, hidden: Sequence[str] = (), tile_px: int = 300) -> np.ndarray:
+def draw_sheet(subject: ViewedSample, *, hidden: Sequence[str] = (), tile_px: int = 300) -> np.ndarray:
     """The sheet of a sample, (H, W, 3) uint8; points of the classes in `hidden` are left out, and the sheet notes it.
 
     Of clouds above `MOST_DRAWN` points as many are drawn, chosen evenly, the same each time.
     """
-    tiles = tiles_of(subject)
+    tiles = make_tiles(subject)
     columns = max(min(4, len(tiles)), *(len(group) for group in _by_stage(tiles)))
     places = [_drawn(tile, hidden) for tile in _in_rows(tiles, columns)]
     cards = render_clouds(
@@ -100,7 +100,7 @@ def _drawn(tile: Tile | None, hidden: Sequence[str]) -> _Place:
         return _Place()
     if tile.panel is not None:
         return _Place(tile.panel.pixels, tile.caption)
-    rows = thinned(_visible(tile.cloud, hidden), MOST_DRAWN)
+    rows = subsample(_visible(tile.cloud, hidden), MOST_DRAWN)
     lines = tuple(each.lines() for each in tile.cloud.skeletons if each.name not in hidden)
     return _Place(tile.cloud.points[rows], tile.caption, tile.cloud.is_right, tile.coloring.colors()[rows], lines)
 
@@ -118,7 +118,7 @@ def _in_rows(tiles: Sequence[Tile], columns: int) -> list[Tile | None]:
     return places
 
 
-def thinned(rows: np.ndarray, count: int) -> np.ndarray:
+def subsample(rows: np.ndarray, count: int) -> np.ndarray:
     """At most `count` of these rows, chosen evenly by chance but always the same of as many, in their order."""
     if len(rows) <= count:
         return rows
@@ -126,25 +126,25 @@ def thinned(rows: np.ndarray, count: int) -> np.ndarray:
     return rows[np.sort(chosen)]
 
 
-def _visible(cloud: Cloud, hidden: Sequence[str]) -> np.ndarray:
+def _visible(cloud: Stage, hidden: Sequence[str]) -> np.ndarray:
     """The rows of points that are finite and of no hidden class, by the first colouring that has it: by the truth."""
     is_seen = np.isfinite(cloud.points).all(axis=1)
     for name in hidden:
-        of_class = next((e for e in cloud.colorings if isinstance(e, ByClass) and name in e.class_names), None)
+        of_class = next((e for e in cloud.colorings if isinstance(e, ClassColoring) and name in e.class_names), None)
         if of_class is not None:
             is_seen &= of_class.codes != of_class.class_names.index(name)
     return np.flatnonzero(is_seen)
 
 
-def _title(subject: Subject, tiles: Sequence[Tile], hidden: Sequence[str]) -> list[str]:
+def _title(subject: ViewedSample, tiles: Sequence[Tile], hidden: Sequence[str]) -> list[str]:
     """The name with its class; the raw stage's numbers; the descriptions of drawn stages and of the prediction; what is
     not drawn."""
     whole = next((str(subject.facts[key]) for key in ("class", "category") if key in subject.facts), "")
-    first, last = subject.clouds[0], subject.clouds[-1]
+    first, last = subject.stages[0], subject.stages[-1]
     lines = [f"{subject.name}{f': {whole}' if whole else ''}", f"{first.stage}: {', '.join(first.lines())}"]
     lines += [
         f"{cloud.stage}: {cloud.description}"
-        for cloud in subject.clouds[1:]
+        for cloud in subject.stages[1:]
         if cloud.panels and cloud.stage != "prediction"
     ]
     if last.stage == "prediction":
@@ -159,7 +159,7 @@ def _classes(tiles: Sequence[Tile]) -> list[tuple[str, np.ndarray, int]]:
     """Name, colour and number of points of the classes on the tiles, each class once: of the first tile that has it."""
     found: dict[str, tuple[str, np.ndarray, int]] = {}
     for tile in tiles:
-        if isinstance(tile.coloring, ByClass):
+        if isinstance(tile.coloring, ClassColoring):
             for name, color, count in tile.coloring.legend():
                 found.setdefault(name, (name, color, count))
     return list(found.values())

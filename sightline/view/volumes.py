@@ -37,12 +37,12 @@ class Volume:
     is_y_up: bool = field(default=True, kw_only=True)
 
     @classmethod
-    def of_voxels(cls, values: np.ndarray, *, is_y_up: bool) -> Volume:
+    def from_voxels(cls, values: np.ndarray, *, is_y_up: bool) -> Volume:
         """Occupied voxels, in one colour."""
         return cls(values, np.zeros(values.shape, dtype=np.int64), _INK, is_y_up=is_y_up)
 
     @classmethod
-    def of_heatmaps(cls, maps: np.ndarray, *, cell: float, is_y_up: bool) -> Volume:
+    def from_heatmaps(cls, maps: np.ndarray, *, cell: float, is_y_up: bool) -> Volume:
         """The maxima over joints of heat maps (J, X, Y, Z), each cell in the colour of the joint that is largest there.
 
         A map whose peak exceeds 1 is divided by it; values below 0 are cut off.
@@ -52,7 +52,7 @@ class Volume:
         palette = PALETTE[np.arange(len(maps)) % len(PALETTE)]
         return cls(maps.max(axis=0), maps.argmax(axis=0), palette, cell, is_y_up=is_y_up)
 
-    def filled(self, above: float) -> tuple[np.ndarray, np.ndarray]:
+    def cell_centres_above(self, above: float) -> tuple[np.ndarray, np.ndarray]:
         """The middles (N, 3) float64 of the cells with a larger value, in the frame of the cloud, and their owners."""
         places = np.argwhere(self.values > above)
         return (places + 0.5) * self.cell, self.owners[tuple(places.T)]
@@ -73,7 +73,7 @@ class Volume:
         share = values[..., None].astype(np.float64)
         return ((1 - share) * _PAPER + share * self.palette[owners]).round().astype(np.uint8)
 
-    def places(self, points: np.ndarray, plane: Plane) -> np.ndarray:
+    def to_pixels(self, points: np.ndarray, plane: Plane) -> np.ndarray:
         """Where points (P, 3) of the cloud's frame appear: (P, 2) columns and rows, in cells from the upper left."""
         column_axis, row_axis, _ = PLANES[plane]
         columns, rows = points[:, column_axis] / self.cell, points[:, row_axis] / self.cell

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sightline import registry
 from sightline.assigners.atss import ATSS
-from sightline.assigners.base import BACKGROUND, IGNORED, Assigner, Assignment, Predicted
+from sightline.assigners.base import BACKGROUND, IGNORED, Assigner, Assignment, PriorPredictions
 from sightline.assigners.fcos import FCOS
 from sightline.assigners.free_anchor import FreeAnchor
 from sightline.assigners.max_iou import MaxIoU
@@ -34,13 +34,15 @@ ANCHORS = make_anchors(MAPS, STRIDES, SQUARES, dtype=torch.float64)
 POINTS = make_points(MAPS, STRIDES, dtype=torch.float64)
 
 
-def guesses(priors: Priors) -> Predicted:
+def guesses(priors: Priors) -> PriorPredictions:
     """Boxes of 20 x 40 pixels about each prior, a little off, and logits of three classes; the same every time."""
     draw = torch.Generator().manual_seed(4)
     size = torch.tensor([20.0, 40.0]) * (0.7 + 0.6 * torch.rand(len(priors), 2, generator=draw))
     centres = priors.centres + 4 * torch.randn(len(priors), 2, generator=draw)
-    boxes = torch.cat([centres - size / 2, centres + size / 2], dim=1).to(priors.rows.dtype)
-    return Predicted(torch.randn(len(priors), 3, generator=draw), boxes, torch.randn(len(priors), generator=draw))
+    boxes = torch.cat([centres - size / 2, centres + size / 2], dim=1).to(priors.coordinates.dtype)
+    return PriorPredictions(
+        torch.randn(len(priors), 3, generator=draw), boxes, torch.randn(len(priors), generator=draw)
+    )
 
 
 def guessing(assigner: Assigner) -> Callable[..., Assignment]:
@@ -80,7 +82,7 @@ def test_an_image_without_boxes_is_background(pair: str) -> None:
     found = assigner(priors, torch.empty(0, 4), flags())
     assert found.matched.tolist() == [BACKGROUND] * len(priors)
     assert found.matched.dtype == torch.int64
-    assert found.num_claims.sum() == 0
+    assert found.num_candidates.sum() == 0
 
 
 @each_pair
@@ -126,7 +128,7 @@ def test_the_order_of_boxes_decides_nothing_but_ties(pair: str) -> None:
         is_ignored = torch.arange(14) % 5 == 4
         order = torch.randperm(14, generator=torch.Generator().manual_seed(seed))
         found, permuted = assigner(priors, boxes, is_ignored), assigner(priors, boxes[order], is_ignored[order])
-        assert torch.equal(found.num_claims, permuted.num_claims)
+        assert torch.equal(found.num_candidates, permuted.num_candidates)
         one, other = found.matched, permuted.matched
         assert torch.equal(one.clamp(max=0), other.clamp(max=0))
         positive = one >= 0
@@ -136,13 +138,13 @@ def test_the_order_of_boxes_decides_nothing_but_ties(pair: str) -> None:
 @each_pair
 def test_inputs_are_unchanged_and_calls_repeat(pair: str) -> None:
     assigner, priors = PAIRS[pair]
-    boxes, rows = crowd(3), priors.rows.clone()
+    boxes, rows = crowd(3), priors.coordinates.clone()
     kept = boxes.clone().requires_grad_()
     first = assigner(priors, kept, none_ignored(boxes))
     second = assigner(priors, boxes.float(), none_ignored(boxes))
     assert torch.equal(first.matched, assigner(priors, boxes, none_ignored(boxes)).matched)
     assert torch.equal(kept, boxes)
-    assert torch.equal(priors.rows, rows)
+    assert torch.equal(priors.coordinates, rows)
     assert not first.matched.requires_grad
     assert (first.matched != second.matched).float().mean() < 0.02, "rounding of corners to float32 decides ties alone"
 
@@ -153,11 +155,11 @@ def test_assignments_are_the_same_without_kernels(pair: str, monkeypatch: pytest
     boxes = crowd(5, count=30)
     is_ignored = torch.arange(30) % 6 == 5
     compiled = assigner(priors, boxes, is_ignored)
-    monkeypatch.setattr(overlaps, "suits", lambda *tensors: False)
-    monkeypatch.setattr(neighbours, "suits", lambda *tensors: False)
+    monkeypatch.setattr(overlaps, "can_use_numba", lambda *tensors: False)
+    monkeypatch.setattr(neighbours, "can_use_numba", lambda *tensors: False)
     plain = assigner(priors, boxes, is_ignored)
     assert torch.equal(plain.matched, compiled.matched)
-    assert torch.equal(plain.num_claims, compiled.num_claims)
+    assert torch.equal(plain.num_candidates, compiled.num_candidates)
 
 
 def test_equal_boxes_share_what_there_is_by_their_index() -> None:
@@ -167,7 +169,7 @@ def test_equal_boxes_share_what_there_is_by_their_index() -> None:
     assert sorted({*MaxIoU(low_quality="detectron")(ANCHORS, boxes, none_ignored(boxes)).matched.tolist()})[-1] == 0
     assert FCOS()(POINTS, boxes, none_ignored(boxes)).matched.max() == 0
     assert ATSS()(ANCHORS, boxes, none_ignored(boxes)).matched.max() == 0
-    assert (found.num_claims[found.matched >= 0] == 3).any()
+    assert (found.num_candidates[found.matched >= 0] == 3).any()
 
 
 @pytest.mark.parametrize(("left", "expected"), [(3.98, 0), (3.995, BACKGROUND), (4.0, BACKGROUND)])
@@ -207,12 +209,12 @@ def test_a_crowd_stays_far_below_a_gigabyte(kind: str) -> None:
 def large_crowd(kind: str) -> tuple[Callable[..., Assignment], Tensor, Tensor]:
     """An assigner over 100,000 priors, 300 boxes, and which of them are ignored."""
     maps, strides = ((240, 320), (120, 160), (60, 80), (30, 40)), (8, 16, 32, 64)
-    built: Assigner = registry.assigners.entry_of(kind).builder()
-    is_of_points = "anchors" not in built.takes
+    built: Assigner = registry.assigners.get_entry(kind).builder()
+    is_of_points = "anchors" not in built.prior_kinds
     priors = make_points(maps, strides) if is_of_points else make_anchors(maps, strides, SQUARES)
     assert len(priors) >= 100_000
     boxes = crowd(0, count=300, height=1920, width=2560, dtype=torch.float32)
-    given, labels = guesses(priors) if built.needs else None, torch.zeros(300, dtype=torch.int64)
+    given, labels = guesses(priors) if built.needs_predictions else None, torch.zeros(300, dtype=torch.int64)
 
     def assign(boxes: Tensor, is_ignored: Tensor) -> Assignment:
         return built(priors, boxes, is_ignored, labels[: len(boxes)], given)
@@ -274,7 +276,7 @@ def test_wrong_arguments_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_assigners_declare_the_priors_that_they_take() -> None:
-    takes = {name: registry.assigners.entry_of(name).builder.takes for name in registry.assigners.names()}
+    takes = {name: registry.assigners.get_entry(name).builder.takes for name in registry.assigners.names()}
     points, anchors = {"fcos", "ota", "simota"}, {"free_anchor", "max_iou"}
     expected = {name: {"points"} for name in points} | {name: {"anchors"} for name in anchors}
     assert takes == {**expected, "atss": {"anchors", "points"}}
@@ -283,9 +285,9 @@ def test_assigners_declare_the_priors_that_they_take() -> None:
 def test_limits_move_boxes_between_levels() -> None:
     """A box of 96 x 96: points near its middle lie 48 to 60 from a side, below the default limit of P3, 64."""
     box = torch.tensor([[0.0, 0, 96, 96]])
-    level = POINTS.level[FCOS()(POINTS, box, flags(0)).matched == 0]
+    level = POINTS.prior_level[FCOS()(POINTS, box, flags(0)).matched == 0]
     assert level.unique().tolist() == [0]
-    level = POINTS.level[FCOS(limits_px=(32.0, 40.0))(POINTS, box, flags(0)).matched == 0]
+    level = POINTS.prior_level[FCOS(limits_px=(32.0, 40.0))(POINTS, box, flags(0)).matched == 0]
     assert level.unique().tolist() == [2]
     few, all_inside = FCOS()(POINTS, box, flags(0)).matched, FCOS(radius=0.0)(POINTS, box, flags(0)).matched
     assert (all_inside == 0).sum() > (few == 0).sum()
@@ -324,7 +326,7 @@ def test_simota_by_hand() -> None:
     """
     points = make_points(((1, 5),), (8,))
     box = torch.tensor([[0.0, 0, 24, 8]])
-    predicted = Predicted(torch.zeros(5, 1), box.repeat(5, 1), torch.tensor([0.0, -9, 0, 0, 0]))
+    predicted = PriorPredictions(torch.zeros(5, 1), box.repeat(5, 1), torch.tensor([0.0, -9, 0, 0, 0]))
     for topk, expected in ((9, [0, 0, 0, -1, -1]), (2, [0, -1, 0, -1, -1])):
         found = SimOTA(topk=topk)(points, box, flags(0), torch.tensor([0]), predicted)
         assert found.matched.tolist() == expected
@@ -354,8 +356,8 @@ def test_an_iou_equal_to_a_threshold_of_max_iou_reaches_it() -> None:
     for low_quality in (None, "guarantee", "overwrite", "detectron"):
         found = MaxIoU(low_quality=low_quality)(priors, box, torch.tensor([False]))  # type: ignore[arg-type]
         assert found.matched.tolist() == [0, 0, IGNORED, IGNORED, BACKGROUND]
-        assert found.num_claims.tolist() == [1, 1, 0, 0, 0]
+        assert found.num_candidates.tolist() == [1, 1, 0, 0, 0]
     pair = torch.tensor([[0.0, 0, 10, 20], [0, 0, 10, 10]], dtype=torch.float64)
     both = MaxIoU(low_quality=None, boxes_per_prior=2)(priors, pair, torch.tensor([False, False]))
-    assert both.second is not None
-    assert both.second.tolist()[:2] == [1, 0], "the other box overlaps the first two anchors by 1/2 exactly"
+    assert both.second_matched is not None
+    assert both.second_matched.tolist()[:2] == [1, 0], "the other box overlaps the first two anchors by 1/2 exactly"

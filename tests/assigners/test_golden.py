@@ -15,7 +15,7 @@ from sightline.assigners.atss import ATSS
 from sightline.assigners.base import BACKGROUND, IGNORED, Assigner
 from sightline.assigners.fcos import FCOS
 from sightline.assigners.max_iou import MaxIoU
-from sightline.geometry.boxes.codings import (
+from sightline.geometry.boxes.box_coder import (
     centreness,
     decode_deltas,
     decode_distances,
@@ -24,7 +24,7 @@ from sightline.geometry.boxes.codings import (
 )
 from sightline.geometry.boxes.overlaps import OVERLAPS, box_areas, box_sizes, pairwise_iou
 from sightline.geometry.boxes.priors import Priors, make_points
-from sightline.losses.functional_boxes import overlap_loss, sigmoid_bce, sigmoid_focal
+from sightline.losses.box_functional import overlap_loss, sigmoid_bce, sigmoid_focal
 from tests.golden_parity import Golden, load_golden
 
 PLUS_ONE = torch.tensor([0, 0, 1, 1])
@@ -77,7 +77,7 @@ def test_max_iou_is_that_of_detectron_and_mmdetection(shared: Path, case: int) -
     stored = case_of(golden, case)
     priors = anchors(shared, golden.tensor("anchors"), 3)
     if len(stored["gt"]):
-        assert torch.equal(pairwise_iou(stored["gt"], priors.rows), stored["iou"])
+        assert torch.equal(pairwise_iou(stored["gt"], priors.coordinates), stored["iou"])
         assert (stored["iou"].amax(dim=1) > 0).all(), "theirs would make every anchor of a box without any positive"
     for name, arguments in RULES.items():
         if name in stored:
@@ -94,7 +94,7 @@ def test_max_iou_is_that_of_crowddet_but_for_ties(shared: Path, case: int) -> No
         return
     boxes, priors = stored["gt"] + PLUS_ONE, anchors(shared, golden.tensor("anchors") + PLUS_ONE, 3)
     expected = from_labels(stored["crowddet_plus1_top1_labels"][:, 0])
-    overlap = pairwise_iou(boxes, priors.rows)
+    overlap = pairwise_iou(boxes, priors.coordinates)
     is_best = (overlap == overlap.amax(dim=1, keepdim=True)) & (overlap > 0)
     tied = (overlap == overlap.amax(dim=0)).sum(dim=0) > 1
     tied |= (is_best & (is_best.sum(dim=1, keepdim=True) > 1)).any(dim=0)
@@ -104,7 +104,7 @@ def test_max_iou_is_that_of_crowddet_but_for_ties(shared: Path, case: int) -> No
     assert is_only.all() or len(boxes) > 1
     if is_only.all():  # the sum is over all anchors, each with its best box
         own = torch.where(expected >= 0, expected, overlap.argmax(dim=0))
-        total = encode_deltas(priors.rows, boxes[own]).sum(dim=0)
+        total = encode_deltas(priors.coordinates, boxes[own]).sum(dim=0)
         published = stored["crowddet_plus1_top1_target_sum"]
         assert (total - published).abs().max() <= 1e-12 * len(priors)
 
@@ -121,11 +121,11 @@ def test_second_boxes_are_those_of_crowddet_but_for_ties(shared: Path, case: int
     expected = from_labels(stored["crowddet_plus1_top2_labels"])
     assigner = MaxIoU(low_quality=None, boxes_per_prior=2)
     found = assigner(priors, boxes, torch.zeros(len(boxes), dtype=torch.bool))
-    assert found.second is not None
-    overlap = pairwise_iou(boxes, priors.rows).T
+    assert found.second_matched is not None
+    overlap = pairwise_iou(boxes, priors.coordinates).T
     ranked = overlap.sort(dim=1, descending=True).values
     is_tied = (ranked[:, :2] == ranked[:, 1:3]).any(dim=1) if len(boxes) > 2 else ranked[:, 0] == ranked[:, 1]
-    both = torch.stack([found.matched, found.second], dim=1)
+    both = torch.stack([found.matched, found.second_matched], dim=1)
     assert torch.equal(both[~is_tied], expected[~is_tied])
     assert torch.equal(both.clamp(max=0), expected.clamp(max=0))
     ours, theirs = (overlap.gather(1, each.clamp(min=0)) for each in (both, expected))
@@ -155,15 +155,15 @@ def test_fcos_and_its_losses_are_the_published_ones(shared: Path, case: int) -> 
     golden = load_golden(shared, "assign_fcos", area="detect")
     info, stored = golden.info["cases"][case], case_of(golden, case)
     priors = make_points(*levels(shared), dtype=torch.float64)
-    assert torch.equal(priors.rows, torch.cat([golden.tensor(f"points/level{level}") for level in range(5)]))
+    assert torch.equal(priors.coordinates, torch.cat([golden.tensor(f"points/level{level}") for level in range(5)]))
     found = matched(FCOS(radius=info["radius"]), priors, stored["gt"])
     assert torch.equal(found, stored["gt_index"].long())
     classes = torch.where(found >= 0, stored["classes"][found.clamp(min=0)], 0)
     assert torch.equal(classes, stored["label"].long())
 
     positive = found >= 0
-    strides = priors.stride[positive][:, None] if info["normalised_targets"] else 1.0
-    targets = encode_distances(priors.rows[positive], stored["gt"][found[positive]], strides=strides)
+    strides = priors.prior_stride[positive][:, None] if info["normalised_targets"] else 1.0
+    targets = encode_distances(priors.coordinates[positive], stored["gt"][found[positive]], strides=strides)
     assert (targets - stored["positive_ltrb"]).abs().le(1e-12 * 128).all()
     weight = centreness(targets)
     assert (weight - stored["positive_centerness"]).abs().le(1e-12).all()
@@ -242,7 +242,7 @@ def test_atss_and_its_losses_are_the_published_ones(shared: Path, case: int) -> 
 def assert_atss(priors: Priors, found: Tensor, stored: dict[str, Tensor], info: dict[str, Any]) -> None:
     """Targets, centre-ness, losses and gradients of an assignment to half-open boxes."""
     positive = found >= 0
-    rows, boxes = priors.rows[positive], stored["gt"][found[positive]]
+    rows, boxes = priors.coordinates[positive], stored["gt"][found[positive]]
     weights, sides = (10.0, 10.0, 5.0, 5.0), box_sizes(rows)[:, :1] / 8
     centres = priors.centres[positive]
     pixel = AROUND if info.get("is_old") else torch.zeros(4)

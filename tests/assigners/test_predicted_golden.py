@@ -11,15 +11,15 @@ from scipy.optimize import linear_sum_assignment
 from scipy.special import logsumexp
 
 from sightline.assigners import ota
-from sightline.assigners.base import BACKGROUND, Predicted
+from sightline.assigners.base import BACKGROUND, PriorPredictions
+from sightline.assigners.candidates import candidate_pairs
 from sightline.assigners.ota import OTA
-from sightline.assigners.pairs import near_pairs
 from sightline.assigners.simota import SimOTA, _Costs
 from sightline.assigners.sinkhorn import sinkhorn
-from sightline.geometry.boxes.codings import decode_distances
+from sightline.geometry.boxes.box_coder import decode_distances
 from sightline.geometry.boxes.overlaps import iou
 from sightline.geometry.boxes.priors import Priors, make_points
-from sightline.losses.functional_boxes import overlap_loss, sigmoid_bce, sigmoid_focal, smooth_l1
+from sightline.losses.box_functional import overlap_loss, sigmoid_bce, sigmoid_focal, smooth_l1
 from tests.assigners.test_golden import assert_losses, case_of, is_class, levels
 from tests.golden_parity import Golden, load_golden
 
@@ -46,9 +46,9 @@ def test_simota_is_the_published_one(shared: Path, case: int) -> None:
     golden = load_golden(shared, "assign_simota", area="detect")
     stored, priors = case_of(golden, case), simota_points(golden)
     centres = torch.stack([golden.tensor("grid_x"), golden.tensor("grid_y")], dim=1) + 0.5
-    assert torch.equal(centres * golden.tensor("stride")[:, None], priors.rows)
+    assert torch.equal(centres * golden.tensor("stride")[:, None], priors.coordinates)
     rows = stored["pred_cxcywh_obj_cls"]
-    predicted = Predicted(rows[:, 5:], corners(rows[:, :4]), rows[:, 4])
+    predicted = PriorPredictions(rows[:, 5:], corners(rows[:, :4]), rows[:, 4])
     boxes, labels = corners(stored["gt_cxcywh"]), stored["classes"].long()
     none = torch.zeros(len(boxes), dtype=torch.bool)
     found = SimOTA(guarantee=False)(priors, boxes, none, labels, predicted)
@@ -65,8 +65,8 @@ def test_costs_of_simota_are_the_published_ones(shared: Path, case: int) -> None
     golden = load_golden(shared, "assign_simota", area="detect")
     stored, priors = case_of(golden, case), simota_points(golden)
     rows, boxes = stored["pred_cxcywh_obj_cls"], corners(stored["gt_cxcywh"])
-    predicted = Predicted(rows[:, 5:], corners(rows[:, :4]), rows[:, 4])
-    candidates = near_pairs(priors, boxes, 1.5)[1].unique()
+    predicted = PriorPredictions(rows[:, 5:], corners(rows[:, :4]), rows[:, 4])
+    candidates = candidate_pairs(priors, boxes, 1.5)[1].unique()
     if is_out_of_reach(golden, case):
         assert not len(candidates)
         return
@@ -117,7 +117,7 @@ def test_losses_on_simota_are_the_published_ones(shared: Path, case: int) -> Non
 def test_without_boxes_simota_learns_background_alone(shared: Path) -> None:
     golden = load_golden(shared, "assign_simota", area="detect")
     rows, none = golden.tensor("empty/pred"), torch.zeros(0, dtype=torch.bool)
-    predicted = Predicted(rows[:, 5:], corners(rows[:, :4]), rows[:, 4])
+    predicted = PriorPredictions(rows[:, 5:], corners(rows[:, :4]), rows[:, 4])
     found = SimOTA()(
         simota_points(golden), torch.zeros(0, 4, dtype=torch.float64), none, none.long(), predicted
     ).matched
@@ -139,10 +139,10 @@ def test_the_transport_of_ota_is_the_published_one(shared: Path, case: int, monk
         return seen[-1][-1].clone()
 
     monkeypatch.setattr(ota, "sinkhorn", noted)
-    predicted = Predicted(stored["cls_logits"], decode_distances(points.rows, stored["box_ltrb"]))
+    predicted = PriorPredictions(stored["cls_logits"], decode_distances(points.coordinates, stored["box_ltrb"]))
     boxes, labels = stored["gt"], stored["classes"].long()
     OTA()(points, boxes, torch.zeros(len(boxes), dtype=torch.bool), labels, predicted)
-    assert torch.equal(points.rows, torch.cat([golden.tensor(f"points/level{level}") for level in range(5)]))
+    assert torch.equal(points.coordinates, torch.cat([golden.tensor(f"points/level{level}") for level in range(5)]))
     [(cost, supplier, consumer, supply, _, plan)] = seen
     assert torch.equal(supply.double(), stored["supply_mu"])
     near = stored["cost"][:-1] < 1e6
@@ -168,7 +168,7 @@ def test_ota_and_its_losses_are_the_published_ones(shared: Path, case: int) -> N
     stored = case_of(golden, case)
     points = make_points(*levels(shared), dtype=torch.float64)
     boxes, labels = stored["gt"], stored["classes"].long()
-    predicted = Predicted(stored["cls_logits"], decode_distances(points.rows, stored["box_ltrb"]))
+    predicted = PriorPredictions(stored["cls_logits"], decode_distances(points.coordinates, stored["box_ltrb"]))
     found = OTA()(points, boxes, torch.zeros(len(boxes), dtype=torch.bool), labels, predicted).matched
     assert torch.equal(found, stored["gt_index"].long())
 

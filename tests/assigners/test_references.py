@@ -44,7 +44,7 @@ def matrix(a: np.ndarray, b: np.ndarray, *, over_b: bool = False) -> np.ndarray:
 
 def hide(matched: np.ndarray, priors: Priors, regions: np.ndarray) -> np.ndarray:
     """Background inside an ignore region is ignored."""
-    rows = priors.rows.numpy()
+    rows = priors.coordinates.numpy()
     for region in regions:
         if priors.kind == "anchors":
             inside = matrix(region[None], rows, over_b=True)[0] > 0.5
@@ -74,10 +74,10 @@ def literal_max_iou(overlap: np.ndarray, low_quality: str | None) -> np.ndarray:
 
 def literal_fcos(boxes: np.ndarray) -> np.ndarray:
     matched = np.full(len(POINTS), BACKGROUND)
-    points = POINTS.rows.tolist()
+    points = POINTS.coordinates.tolist()
     areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
     limits = [-1, 64, 128, np.inf]
-    for level, rows in enumerate(POINTS.levels):
+    for level, rows in enumerate(POINTS.level_slices):
         for prior in range(rows.start, rows.stop):
             x, y = points[prior]
             smallest = np.inf
@@ -93,13 +93,13 @@ def literal_fcos(boxes: np.ndarray) -> np.ndarray:
 
 
 def literal_atss(boxes: np.ndarray) -> np.ndarray:
-    rows = ANCHORS.rows.numpy()
+    rows = ANCHORS.coordinates.numpy()
     overlap, middles = matrix(boxes, rows), (rows[:, :2] + rows[:, 2:]) / 2
     matched, best = np.full(len(rows), BACKGROUND), np.full(len(rows), -1.0)
     for box, (x1, y1, x2, y2) in enumerate(boxes):
         distance = (middles[:, 0] - (x1 + x2) / 2) ** 2 + (middles[:, 1] - (y1 + y2) / 2) ** 2
         near: list[int] = []
-        for level in ANCHORS.levels:
+        for level in ANCHORS.level_slices:
             places = np.arange(level.start, level.stop)
             near += places[np.lexsort([places, distance[level]])][: 9 * 2].tolist()
         limit = overlap[box, near].mean() + overlap[box, near].std(ddof=1)
@@ -125,7 +125,7 @@ def test_max_iou_is_the_literal_one(low_quality: str | None) -> None:
         real = boxes[~is_ignored].numpy()
         expected = np.full(len(ANCHORS), BACKGROUND)
         if len(real):
-            expected = in_all_boxes(literal_max_iou(matrix(real, ANCHORS.rows.numpy()), low_quality), is_ignored)
+            expected = in_all_boxes(literal_max_iou(matrix(real, ANCHORS.coordinates.numpy()), low_quality), is_ignored)
         found = assigner(ANCHORS, boxes, is_ignored).matched.numpy()
         assert np.array_equal(found, hide(expected, ANCHORS, boxes[is_ignored].numpy())), seed
 
@@ -150,12 +150,12 @@ def test_a_limit_of_atss_is_compared_in_float() -> None:
     """
     draw = np.random.default_rng(0)
     corner, size = draw.uniform(0, [96, 64], (4000, 2)), draw.uniform(8, 48, (4000, 2))
-    boxes, rows = np.concatenate([corner, corner + size], axis=1), ANCHORS.rows.numpy()
+    boxes, rows = np.concatenate([corner, corner + size], axis=1), ANCHORS.coordinates.numpy()
     overlap = matrix(boxes, rows)
     middles, own = (rows[:, :2] + rows[:, 2:]) / 2, (boxes[:, :2] + boxes[:, 2:]) / 2
     distance = ((own[:, None] - middles) ** 2).sum(axis=2)
     near = np.concatenate(
-        [level.start + np.argsort(distance[:, level], axis=1, kind="stable")[:, :18] for level in ANCHORS.levels],
+        [level.start + np.argsort(distance[:, level], axis=1, kind="stable")[:, :18] for level in ANCHORS.level_slices],
         axis=1,
     )
     values = np.take_along_axis(overlap, near, axis=1)
@@ -175,7 +175,7 @@ def test_the_guarantee_holds_and_changes_no_more_than_it_must() -> None:
     for seed in SEEDS:
         boxes = crowd(seed, count=24, height=64, width=64)
         boxes[seed % 24] += 500  # far from all anchors
-        overlap = matrix(boxes.numpy(), ANCHORS.rows.numpy())
+        overlap = matrix(boxes.numpy(), ANCHORS.coordinates.numpy())
         before = literal_max_iou(overlap, "guarantee")
         found = MaxIoU()(ANCHORS, boxes, torch.zeros(len(boxes), dtype=torch.bool)).matched.numpy()
         owners = {*before[before >= 0].tolist()}

@@ -14,10 +14,10 @@ import torch
 
 from sightline.bench import runner
 from sightline.bench.agreement import allclose, equal
-from sightline.bench.case import Case, Exactly, Run, Variant, variant
+from sightline.bench.case import BenchmarkCase, ExactComparison, Implementation, Run, implementation
 from sightline.bench.memory import MemoryMeter
-from sightline.bench.runner import Report, Result, Runner, describe_machine
-from sightline.bench.timing import Seconds, Spread
+from sightline.bench.runner import BenchmarkReport, BenchmarkResult, Runner, describe_machine
+from sightline.bench.timing import Quartiles, Seconds
 from tests.marks import long_but
 
 KEYS = {
@@ -55,25 +55,25 @@ def numbers(*, count: int) -> torch.Tensor:
     return torch.arange(count)
 
 
-def case(*variants: Variant, exactly: Exactly | None = None) -> Case:
-    return Case(
+def case(*variants: Implementation, exactly: ExactComparison | None = None) -> BenchmarkCase:
+    return BenchmarkCase(
         suite="test",
         label="double_{count}",
         size={"count": 8},
         quick={"count": 2},
         make=numbers,
-        baseline=variant("plain", lambda values: values + values, equal),
+        baseline=implementation("plain", lambda values: values + values, equal),
         variants=variants,
         exactly=exactly,
     )
 
 
-RIGHT = variant("fast", lambda values: 2 * values, equal)
-WRONG = variant("wrong", lambda values: 3 * values, equal)
+RIGHT = implementation("fast", lambda values: 2 * values, equal)
+WRONG = implementation("wrong", lambda values: 3 * values, equal)
 
 
-def run(*cases: Case, is_quick: bool = False) -> tuple[Report, NoMeter, list[str]]:
-    report, meter, told = Report(), NoMeter(), []
+def run(*cases: BenchmarkCase, is_quick: bool = False) -> tuple[BenchmarkReport, NoMeter, list[str]]:
+    report, meter, told = BenchmarkReport(), NoMeter(), []
     Runner(repeats=2, is_quick=is_quick, meter=meter).run(cases, report, told.append)
     return report, meter, told
 
@@ -88,7 +88,9 @@ def test_a_row_has_exactly_the_promised_keys() -> None:
 
 def test_a_row_says_how_many_times_faster() -> None:
     """A baseline of 6 s over a form of 2 s is 3."""
-    result = Result("a/b/c", "plain", Spread(3.0, 2.5, 3.5), Seconds(2.0, 2.0), Seconds(6.0, 6.0), None, None)
+    result = BenchmarkResult(
+        "a/b/c", "plain", Quartiles(3.0, 2.5, 3.5), Seconds(2.0, 2.0), Seconds(6.0, 6.0), None, None
+    )
     row = result.to_dict()
     assert row["ratio"] == row["baseline_cpu_s"] / row["cpu_s"] == 3.0
     assert (row["ratio_low"], row["ratio_high"], row["peak_bytes"]) == (2.5, 3.5, None)
@@ -102,7 +104,7 @@ def test_other_numbers_are_a_failed_case_and_no_row() -> None:
     def watched(values: torch.Tensor) -> Iterator[Run]:
         yield lambda: (timed.append("wrong"), 3 * values)[1]
 
-    report, meter, told = run(case(Variant("wrong", watched, equal), RIGHT))
+    report, meter, told = run(case(Implementation("wrong", watched, equal), RIGHT))
     assert [result.name for result in report.results] == ["test/double_8/fast"]
     assert report.mismatches == [
         "test/double_8/wrong: other numbers than plain: 7 of 8 entries differ, first (1,): 3, not 2"
@@ -119,14 +121,14 @@ def test_where_nothing_agrees_nothing_is_timed() -> None:
 
 def test_the_stricter_comparison_comes_first() -> None:
     """Off by one part in a hundred passes the rule of float32 and fails that of the narrowed inputs."""
-    nearly = variant("nearly", lambda values: 2.02 * values, allclose(0.1))
-    report, _, _ = run(case(nearly, exactly=Exactly(lambda values: values[:3].double(), allclose(1e-9))))
+    nearly = implementation("nearly", lambda values: 2.02 * values, allclose(0.1))
+    report, _, _ = run(case(nearly, exactly=ExactComparison(lambda values: values[:3].double(), allclose(1e-9))))
     assert report.results == []
     assert "off by 4.00e-02 where the largest number is 4.00e+00" in report.mismatches[0]
 
 
 def test_a_package_that_is_not_there_is_a_line_that_says_how_to_get_it() -> None:
-    absent = variant("other", lambda values: values, equal, needs="no_such_package")
+    absent = implementation("other", lambda values: values, equal, needs="no_such_package")
     report, _, told = run(case(RIGHT, absent), case(absent))
     line = "the row 'other' needs the package 'no_such_package'; install it: pip install no_such_package"
     assert report.missing == [line], "said once"
@@ -135,7 +137,7 @@ def test_a_package_that_is_not_there_is_a_line_that_says_how_to_get_it() -> None
 
 
 def test_a_case_whose_baseline_is_not_there_is_left_out() -> None:
-    without = dataclasses.replace(case(RIGHT), baseline=variant("judge", abs, equal, needs="no_such_package"))
+    without = dataclasses.replace(case(RIGHT), baseline=implementation("judge", abs, equal, needs="no_such_package"))
     report, meter, told = run(without, case(RIGHT))
     line = "test/double_8 needs the package 'no_such_package'; install it: pip install no_such_package"
     assert report.missing == [line]
@@ -145,7 +147,7 @@ def test_a_case_whose_baseline_is_not_there_is_left_out() -> None:
 
 def test_the_name_to_install_may_differ_from_the_name_to_import(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    report, _, _ = run(case(variant("trees", lambda values: values, equal, needs="sklearn")))
+    report, _, _ = run(case(implementation("trees", lambda values: values, equal, needs="sklearn")))
     assert "'scikit-learn'" in report.missing[0]
 
 
@@ -161,10 +163,10 @@ def test_what_was_measured_before_an_interruption_is_kept() -> None:
     def interrupted(values: torch.Tensor) -> torch.Tensor:
         raise KeyboardInterrupt
 
-    report = Report()
+    report = BenchmarkReport()
     with pytest.raises(KeyboardInterrupt):
         Runner(repeats=1, is_quick=False, meter=NoMeter()).run(
-            [case(RIGHT), case(variant("slow", interrupted, equal))], report, lambda line: None
+            [case(RIGHT), case(implementation("slow", interrupted, equal))], report, lambda line: None
         )
     assert [result.name for result in report.results] == ["test/double_8/fast"]
 
@@ -180,7 +182,7 @@ def test_what_a_form_opened_is_closed_whatever_happens() -> None:
         finally:
             events.append("close")
 
-    run(case(Variant("held", opened, equal)))
+    run(case(Implementation("held", opened, equal)))
     assert events == ["open", "close"]
 
 

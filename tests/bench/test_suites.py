@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from sightline.bench import detection, growth, suites
-from sightline.bench.case import Case
+from sightline.bench.case import BenchmarkCase
 from sightline.errors import UserError
 from tests.marks import long_but
 
@@ -16,7 +16,7 @@ CHEAP = [case for case in suites.all_cases() if case.suite in ("geometry", "data
 DETECTION = [*detection.train_cases(), *detection.metric_cases()]
 
 
-def names(cases: list[Case]) -> list[str]:
+def names(cases: list[BenchmarkCase]) -> list[str]:
     return [case.name for case in cases]
 
 
@@ -63,21 +63,23 @@ def test_names_are_unique_and_so_are_those_of_forms() -> None:
 
 
 def test_cases_are_chosen_by_suite_and_pattern() -> None:
-    assert names(suites.chosen((), None)) == names(suites.all_cases()) == names(suites.chosen(("all",), None))
-    assert {case.suite for case in suites.chosen(("data", "geometry", "data"), None)} == {"geometry", "data"}
-    assert names(suites.chosen(("all",), "knn_8x*")) == ["geometry/knn_8x1024x64_k20"]
-    assert names(suites.chosen((), "geometry/knn_8x*")) == ["geometry/knn_8x1024x64_k20"]
+    assert (
+        names(suites.select_cases((), None)) == names(suites.all_cases()) == names(suites.select_cases(("all",), None))
+    )
+    assert {case.suite for case in suites.select_cases(("data", "geometry", "data"), None)} == {"geometry", "data"}
+    assert names(suites.select_cases(("all",), "knn_8x*")) == ["geometry/knn_8x1024x64_k20"]
+    assert names(suites.select_cases((), "geometry/knn_8x*")) == ["geometry/knn_8x1024x64_k20"]
     with pytest.raises(UserError, match=r"there is no suite 'geometri'.*geometry"):
-        suites.chosen(("geometri",), None)
+        suites.select_cases(("geometri",), None)
     with pytest.raises(UserError, match="no case of data fits --case knn_"):
-        suites.chosen(("data",), "knn_*")
+        suites.select_cases(("data",), "knn_*")
 
 
 KEPT = [case for case in (*CHEAP, *DETECTION) if case.name != "train/detection_photos_4x320"]
 
 
 @pytest.mark.parametrize("case", long_but(KEPT, [*CHEAP, *DETECTION]), ids=names([*CHEAP, *DETECTION]))
-def test_forms_of_a_case_agree(case: Case) -> None:
+def test_forms_of_a_case_agree(case: BenchmarkCase) -> None:
     small = case.smaller()
     inputs = small.inputs()
     with ExitStack() as stack:
@@ -87,11 +89,11 @@ def test_forms_of_a_case_agree(case: Case) -> None:
     expected = runs.pop(small.baseline.name)
     for form in small.variants:
         if form.name in runs:
-            assert form.agrees(inputs, expected, runs[form.name]) is None, form.name
+            assert form.compare(inputs, expected, runs[form.name]) is None, form.name
 
 
 @pytest.mark.parametrize("case", CHEAP[:5], ids=names(CHEAP[:5]))
-def test_a_wrong_answer_is_found(case: Case) -> None:
+def test_a_wrong_answer_is_found(case: BenchmarkCase) -> None:
     """Two neighbouring places of one answer change hands."""
     small = case.smaller()
     inputs = small.inputs()
@@ -99,7 +101,7 @@ def test_a_wrong_answer_is_found(case: Case) -> None:
         expected = run()
     found = expected.clone()
     found[0, -1, ...] = expected[0, -2, ...]
-    assert case.variants[0].agrees(inputs, expected, found) is not None
+    assert case.variants[0].compare(inputs, expected, found) is not None
 
 
 def test_metrics_are_those_of_the_usual_loop_and_a_wrong_one_is_found() -> None:
@@ -108,7 +110,7 @@ def test_metrics_are_those_of_the_usual_loop_and_a_wrong_one_is_found() -> None:
     expected, found = (form.open(inputs) for form in case.forms)
     with expected as by_shape, found as by_counts:
         figures, ours = by_shape(), by_counts()
-    agrees = case.variants[0].agrees
+    agrees = case.variants[0].compare
     assert agrees(inputs, figures, ours) is None
     assert agrees(inputs, figures, ours | {"class_miou": ours["class_miou"] + 1e-9}) is not None
     assert agrees(inputs, figures, ours | {"class_miou": float("nan")}) is not None
@@ -123,7 +125,7 @@ def test_inputs_are_the_same_every_time() -> None:
 
 
 @pytest.mark.parametrize("case", CHEAP[:4], ids=names(CHEAP[:4]))
-def test_distances_between_rounded_points_are_exact(case: Case) -> None:
+def test_distances_between_rounded_points_are_exact(case: BenchmarkCase) -> None:
     """The expansion in float32 equals the sum of squares in float64, bit for bit: rounding decides no neighbour."""
     points = case.smaller().inputs()["points"]
     squares = (points**2).sum(-1)

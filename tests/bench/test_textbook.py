@@ -66,7 +66,7 @@ def test_interpolation_agrees_with_numpy(clouds: torch.Tensor) -> None:
 def test_networks_agree_with_ours_in_float64(name: str, points: int) -> None:
     """Logits in training, where batch norm sees the batch; the benchmark compares gradients as well."""
     kind, theirs = models.MODELS[name]
-    inputs: dict[str, Any] = models.IN_FLOAT64.narrow(models.maker(kind)(batch=2, points=points))
+    inputs: dict[str, Any] = models.IN_FLOAT64.narrow(models.make_inputs(kind)(batch=2, points=points))
     with torch.no_grad():
         found, expected = (
             build(inputs["model"]).train()(points=inputs["points"])["logits"] for build in (theirs, copy.deepcopy)

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import pytest
 
-from sightline.bench.timing import ENOUGH_S, Seconds, Spread, interleave, ratios, read_clocks
+from sightline.bench.timing import ENOUGH_S, Quartiles, Seconds, interleave, ratios, read_clocks
 
 
 class Clock:
@@ -35,16 +35,16 @@ class Clock:
 
 def test_quartiles_are_those_worked_by_hand() -> None:
     """Of 1 2 3 4: positions 0.75, 1.5 and 2.25 between the four places 0 to 3."""
-    assert Spread.of([4.0, 1.0, 3.0, 2.0]) == Spread(2.5, 1.75, 3.25)
-    assert Spread.of([5.0, 1.0, 3.0]) == Spread(3.0, 2.0, 4.0)
-    assert Spread.of([7.0]) == Spread(7.0, 7.0, 7.0)
+    assert Quartiles.from_values([4.0, 1.0, 3.0, 2.0]) == Quartiles(2.5, 1.75, 3.25)
+    assert Quartiles.from_values([5.0, 1.0, 3.0]) == Quartiles(3.0, 2.0, 4.0)
+    assert Quartiles.from_values([7.0]) == Quartiles(7.0, 7.0, 7.0)
 
 
 def test_a_ratio_is_taken_within_each_round() -> None:
     """8/2, 6/3, 9/1 are 4, 2, 9: median 4, quartiles 3 and 6.5. The ratio of the medians, 8/2, is not what is asked."""
     before = [Seconds(8.0, 0.0), Seconds(6.0, 0.0), Seconds(9.0, 0.0)]
     after = [Seconds(2.0, 0.0), Seconds(3.0, 0.0), Seconds(1.0, 0.0)]
-    assert ratios(before, after) == Spread(4.0, 3.0, 6.5)
+    assert ratios(before, after) == Quartiles(4.0, 3.0, 6.5)
 
 
 def test_a_busy_spell_slows_both_sides_of_a_pair_and_no_ratio() -> None:
@@ -53,7 +53,7 @@ def test_a_busy_spell_slows_both_sides_of_a_pair_and_no_ratio() -> None:
     forms = {"plain": clock.form("plain", 3, 3, 30, 3), "fast": clock.form("fast", 1, 1, 10, 1)}
     found = interleave(forms, repeats=3, clocks=clock)
     assert [each.cpu for each in found["plain"]] == [3, 30, 3]
-    assert ratios(found["plain"], found["fast"]) == Spread(3.0, 3.0, 3.0)
+    assert ratios(found["plain"], found["fast"]) == Quartiles(3.0, 3.0, 3.0)
 
 
 def test_forms_take_turns_and_the_order_alternates() -> None:

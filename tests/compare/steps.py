@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sightline.compare.recording import Recording
-from sightline.compare.variants import Variant, record, still
-from sightline.compare.walk import Row, walk
+from sightline.compare.layerwise import LayerComparison, compare_layerwise
+from sightline.compare.recording import StepRecording
+from sightline.compare.variants import ModelVariant, deterministic_copy, record_step
 from sightline.engine.precision import Precision
 
 __all__ = ["compared", "guilty", "step_of", "variant"]
@@ -39,27 +39,27 @@ def step_of() -> Any:
     return SimpleNamespace(task=_Weighted(), frozen=(), epoch=0, step=0, weights_at=lambda step: {"weighted": 1.0})
 
 
-def variant(model: nn.Module, precision: str = "float32") -> Variant:
+def variant(model: nn.Module, precision: str = "float32") -> ModelVariant:
     """A copy of a model in a precision."""
     wanted = Precision(precision)
-    return Variant(precision, still(model, dtype=wanted.parameters, device=CPU), wanted, CPU)
+    return ModelVariant(precision, deterministic_copy(model, dtype=wanted.parameter_dtype, device=CPU), wanted, CPU)
 
 
-def recorded(model: nn.Module, batch: dict[str, Tensor], precision: str = "float32") -> tuple[Recording, Any]:
+def recorded(model: nn.Module, batch: dict[str, Tensor], precision: str = "float32") -> tuple[StepRecording, Any]:
     job, made = step_of(), variant(model, precision)
-    return record(job, made, made.batch(batch)), job
+    return record_step(job, made, made.batch(batch)), job
 
 
 def compared(
     model: nn.Module, reference: nn.Module, batch: dict[str, Tensor], *, precision: str = "float32"
-) -> list[Row]:
+) -> list[LayerComparison]:
     """The rows of a model in a precision beside a reference that has the same modules."""
     recording, job = recorded(model, batch, precision)
     second = variant(reference, "float64")
     read = variant(model, precision).batch(batch)
-    return walk(recording, second, job, second.batch(read))
+    return compare_layerwise(recording, second, job, second.batch(read))
 
 
-def guilty(rows: list[Row]) -> list[tuple[str, str]]:
+def guilty(rows: list[LayerComparison]) -> list[tuple[str, str]]:
     """Layer and pass of every row that is guilty, in order."""
     return [(row.layer, row.which) for row in rows if row.is_guilty]

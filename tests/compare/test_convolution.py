@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from sightline.compare.convolution import DoubleConvolutions, convolve
+from sightline.compare.convolution import Float64Convolutions, convolve
 
 
 @pytest.mark.parametrize(
@@ -39,7 +39,7 @@ def test_only_what_it_suits_is_taken_over(monkeypatch: pytest.MonkeyPatch) -> No
         "sightline.compare.convolution.convolve", lambda v, w, b, p: taken.append(p) or F.conv3d(v, w, b, padding=p)
     )
     values, weight = torch.randn(1, 2, 6, 6, 6), torch.randn(4, 2, 3, 3, 3)
-    with DoubleConvolutions():
+    with Float64Convolutions():
         torch.nn.functional.conv3d(values.double(), weight.double(), padding=1)
         torch.nn.functional.conv3d(values, weight, padding=1)
         torch.nn.functional.conv3d(values.double(), weight.double(), stride=2)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sightline.compare.keys import fill, match_keys
+from sightline.compare.keys import load_matched_weights, match_keys
 from sightline.compare.layouts import layouts_between, nearest_layout
 from sightline.errors import UserError
 
@@ -81,5 +81,5 @@ def test_what_a_map_cannot_mean_is_refused(given: dict[str, str | None] | None, 
 
 def test_weights_go_over_into_other_shapes() -> None:
     ours, theirs = nn.Linear(3, 4), nn.Conv1d(3, 4, 1)
-    fill(theirs, ours.state_dict(), match_keys(ours.state_dict(), theirs.state_dict(), None).pairs)
+    load_matched_weights(theirs, ours.state_dict(), match_keys(ours.state_dict(), theirs.state_dict(), None).pairs)
     torch.testing.assert_close(theirs.weight[..., 0], ours.weight)

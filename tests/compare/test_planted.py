@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sightline.compare.measure import BOUND
+from sightline.compare.measure import MAX_ROUNDING_UNITS
 from tests.compare.steps import compared, guilty
 from tests.marks import long_but
 from tests.models.small_models import make_inputs, small_model
@@ -62,7 +62,7 @@ def test_healthy_random_nets_stay_below_the_bound(seed: int) -> None:
     net = random_net(seed)
     rows = compared(net, net, {"input": torch.randn(3, 2, 9, 9)})
     assert guilty(rows) == []
-    assert max(row.deviation.ratio for row in rows) <= BOUND
+    assert max(row.deviation.ratio for row in rows) <= MAX_ROUNDING_UNITS
 
 
 MODELS = ("crosspoint", "detector", "dgcnn", "point_transformer", "rangenet21", "scale_net")

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from sightline import registry
-from sightline.compare.comparison import Subject, compare
-from sightline.compare.compiled import halved
-from sightline.compare.matrix import Cell, cells, run_cell
-from sightline.compare.steps import Trace, losses_over_steps, trace
-from sightline.compare.variants import Variant, still
+from sightline.compare.comparison import ComparisonSubject, compare_networks
+from sightline.compare.compiled import bisect_layers
+from sightline.compare.matrix import MatrixCell, cells, run_cell
+from sightline.compare.steps import LossTrace, losses_over_steps, trace_losses
+from sightline.compare.variants import ModelVariant, deterministic_copy
 from sightline.describe.memory import first_samples
 from sightline.engine.precision import Precision
 from sightline.errors import UserError
@@ -25,38 +25,40 @@ PLAIN = ("model={name: pointnet_plain, embedding: 32}", "losses=[{name: cross_en
 
 
 @pytest.fixture(scope="module")
-def subject() -> Subject:
+def subject() -> ComparisonSubject:
     built = small_run(*PLAIN)
     recipe = registry.optimizers.build(built.config.optimizer, facts=built.data.facts)
-    return Subject(built, recipe, tuple(first_samples(built.job, 4)), CPU)
+    return ComparisonSubject(built, recipe, tuple(first_samples(built.job, 4)), CPU)
 
 
-def variant(subject: Subject, precision: str) -> Variant:
+def variant(subject: ComparisonSubject, precision: str) -> ModelVariant:
     wanted = Precision(precision)
-    return Variant(precision, still(subject.built.job.model, dtype=wanted.parameters, device=CPU), wanted, CPU)
+    return ModelVariant(
+        precision, deterministic_copy(subject.built.job.model, dtype=wanted.parameter_dtype, device=CPU), wanted, CPU
+    )
 
 
-def run(subject: Subject, own: Variant, reference: Variant, *, num_steps: int = 4) -> Trace:
+def run(subject: ComparisonSubject, own: ModelVariant, reference: ModelVariant, *, num_steps: int = 4) -> LossTrace:
     job, recipe = subject.built.job, subject.recipe
     losses = losses_over_steps(own, job, recipe, own.batch(subject.batch), num_steps=num_steps)
-    return trace(losses, reference, own.format, job, recipe, reference.batch(subject.batch))
+    return trace_losses(losses, reference, own.format, job, recipe, reference.batch(subject.batch))
 
 
-def test_rounding_explains_float32(subject: Subject) -> None:
+def test_rounding_explains_float32(subject: ComparisonSubject) -> None:
     before = {name: tensor.clone() for name, tensor in subject.built.job.model.state_dict().items()}
     found = run(subject, variant(subject, "float32"), variant(subject, "float64"))
-    assert found.parts_at_step is None
+    assert found.first_diverging_step is None
     assert found.losses != found.expected
     assert list(found.tolerated) == sorted(found.tolerated), "what rounding did once, it goes on doing"
     assert all(torch.equal(tensor, before[name]) for name, tensor in subject.built.job.model.state_dict().items())
 
 
-def test_a_wrong_gradient_parts_the_losses_at_the_next_step(subject: Subject) -> None:
+def test_a_wrong_gradient_parts_the_losses_at_the_next_step(subject: ComparisonSubject) -> None:
     """The values are right, so the loss before the first update is; the update is not."""
     own: Any = variant(subject, "float32")
     own.model.head[0].activation.__class__ = _Leaking
     found = run(subject, own, variant(subject, "float64"))
-    assert found.parts_at_step == 1
+    assert found.first_diverging_step == 1
 
 
 class _Leaking(torch.nn.ReLU):
@@ -65,19 +67,19 @@ class _Leaking(torch.nn.ReLU):
 
 
 def test_a_loss_that_is_not_a_number_has_parted() -> None:
-    assert Trace((1.0, float("nan")), (1.0, 1.0), (0.1, 0.1)).parts_at_step == 1
+    assert LossTrace((1.0, float("nan")), (1.0, 1.0), (0.1, 0.1)).first_diverging_step == 1
 
 
-def test_what_this_machine_cannot_run_is_refused(subject: Subject) -> None:
+def test_what_this_machine_cannot_run_is_refused(subject: ComparisonSubject) -> None:
     if torch.cuda.is_available():
         pytest.skip("this machine has a GPU")
     for against in ("cuda", "no-cudnn", "native-batch-norm"):
         with pytest.raises(UserError, match="not available"):
-            compare(subject, against)
+            compare_networks(subject, against)
 
 
-def test_a_cell_of_the_matrix(subject: Subject) -> None:
-    outcome = run_cell(subject, Cell("float32", "cpu"), peak=lambda work: work() or 5, num_steps=2)
+def test_a_cell_of_the_matrix(subject: ComparisonSubject) -> None:
+    outcome = run_cell(subject, MatrixCell("float32", "cpu"), peak=lambda work: work() or 5, num_steps=2)
     own = variant(subject, "float32")
     job, recipe = subject.built.job, subject.recipe
     losses = losses_over_steps(own, job, recipe, own.batch(subject.batch), num_steps=2)
@@ -86,7 +88,7 @@ def test_a_cell_of_the_matrix(subject: Subject) -> None:
     assert outcome.to_dict()["status"] == "ran"
 
 
-def test_a_cell_that_cannot_be_run_is_not_passed(subject: Subject) -> None:
+def test_a_cell_that_cannot_be_run_is_not_passed(subject: ComparisonSubject) -> None:
     if torch.cuda.is_available():
         pytest.skip("this machine has a GPU")
     told = [run_cell(subject, cell, peak=None).to_dict() for cell in cells() if cell.device == "cuda"]
@@ -105,15 +107,15 @@ def test_halving_finds_the_one_layer(guilty: int) -> None:
         asked.append(len(first))
         return guilty >= len(first)
 
-    assert halved(layers, is_guilty) == layers[guilty]
+    assert bisect_layers(layers, is_guilty) == layers[guilty]
     assert len(asked) <= 4
 
 
 def test_halving_without_a_culprit() -> None:
-    assert halved(["a", "b"], lambda first: True) is None
+    assert bisect_layers(["a", "b"], lambda first: True) is None
 
 
-def test_a_record_needs_no_optimiser_step(subject: Subject) -> None:
+def test_a_record_needs_no_optimiser_step(subject: ComparisonSubject) -> None:
     assert (
         losses_over_steps(variant(subject, "float32"), subject.built.job, subject.recipe, subject.batch, num_steps=0)
         == ()

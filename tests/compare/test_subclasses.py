@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sightline.compare.accumulation import sum_in_order
+from sightline.compare.float64_reference import PRODUCTS, computes_as
 from sightline.compare.formats import FORMATS
-from sightline.compare.rerun import PRODUCTS, computes_as
-from sightline.compare.sums import sum_in_order
-from sightline.layers.native_batch_norm import without_cudnn
+from sightline.layers.native_batch_norm import disable_cudnn_batch_norm
 from sightline.layers.pooling import LinearNormMax
 from tests.compare.steps import compared, guilty
 
@@ -167,8 +167,8 @@ def test_a_subclass_that_only_builds_otherwise_keeps_its_plain_form() -> None:
 
     kinds = (nn.BatchNorm1d,)
     assert computes_as(Slow(4), kinds)
-    assert computes_as(without_cudnn(nn.BatchNorm1d(4)), kinds)
-    assert not computes_as(without_cudnn(scaled(nn.BatchNorm1d)(4)), kinds)
+    assert computes_as(disable_cudnn_batch_norm(nn.BatchNorm1d(4)), kinds)
+    assert not computes_as(disable_cudnn_batch_norm(scaled(nn.BatchNorm1d)(4)), kinds)
     assert computes_as(nn.MultiheadAttention(4, 1).out_proj, PRODUCTS)
 
 

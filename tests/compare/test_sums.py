@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from sightline.compare.accumulation import plain_answer
 from sightline.compare.formats import FORMATS
-from sightline.compare.sums import plain_answer
 
 
 def plain(conv: Any, given: Tensor, arriving: Tensor) -> dict[str, Tensor] | None:
@@ -64,5 +64,5 @@ def test_adding_one_value_again_and_again_is_off_by_more_than_chance() -> None:
     found = plain(nn.Conv2d(1, 1, 1, bias=False), given, torch.full((1, 1, 256, 256), 0.1))
     assert found is not None
     exact = float(torch.tensor(0.1)) * 65_536
-    unit = FORMATS[torch.float32].unit_of(exact)
+    unit = FORMATS[torch.float32].ulp(exact)
     assert abs(float(found["weight"]) - exact) > 100 * unit

@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sightline.compare.variants import record
-from sightline.compare.walk import LOSS, TARGETS, Row, walk
+from sightline.compare.layerwise import LOSS, TARGETS, LayerComparison, compare_layerwise
+from sightline.compare.variants import record_step
 from tests.command import run_here
 from tests.compare.steps import variant
 from tests.processes import ROOT
@@ -45,7 +45,7 @@ class Assigning:
         return {"near": self.scale * (made[:, :, None] - around["sizes"][:, None]).square()[around["target"]].sum()}
 
 
-def rows_of(seed: int, own: Assigning | None = None, reference: Assigning | None = None) -> list[Row]:
+def rows_of(seed: int, own: Assigning | None = None, reference: Assigning | None = None) -> list[LayerComparison]:
     torch.manual_seed(seed)
     model = nn.Sequential(nn.Linear(4, 5))
     sizes = 5 + 10 * torch.rand(4, 2)
@@ -55,8 +55,8 @@ def rows_of(seed: int, own: Assigning | None = None, reference: Assigning | None
         for task in (own, reference)
     ]
     first, second = variant(model), variant(model, "float64")
-    recording = record(jobs[0], first, first.batch(batch))  # type: ignore[arg-type]
-    return walk(recording, second, jobs[1], second.batch(batch))  # type: ignore[arg-type]
+    recording = record_step(jobs[0], first, first.batch(batch))  # type: ignore[arg-type]
+    return compare_layerwise(recording, second, jobs[1], second.batch(batch))  # type: ignore[arg-type]
 
 
 def test_ties_that_rounding_turns_are_explained() -> None:

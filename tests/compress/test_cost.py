@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sightline.compress.cost import Layer, bit_operations, layers_of, state_vectors
-from sightline.compress.policy import FP32, Activation, Choice
+from sightline.compress.cost import LayerCost, bit_operations, layer_costs, state_vectors
+from sightline.compress.policy import FP32, Activation, WeightFormat
 from sightline.describe.trace import trace
 from tests.golden_parity import Golden, load_golden
 
@@ -31,9 +31,9 @@ def net_of(rows: list[list]) -> nn.Sequential:
     return nn.Sequential(*parts)
 
 
-def traced_layers(net: nn.Module, given: Tensor) -> tuple[Layer, ...]:
+def traced_layers(net: nn.Module, given: Tensor) -> tuple[LayerCost, ...]:
     names = [name for name, parameter in net.named_parameters() if parameter.ndim > 1]
-    return layers_of(net, trace(net, lambda model: model(given), num_samples=len(given)), names)
+    return layer_costs(net, trace(net, lambda model: model(given), num_samples=len(given)), names)
 
 
 def test_states_by_hand() -> None:
@@ -80,7 +80,7 @@ def assert_states_are_recorded(golden: Golden, net: Mapping[str, Any]) -> None:
 
 
 def test_a_column_that_never_changes_is_0() -> None:
-    layers = [Layer(f"l{place}", 64, 8, 8) for place in range(3)]
+    layers = [LayerCost(f"l{place}", 64, 8, 8) for place in range(3)]
     assert state_vectors(layers)[:, :7].any() == 0
     assert state_vectors(layers)[:, 7].tolist() == [0, 0.5, 1]
 
@@ -91,9 +91,9 @@ def test_multiply_accumulates_and_bit_operations_by_hand() -> None:
     macs = [8 * 4 * 4 * 3 * 9, 10 * 8 * 16]
     assert [layer.macs for layer in layers] == macs
     assert [layer.positions for layer in layers] == [64, 1]
-    policy = {"0.weight": Choice("codebook", 4), "3.weight": FP32}
+    policy = {"0.weight": WeightFormat("codebook", 4), "3.weight": FP32}
     assert bit_operations(layers, policy, activation_bits=8) == 8 * (4 * macs[0] + 32 * macs[1])
-    policy["3.weight"] = Choice("linear", 5, activation=Activation(6, 1.0, True))
+    policy["3.weight"] = WeightFormat("linear", 5, activation=Activation(6, 1.0, True))
     assert bit_operations(layers, policy, activation_bits=8) == 8 * 4 * macs[0] + 6 * 5 * macs[1]
 
 

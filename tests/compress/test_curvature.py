@@ -11,16 +11,16 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from sightline.compress.curvature import curvature_of
+from sightline.compress.curvature import build_curvature
 from sightline.compress.hessian import hessian_product, hessian_traces
-from sightline.compress.policy import Choice
+from sightline.compress.policy import WeightFormat
+from sightline.compress.policy_simulator import PolicySimulator
 from sightline.compress.search.problem import Curvature
-from sightline.compress.simulated import Simulated
+from sightline.engine.batch_stream import evaluation_keys
 from sightline.engine.distributed import World
-from sightline.engine.step import Step, batch_step, prepare_step
-from sightline.engine.stream import evaluation_keys
+from sightline.engine.step import Step, prepare_step, single_batch_step
 from sightline.errors import UserError
-from sightline.layers.quantisation.layers_of import quantisable
+from sightline.layers.quantisation.quantisable_weights import quantisable_weights
 from tests.runs.small import small_run
 
 CPU = torch.device("cpu")
@@ -51,7 +51,7 @@ def step_of(task: Regression, model: nn.Module, *, sizes: tuple[int, ...] = (5, 
 
 def curvature(model: nn.Module, step: Step) -> Curvature:
     names = tuple(name for name, each in model.named_parameters() if each.ndim > 1)
-    return curvature_of(Simulated(model, names, {}), step, {"first": 1.5, "second": 0.25})
+    return build_curvature(PolicySimulator(model, names, {}), step, {"first": 1.5, "second": 0.25})
 
 
 def test_traces_are_those_of_the_exact_hessian_of_all_micro_batches() -> None:
@@ -100,8 +100,8 @@ def test_the_error_of_a_choice_is_the_squared_distance_of_the_weights() -> None:
     found, weight = curvature(model, step_of(Regression(), model)), model[0].weight.detach()
     largest = weight.abs().max()
     expected = (weight - torch.round(weight / (largest / 15)) * largest / 15).square().sum().item()
-    assert found.error_of("0.weight", Choice("linear", 5)) == pytest.approx(expected, rel=1e-9)
-    assert found.error_of("0.weight", Choice("fp32", 32)) == 0
+    assert found.error_of("0.weight", WeightFormat("linear", 5)) == pytest.approx(expected, rel=1e-9)
+    assert found.error_of("0.weight", WeightFormat("fp32", 32)) == 0
 
 
 class _Doubled(torch.autograd.Function):
@@ -158,13 +158,13 @@ def test_a_network_of_the_registry_has_curvature_in_its_plain_form_alone() -> No
         model = job.model.double()
         batch = part.reader(evaluation_keys(part.indices[:4], 4, epoch=0, seed=0)[0])
         batch = {key: each.double() if each.is_floating_point() else each for key, each in batch.items()}
-        names = tuple(weight.name for weight in quantisable(model))
-        simulated, step = Simulated(model, names, {}), batch_step(job.task, model, batch, CPU)
+        names = tuple(weight.name for weight in quantisable_weights(model))
+        simulated, step = PolicySimulator(model, names, {}), single_batch_step(job.task, model, batch, CPU)
         if fused:
             with pytest.raises(UserError, match=r"second gradients: \w+.* differentiated only once; .*`fused: false`"):
-                curvature_of(simulated, step, job.weights_at(0))
+                build_curvature(simulated, step, job.loss_weights_at(0))
         else:
-            found = curvature_of(simulated, step, job.weights_at(0))
+            found = build_curvature(simulated, step, job.loss_weights_at(0))
     weights = list(found.parameters.values())
     signs = [torch.randint(0, 2, each.shape).double() * 2 - 1 for each in weights]
     products = hessian_product(found.loss_of(), weights, signs)
@@ -173,8 +173,8 @@ def test_a_network_of_the_registry_has_curvature_in_its_plain_form_alone() -> No
         with torch.no_grad():
             for weight, sign in zip(weights, signs, strict=True):
                 weight.add_(sign, alpha=side)
-        sums = step.sums(model.eval())
-        total = sum(job.weights_at(0)[name] * each for name, each in step.means(sums).items())
+        sums = step.loss_sums(model.eval())
+        total = sum(job.loss_weights_at(0)[name] * each for name, each in step.loss_means(sums).items())
         ends.append(torch.autograd.grad(total, weights))
         with torch.no_grad():
             for weight, sign in zip(weights, signs, strict=True):

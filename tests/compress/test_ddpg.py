@@ -10,8 +10,8 @@ import torch
 from scipy.stats import truncnorm
 from torch import Tensor
 
-from sightline.compress.search.agent import Agent, Replay, Transitions, truncated_normal
-from sightline.compress.search.ddpg import noise_of
+from sightline.compress.search.agent import Agent, ReplayBuffer, Transitions, truncated_normal
+from sightline.compress.search.ddpg import exploration_std
 from tests.compress.toys import closed_by_ddpg
 from tests.golden_parity import Golden, load_golden, rule_made_state
 
@@ -139,9 +139,9 @@ def test_updates_are_those_of_plain_numpy() -> None:
 
 def test_the_noise_and_the_truncated_normal_are_those_of_the_definition() -> None:
     """0.5 after the warm-up, 1 % less with each episode; quantiles of a normal distribution cut to [0, 1] by SciPy."""
-    assert noise_of(20, warm_up=20) == 0.5
-    assert noise_of(7, warm_up=5) == pytest.approx(0.49005, rel=1e-14)
-    assert noise_of(120, warm_up=20) == pytest.approx(0.5 * 0.366032341273, rel=1e-11)
+    assert exploration_std(20, warm_up=20) == 0.5
+    assert exploration_std(7, warm_up=5) == pytest.approx(0.49005, rel=1e-14)
+    assert exploration_std(120, warm_up=20) == pytest.approx(0.5 * 0.366032341273, rel=1e-11)
     for mean in (0.0, 0.4, 1.0):  # an actor's action
         for deviation in (0.05, 0.5, 2.0):
             for quantile in (0.01, 0.5, 0.97):
@@ -169,7 +169,7 @@ def test_three_updates_are_the_authors(shared: Path, num_states: int) -> None:
         policy_loss = -agent.critic(batch.state, agent.actor(batch.state)).mean()
         further = torch.autograd.grad(policy_loss, [*agent.critic.parameters()])
         assert agent.update_actor(batch) == policy_loss.item()
-        agent.follow()
+        agent.soft_update()
         close(value_loss, arrays["value_loss"])
         close(policy_loss.item(), arrays["policy_loss"])
         close(agent.baseline, arrays["moving_average"])
@@ -188,7 +188,7 @@ def test_three_updates_are_the_authors(shared: Path, num_states: int) -> None:
 @pytest.mark.parametrize("num_states", [9, 10])
 def test_the_noise_is_the_authors(shared: Path, num_states: int) -> None:
     expected = load_golden(shared, "ddpg", area="compress").arrays[f"states{num_states}/noise_delta_episode_20_to_120"]
-    close([noise_of(episode, warm_up=20) for episode in range(20, 121)], expected, 1e-12)
+    close([exploration_std(episode, warm_up=20) for episode in range(20, 121)], expected, 1e-12)
 
 
 def test_the_truncated_normal_is_the_authors(shared: Path) -> None:
@@ -203,7 +203,7 @@ def test_replay_gives_the_authors_transitions(shared: Path) -> None:
     golden = load_golden(shared, "ddpg", area="compress")
     arrays = {key.removeprefix("replay/"): v for key, v in golden.arrays.items() if key.startswith("replay/")}
     states, is_done = arrays["appended_obs"], arrays["appended_done"]
-    limit, replay, place_of, kept = golden.info["replay"]["limit"], Replay(200, 3), {}, []
+    limit, replay, place_of, kept = golden.info["replay"]["limit"], ReplayBuffer(200, 3), {}, []
     for entry, (state, done) in enumerate(zip(states, is_done, strict=True)):
         is_dummy = entry > 0 and bool(is_done[entry - 1])
         if is_dummy or entry + 1 == len(states):
@@ -221,7 +221,7 @@ def test_replay_gives_the_authors_transitions(shared: Path) -> None:
 
 
 def test_the_ring_forgets_the_oldest() -> None:
-    replay = Replay(4, 1)
+    replay = ReplayBuffer(4, 1)
     for number in range(6):
         replay.add(np.asarray([number]), 0.1, number, np.asarray([number + 1]), is_done=number == 5)
     assert len(replay) == 4

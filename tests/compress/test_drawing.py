@@ -7,9 +7,9 @@ from xml.etree import ElementTree
 import pytest
 
 from sightline.chart import COLORS
-from sightline.compress.cost import Layer
+from sightline.compress.cost import LayerCost
 from sightline.compress.drawing import bits_svg, pareto_svg
-from sightline.compress.policy import FP32, Activation, Choice
+from sightline.compress.policy import FP32, Activation, WeightFormat
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -40,12 +40,12 @@ def test_losses_far_apart_are_on_a_logarithmic_axis() -> None:
     assert "0.001" in texts(ElementTree.fromstring(pareto_svg({"one": [(1e5, 2.0), (2e5, 0.004)]}, counted="codebook")))
 
 
-@pytest.mark.parametrize("last", [Choice("codebook", 1), FP32])
-def test_bars_are_as_long_as_the_bits(last: Choice) -> None:
-    layers = [Layer(name, size, 1, 1) for name, size in (("a.weight", 12_000), ("b.weight", 7), ("c.weight", 300))]
-    middle = Choice("linear", 8, activation=Activation(4, 1.0, True))
+@pytest.mark.parametrize("last", [WeightFormat("codebook", 1), FP32])
+def test_bars_are_as_long_as_the_bits(last: WeightFormat) -> None:
+    layers = [LayerCost(name, size, 1, 1) for name, size in (("a.weight", 12_000), ("b.weight", 7), ("c.weight", 300))]
+    middle = WeightFormat("linear", 8, activation=Activation(4, 1.0, True))
     root = ElementTree.fromstring(
-        bits_svg({"c.weight": last, "a.weight": Choice("codebook", 4), "b.weight": middle}, layers)
+        bits_svg({"c.weight": last, "a.weight": WeightFormat("codebook", 4), "b.weight": middle}, layers)
     )
     bars = [float(each.get("width", 0)) for each in root.iter(f"{SVG}rect") if each.get("height") in ("9", "3")]
     most = max(8, last.bits)

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sightline.compress.search.knapsack import solve
+from sightline.compress.search.knapsack import solve_knapsack
 from tests.golden_parity import load_golden
 
 TIED = ((4, 6), (9, 11), (14, 16))
@@ -32,7 +32,7 @@ def test_it_is_brute_force_on_random_problems() -> None:
             for levels in itertools.product(range(num_choices), repeat=num_layers)
             if total(sizes, levels) <= budget
         ]
-        found = solve(costs, sizes, budget)
+        found = solve_knapsack(costs, sizes, budget)
         refused += found is None
         assert (found is None) == (not fitting)
         if found is not None:
@@ -45,13 +45,17 @@ def test_a_case_by_hand_in_which_the_best_ratio_first_is_wrong() -> None:
     """A byte of the first layer saves most, and its choice leaves no room for the two that save more together."""
     costs = np.asarray([[7.0, 0.0], [6.0, 0.0], [5.0, 0.0]])
     sizes = np.asarray([[1, 4], [1, 5], [1, 5]])
-    assert solve(costs, sizes, 2) is None
-    assert solve(costs, sizes, 3) == (0, 0, 0)
-    assert solve(costs, sizes, 6) == (1, 0, 0)
-    assert solve(costs, sizes, 10) == (1, 1, 0)  # 5 is left; (0, 1, 1) would take 11
-    assert solve(costs, np.asarray([[1, 7], [1, 5], [1, 5]]), 11) == (0, 1, 1)  # 7 is left, and 11 with the first
-    assert solve(costs, sizes, 14) == (1, 1, 1)
-    tied = solve(np.asarray([[0.0, 7.0], [3.0, 3.0]]), np.asarray([[2, 1], [9, 1]]), 20)
+    assert solve_knapsack(costs, sizes, 2) is None
+    assert solve_knapsack(costs, sizes, 3) == (0, 0, 0)
+    assert solve_knapsack(costs, sizes, 6) == (1, 0, 0)
+    assert solve_knapsack(costs, sizes, 10) == (1, 1, 0)  # 5 is left; (0, 1, 1) would take 11
+    assert solve_knapsack(costs, np.asarray([[1, 7], [1, 5], [1, 5]]), 11) == (
+        0,
+        1,
+        1,
+    )  # 7 is left, and 11 with the first
+    assert solve_knapsack(costs, sizes, 14) == (1, 1, 1)
+    tied = solve_knapsack(np.asarray([[0.0, 7.0], [3.0, 3.0]]), np.asarray([[2, 1], [9, 1]]), 20)
     assert tied == (0, 1)  # of equal costs the smaller
 
 
@@ -62,7 +66,7 @@ def test_it_finds_the_golden_optima(shared: Path) -> None:
     for case in cases:
         arrays = {key.partition("/")[2]: v for key, v in golden.items() if key.startswith(f"{case}/")}
         bits = arrays["bits"]
-        levels = solve(arrays["cost"], arrays["weights"][:, None] * bits, int(arrays["budget_bits"]))
+        levels = solve_knapsack(arrays["cost"], arrays["weights"][:, None] * bits, int(arrays["budget_bits"]))
         assert levels is not None, case
         assert total(arrays["cost"], levels) == pytest.approx(float(arrays["best_cost"]), abs=1e-12)
         assert np.array_equal(bits[list(levels)], arrays["best_bits"])
@@ -91,7 +95,7 @@ def test_it_solves_the_published_tables_of_resnet18(shared: Path) -> None:
         assert limit == pytest.approx(low.sum() + float(share) * (high - low).sum(), rel=1e-12)
         costs = np.stack([np.zeros(len(rows)), np.bincount(member, cost)], axis=1)
         sizes = np.stack([np.bincount(member, low), np.bincount(member, high)], axis=1)
-        levels = solve(costs, sizes, limit * (1 + 1e-12))
+        levels = solve_knapsack(costs, sizes, limit * (1 + 1e-12))
         assert levels is not None, case
         assert total(costs, levels) == pytest.approx(float(golden[f"{case}/objective"]), abs=1e-12)
         assert np.array_equal(np.asarray(levels)[member], expected)
@@ -103,5 +107,5 @@ def test_a_hundred_layers_with_eight_choices_take_a_moment() -> None:
     sizes = weights[:, None] * np.arange(1, 9) // 8 + 2 ** np.arange(2, 10)
     costs = 10 ** draws.uniform(-3, 0, (100, 1)) * 4.0 ** -np.arange(1, 9) * draws.uniform(0.5, 1.5, (100, 8))
     began = time.process_time()
-    assert solve(costs, sizes, int(2.5 * weights.sum() / 8)) is not None
+    assert solve_knapsack(costs, sizes, int(2.5 * weights.sum() / 8)) is not None
     assert time.process_time() - began < 2  # 0.1 s on a quiet core

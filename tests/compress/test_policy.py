@@ -13,12 +13,12 @@ from sightline.compress.policy import (
     FP16,
     FP32,
     Activation,
-    Choice,
-    activations_of,
-    document_of,
-    levels_of_actions,
-    lowered,
-    policy_of,
+    WeightFormat,
+    actions_to_levels,
+    activation_policy,
+    lower_to_budget,
+    policy_from_dict,
+    policy_to_dict,
     protected_choices,
     read_policy,
 )
@@ -30,11 +30,11 @@ NAMES = ("stem.conv.weight", "body.0.weight", "body.1.weight", "head.weight")
 
 def test_bits_of_actions_by_hand() -> None:
     """round(8 a + 0.5) for 1 to 8 bits and round(7 a + 1.5) for 2 to 8, half to even: 0.5 is 0, clipped to 1."""
-    found = levels_of_actions(np.asarray([0, 0.05, 0.125, 0.25, 0.3, 0.375, 0.9, 1]), range(1, 9)) + 1
+    found = actions_to_levels(np.asarray([0, 0.05, 0.125, 0.25, 0.3, 0.375, 0.9, 1]), range(1, 9)) + 1
     assert found.tolist() == [1, 1, 2, 2, 3, 4, 8, 8]
-    found = levels_of_actions(np.asarray([0, 0.1, 0.2, 0.5, 0.9, 1]), range(2, 9)) + 2
+    found = actions_to_levels(np.asarray([0, 0.1, 0.2, 0.5, 0.9, 1]), range(2, 9)) + 2
     assert found.tolist() == [2, 2, 3, 5, 8, 8]
-    assert levels_of_actions(np.asarray([0, 0.5, 1]), (4,)).tolist() == [0, 0, 0]
+    assert actions_to_levels(np.asarray([0, 0.5, 1]), (4,)).tolist() == [0, 0, 0]
 
 
 def test_lowering_by_hand() -> None:
@@ -45,11 +45,11 @@ def test_lowering_by_hand() -> None:
 
     expected = {250: (4, 3, 5), 249: (4, 3, 4), 219: (4, 2, 4), 199: (3, 2, 4), 189: (3, 2, 3), 159: (2, 2, 3)}
     for limit, bits in expected.items():
-        assert lowered((4, 3, 5), holds_in(limit), floors=(2, 2, 2)) == bits
+        assert lower_to_budget((4, 3, 5), holds_in(limit), floors=(2, 2, 2)) == bits
     for limit in (120, 119):  # the last of the floors, which are returned where nothing holds
-        assert lowered((4, 3, 5), holds_in(limit), floors=(2, 2, 2)) == (2, 2, 2)
-    assert lowered((3, 3, 3), lambda bits: sum(bits) <= 6, floors=(3, 1, 2)) == (3, 1, 2)
-    assert lowered((1, 2, 0), lambda bits: sum(bits) <= 1) == (0, 1, 0)
+        assert lower_to_budget((4, 3, 5), holds_in(limit), floors=(2, 2, 2)) == (2, 2, 2)
+    assert lower_to_budget((3, 3, 3), lambda bits: sum(bits) <= 6, floors=(3, 1, 2)) == (3, 1, 2)
+    assert lower_to_budget((1, 2, 0), lambda bits: sum(bits) <= 1) == (0, 1, 0)
 
 
 def test_bits_of_actions_are_the_authors_clipped(shared: Path) -> None:
@@ -59,16 +59,16 @@ def test_bits_of_actions_are_the_authors_clipped(shared: Path) -> None:
     for span in spans:
         first, last = map(int, span.split("_"))
         bits = range(first, last + 1)
-        found = np.asarray(bits)[levels_of_actions(arrays["action/value"], bits)]
+        found = np.asarray(bits)[actions_to_levels(arrays["action/value"], bits)]
         assert np.array_equal(found, arrays[f"action/bits_clipped_{span}"])
         unclipped = arrays[f"action/bits_{span}"]
         assert np.array_equal(found, np.clip(unclipped, first, last))
 
 
 def test_bits_with_gaps_have_equal_intervals() -> None:
-    found = levels_of_actions(np.asarray([0, 0.49, 0.5, 1]), (2, 4))
+    found = actions_to_levels(np.asarray([0, 0.49, 0.5, 1]), (2, 4))
     assert found.tolist() == [0, 0, 1, 1]
-    found = levels_of_actions(np.asarray([0, 0.24, 0.26, 0.5, 0.76, 1]), (1, 2, 4, 8))
+    found = actions_to_levels(np.asarray([0, 0.24, 0.26, 0.5, 0.76, 1]), (1, 2, 4, 8))
     assert found.tolist() == [0, 0, 1, 2, 3, 3]
 
 
@@ -84,7 +84,9 @@ def test_lowering_to_a_budget_is_the_authors(shared: Path) -> None:
         raw = np.round((8 - least + 1) * arrays[f"{prefix}/raw_actions"] + least - 0.5)
         assert np.array_equal(raw, before)
         target = case["ratio"] * 32 * weights.sum()
-        after = lowered(before, lambda bits, w=weights, t=target: (bits * w).sum() <= t, floors=[least] * len(weights))
+        after = lower_to_budget(
+            before, lambda bits, w=weights, t=target: (bits * w).sum() <= t, floors=[least] * len(weights)
+        )
         assert after == tuple(arrays[f"{prefix}/bits_after"])
         assert arrays[f"{prefix}/size_after_bits"] == (after * weights).sum()
 
@@ -114,7 +116,7 @@ def test_lowering_pairs_of_weight_and_activation_bits_is_the_authors(shared: Pat
             floors = np.full_like(fixed, 2)
             floors[[0, -1]] = fixed[[0, -1]]
             holds = lambda bits, t=target, c=cost: c(np.reshape(bits, (-1, 2))) <= t  # noqa: E731
-            after = np.reshape(lowered(fixed.ravel(), holds, floors=floors.ravel()), (-1, 2))
+            after = np.reshape(lower_to_budget(fixed.ravel(), holds, floors=floors.ravel()), (-1, 2))
         assert np.array_equal(after, arrays["strategy_after"]), case
         assert cost(after) == pytest.approx(arrays["cost_after"], rel=1e-12)
 
@@ -132,12 +134,12 @@ def test_lowering_stops_at_the_first_that_holds() -> None:
                     plain[place] -= 1
                     if (plain * sizes).sum() <= budget:
                         break
-        assert lowered(levels, lambda found, s=sizes, b=budget: (found * s).sum() <= b) == tuple(plain)
+        assert lower_to_budget(levels, lambda found, s=sizes, b=budget: (found * s).sum() <= b) == tuple(plain)
 
 
 def test_protected_layers() -> None:
     first = protected_choices({"first": 1, "last": 1}, NAMES)
-    assert first == {NAMES[0]: Choice("codebook", 8), NAMES[3]: Choice("codebook", 8)}
+    assert first == {NAMES[0]: WeightFormat("codebook", 8), NAMES[3]: WeightFormat("codebook", 8)}
     assert protected_choices({"names": ("body.*",), "bits": 32}, NAMES) == {NAMES[1]: FP32, NAMES[2]: FP32}
     assert protected_choices({}, NAMES) == {}
     with pytest.raises(ConfigError, match=r"no layer is called 'haed.weight'; did you mean 'head\.weight'"):
@@ -145,17 +147,23 @@ def test_protected_layers() -> None:
 
 
 def test_a_document_comes_back_in_the_models_order(tmp_path: Path) -> None:
-    policy = dict(zip(NAMES, (FP32, Choice("codebook", 3), Choice("linear", 4, True), Choice("fp16", 16)), strict=True))
+    policy = dict(
+        zip(
+            NAMES,
+            (FP32, WeightFormat("codebook", 3), WeightFormat("linear", 4, True), WeightFormat("fp16", 16)),
+            strict=True,
+        )
+    )
     policy[NAMES[0]] = FP32._replace(activation=Activation(8, 0.1 + 0.2, False))
     policy[NAMES[2]] = policy[NAMES[2]]._replace(activation=Activation(4, 3.5, True))
     path = tmp_path / "policy.json"
-    path.write_text(json.dumps(dict(reversed(document_of(policy).items())), indent=1))
+    path.write_text(json.dumps(dict(reversed(policy_to_dict(policy).items())), indent=1))
     found = read_policy(path, NAMES)
     assert found == policy
     assert list(found) == list(NAMES)
-    assert policy_of(document_of(policy), NAMES, origin="x") == policy
+    assert policy_from_dict(policy_to_dict(policy), NAMES, origin="x") == policy
     assert str(policy[NAMES[2]]) == "4 bits, linear per channel, inputs of 4 bits"
-    inputs = document_of(activations_of(policy))
+    inputs = policy_to_dict(activation_policy(policy))
     assert inputs == {
         NAMES[0]: {"kind": "fp32", "activation": {"bits": 8, "range": 0.1 + 0.2, "signed": False}},
         NAMES[2]: {"kind": "fp32", "activation": {"bits": 4, "range": 3.5, "signed": True}},
@@ -182,7 +190,7 @@ def test_every_fault_of_a_document_is_reported_by_line_and_key(tmp_path: Path) -
         assert expected in text
     assert len(caught.value.faults) == 4
     with pytest.raises(ConfigError, match=r"^x: body\.0\.weight: is missing; give its kind"):
-        policy_of({name: {"kind": "fp16"} for name in NAMES if name != NAMES[1]}, NAMES, origin="x")
+        policy_from_dict({name: {"kind": "fp16"} for name in NAMES if name != NAMES[1]}, NAMES, origin="x")
     path.write_text("head.weight: {kind: fp16}")
     assert read_policy(path, NAMES) == {"head.weight": FP16}
     path.write_text("head.weight: {kind: codebook}")

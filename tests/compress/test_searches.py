@@ -13,13 +13,13 @@ import pytest
 import torch
 
 from sightline import registry
-from sightline.compress.comparison import comparison, hyper_volume, pareto_front
-from sightline.compress.policy import FP32, Choice, Policy
-from sightline.compress.search.base import Found, Progress, Search, run_search
-from sightline.compress.search.evaluations import Evaluated, Evaluations, open_record
+from sightline.compress.comparison import hyper_volume, pareto_front, search_rows
+from sightline.compress.policy import FP32, Policy, WeightFormat
+from sightline.compress.search.base import Search, SearchProgress, SearchResult, run_search
+from sightline.compress.search.evaluations import EvaluationCache, PolicyEvaluation, open_record
 from sightline.compress.search.problem import Curvature, Problem
 from sightline.errors import ConfigError, DataError, MissingExtraError, RunError, UserError
-from sightline.types import Component
+from sightline.types import ComponentConfig
 from tests.compress.toys import counted, made
 
 QUICK = {
@@ -32,11 +32,11 @@ METHODS = sorted({*registry.searches.names()} - {"hessian"})
 
 
 def built(name: str, **arguments: object) -> Search:
-    return registry.searches.build(Component(name, {**QUICK.get(name, {}), **arguments}), facts={})
+    return registry.searches.build(ComponentConfig(name, {**QUICK.get(name, {}), **arguments}), facts={})
 
 
-def searched(name: str, problem: Problem, loss_of: Callable[[Policy], float], **more: object) -> Found:
-    evaluations = Evaluations(loss_of)
+def searched(name: str, problem: Problem, loss_of: Callable[[Policy], float], **more: object) -> SearchResult:
+    evaluations = EvaluationCache(loss_of)
     return run_search(name, built(name), problem, evaluations, base_bytes=base_of(problem), **more)
 
 
@@ -58,17 +58,17 @@ def test_every_budget_holds_to_the_byte_and_nothing_is_left(name: str) -> None:
         assert problem.bytes_of(found.policy) == found.bytes <= problem.budget_bytes
         assert found.loss == loss_of(found.policy)
         assert list(found.policy) == [layer.name for layer in problem.layers]
-        assert found.num_asked <= method.at_most(problem)
-        assert len(asked) == len({frozenset(each.items()) for each in asked}) == found.num_asked == found.num_new
-        for layer, better in problem.raised(found.policy):
-            assert loss_of(better) >= found.loss or layer in found.raisable
+        assert found.num_evaluated <= method.max_num_evaluations(problem)
+        assert len(asked) == len({frozenset(each.items()) for each in asked}) == found.num_evaluated == found.num_new
+        for layer, better in problem.single_raises(found.policy):
+            assert loss_of(better) >= found.loss or layer in found.untried_raises
 
 
 @pytest.mark.parametrize("bits", [(2, 4), (1, 3, 8), (5,)])
 @pytest.mark.parametrize("name", METHODS)
 def test_any_bits_and_protected_layers(name: str, bits: tuple[int, ...]) -> None:
     problem, loss_of = made(1, bits=bits)
-    kept = {problem.layers[0].name: Choice("codebook", 8), problem.layers[-1].name: FP32}
+    kept = {problem.layers[0].name: WeightFormat("codebook", 8), problem.layers[-1].name: FP32}
     problem = replace(problem, protected=kept)
     problem = replace(problem, budget_bytes=problem.bytes(problem.lowest) * 5 // 4)
     if name == "uniform":
@@ -85,7 +85,7 @@ def test_an_interrupted_search_resumes_to_the_same_result(name: str, tmp_path: P
     problem, loss_of = made(5, coupled=True)
     whole = searched(name, problem, loss_of)
     path, names = tmp_path / "evaluations.jsonl", [layer.name for layer in problem.layers]
-    num_before = max(1, whole.num_asked // 2)
+    num_before = max(1, whole.num_evaluated // 2)
     calls = 0
 
     def until_killed(policy: Policy) -> float:
@@ -98,18 +98,18 @@ def test_an_interrupted_search_resumes_to_the_same_result(name: str, tmp_path: P
     known, record = open_record(path, subject="a", names=names)
     assert known == []
     method = built(name)
-    if whole.num_asked > num_before:
+    if whole.num_evaluated > num_before:
         with pytest.raises(KeyboardInterrupt):
-            run_search(name, method, problem, Evaluations(until_killed, record=record), base_bytes=base_of(problem))
+            run_search(name, method, problem, EvaluationCache(until_killed, record=record), base_bytes=base_of(problem))
         assert len(path.read_text().splitlines()) == num_before
     path.write_text(path.read_text() + '{"subject": "a", "poli') if path.exists() else None
     known, record = open_record(path, subject="a", names=names)
-    evaluations = Evaluations(loss_of, known=known, record=record)
+    evaluations = EvaluationCache(loss_of, known=known, record=record)
     found = run_search(name, built(name), problem, evaluations, base_bytes=base_of(problem))
-    assert (found.policy, found.loss, found.num_asked) == (whole.policy, whole.loss, whole.num_asked)
-    assert found.num_new == whole.num_asked - len(known)
+    assert (found.policy, found.loss, found.num_evaluated) == (whole.policy, whole.loss, whole.num_evaluated)
+    assert found.num_new == whole.num_evaluated - len(known)
     lines = [json.loads(line) for line in path.read_text().splitlines()]
-    assert len(lines) == whole.num_asked
+    assert len(lines) == whole.num_evaluated
     with pytest.raises(DataError, match=r"evaluations\.jsonl:1: is of 'a', this search evaluates 'b'"):
         open_record(path, subject="b", names=names)
 
@@ -121,7 +121,7 @@ def test_a_recorded_number_that_no_evaluation_gives_is_refused(tmp_path: Path, c
     names, path = [layer.name for layer in problem.layers], tmp_path / "evaluations.jsonl"
     _, record = open_record(path, subject="a", names=names)
     policy = problem.policy(problem.lowest)
-    record(Evaluated(policy, loss_of(policy), 0.1))
+    record(PolicyEvaluation(policy, loss_of(policy), 0.1))
     line = json.loads(path.read_text())
     assert len(open_record(path, subject="a", names=names)[0]) == 1
     for wrong in (change, {"loss": 10**400}):
@@ -142,7 +142,7 @@ def test_the_hybrid_is_never_worse_than_its_start_and_searches_share_their_table
         assert hybrid.loss <= knapsack.loss
         is_better += hybrid.loss < knapsack.loss
         assert len(asked) == len({frozenset(each.items()) for each in asked})
-        assert hybrid.num_new < hybrid.num_asked - len(problem.free) * len(problem.choices)
+        assert hybrid.num_new < hybrid.num_evaluated - len(problem.searched_layers) * len(problem.choices)
     assert is_better >= 3
 
 
@@ -152,7 +152,7 @@ def test_on_a_separable_loss_the_knapsack_is_the_optimum_and_the_others_are_not_
         best = min(
             loss_of(policy)
             for flat in range(4**4)
-            if problem.holds(levels := np.unravel_index(flat, (4,) * 4))
+            if problem.fits_budget(levels := np.unravel_index(flat, (4,) * 4))
             for policy in [problem.policy([int(level) for level in levels])]
         )
         losses = {name: searched(name, problem, loss_of).loss for name in METHODS}
@@ -165,16 +165,16 @@ def test_a_table_with_few_evaluations_is_interpolated() -> None:
     """Rises here are exactly exponential in the bits: the interpolated table finds the policy of the full one."""
     problem, loss_of = made(2)
     full = searched("knapsack", problem, loss_of)
-    method = built("knapsack", table_evaluations=3 * len(problem.free))
-    found = run_search("knapsack", method, problem, Evaluations(loss_of), base_bytes=base_of(problem))
-    assert found.num_asked < full.num_asked - 20
+    method = built("knapsack", table_evaluations=3 * len(problem.searched_layers))
+    found = run_search("knapsack", method, problem, EvaluationCache(loss_of), base_bytes=base_of(problem))
+    assert found.num_evaluated < full.num_evaluated - 20
     assert found.loss < searched("uniform", problem, loss_of).loss
     with pytest.raises(ConfigError, match="table_evaluations: 5 are fewer than the 6 layers"):
         run_search(
             "knapsack",
             built("knapsack", table_evaluations=5),
             problem,
-            Evaluations(loss_of),
+            EvaluationCache(loss_of),
             base_bytes=base_of(problem),
         )
 
@@ -188,7 +188,7 @@ def test_the_hessian_search_minimises_curvature_times_error() -> None:
     def loss() -> torch.Tensor:
         return torch.stack([scales[name] * (weight**2).sum() for name, weight in weights.items()]).sum()
 
-    def error_of(name: str, choice: Choice) -> float:
+    def error_of(name: str, choice: WeightFormat) -> float:
         return weights[name].numel() * 4.0**-choice.bits
 
     def loss_of(policy: Policy) -> float:
@@ -196,7 +196,7 @@ def test_the_hessian_search_minimises_curvature_times_error() -> None:
 
     with_curvature = replace(problem, curvature=lambda: Curvature(loss, weights, error_of))
     found = searched("hessian", with_curvature, loss_of)
-    assert found.num_asked <= 20
+    assert found.num_evaluated <= 20
     assert found.loss <= searched("knapsack", problem, loss_of).loss * (1 + 1e-6)
     with pytest.raises(ConfigError, match="'hessian': needs the loss as a graph"):
         searched("hessian", problem, loss_of)
@@ -204,13 +204,13 @@ def test_the_hessian_search_minimises_curvature_times_error() -> None:
 
 def test_progress_estimates_the_time_before_the_search_begins() -> None:
     problem, loss_of = made(0)
-    reports: list[Progress] = []
+    reports: list[SearchProgress] = []
     searched("knapsack", problem, loss_of, report=reports.append)
     assert reports[0].num_asked == 1
     assert reports[0].at_most == 6 * 8 + 20
     *during, last = reports
     assert [each.num_asked for each in during] == [*range(1, len(reports))]
-    assert last == Progress(len(during), len(during), 0.0)
+    assert last == SearchProgress(len(during), len(during), 0.0)
     assert all(each.seconds_left >= 0 for each in reports)
 
 
@@ -220,7 +220,7 @@ def test_what_cannot_be_is_refused() -> None:
     with pytest.raises(ConfigError, match=rf"beside 0 protected layers, takes {smallest:,} bytes, a ratio of"):
         searched("uniform", replace(problem, budget_bytes=smallest - 1), loss_of)
     with pytest.raises(ConfigError, match="bits: found 4, 2; give each once, fewest first"):
-        replace(problem, choices=(Choice("codebook", 4), Choice("codebook", 2)))
+        replace(problem, choices=(WeightFormat("codebook", 4), WeightFormat("codebook", 2)))
     with pytest.raises(ConfigError, match="protects every layer"):
         replace(problem, protected=problem.float_policy)
     with pytest.raises(RunError, match="the loss of a policy is nan"):
@@ -234,7 +234,7 @@ def test_a_search_that_breaks_the_budget_is_refused() -> None:
 
     problem, loss_of = made(0)
     with pytest.raises((ConfigError, ValueError)):
-        run_search("broken", Broken(), problem, Evaluations(loss_of), base_bytes=base_of(problem))
+        run_search("broken", Broken(), problem, EvaluationCache(loss_of), base_bytes=base_of(problem))
 
 
 def test_nsga2_shares_its_storage_and_needs_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -258,7 +258,7 @@ def test_nsga2_shares_its_storage_and_needs_the_extra(tmp_path: Path, monkeypatc
 def test_rows_fronts_and_volumes() -> None:
     problem, loss_of = made(0, coupled=True)
     found = [searched(name, problem, loss_of) for name in ("uniform", "knapsack", "random")]
-    rows = comparison(found)
+    rows = search_rows(found)
     assert [row["loss"] for row in rows] == sorted(each.loss for each in found)
     assert {row["method"] for row in rows} == {"uniform", "knapsack", "random"}
     points = [(3.0, 1.0), (1.0, 4.0), (2.0, 2.0), (2.5, 2.0), (3.0, 1.0), (9.0, 9.0)]
@@ -270,8 +270,8 @@ def test_rows_fronts_and_volumes() -> None:
 def test_evaluations_are_given_back_from_memory() -> None:
     problem, loss_of = made(0)
     evaluations, asked = counted(loss_of)
-    known = Evaluated(problem.float_policy, 7.0, 2.0)
-    assert Evaluations(loss_of, known=[known]).get(dict(problem.float_policy)).loss == 7.0
+    known = PolicyEvaluation(problem.float_policy, 7.0, 2.0)
+    assert EvaluationCache(loss_of, known=[known]).get(dict(problem.float_policy)).loss == 7.0
     shuffled = dict(reversed(problem.float_policy.items()))
     assert evaluations.get(problem.float_policy) == evaluations.get(shuffled)
     assert len(asked) == 1

@@ -7,18 +7,18 @@ from dataclasses import replace
 
 import numpy as np
 
-from sightline.compress.cost import Layer
-from sightline.compress.policy import FP32, Choice, Policy
-from sightline.compress.search.base import Evaluator
+from sightline.compress.cost import LayerCost
+from sightline.compress.policy import FP32, Policy, WeightFormat
+from sightline.compress.search.base import PolicyEvaluator
 from sightline.compress.search.ddpg import DDPG
-from sightline.compress.search.evaluations import Evaluations
+from sightline.compress.search.evaluations import EvaluationCache
 from sightline.compress.search.knapsack import best_levels
 from sightline.compress.search.problem import Problem
 
 HEADER_BYTES = 12
 
 
-def file_bytes(layers: tuple[Layer, ...]) -> Callable[[Policy], int]:
+def file_bytes(layers: tuple[LayerCost, ...]) -> Callable[[Policy], int]:
     """A file as the specification's: indices, codebooks, and a header that states where each tensor begins."""
 
     def size(policy: Policy) -> int:
@@ -40,7 +40,7 @@ def made(
     draws = np.random.default_rng(seed)
     sizes = (10 ** draws.uniform(2, 4.5, num_layers)).astype(int)
     layers = tuple(
-        Layer(f"layer{place}.weight", int(size), in_channels=8 * (place + 1), out_channels=int(size))
+        LayerCost(f"layer{place}.weight", int(size), in_channels=8 * (place + 1), out_channels=int(size))
         for place, size in enumerate(sizes)
     )
     weight = 10 ** draws.uniform(-1.5, 0.5, num_layers)
@@ -55,13 +55,13 @@ def made(
         )
         return float(0.2 + terms.sum() + (40 * (terms[1:] * terms[:-1]).sum() if coupled else 0.0))
 
-    choices = tuple(Choice("codebook", each) for each in bits)
+    choices = tuple(WeightFormat("codebook", each) for each in bits)
     problem = Problem(layers, choices, file_bytes(layers), budget_bytes=0)
     budget = max(problem.bytes(problem.lowest), int(2.5 / 8 * sizes.sum()))
     return replace(problem, budget_bytes=budget), loss_of
 
 
-def counted(loss_of: Callable[[Policy], float]) -> tuple[Evaluations, list[Policy]]:
+def counted(loss_of: Callable[[Policy], float]) -> tuple[EvaluationCache, list[Policy]]:
     """Evaluations, and every policy that was really evaluated."""
     asked: list[Policy] = []
 
@@ -69,7 +69,7 @@ def counted(loss_of: Callable[[Policy], float]) -> tuple[Evaluations, list[Polic
         asked.append(policy)
         return loss_of(policy)
 
-    return Evaluations(count), asked
+    return EvaluationCache(count), asked
 
 
 def closed_by_ddpg(*, seed: int, episodes: int) -> float:
@@ -77,7 +77,7 @@ def closed_by_ddpg(*, seed: int, episodes: int) -> float:
 
     Of five equally large layers, with a separable loss that falls by 4 for each bit, and 3.2 bits on average.
     """
-    layers = tuple(Layer(f"layer{place}", 1000, 8 * (place + 1), 8 * (place + 2)) for place in range(5))
+    layers = tuple(LayerCost(f"layer{place}", 1000, 8 * (place + 1), 8 * (place + 2)) for place in range(5))
     weights = dict(zip((layer.name for layer in layers), (8.0, 0.1, 1.0, 0.02, 4.0), strict=True))
 
     def size(policy: Policy) -> int:
@@ -86,11 +86,11 @@ def closed_by_ddpg(*, seed: int, episodes: int) -> float:
     def loss_of(policy: Policy) -> float:
         return sum(weights[name] * 4.0**-choice.bits for name, choice in policy.items() if choice != FP32)
 
-    problem = Problem(layers, tuple(Choice("codebook", bits) for bits in range(1, 9)), size, budget_bytes=2000)
+    problem = Problem(layers, tuple(WeightFormat("codebook", bits) for bits in range(1, 9)), size, budget_bytes=2000)
     costs = np.asarray([[weights[layer.name] * 4.0**-bits for bits in problem.bits] for layer in layers])
     optimum, uniform = (
         loss_of(problem.policy(levels)) for levels in (best_levels(problem, costs), [problem.uniform_level] * 5)
     )
-    evaluator = Evaluator(problem, Evaluations(loss_of), at_most=1000)
+    evaluator = PolicyEvaluator(problem, EvaluationCache(loss_of), at_most=1000)
     found = loss_of(DDPG(episodes=episodes, max_evaluations=1000, seed=seed).run(problem, evaluator))
     return (uniform - found) / (uniform - optimum)

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from sightline import registry
-from sightline.config import RunConfig, read_config, render
+from sightline.config import RunConfig, read_config, render_config
 from sightline.errors import ConfigError
-from sightline.types import Component, Where
+from sightline.types import ComponentConfig, SourceLocation
 from tests.command import run_here
 
 HEALTHY = Path(__file__).resolve().parents[1] / "broken_configs" / "_healthy.yaml"
@@ -46,9 +46,9 @@ def refused(path: Path, *overrides: str) -> list[str]:
     return [fault.removeprefix(f"{path}:") for fault in error.value.faults]
 
 
-def encoder(config: RunConfig, name: str = "points") -> Component:
+def encoder(config: RunConfig, name: str = "points") -> ComponentConfig:
     inner = config.model.arguments[name]
-    assert isinstance(inner, Component)
+    assert isinstance(inner, ComponentConfig)
     return inner
 
 
@@ -70,12 +70,12 @@ def test_inner_blocks_are_completed_like_outer_ones(tmp_path: Path) -> None:
 def test_every_inner_value_knows_its_origin(tmp_path: Path) -> None:
     path = write(tmp_path)
     origins = read_config(path, ["model.images.depth=2"]).origins
-    assert origins["model.points.name"] == Where(str(path), 5, "model.points.name")
-    assert origins["model.points.num_neighbours"] == Where(str(path), 6, "model.points.num_neighbours")
-    assert origins["model.points.embedding"] == Where("default", None, "model.points.embedding")
-    assert origins["model.images.depth"] == Where("command line", None, "model.images.depth")
-    assert origins["transforms.train.0.each.1.low"] == Where(str(path), 11, "transforms.train.0.each.1.low")
-    assert origins["transforms.train.0.each.1.high"].origin == "default"
+    assert origins["model.points.name"] == SourceLocation(str(path), 5, "model.points.name")
+    assert origins["model.points.num_neighbours"] == SourceLocation(str(path), 6, "model.points.num_neighbours")
+    assert origins["model.points.embedding"] == SourceLocation("default", None, "model.points.embedding")
+    assert origins["model.images.depth"] == SourceLocation("command line", None, "model.images.depth")
+    assert origins["transforms.train.0.each.1.low"] == SourceLocation(str(path), 11, "transforms.train.0.each.1.low")
+    assert origins["transforms.train.0.each.1.high"].source == "default"
 
 
 def test_the_model_is_built_of_them(tmp_path: Path) -> None:
@@ -243,16 +243,16 @@ def test_a_config_over_another_changes_an_inner_block_in_part(tmp_path: Path) ->
 def test_what_is_shown_reads_back_equal(tmp_path: Path, origins: bool, overrides: list[str]) -> None:
     config = read_config(write(tmp_path), overrides)
     shown = tmp_path / "shown.yaml"
-    shown.write_text(render(config, origins=origins))
+    shown.write_text(render_config(config, origins=origins))
     assert read_config(shown) == config
-    assert render(read_config(shown), origins=False) == render(config, origins=False)
+    assert render_config(read_config(shown), origins=False) == render_config(config, origins=False)
 
 
 def test_each_inner_value_is_shown_with_its_origin(tmp_path: Path) -> None:
     path = write(tmp_path)
     lines = {
         line.partition("#")[0].rstrip(): line.partition("#")[2].strip()
-        for line in render(read_config(path), origins=True).splitlines()
+        for line in render_config(read_config(path), origins=True).splitlines()
     }
     assert lines["  points:"] == ""
     assert lines['    name: "dgcnn"'] == f"{path}:5"

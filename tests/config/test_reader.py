@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from sightline.config import RunConfig, located, read_config, render
+from sightline.config import RunConfig, locate_errors, read_config, render_config
 from sightline.config.reader import MAX_BASES
 from sightline.errors import ConfigError
-from sightline.types import Ramp, Where
+from sightline.types import LinearRamp, SourceLocation
 
 FOLDER = Path(__file__).resolve().parents[1] / "broken_configs"
 HEALTHY = FOLDER / "_healthy.yaml"
@@ -55,11 +55,11 @@ def test_values_defaults_and_the_name() -> None:
 def test_a_weight_is_a_number_or_a_ramp(write: Write) -> None:
     ramped = "losses: [{name: cross_entropy, weight: {start: 0, end: 3.0, epochs: 20}}]\n"
     config = read_config(write(ramped))
-    assert config.losses[0].weight == Ramp(0.0, 3.0, 20.0)
+    assert config.losses[0].weight == LinearRamp(0.0, 3.0, 20.0)
     assert config.origins["losses.0.weight"].line == 2
-    again = write(render(config, origins=False), "again.yaml", base=None)
+    again = write(render_config(config, origins=False), "again.yaml", base=None)
     assert read_config(again).losses == config.losses
-    assert read_config(write(ramped), ["losses.0.weight.end=2"]).losses[0].weight == Ramp(0.0, 2.0, 20.0)
+    assert read_config(write(ramped), ["losses.0.weight.end=2"]).losses[0].weight == LinearRamp(0.0, 2.0, 20.0)
 
 
 @pytest.mark.parametrize(
@@ -246,20 +246,20 @@ def test_every_value_knows_its_origin(write: Write) -> None:
     below = write("train: {epochs: 7}\nlosses:\n  - name: cross_entropy\n    label_smoothing: 0.1\n", "below.yaml")
     path = write("train:\n  batch_size: 3\noptimizer: {groups: [{modules: head, lr_factor: 2}]}\n", base="below.yaml")
     origins = read_config(path, ["seed=4", "losses.0.weight=2"]).origins
-    assert origins["train.epochs"] == Where(str(below), 2, "train.epochs")
-    assert origins["train.batch_size"] == Where(str(path), 3, "train.batch_size")
-    assert origins["optimizer.groups"] == Where(str(path), 4, "optimizer.groups")
-    assert origins["optimizer.lr"].origin == str(HEALTHY)
-    assert origins["losses.0.label_smoothing"] == Where(str(below), 5, "losses.0.label_smoothing")
-    assert origins["losses.0.weight"] == Where("command line", None, "losses.0.weight")
-    assert origins["seed"] == Where("command line", None, "seed")
-    assert origins["model.dropout"] == Where("default", None, "model.dropout")
-    assert origins["train.tail"] == Where("default", None, "train.tail")
-    assert origins["schedule.warmup_epochs"] == Where("default", None, "schedule.warmup_epochs")
+    assert origins["train.epochs"] == SourceLocation(str(below), 2, "train.epochs")
+    assert origins["train.batch_size"] == SourceLocation(str(path), 3, "train.batch_size")
+    assert origins["optimizer.groups"] == SourceLocation(str(path), 4, "optimizer.groups")
+    assert origins["optimizer.lr"].source == str(HEALTHY)
+    assert origins["losses.0.label_smoothing"] == SourceLocation(str(below), 5, "losses.0.label_smoothing")
+    assert origins["losses.0.weight"] == SourceLocation("command line", None, "losses.0.weight")
+    assert origins["seed"] == SourceLocation("command line", None, "seed")
+    assert origins["model.dropout"] == SourceLocation("default", None, "model.dropout")
+    assert origins["train.tail"] == SourceLocation("default", None, "train.tail")
+    assert origins["schedule.warmup_epochs"] == SourceLocation("default", None, "schedule.warmup_epochs")
 
 
 def test_every_leaf_has_an_origin(write: Write) -> None:
-    from sightline.config.show import to_plain
+    from sightline.config.yaml_writer import to_plain
 
     def leaves(tree: object, path: str) -> list[str]:
         if path in config.origins:
@@ -303,7 +303,7 @@ def test_a_fault_hides_no_contradiction_elsewhere() -> None:
 
 
 def test_errors_of_building_get_the_place_of_what_they_name() -> None:
-    origins = {"train.tail": Where("a.yaml", 5, "train.tail")}
-    with pytest.raises(ConfigError) as error, located(origins):
+    origins = {"train.tail": SourceLocation("a.yaml", 5, "train.tail")}
+    with pytest.raises(ConfigError) as error, locate_errors(origins):
         raise ConfigError("train.tail: too short", "nowhere: else", "train.tail is no subject here")
     assert error.value.faults == ("a.yaml:5: train.tail: too short", "nowhere: else", "train.tail is no subject here")

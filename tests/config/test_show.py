@@ -10,9 +10,9 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from sightline import registry
-from sightline.config import read_config, render
+from sightline.config import read_config, render_config
 from sightline.errors import ConfigError
-from sightline.plugins import file_of
+from sightline.plugins import find_plugin
 from tests.command import run_here
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -27,10 +27,10 @@ def test_shipped_configs_come_back_equal(path: Path, tmp_path: Path) -> None:
     assert config.name == path.stem
     again = tmp_path / "config.yaml"
     for origins in (True, False):
-        again.write_text(render(config, origins=origins))
+        again.write_text(render_config(config, origins=origins))
         found = read_config(again)
         assert found == config
-        assert render(found, origins=False) == render(config, origins=False)
+        assert render_config(found, origins=False) == render_config(config, origins=False)
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
@@ -97,7 +97,7 @@ def test_random_overrides_come_back_equal(tmp_path: Path, overrides: dict[str, o
         assume(False)
     path = tmp_path / "config.yaml"
     for origins in (True, False):
-        path.write_text(render(config, origins=origins), encoding="utf-8")
+        path.write_text(render_config(config, origins=origins), encoding="utf-8")
         assert read_config(path) == config
 
 
@@ -115,7 +115,7 @@ def test_arguments_of_a_plugin_with_any_keys_come_back(tmp_path: Path) -> None:
         config = read_config(HEALTHY, ["model={name: keyed}"])
         path = tmp_path / "config.yaml"
         for origins in (True, False):
-            path.write_text(render(config, origins=origins))
+            path.write_text(render_config(config, origins=origins))
             assert read_config(path) == config
         changed = read_config(HEALTHY, ["model={name: keyed, sizes: {x: 3}}"])
         assert changed.model.arguments["sizes"] == {"x": 3.0}
@@ -158,7 +158,7 @@ def test_show_of_what_show_printed_is_the_same_but_for_origins(tmp_path: Path) -
 
 
 def test_a_run_directory_stands_for_its_config(tmp_path: Path) -> None:
-    (tmp_path / "config.yaml").write_text(render(read_config(HEALTHY), origins=False))
+    (tmp_path / "config.yaml").write_text(render_config(read_config(HEALTHY), origins=False))
     assert 'name: "_healthy"' in run("show", tmp_path)
 
 
@@ -202,6 +202,6 @@ def test_list_of_one_kind_says_who_gives_what_a_config_may_not() -> None:
 def test_components_of_models_losses_and_metrics_name_their_source() -> None:
     """House rule: paper and equation in the docstring of what comes from one."""
     for kind in ("models", "losses", "metrics", "optimizers", "transforms", "data"):
-        entries = [registry.REGISTRIES[kind].entry_of(name) for name in registry.REGISTRIES[kind].names()]
-        unsourced = [entry.name for entry in entries if not entry.source and file_of(entry.builder) is None]
+        entries = [registry.REGISTRIES[kind].get_entry(name) for name in registry.REGISTRIES[kind].names()]
+        unsourced = [entry.name for entry in entries if not entry.source and find_plugin(entry.builder) is None]
         assert not unsourced, f"{kind} without 'Source:': {', '.join(unsourced)}"

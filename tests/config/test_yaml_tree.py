@@ -10,9 +10,9 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from sightline.config.faults import Faults
+from sightline.config.faults import ConfigFaults
 from sightline.config.reader import read_config
-from sightline.config.yaml_tree import MAX_NODES, read_file, read_value
+from sightline.config.yaml_tree import MAX_NODES, read_value, read_yaml
 from sightline.errors import ConfigError
 
 HEALTHY = Path(__file__).resolve().parents[1] / "broken_configs" / "_healthy.yaml"
@@ -20,7 +20,7 @@ EACH = settings(deadline=None, max_examples=200, suppress_health_check=[HealthCh
 
 
 def read(text: str) -> object:
-    faults = Faults()
+    faults = ConfigFaults()
     value = read_value(text, "test", "x", faults).plain()
     faults.raise_any()
     return value
@@ -88,8 +88,8 @@ def test_numbers_beyond_64_bits_are_faults(text: str) -> None:
 def test_lines_count_from_one_and_point_at_the_key(tmp_path: Path) -> None:
     path = tmp_path / "a.yaml"
     path.write_text("# first\na: 1\nb:\n  c:\n    - 5\n    - {d: 6}\n")
-    faults = Faults()
-    tree = read_file(path, faults).value
+    faults = ConfigFaults()
+    tree = read_yaml(path, faults).value
     assert isinstance(tree, dict)
     found = tree["b"].value["c"].value[1].value["d"]  # type: ignore[index, union-attr]
     assert (found.where.line, found.where.path) == (6, "b.c.1.d")
@@ -99,7 +99,7 @@ def test_lines_count_from_one_and_point_at_the_key(tmp_path: Path) -> None:
 def test_a_byte_order_mark_and_windows_lines_are_read(tmp_path: Path) -> None:
     path = tmp_path / "a.yaml"
     path.write_bytes(b"\xef\xbb\xbfa: 1\r\nb: two\r\n")
-    assert read_file(path, Faults()).plain() == {"a": 1, "b": "two"}
+    assert read_yaml(path, ConfigFaults()).plain() == {"a": 1, "b": "two"}
 
 
 def test_an_anchor_used_twice_is_two_values() -> None:
@@ -243,9 +243,9 @@ TREES = st.recursive(
 @EACH
 def test_what_show_writes_is_what_the_reader_reads(tree: object) -> None:
     """Written on one line, any value of a config comes back: kind, bits and characters."""
-    from sightline.config.show import show_inline
+    from sightline.config.yaml_writer import format_inline
 
-    text = show_inline(tree)
+    text = format_inline(tree)
     assert "\n" not in text
     back = read(text)
     assert back == tree

@@ -56,7 +56,7 @@ def _assign(boxes: list[Tensor]) -> list[Tensor]:
 class Assigning(Supervised):
     """Assigns once, before the forward pass; losses, their counts and metrics read what was assigned."""
 
-    offers = frozenset({"assigned"})
+    context_keys = frozenset({"assigned"})
 
     def context(self, model: nn.Module, batch: dict) -> dict[str, Any]:
         return {"assigned": torch.stack(_assign(batch["boxes"]))}

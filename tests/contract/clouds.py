@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sightline.binding import Offer
-from sightline.data.loading.reading import NamedTransform
+from sightline.binding import AvailableKeys
+from sightline.data.loading.batch_reader import NamedTransform
 from sightline.layers.quantisation.parametrised import apply_policy
 from sightline.losses.base import Loss
 from sightline.losses.cross_entropy import CrossEntropy
@@ -17,10 +17,10 @@ from sightline.losses.distillation import Distillation
 from sightline.losses.lovasz import LovaszSoftmax
 from sightline.metrics.iou import IoU
 from sightline.tasks.classify import Classify
-from sightline.tasks.distilled import Distilled, with_teacher
+from sightline.tasks.distillation import DistillationTask, add_teacher_keys
 from sightline.tasks.segment import Segment
 from sightline.tasks.supervised import Supervised
-from sightline.transforms.project import Project
+from sightline.transforms.range_projection import Project
 from tests.contract.toy import NUM_CLASSES, CrossEntropySum, Logits, Made, Toy, field, supervised
 
 # classify: clouds of one size
@@ -57,19 +57,19 @@ class WideNet(CloudNet):
         self.each, self.head = nn.Linear(3, 30), nn.Linear(30, NUM_CLASSES)
 
 
-def _distilled(model: nn.Module, keys: Any) -> Distilled:
+def _distilled(model: nn.Module, keys: Any) -> DistillationTask:
     """The teacher has a dropout, which is off, and weights of its own generator."""
-    draws, outputs = torch.Generator().manual_seed(5), Offer("model", ("logits",))
+    draws, outputs = torch.Generator().manual_seed(5), AvailableKeys("model", ("logits",))
     with torch.random.fork_rng():
         teacher = WideNet().double()
     for weight in teacher.parameters():
         weight.data.normal_(generator=draws)
     teacher.head = nn.Sequential(nn.Dropout(0.5), teacher.head)
-    batch = Offer("data", keys)
+    batch = AvailableKeys("data", keys)
     alone = Supervised(model=teacher, losses={}, batch_keys=batch, output_keys=outputs)
     losses = {"ce": CrossEntropySum((0.3, 1.7, 2.5)), "kl": Distillation(num_classes=NUM_CLASSES, ignore_index=2)}
-    parent = Classify(model=model, losses=losses, batch_keys=with_teacher(batch, outputs), output_keys=outputs)
-    return Distilled(parent, teacher=teacher, lessons=alone)
+    parent = Classify(model=model, losses=losses, batch_keys=add_teacher_keys(batch, outputs), output_keys=outputs)
+    return DistillationTask(parent, teacher=teacher, teacher_task=alone)
 
 
 # segment: clouds of different sizes, nothing padded, two terms with different counts
@@ -133,8 +133,8 @@ def _segment(model: nn.Module, keys: Any) -> Segment:
             "ce": CrossEntropy(num_classes=NUM_CLASSES, ignore_index=-1, class_weights=(0.3, 1.7, 2.5)),
             "lovasz": LovaszSoftmax(num_classes=NUM_CLASSES, ignore_index=-1),
         },
-        batch_keys=Offer("the toy", keys),
-        output_keys=Offer("the toy's model", ("logits",)),
+        batch_keys=AvailableKeys("the toy", keys),
+        output_keys=AvailableKeys("the toy's model", ("logits",)),
         ignore_index=-1,
     )
 

@@ -14,10 +14,10 @@ import numpy as np
 from torch import Tensor, nn
 
 from sightline import registry
-from sightline.binding import Offer
-from sightline.data.boxes.records import BOX_FIELDS, BoxRecord, sample_of
+from sightline.binding import AvailableKeys
+from sightline.data.boxes.records import BOX_FIELDS, BoxRecord, make_sample
+from sightline.data.loading.batch_reader import NamedTransform
 from sightline.data.loading.concat import Concat
-from sightline.data.loading.reading import NamedTransform
 from sightline.metrics.base import State
 from sightline.metrics.box_ap import BoxAp
 from sightline.metrics.box_errors import BoxErrors
@@ -25,7 +25,7 @@ from sightline.metrics.crowd_ap import CrowdAp
 from sightline.metrics.miss_rate import MissRate
 from sightline.transforms.boxes import CutImage, FitImage, ScaleSteps
 from sightline.transforms.images import FlipImage, NormalizeImage
-from sightline.types import Component
+from sightline.types import ComponentConfig
 from tests.contract.toy import NUM_SAMPLES, Made, Toy
 
 CLASSES = ("light", "dark")
@@ -43,7 +43,7 @@ def _image(draw: np.random.Generator, *, share: float = 1.0, is_ignored: bool = 
         pixels[top:bottom, left:right] += 80 - 160 * kind
     flags = draw.random(count) < (1.0 if is_ignored else 0.2)
     area = (boxes[:, 2:] - boxes[:, :2]).prod(axis=1)
-    return sample_of(pixels.clip(0, 255).astype(np.uint8), BoxRecord(boxes, boxes.copy(), label, flags, area))
+    return make_sample(pixels.clip(0, 255).astype(np.uint8), BoxRecord(boxes, boxes.copy(), label, flags, area))
 
 
 def _joined(**how: Any) -> Concat:
@@ -60,21 +60,21 @@ def _detector(head: dict[str, Any]) -> nn.Module:
         "neck": {"name": "fpn", "width": 4},
         "head": head,
     }
-    return registry.models.build(Component("detector", blocks), facts={"in_channels": 3, "num_classes": 2})
+    return registry.models.build(ComponentConfig("detector", blocks), facts={"in_channels": 3, "num_classes": 2})
 
 
 def _detect(weights: dict[str, float], **arguments: Any) -> Callable[[nn.Module, frozenset[str]], Any]:
     def make(model: nn.Module, keys: frozenset[str]) -> Any:
         bags = {name: {"bag_size": 5} if name.startswith("free_anchor") else {} for name in weights}
-        losses = {name: registry.losses.build(Component(name, bags[name]), facts={}) for name in weights}
+        losses = {name: registry.losses.build(ComponentConfig(name, bags[name]), facts={}) for name in weights}
         facts = {
             "model": model,
             "losses": losses,
-            "batch_keys": Offer("the toy", keys),
-            "output_keys": Offer("the toy's model", model.output_keys),
+            "batch_keys": AvailableKeys("the toy", keys),
+            "output_keys": AvailableKeys("the toy's model", model.output_keys),
         }
         block = {"score": 0.0, "per_level": 20, **arguments}
-        return registry.tasks.build(Component("detect", block), facts=facts)
+        return registry.tasks.build(ComponentConfig("detect", block), facts=facts)
 
     return make
 
@@ -154,7 +154,7 @@ def toy(
         losses,
         _AllFigures,
         tuple(NamedTransform(name, step) for name, step in _STEPS.items()),
-        registry.tasks.entry_of("detect").builder.predicts,
+        registry.tasks.get_entry("detect").builder.predicts,
     )
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sightline.binding import Offer
+from sightline.binding import AvailableKeys
 from sightline.engine.learnt_losses import LearntLosses
 from sightline.losses.contrast import CrossModal, IntraModal, PairLoss, nt_xent
 from sightline.metrics.pairs import CrossPairs
@@ -114,8 +114,8 @@ class Warmed(PairLoss):
 
 def _warmed(model: nn.Module, keys: Any) -> OwnContrast:
     losses = {"warmed": Warmed(), "cross_modal": CrossModal(temperature=0.5)}
-    outputs = Offer("the toy's model", ("first", "second", "pictured"))
-    task = OwnContrast(model=model, losses=losses, batch_keys=Offer("the toy", keys), output_keys=outputs)
+    outputs = AvailableKeys("the toy's model", ("first", "second", "pictured"))
+    task = OwnContrast(model=model, losses=losses, batch_keys=AvailableKeys("the toy", keys), output_keys=outputs)
     task.learnt = LearntLosses(losses)  # type: ignore[attr-defined]
     return task
 
@@ -124,8 +124,8 @@ def _contrast(model: nn.Module, keys: Any) -> OwnContrast:
     return OwnContrast(
         model=model,
         losses={"intra_modal": IntraModal(), "cross_modal": CrossModal(temperature=0.5)},
-        batch_keys=Offer("the toy", keys),
-        output_keys=Offer("the toy's model", ("first", "second", "pictured")),
+        batch_keys=AvailableKeys("the toy", keys),
+        output_keys=AvailableKeys("the toy's model", ("first", "second", "pictured")),
     )
 
 

@@ -9,14 +9,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from sightline.engine.batch_stream import BatchSampler, BatchStream
 from sightline.engine.distributed import World, start_world
 from sightline.engine.evaluate import Evaluator
 from sightline.engine.learnt_losses import LearntLosses
 from sightline.engine.optimizers import AdamW
 from sightline.engine.precision import Precision
 from sightline.engine.schedules import Constant
-from sightline.engine.stream import Plan, Stream
-from sightline.engine.train import Job, train
+from sightline.engine.train import TrainState, train
 from tests.contract.toy import NUM_SAMPLES, Toy, meters
 from tests.contract.toys import ALL, TOYS
 from tests.memory_order import ORDERS
@@ -31,18 +31,20 @@ def run(toy: Toy, world: World, micro_batches: int, *, order: str = "as_made", i
     model = ORDERS[order](toy.model().double())
     reader = toy.reader
     task = toy.task(model, reader.keys)
-    plan = Plan(np.arange(NUM_SAMPLES), BATCH_SIZE, seed=3, micro_batches=micro_batches, num_processes=world.size)
+    plan = BatchSampler(
+        np.arange(NUM_SAMPLES), BATCH_SIZE, seed=3, micro_batches=micro_batches, num_processes=world.size
+    )
     learnt = getattr(task, "learnt", LearntLosses())
     optimizer = AdamW(lr=0.02, weight_decay=0.01, decay="all").build(model, learnt)
     precision = Precision("float64")
-    job = Job(
+    job = TrainState(
         model=model,
         task=task,
         optimizer=optimizer,
         schedule=Constant(num_steps=NUM_STEPS, steps_per_epoch=plan.steps_per_epoch, warmup_epochs=0.5),
-        stream=Stream(plan, reader, world.rank),
+        stream=BatchStream(plan, reader, world.rank),
         num_steps=NUM_STEPS,
-        weights=toy.weights,
+        loss_weights=toy.weights,
         precision=precision,
         clip_norm=0.5,
         losses=learnt,
@@ -52,7 +54,7 @@ def run(toy: Toy, world: World, micro_batches: int, *, order: str = "as_made", i
 
     def at_step(record, stop_asked: bool) -> bool:
         numbers = {"grad_norm": record.grad_norm, "samples": record.num_samples}
-        trace.append(dict(record.losses) | dict(record.gauges) | numbers)
+        trace.append(dict(record.losses) | dict(record.extra_scalars) | numbers)
         return False
 
     train(job, world, at_step)

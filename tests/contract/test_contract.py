@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 
+from sightline.engine.batch_stream import BatchSampler
 from sightline.engine.distributed import World
-from sightline.engine.stream import Plan
 from tests.contract.clouds import Centre
 from tests.contract.images import toy as detector
 from tests.contract.run_toys import BATCH_SIZE, NUM_STEPS, cases_of, run
@@ -141,9 +141,9 @@ def test_steps_and_processes_without_a_box_have_no_box_loss(whole: dict) -> None
         assert all(0 < step["grad_norm"] < math.inf for step in whole[name]["trace"])
         assert all(math.isnan(value) for value in whole[name]["metrics"].values())
     toy = ALL["detector_few"]
-    plan = Plan(np.arange(NUM_SAMPLES), BATCH_SIZE, seed=3, num_processes=3)
+    plan = BatchSampler(np.arange(NUM_SAMPLES), BATCH_SIZE, seed=3, num_processes=3)
     counts = [
-        [int((~toy.reader(keys)["is_ignored"]).sum()) for keys in plan.parts(step)[0]] for step in range(NUM_STEPS)
+        [int((~toy.reader(keys)["is_ignored"]).sum()) for keys in plan.step_keys(step)[0]] for step in range(NUM_STEPS)
     ]
     assert any(sum(step) == 0 for step in counts)
     assert any(0 in step and sum(step) > 0 for step in counts)
@@ -152,8 +152,8 @@ def test_steps_and_processes_without_a_box_have_no_box_loss(whole: dict) -> None
 
 def test_all_images_of_a_step_are_scaled_alike_and_steps_are_not() -> None:
     reader = ALL["detector"].reader
-    plan = Plan(np.arange(NUM_SAMPLES), BATCH_SIZE, seed=3, micro_batches=4)
-    sizes = [{tuple(reader(keys)["image"].shape[2:]) for [keys] in plan.parts(step)} for step in range(NUM_STEPS)]
+    plan = BatchSampler(np.arange(NUM_SAMPLES), BATCH_SIZE, seed=3, micro_batches=4)
+    sizes = [{tuple(reader(keys)["image"].shape[2:]) for [keys] in plan.step_keys(step)} for step in range(NUM_STEPS)]
     assert {len(step) for step in sizes} == {1}
     assert len(set.union(*sizes)) > 2
 

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sightline.binding import Offer, bind, outputs_of
-from sightline.data.loading.reading import BatchReader, NamedTransform
-from sightline.engine.evaluate import Meter
+from sightline.binding import AvailableKeys, bind, declared_outputs
+from sightline.data.loading.batch_reader import BatchReader, NamedTransform
+from sightline.engine.evaluate import BoundMetric
 from sightline.engine.learnt_losses import LearntLosses
 from sightline.losses.base import Loss
-from sightline.members import TaskMembers
+from sightline.optional_members import TaskMembers
 from sightline.tasks.supervised import Supervised
 from sightline.types import DataInfo, Field, SampleKey
 
@@ -100,21 +100,21 @@ def supervised(
     losses: dict[str, Callable[[], Loss]], task: type[Supervised] = Supervised
 ) -> Callable[[nn.Module, frozenset[str]], Supervised]:
     def make(model: nn.Module, keys: frozenset[str]) -> Supervised:
-        outputs = Offer("model", outputs_of(model.forward, owner="model"))
+        outputs = AvailableKeys("model", declared_outputs(model.forward, owner="model"))
         built = {name: loss().double() for name, loss in losses.items()}
-        made = task(model=model, losses=built, batch_keys=Offer("data", keys), output_keys=outputs)
+        made = task(model=model, losses=built, batch_keys=AvailableKeys("data", keys), output_keys=outputs)
         made.learnt = LearntLosses(built)  # type: ignore[attr-defined]
         return made
 
     return make
 
 
-def meters(toy: Toy, model: nn.Module, reader: BatchReader) -> list[Meter]:
+def meters(toy: Toy, model: nn.Module, reader: BatchReader) -> list[BoundMetric]:
     metric, task = toy.metric(), toy.task(model, reader.keys)
-    outputs = outputs_of(model.forward, owner="model") | toy.predicts
-    offers = Offer("data", reader.keys), Offer("model", outputs)
-    offers = *offers, Offer("task", TaskMembers.offers.of(task))
-    return [Meter(metric, bind(metric.update, *offers, owner="metric", skip=("state",)))]
+    outputs = declared_outputs(model.forward, owner="model") | toy.predicts
+    offers = AvailableKeys("data", reader.keys), AvailableKeys("model", outputs)
+    offers = *offers, AvailableKeys("task", TaskMembers.context_keys.get(task))
+    return [BoundMetric(metric, bind(metric.update, *offers, owner="metric", exclude=("state",)))]
 
 
 def field(collate: str = "stack") -> Field:

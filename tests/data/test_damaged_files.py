@@ -12,10 +12,10 @@ import pytest
 
 from sightline.data.boxes.layout_reading import read_kitti, read_lines, read_yolo
 from sightline.data.boxes.people_files import read_citypersons
-from sightline.data.clouds.modelnet_classes import Classes
+from sightline.data.clouds.modelnet_classes import ClassSubset
 from sightline.data.clouds.modelnet_files import text_contents
 from sightline.data.files.scan_files import velodyne_poses
-from sightline.data.scans.squeezeseg_npy import read_image
+from sightline.data.scans.squeezeseg_npy import read_range_image
 from sightline.errors import DataError
 from tests.data.boxes.box_writers import pattern, write_image
 
@@ -32,7 +32,7 @@ def pixel_beyond_float(folder: Path) -> object:
     image = np.ones((1, 1, 6))
     image[0, 0, 0] = 1e300
     np.save(folder / "range.npy", image)
-    return read_image(folder / "range.npy", height=1, width=1)
+    return read_range_image(folder / "range.npy", height=1, width=1)
 
 
 def kitti_number_without_end(folder: Path) -> object:
@@ -63,7 +63,7 @@ def citypersons_outside(folder: Path) -> object:
 def modelnet_outside(folder: Path) -> object:
     (folder / "modelnet40_train.txt").write_text("airplane_../../airplane_0001\n")
     (folder / "modelnet40_test.txt").write_text("airplane_0002\n")
-    return text_contents(folder, Classes.of("modelnet40"))
+    return text_contents(folder, ClassSubset.of("modelnet40"))
 
 
 @pytest.mark.parametrize(

@@ -10,14 +10,14 @@ import pytest
 import torch
 
 from sightline import registry
-from sightline.config import read_config, render
-from sightline.data.loading.reading import BatchReader
-from sightline.describe.sources import Promised, build_subject
+from sightline.config import read_config, render_config
+from sightline.data.loading.batch_reader import BatchReader
+from sightline.describe.sources import PlaceholderDataset, build_subject
 from sightline.engine.build import build
 from sightline.engine.distributed import World
-from sightline.engine.loading import open_run
+from sightline.engine.run_loading import open_run
 from sightline.errors import DataError
-from sightline.runs.inputs import INPUTS, inputs_document
+from sightline.runs.inputs import INPUTS_FILE, inputs_document
 from sightline.types import DataInfo, Field, SampleKey
 from tests.command import run_here
 
@@ -172,11 +172,11 @@ def test_a_run_without_its_data_keeps_what_it_noted(tmp_path: Path) -> None:
         },
         features=("channels",),
     )
-    (tmp_path / INPUTS).write_text(json.dumps(inputs_document(info)))
+    (tmp_path / INPUTS_FILE).write_text(json.dumps(inputs_document(info)))
     (tmp_path / "facts.json").write_text(json.dumps(info.facts))
     words = [f"data.root={tmp_path / 'none'}", "data.num_points=32", "data.normals=none", "train.batch_size=4"]
     config = read_config(CONFIGS / "modelnet40_pointnet.yaml", words)
-    (tmp_path / "config.yaml").write_text(render(config, origins=False))
+    (tmp_path / "config.yaml").write_text(render_config(config, origins=False))
     subject = build_subject(open_run(tmp_path, config=config))
     assert f"as the run {tmp_path} promises them" in subject.batch
     assert subject.built.data.facts["in_channels"] == 4
@@ -210,7 +210,7 @@ def test_promised_samples_keep_shape_type_and_bounds() -> None:
         "map": Field("2 5", "float64"),
         "parts": Field("points", "int64", low=3, high=3, collate="concatenate"),
     }
-    made = Promised(info=DataInfo({}, fields), lengths={"points": 50})
+    made = PlaceholderDataset(info=DataInfo({}, fields), lengths={"points": 50})
     samples: list[Any] = [made[SampleKey(index, 0, 7)] for index in range(40)]
     points = torch.stack([sample["points"] for sample in samples])
     assert points.shape == (40, 50, 3)
@@ -254,13 +254,20 @@ def test_the_coverage_of_anchors_is_described(tmp_path: Path) -> None:
     for index in built.data.train.indices:
         batch = built.data.train.reader([SampleKey(int(index), 0, built.config.seed)])
         priors = built.job.task.priors_of(batch["image"])  # type: ignore[attr-defined]
-        sides = (priors.rows[:, 2:] - priors.rows[:, :2]).round(decimals=3).unique(dim=0).double()
+        sides = (priors.coordinates[:, 2:] - priors.coordinates[:, :2]).round(decimals=3).unique(dim=0).double()
         for box in batch["boxes"][~batch["is_ignored"]].double():
-            corners = [torch.maximum(box[:2], priors.rows[:, :2].double())]
-            corners.append(torch.minimum(box[2:], priors.rows[:, 2:].double()))
+            corners = [torch.maximum(box[:2], priors.coordinates[:, :2].double())]
+            corners.append(torch.minimum(box[2:], priors.coordinates[:, 2:].double()))
             inside, side = (corners[1] - corners[0]).clamp(min=0).prod(dim=1), box[2:] - box[:2]
             best.append(
-                (inside / (side.prod() + (priors.rows[:, 2:] - priors.rows[:, :2]).double().prod(dim=1) - inside)).max()
+                (
+                    inside
+                    / (
+                        side.prod()
+                        + (priors.coordinates[:, 2:] - priors.coordinates[:, :2]).double().prod(dim=1)
+                        - inside
+                    )
+                ).max()
             )
             shared = torch.minimum(side, sides).prod(dim=1)
             by_size.append((shared / (side.prod() + sides.prod(dim=1) - shared)).max())

@@ -11,7 +11,7 @@ import pytest
 import torch
 from scipy.stats import spearmanr
 
-from sightline.describe.difficulty import at_boundary, rank_correlation
+from sightline.describe.difficulty import boundary_mask, rank_correlation
 from tests.command import run_here
 
 
@@ -33,9 +33,9 @@ def test_boundaries_of_a_line_and_never_across_clouds() -> None:
     line = torch.arange(8.0)[:, None] * torch.tensor([1.0, 0, 0])
     label = torch.tensor([0, 0, 0, 0, 1, 1, 1, 1])
     two = torch.cat([line, line])
-    found = at_boundary(two, torch.cat([label, 1 - label]), torch.tensor([0, 8, 16]), num_neighbours=3)
+    found = boundary_mask(two, torch.cat([label, 1 - label]), torch.tensor([0, 8, 16]), num_neighbours=3)
     assert found.tolist() == [False, False, False, True, True, False, False, False] * 2
-    alone = at_boundary(line[:1], label[:1], torch.tensor([0, 1]), num_neighbours=3)
+    alone = boundary_mask(line[:1], label[:1], torch.tensor([0, 1]), num_neighbours=3)
     assert alone.tolist() == [False]
 
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from sightline.describe.mean_pose import mean_pose_error_mm, yardsticks_of
-from sightline.engine.build import Part
+from sightline.describe.mean_pose import mean_pose_error_mm, pose_baselines
+from sightline.engine.build import DataSubset
 from sightline.types import SampleKey
 from tests.doctor.planting import make
 from tests.doctor.posing import make_pose
@@ -38,15 +38,15 @@ def test_is_what_its_definition_gives() -> None:
     moved = train.joints - train.reference[:, None]
     pose = (moved * train.visible[..., None]).sum(0) / train.visible.sum(0)[:, None]
     error = np.linalg.norm(test.joints - test.reference[:, None] - pose, axis=-1)[test.visible].mean()
-    parts = [Part(each, np.arange(count), None, "") for each, count in ((train, 40), (test, 23))]  # type: ignore[arg-type]
+    parts = [DataSubset(each, np.arange(count), None, "") for each, count in ((train, 40), (test, 23))]  # type: ignore[arg-type]
     found = mean_pose_error_mm(parts[1], SimpleNamespace(train=parts[0]))  # type: ignore[arg-type]
     assert found == pytest.approx(error, rel=1e-6)
 
 
 def test_stands_beside_a_run_of_poses_and_of_nothing_else(tmp_path: Path) -> None:
     built = make_pose(tmp_path)
-    told = yardsticks_of(built.data.test, built.data)["yardsticks"]["mean_error_mm"]
+    told = pose_baselines(built.data.test, built.data)["yardsticks"]["mean_error_mm"]
     (error_mm,) = told.values()
     assert 20 < error_mm < 50  # hands of 40 frames against the mean of as many: some 33 mm of many
     clouds = make(tmp_path)
-    assert yardsticks_of(clouds.data.test, clouds.data) == {}
+    assert pose_baselines(clouds.data.test, clouds.data) == {}

@@ -17,17 +17,17 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.profiler import ProfilerActivity, profile
 
 from sightline.config import read_config
-from sightline.describe.memory import LiveBytes, bytes_of, estimate_memory, first_samples
-from sightline.engine.build import Built, build
+from sightline.describe.memory import MemoryTracker, estimate_memory, first_samples, storage_bytes
+from sightline.engine.build import TrainingSetup, build
 from sightline.engine.distributed import World
-from sightline.engine.train import optimise_once
-from sightline.nests import leaves
+from sightline.engine.train import train_step
+from sightline.pytree import tree_leaves
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "classify"
 SIZE = {"data.num_points": "128", "data.train_size": "96", "train.batch_size": "24"}
 
 
-def built_of(name: str, *overrides: str) -> Built:
+def built_of(name: str, *overrides: str) -> TrainingSetup:
     values = SIZE | dict(override.split("=", 1) for override in overrides)
     path = CONFIGS / f"synthetic_shapes_{name}.yaml"
     return build(read_config(path, [f"{key}={value}" for key, value in values.items()]), World())
@@ -38,29 +38,29 @@ class Laps:
         """Not of interest here."""
 
 
-def held(built: Built) -> Iterator[Tensor]:
+def held(built: TrainingSetup) -> Iterator[Tensor]:
     """What a run holds from step to step."""
     yield from built.job.model.parameters()
     yield from built.job.model.buffers()
-    yield from (tensor for _, tensor in leaves(list(built.job.optimizer.state.values())))
+    yield from (tensor for _, tensor in tree_leaves(list(built.job.optimizer.state.values())))
     if built.job.ema is not None:
         yield from built.job.ema.parameters()
         yield from built.job.ema.buffers()
 
 
-def measured(built: Built) -> int:
+def measured(built: TrainingSetup) -> int:
     """The peak of the second step of the run itself: what torch's allocator gave out, and what was held before.
 
     The profiler sees every request, those inside of operators too, and shares nothing with the estimate's counter.
     """
     job = built.job
     batch = job.stream.reader(first_samples(job, built.config.train.batch_size))
-    optimise_once(job, job.model, [batch], World(), Laps())
+    train_step(job, job.model, [batch], World(), Laps())
     job.optimizer.zero_grad(set_to_none=True)
     gc.collect()
-    before = bytes_of([*held(built), *(tensor for _, tensor in leaves(batch))])
+    before = storage_bytes([*held(built), *(tensor for _, tensor in tree_leaves(batch))])
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
-        optimise_once(job, job.model, [batch], World(), Laps())
+        train_step(job, job.model, [batch], World(), Laps())
     events = [event for event in profiled.profiler.kineto_results.events() if event.name() == "[memory]"]
     live = peak = 0
     for event in sorted(events, key=lambda event: event.start_ns()):
@@ -91,12 +91,12 @@ def test_a_straight_line_from_six_samples_reaches_the_step_itself() -> None:
     built = built_of("pointnet")
     job = built.job
     batch = job.stream.reader(first_samples(job, 24))
-    optimise_once(job, job.model, [batch], World(), Laps())
+    train_step(job, job.model, [batch], World(), Laps())
     job.optimizer.zero_grad(set_to_none=True)
-    before = [*held(built), *(tensor for _, tensor in leaves(batch))]
-    with LiveBytes(before) as counter:
-        optimise_once(job, job.model, [batch], World(), counter)
-    peak = bytes_of(before) + max(stretch.peak for stretch in counter.stretches)
+    before = [*held(built), *(tensor for _, tensor in tree_leaves(batch))]
+    with MemoryTracker(before) as counter:
+        train_step(job, job.model, [batch], World(), counter)
+    peak = storage_bytes(before) + max(stretch.peak for stretch in counter.stretches)
     assert estimate_memory(built).peak_bytes == pytest.approx(peak, rel=0.1)
 
 
@@ -128,7 +128,7 @@ def test_what_lives_after_the_forward_pass_is_what_autograd_saved() -> None:
     layers = [torch.nn.Linear(8, 16), torch.nn.BatchNorm1d(16), torch.nn.ReLU(), torch.nn.Linear(16, 4)]
     model, values = torch.nn.Sequential(*layers), torch.rand(32, 8)
     known = [*model.parameters(), *model.buffers(), values]
-    with LiveBytes(known) as counter:
+    with MemoryTracker(known) as counter:
         output = model(values)
     saved: dict[int, int] = {}
 
@@ -141,14 +141,14 @@ def test_what_lives_after_the_forward_pass_is_what_autograd_saved() -> None:
         again = copied(values)
     for tensor in (*copied.parameters(), *copied.buffers(), values):
         saved.pop(tensor.untyped_storage()._cdata, None)
-    assert counter.live == sum(saved.values()) + bytes_of([output])
+    assert counter.live == sum(saved.values()) + storage_bytes([output])
     assert again.shape == output.shape
 
 
 def test_live_bytes_by_hand() -> None:
     """1,000 float32 numbers: a view adds nothing, a sum of two adds 4,000, what is dropped is gone."""
     known = torch.ones(1000)
-    with LiveBytes([known]) as counter:
+    with MemoryTracker([known]) as counter:
         first = known * 2
         view = first[10:20]
         assert counter.live == 4000
@@ -182,7 +182,7 @@ CHILD = """
 import gc, json, sys
 from pathlib import Path
 from tests.describe.test_memory import Laps, built_of, held
-from sightline.nests import leaves
+from sightline.pytree import leaves
 from sightline.describe.memory import bytes_of, estimate_memory, first_samples
 from sightline.engine.distributed import World
 from sightline.engine.train import optimise_once

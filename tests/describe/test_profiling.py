@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from sightline.config import read_config
 from sightline.describe.memory import estimate_memory
 from sightline.describe.profile_report import profile_document
-from sightline.describe.profiling import NUM_WARM, place_of, profile_steps, take_steps
-from sightline.describe.settings_tried import Setting, Trial, _compared, settings_of, try_settings
-from sightline.engine.build import Built, build
+from sightline.describe.profiling import NUM_WARM, format_source_location, profile_steps, run_steps
+from sightline.describe.setting_trials import Setting, SettingTrial, _compared, parse_settings, try_settings
+from sightline.engine.build import TrainingSetup, build
 from sightline.engine.distributed import World
 from sightline.errors import RunError, UserError
 
@@ -25,7 +25,7 @@ CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 SMALL = ("data.num_points=64", "data.train_size=96", "data.test_size=24", "train.batch_size=8")
 
 
-def built_of(*overrides: str, name: str = "classify/synthetic_shapes_dgcnn") -> Built:
+def built_of(*overrides: str, name: str = "classify/synthetic_shapes_dgcnn") -> TrainingSetup:
     return build(read_config(CONFIGS / f"{name}.yaml", [*SMALL, *overrides]), World())
 
 
@@ -33,7 +33,7 @@ def built_of(*overrides: str, name: str = "classify/synthetic_shapes_dgcnn") -> 
 def test_the_run_keeps_its_bits(workers: int) -> None:
     plain, traced = (built_of(f"loader.workers={workers}").job for _ in range(2))
     torch.manual_seed(7)  # dropout
-    expected = take_steps(plain, World(), NUM_WARM + 3, lambda record: None)
+    expected = run_steps(plain, World(), NUM_WARM + 3, lambda record: None)
     torch.manual_seed(7)
     found = profile_steps(traced, World(), num_steps=3).records
     assert [record.losses for record in found] == [record.losses for record in expected]
@@ -128,13 +128,13 @@ def test_the_peak_agrees_with_what_lives() -> None:
 
 
 def test_the_place_of_a_class() -> None:
-    assert place_of(nn.Linear).startswith("torch/nn/modules/linear.py:")
-    assert Path(place_of(Slow).rpartition(":")[0]).name == "test_profiling.py"
-    assert place_of(type("Typed", (nn.Module,), {"__module__": "nowhere"})) == ""
+    assert format_source_location(nn.Linear).startswith("torch/nn/modules/linear.py:")
+    assert Path(format_source_location(Slow).rpartition(":")[0]).name == "test_profiling.py"
+    assert format_source_location(type("Typed", (nn.Module,), {"__module__": "nowhere"})) == ""
 
 
 def test_settings_by_their_words() -> None:
-    assert settings_of(
+    assert parse_settings(
         ["bf16,workers=2+threads=3", "model.norm={name: x, y: 1}, optimizer.lr=1e+3", "model={name: v2v, size: 2}"]
     ) == [
         Setting("bf16", ("train.precision=bf16",)),
@@ -144,7 +144,7 @@ def test_settings_by_their_words() -> None:
         Setting("model={name: v2v, size: 2}", ("model={name: v2v, size: 2}",)),
     ]
     whole = "model={name: dgcnn, k: 3}"
-    assert settings_of([f"{whole},seed=3"]) == [Setting(whole, (whole,)), Setting("seed=3", ("seed=3",))]
+    assert parse_settings([f"{whole},seed=3"]) == [Setting(whole, (whole,)), Setting("seed=3", ("seed=3",))]
 
 
 @pytest.mark.parametrize(
@@ -161,7 +161,7 @@ def test_settings_by_their_words() -> None:
 )
 def test_a_word_that_is_no_setting_is_refused(text: str, expected: str) -> None:
     with pytest.raises(UserError, match=r"--try") as caught:
-        settings_of([text])
+        parse_settings([text])
     assert expected in str(caught.value)
 
 
@@ -170,7 +170,7 @@ def test_settings_take_the_same_steps_in_turn() -> None:
     trials = []
     for name, overrides in texts.items():
         built = built_of(*overrides)
-        trials.append(Trial(Setting(name, overrides), built))
+        trials.append(SettingTrial(Setting(name, overrides), built))
     order: list[str] = []
     own, workers, bf16 = try_settings(trials, World(), num_steps=2, num_rounds=2, note=order.append)
     assert order == ["round 1 of 2", "round 2 of 2"]
@@ -208,4 +208,4 @@ def test_a_step_that_fails_names_its_setting(monkeypatch: pytest.MonkeyPatch) ->
     built = built_of()
     monkeypatch.setattr(type(built.job.task), "losses", lambda *_: 1 / 0)
     with pytest.raises(RunError, match="--try odd: a training step failed: ZeroDivisionError"):
-        try_settings([Trial(Setting("odd"), built)], World(), num_steps=1, num_rounds=1, note=print)
+        try_settings([SettingTrial(Setting("odd"), built)], World(), num_steps=1, num_rounds=1, note=print)

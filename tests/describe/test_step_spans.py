@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from sightline.describe.kernel_kinds import HOST, kind_of
-from sightline.describe.step_spans import MODULE, WAITING, StepCosts, costs_of
+from sightline.describe.kernel_kinds import HOST, classify_kernel
+from sightline.describe.profiler_trace import MODULE, WAITING, StepCosts, costs_of
 from sightline.errors import RunError
 
 PRODUCTS = "matrix products, convolutions"
@@ -170,4 +170,4 @@ def test_a_trace_without_a_step_is_refused() -> None:
     ],
 )
 def test_kinds_of_known_operators(name: str, kind: str) -> None:
-    assert kind_of(name) == kind
+    assert classify_kernel(name) == kind

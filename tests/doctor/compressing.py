@@ -24,14 +24,14 @@ from sightline.config import read_config
 from sightline.doctor.context import CHECKS, Context
 from sightline.doctor.core.finding import Finding
 from sightline.doctor.suite import all_checks
-from sightline.engine import model_changes
-from sightline.engine.build import Built, build
+from sightline.engine import model_surgery
+from sightline.engine.build import TrainingSetup, build
 from sightline.engine.distributed import World
 from sightline.layers.quantisation import clustering, parametrised
 from sightline.layers.quantisation.clustering import Clusters
-from sightline.layers.quantisation.layers_of import quantisable
-from sightline.layers.quantisation.parametrised import Codebook, Half, Uniform, quantised
-from sightline.tasks.distilled import Distilled
+from sightline.layers.quantisation.parametrised import Codebook, HalfPrecision, UniformQuantiser, quantised_weights
+from sightline.layers.quantisation.quantisable_weights import quantisable_weights
+from sightline.tasks.distillation import DistillationTask
 from sightline.tasks.supervised import Supervised
 from tests.conftest import ROOT
 from tests.doctor.planting import CONFIG
@@ -60,7 +60,7 @@ CONVOLUTIONS = ROOT / "configs/pose/synthetic_hands_scale_net.yaml"
 
 def make_quantised(
     model: str = "pointnet_plain", *, seed: int = 0, choices: tuple[Mapping[str, Any], ...] = MIXED, words: Any = ()
-) -> Built:
+) -> TrainingSetup:
     """A small run whose weights are quantised, the choices dealt to them in turn."""
     with TemporaryDirectory() as folder:
         path = CONVOLUTIONS
@@ -70,13 +70,13 @@ def make_quantised(
             path.write_text(CONFIG)
             words = (f"model={MODELS[model]}", *words)
         plain = build(read_config(path, words), World())
-        names = [weight.name for weight in quantisable(plain.job.model)]
+        names = [weight.name for weight in quantisable_weights(plain.job.model)]
         policy = dict(zip(names, itertools.cycle(choices), strict=False))
         config = read_config(path, (*words, f"compress={{policy: {json.dumps(policy)}}}"))
         return build(config, World(), data=plain.data)
 
 
-def quick(built: Built) -> Context:
+def quick(built: TrainingSetup) -> Context:
     """As at the start of a training."""
     return Context(built, World(), QUICK_S)
 
@@ -87,9 +87,9 @@ def findings_of(context: Context, codes: tuple[str, ...] = NEW) -> list[Finding]
     return [each for code in codes for each in CHECKS[code](context) if each.severity != "note"]
 
 
-def floats_of(built: Built) -> nn.Module:
+def floats_of(built: TrainingSetup) -> nn.Module:
     """The float model that the run's was quantised from."""
-    plain = quick(built).before_compression
+    plain = quick(built).float_model
     assert plain is not None
     return plain.eval().requires_grad_(False)
 
@@ -102,30 +102,30 @@ class Bug(NamedTuple):
     code: str
     cause: str
     plant: Callable[[Patch], Any] = lambda patch: None
-    edit: Callable[[Built], Any] = lambda built: None
+    edit: Callable[[TrainingSetup], Any] = lambda built: None
     choices: tuple[Mapping[str, Any], ...] = MIXED
 
 
 # --- codebooks --------------------------------------------------------------------------------------------------------
 
 
-def _books(built: Built) -> list[tuple[Codebook, Tensor]]:
-    pairs = quantised(built.job.model).values()
+def _books(built: TrainingSetup) -> list[tuple[Codebook, Tensor]]:
+    pairs = quantised_weights(built.job.model).values()
     return [(each, centres.data) for each, centres in pairs if isinstance(each, Codebook)]
 
 
-def _centres(value: float | Callable[[Tensor], Tensor]) -> Callable[[Built], None]:
+def _centres(value: float | Callable[[Tensor], Tensor]) -> Callable[[TrainingSetup], None]:
     """The middle centre of the second codebook of a tensor, replaced."""
 
-    def edit(built: Built) -> None:
+    def edit(built: TrainingSetup) -> None:
         centres = [each for _, each in _books(built) if each.ndim == 1][1]
         centres[len(centres) // 2] = value(centres) if callable(value) else value
 
     return edit
 
 
-def _labels(change: Callable[[Tensor], Tensor]) -> Callable[[Built], None]:
-    def edit(built: Built) -> None:
+def _labels(change: Callable[[Tensor], Tensor]) -> Callable[[TrainingSetup], None]:
+    def edit(built: TrainingSetup) -> None:
         for quantiser, _ in _books(built)[:1]:
             quantiser.labels.copy_(change(quantiser.labels))
 
@@ -141,7 +141,7 @@ def _clustered(method: Callable[[Tensor, int], tuple[Tensor, Tensor]]) -> Callab
         shape = (len(weight), len(centres)) if per_channel else (len(centres),)
         return Clusters(centres.expand(shape).clone(), labels.to(torch.uint8).view(weight.shape), is_float32=False)
 
-    return lambda patch: patch.setattr(parametrised, "cluster", clusters)
+    return lambda patch: patch.setattr(parametrised, "cluster_weight", clusters)
 
 
 def _nearest(values: Tensor, centres: Tensor) -> Tensor:
@@ -174,8 +174,10 @@ def _sampled(values: Tensor, number: int) -> tuple[Tensor, Tensor]:
 
 
 def _fewer_bits(patch: Patch) -> None:
-    own = clustering.cluster
-    patch.setattr(parametrised, "cluster", lambda weight, *, bits, **more: own(weight, bits=max(1, bits - 1), **more))
+    own = clustering.cluster_weight
+    patch.setattr(
+        parametrised, "cluster_weight", lambda weight, *, bits, **more: own(weight, bits=max(1, bits - 1), **more)
+    )
 
 
 # --- what is applied --------------------------------------------------------------------------------------------------
@@ -185,7 +187,7 @@ def _applied(change: Callable[..., Any]) -> Callable[[Patch], None]:
     """Another `apply_policy`, which is given the right one."""
     own = parametrised.apply_policy
     return lambda patch: patch.setattr(
-        model_changes, "apply_policy", lambda *given, **more: change(own, *given, **more)
+        model_surgery, "apply_policy", lambda *given, **more: change(own, *given, **more)
     )
 
 
@@ -216,8 +218,8 @@ def _more_bits(change: int) -> Callable[[Patch], None]:
         patch.setattr(
             parametrised, "weight_grid", lambda weight, *, bits, **more: own(weight, bits=bits + change, **more)
         )
-        made = Uniform.__init__
-        patch.setattr(Uniform, "__init__", lambda self, grid, *, bits: made(self, grid, bits=bits + change))
+        made = UniformQuantiser.__init__
+        patch.setattr(UniformQuantiser, "__init__", lambda self, grid, *, bits: made(self, grid, bits=bits + change))
 
     return plant
 
@@ -262,7 +264,7 @@ def _kept_floats(patch: Patch) -> None:
     _predicting(lambda task, model, batch: kept[-1])(patch)
 
 
-def _growing_step(self: Uniform, weight: Tensor) -> Tensor:
+def _growing_step(self: UniformQuantiser, weight: Tensor) -> Tensor:
     """A grid that is calibrated anew at each call."""
     self.step.mul_(1.01)
     return parametrised.straight_through(weight, self.grid(weight.detach()))
@@ -275,13 +277,13 @@ def _norm_always_trains(patch: Patch) -> None:
     patch.setattr(nn.modules.batchnorm._BatchNorm, "train", train)
 
 
-def _zeroed(built: Built) -> None:
+def _zeroed(built: TrainingSetup) -> None:
     """A layer that all inputs pass has nothing but zeros."""
-    for _, original in list(quantised(built.job.model).values())[:2]:
+    for _, original in list(quantised_weights(built.job.model).values())[:2]:
         original.data.zero_()
 
 
-def _collapsed(built: Built) -> None:
+def _collapsed(built: TrainingSetup) -> None:
     """Codebooks of the first layer whose centres lie at zero."""
     for _, centres in _books(built)[:1]:
         centres.mul_(0.0)
@@ -290,21 +292,21 @@ def _collapsed(built: Built) -> None:
 # --- frozen centres ---------------------------------------------------------------------------------------------------
 
 
-def _without_gradient(built: Built) -> None:
-    for _, centres in quantised(built.job.model).values():
+def _without_gradient(built: TrainingSetup) -> None:
+    for _, centres in quantised_weights(built.job.model).values():
         centres.requires_grad_(False)
 
 
-def _left_out(built: Built) -> None:
-    own = {id(value) for _, value in quantised(built.job.model).values()}
+def _left_out(built: TrainingSetup) -> None:
+    own = {id(value) for _, value in quantised_weights(built.job.model).values()}
     for group in built.job.optimizer.param_groups:
         group["params"] = [each for each in group["params"] if id(each) not in own]
 
 
-def _stale(built: Built) -> None:
+def _stale(built: TrainingSetup) -> None:
     """An optimiser of the model as it was before `compress`."""
     recipe = registry.optimizers.build(built.config.optimizer, facts=built.data.facts)
-    model = quick(built).before_compression
+    model = quick(built).float_model
     assert model is not None
     built.job.optimizer.param_groups[:] = recipe.build(model).param_groups
 
@@ -312,18 +314,18 @@ def _stale(built: Built) -> None:
 # --- teachers ---------------------------------------------------------------------------------------------------------
 
 
-def taught(built: Built, teacher: nn.Module) -> None:
+def taught(built: TrainingSetup, teacher: nn.Module) -> None:
     """Give the run's task a teacher, as it is: a task would put it to rest."""
     parent: Any = built.job.task
-    built.job.task = Distilled(parent, teacher=nn.Identity(), lessons=parent)
+    built.job.task = DistillationTask(parent, teacher=nn.Identity(), teacher_task=parent)
     built.job.task.teacher = teacher
 
 
-def _taught(teacher: Callable[[Built], nn.Module]) -> Callable[[Built], None]:
+def _taught(teacher: Callable[[TrainingSetup], nn.Module]) -> Callable[[TrainingSetup], None]:
     return lambda built: taught(built, teacher(built))
 
 
-def _sharing(built: Built) -> nn.Module:
+def _sharing(built: TrainingSetup) -> nn.Module:
     """A teacher whose unquantised tensors are the student's."""
     teacher, own = floats_of(built), dict(built.job.model.named_parameters())
     for name, parameter in teacher.named_parameters():
@@ -332,13 +334,13 @@ def _sharing(built: Built) -> nn.Module:
     return teacher
 
 
-def _held(built: Built) -> nn.Module:
+def _held(built: TrainingSetup) -> nn.Module:
     teacher = floats_of(built)
     built.job.optimizer.param_groups[0]["params"] += list(teacher.parameters())
     return teacher
 
 
-def _partly_training(built: Built) -> nn.Module:
+def _partly_training(built: TrainingSetup) -> nn.Module:
     teacher = floats_of(built)
     list(teacher.modules())[-1].train()
     return teacher
@@ -392,10 +394,14 @@ BUGS = {
         "quant.no_effect",
         _applied(lambda own, model, policy, **m: own(model, dict(list(policy.items())[:-1]), **m)),
     ),
-    "grids that do not round": Bug("unquantised-weights", "quant.no_effect", _forward(Uniform, lambda self, w: w + 0)),
-    "fp16 that does not round": Bug("unquantised-weights", "quant.no_effect", _forward(Half, lambda self, w: w + 0)),
-    "grids in training alone": Bug("unquantised-weights", "quant.no_effect", _only_in_training(Uniform)),
-    "fp16 in training alone": Bug("unquantised-weights", "quant.no_effect", _only_in_training(Half)),
+    "grids that do not round": Bug(
+        "unquantised-weights", "quant.no_effect", _forward(UniformQuantiser, lambda self, w: w + 0)
+    ),
+    "fp16 that does not round": Bug(
+        "unquantised-weights", "quant.no_effect", _forward(HalfPrecision, lambda self, w: w + 0)
+    ),
+    "grids in training alone": Bug("unquantised-weights", "quant.no_effect", _only_in_training(UniformQuantiser)),
+    "fp16 in training alone": Bug("unquantised-weights", "quant.no_effect", _only_in_training(HalfPrecision)),
     "codebooks in training alone": Bug("unquantised-weights", "quant.no_effect", _codebook_in_training),
     "grids of two bits more": Bug("unquantised-weights", "quant.policy", _more_bits(2)),
     "grids of two bits less": Bug("unquantised-weights", "quant.policy", _more_bits(-2)),
@@ -409,17 +415,19 @@ BUGS = {
         ),
     ),
     "grids without straight-through": Bug(
-        "rounding-gradient", "loss.detached", _forward(Uniform, lambda self, weight: self.grid(weight))
+        "rounding-gradient", "loss.detached", _forward(UniformQuantiser, lambda self, weight: self.grid(weight))
     ),
     "fp16 without straight-through": Bug(
         "rounding-gradient",
         "loss.detached",
-        _forward(Half, lambda self, weight: (torch.round(weight * 2**20) / 2**20).half().float()),
+        _forward(HalfPrecision, lambda self, weight: (torch.round(weight * 2**20) / 2**20).half().float()),
     ),
     "codebooks that are detached": Bug(
         "rounding-gradient",
         "loss.detached",
-        _forward(Codebook, lambda self, c: self.held(c).detach().flatten()[self._places()].view(self.labels.shape)),
+        _forward(
+            Codebook, lambda self, c: self.as_stored(c).detach().flatten()[self._places()].view(self.labels.shape)
+        ),
     ),
     "a mean over no members": Bug(
         "rounding-gradient",
@@ -429,7 +437,7 @@ BUGS = {
     ),
     "the float model predicts": Bug("quantised-outputs", "quant.no_effect", _kept_floats),
     "a grid that moves when it is called": Bug(
-        "quantised-outputs", "quant.state_leak", _forward(Uniform, _growing_step)
+        "quantised-outputs", "quant.state_leak", _forward(UniformQuantiser, _growing_step)
     ),
     "batch norms that stay in training mode": Bug("quantised-outputs", "quant.state_leak", _norm_always_trains),
     "a layer of zeros": Bug("quantised-outputs", "model.constant_output", edit=_zeroed, choices=GRIDS),
@@ -457,7 +465,7 @@ HEALTHY: dict[str, tuple[str, tuple[Mapping[str, Any], ...]]] = {
 }
 
 
-def planted(bug: Bug, patch: Patch, *, seed: int = 0) -> Built:
+def planted(bug: Bug, patch: Patch, *, seed: int = 0) -> TrainingSetup:
     """A run with a bug."""
     bug.plant(patch)
     built = make_quantised(seed=seed, choices=bug.choices)
@@ -478,7 +486,7 @@ def seconds(model: str) -> dict[str, float]:
     built = make_quantised(model)
     findings_of(quick(built))  # compiles
     context = quick(built)
-    _ = context.rehearsal, context.before_compression
+    _ = context.dry_run, context.float_model
     return processor_time(NEW, context)
 
 

@@ -22,11 +22,11 @@ from sightline.data.synthetic.synthetic_crowds import SyntheticCrowds
 from sightline.doctor.context import CHECKS, Context
 from sightline.doctor.core.finding import Finding
 from sightline.doctor.suite import all_checks
-from sightline.engine.build import Built, build
+from sightline.engine.build import TrainingSetup, build
 from sightline.engine.distributed import World
 from sightline.geometry.boxes.priors import Priors
+from sightline.losses.box_functional import sigmoid_focal
 from sightline.losses.boxes import SigmoidFocal
-from sightline.losses.functional_boxes import sigmoid_focal
 from sightline.metrics.box_ap import BoxAp
 from sightline.metrics.crowd_ap import CrowdAp
 from sightline.models.detection import retina
@@ -54,7 +54,7 @@ _DRAWN: dict[Any, Any] = {}
 QUICK_S = 1.5  # what a step may take at the start of a training
 
 
-def make_crowds(*overrides: str, name: str = "retinanet", seed: int = 0) -> Built:
+def make_crowds(*overrides: str, name: str = "retinanet", seed: int = 0) -> TrainingSetup:
     """A shipped recipe of detection with a narrow network, on other crowds for every seed."""
     words = (*SMALL, f"seed={seed}", f"data.data_seed={seed}", *overrides)
     built = build(read_config(ROOT / f"configs/detect/synthetic_crowds_{name}.yaml", words), World())
@@ -71,7 +71,7 @@ def findings_of(context: Context, codes: tuple[str, ...] = NEW) -> list[Finding]
     return [each for code in codes for each in CHECKS[code](context) if each.severity != "note"]
 
 
-def quick(built: Built) -> Context:
+def quick(built: TrainingSetup) -> Context:
     """As at the start of a training."""
     return Context(built, World(), QUICK_S)
 
@@ -133,7 +133,7 @@ def _matched(change: Callable[[Tensor, Priors], Tensor]) -> Callable[[Patch], No
 
     def changed(self: Assigner, priors: Priors, boxes: Tensor, is_ignored: Tensor) -> Assignment:
         found = call(self, priors, boxes, is_ignored)
-        return Assignment(change(found.matched, priors), found.num_claims)
+        return Assignment(change(found.matched, priors), found.num_candidates)
 
     return lambda patch: patch.setattr(Assigner, "__call__", changed)
 
@@ -148,7 +148,7 @@ def _regions_are(kind: str) -> Callable[[Patch], None]:
             return call(self, priors, boxes[:0], is_ignored[:0])
         found = call(self, priors, boxes[targets], is_ignored[targets])
         matched = torch.where(found.matched >= 0, targets[found.matched.clamp(min=0)], found.matched)
-        return Assignment(matched, found.num_claims)
+        return Assignment(matched, found.num_candidates)
 
     def boxes_too(self: Assigner, priors: Priors, boxes: Tensor, is_ignored: Tensor) -> Assignment:
         return call(self, priors, boxes, torch.zeros_like(is_ignored))
@@ -157,7 +157,7 @@ def _regions_are(kind: str) -> Callable[[Patch], None]:
 
 
 def _only_finest(matched: Tensor, priors: Priors) -> Tensor:
-    return torch.where((matched >= 0) & (priors.level > 0), BACKGROUND, matched)
+    return torch.where((matched >= 0) & (priors.prior_level > 0), BACKGROUND, matched)
 
 
 def _reversed_anchors(patch: Patch) -> None:
@@ -166,11 +166,16 @@ def _reversed_anchors(patch: Patch) -> None:
 
     def turned(self: Detect, image: Tensor) -> Priors:
         priors = made(self, image)
-        per_cell = priors.num_per_cell[0]
-        sides = [priors.rows[rows][:per_cell, 2:] - priors.rows[rows][:per_cell, :2] for rows in priors.levels]
-        halves = [each.repeat(count // per_cell, 1) / 2 for each, count in zip(sides[::-1], priors.counts, strict=True)]
+        per_cell = priors.priors_per_cell[0]
+        sides = [
+            priors.coordinates[rows][:per_cell, 2:] - priors.coordinates[rows][:per_cell, :2]
+            for rows in priors.level_slices
+        ]
+        halves = [
+            each.repeat(count // per_cell, 1) / 2 for each, count in zip(sides[::-1], priors.num_per_level, strict=True)
+        ]
         rows = torch.cat([priors.centres - torch.cat(halves), priors.centres + torch.cat(halves)], dim=1)
-        return Priors("anchors", rows, priors.strides, priors.maps, priors.num_per_cell)
+        return Priors("anchors", rows, priors.strides, priors.maps, priors.priors_per_cell)
 
     patch.setattr(Detect, "priors_of", turned)
 
@@ -218,7 +223,7 @@ def _norm_after(patch: Patch) -> None:
 
 
 def _order(flatten: Callable[[list[Tensor], int], Tensor]) -> Callable[[Patch], None]:
-    return lambda patch: patch.setattr(retina, "at_priors", flatten)
+    return lambda patch: patch.setattr(retina, "flatten_to_priors", flatten)
 
 
 def _levels(maps: list[Tensor], numbers: int, order: tuple[int, ...] = (0, 3, 4, 1, 2)) -> list[Tensor]:
@@ -230,7 +235,7 @@ def _levels(maps: list[Tensor], numbers: int, order: tuple[int, ...] = (0, 3, 4,
 
 def _on_canvas(patch: Patch) -> None:
     """Detections are scored where the network predicts them."""
-    patch.setattr(detect, "to_file", lambda found, to_canvas, file_px, clip: found.double())
+    patch.setattr(detect, "to_file_pixels", lambda found, to_canvas, file_px, clip: found.double())
 
 
 def _rescaled_truth(sample: Sample) -> Sample:
@@ -437,7 +442,7 @@ def seconds() -> dict[str, float]:
     built = build(read_config(ROOT / "configs/detect/synthetic_crowds_retinanet.yaml"), World())
     findings_of(quick(built))  # compiles
     context = quick(built)
-    _ = context.survey, context.rehearsal, context.first_outputs, context.census, context.evaluations
+    _ = context.statistics, context.dry_run, context.first_outputs, context.class_counts, context.dry_evaluations
     return processor_time(NEW, context)
 
 

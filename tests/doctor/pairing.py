@@ -11,14 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sightline.binding import Offer, outputs_of
+from sightline.binding import AvailableKeys, declared_outputs
 from sightline.config import read_config
-from sightline.engine.build import Built, build
+from sightline.engine.build import TrainingSetup, build
 from sightline.engine.distributed import World
 from sightline.losses.contrast import CrossModal, IntraModal
 from sightline.models.crosspoint import CrossPointOutput
 from sightline.tasks.contrast import Contrast
-from sightline.types import Component, Field, SampleKey
+from sightline.types import ComponentConfig, Field, SampleKey
 from tests.doctor.planting import with_data
 
 CONFIG = """\
@@ -43,27 +43,29 @@ STRONG = (
 """The six steps of CrossPoint, an override."""
 
 
-def make_pairs(folder: Path, *overrides: str) -> Built:
+def make_pairs(folder: Path, *overrides: str) -> TrainingSetup:
     """A small run, built from a real config file."""
     path = folder / "pairs.yaml"
     path.write_text(CONFIG)
     return build(read_config(path, overrides), World())
 
 
-def with_task(built: Built, *, model: nn.Module | None = None, losses: Mapping[str, Any] | None = None) -> Built:
+def with_task(
+    built: TrainingSetup, *, model: nn.Module | None = None, losses: Mapping[str, Any] | None = None
+) -> TrainingSetup:
     """The run with another model, or other losses under the names given."""
     model = built.job.model if model is None else model
     losses = {"intra_modal": IntraModal()} if losses is None else losses
     task = Contrast(
         model=model,
         losses=losses,
-        batch_keys=Offer("data", built.data.train.reader.keys),
-        output_keys=Offer("model", outputs_of(model.forward, owner="model")),
+        batch_keys=AvailableKeys("data", built.data.train.reader.keys),
+        output_keys=AvailableKeys("model", declared_outputs(model.forward, owner="model")),
     )
     optimizer = torch.optim.SGD([{"params": list(model.parameters()), "lr": 0.1, "base_lr": 0.1}])
     weights = dict.fromkeys(losses, 1.0)
-    job = dataclasses.replace(built.job, model=model, task=task, optimizer=optimizer, weights=weights)
-    config = dataclasses.replace(built.config, losses=tuple(Component(name) for name in losses))
+    job = dataclasses.replace(built.job, model=model, task=task, optimizer=optimizer, loss_weights=weights)
+    config = dataclasses.replace(built.config, losses=tuple(ComponentConfig(name) for name in losses))
     evaluators = {
         name: dataclasses.replace(getattr(built, name), task=task, loss_names=tuple(losses))
         for name in ("selection", "test")
@@ -133,20 +135,20 @@ class Both(nn.Module):
         return {"first": first, "second": second, "pictured": self.images(image.flatten(1).float() / 255 - 0.5)}
 
 
-def make_pictured(folder: Path, edit: Any = None, losses: Mapping[str, Any] | None = None) -> Built:
+def make_pictured(folder: Path, edit: Any = None, losses: Mapping[str, Any] | None = None) -> TrainingSetup:
     """A run on clouds and pictures, with both losses."""
     built = make_pairs(folder)
     views = [built.config.transforms.train, built.config.transforms.evaluate]
     assert all(len(each) == 1 for each in views)
     pictured = with_data(built, lambda inner: Pictured(inner, edit), transforms_of(built))
     data = dataclasses.replace(pictured.data, test=pictured.data.selection)  # clouds of the test part have no pictures
-    pictured = dataclasses.replace(pictured, data=data, test=pictured.selection)
+    pictured = dataclasses.replace(pictured, data=data, test_evaluator=pictured.selection_evaluator)
     both = {"intra_modal": IntraModal(), "cross_modal": CrossModal()} if losses is None else losses
     torch.manual_seed(0)
     return with_task(pictured, model=Both(), losses=both)
 
 
-def transforms_of(built: Built) -> list[Any]:
+def transforms_of(built: TrainingSetup) -> list[Any]:
     """The training transforms of a run, built anew."""
     from sightline.engine.build import build_transforms
 

@@ -11,12 +11,12 @@ from typing import Any
 from torch import nn
 
 from sightline import registry
-from sightline.binding import Offer, outputs_of
+from sightline.binding import AvailableKeys, declared_outputs
 from sightline.config import read_config
-from sightline.data.loading.reading import BatchReader, NamedTransform
+from sightline.data.loading.batch_reader import BatchReader, NamedTransform
 from sightline.doctor.core.finding import CAUSES, Finding
 from sightline.doctor.suite import run_all
-from sightline.engine.build import Built, Part, build, build_transforms
+from sightline.engine.build import DataSubset, TrainingSetup, build, build_transforms
 from sightline.engine.distributed import World
 from sightline.tasks.classify import Classify
 from sightline.types import SampleKey
@@ -33,7 +33,7 @@ evaluate: {metric: overall_accuracy}
 """
 
 
-def make(folder: Path, *overrides: str) -> Built:
+def make(folder: Path, *overrides: str) -> TrainingSetup:
     """A small run, built from a real config file."""
     path = folder / "small.yaml"
     path.write_text(CONFIG)
@@ -60,7 +60,9 @@ class Wrapped:
         return {name: value[0] for name, value in self.get_batch([key]).items() if name != "sample_index"}
 
 
-def with_data(built: Built, wrap: Callable[[Any], Any], transforms: Sequence[NamedTransform] = ()) -> Built:
+def with_data(
+    built: TrainingSetup, wrap: Callable[[Any], Any], transforms: Sequence[NamedTransform] = ()
+) -> TrainingSetup:
     """The run on another training set; the part that chooses the checkpoint follows where it is of the same set."""
     before, dataset = built.data.train.dataset, wrap(built.data.train.dataset)
     parts = {
@@ -78,38 +80,38 @@ def with_data(built: Built, wrap: Callable[[Any], Any], transforms: Sequence[Nam
     return dataclasses.replace(built, data=data, job=dataclasses.replace(built.job, stream=stream), **evaluators)
 
 
-def with_model(built: Built, model: nn.Module) -> Built:
+def with_model(built: TrainingSetup, model: nn.Module) -> TrainingSetup:
     """The run with another model, its task and its optimiser."""
     recipe = registry.optimizers.build(built.config.optimizer, facts=built.data.facts)
     job = dataclasses.replace(built.job, model=model, optimizer=recipe.build(model))
     return with_losses(dataclasses.replace(built, job=job), losses_of(built))
 
 
-def with_losses(built: Built, losses: Mapping[str, nn.Module]) -> Built:
+def with_losses(built: TrainingSetup, losses: Mapping[str, nn.Module]) -> TrainingSetup:
     """The run with other losses under the names of its config."""
     model = built.job.model
     task = Classify(
         model=model,
         losses=losses,  # type: ignore[arg-type]
-        batch_keys=Offer("data", built.data.train.reader.keys),
-        output_keys=Offer("model", outputs_of(model.forward, owner="model")),
+        batch_keys=AvailableKeys("data", built.data.train.reader.keys),
+        output_keys=AvailableKeys("model", declared_outputs(model.forward, owner="model")),
         class_names=built.data.facts["class_names"],
     )
     job = dataclasses.replace(built.job, task=task)
     return dataclasses.replace(
         built,
         job=job,
-        selection=dataclasses.replace(built.selection, task=task),
-        test=dataclasses.replace(built.test, task=task),
+        selection_evaluator=dataclasses.replace(built.selection_evaluator, task=task),
+        test_evaluator=dataclasses.replace(built.test_evaluator, task=task),
     )
 
 
-def losses_of(built: Built) -> dict[str, nn.Module]:
+def losses_of(built: TrainingSetup) -> dict[str, nn.Module]:
     """The losses of a run, made again from its config."""
     return {c.name: registry.losses.build(c, facts=built.data.facts) for c in built.config.losses}
 
 
-def caught(built: Built, code: str, cause: str, severity: str = "error") -> Finding:
+def caught(built: TrainingSetup, code: str, cause: str, severity: str = "error") -> Finding:
     """The gravest finding, after asserting that it is the expected one and says all that a finding must say."""
     findings = run_all(built, World())
     assert findings, f"nothing was found; expected {code}"
@@ -137,11 +139,11 @@ def assert_complete(finding: Finding) -> None:
     assert document["where"]
 
 
-def assert_healthy(built: Built) -> None:
+def assert_healthy(built: TrainingSetup) -> None:
     """No error, no warning."""
     findings = run_all(built, World())
     assert [f for f in findings if f.severity != "note"] == [], "\n".join(map(str, findings))
 
 
-def _on(part: Part, dataset: Any, transforms: Sequence[NamedTransform]) -> Part:
+def _on(part: DataSubset, dataset: Any, transforms: Sequence[NamedTransform]) -> DataSubset:
     return dataclasses.replace(part, dataset=dataset, reader=BatchReader(dataset, transforms))

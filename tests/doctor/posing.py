@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from sightline.config import read_config
-from sightline.data.loading.reading import BatchReader, NamedTransform
-from sightline.engine.build import Built, Part, build, build_transforms
+from sightline.data.loading.batch_reader import BatchReader, NamedTransform
+from sightline.engine.build import DataSubset, TrainingSetup, build, build_transforms
 from sightline.engine.distributed import World
 
 __all__ = ["make_pose", "with_transform"]
@@ -35,14 +35,14 @@ transforms:
 """
 
 
-def make_pose(folder: Path, *overrides: str) -> Built:
+def make_pose(folder: Path, *overrides: str) -> TrainingSetup:
     """A small run on synthetic hands, built from a real config file."""
     path = folder / "pose.yaml"
     path.write_text(CONFIG)
     return build(read_config(path, overrides), World())
 
 
-def with_transform(built: Built, name: str, plant: Callable[[Any], Any]) -> Built:
+def with_transform(built: TrainingSetup, name: str, plant: Callable[[Any], Any]) -> TrainingSetup:
     """The run with `plant(transform)` in the place of the transform of that name, in training and evaluation."""
     data = built.data
     parts = {
@@ -55,7 +55,9 @@ def with_transform(built: Built, name: str, plant: Callable[[Any], Any]) -> Buil
     return dataclasses.replace(built, data=dataclasses.replace(data, **parts))
 
 
-def _changed(built: Built, part: Part, components: Any, name: str, plant: Callable[[Any], Any]) -> Part:
+def _changed(
+    built: TrainingSetup, part: DataSubset, components: Any, name: str, plant: Callable[[Any], Any]
+) -> DataSubset:
     transforms = [
         NamedTransform(t.name, plant(t.apply) if t.name == name else t.apply)
         for t in build_transforms(components, part.dataset.info.facts)

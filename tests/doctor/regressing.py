@@ -10,13 +10,13 @@ from typing import Any, TypedDict
 import torch
 from torch import Tensor, nn
 
-from sightline.binding import Offer, outputs_of
+from sightline.binding import AvailableKeys, declared_outputs
 from sightline.doctor.context import Context
-from sightline.engine.build import Built
+from sightline.engine.build import TrainingSetup
 from sightline.engine.distributed import World
 from sightline.losses.base import Loss
 from sightline.tasks.supervised import Supervised
-from sightline.types import Component, Field
+from sightline.types import ComponentConfig, Field
 from tests.doctor.planting import Wrapped, make, with_data
 
 SIZE, SIGMA = 10, 1.3
@@ -90,7 +90,7 @@ def make_maps(
     model: nn.Module | None = None,
     loss: Loss | None = None,
     target: Callable[[Tensor], Tensor] = heat_maps,
-) -> Built:
+) -> TrainingSetup:
     """A run whose batches hold `heatmaps` and whose model answers `likelihood`."""
 
     def edit(batch: dict[str, Any], keys: Any) -> dict[str, Any]:
@@ -105,18 +105,18 @@ def make_maps(
     task = Supervised(
         model=model,
         losses=losses,
-        batch_keys=Offer("data", frozenset({*built.data.train.reader.keys, "heatmaps"})),
-        output_keys=Offer("model", outputs_of(model.forward, owner="model")),
+        batch_keys=AvailableKeys("data", frozenset({*built.data.train.reader.keys, "heatmaps"})),
+        output_keys=AvailableKeys("model", declared_outputs(model.forward, owner="model")),
     )
     optimizer = torch.optim.SGD([{"params": list(model.parameters()), "lr": 0.1, "base_lr": 0.1}])
-    job = dataclasses.replace(built.job, model=model, task=task, optimizer=optimizer, weights={"mean_square": 1.0})
-    config = dataclasses.replace(built.config, losses=(Component("mean_square"),))
+    job = dataclasses.replace(built.job, model=model, task=task, optimizer=optimizer, loss_weights={"mean_square": 1.0})
+    config = dataclasses.replace(built.config, losses=(ComponentConfig("mean_square"),))
     return dataclasses.replace(built, job=job, config=config)
 
 
-def context_of(built: Built, run: Path | None = None) -> Context:
+def context_of(built: TrainingSetup, run: Path | None = None) -> Context:
     context = Context(built, World(), run=run)
-    failure = context.rehearsal.failure
+    failure = context.dry_run.failure
     assert failure is None, failure
     return context
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from sightline.config import read_config
-from sightline.doctor.checks.optimiser.non_finite import explain
+from sightline.doctor.checks.optimiser.non_finite import diagnose_non_finite
 from sightline.doctor.suite import run_quick
 from sightline.engine.build import build
 from sightline.engine.distributed import start_world
@@ -26,7 +26,7 @@ def main(out: Path) -> None:
         findings = [finding.to_dict() | {"seconds": 0} for finding in run_quick(built, world)]
         built.job.model.get_parameter("head.2.bias").requires_grad_(True)
 
-        target = built.job.stream.plan.parts(2)[0][1][3].index  # a sample of the second process, at step 2
+        target = built.job.stream.plan.step_keys(2)[0][1][3].index  # a sample of the second process, at step 2
 
         def edit(batch: dict, keys: object) -> dict:
             points = batch["points"].clone()
@@ -37,7 +37,7 @@ def main(out: Path) -> None:
         try:
             train(broken.job, world, lambda record, stop_asked: False)
         except NonFiniteGradientError as error:
-            explained = explain(error, world).to_dict()
+            explained = diagnose_non_finite(error, world).to_dict()
         result = {"findings": findings, "explained": explained, "target": target}
         (out / f"{world.rank}.json").write_text(json.dumps(result))
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sightline.config import read_config
 from sightline.data.synthetic.synthetic_lidar import SyntheticLidar
-from sightline.engine.build import Built, build
+from sightline.engine.build import TrainingSetup, build
 from sightline.engine.distributed import World
 from sightline.types import DataInfo, Sample, SampleKey
 from tests.conftest import ROOT
@@ -37,7 +37,7 @@ def make_scans(
     *overrides: str,
     edit: Edit = lambda dataset, sample, key: sample,
     facts: dict[str, Any] | None = None,
-) -> Built:
+) -> TrainingSetup:
     """The shipped recipe on scans of 128 columns, with other samples, or with other facts than its scans have."""
     describe = SyntheticLidar._describe
 

@@ -12,12 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from sightline import registry
-from sightline.binding import Offer, bind, outputs_of
+from sightline.binding import AvailableKeys, bind, declared_outputs
 from sightline.config import read_config
-from sightline.data.loading.reading import BatchReader, NamedTransform
-from sightline.engine.build import Built, Data, Part, build, build_evaluator
+from sightline.data.loading.batch_reader import BatchReader, NamedTransform
+from sightline.engine.build import Data, DataSubset, TrainingSetup, build, build_evaluator
 from sightline.engine.distributed import World
-from sightline.engine.evaluate import Meter
+from sightline.engine.evaluate import BoundMetric
 from sightline.tasks.segment import Segment
 from sightline.types import DataInfo, Field, Sample, SampleKey
 from tests.doctor.planting import CONFIG, losses_of
@@ -64,7 +64,7 @@ class OfCategory(PerPoint):
         return {"logits": super().forward(points=points)["logits"] + self.table(told)[:, None]}
 
 
-def make_parts(folder: Path, *overrides: str, model: nn.Module | None = None) -> Built:
+def make_parts(folder: Path, *overrides: str, model: nn.Module | None = None) -> TrainingSetup:
     """A run on the parts of the embedded shapes, by default with a model that hears the category."""
     return _with_task(_build(folder, *PARTS, *overrides), model)
 
@@ -140,39 +140,39 @@ def make_rooms(
     wrap_test: Callable[[Any], Any] | None = None,
     transforms: Sequence[NamedTransform] = (),
     model: nn.Module | None = None,
-) -> Built:
+) -> TrainingSetup:
     """A run on ragged rooms; `wrap_test` stands for `wrap` on the test part."""
     sizes = {"train": 24, "test": 12}
     sets = {
         "train": wrap(Rooms(24, seed=1, split_sizes=sizes)),
         "test": (wrap_test or wrap)(Rooms(12, seed=2, split_sizes=sizes)),
     }
-    train = Part(sets["train"], np.arange(24), BatchReader(sets["train"], transforms), "train")
-    test = Part(sets["test"], np.arange(12), BatchReader(sets["test"]), "test")
+    train = DataSubset(sets["train"], np.arange(24), BatchReader(sets["train"], transforms), "train")
+    test = DataSubset(sets["test"], np.arange(12), BatchReader(sets["test"]), "test")
     data = Data(train, test, test, dict(sets["train"].info.facts))
     overrides = ("task={name: segment}", "metrics=[{name: iou}]", "evaluate.metric=miou", "train.batch_size=6")
     return _with_task(_build(folder, *overrides, data=data), model)
 
 
-def with_metric(built: Built, metric: Any) -> Built:
+def with_metric(built: TrainingSetup, metric: Any) -> TrainingSetup:
     """The run with another metric in the place of its own."""
     task = built.job.task
-    offers = Offer("data", built.data.train.reader.keys), Offer("task", task.predicts)  # type: ignore[attr-defined]
-    meter = Meter(metric, bind(metric.update, *offers, owner="metric", skip=("state",)))
+    offers = AvailableKeys("data", built.data.train.reader.keys), AvailableKeys("task", task.predicts)  # type: ignore[attr-defined]
+    meter = BoundMetric(metric, bind(metric.update, *offers, owner="metric", exclude=("state",)))
     return dataclasses.replace(
         built,
-        selection=dataclasses.replace(built.selection, meters=[meter]),
-        test=dataclasses.replace(built.test, meters=[meter]),
+        selection_evaluator=dataclasses.replace(built.selection_evaluator, metrics=[meter]),
+        test_evaluator=dataclasses.replace(built.test_evaluator, metrics=[meter]),
     )
 
 
-def _build(folder: Path, *overrides: str, data: Data | None = None) -> Built:
+def _build(folder: Path, *overrides: str, data: Data | None = None) -> TrainingSetup:
     path = folder / "small.yaml"
     path.write_text(CONFIG)
     return build(read_config(path, overrides), World(), data=data)
 
 
-def _with_task(built: Built, model: nn.Module | None) -> Built:
+def _with_task(built: TrainingSetup, model: nn.Module | None) -> TrainingSetup:
     """The run with a toy model; the config's own was only built."""
     facts = built.data.facts
     widths = {"in_channels": facts["in_channels"], "num_classes": facts["num_classes"]}
@@ -183,13 +183,13 @@ def _with_task(built: Built, model: nn.Module | None) -> Built:
     task = Segment(
         model=model,
         losses=losses_of(built),  # type: ignore[arg-type]
-        batch_keys=Offer("data", built.data.train.reader.keys),
-        output_keys=Offer("model", outputs_of(model.forward, owner="model")),
+        batch_keys=AvailableKeys("data", built.data.train.reader.keys),
+        output_keys=AvailableKeys("model", declared_outputs(model.forward, owner="model")),
     )
     optimizer = registry.optimizers.build(built.config.optimizer, facts=facts).build(model)
     job = dataclasses.replace(built.job, model=model, task=task, optimizer=optimizer)
     evaluators = {
-        name: build_evaluator(built.config, part, task, built.selection.meters)
+        name: build_evaluator(built.config, part, task, built.selection_evaluator.metrics)
         for name, part in (("selection", built.data.selection), ("test", built.data.test))
     }
     return dataclasses.replace(built, job=job, **evaluators)

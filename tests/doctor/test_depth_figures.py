@@ -51,7 +51,7 @@ def test_hands_as_near_as_in_msra_are_not_taken_for_metres(tmp_path: Path, middl
     MsraHands.prepare(source=source, target=tmp_path / "msra", name="msra_hands", progress=no_progress)
     context = context_of(tmp_path, MsraHands(split="train", root=str(tmp_path / "msra"), subject=0))
     assert channel_contract(context) == []
-    assert context.survey[0].num_sampled == 16
+    assert context.statistics[0].num_sampled == 16
     wrong = Wrapped(
         MsraHands(split="train", root=str(tmp_path / "msra"), subject=0),
         lambda batch, keys: {**batch, "joints": batch["joints"] / 1000},

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sightline.doctor.checks.loss.initial_squares import initial_squares, predicted
+from sightline.doctor.checks.loss.initial_squares import expected_mean_square, initial_squares
 from sightline.doctor.checks.loss.trivial_predictors import trivial_predictions, trivial_predictors
 from sightline.doctor.checks.model.final_activation import final_activation
 from sightline.doctor.checks.model.gradient_flow import gradient_flow
@@ -20,7 +20,7 @@ from sightline.doctor.context import Context
 from sightline.engine.distributed import World
 from sightline.losses.base import Loss
 from sightline.models.pointnet import PointNetPlain, PointNetPlainOutput
-from sightline.types import Component
+from sightline.types import ComponentConfig
 from tests.doctor.planting import assert_complete, caught, losses_of, make, with_losses, with_model
 from tests.doctor.regressing import MapOutput, Maps, MeanSquare, context_of, grid, heat_maps, make_maps
 
@@ -157,8 +157,8 @@ def centred(folder: Path, loss: Loss, model: nn.Module | None = None) -> Context
     built = with_model(make(folder), model or Featured())
     losses = {**losses_of(built), "centres": loss}
     built = with_losses(built, losses)
-    config = dataclasses.replace(built.config, losses=(*built.config.losses, Component("centres")))
-    job = dataclasses.replace(built.job, weights={**built.job.weights, "centres": 0.1})
+    config = dataclasses.replace(built.config, losses=(*built.config.losses, ComponentConfig("centres")))
+    job = dataclasses.replace(built.job, loss_weights={**built.job.loss_weights, "centres": 0.1})
     return context_of(dataclasses.replace(built, config=config, job=job))
 
 
@@ -275,7 +275,7 @@ def test_batch_norms_of_small_inputs(tmp_path: Path) -> None:
     context = context_of(make_maps(tmp_path))
     model: Any = context.built.job.model
     with torch.no_grad():
-        given = model.inner[0](grid(context.rehearsal.batch["points"])).double()
+        given = model.inner[0](grid(context.dry_run.batch["points"])).double()
     found = input_variances(context)["inner.1"]
     assert torch.allclose(found, given.var(dim=(0, 2, 3, 4)), rtol=1e-4)
     (note,) = norm_variance(context)
@@ -290,8 +290,8 @@ def test_batch_norms_of_small_inputs(tmp_path: Path) -> None:
 def test_the_first_mean_square_is_predicted(tmp_path: Path) -> None:
     for seed in range(5):
         torch.manual_seed(seed)
-        squares = context_of(make_maps(tmp_path, model=Maps())).squares["mean_square"]
-        assert squares.mean(squares.output) == pytest.approx(predicted(squares), rel=0.1)
+        squares = context_of(make_maps(tmp_path, model=Maps())).squared_losses["mean_square"]
+        assert squares.mean(squares.output) == pytest.approx(expected_mean_square(squares), rel=0.1)
         assert 0.9 < squares.mean(squares.output) / squares.zero < 1.1
 
 
@@ -317,7 +317,7 @@ def test_a_model_that_sees_its_target(tmp_path: Path) -> None:
 def test_the_losses_of_constant_answers_are_told(tmp_path: Path) -> None:
     context = context_of(make_maps(tmp_path))
     zero, middle = trivial_predictions(context)
-    target = context.rehearsal.batch["heatmaps"].double().numpy()
+    target = context.dry_run.batch["heatmaps"].double().numpy()
     assert zero.value == pytest.approx((target**2).mean())
     assert middle.value == pytest.approx(target.var())
     (note,) = trivial_predictors(context)
@@ -332,7 +332,7 @@ def test_constant_answers_of_classifiers(tmp_path: Path) -> None:
     context = Context(make(tmp_path, "data.imbalance=50"), World())
     even, shares = trivial_predictions(context)
     assert even.value == pytest.approx(2.484907, rel=1e-6)
-    census = next(each for each in context.census if each is not None and each.split == "train")
+    census = next(each for each in context.class_counts if each is not None and each.split == "train")
     p = census.targets / census.targets.sum()
     assert shares.value == pytest.approx(-(p[p > 0] * torch.from_numpy(p[p > 0]).log().numpy()).sum(), rel=1e-6)
 

@@ -13,14 +13,14 @@ import torch
 
 from sightline.config import RunConfig, read_config
 from sightline.config.run_config import Evaluate, Train
-from sightline.engine.build import Built, Data, Part, build
+from sightline.engine.batch_stream import BatchSampler, BatchStream
+from sightline.engine.build import Data, DataSubset, TrainingSetup, build
 from sightline.engine.distributed import World
 from sightline.engine.evaluate import Evaluator
 from sightline.engine.precision import Precision
 from sightline.engine.schedules import Constant
-from sightline.engine.stream import Plan, Stream
-from sightline.engine.train import Job
-from sightline.types import Component
+from sightline.engine.train import TrainState
+from sightline.types import ComponentConfig
 from tests.conftest import ROOT
 from tests.contract.toy import NUM_SAMPLES, meters
 from tests.contract.toys import TOYS
@@ -103,39 +103,39 @@ def test_ragged_objects_with_parts_are_healthy(tmp_path: Path) -> None:
     assert_healthy(with_data(make_parts(tmp_path, model=PerPoint(in_channels=3, num_classes=30)), ragged))
 
 
-def toy_run(name: str, micro_batches: int) -> Built:
+def toy_run(name: str, micro_batches: int) -> TrainingSetup:
     """A toy of the contract tests as a built run."""
     toy, world = TOYS[name], World()
     torch.manual_seed(0)
     model, reader, precision = toy.model().double(), toy.reader, Precision("float64")
     task = toy.task(model, reader.keys)
-    plan = Plan(np.arange(NUM_SAMPLES), 8, seed=3, micro_batches=micro_batches)
+    plan = BatchSampler(np.arange(NUM_SAMPLES), 8, seed=3, micro_batches=micro_batches)
     optimizer = torch.optim.AdamW([{"params": list(model.parameters()), "lr": 0.02, "base_lr": 0.02}])
-    job = Job(
+    job = TrainState(
         model=model,
         task=task,
         optimizer=optimizer,
         schedule=Constant(num_steps=8, steps_per_epoch=6, warmup_epochs=0.5),
-        stream=Stream(plan, reader, world.rank),
+        stream=BatchStream(plan, reader, world.rank),
         num_steps=8,
-        weights=toy.weights,
+        loss_weights=toy.weights,
         precision=precision,
     )
-    part = Part(toy.dataset, np.arange(NUM_SAMPLES), reader, "train")
+    part = DataSubset(toy.dataset, np.arange(NUM_SAMPLES), reader, "train")
     evaluator = Evaluator(
         task, meters(toy, model, reader), reader, part.indices, 7, loss_names=tuple(toy.weights), precision=precision
     )
     config = RunConfig(
         name=name,
-        data=Component("toy"),
-        model=Component("toy"),
-        losses=tuple(Component(loss) for loss in toy.weights),
-        metrics=(Component("toy"),),
-        optimizer=Component("adamw"),
+        data=ComponentConfig("toy"),
+        model=ComponentConfig("toy"),
+        losses=tuple(ComponentConfig(loss) for loss in toy.weights),
+        metrics=(ComponentConfig("toy"),),
+        optimizer=ComponentConfig("adamw"),
         train=Train(epochs=2, batch_size=8),
         evaluate=Evaluate(metric="toy"),
     )
-    return Built(config, Data(part, part, part, {}), job, evaluator, evaluator)
+    return TrainingSetup(config, Data(part, part, part, {}), job, evaluator, evaluator)
 
 
 @pytest.mark.parametrize("micro_batches", [1, pytest.param(4, marks=pytest.mark.long)])

@@ -14,18 +14,18 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sightline import compiled
+from sightline import numba_kernels
 from sightline.config import read_config
 from sightline.config.renames import RENAMED_CHECKS
 from sightline.doctor import suite
-from sightline.doctor.context import CHECKS, Context, Reporter
-from sightline.doctor.core.finding import Finding, Place
-from sightline.doctor.core.merge import agree, from_dict, merge
-from sightline.doctor.core.rehearsal import rehearse
+from sightline.doctor.context import CHECKS, Context, FindingBuilder
+from sightline.doctor.core.dry_run import dry_run
+from sightline.doctor.core.finding import Finding, FindingLocation
+from sightline.doctor.core.merge import finding_from_dict, gather_findings, merge_findings
 from sightline.doctor.suite import all_checks, run_all, run_quick
-from sightline.engine.build import Built
+from sightline.engine.build import TrainingSetup
 from sightline.engine.distributed import World
-from sightline.engine.train import Job, train
+from sightline.engine.train import TrainState, train
 from sightline.errors import ConfigError
 from sightline.verbs.output import show_findings
 from tests.doctor.detecting import make_crowds
@@ -43,7 +43,7 @@ def told(code: str, severity: str = "error", **evidence: object) -> Finding:
         severity=severity,  # type: ignore[arg-type]
         summary=f"about {code}",
         cause="cfg.contract",
-        where=Place(config_path="data"),
+        where=FindingLocation(config_path="data"),
         measured="1",
         expected="2",
         action="do",
@@ -54,12 +54,12 @@ def told(code: str, severity: str = "error", **evidence: object) -> Finding:
 # --- no trace ---------------------------------------------------------------------------------------------------------
 
 
-def trained(built: Built) -> dict[str, Tensor]:
+def trained(built: TrainingSetup) -> dict[str, Tensor]:
     train(of_length(built, 3), World(), lambda record, stop_asked: False)
     return {**built.job.model.state_dict(), "random": torch.get_rng_state()}
 
 
-def of_length(built: Built, num_steps: int) -> Job:
+def of_length(built: TrainingSetup, num_steps: int) -> TrainState:
     built.job.num_steps = num_steps
     return built.job
 
@@ -100,7 +100,7 @@ def test_a_checked_run_is_the_unchecked_one_bit_for_bit(tmp_path: Path, model: s
     ],
 )
 def test_what_the_checks_of_a_task_put_into_it_leaves_no_trace(
-    tmp_path: Path, make_one: Callable[[Path], Built]
+    tmp_path: Path, make_one: Callable[[Path], TrainingSetup]
 ) -> None:
     plain, checked = make_one(tmp_path), make_one(tmp_path)
     torch.manual_seed(5)
@@ -230,7 +230,7 @@ def test_a_model_too_slow_for_the_start_is_left_to_the_check_verb(
 ) -> None:
     built = make(tmp_path)
     context = Context(built, World(), forward_s=0.0)
-    assert context.rehearsal.stage == "out of time"
+    assert context.dry_run.stage == "out of time"
     found = [finding for each in all_checks() if each.is_quick for finding in each.run(context)]
     assert [finding for finding in found if finding.severity != "note"] == []
     monkeypatch.setattr(suite, "_FORWARD_S", 0.0)
@@ -277,7 +277,7 @@ def test_the_sample_shrinks_before_a_step_is_given_up(
     monkeypatch.setattr(Slow, "__deepcopy__", lambda self, memo: shared_clock(self), raising=False)
     monkeypatch.setattr("time.thread_time", lambda: clock[0])
     monkeypatch.setattr("time.perf_counter", iter(range(0, 10**9, 1000)).__next__)
-    found = rehearse(built.job, torch.device("cpu"), forward_s=forward_s)
+    found = dry_run(built.job, torch.device("cpu"), forward_s=forward_s)
     assert model.passes == sizes
     assert found.stage.startswith(stage)
     assert found.seen_outputs["logits"].shape == (sizes[-1][0], num_classes)
@@ -295,13 +295,13 @@ def test_compiling_on_the_way_makes_no_model_slow(tmp_path: Path, monkeypatch: p
     before = Slow.forward
 
     def compiling(self: Slow, points: Tensor) -> Logits:
-        with compiled._compiling().timed():
+        with numba_kernels._compiling().timed():
             clock[0] += 20
         return before(self, points)
 
     monkeypatch.setattr(Slow, "forward", compiling)
     # a margin: what this process compiled before is among the seconds that are subtracted, and rounds
-    assert rehearse(built.job, torch.device("cpu"), forward_s=21).stage == "done"
+    assert dry_run(built.job, torch.device("cpu"), forward_s=21).stage == "done"
     assert model.passes == [(4, True)]
 
 
@@ -335,16 +335,21 @@ def test_every_check_names_its_guard() -> None:
 def test_a_finding_has_what_its_check_declares_and_prints_its_code(tmp_path: Path) -> None:
     context = Context(make(tmp_path), World())
     defaults = {"severity": "warning", "causes": ("loss.form", "loss.sign"), "at": "losses", "action": "do"}
-    reporter = Reporter(guard="G6", code="first-step", **defaults)  # type: ignore[arg-type]
+    reporter = FindingBuilder(guard="G6", code="first-step", **defaults)  # type: ignore[arg-type]
     declared = reporter.finding(context, "about", measured="1", expected="2", split="train", sample=3)
     assert str(declared).splitlines()[0] == "[G6 first-step warning loss.form] about"
     assert (declared.cause, declared.alternatives, declared.action) == ("loss.form", ("loss.sign",), "do")
     assert declared.where == context.place("losses", dataset="synthetic_shapes/train", sample=3)
     own = reporter.finding(
-        Place(layer="head"), "about", severity="error", causes=("loss.sign", "loss.sign"), measured="1", action="it"
+        FindingLocation(layer="head"),
+        "about",
+        severity="error",
+        causes=("loss.sign", "loss.sign"),
+        measured="1",
+        action="it",
     )
     assert (own.severity, own.cause, own.alternatives, own.action) == ("error", "loss.sign", (), "it")
-    assert own.where == Place(layer="head")
+    assert own.where == FindingLocation(layer="head")
 
 
 def test_notes_take_one_line_unless_asked_for_in_full(capsys: pytest.CaptureFixture[str]) -> None:
@@ -402,7 +407,9 @@ def test_the_warning_of_skipped_checks_can_be_skipped_itself(tmp_path: Path, mon
 
 
 def test_a_symptom_is_told_under_its_cause() -> None:
-    findings = merge([told("first-step"), told("zero-learning-rate", "warning"), told("label-range", field="label")])
+    findings = merge_findings(
+        [told("first-step"), told("zero-learning-rate", "warning"), told("label-range", field="label")]
+    )
     assert [finding.code for finding in findings] == ["label-range"]
     assert findings[0].evidence["explains"] == [
         "[first-step] about first-step",
@@ -412,7 +419,7 @@ def test_a_symptom_is_told_under_its_cause() -> None:
 
 def test_only_the_same_field_is_explained() -> None:
     points, label = told("channel-contract", field="points"), told("channel-contract", field="label")
-    findings = merge([points, label, told("label-range", field="label")])
+    findings = merge_findings([points, label, told("label-range", field="label")])
     assert [(f.code, f.evidence["field"]) for f in findings] == [
         ("label-range", "label"),
         ("channel-contract", "points"),
@@ -420,17 +427,17 @@ def test_only_the_same_field_is_explained() -> None:
 
 
 def test_a_warning_explains_nothing() -> None:
-    assert len(merge([told("first-step"), told("label-range", "warning", field="label")])) == 2
+    assert len(merge_findings([told("first-step"), told("label-range", "warning", field="label")])) == 2
 
 
 def test_one_fault_in_two_parts_is_told_once() -> None:
-    findings = merge([told("label-range", field="label"), told("label-range", field="label")])
+    findings = merge_findings([told("label-range", field="label"), told("label-range", field="label")])
     assert len(findings) == 1
     assert len(findings[0].evidence["also"]) == 1
 
 
 def test_the_gravest_come_first() -> None:
-    findings = merge([told("a", "note"), told("b", "warning"), told("c")])
+    findings = merge_findings([told("a", "note"), told("b", "warning"), told("c")])
     assert [finding.severity for finding in findings] == ["error", "warning", "note"]
 
 
@@ -444,13 +451,13 @@ class TwoProcesses(World):
     size: int = 2
     theirs: tuple[Finding, ...] = ()
 
-    def gather_text(self, text: str, *, what: str = "text") -> list[str]:
+    def gather_text(self, text: str, *, operation: str = "text") -> list[str]:
         return [text, json.dumps([finding.to_dict() for finding in self.theirs])]
 
 
 def test_what_one_process_found_all_are_told() -> None:
     mine, theirs = told("no-gradient"), told("non-finite")
-    findings = agree([mine], TwoProcesses(theirs=(mine, theirs)))
+    findings = gather_findings([mine], TwoProcesses(theirs=(mine, theirs)))
     assert [finding.code for finding in findings] == ["no-gradient", "non-finite"]
     assert findings[0] == mine
     assert findings[1].where.rank == 1
@@ -458,7 +465,7 @@ def test_what_one_process_found_all_are_told() -> None:
 
 def test_a_finding_survives_json() -> None:
     finding = told("a", field="x")
-    assert from_dict(json.loads(json.dumps(finding.to_dict()))) == finding
+    assert finding_from_dict(json.loads(json.dumps(finding.to_dict()))) == finding
     assert_complete(finding)
 
 

@@ -72,7 +72,7 @@ def sums(world: World) -> dict[str, Any]:
     }
     before = {name: tensor.clone() for name, tensor in ours.items()}
     names = sorted(ours, reverse=bool(world.rank % 2))  # the order of the keys is nobody's business
-    totals = world.all_reduce_sum({name: ours[name] for name in names}, what="test sums")
+    totals = world.all_reduce_sum({name: ours[name] for name in names}, operation="test sums")
     assert list(totals) == names
     assert all(torch.equal(ours[name], before[name]) for name in ours), "an argument was changed"
     numbers = world.all_reduce_sum({"numbers": random_numbers(world.rank)})["numbers"]
@@ -95,19 +95,19 @@ def rows(world: World) -> list[Any]:
 
 def gradients(world: World) -> list[Any]:
     model = Uneven()
-    with world.reduce_gradients(model, now=False):
+    with world.reduce_gradients(model, is_last_micro_batch=False):
         model(1.0, uses_some=False).backward()
     alone = [None if p.grad is None else p.grad.tolist() for p in model.parameters()]
-    with world.reduce_gradients(model, now=True):
+    with world.reduce_gradients(model, is_last_micro_batch=True):
         model(10.0 ** (world.rank + 1), uses_some=world.rank == 1).backward()
     return [alone, [None if p.grad is None else p.grad.tolist() for p in model.parameters()]]
 
 
 def statistics(world: World) -> dict[str, Any]:
-    model = world.synchronise_batch_norm(network())
+    model = world.convert_sync_batchnorm(network())
     batch, weight = (part.split(PARTS[world.size])[world.rank] for part in whole_batch(world.size))
     batch.requires_grad_()
-    with world.reduce_gradients(model, now=True):
+    with world.reduce_gradients(model, is_last_micro_batch=True):
         output = model(batch)
         (output * weight).sum().backward()
     return {
@@ -120,12 +120,12 @@ def statistics(world: World) -> dict[str, Any]:
 
 def models(world: World) -> dict[str, Any]:
     equal, replica = Buffers(world.rank), Buffers(world.rank)
-    world.make_equal(equal)
-    returned = world.replicate(replica)
+    world.broadcast_buffers(equal)
+    returned = world.broadcast_weights(replica)
     assert returned is replica
     refusal = ""
     try:
-        world.replicate(nn.Linear(2, 3 + world.rank))
+        world.broadcast_weights(nn.Linear(2, 3 + world.rank))
     except RunError as error:
         refusal = str(error)
     as_lists = [{name: t.tolist() for name, t in model.state_dict().items()} for model in (equal, replica)]
@@ -138,7 +138,7 @@ def disagreement(world: World) -> str:
         if world.rank == 0:
             world.barrier("one thing")
         else:
-            world.all_reduce_sum({"a": torch.ones(2), "b": torch.ones(1)}, what="other things")
+            world.all_reduce_sum({"a": torch.ones(2), "b": torch.ones(1)}, operation="other things")
     except RunError as error:
         return str(error)
     return ""
@@ -152,8 +152,8 @@ def main(folder: Path) -> None:
         found["texts"] = world.gather_text(TEXTS[world.size][world.rank])
         found["broadcast"] = world.broadcast_text(f"from {world.rank}")
         made: list[int] = []
-        found["from first"] = world.from_first(lambda: f"made by {made.append(world.rank) or world.rank}")
-        found["on first"] = [made, world.on_first(int)("7", base=8)]
+        found["from first"] = world.broadcast_from_rank_zero(lambda: f"made by {made.append(world.rank) or world.rank}")
+        found["on first"] = [made, world.rank_zero_only(int)("7", base=8)]
         torch.optim.SGD(network().parameters(), lr=1.0).step()  # imports what any training imports
         world.barrier("nearly done")
         found["disagreement"] = disagreement(world) if world.agreement is not None else ""

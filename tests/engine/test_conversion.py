@@ -17,7 +17,7 @@ import sightline
 from sightline import registry
 from sightline.data.clouds.modelnet import ModelNet40
 from sightline.data.depth.msra_hands import MsraHands
-from sightline.engine.conversion import convert
+from sightline.engine.conversion import convert_published_weights
 from sightline.errors import CheckpointError, ConfigError
 from sightline.models import point_transformer
 from sightline.models.published.published_models import MODELS
@@ -164,7 +164,7 @@ def test_converted_weights_give_the_outputs_of_the_authors_code(shared: Path, tm
     file, target = saved(tmp_path / "a.pth", golden.state()), tmp_path / "run"
     options = data_of(case, tmp_path)
     options["overrides"] += ("train.precision=float64",)
-    converted = convert(file, layout=case.layout, target=target, **options)
+    converted = convert_published_weights(file, layout=case.layout, target=target, **options)
     sizes = {"num_classes": case.num_classes, "in_channels": case.in_channels}
     assert sizes.items() <= converted.lineage["from_shapes"].items()
     if "param_count" in golden.info:
@@ -191,7 +191,7 @@ def test_converted_weights_label_points_as_the_authors_code_does(shared: Path, t
     """A run with the part metrics of the categories, or with those of a scene's classes, loaded back in float64."""
     golden = load_golden(shared, case.golden)
     file, target = saved(tmp_path / "a.pth", golden.state()), tmp_path / "run"
-    converted = convert(
+    converted = convert_published_weights(
         file,
         layout=case.layout,
         target=target,
@@ -227,9 +227,9 @@ def test_normals_of_a_points_network_are_seen_in_its_weights(tmp_path: Path) -> 
     state = small_state("yanx27_pointnet2_ssg_parts", num_classes=50, in_channels=6, num_categories=16)
     file = saved(tmp_path / "a.pth", state)
     with pytest.raises(ConfigError, match=r"have in_channels = 6, .*'fifty' has 3; .* data\.normals=file"):
-        convert(file, layout="yanx27_pointnet2_ssg_parts", target=tmp_path / "run", data_name="fifty")
+        convert_published_weights(file, layout="yanx27_pointnet2_ssg_parts", target=tmp_path / "run", data_name="fifty")
     options: dict[str, Any] = {"data_name": "fifty", "overrides": ("data.has_normals=true",)}
-    convert(file, layout="yanx27_pointnet2_ssg_parts", target=tmp_path / "run", **options)
+    convert_published_weights(file, layout="yanx27_pointnet2_ssg_parts", target=tmp_path / "run", **options)
     assert sightline.load_run(tmp_path / "run").facts["in_channels"] == 6
 
 
@@ -245,7 +245,9 @@ def test_weights_for_points_know_the_set_they_were_published_for(
 ) -> None:
     """ShapeNetPart's 50 parts and S3DIS's 13 classes, of sets that are not there, with the channels of the weights."""
     file, target = saved(tmp_path / "a.pth", small_state(layout, **facts)), tmp_path / "run"
-    converted = convert(file, layout=layout, target=target, overrides=(f"data.root={tmp_path / 'none'}",))
+    converted = convert_published_weights(
+        file, layout=layout, target=target, overrides=(f"data.root={tmp_path / 'none'}",)
+    )
     assert "its facts are the published ones" in converted.notes[0]
     run = sightline.load_run(target)
     assert data.items() <= run.config.data.arguments.items()
@@ -262,7 +264,7 @@ def test_other_categories_than_those_of_the_weights_are_named(tmp_path: Path) ->
     state = small_state("yanx27_pointnet_parts", num_classes=50, num_categories=12)
     file = saved(tmp_path / "a.pth", state)
     with pytest.raises(CheckpointError, match=r"1 tensors have another shape .*: convs1\.weight \[256, 4940\]"):
-        convert(file, layout="yanx27_pointnet_parts", target=tmp_path / "run", data_name="fifty")
+        convert_published_weights(file, layout="yanx27_pointnet_parts", target=tmp_path / "run", data_name="fifty")
 
 
 @pytest.mark.shared
@@ -270,11 +272,11 @@ def test_converted_weights_of_scenes_give_the_outputs_of_the_authors_code(
     shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The golden clouds are smaller than the authors' neighbourhoods, so their rule for those is put in."""
-    monkeypatch.setattr(point_transformer, "levels_of", padded_as_theirs)
+    monkeypatch.setattr(point_transformer, "build_pyramid", padded_as_theirs)
     golden = load_golden(shared, "pt_korea_seg_c6")
     file, target = saved(tmp_path / "a.pth", golden.state()), tmp_path / "run"
     precision = ("train.precision=float64",)
-    converted = convert(file, layout=SCENES, target=target, data_name="thirteen", overrides=precision)
+    converted = convert_published_weights(file, layout=SCENES, target=target, data_name="thirteen", overrides=precision)
     assert converted.lineage["from_shapes"] == {"num_classes": 13, "in_channels": 6}
     assert converted.lineage["parameters"] == golden.info["param_count"]
     run = sightline.load_run(target)
@@ -312,7 +314,7 @@ def test_what_is_written_is_a_run_and_tells_its_lineage(tmp_path: Path) -> None:
     assert f"weights converted from {file}" in shown.err
     assert json.loads((tmp_path / "show.json").read_text())["lineage"] == lineage
     run = sightline.load_run(target, checkpoint="best")
-    assert run.class_names == ModelNet40.promise().facts["class_names"]
+    assert run.class_names == ModelNet40.expected_info().facts["class_names"]
     assert torch.equal(run.model.state_dict()["head.2.bias"], small_state_of(file)["linear2.bias"])
 
 
@@ -329,7 +331,7 @@ def test_what_a_run_in_a_config_leaves_open_comes_from_the_weights(tmp_path: Pat
         "evaluate: {metric: overall_accuracy}\nlog: {tensorboard: false}\n"
     )
     target = tmp_path / "run"
-    converted = convert(file, layout="wangyueft_pointnet", target=target, config_path=config)
+    converted = convert_published_weights(file, layout="wangyueft_pointnet", target=target, config_path=config)
     assert converted.lineage["assumed"] == {}
     assert "trained with y up, 'synthetic_shapes' has z up" in converted.notes[0]
     run = sightline.load_run(target)
@@ -356,7 +358,9 @@ def test_what_a_run_in_a_config_leaves_open_comes_from_the_weights(tmp_path: Pat
 
 def test_normals_of_the_weights_make_the_plain_recipe_read_them(tmp_path: Path) -> None:
     file = saved(tmp_path / "a.pth", small_state(in_channels=6))
-    convert(file, layout="wangyueft_pointnet", target=tmp_path / "run", overrides=(f"data.root={tmp_path / 'none'}",))
+    convert_published_weights(
+        file, layout="wangyueft_pointnet", target=tmp_path / "run", overrides=(f"data.root={tmp_path / 'none'}",)
+    )
     run = sightline.load_run(tmp_path / "run")
     assert run.config.data.arguments["normals"] == "file"
     assert run.facts["in_channels"] == 6
@@ -380,7 +384,7 @@ def test_what_is_written_depends_on_no_data_that_lies_there(
     made = {}
     for name, place in places.items():
         monkeypatch.setenv("SIGHTLINE_DATA", str(place))
-        (note,) = convert(weights, layout=layout, target=tmp_path / "run").notes[:1]
+        (note,) = convert_published_weights(weights, layout=layout, target=tmp_path / "run").notes[:1]
         assert "its facts are the published ones, whether or not it is prepared here" in note
         files = sorted(path for path in (tmp_path / "run").rglob("*") if path.is_file())
         made[name] = {

@@ -13,12 +13,12 @@ from torch import Tensor
 
 import sightline
 from sightline import registry
-from sightline.engine.conversion import convert
+from sightline.engine.conversion import convert_published_weights
 from sightline.errors import CheckpointError, ConfigError, UserError
 from sightline.models.published.published import LAYOUTS, published_name
 from sightline.models.published.published_models import MODELS
 from sightline.runs.weights import load_weights
-from sightline.types import Component, DataInfo, Field
+from sightline.types import ComponentConfig, DataInfo, Field
 from tests.command import run_here
 from tests.golden_parity import OUTPUT_BOUND, assert_near_largest, cloud_inputs, load_golden
 from tests.models.test_image_encoders import SIZES
@@ -101,7 +101,7 @@ def test_pre_trained_branches_become_runs_with_the_authors_outputs(
     golden = load_golden(shared, name)
     file = saved(tmp_path / "a.pth", {f"module.{key}": value for key, value in golden.state().items()})
     options: dict[str, Any] = {"data_name": "synthetic_shapes", "overrides": ("train.precision=float64",)}
-    converted = convert(file, layout=layout, target=tmp_path / "run", **options)
+    converted = convert_published_weights(file, layout=layout, target=tmp_path / "run", **options)
     lineage = converted.lineage
     assert (lineage["model"], lineage["parameters"]) == ("intrapoint", parameters)
     assert lineage["from_shapes"] == {"in_channels": 3, "points.embedding": 1024, "embedding": 256, "hidden": 1024}
@@ -129,7 +129,7 @@ def test_both_branches_of_two_files_become_one_run(shared: Path, tmp_path: Path)
         )
         for prefix in ("point_model", "img_model")
     }
-    converted = convert(
+    converted = convert_published_weights(
         files["point_model"],
         images=files["img_model"],
         layout=layout,
@@ -161,13 +161,13 @@ def test_an_image_branch_of_another_network_is_named(shared: Path, tmp_path: Pat
         for name in ("point_model", "img_model")
     )
     with pytest.raises(CheckpointError, match=r"its names are those of --layout crosspoint_cls_resnet18$"):
-        convert(points, images=images, layout="crosspoint_cls_resnet50", target=tmp_path / "run")
+        convert_published_weights(points, images=images, layout="crosspoint_cls_resnet50", target=tmp_path / "run")
 
 
 @pytest.mark.shared
 def test_a_fine_tuned_file_becomes_a_run_on_parts(shared: Path, tmp_path: Path) -> None:
     golden = load_golden(shared, "crosspoint_seg_finetune")
-    converted = convert(
+    converted = convert_published_weights(
         saved(tmp_path / "a.pth", golden.state()),
         layout="crosspoint_parts",
         target=tmp_path / "run",
@@ -186,7 +186,7 @@ def test_a_converted_run_starts_fine_tuning(shared: Path, tmp_path: Path) -> Non
     """All tensors of the encoder find their place in the network for parts; what is left is its head."""
     golden = load_golden(shared, "crosspoint_seg_pretrain")
     file = saved(tmp_path / "a.pth", golden.state())
-    convert(file, layout="crosspoint_seg", target=tmp_path / "run", data_name="synthetic_shapes")
+    convert_published_weights(file, layout="crosspoint_seg", target=tmp_path / "run", data_name="synthetic_shapes")
     encoder = sightline.load_run(tmp_path / "run").model.points
     model = sightline.build_model("dgcnn_parts", num_classes=50, in_channels=3, num_categories=16)
     report = load_weights(model, encoder.state_dict(), may_be_missing=("category", "join", "head"))
@@ -199,12 +199,12 @@ def test_a_converted_run_starts_fine_tuning(shared: Path, tmp_path: Path) -> Non
 def test_a_file_of_another_stage_is_named(shared: Path, tmp_path: Path) -> None:
     file = saved(tmp_path / "a.pth", load_golden(shared, "crosspoint_seg_finetune").state())
     with pytest.raises(CheckpointError, match=r"25 of \d+ names do not belong .*'crosspoint_seg': conv7.*--layout "):
-        convert(file, layout="crosspoint_seg", target=tmp_path / "run")
+        convert_published_weights(file, layout="crosspoint_seg", target=tmp_path / "run")
     file = saved(tmp_path / "b.pth", load_golden(shared, "crosspoint_seg_pretrain").state())
     with pytest.raises(
         CheckpointError, match=r"lacks .*layout 'crosspoint_parts'.*its names are those of --layout crosspoint_seg"
     ):
-        convert(file, layout="crosspoint_parts", target=tmp_path / "run", data_name="fifty")
+        convert_published_weights(file, layout="crosspoint_parts", target=tmp_path / "run", data_name="fifty")
     assert not (tmp_path / "run").exists()
 
 
@@ -226,7 +226,7 @@ def test_a_config_that_contradicts_the_weights_is_refused(
 ) -> None:
     file = saved(tmp_path / "a.pth", load_golden(shared, "crosspoint_cls").state())
     with pytest.raises(ConfigError) as caught:
-        convert(file, layout="crosspoint_cls", target=tmp_path / "run", overrides=overrides)
+        convert_published_weights(file, layout="crosspoint_cls", target=tmp_path / "run", overrides=overrides)
     assert told in str(caught.value)
     assert not (tmp_path / "run").exists()
 
@@ -234,9 +234,9 @@ def test_a_config_that_contradicts_the_weights_is_refused(
 def test_as_many_files_as_the_layout_has(tmp_path: Path) -> None:
     file = saved(tmp_path / "a.pth", {"a": torch.zeros(1)})
     with pytest.raises(UserError, match=r"its image branch is in a file of its own; give it by --images FILE"):
-        convert(file, layout="crosspoint_cls_resnet50", target=tmp_path / "run")
+        convert_published_weights(file, layout="crosspoint_cls_resnet50", target=tmp_path / "run")
     with pytest.raises(UserError, match=r"the layout 'crosspoint_cls' has no second file; crosspoint_cls_resnet18, "):
-        convert(file, layout="crosspoint_cls", target=tmp_path / "run", images=file)
+        convert_published_weights(file, layout="crosspoint_cls", target=tmp_path / "run", images=file)
 
 
 # --- image networks --------------------------------------------------------------------------------------------------
@@ -246,7 +246,7 @@ def test_as_many_files_as_the_layout_has(tmp_path: Path) -> None:
 def test_image_networks_come_back_with_their_head(tmp_path: Path, encoder: str) -> None:
     layout, model = IMAGES[encoder], image_classifier(encoder).eval()
     file = saved(tmp_path / "a.pth", published_state(layout, model))
-    converted = convert(file, layout=layout, target=tmp_path / "run", data_name="thousand")
+    converted = convert_published_weights(file, layout=layout, target=tmp_path / "run", data_name="thousand")
     assert (converted.notes, converted.lineage["fresh"], converted.lineage["assumed"]) == ((), [], {})
     assert converted.lineage["parameters"] == SIZES[encoder][0] + 1000 * (SIZES[encoder][1] + 1)
     image = torch.randn(1, 3, 224, 224)
@@ -260,13 +260,13 @@ def test_sizes_of_a_vision_transformer_are_seen_in_its_weights(tmp_path: Path) -
     state = published_state("timm_vit_tiny", image_classifier("vit_tiny", size_px=96, patch_px=32))
     assert state["pos_embed"].shape == (1, 10, 192)
     file = saved(tmp_path / "a.pth", state)
-    converted = convert(file, layout="timm_vit_tiny", target=tmp_path / "run", data_name="thousand")
+    converted = convert_published_weights(file, layout="timm_vit_tiny", target=tmp_path / "run", data_name="thousand")
     assert {"images.size_px": 96, "images.patch_px": 32}.items() <= converted.lineage["from_shapes"].items()
     assert sightline.load_run(tmp_path / "run").config.transforms.evaluate[0].arguments == {"size_px": 96}
     with pytest.raises(
         CheckpointError, match=r"tensors have another shape than this model of the layout 'timm_vit_small'"
     ):
-        convert(file, layout="timm_vit_small", target=tmp_path / "other", data_name="thousand")
+        convert_published_weights(file, layout="timm_vit_small", target=tmp_path / "other", data_name="thousand")
 
 
 @pytest.mark.parametrize("has_head", [True, False])
@@ -289,7 +289,7 @@ def test_a_head_of_other_classes_is_left_out_and_told(tmp_path: Path, has_head: 
     assert all(torch.equal(value, own[name]) for name, value in run.model.images.state_dict().items())
 
     target = registry.models.build(
-        Component("crosspoint", {"points": {"name": "dgcnn"}, "images": {"name": "resnet18"}}),
+        ComponentConfig("crosspoint", {"points": {"name": "dgcnn"}, "images": {"name": "resnet18"}}),
         facts={"in_channels": 3},
     )
     report = load_weights(target, run.model.state_dict(), modules="images")
@@ -302,7 +302,9 @@ def test_a_renamed_tensor_of_an_image_network_is_named(tmp_path: Path) -> None:
     with pytest.raises(
         CheckpointError, match=r"1 of 122 names do not belong to the layout .*: layer1\.0\.conv9\.weight"
     ):
-        convert(saved(tmp_path / "a.pth", state), layout="torchvision_resnet18", target=tmp_path / "run")
+        convert_published_weights(
+            saved(tmp_path / "a.pth", state), layout="torchvision_resnet18", target=tmp_path / "run"
+        )
 
 
 def test_every_layout_of_these_is_of_a_model() -> None:

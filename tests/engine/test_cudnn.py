@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from sightline.engine.precision import cudnn_set, set_backends
-from sightline.layers.native_batch_norm import without_cudnn
+from sightline.engine.precision import cudnn_enabled, set_backends
+from sightline.layers.native_batch_norm import disable_cudnn_batch_norm
 from tests.runs.small import small_run
 
 
@@ -26,7 +26,7 @@ def _as_before() -> Any:
 def test_the_switch(level: Any, is_enabled: bool) -> None:
     set_backends(determinism="seeded", cudnn=level)
     assert torch.backends.cudnn.enabled is is_enabled
-    with cudnn_set("off"):
+    with cudnn_enabled("off"):
         assert not torch.backends.cudnn.enabled
     assert torch.backends.cudnn.enabled is is_enabled
 
@@ -45,14 +45,14 @@ def test_batch_norm_alone_leaves_cudnn(monkeypatch: pytest.MonkeyPatch) -> None:
     batch = torch.randn(3, 2, 6, 6)
     plain = copy.deepcopy(model)
     assert spied(model, batch, monkeypatch) == [True, True]
-    spared = without_cudnn(copy.deepcopy(plain))
+    spared = disable_cudnn_batch_norm(copy.deepcopy(plain))
     assert spied(spared, batch, monkeypatch) == [False, False]
     assert torch.backends.cudnn.enabled
     assert spared.state_dict().keys() == plain.state_dict().keys()
     torch.testing.assert_close(spared(batch), plain(batch), rtol=0, atol=0)
     assert isinstance(spared[1], nn.BatchNorm2d)
     assert isinstance(copy.deepcopy(spared)[1], nn.BatchNorm2d)
-    assert without_cudnn(spared) is spared
+    assert disable_cudnn_batch_norm(spared) is spared
 
 
 def test_a_run_takes_it_from_its_config(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -61,7 +61,7 @@ def test_a_run_takes_it_from_its_config(monkeypatch: pytest.MonkeyPatch) -> None
         "model={name: pointnet_plain, embedding: 16}",
         "losses=[{name: cross_entropy}]",
     )
-    batch = built.job.stream.reader([part for part in built.job.stream.plan.parts(0)[0][0]][:4])
+    batch = built.job.stream.reader([part for part in built.job.stream.plan.step_keys(0)[0][0]][:4])
     allowed: list[bool] = []
     original = torch.batch_norm
     monkeypatch.setattr(torch, "batch_norm", lambda *args: allowed.append(args[8]) or original(*args))

@@ -22,7 +22,7 @@ class Boxes:
 def test_structures_keep_their_types() -> None:
     boxes = Boxes(torch.ones(4), ("y",))
     batch = {"a": [torch.zeros(2), (torch.ones(1), 3)], "b": Pair(torch.zeros(1), "x"), "c": boxes}
-    moved = to_device(batch, torch.device("meta"), floats=torch.float64)
+    moved = to_device(batch, torch.device("meta"), float_dtype=torch.float64)
     assert moved["a"][0].device.type == moved["c"].corners.device.type == "meta"
     assert isinstance(moved["b"], Pair)
     assert isinstance(moved["a"][1], tuple)
@@ -33,7 +33,7 @@ def test_structures_keep_their_types() -> None:
 
 
 def test_integers_and_masks_keep_their_type() -> None:
-    moved = to_device({"i": torch.arange(2), "m": torch.tensor([True])}, torch.device("cpu"), floats=torch.float64)
+    moved = to_device({"i": torch.arange(2), "m": torch.tensor([True])}, torch.device("cpu"), float_dtype=torch.float64)
     assert moved["i"].dtype == torch.int64
     assert moved["m"].dtype == torch.bool
 

@@ -223,11 +223,16 @@ def test_a_world_of_one_changes_nothing_and_needs_no_network() -> None:
     everyone, start = world.gather_rows(tensors["a"])
     assert (everyone.tolist(), start) == ([1.0, 1.0], 0)
     assert world.gather_text("x") == ["x"]
-    assert world.broadcast_text("x") == world.from_first(lambda: "x") == world.on_first(str)("x") == "x"
-    assert world.replicate(model) is world.synchronise_batch_norm(model) is model
-    with world.reduce_gradients(model, now=True):
+    assert (
+        world.broadcast_text("x")
+        == world.broadcast_from_rank_zero(lambda: "x")
+        == world.rank_zero_only(str)("x")
+        == "x"
+    )
+    assert world.broadcast_weights(model) is world.convert_sync_batchnorm(model) is model
+    with world.reduce_gradients(model, is_last_micro_batch=True):
         pass
-    world.make_equal(model)
+    world.broadcast_buffers(model)
     world.barrier("here")
     world.close()
     assert not torch.distributed.is_initialized()

@@ -8,14 +8,14 @@ import pytest
 import torch
 
 from sightline import registry
-from sightline.engine.evaluate import Evaluation, Measured, Meter, evaluation_of
-from sightline.types import Component
+from sightline.engine.evaluate import BoundMetric, Evaluation, MetricResult, make_evaluation
+from sightline.types import ComponentConfig
 
 
 def evaluated(name: str, state: dict[str, torch.Tensor], **facts: Any) -> Evaluation:
-    metric = registry.metrics.build(Component(name), facts=facts)
-    meter = Meter(metric, None)  # type: ignore[arg-type]
-    return evaluation_of([Measured(meter, "", state)], num_samples=1, seconds=0.0)
+    metric = registry.metrics.build(ComponentConfig(name), facts=facts)
+    meter = BoundMetric(metric, None)  # type: ignore[arg-type]
+    return make_evaluation([MetricResult(meter, "", state)], num_samples=1, seconds=0.0)
 
 
 def test_the_least_accurate_classes_come_first_and_those_without_samples_are_left_out() -> None:

@@ -15,12 +15,18 @@ from pathlib import Path
 import pytest
 import torch.distributed as dist
 
-from sightline.engine.failure import Failure, leave, read_failure, report_failure
-from sightline.engine.launch import Place, _report, meeting_place, place_in_launch, processes_to_start
+from sightline.engine.failure import Failure, exit_process, read_failure, report_failure
+from sightline.engine.launcher import (
+    RankInfo,
+    _report,
+    rank_info_from_environment,
+    rendezvous_address,
+    resolve_num_processes,
+)
 from sightline.engine.session import StopRequest
 from sightline.engine.watchdog import Watchdog
 from sightline.errors import UserError
-from sightline.runs.processes import Process, start_of
+from sightline.runs.processes import ProcessIdentity, process_start_time
 from tests.command import run_here
 from tests.processes import ROOT, _slurm
 
@@ -45,11 +51,11 @@ def set_all(variables: pytest.MonkeyPatch, entries: dict[str, str]) -> None:
 
 
 def test_outside_of_a_launcher_there_is_one_process_unless_more_are_asked_for(variables: pytest.MonkeyPatch) -> None:
-    assert place_in_launch() == Place(0, 1, 0)
-    assert [processes_to_start(asked) for asked in (None, 1, 4)] == [1, 1, 4]
+    assert rank_info_from_environment() == RankInfo(0, 1, 0)
+    assert [resolve_num_processes(asked) for asked in (None, 1, 4)] == [1, 1, 4]
     for asked in (0, -2):
         with pytest.raises(UserError, match=f"--processes: found {asked}, allowed is at least 1"):
-            processes_to_start(asked)
+            resolve_num_processes(asked)
 
 
 @pytest.mark.parametrize("kind", ["torchrun", "slurm"])
@@ -58,18 +64,18 @@ def test_a_launcher_that_started_processes_decides(variables: pytest.MonkeyPatch
         set_all(variables, {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1"})
     else:
         set_all(variables, _slurm(3, 4) | {"SLURM_LOCALID": "1", "MASTER_ADDR": "node1"})
-    assert place_in_launch() == Place(3, 4, 1)
-    assert [processes_to_start(asked) for asked in (None, 4)] == [1, 1]
+    assert rank_info_from_environment() == RankInfo(3, 4, 1)
+    assert [resolve_num_processes(asked) for asked in (None, 4)] == [1, 1]
     with pytest.raises(UserError, match="--processes 3: the launcher started 4; leave --processes out"):
-        processes_to_start(3)
+        resolve_num_processes(3)
 
 
 def test_slurm_needs_an_address_and_gets_a_port(variables: pytest.MonkeyPatch) -> None:
     set_all(variables, _slurm(1, 2))
     with pytest.raises(UserError, match="MASTER_ADDR is not set; export MASTER_ADDR=<first host>"):
-        place_in_launch()
+        rank_info_from_environment()
     set_all(variables, {"MASTER_ADDR": "node1"})
-    assert place_in_launch() == Place(1, 2, 1)
+    assert rank_info_from_environment() == RankInfo(1, 2, 1)
     assert os.environ["MASTER_PORT"] == "29500"
 
 
@@ -78,13 +84,13 @@ def test_an_allocation_of_slurm_without_a_step_is_no_launcher(variables: pytest.
     entries = _slurm(0, 8)
     del entries["SLURM_STEP_ID"]
     set_all(variables, entries)
-    assert (place_in_launch(), processes_to_start(2)) == (Place(), 2)
+    assert (rank_info_from_environment(), resolve_num_processes(2)) == (RankInfo(), 2)
 
 
 def test_variables_that_are_no_numbers_are_named(variables: pytest.MonkeyPatch) -> None:
     set_all(variables, {"RANK": "0", "WORLD_SIZE": "two"})
     with pytest.raises(UserError, match="environment variable WORLD_SIZE: found 'two', allowed is a whole number"):
-        place_in_launch()
+        rank_info_from_environment()
 
 
 # --- last words -------------------------------------------------------------------------------------------------------
@@ -196,12 +202,12 @@ def test_a_signal_that_the_launcher_passes_on_is_no_second_one(variables: pytest
 
 def test_a_process_is_known_by_its_start_as_well_as_its_number() -> None:
     child = subprocess.Popen([sys.executable, "-S", "-c", "input()"], stdin=subprocess.PIPE)
-    process = Process("host", Process.this("host").table, child.pid, start_of(child.pid))
+    process = ProcessIdentity("host", ProcessIdentity.current("host").table, child.pid, process_start_time(child.pid))
     if process.start is None:
         pytest.skip("this system does not say when a process started")
     assert (process.is_reachable, process.is_gone) == (True, False)
-    assert Process("host", process.table, child.pid, "another boot:1").is_gone  # the number in other hands
-    assert not Process("host", "another table", child.pid, process.start).is_gone  # nothing is known of it
+    assert ProcessIdentity("host", process.table, child.pid, "another boot:1").is_gone  # the number in other hands
+    assert not ProcessIdentity("host", "another table", child.pid, process.start).is_gone  # nothing is known of it
     child.kill()
     while not process.is_gone:  # a zombie until it is waited for
         time.sleep(0.001)
@@ -259,7 +265,7 @@ def test_a_report_to_a_launcher_that_was_killed_leaves_no_folder(variables: pyte
 
 ORPHANED = """\
 import os, subprocess, sys, time
-from sightline.engine.launch import follow_parent
+from sightline.engine.launcher import follow_parent
 if os.fork() == 0:
     follow_parent(int(sys.argv[1]), folder=sys.argv[2])
     time.sleep(20)
@@ -295,7 +301,7 @@ def test_a_place_outside_of_the_world_is_refused(
 ) -> None:
     set_all(variables, {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1"} | changes)
     with pytest.raises(UserError, match=f"^environment variable {says}"):
-        place_in_launch()
+        rank_info_from_environment()
 
 
 @pytest.mark.parametrize(
@@ -312,29 +318,29 @@ def test_a_task_of_slurm_outside_of_its_step_is_refused(
 ) -> None:
     set_all(variables, _slurm(1, 4) | {"MASTER_ADDR": "node1"} | changes)
     with pytest.raises(UserError, match=f"^environment variable {says}"):
-        place_in_launch()
+        rank_info_from_environment()
 
 
 @pytest.mark.parametrize("port", ["0", "99999", "-1", "http"])
 def test_a_port_that_is_none_is_refused(variables: pytest.MonkeyPatch, port: str) -> None:
     set_all(variables, {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port})
     with pytest.raises(UserError, match=f"^environment variable MASTER_PORT: found '{port}', .* from 1 to 65535$"):
-        meeting_place()
+        rendezvous_address()
 
 
 def test_an_empty_address_is_none(variables: pytest.MonkeyPatch) -> None:
     set_all(variables, {"MASTER_ADDR": "", "MASTER_PORT": "29500"})
     with pytest.raises(UserError, match=r"^MASTER_ADDR and MASTER_PORT must be"):
-        meeting_place()
+        rendezvous_address()
     set_all(variables, _slurm(1, 4))
     with pytest.raises(UserError, match="MASTER_ADDR is not set"):
-        place_in_launch()
+        rank_info_from_environment()
 
 
 def test_a_value_with_a_line_end_is_shown_escaped(variables: pytest.MonkeyPatch) -> None:
     set_all(variables, {"RANK": "0", "WORLD_SIZE": "1\n\x1b[31m"})
     with pytest.raises(UserError) as caught:
-        place_in_launch()
+        rank_info_from_environment()
     assert str(caught.value).startswith(r"environment variable WORLD_SIZE: found '1\n\x1b[31m', allowed")
 
 
@@ -349,12 +355,12 @@ def test_a_variable_that_is_wrong_ends_the_command_in_one_line(variables: pytest
 def test_a_second_process_of_one_rank_is_refused() -> None:
     store = dist.HashStore()
     first, same = (Watchdog(store=store, rank=1, size=2, timeout_s=1.0) for _ in range(2))
-    first.present()
-    same.present()  # the same process, which meets the others again
-    other = Process("elsewhere", None, 7, "a boot:1")
+    first.register()
+    same.register()  # the same process, which meets the others again
+    other = ProcessIdentity("elsewhere", None, 7, "a boot:1")
     store.set("process/0", json.dumps(other.to_dict()))
     with pytest.raises(UserError, match=r"^rank 0 is process 7 on elsewhere already; give every process its own RANK$"):
-        Watchdog(store=store, rank=0, size=2, timeout_s=1.0).present()
+        Watchdog(store=store, rank=0, size=2, timeout_s=1.0).register()
 
 
 def test_a_failure_without_a_rank_is_reported(variables: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
@@ -366,14 +372,14 @@ def test_a_failure_without_a_rank_is_reported(variables: pytest.MonkeyPatch, cap
 def test_a_number_of_thousands_of_digits_is_one_line(variables: pytest.MonkeyPatch) -> None:
     set_all(variables, {"RANK": "0", "WORLD_SIZE": "9" * 5000})
     with pytest.raises(UserError, match="environment variable WORLD_SIZE: found"):
-        place_in_launch()
+        rank_info_from_environment()
 
 
 def test_a_forked_process_that_leaves_keeps_its_parents_folder() -> None:
     """Its own would be removed, as the folder of a process that nobody forked is."""
     folder = Path(multiprocessing.util.get_temp_dir())
     (folder / "socket").touch()
-    child = multiprocessing.get_context("fork").Process(target=leave, args=(3,))
+    child = multiprocessing.get_context("fork").Process(target=exit_process, args=(3,))
     child.start()
     child.join(30)
     assert child.exitcode == 3

@@ -17,14 +17,14 @@ from torch import Tensor, nn
 
 from sightline import registry
 from sightline.doctor.suite import run_quick
-from sightline.engine.build import Built
+from sightline.engine.batch_stream import evaluation_keys
+from sightline.engine.build import TrainingSetup
 from sightline.engine.distributed import World
 from sightline.engine.learnt_losses import LearntLosses, together
-from sightline.engine.optimizers import SGD, hold_still
-from sightline.engine.session import Session, StopRequest
-from sightline.engine.step import Clock
-from sightline.engine.stream import evaluation_keys
-from sightline.engine.train import optimise_once
+from sightline.engine.optimizers import SGD, apply_freezing
+from sightline.engine.session import StopRequest, TrainingSession
+from sightline.engine.step import StepTimer
+from sightline.engine.train import train_step
 from sightline.errors import CheckpointError, ConfigError
 from sightline.losses.base import Loss, cast_forward
 from sightline.plugins import load_plugins
@@ -104,32 +104,34 @@ def _plugin(tmp_path: Path) -> Iterator[None]:
         registry.REGISTRIES[kind]._entries = entries
 
 
-def made(folder: Path, *overrides: str) -> Built:
+def made(folder: Path, *overrides: str) -> TrainingSetup:
     given = {override.split("=")[0] for override in overrides}
     return make(folder, *(each for each in OVERRIDES if each.split("=")[0] not in given), *overrides)
 
 
-def session_of(folder: Path, *overrides: str) -> Session:
+def session_of(folder: Path, *overrides: str) -> TrainingSession:
     run = folder / "run"
     run.mkdir(exist_ok=True)
     built = made(folder, *overrides)
-    return Session(built, World(), RunDirectory(run, is_writer=True), stop=StopRequest(), record={}, is_quiet=True)
+    return TrainingSession(
+        built, World(), RunDirectory(run, is_writer=True), stop=StopRequest(), record={}, is_quiet=True
+    )
 
 
-def trained(folder: Path, *overrides: str) -> Session:
+def trained(folder: Path, *overrides: str) -> TrainingSession:
     session = session_of(folder, *overrides)
     session.start_files()
-    session.begin()
+    session.start()
     assert session.run() is not None
     return session
 
 
-def a_step(built: Built) -> tuple[dict, dict[str, float]]:
+def a_step(built: TrainingSetup) -> tuple[dict, dict[str, float]]:
     """The first batch of a run, and what a step on it gave."""
     job = built.job
-    (keys,), *_ = job.stream.plan.parts(job.step)
+    (keys,), *_ = job.stream.plan.step_keys(job.step)
     batch = job.stream.reader(keys)
-    return batch, optimise_once(job, job.model, [batch], World(), Clock(job.task, rest="loss"))
+    return batch, train_step(job, job.model, [batch], World(), StepTimer(job.task, remainder="loss"))
 
 
 def bits(tensors: dict[str, Tensor] | None) -> dict[str, bytes]:
@@ -145,7 +147,7 @@ def test_a_step_is_that_of_numpy(tmp_path: Path) -> None:
     built = made(tmp_path, *clipped)
     job, centres = built.job, built.job.losses.losses["centre"].centres
     before, first = centres.detach().double().numpy().copy(), {n: p.clone() for n, p in job.model.named_parameters()}
-    (keys,), *_ = job.stream.plan.parts(0)
+    (keys,), *_ = job.stream.plan.step_keys(0)
     batch = job.stream.reader(keys)
     hidden = job.model(points=batch["points"])["hidden"].detach().double().numpy()
     gradient = np.zeros_like(before)
@@ -170,7 +172,7 @@ def test_a_loss_has_a_group_of_its_own_without_decay(tmp_path: Path) -> None:
     assert (named["losses.centre"]["lr"], named["losses.centre"]["weight_decay"]) == (pytest.approx(0.03), 0.0)
     (held,) = named["losses.centre"]["params"]
     assert held is built.job.losses.losses["centre"].centres
-    (row,) = [rate for rate in built.rates if rate.module == "losses.centre"]
+    (row,) = [rate for rate in built.module_rates if rate.module == "losses.centre"]
     assert (row.num_elements, row.lr, row.num_decayed, row.frozen) == (72, pytest.approx(0.03), 0, "")
 
 
@@ -213,17 +215,17 @@ def test_the_average_is_kept_and_evaluated(tmp_path: Path) -> None:
         expected = 0.5 * expected + 0.5 * job.losses.losses["centre"].centres.detach()
     assert job.losses_ema is not None
     torch.testing.assert_close(job.losses_ema.losses["centre"].centres, expected)
-    session = Session(built, World(), RunDirectory(tmp_path, is_writer=True), stop=StopRequest(), record={})
+    session = TrainingSession(built, World(), RunDirectory(tmp_path, is_writer=True), stop=StopRequest(), record={})
     now, calls = bits(job.losses.plain_state()), int(job.losses.losses["centre"].num_calls)
     with session._evaluating():
-        evaluation = built.selection(job.evaluated, World())
+        evaluation = built.selection_evaluator(job.evaluation_model, World())
     assert bits(job.losses.plain_state()) == now, "neither parameters nor buffers"
     assert int(job.losses.losses["centre"].num_calls) == calls == 3
     assert job.losses.losses["centre"].training
     (keys,) = evaluation_keys(built.data.selection.indices, 100, epoch=0, seed=built.config.seed)
     batch = built.data.selection.reader(keys)
     with torch.no_grad():
-        hidden = job.evaluated.eval()(points=batch["points"])["hidden"]
+        hidden = job.evaluation_model.eval()(points=batch["points"])["hidden"]
     by_hand = float((hidden - expected[batch["label"]]).square().sum() / 2 / len(hidden))
     assert evaluation.losses["centre"] == pytest.approx(by_hand, rel=1e-5)
 
@@ -328,7 +330,7 @@ def test_what_is_trained_inside_is_put_back() -> None:
         assert bits(losses.plain_state()) != before
     assert bits(losses.plain_state()) == before
     assert all(parameter.grad is None for parameter in losses.parameters())
-    assert hold_still(losses, ({"modules": "losses.mine"},), 0) == [*losses.parameters()]
+    assert apply_freezing(losses, ({"modules": "losses.mine"},), 0) == [*losses.parameters()]
 
 
 class Distance(Loss):

@@ -11,11 +11,11 @@ import torch
 
 from sightline.engine import build
 from sightline.engine.distributed import World
-from sightline.engine.loading import OpenRun, open_run, open_trained
-from sightline.engine.session import Session, StopRequest
+from sightline.engine.run_loading import OpenRun, open_run, open_trained
+from sightline.engine.session import StopRequest, TrainingSession
 from sightline.errors import CheckpointError, ConfigError, UserError
 from sightline.runs import checkpoint
-from sightline.runs.run_directory import RunDirectory, environment
+from sightline.runs.run_directory import RunDirectory, collect_environment
 from tests.engine.snapshots import snapshot_of
 from tests.runs.small import ROOT, small_config, small_run
 
@@ -27,7 +27,9 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path.mkdir()
     built = small_run("train.ema_decay=0.5", "train.epochs=1")
     directory = RunDirectory(path, is_writer=True)
-    session = Session(built, World(), directory, stop=StopRequest(), record=environment(), is_quiet=True)
+    session = TrainingSession(
+        built, World(), directory, stop=StopRequest(), record=collect_environment(), is_quiet=True
+    )
     session.start_files()
     assert session.run() is not None
     return path
@@ -39,7 +41,7 @@ def test_the_model_of_a_run_needs_no_data(run: Path, monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(build, "build_data", refuse)
     opened = open_run(run)
-    expected = checkpoint.load(run / "checkpoints" / "last").evaluated
+    expected = checkpoint.load(run / "checkpoints" / "last").evaluation_weights
     assert not opened.model.training
     assert all(torch.equal(tensor, expected[name]) for name, tensor in opened.model.state_dict().items())
     assert opened.model is opened.model
@@ -53,14 +55,14 @@ def test_the_evaluator_of_a_run_repeats_its_figures(run: Path) -> None:
     document = json.loads((run / "final.json").read_text())
     assert dict(opened.evaluator()(opened.model, World()).metrics) == document["metrics"]
     trained = open_trained(run)
-    assert (trained.checkpoint, trained.facts) == (opened.checkpoint.resolve(), opened.facts)
+    assert (trained.checkpoint, trained.facts) == (opened.checkpoint_path.resolve(), opened.facts)
 
 
 def test_a_config_file_is_opened_as_a_run_that_has_not_begun(run: Path) -> None:
     opened = open_run(ROOT / "configs" / "classify" / "synthetic_shapes_pointnet.yaml", config=small_config())
     assert (opened.directory, open_run(run).directory) == (None, run)
     assert opened.facts == open_run(run).facts == opened.data.facts
-    ours, theirs = opened.built.job.model.state_dict(), open_run(run).built.job.model.state_dict()
+    ours, theirs = opened.training_setup.job.model.state_dict(), open_run(run).training_setup.job.model.state_dict()
     assert all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items())
     untrained = opened.untrained_model().state_dict()
     assert all(torch.equal(tensor, untrained[name]) for name, tensor in ours.items())
@@ -83,7 +85,7 @@ def _opened(folder: Path, which: str = "last") -> OpenRun:
 def test_a_run_without_a_checkpoint_says_how_to_go_on(tmp_path: Path) -> None:
     (tmp_path / "checkpoints").mkdir()
     with pytest.raises(UserError) as error:
-        _ = _opened(tmp_path).checkpoint
+        _ = _opened(tmp_path).checkpoint_path
     assert str(error.value) == (
         f"checkpoint last: the run {tmp_path} has no checkpoint yet (interrupted before the first one?); go on with: "
         f"sightline train {tmp_path} --resume auto --out {tmp_path}"
@@ -93,7 +95,7 @@ def test_a_run_without_a_checkpoint_says_how_to_go_on(tmp_path: Path) -> None:
 def test_another_word_is_answered_by_what_there_is(tmp_path: Path) -> None:
     checkpoint.save(tmp_path, snapshot_of(1), keep_last=1, is_best=True)
     with pytest.raises(UserError) as error:
-        _ = _opened(tmp_path, "beste").checkpoint
+        _ = _opened(tmp_path, "beste").checkpoint_path
     assert str(error.value) == (
         "checkpoint beste: there is no beste; give last, best or a path; "
         f"{tmp_path}/checkpoints holds best, last, step_00000001; did you mean 'best'?"

@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sightline.engine.intervals import interval_numbers
 from sightline.engine.observers import EpochTimes, MetricsLog, TrainLog
 from sightline.engine.records import Observers
+from sightline.engine.step_averages import average_records
 from tests.engine.told import Lines, evaluation, step
 
 EPS = 2.0**-52
@@ -30,16 +30,16 @@ def test_interval_means_are_exact() -> None:
     ]
     weighted = [Fraction(r.losses["total"]) * r.num_samples for r in records]
     exact = sum(weighted, Fraction(0)) / sum(r.num_samples for r in records)
-    found = interval_numbers(records)
+    found = average_records(records)
     assert abs(Fraction(found["loss/total"]) - exact) <= Fraction(3 * EPS / 2) * exact
-    assert interval_numbers(records[::-1])["loss/total"] == found["loss/total"]
+    assert average_records(records[::-1])["loss/total"] == found["loss/total"]
     assert found["num_samples"] == sum(r.num_samples for r in records)
     assert found["lr"] == records[-1].lr
 
 
 def test_a_term_that_appears_late_is_averaged_over_the_steps_that_had_it() -> None:
     records = [step(1, losses={"total": 1.0}), step(2, losses={"total": 1.0, "late": 3.0}, num_samples=2)]
-    assert interval_numbers(records)["loss/late"] == 3.0
+    assert average_records(records)["loss/late"] == 3.0
 
 
 def test_lines_end_at_every_epochs_end_evaluation_and_end() -> None:

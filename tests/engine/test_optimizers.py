@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sightline.engine.optimizers import SGD, Adam, AdamW, Recipe, RMSprop, hold_still
-from sightline.engine.parameter_groups import describe_rates
+from sightline.engine.optimizers import SGD, Adam, AdamW, OptimizerSpec, RMSprop, apply_freezing
+from sightline.engine.parameter_groups import format_module_rates
 from sightline.errors import ConfigError
-from sightline.layers.quantisation.parametrised import apply_policy, quantised
+from sightline.layers.quantisation.parametrised import apply_policy, quantised_weights
 
 
 def net() -> nn.Sequential:
@@ -39,10 +39,12 @@ def test_codebooks_never_decay(decay: Any) -> None:
     model = nn.Sequential(*(nn.Linear(8, 8) for _ in range(4)))
     codebook, kind = {"kind": "codebook", "bits": 2}, {"kind": "linear", "bits": 4}
     apply_policy(model, {"0.weight": codebook, "1.weight": {**codebook, "per_channel": True}, "2.weight": kind})
-    held = {name: numbers for name, (_, numbers) in quantised(model).items()}
+    held = {name: numbers for name, (_, numbers) in quantised_weights(model).items()}
     before = {name: numbers.detach().clone() for name, numbers in held.items()}
     recipe = SGD(lr=0.1, momentum=0.0, weight_decay=0.5, decay=decay)
-    assert [rate.num_decayed for rate in recipe.rates(model)] == [8 * (decay == "all") + add for add in (0, 0, 64, 64)]
+    assert [rate.num_decayed for rate in recipe.module_rates(model)] == [
+        8 * (decay == "all") + add for add in (0, 0, 64, 64)
+    ]
     optimizer = recipe.build(model)
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
@@ -142,17 +144,17 @@ def test_the_table_says_what_each_module_gets() -> None:
         frozen=({"modules": "token"}, {"modules": "layers", "until_epoch": 3}),
     )
     recipe.build(model)
-    assert recipe.rates(model) == (
+    assert recipe.module_rates(model) == (
         ("token", 1, 2, 0.2, 0.5, 0, "for ever"),
         ("layers.0", 2, 8, 0.2, 0.5, 6, "until epoch 3"),
         ("layers.1", 2, 6, 0.4, 0.5, 4, "until epoch 3"),
         ("head", 2, 6, 1.6, 0.5, 4, ""),
     )
-    assert [line.split() for line in describe_rates(recipe.rates(model))[1:3]] == [
+    assert [line.split() for line in format_module_rates(recipe.module_rates(model))[1:3]] == [
         ["rates:", "token", "1", "2", "0.2", "0", "for", "ever"],
         ["rates:", "layers.0", "2", "8", "0.2", "0.5,", "2", "without", "until", "epoch", "3"],
     ]
-    assert describe_rates(()) == []
+    assert format_module_rates(()) == []
 
 
 def test_frozen_for_ever_leaves_the_optimizer_and_asks_no_gradient() -> None:
@@ -166,11 +168,11 @@ def test_frozen_for_ever_leaves_the_optimizer_and_asks_no_gradient() -> None:
 def test_frozen_until_an_epoch_holds_parameters_and_statistics() -> None:
     model = net().train()
     frozen = ({"modules": "1", "until_epoch": 2},)
-    assert {id(p) for p in hold_still(model, frozen, 1)} == {id(p) for p in model[1].parameters()}
+    assert {id(p) for p in apply_freezing(model, frozen, 1)} == {id(p) for p in model[1].parameters()}
     assert not model[1].training
     assert model[2].training
     model.train()
-    assert hold_still(model, frozen, 2) == []
+    assert apply_freezing(model, frozen, 2) == []
     assert model[1].training
 
 
@@ -196,7 +198,7 @@ def test_sgd_steps_as_worked_by_hand() -> None:
 
 
 @pytest.mark.parametrize("recipe", [SGD(lr=0.1), Adam(lr=0.1, weight_decay=0.01), AdamW(lr=0.1, weight_decay=0.5)])
-def test_fused_steps_are_the_plain_ones(recipe: Recipe) -> None:
+def test_fused_steps_are_the_plain_ones(recipe: OptimizerSpec) -> None:
     """Torch's own loop over tensors is the reference; three steps in float64."""
     torch.manual_seed(0)
     model = net().double()
@@ -219,7 +221,7 @@ def test_fused_steps_are_the_plain_ones(recipe: Recipe) -> None:
 
 
 @pytest.mark.parametrize("recipe", [SGD(lr=0.1), Adam(lr=0.1, weight_decay=0.01), AdamW(lr=0.1, weight_decay=0.5)])
-def test_fused_steps_have_the_same_bits_for_any_number_of_threads(recipe: Recipe) -> None:
+def test_fused_steps_have_the_same_bits_for_any_number_of_threads(recipe: OptimizerSpec) -> None:
     """A million numbers, and a few more than threads or vectors divide: each thread steps a share of them."""
     generator = torch.Generator().manual_seed(0)
     first, gradient = torch.randn(2, 1_000_003, generator=generator)
@@ -245,7 +247,7 @@ def test_an_optimiser_without_a_fused_step_has_its_own() -> None:
 # --- order in memory --------------------------------------------------------------------------------------------------
 
 
-def stepped(lay_out: Callable[[Tensor], Tensor], recipe: Recipe, *, hook: Any = None) -> Tensor:
+def stepped(lay_out: Callable[[Tensor], Tensor], recipe: OptimizerSpec, *, hook: Any = None) -> Tensor:
     """A parameter of 6 x 4 after three steps; its values and its gradients do not depend on its order in memory."""
     values = torch.randn(6, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     model = nn.Module()

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import sightline
-from sightline.engine.conversion import convert
+from sightline.engine.conversion import convert_published_weights
 from sightline.errors import CheckpointError, ConfigError
 from sightline.models.point_bert import PointBERT
 from sightline.models.published.published import LAYOUTS
@@ -76,7 +76,9 @@ def saved(path: Path, state: Mapping[str, Tensor], *, wrapped: bool = True) -> P
 
 def converted(tmp_path: Path, state: Mapping[str, Tensor], layout: str = PRETRAINED, **options: Any) -> Any:
     options = {"data_name": "synthetic_shapes", "overrides": (*SHAPES, *SMALL)} | options
-    return convert(saved(tmp_path / "a.pth", state), layout=layout, target=tmp_path / "run", **options)
+    return convert_published_weights(
+        saved(tmp_path / "a.pth", state), layout=layout, target=tmp_path / "run", **options
+    )
 
 
 # --- pre-trained -----------------------------------------------------------------------------------------------------
@@ -159,7 +161,7 @@ def test_a_fine_tuned_file_is_the_whole_model(tmp_path: Path, wrapped: bool) -> 
     source = narrow_model()
     file = saved(tmp_path / "a.pth", named_as_published(source, with_head=True), wrapped=wrapped)
     options: dict[str, Any] = {"data_name": "synthetic_shapes", "overrides": (*SHAPES, *SMALL)}
-    done = convert(file, layout=FINE_TUNED, target=tmp_path / "run", **options)
+    done = convert_published_weights(file, layout=FINE_TUNED, target=tmp_path / "run", **options)
     assert (done.lineage["fresh"], done.lineage["unused"]) == ([], {})
     assert done.lineage["left_out"] == ["optimizer", "epoch", "metrics", "best_metrics"]
     points = torch.randn(3, 40, 3)
@@ -170,7 +172,9 @@ def test_a_fine_tuned_file_is_the_whole_model(tmp_path: Path, wrapped: bool) -> 
 
 def test_the_recipe_takes_the_farthest_of_all_points_as_the_authors_do(tmp_path: Path) -> None:
     file = saved(tmp_path / "a.pth", named_as_published(narrow_model(40), with_head=True))
-    done = convert(file, layout=FINE_TUNED, target=tmp_path / "run", overrides=(f"data.root={tmp_path / 'none'}",))
+    done = convert_published_weights(
+        file, layout=FINE_TUNED, target=tmp_path / "run", overrides=(f"data.root={tmp_path / 'none'}",)
+    )
     run = sightline.load_run(tmp_path / "run")
     assert [transform.name for transform in run.transforms] == ["farthest_points"]
     assert run.config.data.arguments.get("num_points") is None

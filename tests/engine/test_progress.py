@@ -9,8 +9,8 @@ import re
 
 import pytest
 
-from sightline.engine.intervals import show_rate
 from sightline.engine.progress import Pace, Progress, wants_live
+from sightline.engine.step_averages import format_rate
 from tests.engine.told import evaluation, step
 
 
@@ -104,4 +104,4 @@ def test_warnings_of_a_run_are_shown_between_the_lines() -> None:
     [(12345.6, "12,346"), (10.4, "10"), (9.96, "10"), (9.4, "9.4"), (0.5, "0.5"), (0.0123, "0.012"), (math.nan, "?")],
 )
 def test_a_slow_rate_is_not_shown_as_none(rate: float, shown: str) -> None:
-    assert show_rate(rate) == shown
+    assert format_rate(rate) == shown

@@ -12,7 +12,7 @@ import torch
 from sightline.engine.distributed import World
 from sightline.engine.records import StepRecord
 from sightline.engine.train import train
-from sightline.types import Ramp
+from sightline.types import LinearRamp
 from tests.command import run_here
 from tests.runs.small import SMALL, small_config, small_run
 
@@ -31,20 +31,20 @@ def records_of(*overrides: str) -> list[StepRecord]:
 @pytest.mark.parametrize(
     ("ramp", "expected"),
     [
-        (Ramp(0.0, 3.0, 2.0), [0.0, 0.75, 1.5, 2.25, 3.0, 3.0]),  # two epochs of two steps: 3/4 a step
-        (Ramp(2.0, 1.0, 1.0), [2.0, 1.5, 1.0, 1.0, 1.0, 1.0]),
-        (Ramp(1.0, 2.0, 0.1), [2.0] * 6),  # a fifth of a step is no step
+        (LinearRamp(0.0, 3.0, 2.0), [0.0, 0.75, 1.5, 2.25, 3.0, 3.0]),  # two epochs of two steps: 3/4 a step
+        (LinearRamp(2.0, 1.0, 1.0), [2.0, 1.5, 1.0, 1.0, 1.0, 1.0]),
+        (LinearRamp(1.0, 2.0, 0.1), [2.0] * 6),  # a fifth of a step is no step
     ],
 )
-def test_values_by_hand(ramp: Ramp, expected: list[float]) -> None:
-    assert [ramp.at(step, steps_per_epoch=2) for step in range(6)] == expected
+def test_values_by_hand(ramp: LinearRamp, expected: list[float]) -> None:
+    assert [ramp.value_at(step, steps_per_epoch=2) for step in range(6)] == expected
 
 
 def test_the_total_of_every_step_uses_the_weight_of_that_step() -> None:
     """60 shapes of 12 classes, one of each held out: 48, so 6 steps of 8 an epoch, and half a unit of weight a step."""
     records = records_of(RAMP)
     expected = [0.0, 0.5, 1.0, 1.5, 2.0, 2.5] + [3.0] * 6
-    assert [record.gauges[f"weight/{PENALTY}"] for record in records] == expected
+    assert [record.extra_scalars[f"weight/{PENALTY}"] for record in records] == expected
     for record, weight in zip(records, expected, strict=True):
         total = record.losses["cross_entropy"] + weight * record.losses[PENALTY]
         assert record.losses["total"] == pytest.approx(total, rel=1e-12)
@@ -61,7 +61,7 @@ def test_a_step_is_that_of_the_fixed_weight() -> None:
 
 
 def test_fixed_weights_are_not_logged() -> None:
-    assert not any(name.startswith("weight/") for name in records_of("train.steps=1")[0].gauges)
+    assert not any(name.startswith("weight/") for name in records_of("train.steps=1")[0].extra_scalars)
 
 
 @pytest.mark.long
@@ -91,4 +91,4 @@ def test_checks_pass_over_a_term_that_weighs_nothing_at_first() -> None:
 
 
 def test_the_config_keeps_the_ramp() -> None:
-    assert small_config(RAMP).losses[1].weight == Ramp(0.0, 3.0, 1.0)
+    assert small_config(RAMP).losses[1].weight == LinearRamp(0.0, 3.0, 1.0)

@@ -14,7 +14,7 @@ import torch
 
 from sightline.engine.observers import EpochTimes, MetricsLog, TrainLog
 from sightline.engine.progress import Progress
-from sightline.engine.records import EvaluationRecord, Observer, Observers, StepRecord, StopRun, kept_random_state
+from sightline.engine.records import EvaluationRecord, Observer, Observers, StepRecord, StopRun, preserve_rng_state
 from sightline.engine.tensorboard import TensorBoard
 from sightline.errors import RunError
 from tests.engine.told import Lines, evaluation, random_states, step
@@ -88,7 +88,7 @@ def test_a_fault_of_an_observer_that_may_stop_is_still_only_a_fault(caplog: pyte
 
 def test_random_states_are_put_back() -> None:
     before = random_states()
-    with contextlib.suppress(ZeroDivisionError), kept_random_state():
+    with contextlib.suppress(ZeroDivisionError), preserve_rng_state():
         _ = random.random(), np.random.rand(), torch.rand(1)
         assert random_states() != before
         raise ZeroDivisionError

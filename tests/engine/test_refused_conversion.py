@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sightline.engine.conversion import convert
+from sightline.engine.conversion import convert_published_weights
 from sightline.errors import CheckpointError, ConfigError, UserError
 from tests.engine.published_weights import saved, small_state
 from tests.golden_parity import load_golden
@@ -58,7 +58,9 @@ def test_weights_that_do_not_fit_are_named_and_nothing_is_written(
     state = {key: value for key, value in {**small_state(), **change}.items() if value is not None}
     file = saved(tmp_path / "a.pth", state)
     with pytest.raises(CheckpointError) as caught:
-        convert(file, layout=layout, target=tmp_path / "run", overrides=(f"data.root={tmp_path / 'none'}",))
+        convert_published_weights(
+            file, layout=layout, target=tmp_path / "run", overrides=(f"data.root={tmp_path / 'none'}",)
+        )
     assert message in str(caught.value)
     assert str(caught.value).count("\n") == 0
     assert [path.name for path in tmp_path.iterdir()] == ["a.pth"]
@@ -67,7 +69,7 @@ def test_weights_that_do_not_fit_are_named_and_nothing_is_written(
 def test_at_most_five_missing_names_are_listed_and_the_count(tmp_path: Path) -> None:
     file = saved(tmp_path / "a.pth", {key: value for key, value in small_state().items() if "bn" not in key})
     with pytest.raises(CheckpointError, match=r"lacks 30 of the 38 .*: bn1\.weight(, bn\d\.\w+){4}, \.\.\.; get"):
-        convert(file, layout="wangyueft_pointnet", target=tmp_path / "run")
+        convert_published_weights(file, layout="wangyueft_pointnet", target=tmp_path / "run")
 
 
 @pytest.mark.shared
@@ -85,7 +87,7 @@ def test_two_names_of_one_tensor_must_agree(shared: Path, tmp_path: Path, golden
     state = load_golden(shared, golden).state()
     state[key] = state[key] + 1e-6
     with pytest.raises(CheckpointError, match=r"are one tensor in the layout .* but hold different values"):
-        convert(saved(tmp_path / "a.pth", state), layout=layout, target=tmp_path / "run")
+        convert_published_weights(saved(tmp_path / "a.pth", state), layout=layout, target=tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
@@ -117,7 +119,7 @@ def test_a_config_that_contradicts_the_weights_is_refused(
 ) -> None:
     file = saved(tmp_path / "a.pth", small_state(**facts))
     with pytest.raises(ConfigError) as caught:
-        convert(file, layout="wangyueft_pointnet", target=tmp_path / "run", **options)
+        convert_published_weights(file, layout="wangyueft_pointnet", target=tmp_path / "run", **options)
     assert message in str(caught.value)
     assert str(tmp_path / "run") not in [str(path) for path in tmp_path.iterdir()]
 
@@ -127,7 +129,7 @@ def test_a_target_that_holds_something_is_left_alone(tmp_path: Path) -> None:
     target.mkdir()
     (target / "mine.txt").write_text("mine")
     with pytest.raises(UserError, match=r"--to .*run: is not empty"):
-        convert(file, layout="wangyueft_pointnet", target=target)
+        convert_published_weights(file, layout="wangyueft_pointnet", target=target)
     assert [path.name for path in target.iterdir()] == ["mine.txt"]
     with pytest.raises(UserError, match=r"a\.pth: is a file"):
-        convert(file, layout="wangyueft_pointnet", target=file)
+        convert_published_weights(file, layout="wangyueft_pointnet", target=file)

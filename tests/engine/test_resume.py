@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from sightline.config import RunConfig, read_config, render
+from sightline.config import RunConfig, read_config, render_config
 from sightline.engine.distributed import World
-from sightline.engine.resume import RunPlace, assert_same_run, find_place
+from sightline.engine.resume import RunLocation, assert_same_run, resolve_run_location
 from sightline.errors import UserError
 from sightline.runs import checkpoint
 from tests.engine.snapshots import snapshot_of
@@ -21,15 +21,15 @@ def config() -> RunConfig:
     return small_config()
 
 
-def place(config: RunConfig, out: Path | None, resume: str | None) -> RunPlace:
-    return find_place(config, [], World(), out=out, resume=resume)
+def place(config: RunConfig, out: Path | None, resume: str | None) -> RunLocation:
+    return resolve_run_location(config, [], World(), out=out, resume=resume)
 
 
 def begin(run: Path, config: RunConfig, *, num_checkpoints: int = 0) -> Path:
     """What a run writes first, and its checkpoints."""
     run.mkdir(parents=True)
     (run / "environment.json").write_text(json.dumps({"plugins": []}))
-    (run / "config.yaml").write_text(render(config, origins=False))
+    (run / "config.yaml").write_text(render_config(config, origins=False))
     for step in range(1, num_checkpoints + 1):
         checkpoint.save(run, snapshot_of(step), keep_last=num_checkpoints, is_best=False)
     return run
@@ -37,14 +37,14 @@ def begin(run: Path, config: RunConfig, *, num_checkpoints: int = 0) -> Path:
 
 @pytest.mark.parametrize("resume", [None, "auto"])
 def test_a_new_run_has_no_place_or_an_empty_one(config: RunConfig, tmp_path: Path, resume: str | None) -> None:
-    assert place(config, tmp_path, resume) == RunPlace(str(tmp_path))
-    assert place(config, tmp_path / "absent", resume) == RunPlace(str(tmp_path / "absent"))
-    assert place(config, None, None) == RunPlace(None)
+    assert place(config, tmp_path, resume) == RunLocation(str(tmp_path))
+    assert place(config, tmp_path / "absent", resume) == RunLocation(str(tmp_path / "absent"))
+    assert place(config, None, None) == RunLocation(None)
 
 
 def test_a_folder_that_holds_something_is_refused(config: RunConfig, tmp_path: Path) -> None:
     (tmp_path / ".lock").touch()
-    assert place(config, tmp_path, "auto") == RunPlace(str(tmp_path)), "a run killed before it wrote its config"
+    assert place(config, tmp_path, "auto") == RunLocation(str(tmp_path)), "a run killed before it wrote its config"
     with pytest.raises(UserError, match="is not empty; go on with it by --resume auto, or give another folder"):
         place(config, tmp_path, None)
     (tmp_path / "thesis.tex").touch()
@@ -70,7 +70,7 @@ def test_the_newest_sound_checkpoint_goes_on_and_damaged_ones_are_named(config: 
     held = ("config.yaml", "step_00000001", "step_00000002")
     found = place(config, run, "auto")
     assert (found.path, found.checkpoint, found.is_finished, found.notes) == (str(run), str(newest), False, ())
-    assert sorted(found.held) == sorted(held)
+    assert sorted(found.existing_files) == sorted(held)
 
     (run / "final.json").write_text("{}")
     assert place(config, run, "auto").is_finished
@@ -123,7 +123,7 @@ def test_a_run_whose_data_were_moved_goes_on_where_they_are(tmp_path: Path) -> N
 
 def test_a_folder_that_changed_meanwhile_is_refused(config: RunConfig, tmp_path: Path) -> None:
     found = place(config, tmp_path / "run", None)
-    found.assert_as_found(tmp_path / "run")
+    found.assert_unchanged(tmp_path / "run")
     begin(tmp_path / "run", config)
     with pytest.raises(UserError, match="another run wrote to this folder while this one was built; start again"):
-        found.assert_as_found(tmp_path / "run")
+        found.assert_unchanged(tmp_path / "run")

@@ -17,11 +17,11 @@ from sightline.config import read_config
 from sightline.engine.build import build
 from sightline.engine.distributed import World
 from sightline.engine.resume import assert_same_run
-from sightline.engine.session import Session, StopRequest
+from sightline.engine.session import StopRequest, TrainingSession
 from sightline.errors import ConfigError
-from sightline.registry import Entry
+from sightline.registry import RegistryEntry
 from sightline.runs.run_directory import RunDirectory
-from sightline.schema import parameters_of
+from sightline.schema import signature_parameters
 from sightline.verbs.show import _with_origin_of_mode
 from tests.doctor.planting import CONFIG, make
 
@@ -78,7 +78,9 @@ def add(monkeypatch: pytest.MonkeyPatch) -> Add:
 
     def added(metric: type) -> list[str]:
         registry.metrics.names()
-        monkeypatch.setitem(registry.metrics._entries, "own", Entry("own", metric, parameters_of(metric)))
+        monkeypatch.setitem(
+            registry.metrics._entries, "own", RegistryEntry("own", metric, signature_parameters(metric))
+        )
         return ["metrics=[{name: accuracy}, {name: own}]", "evaluate.metric=miss_rate"]
 
     return added
@@ -136,9 +138,9 @@ def test_best_is_the_lowest_error(tmp_path: Path, add: Add) -> None:
     )
     directory = RunDirectory(tmp_path / "run", is_writer=True)
     (tmp_path / "run").mkdir()
-    session = Session(built, World(), directory, stop=StopRequest(), record={}, is_quiet=True)
+    session = TrainingSession(built, World(), directory, stop=StopRequest(), record={}, is_quiet=True)
     session.start_files()
-    session.begin()
+    session.start()
     session.run()
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     values = {line["step"]: line["miss_rate"] for line in lines if "miss_rate" in line}
@@ -153,7 +155,7 @@ def recorded(tmp_path: Path, built: Any, mode: str) -> Path:
     run = tmp_path / "run"
     run.mkdir()
     directory = RunDirectory(run, is_writer=True)
-    Session(built, World(), directory, stop=StopRequest(), record={"plugins": []}).start_files()
+    TrainingSession(built, World(), directory, stop=StopRequest(), record={"plugins": []}).start_files()
     text = (run / "config.yaml").read_text()
     (run / "config.yaml").write_text(text.replace("mode: min", f"mode: {mode}").replace('"min"', f'"{mode}"'))
     return run
@@ -169,7 +171,7 @@ def test_runs_that_recorded_a_mode_go_on(tmp_path: Path, add: Add, mode: str, mo
     assert own.evaluate.mode == mode
     assert_same_run(run, own, [])
     told: list[str] = []
-    monkeypatch.setattr("sightline.engine.selection.logger.warning", lambda text, *words: told.append(text % words))
+    monkeypatch.setattr("sightline.engine.best_metric.logger.warning", lambda text, *words: told.append(text % words))
     assert build(own, World(), is_resumed=True).config.evaluate.mode == mode
     assert len(told) == (mode == "max")
     assert all("evaluate.mode: found max, but the metric states min" in line for line in told)
@@ -181,10 +183,10 @@ def test_every_shipped_config_selects_in_its_figures_direction(path: Path) -> No
     config = read_config(path)
     assert config.evaluate.mode is None
     wanted = "min" if any(word in config.evaluate.metric for word in LOWER) else "max"
-    origin = _with_origin_of_mode(config).origins["evaluate.mode"].origin
+    origin = _with_origin_of_mode(config).origins["evaluate.mode"].source
     assert origin.startswith(f"{wanted}, by the metric '"), origin
 
 
 def test_every_metric_of_the_package_states_its_directions() -> None:
     for name in registry.metrics.names():
-        assert hasattr(registry.metrics.entry_of(name).builder, "higher_is_better"), name
+        assert hasattr(registry.metrics.get_entry(name).builder, "higher_is_better"), name

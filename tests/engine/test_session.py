@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 import torch
 
-from sightline.engine.build import Built
+from sightline.engine.build import TrainingSetup
 from sightline.engine.distributed import World
-from sightline.engine.session import Session, StopRequest
+from sightline.engine.session import StopRequest, TrainingSession
 from sightline.runs import checkpoint
 from sightline.runs.run_directory import RunDirectory
 from sightline.tasks.classify import Classify
@@ -47,34 +47,34 @@ class Killed(BaseException):
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody cuts the power; and evaluation draws from the global generator, as a model with noise in it may."""
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)
-    before = Classify.assess
+    before = Classify.losses_and_predictions
 
     def drawing(self: Classify, model: Any, batch: Any, around: Any) -> Any:
         torch.rand(1)
         return before(self, model, batch, around)
 
-    monkeypatch.setattr(Classify, "assess", drawing)
+    monkeypatch.setattr(Classify, "losses_and_predictions", drawing)
 
 
-def session_of(folder: Path, built: Built, **more: Any) -> Session:
+def session_of(folder: Path, built: TrainingSetup, **more: Any) -> TrainingSession:
     folder.mkdir(exist_ok=True)
     directory = RunDirectory(folder, is_writer=True)
-    return Session(built, World(), directory, stop=StopRequest(), record={}, is_quiet=True, **more)
+    return TrainingSession(built, World(), directory, stop=StopRequest(), record={}, is_quiet=True, **more)
 
 
-def start(folder: Path, *overrides: str, **more: Any) -> Session:
+def start(folder: Path, *overrides: str, **more: Any) -> TrainingSession:
     torch.manual_seed(0)
     session = session_of(folder, make(folder.parent, *with_overrides(*overrides)), **more)
     session.start_files()
-    session.begin()
+    session.start()
     return session
 
 
-def resume(folder: Path, *overrides: str) -> Session:
+def resume(folder: Path, *overrides: str) -> TrainingSession:
     """As `--resume auto` does it, in a process that has drawn something else."""
     torch.manual_seed(99)
     session = session_of(folder, make(folder.parent, *with_overrides(*overrides)))
-    newest, rejected = checkpoint.newest_sound(folder)
+    newest, rejected = checkpoint.newest_valid(folder)
     assert newest is not None
     assert not rejected
     session.resume(newest)
@@ -84,18 +84,18 @@ def resume(folder: Path, *overrides: str) -> Session:
 # --- ends around an evaluation ----------------------------------------------------------------------------------------
 
 
-def before_it(session: Session, ended: Callable[[], None]) -> None:
+def before_it(session: TrainingSession, ended: Callable[[], None]) -> None:
     """Between the checkpoint and the evaluation."""
     session._evaluate = ended  # type: ignore[method-assign]
 
 
-def in_its_lines(session: Session, ended: Callable[[], None]) -> None:
+def in_its_lines(session: TrainingSession, ended: Callable[[], None]) -> None:
     """The evaluation is done, nothing of it is written."""
     inner = session.metrics_log.on_evaluation
     session.metrics_log.on_evaluation = lambda record: (ended(), inner(record))  # type: ignore[method-assign, assignment]
 
 
-def after_its_lines(session: Session, ended: Callable[[], None]) -> None:
+def after_its_lines(session: TrainingSession, ended: Callable[[], None]) -> None:
     """Its line is in metrics.jsonl, its outcome in no checkpoint."""
     inner = session._evaluate
 
@@ -106,7 +106,7 @@ def after_its_lines(session: Session, ended: Callable[[], None]) -> None:
     session._evaluate = evaluate  # type: ignore[method-assign]
 
 
-def after_its_outcome(session: Session, ended: Callable[[], None]) -> None:
+def after_its_outcome(session: TrainingSession, ended: Callable[[], None]) -> None:
     """Its outcome is in a checkpoint: nothing is to be evaluated again."""
     inner = session._save
 
@@ -121,7 +121,7 @@ def after_its_outcome(session: Session, ended: Callable[[], None]) -> None:
 MOMENTS = (before_it, in_its_lines, after_its_lines, after_its_outcome)
 
 
-def end_at(session: Session, step: int, moment: Callable[..., None]) -> None:
+def end_at(session: TrainingSession, step: int, moment: Callable[..., None]) -> None:
     """Train until a moment around the evaluation of a step, and no further."""
     real = session._evaluate, session._save
 

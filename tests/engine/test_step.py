@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from sightline.engine.distributed import World
 from sightline.engine.precision import Precision
-from sightline.engine.step import Clock, batch_step, prepare_step, run_batch, weighted_sum
+from sightline.engine.step import StepTimer, compute_batch_losses, prepare_step, single_batch_step, weighted_sum
 from sightline.types import Batch
 
 CPU = torch.device("cpu")
@@ -60,7 +60,7 @@ def part(place: int, *numbers: float) -> Batch:
 def test_shares_of_the_micro_batches_add_up_to_the_mean_over_the_step() -> None:
     """Outputs 2, 4 and 6: a mean of 4, and of squares 56 / 3; a mean of both parts' means would be 4.5."""
     step = prepare_step(Sizes(), Doubled(), [part(0, 1.0, 2.0), part(1, 3.0)], World())
-    shares = [step.means(step.sums(Doubled(), index)) for index in range(2)]
+    shares = [step.loss_means(step.loss_sums(Doubled(), index)) for index in range(2)]
     assert [share["size"].item() for share in shares] == [2.0, 2.0]
     loss = sum(weighted_sum(share, {"size": 0.5, "square": 3.0}) for share in shares)
     assert float(loss) == pytest.approx(0.5 * 4 + 56, abs=1e-12)
@@ -68,9 +68,9 @@ def test_shares_of_the_micro_batches_add_up_to_the_mean_over_the_step() -> None:
 
 def test_a_batch_is_a_step_of_its_own_on_one_process() -> None:
     task = Sizes()
-    sums, counts = run_batch(task, Doubled(), part(0, 1.0, 2.0), CPU)
+    sums, counts = compute_batch_losses(task, Doubled(), part(0, 1.0, 2.0), CPU)
     assert {name: (float(sums[name]), float(counts[name])) for name in sums} == {"size": (6, 2), "square": (20, 2)}
-    again, predictions = batch_step(task, Doubled(), part(0, 1.0, 2.0), CPU).sums_and_predictions(Doubled())
+    again, predictions = single_batch_step(task, Doubled(), part(0, 1.0, 2.0), CPU).loss_sums_and_predictions(Doubled())
     assert torch.equal(again["square"], sums["square"])
     assert predictions["doubled"].tolist() == [2.0, 4.0]
     assert [(world.size, world.device) for world in task.worlds] == [(1, CPU), (1, CPU)]
@@ -79,7 +79,7 @@ def test_a_batch_is_a_step_of_its_own_on_one_process() -> None:
 @pytest.mark.parametrize("name", ["float32", "float64", "bf16"])
 def test_autocast_is_on_while_the_task_works_where_the_precision_lowers(name: str) -> None:
     task = Sizes()
-    run_batch(task, Doubled(), part(0, 1.0), CPU, Precision(name))
+    compute_batch_losses(task, Doubled(), part(0, 1.0), CPU, Precision(name))
     assert task.lowered == [name == "bf16"] * 2
     assert not torch.is_autocast_enabled("cpu")
 
@@ -96,21 +96,21 @@ def test_the_clock_parts_the_forward_pass_where_the_task_does(monkeypatch: pytes
     ticks = iter(range(100))
     monkeypatch.setattr("sightline.engine.step.time.perf_counter", lambda: float(next(ticks)))
     task = Timed()
-    clock = Clock(task, rest="loss")  # type: ignore[arg-type]
-    clock.lap("prepare")
+    clock = StepTimer(task, remainder="loss")  # type: ignore[arg-type]
+    clock.end_phase("prepare")
     for _ in range(2):
         task.lap("forward")
-        clock.lap("forward")
-        clock.lap("backward")
+        clock.end_phase("forward")
+        clock.end_phase("backward")
     assert clock.seconds == {"prepare": 1.0, "forward": 2.0, "loss": 2.0, "backward": 2.0}
-    evaluation = Clock(task, rest="interpret")  # type: ignore[arg-type]
+    evaluation = StepTimer(task, remainder="interpret")  # type: ignore[arg-type]
     for part in ("forward", "loss"):
         task.lap(part)
-    evaluation.lap("forward")
+    evaluation.end_phase("forward")
     assert evaluation.seconds == {"forward": 1.0, "loss": 1.0, "interpret": 1.0}
 
 
 def test_a_task_without_parts_has_its_losses_in_the_forward_pass() -> None:
-    clock = Clock(Sizes(), rest="loss")
-    clock.lap("forward")
+    clock = StepTimer(Sizes(), remainder="loss")
+    clock.end_phase("forward")
     assert set(clock.seconds) == {"forward"}

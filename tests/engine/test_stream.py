@@ -17,13 +17,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sightline.engine.stream import Plan, Stream, _warn_of_cores, evaluation_keys, read_batches
+from sightline.engine.batch_stream import BatchSampler, BatchStream, _warn_of_cores, evaluation_keys, read_batches
 from sightline.errors import ConfigError, DataError, RunError
 from sightline.types import SampleKey
 
 
-def flat(plan: Plan, step: int) -> list[int]:
-    return [key.index for micro in plan.parts(step) for rank in micro for key in rank]
+def flat(plan: BatchSampler, step: int) -> list[int]:
+    return [key.index for micro in plan.step_keys(step) for rank in micro for key in rank]
 
 
 @settings(deadline=None, max_examples=60)
@@ -38,30 +38,30 @@ def test_an_epoch_visits_every_sample_once(
     size: int, batch_size: int, micro_batches: int, num_processes: int, seed: int
 ) -> None:
     try:
-        plan = Plan(np.arange(100, 100 + size), batch_size, seed, micro_batches, "keep", num_processes)
+        plan = BatchSampler(np.arange(100, 100 + size), batch_size, seed, micro_batches, "keep", num_processes)
     except ConfigError:
         assert batch_size < num_processes or 0 < size % batch_size < num_processes
         return
     visited = [index for step in range(plan.steps_per_epoch) for index in flat(plan, step)]
     assert sorted(visited) == list(range(100, 100 + size))
-    assert all(rank for step in range(plan.steps_per_epoch) for micro in plan.parts(step) for rank in micro)
+    assert all(rank for step in range(plan.steps_per_epoch) for micro in plan.step_keys(step) for rank in micro)
 
 
 def test_the_split_does_not_change_what_a_step_reads() -> None:
-    whole = Plan(np.arange(43), 8, seed=1)
+    whole = BatchSampler(np.arange(43), 8, seed=1)
     for micro_batches, num_processes in ((4, 1), (1, 2), (2, 2), (1, 3)):
-        split = Plan(np.arange(43), 8, seed=1, micro_batches=micro_batches, num_processes=num_processes)
+        split = BatchSampler(np.arange(43), 8, seed=1, micro_batches=micro_batches, num_processes=num_processes)
         assert [flat(split, step) for step in range(12)] == [flat(whole, step) for step in range(12)]
 
 
 def test_epochs_differ_and_seeds_differ() -> None:
-    plan, other = Plan(np.arange(64), 64, seed=0), Plan(np.arange(64), 64, seed=1)
+    plan, other = BatchSampler(np.arange(64), 64, seed=0), BatchSampler(np.arange(64), 64, seed=1)
     assert flat(plan, 0) != flat(plan, 1)
     assert flat(plan, 0) != flat(other, 0)
 
 
 def test_dropping_the_tail_drops_only_it() -> None:
-    plan = Plan(np.arange(43), 8, seed=0, tail="drop")
+    plan = BatchSampler(np.arange(43), 8, seed=0, tail="drop")
     assert plan.steps_per_epoch == 5
     assert {len(flat(plan, step)) for step in range(10)} == {8}
 
@@ -77,7 +77,7 @@ def test_dropping_the_tail_drops_only_it() -> None:
 )
 def test_impossible_plans_are_refused_before_the_start(arguments: dict, word: str) -> None:
     with pytest.raises(ConfigError, match=word):
-        Plan(**{"indices": np.arange(43), "batch_size": 8, "seed": 0} | arguments)
+        BatchSampler(**{"indices": np.arange(43), "batch_size": 8, "seed": 0} | arguments)
 
 
 def read(keys: list[SampleKey]) -> dict:
@@ -86,10 +86,10 @@ def read(keys: list[SampleKey]) -> dict:
 
 @pytest.mark.parametrize("start", [0, 7])
 def test_workers_read_what_the_process_itself_reads(start: int) -> None:
-    plan = Plan(np.arange(43), 8, seed=2, micro_batches=2, num_processes=2)
-    alone = list(Stream(plan, read, rank=1).from_step(start, 14))
-    assert list(Stream(plan, read, rank=1, workers=2).from_step(start, 14)) == alone
-    assert list(Stream(plan, read, rank=1).from_step(0, 14))[start:] == alone
+    plan = BatchSampler(np.arange(43), 8, seed=2, micro_batches=2, num_processes=2)
+    alone = list(BatchStream(plan, read, rank=1).iterate(start, 14))
+    assert list(BatchStream(plan, read, rank=1, workers=2).iterate(start, 14)) == alone
+    assert list(BatchStream(plan, read, rank=1).iterate(0, 14))[start:] == alone
 
 
 def test_evaluation_keys_are_whole_batches_in_order() -> None:
@@ -109,15 +109,15 @@ def crashes(keys: list[SampleKey]) -> dict:
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_an_error_of_a_worker_is_the_same_one_line_as_without(workers: int) -> None:
-    stream = Stream(Plan(np.arange(20), 4, seed=0), breaks, workers=workers)
+    stream = BatchStream(BatchSampler(np.arange(20), 4, seed=0), breaks, workers=workers)
     with pytest.raises(DataError, match=r"^cloud_13.npy: is cut short at byte 12$"):
-        list(stream.from_step(0, 5))
+        list(stream.iterate(0, 5))
 
 
 def test_a_workers_crash_carries_its_own_traceback() -> None:
-    stream = Stream(Plan(np.arange(20), 4, seed=0), crashes, workers=1)
+    stream = BatchStream(BatchSampler(np.arange(20), 4, seed=0), crashes, workers=1)
     with pytest.raises(RunError, match=r"(?s)worker.*in crashes.*ZeroDivisionError: in a plugin"):
-        list(stream.from_step(0, 5))
+        list(stream.iterate(0, 5))
 
 
 def test_more_workers_than_cores_are_warned_of_once(
@@ -125,9 +125,9 @@ def test_more_workers_than_cores_are_warned_of_once(
 ) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0})
     _warn_of_cores.cache_clear()
-    stream = Stream(Plan(np.arange(8), 4, seed=0), read, workers=2)
+    stream = BatchStream(BatchSampler(np.arange(8), 4, seed=0), read, workers=2)
     for _ in range(2):
-        list(stream.from_step(0, 2))
+        list(stream.iterate(0, 2))
     (record,) = caplog.records
     assert record.getMessage().startswith("many-workers: loader.workers is 2, and this machine offers 1 core(s)")
     assert not recwarn.list  # torch's own
@@ -140,7 +140,7 @@ def sleeps(keys: list[SampleKey]) -> dict:
 
 
 def test_closing_the_stream_ends_workers_in_the_middle_of_a_sample() -> None:
-    steps = Stream(Plan(np.arange(4), 4, seed=0), sleeps, workers=2).from_step(0, 5)
+    steps = BatchStream(BatchSampler(np.arange(4), 4, seed=0), sleeps, workers=2).iterate(0, 5)
     next(steps)
     started = time.monotonic()
     steps.close()

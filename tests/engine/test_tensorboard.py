@@ -14,7 +14,7 @@ from sightline.engine.records import Observers
 from sightline.engine.tensorboard import TensorBoard
 from sightline.engine.wandb import Wandb
 from sightline.errors import MissingExtraError
-from sightline.studies.train_run import train_run
+from sightline.training.train_run import train_run
 from tests.conftest import ROOT
 from tests.engine.told import evaluation, random_states, step
 

@@ -12,10 +12,10 @@ import torch
 
 from sightline.engine.distributed import World
 from sightline.engine.observers import MetricsLog
-from sightline.engine.precision import name_nondeterminism, set_determinism
+from sightline.engine.precision import describe_nondeterminism, set_determinism
 from sightline.engine.records import StepRecord
-from sightline.engine.step import mean
-from sightline.engine.train import NonFiniteGradientError, train, update_average
+from sightline.engine.step import divide_by_count
+from sightline.engine.train import NonFiniteGradientError, train, update_ema
 from sightline.runs.run_directory import RunDirectory
 from sightline.view.curves import curves_of
 from tests.runs.small import small_run
@@ -63,7 +63,7 @@ def test_float64_holds_parameters_and_batches_in_float64() -> None:
 def test_the_average_follows_its_formula() -> None:
     kept, new = torch.nn.Linear(1, 1), torch.nn.Linear(1, 1)
     expected = 0.9 * kept.weight.detach() + 0.1 * new.weight.detach()
-    update_average(kept, new, 0.9)
+    update_ema(kept, new, 0.9)
     assert torch.allclose(kept.weight, expected, atol=1e-7)
 
 
@@ -126,12 +126,12 @@ def test_a_non_finite_gradient_never_reaches_the_weights() -> None:
 
 def test_fp16_skips_while_its_scale_is_too_large_and_stops_where_that_is_not_the_reason() -> None:
     built = small_run("train.precision=fp16", "train.ema_decay=0.9", "train.epochs=20")
-    before = copy.deepcopy(list(built.job.evaluated.parameters()))
+    before = copy.deepcopy(list(built.job.evaluation_model.parameters()))
     built.job.model.embed.linear.weight.register_hook(lambda gradient: gradient * float("inf"))
     with pytest.raises(NonFiniteGradientError):
         train(built.job, World(), lambda record, stop: False)
     assert built.job.step == 16  # 65536 is halved sixteen times, to 1
-    assert all(torch.equal(a, b) for a, b in zip(before, built.job.evaluated.parameters(), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(before, built.job.evaluation_model.parameters(), strict=True))
 
 
 def test_fp16_stops_at_a_loss_that_is_not_a_number() -> None:
@@ -144,7 +144,7 @@ def test_fp16_stops_at_a_loss_that_is_not_a_number() -> None:
 
 def test_a_count_of_zero_gives_a_loss_of_zero() -> None:
     total = torch.zeros((), requires_grad=True)
-    loss = mean(total, torch.tensor(0))
+    loss = divide_by_count(total, torch.tensor(0))
     loss.backward()
     assert loss.item() == 0.0
     assert total.grad.item() == 1.0
@@ -154,10 +154,10 @@ def test_strict_determinism_names_the_operation() -> None:
     try:
         set_determinism("strict")
         error = RuntimeError("index_add_cuda_ does not have a deterministic implementation, but you set ...")
-        named = name_nondeterminism(error)
+        named = describe_nondeterminism(error)
         assert named is not None
         assert "'index_add_cuda_'" in str(named)
-        assert name_nondeterminism(RuntimeError("out of memory")) is None
+        assert describe_nondeterminism(RuntimeError("out of memory")) is None
     finally:
         set_determinism("seeded")
         torch.use_deterministic_algorithms(True)
@@ -170,11 +170,11 @@ def test_the_gradient_of_every_layer_is_reported_before_it_is_clipped() -> None:
     )
     named = {path for path, module in job.model.named_modules() if any(True for _ in module.parameters(recurse=False))}
     for record, plain in zip(with_them, without, strict=True):
-        norms = {name.removeprefix("gradient/"): value for name, value in record.gauges.items()}
+        norms = {name.removeprefix("gradient/"): value for name, value in record.extra_scalars.items()}
         assert norms.keys() == named
         assert math.hypot(*norms.values()) == pytest.approx(record.grad_norm, rel=1e-5)
         assert record.grad_norm > 0.001
-        assert plain.gauges == {}
+        assert plain.extra_scalars == {}
     for name, tensor in job.model.state_dict().items():
         assert torch.equal(tensor, other.model.state_dict()[name]), name
 

@@ -9,14 +9,14 @@ import pytest
 import torch
 
 from sightline.geometry import capsules as module
-from sightline.geometry.capsules import SeenCapsules, render_capsules, render_capsules_plainly
+from sightline.geometry.capsules import CapsuleDepth, render_capsules, render_capsules_plainly
 
 CAMERA = np.array([200.0, -210.0, 40.0, 30.0])
 HEIGHT, WIDTH = 60, 80
 EPS = np.finfo(np.float64).eps
 
 
-def seen(capsules: np.ndarray, camera: np.ndarray = CAMERA) -> SeenCapsules:
+def seen(capsules: np.ndarray, camera: np.ndarray = CAMERA) -> CapsuleDepth:
     return render_capsules(np.asarray(capsules, dtype=np.float64), camera, height_px=HEIGHT, width_px=WIDTH)
 
 
@@ -63,7 +63,7 @@ def test_both_forms_see_the_same_bits(seed: int, monkeypatch: pytest.MonkeyPatch
     assert 0.1 < (plain.depth > 0).mean() < 0.9
     assert np.array_equal(fast.depth, plain.depth)
     assert np.array_equal(fast.owner, plain.owner)
-    monkeypatch.setattr(module, "suits", lambda *tensors: False)  # as where numba is not
+    monkeypatch.setattr(module, "can_use_numba", lambda *tensors: False)  # as where numba is not
     assert np.array_equal(seen(capsules).depth, fast.depth)
 
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from sightline.geometry.crops import CropPlacement, crop_depth, from_offsets, to_offsets
-from sightline.geometry.pinhole import project
+from sightline.geometry.crops import CropPlacement, crop_depth, from_crop_coordinates, to_crop_coordinates
+from sightline.geometry.pinhole import project_points
 
 CAMERA = (241.42, -241.42, 160.0, 120.0)
 
@@ -97,8 +97,10 @@ def test_points_appear_in_the_crop_where_their_offsets_say() -> None:
     point = torch.tensor([[[(u - 160) * z / 241.42, (v - 120) * z / -241.42, z]]], dtype=torch.float64)
     crop = crop_depth(depth, placement, size=512)[0, 0]
     rows, columns = torch.nonzero(crop < 1, as_tuple=True)
-    seen = project(to_offsets(point, placement) * 80 + placement.reference_mm, placement.camera[:, None])[0, 0]
-    middle = project(placement.reference_mm, placement.camera)[0]
+    seen = project_points(
+        to_crop_coordinates(point, placement) * 80 + placement.reference_mm, placement.camera[:, None]
+    )[0, 0]
+    middle = project_points(placement.reference_mm, placement.camera)[0]
     wide = 160.0 * 241.42 / 340
     expected = ((seen - middle)[:2] / wide + 0.5) * 512 - 0.5
     assert abs(columns.double().mean() - expected[0]) < 1  # of 512: a fifth of a pixel of the image
@@ -112,20 +114,24 @@ def test_offsets_are_undone_exactly(angle_rad: float, camera: tuple[float, ...])
     placement = placed((12.0, -40.0, 420.0), side_mm=230.0, angle_rad=angle_rad, camera=camera)
     points = torch.rand(1, 50, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(3)) * 200 - 100
     points = points + torch.tensor([0.0, 0.0, 420.0])
-    torch.testing.assert_close(from_offsets(to_offsets(points, placement), placement), points, rtol=0, atol=1e-9)
+    torch.testing.assert_close(
+        from_crop_coordinates(to_crop_coordinates(points, placement), placement), points, rtol=0, atol=1e-9
+    )
     again = CropPlacement.from_rows(placement.rows())
-    assert torch.equal(to_offsets(points, again), to_offsets(points, placement))
+    assert torch.equal(to_crop_coordinates(points, again), to_crop_coordinates(points, placement))
 
 
 def test_without_a_turn_offsets_are_differences() -> None:
     placement = placed((10.0, 20.0, 300.0), side_mm=100.0)
-    found = to_offsets(torch.tensor([[[60.0, -30.0, 310.0], [10.0, 20.0, 300.0]]], dtype=torch.float64), placement)
+    found = to_crop_coordinates(
+        torch.tensor([[[60.0, -30.0, 310.0], [10.0, 20.0, 300.0]]], dtype=torch.float64), placement
+    )
     torch.testing.assert_close(found, torch.tensor([[[1.0, -1.0, 0.2], [0.0, 0.0, 0.0]]], dtype=torch.float64))
 
 
 def test_the_depth_of_a_turned_point_stays() -> None:
     points: Tensor = torch.tensor([[[30.0, 10.0, 350.0]]], dtype=torch.float64)
-    straight, turned = (to_offsets(points, placed((0.0, 0.0, 330.0), angle_rad=angle)) for angle in (0.0, 1.0))
+    straight, turned = (to_crop_coordinates(points, placed((0.0, 0.0, 330.0), angle_rad=angle)) for angle in (0.0, 1.0))
     assert turned[0, 0, 2] == pytest.approx(straight[0, 0, 2])
     assert torch.linalg.vector_norm(turned[0, 0, :2]) == pytest.approx(torch.linalg.vector_norm(straight[0, 0, :2]))
 

@@ -18,7 +18,7 @@ from sightline.geometry.heatmaps import (
     peaks,
     soft_cells,
 )
-from sightline.geometry.volumes import Placement, to_camera, to_voxels
+from sightline.geometry.volumes import CubePlacement, to_camera, to_voxels
 from tests.geometry.test_volumes import assert_golden_maps, of_golden
 from tests.golden_parity import load_golden
 
@@ -105,9 +105,9 @@ def test_targets_agree_with_the_port(shared: Path, number: int) -> None:
     cells = to_voxels(joints, placement) / 2
     assert_golden_maps(golden, case, gaussian_heatmaps(cells, cells=placement.size // 2, dtype=torch.float64))
     if f"{case}.onehot_index" in golden.arrays:  # it stands for maps of 44 cells alone, and scales the other way round
-        fields = [getattr(placement, name) for name in Placement.__dataclass_fields__]
+        fields = [getattr(placement, name) for name in CubePlacement.__dataclass_fields__]
         fields[1] = 1 / placement.scale
-        cells = to_voxels(joints, Placement(*fields)) / 2
+        cells = to_voxels(joints, CubePlacement(*fields)) / 2
         expected = torch.zeros(5, 44, 44, 44)
         places = golden.tensor(f"{case}.onehot_index").long().T
         expected[tuple(places)] = golden.tensor(f"{case}.onehot_value").float()
@@ -124,7 +124,7 @@ def test_decoding_agrees_with_the_port(shared: Path, number: int) -> None:
     cells = decode(maps.detach(), decoding="argmax")
     assert torch.equal(cells, golden.tensor(f"{case}.cells"))
     # Its `evaluate` takes 88 voxels and two to a cell, whatever the map's size.
-    cube = Placement.neutral(
+    cube = CubePlacement.identity(
         golden.tensor(f"{case}.refpoint")[:, 0], cube_mm=float(golden.arrays[f"{case}.cubic"]), size=88
     )
     torch.testing.assert_close(to_camera(cells * 2, cube), golden.tensor(f"{case}.world"), rtol=0, atol=1e-9)
@@ -140,6 +140,6 @@ def test_coordinates_agree_with_the_port(shared: Path, number: int) -> None:
     golden, case = load_golden(shared, "fn_decode", area="pose"), f"warp{number}"
     size = int(golden.arrays[f"{case}.crop"])
     reference = golden.tensor(f"{case}.refpoint")[None]
-    cube = Placement.neutral(reference, cube_mm=float(golden.arrays[f"{case}.cubic"]), size=size)
+    cube = CubePlacement.identity(reference, cube_mm=float(golden.arrays[f"{case}.cubic"]), size=size)
     found = to_camera(golden.tensor(f"{case}.coord")[None], cube)
     torch.testing.assert_close(found[0], golden.tensor(f"{case}.world"), rtol=0, atol=1e-9)

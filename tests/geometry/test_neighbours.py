@@ -14,8 +14,8 @@ from sightline.geometry.neighbour_products import neighbours_by_candidates
 from sightline.geometry.neighbours import (
     gather_points,
     nearest_neighbours,
-    neighbours_in_proportion,
-    neighbours_plainly,
+    nearest_neighbours_reference,
+    scale_num_neighbours,
 )
 from tests.geometry.threads import with_one_and_two_threads
 from tests.golden_parity import load_golden
@@ -25,7 +25,7 @@ from tests.golden_parity import load_golden
 def form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """The compiled loops; the products of a GPU or a machine without numba; and what those are held to."""
     if request.param != "compiled":
-        monkeypatch.setattr(neighbours, "suits", lambda *tensors: False)
+        monkeypatch.setattr(neighbours, "can_use_numba", lambda *tensors: False)
     if request.param == "plain":
         monkeypatch.setattr(neighbours, "_by_candidates", lambda *arguments: None)
     return request.param
@@ -191,7 +191,7 @@ def test_the_product_rules_out_no_neighbour_where_its_digits_are_few(monkeypatch
     assert candidates is not None
     index, is_proven = candidates
     assert not is_proven.any()  # more candidates lie within the error than are looked at
-    monkeypatch.setattr(neighbours, "suits", lambda *tensors: False)
+    monkeypatch.setattr(neighbours, "can_use_numba", lambda *tensors: False)
     np.testing.assert_array_equal(nearest_neighbours(points, num_neighbours=15), expected)
 
 
@@ -225,10 +225,10 @@ def test_one_thread_and_two_give_the_same_bits(num_channels: int) -> None:
 
 def test_chunks_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
     points = torch.randint(0, 5, (2, 50, 4)).float()
-    whole = neighbours_plainly(points, points, 6), neighbours_by_product(points, points, 6)
+    whole = nearest_neighbours_reference(points, points, 6), neighbours_by_product(points, points, 6)
     monkeypatch.setattr(neighbours, "_ENTRIES_AT_ONCE", {"cpu": 700})  # 7 queries at a time, and a last chunk of 1
     monkeypatch.setattr(neighbour_kernels, "_ENTRIES_AT_ONCE", 350)  # the same, per cloud
-    assert torch.equal(neighbours_plainly(points, points, 6), whole[0])
+    assert torch.equal(nearest_neighbours_reference(points, points, 6), whole[0])
     assert torch.equal(neighbours_by_product(points, points, 6), whole[1])
 
 
@@ -322,4 +322,4 @@ def test_no_neighbours_are_refused(num_channels: int, form: str) -> None:
     ],
 )
 def test_neighbours_in_proportion(count: int, meant_for: int | None, num_points: int, expected: int) -> None:
-    assert neighbours_in_proportion(count, meant_for=meant_for, num_points=num_points) == expected
+    assert scale_num_neighbours(count, reference_num_points=meant_for, num_points=num_points) == expected

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from sightline.draws import Draws
-from sightline.geometry.patches import (
+from sightline.geometry.parametric_surfaces import (
     FACING,
-    SurfacePoints,
+    PatchSamples,
     cone_patch,
     rectangle_patch,
     sample_patches,
@@ -154,7 +154,7 @@ def test_a_closed_surface_has_the_volume_of_its_solid() -> None:
         ),
         axis=1,
     )
-    surface: SurfacePoints = sample_patches(rows, words(1, NUM))
+    surface: PatchSamples = sample_patches(rows, words(1, NUM))
     area = math.pi * (1.5 * math.hypot(0.5, 2.0) + 0.25 + 1.0)
     flux = (surface.points * surface.normals).sum(-1) * area
     volume = math.pi * 2 / 3 * (1 + 0.5 + 0.25)

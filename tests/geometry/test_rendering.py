@@ -10,9 +10,9 @@ import torch
 
 from sightline.geometry import rendering
 from sightline.geometry.cameras import Projection, ring_cameras
-from sightline.geometry.rendering import Style, on_background, render_cloud, render_cloud_plainly, render_mesh
+from sightline.geometry.rendering import Style, on_background, render_cloud, render_cloud_reference, render_mesh
 from sightline.geometry.surfaces import sample_surface
-from sightline.geometry.surfels import surfels_of
+from sightline.geometry.surfels import fit_surfels
 
 LIGHT = np.array([-0.3, 0.4, 0.85]) / np.linalg.norm([0.3, 0.4, 0.85])
 CORNERS = np.array([[x, y, z] for x in (-1, 1) for y in (-1, 1) for z in (-1, 1)], dtype=np.float64) / 2
@@ -53,8 +53,8 @@ def test_both_forms_draw_the_same_bits(monkeypatch: pytest.MonkeyPatch, projecti
     fast = [render_cloud(cloud, cameras, style=style) for cloud in clouds]
     fast_mesh = render_mesh(CORNERS, CUBE, cameras, style=style)
     for cloud, drawn in zip(clouds, fast, strict=True):
-        assert np.array_equal(render_cloud_plainly(cloud, cameras, style=style), drawn)
-    monkeypatch.setattr(rendering, "suits", lambda *tensors: False)  # as where numba is not
+        assert np.array_equal(render_cloud_reference(cloud, cameras, style=style), drawn)
+    monkeypatch.setattr(rendering, "can_use_numba", lambda *tensors: False)  # as where numba is not
     assert np.array_equal(render_cloud(clouds[0], cameras, style=style), fast[0])
     assert np.array_equal(render_mesh(CORNERS, CUBE, cameras, style=style), fast_mesh)
 
@@ -75,7 +75,7 @@ def test_degenerate_clouds_are_drawn_alike_by_both(points: np.ndarray, projectio
     cameras = ring_cameras(2, size_px=24, projection=projection)
     drawn = render_cloud(points, cameras)
     assert (drawn.max(axis=(1, 2)) > 0).all()
-    assert np.array_equal(render_cloud_plainly(points, cameras), drawn)
+    assert np.array_equal(render_cloud_reference(points, cameras), drawn)
 
 
 def test_the_number_of_threads_changes_no_bit() -> None:
@@ -196,7 +196,7 @@ def test_a_rod_stays_as_thin_as_its_points_allow() -> None:
 def test_discs_lie_in_the_plane_and_end_where_it_ends() -> None:
     generator = np.random.default_rng(0)
     points = np.column_stack([generator.uniform(-1, 1, (2000, 2)), np.zeros(2000)])
-    surfels = surfels_of(points)
+    surfels = fit_surfels(points)
     assert np.allclose(np.abs(surfels.normals), [0, 0, 1])
     assert np.abs(surfels.half_axes[..., 2]).max() < 1e-12
     radii = np.linalg.norm(surfels.half_axes, axis=2)

@@ -17,7 +17,7 @@ from tests.golden_parity import load_golden
 @pytest.fixture(params=["compiled", "plain"])
 def form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     if request.param == "plain":
-        monkeypatch.setattr(sampling, "suits", lambda *tensors: False)
+        monkeypatch.setattr(sampling, "can_use_numba", lambda *tensors: False)
     return request.param
 
 
@@ -69,7 +69,7 @@ def test_every_choice_from_clouds_with_several_levels_of_nodes(num_points: int, 
     barred = farthest_point_sample(points, num_samples=count, min_squared_norm=1.5)
     assert (points[0, barred[0, 1:]].square().sum(dim=1) > 1.5).all()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sampling, "suits", lambda *tensors: False)
+        patch.setattr(sampling, "can_use_numba", lambda *tensors: False)
         plain = farthest_point_sample(points, num_samples=count, min_squared_norm=1.5)
     assert torch.equal(barred, plain)
 

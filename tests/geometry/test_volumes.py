@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sightline.geometry import volumes
 from sightline.geometry.heatmaps import decode, gaussian_heatmaps
-from sightline.geometry.volumes import Placement, occupancy, occupancy_plainly, to_camera, to_voxels
+from sightline.geometry.volumes import CubePlacement, occupancy, occupancy_reference, to_camera, to_voxels
 from tests.golden_parity import Golden, load_golden
 
 REFERENCE = torch.tensor([[0.0, 0.0, 350.0]], dtype=torch.float64)
@@ -24,10 +24,10 @@ def points(*rows: tuple[float, float, float]) -> Tensor:
     return torch.tensor([rows], dtype=torch.float64)
 
 
-def hand_cube(**changes: object) -> Placement:
-    neutral = Placement.neutral(REFERENCE, cube_mm=200.0, size=88)
-    fields = {name: getattr(neutral, name) for name in Placement.__dataclass_fields__}
-    return Placement(**{**fields, **changes})  # type: ignore[arg-type]
+def hand_cube(**changes: object) -> CubePlacement:
+    neutral = CubePlacement.identity(REFERENCE, cube_mm=200.0, size=88)
+    fields = {name: getattr(neutral, name) for name in CubePlacement.__dataclass_fields__}
+    return CubePlacement(**{**fields, **changes})  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -54,9 +54,9 @@ def test_a_varied_cube_worked_by_hand() -> None:
     torch.testing.assert_close(to_camera(found, varied), points((10, -20, 345)), rtol=0, atol=ROUNDING)
 
 
-def drawn_placement(count: int, *, compat: str = "none") -> Placement:
+def drawn_placement(count: int, *, compat: str = "none") -> CubePlacement:
     draw = np.random.default_rng(3)
-    return Placement(
+    return CubePlacement(
         torch.from_numpy(draw.normal([0, 0, 350], 15, (count, 3))),
         torch.from_numpy(draw.uniform(0.8, 1.2, count)),
         torch.from_numpy(draw.uniform(-0.7, 0.7, count)),
@@ -82,17 +82,17 @@ def test_every_variation_is_undone_exactly() -> None:
 
 def test_a_placement_survives_its_rows() -> None:
     placement = drawn_placement(5, compat="release")
-    again = Placement.from_rows(placement.rows())
-    for name in Placement.__dataclass_fields__:
+    again = CubePlacement.from_rows(placement.to_rows())
+    for name in CubePlacement.__dataclass_fields__:
         before, after = getattr(placement, name), getattr(again, name)
         assert torch.equal(before, after) if isinstance(before, Tensor) else before == after
 
 
 def test_rows_of_different_grids_are_refused() -> None:
-    rows = drawn_placement(2).rows()
+    rows = drawn_placement(2).to_rows()
     rows[1, 9] = 44
     with pytest.raises(ValueError, match="different sides, sizes or orders"):
-        Placement.from_rows(rows)
+        CubePlacement.from_rows(rows)
 
 
 def frames(count: int = 3) -> tuple[Tensor, Tensor]:
@@ -104,11 +104,11 @@ def frames(count: int = 3) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(depth.astype(np.float32)), camera
 
 
-def by_hand(depth: np.ndarray, camera: np.ndarray, placement: Placement, sample: int) -> np.ndarray:
+def by_hand(depth: np.ndarray, camera: np.ndarray, placement: CubePlacement, sample: int) -> np.ndarray:
     """Pixel by pixel in Python numbers, and nothing of the code under test."""
     volume = np.zeros((placement.size,) * 3, dtype=np.float32)
     fx, fy, u0, v0 = camera
-    centre = placement.original / 2
+    centre = placement.grid_size / 2
     cosine, sine = math.cos(placement.angle_rad[sample]), math.sin(placement.angle_rad[sample])
     for (row, column), z in np.ndenumerate(depth):
         if z <= 0:
@@ -137,19 +137,19 @@ def test_occupied_voxels_are_those_found_by_hand() -> None:
 @pytest.mark.parametrize("axes", ["xyz", "zyx"])
 def test_the_compiled_form_has_the_bits_of_the_plain_one(monkeypatch: pytest.MonkeyPatch, axes: str) -> None:
     (depth, camera), drawn = frames(), drawn_placement(3)
-    placement = Placement.from_rows(drawn.rows())
-    placement = Placement(
-        *(getattr(drawn, n) for n in Placement.__dataclass_fields__ if n != "axes" and n != "compat"), axes
+    placement = CubePlacement.from_rows(drawn.to_rows())
+    placement = CubePlacement(
+        *(getattr(drawn, n) for n in CubePlacement.__dataclass_fields__ if n != "axes" and n != "compat"), axes
     )  # type: ignore[arg-type]
     compiled = occupancy(depth, camera, placement)
-    monkeypatch.setattr(volumes, "suits", lambda *tensors: False)
+    monkeypatch.setattr(volumes, "can_use_numba", lambda *tensors: False)
     assert torch.equal(compiled, occupancy(depth, camera, placement))
 
 
 def test_a_point_before_the_first_voxel_sets_none() -> None:
     """Cutting off decimals would put a coordinate of -0.3 into voxel 0."""
     voxels = torch.tensor([[[-0.3, 5.0, 5.0], [5.0, -0.999, 5.0], [88.0, 5.0, 5.0], [5.0, 5.0, 5.0]]])
-    volume = occupancy_plainly(voxels, torch.ones(1, 4, dtype=torch.bool), hand_cube())
+    volume = occupancy_reference(voxels, torch.ones(1, 4, dtype=torch.bool), hand_cube())
     assert volume.nonzero().tolist() == [[0, 0, 5, 5, 5]]
 
 
@@ -157,12 +157,12 @@ def test_an_empty_frame_is_an_empty_volume() -> None:
     assert not occupancy(torch.zeros(1, 4, 6), torch.tensor([[9.0, 9.0, 3.0, 2.0]]), hand_cube()).any()
 
 
-def of_golden(golden: Golden, case: str, *, compat: str = "none", shift: str = "trans") -> Placement:
+def of_golden(golden: Golden, case: str, *, compat: str = "none", shift: str = "trans") -> CubePlacement:
     def number(name: str) -> float:
         return float(golden.arrays[f"{case}.{name}"])
 
     moved = np.broadcast_to(golden.arrays[f"{case}.{shift}"], (3,)).astype(np.float64)
-    return Placement(
+    return CubePlacement(
         golden.tensor(f"{case}.refpoint")[None],
         torch.tensor([number("new_size") / 100], dtype=torch.float64),
         torch.tensor([number("angle")], dtype=torch.float64),
@@ -175,8 +175,8 @@ def of_golden(golden: Golden, case: str, *, compat: str = "none", shift: str = "
     )
 
 
-def occupied(found: Tensor, placement: Placement) -> np.ndarray:
-    volume = occupancy_plainly(found, torch.ones(found.shape[:2], dtype=torch.bool), placement)
+def occupied(found: Tensor, placement: CubePlacement) -> np.ndarray:
+    volume = occupancy_reference(found, torch.ones(found.shape[:2], dtype=torch.bool), placement)
     return volume[0, 0].nonzero().numpy()
 
 
@@ -189,15 +189,15 @@ def test_agrees_with_the_port(shared: Path, number: int) -> None:
     torch.testing.assert_close(found[0], golden.tensor(f"{case}.coord"), rtol=0, atol=ROUNDING)
     # Its integer cast also puts (-1, 0) into voxel 0: the correct set stands beside it.
     assert np.array_equal(occupied(found, placement), golden.arrays[f"{case}.occupied_floor"])
-    smaller = Placement(
+    smaller = CubePlacement(
         placement.reference_mm, 1 / placement.scale, placement.angle_rad, placement.shift, *grid(placement)
     )
     integral = golden.tensor(f"{case}.coord_integral_variant")
     torch.testing.assert_close(to_voxels(given, smaller)[0], integral, rtol=0, atol=ROUNDING)
 
 
-def grid(placement: Placement) -> tuple[float, int, int]:
-    return placement.cube_mm, placement.size, placement.original
+def grid(placement: CubePlacement) -> tuple[float, int, int]:
+    return placement.cube_mm, placement.size, placement.grid_size
 
 
 @pytest.mark.shared
@@ -244,8 +244,8 @@ def test_what_the_conventions_cost(encoded: str, decoded: str) -> None:
     given = torch.from_numpy(np.random.default_rng(0).uniform(-95, 95, (1, 200_000, 3)))
     centre = torch.zeros(1, 3, dtype=torch.float64)
     ways = {
-        compat: Placement(*(getattr(p, n) for n in Placement.__dataclass_fields__ if n != "compat"), compat)  # type: ignore[arg-type]
-        for p in [Placement.neutral(centre, cube_mm=200.0, size=88)]
+        compat: CubePlacement(*(getattr(p, n) for n in CubePlacement.__dataclass_fields__ if n != "compat"), compat)  # type: ignore[arg-type]
+        for p in [CubePlacement.identity(centre, cube_mm=200.0, size=88)]
         for compat in ("none", "release")
     }
     cells = to_voxels(given, ways[encoded]) / 2

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sightline.layers.batch_norm import synchronise
+from sightline.layers.batch_norm import convert_sync_batchnorm
 from tests.layers.test_batch_norm import Ranks
 
 BOUND = 1e-9
@@ -74,7 +74,7 @@ def assert_processes_agree(
     Threads play the processes, so every batch norm must be inside a layer that reduces in its own backward.
     """
     ranks = Ranks(len(sizes))
-    layers = [synchronise(layer, ranks.reducer(rank)) for rank in range(ranks.size)]
+    layers = [convert_sync_batchnorm(layer, ranks.reducer(rank)) for rank in range(ranks.size)]
     split = zip(*(value.split(list(sizes)) for value in given.values()), strict=True)
     parts = [dict(zip(given, part, strict=True)) for part in split]
     with ThreadPoolExecutor(ranks.size) as pool:

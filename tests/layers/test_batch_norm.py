@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sightline.layers.batch_norm import SynchronisedBatchNorm, synchronise
+from sightline.layers.batch_norm import SynchronisedBatchNorm, convert_sync_batchnorm
 
 BOUND = 1e-12
 
@@ -40,7 +40,7 @@ class Ranks:
 
 
 def replicas(model: nn.Module, ranks: Ranks) -> list[nn.Module]:
-    return [synchronise(model, ranks.reducer(rank)) for rank in range(ranks.size)]
+    return [convert_sync_batchnorm(model, ranks.reducer(rank)) for rank in range(ranks.size)]
 
 
 def network(norm: nn.Module, axes: int) -> nn.Module:
@@ -93,7 +93,7 @@ def test_alone_it_is_batch_norm_in_both_modes() -> None:
 )
 def test_options_are_taken_over(options: dict) -> None:
     theirs = nn.BatchNorm1d(5, **options).double()
-    ours = synchronise(theirs, lambda tensor: tensor)
+    ours = convert_sync_batchnorm(theirs, lambda tensor: tensor)
     for _ in range(3):
         batch = torch.randn(6, 5).double()
         torch.testing.assert_close(ours(batch), theirs(batch), rtol=0, atol=BOUND)
@@ -124,7 +124,7 @@ def test_gradients_agree_with_finite_differences() -> None:
 def test_one_value_over_all_processes_is_refused_by_name() -> None:
     model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
     with pytest.raises(ValueError, match=r"^1: expected more than 1 value per channel over all processes.*found 1 "):
-        synchronise(model, lambda tensor: tensor)(torch.randn(1, 3))
+        convert_sync_batchnorm(model, lambda tensor: tensor)(torch.randn(1, 3))
 
 
 def test_one_value_here_and_one_there_are_enough() -> None:
@@ -144,7 +144,7 @@ def test_synchronise_leaves_the_model_and_keeps_what_is_shared() -> None:
         {"a": nn.Sequential(nn.Linear(3, 3), shared), "b": shared, "c": shared, "d": nn.BatchNorm2d(2)}
     )
     model["d"].eval().weight.requires_grad_(False)
-    result = synchronise(model, lambda tensor: tensor)
+    result = convert_sync_batchnorm(model, lambda tensor: tensor)
     assert type(model["b"]) is nn.BatchNorm1d
     assert isinstance(result["b"], SynchronisedBatchNorm)
     assert result["a"][1] is result["b"] is result["c"]
@@ -163,5 +163,5 @@ def test_copies_do_not_copy_what_stands_behind_the_reducer() -> None:
         def all_reduce_sum(self, tensor: Tensor) -> Tensor:
             return tensor
 
-    model = synchronise(nn.Sequential(nn.BatchNorm1d(3)), Processes().all_reduce_sum)
+    model = convert_sync_batchnorm(nn.Sequential(nn.BatchNorm1d(3)), Processes().all_reduce_sum)
     assert copy.deepcopy(model)(torch.randn(4, 3)).shape == (4, 3)

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from sightline.geometry import gather_points, nearest_neighbours
-from sightline.layers.dense_attention_parts import Received
-from sightline.layers.dense_vector_attention import PlainVectorAttention, VectorAttention
+from sightline.layers.dense_attention_function import DenseAttentionFunction
+from sightline.layers.dense_vector_attention import DenseVectorAttention, PlainDenseVectorAttention
 from sightline.layers.edge_products import map_edges, map_gradient, map_points
 from sightline.models.published.published import translate_key
 from tests.golden_parity import (
@@ -25,7 +25,7 @@ from tests.golden_parity import (
 )
 from tests.layers.passes import BOUND, assert_passes_agree, run
 
-BOTH = pytest.mark.parametrize("kind", [PlainVectorAttention, VectorAttention])
+BOTH = pytest.mark.parametrize("kind", [PlainDenseVectorAttention, DenseVectorAttention])
 
 
 def our_name(key: str) -> str:
@@ -42,7 +42,7 @@ def inputs(golden: Golden) -> tuple[Tensor, Tensor, Tensor]:
 
 @pytest.mark.shared
 @BOTH
-def test_agrees_with_the_authors_block(shared: Path, kind: type[PlainVectorAttention]) -> None:
+def test_agrees_with_the_authors_block(shared: Path, kind: type[PlainDenseVectorAttention]) -> None:
     golden = load_golden(shared, "pt_sjtu_block")
     layer = kind(channels=32, width=64).double()
     layer.load_state_dict({our_name(key): value for key, value in golden.state().items()})
@@ -68,8 +68,10 @@ def given(num_points: int, num_neighbours: int, channels: int = 5) -> dict[str, 
     }
 
 
-def pair(channels: int = 5, width: int = 16) -> tuple[PlainVectorAttention, VectorAttention]:
-    plain, quick = (kind(channels=channels, width=width).double() for kind in (PlainVectorAttention, VectorAttention))
+def pair(channels: int = 5, width: int = 16) -> tuple[PlainDenseVectorAttention, DenseVectorAttention]:
+    plain, quick = (
+        kind(channels=channels, width=width).double() for kind in (PlainDenseVectorAttention, DenseVectorAttention)
+    )
     quick.load_state_dict(plain.state_dict())
     return plain, quick
 
@@ -97,7 +99,7 @@ def test_copies_of_a_point_agree_too() -> None:
 
 
 @BOTH
-def test_attention_that_cannot_tell_neighbours_apart_is_their_mean(kind: type[PlainVectorAttention]) -> None:
+def test_attention_that_cannot_tell_neighbours_apart_is_their_mean(kind: type[PlainDenseVectorAttention]) -> None:
     """Without the last map of `weigh` all neighbours weigh alike, and without that of `place` only values are left."""
     layer, values = kind(channels=5, width=16).double(), given(10, 4)
     for last in (layer.weigh[2], layer.place[2]):
@@ -110,7 +112,7 @@ def test_attention_that_cannot_tell_neighbours_apart_is_their_mean(kind: type[Pl
 
 
 @BOTH
-def test_place_of_the_cloud_does_not_matter(kind: type[PlainVectorAttention]) -> None:
+def test_place_of_the_cloud_does_not_matter(kind: type[PlainDenseVectorAttention]) -> None:
     layer, values = kind(channels=5, width=16).double(), given(10, 4)
     moved = values | {"points": values["points"] + 1024}
     # A coordinate near 1024 is off by at most 1.2e-13, and with it a difference of two.
@@ -123,7 +125,7 @@ def test_gradients_are_those_of_finite_differences() -> None:
     shapes = [(4, 3), (4,), (4, 4), (4, 4), (4, 4), (4,)]
     maps = [torch.randn(shape).double().requires_grad_() for shape in shapes]
     assert torch.autograd.gradcheck(
-        lambda *each: Received.apply(True, each[0], index, *each[1:]), (points, *rows, *maps)
+        lambda *each: DenseAttentionFunction.apply(True, each[0], index, *each[1:]), (points, *rows, *maps)
     )
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sightline import compiled
+from sightline import numba_kernels
 from sightline.geometry.neighbours import nearest_neighbours
 from sightline.layers.edge_conv import EdgeConv, PlainEdgeConv, graph_features
 from sightline.layers.edge_kernels import edge_extremes_and_sums, edge_gradients
@@ -85,7 +85,7 @@ def test_fused_form_agrees_with_the_plain_one(
     num_points: int, is_training: bool, has_numba: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """1,500 points are more than one block of partial sums; their features lie 30 deviations off the origin."""
-    monkeypatch.setattr(compiled, "_has_numba", lambda: has_numba)
+    monkeypatch.setattr(numba_kernels, "_has_numba", lambda: has_numba)
     plain, fused = (layer.train(is_training) for layer in pair_of_layers())
     features = torch.randn(3, num_points, 5, dtype=torch.float64) + 30
     index = torch.randint(0, num_points, (3, num_points, 7))

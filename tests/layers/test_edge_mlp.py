@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from sightline import compiled
+from sightline import numba_kernels
 from sightline.geometry.neighbours import nearest_neighbours
 from sightline.layers.edge_mlp import EdgeMLP, PlainEdgeMLP
 from tests.layers.passes import BOUND, assert_passes_agree, run, unsettle
@@ -46,7 +46,7 @@ def test_quick_form_agrees_with_the_plain_one(
     is_training: bool, has_numba: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Features lie 30 deviations off the origin."""
-    monkeypatch.setattr(compiled, "_has_numba", lambda: has_numba)
+    monkeypatch.setattr(numba_kernels, "_has_numba", lambda: has_numba)
     plain, quick = (layer.train(is_training) for layer in pair_of_layers())
     features, weight = torch.randn(3, 40, 4).double() + 30, torch.randn(3, 40, 5).double()
     given = {"features": features, "index": torch.randint(0, 40, (3, 40, 7))}

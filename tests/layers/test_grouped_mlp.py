@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sightline import compiled
+from sightline import numba_kernels
 from sightline.layers.group_kernels import extremes_and_sums, group_gradients, group_sums
 from sightline.layers.grouped_mlp import GroupedMLP, PlainGroupedMLP
 from tests.layers.passes import BOUND, assert_passes_agree, assert_processes_agree, run, unsettle
@@ -48,7 +48,7 @@ def test_quick_form_agrees_with_the_plain_one(
     has_numba: bool,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(compiled, "_has_numba", lambda: has_numba)
+    monkeypatch.setattr(numba_kernels, "_has_numba", lambda: has_numba)
     plain, quick = (network.train(is_training) for network in pair_of_networks(widths, negative_slope))
     given, weight = groups(), torch.randn(3, 11, 5, dtype=torch.float64)
     assert_passes_agree(run(quick, given, weight), run(plain, given, weight), BOUND)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from sightline.layers.cloud import dense_channels, join_channels
+from sightline.layers.cloud import concat_channels, dense_channels
 from sightline.layers.mlp import JoinedLinearNorm, LinearNorm
 from tests.layers.passes import BOUND, assert_passes_agree, run, unsettle
 
@@ -26,10 +26,10 @@ def test_is_a_convolution_of_size_one_with_batch_norm() -> None:
 
 def test_channels_follow_the_coordinates() -> None:
     points, features = torch.randn(2, 4, 3), torch.randn(2, 4, 2)
-    joined = join_channels(points, features, in_channels=5)
+    joined = concat_channels(points, features, in_channels=5)
     assert torch.equal(joined[..., :3], points)
     assert torch.equal(joined[..., 3:], features)
-    assert join_channels(points, None, in_channels=3) is points
+    assert concat_channels(points, None, in_channels=3) is points
 
 
 def test_channels_of_packed_clouds_are_those_of_dense_ones() -> None:

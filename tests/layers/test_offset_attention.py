@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sightline.layers.offset_attention import OffsetAttention, SelfAttention
-from sightline.models.published.published import translate, translate_key
+from sightline.models.published.published import convert_state_dict, translate_key
 from tests.golden_parity import (
     assert_gradients_and_buffers,
     assert_near_largest,
@@ -37,7 +37,7 @@ def our_name(theirs: str) -> str:
 def test_agrees_with_the_reference(shared: Path) -> None:
     golden = load_golden(shared, "pct_offset_attention")
     layer = OffsetAttention(channels=64).double()
-    state = translate({THEIRS + key: value for key, value in golden.state().items()}, LAYOUT)
+    state = convert_state_dict({THEIRS + key: value for key, value in golden.state().items()}, LAYOUT)
     layer.load_state_dict({key.removeprefix(OURS): value for key, value in state.items()})
     assert sum(parameter.numel() for parameter in layer.parameters()) == golden.info["param_count"]
     values, weight = golden.tensor("in.x").mT, golden.tensor("in.w").mT

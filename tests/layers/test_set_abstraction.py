@@ -10,16 +10,16 @@ from torch import Tensor, nn
 
 from sightline.layers.set_abstraction import (
     BallGroup,
-    NeighbourGroup,
+    BallScale,
     PlainBallGroup,
     PlainNeighbourGroup,
-    Scale,
+    SampleAndGroup,
     SetAbstraction,
-    choose_rows,
+    gather_rows,
 )
 from tests.layers.passes import BOUND, assert_passes_agree, run
 
-SCALE = Scale(radius=0.8, num_neighbours=6, widths=(8, 7, 5))
+SCALE = BallScale(radius=0.8, num_neighbours=6, widths=(8, 7, 5))
 
 
 def spread(layer: nn.Module) -> None:
@@ -61,7 +61,7 @@ def test_quick_ball_group_agrees_with_the_plain_one(
 @pytest.mark.parametrize("is_training", [True, False])
 def test_quick_neighbour_group_agrees_with_the_plain_one(is_training: bool) -> None:
     arguments: dict[str, Any] = {"channels": 4, "num_samples": 9, "num_neighbours": 6, "widths": (8, 5)}
-    plain, quick = alike(*(kind(**arguments) for kind in (PlainNeighbourGroup, NeighbourGroup)))
+    plain, quick = alike(*(kind(**arguments) for kind in (PlainNeighbourGroup, SampleAndGroup)))
     given = {"points": torch.randn(3, 20, 3).double(), "features": torch.randn(3, 20, 4).double() + 10}
     weight = torch.randn(3, 9, 5, dtype=torch.float64)
     expected = run(plain.train(is_training), given, weight)
@@ -81,7 +81,7 @@ def test_ball_by_hand() -> None:
     """Points at 0, 1, 3 on a line, radius 1.5: about 1 are 0 and 1, and the first again; about 3 is 3 alone."""
     points = torch.tensor([[[0.0, 0, 0], [1, 0, 0], [3, 0, 0]]])
     features = torch.tensor([[[10.0], [11], [13]]])
-    group = PlainBallGroup(in_channels=1, scale=Scale(1.5, 3, (2, 2)), first="features")
+    group = PlainBallGroup(in_channels=1, scale=BallScale(1.5, 3, (2, 2)), first="features")
     members = members_of(group, points=points, features=features, centres=points[:, 1:])
     assert members[0, 0].tolist() == [[10, -1, 0, 0], [11, 0, 0, 0], [10, -1, 0, 0]]
     assert members[0, 1].tolist() == [[13, 0, 0, 0]] * 3
@@ -98,13 +98,13 @@ def test_neighbours_by_hand() -> None:
 
 def test_points_near_the_origin_may_be_passed_over() -> None:
     points = torch.tensor([[[2.0, 0, 0], [0.01, 0, 0], [1, 0, 0]]])
-    group = NeighbourGroup(channels=1, num_samples=2, num_neighbours=1, widths=(2, 2), min_squared_norm=1e-3)
+    group = SampleAndGroup(channels=1, num_samples=2, num_neighbours=1, widths=(2, 2), min_squared_norm=1e-3)
     centres, _ = group(points, torch.zeros(1, 3, 1))
     assert centres.tolist() == [[[2, 0, 0], [1, 0, 0]]]
 
 
 def test_scales_stand_side_by_side() -> None:
-    scales = [Scale(0.5, 4, (3, 3)), Scale(1.0, 8, (4, 5))]
+    scales = [BallScale(0.5, 4, (3, 3)), BallScale(1.0, 8, (4, 5))]
     layer = SetAbstraction(in_channels=0, num_samples=7, scales=scales).eval()
     points = torch.randn(2, 20, 3)
     centres, features = layer(points, None)
@@ -116,7 +116,7 @@ def test_scales_stand_side_by_side() -> None:
 
 def test_rows_are_chosen_per_sample() -> None:
     values = torch.arange(12.0).view(2, 3, 2)
-    assert choose_rows(values, torch.tensor([[2, 0], [1, 1]])).tolist() == [[[4, 5], [0, 1]], [[8, 9], [8, 9]]]
+    assert gather_rows(values, torch.tensor([[2, 0], [1, 1]])).tolist() == [[[4, 5], [0, 1]], [[8, 9], [8, 9]]]
 
 
 def test_statistics_hold_in_float32_far_from_the_origin() -> None:
@@ -137,7 +137,7 @@ def test_statistics_hold_in_float32_far_from_the_origin() -> None:
 def test_balls_far_from_the_middle_keep_their_digits_under_autocast() -> None:
     """Three clusters 20 apart and balls of 0.1: bfloat16 steps there are 0.1, so differences come before rounding."""
     points = torch.cat([0.1 * torch.randn(1, 40, 3) + place for place in (-20.0, 10.0, 20.0)], dim=1)
-    scale = Scale(radius=0.1, num_neighbours=6, widths=(8, 5))
+    scale = BallScale(radius=0.1, num_neighbours=6, widths=(8, 5))
     plain, quick = (kind(in_channels=0, scale=scale, first="place") for kind in (PlainBallGroup, BallGroup))
     quick.load_state_dict(plain.state_dict())
     with torch.autocast("cpu", torch.bfloat16):

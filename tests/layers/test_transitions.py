@@ -10,15 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sightline import compiled
-from sightline.geometry.levels import Level, levels_of
-from sightline.layers.transitions import (
-    CloudContext,
-    PlainTransitionDown,
-    TransitionDown,
-    TransitionUp,
-    mean_of_clouds,
-)
+from sightline import numba_kernels
+from sightline.geometry.point_pyramid import PyramidLevel, build_pyramid
+from sightline.layers.transitions import GlobalContext, PlainTransitionDown, TransitionDown, TransitionUp, segment_mean
 from tests.golden_parity import Golden, assert_gradients_and_buffers, assert_outputs, each_mode, load_golden
 from tests.layers.passes import BOUND, assert_bf16_errs_no_more, assert_passes_agree, run, unsettle
 
@@ -28,7 +22,7 @@ FORMS = pytest.mark.parametrize("form", [PlainTransitionDown, TransitionDown])
 class AtLevel(nn.Module):
     """A way down with the level that it leads to."""
 
-    def __init__(self, down: nn.Module, level: Level) -> None:
+    def __init__(self, down: nn.Module, level: PyramidLevel) -> None:
         super().__init__()
         self.down = down
         self.place = (level,)
@@ -41,10 +35,10 @@ def with_zero(ends: Tensor) -> Tensor:
     return F.pad(ends.long(), (1, 0))
 
 
-def coarser(sizes: tuple[int, ...], num_neighbours: int = 6) -> Level:
+def coarser(sizes: tuple[int, ...], num_neighbours: int = 6) -> PyramidLevel:
     """A quarter of random clouds, some way off the origin."""
     points, offsets = torch.randn(sum(sizes), 3, dtype=torch.float64) + 5, with_zero(torch.tensor(sizes).cumsum(0))
-    return levels_of(points, offsets=offsets, strides=(1, 4), num_neighbours=(4, num_neighbours))[1]
+    return build_pyramid(points, offsets=offsets, strides=(1, 4), num_neighbours=(4, num_neighbours))[1]
 
 
 def pair_of_downs(in_channels: int, out_channels: int) -> tuple[PlainTransitionDown, TransitionDown]:
@@ -83,7 +77,7 @@ def assert_both_modes(golden: Golden, layer: nn.Module, names: dict[str, str], g
 def test_the_way_down_agrees_with_the_reference(shared: Path, form: type[PlainTransitionDown]) -> None:
     golden = load_golden(shared, "pt_korea_down")
     offsets = with_zero(golden.tensor("in.offset"))
-    level = levels_of(golden.tensor("in.coord"), offsets=offsets, strides=(1, 4), num_neighbours=(8, 8))[1]
+    level = build_pyramid(golden.tensor("in.coord"), offsets=offsets, strides=(1, 4), num_neighbours=(8, 8))[1]
     assert torch.equal(level.points, golden.tensor("eval.out.coord"))
     assert torch.equal(level.offsets[1:], golden.tensor("eval.out.offset").long())
     layer = form(in_channels=32, out_channels=64, is_strided=True).double()
@@ -111,15 +105,15 @@ def test_the_way_up_agrees_with_the_reference_where_it_has_three_points(shared: 
     assert error[18:].max() <= 1e-4 * expected.abs().max()
 
 
-def between(golden: Golden) -> Level:
+def between(golden: Golden) -> PyramidLevel:
     """The level of given coarse points under given fine ones."""
-    from sightline.geometry.levels import Edges, _spread
+    from sightline.geometry.point_pyramid import Edges, _spread
 
     fine, coarse = golden.tensor("in.coord1"), golden.tensor("in.coord2")
     none = Edges(torch.zeros(0, 1), torch.zeros(0, 1, 3), torch.zeros(0), is_whole=True)
-    above = Level(fine, with_zero(golden.tensor("in.offset1")), none)
+    above = PyramidLevel(fine, with_zero(golden.tensor("in.offset1")), none)
     offsets = with_zero(golden.tensor("in.offset2"))
-    return Level(coarse, offsets, none, fine, None, _spread(coarse, offsets, above))
+    return PyramidLevel(coarse, offsets, none, fine, None, _spread(coarse, offsets, above))
 
 
 @pytest.mark.shared
@@ -127,7 +121,7 @@ def test_the_context_of_clouds_agrees_with_the_reference(shared: Path) -> None:
     golden = load_golden(shared, "pt_korea_up_head")
     names = {"linear1.0": "mix.linear", "linear1.1": "mix.norm", "linear2.0": "mean"}
     given: list[object] = [golden.tensor("in.feat"), with_zero(golden.tensor("in.offset"))]
-    assert_both_modes(golden, CloudContext(channels=64).double(), names, given)
+    assert_both_modes(golden, GlobalContext(channels=64).double(), names, given)
 
 
 @pytest.mark.parametrize("has_numba", [True, False])
@@ -141,7 +135,7 @@ def test_fused_way_down_agrees_with_the_plain_one(
     has_numba: bool,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(compiled, "_has_numba", lambda: has_numba)
+    monkeypatch.setattr(numba_kernels, "_has_numba", lambda: has_numba)
     level = coarser(sizes)
     plain, fused = (AtLevel(down.train(is_training), level) for down in pair_of_downs(in_channels, out_channels))
     given = {"features": torch.randn(sum(sizes), in_channels, dtype=torch.float64) + 3}
@@ -155,7 +149,7 @@ def test_gradients_reach_the_points_on_the_same_way() -> None:
     features = torch.randn(40, 8, dtype=torch.float64)
     for down in pair_of_downs(8, 16):
         own = points.clone().requires_grad_()
-        level = levels_of(own, offsets=torch.tensor([0, 40]), strides=(1, 4), num_neighbours=(4, 6))[1]
+        level = build_pyramid(own, offsets=torch.tensor([0, 40]), strides=(1, 4), num_neighbours=(4, 6))[1]
         found.append(torch.autograd.grad(down(features, level).square().sum(), own)[0])
     torch.testing.assert_close(found[0], found[1], rtol=BOUND, atol=BOUND)
 
@@ -163,8 +157,8 @@ def test_gradients_reach_the_points_on_the_same_way() -> None:
 @pytest.mark.parametrize("is_training", [True, False])
 def test_nan_is_not_lost_in_the_maximum(is_training: bool) -> None:
     level, features = coarser((40,)), torch.randn(40, 8, dtype=torch.float64)
-    assert level.down is not None
-    features[int(level.down.index[3, 2]), 1] = torch.nan
+    assert level.downsampling is not None
+    features[int(level.downsampling.index[3, 2]), 1] = torch.nan
     plain, fused = (down.train(is_training) for down in pair_of_downs(8, 16))
     assert torch.equal(fused(features, level).isnan(), plain(features, level).isnan())
     assert fused(features, level).isnan().any()
@@ -172,7 +166,7 @@ def test_nan_is_not_lost_in_the_maximum(is_training: bool) -> None:
 
 def test_means_of_clouds_worked_by_hand() -> None:
     features = torch.tensor([[1.0], [3.0], [5.0]])
-    assert mean_of_clouds(features, torch.tensor([0, 2, 2, 3])).tolist() == [[2.0], [0.0], [5.0]]
+    assert segment_mean(features, torch.tensor([0, 2, 2, 3])).tolist() == [[2.0], [0.0], [5.0]]
 
 
 class AtLevelOfAnyFormat(AtLevel):
@@ -180,11 +174,11 @@ class AtLevelOfAnyFormat(AtLevel):
 
     def forward(self, features: Tensor) -> Tensor:
         level, dtype = self.place[0], next(self.parameters()).dtype
-        assert level.down is not None
-        assert level.finer is not None
-        down = dataclasses.replace(level.down, relative=level.down.relative.to(dtype))
-        points, finer = level.points.to(dtype), level.finer.to(dtype)
-        return self.down(features, dataclasses.replace(level, points=points, finer=finer, down=down))
+        assert level.downsampling is not None
+        assert level.fine_points is not None
+        down = dataclasses.replace(level.downsampling, relative=level.downsampling.relative.to(dtype))
+        points, finer = level.points.to(dtype), level.fine_points.to(dtype)
+        return self.down(features, dataclasses.replace(level, points=points, fine_points=finer, downsampling=down))
 
 
 @pytest.mark.parametrize("is_training", [True, False])

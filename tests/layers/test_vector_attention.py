@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sightline import compiled
-from sightline.geometry.levels import Edges, levels_of
+from sightline import numba_kernels
+from sightline.geometry.point_pyramid import Edges, build_pyramid
 from sightline.layers.vector_attention import PlainVectorAttention, VectorAttention
 from sightline.models.published.published import translate_key
 from tests.golden_parity import (
@@ -48,7 +48,7 @@ class OnEdges(nn.Module):
 def edges_of(sizes: tuple[int, ...], num_neighbours: int, *, dtype: torch.dtype = torch.float64) -> Edges:
     """Neighbours among random clouds, some way off the origin."""
     points, offsets = torch.randn(sum(sizes), 3, dtype=dtype) + 5, F.pad(torch.tensor(sizes).cumsum(0), (1, 0))
-    return levels_of(points, offsets=offsets, strides=(1,), num_neighbours=(num_neighbours,))[0].near
+    return build_pyramid(points, offsets=offsets, strides=(1,), num_neighbours=(num_neighbours,))[0].neighbours
 
 
 def pair_of_layers(channels: int) -> tuple[PlainVectorAttention, VectorAttention]:
@@ -78,7 +78,7 @@ def test_agrees_with_the_reference(shared: Path, form: type[PlainVectorAttention
     layer = form(channels=32).double()
     layer.load_state_dict({our_name(key): value for key, value in golden.state().items()})
     points, offsets = golden.tensor("in.coord"), F.pad(golden.tensor("in.offset").long(), (1, 0))
-    masked = levels_of(points, offsets=offsets, strides=(1,), num_neighbours=(8,))[0].near
+    masked = build_pyramid(points, offsets=offsets, strides=(1,), num_neighbours=(8,))[0].neighbours
     index = torch.where(masked.is_valid, masked.index, offsets[:-1].repeat_interleave(offsets.diff())[:, None])
     padded = Edges(index, points[index] - points[:, None], torch.full((26,), 8), is_whole=True)
 
@@ -98,7 +98,7 @@ def test_agrees_with_the_reference(shared: Path, form: type[PlainVectorAttention
 def test_fused_form_agrees_with_the_plain_one(
     channels: int, sizes: tuple[int, ...], is_training: bool, has_numba: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(compiled, "_has_numba", lambda: has_numba)
+    monkeypatch.setattr(numba_kernels, "_has_numba", lambda: has_numba)
     edges, count = edges_of(sizes, 6), sum(sizes)
     plain, fused = (OnEdges(layer.train(is_training), edges) for layer in pair_of_layers(channels))
     given = {"features": torch.randn(count, channels, dtype=torch.float64) + 3}
@@ -108,7 +108,7 @@ def test_fused_form_agrees_with_the_plain_one(
 
 def test_edges_in_parts_agree(monkeypatch: pytest.MonkeyPatch) -> None:
     """Seven points at a time, and what is left over."""
-    monkeypatch.setattr("sightline.layers.attended._ENTRIES_AT_ONCE", 7 * 6 * 16)
+    monkeypatch.setattr("sightline.layers.fused_vector_attention._ENTRIES_AT_ONCE", 7 * 6 * 16)
     edges = edges_of((30, 23), 6)
     plain, fused = (OnEdges(layer, edges) for layer in pair_of_layers(16))
     given, weight = {"features": torch.randn(53, 16).double()}, torch.randn(53, 16).double()
@@ -182,7 +182,7 @@ def test_statistics_of_all_processes(sizes: tuple[int, ...]) -> None:
             first = 0 if where[0] == 0 else sizes[0]
             last = len(counts) if where[-1] == len(points) - 1 else sizes[0]
             offsets = F.pad(torch.tensor(counts[first:last]).cumsum(0), (1, 0))
-            near = levels_of(points[where], offsets=offsets, strides=(1,), num_neighbours=(5,))[0].near
+            near = build_pyramid(points[where], offsets=offsets, strides=(1,), num_neighbours=(5,))[0].neighbours
             return self.attention(features, near)
 
     given = {"features": features, "where": torch.arange(32)}

@@ -115,7 +115,7 @@ def _scans(folder: Path) -> Iterator[Reader]:
     from sightline.data.files.scan_files import read_bin, read_label_ids, velodyne_poses
     from sightline.data.scans.kitti_object_files import image_size_px, read_calibration, read_objects
     from sightline.data.scans.scan_reading import read_scan
-    from sightline.data.scans.squeezeseg_npy import read_image
+    from sightline.data.scans.squeezeseg_npy import read_range_image
     from tests.data.scans.lidar_writers import street_scan, write_kitti_object, write_semantic_kitti, write_squeezeseg
 
     write_semantic_kitti(folder, {"00": 1})
@@ -135,7 +135,7 @@ def _scans(folder: Path) -> Iterator[Reader]:
     _, street = street_scan(0)
     image = folder / "range.npy"
     write_squeezeseg(image, street, np.zeros(len(street.points)), width=64)
-    yield Reader("squeezeseg", image, lambda: read_image(image, height=64, width=64))
+    yield Reader("squeezeseg", image, lambda: read_range_image(image, height=64, width=64))
 
 
 def _images(folder: Path) -> Iterator[Reader]:
@@ -161,15 +161,15 @@ def _images(folder: Path) -> Iterator[Reader]:
 
 
 def _documents(folder: Path) -> Iterator[Reader]:
-    from sightline.compress.policy import Choice, document_of, read_policy
+    from sightline.compress.policy import WeightFormat, policy_to_dict, read_policy
     from sightline.config import read_config
     from sightline.data.boxes.detections import read_results
-    from sightline.data.boxes.image_listing import Classes
+    from sightline.data.boxes.image_listing import CategoryIds
     from sightline.probe.episodes import read_episodes
     from tests.runs.broken_off import CONFIG
 
     images = [_Ref(f"{each}.jpg", each, 9, 9) for each in (1, 2)]
-    part = _Images(Classes.of({1: "person", 3: "car"}, where="the test"), images)
+    part = _Images(CategoryIds.from_ids({1: "person", 3: "car"}, where="the test"), images)
     rows = [{"image_id": each, "category_id": 1, "bbox": [1.0, 2, 3, 4], "score": 0.5} for each in (1, 2)]
     coco, odgt = folder / "results.json", folder / "results.odgt"
     coco.write_text(json.dumps(rows))
@@ -179,7 +179,7 @@ def _documents(folder: Path) -> Iterator[Reader]:
     yield Reader("results odgt", odgt, lambda: read_results(odgt, part))
     policy = folder / "policy.json"
     names = ["a.weight", "b.weight"]
-    policy.write_text(json.dumps(document_of({name: Choice("codebook", 4) for name in names})))
+    policy.write_text(json.dumps(policy_to_dict({name: WeightFormat("codebook", 4) for name in names})))
     yield Reader("policy", policy, lambda: read_policy(policy, names))
     config = folder / "config.yaml"
     config.write_text(CONFIG.replace("transforms: {train: [{name: jitter}, {name: slowed}]}\n", ""))
@@ -188,10 +188,10 @@ def _documents(folder: Path) -> Iterator[Reader]:
 
 
 def _episodes(folder: Path, read: Callable[..., object]) -> Iterator[Reader]:
-    from sightline.probe.episodes import Setting, draw_episodes, plain_episodes
+    from sightline.probe.episodes import EpisodeSetting, draw_episodes, plain_episodes
 
     labels = np.repeat(np.arange(4), 6)
-    episodes = draw_episodes(Setting(2, 1, 2), "train", labels, labels, runs=2, seed=0)
+    episodes = draw_episodes(EpisodeSetting(2, 1, 2), "train", labels, labels, runs=2, seed=0)
     path = folder / "episodes.json"
     path.write_text(json.dumps(plain_episodes(episodes, labels, labels)))
     yield Reader("episodes", path, lambda: read(path, labels, labels))
@@ -253,7 +253,7 @@ def folder_readers(folder: Path) -> Iterator[Reader]:
 
 
 def _annotations(folder: Path) -> Iterator[Reader]:
-    from sightline.data.boxes.convert import convert
+    from sightline.data.boxes.convert import convert_annotations
     from sightline.data.boxes.layout_reading import read_coco, read_kitti, read_lines, read_yolo
     from sightline.data.boxes.people_files import read_citypersons, read_ecp, read_widerperson
     from tests.data.boxes.box_writers import pattern, write_coco, write_image
@@ -275,7 +275,7 @@ def _annotations(folder: Path) -> Iterator[Reader]:
         tree = source
         if layout != "coco":
             tree = folder / layout
-            convert(source, "coco", tree, layout)
+            convert_annotations(source, "coco", tree, layout)
         for path in _texts(tree):
             yield Reader(f"boxes {layout} {path.name}", path, lambda read=read, tree=tree: read(tree))
     others = {"widerperson": read_widerperson, "citypersons": read_citypersons, "ecp": read_ecp}
@@ -296,7 +296,7 @@ def _texts(tree: Path) -> list[Path]:
 
 def _prepared(folder: Path) -> Iterator[Reader]:
     from sightline.data.clouds.modelnet import ModelNet40
-    from sightline.data.store.native import Prepared, read_manifest, seal, verify
+    from sightline.data.store.prepared_set import PreparedSet, add_digest, read_manifest, verify
     from sightline.types import SampleKey
     from tests.data.clouds.modelnet_writers import prepare, write_text
 
@@ -308,7 +308,7 @@ def _prepared(folder: Path) -> Iterator[Reader]:
     def read() -> None:
         verify(root)
         dataset = ModelNet40(root=str(root), split="train")
-        prepared = Prepared(root, read_manifest(root))
+        prepared = PreparedSet(root, read_manifest(root))
         for split in prepared.splits:
             prepared.names(split)
         for index in range(min(2, len(dataset))):
@@ -317,7 +317,7 @@ def _prepared(folder: Path) -> Iterator[Reader]:
     def reseal() -> None:
         try:
             document = json.loads(manifest.read_bytes())
-            manifest.write_text(json.dumps(seal(document)))
+            manifest.write_text(json.dumps(add_digest(document)))
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
             return
 
@@ -326,7 +326,7 @@ def _prepared(folder: Path) -> Iterator[Reader]:
             document = json.loads(manifest.read_bytes())
             content = path.read_bytes()
             document["files"][path.name] = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-            manifest.write_text(json.dumps(seal(document)))
+            manifest.write_text(json.dumps(add_digest(document)))
 
         return change
 

@@ -144,7 +144,7 @@ def _opened(name: str, parts: Sequence[str] = ("train", "test"), options: Any = 
     from sightline import registry
     from sightline.types import SampleKey
 
-    builder: Any = registry.data.entry_of(name).builder
+    builder: Any = registry.data.get_entry(name).builder
 
     def prepare(source: Path, target: Path) -> None:
         builder.survey(source, **options or {})

@@ -25,13 +25,13 @@ import numpy as np
 import torch
 
 from sightline.api import LoadedRun, load_run
-from sightline.chart import Panel, Series, render_svg
+from sightline.chart import ChartPanel, Series, render_svg
 from sightline.config import RunConfig
-from sightline.data.loading.reading import BatchReader
+from sightline.data.loading.batch_reader import BatchReader
 from sightline.draws import Draws
-from sightline.engine.build import Data, Part, build_data, build_evaluator, build_task
+from sightline.engine.build import Data, DataSubset, build_data, build_evaluator, build_task
 from sightline.engine.distributed import World
-from sightline.predict.own_frames import OwnFrames
+from sightline.predict.depth_reader import DepthFrameOptions
 from sightline.types import Batch, DataInfo, Dataset, Sample, SampleKey
 
 __all__ = ["Moved", "main", "offset_curve", "own_camera"]
@@ -72,13 +72,13 @@ def offset_curve(
     found = []
     for by_mm in offsets_mm:
         moved = Moved(data.test.dataset, by_mm)
-        part = Part(moved, data.test.indices[:num], BatchReader(moved, run.transforms), data.test.split)
+        part = DataSubset(moved, data.test.indices[:num], BatchReader(moved, run.transforms), data.test.split)
         evaluation = build_evaluator(config, part, task, meters)(run.model, World())
         found.append(evaluation.metrics["mean_error_mm"])
     return found
 
 
-def own_camera(run: LoadedRun, data: Data, *, num: int, own: OwnFrames) -> dict[str, Any]:
+def own_camera(run: LoadedRun, data: Data, *, num: int, own: DepthFrameOptions) -> dict[str, Any]:
     """What a run finds in depth files of test frames: mean error, and ms of each stage, medians over frames."""
     keys = [SampleKey(int(index), 0, 0) for index in data.test.indices[:num]]
     with tempfile.TemporaryDirectory() as folder:
@@ -116,7 +116,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         (error,) = offset_curve(run, data, config, offsets_mm=[0.0], num=given.frames)
         results[f"evaluated about {about}"] = error
         _say(f"evaluated about {about}: {error:.2f} mm")
-    own = own_camera(run, datas["run"][1], num=given.frames, own=OwnFrames(refiner=refiner))
+    own = own_camera(run, datas["run"][1], num=given.frames, own=DepthFrameOptions(refiner=refiner))
     results["own camera"] = own
     shares = {about: own["mean_error_mm"] / results[f"evaluated about {about}"] for about in datas}
     _say(
@@ -151,7 +151,7 @@ def _drawn(results: dict[str, Any], abouts: Sequence[str]) -> str:
         Series(names[about], tuple(zip(results["offset_mm"], results[f"mean_error_mm about {about}"], strict=True)))
         for about in abouts
     )
-    return render_svg([[Panel("error of joints, mm", "reference point moved by, mm", series, "linear", "linear")]])
+    return render_svg([[ChartPanel("error of joints, mm", "reference point moved by, mm", series, "linear", "linear")]])
 
 
 def _parser() -> argparse.ArgumentParser:

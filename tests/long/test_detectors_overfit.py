@@ -14,7 +14,7 @@ import torch
 from scipy.optimize import linear_sum_assignment
 
 from sightline.config import read_config
-from sightline.engine.build import Built, build
+from sightline.engine.build import TrainingSetup, build
 from sightline.engine.distributed import World
 from sightline.engine.train import train
 from sightline.geometry.boxes.overlaps import pairwise_iou
@@ -39,7 +39,7 @@ class Pair:
     height: int = 192
     width: int = 256
 
-    def built(self) -> Built:
+    def built(self) -> TrainingSetup:
         plain = f"[{{name: fit_image, height: {self.height}, width: {self.width}}}, {{name: normalize_image}}]"
         size = (f"data.train_size={NUM_IMAGES}", f"train.batch_size={NUM_IMAGES}", f"train.epochs={self.steps}")
         form = (f"transforms.train={plain}", f"transforms.evaluate={plain}", "optimizer.weight_decay=0.0")
@@ -95,9 +95,9 @@ def test_a_pair_learns_eight_crowds_by_heart(name: str, record_property: Callabl
             found.append((int((overlap[pairs] >= 0.5).sum()), len(boxes)))
 
     part = built.data.train
-    evaluator = dataclasses.replace(built.selection, reader=part.reader, indices=np.asarray(part.indices))
+    evaluator = dataclasses.replace(built.selection_evaluator, reader=part.reader, indices=np.asarray(part.indices))
     with torch.no_grad():
-        metrics = evaluator(built.job.model, World(), keep=keep).metrics
+        metrics = evaluator(built.job.model, World(), on_batch=keep).metrics
     recall = sum(hits for hits, _ in found) / sum(count for _, count in found)
     record_property("figures", {"ap50": metrics["ap50"], "recall": recall})  # pytest --junitxml FILE keeps them
     assert len(found) == NUM_IMAGES

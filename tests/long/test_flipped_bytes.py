@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from sightline.errors import CheckpointError
-from sightline.runs.checkpoint import load, newest_sound
+from sightline.runs.checkpoint import load, newest_valid
 from tests.runs.broken_off import Bench, run_forked
 
 NAMES = ("model.safetensors", "optimizer.safetensors", "ema.safetensors", "state.json", "manifest.json")
@@ -73,7 +73,7 @@ def test_a_thousand_flipped_bytes_are_refused(folder: Path) -> None:
         with flipped(path, place, mask):
             assert_refused(folder, path.name, f"byte {place} ^ {mask:#04x}")
             if number < len(NAMES):
-                assert newest_sound(folder.parent)[0] != folder
+                assert newest_valid(folder.parent)[0] != folder
     load(folder)  # every byte was put back: it was the flips that were refused
 
 

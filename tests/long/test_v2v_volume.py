@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sightline.models.published.published import translate
+from sightline.models.published.published import convert_state_dict
 from sightline.models.v2v import V2V
 from tests.golden_parity import assert_near_largest, load_golden
 from tests.models.test_v2v import LAYOUT
@@ -23,7 +23,7 @@ def test_the_published_volume_agrees_with_the_port(shared: Path) -> None:
     """All 88 voxels a side, in evaluation mode."""
     golden = load_golden(shared, "v2v_s88_j21", area="pose")
     model = V2V(num_joints=21).double().eval()
-    model.load_state_dict(translate(golden.state(), LAYOUT))
+    model.load_state_dict(convert_state_dict(golden.state(), LAYOUT))
     volume = torch.zeros(1, 1, 88, 88, 88, dtype=torch.float64)
     volume[(0, 0, *golden.tensor("in.occupied").long().T)] = 1.0
     front: list[Tensor] = []

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sightline.binding import Offer
+from sightline.binding import AvailableKeys
 from sightline.losses.contrast import CrossModal, IntraModal, chance_level, nt_xent
 from sightline.tasks.contrast import Contrast
 from tests.golden_parity import load_golden
@@ -108,8 +108,8 @@ def test_processes_together_agree_with_the_reference(shared: Path, case: str, ne
     task = Contrast(
         model=Given(),
         losses={"intra_modal": IntraModal()},
-        batch_keys=Offer("the batch", frozenset({"one", "other", "sample_index"})),
-        output_keys=Offer("the model", frozenset({"first", "second"})),
+        batch_keys=AvailableKeys("the batch", frozenset({"one", "other", "sample_index"})),
+        output_keys=AvailableKeys("the model", frozenset({"first", "second"})),
         negatives=negatives,
     )
     total, each = torch.zeros((), dtype=torch.float64), []

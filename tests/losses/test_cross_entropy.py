@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from sightline import registry
 from sightline.errors import ConfigError
 from sightline.losses.cross_entropy import CrossEntropy
-from sightline.types import Component
+from sightline.types import ComponentConfig
 from tests.golden_parity import load_golden
 
 
@@ -145,7 +145,7 @@ def test_weights_are_not_part_of_a_checkpoint() -> None:
 
 
 def test_wrong_number_of_weights_names_both() -> None:
-    component = Component("cross_entropy", {"class_weights": [1.0, 2.0]})
+    component = ComponentConfig("cross_entropy", {"class_weights": [1.0, 2.0]})
     with pytest.raises(ConfigError, match=r"class_weights: found 2 for 3 classes"):
         registry.losses.build(component, facts={"num_classes": 3})
 

@@ -11,7 +11,7 @@ import torch
 
 from sightline.doctor.oracles.loss_references import focal
 from sightline.errors import ConfigError
-from sightline.losses.class_weights import class_weights_of
+from sightline.losses.class_weights import resolve_class_weights
 from sightline.losses.cross_entropy import CrossEntropy
 from sightline.losses.focal import FocalCrossEntropy
 
@@ -69,7 +69,7 @@ def test_all_ignored_is_zero_with_zero_gradients() -> None:
 
 
 def weights(rule: str, counts: tuple[int, ...] | None, ignore_index: int | None = None) -> list[float]:
-    made = class_weights_of(
+    made = resolve_class_weights(
         rule,  # type: ignore[arg-type]
         loss="cross_entropy",
         num_classes=3 if counts is None else len(counts),

@@ -11,12 +11,12 @@ from torch import Tensor
 
 from sightline.assigners.base import BACKGROUND, IGNORED
 from sightline.assigners.free_anchor import FreeAnchor
-from sightline.geometry.boxes.bags import bags_of
-from sightline.geometry.boxes.codings import decode_deltas, encode_deltas
+from sightline.geometry.boxes.bags import anchor_bags
+from sightline.geometry.boxes.box_coder import decode_deltas, encode_deltas
 from sightline.geometry.boxes.overlaps import iou
 from sightline.geometry.boxes.priors import Priors
+from sightline.losses.box_functional import bag_losses
 from sightline.losses.free_anchor import FreeAnchorNegative, FreeAnchorPositive
-from sightline.losses.functional_boxes import bag_losses
 from tests.assigners.test_golden import PLUS_ONE, case_of
 from tests.geometry.boxes.crowds import crowd
 from tests.golden_parity import load_golden
@@ -43,7 +43,7 @@ def test_both_losses_are_the_published_ones(shared: Path, name: str, case: int) 
     golden = load_golden(shared, name, area="detect")
     stored, more = case_of(golden, case), PLUS_ONE if name.endswith("plus1") else 0
     anchors, boxes = golden.tensor("anchors") + more, stored["gt"] + more
-    bags, theirs = bags_of(anchors, boxes, 50)[0], stored["bag_index"].long()
+    bags, theirs = anchor_bags(anchors, boxes, 50)[0], stored["bag_index"].long()
     is_same = (bags.sort(dim=1).values == theirs).all(dim=1)
     pairs = (iou(anchors[each], boxes[:, None]).sort(dim=1).values for each in (bags, theirs))
     assert torch.stack([*pairs]).diff(dim=0).abs().max() < 1e-12, "another one of equal overlaps at most"
@@ -170,10 +170,10 @@ def test_bags_have_the_highest_overlaps_and_then_the_nearest() -> None:
     """A box beside all anchors takes the nearest ones; more than there are anchors are all of them."""
     anchors = torch.tensor([[0.0, 0, 8, 8], [8, 0, 16, 8], [16, 0, 24, 8], [40, 0, 48, 8]])
     boxes = torch.tensor([[0.0, 0, 10, 8], [30, 0, 36, 8]])
-    bags, overlap = bags_of(anchors, boxes, 3)
+    bags, overlap = anchor_bags(anchors, boxes, 3)
     assert bags.tolist() == [[0, 1, 2], [3, 2, 1]]
     assert overlap.tolist() == [[pytest.approx(0.8), pytest.approx(1 / 8), 0], [0, 0, 0]]
-    assert bags_of(anchors, boxes, 9)[0].shape == (2, 4)
+    assert anchor_bags(anchors, boxes, 9)[0].shape == (2, 4)
     priors = Priors("anchors", anchors, (8,), ((1, 4),), (1,))
     found = FreeAnchor(bag_size=1)(priors, boxes, torch.tensor([False, False]))
     assert found.matched.tolist() == [0, BACKGROUND, BACKGROUND, 1]

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from sightline.geometry.boxes.overlaps import OVERLAPS
-from sightline.losses.functional_boxes import (
+from sightline.losses.box_functional import (
     earth_mover,
     overlap_loss,
     quality_focal,

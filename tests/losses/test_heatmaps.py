@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from sightline.geometry.heatmaps import gaussian_heatmaps
-from sightline.geometry.volumes import Placement
+from sightline.geometry.volumes import CubePlacement
 from sightline.losses.heatmaps import HeatmapCrossEntropy, HeatmapMSE, JointL1
 from tests.golden_parity import load_golden
 
@@ -19,14 +19,14 @@ CELLS = 6
 
 def batch() -> dict[str, Tensor]:
     """Two samples of three joints in cubes of 12 voxels, one of them not visible, and any answer."""
-    placement = Placement.neutral(torch.zeros(2, 3), cube_mm=120.0, size=2 * CELLS, original=2 * CELLS)
+    placement = CubePlacement.identity(torch.zeros(2, 3), cube_mm=120.0, size=2 * CELLS, original=2 * CELLS)
     joints = torch.empty(2, 3, 3, dtype=torch.float64).uniform_(-50, 50)
     return {
         "likelihood": torch.randn(2, 3, CELLS, CELLS, CELLS, dtype=torch.float64),
         "heatmaps": gaussian_heatmaps(joints / 20 + 3, cells=CELLS, dtype=torch.float64),
         "visible": torch.tensor([[True, True, False], [True, True, True]]),
         "joints": joints,
-        "placement": placement.rows(),
+        "placement": placement.to_rows(),
     }
 
 
@@ -110,9 +110,9 @@ def test_entropy_and_mixed_loss_agree_with_the_port(shared: Path, number: int) -
     # A cube of as many mm as voxels, about its own middle: a coordinate in cells is half of one in voxels.
     size = 2 * likelihood.shape[-1]
     wanted = (golden.tensor(f"{case}.target_coord") + 0.5) * 2 - size / 2
-    placement = Placement.neutral(torch.zeros(len(wanted), 3), cube_mm=float(size), size=size, original=size)
-    distance = JointL1()(likelihood=likelihood.detach(), joints=wanted, visible=visible, placement=placement.rows()) / (
-        3 * visible.sum()
-    )
+    placement = CubePlacement.identity(torch.zeros(len(wanted), 3), cube_mm=float(size), size=size, original=size)
+    distance = JointL1()(
+        likelihood=likelihood.detach(), joints=wanted, visible=visible, placement=placement.to_rows()
+    ) / (3 * visible.sum())
     mixed = 0.5 * entropy.item() + 0.5 * distance.item()
     assert mixed == pytest.approx(golden.arrays[f"{case}.mixed"].item(), rel=1e-9)

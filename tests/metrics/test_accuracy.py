@@ -14,7 +14,7 @@ from torch import Tensor
 
 from sightline import registry
 from sightline.metrics import Accuracy, mean_class_accuracy, overall_accuracy
-from sightline.types import Component
+from sightline.types import ComponentConfig
 from tests.golden_parity import load_golden
 
 
@@ -97,7 +97,7 @@ def test_functions_of_a_confusion_matrix_stand_alone() -> None:
 
 
 def test_facts_come_from_the_data_set() -> None:
-    metric = registry.metrics.build(Component("accuracy"), facts={"num_classes": 2, "class_names": ["x", "y"]})
+    metric = registry.metrics.build(ComponentConfig("accuracy"), facts={"num_classes": 2, "class_names": ["x", "y"]})
     assert list(metric.per_class(metric.new_state())) == ["x", "y"]
 
 

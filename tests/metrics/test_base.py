@@ -12,9 +12,9 @@ from torch import Tensor
 
 from sightline import registry
 from sightline.errors import ConfigError
-from sightline.metrics.base import append_rows, fault_of_state, pool_states, sorted_rows
-from sightline.registry import Entry
-from sightline.schema import parameters_of
+from sightline.metrics.base import append_rows, find_state_fault, pool_states, sorted_rows
+from sightline.registry import RegistryEntry
+from sightline.schema import signature_parameters
 from tests.doctor.planting import make
 
 State = dict[str, Tensor]
@@ -62,7 +62,7 @@ def rows(dtype: torch.dtype, *shape: int) -> Any:
     ],
 )
 def test_a_state_that_does_not_add_up_is_refused(metric: Any, told: str) -> None:
-    fault = fault_of_state(metric)
+    fault = find_state_fault(metric)
     assert fault is not None
     assert re.match(told, fault), fault
 
@@ -78,7 +78,7 @@ def test_a_state_that_does_not_add_up_is_refused(metric: Any, told: str) -> None
     ],
 )
 def test_counts_and_slots_are_sound(metric: Any) -> None:
-    assert fault_of_state(metric) is None
+    assert find_state_fault(metric) is None
 
 
 def test_rows_of_several_evaluations_are_numbered_on() -> None:
@@ -110,7 +110,7 @@ class RunningMean:
 
 def test_the_build_names_metric_state_and_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     registry.metrics.names()
-    entry = Entry("surprise", RunningMean, parameters_of(RunningMean))
+    entry = RegistryEntry("surprise", RunningMean, signature_parameters(RunningMean))
     monkeypatch.setitem(registry.metrics._entries, "surprise", entry)
     given = ("metrics=[{name: surprise}]", "evaluate.metric=mean_surprise")
     with pytest.raises(ConfigError, match=r"command line: metrics.0: metric 'surprise': state 'total' is float64 \(\)"):

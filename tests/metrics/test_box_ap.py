@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 import torch
 
-from sightline import compiled
-from sightline.metrics.average_precision import match
+from sightline import numba_kernels
+from sightline.metrics.average_precision import match_predictions
 from sightline.metrics.base import State, sorted_rows
 from sightline.metrics.box_ap import BoxAp, _curves
 
@@ -168,7 +168,7 @@ def test_equals_pycocotools(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     images = random_images(seed, num_classes)
     expected = by_pycocotools(images, num_classes)
     for has_numba in (True, False):
-        monkeypatch.setattr(compiled, "_has_numba", lambda has=has_numba: has)
+        monkeypatch.setattr(numba_kernels, "_has_numba", lambda has=has_numba: has)
         assert_same(scored(images, num_classes), expected)
 
 
@@ -199,7 +199,7 @@ def test_an_iou_equal_to_a_level_finds_the_label(has_numba: bool, monkeypatch: p
 
     Of the other levels the one above is not reached; a region absorbs a detection by half of it, too.
     """
-    monkeypatch.setattr(compiled, "_has_numba", lambda: has_numba)
+    monkeypatch.setattr(numba_kernels, "_has_numba", lambda: has_numba)
     label = [0, 0, 20, 20, 0, 400, 0]
     for bottom, num_levels in ((10, 1), (9.999, 0), (15, 6), (14.999, 5), (20, 10)):
         figures = scored([Image([label], [[0, 0, 20, bottom, 0.9, 0]])])
@@ -207,7 +207,9 @@ def test_an_iou_equal_to_a_level_finds_the_label(has_numba: bool, monkeypatch: p
         assert figures["ap50"] == pytest.approx(float(num_levels > 0))
         alike = np.array([[20 * bottom / 400]])
         none = np.zeros(1, dtype=bool)
-        plain = match(alike, np.array([0.9]), is_ignored=none, is_crowd=none, is_other=none, most=1)
+        plain = match_predictions(
+            alike, np.array([0.9]), is_ignored=none, is_crowd=none, is_outside_area=none, max_detections=1
+        )
         assert int(plain.is_found.sum()) == num_levels
     for right, ap50 in ((40, 1.0), (40.01, 0.5)):  # of a detection before the right one, half lies in a region, or less
         region = [100, 0, 120, 20, -1, 400, 1]
@@ -273,5 +275,5 @@ def test_a_region_of_no_class_is_one_of_each_class(seed: int, monkeypatch: pytes
         copied.append(Image(np.concatenate([image.truth[~is_crowd], *copies]), image.detections))
     expected = by_pycocotools(copied, 3)
     for has_numba in (True, False):
-        monkeypatch.setattr(compiled, "_has_numba", lambda has=has_numba: has)
+        monkeypatch.setattr(numba_kernels, "_has_numba", lambda has=has_numba: has)
         assert_same(scored(everywhere, 3), expected)

@@ -10,7 +10,7 @@ import torch
 
 from sightline.metrics.base import State
 from sightline.metrics.box_ap import BoxAp
-from sightline.metrics.box_errors import KINDS, BoxErrors, errors_of
+from sightline.metrics.box_errors import KINDS, BoxErrors, classify_errors
 
 METRIC = BoxErrors(class_names=("person", "rider", "car"))
 
@@ -103,7 +103,7 @@ def mended(made: Planted, kind: str) -> tuple[np.ndarray, np.ndarray]:
 def test_planted_errors_are_named(seed: int) -> None:
     """At least 95 % of them, and of the labels that were missed; here all."""
     made = planted(seed)
-    errors = errors_of(state_of(made.labels, made.detections), 3, 500)
+    errors = classify_errors(state_of(made.labels, made.detections), 3, 500)
     names = {
         tuple(row): KINDS[kind]
         for row, kind in zip(errors.groups.boxes.tolist(), errors.kind, strict=True)
@@ -184,7 +184,7 @@ def test_an_iou_equal_to_a_limit_has_its_kind() -> None:
     ]
     labels = np.array([[image, 0, 0, 20, 20, 0, 400, 0] for image in range(4)], dtype=float)
     rows = [[image, *box, 0.5, label] for image, (_, box, label) in enumerate(found)]
-    errors = errors_of(state_of(labels, np.array([*rows, [3, 0, 0, 20, 20, 0.9, 0]], dtype=float)), 3, 100)
+    errors = classify_errors(state_of(labels, np.array([*rows, [3, 0, 0, 20, 20, 0.9, 0]], dtype=float)), 3, 100)
     image = errors.groups.boxes[:, 0].astype(int)
     kinds = {(int(at), KINDS[kind] if kind >= 0 else "right") for at, kind in zip(image, errors.kind, strict=True)}
     assert kinds == {*((at, kind) for at, (kind, *_) in enumerate(found)), (3, "right")}

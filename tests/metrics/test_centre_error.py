@@ -9,13 +9,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from sightline.metrics.base import State, fresh_state
+from sightline.metrics.base import State, make_state
 from sightline.metrics.centre_error import CentreError
 
 
 def scored(found: Tensor, reference: Tensor, joints: Tensor, visible: Tensor, *, parts: int = 1) -> State:
     metric = CentreError(centre_joint=1)
-    state = fresh_state(metric, num_samples=len(joints))
+    state = make_state(metric, num_samples=len(joints))
     for index in torch.arange(len(joints)).tensor_split(parts):
         metric.update(
             state,
@@ -54,4 +54,4 @@ def test_any_split_has_the_same_bits_and_agrees_with_numpy() -> None:
 
 def test_without_frames_there_are_no_figures() -> None:
     metric = CentreError(centre_joint=0)
-    assert all(math.isnan(value) for value in metric.compute(fresh_state(metric)).values())
+    assert all(math.isnan(value) for value in metric.compute(make_state(metric)).values())

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from sightline import compiled
+from sightline import numba_kernels
 from sightline.metrics.base import State, append_rows, pool_states
 from sightline.metrics.box_bins import BINS
 from sightline.metrics.crowd_ap import CrowdAp, _score
@@ -42,7 +42,7 @@ def test_the_toy_of_the_spec() -> None:
 def test_equals_the_published_evaluation(
     shared: Path, case: int, has_numba: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(compiled, "_has_numba", lambda: has_numba)
+    monkeypatch.setattr(numba_kernels, "_has_numba", lambda: has_numba)
     folder = shared / "golden" / "detect"
     arrays = np.load(folder / "eval_crowdhuman.npz", allow_pickle=False)
     scenes = []
@@ -61,7 +61,7 @@ def test_equals_the_published_evaluation(
     assert [ours[name] for name in ("crowd_ap", "mr2", "mr4")] == pytest.approx(theirs, abs=1e-12, nan_ok=True)
     curve, listed = _score(state, 1).curve(0), arrays[f"case{case:02d}/sorted_score_tp"]
     np.testing.assert_array_equal(curve.scores, listed[:, 0])
-    np.testing.assert_array_equal(np.diff(curve.right, prepend=0), listed[:, 1])
+    np.testing.assert_array_equal(np.diff(curve.true_positives, prepend=0), listed[:, 1])
     counts = jaccard_counts(_score(state, 1).groups, 0, len(scenes), epsilon=1e-6)
     index, *numbers = arrays[f"case{case:02d}/JI_k_m_n_per_threshold"].T
     np.testing.assert_array_equal(counts.sum(axis=1)[:, [0, 2, 1]], np.transpose(numbers))
@@ -70,7 +70,7 @@ def test_equals_the_published_evaluation(
 
 @pytest.mark.parametrize("seed", range(200))
 def test_equals_a_literal_reading_of_the_rules(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compiled, "_has_numba", lambda: seed % 4 > 0)
+    monkeypatch.setattr(numba_kernels, "_has_numba", lambda: seed % 4 > 0)
     scenes = random_scenes(seed)
     state = state_of(METRIC, scenes)
     ours, theirs = METRIC.compute(state), literal_figures(scenes)
@@ -109,7 +109,7 @@ def test_limits_of_the_jaccard_index_have_to_be_exceeded(has_numba: bool, monkey
 
     The first label is half covered by a detection, the second and the detection on it lie by half in an ignored one.
     """
-    monkeypatch.setattr(compiled, "_has_numba", lambda: has_numba)
+    monkeypatch.setattr(numba_kernels, "_has_numba", lambda: has_numba)
     labels = [[0, 0, 8, 8, 0, 1.0], [20, 0, 28, 8, 0, 1], [24, 0, 40, 8, 1, 1]]
     boxes = [[0, 0, 4, 8, 0.95], [20, 12, 28, 20, 0.5], [36, 0, 44, 8, 0.95]]
     state = state_of(METRIC, [Scene((64, 64), np.array(labels), np.array(boxes))])

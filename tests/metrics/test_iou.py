@@ -15,7 +15,7 @@ from sklearn.metrics import jaccard_score
 from torch import Tensor
 
 from sightline.metrics import IoU, confusion_matrix
-from sightline.metrics.base import State, fresh_state
+from sightline.metrics.base import State, make_state
 from tests.golden_parity import load_golden
 
 IGNORED = 255
@@ -23,7 +23,7 @@ IGNORED = 255
 
 def measured(metric: IoU, rooms: list[tuple[Tensor, Tensor]], batches: list[list[int]]) -> State:
     """The state after these rooms (answers, labels), in batches of their indices."""
-    state = fresh_state(metric, num_samples=len(rooms))
+    state = make_state(metric, num_samples=len(rooms))
     for indices in batches:
         chosen = [rooms[index] for index in indices]
         sizes = torch.tensor([0, *(len(label) for _, label in chosen)])
@@ -136,7 +136,7 @@ def test_any_order_batches_and_processes_give_the_same_bits(order: list[int], cu
 def test_nan_and_foreign_labels_are_refused() -> None:
     metric = IoU(num_classes=3, ignore_index=IGNORED)
     given_to = {"cloud_offsets": torch.tensor([0, 2]), "sample_index": torch.tensor([0])}
-    state = fresh_state(metric, num_samples=1)
+    state = make_state(metric, num_samples=1)
     with pytest.raises(ValueError, match="probabilities: 1 of 2 points are NaN"):
         metric.update(
             state, probabilities=torch.tensor([[0, 1, 0], [0, 0, torch.nan]]), target=torch.tensor([1, 1]), **given_to
@@ -266,5 +266,5 @@ def test_absent_classes_count_zero_where_the_protocol_asks_for_it() -> None:
     kept = IoU(num_classes=4, ignore_index=0), IoU(num_classes=4, ignore_index=0, absent="zero")
     found = [metric.compute(measured(metric, [(answer, label)], [[0]]))["miou"] for metric in kept]
     assert found == [1.0, 1 / 3]
-    nothing = kept[1].compute(fresh_state(kept[1]))
+    nothing = kept[1].compute(make_state(kept[1]))
     assert math.isnan(nothing["miou"])

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sightline.metrics.base import State, fresh_state
+from sightline.metrics.base import State, make_state
 from sightline.metrics.joint_errors import DetectionRate, JointError
 from sightline.metrics.keypoints import Keypoints, keypoint_similarity
 from tests.golden_parity import Golden, load_golden
@@ -22,7 +22,7 @@ def joint_error(num_joints: int, **arguments: Any) -> JointError:
 
 def scored(metric: Any, found: Tensor, true: Tensor, visible: Tensor | None = None, parts: int = 1) -> State:
     """The state after all frames, in as many batches as `parts`."""
-    state = fresh_state(metric, num_samples=len(true))
+    state = make_state(metric, num_samples=len(true))
     visible = torch.ones(true.shape[:2], dtype=torch.bool) if visible is None else visible
     for index in torch.arange(len(true)).tensor_split(parts):
         metric.update(state, joints_mm=found[index], joints=true[index], visible=visible[index], sample_index=index)
@@ -173,7 +173,7 @@ def test_mean_median_and_largest_are_three_figures() -> None:
 def test_similarities_are_counted_at_ten_levels() -> None:
     """0.50 is above none of 0.50 to 0.95, 0.72 above the first five, 0.96 above all ten: 15 of 30."""
     metric = keypoints(5)
-    state = fresh_state(metric, num_samples=3)
+    state = make_state(metric, num_samples=3)
     state["similarity"][:] = torch.tensor([0.5, 0.72, 0.96], dtype=torch.float64)
     state["seen"] += 1
     state["labelled"] += 1

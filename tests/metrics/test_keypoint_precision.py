@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from sightline.errors import DataError
-from sightline.metrics.average_precision import match, precision_and_recall
-from sightline.metrics.keypoint_precision import MOST, People, keypoint_average_precision, similarities
+from sightline.metrics.average_precision import match_predictions, precision_and_recall
+from sightline.metrics.keypoint_precision import MAX_DETECTIONS, PersonLabels, keypoint_average_precision, oks_matrix
 from tests.golden_parity import load_golden
 
 NAMES = ("ap", "ap50", "ap75", "ap_medium", "ap_large", "ar", "ar50", "ar75", "ar_medium", "ar_large")
@@ -28,21 +28,23 @@ def test_the_summary_is_that_of_coco(shared: Path, number: int) -> None:
         mine, theirs = of("gt_image") == image, of("dt_image") == image
         joints = of("gt_keypoints")[mine]
         crowd = of("gt_crowd")[mine].astype(bool)
-        people.append(People(joints[..., :2], joints[..., 2] > 0, of("gt_area")[mine], of("gt_bbox")[mine], crowd))
+        people.append(
+            PersonLabels(joints[..., :2], joints[..., 2] > 0, of("gt_area")[mine], of("gt_bbox")[mine], crowd)
+        )
         found.append(of("dt_keypoints")[theirs][..., :2])
         scores.append(of("dt_score")[theirs])
         if f"case{number}.image{image}_oks" in arrays:
             order = np.argsort(-scores[-1], kind="stable")
-            made = similarities(people[-1], found[-1], of("sigmas"))[order]
+            made = oks_matrix(people[-1], found[-1], of("sigmas"))[order]
             np.testing.assert_allclose(made, of(f"image{image}_oks"), rtol=1e-9, atol=1e-15)
     images = [
-        match(
-            similarities(each, joints, of("sigmas")),
+        match_predictions(
+            oks_matrix(each, joints, of("sigmas")),
             score,
             is_ignored=~each.is_labelled.any(axis=1) | each.is_crowd,
             is_crowd=each.is_crowd,
-            is_other=np.zeros(len(score), dtype=bool),
-            most=MOST,
+            is_outside_area=np.zeros(len(score), dtype=bool),
+            max_detections=MAX_DETECTIONS,
         )
         for each, joints, score in zip(people, found, scores, strict=True)
     ]
@@ -57,8 +59,13 @@ def test_a_perfect_answer_a_false_one_and_one_that_is_missing() -> None:
     """Found, false, found, with falling scores, of three labels: precision 1 up to a recall of 1/3, 2/3 up to 2/3."""
     similarity = np.array([[1.0, 0.0, 0.0], [0.0, 0.0, 0.0], [0.0, 1.0, 0.0]])
     nothing = np.zeros(3, dtype=bool)
-    found = match(
-        similarity, np.array([0.9, 0.8, 0.7]), is_ignored=nothing, is_crowd=nothing, is_other=nothing, most=20
+    found = match_predictions(
+        similarity,
+        np.array([0.9, 0.8, 0.7]),
+        is_ignored=nothing,
+        is_crowd=nothing,
+        is_outside_area=nothing,
+        max_detections=20,
     )
     precision, recall = precision_and_recall([found])
     assert recall == pytest.approx([2 / 3] * 10)
@@ -69,9 +76,13 @@ def test_what_is_ignored_counts_for_nothing_and_a_crowd_takes_many() -> None:
     yes, no = np.array([True]), np.array([False])
     similarity = np.array([[0.9], [0.8]])
     scores, neither = np.array([0.9, 0.8]), np.zeros(2, dtype=bool)
-    crowd = match(similarity, scores, is_ignored=yes, is_crowd=yes, is_other=neither, most=20)
+    crowd = match_predictions(
+        similarity, scores, is_ignored=yes, is_crowd=yes, is_outside_area=neither, max_detections=20
+    )
     assert crowd.is_ignored[0].tolist() == [True, True]
-    alone = match(similarity, scores, is_ignored=yes, is_crowd=no, is_other=neither, most=20)
+    alone = match_predictions(
+        similarity, scores, is_ignored=yes, is_crowd=no, is_outside_area=neither, max_detections=20
+    )
     assert alone.is_ignored[0].tolist() == [True, False]
     assert (crowd.num_labels, alone.num_labels) == (0, 0)
     assert (precision_and_recall([crowd])[0] == -1).all()
@@ -81,7 +92,7 @@ def test_only_the_surest_answers_are_looked_at() -> None:
     no = np.array([False])
     similarity, scores = np.array([[0.0], [1.0]]), np.array([0.9, 0.1])
     neither = np.zeros(2, dtype=bool)
-    one = match(similarity, scores, is_ignored=no, is_crowd=no, is_other=neither, most=1)
+    one = match_predictions(similarity, scores, is_ignored=no, is_crowd=no, is_outside_area=neither, max_detections=1)
     assert not one.is_found.any()
 
 
@@ -89,12 +100,16 @@ def test_of_equally_similar_labels_the_last_is_taken() -> None:
     """As COCO's evaluation does. The second answer is like the first label alone, which the first answer left it."""
     similarity, scores = np.array([[0.8, 0.8], [0.8, 0.2]]), np.array([0.9, 0.5])
     neither = np.zeros(2, dtype=bool)
-    found = match(similarity, scores, is_ignored=neither, is_crowd=neither, is_other=neither, most=20)
+    found = match_predictions(
+        similarity, scores, is_ignored=neither, is_crowd=neither, is_outside_area=neither, max_detections=20
+    )
     assert found.is_found[0].tolist() == [True, True]
-    first = match(similarity[:, ::-1], scores, is_ignored=neither, is_crowd=neither, is_other=neither, most=20)
+    first = match_predictions(
+        similarity[:, ::-1], scores, is_ignored=neither, is_crowd=neither, is_outside_area=neither, max_detections=20
+    )
     assert first.is_found[0].tolist() == [True, False]
 
 
 def test_lists_of_other_images_are_refused() -> None:
     with pytest.raises(DataError, match="1 images of people, 0 of predictions"):
-        keypoint_average_precision([People(*(np.zeros((0, 1)),) * 5)], [], [], np.ones(1))
+        keypoint_average_precision([PersonLabels(*(np.zeros((0, 1)),) * 5)], [], [], np.ones(1))

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sightline import compiled
+from sightline import numba_kernels
+from sightline.metrics.detection_curves import MISS_RATE_RULES, DetectionCurve
 from sightline.metrics.miss_rate import MissRate
-from sightline.metrics.miss_rates import RULES, Curve
 from tests.metrics.crowds import POINTS, Scene, box_area, shared_area, state_of, toy
 
 SET_UPS = {
@@ -95,7 +95,7 @@ def test_equals_the_script_of_citypersons(
     shared: Path, case: int, has_numba: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Both as it is, with its wrong index, and corrected; -1 there is NaN here."""
-    monkeypatch.setattr(compiled, "_has_numba", lambda: has_numba)
+    monkeypatch.setattr(numba_kernels, "_has_numba", lambda: has_numba)
     folder = shared / "golden" / "detect"
     arrays = np.load(folder / "eval_citypersons.npz", allow_pickle=False)
     labels = arrays[f"case{case:02d}/gt_image_x_y_w_h_vis_ignore"].reshape(-1, 7)
@@ -119,7 +119,7 @@ def test_equals_the_script_of_citypersons(
 @pytest.mark.parametrize("has_numba", [True, False])
 def test_equals_the_rule_of_citypersons_at_every_limit(has_numba: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """200 sets; in half of them the highest-scoring four of an image are taken, before heights are filtered."""
-    monkeypatch.setattr(compiled, "_has_numba", lambda: has_numba)
+    monkeypatch.setattr(numba_kernels, "_has_numba", lambda: has_numba)
     for seed in range(200) if has_numba else range(20):
         scenes, most = scenes_at_the_limits(seed), 4 if seed % 2 else 1000
         expected = literal_rates(scenes, most)
@@ -186,8 +186,8 @@ def test_a_detection_as_high_as_the_limit_of_ecp_is_left_out() -> None:
 
 def test_three_rules_read_one_curve_in_three_ways() -> None:
     """Wrong first, then right: 1 of 2 found at one false positive in 10 images, both at three."""
-    curve = Curve(np.arange(5.0)[::-1], np.array([0, 1, 1, 1, 2]), np.array([1, 1, 2, 3, 3]), 2, 10)
-    points = {name: curve.recalls_at(rule).tolist() for name, rule in RULES.items()}
+    curve = DetectionCurve(np.arange(5.0)[::-1], np.array([0, 1, 1, 1, 2]), np.array([1, 1, 2, 3, 3]), 2, 10)
+    points = {name: curve.recalls_at(rule).tolist() for name, rule in MISS_RATE_RULES.items()}
     assert points["crowdhuman"] == [0, 0, 0, 0, 0, 0.5, 1, 1, 1]
     assert points["citypersons"] == [0, 0, 0, 0, 0.5, 0.5, 1, 1, 1]
     assert points["citypersons_script"] == [1, 1, 1, 1, 0.5, 0.5, 1, 1, 1]

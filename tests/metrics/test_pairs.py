@@ -9,13 +9,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from sightline.metrics.base import fresh_state
+from sightline.metrics.base import make_state
 from sightline.metrics.pairs import CrossPairs, Pairs
 
 
 def measured(first: Tensor, second: Tensor, batches: list[list[int]]) -> dict[str, float]:
     metric = Pairs()
-    state = fresh_state(metric, num_samples=len(first))
+    state = make_state(metric, num_samples=len(first))
     for index in batches:
         metric.update(state, first=first[index], second=second[index], sample_index=torch.tensor(index))
     return metric.compute(state)
@@ -68,7 +68,7 @@ def test_states_of_two_processes_add_up_to_the_same_bits() -> None:
     draw = torch.Generator().manual_seed(0)
     first, second = (torch.randn(9, 4, generator=draw) for _ in range(2))
     metric = Pairs()
-    whole, parts = fresh_state(metric, num_samples=9), [fresh_state(metric, num_samples=9) for _ in range(2)]
+    whole, parts = make_state(metric, num_samples=9), [make_state(metric, num_samples=9) for _ in range(2)]
     for number, index in enumerate(([0, 4, 8], [1, 2, 3], [5, 6, 7])):
         given = {"first": first[index], "second": second[index], "sample_index": torch.tensor(index)}
         metric.update(whole, **given)
@@ -80,7 +80,7 @@ def test_images_stand_beside_the_mean_of_the_clouds() -> None:
     draw = torch.Generator().manual_seed(0)
     first, second, pictured = (torch.randn(6, 4, generator=draw, dtype=torch.float64) for _ in range(3))
     metric, index = CrossPairs(), torch.arange(6)
-    state = fresh_state(metric, num_samples=6)
+    state = make_state(metric, num_samples=6)
     metric.update(state, first=first, second=second, pictured=pictured, sample_index=index)
     told = metric.compute(state)
     prototype = torch.nn.functional.normalize((first + second) / 2, dim=1)
@@ -90,4 +90,4 @@ def test_images_stand_beside_the_mean_of_the_clouds() -> None:
 
 
 def test_nothing_seen_is_no_number() -> None:
-    assert all(math.isnan(value) for value in Pairs().compute(fresh_state(Pairs())).values())
+    assert all(math.isnan(value) for value in Pairs().compute(make_state(Pairs())).values())

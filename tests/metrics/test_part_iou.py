@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from sightline.metrics import PartIoU
-from sightline.metrics.base import State, fresh_state
-from sightline.metrics.part_counts import count_parts, count_parts_plainly
+from sightline.metrics.base import State, make_state
+from sightline.metrics.part_counts import count_parts, count_parts_reference
 from tests.data.clouds.shapenet_part_writers import CATEGORIES
 from tests.golden_parity import load_golden
 
@@ -40,7 +40,7 @@ def sure_of(parts: list[int]) -> Tensor:
 
 def measured(metric: PartIoU, clouds: list[tuple[Tensor, Tensor, int]], batches: list[list[int]]) -> State:
     """The state after these clouds (probabilities, target, category), in batches of their indices."""
-    state = fresh_state(metric, num_samples=len(clouds))
+    state = make_state(metric, num_samples=len(clouds))
     for indices in batches:
         chosen = [clouds[index] for index in indices]
         sizes = torch.tensor([0, *(len(target) for _, target, _ in chosen)])
@@ -105,7 +105,7 @@ def test_ties_go_to_the_lowest_part() -> None:
 
 def test_no_shapes_are_no_number() -> None:
     metric = published_metric()
-    assert all(map(math.isnan, metric.compute(fresh_state(metric)).values()))
+    assert all(map(math.isnan, metric.compute(make_state(metric)).values()))
 
 
 # --- an independent evaluation ----------------------------------------------------------------------------------------
@@ -247,7 +247,7 @@ def test_compiled_counts_are_those_of_the_plain_form(dtype: torch.dtype, levels:
         [torch.tensor(PARTS[c])[torch.arange(n) % len(PARTS[c])] for c, n in zip(category, sizes, strict=True)]
     )
     given = (probabilities, target, torch.cat([torch.zeros(1, dtype=torch.int64), sizes.cumsum(0)]), category, PARTS)
-    for found, expected in zip(count_parts(*given), count_parts_plainly(*given), strict=True):
+    for found, expected in zip(count_parts(*given), count_parts_reference(*given), strict=True):
         assert torch.equal(found, expected)
 
 
@@ -256,7 +256,7 @@ def test_both_forms_find_the_first_fault_of_each_shape() -> None:
     probabilities[[4, 5], 49] = torch.nan
     probabilities[7, 4] = torch.nan
     given = (probabilities, torch.tensor([4, 5, 5, 4, 4, 4, 6, 6, -1]), torch.tensor([0, 3, 6, 9]))
-    for form in (count_parts, count_parts_plainly):
+    for form in (count_parts, count_parts_reference):
         assert form(*given, torch.tensor([BAG, BAG, CAP]), PARTS).faults.tolist() == [[-1, -1], [4, -1], [7, 8]]
 
 
@@ -267,7 +267,7 @@ def test_no_shapes_and_points_apart_in_memory_are_taken() -> None:
         torch.tensor([0]),
         torch.zeros(0, dtype=torch.int64),
     )
-    assert count_parts(*nothing, PARTS).answered.shape == (0, 2, 50)
+    assert count_parts(*nothing, PARTS).predicted.shape == (0, 2, 50)
     given = (torch.rand(50, 80).T, torch.full((80,), 4), torch.tensor([0, 80]), torch.tensor([BAG]), PARTS)
-    for found, expected in zip(count_parts(*given), count_parts_plainly(*given), strict=True):
+    for found, expected in zip(count_parts(*given), count_parts_reference(*given), strict=True):
         assert torch.equal(found, expected)

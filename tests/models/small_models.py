@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from sightline import registry
 from sightline.models.range_image.network import RangeImageNetwork
-from sightline.types import Component
+from sightline.types import ComponentConfig
 
 __all__ = ["FACTS", "INPUTS", "make_inputs", "small_model"]
 
@@ -71,7 +71,7 @@ or is slow; and the encoders of models that are made of them.
 
 def small_model(name: str) -> nn.Module:
     """The registered model for clouds of 32 points, in float64 and evaluation mode."""
-    component = Component(name, ARGUMENTS.get(name, {}))
+    component = ComponentConfig(name, ARGUMENTS.get(name, {}))
     return registry.models.build(component, facts=FACTS).double().eval()
 
 
@@ -82,6 +82,6 @@ def make_inputs(model: nn.Module, batch: int) -> dict[str, Tensor]:
     assert not missing, f"{type(model).__name__} needs {missing}: say in INPUTS of {__name__} how they are made"
     made = {name: make(batch) for name, make in INPUTS.items() if name in inspect.signature(model.forward).parameters}
     if isinstance(model, RangeImageNetwork):  # at least two rows and columns are left at the coarsest
-        size = (2 * max(multiple, 8) for multiple in model.multiples)
+        size = (2 * max(multiple, 8) for multiple in model.size_divisors)
         made["image"] = torch.randn(batch, model.in_channels, *size, dtype=torch.float64)
     return made

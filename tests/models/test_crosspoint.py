@@ -17,9 +17,9 @@ from sightline.losses.cross_entropy import CrossEntropy
 from sightline.models.crosspoint import CrossPoint, IntraPoint, projection_head
 from sightline.models.dgcnn import DGCNNEncoder
 from sightline.models.dgcnn_segmentation import DGCNNParts, DGCNNPartsEncoder
-from sightline.models.published.published import translate, translate_key, unused_names
+from sightline.models.published.published import convert_state_dict, translate_key, unused_names
 from sightline.models.resnet import ResNet18Encoder, ResNet50Encoder
-from sightline.types import Component
+from sightline.types import ComponentConfig
 from tests.golden_parity import (
     Golden,
     assert_gradients_and_buffers,
@@ -43,7 +43,7 @@ def num_parameters(model: nn.Module) -> int:
 
 
 def build(name: str, **arguments: Any) -> nn.Module:
-    model: nn.Module = registry.models.build(Component(name, arguments), facts={"in_channels": 3})
+    model: nn.Module = registry.models.build(ComponentConfig(name, arguments), facts={"in_channels": 3})
     return model
 
 
@@ -106,7 +106,7 @@ def test_point_branches_agree_with_the_reference(shared: Path, name: str, fused:
     golden = load_golden(shared, name)
     model = IntraPoint(points=encoder(in_channels=3, num_neighbours=15, fused=fused)).double()
     assert num_parameters(model) == {2_341_001: SEGMENTATION}.get(golden.info["param_count"], 2_980_480)
-    model.load_state_dict(translate(golden.state(), layout))
+    model.load_state_dict(convert_state_dict(golden.state(), layout))
     points = golden.tensor("in.x").mT
 
     for mode in each_mode(model):
@@ -136,7 +136,9 @@ def test_image_branches_agree_with_the_reference(shared: Path, name: str, encode
         {"images": images, "images_head": projection_head(images.feature_width, 512, 256, has_bias=False)}
     ).double()
     assert num_parameters(model) == golden.info["param_count"]
-    model.load_state_dict(translate({f"img_model.{key}": value for key, value in golden.state().items()}, layout))
+    model.load_state_dict(
+        convert_state_dict({f"img_model.{key}": value for key, value in golden.state().items()}, layout)
+    )
     seen: dict[str, Tensor] = {}
     taps = {"after stem (conv1+bn)": images.stem.norm, "layer1": images.stages[0], "layer3": images.stages[2]}
     for label, module in taps.items():
@@ -163,7 +165,7 @@ def test_a_whole_step_agrees_with_the_reference(shared: Path, fused: bool) -> No
     points = DGCNNEncoder(in_channels=3, num_neighbours=10, embedding=256, fused=fused)
     model = CrossPoint(points=points, images=ResNet18Encoder(), hidden=256).double()
     assert num_parameters(model) == golden.info["param_count"]
-    model.load_state_dict(translate(golden.state(), layout))
+    model.load_state_dict(convert_state_dict(golden.state(), layout))
     intra, cross = IntraModal(temperature=TEMPERATURE), CrossModal(temperature=TEMPERATURE)
     fields = {"points": "x", "other_points": "view2", "image": "image"}
     given = {field: golden.tensor(f"in.{theirs}") for field, theirs in fields.items()}
@@ -188,7 +190,7 @@ def test_a_fine_tuned_file_agrees_with_the_reference(shared: Path, fused: bool) 
     projection = num_parameters(projection_head(1024, 1024, 256, has_bias=True))
     assert (golden.info["param_count"], num_parameters(model)) == (2_774_409, 1_460_361)
     assert projection == 2_774_409 - 1_460_361 == 1_314_048
-    model.load_state_dict(translate(golden.state(), layout))
+    model.load_state_dict(convert_state_dict(golden.state(), layout))
     loss = CrossEntropy(num_classes=50, label_smoothing=0.2)
     given, label = cloud_inputs(golden), golden.tensor("in.label")
     for mode in each_mode(model):
@@ -218,7 +220,7 @@ def test_all_of_a_fine_tuned_file_but_its_head_comes_from_pre_training(shared: P
 @pytest.mark.shared
 def test_our_encoder_takes_all_of_a_pre_trained_one(shared: Path) -> None:
     """Under our names, each tensor once: all that is missing is the category's layer and the head."""
-    state = translate(load_golden(shared, "crosspoint_seg_pretrain").state(), "crosspoint_seg")
+    state = convert_state_dict(load_golden(shared, "crosspoint_seg_pretrain").state(), "crosspoint_seg")
     given = {name.removeprefix("points.") for name in state if name.startswith("points.")}
     own = DGCNNParts(num_classes=50, in_channels=3, num_categories=16).state_dict().keys()
     assert given < own

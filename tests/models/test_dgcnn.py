@@ -11,7 +11,7 @@ from sightline.errors import ConfigError
 from sightline.layers.mlp import LinearNorm
 from sightline.losses.cross_entropy import CrossEntropy
 from sightline.models.dgcnn import DGCNN
-from sightline.models.published.published import translate, translate_key
+from sightline.models.published.published import convert_state_dict, translate_key
 from tests.golden_parity import (
     assert_gradients_and_buffers,
     assert_near_largest,
@@ -45,7 +45,7 @@ def test_agrees_with_the_reference(shared: Path, name: str, fused: bool) -> None
     layout, arguments = GOLDEN[name]
     golden = load_golden(shared, name)
     model = DGCNN(in_channels=3, fused=fused, **arguments).double()
-    model.load_state_dict(translate(golden.state(), layout))
+    model.load_state_dict(convert_state_dict(golden.state(), layout))
     loss = CrossEntropy(num_classes=arguments["num_classes"], label_smoothing=0.2)
     points, label = golden.tensor("in.x").mT, golden.tensor("in.label")
 

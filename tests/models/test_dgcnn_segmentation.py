@@ -12,7 +12,7 @@ from sightline.errors import ConfigError
 from sightline.layers.mlp import LinearNorm
 from sightline.losses.cross_entropy import CrossEntropy
 from sightline.models.dgcnn_segmentation import DGCNNParts, DGCNNScenes, SpatialTransform
-from sightline.models.published.published import translate, translate_key
+from sightline.models.published.published import convert_state_dict, translate_key
 from tests.golden_parity import (
     assert_gradients_and_buffers,
     assert_near_largest,
@@ -72,7 +72,7 @@ def tap(model: nn.Module) -> dict[str, Tensor]:
 def test_agrees_with_the_reference(shared: Path, name: str, fused: bool) -> None:
     golden = load_golden(shared, name)
     model, layout = build(name, fused)
-    model.load_state_dict(translate(golden.state(), layout))
+    model.load_state_dict(convert_state_dict(golden.state(), layout))
     loss = CrossEntropy(num_classes=golden.info["eval_outputs"]["eval.out.logits"]["shape"][1], label_smoothing=0.2)
     given, label, seen = cloud_inputs(golden), golden.tensor("in.label"), tap(model)
 

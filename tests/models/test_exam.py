@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from sightline import registry
-from sightline.binding import outputs_of_model
+from sightline.binding import model_output_keys
 from sightline.engine.gradients import flatten_gradients, set_gradients
 from sightline.engine.optimizers import SGD
-from sightline.schema import block_of, parameters_of
+from sightline.schema import get_block_marker, signature_parameters
 from tests.memory_order import ORDERS
 from tests.models.small_models import make_inputs, small_model
 
@@ -28,13 +28,13 @@ def call(model: nn.Module, inputs: dict[str, Tensor]) -> dict[str, Any]:
 
 
 def test_outputs_are_those_declared(model: nn.Module) -> None:
-    assert set(call(model, make_inputs(model, 2))) == outputs_of_model(model, owner="the model")
+    assert set(call(model, make_inputs(model, 2))) == model_output_keys(model, owner="the model")
 
 
 def test_every_argument_has_a_default_or_is_a_fact_or_an_encoder(model: nn.Module) -> None:
     """Which encoder a model is made of is for its config to say."""
-    required = [p for p in parameters_of(type(model)).values() if p.is_required and p.name not in registry.FACTS]
-    assert all(block_of(parameter.annotation) is not None for parameter in required)
+    required = [p for p in signature_parameters(type(model)).values() if p.is_required and p.name not in registry.FACTS]
+    assert all(get_block_marker(parameter.annotation) is not None for parameter in required)
 
 
 def test_batch_of_one_is_the_same_as_in_company(model: nn.Module) -> None:

@@ -16,7 +16,7 @@ from sightline.layers.images import ConvNorm
 from sightline.models.crosspoint import projection_head
 from sightline.models.resnet import ResNet18Encoder, ResNet50Encoder
 from sightline.models.vit import ViTEncoder
-from sightline.types import Component
+from sightline.types import ComponentConfig
 
 SIZES = {
     "darknet53": (40_584_928, 1024),
@@ -33,7 +33,7 @@ SIZES = {
 
 
 def build(name: str) -> nn.Module:
-    encoder: nn.Module = registry.image_encoders.build(Component(name), facts={})
+    encoder: nn.Module = registry.image_encoders.build(ComponentConfig(name), facts={})
     return encoder
 
 
@@ -109,7 +109,7 @@ def test_gradient_reaches_every_parameter(make: Callable[[], nn.Module]) -> None
 
 @pytest.mark.parametrize(("size", "stride", "width"), [(1, 1, 7), (3, 1, 7), (7, 2, 7), (3, 2, 8)])
 def test_convolution_keeps_the_size_or_halves_it_rounded_up(size: int, stride: int, width: int) -> None:
-    layer = ConvNorm(in_channels=2, out_channels=3, size=size, stride=stride)
+    layer = ConvNorm(in_channels=2, out_channels=3, kernel_size=size, stride=stride)
     assert layer(torch.randn(2, 2, width, width)).shape[2:] == (math.ceil(width / stride),) * 2
 
 

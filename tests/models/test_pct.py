@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from sightline.errors import ConfigError
 from sightline.losses.cross_entropy import CrossEntropy
 from sightline.models.pct import PCT, NaivePCT, PCTParts, SimplePCT
-from sightline.models.published.published import translate, translate_key
+from sightline.models.published.published import convert_state_dict, translate_key
 from tests.golden_parity import (
     Golden,
     assert_gradients_and_buffers,
@@ -95,7 +95,7 @@ def test_agrees_with_the_reference(shared: Path, name: str, fused: bool) -> None
     layout, smoothing, arguments = GOLDEN[name]
     golden = load_golden(shared, name)
     model = PCT(**arguments, fused=fused).double()
-    model.load_state_dict(translate(golden.state(), layout))
+    model.load_state_dict(convert_state_dict(golden.state(), layout))
     loss = CrossEntropy(num_classes=arguments["num_classes"], label_smoothing=smoothing)
     (points, features), label = points_and_features(golden), golden.tensor("in.label")
 
@@ -120,7 +120,7 @@ def test_size_for_parts_is_the_published_one() -> None:
 def test_parts_agree_with_the_reference(shared: Path, fused: bool) -> None:
     golden, layout = load_golden(shared, "pct_partseg_jittor"), "menghaoguo_pct_parts"
     model = PCTParts(num_classes=50, in_channels=3, num_categories=16, fused=fused).double()
-    model.load_state_dict(translate(golden.state(), layout))
+    model.load_state_dict(convert_state_dict(golden.state(), layout))
     loss = CrossEntropy(num_classes=50, label_smoothing=0.2)
     given, label = cloud_inputs(golden), golden.tensor("in.label")
 

@@ -13,13 +13,13 @@ from torch import Tensor, nn
 
 from sightline import registry
 from sightline.errors import ConfigError
-from sightline.layers.patch_tokens import MiniPointNet, nearest_groups
+from sightline.layers.patch_tokens import MiniPointNet, group_points
 from sightline.layers.stochastic_depth import StochasticDepth
 from sightline.layers.transformer import MultiHeadAttention, TransformerBlock
 from sightline.losses.cross_entropy import CrossEntropy
 from sightline.models.point_bert import PointBERT, PointBERTEncoder
-from sightline.models.published.published import translate, translate_key
-from sightline.types import Component
+from sightline.models.published.published import convert_state_dict, translate_key
+from sightline.types import ComponentConfig
 from tests.golden_parity import (
     Golden,
     assert_gradients_and_buffers,
@@ -95,7 +95,7 @@ def test_groups_are_those_of_a_plain_loop(least: float | None) -> None:
     """Points on a grid as well, where distances tie: lower indices come first, among centres and among members."""
     grid = torch.stack(torch.meshgrid(*[torch.arange(3.0).double()] * 3, indexing="ij"), dim=-1).view(1, 27, 3) - 1
     for points in (cloud_with_points_near_the_origin(), grid):
-        centres, index = nearest_groups(points, num_groups=9, group_size=7, min_squared_norm=least)
+        centres, index = group_points(points, num_groups=9, group_size=7, min_squared_norm=least)
         for cloud, found, members in zip(points, centres, index, strict=True):
             expected, expected_members = plain.groups(cloud.numpy(), 9, 7, least)
             assert torch.equal(found, cloud[expected])
@@ -108,7 +108,7 @@ def test_points_near_the_origin_are_passed_over_where_that_is_asked_for() -> Non
     every = {tuple(row) for row in points[0].tolist()}
     near = {tuple(row) for row in points[0, [5, 6, 20]].tolist()}
     for least, expected in ((None, every), (LEAST, every - near)):
-        centres, _ = nearest_groups(points, num_groups=40, group_size=1, min_squared_norm=least)
+        centres, _ = group_points(points, num_groups=40, group_size=1, min_squared_norm=least)
         assert {tuple(row) for row in centres[0].tolist()} == expected
         assert torch.equal(centres[0, 0], points[0, 0])
 
@@ -156,7 +156,7 @@ def test_groups_are_those_of_the_reference(shared: Path, case: str) -> None:
     golden = load_golden(shared, "fn_pointbert_group")
     num_groups, group_size = (int(golden.arrays[f"{case}.{name}"]) for name in ("num_group", "group_size"))
     points = golden.tensor(f"{case}.xyz")
-    centres, index = nearest_groups(points, num_groups=num_groups, group_size=group_size, min_squared_norm=LEAST)
+    centres, index = group_points(points, num_groups=num_groups, group_size=group_size, min_squared_norm=LEAST)
     assert torch.equal(centres, golden.tensor(f"{case}.centre"))
     rows = torch.arange(len(points))[:, None, None]
     relative = points[rows, index] - centres[:, :, None]
@@ -165,7 +165,7 @@ def test_groups_are_those_of_the_reference(shared: Path, case: str) -> None:
 
 def part_of(golden: Golden, prefix: str, ours: str) -> dict[str, Tensor]:
     """The state of one of the network's parts, recorded alone under names without the prefix."""
-    translated = translate({f"{prefix}.{name}": value for name, value in golden.state().items()}, LAYOUT)
+    translated = convert_state_dict({f"{prefix}.{name}": value for name, value in golden.state().items()}, LAYOUT)
     return {name.removeprefix(f"{ours}."): value for name, value in translated.items()}
 
 
@@ -238,7 +238,7 @@ def assert_same_members(golden: Golden, groups: Tensor) -> None:
 def test_agrees_with_the_reference(shared: Path, name: str) -> None:
     golden = load_golden(shared, name)
     model = PointBERT(in_channels=3, min_squared_norm=LEAST, **GOLDEN[name]).double()
-    model.load_state_dict(translate(golden.state(), LAYOUT))
+    model.load_state_dict(convert_state_dict(golden.state(), LAYOUT))
     loss = CrossEntropy(num_classes=GOLDEN[name]["num_classes"], label_smoothing=0.2)
     points, label = golden.tensor("in.x"), golden.tensor("in.label")
 
@@ -265,7 +265,7 @@ def test_agrees_with_the_reference(shared: Path, name: str) -> None:
 def test_the_registered_encoder_gives_the_feature_of_the_classifier() -> None:
     """Same names in the state, but for the head: what one was trained as fits the other."""
     encoder = registry.point_encoders.build(
-        Component("point_bert", {name: value for name, value in SMALL.items() if name != "in_channels"}),
+        ComponentConfig("point_bert", {name: value for name, value in SMALL.items() if name != "in_channels"}),
         facts={"in_channels": 3, "num_classes": 4},
     )
     model, points = small(), torch.randn(2, 30, 3, dtype=torch.float64)

@@ -11,7 +11,7 @@ from torch import Tensor
 from sightline.losses.cross_entropy import CrossEntropy
 from sightline.models.point_bert import PointBERT
 from sightline.models.point_bert_parts import PointBERTParts
-from sightline.models.published.published import translate, translate_key
+from sightline.models.published.published import convert_state_dict, translate_key
 from sightline.runs.weights import load_weights
 from tests.golden_parity import (
     assert_gradients_and_buffers,
@@ -43,7 +43,7 @@ def test_size_is_the_published_one() -> None:
 def test_agrees_with_the_reference(shared: Path) -> None:
     golden = load_golden(shared, "pointbert_partseg")
     model = PointBERTParts(num_classes=50, in_channels=3, num_categories=16, min_squared_norm=1e-3).double()
-    model.load_state_dict(translate(golden.state(), LAYOUT))
+    model.load_state_dict(convert_state_dict(golden.state(), LAYOUT))
     loss = CrossEntropy(num_classes=50)
     given, label = cloud_inputs(golden), golden.tensor("in.label")
     seen: dict[str, Tensor] = {}

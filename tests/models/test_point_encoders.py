@@ -12,7 +12,7 @@ from sightline import registry
 from sightline.models.crosspoint import IntraPoint
 from sightline.models.point_transformer import PointTransformer
 from sightline.models.point_transformer_dense import DensePointTransformer
-from sightline.types import Component
+from sightline.types import ComponentConfig
 from tests.models.small_models import ARGUMENTS, FACTS, small_model
 
 FEATURE_WIDTHS = {
@@ -31,7 +31,7 @@ NUM_POINTS = 32
 
 
 def build(name: str, **arguments: Any) -> nn.Module:
-    encoder: nn.Module = registry.point_encoders.build(Component(name, arguments), facts=FACTS)
+    encoder: nn.Module = registry.point_encoders.build(ComponentConfig(name, arguments), facts=FACTS)
     return encoder
 
 
@@ -42,7 +42,7 @@ def small(name: str) -> nn.Module:
 
 def classifier(name: str) -> nn.Module:
     """The registered model of the same name, per cloud where it knows both, as small as the encoder."""
-    component = Component(name, ARGUMENTS.get(name, {}) | PER_CLOUD.get(name, {}))
+    component = ComponentConfig(name, ARGUMENTS.get(name, {}) | PER_CLOUD.get(name, {}))
     model: nn.Module = registry.models.build(component, facts=FACTS)
     return model.double().eval()
 
@@ -119,7 +119,7 @@ def test_gradient_reaches_every_parameter_within_intrapoint(name: str) -> None:
 
 
 def test_further_channels_are_read(name: str) -> None:
-    component = Component(name, ARGUMENTS.get(name, {}))
+    component = ComponentConfig(name, ARGUMENTS.get(name, {}))
     encoder = registry.point_encoders.build(component, facts={**FACTS, "in_channels": 5}).double().eval()
     points, features = clouds(), torch.randn(3, NUM_POINTS, 2, dtype=torch.float64)
     feature = encoder.encode(points=points, features=features)

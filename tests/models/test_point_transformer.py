@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sightline.errors import ConfigError
-from sightline.geometry.levels import Edges, Level, Spread, levels_of
+from sightline.geometry.point_pyramid import Edges, InterpolationWeights, PyramidLevel, build_pyramid
 from sightline.models import point_transformer
 from sightline.models.point_transformer import PointTransformer, PointTransformerBlock
-from sightline.models.published.published import translate, translate_key
+from sightline.models.published.published import convert_state_dict, translate_key
 from tests.golden_parity import (
     Golden,
     assert_gradients_and_buffers,
@@ -53,21 +53,25 @@ def test_size_is_the_published_one(arguments: dict[str, Any], expected: int) -> 
 # --- the authors' numbers --------------------------------------------------------------------------------------------
 
 
-def padded_as_theirs(points: Tensor, *, offsets: Tensor, strides: Any, num_neighbours: Any) -> list[Level]:
+def padded_as_theirs(points: Tensor, *, offsets: Tensor, strides: Any, num_neighbours: Any) -> list[PyramidLevel]:
     """Our levels with the authors' rule for clouds of fewer points than neighbours: their first point again and again,
     as a neighbour like any other, and at a distance of 1e5 where features are interpolated."""
-    levels = levels_of(points, offsets=offsets, strides=strides, num_neighbours=num_neighbours)
-    padded: list[Level] = []
+    levels = build_pyramid(points, offsets=offsets, strides=strides, num_neighbours=num_neighbours)
+    padded: list[PyramidLevel] = []
     for level, count in zip(levels, num_neighbours, strict=True):
         finer = padded[-1] if padded else None
         padded.append(
             dataclasses.replace(
                 level,
-                near=_edges_as_theirs(level.near, level.points, level.points, level.offsets, level.offsets, count),
-                down=_edges_as_theirs(level.down, finer.points, level.points, finer.offsets, level.offsets, count)
-                if finer is not None and level.down is not None
+                neighbours=_edges_as_theirs(
+                    level.neighbours, level.points, level.points, level.offsets, level.offsets, count
+                ),
+                downsampling=_edges_as_theirs(
+                    level.downsampling, finer.points, level.points, finer.offsets, level.offsets, count
+                )
+                if finer is not None and level.downsampling is not None
                 else None,
-                up=_spread_as_theirs(level, finer) if finer is not None else None,
+                interpolation=_spread_as_theirs(level, finer) if finer is not None else None,
             )
         )
     return padded
@@ -83,17 +87,17 @@ def _edges_as_theirs(
     return Edges(index, relative, torch.full_like(edges.count, num_neighbours), is_whole=True)
 
 
-def _spread_as_theirs(level: Level, finer: Level) -> Spread:
-    assert level.up is not None
-    distance = (level.points[level.up.index] - finer.points[:, None]).norm(dim=-1)
-    distance[level.up.weights == 0] = 1e5
+def _spread_as_theirs(level: PyramidLevel, finer: PyramidLevel) -> InterpolationWeights:
+    assert level.interpolation is not None
+    distance = (level.points[level.interpolation.index] - finer.points[:, None]).norm(dim=-1)
+    distance[level.interpolation.weights == 0] = 1e5
     weights = 1 / (distance + 1e-8)
-    return Spread(level.up.index, weights / weights.sum(dim=1, keepdim=True))
+    return InterpolationWeights(level.interpolation.index, weights / weights.sum(dim=1, keepdim=True))
 
 
 @pytest.fixture
 def _padded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(point_transformer, "levels_of", padded_as_theirs)
+    monkeypatch.setattr(point_transformer, "build_pyramid", padded_as_theirs)
 
 
 def ragged_input(golden: Golden) -> dict[str, Tensor]:
@@ -141,7 +145,7 @@ def test_a_block_agrees_with_the_reference(shared: Path, fused: bool) -> None:
 
     block.load_state_dict({our_name(key): value for key, value in golden.state().items()})
     offsets = F.pad(golden.tensor("in.offset").long(), (1, 0))
-    near = levels_of(golden.tensor("in.coord"), offsets=offsets, strides=(1,), num_neighbours=(8,))[0].near
+    near = build_pyramid(golden.tensor("in.coord"), offsets=offsets, strides=(1,), num_neighbours=(8,))[0].neighbours
     for mode in each_mode(block):
         out = block(golden.tensor("in.feat"), near)
         loss = (out * golden.tensor("in.w")).sum()
@@ -156,7 +160,7 @@ def test_a_block_agrees_with_the_reference(shared: Path, fused: bool) -> None:
 def test_agrees_with_the_reference(shared: Path, fused: bool) -> None:
     golden = load_golden(shared, "pt_korea_seg_c6")
     model = PointTransformer(num_classes=13, in_channels=6, fused=fused).double()
-    model.load_state_dict(translate(golden.state(), LAYOUT))
+    model.load_state_dict(convert_state_dict(golden.state(), LAYOUT))
     seen = tap(model, golden)
     for mode in each_mode(model):
         with torch.set_grad_enabled(mode == "train"):
@@ -176,7 +180,7 @@ def test_agrees_with_the_reference(shared: Path, fused: bool) -> None:
 def test_agrees_with_the_reference_on_coordinates_alone(shared: Path, fused: bool) -> None:
     golden = load_golden(shared, "pt_korea_seg_c3")
     model = PointTransformer(num_classes=13, in_channels=3, fused=fused).double().eval()
-    model.load_state_dict(translate(golden.state(), LAYOUT))
+    model.load_state_dict(convert_state_dict(golden.state(), LAYOUT))
     seen = tap(model, golden)
     with torch.no_grad():
         logits = model(**ragged_input(golden))["logits"]

@@ -13,8 +13,8 @@ from sightline import registry
 from sightline.errors import ConfigError
 from sightline.losses.cross_entropy import CrossEntropy
 from sightline.models.point_transformer_dense import DensePointTransformer
-from sightline.models.published.published import translate, translate_key
-from sightline.types import Component
+from sightline.models.published.published import convert_state_dict, translate_key
+from sightline.types import ComponentConfig
 from tests.golden_parity import (
     Golden,
     assert_gradients_and_buffers,
@@ -114,7 +114,7 @@ def assert_agrees_with_the_reference(shared: Path, name: str, *, fused: bool) ->
     layout, arguments = GOLDEN[name]
     golden = load_golden(shared, name)
     model = DensePointTransformer(**arguments, fused=fused).double()
-    model.load_state_dict(translate(golden.state(), layout))
+    model.load_state_dict(convert_state_dict(golden.state(), layout))
     loss = CrossEntropy(num_classes=arguments["num_classes"])
     given, label = cloud_inputs(golden), golden.tensor("in.label")
 
@@ -237,6 +237,6 @@ def test_whole_clouds_are_told_apart_without_their_category() -> None:
 
 @pytest.mark.parametrize("num_blocks", [[], [1, 0], "4"])
 def test_stages_that_cannot_be_are_refused(num_blocks: Any) -> None:
-    component = Component("point_transformer_dense", {"num_blocks": num_blocks})
+    component = ComponentConfig("point_transformer_dense", {"num_blocks": num_blocks})
     with pytest.raises(ConfigError, match="num_blocks"):
         registry.models.build(component, facts={"num_classes": 4, "in_channels": 3})

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from sightline.losses.cross_entropy import CrossEntropy
 from sightline.losses.feature_transform import FeatureTransformPenalty
-from sightline.models.pointnet import AlignmentNet, PointNet, PointNetPlain
-from sightline.models.published.published import translate, translate_key
+from sightline.models.pointnet import PointNet, PointNetPlain, TNet
+from sightline.models.published.published import convert_state_dict, translate_key
 from tests.golden_parity import (
     assert_gradients_and_buffers,
     assert_near_largest,
@@ -39,7 +39,7 @@ def test_plain_size_is_the_published_one() -> None:
 
 @pytest.mark.parametrize(("in_channels", "size", "expected"), [(3, 3, 803_081), (64, 64, 1_857_344)])
 def test_alignment_size_is_the_published_one(in_channels: int, size: int, expected: int) -> None:
-    assert num_parameters(AlignmentNet(in_channels=in_channels, size=size)) == expected
+    assert num_parameters(TNet(in_channels=in_channels, size=size)) == expected
 
 
 @pytest.mark.shared
@@ -48,7 +48,7 @@ def test_agrees_with_the_reference(shared: Path, name: str, num_classes: int) ->
     golden = load_golden(shared, name)
     channels, label = golden.tensor("in.x").mT, golden.tensor("in.label")
     model = PointNet(num_classes=num_classes, in_channels=channels.shape[-1]).double()
-    model.load_state_dict(translate(golden.state(), "yanx27_pointnet_cls"))
+    model.load_state_dict(convert_state_dict(golden.state(), "yanx27_pointnet_cls"))
     matrices: list[Tensor] = []
     model.input_alignment.register_forward_hook(lambda module, given, output: matrices.append(output))
     features = channels[..., 3:] if channels.shape[-1] > 3 else None
@@ -71,7 +71,7 @@ def test_agrees_with_the_reference(shared: Path, name: str, num_classes: int) ->
 def test_plain_agrees_with_the_reference(shared: Path) -> None:
     golden = load_golden(shared, "pointnet_simple_wang")
     model = PointNetPlain(num_classes=40, in_channels=3).double()
-    model.load_state_dict(translate(golden.state(), "wangyueft_pointnet"))
+    model.load_state_dict(convert_state_dict(golden.state(), "wangyueft_pointnet"))
     loss = CrossEntropy(num_classes=40, label_smoothing=0.2)
     points, label = golden.tensor("in.x").mT, golden.tensor("in.label")
 
@@ -100,7 +100,7 @@ def test_one_point_and_one_sample(kind: type[nn.Module]) -> None:
 
 def test_alignment_starts_from_the_identity() -> None:
     """With the last layer at zero nothing is learned yet, and the matrix is the identity exactly."""
-    alignment = AlignmentNet(in_channels=3, size=3).eval()
+    alignment = TNet(in_channels=3, size=3).eval()
     nn.init.zeros_(alignment.head[-1].weight)
     nn.init.zeros_(alignment.head[-1].bias)
     assert torch.equal(alignment(torch.randn(2, 10, 3)), torch.eye(3).expand(2, 3, 3))

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from sightline.losses.cross_entropy import CrossEntropy
 from sightline.models.pointnet2 import PointNet2, PointNet2MultiScale
-from sightline.models.published.published import translate, translate_key
+from sightline.models.published.published import convert_state_dict, translate_key
 from tests.golden_parity import (
     assert_gradients_and_buffers,
     assert_near_largest,
@@ -60,7 +60,7 @@ def test_agrees_with_the_reference(shared: Path, name: str, fused: bool) -> None
     channels, label = golden.tensor("in.x").mT, golden.tensor("in.label")
     features = channels[..., 3:] if channels.shape[-1] > 3 else None
     model = kind(num_classes=40, in_channels=channels.shape[-1], fused=fused).double()
-    model.load_state_dict(translate(golden.state(), layout))
+    model.load_state_dict(convert_state_dict(golden.state(), layout))
     loss = CrossEntropy(num_classes=40)
 
     pooled: list[Tensor] = []

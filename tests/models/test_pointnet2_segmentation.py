@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from sightline.losses.cross_entropy import CrossEntropy
 from sightline.models.pointnet2_segmentation import PointNet2Parts, PointNet2Scenes
-from sightline.models.published.published import translate, translate_key
+from sightline.models.published.published import convert_state_dict, translate_key
 from tests.golden_parity import (
     assert_gradients_and_buffers,
     assert_near_largest,
@@ -65,7 +65,7 @@ def test_agrees_with_the_reference(shared: Path, name: str, fused: bool) -> None
     else:
         layout, deepest = "yanx27_pointnet2_ssg_scenes", "deepest"
         model = PointNet2Scenes(num_classes=13, in_channels=9, fused=fused).double()
-    model.load_state_dict(translate(golden.state(), layout))
+    model.load_state_dict(convert_state_dict(golden.state(), layout))
     loss = CrossEntropy(num_classes=model.head[-1].out_features)
     given, label = cloud_inputs(golden), golden.tensor("in.label")
     seen = tap(model, None if is_parts or fused else model.abstractions[-1].groups[0])

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from sightline.losses.cross_entropy import CrossEntropy
 from sightline.losses.feature_transform import FeatureTransformPenalty
-from sightline.models.pointnet import AlignmentNet
+from sightline.models.pointnet import TNet
 from sightline.models.pointnet_segmentation import PointNetParts, PointNetScenes
-from sightline.models.published.published import translate, translate_key
+from sightline.models.published.published import convert_state_dict, translate_key
 from tests.golden_parity import (
     Golden,
     assert_gradients_and_buffers,
@@ -38,12 +38,12 @@ def test_size_for_parts_is_the_published_one(in_channels: int, expected: int) ->
 
 def test_sizes_for_scenes_and_of_the_widest_alignment_are_the_published_ones() -> None:
     assert num_parameters(PointNetScenes(num_classes=13, in_channels=9)) == 3_529_558
-    assert num_parameters(AlignmentNet(in_channels=128, size=128)) == 5_019_456
+    assert num_parameters(TNet(in_channels=128, size=128)) == 5_019_456
 
 
 def assert_agrees(golden: Golden, model: nn.Module, layout: str, class_weights: tuple[float, ...] | None) -> None:
     """Log-probabilities, both terms of the loss, gradients and running statistics are those of the file."""
-    model.load_state_dict(translate(golden.state(), layout))
+    model.load_state_dict(convert_state_dict(golden.state(), layout))
     label, given = golden.tensor("in.label"), cloud_inputs(golden)
     cross_entropy = CrossEntropy(num_classes=model.head[-1].out_features, class_weights=class_weights)
     penalty = FeatureTransformPenalty()

@@ -24,7 +24,7 @@ from sightline.models.pointnet import PointNet, PointNetPlain
 from sightline.models.pointnet2 import PointNet2, PointNet2MultiScale
 from sightline.models.pointnet2_segmentation import PointNet2Parts, PointNet2Scenes
 from sightline.models.pointnet_segmentation import PointNetParts, PointNetScenes
-from sightline.models.published.published import LAYOUTS, translate
+from sightline.models.published.published import LAYOUTS, convert_state_dict
 from sightline.models.resnet import ResNet18Encoder, ResNet34Encoder, ResNet50Encoder, ResNet101Encoder
 from sightline.models.vit import ViTTinyEncoder
 
@@ -35,51 +35,51 @@ def doubled() -> dict[str, Tensor]:
 
 
 def test_two_names_for_one_tensor_become_one() -> None:
-    assert list(translate(doubled(), "antao97_dgcnn_cls")) == ["edges.0.edge.norm.weight"]
+    assert list(convert_state_dict(doubled(), "antao97_dgcnn_cls")) == ["edges.0.edge.norm.weight"]
 
 
 def test_two_names_with_different_values_are_refused() -> None:
     state = doubled()
     state["conv1.1.weight"][1] += 1e-6
     with pytest.raises(CheckpointError, match=r"'bn1.weight' and 'conv1.1.weight' are one tensor"):
-        translate(state, "antao97_dgcnn_cls")
+        convert_state_dict(state, "antao97_dgcnn_cls")
 
 
 def test_queries_and_keys_of_pct_become_one_or_are_refused() -> None:
     weight = torch.arange(4.0).view(2, 2, 1)
     state = {"pt_last.sa1.q_conv.weight": weight, "pt_last.sa1.k_conv.weight": weight.clone()}
-    translated = translate(state, "strawberry_pct_cls")
+    translated = convert_state_dict(state, "strawberry_pct_cls")
     assert {name: value.shape for name, value in translated.items()} == {"attend.layers.0.query.weight": (2, 2)}
     state["pt_last.sa1.k_conv.weight"][0] += 1e-6
     with pytest.raises(CheckpointError, match=r"'pt_last.sa1.q_conv.weight' and 'pt_last.sa1.k_conv.weight' are one"):
-        translate(state, "strawberry_pct_cls")
+        convert_state_dict(state, "strawberry_pct_cls")
 
 
 def test_foreign_names_are_refused() -> None:
     with pytest.raises(CheckpointError, match=r"1 of 3 names do not belong to the layout .*: conv9.weight"):
-        translate(doubled() | {"conv9.weight": torch.zeros(1)}, "antao97_dgcnn_cls")
+        convert_state_dict(doubled() | {"conv9.weight": torch.zeros(1)}, "antao97_dgcnn_cls")
 
 
 def test_unknown_layout_is_refused_with_the_nearest() -> None:
     with pytest.raises(CheckpointError, match=r"did you mean 'antao97_dgcnn_cls'"):
-        translate({}, "antao97_dgcn_cls")
+        convert_state_dict({}, "antao97_dgcn_cls")
 
 
 def test_wrapper_of_data_parallel_goes() -> None:
     wrapped = {f"module.{key}": value for key, value in doubled().items()}
-    assert list(translate(wrapped, "wangyueft_dgcnn_cls")) == ["edges.0.edge.norm.weight"]
+    assert list(convert_state_dict(wrapped, "wangyueft_dgcnn_cls")) == ["edges.0.edge.norm.weight"]
 
 
 def test_convolutions_become_matrices_and_nothing_given_changes() -> None:
     state = {"conv1.0.weight": torch.arange(12.0).view(2, 6, 1, 1)}
-    translated = translate(state, "antao97_dgcnn_cls")["edges.0.edge.linear.weight"]
+    translated = convert_state_dict(state, "antao97_dgcnn_cls")["edges.0.edge.linear.weight"]
     assert torch.equal(translated, torch.arange(12.0).view(2, 6))
     assert state["conv1.0.weight"].shape == (2, 6, 1, 1)
 
 
 def test_convolutions_of_images_stay_convolutions() -> None:
     state = {"layer1.0.conv1.weight": torch.ones(2, 6, 1, 1), "fc.weight": torch.ones(3, 2)}
-    shapes = {name: tuple(value.shape) for name, value in translate(state, "torchvision_resnet50").items()}
+    shapes = {name: tuple(value.shape) for name, value in convert_state_dict(state, "torchvision_resnet50").items()}
     assert shapes == {"images.stages.0.0.layers.0.conv.weight": (2, 6, 1, 1), "head.weight": (3, 2)}
 
 
@@ -87,17 +87,17 @@ def test_what_nothing_uses_is_passed_over_and_nothing_else() -> None:
     """The batch norms bn7 to bn10 of pre-training; a name beyond them is refused."""
     unused = {f"bn{number}.weight": torch.ones(4) for number in range(7, 11)}
     kept = {"bn6.weight": torch.ones(4), "conv6.1.weight": torch.ones(4)}
-    assert list(translate(kept | unused, "crosspoint_seg")) == ["points.levels.embed.norm.weight"]
+    assert list(convert_state_dict(kept | unused, "crosspoint_seg")) == ["points.levels.embed.norm.weight"]
     with pytest.raises(
         CheckpointError, match=r"1 of 3 names do not belong to the layout 'crosspoint_seg': bn11.weight"
     ):
-        translate(kept | unused | {"bn11.weight": torch.ones(4)}, "crosspoint_seg")
+        convert_state_dict(kept | unused | {"bn11.weight": torch.ones(4)}, "crosspoint_seg")
 
 
 def test_a_name_that_two_norms_were_given_is_that_of_the_second() -> None:
     """antao97's transform assigns `bn3` twice: of 1,024 channels inside conv3, then of 512 after linear1."""
     state = {"transform_net.bn3.weight": torch.ones(512), "transform_net.conv3.1.weight": torch.ones(1024)}
-    shapes = {name: value.shape for name, value in translate(state, "antao97_dgcnn_parts").items()}
+    shapes = {name: value.shape for name, value in convert_state_dict(state, "antao97_dgcnn_parts").items()}
     assert shapes == {"alignment.head.0.norm.weight": (512,), "alignment.embed.norm.weight": (1024,)}
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from sightline import registry
-from sightline.types import Component
+from sightline.types import ComponentConfig
 from tests.layers.passes import BOUND, assert_passes_agree, run
 
 SMALL: dict[str, dict[str, Any]] = {
@@ -32,7 +32,7 @@ EVERY = pytest.mark.parametrize("name", SMALL)
 def build(name: str, **changes: Any) -> nn.Module:
     """In float64, in evaluation; norms off their start, so that nothing cancels."""
     torch.manual_seed(1)
-    model = registry.models.build(Component(name, SMALL[name] | changes), facts=FACTS).double().eval()
+    model = registry.models.build(ComponentConfig(name, SMALL[name] | changes), facts=FACTS).double().eval()
     for module in model.modules():
         if isinstance(module, nn.BatchNorm1d):
             nn.init.uniform_(module.running_var, 0.5, 2)

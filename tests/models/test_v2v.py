@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from sightline.layers.volumetric import ResidualBlock3d, UpsampleBlock3d
 from sightline.losses.heatmaps import HeatmapCrossEntropy, HeatmapMSE
-from sightline.models.published.published import translate, translate_key
+from sightline.models.published.published import convert_state_dict, translate_key
 from sightline.models.v2v import V2V, V2VSmall
 from tests.golden_parity import (
     assert_gradients_and_buffers,
@@ -169,7 +169,7 @@ def test_agrees_with_the_port(shared: Path, name: str) -> None:
     volume, target = golden.tensor("in.x"), golden.tensor("in.target")
     visible = torch.ones(target.shape[:2], dtype=torch.bool)
     model = V2V(num_joints=target.shape[1]).double()
-    model.load_state_dict(translate(golden.state(), LAYOUT))
+    model.load_state_dict(convert_state_dict(golden.state(), LAYOUT))
     loss, seen = HeatmapMSE(), {}
     for label, place in TAPS.items():
         model.get_submodule(place).register_forward_hook(partial(keep_first, seen, label))
@@ -193,7 +193,7 @@ def test_the_integral_variant_agrees_with_the_port(shared: Path) -> None:
     golden = load_golden(shared, "v2v_integral_s16_j5", area="pose")
     theirs = {key.removeprefix("basic_model."): value for key, value in _without_constants(golden.info, golden).items()}
     model = V2V(num_joints=5).double()
-    model.load_state_dict(translate(theirs, LAYOUT))
+    model.load_state_dict(convert_state_dict(theirs, LAYOUT))
     target, wanted = golden.tensor("in.target_heat"), golden.tensor("in.target_coord")
     visible = torch.ones(target.shape[:2], dtype=torch.bool)
     from sightline.geometry.heatmaps import soft_cells
@@ -238,7 +238,7 @@ def test_blocks_agree_with_the_port(shared: Path, name: str) -> None:
         found = translate_key(inside + key, LAYOUT)
         return None if found is None else found.removeprefix(ours)
 
-    state = translate({inside + key: value for key, value in golden.state().items()}, LAYOUT)
+    state = convert_state_dict({inside + key: value for key, value in golden.state().items()}, LAYOUT)
     block.load_state_dict({key.removeprefix(ours): value for key, value in state.items()})
     for mode in each_mode(block):
         out = block(golden.tensor("in.x"))

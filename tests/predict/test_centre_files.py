@@ -11,10 +11,10 @@ import pytest
 from sightline import registry
 from sightline.api import load_run
 from sightline.data.depth.msra_hands import MsraHands
-from sightline.predict.centre_files import FoundCentres, centre_lines
+from sightline.predict.centre_files import FrameCentres, centre_lines
 from sightline.runs.inputs import read_inputs
-from sightline.runs.lineage import LINEAGE
-from sightline.types import Component, Folds, SampleKey
+from sightline.runs.lineage import LINEAGE_FILE
+from sightline.types import ComponentConfig, Folds, SampleKey
 from tests.command import Outcome, run_here
 from tests.data.depth.depth_trees import no_progress, write_msra
 from tests.runs.small import ROOT
@@ -71,8 +71,8 @@ def test_every_frame_of_the_files_has_its_line(
     arguments = {"root": str(root), "subject": 1, "validation_share": 0.5, "reference": reference}
     found = {}
     for part in ("test",) if split == "test" else ("train", "validation"):
-        frames = registry.data.build(Component("msra_hands", arguments), facts={"split": part})
-        for index, place in enumerate(frames.places.tolist()):
+        frames = registry.data.build(ComponentConfig("msra_hands", arguments), facts={"split": part})
+        for index, place in enumerate(frames.frame_indices.tolist()):
             found[place] = frames[SampleKey(index, 0, 0)]["reference"].numpy()
     expected = np.array([[float(word) for word in line.split()] for line in lines], dtype=np.float32)
     assert np.array_equal(np.stack([found[place] for place in sorted(found)]), expected)
@@ -98,18 +98,18 @@ def test_so_is_one_whose_weights_come_from_such_a_run(refiner: Path, config: Pat
     }
     match = {"matched": 1, "total": 1, "filled": []}
     kept = {"checkpoint": "last", "sha256": "0", "match": match, "modules": None, "lineage": None}
-    (refiner / LINEAGE).write_text(json.dumps({"from": "runs/first", "source": source, **kept}))
+    (refiner / LINEAGE_FILE).write_text(json.dumps({"from": "runs/first", "source": source, **kept}))
     try:
         done = written(refiner, config, "--to", tmp_path / "c.txt")
         assert done.code == 2
         assert (
             f"{refiner}, which started from runs/first: was trained on P1, on which this config is tested" in done.err
         )
-        (refiner / LINEAGE).write_text(json.dumps({"from": "a.pth", "source": None, **kept}))
+        (refiner / LINEAGE_FILE).write_text(json.dumps({"from": "a.pth", "source": None, **kept}))
         done = written(refiner, config, "--to", tmp_path / "c.txt")
         assert "does not record on which parts of 'msra_hands' it was trained" in done.err
     finally:
-        (refiner / LINEAGE).unlink()
+        (refiner / LINEAGE_FILE).unlink()
 
 
 def test_a_run_that_did_not_note_its_parts_is_refused(refiner: Path, config: Path, tmp_path: Path) -> None:
@@ -140,7 +140,7 @@ def test_other_data_are_refused(refiner: Path, tmp_path: Path, config_name: str,
 
 def test_lines_are_float32_to_the_last_bit() -> None:
     points = np.array([[1 / 3, -2.0, 350.125], [0, 0, 0], [1e-7, 12345.678, 5]], dtype=np.float32)
-    text = centre_lines(FoundCentres(points, np.array([True, False, True]), 0.0, 0.0, ()))
+    text = centre_lines(FrameCentres(points, np.array([True, False, True]), 0.0, 0.0, ()))
     lines = text.splitlines()
     assert lines[0] == "0.33333334 -2 350.125"
     assert lines[1] == "invalid"

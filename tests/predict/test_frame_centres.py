@@ -9,7 +9,12 @@ import pytest
 
 from sightline.data.depth.references import CentreOfMass
 from sightline.errors import DataError
-from sightline.predict.frame_centres import MassCentres, PreviousCentres, RefinedCentres, StoredCentres
+from sightline.predict.frame_centres import (
+    CentreOfMassFinder,
+    FileCentreFinder,
+    RefinedCentreFinder,
+    TrackingCentreFinder,
+)
 
 CAMERA = np.array([100.0, 100.0, 40.0, 30.0])
 FILE = Path("a.npy")
@@ -29,8 +34,8 @@ def point(u: float, v: float, z: float) -> np.ndarray:
     return np.array([(u - 40) * z / 100, (v - 30) * z / 100, z])
 
 
-def mass(**arguments: float) -> MassCentres:
-    return MassCentres(CentreOfMass(**arguments), CAMERA, cube_mm=100.0)  # type: ignore[arg-type]
+def mass(**arguments: float) -> CentreOfMassFinder:
+    return CentreOfMassFinder(CentreOfMass(**arguments), CAMERA, cube_mm=100.0)  # type: ignore[arg-type]
 
 
 def test_the_centre_of_mass_starts_from_the_whole_image() -> None:
@@ -48,10 +53,10 @@ def test_nothing_in_reach_is_told_in_one_line() -> None:
 
 def test_a_figure_is_followed_past_what_lies_elsewhere() -> None:
     """A second thing in view draws the mean of all between the two; from the last answer it is not in reach."""
-    centres = PreviousCentres(mass())
+    centres = TrackingCentreFinder(mass())
     first = centres(FILE, blob((20, 30, 400.0)))
     assert first.source == "centre of mass (first frame)"
-    centres.note(np.stack([first.point_mm] * 4), SURE)
+    centres.update(np.stack([first.point_mm] * 4), SURE)
     both = blob((22, 31, 402.0), (70, 30, 400.0))
     followed = centres(FILE, both)
     assert followed.source == "previous frame"
@@ -61,8 +66,8 @@ def test_a_figure_is_followed_past_what_lies_elsewhere() -> None:
 
 
 def test_a_frame_between_that_cannot_be_read_loses_nothing() -> None:
-    centres = PreviousCentres(mass())
-    centres.note(np.stack([point(20, 30, 400.0)] * 4), SURE)
+    centres = TrackingCentreFinder(mass())
+    centres.update(np.stack([point(20, 30, 400.0)] * 4), SURE)
     with pytest.raises(DataError, match="has no measured pixel"):
         centres(FILE, blob())
     assert centres(FILE, blob((21, 30, 400.0))).source == "previous frame"
@@ -76,8 +81,8 @@ def test_a_frame_between_that_cannot_be_read_loses_nothing() -> None:
     ],
 )
 def test_a_lost_answer_falls_back_and_says_so(peaks: np.ndarray, where: tuple[int, int, float], told: str) -> None:
-    centres = PreviousCentres(mass())
-    centres.note(np.stack([point(20, 30, 400.0)] * 4), peaks)
+    centres = TrackingCentreFinder(mass())
+    centres.update(np.stack([point(20, 30, 400.0)] * 4), peaks)
     found = centres(FILE, blob(where))
     assert found.source == f"centre of mass ({told})"
     np.testing.assert_allclose(found.point_mm, point(*where), atol=1e-9)
@@ -86,7 +91,7 @@ def test_a_lost_answer_falls_back_and_says_so(peaks: np.ndarray, where: tuple[in
 def test_points_of_a_file_are_those_of_its_lines(tmp_path: Path) -> None:
     (tmp_path / "c.txt").write_text("1 2 400\ninvalid 0 0 0\n")
     files = [Path("b.npy"), Path("a.npy")]
-    centres = StoredCentres(
+    centres = FileCentreFinder(
         tmp_path / "c.txt", files, mass(), camera=CAMERA, cube_mm=100.0, turned=lambda points: points * [1, -1, 1]
     )
     depth = blob((40, 30, 400.0))
@@ -98,11 +103,11 @@ def test_points_of_a_file_are_those_of_its_lines(tmp_path: Path) -> None:
 
 
 def test_a_refiner_is_given_what_the_others_find() -> None:
-    start = PreviousCentres(mass())
-    centres = RefinedCentres(start, lambda path, depth, found: found + MOVED)
+    start = TrackingCentreFinder(mass())
+    centres = RefinedCentreFinder(start, lambda path, depth, found: found + MOVED)
     assert centres.is_sequential
     first = centres(FILE, blob((40, 30, 400.0)))
     np.testing.assert_allclose(first.point_mm, point(40, 30, 400) + MOVED, atol=1e-9)
     assert first.source == "centre of mass (first frame), refined"
-    centres.note(np.stack([first.point_mm] * 4), SURE)
+    centres.update(np.stack([first.point_mm] * 4), SURE)
     assert centres(FILE, blob((40, 30, 400.0))).source == "previous frame, refined"

@@ -16,8 +16,8 @@ from torch import Tensor
 import sightline
 from sightline import registry
 from sightline.api import LoadedRun
-from sightline.engine.conversion import convert
-from sightline.errors import ConfigError, in_one_line
+from sightline.engine.conversion import convert_published_weights
+from sightline.errors import ConfigError, escape_to_one_line
 from sightline.predict import clouds, size_batching
 from sightline.predict import prediction as module
 from sightline.predict.classify import ClassPredictor
@@ -53,7 +53,7 @@ def run_of(tmp_path: Path, *overrides: str, layout: str = "wangyueft_pointnet") 
     tmp_path.mkdir(exist_ok=True)
     file, target = tmp_path / "a.pth", tmp_path / "run"
     state = small_state(layout, num_classes=NUM_CLASSES)
-    convert(saved(file, state), layout=layout, target=target, data_name="loose", overrides=overrides)
+    convert_published_weights(saved(file, state), layout=layout, target=target, data_name="loose", overrides=overrides)
     return sightline.load_run(target)
 
 
@@ -165,7 +165,7 @@ def test_one_bad_file_does_not_end_the_others(tmp_path: Path) -> None:
     assert {prediction.file for prediction in found.predicted} == {*good, odd}
     assert {refusal.file.name for refusal in found.refused} == {*bad, "pipe.ply", "link.txt", long.name}
     for refusal in found.refused:
-        assert refusal.reason.startswith(in_one_line(str(refusal.file)))
+        assert refusal.reason.startswith(escape_to_one_line(str(refusal.file)))
         assert refusal.reason.isprintable()
     assert found.exit_code == 2
 

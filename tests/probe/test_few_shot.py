@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 from sightline.errors import ConfigError, DataError
-from sightline.probe.episodes import Setting, draw_episodes, plain_episodes, read_episodes
+from sightline.probe.classifiers import standardise
+from sightline.probe.episodes import EpisodeSetting, draw_episodes, plain_episodes, read_episodes
 from sightline.probe.features import Features
-from sightline.probe.few_shot import FewShot, answers_of
-from sightline.probe.learners import standardised
+from sightline.probe.few_shot import FewShot, predict_queries
 from tests.golden_parity import load_golden
 from tests.probe.blobs import blobs
 
@@ -25,17 +25,17 @@ def test_golden_few_shot(shared: Path, case: int) -> None:
     arrays = load_golden(shared, "fn_svm_fewshot").arrays
     golden = {name.partition(".")[2]: value for name, value in arrays.items() if name.startswith(f"fewshot{case}.")}
     support = Features(golden["support"], golden["support_y"])
-    known, asked = standardised(support.rows, golden["query"])
+    known, asked = standardise(support.rows, golden["query"])
     for ours, rows in ((known, golden["support"]), (asked, golden["query"])):
         assert np.allclose(ours, (rows - golden["mean"]) / golden["scale"], rtol=0, atol=1e-12)
-    answers = answers_of(support, golden["query"])
+    answers = predict_queries(support, golden["query"])
     assert np.array_equal(answers, golden["pred"])
     assert 100 * (answers == golden["query_y"]).mean() == golden["accuracy_percent"]
 
 
 def test_supports_and_queries_are_disjoint_and_of_their_classes() -> None:
     train, test = blobs(900, num_classes=8)
-    setting = Setting(ways=5, shots=10, queries=20)
+    setting = EpisodeSetting(ways=5, shots=10, queries=20)
     for convention, asked in (("train", train), ("test", test)):
         for episode in draw_episodes(setting, convention, train.labels, test.labels, runs=6, seed=4):
             assert len(set(episode.classes)) == 5
@@ -49,7 +49,7 @@ def test_supports_and_queries_are_disjoint_and_of_their_classes() -> None:
 
 def test_episodes_depend_on_the_seed_alone_and_differ_between_runs() -> None:
     train, test = blobs(900, num_classes=8)
-    setting = Setting(ways=3, shots=5, queries=10)
+    setting = EpisodeSetting(ways=3, shots=5, queries=10)
     first, again, other = (
         draw_episodes(setting, "train", train.labels, test.labels, runs=4, seed=seed) for seed in (0, 0, 1)
     )
@@ -60,8 +60,8 @@ def test_episodes_depend_on_the_seed_alone_and_differ_between_runs() -> None:
 def test_a_query_is_answered_the_same_whatever_stands_beside_it() -> None:
     """The scaler is fitted on the support alone: an outlandish query moves no other one."""
     train, test = blobs(300)
-    alone = answers_of(train, test.rows)
-    crowd = answers_of(train, np.concatenate([test.rows, 1e6 * np.ones((50, 16))]))
+    alone = predict_queries(train, test.rows)
+    crowd = predict_queries(train, np.concatenate([test.rows, 1e6 * np.ones((50, 16))]))
     assert np.array_equal(alone, crowd[: len(alone)])
 
 
@@ -98,7 +98,7 @@ def test_kept_episodes_repeat_the_figures_exactly(tmp_path: Path) -> None:
 
 def test_episodes_of_other_data_and_files_without_any_are_refused(tmp_path: Path) -> None:
     train, test = blobs(900)
-    episodes = draw_episodes(Setting(3, 5, 5), "train", train.labels, test.labels, runs=2, seed=0)
+    episodes = draw_episodes(EpisodeSetting(3, 5, 5), "train", train.labels, test.labels, runs=2, seed=0)
     file = tmp_path / "episodes.json"
     file.write_text(json.dumps(plain_episodes(episodes, train.labels, test.labels)))
     assert read_episodes(file, train.labels, test.labels) == episodes
@@ -129,7 +129,7 @@ def test_a_file_of_episodes_goes_with_nothing_else(tmp_path: Path) -> None:
 )
 def test_edited_episodes_are_refused(name: str, places: list[int], told: str, tmp_path: Path) -> None:
     train, test = blobs(900)
-    (episode,) = draw_episodes(Setting(2, 1, 1), "test", train.labels, test.labels, runs=1, seed=0)
+    (episode,) = draw_episodes(EpisodeSetting(2, 1, 1), "test", train.labels, test.labels, runs=1, seed=0)
     document = plain_episodes([episode], train.labels, test.labels)
     document["episodes"][0][name] = places
     file = tmp_path / "episodes.json"
@@ -153,7 +153,7 @@ def test_episodes_whose_answers_are_known_or_wrong_are_refused(
 ) -> None:
     """On noise, queries that are their own support would be answered all right."""
     train, test = blobs(900)
-    episodes = draw_episodes(Setting(2, 2, 2), "train", train.labels, test.labels, runs=1, seed=0)
+    episodes = draw_episodes(EpisodeSetting(2, 2, 2), "train", train.labels, test.labels, runs=1, seed=0)
     document = plain_episodes(episodes, train.labels, test.labels)
     document["episodes"][0][name] = change(document["episodes"][0])
     file = tmp_path / "episodes.json"

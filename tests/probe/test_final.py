@@ -20,7 +20,7 @@ from sightline.errors import DataError
 from sightline.models.crosspoint import IntraPoint
 from sightline.probe import final
 from sightline.probe.cache import FeatureCache
-from sightline.probe.features import faults_shared
+from sightline.probe.features import share_errors
 from sightline.probe.threads import map_in_threads
 from sightline.runs.run_directory import RunDirectory
 from sightline.studies import final_probe
@@ -49,7 +49,7 @@ class Told(World):
 
     texts: tuple[str, ...] = ()
 
-    def gather_text(self, text: str, *, what: str = "text") -> list[str]:
+    def gather_text(self, text: str, *, operation: str = "text") -> list[str]:
         return [*self.texts, text]
 
 
@@ -89,7 +89,7 @@ def test_a_model_that_cannot_be_probed_ends_its_run_all_the_same(
 ) -> None:
     monkeypatch.setattr(IntraPoint, "encode", encode)
     said: list[str] = []
-    monkeypatch.setattr(verb, "note", said.append)
+    monkeypatch.setattr(verb, "print_note", said.append)
     run = train_thin(tmp_path)
     assert "probe_svm_accuracy" not in (run / "final.json").read_text()
     (reason,) = (line for line in said if line.startswith("probe_svm_accuracy"))
@@ -100,7 +100,7 @@ def test_a_model_that_cannot_be_probed_ends_its_run_all_the_same(
 def test_the_figure_stands_beside_what_guessing_gets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Twelve classes, and as many of each."""
     said: list[str] = []
-    monkeypatch.setattr(verb, "note", said.append)
+    monkeypatch.setattr(verb, "print_note", said.append)
     train_thin(tmp_path)
     assert "probe_svm_accuracy: guessing gets 0.0833, always the largest class 0.0833" in said
     remarks = [line for line in said if line.startswith("probe_svm_accuracy")]
@@ -108,13 +108,13 @@ def test_the_figure_stands_beside_what_guessing_gets(tmp_path: Path, monkeypatch
 
 
 def test_a_cloud_that_one_process_cannot_read_is_a_fault_on_all() -> None:
-    with pytest.raises(DataError, match=r"^cloud 7 is broken$"), faults_shared(second("cloud 7 is broken")):
+    with pytest.raises(DataError, match=r"^cloud 7 is broken$"), share_errors(second("cloud 7 is broken")):
         pass
-    with pytest.raises(DataError, match="mine"), faults_shared(second("")):
+    with pytest.raises(DataError, match="mine"), share_errors(second("")):
         raise DataError("mine")
-    with pytest.raises(torch.OutOfMemoryError), faults_shared(second("")):
+    with pytest.raises(torch.OutOfMemoryError), share_errors(second("")):
         raise torch.OutOfMemoryError
-    with faults_shared(second("")):
+    with share_errors(second("")):
         pass
 
 
@@ -145,7 +145,7 @@ def test_the_first_process_decides_whether_features_are_kept(
     for sees in (True, False):
         monkeypatch.setattr(os, "access", lambda path, mode, sees=sees: sees)
         run = RunDirectory(tmp_path, is_writer=True)
-        final_probe.probed(read_config(config), second(first), run, said.append, nn.Identity())
+        final_probe.probe_metrics(read_config(config), second(first), run, said.append, nn.Identity())
     assert [each and each.folder for each in found] == [tmp_path / "features" if kept else None] * 2
 
 

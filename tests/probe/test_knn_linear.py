@@ -15,7 +15,7 @@ from sklearn.preprocessing import StandardScaler
 from sightline.errors import ConfigError
 from sightline.probe.features import Features
 from sightline.probe.folds import stratified_folds
-from sightline.probe.knn import KNN, nearest_labels, votes_of
+from sightline.probe.knn import KNN, majority_vote, nearest_labels
 from sightline.probe.linear import Linear
 from tests.probe.blobs import blobs
 
@@ -33,7 +33,7 @@ def slow_answer(train: Features, row: np.ndarray, k: int) -> int:
 @pytest.mark.parametrize("k", [1, 2, 7])
 def test_neighbours_by_definition(k: int) -> None:
     train, test = blobs(120, apart=0.4)
-    answers = votes_of(nearest_labels(train, test.rows, num_neighbours=k))
+    answers = majority_vote(nearest_labels(train, test.rows, num_neighbours=k))
     assert answers.tolist() == [slow_answer(train, row.astype(np.float64), k) for row in test.rows]
 
 
@@ -52,8 +52,8 @@ def test_neighbours_do_not_see_the_length_of_features() -> None:
 
 
 def test_votes_by_hand() -> None:
-    assert votes_of(np.array([[3, 1, 1], [2, 0, 1], [0, 4, 4], [5, 6, 6]])).tolist() == [1, 2, 4, 6]
-    assert votes_of(np.array([[1, 2, 2, 1]])).tolist() == [1]
+    assert majority_vote(np.array([[3, 1, 1], [2, 0, 1], [0, 4, 4], [5, 6, 6]])).tolist() == [1, 2, 4, 6]
+    assert majority_vote(np.array([[1, 2, 2, 1]])).tolist() == [1]
 
 
 def test_the_number_of_neighbours_is_chosen_on_the_training_part() -> None:

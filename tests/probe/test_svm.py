@@ -13,9 +13,9 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC
 
 from sightline.errors import DataError
-from sightline.probe.features import Features, statistics_of
-from sightline.probe.folds import chance_of, stratified_folds
-from sightline.probe.learners import support_vector_machine
+from sightline.probe.classifiers import support_vector_machine
+from sightline.probe.features import Features, feature_statistics
+from sightline.probe.folds import chance_accuracy, stratified_folds
 from sightline.probe.svm import COSTS, SVM
 from tests.golden_parity import load_golden
 from tests.probe.blobs import blobs
@@ -28,7 +28,7 @@ def test_golden_linear_machines(shared: Path, case: int) -> None:
     golden = {name.partition(".")[2]: value for name, value in arrays.items() if name.startswith(f"linear{case}.")}
     cost = float(golden["C"])
     train = Features(golden["train"], golden["train_y"])
-    (answers,) = SVM(C=(cost,)).answers(train, golden["test"])
+    (answers,) = SVM(C=(cost,)).predict_all_costs(train, golden["test"])
     predicted = answers.classes
     assert answers.has_converged
     assert np.array_equal(predicted, golden["pred"])
@@ -71,8 +71,10 @@ def test_scale_law(scale: float) -> None:
     """w.x + b with |w|^2 / 2 + C * slack: in s*x the same w.x has |w|^2 / s^2, so C becomes C / s^2."""
     train, test = blobs(240, apart=0.5)
     scaled = Features((scale * train.rows.astype(np.float64)), train.labels)
-    plain = SVM().answers(train, test.rows)
-    other = SVM(C=tuple(cost / scale**2 for cost in COSTS)).answers(scaled, scale * test.rows.astype(np.float64))
+    plain = SVM().predict_all_costs(train, test.rows)
+    other = SVM(C=tuple(cost / scale**2 for cost in COSTS)).predict_all_costs(
+        scaled, scale * test.rows.astype(np.float64)
+    )
     for cost, ours, theirs in zip(COSTS, plain, other, strict=True):
         assert (ours.classes == theirs.classes).mean() > 0.99, cost  # a row on a border may fall to either side
 
@@ -137,7 +139,7 @@ def test_one_class_cannot_be_probed() -> None:
 
 def test_statistics_by_hand() -> None:
     rows = np.array([[3.0, 4.0, 0.0], [0.0, 0.0, 0.0], [3.0, -4.0, 0.0], [0.0, 0.0, 0.0]], np.float32)
-    told = statistics_of(rows)
+    told = feature_statistics(rows)
     assert told["width"] == 3
     assert told["mean_norm"] == 2.5
     assert told["deviation_smallest"] == 0.0
@@ -148,5 +150,5 @@ def test_statistics_by_hand() -> None:
 
 
 def test_chance_by_hand() -> None:
-    told = chance_of(np.array([0, 1, 1, 1]), np.array([0, 1, 1, 2, 0]), 4)
+    told = chance_accuracy(np.array([0, 1, 1, 1]), np.array([0, 1, 1, 2, 0]), 4)
     assert told == {"uniform_guess": 0.25, "largest_class": 0.4}

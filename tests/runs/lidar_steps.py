@@ -39,7 +39,7 @@ def run_steps(world: World, micro_batches: int = 1) -> dict[str, Any]:
     """The confusion of the first weights, and the trace and the weights of two epochs of three steps."""
     path = ROOT / "configs/segment/synthetic_lidar_salsanext.yaml"
     built = build(read_config(path, [*WORDS, f"train.micro_batches={micro_batches}"]), world)
-    first = built.test(built.job.evaluated, world)
+    first = built.test_evaluator(built.job.evaluation_model, world)
     trace: list[dict[str, float]] = []
 
     def at_step(record: Any, stop_asked: bool) -> bool:
@@ -47,9 +47,9 @@ def run_steps(world: World, micro_batches: int = 1) -> dict[str, Any]:
         return False
 
     train(built.job, world, at_step)
-    last = built.test(built.job.evaluated, world)
+    last = built.test_evaluator(built.job.evaluation_model, world)
     return {
-        "confusion": first.measured[0].state["confusion"].tolist(),
+        "confusion": first.results[0].state["confusion"].tolist(),
         "first": dict(first.metrics) | dict(first.losses),
         "trace": trace,
         "last": dict(last.metrics) | dict(last.losses),

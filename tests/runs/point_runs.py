@@ -175,7 +175,7 @@ class Run:
 def rooms_of(run: Run) -> list[dict[str, np.ndarray]]:
     """The test part of the plugin's rooms."""
     load_plugins([run.plugin])
-    held = registry.data.entry_of("toy_rooms").builder(split="test")
+    held = registry.data.get_entry("toy_rooms").builder(split="test")
     return [{name: v.numpy() for name, v in held[SampleKey(index, 0, 0)].items()} for index in range(len(held))]
 
 
@@ -208,7 +208,7 @@ class Scored(NamedTuple):
 def scored_by(run: Run, monkeypatch: pytest.MonkeyPatch) -> Scored:
     """Evaluate a run: probabilities as its metrics get them, labels as it keeps them, counts as it tells them."""
     found: dict[int, np.ndarray] = {}
-    assess = Segment.assess
+    assess = Segment.losses_and_predictions
 
     def recording(self: Segment, model: Any, batch: Any, around: Any) -> Any:
         sums, predictions = assess(self, model, batch, around)
@@ -220,7 +220,7 @@ def scored_by(run: Run, monkeypatch: pytest.MonkeyPatch) -> Scored:
 
     out, kept = run.path.parent / "evaluated.json", run.path.parent / "kept"
     with monkeypatch.context() as patch:
-        patch.setattr(Segment, "assess", recording)
+        patch.setattr(Segment, "losses_and_predictions", recording)
         run("evaluate", run.path, "--json", out, "--save-predictions", "--out", kept)
     counts = json.loads(out.read_text())["confusion"]["counts"]
     samples = json.loads((kept / "manifest.json").read_text())["samples"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from sightline.config import RunConfig, read_config
-from sightline.engine.build import Built, build
+from sightline.engine.build import TrainingSetup, build
 from sightline.engine.distributed import World
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -28,5 +28,5 @@ def small_config(*overrides: str, config: str = "synthetic_shapes_pointnet") -> 
     return read_config(ROOT / "configs" / "classify" / f"{config}.yaml", [*cuts, *overrides])
 
 
-def small_run(*overrides: str, config: str = "synthetic_shapes_pointnet") -> Built:
+def small_run(*overrides: str, config: str = "synthetic_shapes_pointnet") -> TrainingSetup:
     return build(small_config(*overrides, config=config), World())

@@ -233,7 +233,7 @@ def test_what_is_scored_against_is_not_rounded() -> None:
     """Trap T24: single precision holds 1/3 of a pixel to 1e-5 of it, COCO's evaluation to 1e-14."""
     built = build(read_config(CONFIG, ("data.train_size=8", "data.validation_size=1", "data.test_size=2")), World())
     seen: list[dict[str, Any]] = []
-    built.test(built.job.model, World(), keep=lambda batch, predictions: seen.append(dict(batch)))
+    built.test_evaluator(built.job.model, World(), on_batch=lambda batch, predictions: seen.append(dict(batch)))
     assert {batch["truth"].dtype for batch in seen} == {torch.float64}
     assert {batch["image"].dtype for batch in seen} == {torch.float32}
 

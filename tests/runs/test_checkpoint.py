@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from sightline.errors import CheckpointError
-from sightline.runs.checkpoint import Snapshot, find, load, newest_sound, rewind, run_around, save
+from sightline.runs.checkpoint import Snapshot, enclosing_run, load, newest_valid, resolve, rewind, save
 from tests.engine.snapshots import assert_same, bits, snapshot_of
 
 FILES = ["model.safetensors", "optimizer.safetensors", "ema.safetensors", "state.json", "manifest.json"]
@@ -132,7 +132,7 @@ def test_what_cannot_be_kept_is_refused_and_leaves_nothing_that_counts(tmp_path:
     whole = {"step": 1, "model": {}, "optimizer": {}, "ema": None, "state": {}}
     with pytest.raises(AssertionError):
         save(tmp_path, Snapshot(**(whole | broken)), keep_last=1, is_best=False)
-    assert newest_sound(tmp_path) == (None, [])
+    assert newest_valid(tmp_path) == (None, [])
 
 
 # --- where it is kept ------------------------------------------------------------------------------------------------
@@ -196,7 +196,7 @@ def test_the_oldest_go_but_never_the_best(tmp_path: Path) -> None:
 def test_steps_are_ordered_as_numbers_past_eight_digits(tmp_path: Path) -> None:
     for step in (99_999_999, 100_000_000):
         save(tmp_path, snapshot_of(step), keep_last=2, is_best=False)
-    assert newest_sound(tmp_path)[0] == tmp_path / "checkpoints" / "step_100000000"
+    assert newest_valid(tmp_path)[0] == tmp_path / "checkpoints" / "step_100000000"
 
 
 def test_only_our_own_leftovers_are_removed(tmp_path: Path) -> None:
@@ -280,7 +280,7 @@ def test_damaged_last_names_the_newest_sound_one(tmp_path: Path) -> None:
     data[-1] ^= 1
     damaged.write_bytes(data)
     assert str(sound) in assert_refused(tmp_path, "step_00000003/model.safetensors")
-    found, rejected = newest_sound(tmp_path)
+    found, rejected = newest_valid(tmp_path)
     assert found == sound
     assert len(rejected) == 1
     assert str(damaged) in rejected[0]
@@ -293,7 +293,7 @@ def test_paths_without_a_checkpoint_say_what_to_give(tmp_path: Path, folder: Pat
         assert "give a run directory" in assert_refused(path, path.name)
     (tmp_path / "empty").mkdir()
     assert_refused(tmp_path / "empty", "manifest.json")
-    assert newest_sound(tmp_path / "absent") == (None, [])
+    assert newest_valid(tmp_path / "absent") == (None, [])
 
 
 def test_a_newer_format_says_so(folder: Path) -> None:
@@ -435,16 +435,16 @@ def test_a_link_to_itself_is_no_checkpoint(tmp_path: Path) -> None:
 
 
 def test_the_run_around_a_checkpoint_is_found_from_everywhere_in_it(folder: Path, tmp_path: Path) -> None:
-    assert run_around(folder) is None
+    assert enclosing_run(folder) is None
     (tmp_path / "config.yaml").write_text("")
-    for place in (tmp_path, tmp_path / "checkpoints", tmp_path / "checkpoints" / "last", folder, find(tmp_path)):
-        assert run_around(place) == tmp_path
+    for place in (tmp_path, tmp_path / "checkpoints", tmp_path / "checkpoints" / "last", folder, resolve(tmp_path)):
+        assert enclosing_run(place) == tmp_path
     (tmp_path / "elsewhere").symlink_to(folder)
-    assert run_around(tmp_path / "elsewhere") == tmp_path
+    assert enclosing_run(tmp_path / "elsewhere") == tmp_path
 
 
 def test_a_config_far_above_weights_says_nothing_of_them(folder: Path, tmp_path: Path) -> None:
     copied = tmp_path / "kept" / "of" / "others" / "weights"
     shutil.copytree(folder, copied)
     (tmp_path / "config.yaml").write_text("")
-    assert run_around(copied) is None
+    assert enclosing_run(copied) is None

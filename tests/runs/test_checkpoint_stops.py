@@ -16,7 +16,7 @@ import pytest
 
 from sightline.errors import RunError
 from sightline.runs import checkpoint
-from sightline.runs.checkpoint import load, newest_sound, save
+from sightline.runs.checkpoint import load, newest_valid, save
 from tests.engine.snapshots import assert_same, snapshot_of
 
 
@@ -123,7 +123,7 @@ def test_killed_at_any_call_leaves_a_whole_checkpoint(
         run = tmp_path / str(stop_at)
         run.mkdir()
         step = prepare(run)
-        earlier_path, _ = newest_sound(run)
+        earlier_path, _ = newest_valid(run)
         earlier = load(earlier_path).step if earlier_path else None
         disk = Disk(stop_at, Killed(), after=after)
         with monkeypatch.context() as patch:
@@ -135,7 +135,7 @@ def test_killed_at_any_call_leaves_a_whole_checkpoint(
             else:
                 assert disk.num_calls < stop_at, "a stop was swallowed"
                 return
-        found, rejected = newest_sound(run)
+        found, rejected = newest_valid(run)
         assert rejected == []
         assert earlier is None or found is not None
         assert earlier is None or (run / "checkpoints" / "last").is_symlink()
@@ -177,7 +177,7 @@ def test_a_refusing_disk_is_one_line_and_harms_nothing(
                 continue
         assert f"step_{step:08d}: cannot write: {os.strerror(number).lower()}" in message
         assert "\n" not in message
-        found, rejected = newest_sound(run)
+        found, rejected = newest_valid(run)
         assert rejected == []
         assert step == 1 or found is not None
         if not forever and (run / "checkpoints").exists():
@@ -213,7 +213,7 @@ def test_a_disk_that_fills_up_within_a_file(is_first: bool, tmp_path: Path, monk
             save(tmp_path, snapshot_of(2), keep_last=1, is_best=False)
     assert ("earlier checkpoints are intact" in str(caught.value)) is not is_first
     if is_first:
-        assert checkpoint.kept(tmp_path) == []
+        assert checkpoint.list_checkpoints(tmp_path) == []
         return
     assert sorted(os.listdir(tmp_path / "checkpoints")) == ["last", "step_00000001"]
     assert_same(load(tmp_path), snapshot_of(1))

@@ -14,8 +14,8 @@ import torch
 from PIL import Image
 
 from sightline.data.synthetic.synthetic_crowds import SyntheticCrowds
-from sightline.engine.loading import open_trained
-from sightline.tasks.box_stages import COLORS
+from sightline.engine.run_loading import open_trained
+from sightline.tasks.detection_pictures import COLORS
 from sightline.types import SampleKey
 from tests.command import Outcome, run_here
 from tests.processes import ROOT

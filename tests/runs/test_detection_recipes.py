@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from sightline.config import read_config
-from sightline.config.show import to_plain
+from sightline.config.yaml_writer import to_plain
 from sightline.data.synthetic.synthetic_crowds import SyntheticCrowds
 from sightline.engine.conversion import _config
 from sightline.models.published.published_models import MODELS

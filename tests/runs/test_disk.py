@@ -45,7 +45,7 @@ def assert_stopped_in_one_line(stopped: Outcome, *expected: str) -> None:
 
 def assert_goes_on_to_the_same_end(out: Path, unbroken: Path) -> None:
     """The newest checkpoint is whole and no leftover is taken for one; resumed, the run ends as if nothing had been."""
-    sound, rejected = checkpoint.newest_sound(out)
+    sound, rejected = checkpoint.newest_valid(out)
     assert sound is not None
     assert rejected == []
     assert 0 < checkpoint.load(out).step < NUM_STEPS
@@ -173,7 +173,7 @@ def stop_after_four(out: Path, number: int) -> Outcome:
         Closing(out, number).watch(patched, after=4)
         stopped = train(out)
     assert checkpoint.load(out).step == 4
-    assert checkpoint.newest_sound(out)[1] == []
+    assert checkpoint.newest_valid(out)[1] == []
     (out / ".lock").unlink()  # the disk kept it; a dead process's is taken over, but this one lives on
     return stopped
 

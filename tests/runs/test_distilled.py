@@ -13,14 +13,14 @@ from safetensors.torch import load_file
 from scipy.special import softmax
 from scipy.stats import entropy
 
-from sightline.config import read_config, render
-from sightline.config.show import to_plain
+from sightline.config import read_config, render_config
+from sightline.config.yaml_writer import to_plain
 from sightline.engine.build import build
 from sightline.engine.distributed import World
-from sightline.engine.loading import open_run, open_trained
-from sightline.engine.step import prepare_step, run_batch, weighted_sum
+from sightline.engine.run_loading import open_run, open_trained
+from sightline.engine.step import compute_batch_losses, prepare_step, weighted_sum
 from sightline.errors import ConfigError
-from sightline.layers.quantisation.layers_of import quantisable
+from sightline.layers.quantisation.quantisable_weights import quantisable_weights
 from sightline.runs import checkpoint
 from sightline.runs.run_directory import RunDirectory
 from sightline.types import SampleKey
@@ -83,7 +83,7 @@ def test_a_step_has_the_gradient_of_a_handwritten_one(teacher: Path) -> None:
     batch = {name: value.double() if value.is_floating_point() else value for name, value in batch.items()}
     model = job.model.eval()
     step = prepare_step(job.task, model, [batch], World(), job.precision)
-    weighted_sum(step.means(step.sums(model)), job.weights_at(0)).backward()
+    weighted_sum(step.loss_means(step.loss_sums(model)), job.loss_weights_at(0)).backward()
     found = [parameter.grad.clone() for parameter in model.parameters()]
     model.zero_grad()
     logits = model(points=batch["points"])["logits"]
@@ -163,7 +163,7 @@ def test_a_run_is_evaluated_with_its_teacher_a_moved_one_or_none(teacher: Path, 
 
 
 def test_the_student_may_be_quantised(teacher: Path, tmp_path: Path) -> None:
-    names = [weight.name for weight in quantisable(open_trained(teacher).model)]
+    names = [weight.name for weight in quantisable_weights(open_trained(teacher).model)]
     policy = "{" + ", ".join(f"{name}: {{kind: codebook, bits: 2}}" for name in names) + "}"
     words = ("model.name=pointnet_plain", f"init={{from: {teacher}}}", f"compress={{policy: {policy}}}")
     done = train(tmp_path / "run", BOTH, f"teacher={{from: {teacher}}}", *words, "--no-check")
@@ -219,7 +219,7 @@ def test_parts_of_fused_layers_have_no_features(tmp_path: Path) -> None:
     directory = RunDirectory(tmp_path, is_writer=True)
     directory.write_json("environment.json", {})
     directory.write_json("facts.json", to_plain(dict(built.data.facts)))
-    directory.write_text("config.yaml", render(built.config, origins=False))
+    directory.write_text("config.yaml", render_config(built.config, origins=False))
     weights = dict(built.job.model.state_dict())
     checkpoint.save(tmp_path, checkpoint.Snapshot(0, weights, {}, None, {}), keep_last=1, is_best=False)
 
@@ -231,7 +231,7 @@ def test_parts_of_fused_layers_have_no_features(tmp_path: Path) -> None:
             config="synthetic_shapes_dgcnn",
         )
         batch = taught.data.train.reader([_key(0), _key(1)])
-        sums, _ = run_batch(taught.job.task, taught.job.model, batch, torch.device("cpu"))
+        sums, _ = compute_batch_losses(taught.job.task, taught.job.model, batch, torch.device("cpu"))
         return sums["feature_distillation"].item()
 
     with pytest.raises(ConfigError, match=r"'edges.0.edge.linear' is not called in a forward pass: .*fused: false"):

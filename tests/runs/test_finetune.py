@@ -17,8 +17,8 @@ from sightline.config import read_config
 from sightline.engine.build import build
 from sightline.engine.distributed import World
 from sightline.runs.lineage import describe_lineage, read_lineage
-from sightline.studies.cells import Cell
-from sightline.studies.label_table import STARTS, LabelRow, LabelRun, rows_of, shown
+from sightline.studies.label_table import STARTS, LabelRow, LabelRun, label_rows, table_cells
+from sightline.studies.study_runs import StudyRun
 from tests.command import Outcome, run_here
 
 DATA = "{name: synthetic_shapes, train_size: 240, test_size: 24, num_points: 32%s}"
@@ -312,14 +312,14 @@ def test_what_cannot_be_compared_is_refused_before_any_run(
 
 
 def cell(fraction: float, start: Any, seed: int, value: float) -> LabelRun:
-    return LabelRun(fraction, start, seed, Cell(Path(), ()), value)
+    return LabelRun(fraction, start, seed, StudyRun(Path(), ()), value)
 
 
 def test_where_a_low_figure_is_the_better_one() -> None:
     """Errors of 0.5 and 0.6 from scratch, 0.3 and 0.2 pre-trained: 0.3 less, beyond the spread of 0.1."""
     cells = [cell(0.1, "scratch", 0, 0.5), cell(0.1, "scratch", 1, 0.6)]
     cells += [cell(0.1, "pretrained", 0, 0.3), cell(0.1, "pretrained", 1, 0.2)]
-    (low,), (high,) = rows_of(cells, {0.1: 72}, mode="min"), rows_of(cells, {0.1: 72}, mode="max")
+    (low,), (high,) = label_rows(cells, {0.1: 72}, mode="min"), label_rows(cells, {0.1: 72}, mode="max")
     assert low.difference == high.difference == pytest.approx(-0.3)
     assert (low.is_beyond, high.is_beyond) == (True, False)
     assert (low.num_ahead, high.num_ahead, low.num_pairs) == (2, 0, 2)
@@ -330,7 +330,7 @@ def test_rows_by_hand() -> None:
     cells = [cell(0.1, "scratch", 0, 0.5), cell(0.1, "pretrained", 0, 0.8)]
     cells += [cell(0.1, "scratch", 1, 0.6), cell(0.1, "pretrained", 1, 0.7)]
     cells += [cell(1.0, "scratch", 0, 0.9), cell(1.0, "pretrained", 0, 0.95)]
-    first, last = rows_of(cells, {0.1: 10, 1.0: 100})
+    first, last = label_rows(cells, {0.1: 10, 1.0: 100})
     assert (first.num_samples, last.num_samples) == (10, 100)
     assert first.difference == pytest.approx(0.2)
     assert first.spread == pytest.approx(0.1)
@@ -345,5 +345,5 @@ def test_pairs_of_a_seed_by_hand() -> None:
     assert (row.num_ahead, row.num_pairs, row.to_dict()["num_ahead"]) == (1, 3, 1)
     begun = LabelRow(0.1, 10, (0.5,), (0.6, 0.8))
     assert (begun.num_ahead, begun.num_pairs) == (1, 1)
-    assert shown(begun)[-1] == "1 of 1"
+    assert table_cells(begun)[-1] == "1 of 1"
     assert LabelRow(0.1, 10, (), (0.6,)).num_pairs == 0

@@ -11,7 +11,7 @@ import pytest
 
 from sightline.errors import CheckpointError, PluginError, UserError
 from sightline.plugins import check_recorded
-from sightline.runs.checkpoint import find
+from sightline.runs.checkpoint import resolve
 from sightline.runs.lineage import describe_lineage, read_lineage
 from sightline.runs.run_documents import assert_own_files, load_document, read_facts
 
@@ -95,7 +95,7 @@ def test_the_last_checkpoint_does_not_lead_out(tmp_path: Path) -> None:
     (tmp_path / "run/checkpoints").mkdir(parents=True)
     os.symlink(tmp_path / "elsewhere", tmp_path / "run/checkpoints/last")
     with pytest.raises(CheckpointError, match=r"points to '.*elsewhere', out of"):
-        find(tmp_path / "run")
+        resolve(tmp_path / "run")
 
 
 def test_escape_codes_in_names_are_shown_escaped(tmp_path: Path) -> None:

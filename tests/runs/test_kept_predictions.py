@@ -12,7 +12,7 @@ import torch
 
 import sightline
 from sightline.engine.build import build_part
-from sightline.evaluation.kept_predictions import file_stems
+from sightline.evaluation.saved_predictions import file_stems
 from sightline.types import SampleKey
 from tests.command import run_here
 from tests.processes import ROOT

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sightline.engine.build import Built
+from sightline.engine.build import TrainingSetup
 from sightline.engine.distributed import World
 from sightline.engine.train import train
 from sightline.types import Sample, SampleKey
@@ -66,7 +66,7 @@ MODELS = ("model={name: squeezeseg}", "model={name: salsanext, width: 2}", "mode
 FEW = ("data.train_size=8", "train.batch_size=2", "train.epochs=1", "optimizer={name: adam, lr: 0.01}")
 
 
-def trained_weights(built: Built) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+def trained_weights(built: TrainingSetup) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """The parameters before and after an epoch; every loss on the way is finite, and so is every figure after it."""
     before = {name: value.detach().clone() for name, value in built.job.model.named_parameters()}
     losses: list[float] = []
@@ -76,7 +76,7 @@ def trained_weights(built: Built) -> tuple[dict[str, Tensor], dict[str, Tensor]]
         return False
 
     train(built.job, World(), at_step)
-    result = built.test(built.job.evaluated, World())
+    result = built.test_evaluator(built.job.evaluation_model, World())
     assert np.isfinite([*losses, *result.losses.values()]).all()
     return before, dict(built.job.model.named_parameters())
 

@@ -16,13 +16,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sightline.engine.session import Session
+from sightline.engine.session import TrainingSession
 from sightline.errors import LostFolderError
 from sightline.probe.cache import FeatureCache
 from sightline.probe.features import Features
 from sightline.runs import checkpoint
 from sightline.runs.run_directory import RunDirectory
-from sightline.studies import train_run
+from sightline.training import train_run
 from tests.command import Outcome, run_here
 from tests.engine.snapshots import snapshot_of
 from tests.runs.broken_off import Bench, Forked, wait_for
@@ -68,9 +68,9 @@ class Disturbed:
         """By default in the second epoch; there are checkpoints of steps 4 and 8."""
         owner: Any
         owner, name = {
-            "step": (Session, "_at_step"),
+            "step": (TrainingSession, "_at_step"),
             "writing a checkpoint": (checkpoint, "_swap_in"),
-            "final evaluation": (Session, "_finish"),
+            "final evaluation": (TrainingSession, "_finish"),
             "after the end": (train_run, "evaluation_document"),
         }[moment]
         before = getattr(owner, name)
@@ -196,13 +196,13 @@ def test_a_run_that_finished_while_this_one_was_built_is_left_alone(
     run: Disturbed, other: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Both found the folder empty; the other one locked it first, and had ended when this one came to lock it."""
-    before = train_run.make_folder
+    before = train_run.create_run_folder
 
     def late(*arguments: Any) -> Path:
         shutil.copytree(other, run.out, symlinks=True)
         return before(*arguments)
 
-    monkeypatch.setattr(train_run, "make_folder", late)
+    monkeypatch.setattr(train_run, "create_run_folder", late)
     ended = train(run.out, "seed=5")
     assert ended.code == 2, ended.err
     assert f"error: {run.out}: another run wrote to this folder while this one was built" in ended.err
@@ -253,12 +253,12 @@ MOVER = _Mover()
 
 def save_twice(run: RunDirectory) -> None:
     for step in (1, 2):
-        checkpoint.save(run.path, snapshot_of(step), keep_last=1, is_best=True, assert_own=run.assert_own)
+        checkpoint.save(run.path, snapshot_of(step), keep_last=1, is_best=True, assert_own=run.assert_lock_held)
 
 
 def keep_features(run: RunDirectory) -> None:
     features = Features(np.zeros((2, 3), dtype=np.float32), np.zeros(2, dtype=np.int64))
-    cache = FeatureCache(run.path / "features", run.assert_own)
+    cache = FeatureCache(run.path / "features", run.assert_lock_held)
     cache.assert_writable()
     cache.save({"split": "train"}, features)
 

@@ -18,16 +18,16 @@ import torch
 from torch import Tensor, nn
 
 from sightline.errors import CheckpointError, UserError
-from sightline.layers.quantisation.clustering import cluster
-from sightline.layers.quantisation.layers_of import quantisable
-from sightline.layers.quantisation.parametrised import apply_policy, dense, quantised
+from sightline.layers.quantisation.clustering import cluster_weight
+from sightline.layers.quantisation.parametrised import apply_policy, dense_state_dict, quantised_weights
+from sightline.layers.quantisation.quantisable_weights import quantisable_weights
 from sightline.runs.packed import (
-    Entry,
-    entries_of,
-    entry_of,
+    PackedTensorSpec,
+    compression_ratios,
     packed_size,
-    ratios,
+    planned_tensor_spec,
     read_packed,
+    tensor_specs,
     write_packed,
 )
 from sightline.runs.packed_bits import pack_bits, unpack_bits
@@ -116,14 +116,17 @@ def net() -> Net:
 
 def test_a_model_comes_back_bit_by_bit(tmp_path: Path) -> None:
     model, path = net(), tmp_path / "model.slq"
-    entries, tied = entries_of(model)
+    entries, tied = tensor_specs(model)
     size = write_packed(path, model, META)
     assert size == path.stat().st_size == packed_size(entries, META, tied=tied)
     packed = read_packed(path)
     assert packed.meta == META
     assert packed.entries == entries
-    assert_same_bits(packed.state, dense(model))
-    kinds = {entry.name: (entry.kind, entry.bits, entry.k, entry.groups, entry.book) for entry in entries}
+    assert_same_bits(packed.state, dense_state_dict(model))
+    kinds = {
+        entry.name: (entry.kind, entry.bits, entry.num_centroids, entry.groups, entry.codebook_dtype)
+        for entry in entries
+    }
     assert kinds["a.weight"] == ("kq", 3, 8, 1, "f16")
     assert kinds["b.weight"] == ("kq", 2, 4, 30, "f16")
     assert kinds["c.weight"] == ("lq", 5, 31, 30, "f32")
@@ -147,13 +150,13 @@ def test_centres_that_training_moved_are_packed_as_they_are_read(tmp_path: Path)
     """Out of order, equal after rounding, negative zeros: the file holds them ascending and once."""
     model = nn.Sequential(nn.Linear(30, 30))
     apply_policy(model, {"0.weight": {"kind": "codebook", "bits": 3}})
-    _, centres = quantised(model)["0.weight"]
+    _, centres = quantised_weights(model)["0.weight"]
     with torch.no_grad():
         centres.copy_(torch.tensor([5.0, 1.0, 1.0 + 1e-5, -1e-9, 0.3, -0.3, 2.0, 2.5]))
     write_packed(tmp_path / "model.slq", model, {})
     packed = read_packed(tmp_path / "model.slq")
-    assert_same_bits(packed.state, dense(model))
-    assert {entry.name: entry.k for entry in packed.entries}["0.weight"] == 7
+    assert_same_bits(packed.state, dense_state_dict(model))
+    assert {entry.name: entry.num_centroids for entry in packed.entries}["0.weight"] == 7
     with torch.no_grad():
         centres.fill_(1e6)
     with pytest.raises(UserError, match=r"0\.weight: quantised weights are not finite"):
@@ -169,19 +172,19 @@ def test_random_layers_packed_are_those_simulated(tmp_path: Path) -> None:
         kind = "linear" if number % 5 == 4 and bits > 1 else "codebook"
         policy[f"layer{number}"] = {"kind": kind, "bits": bits, "per_channel": number % 3 == 2}
     apply_policy(model, policy)
-    entries, tied = entries_of(model)
+    entries, tied = tensor_specs(model)
     size = write_packed(tmp_path / "model.slq", model, {})
     assert size == (tmp_path / "model.slq").stat().st_size == packed_size(entries, {}, tied=tied)
-    assert_same_bits(read_packed(tmp_path / "model.slq").state, dense(model))
+    assert_same_bits(read_packed(tmp_path / "model.slq").state, dense_state_dict(model))
 
 
 @pytest.mark.parametrize("name", ["dgcnn", "salsanext", "detector"])
 def test_models_come_back_bit_by_bit(name: str, tmp_path: Path) -> None:
     model = small_model(name).float()
     choice = {"kind": "codebook", "bits": 2}
-    apply_policy(model, {weight.name: choice for weight in quantisable(model)})
+    apply_policy(model, {weight.name: choice for weight in quantisable_weights(model)})
     write_packed(tmp_path / "model.slq", model, {})
-    assert_same_bits(read_packed(tmp_path / "model.slq").state, dense(model))
+    assert_same_bits(read_packed(tmp_path / "model.slq").state, dense_state_dict(model))
 
 
 def test_what_a_file_cannot_hold_is_refused_by_name(tmp_path: Path) -> None:
@@ -319,7 +322,7 @@ def test_a_sparse_file_is_refused_by_its_header(sound: bytes, tmp_path: Path, he
         file.truncate(1 << 35)
     fault = "bytes belong to no tensor" if head == "sound" else "begin with SLQ1"
     with (
-        mock.patch("sightline.runs.packed.read_plain", side_effect=AssertionError("the whole file was read")),
+        mock.patch("sightline.runs.packed.read_regular_file", side_effect=AssertionError("the whole file was read")),
         pytest.raises(CheckpointError, match=fault),
     ):
         read_packed(path)
@@ -335,7 +338,7 @@ def test_codes_without_a_value_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "model.slq"
     write_packed(path, model, {})
     data, start = path.read_bytes(), payload_of(path.read_bytes())
-    assert read_packed(path).entries == [Entry("weight", (5, 101), "kq", 2, 3, 1, "f16")]
+    assert read_packed(path).entries == [PackedTensorSpec("weight", (5, 101), "kq", 2, 3, 1, "f16")]
     path.write_bytes(signed(data[: start + 6] + b"\xff" + data[start + 7 : -4]))
     with pytest.raises(CheckpointError, match="'weight' has a code 3, but 3 values"):
         read_packed(path)
@@ -378,26 +381,28 @@ def test_mutated_files_are_refused_or_are_other_numbers(sound: bytes, tmp_path: 
 
 def test_the_smaller_form_is_taken() -> None:
     """The spec's examples: codes and codebook, with 80 bytes for their longer line, against half precision."""
-    large = entry_of("w", (262_144,), kind="codebook", bits=3, k=8)
+    large = planned_tensor_spec("w", (262_144,), kind="codebook", bits=3, k=8)
     assert (large.kind, large.code_bytes, large.book_bytes) == ("kq", 98_304, 16)
-    assert entry_of("w", (64,), kind="codebook", bits=8, k=64).kind == "f16"
-    small = entry_of("w", (67,), kind="codebook", bits=3, k=8)
+    assert planned_tensor_spec("w", (64,), kind="codebook", bits=8, k=64).kind == "f16"
+    small = planned_tensor_spec("w", (67,), kind="codebook", bits=3, k=8)
     assert (small.kind, small.code_bytes, small.book_bytes) == ("kq", 26, 16)  # 122 < 134
-    assert entry_of("w", (59,), kind="codebook", bits=3, k=8).kind == "f16"  # 119 > 118
-    assert entry_of("w", (28,), kind="codebook", bits=8, k=4, is_float32=True).kind == "kq"
-    assert entry_of("w", (4,), kind="codebook", bits=8, k=4, is_float32=True).kind == "f32"
-    assert entry_of("w", (1,), kind="linear", bits=8).kind == "f32"
+    assert planned_tensor_spec("w", (59,), kind="codebook", bits=3, k=8).kind == "f16"  # 119 > 118
+    assert planned_tensor_spec("w", (28,), kind="codebook", bits=8, k=4, is_float32=True).kind == "kq"
+    assert planned_tensor_spec("w", (4,), kind="codebook", bits=8, k=4, is_float32=True).kind == "f32"
+    assert planned_tensor_spec("w", (1,), kind="linear", bits=8).kind == "f32"
 
 
 def test_sizes_are_predicted_without_the_model(tmp_path: Path) -> None:
     """What a search needs: from shapes, bits and numbers of centres alone."""
     model = nn.Sequential(nn.Linear(64, 32), nn.Linear(32, 10))
-    found = cluster(model[0].weight, bits=4, name="0.weight")
+    found = cluster_weight(model[0].weight, bits=4, name="0.weight")
     entries = [
-        Entry("0.bias", (32,), "f32"),
-        Entry("1.weight", (10, 32), "f32"),
-        Entry("1.bias", (10,), "f32"),
-        entry_of("0.weight", (32, 64), kind="codebook", bits=4, k=len(found.centres), is_float32=found.is_float32),
+        PackedTensorSpec("0.bias", (32,), "f32"),
+        PackedTensorSpec("1.weight", (10, 32), "f32"),
+        PackedTensorSpec("1.bias", (10,), "f32"),
+        planned_tensor_spec(
+            "0.weight", (32, 64), kind="codebook", bits=4, k=len(found.centres), is_float32=found.is_float32
+        ),
     ]
     predicted = packed_size(entries, META)
     apply_policy(model, {"0.weight": {"kind": "codebook", "bits": 4}})
@@ -427,7 +432,7 @@ def test_sizes_of_resnet50_are_those_of_haq() -> None:
     bits = [int(each) for each in HAQ_STRATEGY.split()]
     layers = [(size, each, 2 * 2**each) for size, each in zip(sizes, bits, strict=True)]
     state = {"w": torch.empty(25_557_032, device="meta")}
-    found = ratios(layers, file_bytes=10_222_813, state=state)
+    found = compression_ratios(layers, file_bytes=10_222_813, state=state)
     assert round(found.weights, 5) == 0.09958
     index_bytes = sum(math.ceil(size * each / 8) for size, each, _ in layers)
     assert round(index_bytes / 2**20, 2) == 9.69
@@ -435,6 +440,6 @@ def test_sizes_of_resnet50_are_those_of_haq() -> None:
     assert found.codebook == (index_bytes + sum(book for _, _, book in layers)) / (4 * 25_502_912)
     assert found.file == pytest.approx(0.1, abs=1e-7)
     for uniform, mebibytes in ((2, 6.08), (3, 9.12), (4, 12.16)):
-        each = ratios([(size, uniform, 0) for size in sizes], file_bytes=0, state=state)
+        each = compression_ratios([(size, uniform, 0) for size in sizes], file_bytes=0, state=state)
         assert round(each.weights * 4 * 25_502_912 / 2**20, 2) == mebibytes
     assert round(4 * 25_557_032 / 2**20, 2) == 97.49

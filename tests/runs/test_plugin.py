@@ -196,7 +196,7 @@ def test_a_collate_that_breaks_its_promise_names_both_sides(monkeypatch: pytest.
     monkeypatch.setattr(pebbles, "collate", lambda self, samples: {"points": torch.zeros(3, 3)})
     job = build(read_config(CONFIG), World()).job
     with pytest.raises(DataError, match=r"Pebbles\.collate gives points, .*but info\.fields promises 'label'"):
-        next(job.stream.from_step(0, 1))
+        next(job.stream.iterate(0, 1))
 
 
 @pytest.mark.usefixtures("parts")

@@ -49,12 +49,14 @@ def test_an_ensemble_is_the_mean_of_the_joints_of_all_checkpoints(run: Path, tmp
     found = []
     for checkpoint in sorted((run / "checkpoints").glob("step_*")):
         loaded = load_run(run, checkpoint=checkpoint)
-        from sightline.geometry.volumes import Placement
-        from sightline.tasks.pose import read_joints
+        from sightline.geometry.volumes import CubePlacement
+        from sightline.tasks.pose import decode_joints
 
         with torch.no_grad():
             likelihood = loaded.model.eval()(volume=batch["volume"])["likelihood"]
-        found.append(read_joints(likelihood, Placement.from_rows(batch["placement"].float()), decoding="parabola"))
+        found.append(
+            decode_joints(likelihood, CubePlacement.from_rows(batch["placement"].float()), decoding="parabola")
+        )
     assert len(found) == 3
     error = (torch.stack(found).mean(dim=0) - batch["joints"]).norm(dim=-1).mean()
     # Batches of another size round convolutions otherwise, and a joint on a ridge may move by a part of a cell.

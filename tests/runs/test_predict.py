@@ -33,7 +33,7 @@ ROUNDING = 1e-4
 def scored(monkeypatch: pytest.MonkeyPatch) -> Scored:
     """A function that evaluates a run and gives the probabilities (samples, classes) that were scored."""
     found: dict[int, np.ndarray] = {}
-    assess = Classify.assess
+    assess = Classify.losses_and_predictions
 
     def recording(self: Classify, model: Any, batch: Any, around: Any) -> Any:
         sums, predictions = assess(self, model, batch, around)
@@ -43,7 +43,7 @@ def scored(monkeypatch: pytest.MonkeyPatch) -> Scored:
 
     def evaluate(run: Path) -> np.ndarray:
         with monkeypatch.context() as patch:
-            patch.setattr(Classify, "assess", recording)
+            patch.setattr(Classify, "losses_and_predictions", recording)
             done = run_here("evaluate", run, "--device", "cpu")
         assert done.code == 0, done.err
         return np.stack([found[index] for index in range(len(found))])

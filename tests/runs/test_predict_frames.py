@@ -21,10 +21,10 @@ from torch import Tensor, nn
 import sightline
 from sightline import registry
 from sightline.errors import ConfigError
-from sightline.predict.own_frames import OwnFrames
-from sightline.tasks.centre import Centre
+from sightline.predict.depth_reader import DepthFrameOptions
+from sightline.tasks.centre import CentreRefinement
 from sightline.tasks.pose import Pose
-from sightline.types import Component, SampleKey
+from sightline.types import ComponentConfig, SampleKey
 from tests.command import Outcome, run_here
 from tests.runs.poses import NUM_HANDS, hands, train_pose, train_refiner, write_frames
 from tests.runs.small import ROOT
@@ -70,7 +70,7 @@ def scored(monkeypatch: pytest.MonkeyPatch) -> Scored:
             return sums, predictions
 
         with monkeypatch.context() as patch:
-            patch.setattr(task, "assess", recording)
+            patch.setattr(task, "losses_and_predictions", recording)
             done = run_here("evaluate", run, *words, "--device", "cpu")
         assert done.code == 0, done.err
         return np.stack([found[index] for index in range(len(found))])
@@ -198,7 +198,7 @@ def test_another_camera_sees_the_same_figure(run: Path, given: dict[str, Tensor]
 def test_a_refiner_moves_the_point_to_where_its_evaluation_does(
     run: Path, refiner: Path, frames: Path, scored: Scored
 ) -> None:
-    expected = scored(refiner, task=Centre, key="centre_mm")
+    expected = scored(refiner, task=CentreRefinement, key="centre_mm")
     document, _ = told(run, frames, "--refiner", refiner)
     points = np.array([row["reference_mm"] for row in document["predictions"]])
     assert np.abs(points - expected).max() < ROUNDING_MM
@@ -219,11 +219,11 @@ def test_a_written_file_of_centres_is_read_back_to_the_last_bit(
     assert done.code == 0, done.err
     block = {"name": "file", "path": str(file)}
     data = registry.data.build(
-        Component("synthetic_hands", {"train_size": 12, "test_size": NUM_HANDS, "reference": block}),
+        ComponentConfig("synthetic_hands", {"train_size": 12, "test_size": NUM_HANDS, "reference": block}),
         facts={"split": "test"},
     )
     read = np.stack([data[SampleKey(n, 0, 0)]["reference"].numpy() for n in range(NUM_HANDS)])
-    assert np.array_equal(read, scored(refiner, task=Centre, key="centre_mm").astype(np.float32))
+    assert np.array_equal(read, scored(refiner, task=CentreRefinement, key="centre_mm").astype(np.float32))
     document = json.loads((tmp_path / "out.json").read_text())
     true = given["joints"][:, 5].double().numpy()
     assert document["centre_error_mm"] == pytest.approx(np.linalg.norm(read - true, axis=1).mean(), abs=1e-3)
@@ -247,14 +247,14 @@ def sure(run: Path) -> sightline.LoadedRun:
 def test_a_video_is_followed_from_frame_to_frame(run: Path, given: dict[str, Tensor], tmp_path: Path) -> None:
     depth = given["depth"][:1]
     paths = write_frames(tmp_path / "video", torch.cat([depth, depth, depth * 0, depth, depth + 5]))
-    found = sure(run).predict([tmp_path / "video"], frames=OwnFrames(follows=True))
+    found = sure(run).predict([tmp_path / "video"], frames=DepthFrameOptions(tracks_previous=True))
     assert [answer.reference for answer in found.predicted] == [
         "centre of mass (first frame)",
         *["previous frame"] * 3,
     ]
     assert [refusal.file for refusal in found.refused] == [paths[2]]
     assert "has no measured pixel, so that there is no figure in it" in found.refused[0].reason
-    dead = sightline.load_run(run).predict([tmp_path / "video"], frames=OwnFrames(follows=True))
+    dead = sightline.load_run(run).predict([tmp_path / "video"], frames=DepthFrameOptions(tracks_previous=True))
     lost = "centre of mass (previous prediction lost: 21 of 21 peaks below 0.1)"
     assert [answer.reference for answer in dead.predicted] == ["centre of mass (first frame)", *[lost] * 3]
 

@@ -15,13 +15,13 @@ from scipy.spatial import cKDTree
 
 from sightline import registry
 from sightline.data.files.ply import read_ply
-from sightline.data.loading.reading import NamedTransform
+from sightline.data.loading.batch_reader import NamedTransform
 from sightline.data.synthetic.synthetic_shapes import SyntheticShapes
 from sightline.errors import ConfigError
 from sightline.pictures import PALETTE
 from sightline.predict.prediction import predict_each
 from sightline.predict.segment import SegmentPrediction
-from sightline.types import Component, SampleKey
+from sightline.types import ComponentConfig, SampleKey
 from tests.data.clouds.cloud_writers import write_off, write_ply
 from tests.runs.point_runs import PARTS, ROOMS, Run, columns_of, rooms_of, scored_by, write
 
@@ -191,7 +191,7 @@ def test_larger_clouds_and_meshes_get_a_label_for_every_point_of_the_file(
         assert np.array_equal(answer.probability, answer.probabilities[np.arange(answer.num_points), answer.labels])
     assert found[0].treatment.endswith("chosen by the file's name, 96 of 144 points as the nearest of 48")
     assert found[1].treatment.endswith("9 of 9 points as the nearest of 48")
-    assert len(set(found[0].answered.tolist())) == 48, "every answer stands for a point at least"
+    assert len(set(found[0].table_rows.tolist())) == 48, "every answer stands for a point at least"
 
 
 def test_vertices_of_a_scanned_mesh_are_its_points(rooms: Run, tmp_path: Path) -> None:
@@ -346,7 +346,7 @@ def test_a_transform_that_drops_points_and_not_their_numbers_is_named(
 ) -> None:
     """It could not be evaluated by: labels would be those of other points."""
     write(tmp_path / "a.ply", columns_of(rooms_of(rooms)[0]))
-    forget = (NamedTransform("forget", registry.transforms.build(Component("forget"), facts={})),)
+    forget = (NamedTransform("forget", registry.transforms.build(ComponentConfig("forget"), facts={})),)
     refused = dataclasses.replace(rooms.load(), transforms=forget).predict([tmp_path]).refused
     num_points = len(rooms_of(rooms)[0]["points"])
     assert f"'label' has {num_points} rows, other concatenated fields have {-(-num_points // 2)}" in refused[0].reason
@@ -383,7 +383,7 @@ def test_a_full_disk_is_one_line_and_leaves_no_half_file(
     def full(descriptor: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("sightline.data.files.whole_files.os.fsync", full)
+    monkeypatch.setattr("sightline.data.files.atomic_write.os.fsync", full)
     told = rooms("predict", rooms.path, tmp_path / "a.ply", "--out", tmp_path / "out", expect=1)
     assert "a.labels.npy: cannot write: no space left on device" in told
     assert not list((tmp_path / "out").iterdir())

@@ -30,7 +30,7 @@ evaluate: {{metric: instance_miou, batch_size: 5, select: test}}
 {CONFIG}"""
     run = Run(tmp_path, "run", config)
     expected, kept, _ = scored_by(run, monkeypatch)
-    held = registry.data.entry_of("shapenet_part").builder(split="test", root=str(tmp_path / "data"))
+    held = registry.data.get_entry("shapenet_part").builder(split="test", root=str(tmp_path / "data"))
     categories = [int(held[SampleKey(index, 0, 0)]["category"]) for index in range(len(held))]
     assert sorted(categories) == list(range(16))
     for name, (synset, first, last) in list(CATEGORIES.items())[::5]:
@@ -57,7 +57,7 @@ evaluate: {{metric: miou, batch_size: 2, select: test}}
 {CONFIG}"""
     run = Run(tmp_path, "run", config, "train.epochs=1", "train.batch_size=2")
     expected, kept, counts = scored_by(run, monkeypatch)
-    builder = registry.data.entry_of("synthetic_rooms").builder
+    builder = registry.data.get_entry("synthetic_rooms").builder
     held = builder(split="test", train_size=4, test_size=3, points_per_m2=10.0)
     found = np.zeros_like(counts)
     for index in range(3):

@@ -13,9 +13,9 @@ from safetensors.torch import load_file
 from sightline.config import read_config
 from sightline.engine.build import build
 from sightline.engine.distributed import World
-from sightline.engine.loading import open_trained
-from sightline.layers.quantisation.layers_of import quantisable
-from sightline.layers.quantisation.parametrised import dense
+from sightline.engine.run_loading import open_trained
+from sightline.layers.quantisation.parametrised import dense_state_dict
+from sightline.layers.quantisation.quantisable_weights import quantisable_weights
 from tests.command import run_here
 from tests.processes import ROOT
 from tests.runs.small import SMALL
@@ -37,7 +37,7 @@ def floats(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def policy(floats: Path) -> Path:
     """Codebooks of three bits, but a linear grid and a float among them, and a layer whose input is quantised."""
-    names = [weight.name for weight in quantisable(open_trained(floats).model)]
+    names = [weight.name for weight in quantisable_weights(open_trained(floats).model)]
     choices = {name: {"kind": "codebook", "bits": 3} for name in names}
     choices |= {names[0]: {"kind": "linear", "bits": 6}, names[1]: {"kind": "fp16"}}
     choices[ROUNDED] |= {"activation": {"bits": 5, "range": 1.5, "signed": False}}
@@ -60,13 +60,15 @@ def run(floats: Path, policy: Path) -> Path:
 def test_weights_are_quantised_after_init_and_trained(floats: Path, policy: Path, run: Path) -> None:
     start = build(read_config(run / "config.yaml"), World()).job.model
     trained, given = open_trained(run).model, load_file(floats / "checkpoints" / "last" / "model.safetensors")
-    state, before = dense(trained), dense(start)
+    state, before = dense_state_dict(trained), dense_state_dict(start)
     for name, choice in json.loads(policy.read_text()).items():
         if choice["kind"] == "codebook":
             assert state[name].unique().numel() <= 8
             assert (before[name] - given[name]).abs().mean() < 0.2 * given[name].std()
         assert not torch.equal(state[name], before[name])
-    assert torch.equal(dense(start)["input_alignment.head.0.norm.weight"], given["input_alignment.head.0.norm.weight"])
+    assert torch.equal(
+        dense_state_dict(start)["input_alignment.head.0.norm.weight"], given["input_alignment.head.0.norm.weight"]
+    )
 
 
 def test_the_input_of_a_layer_is_rounded_in_the_trained_run(run: Path) -> None:

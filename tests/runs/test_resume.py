@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 import torch
 
-from sightline.engine.stream import Plan, Stream
+from sightline.engine.batch_stream import BatchSampler, BatchStream
 from tests.processes import ROOT
 from tests.runs.broken_off import (
     Bench,
@@ -204,9 +204,9 @@ def test_a_second_signal_ends_at_once(bench: Bench) -> None:
 
 def test_workers_draw_no_random_number_and_end_with_their_stream() -> None:
     """torch's loader seeds its workers from the global generator unless it is given one: dropout would move on."""
-    plan = Plan(np.arange(40), 4, seed=0)
+    plan = BatchSampler(np.arange(40), 4, seed=0)
     before = torch.get_rng_state(), set(multiprocessing.active_children())
-    stream = Stream(plan, lambda keys: {"index": [key.index for key in keys]}, workers=2).from_step(3, 10)
+    stream = BatchStream(plan, lambda keys: {"index": [key.index for key in keys]}, workers=2).iterate(3, 10)
     next(stream)
     assert len(set(multiprocessing.active_children()) - before[1]) == 2
     stream.close()

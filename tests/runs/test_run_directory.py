@@ -20,7 +20,7 @@ import pytest
 import torch
 
 from sightline.errors import DataError, RunError, UserError
-from sightline.runs.run_directory import RunDirectory, claim, environment
+from sightline.runs.run_directory import RunDirectory, collect_environment, create_numbered_folder
 
 
 @pytest.fixture
@@ -40,23 +40,23 @@ def fail(number: int) -> Any:
 
 def test_numbers_follow_one_another_and_gaps_are_not_filled(tmp_path: Path) -> None:
     base = tmp_path / "runs" / "name"
-    assert [claim(base).name for _ in range(3)] == ["1", "2", "3"]
+    assert [create_numbered_folder(base).name for _ in range(3)] == ["1", "2", "3"]
     (base / "1").rmdir()
     (base / "41").mkdir()
     (base / "notes").mkdir()
-    assert claim(base) == base / "42"
+    assert create_numbered_folder(base) == base / "42"
 
 
 def test_no_number_is_claimed_twice(tmp_path: Path) -> None:
     with ThreadPoolExecutor(8) as pool:
-        claimed = list(pool.map(claim, [tmp_path / "base"] * 64))
+        claimed = list(pool.map(create_numbered_folder, [tmp_path / "base"] * 64))
     assert sorted(int(path.name) for path in claimed) == list(range(1, 65))
 
 
 def test_a_base_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(RunError, match=r"file/base: cannot write: not a directory") as caught:
-        claim(tmp_path / "file" / "base")
+        create_numbered_folder(tmp_path / "file" / "base")
     assert "\n" not in str(caught.value)
 
 
@@ -352,7 +352,7 @@ def test_the_twin_touches_nothing(tmp_path: Path) -> None:
 
 def test_the_environment_is_plain_and_true(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["sightline", "train", "x.yaml"])
-    found = environment()
+    found = collect_environment()
     assert json.loads(json.dumps(found, allow_nan=False)) == found
     assert found["versions"]["torch"].split("+")[0] == torch.__version__.split("+")[0]
     assert found["versions"]["python"] == sys.version.split()[0]
@@ -365,7 +365,7 @@ def test_the_environment_is_plain_and_true(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_the_commit_is_the_projects_own_or_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    git = environment()["git"]
+    git = collect_environment()["git"]
     assert git is None or (len(git["commit"]) == 40 and isinstance(git["is_dirty"], bool))
     monkeypatch.setenv("PATH", "")
-    assert environment()["git"] is None
+    assert collect_environment()["git"] is None

@@ -18,7 +18,7 @@ from torch.optim import SGD, Adam, AdamW, Optimizer, RMSprop
 
 from sightline.errors import CheckpointError
 from sightline.runs.checkpoint import Snapshot, load, save
-from sightline.runs.states import optimizer_tensors, random_state, restore_optimizer, restore_random_state
+from sightline.runs.optimizer_and_rng_state import get_rng_state, optimizer_tensors, restore_optimizer, set_rng_state
 
 
 class Net(nn.Module):
@@ -171,30 +171,30 @@ def draw() -> list[Any]:
 
 @pytest.fixture
 def _own_random_state() -> Any:
-    state = random_state()
+    state = get_rng_state()
     yield
-    restore_random_state(state)
+    set_rng_state(state)
 
 
 @pytest.mark.usefixtures("_own_random_state")
 def test_the_same_draws_come_again() -> None:
     draw()
-    state = json.loads(json.dumps(random_state()))
+    state = json.loads(json.dumps(get_rng_state()))
     first = draw()
     assert draw() != first
-    assert restore_random_state(state) == ()
+    assert set_rng_state(state) == ()
     assert draw() == first
 
 
 @pytest.mark.usefixtures("_own_random_state")
 def test_taking_the_state_draws_nothing() -> None:
-    before = random_state()
-    assert random_state() == before
+    before = get_rng_state()
+    assert get_rng_state() == before
     assert all(type(name) is str and type(text) is str for name, text in before.items())
 
 
 def test_devices_that_are_not_here_are_named() -> None:
-    assert restore_random_state(random_state() | {"cuda:99": "AAAA"}) == ("cuda:99",)
+    assert set_rng_state(get_rng_state() | {"cuda:99": "AAAA"}) == ("cuda:99",)
 
 
 @pytest.mark.parametrize(
@@ -212,14 +212,14 @@ def test_devices_that_are_not_here_are_named() -> None:
     ],
 )
 def test_a_malformed_state_is_refused_and_nothing_changes(name: str, text: str) -> None:
-    before = random_state()
+    before = get_rng_state()
     with pytest.raises(CheckpointError, match=f"random state: '{name}' is not one"):
-        restore_random_state(before | {name: text})
-    assert random_state() == before
+        set_rng_state(before | {name: text})
+    assert get_rng_state() == before
 
 
 def test_a_missing_state_is_refused() -> None:
-    state = random_state()
+    state = get_rng_state()
     del state["numpy"]
     with pytest.raises(CheckpointError, match="'numpy' is missing"):
-        restore_random_state(state)
+        set_rng_state(state)

@@ -50,7 +50,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Test samples as PNG files."""
     folder = tmp_path_factory.mktemp("images")
-    dataset = registry.data.entry_of("turned_digits").builder(split="test")
+    dataset = registry.data.get_entry("turned_digits").builder(split="test")
     for index in range(5):
         image = dataset[sightline.types.SampleKey(index, 0, 0)]["image"][0]
         Image.fromarray((image * 255).round().byte().numpy()).save(folder / f"{index}.png")
@@ -132,7 +132,7 @@ def test_it_is_viewed_and_checked(run: Path, tmp_path: Path) -> None:
     verb("view", run, "--num", "2", "--out", tmp_path, "--json", tmp_path / "view.json")
     samples = json.loads((tmp_path / "view.json").read_text())["samples"]
     assert [stage["stage"] for stage in samples[0]["stages"]] == ["raw", "prediction"]
-    sample = registry.data.entry_of("turned_digits").builder(split="test")[sightline.types.SampleKey(0, 0, 0)]
+    sample = registry.data.get_entry("turned_digits").builder(split="test")[sightline.types.SampleKey(0, 0, 0)]
     loaded = sightline.load_run(run, plugins=[PLUGIN])
     with torch.no_grad():
         x, y = loaded.model(image=sample["image"][None])["direction"][0].tolist()

@@ -15,15 +15,15 @@ import torch
 from torch import nn
 
 from sightline.compress.policy import Policy
-from sightline.compress.run_problem import Asked, RunProblem
-from sightline.compress.simulated import Simulated
+from sightline.compress.policy_simulator import PolicySimulator
+from sightline.compress.run_problem import CompressionOptions, RunProblem
 from sightline.config import read_config
 from sightline.describe.trace import trace
 from sightline.doctor.checks.weights.checkpoint_match import _differing
-from sightline.engine.loading import OpenRun, open_run, open_trained
+from sightline.engine.run_loading import OpenRun, open_run, open_trained
 from sightline.errors import ConfigError
 from sightline.layers.quantisation.halves import halvable, round_to_half
-from sightline.layers.quantisation.parametrised import apply_policy, dense
+from sightline.layers.quantisation.parametrised import apply_policy, dense_state_dict
 from sightline.runs.lineage import describe_stage
 from sightline.runs.packed import float_bytes, read_packed
 from sightline.runs.run_directory import RunDirectory
@@ -84,7 +84,7 @@ def test_a_network_with_shared_weights_is_fine_tuned_and_packed(packed: Path) ->
 
 def test_every_size_counts_a_shared_weight_once(opened: OpenRun) -> None:
     assert float_bytes(opened.model.state_dict()) == FLOAT_BYTES
-    assert Simulated(opened.model, ("mix.weight",), {}).base_bytes() == FLOAT_BYTES
+    assert PolicySimulator(opened.model, ("mix.weight",), {}).base_bytes() == FLOAT_BYTES
     assert gzip_bytes(opened) < 2 * NUM_FLOATS + 500  # of random numbers, which gzip leaves as they are
 
 
@@ -95,10 +95,10 @@ def test_another_weight_than_the_one_given_is_found_under_each_name() -> None:
     expected = {name: value.clone() for name, value in model.state_dict().items()}
     expected["b.weight"] = expected["a.weight"]
     apply_policy(model, {"a.weight": {"kind": "codebook", "bits": 1}})
-    assert _differing(expected, dense(model), ["a.weight"]) == []
+    assert _differing(expected, dense_state_dict(model), ["a.weight"]) == []
     expected["b.bias"] = expected["b.bias"] + 1
-    assert _differing(expected, dense(model), ["a.weight"]) == ["b.bias"]
-    assert _differing(expected, dense(model), []) == ["a.weight", "b.weight", "b.bias"]
+    assert _differing(expected, dense_state_dict(model), ["a.weight"]) == ["b.bias"]
+    assert _differing(expected, dense_state_dict(model), []) == ["a.weight", "b.weight", "b.bias"]
 
 
 def test_embeddings_have_codebooks_and_biases_and_norms_half_precision(packed: Path) -> None:
@@ -167,7 +167,7 @@ def test_a_policy_of_some_layers_means_in_apply_what_it_means_in_a_config(
     changed = opened.untrained_model()
     opened.load_into(changed)
     apply_policy(changed, policy)
-    found, expected = read_packed(tmp_path / "packed" / "model.slq").state, dense(changed)
+    found, expected = read_packed(tmp_path / "packed" / "model.slq").state, dense_state_dict(changed)
     for name, kind in kinds.items():
         assert torch.equal(
             found[name], expected[name].half().to(found[name].dtype) if kind == "f16" else expected[name]
@@ -201,7 +201,7 @@ def test_options_that_were_refused_bind_nobody(floats: Path, tmp_path: Path) -> 
     done = run_here("compress", floats, *words, "--method", "uniform_protected", "train.batch_sze=3")
     assert (done.code, "did you mean 'batch_size'" in done.err, "search " in done.err) == (2, True, False), done.err
     for word in ("train.batch_size=13", "checks.skip=[no-gradient]"):  # as advised after the first
-        with mock.patch("sightline.studies.launching.train", return_value=1):
+        with mock.patch("sightline.training.launch_run.launch_training", return_value=1):
             done = run_here("compress", floats, *words, "--method", "uniform_protected", word)
         assert (done.code, "fine-tuning was not started" in done.err) == (1, True), done.err
     done = run_here("compress", floats, *words, "--epochs", "0", "--method", "uniform_protected")
@@ -295,7 +295,9 @@ def test_a_report_leaves_out_rows_with_their_reason_and_keeps_others_at_another_
 
 
 def test_a_weight_that_nothing_uses_may_be_protected(opened: OpenRun) -> None:
-    problem = RunProblem(opened, Asked(num_bytes=20_000, calibration=4, protect={"names": ("spare.*",), "bits": 8}))
+    problem = RunProblem(
+        opened, CompressionOptions(num_bytes=20_000, calibration=4, protect={"names": ("spare.*",), "bits": 8})
+    )
     assert problem.unused == ()
     assert problem.problem.policy(problem.problem.lowest)["spare.weight"].bits == 8
 
@@ -303,5 +305,5 @@ def test_a_weight_that_nothing_uses_may_be_protected(opened: OpenRun) -> None:
 def test_a_budget_that_cannot_hold_is_refused_before_data_are_opened(floats: Path) -> None:
     run = open_run(floats, plugins=PLUGIN[1:])
     with pytest.raises(ConfigError, match=r"budget: 407 bytes cannot hold; .* a ratio of 0\.1"):
-        RunProblem(run, Asked(ratio=0.01, calibration=4))
+        RunProblem(run, CompressionOptions(ratio=0.01, calibration=4))
     assert "data" not in vars(run)

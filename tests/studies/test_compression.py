@@ -11,19 +11,26 @@ import numpy as np
 import pytest
 import torch
 
-from sightline.compress.batch_norm import reestimate
-from sightline.compress.packing import layers_of_file
-from sightline.compress.policy import FP16, FP32, Choice, document_of, read_policy
-from sightline.compress.run_problem import Asked, RunProblem, calibration_part, simulated_of
-from sightline.compress.simulated import Simulated
+from sightline.compress.batch_norm import reestimate_batch_norm
+from sightline.compress.packing import packed_layer_sizes
+from sightline.compress.policy import FP16, FP32, WeightFormat, policy_to_dict, read_policy
+from sightline.compress.policy_simulator import PolicySimulator
+from sightline.compress.run_problem import CompressionOptions, RunProblem, calibration_part, simulated_of
 from sightline.config import read_config
 from sightline.engine.build import build_data
-from sightline.engine.loading import OpenRun, open_run, open_trained
-from sightline.layers.quantisation.activations import calibrated, quantise_inputs
+from sightline.engine.run_loading import OpenRun, open_run, open_trained
+from sightline.layers.quantisation.activations import calibrate_activations, quantise_inputs
 from sightline.layers.quantisation.halves import halvable, round_to_half
-from sightline.layers.quantisation.layers_of import quantisable
-from sightline.layers.quantisation.parametrised import apply_policy, dense
-from sightline.runs.packed import entries_of, entry_of, packed_size, ratios, read_packed, write_packed
+from sightline.layers.quantisation.parametrised import apply_policy, dense_state_dict
+from sightline.layers.quantisation.quantisable_weights import quantisable_weights
+from sightline.runs.packed import (
+    compression_ratios,
+    packed_size,
+    planned_tensor_spec,
+    read_packed,
+    tensor_specs,
+    write_packed,
+)
 from tests.command import run_here
 from tests.processes import ROOT
 
@@ -60,16 +67,21 @@ def packed(floats: Path) -> Path:
 def test_every_policy_is_simulated_and_sized_as_the_file_holds_it(opened: OpenRun, tmp_path: Path) -> None:
     simulated, draws = simulated_of(opened), np.random.Generator(np.random.PCG64(0))
     before = {name: value.clone() for name, value in opened.model.state_dict().items()}
-    kinds = [FP32, FP16, *(Choice("codebook", bits) for bits in (1, 3, 8)), Choice("linear", 4, per_channel=True)]
+    kinds = [
+        FP32,
+        FP16,
+        *(WeightFormat("codebook", bits) for bits in (1, 3, 8)),
+        WeightFormat("linear", 4, per_channel=True),
+    ]
     for number in range(4):
         policy = {name: kinds[place] for name, place in zip(simulated.names, draws.integers(0, 6, 99), strict=False)}
         model = opened.untrained_model()
         opened.load_into(model)
         rests = halvable(model, but=policy)
-        apply_policy(model, document_of(policy))
+        apply_policy(model, policy_to_dict(policy))
         halves = round_to_half(model.state_dict(), rests)
         swapped = simulated.apply(policy).state_dict()
-        for name, value in dense(model).items():
+        for name, value in dense_state_dict(model).items():
             assert torch.equal(swapped[name], value), name
         assert write_packed(tmp_path / f"{number}.slq", model, simulated._meta, halves) == simulated.bytes_of(policy)
         simulated.restore()
@@ -79,8 +91,8 @@ def test_every_policy_is_simulated_and_sized_as_the_file_holds_it(opened: OpenRu
 
 def test_sizes_are_those_of_hand_worked_numbers() -> None:
     model = torch.nn.Sequential(torch.nn.Linear(32, 16), torch.nn.Linear(16, 20))
-    simulated = Simulated(model, ("0.weight", "1.weight"), {})
-    policy = {"0.weight": Choice("codebook", 2), "1.weight": Choice("codebook", 3)}
+    simulated = PolicySimulator(model, ("0.weight", "1.weight"), {})
+    policy = {"0.weight": WeightFormat("codebook", 2), "1.weight": WeightFormat("codebook", 3)}
     assert simulated.bytes_of(policy, "weights") == (2 * 512 + 3 * 320) // 8
     assert simulated.bytes_of(policy, "codebook") == 512 * 2 // 8 + 4 * 2 + 320 * 3 // 8 + 8 * 2
     assert simulated.base_bytes("weights") == 4 * (512 + 320)
@@ -221,8 +233,10 @@ def test_apply_packs_without_training_and_size_predicts_it(floats: Path, packed:
 def test_a_packed_run_keeps_quantised_inputs(floats: Path, opened: OpenRun, tmp_path: Path) -> None:
     names = simulated_of(opened).names
     evaluator = opened.evaluator(opened.data.train)
-    entries = calibrated(opened.model, lambda: evaluator(opened.model, opened.world), [names[0], names[-1]], bits=3)
-    document = document_of(dict.fromkeys(names, Choice("linear", 6)))
+    entries = calibrate_activations(
+        opened.model, lambda: evaluator(opened.model, opened.world), [names[0], names[-1]], bits=3
+    )
+    document = policy_to_dict(dict.fromkeys(names, WeightFormat("linear", 6)))
     for name, entry in entries.items():
         document[name]["activation"] = entry
     (tmp_path / "policy.json").write_text(json.dumps(document))
@@ -249,14 +263,14 @@ def test_statistics_are_the_means_over_the_batches(opened: OpenRun) -> None:
         model = opened.untrained_model()
         opened.load_into(model)
         alone = _with_first(opened, place)
-        reestimate(model, alone, num_batches=1)
+        reestimate_batch_norm(model, alone, num_batches=1)
         for name, value in model.state_dict().items():
             if name.endswith(("running_mean", "running_var")):
                 wanted.setdefault(name, []).append(value.double())
     model = opened.untrained_model()
     opened.load_into(model)
     momenta = [module.momentum for module in model.modules() if hasattr(module, "momentum")]
-    assert reestimate(model, _with_first(opened, None), num_batches=2) == 2
+    assert reestimate_batch_norm(model, _with_first(opened, None), num_batches=2) == 2
     assert wanted
     for name, values in wanted.items():
         expected = torch.stack(values).mean(0).float()
@@ -326,20 +340,22 @@ def test_a_folder_that_cannot_be_used_is_refused_before_the_search(floats: Path,
 def test_shared_and_unnamed_weights_count_in_the_ratios() -> None:
     model = torch.nn.ModuleDict({"encoder": torch.nn.Linear(64, 64, bias=False), "decoder": torch.nn.Linear(64, 64)})
     model["decoder"].weight = model["encoder"].weight
-    (name,) = (weight.name for weight in quantisable(model))
-    policy = {name: Choice("codebook", 4)}
-    wanted = Simulated(model, (name,), {}).sizes(policy).ratios
-    apply_policy(model, document_of(policy))
-    layers = layers_of_file(*entries_of(model), policy)
+    (name,) = (weight.name for weight in quantisable_weights(model))
+    policy = {name: WeightFormat("codebook", 4)}
+    wanted = PolicySimulator(model, (name,), {}).sizes(policy).ratios
+    apply_policy(model, policy_to_dict(policy))
+    layers = packed_layer_sizes(*tensor_specs(model), policy)
     assert layers == [(4096, 4, 32)]
-    assert ratios(layers, file_bytes=1, state=dense(model)).codebook == pytest.approx(wanted.codebook)
+    assert compression_ratios(layers, file_bytes=1, state=dense_state_dict(model)).codebook == pytest.approx(
+        wanted.codebook
+    )
 
 
 def test_fewer_centres_never_make_a_larger_file() -> None:
     """Just where a codebook begins to pay, its line in the header is longer than that of plain numbers."""
     for shape in [(16, 32), (2, 130), (32, 32), (256, 300)]:
         sizes = [
-            packed_size([entry_of("w", shape, kind="codebook", bits=8, k=k)], {})
+            packed_size([planned_tensor_spec("w", shape, kind="codebook", bits=8, k=k)], {})
             for k in range(1, min(256, shape[0] * shape[1]) + 1)
         ]
         assert sizes == sorted(sizes)
@@ -348,8 +364,8 @@ def test_fewer_centres_never_make_a_larger_file() -> None:
 def test_the_ratio_that_is_named_as_the_smallest_holds(floats: Path, opened: OpenRun) -> None:
     done = run_here("compress", floats, "--ratio", "0.001", "--out", floats.parent / "no")
     smallest = float(done.err.split("a ratio of ")[1].split(";")[0])
-    problem = RunProblem(opened, Asked(ratio=smallest, calibration=4)).problem
-    assert problem.holds(problem.lowest)
+    problem = RunProblem(opened, CompressionOptions(ratio=smallest, calibration=4)).problem
+    assert problem.fits_budget(problem.lowest)
 
 
 def test_quantised_and_packed_runs_are_refused_by_name(floats: Path, packed: Path, tmp_path: Path) -> None:

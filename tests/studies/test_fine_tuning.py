@@ -10,7 +10,7 @@ import pytest
 from sightline.config import read_config
 from sightline.errors import UserError
 from sightline.runs import lineage
-from sightline.studies.fine_tuning import assert_same_source, from_scratch, from_source
+from sightline.studies.fine_tuning import assert_same_source, init_override, scratch_overrides
 
 CONFIG = Path(__file__).parents[2] / "configs" / "segment" / "synthetic_shapes_dgcnn.yaml"
 OFF = {"frozen": "[]", "layer_decay": "null"}
@@ -18,19 +18,19 @@ OFF = {"frozen": "[]", "layer_decay": "null"}
 
 @pytest.mark.parametrize("name", ["runs/a: b", "runs/a #1", "007", "[x]", "it's", 'a "b"', "null"])
 def test_a_source_is_text_whatever_it_is_called(name: str) -> None:
-    config = read_config(CONFIG, [from_source(name)])
+    config = read_config(CONFIG, [init_override(name)])
     assert config.init is not None
     assert config.init.source == name
 
 
 def test_from_scratch_drops_what_serves_given_weights(tmp_path: Path) -> None:
     frozen = "optimizer={name: adam, lr: 1e-3, frozen: [{modules: head, until_epoch: 1}]}"
-    config = read_config(CONFIG, [from_source(tmp_path), frozen])
-    given = [from_source(tmp_path), "init.modules=points", "optimizer.frozen=[]", "seed=3"]
+    config = read_config(CONFIG, [init_override(tmp_path), frozen])
+    given = [init_override(tmp_path), "init.modules=points", "optimizer.frozen=[]", "seed=3"]
     off = ["init=null", *(f"optimizer.{key}={to}" for key, to in OFF.items() if key in config.optimizer.arguments)]
-    assert from_scratch(config, given) == ["seed=3", *off]
+    assert scratch_overrides(config, given) == ["seed=3", *off]
     assert "optimizer.frozen=[]" in off
-    assert read_config(CONFIG, from_scratch(config)).init is None
+    assert read_config(CONFIG, scratch_overrides(config)).init is None
 
 
 def test_weights_that_are_no_longer_those_are_refused(tmp_path: Path) -> None:

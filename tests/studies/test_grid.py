@@ -14,9 +14,10 @@ import pytest
 import scipy.stats
 
 from sightline.errors import RunError
-from sightline.studies import cells, grid, launching
-from sightline.studies.grid import factors_of
-from sightline.studies.grid_table import differences_of, panel_of, student_t
+from sightline.studies import grid, study_runs
+from sightline.studies.grid import parse_factors
+from sightline.studies.grid_table import grid_panel, paired_differences, student_t
+from sightline.training import launch_run
 from tests.command import Outcome, run_here
 
 CONFIG = Path(__file__).parents[2] / "configs" / "classify" / "synthetic_shapes_dgcnn.yaml"
@@ -41,13 +42,13 @@ def test_students_t_against_scipy(degrees: int) -> None:
 def test_paired_differences_against_scipy() -> None:
     draws = np.random.default_rng(0).normal(size=(2, 6))
     grid = {(label,): dict(enumerate(map(float, each))) for label, each in zip("ab", draws, strict=True)}
-    (found,) = differences_of(["x"], ["a"], grid)
+    (found,) = paired_differences(["x"], ["a"], grid)
     expected = scipy.stats.ttest_rel(draws[1], draws[0]).confidence_interval(0.95)
     assert (found["low"], found["high"]) == pytest.approx((expected.low, expected.high), rel=1e-9)
     assert found["mean"] == pytest.approx((draws[1] - draws[0]).mean())
     assert found["num_better"] == (draws[1] > draws[0]).sum()
     assert found["is_beyond_chance"] == (scipy.stats.ttest_rel(draws[1], draws[0]).pvalue < 0.05)
-    assert differences_of(["x"], ["a"], grid, mode="min")[0]["num_better"] == 6 - found["num_better"]
+    assert paired_differences(["x"], ["a"], grid, mode="min")[0]["num_better"] == 6 - found["num_better"]
 
 
 def test_only_seeds_that_both_have_make_pairs_and_all_else_is_equal() -> None:
@@ -57,7 +58,7 @@ def test_only_seeds_that_both_have_make_pairs_and_all_else_is_equal() -> None:
         ("2", "p"): {1: 5.0},
         ("2", "q"): {0: 7.0},
     }
-    found = differences_of(["n", "s"], ["1", "p"], grid)
+    found = paired_differences(["n", "s"], ["1", "p"], grid)
     shown = [(each["factor"], each["level"], each["others"], each["pairs"]) for each in found]
     assert shown == [
         ("n", "2", {"s": "p"}, [3.0]),
@@ -66,16 +67,16 @@ def test_only_seeds_that_both_have_make_pairs_and_all_else_is_equal() -> None:
     ]
     assert found[0]["is_beyond_chance"] is None
     assert math.isnan(found[0]["low"])
-    panel = panel_of(["n", "s"], grid, title="t")
+    panel = grid_panel(["n", "s"], grid, title="t")
     assert [(series.name, series.points) for series in panel.series] == [
         ("s=p", ((1.0, 1.5), (2.0, 5.0))),
         ("s=q", ((1.0, 4.0), (2.0, 7.0))),
     ]
-    assert panel_of(["s"], {("p",): {0: 1.0}, ("q",): {0: 2.0}}, title="t").x_title == "1 = p, 2 = q"
+    assert grid_panel(["s"], {("p",): {0: 1.0}, ("q",): {0: 2.0}}, title="t").x_title == "1 = p, 2 = q"
 
 
 def test_factors_of_a_command_line() -> None:
-    found = factors_of(
+    found = parse_factors(
         [Path("a/x.yaml"), Path("b/y.yaml")],
         ["data.fraction=0.1,1", "transforms.train=[],[{name: jitter, sigma: 0.1}]"],
         ["adam=optimizer={name: adam, lr: 1e-3}  model.dropout=0.1", "as_is="],
@@ -133,8 +134,8 @@ def test_a_run_draws_its_labels_by_its_own_seed(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(grid, "_mode_of", lambda *_: "max")  # opens the data, which is not there
     config = CONFIG.with_name("modelnet40_pct_cpu.yaml")
     for overrides, expected in (((), [0, 1]), (("data.fraction_seed=7",), [7, 7])):
-        factors = factors_of([config], ["data.fraction=0.1"], [])
-        study = grid.GridStudy(cells.CellSetup(config), factors, tmp_path, num_seeds=2, overrides=overrides)
+        factors = parse_factors([config], ["data.fraction=0.1"], [])
+        study = grid.GridStudy(study_runs.StudySettings(config), factors, tmp_path, num_seeds=2, overrides=overrides)
         read = [run.config for run in study._runs]
         assert [each.data.arguments["fraction_seed"] for each in read] == expected
         assert [(each.seed, each.data.arguments["fraction"]) for each in read] == [(0, 0.1), (1, 0.1)]
@@ -191,13 +192,13 @@ def test_a_broken_off_study_goes_on_and_repeats_nothing(
     shutil.rmtree(lost)
     times = {path: path.stat().st_mtime_ns for path in out.rglob("final.json")}
     trained: list[Path | None] = []
-    train = launching.train_run
+    train = launch_run.train_run
 
     def counted(config: Any, **options: Any) -> Any:
         trained.append(options["out"])
         return train(config, **options)
 
-    monkeypatch.setattr(launching, "train_run", counted)
+    monkeypatch.setattr(launch_run, "train_run", counted)
     code, _, err = study(out)
     assert code == 0, err
     assert {path: path.stat().st_mtime_ns for path in times} == times
@@ -238,17 +239,17 @@ def test_other_settings_in_the_same_folder_are_refused(
 
 def test_levels_and_seeds_may_be_added(finished: tuple[Path, Outcome]) -> None:
     out, _ = finished
-    factors = factors_of([CONFIG], ["optimizer.lr=1e-3,3e-2,1e-1"], [])
-    grid.GridStudy(cells.CellSetup(CONFIG), factors, out, num_seeds=3, overrides=TINY)  # planned, not run
+    factors = parse_factors([CONFIG], ["optimizer.lr=1e-3,3e-2,1e-1"], [])
+    grid.GridStudy(study_runs.StudySettings(CONFIG), factors, out, num_seeds=3, overrides=TINY)  # planned, not run
 
 
 def test_a_run_that_fails_does_not_end_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def metrics_of(cell: cells.Cell, *_: Any, **__: Any) -> dict[str, float | None]:
+    def metrics_of(cell: study_runs.StudyRun, *_: Any, **__: Any) -> dict[str, float | None]:
         if "seed_1" in cell.path.parts and "lr_3e-2" in cell.path.parts:
             raise RunError("step 3: the gradient's norm is nan")
         return {"overall_accuracy": None if "seed_1" in cell.path.parts else 0.5}
 
-    monkeypatch.setattr(cells, "metrics_of", metrics_of)
+    monkeypatch.setattr(study_runs, "train_or_read_metrics", metrics_of)
     code, printed, err = study(tmp_path / "s", "--json", str(tmp_path / "x.json"))
     assert code == 1
     assert "the gradient's norm is nan; the other runs go on" in err
@@ -263,17 +264,21 @@ def test_a_run_that_cannot_start_does_not_end_the_others_but_a_signal_does(tmp_p
         notes: list[str] = []
         done: list[int] = []
 
-        def metrics_of(cell: cells.Cell, *_: Any, **__: Any) -> dict[str, float]:
+        def metrics_of(cell: study_runs.StudyRun, *_: Any, **__: Any) -> dict[str, float]:
             if cell.path.name == "0":
-                raise cells.UnfinishedError(code)
+                raise study_runs.UnfinishedError(code)
             return {}
 
-        setup = cells.CellSetup(CONFIG)
-        asked = [(cells.Cell(tmp_path / str(number), ()), setup, "") for number in range(3)]
+        setup = study_runs.StudySettings(CONFIG)
+        asked = [(study_runs.StudyRun(tmp_path / str(number), ()), setup, "") for number in range(3)]
         reporter: Any = SimpleNamespace(note=notes.append)
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(cells, "metrics_of", metrics_of)
-            return cells.run_cells(asked, reporter, lambda place, _: done.append(place), keeps_going=True), done, notes
+            patch.setattr(study_runs, "train_or_read_metrics", metrics_of)
+            return (
+                study_runs.run_cells(asked, reporter, lambda place, _: done.append(place), keeps_going=True),
+                done,
+                notes,
+            )
 
     code, done, notes = ending(1)
     assert (code, done) == (1, [1, 2])

@@ -13,25 +13,18 @@ import pytest
 
 from sightline import registry
 from sightline.config import read_config
-from sightline.config.show import to_plain
-from sightline.engine.session import Session
+from sightline.config.yaml_writer import to_plain
+from sightline.engine.session import TrainingSession
 from sightline.probe.few_shot import FewShot
-from sightline.probe.runs import open_probed
+from sightline.probe.probed_run import open_probed
 from sightline.probe.svm import SVM
-from sightline.runs.blocks import argument_of
-from sightline.runs.stages import in_words, stage_of
-from sightline.studies import published
-from sightline.studies.probe_table import (
-    PARTS,
-    compared,
-    heading_of,
-    markdown_of,
-    probe_rows,
-    protocol_of,
-)
-from sightline.studies.published import ResultRow, differences
-from sightline.types import CloudForm, Component, DataInfo, Field
-from sightline.verbs.probe import Options
+from sightline.runs.blocks import get_argument
+from sightline.runs.preprocessing_signature import format_setting, preprocessing_signature
+from sightline.studies import published_results
+from sightline.studies.probe_table import PARTS, comparison_rows, heading_of, probe_markdown, probe_rows, protocol_of
+from sightline.studies.published_results import ResultRow, protocol_differences
+from sightline.types import CloudInputSpec, ComponentConfig, DataInfo, Field
+from sightline.verbs.probe import ProbeOptions
 from sightline.verbs.probe import suite as run_suite
 from tests.command import run_here
 from tests.probe.contrast import train_thin
@@ -77,7 +70,7 @@ def test_data_of_ones_own_have_no_published_rows(
     entry["metrics"] = {"probe_svm_accuracy": 0.75}
     for samples, expected in (({}, ["Others"]), ({"synthetic_shapes": {"test": 9999}}, [])):
         table = {"protocols": {}, "rows": [entry], "samples": samples}
-        monkeypatch.setattr(published, "_table", lambda table=table: table)
+        monkeypatch.setattr(published_results, "_table", lambda table=table: table)
         document, _, err = suite(runs[:1], tmp_path / f"{len(samples)}")
         assert [row["who"] for row in document["others"]] == expected
         assert err.count("that figures are published on: test samples are") == len(samples)
@@ -191,11 +184,11 @@ def test_without_a_config_for_parts_the_table_says_so(runs: list[Path], tmp_path
 def test_parts_of_the_published_set_are_laid_beside_the_published_figures() -> None:
     ours = ResultRow("ours", "this run", "modelnet40", {"parts data": "shapenet_part"}, {PARTS: 0.84})
     (theirs,) = probe_rows(["shapenet_part"])
-    ((row, other, found),) = compared([ours], [theirs])
+    ((row, other, found),) = comparison_rows([ours], [theirs])
     assert (row, other) == (ours, theirs)
     assert not any(each.name == "parts data" for each in found)
-    assert "| 84.00 |" in markdown_of([ours], [theirs])
-    assert "| 85.50 | 85.10 |" in markdown_of([ours], [theirs])
+    assert "| 84.00 |" in probe_markdown([ours], [theirs])
+    assert "| 85.50 | 85.10 |" in probe_markdown([ours], [theirs])
 
 
 @pytest.mark.long
@@ -221,12 +214,12 @@ def test_an_interrupt_while_parts_are_learnt_ends_the_suite_with_its_code(
     """Where a signal comes as training begins; what signals do is afterwards what it was."""
     before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
 
-    def run(session: Session) -> None:
+    def run(session: TrainingSession) -> None:
         assert session.stop.signal is None
         os.kill(os.getpid(), code - 128)
 
-    monkeypatch.setattr(Session, "run", run)
-    asked = Options(
+    monkeypatch.setattr(TrainingSession, "run", run)
+    asked = ProbeOptions(
         tuple(parts_runs),
         QUICK,
         is_suite=True,
@@ -274,21 +267,23 @@ def row(data: str = "modelnet40", **protocol: Any) -> ResultRow:
 def test_differences_are_named_in_both_directions() -> None:
     ours = row(pairs_per_step=64, neighbours=20, points_in_the_probe=1024)
     theirs = row(pairs_per_step=20, points_in_the_probe=1024)
-    assert list(map(str, differences(ours, theirs))) == [
+    assert list(map(str, protocol_differences(ours, theirs))) == [
         "pairs per step: 64 here, 20 there",
         "neighbours: 20 here, not stated there",
     ]
-    assert str(differences(theirs, ours)[-1]) == "neighbours: not stated here, 20 there"
-    assert differences(theirs, theirs) == []
+    assert str(protocol_differences(theirs, ours)[-1]) == "neighbours: not stated here, 20 there"
+    assert protocol_differences(theirs, theirs) == []
 
 
 def test_the_recipe_to_the_paper_is_told_in_the_words_of_the_published_row() -> None:
     config = read_config(Path(__file__).parents[2] / "configs" / "contrast" / "shapenet_render_crosspoint_dgcnn.yaml")
-    stage = stage_of(config, DataInfo({}, {"points": Field("points 3", "float32")}, clouds=CloudForm(2048)))
+    stage = preprocessing_signature(
+        config, DataInfo({}, {"points": Field("points 3", "float32")}, clouds=CloudInputSpec(2048))
+    )
     paper = probe_rows(["modelnet40"])[0].protocol
-    assert in_words(to_plain(config.losses)) == paper["losses"]
-    assert in_words(stage["training"]) == paper["training transforms of points"]
-    assert in_words(stage["training_images"]) == paper["training transforms of images"]
+    assert format_setting(to_plain(config.losses)) == paper["losses"]
+    assert format_setting(stage["training"]) == paper["training transforms of points"]
+    assert format_setting(stage["training_images"]) == paper["training transforms of images"]
     assert (stage["num_points"], config.train.batch_size) == (paper["points in pre-training"], paper["pairs per step"])
 
 
@@ -306,15 +301,15 @@ def test_published_rows_are_shares_of_known_metrics() -> None:
     assert probe_rows(["synthetic_shapes"]) == []
     (forest,) = [r for r in rows if "random forest" in r.who]
     assert forest.metrics == {"by_hand_accuracy": 0.784}, "no SVM: it stands in a column of its own"
-    assert "| 78.40 |" in markdown_of([], [forest])
-    assert "| SVM |" not in markdown_of([], [forest])
+    assert "| 78.40 |" in probe_markdown([], [forest])
+    assert "| SVM |" not in probe_markdown([], [forest])
 
 
 def test_the_table_shows_percent_and_compares_with_rows_of_the_same_data() -> None:
     ours = ResultRow(
         "ours", "this run", "modelnet40", {"pairs per step": 64}, {"fewshot_5w10s": 0.9, "fewshot_5w10s_std": 0.02}
     )
-    text = markdown_of([ours], probe_rows(["modelnet40", "scanobjectnn"]))
+    text = probe_markdown([ours], probe_rows(["modelnet40", "scanobjectnn"]))
     assert "| ours | modelnet40 |  | 90.00 +- 2.00 |" in text
     assert "| CrossPoint, DGCNN (paper) | modelnet40 | 91.20 | 92.50 +- 3.00 |" in text
     source = "(Afham et al. 2022, tables 1 and 2)"
@@ -331,7 +326,7 @@ def test_headings_say_setting_baseline_and_queries() -> None:
 
 def test_chance_stands_in_the_table() -> None:
     ours = ResultRow("ours", "this run", "modelnet40", {}, {"fewshot_5w10s": 0.9}, chance={"fewshot_5w10s": 0.2})
-    assert "## What guessing gets\n\n- ours, modelnet40: 5-way 10-shot 20.00\n" in markdown_of([ours], [])
+    assert "## What guessing gets\n\n- ours, modelnet40: 5-way 10-shot 20.00\n" in probe_markdown([ours], [])
 
 
 def test_probes_tell_their_protocol() -> None:
@@ -343,9 +338,9 @@ def test_probes_tell_their_protocol() -> None:
 
 
 def test_arguments_are_found_inside_blocks_and_as_defaults() -> None:
-    nested = Component("intrapoint", {"points": {"name": "dgcnn", "num_neighbours": 15}})
-    assert argument_of("models", nested, "num_neighbours") == 15
-    assert argument_of("models", Component("intrapoint", {"points": {"name": "dgcnn"}}), "num_neighbours") == 20
-    assert argument_of("models", Component("pointnet"), "num_neighbours") is None
-    assert argument_of("tasks", Component("contrast"), "negatives") == "gathered"
-    assert "num_neighbours" in registry.models.entry_of("dgcnn").arguments
+    nested = ComponentConfig("intrapoint", {"points": {"name": "dgcnn", "num_neighbours": 15}})
+    assert get_argument("models", nested, "num_neighbours") == 15
+    assert get_argument("models", ComponentConfig("intrapoint", {"points": {"name": "dgcnn"}}), "num_neighbours") == 20
+    assert get_argument("models", ComponentConfig("pointnet"), "num_neighbours") is None
+    assert get_argument("tasks", ComponentConfig("contrast"), "negatives") == "gathered"
+    assert "num_neighbours" in registry.models.get_entry("dgcnn").arguments

@@ -17,9 +17,15 @@ from sightline.config import read_config
 from sightline.data.boxes.coco import Coco
 from sightline.data.scans.semantic_kitti import SemanticKitti
 from sightline.models.published.published_models import MODELS
-from sightline.studies import published
-from sightline.studies.published import beside_published, figure, foreign_in_words, published_names, published_rows
-from sightline.types import CloudForm, Component, DataInfo, Folds
+from sightline.studies import published_results
+from sightline.studies.published_results import (
+    beside_published,
+    foreign_in_words,
+    format_figure,
+    published_names,
+    published_rows,
+)
+from sightline.types import CloudInputSpec, ComponentConfig, DataInfo, Folds
 from tests.command import run_here
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -55,7 +61,7 @@ def beside(
     points: int | None = None,
     **more: Any,
 ) -> Any:
-    clouds = None if points is None else CloudForm(num_points=points, unit_sphere="promised")
+    clouds = None if points is None else CloudInputSpec(num_points=points, unit_sphere="promised")
     part = SimpleNamespace(dataset=SimpleNamespace(info=DataInfo({}, {}, folds=folds, clouds=clouds)))
     read = read_config(CONFIGS / config, overrides)
     return beside_published(read, part, metrics, **{"which": "last", "lineage": None, **more})  # type: ignore[arg-type]
@@ -82,7 +88,7 @@ def test_rows_are_of_data_sets_metrics_and_keys_that_the_package_has() -> None:
                 assert names[0] in entry.arguments, name
             elif names:  # a key that some component of the kind has; a slip would read "not stated here"
                 kind = registry.REGISTRIES[SECTIONS[section]]
-                known = {argument for each in kind.names() for argument in kind.entry(Component(each)).arguments}
+                known = {argument for each in kind.names() for argument in kind.entry(ComponentConfig(each)).arguments}
                 assert names[2 if section == "transforms" else 0] in known | {"name"}, name
 
 
@@ -131,10 +137,10 @@ def test_the_row_that_a_recipe_reproduces_comes_first(config: str, metrics: dict
     assert first["here"] == metrics
 
 
-COCO_NAMES = Coco.promise().facts["class_names"]
-HDL64 = SemanticKitti.promise().facts
-OUSTER = SemanticKitti.promise(sensor={"preset": "os1_64"}).facts
-MAP = SemanticKitti.promise(label_map="multi").facts
+COCO_NAMES = Coco.expected_info().facts["class_names"]
+HDL64 = SemanticKitti.expected_info().facts
+OUSTER = SemanticKitti.expected_info(sensor={"preset": "os1_64"}).facts
+MAP = SemanticKitti.expected_info(label_map="multi").facts
 
 
 @pytest.mark.parametrize(
@@ -236,7 +242,7 @@ def test_weights_of_others_are_not_a_training_of_ours() -> None:
 
 
 def test_layouts_of_pre_training_exist() -> None:
-    assert set(published._table()["pretrained"]) <= set(MODELS)
+    assert set(published_results._table()["pretrained"]) <= set(MODELS)
 
 
 def test_pooled_folds_stand_beside_the_figures_of_six_areas() -> None:
@@ -282,10 +288,10 @@ def test_nothing_fits_other_metrics_or_data() -> None:
 
 
 def test_figures_are_printed_in_their_unit() -> None:
-    assert figure({"miou": 0.5}, "miou") == "50.00"
-    assert figure({"mean_error_mm": 7.59}, "mean_error_mm") == "7.59"
-    assert figure({"ap": 0.384, "ap_to": 0.387}, "ap") == "38.40 to 38.70"
-    assert figure({"a": 0.9, "a_std": 0.02}, "a") == "90.00 +- 2.00"
+    assert format_figure({"miou": 0.5}, "miou") == "50.00"
+    assert format_figure({"mean_error_mm": 7.59}, "mean_error_mm") == "7.59"
+    assert format_figure({"ap": 0.384, "ap_to": 0.387}, "ap") == "38.40 to 38.70"
+    assert format_figure({"a": 0.9, "a_std": 0.02}, "a") == "90.00 +- 2.00"
 
 
 # --- the verbs ------------------------------------------------------------------------------------------------------
@@ -312,7 +318,7 @@ def test_on_synthetic_data_one_line_says_that_nothing_is_published(run: Path, tm
 def test_evaluate_and_train_print_the_rows_that_fit(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     row = {"who": "Others", "source": "a paper", "data": "synthetic_shapes", "metrics": {"overall_accuracy": 0.75}}
     row |= {"protocol": {"model": read_config(run / "config.yaml").model.name, "epochs": 77}, "unverified": "all of it"}
-    monkeypatch.setattr(published, "_table", lambda: {"protocols": {}, "rows": [row]})
+    monkeypatch.setattr(published_results, "_table", lambda: {"protocols": {}, "rows": [row]})
     asked = (
         ["evaluate", run, "--against", "published"],
         ["train", run / "config.yaml", "train.steps=1", "--out", tmp_path / "new"],

@@ -14,11 +14,11 @@ import torch
 
 import sightline
 from sightline.doctor import suite
-from sightline.doctor.core.finding import Finding, Place
+from sightline.doctor.core.finding import Finding, FindingLocation
 from sightline.engine.observers import MetricsLog
 from sightline.engine.records import StepRecord
 from sightline.errors import UserError
-from sightline.studies.train_run import Reporter, TrainResult, handlers_kept, sample_counts
+from sightline.training.train_run import Reporter, TrainResult, restore_signal_handlers, sample_counts
 from tests.command import run_here
 from tests.doctor.planting import make
 from tests.marks import long_but
@@ -131,7 +131,7 @@ def _train_slowly(config: Path, out: Path) -> None:
 def test_an_error_of_the_checks_keeps_a_run_from_starting(
     config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    about = {"cause": "loss.sign", "where": Place(), "measured": "1", "expected": "0", "action": "mend it"}
+    about = {"cause": "loss.sign", "where": FindingLocation(), "measured": "1", "expected": "0", "action": "mend it"}
     error = Finding("G0", "planted", "error", "a planted error", **about)
     monkeypatch.setattr(suite, "run_quick", lambda built, world: [error])
     reporter = Recorded()
@@ -161,7 +161,7 @@ def test_a_run_trains_beside_the_main_thread(config: Path, tmp_path: Path) -> No
 
 def test_signals_do_afterwards_what_they_did_before() -> None:
     before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
-    with handlers_kept():
+    with restore_signal_handlers():
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before

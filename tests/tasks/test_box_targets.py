@@ -13,8 +13,8 @@ from sightline.assigners.fcos import FCOS
 from sightline.assigners.max_iou import MaxIoU
 from sightline.assigners.report import assignment_report, compare_assigners, timed_report
 from sightline.geometry.boxes.priors import PRESETS, make_anchors, make_points
-from sightline.tasks.box_stages import COLORS
-from sightline.tasks.box_targets import LEVEL_COLORS, show_assignments, show_priors
+from sightline.tasks.detection_pictures import COLORS
+from sightline.tasks.target_pictures import LEVEL_COLORS, show_assignments, show_priors
 
 MAPS, STRIDES = [(48, 64), (24, 32)], [8, 16]
 POINTS = make_points(MAPS, STRIDES)
@@ -48,8 +48,10 @@ def test_a_box_between_all_points_is_crossed_in_red_and_the_others_are_not() -> 
 def test_every_positive_has_a_dot_of_its_level_at_its_place_and_nothing_else_has_one() -> None:
     (fcos,), _ = show_assignments(BLACK, POINTS, BOXES, HIDDEN, {"fcos": FCOS()})
     matched = FCOS()(POINTS, BOXES, HIDDEN).matched
-    levels = [LEVEL_COLORS[level] for level in POINTS.level.tolist()]
-    for (x, y), color, is_positive in zip(POINTS.rows.long().tolist(), levels, (matched >= 0).tolist(), strict=True):
+    levels = [LEVEL_COLORS[level] for level in POINTS.prior_level.tolist()]
+    for (x, y), color, is_positive in zip(
+        POINTS.coordinates.long().tolist(), levels, (matched >= 0).tolist(), strict=True
+    ):
         assert (tuple(fcos.pixels[y, x]) == color) == is_positive
 
 

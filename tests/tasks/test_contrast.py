@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sightline.binding import Offer
+from sightline.binding import AvailableKeys
 from sightline.engine.distributed import World
 from sightline.errors import ConfigError
 from sightline.losses.contrast import IntraModal, nt_xent
@@ -33,8 +33,8 @@ class Net(nn.Module):
         return {"first": first, "second": second}
 
 
-KEYS = Offer("the data", ("points", "other_points", "sample_index"))
-OUTPUTS = Offer("the model", ("first", "second"))
+KEYS = AvailableKeys("the data", ("points", "other_points", "sample_index"))
+OUTPUTS = AvailableKeys("the model", ("first", "second"))
 
 
 def task_of(model: nn.Module, negatives: str = "gathered") -> Contrast:
@@ -86,10 +86,10 @@ def test_dropout_is_refused_where_rows_are_embedded_twice() -> None:
 class Pretended(World):
     """One of two processes, the other of which holds the rows that are given."""
 
-    def gather_rows(self, rows: Tensor, *, what: str = "rows") -> tuple[Tensor, int]:
+    def gather_rows(self, rows: Tensor, *, operation: str = "rows") -> tuple[Tensor, int]:
         return torch.cat([torch.ones_like(rows[:2]), rows.detach()]), 2
 
-    def all_reduce_sum(self, tensors: dict, *, what: str = "sums") -> dict:  # type: ignore[override]
+    def all_reduce_sum(self, tensors: dict, *, operation: str = "sums") -> dict:  # type: ignore[override]
         return {name: tensor + 2 for name, tensor in tensors.items()}
 
 
@@ -111,7 +111,7 @@ def test_negatives_are_everyones_or_those_of_the_process() -> None:
 
 @pytest.mark.parametrize(("negatives", "expected"), [("gathered", 46), ("process", 10)])
 def test_gauges_tell_the_true_number_of_negatives(negatives: str, expected: int) -> None:
-    told = task_of(net(), negatives).gauges({"intra_modal": 1.5}, num_samples=24, num_processes=4)
+    told = task_of(net(), negatives).step_metrics({"intra_modal": 1.5}, num_samples=24, num_processes=4)
     assert told["negatives"] == expected
     assert told["chance"] == pytest.approx(math.log(expected + 1))
     assert told["intra_modal_of_chance"] == pytest.approx(1.5 / math.log(expected + 1))
@@ -119,13 +119,13 @@ def test_gauges_tell_the_true_number_of_negatives(negatives: str, expected: int)
 
 def test_gauges_of_uneven_processes_are_means_over_the_pairs() -> None:
     """11 pairs on two processes: 6 with 10 negatives each, 5 with 8."""
-    told = task_of(net(), "process").gauges({}, num_samples=11, num_processes=2)
+    told = task_of(net(), "process").step_metrics({}, num_samples=11, num_processes=2)
     assert told["negatives"] == pytest.approx((6 * 10 + 5 * 8) / 11)
     assert told["chance"] == pytest.approx((6 * math.log(11) + 5 * math.log(9)) / 11)
 
 
 def test_features_that_the_model_would_not_compare_are_refused() -> None:
-    keys = Offer("the data", (*KEYS.keys, "features"))
+    keys = AvailableKeys("the data", (*KEYS.keys, "features"))
     with pytest.raises(ConfigError, match=r"data: the data gives points features .* leave them out \(normals: none\)"):
         Contrast(model=net(), losses={"intra_modal": IntraModal()}, batch_keys=keys, output_keys=OUTPUTS)
 

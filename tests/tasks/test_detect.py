@@ -10,19 +10,19 @@ import torch
 from torch import Tensor, nn
 
 from sightline import registry
-from sightline.binding import Offer
-from sightline.data.loading.reading import BatchReader, NamedTransform
+from sightline.binding import AvailableKeys
+from sightline.data.loading.batch_reader import BatchReader, NamedTransform
 from sightline.data.synthetic.synthetic_crowds import SyntheticCrowds
 from sightline.draws import Draws
-from sightline.engine.step import run_batch
+from sightline.engine.step import compute_batch_losses
 from sightline.errors import ConfigError, RunError
-from sightline.geometry.boxes.codings import encode_deltas, encode_distances
+from sightline.geometry.boxes.box_coder import encode_deltas, encode_distances
 from sightline.geometry.boxes.overlaps import pairwise_iou
 from sightline.metrics.box_ap import BoxAp
 from sightline.tasks.detect import Detect
 from sightline.transforms.boxes import FitImage, ScaleSteps
 from sightline.transforms.images import FlipImage, NormalizeImage
-from sightline.types import Component, SampleKey
+from sightline.types import ComponentConfig, SampleKey
 
 LOSSES = {"retina": ("sigmoid_focal", "box_smooth_l1"), "fcos": ("sigmoid_focal", "box_overlap", "centreness")}
 
@@ -34,7 +34,7 @@ class Stated(nn.Module):
         super().__init__()
         arguments = {"num_anchors": 9} if head == "retina" else {}
         levels = {"channels": (32,) * 5, "strides": (8, 16, 32, 64, 128)}
-        self.head = registry.heads.entry_of(head).builder(**levels, num_classes=1, num_convs=1, **arguments)
+        self.head = registry.heads.get_entry(head).builder(**levels, num_classes=1, num_convs=1, **arguments)
         self.answers: dict[str, Tensor] = {}
 
     def forward(self, *, image: Tensor) -> dict[str, Tensor]:
@@ -48,11 +48,13 @@ def detect(head: str, assigner: dict[str, Any] | None = None, **arguments: Any) 
     block = {"anchors": {"preset": "crowddet"}} if head == "retina" else {}
     facts = {
         "model": model,
-        "losses": {name: registry.losses.build(Component(name), facts={}) for name in LOSSES[head]},
-        "batch_keys": Offer("data", frozenset({"image", "boxes", "label", "is_ignored", "box_offsets"})),
-        "output_keys": Offer("model", keys),
+        "losses": {name: registry.losses.build(ComponentConfig(name), facts={}) for name in LOSSES[head]},
+        "batch_keys": AvailableKeys("data", frozenset({"image", "boxes", "label", "is_ignored", "box_offsets"})),
+        "output_keys": AvailableKeys("model", keys),
     }
-    return registry.tasks.build(Component("detect", {"assigner": given, **block, **arguments}), facts=facts), model
+    return registry.tasks.build(
+        ComponentConfig("detect", {"assigner": given, **block, **arguments}), facts=facts
+    ), model
 
 
 @pytest.fixture(scope="module")
@@ -112,7 +114,7 @@ def test_perfect_outputs_find_every_box_in_the_pixels_of_the_file(head: str, bat
 def test_losses_are_divided_by_positives_and_reach_what_perfect_outputs_give(head: str, batch: dict[str, Any]) -> None:
     task, model = detect(head)
     model.answers = perfect(task, head, batch)
-    sums, counts = run_batch(task, model, batch, torch.device("cpu"))
+    sums, counts = compute_batch_losses(task, model, batch, torch.device("cpu"))
     positives = int((task.context(model, batch)["target"] >= 0).sum())
     assert int(counts["sigmoid_focal"]) == positives > 0
     assert float(sums["sigmoid_focal"]) < 1e-3
@@ -126,12 +128,12 @@ def test_pure_background_leaves_the_loss_of_a_positive_alone(batch: dict[str, An
     outputs = perfect(task, "retina", batch)
     outputs["logits"] = torch.where(outputs["logits"] > 0, 1.0, -9.0)
     model.answers = outputs
-    sums, counts = run_batch(task, model, batch, torch.device("cpu"))
+    sums, counts = compute_batch_losses(task, model, batch, torch.device("cpu"))
     wide = {**batch, "image": torch.cat([batch["image"], torch.zeros_like(batch["image"])], dim=2)}
     outputs = perfect(task, "retina", wide)
     outputs["logits"] = torch.where(outputs["logits"] > 0, 1.0, -9.0)
     model.answers = outputs
-    wide_sums, wide_counts = run_batch(task, model, wide, torch.device("cpu"))
+    wide_sums, wide_counts = compute_batch_losses(task, model, wide, torch.device("cpu"))
     for name in sums:
         ours, theirs = float(sums[name] / counts[name]), float(wide_sums[name] / wide_counts[name])
         assert theirs == pytest.approx(ours, rel=0.02, abs=1e-5), name
@@ -147,7 +149,7 @@ def test_without_any_box_losses_are_finite_and_box_losses_zero(head: str, batch:
         for name, value in perfect(task, head, empty).items()
     }
     model.answers = outputs
-    sums, counts = run_batch(task, model, empty, torch.device("cpu"))
+    sums, counts = compute_batch_losses(task, model, empty, torch.device("cpu"))
     assert all(float(count) == 0 for count in counts.values())
     torch.stack(list(sums.values())).sum().backward()
     assert all(bool(value.grad.isfinite().all()) for value in outputs.values() if value.grad is not None)
@@ -186,8 +188,8 @@ def test_tallies_are_counts_of_the_whole_step_however_it_is_split(head: str, bat
         rows = {name: batch[name][first:last] for name in ragged}
         offsets = torch.tensor([0, last - first])
         parts.append(task.context(nn.Identity(), {"image": batch["image"][[image]], "box_offsets": offsets, **rows}))
-    assert {name: int(value) for name, value in task.tallies([whole]).items()} == expected
-    assert {name: int(value) for name, value in task.tallies(parts).items()} == expected
+    assert {name: int(value) for name, value in task.step_counts([whole]).items()} == expected
+    assert {name: int(value) for name, value in task.step_counts(parts).items()} == expected
     assert n_unmatched == 0 if head == "retina" else n_unmatched > 0, "FCOS has no point for the smallest"
 
 
@@ -223,9 +225,14 @@ def test_pairs_that_cannot_be_are_refused_when_built(head: str, arguments: dict[
 
 
 def test_a_model_without_a_head_is_refused() -> None:
-    facts = {"model": nn.Identity(), "losses": {}, "batch_keys": Offer("a", ()), "output_keys": Offer("b", ())}
+    facts = {
+        "model": nn.Identity(),
+        "losses": {},
+        "batch_keys": AvailableKeys("a", ()),
+        "output_keys": AvailableKeys("b", ()),
+    }
     with pytest.raises(ConfigError, match="detect needs a model with a head"):
-        registry.tasks.build(Component("detect", {"assigner": {"name": "max_iou"}}), facts=facts)
+        registry.tasks.build(ComponentConfig("detect", {"assigner": {"name": "max_iou"}}), facts=facts)
 
 
 def mirrored(batch: dict[str, Any]) -> dict[str, Any]:

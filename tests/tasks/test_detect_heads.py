@@ -11,29 +11,29 @@ import torch
 from torch import Tensor, nn
 
 from sightline import registry
-from sightline.binding import Offer
+from sightline.binding import AvailableKeys
 from sightline.errors import ConfigError
-from sightline.geometry.boxes.codings import decode
+from sightline.geometry.boxes.box_coder import decode_boxes
 from sightline.geometry.boxes.priors import BACKGROUND, make_anchors, make_points
-from sightline.geometry.boxes.suppression import Greedy, Kept
-from sightline.tasks.detections import Selection
-from sightline.types import Component
+from sightline.geometry.boxes.suppression import GreedyNMS, SuppressionResult
+from sightline.tasks.detection_decoding import DetectionFilter
+from sightline.types import ComponentConfig
 
 STRIDES, MAPS = (8, 16), ((2, 3), (1, 2))
 
 
-class All(Greedy):
+class All(GreedyNMS):
     """Keeps all, and notes of which proposal each is."""
 
-    def __call__(self, boxes: Tensor, scores: Tensor, labels: Tensor, **more: Any) -> Kept:
+    def __call__(self, boxes: Tensor, scores: Tensor, labels: Tensor, **more: Any) -> SuppressionResult:
         self.proposals = more.get("proposal")
         order = scores.argsort(descending=True, stable=True)
-        return Kept(order, scores[order])
+        return SuppressionResult(order, scores[order])
 
 
 def built(head: str, **arguments: Any) -> nn.Module:
     levels = {"channels": (8, 8), "strides": STRIDES, "num_classes": 2}
-    made: nn.Module = registry.heads.entry_of(head).builder(**levels, **arguments)
+    made: nn.Module = registry.heads.get_entry(head).builder(**levels, **arguments)
     return made
 
 
@@ -53,11 +53,11 @@ def detect(head: nn.Module, losses: tuple[str, ...], **block: Any) -> Any:
     outputs = {"logits", "codes", "level_shapes", "objectness"}
     facts = {
         "model": model,
-        "losses": {name: registry.losses.build(Component(name), facts={}) for name in losses},
-        "batch_keys": Offer("data", frozenset({"image", "boxes", "label", "is_ignored", "box_offsets"})),
-        "output_keys": Offer("model", outputs),
+        "losses": {name: registry.losses.build(ComponentConfig(name), facts={}) for name in losses},
+        "batch_keys": AvailableKeys("data", frozenset({"image", "boxes", "label", "is_ignored", "box_offsets"})),
+        "output_keys": AvailableKeys("model", outputs),
     }
-    return registry.tasks.build(Component("detect", {"assigner": {"name": "max_iou"}, **block}), facts=facts)
+    return registry.tasks.build(ComponentConfig("detect", {"assigner": {"name": "max_iou"}, **block}), facts=facts)
 
 
 def logit(probability: float) -> float:
@@ -72,7 +72,7 @@ def test_sigmoid_coding_is_that_of_the_paper() -> None:
     sizes = [[(10.0, 13.0), (16.0, 30.0)], [(30.0, 61.0), (62.0, 45.0)]]
     priors = make_anchors(MAPS, STRIDES, sizes, dtype=torch.float64)
     raw = torch.randn(1, len(priors), 4, dtype=torch.float64)
-    boxes = decode(priors.rows, built("yolov3", num_anchors=2).to_deltas(raw, priors))[0]
+    boxes = decode_boxes(priors.coordinates, built("yolov3", num_anchors=2).to_deltas(raw, priors))[0]
     row = 0
     for stride, (height, width), level in zip(STRIDES, MAPS, sizes, strict=True):
         for y, x, (w, h) in ((y, x, size) for y in range(height) for x in range(width) for size in level):
@@ -93,7 +93,7 @@ def test_yolox_decodes_from_the_corners_of_cells() -> None:
         layer.register_forward_hook(lambda _, __, found: raw.append(found))
     priors = make_points(MAPS, STRIDES, dtype=torch.float64)
     codes = head([torch.randn(1, 8, *size, dtype=torch.float64) for size in MAPS])["codes"]
-    boxes, row = decode(priors.rows, codes)[0], 0
+    boxes, row = decode_boxes(priors.coordinates, codes)[0], 0
     for stride, values in zip(STRIDES, raw, strict=True):
         for y, x in np.ndindex(*values.shape[2:]):
             tx, ty, tw, th = values[0, :, y, x].tolist()
@@ -117,8 +117,8 @@ def test_scores_are_products_with_objectness() -> None:
         "objectness": torch.tensor([[logit(0.5), logit(0.3)]], dtype=torch.float64),
         "codes": torch.ones(1, 2, 4, dtype=torch.float64),
     }
-    select = Selection(All(), score=0.3, per_level=10, most=10)
-    found = select.kept(select.candidates(outputs, 0, priors))
+    select = DetectionFilter(All(), score=0.3, per_level=10, most=10)
+    found = select.suppress(select.candidates(outputs, 0, priors))
     assert found.tolist() == [pytest.approx([3, 3, 5, 5, 0.4, 0])]
 
 
@@ -130,8 +130,8 @@ def test_two_predictions_of_a_prior_are_one_proposal() -> None:
     codes[0, :, 1, 0] = 1.0  # the second prediction lies a width further to the right
     outputs = {"logits": scores.logit()[None, :, :, None], "codes": codes}
     suppression = All()
-    select = Selection(suppression, score=0.05, per_level=2, most=10)
-    found = select.kept(select.candidates(outputs, 0, priors))
+    select = DetectionFilter(suppression, score=0.05, per_level=2, most=10)
+    found = select.suppress(select.candidates(outputs, 0, priors))
     assert suppression.proposals.tolist() == [0, 1, 2, 2], "of the finer level the two surest"
     assert found[:, 4].tolist() == pytest.approx([0.9, 0.8, 0.7, 0.3])
     assert found[:, :4].tolist() == [[0, 0, 8, 8], [16, 0, 32, 16], [16, 0, 24, 8], [0, 0, 16, 16]]

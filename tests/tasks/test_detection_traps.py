@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from sightline.config import read_config
-from sightline.data.loading.reading import BatchReader, NamedTransform
+from sightline.data.loading.batch_reader import BatchReader, NamedTransform
 from sightline.data.synthetic.synthetic_crowds import SyntheticCrowds
-from sightline.engine.step import run_batch
-from sightline.losses.functional_boxes import smooth_l1
-from sightline.tasks.detections import Selection
+from sightline.engine.step import compute_batch_losses
+from sightline.losses.box_functional import smooth_l1
+from sightline.tasks.detection_decoding import DetectionFilter
 from sightline.transforms.boxes import CutImage, FitImage, TurnImage
 from sightline.transforms.images import FlipImage, NormalizeImage
 from sightline.types import SampleKey
@@ -117,7 +117,7 @@ def test_the_class_of_an_ignored_box_is_never_read(head: str) -> None:
         model.answers["centreness"] = torch.ones(1, num_priors)
     found = []
     for label in (0, 7, -1, 255):
-        sums, _ = run_batch(task, model, batch_of(boxes, label, is_ignored=True), torch.device("cpu"))
+        sums, _ = compute_batch_losses(task, model, batch_of(boxes, label, is_ignored=True), torch.device("cpu"))
         found.append({name: float(value) for name, value in sums.items()})
     assert found[1:] == found[:1] * 3
     assert found[0].keys() == {*LOSSES[head]}
@@ -132,5 +132,5 @@ def test_evaluation_reaches_down_to_small_scores() -> None:
         assert config.task.arguments.get("score", 0.05) <= 0.05, path
     task, _ = detect("retina")
     selection = task._select
-    assert isinstance(selection, Selection)
+    assert isinstance(selection, DetectionFilter)
     assert selection.score == 0.05

@@ -13,15 +13,15 @@ from scipy.stats import entropy
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sightline.binding import Offer
-from sightline.doctor.oracles.replay import Replay
+from sightline.binding import AvailableKeys
+from sightline.doctor.oracles.replay import FixedOutputs
 from sightline.engine.distributed import World
-from sightline.engine.step import Clock, batch_step, prepare_step
+from sightline.engine.step import StepTimer, prepare_step, single_batch_step
 from sightline.errors import ConfigError
 from sightline.losses.cross_entropy import CrossEntropy
 from sightline.losses.distillation import Distillation, FeatureDistillation
-from sightline.members import TaskMembers
-from sightline.tasks.distilled import Distilled, undistilled, with_teacher
+from sightline.optional_members import TaskMembers
+from sightline.tasks.distillation import DistillationTask, add_teacher_keys, unwrap_distillation
 from sightline.tasks.segment import Segment
 from sightline.tasks.supervised import Supervised
 from sightline.types import Batch
@@ -29,8 +29,8 @@ from tests.contract.clouds import RaggedNet
 
 CPU = torch.device("cpu")
 CLASSES = 3
-OUTPUTS = Offer("the model", ("logits",))
-KEYS = Offer("the data", ("points", "offsets", "label"))
+OUTPUTS = AvailableKeys("the model", ("logits",))
+KEYS = AvailableKeys("the data", ("points", "offsets", "label"))
 LOSSES = {
     "ce": CrossEntropy(num_classes=CLASSES, ignore_index=-1),
     "kl": Distillation(num_classes=CLASSES, ignore_index=-1, temperature=2.0),
@@ -55,11 +55,11 @@ def scene(*sizes: int, seed: int = 0) -> Batch:
 
 def distilled(
     student: nn.Module, teacher: nn.Module, losses: Any = None, features: tuple[str, ...] = (), **of_task: Any
-) -> Distilled:
+) -> DistillationTask:
     lessons = Segment(model=teacher, losses={}, batch_keys=KEYS, output_keys=OUTPUTS, **of_task)
-    keys = with_teacher(KEYS, OUTPUTS, features=features)
+    keys = add_teacher_keys(KEYS, OUTPUTS, features=features)
     parent = Segment(model=student, losses=losses or LOSSES, batch_keys=keys, output_keys=OUTPUTS, **of_task)
-    return Distilled(parent, teacher=teacher, lessons=lessons, features=features)
+    return DistillationTask(parent, teacher=teacher, teacher_task=lessons, features=features)
 
 
 def kl_of(student: Tensor, teacher: Tensor, label: Tensor, *, temperature: float = 2.0) -> float:
@@ -77,7 +77,7 @@ def test_a_step_is_the_one_written_by_hand() -> None:
     step = prepare_step(task, student.train(), parts, World())
     student.net[2].p = 0.0
     for index in range(2):
-        means = step.means(step.sums(student, index))
+        means = step.loss_means(step.loss_sums(student, index))
         (0.3 * means["ce"] + 0.7 * means["kl"]).backward()
 
     label = torch.cat([part["label"] for part in parts])
@@ -108,12 +108,12 @@ def test_the_teacher_draws_nothing_and_learns_no_statistics() -> None:
 def test_all_else_is_the_parents() -> None:
     student = net(0)
     task = distilled(student, net(1))
-    assert undistilled(task) is task.parent
-    assert undistilled(task.parent) is task.parent
+    assert unwrap_distillation(task) is task.parent
+    assert unwrap_distillation(task.parent) is task.parent
     assert task.predicts == Segment.predicts
-    assert TaskMembers.vote.of(task) == task.parent.vote
-    assert TaskMembers.tallies.of(task) is None
-    assert TaskMembers.gauges.of(task) is None
+    assert TaskMembers.vote.get(task) == task.parent.vote
+    assert TaskMembers.step_counts.get(task) is None
+    assert TaskMembers.step_metrics.get(task) is None
     assert copy.copy(task).parent is task.parent
     with pytest.raises(AttributeError):
         _ = task.nothing_of_this_name
@@ -121,14 +121,14 @@ def test_all_else_is_the_parents() -> None:
     assert torch.equal(
         task.predict(student.eval(), batch)["probabilities"], task.parent.predict(student, batch)["probabilities"]
     )
-    clock = Clock(task, rest="interpret")
-    batch_step(task, student, batch, CPU).sums_and_predictions(student)
+    clock = StepTimer(task, remainder="interpret")
+    single_batch_step(task, student, batch, CPU).loss_sums_and_predictions(student)
     assert {"forward", "loss"} <= clock.seconds.keys()
 
 
 def test_tallies_are_of_the_parents_contexts() -> None:
     class Counting(Supervised):
-        offers = frozenset({"size"})
+        context_keys = frozenset({"size"})
 
         def context(self, model: nn.Module, batch: Batch) -> dict[str, Any]:
             return {"size": len(batch["teacher_logits"])}
@@ -138,11 +138,11 @@ def test_tallies_are_of_the_parents_contexts() -> None:
 
     student, teacher = net(0), net(1)
     lessons = Supervised(model=teacher, losses={}, batch_keys=KEYS, output_keys=OUTPUTS)
-    parent = Counting(model=student, losses=LOSSES, batch_keys=with_teacher(KEYS, OUTPUTS), output_keys=OUTPUTS)
-    task = Distilled(parent, teacher=teacher, lessons=lessons)
+    parent = Counting(model=student, losses=LOSSES, batch_keys=add_teacher_keys(KEYS, OUTPUTS), output_keys=OUTPUTS)
+    task = DistillationTask(parent, teacher=teacher, teacher_task=lessons)
     step = prepare_step(task, student, [scene(4), scene(5)], World())
-    assert task.tallies(step.contexts) == {"points": 9}
-    assert step.sums_and_predictions(student)[1]["size"] == 4
+    assert task.step_counts(step.contexts) == {"points": 9}
+    assert step.loss_sums_and_predictions(student)[1]["size"] == 4
 
 
 @pytest.mark.parametrize("of_task", [{"max_points": 6}, {"blocks": {"size_m": 0.5, "stride_m": 0.5, "num_points": 8}}])
@@ -153,9 +153,9 @@ def test_in_windows_the_teacher_sees_those_of_the_student(of_task: dict[str, Any
     student.eval()
     task, batch = distilled(student, teacher, ignore_index=-1, **of_task), scene(20, 15)
     logits = [task.parent.evaluated_outputs(network, batch)["logits"] for network in (student, teacher)]
-    step = batch_step(task, student, batch, CPU)
-    sums, predictions = step.sums_and_predictions(student)
-    assert step.means(sums)["kl"].item() == pytest.approx(kl_of(*logits, batch["label"]), rel=1e-12)
+    step = single_batch_step(task, student, batch, CPU)
+    sums, predictions = step.loss_sums_and_predictions(student)
+    assert step.loss_means(sums)["kl"].item() == pytest.approx(kl_of(*logits, batch["label"]), rel=1e-12)
     torch.testing.assert_close(predictions["probabilities"], logits[0].softmax(1))
     if "max_points" in of_task:
         assert not torch.allclose(logits[1], teacher(points=batch["points"], offsets=batch["offsets"])["logits"])
@@ -180,7 +180,7 @@ def test_features_are_compared_where_modules_are_called() -> None:
     parts = [scene(5, 9), scene(7, seed=1)]
     task = distilled(student, teacher, FEATURES, features=("net.0", "net.3"))
     step = prepare_step(task, student, parts, World())
-    found = sum(step.means(step.sums(student, index))["features"] for index in range(2))
+    found = sum(step.loss_means(step.loss_sums(student, index))["features"] for index in range(2))
     found.backward()
     gradient = student.net[0].weight.grad
     squares, count = 0.0, 0
@@ -204,8 +204,8 @@ def test_features_are_compared_where_modules_are_called() -> None:
 def test_features_in_windows_are_those_of_every_window() -> None:
     student, teacher = net(0).eval(), net(1)
     task, batch = distilled(student, teacher, FEATURES, features=("net.3",), max_points=6), scene(20)
-    step = batch_step(task, student, batch, CPU)
-    sums, _ = step.sums_and_predictions(student)
+    step = single_batch_step(task, student, batch, CPU)
+    sums, _ = step.loss_sums_and_predictions(student)
     taught = step.contexts[0][0]
     assert len(taught["student_modules"]["net.3"]) == len(taught["teacher_modules"]["net.3"]) > 3
     pairs = zip(taught["student_modules"]["net.3"], taught["teacher_modules"]["net.3"], strict=True)
@@ -229,17 +229,17 @@ def test_features_of_a_module_that_is_not_called_are_refused(of_teacher: bool) -
     student, teacher = (student, Fused(teacher)) if of_teacher else (Fused(student), teacher)
     task = distilled(student, teacher, FEATURES, features=("net.0",))
     with pytest.raises(ConfigError, match=r"teacher.features: 'net.0' is not called .*fused: false"):
-        batch_step(task, student, scene(5), CPU).sums(student)
+        single_batch_step(task, student, scene(5), CPU).loss_sums(student)
 
 
 def test_features_of_other_shapes_and_kinds_are_refused() -> None:
     student = net(0)
     task = distilled(student, net(1, width=20), FEATURES, features=("net.0",))
     with pytest.raises(ConfigError, match=r"'net.0' returns \[\(5, 12\)\], the teacher's \[\(5, 20\)\]"):
-        batch_step(task, student, scene(5), CPU).sums(student)
+        single_batch_step(task, student, scene(5), CPU).loss_sums(student)
     task = distilled(student, net(1), FEATURES, features=("",))
     with pytest.raises(ConfigError, match="returns a dict, not a tensor"):
-        batch_step(task, student, scene(5), CPU).sums(student)
+        single_batch_step(task, student, scene(5), CPU).loss_sums(student)
 
 
 def test_a_step_in_another_format_has_a_teacher_in_it() -> None:
@@ -257,6 +257,8 @@ def test_a_stand_in_that_has_outputs_alone_has_the_features_of_the_teacher() -> 
     """Checks ask what losses make of outputs; those of modules are then no part of it."""
     task, batch = distilled(net(0), net(1), {**LOSSES, **FEATURES}, features=("net.0",)), scene(6)
     logits = torch.zeros(6, CLASSES, dtype=torch.float64, requires_grad=True)
-    sums = batch_step(task, Replay({"logits": logits}), batch, CPU).sums(Replay({"logits": logits}))
+    sums = single_batch_step(task, FixedOutputs({"logits": logits}), batch, CPU).loss_sums(
+        FixedOutputs({"logits": logits})
+    )
     assert sums["features"] == 0
     assert sums["kl"] > 0

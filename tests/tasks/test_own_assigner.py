@@ -9,15 +9,15 @@ import torch
 from torch import Tensor, nn
 
 from sightline import registry
-from sightline.assigners.base import BACKGROUND, Assigner, Assignment, Predicted
-from sightline.binding import Offer, outputs_of_model
+from sightline.assigners.base import BACKGROUND, Assigner, Assignment, PriorPredictions
+from sightline.binding import AvailableKeys, model_output_keys
 from sightline.engine.distributed import World
 from sightline.engine.precision import Precision
 from sightline.engine.step import prepare_step
 from sightline.errors import ConfigError
 from sightline.geometry.boxes.priors import Priors
 from sightline.models.detection.retina import RetinaHead
-from sightline.types import Component
+from sightline.types import ComponentConfig
 from tests.doctor.detecting import make_crowds
 from tests.tasks.test_detect_heads import FREE, MAPS, STRIDES
 
@@ -48,15 +48,15 @@ def task_of(head: str, assigner: dict[str, Any], builder: Any = None) -> tuple[A
     arguments = {"num_anchors": 2} if head in ("retina", "retina_emd", "yolov3") else {}
     anchors = {"anchors": {"scales": [1.0], "ratios": [1.0, 2.0]}} if arguments else {}
     levels = {"channels": (32, 32), "strides": STRIDES, "num_classes": 2}
-    model = OnMaps((builder or registry.heads.entry_of(head).builder)(**levels, **arguments))
+    model = OnMaps((builder or registry.heads.get_entry(head).builder)(**levels, **arguments))
     losses = FREE if assigner["name"] == "free_anchor" else LOSSES[head]
     facts = {
         "model": model,
-        "losses": {name: registry.losses.build(Component(name), facts={}) for name in losses},
-        "batch_keys": Offer("data", frozenset({"image", "boxes", "label", "is_ignored", "box_offsets"})),
-        "output_keys": Offer("model", outputs_of_model(model.head, owner="the head") | {"level_shapes"}),
+        "losses": {name: registry.losses.build(ComponentConfig(name), facts={}) for name in losses},
+        "batch_keys": AvailableKeys("data", frozenset({"image", "boxes", "label", "is_ignored", "box_offsets"})),
+        "output_keys": AvailableKeys("model", model_output_keys(model.head, owner="the head") | {"level_shapes"}),
     }
-    return registry.tasks.build(Component("detect", {"assigner": assigner, **anchors}), facts=facts), model
+    return registry.tasks.build(ComponentConfig("detect", {"assigner": assigner, **anchors}), facts=facts), model
 
 
 @pytest.fixture(autouse=True)
@@ -67,15 +67,15 @@ def own(monkeypatch: pytest.MonkeyPatch) -> None:
 
     @registry.assigners.add("nearest")
     class Nearest(Assigner):
-        takes = frozenset({"anchors", "points"})
+        prior_kinds = frozenset({"anchors", "points"})
 
         def __init__(self, *, needs: bool = False, boxes_per_prior: int = 1) -> None:
-            self.needs, self.boxes_per_prior = needs, boxes_per_prior  # type: ignore[misc]
+            self.needs_predictions, self.boxes_per_prior = needs, boxes_per_prior  # type: ignore[misc]
 
         def match(self, priors: Priors, boxes: Tensor, *more: Any) -> Assignment:
-            assert len(more) == (2 if self.needs else 0)
+            assert len(more) == (2 if self.needs_predictions else 0)
             for labels, predicted in [more] if more else []:
-                assert isinstance(predicted, Predicted)
+                assert isinstance(predicted, PriorPredictions)
                 assert len(labels) == len(boxes)
                 assert predicted.boxes.shape == (len(priors), *((2,) if self.boxes_per_prior == 2 else ()), 4)
                 assert predicted.logits.shape == (*predicted.boxes.shape[:-1], 2)
@@ -107,7 +107,7 @@ def test_it_trains_every_shipped_head(head: str, needs: bool) -> None:
             expected = near[min(near)] if min(near) < 81 else BACKGROUND
             assert int(context["target"][image, prior]) == expected
     assert (context["target"] >= 0).any()
-    torch.stack(list(step.means(step.sums(model)).values())).sum().backward()
+    torch.stack(list(step.loss_means(step.loss_sums(model)).values())).sum().backward()
     assert not [name for name, each in model.named_parameters() if each.grad is None or not each.grad.isfinite().all()]
 
 
@@ -149,7 +149,7 @@ def test_view_draws_every_assigner_that_fits(head: str, shipped: set[str]) -> No
 
     @registry.assigners.add("choosy")
     class Choosy(Odd):
-        takes = frozenset({"anchors"})
+        prior_kinds = frozenset({"anchors"})
 
         def __init__(self, *, count: int) -> None: ...
 
@@ -178,7 +178,7 @@ class Odd(Assigner):
 class Texted(Odd):
     """Its kinds of priors as one word."""
 
-    takes = "anchors"  # type: ignore[assignment]
+    prior_kinds = "anchors"  # type: ignore[assignment]
 
 
 @pytest.mark.parametrize(
@@ -219,7 +219,7 @@ def test_the_reason_is_named(head: str, assigner: dict[str, Any], message: str) 
 )
 def test_a_match_that_returns_something_else_is_named(matched: Tensor | None, message: str) -> None:
     class Wrong(Odd):
-        takes = frozenset({"points"})
+        prior_kinds = frozenset({"points"})
 
         def match(self, priors: Priors, boxes: Tensor, *more: Any) -> Any:
             return matched if matched is None else Assignment(matched, torch.zeros(4, dtype=torch.int64))

@@ -10,14 +10,14 @@ import torch
 from torch import nn
 
 from sightline import registry
-from sightline.binding import Offer
+from sightline.binding import AvailableKeys
 from sightline.engine.distributed import World
 from sightline.engine.precision import Precision
 from sightline.engine.step import prepare_step
 from sightline.errors import ConfigError
 from sightline.geometry.boxes.overlaps import pairwise_iou
 from sightline.tasks.detect import Detect
-from sightline.types import Component
+from sightline.types import ComponentConfig
 from tests.tasks.test_detect import batch  # noqa: F401 - a fixture
 
 CPU = torch.device("cpu")
@@ -33,17 +33,17 @@ def detector(head: str, assigner: str, **task: Any) -> tuple[Detect, nn.Module]:
         "neck": {"name": "fpn", "width": 8},
         "head": {"name": head, "num_convs": 1, **options},
     }
-    model = registry.models.build(Component("detector", blocks), facts={"in_channels": 3, "num_classes": 1})
+    model = registry.models.build(ComponentConfig("detector", blocks), facts={"in_channels": 3, "num_classes": 1})
     losses = (*LOSSES[head], "box_density") if head == "retina" else LOSSES[head]
     facts = {
         "model": model,
-        "losses": {name: registry.losses.build(Component(name), facts={}) for name in losses},
-        "batch_keys": Offer("data", frozenset({"image", "boxes", "label", "is_ignored", "box_offsets"})),
-        "output_keys": Offer("model", model.output_keys),
+        "losses": {name: registry.losses.build(ComponentConfig(name), facts={}) for name in losses},
+        "batch_keys": AvailableKeys("data", frozenset({"image", "boxes", "label", "is_ignored", "box_offsets"})),
+        "output_keys": AvailableKeys("model", model.output_keys),
     }
     if head == "retina":
         task["anchors"] = {"scales": (1.0,), "ratios": (1.0, 2.0, 3.0)}
-    return registry.tasks.build(Component("detect", {"assigner": {"name": assigner}, **task}), facts=facts), model
+    return registry.tasks.build(ComponentConfig("detect", {"assigner": {"name": assigner}, **task}), facts=facts), model
 
 
 @pytest.mark.parametrize("assigner", ["simota", "ota"])
@@ -64,7 +64,7 @@ def test_the_pass_before_the_losses_leaves_everything_as_it_was(
     assert not any(value.requires_grad for value in context.values())
     assert context["priors"].dtype == torch.float32
     assert (context["target"] >= 0).any()
-    torch.stack(list(step.means(step.sums(model)).values())).sum().backward()
+    torch.stack(list(step.loss_means(step.loss_sums(model)).values())).sum().backward()
     grads = [each.grad.clone() for each in model.parameters() if each.grad is not None]
     assert len(grads) == len(list(model.parameters()))
     statistics = [value.clone() for name, value in model.state_dict().items() if "running_mean" in name]
@@ -73,7 +73,7 @@ def test_the_pass_before_the_losses_leaves_everything_as_it_was(
     model.zero_grad(set_to_none=True)
     task.context = lambda model, batch: context  # type: ignore[method-assign]
     again = prepare_step(task, model, [batch], World(), Precision(precision))
-    torch.stack(list(again.means(again.sums(model)).values())).sum().backward()
+    torch.stack(list(again.loss_means(again.loss_sums(model)).values())).sum().backward()
     for mine, each in zip(grads, model.parameters(), strict=True):
         assert torch.equal(mine, each.grad)  # type: ignore[arg-type]
     for mine, (name, value) in zip(
@@ -131,7 +131,7 @@ def test_the_predicted_density_reaches_the_suppression(batch: dict[str, Any]) ->
 
     def count(task: Detect, density: float) -> int:
         given = {**outputs, "density": torch.full_like(outputs["density"], density)}
-        return len(task.interpret(given, batch)["detections"])
+        return len(task.postprocess(given, batch)["detections"])
 
     assert count(task, 1.0) > count(task, 0.0) == count(greedy, 1.0)
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sightline.binding import Offer
+from sightline.binding import AvailableKeys
 from sightline.errors import ConfigError
 from sightline.losses.cross_entropy import CrossEntropy
 from sightline.losses.feature_transform import FeatureTransformPenalty
@@ -36,8 +36,8 @@ def segment(losses: dict | None = None, **arguments) -> Segment:
     return Segment(
         model=Height(),
         losses={"cross_entropy": CrossEntropy(num_classes=NUM_CLASSES)} if losses is None else losses,
-        batch_keys=Offer("the set", keys),
-        output_keys=Offer("the model", {"logits", "feature_transform"}),
+        batch_keys=AvailableKeys("the set", keys),
+        output_keys=AvailableKeys("the model", {"logits", "feature_transform"}),
         **arguments,
     )
 
@@ -58,7 +58,9 @@ def test_dense_and_ragged_batches_give_the_same_answers() -> None:
     dense = {**batch, "points": batch["points"].view(2, 4, 3), "label": batch["label"].view(2, 4)}
     del dense["offsets"]
     task, model = segment(), Height()
-    (sums, found), (dense_sums, dense_found) = (task.assess(model, each, None) for each in (batch, dense))
+    (sums, found), (dense_sums, dense_found) = (
+        task.losses_and_predictions(model, each, None) for each in (batch, dense)
+    )
     assert sums["cross_entropy"] == dense_sums["cross_entropy"]
     assert found.keys() == {"probabilities", "cloud_offsets", "target", "seen"} == dense_found.keys()
     assert all(torch.equal(found[name], dense_found[name]) for name in found)
@@ -104,8 +106,8 @@ def test_windows_give_what_one_pass_gives(arguments: dict) -> None:
 def test_in_windows_a_loss_of_other_outputs_is_no_number_and_the_others_are() -> None:
     losses = {"cross_entropy": CrossEntropy(num_classes=NUM_CLASSES), "penalty": FeatureTransformPenalty()}
     batch = ragged(20)
-    plain, _ = segment(losses).assess(Height(), batch, None)
-    in_windows, _ = segment(losses, max_points=6).assess(Height(), batch, None)
+    plain, _ = segment(losses).losses_and_predictions(Height(), batch, None)
+    in_windows, _ = segment(losses, max_points=6).losses_and_predictions(Height(), batch, None)
     assert bool(in_windows["penalty"].isnan())
     torch.testing.assert_close(in_windows["cross_entropy"], plain["cross_entropy"], rtol=1e-12, atol=1e-12)
 
@@ -189,8 +191,8 @@ def of_pixels(**arguments) -> Segment:
     return Segment(
         model=Pixels(),
         losses={"cross_entropy": CrossEntropy(num_classes=NUM_CLASSES, ignore_index=0)},
-        batch_keys=Offer("the set", scans().keys()),
-        output_keys=Offer("the model", {"logits"}),
+        batch_keys=AvailableKeys("the set", scans().keys()),
+        output_keys=AvailableKeys("the model", {"logits"}),
         ignore_index=0,
         **arguments,
     )
@@ -198,7 +200,7 @@ def of_pixels(**arguments) -> Segment:
 
 def test_every_point_takes_the_prediction_of_its_pixel_in_its_own_image() -> None:
     batch = scans()
-    sums, found = of_pixels().assess(Pixels(), batch, None)
+    sums, found = of_pixels().losses_and_predictions(Pixels(), batch, None)
     logits = Pixels()(image=batch["image"])["logits"]
     flat = logits.flatten(1, 2).softmax(dim=-1)
     expected = torch.cat([flat[0, [0, 1, 4, 5, 1]], flat[1, [0, 5, 0]]])
@@ -245,8 +247,8 @@ def lifted(label: list[int], ranges: list[float], points: dict[int, float], **ar
     task = Segment(
         model=Given(),
         losses={},
-        batch_keys=Offer("the set", batch.keys()),
-        output_keys=Offer("the model", {"logits"}),
+        batch_keys=AvailableKeys("the set", batch.keys()),
+        output_keys=AvailableKeys("the model", {"logits"}),
         ignore_index=0,
         **arguments,
     )

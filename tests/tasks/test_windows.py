@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sightline.tasks.windows import BlockWindows, SphereWindows, blocks_of, each_cloud, spheres_of
+from sightline.tasks.sliding_windows import BlockWindows, SphereWindows, column_windows, sphere_windows, split_clouds
 
 
 def room(num_points: int, seed: int = 0) -> Tensor:
@@ -20,14 +20,14 @@ def cloud(points: Tensor, features: Tensor | None = None) -> dict:
 
 
 def test_a_small_cloud_is_one_sphere_in_its_own_order() -> None:
-    (index,) = spheres_of(room(50), max_points=50)
+    (index,) = sphere_windows(room(50), max_points=50)
     assert index.tolist() == list(range(50))
 
 
 def test_spheres_cover_everything_and_hold_the_nearest() -> None:
     points = room(500)
     seen: set[int] = set()
-    for index in spheres_of(points, max_points=120):
+    for index in sphere_windows(points, max_points=120):
         assert len(index) == 120
         assert index.tolist() == sorted(set(index.tolist()))
         middle = points[next(row for row in range(500) if row not in seen)]
@@ -43,7 +43,7 @@ def test_spheres_cover_everything_and_hold_the_nearest() -> None:
 def test_blocks_cover_everything_and_hold_what_lies_over_their_square(size_m: float, stride_m: float) -> None:
     points = room(400)
     covered = torch.zeros(400, dtype=torch.bool)
-    for middle, index in blocks_of(points, size_m=size_m, stride_m=stride_m):
+    for middle, index in column_windows(points, size_m=size_m, stride_m=stride_m):
         assert middle[2] == 0
         assert float((points[index] - middle)[:, :2].abs().max()) <= size_m / 2 + 1e-9
         covered[index] = True
@@ -52,12 +52,12 @@ def test_blocks_cover_everything_and_hold_what_lies_over_their_square(size_m: fl
 
 def test_half_strides_see_a_point_in_the_middle_four_times() -> None:
     points = torch.cat([torch.tensor([[0.0, 0, 0], [4.0, 4, 0]]), torch.tensor([[1.75, 1.75, 1.0]])])
-    assert sum(2 in index.tolist() for _, index in blocks_of(points, size_m=1.0, stride_m=0.5)) == 4
+    assert sum(2 in index.tolist() for _, index in column_windows(points, size_m=1.0, stride_m=0.5)) == 4
 
 
 def test_a_point_on_the_far_edge_is_not_lost_to_rounding() -> None:
     points = torch.linspace(0, 0.7, 50, dtype=torch.float32)[:, None] * torch.ones(3)
-    held = torch.cat([index for _, index in blocks_of(points, size_m=0.1, stride_m=0.1)])
+    held = torch.cat([index for _, index in column_windows(points, size_m=0.1, stride_m=0.1)])
     assert set(held.tolist()) == set(range(50))
 
 
@@ -139,6 +139,6 @@ def test_windows_of_a_column_each_see_all_of_it() -> None:
 
 def test_clouds_of_a_batch_come_one_by_one() -> None:
     batch = {"points": room(9), "offsets": torch.tensor([0, 4, 9]), "category": torch.tensor([3, 1])}
-    first, second = each_cloud(batch)
+    first, second = split_clouds(batch)
     assert (len(first["points"]), first["category"].tolist(), first["offsets"].tolist()) == (4, [3], [0, 4])
     assert torch.equal(second["points"], batch["points"][4:])

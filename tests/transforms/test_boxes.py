@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from sightline.data.loading.reading import BatchReader, NamedTransform
+from sightline.data.loading.batch_reader import BatchReader, NamedTransform
 from sightline.draws import Draws
 from sightline.errors import ConfigError, DataError
-from sightline.geometry.boxes.affine import moved_boxes
+from sightline.geometry.boxes.affine import warp_boxes
 from sightline.transforms.boxes import CutImage, FitImage, ScaleSteps, TurnImage
 from sightline.transforms.images import FlipImage, ResizeImage
 from sightline.types import DataInfo, Field, SampleKey
@@ -79,7 +79,7 @@ def test_the_way_from_the_file_leads_to_the_box(name: str) -> None:
     """`to_canvas` is what predictions are brought back by: chained, and exact to rounding."""
     sample = painted(24, 60)
     changed = drawn(FlipImage(probability=1.0), drawn(TRANSFORMS[name], sample, 1), 1)
-    found = moved_boxes(sample["boxes"].double(), changed["to_canvas"][0])
+    found = warp_boxes(sample["boxes"].double(), changed["to_canvas"][0])
     torch.testing.assert_close(found, changed["boxes"].double(), rtol=0, atol=2e-5)
 
 
@@ -110,7 +110,7 @@ def test_letterbox_by_hand() -> None:
     ],
 )
 def test_what_little_is_left_of_a_box_is_ignored(box: Any, min_visible: float, clip: bool, expected: Any) -> None:
-    kept = CutImage(min_visible=min_visible, clip=clip).kept(
+    kept = CutImage(min_visible=min_visible, clip=clip).clip_boxes(
         torch.tensor([[box]], dtype=torch.float32),
         torch.zeros(1, 1, dtype=torch.int64),
         torch.zeros(1, 1, dtype=torch.bool),

@@ -23,7 +23,7 @@ from sightline.transforms.colours import (
     stretch_contrast,
     turn_hue,
 )
-from sightline.types import Component
+from sightline.types import ComponentConfig
 from tests.golden_parity import load_golden
 from tests.transforms.scenes import Given, draws_of, make_scene
 
@@ -118,10 +118,10 @@ def test_a_cloud_gets_the_same_bits_alone_and_in_any_batch(name: str) -> None:
 @pytest.mark.parametrize("name", [name for name in ALL if name != "hue_saturation"])
 def test_as_many_clouds_change_as_asked(name: str) -> None:
     colours = make_scene(5, 4000)["colours"]
-    changed = transforms.build(Component(name, {"probability": 0.3}), facts={})(draws_of(4000), colours=colours)
+    changed = transforms.build(ComponentConfig(name, {"probability": 0.3}), facts={})(draws_of(4000), colours=colours)
     share = (changed["colours"] != colours).flatten(1).any(dim=1).double().mean()
     assert abs(share - 0.3) < 5 * math.sqrt(0.3 * 0.7 / 4000)
-    never = transforms.build(Component(name, {"probability": 0.0}), facts={})(draws_of(4000), colours=colours)
+    never = transforms.build(ComponentConfig(name, {"probability": 0.0}), facts={})(draws_of(4000), colours=colours)
     assert torch.equal(never["colours"], colours)
 
 

@@ -10,12 +10,12 @@ import pytest
 import torch
 
 from sightline.config import read_config
-from sightline.data.boxes.records import BOX_FIELDS, BoxRecord, box_facts, sample_of
-from sightline.data.loading.reading import BatchReader, NamedTransform
+from sightline.data.boxes.records import BOX_FIELDS, BoxRecord, box_facts, make_sample
+from sightline.data.loading.batch_reader import BatchReader, NamedTransform
 from sightline.data.synthetic.synthetic_crowds import SyntheticCrowds
 from sightline.draws import Draws
+from sightline.engine.batch_stream import BatchSampler, BatchStream
 from sightline.engine.build import build_data
-from sightline.engine.stream import Plan, Stream
 from sightline.errors import ConfigError, DataError
 from sightline.transforms.boxes import TurnImage
 from sightline.transforms.combined_images import MixUp, Mosaic
@@ -58,7 +58,7 @@ class Painted:
         image[..., 1] = scene.owner + 1
         is_ignored = np.array([number % 5 == 0 for number in shown], dtype=bool)
         label = np.array([100 * key.index + number for number in shown], dtype=np.int64)
-        return sample_of(image, BoxRecord(boxes, boxes.copy(), label, is_ignored, np.ones(len(boxes))))
+        return make_sample(image, BoxRecord(boxes, boxes.copy(), label, is_ignored, np.ones(len(boxes))))
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +68,7 @@ def painted() -> Painted:
 
 def reader_of(dataset: Any, *transforms: Any, others: Any = None) -> BatchReader:
     named = [NamedTransform(type(each).__name__.lower(), each) for each in transforms]
-    return BatchReader(dataset, named, others=np.arange(len(dataset)) if others is None else np.array(others))
+    return BatchReader(dataset, named, mixing_indices=np.arange(len(dataset)) if others is None else np.array(others))
 
 
 def mosaic(**arguments: Any) -> Mosaic:
@@ -149,8 +149,10 @@ def test_draws_depend_on_seed_epoch_and_index_alone(painted: Painted) -> None:
     """Any number of workers, and a run that goes on from a step, read the same bits; every epoch another mosaic."""
     turn = TurnImage(scale=0.5, shift=0.245, degrees=0.373, shear_degrees=0.602, canvas=SIZE)
     reader = reader_of(painted, mosaic(), turn, MixUp(probability=0.5, plain_epochs=0))
-    plan = Plan(np.arange(NUM), 4, 7)
-    runs = [[*Stream(plan, reader, workers=workers).from_step(start, 5)] for workers, start in ((0, 0), (2, 0), (1, 2))]
+    plan = BatchSampler(np.arange(NUM), 4, 7)
+    runs = [
+        [*BatchStream(plan, reader, workers=workers).iterate(start, 5)] for workers, start in ((0, 0), (2, 0), (1, 2))
+    ]
     for other, start in ((runs[1], 0), (runs[2], 2)):
         for (ours,), (theirs,) in zip(runs[0][start:], other, strict=True):
             assert all(torch.equal(value, theirs[name]) for name, value in ours.items() if name != "truth_visible")
@@ -173,7 +175,7 @@ def test_others_come_from_the_part_that_is_trained_on(painted: Painted) -> None:
 @pytest.mark.parametrize(("arguments", "epoch"), [({"probability": 0.0}, 0), ({"plain_epochs": 2, "num_epochs": 5}, 3)])
 def test_plain_images_lie_alone_in_the_middle(painted: Painted, arguments: dict[str, Any], epoch: int) -> None:
     reader = reader_of(painted, mosaic(**arguments))
-    sample, own = dict(reader.stages(SampleKey(2, epoch, 0)))["mosaic"], painted[SampleKey(2, 0, 0)]
+    sample, own = dict(reader.sample_stages(SampleKey(2, epoch, 0)))["mosaic"], painted[SampleKey(2, 0, 0)]
     assert torch.equal(sample["image"][48:144, 64:192], own["image"])
     assert sample["image"].long().sum() == own["image"].long().sum() + 3 * 114 * 3 * 96 * 128
     assert torch.equal(sample["boxes"], own["boxes"] + torch.tensor([64.0, 48, 64, 48]))
@@ -229,7 +231,7 @@ def test_a_config_trains_on_mosaics_and_never_evaluates_them(tmp_path: Path) -> 
     batch = data.train.reader([SampleKey(i, 0, 0) for i in range(8)])
     assert batch["image"].shape == (8, 3, 96, 128)
     assert len(batch["label"]) == len(batch["is_ignored"]) == len(batch["boxes"]) == batch["box_offsets"][-1]
-    steps = [name for name, _ in data.train.reader.stages(SampleKey(0, 0, 0))]
+    steps = [name for name, _ in data.train.reader.sample_stages(SampleKey(0, 0, 0))]
     assert steps == ["", "mosaic", "turn_image", "mix_up", "flip_image", "fit_image", "normalize_image"]
     with pytest.raises(
         ConfigError, match=r"transform 'mosaic' combines several samples of the training part; it belon"

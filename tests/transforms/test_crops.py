@@ -11,7 +11,7 @@ from torch import Tensor
 from sightline.data.synthetic.synthetic_hands import SyntheticHands
 from sightline.draws import Draws
 from sightline.errors import ConfigError
-from sightline.geometry.crops import CropPlacement, from_offsets
+from sightline.geometry.crops import CropPlacement, from_crop_coordinates
 from sightline.losses.centres import CentreMSE
 from sightline.transforms.crops import CropDepth
 from sightline.types import SampleKey
@@ -43,7 +43,7 @@ def test_the_true_joint_has_no_loss_whatever_the_variation(hands: dict[str, Tens
     loss(offset=zero, **given).backward()
     offset = -zero.grad / 2  # of a squared distance
     assert loss(offset=offset, **given) < 1e-24
-    found = from_offsets(offset[:, None], CropPlacement.from_rows(placement))[:, 0]
+    found = from_crop_coordinates(offset[:, None], CropPlacement.from_rows(placement))[:, 0]
     torch.testing.assert_close(found, hands["joints"][:, 5].double(), rtol=0, atol=1e-9)
 
 

@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 
 from sightline import registry
-from sightline.data.loading.reading import BatchReader, NamedTransform
+from sightline.data.loading.batch_reader import BatchReader, NamedTransform
 from sightline.data.synthetic.synthetic_shapes import SyntheticShapes
 from sightline.draws import Draws
-from sightline.engine.stream import read_batches
-from sightline.transforms.point_choice import choose_points, index_after_drop
+from sightline.engine.batch_stream import read_batches
+from sightline.transforms.point_selection import choose_points, index_after_drop
 from sightline.transforms.points import Jitter, NormalizeUnitSphere, Rotate, Scale, Translate
-from sightline.types import Component, SampleKey
+from sightline.types import ComponentConfig, SampleKey
 from tests.transforms.scenes import Given
 from tests.transforms.test_points import Golden
 
@@ -35,7 +35,7 @@ NUM_DRAWS = 10_000
 
 def built(step: dict[str, object]) -> object:
     arguments = {key: value for key, value in step.items() if key != "name"}
-    return registry.transforms.build(Component(str(step["name"]), arguments), facts={"up_axis": "y"})
+    return registry.transforms.build(ComponentConfig(str(step["name"]), arguments), facts={"up_axis": "y"})
 
 
 def views_of(points: Tensor, *steps: dict[str, object], seed: int = 5) -> Tensor:
@@ -148,7 +148,7 @@ def test_the_order_matters_as_in_the_paper(cloud: Tensor) -> None:
 
 
 def reader() -> BatchReader:
-    two_views = registry.transforms.build(Component("two_views", {"each": list(STEPS)}), facts={"up_axis": "z"})
+    two_views = registry.transforms.build(ComponentConfig("two_views", {"each": list(STEPS)}), facts={"up_axis": "z"})
     dataset = SyntheticShapes(split="train", train_size=24, test_size=12, num_points=64)
     return BatchReader(dataset, [NamedTransform("two_views", two_views)])
 

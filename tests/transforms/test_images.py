@@ -14,7 +14,7 @@ from sightline.errors import ConfigError
 from sightline.registry import transforms
 from sightline.transforms import images
 from sightline.transforms.images import ColorJitter, CropImage, FlipImage, NormalizeImage, ResizeImage, crop_boxes
-from sightline.types import Component
+from sightline.types import ComponentConfig
 from tests.transforms.scenes import draws_of
 
 ALL = {
@@ -45,7 +45,7 @@ def test_an_image_has_the_same_bits_alone_and_in_a_batch(name: str, dtype: torch
 
 @pytest.mark.parametrize("name", ALL)
 def test_each_is_registered_and_gives_new_tensors(name: str) -> None:
-    built: Any = transforms.build(Component(name), facts={})
+    built: Any = transforms.build(ComponentConfig(name), facts={})
     given = pictures(2, 224, 224)
     assert built(draws_of(2), image=given)["image"].data_ptr() != given.data_ptr()
 

@@ -8,14 +8,14 @@ import torch
 from sightline import registry
 from sightline.draws import Draws
 from sightline.errors import ConfigError
-from sightline.transforms.pairs import TwoViews
-from sightline.types import Component, SampleKey
+from sightline.transforms.two_views import TwoViews
+from sightline.types import ComponentConfig, SampleKey
 
 JITTER = {"name": "jitter", "std": 0.01, "clip": 0.05}
 
 
 def two_views(*each: dict) -> TwoViews:
-    return registry.transforms.build(Component("two_views", {"each": list(each)}), facts={"up_axis": "z"})
+    return registry.transforms.build(ComponentConfig("two_views", {"each": list(each)}), facts={"up_axis": "z"})
 
 
 def draws(*indices: int) -> Draws:

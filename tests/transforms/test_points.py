@@ -17,7 +17,7 @@ from sightline.draws import Draws
 from sightline.errors import ConfigError, DataError
 from sightline.geometry.rotations import axis_rotation, euler_matrix, rotate_points
 from sightline.registry import transforms
-from sightline.transforms.point_choice import (
+from sightline.transforms.point_selection import (
     DropPoints,
     FarthestPoints,
     SamplePoints,
@@ -33,11 +33,11 @@ from sightline.transforms.points import (
     Rotate,
     Scale,
     Translate,
+    bounding_box_size,
     clipped_noise,
-    extent,
     to_unit_sphere,
 )
-from sightline.types import Component, SampleKey
+from sightline.types import ComponentConfig, SampleKey
 from tests.transforms.scenes import Given
 
 NUM_CLOUDS, NUM_POINTS = 7, 61
@@ -130,7 +130,7 @@ def test_types_stay_and_the_same_key_repeats(name: str) -> None:
 )
 def test_config_builds_it_by_name(name: str) -> None:
     arguments = {"num_points": 40} if name in ("sample_points", "farthest_points") else {}
-    transform = transforms.build(Component(name, arguments), facts={"up_axis": "z"})
+    transform = transforms.build(ComponentConfig(name, arguments), facts={"up_axis": "z"})
     assert transform(draws_of(2), points=make_batch(2)["points"])["points"].shape[0] == 2
 
 
@@ -214,7 +214,7 @@ def test_translation_moves_every_point_alike_and_not_too_far() -> None:
     assert (shift - shift[:, :1]).abs().max() < 8 * EPS, "rounding of sums below 8"
     assert shift.abs().max() <= 0.2 + 8 * EPS
     relative = apply("translate_relative", batch, draws_of(NUM_CLOUDS))["points"] - batch["points"]
-    assert (relative.abs() <= 0.5 * extent(batch["points"]) * (1 + 8 * EPS) + 8 * EPS).all()
+    assert (relative.abs() <= 0.5 * bounding_box_size(batch["points"]) * (1 + 8 * EPS) + 8 * EPS).all()
 
 
 def test_jitter_is_clipped_and_has_the_asked_spread() -> None:
@@ -447,7 +447,7 @@ def test_scales_and_shifts_agree_with_the_references(shared: Path) -> None:
     golden = Golden(shared, "pn_shift")
     golden.assert_equal(golden.input + golden["draw0"][:, None])
     golden = Golden(shared, "cp_translate")
-    golden.assert_equal(golden.input + golden["draw1"] * extent(golden.input))
+    golden.assert_equal(golden.input + golden["draw1"] * bounding_box_size(golden.input))
     golden = Golden(shared, "korea_scale")
     points, colours = golden.input.split(3, dim=-1)
     scaled = Scale(isotropic=True)(Given(golden["draw0"][None, None]), points=points)["points"]

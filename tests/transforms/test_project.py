@@ -10,13 +10,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from sightline.data.loading.reading import BatchReader, NamedTransform
+from sightline.data.loading.batch_reader import BatchReader, NamedTransform
 from sightline.errors import ConfigError, DataError
 from sightline.registry import transforms
-from sightline.transforms.point_choice import DropPoints
+from sightline.transforms.point_selection import DropPoints
 from sightline.transforms.points import Flip, Jitter, Rotate, Scale, Translate
-from sightline.transforms.project import Project, RingFromOrder
-from sightline.types import Component, DataInfo, Field, SampleKey
+from sightline.transforms.range_projection import Project, RingFromOrder
+from sightline.types import ComponentConfig, DataInfo, Field, SampleKey
 from tests.geometry.scans.lidar_scene import NAMES, cast_scan
 from tests.transforms.scenes import draws_of
 
@@ -32,7 +32,7 @@ LENGTHS = (900, 0, 1, 400)
 
 
 def projecting(**arguments: Any) -> Project:
-    return transforms.build(Component("project", {"height": 16, "width": 64, **arguments}), facts=FACTS)
+    return transforms.build(ComponentConfig("project", {"height": 16, "width": 64, **arguments}), facts=FACTS)
 
 
 def bands(points: Tensor) -> Tensor:
@@ -161,11 +161,11 @@ def test_scans_without_labels_have_none() -> None:
 
 def test_wrong_arguments_and_scans_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"fov_deg \(-25, 3\).*upper border"):
-        transforms.build(Component("project", {}), facts={**FACTS, "fov_deg": (-25.0, 3.0)})
+        transforms.build(ComponentConfig("project", {}), facts={**FACTS, "fov_deg": (-25.0, 3.0)})
     with pytest.raises(ConfigError, match="0 beams for a height of 16 rows"):
         projecting(rows="table")
     with pytest.raises(ConfigError, match="every deviation must be positive"):
-        transforms.build(Component("project", {}), facts={**FACTS, "input_std": (1.0, 1.0, 0.0, 1.0, 1.0)})
+        transforms.build(ComponentConfig("project", {}), facts={**FACTS, "input_std": (1.0, 1.0, 0.0, 1.0, 1.0)})
     with pytest.raises(ConfigError, match="'fov_deg' is given by the data set"):
         projecting(fov_deg=(3.0, -25.0))
     scan = lifted(make_scan(20))
@@ -243,7 +243,7 @@ def test_one_shift_for_all_axes_is_what_it_was() -> None:
 def test_rings_of_the_file_outlast_what_moves_and_drops_points() -> None:
     scan = cast_scan(num_azimuths=256)
     given = {"points": scan.points[None], "remission": torch.rand(1, len(scan.points), 1), "label": scan.label[None]}
-    numbering = transforms.build(Component("ring_from_order"), facts={**FACTS, "num_beams": 64})
+    numbering = transforms.build(ComponentConfig("ring_from_order"), facts={**FACTS, "num_beams": 64})
     found = numbering(draws_of(), points=given["points"])
     assert torch.equal(found["ring"][0], scan.ring)
     fewer = RingFromOrder(num_beams=60)(draws_of(), points=given["points"])

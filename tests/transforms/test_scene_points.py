@@ -10,13 +10,13 @@ import torch
 from scipy.spatial import cKDTree
 from torch import Tensor
 
-from sightline.data.loading.reading import BatchReader, NamedTransform
+from sightline.data.loading.batch_reader import BatchReader, NamedTransform
 from sightline.data.synthetic.synthetic_rooms import SyntheticRooms
 from sightline.errors import DataError
 from sightline.registry import transforms
 from sightline.transforms.points import Flip, Jitter, Rotate, Scale
 from sightline.transforms.scene_points import CropPoints, PlaceOnFloor, SampleBlock, VoxelSample, voxel_groups
-from sightline.types import Component, SampleKey
+from sightline.types import ComponentConfig, SampleKey
 from tests.golden_parity import load_golden
 from tests.transforms.scenes import draws_of, make_scene
 
@@ -93,7 +93,9 @@ def test_configs_build_them_by_name() -> None:
         ("sample_block", {"num_points": 100}),
         ("place_on_floor", {"plan": "centre"}),
     ):
-        changed = transforms.build(Component(name, arguments), facts=facts)(draws_of(), points=make_scene()["points"])
+        changed = transforms.build(ComponentConfig(name, arguments), facts=facts)(
+            draws_of(), points=make_scene()["points"]
+        )
         assert changed["points"].shape[2] == 3
 
 

@@ -10,13 +10,13 @@ import torch
 from scipy.spatial import cKDTree
 from torch import Tensor, nn
 
-from sightline.binding import Offer
-from sightline.data.loading.reading import BatchReader, NamedTransform
+from sightline.binding import AvailableKeys
+from sightline.data.loading.batch_reader import BatchReader, NamedTransform
 from sightline.data.synthetic.synthetic_shapes import SyntheticShapes
 from sightline.draws import Draws
 from sightline.errors import ConfigError, DataError
 from sightline.tasks.segment import Segment
-from sightline.transforms.point_choice import SamplePoints
+from sightline.transforms.point_selection import SamplePoints
 from sightline.types import DataInfo, Dataset, Field, Sample, SampleKey
 
 ORDERS = ("first", "random")
@@ -139,8 +139,8 @@ def test_the_task_answers_for_every_point_of_the_set(dataset: Dataset) -> None:
     task = Segment(
         model=Heights(),
         losses={},
-        batch_keys=Offer("the data", sampled.keys),
-        output_keys=Offer("the model", frozenset({"logits"})),
+        batch_keys=AvailableKeys("the data", sampled.keys),
+        output_keys=AvailableKeys("the model", frozenset({"logits"})),
     )
     answers = task.predict(Heights(), batch)
     assert torch.equal(answers["target"], original["label"].flatten())

@@ -12,8 +12,8 @@ from torch import Tensor
 from sightline.draws import Draws
 from sightline.errors import ConfigError
 from sightline.geometry.heatmaps import decode
-from sightline.geometry.volumes import Placement, to_camera, to_voxels
-from sightline.tasks.pose import read_joints
+from sightline.geometry.volumes import CubePlacement, to_camera, to_voxels
+from sightline.tasks.pose import decode_joints
 from sightline.transforms.volumes import DrawHeatmaps, PlaceCube, Voxelize
 from sightline.types import SampleKey
 
@@ -51,7 +51,7 @@ def test_a_joint_on_the_surface_lies_in_an_occupied_voxel_whatever_the_variation
     given = sample()
     placement = place(given, draws(0, 1, 2, 3))
     volume = Voxelize()(draws(0, 1, 2, 3), depth=given["depth"], camera=given["camera"], placement=placement)["volume"]
-    voxels = to_voxels(given["joints"].double(), Placement.from_rows(placement)).floor().long()
+    voxels = to_voxels(given["joints"].double(), CubePlacement.from_rows(placement)).floor().long()
     assert (voxels >= 0).all()
     assert (voxels < 44).all()
     for number, own in enumerate(voxels):
@@ -67,7 +67,7 @@ def test_targets_mean_the_true_joints_back_in_the_camera(axes: str) -> None:
     heatmaps = DrawHeatmaps()(draws(0), joints=given["joints"], visible=given["visible"], placement=placement)[
         "heatmaps"
     ]
-    found = read_joints(heatmaps, Placement.from_rows(placement), decoding="parabola")
+    found = decode_joints(heatmaps, CubePlacement.from_rows(placement), decoding="parabola")
     assert (found - given["joints"]).abs().max() < 1e-3
 
 
@@ -78,7 +78,7 @@ def test_one_hot_targets_mean_the_true_joints_back_as_well() -> None:
     made = DrawHeatmaps(targets="one_hot")(
         draws(0), joints=given["joints"], visible=given["visible"], placement=placement
     )
-    placed = Placement.from_rows(placement)
+    placed = CubePlacement.from_rows(placement)
     cells = torch.arange(22, dtype=torch.float64) + 0.5
     means = [(made["heatmaps"].double().sum(dim=axes) * cells).sum(dim=-1) for axes in ((3, 4), (2, 4), (2, 3))]
     found = to_camera(torch.stack(means, dim=-1) * 2, placed)
@@ -89,7 +89,7 @@ def test_one_hot_targets_mean_the_true_joints_back_as_well() -> None:
 def test_variations_stay_within_what_is_said(scale: tuple[float, float], low: float, high: float) -> None:
     keys = draws(*range(2000))
     cube = PlaceCube(cube_mm=200.0, size=88, scale=scale, max_angle_rad=0.5, max_shift=4.0)
-    placed = Placement.from_rows(cube(keys, reference=torch.zeros(2000, 3))["placement"])
+    placed = CubePlacement.from_rows(cube(keys, reference=torch.zeros(2000, 3))["placement"])
     assert placed.scale.min() >= low - 1e-7
     assert placed.scale.max() <= high + 1e-7
     assert 0.49 < placed.angle_rad.abs().max() <= 0.5
@@ -100,15 +100,15 @@ def test_variations_stay_within_what_is_said(scale: tuple[float, float], low: fl
 
 
 def test_without_variation_the_cube_is_neutral() -> None:
-    placed = Placement.from_rows(PlaceCube(cube_mm=250.0)(draws(0), reference=torch.ones(1, 3))["placement"])
+    placed = CubePlacement.from_rows(PlaceCube(cube_mm=250.0)(draws(0), reference=torch.ones(1, 3))["placement"])
     assert (placed.scale.item(), placed.angle_rad.item(), placed.cube_mm) == (1.0, 0.0, 250.0)
     assert placed.shift.tolist() == [[4.0, 4.0, 4.0]]
-    assert (placed.size, placed.original) == (88, 96)
+    assert (placed.size, placed.grid_size) == (88, 96)
 
 
 def test_the_release_shifts_by_whole_voxels() -> None:
     rows = PlaceCube(cube_mm=200.0, max_shift=4.0, compat="release")(draws(*range(50)), reference=torch.zeros(50, 3))
-    shift = Placement.from_rows(rows["placement"]).shift
+    shift = CubePlacement.from_rows(rows["placement"]).shift
     assert torch.equal(shift, shift.round())
     assert set(shift.unique().tolist()) <= set(range(9))
 
@@ -172,8 +172,8 @@ def test_the_release_reads_half_a_voxel_off() -> None:
     joints = torch.from_numpy(np.random.default_rng(0).uniform(-70, 70, (40, 5, 3)))
     placement = PlaceCube(cube_mm=200.0, compat="release")(draws(*range(40)), reference=torch.zeros(40, 3))["placement"]
     maps = DrawHeatmaps()(draws(0), joints=joints, visible=torch.ones(40, 5, dtype=torch.bool), placement=placement)
-    found = read_joints(maps["heatmaps"], Placement.from_rows(placement), decoding="parabola")
+    found = decode_joints(maps["heatmaps"], CubePlacement.from_rows(placement), decoding="parabola")
     # The deviation of the mean of 200 errors of 1.3 mm each is 0.09.
     assert ((found - joints).mean((0, 1)) + 1.136).abs().max() < 0.4
-    neutral = Placement.neutral(torch.zeros(40, 3), cube_mm=200.0, size=88)
+    neutral = CubePlacement.identity(torch.zeros(40, 3), cube_mm=200.0, size=88)
     assert (to_camera(to_voxels(joints, neutral), neutral) - joints).abs().max() < 1e-9

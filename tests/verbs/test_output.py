@@ -8,7 +8,7 @@ from typing import ClassVar
 
 import pytest
 
-from sightline.verbs.output import note, show_evaluation, show_table
+from sightline.verbs.output import print_note, show_evaluation, show_table
 
 COLUMNS = ("module", "class", "outputs", "parameters")
 ROWS = [["encode", "LinearNormMax", "3x1024", "131,584"], ["  a_long_name.of.a.layer.deep.inside", "Linear", "", ""]]
@@ -79,12 +79,12 @@ def test_names_of_classes_are_no_commands_to_the_terminal(capsys: pytest.Capture
         "metrics": {"accuracy": 0.5},
     }
     show_evaluation(document, title="a run")
-    note("line 1\nline 2 \x1b[31m")
+    print_note("line 1\nline 2 \x1b[31m")
     printed = capsys.readouterr().err.splitlines()
     assert r"hardest by accuracy: a\nb\x1b[31m 0.25, \u202eevil 0.5" in printed
     assert printed[-2:] == ["line 1", r"line 2 \x1b[31m"]
 
 
 def test_a_note_is_escaped_line_by_line(capsys: pytest.CaptureFixture[str]) -> None:
-    note("two\nlines\x1b[31m")
+    print_note("two\nlines\x1b[31m")
     assert capsys.readouterr().err == "two\nlines\\x1b[31m\n"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sightline.data.loading.reading import BatchReader, NamedTransform
+from sightline.data.loading.batch_reader import BatchReader, NamedTransform
 from sightline.draws import Draws
 from sightline.transforms.volumes import DrawHeatmaps, PlaceCube, Voxelize
 from sightline.types import DataInfo, Field, Sample, SampleKey

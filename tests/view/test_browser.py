@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sightline.view.clouds import ByClass, ByColor, Cloud, Subject, upward
 from sightline.view.page import encode_page
-from sightline.view.panels import Panel
+from sightline.view.panels import ImagePanel
+from sightline.view.stages import ClassColoring, RgbColoring, Stage, ViewedSample, height_coloring
 from tests.view.test_page import drawn_stage
 
 BROWSER = next(
@@ -127,18 +127,18 @@ def run_in_browser(page: str, folder: Path, hands: str) -> dict[str, Any]:
 @pytest.mark.skipif(BROWSER is None, reason="no chromium on this machine")
 def test_pictures_without_a_cloud_fill_the_page_and_strips_its_width(tmp_path: Path) -> None:
     """No pane and no point size for an image; two range images below a cloud, whose far points do not set its frame."""
-    none = ByColor("image", np.zeros((0, 3), dtype=np.uint8))
-    photo = Panel("photo", np.zeros((300, 400, 3), dtype=np.uint8))
-    strip = Panel("range", np.zeros((64, 1024, 3), dtype=np.uint8))
+    none = RgbColoring("image", np.zeros((0, 3), dtype=np.uint8))
+    photo = ImagePanel("photo", np.zeros((300, 400, 3), dtype=np.uint8))
+    strip = ImagePanel("range", np.zeros((64, 1024, 3), dtype=np.uint8))
     points = np.random.default_rng(0).uniform(-1, 1, (1000, 3))
     points[:3] *= 100 / np.linalg.norm(points[:3], axis=1, keepdims=True)
     empty = np.zeros((0, 3), dtype=np.float32)
     stages = (
-        Cloud("one", empty, (none,), panels=(photo,)),
-        Cloud("three", empty, (none,), panels=(photo,) * 3),
-        Cloud("scan", points, (upward(points, "z"),), panels=(strip, strip)),
+        Stage("one", empty, (none,), panels=(photo,)),
+        Stage("three", empty, (none,), panels=(photo,) * 3),
+        Stage("scan", points, (height_coloring(points, "z"),), panels=(strip, strip)),
     )
-    told = run_in_browser(encode_page([Subject("one", stages)], title="t"), tmp_path, FLAT)
+    told = run_in_browser(encode_page([ViewedSample("one", stages)], title="t"), tmp_path, FLAT)
     one, three, scan = told["pages"]
     width, height = one["pictures"][0]
     assert one["space"] == one["controls"] == one["colours"] == [0, 0]
@@ -156,11 +156,13 @@ def test_pictures_without_a_cloud_fill_the_page_and_strips_its_width(tmp_path: P
 def test_the_page_works_in_a_browser(tmp_path: Path) -> None:
     random = np.random.default_rng(0)
     points = random.normal(size=(3000, 3))
-    labels = ByClass.of_labels("ground truth", random.integers(0, 3, 3000), ("floor", "wall", "chair"))
-    rgb = ByColor("colours", random.integers(0, 256, (3000, 3)).astype(np.uint8))
-    raw = Cloud("raw", points, (labels, rgb, upward(points, "z")), unit="m")
-    seen = Cloud("train 1: scale", points * 2, (labels, upward(points, "z")))
-    page = encode_page([Subject("one", (raw, seen)), Subject("two", (raw, drawn_stage()), "camera_y_up")], title="t")
+    labels = ClassColoring.from_labels("ground truth", random.integers(0, 3, 3000), ("floor", "wall", "chair"))
+    rgb = RgbColoring("colours", random.integers(0, 256, (3000, 3)).astype(np.uint8))
+    raw = Stage("raw", points, (labels, rgb, height_coloring(points, "z")), unit="m")
+    seen = Stage("train 1: scale", points * 2, (labels, height_coloring(points, "z")))
+    page = encode_page(
+        [ViewedSample("one", (raw, seen)), ViewedSample("two", (raw, drawn_stage()), "camera_y_up")], title="t"
+    )
     told = run_in_browser(page, tmp_path, HANDS)
     assert told["stages"] == ["raw", "train 1: scale"]
     assert told["lines"][0] == "3,000 points"

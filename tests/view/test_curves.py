@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from sightline.chart import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, Panel, Series, render_svg
+from sightline.chart import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, ChartPanel, Series, render_svg
 from sightline.errors import DataError, UserError
 from sightline.runs.run_documents import read_lines
 from sightline.view.curves import curves_of, draw_runs
@@ -90,7 +90,7 @@ def test_runs_are_told_apart_by_name() -> None:
 
 def test_linear_axes_lie_where_round_numbers_are() -> None:
     """x 0 to 100 and y -1 to 1 span the panel; the middle of both is its middle."""
-    panel = Panel(
+    panel = ChartPanel(
         "metric", "step", (Series("a", ((0, -1.0), (50, 0.0), (100, 1.0))),), x_scale="linear", y_scale="linear"
     )
     line = ET.fromstring(render_svg([[panel]])).find(f".//{SVG}g/{SVG}polyline")
@@ -103,13 +103,13 @@ def test_linear_axes_lie_where_round_numbers_are() -> None:
 
 @pytest.mark.parametrize("value", [0.0, 0.7, -3.0, 1e-12, 1e9])
 def test_a_single_value_has_an_axis_too(value: float) -> None:
-    svg = render_svg([[Panel("flat", "step", (Series("a", ((5, value),)),), x_scale="linear", y_scale="linear")]])
+    svg = render_svg([[ChartPanel("flat", "step", (Series("a", ((5, value),)),), x_scale="linear", y_scale="linear")]])
     assert "nan" not in svg
     assert "inf" not in svg
 
 
 def test_names_that_do_not_fit_beside_one_another_stand_below() -> None:
-    panels = [Panel("p", "x", tuple(Series(f"a long name {i}", ((1, 2), (2, 3))) for i in range(4)))]
+    panels = [ChartPanel("p", "x", tuple(Series(f"a long name {i}", ((1, 2), (2, 3))) for i in range(4)))]
     tree = ET.fromstring(render_svg([panels]))
     places = [(t.get("x"), t.get("y")) for t in tree.iter(f"{SVG}text") if t.get("font-size") == "12"]
     assert len({y for _, y in places}) == 4  # one panel is as wide as one such name

@@ -10,18 +10,18 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sightline.binding import Offer
-from sightline.data.loading.reading import BatchReader, NamedTransform
+from sightline.binding import AvailableKeys
+from sightline.data.loading.batch_reader import BatchReader, NamedTransform
 from sightline.draws import Draws
 from sightline.engine.precision import Precision
 from sightline.pictures import PALETTE
 from sightline.tasks.pose import Pose
 from sightline.transforms.volumes import Voxelize
 from sightline.types import Sample, SampleKey
-from sightline.view.clouds import Cloud, Subject
-from sightline.view.predictor import Predictor
-from sightline.view.samples import Branch, sample_subject
-from sightline.view.sheet import draw_sheet, tiles_of
+from sightline.view.predictor import SamplePredictor
+from sightline.view.samples import Branch, view_sample
+from sightline.view.sheet import draw_sheet, make_tiles
+from sightline.view.stages import Stage, ViewedSample
 from tests.view.frames import JOINTS, NAMES, SIZE, Frames, Transposed, reader, transforms
 
 STAGES = ["raw", "train 1: place_cube", "train 2: voxelize", "train 3: draw_heatmaps"]
@@ -29,26 +29,26 @@ CELL_MM = 25.0  # 200 mm in 8 cells
 VARIED: dict[str, Any] = {"scale": (0.8, 1.2), "max_angle_rad": 0.7, "max_shift": 1.0}
 
 
-def subject_of(read: BatchReader, *, predictor: Predictor | None = None, epoch: int = 0) -> Subject:
+def subject_of(read: BatchReader, *, predictor: SamplePredictor | None = None, epoch: int = 0) -> ViewedSample:
     branch = Branch("train" if predictor is None else "evaluate", read, epoch)
     facts = read.dataset.info.facts
-    return sample_subject(0, name="it", branches=[branch], seed=1, facts=facts, predictor=predictor)
+    return view_sample(0, name="it", branches=[branch], seed=1, facts=facts, predictor=predictor)
 
 
-def stage(subject: Subject, word: str) -> Cloud:
-    return next(cloud for cloud in subject.clouds if word in cloud.stage)
+def stage(subject: ViewedSample, word: str) -> Stage:
+    return next(cloud for cloud in subject.stages if word in cloud.stage)
 
 
 def test_every_stage_has_its_points_its_pictures_and_its_joints() -> None:
     subject = subject_of(reader())
-    assert [cloud.stage for cloud in subject.clouds] == STAGES
-    assert [len(cloud.points) for cloud in subject.clouds[:3]] == [3, 3, 3]
-    assert [len(cloud.panels) for cloud in subject.clouds] == [1, 1, 4, 4]
-    assert [cloud.unit for cloud in subject.clouds] == ["mm", "voxels", "voxels", "voxels"]
-    assert subject.clouds[-1].description.endswith("model input in training")
+    assert [cloud.stage for cloud in subject.stages] == STAGES
+    assert [len(cloud.points) for cloud in subject.stages[:3]] == [3, 3, 3]
+    assert [len(cloud.panels) for cloud in subject.stages] == [1, 1, 4, 4]
+    assert [cloud.unit for cloud in subject.stages] == ["mm", "voxels", "voxels", "voxels"]
+    assert subject.stages[-1].description.endswith("model input in training")
     # Bones and joints by hand: the cube's corner lies at (-100, -100, 330) mm, a voxel has 12.5 mm.
     expected = (JOINTS.double().numpy() - (-100, -100, 330)) / 12.5
-    for cloud in subject.clouds[1:]:
+    for cloud in subject.stages[1:]:
         assert np.allclose(cloud.skeletons[0].joints, expected, atol=1e-9)
         assert cloud.skeletons[0].bones == ((0, 1), (0, 2))
     # The pixel of a joint is at most half a pixel off it: 0.5 * 480 / 100 = 2.4 mm along an axis, 0.2 of a voxel.
@@ -70,7 +70,7 @@ def test_a_joint_lies_on_the_pixel_that_measures_it(fy: float) -> None:
 
 def test_the_numbers_of_a_sound_sample() -> None:
     subject = subject_of(reader(**VARIED), epoch=3)
-    raw, placed, voxels, target = (cloud.to_dict()["figures"] for cloud in subject.clouds)
+    raw, placed, voxels, target = (cloud.to_dict()["figures"] for cloud in subject.stages)
     assert raw["joint_to_surface_mm"] < 3.4  # half a pixel along two axes, at 480 mm
     assert placed["num_joints_inside"] == voxels["num_joints_inside"] == 3
     assert placed["round_trip_mm"] < 1e-9
@@ -79,8 +79,8 @@ def test_the_numbers_of_a_sound_sample() -> None:
     assert target["target_off_cells"] <= 0.501
     assert target["target_off_max_mm"] <= target["cell_mm"] * 0.501 * np.sqrt(3)
     assert 25 / 1.2 <= target["cell_mm"] <= 25 / 0.8
-    assert [cloud.is_right for cloud in subject.clouds] == [None, True, True, True]
-    assert f"{target['target_off_cells']:.2f} of a cell of {target['cell_mm']:.1f} mm" in subject.clouds[-1].description
+    assert [cloud.is_right for cloud in subject.stages] == [None, True, True, True]
+    assert f"{target['target_off_cells']:.2f} of a cell of {target['cell_mm']:.1f} mm" in subject.stages[-1].description
 
 
 def test_transposed_targets_are_told_in_cells() -> None:
@@ -100,7 +100,7 @@ def test_joints_of_a_data_set_with_swapped_axes_lie_off_the_image() -> None:
             sample = super().__getitem__(key)
             return {**sample, "joints": sample["joints"][:, [1, 0, 2]]}
 
-    right, wrong = (subject_of(reader(frames)).clouds[0] for frames in (Frames(), Swapped()))
+    right, wrong = (subject_of(reader(frames)).stages[0] for frames in (Frames(), Swapped()))
     assert right.figures["joint_to_surface_mm"] < 3
     assert wrong.figures["joint_to_surface_mm"] > 25  # the joints lie 28, 35 and 55 mm from where they are
     assert "mm from the nearest measured point" in wrong.description
@@ -125,7 +125,7 @@ def test_a_transform_that_moves_joints_is_told_by_the_way_back() -> None:
 
     read = BatchReader(Frames(), [NamedTransform("moved", Moved()), *transforms()])
     subject = subject_of(read)
-    assert [cloud.stage for cloud in subject.clouds][1] == "train 1: moved"
+    assert [cloud.stage for cloud in subject.stages][1] == "train 1: moved"
     placed = stage(subject, "place_cube")
     assert placed.figures["round_trip_mm"] == pytest.approx(5.0)
     assert "BACK IN MM THEY ARE 5.0 mm FROM THE RAW ONES" in placed.description
@@ -134,7 +134,7 @@ def test_a_transform_that_moves_joints_is_told_by_the_way_back() -> None:
 
 def test_the_authors_order_of_axes_is_drawn_as_ours() -> None:
     ours, theirs = subject_of(reader()), subject_of(reader(axes="zyx"))
-    for one, other in zip(ours.clouds[2:], theirs.clouds[2:], strict=True):
+    for one, other in zip(ours.stages[2:], theirs.stages[2:], strict=True):
         assert np.array_equal(one.points, other.points)
         assert other.is_right is True
         for a, b in zip(one.panels, other.panels, strict=True):
@@ -149,11 +149,11 @@ def test_joints_that_are_not_labelled_are_neither_drawn_nor_counted() -> None:
 
     SEEN = torch.tensor([1.0, 0.0, 1.0])[:, None]
     subject = subject_of(reader(Half()))
-    for cloud in subject.clouds:
-        assert cloud.skeletons[0].known().tolist() == [0, 2]
-    assert subject.clouds[-1].figures["num_joints"] == 2
-    assert subject.clouds[-1].is_right is True
-    assert set(subject.clouds[-1].to_dict()["classes"]["joint"]) == {"wrist", "tip"}
+    for cloud in subject.stages:
+        assert cloud.skeletons[0].known_joint_indices().tolist() == [0, 2]
+    assert subject.stages[-1].figures["num_joints"] == 2
+    assert subject.stages[-1].is_right is True
+    assert set(subject.stages[-1].to_dict()["classes"]["joint"]) == {"wrist", "tip"}
 
 
 class Answer(nn.Module):
@@ -171,12 +171,12 @@ class Answer(nn.Module):
 def test_a_prediction_stands_beside_the_truth_with_its_error() -> None:
     read = reader()
     model = Answer(1)
-    keys = Offer("batch", read.keys)
-    outputs = Offer("model", {"likelihood"})
+    keys = AvailableKeys("batch", read.keys)
+    outputs = AvailableKeys("model", {"likelihood"})
     task = Pose(model=model, losses={}, batch_keys=keys, output_keys=outputs)
-    predictor = Predictor(model, task, (), read, Precision("float32"), torch.device("cpu"))
+    predictor = SamplePredictor(model, task, (), read, Precision("float32"), torch.device("cpu"))
     subject = subject_of(read, predictor=predictor)
-    cloud = subject.clouds[-1]
+    cloud = subject.stages[-1]
     figures = subject.facts["prediction"]
     assert cloud.stage == "prediction"
     assert list(figures["error_mm"]) == list(NAMES)
@@ -191,7 +191,12 @@ def test_a_prediction_stands_beside_the_truth_with_its_error() -> None:
 
 def test_a_sheet_has_the_cards_of_a_stage_in_one_row() -> None:
     subject = subject_of(reader())
-    assert [tile.caption for tile in tiles_of(subject)][:4] == ["raw (3)", "depth and joints", STAGES[1], "in the cube"]
+    assert [tile.caption for tile in make_tiles(subject)][:4] == [
+        "raw (3)",
+        "depth and joints",
+        STAGES[1],
+        "in the cube",
+    ]
     sheet = draw_sheet(subject, tile_px=100)
     assert sheet.shape[1] == 5 * (100 + 4) + 4  # a voxel stage has five cards
     assert np.array_equal(sheet, draw_sheet(subject, tile_px=100))

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from sightline.data.loading.reading import BatchReader, NamedTransform
+from sightline.data.loading.batch_reader import BatchReader, NamedTransform
 from sightline.draws import Draws
-from sightline.engine.stream import read_batches
+from sightline.engine.batch_stream import read_batches
 from sightline.types import DataInfo, Field, Sample, SampleKey
 from sightline.view.digests import RawReads, item_digest
 
@@ -65,7 +65,7 @@ class Shifted:
 
 
 def reads(item: Item, *transforms: NamedTransform, epochs: tuple[int, ...] = (0, 1, 2)) -> RawReads:
-    return RawReads.of(BatchReader(Stored(item), transforms), index=0, seed=7, epochs=epochs)
+    return RawReads.read(BatchReader(Stored(item), transforms), index=0, seed=7, epochs=epochs)
 
 
 def test_an_item_that_stays_is_said_to_stay() -> None:

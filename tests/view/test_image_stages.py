@@ -14,10 +14,10 @@ from sightline.draws import Draws
 from sightline.pictures import Picture
 from sightline.transforms.images import NormalizeImage
 from sightline.types import DataInfo, Field, SampleKey
-from sightline.view.clouds import Subject
 from sightline.view.image_stages import ImageStages, takes_score, target_stages
 from sightline.view.page import encode_page
-from sightline.view.sheet import tiles_of
+from sightline.view.sheet import make_tiles
+from sightline.view.stages import ViewedSample
 
 INFO = DataInfo({}, {"image": Field("1 4 6", "float32"), "angle": Field("", "float32", "rad")})
 
@@ -26,7 +26,7 @@ INFO = DataInfo({}, {"image": Field("1 4 6", "float32"), "angle": Field("", "flo
 def test_an_image_is_drawn_from_its_lowest_to_its_highest_value(channels: int) -> None:
     image = torch.arange(24.0).view(1, 4, 6).repeat(channels, 1, 1) - 7
     stages = ImageStages({"image": image, "angle": torch.tensor(0.5)}, INFO, {})
-    cloud = stages.raw({"image": image})
+    cloud = stages.raw_stage({"image": image})
     assert stages.whole == {"angle": "0.5 rad"}
     assert cloud.lines() == ["6 x 4 pixels, -7 to 16"]
     expected = np.round(np.arange(24).reshape(4, 6) / 23 * 255)
@@ -36,10 +36,10 @@ def test_an_image_is_drawn_from_its_lowest_to_its_highest_value(channels: int) -
 def test_a_constant_image_is_dark_and_its_stage_is_one_tile() -> None:
     image = torch.full((1, 4, 6), 3.0)
     stages = ImageStages({"image": image}, INFO, {})
-    cloud = stages.raw({"image": image})
+    cloud = stages.raw_stage({"image": image})
     assert not cloud.panels[0].pixels.any()
-    subject = Subject("one", (cloud,), stages.frame)
-    assert [tile.panel for tile in tiles_of(subject)] == list(cloud.panels)
+    subject = ViewedSample("one", (cloud,), stages.frame)
+    assert [tile.panel for tile in make_tiles(subject)] == list(cloud.panels)
     assert "6 x 4 pixels" in encode_page([subject], title="images", hidden=(), most=10)
 
 
@@ -58,12 +58,12 @@ def test_a_photo_keeps_its_brightness_through_all_stages(low: int, high: int) ->
     draws = Draws.for_samples([SampleKey(0, 0, 0)])
     made = NormalizeImage()(draws, image=image[None].float())["image"][0]
     chain = [image, image.float(), made]
-    clouds = [stages.raw({"image": image})]
+    clouds = [stages.raw_stage({"image": image})]
     for before, after in itertools.pairwise(chain):
-        clouds += stages.changed("next", {"image": before}, {"image": after})
+        clouds += stages.after_transform("next", {"image": before}, {"image": after})
     for cloud in clouds:
         assert np.array_equal(cloud.panels[0].pixels, image.numpy())
-    (brighter,) = stages.changed("brighter", {"image": image}, {"image": (image.float() * 2).clamp(0, 255)})
+    (brighter,) = stages.after_transform("brighter", {"image": image}, {"image": (image.float() * 2).clamp(0, 255)})
     assert np.array_equal(brighter.panels[0].pixels, (image.numpy().astype(int) * 2).clip(0, 255))
 
 
@@ -71,15 +71,15 @@ def test_a_stage_in_another_unit_is_drawn_in_it_and_the_next_branch_begins_anew(
     """Bytes over 255 are seen as they were; of what nobody knows a factor for, the lowest value is black."""
     image = photo(10, 200)
     stages = ImageStages({"image": image}, PHOTO, {})
-    stages.raw({"image": image})
+    stages.raw_stage({"image": image})
     shares = image.float() / 255
-    (divided,) = stages.changed("divided", {"image": image}, {"image": shares})
+    (divided,) = stages.after_transform("divided", {"image": image}, {"image": shares})
     assert np.array_equal(divided.panels[0].pixels, image.numpy())
-    (cut,) = stages.changed("cut", {"image": shares}, {"image": shares[1:, 2:]})
+    (cut,) = stages.after_transform("cut", {"image": shares}, {"image": shares[1:, 2:]})
     assert np.array_equal(cut.panels[0].pixels, image.numpy()[1:, 2:])
-    (odd,) = stages.changed("odd", {"image": shares}, {"image": 1e3 * shares**3})
+    (odd,) = stages.after_transform("odd", {"image": shares}, {"image": 1e3 * shares**3})
     assert (odd.panels[0].pixels.min(), odd.panels[0].pixels.max()) == (0, 255)
-    (again,) = stages.changed("of the next branch", {"image": image.clone()}, {"image": image.clone()})
+    (again,) = stages.after_transform("of the next branch", {"image": image.clone()}, {"image": image.clone()})
     assert np.array_equal(again.panels[0].pixels, image.numpy())
 
 
@@ -87,7 +87,7 @@ def test_a_task_draws_on_the_pixels_that_are_shown_and_by_the_score_that_is_give
     """By names: a task that takes neither is called as before."""
     image = photo(90, 120)
     stages = ImageStages({"image": image}, PHOTO, {})
-    stages.raw({"image": image})
+    stages.raw_stage({"image": image})
     given: dict[str, Any] = {}
 
     class Drawing:
@@ -103,10 +103,13 @@ def test_a_task_draws_on_the_pixels_that_are_shown_and_by_the_score_that_is_give
             return [Picture("one", image.numpy(), "older")]
 
     predictor: Any = SimpleNamespace(task=Drawing(), score=0.7)
-    cloud, _ = stages.predicted([], {}, {}, predictor)
+    cloud, _ = stages.prediction_stages([], {}, {}, predictor)
     assert np.array_equal(cloud.panels[0].pixels, image.numpy())
     assert given["score"] == 0.7
-    assert stages.predicted([], {}, {}, cast(Any, SimpleNamespace(task=Older(), score=0.7)))[0].description == "older"
+    assert (
+        stages.prediction_stages([], {}, {}, cast(Any, SimpleNamespace(task=Older(), score=0.7)))[0].description
+        == "older"
+    )
     (targets,) = target_stages(cast(Any, Drawing()), {}, pixels=stages.pixels)
     assert np.array_equal(targets.panels[0].pixels, image.numpy())
     assert takes_score(cast(Any, Drawing()))

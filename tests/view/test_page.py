@@ -13,35 +13,39 @@ import pytest
 from PIL import Image
 
 from sightline.pictures import PALETTE
-from sightline.view.clouds import ByClass, ByColor, Cloud, Subject, upward
 from sightline.view.page import MOST_BYTES, encode_page, shown_per_cloud
-from sightline.view.panels import Panel
-from sightline.view.skeletons import TRUE, Skeleton
+from sightline.view.panels import ImagePanel
+from sightline.view.skeletons import TRUE, JointFigure
+from sightline.view.stages import ClassColoring, RgbColoring, Stage, ViewedSample, height_coloring
 from sightline.view.volumes import Volume
 
 NAMES = ("floor", "wall", "chair")
 
 
-def cloud_of(num_points: int, *, seed: int = 0, stage: str = "raw", dtype: type = np.float32) -> Cloud:
+def cloud_of(num_points: int, *, seed: int = 0, stage: str = "raw", dtype: type = np.float32) -> Stage:
     random = np.random.default_rng(seed)
     points = (random.normal(size=(num_points, 3)) * (1, 10, 0.1) + (0, 500, 0)).astype(dtype)
     labels = random.integers(-1, 3, num_points)
     rgb = random.integers(0, 256, (num_points, 3)).astype(np.uint8)
-    colorings = (ByColor("colours", rgb), ByClass.of_labels("ground truth", labels, NAMES), upward(points, "z"))
-    return Cloud(stage, points, colorings, unit="m")
+    colorings = (
+        RgbColoring("colours", rgb),
+        ClassColoring.from_labels("ground truth", labels, NAMES),
+        height_coloring(points, "z"),
+    )
+    return Stage(stage, points, colorings, unit="m")
 
 
-def drawn_stage(name: str = "voxels") -> Cloud:
+def drawn_stage(name: str = "voxels") -> Stage:
     """A stage with everything that one may have, on sides of three lengths."""
     values = np.zeros((2, 2, 3, 4), dtype=np.float32)
     values[0, 1, 2, 0], values[1, 0, 1, 3] = 1.0, 0.6
-    volume = Volume.of_heatmaps(values, cell=2.0, is_y_up=True)
-    points, owners = volume.filled(0.5)
+    volume = Volume.from_heatmaps(values, cell=2.0, is_y_up=True)
+    points, owners = volume.cell_centres_above(0.5)
     joints = np.array([[2.5, 5.0, 1.0], [np.nan, 0, 0], [0.5, 3.0, 7.0]])
-    figure = Skeleton(name, joints, np.array([True, True, True]), ((0, 1), (0, 2)), TRUE)
-    panel = Panel(name, np.arange(36, dtype=np.uint8).reshape(3, 4, 3))
-    coloring = ByClass.of_labels("joint", owners, ("wrist", "tip"))
-    return Cloud(name, points, (coloring,), "voxels", skeletons=(figure,), panels=(panel,), volume=volume)
+    figure = JointFigure(name, joints, np.array([True, True, True]), ((0, 1), (0, 2)), TRUE)
+    panel = ImagePanel(name, np.arange(36, dtype=np.uint8).reshape(3, 4, 3))
+    coloring = ClassColoring.from_labels("joint", owners, ("wrist", "tip"))
+    return Stage(name, points, (coloring,), "voxels", skeletons=(figure,), panels=(panel,), volume=volume)
 
 
 def data_of(page: str) -> dict[str, Any]:
@@ -61,7 +65,7 @@ def points_in(cloud: dict[str, Any]) -> np.ndarray:
 
 def test_embedded_points_colours_and_classes_are_those_of_the_cloud() -> None:
     cloud = cloud_of(500)
-    shown = data_of(encode_page([Subject("a", (cloud,))], title="t"))["subjects"][0]["clouds"][0]
+    shown = data_of(encode_page([ViewedSample("a", (cloud,))], title="t"))["subjects"][0]["clouds"][0]
     extent = np.ptp(cloud.points.astype(np.float64), axis=0)
     off = np.abs(points_in(shown) - cloud.points)
     assert (off <= extent / 65535 / 2 + 1e-9).all()  # half a step; the rest is the rounding of float64
@@ -80,11 +84,11 @@ def test_embedded_points_colours_and_classes_are_those_of_the_cloud() -> None:
 def test_a_whole_room_makes_a_page_of_a_few_megabytes_that_says_what_is_left_out() -> None:
     """Five stages of the size of the real room, with colours and labels."""
     clouds = tuple(cloud_of(352_256, seed=seed, stage=f"stage {seed}") for seed in range(5))
-    page = encode_page([Subject("room", clouds)], title="t")
+    page = encode_page([ViewedSample("room", clouds)], title="t")
     assert len(page) < 15_000_000
     for given, shown in zip(clouds, data_of(page)["subjects"][0]["clouds"], strict=True):
         assert shown["total"] == 352_256
-        assert shown["shown"] == shown_per_cloud([Subject("room", clouds)], most=200_000) > 100_000
+        assert shown["shown"] == shown_per_cloud([ViewedSample("room", clouds)], most=200_000) > 100_000
         # Evenly chosen: of every class its share, to four standard deviations of a draw of so many.
         codes = decoded(shown["colorings"][1]["values"], "<u2", -1)
         counts = [each["count"] for each in shown["colorings"][1]["classes"]]
@@ -95,16 +99,16 @@ def test_a_whole_room_makes_a_page_of_a_few_megabytes_that_says_what_is_left_out
 
 
 def test_many_small_clouds_share_the_bytes() -> None:
-    subjects = [Subject(str(i), (cloud_of(2000, seed=i),)) for i in range(3)]
+    subjects = [ViewedSample(str(i), (cloud_of(2000, seed=i),)) for i in range(3)]
     assert shown_per_cloud(subjects, most=200_000) == 200_000  # nothing is cut
     assert shown_per_cloud(subjects, most=100) == 100
     # 3 clouds of 352,256 points at 6 + 2 + 3 bytes: MOST_BYTES / (3 * 11 * 4 / 3) points each.
-    rooms = [Subject(str(i), (cloud_of(352_256),)) for i in range(3)]
+    rooms = [ViewedSample(str(i), (cloud_of(352_256),)) for i in range(3)]
     assert shown_per_cloud(rooms, most=10**9) == MOST_BYTES // 44
 
 
 def test_nothing_is_asked_of_a_network() -> None:
-    page = encode_page([Subject("a", (cloud_of(5), drawn_stage()))], title="t")
+    page = encode_page([ViewedSample("a", (cloud_of(5), drawn_stage()))], title="t")
     policy = re.search(r'Content-Security-Policy" content="([^"]*)"', page)
     assert policy is not None
     assert policy[1].startswith("default-src 'none'")
@@ -116,10 +120,10 @@ def test_nothing_is_asked_of_a_network() -> None:
 
 def test_names_cannot_break_out_of_the_page() -> None:
     name = '</script><script>alert("x")</script> %SCRIPT% <b>&'
-    labels = ByClass.of_labels("ground truth", np.zeros(4, dtype=np.int64), (name,))
-    cloud = Cloud(name, np.zeros((4, 3)), (labels,), description=name)
-    plain = encode_page([Subject("a", (cloud_of(4),))], title="t")
-    page = encode_page([Subject(name, (cloud, drawn_stage(name)))], title=name, hidden=[name])
+    labels = ClassColoring.from_labels("ground truth", np.zeros(4, dtype=np.int64), (name,))
+    cloud = Stage(name, np.zeros((4, 3)), (labels,), description=name)
+    plain = encode_page([ViewedSample("a", (cloud_of(4),))], title="t")
+    page = encode_page([ViewedSample(name, (cloud, drawn_stage(name)))], title=name, hidden=[name])
     assert page.count("<script") == plain.count("<script") == 2
     assert page.count("</script>") == 2
     data = data_of(page)
@@ -128,7 +132,7 @@ def test_names_cannot_break_out_of_the_page() -> None:
 
 def test_the_pictures_the_skeleton_and_the_volume_of_a_stage_are_in_the_page() -> None:
     stage = drawn_stage()
-    subject = data_of(encode_page([Subject("a", (stage,), "camera_y_up")], title="t"))["subjects"][0]
+    subject = data_of(encode_page([ViewedSample("a", (stage,), "camera_y_up")], title="t"))["subjects"][0]
     (shown,) = subject["clouds"]
     assert subject["up"] == "camera_y_up"
     assert shown["unit"] == "voxels"
@@ -150,9 +154,9 @@ def test_the_pictures_the_skeleton_and_the_volume_of_a_stage_are_in_the_page() -
 def test_points_that_are_not_finite_and_clouds_without_points() -> None:
     gaps = cloud_of(6)
     gaps.points[2] = np.nan
-    flat = Cloud("flat", np.ones((3, 3)), (upward(np.ones((3, 3)), "z"),))
-    empty = Cloud("empty", np.zeros((0, 3)), (upward(np.zeros((0, 3)), "z"),))
-    shown = data_of(encode_page([Subject("a", (gaps, flat, empty))], title="t"))["subjects"][0]["clouds"]
+    flat = Stage("flat", np.ones((3, 3)), (height_coloring(np.ones((3, 3)), "z"),))
+    empty = Stage("empty", np.zeros((0, 3)), (height_coloring(np.zeros((0, 3)), "z"),))
+    shown = data_of(encode_page([ViewedSample("a", (gaps, flat, empty))], title="t"))["subjects"][0]["clouds"]
     assert [each["shown"] for each in shown] == [5, 3, 0]
     assert np.array_equal(points_in(shown[1]), np.ones((3, 3)))
     kept = np.delete(gaps.points, 2, axis=0)
@@ -160,17 +164,17 @@ def test_points_that_are_not_finite_and_clouds_without_points() -> None:
 
 
 def test_the_same_arguments_give_the_same_page() -> None:
-    subjects = [Subject("a", (cloud_of(3000),))]
+    subjects = [ViewedSample("a", (cloud_of(3000),))]
     assert encode_page(subjects, title="t", most=100) == encode_page(subjects, title="t", most=100)
 
 
 def test_stages_of_pictures_alone_and_strips_are_marked() -> None:
     """A browser lays them out by these marks: an image has no cloud, a range image is three times as wide as high."""
-    none = ByColor("image", np.zeros((0, 3), dtype=np.uint8))
-    photo, strip = (Panel("p", np.zeros((20, width, 3), dtype=np.uint8)) for width in (59, 60))
-    image = Cloud("image", np.zeros((0, 3), dtype=np.float32), (none,), panels=(photo,))
-    scan = Cloud("scan", cloud_of(50).points, cloud_of(50).colorings, panels=(strip,))
-    both = Cloud("both", cloud_of(50).points, cloud_of(50).colorings, panels=(strip, photo))
-    made = data_of(encode_page([Subject("one", (image, scan, both))], title="t"))["subjects"][0]["clouds"]
+    none = RgbColoring("image", np.zeros((0, 3), dtype=np.uint8))
+    photo, strip = (ImagePanel("p", np.zeros((20, width, 3), dtype=np.uint8)) for width in (59, 60))
+    image = Stage("image", np.zeros((0, 3), dtype=np.float32), (none,), panels=(photo,))
+    scan = Stage("scan", cloud_of(50).points, cloud_of(50).colorings, panels=(strip,))
+    both = Stage("both", cloud_of(50).points, cloud_of(50).colorings, panels=(strip, photo))
+    made = data_of(encode_page([ViewedSample("one", (image, scan, both))], title="t"))["subjects"][0]["clouds"]
     assert [each["isFlat"] for each in made] == [True, False, False]
     assert [each["isStrips"] for each in made] == [False, True, False]

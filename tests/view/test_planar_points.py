@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sightline.pictures import in_space
+from sightline.pictures import pad_to_3d
 from tests.command import Outcome, run_here
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
@@ -62,6 +62,6 @@ def test_a_row_of_numbers_is_refused_in_one_line(tmp_path: Path) -> None:
 
 def test_missing_coordinates_are_zero_and_further_columns_are_left_out() -> None:
     table = np.arange(1.0, 11.0).reshape(2, 5)
-    np.testing.assert_array_equal(in_space(table[:, :1]), [[1, 0, 0], [6, 0, 0]])
-    np.testing.assert_array_equal(in_space(table[:, :2]), [[1, 2, 0], [6, 7, 0]])
-    np.testing.assert_array_equal(in_space(table), [[1, 2, 3], [6, 7, 8]])
+    np.testing.assert_array_equal(pad_to_3d(table[:, :1]), [[1, 0, 0], [6, 0, 0]])
+    np.testing.assert_array_equal(pad_to_3d(table[:, :2]), [[1, 2, 0], [6, 7, 0]])
+    np.testing.assert_array_equal(pad_to_3d(table), [[1, 2, 3], [6, 7, 8]])

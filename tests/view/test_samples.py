@@ -10,19 +10,19 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sightline.data.loading.reading import BatchReader, NamedTransform
+from sightline.data.loading.batch_reader import BatchReader, NamedTransform
 from sightline.data.synthetic.synthetic_shapes import SyntheticShapes
 from sightline.engine.precision import Precision
 from sightline.errors import ConfigError, DataError
 from sightline.pictures import UNLABELLED
 from sightline.tasks.segment import WRONG
-from sightline.transforms.pairs import TwoViews
-from sightline.transforms.point_choice import SamplePoints, ShufflePoints
+from sightline.transforms.point_selection import SamplePoints, ShufflePoints
 from sightline.transforms.points import Rotate, Scale
+from sightline.transforms.two_views import TwoViews
 from sightline.types import Batch, DataInfo, Field, Sample, SampleKey
-from sightline.view.clouds import ByClass, Subject
-from sightline.view.predictor import Predictor
-from sightline.view.samples import Branch, sample_subject
+from sightline.view.predictor import SamplePredictor
+from sightline.view.samples import Branch, view_sample
+from sightline.view.stages import ClassColoring, ViewedSample
 
 NAMES = ("low", "middle", "high")
 ERROR_GREY = (196, 201, 208)
@@ -62,8 +62,8 @@ class Answering:
         return {"probabilities": probabilities, "cloud_offsets": torch.tensor([0, len(target)]), "target": target}
 
 
-def predictor(task: Any, reader: BatchReader) -> Predictor:
-    return Predictor(nn.Linear(1, 1), task, (), reader, Precision("float32"), torch.device("cpu"))
+def predictor(task: Any, reader: BatchReader) -> SamplePredictor:
+    return SamplePredictor(nn.Linear(1, 1), task, (), reader, Precision("float32"), torch.device("cpu"))
 
 
 def shapes() -> SyntheticShapes:
@@ -75,12 +75,12 @@ def turned() -> list[NamedTransform]:
     return [NamedTransform("rotate", Rotate(up_axis="z")), NamedTransform("scale", Scale()), chosen]
 
 
-def seen(subject: Subject, stage: str) -> np.ndarray:
-    return next(cloud.points for cloud in subject.clouds if cloud.stage == stage)
+def seen(subject: ViewedSample, stage: str) -> np.ndarray:
+    return next(cloud.points for cloud in subject.stages if cloud.stage == stage)
 
 
-def subject_of(dataset: Any, *branches: Branch, **more: Any) -> Subject:
-    return sample_subject(more.pop("index", 0), name="it", branches=branches, seed=1, facts=dataset.info.facts, **more)
+def subject_of(dataset: Any, *branches: Branch, **more: Any) -> ViewedSample:
+    return view_sample(more.pop("index", 0), name="it", branches=branches, seed=1, facts=dataset.info.facts, **more)
 
 
 def test_stages_hold_the_bits_that_training_and_evaluation_see() -> None:
@@ -88,13 +88,13 @@ def test_stages_hold_the_bits_that_training_and_evaluation_see() -> None:
     train, test = BatchReader(dataset, turned()), BatchReader(dataset, turned()[2:])
     subject = subject_of(dataset, Branch("train", train, 3), Branch("evaluate", test), index=5)
     stages = ["raw", "train 1: rotate", "train 2: scale", "train 3: sample_points", "evaluate 1: sample_points"]
-    assert [cloud.stage for cloud in subject.clouds] == stages
+    assert [cloud.stage for cloud in subject.stages] == stages
     assert np.array_equal(seen(subject, "raw"), dataset[SampleKey(5, 0, 0)]["points"].numpy())
     assert np.array_equal(seen(subject, stages[3]), train([SampleKey(5, 3, 1)])["points"][0].numpy())
     assert np.array_equal(seen(subject, stages[4]), test([SampleKey(5, 0, 1)])["points"][0].numpy())
     assert not np.array_equal(seen(subject, stages[3]), train([SampleKey(5, 4, 1)])["points"][0].numpy())
-    assert [bool(cloud.description) for cloud in subject.clouds] == [False, False, False, True, True]
-    assert [cloud.unit for cloud in subject.clouds] == ["radius of the shape", "", "", "", ""]
+    assert [bool(cloud.description) for cloud in subject.stages] == [False, False, False, True, True]
+    assert [cloud.unit for cloud in subject.stages] == ["radius of the shape", "", "", "", ""]
 
 
 def test_both_views_of_a_pair_are_shown_by_height_alone() -> None:
@@ -103,23 +103,23 @@ def test_both_views_of_a_pair_are_shown_by_height_alone() -> None:
     reader = BatchReader(dataset, [NamedTransform("two_views", TwoViews(each=(Rotate(up_axis="z"),)))])
     subject = subject_of(dataset, Branch("train", reader, 3), index=5)
     stages = ["raw", "train 1: two_views, first", "train 1: two_views, second"]
-    assert [cloud.stage for cloud in subject.clouds] == stages
+    assert [cloud.stage for cloud in subject.stages] == stages
     batch = reader([SampleKey(5, 3, 1)])
     for stage, field in zip(stages[1:], ("points", "other_points"), strict=True):
         assert np.array_equal(seen(subject, stage), batch[field][0].numpy())
-    assert [len(cloud.colorings) for cloud in subject.clouds] == [3, 1, 1]
+    assert [len(cloud.colorings) for cloud in subject.stages] == [3, 1, 1]
 
 
 def test_a_raw_sample_that_nothing_changes_is_what_the_model_sees() -> None:
     dataset = shapes()
     subject = subject_of(dataset, Branch("train", BatchReader(dataset)), Branch("evaluate", BatchReader(dataset)))
-    assert subject.clouds[0].description == "model input in training, model input in evaluation"
+    assert subject.stages[0].description == "model input in training, model input in evaluation"
     assert subject.facts["class"] == dataset.info.facts["class_names"][dataset.strata[0]]
 
 
 def test_a_ragged_sample_is_coloured_by_what_it_has() -> None:
     dataset = Rooms()
-    (raw,) = subject_of(dataset, Branch("evaluate", BatchReader(dataset))).clouds
+    (raw,) = subject_of(dataset, Branch("evaluate", BatchReader(dataset))).stages
     assert [each.name for each in raw.colorings] == ["colours", "ground truth", "height"]
     assert raw.colorings[0].colors().min() == 0  # colours that a transform took out of [0, 1] are cut off
     assert raw.colorings[0].colors().max() == 255
@@ -133,12 +133,12 @@ def test_answers_are_right_wrong_or_not_counted() -> None:
     reader = BatchReader(dataset)
     task = Answering([0, 2, 1, *[2] * 8, 0])
     subject = subject_of(dataset, Branch("evaluate", reader), predictor=predictor(task, reader))
-    cloud = subject.clouds[-1]
+    cloud = subject.stages[-1]
     assert [each.name for each in cloud.colorings[:3]] == ["ground truth", "prediction", "error"]
     truth, prediction, error = cloud.colorings[:3]
-    assert isinstance(prediction, ByClass)
+    assert isinstance(prediction, ClassColoring)
     assert prediction.labels().tolist() == [0, 2, 1, *[2] * 8, 0]
-    assert isinstance(truth, ByClass)
+    assert isinstance(truth, ClassColoring)
     assert truth.labels().tolist() == [0, 1, -1, *[2] * 9]
     expected = [ERROR_GREY, WRONG, UNLABELLED, *[ERROR_GREY] * 8, WRONG]
     assert np.array_equal(error.colors(), np.array(expected))
@@ -155,11 +155,11 @@ def test_answers_for_thinned_clouds_lie_on_the_original_points() -> None:
     reader = BatchReader(dataset, thin)
     task = Answering([0] * 12)
     subject = subject_of(dataset, Branch("evaluate", reader), predictor=predictor(task, reader))
-    sizes = [len(cloud.points) for cloud in subject.clouds]
+    sizes = [len(cloud.points) for cloud in subject.stages]
     assert sizes == [12, 12, 5, 12]
     # Those of the order in which sample_points met them, not of the raw one: it is their labels that were scored.
-    assert np.array_equal(subject.clouds[3].points, subject.clouds[1].points)
-    assert not np.array_equal(subject.clouds[3].points, subject.clouds[0].points)
+    assert np.array_equal(subject.stages[3].points, subject.stages[1].points)
+    assert not np.array_equal(subject.stages[3].points, subject.stages[0].points)
 
 
 def test_answers_for_points_of_no_stage_are_refused() -> None:
@@ -182,7 +182,7 @@ def test_the_class_of_a_whole_cloud_is_told_with_the_true_one(is_right: bool) ->
     reader = BatchReader(dataset)
     task = Answering([answer], num_classes=12, whole=True)
     subject = subject_of(dataset, Branch("evaluate", reader), predictor=predictor(task, reader))
-    cloud = subject.clouds[-1]
+    cloud = subject.stages[-1]
     assert cloud.is_right is is_right
     assert cloud.description == f"predicted {names[answer]} (0.80), {'right' if is_right else f'is {names[label]}'}"
     assert subject.facts["prediction"]["true_class"] == names[label]

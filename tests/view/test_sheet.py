@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from sightline.pictures import PALETTE
-from sightline.view.clouds import ByClass, ByColor, Cloud, Subject, errors_of, upward
-from sightline.view.sheet import draw_sheet, thinned, tiles_of
+from sightline.view.sheet import draw_sheet, make_tiles, subsample
+from sightline.view.stages import ClassColoring, RgbColoring, Stage, ViewedSample, error_coloring, height_coloring
 
 NAMES = ("floor", "wall")
 
@@ -18,20 +18,20 @@ def parted(num_points: int = 400) -> tuple[np.ndarray, np.ndarray]:
     return random.normal(size=(num_points, 3)) + 6 * labels[:, None] * np.array([0, 1, 0]), labels
 
 
-def subject_of(*, with_colours: bool = False, answers: np.ndarray | None = None) -> Subject:
+def subject_of(*, with_colours: bool = False, answers: np.ndarray | None = None) -> ViewedSample:
     points, labels = parted()
-    truth = ByClass.of_labels("ground truth", labels, NAMES)
-    own = (ByColor("colours", np.full((len(points), 3), 128, dtype=np.uint8)),) if with_colours else ()
-    clouds = [Cloud("raw", points, (*own, truth, upward(points, "z")), unit="m")]
-    clouds.append(Cloud("train 1: scale", points * 2, (*own, truth)))
+    truth = ClassColoring.from_labels("ground truth", labels, NAMES)
+    own = (RgbColoring("colours", np.full((len(points), 3), 128, dtype=np.uint8)),) if with_colours else ()
+    clouds = [Stage("raw", points, (*own, truth, height_coloring(points, "z")), unit="m")]
+    clouds.append(Stage("train 1: scale", points * 2, (*own, truth)))
     if answers is not None:
-        prediction = ByClass.of_labels("prediction", answers, NAMES)
-        clouds.append(Cloud("prediction", points, (truth, prediction, errors_of(answers, labels, 2), *own)))
-    return Subject("room", tuple(clouds))
+        prediction = ClassColoring.from_labels("prediction", answers, NAMES)
+        clouds.append(Stage("prediction", points, (truth, prediction, error_coloring(answers, labels, 2), *own)))
+    return ViewedSample("room", tuple(clouds))
 
 
-def captions(subject: Subject) -> list[str]:
-    return [tile.caption for tile in tiles_of(subject)]
+def captions(subject: ViewedSample) -> list[str]:
+    return [tile.caption for tile in make_tiles(subject)]
 
 
 def is_there(image: np.ndarray, color: np.ndarray) -> bool:
@@ -53,8 +53,8 @@ def test_every_stage_has_a_card_and_an_answer_has_three() -> None:
 def test_a_card_says_how_many_points_there_are_where_that_changes() -> None:
     points, _ = parted()
     sizes = (400, 400, 100, 100)
-    clouds = [Cloud(f"stage {i}", points[:n], (upward(points[:n], "z"),)) for i, n in enumerate(sizes)]
-    assert captions(Subject("a", tuple(clouds))) == ["stage 0 (400)", "stage 1", "stage 2 (100)", "stage 3"]
+    clouds = [Stage(f"stage {i}", points[:n], (height_coloring(points[:n], "z"),)) for i, n in enumerate(sizes)]
+    assert captions(ViewedSample("a", tuple(clouds))) == ["stage 0 (400)", "stage 1", "stage 2 (100)", "stage 3"]
 
 
 def test_hidden_classes_are_not_drawn() -> None:
@@ -76,24 +76,24 @@ def test_a_class_that_is_hidden_stays_hidden_whatever_the_points_are_coloured_by
 
 def test_the_sheet_is_the_same_each_time_and_changes_no_cloud() -> None:
     subject = subject_of(answers=parted()[1])
-    before = [cloud.points.copy() for cloud in subject.clouds]
+    before = [cloud.points.copy() for cloud in subject.stages]
     sheet = draw_sheet(subject)
     assert np.array_equal(sheet, draw_sheet(subject))
-    assert all(np.array_equal(a, cloud.points) for a, cloud in zip(before, subject.clouds, strict=True))
+    assert all(np.array_equal(a, cloud.points) for a, cloud in zip(before, subject.stages, strict=True))
     assert sheet.dtype == np.uint8
 
 
 def test_a_narrow_sheet_holds_one_card_and_an_empty_cloud() -> None:
-    empty = Cloud("raw", np.zeros((0, 3)), (upward(np.zeros((0, 3)), "z"),))
-    assert draw_sheet(Subject("a long name " * 20, (empty,))).shape[1] == 600
+    empty = Stage("raw", np.zeros((0, 3)), (height_coloring(np.zeros((0, 3)), "z"),))
+    assert draw_sheet(ViewedSample("a long name " * 20, (empty,))).shape[1] == 600
 
 
 def test_thinning_takes_so_many_in_their_order_and_the_same_of_as_many() -> None:
     rows = np.arange(100, 1100)
-    some = thinned(rows, 50)
+    some = subsample(rows, 50)
     assert len(np.unique(some)) == 50
     assert (np.diff(some) > 0).all()
     assert set(some) <= set(rows)
-    assert np.array_equal(some, thinned(rows, 50))
-    assert np.array_equal(thinned(rows + 1000, 50), some + 1000)
-    assert thinned(rows, 1000) is rows
+    assert np.array_equal(some, subsample(rows, 50))
+    assert np.array_equal(subsample(rows + 1000, 50), some + 1000)
+    assert subsample(rows, 1000) is rows

@@ -7,7 +7,7 @@ import pytest
 
 from sightline.pictures import PALETTE
 from sightline.view.panels import slices_panel, volume_panels
-from sightline.view.skeletons import TRUE, Skeleton
+from sightline.view.skeletons import TRUE, JointFigure
 from sightline.view.volumes import PLANES, Plane, Volume
 
 # Voxels (x, y, z) of a volume of 2 x 3 x 4: two in one column along z, one apart.
@@ -25,7 +25,7 @@ def volume(*, is_y_up: bool = True) -> Volume:
     values = np.zeros((2, 3, 4), dtype=np.float32)
     for place in FILLED:
         values[place] = 1
-    return Volume.of_voxels(values, is_y_up=is_y_up)
+    return Volume.from_voxels(values, is_y_up=is_y_up)
 
 
 @pytest.mark.parametrize("plane", PLANES)
@@ -49,9 +49,9 @@ def test_where_y_points_down_its_rows_count_from_above() -> None:
 def test_a_point_appears_in_the_cell_that_holds_it(plane: Plane, is_y_up: bool) -> None:
     shown = volume(is_y_up=is_y_up)
     for place in FILLED:
-        column, row = np.floor(shown.places(np.array([place]) + 0.5, plane)[0]).astype(int)
+        column, row = np.floor(shown.to_pixels(np.array([place]) + 0.5, plane)[0]).astype(int)
         assert shown.projection(plane)[0][row, column] == 1
-    corner = shown.places(np.array([[0.25, 0.25, 0.25]]), plane)[0]
+    corner = shown.to_pixels(np.array([[0.25, 0.25, 0.25]]), plane)[0]
     rows = shown.projection(plane)[0].shape[0]
     assert corner.tolist() == [0.25, rows - 0.25 if is_y_up or plane == "xz" else 0.25]
 
@@ -59,26 +59,26 @@ def test_a_point_appears_in_the_cell_that_holds_it(plane: Plane, is_y_up: bool) 
 def test_each_cell_has_the_colour_of_the_joint_that_is_largest_there() -> None:
     maps = np.zeros((3, 2, 3, 4), dtype=np.float32)
     maps[1, 0, 2, 0], maps[2, 0, 2, 3], maps[0, 1, 0, 1] = 0.5, 0.9, 1.0
-    shown = Volume.of_heatmaps(maps, cell=2.0, is_y_up=True)
+    shown = Volume.from_heatmaps(maps, cell=2.0, is_y_up=True)
     values, owners = shown.projection("xy")
     assert values[0, 0] == np.float32(0.9)
     assert (owners[0, 0], owners[2, 1]) == (2, 0)
     assert np.array_equal(shown.colors(values, owners)[2, 1], PALETTE[0])
-    middles, whose = shown.filled(0.5)
+    middles, whose = shown.cell_centres_above(0.5)
     assert middles.tolist() == [[1.0, 5.0, 7.0], [3.0, 1.0, 3.0]]
     assert whose.tolist() == [2, 0]
 
 
 def test_a_map_above_one_is_divided_by_its_peak_and_none_is_negative() -> None:
     maps = np.array([4.0, 2.0, -1.0, 0.0], dtype=np.float32).reshape(1, 1, 1, 4)
-    assert Volume.of_heatmaps(maps, cell=1.0, is_y_up=True).values.ravel().tolist() == [1, 0.5, 0, 0]
+    assert Volume.from_heatmaps(maps, cell=1.0, is_y_up=True).values.ravel().tolist() == [1, 0.5, 0, 0]
 
 
 @pytest.mark.parametrize("plane", PLANES)
 def test_a_joint_is_drawn_at_the_pixel_of_its_voxel(plane: Plane) -> None:
     """352 // 4 = 88 pixels a cell from the side and from above, 352 // 3 = 117 from the front."""
     place = (1, 0, 1)
-    joint = Skeleton("true", np.array([place]) + 0.5, np.array([True]), (), TRUE)
+    joint = JointFigure("true", np.array([place]) + 0.5, np.array([True]), (), TRUE)
     panel = volume_panels(volume(), [joint])[list(PLANES).index(plane)]
     times = 352 // max(volume().projection(plane)[0].shape)
     row, column = np.argwhere(np.array(BY_HAND[plane]) == 1)[-1 if plane != "xz" else 1]
@@ -90,7 +90,7 @@ def test_a_joint_is_drawn_at_the_pixel_of_its_voxel(plane: Plane) -> None:
 def test_slices_run_along_z_from_the_first_filled_one_to_the_last() -> None:
     values = np.zeros((2, 3, 40), dtype=np.float32)
     values[1, 0, 5], values[0, 2, 35] = 1, 1
-    panel = slices_panel(Volume.of_voxels(values, is_y_up=True))
+    panel = slices_panel(Volume.from_voxels(values, is_y_up=True))
     assert panel.name == "slices, z 5 to 35"
     dark = panel.pixels.max(axis=2) < 100
     # A card is 3 + 2 rows and 2 + 2 columns, its rim included; the first shows y = 0 below, the last y = 2 above.

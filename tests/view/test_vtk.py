@@ -10,7 +10,7 @@ from sightline.view.vtk import encode_vtk
 
 def test_a_volume_can_be_read_back_by_the_words_of_the_format() -> None:
     values = np.random.default_rng(0).random((2, 3, 4), dtype=np.float32)
-    volume = Volume.of_heatmaps(values[None], cell=2.0, is_y_up=True)
+    volume = Volume.from_heatmaps(values[None], cell=2.0, is_y_up=True)
     file = encode_vtk(volume, title="a sample,\nstage é")
     lines = file.split(b"\n", 10)
     assert lines[0] == b"# vtk DataFile Version 3.0"

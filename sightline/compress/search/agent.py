@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["Actor", "Agent", "Critic", "Replay", "Transitions", "truncated_normal"]
+__all__ = ["Actor", "Agent", "Critic", "ReplayBuffer", "Transitions", "truncated_normal"]
 
 HIDDEN = 300
 ACTOR_RATE, CRITIC_RATE = 1e-4, 1e-3
-TARGET_SHARE = 0.01
+TAU = 0.01
 DISCOUNT = 1.0
 BASELINE_SHARE = 0.5
 
@@ -78,14 +78,14 @@ class Agent:
     def update(self, batch: Transitions) -> tuple[float, float]:
         """One step of critic, actor and targets; the losses of critic and actor before their steps."""
         losses = self.update_critic(batch), self.update_actor(batch)
-        self.follow()
+        self.soft_update()
         return losses
 
-    def follow(self) -> None:
+    def soft_update(self) -> None:
         """Move the targets a little towards their nets."""
         for target, net in ((self.actor_target, self.actor), (self.critic_target, self.critic)):
             with torch.no_grad():
-                torch._foreach_lerp_([*target.parameters()], [*net.parameters()], TARGET_SHARE)
+                torch._foreach_lerp_([*target.parameters()], [*net.parameters()], TAU)
 
     def update_critic(self, batch: Transitions) -> float:
         """One step towards the targets, after the batch's rewards have moved the baseline."""
@@ -120,7 +120,7 @@ def _drawn(net: nn.Module, generator: torch.Generator) -> nn.Module:
     return net
 
 
-class Replay:
+class ReplayBuffer:
     """A ring of the last `size` transitions; the authors' has a made-up one after each episode instead of its end."""
 
     def __init__(self, size: int, num_states: int) -> None:

@@ -6,27 +6,27 @@ import numpy as np
 
 from sightline import registry
 from sightline.arguments import Seed
-from sightline.compress.policy import Policy, levels_of_actions
-from sightline.compress.search.base import Evaluator, MaxEvaluations, Search
+from sightline.compress.policy import Policy, actions_to_levels
+from sightline.compress.search.base import MaxEvaluations, PolicyEvaluator, Search
 from sightline.compress.search.problem import Problem
 from sightline.errors import ConfigError
 
-__all__ = ["RandomSearch", "Uniform", "UniformProtected"]
+__all__ = ["RandomSearch", "UniformProtected", "UniformSearch"]
 
 
 @registry.searches.add("uniform_protected")
 class UniformProtected(Search):
     """The most bits that all layers can have alike, beside those that are protected. Source: the baseline of HAQ."""
 
-    fills = False
+    fills_budget = False
     max_evaluations = 2
 
-    def run(self, problem: Problem, evaluator: Evaluator) -> Policy:
-        return problem.policy([problem.uniform_level] * len(problem.free))
+    def run(self, problem: Problem, evaluator: PolicyEvaluator) -> Policy:
+        return problem.policy([problem.uniform_level] * len(problem.searched_layers))
 
 
 @registry.searches.add("uniform")
-class Uniform(UniformProtected):
+class UniformSearch(UniformProtected):
     """The most bits that all layers can have alike; none may be protected. Source: the baseline of HAQ."""
 
     def assert_fits(self, problem: Problem) -> None:
@@ -42,13 +42,13 @@ class RandomSearch(Search):
         self.max_evaluations = max_evaluations
         self.seed = seed
 
-    def run(self, problem: Problem, evaluator: Evaluator) -> Policy:
+    def run(self, problem: Problem, evaluator: PolicyEvaluator) -> Policy:
         draws = np.random.Generator(np.random.PCG64(self.seed))
-        best = problem.policy(problem.enforced([problem.uniform_level] * len(problem.free)))
+        best = problem.policy(problem.lower_to_budget([problem.uniform_level] * len(problem.searched_layers)))
         for _ in range(4 * self.max_evaluations):  # draws repeat where few policies are left
             if not evaluator.num_left:
                 break
-            levels = levels_of_actions(draws.random(len(problem.free)), problem.bits)
-            policy = problem.policy(problem.enforced(levels.tolist()))
+            levels = actions_to_levels(draws.random(len(problem.searched_layers)), problem.bits)
+            policy = problem.policy(problem.lower_to_budget(levels.tolist()))
             best = min(best, policy, key=evaluator.loss)
         return best

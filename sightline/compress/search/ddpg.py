@@ -7,18 +7,18 @@ import numpy as np
 from sightline import registry
 from sightline.arguments import Count, Index, Seed
 from sightline.compress.cost import state_vectors
-from sightline.compress.policy import Policy, levels_of_actions
-from sightline.compress.search.agent import Agent, Replay, truncated_normal
-from sightline.compress.search.base import Evaluator, MaxEvaluations, Search
+from sightline.compress.policy import Policy, actions_to_levels
+from sightline.compress.search.agent import Agent, ReplayBuffer, truncated_normal
+from sightline.compress.search.base import MaxEvaluations, PolicyEvaluator, Search
 from sightline.compress.search.problem import Problem
 
-__all__ = ["DDPG", "noise_of"]
+__all__ = ["DDPG", "exploration_std"]
 
 _BATCH, _EPISODES_KEPT = 64, 128
 _NOISE, _NOISE_DECAY = 0.5, 0.99
 
 
-def noise_of(episode: int, *, warm_up: int) -> float:
+def exploration_std(episode: int, *, warm_up: int) -> float:
     """The deviation of actions about the actor's, in an episode after the warm-up."""
     return _NOISE * _NOISE_DECAY ** (episode - warm_up)
 
@@ -42,12 +42,12 @@ class DDPG(Search):
         self.max_evaluations = max_evaluations
         self.seed = seed
 
-    def run(self, problem: Problem, evaluator: Evaluator) -> Policy:
+    def run(self, problem: Problem, evaluator: PolicyEvaluator) -> Policy:
         draws = np.random.Generator(np.random.PCG64(self.seed))
-        known, bits = state_vectors(problem.free), np.asarray(problem.bits)
+        known, bits = state_vectors(problem.searched_layers), np.asarray(problem.bits)
         agent = Agent(known.shape[1] + 1, seed=self.seed)
-        replay = Replay(_EPISODES_KEPT * len(known), known.shape[1] + 1)
-        best = problem.policy(problem.enforced([problem.uniform_level] * len(problem.free)))
+        replay = ReplayBuffer(_EPISODES_KEPT * len(known), known.shape[1] + 1)
+        best = problem.policy(problem.lower_to_budget([problem.uniform_level] * len(problem.searched_layers)))
         for episode in range(self.episodes):
             if not evaluator.num_left:
                 break
@@ -55,8 +55,8 @@ class DDPG(Search):
             for row in known:
                 states.append(np.append(row, share))
                 actions.append(self._action(agent, states[-1], episode, draws))
-                share = bits[levels_of_actions(np.asarray(actions[-1]), problem.bits)] / bits[-1]
-            levels = problem.enforced(levels_of_actions(np.asarray(actions), problem.bits).tolist())
+                share = bits[actions_to_levels(np.asarray(actions[-1]), problem.bits)] / bits[-1]
+            levels = problem.lower_to_budget(actions_to_levels(np.asarray(actions), problem.bits).tolist())
             policy = problem.policy(levels)
             reward = evaluator.float_loss - evaluator.loss(policy)
             best = min(best, policy, key=lambda each: (evaluator.loss(each), problem.bytes_of(each)))
@@ -71,4 +71,4 @@ class DDPG(Search):
     def _action(self, agent: Agent, state: np.ndarray, episode: int, draws: np.random.Generator) -> float:
         if episode < self.warm_up:
             return draws.random()
-        return truncated_normal(agent.action(state), noise_of(episode, warm_up=self.warm_up), draws.random())
+        return truncated_normal(agent.action(state), exploration_std(episode, warm_up=self.warm_up), draws.random())

@@ -12,15 +12,15 @@ from typing import Any, NamedTuple, TypeAlias
 
 from typing_extensions import TypeIs
 
-from sightline.compress.policy import Policy, document_of, policy_of
+from sightline.compress.policy import Policy, policy_from_dict, policy_to_dict
 from sightline.errors import DataError, RunError
 from sightline.runs.run_directory import RunDirectory
 from sightline.runs.run_documents import read_lines
 
-__all__ = ["Evaluated", "Evaluations", "open_record"]
+__all__ = ["EvaluationCache", "PolicyEvaluation", "open_record"]
 
 
-class Evaluated(NamedTuple):
+class PolicyEvaluation(NamedTuple):
     """A policy's loss, and how long its evaluation took."""
 
     policy: Policy
@@ -28,17 +28,21 @@ class Evaluated(NamedTuple):
     seconds: float
 
 
-Record: TypeAlias = Callable[[Evaluated], None]
+Record: TypeAlias = Callable[[PolicyEvaluation], None]
 
 
-class Evaluations:
+class EvaluationCache:
     """`loss_of` with a memory that all searches of a problem share; `known` is what a record holds already.
 
     `record` is called with each new evaluation before its loss is used, so that an interrupted search repeats none.
     """
 
     def __init__(
-        self, loss_of: Callable[[Policy], float], *, known: Iterable[Evaluated] = (), record: Record | None = None
+        self,
+        loss_of: Callable[[Policy], float],
+        *,
+        known: Iterable[PolicyEvaluation] = (),
+        record: Record | None = None,
     ) -> None:
         self._loss_of = loss_of
         self._record = record
@@ -46,7 +50,7 @@ class Evaluations:
         self.num_new = 0
         self.new_seconds = 0.0
 
-    def get(self, policy: Policy) -> Evaluated:
+    def get(self, policy: Policy) -> PolicyEvaluation:
         """Raises RunError, naming the policy, for a loss that is not finite."""
         key = _key(policy)
         if key not in self._known:
@@ -55,7 +59,7 @@ class Evaluations:
             if not math.isfinite(loss):
                 shown = ", ".join(f"{name}: {choice}" for name, choice in list(policy.items())[:4])
                 raise RunError(f"the loss of a policy is {loss} ({shown}, ...); look for non-finite weights or outputs")
-            evaluated = Evaluated(dict(policy), loss, time.perf_counter() - began)
+            evaluated = PolicyEvaluation(dict(policy), loss, time.perf_counter() - began)
             if self._record is not None:
                 self._record(evaluated)
             self._known[key] = evaluated
@@ -64,7 +68,7 @@ class Evaluations:
         return self._known[key]
 
     @property
-    def all(self) -> tuple[Evaluated, ...]:
+    def all(self) -> tuple[PolicyEvaluation, ...]:
         """Every evaluation, known ones first."""
         return tuple(self._known.values())
 
@@ -78,7 +82,7 @@ def _key(policy: Policy) -> frozenset[Any]:
     return frozenset(policy.items())
 
 
-def open_record(path: Path, *, subject: str, names: Sequence[str]) -> tuple[list[Evaluated], Record]:
+def open_record(path: Path, *, subject: str, names: Sequence[str]) -> tuple[list[PolicyEvaluation], Record]:
     """What a JSON-lines file of evaluations holds, and what appends to it; a last line cut off by a kill is dropped.
 
     `subject` states what was evaluated: weights, data, their amount. Raises DataError, naming the line, for another.
@@ -95,8 +99,8 @@ def open_record(path: Path, *, subject: str, names: Sequence[str]) -> tuple[list
     if path.exists():
         folder.write_text(path.name, "".join(json.dumps(line) + "\n" for line in lines))
 
-    def append(each: Evaluated) -> None:
-        line = {"subject": subject, **each._asdict(), "policy": document_of(each.policy)}
+    def append(each: PolicyEvaluation) -> None:
+        line = {"subject": subject, **each._asdict(), "policy": policy_to_dict(each.policy)}
         folder.append_line(path.name, line)
 
     return known, append
@@ -106,11 +110,11 @@ def _is_finite(value: object) -> TypeIs[float]:
     return type(value) in (int, float) and -sys.float_info.max <= value <= sys.float_info.max  # type: ignore[operator]
 
 
-def _evaluated(line: Mapping[str, Any], names: Sequence[str], place: str) -> Evaluated:
+def _evaluated(line: Mapping[str, Any], names: Sequence[str], place: str) -> PolicyEvaluation:
     loss, seconds, policy = line.get("loss"), line.get("seconds"), line.get("policy")
     if not (_is_finite(loss) and _is_finite(seconds) and seconds >= 0 and isinstance(policy, dict)):
         raise DataError(
             f"{place}: has the loss {str(loss)[:40]} and the seconds {str(seconds)[:40]}, where an evaluation records "
             "finite numbers and its policy; remove the line"
         )
-    return Evaluated(policy_of(policy, names, origin=place), float(loss), float(seconds))
+    return PolicyEvaluation(policy_from_dict(policy, names, origin=place), float(loss), float(seconds))

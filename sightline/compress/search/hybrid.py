@@ -8,7 +8,7 @@ import numpy as np
 
 from sightline import registry
 from sightline.compress.policy import Policy
-from sightline.compress.search.base import RESERVE, Evaluator, MaxEvaluations, Search
+from sightline.compress.search.base import RESERVED_EVALUATIONS, MaxEvaluations, PolicyEvaluator, Search
 from sightline.compress.search.knapsack import best_levels
 from sightline.compress.search.problem import Levels, Problem
 from sightline.compress.search.sensitivity import TableEvaluations, num_measured, sensitivity
@@ -30,9 +30,11 @@ class Hybrid(Search):
         self.table_evaluations = table_evaluations
 
     def assert_fits(self, problem: Problem) -> None:
-        num_measured(problem, min(self.table_evaluations, self.max_evaluations - RESERVE - 1))  # one is the float model
+        num_measured(
+            problem, min(self.table_evaluations, self.max_evaluations - RESERVED_EVALUATIONS - 1)
+        )  # one is the float model
 
-    def run(self, problem: Problem, evaluator: Evaluator) -> Policy:
+    def run(self, problem: Problem, evaluator: PolicyEvaluator) -> Policy:
         table_evaluations = min(self.table_evaluations, evaluator.num_left)
         table = sensitivity(problem, evaluator, table_evaluations=table_evaluations)
         levels, is_better = best_levels(problem, table), True
@@ -42,7 +44,7 @@ class Hybrid(Search):
                 policy = problem.policy(one)
                 if not evaluator.num_left and not evaluator.has(policy):
                     continue
-                if problem.holds(one) and evaluator.loss(policy) < evaluator.loss(problem.policy(levels)):
+                if problem.fits_budget(one) and evaluator.loss(policy) < evaluator.loss(problem.policy(levels)):
                     levels, is_better = one, True
                     break
         return problem.policy(levels)

@@ -8,15 +8,15 @@ from sightline import registry
 from sightline.arguments import Count, Seed
 from sightline.compress.hessian import hessian_traces
 from sightline.compress.policy import Policy
-from sightline.compress.search.base import RESERVE, Evaluator, Search
+from sightline.compress.search.base import RESERVED_EVALUATIONS, PolicyEvaluator, Search
 from sightline.compress.search.problem import Levels, Problem
 from sightline.compress.search.sensitivity import TableEvaluations, num_measured, sensitivity
 from sightline.errors import ConfigError
 
-__all__ = ["Greedy", "HessianAware", "Knapsack", "best_levels", "solve"]
+__all__ = ["GreedySearch", "HessianAware", "Knapsack", "best_levels", "solve_knapsack"]
 
 
-def solve(costs: np.ndarray, sizes: np.ndarray, budget: float) -> Levels | None:
+def solve_knapsack(costs: np.ndarray, sizes: np.ndarray, budget: float) -> Levels | None:
     """One choice a row of least total cost whose sizes add up to at most `budget`; None where none do.
 
     `costs` and `sizes` (L, C), finite. Exact, by dynamic programming over the layers: of the partial sums those that
@@ -69,7 +69,7 @@ def _multiplier(costs: np.ndarray, sizes: np.ndarray, budget: float) -> tuple[fl
 def best_levels(problem: Problem, costs: np.ndarray) -> Levels:
     """The levels of least total cost whose file, to the byte, holds the budget."""
     room = problem.budget_bytes - problem.bytes(problem.lowest)
-    while (levels := solve(costs, problem.sizes, room)) is not None:
+    while (levels := solve_knapsack(costs, problem.sizes, room)) is not None:
         excess = problem.bytes(levels) - problem.budget_bytes
         if excess <= 0:
             return levels
@@ -87,25 +87,25 @@ class Knapsack(Search):
     def __init__(self, *, table_evaluations: TableEvaluations = 150) -> None:
         self.table_evaluations = table_evaluations
 
-    def at_most(self, problem: Problem) -> int:
-        return num_measured(problem, self.table_evaluations) * len(problem.free) + RESERVE
+    def max_num_evaluations(self, problem: Problem) -> int:
+        return num_measured(problem, self.table_evaluations) * len(problem.searched_layers) + RESERVED_EVALUATIONS
 
-    def run(self, problem: Problem, evaluator: Evaluator) -> Policy:
+    def run(self, problem: Problem, evaluator: PolicyEvaluator) -> Policy:
         table = sensitivity(problem, evaluator, table_evaluations=self.table_evaluations)
         return problem.policy(best_levels(problem, table))
 
 
 @registry.searches.add("greedy")
-class Greedy(Knapsack):
+class GreedySearch(Knapsack):
     """From the highest choices, lower the layer that raises the loss least for each byte saved until the budget holds.
 
     It takes the same table as `knapsack`. Source: the greedy rule for knapsacks, Dantzig 1957.
     """
 
-    def run(self, problem: Problem, evaluator: Evaluator) -> Policy:
+    def run(self, problem: Problem, evaluator: PolicyEvaluator) -> Policy:
         table = sensitivity(problem, evaluator, table_evaluations=self.table_evaluations)
-        levels, rows = np.asarray(problem.highest), np.arange(len(problem.free))
-        while not problem.holds(levels.tolist()):
+        levels, rows = np.asarray(problem.highest), np.arange(len(problem.searched_layers))
+        while not problem.fits_budget(levels.tolist()):
             below = np.maximum(levels - 1, 0)
             saved = np.maximum(problem.sizes[rows, levels] - problem.sizes[rows, below], 1e-9)
             price = np.where(levels > 0, (table[rows, below] - table[rows, levels]) / saved, np.inf)
@@ -129,10 +129,12 @@ class HessianAware(Search):
         if problem.curvature is None:
             raise ConfigError("search 'hessian': needs the loss as a graph, which this problem has not; take knapsack")
 
-    def run(self, problem: Problem, evaluator: Evaluator) -> Policy:
+    def run(self, problem: Problem, evaluator: PolicyEvaluator) -> Policy:
         assert problem.curvature is not None, "as assert_fits requires"
         curvature = problem.curvature()
         traces = hessian_traces(curvature.loss_of, curvature.parameters, seed=self.seed, draws=self.draws)
-        errors = [[curvature.error_of(layer.name, each) for each in problem.choices] for layer in problem.free]
-        curvatures = [[max(0.0, traces[layer.name]) / layer.num_weights] for layer in problem.free]
+        errors = [
+            [curvature.error_of(layer.name, each) for each in problem.choices] for layer in problem.searched_layers
+        ]
+        curvatures = [[max(0.0, traces[layer.name]) / layer.num_weights] for layer in problem.searched_layers]
         return problem.policy(best_levels(problem, np.asarray(curvatures) * errors))

@@ -7,9 +7,9 @@ from typing import Any
 from sightline import registry
 from sightline.arguments import Count, Seed
 from sightline.compress.policy import Policy
-from sightline.compress.search.base import Evaluator, MaxEvaluations, Search
+from sightline.compress.search.base import MaxEvaluations, PolicyEvaluator, Search
 from sightline.compress.search.problem import Problem
-from sightline.errors import UserError, assert_installed, summary_of
+from sightline.errors import UserError, assert_installed, summarise_error
 
 __all__ = ["NSGA2"]
 
@@ -37,14 +37,16 @@ class NSGA2(Search):
         self.seed = seed
         self.storage = storage
 
-    def run(self, problem: Problem, evaluator: Evaluator) -> Policy:
+    def run(self, problem: Problem, evaluator: PolicyEvaluator) -> Policy:
         study = self._study(problem)
         highest = len(problem.choices) - 1
         # of a shared study all trials count; without one those that repeat a policy are free, up to an end
         most = evaluator.num_left if self.storage else 4 * self.max_evaluations
         while evaluator.num_left and len(study.get_trials(deepcopy=False)) < most:
             trial = study.ask()
-            levels = problem.enforced([trial.suggest_int(layer.name, 0, highest) for layer in problem.free])
+            levels = problem.lower_to_budget(
+                [trial.suggest_int(layer.name, 0, highest) for layer in problem.searched_layers]
+            )
             trial.set_user_attr("levels", levels)
             study.tell(trial, (evaluator.loss(problem.policy(levels)), float(problem.bytes(levels))))
         done = [trial for trial in study.get_trials(deepcopy=False) if trial.values is not None]
@@ -61,14 +63,14 @@ class NSGA2(Search):
         try:
             if storage is not None and "://" not in storage:
                 storage = JournalStorage(JournalFileBackend(storage))
-            name = f"{len(problem.free)} layers in {problem.budget_bytes} bytes"
+            name = f"{len(problem.searched_layers)} layers in {problem.budget_bytes} bytes"
             study = optuna.create_study(
                 storage=storage, study_name=name, directions=["minimize", "minimize"], load_if_exists=True
             )
         except (OSError, ValueError, ImportError, SQLAlchemyError, optuna.exceptions.OptunaError) as error:
-            raise UserError(f"search 'nsga2': storage: {self.storage}: {summary_of(error)}") from None
+            raise UserError(f"search 'nsga2': storage: {self.storage}: {summarise_error(error)}") from None
         if not study.get_trials(deepcopy=False):
-            study.enqueue_trial({layer.name: problem.uniform_level for layer in problem.free})
+            study.enqueue_trial({layer.name: problem.uniform_level for layer in problem.searched_layers})
         seed = None if self.storage else self.seed  # machines that draw alike would all evaluate the same policies
         study.sampler = optuna.samplers.NSGAIISampler(population_size=self.population, seed=seed)
         return study

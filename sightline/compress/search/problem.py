@@ -10,8 +10,8 @@ from typing import NamedTuple, TypeAlias
 import numpy as np
 from torch import Tensor
 
-from sightline.compress.cost import Layer
-from sightline.compress.policy import FP32, Choice, Policy, lowered
+from sightline.compress.cost import LayerCost
+from sightline.compress.policy import FP32, Policy, WeightFormat, lower_to_budget
 from sightline.errors import ConfigError
 
 __all__ = ["Curvature", "Levels", "Problem"]
@@ -25,7 +25,7 @@ class Curvature(NamedTuple):
 
     loss_of: Callable[[], Tensor]
     parameters: Mapping[str, Tensor]
-    error_of: Callable[[str, Choice], float]
+    error_of: Callable[[str, WeightFormat], float]
 
 
 @dataclass(frozen=True)
@@ -37,11 +37,11 @@ class Problem:
     `curvature` is called by searches that need it.
     """
 
-    layers: tuple[Layer, ...]
-    choices: tuple[Choice, ...]
+    layers: tuple[LayerCost, ...]
+    choices: tuple[WeightFormat, ...]
     bytes_of: Callable[[Policy], int]
     budget_bytes: int
-    protected: Mapping[str, Choice] = field(default_factory=dict)
+    protected: Mapping[str, WeightFormat] = field(default_factory=dict)
     curvature: Callable[[], Curvature] | None = None
     unused: frozenset[str] = frozenset()
 
@@ -49,7 +49,7 @@ class Problem:
         bits = self.bits
         if not bits or list(bits) != sorted(set(bits)):
             raise ConfigError(f"bits: found {', '.join(map(str, bits)) or 'none'}; give each once, fewest first")
-        if not self.free:
+        if not self.searched_layers:
             raise ConfigError("protect: protects every layer; leave at least one to the search")
 
     def assert_feasible(self, *, base_bytes: int) -> None:
@@ -68,17 +68,17 @@ class Problem:
         return tuple(choice.bits for choice in self.choices)
 
     @cached_property
-    def free(self) -> tuple[Layer, ...]:
+    def searched_layers(self) -> tuple[LayerCost, ...]:
         """The layers that a search chooses for."""
         return tuple(layer for layer in self.layers if layer.name not in {*self.protected, *self.unused})
 
     @property
     def lowest(self) -> Levels:
-        return (0,) * len(self.free)
+        return (0,) * len(self.searched_layers)
 
     @property
     def highest(self) -> Levels:
-        return (len(self.choices) - 1,) * len(self.free)
+        return (len(self.choices) - 1,) * len(self.searched_layers)
 
     @cached_property
     def float_policy(self) -> Policy:
@@ -87,25 +87,25 @@ class Problem:
 
     def policy(self, levels: Sequence[int]) -> Policy:
         chosen = dict.fromkeys(self.unused, self.choices[0])
-        chosen |= {layer.name: self.choices[level] for layer, level in zip(self.free, levels, strict=True)}
+        chosen |= {layer.name: self.choices[level] for layer, level in zip(self.searched_layers, levels, strict=True)}
         return {layer.name: self.protected.get(layer.name) or chosen[layer.name] for layer in self.layers}
 
     def levels(self, policy: Policy) -> Levels:
-        return tuple(self.choices.index(policy[layer.name]) for layer in self.free)
+        return tuple(self.choices.index(policy[layer.name]) for layer in self.searched_layers)
 
     def bytes(self, levels: Sequence[int]) -> int:
         return self.bytes_of(self.policy(levels))
 
-    def holds(self, levels: Sequence[int]) -> bool:
+    def fits_budget(self, levels: Sequence[int]) -> bool:
         return self.bytes(levels) <= self.budget_bytes
 
-    def enforced(self, levels: Sequence[int]) -> Levels:
+    def lower_to_budget(self, levels: Sequence[int]) -> Levels:
         """The levels, lowered from the last layer to the first until the budget holds."""
-        return lowered(levels, self.holds)
+        return lower_to_budget(levels, self.fits_budget)
 
-    def raised(self, policy: Policy) -> Iterator[tuple[str, Policy]]:
+    def single_raises(self, policy: Policy) -> Iterator[tuple[str, Policy]]:
         """The policy with one layer raised by one choice, and that layer, for each that the budget allows."""
-        for layer, level in zip(self.free, self.levels(policy), strict=True):
+        for layer, level in zip(self.searched_layers, self.levels(policy), strict=True):
             if level + 1 < len(self.choices):
                 one = {**policy, layer.name: self.choices[level + 1]}
                 if self.bytes_of(one) <= self.budget_bytes:
@@ -124,5 +124,7 @@ class Problem:
     @cached_property
     def uniform_level(self) -> int:
         """The highest level at which all free layers together hold; 0 where none do."""
-        fitting = (level for level in range(len(self.choices)) if self.holds((level,) * len(self.free)))
+        fitting = (
+            level for level in range(len(self.choices)) if self.fits_budget((level,) * len(self.searched_layers))
+        )
         return max(fitting, default=0)

@@ -8,7 +8,7 @@ import numpy as np
 from annotated_types import Ge, Le
 
 from sightline.compress.policy import FP32
-from sightline.compress.search.base import Evaluator
+from sightline.compress.search.base import PolicyEvaluator
 from sightline.compress.search.problem import Problem
 from sightline.errors import ConfigError
 
@@ -22,15 +22,15 @@ _LEAST = 1e-12
 
 def num_measured(problem: Problem, table_evaluations: int) -> int:
     """Choices of each layer that are evaluated. Raises ConfigError where not even one is."""
-    num = min(len(problem.choices), table_evaluations // len(problem.free))
+    num = min(len(problem.choices), table_evaluations // len(problem.searched_layers))
     if num == 0:
         raise ConfigError(
-            f"table_evaluations: {table_evaluations} are fewer than the {len(problem.free)} layers; give one for each"
+            f"table_evaluations: {table_evaluations} are fewer than the {len(problem.searched_layers)} layers; give one for each"
         )
     return num
 
 
-def sensitivity(problem: Problem, evaluator: Evaluator, *, table_evaluations: int) -> np.ndarray:
+def sensitivity(problem: Problem, evaluator: PolicyEvaluator, *, table_evaluations: int) -> np.ndarray:
     """Rise (L, C) of the loss, at least 0, where one free layer has a choice and all others stay in float.
 
     Where `table_evaluations` do not suffice for all choices, those nearest to the uniform choice of the budget are
@@ -39,8 +39,8 @@ def sensitivity(problem: Problem, evaluator: Evaluator, *, table_evaluations: in
     """
     order = sorted(range(len(problem.choices)), key=lambda level: (abs(level - problem.uniform_level), level))
     measured = sorted(order[: num_measured(problem, table_evaluations)])
-    rises = np.zeros((len(problem.free), len(measured)))
-    for row, layer in enumerate(problem.free):
+    rises = np.zeros((len(problem.searched_layers), len(measured)))
+    for row, layer in enumerate(problem.searched_layers):
         for column, level in enumerate(measured):
             policy = {**problem.float_policy, layer.name: problem.choices[level]}
             rises[row, column] = max(0.0, evaluator.loss(policy) - evaluator.float_loss)

@@ -8,11 +8,11 @@ from typing import Any
 
 from sightline import registry
 from sightline.data.boxes.coco_files import find_coco
-from sightline.data.boxes.image_listing import Faulty, image_plan, survey_images
+from sightline.data.boxes.image_listing import FaultPolicy, plan_image_set, survey_images
 from sightline.data.boxes.labelled_images import BoxColumns, LabelledImages
 from sightline.data.boxes.records import BOX_FIELDS, box_facts
-from sightline.data.store.native import prepare_command
-from sightline.data.store.preparation import Progress, prepare_native
+from sightline.data.store.prepared_set import prepare_command
+from sightline.data.store.prepared_writer import Progress, write_prepared_set
 from sightline.types import DataInfo
 
 __all__ = ["Coco"]
@@ -31,7 +31,7 @@ class Coco(LabelledImages):
     set_name = "coco"
 
     @classmethod
-    def promise(cls, *, classes: tuple[str, ...] = ()) -> DataInfo:
+    def expected_info(cls, *, classes: tuple[str, ...] = ()) -> DataInfo:
         """What `info` states of COCO itself, sizes left out, before it is there: 80 classes, or the chosen ones."""
         published = json.loads(Path(__file__).with_name("coco.json").read_text(encoding="utf-8"))
         return DataInfo(box_facts(classes or tuple(published["classes"].values()), BoxColumns().box_type), BOX_FIELDS)
@@ -46,7 +46,7 @@ class Coco(LabelledImages):
         progress: Progress,
         annotations: tuple[str, ...] | None = None,
         images: str | None = None,
-        faulty: Faulty = "refuse",
+        faulty: FaultPolicy = "refuse",
     ) -> dict[str, Any]:
         """List the images of a JSON file, or of a folder with some, and keep their boxes; returns the manifest.
 
@@ -56,8 +56,8 @@ class Coco(LabelledImages):
         assert name == cls.set_name, f"{cls.__name__} prepares '{cls.set_name}', not '{name}'"
         found = find_coco(source, annotations=annotations, images=images)
         options = {"annotations": None if annotations is None else list(annotations), "images": images}
-        plan = image_plan(found, set_name=name, faulty=faulty, options=options, progress=progress, target=target)
-        return prepare_native(plan, target, progress=progress)
+        plan = plan_image_set(found, set_name=name, faulty=faulty, options=options, progress=progress, target=target)
+        return write_prepared_set(plan, target, progress=progress)
 
     @classmethod
     def survey(cls, source: Path) -> dict[str, Any]:

@@ -13,23 +13,32 @@ import numpy as np
 
 from sightline.data.boxes.image_listing import (
     MAX_PX,
-    Box,
-    Classes,
-    Faults,
-    FoundImage,
-    FoundSet,
+    AnnotationFaults,
+    BoxCorners,
+    CategoryIds,
+    ListedImage,
+    ListedImageSet,
     box_column,
-    corners_of,
-    is_sound,
+    guess_split,
+    is_valid_box,
     number_of,
-    split_of,
+    xywh_to_xyxy,
 )
-from sightline.data.boxes.masks import box_of_mask
-from sightline.data.files.input_files import parsed_json, read_file
-from sightline.data.store.native import listing
+from sightline.data.boxes.masks import mask_to_box
+from sightline.data.files.input_files import parse_json_content, read_file
+from sightline.data.store.prepared_set import summarise_folder
 from sightline.errors import DataError
 
-__all__ = ["COLUMNS", "box_of", "classes_of", "documents_below", "entries_of", "existing", "find_coco", "folder_of"]
+__all__ = [
+    "COLUMNS",
+    "annotation_box",
+    "find_annotation_files",
+    "find_coco",
+    "find_image_folder",
+    "images_by_id",
+    "read_categories",
+    "resolve_unicode_name",
+]
 __all__ += ["is_marked"]
 
 COLUMNS = {
@@ -39,11 +48,11 @@ COLUMNS = {
     "is_ignored": box_column((), "bool"),
 }
 """What is kept of a box: left, top, right, bottom, its class, its area as stated in the file, whether it is ignored."""
-_Row = tuple[Box, int, float, bool]
+_Row = tuple[BoxCorners, int, float, bool]
 _KEYS = ("images", "annotations", "categories")
 
 
-def find_coco(source: Path, *, annotations: Sequence[str] | None, images: str | None) -> FoundSet:
+def find_coco(source: Path, *, annotations: Sequence[str] | None, images: str | None) -> ListedImageSet:
     """The set of a JSON file, or of a folder with such files; `annotations` and `images` say where in it they are.
 
     Raises DataError for a folder without such files, for one that is not as the format says, for ids that two images
@@ -52,18 +61,21 @@ def find_coco(source: Path, *, annotations: Sequence[str] | None, images: str | 
     root = source.expanduser().resolve()
     if root.is_file():
         root, annotations = root.parent, annotations or (root.name,)
-    documents = documents_below(root, annotations)
-    tables = {path: classes_of(document, path) for path, document in documents.items()}
+    documents = find_annotation_files(root, annotations)
+    tables = {path: read_categories(document, path) for path, document in documents.items()}
     (first, classes), *others = tables.items()
     for path, table in others:
         if table != classes:
             raise DataError(f"{path}: its categories are not those of {first}; export both with the same ones")
-    faults, notes = Faults(), [line for path, document in documents.items() for line in _note_twice(document, path)]
+    faults, notes = (
+        AnnotationFaults(),
+        [line for path, document in documents.items() for line in _note_twice(document, path)],
+    )
     found = [
         each for path, document in documents.items() for each in _images(root, path, document, classes, images, faults)
     ]
     layout = "instances_json" if len(documents) == 1 else "instances_jsons"
-    return FoundSet(root, layout, classes, found, COLUMNS, "boxes", faults, notes)
+    return ListedImageSet(root, layout, classes, found, COLUMNS, "boxes", faults, notes)
 
 
 def _note_twice(document: Mapping[str, Any], path: Path) -> list[str]:
@@ -75,7 +87,7 @@ def _note_twice(document: Mapping[str, Any], path: Path) -> list[str]:
     return [f"{path}: {num_more} annotations have the id of another, first: {twice[0]}"] if twice else []
 
 
-def documents_below(root: Path, annotations: Sequence[str] | None) -> dict[Path, Mapping[str, Any]]:
+def find_annotation_files(root: Path, annotations: Sequence[str] | None) -> dict[Path, Mapping[str, Any]]:
     """The JSON files that hold instances: those stated, else those so named, else those with the keys of such files."""
     if annotations is not None:
         return {root / name: _checked(_read_json(root / name), root / name) for name in annotations}
@@ -88,10 +100,10 @@ def documents_below(root: Path, annotations: Sequence[str] | None) -> dict[Path,
     held = {path: document for path, document in read.items() if named or _is_instances(document)}
     if not held:
         raise DataError(
-            f"{root}: holds {listing(root)}, no JSON file with {', '.join(_KEYS)} in it or in a folder of it; give the "
+            f"{root}: holds {summarise_folder(root)}, no JSON file with {', '.join(_KEYS)} in it or in a folder of it; give the "
             "file itself"
         )
-    splits = [split_of(path.relative_to(root)) for path in held]
+    splits = [guess_split(path.relative_to(root)) for path in held]
     if len(set(splits)) < len(splits):
         names = ", ".join(path.relative_to(root).as_posix() for path in held)
         raise DataError(
@@ -101,7 +113,7 @@ def documents_below(root: Path, annotations: Sequence[str] | None) -> dict[Path,
 
 
 def _read_json(path: Path) -> Any:
-    return parsed_json(read_file(path), where=str(path), advice="export it again")
+    return parse_json_content(read_file(path), where=str(path), advice="export it again")
 
 
 def _is_instances(document: Any) -> bool:
@@ -116,7 +128,7 @@ def _checked(document: Any, path: Path) -> Mapping[str, Any]:
     return checked
 
 
-def classes_of(document: Mapping[str, Any], path: Path) -> Classes:
+def read_categories(document: Mapping[str, Any], path: Path) -> CategoryIds:
     try:
         pairs = [(_whole(each["id"]), str(each["name"])) for each in document["categories"]]
     except (KeyError, TypeError, ValueError) as error:
@@ -126,31 +138,36 @@ def classes_of(document: Mapping[str, Any], path: Path) -> Classes:
     names = dict(pairs)
     if len(names) < len(pairs):
         raise DataError(f"{path}: two categories have one id; export it again")
-    return Classes.of(names, where=str(path))
+    return CategoryIds.from_ids(names, where=str(path))
 
 
 def _images(
-    root: Path, path: Path, document: Mapping[str, Any], classes: Classes, images: str | None, faults: Faults
-) -> list[FoundImage]:
-    entries = entries_of(document, path)
+    root: Path,
+    path: Path,
+    document: Mapping[str, Any],
+    classes: CategoryIds,
+    images: str | None,
+    faults: AnnotationFaults,
+) -> list[ListedImage]:
+    entries = images_by_id(document, path)
     boxes = _boxes(document, {key: str(entry["file_name"]) for key, entry in entries.items()}, classes, faults)
     names = {key: str(entry["file_name"]).replace("\\", "/") for key, entry in entries.items()}
-    folder = root / images if images is not None else folder_of(root, path, names.values())
-    split = split_of(path.relative_to(root))
+    folder = root / images if images is not None else find_image_folder(root, path, names.values())
+    split = guess_split(path.relative_to(root))
     found = []
     for key, entry in entries.items():
-        place = existing(folder, names[key])
+        place = resolve_unicode_name(folder, names[key])
         if not place.is_relative_to(root) or ".." in place.parts or "\0" in names[key]:
             faults.add("images that are missing or damaged", f"'{entry['file_name']}' is not below {root}")
             continue
         stated = entry.get("height"), entry.get("width")
         size_px = None if None in stated else (_whole(stated[0]), _whole(stated[1]))
         read = partial(_values, tuple(boxes[key]))
-        found.append(FoundImage(split, place.relative_to(root).as_posix(), place, read, key, size_px, (path,)))
+        found.append(ListedImage(split, place.relative_to(root).as_posix(), place, read, key, size_px, (path,)))
     return found
 
 
-def entries_of(document: Mapping[str, Any], path: Path) -> dict[int, Mapping[str, Any]]:
+def images_by_id(document: Mapping[str, Any], path: Path) -> dict[int, Mapping[str, Any]]:
     """The images by their id. Raises DataError for an id or a file that occurs twice."""
     entries: dict[int, Mapping[str, Any]] = {}
     ids: dict[str, int] = {}
@@ -174,7 +191,7 @@ def entries_of(document: Mapping[str, Any], path: Path) -> dict[int, Mapping[str
 
 
 def _boxes(
-    document: Mapping[str, Any], names: Mapping[int, str], classes: Classes, faults: Faults
+    document: Mapping[str, Any], names: Mapping[int, str], classes: CategoryIds, faults: AnnotationFaults
 ) -> defaultdict[int, list[_Row]]:
     """The boxes of every image in the order of the file; those that cannot be used are noted."""
     label_of = {number: label for label, number in enumerate(classes.ids)}
@@ -190,11 +207,11 @@ def _boxes(
             faults.add("boxes of unknown categories", f"{where} has the category {annotation.get('category_id')}")
             continue
         try:
-            box = box_of(annotation)
+            box = annotation_box(annotation)
             is_ignored = is_marked(annotation)
             stated = annotation.get("area")
             area = (box[2] - box[0]) * (box[3] - box[1]) if stated is None else number_of(stated)
-            if not (is_sound(box, is_ignored=is_ignored) and abs(area) <= MAX_PX**2):
+            if not (is_valid_box(box, is_ignored=is_ignored) and abs(area) <= MAX_PX**2):
                 raise ValueError(f"width and height above 0, and numbers of pixels up to {MAX_PX:,}, are needed")
         except (ArithmeticError, LookupError, TypeError, ValueError) as error:
             stated = annotation.get("bbox", "missing")
@@ -210,31 +227,33 @@ def is_marked(annotation: Mapping[str, Any]) -> bool:
     return any([mark is True or number_of(mark) != 0 for mark in marks])
 
 
-def box_of(annotation: Mapping[str, Any]) -> Box:
+def annotation_box(annotation: Mapping[str, Any]) -> BoxCorners:
     """Left, top, right and bottom: of the bbox, and of the mask where there is none. Raises ValueError, TypeError."""
     if annotation.get("bbox"):
-        return corners_of(annotation["bbox"])
+        return xywh_to_xyxy(annotation["bbox"])
     if not annotation.get("segmentation"):
         raise ValueError("there is neither bbox nor segmentation")
-    return box_of_mask(annotation["segmentation"])
+    return mask_to_box(annotation["segmentation"])
 
 
-def _values(boxes: Sequence[_Row], size_px: tuple[int, int], faults: Faults) -> dict[str, np.ndarray]:
+def _values(boxes: Sequence[_Row], size_px: tuple[int, int], faults: AnnotationFaults) -> dict[str, np.ndarray]:
     return {
         name: np.array([row[place] for row in boxes], dtype=column.dtype).reshape(-1, *column.shape)
         for place, (name, column) in enumerate(COLUMNS.items())
     }
 
 
-def folder_of(root: Path, path: Path, names: Iterable[str]) -> Path:
+def find_image_folder(root: Path, path: Path, names: Iterable[str]) -> Path:
     """The folder, of those usual beside such a file, that holds most of the images."""
     split = path.stem.removeprefix("instances_")
     folders = (path.parent, root, root / "images", root / split, root / "images" / split, path.parent / "images")
     names = list(names)
-    return max(dict.fromkeys(folders), key=lambda folder: sum(_is_there(existing(folder, name)) for name in names))
+    return max(
+        dict.fromkeys(folders), key=lambda folder: sum(_is_there(resolve_unicode_name(folder, name)) for name in names)
+    )
 
 
-def existing(folder: Path, name: str) -> Path:
+def resolve_unicode_name(folder: Path, name: str) -> Path:
     """The file of this name, composed or decomposed as its letters with accents may be; else the path as it stands."""
     forms = (name, unicodedata.normalize("NFC", name), unicodedata.normalize("NFD", name))
     return next((path for form in forms if _is_there(path := folder / form)), folder / name)

@@ -9,28 +9,28 @@ from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
-from sightline.data.boxes.image_listing import Classes, Faulty, check_splits
+from sightline.data.boxes.annotations import LabelledBox, LabelledImage
+from sightline.data.boxes.image_listing import CategoryIds, FaultPolicy, check_splits
 from sightline.data.boxes.layout_writing import LAYOUTS, Job, Layout, Placed, json_bytes
-from sightline.data.boxes.neutral import LabelledBox, LabelledImage
 from sightline.data.boxes.odgt import BoxType
+from sightline.data.files.atomic_write import whole_folder
 from sightline.data.files.image_files import IMAGE_SUFFIXES, read_header
-from sightline.data.files.whole_files import whole_folder
 from sightline.errors import DataError, UserError
 
-__all__ = ["LAYOUTS", "convert"]
+__all__ = ["LAYOUTS", "convert_annotations"]
 
 _REPORT = "conversion.json"
 _MOST_EXAMPLES = 3
 
 
-def convert(
+def convert_annotations(
     source: Path,
     layout: str,
     target: Path,
     as_layout: str,
     *,
     box: BoxType = "full",
-    faulty: Faulty = "refuse",
+    faulty: FaultPolicy = "refuse",
     images: Literal["link", "leave"] = "link",
 ) -> dict[str, Any]:
     """Write the labels of a folder in another layout; returns what was written and dropped, as conversion.json has it.
@@ -42,18 +42,18 @@ def convert(
     """
     _check_target(target, source)
     writer, found = LAYOUTS[as_layout], LAYOUTS[layout].read(source)
-    notes = [*found.notes, *found.faults.settle(faulty, root=found.root, target=target)]
+    notes = [*found.notes, *found.faults.raise_or_note(faulty, root=found.root, target=target)]
     check_splits([(each.split, each.name) for each in found.images], root=found.root)
     classes = found.classes or _classes_of(found.images, with_ignored=as_layout != "yolo_txt")
     job = Job(box, classes, frozenset(each.split for each in found.images))
     by_split: defaultdict[str, list[Placed]] = defaultdict(list)
     for each in sorted(found.images, key=lambda image: image.name):
         image = _sized(each) if writer.needs_size else each
-        says = None if as_layout == layout else writer.says
+        says = None if as_layout == layout else writer.supported_fields
         kept = tuple(_reduced(one, each, says, job) for one in image.boxes)
-        for key in each.own.keys() - {"id"} if not writer.says_of_images and as_layout != layout else ():
+        for key in each.extra.keys() - {"id"} if not writer.has_image_fields and as_layout != layout else ():
             job.lost[f"{key} of the image"].append(each.name)
-        by_split[each.split].append((replace(image, boxes=kept), writer.place(image, job)))
+        by_split[each.split].append((replace(image, boxes=kept), writer.image_path(image, job)))
     everything = [each for placed in by_split.values() for each in placed]
     _assert_apart(everything, writer)
     absent = [image.name for image, _ in everything if image.path is None or not image.path.is_file()]
@@ -104,17 +104,17 @@ def _reduced(box: LabelledBox, image: LabelledImage, says: frozenset[str] | None
     where = f"{image.name}: {box.kind or box.label} at {place}"
     if job.box not in box.boxes:
         raise DataError(f"{where}: has no {job.box} box; choose another by box=")
-    if job.box == "head" and (box.own.get("head_attr") or {}).get("ignore", 0) != 0:
+    if job.box == "head" and (box.extra.get("head_attr") or {}).get("ignore", 0) != 0:
         box = replace(box, is_ignored=True)
     if says is None:
         return box
     single = "visible" not in says
     lost_boxes = [kind for kind in box.boxes if (kind != job.box if single else kind not in says)]
-    lost = [*(f"{kind} box" for kind in lost_boxes), *(key for key in box.own if key not in says and key != "id")]
+    lost = [*(f"{kind} box" for kind in lost_boxes), *(key for key in box.extra if key not in says and key != "id")]
     lost += ["kind"] if box.kind is not None and "kind" not in says else []
     for what in lost:
         job.lost[what].append(where)
-    return replace(box, own={key: value for key, value in box.own.items() if key in says})
+    return replace(box, extra={key: value for key, value in box.extra.items() if key in says})
 
 
 def _sized(image: LabelledImage) -> LabelledImage:
@@ -140,10 +140,10 @@ def _note_turned(images: Sequence[LabelledImage]) -> list[str]:
     return [f"{len(stored)} images {what}; store them turned before, first: {stored[0]}"]
 
 
-def _classes_of(images: Sequence[LabelledImage], *, with_ignored: bool) -> Classes:
+def _classes_of(images: Sequence[LabelledImage], *, with_ignored: bool) -> CategoryIds:
     boxes = (box for image in images for box in image.boxes)
     names = sorted({box.label for box in boxes if with_ignored or not box.is_ignored}) or ["person"]
-    return Classes(tuple(names), tuple(range(1, len(names) + 1)))
+    return CategoryIds(tuple(names), tuple(range(1, len(names) + 1)))
 
 
 def _assert_apart(placed: Sequence[Placed], layout: Layout) -> None:

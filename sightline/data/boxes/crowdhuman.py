@@ -10,27 +10,27 @@ from typing import Any
 import numpy as np
 
 from sightline import registry
-from sightline.arguments import Factor, Fraction, Seed
+from sightline.arguments import FractionBelowOne, NonNegativeFloat, Seed
+from sightline.data.boxes.annotations import BoxCorners, LabelledBox
 from sightline.data.boxes.dealing import SplitRule
 from sightline.data.boxes.image_listing import (
-    Classes,
-    Faults,
-    Faulty,
-    FoundImage,
-    FoundSet,
+    AnnotationFaults,
+    CategoryIds,
+    FaultPolicy,
+    ListedImage,
+    ListedImageSet,
     Values,
     box_column,
-    corners_of,
-    image_plan,
+    plan_image_set,
     survey_images,
+    xywh_to_xyxy,
 )
 from sightline.data.boxes.labelled_images import BoxColumns, LabelledImages
 from sightline.data.boxes.layout_reading import read_lines
-from sightline.data.boxes.neutral import Corner, LabelledBox
 from sightline.data.boxes.odgt import BOX_KEYS, BoxType, is_ignored
 from sightline.data.boxes.records import BOX_FIELDS, box_facts
-from sightline.data.store.native import Prepared, prepare_command
-from sightline.data.store.preparation import Progress, prepare_native
+from sightline.data.store.prepared_set import PreparedSet, prepare_command
+from sightline.data.store.prepared_writer import Progress, write_prepared_set
 from sightline.errors import DataError
 from sightline.types import DataInfo
 
@@ -45,7 +45,7 @@ _COLUMNS = {
     "is_head_ignored": box_column((), "bool"),
 }
 """What is kept of a person: left, top, right and bottom of three boxes."""
-_LACKING: Corner = (0.0, 0.0, 0.0, 0.0)
+_LACKING: BoxCorners = (0.0, 0.0, 0.0, 0.0)
 """Stands for a box that the file does not have."""
 
 
@@ -70,10 +70,10 @@ class CrowdHuman(LabelledImages):
         box: BoxType = "full",
         scored_box: BoxType = "full",
         clip: bool = False,
-        ignore_below_px: Factor = 0.0,
+        ignore_below_px: NonNegativeFloat = 0.0,
         tested: tuple[str, ...] = (),
-        test_share: Fraction = 0.2,
-        validation_share: Fraction = 0.1,
+        test_share: FractionBelowOne = 0.2,
+        validation_share: FractionBelowOne = 0.1,
         split_rule: SplitRule = "seeded",
         split_seed: Seed = 0,
     ) -> None:
@@ -89,7 +89,7 @@ class CrowdHuman(LabelledImages):
             split_seed=split_seed,
         )
 
-    def _columns_in(self, prepared: Prepared) -> BoxColumns:
+    def _columns_in(self, prepared: PreparedSet) -> BoxColumns:
         for kind in self._kinds:
             _check_there(prepared, kind)
         is_ignored, is_scored_ignored = map(_ignored_column, self._kinds)
@@ -103,13 +103,13 @@ class CrowdHuman(LabelledImages):
         return np.divide(visible, full, out=np.full(len(full), np.nan), where=is_known).clip(max=1)
 
     @classmethod
-    def promise(cls, *, scored_box: BoxType = "full") -> DataInfo:
+    def expected_info(cls, *, scored_box: BoxType = "full") -> DataInfo:
         """What `info` states before the set is there, sizes left out: one class."""
         return DataInfo(box_facts(("person",), scored_box), BOX_FIELDS)
 
     @classmethod
     def prepare(
-        cls, *, source: Path, target: Path, name: str, progress: Progress, faulty: Faulty = "refuse"
+        cls, *, source: Path, target: Path, name: str, progress: Progress, faulty: FaultPolicy = "refuse"
     ) -> dict[str, Any]:
         """List the images that .odgt files of a folder name, and keep their boxes; returns the manifest.
 
@@ -117,8 +117,8 @@ class CrowdHuman(LabelledImages):
         boxes that cannot be used unless `faulty` is `leave_out`.
         """
         assert name == cls.set_name, f"{cls.__name__} prepares '{cls.set_name}', not '{name}'"
-        plan = image_plan(_find(source), set_name=name, faulty=faulty, options={}, progress=progress, target=target)
-        return prepare_native(plan, target, progress=progress)
+        plan = plan_image_set(_find(source), set_name=name, faulty=faulty, options={}, progress=progress, target=target)
+        return write_prepared_set(plan, target, progress=progress)
 
     @classmethod
     def survey(cls, source: Path) -> dict[str, Any]:
@@ -145,7 +145,7 @@ def _ignored_column(box: BoxType) -> str:
     return "is_head_ignored" if box == "head" else "is_ignored"
 
 
-def _check_there(prepared: Prepared, box: BoxType) -> None:
+def _check_there(prepared: PreparedSet, box: BoxType) -> None:
     """Raises DataError where people have no box of this kind."""
     for split in prepared.splits:
         is_lacking = ~(prepared.array(split, box).any(axis=1) | prepared.array(split, _ignored_column(box)))
@@ -157,7 +157,7 @@ def _check_there(prepared: Prepared, box: BoxType) -> None:
             )
 
 
-def _find(source: Path) -> FoundSet:
+def _find(source: Path) -> ListedImageSet:
     found = read_lines(source)
     images = []
     for each in found.images:
@@ -166,20 +166,20 @@ def _find(source: Path) -> FoundSet:
             found.faults.add("images that are missing or damaged", f"there is no image '{name}' below {found.root}")
         else:
             read = partial(_values, each.boxes)
-            images.append(FoundImage(each.split, name, each.path, read, each.image_id, None, each.files))
-    return FoundSet(found.root, "odgt", Classes(("person",), (1,)), images, _COLUMNS, "full", found.faults)
+            images.append(ListedImage(each.split, name, each.path, read, each.image_id, None, each.files))
+    return ListedImageSet(found.root, "odgt", CategoryIds(("person",), (1,)), images, _COLUMNS, "full", found.faults)
 
 
-def _values(people: Sequence[LabelledBox], size_px: tuple[int, int], faults: Faults) -> Values:
+def _values(people: Sequence[LabelledBox], size_px: tuple[int, int], faults: AnnotationFaults) -> Values:
     """The three boxes of everybody, as the file has them; a box that an ignored one lacks is another of its boxes."""
     kept = [
         [each.boxes.get(kind, next(iter(each.boxes.values())) if each.is_ignored else _LACKING) for kind in BOX_KEYS]
         for each in people
     ]
-    boxes_by_kind = np.array([[corners_of(box) for box in boxes] for boxes in kept], dtype=np.float64)
+    boxes_by_kind = np.array([[xywh_to_xyxy(box) for box in boxes] for boxes in kept], dtype=np.float64)
     return {
         **{kind: boxes_by_kind.reshape(-1, 3, 4)[:, place] for place, kind in enumerate(BOX_KEYS)},
         "label": np.zeros(len(people), dtype=np.int64),
         "is_ignored": np.array([each.is_ignored for each in people], dtype=bool),
-        "is_head_ignored": np.array([is_ignored(each.own, "head") for each in people], dtype=bool),
+        "is_head_ignored": np.array([is_ignored(each.extra, "head") for each in people], dtype=bool),
     }

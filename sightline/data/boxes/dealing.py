@@ -8,8 +8,8 @@ from typing import Literal
 
 import numpy as np
 
-from sightline.data.store.native import Prepared
-from sightline.data.store.parts import Deal, Rows, count_held, last_share
+from sightline.data.store.prepared_set import PreparedSet
+from sightline.data.store.splits import Deal, RowRefs, count_held, split_off_last
 from sightline.draws import Draws
 from sightline.types import SampleKey
 
@@ -19,12 +19,14 @@ SplitRule = Literal["seeded", "sorted"]
 """How images come into the parts that the source does not state: drawn by `split_seed`, or the last by name."""
 
 
-def deal_by(rule: SplitRule, prepared: Prepared, *, seed: int) -> Deal:
+def deal_by(rule: SplitRule, prepared: PreparedSet, *, seed: int) -> Deal:
     """The function that deals the images of a set into two parts."""
-    return last_share if rule == "sorted" else partial(_deal_seeded, prepared, seed)
+    return split_off_last if rule == "sorted" else partial(_deal_seeded, prepared, seed)
 
 
-def _deal_seeded(prepared: Prepared, seed: int, rows: Sequence[tuple[str, int]], share: float) -> tuple[Rows, Rows]:
+def _deal_seeded(
+    prepared: PreparedSet, seed: int, rows: Sequence[tuple[str, int]], share: float
+) -> tuple[RowRefs, RowRefs]:
     names = {split: prepared.names(split) for split in {split for split, _ in rows}}
     folders = [names[split][row].rpartition("/")[0] for split, row in rows]
     images, labels = _list_classes(prepared, rows)
@@ -33,7 +35,7 @@ def _deal_seeded(prepared: Prepared, seed: int, rows: Sequence[tuple[str, int]],
     return kept, held
 
 
-def _list_classes(prepared: Prepared, rows: Sequence[tuple[str, int]]) -> tuple[np.ndarray, np.ndarray]:
+def _list_classes(prepared: PreparedSet, rows: Sequence[tuple[str, int]]) -> tuple[np.ndarray, np.ndarray]:
     """Each image, by its place among the rows, with each class that it shows: (P,) and (P,) int64, no pair twice."""
     images, labels = [np.zeros(0, dtype=np.int64)], [np.zeros(0, dtype=np.int64)]
     for split in prepared.splits:

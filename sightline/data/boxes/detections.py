@@ -12,15 +12,15 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
-from sightline.data.boxes.image_listing import MAX_PX, Classes
+from sightline.data.boxes.image_listing import MAX_PX, CategoryIds
 from sightline.data.boxes.records import BoxRecord
-from sightline.data.files.input_files import parsed_json, read_file
+from sightline.data.files.input_files import parse_json_content, read_file
 from sightline.errors import DataError
 
-__all__ = ["BoxImages", "Detections", "ImageRef", "Others", "Results", "read_results", "shared_ids"]
+__all__ = ["BoxImages", "DetectionResults", "Detections", "ImageRef", "SetIndex", "duplicate_image_ids", "read_results"]
 
 
-_parsed = partial(parsed_json, advice="write the results again")
+_parsed = partial(parse_json_content, advice="write the results again")
 
 
 class ImageRef(NamedTuple):
@@ -32,7 +32,7 @@ class ImageRef(NamedTuple):
     width: int
 
 
-class Others(NamedTuple):
+class SetIndex(NamedTuple):
     """All images of a set, by id and name, and all its classes: files of results may be about more than one part."""
 
     images: frozenset[int | str] = frozenset()
@@ -43,7 +43,7 @@ class Others(NamedTuple):
 class BoxImages(Protocol):
     """A part of a set of images with boxes that files of results can be about."""
 
-    classes: Classes
+    classes: CategoryIds
 
     def __len__(self) -> int: ...
 
@@ -51,7 +51,7 @@ class BoxImages(Protocol):
 
     def image(self, index: int) -> ImageRef: ...
 
-    def others(self) -> Others: ...
+    def set_index(self) -> SetIndex: ...
 
 
 @dataclass(frozen=True)
@@ -99,15 +99,15 @@ class Detections:
         return zip(boxes.tolist(), self.scores.tolist(), self.label.tolist(), strict=True)
 
 
-class Results(NamedTuple):
+class DetectionResults(NamedTuple):
     """Detections of images in their order, of some perhaps none; and how many rows are of `Others`."""
 
-    found: list[Detections]
+    detections: list[Detections]
     num_other_images: int
     num_other_classes: int
 
 
-def read_results(path: Path, dataset: BoxImages) -> Results:
+def read_results(path: Path, dataset: BoxImages) -> DetectionResults:
     """The detections of a part's images in a COCO file of results, or in CrowdHuman's lines (.odgt).
 
     The former is a list of rows of image_id (or the name of the image, or the `file_name` of the annotations),
@@ -117,10 +117,10 @@ def read_results(path: Path, dataset: BoxImages) -> Results:
     """
     images = [dataset.image(index) for index in range(len(dataset))]
     place_of = {key: place for place, image in enumerate(images) for key in (image.image_id, image.name)}
-    twice = shared_ids(images)
+    twice = duplicate_image_ids(images)
     ends = _name_ends(image.name for image in images)
     label_of = {number: label for label, number in enumerate(dataset.classes.ids)}
-    others = dataset.others()
+    others = dataset.set_index()
     other_ends = _name_ends(key for key in others.images if isinstance(key, str))
     rows: list[list[tuple[float, ...]]] = [[] for _ in images]
     num_others = [0, 0]
@@ -162,10 +162,10 @@ def read_results(path: Path, dataset: BoxImages) -> Results:
             rows[place].append((left, top, left + width, top + height, score, label))
     tables = [np.array(each, dtype=np.float64).reshape(-1, 6) for each in rows]
     found = [Detections(image, *np.split(t, (4, 5), axis=1)) for image, t in zip(images, tables, strict=True)]
-    return Results(found, *num_others)
+    return DetectionResults(found, *num_others)
 
 
-def shared_ids(images: Iterable[ImageRef]) -> dict[int, str]:
+def duplicate_image_ids(images: Iterable[ImageRef]) -> dict[int, str]:
     """The ids that several images have, each from an annotation file of its own, and these images in words."""
     names: defaultdict[int, list[str]] = defaultdict(list)
     for image in images:

@@ -16,32 +16,32 @@ import numpy as np
 
 from sightline.data.boxes.box_readings import BoxForm, ShownBoxes, box_notes
 from sightline.data.files.image_files import ImageHeader, check_image, read_header
-from sightline.data.store.columns import Column
-from sightline.data.store.preparation import Part, Plan, Progress, Row, in_batches
-from sightline.errors import DataError, in_one_line
+from sightline.data.store.columns import ColumnSpec
+from sightline.data.store.prepared_writer import PreparationPlan, Progress, SampleRow, Shard, iterate_batches
+from sightline.errors import DataError, escape_to_one_line
 
 __all__ = [
     "MAX_PX",
-    "Box",
-    "Classes",
-    "Faults",
-    "Faulty",
-    "FoundImage",
-    "FoundSet",
+    "AnnotationFaults",
+    "BoxCorners",
+    "CategoryIds",
+    "FaultPolicy",
+    "ListedImage",
+    "ListedImageSet",
     "Values",
     "box_column",
     "check_splits",
-    "corners_of",
-    "image_plan",
-    "is_sound",
+    "guess_split",
+    "is_valid_box",
     "number_of",
-    "split_of",
+    "plan_image_set",
     "survey_images",
+    "xywh_to_xyxy",
 ]
 
-Faulty = Literal["refuse", "leave_out"]
+FaultPolicy = Literal["refuse", "leave_out"]
 """What is done with images and boxes that cannot be used: an error that counts them, or they are left out and noted."""
-Box = tuple[float, float, float, float]
+BoxCorners = tuple[float, float, float, float]
 """Left, top, right, bottom in pixels."""
 MAX_PX = 2**24
 """Of a box's coordinates: beyond these, float32 does not tell pixels apart, and no image is as wide."""
@@ -49,20 +49,24 @@ Values = Mapping[str, np.ndarray]
 """The boxes of an image by column."""
 
 _IMAGES_A_PART = 1000
-_COLUMNS = {"size_px": Column((2,), "int64"), "orientation": Column((), "int64"), "image_id": Column((), "int64")}
+_COLUMNS = {
+    "size_px": ColumnSpec((2,), "int64"),
+    "orientation": ColumnSpec((), "int64"),
+    "image_id": ColumnSpec((), "int64"),
+}
 _SPLIT = re.compile(r"(?:^|[^a-z])(train|val|test)")
 _SPLIT_OF = {"train": "train", "val": "validation", "test": "test"}
 _MOST_NAMED = 5
 
 
-class Classes(NamedTuple):
+class CategoryIds(NamedTuple):
     """The names of the classes, and the number of each in the files, in ascending order of these."""
 
     names: tuple[str, ...]
     ids: tuple[int, ...]
 
     @classmethod
-    def of(cls, names: Mapping[int, str], *, where: str) -> Classes:
+    def from_ids(cls, names: Mapping[int, str], *, where: str) -> CategoryIds:
         """Raises DataError, led by `where`, for none, and for a name that two numbers have."""
         ids = tuple(sorted(names))
         counts = Counter(names.values())
@@ -73,7 +77,7 @@ class Classes(NamedTuple):
         return cls(tuple(names[each] for each in ids), ids)
 
 
-class Faults:
+class AnnotationFaults:
     """What cannot be used, by its kind, in words."""
 
     def __init__(self) -> None:
@@ -82,7 +86,7 @@ class Faults:
     def add(self, kind: str, what: str) -> None:
         self._found[kind].append(what)
 
-    def settle(self, faulty: Faulty, *, root: Path, target: Path | None = None) -> list[str]:
+    def raise_or_note(self, faulty: FaultPolicy, *, root: Path, target: Path | None = None) -> list[str]:
         """A note for each kind. Raises DataError instead, naming the first and the count, where they are refused.
 
         Where several are of one kind, `<target>.faults.txt` lists all, if a `target` is there.
@@ -101,13 +105,13 @@ class Faults:
             if any(len(found) > 1 for found in self._found.values()):
                 lines = [f"{kind}: {what}" for kind, found in self._found.items() for what in found]
                 report.parent.mkdir(parents=True, exist_ok=True)
-                report.write_bytes("".join(f"{in_one_line(each)}\n" for each in lines).encode(errors="replace"))
+                report.write_bytes("".join(f"{escape_to_one_line(each)}\n" for each in lines).encode(errors="replace"))
                 return f"; {report} lists all"
         return ""
 
 
 @dataclass(frozen=True)
-class FoundImage:
+class ListedImage:
     """An image that annotations name; `read` gives its boxes for a height and width, and notes what they lack.
 
     `size_px` is the height and width that the annotations state. `files` are further ones that the boxes come from.
@@ -116,14 +120,14 @@ class FoundImage:
     split: str
     name: str
     path: Path
-    read: Callable[[tuple[int, int], Faults], Values]
+    read: Callable[[tuple[int, int], AnnotationFaults], Values]
     image_id: int = 0
     size_px: tuple[int, int] | None = None
     files: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True)
-class FoundSet:
+class ListedImageSet:
     """All images found below `root`, what their boxes are kept in, and what to note.
 
     `shown` is the column of boxes that statistics are about. `faults` are those met on the way. The files
@@ -132,29 +136,29 @@ class FoundSet:
 
     root: Path
     layout: str
-    classes: Classes
-    images: Sequence[FoundImage]
-    columns: Mapping[str, Column]
+    classes: CategoryIds
+    images: Sequence[ListedImage]
+    columns: Mapping[str, ColumnSpec]
     shown: str
-    faults: Faults
+    faults: AnnotationFaults
     notes: Sequence[str] = field(default_factory=list)
     form: BoxForm = "corner, size"
 
 
 class _Looked(NamedTuple):
-    image: FoundImage
+    image: ListedImage
     header: ImageHeader
     orientation: int
     size_px: tuple[int, int]
     values: Values
 
 
-def box_column(shape: tuple[int, ...], dtype: str) -> Column:
+def box_column(shape: tuple[int, ...], dtype: str) -> ColumnSpec:
     """A column with an entry for each box of an image, of which there may be none."""
-    return Column(shape, dtype, is_ragged=True, can_be_empty=True)
+    return ColumnSpec(shape, dtype, is_ragged=True, can_be_empty=True)
 
 
-def split_of(path: Path) -> str:
+def guess_split(path: Path) -> str:
     """`train`, `validation` or `test` by the words in a path, those of the last part first; else `all`."""
     for part in reversed(path.parts):
         if found := _SPLIT.search(part.lower()):
@@ -162,7 +166,7 @@ def split_of(path: Path) -> str:
     return "all"
 
 
-def corners_of(bbox: Any) -> Box:
+def xywh_to_xyxy(bbox: Any) -> BoxCorners:
     """Left, top, right and bottom of a box of left, top, width and height.
 
     Raises ValueError, TypeError or OverflowError for anything but four numbers, and for places beyond `MAX_PX`.
@@ -181,15 +185,21 @@ def number_of(value: Any) -> float:
     return float(value)
 
 
-def is_sound(box: Box, *, is_ignored: bool) -> bool:
+def is_valid_box(box: BoxCorners, *, is_ignored: bool) -> bool:
     """Whether a box can be meant: it lies within `MAX_PX` pixels, and has an extent unless it is ignored."""
     left, top, right, bottom = box
     return all(abs(each) <= MAX_PX for each in box) and (is_ignored or (left < right and top < bottom))
 
 
-def image_plan(
-    found: FoundSet, *, set_name: str, faulty: Faulty, options: Mapping[str, Any], progress: Progress, target: Path
-) -> Plan:
+def plan_image_set(
+    found: ListedImageSet,
+    *,
+    set_name: str,
+    faulty: FaultPolicy,
+    options: Mapping[str, Any],
+    progress: Progress,
+    target: Path,
+) -> PreparationPlan:
     """The plan of a set of images with boxes, every image decoded once; what headers and annotations show comes first.
 
     Raises DataError naming the first image that is missing, damaged or not of the stated size, the first box that
@@ -197,20 +207,20 @@ def image_plan(
     all.
     """
     looked = _look(found, progress=progress)
-    found.faults.settle(faulty, root=found.root, target=target)
+    found.faults.raise_or_note(faulty, root=found.root, target=target)
     looked = _whole(found, looked, progress=progress)
-    notes = [*found.notes, *found.faults.settle(faulty, root=found.root, target=target), *_notes(looked, found)]
+    notes = [*found.notes, *found.faults.raise_or_note(faulty, root=found.root, target=target), *_notes(looked, found)]
     parts = []
     order = ("train", "validation", "test", "all")
     for split, members in itertools.groupby(
         sorted(looked, key=lambda each: (order.index(each.image.split), each.image.image_id)),
         key=lambda each: each.image.split,
     ):
-        for part in in_batches(members, _IMAGES_A_PART):
+        for part in iterate_batches(members, _IMAGES_A_PART):
             files = {file: None for each in part for file in (each.image.path, *each.image.files)}
             title = f"{part[0].image.name} to {part[-1].image.name}"
             num_boxes = sum(len(each.values["label"]) for each in part)
-            parts.append(Part(split, title, len(part), tuple(files), partial(_rows, part), num_boxes))
+            parts.append(Shard(split, title, len(part), tuple(files), partial(_rows, part), num_boxes))
     about = {
         "classes": {"names": list(found.classes.names), "ids": list(found.classes.ids)},
         "statistics": _statistics(found, looked),
@@ -218,19 +228,21 @@ def image_plan(
     }
     columns = {**_COLUMNS, **found.columns}
     options = {**options, "faulty": faulty}
-    return Plan(set_name, found.layout, found.root, columns, tuple(parts), about, lambda _: {}, options, True)
+    return PreparationPlan(
+        set_name, found.layout, found.root, columns, tuple(parts), about, lambda _: {}, options, True
+    )
 
 
-def survey_images(found: FoundSet) -> dict[str, Any]:
+def survey_images(found: ListedImageSet) -> dict[str, Any]:
     """What `data info NAME --from PATH` prints; of images the headers are read, and nothing is refused."""
     looked = _look(found, progress=lambda *_: None)
-    notes = [*found.notes, *found.faults.settle("leave_out", root=found.root), *_notes(looked, found)]
+    notes = [*found.notes, *found.faults.raise_or_note("leave_out", root=found.root), *_notes(looked, found)]
     return {"source": str(found.root), "layout": found.layout, **_statistics(found, looked), "differences": notes}
 
 
-def _look(found: FoundSet, *, progress: Progress) -> list[_Looked]:
+def _look(found: ListedImageSet, *, progress: Progress) -> list[_Looked]:
     """Every image whose header reads, with its boxes. Raises DataError where there is none."""
-    headers: list[tuple[FoundImage, ImageHeader]] = []
+    headers: list[tuple[ListedImage, ImageHeader]] = []
     images = _with_splits(found)
     for done, image in enumerate(images, start=1):
         try:
@@ -257,7 +269,7 @@ def _look(found: FoundSet, *, progress: Progress) -> list[_Looked]:
     return _some(found, looked)
 
 
-def _whole(found: FoundSet, looked: Sequence[_Looked], *, progress: Progress) -> list[_Looked]:
+def _whole(found: ListedImageSet, looked: Sequence[_Looked], *, progress: Progress) -> list[_Looked]:
     """The images that decode. Raises DataError where none does."""
     whole = []
     for done, each in enumerate(looked, start=1):
@@ -270,20 +282,20 @@ def _whole(found: FoundSet, looked: Sequence[_Looked], *, progress: Progress) ->
     return _some(found, whole)
 
 
-def _some(found: FoundSet, looked: list[_Looked]) -> list[_Looked]:
+def _some(found: ListedImageSet, looked: list[_Looked]) -> list[_Looked]:
     if not looked:
-        found.faults.settle("refuse", root=found.root)
+        found.faults.raise_or_note("refuse", root=found.root)
         raise DataError(f"{found.root}: the annotations name no image; give the folder of another set")
     return looked
 
 
-def _is_upright(image: FoundImage, header: ImageHeader, *, otherwise: bool) -> bool:
+def _is_upright(image: ListedImage, header: ImageHeader, *, otherwise: bool) -> bool:
     """Whether boxes are about the pixels turned as EXIF says: as the stated size shows, if it does."""
     is_stored, is_upright = (header.size_px(upright=each) == image.size_px for each in (False, True))
     return is_upright if is_stored != is_upright else otherwise
 
 
-def _with_splits(found: FoundSet) -> list[FoundImage]:
+def _with_splits(found: ListedImageSet) -> list[ListedImage]:
     """The images in their final splits: what others call validation is tested on where nothing else is."""
     counts = check_splits([(image.split, image.name) for image in found.images], root=found.root)
     if "validation" in counts and "test" not in counts:
@@ -306,13 +318,13 @@ def check_splits(images: Sequence[tuple[str, str]], *, root: Path) -> Counter[st
     return counts
 
 
-def _rows(part: Sequence[_Looked]) -> Iterator[Row]:
+def _rows(part: Sequence[_Looked]) -> Iterator[SampleRow]:
     for each in part:
         own = {"size_px": each.size_px, "orientation": each.orientation, "image_id": each.image.image_id}
-        yield Row(each.image.name, str(each.image.path), {**own, **each.values}, (each.image.path,))
+        yield SampleRow(each.image.name, str(each.image.path), {**own, **each.values}, (each.image.path,))
 
 
-def _statistics(found: FoundSet, looked: Sequence[_Looked]) -> dict[str, Any]:
+def _statistics(found: ListedImageSet, looked: Sequence[_Looked]) -> dict[str, Any]:
     label, is_ignored, boxes = (
         np.concatenate([each.values[name] for each in looked]) for name in ("label", "is_ignored", found.shown)
     )
@@ -337,7 +349,7 @@ def _statistics(found: FoundSet, looked: Sequence[_Looked]) -> dict[str, Any]:
     }
 
 
-def _notes(looked: Sequence[_Looked], found: FoundSet) -> list[str]:
+def _notes(looked: Sequence[_Looked], found: ListedImageSet) -> list[str]:
     odd = [each for each in looked if each.header.mode != "RGB"]
     turned = [each for each in looked if each.orientation > 1]
     left = [each for each in looked if each.header.orientation > 1 and each.orientation == 1]

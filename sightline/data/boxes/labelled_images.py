@@ -8,17 +8,17 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from sightline.arguments import Factor, Fraction, Seed
+from sightline.arguments import FractionBelowOne, NonNegativeFloat, Seed
 from sightline.data.boxes.dealing import SplitRule, deal_by
-from sightline.data.boxes.detections import ImageRef, Others
-from sightline.data.boxes.image_listing import Classes
-from sightline.data.boxes.records import BOX_FIELDS, BoxRecord, box_facts, sample_of
+from sightline.data.boxes.detections import ImageRef, SetIndex
+from sightline.data.boxes.image_listing import CategoryIds
+from sightline.data.boxes.records import BOX_FIELDS, BoxRecord, box_facts, make_sample
 from sightline.data.files.image_files import read_image
-from sightline.data.store.location import root_of
-from sightline.data.store.native import LISTED, Prepared, open_prepared, verify
-from sightline.data.store.parts import check_part, parts_of
+from sightline.data.store.location import prepared_root
+from sightline.data.store.prepared_set import LISTED, PreparedSet, open_prepared, verify
+from sightline.data.store.splits import check_part, make_splits
 from sightline.errors import ConfigError, DataError
-from sightline.schema import nearest
+from sightline.schema import suggest
 from sightline.types import DataInfo, Dealing, Sample, SampleKey
 
 __all__ = ["BoxColumns", "LabelledImages", "OtherClasses"]
@@ -62,18 +62,18 @@ class LabelledImages:
         root: str | None = None,
         classes: tuple[str, ...] = (),
         other_classes: OtherClasses = "left_out",
-        ignore_below_px: Factor = 0.0,
+        ignore_below_px: NonNegativeFloat = 0.0,
         tested: tuple[str, ...] = (),
-        test_share: Fraction = 0.2,
-        validation_share: Fraction = 0.1,
+        test_share: FractionBelowOne = 0.2,
+        validation_share: FractionBelowOne = 0.1,
         split_rule: SplitRule = "seeded",
         split_seed: Seed = 0,
     ) -> None:
-        prepared = open_prepared(root_of(root, self.set_name), set_names=(self.set_name,))
+        prepared = open_prepared(prepared_root(root, self.set_name), set_names=(self.set_name,))
         self._columns = self._columns_in(prepared)
-        parts = parts_of(
+        parts = make_splits(
             prepared,
-            tested=tested,
+            test_names=tested,
             test_share=test_share,
             validation_share=validation_share,
             what="image",
@@ -108,7 +108,7 @@ class LabelledImages:
         found, wanted = (" x ".join(map(str, each)) for each in (pixels.shape[:2], self._stored(key.index, "size_px")))
         if found != wanted:
             raise DataError(f"{path}: has {found} pixels, {wanted} when the set was prepared; prepare it again")
-        return sample_of(pixels, record)
+        return make_sample(pixels, record)
 
     def record(self, index: int) -> BoxRecord:
         """The boxes of an image, read-only, without its pixels."""
@@ -137,12 +137,12 @@ class LabelledImages:
         height, width = self._stored(index, "size_px").tolist()
         return ImageRef(self._names[index], int(self._stored(index, "image_id")), height, width)
 
-    def others(self) -> Others:
+    def others(self) -> SetIndex:
         """Every image and every class of the prepared set, whether of this part and chosen or not."""
         prepared = self._prepared
         ids = {each for split in prepared.splits for each in prepared.array(split, "image_id").tolist()}
         names = {name for split in prepared.splits for name in prepared.names(split)}
-        return Others(frozenset(ids | names), frozenset(prepared.manifest["classes"]["ids"]))
+        return SetIndex(frozenset(ids | names), frozenset(prepared.manifest["classes"]["ids"]))
 
     def name_of(self, index: int) -> str:
         """The name of an image, as its source has it."""
@@ -177,7 +177,7 @@ class LabelledImages:
         """The share of every stored box of an image that is visible, NaN where it is unknown; None of sets without."""
         return None
 
-    def _columns_in(self, prepared: Prepared) -> BoxColumns:
+    def _columns_in(self, prepared: PreparedSet) -> BoxColumns:
         """The columns that are read; of sets of several kinds of boxes, those that the config chooses."""
         return BoxColumns()
 
@@ -186,13 +186,13 @@ def _least_side(boxes: np.ndarray) -> np.ndarray:
     return (boxes[:, 2:] - boxes[:, :2]).min(axis=1)
 
 
-def _chosen(prepared: Prepared, names: tuple[str, ...]) -> Classes:
+def _chosen(prepared: PreparedSet, names: tuple[str, ...]) -> CategoryIds:
     """The chosen classes in the order of the config, all of them where it names none. Raises ConfigError."""
-    stored = Classes(*(tuple(prepared.manifest["classes"][key]) for key in ("names", "ids")))
+    stored = CategoryIds(*(tuple(prepared.manifest["classes"][key]) for key in ("names", "ids")))
     unknown = [name for name in names if name not in stored.names]
     if unknown:
-        raise ConfigError(f"classes: {prepared.root} has no class '{unknown[0]}'{nearest(unknown[0], stored.names)}")
+        raise ConfigError(f"classes: {prepared.root} has no class '{unknown[0]}'{suggest(unknown[0], stored.names)}")
     if len(set(names)) < len(names):
         raise ConfigError("classes: names a class twice; name each once")
     chosen = names or stored.names
-    return Classes(chosen, tuple(stored.ids[stored.names.index(name)] for name in chosen))
+    return CategoryIds(chosen, tuple(stored.ids[stored.names.index(name)] for name in chosen))

@@ -13,15 +13,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from sightline.data.boxes.image_listing import Classes
+from sightline.data.boxes.annotations import BoxCorners, LabelledBox, LabelledImage, LabelledSet
+from sightline.data.boxes.image_listing import CategoryIds
 from sightline.data.boxes.layout_reading import KITTI_TYPES, UNSTATED, read_coco, read_kitti, read_lines, read_yolo
-from sightline.data.boxes.neutral import Corner, LabelledBox, LabelledImage, LabelledSet
 from sightline.data.boxes.odgt import BOX_KEYS, BoxType
 from sightline.data.boxes.people_files import (
     CITYPERSONS,
     ECP,
     WIDERPERSON,
-    Kinds,
+    PersonCategories,
     read_citypersons,
     read_ecp,
     read_widerperson,
@@ -48,11 +48,11 @@ class Job:
     """What writers need besides the images, and what they cannot write: field or kind of box → where."""
 
     box: BoxType
-    classes: Classes
+    classes: CategoryIds
     splits: frozenset[str]
     lost: defaultdict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
 
-    def chosen(self, box: LabelledBox) -> Corner:
+    def chosen(self, box: LabelledBox) -> BoxCorners:
         """The box that layouts of one box get."""
         return box.boxes[self.box]
 
@@ -72,20 +72,20 @@ class Layout(NamedTuple):
 
     read: Callable[[Path], LabelledSet]
     write: Callable[[str, Sequence[Placed], Job], Files]
-    place: Callable[[LabelledImage, Job], str]
+    image_path: Callable[[LabelledImage, Job], str]
     label: Callable[[str], str]
-    says: frozenset[str] | None
+    supported_fields: frozenset[str] | None
     needs_size: bool = False
     states_size: bool = False
-    says_of_images: bool = False
+    has_image_fields: bool = False
 
 
 def _coco(split: str, placed: Sequence[Placed], job: Job) -> Files:
     """One JSON file a split, ids from 1, or those of COCO where the labels come from there."""
-    numbers = [image.own.get("id") for image, _ in placed]
+    numbers = [image.extra.get("id") for image, _ in placed]
     if not _are_ids(numbers):
         numbers = [*range(1, len(placed) + 1)]
-    stated = [box.own.get("id", 0) for image, _ in placed for box in image.boxes]
+    stated = [box.extra.get("id", 0) for image, _ in placed for box in image.boxes]
     are_stated = _are_ids(stated, least=1)
     ids = dict(zip(*job.classes, strict=True))
     images: list[dict[str, Any]] = []
@@ -93,12 +93,12 @@ def _coco(split: str, placed: Sequence[Placed], job: Job) -> Files:
     for number, (image, place) in zip(numbers, placed, strict=True):
         assert image.size_px is not None
         height, width = image.size_px
-        images.append({**image.own, "id": number, "file_name": place, "width": width, "height": height})
+        images.append({**image.extra, "id": number, "file_name": place, "width": width, "height": height})
         for box in image.boxes:
             chosen, flag = job.chosen(box), int(box.is_ignored)
-            annotation = {"area": chosen[2] * chosen[3], "iscrowd": flag, "ignore": flag, **box.own}
+            annotation = {"area": chosen[2] * chosen[3], "iscrowd": flag, "ignore": flag, **box.extra}
             annotation |= {"image_id": number, "category_id": ids[box.label], "bbox": chosen, "height": chosen[3]}
-            annotation["id"] = box.own["id"] if are_stated else len(annotations) + 1
+            annotation["id"] = box.extra["id"] if are_stated else len(annotations) + 1
             if not np.isnan(box.visible_share):
                 annotation["vis_ratio"] = box.visible_share
             if box.kind is not None:
@@ -123,8 +123,8 @@ def _odgt(split: str, placed: Sequence[Placed], job: Job) -> Files:
         for box in image.boxes:
             if _kind_of_person(box, image, job) is None:
                 continue
-            tag = {} if "tag" in box.own else {"tag": "mask" if box.is_ignored else "person"}
-            people.append({**tag, **box.own, **{BOX_KEYS[kind]: corner for kind, corner in box.boxes.items()}})
+            tag = {} if "tag" in box.extra else {"tag": "mask" if box.is_ignored else "person"}
+            people.append({**tag, **box.extra, **{BOX_KEYS[kind]: corner for kind, corner in box.boxes.items()}})
         lines.append(json.dumps({"ID": _stem(place), "gtboxes": people}))
     yield f"annotation_{_short(split)}.odgt", "".join(f"{line}\n" for line in lines).encode()
 
@@ -190,7 +190,7 @@ def _kitti(split: str, placed: Sequence[Placed], job: Job) -> Files:
             if kind.lower() != box.label.lower() and (kind, box.label) != ("Pedestrian", "person"):
                 job.lost["class"].append(f"{image.name}: {box.kind or box.label} becomes {kind}")
             left, top, width, height = job.chosen(box)
-            stated = {**UNSTATED, **({} if box.is_ignored and box.label != "DontCare" else box.own)}
+            stated = {**UNSTATED, **({} if box.is_ignored and box.label != "DontCare" else box.extra)}
             numbers = [stated["truncated"], stated["occluded"], stated["alpha"], left, top, left + width, top + height]
             numbers += [*stated["dimensions"], *stated["location"], stated["rotation_y"]]
             numbers += [stated["score"]] if "score" in stated else []
@@ -234,7 +234,7 @@ def _citypersons(split: str, placed: Sequence[Placed], job: Job) -> Files:
         for box in image.boxes:
             if (code := _code(CITYPERSONS, box, image, job)) is not None:
                 visible = box.boxes.get("visible", (0, 0, 0, 0))
-                rows.append([code, *job.chosen(box), box.own.get("instance", 0), *visible])
+                rows.append([code, *job.chosen(box), box.extra.get("instance", 0), *visible])
         bbs = np.array(rows, dtype=np.float64).reshape(-1, 10)
         city, name = place.split("/")[-2:]
         if _is_undecodable(city + name):
@@ -255,9 +255,9 @@ def _ecp(split: str, placed: Sequence[Placed], job: Job) -> Files:
                 continue
             left, top, width, height = job.chosen(box)
             corners = {"x0": left, "y0": top, "x1": left + width, "y1": top + height}
-            children.append({"identity": code, "tags": [], "children": [], **corners, **box.own})
+            children.append({"identity": code, "tags": [], "children": [], **corners, **box.extra})
         frame = {"identity": "frame", "imageheight": image.size_px[0], "imagewidth": image.size_px[1]}
-        frame |= {key: value for key, value in image.own.items() if key != "id"}
+        frame |= {key: value for key, value in image.extra.items() if key != "id"}
         yield _ecp_label(place), json_bytes({**frame, "children": children})
 
 
@@ -278,13 +278,13 @@ def _kind_of_person(box: LabelledBox, image: LabelledImage, job: Job) -> str | N
     return _PEOPLE[box.label.lower()] or "pedestrian"
 
 
-def _code(kinds: Kinds, box: LabelledBox, image: LabelledImage, job: Job) -> int | str | None:
+def _code(kinds: PersonCategories, box: LabelledBox, image: LabelledImage, job: Job) -> int | str | None:
     """What a layout calls the kind of a box, or the nearest that it has, which is noted; None as `_kind_of_person`."""
     kind = _kind_of_person(box, image, job)
     if kind is None:
         return None
     meant = kind
-    if box.is_ignored and kind not in kinds.ignored and not (kinds is ECP and box.own.get("tags")):
+    if box.is_ignored and kind not in kinds.ignored and not (kinds is ECP and box.extra.get("tags")):
         meant = next(each for each in kinds.codes if each in kinds.ignored)
     elif meant not in kinds.codes:
         meant = "crowd" if box.is_ignored else "pedestrian"
@@ -376,7 +376,7 @@ LAYOUTS: Mapping[str, Layout] = {
         frozenset({"kind", "tags", "children", "orient", "Orient"}),
         needs_size=True,
         states_size=True,
-        says_of_images=True,
+        has_image_fields=True,
     ),
 }
 """Every layout once: whatever is read can be written as any other."""

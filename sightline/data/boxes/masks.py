@@ -8,13 +8,13 @@ import numpy as np
 
 from sightline.data.boxes.image_listing import MAX_PX
 
-__all__ = ["box_of_mask"]
+__all__ = ["mask_to_box"]
 
 _MAX_SHIFT = 60
 """Bits of a run's length that came before: more than a file of any size needs, and without end a square of time."""
 
 
-def box_of_mask(segmentation: Any) -> tuple[float, float, float, float]:
+def mask_to_box(segmentation: Any) -> tuple[float, float, float, float]:
     """Left, top, right and bottom of polygons [[x, y, x, y, ...], ...] or of run lengths {size, counts}.
 
     Raises ValueError or TypeError for anything else, and for an empty mask. Source: pycocotools, maskApi.c.

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from sightline.data.files.input_files import read_file
 from sightline.errors import DataError
-from sightline.plain_files import parse_json
+from sightline.regular_files import parse_json
 
 __all__ = ["BOX_KEYS", "BoxType", "is_ignored", "read_odgt"]
 

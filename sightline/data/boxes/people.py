@@ -11,36 +11,36 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 
 from sightline import registry
-from sightline.arguments import Factor, Fraction, Seed
+from sightline.arguments import FractionBelowOne, NonNegativeFloat, Seed
+from sightline.data.boxes.annotations import LabelledBox, LabelledSet
 from sightline.data.boxes.box_readings import BoxForm
 from sightline.data.boxes.dealing import SplitRule
 from sightline.data.boxes.image_listing import (
-    Classes,
-    Faults,
-    Faulty,
-    FoundImage,
-    FoundSet,
+    AnnotationFaults,
+    CategoryIds,
+    FaultPolicy,
+    ListedImage,
+    ListedImageSet,
     Values,
     box_column,
-    corners_of,
-    image_plan,
+    plan_image_set,
     survey_images,
+    xywh_to_xyxy,
 )
 from sightline.data.boxes.labelled_images import BoxColumns, LabelledImages
-from sightline.data.boxes.neutral import LabelledBox, LabelledSet
 from sightline.data.boxes.people_files import (
     CITYPERSONS,
     ECP,
     WIDERPERSON,
-    Kinds,
+    PersonCategories,
     ecp_visible_share,
     read_citypersons,
     read_ecp,
     read_widerperson,
 )
 from sightline.data.boxes.records import box_facts
-from sightline.data.store.native import Prepared, prepare_command
-from sightline.data.store.preparation import Progress, prepare_native
+from sightline.data.store.prepared_set import PreparedSet, prepare_command
+from sightline.data.store.prepared_writer import Progress, write_prepared_set
 from sightline.errors import ConfigError
 
 __all__ = ["CityPersons", "EuroCityPersons", "WiderPerson"]
@@ -53,7 +53,7 @@ _UNKNOWN = -1.0
 class _People(LabelledImages):
     """What sets of people share: kinds that count as people, the others of which are ignored."""
 
-    kinds: ClassVar[Kinds]
+    kinds: ClassVar[PersonCategories]
     read_labels: ClassVar[staticmethod[[Path], LabelledSet]]
     has_visible: ClassVar[bool] = False
     form: ClassVar[BoxForm] = "two corners"
@@ -69,8 +69,8 @@ class _People(LabelledImages):
         people: tuple[str, ...] = (),
         apart: bool = False,
         clip: bool = False,
-        ignore_below_px: Factor = 0.0,
-        validation_share: Fraction = 0.1,
+        ignore_below_px: NonNegativeFloat = 0.0,
+        validation_share: FractionBelowOne = 0.1,
         split_rule: SplitRule = "seeded",
         split_seed: Seed = 0,
     ) -> None:
@@ -88,12 +88,12 @@ class _People(LabelledImages):
             split_seed=split_seed,
         )
         if not apart:  # one class, as CrowdHuman has it: the sets can then be mixed
-            self.classes = Classes(("person",), (1,))
+            self.classes = CategoryIds(("person",), (1,))
             self._class_of = np.minimum(self._class_of, 0)
             facts = box_facts(self.classes.names, self._columns.box_type)
             self.info = dataclasses.replace(self.info, facts=facts)
 
-    def _columns_in(self, prepared: Prepared) -> BoxColumns:
+    def _columns_in(self, prepared: PreparedSet) -> BoxColumns:
         return BoxColumns("full", "full", area=None, clip=self._clip)
 
     def _visible(self, index: int) -> np.ndarray:
@@ -102,7 +102,7 @@ class _People(LabelledImages):
 
     @classmethod
     def prepare(
-        cls, *, source: Path, target: Path, name: str, progress: Progress, faulty: Faulty = "refuse"
+        cls, *, source: Path, target: Path, name: str, progress: Progress, faulty: FaultPolicy = "refuse"
     ) -> dict[str, Any]:
         """List the images that the labels of a folder name, and keep their boxes; returns the manifest.
 
@@ -110,8 +110,10 @@ class _People(LabelledImages):
         `leave_out`.
         """
         assert name == cls.set_name, f"{cls.__name__} prepares '{cls.set_name}', not '{name}'"
-        plan = image_plan(cls._find(source), set_name=name, faulty=faulty, options={}, progress=progress, target=target)
-        return prepare_native(plan, target, progress=progress)
+        plan = plan_image_set(
+            cls._find(source), set_name=name, faulty=faulty, options={}, progress=progress, target=target
+        )
+        return write_prepared_set(plan, target, progress=progress)
 
     @classmethod
     def survey(cls, source: Path) -> dict[str, Any]:
@@ -125,24 +127,26 @@ class _People(LabelledImages):
         return {"set": cls.set_name, "layouts": cls.layouts, **cls.about, "prepare": prepare}
 
     @classmethod
-    def _find(cls, source: Path) -> FoundSet:
+    def _find(cls, source: Path) -> ListedImageSet:
         found = cls.read_labels(source)
         columns = {name: box_column((4,), "float64") for name in ("full", "visible")[: 1 + cls.has_visible]}
         columns |= {"label": box_column((), "int64"), "is_ignored": box_column((), "bool")}
         columns["visible_share"] = box_column((), "float64")
         images = [
-            FoundImage(e.split, e.name, e.path, partial(cls._values, e.boxes), e.image_id, e.size_px, e.files)
+            ListedImage(e.split, e.name, e.path, partial(cls._values, e.boxes), e.image_id, e.size_px, e.files)
             for e in found.images
             if e.path is not None
         ]
         ids = [code if isinstance(code, int) else place for place, code in enumerate(cls.kinds.codes.values(), start=1)]
-        classes = Classes(tuple(cls.kinds.codes), tuple(ids))
-        return FoundSet(found.root, cls.set_name, classes, images, columns, "full", found.faults, found.notes, cls.form)
+        classes = CategoryIds(tuple(cls.kinds.codes), tuple(ids))
+        return ListedImageSet(
+            found.root, cls.set_name, classes, images, columns, "full", found.faults, found.notes, cls.form
+        )
 
     @classmethod
-    def _values(cls, boxes: Sequence[LabelledBox], size_px: tuple[int, int], faults: Faults) -> Values:
+    def _values(cls, boxes: Sequence[LabelledBox], size_px: tuple[int, int], faults: AnnotationFaults) -> Values:
         places = {kind: place for place, kind in enumerate(cls.kinds.codes)}
-        corners = np.array([corners_of(each.boxes["full"]) for each in boxes], dtype=np.float64).reshape(-1, 4)
+        corners = np.array([xywh_to_xyxy(each.boxes["full"]) for each in boxes], dtype=np.float64).reshape(-1, 4)
         shares = [cls._share(each) for each in boxes]
         values = {
             "label": np.array([places[str(each.kind)] for each in boxes], dtype=np.int64),
@@ -152,7 +156,7 @@ class _People(LabelledImages):
         }
         if not cls.has_visible:
             return values
-        seen = [corners_of(each.boxes.get("visible", each.boxes["full"])) for each in boxes]
+        seen = [xywh_to_xyxy(each.boxes.get("visible", each.boxes["full"])) for each in boxes]
         return {**values, "visible": np.array(seen, dtype=np.float64).reshape(-1, 4)}
 
     @classmethod
@@ -204,7 +208,7 @@ class EuroCityPersons(_People):
 
     @classmethod
     def _share(cls, box: LabelledBox) -> float:
-        return np.nan if box.is_ignored else ecp_visible_share(box.own.get("tags"))
+        return np.nan if box.is_ignored else ecp_visible_share(box.extra.get("tags"))
 
 
 @registry.data.add("citypersons")
@@ -240,8 +244,8 @@ class CityPersons(_People):
         box: Literal["full", "visible"] = "full",
         scored_box: Literal["full", "visible"] = "full",
         clip: bool = False,
-        ignore_below_px: Factor = 0.0,
-        validation_share: Fraction = 0.1,
+        ignore_below_px: NonNegativeFloat = 0.0,
+        validation_share: FractionBelowOne = 0.1,
         split_rule: SplitRule = "seeded",
         split_seed: Seed = 0,
     ) -> None:
@@ -258,5 +262,5 @@ class CityPersons(_People):
             split_seed=split_seed,
         )
 
-    def _columns_in(self, prepared: Prepared) -> BoxColumns:
+    def _columns_in(self, prepared: PreparedSet) -> BoxColumns:
         return BoxColumns(*self._kinds, area=None, clip=self._clip)

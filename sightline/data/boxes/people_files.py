@@ -10,17 +10,17 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from sightline.data.boxes.image_listing import Faults, corners_of, is_sound, number_of, split_of
-from sightline.data.boxes.neutral import Corner, LabelledBox, LabelledImage, LabelledSet
+from sightline.data.boxes.annotations import BoxCorners, LabelledBox, LabelledImage, LabelledSet
+from sightline.data.boxes.image_listing import AnnotationFaults, guess_split, is_valid_box, number_of, xywh_to_xyxy
 from sightline.data.boxes.odgt import BoxType
-from sightline.data.boxes.yolo_files import images_below
-from sightline.data.files.input_files import parsed_json, read_file
+from sightline.data.boxes.yolo_files import list_images
+from sightline.data.files.input_files import parse_json_content, read_file
 from sightline.data.files.mat_files import read_mat
-from sightline.data.files.text_tables import count_of
-from sightline.data.store.native import listing
+from sightline.data.files.text_tables import parse_count
+from sightline.data.store.prepared_set import summarise_folder
 from sightline.errors import DataError
 
-__all__ = ["CITYPERSONS", "ECP", "WIDERPERSON", "Kinds", "read_citypersons", "read_ecp", "read_widerperson"]
+__all__ = ["CITYPERSONS", "ECP", "WIDERPERSON", "PersonCategories", "read_citypersons", "read_ecp", "read_widerperson"]
 __all__ += ["ecp_visible_share"]
 
 _BAD_BOX = "boxes that cannot be meant"
@@ -35,26 +35,26 @@ _ECP_KEYS = frozenset({"identity", "x0", "y0", "x1", "y1", "children"})
 _FRAME_KEYS = frozenset({"identity", "imagewidth", "imageheight", "children"})
 
 
-class Kinds(NamedTuple):
+class PersonCategories(NamedTuple):
     """The kinds of a layout with what they are called in its files; those of `ignored` are not people to be found."""
 
     codes: Mapping[str, int | str]
     ignored: frozenset[str]
 
-    def of(self, code: Any) -> str | None:
+    def name_of_code(self, code: Any) -> str | None:
         """The kind of a code; None for one that the layout does not have."""
         return next((kind for kind, own in self.codes.items() if own == code), None)
 
 
-WIDERPERSON = Kinds(
+WIDERPERSON = PersonCategories(
     {"pedestrian": 1, "rider": 2, "partially_visible": 3, "ignored_region": 4, "crowd": 5},
     frozenset({"ignored_region", "crowd"}),
 )
-CITYPERSONS = Kinds(
+CITYPERSONS = PersonCategories(
     {"ignored_region": 0, "pedestrian": 1, "rider": 2, "sitting": 3, "other": 4, "crowd": 5},
     frozenset({"ignored_region", "crowd"}),
 )
-ECP = Kinds(
+ECP = PersonCategories(
     {
         "pedestrian": "pedestrian",
         "rider": "rider",
@@ -78,7 +78,7 @@ def read_widerperson(source: Path) -> LabelledSet:
     lists = [path for name in ("train", "val", "test") if (path := root / f"{name}.txt").is_file()]
     if not lists or not (root / "Annotations").is_dir():
         raise _wrong_layout(root, "train.txt and val.txt with Annotations/ and Images/", "WiderPerson")
-    faults, images, bare, notes = Faults(), [], 0, []
+    faults, images, bare, notes = AnnotationFaults(), [], 0, []
     for file in lists:
         lines = read_file(file).decode("utf-8-sig", "replace").split("\n")
         names = [line.strip() for line in lines if line.strip()]
@@ -96,23 +96,23 @@ def read_widerperson(source: Path) -> LabelledSet:
             else:
                 path = root / "Images" / image
                 boxes = tuple(_widerperson_boxes(labels, faults))
-                split = split_of(Path(file.name))
+                split = guess_split(Path(file.name))
                 images.append(LabelledImage(f"Images/{image}", split, boxes, path, number, files=(file, labels)))
     notes += [f"{bare} images of test.txt have no annotations and are left out"] if bare else []
     return LabelledSet(root, images, faults, notes)
 
 
-def _widerperson_boxes(path: Path, faults: Faults) -> Iterator[LabelledBox]:
+def _widerperson_boxes(path: Path, faults: AnnotationFaults) -> Iterator[LabelledBox]:
     lines = read_file(path).decode("utf-8-sig", "replace").split("\n")
     while lines and not lines[-1].strip():
         lines.pop()
-    if not lines or count_of(lines[0].strip()) != len(lines) - 1:
+    if not lines or parse_count(lines[0].strip()) != len(lines) - 1:
         held = lines[0].strip()[:40] if lines else ""
         raise DataError(f"{path}:1: states '{held}' boxes, {max(len(lines) - 1, 0)} follow; get the file again")
     for number, line in enumerate(lines[1:], start=2):
         try:
             code, left, top, right, bottom = map(_number, line.split())
-            kind = WIDERPERSON.of(code)
+            kind = WIDERPERSON.name_of_code(code)
             if kind is None:
                 raise ValueError("classes are 1 to 5")
             box = _sound((left, top, right - left, bottom - top), is_ignored=kind in WIDERPERSON.ignored)
@@ -133,9 +133,9 @@ def read_citypersons(source: Path) -> LabelledSet:
         raise _wrong_layout(root, "anno_train.mat and anno_val.mat beside leftImg8bit/", "CityPersons")
     pictures = root / "leftImg8bit"
     paths: defaultdict[str, list[Path]] = defaultdict(list)
-    for path in images_below(pictures if pictures.is_dir() else root):
+    for path in list_images(pictures if pictures.is_dir() else root):
         paths[path.name].append(path)
-    faults, images = Faults(), []
+    faults, images = AnnotationFaults(), []
     for file in files:
         for number, cell in enumerate(read_mat(file, f"{file.stem}_aligned", kinds="O").ravel(), start=1):
             where = f"{file}: image {number}"
@@ -158,17 +158,17 @@ def read_citypersons(source: Path) -> LabelledSet:
             if picture is None:
                 how_many = f"there are {len(there)} images" if there else "there is no image"
                 faults.add(_BAD_IMAGE, f"{where}: {how_many} '{name}' below {pictures}")
-            split, stored = split_of(Path(file.name)), f"leftImg8bit/{file.stem.removeprefix('anno_')}/{city}/{name}"
+            split, stored = guess_split(Path(file.name)), f"leftImg8bit/{file.stem.removeprefix('anno_')}/{city}/{name}"
             place = stored if picture is None else picture.relative_to(root).as_posix()
             images.append(LabelledImage(place, split, boxes, picture, number, files=(file,)))
     return LabelledSet(root, images, faults)
 
 
-def _citypersons_boxes(rows: np.ndarray, where: str, faults: Faults) -> Iterator[LabelledBox]:
+def _citypersons_boxes(rows: np.ndarray, where: str, faults: AnnotationFaults) -> Iterator[LabelledBox]:
     for number, row in enumerate(rows.tolist(), start=1):
         try:
             code, *full, instance = map(_number, row[:6])
-            kind = CITYPERSONS.of(code)
+            kind = CITYPERSONS.name_of_code(code)
             is_ignored = kind in CITYPERSONS.ignored
             if kind is None:
                 raise ValueError("classes are 0 to 5")
@@ -178,7 +178,7 @@ def _citypersons_boxes(rows: np.ndarray, where: str, faults: Faults) -> Iterator
         except ValueError as error:
             faults.add(_BAD_BOX, f"{where}, box {number}: {row} ({error})")
             continue
-        boxes: dict[BoxType, Corner] = {"full": box}
+        boxes: dict[BoxType, BoxCorners] = {"full": box}
         if min(width, height) > 0:
             boxes["visible"] = visible
         yield LabelledBox("person", boxes, is_ignored, kind, {"instance": instance})
@@ -195,11 +195,11 @@ def read_ecp(source: Path) -> LabelledSet:
     files = [(folder, file) for folder in folders for file in sorted(folder.rglob("*.json"))]
     if not files:
         raise _wrong_layout(root, "day/labels/train/CITY/NAME.json with day/img/", "EuroCity Persons")
-    faults, images, num_vehicles = Faults(), [], 0
+    faults, images, num_vehicles = AnnotationFaults(), [], 0
     numbers: dict[str, int] = {}
     for folder, file in files:
         part = file.relative_to(folder)
-        document = parsed_json(read_file(file), where=str(file), advice="get the file again")
+        document = parse_json_content(read_file(file), where=str(file), advice="get the file again")
         try:
             frame = _frame(document)
             size_px = int(frame["imageheight"]), int(frame["imagewidth"])
@@ -208,8 +208,8 @@ def read_ecp(source: Path) -> LabelledSet:
             raise DataError(
                 f"{file}: a frame with imagewidth, imageheight and children is needed ({error!r}); get it again"
             ) from error
-        num_vehicles += sum(ECP.of(child["identity"]) is None for child in frame["children"])
-        split = next((found for each in part.parts if (found := split_of(Path(each))) != "all"), "all")
+        num_vehicles += sum(ECP.name_of_code(child["identity"]) is None for child in frame["children"])
+        split = next((found for each in part.parts if (found := guess_split(Path(each))) != "all"), "all")
         numbers[split] = numbers.get(split, 0) + 1
         path = folder.parent / "img" / part.with_suffix(".png")
         own = {key: value for key, value in frame.items() if key not in _FRAME_KEYS}
@@ -231,9 +231,9 @@ def _frame(document: Any) -> dict[str, Any]:
     return {}
 
 
-def _ecp_boxes(children: Any, where: str, faults: Faults) -> Iterator[LabelledBox]:
+def _ecp_boxes(children: Any, where: str, faults: AnnotationFaults) -> Iterator[LabelledBox]:
     for number, child in enumerate(children):
-        kind = ECP.of(child["identity"])
+        kind = ECP.name_of_code(child["identity"])
         if kind is None:
             continue  # a vehicle
         tags = child.get("tags") or []
@@ -266,13 +266,13 @@ def _number(value: Any) -> float:
     return int(number) if number == int(number) else number
 
 
-def _sound(box: Corner, *, is_ignored: bool) -> Corner:
+def _sound(box: BoxCorners, *, is_ignored: bool) -> BoxCorners:
     """Raises ValueError for a box that lies too far away, or is without extent and not ignored."""
-    if not is_sound(corners_of(box), is_ignored=is_ignored):
+    if not is_valid_box(xywh_to_xyxy(box), is_ignored=is_ignored):
         raise ValueError("width and height above 0 are needed")
     return box
 
 
 def _wrong_layout(root: Path, needed: str, what: str) -> DataError:
-    held = f"holds {listing(root)}" if root.is_dir() else "there is no such folder"
+    held = f"holds {summarise_folder(root)}" if root.is_dir() else "there is no such folder"
     return DataError(f"{root}: {held}; {what} has {needed}: give the folder with them")

@@ -11,7 +11,7 @@ import torch
 
 from sightline.types import Field, Sample
 
-__all__ = ["BOX_FIELDS", "BoxRecord", "box_facts", "sample_of", "truth_of", "visible_of"]
+__all__ = ["BOX_FIELDS", "BoxRecord", "box_facts", "ground_truth_rows", "make_sample", "visible_fractions"]
 
 BOX_OFFSETS = "box_offsets"
 BOX_FIELDS: Mapping[str, Field] = {
@@ -64,7 +64,7 @@ class BoxRecord:
                 array.flags.writeable = False
 
 
-def sample_of(image: np.ndarray, record: BoxRecord) -> Sample:
+def make_sample(image: np.ndarray, record: BoxRecord) -> Sample:
     """A sample of its own: nothing that is done to it reaches the record.
 
     Boxes without extent, as clipping leaves of those outside the image, are not among `boxes`; `truth` has them all.
@@ -77,19 +77,19 @@ def sample_of(image: np.ndarray, record: BoxRecord) -> Sample:
         "is_ignored": torch.from_numpy(record.is_ignored[has_extent]),
         "to_canvas": torch.eye(3, dtype=torch.float64)[:2],
         "file_px": torch.tensor(image.shape[:2]),
-        "truth": torch.from_numpy(truth_of(record)),
-        "truth_visible": torch.from_numpy(visible_of(record)),
+        "truth": torch.from_numpy(ground_truth_rows(record)),
+        "truth_visible": torch.from_numpy(visible_fractions(record)),
     }
 
 
-def truth_of(record: BoxRecord) -> np.ndarray:
+def ground_truth_rows(record: BoxRecord) -> np.ndarray:
     """What is scored, as the field `truth` has it: (G, 7) float64."""
     is_ignored = record.is_ignored if record.is_scored_ignored is None else record.is_scored_ignored
     columns = (record.scored, record.label[:, None], record.area[:, None], is_ignored[:, None])
     return np.concatenate([column.astype(np.float64) for column in columns], axis=1)
 
 
-def visible_of(record: BoxRecord) -> np.ndarray:
+def visible_fractions(record: BoxRecord) -> np.ndarray:
     """The share of each scored box that is visible, as the field `truth_visible` has it: (G,) float64."""
     return np.full(len(record.label), np.nan) if record.visible is None else record.visible.astype(np.float64)
 

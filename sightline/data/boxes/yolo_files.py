@@ -12,15 +12,22 @@ from typing import Any
 import numpy as np
 
 from sightline.data.boxes.coco_files import COLUMNS
-from sightline.data.boxes.image_listing import Classes, Faults, FoundImage, FoundSet, Values, split_of
+from sightline.data.boxes.image_listing import (
+    AnnotationFaults,
+    CategoryIds,
+    ListedImage,
+    ListedImageSet,
+    Values,
+    guess_split,
+)
 from sightline.data.files.image_files import IMAGE_SUFFIXES
 from sightline.data.files.input_files import read_file
-from sightline.data.files.text_tables import count_of
+from sightline.data.files.text_tables import parse_count
 from sightline.data.files.yaml_files import parsed_yaml
-from sightline.data.store.native import listing
+from sightline.data.store.prepared_set import summarise_folder
 from sightline.errors import DataError
 
-__all__ = ["find_yolo", "images_below"]
+__all__ = ["find_yolo", "list_images"]
 
 _NAME_LISTS = ("classes.txt", "obj.names", "names.txt")
 _SPLIT_KEYS = {"train": "train", "test": "test", "val": "validation"}
@@ -28,29 +35,29 @@ _MARGIN = 0.01
 """How far shares may lie outside 0 to 1: annotation tools round. Source: ultralytics, data/utils.py."""
 
 
-def find_yolo(source: Path, *, names: Sequence[str] | None) -> FoundSet:
+def find_yolo(source: Path, *, names: Sequence[str] | None) -> ListedImageSet:
     """The images below a folder with their text files; `names` are the classes where no file names them.
 
     Raises DataError for a folder without images or without any text file of theirs, and for classes without names.
     """
     root = source.expanduser().resolve()
-    paths = images_below(root)
+    paths = list_images(root)
     config_path, config = _config(root)
     classes = _classes(root, names, config_path, config)
     split_by, shared, missing = _stated_splits(root, config_path, config)
     texts = {path: _label_path(root, path) for path in paths}
     numbers = _image_ids(paths)
-    images: list[FoundImage] = []
+    images: list[ListedImage] = []
     bare: list[Path] = []
     for path, labels in texts.items():
-        split = split_of(path.relative_to(root)) if split_by is None else split_by.get(path)
+        split = guess_split(path.relative_to(root)) if split_by is None else split_by.get(path)
         if split is None:
             continue  # in none of the splits that the file of names states
         bare += [path] if labels is None else []
         files = tuple(each for each in (labels, config_path) if each is not None)
         name = path.relative_to(root).as_posix()
         images.append(
-            FoundImage(split, name, path, partial(_values, labels, classes, name), numbers[path], None, files)
+            ListedImage(split, name, path, partial(_values, labels, classes, name), numbers[path], None, files)
         )
     if not images:
         raise DataError(f"{config_path}: the splits that it states hold none of the {len(paths)} images below {root}")
@@ -71,12 +78,12 @@ def find_yolo(source: Path, *, names: Sequence[str] | None) -> FoundSet:
     both = [text for text, count in users.items() if count > 1]
     if both:
         notes += [f"{len(both)} text files are those of several images, which all have their boxes, first: {both[0]}"]
-    faults = Faults()
+    faults = AnnotationFaults()
     for path in sorted((split_by or {}).keys() - texts.keys()):
         faults.add("images that are missing or damaged", f"{path}, which {config_path} states")
     for text in _without_image(texts):
         faults.add("text files without an image", str(text))
-    return FoundSet(root, "yolo_txt", classes, images, COLUMNS, "boxes", faults, notes, "middle, size")
+    return ListedImageSet(root, "yolo_txt", classes, images, COLUMNS, "boxes", faults, notes, "middle, size")
 
 
 def _image_ids(paths: Sequence[Path]) -> dict[Path, int]:
@@ -87,7 +94,7 @@ def _image_ids(paths: Sequence[Path]) -> dict[Path, int]:
     return dict(zip(paths, numbers if len({*numbers}) == len(paths) else range(1, len(paths) + 1), strict=True))
 
 
-def images_below(root: Path, *, may_lack: bool = False) -> list[Path]:
+def list_images(root: Path, *, may_lack: bool = False) -> list[Path]:
     """All images in a folder and its folders, links followed, in the order of their paths.
 
     Raises DataError where there are none, unless it `may_lack` them.
@@ -104,7 +111,7 @@ def images_below(root: Path, *, may_lack: bool = False) -> list[Path]:
         names = (name for name in files if not name.startswith(".") and Path(name).suffix.lower() in IMAGE_SUFFIXES)
         found.extend(Path(folder) / name for name in names)
     if not found and not may_lack:
-        held = f"holds {listing(root)}" if root.is_dir() else "there is no such folder"
+        held = f"holds {summarise_folder(root)}" if root.is_dir() else "there is no such folder"
         raise DataError(f"{root}: {held}, no image ({', '.join(sorted(IMAGE_SUFFIXES))}); give a folder with images")
     return sorted(found)
 
@@ -119,22 +126,24 @@ def _config(root: Path) -> tuple[Path | None, dict[str, Any]]:
     return None, {}
 
 
-def _classes(root: Path, names: Sequence[str] | None, path: Path | None, config: dict[str, Any]) -> Classes:
+def _classes(root: Path, names: Sequence[str] | None, path: Path | None, config: dict[str, Any]) -> CategoryIds:
     if names is not None:
-        return Classes.of(dict(enumerate(names)), where="names")
+        return CategoryIds.from_ids(dict(enumerate(names)), where="names")
     if path is not None:
         table = config["names"]
         pairs = table if isinstance(table, dict) else dict(enumerate(table)) if isinstance(table, list) else {}
-        numbers = [count_of(str(each)) for each in pairs]
+        numbers = [parse_count(str(each)) for each in pairs]
         is_name = [isinstance(name, str | int | float) for name in pairs.values()]
         if None in numbers or len({*numbers}) < len(numbers) or not all(is_name):
             raise DataError(f"{path}: names needs a list of names, or a name for each of some whole numbers")
         texts = {number: str(name) for number, name in zip(numbers, pairs.values(), strict=True) if number is not None}
-        return Classes.of(texts, where=str(path))
+        return CategoryIds.from_ids(texts, where=str(path))
     for place in (folder / each for folder in (root, root / "labels") for each in _NAME_LISTS):
         if place.is_file():
             lines = read_file(place).decode("utf-8-sig", "replace").splitlines()
-            return Classes.of(dict(enumerate(line.strip() for line in lines if line.strip())), where=str(place))
+            return CategoryIds.from_ids(
+                dict(enumerate(line.strip() for line in lines if line.strip())), where=str(place)
+            )
     raise DataError(
         f"{root}: nothing names the classes: no YAML file with names, no {', '.join(_NAME_LISTS)}; state 'names=[a, b]'"
     )
@@ -162,7 +171,7 @@ def _stated_splits(
                 if splits.setdefault(path, split) != split:
                     shared.append(str(path))
     if {*splits} == {*map(Path, shared)} and isinstance(folder := config.get("train"), str):
-        splits = dict.fromkeys(splits, split_of(Path(folder)))
+        splits = dict.fromkeys(splits, guess_split(Path(folder)))
     return splits or None, shared, missing
 
 
@@ -189,7 +198,7 @@ def _stated_images(root: Path, base: str, stated: str) -> list[Path] | None:
     if place is None:
         return None
     if place.is_dir():
-        return images_below(place)
+        return list_images(place)
     lines = read_file(place).decode("utf-8-sig", "replace").splitlines()
     return [place.parent / line.strip().removeprefix("./") for line in lines]
 
@@ -210,7 +219,9 @@ def _without_image(texts: Mapping[Path, Path | None]) -> list[Path]:
     return [text for text in there if text not in used and text.name not in _NAME_LISTS]
 
 
-def _values(path: Path | None, classes: Classes, name: str, size_px: tuple[int, int], faults: Faults) -> Values:
+def _values(
+    path: Path | None, classes: CategoryIds, name: str, size_px: tuple[int, int], faults: AnnotationFaults
+) -> Values:
     """The boxes of a text file in pixels of an image of this height and width."""
     text = "" if path is None else read_file(path).decode("utf-8-sig", "replace")
     label_of = {number: label for label, number in enumerate(classes.ids)}

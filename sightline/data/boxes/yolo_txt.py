@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from sightline import registry
-from sightline.data.boxes.image_listing import Faulty, image_plan, survey_images
+from sightline.data.boxes.image_listing import FaultPolicy, plan_image_set, survey_images
 from sightline.data.boxes.labelled_images import LabelledImages
 from sightline.data.boxes.yolo_files import find_yolo
-from sightline.data.store.preparation import Progress, prepare_native
+from sightline.data.store.prepared_writer import Progress, write_prepared_set
 
 __all__ = ["YoloTxt"]
 
@@ -35,7 +35,7 @@ class YoloTxt(LabelledImages):
         name: str,
         progress: Progress,
         names: tuple[str, ...] | None = None,
-        faulty: Faulty = "refuse",
+        faulty: FaultPolicy = "refuse",
     ) -> dict[str, Any]:
         """List the images below a folder, and keep the boxes of their text files; returns the manifest.
 
@@ -45,8 +45,8 @@ class YoloTxt(LabelledImages):
         assert name == cls.set_name, f"{cls.__name__} prepares '{cls.set_name}', not '{name}'"
         found = find_yolo(source, names=names)
         options = {"names": None if names is None else list(names)}
-        plan = image_plan(found, set_name=name, faulty=faulty, options=options, progress=progress, target=target)
-        return prepare_native(plan, target, progress=progress)
+        plan = plan_image_set(found, set_name=name, faulty=faulty, options=options, progress=progress, target=target)
+        return write_prepared_set(plan, target, progress=progress)
 
     @classmethod
     def survey(cls, source: Path) -> dict[str, Any]:

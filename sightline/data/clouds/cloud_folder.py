@@ -15,18 +15,26 @@ from typing import Any, Literal
 import numpy as np
 
 from sightline import registry
-from sightline.arguments import Count, Seed, Share
+from sightline.arguments import Count, PositiveFraction, Seed
 from sightline.data.clouds.cloud_listing import SPLITS, ListedCloud, list_clouds, split_clouds
 from sightline.data.clouds.cloud_normals import Normals
-from sightline.data.clouds.cloud_preparation import prepare_cloud, radius_of
+from sightline.data.clouds.cloud_preparation import cloud_radius, prepare_cloud
 from sightline.data.clouds.labelled_clouds import LabelledClouds
-from sightline.data.clouds.modelnet_classes import by_number
-from sightline.data.files.cloud_files import CLOUD_SUFFIXES, check_columns, has_normals, list_passed_over, read_cloud
-from sightline.data.store.native import Prepared
-from sightline.data.store.preparation import Column, Part, Plan, Progress, Row, duplicates_of, prepare_native
+from sightline.data.clouds.modelnet_classes import natural_sort_key
+from sightline.data.files.cloud_files import CLOUD_SUFFIXES, check_columns, has_normals, list_skipped_files, read_cloud
+from sightline.data.store.prepared_set import PreparedSet
+from sightline.data.store.prepared_writer import (
+    ColumnSpec,
+    PreparationPlan,
+    Progress,
+    SampleRow,
+    Shard,
+    find_duplicates,
+    write_prepared_set,
+)
 from sightline.errors import ConfigError, DataError
 from sightline.geometry.rendering import Background
-from sightline.types import CloudForm
+from sightline.types import CloudInputSpec
 
 __all__ = ["CloudFolder"]
 
@@ -53,7 +61,7 @@ class CloudFolder(LabelledClouds):
         num_points: Count | None = None,
         normals: Normals = "none",
         channels: tuple[str, ...] = (),
-        fraction: Share = 1.0,
+        fraction: PositiveFraction = 1.0,
         fraction_seed: Seed = 0,
         views: str | None = None,
         background: Background | None = None,
@@ -96,7 +104,7 @@ class CloudFolder(LabelledClouds):
             "with_normals": "normals" in self._stored,  # a file must have what the run reads, no more
         }
 
-    def _form(self) -> CloudForm:
+    def _form(self) -> CloudInputSpec:
         manifest = self._prepared.manifest  # one of an older sightline notes neither
         radii = manifest.get("radii")
         return dataclasses.replace(
@@ -128,8 +136,8 @@ class CloudFolder(LabelledClouds):
         unit: Literal["m", "cm", "mm"] | None = None,
         choice: Literal["random", "farthest"] = "random",
         faces: Literal["sample", "ignore"] = "sample",
-        test_share: Share = 0.2,
-        validation_share: Share = 0.1,
+        test_share: PositiveFraction = 0.2,
+        validation_share: PositiveFraction = 0.1,
         seed: Seed = 0,
     ) -> dict[str, Any]:
         """Write the clouds of a folder or list in native form; returns the manifest with `root` and `outcome`.
@@ -152,7 +160,7 @@ class CloudFolder(LabelledClouds):
         split_words = "as given" if clouds[0].split else _split_words(test_share, validation_share, seed)
         clouds = split_clouds(clouds, test_share=test_share, validation_share=validation_share, seed=seed)
         channels = _channels(names)
-        class_names = sorted({cloud.label for cloud in clouds}, key=by_number)
+        class_names = sorted({cloud.label for cloud in clouds}, key=natural_sort_key)
         preparation = {
             "num_points": num_points,
             "choice": choice,
@@ -173,7 +181,7 @@ class CloudFolder(LabelledClouds):
             "preparation": preparation,
             "split": split_words,
         }
-        plan = Plan(
+        plan = PreparationPlan(
             name,
             layout,
             source.expanduser().resolve(),
@@ -181,11 +189,11 @@ class CloudFolder(LabelledClouds):
             tuple(_parts(clouds, class_names, names, preparation)),
             about,
             partial(
-                _summary, passed_over=list_passed_over(source.expanduser()) if source.expanduser().is_dir() else ""
+                _summary, passed_over=list_skipped_files(source.expanduser()) if source.expanduser().is_dir() else ""
             ),
             {**preparation, "columns": listed, "up_axis": up_axis, "unit": unit, "clouds": _digest(clouds)},
         )
-        return prepare_native(plan, target, progress=progress)
+        return write_prepared_set(plan, target, progress=progress)
 
     @classmethod
     def card(cls) -> dict[str, Any]:
@@ -211,10 +219,10 @@ class _Reader:
     preparation: Mapping[str, Any]
     class_names: Sequence[str]
 
-    def __call__(self, cloud: ListedCloud) -> Row:
+    def __call__(self, cloud: ListedCloud) -> SampleRow:
         read = read_cloud(cloud.path, columns=self.columns)
         values = prepare_cloud(read, **self.preparation, where=str(cloud.path))
-        return Row(cloud.name, str(cloud.path), {**values, "label": self.class_names.index(cloud.label)})
+        return SampleRow(cloud.name, str(cloud.path), {**values, "label": self.class_names.index(cloud.label)})
 
 
 def _parts(
@@ -222,7 +230,7 @@ def _parts(
     class_names: Sequence[str],
     columns: tuple[str, ...] | None,
     preparation: Mapping[str, Any],
-) -> Iterator[Part]:
+) -> Iterator[Shard]:
     """One part per split and class."""
     reader = _Reader(columns, preparation, class_names)
     for split in SPLITS:
@@ -230,7 +238,7 @@ def _parts(
             members = tuple(cloud for cloud in clouds if (cloud.split, cloud.label) == (split, name))
             if members:
                 paths = tuple(cloud.path for cloud in members)
-                yield Part(split, f"{split}/{name}", len(members), paths, _Rows(reader, members))
+                yield Shard(split, f"{split}/{name}", len(members), paths, _Rows(reader, members))
 
 
 @dataclass(frozen=True)
@@ -238,7 +246,7 @@ class _Rows:
     reader: _Reader
     members: tuple[ListedCloud, ...]
 
-    def __call__(self) -> Iterator[Row]:
+    def __call__(self) -> Iterator[SampleRow]:
         return map(self.reader, self.members)
 
 
@@ -283,13 +291,13 @@ def _split_words(test_share: float, validation_share: float, seed: int) -> str:
     )
 
 
-def _columns(preparation: Mapping[str, Any]) -> dict[str, Column]:
+def _columns(preparation: Mapping[str, Any]) -> dict[str, ColumnSpec]:
     num_points, channels = preparation["num_points"], preparation["channels"]
     vectors = ("points", "normals") if preparation["with_normals"] else ("points",)
     return {
-        **{name: Column((num_points, 3), "float32") for name in vectors},
-        **({"channels": Column((num_points, len(channels)), "float32")} if channels else {}),
-        "label": Column((), "int64"),
+        **{name: ColumnSpec((num_points, 3), "float32") for name in vectors},
+        **({"channels": ColumnSpec((num_points, len(channels)), "float32")} if channels else {}),
+        "label": ColumnSpec((), "int64"),
     }
 
 
@@ -298,13 +306,13 @@ def _digest(clouds: Sequence[ListedCloud]) -> str:
     return hashlib.sha256(json.dumps(listed).encode()).hexdigest()
 
 
-def _summary(prepared: Prepared, *, passed_over: str) -> dict[str, Any]:
+def _summary(prepared: PreparedSet, *, passed_over: str) -> dict[str, Any]:
     """What the manifest says beyond the plan: counts per class, sizes, and clouds that are there twice."""
     num_classes = len(prepared.manifest["class_names"])
     counts = {
         split: np.bincount(prepared.array(split, "label"), minlength=num_classes).tolist() for split in prepared.splits
     }
-    duplicates = duplicates_of(prepared, "points")
+    duplicates = find_duplicates(prepared, "points")
     return {
         "splits": {split: {"num_rows": sum(count), "class_counts": count} for split, count in counts.items()},
         "duplicates": duplicates,
@@ -313,12 +321,12 @@ def _summary(prepared: Prepared, *, passed_over: str) -> dict[str, Any]:
     }
 
 
-def _sizes(prepared: Prepared) -> dict[str, Any]:
+def _sizes(prepared: PreparedSet) -> dict[str, Any]:
     """The least number of distinct points of a stored cloud and, where size is kept, the range of their radii."""
     clouds = [cloud for split in prepared.splits for cloud in prepared.array(split, "points")]
     sizes: dict[str, Any] = {"fewest_points": min(len(np.unique(cloud, axis=0)) for cloud in clouds)}
     if prepared.manifest["normalisation"] == "none":
-        radii = [radius_of(cloud) for cloud in clouds]
+        radii = [cloud_radius(cloud) for cloud in clouds]
         sizes["radii"] = [min(radii), max(radii)]
     return sizes
 

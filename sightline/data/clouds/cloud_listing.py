@@ -11,9 +11,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from sightline.data.clouds.modelnet_classes import by_number
+from sightline.data.clouds.modelnet_classes import natural_sort_key
 from sightline.data.files.cloud_files import CLOUD_SUFFIXES, is_cloud_file
-from sightline.data.store.native import MANIFEST, listing
+from sightline.data.store.prepared_set import MANIFEST, summarise_folder
 from sightline.errors import DataError
 
 __all__ = ["SPLITS", "ListedCloud", "list_clouds", "split_clouds"]
@@ -47,7 +47,7 @@ def list_clouds(source: Path) -> tuple[str, list[ListedCloud]]:
         layout, clouds = _from_folders(root)
     else:
         raise DataError(f"{source}: there is no such file or folder (looked at {root}); check the path")
-    names = sorted({cloud.label for cloud in clouds}, key=by_number)
+    names = sorted({cloud.label for cloud in clouds}, key=natural_sort_key)
     if len(names) < 2:
         raise DataError(
             f"{root}: holds {f'one class, {names[0]}' if names else 'no clouds'}, at least two classes are needed; "
@@ -57,7 +57,7 @@ def list_clouds(source: Path) -> tuple[str, list[ListedCloud]]:
     if parts != {None} and not {"train", "test"} <= parts:
         there = ", ".join(sorted(str(part) for part in parts))
         raise DataError(f"{root}: names the parts {there}, train and test are needed; name both, or none")
-    return layout, sorted(clouds, key=lambda cloud: (by_number(cloud.label), by_number(str(cloud.path))))
+    return layout, sorted(clouds, key=lambda cloud: (natural_sort_key(cloud.label), natural_sort_key(str(cloud.path))))
 
 
 def split_clouds(
@@ -68,7 +68,7 @@ def split_clouds(
     Shares are rounded to the nearest, at least one cloud; files that are added later move few of the others.
     Raises DataError naming a class that has none in some part.
     """
-    classes = sorted({cloud.label for cloud in clouds}, key=by_number)
+    classes = sorted({cloud.label for cloud in clouds}, key=natural_sort_key)
     if clouds[0].split is None:
         clouds = [
             cloud
@@ -129,7 +129,7 @@ def _subfolders(root: Path) -> list[Path]:
     stray = [path for path in root.iterdir() if is_cloud_file(path)]
     folders = sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
     if stray or not folders:
-        found = f"{min(stray).name} lies in no folder of a class" if stray else f"it holds {listing(root)}"
+        found = f"{min(stray).name} lies in no folder of a class" if stray else f"it holds {summarise_folder(root)}"
         raise DataError(f"{root}: {found}; lay it out as {_LAYOUTS}")
     return folders
 
@@ -139,7 +139,7 @@ def _of_class(folder: Path, split: str | None) -> list[ListedCloud]:
     inner = next((path for path in sorted(folder.iterdir()) if path.is_dir() and not path.name.startswith(".")), None)
     paths = [path for path in folder.iterdir() if is_cloud_file(path)]
     if inner is not None or not paths:
-        found = f"holds the folder {inner.name}" if inner else f"holds no cloud, it holds {listing(folder)}"
+        found = f"holds the folder {inner.name}" if inner else f"holds no cloud, it holds {summarise_folder(folder)}"
         raise DataError(
             f"{folder}: is taken for a class and {found}; clouds are files of {', '.join(CLOUD_SUFFIXES)}, laid out as "
             f"{_LAYOUTS}"

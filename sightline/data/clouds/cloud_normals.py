@@ -35,7 +35,7 @@ class EstimatedNormals:
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_made": None, "_is_made": np.zeros(self._shape[0], dtype=bool)}
 
-    def of(self, index: np.ndarray, points: np.ndarray) -> np.ndarray:
+    def estimate(self, index: np.ndarray, points: np.ndarray) -> np.ndarray:
         """Fresh normals (B, N, 3) float32 for the samples `index` (B,), whose points (B, N, 3) these are.
 
         Raises DataError naming the sample for a cloud in which a point has no normal.

@@ -9,9 +9,9 @@ from typing import Literal
 import numpy as np
 import torch
 
-from sightline.data.clouds.mesh_points import draw_points, generator_of
-from sightline.data.files.cloud_files import Cloud, check_strays
-from sightline.data.store.preparation import to_unit_sphere
+from sightline.data.clouds.mesh_points import draw_points, generator_from_name
+from sightline.data.files.cloud_files import PointCloud, check_strays
+from sightline.data.store.prepared_writer import normalize_to_unit_sphere
 from sightline.errors import DataError
 from sightline.geometry.sampling import farthest_point_sample
 
@@ -24,7 +24,7 @@ _KEPT = 1e-3
 
 
 def prepare_cloud(
-    cloud: Cloud,
+    cloud: PointCloud,
     *,
     num_points: int,
     choice: Literal["random", "farthest"] = "random",
@@ -52,7 +52,7 @@ def prepare_cloud(
         taken = _of_surface(cloud, num_points, channels, where)
     else:
         taken = _of_points(cloud, num_points, choice, with_normals, channels, where)
-    to_scale = to_unit_sphere if normalisation == "unit_sphere" else _as_float32
+    to_scale = normalize_to_unit_sphere if normalisation == "unit_sphere" else _as_float32
     prepared = {"points": to_scale(taken["points"], where=where)}
     if with_normals:
         lengths = np.linalg.norm(taken["normals"], axis=1, keepdims=True)
@@ -62,7 +62,7 @@ def prepare_cloud(
     return prepared
 
 
-def _of_surface(cloud: Cloud, num_points: int, channels: Sequence[str], where: str) -> dict[str, np.ndarray]:
+def _of_surface(cloud: PointCloud, num_points: int, channels: Sequence[str], where: str) -> dict[str, np.ndarray]:
     if channels:
         raise DataError(
             f"{where}: has faces, and points drawn from these have no {', '.join(channels)}; set faces=ignore to take "
@@ -74,7 +74,7 @@ def _of_surface(cloud: Cloud, num_points: int, channels: Sequence[str], where: s
 
 
 def _of_points(
-    cloud: Cloud, num_points: int, choice: str, with_normals: bool, channels: Sequence[str], where: str
+    cloud: PointCloud, num_points: int, choice: str, with_normals: bool, channels: Sequence[str], where: str
 ) -> dict[str, np.ndarray]:
     missing = [name for name in channels if name not in cloud.channels]
     if missing:
@@ -94,10 +94,10 @@ def _of_points(
     return taken
 
 
-def _choose(cloud: Cloud, num_points: int, choice: str) -> np.ndarray:
+def _choose(cloud: PointCloud, num_points: int, choice: str) -> np.ndarray:
     """Which points are taken, in order: no one twice while there is another."""
     num_there = len(cloud.points)
-    generator = generator_of(_digest(cloud))
+    generator = generator_from_name(_digest(cloud))
     if choice == "farthest":
         order = _farthest_first(cloud.points, min(num_points, num_there))
     else:
@@ -127,12 +127,12 @@ def _as_float32(points: np.ndarray, *, where: str) -> np.ndarray:
         return points.astype(np.float32)
 
 
-def _digest(cloud: Cloud) -> str:
+def _digest(cloud: PointCloud) -> str:
     """The seed of all draws: the numbers of the cloud alone, so that its name and place do not matter."""
     return hashlib.sha256(np.ascontiguousarray(cloud.points, dtype="<f8").data).hexdigest()
 
 
-def radius_of(points: np.ndarray) -> float:
+def cloud_radius(points: np.ndarray) -> float:
     """The largest distance from the mean of the points (N, 3)."""
     return distance_from_origin(points - points.mean(axis=0, dtype=np.float64))
 

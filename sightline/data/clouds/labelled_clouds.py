@@ -10,17 +10,17 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 import torch
 
-from sightline.arguments import Count, Seed, Share
+from sightline.arguments import Count, PositiveFraction, Seed
 from sightline.data.clouds.cloud_normals import EstimatedNormals, Normals
-from sightline.data.loading.splits import take_fraction
-from sightline.data.store.location import root_of
-from sightline.data.store.native import Prepared, open_prepared, verify
-from sightline.data.store.views import IMAGE, StoredPictures, opened_views
+from sightline.data.loading.splits import stratified_subset
+from sightline.data.store.location import prepared_root
+from sightline.data.store.prepared_set import PreparedSet, open_prepared, verify
+from sightline.data.store.views import IMAGE, StoredViews, open_views
 from sightline.errors import DataError
 from sightline.geometry.rendering import Background
-from sightline.types import Batch, CloudForm, DataInfo, Field, Sample, SampleKey
+from sightline.types import Batch, CloudInputSpec, DataInfo, Field, Sample, SampleKey
 
-__all__ = ["LabelledClouds", "describe_clouds", "promised_info", "sizes_of"]
+__all__ = ["LabelledClouds", "count_shapes_per_split", "describe_clouds", "promised_info"]
 
 
 class LabelledClouds:
@@ -43,31 +43,31 @@ class LabelledClouds:
         root: str | None = None,
         num_points: Count | None = None,
         normals: Normals = "none",
-        fraction: Share = 1.0,
+        fraction: PositiveFraction = 1.0,
         fraction_seed: Seed = 0,
         views: str | None = None,
         background: Background | None = None,
         without_views: Literal["refused", "left_out"] = "refused",
     ) -> None:
-        self._prepared = open_prepared(root_of(root, self.set_name), set_names=self.readable_sets)
+        self._prepared = open_prepared(prepared_root(root, self.set_name), set_names=self.readable_sets)
         self._split = split
-        store = opened_views(views, background=background, without_views=without_views)
+        store = open_views(views, background=background, without_views=without_views)
         self._only_of = store if without_views == "left_out" else None
         self._rows, self._labels = self._part(split)
         if store is not None and not len(self._rows):
-            store.rows_of(self._names, of=f"{self.set_name} {split}")  # names them: none has views
+            store.row_indices(self._names, set_name=f"{self.set_name} {split}")  # names them: none has views
         if split == "train" and fraction < 1:
-            kept = take_fraction(self._labels, fraction, seed=fraction_seed)
+            kept = stratified_subset(self._labels, fraction, seed=fraction_seed)
             self._rows, self._labels = _frozen(self._rows[kept]), _frozen(self._labels[kept])
         self.num_points = self._checked_num_points(num_points)
         self._features = self._checked_features(normals)
         self._estimated: EstimatedNormals | None = None
         if normals == "estimated":
             self._estimated = EstimatedNormals(len(self), self.num_points, self._told)
-        self._pictures: StoredPictures | None = None
+        self._pictures: StoredViews | None = None
         if store is not None:
             names = [self.name_of(index) for index in range(len(self))]
-            self._pictures = StoredPictures(store, names, of=f"{self.set_name} {split}", background=background)
+            self._pictures = StoredViews(store, names, of=f"{self.set_name} {split}", background=background)
 
     @cached_property
     def class_names(self) -> tuple[str, ...]:
@@ -80,7 +80,7 @@ class LabelledClouds:
         fields = {name: self._field(name) for name in ("points", *self._features)}
         pictures = {} if self._pictures is None else {IMAGE: self._pictures.field}
         counts = np.bincount(self._labels, minlength=len(self.class_names))
-        sizes = sizes_of(self._prepared.manifest, self.class_names)
+        sizes = count_shapes_per_split(self._prepared.manifest, self.class_names)
         if self._only_of is not None:
             sizes = {name: len(self._part(name)[0]) for name in sizes}
         return DataInfo(
@@ -98,7 +98,7 @@ class LabelledClouds:
         )
 
     @property
-    def pictures(self) -> StoredPictures | None:
+    def pictures(self) -> StoredViews | None:
         """Where the `image` of a sample comes from; None where samples have none."""
         return self._pictures
 
@@ -121,8 +121,8 @@ class LabelledClouds:
             raise IndexError(f"{self.set_name} has the samples 0 to {len(self) - 1}, asked for {index_B.tolist()}")
         values = {name: self._read(name, index_B) for name in ("points", *self._stored)}
         if self._estimated is not None:
-            values["normals"] = self._estimated.of(index_B, values["points"])
-        pictures = {} if self._pictures is None else {IMAGE: torch.from_numpy(self._pictures.of(keys))}
+            values["normals"] = self._estimated.estimate(index_B, values["points"])
+        pictures = {} if self._pictures is None else {IMAGE: torch.from_numpy(self._pictures.sample(keys))}
         return {
             **{name: torch.from_numpy(values[name]) for name in ("points", *self._features)},
             **pictures,
@@ -190,10 +190,10 @@ class LabelledClouds:
         unit = manifest["unit"] if name == "points" else ""
         return Field(f"points {self._width(name)}", "float32", unit, frame, -reach, reach)
 
-    def _form(self) -> CloudForm:
+    def _form(self) -> CloudInputSpec:
         """How a file becomes a sample: as the set was prepared, and then read."""
         manifest = self._prepared.manifest
-        return CloudForm(
+        return CloudInputSpec(
             num_points=self.num_points,
             stored_points=manifest["columns"]["points"]["shape"][0],
             unit_sphere=self._unit_sphere(manifest),
@@ -232,7 +232,7 @@ def promised_info(
     *,
     up_axis: str,
     orientation: str,
-    clouds: CloudForm,
+    clouds: CloudInputSpec,
     has_normals: bool = False,
     image: Field | None = None,
 ) -> DataInfo:
@@ -258,7 +258,7 @@ def promised_info(
     )
 
 
-def describe_clouds(prepared: Prepared, root: Path) -> dict[str, Any]:
+def describe_clouds(prepared: PreparedSet, root: Path) -> dict[str, Any]:
     """What `data info` tells of a prepared set of labelled clouds."""
     manifest = prepared.manifest
     printed = ("layout", "up_axis", "orientation", "unit", "normalisation", "channels", "preparation", "ranges")
@@ -277,7 +277,7 @@ def describe_clouds(prepared: Prepared, root: Path) -> dict[str, Any]:
     }
 
 
-def sizes_of(manifest: Mapping[str, Any], class_names: Sequence[str]) -> dict[str, int]:
+def count_shapes_per_split(manifest: Mapping[str, Any], class_names: Sequence[str]) -> dict[str, int]:
     """How many shapes of these classes each split of a prepared set holds."""
     return {
         split: sum(
@@ -289,13 +289,13 @@ def sizes_of(manifest: Mapping[str, Any], class_names: Sequence[str]) -> dict[st
     }
 
 
-def _choose(prepared: Prepared, split: str, class_names: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+def _choose(prepared: PreparedSet, split: str, class_names: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
     """Which rows of a split belong to these classes, and their labels among them; both int64 and read-only.
 
     Raises DataError if there is no such split.
     """
     if split not in prepared.splits:
-        sizes = sizes_of(prepared.manifest, class_names)
+        sizes = count_shapes_per_split(prepared.manifest, class_names)
         held = ", ".join(f"{name} ({size})" for name, size in sizes.items())
         raise DataError(f"{prepared.root}: has no split '{split}'; it holds {held}")
     stored_names = prepared.manifest["class_names"]

@@ -11,12 +11,12 @@ import numpy as np
 
 from sightline import registry
 from sightline.data.clouds.labelled_clouds import LabelledClouds, Normals, promised_info
-from sightline.data.clouds.modelnet_classes import SPLITS, Classes, published
-from sightline.data.clouds.modelnet_layouts import read_contents, recognise
-from sightline.data.store.native import Prepared, prepare_command
-from sightline.data.store.preparation import Plan, Progress, duplicates_of, prepare_native
+from sightline.data.clouds.modelnet_classes import SPLITS, ClassSubset, published_counts
+from sightline.data.clouds.modelnet_layouts import detect_layout, read_contents
+from sightline.data.store.prepared_set import PreparedSet, prepare_command
+from sightline.data.store.prepared_writer import PreparationPlan, Progress, find_duplicates, write_prepared_set
 from sightline.data.store.views import promised_image
-from sightline.types import CloudForm, DataInfo
+from sightline.types import CloudInputSpec, DataInfo
 
 __all__ = ["ModelNet10", "ModelNet40"]
 
@@ -33,23 +33,25 @@ class _ModelNet(LabelledClouds):
     @cached_property
     def class_names(self) -> tuple[str, ...]:
         """The names of the classes, in the order of their labels."""
-        return Classes.of(self.set_name).names
+        return ClassSubset.of(self.set_name).names
 
     def _unit_sphere(self, manifest: Mapping[str, Any]) -> Literal["applied", "promised", "none"]:
         return "applied" if manifest["layout"] in _NORMALISED_BY_PREPARE else "promised"
 
     @classmethod
-    def promise(cls, *, num_points: int | None = None, normals: Normals = "none", views: str | None = None) -> DataInfo:
+    def expected_info(
+        cls, *, num_points: int | None = None, normals: Normals = "none", views: str | None = None
+    ) -> DataInfo:
         """What `info` states, counts and sizes left out, of a set prepared from the HDF5 release, before it is there.
 
         The arguments are those of the set.
         """
-        layout = published()["layouts"]["hdf5"]
+        layout = published_counts()["layouts"]["hdf5"]
         return promised_info(
-            Classes.of(cls.set_name).names,
+            ClassSubset.of(cls.set_name).names,
             up_axis=layout["up_axis"],
             orientation=layout["orientation"],
-            clouds=CloudForm(num_points, layout["points"], "promised", estimates_normals=normals == "estimated"),
+            clouds=CloudInputSpec(num_points, layout["points"], "promised", estimates_normals=normals == "estimated"),
             has_normals=normals != "none",
             image=None if views is None else promised_image(views),
         )
@@ -62,28 +64,28 @@ class _ModelNet(LabelledClouds):
         something else. A killed run is continued by the same call.
         """
         assert name == cls.set_name, f"{cls.__name__} prepares '{cls.set_name}', not '{name}'"
-        layout, root = recognise(source)
-        classes = Classes.of(name)
+        layout, root = detect_layout(source)
+        classes = ClassSubset.of(name)
         contents = read_contents(layout, root, classes)
-        facts = published()["layouts"][layout]
+        facts = published_counts()["layouts"][layout]
         about = {
             "up_axis": facts["up_axis"],
             "orientation": facts["orientation"],
             "normalisation": facts["normalisation"],
             "class_names": list(classes.names),
         }
-        plan = Plan(
+        plan = PreparationPlan(
             name, layout, root, contents.columns, contents.parts, about, lambda found: _summary(found, layout, classes)
         )
-        return prepare_native(plan, target, progress=progress)
+        return write_prepared_set(plan, target, progress=progress)
 
     @classmethod
     def card(cls) -> dict[str, Any]:
         """What the set is, the layouts that are read, where they are to be had, and the terms of use."""
-        facts = published()
+        facts = published_counts()
         return {
             "set": cls.set_name,
-            "splits": _published_counts(Classes.of(cls.set_name)),
+            "splits": _published_counts(ClassSubset.of(cls.set_name)),
             "layouts": facts["layouts"],
             "home": facts["home"],
             "terms": facts["terms"],
@@ -120,12 +122,12 @@ class ModelNet10(_ModelNet):
     readable_sets = ("modelnet10", "modelnet40")
 
 
-def _published_counts(classes: Classes) -> dict[str, dict[str, int]]:
-    counts = published()["counts_train_test"]
+def _published_counts(classes: ClassSubset) -> dict[str, dict[str, int]]:
+    counts = published_counts()["counts_train_test"]
     return {split: {name: counts[name][place] for name in classes.names} for place, split in enumerate(SPLITS)}
 
 
-def _summary(prepared: Prepared, layout: str, classes: Classes) -> dict[str, Any]:
+def _summary(prepared: PreparedSet, layout: str, classes: ClassSubset) -> dict[str, Any]:
     """What the manifest says beyond the plan: counts, how they differ from the published ones, duplicates."""
     counts = {
         split: np.bincount(prepared.array(split, "label"), minlength=len(classes.names)).tolist()
@@ -142,7 +144,7 @@ def _summary(prepared: Prepared, layout: str, classes: Classes) -> dict[str, Any
         differences += [
             f"{what}: {count} shapes, published {wanted}" for what, count, wanted in pairs if count != wanted
         ]
-    note = published()["published_note"].get(layout)
+    note = published_counts()["published_note"].get(layout)
     radius = max(_radius(prepared.array(split, "points")) for split in prepared.splits)
     if radius > 1 + _RADIUS_SLACK:
         differences.append(f"points reach out to {radius:.4g} from the origin, the layout promises 1")
@@ -150,7 +152,7 @@ def _summary(prepared: Prepared, layout: str, classes: Classes) -> dict[str, Any
         "splits": {split: {"num_rows": sum(count), "class_counts": count} for split, count in counts.items()},
         "published": expected,
         "differences": differences + ([f"note: {note}"] if note and differences else []),
-        "duplicates": duplicates_of(prepared, "points"),
+        "duplicates": find_duplicates(prepared, "points"),
         "radius": radius,
     }
 

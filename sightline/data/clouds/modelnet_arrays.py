@@ -9,11 +9,18 @@ from typing import NamedTuple
 
 import numpy as np
 
-from sightline.data.clouds.modelnet_classes import SPLITS, Classes, Contents, by_number, columns_of, labels_of
-from sightline.data.files.array_files import DAMAGE, npz_array, npz_header
+from sightline.data.clouds.modelnet_classes import (
+    SPLITS,
+    ClassSubset,
+    SourceContents,
+    make_columns,
+    map_labels,
+    natural_sort_key,
+)
+from sightline.data.files.array_files import READ_ERRORS, npz_array, npz_header
 from sightline.data.files.hdf5_files import open_hdf5
 from sightline.data.files.text_tables import read_text
-from sightline.data.store.preparation import Part, Row, assert_extent
+from sightline.data.store.prepared_writer import SampleRow, Shard, assert_extent
 from sightline.errors import DataError
 
 __all__ = ["has_npz_keys", "hdf5_contents", "npz_contents"]
@@ -21,7 +28,7 @@ __all__ = ["has_npz_keys", "hdf5_contents", "npz_contents"]
 _NPZ_KEYS = ("X_train", "X_test", "y_train", "y_test", "name_train", "name_test", "classes")
 
 
-def hdf5_contents(root: Path, classes: Classes) -> Contents:
+def hdf5_contents(root: Path, classes: ClassSubset) -> SourceContents:
     """The parts of `modelnet40_ply_hdf5_2048`, one per file, by their numbers. Raises DataError naming file and key."""
     names_path = root / "shape_names.txt"
     if not names_path.is_file():
@@ -37,9 +44,9 @@ def hdf5_contents(root: Path, classes: Classes) -> Contents:
                 f"{path}: 'data' has {scan.num_points} points a shape, {files[0][1].name} has {scans[0].num_points}; "
                 "do not mix releases in one folder"
             )
-        labels = labels_of(scan.labels, names, classes, where=f"{path}: label", names_where=str(names_path))
+        labels = map_labels(scan.labels, names, classes, where=f"{path}: label", names_where=str(names_path))
         parts.append(_hdf5_part(split, path, labels, has_normals=has_normals))
-    return Contents(columns_of(scans[0].num_points, has_normals=has_normals), tuple(parts))
+    return SourceContents(make_columns(scans[0].num_points, has_normals=has_normals), tuple(parts))
 
 
 def _hdf5_files(root: Path, split: str) -> list[Path]:
@@ -53,7 +60,7 @@ def _hdf5_files(root: Path, split: str) -> list[Path]:
             int(digits) for name in there if (digits := name[len(f"ply_data_{split}") : -len(".h5")]).isdecimal()
         ]
         wanted = {f"ply_data_{split}{number}.h5" for number in range(max(numbers, default=-1) + 1)}
-    missing = sorted(wanted - there, key=by_number)
+    missing = sorted(wanted - there, key=natural_sort_key)
     if missing:
         raise DataError(
             f"{root / missing[0]}: is missing, {len(missing)} of {len(wanted)} files are; unpack the release again"
@@ -62,7 +69,7 @@ def _hdf5_files(root: Path, split: str) -> list[Path]:
         raise DataError(
             f"{root / f'ply_data_{split}0.h5'}: is missing, there is no file of this split; unpack the release again"
         )
-    return [root / name for name in sorted(wanted, key=by_number)]
+    return [root / name for name in sorted(wanted, key=natural_sort_key)]
 
 
 class _Hdf5Scan(NamedTuple):
@@ -83,20 +90,20 @@ def _scan_hdf5(path: Path) -> _Hdf5Scan:
         return _Hdf5Scan(data.shape[1], label[...].reshape(-1).astype(np.int64), has_normals)
 
 
-def _hdf5_part(split: str, path: Path, labels: np.ndarray, *, has_normals: bool) -> Part:
-    def rows() -> Iterator[Row]:
+def _hdf5_part(split: str, path: Path, labels: np.ndarray, *, has_normals: bool) -> Shard:
+    def rows() -> Iterator[SampleRow]:
         with open_hdf5(path) as file:
             keys = {"points": "data", **({"normals": "normal"} if has_normals else {})}
             columns = {name: file.array(key)[...] for name, key in keys.items()}
 
-        def row(index: int) -> Row:
+        def row(index: int) -> SampleRow:
             where, values = f"{path}: shape {index}", {name: column[index] for name, column in columns.items()}
             assert_extent(values["points"], where=where)
-            return Row(f"{path.stem}/{index:04d}", where, {**values, "label": labels[index]})
+            return SampleRow(f"{path.stem}/{index:04d}", where, {**values, "label": labels[index]})
 
         return map(row, np.flatnonzero(labels >= 0).tolist())
 
-    return Part(split, path.name, int((labels >= 0).sum()), (path, path.with_name("shape_names.txt")), rows)
+    return Shard(split, path.name, int((labels >= 0).sum()), (path, path.with_name("shape_names.txt")), rows)
 
 
 def has_npz_keys(path: Path) -> bool:
@@ -104,11 +111,11 @@ def has_npz_keys(path: Path) -> bool:
     try:
         with zipfile.ZipFile(path) as archive:
             return {f"{key}.npy" for key in _NPZ_KEYS} <= set(archive.namelist())
-    except DAMAGE:
+    except READ_ERRORS:
         return False
 
 
-def npz_contents(root: Path, classes: Classes) -> Contents:
+def npz_contents(root: Path, classes: ClassSubset) -> SourceContents:
     """The parts of an archive, one per split. Raises DataError naming the archive and the entry."""
     headers = {split: _npz_header(root, f"X_{split}") for split in SPLITS}
     names = _npz_array(root, "classes", kinds="U", ndim=1)
@@ -119,25 +126,25 @@ def npz_contents(root: Path, classes: Classes) -> Contents:
             raise DataError(f"{root}: X_{split} holds {shape[1]} points a shape, X_train {num_points}; they must agree")
         given = _npz_array(root, f"y_{split}", kinds="iu", ndim=1, length=shape[0])
         shape_names = _npz_array(root, f"name_{split}", kinds="U", ndim=1, length=shape[0])
-        labels = labels_of(
+        labels = map_labels(
             given.astype(np.int64), names.tolist(), classes, where=f"{root}: y_{split}", names_where=f"{root}: classes"
         )
         parts.append(_npz_part(split, root, labels, shape_names))
-    return Contents(columns_of(num_points, has_normals=False), tuple(parts))
+    return SourceContents(make_columns(num_points, has_normals=False), tuple(parts))
 
 
-def _npz_part(split: str, path: Path, labels: np.ndarray, names: np.ndarray) -> Part:
-    def rows() -> Iterator[Row]:
+def _npz_part(split: str, path: Path, labels: np.ndarray, names: np.ndarray) -> Shard:
+    def rows() -> Iterator[SampleRow]:
         clouds = _npz_array(path, f"X_{split}", kinds="f", ndim=3, length=len(labels))
 
-        def row(index: int) -> Row:
+        def row(index: int) -> SampleRow:
             where = f"{path}: X_{split}[{index}]"
             assert_extent(clouds[index], where=where)
-            return Row(str(names[index]), where, {"points": clouds[index], "label": labels[index]})
+            return SampleRow(str(names[index]), where, {"points": clouds[index], "label": labels[index]})
 
         return map(row, np.flatnonzero(labels >= 0).tolist())
 
-    return Part(split, f"{path.name}: X_{split}", int((labels >= 0).sum()), (path,), rows)
+    return Shard(split, f"{path.name}: X_{split}", int((labels >= 0).sum()), (path,), rows)
 
 
 def _npz_header(path: Path, key: str) -> tuple[int, int, int]:

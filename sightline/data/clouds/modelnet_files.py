@@ -9,16 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from sightline.data.clouds.mesh_points import NUM_MESH_POINTS, draw_points
-from sightline.data.clouds.modelnet_classes import SPLITS, Classes, Contents, by_number, columns_of
-from sightline.data.files.meshes import read_off
+from sightline.data.clouds.modelnet_classes import SPLITS, ClassSubset, SourceContents, make_columns, natural_sort_key
+from sightline.data.files.off import read_off
 from sightline.data.files.text_tables import read_table, read_text
-from sightline.data.store.preparation import Part, Row, to_unit_sphere
+from sightline.data.store.prepared_writer import SampleRow, Shard, normalize_to_unit_sphere
 from sightline.errors import DataError
 
 __all__ = ["off_contents", "text_contents"]
 
 
-def text_contents(root: Path, classes: Classes) -> Contents:
+def text_contents(root: Path, classes: ClassSubset) -> SourceContents:
     """The parts of `modelnet40_normal_resampled`, one per split and class, as its lists name the shapes.
 
     Raises DataError naming the list, or the first file that is missing and how many are.
@@ -37,10 +37,10 @@ def text_contents(root: Path, classes: Classes) -> Contents:
     for split, by_class in lists.items():
         for label, paths in sorted(by_class.items()):
             parts.append(_file_part(split, label, paths, classes, _TextReader(label, num_points)))
-    return Contents(columns_of(num_points, has_normals=True), tuple(parts))
+    return SourceContents(make_columns(num_points, has_normals=True), tuple(parts))
 
 
-def _text_list(root: Path, split: str, classes: Classes) -> dict[int, list[Path]]:
+def _text_list(root: Path, split: str, classes: ClassSubset) -> dict[int, list[Path]]:
     """The files of a split by label, in the order of their numbers, as the list of the release names them."""
     sets = ("modelnet40", "modelnet10") if len(classes.names) < len(classes.known) else ("modelnet40",)
     lists = [root / f"{name}_{split}.txt" for name in sets]
@@ -58,10 +58,10 @@ def _text_list(root: Path, split: str, classes: Classes) -> dict[int, list[Path]
         label = classes.label(class_name, where=f"{listed}:{number}")
         if label is not None:
             by_class.setdefault(label, []).append(root / class_name / f"{name}.txt")
-    return {label: sorted(paths, key=lambda path: by_number(path.name)) for label, paths in by_class.items()}
+    return {label: sorted(paths, key=lambda path: natural_sort_key(path.name)) for label, paths in by_class.items()}
 
 
-def off_contents(root: Path, classes: Classes) -> Contents:
+def off_contents(root: Path, classes: ClassSubset) -> SourceContents:
     """The parts of a tree of OFF meshes, one per split and class. Raises DataError for a folder of no known class."""
     parts = []
     folders = sorted(folder for folder in root.iterdir() if any((folder / split).is_dir() for split in SPLITS))
@@ -70,9 +70,9 @@ def off_contents(root: Path, classes: Classes) -> Contents:
         for folder, label in labels.items():
             if label is None:
                 continue
-            paths = sorted((folder / split).glob("*.off"), key=lambda path: by_number(path.name))
+            paths = sorted((folder / split).glob("*.off"), key=lambda path: natural_sort_key(path.name))
             parts.append(_file_part(split, label, paths, classes, _MeshReader(label)))
-    return Contents(columns_of(NUM_MESH_POINTS, has_normals=True), tuple(parts))
+    return SourceContents(make_columns(NUM_MESH_POINTS, has_normals=True), tuple(parts))
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ class _TextReader:
             raise DataError(
                 f"{path}: {len(table)} points, the first shape of the release has {self.num_points}; get the file again"
             )
-        points = to_unit_sphere(table[:, :3], where=str(path))
+        points = normalize_to_unit_sphere(table[:, :3], where=str(path))
         return {"points": points, "normals": table[:, 3:], "label": self.label}
 
 
@@ -96,14 +96,18 @@ class _MeshReader:
 
     def __call__(self, path: Path) -> dict[str, Any]:
         drawn = draw_points(*read_off(path), name=path.stem, where=str(path))
-        return {"points": to_unit_sphere(drawn.points, where=str(path)), "normals": drawn.normals, "label": self.label}
+        return {
+            "points": normalize_to_unit_sphere(drawn.points, where=str(path)),
+            "normals": drawn.normals,
+            "label": self.label,
+        }
 
 
 def _file_part(
-    split: str, label: int, paths: Sequence[Path], classes: Classes, reader: _TextReader | _MeshReader
-) -> Part:
-    def row(path: Path) -> Row:
-        return Row(path.stem, str(path), reader(path))
+    split: str, label: int, paths: Sequence[Path], classes: ClassSubset, reader: _TextReader | _MeshReader
+) -> Shard:
+    def row(path: Path) -> SampleRow:
+        return SampleRow(path.stem, str(path), reader(path))
 
     title = f"{split}/{classes.names[label]}"
-    return Part(split, title, len(paths), tuple(paths), lambda: map(row, paths))
+    return Shard(split, title, len(paths), tuple(paths), lambda: map(row, paths))

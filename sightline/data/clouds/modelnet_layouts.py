@@ -6,17 +6,17 @@ import zipfile
 from pathlib import Path
 
 from sightline.data.clouds.modelnet_arrays import has_npz_keys, hdf5_contents, npz_contents
-from sightline.data.clouds.modelnet_classes import Classes, Contents, published
+from sightline.data.clouds.modelnet_classes import ClassSubset, SourceContents, published_counts
 from sightline.data.clouds.modelnet_files import off_contents, text_contents
-from sightline.data.store.native import MANIFEST, listing
+from sightline.data.store.prepared_set import MANIFEST, summarise_folder
 from sightline.errors import DataError
 
-__all__ = ["read_contents", "recognise"]
+__all__ = ["detect_layout", "read_contents"]
 
 _INNER_FOLDERS = ("modelnet40_ply_hdf5_2048", "modelnet40_normal_resampled", "ModelNet40", "ModelNet10")
 
 
-def recognise(source: Path) -> tuple[str, Path]:
+def detect_layout(source: Path) -> tuple[str, Path]:
     """Which layout a file or folder has (hdf5, text, off or npz), and its resolved place; symbolic links are followed.
 
     Raises DataError naming what was found and what was looked for.
@@ -40,11 +40,15 @@ def recognise(source: Path) -> tuple[str, Path]:
         raise DataError(
             f"{root}: holds {len(matches)} layouts, name one: {', '.join(str(place) for _, place in matches)}"
         )
-    looked_for = "; ".join(f"{facts['title']} ({facts['looks_like']})" for facts in published()["layouts"].values())
-    raise DataError(f"{root}: holds {listing(root)}, which is not a layout of ModelNet; looked for: {looked_for}")
+    looked_for = "; ".join(
+        f"{facts['title']} ({facts['looks_like']})" for facts in published_counts()["layouts"].values()
+    )
+    raise DataError(
+        f"{root}: holds {summarise_folder(root)}, which is not a layout of ModelNet; looked for: {looked_for}"
+    )
 
 
-def read_contents(layout: str, root: Path, classes: Classes) -> Contents:
+def read_contents(layout: str, root: Path, classes: ClassSubset) -> SourceContents:
     """The columns and parts of a recognised layout; lists, headers and labels are checked, clouds are not yet read.
 
     Raises DataError naming the file and the position in it.

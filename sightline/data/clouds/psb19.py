@@ -11,9 +11,17 @@ import numpy as np
 from sightline import registry
 from sightline.data.clouds.labelled_clouds import LabelledClouds
 from sightline.data.files.array_files import npz_array
-from sightline.data.loading.splits import hold_out
-from sightline.data.store.native import Prepared, prepare_command
-from sightline.data.store.preparation import Column, Part, Plan, Progress, Row, duplicates_of, prepare_native
+from sightline.data.loading.splits import stratified_split
+from sightline.data.store.prepared_set import PreparedSet, prepare_command
+from sightline.data.store.prepared_writer import (
+    ColumnSpec,
+    PreparationPlan,
+    Progress,
+    SampleRow,
+    Shard,
+    find_duplicates,
+    write_prepared_set,
+)
 from sightline.errors import DataError
 
 __all__ = ["Psb19"]
@@ -50,9 +58,9 @@ class Psb19(LabelledClouds):
         arrays = _read(root)
         used = np.unique(arrays["category"])
         labels = np.searchsorted(used, arrays["category"])
-        train, test = hold_out(len(labels), labels, share=_TEST_SHARE, seed=_SPLIT_SEED)
+        train, test = stratified_split(len(labels), labels, share=_TEST_SHARE, seed=_SPLIT_SEED)
         num_points = arrays["xyz"].shape[1]
-        vectors = {name: Column((num_points, 3), "float32") for name in ("points", "normals")}
+        vectors = {name: ColumnSpec((num_points, 3), "float32") for name in ("points", "normals")}
         about = {
             "up_axis": "y",
             "orientation": "y up in most categories, as the files have it",
@@ -61,8 +69,8 @@ class Psb19(LabelledClouds):
             "split": _SPLIT,
         }
         parts = (_part("train", root, train, labels), _part("test", root, test, labels))
-        plan = Plan(name, "npz", root, {**vectors, "label": Column((), "int64")}, parts, about, _summary)
-        return prepare_native(plan, target, progress=progress)
+        plan = PreparationPlan(name, "npz", root, {**vectors, "label": ColumnSpec((), "int64")}, parts, about, _summary)
+        return write_prepared_set(plan, target, progress=progress)
 
     @classmethod
     def card(cls) -> dict[str, Any]:
@@ -99,21 +107,21 @@ def _read(path: Path) -> dict[str, np.ndarray]:
     return arrays
 
 
-def _part(split: str, path: Path, rows: np.ndarray, labels: np.ndarray) -> Part:
-    def read() -> Iterator[Row]:
+def _part(split: str, path: Path, rows: np.ndarray, labels: np.ndarray) -> Shard:
+    def read() -> Iterator[SampleRow]:
         arrays = _read(path)
 
-        def read_row(row: int) -> Row:
+        def read_row(row: int) -> SampleRow:
             name = f"{arrays['categories'][arrays['category'][row]]}_{arrays['model_id'][row]:03d}"
             values = {"points": arrays["xyz"][row], "normals": arrays["normal"][row], "label": labels[row]}
-            return Row(name, f"{path}: xyz[{row}]", values)
+            return SampleRow(name, f"{path}: xyz[{row}]", values)
 
         return map(read_row, rows.tolist())
 
-    return Part(split, f"{path.name}: {split}", len(rows), (path,), read)
+    return Shard(split, f"{path.name}: {split}", len(rows), (path,), read)
 
 
-def _summary(prepared: Prepared) -> dict[str, Any]:
+def _summary(prepared: PreparedSet) -> dict[str, Any]:
     num_classes = len(prepared.manifest["class_names"])
     counts = {
         split: np.bincount(prepared.array(split, "label"), minlength=num_classes).tolist() for split in prepared.splits
@@ -121,5 +129,5 @@ def _summary(prepared: Prepared) -> dict[str, Any]:
     return {
         "splits": {split: {"num_rows": sum(count), "class_counts": count} for split, count in counts.items()},
         "differences": [],
-        "duplicates": duplicates_of(prepared, "points"),
+        "duplicates": find_duplicates(prepared, "points"),
     }

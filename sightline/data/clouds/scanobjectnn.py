@@ -12,23 +12,29 @@ import numpy as np
 import torch
 
 from sightline import registry
-from sightline.arguments import Count, Seed, Share
+from sightline.arguments import Count, PositiveFraction, Seed
 from sightline.data.clouds.cloud_normals import Normals
 from sightline.data.clouds.labelled_clouds import LabelledClouds, promised_info
 from sightline.data.clouds.scanobjectnn_files import (
     SPLITS,
     Division,
     VariantName,
-    columns_of,
-    published,
+    find_variant_files,
+    make_columns,
+    published_counts,
     variant_parts,
-    where_is,
 )
-from sightline.data.store.location import root_of
-from sightline.data.store.native import Prepared, open_prepared, prepare_command
-from sightline.data.store.preparation import Plan, Progress, duplicates_of, prepare_native, to_unit_sphere
+from sightline.data.store.location import prepared_root
+from sightline.data.store.prepared_set import PreparedSet, open_prepared, prepare_command
+from sightline.data.store.prepared_writer import (
+    PreparationPlan,
+    Progress,
+    find_duplicates,
+    normalize_to_unit_sphere,
+    write_prepared_set,
+)
 from sightline.errors import DataError
-from sightline.types import Batch, CloudForm, DataInfo, Field, SampleKey
+from sightline.types import Batch, CloudInputSpec, DataInfo, Field, SampleKey
 
 __all__ = ["ScanObjectNN"]
 
@@ -61,10 +67,10 @@ class ScanObjectNN(LabelledClouds):
         background: Literal["keep", "drop", "tell"] = "keep",
         num_points: Count | None = None,
         normals: Literal["none", "estimated"] = "none",
-        fraction: Share = 1.0,
+        fraction: PositiveFraction = 1.0,
         fraction_seed: Seed = 0,
     ) -> None:
-        place = root_of(root, f"scanobjectnn_{variant}")
+        place = prepared_root(root, f"scanobjectnn_{variant}")
         _assert_variant(place, variant)
         self.background = background
         estimated: Normals = normals
@@ -87,10 +93,12 @@ class ScanObjectNN(LabelledClouds):
         return dataclasses.replace(info, fields={**info.fields, "part": part})
 
     @classmethod
-    def promise(cls, *, num_points: int | None = None, normals: Literal["none", "estimated"] = "none") -> DataInfo:
+    def expected_info(
+        cls, *, num_points: int | None = None, normals: Literal["none", "estimated"] = "none"
+    ) -> DataInfo:
         """What `info` states of a set in the unit sphere, counts and sizes left out, before it is there."""
-        form = CloudForm(num_points, _NUM_POINTS, "applied", estimates_normals=normals == "estimated")
-        classes = published()["classes"]
+        form = CloudInputSpec(num_points, _NUM_POINTS, "applied", estimates_normals=normals == "estimated")
+        classes = published_counts()["classes"]
         return promised_info(classes, up_axis="y", orientation=_FRAME, clouds=form, has_normals=normals == "estimated")
 
     def get_batch(self, keys: Sequence[SampleKey]) -> Batch:
@@ -116,7 +124,7 @@ class ScanObjectNN(LabelledClouds):
             raise DataError(f"{self._told(index)}: has no point of the object; set background: keep")
         chosen = points[np.arange(self.num_points) % len(points)]
         is_normalised = self._prepared.manifest["normalisation"] == _NORMALISED
-        return to_unit_sphere(chosen, where=self._told(index)) if is_normalised else chosen
+        return normalize_to_unit_sphere(chosen, where=self._told(index)) if is_normalised else chosen
 
     def _unit_sphere(self, manifest: Mapping[str, Any]) -> Literal["applied", "promised", "none"]:
         return "applied" if manifest["normalisation"] == _NORMALISED else "none"
@@ -140,7 +148,7 @@ class ScanObjectNN(LabelledClouds):
         something else. A killed run is continued by the same call.
         """
         assert name == cls.set_name, f"{cls.__name__} prepares '{cls.set_name}', not '{name}'"
-        files = where_is(source, variant, division)
+        files = find_variant_files(source, variant, division)
         parts, num_points = variant_parts(files, to_sphere=unit_sphere)
         options = {"variant": variant, "division": division, "unit_sphere": unit_sphere}
         about = {
@@ -148,19 +156,19 @@ class ScanObjectNN(LabelledClouds):
             "orientation": _FRAME,
             "normalisation": _NORMALISED if unit_sphere else _AS_STORED,
             **({} if unit_sphere else {"unit": "metre"}),
-            "class_names": published()["classes"],
+            "class_names": published_counts()["classes"],
         }
-        plan = Plan(
+        plan = PreparationPlan(
             name,
             "hdf5",
             files["train"].parent,
-            columns_of(num_points),
+            make_columns(num_points),
             tuple(parts),
             about,
             lambda prepared: _summary(prepared, variant, division),
             options,
         )
-        return prepare_native(plan, target, progress=progress)
+        return write_prepared_set(plan, target, progress=progress)
 
     @classmethod
     def describe(cls, root: Path) -> dict[str, Any]:
@@ -168,7 +176,7 @@ class ScanObjectNN(LabelledClouds):
         manifest = open_prepared(root, set_names=cls.readable_sets).manifest
         variant = manifest["options"]["variant"]
         return {
-            "variant": f"{variant} ({published()['variants'][variant]['what']})",
+            "variant": f"{variant} ({published_counts()['variants'][variant]['what']})",
             "division": manifest["options"]["division"],
             "background_share": {
                 split: float(facts["background_share"]) for split, facts in manifest["splits"].items()
@@ -179,7 +187,7 @@ class ScanObjectNN(LabelledClouds):
     @classmethod
     def card(cls) -> dict[str, Any]:
         """What the set is, its variants, how it is laid out, where it is to be had, and the terms of use."""
-        facts = published()
+        facts = published_counts()
         return {
             "set": cls.set_name,
             "classes": facts["classes"],
@@ -201,10 +209,10 @@ def _assert_variant(place: Path, variant: str) -> None:
         )
 
 
-def _summary(prepared: Prepared, variant: str, division: str) -> dict[str, Any]:
+def _summary(prepared: PreparedSet, variant: str, division: str) -> dict[str, Any]:
     """What the manifest says beyond the plan: counts, how they differ from the published ones, duplicates."""
-    facts, splits = published()["variants"][variant], {}
-    names, differences = published()["classes"], []
+    facts, splits = published_counts()["variants"][variant], {}
+    names, differences = published_counts()["classes"], []
     for split in SPLITS:
         counts = np.bincount(prepared.array(split, "label"), minlength=len(names)).tolist()
         share = 1 - float(prepared.array(split, "is_object").mean())
@@ -218,4 +226,4 @@ def _summary(prepared: Prepared, variant: str, division: str) -> dict[str, Any]:
                 f"{split}: {share:.1%} of the points are background by the mask, '{variant}' is the variant "
                 f"{'with' if facts['has_background'] else 'without'} it: is it the right folder?"
             )
-    return {"splits": splits, "differences": differences, "duplicates": duplicates_of(prepared, "points")}
+    return {"splits": splits, "differences": differences, "duplicates": find_duplicates(prepared, "points")}

@@ -12,11 +12,19 @@ import numpy as np
 
 from sightline.data.files.hdf5_files import open_hdf5
 from sightline.data.files.text_tables import read_text
-from sightline.data.store.native import MANIFEST, listing
-from sightline.data.store.preparation import Column, Part, Row, assert_extent, to_unit_sphere
+from sightline.data.store.prepared_set import MANIFEST, summarise_folder
+from sightline.data.store.prepared_writer import ColumnSpec, SampleRow, Shard, assert_extent, normalize_to_unit_sphere
 from sightline.errors import DataError
 
-__all__ = ["SPLITS", "Division", "VariantName", "columns_of", "published", "variant_parts", "where_is"]
+__all__ = [
+    "SPLITS",
+    "Division",
+    "VariantName",
+    "find_variant_files",
+    "make_columns",
+    "published_counts",
+    "variant_parts",
+]
 
 SPLITS = {"train": "training", "test": "test"}
 """Our names of the splits, and those of the release."""
@@ -41,21 +49,21 @@ _BACKGROUND = -1
 """In `mask`, of a point that is no part of the object."""
 
 
-def published() -> dict[str, Any]:
+def published_counts() -> dict[str, Any]:
     """What the publication states: classes in the order of their labels, variants, counts, terms of use."""
     return json.loads(Path(__file__).with_name("scanobjectnn.json").read_text(encoding="utf-8"))
 
 
-def columns_of(num_points: int) -> dict[str, Column]:
+def make_columns(num_points: int) -> dict[str, ColumnSpec]:
     """The columns of a row: points, whether each is of the object (1) or of the background (0), and the label."""
     return {
-        "points": Column((num_points, 3), "float32"),
-        "is_object": Column((num_points,), "uint8"),
-        "label": Column((), "int64"),
+        "points": ColumnSpec((num_points, 3), "float32"),
+        "is_object": ColumnSpec((num_points,), "uint8"),
+        "label": ColumnSpec((), "int64"),
     }
 
 
-def where_is(source: Path, variant: VariantName, division: Division) -> dict[str, Path]:
+def find_variant_files(source: Path, variant: VariantName, division: Division) -> dict[str, Path]:
     """The file of each split of a variant; `source` is `h5_files` or the folder that holds it.
 
     Raises DataError naming the file that is missing and what the folder holds.
@@ -65,30 +73,30 @@ def where_is(source: Path, variant: VariantName, division: Division) -> dict[str
         raise DataError(f"{source}: there is no such folder (looked at {root}); give h5_files of the release")
     if (root / MANIFEST).is_file():
         raise DataError(f"{root}: is prepared already; give h5_files of the release")
-    facts = published()["variants"][variant]
+    facts = published_counts()["variants"][variant]
     folder_name = division if facts["has_background"] else f"{division}_nobg"
     if not (root / folder_name).is_dir() and (root / _INNER_FOLDER).is_dir():
         root = root / _INNER_FOLDER
     folder = root / folder_name
     if not folder.is_dir():
         raise DataError(
-            f"{folder}: is missing, '{variant}' is read from it; {root} holds {listing(root)}: give h5_files of the "
+            f"{folder}: is missing, '{variant}' is read from it; {root} holds {summarise_folder(root)}: give h5_files of the "
             "release, or another variant"
         )
     files = {split: folder / f"{word}_{facts['stem']}.h5" for split, word in SPLITS.items()}
     missing = [path for path in files.values() if not path.is_file()]
     if missing:
         raise DataError(
-            f"{missing[0]}: is missing, it is of '{variant}'; {folder} holds {listing(folder)}: unpack the release "
+            f"{missing[0]}: is missing, it is of '{variant}'; {folder} holds {summarise_folder(folder)}: unpack the release "
             "again, or give another variant"
         )
     _check_names(folder)
     return files
 
 
-def variant_parts(files: dict[str, Path], *, to_sphere: bool) -> tuple[list[Part], int]:
+def variant_parts(files: dict[str, Path], *, to_sphere: bool) -> tuple[list[Shard], int]:
     """One part per split, and the number of points of an object. Raises DataError naming file, key and index."""
-    num_classes = len(published()["classes"])
+    num_classes = len(published_counts()["classes"])
     scans = {split: _scan(path, num_classes) for split, path in files.items()}
     if scans["train"].num_points != scans["test"].num_points:
         raise DataError(
@@ -96,7 +104,7 @@ def variant_parts(files: dict[str, Path], *, to_sphere: bool) -> tuple[list[Part
             f"{scans['train'].num_points}; do not mix releases in one folder"
         )
     parts = [
-        Part(split, path.name, scans[split].num_objects, (path,), _Rows(path, to_sphere))
+        Shard(split, path.name, scans[split].num_objects, (path,), _Rows(path, to_sphere))
         for split, path in files.items()
     ]
     return parts, scans["train"].num_points
@@ -104,7 +112,7 @@ def variant_parts(files: dict[str, Path], *, to_sphere: bool) -> tuple[list[Part
 
 def _check_names(folder: Path) -> None:
     """Labels are bare numbers: where the folder, or one above it, lists the classes, the list must be in our order."""
-    classes = published()["classes"]
+    classes = published_counts()["classes"]
     for path in (place / name for place in (folder, *folder.parents[:2]) for name in _NAMES_FILES):
         if not path.is_file():
             continue
@@ -155,18 +163,18 @@ class _Rows:
     path: Path
     to_sphere: bool
 
-    def __call__(self) -> Iterator[Row]:
+    def __call__(self) -> Iterator[SampleRow]:
         with open_hdf5(self.path) as file:
             clouds, labels, masks = (file.array(key)[...] for key in ("data", "label", "mask"))
         labels = labels.reshape(-1)
 
-        def row(index: int) -> Row:
+        def row(index: int) -> SampleRow:
             where, cloud = f"{self.path}: object {index}", clouds[index]
             _assert_finite(cloud, where)
             assert_extent(cloud, where=where)
-            points = to_unit_sphere(cloud, where=where) if self.to_sphere else cloud
+            points = normalize_to_unit_sphere(cloud, where=where) if self.to_sphere else cloud
             values = {"points": points, "is_object": masks[index] != _BACKGROUND, "label": labels[index]}
-            return Row(f"{self.path.stem}/{index:05d}", where, values)
+            return SampleRow(f"{self.path.stem}/{index:05d}", where, values)
 
         return map(row, range(len(clouds)))
 

@@ -11,17 +11,30 @@ import numpy as np
 import torch
 
 from sightline import registry
-from sightline.arguments import Seed, Share
+from sightline.arguments import PositiveFraction, Seed
 from sightline.data.clouds.cloud_normals import Normals, estimated_normals
 from sightline.data.clouds.shapenet_part_arrays import hdf5_files, hdf5_parts
-from sightline.data.clouds.shapenet_part_categories import SPLITS, categories, columns_of, part_names, published
+from sightline.data.clouds.shapenet_part_categories import (
+    SPLITS,
+    categories,
+    make_columns,
+    part_names,
+    published_counts,
+)
 from sightline.data.clouds.shapenet_part_files import CATEGORIES_FILE, LISTS_FOLDER, lists_digest, text_parts
-from sightline.data.loading.splits import take_fraction
-from sightline.data.store.location import root_of
-from sightline.data.store.native import MANIFEST, Prepared, listing, open_prepared, prepare_command, verify
-from sightline.data.store.preparation import Plan, Progress, duplicates_of, prepare_native
+from sightline.data.loading.splits import stratified_subset
+from sightline.data.store.location import prepared_root
+from sightline.data.store.prepared_set import (
+    MANIFEST,
+    PreparedSet,
+    open_prepared,
+    prepare_command,
+    summarise_folder,
+    verify,
+)
+from sightline.data.store.prepared_writer import PreparationPlan, Progress, find_duplicates, write_prepared_set
 from sightline.errors import DataError
-from sightline.types import CloudForm, DataInfo, Field, Sample, SampleKey
+from sightline.types import CloudInputSpec, DataInfo, Field, Sample, SampleKey
 
 __all__ = ["ShapeNetPart"]
 
@@ -48,10 +61,10 @@ class ShapeNetPart:
         root: str | None = None,
         normals: Normals = "none",
         training: Literal["train", "trainval"] = "train",
-        fraction: Share = 1.0,
+        fraction: PositiveFraction = 1.0,
         fraction_seed: Seed = 0,
     ) -> None:
-        self._prepared = open_prepared(root_of(root, "shapenet_part"), set_names=("shapenet_part",))
+        self._prepared = open_prepared(prepared_root(root, "shapenet_part"), set_names=("shapenet_part",))
         self._normals = _checked(normals, self._prepared)
         self._sizes = _split_sizes(self._prepared, training)
         if split not in self._sizes:
@@ -61,7 +74,7 @@ class ShapeNetPart:
         self._shapes = _shapes_of(self._prepared, ("train", "validation") if self._is_joined(training) else (split,))
         self.strata = self._categories()
         if split == "train" and fraction < 1:
-            kept = take_fraction(self.strata, fraction, seed=fraction_seed)
+            kept = stratified_subset(self.strata, fraction, seed=fraction_seed)
             self._shapes = [self._shapes[row] for row in kept]
             self.strata = self._categories()
 
@@ -81,7 +94,7 @@ class ShapeNetPart:
         )
 
     @classmethod
-    def promise(cls, *, normals: Normals = "none") -> DataInfo:
+    def expected_info(cls, *, normals: Normals = "none") -> DataInfo:
         """What `info` states, counts and sizes left out, before the set is there. `normals` is that of the set."""
         return _describe(normals)
 
@@ -132,9 +145,9 @@ class ShapeNetPart:
             "category_names": [category.name for category in categories()],
             "notes": notes,
         }
-        columns = columns_of(has_normals=layout == "text")
-        plan = Plan(name, layout, root, columns, tuple(parts), about, _summary, options)
-        return prepare_native(plan, target, progress=progress)
+        columns = make_columns(has_normals=layout == "text")
+        plan = PreparationPlan(name, layout, root, columns, tuple(parts), about, _summary, options)
+        return write_prepared_set(plan, target, progress=progress)
 
     @classmethod
     def describe(cls, root: Path) -> dict[str, Any]:
@@ -165,7 +178,7 @@ class ShapeNetPart:
     @classmethod
     def card(cls) -> dict[str, Any]:
         """What the set is, the layouts that are read, where they are to be had, and the terms of use."""
-        facts = published()
+        facts = published_counts()
         return {
             "set": "shapenet_part",
             "splits": facts["split_sizes"],
@@ -188,19 +201,19 @@ class ShapeNetPart:
         return found
 
 
-def _shapes_of(prepared: Prepared, splits: Sequence[str]) -> list[tuple[str, int]]:
+def _shapes_of(prepared: PreparedSet, splits: Sequence[str]) -> list[tuple[str, int]]:
     """Every shape of some stored splits: its split and its row there."""
     return [(split, row) for split in splits for row in range(prepared.manifest["splits"][split]["num_rows"])]
 
 
-def _split_sizes(prepared: Prepared, training: str) -> dict[str, int]:
+def _split_sizes(prepared: PreparedSet, training: str) -> dict[str, int]:
     sizes = {split: facts["num_rows"] for split, facts in prepared.manifest["splits"].items()}
     if training == "trainval":  # what trains must not choose the checkpoint
         sizes["train"] += sizes.pop("validation")
     return sizes
 
 
-def _checked(normals: Normals, prepared: Prepared) -> Normals:
+def _checked(normals: Normals, prepared: PreparedSet) -> Normals:
     if normals == "file" and "normals" not in prepared.manifest["columns"]:
         raise DataError(
             f"{prepared.root}: holds no normals (layout {prepared.manifest['layout']}); set normals: estimated or "
@@ -231,7 +244,7 @@ def _describe(normals: Normals) -> DataInfo:
         },
         fields={name: fields[name] for name in ("points", *features, "label", "category")},
         features=features,
-        clouds=CloudForm(unit_sphere="applied", estimates_normals=normals == "estimated"),
+        clouds=CloudInputSpec(unit_sphere="applied", estimates_normals=normals == "estimated"),
     )
 
 
@@ -250,9 +263,11 @@ def _recognise(source: Path) -> tuple[Literal["hdf5", "text"], Path]:
     if matches:
         held = ", ".join(f"{place} ({layout})" for layout, place in matches)
         raise DataError(f"{root}: holds {len(matches)} layouts, give one alone: {held}")
-    facts = published()["layouts"].values()
+    facts = published_counts()["layouts"].values()
     looked_for = "; ".join(f"{each['title']} ({each['looks_like']})" for each in facts)
-    raise DataError(f"{root}: holds {listing(root)}, which is not a layout of ShapeNetPart; looked for: {looked_for}")
+    raise DataError(
+        f"{root}: holds {summarise_folder(root)}, which is not a layout of ShapeNetPart; looked for: {looked_for}"
+    )
 
 
 def _matches(folder: Path) -> list[tuple[Literal["hdf5", "text"], Path]]:
@@ -264,7 +279,7 @@ def _matches(folder: Path) -> list[tuple[Literal["hdf5", "text"], Path]]:
     return found
 
 
-def _summary(prepared: Prepared) -> dict[str, Any]:
+def _summary(prepared: PreparedSet) -> dict[str, Any]:
     """What the manifest says beyond the plan: counts, how they differ from the published ones, duplicates."""
     known, splits = categories(), {}
     for split in prepared.splits:
@@ -279,12 +294,12 @@ def _summary(prepared: Prepared) -> dict[str, Any]:
     return {
         "splits": splits,
         "differences": [*_differences(splits), *prepared.manifest["notes"]],
-        "duplicates": duplicates_of(prepared, "points"),
+        "duplicates": find_duplicates(prepared, "points"),
     }
 
 
 def _differences(splits: dict[str, dict[str, Any]]) -> list[str]:
-    facts = published()
+    facts = published_counts()
     pairs = [(split, splits.get(split, {}).get("num_rows", 0), size) for split, size in facts["split_sizes"].items()]
     for index, (name, each) in enumerate(facts["categories"].items()):
         counts = {split: found["category_counts"][index] for split, found in splits.items()}

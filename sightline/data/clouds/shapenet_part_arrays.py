@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from sightline.data.clouds.modelnet_classes import by_number
+from sightline.data.clouds.modelnet_classes import natural_sort_key
 from sightline.data.clouds.shapenet_part_categories import SPLITS, Category, categories, row_values
 from sightline.data.files.hdf5_files import Hdf5File, open_hdf5
-from sightline.data.store.preparation import Part, Row
+from sightline.data.store.prepared_writer import SampleRow, Shard
 from sightline.errors import DataError
 
 __all__ = ["hdf5_files", "hdf5_parts"]
@@ -24,10 +24,10 @@ _WHAT = "a file of ShapeNetPart"
 
 def hdf5_files(root: Path, split: str) -> list[Path]:
     """The files of a split by their numbers: those whose names hold the release's word for it."""
-    return sorted(root.glob(f"*{SPLITS[split]}*.h5"), key=lambda path: by_number(path.name))
+    return sorted(root.glob(f"*{SPLITS[split]}*.h5"), key=lambda path: natural_sort_key(path.name))
 
 
-def hdf5_parts(root: Path) -> list[Part]:
+def hdf5_parts(root: Path) -> list[Shard]:
     """The parts of the release, one per file. Raises DataError naming file and key; shapes are not yet read."""
     known, parts = categories(), []
     for split in SPLITS:
@@ -37,7 +37,7 @@ def hdf5_parts(root: Path) -> list[Part]:
         _assert_no_gap(files)
         for path in files:
             num_shapes, num_points = _scan(path, len(known))
-            parts.append(Part(split, path.name, num_shapes, (path,), _Rows(path, known), num_shapes * num_points))
+            parts.append(Shard(split, path.name, num_shapes, (path,), _Rows(path, known), num_shapes * num_points))
     return parts
 
 
@@ -94,11 +94,11 @@ class _Rows:
     path: Path
     known: tuple[Category, ...]
 
-    def __call__(self) -> Iterator[Row]:
+    def __call__(self) -> Iterator[SampleRow]:
         with open_hdf5(self.path, what=_WHAT) as file:
             points, labels, parts = (array[...] for array in _checked(self.path, file))
 
-        def row(index: int, label: int) -> Row:
+        def row(index: int, label: int) -> SampleRow:
             where = f"{self.path}: shape {index}"
             _assert_finite(points[index], where)
             values = row_values(
@@ -109,7 +109,7 @@ class _Rows:
                 where=where,
                 place_of=lambda point: f"{self.path}: pid[{index}, {point}]",
             )
-            return Row(f"{self.path.stem}/{index:04d}", where, values)
+            return SampleRow(f"{self.path.stem}/{index:04d}", where, values)
 
         return map(row, range(len(points)), labels.reshape(-1).tolist())
 

@@ -9,10 +9,19 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from sightline.data.store.preparation import Column, to_unit_sphere
+from sightline.data.store.prepared_writer import ColumnSpec, normalize_to_unit_sphere
 from sightline.errors import DataError
 
-__all__ = ["SPLITS", "Category", "categories", "category_called", "columns_of", "part_names", "published", "row_values"]
+__all__ = [
+    "SPLITS",
+    "Category",
+    "categories",
+    "category_from_name",
+    "make_columns",
+    "part_names",
+    "published_counts",
+    "row_values",
+]
 
 SPLITS = {"train": "train", "validation": "val", "test": "test"}
 """Our names of the official splits, and those of the release."""
@@ -27,7 +36,7 @@ class Category(NamedTuple):
     parts: tuple[int, ...]
 
 
-def published() -> dict[str, Any]:
+def published_counts() -> dict[str, Any]:
     """What the publications state: categories with their sizes and parts, layouts, terms of use."""
     return json.loads(Path(__file__).with_name("shapenet_part.json").read_text(encoding="utf-8"))
 
@@ -35,16 +44,16 @@ def published() -> dict[str, Any]:
 def categories() -> tuple[Category, ...]:
     """The sixteen categories in the order of their labels; parts are numbered through in the same order."""
     found: list[Category] = []
-    for label, (name, facts) in enumerate(published()["categories"].items()):
+    for label, (name, facts) in enumerate(published_counts()["categories"].items()):
         first = found[-1].parts[-1] + 1 if found else 0
         found.append(Category(name, label, facts["synset"], tuple(range(first, first + facts["num_parts"]))))
     return tuple(found)
 
 
-def category_called(name: str) -> Category | None:
+def category_from_name(name: str) -> Category | None:
     """The category of a name in any of its public spellings (Motorbike, motor, ...); None for an unknown one."""
     plain = name.lower()
-    plain = published()["aliases"].get(plain, plain)
+    plain = published_counts()["aliases"].get(plain, plain)
     return next((category for category in categories() if category.name == plain), None)
 
 
@@ -53,13 +62,13 @@ def part_names() -> tuple[str, ...]:
     return tuple(f"{each.name}_{place}" for each in categories() for place in range(len(each.parts)))
 
 
-def columns_of(*, has_normals: bool) -> dict[str, Column]:
+def make_columns(*, has_normals: bool) -> dict[str, ColumnSpec]:
     """The columns of a row: points, the part of each, normals where there are any; and the category."""
     names = ("points", "normals") if has_normals else ("points",)
     return {
-        **{name: Column((3,), "float32", is_ragged=True) for name in names},
-        "label": Column((), "uint8", is_ragged=True),
-        "category": Column((), "int64"),
+        **{name: ColumnSpec((3,), "float32", is_ragged=True) for name in names},
+        "label": ColumnSpec((), "uint8", is_ragged=True),
+        "category": ColumnSpec((), "int64"),
     }
 
 
@@ -84,7 +93,7 @@ def row_values(
             f"{place_of(first)}: part {parts[first]:g} is none of {category.name}'s ({category.parts[0]} to "
             f"{category.parts[-1]}); get the file again"
         )
-    values = {"points": to_unit_sphere(points, where=where), "label": parts, "category": category.label}
+    values = {"points": normalize_to_unit_sphere(points, where=where), "label": parts, "category": category.label}
     if normals is not None:
         with np.errstate(over="ignore"):
             lengths = np.linalg.norm(normals, axis=1, keepdims=True)

@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from sightline.data.clouds.shapenet_part_categories import SPLITS, Category, categories, category_called, row_values
-from sightline.data.files.input_files import read_file, size_of
+from sightline.data.clouds.shapenet_part_categories import SPLITS, Category, categories, category_from_name, row_values
+from sightline.data.files.input_files import file_size, read_file
 from sightline.data.files.text_tables import read_table, read_text
-from sightline.data.store.preparation import Part, Row
+from sightline.data.store.prepared_writer import SampleRow, Shard
 from sightline.errors import DataError
-from sightline.plain_files import parse_json
-from sightline.schema import nearest
+from sightline.regular_files import parse_json
+from sightline.schema import suggest
 
 __all__ = ["CATEGORIES_FILE", "LISTS_FOLDER", "lists_digest", "text_parts"]
 
@@ -28,7 +28,7 @@ _BYTES_OF_A_POINT = 40
 """At least so many characters has a line of seven numbers, as the release prints them."""
 
 
-def text_parts(root: Path) -> tuple[list[Part], list[str]]:
+def text_parts(root: Path) -> tuple[list[Shard], list[str]]:
     """The parts of the release, one per split and category, sorted by name; and what is to be reported of the folder.
 
     Raises DataError with file and line for lists that are missing, damaged, at odds with each other or name what is
@@ -85,10 +85,10 @@ def _read_categories(path: Path) -> dict[str, Category]:
         if len(words) != 2:
             raise DataError(f"{where}: {line.strip()[:40]!r} is not a name and a synset; get the file again")
         name, synset = words
-        category = category_called(name)
+        category = category_from_name(name)
         if category is None:
             known = [each.name for each in categories()]
-            raise DataError(f"{where}: '{name}' is none of the 16 categories{nearest(name.lower(), known)}")
+            raise DataError(f"{where}: '{name}' is none of the 16 categories{suggest(name.lower(), known)}")
         if category.synset != synset:
             raise DataError(f"{where}: gives {synset} for {name}, it is {category.synset}; get the file again")
         if synset in found:
@@ -170,9 +170,9 @@ def _assert_there(root: Path, shapes: Sequence[_Listed], by_synset: Mapping[str,
     return [f"note: {len(unlisted)} files are in no list and left out ({unlisted[0].relative_to(root)}, ...)"]
 
 
-def _part(split: str, category: Category, paths: Sequence[Path]) -> Part:
-    about = sum(size_of(path) for path in paths) // _BYTES_OF_A_POINT
-    return Part(split, f"{split}/{category.name}", len(paths), tuple(paths), _Rows(category, tuple(paths)), about)
+def _part(split: str, category: Category, paths: Sequence[Path]) -> Shard:
+    about = sum(file_size(path) for path in paths) // _BYTES_OF_A_POINT
+    return Shard(split, f"{split}/{category.name}", len(paths), tuple(paths), _Rows(category, tuple(paths)), about)
 
 
 @dataclass(frozen=True)
@@ -180,10 +180,10 @@ class _Rows:
     category: Category
     paths: tuple[Path, ...]
 
-    def __call__(self) -> Iterator[Row]:
+    def __call__(self) -> Iterator[SampleRow]:
         return map(self._row, self.paths)
 
-    def _row(self, path: Path) -> Row:
+    def _row(self, path: Path) -> SampleRow:
         table = read_table(path, num_columns=_NUM_COLUMNS)
         values = row_values(
             self.category,
@@ -193,4 +193,4 @@ class _Rows:
             where=str(path),
             place_of=lambda row: f"{path}:{row + 1}",
         )
-        return Row(f"{path.parent.name}/{path.stem}", str(path), values)
+        return SampleRow(f"{path.parent.name}/{path.stem}", str(path), values)

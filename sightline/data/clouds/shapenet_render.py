@@ -10,14 +10,14 @@ import numpy as np
 from annotated_types import Ge, Le
 
 from sightline import registry
-from sightline.arguments import Count, Seed, Share
+from sightline.arguments import Count, PositiveFraction, Seed
 from sightline.data.clouds.labelled_clouds import LabelledClouds, promised_info
-from sightline.data.clouds.shapenet_render_files import Pairing, Reader, find_pairs, pair_parts, published
-from sightline.data.store.native import Prepared, open_prepared, prepare_command
-from sightline.data.store.preparation import Plan, Progress, duplicates_of, prepare_native
-from sightline.data.store.views import StoredPictures, Views, image_field
+from sightline.data.clouds.shapenet_render_files import Pairing, PairReader, find_pairs, pair_parts, published_counts
+from sightline.data.store.prepared_set import PreparedSet, open_prepared, prepare_command
+from sightline.data.store.prepared_writer import PreparationPlan, Progress, find_duplicates, write_prepared_set
+from sightline.data.store.views import StoredViews, Views, image_field
 from sightline.geometry.rendering import Background
-from sightline.types import CloudForm, DataInfo
+from sightline.types import CloudInputSpec, DataInfo
 
 __all__ = ["ShapeNetRender"]
 
@@ -46,21 +46,21 @@ class ShapeNetRender(LabelledClouds):
         root: str | None = None,
         background: Background = "black",
         num_points: Count | None = None,
-        fraction: Share = 1.0,
+        fraction: PositiveFraction = 1.0,
         fraction_seed: Seed = 0,
     ) -> None:
         super().__init__(split=split, root=root, num_points=num_points, fraction=fraction, fraction_seed=fraction_seed)
         names = [self.name_of(index) for index in range(len(self))]
-        self._pictures = StoredPictures(Views(self._prepared), names, of=self.set_name, background=background)
+        self._pictures = StoredViews(Views(self._prepared), names, of=self.set_name, background=background)
 
     def _unit_sphere(self, manifest: Mapping[str, Any]) -> Literal["applied", "promised", "none"]:
         return "applied"
 
     @classmethod
-    def promise(cls, *, num_points: int | None = None, background: Background = "black") -> DataInfo:
+    def expected_info(cls, *, num_points: int | None = None, background: Background = "black") -> DataInfo:
         """What `info` states, counts and sizes left out, before the set is there. `background` is that of the set."""
-        names = [each["name"] for each in published()["synsets"].values()]
-        form = CloudForm(num_points, _NUM_POINTS, "applied")
+        names = [each["name"] for each in published_counts()["synsets"].values()]
+        form = CloudInputSpec(num_points, _NUM_POINTS, "applied")
         return promised_info(names, up_axis="y", orientation=_FRAME, clouds=form, image=image_field(background))
 
     @classmethod
@@ -84,8 +84,8 @@ class ShapeNetRender(LabelledClouds):
         """
         assert name == cls.set_name, f"{cls.__name__} prepares '{cls.set_name}', not '{name}'"
         root, pairing = find_pairs(source, broken=broken, progress=progress)
-        reader = Reader.of(pairing, size_px=size_px, background=background)
-        synsets = published()["synsets"]
+        reader = PairReader.from_first_cloud(pairing, size_px=size_px, background=background)
+        synsets = published_counts()["synsets"]
         about = {
             "up_axis": "y",
             "orientation": _FRAME,
@@ -96,7 +96,7 @@ class ShapeNetRender(LabelledClouds):
             "left_out": pairing.describe(),
         }
         options = {"size_px": size_px, "background": background, "broken": broken}
-        plan = Plan(
+        plan = PreparationPlan(
             name,
             "pairs",
             root,
@@ -106,7 +106,7 @@ class ShapeNetRender(LabelledClouds):
             lambda prepared: _summary(prepared, pairing),
             options,
         )
-        return prepare_native(plan, target, progress=progress)
+        return write_prepared_set(plan, target, progress=progress)
 
     @classmethod
     def describe(cls, root: Path) -> dict[str, Any]:
@@ -123,7 +123,7 @@ class ShapeNetRender(LabelledClouds):
     @classmethod
     def card(cls) -> dict[str, Any]:
         """What the set is, how it is laid out, where it is to be had, and the terms of use."""
-        facts = published()
+        facts = published_counts()
         return {
             "set": cls.set_name,
             "pairs": {each["name"]: each["pairs"] for each in facts["synsets"].values()},
@@ -133,9 +133,9 @@ class ShapeNetRender(LabelledClouds):
         }
 
 
-def _summary(prepared: Prepared, pairing: Pairing) -> dict[str, Any]:
+def _summary(prepared: PreparedSet, pairing: Pairing) -> dict[str, Any]:
     """What the manifest says beyond the plan: counts, how they differ from the published ones, duplicates."""
-    synsets = published()["synsets"]
+    synsets = published_counts()["synsets"]
     counts = np.bincount(prepared.array("train", "label"), minlength=len(synsets)).tolist()
     differences = [
         f"{facts['name']} ({synset}): {count} pairs, published {facts['pairs']}"
@@ -148,5 +148,5 @@ def _summary(prepared: Prepared, pairing: Pairing) -> dict[str, Any]:
     return {
         "splits": {"train": {"num_rows": sum(counts), "class_counts": counts}},
         "differences": [*pairing.describe(), *differences],
-        "duplicates": duplicates_of(prepared, "points"),
+        "duplicates": find_duplicates(prepared, "points"),
     }

@@ -14,13 +14,13 @@ import numpy as np
 from sightline.data.files.input_files import open_regular
 from sightline.data.files.ply import read_ply
 from sightline.data.files.png_views import png_fault, read_view
-from sightline.data.store.native import MANIFEST, listing
-from sightline.data.store.preparation import Column, Part, Progress, Row, to_unit_sphere
+from sightline.data.store.prepared_set import MANIFEST, summarise_folder
+from sightline.data.store.prepared_writer import ColumnSpec, Progress, SampleRow, Shard, normalize_to_unit_sphere
 from sightline.data.store.views import IMAGE
 from sightline.errors import DataError
 from sightline.geometry.rendering import Background
 
-__all__ = ["CLOUDS", "IMAGES", "Pairing", "Reader", "find_pairs", "pair_parts", "published"]
+__all__ = ["CLOUDS", "IMAGES", "PairReader", "Pairing", "find_pairs", "pair_parts", "published_counts"]
 
 CLOUDS, IMAGES = "ShapeNet", "ShapeNetRendering"
 """The two folders of the release."""
@@ -29,7 +29,7 @@ _OBJECTS_OF_A_PART = 256
 """So many are read again at most where a preparation was killed."""
 
 
-def published() -> dict[str, Any]:
+def published_counts() -> dict[str, Any]:
     """What the publications state: synsets with their names and pairs, views, terms of use."""
     return json.loads(Path(__file__).with_name("shapenet_render.json").read_text(encoding="utf-8"))
 
@@ -87,7 +87,7 @@ def find_pairs(source: Path, *, broken: Literal["refuse", "leave_out"], progress
     """
     root = _root_of(source)
     found, faults = Pairing(), []
-    facts = published()
+    facts = published_counts()
     for label, synset in enumerate(facts["synsets"]):
         objects = _pair_synset(root, synset, label, facts["num_views"], found)
         kept = []
@@ -112,7 +112,7 @@ def find_pairs(source: Path, *, broken: Literal["refuse", "leave_out"], progress
     return root, found
 
 
-def pair_parts(pairing: Pairing, reader: Reader) -> list[Part]:
+def pair_parts(pairing: Pairing, reader: PairReader) -> list[Shard]:
     """The pairs in parts of up to 256 of one synset."""
     parts = []
     for synset in pairing.counts:
@@ -121,12 +121,12 @@ def pair_parts(pairing: Pairing, reader: Reader) -> list[Part]:
             held = tuple(members[start : start + _OBJECTS_OF_A_PART])
             files = tuple(path for each in held for path in (each.cloud, *each.views(reader.num_views)))
             title, num_images = f"{synset} from {start}", len(held) * reader.num_views
-            parts.append(Part("train", title, len(held), files, _Rows(held, reader), num_images))
+            parts.append(Shard("train", title, len(held), files, _Rows(held, reader), num_images))
     return parts
 
 
 @dataclass(frozen=True)
-class Reader:
+class PairReader:
     """How an object becomes a row: as many points as the first cloud has, views in this size on this background."""
 
     num_points: int
@@ -135,20 +135,20 @@ class Reader:
     background: Background
 
     @classmethod
-    def of(cls, pairing: Pairing, *, size_px: int, background: Background) -> Reader:
+    def from_first_cloud(cls, pairing: Pairing, *, size_px: int, background: Background) -> PairReader:
         """As the first cloud of the pairs asks for. Raises DataError if it cannot be read."""
         first = _read_cloud(pairing.objects[0].cloud)
-        return cls(len(first), published()["num_views"], size_px, background)
+        return cls(len(first), published_counts()["num_views"], size_px, background)
 
     @property
-    def columns(self) -> dict[str, Column]:
+    def columns(self) -> dict[str, ColumnSpec]:
         return {
-            "points": Column((self.num_points, 3), "float32"),
-            IMAGE: Column((self.size_px, self.size_px, 3), "uint8", is_ragged=True),
-            "label": Column((), "int64"),
+            "points": ColumnSpec((self.num_points, 3), "float32"),
+            IMAGE: ColumnSpec((self.size_px, self.size_px, 3), "uint8", is_ragged=True),
+            "label": ColumnSpec((), "int64"),
         }
 
-    def row(self, item: _Object) -> Row:
+    def row(self, item: _Object) -> SampleRow:
         """The cloud in the unit sphere, and all views. Raises DataError naming the file that cannot be read."""
         points = _read_cloud(item.cloud)
         if len(points) != self.num_points:
@@ -160,19 +160,19 @@ class Reader:
             read_view(path, size_px=self.size_px, background=self.background) for path in item.views(self.num_views)
         ]
         values = {
-            "points": to_unit_sphere(points, where=str(item.cloud)),
+            "points": normalize_to_unit_sphere(points, where=str(item.cloud)),
             IMAGE: np.stack(views),
             "label": item.label,
         }
-        return Row(item.name, str(item.cloud), values)
+        return SampleRow(item.name, str(item.cloud), values)
 
 
 @dataclass(frozen=True)
 class _Rows:
     objects: tuple[_Object, ...]
-    reader: Reader
+    reader: PairReader
 
-    def __call__(self) -> Iterator[Row]:
+    def __call__(self) -> Iterator[SampleRow]:
         return map(self.reader.row, self.objects)
 
 
@@ -195,7 +195,7 @@ def _root_of(source: Path) -> Path:
         if counts[half]:
             continue
         folder = root / half
-        found = f"holds {listing(folder)}, no {shapes[half]}" if folder.is_dir() else "is missing"
+        found = f"holds {summarise_folder(folder)}, no {shapes[half]}" if folder.is_dir() else "is missing"
         raise DataError(
             f"{folder}: {found}, and {root / other} has {counts[other]} {words[other]}; a pair needs both: put the "
             f"{words[half]} there (a link will do)"

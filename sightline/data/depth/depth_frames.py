@@ -14,7 +14,7 @@ from sightline.data.depth.skeletons import Skeleton
 from sightline.errors import ConfigError
 from sightline.types import Batch, DataInfo, Field, Folds, Sample, SampleKey
 
-__all__ = ["DepthCamera", "DepthFrames", "FramePart", "frames_info"]
+__all__ = ["DepthCamera", "DepthFrames", "FrameSplit", "frames_info"]
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class DepthCamera:
 
 
 @dataclass(frozen=True, eq=False)
-class FramePart:
+class FrameSplit:
     """Which frames a split has: `places` among the `num_ordered` frames of the set's files, in their order.
 
     `file_split` is the split of the set's own files that they lie in (validation frames lie in `train`); `words` and
@@ -48,7 +48,7 @@ class FramePart:
 
     split: str
     file_split: str
-    places: np.ndarray
+    frame_indices: np.ndarray
     num_ordered: int
     sizes: Mapping[str, int]
     words: Mapping[str, str] = field(default_factory=dict)
@@ -70,7 +70,7 @@ class DepthFrames:
     def __init__(
         self,
         *,
-        part: FramePart,
+        part: FrameSplit,
         camera: DepthCamera,
         skeleton: Skeleton,
         reference: Reference | None = None,
@@ -80,30 +80,30 @@ class DepthFrames:
         self._part = part
         self._camera = camera
         self._skeleton = skeleton
-        self._rows = skeleton.places_of(joints)
+        self._rows = skeleton.joint_indices(joints)
         chosen = CentreOfMass() if reference is None else reference
-        self._locate = chosen.of(
+        self._locate = chosen.points_for(
             FrameOrder(
                 title=f"{self.set_name} {part.file_split}",
                 num_frames=part.num_ordered,
                 camera=camera.intrinsics,
                 cube_mm=skeleton.cube_mm,
                 centre=skeleton.centre,
-                words={"split": part.file_split, **part.words},
+                path_placeholders={"split": part.file_split, **part.words},
                 if_counts_differ=part.if_counts_differ,
             )
         )
-        kept = np.arange(len(part.places))
+        kept = np.arange(len(part.frame_indices))
         if part.split != "test" and self._locate.is_known is not None:
-            kept = np.flatnonzero(self._locate.is_known[part.places])
+            kept = np.flatnonzero(self._locate.is_known[part.frame_indices])
         if not len(kept):
             held = ", ".join(f"{name} ({size})" for name, size in part.sizes.items())
             advice = "; set evaluate.select: test" if part.split == "validation" else ""
             raise ConfigError(f"{self.set_name}: has no frame in the part '{part.split}'; it has {held}{advice}")
-        self._places = _frozen(part.places[kept])
+        self._places = _frozen(part.frame_indices[kept])
         self.info = frames_info(
             camera,
-            skeleton.of(joints),
+            skeleton.select_joints(joints),
             farthest_mm=self.farthest_mm,
             reference=chosen.title,
             sizes={**part.sizes, part.split: len(self)},
@@ -114,12 +114,12 @@ class DepthFrames:
         return len(self._places)
 
     @property
-    def part(self) -> FramePart:
+    def part(self) -> FrameSplit:
         """Which frames the split has, those that were left out for want of a reference point among them."""
         return self._part
 
     @property
-    def places(self) -> np.ndarray:
+    def frame_indices(self) -> np.ndarray:
         """Where each sample stands in the order of the set's files, in which files of reference points have lines."""
         return self._places
 

@@ -12,19 +12,27 @@ from typing import Any
 import numpy as np
 
 from sightline.data.depth.skeletons import Skeleton
-from sightline.data.store.columns import Column
+from sightline.data.store.columns import ColumnSpec
 from sightline.data.store.depth_store import DEPTH_TYPES, pack_depth
-from sightline.data.store.native import MANIFEST, Prepared, listing
-from sightline.data.store.preparation import Part, Plan, Progress, Row, prepare_native
+from sightline.data.store.prepared_set import MANIFEST, PreparedSet, summarise_folder
+from sightline.data.store.prepared_writer import PreparationPlan, Progress, SampleRow, Shard, write_prepared_set
 from sightline.errors import DataError
 
-__all__ = ["DepthPart", "DepthPlan", "ReadFrame", "assert_in_reach", "count_notes", "found_folder", "prepare_frames"]
+__all__ = [
+    "DepthPlan",
+    "DepthShard",
+    "SourceFrame",
+    "check_joint_range",
+    "count_notes",
+    "find_source_folder",
+    "prepare_frames",
+]
 
 _OUT_OF_REACH_MM = 1e6
 
 
 @dataclass(frozen=True, eq=False)
-class ReadFrame:
+class SourceFrame:
     """What the files of a set say of one frame.
 
     `depth` (H, W) in the set's own type and unit, None where the frame is listed and its image is missing; `joints`
@@ -44,7 +52,7 @@ class ReadFrame:
 
 
 @dataclass(frozen=True)
-class DepthPart:
+class DepthShard:
     """Frames that are read together. `about_bytes` is a guess of what their images will take.
 
     Where `needs_all` is true a missing image is refused: every frame of a test part counts.
@@ -54,8 +62,8 @@ class DepthPart:
     title: str
     num_frames: int
     files: tuple[Path, ...]
-    frames: Callable[[], Iterator[ReadFrame]]
-    about_bytes: int
+    frames: Callable[[], Iterator[SourceFrame]]
+    estimated_bytes: int
     needs_all: bool = False
 
 
@@ -73,7 +81,7 @@ class DepthPlan:
     layout: str
     source: Path
     skeleton: Skeleton
-    parts: tuple[DepthPart, ...]
+    parts: tuple[DepthShard, ...]
     depth_type: str
     mm_per_unit: float = 1.0
     invalid_note: str = ""
@@ -82,7 +90,7 @@ class DepthPlan:
     about: Mapping[str, Any] = field(default_factory=dict)
     options: Mapping[str, Any] = field(default_factory=dict)
     differences: Sequence[str] = ()
-    differences_of: Callable[[Prepared], Sequence[str]] = lambda prepared: ()
+    differences_of: Callable[[PreparedSet], Sequence[str]] = lambda prepared: ()
 
 
 def prepare_frames(plan: DepthPlan, target: Path, *, progress: Progress) -> dict[str, Any]:
@@ -95,20 +103,20 @@ def prepare_frames(plan: DepthPlan, target: Path, *, progress: Progress) -> dict
         "joint_names": list(plan.skeleton.joint_names),
         **plan.about,
     }
-    native = Plan(
+    native = PreparationPlan(
         set_name=plan.set_name,
         layout=plan.layout,
         source=plan.source,
         columns=_columns(len(plan.skeleton), has_regions=plan.has_regions),
-        parts=tuple(_native_part(part, plan) for part in plan.parts),
-        about=about,
+        shards=tuple(_native_part(part, plan) for part in plan.parts),
+        manifest_extra=about,
         summarise=partial(_summary, plan=plan),
         options=plan.options,
     )
-    return prepare_native(native, target, progress=progress)
+    return write_prepared_set(native, target, progress=progress)
 
 
-def found_folder(source: Path, *, marks: Sequence[str], inner: Sequence[str], what: str) -> Path:
+def find_source_folder(source: Path, *, marks: Sequence[str], inner: Sequence[str], what: str) -> Path:
     """The folder at `source`, or one of the `inner` ones in it, that holds one of the `marks`; resolved.
 
     Raises DataError that says what was looked for.
@@ -121,10 +129,10 @@ def found_folder(source: Path, *, marks: Sequence[str], inner: Sequence[str], wh
     for folder in (root, *(root / name for name in inner)):
         if any((folder / mark).exists() for mark in marks):
             return folder
-    raise DataError(f"{root}: holds {listing(root)}, which is not {what}; looked for {', '.join(marks)}")
+    raise DataError(f"{root}: holds {summarise_folder(root)}, which is not {what}; looked for {', '.join(marks)}")
 
 
-def count_notes(prepared: Prepared, published: Mapping[str, int]) -> list[str]:
+def count_notes(prepared: PreparedSet, published: Mapping[str, int]) -> list[str]:
     """Where a prepared set has other numbers of frames than the release."""
     found = {split: prepared.manifest["splits"].get(split, {}).get("num_rows", 0) for split in published}
     return [
@@ -134,19 +142,19 @@ def count_notes(prepared: Prepared, published: Mapping[str, int]) -> list[str]:
     ]
 
 
-def _columns(num_joints: int, *, has_regions: bool) -> dict[str, Column]:
+def _columns(num_joints: int, *, has_regions: bool) -> dict[str, ColumnSpec]:
     columns = {
-        "depth": Column((), "uint8", is_ragged=True),
-        "joints": Column((num_joints, 3), "float32"),
-        "visible": Column((num_joints,), "bool"),
-        "num_measured": Column((), "int32"),
-        "group": Column((), "int32"),
-        "is_valid": Column((), "bool"),
+        "depth": ColumnSpec((), "uint8", is_ragged=True),
+        "joints": ColumnSpec((num_joints, 3), "float32"),
+        "visible": ColumnSpec((num_joints,), "bool"),
+        "num_measured": ColumnSpec((), "int32"),
+        "group": ColumnSpec((), "int32"),
+        "is_valid": ColumnSpec((), "bool"),
     }
-    return columns | ({"region_px": Column((4,), "int32")} if has_regions else {})
+    return columns | ({"region_px": ColumnSpec((4,), "int32")} if has_regions else {})
 
 
-def assert_in_reach(joints: np.ndarray, where: str) -> None:
+def check_joint_range(joints: np.ndarray, where: str) -> None:
     """Raises DataError for joints in mm that are not finite, or a kilometre away."""
     wrong = np.argwhere(~(np.abs(joints) < _OUT_OF_REACH_MM))
     if len(wrong):
@@ -157,23 +165,23 @@ def assert_in_reach(joints: np.ndarray, where: str) -> None:
         )
 
 
-def _native_part(part: DepthPart, plan: DepthPlan) -> Part:
+def _native_part(part: DepthShard, plan: DepthPlan) -> Shard:
     rows = partial(_rows, part, plan)
-    return Part(part.split, part.title, part.num_frames, part.files, rows, part.about_bytes)
+    return Shard(part.split, part.title, part.num_frames, part.files, rows, part.estimated_bytes)
 
 
-def _rows(part: DepthPart, plan: DepthPlan) -> Iterator[Row]:
+def _rows(part: DepthShard, plan: DepthPlan) -> Iterator[SampleRow]:
     return map(partial(_row, part, plan), part.frames())
 
 
-def _row(part: DepthPart, plan: DepthPlan, frame: ReadFrame) -> Row:
+def _row(part: DepthShard, plan: DepthPlan, frame: SourceFrame) -> SampleRow:
     num_joints = len(plan.skeleton)
     if frame.depth is None and part.needs_all:
         raise DataError(f"{frame.where}: the image of {frame.name} is missing, and every test frame counts; get it")
     depth = np.zeros((1, 1), dtype=plan.depth_type) if frame.depth is None else frame.depth
     assert np.can_cast(depth.dtype, plan.depth_type), f"{frame.where}: {depth.dtype} depths in {plan.depth_type}"
     joints = np.zeros((num_joints, 3)) if frame.joints is None else frame.joints
-    assert_in_reach(joints, f"{frame.where}: the joints of {frame.name}")
+    check_joint_range(joints, f"{frame.where}: the joints of {frame.name}")
     visible = np.full(num_joints, frame.joints is not None) if frame.visible is None else frame.visible
     values = {
         "depth": pack_depth(depth.astype(plan.depth_type, copy=False)),
@@ -185,10 +193,10 @@ def _row(part: DepthPart, plan: DepthPlan, frame: ReadFrame) -> Row:
     }
     if plan.has_regions:
         values["region_px"] = np.zeros(4) if frame.region_px is None else np.asarray(frame.region_px)
-    return Row(frame.name, frame.where, values)
+    return SampleRow(frame.name, frame.where, values)
 
 
-def _summary(prepared: Prepared, *, plan: DepthPlan) -> dict[str, Any]:
+def _summary(prepared: PreparedSet, *, plan: DepthPlan) -> dict[str, Any]:
     splits, found = {}, [*plan.differences, *count_notes(prepared, plan.published), *plan.differences_of(prepared)]
     for split in prepared.splits:
         is_valid, measured = prepared.array(split, "is_valid"), prepared.array(split, "num_measured") > 0
@@ -203,14 +211,14 @@ def _summary(prepared: Prepared, *, plan: DepthPlan) -> dict[str, Any]:
     }
 
 
-def _row_notes(prepared: Prepared, split: str, chosen: np.ndarray, what: str) -> list[str]:
+def _row_notes(prepared: PreparedSet, split: str, chosen: np.ndarray, what: str) -> list[str]:
     if not chosen.any():
         return []
     first = prepared.names(split)[int(np.flatnonzero(chosen)[0])]
     return [f"{split}: {int(chosen.sum())} of {len(chosen)} frames {what}; the first is {first}"]
 
 
-def _label_hash(prepared: Prepared) -> str:
+def _label_hash(prepared: PreparedSet) -> str:
     """SHA-256 of all joints, float32 in mm, split after split: two versions of a set's labels differ in it."""
     digest = hashlib.sha256()
     for split in prepared.splits:
@@ -218,7 +226,7 @@ def _label_hash(prepared: Prepared) -> str:
     return digest.hexdigest()
 
 
-def _joint_depths(prepared: Prepared) -> list[float]:
+def _joint_depths(prepared: PreparedSet) -> list[float]:
     """The nearest and the farthest labelled joint."""
     depths = [prepared.array(split, "joints")[..., 2][prepared.array(split, "visible")] for split in prepared.splits]
     flat = np.concatenate(depths)

@@ -10,25 +10,25 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from sightline.data.depth.depth_frames import DepthCamera, DepthFrames, FramePart, frames_info
+from sightline.data.depth.depth_frames import DepthCamera, DepthFrames, FrameSplit, frames_info
 from sightline.data.depth.references import DepthFrame, Reference
 from sightline.data.depth.skeletons import Skeleton
-from sightline.data.loading.splits import hold_out
+from sightline.data.loading.splits import stratified_split
 from sightline.data.store.depth_store import unpack_depth
-from sightline.data.store.native import Prepared, open_prepared, verify
+from sightline.data.store.prepared_set import PreparedSet, open_prepared, verify
 from sightline.errors import DataError
 from sightline.types import DataInfo
 
-__all__ = ["PreparedFrames", "Stretch", "choose_frames", "train_and_test"]
+__all__ = ["PreparedFrames", "StoredFrames", "choose_frames", "train_and_test"]
 
 SPLITS = ("train", "validation", "test")
 
 
 @dataclass(frozen=True)
-class Stretch:
+class StoredFrames:
     """Frames in the order of the set's files: stored splits, one after another."""
 
-    prepared: Prepared
+    prepared: PreparedSet
     splits: tuple[str, ...]
 
     def starts(self) -> np.ndarray:
@@ -56,8 +56,8 @@ class PreparedFrames(DepthFrames):
     def __init__(
         self,
         *,
-        stretch: Stretch,
-        part: FramePart,
+        stretch: StoredFrames,
+        part: FrameSplit,
         reference: Reference | None,
         joints: tuple[str, ...],
         shift_px: float = 0.0,
@@ -71,9 +71,9 @@ class PreparedFrames(DepthFrames):
         super().__init__(part=part, camera=camera, skeleton=self.skeleton, reference=reference, joints=joints)
 
     @classmethod
-    def promise(cls, *, joints: tuple[str, ...] = ()) -> DataInfo:
+    def expected_info(cls, *, joints: tuple[str, ...] = ()) -> DataInfo:
         """What `info` states, sizes and reference points left out, before the set is there."""
-        return frames_info(cls.camera, cls.skeleton.of(joints), farthest_mm=cls.farthest_mm)
+        return frames_info(cls.camera, cls.skeleton.select_joints(joints), farthest_mm=cls.farthest_mm)
 
     @property
     def fingerprint(self) -> str:
@@ -134,14 +134,14 @@ class PreparedFrames(DepthFrames):
 
 
 def train_and_test(
-    prepared: Prepared, split: str, *, share: float, seed: int, prefix: str = ""
-) -> tuple[Stretch, FramePart]:
+    prepared: PreparedSet, split: str, *, share: float, seed: int, prefix: str = ""
+) -> tuple[StoredFrames, FrameSplit]:
     """The frames of a split of a set that is stored as `train` and `test`, behind a `prefix` where it has several.
 
     Whole recordings are held out for validation.
     """
     training, testing = (
-        Stretch(prepared, (f"{prefix}{each}",) if f"{prefix}{each}" in prepared.splits else ())
+        StoredFrames(prepared, (f"{prefix}{each}",) if f"{prefix}{each}" in prepared.splits else ())
         for each in ("train", "test")
     )
     return choose_frames(split, training, testing, training.column("group"), share=share, seed=seed)
@@ -149,8 +149,8 @@ def train_and_test(
 
 def choose_frames(
     split: str,
-    training: Stretch,
-    testing: Stretch,
+    training: StoredFrames,
+    testing: StoredFrames,
     groups: np.ndarray,
     *,
     share: float,
@@ -158,7 +158,7 @@ def choose_frames(
     left_out: np.ndarray | None = None,
     words: Mapping[str, str] | None = None,
     if_counts_differ: str = "",
-) -> tuple[Stretch, FramePart]:
+) -> tuple[StoredFrames, FrameSplit]:
     """The frames of a split: a share of the groups of training frames is held out for validation, never a part of one.
 
     Frames marked in `left_out`, and those that are not usable, do not train. Every valid frame is tested; a test part
@@ -171,7 +171,7 @@ def choose_frames(
     if split == "test" and not testing.splits:
         raise DataError(f"{root}: holds no test frames, the source that it was prepared from had none")
     names, group = np.unique(groups, return_inverse=True)
-    held = hold_out(len(names), None, share=share, seed=seed)[1] if share else np.zeros(0, dtype=np.int64)
+    held = stratified_split(len(names), None, share=share, seed=seed)[1] if share else np.zeros(0, dtype=np.int64)
     is_held = np.isin(group, held)
     usable = training.usable() if left_out is None else training.usable() & ~left_out
     places = {
@@ -183,10 +183,10 @@ def choose_frames(
     if split != "test" and not testing.column("visible").any():
         del sizes["test"]
     chosen = testing if split == "test" else training
-    return chosen, FramePart(
+    return chosen, FrameSplit(
         split=split,
         file_split="test" if split == "test" else "train",
-        places=places[split],
+        frame_indices=places[split],
         num_ordered=int(chosen.starts()[-1]),
         sizes=sizes,
         words=words or {},

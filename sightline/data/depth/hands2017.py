@@ -8,16 +8,16 @@ from typing import Any
 import numpy as np
 
 from sightline import registry
-from sightline.arguments import Fraction, ReferencePoint, Seed
+from sightline.arguments import FractionBelowOne, ReferencePoint, Seed
 from sightline.data.depth.depth_frames import DepthCamera
-from sightline.data.depth.depth_preparation import DepthPlan, found_folder, prepare_frames
+from sightline.data.depth.depth_preparation import DepthPlan, find_source_folder, prepare_frames
 from sightline.data.depth.depth_sets import PreparedFrames, train_and_test
 from sightline.data.depth.listed_frames import MISSING, FrameList, ImageKind, image_kind, listed_parts
 from sightline.data.depth.skeletons import HAND_21_BY_LEVEL
-from sightline.data.files.label_lines import BLOCK_LINES, LabelLines
-from sightline.data.store.location import root_of
-from sightline.data.store.native import open_prepared, prepare_command
-from sightline.data.store.preparation import Progress
+from sightline.data.files.named_rows import BLOCK_LINES, LabelLines
+from sightline.data.store.location import prepared_root
+from sightline.data.store.prepared_set import open_prepared, prepare_command
+from sightline.data.store.prepared_writer import Progress
 from sightline.errors import DataError
 
 __all__ = ["Hands2017"]
@@ -51,10 +51,10 @@ class Hands2017(PreparedFrames):
         root: str | None = None,
         reference: ReferencePoint | None = None,
         joints: tuple[str, ...] = (),
-        validation_share: Fraction = 0.1,
+        validation_share: FractionBelowOne = 0.1,
         split_seed: Seed = 0,
     ) -> None:
-        prepared = open_prepared(root_of(root, self.set_name), set_names=self.readable_sets)
+        prepared = open_prepared(prepared_root(root, self.set_name), set_names=self.readable_sets)
         stretch, part = train_and_test(prepared, split, share=validation_share, seed=split_seed)
         super().__init__(stretch=stretch, part=part, reference=reference, joints=joints)
 
@@ -66,7 +66,7 @@ class Hands2017(PreparedFrames):
         that cannot be read, and for a test image that is missing. A killed run is continued by the same call.
         """
         assert name == cls.set_name, f"{cls.__name__} prepares '{cls.set_name}', not '{name}'"
-        root = found_folder(source, marks=(_TRAINING,), inner=("HANDS2017", "hands2017"), what=_WHAT)
+        root = find_source_folder(source, marks=(_TRAINING,), inner=("HANDS2017", "hands2017"), what=_WHAT)
         lists = [_training(root), *([_testing(root)] if (root / _BOXES).is_file() else [])]
         plan = DepthPlan(
             set_name=name,

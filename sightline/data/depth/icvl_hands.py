@@ -8,18 +8,18 @@ from typing import Any
 import numpy as np
 
 from sightline import registry
-from sightline.arguments import Fraction, ReferencePoint, Seed
+from sightline.arguments import FractionBelowOne, ReferencePoint, Seed
 from sightline.data.depth.depth_frames import DepthCamera
-from sightline.data.depth.depth_preparation import DepthPlan, found_folder, prepare_frames
+from sightline.data.depth.depth_preparation import DepthPlan, find_source_folder, prepare_frames
 from sightline.data.depth.depth_sets import PreparedFrames, train_and_test
 from sightline.data.depth.listed_frames import MISSING, FrameList, ImageKind, image_kind, listed_parts
 from sightline.data.depth.skeletons import HAND_16
-from sightline.data.files.label_lines import LabelLines
-from sightline.data.store.location import root_of
-from sightline.data.store.native import open_prepared, prepare_command
-from sightline.data.store.preparation import Progress
+from sightline.data.files.named_rows import LabelLines
+from sightline.data.store.location import prepared_root
+from sightline.data.store.prepared_set import open_prepared, prepare_command
+from sightline.data.store.prepared_writer import Progress
 from sightline.errors import DataError
-from sightline.geometry.pinhole import unproject
+from sightline.geometry.pinhole import unproject_pixels
 
 __all__ = ["IcvlHands"]
 
@@ -49,10 +49,10 @@ class IcvlHands(PreparedFrames):
         root: str | None = None,
         reference: ReferencePoint | None = None,
         joints: tuple[str, ...] = (),
-        validation_share: Fraction = 0.1,
+        validation_share: FractionBelowOne = 0.1,
         split_seed: Seed = 0,
     ) -> None:
-        prepared = open_prepared(root_of(root, self.set_name), set_names=self.readable_sets)
+        prepared = open_prepared(prepared_root(root, self.set_name), set_names=self.readable_sets)
         stretch, part = train_and_test(prepared, split, share=validation_share, seed=split_seed)
         super().__init__(stretch=stretch, part=part, reference=reference, joints=joints)
 
@@ -64,7 +64,7 @@ class IcvlHands(PreparedFrames):
         a test image that is missing. A killed run is continued by the same call.
         """
         assert name == cls.set_name, f"{cls.__name__} prepares '{cls.set_name}', not '{name}'"
-        root = found_folder(source, marks=("Training/labels.txt",), inner=("ICVL", "icvl"), what=_WHAT)
+        root = find_source_folder(source, marks=("Training/labels.txt",), inner=("ICVL", "icvl"), what=_WHAT)
         lists = [(split, LabelLines(root / file, num_columns=48)) for split in _LISTS for file in _LISTS[split]]
         kind = _kind(root, lists[0][1])
         plan = DepthPlan(
@@ -119,7 +119,7 @@ def _frames(root: Path, split: str, labels: LabelLines, kind: ImageKind) -> Fram
     def joints(first: int, count: int) -> np.ndarray:
         pixels = labels.rows(first, count).reshape(count, len(HAND_16), 3)
         with np.errstate(over="ignore", invalid="ignore"):  # of numbers beyond all cameras, which are refused
-            return unproject(pixels, _CAMERA.intrinsics)
+            return unproject_pixels(pixels, _CAMERA.intrinsics)
 
     images = _images(root, split, labels)
     recordings = [PurePosixPath(name).parent.name for name in labels.names]

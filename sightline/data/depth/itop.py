@@ -12,20 +12,26 @@ from typing import Any, Literal
 import numpy as np
 
 from sightline import registry
-from sightline.arguments import Fraction, ReferencePoint, Seed
+from sightline.arguments import FractionBelowOne, ReferencePoint, Seed
 from sightline.data.depth.depth_frames import DepthCamera
-from sightline.data.depth.depth_preparation import DepthPart, DepthPlan, ReadFrame, found_folder, prepare_frames
+from sightline.data.depth.depth_preparation import (
+    DepthPlan,
+    DepthShard,
+    SourceFrame,
+    find_source_folder,
+    prepare_frames,
+)
 from sightline.data.depth.depth_sets import PreparedFrames, train_and_test
 from sightline.data.depth.references import DepthFrame
 from sightline.data.depth.skeletons import BODY_15
 from sightline.data.files.hdf5_files import TEXT, Hdf5File, open_hdf5
-from sightline.data.files.input_files import size_of
-from sightline.data.files.text_tables import count_of
-from sightline.data.store.location import root_of
-from sightline.data.store.native import open_prepared, prepare_command
-from sightline.data.store.preparation import Progress
+from sightline.data.files.input_files import file_size
+from sightline.data.files.text_tables import parse_count
+from sightline.data.store.location import prepared_root
+from sightline.data.store.prepared_set import open_prepared, prepare_command
+from sightline.data.store.prepared_writer import Progress
 from sightline.errors import DataError
-from sightline.geometry.pinhole import project
+from sightline.geometry.pinhole import project_points
 
 __all__ = ["Itop"]
 
@@ -63,10 +69,10 @@ class Itop(PreparedFrames):
         reference: ReferencePoint | None = None,
         joints: tuple[str, ...] = (),
         hidden: Literal["counted", "left_out"] = "counted",
-        validation_share: Fraction = 0.1,
+        validation_share: FractionBelowOne = 0.1,
         split_seed: Seed = 0,
     ) -> None:
-        prepared = open_prepared(root_of(root, self.set_name), set_names=self.readable_sets)
+        prepared = open_prepared(prepared_root(root, self.set_name), set_names=self.readable_sets)
         if not any(stored.startswith(f"{view}_") for stored in prepared.splits):
             held = ", ".join(prepared.splits)
             raise DataError(f"{prepared.root}: has no frames from the {view}, it holds {held}; set data.view")
@@ -85,7 +91,9 @@ class Itop(PreparedFrames):
         assert name == cls.set_name, f"{cls.__name__} prepares '{cls.set_name}', not '{name}'"
         files = [_files(view, split) for view in _VIEWS for split in _FRAMES]
         marks = [each for pair in files for file in pair for each in (file, f"{file}.gz")]
-        root = found_folder(source, marks=marks, inner=("ITOP", "itop"), what="ITOP (ITOP_<view>_<split>_depth_map.h5)")
+        root = find_source_folder(
+            source, marks=marks, inner=("ITOP", "itop"), what="ITOP (ITOP_<view>_<split>_depth_map.h5)"
+        )
         pairs = {
             f"{view}_{split}": _opened(root, view, split)
             for view in _VIEWS
@@ -207,7 +215,7 @@ def _labels(file: Hdf5File, path: Path, key: str, shape: tuple[int, ...]) -> np.
 
 
 def _people(names: list[str], path: Path) -> np.ndarray:
-    people = [count_of(name.partition("_")[0]) for name in names]
+    people = [parse_count(name.partition("_")[0]) for name in names]
     wrong = next((row for row, person in enumerate(people) if person is None), None)
     if wrong is not None:
         raise DataError(f"{path}: id[{wrong}] is {names[wrong][:40]!r}, <person>_<frame> is needed; get the file again")
@@ -226,7 +234,7 @@ def _check_joints(path: Path, joints_m: np.ndarray, pixels: np.ndarray, is_valid
             f"{path}: real_world_coordinates[{rows[wrong[0]]}] has a joint at or behind the camera (z > 0 is needed, "
             "in metres); get the file again"
         )
-    seen = project(joints, _CAMERA.intrinsics)[..., :2]
+    seen = project_points(joints, _CAMERA.intrinsics)[..., :2]
     # As if each joint were labelled with each place: (joints, places) medians over the frames.
     off = np.array([np.median(np.abs(seen[:, [j]] - pixels[rows]).max(axis=-1), axis=0) for j in range(len(BODY_15))])
     joint = int(np.argmax(off.diagonal()))
@@ -240,30 +248,30 @@ def _check_joints(path: Path, joints_m: np.ndarray, pixels: np.ndarray, is_valid
         )
 
 
-def _parts(stored: str, labels: _Labels, depth_type: str) -> list[DepthPart]:
-    num_bytes, num_frames = size_of(labels.depth_path), len(labels.names)
+def _parts(stored: str, labels: _Labels, depth_type: str) -> list[DepthShard]:
+    num_bytes, num_frames = file_size(labels.depth_path), len(labels.names)
     blocks = [(first, min(first + _BLOCK_FRAMES, num_frames)) for first in range(0, num_frames, _BLOCK_FRAMES)]
     return [
-        DepthPart(
+        DepthShard(
             split=stored,
             title=f"{stored} {first} to {last - 1}",
             num_frames=last - first,
             files=(labels.depth_path, labels.path),
             frames=partial(_read, labels, first, last, depth_type),
-            about_bytes=num_bytes * (last - first) // num_frames,
+            estimated_bytes=num_bytes * (last - first) // num_frames,
         )
         for first, last in blocks
     ]
 
 
-def _read(labels: _Labels, first: int, last: int, depth_type: str) -> Iterator[ReadFrame]:
+def _read(labels: _Labels, first: int, last: int, depth_type: str) -> Iterator[SourceFrame]:
     with open_hdf5(labels.depth_path) as file:
         depths = file.array("data")[first:last].astype(depth_type)
 
-    def frame(row: int) -> ReadFrame:
+    def frame(row: int) -> SourceFrame:
         where = f"{labels.depth_path}: data[{row}]"
         is_valid = bool(labels.is_valid[row])
-        return ReadFrame(
+        return SourceFrame(
             name=labels.names[row],
             where=where,
             depth=_checked(depths[row - first], where) if is_valid else np.zeros((1, 1), dtype=depth_type),

@@ -11,10 +11,10 @@ from typing import Literal
 
 import numpy as np
 
-from sightline.data.depth.depth_preparation import DepthPart, ReadFrame
+from sightline.data.depth.depth_preparation import DepthShard, SourceFrame
 from sightline.data.files.depth_files import SizePx, read_colour_png, read_depth_png, read_raw_depth
-from sightline.data.files.input_files import size_of
-from sightline.data.files.label_lines import BLOCK_LINES
+from sightline.data.files.input_files import file_size
+from sightline.data.files.named_rows import BLOCK_LINES
 from sightline.errors import DataError
 
 __all__ = ["MISSING", "FrameList", "ImageKind", "image_kind", "listed_parts"]
@@ -53,35 +53,35 @@ def image_kind(images: Sequence[Path], png: ImageKind, bins: Sequence[Path]) -> 
     raise DataError(f"{images[0]}: neither this image nor {bins[0].name} is there, nor any after it; get the images")
 
 
-def listed_parts(frames: FrameList) -> list[DepthPart]:
+def listed_parts(frames: FrameList) -> list[DepthShard]:
     """The frames of a list in parts of a thousand."""
     parts = []
     for first in range(0, len(frames.names), BLOCK_LINES):
         last = min(first + BLOCK_LINES, len(frames.names))
         there = tuple(path for path in frames.images[first:last] if os.path.isfile(path))
-        num_bytes = sum(size_of(path) for path in there)
+        num_bytes = sum(file_size(path) for path in there)
         parts.append(
-            DepthPart(
+            DepthShard(
                 split=frames.split,
                 title=f"{frames.split} {first} to {last - 1}",
                 num_frames=last - first,
                 files=(*frames.labels, *there),
                 frames=partial(_read, frames, first, last),
-                about_bytes=num_bytes // 4 if frames.kind == "bin" else num_bytes,
+                estimated_bytes=num_bytes // 4 if frames.kind == "bin" else num_bytes,
                 needs_all=frames.split == "test",
             )
         )
     return parts
 
 
-def _read(frames: FrameList, first: int, last: int) -> Iterator[ReadFrame]:
+def _read(frames: FrameList, first: int, last: int) -> Iterator[SourceFrame]:
     joints = None if frames.rows is None else frames.rows(first, last - first)
     if joints is not None:
         _check_before_camera(joints, frames, first)
 
-    def frame(place: int) -> ReadFrame:
+    def frame(place: int) -> SourceFrame:
         path = frames.images[place]
-        return ReadFrame(
+        return SourceFrame(
             name=frames.names[place],
             where=str(path),
             depth=_image(path, frames.kind, frames.size_px) if os.path.isfile(path) else None,

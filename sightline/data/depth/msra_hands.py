@@ -11,23 +11,29 @@ import numpy as np
 from annotated_types import Ge, Le
 
 from sightline import registry
-from sightline.arguments import Fraction, ReferencePoint, Seed
+from sightline.arguments import FractionBelowOne, ReferencePoint, Seed
 from sightline.data.depth.depth_frames import DepthCamera
-from sightline.data.depth.depth_preparation import DepthPart, DepthPlan, ReadFrame, found_folder, prepare_frames
-from sightline.data.depth.depth_sets import PreparedFrames, Stretch, choose_frames
+from sightline.data.depth.depth_preparation import (
+    DepthPlan,
+    DepthShard,
+    SourceFrame,
+    find_source_folder,
+    prepare_frames,
+)
+from sightline.data.depth.depth_sets import PreparedFrames, StoredFrames, choose_frames
 from sightline.data.depth.skeletons import HAND_21
 from sightline.data.files.depth_files import read_windowed_depth
-from sightline.data.files.input_files import size_of
-from sightline.data.files.text_tables import count_of, numbers_of, read_text
-from sightline.data.store.location import root_of
-from sightline.data.store.native import Prepared, open_prepared, prepare_command
-from sightline.data.store.preparation import Progress
+from sightline.data.files.input_files import file_size
+from sightline.data.files.text_tables import parse_count, parse_rows, read_text
+from sightline.data.store.location import prepared_root
+from sightline.data.store.prepared_set import PreparedSet, open_prepared, prepare_command
+from sightline.data.store.prepared_writer import Progress
 from sightline.errors import DataError
 from sightline.types import Folds
 
 __all__ = ["FAULTY", "MsraHands"]
 
-Subject = Annotated[int, Ge(0), Le(8)]
+SubjectIndex = Annotated[int, Ge(0), Le(8)]
 """One of the nine subjects."""
 _CAMERA = DepthCamera(241.42, -241.42, 160.0, 120.0, 320, 240)
 _SUBJECTS = tuple(f"P{subject}" for subject in range(9))
@@ -73,16 +79,16 @@ class MsraHands(PreparedFrames):
         *,
         split: str,
         root: str | None = None,
-        subject: Subject = 0,
+        subject: SubjectIndex = 0,
         reference: ReferencePoint | None = None,
         joints: tuple[str, ...] = (),
         faulty: Literal["kept", "dropped"] = "kept",
-        validation_share: Fraction = 0.1,
+        validation_share: FractionBelowOne = 0.1,
         validation_groups: Literal["sequences", "subjects"] = "sequences",
         split_seed: Seed = 0,
         pixel_origin: Literal["exact", "release", "port"] = "exact",
     ) -> None:
-        prepared = open_prepared(root_of(root, self.set_name), set_names=self.readable_sets)
+        prepared = open_prepared(prepared_root(root, self.set_name), set_names=self.readable_sets)
         training, testing = _stretches(prepared, f"P{subject}")
         groups = _groups(training, by=validation_groups)
         left_out = _is_faulty(training) if faulty == "dropped" else None
@@ -111,7 +117,7 @@ class MsraHands(PreparedFrames):
         """
         assert name == cls.set_name, f"{cls.__name__} prepares '{cls.set_name}', not '{name}'"
         what = "cvpr15_MSRAHandGestureDB (P<0 to 8>/<gesture>/joint.txt and <000000>_depth.bin)"
-        root = found_folder(source, marks=_SUBJECTS, inner=("cvpr15_MSRAHandGestureDB",), what=what)
+        root = find_source_folder(source, marks=_SUBJECTS, inner=("cvpr15_MSRAHandGestureDB",), what=what)
         parts, missing = _list_parts(root)
         plan = DepthPlan(
             set_name=name,
@@ -149,33 +155,33 @@ class MsraHands(PreparedFrames):
         return self._own_folds
 
 
-def _stretches(prepared: Prepared, tested: str) -> tuple[Stretch, Stretch]:
+def _stretches(prepared: PreparedSet, tested: str) -> tuple[StoredFrames, StoredFrames]:
     if tested not in prepared.splits:
         held = ", ".join(prepared.splits)
         raise DataError(f"{prepared.root}: holds no {tested}, it holds {held}; set data.subject to one of these")
     others = tuple(subject for subject in _SUBJECTS if subject in prepared.splits and subject != tested)
-    return Stretch(prepared, others), Stretch(prepared, (tested,))
+    return StoredFrames(prepared, others), StoredFrames(prepared, (tested,))
 
 
-def _groups(training: Stretch, *, by: str) -> np.ndarray:
+def _groups(training: StoredFrames, *, by: str) -> np.ndarray:
     """To which subject, or sequence of one, each training frame belongs."""
     lengths = np.diff(training.starts())
     subjects = np.repeat(np.arange(len(lengths)), lengths)
     return subjects if by == "subjects" else subjects * len(_GESTURES) + training.column("group")
 
 
-def _is_faulty(training: Stretch) -> np.ndarray:
+def _is_faulty(training: StoredFrames) -> np.ndarray:
     """Which of the training frames are among the faulty ones."""
     names = [name for subject in training.splits for name in training.prepared.names(subject)]
     return np.array([name in FAULTY for name in names], dtype=bool)
 
 
-def _version_notes(prepared: Prepared) -> list[str]:
+def _version_notes(prepared: PreparedSet) -> list[str]:
     num_frames = sum(facts["num_rows"] for facts in prepared.manifest["splits"].values())
     return [f"{num_frames} frames, as many as the older copy has: {_TWO_COPIES}"] if num_frames == _OLDER_COPY else []
 
 
-def _list_parts(root: Path) -> tuple[tuple[DepthPart, ...], list[str]]:
+def _list_parts(root: Path) -> tuple[tuple[DepthShard, ...], list[str]]:
     """A part for each gesture of each subject, and which of them are missing."""
     parts, missing = [], []
     for subject in _SUBJECTS:
@@ -188,10 +194,10 @@ def _list_parts(root: Path) -> tuple[tuple[DepthPart, ...], list[str]]:
                 missing.append(f"{subject}/{gesture}")
                 continue
             images = _images(folder)
-            about = sum(size_of(path) for path in images) // 2
+            about = sum(file_size(path) for path in images) // 2
             read = partial(_frames, folder, images, _GESTURES.index(gesture))
             files = (folder / "joint.txt", *images)
-            parts.append(DepthPart(subject, f"{subject}/{gesture}", len(images), files, read, about))
+            parts.append(DepthShard(subject, f"{subject}/{gesture}", len(images), files, read, about))
     if not parts:
         raise DataError(f"{root}: holds no gesture of any subject, such as P0/1/joint.txt; get the data again")
     return tuple(parts), [f"folders that are not there: {', '.join(missing)}"] if missing else []
@@ -201,7 +207,7 @@ def _images(folder: Path) -> tuple[Path, ...]:
     """The images of a sequence, one for each line of its labels, numbered from 0 without a gap."""
     labels = folder / "joint.txt"
     first = read_text(labels).split("\n", 1)[0].strip()
-    num_frames = count_of(first)
+    num_frames = parse_count(first)
     if num_frames is None:
         raise DataError(f"{labels}:1: {first[:40]!r} is not the number of frames; get the file again")
     there = {path.name for path in folder.glob("*_depth.bin")}
@@ -219,13 +225,13 @@ def _image_name(number: int) -> str:
     return f"{number:06d}_depth.bin"
 
 
-def _frames(folder: Path, images: Sequence[Path], gesture: int) -> Iterator[ReadFrame]:
+def _frames(folder: Path, images: Sequence[Path], gesture: int) -> Iterator[SourceFrame]:
     joints = _joints(folder / "joint.txt", len(images))
 
-    def frame(path: Path, of_frame: np.ndarray) -> ReadFrame:
+    def frame(path: Path, of_frame: np.ndarray) -> SourceFrame:
         name = f"{folder.parent.name}/{folder.name}/{path.name.removesuffix('_depth.bin')}"
         depth = read_windowed_depth(path, size_px=(_CAMERA.width_px, _CAMERA.height_px))
-        return ReadFrame(name, str(path), depth, of_frame, group=gesture)
+        return SourceFrame(name, str(path), depth, of_frame, group=gesture)
 
     return map(frame, images, joints)
 
@@ -236,7 +242,7 @@ def _joints(path: Path, num_frames: int) -> np.ndarray:
     if len(lines) != num_frames:
         raise DataError(f"{path}:1: announces {num_frames} frames, {len(lines)} lines follow; get the file again")
     numbers = range(2, len(lines) + 2)
-    joints = numbers_of(lines, numbers, path=path, num_columns=3 * len(HAND_21)).reshape(num_frames, -1, 3)
+    joints = parse_rows(lines, numbers, path=path, num_columns=3 * len(HAND_21)).reshape(num_frames, -1, 3)
     behind = np.flatnonzero((joints[..., 2] >= 0).any(axis=1))
     if len(behind):
         raise DataError(

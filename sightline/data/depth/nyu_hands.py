@@ -8,19 +8,19 @@ from typing import Any
 import numpy as np
 
 from sightline import registry
-from sightline.arguments import Fraction, ReferencePoint, Seed
+from sightline.arguments import FractionBelowOne, ReferencePoint, Seed
 from sightline.data.depth.depth_frames import DepthCamera
-from sightline.data.depth.depth_preparation import DepthPlan, assert_in_reach, found_folder, prepare_frames
+from sightline.data.depth.depth_preparation import DepthPlan, check_joint_range, find_source_folder, prepare_frames
 from sightline.data.depth.depth_sets import PreparedFrames, train_and_test
 from sightline.data.depth.listed_frames import MISSING, FrameList, ImageKind, image_kind, listed_parts
 from sightline.data.depth.skeletons import HAND_14
-from sightline.data.files.label_lines import BLOCK_LINES
 from sightline.data.files.mat_files import read_mat
-from sightline.data.store.location import root_of
-from sightline.data.store.native import open_prepared, prepare_command
-from sightline.data.store.preparation import Progress
+from sightline.data.files.named_rows import BLOCK_LINES
+from sightline.data.store.location import prepared_root
+from sightline.data.store.prepared_set import open_prepared, prepare_command
+from sightline.data.store.prepared_writer import Progress
 from sightline.errors import DataError
-from sightline.geometry.pinhole import project
+from sightline.geometry.pinhole import project_points
 
 __all__ = ["NyuHands"]
 
@@ -53,10 +53,10 @@ class NyuHands(PreparedFrames):
         root: str | None = None,
         reference: ReferencePoint | None = None,
         joints: tuple[str, ...] = (),
-        validation_share: Fraction = 0.1,
+        validation_share: FractionBelowOne = 0.1,
         split_seed: Seed = 0,
     ) -> None:
-        prepared = open_prepared(root_of(root, self.set_name), set_names=self.readable_sets)
+        prepared = open_prepared(prepared_root(root, self.set_name), set_names=self.readable_sets)
         stretch, part = train_and_test(prepared, split, share=validation_share, seed=split_seed)
         super().__init__(stretch=stretch, part=part, reference=reference, joints=joints)
 
@@ -68,7 +68,7 @@ class NyuHands(PreparedFrames):
         images without labels, and for a test image that is missing. A killed run is continued by the same call.
         """
         assert name == cls.set_name, f"{cls.__name__} prepares '{cls.set_name}', not '{name}'"
-        root = found_folder(source, marks=(f"train/{_LABELS}",), inner=("dataset",), what=_WHAT)
+        root = find_source_folder(source, marks=(f"train/{_LABELS}",), inner=("dataset",), what=_WHAT)
         lists = [_frames(root, split) for split in ("train", "test")]
         kinds = {frames.kind for frames in lists}
         plan = DepthPlan(
@@ -142,8 +142,8 @@ def _joints(path: Path) -> np.ndarray:
             f"{path}: joint_xyz is {world.shape} and joint_uvd {pixels.shape}, (3, frames, 36, 3) are needed; get the "
             "file again"
         )
-    assert_in_reach(world[0], f"{path}: joint_xyz[0]")
-    off = np.abs(project(world[0], _CAMERA.intrinsics)[..., :2] - pixels[0, ..., :2]).max(axis=-1)
+    check_joint_range(world[0], f"{path}: joint_xyz[0]")
+    off = np.abs(project_points(world[0], _CAMERA.intrinsics)[..., :2] - pixels[0, ..., :2]).max(axis=-1)
     if not np.median(off) <= _MOST_OFF_PX:
         raise DataError(
             f"{path}: the joints of view 1 appear {np.median(off):.0f} px from where joint_uvd has them; the two are "

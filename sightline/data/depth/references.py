@@ -11,7 +11,7 @@ import numpy as np
 from annotated_types import Ge, Le
 
 from sightline import registry
-from sightline.arguments import Factor, Size
+from sightline.arguments import NonNegativeFloat, PositiveFloat
 from sightline.data.files.text_tables import read_text
 from sightline.errors import ConfigError, DataError
 from sightline.geometry.pinhole import depth_points
@@ -22,8 +22,8 @@ __all__ = [
     "FrameOrder",
     "Locator",
     "NoCentreError",
-    "PointsOfFile",
     "Reference",
+    "ReferencePointFile",
     "TrueJoint",
 ]
 
@@ -65,7 +65,7 @@ class FrameOrder:
     camera: np.ndarray
     cube_mm: float
     centre: int
-    words: Mapping[str, str] = field(default_factory=dict)
+    path_placeholders: Mapping[str, str] = field(default_factory=dict)
     if_counts_differ: str = ""
 
 
@@ -87,7 +87,7 @@ class Reference(Protocol):
 
     title: str
 
-    def of(self, order: FrameOrder) -> Locator: ...
+    def points_for(self, order: FrameOrder) -> Locator: ...
 
 
 @registry.references.add("truth")
@@ -102,7 +102,7 @@ class TrueJoint:
     def __init__(self) -> None:
         pass
 
-    def of(self, order: FrameOrder) -> Locator:
+    def points_for(self, order: FrameOrder) -> Locator:
         return _TrueJoints(order)
 
 
@@ -117,14 +117,16 @@ class CentreOfMass:
 
     title = "centre_of_mass"
 
-    def __init__(self, *, passes: Passes = 5, near_mm: Factor = 0.0, far_mm: Size | None = None) -> None:
+    def __init__(
+        self, *, passes: Passes = 5, near_mm: NonNegativeFloat = 0.0, far_mm: PositiveFloat | None = None
+    ) -> None:
         if far_mm is not None and far_mm <= near_mm:
             raise ConfigError(f"far_mm: is {far_mm:g}, it must lie beyond near_mm, which is {near_mm:g}")
         self.passes = passes
         self.near_mm = near_mm
         self.far_mm = far_mm
 
-    def of(self, order: FrameOrder) -> Locator:
+    def points_for(self, order: FrameOrder) -> Locator:
         return _Means(self, order)
 
     def locate(
@@ -155,7 +157,7 @@ class CentreOfMass:
 
 
 @registry.references.add("file")
-class PointsOfFile:
+class ReferencePointFile:
     """One line `x y z` per frame, in the order of the set's files, or a line that begins with `invalid`.
 
     `{split}` in `path` stands for train or test, and a set may know further words ({subject}). A frame whose line is
@@ -170,12 +172,12 @@ class PointsOfFile:
         self.path = path
         self.unit = unit
 
-    def of(self, order: FrameOrder) -> Locator:
+    def points_for(self, order: FrameOrder) -> Locator:
         path = self.path
-        for word, value in order.words.items():
+        for word, value in order.path_placeholders.items():
             path = path.replace(f"{{{word}}}", value)
         if "{" in path:
-            known = ", ".join(f"{{{word}}}" for word in order.words)
+            known = ", ".join(f"{{{word}}}" for word in order.path_placeholders)
             raise ConfigError(f"path: {path} has a word in braces that is not one of {order.title}; these are {known}")
         return _StoredPoints(Path(path).expanduser(), self.unit, order)
 
@@ -229,7 +231,7 @@ class _Means:
 class _StoredPoints:
     def __init__(self, path: Path, unit: str, order: FrameOrder) -> None:
         self._points, self.is_known = _read_points(path, unit, order)
-        self._otherwise = CentreOfMass().of(order)
+        self._otherwise = CentreOfMass().points_for(order)
 
     def __call__(self, frame: DepthFrame, place: int) -> np.ndarray:
         if self.is_known is not None and not self.is_known[place]:
@@ -243,7 +245,7 @@ def _read_points(path: Path, unit: str, order: FrameOrder) -> tuple[np.ndarray, 
         raise DataError(
             f"{path}: the file of the reference points of {order.title} is not there; set data.reference.path to where "
             "it is, train without it by data.reference.name=centre_of_mass, or write it with a refiner of your own: "
-            f"sightline data centres RUN --data CONFIG --split {order.words.get('split', 'test')} --to {path}"
+            f"sightline data centres RUN --data CONFIG --split {order.path_placeholders.get('split', 'test')} --to {path}"
         )
     lines = read_text(path).rstrip().splitlines()
     if len(lines) != order.num_frames:

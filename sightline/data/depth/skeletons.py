@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sightline.errors import ConfigError
-from sightline.schema import nearest
+from sightline.schema import suggest
 
 __all__ = ["BODY_15", "HAND_14", "HAND_16", "HAND_21", "HAND_21_BY_LEVEL", "Skeleton"]
 
@@ -51,21 +51,21 @@ class Skeleton:
         }
         return {name: value for name, value in known.items() if value is not None}
 
-    def places_of(self, names: Sequence[str]) -> list[int]:
+    def joint_indices(self, names: Sequence[str]) -> list[int]:
         """Where these joints stand, all of them for no name. Raises ConfigError for an unknown or repeated name."""
         for name in names:
             if name not in self.joint_names:
                 otherwise = f"; they are {', '.join(self.joint_names)}"
                 raise ConfigError(
-                    f"joints: '{name}' is not a joint{nearest(name, self.joint_names, otherwise=otherwise)}"
+                    f"joints: '{name}' is not a joint{suggest(name, self.joint_names, otherwise=otherwise)}"
                 )
             if names.count(name) > 1:
                 raise ConfigError(f"joints: '{name}' is given twice")
         return [self.joint_names.index(name) for name in names] or list(range(len(self)))
 
-    def of(self, names: Sequence[str]) -> Skeleton:
+    def select_joints(self, names: Sequence[str]) -> Skeleton:
         """The skeleton of these joints alone, in their order; bones lead past those that are left out."""
-        places = self.places_of(names)
+        places = self.joint_indices(names)
         row_of = {place: row for row, place in enumerate(places)}
         bones, reached, seen = [], [(places[0], places[0])], {places[0]}
         while reached:

@@ -17,19 +17,19 @@ from typing import IO, Literal, NamedTuple
 
 import numpy as np
 
-from sightline.data.files.input_files import assert_regular, read_file, size_of
+from sightline.data.files.input_files import assert_regular, file_size, read_file
 from sightline.errors import DataError
 
 __all__ = [
-    "DAMAGE",
     "FREE_BYTES",
-    "check_expansion",
+    "READ_ERRORS",
+    "check_decompressed_size",
     "check_npy",
-    "first_line",
     "npz_array",
     "npz_header",
     "read_npy",
     "read_npz_arrays",
+    "summarise_error",
 ]
 
 _MAX_EXPANSION = 100
@@ -52,7 +52,7 @@ def check_npy(path: Path) -> None:
     """Raises DataError as `read_npy`, from the header alone, for a file that is about to be mapped into memory."""
     with _faults(path, "the array"), path.open("rb") as file:
         head = io.BytesIO(file.read(_HEADER_BYTES))  # a header states its own length, which may be any
-        _check_claim(f"{path}: the array", _npy_header(head, f"{path}: the array"), size_of(path))
+        _check_claim(f"{path}: the array", _npy_header(head, f"{path}: the array"), file_size(path))
 
 
 def read_npz_arrays(path: Path) -> dict[str, np.ndarray]:
@@ -60,7 +60,7 @@ def read_npz_arrays(path: Path) -> dict[str, np.ndarray]:
     with _faults(path, "the archive"), zipfile.ZipFile(path) as archive:
         entries = [entry for entry in archive.infolist() if entry.filename.endswith(".npy")]
         names = [entry.filename.removesuffix(".npy") for entry in entries]
-    check_expansion(f"{path}: the archive", sum(entry.file_size for entry in entries), size_of(path))
+    check_decompressed_size(f"{path}: the archive", sum(entry.file_size for entry in entries), file_size(path))
     if not names:
         raise DataError(f"{path}: the archive holds no arrays; write one with numpy.savez")
     return {name: npz_array(path, name) for name in names}
@@ -73,7 +73,9 @@ def npz_header(path: Path, key: str, *, needed: str = "") -> tuple[tuple[int, ..
     """
     with _faults(path, key, needed), zipfile.ZipFile(path) as archive, archive.open(f"{key}.npy") as file:
         entry = archive.getinfo(f"{key}.npy")
-        check_expansion(f"{path}: {key}", entry.file_size, entry.compress_size)  # first: a header too can be a bomb
+        check_decompressed_size(
+            f"{path}: {key}", entry.file_size, entry.compress_size
+        )  # first: a header too can be a bomb
         header = _npy_header(file, f"{path}: {key}")
         _check_claim(f"{path}: {key}", header, entry.file_size)
     return header.shape, header.dtype
@@ -124,7 +126,7 @@ def _check_claim(where: str, header: _Header, num_bytes: int) -> None:
         )
 
 
-def check_expansion(where: str, claimed: int, stored: int, *, free_bytes: int = FREE_BYTES) -> None:
+def check_decompressed_size(where: str, claimed: int, stored: int, *, free_bytes: int = FREE_BYTES) -> None:
     """Raises DataError where more than `free_bytes` would come of far fewer."""
     if claimed > free_bytes and claimed > _MAX_EXPANSION * stored:
         raise DataError(
@@ -133,7 +135,7 @@ def check_expansion(where: str, claimed: int, stored: int, *, free_bytes: int = 
         )
 
 
-DAMAGE = (
+READ_ERRORS = (
     *(OSError, ValueError, TypeError, RuntimeError, EOFError, NotImplementedError, SyntaxError),
     *(tokenize.TokenError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error),
 )
@@ -148,14 +150,14 @@ def _faults(path: Path, key: str, needed: str = "") -> Iterator[None]:
         yield
     except KeyError as error:
         raise DataError(f"{path}: has no entry '{key}'{needed and f'; needed are {needed}'}") from error
-    except DAMAGE as error:
+    except READ_ERRORS as error:
         if isinstance(error, DataError):
             raise
-        raise DataError(f"{path}: {key} cannot be read ({first_line(error)}); get the file again") from error
+        raise DataError(f"{path}: {key} cannot be read ({summarise_error(error)}); get the file again") from error
     except MemoryError as error:  # also of a header of ten thousand brackets, which Python's parser gives up
         raise DataError(f"{path}: {key} does not fit into memory, or is damaged; get the file again") from error
 
 
-def first_line(error: Exception) -> str:
+def summarise_error(error: Exception) -> str:
     """What an error says, cut to a length that a line of ours has room for."""
     return (str(error).splitlines() or [type(error).__name__])[0][:200]

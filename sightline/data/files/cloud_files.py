@@ -9,25 +9,25 @@ from pathlib import Path
 
 import numpy as np
 
-from sightline.data.files.array_files import DAMAGE, read_npy, read_npz_arrays
+from sightline.data.files.array_files import READ_ERRORS, read_npy, read_npz_arrays
 from sightline.data.files.hdf5_files import hdf5_names, read_hdf5_arrays
 from sightline.data.files.input_files import assert_regular
 from sightline.data.files.las import read_las
-from sightline.data.files.meshes import announces_faces, read_off
+from sightline.data.files.off import announces_faces, read_off
 from sightline.data.files.pcd import read_pcd
 from sightline.data.files.ply import read_ply
 from sightline.data.files.text_tables import read_rows
-from sightline.errors import ConfigError, DataError, in_one_line
+from sightline.errors import ConfigError, DataError, escape_to_one_line
 
 __all__ = [
     "CLOUD_SUFFIXES",
-    "Cloud",
+    "PointCloud",
     "check_columns",
     "check_strays",
     "has_normals",
     "is_cloud_file",
     "is_no_return",
-    "list_passed_over",
+    "list_skipped_files",
     "read_cloud",
 ]
 
@@ -53,7 +53,7 @@ _ARRAY_COLUMNS = {"points": _POINTS, "normals": _NORMALS, "colours": _COLOURS}
 
 
 @dataclass(frozen=True)
-class Cloud:
+class PointCloud:
     """What one file holds, finite, in the file's own unit and frame.
 
     Of points without a return, where these are kept, x, y and z are NaN and channels may be.
@@ -66,15 +66,17 @@ class Cloud:
     faces: np.ndarray | None = None
     channels: Mapping[str, np.ndarray] = field(default_factory=dict)
 
-    def rows(self, chosen: np.ndarray) -> Cloud:
+    def rows(self, chosen: np.ndarray) -> PointCloud:
         """The cloud of the chosen points alone, (N,) bool, without faces; the cloud itself where all are chosen."""
         if chosen.all():
             return self
         normals = None if self.normals is None else self.normals[chosen]
-        return Cloud(self.points[chosen], normals, None, {name: each[chosen] for name, each in self.channels.items()})
+        return PointCloud(
+            self.points[chosen], normals, None, {name: each[chosen] for name, each in self.channels.items()}
+        )
 
 
-def read_cloud(path: Path, *, columns: Sequence[str] | None = None, keeps_no_returns: bool = False) -> Cloud:
+def read_cloud(path: Path, *, columns: Sequence[str] | None = None, keeps_no_returns: bool = False) -> PointCloud:
     """The whole cloud of a file, by its suffix (`CLOUD_SUFFIXES`); never a part of one.
 
     `columns` names the columns of a file without names, in order, `_` for one to leave out; without it three columns
@@ -95,7 +97,7 @@ def read_cloud(path: Path, *, columns: Sequence[str] | None = None, keeps_no_ret
     return cloud
 
 
-def is_no_return(cloud: Cloud) -> np.ndarray:
+def is_no_return(cloud: PointCloud) -> np.ndarray:
     """Whether x, y and z of each point (N,) are all NaN: the sensor had no return. False for vertices of a mesh."""
     return np.isnan(cloud.points).all(axis=1) & (cloud.faces is None or not len(cloud.faces))
 
@@ -132,7 +134,7 @@ def _array_names(path: Path) -> list[str]:
             with zipfile.ZipFile(path) as archive:
                 return [name.removesuffix(".npy") for name in archive.namelist()]
         return hdf5_names(path)
-    except DAMAGE:
+    except READ_ERRORS:
         return []
 
 
@@ -145,7 +147,7 @@ def is_cloud_file(path: Path, *, suffixes: Sequence[str] | None = None) -> bool:
     return is_one and not path.name.startswith(".") and not path.is_dir()
 
 
-def list_passed_over(folder: Path, *, suffixes: Sequence[str] | None = None) -> str:
+def list_skipped_files(folder: Path, *, suffixes: Sequence[str] | None = None) -> str:
     """Which files in and below a folder are of other kinds than clouds, or than `suffixes`, in a line; empty for none.
 
     Hidden ones, and those in hidden folders, are not meant for anybody.
@@ -153,7 +155,9 @@ def list_passed_over(folder: Path, *, suffixes: Sequence[str] | None = None) -> 
     known = CLOUD_SUFFIXES if suffixes is None else suffixes
     others = (path for path in folder.rglob("*") if path.suffix.lower() not in known and path.is_file())
     inside = (path.relative_to(folder) for path in others)
-    names = sorted(in_one_line(str(path)) for path in inside if not any(part.startswith(".") for part in path.parts))
+    names = sorted(
+        escape_to_one_line(str(path)) for path in inside if not any(part.startswith(".") for part in path.parts)
+    )
     if not names:
         return ""
     more = f" and {len(names) - _MOST_LISTED} more" if len(names) > _MOST_LISTED else ""
@@ -194,45 +198,45 @@ def check_strays(points: np.ndarray, *, where: str) -> None:
     )
 
 
-def _read_npy(path: Path, columns: tuple[str, ...] | None) -> Cloud:
+def _read_npy(path: Path, columns: tuple[str, ...] | None) -> PointCloud:
     return _of_table(path, read_npy(path), columns)
 
 
-def _read_npz(path: Path, columns: tuple[str, ...] | None) -> Cloud:
+def _read_npz(path: Path, columns: tuple[str, ...] | None) -> PointCloud:
     return _of_arrays(path, read_npz_arrays(path), columns)
 
 
-def _read_hdf5(path: Path, columns: tuple[str, ...] | None) -> Cloud:
+def _read_hdf5(path: Path, columns: tuple[str, ...] | None) -> PointCloud:
     return _of_arrays(path, read_hdf5_arrays(path), columns)
 
 
-def _read_off(path: Path, columns: tuple[str, ...] | None) -> Cloud:
+def _read_off(path: Path, columns: tuple[str, ...] | None) -> PointCloud:
     mesh = read_off(path, needs_faces=False)
     faces = mesh.faces if len(mesh.faces) else None
     return _of_named(path, dict(zip(_POINTS, mesh.vertices.T, strict=True)), columns, faces=faces)
 
 
-def _read_ply(path: Path, columns: tuple[str, ...] | None) -> Cloud:
+def _read_ply(path: Path, columns: tuple[str, ...] | None) -> PointCloud:
     ply = read_ply(path)
     return _of_named(path, ply.vertex, columns, faces=ply.faces)
 
 
-def _read_pcd(path: Path, columns: tuple[str, ...] | None) -> Cloud:
+def _read_pcd(path: Path, columns: tuple[str, ...] | None) -> PointCloud:
     return _of_named(path, read_pcd(path, keeps_no_returns=True), columns)
 
 
-def _read_las(path: Path, columns: tuple[str, ...] | None) -> Cloud:
+def _read_las(path: Path, columns: tuple[str, ...] | None) -> PointCloud:
     return _of_named(path, read_las(path), columns)
 
 
-def _read_text(path: Path, columns: tuple[str, ...] | None) -> Cloud:
+def _read_text(path: Path, columns: tuple[str, ...] | None) -> PointCloud:
     names, table = read_rows(path, announces_rows=path.suffix.lower() == ".pts")
     if names is None:
         return _of_table(path, table, columns)
     return _of_named(path, dict(zip(names, table.T, strict=True)), columns)
 
 
-def _of_table(path: Path, table: np.ndarray, columns: tuple[str, ...] | None) -> Cloud:
+def _of_table(path: Path, table: np.ndarray, columns: tuple[str, ...] | None) -> PointCloud:
     """The cloud of a table without names."""
     if table.ndim != 2 or table.dtype.kind not in "fiu":
         raise DataError(f"{path}: holds {table.dtype} {table.shape}, numbers (points, columns) are needed")
@@ -250,7 +254,7 @@ def _of_table(path: Path, table: np.ndarray, columns: tuple[str, ...] | None) ->
     return _of_named(path, dict(zip(names, table.T, strict=True)), tuple(n for n in names if n != _LEFT_OUT))
 
 
-def _of_arrays(path: Path, arrays: Mapping[str, np.ndarray], columns: tuple[str, ...] | None) -> Cloud:
+def _of_arrays(path: Path, arrays: Mapping[str, np.ndarray], columns: tuple[str, ...] | None) -> PointCloud:
     """The cloud of named arrays: `points`, `normals`, `colours` (N, 3), `faces`, one value a point else."""
     if len(arrays) == 1 and (only := next(iter(arrays.values()))).ndim == 2:
         return _of_table(path, only, columns)
@@ -276,7 +280,7 @@ def _of_arrays(path: Path, arrays: Mapping[str, np.ndarray], columns: tuple[str,
 
 def _of_named(
     path: Path, named: Mapping[str, np.ndarray], columns: tuple[str, ...] | None, *, faces: np.ndarray | None = None
-) -> Cloud:
+) -> PointCloud:
     """The cloud of columns by name, (N,) each."""
     wanted = [name for name in (named if columns is None else columns) if name != _LEFT_OUT]
     missing = [name for name in (*_POINTS, *wanted) if name not in named]
@@ -290,7 +294,7 @@ def _of_named(
     if len(set(lengths.values())) > 1:
         listed = ", ".join(f"{name} {length}" for name, length in lengths.items())
         raise DataError(f"{path}: columns of different lengths: {listed}; get the file again")
-    return Cloud(
+    return PointCloud(
         points=_stacked(named, _POINTS),
         normals=_stacked(named, _NORMALS) if "nx" in wanted else None,
         faces=None if faces is None else np.asarray(faces, dtype=np.int64),
@@ -305,7 +309,7 @@ def _stacked(named: Mapping[str, np.ndarray], names: Sequence[str]) -> np.ndarra
         return np.stack([np.asarray(named[name], dtype=np.float64) for name in names], axis=1)
 
 
-def _check_sound(path: Path, cloud: Cloud, *, keeps_no_returns: bool) -> None:
+def _check_sound(path: Path, cloud: PointCloud, *, keeps_no_returns: bool) -> None:
     """Raises DataError for a cloud without points, a number that is not finite, and a corner that is no point."""
     if not len(cloud.points):
         raise DataError(f"{path}: holds no points; leave the file out")
@@ -332,7 +336,7 @@ def _first_outside(faces: np.ndarray, num_points: int) -> int:
     return int(faces[(faces < 0) | (faces >= num_points)][0])
 
 
-_READERS: Mapping[str, Callable[[Path, tuple[str, ...] | None], Cloud]] = {
+_READERS: Mapping[str, Callable[[Path, tuple[str, ...] | None], PointCloud]] = {
     ".npy": _read_npy,
     ".npz": _read_npz,
     ".h5": _read_hdf5,

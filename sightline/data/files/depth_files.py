@@ -11,9 +11,9 @@ from typing import TypeAlias
 import numpy as np
 from PIL import Image
 
-from sightline.data.files.array_files import check_expansion, read_npy
-from sightline.data.files.input_files import assert_regular, read_file, size_of
-from sightline.data.files.png_views import FREE_IMAGE_BYTES, PNG_END, UNDECODABLE
+from sightline.data.files.array_files import check_decompressed_size, read_npy
+from sightline.data.files.input_files import assert_regular, file_size, read_file
+from sightline.data.files.png_views import DECODE_ERRORS, FREE_IMAGE_BYTES, PNG_END
 from sightline.errors import DataError
 
 __all__ = ["SizePx", "read_colour_png", "read_depth", "read_depth_png", "read_raw_depth", "read_windowed_depth"]
@@ -116,7 +116,7 @@ def read_windowed_depth(path: Path, *, size_px: SizePx | None = None) -> np.ndar
             f"{path}: has {len(content)} bytes, its window of {right - left} x {bottom - top} asks for {expected}; get "
             "the file again"
         )
-    check_expansion(str(path), 4 * width * height, len(content))
+    check_decompressed_size(str(path), 4 * width * height, len(content))
     depth = np.zeros((height, width), dtype=np.float32)
     window = _checked(np.frombuffer(content, "<f4", offset=_HEADER.size), path, start=_HEADER.size)
     depth[top:bottom, left:right] = window.reshape(bottom - top, right - left)
@@ -124,7 +124,7 @@ def read_windowed_depth(path: Path, *, size_px: SizePx | None = None) -> np.ndar
 
 
 def _read_bin(path: Path, size_px: SizePx | None) -> np.ndarray:
-    num_bytes = size_of(path)
+    num_bytes = file_size(path)
     if size_px is not None and num_bytes == 4 * size_px[0] * size_px[1]:
         return read_raw_depth(path, size_px=size_px)
     with path.open("rb") as file:
@@ -149,11 +149,13 @@ def _decoded(path: Path) -> tuple[str, np.ndarray]:
             warnings.simplefilter("ignore")  # of a large image: it is refused below, or fits
             opened = Image.open(io.BytesIO(content), formats=["PNG"])
         with opened as image:
-            check_expansion(str(path), 8 * image.width * image.height, len(content), free_bytes=FREE_IMAGE_BYTES)
+            check_decompressed_size(
+                str(path), 8 * image.width * image.height, len(content), free_bytes=FREE_IMAGE_BYTES
+            )
             return image.mode, np.asarray(image)
     except DataError:
         raise
-    except UNDECODABLE as error:
+    except DECODE_ERRORS as error:
         reason = " ".join(str(error).partition(" <_io.")[0].split())
         raise DataError(f"{path}: cannot be decoded ({reason}); get the file again") from error
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from sightline.data.files.array_files import DAMAGE, FREE_BYTES, check_expansion, first_line
+from sightline.data.files.array_files import FREE_BYTES, READ_ERRORS, check_decompressed_size, summarise_error
 from sightline.data.files.input_files import assert_regular
 from sightline.errors import DataError
 
@@ -74,9 +74,11 @@ def open_hdf5(path: Path, *, what: str = "") -> Iterator[Hdf5File]:
     except DataError:
         raise
     except MemoryError as error:
-        raise DataError(f"{path}: does not fit into memory ({first_line(error)}); use a machine with more") from error
-    except (*DAMAGE, KeyError) as error:
-        raise DataError(f"{path}: is not a sound HDF5 file ({first_line(error)}); get it again") from error
+        raise DataError(
+            f"{path}: does not fit into memory ({summarise_error(error)}); use a machine with more"
+        ) from error
+    except (*READ_ERRORS, KeyError) as error:
+        raise DataError(f"{path}: is not a sound HDF5 file ({summarise_error(error)}); get it again") from error
 
 
 def read_hdf5_arrays(path: Path) -> dict[str, np.ndarray]:
@@ -146,7 +148,9 @@ def _check_stored(where: str, dataset: Any, num_bytes: int) -> None:
             f"{where} claims to be {dataset.dtype} {dataset.shape}, {claimed} bytes, and {stored} are stored in a "
             f"file of {num_bytes}; it was not written to the end: get it again"
         )
-    check_expansion(where, in_memory, stored, free_bytes=FREE_BYTES if dataset.dtype.kind == "f" else _MASK_BYTES)
+    check_decompressed_size(
+        where, in_memory, stored, free_bytes=FREE_BYTES if dataset.dtype.kind == "f" else _MASK_BYTES
+    )
 
 
 def _missing_filter(dataset: Any) -> str:

@@ -11,9 +11,9 @@ from typing import NamedTuple
 import numpy as np
 from PIL import ExifTags, Image
 
-from sightline.data.files.array_files import check_expansion
-from sightline.data.files.input_files import BoundedFile, assert_regular, size_of
-from sightline.data.files.png_views import FREE_IMAGE_BYTES, UNDECODABLE
+from sightline.data.files.array_files import check_decompressed_size
+from sightline.data.files.input_files import BoundedFile, assert_regular, file_size
+from sightline.data.files.png_views import DECODE_ERRORS, FREE_IMAGE_BYTES
 from sightline.errors import DataError
 
 __all__ = ["IMAGE_SUFFIXES", "ImageHeader", "check_image", "read_header", "read_image"]
@@ -99,10 +99,10 @@ def _opened(path: Path) -> Iterator[Image.Image]:
             warnings.simplefilter("ignore")  # of damaged EXIF data, and of sizes that are large and fit
             with BoundedFile(path) as file, Image.open(file) as image:
                 num_bytes = 4 * image.width * image.height
-                check_expansion(str(path), num_bytes, size_of(path), free_bytes=FREE_IMAGE_BYTES)
+                check_decompressed_size(str(path), num_bytes, file_size(path), free_bytes=FREE_IMAGE_BYTES)
                 yield image
     except DataError:
         raise
-    except UNDECODABLE as error:
+    except DECODE_ERRORS as error:
         found = " ".join(str(error).split()).removesuffix(f" {str(path)!r}")
         raise DataError(f"{path}: cannot be decoded ({found}); get the file again, or leave it out") from error

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from sightline.errors import DataError
-from sightline.plain_files import assert_plain, parse_json
+from sightline.regular_files import check_regular_file, parse_json
 
-__all__ = ["BoundedFile", "assert_regular", "open_regular", "parsed_json", "read_file", "size_of"]
+__all__ = ["BoundedFile", "assert_regular", "file_size", "open_regular", "parse_json_content", "read_file"]
 
 
 class BoundedFile(io.BufferedReader):
@@ -31,7 +31,7 @@ class BoundedFile(io.BufferedReader):
 def assert_regular(path: Path) -> None:
     """Raises DataError unless there is a regular file, which opening and reading cannot block."""
     try:
-        assert_plain(path)
+        check_regular_file(path)
     except OSError as error:
         if error.errno == errno.ENOENT and not os.path.lexists(path):
             raise DataError(f"{path}: there is no such file; check the path") from error
@@ -52,7 +52,7 @@ def open_regular(path: Path) -> BinaryIO:
 
 def read_file(path: Path) -> bytes:
     """The bytes of a regular file. Raises DataError if it cannot be read, or does not fit into memory."""
-    num_bytes = size_of(path)
+    num_bytes = file_size(path)
     if not path.is_dir():  # of which the system says so itself
         assert_regular(path)
     if num_bytes > os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"):  # with holes, that costs no disk
@@ -65,7 +65,7 @@ def read_file(path: Path) -> bytes:
         raise _too_large(path, num_bytes) from error
 
 
-def parsed_json(content: bytes, *, where: str, advice: str) -> Any:
+def parse_json_content(content: bytes, *, where: str, advice: str) -> Any:
     """What JSON in UTF-8 holds. Raises DataError with the place and the advice for anything else."""
     try:
         return parse_json(content.decode("utf-8-sig"))
@@ -73,7 +73,7 @@ def parsed_json(content: bytes, *, where: str, advice: str) -> Any:
         raise DataError(f"{where}: does not read as JSON ({error}); {advice}") from error
 
 
-def size_of(path: Path) -> int:
+def file_size(path: Path) -> int:
     """The size of a file in bytes. Raises DataError if there is none."""
     try:
         return path.stat().st_size

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from sightline.data.files.array_files import DAMAGE, check_expansion, first_line
-from sightline.data.files.input_files import assert_regular, size_of
+from sightline.data.files.array_files import READ_ERRORS, check_decompressed_size, summarise_error
+from sightline.data.files.input_files import assert_regular, file_size
 from sightline.errors import DataError, MissingExtraError, assert_installed
 
 __all__ = ["read_las"]
@@ -44,10 +44,18 @@ def read_las(path: Path) -> dict[str, np.ndarray]:
                 columns |= _columns_of(name.lower(), np.asarray(cloud[name]))
     except MemoryError as error:
         raise DataError(f"{path}: does not fit into memory, or is damaged; get the file again") from error
-    except (*DAMAGE, LookupError, ArithmeticError, AssertionError, AttributeError, TypeError, RuntimeError) as error:
-        raise DataError(f"{path}: does not read as LAS ({first_line(error)}); get the file again") from error
+    except (
+        *READ_ERRORS,
+        LookupError,
+        ArithmeticError,
+        AssertionError,
+        AttributeError,
+        TypeError,
+        RuntimeError,
+    ) as error:
+        raise DataError(f"{path}: does not read as LAS ({summarise_error(error)}); get the file again") from error
     except laspy.errors.LaspyException as error:
-        raise DataError(f"{path}: does not read as LAS ({first_line(error)}); get the file again") from error
+        raise DataError(f"{path}: does not read as LAS ({summarise_error(error)}); get the file again") from error
     return columns
 
 
@@ -67,12 +75,12 @@ def _check_header(path: Path) -> bool:
     start, num_records, kind, row_bytes, num_points = struct.unpack_from("<IIBHI", head, 96)
     if (head[24], head[25]) >= (1, 4) and len(head) == _HEADER_BYTES_1_4:
         num_points = max(num_points, *struct.unpack_from("<Q", head, 247))
-    size, is_compressed = size_of(path), bool(kind & _IS_COMPRESSED)
+    size, is_compressed = file_size(path), bool(kind & _IS_COMPRESSED)
     needed = start + (0 if is_compressed else num_points * row_bytes)
     if start < num_records * _VLR_BYTES or needed > size:
         raise DataError(
             f"{path}: its header promises {num_points} points of {row_bytes} bytes from byte {start} on, and "
             f"{num_records} records before; the file has {size} bytes: it is cut short or damaged, get it again"
         )
-    check_expansion(str(path), num_points * row_bytes, size)
+    check_decompressed_size(str(path), num_points * row_bytes, size)
     return is_compressed

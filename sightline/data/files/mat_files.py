@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from sightline.data.files.array_files import DAMAGE, FREE_BYTES, check_expansion, first_line
+from sightline.data.files.array_files import FREE_BYTES, READ_ERRORS, check_decompressed_size, summarise_error
 from sightline.data.files.input_files import read_file
 from sightline.errors import DataError, assert_installed
 
@@ -46,8 +46,8 @@ def read_mat(path: Path, key: str, *, kinds: str = "fiu") -> np.ndarray:
         found = loadmat(io.BytesIO(content), variable_names=[key])
     except DataError:
         raise
-    except (*DAMAGE, LookupError, MatReadError, MemoryError) as error:
-        raise DataError(f"{path}: {key} cannot be read ({first_line(error)}); get the file again") from error
+    except (*READ_ERRORS, LookupError, MatReadError, MemoryError) as error:
+        raise DataError(f"{path}: {key} cannot be read ({summarise_error(error)}); get the file again") from error
     if key not in found or found[key].dtype.kind not in kinds:
         what = "cells" if kinds == "O" else "numbers"
         raise DataError(f"{path}: has no array of {what} '{key}'; get the file again")
@@ -78,7 +78,7 @@ def _decompressed(stored: bytes, path: Path) -> bytes:
     """Raises DataError where far more comes of some bytes than arrays compress to, before it is all in memory."""
     stream = zlib.decompressobj()
     found = stream.decompress(stored, max(FREE_BYTES, 100 * len(stored)) + 1)
-    check_expansion(str(path), len(found), len(stored))
+    check_decompressed_size(str(path), len(found), len(stored))
     return found
 
 

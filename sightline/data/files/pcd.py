@@ -8,8 +8,8 @@ from typing import IO
 
 import numpy as np
 
-from sightline.data.files.array_files import DAMAGE, check_expansion, first_line
-from sightline.data.files.input_files import assert_regular, size_of
+from sightline.data.files.array_files import READ_ERRORS, check_decompressed_size, summarise_error
+from sightline.data.files.input_files import assert_regular, file_size
 from sightline.errors import DataError, assert_installed
 
 __all__ = ["read_pcd"]
@@ -40,8 +40,8 @@ def read_pcd(path: Path, *, keeps_no_returns: bool = False) -> dict[str, np.ndar
         table = np.atleast_1d(PointCloud.from_path(path).pc_data)
     except MemoryError as error:
         raise DataError(f"{path}: does not fit into memory, or is damaged; get the file again") from error
-    except (*DAMAGE, LookupError, ArithmeticError, AssertionError) as error:
-        raise DataError(f"{path}: does not read as PCD ({first_line(error)}); get the file again") from error
+    except (*READ_ERRORS, LookupError, ArithmeticError, AssertionError) as error:
+        raise DataError(f"{path}: does not read as PCD ({summarise_error(error)}); get the file again") from error
     if len(table) != num_points:
         raise DataError(f"{path}: promises {num_points} points and holds {len(table)}; get the file again")
     names = [name for name in table.dtype.names or () if not name.startswith("_")]
@@ -75,7 +75,7 @@ def _check_header(path: Path, file: IO[bytes]) -> int:
         least = 0
     if least < 1:
         raise DataError(f"{path}: has no header of a PCD file (FIELDS, SIZE, POINTS, DATA); get the file again")
-    there = size_of(path) - file.tell()
+    there = file_size(path) - file.tell()
     claimed = num_points * {"binary": row_bytes, "ascii": _TEXT_BYTES * sum(counts) - 1}.get(kind, 0)
     # The last line of text may end without a break; bytes beyond those of binary points belong to nothing.
     if claimed > there + 1 or (kind == "binary" and claimed != there):
@@ -90,5 +90,5 @@ def _check_header(path: Path, file: IO[bytes]) -> int:
                 f"{path}: promises {num_points} points of {row_bytes} bytes, its compressed part states {stored} bytes "
                 f"that become {expanded}, and {there} follow; get the file again"
             )
-    check_expansion(str(path), num_points * row_bytes, there)
+    check_decompressed_size(str(path), num_points * row_bytes, there)
     return num_points

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from sightline.data.files.text_tables import count_of, numbers_of, read_text
+from sightline.data.files.text_tables import parse_count, parse_rows, read_text
 from sightline.errors import DataError
 
 __all__ = ["Ply", "read_ply"]
@@ -139,7 +139,7 @@ def _add_header_line(elements: list[_Element], line: str, where: str) -> None:
     match words:
         case ["comment" | "obj_info", *_]:
             return
-        case ["element", name, size] if (count := count_of(size)) is not None and name not in {
+        case ["element", name, size] if (count := parse_count(size)) is not None and name not in {
             each.name for each in elements
         }:
             elements.append(_Element(name, count, []))
@@ -300,7 +300,7 @@ def _ascii_rows(path: Path, rows: Sequence[str], numbers: range, element: _Eleme
     if not rows:
         return _no_rows(element)
     if element.is_plain:
-        table = numbers_of(rows, numbers, path=path, num_columns=len(names))
+        table = parse_rows(rows, numbers, path=path, num_columns=len(names))
         return _Values(dict(zip(names, table.T, strict=True)), {})
     scalars: dict[str, list[float]] = {each.name: [] for each in element.properties if not each.counter}
     lists: dict[str, list[np.ndarray]] = {each.name: [] for each in element.properties if each.counter}

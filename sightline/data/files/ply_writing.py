@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sightline.data.files.whole_files import whole_file
+from sightline.data.files.atomic_write import open_atomic
 
 __all__ = ["write_ply"]
 
@@ -32,7 +32,7 @@ def write_ply(path: Path, *, points: np.ndarray, colors: np.ndarray, label: np.n
         columns["label"], kinds["label"] = label, "<i4"
     properties = [f"property {_PLY_TYPES[kind]} {name}" for name, kind in kinds.items()]
     header = ["ply", "format binary_little_endian 1.0", f"element vertex {len(points)}", *properties, "end_header", ""]
-    with whole_file(path) as file:
+    with open_atomic(path) as file:
         file.write("\n".join(header).encode("ascii"))
         for start in range(0, len(points), _ROWS_AT_ONCE):
             rows = np.empty(len(points[start : start + _ROWS_AT_ONCE]), dtype=list(kinds.items()))

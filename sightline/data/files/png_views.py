@@ -13,13 +13,13 @@ from PIL import Image
 from sightline.data.files.input_files import BoundedFile, open_regular
 from sightline.errors import DataError
 from sightline.geometry.rendering import Background
-from sightline.transforms.images import resized
+from sightline.transforms.images import resize_images
 
-__all__ = ["PNG_END", "UNDECODABLE", "composited", "png_fault", "read_view"]
+__all__ = ["DECODE_ERRORS", "PNG_END", "composite_over", "png_fault", "read_view"]
 
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 PNG_END = b"\x00\x00\x00\x00IEND\xaeB`\x82"
-UNDECODABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
+DECODE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
 """What Pillow raises for files that it does not understand, or that are of an absurd size."""
 FREE_IMAGE_BYTES = 2**28
 """Below this an image is decoded however well it was compressed: a drawing may be of one colour."""
@@ -56,16 +56,18 @@ def read_view(path: Path, *, size_px: int, background: Background) -> np.ndarray
     try:
         with BoundedFile(path) as file, Image.open(file) as image:
             mode, pixels = image.mode, np.asarray(image)
-    except UNDECODABLE as error:
+    except DECODE_ERRORS as error:
         reason = " ".join(str(error).split())
         raise DataError(f"{path}: cannot be decoded ({reason}); get the file again") from error
     if mode != "RGBA":
         raise DataError(f"{path}: is {mode}, RGBA is needed, whose transparency marks the background; get the renders")
-    found: np.ndarray = resized(torch.from_numpy(composited(pixels, background)), size=(size_px, size_px)).numpy()
+    found: np.ndarray = resize_images(
+        torch.from_numpy(composite_over(pixels, background)), size=(size_px, size_px)
+    ).numpy()
     return found
 
 
-def composited(rgba: np.ndarray, background: Background) -> np.ndarray:
+def composite_over(rgba: np.ndarray, background: Background) -> np.ndarray:
     """Colours and opacity (H, W, 4) uint8 over a background: (H, W, 3) uint8, rounded.
 
     Source: Porter and Duff 1984, "over", with colours not multiplied by opacity.

@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from sightline.data.files.atomic_write import open_atomic
 from sightline.data.files.input_files import read_file
-from sightline.data.files.whole_files import whole_file
 from sightline.errors import DataError
 
 __all__ = ["MatrixRow", "check_pose", "read_bin", "read_label_ids", "read_matrices", "velodyne_poses"]
@@ -58,7 +58,7 @@ def read_label_ids(path: Path, *, num_points: int, points_path: Path) -> np.ndar
 def write_label_ids(path: Path, ids: np.ndarray) -> None:
     """Write ids (N,) as a SemanticKITTI label file, without instances; the file is whole or absent."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with whole_file(path) as file:
+    with open_atomic(path) as file:
         file.write(ids.astype("<u4").tobytes())
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from sightline.data.files.input_files import read_file
 from sightline.errors import DataError
 
-__all__ = ["count_of", "numbers_of", "read_rows", "read_table", "read_text"]
+__all__ = ["parse_count", "parse_rows", "read_rows", "read_table", "read_text"]
 
 
 def read_text(path: Path) -> str:
@@ -18,7 +18,7 @@ def read_text(path: Path) -> str:
     return read_file(path).decode("latin-1")
 
 
-def count_of(token: str) -> int | None:
+def parse_count(token: str) -> int | None:
     """The number that digits give; None for anything else, and beyond 18 digits, which no count of anything has."""
     return int(token) if token.isascii() and token.isdecimal() and len(token) < 19 else None
 
@@ -31,7 +31,7 @@ def read_table(path: Path, *, num_columns: int, delimiter: str | None = None) ->
     lines = _lines_of(path)
     if not lines:
         raise DataError(f"{path}: holds no rows, {num_columns} columns are needed; get the file again")
-    return numbers_of(lines, range(1, len(lines) + 1), path=path, num_columns=num_columns, delimiter=delimiter)
+    return parse_rows(lines, range(1, len(lines) + 1), path=path, num_columns=num_columns, delimiter=delimiter)
 
 
 def read_rows(path: Path, *, announces_rows: bool = False) -> tuple[tuple[str, ...] | None, np.ndarray]:
@@ -64,7 +64,7 @@ def read_rows(path: Path, *, announces_rows: bool = False) -> tuple[tuple[str, .
         raise DataError(f"{path}: holds no rows of numbers; get the file again")
     delimiter = "," if "," in rows[0] else None
     width = len(rows[0].split(delimiter))
-    table = numbers_of(rows, range(start + 1, len(lines) + 1), path=path, num_columns=width, delimiter=delimiter)
+    table = parse_rows(rows, range(start + 1, len(lines) + 1), path=path, num_columns=width, delimiter=delimiter)
     return (None if announced else _column_names(head, width, f"{path}:{start}")), table
 
 
@@ -108,7 +108,7 @@ def _column_names(line: str, width: int, where: str) -> tuple[str, ...] | None:
     return names
 
 
-def numbers_of(
+def parse_rows(
     lines: Sequence[str], line_numbers: Sequence[int], *, path: Path, num_columns: int, delimiter: str | None = None
 ) -> np.ndarray:
     """The numbers of these lines of a file: (len(lines), num_columns) float64, finite. Raises as `read_table`."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from sightline.config.faults import Faults
+from sightline.config.faults import ConfigFaults
 from sightline.config.yaml_tree import read_tables
 from sightline.errors import ConfigError, DataError
 
@@ -23,7 +23,7 @@ def parsed_yaml(content: bytes, path: Path, *, name: str) -> Any:
     """
     if len(content) > MAX_BYTES:
         raise DataError(f"{path}: has {len(content):,} bytes; {name} has at most {MAX_BYTES:,}")
-    faults = Faults()
+    faults = ConfigFaults()
     try:
         tree = read_tables(content.decode("utf-8-sig"), str(path), faults, name=name, max_nodes=MAX_NODES)
         faults.raise_any()

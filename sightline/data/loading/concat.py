@@ -12,7 +12,7 @@ import numpy as np
 from sightline import registry
 from sightline.arguments import DataBlock
 from sightline.errors import ConfigError
-from sightline.members import DataMembers
+from sightline.optional_members import DataMembers
 from sightline.types import DataInfo, Dealing, Sample, SampleKey
 
 __all__ = ["Concat"]
@@ -33,11 +33,11 @@ class Concat:
         self._sets: tuple[Any, ...] = sets
         self._ends = list(accumulate(len(each) for each in sets))
         self.info = _joined([each.info for each in sets])
-        if any(DataMembers.collate.of(each) is not None for each in sets):
+        if any(DataMembers.collate.get(each) is not None for each in sets):
             raise ConfigError("sets: one of them combines its samples in a way of its own; train on it alone")
-        strata = [DataMembers.strata.of(each) for each in sets]
+        strata = [DataMembers.strata.get(each) for each in sets]
         self.strata = None if any(each is None for each in strata) else np.concatenate(strata)
-        prints = [DataMembers.fingerprint.of(each) for each in sets]
+        prints = [DataMembers.fingerprint.get(each) for each in sets]
         self.fingerprint = None if None in prints else " + ".join(map(str, prints))
         if "boxes" in self.info.fields:
             self.classes = getattr(sets[0], "classes", None)
@@ -52,7 +52,7 @@ class Concat:
     def name_of(self, index: int) -> str:
         """The number of the sample's set, from 1, and what that set calls it."""
         own, place = self._place(index)
-        name_of = DataMembers.name_of.of(self._sets[own])
+        name_of = DataMembers.name_of.get(self._sets[own])
         return f"{own + 1}/{place if name_of is None else name_of(place)}"
 
     def record(self, index: int) -> Any:
@@ -67,7 +67,7 @@ class Concat:
 
     def others(self) -> Any:
         """Every image of the sets by name, and every class of them, whether of this part or not."""
-        every = [each.others() for each in self._sets]
+        every = [each.set_index() for each in self._sets]
         names = (f"{own}/{key}" for own, each in enumerate(every, start=1) for key in each.images if type(key) is str)
         return every[0]._replace(images=frozenset(names), category_ids=frozenset().union(*(e[1] for e in every)))
 

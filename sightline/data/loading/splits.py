@@ -7,10 +7,10 @@ import numpy as np
 from sightline.draws import Draws
 from sightline.types import SampleKey
 
-__all__ = ["hold_out", "take_fraction"]
+__all__ = ["stratified_split", "stratified_subset"]
 
 
-def hold_out(
+def stratified_split(
     size: int, strata: np.ndarray | None, *, share: float = 0.1, seed: int = 0
 ) -> tuple[np.ndarray, np.ndarray]:
     """Sorted indices that remain, and those held out: of every stratum its share, rounded to the nearest.
@@ -29,7 +29,7 @@ def hold_out(
     return np.setdiff1d(np.arange(size), held_out), held_out
 
 
-def take_fraction(strata: np.ndarray, fraction: float, *, seed: int) -> np.ndarray:
+def stratified_subset(strata: np.ndarray, fraction: float, *, seed: int) -> np.ndarray:
     """Sorted indices of a share of every stratum, rounded to the nearest, at least one; pure.
 
     With one seed a smaller share is part of a larger one.

@@ -13,17 +13,24 @@ import numpy as np
 import torch
 from PIL import Image
 
-from sightline.data.clouds.modelnet_classes import by_number
+from sightline.data.clouds.modelnet_classes import natural_sort_key
 from sightline.data.files.input_files import BoundedFile
-from sightline.data.files.png_views import composited
-from sightline.data.store.native import Prepared, listing, read_manifest
-from sightline.data.store.preparation import Column, Part, Plan, Progress, Row, prepare_native
+from sightline.data.files.png_views import composite_over
+from sightline.data.store.prepared_set import PreparedSet, read_manifest, summarise_folder
+from sightline.data.store.prepared_writer import (
+    ColumnSpec,
+    PreparationPlan,
+    Progress,
+    SampleRow,
+    Shard,
+    write_prepared_set,
+)
 from sightline.data.store.views import IMAGE, VIEWS_SET
 from sightline.errors import DataError
 from sightline.geometry.rendering import Background
-from sightline.transforms.images import resized
+from sightline.transforms.images import resize_images
 
-__all__ = ["Pictured", "import_views", "list_pictures", "read_picture"]
+__all__ = ["RenderedShape", "import_views", "list_pictures", "read_picture"]
 
 _FILE = re.compile(r"(?P<name>.+?)(\.obj)?_(white)?shaded_v?(?P<view>\d+)\.png", flags=re.IGNORECASE)
 _SPLITS = ("train", "test")
@@ -31,7 +38,7 @@ _PART = 64
 _MOST_LISTED = 10
 
 
-class Pictured(NamedTuple):
+class RenderedShape(NamedTuple):
     """One shape: its name and part, and its pictures, those of each camera set-up (folder) together, by number."""
 
     name: str
@@ -39,7 +46,7 @@ class Pictured(NamedTuple):
     files: tuple[Path, ...]
 
 
-def list_pictures(root: Path) -> list[Pictured]:
+def list_pictures(root: Path) -> list[RenderedShape]:
     """The shapes below a folder, `[SET-UP/]CLASS/{train,test}/NAME.obj_whiteshaded_vNNNN.png`, by part and name.
 
     Pictures of one name belong to one shape, whatever folders they lie in; files of other names are passed over.
@@ -62,10 +69,10 @@ def list_pictures(root: Path) -> list[Pictured]:
         files[name].append(path)
     if not files:
         raise DataError(
-            f"{root}: holds {listing(root)}, no picture CLASS/train/NAME.obj_whiteshaded_v0000.png in any folder below"
+            f"{root}: holds {summarise_folder(root)}, no picture CLASS/train/NAME.obj_whiteshaded_v0000.png in any folder below"
         )
-    order = sorted(files, key=lambda name: (_SPLITS.index(splits[name]), by_number(name)))
-    return [Pictured(name, splits[name], tuple(sorted(files[name], key=_place(root)))) for name in order]
+    order = sorted(files, key=lambda name: (_SPLITS.index(splits[name]), natural_sort_key(name)))
+    return [RenderedShape(name, splits[name], tuple(sorted(files[name], key=_place(root)))) for name in order]
 
 
 def import_views(
@@ -93,11 +100,11 @@ def import_views(
         raise DataError(f"{root}: no shape is left of {len(listed)}: {'; '.join(differences)}")
     differences += _gaps(root, listed)
     shown_px = size_px or read_picture(kept[0].files[0], background=background).shape[0]
-    plan = Plan(
+    plan = PreparationPlan(
         VIEWS_SET,
         "mvcnn",
         root,
-        {IMAGE: Column((shown_px, shown_px, 3), "uint8", is_ragged=True)},
+        {IMAGE: ColumnSpec((shown_px, shown_px, 3), "uint8", is_ragged=True)},
         tuple(_parts(kept, background, shown_px, is_resized=size_px is not None)),
         {
             "style": "as the pictures are",
@@ -113,14 +120,14 @@ def import_views(
             "clouds": None if clouds is None else read_manifest(clouds)["digest"],
         },
     )
-    return prepare_native(plan, target, progress=progress)
+    return write_prepared_set(plan, target, progress=progress)
 
 
 def read_picture(path: Path, *, background: Background) -> np.ndarray:
     """A picture on a background: (H, W, 3) uint8. Raises DataError naming the file where it does not read."""
     try:
         with BoundedFile(path) as file, Image.open(file) as picture:
-            return composited(np.asarray(picture.convert("RGBA")), background)
+            return composite_over(np.asarray(picture.convert("RGBA")), background)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         reason = str(error).split("\n", 1)[0]
         raise DataError(f"{path}: does not read as a picture ({reason}); get the file again") from error
@@ -138,13 +145,13 @@ def _place(root: Path) -> Any:
 
 
 def _names_of(clouds: Path) -> set[str]:
-    prepared = Prepared(clouds, read_manifest(clouds))
+    prepared = PreparedSet(clouds, read_manifest(clouds))
     return {name for split in prepared.splits for name in prepared.names(split)}
 
 
 def _paired(
-    listed: Sequence[Pictured], min_views: int, known: set[str] | None, clouds: Path | None
-) -> tuple[list[Pictured], list[str]]:
+    listed: Sequence[RenderedShape], min_views: int, known: set[str] | None, clouds: Path | None
+) -> tuple[list[RenderedShape], list[str]]:
     """The shapes that are kept, and what is to be said of the others."""
     few = [each for each in listed if len(each.files) < min_views]
     enough = [each for each in listed if len(each.files) >= min_views]
@@ -157,13 +164,13 @@ def _paired(
     unmatched = [each.name for each in enough if each.name not in known]
     if unmatched:
         notes.append(f"{len(unmatched)} shapes have no cloud of their name in {clouds}: {_some(unmatched)}")
-    bare = sorted(known - {each.name for each in enough}, key=by_number)
+    bare = sorted(known - {each.name for each in enough}, key=natural_sort_key)
     if bare:
         notes.append(f"{len(bare)} of {len(known)} clouds in {clouds} have no pictures: {_some(bare)}")
     return [each for each in enough if each.name in known], notes
 
 
-def _gaps(root: Path, listed: Sequence[Pictured]) -> list[str]:
+def _gaps(root: Path, listed: Sequence[RenderedShape]) -> list[str]:
     """Which shapes lack pictures that most shapes of a set-up have."""
     counts: defaultdict[str, Counter[str]] = defaultdict(Counter)
     for each in listed:
@@ -183,20 +190,22 @@ def _some(names: Sequence[str]) -> str:
     return ", ".join(names[:_MOST_LISTED]) + more
 
 
-def _parts(kept: Sequence[Pictured], background: Background, size_px: int, *, is_resized: bool) -> Iterator[Part]:
+def _parts(kept: Sequence[RenderedShape], background: Background, size_px: int, *, is_resized: bool) -> Iterator[Shard]:
     for split in _SPLITS:
         shapes = [each for each in kept if each.split == split]
         for first in range(0, len(shapes), _PART):
             some = shapes[first : first + _PART]
             files = tuple(file for each in some for file in each.files)
             rows = functools.partial(_rows, some, background, size_px, is_resized=is_resized)
-            yield Part(split, split, len(some), files, rows, len(files))
+            yield Shard(split, split, len(some), files, rows, len(files))
 
 
-def _rows(shapes: Sequence[Pictured], background: Background, size_px: int, *, is_resized: bool) -> Iterator[Row]:
-    def row(each: Pictured) -> Row:
+def _rows(
+    shapes: Sequence[RenderedShape], background: Background, size_px: int, *, is_resized: bool
+) -> Iterator[SampleRow]:
+    def row(each: RenderedShape) -> SampleRow:
         pictures = [_sized(file, background, size_px, is_resized=is_resized) for file in each.files]
-        return Row(each.name, str(each.files[0]), {IMAGE: np.stack(pictures)})
+        return SampleRow(each.name, str(each.files[0]), {IMAGE: np.stack(pictures)})
 
     return map(row, shapes)
 
@@ -206,7 +215,7 @@ def _sized(path: Path, background: Background, size_px: int, *, is_resized: bool
     if picture.shape[0] != picture.shape[1]:
         raise DataError(f"{path}: is {picture.shape[1]} by {picture.shape[0]} pixels, squares are needed; crop it")
     if is_resized:
-        return resized(torch.from_numpy(picture), size=(size_px, size_px)).numpy()
+        return resize_images(torch.from_numpy(picture), size=(size_px, size_px)).numpy()
     if picture.shape[0] != size_px:
         raise DataError(f"{path}: is {picture.shape[0]} pixels wide, others {size_px}; give one size for all: --size")
     return picture

@@ -9,13 +9,13 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from sightline.data.files.cloud_files import CLOUD_SUFFIXES, is_cloud_file, read_cloud
-from sightline.data.store.native import MANIFEST, Prepared, check_sizes, listing, read_manifest
-from sightline.data.store.preparation import to_unit_sphere
+from sightline.data.store.prepared_set import MANIFEST, PreparedSet, check_sizes, read_manifest, summarise_folder
+from sightline.data.store.prepared_writer import normalize_to_unit_sphere
 from sightline.data.synthetic.synthetic_shapes import SyntheticShapes
 from sightline.errors import ConfigError, DataError
 from sightline.types import SampleKey
 
-__all__ = ["FileObjects", "Objects", "PreparedObjects", "Surface", "SyntheticObjects", "objects_of_folder"]
+__all__ = ["FileObjects", "PreparedObjects", "RenderSource", "Surface", "SyntheticObjects", "objects_of_folder"]
 
 
 class Surface(NamedTuple):
@@ -25,7 +25,7 @@ class Surface(NamedTuple):
     faces: np.ndarray | None = None
 
 
-class Objects(Protocol):
+class RenderSource(Protocol):
     """Objects with names, by split; pickles to the processes that render.
 
     `options` are what the objects depend on beside the `files`; `about` tells people what they are.
@@ -64,7 +64,7 @@ class PreparedObjects:
             raise ConfigError(f"data render: num_points is {num_points}, {root} holds {stored} points a shape")
         self.path = root.resolve()
         self.up_axis = str(manifest["up_axis"])
-        self._prepared = Prepared(self.path, manifest)
+        self._prepared = PreparedSet(self.path, manifest)
         self._num_points = num_points
         self.names = {split: self._prepared.names(split) for split in self._prepared.splits}
         self.options = {"num_points": num_points, "source_digest": manifest["digest"]}
@@ -78,7 +78,7 @@ class PreparedObjects:
 
     def read(self, split: str, index: int) -> Surface:
         points = self._prepared.row(split, "points", index)[: self._num_points]
-        return Surface(to_unit_sphere(points, where=self.where(split, index)))
+        return Surface(normalize_to_unit_sphere(points, where=self.where(split, index)))
 
 
 class SyntheticObjects:
@@ -118,7 +118,7 @@ class FileObjects:
         )
         if not self._files:
             raise DataError(
-                f"{folder}: holds {listing(folder)}, no mesh or cloud ({' '.join(CLOUD_SUFFIXES)}) in any folder "
+                f"{folder}: holds {summarise_folder(folder)}, no mesh or cloud ({' '.join(CLOUD_SUFFIXES)}) in any folder "
                 "below; give another"
             )
         stems = [path.stem for path in self._files]
@@ -136,11 +136,11 @@ class FileObjects:
     def read(self, split: str, index: int) -> Surface:
         cloud = read_cloud(self._files[index])
         if cloud.faces is None:
-            return Surface(to_unit_sphere(cloud.points, where=self.where(split, index)))
+            return Surface(normalize_to_unit_sphere(cloud.points, where=self.where(split, index)))
         return Surface(_enclosed(cloud.points, cloud.faces, where=self.where(split, index)), cloud.faces)
 
 
-def objects_of_folder(folder: Path, *, up_axis: str | None, num_points: int | None) -> Objects:
+def objects_of_folder(folder: Path, *, up_axis: str | None, num_points: int | None) -> RenderSource:
     """What a folder holds: a prepared set, which knows its up axis, or files, whose up axis must be named.
 
     Raises DataError or ConfigError where the two do not fit.

@@ -17,15 +17,22 @@ from typing import Any
 import numpy as np
 import torch
 
-from sightline.data.render.rendered_objects import Objects
-from sightline.data.store.native import Prepared
-from sightline.data.store.preparation import Column, Part, Plan, Progress, Row, prepare_native
+from sightline.data.render.rendered_objects import RenderSource
+from sightline.data.store.prepared_set import PreparedSet
+from sightline.data.store.prepared_writer import (
+    ColumnSpec,
+    PreparationPlan,
+    Progress,
+    SampleRow,
+    Shard,
+    write_prepared_set,
+)
 from sightline.data.store.views import DEFAULT_SIZE_PX, IMAGE, VIEWS_SET
 from sightline.errors import ConfigError, DataError, RunError
 from sightline.geometry.cameras import Cameras, Projection, ring_cameras
 from sightline.geometry.rendering import Style, render_cloud, render_mesh
 
-__all__ = ["Look", "check_names", "render_set"]
+__all__ = ["RenderSettings", "check_names", "render_set"]
 
 _PART = 256
 """Objects that are rendered, and rendered again after a kill, together."""
@@ -36,7 +43,7 @@ _CHUNK = 8
 
 
 @dataclass(frozen=True)
-class Look:
+class RenderSettings:
     """How objects are looked at: what the bits of a view store depend on beside the objects."""
 
     num_views: int = 12
@@ -59,7 +66,9 @@ class Look:
             raise ConfigError(f"data render: {error}") from error
 
 
-def render_set(objects: Objects, target: Path, *, look: Look, num_jobs: int, progress: Progress) -> dict[str, Any]:
+def render_set(
+    objects: RenderSource, target: Path, *, look: RenderSettings, num_jobs: int, progress: Progress
+) -> dict[str, Any]:
     """Render every object into a view store; returns its manifest with `root` and `outcome`, as `prepare_native`.
 
     The same bits for any number of processes; a killed run is continued by the same call.
@@ -91,17 +100,17 @@ def render_set(objects: Objects, target: Path, *, look: Look, num_jobs: int, pro
         **objects.options,
     }
     with _Renderers(objects, cameras, look.style, num_jobs) as renderers:
-        plan = Plan(
+        plan = PreparationPlan(
             VIEWS_SET,
             "rendered",
             objects.path,
-            {IMAGE: Column((look.size_px, look.size_px), "uint8", is_ragged=True)},
+            {IMAGE: ColumnSpec((look.size_px, look.size_px), "uint8", is_ragged=True)},
             tuple(_parts(objects, renderers, look.num_views)),
             about,
             _blank_views,
             options,
         )
-        return prepare_native(plan, target, progress=progress)
+        return write_prepared_set(plan, target, progress=progress)
 
 
 def check_names(names: Mapping[str, Sequence[str]], *, where: str) -> None:
@@ -115,7 +124,7 @@ def check_names(names: Mapping[str, Sequence[str]], *, where: str) -> None:
         )
 
 
-def _blank_views(prepared: Prepared) -> Mapping[str, Any]:
+def _blank_views(prepared: PreparedSet) -> Mapping[str, Any]:
     """What the manifest says of pictures that show nothing, as those of a flat mesh seen from its edge do."""
     differences = []
     for split in prepared.splits:
@@ -133,19 +142,19 @@ def _blank_views(prepared: Prepared) -> Mapping[str, Any]:
     return {"differences": differences} if differences else {}
 
 
-def _parts(objects: Objects, renderers: _Renderers, num_views: int) -> Iterator[Part]:
+def _parts(objects: RenderSource, renderers: _Renderers, num_views: int) -> Iterator[Shard]:
     for split, names in objects.names.items():
         for first in range(0, len(names), _PART):
             last = min(first + _PART, len(names))
             rows = functools.partial(renderers.rows, split, first, last)
             files = objects.files(split, first, last)
-            yield Part(split, split, last - first, files, rows, (last - first) * num_views)
+            yield Shard(split, split, last - first, files, rows, (last - first) * num_views)
 
 
 class _Renderers:
     """Processes that render objects, made when the first one is asked for; with one job, this process itself."""
 
-    def __init__(self, objects: Objects, cameras: Cameras, style: Style, num_jobs: int) -> None:
+    def __init__(self, objects: RenderSource, cameras: Cameras, style: Style, num_jobs: int) -> None:
         self._objects = objects
         self._work = functools.partial(_render, objects, cameras, style)
         self._num_jobs = num_jobs
@@ -158,12 +167,12 @@ class _Renderers:
         if self._pool is not None:
             self._pool.shutdown(wait=True, cancel_futures=True)
 
-    def rows(self, split: str, first: int, last: int) -> Iterator[Row]:
+    def rows(self, split: str, first: int, last: int) -> Iterator[SampleRow]:
         """The views of these objects, in order."""
         tasks = [(split, index) for index in range(first, last)]
         names = self._objects.names[split]
         for (_, index), levels in zip(tasks, self._rendered(tasks), strict=True):
-            yield Row(names[index], self._objects.where(split, index), {IMAGE: levels})
+            yield SampleRow(names[index], self._objects.where(split, index), {IMAGE: levels})
 
     def _rendered(self, tasks: Sequence[tuple[str, int]]) -> Iterator[np.ndarray]:
         if self._num_jobs == 1:
@@ -182,7 +191,7 @@ class _Renderers:
             ) from error
 
 
-def _render(objects: Objects, cameras: Cameras, style: Style, task: tuple[str, int]) -> np.ndarray:
+def _render(objects: RenderSource, cameras: Cameras, style: Style, task: tuple[str, int]) -> np.ndarray:
     surface = objects.read(*task)
     try:
         if surface.faces is not None:

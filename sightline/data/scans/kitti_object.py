@@ -11,19 +11,19 @@ import numpy as np
 from annotated_types import Ge, Le
 
 from sightline import registry
-from sightline.arguments import Count, Fraction
-from sightline.data.scans.kitti_object_files import Boxing, image_size_px, read_frame
+from sightline.arguments import Count, FractionBelowOne
+from sightline.data.scans.kitti_object_files import PointsInBoxRule, image_size_px, read_frame
 from sightline.data.scans.label_maps import read_label_map
-from sightline.data.scans.labelled_scans import Frames, LabelledScans
-from sightline.data.scans.samples import RawScan
+from sightline.data.scans.labelled_scans import LabelledScans, ScanSampling
 from sightline.data.scans.scan_preparation import ListedScan, read_name_lists, scan_plan
+from sightline.data.scans.scan_samples import RawScan
 from sightline.data.scans.scan_survey import survey_scans
-from sightline.data.scans.sensors import SensorBlock, sensor_of
-from sightline.data.store.columns import Column
-from sightline.data.store.location import root_of
-from sightline.data.store.native import listing, open_prepared, prepare_command
-from sightline.data.store.parts import parts_of
-from sightline.data.store.preparation import Progress, prepare_native
+from sightline.data.scans.sensors import SensorBlock, make_sensor
+from sightline.data.store.columns import ColumnSpec
+from sightline.data.store.location import prepared_root
+from sightline.data.store.prepared_set import open_prepared, prepare_command, summarise_folder
+from sightline.data.store.prepared_writer import Progress, write_prepared_set
+from sightline.data.store.splits import make_splits
 from sightline.errors import DataError
 
 __all__ = ["KittiObject"]
@@ -57,23 +57,23 @@ class KittiObject(LabelledScans):
         tested: tuple[str, ...] = (),
         label_map: str = "kitti_object",
         sensor: SensorBlock | None = None,
-        test_share: Fraction = 0.2,
-        validation_share: Fraction = 0.1,
-        min_labelled: Fraction = 0.0,
+        test_share: FractionBelowOne = 0.2,
+        validation_share: FractionBelowOne = 0.1,
+        min_labelled: FractionBelowOne = 0.0,
         balanced: bool = False,
     ) -> None:
-        prepared = open_prepared(root_of(root, self.set_name), set_names=(self.set_name,))
+        prepared = open_prepared(prepared_root(root, self.set_name), set_names=(self.set_name,))
         front: SensorBlock = {"azimuth_deg": (45.0, -45.0)} if crop == "camera" else {}
         self._crop = crop
         super().__init__(
             prepared=prepared,
             split=split,
-            parts=parts_of(
-                prepared, tested=tested, test_share=test_share, validation_share=validation_share, what="scan"
+            parts=make_splits(
+                prepared, test_names=tested, test_share=test_share, validation_share=validation_share, what="scan"
             ),
             label_map=read_label_map(label_map, LABEL_MAPS),
-            sensor=sensor_of({**front, **(sensor or {})}, preset="hdl64", owner=self.set_name),
-            frames=Frames(min_labelled, balanced),
+            sensor=make_sensor({**front, **(sensor or {})}, preset="hdl64", owner=self.set_name),
+            frames=ScanSampling(min_labelled, balanced),
         )
 
     @classmethod
@@ -100,7 +100,7 @@ class KittiObject(LabelledScans):
         frames, lacking = _whole_frames(folder, needs_image=image_px is None)
         lists = next((each for each in (root / "ImageSets", root.parent / "ImageSets") if each.is_dir()), root)
         parts, notes = read_name_lists(lists, list(frames))
-        boxing = Boxing(margin_m, ground_m)
+        boxing = PointsInBoxRule(margin_m, ground_m)
         scans = [
             _scan(part, frame, frames[frame], image_px, boxing) for part, names in parts.items() for frame in names
         ]
@@ -109,14 +109,14 @@ class KittiObject(LabelledScans):
             layout="object",
             root=root,
             scans=scans,
-            columns={"image_size_px": Column((2,), "int64")},
+            columns={"image_size_px": ColumnSpec((2,), "int64")},
             about={
                 "split": "by data.tested, by lists, or by the order of frames, whose neighbours in time may be apart"
             },
             options={"margin_m": margin_m, "ground_m": ground_m, "image_px": list(image_px) if image_px else None},
             notes=[*notes, *lacking],
         )
-        return prepare_native(plan, target, progress=progress)
+        return write_prepared_set(plan, target, progress=progress)
 
     @classmethod
     def survey(cls, source: Path) -> dict[str, Any]:
@@ -126,14 +126,14 @@ class KittiObject(LabelledScans):
         """
         root = source.expanduser().resolve()
         frames, _ = _whole_frames(_folder_of(root), needs_image=False)
-        scans = [_scan("", name, paths, (1242, 375), Boxing()) for name, paths in frames.items()]
+        scans = [_scan("", name, paths, (1242, 375), PointsInBoxRule()) for name, paths in frames.items()]
         readers = {
             scan.files[0]: partial(
-                read_frame, *scan.files, size_px=scan.values["image_size_px"], boxing=Boxing(), shown_only=True
+                read_frame, *scan.files, size_px=scan.values["image_size_px"], boxing=PointsInBoxRule(), shown_only=True
             )
             for scan in scans
         }
-        sensor = sensor_of({"azimuth_deg": (45.0, -45.0)}, preset="hdl64", owner=cls.set_name)
+        sensor = make_sensor({"azimuth_deg": (45.0, -45.0)}, preset="hdl64", owner=cls.set_name)
         return survey_scans(readers, source=root, label_map=read_label_map("kitti_object", LABEL_MAPS), sensor=sensor)
 
     @classmethod
@@ -155,7 +155,7 @@ class KittiObject(LabelledScans):
     def _read(self, files: tuple[Path, ...], values: Mapping[str, np.ndarray]) -> RawScan:
         options = self._prepared.manifest["options"]
         width, height = values["image_size_px"].tolist()
-        boxing = Boxing(options["margin_m"], options["ground_m"])
+        boxing = PointsInBoxRule(options["margin_m"], options["ground_m"])
         return read_frame(*files, size_px=(width, height), boxing=boxing, shown_only=self._crop == "camera")
 
 
@@ -164,7 +164,7 @@ def _folder_of(root: Path) -> Path:
     for folder in (root / "training", root):
         if (folder / "velodyne").is_dir():
             return folder
-    found = f"holds {listing(root)}" if root.is_dir() else "there is no such folder"
+    found = f"holds {summarise_folder(root)}" if root.is_dir() else "there is no such folder"
     raise DataError(f"{root}: {found}; velodyne, label_2, calib and image_2 are needed, in it or in training")
 
 
@@ -191,7 +191,7 @@ def _whole_frames(folder: Path, *, needs_image: bool) -> tuple[dict[str, dict[st
 
 
 def _scan(
-    part: str, frame: str, paths: Mapping[str, Path], image_px: Sequence[int] | None, boxing: Boxing
+    part: str, frame: str, paths: Mapping[str, Path], image_px: Sequence[int] | None, boxing: PointsInBoxRule
 ) -> ListedScan:
     width, height = image_size_px(paths["image_2"]) if "image_2" in paths else image_px or (0, 0)
     files = (paths["velodyne"], paths["label_2"], paths["calib"])

@@ -12,12 +12,21 @@ from PIL import Image
 
 from sightline.data.files.input_files import BoundedFile, assert_regular, read_file
 from sightline.data.files.scan_files import check_pose, read_bin, read_matrices
-from sightline.data.scans.samples import RawScan
+from sightline.data.scans.scan_samples import RawScan
 from sightline.errors import DataError
-from sightline.geometry.scans.boxes3d import Calibration, inside_box
+from sightline.geometry.scans.boxes3d import Calibration, points_in_box
 
-__all__ = ["DONT_CARE", "OUTSIDE", "TYPES", "Boxing", "Objects", "image_size_px", "read_calibration", "read_frame"]
-__all__ += ["read_objects", "types_of_points"]
+__all__ = [
+    "DONT_CARE",
+    "OUTSIDE",
+    "TYPES",
+    "KittiObjects",
+    "PointsInBoxRule",
+    "image_size_px",
+    "read_calibration",
+    "read_frame",
+]
+__all__ += ["label_points_by_boxes", "read_objects"]
 
 TYPES = ("Background", "Car", "Van", "Truck", "Pedestrian", "Person_sitting", "Cyclist", "Tram", "Misc", "DontCare")
 """The id of a type is its place here; Background is what no box holds."""
@@ -35,7 +44,7 @@ _FLATTEST = 1e-3
 """The least determinant of a projection over the product of its rows' lengths; that of KITTI's cameras is 0.7."""
 
 
-class Objects(NamedTuple):
+class KittiObjects(NamedTuple):
     """The objects of a frame: `types` (M,) int64 places in `TYPES`, `boxes_image_px` (M, 4) left, top, right, bottom,
     `boxes_camera` (M, 7) as in geometry/boxes3d.py; of DontCare only the first two mean something."""
 
@@ -44,14 +53,14 @@ class Objects(NamedTuple):
     boxes_camera: np.ndarray
 
 
-class Boxing(NamedTuple):
+class PointsInBoxRule(NamedTuple):
     """How points come by the type of a box: metres that it is widened, and metres above its bottom left out."""
 
     margin_m: float = 0.0
     ground_m: float = 0.0
 
 
-def read_objects(path: Path) -> Objects:
+def read_objects(path: Path) -> KittiObjects:
     """The objects of a label file. Raises DataError with the line for one that is none, or cannot hold anything."""
     types, numbers = [], []
     for number, line in enumerate(read_file(path).decode("ascii", "replace").splitlines(), start=1):
@@ -74,7 +83,7 @@ def read_objects(path: Path) -> Objects:
     table = np.array(numbers, dtype=np.float64).reshape(-1, 14)
     height, width, length = table[:, 7], table[:, 8], table[:, 9]
     boxes = np.column_stack([table[:, 10:13], length, height, width, table[:, 13]])
-    return Objects(np.array(types, dtype=np.int64), table[:, 3:7], boxes)
+    return KittiObjects(np.array(types, dtype=np.int64), table[:, 3:7], boxes)
 
 
 def _fault_of(kind: str, values: Sequence[float]) -> str:
@@ -115,7 +124,7 @@ def read_calibration(path: Path) -> Calibration:
         raise DataError(
             f"{rows['P2'].where}: P2 is not a camera: it maps space on a line or a point, or mirrors it; get it again"
         )
-    return Calibration.of_parts(
+    return Calibration.from_matrices(
         velo_to_cam=parts["Tr_velo_to_cam"], rectification=parts["R0_rect"], projection=projection
     )
 
@@ -130,8 +139,13 @@ def image_size_px(path: Path) -> tuple[int, int]:
         raise DataError(f"{path}: does not read as a picture; get the file again") from error
 
 
-def types_of_points(
-    points: np.ndarray, objects: Objects, calibration: Calibration, *, size_px: tuple[int, int], boxing: Boxing
+def label_points_by_boxes(
+    points: np.ndarray,
+    objects: KittiObjects,
+    calibration: Calibration,
+    *,
+    size_px: tuple[int, int],
+    boxing: PointsInBoxRule,
 ) -> np.ndarray:
     """The type (N,) int64 of every point (N, 3) of a scan: a place in `TYPES`, or OUTSIDE.
 
@@ -150,17 +164,17 @@ def types_of_points(
     volumes = objects.boxes_camera[is_box, 3:6].prod(axis=1)
     for place in is_box[np.argsort(-volumes, kind="stable")]:
         box = objects.boxes_camera[place]
-        types[inside_box(camera, box, margin_m=boxing.margin_m, bottom_m=boxing.ground_m)] = objects.types[place]
+        types[points_in_box(camera, box, margin_m=boxing.margin_m, bottom_m=boxing.ground_m)] = objects.types[place]
     return types
 
 
 def read_frame(
-    scan: Path, label: Path, calib: Path, *, size_px: tuple[int, int], boxing: Boxing, shown_only: bool = False
+    scan: Path, label: Path, calib: Path, *, size_px: tuple[int, int], boxing: PointsInBoxRule, shown_only: bool = False
 ) -> RawScan:
     """A frame with the type of every point as its id; `shown_only` leaves out what the image does not show."""
     table = read_bin(scan, num_columns=4)
     objects, calibration = read_objects(label), read_calibration(calib)
-    ids = types_of_points(table[:, :3], objects, calibration, size_px=size_px, boxing=boxing)
+    ids = label_points_by_boxes(table[:, :3], objects, calibration, size_px=size_px, boxing=boxing)
     if shown_only:
         table, ids = table[ids != OUTSIDE], ids[ids != OUTSIDE]
     return RawScan(table[:, :3], table[:, 3], ids)

@@ -8,14 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from sightline.data.files.text_tables import count_of
+from sightline.data.files.text_tables import parse_count
 from sightline.data.files.yaml_files import parsed_yaml
 from sightline.errors import DataError
-from sightline.plain_files import read_plain
+from sightline.regular_files import read_regular_file
 
-__all__ = ["IGNORED", "MAX_ID", "LabelMap", "identity_map", "read_label_map"]
+__all__ = ["IGNORE_INDEX", "MAX_ID", "LabelMap", "identity_map", "read_label_map"]
 
-IGNORED = 255
+IGNORE_INDEX = 255
 """The class of points that are neither trained on nor scored, in maps whose class 0 counts as any other."""
 MAX_ID = 2**16 - 1
 """Files keep ids in 16 bits; the upper half of a label is an instance."""
@@ -125,7 +125,7 @@ def read_label_map(name: str, builtin: Mapping[str, str]) -> LabelMap:
     """
     path = Path(__file__).with_name(builtin[name]) if name in builtin else Path(name).expanduser()
     try:
-        content = read_plain(path)
+        content = read_regular_file(path)
     except OSError as error:
         others = f"; the maps that are there: {', '.join(builtin)}" if builtin else ""
         raise DataError(f"{path}: cannot be read as a label map ({error.strerror}){others}") from error
@@ -144,7 +144,7 @@ def _entries(tables: Mapping[str, Any], name: str, where: str, *, high: int) -> 
         raise DataError(f"{where}: {name}: is {_cut(table)}, not a table; write it as semantic-kitti-api's maps")
     seen: set[int] = set()
     for given, value in table.items():
-        key = count_of(given) if isinstance(given, str) else given
+        key = parse_count(given) if isinstance(given, str) else given
         if type(key) is not int or key not in range(high + 1):
             raise DataError(f"{where}: {name}: the key {given} is not a whole number from 0 to {high}")
         if key in seen:
@@ -176,9 +176,9 @@ def _ignored(tables: Mapping[str, Any], where: str) -> int:
     if any(ignored):
         raise DataError(
             f"{where}: learning_ignore: ignores class {max(ignored)}; map ids that nobody scores to class 0, and "
-            f"ignore that, or map them to {IGNORED}"
+            f"ignore that, or map them to {IGNORE_INDEX}"
         )
-    return 0 if ignored else IGNORED
+    return 0 if ignored else IGNORE_INDEX
 
 
 def _frequencies(tables: Mapping[str, Any], num_classes: int, where: str) -> tuple[float, ...]:
@@ -205,9 +205,9 @@ def _checked_ids(
 ) -> tuple[int, ...]:
     """The id of every class. Raises DataError where classes have gaps or an id does not lead back to its class."""
     num_classes = len(to_id)
-    if num_classes > ignore_index == IGNORED:
+    if num_classes > ignore_index == IGNORE_INDEX:
         raise DataError(
-            f"{where}: learning_map_inv: has {num_classes} classes, {IGNORED} are possible beside class 255"
+            f"{where}: learning_map_inv: has {num_classes} classes, {IGNORE_INDEX} are possible beside class 255"
         )
     gap = next((k for k in range(num_classes) if k not in to_id), None)
     if gap is not None:

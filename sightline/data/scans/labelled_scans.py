@@ -11,18 +11,18 @@ import numpy as np
 import torch
 
 from sightline.data.scans.label_maps import LabelMap
-from sightline.data.scans.samples import FEATURES, RawScan, mean_and_spread, scan_fields
 from sightline.data.scans.scan_preparation import describe_scans, id_counts
+from sightline.data.scans.scan_samples import FEATURES, RawScan, mean_and_std, scan_fields
 from sightline.data.scans.sensors import Sensor
-from sightline.data.store.native import Prepared, open_prepared, verify
-from sightline.data.store.parts import Parts, Rows, check_part
+from sightline.data.store.prepared_set import PreparedSet, open_prepared, verify
+from sightline.data.store.splits import RowRefs, SplitRows, check_part
 from sightline.errors import ConfigError, DataError
-from sightline.types import DataInfo, Sample, SampleKey, ScanForm
+from sightline.types import DataInfo, Sample, SampleKey, ScanInputSpec
 
-__all__ = ["Frames", "LabelledScans", "scan_facts"]
+__all__ = ["LabelledScans", "ScanSampling", "scan_facts"]
 
 
-class Frames(NamedTuple):
+class ScanSampling(NamedTuple):
     """Which scans an epoch trains on.
 
     Those of which less than `min_labelled` of the points is trained on are left out. With `balanced` an epoch draws as
@@ -47,18 +47,18 @@ class LabelledScans:
     def __init__(
         self,
         *,
-        prepared: Prepared,
+        prepared: PreparedSet,
         split: str,
-        parts: Parts,
+        parts: SplitRows,
         label_map: LabelMap,
         sensor: Sensor,
-        frames: Frames,
+        frames: ScanSampling,
     ) -> None:
         check_part(parts, split, root=prepared.root, what="scan")
         _check_remission(prepared, sensor)
         self._label_map = label_map
         self._cumulative: np.ndarray | None = None
-        if frames != Frames():
+        if frames != ScanSampling():
             parts = self._chosen(prepared, parts, frames, is_train=split == "train")
         self._prepared = prepared
         self._rows = parts.rows[split]
@@ -113,9 +113,9 @@ class LabelledScans:
     _values: ClassVar[tuple[str, ...]] = ()
     """Columns of a scan's row that reading it needs."""
 
-    def _form(self) -> ScanForm:
+    def _form(self) -> ScanInputSpec:
         """How files that `sightline predict` is given are read: as KITTI's, unless a set states more."""
-        return ScanForm(
+        return ScanInputSpec(
             self._label_map.ids_of_classes,
             remission_max=self._sensor.remission_max,
             has_remission=float(self._prepared.manifest["remission_high"]) > 0,
@@ -134,7 +134,7 @@ class LabelledScans:
         classes[scan.is_return] = found
         return classes
 
-    def _chosen(self, prepared: Prepared, parts: Parts, frames: Frames, *, is_train: bool) -> Parts:
+    def _chosen(self, prepared: PreparedSet, parts: SplitRows, frames: ScanSampling, *, is_train: bool) -> SplitRows:
         """The parts with the training scans that `frames` leaves; of a training part also how they are drawn.
 
         Raises ConfigError where none is left.
@@ -154,7 +154,7 @@ class LabelledScans:
         kept = tuple(row for row, keep in zip(train, is_kept, strict=True) if keep)
         return parts._replace(rows={**parts.rows, "train": kept})
 
-    def _describe(self, parts: Parts) -> DataInfo:
+    def _describe(self, parts: SplitRows) -> DataInfo:
         every = tuple(row for rows in parts.rows.values() for row in rows)
         train = parts.rows["train"] or every  # a set of test scans alone is measured on these
         label_map, sensor = self._label_map, self._sensor
@@ -189,7 +189,7 @@ def scan_facts(label_map: LabelMap, sensor: Sensor) -> dict[str, Any]:
     }
 
 
-def _check_remission(prepared: Prepared, sensor: Sensor) -> None:
+def _check_remission(prepared: PreparedSet, sensor: Sensor) -> None:
     """Raises DataError where remissions of the files and the sensor's scale are not of one kind."""
     high, stated = float(prepared.manifest["remission_high"]), sensor.remission_max
     if high > stated * (1 + 1e-6) or (stated > 1 and 0 < high <= 1):
@@ -200,9 +200,11 @@ def _check_remission(prepared: Prepared, sensor: Sensor) -> None:
         )
 
 
-def _measured(prepared: Prepared, rows: Rows, remission_max: float) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def _measured(
+    prepared: PreparedSet, rows: RowRefs, remission_max: float
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and spread of range, x, y, z and remission (0 to 1) over all points of these scans."""
     scale = np.array([1.0, 1.0, 1.0, 1.0, 1 / remission_max])
     sums = sum((prepared.array(split, "sums")[row] for split, row in rows), start=np.zeros((2, 5)))
     count = sum(int(prepared.array(split, "num_points")[row]) for split, row in rows)
-    return mean_and_spread(sums * np.stack([scale, scale**2]), count)
+    return mean_and_std(sums * np.stack([scale, scale**2]), count)

@@ -10,30 +10,30 @@ from typing import Any
 import numpy as np
 
 from sightline import registry
-from sightline.arguments import Count, Fraction
+from sightline.arguments import Count, FractionBelowOne
 from sightline.data.files.cloud_files import check_columns
 from sightline.data.scans.label_maps import LabelMap, identity_map, read_label_map
-from sightline.data.scans.labelled_scans import Frames, LabelledScans
-from sightline.data.scans.samples import RawScan
+from sightline.data.scans.labelled_scans import LabelledScans, ScanSampling
 from sightline.data.scans.scan_preparation import NO_RETURNS, ListedScan, id_counts, read_name_lists, scan_plan
 from sightline.data.scans.scan_reading import (
     SCAN_SUFFIXES,
     NoReturn,
     RingOrder,
-    oriented,
     read_scan,
-    rings_of,
+    ring_column,
     scan_ids,
+    to_raw_scan,
 )
+from sightline.data.scans.scan_samples import RawScan
 from sightline.data.scans.scan_survey import survey_scans
-from sightline.data.scans.sensors import SensorBlock, sensor_of
-from sightline.data.store.columns import Column
-from sightline.data.store.location import root_of
-from sightline.data.store.native import Prepared, listing, open_prepared
-from sightline.data.store.parts import parts_of
-from sightline.data.store.preparation import Progress, prepare_native
+from sightline.data.scans.sensors import SensorBlock, make_sensor
+from sightline.data.store.columns import ColumnSpec
+from sightline.data.store.location import prepared_root
+from sightline.data.store.prepared_set import PreparedSet, open_prepared, summarise_folder
+from sightline.data.store.prepared_writer import Progress, write_prepared_set
+from sightline.data.store.splits import make_splits
 from sightline.errors import ConfigError, DataError
-from sightline.types import ScanForm
+from sightline.types import ScanInputSpec
 
 __all__ = ["ScanFolder"]
 
@@ -61,13 +61,13 @@ class ScanFolder(LabelledScans):
         root: str | None = None,
         label_map: str | None = None,
         tested: tuple[str, ...] = (),
-        test_share: Fraction = 0.2,
-        validation_share: Fraction = 0.1,
-        min_labelled: Fraction = 0.0,
+        test_share: FractionBelowOne = 0.2,
+        validation_share: FractionBelowOne = 0.1,
+        min_labelled: FractionBelowOne = 0.0,
         balanced: bool = False,
     ) -> None:
-        prepared = open_prepared(root_of(root, self.set_name), set_names=(self.set_name,))
-        found = sensor_of(sensor, preset=None, owner=self.set_name)
+        prepared = open_prepared(prepared_root(root, self.set_name), set_names=(self.set_name,))
+        found = make_sensor(sensor, preset=None, owner=self.set_name)
         num_beams = prepared.manifest["options"]["num_beams"]
         self.has_rings = num_beams is not None
         if self.has_rings and found.num_beams != num_beams:
@@ -75,12 +75,12 @@ class ScanFolder(LabelledScans):
         super().__init__(
             prepared=prepared,
             split=split,
-            parts=parts_of(
-                prepared, tested=tested, test_share=test_share, validation_share=validation_share, what="scan"
+            parts=make_splits(
+                prepared, test_names=tested, test_share=test_share, validation_share=validation_share, what="scan"
             ),
             label_map=_every_id(prepared) if label_map is None else read_label_map(label_map, {}),
             sensor=found,
-            frames=Frames(min_labelled, balanced),
+            frames=ScanSampling(min_labelled, balanced),
         )
 
     @classmethod
@@ -120,12 +120,12 @@ class ScanFolder(LabelledScans):
             layout="split_folders" if "test" in parts else "folder",
             root=root,
             scans=scans,
-            columns={} if no_return is None else {NO_RETURNS: Column((), "int64")},
+            columns={} if no_return is None else {NO_RETURNS: ColumnSpec((), "int64")},
             about={"split": "by data.tested, by folders or lists, or by the order of names"},
             options=reader.options(),
             notes=notes,
         )
-        return prepare_native(plan, target, progress=progress)
+        return write_prepared_set(plan, target, progress=progress)
 
     @classmethod
     def survey(
@@ -150,7 +150,7 @@ class ScanFolder(LabelledScans):
             {path: _ReaderOf(reader, path, is_survey=True) for path in paths},
             source=root,
             label_map=None if label_map is None else read_label_map(label_map, {}),
-            sensor=None if sensor is None else sensor_of(sensor, preset=None, owner=cls.set_name),
+            sensor=None if sensor is None else make_sensor(sensor, preset=None, owner=cls.set_name),
         )
 
     @classmethod
@@ -168,7 +168,7 @@ class ScanFolder(LabelledScans):
             "prepare": f"sightline data prepare {cls.set_name} --from PATH --to DIR 'columns=[x, y, z, intensity]'",
         }
 
-    def _form(self) -> ScanForm:
+    def _form(self) -> ScanInputSpec:
         options = self._prepared.manifest["options"]
         columns = None if options["columns"] is None else tuple(options["columns"])
         return replace(
@@ -214,10 +214,12 @@ class _ReaderOf:
         cloud = read_scan(path, columns=how.columns, no_return=how.no_return)
         is_bare = self.is_survey and how.label not in cloud.channels and len(_with_labels(path)) == 1
         ids = np.zeros(len(cloud.points), dtype=np.int64) if is_bare else scan_ids(cloud, path, how.label)
-        num_beams, rings = how.num_beams, rings_of(cloud)
+        num_beams, rings = how.num_beams, ring_column(cloud)
         if num_beams is None and self.is_survey and rings is not None and len(rings):
             num_beams = int(np.nanmax(rings, initial=0)) + 1
-        return oriented(cloud, ids, ring_order=how.ring_order, num_beams=num_beams, path=path, no_return=how.no_return)
+        return to_raw_scan(
+            cloud, ids, ring_order=how.ring_order, num_beams=num_beams, path=path, no_return=how.no_return
+        )
 
 
 def _with_labels(path: Path) -> tuple[Path, ...]:
@@ -241,7 +243,7 @@ def _listed(root: Path) -> tuple[dict[str, list[Path]], list[str]]:
     if twice is not None:
         raise DataError(f"{twice}: {paths[twice.stem].name} has the same name; leave one of them out")
     if not paths:
-        raise DataError(f"{root}: holds {listing(root)}, no scan ({' '.join(SCAN_SUFFIXES)})")
+        raise DataError(f"{root}: holds {summarise_folder(root)}, no scan ({' '.join(SCAN_SUFFIXES)})")
     parts, notes = read_name_lists(root, list(paths))
     return {part: [paths[each] for each in names] for part, names in parts.items()}, notes
 
@@ -252,6 +254,6 @@ def _scans_in(folder: Path) -> list[Path]:
     return sorted(path for path in files if not path.name.startswith("."))
 
 
-def _every_id(prepared: Prepared) -> LabelMap:
+def _every_id(prepared: PreparedSet) -> LabelMap:
     rows = [(split, row) for split in prepared.splits for row in range(len(prepared.names(split)))]
     return identity_map(id_counts(prepared, rows)[0].tolist(), where=str(prepared.root))

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 
 from sightline.data.files.input_files import read_file
-from sightline.data.scans.samples import RawScan, check_scan, sums_of
-from sightline.data.store.columns import Column
-from sightline.data.store.native import LISTED, Prepared
-from sightline.data.store.preparation import Part, Plan, Row, in_batches
+from sightline.data.scans.scan_samples import RawScan, channel_sums, check_scan
+from sightline.data.store.columns import ColumnSpec
+from sightline.data.store.prepared_set import LISTED, PreparedSet
+from sightline.data.store.prepared_writer import PreparationPlan, SampleRow, Shard, iterate_batches
 from sightline.errors import DataError
 
 __all__ = ["NO_RETURNS", "ListedScan", "describe_scans", "id_counts", "read_name_lists", "scan_plan"]
@@ -25,11 +25,11 @@ _LISTS = {"train": ("train.txt",), "test": ("val.txt", "test.txt")}
 NO_RETURNS = "num_no_returns"
 """The column of sets whose files mark points without a return: how many of them a scan has."""
 _COLUMNS = {
-    "num_points": Column((), "int64"),
-    "sums": Column((2, 5), "float64"),
-    "reach_m": Column((), "float64"),
-    "remission_high": Column((), "float64"),
-    "id_counts": Column((2,), "int64", is_ragged=True),
+    "num_points": ColumnSpec((), "int64"),
+    "sums": ColumnSpec((2, 5), "float64"),
+    "reach_m": ColumnSpec((), "float64"),
+    "remission_high": ColumnSpec((), "float64"),
+    "id_counts": ColumnSpec((2,), "int64", is_ragged=True),
 }
 """What is kept of a scan: its size, the sums of its channels, its farthest coordinate, and pairs of id and count."""
 
@@ -51,23 +51,25 @@ def scan_plan(
     layout: str,
     root: Path,
     scans: Sequence[ListedScan],
-    columns: Mapping[str, Column],
+    columns: Mapping[str, ColumnSpec],
     about: Mapping[str, Any],
     options: Mapping[str, Any],
     notes: Sequence[str],
-) -> Plan:
+) -> PreparationPlan:
     """The plan of a set of scans, in the order given; `notes` go before what reading them shows."""
     parts = []
     for split, members in itertools.groupby(scans, key=lambda scan: scan.split):
-        for part in in_batches(members, _SCANS_A_PART):
+        for part in iterate_batches(members, _SCANS_A_PART):
             files = tuple(file for scan in part for file in scan.files)
             title = f"{part[0].name} to {part[-1].name}"
-            parts.append(Part(split, title, len(part), files, partial(_rows, part), 32 * len(part)))
+            parts.append(Shard(split, title, len(part), files, partial(_rows, part), 32 * len(part)))
     summarise = partial(_summary, notes=tuple(notes))
-    return Plan(set_name, layout, root, {**_COLUMNS, **columns}, tuple(parts), about, summarise, options, True)
+    return PreparationPlan(
+        set_name, layout, root, {**_COLUMNS, **columns}, tuple(parts), about, summarise, options, True
+    )
 
 
-def id_counts(prepared: Prepared, rows: Sequence[tuple[str, int]]) -> tuple[np.ndarray, np.ndarray]:
+def id_counts(prepared: PreparedSet, rows: Sequence[tuple[str, int]]) -> tuple[np.ndarray, np.ndarray]:
     """The ids in these scans, in ascending order, and how many points have each: (K,) and (K,) int64."""
     pairs = np.concatenate([prepared.row(split, "id_counts", row) for split, row in rows])
     ids, place = np.unique(pairs[:, 0], return_inverse=True)
@@ -76,7 +78,7 @@ def id_counts(prepared: Prepared, rows: Sequence[tuple[str, int]]) -> tuple[np.n
     return ids[counts > 0], counts[counts > 0]
 
 
-def describe_scans(prepared: Prepared) -> dict[str, Any]:
+def describe_scans(prepared: PreparedSet) -> dict[str, Any]:
     """What `data info` prints of a prepared set of scans."""
     manifest = prepared.manifest
     listed = manifest[LISTED]
@@ -91,11 +93,11 @@ def describe_scans(prepared: Prepared) -> dict[str, Any]:
     }
 
 
-def _rows(scans: Sequence[ListedScan]) -> Iterator[Row]:
+def _rows(scans: Sequence[ListedScan]) -> Iterator[SampleRow]:
     return map(_row, scans)
 
 
-def _row(scan: ListedScan) -> Row:
+def _row(scan: ListedScan) -> SampleRow:
     where = str(scan.files[0])
     scanned = check_scan(scan.read(), where=where)
     found = scanned.returns()
@@ -104,17 +106,17 @@ def _row(scan: ListedScan) -> Row:
     pairs = np.stack([np.flatnonzero(counts), counts[counts > 0]], axis=1)
     values = {
         "num_points": len(found.points),
-        "sums": sums_of(found.points, found.remission[:, None]),
+        "sums": channel_sums(found.points, found.remission[:, None]),
         "reach_m": np.abs(found.points).max(initial=0.0),
         "remission_high": found.remission.max(initial=0.0),
         "id_counts": pairs if len(pairs) else np.zeros((1, 2), dtype=np.int64),
         **missing,
         **scan.values,
     }
-    return Row(scan.name, where, values, scan.files)
+    return SampleRow(scan.name, where, values, scan.files)
 
 
-def _summary(prepared: Prepared, *, notes: tuple[str, ...]) -> dict[str, Any]:
+def _summary(prepared: PreparedSet, *, notes: tuple[str, ...]) -> dict[str, Any]:
     splits, names = prepared.manifest["splits"], prepared.splits
     rows = [(split, row) for split in names for row in range(splits[split]["num_rows"])]
     ids, counts = id_counts(prepared, rows)

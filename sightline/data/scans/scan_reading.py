@@ -8,11 +8,11 @@ from typing import Literal, NamedTuple, TypeAlias
 
 import numpy as np
 
-from sightline.data.files.cloud_files import CLOUD_SUFFIXES, Cloud, check_columns, is_no_return, read_cloud
-from sightline.data.files.input_files import size_of
+from sightline.data.files.cloud_files import CLOUD_SUFFIXES, PointCloud, check_columns, is_no_return, read_cloud
+from sightline.data.files.input_files import file_size
 from sightline.data.files.scan_files import read_bin, read_label_ids
 from sightline.data.scans.label_maps import MAX_ID
-from sightline.data.scans.samples import RawScan, check_scan, count_others
+from sightline.data.scans.scan_samples import RawScan, check_scan, count_others
 from sightline.errors import DataError
 
 __all__ = [
@@ -23,10 +23,10 @@ __all__ = [
     "NoReturn",
     "RingOrder",
     "has_remission",
-    "oriented",
     "read_scan",
-    "rings_of",
+    "ring_column",
     "scan_ids",
+    "to_raw_scan",
 ]
 
 SCAN_SUFFIXES = (".bin", *CLOUD_SUFFIXES)
@@ -69,7 +69,7 @@ PREDICTING = Advice(
 
 def read_scan(
     path: Path, *, columns: Sequence[str] | None, no_return: NoReturn | None = None, advice: Advice = PREPARING
-) -> Cloud:
+) -> PointCloud:
     """The whole cloud of a file in its own order. Of raw binary (.bin, float32) `columns` names every column.
 
     Points without a return are in it, NaN at x, y and z; those of PCD only with `no_return`, by the format's rule.
@@ -81,7 +81,7 @@ def read_scan(
         is_left_out = no_return is None and path.suffix.lower() == ".pcd"
         return cloud.rows(~is_no_return(cloud)) if is_left_out else cloud
     names = None if columns is None else check_columns(columns)
-    num_bytes = size_of(path)
+    num_bytes = file_size(path)
     if names is None and not num_bytes:
         raise DataError(f"{path}: is empty; leave the file out, or get it again")
     if names is None or num_bytes % (4 * len(names)):
@@ -96,10 +96,10 @@ def read_scan(
     named = dict(zip(names, table.T, strict=True))
     with np.errstate(invalid="ignore"):  # a signalling NaN: it is left out as any other
         points = np.stack([named[axis] for axis in "xyz"], axis=1).astype(np.float64)
-    return Cloud(points, channels={name: named[name] for name in names if name not in ("x", "y", "z", "_")})
+    return PointCloud(points, channels={name: named[name] for name in names if name not in ("x", "y", "z", "_")})
 
 
-def scan_ids(cloud: Cloud, path: Path, label: str) -> np.ndarray:
+def scan_ids(cloud: PointCloud, path: Path, label: str) -> np.ndarray:
     """The ids (N,) int64 of a scan: of its column `label`, else of a file `<name>.label` beside it.
 
     Raises DataError where there is neither, and for a label that is not a whole number from 0 to 65535.
@@ -115,7 +115,7 @@ def scan_ids(cloud: Cloud, path: Path, label: str) -> np.ndarray:
         try:
             return read_label_ids(beside, num_points=len(cloud.points), points_path=path)
         except DataError as error:
-            if path.suffix.lower() == ".pcd" and size_of(beside) > 4 * len(cloud.points):
+            if path.suffix.lower() == ".pcd" and file_size(beside) > 4 * len(cloud.points):
                 raise DataError(f"{error}; NaN points of PCD are left out: no_return=nan keeps them") from error
             raise
     values = np.where(is_no_return(cloud), 0, cloud.channels[label])
@@ -126,18 +126,18 @@ def scan_ids(cloud: Cloud, path: Path, label: str) -> np.ndarray:
     return values.astype(np.int64)
 
 
-def has_remission(cloud: Cloud) -> bool:
+def has_remission(cloud: PointCloud) -> bool:
     """Whether a cloud has a channel that `oriented` takes for the remission."""
     return any(name in cloud.channels for name in _REMISSIONS)
 
 
-def rings_of(cloud: Cloud) -> np.ndarray | None:
+def ring_column(cloud: PointCloud) -> np.ndarray | None:
     """The column of rings (N,), as the file has it; None without one."""
     return next((cloud.channels[name] for name in _RINGS if name in cloud.channels), None)
 
 
-def oriented(
-    cloud: Cloud,
+def to_raw_scan(
+    cloud: PointCloud,
     ids: np.ndarray,
     *,
     ring_order: RingOrder,
@@ -153,7 +153,7 @@ def oriented(
     of the points.
     """
     remission = next((cloud.channels[name] for name in _REMISSIONS if name in cloud.channels), np.zeros(len(ids)))
-    rings, points, is_return = rings_of(cloud), cloud.points, ~is_no_return(cloud)
+    rings, points, is_return = ring_column(cloud), cloud.points, ~is_no_return(cloud)
     if no_return is None and not is_return.all():
         raise DataError(
             f"{path}: point {int((~is_return).argmax())} of {len(is_return)} is NaN at x, y and z"

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from sightline.data.scans.label_maps import LabelMap, identity_map
-from sightline.data.scans.samples import RawScan, check_scan, mean_and_spread, sums_of
+from sightline.data.scans.scan_samples import RawScan, channel_sums, check_scan, mean_and_std
 from sightline.data.scans.sensors import Sensor
 from sightline.geometry.scans.projection import RangeView, rows_by_file_order
 from sightline.geometry.scans.projection_summary import ProjectionSummary
@@ -57,7 +57,7 @@ class _Found:
     def add(self, scan: RawScan, sensor: Sensor | None) -> None:
         """Take the returns of a scan into account."""
         self.ids += np.bincount(scan.ids, minlength=2**16)
-        self.sums += sums_of(scan.points, scan.remission[:, None])
+        self.sums += channel_sums(scan.points, scan.remission[:, None])
         distance = np.maximum(np.linalg.norm(scan.points, axis=1), 1e-6)
         elevation = np.degrees(np.arcsin(np.clip(scan.points[:, 2] / distance, -1, 1)))
         azimuth = np.degrees(np.arctan2(scan.points[:, 1], scan.points[:, 0]))
@@ -131,7 +131,7 @@ def survey_scans(
     for index in chosen:
         scan = check_scan(readers[files[index]](), where=str(files[index]))
         found.add(scan.returns(), sensor)
-    mean, spread = mean_and_spread(found.sums, found.num_points)
+    mean, spread = mean_and_std(found.sums, found.num_points)
     ids = np.flatnonzero(found.ids).tolist()
     labels = label_map or identity_map(ids, where=str(source))
     rings = found.num_rings()

@@ -12,23 +12,23 @@ import numpy as np
 from annotated_types import Ge, Le, Len
 
 from sightline import registry
-from sightline.arguments import Fraction
-from sightline.data.files.cloud_files import Cloud
+from sightline.arguments import FractionBelowOne
+from sightline.data.files.cloud_files import PointCloud
 from sightline.data.files.scan_files import read_bin, read_label_ids, velodyne_poses
 from sightline.data.scans.label_maps import read_label_map
-from sightline.data.scans.labelled_scans import Frames, LabelledScans, scan_facts
-from sightline.data.scans.samples import FEATURES, RawScan, scan_fields
+from sightline.data.scans.labelled_scans import LabelledScans, ScanSampling, scan_facts
 from sightline.data.scans.scan_preparation import NO_RETURNS, ListedScan, scan_plan
-from sightline.data.scans.scan_reading import NoReturn, oriented
+from sightline.data.scans.scan_reading import NoReturn, to_raw_scan
+from sightline.data.scans.scan_samples import FEATURES, RawScan, scan_fields
 from sightline.data.scans.scan_survey import survey_scans
-from sightline.data.scans.sensors import SensorBlock, sensor_of
-from sightline.data.store.columns import Column
-from sightline.data.store.location import root_of
-from sightline.data.store.native import Prepared, listing, open_prepared, prepare_command
-from sightline.data.store.parts import Parts, last_share
-from sightline.data.store.preparation import Progress, prepare_native
+from sightline.data.scans.sensors import SensorBlock, make_sensor
+from sightline.data.store.columns import ColumnSpec
+from sightline.data.store.location import prepared_root
+from sightline.data.store.prepared_set import PreparedSet, open_prepared, prepare_command, summarise_folder
+from sightline.data.store.prepared_writer import Progress, write_prepared_set
+from sightline.data.store.splits import SplitRows, split_off_last
 from sightline.errors import DataError
-from sightline.types import DataInfo, Folds, ScanForm
+from sightline.types import DataInfo, Folds, ScanInputSpec
 
 __all__ = ["LABEL_MAPS", "SemanticKitti"]
 
@@ -59,31 +59,31 @@ class SemanticKitti(LabelledScans):
         test_sequences: Annotated[tuple[SequenceNumber, ...], Len(1)] = (8,),
         label_map: str = "single",
         sensor: SensorBlock | None = None,
-        validation_share: Fraction = 0.1,
-        min_labelled: Fraction = 0.0,
+        validation_share: FractionBelowOne = 0.1,
+        min_labelled: FractionBelowOne = 0.0,
         balanced: bool = False,
     ) -> None:
-        prepared = open_prepared(root_of(root, self.set_name), set_names=(self.set_name,))
+        prepared = open_prepared(prepared_root(root, self.set_name), set_names=(self.set_name,))
         super().__init__(
             prepared=prepared,
             split=split,
             parts=_parts(prepared, [f"{number:02d}" for number in test_sequences], validation_share),
             label_map=read_label_map(label_map, LABEL_MAPS),
-            sensor=sensor_of(sensor, preset="hdl64", owner=self.set_name),
-            frames=Frames(min_labelled, balanced),
+            sensor=make_sensor(sensor, preset="hdl64", owner=self.set_name),
+            frames=ScanSampling(min_labelled, balanced),
         )
 
     @classmethod
-    def promise(cls, *, label_map: str = "single", sensor: SensorBlock | None = None) -> DataInfo:
+    def expected_info(cls, *, label_map: str = "single", sensor: SensorBlock | None = None) -> DataInfo:
         """What `info` states, sizes left out, before the set is there; class counts are the published shares."""
-        classes, found = read_label_map(label_map, LABEL_MAPS), sensor_of(sensor, preset="hdl64", owner=cls.set_name)
+        classes, found = read_label_map(label_map, LABEL_MAPS), make_sensor(sensor, preset="hdl64", owner=cls.set_name)
         fields = scan_fields(
             num_classes=classes.num_classes, reach_m=_REACH_M, num_beams=None, ignore_index=classes.ignore_index
         )
         facts = scan_facts(classes, found)
         if classes.frequencies:
             facts["class_counts"] = tuple(round(1e6 * share) for share in classes.frequencies)
-        form = ScanForm(classes.ids_of_classes, remission_max=found.remission_max)
+        form = ScanInputSpec(classes.ids_of_classes, remission_max=found.remission_max)
         return DataInfo(facts, fields, features=FEATURES, scans=form)
 
     @classmethod
@@ -105,21 +105,21 @@ class SemanticKitti(LabelledScans):
             root=root,
             scans=[scan for path in labelled for scan in _scans(path, no_return)],
             columns={
-                "pose": Column((3, 4), "float64"),
-                **({} if no_return is None else {NO_RETURNS: Column((), "int64")}),
+                "pose": ColumnSpec((3, 4), "float64"),
+                **({} if no_return is None else {NO_RETURNS: ColumnSpec((), "int64")}),
             },
             about={"split": "a part for each sequence; data.test_sequences says which are tested on"},
             options={} if no_return is None else {"no_return": no_return},
             notes=_notes(sequences, labelled),
         )
-        return prepare_native(plan, target, progress=progress)
+        return write_prepared_set(plan, target, progress=progress)
 
     @classmethod
     def survey(cls, source: Path, *, no_return: NoReturn | None = None) -> dict[str, Any]:
         """Ids and a label map for them, the sensor, and what is unlike an HDL-64E. Raises as `prepare`."""
         root = source.expanduser().resolve()
         readers = {scan.files[0]: scan.read for path in _sequences(root)[1] for scan in _scans(path, no_return)}
-        sensor = sensor_of(None, preset="hdl64", owner=cls.set_name)
+        sensor = make_sensor(None, preset="hdl64", owner=cls.set_name)
         return survey_scans(readers, source=root, label_map=read_label_map("single", LABEL_MAPS), sensor=sensor)
 
     @classmethod
@@ -147,7 +147,7 @@ class SemanticKitti(LabelledScans):
     def _read(self, files: tuple[Path, ...], values: Mapping[str, np.ndarray]) -> RawScan:
         return _read_scan(*files, no_return=self._no_return())
 
-    def _form(self) -> ScanForm:
+    def _form(self) -> ScanInputSpec:
         return replace(super()._form(), no_return=self._no_return())
 
     def _no_return(self) -> NoReturn | None:
@@ -158,8 +158,8 @@ class SemanticKitti(LabelledScans):
 def _read_scan(points_path: Path, labels_path: Path, *, no_return: NoReturn | None) -> RawScan:
     table = read_bin(points_path, num_columns=4)
     ids = read_label_ids(labels_path, num_points=len(table), points_path=points_path)
-    cloud = Cloud(table[:, :3], channels={"remission": table[:, 3]})
-    return oriented(cloud, ids, ring_order="top_first", num_beams=None, path=points_path, no_return=no_return)
+    cloud = PointCloud(table[:, :3], channels={"remission": table[:, 3]})
+    return to_raw_scan(cloud, ids, ring_order="top_first", num_beams=None, path=points_path, no_return=no_return)
 
 
 def _sequences(root: Path) -> tuple[list[Path], list[Path]]:
@@ -176,7 +176,7 @@ def _sequences_folder(root: Path) -> Path:
     for folder in (root / "sequences", root / "dataset" / "sequences", root):
         if folder.is_dir() and any((path / "velodyne").is_dir() for path in folder.iterdir()):
             return folder
-    found = f"holds {listing(root)}" if root.is_dir() else "there is no such folder"
+    found = f"holds {summarise_folder(root)}" if root.is_dir() else "there is no such folder"
     raise DataError(f"{root}: {found}; sequences/<nn>/velodyne is needed")
 
 
@@ -236,7 +236,7 @@ def _note_on_poses(sequence: Path) -> str:
     return f"{path}: has {num_poses} poses for {num_scans} scans; none of them is taken"
 
 
-def _parts(prepared: Prepared, tested: list[str], validation_share: float) -> Parts:
+def _parts(prepared: PreparedSet, tested: list[str], validation_share: float) -> SplitRows:
     """Raises DataError for a test sequence that the set does not hold."""
     missing = [name for name in tested if name not in prepared.splits]
     if missing:
@@ -245,10 +245,10 @@ def _parts(prepared: Prepared, tested: list[str], validation_share: float) -> Pa
             "data.test_sequences to some of these"
         )
     rows = {name: [(name, row) for row in range(len(prepared.names(name)))] for name in prepared.splits}
-    dealt = [last_share(rows[name], validation_share) for name in prepared.splits if name not in tested]
+    dealt = [split_off_last(rows[name], validation_share) for name in prepared.splits if name not in tested]
     parts = {
         "train": tuple(row for train, _ in dealt for row in train),
         "validation": tuple(row for _, held_out in dealt for row in held_out),
         "test": tuple(row for name in tested for row in rows[name]),
     }
-    return Parts(parts, Folds(tuple(prepared.splits), tuple(tested)))
+    return SplitRows(parts, Folds(tuple(prepared.splits), tuple(tested)))

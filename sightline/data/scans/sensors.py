@@ -12,16 +12,16 @@ import numpy as np
 from annotated_types import Ge, Gt, Le
 from typing_extensions import TypedDict
 
-from sightline.arguments import Count, Size
+from sightline.arguments import Count, PositiveFloat
 from sightline.errors import ConfigError
 
-__all__ = ["Sensor", "SensorBlock", "SensorName", "sensor_of"]
+__all__ = ["Sensor", "SensorBlock", "SensorName", "make_sensor"]
 
 SensorName = Literal["hdl64", "hdl32", "vlp16", "os1_64", "pandar64"]
 """A sensor of `sensors.json`."""
 Elevation = Annotated[float, Ge(-90.0), Le(90.0)]
 Azimuth = Annotated[float, Ge(-360.0), Le(360.0)]
-Spread = Annotated[float, Gt(0.0), Le(1e9)]
+StdDev = Annotated[float, Gt(0.0), Le(1e9)]
 Five = tuple[float, float, float, float, float]
 
 
@@ -39,9 +39,9 @@ class SensorBlock(TypedDict, total=False):
     azimuth_deg: tuple[Azimuth, Azimuth]
     beams_deg: tuple[Elevation, ...]
     num_beams: Count
-    remission_max: Size
+    remission_max: PositiveFloat
     input_mean: Five
-    input_std: tuple[Spread, Spread, Spread, Spread, Spread]
+    input_std: tuple[StdDev, StdDev, StdDev, StdDev, StdDev]
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class Sensor:
         return np.deg2rad(first + (np.arange(num_columns) + 0.5) / num_columns * (last - first))
 
 
-def sensor_of(block: SensorBlock | None, *, preset: SensorName | None, owner: str) -> Sensor:
+def make_sensor(block: SensorBlock | None, *, preset: SensorName | None, owner: str) -> Sensor:
     """The sensor of a block over a preset, which the block may name itself.
 
     Raises ConfigError, `owner` in front, for what is lacking and for angles that contradict one another.

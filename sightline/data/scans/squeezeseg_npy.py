@@ -11,21 +11,21 @@ from typing import Any
 import numpy as np
 
 from sightline import registry
-from sightline.arguments import Fraction
+from sightline.arguments import FractionBelowOne
 from sightline.data.files.array_files import read_npy
 from sightline.data.scans.label_maps import MAX_ID, read_label_map
-from sightline.data.scans.labelled_scans import Frames, LabelledScans
-from sightline.data.scans.samples import RawScan
+from sightline.data.scans.labelled_scans import LabelledScans, ScanSampling
 from sightline.data.scans.scan_preparation import ListedScan, read_name_lists, scan_plan
-from sightline.data.scans.sensors import SensorBlock, sensor_of
-from sightline.data.store.location import root_of
-from sightline.data.store.native import listing, open_prepared, prepare_command
-from sightline.data.store.parts import parts_of
-from sightline.data.store.preparation import Progress, prepare_native
+from sightline.data.scans.scan_samples import RawScan
+from sightline.data.scans.sensors import SensorBlock, make_sensor
+from sightline.data.store.location import prepared_root
+from sightline.data.store.prepared_set import open_prepared, prepare_command, summarise_folder
+from sightline.data.store.prepared_writer import Progress, write_prepared_set
+from sightline.data.store.splits import make_splits
 from sightline.errors import ConfigError, DataError
-from sightline.types import ScanForm
+from sightline.types import ScanInputSpec
 
-__all__ = ["SqueezeSegNpy", "read_image"]
+__all__ = ["SqueezeSegNpy", "read_range_image"]
 
 LABEL_MAPS = {"squeezeseg": "squeezeseg.yaml"}
 _X, _Y, _Z, _INTENSITY, _RANGE, _LABEL = range(6)
@@ -57,14 +57,14 @@ class SqueezeSegNpy(LabelledScans):
         tested: tuple[str, ...] = (),
         label_map: str = "squeezeseg",
         sensor: SensorBlock | None = None,
-        test_share: Fraction = 0.2,
-        validation_share: Fraction = 0.1,
-        min_labelled: Fraction = 0.0,
+        test_share: FractionBelowOne = 0.2,
+        validation_share: FractionBelowOne = 0.1,
+        min_labelled: FractionBelowOne = 0.0,
         balanced: bool = False,
     ) -> None:
-        prepared = open_prepared(root_of(root, self.set_name), set_names=(self.set_name,))
+        prepared = open_prepared(prepared_root(root, self.set_name), set_names=(self.set_name,))
         front: SensorBlock = {"azimuth_deg": (45.0, -45.0), **(sensor or {})}
-        found = sensor_of(front, preset="hdl64", owner=self.set_name)
+        found = make_sensor(front, preset="hdl64", owner=self.set_name)
         height = prepared.manifest["image_size_px"][0]
         if found.num_beams != height:
             raise ConfigError(
@@ -73,12 +73,12 @@ class SqueezeSegNpy(LabelledScans):
         super().__init__(
             prepared=prepared,
             split=split,
-            parts=parts_of(
-                prepared, tested=tested, test_share=test_share, validation_share=validation_share, what="scan"
+            parts=make_splits(
+                prepared, test_names=tested, test_share=test_share, validation_share=validation_share, what="scan"
             ),
             label_map=read_label_map(label_map, LABEL_MAPS),
             sensor=found,
-            frames=Frames(min_labelled, balanced),
+            frames=ScanSampling(min_labelled, balanced),
         )
 
     @classmethod
@@ -91,13 +91,13 @@ class SqueezeSegNpy(LabelledScans):
         root = source.expanduser().resolve()
         folder = next((each for each in (root / "lidar_2d", root) if any(each.glob("*.npy"))), None)
         if folder is None:
-            found = f"holds {listing(root)}" if root.is_dir() else "there is no such folder"
+            found = f"holds {summarise_folder(root)}" if root.is_dir() else "there is no such folder"
             raise DataError(f"{root}: {found}; files <date>_<drive>_<frame>.npy are needed, in it or in lidar_2d")
         paths = {path.stem: path for path in sorted(folder.glob("*.npy"))}
         height, width = _image_shape(read_npy(next(iter(paths.values()))), next(iter(paths.values())))
         parts, notes = read_name_lists(root / "ImageSet", list(paths))
         scans = [
-            ListedScan(part, each, (paths[each],), partial(read_image, paths[each], height=height, width=width))
+            ListedScan(part, each, (paths[each],), partial(read_range_image, paths[each], height=height, width=width))
             for part, names in parts.items()
             for each in names
         ]
@@ -111,7 +111,7 @@ class SqueezeSegNpy(LabelledScans):
             options={},
             notes=notes,
         )
-        return prepare_native(plan, target, progress=progress)
+        return write_prepared_set(plan, target, progress=progress)
 
     @classmethod
     def card(cls) -> dict[str, Any]:
@@ -129,13 +129,13 @@ class SqueezeSegNpy(LabelledScans):
             "prepare": prepare_command(cls.set_name, "DIR"),
         }
 
-    def _form(self) -> ScanForm:
+    def _form(self) -> ScanInputSpec:
         height, width = self._prepared.manifest["image_size_px"]
         return replace(super()._form(), image_px=(height, width))
 
     def _read(self, files: tuple[Path, ...], values: Mapping[str, np.ndarray]) -> RawScan:
         height, width = self._prepared.manifest["image_size_px"]
-        return read_image(files[0], height=height, width=width)
+        return read_range_image(files[0], height=height, width=width)
 
 
 def _image_shape(image: np.ndarray, path: Path) -> tuple[int, int]:
@@ -147,7 +147,7 @@ def _image_shape(image: np.ndarray, path: Path) -> tuple[int, int]:
     return image.shape[0], image.shape[1]
 
 
-def read_image(path: Path, *, height: int, width: int) -> RawScan:
+def read_range_image(path: Path, *, height: int, width: int) -> RawScan:
     """The filled pixels of a range image. Raises DataError for another shape or order of channels, and for labels."""
     image = read_npy(path)
     if _image_shape(image, path) != (height, width):

@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 
 from sightline.data.scans.scan_reading import SCAN_SUFFIXES
 
-__all__ = ["label_place", "scan_name", "without_endings"]
+__all__ = ["label_path", "scan_name", "without_endings"]
 
 
 def scan_name(path: Path) -> str | None:
@@ -18,7 +18,7 @@ def scan_name(path: Path) -> str | None:
     return f"{sequence}/{path.stem}" if path.parent.name == "velodyne" and sequence.isdecimal() else None
 
 
-def label_place(name: str | None) -> Path | None:
+def label_path(name: str | None) -> Path | None:
     """Where the labels of the scan `08/000000` go: `sequences/08/predictions/000000.label`; None for other names."""
     found = re.fullmatch(r"(\d+)/(\d+)", name or "")
     return found and Path("sequences", found[1], "predictions", f"{found[2]}.label")

@@ -10,28 +10,28 @@ import numpy as np
 import torch
 
 from sightline.arguments import Count
-from sightline.data.scenes.scene_preparation import place_of
-from sightline.data.store.columns import Column
-from sightline.data.store.native import Prepared, open_prepared, verify
+from sightline.data.scenes.scene_preparation import normalised_position
+from sightline.data.store.columns import ColumnSpec
+from sightline.data.store.prepared_set import PreparedSet, open_prepared, verify
 from sightline.errors import ConfigError
-from sightline.types import CloudForm, DataInfo, Field, Sample, SampleKey
+from sightline.types import CloudInputSpec, DataInfo, Field, Sample, SampleKey
 
 __all__ = [
-    "IGNORED",
+    "IGNORE_INDEX",
     "LabelledScenes",
-    "Scenes",
-    "counts_of",
+    "SceneSplit",
+    "count_points_per_class",
     "describe_scenes",
     "scene_columns",
     "scene_values",
     "summarise_scenes",
 ]
 
-IGNORED = 255
+IGNORE_INDEX = 255
 """The stored label of points without a class."""
 
 
-class Scenes(NamedTuple):
+class SceneSplit(NamedTuple):
     """Which scenes of a prepared set a part is made of, as (stored split, row), and how many every part has."""
 
     rows: tuple[tuple[str, int], ...]
@@ -49,7 +49,13 @@ class LabelledScenes:
     readable_sets: ClassVar[tuple[str, ...]]
 
     def __init__(
-        self, *, prepared: Prepared, split: str, scenes: Scenes, features: tuple[str, ...] = (), repeats: Count = 1
+        self,
+        *,
+        prepared: PreparedSet,
+        split: str,
+        scenes: SceneSplit,
+        features: tuple[str, ...] = (),
+        repeats: Count = 1,
     ) -> None:
         if not scenes.rows:
             held = ", ".join(f"{name} ({size})" for name, size in scenes.sizes.items())
@@ -100,12 +106,12 @@ class LabelledScenes:
         if name == "colours":
             return self._prepared.row(stored, "colours", row) / np.float32(255)
         if name == "place":
-            return place_of(self._prepared.row(stored, "points", row))
+            return normalised_position(self._prepared.row(stored, "points", row))
         return np.array(self._prepared.row(stored, name, row))
 
     def _describe(self) -> DataInfo:
         manifest, num_classes = self._prepared.manifest, len(self.class_names)
-        counts = counts_of(self._prepared, self._scenes.rows)
+        counts = count_points_per_class(self._prepared, self._scenes.rows)
         facts = {
             "num_classes": num_classes,
             "class_names": self.class_names,
@@ -114,8 +120,8 @@ class LabelledScenes:
             "up_axis": manifest["up_axis"],
         }
         if manifest["num_ignored"]:
-            facts["ignore_index"] = IGNORED
-        high = IGNORED if manifest["num_ignored"] else num_classes - 1
+            facts["ignore_index"] = IGNORE_INDEX
+        high = IGNORE_INDEX if manifest["num_ignored"] else num_classes - 1
         label = Field("points", "int64", "class", "", 0, high, "concatenate")
         fields = {name: self._field(name) for name in ("points", *self._features)}
         return DataInfo(
@@ -126,9 +132,9 @@ class LabelledScenes:
             clouds=self._form(),
         )
 
-    def _form(self) -> CloudForm:
+    def _form(self) -> CloudInputSpec:
         """How a file of the user's becomes a scene of the set."""
-        return CloudForm()
+        return CloudInputSpec()
 
     def _field(self, name: str) -> Field:
         frame = f"scene, {self._prepared.manifest['orientation']}"
@@ -142,29 +148,31 @@ class LabelledScenes:
         return Field("points 3", "float32", self._prepared.manifest["unit"], frame, -reach, reach, "concatenate")
 
 
-def scene_columns(num_classes: int, *features: tuple[str, Column]) -> dict[str, Column]:
+def scene_columns(num_classes: int, *features: tuple[str, ColumnSpec]) -> dict[str, ColumnSpec]:
     """The columns of every set of scenes: points, labels, `features`, and for each scene its points per class."""
     return {
-        "points": Column((3,), "float32", is_ragged=True),
+        "points": ColumnSpec((3,), "float32", is_ragged=True),
         **dict(features),
-        "label": Column((), "uint8", is_ragged=True),
-        "class_counts": Column((num_classes,), "int64"),
+        "label": ColumnSpec((), "uint8", is_ragged=True),
+        "class_counts": ColumnSpec((num_classes,), "int64"),
     }
 
 
 def scene_values(label: np.ndarray, num_classes: int) -> dict[str, np.ndarray]:
     """What a row holds of the labels (N,) uint8 of a scene, 255 for those without a class."""
-    counts = np.bincount(label, minlength=IGNORED + 1)[:IGNORED]
-    assert not counts[num_classes:].any(), f"labels up to {int(label[label != IGNORED].max())} of {num_classes} classes"
+    counts = np.bincount(label, minlength=IGNORE_INDEX + 1)[:IGNORE_INDEX]
+    assert not counts[num_classes:].any(), (
+        f"labels up to {int(label[label != IGNORE_INDEX].max())} of {num_classes} classes"
+    )
     return {"label": label, "class_counts": counts[:num_classes]}
 
 
-def counts_of(prepared: Prepared, rows: Sequence[tuple[str, int]]) -> np.ndarray:
+def count_points_per_class(prepared: PreparedSet, rows: Sequence[tuple[str, int]]) -> np.ndarray:
     """Points of each class (C,) in these scenes, those without a class left out."""
     return np.stack([prepared.array(split, "class_counts")[row] for split, row in rows]).sum(axis=0)
 
 
-def summarise_scenes(prepared: Prepared) -> dict[str, Any]:
+def summarise_scenes(prepared: PreparedSet) -> dict[str, Any]:
     """What the manifest says of every set of scenes beyond its plan: points per class and part, and those without."""
     counts = {split: prepared.array(split, "class_counts").sum(axis=0) for split in prepared.splits}
     num_points = dict(prepared.manifest["num_elements"])
@@ -177,7 +185,7 @@ def summarise_scenes(prepared: Prepared) -> dict[str, Any]:
     }
 
 
-def describe_scenes(prepared: Prepared, root: Path) -> dict[str, Any]:
+def describe_scenes(prepared: PreparedSet, root: Path) -> dict[str, Any]:
     """What `data info` tells of a prepared set of scenes."""
     manifest = prepared.manifest
     printed = ("layout", "up_axis", "orientation", "unit", "split", "ranges", "differences")

@@ -12,13 +12,13 @@ from typing import Annotated, Any, Literal
 from annotated_types import Ge, Le
 
 from sightline import registry
-from sightline.arguments import Count, Fraction, Seed
-from sightline.data.files.input_files import size_of
-from sightline.data.loading.splits import hold_out
+from sightline.arguments import Count, FractionBelowOne, Seed
+from sightline.data.files.input_files import file_size
+from sightline.data.loading.splits import stratified_split
 from sightline.data.scenes.indoor_classes import CLASS_NAMES, ORDERS
 from sightline.data.scenes.labelled_scenes import (
     LabelledScenes,
-    Scenes,
+    SceneSplit,
     scene_columns,
     scene_values,
     summarise_scenes,
@@ -34,12 +34,12 @@ from sightline.data.scenes.s3dis_files import (
 )
 from sightline.data.scenes.s3dis_integers import IntegerRoom, list_integer_rooms, read_integer_room
 from sightline.data.scenes.scene_preparation import from_lowest_corner
-from sightline.data.store.columns import Column
-from sightline.data.store.location import root_of
-from sightline.data.store.native import Prepared, open_prepared, prepare_command
-from sightline.data.store.preparation import Part, Plan, Progress, Row, prepare_native
+from sightline.data.store.columns import ColumnSpec
+from sightline.data.store.location import prepared_root
+from sightline.data.store.prepared_set import PreparedSet, open_prepared, prepare_command
+from sightline.data.store.prepared_writer import PreparationPlan, Progress, SampleRow, Shard, write_prepared_set
 from sightline.errors import DataError
-from sightline.types import CloudForm, DataInfo, Field, Folds
+from sightline.types import CloudInputSpec, DataInfo, Field, Folds
 
 __all__ = ["S3dis"]
 
@@ -47,7 +47,7 @@ AreaNumber = Annotated[int, Ge(1), Le(6)]
 """One of the six areas."""
 _BYTES_PER_POINT = 30
 """A line of text has about so many; for the check of free space alone."""
-_FORM = CloudForm(columns=("x", "y", "z", "red", "green", "blue"), scene={"scale": 1.0, "colour_max": 255.0})
+_FORM = CloudInputSpec(columns=("x", "y", "z", "red", "green", "blue"), scene={"scale": 1.0, "colour_max": 255.0})
 """Files are rooms as raw text has them: in metres anywhere, colours to 255."""
 
 
@@ -73,10 +73,10 @@ class S3dis(LabelledScenes):
         colours: bool = True,
         place: bool = False,
         repeats: Count = 1,
-        validation_share: Fraction = 0.1,
+        validation_share: FractionBelowOne = 0.1,
         split_seed: Seed = 0,
     ) -> None:
-        prepared = open_prepared(root_of(root, self.set_name), set_names=self.readable_sets)
+        prepared = open_prepared(prepared_root(root, self.set_name), set_names=self.readable_sets)
         scenes = _scenes(prepared, split, f"Area_{test_area}", share=validation_share, seed=split_seed)
         features = _features(colours=colours, place=place)
         super().__init__(prepared=prepared, split=split, scenes=scenes, features=features, repeats=repeats)
@@ -84,7 +84,7 @@ class S3dis(LabelledScenes):
         self.info = dataclasses.replace(self.info, folds=Folds(areas, (f"Area_{test_area}",)))
 
     @classmethod
-    def promise(cls, *, colours: bool = True, place: bool = False) -> DataInfo:
+    def expected_info(cls, *, colours: bool = True, place: bool = False) -> DataInfo:
         """What `info` states, counts, sizes and reach left out, before the set is there. Takes arguments of the set."""
         features = _features(colours=colours, place=place)
         places = Field("points 3", "float32", "m", "scene, z up", collate="concatenate")
@@ -116,8 +116,8 @@ class S3dis(LabelledScenes):
         assert name == cls.set_name, f"{cls.__name__} prepares '{cls.set_name}', not '{name}'"
         root = source.expanduser().resolve()
         layout, rooms = _list(root, order)
-        columns = scene_columns(len(CLASS_NAMES), ("colours", Column((3,), "uint8", is_ragged=True)))
-        columns |= {"origin_m": Column((3,), "float64"), "num_repairs": Column((), "int64")}
+        columns = scene_columns(len(CLASS_NAMES), ("colours", ColumnSpec((3,), "uint8", is_ragged=True)))
+        columns |= {"origin_m": ColumnSpec((3,), "float64"), "num_repairs": ColumnSpec((), "int64")}
         about = {
             "up_axis": "z",
             "unit": "m",
@@ -128,8 +128,8 @@ class S3dis(LabelledScenes):
         }
         summarise = partial(_summary, rooms=rooms, root=root)
         parts = tuple(_part(room, order) for room in rooms)
-        plan = Plan(name, layout, root, columns, parts, about, summarise, {"order": order})
-        return prepare_native(plan, target, progress=progress)
+        plan = PreparationPlan(name, layout, root, columns, parts, about, summarise, {"order": order})
+        return write_prepared_set(plan, target, progress=progress)
 
     @classmethod
     def card(cls) -> dict[str, Any]:
@@ -148,7 +148,7 @@ class S3dis(LabelledScenes):
             "prepare": prepare_command(cls.set_name, "DIR"),
         }
 
-    def _form(self) -> CloudForm:
+    def _form(self) -> CloudInputSpec:
         return _FORM
 
 
@@ -179,7 +179,7 @@ class _RowOf:
     room: Room | IntegerRoom
     order: str | None
 
-    def __call__(self) -> Iterator[Row]:
+    def __call__(self) -> Iterator[SampleRow]:
         found = _read(self.room, self.order)
         points, origin = from_lowest_corner(found.points)
         values = {
@@ -189,7 +189,7 @@ class _RowOf:
             "origin_m": origin,
             "num_repairs": len(found.repairs),
         }
-        yield Row(self.room.name, str(_files_of(self.room)[0]), values)
+        yield SampleRow(self.room.name, str(_files_of(self.room)[0]), values)
 
 
 def _read(room: Room | IntegerRoom, order: str | None) -> RoomPoints:
@@ -203,13 +203,13 @@ def _files_of(room: Room | IntegerRoom) -> tuple[Path, ...]:
     return tuple(path for path, _ in room.files) if isinstance(room, Room) else room.files
 
 
-def _part(room: Room | IntegerRoom, order: str | None) -> Part:
+def _part(room: Room | IntegerRoom, order: str | None) -> Shard:
     files = _files_of(room)
-    about = sum(size_of(file) for file in files) // _BYTES_PER_POINT
-    return Part(room.area, room.name, 1, files, _RowOf(room, order), about)
+    about = sum(file_size(file) for file in files) // _BYTES_PER_POINT
+    return Shard(room.area, room.name, 1, files, _RowOf(room, order), about)
 
 
-def _summary(prepared: Prepared, *, rooms: Sequence[Room | IntegerRoom], root: Path) -> dict[str, Any]:
+def _summary(prepared: PreparedSet, *, rooms: Sequence[Room | IntegerRoom], root: Path) -> dict[str, Any]:
     """Counts, and what was mended. A room with repairs is read once more: it may have been kept from a run before."""
     mended = {
         name
@@ -227,7 +227,7 @@ def _summary(prepared: Prepared, *, rooms: Sequence[Room | IntegerRoom], root: P
     }
 
 
-def _scenes(prepared: Prepared, split: str, test_area: str, *, share: float, seed: int) -> Scenes:
+def _scenes(prepared: PreparedSet, split: str, test_area: str, *, share: float, seed: int) -> SceneSplit:
     """The rooms of a part. Raises DataError for a part or an area that there is not."""
     if split not in ("train", "validation", "test"):
         raise DataError(f"{prepared.root}: has no part '{split}'; it has train, validation and test")
@@ -236,10 +236,10 @@ def _scenes(prepared: Prepared, split: str, test_area: str, *, share: float, see
         raise DataError(f"{prepared.root}: holds no {test_area}, it holds {held}; set data.test_area to one of these")
     areas = [area for area in AREAS if area in prepared.splits and area != test_area]
     rooms = [(area, row) for area in areas for row in range(prepared.manifest["splits"][area]["num_rows"])]
-    kept, held_out = hold_out(len(rooms), None, share=share, seed=seed) if share else (range(len(rooms)), ())
+    kept, held_out = stratified_split(len(rooms), None, share=share, seed=seed) if share else (range(len(rooms)), ())
     parts = {
         "train": tuple(rooms[place] for place in kept),
         "validation": tuple(rooms[place] for place in held_out),
         "test": tuple((test_area, row) for row in range(prepared.manifest["splits"][test_area]["num_rows"])),
     }
-    return Scenes(parts[split], {name: len(members) for name, members in parts.items()})
+    return SceneSplit(parts[split], {name: len(members) for name, members in parts.items()})

@@ -14,14 +14,14 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from sightline.compiled import compiled, in_threads, suits
-from sightline.data.clouds.modelnet_classes import by_number
-from sightline.data.files.input_files import size_of
-from sightline.data.files.number_lines import blocks_of_lines, numbers_in, numbers_in_plainly
-from sightline.data.files.text_tables import numbers_of
+from sightline.data.clouds.modelnet_classes import natural_sort_key
+from sightline.data.files.fast_text_parser import parse_numbers, parse_numbers_reference, read_line_blocks
+from sightline.data.files.input_files import file_size
+from sightline.data.files.text_tables import parse_rows
 from sightline.data.scenes.indoor_classes import CLASS_NAMES, CLUTTER
-from sightline.data.store.native import listing
+from sightline.data.store.prepared_set import summarise_folder
 from sightline.errors import DataError
+from sightline.numba_kernels import can_use_numba, numba_kernel, run_parallel
 
 __all__ = [
     "AREAS",
@@ -89,7 +89,7 @@ def list_rooms(root: Path) -> list[Room]:
         raise DataError(f"{root}: there is no such folder; give the one that holds Area_1 to Area_6")
     folders = sorted(path for path in root.iterdir() if path.is_dir() and path.name.startswith("Area"))
     if not folders:
-        raise DataError(f"{root}: holds no area, it holds {listing(root)}; S3DIS is laid out as {_LAYOUT}")
+        raise DataError(f"{root}: holds no area, it holds {summarise_folder(root)}; S3DIS is laid out as {_LAYOUT}")
     unknown = [folder for folder in folders if folder.name not in AREAS]
     if unknown:
         raise DataError(f"{unknown[0]}: is none of the areas 1 to 6; S3DIS is laid out as {_LAYOUT}")
@@ -99,7 +99,7 @@ def list_rooms(root: Path) -> list[Room]:
 def read_room(room: Room) -> RoomPoints:
     """Every point of a room, file after file. Raises DataError with file and line for what cannot be mended."""
     # Room for as many points as so many bytes can hold. What is left over is never touched, so it takes no memory.
-    most = sum(size_of(path) for path, _ in room.files) // _FEWEST_BYTES + len(room.files)
+    most = sum(file_size(path) for path, _ in room.files) // _FEWEST_BYTES + len(room.files)
     points, colours = np.empty((most, 3)), np.empty((most, 3), dtype=np.uint8)
     sizes: list[int] = []
     repairs: list[Repair] = []
@@ -139,18 +139,18 @@ def _rooms_in(area: Path) -> list[Path]:
     folders = [path for path in area.iterdir() if path.is_dir() and not path.name.startswith(".")]
     if not folders:
         raise DataError(f"{area}: holds no room; S3DIS is laid out as {_LAYOUT}")
-    return sorted(folders, key=lambda path: by_number(path.name))
+    return sorted(folders, key=lambda path: natural_sort_key(path.name))
 
 
 def _room_of(area: str, folder: Path) -> Room:
     annotations = folder / "Annotations"
     if not annotations.is_dir():
         raise DataError(
-            f"{folder}: has no folder Annotations, it holds {listing(folder)}; get the room again, or take its folder "
+            f"{folder}: has no folder Annotations, it holds {summarise_folder(folder)}; get the room again, or take its folder "
             "out"
         )
     paths = [path for path in annotations.glob("*.txt") if not path.name.startswith(".")]
-    paths.sort(key=lambda path: by_number(path.name))
+    paths.sort(key=lambda path: natural_sort_key(path.name))
     if not paths:
         raise DataError(f"{annotations}: holds no <class>_<number>.txt; get the room again, or take its folder out")
     files, unknown = [], []
@@ -170,8 +170,8 @@ def _read_tables(path: Path) -> Iterator[tuple[np.ndarray, list[Repair]]]:
     try:
         with path.open("rb") as file:
             num_lines = 0
-            for block in blocks_of_lines(file):
-                table, odd = numbers_in(block, num_columns=_NUM_COLUMNS)
+            for block in read_line_blocks(file):
+                table, odd = parse_numbers(block, num_columns=_NUM_COLUMNS)
                 repairs = []
                 lines = block.split(b"\n") if len(odd) else []
                 for row in odd:
@@ -188,9 +188,9 @@ def _split(table: np.ndarray, points: np.ndarray, colours: np.ndarray, *, path: 
 
     `num_before` lines of the file come before the table.
     """
-    if suits(torch.empty(0)):
+    if can_use_numba(torch.empty(0)):
         is_wrong = np.zeros(len(table), dtype=np.bool_)
-        in_threads(_split_rows, len(table), table, points, colours, is_wrong)
+        run_parallel(_split_rows, len(table), table, points, colours, is_wrong)
     else:
         is_wrong = _split_plainly(table, points, colours)
     if is_wrong.any():
@@ -211,7 +211,7 @@ def _split_plainly(table: np.ndarray, points: np.ndarray, colours: np.ndarray) -
     return is_wrong
 
 
-@compiled
+@numba_kernel
 def _split_rows(
     first: int, last: int, table: np.ndarray, points: np.ndarray, colours: np.ndarray, is_wrong: np.ndarray
 ) -> None:
@@ -231,11 +231,11 @@ def _read_line(path: Path, number: int, line: bytes) -> tuple[np.ndarray, list[R
     """
     stripped = line.strip(b" \t\r")
     if not _STRAY.search(stripped):
-        numbers = numbers_of([stripped.decode("ascii")], [number], path=path, num_columns=_NUM_COLUMNS)
+        numbers = parse_rows([stripped.decode("ascii")], [number], path=path, num_columns=_NUM_COLUMNS)
         return numbers[0], []
     for filling in (b"", b" "):
         mended = _STRAY.sub(filling, stripped)
-        table, odd = numbers_in_plainly(mended, num_columns=_NUM_COLUMNS)
+        table, odd = parse_numbers_reference(mended, num_columns=_NUM_COLUMNS)
         if len(table) == 1 and not len(odd):
             return table[0], [Repair(path, number, stripped.decode("latin-1"), mended.decode("ascii"))]
     shown = stripped.decode("latin-1")[:60]

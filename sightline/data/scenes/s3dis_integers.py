@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from sightline.data.clouds.modelnet_classes import by_number
+from sightline.data.clouds.modelnet_classes import natural_sort_key
 from sightline.data.files.array_files import read_npy
 from sightline.data.files.input_files import read_file
 from sightline.data.scenes.indoor_classes import CLASS_NAMES, ORDERS
@@ -42,9 +42,9 @@ def list_integer_rooms(root: Path) -> tuple[str, list[IntegerRoom]]:
 
     Raises DataError for a name without an area, and for points without labels.
     """
-    layout, paths = "npy", sorted(root.glob("*.npy"), key=lambda path: by_number(path.name))
+    layout, paths = "npy", sorted(root.glob("*.npy"), key=lambda path: natural_sort_key(path.name))
     if not paths:
-        layout, paths = "bin", sorted((root / "points").glob("*.bin"), key=lambda path: by_number(path.name))
+        layout, paths = "bin", sorted((root / "points").glob("*.bin"), key=lambda path: natural_sort_key(path.name))
     rooms = []
     for path in paths:
         match = _NAME.fullmatch(path.stem)

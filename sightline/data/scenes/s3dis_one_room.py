@@ -14,14 +14,14 @@ from sightline.arguments import Count
 from sightline.data.files.array_files import npz_array
 from sightline.data.scenes.labelled_scenes import (
     LabelledScenes,
-    Scenes,
+    SceneSplit,
     scene_columns,
     scene_values,
     summarise_scenes,
 )
-from sightline.data.store.location import root_of
-from sightline.data.store.native import open_prepared, prepare_command
-from sightline.data.store.preparation import Part, Plan, Progress, Row, prepare_native
+from sightline.data.store.location import prepared_root
+from sightline.data.store.prepared_set import open_prepared, prepare_command
+from sightline.data.store.prepared_writer import PreparationPlan, Progress, SampleRow, Shard, write_prepared_set
 from sightline.errors import DataError
 
 __all__ = ["S3disOneRoom"]
@@ -40,7 +40,7 @@ class S3disOneRoom(LabelledScenes):
     Source: Armeni et al. 2016, one room resampled to 8,192 points an instance (WinerDeCoder).
     """
 
-    yardsticks: ClassVar[dict[str, dict[str, float]]] = {
+    baselines: ClassVar[dict[str, dict[str, float]]] = {
         "miou": {"the majority class everywhere": 0.020, "a random forest on height, normal and eigenvalues": 0.417}
     }
     """Of simple answers for the same half, by metric; shown beside what a run reached."""
@@ -48,11 +48,11 @@ class S3disOneRoom(LabelledScenes):
     readable_sets = ("s3dis_one_room",)
 
     def __init__(self, *, split: str, root: str | None = None, repeats: Count = 1) -> None:
-        prepared = open_prepared(root_of(root, self.set_name), set_names=self.readable_sets)
+        prepared = open_prepared(prepared_root(root, self.set_name), set_names=self.readable_sets)
         sizes = {"train": 1, "validation": 0, "test": 1}
         if split not in sizes:
             raise DataError(f"{prepared.root}: has no part '{split}'; it has train and test")
-        scenes = Scenes(((split, 0),) if sizes[split] else (), sizes)
+        scenes = SceneSplit(((split, 0),) if sizes[split] else (), sizes)
         super().__init__(prepared=prepared, split=split, scenes=scenes, repeats=repeats)
 
     @classmethod
@@ -73,9 +73,9 @@ class S3disOneRoom(LabelledScenes):
             "class_names": class_names,
             "split": _SPLIT,
         }
-        parts = tuple(Part(split, split, 1, (root,), _HalfOf(root, split)) for split in ("train", "test"))
-        plan = Plan(name, "npz", root, scene_columns(len(class_names)), parts, about, summarise_scenes)
-        return prepare_native(plan, target, progress=progress)
+        parts = tuple(Shard(split, split, 1, (root,), _HalfOf(root, split)) for split in ("train", "test"))
+        plan = PreparationPlan(name, "npz", root, scene_columns(len(class_names)), parts, about, summarise_scenes)
+        return write_prepared_set(plan, target, progress=progress)
 
     @classmethod
     def card(cls) -> dict[str, Any]:
@@ -98,12 +98,12 @@ class _HalfOf:
     path: Path
     split: str
 
-    def __call__(self) -> Iterator[Row]:
+    def __call__(self) -> Iterator[SampleRow]:
         arrays = _read(self.path)
         is_low = arrays["xyz"][:, 1] < np.median(arrays["xyz"][:, 1])
         chosen = is_low if self.split == "train" else ~is_low
         values = scene_values(arrays["label"][chosen], len(arrays["classes"]))
-        yield Row(f"half/{self.split}", f"{self.path}: xyz", {"points": arrays["xyz"][chosen], **values})
+        yield SampleRow(f"half/{self.split}", f"{self.path}: xyz", {"points": arrays["xyz"][chosen], **values})
 
 
 def _read(path: Path) -> dict[str, np.ndarray]:

@@ -13,25 +13,25 @@ from typing import Any, Literal
 import numpy as np
 
 from sightline import registry
-from sightline.arguments import Count, Fraction, Seed, Share
-from sightline.data.files.cloud_files import CLOUD_SUFFIXES, Cloud, check_columns, list_passed_over, read_cloud
-from sightline.data.files.input_files import size_of
+from sightline.arguments import Count, FractionBelowOne, PositiveFraction, Seed
+from sightline.data.files.cloud_files import CLOUD_SUFFIXES, PointCloud, check_columns, list_skipped_files, read_cloud
+from sightline.data.files.input_files import file_size
 from sightline.data.scenes.labelled_scenes import (
-    IGNORED,
+    IGNORE_INDEX,
     LabelledScenes,
-    Scenes,
+    SceneSplit,
     scene_columns,
     scene_values,
     summarise_scenes,
 )
 from sightline.data.scenes.scene_listing import ListedScene, list_scenes, read_class_names
 from sightline.data.scenes.scene_preparation import COLOUR_NAMES, prepare_scene
-from sightline.data.store.columns import Column
-from sightline.data.store.location import root_of
-from sightline.data.store.native import Prepared, open_prepared
-from sightline.data.store.preparation import Part, Plan, Progress, Row, prepare_native
+from sightline.data.store.columns import ColumnSpec
+from sightline.data.store.location import prepared_root
+from sightline.data.store.prepared_set import PreparedSet, open_prepared
+from sightline.data.store.prepared_writer import PreparationPlan, Progress, SampleRow, Shard, write_prepared_set
 from sightline.errors import ConfigError, DataError
-from sightline.types import CloudForm
+from sightline.types import CloudInputSpec
 
 __all__ = ["SceneFolder"]
 
@@ -60,7 +60,7 @@ class SceneFolder(LabelledScenes):
         normals: bool = False,
         repeats: Count = 1,
     ) -> None:
-        prepared = open_prepared(root_of(root, self.set_name), set_names=self.readable_sets)
+        prepared = open_prepared(prepared_root(root, self.set_name), set_names=self.readable_sets)
         sizes = {name: prepared.manifest["splits"].get(name, {}).get("num_rows", 0) for name in _SPLITS}
         if split not in sizes:
             raise DataError(f"{prepared.root}: has no part '{split}'; it has {', '.join(_SPLITS)}")
@@ -70,7 +70,7 @@ class SceneFolder(LabelledScenes):
                     f"{prepared.root}: holds no {name}; set data.{name}=false, or prepare it from files that have them"
                 )
         features = tuple(name for name, wanted in (("colours", colours), ("normals", normals)) if wanted)
-        scenes = Scenes(tuple((split, row) for row in range(sizes[split])), sizes)
+        scenes = SceneSplit(tuple((split, row) for row in range(sizes[split])), sizes)
         super().__init__(prepared=prepared, split=split, scenes=scenes, features=features, repeats=repeats)
 
     @classmethod
@@ -87,8 +87,8 @@ class SceneFolder(LabelledScenes):
         label: str = "label",
         colour_max: Literal[1, 255] = 255,
         unlabelled: int | None = None,
-        test_share: Share = 0.2,
-        validation_share: Fraction = 0.1,
+        test_share: PositiveFraction = 0.2,
+        validation_share: FractionBelowOne = 0.1,
         seed: Seed = 0,
     ) -> dict[str, Any]:
         """Write the scenes of a folder in native form, in metres; returns the manifest with `root` and `outcome`.
@@ -129,17 +129,17 @@ class SceneFolder(LabelledScenes):
         }
         options: dict[str, Any] = {"up_axis": up_axis, "unit": unit, "columns": about["source_columns"], "label": label}
         options |= {"colour_max": colour_max, "unlabelled": unlabelled, "scenes": _digest(scenes, class_names)}
-        plan = Plan(
+        plan = PreparationPlan(
             name,
             layout,
             root,
             scene_columns(len(class_names), *_feature_columns(reader)),
             tuple(_part(scene, reader) for scene in scenes),
             about,
-            partial(_summary, passed_over=list_passed_over(root)),
+            partial(_summary, passed_over=list_skipped_files(root)),
             options,
         )
-        return prepare_native(plan, target, progress=progress)
+        return write_prepared_set(plan, target, progress=progress)
 
     @classmethod
     def card(cls) -> dict[str, Any]:
@@ -156,11 +156,11 @@ class SceneFolder(LabelledScenes):
             "prepare": f"sightline data prepare {cls.set_name} --from PATH --to DIR up_axis=z unit=m",
         }
 
-    def _form(self) -> CloudForm:
+    def _form(self) -> CloudInputSpec:
         manifest = self._prepared.manifest
         columns = manifest["source_columns"]
         scene = {"scale": _METRES[manifest["file_unit"]], "colour_max": float(manifest["options"]["colour_max"])}
-        return CloudForm(columns=None if columns is None else tuple(columns), scene=scene)
+        return CloudInputSpec(columns=None if columns is None else tuple(columns), scene=scene)
 
 
 _SPLITS = ("train", "validation", "test")
@@ -179,7 +179,7 @@ class _Reader:
     colour_names: tuple[str, ...] | None
     has_normals: bool
 
-    def __call__(self, scene: ListedScene) -> Row:
+    def __call__(self, scene: ListedScene) -> SampleRow:
         cloud, where = read_cloud(scene.path, columns=self.columns), str(scene.path)
         label = self._labels(cloud, where)
         prepared = prepare_scene(
@@ -190,9 +190,9 @@ class _Reader:
             with_normals=self.has_normals,
             where=where,
         )
-        return Row(scene.name, where, {**prepared, **scene_values(label, self.num_classes)})
+        return SampleRow(scene.name, where, {**prepared, **scene_values(label, self.num_classes)})
 
-    def _labels(self, cloud: Cloud, where: str) -> np.ndarray:
+    def _labels(self, cloud: PointCloud, where: str) -> np.ndarray:
         """The labels (N,) uint8. Raises DataError naming the first point whose label is none."""
         given = _label_column(cloud, self.label, where)
         is_ignored = given == self.unlabelled if self.unlabelled is not None else np.zeros(len(given), dtype=bool)
@@ -203,7 +203,7 @@ class _Reader:
                 f"{where}: {self.label}[{wrong[0]}] is {given[wrong[0]]:g}, classes are 0 to {self.num_classes - 1}; "
                 "mend the file, complete classes.txt, or give the number of points without a class: unlabelled=N"
             )
-        return np.where(is_ignored, IGNORED, given).astype(np.uint8)
+        return np.where(is_ignored, IGNORE_INDEX, given).astype(np.uint8)
 
 
 @dataclass(frozen=True)
@@ -213,32 +213,32 @@ class _RowOf:
     scene: ListedScene
     reader: _Reader
 
-    def __call__(self) -> Iterator[Row]:
+    def __call__(self) -> Iterator[SampleRow]:
         yield self.reader(self.scene)
 
 
-def _part(scene: ListedScene, reader: _Reader) -> Part:
-    about = size_of(scene.path) // 16
-    return Part(scene.split, f"{scene.split}/{scene.name}", 1, (scene.path,), _RowOf(scene, reader), about)
+def _part(scene: ListedScene, reader: _Reader) -> Shard:
+    about = file_size(scene.path) // 16
+    return Shard(scene.split, f"{scene.split}/{scene.name}", 1, (scene.path,), _RowOf(scene, reader), about)
 
 
-def _label_column(cloud: Cloud, label: str, where: str) -> np.ndarray:
+def _label_column(cloud: PointCloud, label: str, where: str) -> np.ndarray:
     if label not in cloud.channels:
         held = ", ".join(cloud.channels) or "none beside points and normals"
         raise DataError(f"{where}: has no column '{label}', it has {held}; name the label's column: label=NAME")
     return cloud.channels[label]
 
 
-def _colour_names(cloud: Cloud) -> tuple[str, ...] | None:
+def _colour_names(cloud: PointCloud) -> tuple[str, ...] | None:
     return next((names for names in COLOUR_NAMES if set(names) <= set(cloud.channels)), None)
 
 
-def _feature_columns(reader: _Reader) -> list[tuple[str, Column]]:
+def _feature_columns(reader: _Reader) -> list[tuple[str, ColumnSpec]]:
     columns = []
     if reader.colour_names is not None:
-        columns.append(("colours", Column((3,), "uint8", is_ragged=True)))
+        columns.append(("colours", ColumnSpec((3,), "uint8", is_ragged=True)))
     if reader.has_normals:
-        columns.append(("normals", Column((3,), "float32", is_ragged=True)))
+        columns.append(("normals", ColumnSpec((3,), "float32", is_ragged=True)))
     return columns
 
 
@@ -268,7 +268,7 @@ def _digest(scenes: Sequence[ListedScene], class_names: Sequence[str]) -> str:
     return hashlib.sha256(json.dumps([listed, list(class_names)]).encode()).hexdigest()
 
 
-def _summary(prepared: Prepared, *, passed_over: str) -> dict[str, Any]:
+def _summary(prepared: PreparedSet, *, passed_over: str) -> dict[str, Any]:
     """Counts, what was passed over, and classes that a part lacks."""
     summary = summarise_scenes(prepared)
     names = prepared.manifest["class_names"]

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from sightline.data.clouds.cloud_listing import SPLITS
-from sightline.data.clouds.modelnet_classes import by_number
+from sightline.data.clouds.modelnet_classes import natural_sort_key
 from sightline.data.files.cloud_files import is_cloud_file
-from sightline.data.store.native import MANIFEST, listing
+from sightline.data.store.prepared_set import MANIFEST, summarise_folder
 from sightline.errors import DataError
 
 __all__ = ["ListedScene", "list_scenes", "read_class_names"]
@@ -54,7 +54,7 @@ def list_scenes(root: Path, *, test_share: float, validation_share: float, seed:
     scenes = [ListedScene(path, split) for split in SPLITS if split in folders for path in _files_in(root / split)]
     empty = [split for split in folders if not any(scene.split == split for scene in scenes)]
     if empty:
-        raise DataError(f"{root / empty[0]}: holds no scene, it holds {listing(root / empty[0])}; add one")
+        raise DataError(f"{root / empty[0]}: holds no scene, it holds {summarise_folder(root / empty[0])}; add one")
     return "split_folders", scenes
 
 
@@ -78,7 +78,7 @@ def read_class_names(root: Path) -> tuple[str, ...] | None:
 def _files_in(folder: Path) -> list[Path]:
     paths = filter(is_cloud_file, folder.iterdir())
     clouds = (path for path in paths if path.name != CLASSES_FILE and not path.name.startswith("."))
-    return sorted(clouds, key=lambda path: by_number(path.name))
+    return sorted(clouds, key=lambda path: natural_sort_key(path.name))
 
 
 def _dealt(

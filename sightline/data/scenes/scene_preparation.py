@@ -7,11 +7,11 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from sightline.compiled import compiled, in_threads, suits
-from sightline.data.files.cloud_files import Cloud, check_strays
+from sightline.data.files.cloud_files import PointCloud, check_strays
 from sightline.errors import DataError
+from sightline.numba_kernels import can_use_numba, numba_kernel, run_parallel
 
-__all__ = ["COLOUR_NAMES", "from_lowest_corner", "place_of", "prepare_scene"]
+__all__ = ["COLOUR_NAMES", "from_lowest_corner", "normalised_position", "prepare_scene"]
 
 COLOUR_NAMES = (("red", "green", "blue"), ("r", "g", "b"))
 """What the channels of colours are called in files."""
@@ -21,7 +21,7 @@ _POINTS_A_ROW = 256
 
 
 def prepare_scene(
-    cloud: Cloud,
+    cloud: PointCloud,
     *,
     scale: float,
     colour_max: float,
@@ -52,8 +52,8 @@ def from_lowest_corner(points: np.ndarray, *, scale: float = 1.0) -> tuple[np.nd
     points = points.astype(np.float64, copy=False)
     corner = _lowest(points)
     moved = np.empty(points.shape, dtype=np.float32)
-    if suits(torch.empty(0)):
-        in_threads(_move, len(points), points, corner, scale, moved)
+    if can_use_numba(torch.empty(0)):
+        run_parallel(_move, len(points), points, corner, scale, moved)
     else:
         with np.errstate(over="ignore"):
             moved[:] = (points - corner) * scale
@@ -69,14 +69,14 @@ def _lowest(points: np.ndarray) -> np.ndarray:
     return corner
 
 
-@compiled
+@numba_kernel
 def _move(first: int, last: int, points: np.ndarray, corner: np.ndarray, scale: float, moved: np.ndarray) -> None:
     for row in range(first, last):
         for axis in range(3):
             moved[row, axis] = np.float32((points[row, axis] - corner[axis]) * scale)
 
 
-def place_of(points: np.ndarray) -> np.ndarray:
+def normalised_position(points: np.ndarray) -> np.ndarray:
     """Where each point (N, 3) lies in the extent of its cloud, 0 to 1 along every axis, in the points' own type.
 
     Source: Qi et al. 2017 (PointNet), section 5.2 (the location as to the room).
@@ -86,7 +86,7 @@ def place_of(points: np.ndarray) -> np.ndarray:
     return place
 
 
-def _colours(cloud: Cloud, names: Sequence[str], colour_max: float, where: str) -> np.ndarray:
+def _colours(cloud: PointCloud, names: Sequence[str], colour_max: float, where: str) -> np.ndarray:
     missing = [name for name in names if name not in cloud.channels]
     if missing:
         raise DataError(f"{where}: has no {', '.join(missing)}, which the first file has; name what all files have")
@@ -99,7 +99,7 @@ def _colours(cloud: Cloud, names: Sequence[str], colour_max: float, where: str) 
     return np.rint(colours * (255 / colour_max)).astype(np.uint8)
 
 
-def _normals(cloud: Cloud, where: str) -> np.ndarray:
+def _normals(cloud: PointCloud, where: str) -> np.ndarray:
     if cloud.normals is None:
         raise DataError(f"{where}: has no normals, which the first file has; name what all files have with columns")
     length = np.linalg.norm(cloud.normals, axis=1)

@@ -17,14 +17,14 @@ import numpy as np
 
 from sightline.errors import DataError, RunError
 
-__all__ = ["OFFSETS", "Column", "Row", "SplitWriter"]
+__all__ = ["OFFSETS", "ColumnSpec", "SampleRow", "SplitWriter"]
 
 OFFSETS = "offsets"
 """In the place of a column's name: where the rows of the ragged columns start, and where the last one ends."""
 _BLOCK_BYTES = 2**24
 
 
-class Column(NamedTuple):
+class ColumnSpec(NamedTuple):
     """One array of the native form: the shape of a row and the type of its numbers.
 
     In a ragged column a row has any number of elements, and `shape` is that of an element; a row without any is refused
@@ -42,7 +42,7 @@ class Column(NamedTuple):
         return int(np.prod(self.shape, dtype=np.int64)) * np.dtype(self.dtype).itemsize
 
 
-class Row(NamedTuple):
+class SampleRow(NamedTuple):
     """One sample on its way in: its name, where it was read (for errors), a value per column, files listed in place."""
 
     name: str
@@ -58,7 +58,7 @@ class SplitWriter:
     `lengths` and `checksums` are those of the stretch at hand. A context: leaving it closes the files.
     """
 
-    def __init__(self, folder: Path, split: str, num_rows: int, columns: Mapping[str, Column]) -> None:
+    def __init__(self, folder: Path, split: str, num_rows: int, columns: Mapping[str, ColumnSpec]) -> None:
         assert OFFSETS not in columns, f"'{OFFSETS}' cannot be the name of a column"
         self._columns = columns
         self._offsets = np.zeros(num_rows + 1, dtype=np.int64)
@@ -85,7 +85,7 @@ class SplitWriter:
         for file in self._ragged.values():
             file.cut(int(self._offsets[self._row]))
 
-    def put(self, row: Row) -> None:
+    def put(self, row: SampleRow) -> None:
         """Write the next row. Raises DataError for values that do not fit or are not finite; RunError for no room."""
         values = {name: _sound(row, name, column) for name, column in self._columns.items()}
         lengths = {len(values[name]) for name in self._ragged}
@@ -138,7 +138,7 @@ class SplitWriter:
 class _Appended:
     """The file of a ragged column: elements are added at its end, its header counts them when it is finished."""
 
-    def __init__(self, path: Path, column: Column) -> None:
+    def __init__(self, path: Path, column: ColumnSpec) -> None:
         self._path = path
         self._column = column
         self._header_bytes = len(self._header(0))
@@ -206,7 +206,7 @@ class _Appended:
         return header.getvalue()
 
 
-def _sound(row: Row, name: str, column: Column) -> np.ndarray:
+def _sound(row: SampleRow, name: str, column: ColumnSpec) -> np.ndarray:
     with np.errstate(over="ignore"):  # what is too large for the column becomes infinite, and is refused below
         value = np.asarray(row.values[name]).astype(column.dtype, order="C", copy=False)
     if column.is_ragged:

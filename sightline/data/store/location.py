@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-__all__ = ["root_of"]
+__all__ = ["prepared_root"]
 
 
-def root_of(root: str | None, set_name: str) -> Path:
+def prepared_root(root: str | None, set_name: str) -> Path:
     """Where a prepared set lies: at `root`, else under its name in $SIGHTLINE_DATA, by default `data`."""
     if root is not None:
         return Path(root).expanduser()

@@ -6,17 +6,17 @@ import contextlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from sightline.data.store.columns import Row
+from sightline.data.store.columns import SampleRow
 from sightline.errors import DataError
 
-__all__ = ["Unusable"]
+__all__ = ["FaultCollector"]
 
 _MOST_PRINTED = 8
 """Faults, which with the line above them and the one below are ten lines."""
 _MOST_FOUND = 10_000
 
 
-class Unusable:
+class FaultCollector:
     """Collects what reading a set's rows raises; `report` is the file that lists all of it where it is much."""
 
     def __init__(self, target: Path) -> None:
@@ -27,7 +27,7 @@ class Unusable:
     def __bool__(self) -> bool:
         return bool(self._faults)
 
-    def sound(self, begin: Callable[[], Iterator[Row]]) -> Iterator[Row]:
+    def skip_unusable(self, begin: Callable[[], Iterator[SampleRow]]) -> Iterator[SampleRow]:
         """The rows that can be read, of those that `begin` gives; where the iterator goes on after an error, a `map`
         does and a generator does not, so does this.
         """
@@ -65,4 +65,4 @@ class Unusable:
                 )
                 rest += f"; all are in {self.report}"
         head = f"{len(self._faults)} of {num_rows} samples cannot be used; mend their files, or leave them out:"
-        raise DataError.of_lines([head, *listed, *([rest] if rest else [])])
+        raise DataError.from_lines([head, *listed, *([rest] if rest else [])])

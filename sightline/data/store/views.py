@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from sightline.data.store.native import MANIFEST, Prepared, check_sizes, read_manifest
+from sightline.data.store.prepared_set import MANIFEST, PreparedSet, check_sizes, read_manifest
 from sightline.errors import ConfigError, DataError, MissingDataError
 from sightline.geometry.rendering import Background, on_background
 from sightline.types import Field, SampleKey
@@ -18,10 +18,10 @@ __all__ = [
     "DEFAULT_SIZE_PX",
     "IMAGE",
     "VIEWS_SET",
-    "StoredPictures",
+    "StoredViews",
     "Views",
     "image_field",
-    "opened_views",
+    "open_views",
     "promised_image",
 ]
 
@@ -39,7 +39,7 @@ class Views:
     Each object has at least one view; objects may have different numbers of them. Pickling carries no pictures.
     """
 
-    def __init__(self, prepared: Prepared) -> None:
+    def __init__(self, prepared: PreparedSet) -> None:
         self._prepared = prepared
         self.names: tuple[str, ...] = tuple(name for split in prepared.splits for name in prepared.names(split))
         self._row_of = {name: row for row, name in enumerate(self.names)}
@@ -73,7 +73,7 @@ class Views:
                 f"{_command(str(folder), 'DIR')}"
             )
         check_sizes(folder, manifest)
-        return cls(Prepared(folder, manifest))
+        return cls(PreparedSet(folder, manifest))
 
     @property
     def root(self) -> Path:
@@ -108,19 +108,21 @@ class Views:
 
         Raises DataError for a name that is not there, and as `take`; IndexError for a view that there is none of.
         """
-        return self.take(self.rows_of([name], of="the name asked for"), np.array([view]), background=background)[0]
+        return self.take(
+            self.row_indices([name], set_name="the name asked for"), np.array([view]), background=background
+        )[0]
 
-    def rows_of(self, names: Sequence[str], *, of: str) -> np.ndarray:
+    def row_indices(self, names: Sequence[str], *, set_name: str) -> np.ndarray:
         """Where these objects stand: (len(names),) int64.
 
-        Raises DataError that counts and names those without views; `of` is whose names they are.
+        Raises DataError that counts and names those without views; `set_name` is whose names they are.
         """
         missing = [name for name in names if name not in self._row_of]
         if missing:
             more = f" and {len(missing) - _MOST_LISTED} more" if len(missing) > _MOST_LISTED else ""
             held = ", ".join(self.names[:2])
             raise DataError(
-                f"{self.root}: {len(missing)} of {len(names)} objects of {of} have no views here: "
+                f"{self.root}: {len(missing)} of {len(names)} objects of {set_name} have no views here: "
                 f"{', '.join(missing[:_MOST_LISTED])}{more}; it holds {len(self.names)} objects ({held}, ...), "
                 f"rendered from {self.manifest['source']['path']}; render the set that is read: "
                 f"{_command('SET', 'DIR')}"
@@ -157,7 +159,7 @@ class Views:
                 f"make the store again with background={wanted}"
             )
 
-    def draw(self, rows: np.ndarray, keys: Sequence[SampleKey], *, background: Background) -> np.ndarray:
+    def sample_views(self, rows: np.ndarray, keys: Sequence[SampleKey], *, background: Background) -> np.ndarray:
         """A view of each of these objects, drawn evenly from all that it has by seed, epoch and index of its key."""
         counts = self._counts[rows].tolist()
         views = [key.generator().integers(count) for key, count in zip(keys, counts, strict=True)]
@@ -184,7 +186,7 @@ class Views:
         return self._prepared.array(split, IMAGE)[first + view]
 
 
-class StoredPictures:
+class StoredViews:
     """One view per sample from a store: the shapes of a data set, found by their names.
 
     Raises DataError that counts and names the shapes without views, or names the background that the pictures were
@@ -196,16 +198,16 @@ class StoredPictures:
         self.views.check_background(background)
         self.background: Background = background or self.views.fixed_background or "black"
         self.field = image_field(self.background)
-        self._rows = self.views.rows_of(names, of=of)
+        self._rows = self.views.row_indices(names, set_name=of)
         self._rows.flags.writeable = False
 
-    def of(self, keys: Sequence[SampleKey]) -> np.ndarray:
+    def sample(self, keys: Sequence[SampleKey]) -> np.ndarray:
         """A view of each sample's shape, drawn by seed, epoch and index of its key: (B, H, W, 3) uint8, fresh."""
         rows = self._rows[[key.index for key in keys]]
-        return self.views.draw(rows, keys, background=self.background)
+        return self.views.sample_views(rows, keys, background=self.background)
 
 
-def opened_views(root: str | None, *, background: Background | None, without_views: str) -> Views | None:
+def open_views(root: str | None, *, background: Background | None, without_views: str) -> Views | None:
     """The store that a data set's arguments name, None where they name none. Raises as `Views.open`.
 
     Raises ConfigError for arguments on how views are shown where there are none.

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from annotated_types import Ge, Le
 
-from sightline.arguments import Factor, Probability
+from sightline.arguments import NonNegativeFloat, Probability
 from sightline.errors import ConfigError
 from sightline.geometry.rotations import euler_matrix
 
@@ -21,20 +21,20 @@ __all__ = [
     "Range",
     "ScaleRange",
     "ShareRange",
-    "about_x",
-    "about_z",
     "assert_in_order",
     "capsule_rows",
-    "in_range",
-    "turned",
-    "within",
+    "rotate",
+    "rotate_about_x",
+    "rotate_about_z",
+    "scale_symmetric",
+    "scale_to_range",
 ]
 
 Angle = Annotated[float, Ge(0.0), Le(180.0)]
 """In degrees, to either side."""
 Range = tuple[float, float]
 """From the first to the second, drawn evenly; two equal numbers are always the same."""
-NoiseRange = tuple[Factor, Factor]
+NoiseRange = tuple[NonNegativeFloat, NonNegativeFloat]
 ShareRange = tuple[Probability, Probability]
 ScaleRange = tuple[Annotated[float, Ge(0.1), Le(10.0)], Annotated[float, Ge(0.1), Le(10.0)]]
 
@@ -53,20 +53,20 @@ def assert_in_order(name: str, bounds: Range) -> None:
         raise ConfigError(f"{name}: is from {low:g} to {high:g}; give the lower number first")
 
 
-def in_range(uniform: torch.Tensor, bounds: Range) -> np.ndarray:
+def scale_to_range(uniform: torch.Tensor, bounds: Range) -> np.ndarray:
     """Drawn numbers in [0, 1) put between two bounds, float64."""
     low, high = bounds
     spread: np.ndarray = low + (high - low) * uniform.double().numpy()
     return spread
 
 
-def within(uniform: torch.Tensor, reach: float | Sequence[float]) -> np.ndarray:
+def scale_symmetric(uniform: torch.Tensor, reach: float | Sequence[float]) -> np.ndarray:
     """Drawn numbers in [0, 1) put between -reach and reach, float64."""
     spread: np.ndarray = (2 * uniform.double().numpy() - 1) * np.asarray(reach)
     return spread
 
 
-def turned(points: np.ndarray, turn_rad: np.ndarray) -> np.ndarray:
+def rotate(points: np.ndarray, turn_rad: np.ndarray) -> np.ndarray:
     """Points (B, N, 3) turned by yaw, pitch and roll (B, 3): about x (pitch), then y (yaw), then z (roll).
 
     Matrix by matrix, and products written out: a figure has the same bits alone and among others.
@@ -78,14 +78,14 @@ def turned(points: np.ndarray, turn_rad: np.ndarray) -> np.ndarray:
     return rotated
 
 
-def about_x(vectors: np.ndarray, angles_rad: np.ndarray) -> np.ndarray:
+def rotate_about_x(vectors: np.ndarray, angles_rad: np.ndarray) -> np.ndarray:
     """Vectors (..., 3) turned about x: y towards z."""
     cosine, sine = _cosine_and_sine(angles_rad)
     x, y, z = np.moveaxis(vectors, -1, 0)
     return np.stack(np.broadcast_arrays(x, cosine * y - sine * z, sine * y + cosine * z), axis=-1)
 
 
-def about_z(vectors: np.ndarray, angles_rad: np.ndarray) -> np.ndarray:
+def rotate_about_z(vectors: np.ndarray, angles_rad: np.ndarray) -> np.ndarray:
     """Vectors (..., 3) turned about z: x towards y."""
     cosine, sine = _cosine_and_sine(angles_rad)
     x, y, z = np.moveaxis(vectors, -1, 0)

@@ -7,9 +7,9 @@ from typing import NamedTuple
 import numpy as np
 
 from sightline.data.scans.sensors import Sensor
-from sightline.geometry.beams import GROUND, NOTHING, Things, cast
+from sightline.geometry.beams import GROUND, NOTHING, Obstacles, cast_beams
 
-__all__ = ["CLASS_IDS", "FARTHEST_M", "SENSOR_HEIGHT_M", "Disturbance", "Scan", "Street", "cast_street", "draw_street"]
+__all__ = ["CLASS_IDS", "FARTHEST_M", "SENSOR_HEIGHT_M", "LidarNoise", "Scan", "Street", "cast_street", "draw_street"]
 
 SENSOR_HEIGHT_M = 1.73
 NEAREST_M, FARTHEST_M = 0.9, 80.0
@@ -36,11 +36,11 @@ _NUM = {_CAR: 6, _PERSON: 3, _BUILDING: 10, _POLE: 8, _TRUNK: 6}
 class Street(NamedTuple):
     """What stands on a street: `things`, and the id of each, boxes first, then cylinders."""
 
-    things: Things
+    things: Obstacles
     ids: np.ndarray
 
 
-class Disturbance(NamedTuple):
+class LidarNoise(NamedTuple):
     """Faults of a sensor: standard deviations of range (metres) and remission, and the share of lost returns."""
 
     range_m: float = 0.02
@@ -84,21 +84,21 @@ def draw_street(generator: np.random.Generator) -> Street:
     cylinders[:, 3] += ground
     kinds = (_CAR, _PERSON, _BUILDING, _POLE, _TRUNK)
     ids = np.repeat(kinds, [_NUM[kind] for kind in kinds])
-    return Street(Things(boxes, cylinders), ids)
+    return Street(Obstacles(boxes, cylinders), ids)
 
 
 def cast_street(
-    street: Street, sensor: Sensor, *, num_columns: int, generator: np.random.Generator, disturbance: Disturbance
+    street: Street, sensor: Sensor, *, num_columns: int, generator: np.random.Generator, disturbance: LidarNoise
 ) -> Scan:
     """The returns between 0.9 and 80 m of one turn of the sensor, which stands 1.73 m above the road's middle line."""
     elevation, azimuth = sensor.elevations_rad(), sensor.azimuths_rad(num_columns)
-    hits = cast(elevation, azimuth, street.things, ground_m=-SENSOR_HEIGHT_M)
-    is_kept = (hits.what != NOTHING) & (hits.range_m > NEAREST_M) & (hits.range_m < FARTHEST_M)
+    hits = cast_beams(elevation, azimuth, street.things, ground_m=-SENSOR_HEIGHT_M)
+    is_kept = (hits.object_id != NOTHING) & (hits.range_m > NEAREST_M) & (hits.range_m < FARTHEST_M)
     is_kept &= generator.random(is_kept.shape, dtype=np.float32) >= disturbance.lost_share
     order = _columns_in_order(azimuth)
     ring, place = np.nonzero(is_kept[:, order])
     column = order[place]
-    distance, thing = hits.range_m[ring, column], hits.what[ring, column]
+    distance, thing = hits.range_m[ring, column], hits.object_id[ring, column]
     ids = np.where(thing == GROUND, _ground_ids(distance, elevation[ring], azimuth[column]), street.ids[thing])
     base = np.zeros(max(_REMISSION) + 1)
     base[list(_REMISSION)] = list(_REMISSION.values())

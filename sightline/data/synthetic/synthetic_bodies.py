@@ -9,7 +9,7 @@ from annotated_types import Ge, Le
 from typing_extensions import TypedDict
 
 from sightline import registry
-from sightline.arguments import Factor, ReferencePoint, Seed
+from sightline.arguments import NonNegativeFloat, ReferencePoint, Seed
 from sightline.data.depth.depth_frames import DepthCamera
 from sightline.data.depth.skeletons import BODY_15
 from sightline.data.synthetic.figure_poses import (
@@ -18,13 +18,13 @@ from sightline.data.synthetic.figure_poses import (
     NoiseRange,
     ScaleRange,
     ShareRange,
-    about_x,
-    about_z,
     assert_in_order,
     capsule_rows,
-    in_range,
-    turned,
-    within,
+    rotate,
+    rotate_about_x,
+    rotate_about_z,
+    scale_symmetric,
+    scale_to_range,
 )
 from sightline.data.synthetic.synthetic_figures import Many, SensorNoise, SyntheticFigures
 from sightline.draws import Draws
@@ -55,7 +55,7 @@ class BodyPoses(TypedDict):
     leg_raise_deg: NotRequired[tuple[Swing, Swing]]
     knee_deg: NotRequired[tuple[Swing, Swing]]
     scale: NotRequired[ScaleRange]
-    shift_mm: NotRequired[tuple[Factor, Factor, Factor]]
+    shift_mm: NotRequired[tuple[NonNegativeFloat, NonNegativeFloat, NonNegativeFloat]]
 
 
 _SWINGS = {
@@ -160,11 +160,13 @@ class SyntheticBodies(SyntheticFigures):
 
     def _draw(self, draws: Draws, lasting: Draws) -> Figures:
         shape = BodyShape(
-            lean=np.radians(within(draws.uniform(2), self._lean_deg)),
-            swings=np.radians(np.stack([in_range(draws.uniform(2), bounds) for bounds in self._swings_deg], axis=1)),
-            turn=np.radians(within(draws.uniform(3), self._turn_deg)),
-            scale=in_range(draws.uniform(1), self._scale)[:, 0],
-            place_mm=within(draws.uniform(3), self._shift_mm),
+            lean=np.radians(scale_symmetric(draws.uniform(2), self._lean_deg)),
+            swings=np.radians(
+                np.stack([scale_to_range(draws.uniform(2), bounds) for bounds in self._swings_deg], axis=1)
+            ),
+            turn=np.radians(scale_symmetric(draws.uniform(3), self._turn_deg)),
+            scale=scale_to_range(draws.uniform(1), self._scale)[:, 0],
+            place_mm=scale_symmetric(draws.uniform(3), self._shift_mm),
         )
         return build_bodies(shape, view=self._view)
 
@@ -177,7 +179,7 @@ def default_body(*, view: View = "side") -> Figures:
 
 def build_bodies(shape: BodyShape, *, view: View) -> Figures:
     """Joints (B, 15, 3) in ITOP's order and capsules (B, 13, 7), in the frame of the view's camera."""
-    points = turned(_points_at_rest(shape) * shape.scale[:, None, None], shape.turn) + shape.place_mm[:, None]
+    points = rotate(_points_at_rest(shape) * shape.scale[:, None, None], shape.turn) + shape.place_mm[:, None]
     if view == "top":  # down is forward, and away from the side view's camera is up: no mirror
         points = np.stack((points[..., 0], points[..., 2], -points[..., 1]), axis=-1)
     points = points + np.array([0.0, 0.0, _DISTANCE_MM])
@@ -197,7 +199,7 @@ def _points_at_rest(shape: BodyShape) -> np.ndarray:
     swings = np.moveaxis(shape.swings, 1, 0)  # (6, B, 2)
 
     def leaned(offset: np.ndarray) -> np.ndarray:
-        return about_z(about_x(offset, shape.lean[:, 0]), shape.lean[:, 1])
+        return rotate_about_z(rotate_about_x(offset, shape.lean[:, 0]), shape.lean[:, 1])
 
     points[:, _CHEST] = points[:, _TORSO] + leaned(chest - _REST_MM[_TORSO])
     for joint in (_HEAD, _NECK, 2, 3):
@@ -209,8 +211,8 @@ def _points_at_rest(shape: BodyShape) -> np.ndarray:
             (hip, knee, foot, leg_swing, leg_raise, -knee_bend),
         ):
             upper, lower = _REST_MM[middle] - _REST_MM[start], _REST_MM[end] - _REST_MM[middle]
-            moved = about_z(about_x(upper, swing), outwards * lift)
+            moved = rotate_about_z(rotate_about_x(upper, swing), outwards * lift)
             points[:, middle] = points[:, start] + (leaned(moved) if start == shoulder else moved)
-            moved = about_z(about_x(lower, swing + fold), outwards * lift)
+            moved = rotate_about_z(rotate_about_x(lower, swing + fold), outwards * lift)
             points[:, end] = points[:, middle] + (leaned(moved) if start == shoulder else moved)
     return points

@@ -8,9 +8,9 @@ import numpy as np
 
 from sightline import registry
 from sightline.arguments import Count, Seed
-from sightline.data.boxes.detections import ImageRef, Others
-from sightline.data.boxes.image_listing import Classes
-from sightline.data.boxes.records import BOX_FIELDS, BoxRecord, box_facts, sample_of
+from sightline.data.boxes.detections import ImageRef, SetIndex
+from sightline.data.boxes.image_listing import CategoryIds
+from sightline.data.boxes.records import BOX_FIELDS, BoxRecord, box_facts, make_sample
 from sightline.data.synthetic.crowd_scenes import Scene, draw_scene
 from sightline.data.synthetic.synthetic_shapes import Many
 from sightline.errors import ConfigError
@@ -35,7 +35,7 @@ class SyntheticCrowds:
     Source: made here; sightline/data/synthetic/crowd_scenes.py.
     """
 
-    classes = Classes(("person",), (1,))
+    classes = CategoryIds(("person",), (1,))
 
     def __init__(
         self,
@@ -81,7 +81,7 @@ class SyntheticCrowds:
         return self._sizes[self._split]
 
     def __getitem__(self, key: SampleKey) -> Sample:
-        return sample_of(*self._stored(key.index))
+        return make_sample(*self._stored(key.index))
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the images made so far: a worker process makes its own, with the same bits."""
@@ -99,9 +99,9 @@ class SyntheticCrowds:
         """What names an image in files of results, and its size; ids count from 1."""
         return ImageRef(self.name_of(index), index + 1, *self._size)
 
-    def others(self) -> Others:
+    def others(self) -> SetIndex:
         """No further images or classes: ids count from 1 in every part."""
-        return Others()
+        return SetIndex()
 
     def scene(self, index: int) -> Scene:
         """An image with everybody's boxes and masks."""

@@ -9,14 +9,14 @@ import numpy as np
 from annotated_types import Ge, Le
 
 from sightline.arguments import ReferencePoint
-from sightline.data.depth.depth_frames import DepthCamera, DepthFrames, FramePart
+from sightline.data.depth.depth_frames import DepthCamera, DepthFrames, FrameSplit
 from sightline.data.depth.references import CentreOfMass, DepthFrame
 from sightline.data.depth.skeletons import Skeleton
-from sightline.data.synthetic.figure_poses import Figures, NoiseRange, ShareRange, assert_in_order, in_range
+from sightline.data.synthetic.figure_poses import Figures, NoiseRange, ShareRange, assert_in_order, scale_to_range
 from sightline.draws import Draws
 from sightline.errors import ConfigError
-from sightline.geometry.capsules import SeenCapsules, render_capsules
-from sightline.geometry.pinhole import project
+from sightline.geometry.capsules import CapsuleDepth, render_capsules
+from sightline.geometry.pinhole import project_points
 from sightline.types import SampleKey
 
 __all__ = ["Many", "SensorNoise", "SyntheticFigures", "render_figures"]
@@ -71,7 +71,7 @@ class SyntheticFigures(DepthFrames):
         self._made: dict[int, _SparseFrame] = {}
         self._made_bytes = 0
         places = np.arange(sizes[split])
-        part = FramePart(split, split, places, num_ordered=len(places), sizes=sizes)
+        part = FrameSplit(split, split, places, num_ordered=len(places), sizes=sizes)
         super().__init__(part=part, camera=camera, skeleton=skeleton, reference=reference, joints=joints)
 
     @classmethod
@@ -130,7 +130,7 @@ class SyntheticFigures(DepthFrames):
         joints, capsules = figures
         is_ahead = (np.minimum(capsules[..., 2], capsules[..., 5]) > capsules[..., 6]).all(axis=1)
         from_middle = np.abs(joints - joints[:, self._skeleton.centre, None])
-        pixels = project(joints, self._camera.intrinsics)[..., :2]
+        pixels = project_points(joints, self._camera.intrinsics)[..., :2]
         last = np.array([self._camera.width_px - 1, self._camera.height_px - 1])
         is_shown = ((pixels >= 0) & (pixels <= last)).all(axis=(1, 2))
         fits: np.ndarray = is_ahead & is_shown & (from_middle.max(axis=(1, 2)) < self._reach_mm)
@@ -175,8 +175,8 @@ class SyntheticFigures(DepthFrames):
         """What the camera makes of exact depths (H W)."""
         pixels = np.flatnonzero(depth)
         draws = self._draws([place], "noise")
-        share = in_range(draws.uniform(1), self._noise.missing)[0, 0]
-        deviation_mm = in_range(draws.uniform(1), self._noise.deviation_mm)[0, 0]
+        share = scale_to_range(draws.uniform(1), self._noise.missing)[0, 0]
+        deviation_mm = scale_to_range(draws.uniform(1), self._noise.deviation_mm)[0, 0]
         is_there = draws.uniform(len(pixels))[0].double().numpy() >= share
         errors = draws.normal(len(pixels))[0].double().numpy() * deviation_mm
         values = (depth[pixels] + errors).astype(np.float32)
@@ -206,6 +206,6 @@ class _SparseFrame(NamedTuple):
         return DepthFrame(depth, self.joints, np.ones(len(self.joints), dtype=bool))
 
 
-def render_figures(figures: Figures, camera: DepthCamera) -> SeenCapsules:
+def render_figures(figures: Figures, camera: DepthCamera) -> CapsuleDepth:
     """Exact depths (B, H, W) of figures, and which of their capsules is seen in every pixel."""
     return render_capsules(figures.capsules, camera.intrinsics, height_px=camera.height_px, width_px=camera.width_px)

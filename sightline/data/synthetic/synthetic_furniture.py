@@ -11,9 +11,9 @@ import numpy as np
 
 from sightline.data.scenes.indoor_classes import CLASS_NAMES
 from sightline.data.synthetic.synthetic_solids import SolidBuilder
-from sightline.geometry.patches import ROW
+from sightline.geometry.parametric_surfaces import ROW
 
-__all__ = ["NUM_MEASURES", "Body", "Thing", "make_thing", "moved", "rectangle_thing"]
+__all__ = ["NUM_MEASURES", "Body", "Thing", "make_thing", "rectangle_thing", "transform_thing"]
 
 NUM_MEASURES = 8
 """How many drawn numbers a recipe may use."""
@@ -46,7 +46,7 @@ def make_thing(name: str, uniform: np.ndarray) -> Thing:
     return _RECIPES[name](builder)
 
 
-def moved(thing: Thing, *, angle_rad: float, at: tuple[float, float, float]) -> Thing:
+def transform_thing(thing: Thing, *, angle_rad: float, at: tuple[float, float, float]) -> Thing:
     """The thing turned about the vertical through its origin, then carried to `at`."""
     cosine, sine = np.cos(angle_rad), np.sin(angle_rad)
     turn = np.array([[cosine, -sine, 0], [sine, cosine, 0], [0, 0, 1.0]])

@@ -9,7 +9,7 @@ from annotated_types import Ge, Le
 from typing_extensions import TypedDict
 
 from sightline import registry
-from sightline.arguments import Factor, Probability, ReferencePoint, Seed
+from sightline.arguments import NonNegativeFloat, Probability, ReferencePoint, Seed
 from sightline.data.depth.depth_frames import DepthCamera
 from sightline.data.depth.skeletons import HAND_21
 from sightline.data.synthetic.figure_poses import (
@@ -18,13 +18,13 @@ from sightline.data.synthetic.figure_poses import (
     NoiseRange,
     ScaleRange,
     ShareRange,
-    about_x,
-    about_z,
     assert_in_order,
     capsule_rows,
-    in_range,
-    turned,
-    within,
+    rotate,
+    rotate_about_x,
+    rotate_about_z,
+    scale_symmetric,
+    scale_to_range,
 )
 from sightline.data.synthetic.synthetic_figures import Many, SensorNoise, SyntheticFigures
 from sightline.draws import Draws
@@ -49,7 +49,7 @@ class HandPoses(TypedDict):
     flexion_rad: NotRequired[tuple[Bend, Bend]]
     splay_deg: NotRequired[Angle]
     scale: NotRequired[ScaleRange]
-    shift_mm: NotRequired[tuple[Factor, Factor, Factor]]
+    shift_mm: NotRequired[tuple[NonNegativeFloat, NonNegativeFloat, NonNegativeFloat]]
 
 
 # x to the right, y up, z away from the camera, in mm: MSRA's frame, the palm about the origin.
@@ -143,12 +143,12 @@ class SyntheticHands(SyntheticFigures):
 
     def _draw(self, draws: Draws, lasting: Draws) -> Figures:
         shape = HandShape(
-            flexion_rad=in_range(draws.uniform(5), self._flexion_rad),
-            splay_rad=np.radians(within(draws.uniform(5), self._splay_deg)),
-            turn_rad=np.radians(within(draws.uniform(3), self._turn_deg)),
-            scale=in_range(draws.uniform(1), self._scale)[:, 0],
-            place_mm=within(draws.uniform(3), self._shift_mm) + _PLACE_MM,
-            wrist_rad=np.radians(within(draws.uniform(2), _FOREARM_DEG)),
+            flexion_rad=scale_to_range(draws.uniform(5), self._flexion_rad),
+            splay_rad=np.radians(scale_symmetric(draws.uniform(5), self._splay_deg)),
+            turn_rad=np.radians(scale_symmetric(draws.uniform(3), self._turn_deg)),
+            scale=scale_to_range(draws.uniform(1), self._scale)[:, 0],
+            place_mm=scale_symmetric(draws.uniform(3), self._shift_mm) + _PLACE_MM,
+            wrist_rad=np.radians(scale_symmetric(draws.uniform(2), _FOREARM_DEG)),
             has_forearm=lasting.uniform(1)[:, 0].numpy() < self._forearm,
         )
         return build_hands(shape)
@@ -170,8 +170,8 @@ def default_hand() -> Figures:
 def build_hands(shape: HandShape) -> Figures:
     """Joints (B, 21, 3) in MSRA's order, capsules (B, 24, 7): four of each finger, three of the palm, the forearm."""
     joints = _joints_at_rest(shape)
-    tip = joints[:, 0] + about_z(about_x(_FOREARM_MM, shape.wrist_rad[:, 0]), shape.wrist_rad[:, 1])
-    points = turned(np.concatenate((joints, tip[:, None]), axis=1) * shape.scale[:, None, None], shape.turn_rad)
+    tip = joints[:, 0] + rotate_about_z(rotate_about_x(_FOREARM_MM, shape.wrist_rad[:, 0]), shape.wrist_rad[:, 1])
+    points = rotate(np.concatenate((joints, tip[:, None]), axis=1) * shape.scale[:, None, None], shape.turn_rad)
     points = points + shape.place_mm[:, None]
     fingers = [(0 if level == 0 else 4 * f + level, 4 * f + level + 1) for f in range(5) for level in range(4)]
     radii = [radius for finger in (*_FINGER_RADII_MM, _THUMB_RADII_MM) for radius in finger]
@@ -185,10 +185,10 @@ def _joints_at_rest(shape: HandShape) -> np.ndarray:
     """The joints (B, 21, 3) of hands of size 1 that are not turned, the palm at the origin."""
     count, levels = len(shape.flexion_rad), np.arange(1, 4)
     splay = np.radians(_SPLAY_DEG) + shape.splay_rad[:, :4]
-    bent = about_x(np.array([0.0, 1.0, 0.0]), -levels * shape.flexion_rad[:, :4, None])
-    fingers = np.array(_BONES_MM)[..., None] * about_z(bent, splay[..., None])
+    bent = rotate_about_x(np.array([0.0, 1.0, 0.0]), -levels * shape.flexion_rad[:, :4, None])
+    fingers = np.array(_BONES_MM)[..., None] * rotate_about_z(bent, splay[..., None])
     bent = _thumb_along(levels * _THUMB_SHARE * shape.flexion_rad[:, 4:])
-    thumb = np.array(_THUMB_BONES_MM)[:, None] * about_z(bent, shape.splay_rad[:, 4:])
+    thumb = np.array(_THUMB_BONES_MM)[:, None] * rotate_about_z(bent, shape.splay_rad[:, 4:])
     knuckles = np.broadcast_to(np.array((*_KNUCKLES, _THUMB_KNUCKLE))[:, None], (count, 5, 1, 3))
     bones = np.concatenate((fingers, thumb[:, None]), axis=1)
     joints = np.cumsum(np.concatenate((knuckles, bones), axis=2), axis=2).reshape(count, 20, 3)
@@ -200,6 +200,6 @@ def _thumb_along(bend_rad: np.ndarray) -> np.ndarray:
     across = _THUMB_ACROSS - (_THUMB_ACROSS @ _THUMB_ALONG) * _THUMB_ALONG
     across /= np.sqrt((across**2).sum())
     # about z, x turns towards y as the thumb turns towards what lies across it
-    part = about_z(np.array([1.0, 0.0, 0.0]), bend_rad)
+    part = rotate_about_z(np.array([1.0, 0.0, 0.0]), bend_rad)
     bent: np.ndarray = part[..., :1] * _THUMB_ALONG + part[..., 1:2] * across
     return bent

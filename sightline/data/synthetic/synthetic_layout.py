@@ -8,11 +8,17 @@ from typing import NamedTuple
 import numpy as np
 
 from sightline.data.scenes.indoor_classes import CLASS_NAMES
-from sightline.data.synthetic.synthetic_furniture import NUM_MEASURES, Thing, make_thing, moved, rectangle_thing
+from sightline.data.synthetic.synthetic_furniture import (
+    NUM_MEASURES,
+    Thing,
+    make_thing,
+    rectangle_thing,
+    transform_thing,
+)
 from sightline.draws import Draws
-from sightline.geometry.patches import FACING, rectangle_patch
+from sightline.geometry.parametric_surfaces import FACING, rectangle_patch
 
-__all__ = ["Room", "lay_out"]
+__all__ = ["FurnishedRoom", "furnish_room"]
 
 _AT_WALLS = ("door", "column", "window", "window", "board", "bookcase", "bookcase", "sofa", "column")
 _CHANCES = (1.0, 0.6, 1.0, 0.5, 0.8, 1.0, 0.5, 0.8, 0.3)
@@ -24,7 +30,7 @@ _SHALLOW = 0.2  # a board or a window leaves the floor in front of it free
 _LABEL = {name: label for label, name in enumerate(CLASS_NAMES)}
 
 
-class Room(NamedTuple):
+class FurnishedRoom(NamedTuple):
     """Width, depth and height in metres, from a corner at the origin, and all things, the bare surfaces first."""
 
     size: np.ndarray
@@ -86,7 +92,7 @@ class _FloorPlan:
         )
 
 
-def lay_out(draws: Draws) -> Room:
+def furnish_room(draws: Draws) -> FurnishedRoom:
     """A furnished room, a pure function of one stream of draws."""
     chance = _Chance(draws)
     size = np.array([chance.number(3.2, 6.0), chance.number(3.2, 6.0), chance.number(2.5, 3.2)])
@@ -97,10 +103,10 @@ def lay_out(draws: Draws) -> Room:
         angle, along = (0.0, size[1]) if chance.number() < 0.5 else (np.pi / 2, size[0])
         place = float(along) * chance.number(0.2, 0.8)
         at = (size[0] / 2, place, size[2]) if angle == 0 else (place, size[1] / 2, size[2])
-        things.append(moved(beam, angle_rad=angle, at=at))
+        things.append(transform_thing(beam, angle_rad=angle, at=at))
     things += [thing for group in _tables(size, plan, chance) for thing in group]
     things += _scattered(size, plan, chance)
-    return Room(size, tuple(things))
+    return FurnishedRoom(size, tuple(things))
 
 
 def _surfaces(size: np.ndarray) -> Iterator[Thing]:
@@ -139,7 +145,7 @@ def _along_walls(size: np.ndarray, plan: _FloorPlan, chance: _Chance) -> Iterato
 def _at_wall(thing: Thing, size: np.ndarray, wall: int, along: float) -> Thing:
     width, depth = float(size[0]), float(size[1])
     at = ((along, 0.0, 0.0), (width, along, 0.0), (width - along, depth, 0.0), (0.0, depth - along, 0.0))[wall]
-    return moved(thing, angle_rad=wall * np.pi / 2, at=at)
+    return transform_thing(thing, angle_rad=wall * np.pi / 2, at=at)
 
 
 def _in_front(
@@ -167,17 +173,17 @@ def _tables(size: np.ndarray, plan: _FloorPlan, chance: _Chance) -> Iterator[lis
         centre = next((place for place in places if plan.takes(*place, width, depth)), None)
         if centre is None:
             continue
-        group = [moved(table, angle_rad=angle, at=(*centre, 0.0))]
+        group = [transform_thing(table, angle_rad=angle, at=(*centre, 0.0))]
         for chair, side, along, turn in seats:
             reach = (depth if side % 2 == 0 else width) / 2 + chair.plan[1] / 2 + 0.05
             offset = (along - 0.5) * 0.7 * (width if side % 2 == 0 else depth)
             step = ((offset, -reach), (reach, offset), (offset, reach), (-reach, offset))[side]
             place = (centre[0] + step[0], centre[1] + step[1])
             if plan.takes(*place, chair.plan[0], chair.plan[1]):
-                group.append(moved(chair, angle_rad=side * np.pi / 2 + turn, at=(*place, 0.0)))
+                group.append(transform_thing(chair, angle_rad=side * np.pi / 2 + turn, at=(*place, 0.0)))
         for thing, x, y in load:
             at = (centre[0] + (x - 0.5) * 0.7 * width, centre[1] + (y - 0.5) * 0.6 * depth, table.height)
-            group.append(moved(thing, angle_rad=2 * np.pi * x, at=at))
+            group.append(transform_thing(thing, angle_rad=2 * np.pi * x, at=at))
         yield group
 
 
@@ -194,4 +200,4 @@ def _scattered(size: np.ndarray, plan: _FloorPlan, chance: _Chance) -> Iterator[
         thing, angle = make_thing(name, chance.measures()), chance.number(0, 2 * np.pi)
         place = (chance.number(0, float(size[0])), chance.number(0, float(size[1])))
         if plan.takes(*place, 1.2 * thing.plan[0], 1.2 * thing.plan[1]):
-            yield moved(thing, angle_rad=angle, at=(*place, 0.0))
+            yield transform_thing(thing, angle_rad=angle, at=(*place, 0.0))

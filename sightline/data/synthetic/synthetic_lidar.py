@@ -8,14 +8,14 @@ import numpy as np
 import torch
 
 from sightline import registry
-from sightline.arguments import Count, Factor, Fraction, Seed
+from sightline.arguments import Count, FractionBelowOne, NonNegativeFloat, Seed
 from sightline.data.scans.label_maps import LabelMap
-from sightline.data.scans.samples import FEATURES, mean_and_spread, scan_fields, sums_of
-from sightline.data.scans.sensors import SensorBlock, sensor_of
-from sightline.data.synthetic.lidar_street import CLASS_IDS, FARTHEST_M, Disturbance, Scan, cast_street, draw_street
+from sightline.data.scans.scan_samples import FEATURES, channel_sums, mean_and_std, scan_fields
+from sightline.data.scans.sensors import SensorBlock, make_sensor
+from sightline.data.synthetic.lidar_street import CLASS_IDS, FARTHEST_M, LidarNoise, Scan, cast_street, draw_street
 from sightline.data.synthetic.synthetic_shapes import Many
 from sightline.errors import ConfigError
-from sightline.types import DataInfo, Sample, SampleKey, ScanForm
+from sightline.types import DataInfo, Sample, SampleKey, ScanInputSpec
 
 __all__ = ["CLASS_NAMES", "SyntheticLidar"]
 
@@ -48,8 +48,8 @@ class SyntheticLidar:
         test_size: Many = 40,
         sensor: SensorBlock | None = None,
         num_columns: Count = 512,
-        range_noise_m: Factor = 0.02,
-        lost_share: Fraction = 0.05,
+        range_noise_m: NonNegativeFloat = 0.02,
+        lost_share: FractionBelowOne = 0.05,
         count_classes: bool = False,
         data_seed: Seed = 0,
     ) -> None:
@@ -57,9 +57,9 @@ class SyntheticLidar:
             raise ConfigError(f"synthetic_lidar: there is no split '{split}'; it has {' and '.join(_SPLITS)}")
         self._split = split
         self._sizes = {"train": train_size, "test": test_size}
-        self._sensor = sensor_of(sensor, preset="hdl64", owner="synthetic_lidar")
+        self._sensor = make_sensor(sensor, preset="hdl64", owner="synthetic_lidar")
         self._num_columns = num_columns
-        self._disturbance = Disturbance(range_m=range_noise_m, lost_share=lost_share)
+        self._disturbance = LidarNoise(range_m=range_noise_m, lost_share=lost_share)
         self._data_seed = data_seed
         self._made: dict[tuple[str, int], dict[str, np.ndarray]] = {}
         self._made_bytes = 0
@@ -144,7 +144,7 @@ class SyntheticLidar:
             facts["class_counts"] = tuple(np.asarray(counts).tolist())
         reach = FARTHEST_M + 8 * self._disturbance.range_m
         fields = scan_fields(num_classes=len(CLASS_NAMES), reach_m=reach, num_beams=self._sensor.num_beams)
-        form = ScanForm(
+        form = ScanInputSpec(
             (0, *CLASS_IDS.values()),
             columns=_COLUMNS,
             remission_max=self._sensor.remission_max,
@@ -155,8 +155,8 @@ class SyntheticLidar:
     def _measure_input(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Mean and spread of range, x, y, z and remission over the first training scans."""
         scans = [self._stored("train", index) for index in range(min(_NUM_MEASURED, self._sizes["train"]))]
-        sums = sum((sums_of(scan["points"], scan["remission"]) for scan in scans), start=np.zeros((2, 5)))
-        return mean_and_spread(sums, sum(len(scan["points"]) for scan in scans))
+        sums = sum((channel_sums(scan["points"], scan["remission"]) for scan in scans), start=np.zeros((2, 5)))
+        return mean_and_std(sums, sum(len(scan["points"]) for scan in scans))
 
 
 _LABEL_OF = np.zeros(max(CLASS_IDS.values()) + 1, dtype=np.uint8)

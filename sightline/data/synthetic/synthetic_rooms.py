@@ -8,15 +8,15 @@ import numpy as np
 import torch
 
 from sightline import registry
-from sightline.arguments import Factor, Seed, Size
+from sightline.arguments import NonNegativeFloat, PositiveFloat, Seed
 from sightline.data.scenes.indoor_classes import CLASS_NAMES
 from sightline.data.synthetic.synthetic_furniture import Body
-from sightline.data.synthetic.synthetic_layout import Room, lay_out
+from sightline.data.synthetic.synthetic_layout import FurnishedRoom, furnish_room
 from sightline.data.synthetic.synthetic_shapes import Many
 from sightline.draws import Draws
 from sightline.errors import ConfigError
-from sightline.geometry.patches import ROW, sample_patches
-from sightline.types import CloudForm, DataInfo, Field, Sample, SampleKey
+from sightline.geometry.parametric_surfaces import ROW, sample_patches
+from sightline.types import CloudInputSpec, DataInfo, Field, Sample, SampleKey
 
 __all__ = ["SyntheticRooms"]
 
@@ -53,8 +53,8 @@ class SyntheticRooms:
         split: str,
         train_size: Many = 160,
         test_size: Many = 40,
-        points_per_m2: Size = 40.0,
-        noise_m: Factor = 0.005,
+        points_per_m2: PositiveFloat = 40.0,
+        noise_m: NonNegativeFloat = 0.005,
         colours: bool = True,
         data_seed: Seed = 0,
     ) -> None:
@@ -100,7 +100,7 @@ class SyntheticRooms:
     def _make(self, index: int) -> dict[str, np.ndarray]:
         split = _SPLITS.index(self._split)  # in the epoch's place, so train and test share no stream
         draws = Draws.for_samples([SampleKey(index, split, self._data_seed)])
-        room = lay_out(draws.stream("layout"))
+        room = furnish_room(draws.stream("layout"))
         rows = np.concatenate([thing.rows for thing in room.things])
         count = round(rows[:, _AREA].sum() * self._points_per_m2)
         if not 1 <= count <= _MOST_POINTS:
@@ -121,7 +121,7 @@ class SyntheticRooms:
         }
 
 
-def _is_seen(points: np.ndarray, owner: np.ndarray, room: Room) -> np.ndarray:
+def _is_seen(points: np.ndarray, owner: np.ndarray, room: FurnishedRoom) -> np.ndarray:
     """Which points (N,) are inside no other thing's body; of beams and columns also which are inside the room."""
     is_seen = np.ones(len(points), dtype=bool)
     for number, thing in enumerate(room.things):
@@ -162,4 +162,4 @@ def _describe(sizes: dict[str, int], colours: bool) -> DataInfo:
         "up_axis": "z",
     }
     features = ("colours",) if colours else ()
-    return DataInfo(facts=facts, fields=fields, split_sizes=sizes, features=features, clouds=CloudForm())
+    return DataInfo(facts=facts, fields=fields, split_sizes=sizes, features=features, clouds=CloudInputSpec())

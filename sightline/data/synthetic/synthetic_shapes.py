@@ -11,17 +11,17 @@ import torch
 from annotated_types import Ge, Le
 
 from sightline import registry
-from sightline.arguments import Factor, Index, Seed, Share
+from sightline.arguments import Index, NonNegativeFloat, PositiveFraction, Seed
 from sightline.data.clouds.cloud_normals import EstimatedNormals, Normals
-from sightline.data.loading.own_views import OwnViews, rendered_pictures
-from sightline.data.loading.splits import take_fraction
+from sightline.data.loading.rendered_views import RenderedViewsConfig, make_rendered_views
+from sightline.data.loading.splits import stratified_subset
 from sightline.data.store.views import IMAGE, image_field
 from sightline.data.synthetic.synthetic_solids import NUM_PROPORTIONS, SOLIDS, build_solids
 from sightline.draws import Draws
 from sightline.errors import ConfigError
-from sightline.geometry.patches import sample_patches
+from sightline.geometry.parametric_surfaces import sample_patches
 from sightline.transforms.points import to_unit_sphere
-from sightline.types import Batch, CloudForm, DataInfo, Field, Sample, SampleKey
+from sightline.types import Batch, CloudInputSpec, DataInfo, Field, Sample, SampleKey
 
 __all__ = ["SyntheticShapes"]
 
@@ -47,7 +47,7 @@ class SyntheticShapes:
     makes every point's part its `label` and the cloud's class its `category`. With `views` (how many, or `count` with
     `size_px`, `style` and `background`) a sample has an `image`, one of so many views of its own cloud, drawn anew in
     every epoch; else epoch and seed of a key change nothing.
-    Source: made here; sightline/geometry/patches.py.
+    Source: made here; sightline/geometry/parametric_surfaces.py.
     """
 
     def __init__(
@@ -57,13 +57,13 @@ class SyntheticShapes:
         train_size: Many = 1920,
         test_size: Many = 480,
         num_points: Many = 1024,
-        noise: Factor = 0.0,
+        noise: NonNegativeFloat = 0.0,
         imbalance: Ratio = 1.0,
         data_seed: Seed = 0,
         normals: Normals = "none",
         target: Literal["class", "parts"] = "class",
-        views: Index | OwnViews = 0,
-        fraction: Share = 1.0,
+        views: Index | RenderedViewsConfig = 0,
+        fraction: PositiveFraction = 1.0,
     ) -> None:
         if split not in _SPLITS:
             raise ConfigError(f"synthetic_shapes: there is no split '{split}'; it has {' and '.join(_SPLITS)}")
@@ -75,7 +75,7 @@ class SyntheticShapes:
         self._labels = self._draw_labels(sizes[split], imbalance)
         self._rows = np.arange(len(self._labels))
         if split == "train" and fraction < 1:
-            self._rows = take_fraction(self._labels, fraction, seed=data_seed)
+            self._rows = stratified_subset(self._labels, fraction, seed=data_seed)
         self.strata = _frozen(self._labels[self._rows])
         self._made: _Made | None = None
         self._target = target
@@ -85,7 +85,7 @@ class SyntheticShapes:
         self._estimated: EstimatedNormals | None = None
         if normals == "estimated":
             self._estimated = EstimatedNormals(len(self), num_points, self._told)
-        self._pictures = rendered_pictures(views, len(self), up_axis="z")
+        self._pictures = make_rendered_views(views, len(self), up_axis="z")
         if self._pictures is not None:
             fields = {**self.info.fields, IMAGE: image_field(self._pictures.background)}
             self.info = dataclasses.replace(self.info, fields=fields)
@@ -118,11 +118,11 @@ class SyntheticShapes:
             raise IndexError(f"synthetic_shapes: sample {outside[0]} of '{self._split}', which has {len(self)}")
         points, normals, part = self._clouds(self._rows[index])
         if self._estimated is not None:
-            normals = self._estimated.of(index, points)
+            normals = self._estimated.estimate(index, points)
         of_cloud, of_point = torch.from_numpy(self.strata[index]), torch.from_numpy(part.astype(np.int64))
         is_class = self._target == "class"
         labels = {"label": of_cloud, "part": of_point} if is_class else {"label": of_point, "category": of_cloud}
-        pictures = {} if self._pictures is None else {IMAGE: torch.from_numpy(self._pictures.of(keys, points))}
+        pictures = {} if self._pictures is None else {IMAGE: torch.from_numpy(self._pictures.render(keys, points))}
         return {
             "points": torch.from_numpy(points),
             "normals": torch.from_numpy(normals),
@@ -249,7 +249,7 @@ def _describe(labels: np.ndarray, sizes: dict[str, int], num_points: int, normal
         "label": Field("", "int64", "class", "", 0, len(SOLIDS) - 1),
         "part": Field(f"{num_points}", "int64", "part", "", 0, len(part_names) - 1),
     }
-    form = CloudForm(num_points, num_points, "applied", estimates_normals=normals == "estimated")
+    form = CloudInputSpec(num_points, num_points, "applied", estimates_normals=normals == "estimated")
     features = () if normals == "none" else ("normals",)
     return DataInfo(facts=facts, fields=fields, split_sizes=sizes, features=features, clouds=form)
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from sightline.geometry.patches import (
+from sightline.geometry.parametric_surfaces import (
     FACING,
     ROW,
     Measure,
@@ -23,7 +23,7 @@ __all__ = ["NUM_PROPORTIONS", "SOLIDS", "Solid", "SolidBuilder", "build_solids"]
 NUM_PROPORTIONS = 8
 """How many drawn numbers a recipe may use."""
 
-Place = Sequence[Measure]
+Position = Sequence[Measure]
 
 
 class SolidBuilder:
@@ -45,21 +45,23 @@ class SolidBuilder:
     def share(self, k: int, low: float, high: float) -> np.ndarray:
         return low + (high - low) * self._uniform[:, k]
 
-    def cone(self, part: int, start: Measure, end: Measure, rise: Measure, *, at: Place, facing: str = "+z") -> None:
+    def cone(self, part: int, start: Measure, end: Measure, rise: Measure, *, at: Position, facing: str = "+z") -> None:
         """A turned segment without lids: cylinder, cone or, with no rise, a disc or ring."""
         self._add(part, cone_patch(start, end, rise, at=at, frame=FACING[facing], num_solids=len(self._uniform)))
 
-    def disc(self, part: int, radius: Measure, *, at: Place, facing: str, hole: Measure = 0.0) -> None:
+    def disc(self, part: int, radius: Measure, *, at: Position, facing: str, hole: Measure = 0.0) -> None:
         self.cone(part, radius, hole, 0.0, at=at, facing=facing)
 
-    def sphere(self, part: int, radius: Measure, low: Measure, high: Measure, *, at: Place, facing: str = "+z") -> None:
+    def sphere(
+        self, part: int, radius: Measure, low: Measure, high: Measure, *, at: Position, facing: str = "+z"
+    ) -> None:
         self._add(part, sphere_patch(radius, low, high, at=at, frame=FACING[facing], num_solids=len(self._uniform)))
 
-    def torus(self, part: int, ring: Measure, tube: Measure, arc_rad: float, *, at: Place, facing: str) -> None:
+    def torus(self, part: int, ring: Measure, tube: Measure, arc_rad: float, *, at: Position, facing: str) -> None:
         self._add(part, torus_patch(ring, tube, arc_rad, at=at, frame=FACING[facing], num_solids=len(self._uniform)))
 
     def box(
-        self, part: int, size: tuple[Measure, Measure, Measure], *, at: Place, turn: np.ndarray = FACING["+z"]
+        self, part: int, size: tuple[Measure, Measure, Measure], *, at: Position, turn: np.ndarray = FACING["+z"]
     ) -> None:
         """Six faces of a box centred at `at`, its sides along the rows of `turn`."""
         for axis, name in enumerate("xyz"):

@@ -11,12 +11,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from sightline.geometry.boxes.anchor_fitting import best_overlaps
+from sightline.geometry.boxes.anchor_fitting import best_iou_of_boxes
 from sightline.geometry.boxes.priors import BACKGROUND, Priors
 from sightline.tasks.detect import Detect
 from sightline.types import Batch
 
-__all__ = ["AssignedBoxes", "assigned_boxes", "is_clearly_above"]
+__all__ = ["AssignedBoxes", "assigned_boxes", "is_significantly_above"]
 
 _SIDE_STRIDES = 8
 """The side, in strides, of the square around a point whose overlap with a box is measured."""
@@ -33,7 +33,7 @@ class AssignedBoxes(NamedTuple):
     priors: Priors
     file_px: Tensor
     boxes: Tensor
-    best: Tensor
+    best_iou: Tensor
     best_free: Tensor
     is_unmatched: Tensor
     positives: Tensor
@@ -45,13 +45,13 @@ class AssignedBoxes(NamedTuple):
         return f"{len(self.boxes)} boxes in {len(self.file_px)} training images"
 
     @property
-    def natural(self) -> list[int]:
+    def num_boxes_of_level(self) -> list[int]:
         """How many boxes overlap an anchor of each level by half, and by more than any of another level."""
-        is_near = self.best.amax(dim=1) >= (0.5 if self.priors.kind == "anchors" else torch.inf)
-        return self.best.argmax(dim=1)[is_near].bincount(minlength=self.best.shape[1]).tolist()
+        is_near = self.best_iou.amax(dim=1) >= (0.5 if self.priors.kind == "anchors" else torch.inf)
+        return self.best_iou.argmax(dim=1)[is_near].bincount(minlength=self.best_iou.shape[1]).tolist()
 
 
-def is_clearly_above(count: int, total: int, share: float) -> bool:
+def is_significantly_above(count: int, total: int, share: float) -> bool:
     """Whether so many of a total are more than a share of it by three deviations, those of independent draws.
 
     One or two, however few there are, never are: deviations say little of such counts.
@@ -72,9 +72,11 @@ def assigned_boxes(task: Detect, model: nn.Module, batches: Iterable[Batch]) -> 
 def _of_image(priors: Priors, batch: Batch, context: Batch, image: int, rows: slice) -> tuple[Tensor, ...]:
     """An image's part of each column of the table, from `boxes` on."""
     is_counted = ~batch["is_ignored"][rows]
-    boxes = batch["boxes"][rows][is_counted].to(priors.rows)
-    target, squares = context["target"][image], priors.squares(_SIDE_STRIDES)
-    chosen = [squares[level] for level in priors.levels] + [squares[target < 0]]
-    *best, free = (best_overlaps(replace(priors, rows=each), boxes) for each in chosen)
-    counts = [priors.level[is_it].bincount(minlength=len(best))[None] for is_it in (target >= 0, target == BACKGROUND)]
+    boxes = batch["boxes"][rows][is_counted].to(priors.coordinates)
+    target, squares = context["target"][image], priors.to_boxes(_SIDE_STRIDES)
+    chosen = [squares[level] for level in priors.level_slices] + [squares[target < 0]]
+    *best, free = (best_iou_of_boxes(replace(priors, coordinates=each), boxes) for each in chosen)
+    counts = [
+        priors.prior_level[is_it].bincount(minlength=len(best))[None] for is_it in (target >= 0, target == BACKGROUND)
+    ]
     return boxes, torch.stack(best, dim=1), free, context["is_unmatched"][rows][is_counted], *counts

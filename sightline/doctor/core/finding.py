@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from sightline.errors import in_one_line
+from sightline.errors import escape_to_one_line
 
-__all__ = ["CAUSES", "Finding", "Place", "Severity"]
+__all__ = ["CAUSES", "Finding", "FindingLocation", "Severity"]
 
 Severity = Literal["error", "warning", "note"]
 
@@ -35,7 +35,7 @@ CAUSES = frozenset(
 
 
 @dataclass(frozen=True)
-class Place:
+class FindingLocation:
     """Where a finding points; only what applies is set."""
 
     file: str | None = None
@@ -71,7 +71,7 @@ class Finding:
     severity: Severity
     summary: str
     cause: str
-    where: Place
+    where: FindingLocation
     measured: str
     expected: str
     action: str
@@ -94,8 +94,8 @@ class Finding:
 
     def __str__(self) -> str:
         return (
-            f"[{self.guard} {self.code} {self.severity} {self.cause}] {in_one_line(self.summary)}\n"
-            f"  where: {in_one_line(str(self.where))}\n  measured: {in_one_line(self.measured)}\n"
+            f"[{self.guard} {self.code} {self.severity} {self.cause}] {escape_to_one_line(self.summary)}\n"
+            f"  where: {escape_to_one_line(str(self.where))}\n  measured: {escape_to_one_line(self.measured)}\n"
             f"  expected: {self.expected}\n"
             + (f"  or: {', '.join(self.alternatives)}\n" if self.alternatives else "")
             + f"  do: {self.action}"

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-__all__ = ["hidden_outputs", "last_operation", "range_of"]
+__all__ = ["hidden_outputs", "last_operation", "output_range"]
 
 _MOST_STEPS = 64
 _SHAPES = frozenset(
@@ -39,7 +39,7 @@ def last_operation(tensor: Tensor) -> str:
     return _name(_last_node(tensor))
 
 
-def range_of(operation: str) -> tuple[float, float]:
+def output_range(operation: str) -> tuple[float, float]:
     """The values that an operation can give; all of them where nothing else is known."""
     return _RANGES.get(operation, (-_INF, _INF))
 

@@ -7,10 +7,10 @@ import json
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from sightline.doctor.core.finding import Finding, Place
+from sightline.doctor.core.finding import Finding, FindingLocation
 from sightline.engine.distributed import World
 
-__all__ = ["agree", "from_dict", "merge"]
+__all__ = ["finding_from_dict", "gather_findings", "merge_findings"]
 
 _SEVERITIES = ("error", "warning", "note")
 _STEP_AND_LOSS = ("first-step", "first-evaluation", "non-finite", "initial-loss")
@@ -61,7 +61,7 @@ _SAME_FIELD: dict[str, tuple[str, ...]] = {
 }
 
 
-def merge(findings: Iterable[Finding]) -> list[Finding]:
+def merge_findings(findings: Iterable[Finding]) -> list[Finding]:
     """The gravest first. What an error explains is not reported again: it is listed in that error's evidence."""
     left = _joined(findings)
     merged: list[Finding] = []
@@ -73,23 +73,25 @@ def merge(findings: Iterable[Finding]) -> list[Finding]:
     return sorted([*merged, *left], key=lambda f: (_SEVERITIES.index(f.severity), f.code in _OF_BOTH_SETS))
 
 
-def agree(findings: Sequence[Finding], world: World) -> list[Finding]:
+def gather_findings(findings: Sequence[Finding], world: World) -> list[Finding]:
     """The findings of every process, the same list everywhere; one that several have is reported once. A collective."""
     if world.size == 1:
         return list(findings)
-    texts = world.gather_text(json.dumps([f.to_dict() for f in findings], default=str), what="findings")
+    texts = world.gather_text(json.dumps([f.to_dict() for f in findings], default=str), operation="findings")
     everyone: dict[tuple[str, str, str], Finding] = {}
     for rank, text in enumerate(texts):
         for document in json.loads(text):
-            finding = from_dict(document)
+            finding = finding_from_dict(document)
             key = (finding.code, finding.cause, str(finding.where))
             everyone.setdefault(key, _from_rank(finding, rank))
     return list(everyone.values())
 
 
-def from_dict(document: dict[str, Any]) -> Finding:
+def finding_from_dict(document: dict[str, Any]) -> Finding:
     """A finding from what `to_dict` gave."""
-    return Finding(**{**document, "where": Place(**document["where"]), "alternatives": tuple(document["alternatives"])})
+    return Finding(
+        **{**document, "where": FindingLocation(**document["where"]), "alternatives": tuple(document["alternatives"])}
+    )
 
 
 def _from_rank(finding: Finding, rank: int) -> Finding:

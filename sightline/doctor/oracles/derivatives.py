@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-__all__ = ["Function", "gradient_errors", "gradients_of", "uncompared", "worst"]
+__all__ = ["Function", "gradient_errors", "gradients_of", "uncompared", "worst_error"]
 
 Function = Callable[[], Sequence[Tensor]]
 """Evaluates what is asked about from the present values of its tensors; the same values give the same bits."""
@@ -64,7 +64,7 @@ def gradients_of(function: Function, tensors: Sequence[Tensor], *, seed: int = 0
     return evaluate
 
 
-def worst(errors: Mapping[str, float]) -> tuple[str, float | None]:
+def worst_error(errors: Mapping[str, float]) -> tuple[str, float | None]:
     """What is off most, and by how much; None where nothing was compared."""
     return max(errors.items(), key=lambda item: item[1], default=("", None))
 

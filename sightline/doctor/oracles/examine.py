@@ -9,17 +9,17 @@ from typing import Any
 import torch
 from torch import nn
 
-from sightline.compiled import working_s
 from sightline.config import RunConfig
-from sightline.doctor.core.rehearsal import copy_of
+from sightline.doctor.core.dry_run import isolated_copy
 from sightline.doctor.oracles.known import examine_known, is_known
 from sightline.doctor.oracles.losses import examine_losses
-from sightline.doctor.oracles.recorded import examine_recorded, recording
+from sightline.doctor.oracles.recorded import examine_recorded, record_calls
 from sightline.doctor.oracles.reduced import with_fewer_points
-from sightline.doctor.oracles.rows import Row, file_of
-from sightline.engine.step import run_batch
-from sightline.engine.train import Job
-from sightline.errors import summary_of
+from sightline.doctor.oracles.results import OracleResult, class_location
+from sightline.engine.step import compute_batch_losses
+from sightline.engine.train import TrainState
+from sightline.errors import summarise_error
+from sightline.numba_kernels import compute_seconds
 from sightline.types import Batch
 
 __all__ = ["distinct_layers", "examine", "examine_layers"]
@@ -36,26 +36,28 @@ _CPU = torch.device("cpu")
 
 
 def examine(
-    job: Job, config: RunConfig, facts: Mapping[str, Any], batch: Batch, outputs: Mapping[str, Any]
-) -> list[Row]:
+    job: TrainState, config: RunConfig, facts: Mapping[str, Any], batch: Batch, outputs: Mapping[str, Any]
+) -> list[OracleResult]:
     """A row for each kind of layer, in the model's order, and for each loss; rows without time for a check record it.
 
     `batch` and `outputs` are of a training step before any update, on the CPU.
     """
-    model = copy_of(job.model).to(_CPU)
-    rows = examine_layers(model, batch, lambda given: run_batch(job.task, model, given, _CPU))
+    model = isolated_copy(job.model).to(_CPU)
+    rows = examine_layers(model, batch, lambda given: compute_batch_losses(job.task, model, given, _CPU))
     return [*rows, *examine_losses(job, config, facts, batch, outputs)]
 
 
-def examine_layers(model: nn.Module, batch: Batch, run: Callable[[Batch], Any]) -> list[Row]:
+def examine_layers(model: nn.Module, batch: Batch, run: Callable[[Batch], Any]) -> list[OracleResult]:
     """A row for each kind of layer of a model, on the CPU, that `run` puts a batch through. Statistics may change."""
-    started = working_s()
+    started = compute_seconds()
     step = _Step(model.train(), batch, run)
     found = []
     for names in step.kinds:
         module = step.modules[names[0]]
-        row = Row(_describe(module), names[0] or "(the whole model)", len(names), file=file_of(type(module)))
-        if working_s() - started > _MOST_SECONDS:
+        row = OracleResult(
+            _describe(module), names[0] or "(the whole model)", len(names), file=class_location(type(module))
+        )
+        if compute_seconds() - started > _MOST_SECONDS:
             found.append(dataclasses.replace(row, note="no time was left"))
         elif is_known(module) or not step.is_read(names[0]):
             found.append(_tried(step, names[0], row))
@@ -68,11 +70,11 @@ class _Step:
     def __init__(self, model: nn.Module, batch: Batch, run: Callable[[Batch], Any]) -> None:
         small = with_fewer_points(batch, run)
         self.modules = dict(model.named_modules())
-        _, self.called = recording(model, {}, lambda: run(small))
+        _, self.called = record_calls(model, {}, lambda: run(small))
         self.kinds = [sorted(names, key=lambda name: name not in self.called) for names in distinct_layers(model)]
         firsts = {names[0]: self.modules[names[0]] for names in self.kinds}
         unknown = {name: module for name, module in firsts.items() if not is_known(module)}
-        self.calls, _ = recording(model, unknown, lambda: run(small))
+        self.calls, _ = record_calls(model, unknown, lambda: run(small))
 
     def silent_below(self, name: str) -> set[str]:
         """Modules inside this one that were not called, by their names in it."""
@@ -90,7 +92,7 @@ class _Step:
         return False
 
 
-def _tried(step: _Step, name: str, row: Row) -> Row:
+def _tried(step: _Step, name: str, row: OracleResult) -> OracleResult:
     """The error of a layer that does not run in float64, or alone, is not a finding: it was not checked."""
     module = step.modules[name]
     try:
@@ -100,7 +102,7 @@ def _tried(step: _Step, name: str, row: Row) -> Row:
             return dataclasses.replace(row, note="it was not called in the step")
         return examine_recorded(module, step.calls[name], row, silent=step.silent_below(name))
     except Exception as error:  # noqa: BLE001 - layers of others may raise anything
-        return dataclasses.replace(row, note=summary_of(error, most=100))
+        return dataclasses.replace(row, note=summarise_error(error, max_length=100))
 
 
 def distinct_layers(model: nn.Module) -> list[list[str]]:

@@ -10,10 +10,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sightline.doctor.oracles.derivatives import gradient_errors, worst
-from sightline.doctor.oracles.references import array, batch_norm, off, reference_of, running_after
-from sightline.doctor.oracles.rows import EXACT_GRADIENT, FORWARD, Row
-from sightline.doctor.oracles.shrinking import input_of, shrunk
+from sightline.doctor.oracles.derivatives import gradient_errors, worst_error
+from sightline.doctor.oracles.references import (
+    batch_norm,
+    reference_of,
+    relative_error,
+    running_after,
+    to_float64_array,
+)
+from sightline.doctor.oracles.results import EXACT_GRADIENT, FORWARD, OracleResult
+from sightline.doctor.oracles.shrinking import make_input, shrink_layer
 from sightline.surrogates import find_surrogates, note_surrogates
 
 __all__ = ["examine_known", "is_known"]
@@ -24,11 +30,11 @@ def is_known(module: nn.Module) -> bool:
     return reference_of(module) is not None
 
 
-def examine_known(module: nn.Module, row: Row, *, seed: int = 0) -> Row:
+def examine_known(module: nn.Module, row: OracleResult, *, seed: int = 0) -> OracleResult:
     """The row with its figures. Raises whatever the layer raises."""
     generator = torch.Generator().manual_seed(seed)
-    small = shrunk(module, generator)
-    values = input_of(small, generator)
+    small = shrink_layer(module, generator)
+    values = make_input(small, generator)
     errors = _forward_errors(small, values)
     declared = _surrogates(small, values)
     slopes = {
@@ -36,13 +42,13 @@ def examine_known(module: nn.Module, row: Row, *, seed: int = 0) -> Row:
         for mode, each in ({} if declared else _slopes(small, values, seed)).items()
         for name, error in each.items()
     }
-    weakest, slope = worst(slopes)
-    part, forward = worst(errors)
+    weakest, slope = worst_error(slopes)
+    part, forward = worst_error(errors)
     label = f"its {part} differs" if forward is not None and forward > FORWARD and part != "output" else ""
     return dataclasses.replace(
         row,
         forward=forward,
-        slope=slope,
+        gradient_error=slope,
         drift=_drift(small, values),
         weakest=weakest,
         tolerance=EXACT_GRADIENT,
@@ -56,24 +62,24 @@ def _forward_errors(small: nn.Module, values: Tensor) -> dict[str, float]:
     found = reference_of(small)
     assert found is not None, "asked of known layers alone"
     _, reference = found
-    given = array(values)
+    given = to_float64_array(values)
     if not isinstance(small, nn.modules.batchnorm._BatchNorm):
         layer = copy.deepcopy(small).eval()
-        return {"output": off(_call(layer, values), reference(layer, given))}
+        return {"output": relative_error(_call(layer, values), reference(layer, given))}
     layer: Any = copy.deepcopy(small).train()  # type: ignore[no-redef]
-    errors = {"output": off(_call(layer, values), batch_norm(small.train(), given))}
+    errors = {"output": relative_error(_call(layer, values), batch_norm(small.train(), given))}
     if small.running_mean is None or small.running_var is None:
         return errors
-    before = array(small.running_mean), array(small.running_var)
+    before = to_float64_array(small.running_mean), to_float64_array(small.running_var)
     mean, variance = running_after(small, given, mean=before[0], variance=before[1])
-    errors["running mean"] = off(layer.running_mean, mean)
-    errors["running variance"] = off(layer.running_var, variance)
+    errors["running mean"] = relative_error(layer.running_mean, mean)
+    errors["running variance"] = relative_error(layer.running_var, variance)
     known: Any = copy.deepcopy(small).eval()
     with torch.no_grad():
         known.running_mean.copy_(torch.from_numpy(mean))
         known.running_var.copy_(torch.from_numpy(variance))
     tried = copy.deepcopy(known)
-    errors["output in evaluation"] = off(_call(tried, values), batch_norm(known, given))
+    errors["output in evaluation"] = relative_error(_call(tried, values), batch_norm(known, given))
     return errors
 
 

@@ -7,29 +7,29 @@ from typing import Any
 
 from torch import Tensor
 
-from sightline import nests
+from sightline import pytree
 
-__all__ = ["float32", "float64", "kept", "mapped", "with_history"]
+__all__ = ["clone_detached", "float32", "float64", "tree_map", "with_history"]
 
 
-def mapped(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
+def tree_map(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
     """The same nest with `change` of every tensor; all else as it is."""
-    return nests.mapped(value, lambda _, tensor: change(tensor))
+    return pytree.tree_map(value, lambda _, tensor: change(tensor))
 
 
-def kept(tensor: Tensor) -> Tensor:
+def clone_detached(tensor: Tensor) -> Tensor:
     """A copy that later writing does not change, without a history."""
     return tensor.detach().clone()
 
 
 def float64(tensor: Tensor) -> Tensor:
     """A copy, of floating numbers in float64, without a history."""
-    return kept(tensor).double() if tensor.is_floating_point() else kept(tensor)
+    return clone_detached(tensor).double() if tensor.is_floating_point() else clone_detached(tensor)
 
 
 def float32(tensor: Tensor) -> Tensor:
     """A copy, of floating numbers in float32, without a history."""
-    return kept(tensor).float() if tensor.is_floating_point() else kept(tensor)
+    return clone_detached(tensor).float() if tensor.is_floating_point() else clone_detached(tensor)
 
 
 def with_history(tensor: Tensor) -> Tensor:

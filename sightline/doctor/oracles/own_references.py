@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from sightline.doctor.oracles.references import array, batch_norm, reference_of
+from sightline.doctor.oracles.references import batch_norm, reference_of, to_float64_array
 from sightline.layers.edge_conv import EdgeConv, PlainEdgeConv
 from sightline.layers.mlp import JoinedLinearNorm, LinearNorm
 from sightline.layers.pooling import LinearNormMax, LinearNormPool
-from sightline.layers.range_image.columns import WrapColumns
+from sightline.layers.range_image.columns import CircularPad
 from sightline.layers.transformer import MultiHeadAttention
 
 __all__ = ["own_reference"]
@@ -78,9 +78,9 @@ def _wrapped(layer: Any, values: np.ndarray) -> np.ndarray:
 
 
 def _mapped(linear: Any, rows: np.ndarray) -> np.ndarray:
-    weight = array(linear.weight)
+    weight = to_float64_array(linear.weight)
     mapped = np.array([weight @ row for row in rows])
-    return mapped if linear.bias is None else mapped + array(linear.bias)
+    return mapped if linear.bias is None else mapped + to_float64_array(linear.bias)
 
 
 def _active(activation: nn.Module, values: np.ndarray) -> np.ndarray:
@@ -97,5 +97,5 @@ _REFERENCES: dict[type[nn.Module], Own] = {
     EdgeConv: _edge_conv,
     PlainEdgeConv: _edge_conv,
     MultiHeadAttention: _attention,
-    WrapColumns: _wrapped,
+    CircularPad: _wrapped,
 }

@@ -15,16 +15,16 @@ import torch
 from torch import Tensor, nn
 
 from sightline.compare.formats import Float32Draws
-from sightline.compiled import working_s
-from sightline.doctor.core.survey import leaves
-from sightline.doctor.oracles.derivatives import gradient_errors, uncompared, worst
-from sightline.doctor.oracles.nests import float32, float64, kept, mapped, with_history
+from sightline.doctor.core.sample_statistics import array_leaves
+from sightline.doctor.oracles.derivatives import gradient_errors, uncompared, worst_error
+from sightline.doctor.oracles.nests import clone_detached, float32, float64, tree_map, with_history
 from sightline.doctor.oracles.own_references import own_reference
-from sightline.doctor.oracles.references import array, off
-from sightline.doctor.oracles.rows import DRIFT, Row
+from sightline.doctor.oracles.references import relative_error, to_float64_array
+from sightline.doctor.oracles.results import DRIFT, OracleResult
+from sightline.numba_kernels import compute_seconds
 from sightline.surrogates import find_surrogates, note_surrogates
 
-__all__ = ["Call", "examine_recorded", "recording"]
+__all__ = ["RecordedInput", "examine_recorded", "record_calls"]
 
 _SMALL = 20_000  # elements; larger inputs with spatial axes are cut to a corner
 _CORNERS = (8, 16, 32)
@@ -37,7 +37,7 @@ _LAYERS = "its layers"
 
 
 @dataclasses.dataclass(frozen=True)
-class Call:
+class RecordedInput:
     """What a module was given; `depends` are the paths of the tensors that came from parameters, not of data alone."""
 
     args: tuple[Any, ...]
@@ -45,11 +45,11 @@ class Call:
     depends: frozenset[str]
 
 
-def recording(
+def record_calls(
     model: nn.Module, wanted: Mapping[str, nn.Module], run: Callable[[], Any]
-) -> tuple[dict[str, Call], set[str]]:
+) -> tuple[dict[str, RecordedInput], set[str]]:
     """The first call of each wanted module while `run` runs the model, and the names of all that were called."""
-    calls: dict[str, Call] = {}
+    calls: dict[str, RecordedInput] = {}
     called: set[str] = set()
     handles = []
     for name, module in model.named_modules():
@@ -64,14 +64,16 @@ def recording(
     return calls, called
 
 
-def examine_recorded(module: nn.Module, call: Call, row: Row, *, silent: set[str], seed: int = 0) -> Row:
+def examine_recorded(
+    module: nn.Module, call: RecordedInput, row: OracleResult, *, silent: set[str], seed: int = 0
+) -> OracleResult:
     """The row with its gradients and its drift. `silent` are the modules below that it reads and does not call.
 
     Raises whatever the layer raises.
     """
     layer = _moved(copy.deepcopy(module).double().train(), seed)
-    args, kwargs = _corner(layer, mapped(call.args, float64), mapped(call.kwargs, float64), seed)
-    inputs = {path: tensor for path, tensor in leaves([args, kwargs]) if path in call.depends}
+    args, kwargs = _corner(layer, tree_map(call.args, float64), tree_map(call.kwargs, float64), seed)
+    inputs = {path: tensor for path, tensor in array_leaves([args, kwargs]) if path in call.depends}
     for tensor in inputs.values():
         tensor.requires_grad_(True)
     parameters = _parameters(layer, silent)
@@ -81,9 +83,9 @@ def examine_recorded(module: nn.Module, call: Call, row: Row, *, silent: set[str
     with note_surrogates() as declared:
         outputs = evaluate()  # the first may have to compile
     declared |= find_surrogates(outputs, layer.modules())
-    started = working_s()
+    started = compute_seconds()
     again = evaluate()
-    once = working_s() - started
+    once = compute_seconds() - started
     if not outputs or not groups:
         return dataclasses.replace(row, note="nothing of it is differentiated")
     if once > _MOST_SECONDS / 4:
@@ -93,12 +95,12 @@ def examine_recorded(module: nn.Module, call: Call, row: Row, *, silent: set[str
     if once * (2 * len(groups) + 1) > _MOST_SECONDS:
         groups = {"all that it reads": [tensor for tensors in groups.values() for tensor in tensors]}
     errors = {} if declared else gradient_errors(evaluate, groups, seed=seed, step=_STEP)
-    weakest, slope = worst(errors)
+    weakest, slope = worst_error(errors)
     drift, limit = _drift(layer, args, kwargs, seed)
     return dataclasses.replace(
         row,
         forward=_forward(layer, args, kwargs, outputs),
-        slope=slope,
+        gradient_error=slope,
         weakest=weakest,
         drift=drift,
         drift_limit=max(limit, (_OF_MANY if is_made_of_layers else 1.0) * DRIFT),
@@ -122,15 +124,17 @@ def _forward(layer: nn.Module, args: Any, kwargs: Any, outputs: Sequence[Tensor]
     reference = own_reference(layer)
     if reference is None:
         return None
-    expected = reference(layer, *(array(value) for value in (*args, *kwargs.values())))
-    return off(outputs[0], expected)
+    expected = reference(layer, *(to_float64_array(value) for value in (*args, *kwargs.values())))
+    return relative_error(outputs[0], expected)
 
 
-def _recorder(name: str, calls: dict[str, Call]) -> Callable[..., None]:
+def _recorder(name: str, calls: dict[str, RecordedInput]) -> Callable[..., None]:
     def hook(module: nn.Module, args: Any, kwargs: Any) -> None:
         if name not in calls:
-            depends = [path for path, tensor in leaves([args, kwargs]) if tensor.requires_grad]
-            calls[name] = Call(mapped(args, kept), mapped(kwargs, kept), frozenset(depends))
+            depends = [path for path, tensor in array_leaves([args, kwargs]) if tensor.requires_grad]
+            calls[name] = RecordedInput(
+                tree_map(args, clone_detached), tree_map(kwargs, clone_detached), frozenset(depends)
+            )
 
     return hook
 
@@ -152,8 +156,8 @@ def _parameters(layer: nn.Module, silent: set[str]) -> dict[str, Sequence[Tensor
 def _evaluation(layer: nn.Module, args: Any, kwargs: Any, seed: int) -> Callable[[], list[Tensor]]:
     def evaluate() -> list[Tensor]:
         torch.manual_seed(seed)  # what is dropped at random is dropped again
-        given, named = mapped(args, with_history), mapped(kwargs, with_history)
-        found = [tensor for _, tensor in leaves(layer(*given, **named))]
+        given, named = tree_map(args, with_history), tree_map(kwargs, with_history)
+        found = [tensor for _, tensor in array_leaves(layer(*given, **named))]
         return [tensor for tensor in found if tensor.is_floating_point()]
 
     return evaluate
@@ -161,7 +165,7 @@ def _evaluation(layer: nn.Module, args: Any, kwargs: Any, seed: int) -> Callable
 
 def _corner(layer: nn.Module, args: Any, kwargs: Any, seed: int) -> tuple[Any, Any]:
     """The inputs, or where they are images or volumes of some size the smallest corner of them that the layer takes."""
-    sizes = [tensor.numel() for _, tensor in leaves([args, kwargs]) if _has_space(tensor)]
+    sizes = [tensor.numel() for _, tensor in array_leaves([args, kwargs]) if _has_space(tensor)]
     if not sizes or max(sizes) <= _SMALL:
         return args, kwargs
     for size in _CORNERS:
@@ -170,7 +174,7 @@ def _corner(layer: nn.Module, args: Any, kwargs: Any, seed: int) -> tuple[Any, A
             place: Any = (..., *(slice(size),) * (tensor.ndim - 2))
             return tensor[place].clone() if _has_space(tensor) else tensor
 
-        small = mapped(args, corner), mapped(kwargs, corner)
+        small = tree_map(args, corner), tree_map(kwargs, corner)
         try:
             with torch.no_grad():
                 _evaluation(layer, *small, seed)()
@@ -201,14 +205,14 @@ def _drift(layer: nn.Module, args: Any, kwargs: Any, seed: int) -> tuple[float, 
         return (tensor * (1 + signs * torch.finfo(torch.float32).eps / 2)).detach()
 
     with torch.no_grad():
-        given, named = mapped(args, float32), mapped(kwargs, float32)
-        exact, by_name = mapped(given, float64), mapped(named, float64)
+        given, named = tree_map(args, float32), tree_map(kwargs, float32)
+        exact, by_name = tree_map(given, float64), tree_map(named, float64)
         for parameter in nudged.parameters():
             parameter.copy_(nudge(parameter))
         small = _evaluation(narrow, given, named, seed)()
         with Float32Draws():
             large = _evaluation(wide, exact, by_name, seed)()
-            moved = _evaluation(nudged, mapped(exact, nudge), mapped(by_name, nudge), seed)()
+            moved = _evaluation(nudged, tree_map(exact, nudge), tree_map(by_name, nudge), seed)()
     return _middle(small, large), _GUILTY * _middle(moved, large)
 
 

@@ -16,20 +16,28 @@ from torch import Tensor, nn
 
 from sightline.doctor.oracles.pools import adaptive_pooling, pooling
 
-__all__ = ["REFERENCES", "Reference", "array", "batch_norm", "off", "reference_of", "running_after"]
+__all__ = [
+    "REFERENCES",
+    "Reference",
+    "batch_norm",
+    "reference_of",
+    "relative_error",
+    "running_after",
+    "to_float64_array",
+]
 
 Reference = Callable[[Any, np.ndarray], np.ndarray]
 _PADDING = {"zeros": "constant", "reflect": "reflect", "replicate": "edge", "circular": "wrap"}
 
 
-def array(value: Any) -> np.ndarray:
+def to_float64_array(value: Any) -> np.ndarray:
     """A tensor's values in float64."""
     return value.detach().cpu().double().numpy() if isinstance(value, Tensor) else np.asarray(value, dtype=np.float64)
 
 
-def off(found: Any, expected: np.ndarray) -> float:
+def relative_error(found: Any, expected: np.ndarray) -> float:
     """The largest difference, relative to the largest value of what is expected, or to 1; infinite for other shapes."""
-    values = array(found)
+    values = to_float64_array(found)
     if values.shape != expected.shape or not np.isfinite(values).all():
         return float("inf")
     return float(np.abs(values - expected).max() / max(1.0, np.abs(expected).max())) if expected.size else 0.0
@@ -37,7 +45,7 @@ def off(found: Any, expected: np.ndarray) -> float:
 
 def linear(module: Any, values: np.ndarray) -> np.ndarray:
     """Each output is the sum of the inputs times its row of weights, and its bias."""
-    weight, bias = array(module.weight), None if module.bias is None else array(module.bias)
+    weight, bias = to_float64_array(module.weight), None if module.bias is None else to_float64_array(module.bias)
     rows = values.reshape(-1, values.shape[-1])
     out = np.zeros((len(rows), len(weight)))
     for n, row in enumerate(rows):
@@ -48,7 +56,7 @@ def linear(module: Any, values: np.ndarray) -> np.ndarray:
 
 def convolution(module: Any, values: np.ndarray) -> np.ndarray:
     """Each output is the sum over its window and the channels of its group. Correlation, as in every framework."""
-    weight, groups = array(module.weight), module.groups
+    weight, groups = to_float64_array(module.weight), module.groups
     stride, dilation = module.stride, module.dilation
     padded = np.pad(values, [(0, 0), (0, 0), *_borders(module)], mode=_PADDING[module.padding_mode])  # type: ignore[call-overload]
     reach = [d * (k - 1) + 1 for d, k in zip(dilation, weight.shape[2:], strict=True)]
@@ -64,7 +72,7 @@ def convolution(module: Any, values: np.ndarray) -> np.ndarray:
 
 def transposed_convolution(module: Any, values: np.ndarray) -> np.ndarray:
     """Each input is spread over its window of the output, times the kernel; the padding is cut off afterwards."""
-    weight, groups = array(module.weight), module.groups
+    weight, groups = to_float64_array(module.weight), module.groups
     kernel, axes = weight.shape[2:], range(values.ndim - 2)
     stride, dilation = module.stride, module.dilation
     whole = [(values.shape[2 + a] - 1) * stride[a] + dilation[a] * (kernel[a] - 1) + 1 for a in axes]
@@ -94,9 +102,9 @@ def batch_norm(module: Any, values: np.ndarray) -> np.ndarray:
             mean = math.fsum(channel.ravel()) / channel.size
             variance = math.fsum((channel.ravel() - mean) ** 2) / channel.size
         else:
-            mean, variance = array(module.running_mean)[c], array(module.running_var)[c]
+            mean, variance = to_float64_array(module.running_mean)[c], to_float64_array(module.running_var)[c]
         out[:, c] = (channel - mean) / math.sqrt(variance + module.eps)
-    out = out if module.weight is None else out * _shaped(array(module.weight), out)
+    out = out if module.weight is None else out * _shaped(to_float64_array(module.weight), out)
     return out + _per_channel(module.bias, out)
 
 
@@ -123,8 +131,8 @@ def layer_norm(module: Any, values: np.ndarray) -> np.ndarray:
         variance = math.fsum((row - mean) ** 2) / size
         out[n] = (row - mean) / math.sqrt(variance + module.eps)
     out = out.reshape(values.shape)
-    out = out if module.weight is None else out * array(module.weight)
-    return out if module.bias is None else out + array(module.bias)
+    out = out if module.weight is None else out * to_float64_array(module.weight)
+    return out if module.bias is None else out + to_float64_array(module.bias)
 
 
 def group_norm(module: Any, values: np.ndarray) -> np.ndarray:
@@ -137,7 +145,7 @@ def group_norm(module: Any, values: np.ndarray) -> np.ndarray:
         mean = math.fsum(part.ravel()) / part.size
         variance = math.fsum((part.ravel() - mean) ** 2) / part.size
         out[n, channels] = (part - mean) / math.sqrt(variance + module.eps)
-    out = out if module.weight is None else out * _shaped(array(module.weight), out)
+    out = out if module.weight is None else out * _shaped(to_float64_array(module.weight), out)
     return out + _per_channel(module.bias, out)
 
 
@@ -224,7 +232,7 @@ def _borders(module: Any) -> Iterator[tuple[int, int]]:
 
 
 def _per_channel(bias: Tensor | None, out: np.ndarray) -> Any:
-    return 0.0 if bias is None else _shaped(array(bias), out)
+    return 0.0 if bias is None else _shaped(to_float64_array(bias), out)
 
 
 def _shaped(values: np.ndarray, out: np.ndarray) -> np.ndarray:

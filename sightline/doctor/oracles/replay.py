@@ -8,16 +8,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sightline.engine.step import batch_step, run_batch
-from sightline.engine.train import Job
+from sightline.engine.step import compute_batch_losses, single_batch_step
+from sightline.engine.train import TrainState
 from sightline.types import Batch
 
-__all__ = ["Replay", "loss_counts", "loss_sums"]
+__all__ = ["FixedOutputs", "loss_counts", "loss_sums"]
 
 _CPU = torch.device("cpu")
 
 
-class Replay(nn.Module):
+class FixedOutputs(nn.Module):
     """Gives these outputs whatever it is asked."""
 
     def __init__(self, outputs: Mapping[str, Any]) -> None:
@@ -28,13 +28,15 @@ class Replay(nn.Module):
         return self._outputs
 
 
-def loss_sums(job: Job, batch: Batch, outputs: Mapping[str, Any]) -> dict[str, Tensor]:
+def loss_sums(job: TrainState, batch: Batch, outputs: Mapping[str, Any]) -> dict[str, Tensor]:
     """The sum of each loss for these outputs, with its gradient."""
-    sums, _ = run_batch(job.task, Replay(outputs), batch, _CPU)
+    sums, _ = compute_batch_losses(job.task, FixedOutputs(outputs), batch, _CPU)
     return dict(sums)
 
 
-def loss_counts(job: Job, batch: Batch, outputs: Mapping[str, Any], device: torch.device = _CPU) -> dict[str, float]:
+def loss_counts(
+    job: TrainState, batch: Batch, outputs: Mapping[str, Any], device: torch.device = _CPU
+) -> dict[str, float]:
     """What each loss is divided by."""
-    step = batch_step(job.task, Replay(outputs), batch, device)
+    step = single_batch_step(job.task, FixedOutputs(outputs), batch, device)
     return {name: float(count) for name, count in step.counts.items()}

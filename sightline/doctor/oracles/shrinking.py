@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["input_of", "shrunk"]
+__all__ = ["make_input", "shrink_layer"]
 
 _WIDTH = 4
 _ROWS = 3
@@ -19,7 +19,7 @@ _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
-def shrunk(module: nn.Module, generator: torch.Generator) -> nn.Module:
+def shrink_layer(module: nn.Module, generator: torch.Generator) -> nn.Module:
     """A copy in float64, of its own class, with at most four channels; drawn parameters, none of them 0 or 1.
 
     What a layer would not show with the ones and zeros that it begins with, it shows with these.
@@ -46,7 +46,7 @@ def shrunk(module: nn.Module, generator: torch.Generator) -> nn.Module:
     return small
 
 
-def input_of(module: nn.Module, generator: torch.Generator) -> Tensor:
+def make_input(module: nn.Module, generator: torch.Generator) -> Tensor:
     """An input for a shrunk layer: unequal sizes of the axes, values pairwise apart and none near zero."""
     return _distinct(_shape_for(module), generator)
 

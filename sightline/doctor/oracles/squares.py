@@ -14,16 +14,16 @@ import torch
 from torch import Tensor
 
 from sightline.doctor.oracles.replay import loss_counts, loss_sums
-from sightline.engine.train import Job
+from sightline.engine.train import TrainState
 from sightline.types import Batch
 
-__all__ = ["Squares", "rightful_factor", "squares_of"]
+__all__ = ["SquaredErrorLoss", "expected_factor", "find_squared_error"]
 
 _SAME = 1e-6  # relative, of float64 slopes of a quadratic function
 
 
 @dataclass(frozen=True)
-class Squares:
+class SquaredErrorLoss:
     """A loss of the form sum(weight * (output - target)^2) / count of one output, all in float64.
 
     `target_key` is the batch key that the target is; None where it is made of several, or scaled. `is_learned` marks a
@@ -59,12 +59,12 @@ class Squares:
         return float((self.weight * self.target).sum() / self.weight.sum())
 
     @property
-    def constant(self) -> float:
+    def constant_baseline(self) -> float:
         """The loss of the best constant prediction: the variance of the targets."""
         return self.mean(self.middle)
 
 
-def rightful_factor(squares: Squares) -> float | None:
+def expected_factor(squares: SquaredErrorLoss) -> float | None:
     """What stands before the mean square, where sum and count agree: 1, or the elements of each counted item.
 
     Squared distances, for one, are sums over coordinates and count points. A loss that learns its targets, of which no
@@ -79,7 +79,7 @@ def rightful_factor(squares: Squares) -> float | None:
     return next((size for size in sizes if abs(squares.factor - size) <= _SAME * size), None)
 
 
-def squares_of(job: Job, batch: Batch, outputs: Mapping[str, Any], name: str) -> Squares | None:
+def find_squared_error(job: TrainState, batch: Batch, outputs: Mapping[str, Any], name: str) -> SquaredErrorLoss | None:
     """The loss `name` as a sum of squares of one output; None where it is something else."""
     wide = {key: value.detach().double() if _is_float(value) else value for key, value in outputs.items()}
     batch = {key: value.double() if _is_float(value) else value for key, value in batch.items()}
@@ -92,7 +92,9 @@ def squares_of(job: Job, batch: Batch, outputs: Mapping[str, Any], name: str) ->
     return None
 
 
-def _squares_in(job: Job, batch: Batch, outputs: Mapping[str, Any], name: str, key: str) -> Squares | None:
+def _squares_in(
+    job: TrainState, batch: Batch, outputs: Mapping[str, Any], name: str, key: str
+) -> SquaredErrorLoss | None:
     generator = torch.Generator().manual_seed(0)
     output = outputs[key]
     near = output + torch.randn(output.shape, generator=generator, dtype=torch.float64)
@@ -120,11 +122,11 @@ def _squares_in(job: Job, batch: Batch, outputs: Mapping[str, Any], name: str, k
         target = torch.where(weight > 0, batch[target_key].double(), 0.0)
     count = loss_counts(job, batch, outputs)[name]
     is_learned = loss_sums(job, batch, {**outputs, key: output})[name].requires_grad
-    return Squares(name, key, target_key, output, target, weight, count, is_learned)
+    return SquaredErrorLoss(name, key, target_key, output, target, weight, count, is_learned)
 
 
 def _slope(
-    job: Job, batch: Batch, outputs: Mapping[str, Any], name: str, key: str, at: Tensor
+    job: TrainState, batch: Batch, outputs: Mapping[str, Any], name: str, key: str, at: Tensor
 ) -> tuple[float, Tensor | None]:
     given = at.detach().clone().requires_grad_(True)
     total = loss_sums(job, batch, {**outputs, key: given})[name]

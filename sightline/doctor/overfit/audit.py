@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sightline.describe.flow import leaves
+from sightline.describe.flow import tree_leaves
 from sightline.doctor.core.finding import Finding
-from sightline.doctor.overfit.attempts import Bench
+from sightline.doctor.overfit.fit_attempt import FitSetup
 from sightline.doctor.overfit.fit_reporter import FitReporter
 from sightline.doctor.overfit.loss_probe import LossProbe
 from sightline.doctor.overfit.samples import Samples
@@ -21,10 +21,10 @@ from sightline.doctor.overfit.samples import Samples
 __all__ = ["audit_batch", "audit_first_loss", "audit_targets", "first_sample"]
 
 
-def audit_batch(bench: Bench, reporter: FitReporter) -> list[Finding]:
+def audit_batch(bench: FitSetup, reporter: FitReporter) -> list[Finding]:
     """Numbers of the batch that are not finite."""
     found = []
-    for path, tensor in leaves(bench.batch):
+    for path, tensor in tree_leaves(bench.batch):
         if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
             bad = int((~tensor.isfinite()).sum())
             found.append(
@@ -68,15 +68,15 @@ def audit_first_loss(probe: LossProbe, reporter: FitReporter) -> Finding | None:
     )
 
 
-def audit_targets(bench: Bench, samples: Samples, probe: LossProbe, reporter: FitReporter) -> list[Finding]:
+def audit_targets(bench: FitSetup, samples: Samples, probe: LossProbe, reporter: FitReporter) -> list[Finding]:
     """Losses that count nothing, targets that are all one number, and equal inputs with different targets."""
     found = [*_of_counts(bench, probe, reporter), *_of_contradiction(samples, probe, reporter)]
     return [*found, *_of_constant(bench, probe, reporter)]
 
 
-def _of_counts(bench: Bench, probe: LossProbe, reporter: FitReporter) -> Iterator[Finding]:
+def _of_counts(bench: FitSetup, probe: LossProbe, reporter: FitReporter) -> Iterator[Finding]:
     job = bench.built.job
-    weights = job.weights_at(job.num_steps)
+    weights = job.loss_weights_at(job.num_steps)
     for name, count in probe.counts.items():
         if count == 0 and weights[name] > 0:
             yield reporter.finding(
@@ -91,7 +91,7 @@ def _of_counts(bench: Bench, probe: LossProbe, reporter: FitReporter) -> Iterato
             )
 
 
-def _of_constant(bench: Bench, probe: LossProbe, reporter: FitReporter) -> Iterator[Finding]:
+def _of_constant(bench: FitSetup, probe: LossProbe, reporter: FitReporter) -> Iterator[Finding]:
     """A float target of one number throughout: it can be fitted by a network that does nothing."""
     for name in probe.targets:
         value = bench.batch[name]
@@ -150,7 +150,7 @@ def _of_contradiction(samples: Samples, probe: LossProbe, reporter: FitReporter)
             return
 
 
-def first_sample(bench: Bench) -> int | None:
+def first_sample(bench: FitSetup) -> int | None:
     """The first sample of the batch, where the batch has its index."""
     index = bench.batch.get("sample_index")
     return int(index[0]) if isinstance(index, Tensor) and len(index) else None
@@ -168,7 +168,7 @@ def _row_of(batch: Mapping[str, Any], tensor: Tensor) -> int | None:
 def _digest(batch: Mapping[str, Any], names: tuple[str, ...], *, is_cloud: bool) -> bytes:
     """A hash of these fields; of a cloud, the same in whatever order its points, and all that is per point, stand."""
     state = hashlib.blake2b(digest_size=16)
-    fields = {path: tensor for name in names for path, tensor in leaves({name: batch.get(name)})}
+    fields = {path: tensor for name in names for path, tensor in tree_leaves({name: batch.get(name)})}
     points = batch.get("points")
     if is_cloud and isinstance(points, Tensor):
         rows = {p: t for p, t in fields.items() if t.shape[: points.ndim - 1] == points.shape[:-1]}

@@ -9,23 +9,23 @@ from dataclasses import dataclass
 from torch import nn
 
 from sightline.doctor.core.finding import Finding, Severity
-from sightline.doctor.overfit.attempts import FITTED, Bench, Curve
+from sightline.doctor.overfit.fit_attempt import FITTED, FitCurve, FitSetup
 from sightline.doctor.overfit.fit_reporter import FitReporter
-from sightline.doctor.overfit.grid import Verdict, run_candidate
-from sightline.doctor.overfit.loss_probe import LossProbe, Slope
+from sightline.doctor.overfit.loss_probe import GradientCheck, LossProbe
 from sightline.doctor.overfit.network import activation_cause, constant_cause, gradient_cause, head_cause
 from sightline.doctor.overfit.numbers import lowered_in
-from sightline.doctor.overfit.recipes import Candidate, own_rate
+from sightline.doctor.overfit.optimizer_candidates import Candidate, own_rate
+from sightline.doctor.overfit.optimizer_grid import OptimizerResult, run_candidate
 from sightline.layers.quantisation.parametrised import weight_sizes
 
-__all__ = ["Case", "Part", "bent_losses", "bisect", "loss_cause"]
+__all__ = ["BisectionStep", "FailedFit", "bisect", "inconsistent_gradients", "loss_cause"]
 
 _LEADS_NOWHERE = 1e-3
 """A gradient of less than this times that of the value is none, or one of the wrong sign."""
 
 
 @dataclass(frozen=True)
-class Part:
+class BisectionStep:
     """The outcome of one part of the bisection."""
 
     name: str
@@ -38,18 +38,18 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Case:
+class FailedFit:
     """A run that did not fit: what was tried in its own number format, and what can be tried still."""
 
-    bench: Bench
+    bench: FitSetup
     probe: LossProbe
-    verdicts: Sequence[Verdict]
+    verdicts: Sequence[OptimizerResult]
     candidates: Sequence[Candidate]
     reporter: FitReporter
     note: Callable[[str], None]
 
     @property
-    def own(self) -> Verdict:
+    def own(self) -> OptimizerResult:
         return self.verdicts[0]
 
     @property
@@ -57,10 +57,10 @@ class Case:
         return self.own.precision
 
 
-def bisect(case: Case) -> tuple[Finding, list[Part], list[Verdict]]:
+def bisect(case: FailedFit) -> tuple[Finding, list[BisectionStep], list[OptimizerResult]]:
     """The first guilty part, what each part showed, and the attempts that were made on the way."""
-    parts: list[Part] = []
-    further: list[Verdict] = []
+    parts: list[BisectionStep] = []
+    further: list[OptimizerResult] = []
     steps: tuple[tuple[str, Callable[[], tuple[Finding | None, str]]], ...] = (
         ("loss", lambda: _loss(case)),
         ("optimiser", lambda: _optimiser(case)),
@@ -74,7 +74,7 @@ def bisect(case: Case) -> tuple[Finding, list[Part], list[Verdict]]:
     for name, look in steps:
         case.note(f"why: {name}")
         finding, shown = look()
-        parts.append(Part(name, shown, finding is not None))
+        parts.append(BisectionStep(name, shown, finding is not None))
         if finding is not None:
             return finding, parts, further
     return _unexplained(case, parts), parts, further
@@ -83,10 +83,10 @@ def bisect(case: Case) -> tuple[Finding, list[Part], list[Verdict]]:
 # --- the loss --------------------------------------------------------------------------------------------------------
 
 
-def _loss(case: Case) -> tuple[Finding | None, str]:
+def _loss(case: FailedFit) -> tuple[Finding | None, str]:
     finding = loss_cause(case.probe, case.reporter)
     if finding is None and not any(verdict.best.is_fitted for verdict in case.verdicts):
-        finding = next(iter(bent_losses(case.probe, case.reporter, severity="error")), None)
+        finding = next(iter(inconsistent_gradients(case.probe, case.reporter, severity="error")), None)
     floor = "no floor" if case.probe.floor is None else f"a floor of {case.probe.floor:.4g}"
     right = all(slope.is_right for slope in case.probe.slopes.values())
     return finding, f"{floor}; gradients {'agree' if right else 'do not agree'} with finite differences"
@@ -113,7 +113,7 @@ def loss_cause(probe: LossProbe, reporter: FitReporter) -> Finding | None:
     if probe.floor is None:
         return _of_sign(
             f"the loss falls without bound: no size of outputs is large enough; from {probe.start:.4g} to "
-            f"{probe.fallen_to:.4g} and on",
+            f"{probe.lowest:.4g} and on",
             reporter,
         )
     if probe.truth is not None and probe.truth[0] > probe.truth[1]:
@@ -122,19 +122,19 @@ def loss_cause(probe: LossProbe, reporter: FitReporter) -> Finding | None:
     return None
 
 
-def bent_losses(probe: LossProbe, reporter: FitReporter, *, severity: Severity) -> list[Finding]:
+def inconsistent_gradients(probe: LossProbe, reporter: FitReporter, *, severity: Severity) -> list[Finding]:
     """Losses whose gradient is not that of their value, but leads downwards: by intent where a weight is detached."""
     wrong = _wrong_slopes(probe, reporter)
     return [_of_slope(name, slope, reporter, severity) for name, slope in wrong if slope.ratio >= _LEADS_NOWHERE]
 
 
-def _wrong_slopes(probe: LossProbe, reporter: FitReporter) -> list[tuple[str, Slope]]:
+def _wrong_slopes(probe: LossProbe, reporter: FitReporter) -> list[tuple[str, GradientCheck]]:
     job = reporter.built.job
-    weights = job.weights_at(job.num_steps)
+    weights = job.loss_weights_at(job.num_steps)
     return [(name, slope) for name, slope in probe.slopes.items() if weights[name] > 0 and not slope.is_right]
 
 
-def _of_slope(name: str, slope: Slope, reporter: FitReporter, severity: Severity) -> Finding:
+def _of_slope(name: str, slope: GradientCheck, reporter: FitReporter, severity: Severity) -> Finding:
     causes: tuple[str, ...]
     if abs(slope.ratio + 1) < 0.1:
         causes, shown = ("loss.sign", "loss.form"), "has the wrong sign: descending it raises the loss"
@@ -171,7 +171,7 @@ def _of_sign(measured: str, reporter: FitReporter) -> Finding:
 # --- the optimiser ---------------------------------------------------------------------------------------------------
 
 
-def _optimiser(case: Case) -> tuple[Finding | None, str]:
+def _optimiser(case: FailedFit) -> tuple[Finding | None, str]:
     """Whether the same optimiser at another rate, or another one, fits what the recipe's does not."""
     elsewhere = [curve for curve in case.own.curves if curve.is_fitted]
     others = [verdict for verdict in case.verdicts[1:] if verdict.best.is_fitted]
@@ -183,7 +183,7 @@ def _optimiser(case: Case) -> tuple[Finding | None, str]:
     return next(_of_optimiser(case, bool(elsewhere), shown)), shown
 
 
-def _of_optimiser(case: Case, same_fits: bool, shown: str) -> Iterator[Finding]:
+def _of_optimiser(case: FailedFit, same_fits: bool, shown: str) -> Iterator[Finding]:
     rate, own = own_rate(case.bench.built), case.own.trusted
     lowest = "none of the way gone" if math.isnan(own.lowest) else f"{own.lowest:.3g} of the way left at best"
     measured = f"the recipe's, at {rate:g} and a tenth and ten times of it: {lowest}; {shown}"
@@ -224,7 +224,7 @@ def _of_optimiser(case: Case, same_fits: bool, shown: str) -> Iterator[Finding]:
     )
 
 
-def _fits_unclipped(case: Case) -> bool:
+def _fits_unclipped(case: FailedFit) -> bool:
     own = case.candidates[0]
     rates = own.trusted
     return run_candidate(case.bench, own, case.precision, note=case.note, rates=rates, clip=False).is_fitted
@@ -233,7 +233,7 @@ def _fits_unclipped(case: Case) -> bool:
 # --- the number format -----------------------------------------------------------------------------------------------
 
 
-def _precision(case: Case, further: list[Verdict]) -> tuple[Finding | None, str]:
+def _precision(case: FailedFit, further: list[OptimizerResult]) -> tuple[Finding | None, str]:
     """Whether more digits fit what the recipe's number format does not."""
     finer = {"float32": ("float64",), "bf16": ("float32", "float64"), "fp16": ("float32", "float64")}
     reached = min((v.best.lowest for v in case.verdicts if not math.isnan(v.best.lowest)), default=math.inf)
@@ -248,7 +248,7 @@ def _precision(case: Case, further: list[Verdict]) -> tuple[Finding | None, str]
     return None, "more digits do not fit either" if further else "the recipe has the most digits already"
 
 
-def _of_precision(case: Case, precision: str, shown: str, reached: float) -> Finding:
+def _of_precision(case: FailedFit, precision: str, shown: str, reached: float) -> Finding:
     lowered = lowered_in(case.bench, case.precision)
     is_autocast = case.precision in ("bf16", "fp16") and precision == "float32"
     causes: tuple[str, ...] = ("sys.backend", "model.numerics")
@@ -274,7 +274,7 @@ def _of_precision(case: Case, precision: str, shown: str, reached: float) -> Fin
 # --- what is left ----------------------------------------------------------------------------------------------------
 
 
-def _too_slow(case: Case) -> tuple[Finding | None, str]:
+def _too_slow(case: FailedFit) -> tuple[Finding | None, str]:
     """An attempt that was still falling when its steps were over decides nothing."""
     falling = _falling(case)
     if not falling:
@@ -293,12 +293,12 @@ def _too_slow(case: Case) -> tuple[Finding | None, str]:
     return finding, shown
 
 
-def _falling(case: Case) -> list[Curve]:
+def _falling(case: FailedFit) -> list[FitCurve]:
     curves = [curve for verdict in case.verdicts for curve in verdict.curves]
     return [curve for curve in curves if curve.is_falling and curve.lowest < 0.9]
 
 
-def _unexplained(case: Case, parts: Sequence[Part]) -> Finding:
+def _unexplained(case: FailedFit, parts: Sequence[BisectionStep]) -> Finding:
     lowest = case.own.trusted.lowest
     return case.reporter.finding(
         severity="warning",
@@ -308,7 +308,7 @@ def _unexplained(case: Case, parts: Sequence[Part]) -> Finding:
         measured=f"{lowest:.3g} of the way left at best; " + "; ".join(f"{one.name}: {one.summary}" for one in parts),
         expected=f"at most {FITTED:g} of the way left after {case.bench.steps} steps",
         action="follow the samples through the layers by --trace; see that every input reaches the output",
-        evidence=Part("parameters", str(_num_parameters(case.bench.built.job.model))).to_dict(),
+        evidence=BisectionStep("parameters", str(_num_parameters(case.bench.built.job.model))).to_dict(),
     )
 
 

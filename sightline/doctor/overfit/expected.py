@@ -5,18 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from sightline.config.expectations import Expectation
-from sightline.describe.trace import untouched
-from sightline.doctor.overfit.fit_one import Asked, bench_of
-from sightline.doctor.overfit.following import Met, assert_known, measured_in
+from sightline.describe.trace import preserve_all_rng_states
+from sightline.doctor.overfit.fit_one import FitOptions, make_setup
+from sightline.doctor.overfit.layer_trace import ExpectationResult, assert_known_quantity, measured_in
 from sightline.doctor.overfit.layers import snapshot
 from sightline.doctor.overfit.loss_probe import probe_loss
-from sightline.engine.build import Built
+from sightline.engine.build import TrainingSetup
 from sightline.engine.records import EvaluationRecord, StepRecord, StopRun
 
-__all__ = ["ExpectationsHeld", "held_in_training"]
+__all__ = ["ExpectationObserver", "expectation_observers"]
 
 
-def held_in_training(built: Built, *, note: Callable[[str], object]) -> list[ExpectationsHeld]:
+def expectation_observers(built: TrainingSetup, *, note: Callable[[str], object]) -> list[ExpectationObserver]:
     """The observer of a run whose config expects something of its training; none of any other.
 
     Every process may look before the first step: all have the same weights. Afterwards one suffices, the first. `note`
@@ -31,21 +31,21 @@ def held_in_training(built: Built, *, note: Callable[[str], object]) -> list[Exp
     for place, entry in held:
         if entry["step"] > last:
             note(f"expect.{place}: passed over, its step is {entry['step']} and training ends after step {last}")
-    return [ExpectationsHeld(built, held)] if held else []
+    return [ExpectationObserver(built, held)] if held else []
 
 
-class ExpectationsHeld:
+class ExpectationObserver:
     """Ends a run at the first entry that is not met. Entries of steps that a resumed run has done are passed over."""
 
     may_stop = True
 
-    def __init__(self, built: Built, entries: Sequence[tuple[int, Expectation]]) -> None:
+    def __init__(self, built: TrainingSetup, entries: Sequence[tuple[int, Expectation]]) -> None:
         self._built = built
         self._entries = entries
-        with untouched():
-            self._bench, _ = bench_of(built, Asked())
+        with preserve_all_rng_states():
+            self._bench, _ = make_setup(built, FitOptions())
             self._probe = probe_loss(self._bench)
-            assert_known(built, snapshot(self._bench, built.job, built.job.step), self._probe)
+            assert_known_quantity(built, snapshot(self._bench, built.job, built.job.step), self._probe)
 
     def assert_begun_well(self) -> None:
         """Raises StopRun for an entry of step 0 that the weights that a new run begins with do not meet."""
@@ -64,8 +64,8 @@ class ExpectationsHeld:
         due = [(place, entry) for place, entry in self._entries if entry["step"] == step]
         if not due:
             return
-        with untouched():
+        with preserve_all_rng_states():
             look = snapshot(self._bench, self._built.job, step)
-        met = [Met(place, entry, measured_in(entry, look, self._probe)) for place, entry in due]
+        met = [ExpectationResult(place, entry, measured_in(entry, look, self._probe)) for place, entry in due]
         if missed := [each.line for each in met if not each.is_met]:
             raise StopRun(f"{'; '.join(missed)}; the run ends, set expect otherwise, or only: fit_one for the entry")

@@ -9,28 +9,28 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from sightline.describe.trace import untouched
+from sightline.describe.trace import preserve_all_rng_states
 from sightline.doctor.checks.model.first_evaluation import missing_keys_explained
 from sightline.doctor.checks.model.first_step import first_step
 from sightline.doctor.context import Context
 from sightline.doctor.core.finding import Finding
-from sightline.doctor.overfit.attempts import FITTED, Bench
 from sightline.doctor.overfit.audit import audit_batch, audit_first_loss, audit_targets
-from sightline.doctor.overfit.causes import Case, Part, bent_losses, bisect, loss_cause
+from sightline.doctor.overfit.causes import BisectionStep, FailedFit, bisect, inconsistent_gradients, loss_cause
+from sightline.doctor.overfit.fit_attempt import FITTED, FitSetup
 from sightline.doctor.overfit.fit_reporter import FitReporter
-from sightline.doctor.overfit.grid import Verdict, document_of_verdict, run_candidate
 from sightline.doctor.overfit.loss_probe import LossProbe, probe_loss
-from sightline.doctor.overfit.network import activation_warning, unmoved
-from sightline.doctor.overfit.recipes import Candidate, candidates
+from sightline.doctor.overfit.network import activation_warning, parameters_without_gradient
+from sightline.doctor.overfit.optimizer_candidates import Candidate, candidates
+from sightline.doctor.overfit.optimizer_grid import OptimizerResult, document_of_verdict, run_candidate
 from sightline.doctor.overfit.samples import Samples, choose_samples
-from sightline.doctor.overfit.scoring import score_of
-from sightline.engine.build import Built
+from sightline.doctor.overfit.scoring import training_score
+from sightline.engine.build import TrainingSetup
 from sightline.engine.distributed import World
-from sightline.engine.train import Job
-from sightline.errors import summary_of
+from sightline.engine.train import TrainState
+from sightline.errors import summarise_error
 from sightline.types import Batch
 
-__all__ = ["LONGER", "Asked", "Kept", "Result", "bench_of", "fit_one", "result_document"]
+__all__ = ["LONGER", "FitOptions", "FitResult", "Kept", "fit_one", "make_setup", "result_document"]
 
 Kept = Literal["augmentation", "dropout", "decay"]
 Note = Callable[[str], None]
@@ -40,7 +40,7 @@ LONGER = 4
 
 
 @dataclass(frozen=True)
-class Asked:
+class FitOptions:
     """What a user asked for: how many samples, how many steps, and what of the recipe stays on.
 
     With `is_brief` only the recipe's own optimiser is tried, in its own number format, and nothing else where it fits.
@@ -55,15 +55,15 @@ class Asked:
 
 
 @dataclass(frozen=True)
-class Result:
+class FitResult:
     """What came of it. `findings` has the one cause first where the samples were not fitted; else at most warnings."""
 
     samples: Samples
     probe: LossProbe | None
-    verdicts: tuple[Verdict, ...]
+    verdicts: tuple[OptimizerResult, ...]
     findings: tuple[Finding, ...]
-    parts: tuple[Part, ...] = ()
-    further: tuple[Verdict, ...] = field(default=())
+    parts: tuple[BisectionStep, ...] = ()
+    further: tuple[OptimizerResult, ...] = field(default=())
 
     @property
     def is_fitted(self) -> bool:
@@ -79,42 +79,42 @@ class Result:
         return None if self.is_fitted or not self.findings else self.findings[0].cause
 
 
-def bench_of(built: Built, asked: Asked) -> tuple[Bench, Samples]:
+def make_setup(built: TrainingSetup, asked: FitOptions) -> tuple[FitSetup, Samples]:
     """The samples that are asked for, and a bench on which to fit them, whose floor is not known yet."""
     samples = choose_samples(built, num=asked.samples, with_augmentation="augmentation" in asked.keep)
     score = functools.partial(_score, built, samples)
-    return Bench(built, samples.batch, None, asked.steps, asked.keep, score), samples
+    return FitSetup(built, samples.batch, None, asked.steps, asked.keep, score), samples
 
 
-def _score(built: Built, samples: Samples, job: Job, batch: Batch) -> float:
+def _score(built: TrainingSetup, samples: Samples, job: TrainState, batch: Batch) -> float:
     with missing_keys_explained(built.config, job.model):
-        return score_of(built, job, batch, samples.indices)
+        return training_score(built, job, batch, samples.indices)
 
 
-def fit_one(built: Built, asked: Asked, note: Note) -> Result:
+def fit_one(built: TrainingSetup, asked: FitOptions, note: Note) -> FitResult:
     """Fit a few samples of a run, and find the cause where that fails. Run and global random states stay as they are.
 
     Raises UserError for samples that there are not.
     """
-    with untouched():
+    with preserve_all_rng_states():
         return _fit_one(built, asked, note)
 
 
-def _fit_one(built: Built, asked: Asked, note: Note) -> Result:
-    bench, samples = bench_of(built, asked)
+def _fit_one(built: TrainingSetup, asked: FitOptions, note: Note) -> FitResult:
+    bench, samples = make_setup(built, asked)
     reporter = FitReporter(built)
     note(_describe_samples(samples))
     broken = audit_batch(bench, reporter)
     if broken:
-        return Result(samples, None, (), tuple(broken))
+        return FitResult(samples, None, (), tuple(broken))
     try:
         probe = probe_loss(bench)
     except Exception as error:  # noqa: BLE001 - the check of a first step reports whatever it fails with
-        return Result(samples, None, (), tuple(_of_first_step(built, reporter, error)))
+        return FitResult(samples, None, (), tuple(_of_first_step(built, reporter, error)))
     bench = dataclasses.replace(bench, floor=probe.floor)
     note(_describe_floor(probe))
     if (nothing := audit_first_loss(probe, reporter)) is not None:
-        return Result(samples, probe, (), (nothing,))
+        return FitResult(samples, probe, (), (nothing,))
     wrong = audit_targets(bench, samples, probe, reporter)
     errors = [finding for finding in wrong if finding.severity == "error"]
     own, *others = candidates(built)
@@ -123,24 +123,26 @@ def _fit_one(built: Built, asked: Asked, note: Note) -> Result:
     brief: dict[str, Any] = {"rates": own.trusted, "is_first_enough": asked.is_brief, "clip": True}
     own_verdict = _extended(bench, own, run_candidate(bench, own, bench.precision, note=note, **brief), note)
     if errors:
-        return Result(samples, probe, (own_verdict,), tuple([*errors, *(f for f in wrong if f not in errors)]))
+        return FitResult(samples, probe, (own_verdict,), tuple([*errors, *(f for f in wrong if f not in errors)]))
     if (guilty := loss_cause(probe, reporter)) is not None:
-        return Result(samples, probe, (own_verdict,), (guilty, *wrong), (Part("loss", guilty.summary, True),))
-    wrong += bent_losses(probe, reporter, severity="warning")
+        return FitResult(
+            samples, probe, (own_verdict,), (guilty, *wrong), (BisectionStep("loss", guilty.summary, True),)
+        )
+    wrong += inconsistent_gradients(probe, reporter, severity="warning")
     if own_verdict.is_fitted:
         verdicts = [own_verdict] if asked.is_brief else _compare(bench, own, others, own_verdict, note)
         findings = [*wrong, *_warnings(bench, probe, own, own_verdict, reporter, note)]
-        return Result(samples, probe, tuple(verdicts), tuple(findings))
+        return FitResult(samples, probe, tuple(verdicts), tuple(findings))
     verdicts = [_with_more_rates(bench, own, own_verdict, note)]
     verdicts += [run_candidate(bench, other, bench.precision, note=note) for other in others]
-    case = Case(bench, probe, verdicts, (own, *others), reporter, note)
+    case = FailedFit(bench, probe, verdicts, (own, *others), reporter, note)
     finding, parts, further = bisect(case)
     frozen = None if finding.cause == "model.frozen_unintended" else _of_frozen(bench, reporter)
     beside = (*(each for each in wrong if each.summary != finding.summary), *([] if frozen is None else [frozen]))
-    return Result(samples, probe, tuple(verdicts), (finding, *beside), tuple(parts), tuple(further))
+    return FitResult(samples, probe, tuple(verdicts), (finding, *beside), tuple(parts), tuple(further))
 
 
-def _extended(bench: Bench, own: Candidate, verdict: Verdict, note: Note) -> Verdict:
+def _extended(bench: FitSetup, own: Candidate, verdict: OptimizerResult, note: Note) -> OptimizerResult:
     """The verdict, where the best attempt that decides was still falling as its steps ended with more of them."""
     before = verdict.trusted
     if verdict.is_fitted or not before.is_falling:
@@ -153,7 +155,9 @@ def _extended(bench: Bench, own: Candidate, verdict: Verdict, note: Note) -> Ver
     return dataclasses.replace(verdict, curves=curves)
 
 
-def _compare(bench: Bench, own: Candidate, others: list[Candidate], first: Verdict, note: Note) -> list[Verdict]:
+def _compare(
+    bench: FitSetup, own: Candidate, others: list[Candidate], first: OptimizerResult, note: Note
+) -> list[OptimizerResult]:
     """The recipe's optimiser over all its rates and the others, then each at its best rate in another number format."""
     verdicts = [_with_more_rates(bench, own, first, note)]
     verdicts += [run_candidate(bench, other, bench.precision, note=note) for other in others]
@@ -165,7 +169,7 @@ def _compare(bench: Bench, own: Candidate, others: list[Candidate], first: Verdi
     return verdicts
 
 
-def _with_more_rates(bench: Bench, own: Candidate, first: Verdict, note: Note) -> Verdict:
+def _with_more_rates(bench: FitSetup, own: Candidate, first: OptimizerResult, note: Note) -> OptimizerResult:
     """The rates of the recipe's optimiser that do not decide, beside those that do."""
     rest = own.rates[own.num_trusted :]
     if not rest:
@@ -178,7 +182,7 @@ def _with_more_rates(bench: Bench, own: Candidate, first: Verdict, note: Note) -
 
 
 def _warnings(
-    bench: Bench, probe: LossProbe, own: Candidate, verdict: Verdict, reporter: FitReporter, note: Note
+    bench: FitSetup, probe: LossProbe, own: Candidate, verdict: OptimizerResult, reporter: FitReporter, note: Note
 ) -> list[Finding]:
     """Of a run that fitted: what will be in its way later."""
     found = [
@@ -191,7 +195,7 @@ def _warnings(
     return sorted(given, key=lambda finding: finding.severity == "note")
 
 
-def _of_rate(verdict: Verdict, reporter: FitReporter) -> Finding | None:
+def _of_rate(verdict: OptimizerResult, reporter: FitReporter) -> Finding | None:
     """The recipe's own rate did not fit, one ten times larger or smaller did."""
     first = verdict.curves[0]
     if first.is_fitted:
@@ -208,7 +212,9 @@ def _of_rate(verdict: Verdict, reporter: FitReporter) -> Finding | None:
     )
 
 
-def _of_decay(bench: Bench, own: Candidate, verdict: Verdict, reporter: FitReporter, note: Note) -> Finding | None:
+def _of_decay(
+    bench: FitSetup, own: Candidate, verdict: OptimizerResult, reporter: FitReporter, note: Note
+) -> Finding | None:
     """The recipe's weight decay, which was off: it must not keep a few samples from being fitted."""
     decay = max(float(group["weight_decay"]) for group in bench.built.job.optimizer.param_groups)
     if decay == 0 or "decay" in bench.keep:
@@ -230,12 +236,12 @@ def _of_decay(bench: Bench, own: Candidate, verdict: Verdict, reporter: FitRepor
     )
 
 
-def _of_frozen(bench: Bench, reporter: FitReporter) -> Finding | None:
+def _of_frozen(bench: FitSetup, reporter: FitReporter) -> Finding | None:
     """Parameters that cannot move, and that no `frozen` of the recipe names."""
     job = bench.built.job
     declared = tuple(entry["modules"] for entry in job.frozen)
     held = {id(parameter) for group in job.optimizer.param_groups for parameter in group["params"]}
-    silent = set(unmoved(bench))
+    silent = set(parameters_without_gradient(bench))
     idle = [
         name
         for name, parameter in job.model.named_parameters()
@@ -258,7 +264,7 @@ def _of_frozen(bench: Bench, reporter: FitReporter) -> Finding | None:
     )
 
 
-def _of_first_step(built: Built, reporter: FitReporter, error: Exception) -> list[Finding]:
+def _of_first_step(built: TrainingSetup, reporter: FitReporter, error: Exception) -> list[Finding]:
     """The findings of the check of a first step; where it goes through there, what failed here."""
     found = first_step(Context(built, World(device=built.job.device)))
     if found:
@@ -269,7 +275,7 @@ def _of_first_step(built: Built, reporter: FitReporter, error: Exception) -> lis
             summary="no step can be taken on these samples",
             causes=("cfg.contract", "data.corrupt_sample"),
             path="model",
-            measured=summary_of(error),
+            measured=summarise_error(error),
             expected="forward pass and losses go through",
             action="run `sightline check`, which looks at more samples",
         )
@@ -290,7 +296,7 @@ def _describe_floor(probe: LossProbe) -> str:
     return f"initial loss {probe.start:.4g}; {floor}"
 
 
-def result_document(result: Result) -> dict[str, Any]:
+def result_document(result: FitResult) -> dict[str, Any]:
     """What `fit-one --json` holds of one fit."""
     probe = result.probe
     return {

@@ -5,21 +5,21 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from sightline.doctor.context import Context, Reporter
+from sightline.doctor.context import Context, FindingBuilder
 from sightline.doctor.core.finding import Finding
-from sightline.engine.build import Built
+from sightline.engine.build import TrainingSetup
 from sightline.engine.distributed import World
 
 __all__ = ["FitReporter"]
 
-_FIT_ONE = Reporter(guard="G23", code="fit-one")
+_FIT_ONE = FindingBuilder(guard="G23", code="fit-one")
 
 
 @dataclass(frozen=True)
 class FitReporter:
     """Makes findings of guard G23 about a run."""
 
-    built: Built
+    built: TrainingSetup
 
     def finding(self, *, summary: str, path: str, **fields: Any) -> Finding:
         """A finding about the training part; `path` is the place of the fault in the config."""

@@ -9,14 +9,14 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from sightline.describe.flow import leaves
+from sightline.describe.flow import tree_leaves
 from sightline.describe.trace import trace
-from sightline.doctor.core.rehearsal import copy_of, forward_backward
-from sightline.doctor.overfit.attempts import Bench
-from sightline.engine.step import mean
-from sightline.engine.train import Job
+from sightline.doctor.core.dry_run import forward_backward, isolated_copy
+from sightline.doctor.overfit.fit_attempt import FitSetup
+from sightline.engine.step import divide_by_count
+from sightline.engine.train import TrainState
 
-__all__ = ["Layer", "Snapshot", "Statistics", "snapshot"]
+__all__ = ["LayerSnapshot", "ModelSnapshot", "Statistics", "snapshot"]
 
 
 @dataclass
@@ -35,7 +35,7 @@ class Statistics:
 
 
 @dataclass(frozen=True)
-class Layer:
+class LayerSnapshot:
     """The call of a module: what it gave, and the gradient of its own parameters where it has some that learn."""
 
     path: str
@@ -49,18 +49,18 @@ class Layer:
 
 
 @dataclass(frozen=True)
-class Snapshot:
+class ModelSnapshot:
     """A model after `step` updates: its losses on the samples, its layers in order, and the outputs."""
 
     step: int
     loss: float
     terms: Mapping[str, float]
     grad_norm: float
-    layers: tuple[Layer, ...]
+    layers: tuple[LayerSnapshot, ...]
     outputs: Mapping[str, Statistics] = field(default_factory=dict)
 
 
-def snapshot(bench: Bench, job: Job, step: int) -> Snapshot:
+def snapshot(bench: FitSetup, job: TrainState, step: int) -> ModelSnapshot:
     """Forward and backward passes of a copy, with every floating tensor that a module gives looked at.
 
     Of a module that gives several, the first counts. The model, its buffers and the random states stay as they are.
@@ -80,13 +80,15 @@ def snapshot(bench: Bench, job: Job, step: int) -> Snapshot:
         finally:
             for handle in handles:
                 handle.remove()
-        kept.update(model=copied, terms={name: float(mean(sums[name].detach(), found[name])) for name in sums})
+        kept.update(
+            model=copied, terms={name: float(divide_by_count(sums[name].detach(), found[name])) for name in sums}
+        )
 
-    traced = trace(copy_of(job.model), forward, num_samples=len(batch["sample_index"]))
+    traced = trace(isolated_copy(job.model), forward, num_samples=len(batch["sample_index"]))
     own = {path: _own_gradient(module) for path, module in kept["model"].named_modules()}
     around = {node.parent for node in traced.nodes if node.kind == "call"}
     layers = tuple(
-        Layer(
+        LayerSnapshot(
             path=node.path,
             class_name=node.class_name,
             call=node.call,
@@ -99,10 +101,10 @@ def snapshot(bench: Bench, job: Job, step: int) -> Snapshot:
         for place, node in enumerate(traced.nodes)
         if node.kind == "call" and (node.path, node.call) in seen
     )
-    weights = job.weights_at(step)
+    weights = job.loss_weights_at(step)
     loss = math.fsum(weights[name] * value for name, value in kept["terms"].items())
     norms = [p.grad.norm().item() for p in kept["model"].parameters() if p.grad is not None]
-    return Snapshot(step, loss, kept["terms"], math.hypot(*norms) if norms else 0.0, layers, outputs)
+    return ModelSnapshot(step, loss, kept["terms"], math.hypot(*norms) if norms else 0.0, layers, outputs)
 
 
 def _watch(
@@ -112,7 +114,9 @@ def _watch(
 
     def hook(module: nn.Module, args: Any, given: Any) -> None:
         counts[path] = counts.get(path, 0) + 1
-        floats = [(name, tensor) for name, tensor in leaves(given) if tensor.is_floating_point() and tensor.numel()]
+        floats = [
+            (name, tensor) for name, tensor in tree_leaves(given) if tensor.is_floating_point() and tensor.numel()
+        ]
         for place, (name, tensor) in enumerate(floats):
             if place and path:
                 break

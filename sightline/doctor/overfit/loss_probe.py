@@ -15,13 +15,13 @@ import torch
 from torch import Tensor
 
 from sightline.doctor.core.class_axes import class_axis
-from sightline.doctor.core.rehearsal import Recording, detached
-from sightline.doctor.overfit.attempts import Bench, forward_once, prepared_model
-from sightline.engine.step import mean, run_batch, weighted_sum
-from sightline.engine.train import Job
+from sightline.doctor.core.dry_run import ReadTrackingDict, detached
+from sightline.doctor.overfit.fit_attempt import FitSetup, forward_once, prepare_model
+from sightline.engine.step import compute_batch_losses, divide_by_count, weighted_sum
+from sightline.engine.train import TrainState
 from sightline.types import Batch
 
-__all__ = ["LossProbe", "Slope", "probe_loss"]
+__all__ = ["GradientCheck", "LossProbe", "probe_loss"]
 
 _STEPS = 150
 _DIRECTIONS = 6
@@ -34,7 +34,7 @@ _LEANING = 1.0
 
 
 @dataclass(frozen=True)
-class Slope:
+class GradientCheck:
     """A loss's gradient along directions against its finite differences: `ratio` is 1 where they agree.
 
     `ratio` is 0 for a gradient that does not reach the outputs, -1 for one of the wrong sign; NaN where neither moves.
@@ -61,8 +61,8 @@ class LossProbe:
 
     start: float
     floor: float | None
-    fallen_to: float
-    slopes: Mapping[str, Slope]
+    lowest: float
+    slopes: Mapping[str, GradientCheck]
     counts: Mapping[str, float]
     truth: tuple[float, float] | None
     outputs: Mapping[str, Tensor]
@@ -75,25 +75,25 @@ class _Replay:
     """Stands in for the model: gives these outputs whatever it is asked, and notes which are read."""
 
     def __init__(self, outputs: Mapping[str, Any]) -> None:
-        self.outputs = Recording(outputs)
+        self.outputs = ReadTrackingDict(outputs)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Mapping[str, Any]:
         return self.outputs
 
 
-def probe_loss(bench: Bench) -> LossProbe:
+def probe_loss(bench: FitSetup) -> LossProbe:
     """Look at a run's losses on a batch, with the model's outputs as free float64 numbers."""
     job = bench.built.job
     with torch.no_grad():
-        found = detached(forward_once(bench, prepared_model(bench, bench.precision)))
-    batch = Recording(bench.batch_in("float64"))
+        found = detached(forward_once(bench, prepare_model(bench, bench.precision)))
+    batch = ReadTrackingDict(bench.batch_in("float64"))
     free = {
         name: value.detach().double().clone(memory_format=torch.contiguous_format)  # L-BFGS flattens gradients
         for name, value in found.items()
         if isinstance(value, Tensor) and value.is_floating_point()
     }
     replay: Any = _Replay({**found, **free})
-    terms, counts = run_batch(job.task, replay, batch, job.device)
+    terms, counts = compute_batch_losses(job.task, replay, batch, job.device)
     read = tuple(sorted(replay.outputs.read & free.keys()))
     taken = set(inspect.signature(job.model.forward).parameters)
     others = sorted(batch.read - taken - {"sample_index", "offsets"})
@@ -104,7 +104,7 @@ def probe_loss(bench: Bench) -> LossProbe:
     return LossProbe(
         start=start,
         floor=floor,
-        fallen_to=fallen_to,
+        lowest=fallen_to,
         slopes={name: _slope(total.only(name), free) for name in terms},
         counts={name: float(count) for name, count in counts.items()},
         truth=_truth(total, free, batch),
@@ -118,18 +118,18 @@ def probe_loss(bench: Bench) -> LossProbe:
 class _Total:
     """The whole loss as a function of outputs; with `only`, one of its terms."""
 
-    def __init__(self, job: Job, fixed: Mapping[str, Any], batch: Batch, term: str | None = None) -> None:
+    def __init__(self, job: TrainState, fixed: Mapping[str, Any], batch: Batch, term: str | None = None) -> None:
         self._job, self._fixed, self._batch, self._term = job, fixed, batch, term
-        self._weights = job.weights_at(job.num_steps)
+        self._weights = job.loss_weights_at(job.num_steps)
 
     def only(self, term: str) -> _Total:
         return _Total(self._job, self._fixed, self._batch, term)
 
     def __call__(self, outputs: Mapping[str, Tensor]) -> Tensor:
         model: Any = _Replay({**self._fixed, **outputs})
-        terms, counts = run_batch(self._job.task, model, self._batch, self._job.device)
+        terms, counts = compute_batch_losses(self._job.task, model, self._batch, self._job.device)
         weights = self._weights if self._term is None else {self._term: 1.0}
-        return weighted_sum({name: mean(terms[name], counts[name]).double() for name in weights}, weights)
+        return weighted_sum({name: divide_by_count(terms[name], counts[name]).double() for name in weights}, weights)
 
 
 def _scales(outputs: Mapping[str, Tensor]) -> dict[str, float]:
@@ -154,7 +154,7 @@ def _noise(outputs: Mapping[str, Tensor], seed: int) -> dict[str, Tensor]:
 # --- the gradient ----------------------------------------------------------------------------------------------------
 
 
-def _slope(total: Callable[[Mapping[str, Tensor]], Tensor], outputs: Mapping[str, Tensor]) -> Slope:
+def _slope(total: Callable[[Mapping[str, Tensor]], Tensor], outputs: Mapping[str, Tensor]) -> GradientCheck:
     """Directional derivatives by autograd and by central differences, the gradient's own direction among them."""
     noise = _noise(outputs, 0)
     place = {name: value + 0.1 * noise[name] for name, value in outputs.items()}
@@ -168,10 +168,10 @@ def _slope(total: Callable[[Mapping[str, Tensor]], Tensor], outputs: Mapping[str
     seen = [_difference(total, place, direction) for direction in directions]
     squares = sum(each * each for each in seen)
     if squares <= 1e-24 * max(1.0, float(total(place).detach()) ** 2):
-        return Slope(math.nan if size == 0 else math.inf, 0.0)
+        return GradientCheck(math.nan if size == 0 else math.inf, 0.0)
     ratio = sum(a * b for a, b in zip(predicted, seen, strict=True)) / squares
     misfit = math.sqrt(sum((a - ratio * b) ** 2 for a, b in zip(predicted, seen, strict=True)) / squares)
-    return Slope(ratio, misfit)
+    return GradientCheck(ratio, misfit)
 
 
 def _gradient(total: Callable[[Mapping[str, Tensor]], Tensor], place: Mapping[str, Tensor]) -> dict[str, Tensor]:

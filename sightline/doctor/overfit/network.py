@@ -8,15 +8,22 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sightline.doctor.core.dry_run import forward_backward
 from sightline.doctor.core.finding import Finding
-from sightline.doctor.core.rehearsal import forward_backward
-from sightline.doctor.overfit.attempts import FITTED, Bench, Curve, fit, forward_once, prepared_model
-from sightline.doctor.overfit.endings import Ending, Unbounded, ending_of
+from sightline.doctor.overfit.fit_attempt import FITTED, FitCurve, FitSetup, fit, forward_once, prepare_model
 from sightline.doctor.overfit.fit_reporter import FitReporter
 from sightline.doctor.overfit.loss_probe import LossProbe
-from sightline.doctor.overfit.recipes import made
+from sightline.doctor.overfit.optimizer_candidates import build_optimizer
+from sightline.doctor.overfit.output_activation import OutputActivation, WithoutActivation, ending_of
 
-__all__ = ["activation_cause", "activation_warning", "constant_cause", "gradient_cause", "head_cause", "unmoved"]
+__all__ = [
+    "activation_cause",
+    "activation_warning",
+    "constant_cause",
+    "gradient_cause",
+    "head_cause",
+    "parameters_without_gradient",
+]
 
 _RATES = (1e-2, 1e-3, 1e-1)
 _DEAD = 0.3
@@ -27,7 +34,7 @@ _HEADS = (nn.Linear, nn.modules.conv._ConvNd, nn.Bilinear)
 # --- how the outputs end ---------------------------------------------------------------------------------------------
 
 
-def activation_cause(bench: Bench, probe: LossProbe, reporter: FitReporter) -> tuple[Finding | None, str]:
+def activation_cause(bench: FitSetup, probe: LossProbe, reporter: FitReporter) -> tuple[Finding | None, str]:
     """Outputs that end in a function which bounds them, where the samples are fitted without it or lie beyond it."""
     ending = _ending(bench, probe)
     if ending is None:
@@ -36,14 +43,14 @@ def activation_cause(bench: Bench, probe: LossProbe, reporter: FitReporter) -> t
     shown = f"'{ending.output}' ends in {ending.operation}, {_interval(ending)}"
     if beyond is not None:
         return _of_ending(bench, ending, f"{shown}; {beyond}", "error", reporter), f"{shown}; {beyond}"
-    curve = _best(bench, through=lambda model: Unbounded(model, ending.call))
+    curve = _best(bench, through=lambda model: WithoutActivation(model, ending.call))
     if not curve.is_fitted:
         return None, f"{shown}; without it the samples are not fitted either"
     shown = f"{shown}; without it they are fitted after {curve.steps_to(FITTED)} steps"
     return _of_ending(bench, ending, shown, "warning", reporter), shown
 
 
-def activation_warning(bench: Bench, probe: LossProbe, reporter: FitReporter) -> Finding | None:
+def activation_warning(bench: FitSetup, probe: LossProbe, reporter: FitReporter) -> Finding | None:
     """Outputs that are rectified though targets lie beyond, or of which a good share is exactly zero.
 
     A rectifier where targets are not below zero, and units live, is a choice.
@@ -60,12 +67,12 @@ def activation_warning(bench: Bench, probe: LossProbe, reporter: FitReporter) ->
     return _of_ending(bench, ending, f"{shown}; {why}", "warning", reporter)
 
 
-def _ending(bench: Bench, probe: LossProbe) -> Ending | None:
-    model = prepared_model(bench, bench.precision)
+def _ending(bench: FitSetup, probe: LossProbe) -> OutputActivation | None:
+    model = prepare_model(bench, bench.precision)
     return ending_of(model, lambda copied: forward_once(bench, copied), probe.read)
 
 
-def _beyond(ending: Ending, bench: Bench, probe: LossProbe) -> str | None:
+def _beyond(ending: OutputActivation, bench: FitSetup, probe: LossProbe) -> str | None:
     """Targets of the output's own shape that lie outside of what it can be."""
     low, high = ending.bounds
     shape = probe.outputs[ending.output].shape
@@ -78,7 +85,9 @@ def _beyond(ending: Ending, bench: Bench, probe: LossProbe) -> str | None:
     return None
 
 
-def _of_ending(bench: Bench, ending: Ending, measured: str, severity: Any, reporter: FitReporter) -> Finding:
+def _of_ending(
+    bench: FitSetup, ending: OutputActivation, measured: str, severity: Any, reporter: FitReporter
+) -> Finding:
     names = {component.name for component in bench.built.config.losses}
     is_doubled = ending.operation == "softmax" and "cross_entropy" in names
     causes: tuple[str, ...] = ("model.activation", "model.structure")
@@ -97,7 +106,7 @@ def _of_ending(bench: Bench, ending: Ending, measured: str, severity: Any, repor
     )
 
 
-def _interval(ending: Ending) -> str:
+def _interval(ending: OutputActivation) -> str:
     low, high = ending.bounds
     if math.isinf(low) or math.isinf(high):
         return f"at least {low:g}" if math.isinf(high) else f"at most {high:g}"
@@ -107,7 +116,7 @@ def _interval(ending: Ending) -> str:
 # --- the head --------------------------------------------------------------------------------------------------------
 
 
-def head_cause(bench: Bench, reporter: FitReporter, *, is_falling: bool) -> tuple[Finding | None, str]:
+def head_cause(bench: FitSetup, reporter: FitReporter, *, is_falling: bool) -> tuple[Finding | None, str]:
     """Whether a fresh last layer alone, on the features as they are, fits what the network does not.
 
     Where the network is still getting there (`is_falling`), only a head that cannot learn is at fault.
@@ -148,9 +157,9 @@ def head_cause(bench: Bench, reporter: FitReporter, *, is_falling: bool) -> tupl
     return finding, shown
 
 
-def _head(bench: Bench) -> str | None:
+def _head(bench: FitSetup) -> str | None:
     """The last linear layer or convolution that a forward pass calls."""
-    model = prepared_model(bench, bench.precision)
+    model = prepare_model(bench, bench.precision)
     called: list[str] = []
     for name, module in model.named_modules():
         if isinstance(module, _HEADS):
@@ -171,7 +180,7 @@ def _freshen(model: nn.Module, name: str) -> None:
 # --- what reaches the head -------------------------------------------------------------------------------------------
 
 
-def constant_cause(bench: Bench, probe: LossProbe, reporter: FitReporter) -> tuple[Finding | None, str]:
+def constant_cause(bench: FitSetup, probe: LossProbe, reporter: FitReporter) -> tuple[Finding | None, str]:
     """Outputs that are the same for all samples from the start."""
     alike = _alike(bench, probe)
     if alike is None:
@@ -188,9 +197,9 @@ def constant_cause(bench: Bench, probe: LossProbe, reporter: FitReporter) -> tup
     return finding, f"'{alike}' is the same for all samples"
 
 
-def gradient_cause(bench: Bench, reporter: FitReporter) -> tuple[Finding | None, str]:
+def gradient_cause(bench: FitSetup, reporter: FitReporter) -> tuple[Finding | None, str]:
     """A gradient that reaches no parameter at all."""
-    silent = unmoved(bench)
+    silent = parameters_without_gradient(bench)
     trainable = [name for name, parameter in bench.built.job.model.named_parameters() if parameter.requires_grad]
     if len(silent) < len(trainable):
         return None, f"{len(trainable) - len(silent)} of {len(trainable)} parameters get a gradient"
@@ -206,10 +215,10 @@ def gradient_cause(bench: Bench, reporter: FitReporter) -> tuple[Finding | None,
     return finding, "no gradient reaches any parameter"
 
 
-def unmoved(bench: Bench) -> list[str]:
+def parameters_without_gradient(bench: FitSetup) -> list[str]:
     """The trainable parameters that a first step gives no gradient, or one of zero."""
     job = bench.built.job
-    model = prepared_model(bench, bench.precision)
+    model = prepare_model(bench, bench.precision)
     forward_backward(job, model, [bench.batch_in(bench.precision)], bench.device)
     return [
         name
@@ -218,7 +227,7 @@ def unmoved(bench: Bench) -> list[str]:
     ]
 
 
-def _alike(bench: Bench, probe: LossProbe) -> str | None:
+def _alike(bench: FitSetup, probe: LossProbe) -> str | None:
     """An output that losses read, a row for each sample, whose rows are all equal."""
     num = len(bench.batch["sample_index"])
     if len(set(bench.batch["sample_index"].tolist())) < 2:
@@ -230,11 +239,13 @@ def _alike(bench: Bench, probe: LossProbe) -> str | None:
     return None
 
 
-def _best(bench: Bench, **asked: Any) -> Curve:
+def _best(bench: FitSetup, **asked: Any) -> FitCurve:
     """The best attempt of Adam at a few rates."""
-    curves: list[Curve] = []
+    curves: list[FitCurve] = []
     for rate in _RATES:
-        curves.append(fit(bench, "adam", lambda model, at: made("adam", model, at), rate, bench.precision, **asked))
+        curves.append(
+            fit(bench, "adam", lambda model, at: build_optimizer("adam", model, at), rate, bench.precision, **asked)
+        )
         if curves[-1].is_fitted:
             break
     return min(curves, key=lambda curve: curve.order)

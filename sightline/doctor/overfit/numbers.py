@@ -9,9 +9,9 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from sightline.describe.flow import leaves
-from sightline.doctor.core.rehearsal import forward_backward
-from sightline.doctor.overfit.attempts import Bench, prepared_model
+from sightline.describe.flow import tree_leaves
+from sightline.doctor.core.dry_run import forward_backward
+from sightline.doctor.overfit.fit_attempt import FitSetup, prepare_model
 from sightline.engine.precision import Precision
 
 __all__ = ["Lowered", "lowered_in"]
@@ -45,7 +45,7 @@ class _Watch(TorchDispatchMode):
     ) -> Any:
         result = func(*args, **(kwargs or {}))
         if self.found is None:
-            for _, tensor in leaves(result):
+            for _, tensor in tree_leaves(result):
                 if tensor.is_floating_point() and torch.finfo(tensor.dtype).bits < self._bits:
                     self.found = Lowered(
                         self._stack[-1] if self._stack else "", str(tensor.dtype).removeprefix("torch.")
@@ -53,10 +53,10 @@ class _Watch(TorchDispatchMode):
         return result
 
 
-def lowered_in(bench: Bench, precision: str) -> Lowered | None:
+def lowered_in(bench: FitSetup, precision: str) -> Lowered | None:
     """The first module of a training step that computes in fewer digits than its parameters; None where none does."""
-    model = prepared_model(bench, precision)
-    watch = _Watch(model, torch.finfo(Precision(precision).parameters).bits)
+    model = prepare_model(bench, precision)
+    watch = _Watch(model, torch.finfo(Precision(precision).parameter_dtype).bits)
     try:
         with watch:
             forward_backward(bench.built.job, model, [bench.batch_in(precision)], bench.device)

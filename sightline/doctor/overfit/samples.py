@@ -7,16 +7,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from sightline import registry
-from sightline.data.loading.reading import BatchReader
-from sightline.doctor.core.rehearsal import copy_of, forward_backward
-from sightline.engine.build import Built, build_transforms
+from sightline.data.loading.batch_reader import BatchReader
+from sightline.doctor.core.dry_run import forward_backward, isolated_copy
+from sightline.engine.batch_stream import BatchSampler
+from sightline.engine.build import TrainingSetup, build_transforms
 from sightline.engine.device import to_device
-from sightline.engine.step import batch_step
-from sightline.engine.stream import Plan
+from sightline.engine.step import single_batch_step
 from sightline.errors import UserError
 from sightline.losses.contrast import PairLoss
-from sightline.members import TransformMembers
-from sightline.types import Batch, Component, SampleKey
+from sightline.optional_members import TransformMembers
+from sightline.types import Batch, ComponentConfig, SampleKey
 
 __all__ = ["Samples", "choose_samples", "loss_between_samples", "without_augmentation"]
 
@@ -44,7 +44,7 @@ class Samples:
         return [key.index for key in self.keys]
 
 
-def choose_samples(built: Built, *, num: int | None, with_augmentation: bool) -> Samples:
+def choose_samples(built: TrainingSetup, *, num: int | None, with_augmentation: bool) -> Samples:
     """The first `num` samples of the first epoch; of one where None, or of four where one would show too little.
 
     Raises UserError for more samples than there are, and for one sample where losses compare samples.
@@ -73,7 +73,7 @@ def choose_samples(built: Built, *, num: int | None, with_augmentation: bool) ->
     return Samples(keys, reader, batch, repeats, left_out, note)
 
 
-def without_augmentation(built: Built) -> tuple[BatchReader, tuple[str, ...]]:
+def without_augmentation(built: TrainingSetup) -> tuple[BatchReader, tuple[str, ...]]:
     """A reader of the training part without augmentation, and the names of what it leaves out.
 
     A training transform that evaluation has too is taken in the form that evaluation gives it. Of the others, and where
@@ -82,7 +82,7 @@ def without_augmentation(built: Built) -> tuple[BatchReader, tuple[str, ...]]:
     """
     config, part, facts = built.config, built.data.train, built.data.facts
     evaluated = {block.name: block for block in config.transforms.evaluate}
-    kept: list[Component] = []
+    kept: list[ComponentConfig] = []
     left_out: list[str] = []
     for block in config.transforms.train:
         adds, chooses = _makes(block, facts)
@@ -98,19 +98,19 @@ def without_augmentation(built: Built) -> tuple[BatchReader, tuple[str, ...]]:
     return BatchReader(part.dataset, build_transforms(kept, facts)), tuple(left_out)
 
 
-def _reader(built: Built) -> BatchReader:
+def _reader(built: TrainingSetup) -> BatchReader:
     reader = built.job.stream.reader
     assert isinstance(reader, BatchReader), "a run reads its training part through a BatchReader"
     return reader
 
 
-def _makes(block: Component, facts: Mapping[str, Any]) -> tuple[frozenset[str], bool]:
+def _makes(block: ComponentConfig, facts: Mapping[str, Any]) -> tuple[frozenset[str], bool]:
     """The fields that a transform adds, and whether it chooses points."""
     transform: Any = registry.transforms.build(block, facts=facts)
-    return frozenset(TransformMembers.adds.of(transform)), TransformMembers.chooses_points.of(transform)
+    return frozenset(TransformMembers.adds.get(transform)), TransformMembers.chooses_points.get(transform)
 
 
-def loss_between_samples(built: Built) -> str:
+def loss_between_samples(built: TrainingSetup) -> str:
     """The name of a loss between samples; empty where there is none."""
     for component in built.config.losses:
         builder = registry.losses.entry(component).builder
@@ -119,28 +119,28 @@ def loss_between_samples(built: Built) -> str:
     return ""
 
 
-def _first_keys(built: Built, num: int) -> tuple[SampleKey, ...]:
-    plan = Plan(indices=built.data.train.indices, batch_size=num, seed=built.config.seed)
-    return tuple(plan.parts(0)[0][0])
+def _first_keys(built: TrainingSetup, num: int) -> tuple[SampleKey, ...]:
+    plan = BatchSampler(indices=built.data.train.indices, batch_size=num, seed=built.config.seed)
+    return tuple(plan.step_keys(0)[0][0])
 
 
-def _has_one_target(built: Built, reader: BatchReader) -> bool:
+def _has_one_target(built: TrainingSetup, reader: BatchReader) -> bool:
     """Whether no loss counts more than one thing in a sample: a label, and not a label for each of many points."""
     job = built.job
-    batch = to_device(reader(_first_keys(built, 1)), job.device, floats=job.precision.parameters)
-    counts = batch_step(job.task, job.model, batch, job.device).counts
+    batch = to_device(reader(_first_keys(built, 1)), job.device, float_dtype=job.precision.parameter_dtype)
+    counts = single_batch_step(job.task, job.model, batch, job.device).counts
     return all(float(count) <= 1 for count in counts.values())
 
 
-def _takes_one(built: Built, reader: BatchReader) -> bool:
+def _takes_one(built: TrainingSetup, reader: BatchReader) -> bool:
     """Whether a step in training mode takes a single sample; batch norm over vectors does not.
 
     The first step itself reports what else may fail in it.
     """
     job = built.job
     try:
-        batch = to_device(reader(_first_keys(built, 1)), job.device, floats=job.precision.parameters)
-        forward_backward(job, copy_of(job.model), [batch], job.device)
+        batch = to_device(reader(_first_keys(built, 1)), job.device, float_dtype=job.precision.parameter_dtype)
+        forward_backward(job, isolated_copy(job.model), [batch], job.device)
     except Exception as error:  # noqa: BLE001 - any other is met again, and reported, by the first step
         return "more than 1 value per channel" not in str(error)
     return True

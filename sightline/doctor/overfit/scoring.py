@@ -10,24 +10,24 @@ import numpy as np
 import torch
 from torch import nn
 
-from sightline.data.loading.reading import BatchReader
-from sightline.engine.build import Built, build_transforms
+from sightline.data.loading.batch_reader import BatchReader
+from sightline.engine.build import TrainingSetup, build_transforms
 from sightline.engine.distributed import World
-from sightline.engine.optimizers import hold_still
-from sightline.engine.step import run_batch
-from sightline.engine.train import Job
+from sightline.engine.optimizers import apply_freezing
+from sightline.engine.step import compute_batch_losses
+from sightline.engine.train import TrainState
 from sightline.types import Batch
 
-__all__ = ["evaluation_reader", "score_of"]
+__all__ = ["evaluation_reader", "training_score"]
 
 
-def evaluation_reader(built: Built) -> BatchReader:
+def evaluation_reader(built: TrainingSetup) -> BatchReader:
     """The training set as evaluation would see it."""
     part = built.data.train
     return BatchReader(part.dataset, build_transforms(built.config.transforms.evaluate, built.data.facts))
 
 
-def score_of(built: Built, job: Job, batch: Batch, indices: Sequence[int]) -> float:
+def training_score(built: TrainingSetup, job: TrainState, batch: Batch, indices: Sequence[int]) -> float:
     """`evaluate.metric` of training samples, read as evaluation reads them, by the model of a job that fitted them.
 
     Batch norms are first given the statistics of `batch`, which was fitted: a few steps do not bring running averages
@@ -35,7 +35,7 @@ def score_of(built: Built, job: Job, batch: Batch, indices: Sequence[int]) -> fl
     """
     _take_statistics(job, batch)
     evaluator = dataclasses.replace(
-        built.selection,
+        built.selection_evaluator,
         reader=evaluation_reader(built),
         indices=np.sort(np.array(indices, dtype=np.int64)),
         batch_size=len(indices),
@@ -47,10 +47,10 @@ def score_of(built: Built, job: Job, batch: Batch, indices: Sequence[int]) -> fl
     return evaluator(job.model, World(device=job.device)).metrics[built.config.evaluate.metric]
 
 
-def _take_statistics(job: Job, batch: Batch) -> None:
+def _take_statistics(job: TrainState, batch: Batch) -> None:
     """Batch norms keep the mean and the variance by which they normalise this batch, but for what the recipe holds."""
     job.model.train()
-    hold_still(job.model, job.frozen, 0)
+    apply_freezing(job.model, job.frozen, 0)
     handles = []
     for module in job.model.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training and module.track_running_stats:
@@ -58,7 +58,7 @@ def _take_statistics(job: Job, batch: Batch) -> None:
             module.momentum = None  # the average of one batch is that batch's
             handles.append(module.register_forward_hook(_without_bessel))
     with torch.no_grad():
-        run_batch(job.task, job.model, batch, job.device, job.precision)
+        compute_batch_losses(job.task, job.model, batch, job.device, job.precision)
     for handle in handles:
         handle.remove()
 

@@ -9,19 +9,19 @@ import torch
 from torch import Tensor, nn
 
 from sightline.doctor.core.class_axes import class_axis
-from sightline.doctor.core.rehearsal import copy_of
-from sightline.engine.build import Built
+from sightline.doctor.core.dry_run import isolated_copy
+from sightline.engine.build import TrainingSetup
 from sightline.engine.device import to_device
 from sightline.engine.distributed import World
-from sightline.engine.step import prepare_step, run_batch, weighted_sum
+from sightline.engine.step import compute_batch_losses, prepare_step, weighted_sum
 from sightline.types import Batch
 
-__all__ = ["Constant", "fit_constant"]
+__all__ = ["ConstantPredictor", "fit_constant"]
 
 _STEPS = 60
 
 
-class Constant(nn.Module):
+class ConstantPredictor(nn.Module):
     """Gives outputs of the model's shapes that are the same for all samples; `values` are what they are.
 
     Where logits predict labels, one number a class; else one for each place of an output but its first axis.
@@ -52,22 +52,22 @@ class Constant(nn.Module):
         return self.values[name]
 
 
-def fit_constant(built: Built, batches: Sequence[Batch]) -> Constant:
+def fit_constant(built: TrainingSetup, batches: Sequence[Batch]) -> ConstantPredictor:
     """The constant that has the lowest loss on these batches."""
     job, device = built.job, built.job.device
-    model = Constant(copy_of(job.model).eval())
-    placed = [to_device(batch, device, floats=job.precision.parameters) for batch in batches]
+    model = ConstantPredictor(isolated_copy(job.model).eval())
+    placed = [to_device(batch, device, float_dtype=job.precision.parameter_dtype) for batch in batches]
     world = World(device=device)
     _find_axes(built, model, placed[0])
-    weights = job.weights_at(job.num_steps)
+    weights = job.loss_weights_at(job.num_steps)
 
     def total() -> Tensor:
         step = prepare_step(job.task, model, placed, world)
         sums: dict[str, Tensor] = {}
         for index in range(len(placed)):
-            for name, term in step.sums(model, index).items():
+            for name, term in step.loss_sums(model, index).items():
                 sums[name] = sums[name] + term if name in sums else term
-        return weighted_sum({name: value.double() for name, value in step.means(sums).items()}, weights)
+        return weighted_sum({name: value.double() for name, value in step.loss_means(sums).items()}, weights)
 
     total()  # makes the values, in the shapes of the outputs
     optimizer = torch.optim.LBFGS(list(model.values.values()), max_iter=_STEPS, line_search_fn="strong_wolfe")
@@ -85,13 +85,13 @@ def fit_constant(built: Built, batches: Sequence[Batch]) -> Constant:
     return model
 
 
-def _find_axes(built: Built, model: Constant, batch: Batch) -> None:
+def _find_axes(built: TrainingSetup, model: ConstantPredictor, batch: Batch) -> None:
     """Of logits, numbers differ along the axis of classes alone."""
     job = built.job
     seen: list[Mapping[str, Any]] = []
     handle = model.model.register_forward_hook(lambda module, inputs, outputs: seen.append(outputs))
     with torch.no_grad():
-        run_batch(job.task, model, batch, job.device)
+        compute_batch_losses(job.task, model, batch, job.device)
     handle.remove()
     model.values.clear()
     logits, label = seen[-1].get("logits"), batch.get("label")

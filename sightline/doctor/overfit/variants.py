@@ -7,23 +7,23 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from sightline.config.overrides import split_values
-from sightline.doctor.overfit.fit_one import Asked, Result, fit_one
-from sightline.doctor.overfit.following import Followed, follow
-from sightline.engine.build import Built
+from sightline.doctor.overfit.fit_one import FitOptions, FitResult, fit_one
+from sightline.doctor.overfit.layer_trace import LayerTrace, trace_fit
+from sightline.engine.build import TrainingSetup
 from sightline.errors import UserError
 from sightline.layers.quantisation.parametrised import weight_sizes
 
-__all__ = ["Variant", "compare", "overrides_of"]
+__all__ = ["FittedVariant", "fit_variants", "parse_variants"]
 
 
 @dataclass(frozen=True)
-class Variant:
+class FittedVariant:
     """A recipe under some overrides, and how it fitted the samples; `followed` where its config expects anything."""
 
     overrides: tuple[str, ...]
     parameters: int
-    result: Result
-    followed: Followed | None = None
+    result: FitResult
+    followed: LayerTrace | None = None
 
     @property
     def is_fitted(self) -> bool:
@@ -35,7 +35,7 @@ class Variant:
         return " ".join(self.overrides)
 
 
-def overrides_of(varied: Sequence[str]) -> list[tuple[str, ...]]:
+def parse_variants(varied: Sequence[str]) -> list[tuple[str, ...]]:
     """The cross product of `key=value,value`, as overrides. Commas within brackets belong to a value.
 
     Raises UserError for one that names no values.
@@ -53,14 +53,16 @@ def overrides_of(varied: Sequence[str]) -> list[tuple[str, ...]]:
     return [tuple(chosen) for chosen in itertools.product(*each)]
 
 
-def compare(
-    variants: Iterable[tuple[tuple[str, ...], Callable[[], Built]]], asked: Asked, note: Callable[[str], None]
-) -> list[Variant]:
+def fit_variants(
+    variants: Iterable[tuple[tuple[str, ...], Callable[[], TrainingSetup]]],
+    asked: FitOptions,
+    note: Callable[[str], None],
+) -> list[FittedVariant]:
     """Fit every variant with its own optimiser, from the same seed and on the same samples.
 
     Raises UserError where a variant trains on other samples than the first one.
     """
-    found: list[Variant] = []
+    found: list[FittedVariant] = []
     for overrides, build in variants:
         note(f"variant {' '.join(overrides)}")
         built = build()
@@ -70,6 +72,6 @@ def compare(
                 raise UserError("--vary: variants need different numbers of samples; give --samples")
             raise UserError(f"--vary: {' '.join(overrides)} changes which samples are fitted; vary something else")
         parameters = sum(weight_sizes(built.job.model).values())
-        followed = follow(built, asked) if built.config.expect and result.probe is not None else None
-        found.append(Variant(overrides, parameters, result, followed))
+        followed = trace_fit(built, asked) if built.config.expect and result.probe is not None else None
+        found.append(FittedVariant(overrides, parameters, result, followed))
     return found

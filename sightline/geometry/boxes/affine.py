@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["chained", "inverted", "moved_boxes"]
+__all__ = ["compose_affine", "invert_affine", "warp_boxes"]
 
 
-def moved_boxes(boxes: Tensor, matrix: Tensor) -> Tensor:
+def warp_boxes(boxes: Tensor, matrix: Tensor) -> Tensor:
     """The smallest boxes about the corners of `boxes` (..., 4) after a map, computed in float64."""
     left, top, right, bottom = boxes.double().unbind(-1)
     ones = torch.ones_like(left)
@@ -17,12 +17,12 @@ def moved_boxes(boxes: Tensor, matrix: Tensor) -> Tensor:
     return torch.cat([places.amin(-2), places.amax(-2)], dim=-1).to(boxes.dtype)
 
 
-def chained(second: Tensor, first: Tensor) -> Tensor:
+def compose_affine(second: Tensor, first: Tensor) -> Tensor:
     """One map (2, 3) float64 that does what `first` and then `second` do."""
     return second.double() @ _square(first)
 
 
-def inverted(matrix: Tensor) -> Tensor:
+def invert_affine(matrix: Tensor) -> Tensor:
     """The map (2, 3) float64 back."""
     return torch.linalg.inv(_square(matrix))[:2]
 

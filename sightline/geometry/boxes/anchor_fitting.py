@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sightline.geometry.boxes.overlaps import blocks, box_areas, pairwise_iou
+from sightline.geometry.boxes.overlaps import box_areas, column_blocks, pairwise_iou
 from sightline.geometry.boxes.priors import Priors
 
-__all__ = ["best_overlaps", "coverage", "fit_shapes", "shape_overlaps", "spanned"]
+__all__ = ["best_iou_of_boxes", "fit_anchor_shapes", "prior_coverage", "prior_extent", "shape_overlaps"]
 
 SIZE_BINS: Mapping[str, tuple[float, float]] = MappingProxyType(
     {"small": (0.0, 32.0**2), "medium": (32.0**2, 96.0**2), "large": (96.0**2, math.inf)}
@@ -26,7 +26,7 @@ def shape_overlaps(sizes: Tensor, shapes: Tensor) -> Tensor:
     return pairwise_iou(*(torch.cat([-each / 2, each / 2], dim=1) for each in (sizes.double(), shapes.double())))
 
 
-def fit_shapes(sizes: Tensor, num_shapes: int, *, seed: int = 0, num_rounds: int = 300) -> Tensor:
+def fit_anchor_shapes(sizes: Tensor, num_shapes: int, *, seed: int = 0, num_rounds: int = 300) -> Tensor:
     """Widths and heights (K, 2) float64, by area, whose best IoU with `sizes` (M, 2) has the highest mean found.
 
     k-means with the distance 1 - IoU; the first centres are drawn as k-means++ draws them. The mean of a group need not
@@ -53,15 +53,15 @@ def fit_shapes(sizes: Tensor, num_shapes: int, *, seed: int = 0, num_rounds: int
     return best[best.prod(dim=1).argsort()]
 
 
-def best_overlaps(priors: Priors, boxes: Tensor) -> Tensor:
+def best_iou_of_boxes(priors: Priors, boxes: Tensor) -> Tensor:
     """The highest IoU (M,) that each of `boxes` (M, 4) has with an anchor where it stands."""
     found = boxes.new_zeros(len(boxes))
-    for part in blocks(len(boxes), len(priors), boxes.device):
-        found = torch.maximum(found, pairwise_iou(boxes, priors.rows[part].to(boxes)).amax(dim=1))
+    for part in column_blocks(len(boxes), len(priors), boxes.device):
+        found = torch.maximum(found, pairwise_iou(boxes, priors.coordinates[part].to(boxes)).amax(dim=1))
     return found
 
 
-def coverage(overlaps: Tensor, boxes: Tensor) -> dict[str, Any]:
+def prior_coverage(overlaps: Tensor, boxes: Tensor) -> dict[str, Any]:
     """How well boxes (M, 4) are covered, whose best IoU (M,) with a prior is `overlaps`; of all, and by their size.
 
     Of each: how many boxes, the mean best IoU, and the shares with at least 0.5 and with less than 0.3; None of none.
@@ -71,13 +71,13 @@ def coverage(overlaps: Tensor, boxes: Tensor) -> dict[str, Any]:
     return {**_summary(overlaps), "bins": bins}
 
 
-def spanned(priors: Priors, *, height: int, width: int) -> dict[str, Any]:
+def prior_extent(priors: Priors, *, height: int, width: int) -> dict[str, Any]:
     """Where the centres of each level begin and end, and whether they span the padded input of so many pixels.
 
     They do where no pixel is more than a stride away from the range of the centres, on any side.
     """
     levels = []
-    for stride, rows in zip(priors.strides, priors.levels, strict=True):
+    for stride, rows in zip(priors.strides, priors.level_slices, strict=True):
         (left, top), (right, bottom) = (each.tolist() for each in torch.aminmax(priors.centres[rows], dim=0))
         gap = max(left, top, width - right, height - bottom)
         centres = {"x_px": [left, right], "y_px": [top, bottom]}

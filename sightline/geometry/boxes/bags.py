@@ -5,19 +5,19 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sightline.geometry.boxes.overlaps import blocks, giou, pairwise_iou
+from sightline.geometry.boxes.overlaps import column_blocks, giou, pairwise_iou
 
-__all__ = ["bags_of"]
+__all__ = ["anchor_bags"]
 
 
-def bags_of(anchors: Tensor, boxes: Tensor, size: int) -> tuple[Tensor, Tensor]:
+def anchor_bags(anchors: Tensor, boxes: Tensor, size: int) -> tuple[Tensor, Tensor]:
     """The `size` anchors (M, size) with the highest IoU with each box (M, 4), the highest first, and these IoUs.
 
     Of anchors (N, 4) that do not overlap a box, those with the highest GIoU; all anchors where there are fewer.
     """
     size = min(size, len(anchors))
     bags, overlaps = [boxes.new_zeros((0, size), dtype=torch.int64)], [boxes.new_zeros(0, size)]
-    for part in blocks(len(anchors), len(boxes), boxes.device):
+    for part in column_blocks(len(anchors), len(boxes), boxes.device):
         overlap = pairwise_iou(boxes[part], anchors)
         best, bag = overlap.topk(size, dim=1)
         is_short = (best == 0).any(dim=1)

@@ -10,15 +10,15 @@ import math
 
 import numpy as np
 
-from sightline.compiled import compiled
+from sightline.numba_kernels import numba_kernel
 
-__all__ = ["ioa_of_rows", "iou_of_rows", "keep_greedily", "keep_softly"]
+__all__ = ["greedy_nms_kernel", "ioa_of_rows", "keep_softly", "pairwise_iou_kernel"]
 
 _BLOCK = 32
 
 
-@compiled
-def iou_of_rows(first: int, last: int, boxes: np.ndarray, columns: np.ndarray, found: np.ndarray) -> None:
+@numba_kernel
+def pairwise_iou_kernel(first: int, last: int, boxes: np.ndarray, columns: np.ndarray, found: np.ndarray) -> None:
     """See `overlaps.pairwise_iou`; `found` (N, M) is filled."""
     x1, y1, x2, y2 = columns
     zero, one, tiny = _constants(found)
@@ -37,7 +37,7 @@ def iou_of_rows(first: int, last: int, boxes: np.ndarray, columns: np.ndarray, f
             result[place] = ratio if union >= tiny else zero
 
 
-@compiled
+@numba_kernel
 def ioa_of_rows(first: int, last: int, boxes: np.ndarray, columns: np.ndarray, found: np.ndarray) -> None:
     """See `overlaps.pairwise_ioa`; `found` (N, M) is filled."""
     x1, y1, x2, y2 = columns
@@ -54,8 +54,8 @@ def ioa_of_rows(first: int, last: int, boxes: np.ndarray, columns: np.ndarray, f
             result[place] = ratio if is_some else zero
 
 
-@compiled
-def keep_greedily(
+@numba_kernel
+def greedy_nms_kernel(
     boxes: np.ndarray, labels: np.ndarray, proposals: np.ndarray, limits: np.ndarray, kept: np.ndarray
 ) -> int:
     """See `suppression.keep_greedy`: places of boxes (N, 4), best first, are written to `kept`; returns how many.
@@ -93,7 +93,7 @@ def keep_greedily(
     return count
 
 
-@compiled
+@numba_kernel
 def keep_softly(
     boxes: np.ndarray,
     scores: np.ndarray,
@@ -144,7 +144,7 @@ def keep_softly(
     return count
 
 
-@compiled
+@numba_kernel
 def _iou(one: np.ndarray, other: np.ndarray, tiny: float) -> float:
     """Of two boxes (4,), in the order of sums of all others here."""
     zero = tiny - tiny
@@ -156,7 +156,7 @@ def _iou(one: np.ndarray, other: np.ndarray, tiny: float) -> float:
     return intersection / union if union >= tiny else zero
 
 
-@compiled
+@numba_kernel
 def _constants(like: np.ndarray) -> tuple[float, float, float]:
     """Zero, one and the least normal number, of the type of `like`: a literal would make float32 float64."""
     values = np.zeros(3, dtype=like.dtype)

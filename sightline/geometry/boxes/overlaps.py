@@ -13,23 +13,23 @@ from collections.abc import Callable, Iterator, Mapping
 import torch
 from torch import Tensor
 
-from sightline.compiled import Compiled, in_threads, suits
-from sightline.geometry.boxes.box_kernels import ioa_of_rows, iou_of_rows
+from sightline.geometry.boxes.box_kernels import ioa_of_rows, pairwise_iou_kernel
+from sightline.numba_kernels import NumbaKernel, can_use_numba, run_parallel
 
 __all__ = [
     "OVERLAPS",
-    "at_least_float32",
-    "blocks",
     "box_areas",
     "box_centres",
     "box_sizes",
     "ciou",
+    "column_blocks",
     "diou",
     "giou",
     "ioa",
     "iou",
     "pairwise_ioa",
     "pairwise_iou",
+    "promote_to_float32",
     "siou",
 ]
 
@@ -37,20 +37,20 @@ _ENTRIES_AT_ONCE = {"cpu": 2**20, "cuda": 2**25}
 """Of a matrix of boxes and priors held at a time: on the CPU some 4 MB, which stay near the processor."""
 
 
-def at_least_float32(values: Tensor) -> Tensor:
+def promote_to_float32(values: Tensor) -> Tensor:
     """The same values in their own precision, but integers and half precision in float32."""
     return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
 def box_sizes(boxes: Tensor) -> Tensor:
     """Width and height (..., 2), 0 where the corners are the wrong way round."""
-    boxes = at_least_float32(boxes)
+    boxes = promote_to_float32(boxes)
     return (boxes[..., 2:] - boxes[..., :2]).clamp(min=0)
 
 
 def box_centres(boxes: Tensor) -> Tensor:
     """The middle (..., 2)."""
-    boxes = at_least_float32(boxes)
+    boxes = promote_to_float32(boxes)
     return (boxes[..., :2] + boxes[..., 2:]) / 2
 
 
@@ -119,7 +119,7 @@ OVERLAPS: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {
 
 def pairwise_iou(a: Tensor, b: Tensor) -> Tensor:
     """IoU (N, M) of all pairs of boxes (N, 4) and (M, 4): the bits of `iou(a[:, None], b)`, compiled on the CPU."""
-    return _pairwise(iou, iou_of_rows, a, b)
+    return _pairwise(iou, pairwise_iou_kernel, a, b)
 
 
 def pairwise_ioa(a: Tensor, b: Tensor) -> Tensor:
@@ -127,20 +127,20 @@ def pairwise_ioa(a: Tensor, b: Tensor) -> Tensor:
     return _pairwise(ioa, ioa_of_rows, a, b)
 
 
-def blocks(num_rows: int, num_columns: int, device: torch.device) -> Iterator[slice]:
+def column_blocks(num_rows: int, num_columns: int, device: torch.device) -> Iterator[slice]:
     """Slices of the columns such that a matrix of all rows and these columns fits into the memory held at a time."""
     entries = _ENTRIES_AT_ONCE.get(device.type, _ENTRIES_AT_ONCE["cpu"])
     step = max(1, entries // max(1, num_rows))
     yield from (slice(first, first + step) for first in range(0, num_columns, step))
 
 
-def _pairwise(plain: Callable[[Tensor, Tensor], Tensor], kernel: Compiled, a: Tensor, b: Tensor) -> Tensor:
+def _pairwise(plain: Callable[[Tensor, Tensor], Tensor], kernel: NumbaKernel, a: Tensor, b: Tensor) -> Tensor:
     needs_gradient = torch.is_grad_enabled() and (a.requires_grad or b.requires_grad)
-    if needs_gradient or not suits(a, b):
+    if needs_gradient or not can_use_numba(a, b):
         return plain(a[:, None], b)
     found = a.new_empty(len(a), len(b))
     columns = b.detach().T.contiguous().numpy()
-    in_threads(kernel, len(a), a.detach().contiguous().numpy(), columns, found.numpy())
+    run_parallel(kernel, len(a), a.detach().contiguous().numpy(), columns, found.numpy())
     return found
 
 
@@ -151,7 +151,7 @@ def _ratio(part: Tensor, whole: Tensor) -> Tensor:
 
 
 def _intersection(a: Tensor, b: Tensor) -> Tensor:
-    a, b = at_least_float32(a), at_least_float32(b)
+    a, b = promote_to_float32(a), promote_to_float32(b)
     first, last = torch.maximum(a[..., :2], b[..., :2]), torch.minimum(a[..., 2:], b[..., 2:])
     return (last - first).clamp(min=0).prod(dim=-1)
 
@@ -164,7 +164,7 @@ def _iou_and_union(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
 
 def _enclosing(a: Tensor, b: Tensor) -> Tensor:
     """Width and height (..., 2) of the smallest box around both; one the wrong way round is its first corner."""
-    a, b = at_least_float32(a), at_least_float32(b)
+    a, b = promote_to_float32(a), promote_to_float32(b)
     first = torch.minimum(a[..., :2], b[..., :2])
     last = torch.maximum(torch.maximum(*a.split(2, dim=-1)), torch.maximum(*b.split(2, dim=-1)))
     return last - first

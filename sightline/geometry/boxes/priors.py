@@ -18,7 +18,7 @@ __all__ = [
     "IGNORED",
     "PRESETS",
     "AnchorShapes",
-    "Grid",
+    "PriorGrid",
     "PriorKind",
     "Priors",
     "make_anchors",
@@ -33,7 +33,7 @@ IGNORED = -2
 
 
 @dataclass(frozen=True)
-class Grid:
+class PriorGrid:
     """Where the cells of a map lie in the image: cell i at i + `offset` steps from the corner, 0.5 at its middle.
 
     A step is the level's stride. Where `image_px` (height, width) is given, it is that side over the number of cells,
@@ -58,7 +58,7 @@ class Grid:
         return torch.stack([x.expand(maps), y[:, None].expand(maps)], dim=2).flatten(0, 1)
 
 
-_MIDDLES = Grid()
+_MIDDLES = PriorGrid()
 
 
 @dataclass(frozen=True)
@@ -70,54 +70,54 @@ class Priors:
     """
 
     kind: PriorKind
-    rows: Tensor
+    coordinates: Tensor
     strides: tuple[int, ...]
     maps: tuple[tuple[int, int], ...]
-    num_per_cell: tuple[int, ...]
-    grid: Grid = _MIDDLES
+    priors_per_cell: tuple[int, ...]
+    grid: PriorGrid = _MIDDLES
 
     def __len__(self) -> int:
-        return len(self.rows)
+        return len(self.coordinates)
 
     @property
-    def counts(self) -> tuple[int, ...]:
+    def num_per_level(self) -> tuple[int, ...]:
         """How many priors each level has."""
-        return tuple(h * w * a for (h, w), a in zip(self.maps, self.num_per_cell, strict=True))
+        return tuple(h * w * a for (h, w), a in zip(self.maps, self.priors_per_cell, strict=True))
 
     @property
-    def levels(self) -> list[slice]:
+    def level_slices(self) -> list[slice]:
         """The rows of each level."""
-        ends = itertools.accumulate(self.counts, initial=0)
+        ends = itertools.accumulate(self.num_per_level, initial=0)
         return [slice(first, last) for first, last in itertools.pairwise(ends)]
 
     @cached_property
-    def level(self) -> Tensor:
+    def prior_level(self) -> Tensor:
         """The place (P,) int64 of each prior's level, from 0."""
-        counts = torch.tensor(self.counts, device=self.rows.device)
+        counts = torch.tensor(self.num_per_level, device=self.coordinates.device)
         return torch.repeat_interleave(counts, output_size=len(self))
 
     @cached_property
-    def stride(self) -> Tensor:
+    def prior_stride(self) -> Tensor:
         """The stride (P,) of each prior's level, in pixels, of the type of the rows."""
-        return self.rows.new_tensor(self.strides)[self.level]
+        return self.coordinates.new_tensor(self.strides)[self.prior_level]
 
     @cached_property
     def centres(self) -> Tensor:
         """x, y (P, 2): the points, or the middles of the anchors, which are equal for all of one cell."""
         if self.kind == "points":
-            return self.rows
+            return self.coordinates
         parts = [
-            self.grid.centres(size, stride, self.rows.device).repeat_interleave(count, dim=0)
-            for size, stride, count in zip(self.maps, self.strides, self.num_per_cell, strict=True)
+            self.grid.centres(size, stride, self.coordinates.device).repeat_interleave(count, dim=0)
+            for size, stride, count in zip(self.maps, self.strides, self.priors_per_cell, strict=True)
         ]
-        return torch.cat(parts).to(self.rows.dtype)
+        return torch.cat(parts).to(self.coordinates.dtype)
 
-    def squares(self, side_strides: float) -> Tensor:
+    def to_boxes(self, side_strides: float) -> Tensor:
         """The anchors (P, 4); around points, squares whose side is so many strides."""
         if self.kind == "anchors":
-            return self.rows
-        half = (self.stride * (side_strides / 2))[:, None]
-        return torch.cat([self.rows - half, self.rows + half], dim=1)
+            return self.coordinates
+        half = (self.prior_stride * (side_strides / 2))[:, None]
+        return torch.cat([self.coordinates - half, self.coordinates + half], dim=1)
 
 
 @dataclass(frozen=True)
@@ -132,16 +132,16 @@ class AnchorShapes:
     scales: tuple[float, ...]
     ratios: tuple[float, ...]
     base_strides: float = 4.0
-    keeps: Literal["area", "width"] = "area"
+    preserves: Literal["area", "width"] = "area"
     whole_px: bool = False
 
-    def of(self, stride: int) -> list[tuple[float, float]]:
+    def sizes(self, stride: int) -> list[tuple[float, float]]:
         """Width and height of each anchor, in pixels."""
         found = []
         for scale, ratio in itertools.product(self.scales, self.ratios):
             side = self.base_strides * stride * scale
             side = math.floor(side) if self.whole_px else side
-            width = side / math.sqrt(ratio) if self.keeps == "area" else side
+            width = side / math.sqrt(ratio) if self.preserves == "area" else side
             sides = (width, width * ratio)
             found.append((2.0 * round(sides[0] / 2), 2.0 * round(sides[1] / 2)) if self.whole_px else sides)
         return found
@@ -152,7 +152,7 @@ PRESETS: Mapping[str, AnchorShapes] = MappingProxyType(
     {
         "retinanet": AnchorShapes(_OCTAVES, (0.5, 1.0, 2.0)),
         "crowddet": AnchorShapes(_OCTAVES, (1.0, 2.0, 3.0)),
-        "s3": AnchorShapes((0.75, 1.0), (2.0, 4.0), keeps="width"),
+        "s3": AnchorShapes((0.75, 1.0), (2.0, 4.0), preserves="width"),
     }
 )
 """RetinaNet's (Lin et al. 2017), CrowdDet's for standing people (Chu et al. 2020), and those of NuayHL/ODTask."""
@@ -163,7 +163,7 @@ def make_anchors(
     strides: Sequence[int],
     shapes: AnchorShapes | Sequence[Sequence[tuple[float, float]]],
     *,
-    grid: Grid = _MIDDLES,
+    grid: PriorGrid = _MIDDLES,
     device: torch.device | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> Priors:
@@ -172,7 +172,7 @@ def make_anchors(
     `maps` are the heights and widths of the feature maps that the network really gives. `shapes` are a rule for every
     stride, or the widths and heights of each level. Raises ValueError where levels are missing.
     """
-    sizes = [shapes.of(stride) for stride in strides] if isinstance(shapes, AnchorShapes) else list(shapes)
+    sizes = [shapes.sizes(stride) for stride in strides] if isinstance(shapes, AnchorShapes) else list(shapes)
     _assert_levels(maps=maps, strides=strides, shapes=sizes)
     parts = []
     for size, stride, level in zip(maps, strides, sizes, strict=True):
@@ -187,7 +187,7 @@ def make_points(
     maps: Sequence[tuple[int, int]],
     strides: Sequence[int],
     *,
-    grid: Grid = _MIDDLES,
+    grid: PriorGrid = _MIDDLES,
     device: torch.device | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> Priors:

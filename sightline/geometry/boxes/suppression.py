@@ -9,30 +9,30 @@ import torch
 from torch import Tensor
 
 from sightline import registry
-from sightline.arguments import Probability, Size
-from sightline.compiled import suits
-from sightline.geometry.boxes.box_kernels import keep_greedily, keep_softly
+from sightline.arguments import PositiveFloat, Probability
+from sightline.geometry.boxes.box_kernels import greedy_nms_kernel, keep_softly
 from sightline.geometry.boxes.overlaps import iou
+from sightline.numba_kernels import can_use_numba
 
 __all__ = [
     "Adaptive",
-    "Greedy",
-    "Kept",
+    "GreedyNMS",
     "SetSuppression",
     "SoftGaussian",
     "SoftLinear",
     "Suppression",
-    "keep_greedy",
-    "keep_greedy_plainly",
-    "keep_soft",
+    "SuppressionResult",
+    "greedy_nms",
+    "greedy_nms_reference",
     "keep_soft_plainly",
+    "soft_nms",
 ]
 
 
-class Kept(NamedTuple):
+class SuppressionResult(NamedTuple):
     """Detections that are left: their `places` (K,) int64 among those given, and their `scores` (K,), which fall."""
 
-    places: Tensor
+    indices: Tensor
     scores: Tensor
 
 
@@ -57,7 +57,7 @@ class Suppression(ABC):
         *,
         proposal: Tensor | None = None,
         density: Tensor | None = None,
-    ) -> Kept:
+    ) -> SuppressionResult:
         """`boxes` (N, 4), `scores` (N,) and `labels` (N,) int64 -> what is kept, on the device of the boxes.
 
         `proposal` (N,) int64 is the prior that predicts a box, `density` (N,) how much the nearest other thing overlaps
@@ -78,10 +78,10 @@ class Suppression(ABC):
             raise ValueError(f"{type(self).__name__}: needs {' and '.join(sorted(self.reads))} of each detection")
         read = {name: more[name].cpu() for name in self.reads}
         kept = self.keep(boxes.to("cpu", dtype).contiguous(), scores.to("cpu", dtype).contiguous(), labels, **read)
-        return Kept(kept.places.to(boxes.device), kept.scores.to(scores))
+        return SuppressionResult(kept.indices.to(boxes.device), kept.scores.to(scores))
 
     @abstractmethod
-    def keep(self, boxes: Tensor, scores: Tensor, labels: Tensor, *args: Any, **kwargs: Any) -> Kept:
+    def keep(self, boxes: Tensor, scores: Tensor, labels: Tensor, *args: Any, **kwargs: Any) -> SuppressionResult:
         """What is kept of detections on the CPU, all of float32 or all of float64; equal labels may suppress.
 
         What it `reads` follows by name.
@@ -89,7 +89,7 @@ class Suppression(ABC):
 
 
 @registry.suppressions.add("greedy")
-class Greedy(Suppression):
+class GreedyNMS(Suppression):
     """The best detection suppresses those whose IoU with it is above the threshold; then the best that is left.
 
     Source: Felzenszwalb et al. 2010, section 7.2, with the IoU in place of the share that is covered.
@@ -99,9 +99,9 @@ class Greedy(Suppression):
         super().__init__(per_class=per_class)
         self.iou_threshold = iou_threshold
 
-    def keep(self, boxes: Tensor, scores: Tensor, labels: Tensor) -> Kept:
-        places = keep_greedy(boxes, scores, labels, threshold=self.iou_threshold)
-        return Kept(places, scores[places])
+    def keep(self, boxes: Tensor, scores: Tensor, labels: Tensor) -> SuppressionResult:
+        places = greedy_nms(boxes, scores, labels, threshold=self.iou_threshold)
+        return SuppressionResult(places, scores[places])
 
 
 class _Soft(Suppression):
@@ -109,8 +109,8 @@ class _Soft(Suppression):
         super().__init__(per_class=per_class)
         self.form: Any = {"limit": limit, "is_linear": is_linear, "min_score": min_score}
 
-    def keep(self, boxes: Tensor, scores: Tensor, labels: Tensor) -> Kept:
-        return keep_soft(boxes, scores, labels, **self.form)
+    def keep(self, boxes: Tensor, scores: Tensor, labels: Tensor) -> SuppressionResult:
+        return soft_nms(boxes, scores, labels, **self.form)
 
 
 @registry.suppressions.add("soft_linear")
@@ -130,7 +130,7 @@ class SoftLinear(_Soft):
 class SoftGaussian(_Soft):
     """As `soft_linear`, with the factor exp(-IoU^2 / sigma) for every overlap. Source: Bodla et al. 2017."""
 
-    def __init__(self, *, sigma: Size = 0.5, min_score: Probability = 1e-3, per_class: bool = True) -> None:
+    def __init__(self, *, sigma: PositiveFloat = 0.5, min_score: Probability = 1e-3, per_class: bool = True) -> None:
         super().__init__(limit=sigma, is_linear=False, min_score=min_score, per_class=per_class)
 
 
@@ -147,9 +147,9 @@ class SetSuppression(Suppression):
         super().__init__(per_class=per_class)
         self.iou_threshold = iou_threshold
 
-    def keep(self, boxes: Tensor, scores: Tensor, labels: Tensor, *, proposal: Tensor) -> Kept:
-        places = keep_greedy(boxes, scores, labels, threshold=self.iou_threshold, proposal=proposal)
-        return Kept(places, scores[places])
+    def keep(self, boxes: Tensor, scores: Tensor, labels: Tensor, *, proposal: Tensor) -> SuppressionResult:
+        places = greedy_nms(boxes, scores, labels, threshold=self.iou_threshold, proposal=proposal)
+        return SuppressionResult(places, scores[places])
 
 
 @registry.suppressions.add("adaptive")
@@ -172,15 +172,15 @@ class Adaptive(Suppression):
         super().__init__(per_class=per_class)
         self.iou_threshold, self.soft, self.min_score = iou_threshold, soft, min_score
 
-    def keep(self, boxes: Tensor, scores: Tensor, labels: Tensor, *, density: Tensor) -> Kept:
+    def keep(self, boxes: Tensor, scores: Tensor, labels: Tensor, *, density: Tensor) -> SuppressionResult:
         limits = density.to(boxes).clamp(min=self.iou_threshold)
         if self.soft:
-            return keep_soft(boxes, scores, labels, limit=limits, is_linear=True, min_score=self.min_score)
-        places = keep_greedy(boxes, scores, labels, threshold=limits)
-        return Kept(places, scores[places])
+            return soft_nms(boxes, scores, labels, limit=limits, is_linear=True, min_score=self.min_score)
+        places = greedy_nms(boxes, scores, labels, threshold=limits)
+        return SuppressionResult(places, scores[places])
 
 
-def keep_greedy(
+def greedy_nms(
     boxes: Tensor, scores: Tensor, labels: Tensor, *, threshold: float | Tensor, proposal: Tensor | None = None
 ) -> Tensor:
     """The places (K,) that greedy suppression keeps, best first; see `Greedy`.
@@ -188,16 +188,16 @@ def keep_greedy(
     `threshold` may be one for each box (N,), that of those which it suppresses. Boxes of one `proposal` (N,) int64
     leave one another alone.
     """
-    if not suits(boxes, scores):
-        return keep_greedy_plainly(boxes, scores, labels, threshold=threshold, proposal=proposal)
+    if not can_use_numba(boxes, scores):
+        return greedy_nms_reference(boxes, scores, labels, threshold=threshold, proposal=proposal)
     order = scores.argsort(descending=True, stable=True)
     kept = torch.empty_like(order)
     given = (boxes, labels, order[:0] if proposal is None else proposal, _of_each(threshold, boxes))
-    count = keep_greedily(*(each[order].numpy() if len(each) else each.numpy() for each in given), kept.numpy())
+    count = greedy_nms_kernel(*(each[order].numpy() if len(each) else each.numpy() for each in given), kept.numpy())
     return order[kept[:count]]
 
 
-def keep_greedy_plainly(
+def greedy_nms_reference(
     boxes: Tensor, scores: Tensor, labels: Tensor, *, threshold: float | Tensor, proposal: Tensor | None = None
 ) -> Tensor:
     """The plain form of `keep_greedy`: a loop over the boxes that are kept."""
@@ -212,25 +212,25 @@ def keep_greedy_plainly(
     return torch.stack(kept) if kept else left
 
 
-def keep_soft(
+def soft_nms(
     boxes: Tensor, scores: Tensor, labels: Tensor, *, limit: float | Tensor, is_linear: bool, min_score: float
-) -> Kept:
+) -> SuppressionResult:
     """What soft suppression keeps, with the new scores; `limit` is the least IoU of `SoftLinear`, or sigma.
 
     It may be one for each box (N,), that of those whose scores it lowers.
     """
-    if not suits(boxes, scores):
+    if not can_use_numba(boxes, scores):
         return keep_soft_plainly(boxes, scores, labels, limit=limit, is_linear=is_linear, min_score=min_score)
     places, kept_scores = torch.empty_like(labels), torch.empty_like(scores)
     limits = _of_each(limit, boxes), boxes.new_tensor([min_score])
     arrays = [each.numpy() for each in (boxes, scores.clone(), labels, *limits)]
     count = keep_softly(*arrays, is_linear, places.numpy(), kept_scores.numpy())
-    return Kept(places[:count], kept_scores[:count])
+    return SuppressionResult(places[:count], kept_scores[:count])
 
 
 def keep_soft_plainly(
     boxes: Tensor, scores: Tensor, labels: Tensor, *, limit: float | Tensor, is_linear: bool, min_score: float
-) -> Kept:
+) -> SuppressionResult:
     """The plain form of `keep_soft`: a loop over the boxes that are kept."""
     scores, left, limits = scores.clone(), torch.arange(len(scores)), _of_each(limit, boxes)
     places, kept_scores = [], []
@@ -246,7 +246,11 @@ def keep_soft_plainly(
         low = limits[best]
         decay = torch.where(overlap >= low, 1 - overlap, 1) if is_linear else (-overlap.square() / low).exp()
         scores[left] *= torch.where(labels[left] == labels[best], decay, 1)
-    return Kept(torch.stack(places), torch.stack(kept_scores)) if places else Kept(left[:0], scores[:0])
+    return (
+        SuppressionResult(torch.stack(places), torch.stack(kept_scores))
+        if places
+        else SuppressionResult(left[:0], scores[:0])
+    )
 
 
 def _of_each(limit: float | Tensor, boxes: Tensor) -> Tensor:

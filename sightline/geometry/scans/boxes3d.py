@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-__all__ = ["Calibration", "boxes_velodyne", "corners_camera", "inside_box"]
+__all__ = ["Calibration", "boxes_velodyne", "corners_camera", "points_in_box"]
 
 
 class Calibration(NamedTuple):
@@ -21,7 +21,9 @@ class Calibration(NamedTuple):
     projection: np.ndarray
 
     @classmethod
-    def of_parts(cls, *, velo_to_cam: np.ndarray, rectification: np.ndarray, projection: np.ndarray) -> Calibration:
+    def from_matrices(
+        cls, *, velo_to_cam: np.ndarray, rectification: np.ndarray, projection: np.ndarray
+    ) -> Calibration:
         """From the file's Tr_velo_to_cam (3, 4), R0_rect (3, 3) and P2 (3, 4), all float64."""
         moved, turned = np.eye(4), np.eye(4)
         moved[:3] = velo_to_cam
@@ -64,7 +66,7 @@ def corners_camera(boxes: np.ndarray) -> np.ndarray:
     )
 
 
-def inside_box(
+def points_in_box(
     points_camera: np.ndarray, box: np.ndarray, *, margin_m: float = 0.0, bottom_m: float = 0.0
 ) -> np.ndarray:
     """Which points (N, 3) a box (7,) holds, its faces included: (N,) bool.

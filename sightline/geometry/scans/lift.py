@@ -14,15 +14,23 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from sightline.compiled import in_threads, suits
 from sightline.geometry.scans.lift_kernels import vote_of_neighbours
-from sightline.geometry.scans.projection import Projection, draw, scan_of_points
+from sightline.geometry.scans.projection import Projection, gather_to_image, scan_index
+from sightline.numba_kernels import can_use_numba, run_parallel
 
-__all__ = ["NeighbourVote", "ceilings", "gaussian_window", "lift_knn", "lift_knn_plainly", "lift_nearest", "miou_of"]
+__all__ = [
+    "KNNVote",
+    "gaussian_window",
+    "lift_knn",
+    "lift_knn_reference",
+    "lift_nearest",
+    "mean_iou",
+    "upper_bound_confusions",
+]
 
 
 @dataclass(frozen=True, slots=True)
-class NeighbourVote:
+class KNNVote:
     """The neighbours that vote for a point's label, `num_neighbours` of the `search` x `search` pixels around its own.
 
     Those with the smallest |range - own range| * (1 - g) vote, g a normalised Gaussian of `sigma` pixels, but none with
@@ -31,7 +39,7 @@ class NeighbourVote:
     in the published code. Raises ValueError for a window that is even or smaller than the number of neighbours.
     """
 
-    search: int = 5
+    window: int = 5
     num_neighbours: int = 5
     sigma: float = 1.0
     cutoff_m: float = 1.0
@@ -40,12 +48,12 @@ class NeighbourVote:
     void: int = 0
 
     def __post_init__(self) -> None:
-        if self.search < 1 or self.search % 2 == 0:
-            raise ValueError(f"search {self.search}: the window needs a middle pixel; take an odd number")
-        if not 1 <= self.num_neighbours <= self.search**2:
+        if self.window < 1 or self.window % 2 == 0:
+            raise ValueError(f"search {self.window}: the window needs a middle pixel; take an odd number")
+        if not 1 <= self.num_neighbours <= self.window**2:
             raise ValueError(
-                f"num_neighbours {self.num_neighbours}: a window of {self.search} x {self.search} has 1 to "
-                f"{self.search**2}"
+                f"num_neighbours {self.num_neighbours}: a window of {self.window} x {self.window} has 1 to "
+                f"{self.window**2}"
             )
         if self.sigma <= 0 or self.cutoff_m < 0:
             raise ValueError(f"sigma {self.sigma:g} must be positive, cutoff_m {self.cutoff_m:g} not negative")
@@ -73,7 +81,7 @@ def lift_knn(
     pixel: Tensor,
     point_range: Tensor,
     offsets: Tensor,
-    vote: NeighbourVote,
+    vote: KNNVote,
 ) -> Tensor:
     """The label (P,) int64 that most neighbours of a point have, the lowest of a tie; its pixel's where none may vote.
 
@@ -81,13 +89,13 @@ def lift_knn(
     row. Source: Milioto et al. 2019 (RangeNet++), section III-D; the published code gives class 1 where none may vote,
     and takes any of equal distances.
     """
-    if not suits(range_image, point_range) or range_image.dtype != torch.float32 or len(point_range) == 0:
-        return lift_knn_plainly(
+    if not can_use_numba(range_image, point_range) or range_image.dtype != torch.float32 or len(point_range) == 0:
+        return lift_knn_reference(
             label, range_image=range_image, pixel=pixel, point_range=point_range, offsets=offsets, vote=vote
         )
     windows = _Windows.around(pixel, label, range_image, offsets, vote)
     found = torch.empty_like(pixel)
-    in_threads(
+    run_parallel(
         vote_of_neighbours,
         len(pixel),
         *(each.contiguous().numpy() for each in (point_range, *windows)),
@@ -100,20 +108,20 @@ def lift_knn(
 
 
 @torch.no_grad()
-def lift_knn_plainly(
+def lift_knn_reference(
     label: Tensor,
     *,
     range_image: Tensor,
     pixel: Tensor,
     point_range: Tensor,
     offsets: Tensor,
-    vote: NeighbourVote,
+    vote: KNNVote,
 ) -> Tensor:
     """The plain form of `lift_knn`, on any device: whole windows are taken and sorted."""
     windows = _Windows.around(pixel, label, range_image, offsets, vote)
     places = windows.middle[:, None] + windows.steps
     near = windows.ranges[places]
-    near[:, vote.search**2 // 2] = point_range
+    near[:, vote.window**2 // 2] = point_range
     distance = (near - point_range[:, None]).abs_() * windows.weights
     distance, order = distance.sort(dim=1, stable=True)
     distance, order = distance[:, : vote.num_neighbours], order[:, : vote.num_neighbours]
@@ -140,13 +148,11 @@ class _Windows(NamedTuple):
     weights: Tensor
 
     @classmethod
-    def around(
-        cls, pixel: Tensor, label: Tensor, range_image: Tensor, offsets: Tensor, vote: NeighbourVote
-    ) -> _Windows:
+    def around(cls, pixel: Tensor, label: Tensor, range_image: Tensor, offsets: Tensor, vote: KNNVote) -> _Windows:
         _, height, width = label.shape
-        reach, wide = vote.search // 2, width + vote.search - 1
+        reach, wide = vote.window // 2, width + vote.window - 1
         outside = 0.0 if vote.border == "zero" else torch.inf
-        scan = scan_of_points(offsets) * (height + vote.search - 1)
+        scan = scan_index(offsets) * (height + vote.window - 1)
         row, column = pixel // width, pixel % width
         sides = torch.arange(-reach, reach + 1, device=pixel.device)
         return cls(
@@ -154,13 +160,13 @@ class _Windows(NamedTuple):
             label=_bordered(label, vote, vote.void).flatten(),
             middle=(scan + row + reach) * wide + column + reach,
             steps=(sides[:, None] * wide + sides).flatten(),
-            weights=(1 - gaussian_window(vote.search, vote.sigma).to(range_image)).flatten(),
+            weights=(1 - gaussian_window(vote.window, vote.sigma).to(range_image)).flatten(),
         )
 
 
-def _bordered(image: Tensor, vote: NeighbourVote, outside: float) -> Tensor:
+def _bordered(image: Tensor, vote: KNNVote, outside: float) -> Tensor:
     """`image` (S, H, W) with half a window more on every side."""
-    reach, width = vote.search // 2, image.shape[2]
+    reach, width = vote.window // 2, image.shape[2]
     if not vote.is_circular:
         return functional.pad(image, (reach,) * 4, value=outside)
     columns = torch.arange(-reach, width + reach, device=image.device) % width
@@ -174,15 +180,15 @@ def gaussian_window(search: int, sigma: float) -> Tensor:
     return torch.outer(bell, bell) / bell.sum() ** 2
 
 
-def ceilings(
-    label: Tensor, projection: Projection, *, offsets: Tensor, num_classes: int, vote: NeighbourVote
+def upper_bound_confusions(
+    label: Tensor, projection: Projection, *, offsets: Tensor, num_classes: int, vote: KNNVote
 ) -> dict[str, Tensor]:
     """The confusions (C, C) of the points, rows predicted, that a network right in every pixel would reach.
 
     The true labels (P,) are drawn and lifted back, by `nearest` and by `knn`. Tables of several scans may be added.
     """
-    image = draw(projection.shown, label, empty=vote.void)
-    ranges = draw(projection.shown, projection.ranges, empty=-1)
+    image = gather_to_image(projection.point_index, label, empty=vote.void)
+    ranges = gather_to_image(projection.point_index, projection.ranges, empty=-1)
     pixel = projection.pixel
     lifted = {
         "nearest": lift_nearest(image, pixel=pixel, offsets=offsets),
@@ -197,7 +203,7 @@ def ceilings(
     }
 
 
-def miou_of(confusion: Tensor, *, ignore_index: int | None) -> float:
+def mean_iou(confusion: Tensor, *, ignore_index: int | None) -> float:
     """The mean IoU over the classes that points have; points of `ignore_index` count nowhere. NaN without a point."""
     table = confusion.double()
     if ignore_index is not None:
@@ -208,4 +214,4 @@ def miou_of(confusion: Tensor, *, ignore_index: int | None) -> float:
 
 def _places(image: Tensor, pixel: Tensor, offsets: Tensor) -> Tensor:
     """Where the pixel of each point stands among those of all images."""
-    return pixel + scan_of_points(offsets) * (image.shape[1] * image.shape[2])
+    return pixel + scan_index(offsets) * (image.shape[1] * image.shape[2])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from sightline.compiled import compiled
+from sightline.numba_kernels import numba_kernel
 
 __all__ = ["vote_of_neighbours"]
 
@@ -12,7 +12,7 @@ _BLOCK = 64
 _NEVER = 2**63 - 1
 
 
-@compiled
+@numba_kernel
 def vote_of_neighbours(
     first: int,
     last: int,
@@ -58,7 +58,7 @@ def vote_of_neighbours(
             found[start + point] = _elected(labels[:num_near], void, label[places[point]])
 
 
-@compiled
+@numba_kernel
 def _measure(
     distance: np.ndarray, own: np.ndarray, places: np.ndarray, ranges: np.ndarray, step: int, weight: float
 ) -> None:
@@ -66,7 +66,7 @@ def _measure(
         distance[point] = abs(ranges[places[point] + step] - own[point]) * weight
 
 
-@compiled
+@numba_kernel
 def _exchange(kept: np.ndarray, coming: np.ndarray) -> None:
     """The smaller of each two numbers stays, the larger goes on to the next rank."""
     for point in range(_BLOCK):
@@ -75,7 +75,7 @@ def _exchange(kept: np.ndarray, coming: np.ndarray) -> None:
         coming[point] = max(one, other)
 
 
-@compiled
+@numba_kernel
 def _elected(labels: np.ndarray, void: int, otherwise: int) -> int:
     """The most frequent label but `void`, the lowest of a tie; `otherwise` where there is none."""
     elected, most = otherwise, 0

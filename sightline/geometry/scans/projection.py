@@ -19,19 +19,19 @@ from torch import Tensor
 
 __all__ = [
     "Coverage",
-    "Located",
+    "PointPixels",
     "Projection",
     "RangeView",
     "Rows",
-    "coverage",
-    "draw",
-    "locate",
+    "compute_pixels",
+    "count_coverage",
+    "gather_to_image",
     "nearest_returns",
     "nearest_returns_by_sorting",
-    "project",
-    "ranges_of",
+    "point_ranges",
+    "project_scans",
     "rows_by_file_order",
-    "scan_of_points",
+    "scan_index",
 ]
 
 Rows = Literal["pitch", "ring", "table", "scan"]
@@ -78,7 +78,7 @@ class RangeView:
         return abs(self.azimuth_deg[0] - self.azimuth_deg[1]) == 360
 
 
-class Located(NamedTuple):
+class PointPixels(NamedTuple):
     """Where each of the points (P,) lies.
 
     `pixel` is row * W + column in its own scan's image, int64; `ranges` are metres; `is_seen` is whether it may be
@@ -94,10 +94,10 @@ class Located(NamedTuple):
 class Projection(NamedTuple):
     """`shown` (S, H, W) int64: the row of `points` that each pixel shows, -1 where empty; the rest as in `Located`."""
 
-    shown: Tensor
+    point_index: Tensor
     pixel: Tensor
     ranges: Tensor
-    is_seen: Tensor
+    is_in_view: Tensor
     is_clamped: Tensor
 
 
@@ -127,7 +127,7 @@ class Coverage:
 
 
 @torch.no_grad()
-def project(points: Tensor, *, view: RangeView, offsets: Tensor, ring: Tensor | None = None) -> Projection:
+def project_scans(points: Tensor, *, view: RangeView, offsets: Tensor, ring: Tensor | None = None) -> Projection:
     """Every pixel shows its nearest return, of equally near ones the one of the lowest row, on every device.
 
     Points at the origin (no return) and outside a partial azimuth are not drawn; their pixel is the closest one. Points
@@ -135,17 +135,17 @@ def project(points: Tensor, *, view: RangeView, offsets: Tensor, ring: Tensor | 
     Raises ValueError for points that are not finite, and for rings that are missing or outside of the rows.
     Source: Milioto et al. 2019 (RangeNet++), eq. 1.
     """
-    found = locate(points, view=view, offsets=offsets, ring=ring)
+    found = compute_pixels(points, view=view, offsets=offsets, ring=ring)
     ranges = found.ranges.masked_fill(~found.is_seen, torch.inf).float()
     place, num_scans = found.pixel, len(offsets) - 1
     if num_scans > 1:
-        place = place + scan_of_points(offsets) * view.num_pixels
-    shown = nearest_returns(ranges, place=place, num_places=num_scans * view.num_pixels)
+        place = place + scan_index(offsets) * view.num_pixels
+    shown = nearest_returns(ranges, pixel=place, num_places=num_scans * view.num_pixels)
     return Projection(shown.view(num_scans, view.height, view.width), *found)
 
 
 @torch.no_grad()
-def locate(points: Tensor, *, view: RangeView, offsets: Tensor, ring: Tensor | None = None) -> Located:
+def compute_pixels(points: Tensor, *, view: RangeView, offsets: Tensor, ring: Tensor | None = None) -> PointPixels:
     """The pixels and ranges of `project`, without the images. Raises ValueError as `project`."""
     # Contiguous, since angles of strided numbers take ten times as long; and in place, here and below, on
     # tensors of our own: mapping memory for one number a point takes as long as computing it.
@@ -155,10 +155,10 @@ def locate(points: Tensor, *, view: RangeView, offsets: Tensor, ring: Tensor | N
     column, is_inside = _columns(x, y, view)
     row, is_clamped = _rows(points, z, ranges, view, offsets, ring)
     is_seen = ranges > 0 if is_inside is None else is_inside & (ranges > 0)
-    return Located(row * view.width + column, ranges, is_seen, is_clamped & is_seen)
+    return PointPixels(row * view.width + column, ranges, is_seen, is_clamped & is_seen)
 
 
-def ranges_of(points: Tensor) -> Tensor:
+def point_ranges(points: Tensor) -> Tensor:
     """The distance (P,) of points (P, 3) from the sensor, in their type: the very bits of `locate`."""
     return _ranges(*(points[:, axis].contiguous() for axis in range(3)))
 
@@ -167,15 +167,15 @@ def _ranges(x: Tensor, y: Tensor, z: Tensor) -> Tensor:
     return (x * x).add_(y * y).add_(z * z).double().sqrt_().to(x)
 
 
-def nearest_returns(ranges: Tensor, *, place: Tensor, num_places: int) -> Tensor:
+def nearest_returns(ranges: Tensor, *, pixel: Tensor, num_places: int) -> Tensor:
     """The row of the smallest finite range at each place, the lowest of equal ones; -1 where there is none.
 
-    `ranges` (P,) float32, `place` (P,) int64; int64 (num_places,). One minimum of integers, the bits of the range above
+    `ranges` (P,) float32, `pixel` (P,) int64; int64 (num_places,). One minimum of integers, the bits of the range above
     those of the row: bits of floats that are not negative rise with them, and no order of threads changes a minimum.
     """
     keys = ranges.view(torch.int32).long().bitwise_left_shift_(32)
     keys |= torch.arange(len(ranges), device=ranges.device)
-    least = keys.new_full((num_places,), _NO_RETURN).scatter_reduce_(0, place, keys, "amin")
+    least = keys.new_full((num_places,), _NO_RETURN).scatter_reduce_(0, pixel, keys, "amin")
     is_empty = least == _NO_RETURN
     return least.bitwise_and_(0xFFFFFFFF).masked_fill_(is_empty, -1)
 
@@ -196,26 +196,26 @@ def nearest_returns_by_sorting(ranges: Tensor, *, place: Tensor, num_places: int
     return torch.from_numpy(shown)
 
 
-def draw(shown: Tensor, values: Tensor, *, empty: float | Tensor) -> Tensor:
+def gather_to_image(shown: Tensor, values: Tensor, *, empty: float | Tensor) -> Tensor:
     """`values` (P, ...) of the points `shown` (S, H, W), and `empty` at the others: (S, H, W, ...)."""
     last = torch.as_tensor(empty, dtype=values.dtype, device=values.device).expand(1, *values.shape[1:])
     return torch.cat((values, last))[shown]  # row -1 is the last one
 
 
-def scan_of_points(offsets: Tensor) -> Tensor:
+def scan_index(offsets: Tensor) -> Tensor:
     """The scan that each point belongs to: (P,) int64."""
     scans = torch.arange(len(offsets) - 1, device=offsets.device)
     return scans.repeat_interleave(offsets.diff())
 
 
-def coverage(projection: Projection) -> Coverage:
+def count_coverage(projection: Projection) -> Coverage:
     """How much of scans and images a projection covers. Waits for the device."""
     return Coverage(
         num_points=len(projection.pixel),
-        num_seen=int(projection.is_seen.sum()),
-        num_drawn=int((projection.shown >= 0).sum()),
+        num_seen=int(projection.is_in_view.sum()),
+        num_drawn=int((projection.point_index >= 0).sum()),
         num_clamped=int(projection.is_clamped.sum()),
-        num_pixels=projection.shown.numel(),
+        num_pixels=projection.point_index.numel(),
     )
 
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from sightline.geometry.scans.lift import NeighbourVote, ceilings, miou_of
-from sightline.geometry.scans.projection import RangeView, coverage, project
+from sightline.geometry.scans.lift import KNNVote, mean_iou, upper_bound_confusions
+from sightline.geometry.scans.projection import RangeView, count_coverage, project_scans
 
 __all__ = ["ProjectionSummary"]
 
@@ -26,8 +26,8 @@ class ProjectionSummary:
 
     def add(self, points: Tensor, *, label: Tensor | None, offsets: Tensor, ring: Tensor | None = None) -> None:
         """Scans one after another, as `project` takes them, with the class of each point where it is known."""
-        found = project(points, view=self.view, offsets=offsets, ring=ring)
-        one = coverage(found)
+        found = project_scans(points, view=self.view, offsets=offsets, ring=ring)
+        one = count_coverage(found)
         num_returns = int((found.ranges > 0).sum())
         self.counts.append((num_returns, one.num_drawn, one.num_pixels, one.num_clamped))
         if label is None:
@@ -36,8 +36,10 @@ class ProjectionSummary:
         num_classes = self.num_classes + 1  # the last is for points whose index is not a class
         label = torch.where((label < 0) | (label >= self.num_classes), self.num_classes, label)
         void = self.num_classes if ignored is None or ignored >= self.num_classes else ignored
-        vote = NeighbourVote(void=void, is_circular=self.view.is_full_turn)
-        for name, table in ceilings(label, found, offsets=offsets, num_classes=num_classes, vote=vote).items():
+        vote = KNNVote(void=void, is_circular=self.view.is_full_turn)
+        for name, table in upper_bound_confusions(
+            label, found, offsets=offsets, num_classes=num_classes, vote=vote
+        ).items():
             table[:, [self.num_classes, void]] = 0  # labels that are not scored
             self.confusions[name] = self.confusions.get(name, torch.zeros_like(table)) + table
 
@@ -52,5 +54,5 @@ class ProjectionSummary:
             "points_clamped": sum(count[3] for count in self.counts) / points,
             "pixels_filled": drawn / pixels,
         }
-        mious = {f"ceiling_{name}": miou_of(table, ignore_index=None) for name, table in self.confusions.items()}
+        mious = {f"ceiling_{name}": mean_iou(table, ignore_index=None) for name, table in self.confusions.items()}
         return {name: round(value, 4) for name, value in {**shares, **mious}.items() if not math.isnan(value)}

@@ -9,7 +9,7 @@ from typing import Literal, cast
 import torch
 from torch import Tensor, nn
 
-__all__ = ["ATTENTIONS", "AttentionName", "BlockAttention", "EfficientChannels", "SimpleAttention", "SqueezeExcitation"]
+__all__ = ["ATTENTIONS", "CBAM", "ECA", "AttentionName", "SimAM", "SqueezeExcitation"]
 
 AttentionName = Literal["none", "se", "cbam", "eca", "simam"]
 
@@ -31,7 +31,7 @@ class SqueezeExcitation(nn.Module):
         return cast(Tensor, image * weights[:, :, None, None])
 
 
-class BlockAttention(nn.Module):
+class CBAM(nn.Module):
     """Channels scaled by one network of their mean and of their maximum, then places by those over the channels.
 
     Source: Woo et al. 2018, CBAM, eq. 2 and 3, without a bias.
@@ -52,7 +52,7 @@ class BlockAttention(nn.Module):
         return cast(Tensor, image * self.places(both).sigmoid())
 
 
-class EfficientChannels(nn.Module):
+class ECA(nn.Module):
     """x times the sigmoid of a convolution over the channels of its mean over the map.
 
     The kernel has t = (log2 C + 1) / 2 taps, rounded down, or one more where that is even.
@@ -70,7 +70,7 @@ class EfficientChannels(nn.Module):
         return cast(Tensor, image * weights[:, :, None, None])
 
 
-class SimpleAttention(nn.Module):
+class SimAM(nn.Module):
     """x times the sigmoid of how far it is from the mean of its channel, without a parameter.
 
     A map of one pixel has no spread: it is scaled by the sigmoid of 1/2.
@@ -90,8 +90,8 @@ class SimpleAttention(nn.Module):
 ATTENTIONS: Mapping[AttentionName, Callable[[int], nn.Module] | None] = {
     "none": None,
     "se": SqueezeExcitation,
-    "cbam": BlockAttention,
-    "eca": EfficientChannels,
-    "simam": SimpleAttention,
+    "cbam": CBAM,
+    "eca": ECA,
+    "simam": SimAM,
 }
 """What makes the attention of a number of channels, by its name in a config."""

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["NORMS", "FrozenBatchNorm", "NormName", "freeze", "group_norm"]
+__all__ = ["NORMS", "FrozenBatchNorm", "NormName", "freeze_module", "make_group_norm"]
 
 NormName = Literal["bn", "frozen_bn", "gn"]
 _GROUPS = 32
@@ -43,7 +43,7 @@ class FrozenBatchNorm(nn.Module):
         return f"{len(self.weight)}, eps={self.eps}"
 
 
-def group_norm(channels: int) -> nn.GroupNorm:
+def make_group_norm(channels: int) -> nn.GroupNorm:
     """A norm over 32 groups of channels; of fewer channels than 64, over as many as have two channels or more.
 
     On a map of one cell a group of one channel would be zero.
@@ -54,12 +54,12 @@ def group_norm(channels: int) -> nn.GroupNorm:
 NORMS: Mapping[NormName, Callable[[int], nn.Module] | None] = {
     "bn": None,
     "frozen_bn": FrozenBatchNorm,
-    "gn": group_norm,
+    "gn": make_group_norm,
 }
 """What makes the norm of a number of channels, by its name in a config; None: the network's own batch norm."""
 
 
-def freeze(part: nn.Module) -> None:
+def freeze_module(part: nn.Module) -> None:
     """Take a part of a network out of training: its parameters become buffers, its batch norms frozen ones.
 
     Names and values of its state stay as they are.

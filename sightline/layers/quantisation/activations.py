@@ -16,11 +16,11 @@ from torch import Tensor, nn
 
 from sightline.arguments import QuantisedActivation
 from sightline.errors import UserError
-from sightline.layers.quantisation.layers_of import weights_of
 from sightline.layers.quantisation.linear import kl_threshold, straight_through
-from sightline.schema import nearest
+from sightline.layers.quantisation.quantisable_weights import list_weights
+from sightline.schema import suggest
 
-__all__ = ["activation_range", "calibrated", "quantise_inputs", "quantised_activation"]
+__all__ = ["activation_range", "calibrate_activations", "quantise_inputs", "quantised_activation"]
 
 _FEW_BITS = 5
 """Below so many bits of size clipping pays, and the range is searched for (HAQ)."""
@@ -59,7 +59,7 @@ def activation_range(values: Tensor, *, bits: int, is_signed: bool, most: float 
     return largest
 
 
-def calibrated(
+def calibrate_activations(
     model: nn.Module, run_batches: Callable[[], object], names: Sequence[str], *, bits: int, most: float = math.inf
 ) -> dict[str, QuantisedActivation]:
     """What a policy states about the inputs of the layers that own the weights `names`, in this order.
@@ -133,11 +133,11 @@ class _Guard:
 
 def _layers(model: nn.Module, names: Collection[str]) -> dict[str, nn.Module]:
     """The layer that owns each weight."""
-    known, owners = {weight.name: weight for weight in weights_of(model)}, dict(model.named_modules())
+    known, owners = {weight.name: weight for weight in list_weights(model)}, dict(model.named_modules())
     layers = {}
     for name in names:
         if name not in known:
-            raise UserError(f"activation: the model has no parameter '{name}'{nearest(name, list(known))}")
+            raise UserError(f"activation: the model has no parameter '{name}'{suggest(name, list(known))}")
         path, _, attribute = name.rpartition(".")
         if known[name].kind not in ("linear", "convolution", "transposed convolution") or attribute != "weight":
             raise UserError(

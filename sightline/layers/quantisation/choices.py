@@ -4,24 +4,28 @@ from __future__ import annotations
 
 from typing import Any
 
-from sightline.arguments import QuantisedAs
-from sightline.schema import Misfit, check_value
+from sightline.arguments import WeightQuantisation
+from sightline.schema import SchemaError, check_value
 
 __all__ = ["choice_faults"]
 
 _LEAST_BITS = {"codebook": 1, "linear": 2}
 
 
-def choice_faults(choice: Any) -> list[Misfit]:
+def choice_faults(choice: Any) -> list[SchemaError]:
     """Everything wrong with a choice whatever the weight, by key: types and ranges, bits of floats, a grid of 1 bit."""
-    _, misfits = check_value(QuantisedAs, choice)
+    _, misfits = check_value(WeightQuantisation, choice)
     if misfits:
         return misfits
     kind, bits = choice["kind"], choice.get("bits")
     if kind not in _LEAST_BITS:
         given = (key for key in ("bits", "per_channel") if choice.get(key))
-        return [Misfit(key, "is not for floating point; remove it") for key in given]
+        return [SchemaError(key, "is not for floating point; remove it") for key in given]
     allowed = f"give {_LEAST_BITS[kind]} to 8"
     if bits is None:
-        return [Misfit("bits", f"is required and missing; {allowed}")]
-    return [] if bits >= _LEAST_BITS[kind] else [Misfit("bits", f"found {bits}, too few for a {kind} grid; {allowed}")]
+        return [SchemaError("bits", f"is required and missing; {allowed}")]
+    return (
+        []
+        if bits >= _LEAST_BITS[kind]
+        else [SchemaError("bits", f"found {bits}, too few for a {kind} grid; {allowed}")]
+    )

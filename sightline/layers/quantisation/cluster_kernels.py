@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from sightline.compiled import compiled
+from sightline.numba_kernels import numba_kernel
 
 __all__ = ["cut_sorted", "sort_bits"]
 
@@ -27,7 +27,7 @@ _SPLITTER = 134217729.0
 """2^27 + 1: parts a double into halves whose products are exact (Dekker 1971)."""
 
 
-@compiled
+@numba_kernel
 def sort_bits(bits, spare, counts):  # type: ignore[no-untyped-def]
     """Sorts float32 numbers, given as their bits, by three passes of 11 bits; the result is in `spare`."""
     for place in range(len(bits)):
@@ -55,7 +55,7 @@ def sort_bits(bits, spare, counts):  # type: ignore[no-untyped-def]
         spare[place] = key ^ (np.uint32(0x80000000) if key >> 31 else np.uint32(0xFFFFFFFF))
 
 
-@compiled
+@numba_kernel
 def cut_sorted(values, most, cuts):  # type: ignore[no-untyped-def]
     """The places at which at most `most` clusters of sorted numbers begin, with the end, in `cuts`; their number."""
     table = np.zeros((len(values) // _EVERY + 1, 4))
@@ -76,7 +76,7 @@ def cut_sorted(values, most, cuts):  # type: ignore[no-untyped-def]
     return number
 
 
-@compiled
+@numba_kernel
 def _add(high, low, value):  # type: ignore[no-untyped-def]
     """high + low + value without losing what the first sum rounds off (Knuth's two-sum)."""
     total = high + value
@@ -84,7 +84,7 @@ def _add(high, low, value):  # type: ignore[no-untyped-def]
     return total, low + ((high - (total - moved)) + (value - moved))
 
 
-@compiled
+@numba_kernel
 def _fill_sums(values, table):  # type: ignore[no-untyped-def]
     total, total_low, square, square_low = 0.0, 0.0, 0.0, 0.0
     for place in range(len(values)):
@@ -97,7 +97,7 @@ def _fill_sums(values, table):  # type: ignore[no-untyped-def]
         table[-1] = (total, total_low, square, square_low)
 
 
-@compiled
+@numba_kernel
 def _sums_before(values, table, place, found):  # type: ignore[no-untyped-def]
     entry = place // _EVERY
     total, total_low, square, square_low = table[entry]
@@ -108,7 +108,7 @@ def _sums_before(values, table, place, found):  # type: ignore[no-untyped-def]
     found[0], found[1], found[2], found[3] = total, total_low, square, square_low
 
 
-@compiled
+@numba_kernel
 def _inertia(before, after, count):  # type: ignore[no-untyped-def]
     """The sum of squares about the mean of `count` numbers between two entries of prefix sums."""
     total, total_low = _add(after[0], after[1] - before[1], -before[0])
@@ -121,7 +121,7 @@ def _inertia(before, after, count):  # type: ignore[no-untyped-def]
     return max((square - share) + (square_low - rest / count), 0.0)
 
 
-@compiled
+@numba_kernel
 def _product_rounding(one, other, product):  # type: ignore[no-untyped-def]
     """one * other - product, exactly (Dekker's two-product)."""
     high = _SPLITTER * one
@@ -133,7 +133,7 @@ def _product_rounding(one, other, product):  # type: ignore[no-untyped-def]
     return ((high * other_high - product) + high * other_low + low * other_high) + low * other_low
 
 
-@compiled
+@numba_kernel
 def _first_above(values, first, last, bound, is_strict):  # type: ignore[no-untyped-def]
     """The first place in [first, last) whose value is above the bound, or at least it; `last` where none is."""
     while first < last:
@@ -146,7 +146,7 @@ def _first_above(values, first, last, bound, is_strict):  # type: ignore[no-unty
     return first
 
 
-@compiled
+@numba_kernel
 def _runs(values, edges):  # type: ignore[no-untyped-def]
     """Where each run of equal numbers begins, and the end; their number, -1 where `edges` cannot hold them."""
     number = 0
@@ -160,7 +160,7 @@ def _runs(values, edges):  # type: ignore[no-untyped-def]
     return number
 
 
-@compiled
+@numba_kernel
 def _cells(values, table, edges):  # type: ignore[no-untyped-def]
     """Cells in place of runs: the one of largest inertia is split at its mean, again and again, then each evenly."""
     starts, sums = np.zeros(_NUM_CELLS, np.int64), np.zeros((_NUM_CELLS, 4))
@@ -194,7 +194,7 @@ def _cells(values, table, edges):  # type: ignore[no-untyped-def]
     return number
 
 
-@compiled
+@numba_kernel
 def _best_cuts(values, table, edges, cuts):  # type: ignore[no-untyped-def]
     """The cuts at edges of least inertia (Aggarwal, Schieber and Tokuyama 1994).
 
@@ -216,7 +216,7 @@ def _best_cuts(values, table, edges, cuts):  # type: ignore[no-untyped-def]
             break
 
 
-@compiled
+@numba_kernel
 def _cuts_by_price(edges, sums, price, cuts):  # type: ignore[no-untyped-def]
     """Fills in the cuts, beginning the search at a price, and returns the one that it ends with."""
     wanted = len(cuts) - 1
@@ -247,7 +247,7 @@ def _cuts_by_price(edges, sums, price, cuts):  # type: ignore[no-untyped-def]
     return price
 
 
-@compiled
+@numba_kernel
 def _joined(few, many, wanted):  # type: ignore[no-untyped-def]
     """The first cuts of one optimum and the last of another, where a cluster of `many` lies within one of `few`."""
     skipped = wanted - (len(few) - 1)
@@ -257,7 +257,7 @@ def _joined(few, many, wanted):  # type: ignore[no-untyped-def]
     return np.append(many[: first + 1], few[first + 1 - skipped :])
 
 
-@compiled
+@numba_kernel
 def _cuts_at_price(edges, sums, price):  # type: ignore[no-untyped-def]
     """The numbers of the edges between clusters of least inertia and price (Galil and Park 1992).
 
@@ -302,14 +302,14 @@ def _cuts_at_price(edges, sums, price):  # type: ignore[no-untyped-def]
     return path
 
 
-@compiled
+@numba_kernel
 def _is_better(edges, sums, least, begin, other, end):  # type: ignore[no-untyped-def]
     """Whether a last cluster that ends at `end` had better begin at `begin` than at `other`."""
     found = least[begin] + _inertia(sums[begin], sums[end], edges[end] - edges[begin])
     return found < least[other] + _inertia(sums[other], sums[end], edges[end] - edges[other])
 
 
-@compiled
+@numba_kernel
 def _settle(values, table, cuts):  # type: ignore[no-untyped-def]
     """Lloyd's iterations: each cut moves halfway between the means beside it, until none moves."""
     means, sums = np.empty(len(cuts) - 1), np.zeros((2, 4))

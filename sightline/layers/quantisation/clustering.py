@@ -15,7 +15,7 @@ from torch import Tensor
 from sightline.errors import UserError
 from sightline.layers.quantisation.cluster_kernels import cut_sorted, sort_bits
 
-__all__ = ["LEAST_NORMAL", "Clusters", "check_weight", "cluster", "needs_float32"]
+__all__ = ["LEAST_NORMAL", "Clusters", "check_weight", "cluster_weight", "needs_float32"]
 
 LEAST_NORMAL = 2.0**-14
 """Below it numbers of half precision lose digits."""
@@ -40,7 +40,7 @@ class Clusters(NamedTuple):
         return self.centres.gather(1, self.labels.flatten(1).long()).view(self.labels.shape)
 
 
-def cluster(weight: Tensor, *, bits: int, name: str, per_channel: bool = False) -> Clusters:
+def cluster_weight(weight: Tensor, *, bits: int, name: str, per_channel: bool = False) -> Clusters:
     """At most 2^bits clusters of the weights, of each channel (entry of the first axis) by itself where asked.
 
     The inertia of the float32 weights about the centres before rounding is the least possible for up to 1024, or 512 a

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from sightline.layers.quantisation.clustering import LEAST_NORMAL
-from sightline.layers.quantisation.layers_of import weights_of
+from sightline.layers.quantisation.quantisable_weights import list_weights
 
 __all__ = ["halvable", "round_to_half"]
 
@@ -22,7 +22,7 @@ def halvable(model: nn.Module, *, but: Collection[str]) -> tuple[str, ...]:
     `but` are those that a policy names. Of a model that is not quantised.
     """
     state = model.state_dict()
-    names = [weight.name for weight in weights_of(model) if weight.stays is not None]
+    names = [weight.name for weight in list_weights(model) if weight.skip_reason is not None]
     for path, module in model.named_modules():
         if isinstance(module, _NormBase) and module.track_running_stats:
             names += [f"{path}.{each}" if path else each for each in _STATISTICS]

@@ -15,13 +15,13 @@ from torch import Tensor
 from sightline.layers.quantisation.clustering import check_weight
 
 __all__ = [
-    "Grid",
-    "affine",
+    "QuantisationGrid",
+    "affine_grid",
     "fixed_point",
     "kl_threshold",
     "percentile_range",
     "straight_through",
-    "symmetric",
+    "symmetric_grid",
     "weight_grid",
 ]
 
@@ -33,7 +33,7 @@ _OF_ZEROS = 1e-8
 
 
 @dataclass(frozen=True)
-class Grid:
+class QuantisationGrid:
     """The values step * (code - zero) for whole codes from `low` to `high`; `step` and `zero` broadcast."""
 
     step: Tensor
@@ -52,7 +52,7 @@ class Grid:
         return self.values(self.codes(values))
 
 
-def symmetric(threshold: Tensor, *, bits: int, has_lowest: bool = False) -> Grid:
+def symmetric_grid(threshold: Tensor, *, bits: int, has_lowest: bool = False) -> QuantisationGrid:
     """2^(bits-1) - 1 steps to the threshold on each side of zero; `has_lowest` adds the one code that is left below.
 
     Source: HAQ (Wang et al. 2019), section 3.4; with `has_lowest` HAWQ (Dong et al. 2019), their code.
@@ -60,16 +60,16 @@ def symmetric(threshold: Tensor, *, bits: int, has_lowest: bool = False) -> Grid
     assert bits >= 2, "one bit leaves a symmetric grid no step"
     most = 2 ** (bits - 1) - 1
     step = torch.where(threshold > 0, threshold, _OF_ZEROS) / most
-    return Grid(step, torch.zeros_like(threshold), -most - has_lowest, most)
+    return QuantisationGrid(step, torch.zeros_like(threshold), -most - has_lowest, most)
 
 
-def affine(low: Tensor, high: Tensor, *, bits: int) -> Grid:
+def affine_grid(low: Tensor, high: Tensor, *, bits: int) -> QuantisationGrid:
     """2^bits - 1 steps from `low` to `high`, moved so that zero is on the grid. Source: HAWQ, their code."""
     step = torch.where(high > low, high - low, _OF_ZEROS) / (2**bits - 1)
-    return Grid(step, torch.round(-low / step), 0, 2**bits - 1)
+    return QuantisationGrid(step, torch.round(-low / step), 0, 2**bits - 1)
 
 
-def weight_grid(weight: Tensor, *, bits: int, name: str, per_channel: bool = False) -> Grid:
+def weight_grid(weight: Tensor, *, bits: int, name: str, per_channel: bool = False) -> QuantisationGrid:
     """The symmetric grid of a layer's weights: to the largest size from 5 bits on, else to `kl_threshold`.
 
     Raises UserError for weights that are empty or not finite, named `name`. Source: HAQ, section 3.4.
@@ -80,7 +80,7 @@ def weight_grid(weight: Tensor, *, bits: int, name: str, per_channel: bool = Fal
         threshold = rows.new_tensor([kl_threshold(row.cpu().double().numpy(), bits=bits) for row in rows])
     else:
         threshold = rows.abs().amax(dim=1)
-    return symmetric(threshold.view(-1, *[1] * (weight.ndim - 1)) if per_channel else threshold[0], bits=bits)
+    return symmetric_grid(threshold.view(-1, *[1] * (weight.ndim - 1)) if per_channel else threshold[0], bits=bits)
 
 
 def kl_threshold(data: np.ndarray, *, bits: int) -> float:

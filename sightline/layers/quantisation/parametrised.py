@@ -17,19 +17,19 @@ from torch.nn.utils import parametrize
 from sightline.errors import UserError
 from sightline.layers.quantisation.activations import quantise_inputs
 from sightline.layers.quantisation.choices import choice_faults
-from sightline.layers.quantisation.clustering import Clusters, check_weight, cluster
-from sightline.layers.quantisation.layers_of import weights_of
-from sightline.layers.quantisation.linear import Grid, straight_through, weight_grid
-from sightline.schema import nearest
+from sightline.layers.quantisation.clustering import Clusters, check_weight, cluster_weight
+from sightline.layers.quantisation.linear import QuantisationGrid, straight_through, weight_grid
+from sightline.layers.quantisation.quantisable_weights import list_weights
+from sightline.schema import suggest
 
 __all__ = [
     "Codebook",
-    "Half",
-    "Uniform",
+    "HalfPrecision",
+    "UniformQuantiser",
     "apply_policy",
-    "dense",
-    "freeze",
-    "quantised",
+    "bake_quantised_weights",
+    "dense_state_dict",
+    "quantised_weights",
     "quantiser_for",
     "weight_sizes",
 ]
@@ -62,7 +62,7 @@ class Codebook(_Quantiser):
 
     def forward(self, centres: Tensor) -> Tensor:
         """The weights, of the centres' type."""
-        weight: Tensor = _LookUp.apply(self.held(centres), self._places(), self.mean_gradient)
+        weight: Tensor = _LookUp.apply(self.as_stored(centres), self._places(), self.mean_gradient)
         return weight.view(self.labels.shape)
 
     def right_inverse(self, weight: Tensor) -> Tensor:
@@ -72,7 +72,7 @@ class Codebook(_Quantiser):
         means = sums / torch.bincount(places, minlength=len(sums)).clamp(min=1)
         return means.to(weight.dtype).view(self.shape)
 
-    def held(self, centres: Tensor) -> Tensor:
+    def as_stored(self, centres: Tensor) -> Tensor:
         """The centres as the artefact holds them, with straight-through gradients."""
         rounded = torch.where(self.is_float32, centres.float(), centres.half().float())
         return straight_through(centres, rounded.to(centres.dtype) + 0.0)  # no -0
@@ -108,20 +108,20 @@ class _LookUp(torch.autograd.Function):
         return sums.to(gradient.dtype).view(ctx.shape), None, None
 
 
-class Uniform(_Quantiser):
+class UniformQuantiser(_Quantiser):
     """weight = the number of a symmetric grid nearest to a float that training moves, by straight-through gradients."""
 
     step: Tensor
 
-    def __init__(self, grid: Grid, *, bits: int) -> None:
+    def __init__(self, grid: QuantisationGrid, *, bits: int) -> None:
         super().__init__()
         self.bits = bits
         self.register_buffer("step", grid.step)
 
     @property
-    def grid(self) -> Grid:
+    def grid(self) -> QuantisationGrid:
         most = 2 ** (self.bits - 1) - 1
-        return Grid(self.step, torch.zeros_like(self.step), -most, most)
+        return QuantisationGrid(self.step, torch.zeros_like(self.step), -most, most)
 
     def forward(self, weight: Tensor) -> Tensor:
         return straight_through(weight, self.grid(weight.detach()))
@@ -130,7 +130,7 @@ class Uniform(_Quantiser):
         return f"bits={self.bits}"
 
 
-class Half(_Quantiser):
+class HalfPrecision(_Quantiser):
     """weight = a float rounded to half precision, with straight-through gradients."""
 
     def forward(self, weight: Tensor) -> Tensor:
@@ -147,12 +147,12 @@ def apply_policy(model: nn.Module, policy: Mapping[str, Mapping[str, Any]], *, m
     """
     if held := [path for path, module in model.named_modules() if parametrize.is_parametrized(module)]:
         raise UserError(f"policy: '{held[0]}' is parametrised already, by a policy or by a norm of weights; freeze it")
-    known = {weight.name: weight for weight in weights_of(model)}
+    known = {weight.name: weight for weight in list_weights(model)}
     parameters = dict(model.named_parameters())
     made: dict[str, tuple[_Quantiser, Tensor | None]] = {}
     for name, choice in policy.items():
         if name not in known:
-            raise UserError(f"policy: the model has no parameter '{name}'{nearest(name, list(known))}")
+            raise UserError(f"policy: the model has no parameter '{name}'{suggest(name, list(known))}")
         if pair := quantiser_for(name, parameters[name], choice, mean_gradient):
             made[name] = pair
     quantise_inputs(model, {name: choice["activation"] for name, choice in policy.items() if "activation" in choice})
@@ -188,24 +188,24 @@ def quantiser_for(
     if kind == "fp16":
         if weight.detach().abs().max() > torch.finfo(torch.float16).max:
             raise UserError(f"policy: {name}: holds numbers above 65504, too large for half precision; choose fp32")
-        return Half(), None
+        return HalfPrecision(), None
     if per_channel and weight.ndim < 2:
         raise UserError(f"policy: {name}: per_channel: a weight of shape {list(weight.shape)} has no channels")
     if kind == "linear":
-        return Uniform(weight_grid(weight, bits=bits, name=name, per_channel=per_channel), bits=bits), None
-    clusters = cluster(weight, bits=bits, name=name, per_channel=per_channel)
+        return UniformQuantiser(weight_grid(weight, bits=bits, name=name, per_channel=per_channel), bits=bits), None
+    clusters = cluster_weight(weight, bits=bits, name=name, per_channel=per_channel)
     quantiser, centres = Codebook(clusters, bits=bits, mean_gradient=mean_gradient), clusters.centres
     copies = centres[..., -1:].expand(*centres.shape[:-1], 2**bits - centres.shape[-1])
     return quantiser, torch.cat([centres, copies], dim=-1)
 
 
-def quantised(model: nn.Module) -> dict[str, tuple[nn.Module, Tensor]]:
+def quantised_weights(model: nn.Module) -> dict[str, tuple[nn.Module, Tensor]]:
     """For each name of a quantised weight its parametrisation and what that computes it from; shared ones once."""
     found: dict[str, tuple[nn.Module, Tensor]] = {}
     seen: set[int] = set()
     for path, module in model.named_modules():
         for attribute, chain in getattr(module, "parametrizations", {}).items():
-            if isinstance(chain[0], Codebook | Uniform | Half) and id(chain) not in seen:
+            if isinstance(chain[0], Codebook | UniformQuantiser | HalfPrecision) and id(chain) not in seen:
                 seen.add(id(chain))
                 found[f"{path}.{attribute}" if path else attribute] = chain[0], chain.original
     return found
@@ -213,12 +213,16 @@ def quantised(model: nn.Module) -> dict[str, tuple[nn.Module, Tensor]]:
 
 def weight_sizes(model: nn.Module) -> dict[nn.Parameter, int]:
     """The number of weights that each parameter stands for, shared ones once: of a codebook those that read it."""
-    coded = {id(held): maker.labels.numel() for maker, held in quantised(model).values() if isinstance(maker, Codebook)}
+    coded = {
+        id(held): maker.labels.numel()
+        for maker, held in quantised_weights(model).values()
+        if isinstance(maker, Codebook)
+    }
     return {parameter: coded.get(id(parameter), parameter.numel()) for parameter in model.parameters()}
 
 
 @torch.no_grad()
-def dense(model: nn.Module) -> dict[str, Tensor]:
+def dense_state_dict(model: nn.Module) -> dict[str, Tensor]:
     """The state of a model under the names it has without quantisation, with the quantised numbers; copies of those.
 
     One tensor for all names of a shared weight.
@@ -234,12 +238,12 @@ def dense(model: nn.Module) -> dict[str, Tensor]:
     return {**plain, **state}
 
 
-def freeze(model: nn.Module) -> nn.Module:
+def bake_quantised_weights(model: nn.Module) -> nn.Module:
     """Writes the quantised numbers into plain parameters in place, as `dense` gives them; returns the model.
 
     Copies of the model stay as they are: torch's own removal changes the class, which copies share.
     """
-    state = dense(model)
+    state = dense_state_dict(model)
     parameters: dict[int, nn.Parameter] = {}
     for path, module in list(model.named_modules()):
         if not parametrize.is_parametrized(module):

@@ -11,13 +11,13 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-__all__ = ["DoubleColumns", "WrapColumns", "assert_range_images", "column_padding", "pooling"]
+__all__ = ["CircularPad", "UpsampleColumns", "assert_range_images", "build_pool", "column_padding"]
 
 _BILINEAR = (0.25, 0.75, 0.75, 0.25)
 """Weights of a transposed convolution of four columns and stride two that interpolates between columns."""
 
 
-class WrapColumns(nn.Module):
+class CircularPad(nn.Module):
     """(S, C, H, W) -> (S, C, H, W + 2 * columns): on either side the columns from the other side of the image."""
 
     def __init__(self, columns: int) -> None:
@@ -34,12 +34,12 @@ class WrapColumns(nn.Module):
         return str(self.columns)
 
 
-def column_padding(reach: int, *, circular: bool) -> tuple[WrapColumns | None, tuple[int, int]]:
+def column_padding(reach: int, *, circular: bool) -> tuple[CircularPad | None, tuple[int, int]]:
     """The layer in front of one that reaches over `reach` rows and columns, if any, and the padding of that one."""
-    return (WrapColumns(reach), (reach, 0)) if circular and reach > 0 else (None, (reach, reach))
+    return (CircularPad(reach), (reach, 0)) if circular and reach > 0 else (None, (reach, reach))
 
 
-def pooling(
+def build_pool(
     kind: type[nn.MaxPool2d | nn.AvgPool2d], *, size: int, stride: int | tuple[int, int], circular: bool
 ) -> nn.Module:
     """A pool of `size` rows and columns about each pixel; in a mean, the border counts as zeros."""
@@ -48,7 +48,7 @@ def pooling(
     return pool if wrap is None else nn.Sequential(wrap, pool)
 
 
-class DoubleColumns(nn.Module):
+class UpsampleColumns(nn.Module):
     """(S, in_channels, H, W) -> (S, out_channels, H, 2 W): a transposed convolution of four columns.
 
     With `bilinear` it interpolates each channel at the start; its channels are then as many.
@@ -57,7 +57,7 @@ class DoubleColumns(nn.Module):
 
     def __init__(self, *, in_channels: int, out_channels: int, circular: bool, bilinear: bool = False) -> None:
         super().__init__()
-        self.wrap = WrapColumns(1) if circular else None
+        self.wrap = CircularPad(1) if circular else None
         # Of a column more on either side, four columns of the result fall away besides.
         self.conv = nn.ConvTranspose2d(in_channels, out_channels, (1, 4), (1, 2), (0, 3 if circular else 1))
         if bilinear:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sightline.layers.range_image.columns import WrapColumns
+from sightline.layers.range_image.columns import CircularPad
 
 __all__ = ["Compat", "RangeImageCRF"]
 
@@ -44,7 +44,7 @@ class RangeImageCRF(nn.Module):
         self.iterations = iterations
         self.reach = (window[0] // 2, window[1] // 2)
         self.sigma = coefficient if self.is_as_published else sigma
-        self.wrap = WrapColumns(self.reach[1]) if circular else None
+        self.wrap = CircularPad(self.reach[1]) if circular else None
         self.compat = nn.Linear(num_classes, num_classes)
         with torch.no_grad():
             self.compat.weight.copy_(coefficient * (1 - torch.eye(num_classes)))

@@ -9,12 +9,12 @@ from annotated_types import Ge, Le
 from torch import Tensor
 
 from sightline import registry
-from sightline.arguments import Count, Factor
+from sightline.arguments import Count, NonNegativeFloat
 from sightline.layers.detection.attention import ATTENTIONS, AttentionName
-from sightline.layers.detection.norms import NORMS, NormName, freeze
+from sightline.layers.detection.norms import NORMS, NormName, freeze_module
 from sightline.layers.images import assert_images
 from sightline.models.darknet import Darknet
-from sightline.models.resnet import BASIC, BOTTLENECK, RESNETS, ResidualStages
+from sightline.models.resnet import BASIC, BOTTLENECK, RESNET_DEPTHS, ResidualStages
 
 __all__ = ["STRIDES", "Darknet53Backbone", "FrozenStages", "ResNet18", "ResNet34", "ResNet50", "ResNet101"]
 
@@ -50,12 +50,12 @@ class _ResNet(ResidualStages):
         self.in_channels = in_channels
         self.channels = tuple(expansion * width * 2**level for level in (1, 2, 3))
         for part in [self.stem, *self.stages][:frozen_stages]:
-            freeze(part)
+            freeze_module(part)
 
     def forward(self, image: Tensor) -> list[Tensor]:
         """`image` (B, in_channels, H, W), normalised -> C3, C4, C5. Raises ValueError for any other layout."""
         assert_images(image, channels=self.in_channels)
-        return self.maps(image)[1:]
+        return self.forward_features(image)[1:]
 
 
 @registry.backbones.add("resnet18")
@@ -67,14 +67,14 @@ class ResNet18(_ResNet):
     Source: He et al. 2016, Deep Residual Learning, table 1; layout of pytorch/vision.
     """
 
-    depths, sizes = RESNETS["resnet18"], BASIC
+    depths, sizes = RESNET_DEPTHS["resnet18"], BASIC
 
 
 @registry.backbones.add("resnet34")
 class ResNet34(_ResNet):
     """ResNet-34; 21,284,672 parameters, otherwise as resnet18. Source: He et al. 2016, table 1."""
 
-    depths, sizes = RESNETS["resnet34"], BASIC
+    depths, sizes = RESNET_DEPTHS["resnet34"], BASIC
 
 
 @registry.backbones.add("resnet50")
@@ -85,14 +85,14 @@ class ResNet50(_ResNet):
     pytorch/vision.
     """
 
-    depths, sizes = RESNETS["resnet50"], BOTTLENECK
+    depths, sizes = RESNET_DEPTHS["resnet50"], BOTTLENECK
 
 
 @registry.backbones.add("resnet101")
 class ResNet101(_ResNet):
     """ResNet-101; 42,500,160 parameters, otherwise as resnet50. Source: He et al. 2016, table 1."""
 
-    depths, sizes = RESNETS["resnet101"], BOTTLENECK
+    depths, sizes = RESNET_DEPTHS["resnet101"], BOTTLENECK
 
 
 @registry.backbones.add("darknet53")
@@ -113,7 +113,7 @@ class Darknet53Backbone(Darknet):
         norm: NormName = "bn",
         frozen_stages: FrozenStages = 0,
         attention: AttentionName = "none",
-        slope: Factor = 0.1,
+        slope: NonNegativeFloat = 0.1,
     ) -> None:
         super().__init__(
             in_channels=in_channels, width=width, norm=NORMS[norm], attention=ATTENTIONS[attention], slope=slope
@@ -121,7 +121,7 @@ class Darknet53Backbone(Darknet):
         self.in_channels = in_channels
         self.channels = self.channels[3:]
         for part in [self.stem, *self.stages][:frozen_stages]:
-            freeze(part)
+            freeze_module(part)
 
     def forward(self, image: Tensor) -> list[Tensor]:
         """`image` (B, in_channels, H, W), normalised -> C3, C4, C5. Raises ValueError for any other layout."""

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from sightline import registry
 from sightline.arguments import Count
-from sightline.layers.detection.norms import NORMS, NormName, freeze
+from sightline.layers.detection.norms import NORMS, NormName, freeze_module
 from sightline.layers.images import ConvNorm, assert_images
 from sightline.models.detection.backbones import STRIDES, FrozenStages
 
@@ -23,7 +23,7 @@ _POOLED = (5, 9, 13)
 
 def _unit(before: int, after: int, size: int, norm: NormName, stride: int = 1) -> ConvNorm:
     return ConvNorm(
-        in_channels=before, out_channels=after, size=size, stride=stride, activation=nn.SiLU(), norm=NORMS[norm]
+        in_channels=before, out_channels=after, kernel_size=size, stride=stride, activation=nn.SiLU(), norm=NORMS[norm]
     )
 
 
@@ -101,7 +101,7 @@ class CSPDarknet(nn.Module):
             stages.append(nn.Sequential(_unit(wide // 2, wide, 3, norm, stride=2), *pooling, block))
         self.stages = nn.ModuleList(stages)
         for part in [self.stem, *self.stages][:frozen_stages]:
-            freeze(part)
+            freeze_module(part)
 
     def forward(self, image: Tensor) -> list[Tensor]:
         """`image` (B, in_channels, H, W), normalised -> C3, C4, C5. Raises ValueError for any other layout."""

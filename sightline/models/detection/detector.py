@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from sightline import registry
 from sightline.arguments import Backbone, Head, Neck
-from sightline.binding import outputs_of_model
+from sightline.binding import model_output_keys
 from sightline.models.detection.head import HeadOutput
 
 __all__ = ["Detector", "DetectorOutput"]
@@ -42,7 +42,7 @@ class Detector(nn.Module):
         self.channels_last = channels_last
         if channels_last:
             self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.output_keys = outputs_of_model(head, owner="the head") | {"level_shapes"}
+        self.output_keys = model_output_keys(head, owner="the head") | {"level_shapes"}
 
     def forward(self, *, image: Tensor) -> DetectorOutput:
         """`image` (B, in_channels, H, W), normalised; rows and columns of any number."""

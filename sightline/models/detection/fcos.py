@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from sightline import registry
 from sightline.arguments import Count
 from sightline.geometry.boxes.priors import PriorKind
-from sightline.layers.detection.norms import group_norm
+from sightline.layers.detection.norms import make_group_norm
 from sightline.layers.images import ConvBlock
-from sightline.models.detection.head import CentreOutput, DenseHead, Prior, at_priors
+from sightline.models.detection.head import CentreOutput, DenseHead, PriorProbability, flatten_to_priors
 
 __all__ = ["ATSSHead", "FCOSHead"]
 
@@ -40,7 +40,7 @@ class FCOSHead(DenseHead):
         distances: Literal["relu", "exp"] = "relu",
         centreness_on: Literal["box", "cls"] = "box",
         scales: bool = True,
-        prior: Prior = 0.01,
+        prior: PriorProbability = 0.01,
     ) -> None:
         super().__init__(
             channels=channels,
@@ -48,10 +48,10 @@ class FCOSHead(DenseHead):
             num_classes=num_classes,
             priors_per_cell=1,
             num_convs=num_convs,
-            norm=group_norm,
+            norm=make_group_norm,
         )
         self.distances, self.centreness_on = distances, centreness_on
-        self.centreness = ConvBlock(in_channels=channels[0], out_channels=1, size=3)
+        self.centreness = ConvBlock(in_channels=channels[0], out_channels=1, kernel_size=3)
         self.scales = nn.Parameter(torch.ones(len(strides))) if scales else None
         self._start(prior)
 
@@ -65,9 +65,9 @@ class FCOSHead(DenseHead):
             codes.append(self._code(raw if self.scales is None else self.scales[level] * raw, self.strides[level]))
             centreness.append(self.centreness(of_box if self.centreness_on == "box" else of_class))
         return {
-            "logits": at_priors(logits, self.num_classes),
-            "codes": at_priors(codes, 4),
-            "centreness": at_priors(centreness, 1)[..., 0],
+            "logits": flatten_to_priors(logits, self.num_classes),
+            "codes": flatten_to_priors(codes, 4),
+            "centreness": flatten_to_priors(centreness, 1)[..., 0],
         }
 
     def _code(self, values: Tensor, stride: int) -> Tensor:
@@ -92,7 +92,7 @@ class ATSSHead(FCOSHead):
         strides: tuple[int, ...],
         num_classes: int,
         num_convs: Count = 4,
-        prior: Prior = 0.01,
+        prior: PriorProbability = 0.01,
     ) -> None:
         super().__init__(channels=channels, strides=strides, num_classes=num_classes, num_convs=num_convs, prior=prior)
 

@@ -52,11 +52,13 @@ class FPN(nn.Module):
         self.channels = (width,) * len(levels)
         self.strides = tuple(2**level for level in levels)
         self.p6_source, self.upsample = p6_source, upsample
-        self.laterals = nn.ModuleList(ConvBlock(in_channels=each, out_channels=width, size=1) for each in channels)
-        self.outputs = nn.ModuleList(ConvBlock(in_channels=width, out_channels=width, size=3) for _ in channels)
+        self.laterals = nn.ModuleList(
+            ConvBlock(in_channels=each, out_channels=width, kernel_size=1) for each in channels
+        )
+        self.outputs = nn.ModuleList(ConvBlock(in_channels=width, out_channels=width, kernel_size=3) for _ in channels)
         first = channels[-1] if p6_source == "c5" else width
         self.coarser = nn.ModuleList(
-            ConvBlock(in_channels=first if place == 0 else width, out_channels=width, size=3, stride=2)
+            ConvBlock(in_channels=first if place == 0 else width, out_channels=width, kernel_size=3, stride=2)
             for place in range(len(coarser))
         )
         for module in self.modules():

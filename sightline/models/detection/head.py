@@ -14,9 +14,9 @@ from sightline.errors import ConfigError
 from sightline.geometry.boxes.priors import PriorKind
 from sightline.layers.images import ConvBlock
 
-__all__ = ["CentreOutput", "DenseHead", "HeadOutput", "Prior", "at_priors", "start_rare"]
+__all__ = ["CentreOutput", "DenseHead", "HeadOutput", "PriorProbability", "flatten_to_priors", "init_prior_bias"]
 
-Prior = Annotated[float, Gt(0.0), Lt(1.0)]
+PriorProbability = Annotated[float, Gt(0.0), Lt(1.0)]
 """A probability that is neither 0 nor 1."""
 _STD = 0.01
 
@@ -37,13 +37,13 @@ class CentreOutput(HeadOutput):
     centreness: Tensor
 
 
-def at_priors(maps: Sequence[Tensor], numbers: int) -> Tensor:
+def flatten_to_priors(maps: Sequence[Tensor], numbers: int) -> Tensor:
     """Maps (B, A * numbers, H, W) of all levels as (B, P, numbers): per level, row, column and prior of a cell."""
     levels = [each.unflatten(1, (-1, numbers)).permute(0, 3, 4, 1, 2).flatten(1, 3) for each in maps]
     return torch.cat(levels, dim=1)
 
 
-def start_rare(layer: ConvBlock, prior: float, channels: slice = slice(None)) -> None:
+def init_prior_bias(layer: ConvBlock, prior: float, channels: slice = slice(None)) -> None:
     """Give outputs of a layer the first probability `prior`: their biases become -ln((1 - prior) / prior)."""
     assert layer.conv.bias is not None
     with torch.no_grad():
@@ -84,12 +84,12 @@ class DenseHead(nn.Module):
 
         def block() -> ConvBlock:
             own_norm = None if norm is None else norm(width)
-            return ConvBlock(in_channels=width, out_channels=width, size=3, norm=own_norm, activation=nn.ReLU())
+            return ConvBlock(in_channels=width, out_channels=width, kernel_size=3, norm=own_norm, activation=nn.ReLU())
 
         self.class_tower, self.box_tower = (nn.Sequential(*(block() for _ in range(num_convs))) for _ in range(2))
         count = priors_per_cell * self.predictions_per_prior
-        self.classes = ConvBlock(in_channels=width, out_channels=count * num_classes, size=3)
-        self.boxes = ConvBlock(in_channels=width, out_channels=count * 4, size=3)
+        self.classes = ConvBlock(in_channels=width, out_channels=count * num_classes, kernel_size=3)
+        self.boxes = ConvBlock(in_channels=width, out_channels=count * 4, kernel_size=3)
 
     def _start(self, prior: float) -> None:
         """The weights before training; called once all layers are there."""
@@ -98,4 +98,4 @@ class DenseHead(nn.Module):
                 assert module.bias is not None
                 nn.init.normal_(module.weight, std=_STD)
                 nn.init.zeros_(module.bias)
-        start_rare(self.classes, prior)
+        init_prior_bias(self.classes, prior)

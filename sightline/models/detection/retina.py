@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from sightline import registry
 from sightline.arguments import Count
 from sightline.layers.images import ConvBlock
-from sightline.models.detection.head import DenseHead, HeadOutput, Prior, at_priors
+from sightline.models.detection.head import DenseHead, HeadOutput, PriorProbability, flatten_to_priors
 
 __all__ = ["RetinaEMDHead", "RetinaHead", "RetinaOutput"]
 
@@ -42,7 +42,7 @@ class RetinaHead(DenseHead):
         num_classes: int,
         num_anchors: Count = 9,
         num_convs: Count = 4,
-        prior: Prior = 0.01,
+        prior: PriorProbability = 0.01,
         density: bool = False,
     ) -> None:
         super().__init__(
@@ -59,8 +59,10 @@ class RetinaHead(DenseHead):
             taken = width + num_anchors * (num_classes + 4)
             self.density = nn.ModuleDict(
                 {
-                    "reduce": ConvBlock(in_channels=channels[0], out_channels=width, size=1, activation=nn.ReLU()),
-                    "predict": ConvBlock(in_channels=taken, out_channels=num_anchors, size=5),
+                    "reduce": ConvBlock(
+                        in_channels=channels[0], out_channels=width, kernel_size=1, activation=nn.ReLU()
+                    ),
+                    "predict": ConvBlock(in_channels=taken, out_channels=num_anchors, kernel_size=5),
                 }
             )
         self._start(prior)
@@ -69,11 +71,14 @@ class RetinaHead(DenseHead):
         """Maps (B, channels, H, W), finest first. `codes` are dx and dy in widths and heights, and log dw, log dh."""
         logits = [self.classes(self.class_tower(each)) for each in maps]
         codes = [self.boxes(self.box_tower(each)) for each in maps]
-        found: RetinaOutput = {"logits": at_priors(logits, self.num_classes), "codes": at_priors(codes, 4)}
+        found: RetinaOutput = {
+            "logits": flatten_to_priors(logits, self.num_classes),
+            "codes": flatten_to_priors(codes, 4),
+        }
         if self.density is not None:
             rows = zip(map(self.density["reduce"], maps), logits, codes, strict=True)
             densities = [self.density["predict"](torch.cat(row, dim=1)) for row in rows]
-            found["density"] = at_priors(densities, 1)[..., 0]
+            found["density"] = flatten_to_priors(densities, 1)[..., 0]
         return found
 
 
@@ -96,7 +101,7 @@ class RetinaEMDHead(DenseHead):
         num_classes: int,
         num_anchors: Count = 9,
         num_convs: Count = 4,
-        prior: Prior = 0.01,
+        prior: PriorProbability = 0.01,
     ) -> None:
         super().__init__(
             channels=channels,
@@ -109,6 +114,6 @@ class RetinaEMDHead(DenseHead):
 
     def forward(self, maps: Sequence[Tensor]) -> HeadOutput:
         """Maps (B, channels, H, W), finest first."""
-        logits = at_priors([self.classes(self.class_tower(each)) for each in maps], 2 * self.num_classes)
-        codes = at_priors([self.boxes(self.box_tower(each)) for each in maps], 8)
+        logits = flatten_to_priors([self.classes(self.class_tower(each)) for each in maps], 2 * self.num_classes)
+        codes = flatten_to_priors([self.boxes(self.box_tower(each)) for each in maps], 8)
         return {"logits": logits.unflatten(2, (2, -1)), "codes": codes.unflatten(2, (2, -1))}

@@ -10,12 +10,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sightline import registry
-from sightline.arguments import Count, Factor
-from sightline.geometry.boxes.overlaps import at_least_float32, box_sizes
+from sightline.arguments import Count, NonNegativeFloat
+from sightline.geometry.boxes.overlaps import box_sizes, promote_to_float32
 from sightline.geometry.boxes.priors import Priors
 from sightline.layers.detection.norms import NORMS, NormName
 from sightline.layers.images import ConvBlock, ConvNorm
-from sightline.models.detection.head import HeadOutput, Prior, at_priors, start_rare
+from sightline.models.detection.head import HeadOutput, PriorProbability, flatten_to_priors, init_prior_bias
 
 __all__ = ["ObjectOutput", "YOLOXHead", "YOLOv3Head", "YOLOv3Neck"]
 
@@ -30,7 +30,7 @@ class ObjectOutput(HeadOutput):
 
 def _leaky(before: int, after: int, size: int, slope: float, norm: NormName) -> ConvNorm:
     activation = nn.LeakyReLU(slope)
-    return ConvNorm(in_channels=before, out_channels=after, size=size, activation=activation, norm=NORMS[norm])
+    return ConvNorm(in_channels=before, out_channels=after, kernel_size=size, activation=activation, norm=NORMS[norm])
 
 
 @registry.necks.add("yolov3")
@@ -48,7 +48,7 @@ class YOLOv3Neck(nn.Module):
         channels: tuple[int, ...],
         strides: tuple[int, ...],
         width: Count = 128,
-        slope: Factor = _SLOPE,
+        slope: NonNegativeFloat = _SLOPE,
         norm: NormName = "bn",
     ) -> None:
         super().__init__()
@@ -93,8 +93,8 @@ class YOLOv3Head(nn.Module):
         num_classes: int,
         num_anchors: Count = 3,
         coding: Literal["sigmoid", "deltas"] = "sigmoid",
-        prior: Prior = 0.01,
-        slope: Factor = _SLOPE,
+        prior: PriorProbability = 0.01,
+        slope: NonNegativeFloat = _SLOPE,
         as_published: bool = False,
         norm: NormName = "bn",
     ) -> None:
@@ -105,22 +105,22 @@ class YOLOv3Head(nn.Module):
         self.towers = nn.ModuleList(_leaky(own, 2 * own, 3, slope, norm) for own in channels)
         self.outputs = nn.ModuleList()
         for own in channels:
-            plain = ConvBlock(in_channels=2 * own, out_channels=count, size=1)
-            start_rare(plain, prior, slice(4, None, 5 + num_classes))
+            plain = ConvBlock(in_channels=2 * own, out_channels=count, kernel_size=1)
+            init_prior_bias(plain, prior, slice(4, None, 5 + num_classes))
             self.outputs.append(_leaky(2 * own, count, 1, slope, norm) if as_published else plain)
 
     def forward(self, maps: Sequence[Tensor]) -> ObjectOutput:
         """Maps (B, channels, H, W) of every level, finest first. `to_deltas` makes deltas of the `codes`."""
         layers = zip(self.outputs, self.towers, maps, strict=True)
-        found = at_priors([output(tower(each)) for output, tower, each in layers], 5 + self.num_classes)
+        found = flatten_to_priors([output(tower(each)) for output, tower, each in layers], 5 + self.num_classes)
         return {"logits": found[..., 5:], "codes": found[..., :4], "objectness": found[..., 4]}
 
     def to_deltas(self, codes: Tensor, priors: Priors) -> Tensor:
         """The deltas (B, P, 4) of anchors that `codes` (B, P, 4) of this head are."""
         if self.coding == "deltas":
             return codes
-        codes = at_least_float32(codes)
-        shift = (codes[..., :2].sigmoid() - 0.5) * priors.stride[:, None] / box_sizes(priors.rows)
+        codes = promote_to_float32(codes)
+        shift = (codes[..., :2].sigmoid() - 0.5) * priors.prior_stride[:, None] / box_sizes(priors.coordinates)
         return torch.cat([shift, codes[..., 2:]], dim=-1)
 
 
@@ -145,7 +145,7 @@ class YOLOXHead(nn.Module):
         num_classes: int,
         width: Count | None = None,
         num_convs: Count = 2,
-        prior: Prior = 0.01,
+        prior: PriorProbability = 0.01,
         norm: NormName = "bn",
     ) -> None:
         super().__init__()
@@ -153,15 +153,17 @@ class YOLOXHead(nn.Module):
         wide = width or channels[0]
 
         def unit(before: int, size: int) -> ConvNorm:
-            return ConvNorm(in_channels=before, out_channels=wide, size=size, activation=nn.SiLU(), norm=NORMS[norm])
+            return ConvNorm(
+                in_channels=before, out_channels=wide, kernel_size=size, activation=nn.SiLU(), norm=NORMS[norm]
+            )
 
         def towers() -> nn.ModuleList:
             return nn.ModuleList(nn.Sequential(*(unit(wide, 3) for _ in range(num_convs))) for _ in channels)
 
         def outputs(count: int, first: float = 0.5) -> nn.ModuleList:
-            layers = [ConvBlock(in_channels=wide, out_channels=count, size=1) for _ in channels]
+            layers = [ConvBlock(in_channels=wide, out_channels=count, kernel_size=1) for _ in channels]
             for layer in layers:
-                start_rare(layer, first)
+                init_prior_bias(layer, first)
             return nn.ModuleList(layers)
 
         self.stems = nn.ModuleList(unit(each, 1) for each in channels)
@@ -178,14 +180,14 @@ class YOLOXHead(nn.Module):
             codes.append(_distances(self.boxes[level](of_box), stride))
             objectness.append(self.objects[level](of_box))
         return {
-            "logits": at_priors(logits, self.num_classes),
-            "codes": at_priors(codes, 4),
-            "objectness": at_priors(objectness, 1)[..., 0],
+            "logits": flatten_to_priors(logits, self.num_classes),
+            "codes": flatten_to_priors(codes, 4),
+            "objectness": flatten_to_priors(objectness, 1)[..., 0],
         }
 
 
 def _distances(raw: Tensor, stride: int) -> Tensor:
     """Distances (B, 4, H, W) in pixels from the middles of cells; x and y are counted from their corners."""
-    raw = at_least_float32(raw)
+    raw = promote_to_float32(raw)
     shift, half = raw[:, :2] - 0.5, raw[:, 2:].exp() / 2
     return stride * torch.cat([half - shift, half + shift], dim=1)

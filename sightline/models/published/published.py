@@ -11,15 +11,15 @@ from torch import Tensor
 from sightline.errors import CheckpointError
 from sightline.models.published.published_crosspoint import CROSSPOINT_LAYOUTS, CROSSPOINT_UNUSED
 from sightline.models.published.published_dense import DENSE_LAYOUTS
-from sightline.models.published.published_detection import DETECTION_LAYOUTS, DETECTION_OPTIONAL, completed
+from sightline.models.published.published_detection import DETECTION_LAYOUTS, DETECTION_OPTIONAL, complete_state_dict
 from sightline.models.published.published_images import IMAGE_LAYOUTS, IMAGE_OPTIONAL
 from sightline.models.published.published_point_bert import POINT_BERT_LAYOUTS, POINT_BERT_OPTIONAL, POINT_BERT_UNUSED
 from sightline.models.published.published_range_images import RANGE_IMAGE_LAYOUTS, RANGE_IMAGE_UNUSED
 from sightline.models.published.published_segmentation import SEGMENTATION_LAYOUTS, yanx27_alignment
 from sightline.models.published.published_volumes import VOLUME_LAYOUTS
-from sightline.schema import nearest
+from sightline.schema import suggest
 
-__all__ = ["LAYOUTS", "OPTIONAL", "UNUSED", "published_name", "translate", "translate_key", "unused_names"]
+__all__ = ["LAYOUTS", "OPTIONAL", "UNUSED", "convert_state_dict", "published_name", "translate_key", "unused_names"]
 
 _WANG_DGCNN = {
     **{f"conv{i + 1}.0": f"edges.{i}.edge.linear" for i in range(4)},
@@ -210,7 +210,7 @@ OPTIONAL: Mapping[str, str] = {**DETECTION_OPTIONAL, **IMAGE_OPTIONAL, **POINT_B
 """Per published layout: the module of ours that its files may be without as a whole."""
 
 
-def translate(state: Mapping[str, Tensor], layout: str) -> dict[str, Tensor]:
+def convert_state_dict(state: Mapping[str, Tensor], layout: str) -> dict[str, Tensor]:
     """Published weights under our names and in our shapes; tensors are shared, nothing given is changed.
 
     Convolutions of size 1 become matrices, but for those that are convolutions here too, as all over volumes are; a
@@ -242,7 +242,7 @@ def translate(state: Mapping[str, Tensor], layout: str) -> dict[str, Tensor]:
                 "the file is damaged or was edited by hand"
             )
         translated[ours], origin[ours] = value, key
-    return completed(translated, layout)
+    return complete_state_dict(translated, layout)
 
 
 def unused_names(names: Iterable[str], layout: str) -> dict[str, str]:
@@ -276,7 +276,7 @@ def published_name(ours: str, layout: str) -> str:
 
 def _assert_known(layout: str) -> None:
     if layout not in LAYOUTS:
-        raise CheckpointError(f"no published layout is called '{layout}'{nearest(layout, LAYOUTS)}")
+        raise CheckpointError(f"no published layout is called '{layout}'{suggest(layout, LAYOUTS)}")
 
 
 def _without_wrapper(state: Mapping[str, Tensor]) -> list[str]:

@@ -14,8 +14,8 @@ from sightline import registry
 from sightline.errors import CheckpointError
 from sightline.models.published.published_files import PublishedFile
 from sightline.models.published.published_yolo import units_of_yolov3
-from sightline.plain_files import assert_plain
-from sightline.types import Component
+from sightline.regular_files import check_regular_file
+from sightline.types import ComponentConfig
 
 __all__ = ["DARKNET_FILES", "read_darknet"]
 
@@ -32,7 +32,7 @@ def read_darknet(path: Path, layout: str) -> PublishedFile:
     missing, or of another size than any such network. Source: pjreddie/darknet, src/parser.c.
     """
     try:
-        num_bytes = assert_plain(path)
+        num_bytes = check_regular_file(path)
         with path.open("rb") as file:
             major, minor = struct.unpack("<2i", file.read(8).ljust(8, b"\0"))
     except FileNotFoundError:
@@ -59,9 +59,13 @@ def read_darknet(path: Path, layout: str) -> PublishedFile:
 
 def _tensors(layout: str, num_classes: int) -> Iterator[tuple[str, torch.Size]]:
     """Names and shapes in the order of a file."""
-    parts = {"backbone": Component("darknet53"), "neck": Component("yolov3"), "head": Component("yolov3")}
+    parts = {
+        "backbone": ComponentConfig("darknet53"),
+        "neck": ComponentConfig("yolov3"),
+        "head": ComponentConfig("yolov3"),
+    }
     with torch.device("meta"):
-        own = registry.models.build(Component("detector", parts), facts={"num_classes": num_classes}).state_dict()
+        own = registry.models.build(ComponentConfig("detector", parts), facts={"num_classes": num_classes}).state_dict()
     for place, unit in enumerate(units_of_yolov3()):
         if unit.startswith(DARKNET_FILES[layout]):
             leaves = [f"norm.{leaf}" for leaf in _NORM] if f"{unit}.norm.weight" in own else ["conv.bias"]

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from sightline.models.published.published_images import residual_network
 from sightline.models.published.published_yolo import YOLO_LAYOUTS
-from sightline.models.resnet import RESNETS
+from sightline.models.resnet import RESNET_DEPTHS
 
-__all__ = ["DETECTION_LAYOUTS", "DETECTION_OPTIONAL", "completed"]
+__all__ = ["DETECTION_LAYOUTS", "DETECTION_OPTIONAL", "complete_state_dict"]
 
 _RETINA, _FCOS = "torchvision_retinanet_resnet50_fpn", "torchvision_fcos_resnet50_fpn"
 _NUM_CONVS = 4
@@ -79,7 +79,7 @@ _SHARED_TOWERS: Mapping[str, Mapping[str, str]] = {
     "crowddet_retinanet": _crowddet(),
     "crowddet_retinanet_emd": _crowddet(),
     **{
-        f"odtask_retina_{name}": _odtask(RESNETS[name], count)
+        f"odtask_retina_{name}": _odtask(RESNET_DEPTHS[name], count)
         for name, count in (("resnet18", 2), ("resnet34", 2), ("resnet50", 3), ("resnet101", 3))
     },
     _FCOS: _names(lambda place: {f"{3 * place}": "conv", f"{3 * place + 1}": "norm"})
@@ -96,7 +96,7 @@ DETECTION_OPTIONAL: Mapping[str, str] = {
 """Our module that is left out for a set of other classes."""
 
 
-def completed(weights: Mapping[str, Tensor], layout: str) -> dict[str, Tensor]:
+def complete_state_dict(weights: Mapping[str, Tensor], layout: str) -> dict[str, Tensor]:
     """Weights under our names as a model of ours holds them; of layouts of other networks, the same.
 
     Frozen batch norms of a file have no count, and some add another number to their variances than ours: they get a

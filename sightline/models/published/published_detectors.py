@@ -6,12 +6,12 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sightline.models.published.published_model import NumModules, Protocol, PublishedModel, Size
+from sightline.models.published.published_model import AxisSize, NumModules, PublishedModel, PublishedProtocol
 
 __all__ = ["DETECTORS"]
 
-_PHOTOS = Protocol("detect", "coco", ({"name": "box_ap"},), "ap", 1, {})
-_CROWDS = Protocol("detect", "crowdhuman", ({"name": "box_ap", "most": 500},), "ap50", 1, {})
+_PHOTOS = PublishedProtocol("detect", "coco", ({"name": "box_ap"},), "ap", 1, {})
+_CROWDS = PublishedProtocol("detect", "crowdhuman", ({"name": "box_ap", "most": 500},), "ap50", 1, {})
 
 
 def _short_side(canvas_px: int, long_px: int) -> tuple[Mapping[str, Any], ...]:
@@ -31,17 +31,17 @@ def _detector(
     task: Mapping[str, Any],
     *losses: Mapping[str, Any],
     evaluate: tuple[Mapping[str, Any], ...],
-    protocol: Protocol = _PHOTOS,
+    protocol: PublishedProtocol = _PHOTOS,
     backbone: str = "resnet50",
     neck: str = "fpn",
-    num_classes: Size | None = None,
-    from_shapes: Mapping[str, Size | NumModules] | None = None,
+    num_classes: AxisSize | None = None,
+    from_shapes: Mapping[str, AxisSize | NumModules] | None = None,
     class_places: Sequence[int] = (),
     assumed: Mapping[str, Any] | None = None,
 ) -> PublishedModel:
     return PublishedModel(
         model="detector",
-        num_classes=num_classes or Size("head.classes.conv.weight", 0, divisor=num_anchors),
+        num_classes=num_classes or AxisSize("head.classes.conv.weight", 0, divisor=num_anchors),
         in_channels=None,
         encoders={"backbone": backbone, "neck": neck, "head": head},
         from_shapes=from_shapes or {},
@@ -115,7 +115,7 @@ def _yolov3(
     task: Mapping[str, Any],
     evaluate: tuple[Mapping[str, Any], ...],
     *,
-    protocol: Protocol = _PHOTOS,
+    protocol: PublishedProtocol = _PHOTOS,
     **assumed: Any,
 ) -> PublishedModel:
     """Of every anchor's outputs five are those of its box and of objectness."""
@@ -129,7 +129,7 @@ def _yolov3(
         protocol=protocol,
         backbone="darknet53",
         neck="yolov3",
-        num_classes=Size("head.outputs.0.conv.weight", 0, divisor=num_anchors, others=5 * num_anchors),
+        num_classes=AxisSize("head.outputs.0.conv.weight", 0, divisor=num_anchors, others=5 * num_anchors),
         assumed={"head.num_anchors": num_anchors, **assumed},
     )
 
@@ -208,9 +208,9 @@ DETECTORS: Mapping[str, PublishedModel] = {
         {"name": "box_overlap", "overlap": "iou", "form": "square", "weight": 5.0},
         backbone="cspdarknet",
         neck="pafpn",
-        num_classes=Size("head.classes.0.conv.weight", 0),
+        num_classes=AxisSize("head.classes.0.conv.weight", 0),
         from_shapes={
-            "backbone.width": Size("backbone.stem.conv.weight", 0),
+            "backbone.width": AxisSize("backbone.stem.conv.weight", 0),
             "backbone.depth": NumModules("backbone.stages.0.1.blocks"),
             "neck.depth": NumModules("neck.down.0.blocks"),
         },

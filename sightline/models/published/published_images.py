@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from sightline.models.resnet import RESNETS
+from sightline.models.resnet import RESNET_DEPTHS
 
 __all__ = ["IMAGE_LAYOUTS", "IMAGE_OPTIONAL", "residual_network"]
 
@@ -52,7 +52,7 @@ IMAGE_LAYOUTS: Mapping[str, Mapping[str, str]] = {
     "timm_vit_small": _TIMM_VIT,
     "timm_vit_tiny": _TIMM_VIT,
     **{
-        f"torchvision_{name}": residual_network("", "images.", RESNETS[name], count) | {"fc": "head"}
+        f"torchvision_{name}": residual_network("", "images.", RESNET_DEPTHS[name], count) | {"fc": "head"}
         for name, count in (("resnet18", 2), ("resnet34", 2), ("resnet50", 3), ("resnet101", 3))
     },
 }

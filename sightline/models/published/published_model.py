@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-__all__ = ["BY_NORMALS", "OBJECTS", "ImageSide", "NumModules", "Protocol", "PublishedModel", "Size"]
+__all__ = ["BY_NORMALS", "OBJECTS", "AxisSize", "ImageSide", "NumModules", "PublishedModel", "PublishedProtocol"]
 
 
-class Size(NamedTuple):
+class AxisSize(NamedTuple):
     """A number read off one axis of one of our tensors: less `others`, divided by `divisor`."""
 
     name: str
@@ -47,7 +47,7 @@ class ImageSide(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Protocol:
+class PublishedProtocol:
     """What weights were published for: the task, the data set, what is measured there and which number is quoted.
 
     `arguments` are those of the data set that give a point so many channels, or images where there are no points.
@@ -62,7 +62,7 @@ class Protocol:
 
 
 BY_NORMALS: Mapping[int, Mapping[str, Any]] = {3: {"normals": "none"}, 6: {"normals": "file"}}
-OBJECTS = Protocol("classify", "modelnet40", ({"name": "accuracy"},), "overall_accuracy", 64, BY_NORMALS)
+OBJECTS = PublishedProtocol("classify", "modelnet40", ({"name": "accuracy"},), "overall_accuracy", 64, BY_NORMALS)
 
 
 @dataclass(frozen=True)
@@ -80,20 +80,20 @@ class PublishedModel:
     """
 
     model: str
-    num_classes: Size | None
-    in_channels: Size | None
-    from_shapes: Mapping[str, Size | NumModules | ImageSide] = field(default_factory=dict)
+    num_classes: AxisSize | None
+    in_channels: AxisSize | None
+    from_shapes: Mapping[str, AxisSize | NumModules | ImageSide] = field(default_factory=dict)
     assumed: Mapping[str, Any] = field(default_factory=dict)
     losses: tuple[Mapping[str, Any], ...] = ({"name": "cross_entropy"},)
     evaluate: tuple[Mapping[str, Any], ...] = ()
     up_axis: str | None = "y"
-    protocol: Protocol = OBJECTS
+    protocol: PublishedProtocol = OBJECTS
     task: Mapping[str, Any] = field(default_factory=dict)
     takes_first_points: bool = True
     encoders: Mapping[str, str] = field(default_factory=dict)
     trains: tuple[Mapping[str, Any], ...] = ()
     keeps_head: bool = True
     has_image_file: bool = False
-    num_joints: Size | None = None
+    num_joints: AxisSize | None = None
     parts: Mapping[str, str] = field(default_factory=dict)
     class_places: Sequence[int] = ()

@@ -12,11 +12,11 @@ from sightline.models.published.published import LAYOUTS, OPTIONAL, translate_ke
 from sightline.models.published.published_detectors import DETECTORS
 from sightline.models.published.published_model import (
     BY_NORMALS,
+    AxisSize,
     ImageSide,
     NumModules,
-    Protocol,
     PublishedModel,
-    Size,
+    PublishedProtocol,
 )
 
 __all__ = ["MODELS", "layouts_of"]
@@ -26,34 +26,34 @@ _BY_COLOURS: Mapping[int, Mapping[str, Any]] = {
     6: {"colours": True},
     9: {"colours": True, "place": True},
 }
-_PAIRS = Protocol("contrast", "shapenet_render", ({"name": "pairs"},), "retrieval_accuracy", 64, {})
+_PAIRS = PublishedProtocol("contrast", "shapenet_render", ({"name": "pairs"},), "retrieval_accuracy", 64, {})
 _NO_POINTS = 0
-_IMAGES = Protocol(
+_IMAGES = PublishedProtocol(
     "classify", "synthetic_shapes", ({"name": "accuracy"},), "overall_accuracy", 64, {_NO_POINTS: {"views": 12}}
 )
 """Of views that are always there: ImageNet, which the weights are of, is no set of ours."""
-_PARTS = Protocol("segment", "shapenet_part", ({"name": "part_iou"},), "instance_miou", 32, BY_NORMALS)
-_SCENES = Protocol("segment", "s3dis", ({"name": "iou"},), "miou", 1, _BY_COLOURS)
+_PARTS = PublishedProtocol("segment", "shapenet_part", ({"name": "part_iou"},), "instance_miou", 32, BY_NORMALS)
+_SCENES = PublishedProtocol("segment", "s3dis", ({"name": "iou"},), "miou", 1, _BY_COLOURS)
 _BY_POINTS_AND_PIXELS = tuple({"name": name, "absent": "zero"} for name in ("iou", "iou_by_distance", "pixel_iou"))
-_SCANS = Protocol("segment", "semantic_kitti", _BY_POINTS_AND_PIXELS, "miou", 1, {})
+_SCANS = PublishedProtocol("segment", "semantic_kitti", _BY_POINTS_AND_PIXELS, "miou", 1, {})
 _SMOOTHED: tuple[Mapping[str, Any], ...] = ({"name": "cross_entropy", "label_smoothing": 0.2},)
 _NORMALISED: tuple[Mapping[str, Any], ...] = ({"name": "normalize_unit_sphere"},)
 
 _DGCNN = PublishedModel(
     model="dgcnn",
-    num_classes=Size("head.4.weight", 0),
-    in_channels=Size("edges.0.edge.linear.weight", 1, divisor=2),
-    from_shapes={"embedding": Size("embed.linear.weight", 0)},
+    num_classes=AxisSize("head.4.weight", 0),
+    in_channels=AxisSize("edges.0.edge.linear.weight", 1, divisor=2),
+    from_shapes={"embedding": AxisSize("embed.linear.weight", 0)},
     assumed={"num_neighbours": 20, "dropout": 0.5},
     losses=_SMOOTHED,
 )
 
-_POINT_BERT_INPUT = Size("embed.patches.enter.linear.weight", 1)
-_POINT_BERT_WIDTH = Size("trunk.norm.weight", 0)
+_POINT_BERT_INPUT = AxisSize("embed.patches.enter.linear.weight", 1)
+_POINT_BERT_WIDTH = AxisSize("trunk.norm.weight", 0)
 _POINT_BERT_ASSUMED = {"group_size": 32, "drop_path": 0.1, "dropout": 0.5, "min_squared_norm": 1e-3}
 _POINT_BERT = PublishedModel(
     model="point_bert",
-    num_classes=Size("head.3.weight", 0),
+    num_classes=AxisSize("head.3.weight", 0),
     in_channels=_POINT_BERT_INPUT,
     from_shapes={"width": _POINT_BERT_WIDTH, "depth": NumModules("trunk.blocks")},
     assumed={"num_heads": 6, "num_groups": 64, **_POINT_BERT_ASSUMED},
@@ -66,8 +66,8 @@ _POINT_BERT = PublishedModel(
 def _pct(**assumed: Any) -> PublishedModel:
     return PublishedModel(
         model="pct",
-        num_classes=Size("head.4.weight", 0),
-        in_channels=Size("embed.0.linear.weight", 1),
+        num_classes=AxisSize("head.4.weight", 0),
+        in_channels=AxisSize("embed.0.linear.weight", 1),
         assumed={"num_centres": (512, 256), "num_neighbours": 32, "dropout": 0.5, **assumed},
         losses=_SMOOTHED,
     )
@@ -76,8 +76,8 @@ def _pct(**assumed: Any) -> PublishedModel:
 def _pointnet2(model: str, **assumed: Any) -> PublishedModel:
     return PublishedModel(
         model=model,
-        num_classes=Size("head.4.weight", 0),
-        in_channels=Size("abstractions.0.groups.0.network.layers.0.linear.weight", 1),
+        num_classes=AxisSize("head.4.weight", 0),
+        in_channels=AxisSize("abstractions.0.groups.0.network.layers.0.linear.weight", 1),
         assumed={"num_centres": (512, 128), "dropout": 0.4, **assumed},
         evaluate=_NORMALISED,
     )
@@ -94,41 +94,41 @@ _PENALISED: tuple[Mapping[str, Any], ...] = (
 )
 
 
-def _of_points(protocol: Protocol) -> dict[str, Any]:
+def _of_points(protocol: PublishedProtocol) -> dict[str, Any]:
     """What networks for clouds of one size share: shapes are thinned, scenes cut into blocks; all points are scored."""
     if protocol is _SCENES:
         return {"protocol": protocol, "up_axis": "z", "task": _IN_BLOCKS}
     return {"protocol": protocol, "evaluate": _thinned(2048)}
 
 
-def _dgcnn_points(model: str, last: str, protocol: Protocol, **assumed: Any) -> PublishedModel:
+def _dgcnn_points(model: str, last: str, protocol: PublishedProtocol, **assumed: Any) -> PublishedModel:
     return PublishedModel(
         model=model,
-        num_classes=Size(f"{last}.weight", 0),
-        in_channels=Size("levels.edges.0.network.layers.0.linear.weight", 1, divisor=2),
-        from_shapes={"embedding": Size("levels.embed.linear.weight", 0)},
+        num_classes=AxisSize(f"{last}.weight", 0),
+        in_channels=AxisSize("levels.edges.0.network.layers.0.linear.weight", 1, divisor=2),
+        from_shapes={"embedding": AxisSize("levels.embed.linear.weight", 0)},
         assumed={"dropout": 0.5, **assumed},
         losses=_SMOOTHED,
         **_of_points(protocol),
     )
 
 
-def _pointnet_points(model: str, embedding: str, protocol: Protocol) -> PublishedModel:
+def _pointnet_points(model: str, embedding: str, protocol: PublishedProtocol) -> PublishedModel:
     return PublishedModel(
         model=model,
-        num_classes=Size("head.2.weight", 0),
-        in_channels=Size(f"{embedding}.linear.weight", 1),
+        num_classes=AxisSize("head.2.weight", 0),
+        in_channels=AxisSize(f"{embedding}.linear.weight", 1),
         losses=_PENALISED,
         **_of_points(protocol),
     )
 
 
-def _pointnet2_points(model: str, protocol: Protocol, **assumed: Any) -> PublishedModel:
+def _pointnet2_points(model: str, protocol: PublishedProtocol, **assumed: Any) -> PublishedModel:
     """The first abstraction sees a place beside all channels."""
     return PublishedModel(
         model=model,
-        num_classes=Size("head.2.weight", 0),
-        in_channels=Size("abstractions.0.groups.0.network.layers.0.linear.weight", 1, others=3),
+        num_classes=AxisSize("head.2.weight", 0),
+        in_channels=AxisSize("abstractions.0.groups.0.network.layers.0.linear.weight", 1, others=3),
         assumed={"dropout": 0.5, **assumed},
         **_of_points(protocol),
     )
@@ -138,9 +138,9 @@ def _dense_transformer(per: str, *, num_categories: int = 0, **recipe: Any) -> P
     """The one-hot of a category follows the channels of every point."""
     return PublishedModel(
         model="point_transformer_dense",
-        num_classes=Size("head.4.weight", 0),
-        in_channels=Size("encoder.embed.0.weight", 1, others=num_categories),
-        from_shapes={"width": Size("encoder.levels.0.0.enter.weight", 0)},
+        num_classes=AxisSize("head.4.weight", 0),
+        in_channels=AxisSize("encoder.embed.0.weight", 1, others=num_categories),
+        from_shapes={"width": AxisSize("encoder.levels.0.0.enter.weight", 0)},
         assumed={"per": per, "num_blocks": (1, 1, 1, 1, 1), "num_neighbours": 16},
         **recipe,
     )
@@ -168,12 +168,12 @@ _CROSSPOINT_PICTURES: tuple[Mapping[str, Any], ...] = (
     {"name": "normalize_image"},
 )
 _CROSSPOINT_CHANNELS = {
-    "dgcnn": Size("points.edges.0.edge.linear.weight", 1, divisor=2),
-    "dgcnn_parts": Size("points.levels.edges.0.network.layers.0.linear.weight", 1, divisor=2),
+    "dgcnn": AxisSize("points.edges.0.edge.linear.weight", 1, divisor=2),
+    "dgcnn_parts": AxisSize("points.levels.edges.0.network.layers.0.linear.weight", 1, divisor=2),
 }
 _CROSSPOINT_EMBEDDING = {
-    "dgcnn": Size("points.embed.linear.weight", 0),
-    "dgcnn_parts": Size("points.levels.embed.linear.weight", 0),
+    "dgcnn": AxisSize("points.embed.linear.weight", 0),
+    "dgcnn_parts": AxisSize("points.levels.embed.linear.weight", 0),
 }
 
 
@@ -187,8 +187,8 @@ def _crosspoint(points: str, images: str | None = None) -> PublishedModel:
         encoders={"points": points, **({"images": images} if images is not None else {})},
         from_shapes={
             "points.embedding": _CROSSPOINT_EMBEDDING[points],
-            "embedding": Size("points_head.3.weight", 0),
-            "hidden": Size("points_head.0.weight", 0),
+            "embedding": AxisSize("points_head.3.weight", 0),
+            "hidden": AxisSize("points_head.0.weight", 0),
         },
         assumed={"points.num_neighbours": 15},
         losses=({"name": "intra_modal"}, *(({"name": "cross_modal"},) if both else ())),
@@ -210,10 +210,10 @@ _CROSSPOINT: Mapping[str, PublishedModel] = {
 }
 
 
-def _image_classifier(encoder: str, **from_shapes: Size | ImageSide) -> PublishedModel:
+def _image_classifier(encoder: str, **from_shapes: AxisSize | ImageSide) -> PublishedModel:
     return PublishedModel(
         model="image_classifier",
-        num_classes=Size("head.weight", 0),
+        num_classes=AxisSize("head.weight", 0),
         in_channels=None,
         encoders={"images": encoder},
         from_shapes={f"images.{name}": size for name, size in from_shapes.items()},
@@ -227,7 +227,7 @@ def _image_classifier(encoder: str, **from_shapes: Size | ImageSide) -> Publishe
 
 def _vit(encoder: str) -> PublishedModel:
     positions, patches = "images.positions", "images.patches.weight"
-    return _image_classifier(encoder, size_px=ImageSide(positions, patches), patch_px=Size(patches, 2))
+    return _image_classifier(encoder, size_px=ImageSide(positions, patches), patch_px=AxisSize(patches, 2))
 
 
 _IMAGE_NETWORKS: Mapping[str, PublishedModel] = {
@@ -245,14 +245,14 @@ _VARIED_CUBE = (
     {"name": "voxelize"},
     {"name": "draw_heatmaps"},
 )
-_HANDS = Protocol("pose", "msra_hands", ({"name": "joint_error"},), "mean_error_mm", 16, {})
+_HANDS = PublishedProtocol("pose", "msra_hands", ({"name": "joint_error"},), "mean_error_mm", 16, {})
 
 _VOLUMES: Mapping[str, PublishedModel] = {
     "dragonbook_v2v": PublishedModel(
         model="v2v",
         num_classes=None,
         in_channels=None,
-        num_joints=Size("output.weight", 0),
+        num_joints=AxisSize("output.weight", 0),
         losses=({"name": "heatmap_mse"},),
         evaluate=_FIXED_CUBE,
         trains=_VARIED_CUBE,
@@ -267,7 +267,7 @@ _SEGMENTATION: Mapping[str, PublishedModel] = {
     "antao97_dgcnn_scenes": _dgcnn_points("dgcnn_scenes", "head.2", _SCENES, num_neighbours=20, first_graph="place"),
     "lulutang0608_point_bert_parts": PublishedModel(
         model="point_bert_parts",
-        num_classes=Size("head.2.weight", 0),
+        num_classes=AxisSize("head.2.weight", 0),
         in_channels=_POINT_BERT_INPUT,
         from_shapes={"width": _POINT_BERT_WIDTH},
         assumed={"num_groups": 128, "num_centres": (512, 256), **_POINT_BERT_ASSUMED},
@@ -275,8 +275,8 @@ _SEGMENTATION: Mapping[str, PublishedModel] = {
     ),
     "menghaoguo_pct_parts": PublishedModel(
         model="pct_parts",
-        num_classes=Size("head.2.weight", 0),
-        in_channels=Size("embed.0.linear.weight", 1),
+        num_classes=AxisSize("head.2.weight", 0),
+        in_channels=AxisSize("embed.0.linear.weight", 1),
         assumed={"dropout": 0.5},
         **_of_points(_PARTS),
     ),
@@ -304,9 +304,9 @@ def _range_image(
     """`first` is the convolution that sees the channels of the image, `width` the one whose output is the width."""
     return PublishedModel(
         model=model,
-        num_classes=Size("head.conv.weight", 0),
-        in_channels=Size(f"{first}.conv.weight", 1),
-        from_shapes={} if width is None else {"width": Size(f"{width}.conv.weight", 0)},
+        num_classes=AxisSize("head.conv.weight", 0),
+        in_channels=AxisSize(f"{first}.conv.weight", 1),
+        from_shapes={} if width is None else {"width": AxisSize(f"{width}.conv.weight", 0)},
         assumed=assumed,
         evaluate=({"name": "project"},),
         trains=({"name": "project"},),
@@ -348,8 +348,8 @@ MODELS: Mapping[str, PublishedModel] = {
     "lulutang0608_point_bert_pretrained": _POINT_BERT,
     "postech_point_transformer_seg": PublishedModel(
         model="point_transformer",
-        num_classes=Size("head.2.weight", 0),
-        in_channels=Size("stages.0.down.edge.linear.weight", 1),
+        num_classes=AxisSize("head.2.weight", 0),
+        in_channels=AxisSize("stages.0.down.edge.linear.weight", 1),
         assumed={"per": "point", "strides": (1, 4, 4, 4, 4), "num_neighbours": (8, 16, 16, 16, 16)},
         up_axis="z",
         protocol=_SCENES,
@@ -364,9 +364,9 @@ MODELS: Mapping[str, PublishedModel] = {
     "wangyueft_dgcnn_cls": _DGCNN,
     "wangyueft_pointnet": PublishedModel(
         model="pointnet_plain",
-        num_classes=Size("head.2.weight", 0),
-        in_channels=Size("encode.0.linear.weight", 1),
-        from_shapes={"embedding": Size("encode.4.linear.weight", 0)},
+        num_classes=AxisSize("head.2.weight", 0),
+        in_channels=AxisSize("encode.0.linear.weight", 1),
+        from_shapes={"embedding": AxisSize("encode.4.linear.weight", 0)},
         assumed={"dropout": 0.5},
         losses=_SMOOTHED,
     ),
@@ -374,8 +374,8 @@ MODELS: Mapping[str, PublishedModel] = {
     "yanx27_pointnet2_ssg_cls": _pointnet2("pointnet2", radii=(0.2, 0.4), num_neighbours=(32, 64)),
     "yanx27_pointnet_cls": PublishedModel(
         model="pointnet",
-        num_classes=Size("head.5.weight", 0),
-        in_channels=Size("embed.linear.weight", 1),
+        num_classes=AxisSize("head.5.weight", 0),
+        in_channels=AxisSize("embed.linear.weight", 1),
         assumed={"dropout": 0.4},
         losses=_PENALISED,
         evaluate=_NORMALISED,

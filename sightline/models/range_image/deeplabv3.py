@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sightline import registry
-from sightline.arguments import Count, Fraction
+from sightline.arguments import Count, FractionBelowOne
 from sightline.layers.images import ConvBlock
-from sightline.layers.range_image.columns import WrapColumns
+from sightline.layers.range_image.columns import CircularPad
 from sightline.models.range_image.network import RangeImageNetwork
 from sightline.models.resnet import ResidualNetwork
 
@@ -26,7 +26,7 @@ def _unit(*, in_channels: int, out_channels: int, size: int, circular: bool, dil
     return ConvBlock(
         in_channels=in_channels,
         out_channels=out_channels,
-        size=size,
+        kernel_size=size,
         dilation=dilation,
         bias=False,
         norm=nn.BatchNorm2d(out_channels),
@@ -81,12 +81,12 @@ class DeepLabV3(RangeImageNetwork):
         depth: Literal[50, 101] = 50,
         width: Count = 64,
         stem_rows: Literal[1, 2] = 2,
-        dropout: Fraction = 0.5,
+        dropout: FractionBelowOne = 0.5,
         circular: bool = False,
         channels_last: bool = False,
     ) -> None:
         super().__init__(in_channels=in_channels, channels_last=channels_last)
-        self.multiples = (1, _STRIDE if circular else 1)
+        self.size_divisors = (1, _STRIDE if circular else 1)
         self.backbone = ResidualNetwork(
             depths=_DEPTHS[depth],
             sizes=(1, 3, 1),
@@ -101,11 +101,11 @@ class DeepLabV3(RangeImageNetwork):
             in_channels=self.backbone.out_channels, out_channels=4 * width, dropout=dropout, circular=circular
         )
         self.smooth = _unit(in_channels=4 * width, out_channels=4 * width, size=3, circular=circular)
-        self.head = ConvBlock(in_channels=4 * width, out_channels=num_classes, size=1)
-        self.wrap = WrapColumns(1) if circular else None
+        self.head = ConvBlock(in_channels=4 * width, out_channels=num_classes, kernel_size=1)
+        self.wrap = CircularPad(1) if circular else None
         self._order()
 
-    def score(self, image: Tensor) -> Tensor:
+    def forward_logits(self, image: Tensor) -> Tensor:
         coarse: Tensor = self.head(self.smooth(self.pyramid(self.backbone(image))))
         height, width = image.shape[2:]
         if self.wrap is None:

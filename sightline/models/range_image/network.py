@@ -24,7 +24,7 @@ class RangeImageNetwork(nn.Module):
     With `channels_last`, weights and values have their channels together in memory.
     """
 
-    multiples: tuple[int, int] = (1, 1)
+    size_divisors: tuple[int, int] = (1, 1)
     """Of which the rows and the columns of an image must be multiples."""
 
     def __init__(self, *, in_channels: int, channels_last: bool) -> None:
@@ -34,12 +34,12 @@ class RangeImageNetwork(nn.Module):
 
     def forward(self, *, image: Tensor) -> RangeImageOutput:
         """`image` (S, in_channels, H, W), normalised. Raises ValueError for other channels and impossible sizes."""
-        assert_range_images(image, in_channels=self.in_channels, multiples=self.multiples)
+        assert_range_images(image, in_channels=self.in_channels, multiples=self.size_divisors)
         if self.channels_last:
             image = image.contiguous(memory_format=torch.channels_last)
-        return {"logits": self.score(image).permute(0, 2, 3, 1)}
+        return {"logits": self.forward_logits(image).permute(0, 2, 3, 1)}
 
-    def score(self, image: Tensor) -> Tensor:
+    def forward_logits(self, image: Tensor) -> Tensor:
         """(S, in_channels, H, W) -> (S, num_classes, H, W)."""
         raise NotImplementedError
 

@@ -9,9 +9,9 @@ from typing import ClassVar, cast
 from torch import Tensor, nn
 
 from sightline import registry
-from sightline.arguments import Count, Fraction
+from sightline.arguments import Count, FractionBelowOne
 from sightline.layers.images import ConvBlock
-from sightline.layers.range_image.columns import DoubleColumns
+from sightline.layers.range_image.columns import UpsampleColumns
 from sightline.models.darknet import DARKNET21, DARKNET53, Darknet, DarknetBlock
 from sightline.models.range_image.network import RangeImageNetwork
 
@@ -26,11 +26,11 @@ class _Up(nn.Module):
 
     def __init__(self, *, in_channels: int, out_channels: int, circular: bool) -> None:
         super().__init__()
-        self.upsample = DoubleColumns(in_channels=in_channels, out_channels=out_channels, circular=circular)
+        self.upsample = UpsampleColumns(in_channels=in_channels, out_channels=out_channels, circular=circular)
         self.norm = nn.BatchNorm2d(out_channels, momentum=_MOMENTUM)
         self.activation = nn.LeakyReLU(_SLOPE)
         self.block = DarknetBlock(
-            channels=out_channels, inner=in_channels, momentum=_MOMENTUM, slope=_SLOPE, circular=circular
+            channels=out_channels, hidden_channels=in_channels, momentum=_MOMENTUM, slope=_SLOPE, circular=circular
         )
 
     def forward(self, image: Tensor) -> Tensor:
@@ -40,7 +40,7 @@ class _Up(nn.Module):
 class _RangeNet(RangeImageNetwork):
     """Darknet that halves columns alone, and a decoder that doubles them and adds what the encoder had."""
 
-    multiples = (1, 32)
+    size_divisors = (1, 32)
     depths: ClassVar[Sequence[int]]
 
     def __init__(
@@ -49,7 +49,7 @@ class _RangeNet(RangeImageNetwork):
         num_classes: int,
         in_channels: int,
         width: Count = 32,
-        dropout: Fraction = 0.01,
+        dropout: FractionBelowOne = 0.01,
         detach_skips: bool = False,
         circular: bool = False,
         channels_last: bool = False,
@@ -71,13 +71,13 @@ class _RangeNet(RangeImageNetwork):
             _Up(in_channels=before, out_channels=after, circular=circular) for before, after in pairwise(raised)
         )
         self.dropout = nn.Dropout2d(dropout)
-        self.head = ConvBlock(in_channels=width, out_channels=num_classes, size=3, circular=circular)
+        self.head = ConvBlock(in_channels=width, out_channels=num_classes, kernel_size=3, circular=circular)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 module.reset_parameters()  # as published: torch's own start
         self._order()
 
-    def score(self, image: Tensor) -> Tensor:
+    def forward_logits(self, image: Tensor) -> Tensor:
         *skips, values = self.backbone(image)
         for up, skip in zip(self.up, reversed(skips), strict=True):
             values = up(values) + (skip.detach() if self.detach_skips else skip)

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sightline import registry
-from sightline.arguments import Count, Fraction
+from sightline.arguments import Count, FractionBelowOne
 from sightline.layers.images import ConvBlock
-from sightline.layers.range_image.columns import pooling
+from sightline.layers.range_image.columns import build_pool
 from sightline.models.range_image.network import RangeImageNetwork
 
 __all__ = ["SalsaNext"]
@@ -23,7 +23,7 @@ def _unit(*, in_channels: int, out_channels: int, size: int, circular: bool, dil
     return ConvBlock(
         in_channels=in_channels,
         out_channels=out_channels,
-        size=size,
+        kernel_size=size,
         dilation=dilation,
         norm=nn.BatchNorm2d(out_channels),
         activation=nn.LeakyReLU(),
@@ -33,7 +33,7 @@ def _unit(*, in_channels: int, out_channels: int, size: int, circular: bool, dil
 
 
 def _shortcut(in_channels: int, out_channels: int) -> ConvBlock:
-    return ConvBlock(in_channels=in_channels, out_channels=out_channels, size=1, activation=nn.LeakyReLU())
+    return ConvBlock(in_channels=in_channels, out_channels=out_channels, kernel_size=1, activation=nn.LeakyReLU())
 
 
 class _Context(nn.Module):
@@ -77,7 +77,7 @@ class _Down(nn.Module):
         self.shortcut = _shortcut(in_channels, out_channels)
         self.fields = _Fields(in_channels=in_channels, out_channels=out_channels, circular=circular)
         self.dropout = nn.Dropout2d(dropout)
-        self.pool = pooling(nn.AvgPool2d, size=3, stride=2, circular=circular) if halves else nn.Identity()
+        self.pool = build_pool(nn.AvgPool2d, size=3, stride=2, circular=circular) if halves else nn.Identity()
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
         values = self.shortcut(image) + self.fields(image)
@@ -111,7 +111,7 @@ class SalsaNext(RangeImageNetwork):
     Source: Cortinhal et al. 2020, figure 2; layout of TiagoCortinhal/SalsaNext, which returns a softmax.
     """
 
-    multiples = (16, 16)
+    size_divisors = (16, 16)
 
     def __init__(
         self,
@@ -119,7 +119,7 @@ class SalsaNext(RangeImageNetwork):
         num_classes: int,
         in_channels: int,
         width: Count = 32,
-        dropout: Fraction = 0.2,
+        dropout: FractionBelowOne = 0.2,
         circular: bool = False,
         channels_last: bool = False,
     ) -> None:
@@ -154,10 +154,10 @@ class SalsaNext(RangeImageNetwork):
             )
             for level, (before, after) in enumerate(pairwise(raised))
         )
-        self.head = ConvBlock(in_channels=width, out_channels=num_classes, size=1)
+        self.head = ConvBlock(in_channels=width, out_channels=num_classes, kernel_size=1)
         self._order()
 
-    def score(self, image: Tensor) -> Tensor:
+    def forward_logits(self, image: Tensor) -> Tensor:
         values, skips = self.context(image), []
         for down in self.down:
             skip, values = down(values)

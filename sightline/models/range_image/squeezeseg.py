@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from sightline import registry
-from sightline.arguments import Fraction
+from sightline.arguments import FractionBelowOne
 from sightline.layers.images import ConvBlock
-from sightline.layers.range_image.columns import DoubleColumns, pooling
+from sightline.layers.range_image.columns import UpsampleColumns, build_pool
 from sightline.layers.range_image.crf import Compat, RangeImageCRF
 from sightline.models.range_image.network import RangeImageNetwork
 
@@ -40,7 +40,7 @@ def _unit(
     return ConvBlock(
         in_channels=in_channels,
         out_channels=out_channels,
-        size=size,
+        kernel_size=size,
         stride=stride,
         norm=nn.BatchNorm2d(out_channels, momentum=_MOMENTUM) if normalizes else None,
         activation=nn.ReLU(),
@@ -60,7 +60,7 @@ class _Fire(nn.Module):
         super().__init__()
         unit = partial(_unit, normalizes=normalizes, circular=circular)
         self.squeeze = unit(in_channels=in_channels, out_channels=between, size=1)
-        doubled = DoubleColumns(in_channels=between, out_channels=between, circular=circular, bilinear=True)
+        doubled = UpsampleColumns(in_channels=between, out_channels=between, circular=circular, bilinear=True)
         self.upsample = nn.Sequential(doubled, nn.ReLU()) if doubles else nn.Identity()
         self.narrow = unit(in_channels=between, out_channels=each, size=1)
         self.wide = unit(in_channels=between, out_channels=each, size=3)
@@ -79,12 +79,12 @@ class _Context(nn.Module):
     def __init__(self, *, channels: int, circular: bool) -> None:
         super().__init__()
         few = channels // 16
-        self.pool = pooling(nn.MaxPool2d, size=7, stride=1, circular=circular)
+        self.pool = build_pool(nn.MaxPool2d, size=7, stride=1, circular=circular)
         self.squeeze = _unit(in_channels=channels, out_channels=few, size=1, normalizes=True, circular=circular)
         self.expand = ConvBlock(
             in_channels=few,
             out_channels=channels,
-            size=1,
+            kernel_size=1,
             norm=nn.BatchNorm2d(channels, momentum=_MOMENTUM),
             activation=nn.Sigmoid(),
         )
@@ -99,7 +99,7 @@ class _SqueezeSeg(RangeImageNetwork):
     `is_second`: with batch norms, and context aggregation at the first two resolutions.
     """
 
-    multiples = (1, 16)
+    size_divisors = (1, 16)
     is_second: ClassVar[bool]
 
     def __init__(
@@ -107,7 +107,7 @@ class _SqueezeSeg(RangeImageNetwork):
         *,
         num_classes: int,
         in_channels: int,
-        dropout: Fraction = 0.5,
+        dropout: FractionBelowOne = 0.5,
         crf: bool = False,
         compat: Compat = "mean_field",
         detach_skips: bool = False,
@@ -129,7 +129,7 @@ class _SqueezeSeg(RangeImageNetwork):
         )
         self.stem = nn.Sequential(stem, *self._contexts(_STEM, level=0))
         norm = nn.BatchNorm2d(_STEM, momentum=_MOMENTUM) if self.is_second else None
-        self.whole = ConvBlock(in_channels=in_channels, out_channels=_STEM, size=1, norm=norm)
+        self.whole = ConvBlock(in_channels=in_channels, out_channels=_STEM, kernel_size=1, norm=norm)
         self.down = nn.ModuleList(nn.Sequential(*self._level(level)) for level in range(len(_LEVELS)))
         before = (2 * _LEVELS[-1][-1][1], *(2 * each for _, each in _UP[:-1]))
         self.up = nn.ModuleList(
@@ -137,7 +137,7 @@ class _SqueezeSeg(RangeImageNetwork):
             for channels, (between, each) in zip(before, _UP, strict=True)
         )
         self.dropout = nn.Dropout(dropout)
-        self.head = ConvBlock(in_channels=2 * _UP[-1][1], out_channels=num_classes, size=3, circular=circular)
+        self.head = ConvBlock(in_channels=2 * _UP[-1][1], out_channels=num_classes, kernel_size=3, circular=circular)
         self.crf = RangeImageCRF(num_classes=num_classes, compat=compat, circular=circular) if crf else None
         self._order()
 
@@ -147,7 +147,7 @@ class _SqueezeSeg(RangeImageNetwork):
 
     def _level(self, level: int) -> Iterator[nn.Module]:
         """A pool that halves the columns, and the fire modules of a level."""
-        yield pooling(nn.MaxPool2d, size=3, stride=(1, 2), circular=self.circular)
+        yield build_pool(nn.MaxPool2d, size=3, stride=(1, 2), circular=self.circular)
         channels = 2 * _LEVELS[level - 1][-1][1] if level > 0 else _STEM
         for between, each in _LEVELS[level]:
             yield _Fire(
@@ -156,7 +156,7 @@ class _SqueezeSeg(RangeImageNetwork):
             channels = 2 * each
             yield from self._contexts(channels, level=level + 1)
 
-    def score(self, image: Tensor) -> Tensor:
+    def forward_logits(self, image: Tensor) -> Tensor:
         values = self.stem(image)
         skips = [self.whole(image), values]
         for down in self.down:

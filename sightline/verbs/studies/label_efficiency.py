@@ -9,19 +9,19 @@ from typing import TypeVar
 
 from sightline.errors import UserError
 from sightline.runs.output_files import assert_writable, write_document
-from sightline.studies.cells import CellSetup
-from sightline.studies.label_efficiency import NAME, LabelStudy, Share
-from sightline.studies.label_table import COLUMNS, shown
-from sightline.verbs.output import note, show_table
-from sightline.verbs.train import Terminal
+from sightline.studies.label_efficiency import NAME, LabelShare, LabelStudy
+from sightline.studies.label_table import COLUMNS, table_cells
+from sightline.studies.study_runs import StudySettings
+from sightline.verbs.output import print_note, show_table
+from sightline.verbs.train import TerminalReporter
 
-__all__ = ["Options", "label_efficiency"]
+__all__ = ["LabelEfficiencyOptions", "label_efficiency"]
 
 Number = TypeVar("Number", int, float)
 
 
 @dataclass(frozen=True)
-class Options:
+class LabelEfficiencyOptions:
     """What the command line asked for."""
 
     config: Path
@@ -37,24 +37,24 @@ class Options:
     json: Path | None = None
 
 
-def label_efficiency(options: Options) -> int:
+def label_efficiency(options: LabelEfficiencyOptions) -> int:
     """Run every cell that is not done, and compare; the exit code of the first run that did not come to its end."""
     assert_writable(options.out / f"{NAME}.json", option="--out")
-    setup = CellSetup(options.config, options.plugins, options.device, options.processes)
+    setup = StudySettings(options.config, options.plugins, options.device, options.processes)
     study = LabelStudy(setup, _shares(options), options.out, overrides=options.overrides, source=options.source)
     for line in study.notes:
-        note(f"warning: {line}")
-    result = study(Terminal())
+        print_note(f"warning: {line}")
+    result = study(TerminalReporter())
     config = result.config
     title = f"{config.name}: {config.evaluate.metric} of the last weights on the test part"
-    show_table(title, COLUMNS, map(shown, result.rows))
+    show_table(title, COLUMNS, map(table_cells, result.rows))
     if result.rows:
-        note(f"written: {options.out / NAME}.json, {options.out / NAME}.svg")
+        print_note(f"written: {options.out / NAME}.json, {options.out / NAME}.svg")
         write_document(options.json, result.document)
     return result.code
 
 
-def _shares(options: Options) -> list[Share]:
+def _shares(options: LabelEfficiencyOptions) -> list[LabelShare]:
     """The shares of the labels with their seeds and epochs. Raises UserError for texts that name none."""
     fractions = _numbers(options.fractions, "--fractions", float)
     if list(fractions) != sorted(set(fractions)) or not all(0 < each <= 1 for each in fractions):
@@ -66,7 +66,7 @@ def _shares(options: Options) -> list[Share]:
             raise UserError(f"label-efficiency: found {override!r} and --epochs {options.epochs}; give one of them")
     seeds = _one_each(options.seeds, "--seeds", fractions)
     epochs = [None] * len(fractions) if options.epochs is None else _one_each(options.epochs, "--epochs", fractions)
-    return [Share(*each) for each in zip(fractions, seeds, epochs, strict=True)]
+    return [LabelShare(*each) for each in zip(fractions, seeds, epochs, strict=True)]
 
 
 def _numbers(text: str, option: str, kind: Callable[[str], Number]) -> list[Number]:

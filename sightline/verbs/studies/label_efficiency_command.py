@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from sightline.collection import collection_paused
+from sightline.gc_pause import gc_paused
 from sightline.verbs.options import Config, Device, Json, Overrides, Plugins, Processes, StudyFolder, Traceback
 
 __all__ = ["label_efficiency"]
@@ -42,8 +42,8 @@ def label_efficiency(
     weights are scored on the test part, once. The same command again goes on where it stopped; runs that are done are
     not repeated. Writes label_efficiency.json and label_efficiency.svg into --out after every run.
     """
-    with collection_paused():
+    with gc_paused():
         from sightline.verbs.studies import label_efficiency as verb
 
     asked = (source, fractions, seeds, epochs, processes, tuple(plugin or ()), device, json)
-    return verb.label_efficiency(verb.Options(config, tuple(overrides or ()), out, *asked))
+    return verb.label_efficiency(verb.LabelEfficiencyOptions(config, tuple(overrides or ()), out, *asked))

@@ -10,16 +10,16 @@ from typing import Any
 
 from sightline.errors import UserError
 from sightline.runs.output_files import assert_writable, write_document
-from sightline.studies.cells import CellSetup
-from sightline.studies.grid import NAME, GridStudy, factors_of
-from sightline.verbs.output import note, show_table
-from sightline.verbs.train import Terminal
+from sightline.studies.grid import NAME, GridStudy, parse_factors
+from sightline.studies.study_runs import StudySettings
+from sightline.verbs.output import print_note, show_table
+from sightline.verbs.train import TerminalReporter
 
-__all__ = ["Options", "study"]
+__all__ = ["StudyOptions", "study"]
 
 
 @dataclass(frozen=True)
-class Options:
+class StudyOptions:
     """What the command line asked for."""
 
     configs: tuple[Path, ...]
@@ -35,22 +35,22 @@ class Options:
     json: Path | None = None
 
 
-def study(options: Options) -> int:
+def study(options: StudyOptions) -> int:
     """Run every cell that is not done, and compare; the exit code of the first run that did not come to its end."""
     if not options.configs:
         raise UserError("study: give a config, and what to vary")
     assert_writable(options.out / f"{NAME}.json", option="--out")
-    setup = CellSetup(options.configs[0], options.plugins, options.device, options.processes)
-    factors = factors_of(options.configs, options.vary, options.arms)
+    setup = StudySettings(options.configs[0], options.plugins, options.device, options.processes)
+    factors = parse_factors(options.configs, options.vary, options.arms)
     planned = GridStudy(
         setup, factors, options.out, num_seeds=options.seeds, overrides=options.overrides, metric=options.metric
     )
     for line in planned.notes:
-        note(f"warning: {line}")
-    document, code = planned(Terminal())
+        print_note(f"warning: {line}")
+    document, code = planned(TerminalReporter())
     if document["rows"]:
         _show(document)
-        note(f"written: {options.out / NAME}.json, {options.out / NAME}.svg")
+        print_note(f"written: {options.out / NAME}.json, {options.out / NAME}.svg")
         write_document(options.json, document)
     return code
 

@@ -6,8 +6,8 @@ from typing import Annotated
 
 import typer
 
-from sightline.collection import collection_paused
-from sightline.verbs.options import Device, Json, Plugins, Processes, StudyFolder, Traceback, parted
+from sightline.gc_pause import gc_paused
+from sightline.verbs.options import Device, Json, Plugins, Processes, StudyFolder, Traceback, split_words
 
 __all__ = ["study"]
 
@@ -45,9 +45,9 @@ def study(
     pair. The figure is that of the last weights on the test part. The same command again goes on where it stopped; runs
     that are done are not repeated. Writes study.json and study.svg into --out after every run.
     """
-    with collection_paused():
+    with gc_paused():
         from sightline.verbs.studies import study as verb
 
-    configs, overrides = parted(words)
+    configs, overrides = split_words(words)
     asked = (tuple(vary or ()), tuple(arm or ()), seeds, metric, processes, tuple(plugin or ()), device, json)
-    return verb.study(verb.Options(configs, overrides, out, *asked))
+    return verb.study(verb.StudyOptions(configs, overrides, out, *asked))

@@ -13,8 +13,8 @@ import pytest
 from sightline.data.boxes.box_readings import BoxForm, ShownBoxes, box_notes
 from sightline.data.boxes.coco import Coco
 from sightline.data.boxes.convert import LAYOUTS
-from sightline.data.boxes.image_listing import Faults
-from sightline.data.boxes.masks import box_of_mask
+from sightline.data.boxes.image_listing import AnnotationFaults
+from sightline.data.boxes.masks import mask_to_box
 from sightline.data.boxes.people import WiderPerson
 from sightline.data.boxes.yolo_txt import YoloTxt
 from sightline.errors import DataError
@@ -131,7 +131,7 @@ def test_labels_of_several_images_and_images_listed_twice_are_noted(tmp_path: Pa
 
 def faults_of(layout: str, root: Path) -> str:
     with pytest.raises(DataError) as caught:
-        LAYOUTS[layout].read(root).faults.settle("refuse", root=root)
+        LAYOUTS[layout].read(root).faults.raise_or_note("refuse", root=root)
     return str(caught.value)
 
 
@@ -160,7 +160,7 @@ def test_text_in_place_of_numbers_is_refused(tmp_path: Path, changed: dict[str, 
 
 def test_text_in_boxes_of_other_layouts_is_refused(tmp_path: Path) -> None:
     with pytest.raises(TypeError):
-        box_of_mask([[1, 2, 3, 4], ["1", "2"]])
+        mask_to_box([[1, 2, 3, 4], ["1", "2"]])
     person = {"tag": "person", "fbox": ["1", 2, 3, 4]}
     (tmp_path / "a.odgt").write_text(json.dumps({"ID": "a", "gtboxes": [person]}))
     assert "1 boxes that cannot be meant" in faults_of("odgt", tmp_path)
@@ -198,8 +198,8 @@ def test_a_file_lists_every_fault(tmp_path: Path) -> None:
     coco_of(tmp_path / "in", good)
     assert run_here("data", "prepare", "coco", "--from", source, "--to", tmp_path / "new" / "set").code == 0
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["set"]
-    faults = Faults()
+    faults = AnnotationFaults()
     faults.add("kind", "one")
     report.write_text("of before")
-    assert faults.settle("leave_out", root=tmp_path, target=tmp_path / "set") == ["left out: 1 kind, first: one"]
+    assert faults.raise_or_note("leave_out", root=tmp_path, target=tmp_path / "set") == ["left out: 1 kind, first: one"]
     assert not report.exists()

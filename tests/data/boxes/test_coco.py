@@ -18,9 +18,9 @@ from PIL import Image
 from sightline.data.boxes.coco import Coco
 from sightline.data.boxes.detections import Detections
 from sightline.data.boxes.layout_reading import read_coco
-from sightline.data.boxes.masks import box_of_mask
-from sightline.data.loading.reading import BatchReader, NamedTransform
-from sightline.data.store.native import verify
+from sightline.data.boxes.masks import mask_to_box
+from sightline.data.loading.batch_reader import BatchReader, NamedTransform
+from sightline.data.store.prepared_set import verify
 from sightline.errors import ConfigError, DataError
 from sightline.transforms.boxes import FitImage
 from sightline.types import SampleKey
@@ -154,17 +154,17 @@ def test_boxes_of_masks_agree_with_pycocotools() -> None:
         text = {"size": packed["size"], "counts": packed["counts"].decode()}
         if not pixels.any():
             with pytest.raises(ValueError, match="empty"):
-                box_of_mask(text)
+                mask_to_box(text)
             continue
         left, top, box_width, box_height = mask.toBbox(packed).tolist()
-        assert box_of_mask(text) == (left, top, left + box_width, top + box_height)
+        assert mask_to_box(text) == (left, top, left + box_width, top + box_height)
 
 
 def test_long_text_of_a_mask_is_refused_at_once() -> None:
     """Before, a run's length had as many digits as the text was long, and 10 MB took half an hour."""
     for letter in "`o":
         with pytest.raises(ValueError, match="the text of a mask's counts is damaged"):
-            box_of_mask({"size": [6, 8], "counts": letter * 10**7})
+            mask_to_box({"size": [6, 8], "counts": letter * 10**7})
 
 
 def test_records_and_results_agree_with_pycocotools(tmp_path: Path) -> None:

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from sightline import registry
-from sightline.data.boxes.convert import LAYOUTS, convert
-from sightline.data.boxes.neutral import LabelledBox
+from sightline.data.boxes.annotations import LabelledBox
+from sightline.data.boxes.convert import LAYOUTS, convert_annotations
 from sightline.errors import DataError, UserError
 from sightline.verbs.data_commands import _BOXES
 from tests.command import run_here
@@ -37,8 +37,8 @@ def lines_of(root: Path) -> dict[str, Any]:
 def read(layout: str, root: Path) -> dict[str, tuple[Any, ...]]:
     """Everything that a reader finds, by image."""
     found = LAYOUTS[layout].read(root)
-    assert found.faults.settle("refuse", root=root) == []
-    return {image.name: (image.split, image.size_px, tuple(image.boxes), image.own) for image in found.images}
+    assert found.faults.raise_or_note("refuse", root=root) == []
+    return {image.name: (image.split, image.size_px, tuple(image.boxes), image.extra) for image in found.images}
 
 
 def source_of(layout: str, root: Path, shared: Path) -> Path:
@@ -66,8 +66,8 @@ def source_of(layout: str, root: Path, shared: Path) -> Path:
 
 def test_lines_come_back_from_coco_field_by_field(tmp_path: Path) -> None:
     source = write_set(tmp_path / "in", **LINES)
-    there = convert(source, "odgt", tmp_path / "coco", "coco")
-    back = convert(tmp_path / "coco", "coco", tmp_path / "back", "odgt")
+    there = convert_annotations(source, "odgt", tmp_path / "coco", "coco")
+    back = convert_annotations(tmp_path / "coco", "coco", tmp_path / "back", "odgt")
     assert there["dropped"] == back["dropped"] == {}
     before = {name: sorted(lines, key=lambda line: line["ID"]) for name, lines in lines_of(source).items()}
     assert lines_of(tmp_path / "back") == before
@@ -84,7 +84,7 @@ def test_lines_become_coco_as_recorded(shared: Path, tmp_path: Path) -> None:
         write_image(tmp_path / "in" / f"{line['ID']}.jpg", pattern(height, width))
     for name, lines in (("a", golden["odgt_lines"]), ("b", golden["odgt_lines"][::-1])):
         (tmp_path / "in" / "lines.odgt").write_text("".join(json.dumps(line) + "\n" for line in lines))
-        convert(tmp_path / "in", "odgt", tmp_path / name, "coco")
+        convert_annotations(tmp_path / "in", "odgt", tmp_path / name, "coco")
     assert labels(tmp_path / "a") == labels(tmp_path / "b")
     found, expected = json.loads((tmp_path / "a" / "instances.json").read_text()), golden["corrected"]
     assert found["images"] == expected["images"]
@@ -116,10 +116,10 @@ def test_every_layout_comes_back_from_coco_and_from_itself(layout: str, shared: 
     """COCO has room for every field: nothing is dropped, the boxes read again are the same, and files' bytes."""
     source = source_of(layout, tmp_path / "in", shared)
     reports = [
-        convert(source, layout, tmp_path / "coco", "coco"),
-        convert(tmp_path / "coco", "coco", tmp_path / "back", layout),
-        convert(source, layout, tmp_path / "same", layout),
-        convert(tmp_path / "same", layout, tmp_path / "again", layout),
+        convert_annotations(source, layout, tmp_path / "coco", "coco"),
+        convert_annotations(tmp_path / "coco", "coco", tmp_path / "back", layout),
+        convert_annotations(source, layout, tmp_path / "same", layout),
+        convert_annotations(tmp_path / "same", layout, tmp_path / "again", layout),
     ]
     if layout == "yolo_txt":  # a box that reaches over the border by what rounding of shares leaves
         assert all(each["dropped"] == {} for each in (*reports[:1], reports[3]))
@@ -146,14 +146,14 @@ def test_every_layout_comes_back_from_coco_and_from_itself(layout: str, shared: 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_what_is_written_is_prepared(layout: str, shared: Path, tmp_path: Path) -> None:
     """People of WiderPerson in every layout, with their images linked, are read by the data set of that layout."""
-    convert(written("widerperson", tmp_path / "in"), "widerperson", tmp_path / layout, layout)
+    convert_annotations(written("widerperson", tmp_path / "in"), "widerperson", tmp_path / layout, layout)
     if layout == "kitti":
         boxes = [box for image in read(layout, tmp_path / layout).values() for box in image[2]]
         assert sum(box.label == "DontCare" for box in boxes) == 2
         assert len(boxes) == 6
         return
     name = {"odgt": "crowdhuman"}.get(layout, layout)
-    builder = registry.data.entry_of(name).builder
+    builder = registry.data.get_entry(name).builder
     builder.prepare(source=tmp_path / layout, target=tmp_path / "set", name=name, progress=quiet)
     opened = builder(split="train", root=str(tmp_path / "set"), validation_share=0.0)
     record = opened.record(0)
@@ -166,7 +166,7 @@ def test_what_is_written_is_prepared(layout: str, shared: Path, tmp_path: Path) 
 
 def test_what_a_layout_cannot_state_is_counted(tmp_path: Path) -> None:
     source = write_set(tmp_path / "in", **LINES)
-    report = convert(source, "odgt", tmp_path / "yolo", "yolo_txt")
+    report = convert_annotations(source, "odgt", tmp_path / "yolo", "yolo_txt")
     counts = {what: found["count"] for what, found in report["dropped"].items()}
     assert counts == {
         "boxes outside the image": 1,
@@ -182,11 +182,13 @@ def test_what_a_layout_cannot_state_is_counted(tmp_path: Path) -> None:
     assert first.startswith("CrowdHuman_train01/Images/a,1.png: person at -3, 2")
     kept = json.loads((tmp_path / "yolo" / "conversion.json").read_text())
     assert kept == {key: value for key, value in report.items() if key != "root"}
-    chosen = convert(source, "odgt", tmp_path / "wider", "widerperson", box="visible", images="leave")
+    chosen = convert_annotations(source, "odgt", tmp_path / "wider", "widerperson", box="visible", images="leave")
     assert chosen["dropped"]["full box"]["count"] == 6
     assert (tmp_path / "wider" / "Annotations" / "a,1.jpg.txt").read_text().splitlines()[1] == "1 0 2 7 16"
     assert not (tmp_path / "wider" / "Images").exists()
-    head = convert(write_set(tmp_path / "heads", train={"a": CROWD[:2]}), "odgt", tmp_path / "head", "coco", box="head")
+    head = convert_annotations(
+        write_set(tmp_path / "heads", train={"a": CROWD[:2]}), "odgt", tmp_path / "head", "coco", box="head"
+    )
     document = json.loads((tmp_path / "head" / "instances_train.json").read_text())
     heads = [(each["bbox"], each["iscrowd"]) for each in document["annotations"]]
     assert heads == [([1, 2, 3, 3], 0), ([28, 0, 2, 2], 1)]
@@ -196,20 +198,20 @@ def test_what_a_layout_cannot_state_is_counted(tmp_path: Path) -> None:
 def test_what_cannot_be_converted_is_named(tmp_path: Path) -> None:
     source = write_set(tmp_path / "in", train={"a": [CROWD[3]]})
     with pytest.raises(DataError, match=r"a.png: person at 0, 0, 32, 3: has no head box; choose another by box="):
-        convert(source, "odgt", tmp_path / "out", "coco", box="head")
+        convert_annotations(source, "odgt", tmp_path / "out", "coco", box="head")
     with pytest.raises(UserError, match="in is there and not empty; give another folder by --to"):
-        convert(source, "odgt", tmp_path / "in", "coco")
+        convert_annotations(source, "odgt", tmp_path / "in", "coco")
     (source / "CrowdHuman_train01" / "Images" / "a.png").unlink()
     with pytest.raises(DataError, match=r"a.jpg: is not there, and its size is needed; put the images below"):
-        convert(source, "odgt", tmp_path / "out", "coco")
-    assert convert(source, "odgt", tmp_path / "out", "odgt")["boxes"] == 1
+        convert_annotations(source, "odgt", tmp_path / "out", "coco")
+    assert convert_annotations(source, "odgt", tmp_path / "out", "odgt")["boxes"] == 1
     (tmp_path / "kitti" / "label_2").mkdir(parents=True)
     (tmp_path / "kitti" / "label_2" / "000000.txt").write_text("Car 0 0 0 1 2 3 4 0 0 0 0 0 0 0\nCar 1 2\n")
     with pytest.raises(DataError, match=r"000000.txt:2: 'Car 1 2' is not a type and 14 or 15 numbers"):
-        convert(tmp_path / "kitti", "kitti", tmp_path / "other", "coco")
+        convert_annotations(tmp_path / "kitti", "kitti", tmp_path / "other", "coco")
     write_coco(tmp_path / "far" / "x.json", [(1, "../../x.png", 8, 8)], [])
     with pytest.raises(DataError, match=r"x.png: lies outside of the folder|is not below"):
-        convert(tmp_path / "far", "coco", tmp_path / "other", "yolo_txt")
+        convert_annotations(tmp_path / "far", "coco", tmp_path / "other", "yolo_txt")
     assert not (tmp_path / "other").exists()
 
 

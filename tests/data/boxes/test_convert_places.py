@@ -16,8 +16,8 @@ import pytest
 import yaml
 from PIL import Image
 
-from sightline.data.boxes.convert import LAYOUTS, convert
-from sightline.data.files.whole_files import whole_folder
+from sightline.data.boxes.convert import LAYOUTS, convert_annotations
+from sightline.data.files.atomic_write import whole_folder
 from sightline.errors import DataError, RunError, UserError
 from tests.command import run_here
 from tests.data.boxes.box_writers import pattern, write_coco, write_image
@@ -46,7 +46,7 @@ def written_coco(root: Path, names: Sequence[str], *, form: str = "PNG") -> Path
 def widths(layout: str, root: Path) -> Counter[float]:
     """The widths of the boxes that are found for images that are there."""
     found = LAYOUTS[layout].read(root)
-    assert found.faults.settle("refuse", root=root) == []
+    assert found.faults.raise_or_note("refuse", root=root) == []
     assert all(image.path is not None and image.path.is_file() for image in found.images)
     return Counter(round(box.boxes["full"][2], 6) for image in found.images for box in image.boxes)
 
@@ -59,7 +59,7 @@ def test_no_label_is_lost_whatever_images_are_called(tmp_path: Path, layout: str
         source, target = tmp_path / f"in{number}", tmp_path / f"out{number}"
         written_coco(source, (name,))
         try:
-            convert(source, "coco", target, layout)
+            convert_annotations(source, "coco", target, layout)
         except DataError as error:
             assert "\n" not in str(error)  # noqa: PT017 - one line
             assert "rename" in str(error)  # noqa: PT017
@@ -70,7 +70,7 @@ def test_no_label_is_lost_whatever_images_are_called(tmp_path: Path, layout: str
     refused = {*ODD_NAMES} - {*taken}
     assert refused <= {"a\nb.png", "c.png\n.png", "f\udcff.png", "f\udcff/n.png", "x.jpg.png"}, layout
     names = tuple(name for name in taken if Path(name).stem not in ("g", "h", "im0", "m"))
-    convert(written_coco(tmp_path / "all", names), "coco", tmp_path / "together", layout)
+    convert_annotations(written_coco(tmp_path / "all", names), "coco", tmp_path / "together", layout)
     assert widths(layout, tmp_path / "together") == Counter(range(1, len(names) + 1))
 
 
@@ -88,7 +88,7 @@ def test_no_label_is_lost_whatever_images_are_called(tmp_path: Path, layout: str
 def test_two_images_never_share_labels(tmp_path: Path, layout: str, names: Sequence[str]) -> None:
     """One label was lost, and the other given to both."""
     with pytest.raises(DataError, match="in this layout; rename") as caught:
-        convert(written_coco(tmp_path / "in", names), "coco", tmp_path / "out", layout)
+        convert_annotations(written_coco(tmp_path / "in", names), "coco", tmp_path / "out", layout)
     assert "\n" not in str(caught.value)
     assert [path.name for path in tmp_path.iterdir()] == ["in"]
 
@@ -97,7 +97,7 @@ def test_names_without_an_ending_keep_their_labels(tmp_path: Path) -> None:
     """`v1.0/im0` and `v1.0/im1` shared labels/v1.txt; the labels of `im2` took the place of the image."""
     names = ("v1.0/im0", "v1.0/im1", "im2", "v2.5", "v2.6")
     source = written_coco(tmp_path / "in", names)
-    [note] = convert(source, "coco", tmp_path / "yolo", "yolo_txt")["differences"]
+    [note] = convert_annotations(source, "coco", tmp_path / "yolo", "yolo_txt")["differences"]
     assert note == "5 images have no ending of an image, so readers pass them over, first: images/im2"
     rows = {
         path.relative_to(tmp_path / "yolo/labels").as_posix(): float(path.read_text().split()[3])
@@ -106,7 +106,7 @@ def test_names_without_an_ending_keep_their_labels(tmp_path: Path) -> None:
     assert rows == {f"{name}.txt": number / 64 for number, name in enumerate(names, start=1)}
     assert all((tmp_path / "yolo/images" / name).samefile(source / name) for name in names)
     for layout in ("kitti", "widerperson", "ecp", "citypersons"):
-        convert(source, "coco", tmp_path / layout, layout)
+        convert_annotations(source, "coco", tmp_path / layout, layout)
         assert widths(layout, tmp_path / layout) == Counter(range(1, 6))
 
 
@@ -115,17 +115,17 @@ def test_photographs_that_are_stored_turned_keep_their_boxes(tmp_path: Path) -> 
     image = write_image(tmp_path / "in/a.png", pattern(20, 10), orientation=6)
     image.with_suffix(".txt").write_text("0 .5 .5 .5 .2\n")
     (tmp_path / "in/classes.txt").write_text("person\n")
-    convert(tmp_path / "in", "yolo_txt", tmp_path / "coco", "coco")
+    convert_annotations(tmp_path / "in", "yolo_txt", tmp_path / "coco", "coco")
     document = json.loads((tmp_path / "coco/instances.json").read_text())
     assert (document["images"][0]["width"], document["images"][0]["height"]) == (20, 10)
     assert document["annotations"][0]["bbox"] == [5, 4, 10, 2]
-    assert convert(tmp_path / "coco", "coco", tmp_path / "back", "yolo_txt")["differences"] == []
+    assert convert_annotations(tmp_path / "coco", "coco", tmp_path / "back", "yolo_txt")["differences"] == []
     assert (tmp_path / "back/labels/a.txt").read_text() == "0 0.5 0.5 0.5 0.2\n"
     document["images"][0] |= {"width": 10, "height": 20}
     (tmp_path / "coco/instances.json").write_text(json.dumps(document))
-    [note] = convert(tmp_path / "coco", "coco", tmp_path / "stored", "yolo_txt")["differences"]
+    [note] = convert_annotations(tmp_path / "coco", "coco", tmp_path / "stored", "yolo_txt")["differences"]
     assert note.startswith("1 images have boxes about their stored pixels")
-    assert convert(tmp_path / "coco", "coco", tmp_path / "again", "coco")["differences"] == []
+    assert convert_annotations(tmp_path / "coco", "coco", tmp_path / "again", "coco")["differences"] == []
 
 
 def test_ids_that_are_not_ids_are_numbered_anew(tmp_path: Path) -> None:
@@ -137,7 +137,7 @@ def test_ids_that_are_not_ids_are_numbered_anew(tmp_path: Path) -> None:
             write_image(source / f"{place}.jpg", pattern(8, 8))
             lines.append(json.dumps({"ID": str(place), "gtboxes": [], **each}) + "\n")
         (source / "all.odgt").write_text("".join(lines))
-        convert(source, "odgt", tmp_path / f"out{number}", "coco")
+        convert_annotations(source, "odgt", tmp_path / f"out{number}", "coco")
         document = json.loads((tmp_path / f"out{number}" / "instances.json").read_text())
         expected = [4, 9] if number == 4 else [*range(1, len(stated) + 1)]
         assert [image["id"] for image in document["images"]] == expected
@@ -148,7 +148,7 @@ def test_words_in_names_move_no_image_to_another_part(tmp_path: Path, layout: st
     """An ECP frame called train_1 in the folder of validation was trained on."""
     source = written_coco(tmp_path / "in", ("train_1.png", "valley/test.png", "k/trained.png", "k/9.png"))
     (source / "instances_some.json").rename(source / "instances_val.json")
-    report = convert(source, "coco", tmp_path / "out", layout)
+    report = convert_annotations(source, "coco", tmp_path / "out", layout)
     assert report["images"] == {"validation": 4}
     expected = "all" if layout == "kitti" else "validation"  # one part alone has no folder of its own there
     assert [image.split for image in LAYOUTS[layout].read(tmp_path / "out").images] == [expected] * 4
@@ -161,7 +161,7 @@ def test_images_that_some_splits_hold_are_refused_before_labels_are_lost(tmp_pat
     (tmp_path / "in/classes.txt").write_text("person\n")
     for layout in LAYOUTS:
         with pytest.raises(DataError, match=r"1 images, first 'images/a\.png', belong to no split, the others"):
-            convert(tmp_path / "in", "yolo_txt", tmp_path / "out", layout)
+            convert_annotations(tmp_path / "in", "yolo_txt", tmp_path / "out", layout)
 
 
 def test_two_cities_with_one_name_keep_their_own_boxes(tmp_path: Path) -> None:
@@ -175,7 +175,7 @@ def test_two_cities_with_one_name_keep_their_own_boxes(tmp_path: Path) -> None:
     (pictures / "train").rename(pictures / "other")
     found = LAYOUTS["citypersons"].read(source)
     with pytest.raises(DataError, match=r"there are 2 images 'ulm_0\.png' below"):
-        found.faults.settle("refuse", root=source)
+        found.faults.raise_or_note("refuse", root=source)
 
 
 @pytest.mark.parametrize(
@@ -199,7 +199,7 @@ def test_a_file_of_names_is_as_trainers_ask_for_it(
         label.parent.mkdir(parents=True, exist_ok=True)
         label.write_text("2 .5 .5 .5 .5\n")
     (tmp_path / "in/data.yaml").write_text(json.dumps({"names": names}, ensure_ascii=False), encoding="utf-8")
-    convert(tmp_path / "in", "yolo_txt", tmp_path / "out", "yolo_txt")
+    convert_annotations(tmp_path / "in", "yolo_txt", tmp_path / "out", "yolo_txt")
     text = (tmp_path / "out/data.yaml").read_text(encoding="utf-8")
     document = yaml.safe_load(text)
     assert text.isascii()
@@ -219,10 +219,10 @@ def test_a_folder_in_the_source_is_refused(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(source)
     for path in (source / "out", source / "a" / "b", tmp_path / "link" / "out"):
         with pytest.raises(UserError, match=r"data convert: .* is in .*/in, whose files would then be read"):
-            convert(source, "coco", path, "yolo_txt")
+            convert_annotations(source, "coco", path, "yolo_txt")
     assert sorted(path.name for path in source.iterdir()) == ["a.png", "instances_some.json"]
     for name in ("one", "two"):  # of a file alone, nothing beside it is read but its images
-        convert(source / "instances_some.json", "coco", source / name, "yolo_txt")
+        convert_annotations(source / "instances_some.json", "coco", source / name, "yolo_txt")
         assert widths("yolo_txt", source / name) == {1: 1}
 
 
@@ -246,8 +246,8 @@ def test_a_disk_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Mo
     assert [path.name for path in tmp_path.iterdir()] == ["in"]
     long = written_coco(tmp_path / "long", (f"{'x' * 249}.png",))
     with pytest.raises(RunError, match=r"cannot be written \(File name too long"):
-        convert(long, "coco", tmp_path / "out", "widerperson")
-    convert(long, "coco", tmp_path / "out", "yolo_txt")
+        convert_annotations(long, "coco", tmp_path / "out", "widerperson")
+    convert_annotations(long, "coco", tmp_path / "out", "yolo_txt")
     assert widths("yolo_txt", tmp_path / "out") == {1: 1}
 
 
@@ -257,7 +257,7 @@ def test_two_writers_and_killed_ones(tmp_path: Path) -> None:
     with whole_folder(target) as folder:
         assert folder == work
         (folder / "one").write_text("1")
-        code = "import sys, pathlib; from sightline.data.files.whole_files import whole_folder\n"
+        code = "import sys, pathlib; from sightline.data.files.atomic_write import whole_folder\n"
         code += "with whole_folder(pathlib.Path(sys.argv[1])): pass"
         other = subprocess.run([sys.executable, "-c", code, str(target)], capture_output=True, text=True, check=False)
         assert "another process writes this folder; wait for it" in other.stderr

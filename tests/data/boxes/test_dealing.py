@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sightline.config import read_config, read_sections, render
+from sightline.config import read_config, read_sections, render_config
 from sightline.data.boxes.coco import Coco
 from sightline.data.boxes.dealing import hold_out_images
 from sightline.data.loading.concat import Concat
@@ -147,16 +147,16 @@ def test_an_old_run_keeps_its_test_names(root: Path, tmp_path: Path) -> None:
     (run / "facts.json").write_text("{}")
     new = read_config(config)
     assert new.data.arguments["split_rule"] == "seeded"
-    (run / "config.yaml").write_text(render(new, origins=False))
+    (run / "config.yaml").write_text(render_config(new, origins=False))
     assert read_config(run / "config.yaml") == new
-    (run / "config.yaml").write_text(without_rule(render(new, origins=False)))
+    (run / "config.yaml").write_text(without_rule(render_config(new, origins=False)))
     old = read_config(run / "config.yaml")
     assert old.data.arguments == {**new.data.arguments, "split_rule": "sorted"}
     assert read_sections(run / "config.yaml", ("data",))["data"] == old.data
     assert names_of(Coco(split="test", **old.data.arguments)) == [f"b/{number}.png" for number in range(32, 40)]
     assert read_config(run / "config.yaml", ["data.split_rule=seeded"]).data == new.data
     config.write_text(f"base: {base}\ndata: {{name: concat, sets: [{{name: coco, root: {root}}}]}}\n")
-    (run / "config.yaml").write_text(without_rule(render(read_config(config), origins=False)))
+    (run / "config.yaml").write_text(without_rule(render_config(read_config(config), origins=False)))
     assert both_dealt(root) == [("seeded", 0, ("validation", "test")), ("seeded", 0, ("validation", "test")), None]
     [within] = read_config(run / "config.yaml").data.arguments["sets"]
     assert within.arguments == old.data.arguments

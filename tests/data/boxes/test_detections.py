@@ -11,11 +11,11 @@ import pytest
 import torch
 
 from sightline.data.boxes.coco import Coco
-from sightline.data.boxes.detections import Detections, ImageRef, Others, Results, read_results
-from sightline.data.boxes.image_listing import Classes
+from sightline.data.boxes.detections import DetectionResults, Detections, ImageRef, SetIndex, read_results
+from sightline.data.boxes.image_listing import CategoryIds
 from sightline.draws import Draws
 from sightline.errors import DataError
-from sightline.tasks.detections import to_file
+from sightline.tasks.detection_decoding import to_file_pixels
 from sightline.transforms.boxes import FitImage
 from sightline.types import SampleKey
 from tests.data.boxes.box_writers import pattern, quiet, write_coco, write_image
@@ -50,7 +50,7 @@ def results() -> list[Detections]:
 class Few:
     """The images above as the part of a set of which there is more."""
 
-    classes = Classes(("person", "car", "hat"), IDS)
+    classes = CategoryIds(("person", "car", "hat"), IDS)
 
     def __init__(self, images: list[ImageRef] = IMAGES) -> None:
         self.images = images
@@ -64,11 +64,11 @@ class Few:
     def record(self, index: int) -> Any:
         raise NotImplementedError
 
-    def others(self) -> Others:
-        return Others(frozenset({7, 3, 4, 50, "a,1", "train/z"}), frozenset({*IDS, 12}))
+    def others(self) -> SetIndex:
+        return SetIndex(frozenset({7, 3, 4, 50, "a,1", "train/z"}), frozenset({*IDS, 12}))
 
 
-def read(path: Path, document: Any, images: list[ImageRef] = IMAGES) -> Results:
+def read(path: Path, document: Any, images: list[ImageRef] = IMAGES) -> DetectionResults:
     lines = [json.dumps(line) for line in document] if path.suffix == ".odgt" else [json.dumps(document)]
     path.write_text("\n".join(lines))
     return read_results(path, Few(images))
@@ -78,7 +78,7 @@ def test_coco_results_give_back_every_bit(results: list[Detections], tmp_path: P
     rows = [row for each in results for row in each.to_coco(IDS)]
     assert {row["image_id"] for row in rows} == {7, 3}
     assert {row["category_id"] for row in rows} == {3, 7, 90}
-    for ours, theirs in zip(read(tmp_path / "x.json", rows).found, results, strict=True):
+    for ours, theirs in zip(read(tmp_path / "x.json", rows).detections, results, strict=True):
         assert_same(ours, theirs)
 
 
@@ -90,8 +90,8 @@ def test_odgt_results_give_back_every_bit(tmp_path: Path) -> None:
     assert lines[0]["width"] == 640
     (tmp_path / "x.odgt").write_text("\n\n".join(map(json.dumps, lines[::-1])))
     crowds = Few()
-    crowds.classes = Classes(("person",), (1,))
-    for ours, theirs in zip(read_results(tmp_path / "x.odgt", crowds).found, people, strict=True):
+    crowds.classes = CategoryIds(("person",), (1,))
+    for ours, theirs in zip(read_results(tmp_path / "x.odgt", crowds).detections, people, strict=True):
         assert_same(ours, theirs)
 
 
@@ -123,7 +123,7 @@ def test_boxes_on_a_canvas_go_back_to_the_file(tmp_path: Path, mode: str) -> Non
     )
     assert not torch.equal(moved["boxes"], sample["boxes"])
     rows = torch.cat([moved["boxes"][0], torch.tensor([[1.0, 0.0]]).expand(2, 2)], dim=1)
-    back = to_file(rows, moved["to_canvas"][0], images[SampleKey(0, 0, 0)]["file_px"], clip=False)
+    back = to_file_pixels(rows, moved["to_canvas"][0], images[SampleKey(0, 0, 0)]["file_px"], clip=False)
     np.testing.assert_allclose(back[:, :4], images.record(0).boxes, rtol=1e-6, atol=1e-5)
     assert images.image(0) == ("a.png", 1, 30, 50)
 
@@ -163,7 +163,7 @@ def test_rows_that_do_not_fit_are_named(changed: dict[str, Any], message: str, t
 
 def test_rows_of_another_part_or_class_of_the_set_are_counted(tmp_path: Path) -> None:
     given = read(tmp_path / "x.json", [ROW, ROW | {"image_id": 50}, ROW | {"category_id": 12}, ROW | {"image_id": 50}])
-    assert [len(each.boxes) for each in given.found] == [1, 0, 0]
+    assert [len(each.boxes) for each in given.detections] == [1, 0, 0]
     assert (given.num_other_images, given.num_other_classes) == (2, 1)
 
 
@@ -179,7 +179,7 @@ def test_images_are_known_by_the_file_names_of_their_annotations(tmp_path: Path)
     del rows[0], rows[-1]["image_id"]
     rows[-1]["file_name"] = "b/1.png"
     given = read(tmp_path / "x.json", [*rows, ROW | {"image_id": "z"}], images)
-    assert [len(each.boxes) for each in given.found] == [1, 2, 1]
+    assert [len(each.boxes) for each in given.detections] == [1, 2, 1]
     assert given.num_other_images == 1
     with pytest.raises(DataError, match="row 0: the set has no image 'png'"):
         read(tmp_path / "x.json", [ROW | {"image_id": "png"}], images)
@@ -215,4 +215,4 @@ def test_ids_that_two_images_have_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"row 0 is of one of 2 images with the id 7 \(a,1, d\); give the name"):
         read(tmp_path / "x.json", [ROW], twice)
     given = read(tmp_path / "x.json", [ROW | {"image_id": "d"}, ROW | {"image_id": 3}], twice)
-    assert [len(each.boxes) for each in given.found] == [0, 1, 0, 1]
+    assert [len(each.boxes) for each in given.detections] == [0, 1, 0, 1]

@@ -58,7 +58,7 @@ def written(name: str, root: Path) -> Path:
 
 
 def prepare(name: str, source: Path, target: Path, **options: Any) -> dict[str, Any]:
-    builder = registry.data.entry_of(name).builder
+    builder = registry.data.get_entry(name).builder
     return builder.prepare(source=source, target=target, name=name, progress=quiet, **options)
 
 
@@ -126,7 +126,7 @@ def test_ecp_states_what_is_visible_by_tags(roots: dict[str, str]) -> None:
 def test_all_of_them_are_trained_on_as_one(roots: dict[str, str], tmp_path: Path) -> None:
     """`concat` takes sets whose class is `person`, and whose scored boxes have one name."""
     crowds = SyntheticCrowds(split="train", train_size=2, height=48, width=64)
-    three = {name: registry.data.entry_of(name).builder for name in PEOPLE}
+    three = {name: registry.data.get_entry(name).builder for name in PEOPLE}
     sets: list[Any] = [each(split="train", root=roots[name], validation_share=0.3) for name, each in three.items()]
     both = Concat(sets=(*sets, crowds), split="train")
     assert len(both) == sum(map(len, sets)) + 2
@@ -142,7 +142,7 @@ def test_all_of_them_are_trained_on_as_one(roots: dict[str, str], tmp_path: Path
     assert np.array_equal(both.record(len(both) - 1).boxes, crowds.record(1).boxes)
     found = Detections(both.image(1), np.ones((1, 4)), np.ones(1), np.zeros(1)).to_coco(both.classes.ids)
     (tmp_path / "found.json").write_text(json.dumps(found))
-    assert [len(each.boxes) for each in read_results(tmp_path / "found.json", both).found][:3] == [0, 1, 0]
+    assert [len(each.boxes) for each in read_results(tmp_path / "found.json", both).detections][:3] == [0, 1, 0]
     apart = EuroCityPersons(split="train", root=roots["ecp"], apart=True, validation_share=0.3)
     with pytest.raises(ConfigError, match=r"sets: facts must agree; 'class_names' is \('pedestrian',\) in set 2"):
         Concat(sets=(crowds, apart), split="train")

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from sightline.data.boxes.yolo_txt import YoloTxt
-from sightline.data.store.native import verify
+from sightline.data.store.prepared_set import verify
 from sightline.errors import DataError
 from sightline.types import SampleKey
 from tests.data.boxes.box_writers import digest_of, pattern, quiet, write_image

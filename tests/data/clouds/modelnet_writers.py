@@ -10,7 +10,7 @@ import h5py
 import numpy as np
 
 from sightline.registry import data
-from sightline.types import Component
+from sightline.types import ComponentConfig
 
 # fmt: off
 CLASS_NAMES = [
@@ -135,4 +135,4 @@ def prepare(
     source: Path, target: Path, name: str = "modelnet40", progress: Callable[[int, int, str], None] = expect_progress
 ) -> dict[str, Any]:
     """Prepare as the command line does, by the name of the set."""
-    return data.entry(Component(name)).builder.prepare(source=source, target=target, name=name, progress=progress)
+    return data.entry(ComponentConfig(name)).builder.prepare(source=source, target=target, name=name, progress=progress)

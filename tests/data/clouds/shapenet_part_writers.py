@@ -11,7 +11,7 @@ import h5py
 import numpy as np
 
 from sightline.registry import data
-from sightline.types import Component
+from sightline.types import ComponentConfig
 
 CATEGORIES = {
     "Airplane": ("02691156", 0, 3),
@@ -115,5 +115,5 @@ def expect_progress(done: int, total: int, message: str) -> None:
 
 def prepare(source: Path, target: Path, progress: Callable[[int, int, str], None] = expect_progress) -> dict[str, Any]:
     """Prepare as the command line does, by the name of the set."""
-    builder = data.entry(Component("shapenet_part")).builder
+    builder = data.entry(ComponentConfig("shapenet_part")).builder
     return builder.prepare(source=source, target=target, name="shapenet_part", progress=progress)

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from sightline.registry import data
-from sightline.types import Component
+from sightline.types import ComponentConfig
 from tests.data.clouds.shapenet_part_writers import expect_progress
 
 SYNSETS = {
@@ -83,5 +83,5 @@ def names() -> list[str]:
 
 def prepare(source: Path, target: Path, progress: Any = expect_progress, **options: object) -> dict[str, Any]:
     """Prepare as the command line does, by the name of the set."""
-    builder = data.entry(Component("shapenet_render")).builder
+    builder = data.entry(ComponentConfig("shapenet_render")).builder
     return builder.prepare(source=source, target=target, name="shapenet_render", progress=progress, **options)

@@ -15,7 +15,7 @@ import torch
 from sightline.data.clouds.cloud_folder import CloudFolder
 from sightline.data.clouds.cloud_preparation import prepare_cloud
 from sightline.data.files.cloud_files import read_cloud
-from sightline.data.store.native import verify
+from sightline.data.store.prepared_set import verify
 from sightline.errors import ConfigError, DataError
 from sightline.geometry.normals import estimate_normals
 from sightline.predict.cloud_samples import read_sample

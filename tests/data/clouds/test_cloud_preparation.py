@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 
 from sightline.data.clouds.cloud_preparation import prepare_cloud
-from sightline.data.files.cloud_files import Cloud
+from sightline.data.files.cloud_files import PointCloud
 from sightline.data.scenes.scene_preparation import prepare_scene
 from sightline.errors import DataError
 from tests.data.clouds.cloud_writers import solid
 
-CLOUD = Cloud(solid("rod", 3, 50), normals=2 * solid("ball", 1, 50), channels={"ring": np.arange(50.0)})
+CLOUD = PointCloud(solid("rod", 3, 50), normals=2 * solid("ball", 1, 50), channels={"ring": np.arange(50.0)})
 CUBE = np.array([[x, y, z] for x in (0.0, 2.0) for y in (0.0, 2.0) for z in (0.0, 2.0)])
-FLOOR = Cloud(CUBE, faces=np.array([[0, 2, 4], [2, 6, 4]]))
+FLOOR = PointCloud(CUBE, faces=np.array([[0, 2, 4], [2, 6, 4]]))
 
 
 def rows_of(prepared: dict[str, np.ndarray]) -> list[int]:
@@ -56,14 +56,14 @@ def test_farthest_points_are_those_of_the_plain_rule() -> None:
 
 def test_farthest_points_among_points_that_coincide() -> None:
     points = np.repeat(CUBE, 5, axis=0)
-    cloud = Cloud(points, channels={"ring": np.arange(40.0)})
+    cloud = PointCloud(points, channels={"ring": np.arange(40.0)})
     taken = rows_of(prepare_cloud(cloud, num_points=30, choice="farthest", channels=["ring"]))
     assert len(set(taken)) == 30
     assert {tuple(points[row]) for row in taken[:8]} == {tuple(corner) for corner in CUBE}
 
 
 def test_equal_clouds_give_equal_bits_wherever_they_lie_in_memory() -> None:
-    twin = Cloud(np.asfortranarray(CLOUD.points), normals=CLOUD.normals)
+    twin = PointCloud(np.asfortranarray(CLOUD.points), normals=CLOUD.normals)
     one = prepare_cloud(CLOUD, num_points=16, with_normals=True, where="one")
     other = prepare_cloud(twin, num_points=16, with_normals=True, where="other")
     for name, values in one.items():
@@ -92,24 +92,24 @@ def test_the_unit_sphere_is_left_out_on_request() -> None:
 @pytest.mark.parametrize(
     ("cloud", "options", "words"),
     [
-        (Cloud(np.ones((5, 3))), {}, "all 4 points coincide"),
-        (Cloud(CLOUD.points), {"with_normals": True}, "has no normals; .*columns=.*estimated"),
+        (PointCloud(np.ones((5, 3))), {}, "all 4 points coincide"),
+        (PointCloud(CLOUD.points), {"with_normals": True}, "has no normals; .*columns=.*estimated"),
         (CLOUD, {"channels": ["intensity"]}, r"no channel intensity \(it has ring\)"),
         (FLOOR, {"channels": ["ring"]}, "faces=ignore"),
-        (Cloud(CUBE, faces=np.array([[0, 0, 1]])), {}, "none of the 1 faces has an area"),
-        (Cloud(CUBE * 1e200), {}, r"a coordinate is 2e\+200"),
-        (Cloud(CUBE + 5e6), {"normalisation": "none"}, "float32 has steps of .*normalisation=unit_sphere"),
+        (PointCloud(CUBE, faces=np.array([[0, 0, 1]])), {}, "none of the 1 faces has an area"),
+        (PointCloud(CUBE * 1e200), {}, r"a coordinate is 2e\+200"),
+        (PointCloud(CUBE + 5e6), {"normalisation": "none"}, "float32 has steps of .*normalisation=unit_sphere"),
     ],
 )
-def test_what_cannot_be_prepared(cloud: Cloud, options: dict[str, object], words: str) -> None:
+def test_what_cannot_be_prepared(cloud: PointCloud, options: dict[str, object], words: str) -> None:
     with pytest.raises(DataError, match=f"^a.ply: .*{words}"):
         prepare_cloud(cloud, num_points=4, where="a.ply", **options)  # type: ignore[arg-type]
 
 
 def test_far_coordinates_are_fine_once_they_are_centred() -> None:
     """The same cloud, 5,000 km away: float64 keeps it, and the unit sphere brings it back. 1e-9 is 5e6 * 2^-52."""
-    near = prepare_cloud(Cloud(CUBE, faces=None), num_points=8, choice="farthest")["points"]
-    far = prepare_cloud(Cloud(CUBE + 5e6, faces=None), num_points=8, choice="farthest")["points"]
+    near = prepare_cloud(PointCloud(CUBE, faces=None), num_points=8, choice="farthest")["points"]
+    far = prepare_cloud(PointCloud(CUBE + 5e6, faces=None), num_points=8, choice="farthest")["points"]
     np.testing.assert_allclose(far, near, atol=1e-7)
 
 
@@ -120,12 +120,12 @@ def test_a_stray_point_is_named_and_spread_out_clouds_are_not_refused() -> None:
     far[7, 1] = -1e30
     told = r"a\.ply: point 7 lies 1e\+30 from the middle, 99 % of the 500 points within .*; take out the 1 points"
     with pytest.raises(DataError, match=told):
-        prepare_cloud(Cloud(far), num_points=64, where="a.ply")
+        prepare_cloud(PointCloud(far), num_points=64, where="a.ply")
     with pytest.raises(DataError, match=told):
-        prepare_scene(Cloud(far), scale=1.0, colour_max=255, colour_names=None, with_normals=False, where="a.ply")
+        prepare_scene(PointCloud(far), scale=1.0, colour_max=255, colour_names=None, with_normals=False, where="a.ply")
     far[7, 1] = 900 * np.abs(points).max() / 2
     coincide = np.zeros((500, 3))
     coincide[0] = 5
     heavy = np.random.default_rng(1).standard_cauchy(size=(5000, 3)).clip(-1e4, 1e4)
     for cloud in (far, coincide, far[:50], heavy):
-        assert np.isfinite(prepare_cloud(Cloud(cloud), num_points=500, where="a.ply")["points"]).all()
+        assert np.isfinite(prepare_cloud(PointCloud(cloud), num_points=500, where="a.ply")["points"]).all()

@@ -11,7 +11,7 @@ import torch
 
 from sightline.data.clouds.cloud_normals import EstimatedNormals
 from sightline.data.clouds.modelnet import ModelNet40
-from sightline.data.loading.splits import take_fraction
+from sightline.data.loading.splits import stratified_subset
 from sightline.data.synthetic.synthetic_shapes import SyntheticShapes
 from sightline.errors import DataError
 from sightline.geometry.normals import estimate_normals
@@ -48,16 +48,16 @@ def test_estimated_normals_of_solids_are_near_the_exact_ones() -> None:
 def test_a_set_too_large_to_remember_gives_the_same_normals(monkeypatch: pytest.MonkeyPatch) -> None:
     points = SyntheticShapes(split="test", test_size=6, num_points=64).get_batch(keys(4, 1, 4))["points"].numpy()
     index = np.array([4, 1, 4])
-    small = EstimatedNormals(6, 64, str).of(index, points)
+    small = EstimatedNormals(6, 64, str).estimate(index, points)
     monkeypatch.setattr("sightline.data.clouds.cloud_normals._MAX_CACHE_BYTES", 0)
-    np.testing.assert_array_equal(EstimatedNormals(6, 64, str).of(index, points), small)
+    np.testing.assert_array_equal(EstimatedNormals(6, 64, str).estimate(index, points), small)
     np.testing.assert_array_equal(small[1], estimate_normals(torch.from_numpy(points[1:2]))[0].numpy())
 
 
 def test_a_cloud_without_normals_is_named() -> None:
     line = np.linspace(0, 1, 32, dtype=np.float32)[:, None] * np.ones((1, 3), np.float32)
     with pytest.raises(DataError, match=r"^lamp_3: its normals cannot be estimated .*set normals: none"):
-        EstimatedNormals(9, 32, lambda index: f"lamp_{index}").of(np.array([3]), line[None])
+        EstimatedNormals(9, 32, lambda index: f"lamp_{index}").estimate(np.array([3]), line[None])
 
 
 def test_modelnet_trains_on_a_fraction(tmp_path: Path) -> None:
@@ -88,8 +88,8 @@ def test_a_release_without_normals_says_what_to_do(tmp_path: Path) -> None:
 def test_a_fraction_of_every_stratum(fraction: float) -> None:
     """Counts worked out apart from the code: round to the nearest, halves to even, at least one."""
     strata = np.repeat([5, 2, 9], [1, 15, 100])
-    taken = take_fraction(strata, fraction, seed=3)
+    taken = stratified_subset(strata, fraction, seed=3)
     assert (np.diff(taken) > 0).all()
     for stratum, size in ((5, 1), (2, 15), (9, 100)):
         assert (strata[taken] == stratum).sum() == max(1, np.rint(fraction * size))
-    assert len(np.unique([take_fraction(strata, 0.5, seed=s).tobytes() for s in range(20)])) == 20
+    assert len(np.unique([stratified_subset(strata, 0.5, seed=s).tobytes() for s in range(20)])) == 20

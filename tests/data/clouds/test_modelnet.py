@@ -13,10 +13,10 @@ import pytest
 import torch
 
 from sightline.data.clouds.modelnet import ModelNet10, ModelNet40
-from sightline.data.files.meshes import read_off
+from sightline.data.files.off import read_off
 from sightline.errors import ConfigError, DataError
 from sightline.registry import data
-from sightline.types import Component, SampleKey
+from sightline.types import ComponentConfig, SampleKey
 from tests.data.clouds.modelnet_writers import (
     CLASS_NAMES,
     LAYOUTS,
@@ -299,10 +299,10 @@ def test_an_index_outside_is_refused(prepared: Path, index: int) -> None:
 
 
 def test_config_builds_the_set_with_the_split_as_a_fact(prepared: Path) -> None:
-    component = Component("modelnet40", {"root": str(prepared), "num_points": 3, "normals": "file"})
+    component = ComponentConfig("modelnet40", {"root": str(prepared), "num_points": 3, "normals": "file"})
     assert len(data.build(component, facts={"split": "test"})) == 2
     with pytest.raises(ConfigError, match="num_points"):
-        data.build(Component("modelnet40", {"num_points": 0}), facts={"split": "test"})
+        data.build(ComponentConfig("modelnet40", {"num_points": 0}), facts={"split": "test"})
 
 
 def test_the_default_root(prepared: Path, monkeypatch: pytest.MonkeyPatch) -> None:

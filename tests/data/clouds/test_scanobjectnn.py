@@ -68,7 +68,7 @@ def test_facts(obj_bg: Path) -> None:
 
 @pytest.mark.parametrize("normals", ["none", "estimated"])
 def test_what_is_promised_before_the_set_is_there(obj_bg: Path, normals: Any) -> None:
-    promised, found = ScanObjectNN.promise(num_points=20, normals=normals), opened(obj_bg, normals=normals).info
+    promised, found = ScanObjectNN.expected_info(num_points=20, normals=normals), opened(obj_bg, normals=normals).info
     assert promised.facts == {name: value for name, value in found.facts.items() if name != "class_counts"}
     assert (promised.fields, promised.features) == (found.fields, found.features)
     assert promised.clouds is not None

@@ -100,7 +100,7 @@ def test_facts_are_those_of_the_publication(prepared: Path) -> None:
 
 def test_a_promise_is_what_info_states(text_set: Path) -> None:
     for normals in ("none", "file", "estimated"):
-        info, promised = opened(text_set, normals=normals).info, ShapeNetPart.promise(normals=normals)  # type: ignore[arg-type]
+        info, promised = opened(text_set, normals=normals).info, ShapeNetPart.expected_info(normals=normals)  # type: ignore[arg-type]
         assert (promised.fields, promised.features, promised.clouds) == (info.fields, info.features, info.clouds)
         assert {**promised.facts, "class_counts": info.facts["class_counts"]} == info.facts
 

@@ -15,7 +15,7 @@ from PIL import Image
 
 from sightline.data.clouds.shapenet_render import ShapeNetRender
 from sightline.data.files.png_views import read_view
-from sightline.data.loading.reading import BatchReader
+from sightline.data.loading.batch_reader import BatchReader
 from sightline.data.store.views import Views
 from sightline.errors import DataError, MissingDataError
 from sightline.types import SampleKey
@@ -122,7 +122,7 @@ def test_facts_fields_and_parts(prepared: Path) -> None:
 
 
 def test_what_is_promised_before_the_set_is_there(prepared: Path) -> None:
-    promised, found = ShapeNetRender.promise(), opened(prepared).info
+    promised, found = ShapeNetRender.expected_info(), opened(prepared).info
     assert promised.facts == {name: value for name, value in found.facts.items() if name != "class_counts"}
     assert promised.fields == found.fields
 

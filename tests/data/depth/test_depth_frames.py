@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from sightline import registry
-from sightline.data.depth.depth_frames import DepthCamera, DepthFrames, FramePart
-from sightline.data.depth.references import DepthFrame, PointsOfFile, Reference, TrueJoint
+from sightline.data.depth.depth_frames import DepthCamera, DepthFrames, FrameSplit
+from sightline.data.depth.references import DepthFrame, Reference, ReferencePointFile, TrueJoint
 from sightline.data.depth.skeletons import BODY_15, HAND_14, HAND_16, HAND_21, HAND_21_BY_LEVEL, Skeleton
-from sightline.data.loading.reading import BatchReader
+from sightline.data.loading.batch_reader import BatchReader
 from sightline.errors import ConfigError
 from sightline.types import SampleKey
 
@@ -31,7 +31,7 @@ class ToyFrames(DepthFrames):
 
 
 def toy(split: str = "train", places: tuple[int, ...] = (0, 2, 3), reference: Reference | None = None) -> ToyFrames:
-    part = FramePart(split, "train", np.array(places, dtype=np.int64), 4, {"train": len(places), "test": 1})
+    part = FrameSplit(split, "train", np.array(places, dtype=np.int64), 4, {"train": len(places), "test": 1})
     return ToyFrames(part=part, camera=CAMERA, skeleton=HAND_21, reference=reference)
 
 
@@ -70,7 +70,7 @@ def test_a_batch_is_its_samples_and_nothing_stored_changes() -> None:
 
 def test_frames_without_a_reference_point_are_dropped_from_training_alone(tmp_path: Path) -> None:
     (tmp_path / "points.txt").write_text("0 0 300\n0 0 301\ninvalid\n0 0 303\n")
-    reference = PointsOfFile(path=str(tmp_path / "points.txt"))
+    reference = ReferencePointFile(path=str(tmp_path / "points.txt"))
     train = toy(reference=reference)
     assert len(train) == train.info.split_sizes["train"] == 2
     assert train[SampleKey(1, 0, 0)]["reference"].tolist() == [0, 0, 303]

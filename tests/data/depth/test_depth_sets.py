@@ -18,8 +18,8 @@ from sightline.data.depth.hands2017 import Hands2017
 from sightline.data.depth.icvl_hands import IcvlHands
 from sightline.data.depth.itop import Itop
 from sightline.data.depth.nyu_hands import NyuHands
-from sightline.data.depth.references import CentreOfMass, PointsOfFile, TrueJoint
-from sightline.data.files.label_lines import LabelLines
+from sightline.data.depth.references import CentreOfMass, ReferencePointFile, TrueJoint
+from sightline.data.files.named_rows import LabelLines
 from sightline.errors import ConfigError, DataError
 from sightline.types import SampleKey
 from tests.data.depth.depth_trees import (
@@ -140,7 +140,7 @@ def test_missing_training_images_are_told_and_keep_their_place(tmp_path: Path) -
     )
     assert any(line.startswith(told) for line in manifest["differences"])
     (tmp_path / "points_train.txt").write_text("".join(f"{i} 0 400\n" for i in range(8)))
-    reference = PointsOfFile(path=str(tmp_path / "points_{split}.txt"))
+    reference = ReferencePointFile(path=str(tmp_path / "points_{split}.txt"))
     frames = IcvlHands(split="train", root=str(tmp_path / "set"), validation_share=0.0, reference=reference)
     assert [frames[SampleKey(i, 0, 0)]["reference"][0].item() for i in range(7)] == [0, 2, 3, 4, 5, 6, 7]
     assert len(made) == 8 + 3
@@ -190,7 +190,7 @@ def edit_training(root: Path, change: Callable[[str], str]) -> None:
 
 
 def test_blocks_of_lines_are_the_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sightline.data.files.label_lines.BLOCK_LINES", 3)
+    monkeypatch.setattr("sightline.data.files.named_rows.BLOCK_LINES", 3)
     (tmp_path / "labels.txt").write_text("".join(f"n{i} {i} -{i}.5\r\n" for i in range(8)))
     labels = LabelLines(tmp_path / "labels.txt", num_columns=2)
     assert labels.names == [f"n{i}" for i in range(8)]
@@ -320,7 +320,7 @@ def test_invalid_frames_of_itop_are_used_nowhere_and_keep_their_place(tmp_path: 
         "side_train: 1 of 5 frames are invalid by the set's own word" in each for each in manifest["differences"]
     )
     (tmp_path / "points_test.txt").write_text("invalid\n0.1 0.2 2.5\n0.3 0.2 2.5\n")
-    reference = PointsOfFile(path=str(tmp_path / "points_{split}.txt"), unit="m")
+    reference = ReferencePointFile(path=str(tmp_path / "points_{split}.txt"), unit="m")
     test = Itop(split="test", root=str(tmp_path / "set"), reference=reference)
     assert [test.name_of(i) for i in range(len(test))] == ["01_00001", "01_00002"]
     assert np.allclose(test[SampleKey(1, 0, 0)]["reference"], [300, 200, 2500])

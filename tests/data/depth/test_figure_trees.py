@@ -11,7 +11,7 @@ import torch
 
 from sightline.data.depth.itop import Itop
 from sightline.data.depth.msra_hands import MsraHands
-from sightline.data.depth.references import CentreOfMass, PointsOfFile
+from sightline.data.depth.references import CentreOfMass, ReferencePointFile
 from sightline.data.synthetic.synthetic_bodies import View
 from sightline.types import Sample, SampleKey
 from tests.data.depth.depth_trees import no_progress
@@ -48,7 +48,7 @@ def test_centre_files_written_for_them_are_taken_frame_by_frame(tmp_path: Path) 
     made = write_msra_hands(tmp_path / "source", COUNTS)
     write_msra_centres(tmp_path / "centres", made, invalid=["P0/Y/000000"])
     root = prepare(MsraHands, tmp_path / "source", tmp_path / "msra")
-    points = PointsOfFile(path=str(tmp_path / "centres" / "center_{split}_{subject}_refined.txt"))
+    points = ReferencePointFile(path=str(tmp_path / "centres" / "center_{split}_{subject}_refined.txt"))
     arguments: dict[str, Any] = {"root": root, "reference": points, "validation_share": 0.0}
     trained = by_name(MsraHands(split="train", subject=1, **arguments))
     assert list(trained) == ["P0/1/000000", "P0/1/000001"], "the invalid one does not train"

@@ -13,12 +13,12 @@ import torch
 from sightline import registry
 from sightline.data.depth import msra_hands
 from sightline.data.depth.msra_hands import FAULTY, MsraHands
-from sightline.data.depth.references import PointsOfFile
-from sightline.data.loading.reading import BatchReader
-from sightline.data.store.native import verify
+from sightline.data.depth.references import ReferencePointFile
+from sightline.data.loading.batch_reader import BatchReader
+from sightline.data.store.prepared_set import verify
 from sightline.errors import ConfigError, DataError, UserError
 from sightline.evaluation.folds import assert_folds
-from sightline.types import Component, SampleKey
+from sightline.types import ComponentConfig, SampleKey
 from tests.data.depth.depth_trees import Drawn, msra_bytes, no_progress, write_msra
 
 COUNTS = {"P0/1": 3, "P0/Y": 2, "P1/1": 2, "P2/MP": 1, "P2/TIP": 2}
@@ -96,7 +96,7 @@ def test_nine_runs_are_pooled_as_one(root: str) -> None:
     """As the areas of S3DIS are: every subject is tested once."""
     runs = [Path(f"runs/msra_{subject}") for subject in range(3)]
     configs: list[Any] = [
-        SimpleNamespace(data=Component("msra_hands", {"root": root, "subject": subject}), metrics=())
+        SimpleNamespace(data=ComponentConfig("msra_hands", {"root": root, "subject": subject}), metrics=())
         for subject in range(3)
     ]
     assert_folds(runs, configs)
@@ -128,7 +128,7 @@ def test_faulty_frames_can_be_dropped_from_training(root: str, monkeypatch: pyte
 def test_files_of_reference_points_follow_the_order_of_the_files(root: str, tmp_path: Path) -> None:
     (tmp_path / "center_train_0_refined.txt").write_text("1 0 300\n2 0 300\n3 0 300\ninvalid\n5 0 300\n")
     path = str(tmp_path / "center_{split}_{subject}_refined.txt")
-    train = MsraHands(split="train", root=root, validation_share=0.0, reference=PointsOfFile(path=path))
+    train = MsraHands(split="train", root=root, validation_share=0.0, reference=ReferencePointFile(path=path))
     assert names_of(train) == ["P1/1/000000", "P1/1/000001", "P2/MP/000000", "P2/TIP/000001"]
     points = BatchReader(train)([SampleKey(i, 0, 0) for i in range(4)])["reference"]
     assert points[:, 0].tolist() == [1, 2, 3, 5]
@@ -136,7 +136,7 @@ def test_files_of_reference_points_follow_the_order_of_the_files(root: str, tmp_
     with pytest.raises(
         DataError, match=r"has 1 lines, msra_hands test has 2 frames: 1 too few.*76,391 and of 76,375 frames"
     ):
-        MsraHands(split="test", root=root, subject=1, reference=PointsOfFile(path=path))
+        MsraHands(split="test", root=root, subject=1, reference=ReferencePointFile(path=path))
 
 
 def test_the_image_can_lie_as_others_read_it(root: str) -> None:
@@ -149,7 +149,7 @@ def test_the_image_can_lie_as_others_read_it(root: str) -> None:
 
 
 def test_the_set_is_built_by_its_name(root: str) -> None:
-    block = Component("msra_hands", {"root": root, "subject": 1, "reference": {"name": "truth"}})
+    block = ComponentConfig("msra_hands", {"root": root, "subject": 1, "reference": {"name": "truth"}})
     frames = registry.data.build(block, facts={"split": "test"})
     sample = frames[SampleKey(1, 0, 0)]
     assert torch.equal(sample["reference"], sample["joints"][5])

@@ -9,10 +9,10 @@ import pytest
 
 from sightline import registry
 from sightline.config import read_config
-from sightline.data.depth.references import CentreOfMass, DepthFrame, FrameOrder, PointsOfFile, TrueJoint
+from sightline.data.depth.references import CentreOfMass, DepthFrame, FrameOrder, ReferencePointFile, TrueJoint
 from sightline.errors import ConfigError, DataError
-from sightline.geometry.pinhole import project
-from sightline.types import Component
+from sightline.geometry.pinhole import project_points
+from sightline.types import ComponentConfig
 
 CAMERA = np.array([100.0, -100.0, 16.0, 12.0])
 
@@ -31,12 +31,12 @@ def frame_of(depth: np.ndarray | None = None, **changes: object) -> DepthFrame:
 
 def test_the_kind_has_three_of_them() -> None:
     assert registry.references.names() == ["centre_of_mass", "file", "truth"]
-    built = registry.references.build(Component("centre_of_mass", {"passes": 2}), facts={"split": "train"})
+    built = registry.references.build(ComponentConfig("centre_of_mass", {"passes": 2}), facts={"split": "train"})
     assert (built.passes, built.title) == (2, "centre_of_mass")
 
 
 def test_the_truth_is_the_joint_in_the_middle_and_says_that_it_is_an_oracle() -> None:
-    locate = TrueJoint().of(order_of())
+    locate = TrueJoint().points_for(order_of())
     assert locate(frame_of(), 0).tolist() == [4, 5, 306]
     assert "oracle" in TrueJoint().title
     with pytest.raises(DataError, match="toy train: frame 2 has no labelled joint 1"):
@@ -47,7 +47,7 @@ def test_the_centre_of_mass_of_two_pixels() -> None:
     """(10, 12) at 200 mm lies at x = -12, (26, 12) at 100 mm at x = 10; y is 0 in row 12."""
     depth = np.zeros((24, 32), dtype=np.float32)
     depth[12, 10], depth[12, 26] = 200, 100
-    assert CentreOfMass().of(order_of())(frame_of(depth), 0).tolist() == [-1.0, 0.0, 150.0]
+    assert CentreOfMass().points_for(order_of())(frame_of(depth), 0).tolist() == [-1.0, 0.0, 150.0]
 
 
 def test_what_is_far_off_is_cropped_away() -> None:
@@ -58,13 +58,13 @@ def test_what_is_far_off_is_cropped_away() -> None:
     """
     depth = np.zeros((24, 32), dtype=np.float32)
     depth[10:15, 14:19], depth[20, 6:26] = 400, 500
-    found = CentreOfMass().of(order_of(cube_mm=100.0))(frame_of(depth), 0)
+    found = CentreOfMass().points_for(order_of(cube_mm=100.0))(frame_of(depth), 0)
     assert np.allclose(found, [0.0, 0.0, 400.0])
-    one = CentreOfMass(passes=0).of(order_of(cube_mm=100.0))(frame_of(depth), 0)
+    one = CentreOfMass(passes=0).points_for(order_of(cube_mm=100.0))(frame_of(depth), 0)
     assert np.isclose(one[2], 20_000 / 45)
-    assert CentreOfMass(far_mm=450.0, passes=0).of(order_of())(frame_of(depth), 0)[2] == 400
-    assert CentreOfMass(near_mm=450.0, passes=0).of(order_of())(frame_of(depth), 0)[2] == 500
-    region = CentreOfMass(passes=0).of(order_of())(frame_of(depth, region_px=(0, 20, 32, 24)), 0)
+    assert CentreOfMass(far_mm=450.0, passes=0).points_for(order_of())(frame_of(depth), 0)[2] == 400
+    assert CentreOfMass(near_mm=450.0, passes=0).points_for(order_of())(frame_of(depth), 0)[2] == 500
+    region = CentreOfMass(passes=0).points_for(order_of())(frame_of(depth, region_px=(0, 20, 32, 24)), 0)
     assert region[2] == 500
 
 
@@ -74,7 +74,7 @@ def test_the_centre_of_mass_moves_with_the_scene() -> None:
     points = draw.normal((30, -20, 350), 15, (400, 3))
     depth = np.zeros((240, 320), dtype=np.float32)
     camera = np.array([241.42, -241.42, 160.0, 120.0])
-    u, v, z = project(points, camera).T
+    u, v, z = project_points(points, camera).T
     depth[v.round().astype(int), u.round().astype(int)] = z
     before = depth.copy()
     found = CentreOfMass().locate(depth, camera, cube_mm=200.0)
@@ -85,7 +85,7 @@ def test_the_centre_of_mass_moves_with_the_scene() -> None:
 
 def test_an_empty_image_has_no_centre_of_mass() -> None:
     with pytest.raises(DataError, match="toy train: frame 7 has no measured pixel"):
-        CentreOfMass().of(order_of())(frame_of(), 7)
+        CentreOfMass().points_for(order_of())(frame_of(), 7)
     with pytest.raises(ConfigError, match=r"far_mm: is 100, it must lie beyond near_mm, which is 200"):
         CentreOfMass(near_mm=200.0, far_mm=100.0)
 
@@ -100,7 +100,7 @@ def written(tmp_path: Path, text: str) -> str:
 
 def test_a_file_answers_by_place(tmp_path: Path) -> None:
     path = written(tmp_path, "1 2 300\ninvalid 0 0 0\n-4.5 5e0 306.25\n")
-    locate = PointsOfFile(path=path).of(order_of())
+    locate = ReferencePointFile(path=path).points_for(order_of())
     assert locate(frame_of(), 2).tolist() == [-4.5, 5.0, 306.25]
     assert locate.is_known is not None
     assert locate.is_known.tolist() == [True, False, True]
@@ -111,9 +111,9 @@ def test_a_file_answers_by_place(tmp_path: Path) -> None:
 
 def test_metres_become_millimetres(tmp_path: Path) -> None:
     path = written(tmp_path, "0.1 0.2 2.5\n" * 3)
-    assert np.allclose(PointsOfFile(path=path, unit="m").of(order_of())(frame_of(), 0), [100, 200, 2500])
+    assert np.allclose(ReferencePointFile(path=path, unit="m").points_for(order_of())(frame_of(), 0), [100, 200, 2500])
     with pytest.raises(DataError, match=r"z reaches 2\.5 mm; the file is in metres: set unit: m"):
-        PointsOfFile(path=path).of(order_of())
+        ReferencePointFile(path=path).points_for(order_of())
 
 
 @pytest.mark.parametrize(
@@ -129,16 +129,16 @@ def test_metres_become_millimetres(tmp_path: Path) -> None:
 )
 def test_wrong_files_are_named_with_their_line(tmp_path: Path, text: str, told: str) -> None:
     with pytest.raises(DataError, match=told) as error:
-        PointsOfFile(path=written(tmp_path, text)).of(order_of(if_counts_differ="an old copy"))
+        ReferencePointFile(path=written(tmp_path, text)).points_for(order_of(if_counts_differ="an old copy"))
     assert "center_train_3_refined.txt" in str(error.value)
     assert "\n" not in str(error.value)
 
 
 def test_unknown_words_and_missing_files(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"path: .*\{fold\}.* these are \{split\}, \{subject\}"):
-        PointsOfFile(path="centres_{fold}.txt").of(order_of())
+        ReferencePointFile(path="centres_{fold}.txt").points_for(order_of())
     with pytest.raises(DataError, match="cannot be read"):
-        PointsOfFile(path=str(tmp_path)).of(order_of())
+        ReferencePointFile(path=str(tmp_path)).points_for(order_of())
 
 
 @pytest.mark.parametrize("name", ["hands2017", "icvl", "itop", "msra", "nyu"])
@@ -147,7 +147,7 @@ def test_the_missing_file_of_a_shipped_recipe_names_the_ways_out(name: str, monk
     block = config.data.arguments["reference"]
     path = block.arguments["path"].format(split="train", subject="3")
     with pytest.raises(DataError) as error:
-        registry.references.build(block, facts={}).of(order_of())
+        registry.references.build(block, facts={}).points_for(order_of())
     assert str(error.value).startswith(f"{path}: the file of the reference points of toy train is not there; ")
     for way in ("data.reference.path", "data.reference.name=centre_of_mass", "data centres RUN --data CONFIG"):
         assert way in str(error.value)

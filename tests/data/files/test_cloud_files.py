@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 
 from sightline.data.clouds.modelnet_arrays import has_npz_keys
 from sightline.data.files.array_files import npz_header
-from sightline.data.files.cloud_files import CLOUD_SUFFIXES, has_normals, list_passed_over, read_cloud
-from sightline.data.files.meshes import read_off
+from sightline.data.files.cloud_files import CLOUD_SUFFIXES, has_normals, list_skipped_files, read_cloud
+from sightline.data.files.off import read_off
 from sightline.errors import ConfigError, DataError
 from tests.data.clouds.cloud_writers import WRITERS, solid, write_ply
 
@@ -380,15 +380,15 @@ def test_whether_a_file_has_normals_is_told_by_its_head(tmp_path: Path) -> None:
 
 
 def test_files_of_other_kinds_are_named(tmp_path: Path) -> None:
-    assert list_passed_over(tmp_path) == ""
+    assert list_skipped_files(tmp_path) == ""
     (tmp_path / "in" / ".git").mkdir(parents=True)
     for name in ("in/a.ply", "in/b.e57", ".hidden", "in/.git/c"):
         (tmp_path / name).write_text("")
-    assert list_passed_over(tmp_path) == "1 file of another kind passed over: in/b.e57"
+    assert list_skipped_files(tmp_path) == "1 file of another kind passed over: in/b.e57"
     for number in range(9):
         (tmp_path / f"{number}.e57").write_text("")
-    assert list_passed_over(tmp_path).startswith("10 files of other kinds passed over: 0.e57, 1.e57")
-    assert list_passed_over(tmp_path).endswith("4.e57 and 5 more")
+    assert list_skipped_files(tmp_path).startswith("10 files of other kinds passed over: 0.e57, 1.e57")
+    assert list_skipped_files(tmp_path).endswith("4.e57 and 5 more")
 
 
 def test_an_archive_of_a_later_version_is_refused(tmp_path: Path) -> None:

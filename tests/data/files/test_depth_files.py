@@ -12,7 +12,7 @@ from PIL import Image
 from sightline.data.files.depth_files import read_colour_png, read_depth, read_raw_depth, read_windowed_depth
 from sightline.data.store.depth_store import pack_depth, unpack_depth
 from sightline.errors import DataError
-from sightline.geometry.pinhole import unproject
+from sightline.geometry.pinhole import unproject_pixels
 from tests.data.depth.depth_trees import msra_bytes, png16, png_colour
 from tests.golden_parity import load_golden
 
@@ -65,8 +65,8 @@ def test_windows_as_the_pytorch_port_reads_them(shared: Path, tmp_path: Path, ca
     assert np.count_nonzero(depth) == np.count_nonzero(window)
     rows, columns = np.mgrid[top:bottom, left:right]
     pixels = np.stack((columns, rows, expected.astype(float)), axis=-1)
-    ours = unproject(pixels, np.array([241.42, -241.42, 160.0, 120.0]))
-    theirs = unproject(pixels, np.array([241.42, -241.42, 159.0, 119.0]))
+    ours = unproject_pixels(pixels, np.array([241.42, -241.42, 160.0, 120.0]))
+    theirs = unproject_pixels(pixels, np.array([241.42, -241.42, 159.0, 119.0]))
     assert np.abs(ours - golden[f"{case}.points_window_zero_based"]).max() < 1e-9 * 700
     assert np.abs(theirs - golden[f"{case}.points_window"]).max() < 1e-6 * 700  # which is stored as float32
 

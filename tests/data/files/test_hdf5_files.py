@@ -217,7 +217,7 @@ def test_no_set_is_prepared_of_what_its_files_do_not_hold(
     name: str, make: Callable[..., object], tmp_path: Path
 ) -> None:
     write, file_name, keys, options = SETS[name]
-    builder = registry.data.entry_of(name).builder
+    builder = registry.data.get_entry(name).builder
     for key in keys.split():
         if key == "normal" and make is group:
             continue  # no array of that name is there, and a choice is a choice
@@ -241,6 +241,6 @@ def test_rows_that_were_never_written_are_no_shapes(name: str, tmp_path: Path) -
     with h5py.File(tmp_path / "in" / file_name, "r+") as file:
         file["data"][-1] = 0
     with pytest.raises(DataError, match=rf"{file_name}: (shape|object) \d+: all \d+ points coincide"):
-        registry.data.entry_of(name).builder.prepare(
+        registry.data.get_entry(name).builder.prepare(
             source=tmp_path / "in", target=tmp_path / "set", name=name, progress=lambda *told: None, **options
         )

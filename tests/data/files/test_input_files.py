@@ -20,7 +20,7 @@ from sightline.data.clouds.shapenet_render_files import _fault
 from sightline.data.files.cloud_files import CLOUD_SUFFIXES, has_normals, read_cloud
 from sightline.data.files.depth_files import read_depth
 from sightline.data.files.input_files import read_file
-from sightline.data.store.preparation import to_unit_sphere
+from sightline.data.store.prepared_writer import normalize_to_unit_sphere
 from sightline.errors import DataError
 from tests.command import run_here
 from tests.data.clouds.cloud_writers import WRITERS, prepare_folder, solid, write_folder
@@ -184,7 +184,7 @@ def test_a_name_that_is_no_utf8_is_a_name(tmp_path: Path) -> None:
     manifest = prepare_folder(tmp_path / "in", tmp_path / "set", columns=("x", "y", "z"), faces="ignore")
     assert sum(split["num_rows"] for split in manifest["splits"].values()) == 31
     with pytest.raises(DataError, match=r"^\\udcff\\n\.off: all 2 points coincide"):
-        to_unit_sphere(np.zeros((2, 3)), where=odd.name)
+        normalize_to_unit_sphere(np.zeros((2, 3)), where=odd.name)
 
 
 def test_what_is_no_regular_file_is_named_in_sets_of_many_files(tmp_path: Path) -> None:

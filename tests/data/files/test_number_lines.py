@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from sightline.data.files import number_lines
-from sightline.data.files.number_lines import blocks_of_lines, numbers_in, numbers_in_plainly
+from sightline.data.files import fast_text_parser
+from sightline.data.files.fast_text_parser import parse_numbers, parse_numbers_reference, read_line_blocks
 
 
 @pytest.mark.parametrize("ending", ["\n", "\r\n", ""])
@@ -26,12 +26,12 @@ def test_numbers_are_those_of_float(ending: str, blank: str) -> None:
         ["0", "0.00000000000001", "123456789012345", "1"],
     ]
     content = (ending or "\n").join(blank.join(row) for row in texts) + ending
-    table, odd = numbers_in(content.encode(), num_columns=4)
+    table, odd = parse_numbers(content.encode(), num_columns=4)
     expected = np.array([[float(token) for token in row] for row in texts])
     assert not len(odd)
     assert np.array_equal(table, expected)
     assert np.array_equal(np.signbit(table), np.signbit(expected))
-    plain = numbers_in_plainly(content.encode(), num_columns=4)
+    plain = parse_numbers_reference(content.encode(), num_columns=4)
     assert np.array_equal(plain.table, expected)
 
 
@@ -55,7 +55,7 @@ STRANGE_ENDS = [b"\xff 1 2", b"1 2 1-2"]
 def test_other_lines_are_handed_back(line: bytes, place: int) -> None:
     lines = [b"1 2 3", b"4 5 6.5", b"7 8 9"]
     lines.insert(place, line)
-    for read in (numbers_in, numbers_in_plainly):
+    for read in (parse_numbers, parse_numbers_reference):
         table, odd = read(b"\n".join(lines), num_columns=3)
         assert odd.tolist() == [place]
         assert np.isnan(table[place]).all()
@@ -64,13 +64,13 @@ def test_other_lines_are_handed_back(line: bytes, place: int) -> None:
 
 def test_numbers_of_more_digits_are_odd_to_the_loop_alone() -> None:
     content = b"0.1234567890123456 1\n1 2\n"
-    assert numbers_in(content, num_columns=2).odd.tolist() == [0]
-    assert numbers_in_plainly(content, num_columns=2).table[0, 0] == 0.1234567890123456
+    assert parse_numbers(content, num_columns=2).unparsed_rows.tolist() == [0]
+    assert parse_numbers_reference(content, num_columns=2).table[0, 0] == 0.1234567890123456
 
 
 @pytest.mark.parametrize("content", [b"", b"\n", b" \r\n\t\n"])
 def test_nothing_is_no_rows(content: bytes) -> None:
-    for read in (numbers_in, numbers_in_plainly):
+    for read in (parse_numbers, parse_numbers_reference):
         table, odd = read(content, num_columns=3)
         assert table.shape == (0, 3)
         assert odd.shape == (0,)
@@ -81,18 +81,18 @@ def test_pieces_and_threads_change_no_bit(monkeypatch: pytest.MonkeyPatch) -> No
     lines = [" ".join(f"{value:.3f}" for value in row) for row in generator.normal(size=(1000, 3))]
     lines[500] = "odd"
     content = "\n".join(lines).encode()
-    whole = numbers_in(content, num_columns=3)
-    monkeypatch.setattr(number_lines, "_PIECE_BYTES", 100)
+    whole = parse_numbers(content, num_columns=3)
+    monkeypatch.setattr(fast_text_parser, "_PIECE_BYTES", 100)
     threads = torch.get_num_threads()
     try:
         torch.set_num_threads(3)
-        cut = numbers_in(content, num_columns=3)
+        cut = parse_numbers(content, num_columns=3)
     finally:
         torch.set_num_threads(threads)
     assert np.array_equal(whole.table, cut.table, equal_nan=True)
-    assert whole.odd.tolist() == cut.odd.tolist() == [500]
-    monkeypatch.setattr(number_lines, "suits", lambda *tensors: False)
-    without_numba = numbers_in(content, num_columns=3)
+    assert whole.unparsed_rows.tolist() == cut.unparsed_rows.tolist() == [500]
+    monkeypatch.setattr(fast_text_parser, "can_use_numba", lambda *tensors: False)
+    without_numba = parse_numbers(content, num_columns=3)
     assert np.array_equal(whole.table, without_numba.table, equal_nan=True)
 
 
@@ -100,11 +100,11 @@ def test_pieces_and_threads_change_no_bit(monkeypatch: pytest.MonkeyPatch) -> No
     "content", [b"1 2\n3 4", b"\n\n1 2\n\n \n3 4\r\n\t\n5 6\n\n\n", b"odd", b"", b"\n \n", b"\n\n1 2"], ids=repr
 )
 def test_blocks_have_the_lines_of_the_whole(content: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = numbers_in_plainly(content, num_columns=2)
+    whole = parse_numbers_reference(content, num_columns=2)
     for size in range(1, len(content) + 2):
-        monkeypatch.setattr(number_lines, "_BLOCK_BYTES", size)
-        blocks = list(blocks_of_lines(io.BytesIO(content)))
+        monkeypatch.setattr(fast_text_parser, "_BLOCK_BYTES", size)
+        blocks = list(read_line_blocks(io.BytesIO(content)))
         assert b"".join(blocks) == content
-        for read in (numbers_in, numbers_in_plainly):
+        for read in (parse_numbers, parse_numbers_reference):
             tables = [read(block, num_columns=2).table for block in blocks]
             assert np.array_equal(np.concatenate(tables), whole.table, equal_nan=True), size

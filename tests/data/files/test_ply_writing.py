@@ -93,7 +93,7 @@ def test_a_disk_that_fills_up_leaves_the_older_file(tmp_path: Path, monkeypatch:
     def full(descriptor: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("sightline.data.files.whole_files.os.fsync", full)
+    monkeypatch.setattr("sightline.data.files.atomic_write.os.fsync", full)
     with pytest.raises(OSError, match="No space left"):
         write_ply(tmp_path / "a.ply", points=points + 1, colors=colors, label=label)
     assert [path.name for path in tmp_path.iterdir()] == ["a.ply"]

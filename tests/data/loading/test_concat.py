@@ -11,10 +11,10 @@ import torch
 
 from sightline import registry
 from sightline.config import read_config
-from sightline.engine.build import Built, build
+from sightline.engine.build import TrainingSetup, build
 from sightline.engine.distributed import World
 from sightline.errors import ConfigError
-from sightline.types import Component, SampleKey
+from sightline.types import ComponentConfig, SampleKey
 from tests.runs.small import ROOT
 
 ONE = {"name": "synthetic_shapes", "num_points": 16, "train_size": 12, "test_size": 6}
@@ -22,12 +22,12 @@ OTHER = {**ONE, "train_size": 20, "data_seed": 3}
 
 
 def built(*sets: dict[str, Any], split: str = "train") -> Any:
-    return registry.data.build(Component("concat", {"sets": list(sets)}), facts={"split": split})
+    return registry.data.build(ComponentConfig("concat", {"sets": list(sets)}), facts={"split": split})
 
 
 def alone(of: dict[str, Any], split: str = "train") -> Any:
     return registry.data.build(
-        Component(of["name"], {k: v for k, v in of.items() if k != "name"}), facts={"split": split}
+        ComponentConfig(of["name"], {k: v for k, v in of.items() if k != "name"}), facts={"split": split}
     )
 
 
@@ -66,7 +66,7 @@ def test_sets_that_do_not_fit_are_refused(other: dict[str, Any], message: str) -
 def test_a_run_trains_on_several_sets(tmp_path: Path) -> None:
     config = tmp_path / "concat.yaml"
 
-    def run(sets: str) -> Built:
+    def run(sets: str) -> TrainingSetup:
         recipe = (
             f"base: {ROOT}/configs/classify/synthetic_shapes_pointnet.yaml\ndata: {{name: concat, sets: [{sets}]}}\n"
         )

@@ -14,16 +14,24 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sightline.data.store.native import Prepared, open_prepared, seal, verify
-from sightline.data.store.preparation import Column, Part, Plan, Progress, Row, duplicates_of, prepare_native
+from sightline.data.store.prepared_set import PreparedSet, add_digest, open_prepared, verify
+from sightline.data.store.prepared_writer import (
+    ColumnSpec,
+    PreparationPlan,
+    Progress,
+    SampleRow,
+    Shard,
+    find_duplicates,
+    write_prepared_set,
+)
 from sightline.errors import DataError, RunError
 
 SIZES = {"train": [3, 1, 700, 20], "test": [5, 9]}
 """Points per cloud; 700 points are more than a buffer of the file holds, one is the least."""
 COLUMNS = {
-    "points": Column((3,), "float32", is_ragged=True),
-    "label": Column((), "uint8", is_ragged=True),
-    "category": Column((), "int64"),
+    "points": ColumnSpec((3,), "float32", is_ragged=True),
+    "label": ColumnSpec((), "uint8", is_ragged=True),
+    "category": ColumnSpec((), "int64"),
 }
 NUM_ROWS = 6
 
@@ -44,9 +52,9 @@ def read_source(file: Path) -> dict[str, Any]:
     return {"points": table[:, :3], "label": table[:, 3], "category": int(file.stem)}
 
 
-def rows_of(files: tuple[Path, ...]) -> Iterator[Row]:
+def rows_of(files: tuple[Path, ...]) -> Iterator[SampleRow]:
     for file in files:
-        yield Row(file.stem, str(file), read_source(file))
+        yield SampleRow(file.stem, str(file), read_source(file))
 
 
 def no_progress(done: int, total: int, message: str) -> None:
@@ -60,9 +68,9 @@ def prepare(source: Path, target: Path, *, progress: Progress = no_progress, roo
         files = [source / split / f"{number}.txt" for number in range(len(sizes))]
         for first in range(0, len(files), 2):
             pair = tuple(files[first : first + 2])
-            parts.append(Part(split, f"{split}/{first}", len(pair), pair, functools.partial(rows_of, pair), room))
-    plan = Plan("toy", "text", source, COLUMNS, tuple(parts), {}, lambda prepared: {})
-    return prepare_native(plan, target, progress=progress)
+            parts.append(Shard(split, f"{split}/{first}", len(pair), pair, functools.partial(rows_of, pair), room))
+    plan = PreparationPlan("toy", "text", source, COLUMNS, tuple(parts), {}, lambda prepared: {})
+    return write_prepared_set(plan, target, progress=progress)
 
 
 def bytes_of(root: Path) -> dict[str, bytes]:
@@ -75,12 +83,12 @@ def source(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def prepared(source: Path, tmp_path: Path) -> Prepared:
+def prepared(source: Path, tmp_path: Path) -> PreparedSet:
     prepare(source, tmp_path / "set")
     return open_prepared(tmp_path / "set", set_names=("toy",))
 
 
-def test_every_row_is_read_as_it_was_written(prepared: Prepared, source: Path) -> None:
+def test_every_row_is_read_as_it_was_written(prepared: PreparedSet, source: Path) -> None:
     for split, sizes in SIZES.items():
         assert prepared.offsets(split).tolist() == [0, *np.cumsum(sizes)]
         for number in range(len(sizes)):
@@ -92,7 +100,7 @@ def test_every_row_is_read_as_it_was_written(prepared: Prepared, source: Path) -
         assert prepared.array(split, "points").shape == (sum(sizes), 3)
 
 
-def test_the_manifest_answers_for_all_files(prepared: Prepared) -> None:
+def test_the_manifest_answers_for_all_files(prepared: PreparedSet) -> None:
     manifest = prepared.manifest
     assert manifest["num_elements"] == {split: sum(sizes) for split, sizes in SIZES.items()}
     assert set(manifest["files"]) >= {"train.points.npy", "train.offsets.npy", "train.category.npy"}
@@ -105,12 +113,12 @@ def test_the_manifest_answers_for_all_files(prepared: Prepared) -> None:
         verify(prepared.root)
 
 
-def test_files_are_those_of_numpy(prepared: Prepared, tmp_path: Path) -> None:
+def test_files_are_those_of_numpy(prepared: PreparedSet, tmp_path: Path) -> None:
     np.save(tmp_path / "points.npy", np.array(prepared.array("train", "points")))
     assert (prepared.root / "train.points.npy").read_bytes() == (tmp_path / "points.npy").read_bytes()
 
 
-def test_a_worker_is_sent_paths_and_maps_the_files_itself(prepared: Prepared) -> None:
+def test_a_worker_is_sent_paths_and_maps_the_files_itself(prepared: PreparedSet) -> None:
     whole = prepared.array("train", "points")
     sent = pickle.dumps(prepared)
     assert len(sent) < whole.nbytes
@@ -191,7 +199,7 @@ def test_what_follows_a_cloud_that_changed_its_length_moves(source: Path, tmp_pa
     assert bytes_of(tmp_path / "set") == bytes_of(tmp_path / "whole")
 
 
-def test_a_set_that_is_there_is_left_alone(prepared: Prepared, source: Path) -> None:
+def test_a_set_that_is_there_is_left_alone(prepared: PreparedSet, source: Path) -> None:
     before = bytes_of(prepared.root)
     assert prepare(source, prepared.root)["outcome"] == "already there"
     assert bytes_of(prepared.root) == before
@@ -238,18 +246,18 @@ def test_a_disk_that_fills_is_told_and_continued(source: Path, tmp_path: Path) -
     assert bytes_of(tmp_path / "set") == bytes_of(tmp_path / "whole")
 
 
-def test_offsets_that_are_no_starts_of_rows_are_refused(prepared: Prepared) -> None:
+def test_offsets_that_are_no_starts_of_rows_are_refused(prepared: PreparedSet) -> None:
     path = prepared.root / "test.offsets.npy"
     np.save(path, np.array([0, 9, 5]))
     with pytest.raises(DataError, match=r"test\.offsets\.npy: does not rise from 0 to 14"):
         prepared.offsets("test")
     np.save(path, np.array([0, 5, 14], dtype=np.int32))
     with pytest.raises(DataError, match=r"holds int32 \(3,\), the manifest lists int64 \(3,\)"):
-        Prepared(prepared.root, seal(prepared.manifest)).offsets("test")
+        PreparedSet(prepared.root, add_digest(prepared.manifest)).offsets("test")
 
 
 def test_equal_clouds_are_found(source: Path, tmp_path: Path) -> None:
     shutil.copyfile(source / "train/2.txt", source / "test/1.txt")
     prepare(source, tmp_path / "set")
-    found = duplicates_of(open_prepared(tmp_path / "set", set_names=("toy",)), "points")
+    found = find_duplicates(open_prepared(tmp_path / "set", set_names=("toy",)), "points")
     assert found == [["train/2", "test/1"]]

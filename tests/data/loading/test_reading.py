@@ -6,12 +6,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from sightline.data.loading.reading import BatchReader, NamedTransform
-from sightline.data.loading.splits import hold_out
+from sightline.data.loading.batch_reader import BatchReader, NamedTransform
+from sightline.data.loading.splits import stratified_split
 from sightline.data.synthetic.synthetic_shapes import SyntheticShapes
 from sightline.draws import Draws
 from sightline.errors import ConfigError, DataError
-from sightline.transforms.point_choice import DropPoints, SamplePoints, ShufflePoints
+from sightline.transforms.point_selection import DropPoints, SamplePoints, ShufflePoints
 from sightline.transforms.points import Jitter, Rotate
 from sightline.transforms.scene_points import CropPoints, SampleBlock, VoxelSample
 from sightline.types import DataInfo, Field, Sample, SampleKey
@@ -87,11 +87,11 @@ def test_a_tenth_of_every_class_is_held_out(shapes: SyntheticShapes) -> None:
     import numpy as np
 
     strata = np.repeat([0, 1, 2, 3], [100, 40, 2, 1])
-    kept, held = hold_out(len(strata), strata, seed=3)
+    kept, held = stratified_split(len(strata), strata, seed=3)
     assert np.bincount(strata[held], minlength=4).tolist() == [10, 4, 1, 0]
     assert sorted([*kept, *held]) == list(range(len(strata)))
-    assert not np.array_equal(held, hold_out(len(strata), strata, seed=4)[1])
-    assert np.array_equal(held, hold_out(len(strata), strata, seed=3)[1])
+    assert not np.array_equal(held, stratified_split(len(strata), strata, seed=4)[1])
+    assert np.array_equal(held, stratified_split(len(strata), strata, seed=3)[1])
 
 
 class Stored:
@@ -128,7 +128,7 @@ def test_stages_are_the_sample_as_read_and_after_each_transform_so_far(
     shapes: SyntheticShapes, as_single: bool
 ) -> None:
     dataset = OneByOne(shapes) if as_single else shapes
-    stages = list(BatchReader(dataset, transforms()).stages(KEYS[0]))
+    stages = list(BatchReader(dataset, transforms()).sample_stages(KEYS[0]))
     assert [name for name, _ in stages] == ["", "sample_points", "rotate", "jitter"]
     for num_transforms, (_, sample) in enumerate(stages):
         batch = BatchReader(dataset, transforms()[:num_transforms])([KEYS[0]])
@@ -139,7 +139,7 @@ def test_stages_are_the_sample_as_read_and_after_each_transform_so_far(
 def test_stages_without_transforms_are_the_sample_alone(shapes: SyntheticShapes) -> None:
     reader = BatchReader(shapes)
     assert not reader.has_transforms
-    assert [name for name, _ in reader.stages(KEYS[0])] == [""]
+    assert [name for name, _ in reader.sample_stages(KEYS[0])] == [""]
 
 
 class WithIntensity:

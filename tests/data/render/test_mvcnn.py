@@ -10,9 +10,9 @@ import pytest
 from PIL import Image
 
 from sightline.data.clouds.modelnet import ModelNet40
-from sightline.data.files.png_views import composited
+from sightline.data.files.png_views import composite_over
 from sightline.data.render.mvcnn import import_views, list_pictures, read_picture
-from sightline.data.store.native import verify
+from sightline.data.store.prepared_set import verify
 from sightline.data.store.views import IMAGE, Views
 from sightline.errors import DataError
 from sightline.types import SampleKey
@@ -79,7 +79,7 @@ def test_a_store_is_made_and_what_lacks_is_named(release: Path, clouds: Path, tm
     views = Views.open(tmp_path / "views")
     assert views.names == ("airplane_0001", "airplane_0627")
     assert views.counts(np.array([0, 1])).tolist() == [15, 12]
-    assert np.array_equal(views.image("airplane_0001", 14), composited(pixels("airplane_0001", 102), "white"))
+    assert np.array_equal(views.image("airplane_0001", 14), composite_over(pixels("airplane_0001", 102), "white"))
     few, unmatched, bare, loop = manifest["differences"]
     assert few == "1 shapes have fewer than 12 pictures and are left out: bed_0001 (5)"
     assert unmatched == f"1 shapes have no cloud of their name in {clouds}: chair_0900"
@@ -93,7 +93,7 @@ def test_clouds_and_pictures_are_of_the_same_shape(release: Path, clouds: Path, 
     shapes = ModelNet40(split="test", root=str(clouds), views=str(tmp_path / "views"), without_views="left_out")
     assert [shapes.name_of(index) for index in range(len(shapes))] == ["airplane_0627"]
     key = SampleKey(0, 3, 1)
-    expected = composited(pixels("airplane_0627", int(key.generator().integers(12))), "black")
+    expected = composite_over(pixels("airplane_0627", int(key.generator().integers(12))), "black")
     assert np.array_equal(shapes[key][IMAGE].numpy(), expected)
 
 
@@ -102,10 +102,10 @@ def test_pixels_are_composited_as_pillow_does(background: str) -> None:
     rgba = pixels("any", 0, 64)
     behind = Image.new("RGBA", (64, 64), background)
     expected = np.asarray(Image.alpha_composite(behind, Image.fromarray(rgba)).convert("RGB"))
-    found = composited(rgba, background)  # type: ignore[arg-type]
+    found = composite_over(rgba, background)  # type: ignore[arg-type]
     assert np.abs(found.astype(int) - expected).max() <= 1  # Pillow rounds twice
     assert np.array_equal(found[rgba[..., 3] == 255], rgba[rgba[..., 3] == 255][:, :3])
-    clear = composited(np.zeros((1, 1, 4), dtype=np.uint8), background)  # type: ignore[arg-type]
+    clear = composite_over(np.zeros((1, 1, 4), dtype=np.uint8), background)  # type: ignore[arg-type]
     assert clear.tolist() == [[[255, 255, 255] if background == "white" else [0, 0, 0]]]
 
 
@@ -119,7 +119,7 @@ def test_pictures_become_as_large_as_asked(release: Path, tmp_path: Path) -> Non
     import_views(release, tmp_path / "views", progress=quiet, size_px=3, min_views=5)
     views = Views.open(tmp_path / "views")
     assert views.size_px == 3
-    picture = Image.fromarray(composited(pixels("bed_0001", 2), "black"))
+    picture = Image.fromarray(composite_over(pixels("bed_0001", 2), "black"))
     expected = np.asarray(picture.resize((3, 3), Image.Resampling.BILINEAR)).astype(int)
     assert np.abs(views.image("bed_0001", 2) - expected).max() <= 1
 

@@ -15,10 +15,10 @@ import pytest
 
 from sightline.data.clouds.modelnet import ModelNet40
 from sightline.data.render import rendering
-from sightline.data.render.rendered_objects import FileObjects, Objects, PreparedObjects, SyntheticObjects
-from sightline.data.render.rendering import Look, render_set
-from sightline.data.store.native import verify
-from sightline.data.store.preparation import to_unit_sphere
+from sightline.data.render.rendered_objects import FileObjects, PreparedObjects, RenderSource, SyntheticObjects
+from sightline.data.render.rendering import RenderSettings, render_set
+from sightline.data.store.prepared_set import verify
+from sightline.data.store.prepared_writer import normalize_to_unit_sphere
 from sightline.data.store.views import Views
 from sightline.data.synthetic.synthetic_shapes import SyntheticShapes
 from sightline.errors import ConfigError, DataError, RunError
@@ -28,7 +28,7 @@ from sightline.types import SampleKey
 from tests.command import run_here
 from tests.data.clouds.modelnet_writers import SHAPES, prepare, write_npz, write_off
 
-LOOK = Look(num_views=3, size_px=16)
+LOOK = RenderSettings(num_views=3, size_px=16)
 
 
 def quiet(done: int, total: int, what: str) -> None:
@@ -39,7 +39,9 @@ def shapes_of(train: int = 12, test: int = 12) -> SyntheticObjects:
     return SyntheticObjects(train_size=train, test_size=test, num_points=40)
 
 
-def render(objects: Objects, target: Path, *, look: Look = LOOK, num_jobs: int = 1, progress: Any = quiet) -> Any:
+def render(
+    objects: RenderSource, target: Path, *, look: RenderSettings = LOOK, num_jobs: int = 1, progress: Any = quiet
+) -> Any:
     return render_set(objects, target, look=look, num_jobs=num_jobs, progress=progress)
 
 
@@ -66,7 +68,7 @@ def test_views_are_those_of_the_clouds_of_their_names(prepared: Path, tmp_path: 
         clouds = ModelNet40(split=split, root=str(prepared), views=str(tmp_path / "views"))
         for index in range(len(clouds)):
             points = clouds[SampleKey(index, 0, 0)]["points"].numpy()
-            expected = render_cloud(to_unit_sphere(points, where="here"), cameras)
+            expected = render_cloud(normalize_to_unit_sphere(points, where="here"), cameras)
             for view in range(3):
                 drawn = views.image(clouds.name_of(index), view)
                 assert np.array_equal(drawn, on_background(expected[view], "black"))
@@ -76,7 +78,11 @@ def test_views_are_those_of_the_clouds_of_their_names(prepared: Path, tmp_path: 
 
 
 def test_the_embedded_shapes_are_rendered_by_their_arguments(tmp_path: Path) -> None:
-    render(shapes_of(), tmp_path / "views", look=Look(num_views=4, size_px=16, style="depth", elevations_deg=(0, 45)))
+    render(
+        shapes_of(),
+        tmp_path / "views",
+        look=RenderSettings(num_views=4, size_px=16, style="depth", elevations_deg=(0, 45)),
+    )
     views = Views.open(tmp_path / "views")
     shapes = SyntheticShapes(split="test", train_size=12, test_size=12, num_points=40)
     cloud = shapes[SampleKey(5, 0, 0)]["points"].numpy()
@@ -100,7 +106,7 @@ def test_files_are_rendered_as_what_they_hold(tmp_path: Path) -> None:
     square = np.array([[0, -2, -1], [0, 2, -1], [0, 2, 1], [0, -2, 1]]) / 5**0.5
     mesh = render_mesh(square, np.array([[0, 1, 2], [0, 2, 3]]), cameras)
     assert np.array_equal(views.image("box", 0)[..., 0], mesh[0])
-    points = render_cloud(to_unit_sphere(np.loadtxt(folder / "more/cloud.xyz"), where="here"), cameras)
+    points = render_cloud(normalize_to_unit_sphere(np.loadtxt(folder / "more/cloud.xyz"), where="here"), cameras)
     assert np.array_equal(views.image("cloud", 2)[..., 0], points[2])
 
 
@@ -238,7 +244,7 @@ def test_views_that_are_there_are_left_alone(tmp_path: Path, prepared: Path) -> 
     assert render(objects, tmp_path / "views")["outcome"] == "already there"
     assert bytes_of(tmp_path / "views") == before
     with pytest.raises(DataError, match="was prepared with style = shaded, now it is depth"):
-        render(objects, tmp_path / "views", look=Look(num_views=3, size_px=16, style="depth"))
+        render(objects, tmp_path / "views", look=RenderSettings(num_views=3, size_px=16, style="depth"))
     with pytest.raises(DataError, match="was prepared with num_points = None, now it is 3"):
         render(PreparedObjects(prepared, num_points=3), tmp_path / "views")
 

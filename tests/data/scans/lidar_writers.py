@@ -8,15 +8,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from sightline.data.scans.sensors import SensorBlock, sensor_of
-from sightline.data.synthetic.lidar_street import (
-    SENSOR_HEIGHT_M,
-    Disturbance,
-    Scan,
-    Street,
-    cast_street,
-    draw_street,
-)
+from sightline.data.scans.sensors import SensorBlock, make_sensor
+from sightline.data.synthetic.lidar_street import SENSOR_HEIGHT_M, LidarNoise, Scan, Street, cast_street, draw_street
 
 __all__ = ["OWN", "TYPE_OF", "own_scan", "quiet", "street_scan", "write_bin", "write_kitti_object", "write_labels"]
 __all__ += ["write_own", "write_semantic_kitti", "write_squeezeseg"]
@@ -30,8 +23,8 @@ def street_scan(seed: int, *, num_columns: int = 32, exact: bool = False) -> tup
     """A small scan of the default sensor and what it saw."""
     generator = np.random.default_rng(seed)
     street = draw_street(generator)
-    sensor = sensor_of(None, preset="hdl64", owner="the test")
-    faults = Disturbance(0.0, 0.0, 0.0) if exact else Disturbance()
+    sensor = make_sensor(None, preset="hdl64", owner="the test")
+    faults = LidarNoise(0.0, 0.0, 0.0) if exact else LidarNoise()
     return street, cast_street(street, sensor, num_columns=num_columns, generator=generator, disturbance=faults)
 
 
@@ -115,13 +108,13 @@ OWN: SensorBlock = {"fov_deg": (12.0, -18.0), "azimuth_deg": (50.0, -50.0), "num
 def own_scan(seed: int, *, num_columns: int = 60) -> Scan:
     """16 beams, 100 degrees wide, remissions from 0 to 255."""
     generator = np.random.default_rng(seed)
-    sensor = sensor_of(OWN, preset=None, owner="the test")
+    sensor = make_sensor(OWN, preset=None, owner="the test")
     scan = cast_street(
         draw_street(generator),
         sensor,
         num_columns=num_columns,
         generator=generator,
-        disturbance=Disturbance(lost_share=0.1),
+        disturbance=LidarNoise(lost_share=0.1),
     )
     return scan._replace(remission=np.round(scan.remission * 255).astype(np.float32))
 

@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 import torch
 
-from sightline.data.loading.reading import BatchReader
+from sightline.data.loading.batch_reader import BatchReader
 from sightline.data.scans.label_maps import read_label_map
 from sightline.data.scans.semantic_kitti import LABEL_MAPS, SemanticKitti
-from sightline.data.store import native
+from sightline.data.store import prepared_set
 from sightline.errors import ConfigError, DataError, UserError
 from sightline.types import SampleKey
 from sightline.verbs import data
@@ -81,7 +81,7 @@ def test_nothing_is_copied_and_links_are_followed(tree: Path, tmp_path: Path) ->
     assert report["listed"] == {"root": str(tree), "num_files": 22, "num_bytes": listed + there}
     assert not any(np.load(path).size > 1000 for path in (tmp_path / "set").glob("*.npy"))
     assert len(opened(tmp_path / "set")) == 5 - 1 + 4 - 1  # a tenth of five and of four is rounded up to one
-    assert native.verify(tmp_path / "set") == len(report["files"]) + 22
+    assert prepared_set.verify(tmp_path / "set") == len(report["files"]) + 22
     assert prepare(tree, tmp_path / "set")["outcome"] == "already there"
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from sightline.data.scans.squeezeseg_npy import SqueezeSegNpy
-from sightline.data.store import native
+from sightline.data.store import prepared_set
 from sightline.errors import ConfigError, DataError
 from sightline.types import Sample, SampleKey
 from tests.data.scans.lidar_writers import quiet, street_scan, write_squeezeseg
@@ -63,7 +63,7 @@ def test_the_image_comes_back_exactly(images: Path) -> None:
     assert facts["class_names"] == ("unknown", "car", "pedestrian", "cyclist")
     assert (facts["ignore_index"], facts["azimuth_deg"], facts["num_beams"]) == (255, (45.0, -45.0), 64)
     assert facts["class_counts"][3] == 0
-    assert native.verify(images / "set") > len(NAMES)
+    assert prepared_set.verify(images / "set") > len(NAMES)
 
 
 @pytest.mark.parametrize("tested", range(4))

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 import torch
 
-from sightline.data.files import number_lines
-from sightline.data.loading.reading import BatchReader
+from sightline.data.files import fast_text_parser
+from sightline.data.loading.batch_reader import BatchReader
 from sightline.data.scenes import s3dis_files, scene_preparation
 from sightline.data.scenes.indoor_classes import CLASS_NAMES
 from sightline.data.scenes.s3dis import S3dis
-from sightline.data.store.native import verify
+from sightline.data.store.prepared_set import verify
 from sightline.errors import ConfigError, DataError
 from sightline.types import SampleKey
 from tests.data.scenes.scene_writers import ROOMS, annotation, no_progress, write_s3dis
@@ -75,9 +75,9 @@ def test_a_room_is_what_its_files_say(source: Path, root: Path) -> None:
 
 def use_small_blocks(monkeypatch: pytest.MonkeyPatch, *, is_compiled: bool) -> None:
     """A line of text is longer than a third of such a block."""
-    monkeypatch.setattr(number_lines, "_BLOCK_BYTES", 100)
+    monkeypatch.setattr(fast_text_parser, "_BLOCK_BYTES", 100)
     if not is_compiled:
-        for module in (number_lines, s3dis_files, scene_preparation):
+        for module in (fast_text_parser, s3dis_files, scene_preparation):
             monkeypatch.setattr(module, "suits", lambda *tensors: False)
 
 
@@ -127,7 +127,7 @@ def test_facts_and_fields(root: Path) -> None:
 def test_a_promise_is_what_info_states(root: Path, colours: bool, place: bool) -> None:
     """How far points reach, and what a field is called there, a set that is not there cannot tell."""
     info = S3dis(split="train", root=str(root), colours=colours, place=place).info
-    promised = S3dis.promise(colours=colours, place=place)
+    promised = S3dis.expected_info(colours=colours, place=place)
     assert {**promised.facts, "class_counts": info.facts["class_counts"]} == info.facts
     assert (promised.features, list(promised.fields)) == (info.features, list(info.fields))
     for name, field in promised.fields.items():

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from sightline.data.loading.reading import BatchReader
+from sightline.data.loading.batch_reader import BatchReader
 from sightline.data.scenes.scene_folder import SceneFolder
 from sightline.errors import ConfigError, DataError
 from sightline.types import SampleKey

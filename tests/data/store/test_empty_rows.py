@@ -9,38 +9,43 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sightline.data.store.columns import Column
-from sightline.data.store.native import open_prepared, verify
-from sightline.data.store.preparation import Part, Plan, Row, prepare_native
+from sightline.data.store.columns import ColumnSpec
+from sightline.data.store.prepared_set import open_prepared, verify
+from sightline.data.store.prepared_writer import PreparationPlan, SampleRow, Shard, write_prepared_set
 from sightline.errors import DataError
 
 LENGTHS = {"train": [0, 2, 0, 0, 3, 0], "test": [0, 0]}
 
 
-def plan(root: Path, *, can_be_empty: bool, killed: bool = False) -> Plan:
+def plan(root: Path, *, can_be_empty: bool, killed: bool = False) -> PreparationPlan:
     """Rows of these lengths that count up, in two parts a split."""
-    columns = {"values": Column((2,), "float64", True, can_be_empty), "flag": Column((), "bool", True, can_be_empty)}
+    columns = {
+        "values": ColumnSpec((2,), "float64", True, can_be_empty),
+        "flag": ColumnSpec((), "bool", True, can_be_empty),
+    }
 
-    def rows(split: str, lengths: Sequence[int], first: int) -> Iterator[Row]:
+    def rows(split: str, lengths: Sequence[int], first: int) -> Iterator[SampleRow]:
         for number, length in enumerate(lengths, start=first):
             if killed and (split, number) == ("test", 1):
                 raise KeyboardInterrupt
             values = np.arange(2 * length, dtype=np.float64).reshape(length, 2) + number
-            yield Row(f"{split}{number}", f"row {number}", {"values": values, "flag": np.ones(length, dtype=bool)})
+            yield SampleRow(
+                f"{split}{number}", f"row {number}", {"values": values, "flag": np.ones(length, dtype=bool)}
+            )
 
-    def part(split: str, first: int, last: int) -> Part:
+    def part(split: str, first: int, last: int) -> Shard:
         chosen = LENGTHS[split][first:last]
-        return Part(split, f"{split} {first}", len(chosen), (), lambda: rows(split, chosen, first))
+        return Shard(split, f"{split} {first}", len(chosen), (), lambda: rows(split, chosen, first))
 
     halves = [part(split, *each) for split, n in (("train", 3), ("test", 1)) for each in ((0, n), (n, 2 * n))]
-    return Plan("own", "made", root, columns, tuple(halves), {}, lambda _: {})
+    return PreparationPlan("own", "made", root, columns, tuple(halves), {}, lambda _: {})
 
 
 def quiet(*_: Any) -> None: ...
 
 
 def test_empty_rows_come_back_empty(tmp_path: Path) -> None:
-    prepare_native(plan(tmp_path, can_be_empty=True), tmp_path / "set", progress=quiet)
+    write_prepared_set(plan(tmp_path, can_be_empty=True), tmp_path / "set", progress=quiet)
     prepared = open_prepared(tmp_path / "set", set_names=("own",))
     for split, lengths in LENGTHS.items():
         rows = list(prepared.rows(split, "values"))
@@ -52,11 +57,11 @@ def test_empty_rows_come_back_empty(tmp_path: Path) -> None:
 
 
 def test_a_killed_run_with_empty_rows_is_continued_to_the_same_bits(tmp_path: Path) -> None:
-    prepare_native(plan(tmp_path, can_be_empty=True), tmp_path / "whole", progress=quiet)
+    write_prepared_set(plan(tmp_path, can_be_empty=True), tmp_path / "whole", progress=quiet)
     with pytest.raises(KeyboardInterrupt):
-        prepare_native(plan(tmp_path, can_be_empty=True, killed=True), tmp_path / "set", progress=quiet)
+        write_prepared_set(plan(tmp_path, can_be_empty=True, killed=True), tmp_path / "set", progress=quiet)
     told: list[str] = []
-    prepare_native(plan(tmp_path, can_be_empty=True), tmp_path / "set", progress=lambda *each: told.append(each[2]))
+    write_prepared_set(plan(tmp_path, can_be_empty=True), tmp_path / "set", progress=lambda *each: told.append(each[2]))
     assert told[:3] == [f"{part}: kept from the run before" for part in ("train 0", "train 3", "test 0")]
     files = [sorted(path.name for path in (tmp_path / name).iterdir()) for name in ("set", "whole")]
     assert files[0] == files[1]
@@ -65,4 +70,4 @@ def test_a_killed_run_with_empty_rows_is_continued_to_the_same_bits(tmp_path: Pa
 
 def test_empty_rows_are_refused_elsewhere(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"row 0: values has the shape \(0, 2\), .* with at least one point"):
-        prepare_native(plan(tmp_path, can_be_empty=False), tmp_path / "set", progress=quiet)
+        write_prepared_set(plan(tmp_path, can_be_empty=False), tmp_path / "set", progress=quiet)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from sightline.data.clouds.modelnet import ModelNet40
-from sightline.data.store.native import read_manifest, seal, verify
+from sightline.data.store.prepared_set import add_digest, read_manifest, verify
 from sightline.errors import DataError
 from tests.data.clouds.modelnet_writers import prepare, write_text
 
@@ -37,7 +37,7 @@ def root(sound: Path, tmp_path: Path) -> Path:
 def forge(root: Path, change: Callable[[dict[str, Any]], object]) -> None:
     manifest = json.loads((root / "manifest.json").read_text())
     change(manifest)
-    (root / "manifest.json").write_text(json.dumps(seal(manifest)))
+    (root / "manifest.json").write_text(json.dumps(add_digest(manifest)))
 
 
 @pytest.mark.parametrize(

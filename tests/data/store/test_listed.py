@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from sightline.data.scans.semantic_kitti import SemanticKitti
-from sightline.data.store.native import Prepared, read_manifest, seal, sha256_of, verify
+from sightline.data.store.prepared_set import PreparedSet, add_digest, read_manifest, sha256_of, verify
 from sightline.errors import DataError
 from sightline.types import SampleKey
 from tests.data.scans.lidar_writers import quiet, write_semantic_kitti
@@ -38,7 +38,7 @@ def rewrite(prepared: Path, listing: Any, **listed: object) -> None:
     manifest = json.loads((prepared / "manifest.json").read_text())
     manifest["files"][path.name] = {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
     manifest["listed"] |= listed
-    (prepared / "manifest.json").write_text(json.dumps(seal(manifest)))
+    (prepared / "manifest.json").write_text(json.dumps(add_digest(manifest)))
 
 
 def test_a_byte_that_changed_in_place_is_found_by_verify_alone(prepared: Path, tmp_path: Path) -> None:
@@ -85,7 +85,7 @@ def test_a_listing_that_leads_out_of_its_folder_is_refused(prepared: Path, path:
 def test_a_listing_of_another_form_is_refused(prepared: Path, listing: object) -> None:
     rewrite(prepared, listing)
     with pytest.raises(DataError, match=r"00\.listed\.json: (is not a list of files|lists \d+ rows of 2)"):
-        Prepared(prepared, read_manifest(prepared)).listing("00")
+        PreparedSet(prepared, read_manifest(prepared)).listing("00")
 
 
 def test_the_listed_folder_is_named_in_full(prepared: Path) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from sightline.data.clouds.modelnet import ModelNet40
-from sightline.data.store.native import read_manifest, seal, verify
+from sightline.data.store.prepared_set import add_digest, read_manifest, verify
 from sightline.errors import DataError, RunError
 from sightline.types import SampleKey
 from tests.data.clouds.modelnet_writers import LAYOUTS, SHAPES, prepare, write_layout, write_off, write_text
@@ -241,7 +241,7 @@ def test_an_array_that_is_none_is_found_on_reading(prepared: Path, content: byte
     (prepared / "train.points.npy").write_bytes(content)
     manifest = json.loads((prepared / "manifest.json").read_text())
     manifest["files"]["train.points.npy"] = {"bytes": len(content), "sha256": "of no matter here"}
-    (prepared / "manifest.json").write_text(json.dumps(seal(manifest)))
+    (prepared / "manifest.json").write_text(json.dumps(add_digest(manifest)))
     shapes = ModelNet40(split="train", root=str(prepared))
     with pytest.raises(DataError, match=r"train\.points\.npy: does not read as an array"):
         shapes[SampleKey(0, 0, 0)]
@@ -253,7 +253,7 @@ def test_an_array_that_is_none_is_found_on_reading(prepared: Path, content: byte
         ("[" * 100_000, "does not read as JSON"),
         ('{"digest": ' + "1" * 5000 + "}", "does not read as JSON"),
         ('{"digest": "", "format": NaN, "set": 1, "source": 1, "columns": 1, "splits": 1, "files": 1}', "altered"),
-        (json.dumps(seal({"format": 1})), "altered"),
+        (json.dumps(add_digest({"format": 1})), "altered"),
     ],
 )
 def test_a_manifest_that_is_none_is_one_line(prepared: Path, text: str, told: str) -> None:
@@ -267,7 +267,7 @@ def test_a_manifest_that_is_none_is_one_line(prepared: Path, text: str, told: st
 def test_a_set_has_no_files_elsewhere(prepared: Path, key: str) -> None:
     manifest = json.loads((prepared / "manifest.json").read_text())
     manifest[key]["../../elsewhere"] = next(iter(manifest[key].values()))
-    (prepared / "manifest.json").write_text(json.dumps(seal(manifest)))
+    (prepared / "manifest.json").write_text(json.dumps(add_digest(manifest)))
     with pytest.raises(DataError, match=r"names '\.\./\.\./elsewhere', which is not in its own folder"):
         verify(prepared)
 
@@ -292,7 +292,7 @@ def test_holes_where_numbers_were_are_found_by_verify(prepared: Path) -> None:
 
 def test_another_format_version_is_refused(prepared: Path) -> None:
     path = prepared / "manifest.json"
-    path.write_text(json.dumps(seal({**json.loads(path.read_text()), "format": 2})))
+    path.write_text(json.dumps(add_digest({**json.loads(path.read_text()), "format": 2})))
     with pytest.raises(DataError, match="has format version 2, this release reads 1"):
         ModelNet40(split="train", root=str(prepared))
 

@@ -14,8 +14,8 @@ import torch
 
 from sightline.data.clouds.cloud_folder import CloudFolder
 from sightline.data.clouds.modelnet import ModelNet40
-from sightline.data.loading.reading import BatchReader
-from sightline.data.store.preparation import Column, Part, Plan, Row, prepare_native
+from sightline.data.loading.batch_reader import BatchReader
+from sightline.data.store.prepared_writer import ColumnSpec, PreparationPlan, SampleRow, Shard, write_prepared_set
 from sightline.data.store.views import IMAGE, VIEWS_SET, Views
 from sightline.data.synthetic.synthetic_shapes import SyntheticShapes
 from sightline.errors import ConfigError, DataError, MissingDataError
@@ -43,13 +43,15 @@ def write_store(root: Path, names: dict[str, list[str]], *, counts: int | dict[s
         for name in names[split]:
             views = counts if isinstance(counts, int) else counts[name]
             drawn = np.stack([picture(name, view) for view in range(views)])
-            yield Row(name, name, {IMAGE: on_background(drawn, about["background"]) if is_coloured else drawn})
+            yield SampleRow(name, name, {IMAGE: on_background(drawn, about["background"]) if is_coloured else drawn})
 
-    parts = tuple(Part(split, split, len(each), (), lambda split=split: rows(split)) for split, each in names.items())
+    parts = tuple(Shard(split, split, len(each), (), lambda split=split: rows(split)) for split, each in names.items())
     shape = (SIZE, SIZE, 3) if is_coloured else (SIZE, SIZE)
-    columns = {IMAGE: Column(shape, "uint8", is_ragged=True)}
-    plan = Plan(VIEWS_SET, "test", Path("test"), columns, parts, {"background": None, **about}, lambda prepared: {})
-    prepare_native(plan, root, progress=lambda *told: None)
+    columns = {IMAGE: ColumnSpec(shape, "uint8", is_ragged=True)}
+    plan = PreparationPlan(
+        VIEWS_SET, "test", Path("test"), columns, parts, {"background": None, **about}, lambda prepared: {}
+    )
+    write_prepared_set(plan, root, progress=lambda *told: None)
     return root
 
 
@@ -93,7 +95,7 @@ def test_objects_may_have_different_numbers_of_views(tmp_path: Path) -> None:
     counts = {name: 1 + place for place, name in enumerate(NAMES)}
     views = Views.open(write_store(tmp_path / "views", SHAPES, counts=counts))
     assert views.num_views == 1
-    assert views.counts(views.rows_of(NAMES, of="all")).tolist() == list(range(1, 9))
+    assert views.counts(views.row_indices(NAMES, set_name="all")).tolist() == list(range(1, 9))
     assert np.array_equal(views.image(NAMES[-1], 7)[..., 0], picture(NAMES[-1], 7))
     with pytest.raises(IndexError, match="'airplane_0001' has the views 0 to 0, asked for 1"):
         views.image("airplane_0001", 1)
@@ -102,17 +104,17 @@ def test_objects_may_have_different_numbers_of_views(tmp_path: Path) -> None:
 def test_missing_names_are_counted_and_named(store: Path) -> None:
     wanted = ["bed_0001", *(f"chair_{number:04d}" for number in range(7))]
     with pytest.raises(DataError, match=r"7 of 8 objects of my set have no views here: chair_0000, .*chair_0004 and 2"):
-        Views.open(store).rows_of(wanted, of="my set")
+        Views.open(store).row_indices(wanted, set_name="my set")
 
 
 def test_many_objects_open_in_a_tenth_of_a_second(tmp_path: Path) -> None:
     """As many as ModelNet40 has, with one view of one pixel each; the best of five, as the machine may be busy."""
     names = [f"chair_{number:05d}" for number in range(12_311)]
     drawn = np.ones((1, 1, 1), dtype=np.uint8)
-    part = Part("train", "train", len(names), (), lambda: (Row(name, name, {IMAGE: drawn}) for name in names))
-    columns = {IMAGE: Column((1, 1), "uint8", is_ragged=True)}
-    plan = Plan(VIEWS_SET, "test", Path("test"), columns, (part,), {"background": None}, lambda prepared: {})
-    prepare_native(plan, tmp_path / "views", progress=lambda *told: None)
+    part = Shard("train", "train", len(names), (), lambda: (SampleRow(name, name, {IMAGE: drawn}) for name in names))
+    columns = {IMAGE: ColumnSpec((1, 1), "uint8", is_ragged=True)}
+    plan = PreparationPlan(VIEWS_SET, "test", Path("test"), columns, (part,), {"background": None}, lambda prepared: {})
+    write_prepared_set(plan, tmp_path / "views", progress=lambda *told: None)
     seconds = []
     for _ in range(5):
         start = time.process_time()
@@ -201,9 +203,9 @@ def test_without_views_nothing_changes(prepared: Path, store: Path) -> None:
 
 
 def test_an_image_is_promised_before_the_data_is_there(store: Path, tmp_path: Path) -> None:
-    assert IMAGE not in ModelNet40.promise().fields
-    assert ModelNet40.promise(views=str(store)).fields[IMAGE].shape == f"{SIZE} {SIZE} 3"
-    assert ModelNet40.promise(views=str(tmp_path / "none")).fields[IMAGE].shape == "96 96 3"
+    assert IMAGE not in ModelNet40.expected_info().fields
+    assert ModelNet40.expected_info(views=str(store)).fields[IMAGE].shape == f"{SIZE} {SIZE} 3"
+    assert ModelNet40.expected_info(views=str(tmp_path / "none")).fields[IMAGE].shape == "96 96 3"
 
 
 def test_background_is_told_and_kept(prepared: Path, store: Path, tmp_path: Path) -> None:

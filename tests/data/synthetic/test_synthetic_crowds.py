@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from sightline.data.loading.reading import BatchReader, NamedTransform
+from sightline.data.loading.batch_reader import BatchReader, NamedTransform
 from sightline.data.synthetic.synthetic_crowds import SyntheticCrowds
 from sightline.errors import ConfigError
 from sightline.transforms.boxes import FitImage

@@ -19,8 +19,8 @@ from sightline.data.synthetic.synthetic_bodies import BODY_CAMERA, SyntheticBodi
 from sightline.data.synthetic.synthetic_figures import SyntheticFigures, render_figures
 from sightline.data.synthetic.synthetic_hands import HAND_CAMERA, SyntheticHands, default_hand
 from sightline.errors import ConfigError
-from sightline.geometry.pinhole import depth_points, project
-from sightline.types import Batch, Component, SampleKey
+from sightline.geometry.pinhole import depth_points, project_points
+from sightline.types import Batch, ComponentConfig, SampleKey
 
 Make = Callable[..., SyntheticFigures]
 
@@ -105,7 +105,7 @@ def test_a_hand_farther_away_shrinks_as_the_pinhole_says() -> None:
     """Joints appear at offsets from the principal point that go as 1 / z; twice as far and large, all pixels stay."""
     near, camera = default_hand(), HAND_CAMERA.intrinsics
     far = near.joints + np.array([0, 0, 175.0])
-    offsets = [project(joints, camera)[..., :2] - camera[2:] for joints in (near.joints, far)]
+    offsets = [project_points(joints, camera)[..., :2] - camera[2:] for joints in (near.joints, far)]
     assert np.abs(offsets[1] - offsets[0] * (near.joints[..., 2:] / far[..., 2:])).max() < 1e-12
     moved = near.capsules.copy()
     moved[..., [2, 5]] += 175.0
@@ -179,7 +179,7 @@ def test_fingers_bend_by_the_same_angle_at_each_joint() -> None:
 def test_joints_appear_where_the_figure_is_and_behind_its_surface(make: Make, quiet: dict[str, Batch]) -> None:
     """Every joint is inside a capsule more than a pixel wide, so the ray of the nearest pixel meets a surface first."""
     batch = quiet[make.__name__]
-    pixels = project(batch["joints"], batch["camera"][:, None])
+    pixels = project_points(batch["joints"], batch["camera"][:, None])
     u, v = (pixels[..., axis].round().long() for axis in (0, 1))
     depth = batch["depth"][torch.arange(len(u))[:, None], v, u]
     assert (depth > 0).all()
@@ -196,7 +196,7 @@ def test_every_joint_can_be_answered(make: Make) -> None:
         batch = figures.get_batch(keys(range(16)))
         away = (batch["joints"] - batch["reference"][:, None]).abs()
         assert away.max() < cube_mm / 2
-        u, v, _ = project(batch["joints"], batch["camera"][:, None]).unbind(-1)
+        u, v, _ = project_points(batch["joints"], batch["camera"][:, None]).unbind(-1)
         assert 0 <= u.min() <= u.max() <= 319
         assert 0 <= v.min() <= v.max() <= 239
 
@@ -368,7 +368,7 @@ def test_the_true_reference_is_the_middle_joint() -> None:
 def test_the_set_is_built_by_its_name_and_told_its_ranges() -> None:
     """Lists as a config has them; a range of one number is that number."""
     arguments = {"poses": {"scale": [1.0, 1.0], "flexion_rad": [0.7, 0.7]}, "reference": {"name": "truth"}}
-    hands = registry.data.build(Component("synthetic_hands", arguments), facts={"split": "train"})
+    hands = registry.data.build(ComponentConfig("synthetic_hands", arguments), facts={"split": "train"})
     assert hands.info.facts["reference_source"] == "truth (oracle)"
     joints = hands.figures(range(10)).joints
     assert np.linalg.norm(joints[:, 6] - joints[:, 5], axis=1) == pytest.approx(44)
@@ -386,7 +386,7 @@ def test_what_is_refused() -> None:
         SyntheticBodies(split="train", noise_mm=(3.0, 2.0))
     with pytest.raises(IndexError, match="synthetic_hands has the samples 0 to 479"):
         SyntheticHands(split="test")[SampleKey(480, 0, 0)]
-    wrong = Component("synthetic_bodies", {"view": "front", "poses": {"scal": [1, 1]}, "missing": [0, 2]})
+    wrong = ComponentConfig("synthetic_bodies", {"view": "front", "poses": {"scal": [1, 1]}, "missing": [0, 2]})
     told = [str(fault) for fault in registry.data.faults(wrong)]
     assert len(told) == 3
     assert any("did you mean 'scale'?" in each for each in told)

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-from sightline.data.loading.reading import BatchReader
-from sightline.data.scans.sensors import SensorBlock, sensor_of
+from sightline.data.loading.batch_reader import BatchReader
+from sightline.data.scans.sensors import SensorBlock, make_sensor
 from sightline.data.synthetic.lidar_street import (
     CLASS_IDS,
     SENSOR_HEIGHT_M,
-    Disturbance,
+    LidarNoise,
     Scan,
     Street,
     cast_street,
@@ -21,11 +21,11 @@ from sightline.data.synthetic.lidar_street import (
 )
 from sightline.data.synthetic.synthetic_lidar import CLASS_NAMES, SyntheticLidar
 from sightline.errors import ConfigError
-from sightline.geometry.beams import GROUND, Things
+from sightline.geometry.beams import GROUND, Obstacles
 from sightline.types import SampleKey
 
-EXACT = Disturbance(range_m=0.0, remission=0.0, lost_share=0.0)
-HDL64 = sensor_of(None, preset="hdl64", owner="the test")
+EXACT = LidarNoise(range_m=0.0, remission=0.0, lost_share=0.0)
+HDL64 = make_sensor(None, preset="hdl64", owner="the test")
 OWN: SensorBlock = {"fov_deg": (10.0, -20.0), "azimuth_deg": (50.0, -50.0), "num_beams": 16}
 """A user's sensor: 16 beams, 100 degrees wide."""
 EPS = float(np.finfo(np.float32).eps)
@@ -87,11 +87,11 @@ def test_ground_is_road_sidewalk_and_terrain_by_distance_from_the_middle() -> No
 def test_a_car_below_the_sensor_shows_its_roof_and_hides_the_ground_behind_it() -> None:
     """By hand: a box 1.5 m high from 8 to 12 m ahead. The sensor looks down on it from 0.23 m above its roof."""
     boxes = np.array([[10.0, 0.0, 2.0, 0.9, 0.0, 1.5 - SENSOR_HEIGHT_M]])
-    street = Street(Things(boxes, np.zeros((0, 4))), np.array([10]))
-    sensor = sensor_of(
+    street = Street(Obstacles(boxes, np.zeros((0, 4))), np.array([10]))
+    sensor = make_sensor(
         {"fov_deg": (5.0, -25.0), "beams_deg": (0.0, -1.0, -1.3, -5.0, -13.0)}, preset=None, owner="the test"
     )
-    forward = sensor_of(
+    forward = make_sensor(
         {"beams_deg": sensor.beams_deg, "fov_deg": (5.0, -25.0), "azimuth_deg": (1.0, -1.0)}, preset=None, owner="it"
     )
     scan = cast_street(street, forward, num_columns=1, generator=np.random.default_rng(0), disturbance=EXACT)

@@ -10,9 +10,9 @@ import pytest
 import torch
 from scipy.spatial import cKDTree
 
-from sightline.data.loading.reading import BatchReader
+from sightline.data.loading.batch_reader import BatchReader
 from sightline.data.scenes.indoor_classes import CLASS_NAMES, CLUTTER, ORDERS
-from sightline.data.synthetic.synthetic_layout import lay_out
+from sightline.data.synthetic.synthetic_layout import furnish_room
 from sightline.data.synthetic.synthetic_rooms import SyntheticRooms
 from sightline.draws import Draws
 from sightline.errors import ConfigError
@@ -32,7 +32,7 @@ def of_class(sample: Sample, name: str) -> np.ndarray:
 
 def layout(index: int) -> np.ndarray:
     """The size of a training room, from the layout alone."""
-    return lay_out(Draws.for_samples([SampleKey(index, 0, 0)]).stream("layout")).size
+    return furnish_room(Draws.for_samples([SampleKey(index, 0, 0)]).stream("layout")).size
 
 
 def test_both_orders_name_the_same_thirteen_classes() -> None:

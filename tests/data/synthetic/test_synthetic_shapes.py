@@ -17,7 +17,7 @@ from sklearn.ensemble import RandomForestClassifier
 from sightline.data.synthetic.synthetic_shapes import SyntheticShapes
 from sightline.errors import ConfigError
 from sightline.registry import data
-from sightline.types import Batch, Component, SampleKey
+from sightline.types import Batch, ComponentConfig, SampleKey
 
 NAMES = SyntheticShapes(split="train").info.facts["class_names"]
 PARTS = SyntheticShapes(split="train").info.facts["part_names"]
@@ -273,7 +273,7 @@ def test_a_smaller_fraction_is_part_of_a_larger_one_and_the_test_part_stays_whol
 
 
 def test_facts_agree_with_the_samples() -> None:
-    shapes = data.build(Component("synthetic_shapes", {"num_points": 64}), facts={"split": "train"})
+    shapes = data.build(ComponentConfig("synthetic_shapes", {"num_points": 64}), facts={"split": "train"})
     facts, batch = shapes.info.facts, shapes.get_batch(keys(range(len(shapes))))
     assert facts["class_counts"] == (160,) * 12 == tuple(torch.bincount(batch["label"]).tolist())
     assert np.array_equal(shapes.strata, batch["label"].numpy())

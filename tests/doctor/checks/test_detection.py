@@ -25,7 +25,7 @@ from sightline.doctor.checks.loss.loss_normaliser import loss_normaliser
 from sightline.doctor.checks.model.detection_head import level_order
 from sightline.doctor.checks.model.first_step import first_step
 from sightline.doctor.context import Context
-from sightline.doctor.core.assigned_boxes import is_clearly_above
+from sightline.doctor.core.assigned_boxes import is_significantly_above
 from sightline.doctor.suite import run_quick
 from sightline.engine.build import build
 from sightline.engine.distributed import World
@@ -78,11 +78,11 @@ def test_a_bug_is_reported_once_with_the_gravest_first(monkeypatch: pytest.Monke
 
 
 def test_clearly_above_counts_three_deviations() -> None:
-    assert [is_clearly_above(count, 100, 0.02) for count in (6, 7)] == [False, True], "2 + 3 * sqrt(2) is 6.24"
+    assert [is_significantly_above(count, 100, 0.02) for count in (6, 7)] == [False, True], "2 + 3 * sqrt(2) is 6.24"
 
 
 def test_two_boxes_of_a_handful_are_not_clearly_above_any_share() -> None:
-    assert [is_clearly_above(count, 3, 0.02) for count in (1, 2, 3)] == [False, False, True]
+    assert [is_significantly_above(count, 3, 0.02) for count in (1, 2, 3)] == [False, False, True]
 
 
 @pytest.mark.parametrize("name", ["retinanet", "fcos"])
@@ -257,14 +257,14 @@ def test_classes_that_count_from_one(
 def test_boxes_that_no_prior_could_serve_are_a_note() -> None:
     """FCOS leaves a tenth of these small people without a point; that is the paper's rule, and worth a line."""
     context = Context(make_crowds(name="fcos"), World())
-    assert context.assigned is not None
+    assert context.assignments is not None
     (note,) = unmatched_boxes(context)
     assert note.severity == "note"
-    assert int(context.assigned.is_unmatched.sum()) > 0.05 * len(context.assigned.boxes)
+    assert int(context.assignments.is_unmatched.sum()) > 0.05 * len(context.assignments.boxes)
 
 
 def test_the_guarantee_leaves_no_box_unmatched() -> None:
-    found = Context(make_crowds(), World()).assigned
+    found = Context(make_crowds(), World()).assignments
     assert found is not None
     assert isinstance(make_crowds().job.task._assigner, MaxIoU)
     assert not found.is_unmatched.any()

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from sightline.doctor.oracles.derivatives import gradient_errors
-from sightline.doctor.oracles.rows import GRADIENT
+from sightline.doctor.oracles.results import GRADIENT
 
 __all__ = ["HEALTHY", "NUM_SEEDS", "PLANTED", "Planted", "alarms", "found"]
 

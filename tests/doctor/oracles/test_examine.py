@@ -11,10 +11,10 @@ from torch.autograd import Function
 
 from sightline import registry
 from sightline.doctor.oracles.examine import distinct_layers, examine_layers
-from sightline.doctor.oracles.rows import Row
+from sightline.doctor.oracles.results import OracleResult
 from sightline.layers.edge_conv import EdgeConv
 from sightline.layers.mlp import LinearNorm
-from sightline.layers.range_image.columns import WrapColumns
+from sightline.layers.range_image.columns import CircularPad
 from sightline.surrogates import note_surrogates, surrogate_gradient
 from tests.marks import long_but
 from tests.models.small_models import make_inputs, small_model
@@ -70,7 +70,7 @@ class Draws(nn.Module):
         return values * self.weight + torch.randn(values.shape, generator=self.generator).to(values)
 
 
-def rows_of(model: nn.Module, width: int = 3) -> dict[str, Row]:
+def rows_of(model: nn.Module, width: int = 3) -> dict[str, OracleResult]:
     values = torch.randn(6, width, generator=torch.Generator().manual_seed(1))
     return {row.place: row for row in examine_layers(model, {"x": values}, lambda batch: model(batch["x"]))}
 
@@ -99,7 +99,7 @@ MODELS = (
 
 
 def test_the_models_hold_every_kind_of_layer() -> None:
-    builders = {name: registry.models.entry_of(name).builder for name in registry.models.names()}
+    builders = {name: registry.models.get_entry(name).builder for name in registry.models.names()}
     of_package = [name for name, builder in builders.items() if builder.__module__.startswith("sightline.")]
     kinds = {name: kinds_of(small_model(name)) for name in of_package}
     assert set().union(*kinds.values()) == set().union(*(kinds[name] for name in MODELS))
@@ -125,13 +125,15 @@ def assert_nothing_wrong(name: str) -> None:
     rows = examine_layers(model, inputs, lambda batch: model(**batch))
     assert not [row for row in rows if row.verdict == "wrong"]
     assert not [row for row in rows if row.verdict == "not checked" and "not called" not in row.note]
-    assert max(row.slope for row in rows if row.slope is not None) < 2e-4  # a fifth of what would be reported
+    assert (
+        max(row.gradient_error for row in rows if row.gradient_error is not None) < 2e-4
+    )  # a fifth of what would be reported
     assert max(row.drift / row.drift_limit for row in rows if row.drift is not None) < 0.5
 
 
 def test_layers_of_range_images_are_checked() -> None:
     """Dropped channels, which are of images, and columns of a full turn, against NumPy."""
-    model = nn.Sequential(nn.Conv2d(3, 3, 1), nn.Dropout2d(0.5), WrapColumns(3))
+    model = nn.Sequential(nn.Conv2d(3, 3, 1), nn.Dropout2d(0.5), CircularPad(3))
     values = torch.randn(2, 3, 4, 5, generator=torch.Generator().manual_seed(1))
     rows = examine_layers(model, {"x": values}, lambda batch: model(batch["x"]))
     assert {row.place: row.verdict for row in rows} == dict.fromkeys("012", "checked")
@@ -298,7 +300,7 @@ def test_declared_surrogate_gradients_are_reported_as_declared(how: str) -> None
     """In the layer and in the model around it; what stands beside it is compared as ever."""
     make, name = SURROGATES[how]
     rows = rows_of(nn.Sequential(make(), Scaled(), Scaled(2.0)))
-    assert (rows["0"].verdict, rows["0"].declared, rows["0"].slope) == ("declared", (name,), None)
+    assert (rows["0"].verdict, rows["0"].declared, rows["0"].gradient_error) == ("declared", (name,), None)
     assert rows["1"].verdict == "half-checked"
     assert rows["2"].is_wrong_backward
 

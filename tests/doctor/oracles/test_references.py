@@ -12,9 +12,9 @@ from torch.nn import functional as F
 
 from sightline.doctor.oracles.known import examine_known, is_known
 from sightline.doctor.oracles.loss_references import cross_entropy, mean_square, orthogonality
-from sightline.doctor.oracles.references import array, off, reference_of
-from sightline.doctor.oracles.rows import FORWARD, Row
-from sightline.doctor.oracles.shrinking import input_of, shrunk
+from sightline.doctor.oracles.references import reference_of, relative_error, to_float64_array
+from sightline.doctor.oracles.results import FORWARD, OracleResult
+from sightline.doctor.oracles.shrinking import make_input, shrink_layer
 
 LAYERS = [
     (nn.Linear(4, 3), (2, 5, 4)),
@@ -121,16 +121,16 @@ def test_references_agree_with_torch(layer: nn.Module, shape: tuple[int, ...]) -
     values = 2 * torch.randn(shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     found = reference_of(layer)
     assert found is not None
-    expected = found[1](layer, array(values))
-    assert off(layer(values), expected) < 1e-14
+    expected = found[1](layer, to_float64_array(values))
+    assert relative_error(layer(values), expected) < 1e-14
 
 
 @pytest.mark.parametrize(("layer", "shape"), LAYERS, ids=lambda value: repr(value))
 def test_torchs_own_layers_are_right(layer: nn.Module, shape: tuple[int, ...]) -> None:
-    row = examine_known(layer, Row(repr(layer), "layer"))
+    row = examine_known(layer, OracleResult(repr(layer), "layer"))
     assert row.verdict == "checked", row
-    assert row.slope is not None
-    assert row.slope < 1e-6
+    assert row.gradient_error is not None
+    assert row.gradient_error < 1e-6
 
 
 @pytest.mark.parametrize(
@@ -146,21 +146,21 @@ def test_torchs_own_layers_are_right(layer: nn.Module, shape: tuple[int, ...]) -
     ids=lambda value: type(value).__name__,
 )
 def test_layers_that_are_not_what_they_derive_from(layer: nn.Module, told: str) -> None:
-    row = examine_known(layer, Row(repr(layer), "layer"))
+    row = examine_known(layer, OracleResult(repr(layer), "layer"))
     assert row.is_wrong_forward
     assert row.verdict == "wrong"
     assert told in row.note
 
 
 def test_half_precision_shows_in_both_formats() -> None:
-    row = examine_known(Half(8, 8), Row("Half", "layer"))
+    row = examine_known(Half(8, 8), OracleResult("Half", "layer"))
     assert row.forward is not None
     assert row.forward > 1e3 * FORWARD
     assert row.verdict == "wrong"
 
 
 def test_a_right_forward_with_a_wrong_backward() -> None:
-    row = examine_known(NoBackward(), Row("NoBackward", "layer"))
+    row = examine_known(NoBackward(), OracleResult("NoBackward", "layer"))
     assert not row.is_wrong_forward
     assert row.is_wrong_backward
     assert row.weakest == "input"
@@ -187,13 +187,13 @@ def test_a_right_forward_with_a_wrong_backward() -> None:
 def test_layers_shrink_and_keep_their_arguments(layer: nn.Module) -> None:
     before = {name: tensor.clone() for name, tensor in layer.state_dict().items()}
     generator = torch.Generator().manual_seed(0)
-    small = shrunk(layer, generator)
-    values = input_of(small, generator)
+    small = shrink_layer(layer, generator)
+    values = make_input(small, generator)
     assert type(small) is type(layer)
     assert sum(p.numel() for p in small.parameters()) <= 2 * 3 * 16 * 16 + 8
     assert values.abs().min() > 1e-4
     assert len(values.unique()) == values.numel()
-    assert examine_known(layer, Row(repr(layer), "layer")).verdict == "checked"
+    assert examine_known(layer, OracleResult(repr(layer), "layer")).verdict == "checked"
     assert all(torch.equal(before[name], tensor) for name, tensor in layer.state_dict().items())
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sightline.doctor.oracles.squares import rightful_factor
+from sightline.doctor.oracles.squares import expected_factor
 from sightline.losses.base import Loss
 from tests.doctor.regressing import MeanSquare, context_of, make_maps
 
@@ -99,10 +99,10 @@ class Centres(MeanSquare):
     ids=lambda value: type(value).__name__,
 )
 def test_squares(tmp_path: Path, loss: Loss, factor: float, key: str | None, rightful: float | None) -> None:
-    squares = context_of(make_maps(tmp_path, loss=loss)).squares["mean_square"]
+    squares = context_of(make_maps(tmp_path, loss=loss)).squared_losses["mean_square"]
     assert (squares.output_key, squares.target_key) == ("likelihood", key)
     assert squares.factor == pytest.approx(factor)
-    assert rightful_factor(squares) == rightful
+    assert expected_factor(squares) == rightful
 
 
 @pytest.mark.parametrize(
@@ -121,22 +121,22 @@ def test_a_loss_that_learns_its_targets_may_be_halved(
 ) -> None:
     """Whatever else stands before the mean square is off by that factor of it, less the 1 that it is compared with."""
     context = context_of(make_maps(tmp_path, loss=Centres(share)))
-    (row,) = (row for row in context.oracles if row.is_loss)
+    (row,) = (row for row in context.oracle_results if row.is_loss)
     assert row.verdict == verdict
-    assert context.rehearsal.outputs is not None
-    output = context.rehearsal.outputs["likelihood"].detach().double().numpy()
+    assert context.dry_run.outputs is not None
+    output = context.dry_run.outputs["likelihood"].detach().double().numpy()
     mean = ((output - np.linspace(-1, 1, 10)) ** 2).mean()
     assert row.forward == (None if off is None else pytest.approx(abs(off - 1) * mean, rel=1e-6))
 
 
 @pytest.mark.parametrize("loss", [Absolute(), Smooth(), OfSigmoid(), Concave()], ids=lambda value: type(value).__name__)
 def test_other_losses(tmp_path: Path, loss: Loss) -> None:
-    assert context_of(make_maps(tmp_path, loss=loss)).squares == {}
+    assert context_of(make_maps(tmp_path, loss=loss)).squared_losses == {}
 
 
 def test_the_losses_of_constant_answers_are_those_of_the_targets(tmp_path: Path) -> None:
     context = context_of(make_maps(tmp_path))
-    squares, target = context.squares["mean_square"], context.rehearsal.batch["heatmaps"].double().numpy()
+    squares, target = context.squared_losses["mean_square"], context.dry_run.batch["heatmaps"].double().numpy()
     assert squares.zero == pytest.approx((target**2).mean(), rel=1e-9)
-    assert squares.constant == pytest.approx(target.var(), rel=1e-9)
+    assert squares.constant_baseline == pytest.approx(target.var(), rel=1e-9)
     assert squares.middle == pytest.approx(target.mean(), rel=1e-9)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sightline import registry
-from sightline.engine.build import Built
+from sightline.engine.build import TrainingSetup
 from sightline.losses.base import Loss
 from sightline.types import Field, SampleKey
 from tests.doctor.planting import Wrapped, make, with_data, with_losses, with_model
@@ -204,17 +204,17 @@ class Detached(Entropy):
         return super().forward(logits=logits.detach(), label=label) + 0.0 * logits.sum()
 
 
-def run(folder: Path, *overrides: str, model: nn.Module | None = None) -> Built:
+def run(folder: Path, *overrides: str, model: nn.Module | None = None) -> TrainingSetup:
     """A small run, with a network of one's own."""
     built = make(folder, *overrides)
     return built if model is None else with_model(built, model)
 
 
-def with_loss(built: Built, loss: Loss) -> Built:
+def with_loss(built: TrainingSetup, loss: Loss) -> TrainingSetup:
     return with_losses(built, {"cross_entropy": loss})
 
 
-def regression(folder: Path, model: nn.Module, *, shift: float = 0.0) -> Built:
+def regression(folder: Path, model: nn.Module, *, shift: float = 0.0) -> TrainingSetup:
     """A run that fits vectors: the cloud's mean and spread, moved by `shift`."""
 
     def edit(batch: dict[str, Any], keys: Sequence[SampleKey]) -> dict[str, Any]:
@@ -224,12 +224,12 @@ def regression(folder: Path, model: nn.Module, *, shift: float = 0.0) -> Built:
     return _on_targets(folder, model, Squared(), Field("6", "float32"), edit)
 
 
-def fields(folder: Path, edit: Any) -> Built:
+def fields(folder: Path, edit: Any) -> TrainingSetup:
     """A run that fits a number for each point: the `target` that `edit(batch, keys)` gives."""
     return _on_targets(folder, PerPoint(), SquaredField(), Field("N", "float32"), edit)
 
 
-def _on_targets(folder: Path, model: nn.Module, loss: Loss, target: Field, edit: Any) -> Built:
+def _on_targets(folder: Path, model: nn.Module, loss: Loss, target: Field, edit: Any) -> TrainingSetup:
     def wrap(inner: Any) -> Wrapped:
         return Wrapped(inner, edit, fields={**inner.info.fields, "target": target})
 
@@ -239,6 +239,6 @@ def _on_targets(folder: Path, model: nn.Module, loss: Loss, target: Field, edit:
     return with_losses(dataclasses.replace(built, job=job), {"cross_entropy": loss})
 
 
-def edited(built: Built, edit: Any) -> Built:
+def edited(built: TrainingSetup, edit: Any) -> TrainingSetup:
     """The run on samples that pass through `edit(batch, keys)`."""
     return with_data(built, lambda inner: Wrapped(inner, edit))

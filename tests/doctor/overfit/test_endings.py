@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sightline.doctor.overfit.endings import Unbounded, ending_of
+from sightline.doctor.overfit.output_activation import WithoutActivation, ending_of
 
 
 class Ends(nn.Module):
@@ -52,7 +52,7 @@ def test_the_end_is_named_and_can_be_left_out(name: str) -> None:
     assert (ending.output, ending.bounds, ending.call) == ("out", bounds, 1)
     plain = Ends(nn.Identity())
     plain.load_state_dict({name: value for name, value in model.state_dict().items()})
-    assert torch.equal(forward(Unbounded(model, ending.call))["out"], forward(plain)["out"])
+    assert torch.equal(forward(WithoutActivation(model, ending.call))["out"], forward(plain)["out"])
 
 
 @pytest.mark.parametrize(

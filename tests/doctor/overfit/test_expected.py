@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from sightline.doctor.overfit.fit_one import Asked
-from sightline.doctor.overfit.following import follow
+from sightline.doctor.overfit.fit_one import FitOptions
+from sightline.doctor.overfit.layer_trace import trace_fit
 from tests.command import Outcome, run_here
 from tests.doctor.planting import make
 
@@ -57,7 +57,7 @@ def test_an_entry_past_the_last_step_is_named(tmp_path: Path) -> None:
 
 def test_fit_one_passes_over_what_is_of_training(tmp_path: Path) -> None:
     entries = "expect=[{quantity: loss, at_most: 0.0, step: 1, only: train}, {quantity: loss, at_most: 9.0, step: 1}]"
-    (met,) = follow(make(tmp_path, entries), Asked(samples=2, steps=1)).met
+    (met,) = trace_fit(make(tmp_path, entries), FitOptions(samples=2, steps=1)).met
     assert met.place == 1
 
 

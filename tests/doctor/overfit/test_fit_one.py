@@ -12,22 +12,22 @@ import pytest
 import torch
 from torch import nn
 
-from sightline.doctor.overfit.fit_one import Asked, Result, fit_one, result_document
-from sightline.engine.build import Built
+from sightline.doctor.overfit.fit_one import FitOptions, FitResult, fit_one, result_document
+from sightline.engine.build import TrainingSetup
 from sightline.errors import UserError
 from sightline.types import SampleKey
 from tests.doctor.overfit import nets
 from tests.doctor.overfit.nets import edited, fields, regression, run, with_loss
 from tests.doctor.planting import assert_complete
 
-QUICK = Asked(samples=2, steps=30)
+QUICK = FitOptions(samples=2, steps=30)
 
 
-def fitted(built: Built, asked: Asked = QUICK) -> Result:
+def fitted(built: TrainingSetup, asked: FitOptions = QUICK) -> FitResult:
     return fit_one(built, asked, lambda line: None)
 
 
-def named(built: Built, cause: str, asked: Asked = QUICK) -> Result:
+def named(built: TrainingSetup, cause: str, asked: FitOptions = QUICK) -> FitResult:
     """The result, after asserting that it is not fitted and that its first finding names the cause."""
     result = fitted(built, asked)
     told = "\n".join(map(str, result.findings))
@@ -55,7 +55,7 @@ def test_a_healthy_run_is_fitted_by_every_optimiser_in_both_number_formats(tmp_p
 
 
 def test_the_best_rate_may_be_one_that_does_not_decide(tmp_path: Path) -> None:
-    result = fitted(run(tmp_path, "optimizer.lr=0.003", model=nets.Net()), Asked(samples=2, steps=60))
+    result = fitted(run(tmp_path, "optimizer.lr=0.003", model=nets.Net()), FitOptions(samples=2, steps=60))
     assert result.is_fitted
     assert all(verdict.is_fitted for verdict in result.verdicts if verdict.precision == "float64")
 
@@ -70,7 +70,7 @@ def test_rates_that_explode_are_told(tmp_path: Path) -> None:
 
 def test_twice_the_same_numbers_and_nothing_of_the_run_is_changed(tmp_path: Path) -> None:
     built = run(tmp_path, "model.dropout=0.5", "model.embedding=8")
-    asked = Asked(samples=2, steps=6)
+    asked = FitOptions(samples=2, steps=6)
     before = {name: value.clone() for name, value in built.job.model.state_dict().items()}
     state = torch.get_rng_state()
     first = result_document(fitted(built, asked))
@@ -85,7 +85,7 @@ def test_the_first_loss_and_the_losses_are_those_of_plain_steps(tmp_path: Path) 
     """Against a loop written out by hand: SGD without momentum on the same cloud."""
     net = nets.Net()
     built = run(tmp_path, "optimizer.momentum=0", model=net)
-    result = fitted(built, Asked(steps=6, is_brief=True))
+    result = fitted(built, FitOptions(steps=6, is_brief=True))
     batch = result.samples.batch
     plain = nets.Net()
     plain.load_state_dict(net.state_dict())
@@ -107,7 +107,7 @@ def test_the_first_loss_and_the_losses_are_those_of_plain_steps(tmp_path: Path) 
 def test_steps_and_shares_are_counted_from_the_floor(tmp_path: Path) -> None:
     """Label smoothing 0.2 over the others of 12 classes: the entropy of its target is 0.9800."""
     smoothed = "losses=[{name: cross_entropy, label_smoothing: 0.2}]"
-    result = fitted(run(tmp_path, smoothed, model=nets.Net()), Asked(steps=60, is_brief=True))
+    result = fitted(run(tmp_path, smoothed, model=nets.Net()), FitOptions(steps=60, is_brief=True))
     assert result.probe is not None
     assert result.probe.floor is not None
     assert result.probe.floor == pytest.approx(-(0.8 * math.log(0.8) + 0.2 * math.log(0.2 / 11)), abs=1e-6)
@@ -120,24 +120,24 @@ def test_steps_and_shares_are_counted_from_the_floor(tmp_path: Path) -> None:
 
 def test_batch_norm_over_vectors_gets_more_samples_or_says_what_one_means(tmp_path: Path) -> None:
     built = run(tmp_path)
-    few = fitted(built, Asked(steps=1, is_brief=True)).samples
+    few = fitted(built, FitOptions(steps=1, is_brief=True)).samples
     assert (len(few.keys), few.repeats) == (4, 1)
-    alone = fitted(built, Asked(samples=1, steps=1, is_brief=True)).samples
+    alone = fitted(built, FitOptions(samples=1, steps=1, is_brief=True)).samples
     assert (len(alone.keys), alone.repeats, len(alone.batch["label"])) == (1, 2, 2)
     assert "batch norm" in alone.note
 
 
 def test_more_samples_than_there_are(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="the training part has 216 samples"):
-        fitted(run(tmp_path), Asked(samples=1000))
+        fitted(run(tmp_path), FitOptions(samples=1000))
 
 
 def test_augmentation_is_off_and_named_unless_it_is_kept(tmp_path: Path) -> None:
     built = run(tmp_path, "transforms.train=[{name: jitter}, {name: shuffle_points}]")
-    brief = Asked(samples=2, steps=1, is_brief=True)
+    brief = FitOptions(samples=2, steps=1, is_brief=True)
     samples = fitted(built, brief).samples
     assert samples.left_out == ("jitter",)
-    kept = fitted(built, Asked(samples=2, steps=1, is_brief=True, keep=frozenset({"augmentation"}))).samples
+    kept = fitted(built, FitOptions(samples=2, steps=1, is_brief=True, keep=frozenset({"augmentation"}))).samples
     assert kept.left_out == ()
     assert not torch.equal(kept.batch["points"], samples.batch["points"])
 
@@ -165,7 +165,7 @@ def test_a_loss_with_the_wrong_sign(tmp_path: Path, loss: nets.Entropy) -> None:
 
 
 def test_a_detached_weight_is_told_where_the_loss_is_learnt_all_the_same(tmp_path: Path) -> None:
-    result = fitted(with_loss(run(tmp_path, model=nets.Net()), nets.HardExamples()), Asked(samples=2, steps=60))
+    result = fitted(with_loss(run(tmp_path, model=nets.Net()), nets.HardExamples()), FitOptions(samples=2, steps=60))
     assert result.is_fitted, result.findings
     assert [(finding.severity, finding.cause) for finding in result.findings] == [("warning", "loss.form")]
     assert_complete(result.findings[0])
@@ -173,13 +173,13 @@ def test_a_detached_weight_is_told_where_the_loss_is_learnt_all_the_same(tmp_pat
 
 def test_a_detached_weight_is_not_blamed_for_the_rate(tmp_path: Path) -> None:
     built = with_loss(run(tmp_path, "optimizer.lr=1e-7", model=nets.Net()), nets.HardExamples())
-    result = named(built, "optim.lr", Asked(samples=2, steps=60))
+    result = named(built, "optim.lr", FitOptions(samples=2, steps=60))
     assert [finding.cause for finding in result.findings] == ["optim.lr", "loss.form"]
 
 
 def test_a_loss_that_forgets_samples_and_is_not_learnt(tmp_path: Path) -> None:
     built = with_loss(run(tmp_path, model=nets.Net()), nets.ForgetsSamples())
-    result = named(built, "loss.form", Asked(samples=4, steps=30))
+    result = named(built, "loss.form", FitOptions(samples=4, steps=30))
     assert [finding.severity for finding in result.findings] == ["error"]
 
 
@@ -244,7 +244,9 @@ def test_equal_clouds_with_different_labels(tmp_path: Path) -> None:
         return {**batch, "points": torch.stack(turned), "label": labels}
 
     NUM = nets.NUM_CLASSES
-    result = named(edited(run(tmp_path, model=nets.Net()), twins), "data.label_mapping", Asked(samples=3, steps=30))
+    result = named(
+        edited(run(tmp_path, model=nets.Net()), twins), "data.label_mapping", FitOptions(samples=3, steps=30)
+    )
     assert len(result.findings[0].evidence["samples"]) == 2
 
 
@@ -264,13 +266,13 @@ def _turned_clouds(*, with_targets: bool) -> Callable[[dict[str, Any], Sequence[
 
 
 def test_equal_clouds_in_another_order_with_targets_per_point(tmp_path: Path) -> None:
-    result = fitted(fields(tmp_path, _turned_clouds(with_targets=True)), Asked(samples=4, steps=60, is_brief=True))
+    result = fitted(fields(tmp_path, _turned_clouds(with_targets=True)), FitOptions(samples=4, steps=60, is_brief=True))
     assert result.is_fitted, result.findings
     assert result.findings == ()
 
 
 def test_equal_clouds_whose_targets_per_point_did_not_follow_the_order(tmp_path: Path) -> None:
-    named(fields(tmp_path, _turned_clouds(with_targets=False)), "data.label_mapping", Asked(samples=4, steps=5))
+    named(fields(tmp_path, _turned_clouds(with_targets=False)), "data.label_mapping", FitOptions(samples=4, steps=5))
 
 
 def test_numbers_that_are_none(tmp_path: Path) -> None:
@@ -320,7 +322,7 @@ def test_features_that_single_precision_loses(tmp_path: Path) -> None:
 
 
 def test_a_model_that_answers_alike(tmp_path: Path) -> None:
-    named(run(tmp_path, model=nets.Constant()), "model.constant_output", Asked(samples=3, steps=30))
+    named(run(tmp_path, model=nets.Constant()), "model.constant_output", FitOptions(samples=3, steps=30))
 
 
 def test_a_step_that_cannot_be_taken(tmp_path: Path) -> None:

@@ -8,21 +8,21 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from sightline.doctor.overfit.fit_one import Asked
-from sightline.doctor.overfit.following import follow, followed_document
+from sightline.doctor.overfit.fit_one import FitOptions
+from sightline.doctor.overfit.layer_trace import followed_document, trace_fit
 from sightline.errors import ConfigError
 from tests.doctor.overfit import nets
 from tests.doctor.overfit.nets import run
 
-BRIEF = Asked(samples=2, steps=3)
+BRIEF = FitOptions(samples=2, steps=3)
 
 
 def test_layers_are_what_torch_says(tmp_path: Path) -> None:
     net = nets.Net()
     built = run(tmp_path, model=net)
-    look = follow(built, BRIEF).first
-    points = built.job.stream.reader(built.job.stream.plan.parts(0)[0][0][:2])["points"]
-    label = built.job.stream.reader(built.job.stream.plan.parts(0)[0][0][:2])["label"]
+    look = trace_fit(built, BRIEF).first
+    points = built.job.stream.reader(built.job.stream.plan.step_keys(0)[0][0][:2])["points"]
+    label = built.job.stream.reader(built.job.stream.plan.step_keys(0)[0][0][:2])["label"]
     hidden = net.each(points)
     logits = net.head(torch.relu(hidden).amax(1))
     hidden.retain_grad()
@@ -51,7 +51,7 @@ def test_layers_are_what_torch_says(tmp_path: Path) -> None:
 
 def test_zeros_are_counted_before_anything_changes_them_in_place(tmp_path: Path) -> None:
     built = run(tmp_path, "model={name: pointnet_plain, embedding: 8, fused: false}")
-    look = follow(built, BRIEF).first
+    look = trace_fit(built, BRIEF).first
     share = {layer.path: layer.output.zeros for layer in look.layers if layer.is_leaf}
     rectified = [zeros for path, zeros in share.items() if path.endswith("activation") and "head" not in path]
     assert all(0.2 < zeros < 0.8 for zeros in rectified)
@@ -59,7 +59,7 @@ def test_zeros_are_counted_before_anything_changes_them_in_place(tmp_path: Path)
 
 
 def test_the_last_look_is_after_the_last_step(tmp_path: Path) -> None:
-    followed = follow(run(tmp_path, model=nets.Net()), BRIEF)
+    followed = trace_fit(run(tmp_path, model=nets.Net()), BRIEF)
     assert followed.last is not None
     assert [followed.first.step, followed.last.step] == [0, 3]
     assert followed.last.loss == pytest.approx(followed.curve.losses[3], rel=1e-5)
@@ -72,7 +72,7 @@ ENTRIES = (
 
 
 def test_the_entry_that_is_not_met_is_named_with_its_value(tmp_path: Path) -> None:
-    followed = follow(run(tmp_path, ENTRIES, model=nets.Net()), BRIEF)
+    followed = trace_fit(run(tmp_path, ENTRIES, model=nets.Net()), BRIEF)
     assert [each.is_met for each in followed.met] == [True, True, False, True]
     wrong = followed.met[2]
     assert wrong.measured is not None
@@ -92,4 +92,4 @@ def test_the_entry_that_is_not_met_is_named_with_its_value(tmp_path: Path) -> No
 def test_a_quantity_that_the_run_does_not_have(tmp_path: Path, quantity: str, told: str) -> None:
     entry = f"expect=[{{quantity: {quantity}, at_least: 0.0, step: 0}}]"
     with pytest.raises(ConfigError, match=told):
-        follow(run(tmp_path, entry, model=nets.Net()), BRIEF)
+        trace_fit(run(tmp_path, entry, model=nets.Net()), BRIEF)

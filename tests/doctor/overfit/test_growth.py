@@ -10,10 +10,10 @@ import torch
 from torch.nn import functional as F
 
 from sightline.config import read_config
-from sightline.doctor.overfit.fit_one import Asked
-from sightline.doctor.overfit.growth import climb, rungs_of
+from sightline.doctor.overfit.fit_one import FitOptions
+from sightline.doctor.overfit.sample_ladder import parse_rungs, run_ladder
 from sightline.doctor.overfit.trivial import fit_constant
-from sightline.doctor.overfit.variants import compare, overrides_of
+from sightline.doctor.overfit.variants import fit_variants, parse_variants
 from sightline.engine.build import build
 from sightline.engine.distributed import World
 from sightline.errors import UserError
@@ -26,26 +26,26 @@ TINY = ("data.train_size=120", "model={name: pointnet_plain, embedding: 8}", "lo
 
 
 def test_rungs_are_read() -> None:
-    assert rungs_of("1,8,all", 60) == [1, 8, "all"]
+    assert parse_rungs("1,8,all", 60) == [1, 8, "all"]
 
 
 @pytest.mark.parametrize("text", ["8,1", "0", "1,one", "", "1,90,all"])
 def test_rungs_that_are_none(text: str) -> None:
     with pytest.raises(UserError, match="--grow"):
-        rungs_of(text, 60)
+        parse_rungs(text, 60)
 
 
 @pytest.mark.parametrize("text", ["61", "8,100000", "1,61,100000"])
 def test_rungs_of_more_samples_than_there_are(text: str) -> None:
     with pytest.raises(UserError, match=f"--grow {text}: the training part has 60 samples"):
-        rungs_of(text, 60)
+        parse_rungs(text, 60)
 
 
 def test_the_climb_goes_up_with_its_rule_and_value_at_every_rung() -> None:
     config = small_config(*TINY, "optimizer={name: adam, lr: 1e-2}", "transforms.train=[]")
     built = build(config, World())
     lines: list[str] = []
-    climbed, _ = climb(config, World(), built, [1, 4, 32], Asked(steps=25), lines.append)
+    climbed, _ = run_ladder(config, World(), built, [1, 4, 32], FitOptions(steps=25), lines.append)
     assert [rung.samples for rung in climbed] == [1, 4, 32]
     assert all(rung.is_passed for rung in climbed[:2])
     told = [line for line in lines if "rule:" in line]
@@ -56,7 +56,7 @@ def test_the_climb_goes_up_with_its_rule_and_value_at_every_rung() -> None:
 
 def test_the_climb_ends_at_the_rung_that_breaks_its_rule_and_says_why(tmp_path: Path) -> None:
     built = run(tmp_path, "optimizer.lr=1e-7", model=nets.Net())
-    climbed, findings = climb(built.config, World(), built, [2, 8], Asked(steps=20), lambda line: None)
+    climbed, findings = run_ladder(built.config, World(), built, [2, 8], FitOptions(steps=20), lambda line: None)
     assert [rung.is_passed for rung in climbed] == [False]
     assert findings[0].cause == "optim.lr"
 
@@ -65,13 +65,13 @@ def test_a_rung_of_one_sample_where_samples_are_compared() -> None:
     small = ("data.num_points=32", "data.train_size=40", "model.points={name: dgcnn, num_neighbours: 4, embedding: 16}")
     config = read_config(ROOT / "configs" / "contrast" / "synthetic_shapes_intrapoint_parts.yaml", small)
     with pytest.raises(UserError, match=r"^--grow: rung 1: '\w+' compares samples with one another; begin with 2"):
-        climb(config, World(), build(config, World()), [1, 8], Asked(steps=2), lambda line: None)
+        run_ladder(config, World(), build(config, World()), [1, 8], FitOptions(steps=2), lambda line: None)
 
 
 def test_a_rung_above_that_learns_nothing() -> None:
     config = small_config(*TINY, "optimizer={name: sgd, lr: 1e-6}", "transforms.train=[]")
     built = build(config, World())
-    climbed, findings = climb(config, World(), built, [40], Asked(steps=5), lambda line: None)
+    climbed, findings = run_ladder(config, World(), built, [40], FitOptions(steps=5), lambda line: None)
     assert not climbed[0].is_passed
     assert findings[0].cause == "optim.lr"
     assert "constant prediction" in findings[0].measured
@@ -91,7 +91,7 @@ def test_the_constant_answer_to_classes_is_their_share() -> None:
 
 
 def test_variants_are_a_cross_product_and_lists_stay_whole() -> None:
-    assert overrides_of(["model.shortcuts=true,false", "model.widths=[1,2],[3]"]) == [
+    assert parse_variants(["model.shortcuts=true,false", "model.widths=[1,2],[3]"]) == [
         ("model.shortcuts=true", "model.widths=[1,2]"),
         ("model.shortcuts=true", "model.widths=[3]"),
         ("model.shortcuts=false", "model.widths=[1,2]"),
@@ -102,15 +102,15 @@ def test_variants_are_a_cross_product_and_lists_stay_whole() -> None:
 @pytest.mark.parametrize("text", ["model.shortcuts", "=1,2", "model.width=1,"])
 def test_variants_that_are_none(text: str) -> None:
     with pytest.raises(UserError, match="--vary"):
-        overrides_of([text])
+        parse_variants([text])
 
 
 def test_variants_see_the_same_samples(tmp_path: Path) -> None:
     def variant(rate: str) -> tuple[tuple[str, ...], object]:
         return (f"optimizer.lr={rate}",), lambda: run(tmp_path, f"optimizer.lr={rate}", "seed=3")
 
-    asked = Asked(samples=2, steps=10, is_brief=True, only_own_rate=True)
-    found = compare([variant("0.1"), variant("1e-6")], asked, lambda line: None)  # type: ignore[list-item]
+    asked = FitOptions(samples=2, steps=10, is_brief=True, only_own_rate=True)
+    found = fit_variants([variant("0.1"), variant("1e-6")], asked, lambda line: None)  # type: ignore[list-item]
     assert found[0].result.samples.indices == found[1].result.samples.indices
     firsts = [each.result.verdicts[0].curves[0].losses[0] for each in found]
     assert firsts[0] == firsts[1]
@@ -120,4 +120,4 @@ def test_variants_see_the_same_samples(tmp_path: Path) -> None:
 def test_variants_that_change_the_samples_are_refused(tmp_path: Path) -> None:
     builders = [((f"seed={seed}",), lambda seed=seed: run(tmp_path, f"seed={seed}")) for seed in (0, 1)]
     with pytest.raises(UserError, match="changes which samples"):
-        compare(builders, Asked(samples=2, steps=1, is_brief=True), lambda line: None)
+        fit_variants(builders, FitOptions(samples=2, steps=1, is_brief=True), lambda line: None)

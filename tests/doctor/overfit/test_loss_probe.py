@@ -10,16 +10,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sightline.doctor.overfit.attempts import Bench
-from sightline.doctor.overfit.fit_one import Asked, bench_of
+from sightline.doctor.overfit.fit_attempt import FitSetup
+from sightline.doctor.overfit.fit_one import FitOptions, make_setup
 from sightline.doctor.overfit.loss_probe import LossProbe, probe_loss
 from tests.doctor.overfit import nets
 from tests.doctor.overfit.nets import regression, run, with_loss
 from tests.runs.small import ROOT
 
 
-def probed(built: nets.Built, samples: int = 3) -> tuple[LossProbe, Bench]:
-    bench, _ = bench_of(built, Asked(samples=samples))
+def probed(built: nets.TrainingSetup, samples: int = 3) -> tuple[LossProbe, FitSetup]:
+    bench, _ = make_setup(built, FitOptions(samples=samples))
     return probe_loss(bench), bench
 
 
@@ -92,7 +92,7 @@ def test_gradients_are_held_against_differences(tmp_path: Path) -> None:
 def test_a_loss_that_falls_for_ever_has_no_floor(tmp_path: Path) -> None:
     probe, _ = probed(with_loss(run(tmp_path, model=nets.Net()), nets.Entropy(-1.0)))
     assert probe.floor is None
-    assert probe.fallen_to < -1e3
+    assert probe.lowest < -1e3
 
 
 def test_a_loss_below_zero_may_have_a_floor(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from sightline.config import read_config
-from sightline.doctor.overfit.fit_one import Asked, fit_one
+from sightline.doctor.overfit.fit_one import FitOptions, fit_one
 from sightline.engine.build import build
 from sightline.engine.distributed import World
 from tests.marks import long_but
@@ -35,7 +35,7 @@ CASES = {
 
 def assert_fitted(name: str, overrides: tuple[str, ...]) -> None:
     built = build(read_config(ROOT / "configs" / f"{name}.yaml", [*SIZES, *overrides]), World())
-    result = fit_one(built, Asked(steps=40, is_brief=True), lambda line: None)
+    result = fit_one(built, FitOptions(steps=40, is_brief=True), lambda line: None)
     assert result.is_fitted, result.findings
     assert [finding for finding in result.findings if finding.severity != "note"] == []
 

@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sightline.doctor.overfit.fit_one import Asked, bench_of, fit_one, result_document
-from sightline.doctor.overfit.scoring import score_of
+from sightline.doctor.overfit.fit_one import FitOptions, fit_one, make_setup, result_document
+from sightline.doctor.overfit.scoring import training_score
 from tests.doctor.overfit import nets
 from tests.doctor.overfit.nets import run
 
@@ -30,11 +30,11 @@ class Normed(nets.Net):
 @pytest.mark.parametrize("precision", ["float32", "float64"])
 def test_after_the_statistics_are_taken_evaluation_gives_what_training_gave(tmp_path: Path, precision: str) -> None:
     built = run(tmp_path, f"train.precision={precision}", model=Normed())
-    bench, samples = bench_of(built, Asked(samples=3))
+    bench, samples = make_setup(built, FitOptions(samples=3))
     batch, model = bench.batch_in(precision), built.job.model.to(torch.float64 if precision == "float64" else None)
     with torch.no_grad():
         expected = model.train()(points=batch["points"])["logits"]
-        score = score_of(built, built.job, batch, samples.indices)
+        score = training_score(built, built.job, batch, samples.indices)
         found = model.eval()(points=batch["points"])["logits"]
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
     assert score == pytest.approx(float((expected.argmax(1) == batch["label"]).double().mean()))
@@ -42,12 +42,12 @@ def test_after_the_statistics_are_taken_evaluation_gives_what_training_gave(tmp_
 
 def test_samples_that_are_known_by_heart_score_in_full(tmp_path: Path) -> None:
     told: Any = result_document(
-        fit_one(run(tmp_path, model=Normed()), Asked(samples=4, steps=60, is_brief=True), lambda line: None)
+        fit_one(run(tmp_path, model=Normed()), FitOptions(samples=4, steps=60, is_brief=True), lambda line: None)
     )
     (own,) = told["combinations"]
     assert [rate["score"] for rate in own["rates"] if rate["stop"] == "reached"] == [1.0]
 
 
 def test_what_was_not_fitted_is_not_scored(tmp_path: Path) -> None:
-    result = fit_one(run(tmp_path, model=nets.Constant()), Asked(samples=2, steps=5), lambda line: None)
+    result = fit_one(run(tmp_path, model=nets.Constant()), FitOptions(samples=2, steps=5), lambda line: None)
     assert all(math.isnan(curve.score) for verdict in result.verdicts for curve in verdict.curves)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sightline.geometry.boxes.codings import (
+from sightline.geometry.boxes.box_coder import (
     centreness,
     decode_deltas,
     decode_distances,

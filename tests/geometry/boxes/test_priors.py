@@ -10,9 +10,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from sightline.geometry.boxes.anchor_fitting import best_overlaps, coverage, fit_shapes, shape_overlaps, spanned
+from sightline.geometry.boxes.anchor_fitting import (
+    best_iou_of_boxes,
+    fit_anchor_shapes,
+    prior_coverage,
+    prior_extent,
+    shape_overlaps,
+)
 from sightline.geometry.boxes.overlaps import box_areas, box_centres, box_sizes
-from sightline.geometry.boxes.priors import PRESETS, AnchorShapes, Grid, make_anchors, make_points
+from sightline.geometry.boxes.priors import PRESETS, AnchorShapes, PriorGrid, make_anchors, make_points
 from tests.geometry.boxes.crowds import crowd
 from tests.golden_parity import load_golden
 
@@ -33,14 +39,14 @@ def test_anchors_are_those_of_detectron(shared: Path, case: int) -> None:
     info = golden.info["cases"][case]
     strides, ratios = info["strides"], tuple(info["ratios"][0])
     shapes = [
-        [pair for size in sizes for pair in AnchorShapes((1.0,), ratios, base_strides=size / stride).of(stride)]
+        [pair for size in sizes for pair in AnchorShapes((1.0,), ratios, base_strides=size / stride).sizes(stride)]
         for sizes, stride in zip(info["sizes"], strides, strict=True)
     ]
     maps = [tuple(size) for size in info["feature_hw"]]
-    found = make_anchors(maps, strides, shapes, grid=Grid(info["offset"]), dtype=torch.float64)
-    for level, rows in enumerate(found.levels):
+    found = make_anchors(maps, strides, shapes, grid=PriorGrid(info["offset"]), dtype=torch.float64)
+    for level, rows in enumerate(found.level_slices):
         expected = golden.tensor(f"{info['key']}/level{level}").double()
-        assert (found.rows[rows] - expected).abs().max() <= 1e-6 * expected.abs().max()
+        assert (found.coordinates[rows] - expected).abs().max() <= 1e-6 * expected.abs().max()
 
 
 def test_anchors_are_those_of_crowddet_but_for_their_place(shared: Path) -> None:
@@ -50,10 +56,10 @@ def test_anchors_are_those_of_crowddet_but_for_their_place(shared: Path) -> None
     first = [box_centres(golden.tensor(f"crowddet/{name}"))[::9] for name in names]  # of each cell, rows of cells
     maps = [(len(each[:, 1].unique()), len(each[:, 0].unique())) for each in first]
     found = make_anchors(maps, STRIDES, PRESETS["crowddet"], dtype=torch.float64)
-    for name, rows, stride in zip(names, found.levels, STRIDES, strict=True):
+    for name, rows, stride in zip(names, found.level_slices, STRIDES, strict=True):
         theirs = golden.tensor(f"crowddet/{name}").double() + torch.tensor([0, 0, 1, 1])
         theirs = theirs.view(-1, 3, 3, 4).transpose(1, 2).flatten(0, 2)  # ratio by ratio -> scale by scale
-        ours = found.rows[rows]
+        ours = found.coordinates[rows]
         assert (box_centres(theirs) - 8 - (box_centres(ours) - stride / 2)).abs().max() < 1e-4
         exact = 32 / torch.tensor([1.0, 2, 3], dtype=torch.float64).sqrt()
         rounded = (exact / exact.round()).repeat(len(ours) // 3)[:, None]
@@ -69,8 +75,8 @@ def test_s3_anchors_are_those_of_their_authors(shared: Path) -> None:
         assert len(found) == info["count"]
         # theirs: ratio by ratio, for each scale by scale, for each all cells
         parts = [
-            found.rows[rows].view(*size, 2, 2, 4).permute(3, 2, 0, 1, 4).reshape(-1, 4)
-            for rows, size in zip(found.levels, found.maps, strict=True)
+            found.coordinates[rows].view(*size, 2, 2, 4).permute(3, 2, 0, 1, 4).reshape(-1, 4)
+            for rows, size in zip(found.level_slices, found.maps, strict=True)
         ]
         theirs = torch.cat(parts)
         assert torch.equal(theirs[:: info["row_step"]], golden.tensor(info["key"]))
@@ -98,20 +104,22 @@ def test_anchors_are_those_of_torchvision(image_px: tuple[int, int]) -> None:
     """Steps are less than the stride where cells do not divide the image; the order of a cell is undone."""
     maps = maps_of(*image_px)
     shapes = AnchorShapes(PRESETS["retinanet"].scales, PRESETS["retinanet"].ratios, whole_px=True)
-    assert shapes.of(8)[4] == (40, 40), "32 times the third root of 2 is 40.3"
-    found = make_anchors(maps, STRIDES, shapes, grid=Grid(0.0, image_px))
-    for rows, expected in zip(found.levels, torchvisions(maps, image_px), strict=True):
-        assert np.array_equal(found.rows[rows].numpy(), expected.swapaxes(2, 3).reshape(-1, 4))
-    points = make_points(maps, STRIDES, grid=Grid(0.0, image_px))
-    assert torch.equal(found.centres, points.rows.repeat_interleave(9, dim=0))
-    assert torch.equal(points.rows, torch.cat([box_centres(found.rows[rows][::9]) for rows in found.levels]))
+    assert shapes.sizes(8)[4] == (40, 40), "32 times the third root of 2 is 40.3"
+    found = make_anchors(maps, STRIDES, shapes, grid=PriorGrid(0.0, image_px))
+    for rows, expected in zip(found.level_slices, torchvisions(maps, image_px), strict=True):
+        assert np.array_equal(found.coordinates[rows].numpy(), expected.swapaxes(2, 3).reshape(-1, 4))
+    points = make_points(maps, STRIDES, grid=PriorGrid(0.0, image_px))
+    assert torch.equal(found.centres, points.coordinates.repeat_interleave(9, dim=0))
+    assert torch.equal(
+        points.coordinates, torch.cat([box_centres(found.coordinates[rows][::9]) for rows in found.level_slices])
+    )
 
 
 def test_cells_of_the_last_level_are_nearer_than_their_stride() -> None:
     """A side of 800 pixels has 7 cells of the stride 128, 114 pixels apart; with a stride they would reach past it."""
-    found = make_points([(7, 7)], (128,), grid=Grid(0.0, (800, 800)))
-    assert found.rows[:7, 0].tolist() == [0, 114, 228, 342, 456, 570, 684]
-    assert make_points([(7, 7)], (128,)).rows[6].tolist() == [832, 64]
+    found = make_points([(7, 7)], (128,), grid=PriorGrid(0.0, (800, 800)))
+    assert found.coordinates[:7, 0].tolist() == [0, 114, 228, 342, 456, 570, 684]
+    assert make_points([(7, 7)], (128,)).coordinates[6].tolist() == [832, 64]
 
 
 # --- layout -----------------------------------------------------------------------------------------------------------
@@ -128,21 +136,23 @@ def test_a_known_cell_stands_where_a_map_has_it() -> None:
     priors = make_anchors(maps, strides, PRESETS["retinanet"])
     place = 6 * 10 * 9 + (2 * 5 + 3) * 9 + 4  # the second scale, the second ratio: a square
     side = 64 * 2 ** (1 / 3)
-    assert priors.rows[place].tolist() == pytest.approx([56 - side / 2, 40 - side / 2, 56 + side / 2, 40 + side / 2])
-    assert (int(priors.level[place]), float(priors.stride[place])) == (1, 16)
-    flat = torch.arange(len(priors)).split(priors.counts)[1].view(3, 5, 9)
+    assert priors.coordinates[place].tolist() == pytest.approx(
+        [56 - side / 2, 40 - side / 2, 56 + side / 2, 40 + side / 2]
+    )
+    assert (int(priors.prior_level[place]), float(priors.prior_stride[place])) == (1, 16)
+    flat = torch.arange(len(priors)).split(priors.num_per_level)[1].view(3, 5, 9)
     assert int(flat[2, 3, 4]) == place
     points = make_points(maps, strides)
-    assert points.rows[60 + 2 * 5 + 3].tolist() == [56, 40]
-    assert torch.equal(points.squares(2)[60 + 13], torch.tensor([40.0, 24, 72, 56]))
+    assert points.coordinates[60 + 2 * 5 + 3].tolist() == [56, 40]
+    assert torch.equal(points.to_boxes(2)[60 + 13], torch.tensor([40.0, 24, 72, 56]))
     assert torch.equal(priors.centres, points.centres.repeat_interleave(9, dim=0))
-    assert (priors.centres - box_centres(priors.rows)).abs().max() < 1e-4
+    assert (priors.centres - box_centres(priors.coordinates)).abs().max() < 1e-4
 
 
 def test_ratios_keep_the_area_or_the_width() -> None:
-    for width, height in AnchorShapes((1.0, 2.0), (0.5, 1.0, 3.0)).of(16)[3:]:
+    for width, height in AnchorShapes((1.0, 2.0), (0.5, 1.0, 3.0)).sizes(16)[3:]:
         assert width * height == pytest.approx(128**2)
-    assert AnchorShapes((0.75,), (2.0, 4.0), keeps="width").of(8) == [(24, 48), (24, 96)]
+    assert AnchorShapes((0.75,), (2.0, 4.0), preserves="width").sizes(8) == [(24, 48), (24, 96)]
 
 
 def test_missing_levels_are_refused() -> None:
@@ -166,38 +176,38 @@ def clusters(spread: float) -> tuple[Tensor, Tensor]:
 @pytest.mark.parametrize("seed", range(5))
 def test_planted_shapes_are_found(seed: int) -> None:
     exact, shapes = clusters(0.0)
-    assert (fit_shapes(exact, 3, seed=seed) - shapes).abs().max() < 1e-12
+    assert (fit_anchor_shapes(exact, 3, seed=seed) - shapes).abs().max() < 1e-12
     noisy, _ = clusters(0.05)
-    found = fit_shapes(noisy, 3, seed=seed)
+    found = fit_anchor_shapes(noisy, 3, seed=seed)
     means = noisy.view(20, 3, 2).mean(dim=0)
     assert (found - means).abs().max() < 1e-9, "groups do not touch, so each shape is the mean of its group"
-    assert torch.equal(found, fit_shapes(noisy, 3, seed=seed))
+    assert torch.equal(found, fit_anchor_shapes(noisy, 3, seed=seed))
 
 
 def test_fitted_shapes_cover_better_than_those_of_a_preset() -> None:
     sizes = box_sizes(torch.cat([crowd(seed, count=50) for seed in range(0, 8, 2)]))
-    preset = torch.tensor(PRESETS["retinanet"].of(8))
-    fitted = fit_shapes(sizes, len(preset))
+    preset = torch.tensor(PRESETS["retinanet"].sizes(8))
+    fitted = fit_anchor_shapes(sizes, len(preset))
     means = [float(shape_overlaps(sizes, shapes).amax(dim=1).mean()) for shapes in (preset, fitted)]
     assert means[1] > means[0] + 0.1
-    more = fit_shapes(sizes, 2 * len(preset))
+    more = fit_anchor_shapes(sizes, 2 * len(preset))
     assert float(shape_overlaps(sizes, more).amax(dim=1).mean()) > means[1]
 
 
 def test_impossible_fits_are_refused() -> None:
     with pytest.raises(ValueError, match="num_shapes: found 3, the boxes have 2 different sizes"):
-        fit_shapes(torch.tensor([[1.0, 2], [1, 2], [2, 2]]), 3)
+        fit_anchor_shapes(torch.tensor([[1.0, 2], [1, 2], [2, 2]]), 3)
     with pytest.raises(ValueError, match="not positive and finite"):
-        fit_shapes(torch.tensor([[1.0, 0], [1, 2]]), 1)
+        fit_anchor_shapes(torch.tensor([[1.0, 0], [1, 2]]), 1)
 
 
 def test_coverage_counts_boxes_by_hand() -> None:
     """One anchor of 32 x 32 at (16, 16): a box equal to it, one half as high, one beside it."""
     priors = make_anchors([(1, 1)], (32,), [[(32.0, 32.0)]])
     boxes = torch.tensor([[0.0, 0, 32, 32], [0, 0, 32, 16], [32, 0, 64, 32]])
-    overlaps = best_overlaps(priors, boxes)
+    overlaps = best_iou_of_boxes(priors, boxes)
     assert overlaps.tolist() == [1, 0.5, 0]
-    found = coverage(overlaps, boxes)
+    found = prior_coverage(overlaps, boxes)
     assert found == {
         "num_boxes": 3,
         "mean_best_iou": 0.5,
@@ -216,19 +226,19 @@ def test_best_overlaps_are_those_of_the_whole_matrix() -> None:
     boxes = crowd(2)
     expected = np.zeros(len(boxes))
     for row, box in enumerate(boxes.numpy()):
-        rows = priors.rows.numpy()
+        rows = priors.coordinates.numpy()
         sides = np.minimum(rows[:, 2:], box[2:]) - np.maximum(rows[:, :2], box[:2])
         shared = np.prod(np.maximum(sides, 0), axis=1)
-        areas = box_areas(priors.rows).numpy() + np.prod(box[2:] - box[:2])
+        areas = box_areas(priors.coordinates).numpy() + np.prod(box[2:] - box[:2])
         expected[row] = (shared / (areas - shared)).max()
-    assert np.abs(best_overlaps(priors, boxes).numpy() - expected).max() < 1e-15
+    assert np.abs(best_iou_of_boxes(priors, boxes).numpy() - expected).max() < 1e-15
 
 
 def test_swapped_sides_do_not_span_the_input() -> None:
     height, width = 192, 320
-    good = spanned(make_points(maps_of(height, width), STRIDES), height=height, width=width)
+    good = prior_extent(make_points(maps_of(height, width), STRIDES), height=height, width=width)
     assert good["is_spanned"]
     assert good["levels"][0] == {"stride": 8, "x_px": [4, 316], "y_px": [4, 188], "is_spanned": True}
-    swapped = spanned(make_points(maps_of(width, height), STRIDES), height=height, width=width)
+    swapped = prior_extent(make_points(maps_of(width, height), STRIDES), height=height, width=width)
     assert not swapped["is_spanned"]
     assert [level["is_spanned"] for level in swapped["levels"]] == [False] * 4 + [True]

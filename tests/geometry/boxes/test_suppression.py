@@ -14,21 +14,21 @@ from sightline import registry
 from sightline.geometry.boxes.overlaps import iou, pairwise_iou
 from sightline.geometry.boxes.suppression import (
     Adaptive,
-    Greedy,
-    Kept,
+    GreedyNMS,
     SetSuppression,
     SoftGaussian,
     SoftLinear,
     Suppression,
-    keep_greedy,
-    keep_greedy_plainly,
-    keep_soft,
+    SuppressionResult,
+    greedy_nms,
+    greedy_nms_reference,
     keep_soft_plainly,
+    soft_nms,
 )
 from tests.geometry.boxes.crowds import crowd
 from tests.golden_parity import load_golden
 
-ALL = {"greedy": Greedy, "soft_linear": SoftLinear, "soft_gaussian": SoftGaussian}
+ALL = {"greedy": GreedyNMS, "soft_linear": SoftLinear, "soft_gaussian": SoftGaussian}
 
 
 def detections(seed: int, *, count: int = 60, has_ties: bool = False) -> tuple[Tensor, Tensor, Tensor]:
@@ -63,24 +63,24 @@ def as_one_class(scores: Tensor) -> Tensor:
     return torch.zeros(len(scores), dtype=torch.int64)
 
 
-def worked(suppression: Suppression, **more: Tensor) -> Kept:
+def worked(suppression: Suppression, **more: Tensor) -> SuppressionResult:
     boxes = torch.tensor([[0.0, 0, 10, 10], [1, 0, 11, 10], [4, 0, 14, 10], [20, 0, 30, 10]])
     return suppression(boxes, torch.tensor([0.9, 0.8, 0.7, 0.6]), torch.zeros(4, dtype=torch.int64), **more)
 
 
 def test_numbers_worked_by_hand() -> None:
-    assert worked(Greedy()).places.tolist() == [0, 2, 3]
+    assert worked(GreedyNMS()).indices.tolist() == [0, 2, 3]
     linear = worked(SoftLinear())
-    assert linear.places.tolist() == [0, 3, 2, 1], "sorted once, 2 would come before 3"
+    assert linear.indices.tolist() == [0, 3, 2, 1], "sorted once, 2 would come before 3"
     assert linear.scores.tolist() == pytest.approx([0.9, 0.6, 0.4, 0.067133], abs=1e-6)
     gaussian = worked(SoftGaussian())
-    assert gaussian.places.tolist() == [0, 3, 2, 1]
+    assert gaussian.indices.tolist() == [0, 3, 2, 1]
     assert gaussian.scores.tolist() == pytest.approx([0.9, 0.6, 0.484799, 0.117435], abs=1e-6)
-    assert worked(SetSuppression(iou_threshold=0.4), proposal=torch.tensor([0, 0, 1, 2])).places.tolist() == [0, 1, 3]
+    assert worked(SetSuppression(iou_threshold=0.4), proposal=torch.tensor([0, 0, 1, 2])).indices.tolist() == [0, 1, 3]
     density = torch.tensor([0.85, 0.1, 0.1, 0])
-    assert worked(Adaptive(), density=density).places.tolist() == [0, 1, 3]
+    assert worked(Adaptive(), density=density).indices.tolist() == [0, 1, 3]
     soft = worked(Adaptive(soft=True), density=density)
-    assert soft.places.tolist() == [0, 1, 3, 2]
+    assert soft.indices.tolist() == [0, 1, 3, 2]
     assert soft.scores.tolist() == pytest.approx([0.9, 0.8, 0.6, 0.7 * (1 - 0.538462)], abs=1e-6)
 
 
@@ -91,19 +91,19 @@ def test_kept_boxes_are_the_published_ones(shared: Path, case: int) -> None:
     stored = {key.removeprefix(prefix): golden.tensor(key) for key in golden.arrays if key.startswith(prefix)}
     boxes, scores, classes = stored["boxes"], stored["scores"], stored["classes"]
     threshold = float(stored["threshold"])
-    found = Greedy(iou_threshold=threshold, per_class=False)(boxes, scores, classes).places
+    found = GreedyNMS(iou_threshold=threshold, per_class=False)(boxes, scores, classes).indices
     assert torch.equal(found, stored["own_greedy"])
-    per_class = Greedy(iou_threshold=threshold)(boxes, scores, classes).places
+    per_class = GreedyNMS(iou_threshold=threshold)(boxes, scores, classes).indices
     assert torch.equal(per_class, stored["own_greedy_per_class"])
     own = Adaptive(iou_threshold=threshold, per_class=False)(boxes, scores, classes, density=stored["density"])
-    assert torch.equal(own.places, stored["own_adaptive"])
+    assert torch.equal(own.indices, stored["own_adaptive"])
     if len(boxes) and len(scores.unique()) == len(scores):
         form = SetSuppression(iou_threshold=threshold, per_class=False)
-        kept = form(boxes, scores, classes, proposal=stored["proposal"]).places
+        kept = form(boxes, scores, classes, proposal=stored["proposal"]).indices
         assert torch.equal(kept.sort().values, stored["crowddet_set_nms_mask"].nonzero().flatten())
     for name, form in (("linear", SoftLinear(per_class=False)), ("gauss", SoftGaussian(per_class=False))):
         kept = form(boxes, scores, classes)
-        assert torch.equal(kept.places, stored[f"own_soft_{name}_keep"])
+        assert torch.equal(kept.indices, stored[f"own_soft_{name}_keep"])
         assert (kept.scores - stored[f"own_soft_{name}_scores"]).abs().le(1e-12).all()
     if len(boxes) and len(scores.unique()) == len(scores):  # their sorts are not stable
         assert torch.equal(found, stored["crowddet_cpu_nms"])
@@ -111,7 +111,7 @@ def test_kept_boxes_are_the_published_ones(shared: Path, case: int) -> None:
         assert torch.equal(found[is_first | (scores[found] >= 0.05)], stored["s3later_nms_keep"])
         soft = SoftLinear(iou_threshold=threshold, min_score=0.05, per_class=False)(boxes, scores, classes)
         again, once = (soft_linear_in_a_loop(boxes, scores, threshold, sorts_again=sorts) for sorts in (True, False))
-        assert soft.places.tolist() == again
+        assert soft.indices.tolist() == again
         assert stored["s3later_soft_keep"].tolist() == once, "the later code of S3 does not look at changed scores"
 
 
@@ -124,17 +124,17 @@ def test_both_forms_keep_the_same(dtype: torch.dtype, has_ties: bool) -> None:
         boxes[7] = boxes[7, [2, 3, 0, 1]]  # corners the wrong way round
         for threshold in (0.0, 0.5, 1.0):
             arguments: dict[str, Any] = {"threshold": threshold}
-            found = keep_greedy(boxes, scores, labels, **arguments)
-            assert torch.equal(found, keep_greedy_plainly(boxes, scores, labels, **arguments))
+            found = greedy_nms(boxes, scores, labels, **arguments)
+            assert torch.equal(found, greedy_nms_reference(boxes, scores, labels, **arguments))
         limits = torch.rand(len(boxes), generator=torch.Generator().manual_seed(seed))
         arguments = {"threshold": limits, "proposal": torch.arange(len(boxes)) // 3}
-        found = keep_greedy(boxes, scores, labels, **arguments)
-        assert torch.equal(found, keep_greedy_plainly(boxes, scores, labels, **arguments))
+        found = greedy_nms(boxes, scores, labels, **arguments)
+        assert torch.equal(found, greedy_nms_reference(boxes, scores, labels, **arguments))
         for is_linear, limit in ((True, 0.3), (False, 0.5), (True, limits)):
             arguments = {"limit": limit, "is_linear": is_linear, "min_score": 0.05}
             given = scores.clone()
-            found, plain = (form(boxes, given, labels, **arguments) for form in (keep_soft, keep_soft_plainly))
-            assert torch.equal(found.places, plain.places)
+            found, plain = (form(boxes, given, labels, **arguments) for form in (soft_nms, keep_soft_plainly))
+            assert torch.equal(found.indices, plain.indices)
             assert (found.scores - plain.scores).abs().max() <= 64 * torch.finfo(dtype).eps, "exp may round otherwise"
             assert torch.equal(given, scores), "the scores given are unchanged"
 
@@ -146,12 +146,12 @@ def test_classes_are_suppressed_as_if_alone(name: str) -> None:
     for label in range(3):
         rows = (labels == label).nonzero().flatten()
         alone = ALL[name]()(boxes[rows], scores[rows], labels[rows])
-        mine = labels[together.places] == label
-        assert torch.equal(together.places[mine], rows[alone.places])
+        mine = labels[together.indices] == label
+        assert torch.equal(together.indices[mine], rows[alone.indices])
         assert torch.equal(together.scores[mine], alone.scores)
     far = boxes + 1e4 * labels[:, None]  # the usual trick for classes, as its meaning: no two of them touch
     apart = ALL[name](per_class=False)(far, scores, labels)
-    assert torch.equal(apart.places, together.places)
+    assert torch.equal(apart.indices, together.indices)
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -160,7 +160,7 @@ def test_order_decides_nothing_but_ties(name: str) -> None:
     kept = ALL[name]()(boxes, scores, labels)
     order = torch.randperm(len(boxes), generator=torch.Generator().manual_seed(0))
     shuffled = ALL[name]()(boxes[order], scores[order], labels[order])
-    assert torch.equal(order[shuffled.places], kept.places)
+    assert torch.equal(order[shuffled.indices], kept.indices)
     assert torch.equal(shuffled.scores, kept.scores)
     assert (kept.scores.diff() <= 0).all()
 
@@ -168,9 +168,9 @@ def test_order_decides_nothing_but_ties(name: str) -> None:
 def test_equal_scores_are_taken_by_their_index() -> None:
     boxes = torch.tensor([[0.0, 0, 10, 10], [0, 0, 10, 10], [50, 0, 60, 10]])
     scores, labels = torch.full((3,), 0.5), torch.zeros(3, dtype=torch.int64)
-    assert Greedy()(boxes, scores, labels).places.tolist() == [0, 2]
-    assert SoftLinear()(boxes, scores, labels).places.tolist() == [0, 2]
-    assert SoftGaussian()(boxes, scores, labels).places.tolist() == [0, 2, 1]
+    assert GreedyNMS()(boxes, scores, labels).indices.tolist() == [0, 2]
+    assert SoftLinear()(boxes, scores, labels).indices.tolist() == [0, 2]
+    assert SoftGaussian()(boxes, scores, labels).indices.tolist() == [0, 2, 1]
 
 
 def test_greedy_keeps_what_a_slow_loop_keeps() -> None:
@@ -180,7 +180,7 @@ def test_greedy_keeps_what_a_slow_loop_keeps() -> None:
         for place in np.argsort(-scores.numpy(), kind="stable").tolist():
             if all(labels[place] != labels[other] or slow_iou(boxes[place], boxes[other]) <= 0.5 for other in kept):
                 kept.append(place)
-        assert Greedy()(boxes, scores, labels).places.tolist() == kept
+        assert GreedyNMS()(boxes, scores, labels).indices.tolist() == kept
 
 
 def slow_iou(a: Tensor, b: Tensor) -> float:
@@ -193,25 +193,25 @@ def slow_iou(a: Tensor, b: Tensor) -> float:
 @pytest.mark.parametrize("name", ALL)
 def test_no_detections_and_half_precision(name: str) -> None:
     none = ALL[name]()(torch.empty(0, 4), torch.empty(0), torch.empty(0, dtype=torch.int64))
-    assert none.places.tolist() == none.scores.tolist() == []
+    assert none.indices.tolist() == none.scores.tolist() == []
     boxes, scores, labels = detections(0)
     kept = ALL[name]()(boxes.half(), scores.half(), labels)
     assert kept.scores.dtype == torch.float16
     single = ALL[name]()(boxes.half().float(), scores.half().float(), labels)
-    assert torch.equal(kept.places, single.places)
+    assert torch.equal(kept.indices, single.indices)
 
 
 def test_wrong_detections_are_refused() -> None:
     boxes, scores, labels = detections(0)
     with pytest.raises(ValueError, match=r"Greedy: found boxes, scores and labels \(60, 4\), \(59,\), \(60,\)"):
-        Greedy()(boxes, scores[1:], labels)
+        GreedyNMS()(boxes, scores[1:], labels)
     scores[3] = torch.nan
     with pytest.raises(ValueError, match="SoftLinear: 1 scores are not finite"):
         SoftLinear()(boxes, scores, labels)
 
 
 def test_kinds_are_in_the_registry() -> None:
-    assert {name: registry.suppressions.entry_of(name).builder for name in ALL} == ALL
+    assert {name: registry.suppressions.get_entry(name).builder for name in ALL} == ALL
 
 
 def recall_at(fppi: float, images: list[tuple[Tensor, Tensor, Tensor]]) -> float:
@@ -254,12 +254,12 @@ def test_density_and_sets_find_more_of_a_crowd_than_greedy_does() -> None:
         labels, density = torch.zeros(32, dtype=torch.int64), others.repeat(2)
         proposal = torch.cat([torch.arange(8).repeat(2), 8 + torch.arange(16)])
         for name, form, more in (
-            ("greedy", Greedy(), {}),
+            ("greedy", GreedyNMS(), {}),
             ("adaptive", Adaptive(), {"density": density}),
             ("set", SetSuppression(), {"proposal": proposal}),
         ):
             kept = form(boxes, scores, labels, **more)
-            images[name].append((boxes[kept.places], kept.scores, truth))
+            images[name].append((boxes[kept.indices], kept.scores, truth))
     for fppi in (0.1, 0.5):
         greedy, adaptive, sets = (recall_at(fppi, images[name]) for name in images)
         assert adaptive > greedy + 0.1

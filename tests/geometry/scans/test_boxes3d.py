@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from sightline.data.scans.kitti_object_files import read_calibration
-from sightline.geometry.scans.boxes3d import Calibration, boxes_velodyne, corners_camera, inside_box
+from sightline.geometry.scans.boxes3d import Calibration, boxes_velodyne, corners_camera, points_in_box
 from tests.golden_parity import Golden, load_golden
 
 FRAMES = ("000000", "000001", "000003")
@@ -36,7 +36,7 @@ def test_boxes_hold_the_points_that_the_reference_says(golden: Golden, folder: P
     arrays = golden.arrays
     boxes = arrays[f"frame_{frame}/boxes_camera_xyz_lhw_ry"]
     for number, box in enumerate(boxes):
-        found = np.flatnonzero(inside_box(camera, box))
+        found = np.flatnonzero(points_in_box(camera, box))
         assert np.array_equal(found, arrays[f"frame_{frame}/box{number}/point_index"])
         assert len(found) == arrays[f"frame_{frame}/count_convex_hull"][number]
     corners = arrays[f"frame_{frame}/corners_camera"]
@@ -73,7 +73,7 @@ def test_faces_belong_to_a_box(golden: Golden, case: int) -> None:
     """Points of the golden file lie on faces too; those are exact where the box is not turned."""
     arrays = golden.arrays
     box, points = arrays[f"random{case}/box_camera_xyz_lhw_ry"], arrays[f"random{case}/points"]
-    found, expected = inside_box(points, box), arrays[f"random{case}/inside"]
+    found, expected = points_in_box(points, box), arrays[f"random{case}/inside"]
     offset = points - box[:3]
     along = np.cos(box[6]) * offset[:, 0] - np.sin(box[6]) * offset[:, 2]
     across = np.sin(box[6]) * offset[:, 0] + np.cos(box[6]) * offset[:, 2]
@@ -88,9 +88,9 @@ def test_faces_belong_to_a_box(golden: Golden, case: int) -> None:
 def test_margin_and_bottom_by_hand() -> None:
     box = np.array([0.0, 0.0, 10.0, 4.0, 1.5, 2.0, 0.0])
     points = np.array([[2.05, -1, 10], [2.2, -1, 10], [0, 0.05, 10], [0, -0.05, 10], [0, -1.55, 10], [0, -1, 11.05]])
-    assert inside_box(points, box).tolist() == [False, False, False, True, False, False]
-    assert inside_box(points, box, margin_m=0.1).tolist() == [True, False, False, True, True, True]
-    assert inside_box(points, box, margin_m=0.1, bottom_m=0.1).tolist() == [True, False, False, False, True, True]
+    assert points_in_box(points, box).tolist() == [False, False, False, True, False, False]
+    assert points_in_box(points, box, margin_m=0.1).tolist() == [True, False, False, True, True, True]
+    assert points_in_box(points, box, margin_m=0.1, bottom_m=0.1).tolist() == [True, False, False, False, True, True]
 
 
 def test_points_behind_the_camera_have_no_pixel() -> None:

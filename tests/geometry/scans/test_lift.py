@@ -11,19 +11,19 @@ import torch
 from torch import Tensor
 
 from sightline.geometry.scans.lift import (
-    NeighbourVote,
-    ceilings,
+    KNNVote,
     gaussian_window,
     lift_knn,
-    lift_knn_plainly,
+    lift_knn_reference,
     lift_nearest,
-    miou_of,
+    mean_iou,
+    upper_bound_confusions,
 )
-from sightline.geometry.scans.projection import Projection, RangeView, project
+from sightline.geometry.scans.projection import Projection, RangeView, project_scans
 from tests.geometry.scans.lidar_scene import NAMES, cast_scan
 from tests.golden_parity import load_golden
 
-FORMS = {"compiled": lift_knn, "plain": lift_knn_plainly}
+FORMS = {"compiled": lift_knn, "plain": lift_knn_reference}
 Given = dict[str, Tensor]
 Lift = Callable[..., Tensor]
 
@@ -69,8 +69,8 @@ def test_votes_are_those_of_the_published_code(shared: Path, lift: Lift, case: i
     golden = load_golden(shared, "knn_postprocess", area="lidar")
     arrays = {key.split("/")[1]: value for key, value in golden.arrays.items() if key.startswith(f"case{case:02d}/")}
     params = golden.info["cases"][case]["params"]
-    vote = NeighbourVote(
-        search=params["search"],
+    vote = KNNVote(
+        window=params["search"],
         num_neighbours=params["knn"],
         sigma=params["sigma"],
         cutoff_m=params["cutoff"],
@@ -110,18 +110,18 @@ def test_near_ranges_outvote_the_pixel_of_a_shadow(lift: Lift) -> None:
     given = one_window(
         [[9.1, 2.0, 8.9], [9.05, 2.0, 9.2], [2.0, 2.0, -1.0]], [[5, 3, 5], [5, 3, 5], [3, 3, 7]], pixel=4, own=9
     )
-    assert lift(**given, vote=NeighbourVote(search=3, num_neighbours=3, is_circular=False)).tolist() == [5]
-    assert lift(**given, vote=NeighbourVote(search=3, num_neighbours=1, is_circular=False)).tolist() == [3]
+    assert lift(**given, vote=KNNVote(window=3, num_neighbours=3, is_circular=False)).tolist() == [5]
+    assert lift(**given, vote=KNNVote(window=3, num_neighbours=1, is_circular=False)).tolist() == [3]
     assert lift_nearest(given["label"], pixel=given["pixel"], offsets=given["offsets"]).tolist() == [3]
 
 
 def test_of_equally_many_votes_the_lowest_class_is_taken(lift: Lift) -> None:
     given = one_window([[4.0, 4.0, 4.0]], [[9, 8, 7]], pixel=1, own=4)
-    assert lift(**given, vote=NeighbourVote(search=3, num_neighbours=3, is_circular=False)).tolist() == [7]
+    assert lift(**given, vote=KNNVote(window=3, num_neighbours=3, is_circular=False)).tolist() == [7]
 
 
 def test_where_none_may_vote_the_pixel_answers(lift: Lift) -> None:
-    vote = NeighbourVote(search=3, num_neighbours=3, void=2)
+    vote = KNNVote(window=3, num_neighbours=3, void=2)
     assert lift(**one_window([[4.0, 4.0, 4.0]], [[2, 2, 2]], pixel=1, own=4), vote=vote).tolist() == [2]
     # class 1 lies too far away, so that the void pixel is not outvoted
     assert lift(**one_window([[9.0, 4.0, 9.0]], [[1, 2, 1]], pixel=1, own=4), vote=vote).tolist() == [2]
@@ -130,15 +130,15 @@ def test_where_none_may_vote_the_pixel_answers(lift: Lift) -> None:
 
 def test_the_last_column_lies_beside_the_first(lift: Lift) -> None:
     given = one_window([[2.0, 7.0, 7.0, 7.0, 5.0, 5.1]], [[3, 1, 1, 1, 4, 4]], pixel=0, own=5)
-    assert lift(**given, vote=NeighbourVote(num_neighbours=3)).tolist() == [4]
-    assert lift(**given, vote=NeighbourVote(num_neighbours=3, is_circular=False)).tolist() == [3]
+    assert lift(**given, vote=KNNVote(num_neighbours=3)).tolist() == [4]
+    assert lift(**given, vote=KNNVote(num_neighbours=3, is_circular=False)).tolist() == [3]
 
 
 def test_rolled_images_give_the_same_labels(lift: Lift) -> None:
     given = random_images(seed=5)
     rolled = {**given, **{name: given[name].roll(17, dims=2) for name in ("label", "range_image")}}
     rolled["pixel"] = given["pixel"] // 40 * 40 + (given["pixel"] + 17) % 40
-    vote = NeighbourVote()
+    vote = KNNVote()
     differs = lift(**rolled, vote=vote) != lift(**given, vote=vote)
     assert not differs.any()
 
@@ -150,26 +150,26 @@ def test_rolled_images_give_the_same_labels(lift: Lift) -> None:
 @pytest.mark.parametrize(
     "vote",
     [
-        NeighbourVote(),
-        NeighbourVote(search=3, num_neighbours=9, cutoff_m=0.0),
-        NeighbourVote(search=7, num_neighbours=4, sigma=2.0, is_circular=False, border="zero", void=3),
-        NeighbourVote(search=1, num_neighbours=1),
-        NeighbourVote(search=5, num_neighbours=25, cutoff_m=3.0, is_circular=False),
+        KNNVote(),
+        KNNVote(window=3, num_neighbours=9, cutoff_m=0.0),
+        KNNVote(window=7, num_neighbours=4, sigma=2.0, is_circular=False, border="zero", void=3),
+        KNNVote(window=1, num_neighbours=1),
+        KNNVote(window=5, num_neighbours=25, cutoff_m=3.0, is_circular=False),
     ],
 )
-def test_both_forms_give_the_same_labels(vote: NeighbourVote, has_ties: bool) -> None:
-    given = random_images(seed=vote.search, has_ties=has_ties)
-    assert torch.equal(lift_knn(**given, vote=vote), lift_knn_plainly(**given, vote=vote))
+def test_both_forms_give_the_same_labels(vote: KNNVote, has_ties: bool) -> None:
+    given = random_images(seed=vote.window, has_ties=has_ties)
+    assert torch.equal(lift_knn(**given, vote=vote), lift_knn_reference(**given, vote=vote))
 
 
 def test_a_window_wider_than_the_image_wraps_around_it() -> None:
     given = one_window([[4.0, 4.4]], [[1, 2]], pixel=0, own=4.4)
-    vote = NeighbourVote(search=7, num_neighbours=5)
-    assert torch.equal(lift_knn(**given, vote=vote), lift_knn_plainly(**given, vote=vote))
+    vote = KNNVote(window=7, num_neighbours=5)
+    assert torch.equal(lift_knn(**given, vote=vote), lift_knn_reference(**given, vote=vote))
 
 
 def test_scans_of_any_lengths_are_lifted_as_if_alone(lift: Lift) -> None:
-    given, vote = random_images(seed=2), NeighbourVote()
+    given, vote = random_images(seed=2), KNNVote()
     together = lift(**given, vote=vote)
     for scan, (first, last) in enumerate(((0, 300), (300, 300), (300, 800))):
         alone = {name: given[name][scan : scan + 1] for name in ("label", "range_image")}
@@ -187,7 +187,7 @@ def test_wrong_votes_are_refused() -> None:
         ({"cutoff_m": -1.0}, "not negative"),
     ):
         with pytest.raises(ValueError, match=text):
-            NeighbourVote(**arguments)  # type: ignore[arg-type]
+            KNNVote(**arguments)  # type: ignore[arg-type]
 
 
 # --- what a perfect network reaches -----------------------------------------------------------------------------------
@@ -196,11 +196,13 @@ def test_wrong_votes_are_refused() -> None:
 def test_every_drawn_label_comes_back() -> None:
     scan = cast_scan(num_azimuths=256)
     offsets = torch.tensor([0, len(scan.points)])
-    found = project(scan.points, view=RangeView(64, 256, rows="ring"), offsets=offsets, ring=scan.ring)
-    tables = ceilings(scan.label, found, offsets=offsets, num_classes=len(NAMES), vote=NeighbourVote(cutoff_m=1e-9))
+    found = project_scans(scan.points, view=RangeView(64, 256, rows="ring"), offsets=offsets, ring=scan.ring)
+    tables = upper_bound_confusions(
+        scan.label, found, offsets=offsets, num_classes=len(NAMES), vote=KNNVote(cutoff_m=1e-9)
+    )
     for table in tables.values():
         assert torch.equal(table, torch.diag(scan.label.bincount(minlength=len(NAMES))))
-        assert miou_of(table, ignore_index=0) == 1
+        assert mean_iou(table, ignore_index=0) == 1
 
 
 def test_ceilings_are_those_of_the_spec_in_their_order() -> None:
@@ -209,13 +211,13 @@ def test_ceilings_are_those_of_the_spec_in_their_order() -> None:
     offsets = torch.tensor([0, len(scan.points)])
     reached = {}
     for width in (2048, 512):
-        found = project(scan.points, view=RangeView(64, width), offsets=offsets)
-        tables = ceilings(scan.label, found, offsets=offsets, num_classes=len(NAMES), vote=NeighbourVote())
+        found = project_scans(scan.points, view=RangeView(64, width), offsets=offsets)
+        tables = upper_bound_confusions(scan.label, found, offsets=offsets, num_classes=len(NAMES), vote=KNNVote())
         assert all(int(table.sum()) == len(scan.points) for table in tables.values())
-        reached[width] = {name: miou_of(table, ignore_index=0) for name, table in tables.items()}
+        reached[width] = {name: mean_iou(table, ignore_index=0) for name, table in tables.items()}
         last = _with_the_last_return(found)
-        tables = ceilings(scan.label, last, offsets=offsets, num_classes=len(NAMES), vote=NeighbourVote())
-        reached[width]["last"] = miou_of(tables["nearest"], ignore_index=0)
+        tables = upper_bound_confusions(scan.label, last, offsets=offsets, num_classes=len(NAMES), vote=KNNVote())
+        reached[width]["last"] = mean_iou(tables["nearest"], ignore_index=0)
     assert reached[512]["knn"] > reached[512]["nearest"] + 0.02
     assert reached[512]["nearest"] > reached[512]["last"]
     assert reached[2048]["nearest"] >= reached[2048]["last"]
@@ -227,14 +229,14 @@ def test_ceilings_are_those_of_the_spec_in_their_order() -> None:
 
 def _with_the_last_return(projection: Projection) -> Projection:
     """What a projection shows that writes points in their order, each over the last."""
-    shown = np.full(projection.shown.numel(), -1)
+    shown = np.full(projection.point_index.numel(), -1)
     shown[projection.pixel.numpy()] = np.arange(len(projection.pixel))
-    return projection._replace(shown=torch.from_numpy(shown).view_as(projection.shown))
+    return projection._replace(point_index=torch.from_numpy(shown).view_as(projection.point_index))
 
 
 def test_the_mean_leaves_out_classes_without_points_and_points_without_class() -> None:
     #       true:   0  1  2  3
     table = torch.tensor([[5, 1, 0, 0], [7, 3, 1, 0], [0, 0, 3, 0], [0, 0, 0, 0]])
     # class 1: 3 right, 4 true, 4 predicted among labelled points: 3 / 5; class 2: 3 of 4 true, 3 predicted: 3 / 4
-    assert miou_of(table, ignore_index=0) == pytest.approx((3 / 5 + 3 / 4) / 2)
-    assert np.isnan(miou_of(torch.zeros(3, 3, dtype=torch.int64), ignore_index=0))
+    assert mean_iou(table, ignore_index=0) == pytest.approx((3 / 5 + 3 / 4) / 2)
+    assert np.isnan(mean_iou(torch.zeros(3, 3, dtype=torch.int64), ignore_index=0))

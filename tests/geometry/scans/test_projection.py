@@ -14,11 +14,11 @@ from torch import Tensor
 from sightline.geometry.scans.projection import (
     Projection,
     RangeView,
-    coverage,
-    draw,
+    count_coverage,
+    gather_to_image,
     nearest_returns,
     nearest_returns_by_sorting,
-    project,
+    project_scans,
     rows_by_file_order,
 )
 from tests.geometry.scans.lidar_scene import BEAMS_DEG, cast_scan
@@ -29,7 +29,7 @@ BORDER_POINTS = 5
 
 
 def projected(points: Tensor, view: RangeView, ring: Tensor | None = None) -> Projection:
-    return project(points, view=view, offsets=torch.tensor([0, len(points)]), ring=ring)
+    return project_scans(points, view=view, offsets=torch.tensor([0, len(points)]), ring=ring)
 
 
 def random_points(num_points: int, *, seed: int = 0) -> Tensor:
@@ -49,7 +49,7 @@ def test_columns_worked_by_hand(point: tuple[float, ...], column: int) -> None:
     assert found.pixel.item() % 512 == column
     # elevation 0 lies 3 of the 28 degrees below the upper border: 64 * 3 / 28 = 6.86
     assert found.pixel.item() // 512 == 6
-    assert found.shown.flatten()[found.pixel].item() == 0, "point 0 is drawn"
+    assert found.point_index.flatten()[found.pixel].item() == 0, "point 0 is drawn"
 
 
 @pytest.mark.parametrize(
@@ -72,24 +72,24 @@ def test_partial_and_turned_azimuths(azimuth_deg: tuple[float, float], aim_deg: 
     view = RangeView(1, 100, fov_deg=(10, -10), azimuth_deg=azimuth_deg)
     found = projected(torch.tensor([[5 * math.cos(aim), 5 * math.sin(aim), 0.0]]), view)
     assert found.pixel.item() == column
-    assert found.is_seen.item() == (aim_deg != 60), "outside: the closest pixel, and not drawn"
-    assert (found.shown >= 0).sum().item() == int(aim_deg != 60)
+    assert found.is_in_view.item() == (aim_deg != 60), "outside: the closest pixel, and not drawn"
+    assert (found.point_index >= 0).sum().item() == int(aim_deg != 60)
 
 
 def test_the_nearest_return_wins_and_of_equal_ones_the_first() -> None:
     far_near_near = torch.tensor([[9.0, 0, 0], [4.0, 0, 0], [4.0, 0, 0], [0, 0, 0]])
     found = projected(far_near_near, RangeView(8, 16))
-    assert found.shown[found.shown >= 0].tolist() == [1]
-    assert found.is_seen.tolist() == [True, True, True, False], "a range of zero is no return"
-    assert coverage(found).points_drawn == 1 / 4
-    assert coverage(found).pixels_filled == 1 / 128
+    assert found.point_index[found.point_index >= 0].tolist() == [1]
+    assert found.is_in_view.tolist() == [True, True, True, False], "a range of zero is no return"
+    assert count_coverage(found).points_drawn == 1 / 4
+    assert count_coverage(found).pixels_filled == 1 / 128
 
 
 def test_points_above_and_below_are_drawn_in_the_outer_rows_and_counted() -> None:
     found = projected(torch.tensor([[5.0, 0, 3], [5.0, 0, -3], [5.0, 0, 0], [0, 0, 5.0]]), RangeView(4, 8))
     assert (found.pixel // 8).tolist() == [0, 3, 0, 0]
     assert found.is_clamped.tolist() == [True, True, False, True]
-    assert coverage(found).points_clamped == 3 / 4
+    assert count_coverage(found).points_clamped == 3 / 4
 
 
 # --- the published code -----------------------------------------------------------------------------------------------
@@ -104,13 +104,15 @@ def test_images_are_those_of_the_published_code(shared: Path, case: int) -> None
     found = projected(points, RangeView(int(height), int(width), fov_deg=(up, down)))
     assert np.array_equal(found.pixel, arrays["proj_y"].astype(int) * int(width) + arrays["proj_x"])
     assert np.array_equal(found.ranges, arrays["unproj_range"])
-    shown = found.shown[0]
+    shown = found.point_index[0]
     assert {tuple(place) for place in (shown >= 0).nonzero().tolist()} == set(zip(row_of, column_of, strict=True))
     differs = shown[row_of, column_of].numpy() != arrays["proj_idx"]
     assert differs.sum() <= golden.info["cases"][case]["tied_pixels"]
-    remission = draw(found.shown, torch.from_numpy(arrays["remission"]), empty=-1)[0, row_of, column_of].numpy()
+    remission = gather_to_image(found.point_index, torch.from_numpy(arrays["remission"]), empty=-1)[
+        0, row_of, column_of
+    ].numpy()
     assert np.array_equal(remission[~differs], arrays["proj_remission"][~differs])
-    xyz = draw(found.shown, points, empty=-1)[0, row_of, column_of].numpy()
+    xyz = gather_to_image(found.point_index, points, empty=-1)[0, row_of, column_of].numpy()
     assert np.array_equal(xyz[~differs], arrays["proj_xyz"][~differs])
     # their mask is wrong at the pixel of point 0 alone
     assert np.array_equal(arrays["proj_mask"], (arrays["proj_idx"] > 0).astype(int))
@@ -122,9 +124,9 @@ def test_real_frames_are_those_of_the_published_code(shared: Path, frame: int) -
     info = golden.info["frames"][frame]
     points = torch.from_numpy(np.fromfile(shared / "data" / info["frame"], dtype=np.float32).reshape(-1, 4)[:, :3])
     found = projected(points, RangeView(info["H"], info["W"], fov_deg=(info["fov_up"], info["fov_down"])))
-    differs = found.shown[0].numpy() != golden.arrays[f"{info['key']}proj_idx"]
+    differs = found.point_index[0].numpy() != golden.arrays[f"{info['key']}proj_idx"]
     assert differs.sum() <= info["tied_pixels"] + BORDER_POINTS
-    assert abs(coverage(found).num_drawn - info["filled"]) <= BORDER_POINTS
+    assert abs(count_coverage(found).num_drawn - info["filled"]) <= BORDER_POINTS
     if f"{info['key']}proj_x_every16" in golden.arrays:
         pixel = (
             golden.arrays[f"{info['key']}proj_y_every16"] * info["W"] + golden.arrays[f"{info['key']}proj_x_every16"]
@@ -133,7 +135,7 @@ def test_real_frames_are_those_of_the_published_code(shared: Path, frame: int) -
     if "label_pixels" in info:
         file = shared / "data" / info["frame"].replace("velodyne", "labels").replace(".bin", ".label")
         label = torch.from_numpy((np.fromfile(file, dtype=np.uint32) & 0xFFFF).astype(np.int64))
-        ids, counts = draw(found.shown, label, empty=0).unique(return_counts=True)
+        ids, counts = gather_to_image(found.point_index, label, empty=0).unique(return_counts=True)
         assert dict(zip(map(str, ids.tolist()), counts.tolist(), strict=True)) == info["label_pixels"]
 
 
@@ -143,7 +145,9 @@ def test_the_whole_real_scan_has_one_row_for_each_laser(shared: Path) -> None:
     rows = rows_by_file_order(points)
     assert rows.max() == 63
     assert torch.equal(rows_by_file_order(points * torch.tensor([1.0, -1.0, 1.0])), rows), "mirrored"
-    by_file, by_pitch = (coverage(projected(points, RangeView(64, 2048, rows=rows))) for rows in ("scan", "pitch"))
+    by_file, by_pitch = (
+        count_coverage(projected(points, RangeView(64, 2048, rows=rows))) for rows in ("scan", "pitch")
+    )
     assert by_file.points_drawn > 0.92 > 0.79 > by_pitch.points_drawn > 0.78, "the spec: 78.5 to 81.4 % by pitch"
 
 
@@ -162,7 +166,7 @@ def test_pixels_are_those_of_a_loop_in_float64() -> None:
         pixel = min(max(math.floor(v), 0), 31) * 256 + min(max(math.floor(u), 0), 255)
         assert found.pixel[number] == pixel
         nearest[pixel] = min(nearest.get(pixel, (math.inf, -1)), (distance, number))
-    shown = found.shown.flatten()
+    shown = found.point_index.flatten()
     assert {int(pixel): int(shown[pixel]) for pixel in (shown >= 0).nonzero()} == {
         pixel: number for pixel, (_, number) in nearest.items()
     }
@@ -185,7 +189,7 @@ def test_the_minimum_finds_what_sorting_finds(num_points: int) -> None:
     ranges = torch.randint(1, 9, (num_points,), generator=generator).float()  # many ties
     ranges[torch.rand(num_points, generator=generator) < 0.1] = torch.inf
     place = torch.randint(0, 300, (num_points,), generator=generator)
-    found = nearest_returns(ranges, place=place, num_places=300)
+    found = nearest_returns(ranges, pixel=place, num_places=300)
     assert torch.equal(found, nearest_returns_by_sorting(ranges, place=place, num_places=300))
 
 
@@ -194,7 +198,10 @@ def test_a_shuffled_scan_shows_the_same_points() -> None:
     order = torch.randperm(3000, generator=torch.Generator().manual_seed(1))
     plain, shuffled = projected(points, view), projected(points[order], view)
     assert torch.equal(shuffled.pixel, plain.pixel[order])
-    assert torch.equal(draw(shuffled.shown, points[order], empty=0), draw(plain.shown, points, empty=0))
+    assert torch.equal(
+        gather_to_image(shuffled.point_index, points[order], empty=0),
+        gather_to_image(plain.point_index, points, empty=0),
+    )
 
 
 @pytest.mark.parametrize("rows", ["pitch", "table", "scan", "ring"])
@@ -203,28 +210,35 @@ def test_scans_of_any_lengths_are_projected_as_if_alone(rows: str) -> None:
     points, ring = random_points(sum(lengths)), torch.arange(sum(lengths)) % 8
     view = RangeView(8, 64, rows=rows, beams_deg=tuple(range(8, -8, -2)))  # type: ignore[arg-type]
     offsets = torch.tensor([0, *np.cumsum(lengths)])
-    together = project(points, view=view, offsets=offsets, ring=ring)
-    assert together.shown.shape == (5, 8, 64)
+    together = project_scans(points, view=view, offsets=offsets, ring=ring)
+    assert together.point_index.shape == (5, 8, 64)
     for scan, (first, last) in enumerate(pairwise(offsets.tolist())):
         alone = projected(points[first:last], view, ring[first:last])
         assert torch.equal(together.pixel[first:last], alone.pixel)
-        assert torch.equal(together.shown[scan], torch.where(alone.shown[0] >= 0, alone.shown[0] + first, -1))
+        assert torch.equal(
+            together.point_index[scan], torch.where(alone.point_index[0] >= 0, alone.point_index[0] + first, -1)
+        )
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_a_gpu_shows_the_same_points() -> None:
     points, offsets = random_points(50_000), torch.tensor([0, 20_000, 50_000])
-    here = project(points, view=RangeView(64, 512), offsets=offsets)
-    there = project(points.to("cuda"), view=RangeView(64, 512), offsets=offsets.to("cuda"))
+    here = project_scans(points, view=RangeView(64, 512), offsets=offsets)
+    there = project_scans(points.to("cuda"), view=RangeView(64, 512), offsets=offsets.to("cuda"))
     assert all(torch.equal(one, other.cpu()) for one, other in zip(here, there, strict=True))
 
 
 def test_scans_without_returns_make_empty_images() -> None:
     for points in (torch.zeros(0, 3), torch.zeros(7, 3)):
         found = projected(points, RangeView(4, 8))
-        assert (found.shown == -1).all()
-        assert coverage(found).points_drawn == coverage(found).points_clamped == 0
-    assert project(torch.zeros(0, 3), view=RangeView(4, 8, rows="scan"), offsets=torch.tensor([0])).shown.shape[0] == 0
+        assert (found.point_index == -1).all()
+        assert count_coverage(found).points_drawn == count_coverage(found).points_clamped == 0
+    assert (
+        project_scans(
+            torch.zeros(0, 3), view=RangeView(4, 8, rows="scan"), offsets=torch.tensor([0])
+        ).point_index.shape[0]
+        == 0
+    )
 
 
 # --- rows -------------------------------------------------------------------------------------------------------------
@@ -236,11 +250,11 @@ def test_beams_of_a_known_sensor_are_found_by_ring_table_and_file() -> None:
         view = RangeView(64, 2048, rows=rows, beams_deg=BEAMS_DEG)  # type: ignore[arg-type]
         found = projected(scan.points, view, scan.ring)
         assert torch.equal(found.pixel // 2048, scan.ring), rows
-        assert coverage(found).points_drawn == 1, "the spec, section 8: rows by ring keep every point"
+        assert count_coverage(found).points_drawn == 1, "the spec, section 8: rows by ring keep every point"
         assert not found.is_clamped.any()
     by_pitch = projected(scan.points, RangeView(64, 2048))
     assert len((by_pitch.pixel // 2048).unique()) == 56, "the spec: 56 of 64 rows are used"
-    assert coverage(by_pitch).points_drawn == pytest.approx(0.878, abs=0.005)
+    assert count_coverage(by_pitch).points_drawn == pytest.approx(0.878, abs=0.005)
 
 
 def test_a_table_takes_the_nearest_beam() -> None:
@@ -279,11 +293,11 @@ def test_wrong_points_and_rings_are_named() -> None:
     points, offsets, view = random_points(10), torch.tensor([0, 6, 10]), RangeView(4, 8, rows="ring")
     ring = torch.zeros(10, dtype=torch.int64)
     with pytest.raises(ValueError, match="needs the ring of every point"):
-        project(points, view=view, offsets=offsets)
+        project_scans(points, view=view, offsets=offsets)
     for wrong in (4, -1):
         ring[8] = wrong
         with pytest.raises(ValueError, match=rf"ring\[8\], point 2 of scan 1, is {wrong}; .* rows 0 to 3"):
-            project(points, view=view, offsets=offsets, ring=ring)
+            project_scans(points, view=view, offsets=offsets, ring=ring)
     points[5, 1] = torch.nan
     with pytest.raises(ValueError, match=r"points\[5\], point 5 of scan 0, is .*remove"):
-        project(points, view=RangeView(4, 8), offsets=offsets)
+        project_scans(points, view=RangeView(4, 8), offsets=offsets)

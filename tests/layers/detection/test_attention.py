@@ -11,13 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sightline.layers.detection.attention import (
-    ATTENTIONS,
-    BlockAttention,
-    EfficientChannels,
-    SimpleAttention,
-    SqueezeExcitation,
-)
+from sightline.layers.detection.attention import ATTENTIONS, CBAM, ECA, SimAM, SqueezeExcitation
 from tests.detect_parity import assert_training, load_detect_golden, load_theirs
 from tests.golden_parity import OUTPUT_BOUND, assert_near_largest, rule_made_state
 from tests.lidar_parity import theirs_of
@@ -32,12 +26,9 @@ def count(layer: nn.Module) -> int:
     [
         (SqueezeExcitation(256), 8_192),
         (SqueezeExcitation(256, bias=True), 8_464),
-        (BlockAttention(256), 8_290),
-        (SimpleAttention(256), 0),
-        *(
-            (EfficientChannels(width), taps)
-            for width, taps in ((64, 3), (128, 5), (256, 5), (512, 5), (1024, 5), (2048, 7))
-        ),
+        (CBAM(256), 8_290),
+        (SimAM(256), 0),
+        *((ECA(width), taps) for width, taps in ((64, 3), (128, 5), (256, 5), (512, 5), (1024, 5), (2048, 7))),
     ],
 )
 def test_sizes_are_the_published_ones(layer: nn.Module, expected: int) -> None:
@@ -62,12 +53,12 @@ def test_simple_attention_by_hand() -> None:
     image = torch.tensor([1.0, 2, 3, 6], dtype=torch.float64).view(1, 1, 2, 2)
     spread = 4 * (14 / 3 + 1e-4)
     expected = [x / (1 + math.exp(-(d / spread + 0.5))) for x, d in ((1, 4), (2, 1), (3, 0), (6, 9))]
-    torch.testing.assert_close(SimpleAttention(1)(image).flatten().tolist(), expected, rtol=1e-12, atol=0)
+    torch.testing.assert_close(SimAM(1)(image).flatten().tolist(), expected, rtol=1e-12, atol=0)
 
 
 def test_channels_and_places_are_scaled_one_after_the_other() -> None:
     """With all weights zero each sigmoid is a half."""
-    layer = BlockAttention(16).double()
+    layer = CBAM(16).double()
     for parameter in layer.parameters():
         nn.init.zeros_(parameter)
     image = torch.randn(1, 16, 3, 3, dtype=torch.float64)
@@ -95,7 +86,7 @@ def both_modes(shared: Path, name: str, layer: nn.Module, names: Mapping[str, st
     ("name", "layer", "names"),
     [
         ("attention_se", SqueezeExcitation(32), {"fc.0": "reduce", "fc.2": "expand"}),
-        ("attention_simam", SimpleAttention(32), {}),
+        ("attention_simam", SimAM(32), {}),
     ],
 )
 def test_numbers_are_those_of_crowddetection(
@@ -137,7 +128,7 @@ def test_squeeze_and_excitation_with_biases_is_that_of_crowddetection(shared: Pa
 def test_block_attention_is_that_of_crowddetection(shared: Path) -> None:
     """There the maximum comes before the mean, the last convolution has a bias, and the input is added at the end."""
     golden = load_detect_golden(shared, "attention_cbam")
-    layer = BlockAttention(32).double()
+    layer = CBAM(32).double()
     state = rule_made_state(golden.info["state"])
     theirs = nn.Conv2d(2, 1, 7, padding=3).double()
     matrices = {f"channels.{i}.weight": state[f"ca.se.{i}.weight"].flatten(1) for i in (0, 2)}
@@ -161,7 +152,7 @@ class _Swapped(nn.Module):
 def test_efficient_channels_are_those_of_the_formula(shared: Path) -> None:
     golden = np.load(shared / "golden" / "detect" / "attention_eca.npz", allow_pickle=False)
     for width in (16, 64, 128, 256, 512, 1024, 2048):
-        layer = EfficientChannels(width).double()
+        layer = ECA(width).double()
         kernel, image, expected = (torch.from_numpy(golden[f"C{width}/{name}"]) for name in ("kernel", "x", "y"))
         layer.conv.weight.data = kernel.view(layer.conv.weight.shape)
         assert_near_largest(layer(image).detach(), expected, OUTPUT_BOUND, f"{width} channels")

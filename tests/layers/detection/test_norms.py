@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from sightline.layers.detection.norms import NORMS, FrozenBatchNorm, freeze, group_norm
+from sightline.layers.detection.norms import NORMS, FrozenBatchNorm, freeze_module, make_group_norm
 from sightline.layers.images import ConvNorm
 
 
@@ -29,11 +29,11 @@ def test_a_frozen_norm_is_the_norm_of_evaluation_in_training_too() -> None:
 
 
 def test_a_frozen_part_keeps_its_state_and_loses_its_parameters() -> None:
-    part = nn.Sequential(ConvNorm(in_channels=3, out_channels=4, size=3), nn.Conv2d(4, 2, 1)).double()
+    part = nn.Sequential(ConvNorm(in_channels=3, out_channels=4, kernel_size=3), nn.Conv2d(4, 2, 1)).double()
     part(torch.randn(4, 3, 5, 5, dtype=torch.float64))
     image, before = torch.randn(2, 3, 5, 5, dtype=torch.float64), part.state_dict()
     expected = part.eval()(image).detach()
-    freeze(part)
+    freeze_module(part)
     assert not list(part.parameters())
     found = part.train()(image)
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
@@ -47,7 +47,7 @@ def test_a_frozen_part_keeps_its_state_and_loses_its_parameters() -> None:
     ("channels", "groups"), [(256, 32), (64, 32), (32, 16), (16, 8), (48, 8), (6, 1), (5, 1), (1, 1)]
 )
 def test_group_norm_has_groups_for_any_width(channels: int, groups: int) -> None:
-    assert group_norm(channels).num_groups == groups
+    assert make_group_norm(channels).num_groups == groups
 
 
 def test_every_norm_has_a_name() -> None:

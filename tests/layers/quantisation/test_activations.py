@@ -12,12 +12,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sightline.engine.loading import build_model
+from sightline.engine.run_loading import build_model
 from sightline.errors import UserError
-from sightline.layers.quantisation.activations import calibrated, quantise_inputs, quantised_activation
+from sightline.layers.quantisation.activations import calibrate_activations, quantise_inputs, quantised_activation
 from sightline.layers.quantisation.choices import choice_faults
-from sightline.layers.quantisation.layers_of import quantisable
-from sightline.layers.quantisation.parametrised import apply_policy, freeze
+from sightline.layers.quantisation.parametrised import apply_policy, bake_quantised_weights
+from sightline.layers.quantisation.quantisable_weights import quantisable_weights
 
 
 def network() -> nn.Sequential:
@@ -67,13 +67,13 @@ def test_gradients_pass_inside_the_range_alone() -> None:
 
 def test_calibrated_entries_are_what_a_policy_holds() -> None:
     model, batches = network(), torch.randn(3, 50, 6)
-    entries = calibrated(model, calls(model, batches), ["4.weight", "0.weight"], bits=8)
+    entries = calibrate_activations(model, calls(model, batches), ["4.weight", "0.weight"], bits=8)
     assert list(entries) == ["4.weight", "0.weight"]
     assert entries["0.weight"] == {"bits": 8, "range": float(batches.abs().max()), "signed": True}
     assert entries["4.weight"]["range"] == pytest.approx(model[:4](batches).max().item(), rel=1e-6)
     assert not entries["4.weight"]["signed"]
     assert not any(layer._forward_pre_hooks for layer in model)
-    few = calibrated(model, calls(model, batches), ["0.weight"], bits=4, most=2.5)["0.weight"]
+    few = calibrate_activations(model, calls(model, batches), ["0.weight"], bits=4, most=2.5)["0.weight"]
     assert 0 < few["range"] <= 2.5
     for each in (*entries.values(), few):
         choice = json.loads(json.dumps({"kind": "fp32", "activation": each}))
@@ -85,7 +85,7 @@ def test_layers_of_a_model_compute_with_the_numbers_of_numpy() -> None:
     model, x = network().double(), torch.randn(40, 6, dtype=torch.float64)
     plain = {name: value.numpy() for name, value in model.state_dict().items()}
     names = list(model.state_dict())
-    entries = calibrated(model, calls(model, x[None]), ["0.weight", "2.weight"], bits=6)
+    entries = calibrate_activations(model, calls(model, x[None]), ["0.weight", "2.weight"], bits=6)
     policy = {name: {"kind": "fp32", "activation": entry} for name, entry in entries.items()}
     apply_policy(model, {**policy, "4.weight": {"kind": "linear", "bits": 4}})
     h = x.numpy()
@@ -97,7 +97,7 @@ def test_layers_of_a_model_compute_with_the_numbers_of_numpy() -> None:
         h = np.maximum(h @ plain[f"{layer}.weight"].T + plain[f"{layer}.bias"], 0)
     np.testing.assert_allclose(model[:4](x).detach().numpy(), h, rtol=1e-12, atol=1e-12)
     expected = model(x)
-    copied = freeze(copy.deepcopy(model))
+    copied = bake_quantised_weights(copy.deepcopy(model))
     assert list(copied.state_dict()) == names
     torch.testing.assert_close(copied(x), expected, rtol=0, atol=0)
     assert torch.equal(copy.deepcopy(model)(x), expected)
@@ -119,7 +119,7 @@ def test_copies_look_after_themselves() -> None:
 @pytest.mark.filterwarnings("ignore")
 def test_compiled_models_round_and_refuse() -> None:
     model, x = network(), torch.randn(4, 6)
-    entries = calibrated(model, calls(model, x[None]), ["0.weight", "2.weight"], bits=4)
+    entries = calibrate_activations(model, calls(model, x[None]), ["0.weight", "2.weight"], bits=4)
     quantise_inputs(model, entries)
     compiled = torch.compile(copy.deepcopy(model), backend="eager")
     for _ in range(3):
@@ -136,7 +136,7 @@ def test_the_layers_of_a_fused_network_are_refused_and_those_of_its_plain_form_a
         model = build_model(
             "pct", in_channels=3, num_classes=4, num_centres=[64, 32], num_neighbours=8, fused=fused
         ).eval()
-        names = [weight.name for weight in quantisable(model)]
+        names = [weight.name for weight in quantisable_weights(model)]
 
         def run(model: nn.Module = model) -> None:
             with torch.no_grad():
@@ -146,13 +146,13 @@ def test_the_layers_of_a_fused_network_are_refused_and_those_of_its_plain_form_a
             with pytest.raises(
                 UserError, match=r"^groups.*\.weight: activation: the layer is not called, .* `fused: false`"
             ):
-                calibrated(model, run, names, bits=8)
+                calibrate_activations(model, run, names, bits=8)
             quantise_inputs(model, {name: {"bits": 8, "range": 1.0, "signed": True} for name in names})
             with pytest.raises(UserError, match="not called in evaluation, "):
                 run()
         else:
             plain = model(points=points[0])["logits"]
-            quantise_inputs(model, calibrated(model, run, names, bits=8))
+            quantise_inputs(model, calibrate_activations(model, run, names, bits=8))
             rounded = model(points=points[0])["logits"]
             assert 0 < (rounded - plain).abs().max() < 0.2 * plain.abs().max()
 
@@ -164,9 +164,9 @@ def test_what_cannot_be_quantised_is_refused_by_name() -> None:
     with pytest.raises(UserError, match=r"^0.bias: activation: belongs to no linear layer"):
         quantise_inputs(model, {"0.bias": entry})
     with pytest.raises(UserError, match=r"^0.weight: activation: .* is 0 on all"):
-        calibrated(model, calls(model, torch.zeros(1, 2, 6)), ["0.weight"], bits=8)
+        calibrate_activations(model, calls(model, torch.zeros(1, 2, 6)), ["0.weight"], bits=8)
     with pytest.raises(UserError, match=r"^0.weight: activation: .* not finite"):
-        calibrated(model, calls(model, torch.full((1, 2, 6), torch.nan)), ["0.weight"], bits=8)
+        calibrate_activations(model, calls(model, torch.full((1, 2, 6), torch.nan)), ["0.weight"], bits=8)
     quantise_inputs(model, {"0.weight": entry})
     with pytest.raises(UserError, match="quantised already"):
         quantise_inputs(model, {"0.weight": entry})

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sightline.errors import UserError
 from sightline.layers.quantisation import cluster_kernels
-from sightline.layers.quantisation.clustering import Clusters, cluster
+from sightline.layers.quantisation.clustering import Clusters, cluster_weight
 from tests.golden_parity import Golden, load_golden
 from tests.layers.quantisation.drawn_weights import drawn, random_layers
 
@@ -95,7 +95,7 @@ def test_kernels_give_what_their_plain_forms_give(monkeypatch: pytest.MonkeyPatc
     values = np.random.default_rng(0).standard_normal(1500).astype(np.float32)
     compiled = cuts_of(values, 3)
     bits, spare = values.view(np.uint32).copy(), np.empty(len(values), np.uint32)
-    monkeypatch.setattr("sightline.compiled._has_numba", lambda: False)
+    monkeypatch.setattr("sightline.numba_kernels._has_numba", lambda: False)
     assert np.array_equal(cuts_of(values, 3), compiled)
     cluster_kernels.sort_bits(bits, spare, np.zeros((3, 2048), np.int64))
     assert np.array_equal(spare.view(np.float32), np.sort(values))
@@ -104,7 +104,7 @@ def test_kernels_give_what_their_plain_forms_give(monkeypatch: pytest.MonkeyPatc
 def test_signs_and_extremes_are_sorted() -> None:
     values = np.tile(np.array([0.0, -0.0, 1e-45, -1e-45, 3e38, -3e38, 1, -1], np.float32), 1000)
     np.random.default_rng(0).shuffle(values)
-    found = cluster(torch.from_numpy(values), bits=8, name="w")
+    found = cluster_weight(torch.from_numpy(values), bits=8, name="w")
     assert found.is_float32
     assert torch.equal(found.weight, torch.from_numpy(values) + 0.0)
 
@@ -115,29 +115,29 @@ def members(found: Clusters) -> Tensor:
 
 def test_codebooks_by_hand() -> None:
     weight = torch.tensor([[1.0, 1.0, 9.0], [2.0, 8.0, 9.0]])
-    found = cluster(weight, bits=1, name="w")
+    found = cluster_weight(weight, bits=1, name="w")
     assert found.centres.tolist() == [np.float16(4 / 3), np.float16(26 / 3)]
     assert found.labels.tolist() == [[0, 0, 1], [0, 1, 1]]
-    rows = cluster(weight, bits=2, name="w", per_channel=True)
+    rows = cluster_weight(weight, bits=2, name="w", per_channel=True)
     assert rows.centres.tolist() == [[1, 9, 9], [2, 8, 9]]
     assert torch.equal(rows.weight, weight)
-    same = cluster(torch.full((4, 7), 0.25), bits=8, name="w")
+    same = cluster_weight(torch.full((4, 7), 0.25), bits=8, name="w")
     assert same.centres.tolist() == [0.25]
     assert not same.labels.any()
 
 
 def test_centres_are_numbers_of_half_precision_and_equal_ones_are_one() -> None:
     close = torch.tensor([1.0, 1.0 + 2**-12, 1.0 + 2**-11, 2.0, 3.0])
-    found = cluster(close, bits=3, name="w")
+    found = cluster_weight(close, bits=3, name="w")
     assert found.centres.tolist() == [1, 2, 3]
     assert found.labels.tolist() == [0, 0, 0, 1, 2]
     for kind, bits, values in random_layers(200, most=2000):
-        found = cluster(torch.from_numpy(values), bits=bits, name="w")
+        found = cluster_weight(torch.from_numpy(values), bits=bits, name="w")
         assert members(found).min() >= 1, (kind, bits)
         assert (found.centres.diff() > 0).all()
         if not found.is_float32:
             assert torch.equal(found.centres.half().float(), found.centres)
-        assert torch.equal(cluster(found.weight, bits=8, name="w").weight, found.weight)
+        assert torch.equal(cluster_weight(found.weight, bits=8, name="w").weight, found.weight)
 
 
 @pytest.mark.parametrize(
@@ -145,7 +145,7 @@ def test_centres_are_numbers_of_half_precision_and_equal_ones_are_one() -> None:
     [([1e5, 1.0], True), ([1e-9, 1.0], True), ([3e-6, 5e-6], True), ([0.0, 1.0], False), ([0.0, 0.0], False)],
 )
 def test_codebooks_that_half_precision_cannot_hold_are_flagged(values: list[float], is_wide: bool) -> None:
-    found = cluster(torch.tensor(values), bits=1, name="w")
+    found = cluster_weight(torch.tensor(values), bits=1, name="w")
     assert found.is_float32 is is_wide
     assert torch.equal(found.weight, torch.tensor(values))
 
@@ -156,9 +156,9 @@ def test_what_cannot_be_clustered_is_refused_by_name() -> None:
     with pytest.raises(
         UserError, match=r"^blocks\.0\.weight: 1 of 6 weights are not finite, the first at \[1, 2\] \(inf"
     ):
-        cluster(weight, bits=2, name="blocks.0.weight")
+        cluster_weight(weight, bits=2, name="blocks.0.weight")
     with pytest.raises(UserError, match=r"^w: has no elements of shape \[0, 3\]"):
-        cluster(torch.zeros(0, 3), bits=2, name="w")
+        cluster_weight(torch.zeros(0, 3), bits=2, name="w")
 
 
 # --- HAQ -------------------------------------------------------------------------------------------------------------

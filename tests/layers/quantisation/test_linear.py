@@ -13,12 +13,12 @@ from torch.nn import functional as F
 from sightline.errors import UserError
 from sightline.layers.quantisation.activations import activation_range, quantised_activation
 from sightline.layers.quantisation.linear import (
-    affine,
+    affine_grid,
     fixed_point,
     kl_threshold,
     percentile_range,
     straight_through,
-    symmetric,
+    symmetric_grid,
     weight_grid,
 )
 from tests.golden_parity import Golden, load_golden
@@ -98,11 +98,11 @@ def test_grids_are_those_of_hawq(hawq: Golden) -> None:
         bits, at = case["bits"], f"{number:02d}/"
         weight = hawq.tensor(f"sym{at}w")
         rows = weight.flatten(1) if case["per_channel"] else weight.reshape(1, -1)
-        grid = symmetric(rows.abs().amax(dim=1, keepdim=True), bits=bits, has_lowest=True)
+        grid = symmetric_grid(rows.abs().amax(dim=1, keepdim=True), bits=bits, has_lowest=True)
         same(grid.step.flatten(), hawq.arrays[f"sym{at}scale"])
         assert (grid.codes(rows).view(weight.shape).numpy() == hawq.arrays[f"sym{at}q"]).all()
         x = hawq.tensor(f"asym{at}x")
-        grid = affine(x.min(), x.max(), bits=bits)
+        grid = affine_grid(x.min(), x.max(), bits=bits)
         same([float(grid.step), float(grid.zero)], hawq.arrays[f"asym{at}scale_zero"])
         assert (grid.codes(x).numpy() == hawq.arrays[f"asym{at}q"]).all()
         same(grid(x), hawq.arrays[f"asym{at}dequant"])
@@ -165,7 +165,7 @@ def test_percentiles_zeros_of_grids_and_fixed_points_by_hand() -> None:
     values = torch.arange(101.0)[torch.randperm(101)]
     assert torch.stack(percentile_range(values, low=10, high=90)).tolist() == [10, 90]  # the 91st from each end
     assert torch.stack(percentile_range(values, low=0, high=50)).tolist() == [0, 49]  # round(50.5), half to even
-    grid = affine(torch.tensor(-0.9, dtype=torch.float64), torch.tensor(2.1, dtype=torch.float64), bits=2)
+    grid = affine_grid(torch.tensor(-0.9, dtype=torch.float64), torch.tensor(2.1, dtype=torch.float64), bits=2)
     assert (float(grid.step), float(grid.zero)) == (1.0, 1.0)  # 0.9 of a step is one
     mantissa, exponent = fixed_point(np.asarray([0.3, -0.3, 3.0]))
     assert mantissa.tolist() == [1288490189, -1288490189, 1610612736]  # 0.6 and 0.75 of 2^31, halves away from zero
@@ -173,9 +173,9 @@ def test_percentiles_zeros_of_grids_and_fixed_points_by_hand() -> None:
 
 
 def test_grids_by_hand() -> None:
-    grid = symmetric(torch.tensor(3.0), bits=3)
+    grid = symmetric_grid(torch.tensor(3.0), bits=3)
     assert grid(torch.tensor([-9.0, -1.4, 0.5, 1.5, 2.6])).tolist() == [-3, -1, 0, 2, 3]  # halves to even
-    moved = affine(torch.tensor(-1.0), torch.tensor(2.0), bits=2)
+    moved = affine_grid(torch.tensor(-1.0), torch.tensor(2.0), bits=2)
     assert moved.codes(torch.tensor([-5.0, -1.0, 0.0, 1.2, 9.0])).tolist() == [0, 0, 1, 2, 3]
     assert moved(torch.tensor([-5.0, 0.0, 1.2])).tolist() == [-1, 0, 1]
 

@@ -14,9 +14,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sightline.errors import UserError
-from sightline.layers.quantisation.clustering import Clusters, cluster
-from sightline.layers.quantisation.layers_of import quantisable, weights_of
-from sightline.layers.quantisation.parametrised import Codebook, apply_policy, dense, freeze, quantised
+from sightline.layers.quantisation.clustering import Clusters, cluster_weight
+from sightline.layers.quantisation.parametrised import (
+    Codebook,
+    apply_policy,
+    bake_quantised_weights,
+    dense_state_dict,
+    quantised_weights,
+)
+from sightline.layers.quantisation.quantisable_weights import list_weights, quantisable_weights
 from tests.golden_parity import load_golden, rule_made_state
 from tests.models.small_models import make_inputs, small_model
 
@@ -32,7 +38,7 @@ def mixed_policy(model: nn.Module) -> Policy:
         {"kind": "fp16"},
         {"kind": "linear", "bits": 6, "per_channel": True},
     ]
-    return {weight.name: choices[turn % 5] for turn, weight in enumerate(quantisable(model, min_params=1))}
+    return {weight.name: choices[turn % 5] for turn, weight in enumerate(quantisable_weights(model, min_params=1))}
 
 
 def call(model: nn.Module, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -63,7 +69,7 @@ def test_models_compute_with_the_quantised_weights(name: str, is_training: bool)
     model = small_model(name).train(is_training)
     names, plain, policy = list(model.state_dict()), copy.deepcopy(model), mixed_policy(model)
     apply_policy(model, policy)
-    state = dense(model)
+    state = dense_state_dict(model)
     assert state.keys() == set(names)
     floats = dict(plain.named_parameters())
     large = [each for each in policy if len(floats[each].unique()) > 64]
@@ -75,7 +81,7 @@ def test_models_compute_with_the_quantised_weights(name: str, is_training: bool)
     assert all(torch.equal(found[each], expected[each]) for each in expected)
     total(found).backward()
     total(expected).backward()
-    for each, (quantiser, original) in quantised(model).items():
+    for each, (quantiser, original) in quantised_weights(model).items():
         gradient = floats[each].grad
         assert gradient is not None
         if isinstance(quantiser, Codebook):
@@ -84,7 +90,7 @@ def test_models_compute_with_the_quantised_weights(name: str, is_training: bool)
             counts = torch.zeros_like(original).scatter_add_(-1, members, torch.ones_like(members, dtype=sums.dtype))
             gradient = sums / counts.clamp(min=1)
         torch.testing.assert_close(original.grad, gradient, rtol=1e-9, atol=1e-9 * float(gradient.abs().max()))
-    freeze(model)
+    bake_quantised_weights(model)
     assert list(model.state_dict()) == names
     assert all(torch.equal(value, state[each]) for each, value in model.state_dict().items() if each in policy)
     assert policy.keys() <= dict(model.named_parameters()).keys()
@@ -110,11 +116,11 @@ class Plugin(nn.Module):
 
 def test_which_tensors_are_quantised_and_why_others_stay() -> None:
     model = Plugin()
-    rows = {weight.name: weight for weight in weights_of(model)}
+    rows = {weight.name: weight for weight in list_weights(model)}
     assert list(rows) == [name for name, _ in model.named_parameters()]
-    assert [weight.name for weight in quantisable(model)] == ["mix", "enter.weight", "parts.0", "words.weight"]
+    assert [weight.name for weight in quantisable_weights(model)] == ["mix", "enter.weight", "parts.0", "words.weight"]
     assert (rows["enter.weight"].shared, rows["enter.weight"].size) == (("leave.weight",), 400)
-    assert {name: weight.stays for name, weight in rows.items() if weight.stays} == {
+    assert {name: weight.skip_reason for name, weight in rows.items() if weight.skip_reason} == {
         "token": "is added to every sample",
         "enter.bias": "bias",
         "parts.1": "has one axis",
@@ -122,10 +128,14 @@ def test_which_tensors_are_quantised_and_why_others_stay() -> None:
         "norm.bias": "norm",
     }
     sparse, renormalised = nn.Embedding(40, 20, sparse=True), nn.EmbeddingBag(40, 20, max_norm=1.0)
-    assert [w.stays for w in weights_of(sparse)] == ["has sparse gradients"]
-    assert [w.stays for w in weights_of(renormalised)] == ["is renormalised where it is read"]
-    assert [w.stays for w in weights_of(nn.Conv2d(3, 3, 3)) if w.name == "weight"] == ["fewer than 256 elements"]
-    assert [w.kind for w in weights_of(nn.ConvTranspose3d(8, 9, 3)) if w.name == "weight"] == ["transposed convolution"]
+    assert [w.skip_reason for w in list_weights(sparse)] == ["has sparse gradients"]
+    assert [w.skip_reason for w in list_weights(renormalised)] == ["is renormalised where it is read"]
+    assert [w.skip_reason for w in list_weights(nn.Conv2d(3, 3, 3)) if w.name == "weight"] == [
+        "fewer than 256 elements"
+    ]
+    assert [w.kind for w in list_weights(nn.ConvTranspose3d(8, 9, 3)) if w.name == "weight"] == [
+        "transposed convolution"
+    ]
 
 
 @pytest.mark.parametrize("choice", [{"kind": "codebook", "bits": 2}, {"kind": "linear", "bits": 3}, {"kind": "fp16"}])
@@ -134,17 +144,17 @@ def test_bare_and_shared_parameters_are_quantised(choice: dict[str, Any]) -> Non
     before = model(x)
     apply_policy(model, {name: choice for name in ("mix", "enter.weight", "parts.0")})
     plain = Plugin()
-    plain.load_state_dict(dense(model))
+    plain.load_state_dict(dense_state_dict(model))
     assert torch.equal(model(x), plain(x))
     assert not torch.equal(model(x), before)
     model(x).sum().backward()
     plain(x).sum().backward()
-    assert len(quantised(model)) == 3
-    shared = quantised(model)["enter.weight"][1]
+    assert len(quantised_weights(model)) == 3
+    shared = quantised_weights(model)["enter.weight"][1]
     assert model.leave.parametrizations.weight.original is shared
     if choice["kind"] == "fp16":
         torch.testing.assert_close(shared.grad, plain.enter.weight.grad)  # from both places
-    freeze(model)
+    bake_quantised_weights(model)
     assert model.leave.weight is model.enter.weight
     assert torch.equal(model(x), plain(x))
 
@@ -172,7 +182,7 @@ def test_copies_files_and_casts_keep_the_bits(choice: dict[str, Any]) -> None:
     assert torch.equal(other.weight, weight)
     assert torch.equal(other.double().weight.float(), weight) or choice["kind"] == "linear"
     again = nn.Conv2d(8, 6, 3)
-    again.load_state_dict(dense(model))
+    again.load_state_dict(dense_state_dict(model))
     apply_policy(again, {"weight": choice})
     if choice["kind"] != "linear" or not choice.get("per_channel"):
         assert torch.equal(again.weight, weight)  # quantised twice is quantised once
@@ -181,11 +191,11 @@ def test_copies_files_and_casts_keep_the_bits(choice: dict[str, Any]) -> None:
 def test_freezing_a_copy_leaves_the_original() -> None:
     model, x = nn.Linear(20, 20), torch.randn(3, 20)
     apply_policy(model, {"weight": {"kind": "codebook", "bits": 2}})
-    frozen = freeze(copy.deepcopy(model))
+    frozen = bake_quantised_weights(copy.deepcopy(model))
     assert type(frozen) is nn.Linear
     assert torch.equal(model(x), frozen(x))
-    assert list(quantised(model)) == ["weight"]
-    assert not quantised(frozen)
+    assert list(quantised_weights(model)) == ["weight"]
+    assert not quantised_weights(frozen)
 
 
 def test_a_step_moves_centres_by_the_mean_or_the_sum() -> None:
@@ -195,13 +205,13 @@ def test_a_step_moves_centres_by_the_mean_or_the_sum() -> None:
         layer.weight = nn.Parameter(weight.clone())
         apply_policy(layer, {"weight": {"kind": "codebook", "bits": 1}}, mean_gradient=mean_gradient)
         (layer.weight * torch.tensor([[-1.0, -2.0, -4.0], [-3.0, -5.0, -6.0]])).sum().backward()
-        assert quantised(layer)["weight"][1].grad.tolist() == expected
+        assert quantised_weights(layer)["weight"][1].grad.tolist() == expected
 
 
 def test_codebooks_are_differentiable_twice() -> None:
     layer = nn.Linear(6, 5).double()
     apply_policy(layer, {"weight": {"kind": "codebook", "bits": 2}})
-    centres, x = quantised(layer)["weight"][1], torch.randn(4, 6, dtype=torch.float64)
+    centres, x = quantised_weights(layer)["weight"][1], torch.randn(4, 6, dtype=torch.float64)
     (gradient,) = torch.autograd.grad(F.linear(x, layer.weight).pow(3).sum(), centres, create_graph=True)
     (second,) = torch.autograd.grad(gradient[0], centres)
     assert second.abs().sum() > 0
@@ -222,7 +232,7 @@ def test_faults_of_a_policy_are_named_and_change_nothing() -> None:
     ]:
         with pytest.raises(UserError, match=fault):
             apply_policy(model, {"0.weight": good, name: choice})
-        assert not quantised(model)
+        assert not quantised_weights(model)
     with torch.no_grad():
         model[1].weight[3, 4] = torch.nan
     with pytest.raises(UserError, match=r"1\.weight: 1 of 400 weights are not finite"):
@@ -255,7 +265,7 @@ def test_steps_on_centres_are_haqs_steps_on_weights_each_followed_by_a_projectio
     labels, start = draws.integers(0, 4, (3, 6)), np.asarray([-0.7, -0.1, 0.2, 0.9])
     layer = nn.Linear(6, 3, bias=False).double()
     quantiser = Codebook(Clusters(torch.from_numpy(start), torch.from_numpy(labels).to(torch.uint8), False), bits=2)
-    quantiser.held = lambda numbers: numbers  # the reference does not round centres
+    quantiser.as_stored = lambda numbers: numbers  # the reference does not round centres
     nn.utils.parametrize.register_parametrization(layer, "weight", quantiser, unsafe=True)
     with torch.no_grad():
         layer.parametrizations.weight.original.copy_(torch.from_numpy(start))
@@ -307,7 +317,7 @@ def test_fine_tuning_is_the_chain_of_haq(shared: Path) -> None:
     for place, bits in layers.items():
         labels, start = golden.tensor(f"layer{place}/labels"), golden.tensor(f"layer{place}/centroids")
         quantiser = Codebook(Clusters(start, labels.to(torch.uint8), False), bits=bits)
-        quantiser.held = lambda numbers: numbers  # the reference does not round centres
+        quantiser.as_stored = lambda numbers: numbers  # the reference does not round centres
         nn.utils.parametrize.register_parametrization(model[place], "weight", quantiser, unsafe=True)
         with torch.no_grad():
             model[place].parametrizations.weight.original.copy_(start)
@@ -332,7 +342,7 @@ def test_fine_tuning_is_the_chain_of_haq(shared: Path) -> None:
         for group in optimizer.param_groups:
             group["lr"] *= setting["gamma"]
     np.testing.assert_allclose(losses, golden.arrays["losses"], rtol=1e-9)
-    for name, value in dense(model).items():
+    for name, value in dense_state_dict(model).items():
         np.testing.assert_allclose(value, golden.arrays[f"after/{name}"], rtol=1e-9, atol=1e-9)
     np.testing.assert_allclose(model.eval()(x[0]).detach(), golden.arrays["eval_logits_after"], rtol=1e-9, atol=1e-9)
 
@@ -348,9 +358,9 @@ def test_ten_steps_keep_everything_finite_and_outputs_apart() -> None:
         optimizer.zero_grad()
         F.cross_entropy(model(x), torch.arange(6) % 4).backward()
         optimizer.step()
-    assert all(value.isfinite().all() for value in dense(model).values())
+    assert all(value.isfinite().all() for value in dense_state_dict(model).values())
     assert not torch.equal(*model(x[:2]).detach())
 
 
 def test_clusters_need_no_more_than_their_weights() -> None:
-    assert cluster(torch.randn(5), bits=8, name="w").centres.shape == (5,)
+    assert cluster_weight(torch.randn(5), bits=8, name="w").centres.shape == (5,)

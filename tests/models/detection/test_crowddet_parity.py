@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from sightline.assigners.max_iou import MaxIoU
-from sightline.geometry.boxes.codings import decode_deltas, encode_deltas
+from sightline.geometry.boxes.box_coder import decode_deltas, encode_deltas
 from sightline.geometry.boxes.overlaps import pairwise_iou
 from sightline.geometry.boxes.priors import IGNORED, Priors
-from sightline.losses.functional_boxes import sigmoid_focal, smooth_l1
+from sightline.losses.box_functional import sigmoid_focal, smooth_l1
 from sightline.models.published.published import LAYOUTS
 from tests.detect_parity import load_detect_golden, load_theirs, our_name
 from tests.golden_parity import (
@@ -96,7 +96,7 @@ def test_maps_and_outputs_are_those_of_crowddet(forward: Pass) -> None:
         theirs_of(forward.golden, each, f"eval.tap.C5.{place}")
     for place, each in enumerate(reversed(forward.levels)):
         theirs_of(forward.golden, each, f"eval.tap.fpn.{place}")
-    for place, rows in enumerate(reversed(forward.priors.levels)):
+    for place, rows in enumerate(reversed(forward.priors.level_slices)):
         theirs_of(forward.golden, forward.logits[rows].detach()[None], f"eval.tap.head.0.{place}")
         theirs_of(forward.golden, forward.codes[rows].detach()[None], f"eval.tap.head.1.{place}")
 
@@ -110,7 +110,7 @@ def test_decoded_rows_are_those_of_crowddet(forward: Pass) -> None:
     sizes = forward.corners[:, 2:] - forward.corners[:, :2] + 1
     centres, half = (forward.corners[:, :2] + 0.5 * sizes).double(), sizes.double() / 2
     anchors = torch.cat([centres - half, centres + half], dim=1)
-    for level in reversed(forward.priors.levels):
+    for level in reversed(forward.priors.level_slices):
         scores, order = forward.logits[level].detach()[:, 0].sigmoid().sort(descending=True)
         order = order[:NUM_SUREST]
         boxes = decode_deltas(anchors[level][order], forward.codes[level].detach()[order])
@@ -128,13 +128,13 @@ def test_losses_and_gradients_are_those_of_crowddet(forward: Pass) -> None:
     count = int(golden.arrays["in.im_info"][0, 5])
     boxes = golden.tensor("in.gt_boxes")[0, :count, :4] + PLUS_ONE
     found = MaxIoU(low_quality="overwrite")(priors, boxes, torch.zeros(count, dtype=torch.bool)).matched
-    overlap = pairwise_iou(boxes, priors.rows)
+    overlap = pairwise_iou(boxes, priors.coordinates)
     assert ((overlap == overlap.amax(dim=1, keepdim=True)).sum(dim=1) == 1).all(), "ties, that theirs breaks at random"
     positive = found >= 0
     normaliser = 0.9 * 100 + 0.1 * max(int(positive.sum()), 1)
     weight = (found != IGNORED)[:, None].double()
     focal = sigmoid_focal(forward.logits, positive[:, None], weight=weight) / normaliser
-    true = encode_deltas(priors.rows[positive], boxes[found[positive]])
+    true = encode_deltas(priors.coordinates[positive], boxes[found[positive]])
     smooth = smooth_l1(forward.codes[positive], true, beta=golden.info["constructor"]["beta"]) / normaliser
     for value, name in (
         (focal, "train.out.retina_focal_loss"),

@@ -11,13 +11,13 @@ from torch import nn
 
 import sightline
 from sightline import registry
-from sightline.binding import outputs_of_model
+from sightline.binding import model_output_keys
 from sightline.errors import ConfigError
 from sightline.layers.detection.attention import SqueezeExcitation
 from sightline.layers.detection.norms import FrozenBatchNorm
 from sightline.models.detection.fpn import FPN
-from sightline.models.detection.head import at_priors
-from sightline.types import Component
+from sightline.models.detection.head import flatten_to_priors
+from sightline.types import ComponentConfig
 
 BACKBONES = {
     "resnet18": (11_176_512, (128, 256, 512)),
@@ -35,17 +35,17 @@ def count(module: nn.Module) -> int:
 
 
 def backbone(name: str, **arguments: Any) -> nn.Module:
-    built: nn.Module = registry.backbones.build(Component(name, arguments), facts={})
+    built: nn.Module = registry.backbones.build(ComponentConfig(name, arguments), facts={})
     return built
 
 
 def neck(**arguments: Any) -> nn.Module:
-    return registry.necks.entry_of("fpn").builder(**{"strides": (8, 16, 32)} | arguments)  # type: ignore[no-any-return]
+    return registry.necks.get_entry("fpn").builder(**{"strides": (8, 16, 32)} | arguments)  # type: ignore[no-any-return]
 
 
 def head(name: str, **arguments: Any) -> nn.Module:
     facts = {"channels": (WIDTH,) * 5, "strides": (8, 16, 32, 64, 128)}
-    return registry.heads.entry_of(name).builder(**facts | arguments)  # type: ignore[no-any-return]
+    return registry.heads.get_entry(name).builder(**facts | arguments)  # type: ignore[no-any-return]
 
 
 def detector(name: str = "retina", num_classes: int = 80, **blocks: dict[str, Any]) -> nn.Module:
@@ -214,7 +214,7 @@ def test_frozen_stages_are_not_trained(name: str, frozen: int) -> None:
 
 
 def test_the_fact_of_other_channels_reaches_the_stem() -> None:
-    built = registry.backbones.build(Component("resnet18", {"width": 4}), facts={"in_channels": 5})
+    built = registry.backbones.build(ComponentConfig("resnet18", {"width": 4}), facts={"in_channels": 5})
     assert len(built(torch.randn(2, 5, 32, 32))) == 3
     with pytest.raises(ValueError, match=r"image: found the shape \(1, 3, 32, 32\), expected \(B, 5, H, W\)"):
         built(torch.randn(1, 3, 32, 32))
@@ -222,7 +222,7 @@ def test_the_fact_of_other_channels_reaches_the_stem() -> None:
 
 def test_an_encoders_weights_start_a_backbone() -> None:
     """`init: {from: RUN, modules: images, into: backbone}`: names and shapes are those of the classifier's encoder."""
-    encoder = registry.image_encoders.build(Component("resnet18"), facts={})
+    encoder = registry.image_encoders.build(ComponentConfig("resnet18"), facts={})
     for norm in ("bn", "frozen_bn"):
         backbone("resnet18", norm=norm, frozen_stages=1).load_state_dict(encoder.state_dict())
 
@@ -276,7 +276,7 @@ def test_predictions_count_cells_by_row_and_then_anchors() -> None:
     for level, (height, width) in enumerate(shapes):
         place = torch.meshgrid(*(torch.arange(each) for each in (anchors * numbers, height, width)), indexing="ij")
         maps.append((1000 * level + 100 * place[0] + 10 * place[1] + place[2])[None].float())
-    found = at_priors(maps, numbers)
+    found = flatten_to_priors(maps, numbers)
     assert found.shape == (1, 2 * (8 + 6), 3)
     row = 2 * 8 + 2 * (1 * 3 + 2) + 1
     assert found[0, row].tolist() == [1000 + 100 * (1 * numbers + number) + 10 + 2 for number in range(numbers)]
@@ -381,7 +381,7 @@ def test_outputs_are_flat_and_levels_are_told(name: str, per_cell: int, more: se
         "codes": (2, num_priors, 4),
         **{key: (2, num_priors) for key in more},
     }
-    assert outputs_of_model(model, owner="the model") == set(found) == {"logits", "codes", "level_shapes"} | more
+    assert model_output_keys(model, owner="the model") == set(found) == {"logits", "codes", "level_shapes"} | more
 
 
 def test_a_pixel_at_the_right_edge_changes_the_priors_of_the_right_edge() -> None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import sightline
 from sightline import registry
 from sightline.models.published.published_yolo import darknet_names
-from sightline.types import Component
+from sightline.types import ComponentConfig
 from tests.detect_parity import (
     anchor_major,
     assert_training,
@@ -43,7 +43,7 @@ def detector(backbone: str, head: str, num_classes: int, /, **arguments: Any) ->
 def test_darknet_is_that_of_odtask(shared: Path) -> None:
     """Its leaky ReLU has torch's slope of 0.01; its classifier, which it does not use for maps, is left out."""
     golden = load_detect_golden(shared, "odtask_darknet53")
-    model: nn.Module = registry.backbones.build(Component("darknet53", {"slope": 0.01}), facts={}).double()
+    model: nn.Module = registry.backbones.build(ComponentConfig("darknet53", {"slope": 0.01}), facts={}).double()
     names = darknet_names("", "")
     load_theirs(golden, model, names)
     seen: dict[str, Tensor] = {}
@@ -133,7 +133,7 @@ def test_heads_with_centreness_are_those_of_their_authors(shared: Path, golden_n
     golden = load_detect_golden(shared, golden_name)
     name, arguments = HEADS[golden_name]
     facts = {"num_classes": 3, "channels": (64,) * 5, "strides": STRIDES}
-    builder = registry.heads.entry_of(name).builder
+    builder = registry.heads.get_entry(name).builder
     model: nn.Module = builder(**facts, **arguments).double()
     assert sum(each.numel() for each in model.parameters()) == golden.info["parameters"]
     names = {"cls_logits": "classes.conv", "bbox_pred": "boxes.conv", "centerness": "centreness.conv"}

@@ -17,12 +17,12 @@ import sightline
 from sightline import registry
 from sightline.engine.conversion import _arguments, _config, _nested
 from sightline.errors import CheckpointError
-from sightline.geometry.boxes.priors import Grid, make_anchors
-from sightline.models.published.published import LAYOUTS, published_name, translate
+from sightline.geometry.boxes.priors import PriorGrid, make_anchors
+from sightline.models.published.published import LAYOUTS, convert_state_dict, published_name
 from sightline.models.published.published_darknet import _tensors, read_darknet
 from sightline.models.published.published_detectors import DETECTORS
 from sightline.models.published.published_models import MODELS
-from sightline.types import Component
+from sightline.types import ComponentConfig
 from tests.command import run_here
 from tests.detect_parity import load_detect_golden
 from tests.golden_parity import rule_made_state
@@ -35,7 +35,7 @@ CROWDS = sorted(name for name in DETECTORS if not name.startswith("torchvision")
 
 def meta(layout: str, num_classes: int = 2, **arguments: Any) -> nn.Module:
     published = MODELS[layout]
-    block = Component(published.model, _nested(_arguments(published) | arguments))
+    block = ComponentConfig(published.model, _nested(_arguments(published) | arguments))
     with torch.device("meta"):
         return registry.models.build(block, facts={"num_classes": num_classes})  # type: ignore[no-any-return]
 
@@ -65,17 +65,17 @@ def test_anchors_of_crowddet_are_ours_with_a_pixel_more(shared: Path) -> None:
     """Theirs have widths of x2 - x1 + 1, at every level 8 pixels from the corner; float32 there."""
     maps = ((10, 17), (5, 9), (3, 5), (2, 3), (1, 2))
     task = MODELS["crowddet_retinanet"].task
-    priors = make_anchors(maps, STRIDES, task["anchors"]["sizes"], grid=Grid(**task["grid"]))
+    priors = make_anchors(maps, STRIDES, task["anchors"]["sizes"], grid=PriorGrid(**task["grid"]))
     theirs = corners_of_crowddet(shared, maps) + torch.tensor([0, 0, 1, 1])
-    assert priors.rows.shape == theirs.shape
-    assert (priors.rows - theirs).abs().max() < 1e-3
+    assert priors.coordinates.shape == theirs.shape
+    assert (priors.coordinates - theirs).abs().max() < 1e-3
 
 
 @pytest.mark.shared
 def test_converted_weights_of_crowddet_see_red_green_blue(shared: Path) -> None:
     """The maps of the backbone for the golden image, which has blue first, with its channels the other way round."""
     golden = load_detect_golden(shared, "crowddet_retinanet")
-    state = translate(rule_made_state(golden.info["state"]), "crowddet_retinanet")
+    state = convert_state_dict(rule_made_state(golden.info["state"]), "crowddet_retinanet")
     model = meta("crowddet_retinanet", 1).to_empty(device="cpu").double()
     model.load_state_dict(state)
     mean, std = (
@@ -108,7 +108,7 @@ def test_a_file_becomes_a_run(tmp_path: Path, layout: str) -> None:
     lineage = json.loads((tmp_path / "run" / "lineage.json").read_text())
     assert lineage["from_shapes"] == {"num_classes": classes, **form}
     found = sightline.load_run(tmp_path / "run").model.state_dict()
-    expected = translate(file, layout)
+    expected = convert_state_dict(file, layout)
     assert all(torch.equal(found[name], expected[name]) for name in own)
     variance = "backbone.stem.norm.running_var"
     more = 1e-3 - 1e-5 if layout == "yolox" else 0.0
@@ -147,7 +147,7 @@ def test_a_file_of_darknet_is_read_in_the_order_of_its_layers(tmp_path: Path) ->
     assert float(state["0.conv.weight"][0, 0, 0, 1]) == 129
     assert float(state["1.norm.bias"][0]) == 128 + 864
     assert float(state["51.conv.weight"].flatten()[-1]) == pytest.approx(size - 1, rel=1e-7)
-    ours = translate(state, "darknet_darknet53")
+    ours = convert_state_dict(state, "darknet_darknet53")
     assert torch.equal(ours["images.stages.4.4.layers.1.conv.weight"], state["51.conv.weight"])
     with path.open("ab") as file:
         file.write(b"\0" * 4)
@@ -164,7 +164,7 @@ def test_darknet_puts_what_grew_first() -> None:
     }
     routes = {f"neck.routes.{level}.conv.weight": torch.zeros(width, 1, 1, 1) for level, width in ((0, 128), (1, 256))}
     theirs: dict[str, Tensor] = {published_name(name, "darknet_yolov3"): v for name, v in (kernels | routes).items()}
-    found = translate(theirs, "darknet_yolov3")
+    found = convert_state_dict(theirs, "darknet_yolov3")
     for level, width in ((0, 128), (1, 256)):
         seen = found[f"neck.blocks.{level}.0.conv.weight"].flatten().tolist()
         assert seen == [*range(width, 3 * width), *range(width)]

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 import sightline
 from sightline import registry
-from sightline.models.published.published import translate
+from sightline.models.published.published import convert_state_dict
 from sightline.models.published.published_models import layouts_of
 from sightline.types import DataInfo, Field
 from tests.command import run_here
@@ -182,7 +182,7 @@ def test_outputs_are_those_of_torchvisions_network(layout: str, state: dict[str,
         sum(each.numel() for each in model.parameters())
     )
     assert sum(each.numel() for each in model.parameters()) == COUNTS[layout]
-    model.load_state_dict(translate(state, layout))
+    model.load_state_dict(convert_state_dict(state, layout))
     image = torch.randn(1, 3, 40, 70, dtype=torch.float64)
     with torch.no_grad():
         ours = dict(model(image=image))
@@ -206,7 +206,7 @@ def test_names_of_later_versions_are_known_too(layout: str, state: dict[str, Ten
             key = f"{tower}.{int(number) // 2}.0.{leaf}"
         later[key] = value
     assert later.keys() != state.keys()
-    ours, same = translate(later, layout), translate(state, layout)
+    ours, same = convert_state_dict(later, layout), convert_state_dict(state, layout)
     assert ours.keys() == same.keys()
     assert all(torch.equal(value, same[name]) for name, value in ours.items())
     assert layouts_of(later) == layouts_of(state) == [layout]
@@ -260,7 +260,7 @@ def test_a_published_file_becomes_a_run_for_other_classes(
     assert outcome.code == 0, outcome.err
     assert "the file's head of 91 classes is left out" in outcome.err
     model = sightline.load_run(tmp_path / "run").model
-    expected = {name: value.float() for name, value in translate(state, layout).items()}
+    expected = {name: value.float() for name, value in convert_state_dict(state, layout).items()}
     found = model.state_dict()
     assert found["head.classes.conv.weight"].shape == (3, WIDTH, 3, 3)
     same = {name for name, value in expected.items() if value.is_floating_point() and torch.equal(found[name], value)}

@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from sightline.engine.conversion import _of_classes
-from sightline.engine.loading import open_trained
+from sightline.engine.run_loading import open_trained
 from sightline.models.published.published_models import MODELS
 from sightline.types import DataInfo
 from tests.command import run_here

@@ -23,7 +23,7 @@ SHIFT = 32
 
 
 def test_every_network_is_here() -> None:
-    assert {name for name in models.names() if issubclass(models.entry_of(name).builder, RangeImageNetwork)} == set(
+    assert {name for name in models.names() if issubclass(models.get_entry(name).builder, RangeImageNetwork)} == set(
         NETWORKS
     )
 

@@ -10,7 +10,7 @@ import torch
 
 import sightline
 from sightline.models.darknet import DARKNET21, DARKNET53, Darknet
-from sightline.types import Component
+from sightline.types import ComponentConfig
 from tests.lidar_parity import assert_parity, load_lidar_golden
 
 
@@ -49,7 +49,7 @@ def test_the_backbone_of_detection() -> None:
 @pytest.mark.parametrize("depth", [21, pytest.param(53, marks=pytest.mark.long)])
 def test_numbers_are_those_of_the_authors_code(shared: Path, depth: int) -> None:
     golden = load_lidar_golden(shared, f"lb_darknet{depth}")
-    assert_parity(golden, f"lidar_bonnetal_darknet{depth}", Component(f"rangenet{depth}", {"detach_skips": True}))
+    assert_parity(golden, f"lidar_bonnetal_darknet{depth}", ComponentConfig(f"rangenet{depth}", {"detach_skips": True}))
 
 
 def test_columns_that_cannot_be_halved_are_named() -> None:

@@ -8,7 +8,7 @@ import pytest
 
 import sightline
 from sightline.errors import ConfigError
-from sightline.types import Component
+from sightline.types import ComponentConfig
 from tests.lidar_parity import assert_parity, load_lidar_golden
 
 
@@ -25,4 +25,4 @@ def test_an_odd_width_is_refused() -> None:
 
 @pytest.mark.shared
 def test_numbers_are_those_of_the_authors_code(shared: Path) -> None:
-    assert_parity(load_lidar_golden(shared, "salsanext"), "salsanext", Component("salsanext", {}))
+    assert_parity(load_lidar_golden(shared, "salsanext"), "salsanext", ComponentConfig("salsanext", {}))

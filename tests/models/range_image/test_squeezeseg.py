@@ -9,7 +9,7 @@ import torch
 
 import sightline
 from sightline.errors import ConfigError
-from sightline.types import Component
+from sightline.types import ComponentConfig
 from tests.lidar_parity import assert_parity, load_lidar_golden
 
 
@@ -37,7 +37,7 @@ def test_numbers_are_those_of_the_authors_code(shared: Path, name: str, crf: boo
     end = "_crf" if crf else ""
     arguments = {"detach_skips": True, "crf": crf, "compat": "as_published"}
     model = assert_parity(
-        load_lidar_golden(shared, f"lb_{name}{end}"), f"lidar_bonnetal_{name}{end}", Component(name, arguments)
+        load_lidar_golden(shared, f"lb_{name}{end}"), f"lidar_bonnetal_{name}{end}", ComponentConfig(name, arguments)
     )
     assert [key for key, value in model.named_parameters() if value.grad is None][:2] == [
         "whole.conv.weight", "whole.conv.bias"

@@ -10,10 +10,10 @@ from torch import Tensor
 
 from sightline.doctor.context import Check, Context, check
 from sightline.doctor.core.finding import Finding
-from sightline.layers.quantisation.clustering import cluster
-from sightline.layers.quantisation.parametrised import Codebook, quantised
+from sightline.layers.quantisation.clustering import cluster_weight
+from sightline.layers.quantisation.parametrised import Codebook, quantised_weights
 
-__all__ = ["broken_codebook", "num_distinct", "of_weights", "reached"]
+__all__ = ["broken_codebook", "num_distinct", "weights_finding", "weights_with_gradient"]
 
 
 @check(
@@ -21,15 +21,15 @@ __all__ = ["broken_codebook", "num_distinct", "of_weights", "reached"]
     "broken-codebook",
     "static",
     causes=("quant.empty_cluster", "quant.policy", "optim.nonfinite"),
-    at="compress.policy",
+    config_path="compress.policy",
     expected="finite, different centres, each with a weight; 2^bits of them, or as many as the weights have values",
     action="look at what clusters this weight: drop or re-seed a cluster without members before its mean is taken",
 )
 def broken_codebook(context: Context) -> list[Finding]:
     """Every centre of a codebook that training starts from is a number, has a weight, and differs from the others."""
-    plain, faults = context.before_compression, {}
+    plain, faults = context.float_model, {}
     floats = {} if plain is None else dict(plain.named_parameters())
-    for name, (quantiser, centres) in quantised(context.built.job.model).items():
+    for name, (quantiser, centres) in quantised_weights(context.built.job.model).items():
         if isinstance(quantiser, Codebook) and context.config.compress is not None:
             policy = context.config.compress.policy
             measured = _fault_of(quantiser, centres.detach())
@@ -37,11 +37,11 @@ def broken_codebook(context: Context) -> list[Finding]:
                 measured = measured or _lack_of(name, quantiser, floats[name], policy[name])
             if measured:
                 faults[name] = "quant.empty_cluster", measured
-    return of_weights(broken_codebook, context, "have a broken codebook", faults)
+    return weights_finding(broken_codebook, context, "have a broken codebook", faults)
 
 
 def _fault_of(quantiser: Codebook, centres: Tensor) -> str:
-    held = quantiser.held(centres).reshape(1 if centres.ndim == 1 else len(centres), -1)
+    held = quantiser.as_stored(centres).reshape(1 if centres.ndim == 1 else len(centres), -1)
     num_broken = int((~held.isfinite()).sum())
     if num_broken:
         return f"{num_broken} of {held.numel()} centres are NaN or infinite"
@@ -61,7 +61,7 @@ def _lack_of(name: str, quantiser: Codebook, weight: Tensor, choice: Mapping[str
     if bool((num_used >= 2 ** choice.get("bits", 0)).all()):
         return ""
     per_channel = choice.get("per_channel", False)
-    best = cluster(weight, bits=choice["bits"], name=name, per_channel=per_channel).weight
+    best = cluster_weight(weight, bits=choice["bits"], name=name, per_channel=per_channel).weight
     needed = num_distinct(best.reshape(len(best) if per_channel else 1, -1))
     found = f"{int(num_used.sum())} centres in use, {int(needed.sum())} expected of {choice['bits']} bits"
     return found if bool((num_used < needed).any()) else ""
@@ -73,9 +73,9 @@ def _is_used(quantiser: Codebook) -> Tensor:
     return torch.stack([row.int().bincount(minlength=width) for row in rows]) > 0
 
 
-def reached(context: Context) -> set[str]:
+def weights_with_gradient(context: Context) -> set[str]:
     """The quantised weights that the first step's gradients reach."""
-    pairs = quantised(context.rehearsal.model).items()
+    pairs = quantised_weights(context.dry_run.model).items()
     return {name for name, (_, value) in pairs if value.grad is not None and bool(value.grad.any())}
 
 
@@ -84,7 +84,7 @@ def num_distinct(rows: Tensor) -> Tensor:
     return (rows.sort(dim=1).values.diff(dim=1) != 0).sum(dim=1) + 1
 
 
-def of_weights(origin: Check, context: Context, what: str, faults: Mapping[str, tuple[str, str]]) -> list[Finding]:
+def weights_finding(origin: Check, context: Context, what: str, faults: Mapping[str, tuple[str, str]]) -> list[Finding]:
     """One finding for all weights with a fault, by name its cause and what was measured, at the first of them."""
     return [
         origin.finding(

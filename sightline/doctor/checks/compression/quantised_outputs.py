@@ -7,33 +7,33 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from sightline.data.loading.leaves import leaves
-from sightline.doctor.checks.compression.codebooks import reached
+from sightline.data.loading.sample_arrays import array_leaves
+from sightline.doctor.checks.compression.codebooks import weights_with_gradient
 from sightline.doctor.context import Context, check
+from sightline.doctor.core.dry_run import isolated_copy
 from sightline.doctor.core.finding import Finding
-from sightline.doctor.core.rehearsal import copy_of
-from sightline.layers.quantisation.parametrised import dense
+from sightline.layers.quantisation.parametrised import dense_state_dict
 
-__all__ = ["changed_tensors", "outputs_of", "quantised_outputs"]
+__all__ = ["changed_tensors", "model_outputs", "quantised_outputs"]
 
 
 _EXPECTED = "other outputs than the float model has, which distinguish what it does, and a state that rests"
 
 
-@check("G18", "quantised-outputs", "preflight", at="compress.policy", expected=_EXPECTED)
+@check("G18", "quantised-outputs", "preflight", config_path="compress.policy", expected=_EXPECTED)
 def quantised_outputs(context: Context) -> list[Finding]:
     """In evaluation the quantised model differs from the float one, distinguishes inputs as well, and stays the same.
 
     It must differ where the loss's gradients reach a weight that quantisation changed.
     """
-    plain, num_samples = context.before_compression, context.rehearsal.num_samples
-    if plain is None or not context.rehearsal.is_sound:
+    plain, num_samples = context.float_model, context.dry_run.num_samples
+    if plain is None or not context.dry_run.is_sound:
         return []
-    model = copy_of(context.built.job.model).eval()
-    state, before = dense(model), {name: value.clone() for name, value in model.state_dict().items()}
-    floats, found = outputs_of(context, plain.eval()), outputs_of(context, model)
+    model = isolated_copy(context.built.job.model).eval()
+    state, before = dense_state_dict(model), {name: value.clone() for name, value in model.state_dict().items()}
+    floats, found = model_outputs(context, plain.eval()), model_outputs(context, model)
     weights = plain.state_dict()
-    changed = [name for name in sorted(reached(context)) if not torch.equal(weights[name], state[name])]
+    changed = [name for name in sorted(weights_with_gradient(context)) if not torch.equal(weights[name], state[name])]
     varying = [name for name, rows in floats.items() if rows.ndim and len(rows) == num_samples and not _is_flat(rows)]
     leaked = changed_tensors(before, model.state_dict())
     rows: list[tuple[object, str, tuple[str, ...], str, str]] = [
@@ -66,12 +66,12 @@ def quantised_outputs(context: Context) -> list[Finding]:
     ]
 
 
-def outputs_of(context: Context, model: nn.Module) -> dict[str, Tensor]:
+def model_outputs(context: Context, model: nn.Module) -> dict[str, Tensor]:
     """The tensors of floats that a model predicts for the rehearsed batch."""
     job, device = context.built.job, context.world.device
     with torch.no_grad(), job.precision.autocast(device):
-        given = dict(job.task.predict(model, context.rehearsal.batch))
-    return {name: tensor for name, tensor in leaves(given) if tensor.is_floating_point()}
+        given = dict(job.task.predict(model, context.dry_run.batch))
+    return {name: tensor for name, tensor in array_leaves(given) if tensor.is_floating_point()}
 
 
 def changed_tensors(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> list[str]:

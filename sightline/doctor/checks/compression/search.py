@@ -13,9 +13,9 @@ from typing import Any
 from torch import Tensor
 
 from sightline.doctor.checks.compression.quantised_outputs import changed_tensors
-from sightline.doctor.context import Reporter
-from sightline.doctor.core.finding import Finding, Place
-from sightline.runs.packed import ratios
+from sightline.doctor.context import FindingBuilder
+from sightline.doctor.core.finding import Finding, FindingLocation
+from sightline.runs.packed import compression_ratios
 
 __all__ = ["search_split", "size_promise", "unreset_episode"]
 
@@ -80,7 +80,7 @@ def size_promise(
         faults.append(f"{size:,} bytes on disk, {promised:,} promised")
     if budget is not None and size > budget:
         faults.append(f"{size:,} bytes on disk, {size - budget:,} above the budget of {budget:,}")
-    for name, value in ratios(layers, file_bytes=size, state=state)._asdict().items():
+    for name, value in compression_ratios(layers, file_bytes=size, state=state)._asdict().items():
         found = reported.get(name)
         if found is None or not math.isclose(found, value, rel_tol=_TOLERANCE):
             faults.append(f"ratio '{name}' {'is not reported' if found is None else f'{found:.5g}'}, {value:.5g} found")
@@ -90,5 +90,5 @@ def size_promise(
 
 def _found(code: str, summary: str, measured: str, **place: Any) -> Finding:
     guard, causes, expected, action = _TEXTS[code]
-    reporter = Reporter(guard=guard, code=code, causes=causes, expected=expected, action=action)
-    return reporter.finding(Place(**place), summary, measured=measured)
+    reporter = FindingBuilder(guard=guard, code=code, causes=causes, expected=expected, action=action)
+    return reporter.finding(FindingLocation(**place), summary, measured=measured)

@@ -6,26 +6,26 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 
 from torch import Tensor, nn
 
-from sightline.doctor.checks.compression.quantised_outputs import changed_tensors, outputs_of
+from sightline.doctor.checks.compression.quantised_outputs import changed_tensors, model_outputs
 from sightline.doctor.context import Context, check
+from sightline.doctor.core.dry_run import isolated_copy
 from sightline.doctor.core.finding import Finding
-from sightline.doctor.core.rehearsal import copy_of
-from sightline.layers.quantisation.parametrised import quantised
-from sightline.tasks.distilled import Distilled
+from sightline.layers.quantisation.parametrised import quantised_weights
+from sightline.tasks.distillation import DistillationTask
 
 __all__ = ["teacher_faults", "unfit_teacher"]
 
 _EXPECTED = "a model of its own, in float, in evaluation mode, that no optimiser moves"
 
 
-@check("G28", "unfit-teacher", "preflight", causes=("quant.distill",), at="teacher", expected=_EXPECTED)
+@check("G28", "unfit-teacher", "preflight", causes=("quant.distill",), config_path="teacher", expected=_EXPECTED)
 def unfit_teacher(context: Context) -> list[Finding]:
     """The teacher shares nothing with the student, differs from a quantised one, and does not train."""
     job, task = context.built.job, context.built.job.task
-    if not isinstance(task, Distilled):
+    if not isinstance(task, DistillationTask):
         return []
     held = [parameter for group in job.optimizer.param_groups for parameter in group["params"]]
-    outputs = (lambda model: outputs_of(context, model)) if context.rehearsal.is_sound else None
+    outputs = (lambda model: model_outputs(context, model)) if context.dry_run.is_sound else None
     return [
         unfit_teacher.finding(context, summary, causes=(cause, "quant.distill"), measured=measured, action=action)
         for cause, summary, measured, action in teacher_faults(job.model, task.teacher, held, outputs)
@@ -48,9 +48,9 @@ def teacher_faults(
     if shared:
         measured, action = f"{len(shared)} of {len(theirs)} tensors, {shared[0]} first", "load a model of its own"
         yield "quant.distill", "the teacher shares its weights with the student", measured, action
-    elif outputs is not None and quantised(student):
-        given = outputs(copy_of(teacher).eval())
-        if given and not changed_tensors(given, outputs(copy_of(student).eval())):
+    elif outputs is not None and quantised_weights(student):
+        given = outputs(isolated_copy(teacher).eval())
+        if given and not changed_tensors(given, outputs(isolated_copy(student).eval())):
             measured, action = (
                 f"{', '.join(given)}: equal bit by bit",
                 "take the float run, from before it is quantised",

@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sightline.doctor.checks.compression.codebooks import num_distinct, of_weights
+from sightline.doctor.checks.compression.codebooks import num_distinct, weights_finding
 from sightline.doctor.context import Context, check
+from sightline.doctor.core.dry_run import isolated_copy
 from sightline.doctor.core.finding import Finding
-from sightline.doctor.core.rehearsal import copy_of
-from sightline.layers.quantisation.parametrised import dense, quantised
+from sightline.layers.quantisation.parametrised import dense_state_dict, quantised_weights
 
 __all__ = ["rounding_gradient", "unquantised_weights"]
 
@@ -22,20 +22,20 @@ __all__ = ["rounding_gradient", "unquantised_weights"]
     "unquantised-weights",
     "static",
     causes=("quant.no_effect", "quant.policy"),
-    at="compress.policy",
+    config_path="compress.policy",
     expected="at most 2^bits values of a codebook, 2^bits - 1 of a grid, for each channel where asked, in both modes",
     action="apply the policy to the model that is trained and evaluated, not to a copy, and return what was rounded",
 )
 def unquantised_weights(context: Context) -> list[Finding]:
     """Each weight that the policy names has no more values than its bits allow, in training and in evaluation."""
     compress = context.config.compress
-    faults = {} if compress is None else dict(_faults(copy_of(context.built.job.model), compress.policy))
-    return of_weights(unquantised_weights, context, "are not what the policy states", faults)
+    faults = {} if compress is None else dict(_faults(isolated_copy(context.built.job.model), compress.policy))
+    return weights_finding(unquantised_weights, context, "are not what the policy states", faults)
 
 
 def _faults(model: nn.Module, policy: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[str, tuple[str, str]]]:
-    made = {name: quantiser for name, (quantiser, _) in quantised(model).items()}
-    training, evaluation = (dense(model.train(mode)) for mode in (True, False))
+    made = {name: quantiser for name, (quantiser, _) in quantised_weights(model).items()}
+    training, evaluation = (dense_state_dict(model.train(mode)) for mode in (True, False))
     for name, choice in policy.items():
         quantiser, bits = made.get(name), choice.get("bits", 16)
         stated = f"; stated are {bits} bits, {choice['kind']}"
@@ -66,15 +66,15 @@ def _excess(value: Tensor, choice: Mapping[str, Any]) -> str:
     "rounding-gradient",
     "static",
     causes=("loss.detached", "quant.policy"),
-    at="compress.policy",
+    config_path="compress.policy",
     expected="a finite gradient that is not zero everywhere, where that of the weight is 1",
     action="round by a straight-through estimate: the rounded number forward, the gradient unchanged backward",
 )
 def rounding_gradient(context: Context) -> list[Finding]:
     """A gradient of ones at each quantised weight reaches what the weight is computed from."""
-    model, faults = copy_of(context.built.job.model), {}
+    model, faults = isolated_copy(context.built.job.model), {}
     owners = dict(model.named_modules())  # `get_submodule` takes a method that has a module's name for it
-    for name, (_, original) in quantised(model).items():
+    for name, (_, original) in quantised_weights(model).items():
         path, _, attribute = name.rpartition(".")
         weight, slope = getattr(owners[path], attribute), None
         if weight.requires_grad:
@@ -83,4 +83,4 @@ def rounding_gradient(context: Context) -> list[Finding]:
             faults[name] = "loss.detached", "no gradient" if slope is None else "zero everywhere"
         elif slope is not None and not slope.isfinite().all():
             faults[name] = "quant.empty_cluster", f"{int((~slope.isfinite()).sum())} of {slope.numel()} are not finite"
-    return of_weights(rounding_gradient, context, "pass no gradient on", faults)
+    return weights_finding(rounding_gradient, context, "pass no gradient on", faults)

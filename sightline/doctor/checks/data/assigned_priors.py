@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 
 from sightline.doctor.context import Context, check
-from sightline.doctor.core.assigned_boxes import is_clearly_above
+from sightline.doctor.core.assigned_boxes import is_significantly_above
 from sightline.doctor.core.finding import Finding
 from sightline.engine.device import to_device
 from sightline.geometry.boxes.overlaps import box_areas, box_sizes
@@ -26,7 +26,7 @@ _MOST_LEFT_OUT = 0.03
     "preflight",
     severity="warning",
     causes=("assign.anchor_coverage", "cfg.axis_swap", "assign.box_format"),
-    at="task.anchors",
+    config_path="task.anchors",
     expected=f"at most {_MOST_UNCOVERED:.0%}",
     action="set base_strides, scales and ratios (height over width) of task.anchors to the boxes on the canvas",
 )
@@ -35,16 +35,16 @@ def anchor_coverage(context: Context) -> list[Finding]:
 
     No anchors help these: the canvas is too small for them.
     """
-    found = context.assigned
+    found = context.assignments
     if found is None or found.priors.kind != "anchors":
         return []
     is_counted = box_areas(found.boxes) >= found.priors.strides[0] ** 2
-    missed = found.boxes[is_counted & (found.best.amax(dim=1) < _LEAST_IOU)]
+    missed = found.boxes[is_counted & (found.best_iou.amax(dim=1) < _LEAST_IOU)]
     share = len(missed) / max(1, int(is_counted.sum()))
-    if not is_clearly_above(len(missed), int(is_counted.sum()), _MOST_UNCOVERED):
+    if not is_significantly_above(len(missed), int(is_counted.sum()), _MOST_UNCOVERED):
         return []
     width, height = box_sizes(missed).median(dim=0).values.tolist()
-    sides = " to ".join(f"{float(edge):.0f}" for edge in box_areas(found.priors.rows).sqrt().aminmax())
+    sides = " to ".join(f"{float(edge):.0f}" for edge in box_areas(found.priors.coordinates).sqrt().aminmax())
     measured = (
         f"best IoU below {_LEAST_IOU:g} for {len(missed)} boxes of a cell or more, half narrower than {width:.0f} "
         f"and lower than {height:.0f} px, of {found.looked_at}; anchors have sides of {sides} px"
@@ -58,7 +58,7 @@ def anchor_coverage(context: Context) -> list[Finding]:
     "preflight",
     severity="warning",
     causes=("assign.unmatched_gt", "assign.anchor_coverage", "loss.negatives"),
-    at="task.assigner",
+    config_path="task.assigner",
     action="look at the thresholds of the assigner, and at boxes on the canvas (`sightline view`); max_iou with "
     "low_quality: guarantee gives every box a prior",
 )
@@ -67,28 +67,26 @@ def unmatched_boxes(context: Context) -> Iterator[Finding]:
 
     That boxes stay without a prior which none could serve is a note.
     """
-    found = context.assigned
+    found = context.assignments
     if found is None or not len(found.boxes):
         return
     positives, negatives = found.positives.sum(dim=0).tolist(), found.negatives.sum(dim=0).tolist()
-    levels = (
-        f"by level: positives {positives}, negatives {negatives}, boxes of its size {found.natural}; {found.looked_at}"
-    )
+    levels = f"by level: positives {positives}, negatives {negatives}, boxes of its size {found.num_boxes_of_level}; {found.looked_at}"
     if not sum(positives) or not sum(negatives):
         what = "is background" if sum(positives) else "is to predict a box"
         yield unmatched_boxes.finding(
             context, f"no prior {what}", severity="error", measured=levels, expected="positives and negatives"
         )
         return
-    pairs = zip(found.priors.strides, found.natural, positives, strict=True)
+    pairs = zip(found.priors.strides, found.num_boxes_of_level, positives, strict=True)
     idle = [str(stride) for stride, natural, number in pairs if natural >= _FEWEST and not number]
     if idle:
         summary = f"levels of stride {', '.join(idle)} never get a positive, although boxes have their size"
         yield unmatched_boxes.finding(context, summary, measured=levels, expected="positives on each of them")
     unmatched = int(found.is_unmatched.sum())
     avoidable = int((found.is_unmatched & (found.best_free >= _LEAST_IOU)).sum())
-    is_fault = is_clearly_above(avoidable, len(found.boxes), _MOST_LEFT_OUT)
-    if is_fault or is_clearly_above(unmatched, len(found.boxes), _MOST_LEFT_OUT):
+    is_fault = is_significantly_above(avoidable, len(found.boxes), _MOST_LEFT_OUT)
+    if is_fault or is_significantly_above(unmatched, len(found.boxes), _MOST_LEFT_OUT):
         yield unmatched_boxes.finding(
             context,
             f"{unmatched / len(found.boxes):.0%} of the boxes have no prior that is to predict them",
@@ -98,16 +96,18 @@ def unmatched_boxes(context: Context) -> Iterator[Finding]:
         )
 
 
-@check("G30", "ignored-regions", "preflight", causes=("assign.ignore", "data.ignore_handling"), at="task.assigner")
+@check(
+    "G30", "ignored-regions", "preflight", causes=("assign.ignore", "data.ignore_handling"), config_path="task.assigner"
+)
 def ignored_regions(context: Context) -> Iterator[Finding]:
     """Where all of an image is ignored, no prior has a box or is background; training ignores what scores ignore."""
-    if context.assigned is None:
+    if context.assignments is None:
         return
     task, batch = context.built.job.task, to_device(context.first_outputs[0], torch.device("cpu"))
     count, corner = len(batch["image"]), [float(side) for side in batch["image"].shape[:1:-1]]
     batch |= {"boxes": torch.tensor([[0.0, 0.0, *corner]]).repeat(count, 1), "box_offsets": torch.arange(count + 1)}
     batch |= {"label": torch.zeros(count, dtype=torch.int64), "is_ignored": torch.ones(count, dtype=torch.bool)}
-    squares = task.priors_of(batch["image"]).squares(0)  # type: ignore[attr-defined]
+    squares = task.priors_of(batch["image"]).to_boxes(0)  # type: ignore[attr-defined]
     is_inside = (squares >= 0).all(dim=1) & (squares < squares.new_tensor(corner * 2)).all(dim=1)
     target = task.context(context.built.job.model, batch)["target"]  # type: ignore[attr-defined]
     learned = int(((target >= 0) | (is_inside & (target == BACKGROUND))).sum())
@@ -120,7 +120,7 @@ def ignored_regions(context: Context) -> Iterator[Finding]:
             expected="the target -2, which no loss reads",
             action="derive the assigner from Assigner and define `match` alone, which is not given the regions",
         )
-    for survey in context.survey:
+    for survey in context.statistics:
         scored = sum(int((each["truth"][:, 6] > 0).sum()) for each in survey.boxed)
         if scored >= _FEWEST and not any(each["is_ignored"].any() for each in survey.boxed):
             yield ignored_regions.finding(
@@ -130,7 +130,7 @@ def ignored_regions(context: Context) -> Iterator[Finding]:
                 causes=("data.ignore_handling",),
                 at="data",
                 split=survey.part.split,
-                measured=f"{scored} ignored boxes in 'truth', 0 in 'boxes', of {survey.extent}",
+                measured=f"{scored} ignored boxes in 'truth', 0 in 'boxes', of {survey.coverage_text}",
                 expected="the same ones in both",
                 action="keep ignored boxes among 'boxes', and set is_ignored for them",
                 evidence={"field": "is_ignored"},

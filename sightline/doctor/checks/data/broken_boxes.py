@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from sightline.doctor.context import Context, check
-from sightline.doctor.core.assigned_boxes import is_clearly_above
+from sightline.doctor.core.assigned_boxes import is_significantly_above
 from sightline.doctor.core.finding import Finding
-from sightline.doctor.core.survey import PartSurvey
+from sightline.doctor.core.sample_statistics import PartStatistics
 from sightline.geometry.boxes.overlaps import ioa
 
 __all__ = ["broken_boxes", "swapped_canvas"]
@@ -23,18 +23,18 @@ Of few images this is not judged where corners are in order: the feet of one cro
 """
 
 
-@check("G31", "broken-boxes", "preflight", at="data")
+@check("G31", "broken-boxes", "preflight", config_path="data")
 def broken_boxes(context: Context) -> list[Finding]:
     """Boxes have their corners in order, and no other reading of them lies in the images far more often.
 
     Both those that are trained on and those that are scored; they may reach beyond an image, as whole figures do.
     """
-    tables = [(survey, field) for survey in context.survey if survey.boxed for field in ("truth", "boxes")]
+    tables = [(survey, field) for survey in context.statistics if survey.boxed for field in ("truth", "boxes")]
     found = [_of_boxes(context, survey, *_boxes_of(survey, field)) for survey, field in tables]
     return [finding for finding in found if finding is not None]
 
 
-def _boxes_of(survey: PartSurvey, field: str) -> tuple[Tensor, Tensor]:
+def _boxes_of(survey: PartStatistics, field: str) -> tuple[Tensor, Tensor]:
     """Boxes (N, 4) of a part that are not ignored, float64, and width, height, width, height of their images."""
     boxes, limits = [], []
     for sample in survey.boxed:
@@ -46,7 +46,7 @@ def _boxes_of(survey: PartSurvey, field: str) -> tuple[Tensor, Tensor]:
     return torch.cat(boxes), torch.cat(limits)
 
 
-def _of_boxes(context: Context, survey: PartSurvey, boxes: Tensor, limit: Tensor) -> Finding | None:
+def _of_boxes(context: Context, survey: PartStatistics, boxes: Tensor, limit: Tensor) -> Finding | None:
     if not len(boxes):
         return None
     first, last = boxes.split(2, dim=1)
@@ -65,14 +65,14 @@ def _of_boxes(context: Context, survey: PartSurvey, boxes: Tensor, limit: Tensor
     is_shares = count >= _FEWEST and float(boxes.max()) <= _SHARES_PX
     likely = _SHARES if is_shares else min(left, key=left.__getitem__)
     unsound, limited = _num_unsound(boxes, limit), left[likely] / count + _EXPLAINED
-    is_explained = is_shares or (is_clearly_above(unsound, count, limited) and left[likely] <= _LEFT * unsound)
+    is_explained = is_shares or (is_significantly_above(unsound, count, limited) and left[likely] <= _LEFT * unsound)
     outside = int((ioa(boxes, torch.cat([0 * limit[:, :2], limit[:, 2:]], dim=1)) < 0.5).sum()) - turned
-    is_beside = is_explained or is_clearly_above(outside, count, _MOST_OUTSIDE)
+    is_beside = is_explained or is_significantly_above(outside, count, _MOST_OUTSIDE)
     if not (turned or is_shares or (is_beside and len(survey.boxed) >= _FEWEST_IMAGES)):
         return None
     measured = (
         f"{turned} of {count} boxes have right <= left or bottom <= top, {outside} others are mostly outside, "
-        f"coordinates reach {float(boxes.max()):.4g} px, in {survey.extent}"
+        f"coordinates reach {float(boxes.max()):.4g} px, in {survey.coverage_text}"
     )
     return broken_boxes.finding(
         context,
@@ -92,13 +92,15 @@ def _num_unsound(boxes: Tensor, limit: Tensor) -> int:
     return int((is_beyond.any(dim=1) | (boxes[:, 2:] <= boxes[:, :2]).any(dim=1)).sum())
 
 
-@check("G32", "swapped-canvas", "preflight", severity="warning", causes=("cfg.axis_swap",), at="transforms.train")
+@check(
+    "G32", "swapped-canvas", "preflight", severity="warning", causes=("cfg.axis_swap",), config_path="transforms.train"
+)
 def swapped_canvas(context: Context) -> list[Finding]:
     """Exchanging its sides does not let images fill 15 % more of the canvas, each in its own ratio."""
-    if context.assigned is None:
+    if context.assignments is None:
         return []
     height, width = context.first_outputs[0]["image"].shape[2:]
-    ratios = context.assigned.file_px[:, 1] / context.assigned.file_px[:, 0]
+    ratios = context.assignments.file_px[:, 1] / context.assignments.file_px[:, 0]
     shapes = (width / height, height / width)
     filled, otherwise = (float(torch.minimum(ratios / each, each / ratios).mean()) for each in shapes)
     if otherwise - filled <= _MOST_GAIN:

@@ -6,7 +6,7 @@ from typing import Any
 
 from sightline.doctor.context import Check, Context
 from sightline.doctor.core.finding import Finding
-from sightline.doctor.core.survey import PartSurvey, name_sample
+from sightline.doctor.core.sample_statistics import PartStatistics, describe_sample
 
 __all__ = ["broken_field"]
 
@@ -32,7 +32,7 @@ _CAUSES = {
 def broken_field(
     check: Check,
     context: Context,
-    survey: PartSurvey,
+    survey: PartStatistics,
     field: str,
     rule: str,
     summary: str,
@@ -48,7 +48,7 @@ def broken_field(
 
     Where a `sample` shows it, the sample's name is `joined` to what was `measured`, and the `detail` follows.
     """
-    within = "" if sample is None else f" {joined} {name_sample(survey.part.dataset, sample)}"
+    within = "" if sample is None else f" {joined} {describe_sample(survey.part.dataset, sample)}"
     return check.finding(
         context,
         summary,
@@ -57,6 +57,6 @@ def broken_field(
         split=survey.part.split,
         sample=sample,
         measured=f"{measured}{within}{detail}",
-        evidence={"field": field, "looked_at": survey.extent, **(evidence or {})},
+        evidence={"field": field, "looked_at": survey.coverage_text, **(evidence or {})},
         **fields,
     )

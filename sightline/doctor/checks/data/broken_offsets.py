@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from sightline.doctor.context import Context, check
+from sightline.doctor.core.dry_run import NUM_SAMPLES, step_keys
 from sightline.doctor.core.finding import Finding
-from sightline.doctor.core.rehearsal import NUM_SAMPLES, keys_of
-from sightline.doctor.core.survey import distinct_parts
-from sightline.engine.build import Part
-from sightline.engine.stream import Reader
-from sightline.members import DataMembers
+from sightline.doctor.core.sample_statistics import distinct_parts
+from sightline.engine.batch_stream import BatchLoader
+from sightline.engine.build import DataSubset
+from sightline.optional_members import DataMembers
 from sightline.types import Batch, Field, SampleKey
 
 __all__ = ["broken_offsets"]
@@ -22,7 +22,7 @@ __all__ = ["broken_offsets"]
 _MOST_SHOWN = 8
 
 
-@check("G6", "broken-offsets", "preflight", causes=("data.layout", "cfg.contract", "data.padding"), at="data")
+@check("G6", "broken-offsets", "preflight", causes=("data.layout", "cfg.contract", "data.padding"), config_path="data")
 def broken_offsets(context: Context) -> list[Finding]:
     """Offsets begin with 0, never fall, end with the number of points, and are the sizes that samples have alone."""
     findings = []
@@ -33,11 +33,11 @@ def broken_offsets(context: Context) -> list[Finding]:
     return findings
 
 
-def _of_part(context: Context, part: Part, reader: Reader) -> Iterator[Finding]:
+def _of_part(context: Context, part: DataSubset, reader: BatchLoader) -> Iterator[Finding]:
     is_own = _combines_itself(part)
     if part.split == "train":
-        keys, batch = keys_of(context.built.job, step=0), context.rehearsal.batch
-        keys = keys[: context.rehearsal.num_samples]
+        keys, batch = step_keys(context.built.job, step=0), context.dry_run.batch
+        keys = keys[: context.dry_run.num_samples]
     elif is_own and "offsets" in part.reader.keys:
         keys = [SampleKey(int(index), 0, context.config.seed) for index in part.indices[:NUM_SAMPLES]]
         batch = _read(reader, keys)
@@ -53,16 +53,16 @@ def _of_part(context: Context, part: Part, reader: Reader) -> Iterator[Finding]:
             yield _of_offsets(context, part, name, fault, sample, batch[name])
 
 
-def _read(reader: Reader, keys: Sequence[SampleKey]) -> Batch:
+def _read(reader: BatchLoader, keys: Sequence[SampleKey]) -> Batch:
     try:
         return reader(keys)
     except Exception:  # noqa: BLE001 - a data set may fail in any way; `first-step` reports it
         return {}
 
 
-def _combines_itself(part: Part) -> bool:
+def _combines_itself(part: DataSubset) -> bool:
     """Whether batches are made by the data set's own code, and not by this package's collate."""
-    return any(member.of(part.dataset) is not None for member in (DataMembers.collate, DataMembers.get_batch))
+    return any(member.get(part.dataset) is not None for member in (DataMembers.collate, DataMembers.get_batch))
 
 
 def _names_of(known: Mapping[str, Field], batch: Batch) -> list[str]:
@@ -99,7 +99,7 @@ def _faults(batch: Batch, name: str, lengths: Mapping[str, int], num_samples: in
 
 
 def _against_alone(
-    reader: Reader, keys: Sequence[SampleKey], offsets: Tensor, name: str
+    reader: BatchLoader, keys: Sequence[SampleKey], offsets: Tensor, name: str
 ) -> tuple[str | None, int | None]:
     """Sizes in a batch against those of the same samples read one by one."""
     for key, size in zip(keys, offsets.diff().tolist(), strict=True):
@@ -109,7 +109,7 @@ def _against_alone(
     return None, None
 
 
-def _of_offsets(context: Context, part: Part, name: str, fault: str, sample: int | None, offsets: Any) -> Finding:
+def _of_offsets(context: Context, part: DataSubset, name: str, fault: str, sample: int | None, offsets: Any) -> Finding:
     values = offsets.flatten().tolist() if isinstance(offsets, Tensor) else [str(offsets)]
     shown = ", ".join(map(str, values[:_MOST_SHOWN])) + (", .." if len(values) > _MOST_SHOWN else "")
     return broken_offsets.finding(

@@ -11,7 +11,7 @@ from sightline.doctor.checks.data.broken_fields import broken_field
 from sightline.doctor.checks.data.label_range import COUNTED_BY
 from sightline.doctor.context import Context, check
 from sightline.doctor.core.finding import Finding
-from sightline.doctor.core.survey import FieldSurvey, PartSurvey
+from sightline.doctor.core.sample_statistics import FieldStatistics, PartStatistics
 from sightline.types import Field
 
 __all__ = ["channel_contract"]
@@ -27,14 +27,16 @@ _UNIT_FACTORS = {1000.0: "millimetres for metres", 0.001: "metres for millimetre
 def channel_contract(context: Context) -> list[Finding]:
     """Shape, type and range of each field are as declared; `in_channels` is the width of what the model is given."""
     findings: list[Finding] = []
-    for survey in context.survey:
+    for survey in context.statistics:
         for name, promise in survey.part.dataset.info.fields.items():
             if name in survey.fields:
                 findings += _of_field(context, survey, name, promise, survey.fields[name])
     return findings or [*_of_width(context), *_of_image(context)]
 
 
-def _of_field(context: Context, survey: PartSurvey, name: str, promise: Field, found: FieldSurvey) -> Iterator[Finding]:
+def _of_field(
+    context: Context, survey: PartStatistics, name: str, promise: Field, found: FieldStatistics
+) -> Iterator[Finding]:
     shape = next((s for s in found.shapes if not _fits(promise.shape, s)), None)
     if shape is not None:
         yield _of_shape(context, survey, name, promise, shape)
@@ -56,7 +58,7 @@ def _of_field(context: Context, survey: PartSurvey, name: str, promise: Field, f
         yield from _of_range(context, survey, name, promise, found)
 
 
-def _of_shape(context: Context, survey: PartSurvey, name: str, promise: Field, shape: tuple[int, ...]) -> Finding:
+def _of_shape(context: Context, survey: PartStatistics, name: str, promise: Field, shape: tuple[int, ...]) -> Finding:
     is_turned = len(shape) == 2 and _fits(promise.shape, shape[::-1])
     return broken_field(
         channel_contract,
@@ -74,7 +76,9 @@ def _of_shape(context: Context, survey: PartSurvey, name: str, promise: Field, s
     )
 
 
-def _of_range(context: Context, survey: PartSurvey, name: str, promise: Field, found: FieldSurvey) -> Iterator[Finding]:
+def _of_range(
+    context: Context, survey: PartStatistics, name: str, promise: Field, found: FieldStatistics
+) -> Iterator[Finding]:
     bounds = [bound for bound in (promise.low, promise.high) if bound is not None and math.isfinite(bound)]
     if not bounds or found.low > found.high:
         return
@@ -120,7 +124,7 @@ def _of_range(context: Context, survey: PartSurvey, name: str, promise: Field, f
 
 def _of_width(context: Context) -> Iterator[Finding]:
     """`in_channels` = the widths of `points` and of the fields joined into `features`, of samples and of a batch."""
-    survey = context.survey[0]
+    survey = context.statistics[0]
     info = survey.part.dataset.info
     declared = info.facts.get("in_channels")  # of its samples; transforms that make other channels state their own
     joined = info.features or (("features",) if "features" in info.fields else ())
@@ -162,14 +166,14 @@ def _of_width(context: Context) -> Iterator[Finding]:
 
 def _of_image(context: Context) -> Iterator[Finding]:
     """Images that a transform makes have as many channels as it states."""
-    part, image = context.built.data.train, context.rehearsal.batch.get("image")
+    part, image = context.built.data.train, context.dry_run.batch.get("image")
     stated = part.reader.facts.get("in_channels")
     if isinstance(stated, int) and isinstance(image, Tensor) and image.ndim == 4 and image.shape[1] != stated:
         names = ", ".join(component.name for component in context.config.transforms.train)
         yield broken_field(
             channel_contract,
             context,
-            context.survey[0],
+            context.statistics[0],
             "image",
             "width",
             f"the transforms say in_channels {stated}, their images have {image.shape[1]}",
@@ -182,14 +186,14 @@ def _of_image(context: Context) -> Iterator[Finding]:
 
 def _batch_width(context: Context) -> int | None:
     """The channels that the model is given in the first step: those of `points`, and of `features` where there are."""
-    batch = context.rehearsal.batch
+    batch = context.dry_run.batch
     given = [batch[name] for name in ("points", "features") if name in batch]
     if not given or not all(isinstance(each, Tensor) and each.ndim in (2, 3) for each in given):
         return None
     return sum(each.shape[-1] for each in given)
 
 
-def _width(survey: PartSurvey, name: str) -> int | None:
+def _width(survey: PartStatistics, name: str) -> int | None:
     shapes = survey.fields[name].shapes if name in survey.fields else {}
     widths = {shape[-1] for shape in shapes if len(shape) == 2}
     return widths.pop() if len(widths) == 1 else None

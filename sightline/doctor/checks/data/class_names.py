@@ -13,8 +13,8 @@ import numpy as np
 
 from sightline.doctor.context import Context, check
 from sightline.doctor.core.finding import Finding
-from sightline.doctor.core.survey import PartSurvey, distinct_parts
-from sightline.engine.build import Part
+from sightline.doctor.core.sample_statistics import PartStatistics, distinct_parts
+from sightline.engine.build import DataSubset
 
 __all__ = ["class_names"]
 
@@ -30,11 +30,11 @@ _ORDER_B = (("bookcase", "sofa"), ("table", "chair"))
 _CLEARLY = 0.5  # of the way between two means along another axis: the up axis of a room parts them by far more
 
 
-@check("G4", "class-names", "preflight", at="data")
+@check("G4", "class-names", "preflight", config_path="data")
 def class_names(context: Context) -> list[Finding]:
     """No name stands twice, all parts number the classes alike, and rooms have their ceiling above their floor."""
     declared = list(_of_facts(context))
-    return declared or [finding for survey in context.survey for finding in _of_heights(context, survey)]
+    return declared or [finding for survey in context.statistics for finding in _of_heights(context, survey)]
 
 
 # --- names of the sets ------------------------------------------------------------------------------------------------
@@ -63,7 +63,7 @@ def _of_facts(context: Context) -> Iterator[Finding]:
             yield from _of_other_part(context, part, trained)
 
 
-def _of_other_part(context: Context, part: Part, trained: Mapping[str, Any]) -> Iterator[Finding]:
+def _of_other_part(context: Context, part: DataSubset, trained: Mapping[str, Any]) -> Iterator[Finding]:
     """The same names in another order, or other names; the first that differs is reported."""
     facts = part.dataset.info.facts
     for fact in (*_NAMES, "parts_of_category"):
@@ -102,7 +102,7 @@ class _Rooms(NamedTuple):
         return np.array(found).reshape(-1, 3)
 
 
-def _of_heights(context: Context, survey: PartSurvey) -> Iterator[Finding]:
+def _of_heights(context: Context, survey: PartStatistics) -> Iterator[Finding]:
     facts = survey.part.dataset.info.facts
     names, up = facts.get("class_names") or (), facts.get("up_axis")
     if up not in ("x", "y", "z") or not {"ceiling", "floor"} <= set(names):
@@ -118,7 +118,7 @@ def _of_heights(context: Context, survey: PartSurvey) -> Iterator[Finding]:
         yield finding
 
 
-def _of_axis(context: Context, survey: PartSurvey, rooms: _Rooms) -> Finding | None:
+def _of_axis(context: Context, survey: PartStatistics, rooms: _Rooms) -> Finding | None:
     """Ceiling and floor lie apart along another axis, in every room to the same side."""
     apart = rooms.differences("ceiling", "floor")
     if not len(apart):
@@ -138,11 +138,11 @@ def _of_axis(context: Context, survey: PartSurvey, rooms: _Rooms) -> Finding | N
         f"{'xyz'[rooms.up]} in {_count(apart)}",
         expected="the ceiling above the floor along the up axis",
         action="correct the fact up_axis, or the order in which coordinates are read",
-        evidence={"field": "class names", "looked_at": survey.extent},
+        evidence={"field": "class names", "looked_at": survey.coverage_text},
     )
 
 
-def _of_order(context: Context, survey: PartSurvey, rooms: _Rooms) -> Finding | None:
+def _of_order(context: Context, survey: PartStatistics, rooms: _Rooms) -> Finding | None:
     """Pairs that stand on their heads in most rooms."""
     turned = [pair for pair in _ABOVE if _is_turned(rooms, *pair)]
     exchanged = [pair for pair in _ORDER_B if _is_turned(rooms, *pair)]
@@ -166,7 +166,7 @@ def _of_order(context: Context, survey: PartSurvey, rooms: _Rooms) -> Finding | 
         + (f"; so too {', '.join(f'{one} and {other}' for one, other in pairs[1:4])}" if pairs[1:] else ""),
         expected=f"the mean height of '{upper}' above that of '{lower}'",
         action=action,
-        evidence={"field": "class names", "looked_at": survey.extent},
+        evidence={"field": "class names", "looked_at": survey.coverage_text},
     )
 
 

@@ -15,14 +15,14 @@ import numpy as np
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from sightline.compiled import working_s
-from sightline.data.loading.leaves import array_of, leaves
+from sightline.data.loading.sample_arrays import array_leaves, as_bytes
 from sightline.doctor.context import Context, check
-from sightline.doctor.core.finding import Finding, Place
-from sightline.doctor.core.owned import generators_of, kept_generators, owned
-from sightline.doctor.core.survey import distinct_parts, name_sample
-from sightline.engine.build import Part
-from sightline.engine.records import kept_random_state
+from sightline.doctor.core.finding import Finding, FindingLocation
+from sightline.doctor.core.object_graph import find_generators, iter_reachable, preserve_generators
+from sightline.doctor.core.sample_statistics import describe_sample, distinct_parts
+from sightline.engine.build import DataSubset
+from sightline.engine.records import preserve_rng_state
+from sightline.numba_kernels import compute_seconds
 from sightline.types import SampleKey
 
 __all__ = ["data_mutation"]
@@ -45,7 +45,7 @@ class Drift(NamedTuple):
     change: str
 
 
-class Writer(NamedTuple):
+class WriteLocation(NamedTuple):
     """A line of code that writes into what a data set stores."""
 
     file: str
@@ -72,16 +72,16 @@ def data_mutation(context: Context) -> list[Finding]:
 class _Reads:
     """Reads of samples spread over a part; up to 32 of them, fewer where they are large or slow to read."""
 
-    def __init__(self, part: Part, seed: int) -> None:
+    def __init__(self, part: DataSubset, seed: int) -> None:
         self.part = part
-        self._generators = generators_of(part)
-        started, began = working_s(), time.perf_counter()
+        self._generators = find_generators(part)
+        started, began = compute_seconds(), time.perf_counter()
         first = self.read(SampleKey(int(part.indices[0]), 0, seed))
-        share = max((working_s() - started) / _MOST_SECONDS, (time.perf_counter() - began) / _MOST_WAITED)
+        share = max((compute_seconds() - started) / _MOST_SECONDS, (time.perf_counter() - began) / _MOST_WAITED)
         num_bytes = sum(tensor.nbytes for tensor in first.values())
         limits = (_MOST_SAMPLES, _MOST_BYTES // max(1, num_bytes), int(1 / (_NUM_READS * share)))
         count = max(2, min(limits))
-        self.keys = [SampleKey(int(index), 0, seed) for index in part.spread(count)]
+        self.keys = [SampleKey(int(index), 0, seed) for index in part.evenly_spaced_indices(count)]
 
     @property
     def extent(self) -> str:
@@ -89,9 +89,11 @@ class _Reads:
 
     def read(self, key: SampleKey) -> Tensors:
         """Copies of a sample's tensors after the transforms; random states, those of the set too, are put back."""
-        with kept_random_state(), kept_generators(self._generators):
+        with preserve_rng_state(), preserve_generators(self._generators):
             batch = self.part.reader([key])
-        return {leaf: tensor.detach().clone() for name, value in batch.items() for leaf, tensor in leaves(value, name)}
+        return {
+            leaf: tensor.detach().clone() for name, value in batch.items() for leaf, tensor in array_leaves(value, name)
+        }
 
     def first_drift(self) -> Drift | None:
         """The first sample and field that a later read gives with other bits."""
@@ -105,7 +107,7 @@ class _Reads:
                         return Drift(key, field, number + 1, change)
         return None
 
-    def writer(self, key: SampleKey) -> Writer | None:
+    def writer(self, key: SampleKey) -> WriteLocation | None:
         """The line that writes when this key is read with everything stored held still."""
         try:
             with _protected(self.part), _RefuseWrites([array for _, array in _arrays(self.part)]):
@@ -114,7 +116,7 @@ class _Reads:
             first = error.__cause__ or error  # a reader retells what a data set raises
             frames = [f for f in traceback.extract_tb(first.__traceback__) if not _is_passed_over(f.filename)]
             if "read-only" in str(error) and frames:
-                return Writer(frames[-1].filename, frames[-1].lineno or 0, frames[-1].name)
+                return WriteLocation(frames[-1].filename, frames[-1].lineno or 0, frames[-1].name)
         return None
 
 
@@ -124,7 +126,7 @@ def _change(before: Tensor | None, after: Tensor | None) -> str:
         return "is there in one of the reads only"
     if before.shape != after.shape or before.dtype != after.dtype:
         return f"{before.dtype} {tuple(before.shape)}, then {after.dtype} {tuple(after.shape)}"
-    if np.array_equal(array_of(before), array_of(after)):
+    if np.array_equal(as_bytes(before), as_bytes(after)):
         return ""
     difference = (after.double() - before.double()).abs()
     is_changed = (after != before) & ~((after != after) & (before != before))
@@ -134,8 +136,8 @@ def _change(before: Tensor | None, after: Tensor | None) -> str:
 # --- who wrote it -----------------------------------------------------------------------------------------------------
 
 
-def _arrays(part: Part) -> list[tuple[str, Any]]:
-    return [(path, array) for path, array in owned(part.dataset, (np.ndarray, Tensor)) if _nbytes(array)]
+def _arrays(part: DataSubset) -> list[tuple[str, Any]]:
+    return [(path, array) for path, array in iter_reachable(part.dataset, (np.ndarray, Tensor)) if _nbytes(array)]
 
 
 def _nbytes(array: Any) -> int:
@@ -143,7 +145,7 @@ def _nbytes(array: Any) -> int:
     return int(array.nbytes) if is_plain else 0
 
 
-def _stored(part: Part) -> dict[str, str]:
+def _stored(part: DataSubset) -> dict[str, str]:
     """Digests of the arrays that a data set holds, up to 64 MiB of them."""
     digests: dict[str, str] = {}
     left = _MOST_BYTES
@@ -151,17 +153,17 @@ def _stored(part: Part) -> dict[str, str]:
         left -= _nbytes(array)
         if left < 0:
             break
-        digests[path] = hashlib.sha256(array_of(array).tobytes()).hexdigest()
+        digests[path] = hashlib.sha256(as_bytes(array).tobytes()).hexdigest()
     return digests
 
 
-def _changed(part: Part, before: dict[str, str]) -> list[str]:
+def _changed(part: DataSubset, before: dict[str, str]) -> list[str]:
     after = _stored(part)
     return [path for path, digest in before.items() if after.get(path, digest) != digest]
 
 
 @contextmanager
-def _protected(part: Part) -> Iterator[None]:
+def _protected(part: DataSubset) -> Iterator[None]:
     """NumPy refuses writes to what the data set holds; the flags are as before afterwards."""
     arrays = [array for _, array in _arrays(part) if isinstance(array, np.ndarray) and array.flags.writeable]
     for array in arrays:
@@ -206,7 +208,7 @@ def _is_passed_over(filename: str) -> bool:
     return "site-packages" in filename or filename == __file__
 
 
-def _of_drift(context: Context, part: Part, drift: Drift, reads: _Reads, changed: list[str]) -> Finding:
+def _of_drift(context: Context, part: DataSubset, drift: Drift, reads: _Reads, changed: list[str]) -> Finding:
     writer = reads.writer(drift.key)
     is_stored = bool(changed) or writer is not None
     causes = ("data.item_mutation", "data.duplicate_randomness", "sys.nondeterminism")
@@ -214,7 +216,7 @@ def _of_drift(context: Context, part: Part, drift: Drift, reads: _Reads, changed
     held = f"; stored and changed: {', '.join(changed[:4])}" if changed else ""
     place = context.place("data")
     return data_mutation.finding(
-        Place(
+        FindingLocation(
             file=writer.file if writer else place.file,
             line=writer.line if writer else place.line,
             dataset=f"{context.config.data.name}/{part.split}",
@@ -223,7 +225,7 @@ def _of_drift(context: Context, part: Part, drift: Drift, reads: _Reads, changed
         ),
         f"'{drift.field}' changes by being read" + ("" if is_stored else ", though nothing stored does"),
         causes=causes,
-        measured=f"{name_sample(part.dataset, drift.key.index)}: read 1 and read {drift.read} of one key differ in "
+        measured=f"{describe_sample(part.dataset, drift.key.index)}: read 1 and read {drift.read} of one key differ in "
         f"{drift.change}{written}{held}",
         expected="equal bits: a sample is a function of (index, epoch, seed), and reading changes nothing stored",
         action="copy before editing (`x = x - m`, not `x -= m`), and mark stored arrays read-only"

@@ -10,16 +10,16 @@ from typing import Any, NamedTuple
 import numpy as np
 from torch import Tensor
 
-from sightline.compiled import working_s
 from sightline.config import RunConfig
-from sightline.data.loading.reading import BatchReader
+from sightline.data.loading.batch_reader import BatchReader
 from sightline.doctor.context import Context, check
-from sightline.doctor.core.finding import Finding, Place
-from sightline.doctor.core.survey import spread_keys
-from sightline.engine.build import Part, build_transforms
+from sightline.doctor.core.finding import Finding, FindingLocation
+from sightline.doctor.core.sample_statistics import evenly_spaced_keys
+from sightline.engine.build import DataSubset, build_transforms
+from sightline.numba_kernels import compute_seconds
 from sightline.types import Batch, DataInfo, SampleKey
 
-__all__ = ["Inputs", "compare", "dataset_mismatch", "inputs_of"]
+__all__ = ["CloudSample", "compare_sets", "dataset_mismatch", "inputs_of"]
 
 _MOST_SECONDS = 0.5  # of this thread's own time, for each set
 _OTHER_SCALE = 5.0  # random scaling reaches 1.5; the next unit is 10 times off
@@ -34,7 +34,7 @@ _BETTER = 0.5  # an exchange must halve the mean distance as well: other shapes 
 _LEAST_SPREAD = 0.02  # of the size of a cloud, or of a typical feature: smaller spreads are not a yardstick
 
 
-class Inputs(NamedTuple):
+class CloudSample(NamedTuple):
     """What is known of a set: its info, its name for messages, and the clouds (N, C) that were read with their classes.
 
     `sizes` are the clouds' root mean square radii as training or evaluation gives them to the model; `clouds` and
@@ -67,11 +67,11 @@ def dataset_mismatch(context: Context) -> list[Finding]:
     return [
         finding
         for part in others.values()
-        for finding in compare(trained, inputs_of(part, config), place=context.place)
+        for finding in compare_sets(trained, inputs_of(part, config), place=context.place)
     ]
 
 
-def inputs_of(part: Part, config: RunConfig, *, is_training: bool = False) -> Inputs:
+def inputs_of(part: DataSubset, config: RunConfig, *, is_training: bool = False) -> CloudSample:
     """Up to 256 clouds of a part, evenly spread over it, half a second at most; none where it holds no clouds.
 
     Ragged sets are read cloud by cloud, and their sizes are those that evaluation sees whatever trains: training crops
@@ -83,7 +83,7 @@ def inputs_of(part: Part, config: RunConfig, *, is_training: bool = False) -> In
     clouds: list[np.ndarray] = []
     labels: list[int] = []
     sizes: list[float] = []
-    started = working_s()
+    started = compute_seconds()
     for keys in _pieces(part, config.seed, one_by_one=is_ragged):
         try:
             batch = reader(keys)
@@ -98,19 +98,21 @@ def inputs_of(part: Part, config: RunConfig, *, is_training: bool = False) -> In
         clouds += [cloud for cloud, is_whole in zip(found, is_finite, strict=True) if is_whole]
         labels += [label for label, is_whole in zip(classes, is_finite, strict=True) if is_whole]
         sizes += [_size(cloud[:, :3]) for cloud in given if len(cloud) and np.isfinite(cloud[:, :3]).all()]
-        if working_s() - started > _MOST_SECONDS:
+        if compute_seconds() - started > _MOST_SECONDS:
             break
     name = f"{config.data.name}/{part.split}"
-    return Inputs(part.dataset.info, name, tuple(clouds), tuple(labels), tuple(sizes))
+    return CloudSample(part.dataset.info, name, tuple(clouds), tuple(labels), tuple(sizes))
 
 
-def _pieces(part: Part, seed: int, *, one_by_one: bool) -> Iterator[list[SampleKey]]:
+def _pieces(part: DataSubset, seed: int, *, one_by_one: bool) -> Iterator[list[SampleKey]]:
     """What is read before the clock is looked at."""
-    for keys in spread_keys(part, epoch=0, seed=seed):
+    for keys in evenly_spaced_keys(part, epoch=0, seed=seed):
         yield from ([key] for key in keys) if one_by_one else [keys]
 
 
-def compare(trained: Inputs, evaluated: Inputs, *, place: Callable[..., Place]) -> list[Finding]:
+def compare_sets(
+    trained: CloudSample, evaluated: CloudSample, *, place: Callable[..., FindingLocation]
+) -> list[Finding]:
     """What differs: what the sets declare themselves (errors), and else what their clouds show (warnings)."""
     sets = _Sets(trained, evaluated, place)
     return list(_declared(sets)) or [*_of_scale(sets), *_of_order(sets)]
@@ -119,9 +121,9 @@ def compare(trained: Inputs, evaluated: Inputs, *, place: Callable[..., Place]) 
 class _Sets(NamedTuple):
     """What was trained on, what is evaluated, and the place in a config of a dotted path."""
 
-    trained: Inputs
-    evaluated: Inputs
-    place: Callable[..., Place]
+    trained: CloudSample
+    evaluated: CloudSample
+    place: Callable[..., FindingLocation]
 
     def finding(self, field: str, summary: str, **fields: Any) -> Finding:
         """A finding about a field of what is evaluated."""
@@ -265,7 +267,7 @@ def _width(info: DataInfo, name: str, otherwise: int) -> int:
     return int(words[-1]) if words and words[-1].isdecimal() else otherwise
 
 
-def _statistics(inputs: Inputs) -> np.ndarray | None:
+def _statistics(inputs: CloudSample) -> np.ndarray | None:
     """Mean and spread of each column of each cloud, (clouds, C, 2); coordinates in root mean square radii."""
     widths = {cloud.shape[1] for cloud in inputs.clouds}
     if len(widths) != 1 or not all(np.isfinite(cloud).all() for cloud in inputs.clouds):

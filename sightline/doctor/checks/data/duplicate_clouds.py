@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from sightline.doctor.context import Context, check
 from sightline.doctor.core.finding import Finding
-from sightline.members import DataMembers
+from sightline.optional_members import DataMembers
 
 __all__ = ["duplicate_clouds"]
 
@@ -42,10 +42,10 @@ _KINDS = (
 )
 
 
-@check("G4", "duplicate-clouds", "preflight", severity="warning", at="data")
+@check("G4", "duplicate-clouds", "preflight", severity="warning", config_path="data")
 def duplicate_clouds(context: Context) -> list[Finding]:
     """No cloud stands in two classes, and none in two parts, as preparing the set noted (`duplicates` of the data)."""
-    groups = DataMembers.duplicates.of(context.built.data.train.dataset)
+    groups = DataMembers.duplicates.get(context.built.data.train.dataset)
     across_classes = [group for group in groups if len({_class_of(name) for name in group}) > 1]
     rest = [group for group in groups if group not in across_classes]
     across_parts = [group for group in rest if len({name.split("/")[0] for name in group}) > 1]

@@ -6,11 +6,11 @@ from collections.abc import Iterator
 
 from torch import Tensor
 
-from sightline.data.loading.leaves import leaves
+from sightline.data.loading.sample_arrays import array_leaves
 from sightline.doctor.checks.data.broken_fields import broken_field
 from sightline.doctor.context import Context, check
 from sightline.doctor.core.finding import Finding, Severity
-from sightline.doctor.core.survey import PartSurvey, read_samples
+from sightline.doctor.core.sample_statistics import PartStatistics, read_samples
 from sightline.types import SampleKey
 
 __all__ = ["empty_cloud"]
@@ -27,11 +27,11 @@ def empty_cloud(context: Context) -> list[Finding]:
 
     Of scans that become range images an empty one is a fact: its image is empty, and its loss 0.
     """
-    findings = [finding for survey in context.survey for finding in _of_samples(context, survey)]
+    findings = [finding for survey in context.statistics for finding in _of_samples(context, survey)]
     return findings or list(_of_batch(context))
 
 
-def _of_samples(context: Context, survey: PartSurvey) -> Iterator[Finding]:
+def _of_samples(context: Context, survey: PartStatistics) -> Iterator[Finding]:
     found = survey.fields.get("points")
     empty = {shape: index for shape, index in found.shapes.items() if 0 in shape[:1]} if found is not None else {}
     for shape, index in empty.items():
@@ -51,7 +51,7 @@ def _of_samples(context: Context, survey: PartSurvey) -> Iterator[Finding]:
 
 def _of_batch(context: Context) -> Iterator[Finding]:
     """Clouds of the first training batch that a transform has emptied."""
-    batch = context.rehearsal.batch
+    batch = context.dry_run.batch
     offsets, points, index = batch.get("offsets"), batch.get("points"), batch.get("sample_index")
     if not isinstance(points, Tensor) or not isinstance(index, Tensor):
         return
@@ -90,4 +90,4 @@ def _severity(context: Context) -> Severity:
 def _stored_points(context: Context, index: int) -> int | None:
     """How many points a training sample has before any transform."""
     sample = read_samples(context.built.data.train.dataset, [SampleKey(index, 0, context.config.seed)])[0]
-    return next((len(tensor) for _, tensor in leaves(sample.get("points")) if tensor.ndim), None)
+    return next((len(tensor) for _, tensor in array_leaves(sample.get("points")) if tensor.ndim), None)

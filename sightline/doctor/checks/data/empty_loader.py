@@ -8,9 +8,9 @@ import numpy as np
 
 from sightline.doctor.context import Context, check
 from sightline.doctor.core.finding import Finding
-from sightline.doctor.core.survey import distinct_parts, name_sample
-from sightline.engine.build import Part
-from sightline.engine.stream import Plan, evaluation_keys
+from sightline.doctor.core.sample_statistics import describe_sample, distinct_parts
+from sightline.engine.batch_stream import BatchSampler, evaluation_keys
+from sightline.engine.build import DataSubset
 
 __all__ = ["empty_loader"]
 
@@ -27,7 +27,7 @@ def empty_loader(context: Context) -> list[Finding]:
     return findings
 
 
-def _of_part(context: Context, part: Part) -> Iterator[Finding]:
+def _of_part(context: Context, part: DataSubset) -> Iterator[Finding]:
     data, size, count = context.config.data.name, len(part.dataset), len(part.indices)
     where = context.place("data", dataset=f"{data}/{part.split}")
     outside = part.indices[(part.indices < 0) | (part.indices >= size)]
@@ -56,7 +56,7 @@ def _of_part(context: Context, part: Part) -> Iterator[Finding]:
         yield from _of_selection(context, part)
 
 
-def _of_selection(context: Context, part: Part) -> Iterator[Finding]:
+def _of_selection(context: Context, part: DataSubset) -> Iterator[Finding]:
     """Too few to distinguish checkpoints: fewer than classes cannot hold each of them (pigeonhole)."""
     num_classes = _classes_of_samples(part)
     count = len(part.indices)
@@ -75,7 +75,7 @@ def _of_selection(context: Context, part: Part) -> Iterator[Finding]:
     )
 
 
-def _classes_of_samples(part: Part) -> int | None:
+def _classes_of_samples(part: DataSubset) -> int | None:
     """How many classes whole samples have; where points have them, how many categories. None for scenes of points."""
     info = part.dataset.info
     is_of_points = "label" in info.fields and info.fields["label"].shape.strip() != ""
@@ -113,21 +113,23 @@ def _of_plan(context: Context) -> Iterator[Finding]:
         )
 
 
-def _visits(plan: Plan, epoch: int) -> tuple[np.ndarray, bool]:
+def _visits(plan: BatchSampler, epoch: int) -> tuple[np.ndarray, bool]:
     """The sample indices of an epoch in order, over all processes, and whether that is the whole of it."""
     steps = min(plan.steps_per_epoch, max(1, _MOST_INDICES // plan.batch_size))
     start = epoch * plan.steps_per_epoch
     keys = [
         key.index
         for step in range(start, start + steps)
-        for micro in plan.parts(step)
+        for micro in plan.step_keys(step)
         for part in micro
         for key in part
     ]
     return np.array(keys, dtype=np.int64), steps == plan.steps_per_epoch
 
 
-def _of_epoch(context: Context, plan: Plan, epoch: int, visits: np.ndarray, is_whole: bool) -> Iterator[Finding]:
+def _of_epoch(
+    context: Context, plan: BatchSampler, epoch: int, visits: np.ndarray, is_whole: bool
+) -> Iterator[Finding]:
     values, counts = np.unique(visits, return_counts=True)
     twice = values[counts > 1]
     foreign = np.setdiff1d(values, plan.indices)
@@ -142,7 +144,7 @@ def _of_epoch(context: Context, plan: Plan, epoch: int, visits: np.ndarray, is_w
             context,
             summary=f"an epoch visits {len(found)} training samples {how}",
             cause="dist.sampler" if plan.num_processes > 1 else "data.sampling",
-            measured=f"{name_sample(context.built.data.train.dataset, index)} {how} in epoch {epoch}; "
+            measured=f"{describe_sample(context.built.data.train.dataset, index)} {how} in epoch {epoch}; "
             f"{len(visits)} visits of {len(values)} samples",
             expected=f"each of the {len(plan.indices)} samples once, over all {plan.num_processes} processes"
             + (f", but for {dropped} that train.tail: drop leaves out" if dropped else ""),

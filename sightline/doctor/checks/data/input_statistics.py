@@ -22,7 +22,7 @@ _LEAST_STD, _MOST_STD = 0.02, 10.0
     "preflight",
     severity="warning",
     causes=("data.normalisation", "data.layout", "cfg.override"),
-    at="data.sensor",
+    config_path="data.sensor",
 )
 def input_statistics(context: Context) -> list[Finding]:
     """Every channel of the filled pixels has a mean within 3 and a deviation from 1/50 to 10, in stated deviations."""

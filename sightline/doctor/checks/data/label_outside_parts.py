@@ -7,7 +7,13 @@ from typing import NamedTuple
 
 from sightline.doctor.context import Context, check
 from sightline.doctor.core.finding import Finding
-from sightline.doctor.core.survey import Labelling, PartSurvey, name_sample, parts_of, position_of
+from sightline.doctor.core.sample_statistics import (
+    PartStatistics,
+    SampleLabelCounts,
+    describe_position,
+    describe_sample,
+    parts_by_category,
+)
 
 __all__ = ["label_outside_parts"]
 
@@ -15,23 +21,23 @@ __all__ = ["label_outside_parts"]
 class _Stray(NamedTuple):
     """A sample with labels outside its category, and the only other category that they all fit, if there is one."""
 
-    labelling: Labelling
+    labelling: SampleLabelCounts
     parts: list[int]
     fits: int | None
 
 
-@check("G4", "label-outside-parts", "preflight", at="data")
+@check("G4", "label-outside-parts", "preflight", config_path="data")
 def label_outside_parts(context: Context) -> list[Finding]:
     """Each label of a part set is one of the parts of its sample's category, or the ignore index."""
-    return [finding for survey in context.survey for finding in _of_part(context, survey)]
+    return [finding for survey in context.statistics for finding in _of_part(context, survey)]
 
 
-def _of_part(context: Context, survey: PartSurvey) -> Iterator[Finding]:
+def _of_part(context: Context, survey: PartStatistics) -> Iterator[Finding]:
     facts = survey.part.dataset.info.facts
-    table = parts_of(facts)
+    table = parts_by_category(facts)
     if table is None:
         return
-    survey = context.thoroughly(survey)
+    survey = context.thorough_statistics(survey)
     known = {part for parts in table for part in parts}
     strays = []
     for labelling in survey.labellings:
@@ -47,7 +53,7 @@ def _of_part(context: Context, survey: PartSurvey) -> Iterator[Finding]:
 
 
 def _of_strays(
-    context: Context, survey: PartSurvey, table: Sequence[Sequence[int]], strays: Sequence[_Stray]
+    context: Context, survey: PartStatistics, table: Sequence[Sequence[int]], strays: Sequence[_Stray]
 ) -> Finding:
     facts = survey.part.dataset.info.facts
     first = strays[0]
@@ -64,7 +70,7 @@ def _of_strays(
         causes=causes,
         split=survey.part.split,
         sample=index,
-        measured=f"{part} in {name_sample(survey.part.dataset, index)}{position_of(survey, 'label', index, part)}; "
+        measured=f"{part} in {describe_sample(survey.part.dataset, index)}{describe_position(survey, 'label', index, part)}; "
         f"{broken} of {alike} samples of this category and {len(strays)} of {len(survey.labellings)} in all are so",
         expected=f"the parts of {_named(facts, 'category_names', category)}: {', '.join(map(str, table[category]))}",
         action=action,
@@ -73,7 +79,7 @@ def _of_strays(
             "category": category,
             "outside": first.parts[:32],
             "samples": [stray.labelling.sample for stray in strays[:32]],
-            "looked_at": survey.extent,
+            "looked_at": survey.coverage_text,
         },
     )
 

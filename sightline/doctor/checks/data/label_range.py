@@ -9,7 +9,7 @@ import numpy as np
 from sightline.doctor.checks.data.broken_fields import broken_field
 from sightline.doctor.context import Context, check
 from sightline.doctor.core.finding import Finding
-from sightline.doctor.core.survey import FieldSurvey, PartSurvey, labels_of_all, position_of
+from sightline.doctor.core.sample_statistics import FieldStatistics, PartStatistics, all_labels, describe_position
 
 __all__ = ["COUNTED_BY", "label_range"]
 
@@ -22,7 +22,7 @@ _USUAL_IGNORES = (-100, -1, 255)
 def label_range(context: Context) -> list[Finding]:
     """Each label is a whole number of 0 .. classes - 1, or the declared ignore index."""
     findings: list[Finding] = []
-    for survey in context.survey:
+    for survey in context.statistics:
         facts = survey.part.dataset.info.facts
         for field, fact in COUNTED_BY.items():
             if field in survey.fields and isinstance(facts.get(fact), int):
@@ -31,7 +31,7 @@ def label_range(context: Context) -> list[Finding]:
 
 
 def _of_field(
-    context: Context, survey: PartSurvey, field: str, num_classes: int, ignore_index: int | None
+    context: Context, survey: PartStatistics, field: str, num_classes: int, ignore_index: int | None
 ) -> Iterator[Finding]:
     found = survey.fields[field]
     broken = [dtype for dtype in found.dtypes if not dtype.startswith(("int", "uint"))]
@@ -46,10 +46,10 @@ def _of_field(
         yield _all_ignored(context, survey, field, ignore_index)
 
 
-def _values(survey: PartSurvey, field: str, found: FieldSurvey) -> dict[int, int]:
+def _values(survey: PartStatistics, field: str, found: FieldStatistics) -> dict[int, int]:
     """Every value and the first sample that has it: of the sampled ones and, where there is one per sample, of all."""
     values = dict(found.values)
-    labels = labels_of_all(survey) if field == "label" else None
+    labels = all_labels(survey) if field == "label" else None
     if labels is not None:
         distinct, first = np.unique(labels, return_index=True)
         for value, place in zip(distinct.tolist(), first, strict=True):
@@ -59,7 +59,7 @@ def _values(survey: PartSurvey, field: str, found: FieldSurvey) -> dict[int, int
 
 def _of_values(
     context: Context,
-    survey: PartSurvey,
+    survey: PartStatistics,
     field: str,
     num_classes: int,
     ignore_index: int | None,
@@ -81,7 +81,7 @@ def _of_values(
         f"'{field}' holds the value {value}, which is not a class",
         sample=index,
         measured=f"{value}",
-        detail=f"{position_of(survey, field, index, value)}; {len(outside)} such values, {inside} within range",
+        detail=f"{describe_position(survey, field, index, value)}; {len(outside)} such values, {inside} within range",
         expected=f"0 .. {num_classes - 1} ({num_classes} classes)"
         + (f" or the ignore index {ignore_index}" if ignore_index is not None else ""),
         action=remedy,
@@ -89,7 +89,7 @@ def _of_values(
     )
 
 
-def _of_dtype(context: Context, survey: PartSurvey, field: str, dtype: str, index: int) -> Finding:
+def _of_dtype(context: Context, survey: PartStatistics, field: str, dtype: str, index: int) -> Finding:
     return broken_field(
         label_range,
         context,
@@ -104,7 +104,7 @@ def _of_dtype(context: Context, survey: PartSurvey, field: str, dtype: str, inde
     )
 
 
-def _all_ignored(context: Context, survey: PartSurvey, field: str, ignore_index: int) -> Finding:
+def _all_ignored(context: Context, survey: PartStatistics, field: str, ignore_index: int) -> Finding:
     return broken_field(
         label_range,
         context,
@@ -113,7 +113,7 @@ def _all_ignored(context: Context, survey: PartSurvey, field: str, ignore_index:
         "not always ignored",
         f"every '{field}' that was looked at is the ignore index, so nothing is learned from it",
         severity="warning",
-        measured=f"only the value {ignore_index} in {survey.extent}",
+        measured=f"only the value {ignore_index} in {survey.coverage_text}",
         expected="some targets that are classes",
         action="look at the map from raw ids to classes: it sends all of them to the ignore index",
     )

@@ -7,15 +7,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from sightline.data.store.preparation import to_unit_sphere
+from sightline.data.store.prepared_writer import normalize_to_unit_sphere
 from sightline.doctor.context import Context, check
 from sightline.doctor.core.finding import Finding
-from sightline.doctor.core.survey import read_samples
-from sightline.engine.build import Part
+from sightline.doctor.core.sample_statistics import read_samples
+from sightline.engine.build import DataSubset
 from sightline.errors import DataError
 from sightline.geometry.cameras import Cameras, ring_cameras
 from sightline.geometry.rendering import render_cloud
-from sightline.members import DataMembers
+from sightline.optional_members import DataMembers
 from sightline.types import SampleKey
 
 __all__ = ["mismatched_image"]
@@ -29,7 +29,7 @@ _MOST_STRANGE = 0.75
 """Some clouds of one class look alike, above all where the views are of meshes; of other objects nearly none do."""
 
 
-@check("G2", "mismatched-image", "preflight", at="data")
+@check("G2", "mismatched-image", "preflight", config_path="data")
 def mismatched_image(context: Context) -> list[Finding]:
     """The picture of a sample is, bit for bit, one of those that the view store has under the name of its cloud.
 
@@ -37,10 +37,10 @@ def mismatched_image(context: Context) -> list[Finding]:
     than what the pictures of other objects show, for more than a quarter of the clouds.
     """
     part = context.built.data.train
-    pictures = DataMembers.pictures.of(part.dataset)
-    if pictures is None or "image" not in part.dataset.info.fields or DataMembers.name_of.of(part.dataset) is None:
+    pictures = DataMembers.pictures.get(part.dataset)
+    if pictures is None or "image" not in part.dataset.info.fields or DataMembers.name_of.get(part.dataset) is None:
         return []
-    keys = [SampleKey(int(index), 0, context.config.seed) for index in part.spread(_MOST_SAMPLES)]
+    keys = [SampleKey(int(index), 0, context.config.seed) for index in part.evenly_spaced_indices(_MOST_SAMPLES)]
     try:
         samples = read_samples(part.dataset, keys)
     except Exception:  # noqa: BLE001 - a data set may fail in any way; `first-step` reports it
@@ -48,7 +48,7 @@ def mismatched_image(context: Context) -> list[Finding]:
     foreign = [
         (key.index, whose)
         for key, sample in zip(keys, samples, strict=True)
-        if (whose := _whose(part, pictures, key.index, np.asarray(sample["image"]))) != part.name_of(key.index)
+        if (whose := _whose(part, pictures, key.index, np.asarray(sample["image"]))) != part.sample_name(key.index)
     ]
     if foreign:
         return [_of_foreign(context, pictures, part, foreign, len(keys))]
@@ -66,7 +66,7 @@ class _Strange(NamedTuple):
     best: float
 
 
-def _strange_of(part: Part, pictures: Any, keys: list[SampleKey], samples: list[Any]) -> list[_Strange]:
+def _strange_of(part: DataSubset, pictures: Any, keys: list[SampleKey], samples: list[Any]) -> list[_Strange]:
     """Samples whose clouds the pictures of another of them show better, by silhouettes of two cameras.
 
     Clouds are drawn from the directions of the store. Where a silhouette lies in its picture does not count: a cloud is
@@ -84,7 +84,7 @@ def _strange_of(part: Part, pictures: Any, keys: list[SampleKey], samples: list[
         projection=made_by["projection"],
     )
     chosen = np.unique([0, made_by["count"] // 4])
-    names = [part.name_of(key.index) for key in keys]
+    names = [part.sample_name(key.index) for key in keys]
     shown = [
         _centred([pictures.views.image(name, int(view), background="black").any(axis=-1) for view in chosen])
         for name in names
@@ -92,7 +92,7 @@ def _strange_of(part: Part, pictures: Any, keys: list[SampleKey], samples: list[
     some = Cameras(cameras.rotations[chosen], cameras.size_px, cameras.scale_px, cameras.distance)
     try:
         drawn = [
-            _centred(render_cloud(to_unit_sphere(np.asarray(sample["points"]), where=name), some) > 0)
+            _centred(render_cloud(normalize_to_unit_sphere(np.asarray(sample["points"]), where=name), some) > 0)
             for name, sample in zip(names, samples, strict=True)
         ]
     except (DataError, ValueError):  # a cloud that cannot be drawn is another check's
@@ -122,11 +122,11 @@ def _overlap(drawn: np.ndarray, shown: np.ndarray) -> float:
     return float((drawn & shown).sum() / max(1, (drawn | shown).sum()))
 
 
-def _whose(part: Part, pictures: Any, index: int, image: np.ndarray) -> str:
+def _whose(part: DataSubset, pictures: Any, index: int, image: np.ndarray) -> str:
     """The name of the object that the picture is of: its own, one that is read next to it, or none that was found."""
     size = len(part.dataset)
     for near in (index, *(index + step for step in _NEIGHBOURS)):
-        name = part.name_of(near % size)
+        name = part.sample_name(near % size)
         if name in pictures.views.names and _is_view(pictures, name, image):
             return name
     return ""
@@ -134,13 +134,13 @@ def _whose(part: Part, pictures: Any, index: int, image: np.ndarray) -> str:
 
 def _is_view(pictures: Any, name: str, image: np.ndarray) -> bool:
     views = pictures.views
-    number = int(views.counts(views.rows_of([name], of="the check"))[0])
+    number = int(views.counts(views.row_indices([name], set_name="the check"))[0])
     return any(np.array_equal(views.image(name, view, background=pictures.background), image) for view in range(number))
 
 
-def _of_strangers(context: Context, pictures: Any, part: Part, strange: list[_Strange], num_read: int) -> Finding:
+def _of_strangers(context: Context, pictures: Any, part: DataSubset, strange: list[_Strange], num_read: int) -> Finding:
     listed = "; ".join(
-        f"{part.name_of(each.sample)} overlaps {each.own:.0%} with its own pictures, {each.best:.0%} with those of "
+        f"{part.sample_name(each.sample)} overlaps {each.own:.0%} with its own pictures, {each.best:.0%} with those of "
         f"{each.whose}"
         for each in strange[:3]
     )
@@ -155,13 +155,15 @@ def _of_strangers(context: Context, pictures: Any, part: Part, strange: list[_St
         expected=f"clouds that cover what {views.root} shows of them (silhouettes from two of its cameras)",
         action=f"render the set that is read: sightline data render SET --to DIR; these are of "
         f"{views.manifest['source']['path']}",
-        evidence={"strange": [[part.name_of(each.sample), each.whose, each.own, each.best] for each in strange]},
+        evidence={"strange": [[part.sample_name(each.sample), each.whose, each.own, each.best] for each in strange]},
     )
 
 
-def _of_foreign(context: Context, pictures: Any, part: Part, foreign: list[tuple[int, str]], num_read: int) -> Finding:
+def _of_foreign(
+    context: Context, pictures: Any, part: DataSubset, foreign: list[tuple[int, str]], num_read: int
+) -> Finding:
     listed = "; ".join(
-        f"the picture of {part.name_of(index)} is {f'of {whose}' if whose else 'none of its own'}"
+        f"the picture of {part.sample_name(index)} is {f'of {whose}' if whose else 'none of its own'}"
         for index, whose in foreign[:3]
     )
     return mismatched_image.finding(
@@ -173,5 +175,5 @@ def _of_foreign(context: Context, pictures: Any, part: Part, foreign: list[tuple
         measured=listed,
         expected=f"one of the views that {pictures.views.root} has under the cloud's own name",
         action="pair clouds and pictures by their names, never by their order",
-        evidence={"foreign": [[part.name_of(index), whose] for index, whose in foreign]},
+        evidence={"foreign": [[part.sample_name(index), whose] for index, whose in foreign]},
     )

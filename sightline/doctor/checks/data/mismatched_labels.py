@@ -37,7 +37,14 @@ class _Pairs(NamedTuple):
     num_both: float
 
 
-@check("G2", "mismatched-labels", "preflight", severity="warning", causes=("data.pairing", "data.ordering"), at="data")
+@check(
+    "G2",
+    "mismatched-labels",
+    "preflight",
+    severity="warning",
+    causes=("data.pairing", "data.ordering"),
+    config_path="data",
+)
 def mismatched_labels(context: Context) -> list[Finding]:
     """In range images labels change where the range jumps, five times as often as by chance or 15 % of them more."""
     ignored = context.built.data.facts.get("ignore_index")

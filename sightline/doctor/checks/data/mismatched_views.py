@@ -8,10 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sightline.compiled import working_s
 from sightline.doctor.context import Context, check
 from sightline.doctor.core.finding import Finding
-from sightline.doctor.core.survey import name_sample, read_samples
+from sightline.doctor.core.sample_statistics import describe_sample, read_samples
+from sightline.numba_kernels import compute_seconds
 from sightline.types import Batch, SampleKey
 
 __all__ = ["mismatched_views", "shape_statistics"]
@@ -39,7 +39,7 @@ class _Seen(NamedTuple):
     second: list[np.ndarray]
 
 
-@check("G2", "mismatched-views", "preflight", at="transforms.train")
+@check("G2", "mismatched-views", "preflight", config_path="transforms.train")
 def mismatched_views(context: Context) -> list[Finding]:
     """A row read alone has the same numbers as among others, and both of its clouds look like the object it is of.
 
@@ -102,7 +102,7 @@ def _read(context: Context) -> _Seen:
     """Objects in a row: what is shifted by one then still has its own among them."""
     part = context.built.data.train
     seen = _Seen([], [], [], [])
-    started = working_s()
+    started = compute_seconds()
     for start in range(0, min(_MOST_SAMPLES, len(part.indices)), _CHUNK):
         chosen = part.indices[start : start + _CHUNK]
         keys = [SampleKey(int(index), 0, context.config.seed) for index in chosen]
@@ -112,7 +112,7 @@ def _read(context: Context) -> _Seen:
         seen.raw.extend(_cloud(sample["points"]) for sample in samples)
         seen.first.extend(map(_cloud, batch["points"]))
         seen.second.extend(map(_cloud, batch["other_points"]))
-        if working_s() - started > _MOST_SECONDS:
+        if compute_seconds() - started > _MOST_SECONDS:
             break
     return seen
 
@@ -176,6 +176,6 @@ def _cloud(points: Any) -> np.ndarray:
 
 
 def _of_sample(context: Context, key: SampleKey, summary: str, *, evidence: dict[str, Any], **fields: Any) -> Finding:
-    sample = name_sample(context.built.data.train.dataset, key.index)
+    sample = describe_sample(context.built.data.train.dataset, key.index)
     evidence = {**evidence, "sample": sample}
     return mismatched_views.finding(context, summary, split="train", sample=key.index, evidence=evidence, **fields)

@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 
 from sightline import registry
-from sightline.doctor.checks.data.misplaced_volume import parts_with, read_first, unvaried
+from sightline.doctor.checks.data.misplaced_volume import parts_with, read_first_batch, unaugmented_placement
 from sightline.doctor.context import Context, check
 from sightline.doctor.core.finding import Finding
-from sightline.engine.build import Part
+from sightline.engine.build import DataSubset
 from sightline.geometry.heatmaps import decode, peaks
-from sightline.geometry.volumes import Placement, permuted_axes, to_camera, to_voxels
-from sightline.types import Component
+from sightline.geometry.volumes import CubePlacement, permute_axes, to_camera, to_voxels
+from sightline.types import ComponentConfig
 
 __all__ = ["misplaced_heatmap", "width_of"]
 
@@ -60,8 +60,8 @@ def misplaced_heatmap(context: Context) -> list[Finding]:
     Far from the width of Moon et al. 2018, which is the default of `draw_heatmaps`, it gets a warning.
     """
     for part in parts_with(context, _NEEDED):
-        batch = read_first(part, _NUM_SAMPLES, context.config.seed)
-        placement = Placement.from_rows(batch["placement"])
+        batch = read_first_batch(part, _NUM_SAMPLES, context.config.seed)
+        placement = CubePlacement.from_rows(batch["placement"])
         joints = batch["joints"].double()
         seen = _read(batch["heatmaps"], joints, batch["visible"].bool(), placement)
         if int(seen.shown.sum()) < _FEWEST:
@@ -71,7 +71,7 @@ def misplaced_heatmap(context: Context) -> list[Finding]:
         if not len(seen.widths):
             continue
         stated, measured = _stated_width(context, part), float(seen.widths.median())
-        published = float(registry.transforms.entry(Component("draw_heatmaps")).arguments["sigma"].default)
+        published = float(registry.transforms.entry(ComponentConfig("draw_heatmaps")).arguments["sigma"].default)
         if stated is not None and abs(measured / stated - 1) > _WIDTH_OFF:
             return [_of_width(context, part, measured, stated)]
         if max(measured / published, published / measured) > _OF_PUBLISHED:
@@ -89,8 +89,8 @@ def width_of(heatmaps: Tensor) -> Tensor:
     return (flat.sum(dim=-1) ** 2 / (flat.square().sum(dim=-1) * 8 * torch.pi**1.5)) ** (1 / 3)
 
 
-def _read(heatmaps: Tensor, joints: Tensor, visible: Tensor, placement: Placement) -> _Seen:
-    maps = permuted_axes(heatmaps.double(), placement.axes)
+def _read(heatmaps: Tensor, joints: Tensor, visible: Tensor, placement: CubePlacement) -> _Seen:
+    maps = permute_axes(heatmaps.double(), placement.axes)
     cells = maps.shape[-1]
     is_one_hot = bool(((maps.sum((2, 3, 4)) - 1).abs() < 1e-3)[visible].all())
     found = decode(maps, decoding="argmax" if is_one_hot else "parabola")
@@ -102,18 +102,18 @@ def _read(heatmaps: Tensor, joints: Tensor, visible: Tensor, placement: Placemen
     return _Seen(expected, found, shown, widths, _OFF_ONE_HOT if is_one_hot else _OFF, cells)
 
 
-def _in_cells(joints: Tensor, placement: Placement, cells: int) -> Tensor:
+def _in_cells(joints: Tensor, placement: CubePlacement, cells: int) -> Tensor:
     """Where the maximum of a right map lies: the release counts cells from their middles."""
     return to_voxels(joints, placement) / (placement.size / cells) + (0.5 if placement.compat == "release" else 0.0)
 
 
-def _explanations(joints: Tensor, placement: Placement, seen: _Seen) -> Iterator[tuple[str, str, Tensor]]:
+def _explanations(joints: Tensor, placement: CubePlacement, seen: _Seen) -> Iterator[tuple[str, str, Tensor]]:
     """Possible faults: the cause, in words, and where the maps would then put the joints."""
     for order in list(permutations((0, 1, 2)))[1:]:
         axes = ", ".join("xyz"[axis] for axis in order)
         yield "data.layout", f"their axes are {axes}", seen.expected[..., list(order)]
     changed = {
-        "they do not follow the variation of the input": unvaried(placement),
+        "they do not follow the variation of the input": unaugmented_placement(placement),
         "they are scaled by the inverse of the input's scale": replace(placement, scale=1 / placement.scale),
         "they are turned the other way": replace(placement, angle_rad=-placement.angle_rad),
     }
@@ -138,7 +138,7 @@ def _middle(offset: Tensor, shown: Tensor) -> Tensor:
     return offset[shown].median(dim=0).values if bool(shown.any()) else offset.new_zeros(3)
 
 
-def _stated_width(context: Context, part: Part) -> float | None:
+def _stated_width(context: Context, part: DataSubset) -> float | None:
     """The width that the recipe's transform was given, or has by default; None where another one draws the maps."""
     transforms = context.config.transforms
     for component in transforms.train if part is context.built.data.train else transforms.evaluate:
@@ -147,7 +147,7 @@ def _stated_width(context: Context, part: Part) -> float | None:
     return None
 
 
-def _of_place(context: Context, part: Part, joints: Tensor, placement: Placement, seen: _Seen) -> Finding:
+def _of_place(context: Context, part: DataSubset, joints: Tensor, placement: CubePlacement, seen: _Seen) -> Finding:
     fitting = ((cause, words) for cause, words, place in _explanations(joints, placement, seen) if seen.agrees(place))
     cause, explanation = next(fitting, ("data.target_encoding", "no permutation, shift or scale explains it"))
     off = (seen.found - seen.expected).abs().amax(dim=-1)
@@ -169,7 +169,7 @@ def _of_place(context: Context, part: Part, joints: Tensor, placement: Placement
     )
 
 
-def _of_width(context: Context, part: Part, measured: float, stated: float) -> Finding:
+def _of_width(context: Context, part: DataSubset, measured: float, stated: float) -> Finding:
     return misplaced_heatmap.finding(
         context,
         f"heat maps are {measured / stated:.2f} times as wide as in the recipe",
@@ -183,7 +183,7 @@ def _of_width(context: Context, part: Part, measured: float, stated: float) -> F
     )
 
 
-def _of_published(context: Context, part: Part, measured: float, published: float) -> Finding:
+def _of_published(context: Context, part: DataSubset, measured: float, published: float) -> Finding:
     return misplaced_heatmap.finding(
         context,
         f"heat maps are {measured / published:.2f} times as wide as the published ones",

@@ -5,21 +5,21 @@ from __future__ import annotations
 from sightline.doctor.checks.data.broken_fields import broken_field
 from sightline.doctor.context import Context, check
 from sightline.doctor.core.finding import Finding
-from sightline.doctor.core.survey import PartSurvey
-from sightline.members import TaskMembers
-from sightline.schema import nearest
+from sightline.doctor.core.sample_statistics import PartStatistics
+from sightline.optional_members import TaskMembers
+from sightline.schema import suggest
 
 __all__ = ["missing_batch_keys"]
 
 _NOT_READ_BY_NAME = ("sample_index", "offsets")
 
 
-@check("G6", "missing-batch-keys", "preflight", at="data")
+@check("G6", "missing-batch-keys", "preflight", config_path="data")
 def missing_batch_keys(context: Context) -> list[Finding]:
     """Every promised field is in every sample, and every key of a batch is there."""
     findings = [
         _of_samples(context, survey, name, missing)
-        for survey in context.survey
+        for survey in context.statistics
         for name, missing in survey.absent.items()
     ]
     if not findings:
@@ -27,7 +27,7 @@ def missing_batch_keys(context: Context) -> list[Finding]:
     return findings or _unread(context)
 
 
-def _of_samples(context: Context, survey: PartSurvey, name: str, missing: list[int]) -> Finding:
+def _of_samples(context: Context, survey: PartStatistics, name: str, missing: list[int]) -> Finding:
     is_partial = len(missing) < survey.num_sampled
     offered = sorted(survey.fields)
     return broken_field(
@@ -41,13 +41,13 @@ def _of_samples(context: Context, survey: PartSurvey, name: str, missing: list[i
         measured=", ".join(offered) or "nothing",
         detail=f"; {len(missing)} of {survey.num_sampled} samples lack '{name}'",
         expected=f"'{name}' in every sample, as info.fields lists it",
-        action=f"return '{name}' from the data set, or take it out of info.fields{nearest(name, offered)}",
+        action=f"return '{name}' from the data set, or take it out of info.fields{suggest(name, offered)}",
     )
 
 
 def _of_batch(context: Context) -> list[Finding]:
     """Keys that the reader promises and its batches lack: a collate or transform lost them."""
-    rehearsal = context.rehearsal
+    rehearsal = context.dry_run
     promised = context.built.data.train.reader.keys
     missing = sorted(promised - rehearsal.batch.keys()) if rehearsal.batch else []
     return [
@@ -66,11 +66,11 @@ def _of_batch(context: Context) -> list[Finding]:
 
 
 def _unread(context: Context) -> list[Finding]:
-    rehearsal = context.rehearsal
+    rehearsal = context.dry_run
     if not rehearsal.is_sound:
         return []
-    by_metrics = {name for meter in context.built.selection.meters for name in meter.update.names}
-    by_name = rehearsal.batch_reads | by_metrics | TaskMembers.reads.of(context.built.job.task)
+    by_metrics = {name for meter in context.built.selection_evaluator.metrics for name in meter.update.names}
+    by_name = rehearsal.batch_reads | by_metrics | TaskMembers.extra_batch_keys.get(context.built.job.task)
     if "features" in by_name:  # these fields travel inside it
         by_name |= set(context.built.data.train.dataset.info.features)
     reads = rehearsal.batch.keys() & by_name

@@ -7,21 +7,21 @@ from typing import Any
 
 from sightline.doctor.context import Context, check
 from sightline.doctor.core.finding import Finding
-from sightline.doctor.core.survey import PartSurvey, parts_of
+from sightline.doctor.core.sample_statistics import PartStatistics, parts_by_category
 
 __all__ = ["missing_category"]
 
 _FEWEST = 8  # so many samples of one category by chance: 16 ^ -7 with as many shapes of each of ShapeNet's sixteen
 
 
-@check("G6", "missing-category", "preflight", at="data")
+@check("G6", "missing-category", "preflight", config_path="data")
 def missing_category(context: Context) -> list[Finding]:
     """A part set has `category` in its samples, of more than one value, and one list of parts for each category."""
     facts = context.built.data.facts
-    table = parts_of(facts)
+    table = parts_by_category(facts)
     if table is None:
         return []
-    survey = context.survey[0]
+    survey = context.statistics[0]
     return [*_of_table(context, facts, table), *_of_samples(context, survey, len(table))]
 
 
@@ -60,7 +60,7 @@ def _of_table(context: Context, facts: Mapping[str, Any], table: list[list[int]]
         )
 
 
-def _of_samples(context: Context, survey: PartSurvey, num_categories: int) -> Iterator[Finding]:
+def _of_samples(context: Context, survey: PartStatistics, num_categories: int) -> Iterator[Finding]:
     seen = survey.fields.get("category")
     if seen is None and survey.num_sampled:
         yield missing_category.finding(
@@ -71,7 +71,7 @@ def _of_samples(context: Context, survey: PartSurvey, num_categories: int) -> It
             measured=f"samples have {', '.join(sorted(survey.fields))}",
             expected="the key 'category', one whole number for each sample: models take its one-hot, metrics its parts",
             action="return 'category' from the data set and name it in info.fields, or take parts_of_category out",
-            evidence={"looked_at": survey.extent},
+            evidence={"looked_at": survey.coverage_text},
         )
     elif seen is not None and len(seen.values) == 1 and survey.num_sampled >= _FEWEST and num_categories > 1:
         value = next(iter(seen.values))
@@ -83,10 +83,10 @@ def _of_samples(context: Context, survey: PartSurvey, num_categories: int) -> It
             severity="warning",
             causes=("data.sampling", "data.label_mapping", "data.ordering"),
             split="train",
-            measured=f"one value in {survey.extent}",
+            measured=f"one value in {survey.coverage_text}",
             expected=f"several of the {num_categories} categories",
             action="return each sample's own category; for a set of one category alone, state num_categories: 1",
-            evidence={"looked_at": survey.extent},
+            evidence={"looked_at": survey.coverage_text},
         )
 
 

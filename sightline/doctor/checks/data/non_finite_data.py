@@ -7,14 +7,14 @@ from collections.abc import Iterator
 
 from torch import Tensor
 
-from sightline.data.loading.leaves import leaves
+from sightline.data.loading.sample_arrays import array_leaves
 from sightline.doctor.checks.data.broken_fields import broken_field
 from sightline.doctor.context import Context, check
 from sightline.doctor.core.finding import Finding
-from sightline.doctor.core.survey import NonFinite, PartSurvey, read_samples
+from sightline.doctor.core.sample_statistics import NonFinite, PartStatistics, read_samples
 from sightline.types import Batch, Dataset, SampleKey
 
-__all__ = ["non_finite_data", "row_of"]
+__all__ = ["non_finite_data", "sample_of_element"]
 
 
 @check("G17", "non-finite-data", "preflight")
@@ -22,7 +22,7 @@ def non_finite_data(context: Context) -> list[Finding]:
     """Every number that was looked at is finite: in the samples, and in a training batch after the transforms."""
     findings = [
         _of_field(context, survey, name, found.non_finite, found.num_non_finite)
-        for survey in context.survey
+        for survey in context.statistics
         for name, found in survey.fields.items()
         if found.non_finite is not None and not _may_be_nan(survey.part.dataset, name, found.non_finite.value)
     ]
@@ -35,7 +35,7 @@ def _may_be_nan(dataset: Dataset, name: str, value: float) -> bool:
     return field is not None and field.may_be_nan and math.isnan(value)
 
 
-def row_of(batch: Batch, tensor: Tensor, position: tuple[int, ...]) -> int | None:
+def sample_of_element(batch: Batch, tensor: Tensor, position: tuple[int, ...]) -> int | None:
     """The sample index that a position of a batch's tensor belongs to: by row, or by the offsets of ragged fields."""
     indices = batch.get("sample_index")
     if indices is None or not position:
@@ -48,8 +48,8 @@ def row_of(batch: Batch, tensor: Tensor, position: tuple[int, ...]) -> int | Non
     return None
 
 
-def _of_field(context: Context, survey: PartSurvey, name: str, fault: NonFinite, count: int) -> Finding:
-    rehearsal = context.rehearsal
+def _of_field(context: Context, survey: PartStatistics, name: str, fault: NonFinite, count: int) -> Finding:
+    rehearsal = context.dry_run
     features = survey.part.dataset.info.features
     reads = rehearsal.batch_reads | (set(features) if "features" in rehearsal.batch_reads else set())
     is_read = name in reads or not rehearsal.batch_reads
@@ -72,9 +72,9 @@ def _of_field(context: Context, survey: PartSurvey, name: str, fault: NonFinite,
 
 def _of_batch(context: Context) -> Iterator[Finding]:
     """Faults of a training batch that its samples do not have: a transform made them."""
-    batch = context.rehearsal.batch
+    batch = context.dry_run.batch
     for key, value in batch.items():
-        for leaf, tensor in leaves(value, key):
+        for leaf, tensor in array_leaves(value, key):
             is_unsound = ~tensor.isfinite()
             if _may_be_nan(context.built.data.train.dataset, key, math.nan):
                 is_unsound &= ~tensor.isnan()
@@ -87,7 +87,7 @@ def _of_batch(context: Context) -> Iterator[Finding]:
 
 def _of_leaf(context: Context, key: str, leaf: str, tensor: Tensor, position: tuple[int, ...]) -> Finding:
     names = ", ".join(component.name for component in context.config.transforms.train) or "none"
-    index = row_of(context.rehearsal.batch, tensor, position)
+    index = sample_of_element(context.dry_run.batch, tensor, position)
     is_stored = index is not None and _is_stored(context, index)
     causes = ("data.corrupt_sample", "data.normalisation") if is_stored else ("data.normalisation", "model.numerics")
     return non_finite_data.finding(
@@ -103,11 +103,11 @@ def _of_leaf(context: Context, key: str, leaf: str, tensor: Tensor, position: tu
         action="mend or leave out the sample"
         if is_stored
         else "look for a division by zero in the transforms: a cloud of equal points, an empty crop",
-        evidence={"field": key, "samples": f"{context.rehearsal.num_samples} of the first step"},
+        evidence={"field": key, "samples": f"{context.dry_run.num_samples} of the first step"},
     )
 
 
 def _is_stored(context: Context, index: int) -> bool:
     """Whether a training sample is not finite before any transform."""
     sample = read_samples(context.built.data.train.dataset, [SampleKey(index, 0, context.config.seed)])[0]
-    return any(t.is_floating_point() and not bool(t.isfinite().all()) for _, t in leaves(sample))
+    return any(t.is_floating_point() and not bool(t.isfinite().all()) for _, t in array_leaves(sample))

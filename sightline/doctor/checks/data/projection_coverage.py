@@ -11,7 +11,7 @@ from torch import Tensor
 from sightline.doctor.checks.data.range_images import PartImages, images_by_part
 from sightline.doctor.context import Context, check
 from sightline.doctor.core.finding import Finding
-from sightline.geometry.scans.projection import RangeView, locate
+from sightline.geometry.scans.projection import RangeView, compute_pixels
 
 __all__ = ["projection_coverage"]
 
@@ -44,7 +44,7 @@ class _Fault(NamedTuple):
     "preflight",
     severity="warning",
     causes=("data.projection", "cfg.axis_swap", "data.layout"),
-    at="data.sensor",
+    config_path="data.sensor",
 )
 def projection_coverage(context: Context) -> list[Finding]:
     """Points lie within the image, rows fall from the highest beam, and no half of the rows is always empty."""
@@ -102,7 +102,7 @@ def _measured(images: PartImages) -> tuple[Tensor, Tensor, float, float]:
         points, offsets = batch["points"], batch["whole_offsets"]
         if len(points) != int(offsets[-1]):
             continue  # what follows the projection thinned them
-        found = locate(points, view=images.view, offsets=offsets, ring=batch.get("ring"))
+        found = compute_pixels(points, view=images.view, offsets=offsets, ring=batch.get("ring"))
         is_point = found.ranges > 0
         rows.append((batch["nearest"] // images.view.width)[is_point].cpu())
         elevations.append((points[is_point, 2] / found.ranges[is_point]).double().clamp(-1, 1).asin().cpu())

@@ -7,10 +7,10 @@ from collections.abc import Iterator
 import numpy as np
 
 from sightline.doctor.context import Context, check
-from sightline.doctor.core.census import Census
+from sightline.doctor.core.class_counts import ClassCounts
 from sightline.doctor.core.finding import Finding
 
-__all__ = ["name_of_class", "untrained_class"]
+__all__ = ["class_display_name", "untrained_class"]
 
 _MOST_LISTED = 5
 _FEWEST_CLASSES, _FEWEST_EACH = 3, 20
@@ -23,19 +23,19 @@ _BACKGROUND = frozenset({"background", "__background__", "_background_", "bg", "
     "preflight",
     severity="warning",
     causes=("data.split", "data.label_mapping", "data.sampling"),
-    at="data",
+    config_path="data",
 )
 def untrained_class(context: Context) -> list[Finding]:
     """Every class of an evaluated part occurs in training; a training part not wholly counted is not judged.
 
     Of boxes the first class is not background, nor the only one of several that never occurs.
     """
-    trained, *evaluated = context.census
-    if trained is not None and context.survey[0].boxed and _is_shifted(context, trained.targets):
+    trained, *evaluated = context.class_counts
+    if trained is not None and context.statistics[0].boxed and _is_shifted(context, trained.targets):
         return [
             untrained_class.finding(
                 context,
-                f"no box has the class {name_of_class(context, 0)}: labels count from 1?",
+                f"no box has the class {class_display_name(context, 0)}: labels count from 1?",
                 causes=("data.label_mapping", "cfg.class_count"),
                 split="train",
                 measured=f"0 of {trained.targets.sum()} boxes, {trained.targets[-1]} of the last, {trained.looked_at}",
@@ -55,19 +55,19 @@ def _is_shifted(context: Context, targets: np.ndarray) -> bool:
     return bool(targets[0] == 0 < targets.sum()) and (is_only or name.lower() in _BACKGROUND)
 
 
-def name_of_class(context: Context, number: int) -> str:
+def class_display_name(context: Context, number: int) -> str:
     """The name of a class, or its number where it has none."""
     names = context.built.data.facts.get("class_names") or ()
     return f"{number} ({names[number]})" if number < len(names) else str(number)
 
 
-def _of_part(context: Context, trained: Census, evaluated: Census) -> Iterator[Finding]:
+def _of_part(context: Context, trained: ClassCounts, evaluated: ClassCounts) -> Iterator[Finding]:
     if len(trained.targets) != len(evaluated.targets):
         return
     missing = np.flatnonzero((trained.targets == 0) & (evaluated.targets > 0)).tolist()
     if not missing:
         return
-    shown = ", ".join(name_of_class(context, number) for number in missing[:_MOST_LISTED])
+    shown = ", ".join(class_display_name(context, number) for number in missing[:_MOST_LISTED])
     more = f" and {len(missing) - _MOST_LISTED} more" if len(missing) > _MOST_LISTED else ""
     share = evaluated.targets[missing].sum() / evaluated.targets.sum()
     yield untrained_class.finding(
@@ -76,7 +76,7 @@ def _of_part(context: Context, trained: Census, evaluated: Census) -> Iterator[F
         f"without training samples: {shown}{more}",
         split=evaluated.split,
         measured="; ".join(
-            f"class {name_of_class(context, number)}: 0 of {trained.targets.sum()} training targets, "
+            f"class {class_display_name(context, number)}: 0 of {trained.targets.sum()} training targets, "
             f"{evaluated.targets[number]} of {evaluated.targets.sum()} here"
             for number in missing[:_MOST_LISTED]
         )

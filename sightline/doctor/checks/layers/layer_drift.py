@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from sightline.doctor.checks.layers.layer_forward import place_of
+from sightline.doctor.checks.layers.layer_forward import result_location
 from sightline.doctor.context import Context, check
 from sightline.doctor.core.finding import Finding
-from sightline.doctor.oracles.rows import Row
+from sightline.doctor.oracles.results import OracleResult
 
 __all__ = ["layer_drift"]
 
@@ -18,18 +18,18 @@ def layer_drift(context: Context) -> list[Finding]:
     does to it in float64. The middle one, since a neighbour chosen otherwise changes few values a lot, and rounding all
     of them a little.
     """
-    drifting = [row for row in context.oracles if row.drifts and not row.is_wrong_forward]
+    drifting = [row for row in context.oracle_results if row.drifts and not row.is_wrong_forward]
     inner = [row for row in drifting if not any(_holds(row, other) for other in drifting)]
     return [_of_row(context, row) for row in inner]
 
 
-def _holds(row: Row, other: Row) -> bool:
+def _holds(row: OracleResult, other: OracleResult) -> bool:
     return row is not other and (row.place.startswith("(") or other.place.startswith(f"{row.place}."))
 
 
-def _of_row(context: Context, row: Row) -> Finding:
+def _of_row(context: Context, row: OracleResult) -> Finding:
     return layer_drift.finding(
-        place_of(context, row),
+        result_location(context, row),
         f"'{row.place}' is far less exact in float32 than float32 is",
         measured=f"{row.kind}: the middle value is off by {row.drift:.3g} of the largest",
         expected=f"at most {row.drift_limit:.3g}: 1e-5 (1e-3 for what is made of others), or sixteen times "

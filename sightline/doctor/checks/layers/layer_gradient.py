@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from sightline.doctor.checks.layers.layer_forward import place_of
+from sightline.doctor.checks.layers.layer_forward import result_location
 from sightline.doctor.context import Context, check
 from sightline.doctor.core.finding import Finding
-from sightline.doctor.oracles.rows import Row
+from sightline.doctor.oracles.results import OracleResult
 
 __all__ = ["layer_gradient"]
 
@@ -16,27 +16,27 @@ def layer_gradient(context: Context) -> list[Finding]:
 
     A layer is named, and not the ones around it, whose gradients are wrong with it.
     """
-    wrong = [row for row in context.oracles if row.is_wrong_backward]
+    wrong = [row for row in context.oracle_results if row.is_wrong_backward]
     inner = [row for row in wrong if not any(_holds(row, other) for other in wrong)]
     return [_of_row(context, row, [other.place for other in wrong if _holds(other, row)]) for row in inner]
 
 
-def _holds(row: Row, other: Row) -> bool:
+def _holds(row: OracleResult, other: OracleResult) -> bool:
     """Whether the other layer stands inside this one; the whole model holds all."""
     if row is other or row.is_loss or other.is_loss:
         return False
     return row.place.startswith("(") or other.place.startswith(f"{row.place}.")
 
 
-def _of_row(context: Context, row: Row, around: list[str]) -> Finding:
+def _of_row(context: Context, row: OracleResult, around: list[str]) -> Finding:
     causes = ("loss.detached", "loss.inplace", "loss.form") if row.is_loss else ("model.numerics", "loss.inplace")
-    first = row.slope is not None and not row.slope <= row.tolerance
+    first = row.gradient_error is not None and not row.gradient_error <= row.tolerance
     of = "" if first else " (of the second derivative)"
     return layer_gradient.finding(
-        place_of(context, row),
+        result_location(context, row),
         f"the gradient of '{row.weakest}' in '{row.place}' is not the derivative of what it computes{of}",
         causes=causes,
-        measured=f"{row.kind}: off by {row.slope if first else row.second:.3g} of its size, in float64",
+        measured=f"{row.kind}: off by {row.gradient_error if first else row.second:.3g} of its size, in float64",
         expected=f"at most {row.tolerance:g}; healthy ones stay a factor of ten below",
         action="look for a backward of its own, for .data, detach() and no_grad, and for edits in place; a surrogate "
         "that is meant is declared, by @sightline.surrogate_gradient or surrogate_gradient = True",

@@ -6,21 +6,21 @@ from collections import Counter
 
 from sightline.doctor.context import Context, check
 from sightline.doctor.core.finding import Finding
-from sightline.doctor.oracles.rows import Row
+from sightline.doctor.oracles.results import OracleResult
 
 __all__ = ["unverified_layers"]
 
 _COLUMNS = ("layer", "of them", "first", "NumPy", "gradient", "second", "float32", "verdict")
 
 
-@check("G24", "unverified-layers", "deep", severity="note", causes=("model.structure",), at="model")
+@check("G24", "unverified-layers", "deep", severity="note", causes=("model.structure",), config_path="model")
 def unverified_layers(context: Context) -> list[Finding]:
     """A table of every kind of layer and every loss. Right gradients do not make a right forward pass.
 
     `checked` is what agrees with NumPy and with finite differences, `half-checked` what has only right gradients,
     `declared` what has a surrogate gradient on purpose.
     """
-    rows = context.oracles
+    rows = context.oracle_results
     if not rows:
         return []
     counted = Counter(row.verdict for row in rows)
@@ -43,12 +43,14 @@ def unverified_layers(context: Context) -> list[Finding]:
 _VERDICTS = ("checked", "half-checked", "declared", "not checked", "wrong")
 
 
-def _describe(row: Row) -> str:
+def _describe(row: OracleResult) -> str:
     kind = row.kind.split("(", 1)[0]
     reason = f"surrogate gradient of {', '.join(row.declared)}" if row.declared else row.note
     return f"{kind} '{row.place}' {row.verdict}" + (f" ({reason})" if reason else "")
 
 
-def _cells(row: Row) -> list[object]:
-    figures = [None if value is None else f"{value:.1e}" for value in (row.forward, row.slope, row.second, row.drift)]
+def _cells(row: OracleResult) -> list[object]:
+    figures = [
+        None if value is None else f"{value:.1e}" for value in (row.forward, row.gradient_error, row.second, row.drift)
+    ]
     return [row.kind, row.count, row.place, *figures, row.verdict]

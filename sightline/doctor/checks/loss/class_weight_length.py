@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from sightline.doctor.context import Context, check
 from sightline.doctor.core.class_axes import class_axis
+from sightline.doctor.core.dry_run import DryRun
 from sightline.doctor.core.finding import Finding
-from sightline.doctor.core.owned import owned
-from sightline.doctor.core.rehearsal import Rehearsal
+from sightline.doctor.core.object_graph import iter_reachable
 
 __all__ = ["class_weight_length"]
 
@@ -44,10 +44,10 @@ def _counts(context: Context, num_classes: int) -> dict[str, tuple[int, str, str
         for name in ("class_names", "class_counts")
         if facts.get(name) is not None
     }
-    width = _head_width(context.rehearsal, num_classes)
+    width = _head_width(context.dry_run, num_classes)
     if width is not None:
         counts["outputs of the head"] = (width, "cfg.class_count", "model")
-    for place, meter in enumerate(context.built.selection.meters):
+    for place, meter in enumerate(context.built.selection_evaluator.metrics):
         classes = getattr(meter.metric, "num_classes", None)
         if isinstance(classes, int):
             name = f"classes of metric {type(meter.metric).__name__}"
@@ -55,7 +55,7 @@ def _counts(context: Context, num_classes: int) -> dict[str, tuple[int, str, str
     return counts
 
 
-def _head_width(rehearsal: Rehearsal, num_classes: int) -> int | None:
+def _head_width(rehearsal: DryRun, num_classes: int) -> int | None:
     """The width of `logits` along the axis of classes, from one forward pass on a copy."""
     outputs = rehearsal.seen_outputs
     logits, label = outputs.get("logits"), rehearsal.batch.get("label")
@@ -67,7 +67,7 @@ def _head_width(rehearsal: Rehearsal, num_classes: int) -> int | None:
 
 def _weights(context: Context) -> Iterator[tuple[str, str, list[float]]]:
     """Class weights that losses hold: their config path, their name, their values."""
-    for path, loss in owned(context.built.job.task, nn.Module):
+    for path, loss in iter_reachable(context.built.job.task, nn.Module):
         takes_logits = "logits" in getattr(type(loss).forward, "__annotations__", {})
         names = (*_ALWAYS_PER_CLASS, *(_PER_CLASS_BESIDE_LOGITS if takes_logits else ()))
         for name in names:

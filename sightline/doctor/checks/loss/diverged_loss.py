@@ -10,7 +10,7 @@ from typing import Any
 from sightline.doctor.checks.loss.trivial_plateau import improves, trivial_plateau
 from sightline.doctor.checks.loss.trivial_predictors import trivial_predictions
 from sightline.doctor.context import Context, check
-from sightline.doctor.core.finding import Finding, Place
+from sightline.doctor.core.finding import Finding, FindingLocation
 from sightline.runs.run_documents import read_lines
 
 __all__ = ["diverged_loss"]
@@ -46,7 +46,7 @@ def _of_end(context: Context, lines: Lines, trained: Lines, file: Path) -> Itera
     rate = max(group["base_lr"] for group in context.built.job.optimizer.param_groups)
     last = trained[-1].get("loss/total")
     start = trained[0].get("loss/total") if context.first_loss is None else context.first_loss
-    place = Place(file=str(file), step=trained[-1]["step"], config_path="optimizer.lr")
+    place = FindingLocation(file=str(file), step=trained[-1]["step"], config_path="optimizer.lr")
     diverged = f"the training diverged at a learning rate of {rate:.3g}"
     if last is None:
         yield diverged_loss.finding(
@@ -67,7 +67,9 @@ def _of_end(context: Context, lines: Lines, trained: Lines, file: Path) -> Itera
         yield from _of_chance(context, lines, trained, place, rate)
 
 
-def _of_chance(context: Context, lines: Lines, trained: Lines, place: Place, rate: float) -> Iterator[Finding]:
+def _of_chance(
+    context: Context, lines: Lines, trained: Lines, place: FindingLocation, rate: float
+) -> Iterator[Finding]:
     """Every loss whose constant prediction is known is no better than it, and the metric does not improve."""
     metric, mode = context.config.evaluate.metric, context.config.evaluate.mode
     if improves(lines, metric, is_larger_better=mode == "max"):
@@ -99,11 +101,11 @@ def _chances(context: Context) -> dict[str, tuple[float, float]]:
     """
     values: dict[str, list[float]] = {}
     for trivial in trivial_predictions(context):
-        squares = context.squares.get(trivial.loss)
+        squares = context.squared_losses.get(trivial.loss)
         if squares is None or squares.target_key is not None:
             values.setdefault(trivial.loss, []).append(trivial.value)
     return {
-        name: (max(each), _SQUARES) if name in context.squares else (min(each), _CLASSES)
+        name: (max(each), _SQUARES) if name in context.squared_losses else (min(each), _CLASSES)
         for name, each in values.items()
     }
 

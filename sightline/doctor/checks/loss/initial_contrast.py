@@ -34,7 +34,7 @@ def initial_contrast(context: Context) -> list[Finding]:
     And it is no larger than with partners exchanged at random: before training, an object's partner is as near as any
     other's, or nearer. That loss is about ln(2M - 1) + 1 / (2 tau^2 d). Source: Chen et al. 2020, eq. 1.
     """
-    if pairs_task(context) is None or not context.rehearsal.is_sound:
+    if pairs_task(context) is None or not context.dry_run.is_sound:
         return []
     _, outputs = context.first_outputs
     rows = {name: value.double().cpu() for name in OUTPUTS if isinstance(value := outputs.get(name), Tensor)}

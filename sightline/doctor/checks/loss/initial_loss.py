@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sightline.compiled import working_s
 from sightline.doctor.context import Context, check
 from sightline.doctor.core.class_axes import class_axis
+from sightline.doctor.core.dry_run import Outputs
 from sightline.doctor.core.finding import Finding
-from sightline.doctor.core.rehearsal import Outputs
-from sightline.doctor.oracles.replay import Replay, loss_counts
-from sightline.engine.step import run_batch
+from sightline.doctor.oracles.replay import FixedOutputs, loss_counts
+from sightline.engine.step import compute_batch_losses
+from sightline.numba_kernels import compute_seconds
 from sightline.types import Batch
 
 __all__ = ["initial_loss"]
@@ -50,7 +50,9 @@ class _Case:
         """The configured loss's sum and count for these labels."""
         job, device = self.context.built.job, self.context.world.device
         with torch.no_grad():
-            sums, counts = run_batch(job.task, Replay(self.outputs), self._batch(label), device, job.precision)
+            sums, counts = compute_batch_losses(
+                job.task, FixedOutputs(self.outputs), self._batch(label), device, job.precision
+            )
         return float(sums[self.name]), float(counts[self.name])
 
     def count(self, label: Tensor) -> float:
@@ -74,7 +76,7 @@ class _Case:
 @check("G20", "initial-loss", "preflight")
 def initial_loss(context: Context) -> list[Finding]:
     """Over all shifts of the classes a cross entropy's mean is mean_i[logsumexp(z_i) - mean_c z_ic], whatever z is."""
-    if not context.rehearsal.is_sound:
+    if not context.dry_run.is_sound:
         return []
     findings: list[Finding] = []
     batch, outputs = context.first_outputs
@@ -207,9 +209,9 @@ def _of_start(case: _Case) -> Iterator[Finding]:
 def _of_dependence(case: _Case, measured: float) -> Iterator[Finding]:
     """Before training, the true labels are as good as any renaming of the classes."""
     draws = np.random.Generator(np.random.PCG64(0))
-    started = working_s()
+    started = compute_seconds()
     values: list[float] = []
-    while len(values) < _RELABELLINGS and working_s() - started < _MOST_SECONDS:
+    while len(values) < _RELABELLINGS and compute_seconds() - started < _MOST_SECONDS:
         table = torch.from_numpy(draws.permutation(case.num_classes)).to(case.label.device)
         values.append(case.mean(case.relabelled(table)))
     mean, std = float(np.mean(values)), float(np.std(values))

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from sightline.doctor.context import Context, check
 from sightline.doctor.core.finding import Finding
-from sightline.doctor.oracles.squares import Squares
+from sightline.doctor.oracles.squares import SquaredErrorLoss
 
-__all__ = ["initial_squares", "predicted"]
+__all__ = ["expected_mean_square", "initial_squares"]
 
 _LEAST = 0.5
 _MOST = 2.0
@@ -21,13 +21,13 @@ def initial_squares(context: Context) -> list[Finding]:
     if context.config.init is not None or context.built.job.step > 0:
         return []
     found = []
-    for name, squares in context.squares.items():
+    for name, squares in context.squared_losses.items():
         if squares.zero > 0:
             found += _of(context, name, squares)
     return found
 
 
-def predicted(squares: Squares) -> float:
+def expected_mean_square(squares: SquaredErrorLoss) -> float:
     """The first mean square, by the sizes of outputs and targets alone."""
     total = float(squares.weight.sum())
     size = float((squares.weight * squares.output.square()).sum()) / squares.count
@@ -35,8 +35,8 @@ def predicted(squares: Squares) -> float:
     return size + squares.zero - 2 * middle * squares.middle * squares.factor
 
 
-def _of(context: Context, name: str, squares: Squares) -> list[Finding]:
-    measured, expected = squares.mean(squares.output), predicted(squares)
+def _of(context: Context, name: str, squares: SquaredErrorLoss) -> list[Finding]:
+    measured, expected = squares.mean(squares.output), expected_mean_square(squares)
     size = measured / squares.zero
     shown = f"{measured:.4e} = {size:.4g} times {squares.zero:.4e}, the loss of predicting 0"
     if measured < _LEAST * expected:

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from sightline.doctor.context import Context, check
-from sightline.doctor.core.finding import Finding, Place
+from sightline.doctor.core.finding import Finding, FindingLocation
 from sightline.runs.run_documents import read_lines
-from sightline.tasks.contrast import OF_CHANCE
+from sightline.tasks.contrast import CHANCE_SUFFIX
 
 __all__ = ["at_chance", "loss_at_chance"]
 
@@ -39,7 +39,7 @@ def at_chance(lines: Sequence[Mapping[str, Any]], *, file: Path) -> list[Finding
     trained = [line for line in lines if line.get("split") == "train"]
     if not trained or trained[-1]["step"] < _FEWEST_STEPS:
         return []
-    names = [key.removesuffix(OF_CHANCE) for key in trained[-1] if key.endswith(OF_CHANCE)]
+    names = [key.removesuffix(CHANCE_SUFFIX) for key in trained[-1] if key.endswith(CHANCE_SUFFIX)]
     return [finding for name in names if (finding := _of_term(trained, name, file)) is not None]
 
 
@@ -59,7 +59,7 @@ def _of_term(lines: Sequence[Mapping[str, Any]], name: str, file: Path) -> Findi
         "the network gives the same output for all objects" if is_collapsed else "nothing was learnt from these pairs"
     )
     return loss_at_chance.finding(
-        Place(file=str(file), step=final["step"]),
+        FindingLocation(file=str(file), step=final["step"]),
         f"'{name}' ends at chance: {reason}",
         causes=causes,
         measured=f"{last:.3f} of chance over the last {quarter} of {len(lines)} lines, {first:.3f} over the first",
@@ -72,5 +72,5 @@ def _of_term(lines: Sequence[Mapping[str, Any]], name: str, file: Path) -> Findi
 
 def _mean(lines: Sequence[Mapping[str, Any]], name: str) -> float:
     """The mean of the values that the lines have; NaN, which is near nothing, where they have none."""
-    values = [line[name + OF_CHANCE] for line in lines if line.get(name + OF_CHANCE) is not None]
+    values = [line[name + CHANCE_SUFFIX] for line in lines if line.get(name + CHANCE_SUFFIX) is not None]
     return math.fsum(values) / len(values) if values else math.nan

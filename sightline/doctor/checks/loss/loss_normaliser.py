@@ -11,8 +11,8 @@ from torch import Tensor
 
 from sightline.doctor.context import Context, check
 from sightline.doctor.core.finding import Finding
-from sightline.doctor.oracles.replay import Replay
-from sightline.engine.step import mean, run_batch
+from sightline.doctor.oracles.replay import FixedOutputs
+from sightline.engine.step import compute_batch_losses, divide_by_count
 from sightline.geometry.boxes.priors import BACKGROUND, IGNORED
 
 __all__ = ["loss_normaliser"]
@@ -30,7 +30,7 @@ def loss_normaliser(context: Context) -> list[Finding]:
 
     Source: Lin et al. 2017, Focal Loss for Dense Object Detection, section 4.1: divided by the priors with a box.
     """
-    if context.assigned is None or not int(context.assigned.positives.sum()):
+    if context.assignments is None or not int(context.assignments.positives.sum()):
         return []
     try:
         plain, wide, hidden = (_means(context, target) for target in (None, BACKGROUND, IGNORED))
@@ -77,5 +77,5 @@ def _means(context: Context, added: int | None) -> dict[str, float]:
     }
     task.context = lambda model, batch: around
     with torch.no_grad():
-        sums, counts = run_batch(task, Replay(outputs), batch, context.world.device, job.precision)
-    return {name: float(mean(total, counts[name])) for name, total in sums.items()}
+        sums, counts = compute_batch_losses(task, FixedOutputs(outputs), batch, context.world.device, job.precision)
+    return {name: float(divide_by_count(total, counts[name])) for name, total in sums.items()}

@@ -47,9 +47,9 @@ def pair_losses(
     with torch.no_grad():
         step = prepare_step(task, model, micro_batches, everyone)
         for index in range(len(micro_batches)):
-            for name, term in step.sums(model, index).items():
+            for name, term in step.loss_sums(model, index).items():
                 sums[name] = sums.get(name, torch.zeros((), dtype=torch.float64)) + term.double()
-    sums = everyone.all_reduce_sum(sums, what="losses of rows that are known")
+    sums = everyone.all_reduce_sum(sums, operation="losses of rows that are known")
     return {name: float(sums[name]) / float(step.counts[name]) for name in BUILT_IN if name in sums}
 
 

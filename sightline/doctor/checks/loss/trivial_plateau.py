@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sightline.doctor.checks.loss.trivial_predictors import Trivial, trivial_predictions
+from sightline.doctor.checks.loss.trivial_predictors import ConstantBaseline, trivial_predictions
 from sightline.doctor.context import Context, check
-from sightline.doctor.core.finding import Finding, Place
-from sightline.doctor.core.rehearsal import detached, keys_of, read
+from sightline.doctor.core.dry_run import detached, read_batch, step_keys
+from sightline.doctor.core.finding import Finding, FindingLocation
 from sightline.runs.run_documents import read_lines
 
 __all__ = ["improves", "stays_at", "trivial_plateau"]
@@ -38,12 +38,12 @@ def trivial_plateau(context: Context) -> list[Finding]:
     Only where the trained model's predictions are still near that constant, and the metric that chooses the best
     checkpoint does not improve: heat maps' losses stand still while their peaks move.
     """
-    if context.run is None or not (context.run / "metrics.jsonl").is_file() or context.trained is None:
+    if context.run is None or not (context.run / "metrics.jsonl").is_file() or context.trained_model is None:
         return []
     file = context.run / "metrics.jsonl"
     lines = read_lines(file)
     metric, mode = context.config.evaluate.metric, context.config.evaluate.mode
-    if not context.rehearsal.is_sound or improves(lines, metric, is_larger_better=mode == "max"):
+    if not context.dry_run.is_sound or improves(lines, metric, is_larger_better=mode == "max"):
         return []
     found: dict[str, Finding] = {}
     for trivial in trivial_predictions(context):
@@ -82,11 +82,11 @@ def improves(lines: Sequence[Mapping[str, Any]], metric: str, *, is_larger_bette
     return gain > _BETTER * max(abs(first), abs(last))
 
 
-def _distance(context: Context, trivial: Trivial) -> float | None:
+def _distance(context: Context, trivial: ConstantBaseline) -> float | None:
     """How far the trained model's predictions are from the constant: of the targets' size, or between logits."""
-    job, model = context.built.job, context.trained
+    job, model = context.built.job, context.trained_model
     assert model is not None, "only for a run that kept a checkpoint"
-    batch = read(job, keys_of(job, step=0)[: context.rehearsal.num_samples], context.world.device)
+    batch = read_batch(job, step_keys(job, step=0)[: context.dry_run.num_samples], context.world.device)
     seen: list[Any] = []
     handle = model.register_forward_hook(lambda module, inputs, given: seen.append(detached(given)))
     try:
@@ -97,17 +97,19 @@ def _distance(context: Context, trivial: Trivial) -> float | None:
     output = seen[-1].get(trivial.output_key) if seen and isinstance(seen[-1], Mapping) else None
     if not isinstance(output, Tensor):
         return None
-    squares = context.squares.get(trivial.loss)
+    squares = context.squared_losses.get(trivial.loss)
     if squares is None or trivial.prediction is None:
         return float((output - output.mean(dim=0, keepdim=True)).double().std(correction=0))
     size = float((squares.target - trivial.prediction).abs().max())
     return float((output.double() - trivial.prediction).abs().max()) / size if size > 0 else None
 
 
-def _of_trivial(context: Context, trivial: Trivial, span: tuple[int, int, float], off: float, file: Path) -> Finding:
+def _of_trivial(
+    context: Context, trivial: ConstantBaseline, span: tuple[int, int, float], off: float, file: Path
+) -> Finding:
     first, last, measured = span
     return trivial_plateau.finding(
-        Place(file=str(file), step=last, config_path=context.loss_path(trivial.loss)),
+        FindingLocation(file=str(file), step=last, config_path=context.loss_path(trivial.loss)),
         f"'{trivial.loss}' stays at the loss of a constant prediction ({trivial.description}): nothing was learnt",
         measured=f"{measured:.4e} over steps {first} to {last}; the predictions differ from the constant by {off:.2g}",
         expected=f"well below {trivial.value:.4e}, by the targets",

@@ -14,15 +14,15 @@ from sightline.doctor.context import Check, Context, check
 from sightline.doctor.core.class_axes import class_axis
 from sightline.doctor.core.finding import Finding
 from sightline.doctor.oracles.replay import loss_counts, loss_sums
-from sightline.doctor.oracles.squares import Squares
+from sightline.doctor.oracles.squares import SquaredErrorLoss
 
-__all__ = ["Trivial", "trivial_classes", "trivial_predictions", "trivial_predictors"]
+__all__ = ["ConstantBaseline", "trivial_classes", "trivial_predictions", "trivial_predictors"]
 
 _LEAST_SHARE = 1e-6
 
 
 @dataclass(frozen=True)
-class Trivial:
+class ConstantBaseline:
     """A constant prediction: its description, its loss, and the key of its output."""
 
     loss: str
@@ -37,8 +37,8 @@ def trivial_predictors(context: Context) -> list[Finding]:
     """Of each sum of squares the loss of zeros and of the best constant: one that stays there has learned nothing."""
     return [
         _note(trivial_predictors, context, name, predictions)
-        for name, squares in context.squares.items()
-        if (predictions := list(of_squares(name, squares)))
+        for name, squares in context.squared_losses.items()
+        if (predictions := list(squared_loss_baselines(name, squares)))
     ]
 
 
@@ -46,31 +46,31 @@ def trivial_predictors(context: Context) -> list[Finding]:
 def trivial_classes(context: Context) -> list[Finding]:
     """Of cross entropy the loss of equal chances and of the classes' shares in training."""
     names = [component.name for component in context.config.losses if component.name == "cross_entropy"]
-    predictions = {name: list(_of_classes(context, name)) for name in names if context.rehearsal.is_sound}
+    predictions = {name: list(_of_classes(context, name)) for name in names if context.dry_run.is_sound}
     return [_note(trivial_classes, context, name, found) for name, found in predictions.items() if found]
 
 
-def trivial_predictions(context: Context) -> Iterator[Trivial]:
+def trivial_predictions(context: Context) -> Iterator[ConstantBaseline]:
     """All constant predictions whose losses are known for this run."""
-    for name, squares in context.squares.items():
-        yield from of_squares(name, squares)
+    for name, squares in context.squared_losses.items():
+        yield from squared_loss_baselines(name, squares)
     for component in context.config.losses:
-        if component.name == "cross_entropy" and context.rehearsal.is_sound:
+        if component.name == "cross_entropy" and context.dry_run.is_sound:
             yield from _of_classes(context, component.name)
 
 
-def of_squares(name: str, squares: Squares) -> Iterator[Trivial]:
+def squared_loss_baselines(name: str, squares: SquaredErrorLoss) -> Iterator[ConstantBaseline]:
     """Zero, and the mean target; nothing of a penalty, whose target is 0 itself."""
     if squares.zero == 0:
         return
-    yield Trivial(name, "0 everywhere", squares.zero, squares.output_key, 0.0)
+    yield ConstantBaseline(name, "0 everywhere", squares.zero, squares.output_key, 0.0)
     description = f"the mean target {squares.middle:.4g} everywhere"
-    yield Trivial(name, description, squares.constant, squares.output_key, squares.middle)
+    yield ConstantBaseline(name, description, squares.constant_baseline, squares.output_key, squares.middle)
 
 
-def _of_classes(context: Context, name: str) -> Iterator[Trivial]:
-    census = next((each for each in context.census if each is not None and each.split == "train"), None)
-    logits, label = context.rehearsal.seen_outputs.get("logits"), context.rehearsal.batch.get("label")
+def _of_classes(context: Context, name: str) -> Iterator[ConstantBaseline]:
+    census = next((each for each in context.class_counts if each is not None and each.split == "train"), None)
+    logits, label = context.dry_run.seen_outputs.get("logits"), context.dry_run.batch.get("label")
     if census is None or not census.targets.sum() or not isinstance(logits, Tensor) or not isinstance(label, Tensor):
         return
     axis = class_axis(logits, label)
@@ -82,12 +82,12 @@ def _of_classes(context: Context, name: str) -> Iterator[Trivial]:
     for description, prediction in predictions if len(set(shares.tolist())) > 1 else predictions[:1]:
         value = _expected(context, name, axis, torch.from_numpy(prediction), shares)
         if math.isfinite(value):
-            yield Trivial(name, description, value, "logits")
+            yield ConstantBaseline(name, description, value, "logits")
 
 
 def _expected(context: Context, name: str, axis: int, prediction: Tensor, shares: np.ndarray) -> float:
     """The configured loss of one prediction for everything, over labels that come as often as in training."""
-    job, rehearsal = context.built.job, context.rehearsal
+    job, rehearsal = context.built.job, context.dry_run
     logits = rehearsal.seen_outputs["logits"]
     shape = [1] * logits.ndim
     shape[axis] = -1
@@ -102,7 +102,7 @@ def _expected(context: Context, name: str, axis: int, prediction: Tensor, shares
     return total / count if count else math.nan
 
 
-def _note(check: Check, context: Context, name: str, predictions: list[Trivial]) -> Finding:
+def _note(check: Check, context: Context, name: str, predictions: list[ConstantBaseline]) -> Finding:
     description = "; ".join(f"{prediction.description}: {prediction.value:.4e}" for prediction in predictions)
     return check.finding(
         context,

@@ -10,11 +10,18 @@ import math
 import re
 from collections.abc import Iterator, Sequence
 
-from sightline.doctor.checks.metric.made_predictions import Maker, Sheet, can_score, maker_of, name_of_metric, score
+from sightline.doctor.checks.metric.synthetic_predictions import (
+    PredictionMaker,
+    SyntheticBatch,
+    can_score,
+    maker_of,
+    name_of_metric,
+    score_metric,
+)
 from sightline.doctor.context import Context, check
 from sightline.doctor.core.finding import Finding
-from sightline.engine.evaluate import Meter
-from sightline.members import MetricMembers
+from sightline.engine.evaluate import BoundMetric
+from sightline.optional_members import MetricMembers
 
 __all__ = ["absent_class_score"]
 
@@ -30,21 +37,23 @@ def absent_class_score(context: Context) -> list[Finding]:
     if maker is None:
         return []
     sparse, full = _with_one_class(maker), _with_every_class(maker)
-    meters = [meter for meter in context.built.selection.meters if can_score(context, meter)]
+    meters = [meter for meter in context.built.selection_evaluator.metrics if can_score(context, meter)]
     return [finding for meter in meters if full for finding in _of_meter(context, meter, sparse, full)]
 
 
-def _of_meter(context: Context, meter: Meter, sparse: list[Sheet], full: list[Sheet]) -> Iterator[Finding]:
+def _of_meter(
+    context: Context, meter: BoundMetric, sparse: list[SyntheticBatch], full: list[SyntheticBatch]
+) -> Iterator[Finding]:
     try:
-        alone = score(context, meter, sparse)
-        whole = score(context, meter, full)
+        alone = score_metric(context, meter, sparse)
+        whole = score_metric(context, meter, full)
     except Exception:  # noqa: BLE001 - `per-batch-metric` reports why a metric fails
         return
     short = {name: value for name, value in whole.items() if _falls_short(name, value)}
     if short:
         yield _of_all(context, meter, short)
         return
-    if MetricMembers.scores_absent_zero.of(meter.metric):
+    if MetricMembers.scores_absent_zero.get(meter.metric):
         return  # by the protocol, as the config asks for
     absent = {name: value for name, value in alone.items() if _falls_short(name, value)}
     if absent:
@@ -55,7 +64,7 @@ def _falls_short(name: str, value: float) -> bool:
     return _BEST_IS_ONE.search(name) is not None and not math.isnan(value) and value < 1 - _ROUNDING
 
 
-def _with_one_class(maker: Maker) -> list[Sheet]:
+def _with_one_class(maker: PredictionMaker) -> list[SyntheticBatch]:
     """Samples of the category with the most parts, every target its first part; or of the first class."""
     richest = max(range(len(maker.choices)), key=lambda category: len(maker.choices[category]))
 
@@ -66,11 +75,11 @@ def _with_one_class(maker: Maker) -> list[Sheet]:
     return [maker.sheet(list(ranks), labels, category_of=lambda rank: richest, wrong=False)]
 
 
-def _with_every_class(maker: Maker) -> list[Sheet]:
+def _with_every_class(maker: PredictionMaker) -> list[SyntheticBatch]:
     """As many batches as it takes until each class, and each category, has occurred; none where too few targets fit."""
     seen: set[int] = set()
     categories: set[int] = set()
-    sheets: list[Sheet] = []
+    sheets: list[SyntheticBatch] = []
     given = 0
 
     def category_of(rank: int) -> int:
@@ -95,7 +104,7 @@ def _with_every_class(maker: Maker) -> list[Sheet]:
     return sheets if seen >= wanted else []
 
 
-def _of_absent(context: Context, meter: Meter, absent: dict[str, float], whole: dict[str, float]) -> Finding:
+def _of_absent(context: Context, meter: BoundMetric, absent: dict[str, float], whole: dict[str, float]) -> Finding:
     called, path = name_of_metric(context, meter)
     name = next(iter(absent))
     return absent_class_score.finding(
@@ -112,7 +121,7 @@ def _of_absent(context: Context, meter: Meter, absent: dict[str, float], whole: 
     )
 
 
-def _of_all(context: Context, meter: Meter, short: dict[str, float]) -> Finding:
+def _of_all(context: Context, meter: BoundMetric, short: dict[str, float]) -> Finding:
     called, path = name_of_metric(context, meter)
     name = next(iter(short))
     return absent_class_score.finding(

@@ -9,14 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sightline.doctor.checks.metric.made_predictions import Predicted, figures, name_of_metric
+from sightline.doctor.checks.metric.synthetic_predictions import Predicted, metric_values, name_of_metric
 from sightline.doctor.context import Context, check
 from sightline.doctor.core.finding import Finding
 from sightline.engine.device import to_device
-from sightline.geometry.boxes.affine import moved_boxes
+from sightline.geometry.boxes.affine import warp_boxes
 from sightline.geometry.boxes.overlaps import pairwise_iou
 from sightline.tasks.detect import Detect
-from sightline.tasks.distilled import undistilled
+from sightline.tasks.distillation import unwrap_distillation
 from sightline.types import Batch
 
 __all__ = ["box_evaluation", "box_protocol"]
@@ -26,10 +26,12 @@ _HIGHEST = {"crowd_ap": 0.01, "miss_rate": 0.01, "box_ap": 0.05, "box_errors": 0
 _MOST_LOST, _FEWEST, _MOST_IMAGES = 0.02, 5, 8
 
 
-@check("G32", "box-protocol", "preflight", severity="warning", causes=("eval.protocol", "eval.decode"), at="task")
+@check(
+    "G32", "box-protocol", "preflight", severity="warning", causes=("eval.protocol", "eval.decode"), config_path="task"
+)
 def box_protocol(context: Context) -> Iterator[Finding]:
     """Detections reach the scores, the number and the classes that the metrics and the labels ask for."""
-    task = undistilled(context.built.job.task)
+    task = unwrap_distillation(context.built.job.task)
     if not isinstance(task, Detect):
         return
     limits = {each.name: _HIGHEST[each.name] for each in context.config.metrics if each.name in _HIGHEST}
@@ -44,11 +46,11 @@ def box_protocol(context: Context) -> Iterator[Finding]:
             expected=f"at most {limits[name]:g}, for pictures alone a higher one (`predict --score`)",
             action=f"set task.score={limits[name]:g}",
         )
-    truths = [each["truth"] for survey in context.survey for each in survey.boxed]
+    truths = [each["truth"] for survey in context.statistics for each in survey.boxed]
     real = [truth[truth[:, 6] == 0] for truth in truths]
     per_class = [int(torch.bincount(each[:, 4].long()).max()) if len(each) else 0 for each in real]
     numbers: dict[str, tuple[float, int]] = {"task.most": (select.most, max(map(len, real), default=0))}
-    for place, meter in enumerate(context.built.selection.meters):
+    for place, meter in enumerate(context.built.selection_evaluator.metrics):
         most = getattr(meter.metric, "most", math.inf)  # of an author's own metric, too
         numbers[f"metrics.{place}.most"] = most, max(per_class, default=0)
     for path, (most, count) in numbers.items():
@@ -72,7 +74,7 @@ def _of_suppression(context: Context, task: Detect, truths: list[Tensor]) -> Ite
         label = truth[:, 4].long()
         rows = [torch.arange(len(truth)), *((label == number).nonzero().flatten() for number in label.unique())]
         kept = [
-            {*row[task.selection.suppression(truth[row, :4], scores[row], label[row]).places].tolist()} for row in rows
+            {*row[task.selection.suppression(truth[row, :4], scores[row], label[row]).indices].tolist()} for row in rows
         ]
         lost, total = lost + len(set().union(*kept[1:]) - kept[0]), total + len(truth)
     if lost >= _FEWEST and lost > _MOST_LOST * total:
@@ -86,16 +88,16 @@ def _of_suppression(context: Context, task: Detect, truths: list[Tensor]) -> Ite
         )
 
 
-@check("G32", "box-evaluation", "preflight", causes=("eval.coordinate", "eval.protocol"), at="task")
+@check("G32", "box-evaluation", "preflight", causes=("eval.coordinate", "eval.protocol"), config_path="task")
 def box_evaluation(context: Context) -> Iterator[Finding]:
     """Boxes are scored in pixels of the files, ignored ones count for nothing, and every image counts."""
-    task = undistilled(context.built.job.task)
+    task = unwrap_distillation(context.built.job.task)
     if not isinstance(task, Detect):
         return
     yield from _of_ignored(context)
     yield from _of_pixels(context, task)
-    boxed = [each for survey in context.survey for each in survey.boxed if (each["truth"][:, 6] == 0).any()]
-    for meter in context.built.selection.meters:
+    boxed = [each for survey in context.statistics for each in survey.boxed if (each["truth"][:, 6] == 0).any()]
+    for meter in context.built.selection_evaluator.metrics:
         if boxed and {"detections", "truth"} <= {*meter.update.names}:
             try:
                 yield from _of_meter(context, meter, boxed[:_MOST_IMAGES])
@@ -104,7 +106,7 @@ def box_evaluation(context: Context) -> Iterator[Finding]:
 
 
 def _of_ignored(context: Context) -> Iterator[Finding]:
-    for survey in context.survey:
+    for survey in context.statistics:
         trained = sum(int(each["is_ignored"].sum()) for each in survey.boxed)
         if trained >= _FEWEST and not any((each["truth"][:, 6] > 0).any() for each in survey.boxed):
             yield box_evaluation.finding(
@@ -114,7 +116,7 @@ def _of_ignored(context: Context) -> Iterator[Finding]:
                 causes=("data.ignore_handling", "eval.protocol"),
                 at="data",
                 split=survey.part.split,
-                measured=f"0 ignored boxes in 'truth', {trained} in 'boxes', of {survey.extent}",
+                measured=f"0 ignored boxes in 'truth', {trained} in 'boxes', of {survey.coverage_text}",
                 expected="the same ones in both",
                 action="hand on the flag in the last column of 'truth'",
                 evidence={"field": "truth"},
@@ -123,7 +125,7 @@ def _of_ignored(context: Context) -> Iterator[Finding]:
 
 def _of_pixels(context: Context, task: Detect) -> Iterator[Finding]:
     """Whether `truth` is of the file, and whether detections are led back from the canvas to it."""
-    for each in context.evaluations:
+    for each in context.dry_evaluations:
         if each.failure is not None or not {"truth", "boxes", "to_canvas"} <= each.batch.keys():
             continue
         batch, outputs = (to_device(dict(part), torch.device("cpu")) for part in (each.batch, each.outputs))
@@ -134,7 +136,7 @@ def _of_pixels(context: Context, task: Detect) -> Iterator[Finding]:
         for image, matrix in enumerate(batch["to_canvas"]):
             its, own = (slice(*each[image : image + 2]) for each in ends)
             truth, boxes = batch["truth"][its, :4].double(), batch["boxes"][own].double()
-            for place, moved in enumerate((moved_boxes(truth, matrix.double()), truth)):
+            for place, moved in enumerate((warp_boxes(truth, matrix.double()), truth)):
                 near[place] += pairwise_iou(moved, boxes).amax(dim=1).tolist() if len(boxes) else []
         found, unmoved = (float(torch.tensor(values).median()) if values else math.nan for values in near)
         far = torch.full_like(batch["file_px"], 2**30)
@@ -142,7 +144,7 @@ def _of_pixels(context: Context, task: Detect) -> Iterator[Finding]:
         shifted[..., 2] -= 2 * float(max(batch["image"].shape[2:]))
         twice = torch.cat([shifted[..., :2] / 2, shifted[..., 2:]], dim=2)
         plain, larger = (
-            task.interpret(outputs, {**batch, "file_px": far, "to_canvas": to})["detections"][:, :4]
+            task.postprocess(outputs, {**batch, "file_px": far, "to_canvas": to})["detections"][:, :4]
             for to in (shifted, twice)
         )
         is_led_back = torch.allclose(2 * plain, larger, rtol=1e-3, atol=1.0)
@@ -166,7 +168,9 @@ def _of_meter(context: Context, meter: Any, boxed: Sequence[Mapping[str, Any]]) 
     called, path = name_of_metric(context, meter)
     perfect = [_image(each, is_ignored=False, is_found=True) for each in boxed]
     found, absorbed, lost = (
-        figures(meter, [_batch([*perfect, *(_image(each, is_ignored=ignored, is_found=seen) for each in boxed)])]).used
+        metric_values(
+            meter, [_batch([*perfect, *(_image(each, is_ignored=ignored, is_found=seen) for each in boxed)])]
+        ).used
         for ignored, seen in ((True, False), (True, True), (False, False))
     )
     changed = [name for name, value in found.items() if not _is_same(value, absorbed[name])]

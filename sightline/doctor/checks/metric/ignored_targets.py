@@ -8,13 +8,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sightline.doctor.checks.metric.made_predictions import Maker, Sheet, can_score, maker_of, name_of_metric, score
+from sightline.doctor.checks.metric.synthetic_predictions import (
+    PredictionMaker,
+    SyntheticBatch,
+    can_score,
+    maker_of,
+    name_of_metric,
+    score_metric,
+)
 from sightline.doctor.context import Context, check
 from sightline.doctor.core.class_axes import class_axis
 from sightline.doctor.core.finding import Finding
-from sightline.doctor.oracles.replay import Replay
-from sightline.engine.evaluate import Meter
-from sightline.engine.step import run_batch
+from sightline.doctor.oracles.replay import FixedOutputs
+from sightline.engine.evaluate import BoundMetric
+from sightline.engine.step import compute_batch_losses
 
 __all__ = ["ignored_targets"]
 
@@ -36,13 +43,13 @@ def ignored_targets(context: Context) -> list[Finding]:
     ignored, maker = context.built.data.facts.get("ignore_index"), maker_of(context)
     if ignored is None or maker is None:
         return []
-    meters = [meter for meter in context.built.selection.meters if can_score(context, meter)]
+    meters = [meter for meter in context.built.selection_evaluator.metrics if can_score(context, meter)]
     of_metrics = (finding for meter in meters for finding in _of_meter(context, maker, meter, ignored))
     return [*_of_losses(context, ignored), *of_metrics]
 
 
 def _of_losses(context: Context, ignored: int) -> Iterator[Finding]:
-    outputs, batch = context.rehearsal.seen_outputs, context.rehearsal.batch
+    outputs, batch = context.dry_run.seen_outputs, context.dry_run.batch
     logits, label = outputs["logits"].detach(), batch["label"]
     axis = class_axis(logits, label)
     assert axis is not None, "a run without has no maker"
@@ -74,7 +81,7 @@ def _of_losses(context: Context, ignored: int) -> Iterator[Finding]:
             )
 
 
-def _of_meter(context: Context, maker: Maker, meter: Meter, ignored: int) -> Iterator[Finding]:
+def _of_meter(context: Context, maker: PredictionMaker, meter: BoundMetric, ignored: int) -> Iterator[Finding]:
     classes = maker.choices[0]
     made = maker.sheet(
         range(maker.num_samples),
@@ -86,7 +93,9 @@ def _of_meter(context: Context, maker: Maker, meter: Meter, ignored: int) -> Ite
     batch = {**made.batch, "label": label}
     moved = _moved(made.logits, made.logits.ndim + maker.axis, label == ignored)
     try:
-        plain, other = (score(context, meter, [Sheet(batch, logits)]) for logits in (made.logits, moved))
+        plain, other = (
+            score_metric(context, meter, [SyntheticBatch(batch, logits)]) for logits in (made.logits, moved)
+        )
     except Exception:  # noqa: BLE001 - `per-batch-metric` says what a metric dies of
         return
     changed = [name for name, value in plain.items() if abs(other[name] - value) > _RELATIVE]
@@ -117,4 +126,6 @@ def _moved(logits: Tensor, axis: int, where: Tensor) -> Tensor:
 def _sums(context: Context, outputs: Mapping[str, Any], batch: Mapping[str, Any]) -> Mapping[str, Tensor]:
     job = context.built.job
     with torch.no_grad():
-        return run_batch(job.task, Replay(outputs), dict(batch), context.world.device, job.precision)[0]
+        return compute_batch_losses(job.task, FixedOutputs(outputs), dict(batch), context.world.device, job.precision)[
+            0
+        ]

@@ -9,22 +9,22 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from sightline.doctor.checks.metric.made_predictions import (
-    Maker,
+from sightline.doctor.checks.metric.synthetic_predictions import (
     Predicted,
-    Sheet,
+    PredictionMaker,
+    SyntheticBatch,
     can_score,
-    figures,
     maker_of,
+    metric_values,
     name_of_metric,
-    predicted,
+    task_predictions,
 )
 from sightline.doctor.context import Context, check
-from sightline.doctor.core.finding import Finding, Place
-from sightline.doctor.core.rehearsal import frame_of
-from sightline.engine.evaluate import Meter
-from sightline.errors import summary_of
-from sightline.members import MetricMembers
+from sightline.doctor.core.dry_run import error_location
+from sightline.doctor.core.finding import Finding, FindingLocation
+from sightline.engine.evaluate import BoundMetric
+from sightline.errors import summarise_error
+from sightline.optional_members import MetricMembers
 
 __all__ = ["per_batch_metric"]
 
@@ -41,25 +41,27 @@ def per_batch_metric(context: Context) -> list[Finding]:
     """Each figure is the same for one batch and for two with the same predictions, and follows from the state alone."""
     maker = maker_of(context)
     found: list[Finding] = []
-    for meter in context.built.selection.meters:
+    for meter in context.built.selection_evaluator.metrics:
         made = _made(context, meter, maker) if maker is not None and can_score(context, meter) else []
         found += made or _predicted(context, meter)
     return found
 
 
-def _made(context: Context, meter: Meter, maker: Maker) -> list[Finding]:
+def _made(context: Context, meter: BoundMetric, maker: PredictionMaker) -> list[Finding]:
     """Of made predictions, some of them wrong, as one batch and as two uneven ones."""
     ranks = list(range(max(_FEWEST_SAMPLES, maker.num_samples)))
     try:
-        whole, dealt = (predicted(context, _sheets(maker, *parts)) for parts in ([ranks], [ranks[:1], ranks[1:]]))
+        whole, dealt = (
+            task_predictions(context, _sheets(maker, *parts)) for parts in ([ranks], [ranks[:1], ranks[1:]])
+        )
         return _of_meter(context, meter, whole, [dealt], "made predictions")
     except Exception as error:  # noqa: BLE001 - whatever a metric dies of, it would end the first evaluation
         return [_of_failure(context, meter, error)]
 
 
-def _predicted(context: Context, meter: Meter) -> list[Finding]:
+def _predicted(context: Context, meter: BoundMetric) -> list[Finding]:
     """Of the model's predictions of a few evaluated samples; where evaluating fails, `first-evaluation` reports it."""
-    each = next(iter(context.evaluations), None)
+    each = next(iter(context.dry_evaluations), None)
     if each is None or each.failure is not None or len(each.batch.get("sample_index", ())) < _FEWEST_DEALT:
         return []
     ranks = list(range(len(each.keys)))
@@ -74,7 +76,7 @@ def _predicted(context: Context, meter: Meter) -> list[Finding]:
         return [_of_failure(context, meter, error)]
 
 
-def _sheets(maker: Maker, *batches: list[int]) -> list[Sheet]:
+def _sheets(maker: PredictionMaker, *batches: list[int]) -> list[SyntheticBatch]:
     """The samples of these ranks, partly predicted wrongly, whichever batch they are in."""
 
     def labels(rank: int, size: int, category: int) -> list[int]:
@@ -88,16 +90,16 @@ def _sheets(maker: Maker, *batches: list[int]) -> list[Sheet]:
 
 
 def _of_meter(
-    context: Context, meter: Meter, whole: Sequence[Predicted], splits: Sequence[Sequence[Predicted]], kind: str
+    context: Context, meter: BoundMetric, whole: Sequence[Predicted], splits: Sequence[Sequence[Predicted]], kind: str
 ) -> list[Finding]:
-    together = figures(meter, whole)
+    together = metric_values(meter, whole)
     missed = {n: (one, together.other.get(n)) for n, one in together.used.items()}
     missed = {n: pair for n, pair in missed.items() if not _are_equal(*pair)}
     if missed:
         return [_of_own_state(context, meter, missed)]
-    by_definition = MetricMembers.within_batch.of(meter.metric)
+    by_definition = MetricMembers.within_batch.get(meter.metric)
     for dealt in splits:
-        apart = figures(meter, dealt).used
+        apart = metric_values(meter, dealt).used
         pairs = {n: (one, apart[n]) for n, one in together.used.items() if n in apart and n not in by_definition}
         differing = {n: pair for n, pair in pairs.items() if not _are_equal(*pair)}
         if differing:
@@ -112,7 +114,7 @@ def _are_equal(one: float, other: float | None) -> bool:
 
 
 def _of_difference(
-    context: Context, meter: Meter, differing: dict[str, tuple[float, float]], sizes: Sequence[int], kind: str
+    context: Context, meter: BoundMetric, differing: dict[str, tuple[float, float]], sizes: Sequence[int], kind: str
 ) -> Finding:
     called, path = name_of_metric(context, meter)
     return per_batch_metric.finding(
@@ -132,7 +134,7 @@ def _of_difference(
     )
 
 
-def _of_own_state(context: Context, meter: Meter, missed: dict[str, tuple[float, float | None]]) -> Finding:
+def _of_own_state(context: Context, meter: BoundMetric, missed: dict[str, tuple[float, float | None]]) -> Finding:
     called, path = name_of_metric(context, meter)
     listed = [
         f"{name} {one:.6g} and {'nothing' if other is None else format(other, '.6g')}"
@@ -150,14 +152,14 @@ def _of_own_state(context: Context, meter: Meter, missed: dict[str, tuple[float,
     )
 
 
-def _of_failure(context: Context, meter: Meter, error: Exception) -> Finding:
+def _of_failure(context: Context, meter: BoundMetric, error: Exception) -> Finding:
     called, path = name_of_metric(context, meter)
-    file, line = frame_of(error)
+    file, line = error_location(error)
     return per_batch_metric.finding(
-        Place(file=file, line=line, config_path=path) if file else context.place(path),
+        FindingLocation(file=file, line=line, config_path=path) if file else context.place(path),
         f"the metric '{called}' cannot be computed: {type(error).__name__}",
         causes=("eval.protocol", "cfg.contract", "eval.decode"),
-        measured=summary_of(error),
+        measured=summarise_error(error),
         expected="figures for predictions in the form of a training batch",
         action="correct the metric: the first evaluation would end the run",
         evidence={"field": path, "looked_at": "made predictions"},

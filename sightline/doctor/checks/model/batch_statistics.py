@@ -8,9 +8,9 @@ from torch import nn
 
 from sightline.doctor.checks.loss.pair_rows import pairs_task
 from sightline.doctor.context import Context, check
+from sightline.doctor.core.dry_run import isolated_copy
 from sightline.doctor.core.finding import Finding
-from sightline.doctor.core.rehearsal import copy_of
-from sightline.engine.optimizers import hold_still
+from sightline.engine.optimizers import apply_freezing
 
 __all__ = ["batch_statistics"]
 
@@ -24,7 +24,7 @@ FEWEST = 16
     "static",
     severity="warning",
     causes=("dist.sync", "data.sampling"),
-    at="distributed.sync_batch_norm",
+    config_path="distributed.sync_batch_norm",
 )
 def batch_statistics(context: Context) -> list[Finding]:
     """Where pairs are compared on several processes, a batch norm sees 16 of them or more, or all of the step's.
@@ -55,8 +55,8 @@ def batch_statistics(context: Context) -> list[Finding]:
 
 def _moving_norms(context: Context) -> Iterator[str]:
     """The batch norms that take the statistics of a batch in training: those of frozen modules rest."""
-    model = copy_of(context.built.job.model).train()
-    hold_still(model, context.built.job.frozen, context.built.job.epoch)
+    model = isolated_copy(context.built.job.model).train()
+    apply_freezing(model, context.built.job.frozen, context.built.job.epoch)
     for name, module in model.named_modules():
         is_norm = isinstance(module, nn.modules.batchnorm._BatchNorm) and not isinstance(module, nn.SyncBatchNorm)
         if is_norm and module.training:

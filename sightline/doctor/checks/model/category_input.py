@@ -11,11 +11,11 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from sightline.compiled import working_s
 from sightline.doctor.context import Context, check
+from sightline.doctor.core.dry_run import isolated_copy, read_batch, step_keys
 from sightline.doctor.core.finding import Finding
-from sightline.doctor.core.rehearsal import copy_of, keys_of, read
-from sightline.doctor.core.survey import parts_of
+from sightline.doctor.core.sample_statistics import parts_by_category
+from sightline.numba_kernels import compute_seconds
 
 __all__ = ["category_input"]
 
@@ -25,15 +25,15 @@ _LOOKED_AT = {"looked_at": "one training cloud in evaluation mode, on the CPU"}
 _CPU = torch.device("cpu")  # an index beyond a table ends every later use of an accelerator
 
 
-@check("G3", "category-input", "preflight", at="model")
+@check("G3", "category-input", "preflight", config_path="model")
 def category_input(context: Context) -> list[Finding]:
     """Each category gives outputs of its own, and a number that is not a category gives none that differ."""
-    table, model = parts_of(context.built.data.facts), context.built.job.model
-    rehearsal = context.rehearsal
+    table, model = parts_by_category(context.built.data.facts), context.built.job.model
+    rehearsal = context.dry_run
     if table is None or len(table) < 2 or not rehearsal.is_sound or "category" not in rehearsal.batch:
         return []
     if "category" not in inspect.signature(model.forward).parameters:
-        return [_of_deaf_family(context)] if context.takes_time else []
+        return [_of_deaf_family(context)] if context.is_thorough else []
     tried = _Tried(context, len(table))
     return list(_of_outputs(context, tried, len(table)))
 
@@ -44,13 +44,13 @@ class _Tried:
     def __init__(self, context: Context, num_categories: int) -> None:
         job = context.built.job
         self.outputs: dict[int, Tensor | None] = {}
-        self._model = copy_of(job.model).to(_CPU).eval()
+        self._model = isolated_copy(job.model).to(_CPU).eval()
         self._task = job.task
-        self._batch = read(job, keys_of(job, step=0)[:1], _CPU)
-        most = _MOST_SECONDS_OF_CHECK if context.takes_time else _MOST_SECONDS
-        started = working_s()
+        self._batch = read_batch(job, step_keys(job, step=0)[:1], _CPU)
+        most = _MOST_SECONDS_OF_CHECK if context.is_thorough else _MOST_SECONDS
+        started = compute_seconds()
         for category in _in_order(num_categories):
-            if len(self.outputs) > 1 and working_s() - started > most:
+            if len(self.outputs) > 1 and compute_seconds() - started > most:
                 break
             self.outputs[category] = self._run(category)
 

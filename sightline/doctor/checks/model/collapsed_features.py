@@ -14,11 +14,11 @@ from sightline.doctor.checks.loss.pair_rows import OUTPUTS
 from sightline.doctor.context import Context, check
 from sightline.doctor.core.finding import Finding
 from sightline.engine.device import to_device
-from sightline.members import ModelMembers
+from sightline.optional_members import ModelMembers
 from sightline.tasks.contrast import Contrast
 from sightline.types import Batch, SampleKey
 
-__all__ = ["Spread", "collapsed_features", "collapsed_trained_features", "spread_of"]
+__all__ = ["FeatureSpread", "collapsed_features", "collapsed_trained_features", "spread_of"]
 
 _NUM_SAMPLES = 64
 _FEWEST = 8
@@ -28,7 +28,7 @@ _LEAST_VARIANCE = 1e-4  # of rows of length 1: all angles between them are below
 _LEAST_RANK = 1.5
 
 
-class Spread(NamedTuple):
+class FeatureSpread(NamedTuple):
     """How unit rows lie about each other: `variance` 0 where all are alike, 1 where they point everywhere.
 
     `rank` is the number of directions that they differ in, as many as the spectrum is worth: 1 on a line.
@@ -45,7 +45,7 @@ class Spread(NamedTuple):
         return {"variance": self.variance, "effective_rank": self.rank}
 
 
-def spread_of(rows: np.ndarray) -> Spread:
+def spread_of(rows: np.ndarray) -> FeatureSpread:
     """The spread of rows (N, D), each scaled to length 1 first; a row of zeros stays what it is."""
     lengths = np.linalg.norm(rows, axis=1, keepdims=True)
     unit = rows / np.where(lengths > 0, lengths, 1.0)
@@ -54,7 +54,7 @@ def spread_of(rows: np.ndarray) -> Spread:
     spectrum = np.linalg.svd(centred, compute_uv=False)
     share = spectrum / spectrum.sum() if spectrum.sum() > 0 else np.ones(1)
     share = share[share > 0]
-    return Spread(variance, float(np.exp(-(share * np.log(share)).sum())), len(rows))
+    return FeatureSpread(variance, float(np.exp(-(share * np.log(share)).sum())), len(rows))
 
 
 @check(
@@ -62,11 +62,11 @@ def spread_of(rows: np.ndarray) -> Spread:
     "collapsed-features",
     "preflight",
     causes=("model.constant_output", "model.init", "model.activation"),
-    at="model",
+    config_path="model",
 )
 def collapsed_features(context: Context) -> list[Finding]:
     """Rows of different objects differ at the first step, where their clouds do."""
-    rehearsal = context.rehearsal
+    rehearsal = context.dry_run
     if not isinstance(context.built.job.task, Contrast) or not rehearsal.is_sound or _is_all_alike(rehearsal.batch):
         return []
     found = []
@@ -92,14 +92,14 @@ def collapsed_features(context: Context) -> list[Finding]:
     "offline",
     severity="warning",
     causes=("loss.collapse", "loss.negatives", "optim.lr"),
-    at="model",
+    config_path="model",
     action="look at the losses beside chance in metrics.jsonl; a lower learning rate, more pairs a step",
 )
 def collapsed_trained_features(context: Context) -> list[Finding]:
     """The trained network's rows of different objects differ, and in more directions than one."""
     if not isinstance(context.built.job.task, Contrast) or context.built.job.num_steps < _FEWEST_STEPS:
         return []
-    model = context.trained
+    model = context.trained_model
     if model is None:
         return []
     return [
@@ -109,7 +109,7 @@ def collapsed_trained_features(context: Context) -> list[Finding]:
     ]
 
 
-def _of_rows(context: Context, name: str, spread: Spread) -> Finding | None:
+def _of_rows(context: Context, name: str, spread: FeatureSpread) -> Finding | None:
     if spread.num_rows < _FEWEST:
         return None
     if spread.variance < _LEAST_VARIANCE:
@@ -132,11 +132,13 @@ def _of_rows(context: Context, name: str, spread: Spread) -> Finding | None:
 def _of_trained(context: Context, model: nn.Module) -> dict[str, np.ndarray]:
     """Features and embeddings of up to 64 objects of the part that chooses the checkpoint, in evaluation mode."""
     part, job, device = context.built.data.selection, context.built.job, context.world.device
-    batch = part.reader([SampleKey(int(index), 0, context.config.seed) for index in part.spread(_NUM_SAMPLES)])
-    batch = to_device(batch, device, floats=job.precision.parameters)
+    batch = part.reader(
+        [SampleKey(int(index), 0, context.config.seed) for index in part.evenly_spaced_indices(_NUM_SAMPLES)]
+    )
+    batch = to_device(batch, device, float_dtype=job.precision.parameter_dtype)
     with torch.no_grad(), job.precision.autocast(device):
         found = dict(_embeddings(job.task.predict(model, batch)))
-        encode = ModelMembers.encode.of(model)
+        encode = ModelMembers.encode.get(model)
         if encode is not None:
             with contextlib.suppress(TypeError):  # an encoder of something else than clouds
                 found["features"] = _plain(encode(points=batch["points"]))

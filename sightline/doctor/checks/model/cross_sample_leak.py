@@ -11,18 +11,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sightline.calls import calls_watched
-from sightline.compare.convolution import DoubleConvolutions
+from sightline.compare.convolution import Float64Convolutions
 from sightline.compare.formats import format_of
 from sightline.doctor.context import Context, check
+from sightline.doctor.core.dry_evaluation import DryEvaluation, keys_to_evaluate
+from sightline.doctor.core.dry_run import NUM_SAMPLES, isolated_copy
 from sightline.doctor.core.finding import Finding
-from sightline.doctor.core.rehearsal import NUM_SAMPLES, copy_of
-from sightline.doctor.core.rehearsed_evaluation import RehearsedEvaluation, keys_to_evaluate
 from sightline.engine.device import to_device
-from sightline.engine.step import run_batch
-from sightline.errors import summary_of
-from sightline.layers.batch_norm import uses_batch
-from sightline.nests import leaves, mapped
+from sightline.engine.step import compute_batch_losses
+from sightline.errors import summarise_error
+from sightline.layers.batch_norm import uses_batch_statistics
+from sightline.module_hooks import module_hooks
+from sightline.pytree import tree_leaves, tree_map
 from sightline.types import Batch, SampleKey
 
 __all__ = ["cross_sample_leak"]
@@ -43,7 +43,7 @@ _NORM_ACTION = "let the norm keep running statistics (track_running_stats=True) 
     "cross-sample-leak",
     "preflight",
     causes=("model.cross_sample_leak", "model.norm_mode"),
-    at="model",
+    config_path="model",
     expected="a sample gets the same outputs alone and in a batch, but for rounding: figures must not depend on how "
     "samples are divided into batches and over processes",
 )
@@ -54,12 +54,12 @@ def cross_sample_leak(context: Context) -> list[Finding]:
     the run's own format, both passes are made again in float64. What inputs moved by a few units in the last place, or
     other random numbers, change as much is a decision or a draw, and no leak. What an earlier pass left is a leak, too.
     """
-    evaluation = next((each for each in context.evaluations if each.failure is None and not each.skipped), None)
-    if evaluation is None or not context.rehearsal.is_sound:
+    evaluation = next((each for each in context.dry_evaluations if each.failure is None and not each.skipped), None)
+    if evaluation is None or not context.dry_run.is_sound:
         return []
     built = context.built
-    whole = built.selection if evaluation.part is built.data.selection else built.test
-    takes_more = context.takes_time and len(evaluation.keys) >= NUM_SAMPLES and whole.batch_size >= _MANY
+    whole = built.selection_evaluator if evaluation.part is built.data.selection else built.test_evaluator
+    takes_more = context.is_thorough and len(evaluation.keys) >= NUM_SAMPLES and whole.batch_size >= _MANY
     for size in (2, _MANY) if takes_more else (2,):
         keys = keys_to_evaluate(whole, evaluation.part, size)
         if len(keys) < size:
@@ -137,15 +137,15 @@ class _Seen(Exception):  # noqa: N818 - no error: it ends a pass that has shown 
 class _Group:
     """Samples of an evaluated part together, the first and the last also alone. Raises whatever reading them does."""
 
-    def __init__(self, context: Context, evaluation: RehearsedEvaluation, keys: Sequence[SampleKey]) -> None:
+    def __init__(self, context: Context, evaluation: DryEvaluation, keys: Sequence[SampleKey]) -> None:
         self.device, self.keys = context.world.device, keys
-        self.model = copy_of(context.built.job.evaluated).eval()
+        self.model = isolated_copy(context.built.job.evaluation_model).eval()
         self._task, part = evaluation.evaluator.task, evaluation.part
-        dtype, reader = evaluation.evaluator.precision.parameters, evaluation.evaluator.reader
+        dtype, reader = evaluation.evaluator.precision.parameter_dtype, evaluation.evaluator.reader
         self.suspect = _SUSPECT[dtype]
 
         def read(keys: Sequence[SampleKey]) -> Batch:
-            batch: Batch = to_device(reader(list(keys)), self.device, floats=dtype)
+            batch: Batch = to_device(reader(list(keys)), self.device, float_dtype=dtype)
             return batch
 
         self.singles = [
@@ -163,10 +163,10 @@ class _Group:
         handle = model.register_forward_hook(end)
         torch.manual_seed(seed)
         try:
-            with torch.no_grad(), DoubleConvolutions():
-                run_batch(self._task, model, batch, self.device)
+            with torch.no_grad(), Float64Convolutions():
+                compute_batch_losses(self._task, model, batch, self.device)
         except _Seen as seen:
-            return {name: tensor.detach() for name, tensor in leaves(seen.outputs)}
+            return {name: tensor.detach() for name, tensor in tree_leaves(seen.outputs)}
         finally:
             handle.remove()
         return {}
@@ -199,10 +199,15 @@ def _of_suspect(context: Context, group: _Group, single: _Single) -> Finding | N
 
     A sample that is another one when it is read again is no matter of the model: `data-mutation` reports it.
     """
-    again = dict(leaves(single.read()))
-    if not all(name in again and torch.equal(tensor, again[name]) for name, tensor in leaves(single.batch)):
+    again = dict(tree_leaves(single.read()))
+    if not all(name in again and torch.equal(tensor, again[name]) for name, tensor in tree_leaves(single.batch)):
         return None
-    model, both, given, least = copy_of(group.model).double(), _double(group.batch), _double(single.batch), _ROUNDED
+    model, both, given, least = (
+        isolated_copy(group.model).double(),
+        _double(group.batch),
+        _double(single.batch),
+        _ROUNDED,
+    )
     try:
         alone, beside = group.outputs(model, given), group.outputs(model, both)
     except Exception:  # noqa: BLE001 - a network that is written for one format alone
@@ -245,7 +250,7 @@ def _of_memory(context: Context, group: _Group) -> Finding | None:
     sample, other = group.singles
 
     def second(first: Batch) -> tuple[dict[str, Tensor], list[str]]:
-        model = copy_of(group.model)
+        model = isolated_copy(group.model)
         before = {name: buffer.clone() for name, buffer in model.named_buffers()}
         group.outputs(model, first)
         changed = [name for name, buffer in model.named_buffers() if not torch.equal(before[name], buffer)]
@@ -276,7 +281,7 @@ def _of_memory(context: Context, group: _Group) -> Finding | None:
 
 
 def _double(batch: Batch) -> Batch:
-    wide: Batch = mapped(batch, lambda _, tensor: tensor.double() if tensor.is_floating_point() else tensor)
+    wide: Batch = tree_map(batch, lambda _, tensor: tensor.double() if tensor.is_floating_point() else tensor)
     return wide
 
 
@@ -287,10 +292,10 @@ def _nudged(batch: Batch, seed: int) -> Batch:
     def nudge(place: str, tensor: Tensor) -> Tensor:
         if not tensor.is_floating_point():
             return tensor
-        moved = format_of(tensor.dtype).nudged(tensor.double(), generator, units=_NUDGED_UNITS)
+        moved = format_of(tensor.dtype).perturb(tensor.double(), generator, units=_NUDGED_UNITS)
         return moved.to(tensor.dtype)
 
-    nudged: Batch = mapped(batch, nudge)
+    nudged: Batch = tree_map(batch, nudge)
     return nudged
 
 
@@ -331,12 +336,12 @@ def _noted(model: nn.Module, note: Callable[[str, bool, list[Tensor]], None]) ->
     names = {module: name for name, module in model.named_modules()}
 
     def enter(module: nn.Module, args: Any, kwargs: Any) -> None:
-        note(names[module], False, [tensor.clone() for _, tensor in leaves((args, kwargs))])
+        note(names[module], False, [tensor.clone() for _, tensor in tree_leaves((args, kwargs))])
 
     def leave(module: nn.Module, args: Any, kwargs: Any, outputs: Any) -> None:
-        note(names[module], True, [tensor.clone() for _, tensor in leaves(outputs)])
+        note(names[module], True, [tensor.clone() for _, tensor in tree_leaves(outputs)])
 
-    with calls_watched(names, enter, leave):
+    with module_hooks(names, enter, leave):
         yield
 
 
@@ -366,7 +371,7 @@ def _of_failure(context: Context, group: _Group, single: _Single, error: Excepti
         context,
         f"the model fails for a sample alone, not for two: {type(error).__name__}",
         causes=("model.norm_mode", "model.cross_sample_leak") if norm is not None else (),
-        measured=f"{single.name} alone, in evaluation mode: {summary_of(error)}",
+        measured=f"{single.name} alone, in evaluation mode: {summarise_error(error)}",
         action=_NORM_ACTION
         if norm is not None
         else "look for an axis of length 1 that is dropped (squeeze), or a number that one sample does not have",
@@ -375,4 +380,4 @@ def _of_failure(context: Context, group: _Group, single: _Single, error: Excepti
 
 
 def _takes_batch(module: nn.Module) -> bool:
-    return isinstance(module, nn.modules.batchnorm._BatchNorm) and uses_batch(module)
+    return isinstance(module, nn.modules.batchnorm._BatchNorm) and uses_batch_statistics(module)

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from sightline.doctor.context import Context, check
+from sightline.doctor.core.dry_run import isolated_copy
 from sightline.doctor.core.finding import Finding
-from sightline.doctor.core.rehearsal import copy_of
 
 __all__ = ["level_order", "prior_bias"]
 
@@ -23,7 +23,9 @@ _LARGER = 3
 """Times as large are the maps that decide: a head of many layers sees all of the small ones."""
 
 
-@check("G29", "level-order", "preflight", causes=("model.structure", "assign.anchor_coverage"), at="model.head")
+@check(
+    "G29", "level-order", "preflight", causes=("model.structure", "assign.anchor_coverage"), config_path="model.head"
+)
 def level_order(context: Context) -> list[Finding]:
     """Another upper right corner of each map changes the outputs of the priors there, and few others.
 
@@ -31,9 +33,9 @@ def level_order(context: Context) -> list[Finding]:
     """
     model: Any = context.built.job.model
     channels = getattr(getattr(model, "neck", None), "channels", None)
-    if context.assigned is None or channels is None:
+    if context.assignments is None or channels is None:
         return []
-    head = copy_of(model.head).eval().cpu().double()
+    head = isolated_copy(model.head).eval().cpu().double()
     try:
         wrong = _out_of_order(head, channels, 1) and _out_of_order(head, channels, _LARGER)
     except Exception as error:  # noqa: BLE001 - a head of others may need maps of certain sizes
@@ -78,14 +80,21 @@ def _shares(
         yield name, [float(each[:near, -near:].sum() / each.sum()) for each in grids]
 
 
-@check("G20", "prior-bias", "preflight", severity="warning", causes=("model.init", "model.structure"), at="model.head")
+@check(
+    "G20",
+    "prior-bias",
+    "preflight",
+    severity="warning",
+    causes=("model.init", "model.structure"),
+    config_path="model.head",
+)
 def prior_bias(context: Context) -> list[Finding]:
     """The first scores of a fresh detector, or its objectness, are the head's `prior`, 0.01, to a factor of 10.
 
     Source: Lin et al. 2017, Focal Loss for Dense Object Detection, section 4.1.
     """
     head = context.config.model.arguments.get("head")
-    if context.assigned is None or context.config.init is not None or context.built.job.step:
+    if context.assignments is None or context.config.init is not None or context.built.job.step:
         return []
     prior = float(getattr(head, "arguments", {}).get("prior", _PRIOR))
     outputs = context.first_outputs[1]

@@ -12,9 +12,9 @@ from torch import Tensor
 from sightline.doctor.context import Context, check
 from sightline.doctor.core.class_axes import class_axis
 from sightline.doctor.core.finding import Finding
-from sightline.doctor.core.graph import range_of
+from sightline.doctor.core.graph import output_range
 from sightline.doctor.oracles.replay import loss_sums
-from sightline.doctor.oracles.squares import Squares
+from sightline.doctor.oracles.squares import SquaredErrorLoss
 
 __all__ = ["final_activation"]
 
@@ -25,24 +25,26 @@ _NEARLY, _FEW = 0.01, 0.1
 _RECTIFIERS = ("Relu", "Threshold")
 
 
-@check("G22", "final-activation", "preflight", at="model")
+@check("G22", "final-activation", "preflight", config_path="model")
 def final_activation(context: Context) -> list[Finding]:
     """The last operation before a loss reaches every target, and does not stand still at 0 where one is above it.
 
     By the graph of operations, not by the loss: that falls all the same while some outputs are alive.
     """
-    if not context.rehearsal.is_sound:
+    if not context.dry_run.is_sound:
         return []
-    found = [finding for name, squares in context.squares.items() for finding in _of_squares(context, name, squares)]
+    found = [
+        finding for name, squares in context.squared_losses.items() for finding in _of_squares(context, name, squares)
+    ]
     for component in context.config.losses:
-        if component.name not in context.squares:
+        if component.name not in context.squared_losses:
             found += _of_logits(context, component.name)
     return found
 
 
-def _of_squares(context: Context, name: str, squares: Squares) -> Iterator[Finding]:
-    operation = context.rehearsal.ends.get(squares.output_key, "")
-    low, high = range_of(operation)
+def _of_squares(context: Context, name: str, squares: SquaredErrorLoss) -> Iterator[Finding]:
+    operation = context.dry_run.ends.get(squares.output_key, "")
+    low, high = output_range(operation)
     counted = squares.weight > 0
     target, output = squares.target[counted], squares.output[counted]
     slack = _SLACK * float(target.abs().max().clamp(min=1e-30))
@@ -62,7 +64,7 @@ def _of_squares(context: Context, name: str, squares: Squares) -> Iterator[Findi
 
 
 def _of_rectified(
-    context: Context, name: str, squares: Squares, operation: str, output: Tensor, target: Tensor
+    context: Context, name: str, squares: SquaredErrorLoss, operation: str, output: Tensor, target: Tensor
 ) -> Iterator[Finding]:
     """Outputs that stand at 0 below their targets; or a ReLU, for targets of which many lie barely above 0."""
     zeros, still = _share(output == 0), _share((output == 0) & (target > _SLACK * target.max()))
@@ -86,9 +88,9 @@ def _share(mask: Tensor) -> float:
 
 def _of_logits(context: Context, name: str) -> Iterator[Finding]:
     """Of a loss that a constant added to all logits does not change: only differences count, and they need room."""
-    logits, label = context.rehearsal.seen_outputs.get("logits"), context.rehearsal.batch.get("label")
-    operation = context.rehearsal.ends.get("logits", "")
-    low, high = range_of(operation)
+    logits, label = context.dry_run.seen_outputs.get("logits"), context.dry_run.batch.get("label")
+    operation = context.dry_run.ends.get("logits", "")
+    low, high = output_range(operation)
     if not isinstance(logits, Tensor) or not isinstance(label, Tensor) or (low, high) == (-math.inf, math.inf):
         return
     axis = class_axis(logits, label)
@@ -121,7 +123,7 @@ def _of_logits(context: Context, name: str) -> Iterator[Finding]:
 
 def _is_of_differences(context: Context, name: str) -> bool:
     """Whether logits that are all larger by the same number have the same loss, and others another one."""
-    outputs, batch = dict(context.rehearsal.seen_outputs), context.rehearsal.batch
+    outputs, batch = dict(context.dry_run.seen_outputs), context.dry_run.batch
     logits = outputs["logits"].double()
     ramp = torch.arange(logits.numel(), dtype=torch.float64, device=logits.device).sin().view(logits.shape)
     values = []

@@ -9,13 +9,13 @@ from pathlib import Path
 from torch import nn
 
 import sightline
-from sightline.binding import outputs_of_model
+from sightline.binding import model_output_keys
 from sightline.config import RunConfig
 from sightline.doctor.context import Context, check
-from sightline.doctor.core.finding import Finding, Place
-from sightline.doctor.core.rehearsal import Failure, frame_of
-from sightline.doctor.core.rehearsed_evaluation import RehearsedEvaluation
-from sightline.errors import ConfigError, summary_of
+from sightline.doctor.core.dry_evaluation import DryEvaluation
+from sightline.doctor.core.dry_run import StepFailure, error_location
+from sightline.doctor.core.finding import Finding, FindingLocation
+from sightline.errors import ConfigError, summarise_error
 
 __all__ = ["first_evaluation", "missing_keys_explained"]
 
@@ -25,10 +25,10 @@ _PACKAGE = Path(sightline.__file__).parent
 @check("G6", "first-evaluation", "preflight")
 def first_evaluation(context: Context) -> list[Finding]:
     """Four samples of each evaluated part are read, predicted, scored, drawn and noted without an exception."""
-    return [_of_failure(context, each, each.failure) for each in context.evaluations if each.failure is not None]
+    return [_of_failure(context, each, each.failure) for each in context.dry_evaluations if each.failure is not None]
 
 
-def _of_failure(context: Context, each: RehearsedEvaluation, failure: Failure) -> Finding:
+def _of_failure(context: Context, each: DryEvaluation, failure: StepFailure) -> Finding:
     is_of_metric = each.path.startswith("metrics")
     is_ours = failure.file is None or Path(failure.file).is_relative_to(_PACKAGE)
     shapes = ", ".join(f"{name} {tuple(value.shape)}" for name, value in each.batch.items() if hasattr(value, "shape"))
@@ -36,7 +36,7 @@ def _of_failure(context: Context, each: RehearsedEvaluation, failure: Failure) -
     if place.file is None:  # a task that the config does not name, which the model does not suit
         place = context.place("model")
     return first_evaluation.finding(
-        Place(
+        FindingLocation(
             file=place.file if is_ours else failure.file,
             line=place.line if is_ours else failure.line,
             layer=failure.layer,
@@ -48,7 +48,7 @@ def _of_failure(context: Context, each: RehearsedEvaluation, failure: Failure) -
         causes=("eval.protocol", "cfg.contract", "eval.decode")
         if is_of_metric
         else ("cfg.contract", "eval.decode", "data.layout"),
-        measured=summary_of(failure.error),
+        measured=summarise_error(failure.error),
         expected=f"{len(each.keys)} samples are predicted, scored and drawn as an evaluation does it",
         action=(each.outputs and _missing_key(failure.error, context.config, each.outputs))
         or f"correct {each.component}: the first evaluation would end the run",
@@ -62,16 +62,18 @@ def missing_keys_explained(config: RunConfig, model: nn.Module) -> Iterator[None
     try:
         yield
     except KeyError as error:
-        outputs = outputs_of_model(model, owner=f"model '{config.model.name}'")
+        outputs = model_output_keys(model, owner=f"model '{config.model.name}'")
         line = _missing_key(error, config, sorted(outputs))
         if line is None:
             raise
-        raise ConfigError(f"{config.model.where if _is_default(config) else config.task.where}: {line}") from error
+        raise ConfigError(
+            f"{config.model.location if _is_default(config) else config.task.location}: {line}"
+        ) from error
 
 
 def _missing_key(error: Exception, config: RunConfig, outputs: Iterable[str]) -> str | None:
     """What to do about a key that neither batch nor outputs have, where a task of the package asks for it."""
-    file, _ = frame_of(error)
+    file, _ = error_location(error)
     is_of_task = file is not None and Path(file).is_relative_to(_PACKAGE / "tasks")
     if not isinstance(error, KeyError) or not is_of_task:
         return None
@@ -85,4 +87,4 @@ def _missing_key(error: Exception, config: RunConfig, outputs: Iterable[str]) ->
 def _is_default(config: RunConfig) -> bool:
     """Whether the config names no task."""
     origin = config.origins.get("task.name")
-    return origin is not None and origin.origin == "default"
+    return origin is not None and origin.source == "default"

@@ -12,12 +12,12 @@ from torch import nn
 import sightline
 from sightline import registry
 from sightline.doctor.context import Context, check
-from sightline.doctor.core.finding import Finding, Place
-from sightline.doctor.core.rehearsal import Failure, copy_of, frame_of, read
-from sightline.doctor.core.survey import PartSurvey
-from sightline.engine.build import Part
-from sightline.engine.step import run_batch
-from sightline.errors import UserError, summary_of
+from sightline.doctor.core.dry_run import StepFailure, error_location, isolated_copy, read_batch
+from sightline.doctor.core.finding import Finding, FindingLocation
+from sightline.doctor.core.sample_statistics import PartStatistics
+from sightline.engine.build import DataSubset
+from sightline.engine.step import compute_batch_losses
+from sightline.errors import UserError, summarise_error
 from sightline.types import SampleKey
 
 __all__ = ["first_step"]
@@ -30,14 +30,14 @@ _BATCH_NORMS = nn.modules.batchnorm._BatchNorm
 @check("G6", "first-step", "preflight")
 def first_step(context: Context) -> list[Finding]:
     """Samples can be read, and prepare, forward, losses and backward go through, for a last batch of one sample too."""
-    findings = [_of_reading(context, survey.part, *fault) for survey in context.survey if (fault := _fault(survey))]
+    findings = [_of_reading(context, survey.part, *fault) for survey in context.statistics if (fault := _fault(survey))]
     if findings:
         return findings
-    failure = context.rehearsal.failure
+    failure = context.dry_run.failure
     return _of_tail(context) if failure is None else [_of_failure(context, failure, step=0)]
 
 
-def _fault(survey: PartSurvey) -> tuple[int, Exception] | None:
+def _fault(survey: PartStatistics) -> tuple[int, Exception] | None:
     """A sample that the data set, or the transforms of evaluation, cannot read."""
     part = survey.part
     if survey.unreadable is not None or part.split == "train" or not len(part.indices):
@@ -50,18 +50,18 @@ def _fault(survey: PartSurvey) -> tuple[int, Exception] | None:
     return None
 
 
-def _of_reading(context: Context, part: Part, index: int, error: Exception) -> Finding:
-    file, line = frame_of(error)
+def _of_reading(context: Context, part: DataSubset, index: int, error: Exception) -> Finding:
+    file, line = error_location(error)
     advised = _advice_of(error) if _is_of_transform(error) else None  # a sample too small for it, say
     path = "data" if advised is None else f"transforms.{'train' if part.split == 'train' else 'evaluate'}"
-    where = Place(file=file, line=line) if advised is None else context.place(path)
+    where = FindingLocation(file=file, line=line) if advised is None else context.place(path)
     return first_step.finding(
         dataclasses.replace(where, dataset=f"{context.config.data.name}/{part.split}", sample=index, config_path=path),
         f"a sample of the {part.split} part cannot be read",
         causes=("data.corrupt_sample", "data.path", "data.missing_modality")
         if advised is None
         else ("cfg.contract", "data.sampling", "data.layout"),
-        measured=f"sample {index}: {summary_of(error)}",
+        measured=f"sample {index}: {summarise_error(error)}",
         expected="every sample can be read",
         action=advised or "mend or leave out the sample; a prepared set is made again by `sightline data prepare`",
     )
@@ -72,26 +72,26 @@ def _of_tail(context: Context) -> list[Finding]:
     job = context.built.job
     plan = job.stream.plan
     step = plan.steps_per_epoch - 1
-    parts = [part for micro in plan.parts(step) for part in micro]
+    parts = [part for micro in plan.step_keys(step) for part in micro]
     smallest = min(parts, key=len)
     is_at_risk = len(smallest) == 1 and any(isinstance(m, _BATCH_NORMS) for m in job.model.modules())
     if not is_at_risk or context.config.distributed.sync_batch_norm:
         return []
     device = context.world.device
-    model = copy_of(job.model).train()
+    model = isolated_copy(job.model).train()
     try:
-        batch = read(job, smallest, device)
+        batch = read_batch(job, smallest, device)
         with torch.no_grad():
-            run_batch(job.task, model, batch, device, job.precision)
+            compute_batch_losses(job.task, model, batch, device, job.precision)
     except Exception as error:  # noqa: BLE001 - what it is, is what we report
-        file, line = frame_of(error)
-        return [_of_failure(context, Failure("the last step of an epoch", error, None, file, line), step=step)]
+        file, line = error_location(error)
+        return [_of_failure(context, StepFailure("the last step of an epoch", error, None, file, line), step=step)]
     return []
 
 
-def _of_failure(context: Context, failure: Failure, *, step: int) -> Finding:
+def _of_failure(context: Context, failure: StepFailure, *, step: int) -> Finding:
     causes, action = _diagnose(failure.error)
-    batch = context.rehearsal.batch
+    batch = context.dry_run.batch
     shapes = ", ".join(f"{name} {tuple(value.shape)}" for name, value in batch.items() if hasattr(value, "shape"))
     advised = _advice_of(failure.error)
     is_of_transform = advised is not None and _is_of_transform(failure.error)
@@ -102,7 +102,7 @@ def _of_failure(context: Context, failure: Failure, *, step: int) -> Finding:
     is_ours = failure.file is not None and Path(failure.file).is_relative_to(_PACKAGE)
     is_config = failure.file is None or (advised is not None and is_ours)
     return first_step.finding(
-        Place(
+        FindingLocation(
             file=fallback.file if is_config else failure.file,
             line=fallback.line if is_config else failure.line,
             layer=failure.layer,
@@ -112,7 +112,7 @@ def _of_failure(context: Context, failure: Failure, *, step: int) -> Finding:
         ),
         f"step {step} cannot be taken: {type(failure.error).__name__} in {failure.stage}",
         causes=causes,
-        measured=summary_of(failure.error),
+        measured=summarise_error(failure.error),
         expected="a step on the data set's samples goes through",
         action=advised or action,
         evidence={"batch": shapes},
@@ -127,7 +127,7 @@ def _advice_of(error: Exception) -> str | None:
 
 
 def _is_of_transform(error: Exception) -> bool:
-    file, _ = frame_of(error)
+    file, _ = error_location(error)
     return isinstance(error, UserError) and file is not None and Path(file).is_relative_to(_TRANSFORMS)
 
 

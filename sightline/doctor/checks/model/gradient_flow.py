@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from torch import nn
 
 from sightline.doctor.context import Context, check
+from sightline.doctor.core.dry_run import forward_backward, isolated_copy
 from sightline.doctor.core.finding import Finding
-from sightline.doctor.core.rehearsal import copy_of, forward_backward
 
-__all__ = ["Flow", "gradient_flow"]
+__all__ = ["LayerGradient", "gradient_flow"]
 
 _LAYERS = (nn.Linear, nn.modules.conv._ConvNd)
 _VANISHED = 1e-7  # of the median layer's ratio of gradient to weight
@@ -23,7 +23,7 @@ _COLUMNS = ("layer", "weights", "weight rms", "gradient rms", "ratio", "dead uni
 
 
 @dataclass(frozen=True)
-class Flow:
+class LayerGradient:
     """The weight of one layer at the first step: its size, its gradient's, and what of that is exactly zero.
 
     A unit is what gives one channel; it is dead where the gradient of all its weights is zero.
@@ -42,40 +42,40 @@ class Flow:
         return self.gradient / self.weight if self.weight > 0 else float("inf")
 
 
-@check("G10", "gradient-flow", "deep", at="model")
+@check("G10", "gradient-flow", "deep", config_path="model")
 def gradient_flow(context: Context) -> list[Finding]:
     """The ratio of gradient to weight of each layer lies within seven orders of the others', and half its units live.
 
     Of linear maps and convolutions, on a copy without dropout, on the samples of the first step.
     """
-    if not context.rehearsal.is_sound:
+    if not context.dry_run.is_sound:
         return []
     flows = _flows(context)
     return [_note(context, flows), *_of_sizes(context, flows), *_of_dead(context, flows)] if flows else []
 
 
-def _flows(context: Context) -> list[Flow]:
+def _flows(context: Context) -> list[LayerGradient]:
     job = context.built.job
-    model = copy_of(job.model)
+    model = isolated_copy(job.model)
     for module in model.modules():
         if isinstance(module, nn.modules.dropout._DropoutNd):
             module.p = 0.0
     model.zero_grad(set_to_none=True)
-    forward_backward(job, model, [context.rehearsal.batch], context.world.device)
+    forward_backward(job, model, [context.dry_run.batch], context.world.device)
     layers = [(name, module) for name, module in model.named_modules() if isinstance(module, _LAYERS)]
     return [_flow(name, layer) for name, layer in layers if layer.weight.grad is not None]
 
 
-def _flow(name: str, layer: nn.Module) -> Flow:
+def _flow(name: str, layer: nn.Module) -> LayerGradient:
     weight, gradient = layer.weight.detach(), layer.weight.grad.detach()  # type: ignore[union-attr, operator]
     by_unit = gradient.transpose(0, 1) if isinstance(layer, nn.modules.conv._ConvTransposeNd) else gradient
     is_zero = by_unit.flatten(1) == 0
     size, slope = (float(tensor.double().square().mean().sqrt()) for tensor in (weight, gradient))
     dead, zeros = float(is_zero.all(dim=1).double().mean()), float(is_zero.double().mean())
-    return Flow(name, len(is_zero), weight.numel(), size, slope, dead, zeros)
+    return LayerGradient(name, len(is_zero), weight.numel(), size, slope, dead, zeros)
 
 
-def _note(context: Context, flows: Sequence[Flow]) -> Finding:
+def _note(context: Context, flows: Sequence[LayerGradient]) -> Finding:
     rows = [
         [
             f.name,
@@ -100,7 +100,7 @@ def _note(context: Context, flows: Sequence[Flow]) -> Finding:
     )
 
 
-def _of_sizes(context: Context, flows: Sequence[Flow]) -> Iterator[Finding]:
+def _of_sizes(context: Context, flows: Sequence[LayerGradient]) -> Iterator[Finding]:
     """The layer that is farthest out, where one is: those before it are the same way."""
     ratios = {flow.name: flow.ratio for flow in flows if 0 < flow.ratio < float("inf")}
     if len(ratios) < 3:
@@ -123,7 +123,7 @@ def _of_sizes(context: Context, flows: Sequence[Flow]) -> Iterator[Finding]:
             )
 
 
-def _of_dead(context: Context, flows: Sequence[Flow]) -> Iterator[Finding]:
+def _of_dead(context: Context, flows: Sequence[LayerGradient]) -> Iterator[Finding]:
     """The last layer with mostly dead units: those before it may be dead because of it.
 
     A branch that ends in a layer of zeros passes no gradient at first, and is meant to.
@@ -139,7 +139,7 @@ def _of_dead(context: Context, flows: Sequence[Flow]) -> Iterator[Finding]:
             last.name,
             summary=f"{last.dead:.0%} of the units of '{last.name}' are dead: no sample moves them",
             measured=f"the gradient is exactly 0 for {round(last.dead * last.units)} of {last.units} units",
-            expected=f"at most {_MOST_DEAD:.0%} on {context.rehearsal.num_samples} samples",
+            expected=f"at most {_MOST_DEAD:.0%} on {context.dry_run.num_samples} samples",
             causes=("model.activation", "model.init", "data.normalisation"),
             action="look at the activation behind it and at its bias: a ReLU of negative values passes nothing on",
         )

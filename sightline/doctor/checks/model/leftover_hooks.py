@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from sightline.doctor.context import Check, Context, check
-from sightline.doctor.core.finding import Finding, Place
-from sightline.doctor.core.rehearsal import copy_of
+from sightline.doctor.core.dry_run import isolated_copy
+from sightline.doctor.core.finding import Finding, FindingLocation
 
 __all__ = ["hooks_of", "hooks_of_loggers", "leftover_hooks"]
 
@@ -139,10 +139,10 @@ def _described(hook: Any, what: str, name: str) -> _Hook:
 
 def _changed(context: Context) -> list[str]:
     """The outputs that are other bits without the hooks, in evaluation mode, on the samples of the rehearsal."""
-    if not context.rehearsal.is_sound:
+    if not context.dry_run.is_sound:
         return []
-    job, batch, device = context.built.job, context.rehearsal.batch, context.world.device
-    with_hooks, without = copy_of(job.model).eval(), copy_of(job.model).eval()
+    job, batch, device = context.built.job, context.dry_run.batch, context.world.device
+    with_hooks, without = isolated_copy(job.model).eval(), isolated_copy(job.model).eval()
     with torch.no_grad(), job.precision.autocast(device):
         ours = dict(_tensors(job.task.predict(with_hooks, batch)))
         with _without_foreign(without):
@@ -179,7 +179,7 @@ def _of_hooks(check: Check, hooks: list[_Hook], changed: list[str]) -> Finding:
     more = f" and {len(hooks) - 3} more" if len(hooks) > 3 else ""
     effect = f", and '{changed[0]}' is another with {'it' if len(hooks) == 1 else 'them'}" if changed else ""
     return check.finding(
-        Place(file=first.file, line=first.line, layer=first.layer.strip("*") or None, config_path="model"),
+        FindingLocation(file=first.file, line=first.line, layer=first.layer.strip("*") or None, config_path="model"),
         f"{first.owner.split('.')[0]} has hooks on the model{effect}",
         severity="error" if changed else "warning",
         causes=("dist.hook", "model.structure" if changed else "dist.logging"),

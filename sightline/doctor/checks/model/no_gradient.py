@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sightline.data.loading.leaves import leaves
+from sightline.data.loading.sample_arrays import array_leaves
 from sightline.doctor.context import Context, check
+from sightline.doctor.core.dry_run import DryRun, isolated_copy
 from sightline.doctor.core.finding import Finding
-from sightline.doctor.core.owned import owned
-from sightline.doctor.core.rehearsal import Rehearsal, copy_of
-from sightline.engine.step import batch_step
+from sightline.doctor.core.object_graph import iter_reachable
+from sightline.engine.step import single_batch_step
 
 __all__ = ["no_gradient"]
 
@@ -25,7 +25,7 @@ _INTERNAL = frozenset(vars(nn.Module()))
 def no_gradient(context: Context) -> list[Finding]:
     """Each parameter that is not frozen on purpose is registered, gets a gradient, and is in the optimiser."""
     coverage = list(_of_coverage(context))
-    rehearsal = context.rehearsal
+    rehearsal = context.dry_run
     if not rehearsal.is_sound:
         return coverage
     reach = [*_of_reach(context), *_of_losses(context)]
@@ -60,18 +60,18 @@ def _of_coverage(context: Context) -> Iterator[Finding]:
 
 def _of_registration(context: Context) -> Iterator[Finding]:
     """Parameters in plain lists, dicts or objects: they get gradients, but nobody trains, moves or saves them."""
-    model = context.rehearsal.model
+    model = context.dry_run.model
     known = {id(parameter) for parameter in model.parameters()}
     for name, module in model.named_modules():
         held = {key: value for key, value in vars(module).items() if key not in _INTERNAL}
         paths = [
             path
-            for path, value in owned(held, nn.Parameter)
+            for path, value in iter_reachable(held, nn.Parameter)
             if id(value) not in known and value.requires_grad and value.grad is not None
         ]
         if not paths:
             continue
-        known |= {id(value) for _, value in owned(held, nn.Parameter)}
+        known |= {id(value) for _, value in iter_reachable(held, nn.Parameter)}
         attribute = paths[0].split("]", 1)[0].strip("['")
         yield _of_parameters(
             context,
@@ -89,8 +89,8 @@ def _of_registration(context: Context) -> Iterator[Finding]:
 
 def _of_terms(context: Context) -> Iterator[Finding]:
     """A loss term that counts and, at either end of the run, weighs something, but depends on no parameter."""
-    rehearsal, job = context.rehearsal, context.built.job
-    first, last = job.weights_at(0), job.weights_at(job.num_steps)
+    rehearsal, job = context.dry_run, context.built.job
+    first, last = job.loss_weights_at(0), job.loss_weights_at(job.num_steps)
     for name, term in rehearsal.terms.items():
         is_counted = float(rehearsal.counts[name]) > 0 and max(first[name], last[name]) > 0
         if not is_counted or term.requires_grad or _is_frozen_on_purpose(context, name):
@@ -109,7 +109,7 @@ def _of_terms(context: Context) -> Iterator[Finding]:
 
 def _of_reach(context: Context) -> Iterator[Finding]:
     """Trainable parameters without a gradient in any of the tries, by what keeps it from them."""
-    rehearsal, job = context.rehearsal, context.built.job
+    rehearsal, job = context.dry_run, context.built.job
     is_detached = any(True for _ in _of_terms(context))
     held = _names_held(context)
     silent = [
@@ -150,7 +150,7 @@ def _of_losses(context: Context) -> Iterator[Finding]:
             f"{len(silent)} parameter(s) of losses get no gradient",
             causes=("loss.detached", "model.structure"),
             at="losses",
-            measured=f"no gradient in {context.rehearsal.num_tries} micro-batches",
+            measured=f"no gradient in {context.dry_run.num_tries} micro-batches",
             expected="the loss depends on each of its parameters",
             action="use them in the loss's forward, or make them buffers if they are constants",
         )
@@ -159,7 +159,7 @@ def _of_losses(context: Context) -> Iterator[Finding]:
 def _of_silent(context: Context, names: Sequence[str], reason: str, idle_outputs: set[str]) -> Finding:
     is_alone = context.world.size == 1
     unused = ("model.structure", "dist.unused_params") if is_alone else ("dist.unused_params", "model.structure")
-    rehearsal = context.rehearsal
+    rehearsal = context.dry_run
     causes, detail, action = {
         "unused": (
             unused,
@@ -220,7 +220,7 @@ def _names_held(context: Context) -> set[str]:
     return {name for name in names if any(f"{name}.".startswith(prefix) for prefix in prefixes)}
 
 
-def _idle_outputs(rehearsal: Rehearsal) -> set[str]:
+def _idle_outputs(rehearsal: DryRun) -> set[str]:
     return set(rehearsal.seen_outputs) - rehearsal.output_reads
 
 
@@ -230,14 +230,14 @@ def _owner(parameter: str) -> str:
 
 def _reached(context: Context, names: Sequence[str], outputs: Any) -> set[str]:
     """Which of these parameters the named outputs depend on, by a fresh forward pass on a copy."""
-    model = copy_of(context.built.job.model)
+    model = isolated_copy(context.built.job.model)
     seen, _ = _forward(context, model)
     parameters = dict(model.named_parameters())
     roots = [
         tensor.sum()
         for given in seen
         for name in outputs
-        for _, tensor in leaves(given.get(name))
+        for _, tensor in array_leaves(given.get(name))
         if isinstance(tensor, Tensor) and tensor.requires_grad
     ]
     if not roots:
@@ -250,7 +250,7 @@ def _reached(context: Context, names: Sequence[str], outputs: Any) -> set[str]:
 def _is_frozen_on_purpose(context: Context, loss: str) -> bool:
     """Whether a loss would depend on parameters if those that the config freezes asked for gradients."""
     held = _names_held(context)
-    model = copy_of(context.built.job.model)
+    model = isolated_copy(context.built.job.model)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(parameter.requires_grad or name in held)
     return bool(held) and _forward(context, model)[1][loss].requires_grad
@@ -258,13 +258,13 @@ def _is_frozen_on_purpose(context: Context, loss: str) -> bool:
 
 def _forward(context: Context, model: nn.Module) -> tuple[list[Any], Mapping[str, Tensor]]:
     """What a copy gives for the rehearsed batch, and the losses of it."""
-    job, batch, device = context.built.job, context.rehearsal.batch, context.world.device
+    job, batch, device = context.built.job, context.dry_run.batch, context.world.device
     model.train()
     seen: list[Any] = []
     handle = model.register_forward_hook(lambda module, inputs, given: seen.append(given))
-    step = batch_step(job.task, model, batch, device, job.precision)
+    step = single_batch_step(job.task, model, batch, device, job.precision)
     seen.clear()
-    terms = step.sums(model)
+    terms = step.loss_sums(model)
     handle.remove()
     return seen, terms
 

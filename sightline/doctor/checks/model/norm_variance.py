@@ -7,10 +7,10 @@ from typing import Any
 from torch import Tensor, nn
 
 from sightline.doctor.context import Context, check
+from sightline.doctor.core.dry_run import isolated_copy
 from sightline.doctor.core.finding import Finding
-from sightline.doctor.core.rehearsal import copy_of
-from sightline.doctor.oracles.nests import float64, mapped
-from sightline.engine.step import run_batch
+from sightline.doctor.oracles.nests import float64, tree_map
+from sightline.engine.step import compute_batch_losses
 
 __all__ = ["input_variances", "norm_variance"]
 
@@ -24,11 +24,11 @@ _COLUMNS = ("batch norm", "input variance", "epsilon", "comes out with std")
     "deep",
     severity="note",
     causes=("model.init", "data.normalisation", "model.norm_mode"),
-    at="model",
+    config_path="model",
 )
 def norm_variance(context: Context) -> list[Finding]:
     """Variance v comes out as v / (v + eps): below ten times epsilon that is visibly less than 1."""
-    if not context.rehearsal.is_sound:
+    if not context.dry_run.is_sound:
         return []
     modules: dict[str, Any] = dict(context.built.job.model.named_modules())
     found = {name: float(v.median()) for name, v in input_variances(context).items()}
@@ -58,7 +58,7 @@ def input_variances(context: Context) -> dict[str, Tensor]:
     Read off running averages after one pass in float64, so that norms are seen that faster kernels never call.
     """
     job = context.built.job
-    model = copy_of(job.model).double().train()
+    model = isolated_copy(job.model).double().train()
     norms = {
         name: module
         for name, module in model.named_modules()
@@ -67,6 +67,6 @@ def input_variances(context: Context) -> dict[str, Tensor]:
     for norm in norms.values():
         norm.reset_running_stats()
         norm.momentum = None  # the average of one batch is that batch's
-    batch = mapped(context.rehearsal.batch, float64)
-    run_batch(job.task, model, batch, context.world.device)
+    batch = tree_map(context.dry_run.batch, float64)
+    compute_batch_losses(job.task, model, batch, context.world.device)
     return {name: norm.running_var.clone() for name, norm in norms.items() if int(norm.num_batches_tracked) > 0}  # type: ignore[union-attr, arg-type]

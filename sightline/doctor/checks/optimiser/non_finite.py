@@ -10,20 +10,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sightline.data.loading.leaves import leaves
-from sightline.doctor.checks.data.non_finite_data import row_of
+from sightline.data.loading.sample_arrays import array_leaves
+from sightline.doctor.checks.data.non_finite_data import sample_of_element
 from sightline.doctor.context import Context, check
-from sightline.doctor.core.finding import Finding, Place
-from sightline.doctor.core.merge import agree
-from sightline.doctor.core.rehearsal import Recording, copy_of, forward_backward
-from sightline.doctor.core.survey import name_sample
+from sightline.doctor.core.dry_run import ReadTrackingDict, forward_backward, isolated_copy
+from sightline.doctor.core.finding import Finding, FindingLocation
+from sightline.doctor.core.merge import gather_findings
+from sightline.doctor.core.sample_statistics import describe_sample
 from sightline.engine.distributed import World
 from sightline.engine.learnt_losses import together
-from sightline.engine.records import kept_random_state
-from sightline.engine.train import Job, NonFiniteGradientError
+from sightline.engine.records import preserve_rng_state
+from sightline.engine.train import NonFiniteGradientError, TrainState
 from sightline.types import Batch
 
-__all__ = ["explain", "explain_fault", "non_finite"]
+__all__ = ["diagnose_non_finite", "explain_fault", "non_finite"]
 
 logger = logging.getLogger(__name__)
 
@@ -35,30 +35,30 @@ _TRIES = 3  # dropout draws anew each time
 @check("G17", "non-finite", "preflight")
 def non_finite(context: Context) -> list[Finding]:
     """The first step's gradients are finite."""
-    rehearsal = context.rehearsal
+    rehearsal = context.dry_run
     if rehearsal.failure is not None or "not finite" not in rehearsal.gradients.values():
         return []
     return [_locate(context.built.job, [rehearsal.batch], context.world.device)]
 
 
-def explain(error: NonFiniteGradientError, world: World) -> Finding:
+def diagnose_non_finite(error: NonFiniteGradientError, world: World) -> Finding:
     """Where a run's non-finite gradient began, by running its step again on a copy; the same finding on every process.
 
     Every process that met the error calls this: they exchange what each found. The run's model is left as it is.
     """
-    with kept_random_state(), torch.enable_grad(), error.job.losses.kept():
+    with preserve_rng_state(), torch.enable_grad(), error.job.losses.kept():
         try:
             finding = _locate(error.job, error.micro_batches, world.device)
         except Exception:
             logger.warning("non-finite: the step could not be run again", exc_info=True)
             finding = _unknown(error.job, "the step could not be run again on a copy")
     stages = ("data", "parameter", "forward", "loss", "backward", "norm", "unknown")
-    found = agree([finding], world)
+    found = gather_findings([finding], world)
     first = min(found, key=lambda each: stages.index(each.evidence["stage"]))
     return replace(_diverged(error.job, first), phase="runtime")
 
 
-def explain_fault(error: Exception, job: Job) -> Finding | None:
+def explain_fault(error: Exception, job: TrainState) -> Finding | None:
     """The learning rate as the cause of a fault of a run, as where predictions are NaN; None where weights are sound.
 
     Not every number that overflows does so in a gradient: distances and metrics refuse what is not finite.
@@ -77,7 +77,7 @@ def explain_fault(error: Exception, job: Job) -> Finding | None:
     return None if found is finding else replace(found, phase="runtime")
 
 
-def _diverged(job: Job, found: Finding) -> Finding:
+def _diverged(job: TrainState, found: Finding) -> Finding:
     """The finding with the learning rate as its cause, where steps have driven the weights out of all proportion.
 
     The place where numbers overflow is then where it shows. Data that is not finite stays what it is.
@@ -110,7 +110,7 @@ def _largest(parameter: Tensor) -> float:
     return float(torch.where(values.isfinite(), values, 0.0).max())
 
 
-def _locate(job: Job, micro_batches: Sequence[Batch], device: torch.device) -> Finding:
+def _locate(job: TrainState, micro_batches: Sequence[Batch], device: torch.device) -> Finding:
     reads = _reads(job, micro_batches[0], device)
     for batch in micro_batches:
         finding = _in_data(job, batch, reads) or None
@@ -126,22 +126,22 @@ def _locate(job: Job, micro_batches: Sequence[Batch], device: torch.device) -> F
 # --- the stages, in the order in which a fault would arise -----------------------------------------------------------
 
 
-def _reads(job: Job, batch: Batch, device: torch.device) -> set[str]:
+def _reads(job: TrainState, batch: Batch, device: torch.device) -> set[str]:
     """The batch keys that a step reads; all of them if it fails."""
-    recorded = Recording(batch)
+    recorded = ReadTrackingDict(batch)
     try:
-        forward_backward(job, copy_of(job.model), [recorded], device)
+        forward_backward(job, isolated_copy(job.model), [recorded], device)
     except Exception:  # noqa: BLE001 - a step that fails reads what it reads: every key is then suspect
         return set(batch)
     return recorded.read
 
 
-def _in_data(job: Job, batch: Batch, reads: set[str]) -> Finding | None:
+def _in_data(job: TrainState, batch: Batch, reads: set[str]) -> Finding | None:
     for key in sorted(reads & batch.keys()):
-        for leaf, tensor in leaves(batch[key], key):
+        for leaf, tensor in array_leaves(batch[key], key):
             if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
                 position = tuple((~tensor.isfinite()).nonzero()[0].tolist())
-                index = row_of(batch, tensor, position)
+                index = sample_of_element(batch, tensor, position)
                 return _of_stage(
                     job,
                     "data",
@@ -155,7 +155,7 @@ def _in_data(job: Job, batch: Batch, reads: set[str]) -> Finding | None:
     return None
 
 
-def _in_parameters(job: Job) -> Finding | None:
+def _in_parameters(job: TrainState) -> Finding | None:
     for name, parameter in job.trained.named_parameters():
         count = int((~parameter.detach().isfinite()).sum())
         if count:
@@ -219,9 +219,9 @@ class _Trace:
         return ", ".join(_range(t) for t in self.outputs.get(name or "", [])) or "nothing"
 
 
-def _in_step(job: Job, batch: Batch, device: torch.device) -> Finding | None:
+def _in_step(job: TrainState, batch: Batch, device: torch.device) -> Finding | None:
     """One micro-batch again, with hooks: forward, losses, backward."""
-    model = copy_of(job.model)
+    model = isolated_copy(job.model)
     trace = _Trace()
     for name, module in model.named_modules():
         module.register_forward_pre_hook(_on_enter(trace, name), with_kwargs=True)
@@ -237,9 +237,9 @@ def _in_step(job: Job, batch: Batch, device: torch.device) -> Finding | None:
     return _of_backward(job, together(model, job.losses), trace, back)
 
 
-def _of_forward(job: Job, batch: Batch, trace: _Trace, event: _Event) -> Finding:
+def _of_forward(job: TrainState, batch: Batch, trace: _Trace, event: _Event) -> Finding:
     position = tuple((~event.tensor.isfinite()).nonzero()[0].tolist())
-    index = row_of(batch, event.tensor, position)
+    index = sample_of_element(batch, event.tensor, position)
     place = f"'{event.layer}'" if event.layer else "the model's own forward"
     if event.kind == "between":
         place += f", after '{event.after}'" if event.after else ", before its first layer"
@@ -258,7 +258,7 @@ def _of_forward(job: Job, batch: Batch, trace: _Trace, event: _Event) -> Finding
     )
 
 
-def _of_loss(job: Job, name: str, total: float, count: float, trace: _Trace) -> Finding:
+def _of_loss(job: TrainState, name: str, total: float, count: float, trace: _Trace) -> Finding:
     return _of_stage(
         job,
         "loss",
@@ -271,7 +271,7 @@ def _of_loss(job: Job, name: str, total: float, count: float, trace: _Trace) -> 
     )
 
 
-def _of_backward(job: Job, model: nn.Module, trace: _Trace, back: _Back) -> Finding | None:
+def _of_backward(job: TrainState, model: nn.Module, trace: _Trace, back: _Back) -> Finding | None:
     bad = [n for n, p in model.named_parameters() if p.grad is not None and not bool(p.grad.isfinite().all())]
     if not bad:
         return None
@@ -294,9 +294,9 @@ def _of_backward(job: Job, model: nn.Module, trace: _Trace, back: _Back) -> Find
     )
 
 
-def _in_norm(job: Job, micro_batches: Sequence[Batch], device: torch.device) -> Finding:
+def _in_norm(job: TrainState, micro_batches: Sequence[Batch], device: torch.device) -> Finding:
     """All parts are finite, and their sum or their norm may still be too large for the number format."""
-    model = copy_of(job.model)
+    model = isolated_copy(job.model)
     forward_backward(job, model, micro_batches, device)
     named = together(model, job.losses).named_parameters()
     gradients = {name: p.grad for name, p in named if p.grad is not None and p.grad.numel()}
@@ -317,7 +317,7 @@ def _in_norm(job: Job, micro_batches: Sequence[Batch], device: torch.device) -> 
     )
 
 
-def _unknown(job: Job, measured: str) -> Finding:
+def _unknown(job: TrainState, measured: str) -> Finding:
     return _of_stage(
         job,
         "unknown",
@@ -366,9 +366,9 @@ class _Back:
 class _Traced:
     """A job whose losses' graphs are watched on the way back."""
 
-    def __init__(self, job: Job, back: _Back) -> None:
+    def __init__(self, job: TrainState, back: _Back) -> None:
         self.task = _TracedTask(job.task, back)
-        self.weights_at = job.weights_at
+        self.weights_at = job.loss_weights_at
         self.step = job.step
         self.precision = job.precision
         self.frozen = job.frozen
@@ -423,7 +423,7 @@ def _on_leave(trace: _Trace, name: str) -> Any:
 
 
 def _floats(values: Any) -> list[Tensor]:
-    return [tensor for _, tensor in leaves(values) if tensor.is_floating_point()]
+    return [tensor for _, tensor in array_leaves(values) if tensor.is_floating_point()]
 
 
 def _is_finite(tensor: Tensor | None) -> bool:
@@ -436,15 +436,15 @@ def _range(tensor: Tensor) -> str:
     return f"{float(values.min()):.4g} .. {float(values.max()):.4g}" if values.numel() else "nothing finite"
 
 
-def _describe_sample(job: Job, index: int | None) -> str:
+def _describe_sample(job: TrainState, index: int | None) -> str:
     dataset = getattr(job.stream.reader, "dataset", None)
     if index is None:
         return ""
-    return f" of {name_sample(dataset, index) if dataset is not None else f'sample {index}'}"
+    return f" of {describe_sample(dataset, index) if dataset is not None else f'sample {index}'}"
 
 
 def _of_stage(
-    job: Job,
+    job: TrainState,
     stage: str,
     summary: str,
     *,
@@ -457,7 +457,7 @@ def _of_stage(
     dataset = getattr(job.stream.reader, "dataset", None)
     name = type(dataset).__name__ if dataset is not None else None
     return non_finite.finding(
-        Place(step=job.step, layer=layer, param=param, sample=sample, dataset=name),
+        FindingLocation(step=job.step, layer=layer, param=param, sample=sample, dataset=name),
         summary,
         evidence={"stage": stage, **(evidence or {})},
         **fields,

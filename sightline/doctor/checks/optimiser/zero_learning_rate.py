@@ -107,7 +107,7 @@ def _of_share(context: Context, steps: np.ndarray, rates: np.ndarray) -> Iterato
 
 def _of_replay(context: Context, step: int) -> Iterator[Finding]:
     """Two steps of a copy of the optimiser with the gradients of a real step: some bit of some weight must change."""
-    rehearsal, job = context.rehearsal, context.built.job
+    rehearsal, job = context.dry_run, context.built.job
     if not rehearsal.is_sound:
         return
     optimizer, pushed = _copy(job.model, job.optimizer, rehearsal.model)

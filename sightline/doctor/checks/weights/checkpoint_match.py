@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 from sightline.doctor.context import Context, check
+from sightline.doctor.core.dry_run import isolated_copy
 from sightline.doctor.core.finding import Finding
-from sightline.doctor.core.rehearsal import copy_of
 from sightline.errors import CheckpointError
-from sightline.layers.quantisation.parametrised import dense, freeze
-from sightline.runs.checkpoint import MatchReport, load_weights
-from sightline.runs.packed import holders_of
-from sightline.runs.trained_weights import load
+from sightline.layers.quantisation.parametrised import bake_quantised_weights, dense_state_dict
+from sightline.runs.checkpoint import WeightLoadReport, load_weights
+from sightline.runs.packed import unique_tensors
+from sightline.runs.trained_weights import load_trained_state
 
 __all__ = ["checkpoint_match"]
 
@@ -27,11 +27,11 @@ def checkpoint_match(context: Context) -> list[Finding]:
     if init is None or context.built.init_report is None:  # a resumed run has its weights from its own checkpoint
         return []
     try:
-        weights = load(Path(init.source))
+        weights = load_trained_state(Path(init.source))
     except CheckpointError as error:
         causes = ("ckpt.corrupt", "ckpt.incomplete_state", "ckpt.stale")
         return [_unmatched(context, "init.from", causes, "the weights to start from cannot be read", str(error))]
-    copied = freeze(copy_of(model))
+    copied = bake_quantised_weights(isolated_copy(model))
     try:
         report = load_weights(copied, weights, may_be_missing=init.may_be_missing, modules=init.modules, into=init.into)
     except CheckpointError as error:
@@ -41,7 +41,7 @@ def checkpoint_match(context: Context) -> list[Finding]:
         text = "may_be_missing names everything: nothing is loaded"
         return [_unmatched(context, "init.may_be_missing", ("ckpt.key_mismatch", "cfg.override"), text, str(report))]
     changed = () if context.config.compress is None else context.config.compress.policy
-    differing = _differing(copied.state_dict(), dense(model), changed)
+    differing = _differing(copied.state_dict(), dense_state_dict(model), changed)
     if differing:
         causes = ("ckpt.stale", "model.init", "ckpt.alias")
         text = f"{len(differing)} tensors of the model are not those given, {', '.join(differing[:5])} first"
@@ -54,7 +54,7 @@ def _differing(expected: Mapping[str, Tensor], own: Mapping[str, Tensor], change
 
     A shared tensor is quantised under all of its names.
     """
-    _, tied = holders_of(expected)
+    _, tied = unique_tensors(expected)
     quantised = {tied.get(name, name) for name in changed}
     return [
         name
@@ -83,7 +83,7 @@ def _unmatched(context: Context, at: str, causes: tuple[str, ...], summary: str,
     )
 
 
-def _partial(context: Context, report: MatchReport) -> Finding:
+def _partial(context: Context, report: WeightLoadReport) -> Finding:
     share = report.matched_elements / max(1, report.total_elements)
     return checkpoint_match.finding(
         context,

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from sightline.doctor.context import Context, check
-from sightline.doctor.core.finding import Finding, Place
-from sightline.doctor.core.rehearsal import copy_of
-from sightline.engine.build import Part
+from sightline.doctor.core.dry_run import isolated_copy
+from sightline.doctor.core.finding import Finding, FindingLocation
+from sightline.engine.build import DataSubset
 from sightline.engine.device import to_device
 from sightline.types import Batch, SampleKey
 
@@ -50,7 +50,7 @@ def feature_scale(context: Context) -> list[Finding]:
     job, part, device = context.built.job, context.built.data.selection, context.world.device
     try:
         batch = sampled_batch(part, seed=context.config.seed)
-        batch = to_device(batch, device, floats=job.precision.parameters)
+        batch = to_device(batch, device, float_dtype=job.precision.parameter_dtype)
         with job.precision.autocast(device):
             scales = layer_scales(job.model, batch, job.task.predict)
     except Exception:  # noqa: BLE001 - whatever a model or data set dies of, `first-step` reports it
@@ -59,9 +59,9 @@ def feature_scale(context: Context) -> list[Finding]:
     return [] if found is None else [found]
 
 
-def sampled_batch(part: Part, *, seed: int) -> Batch:
+def sampled_batch(part: DataSubset, *, seed: int) -> Batch:
     """Sixteen samples of a part, or all that it has: enough to detect another scale."""
-    return part.reader([SampleKey(int(index), 0, seed) for index in part.spread(_NUM_SAMPLES)])
+    return part.reader([SampleKey(int(index), 0, seed) for index in part.evenly_spaced_indices(_NUM_SAMPLES)])
 
 
 def layer_scales(model: nn.Module, batch: Batch, run: Callable[[nn.Module, Batch], Any]) -> list[LayerScale]:
@@ -109,7 +109,7 @@ def _statistics(
     model: nn.Module, batch: Batch, run: Callable[[nn.Module, Batch], Any]
 ) -> dict[str, tuple[Tensor, Tensor]]:
     """Mean and variance of the inputs of every batch norm, by channel, as one batch shows them."""
-    copied = copy_of(model).train()
+    copied = isolated_copy(model).train()
     norms = {name: m for name, m in copied.named_modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)}
     for norm in norms.values():
         norm.momentum = 1.0
@@ -126,7 +126,7 @@ def _size(mean: Tensor, variance: Tensor) -> Tensor:
     return (variance + mean.square()).sqrt()
 
 
-def other_scale(scales: list[LayerScale], *, where: Place, source: str) -> Finding | None:
+def other_scale(scales: list[LayerScale], *, where: FindingLocation, source: str) -> Finding | None:
     """The finding of the first of these layers on the data of a network of `source`; None where all is well."""
     finite = [each for each in scales if math.isfinite(each.ratio) and each.ratio > 0]
     if not finite or not _is_other(finite[0].ratio):

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from sightline.doctor.context import Context, check
 from sightline.doctor.core.finding import Finding
 
-__all__ = ["Start", "initial_weights", "scheme_of"]
+__all__ = ["InitialWeight", "initial_weights", "scheme_of"]
 
 _LAYERS = (nn.Linear, nn.modules.conv._ConvNd)
 _MOST_Z = 6.0
@@ -26,7 +26,7 @@ _COLUMNS = ("layer", "weights", "mean", "std", "scheme", "std by the scheme", "z
 
 
 @dataclass(frozen=True)
-class Start:
+class InitialWeight:
     """A layer's initial weights, and the scheme that explains them: its name, its deviation, and by how many standard
     errors theirs misses it. `largest` is the largest deviation that any scheme gives a layer of these sizes.
     """
@@ -41,7 +41,7 @@ class Start:
     largest: float
 
 
-@check("G20", "initial-weights", "deep", at="model")
+@check("G20", "initial-weights", "deep", config_path="model")
 def initial_weights(context: Context) -> list[Finding]:
     """The deviation of each weight is that of a known scheme, within what a sample of its size allows.
 
@@ -58,7 +58,7 @@ def initial_weights(context: Context) -> list[Finding]:
     return [_note(context, starts), *_of_large(context, starts)] if starts else []
 
 
-def scheme_of(name: str, weight: Tensor, *, is_transposed: bool = False) -> Start:
+def scheme_of(name: str, weight: Tensor, *, is_transposed: bool = False) -> InitialWeight:
     """What a weight (out, in, kernel...) looks like; of transposed convolutions (in, out, kernel...)."""
     window = math.prod(weight.shape[2:])
     sizes = (weight.shape[1] * window, weight.shape[0] * window)
@@ -69,13 +69,13 @@ def scheme_of(name: str, weight: Tensor, *, is_transposed: bool = False) -> Star
     schemes = dict(_schemes(ins, outs, sizes[0]))
     largest = max(schemes.values())
     if std == 0:
-        return Start(name, len(values), mean, std, "constant", 0.0, 0.0, largest)
+        return InitialWeight(name, len(values), mean, std, "constant", 0.0, 0.0, largest)
     error = math.sqrt(max(kurtosis - 1, 0.1) / (4 * len(values)))
     misses = {scheme: abs(std / expected - 1) / error for scheme, expected in schemes.items()}
     fitting = [scheme for scheme, miss in misses.items() if miss <= _SURE_Z]  # the commonest first
     nearest = fitting[0] if fitting else min(misses, key=lambda scheme: misses[scheme])
     is_known = misses[nearest] <= _MOST_Z
-    return Start(
+    return InitialWeight(
         name, len(values), mean, std, nearest if is_known else None, schemes[nearest], misses[nearest], largest
     )
 
@@ -95,7 +95,7 @@ def _schemes(ins: int, outs: int, second: int) -> Iterator[tuple[str, float]]:
         yield f"N(0, {std:g})", std
 
 
-def _note(context: Context, starts: Sequence[Start]) -> Finding:
+def _note(context: Context, starts: Sequence[InitialWeight]) -> Finding:
     found = Counter(start.scheme or "none that is known" for start in starts)
     rows = [
         [s.name, s.size, f"{s.mean:.1e}", f"{s.std:.3e}", s.scheme or "?", f"{s.expected:.3e}", f"{s.z:.1f}"]
@@ -113,7 +113,7 @@ def _note(context: Context, starts: Sequence[Start]) -> Finding:
     )
 
 
-def _of_large(context: Context, starts: Sequence[Start]) -> Iterator[Finding]:
+def _of_large(context: Context, starts: Sequence[InitialWeight]) -> Iterator[Finding]:
     large = [start for start in starts if start.std > _TOO_LARGE * start.largest]
     if large:
         most = max(large, key=lambda start: start.std / start.largest)

@@ -8,7 +8,7 @@ from sightline.doctor.core.finding import Finding
 __all__ = ["pretraining_mismatch"]
 
 
-@check("G3", "pretraining-mismatch", "static", severity="warning", at="init.from")
+@check("G3", "pretraining-mismatch", "static", severity="warning", config_path="init.from")
 def pretraining_mismatch(context: Context) -> list[Finding]:
     """The run that `init` takes weights from and this one evaluate clouds of one form; what differs is named."""
     lineage = context.built.lineage

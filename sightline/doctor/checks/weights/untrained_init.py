@@ -13,7 +13,7 @@ from sightline.doctor.context import Context, check
 from sightline.doctor.core.finding import Finding
 from sightline.engine.build import build_model
 from sightline.engine.distributed import World
-from sightline.engine.loading import open_run
+from sightline.engine.run_loading import open_run
 from sightline.errors import UserError
 from sightline.runs import checkpoint, trained_weights
 
@@ -24,7 +24,7 @@ __all__ = ["untrained_init"]
     "G11",
     "untrained-init",
     "static",
-    at="init.from",
+    config_path="init.from",
     expected="weights that training has moved",
     action="give a run that was trained, at its last checkpoint; see its metrics.jsonl and its learning rate",
 )
@@ -68,12 +68,12 @@ def untrained_init(context: Context) -> list[Finding]:
 
 def _source(place: Path) -> tuple[Path, Mapping[str, Tensor], nn.Module] | None:
     """The run around the checkpoint, its weights, and its model as its seed gives it; None where it cannot be found."""
-    run = checkpoint.run_around(place)
+    run = checkpoint.enclosing_run(place)
     if run is None:
         return None
     try:
         model = open_run(run, config=read_config(run / "config.yaml")).untrained_model()
-        return run, trained_weights.load(place), model
+        return run, trained_weights.load_trained_state(place), model
     except UserError:  # made with a plugin that is not here, or by another release; `checkpoint-match` reports the rest
         return None
 

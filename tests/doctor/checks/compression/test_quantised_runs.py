@@ -51,7 +51,7 @@ def test_the_start_of_a_healthy_training_has_no_finding_but_a_note() -> None:
 def test_a_float_run_is_not_looked_at(tmp_path) -> None:
     built = make(tmp_path)
     assert findings_of(quick(built)) == []
-    assert quick(built).before_compression is None
+    assert quick(built).float_model is None
 
 
 def test_a_teacher_at_rest_is_not_flagged() -> None:
@@ -69,9 +69,9 @@ def test_a_float_student_may_begin_as_its_teacher(tmp_path) -> None:
 
 def test_constant_weights_and_few_values_need_few_centres(monkeypatch: pytest.MonkeyPatch) -> None:
     """Zeros at the start (of a residual branch, of an alignment) are one cluster, and right."""
-    from sightline.engine import model_changes
+    from sightline.engine import model_surgery
 
-    own = model_changes.apply_policy
+    own = model_surgery.apply_policy
 
     def edited(model, *given, **more) -> None:
         weights = [parameter for parameter in model.parameters() if parameter.ndim > 1]
@@ -79,7 +79,7 @@ def test_constant_weights_and_few_values_need_few_centres(monkeypatch: pytest.Mo
         weights[1].data.sign_()
         own(model, *given, **more)
 
-    monkeypatch.setattr(model_changes, "apply_policy", edited)
+    monkeypatch.setattr(model_surgery, "apply_policy", edited)
     built = make_quantised(
         choices=({"kind": "codebook", "bits": 4, "per_channel": True}, {"kind": "codebook", "bits": 8})
     )
@@ -111,4 +111,4 @@ def test_a_broken_codebook_explains_what_follows_of_it(monkeypatch: pytest.Monke
 def test_a_resumed_run_is_not_compared_with_weights_that_it_did_not_read() -> None:
     built = make_quantised()
     built = dataclasses.replace(built, config=dataclasses.replace(built.config, init=object()))  # type: ignore[arg-type]
-    assert quick(built).before_compression is None
+    assert quick(built).float_model is None

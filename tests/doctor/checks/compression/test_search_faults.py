@@ -11,8 +11,14 @@ import torch
 from torch import nn
 
 from sightline.doctor.checks.compression.search import search_split, size_promise, unreset_episode
-from sightline.layers.quantisation.parametrised import Codebook, apply_policy, dense, freeze, quantised
-from sightline.runs.packed import entries_of, packed_size, ratios, write_packed
+from sightline.layers.quantisation.parametrised import (
+    Codebook,
+    apply_policy,
+    bake_quantised_weights,
+    dense_state_dict,
+    quantised_weights,
+)
+from sightline.runs.packed import compression_ratios, packed_size, tensor_specs, write_packed
 from tests.doctor.planting import assert_complete
 
 POLICY = {"0.weight": {"kind": "codebook", "bits": 3}}
@@ -54,7 +60,7 @@ def in_training_mode(model: nn.Module, seed: int) -> nn.Module:
 
 def from_quantised_weights(model: nn.Module, seed: int) -> nn.Module:
     apply_policy(model, POLICY)
-    return freeze(model)
+    return bake_quantised_weights(model)
 
 
 def still_quantised(model: nn.Module, seed: int) -> nn.Module:
@@ -119,11 +125,11 @@ class TestSizes:
         model = net()
         state = {name: value.clone() for name, value in model.state_dict().items()}
         apply_policy(model, POLICY)
-        promised = packed_size(entries_of(model)[0], {"name": "net"})
+        promised = packed_size(tensor_specs(model)[0], {"name": "net"})
         file = tmp_path / "model.slq"
         size = write_packed(file, model, {"name": "net"})
         given = {"layers": [(512, 3, 16)], "state": state}
-        return file, promised, ratios(given["layers"], file_bytes=size, state=state)._asdict(), given
+        return file, promised, compression_ratios(given["layers"], file_bytes=size, state=state)._asdict(), given
 
     def test_an_honest_file(self, packed) -> None:
         file, promised, reported, given = packed
@@ -170,7 +176,7 @@ def test_an_empty_cluster_does_not_stop_fine_tuning() -> None:
         optimizer.zero_grad()
         model(torch.randn(4, 3, 8)).square().sum().backward()
         optimizer.step()
-    assert all(value.isfinite().all() for value in dense(model).values())
-    assert all(isinstance(quantiser, Codebook) for quantiser, _ in quantised(model).values())
+    assert all(value.isfinite().all() for value in dense_state_dict(model).values())
+    assert all(isinstance(quantiser, Codebook) for quantiser, _ in quantised_weights(model).values())
     one, other = model(torch.randn(2, 3, 8))
     assert not torch.equal(one, other)

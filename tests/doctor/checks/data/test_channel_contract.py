@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sightline.data.loading.reading import NamedTransform
+from sightline.data.loading.batch_reader import NamedTransform
 from sightline.doctor.suite import run_all
 from sightline.engine.distributed import World
 from sightline.types import Field

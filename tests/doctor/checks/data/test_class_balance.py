@@ -14,9 +14,9 @@ import torch
 from sightline.doctor.checks.data.class_balance import class_balance
 from sightline.doctor.checks.data.untrained_class import untrained_class
 from sightline.doctor.context import Context
-from sightline.doctor.core.survey import survey_part
+from sightline.doctor.core.sample_statistics import collect_statistics
 from sightline.doctor.suite import run_all, run_quick
-from sightline.engine.build import Built
+from sightline.engine.build import TrainingSetup
 from sightline.engine.distributed import World
 from sightline.types import Sample, SampleKey
 from tests.doctor.planting import assert_complete, assert_healthy, caught, make
@@ -32,7 +32,7 @@ def recoloured(source: int, to: int) -> Any:
     return lambda inner: Edited(inner, edit)
 
 
-def without_class(built: Built, label: int) -> Built:
+def without_class(built: TrainingSetup, label: int) -> TrainingSetup:
     """The run on a training part cut so that it lacks a class: as from a list sorted by class."""
     strata = built.data.train.dataset.strata
     kept = np.array([index for index in built.data.train.indices if strata[index] != label])
@@ -65,7 +65,7 @@ def key_of(index: int) -> SampleKey:
 
 def test_a_training_part_not_wholly_counted_says_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """At the start of a training some samples stand for all, and those tell of no absence; `check` counts on."""
-    monkeypatch.setattr("sightline.doctor.context.survey_part", partial(survey_part, most_samples=4))
+    monkeypatch.setattr("sightline.doctor.context.collect_statistics", partial(collect_statistics, most_samples=4))
     built = make_rooms(tmp_path, recoloured(3, 1), wrap_test=lambda inner: inner)
     quick, slow = Context(built, World(), forward_s=1.5), Context(built, World())
     assert untrained_class(quick) == []

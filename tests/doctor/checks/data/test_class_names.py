@@ -12,7 +12,7 @@ import torch
 from sightline.doctor.checks.data.class_names import class_names
 from sightline.doctor.context import Context
 from sightline.doctor.core.finding import Finding
-from sightline.engine.build import Built
+from sightline.engine.build import TrainingSetup
 from sightline.engine.distributed import World
 from sightline.types import Field, Sample
 from tests.doctor.planting import assert_complete, assert_healthy, caught, make
@@ -29,7 +29,7 @@ def named(*names: str, **more: Any) -> Callable[[Any], Any]:
     return lambda inner: Edited(inner, facts={"class_names": names, **more})
 
 
-def found(built: Built) -> list[Finding]:
+def found(built: TrainingSetup) -> list[Finding]:
     findings = class_names(Context(built, World()))
     for finding in findings:
         assert_complete(finding)

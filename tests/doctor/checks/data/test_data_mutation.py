@@ -12,10 +12,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from sightline.data.loading.reading import NamedTransform
+from sightline.data.loading.batch_reader import NamedTransform
 from sightline.doctor.checks.data.data_mutation import data_mutation
 from sightline.doctor.context import Context
-from sightline.engine.build import Built
+from sightline.engine.build import TrainingSetup
 from sightline.engine.distributed import World
 from sightline.types import SampleKey
 from tests.doctor.planting import Wrapped, assert_healthy, caught, make, with_data
@@ -178,7 +178,7 @@ def test_generators_and_flags_are_left_as_they_were(tmp_path: Path) -> None:
 
 
 def test_stored_arrays_are_writable_again(tmp_path: Path) -> None:
-    built: Built = with_data(make(tmp_path), CentredInPlace)
+    built: TrainingSetup = with_data(make(tmp_path), CentredInPlace)
     data_mutation(Context(built, World()))
     assert built.data.train.dataset.clouds.flags.writeable
 

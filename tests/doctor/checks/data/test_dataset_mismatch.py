@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 import torch
 
-from sightline.data.loading.reading import BatchReader, NamedTransform
-from sightline.doctor.checks.data.dataset_mismatch import compare, dataset_mismatch, inputs_of
+from sightline.data.loading.batch_reader import BatchReader, NamedTransform
+from sightline.doctor.checks.data.dataset_mismatch import compare_sets, dataset_mismatch, inputs_of
 from sightline.doctor.context import Context
 from sightline.doctor.suite import run_all
-from sightline.engine.build import Built
+from sightline.engine.build import TrainingSetup
 from sightline.engine.distributed import World
 from sightline.types import DataInfo, Field, SampleKey
 from tests.doctor.planting import Wrapped, assert_complete, assert_healthy, caught, make, with_data
@@ -25,7 +25,7 @@ MANY = "data.test_size=120"
 """Enough clouds that an exchange cannot be put down to chance."""
 
 
-def on_test(built: Built, wrap: Callable[[Any], Any]) -> Built:
+def on_test(built: TrainingSetup, wrap: Callable[[Any], Any]) -> TrainingSetup:
     """The run with another test set."""
     dataset = wrap(built.data.test.dataset)
     part = dataclasses.replace(built.data.test, dataset=dataset, reader=BatchReader(dataset))
@@ -54,12 +54,12 @@ def scaled(factor: float, unit: str = "m") -> Callable[[Any], Any]:
     return wrap
 
 
-def in_metres(built: Built) -> Built:
+def in_metres(built: TrainingSetup) -> TrainingSetup:
     """The run with a training set that promises no range."""
     return with_data(built, scaled(1.0))
 
 
-def finding_of(built: Built) -> Any:
+def finding_of(built: TrainingSetup) -> Any:
     """The one finding of this check."""
     (finding,) = dataset_mismatch(Context(built, World()))
     assert_complete(dataclasses.replace(finding, phase="preflight"))
@@ -238,9 +238,9 @@ def test_without_clouds_what_is_declared_is_compared(tmp_path: Path) -> None:
     ours = inputs_of(built.data.train, built.config)._replace(clouds=(), labels=(), sizes=())
     other = inputs_of(built.data.test, built.config)
     context = Context(built, World())
-    assert compare(ours, other, place=context.place) == []
+    assert compare_sets(ours, other, place=context.place) == []
     info: DataInfo = dataclasses.replace(other.info, facts={**other.info.facts, "up_axis": "x"})
-    (finding,) = compare(ours, other._replace(info=info), place=context.place)
+    (finding,) = compare_sets(ours, other._replace(info=info), place=context.place)
     assert (finding.severity, finding.cause) == ("error", "cfg.axis_swap")
 
 

@@ -7,13 +7,13 @@ from pathlib import Path
 
 from sightline.doctor.checks.data.duplicate_clouds import duplicate_clouds
 from sightline.doctor.context import Context
-from sightline.engine.build import Built
+from sightline.engine.build import TrainingSetup
 from sightline.engine.distributed import World
 from tests.data.clouds.cloud_writers import prepare_folder, write_folder
 from tests.doctor.planting import assert_complete, assert_healthy, caught, make
 
 
-def built_on(folder: Path, source: Path) -> Built:
+def built_on(folder: Path, source: Path) -> TrainingSetup:
     prepare_folder(source, folder / "set")
     return make(folder, f"data={{name: cloud_folder, root: {folder / 'set'}}}", "train.batch_size=8")
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sightline.data.loading.reading import NamedTransform
+from sightline.data.loading.batch_reader import NamedTransform
 from sightline.doctor.checks.data.empty_cloud import empty_cloud
 from sightline.doctor.context import Context
 from sightline.engine.distributed import World

@@ -11,40 +11,40 @@ import pytest
 
 from sightline.doctor.checks.data.empty_loader import empty_loader
 from sightline.doctor.context import Context
-from sightline.engine.build import Built
+from sightline.engine.batch_stream import BatchSampler
+from sightline.engine.build import TrainingSetup
 from sightline.engine.distributed import World
-from sightline.engine.stream import Plan
 from tests.doctor.planting import assert_healthy, caught, make
 from tests.doctor.segmenting import make_parts
 
 
-class SamePart(Plan):
+class SamePart(BatchSampler):
     """Every process gets what the first one gets."""
 
-    def parts(self, step: int) -> list:
-        return [[micro[0]] * self.num_processes for micro in super().parts(step)]
+    def step_keys(self, step: int) -> list:
+        return [[micro[0]] * self.num_processes for micro in super().step_keys(step)]
 
 
-class SameOrder(Plan):
-    def parts(self, step: int) -> list:
-        return super().parts(step % self.steps_per_epoch)
+class SameOrder(BatchSampler):
+    def step_keys(self, step: int) -> list:
+        return super().step_keys(step % self.steps_per_epoch)
 
 
-class Forgetful(Plan):
+class Forgetful(BatchSampler):
     """The last sample of every step is never visited."""
 
-    def parts(self, step: int) -> list:
-        return [[part[:-1] for part in micro] for micro in super().parts(step)]
+    def step_keys(self, step: int) -> list:
+        return [[part[:-1] for part in micro] for micro in super().step_keys(step)]
 
 
-def planned(built: Built, kind: type[Plan], **changes: Any) -> Built:
+def planned(built: TrainingSetup, kind: type[BatchSampler], **changes: Any) -> TrainingSetup:
     plan = built.job.stream.plan
     arguments = {f.name: getattr(plan, f.name) for f in dataclasses.fields(plan) if f.init} | changes
     stream = dataclasses.replace(built.job.stream, plan=kind(**arguments))
     return dataclasses.replace(built, job=dataclasses.replace(built.job, stream=stream))
 
 
-def selected(built: Built, indices: np.ndarray) -> Built:
+def selected(built: TrainingSetup, indices: np.ndarray) -> TrainingSetup:
     part = dataclasses.replace(built.data.selection, indices=indices)
     return dataclasses.replace(built, data=dataclasses.replace(built.data, selection=part))
 
@@ -60,7 +60,7 @@ def test_every_way_to_deal_is_a_partition(tmp_path: Path, overrides: tuple[str, 
 
 
 def test_uneven_parts_of_three_processes_are_a_partition(tmp_path: Path) -> None:
-    assert empty_loader(Context(planned(make(tmp_path), Plan, num_processes=3), World())) == []
+    assert empty_loader(Context(planned(make(tmp_path), BatchSampler, num_processes=3), World())) == []
 
 
 def test_an_empty_part_is_named(tmp_path: Path) -> None:
@@ -92,7 +92,7 @@ def test_processes_that_read_the_same_samples(tmp_path: Path) -> None:
 def test_samples_that_are_never_visited(tmp_path: Path) -> None:
     built = planned(make(tmp_path), Forgetful)
     finding = caught(built, "empty-loader", "data.sampling")
-    visited = {key.index for step in range(14) for key in built.job.stream.plan.parts(step)[0][0]}
+    visited = {key.index for step in range(14) for key in built.job.stream.plan.step_keys(step)[0][0]}
     assert finding.where.sample not in visited
 
 

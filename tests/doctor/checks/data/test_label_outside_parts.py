@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sightline.doctor.checks.data.label_outside_parts import label_outside_parts
 from sightline.doctor.context import Context
-from sightline.doctor.core.survey import survey_part
+from sightline.doctor.core.sample_statistics import collect_statistics
 from sightline.doctor.suite import run_all
 from sightline.engine.distributed import World
 from sightline.types import SampleKey
@@ -50,7 +50,7 @@ def test_check_reads_on_where_a_training_starts_with_some_samples(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One bad sample among many, which the few that are read first do not show."""
-    monkeypatch.setattr("sightline.doctor.context.survey_part", partial(survey_part, most_samples=4))
+    monkeypatch.setattr("sightline.doctor.context.collect_statistics", partial(collect_statistics, most_samples=4))
     built = make_parts(tmp_path)
     bad = int(built.data.train.indices[100])
 

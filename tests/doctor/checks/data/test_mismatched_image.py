@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from sightline.data.render.rendered_objects import PreparedObjects, Surface
-from sightline.data.render.rendering import Look, render_set
+from sightline.data.render.rendering import RenderSettings, render_set
 from sightline.doctor.checks.data.mismatched_image import mismatched_image
 from sightline.doctor.context import Context
-from sightline.engine.build import Built
+from sightline.engine.build import TrainingSetup
 from sightline.engine.distributed import World
 from tests.data.clouds.cloud_writers import prepare_folder, write_folder
 from tests.data.clouds.shapenet_render_writers import prepare, write_release
@@ -30,12 +30,12 @@ class _Next(Pictured):
         return {**batch, "image": torch.stack([torch.from_numpy(image) for image in images])}
 
 
-def on(built: Built, kind: type[Pictured]) -> Built:
+def on(built: TrainingSetup, kind: type[Pictured]) -> TrainingSetup:
     built.data.train.dataset.__class__ = kind  # type: ignore[assignment]
     return built
 
 
-def found(built: Built) -> list[Any]:
+def found(built: TrainingSetup) -> list[Any]:
     return mismatched_image(Context(built, World()))
 
 
@@ -94,7 +94,7 @@ def prepared_solids(folder: Path, *, is_exchanged: bool) -> Path:
 def test_a_store_of_other_clouds_of_the_same_names(tmp_path: Path, is_exchanged: bool) -> None:
     """The store is sound, and so is every name: only the shapes tell. A rendering of the same set is not flagged."""
     healthy = prepared_solids(tmp_path / "first", is_exchanged=False)
-    look = Look(num_views=4, size_px=24)
+    look = RenderSettings(num_views=4, size_px=24)
     render_set(PreparedObjects(healthy), tmp_path / "views", look=look, num_jobs=1, progress=lambda *told: None)
     read = prepared_solids(tmp_path / "second", is_exchanged=is_exchanged)
     data = f"data={{name: cloud_folder, root: '{read}', views: '{tmp_path / 'views'}'}}"
@@ -134,7 +134,7 @@ def test_a_store_of_objects_that_look_alike_centred_otherwise(tmp_path: Path, st
     prepare_folder(tmp_path / "in", tmp_path / "set", num_points=1024)
     objects = _AsMeshes(tmp_path / "set")
     objects.step = step
-    look = Look(num_views=4, size_px=32)
+    look = RenderSettings(num_views=4, size_px=32)
     render_set(objects, tmp_path / "views", look=look, num_jobs=1, progress=lambda *told: None)
     data = f"data={{name: cloud_folder, root: '{tmp_path / 'set'}', views: '{tmp_path / 'views'}'}}"
     built = make_pairs(tmp_path, data, "train.batch_size=2", "model.points.num_neighbours=4")

@@ -11,17 +11,17 @@ import pytest
 import torch
 from scipy.spatial.transform import Rotation
 
-from sightline.data.loading.reading import NamedTransform
+from sightline.data.loading.batch_reader import NamedTransform
 from sightline.doctor.checks.data.mismatched_views import mismatched_views, shape_statistics
 from sightline.doctor.context import Context
-from sightline.engine.build import Built
+from sightline.engine.build import TrainingSetup
 from sightline.engine.distributed import World
 from sightline.types import Field, SampleKey
 from tests.doctor.pairing import STRONG, make_pairs, transforms_of
 from tests.doctor.planting import Wrapped, assert_complete, caught, with_data
 
 
-def found(built: Built) -> list[Any]:
+def found(built: TrainingSetup) -> list[Any]:
     return mismatched_views(Context(built, World()))
 
 
@@ -46,7 +46,7 @@ class _Shared:
 class _Turned:
     """Both views from the fields of the data set, each turned."""
 
-    def __init__(self, built: Built) -> None:
+    def __init__(self, built: TrainingSetup) -> None:
         (two_views,) = transforms_of(built)
         self.apply = two_views.apply
 
@@ -57,7 +57,7 @@ class _Turned:
     adds = {"other_points": Field("points 3", "float32")}  # noqa: RUF012
 
 
-def with_partners(built: Built, partner_of: Any) -> Built:
+def with_partners(built: TrainingSetup, partner_of: Any) -> TrainingSetup:
     """The run on a set that gives each object another cloud beside it: that of `partner_of(index, size)`."""
 
     def wrap(inner: Any) -> Wrapped:

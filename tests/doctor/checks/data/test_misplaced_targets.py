@@ -17,21 +17,21 @@ from sightline.doctor.checks.data.misplaced_heatmap import misplaced_heatmap, wi
 from sightline.doctor.checks.data.misplaced_volume import misplaced_volume
 from sightline.doctor.context import Context
 from sightline.doctor.core.finding import Finding
-from sightline.engine.build import Built
+from sightline.engine.build import TrainingSetup
 from sightline.engine.distributed import World
 from sightline.geometry.heatmaps import gaussian_heatmaps
-from sightline.geometry.volumes import Placement
+from sightline.geometry.volumes import CubePlacement
 from tests.doctor.planting import assert_complete
 from tests.doctor.posing import make_pose, with_transform
 
 
-def found(built: Built) -> list[Finding]:
+def found(built: TrainingSetup) -> list[Finding]:
     context = Context(built, World())
     return [*misplaced_volume(context), *misplaced_heatmap(context)]
 
 
 @pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
+def built(tmp_path_factory: pytest.TempPathFactory) -> TrainingSetup:
     return make_pose(tmp_path_factory.mktemp("pose"))
 
 
@@ -44,7 +44,7 @@ class _Voxelize:
         self,
         inner: Any,
         *,
-        before: Callable[[Placement], Placement] = lambda p: p,
+        before: Callable[[CubePlacement], CubePlacement] = lambda p: p,
         after: Callable[[Tensor], Tensor] = lambda v: v,
         millimetres: float = 1.0,
     ) -> None:
@@ -52,7 +52,7 @@ class _Voxelize:
         self.adds = inner.adds
 
     def __call__(self, draws: Any, *, depth: Tensor, camera: Tensor, placement: Tensor) -> dict[str, Tensor]:
-        rows = self.before(Placement.from_rows(placement)).rows()
+        rows = self.before(CubePlacement.from_rows(placement)).to_rows()
         given = self.inner(draws, depth=depth * self.millimetres, camera=camera, placement=rows)
         return {"volume": self.after(given["volume"])}
 
@@ -64,36 +64,36 @@ class _Draw:
         self,
         inner: Any,
         *,
-        before: Callable[[Placement], Placement] = lambda p: p,
+        before: Callable[[CubePlacement], CubePlacement] = lambda p: p,
         after: Callable[[Tensor], Tensor] = lambda v: v,
     ) -> None:
         self.inner, self.before, self.after = inner, before, after
         self.adds = inner.adds
 
     def __call__(self, draws: Any, *, joints: Tensor, visible: Tensor, placement: Tensor) -> dict[str, Tensor]:
-        rows = self.before(Placement.from_rows(placement)).rows()
+        rows = self.before(CubePlacement.from_rows(placement)).to_rows()
         return {"heatmaps": self.after(self.inner(draws, joints=joints, visible=visible, placement=rows)["heatmaps"])}
 
 
-def about_another_centre(placement: Placement) -> Placement:
+def about_another_centre(placement: CubePlacement) -> CubePlacement:
     moved = torch.linspace(-30, 30, 3 * len(placement), dtype=torch.float64).view(-1, 3)
     return dataclasses.replace(placement, reference_mm=placement.reference_mm + moved)
 
 
-def about_a_moved_centre(placement: Placement) -> Placement:
+def about_a_moved_centre(placement: CubePlacement) -> CubePlacement:
     return dataclasses.replace(placement, reference_mm=placement.reference_mm + torch.tensor([20.0, 0.0, 0.0]))
 
 
-def unvaried(placement: Placement) -> Placement:
+def unvaried(placement: CubePlacement) -> CubePlacement:
     return dataclasses.replace(
         placement,
         scale=torch.ones_like(placement.scale),
         angle_rad=torch.zeros_like(placement.angle_rad),
-        shift=torch.full_like(placement.shift, (placement.original - placement.size) / 2),
+        shift=torch.full_like(placement.shift, (placement.grid_size - placement.size) / 2),
     )
 
 
-def inverse_scale(placement: Placement) -> Placement:
+def inverse_scale(placement: CubePlacement) -> CubePlacement:
     return dataclasses.replace(placement, scale=1 / placement.scale)
 
 
@@ -106,7 +106,7 @@ VOLUMES: dict[str, tuple[dict[str, Any], str, str]] = {
 
 
 @pytest.mark.parametrize("name", VOLUMES)
-def test_other_voxels_are_named(built: Built, name: str) -> None:
+def test_other_voxels_are_named(built: TrainingSetup, name: str) -> None:
     arguments, cause, told = VOLUMES[name]
     (finding,) = found(with_transform(built, "voxelize", lambda inner: _Voxelize(inner, **arguments)))
     assert (finding.code, finding.severity, finding.cause) == ("misplaced-volume", "error", cause)
@@ -140,7 +140,7 @@ HEATMAPS: dict[str, tuple[dict[str, Any], str, str]] = {
 
 
 @pytest.mark.parametrize("name", HEATMAPS)
-def test_other_targets_are_named(built: Built, name: str) -> None:
+def test_other_targets_are_named(built: TrainingSetup, name: str) -> None:
     arguments, cause, told = HEATMAPS[name]
     (finding,) = found(with_transform(built, "draw_heatmaps", lambda inner: _Draw(inner, **arguments)))
     assert (finding.code, finding.severity, finding.cause) == ("misplaced-heatmap", "error", cause)
@@ -159,7 +159,7 @@ class _WrongSigma:
 
 
 @pytest.mark.parametrize("factor", [2.0, 0.5, 2**-0.5])
-def test_another_width_is_named(built: Built, factor: float) -> None:
+def test_another_width_is_named(built: TrainingSetup, factor: float) -> None:
     (finding,) = found(with_transform(built, "draw_heatmaps", lambda inner: _WrongSigma(inner, factor)))
     assert (finding.code, finding.cause) == ("misplaced-heatmap", "data.target_encoding")
     assert finding.evidence["measured_cells"] == pytest.approx(1.7 * factor, rel=0.05)

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from sightline.data.loading.reading import NamedTransform
-from sightline.doctor.checks.data.non_finite_data import row_of
+from sightline.data.loading.batch_reader import NamedTransform
+from sightline.doctor.checks.data.non_finite_data import sample_of_element
 from sightline.doctor.suite import run_all
 from sightline.engine.distributed import World
 from tests.doctor.planting import Wrapped, assert_healthy, caught, make, with_data
@@ -68,7 +68,7 @@ class _Vanish:
 def test_rows_are_found_by_offsets() -> None:
     """Clouds of 2, 0 and 3 points: row 3 is the second point of the third cloud."""
     batch = {"sample_index": torch.tensor([7, 8, 9]), "offsets": torch.tensor([0, 2, 2, 5])}
-    assert row_of(batch, torch.zeros(5, 3), (3, 0)) == 9
-    assert row_of(batch, torch.zeros(5, 3), (1, 0)) == 7
-    assert row_of(batch, torch.zeros(3, 4), (1, 0)) == 8
-    assert row_of(batch, torch.zeros(6, 4), (1, 0)) is None
+    assert sample_of_element(batch, torch.zeros(5, 3), (3, 0)) == 9
+    assert sample_of_element(batch, torch.zeros(5, 3), (1, 0)) == 7
+    assert sample_of_element(batch, torch.zeros(3, 4), (1, 0)) == 8
+    assert sample_of_element(batch, torch.zeros(6, 4), (1, 0)) is None

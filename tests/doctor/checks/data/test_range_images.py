@@ -10,14 +10,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from sightline.data.scans.kitti_object_files import Boxing, image_size_px, read_frame
-from sightline.data.scans.squeezeseg_npy import read_image
+from sightline.data.scans.kitti_object_files import PointsInBoxRule, image_size_px, read_frame
+from sightline.data.scans.squeezeseg_npy import read_range_image
 from sightline.doctor.checks.data.input_statistics import input_statistics
 from sightline.doctor.checks.data.mismatched_labels import mismatched_labels
 from sightline.doctor.checks.data.projection_coverage import projection_coverage
 from sightline.doctor.context import Check, Context
 from sightline.doctor.core.finding import Finding
-from sightline.engine.build import Built
+from sightline.engine.build import TrainingSetup
 from sightline.engine.distributed import World
 from sightline.types import Sample
 from tests.doctor.planting import assert_complete
@@ -28,11 +28,11 @@ FLIPPED_ALONE = tuple(f"transforms.train.{place}={{name: flip, axes: [y]}}" for 
 """What sees a part of the turn must not be turned before the projection."""
 
 
-def found(built: Built, *checks: Check) -> list[Finding]:
+def found(built: TrainingSetup, *checks: Check) -> list[Finding]:
     return [finding for each in checks or OURS for finding in each(Context(built, World()))]
 
 
-def the_only(built: Built, check: Check, cause: str) -> Finding:
+def the_only(built: TrainingSetup, check: Check, cause: str) -> Finding:
     """The finding on the training part; the evaluated parts have the same."""
     findings = found(built)
     assert {each.code for each in findings} == {check.code}, "\n".join(map(str, findings))
@@ -178,14 +178,14 @@ def test_scans_of_one_class_or_none_are_not_reported(monkeypatch: pytest.MonkeyP
 def _real_scans(shared: Path) -> list[Sample]:
     """The front views of SqueezeSeg, which have rings, and the scans of KITTI whose frames are whole."""
     images = sorted((shared / "data/squeezeseg_samples/data/samples").glob("*.npy"))
-    scans = [read_image(path, height=64, width=512) for path in images]
+    scans = [read_range_image(path, height=64, width=512) for path in images]
     root = shared / "data/kitti_object_mini"
     for path in sorted((root / "velodyne").glob("*.bin")):
         label, calib = root / f"label_2/{path.stem}.txt", root / f"calib/{path.stem}.txt"
         image = root / f"image_2/{path.stem}.png"
         if label.exists() and calib.exists() and image.exists():
             size = image_size_px(image)
-            scans.append(read_frame(path, label, calib, size_px=size, boxing=Boxing(), shown_only=True))
+            scans.append(read_frame(path, label, calib, size_px=size, boxing=PointsInBoxRule(), shown_only=True))
     return [
         {
             "points": torch.from_numpy(np.array(scan.points)),

@@ -17,12 +17,12 @@ from sightline.doctor.checks.data.label_range import label_range
 from sightline.doctor.checks.loss.class_weight_length import class_weight_length
 from sightline.doctor.checks.model.first_step import first_step
 from sightline.doctor.context import Check, Context
-from sightline.doctor.core.merge import merge
+from sightline.doctor.core.merge import merge_findings
 from sightline.engine.build import build_transforms
 from sightline.engine.distributed import World
 from sightline.errors import ConfigError
 from sightline.models.range_image.squeezeseg import SqueezeSeg
-from sightline.transforms.project import Project
+from sightline.transforms.range_projection import Project
 from sightline.types import Sample
 from tests.doctor.planting import with_data
 from tests.doctor.scanning import Edit, make_scans
@@ -59,7 +59,7 @@ def test_scans_and_labels(monkeypatch: pytest.MonkeyPatch, check: Check, edit: E
 def test_remissions_on_another_scale_are_reported_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Statistics that are off by the same factor follow from it."""
     context = Context(make_scans(monkeypatch, edit=changed("remission", lambda x: x * 255)), World())
-    found = merge([*channel_contract(context), *input_statistics(context)])
+    found = merge_findings([*channel_contract(context), *input_statistics(context)])
     assert [each.code for each in found] == ["channel-contract"]
     assert any("input-statistics" in line for line in found[0].evidence["explains"])
 

@@ -16,7 +16,7 @@ from sightline.doctor.checks.layers.layer_gradient import layer_gradient
 from sightline.doctor.checks.layers.unverified_layers import unverified_layers
 from sightline.doctor.core.finding import Finding
 from sightline.doctor.suite import run_all
-from sightline.engine.build import Built
+from sightline.engine.build import TrainingSetup
 from sightline.engine.distributed import World
 from sightline.models.pointnet import PointNetPlainOutput
 from sightline.surrogates import surrogate_gradient
@@ -63,7 +63,7 @@ class Swapped(nn.Module):
         return {"logits": self.net(points.mean(dim=1))}
 
 
-def found_in(built: Built) -> list[Finding]:
+def found_in(built: TrainingSetup) -> list[Finding]:
     context = context_of(built)
     return [finding for each in CHECKS for finding in each(context)]
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from sightline.engine.build import Built
+from sightline.engine.build import TrainingSetup
 from sightline.metrics import Accuracy
 from sightline.models.pointnet import PointNetPlain
 from tests.doctor.planting import Wrapped, assert_healthy, caught, losses_of, make, with_data, with_losses, with_model
@@ -16,7 +16,7 @@ from tests.doctor.planting import Wrapped, assert_healthy, caught, losses_of, ma
 WEIGHTS = [1.0 + 0.1 * i for i in range(12)]
 
 
-def weighted(tmp_path: Path, values: list[float]) -> Built:
+def weighted(tmp_path: Path, values: list[float]) -> TrainingSetup:
     """The run with these class weights in its loss, past the constructor's own test."""
     built = make(tmp_path)
     losses = losses_of(built)
@@ -49,8 +49,10 @@ def test_a_head_of_another_width(tmp_path: Path) -> None:
 
 def test_a_metric_of_other_classes(tmp_path: Path) -> None:
     built = make(tmp_path)
-    meters = [dataclasses.replace(built.selection.meters[0], metric=Accuracy(num_classes=40))]
-    built = dataclasses.replace(built, selection=dataclasses.replace(built.selection, meters=meters))
+    meters = [dataclasses.replace(built.selection_evaluator.metrics[0], metric=Accuracy(num_classes=40))]
+    built = dataclasses.replace(
+        built, selection_evaluator=dataclasses.replace(built.selection_evaluator, metrics=meters)
+    )
     finding = caught(built, "class-weight-length", "cfg.class_count")
     assert "Accuracy: 40" in finding.summary
 

@@ -89,7 +89,7 @@ def test_other_runs_are_let_be(
 def test_heat_maps_just_below_the_loss_of_zeros_are_let_be(tmp_path: Path) -> None:
     """Their loss stands still while their peaks move; above that of zeros they are worse than nothing."""
     built = make_maps(tmp_path)
-    zero = context_of(built).squares["mean_square"].zero
+    zero = context_of(built).squared_losses["mean_square"].zero
     assert found_in(tmp_path, *(zero * 0.999,) * 4, built=built) == []
     (finding,) = found_in(tmp_path, *(zero * 1.2,) * 4, built=built)
     assert "'mean_square'" in finding.measured

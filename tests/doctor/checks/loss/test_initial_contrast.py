@@ -96,7 +96,7 @@ def test_partners_that_are_farther_than_others(tmp_path: Path) -> None:
     context = Context(built, World())
     first = torch.from_numpy(np.random.default_rng(0).normal(size=(16, 8)))
     rehearsal = dataclasses.replace(
-        context.rehearsal, outputs={"first": first, "second": -first}, batch={"sample_index": torch.arange(16)}
+        context.dry_run, outputs={"first": first, "second": -first}, batch={"sample_index": torch.arange(16)}
     )
     context.__dict__["rehearsal"] = rehearsal
     (finding,) = initial_contrast(context)

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from sightline.doctor.checks.loss.initial_loss import _case, _of_definition, _oracle
 from sightline.doctor.context import Context
 from sightline.doctor.suite import run_all
-from sightline.engine.build import Built
+from sightline.engine.build import TrainingSetup
 from sightline.engine.distributed import World
 from sightline.losses.cross_entropy import CrossEntropy
 from sightline.metrics.accuracy import Accuracy
@@ -58,7 +58,7 @@ class Peeking(PointNetPlain):
         return {"logits": super().forward(points=points)["logits"] + 2.0 * F.one_hot(label, 12)}
 
 
-def with_loss(tmp_path: Path, loss: nn.Module, *overrides: str) -> Built:
+def with_loss(tmp_path: Path, loss: nn.Module, *overrides: str) -> TrainingSetup:
     return with_losses(make(tmp_path, *overrides), {"cross_entropy": loss})
 
 

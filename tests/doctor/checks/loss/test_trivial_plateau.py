@@ -12,7 +12,7 @@ from torch import nn
 
 from sightline.doctor.checks.loss.trivial_plateau import stays_at, trivial_plateau
 from sightline.doctor.context import Context
-from sightline.engine.build import Built
+from sightline.engine.build import TrainingSetup
 from tests.doctor.planting import assert_complete
 from tests.doctor.regressing import Maps, context_of, make_maps
 
@@ -44,10 +44,12 @@ def test_where_a_loss_stays(values: tuple[float | None, ...], span: tuple[int, i
     assert (None if found is None else found[:2]) == span
 
 
-def run_of(folder: Path, model: nn.Module, *, metric: tuple[float, ...] = (0.2, 0.2)) -> tuple[Built, Context, float]:
+def run_of(
+    folder: Path, model: nn.Module, *, metric: tuple[float, ...] = (0.2, 0.2)
+) -> tuple[TrainingSetup, Context, float]:
     """A run's folder, its loss at that of zeros for 150 steps, with these weights in place of a checkpoint's."""
     built = make_maps(folder, model=model)
-    zero = context_of(built).squares["mean_square"].zero
+    zero = context_of(built).squared_losses["mean_square"].zero
     text = "".join(json.dumps(line) + "\n" for line in lines(*(zero,) * 6, metric=metric))
     (folder / "metrics.jsonl").write_text(text)
     context = context_of(built, folder)

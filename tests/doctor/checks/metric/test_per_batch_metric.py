@@ -10,11 +10,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from sightline.doctor.checks.metric.made_predictions import maker_of, score
 from sightline.doctor.checks.metric.per_batch_metric import _sheets, per_batch_metric
+from sightline.doctor.checks.metric.synthetic_predictions import maker_of, score_metric
 from sightline.doctor.context import Context
 from sightline.engine.distributed import World
-from sightline.engine.evaluate import Meter
+from sightline.engine.evaluate import BoundMetric
 from sightline.metrics.confusion import confusion_matrix
 from sightline.metrics.iou import IoU, class_ious
 from sightline.metrics.pairs import Pairs
@@ -121,9 +121,9 @@ def test_both_figures_are_what_counting_gives(tmp_path: Path) -> None:
     (finding,) = per_batch_metric(context)
     maker = maker_of(context)
     assert maker is not None
-    counts = built.selection.meters[0]
-    whole = score(context, counts, _sheets(maker, [0, 1, 2, 3]))["miou"]
-    parts = [score(context, counts, _sheets(maker, ranks))["miou"] for ranks in ([0], [1, 2, 3])]
+    counts = built.selection_evaluator.metrics[0]
+    whole = score_metric(context, counts, _sheets(maker, [0, 1, 2, 3]))["miou"]
+    parts = [score_metric(context, counts, _sheets(maker, ranks))["miou"] for ranks in ([0], [1, 2, 3])]
     assert finding.evidence["figures"]["miou"] == pytest.approx([whole, sum(parts) / 2], rel=1e-12)
     assert parts[0] == 1, "the first sample is answered rightly"
 
@@ -142,8 +142,8 @@ def test_means_of_samples_are_healthy(tmp_path: Path) -> None:
 
 def test_the_metrics_of_this_package_are_healthy(tmp_path: Path) -> None:
     parts, rooms = make_parts(tmp_path), make_rooms(tmp_path, Joined)
-    assert isinstance(parts.selection.meters[0].metric, PartIoU)
-    assert isinstance(rooms.selection.meters[0].metric, IoU)
+    assert isinstance(parts.selection_evaluator.metrics[0].metric, PartIoU)
+    assert isinstance(rooms.selection_evaluator.metrics[0].metric, IoU)
     for built in (parts, rooms, make(tmp_path)):
         assert_healthy(built)
 
@@ -307,8 +307,10 @@ def test_numbers_that_compare_the_samples_of_a_batch_are_declared(tmp_path: Path
     """Rows of one batch are compared with one another by definition: `pairs` names these numbers."""
     built = make_pairs(tmp_path)
     assert per_batch_metric(Context(built, World())) == []
-    meter = Meter(Undeclared(), built.selection.meters[0].update)
-    changed = dataclasses.replace(built, selection=dataclasses.replace(built.selection, meters=[meter]))
+    meter = BoundMetric(Undeclared(), built.selection_evaluator.metrics[0].update)
+    changed = dataclasses.replace(
+        built, selection_evaluator=dataclasses.replace(built.selection_evaluator, metrics=[meter])
+    )
     (finding,) = per_batch_metric(Context(changed, World()))
     assert set(finding.evidence["figures"]) <= {"uniformity", "retrieval_accuracy"}
 
@@ -318,9 +320,9 @@ def test_exact_metrics_are_healthy_on_every_task(tmp_path: Path) -> None:
     for built in (poses, with_metric(poses, OfJoints()), make_parts(tmp_path), make_rooms(tmp_path)):
         context = Context(built, World())
         assert per_batch_metric(context) == []
-        (each, *_) = context.evaluations
+        (each, *_) = context.dry_evaluations
         assert len(each.keys) == 4
-        assert each.rows([0, 2], built.selection.meters[0].update.names) is not None, "nothing was compared"
+        assert each.rows([0, 2], built.selection_evaluator.metrics[0].update.names) is not None, "nothing was compared"
 
 
 def test_without_a_forward_pass_nothing_is_said(tmp_path: Path) -> None:

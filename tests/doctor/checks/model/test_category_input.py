@@ -12,7 +12,7 @@ from torch import Tensor
 from sightline.doctor.checks.model.category_input import category_input
 from sightline.doctor.context import Context
 from sightline.doctor.suite import run_quick
-from sightline.engine.build import Built
+from sightline.engine.build import TrainingSetup
 from sightline.engine.distributed import World
 from tests.doctor.planting import assert_healthy, caught, make
 from tests.doctor.segmenting import OfCategory, PerPoint, make_parts, make_rooms
@@ -23,7 +23,7 @@ def hearing(num_categories: int, hear: Callable[[Tensor], Tensor] = Tensor.long)
     return OfCategory(in_channels=3, num_classes=30, num_categories=num_categories, hear=hear)
 
 
-def run_of(folder: Path, model: OfCategory) -> Built:
+def run_of(folder: Path, model: OfCategory) -> TrainingSetup:
     return make_parts(folder, model=model)
 
 
@@ -49,7 +49,7 @@ def test_a_one_hot_that_wraps_round(tmp_path: Path) -> None:
 def test_a_one_hot_that_is_too_short_and_fails(tmp_path: Path) -> None:
     """The categories of the first step pass, a later one would end the run."""
     built = run_of(tmp_path, hearing(12))
-    first = built.job.stream.plan.parts(0)[0][0][:4]
+    first = built.job.stream.plan.step_keys(0)[0][0][:4]
     present = {int(built.data.train.dataset.strata[key.index]) for key in first}
     assert 11 not in present, "the check must look beyond the first step"
     finding = caught(run_of(tmp_path, hearing(11)), "category-input", "cfg.class_count")

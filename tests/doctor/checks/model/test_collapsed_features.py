@@ -22,7 +22,7 @@ LONG = "train.epochs=20"
 class _Context(Context):
     """A context whose trained model is given."""
 
-    trained: nn.Module | None = None  # type: ignore[assignment]
+    trained_model: nn.Module | None = None  # type: ignore[assignment]
 
 
 def trained(built, model: nn.Module | None) -> _Context:  # type: ignore[no-untyped-def]

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from sightline.doctor.checks.model.cross_sample_leak import cross_sample_leak
 from sightline.doctor.context import Context
 from sightline.doctor.core.finding import Finding
-from sightline.engine.build import Built
+from sightline.engine.build import TrainingSetup
 from sightline.engine.distributed import World
 from sightline.engine.evaluate import Evaluator
 from sightline.geometry import farthest_point_sample, gather_points, nearest_neighbours
@@ -100,17 +100,17 @@ LEAKS: list[Mix] = [
 ]
 
 
-def findings_of(built: Built) -> list[Finding]:
+def findings_of(built: TrainingSetup) -> list[Finding]:
     return list(cross_sample_leak(Context(built, World())))
 
 
 @pytest.fixture(scope="module")
-def small(tmp_path_factory: pytest.TempPathFactory) -> Built:
+def small(tmp_path_factory: pytest.TempPathFactory) -> TrainingSetup:
     return make(tmp_path_factory.mktemp("small"))
 
 
 @pytest.mark.parametrize("mix", LEAKS)
-def test_a_leak_is_found_over_seeds(small: Built, mix: Mix) -> None:
+def test_a_leak_is_found_over_seeds(small: TrainingSetup, mix: Mix) -> None:
     for seed in range(5):
         torch.manual_seed(seed)
         (finding,) = findings_of(with_model(small, Mixing(mix)))
@@ -144,18 +144,18 @@ def from_the_third_on(model: Mixing, values: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("mix", [among_many, dealt, from_the_third_on])
-def test_a_leak_among_more_than_two_samples_is_found(small: Built, mix: Mix) -> None:
+def test_a_leak_among_more_than_two_samples_is_found(small: TrainingSetup, mix: Mix) -> None:
     for seed in range(3):
         torch.manual_seed(seed)
         (finding,) = findings_of(with_model(small, Mixing(mix)))
         assert_complete(finding)
         assert "beside 4 others" in finding.measured
-    assert findings_of(with_model(dataclasses.replace(small, selection=of_fours(small)), Mixing(mix))) == []
+    assert findings_of(with_model(dataclasses.replace(small, selection_evaluator=of_fours(small)), Mixing(mix))) == []
 
 
-def of_fours(built: Built) -> Evaluator:
+def of_fours(built: TrainingSetup) -> Evaluator:
     """Evaluates by four samples: no batch is larger."""
-    return dataclasses.replace(built.selection, batch_size=4)
+    return dataclasses.replace(built.selection_evaluator, batch_size=4)
 
 
 class Remembering(Mixing):
@@ -187,7 +187,7 @@ class Keeping(Mixing):
         return {"logits": logits}
 
 
-def test_what_an_earlier_pass_leaves_behind_is_found(small: Built) -> None:
+def test_what_an_earlier_pass_leaves_behind_is_found(small: TrainingSetup) -> None:
     for seed in range(3):
         torch.manual_seed(seed)
         for is_first in (True, False):
@@ -216,7 +216,7 @@ class Counting(Mixing):
         return {"logits": self.head(values.amax(dim=1))}
 
 
-def test_a_state_without_samples_in_it_is_no_leak(small: Built) -> None:
+def test_a_state_without_samples_in_it_is_no_leak(small: TrainingSetup) -> None:
     for seed in range(3):
         torch.manual_seed(seed)
         assert findings_of(with_model(small, Counting())) == []
@@ -241,7 +241,7 @@ class HeadOfBatch(Mixing):
         return {"logits": self.head(self.norm(self.first(points).amax(dim=1)))}
 
 
-def test_a_norm_without_statistics_fails_for_one_sample(small: Built) -> None:
+def test_a_norm_without_statistics_fails_for_one_sample(small: TrainingSetup) -> None:
     (finding,) = findings_of(with_model(small, HeadOfBatch()))
     assert (finding.cause, finding.where.layer) == ("model.norm_mode", "norm")
 
@@ -282,7 +282,7 @@ HEALTHY: list[Mix] = [same, within_clouds, stepped, drawing, by_running_norm, ov
 
 
 @pytest.mark.parametrize("mix", HEALTHY)
-def test_no_alarm_over_seeds(small: Built, mix: Mix) -> None:
+def test_no_alarm_over_seeds(small: TrainingSetup, mix: Mix) -> None:
     for seed in range(5):
         torch.manual_seed(seed)
         assert findings_of(with_model(small, Mixing(mix))) == []
@@ -301,7 +301,7 @@ class Table(nn.Module):
         return {"logits": self.head(centre), **extras}
 
 
-def test_outputs_without_rows_of_samples_are_not_compared(small: Built) -> None:
+def test_outputs_without_rows_of_samples_are_not_compared(small: TrainingSetup) -> None:
     assert findings_of(with_model(small, Table())) == []
 
 
@@ -347,7 +347,7 @@ def test_padding_that_counts_is_found(tmp_path: Path) -> None:
         assert finding.cause == "model.cross_sample_leak"
 
 
-def test_a_network_of_one_format_alone_is_compared_in_that_format(small: Built) -> None:
+def test_a_network_of_one_format_alone_is_compared_in_that_format(small: TrainingSetup) -> None:
     class Single(Mixing):
         def forward(self, *, points: Tensor) -> PointNetPlainOutput:
             assert points.dtype == torch.float32

@@ -13,16 +13,16 @@ import torch
 from torch import Tensor, nn
 
 from sightline import registry
-from sightline.binding import Offer, bind
+from sightline.binding import AvailableKeys, bind
 from sightline.doctor import suite
 from sightline.doctor.checks.model.first_evaluation import first_evaluation
 from sightline.doctor.context import Context
+from sightline.doctor.core.dry_evaluation import rehearse_evaluations
 from sightline.doctor.core.finding import Finding
-from sightline.doctor.core.rehearsed_evaluation import rehearse_evaluations
 from sightline.doctor.suite import run_quick
-from sightline.engine.build import Built
+from sightline.engine.build import TrainingSetup
 from sightline.engine.distributed import World
-from sightline.engine.evaluate import Meter
+from sightline.engine.evaluate import BoundMetric
 from sightline.pictures import Picture
 from sightline.tasks.classify import Classify
 from tests.command import run_here
@@ -34,7 +34,7 @@ from tests.doctor.segmenting import make_parts, make_rooms, with_metric
 State = dict[str, Tensor]
 
 
-def found(built: Built) -> Finding:
+def found(built: TrainingSetup) -> Finding:
     (finding,) = first_evaluation(Context(built, World()))
     assert (finding.code, finding.severity) == ("first-evaluation", "error")
     assert_complete(finding)
@@ -83,15 +83,15 @@ class Hits:
         return {"hit_rate": (state["hits"] / state["seen"]).item()}
 
 
-def with_scores(built: Built) -> Built:
+def with_scores(built: TrainingSetup) -> TrainingSetup:
     """The plugin of issue 21: another output's name, a loss and a metric that read it, and no task."""
     model = Scorer(12)
     job = dataclasses.replace(
         built.job, model=model, optimizer=torch.optim.SGD([{"params": model.parameters(), "lr": 0.1, "base_lr": 0.1}])
     )
     built = with_losses(dataclasses.replace(built, job=job), {"cross_entropy": OfScores()})
-    offers = Offer("data", built.data.train.reader.keys), Offer("model", {"scores"})
-    meter = Meter(Hits(), bind(Hits().update, *offers, owner="metric", skip=("state",)))
+    offers = AvailableKeys("data", built.data.train.reader.keys), AvailableKeys("model", {"scores"})
+    meter = BoundMetric(Hits(), bind(Hits().update, *offers, owner="metric", exclude=("state",)))
     evaluators = {name: dataclasses.replace(getattr(built, name), meters=[meter]) for name in ("selection", "test")}
     return dataclasses.replace(built, **evaluators)
 
@@ -318,7 +318,9 @@ def test_pictures_that_cannot_be_drawn(tmp_path: Path, task: type[Classify], tol
     built = make(tmp_path)
     own = task.__new__(task)
     own.__dict__ |= built.job.task.__dict__
-    finding = found(dataclasses.replace(built, selection=dataclasses.replace(built.selection, task=own)))
+    finding = found(
+        dataclasses.replace(built, selection_evaluator=dataclasses.replace(built.selection_evaluator, task=own))
+    )
     assert "in 'show' of the task 'classify'" in finding.summary
     assert told in finding.measured
 
@@ -333,7 +335,9 @@ def test_samples_that_cannot_be_joined(tmp_path: Path) -> None:
 
     built = make(tmp_path)
     reader = with_data(built, lambda inner: Wrapped(inner, edit)).data.selection.reader
-    finding = found(dataclasses.replace(built, selection=dataclasses.replace(built.selection, reader=reader)))
+    finding = found(
+        dataclasses.replace(built, selection_evaluator=dataclasses.replace(built.selection_evaluator, reader=reader))
+    )
     assert "in 'read' of the data set" in finding.summary
 
 
@@ -345,9 +349,9 @@ def test_a_test_part_of_another_form_is_evaluated_too(tmp_path: Path) -> None:
 
     built = make(tmp_path)
     assert len(rehearse_evaluations(built, torch.device("cpu"))) == 1
-    before = built.test.reader
+    before = built.test_evaluator.reader
     reader = lambda keys: edit(before(keys), keys)  # noqa: E731
-    finding = found(dataclasses.replace(built, test=dataclasses.replace(built.test, reader=reader)))
+    finding = found(dataclasses.replace(built, test_evaluator=dataclasses.replace(built.test_evaluator, reader=reader)))
     assert finding.where.dataset == "synthetic_shapes/test"
 
 
@@ -355,10 +359,10 @@ def test_a_test_part_of_another_form_is_evaluated_too(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("make_one", [make, make_parts, make_rooms, make_pairs, make_pose])
-def test_every_task_is_healthy(tmp_path: Path, make_one: Callable[[Path], Built]) -> None:
+def test_every_task_is_healthy(tmp_path: Path, make_one: Callable[[Path], TrainingSetup]) -> None:
     context = Context(make_one(tmp_path), World())
     assert first_evaluation(context) == []
-    assert all(len(each.keys) == 4 and each.batch and each.stage == "record" for each in context.evaluations)
+    assert all(len(each.keys) == 4 and each.batch and each.stage == "record" for each in context.dry_evaluations)
 
 
 def test_votes_and_an_average_are_healthy(tmp_path: Path) -> None:
@@ -373,7 +377,7 @@ def test_numbers_of_an_untrained_model_that_no_metric_takes_are_no_fault(tmp_pat
         for parameter in built.job.model.parameters():
             parameter.fill_(1e30)
     context = Context(built, World())
-    assert not bool(context.evaluations[0].outputs["logits"].isfinite().all())
+    assert not bool(context.dry_evaluations[0].outputs["logits"].isfinite().all())
     assert first_evaluation(context) == []
 
 
@@ -401,7 +405,7 @@ def test_where_time_is_short_one_sample_or_none_is_evaluated(tmp_path: Path) -> 
     built = make(tmp_path)
     context = Context(built, World(), forward_s=0.0)
     assert first_evaluation(context) == []
-    assert [each.skipped for each in context.evaluations] == [
+    assert [each.skipped for each in context.dry_evaluations] == [
         "the evaluation of one sample needs over 0 s of processor time"
     ]
     (one,) = rehearse_evaluations(built, torch.device("cpu"), is_slow=True)

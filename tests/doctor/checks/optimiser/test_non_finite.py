@@ -11,14 +11,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sightline.data.loading.reading import BatchReader
-from sightline.doctor.checks.optimiser.non_finite import explain, explain_fault
+from sightline.data.loading.batch_reader import BatchReader
+from sightline.doctor.checks.optimiser.non_finite import diagnose_non_finite, explain_fault
 from sightline.doctor.core.finding import Finding
-from sightline.engine.build import Built
+from sightline.engine.build import TrainingSetup
 from sightline.engine.device import to_device
 from sightline.engine.distributed import World
-from sightline.engine.step import Clock
-from sightline.engine.train import NonFiniteGradientError, optimise_once
+from sightline.engine.step import StepTimer
+from sightline.engine.train import NonFiniteGradientError, train_step
 from sightline.losses.cross_entropy import CrossEntropy
 from sightline.models.pointnet import PointNetPlain, PointNetPlainOutput
 from tests.doctor.planting import Wrapped, assert_complete, caught, make, with_data, with_losses, with_model
@@ -77,24 +77,24 @@ class RootOfZero(CrossEntropy):
         return super().forward(logits=logits, label=label) + (logits * 0).sum().sqrt()
 
 
-def failed(built: Built, *, step: int = 3) -> NonFiniteGradientError:
+def failed(built: TrainingSetup, *, step: int = 3) -> NonFiniteGradientError:
     """The error that the loop raises at a step."""
     job = built.job
     job.step = step
-    keys = [micro[0] for micro in job.stream.plan.parts(step)]
+    keys = [micro[0] for micro in job.stream.plan.step_keys(step)]
     batches = [to_device(job.stream.reader(part), torch.device("cpu")) for part in keys]
     with pytest.raises(NonFiniteGradientError) as caught_error:
-        optimise_once(job, job.model, batches, World(), Clock(job.task, rest="loss"))
+        train_step(job, job.model, batches, World(), StepTimer(job.task, remainder="loss"))
     return caught_error.value
 
 
-def explained(built: Built, stage: str, cause: str) -> Finding:
+def explained(built: TrainingSetup, stage: str, cause: str) -> Finding:
     """The finding, after asserting that explaining leaves model and random state as they are."""
     error = failed(built)
     before = copy.deepcopy(error.job.model.state_dict())
     gradients = {name: p.grad.clone() for name, p in error.job.model.named_parameters() if p.grad is not None}
     state = torch.get_rng_state()
-    finding = explain(error, World())
+    finding = diagnose_non_finite(error, World())
     assert torch.equal(torch.get_rng_state(), state)
     after = error.job.model.state_dict()
     assert all(torch.equal(before[n].nan_to_num(), after[n].nan_to_num()) for n in before)
@@ -119,7 +119,7 @@ def spoil(index: int) -> Any:
 @pytest.mark.parametrize("micro_batches", [1, 4])
 def test_in_the_data(tmp_path: Path, micro_batches: int) -> None:
     built = make(tmp_path, f"train.micro_batches={micro_batches}")
-    index = built.job.stream.plan.parts(3)[-1][0][-1].index
+    index = built.job.stream.plan.step_keys(3)[-1][0][-1].index
     finding = explained(with_data(built, spoil(index)), "data", "data.corrupt_sample")
     assert finding.where.sample == index
     assert "points[" in finding.measured
@@ -179,18 +179,18 @@ def test_in_the_backward_pass_of_a_loss(tmp_path: Path) -> None:
 def test_in_the_norm(tmp_path: Path) -> None:
     """Gradients of 1e30 are finite in float32, their squares are not."""
     built = make(tmp_path)
-    job = dataclasses.replace(built.job, weights={"cross_entropy": 1e30})
+    job = dataclasses.replace(built.job, loss_weights={"cross_entropy": 1e30})
     finding = explained(dataclasses.replace(built, job=job), "norm", "optim.nonfinite")
     assert finding.where.param in dict(job.model.named_parameters())
 
 
-def train_on(built: Built, num_steps: int) -> None:
+def train_on(built: TrainingSetup, num_steps: int) -> None:
     job = built.job
     for step in range(num_steps):
         job.step = step
-        parts = [micro[0] for micro in job.stream.plan.parts(step)]
+        parts = [micro[0] for micro in job.stream.plan.step_keys(step)]
         batches = [to_device(job.stream.reader(part), torch.device("cpu")) for part in parts]
-        optimise_once(job, job.model, batches, World(), Clock(job.task, rest="loss"))
+        train_step(job, job.model, batches, World(), StepTimer(job.task, remainder="loss"))
 
 
 @pytest.mark.parametrize("lr", ["1e3", "1e6"])
@@ -198,7 +198,7 @@ def test_a_rate_that_diverges_is_the_cause_and_the_place_only_shows_it(tmp_path:
     built = make(tmp_path, f"optimizer={{name: sgd, lr: {lr}}}", "train.epochs=5")
     with pytest.raises(NonFiniteGradientError) as caught_error:
         train_on(built, built.job.num_steps)
-    finding = explain(caught_error.value, World())
+    finding = diagnose_non_finite(caught_error.value, World())
     assert finding.cause == "optim.lr"
     assert f"diverges at a learning rate of {float(lr):.3g}" in finding.summary
     assert finding.evidence["largest_weight"] > 1e3
@@ -226,11 +226,11 @@ def test_a_fault_that_does_not_come_again(tmp_path: Path) -> None:
     built = make(tmp_path)
     job, batch = (
         built.job,
-        to_device(built.job.stream.reader(built.job.stream.plan.parts(0)[0][0]), torch.device("cpu")),
+        to_device(built.job.stream.reader(built.job.stream.plan.step_keys(0)[0][0]), torch.device("cpu")),
     )
     ones = {"cross_entropy": torch.tensor(1.0)}
     error = NonFiniteGradientError(job, [batch], ones, ones, torch.tensor(torch.nan))
-    finding = explain(error, World())
+    finding = diagnose_non_finite(error, World())
     assert finding.cause == "sys.nondeterminism"
     assert_complete(finding)
 
@@ -250,11 +250,13 @@ def test_ragged_rows_lead_to_their_sample(tmp_path: Path) -> None:
     built = make(tmp_path)
     stream = dataclasses.replace(built.job.stream, reader=reader)
     job = dataclasses.replace(
-        built.job, model=model, stream=stream, task=toy.task(model, reader.keys), weights=toy.weights
+        built.job, model=model, stream=stream, task=toy.task(model, reader.keys), loss_weights=toy.weights
     )
-    keys = job.stream.plan.parts(0)[0][0][:5]
+    keys = job.stream.plan.step_keys(0)[0][0][:5]
     ones = {name: torch.tensor(1.0) for name in toy.weights}
-    finding = explain(NonFiniteGradientError(job, [reader(keys)], ones, ones, torch.tensor(torch.nan)), World())
+    finding = diagnose_non_finite(
+        NonFiniteGradientError(job, [reader(keys)], ones, ones, torch.tensor(torch.nan)), World()
+    )
     assert finding.where.layer == "net.1"
     assert finding.where.sample in {key.index for key in keys}
 

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from sightline.engine.build import Built
+from sightline.engine.build import TrainingSetup
 from tests.doctor.planting import assert_healthy, caught, make
 
 
-def scheduled(built: Built, schedule: Callable[[int], float]) -> Built:
+def scheduled(built: TrainingSetup, schedule: Callable[[int], float]) -> TrainingSetup:
     return dataclasses.replace(built, job=dataclasses.replace(built.job, schedule=schedule))
 
 
@@ -63,7 +63,7 @@ def test_a_rate_too_small_for_the_number_format(tmp_path: Path) -> None:
     assert finding.where.param is not None
 
 
-def _without_zeros(built: Built) -> Built:
+def _without_zeros(built: TrainingSetup) -> TrainingSetup:
     """Biases of exactly 0 take any change, however small."""
     with torch.no_grad():
         for parameter in built.job.model.parameters():

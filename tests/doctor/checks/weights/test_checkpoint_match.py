@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from sightline.config import read_config
-from sightline.engine.build import Built, build
+from sightline.engine.build import TrainingSetup, build
 from sightline.engine.distributed import World
 from sightline.errors import CheckpointError
 from sightline.models.pointnet import PointNetPlain
@@ -28,7 +28,7 @@ def source(tmp_path: Path) -> Path:
     return tmp_path / "run"
 
 
-def started(tmp_path: Path, source: Path, text: str = "") -> Built:
+def started(tmp_path: Path, source: Path, text: str = "") -> TrainingSetup:
     path = tmp_path / "small.yaml"
     path.write_text(CONFIG + f"init: {{from: '{source}'{text}}}\n")
     return build(read_config(path), World())

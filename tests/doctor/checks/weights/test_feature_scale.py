@@ -13,7 +13,7 @@ from torch import nn
 from sightline.config import read_config
 from sightline.doctor.checks.weights.feature_scale import feature_scale, layer_scales
 from sightline.doctor.context import Context
-from sightline.engine.build import Built, build
+from sightline.engine.build import TrainingSetup, build
 from sightline.engine.distributed import World
 from sightline.engine.train import train
 from sightline.runs import checkpoint
@@ -44,7 +44,7 @@ def source(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     return folder / "run", MODELS[name]
 
 
-def started(folder: Path, source: tuple[Path, str], scale: float = 1.0) -> Built:
+def started(folder: Path, source: tuple[Path, str], scale: float = 1.0) -> TrainingSetup:
     """A run from these weights on clouds of another size."""
     path = folder / "small.yaml"
     path.write_text(CONFIG + f"init: {{from: '{source[0]}'}}\n")
@@ -56,7 +56,7 @@ def scaled(batch: dict[str, Any], factor: float) -> dict[str, Any]:
     return {**batch, "points": batch["points"] * factor}
 
 
-def found(built: Built) -> list[Any]:
+def found(built: TrainingSetup) -> list[Any]:
     return feature_scale(Context(built, World()))
 
 

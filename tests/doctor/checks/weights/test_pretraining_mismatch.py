@@ -10,8 +10,8 @@ import pytest
 from sightline.config import read_config
 from sightline.engine.build import build
 from sightline.engine.distributed import World
-from sightline.runs.stages import differences, stage_of, training_differences
-from sightline.types import CloudForm, DataInfo, Field
+from sightline.runs.preprocessing_signature import preprocessing_signature, signature_differences, training_differences
+from sightline.types import CloudInputSpec, DataInfo, Field
 from tests.command import run_here
 from tests.doctor.planting import CONFIG, assert_healthy, caught
 
@@ -57,37 +57,40 @@ def test_another_up_axis_is_the_first_suspect(tmp_path: Path, source: Path) -> N
     built = tuned(tmp_path, source)
     lineage = dict(built.lineage)  # type: ignore[attr-defined]
     lineage["here"] = lineage["here"] | {"up_axis": "y"}
-    lineage["differences"] = differences(lineage["source"], lineage["here"])
+    lineage["differences"] = signature_differences(lineage["source"], lineage["here"])
     built = dataclasses.replace(built, lineage=lineage)  # type: ignore[type-var]
     finding = caught(built, "pretraining-mismatch", "cfg.axis_swap", "warning")  # type: ignore[arg-type]
     assert finding.measured == "the up axis: z in first (synthetic_shapes), y in second (synthetic_shapes)"
 
 
-def stage(form: CloudForm | None, *evaluate: str, tmp_path: Path) -> dict[str, object]:
+def stage(form: CloudInputSpec | None, *evaluate: str, tmp_path: Path) -> dict[str, object]:
     path = tmp_path / "stage.yaml"
     path.write_text(CONFIG)
     config = read_config(path, [f"transforms.evaluate=[{', '.join(evaluate)}]"])
     info = DataInfo({"up_axis": "z"}, {"points": Field("points 3", "float32")}, clouds=form)
-    return stage_of(config, info)
+    return preprocessing_signature(config, info)
 
 
 def test_what_the_set_does_and_what_a_transform_does_is_the_same(tmp_path: Path) -> None:
     """A set in the unit sphere equals one that a transform puts there; of two counts the last holds."""
-    by_set = stage(CloudForm(64, unit_sphere="promised"), tmp_path=tmp_path)
+    by_set = stage(CloudInputSpec(64, unit_sphere="promised"), tmp_path=tmp_path)
     moved = stage(
-        CloudForm(2048), "{name: normalize_unit_sphere}", "{name: sample_points, num_points: 64}", tmp_path=tmp_path
+        CloudInputSpec(2048),
+        "{name: normalize_unit_sphere}",
+        "{name: sample_points, num_points: 64}",
+        tmp_path=tmp_path,
     )
     assert by_set == moved
-    assert differences(by_set, stage(CloudForm(64), tmp_path=tmp_path)) == [
+    assert signature_differences(by_set, stage(CloudInputSpec(64), tmp_path=tmp_path)) == [
         "whether clouds lie in the unit sphere about their mean: yes in stage (synthetic_shapes), "
         "no in stage (synthetic_shapes)"
     ]
 
 
 def test_views_of_a_method_are_no_transform_of_its_data(tmp_path: Path) -> None:
-    plain = stage(CloudForm(64), tmp_path=tmp_path)
+    plain = stage(CloudInputSpec(64), tmp_path=tmp_path)
     views = "{name: two_views, each: [{name: rotate}, {name: jitter}]}"
-    assert differences(plain, stage(CloudForm(64), views, tmp_path=tmp_path)) == []
+    assert signature_differences(plain, stage(CloudInputSpec(64), views, tmp_path=tmp_path)) == []
 
 
 def test_training_transforms_are_told_apart_one_by_one(tmp_path: Path) -> None:
@@ -108,19 +111,19 @@ def trained(blocks: tuple[str, ...], tmp_path: Path) -> dict[str, object]:
     path = tmp_path / "stage.yaml"
     path.write_text(CONFIG)
     config = read_config(path, [f"transforms.train=[{', '.join(blocks)}]"])
-    return stage_of(config, DataInfo({}, {"points": Field("points 3", "float32")}))
+    return preprocessing_signature(config, DataInfo({}, {"points": Field("points 3", "float32")}))
 
 
 def test_what_is_not_known_is_no_difference(tmp_path: Path) -> None:
-    assert differences(stage(None, tmp_path=tmp_path), stage(CloudForm(64), tmp_path=tmp_path)) == []
+    assert signature_differences(stage(None, tmp_path=tmp_path), stage(CloudInputSpec(64), tmp_path=tmp_path)) == []
 
 
 def of_points(count: int, model: str, tmp_path: Path) -> dict[str, object]:
     path = tmp_path / "stage.yaml"
     path.write_text(CONFIG)
     config = read_config(path, [f"model={model}"])
-    info = DataInfo({"up_axis": "z"}, {"points": Field("points 3", "float32")}, clouds=CloudForm(count))
-    return stage_of(config, info)
+    info = DataInfo({"up_axis": "z"}, {"points": Field("points 3", "float32")}, clouds=CloudInputSpec(count))
+    return preprocessing_signature(config, info)
 
 
 @pytest.mark.parametrize(
@@ -155,4 +158,4 @@ def test_arguments_that_no_tensor_shows(
 ) -> None:
     """All of these fit by name and shape; another function is another network."""
     stages = [of_points(*each, tmp_path) for each in (theirs, ours)]
-    assert differences(*stages, names=("there", "here")) == ([] if told is None else [told])
+    assert signature_differences(*stages, names=("there", "here")) == ([] if told is None else [told])

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import torch
 
-from sightline.config import read_config, render
-from sightline.config.show import to_plain
+from sightline.config import read_config, render_config
+from sightline.config.yaml_writer import to_plain
 from sightline.doctor.checks.weights.untrained_init import untrained_init
 from sightline.doctor.context import Context
-from sightline.engine.build import Built, build
+from sightline.engine.build import TrainingSetup, build
 from sightline.engine.distributed import World
 from sightline.runs import checkpoint
 from tests.doctor.planting import CONFIG, assert_complete, assert_healthy, caught, make
@@ -26,18 +26,18 @@ def save_run(folder: Path, *, seed: int, moved: float = 0.0) -> Path:
     snapshot = checkpoint.Snapshot(step=0, model=state, optimizer={}, ema=None, state={"unwritten": None})
     run = folder / "run"
     checkpoint.save(run, snapshot, keep_last=1, is_best=False)
-    (run / "config.yaml").write_text(render(built.config, origins=False))
+    (run / "config.yaml").write_text(render_config(built.config, origins=False))
     (run / "facts.json").write_text(json.dumps(to_plain(dict(built.data.facts))))
     return run
 
 
-def started(folder: Path, source: Path, *overrides: str) -> Built:
+def started(folder: Path, source: Path, *overrides: str) -> TrainingSetup:
     path = folder / "small.yaml"
     path.write_text(CONFIG + f"init: {{from: '{source}'}}\n")
     return build(read_config(path, overrides), World())
 
 
-def found(built: Built) -> list:
+def found(built: TrainingSetup) -> list:
     return untrained_init(Context(built, World()))
 
 
@@ -65,7 +65,7 @@ def test_weights_of_another_seed_that_never_trained(tmp_path: Path) -> None:
 def test_one_moved_tensor_is_enough(tmp_path: Path) -> None:
     """As where most of a model is frozen: something was learnt."""
     run = save_run(tmp_path, seed=9)
-    place = checkpoint.find(run) if hasattr(checkpoint, "find") else run
+    place = checkpoint.resolve(run) if hasattr(checkpoint, "resolve") else run
     snapshot = checkpoint.load(place)
     name = next(name for name, value in snapshot.model.items() if value.ndim == 2)
     moved = {**snapshot.model, name: snapshot.model[name] + 0.1}

@@ -1,0 +1,375 @@
+"""The native form of a prepared data set: one array file per split and column, and a manifest that verifies them.
+
+A prepared folder holds `<split>.<column>.npy`, `<split>.name.json` and `manifest.json`; nothing in it is ever written
+again. The manifest carries a digest of its own text, and the size and SHA-256 of every file. Rows of ragged columns lie
+one after another, and `<split>.offsets.npy` holds the start of each of them (columns.py). A set may list files of its
+source in `<split>.listed.json` instead of copying them (listed.py).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sightline.data.files.array_files import READ_ERRORS, check_npy, summarise_error
+from sightline.data.store.columns import OFFSETS
+from sightline.data.store.file_listing import FileListing
+from sightline.errors import DataError, MissingDataError
+from sightline.regular_files import check_regular_file, find_outward_link, parse_json, read_regular_file
+
+__all__ = [
+    "FORMAT_VERSION",
+    "LISTED",
+    "MANIFEST",
+    "PreparedSet",
+    "add_digest",
+    "check_sizes",
+    "open_prepared",
+    "prepare_command",
+    "read_manifest",
+    "sha256_of",
+    "summarise_folder",
+    "verify",
+]
+
+FORMAT_VERSION = 1
+MANIFEST = "manifest.json"
+LISTED = "listed"
+"""The manifest's entry about files listed in place, and part of the names of the documents that list them."""
+_ENTRIES = {"format", "set", "source", "columns", "splits", "files", "digest"}
+
+
+class PreparedSet:
+    """A prepared folder whose manifest and file sizes are sound. Arrays are mapped on first use, read-only.
+
+    Pickling carries the path and the manifest alone, so that a worker process maps the files itself.
+    """
+
+    def __init__(self, root: Path, manifest: Mapping[str, Any]) -> None:
+        self.root = root
+        self.manifest = manifest
+        self._arrays: dict[str, np.ndarray] = {}
+        self._listings: dict[str, FileListing] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"root": self.root, "manifest": self.manifest, "_arrays": {}, "_listings": {}}
+
+    @property
+    def splits(self) -> list[str]:
+        return list(self.manifest["splits"])
+
+    def array(self, split: str, column: str) -> np.ndarray:
+        """All rows of one column of a split: (rows, *shape of the column), read-only, mapped from the file.
+
+        Of a ragged column the elements of all rows, one row after another: (elements, *shape of an element).
+        Raises DataError if the file is not the one in the manifest.
+        """
+        promise = self.manifest["columns"][column]
+        length = self._num_elements(split) if self.is_ragged(column) else self._num_rows(split)
+        return self._mapped(f"{split}.{column}.npy", (length, *promise["shape"]), promise["dtype"])
+
+    def is_ragged(self, column: str) -> bool:
+        """Whether the rows of a column have lengths of their own."""
+        return bool(self.manifest["columns"][column].get("is_ragged", False))
+
+    def offsets(self, split: str) -> np.ndarray:
+        """Where each row of the ragged columns starts, and where the last one ends: (rows + 1,) int64, read-only.
+
+        Raises as `array`, and DataError if they are not the starts of rows.
+        """
+        file_name = f"{split}.{OFFSETS}.npy"
+        is_known = file_name in self._arrays
+        offsets = self._mapped(file_name, (self._num_rows(split) + 1,), "int64")
+        fewest = 0 if any(each.get("can_be_empty") for each in self.manifest["columns"].values()) else 1
+        is_wrong = offsets[0] or offsets[-1] != self._num_elements(split)
+        if not is_known and (is_wrong or (np.diff(offsets) < fewest).any()):
+            del self._arrays[file_name]
+            raise DataError(
+                f"{self.root / file_name}: does not rise from 0 to {self._num_elements(split)}; prepare the set again"
+            )
+        return offsets
+
+    def row(self, split: str, column: str, index: int) -> np.ndarray:
+        """One row of a column, read-only, mapped from the file; of a ragged one (its elements, *shape of each)."""
+        array = self.array(split, column)
+        if not self.is_ragged(column):
+            return array[index]
+        offsets = self.offsets(split)
+        return array[offsets[index] : offsets[index + 1]]
+
+    def rows(self, split: str, column: str) -> Iterator[np.ndarray]:
+        """Every row of a column, as `row` gives it."""
+        return (self.row(split, column, index) for index in range(self._num_rows(split)))
+
+    def names(self, split: str) -> list[str]:
+        """The name of every row of a split."""
+        path = self.root / f"{split}.name.json"
+        names = _read_json(path)
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise DataError(f"{path}: is not a list of names; prepare the set again")
+        if len(names) != self._num_rows(split):
+            raise DataError(f"{path}: names {len(names)} rows of {self._num_rows(split)}; prepare the set again")
+        return names
+
+    def listing(self, split: str) -> FileListing:
+        """The files that the rows of a split list in place. Raises DataError if the document is not what it should be.
+
+        A set that lists none has no such document.
+        """
+        if split not in self._listings:
+            where = self.root / f"{split}.{LISTED}.json"
+            listing = FileListing(Path(self.manifest[LISTED]["root"]), _read_json(where), where=where)
+            if len(listing) != self._num_rows(split):
+                raise DataError(f"{where}: lists {len(listing)} rows of {self._num_rows(split)}; prepare the set again")
+            self._listings[split] = listing
+        return self._listings[split]
+
+    def _num_rows(self, split: str) -> int:
+        return int(self.manifest["splits"][split]["num_rows"])
+
+    def _num_elements(self, split: str) -> int:
+        return int(self.manifest["num_elements"][split])
+
+    def _mapped(self, file_name: str, shape: tuple[int, ...], dtype: str) -> np.ndarray:
+        if file_name not in self._arrays:
+            self._arrays[file_name] = _map(self.root / file_name, shape, np.dtype(dtype))
+        return self._arrays[file_name]
+
+
+_ELSEWHERE = "if the set lies elsewhere, give data.root=FOLDER, or without it SIGHTLINE_DATA=FOLDER around all sets"
+
+
+def open_prepared(root: Path, *, set_names: Sequence[str], options: str = "") -> PreparedSet:
+    """The prepared set at `root`; sizes and the manifest's digest are checked, file contents are not (`verify` does).
+
+    Raises DataError with the command that makes such a folder (of the first of `set_names`, with `options`) if there is
+    none or it holds something else; and if a file is missing or has another size.
+    """
+    if not root.is_dir():
+        raise MissingDataError(
+            f"{root}: there is no such folder{_unfinished(root)}; {_ELSEWHERE}; to make it: "
+            f"{prepare_command(set_names[0], str(root), options)}"
+        )
+    command = prepare_command(set_names[0], "DIR", options)
+    if not (root / MANIFEST).is_file():
+        raise MissingDataError(
+            f"{root}: is not a prepared set, it holds {summarise_folder(root)}{_unfinished(root)}; {_ELSEWHERE}; to "
+            f"make one: {command}"
+        )
+    manifest = read_manifest(root)
+    if manifest["set"] not in set_names:
+        raise DataError(
+            f"{root}: is prepared as '{manifest['set']}', {' or '.join(set_names)} is needed; to make one: {command}"
+        )
+    check_sizes(root, manifest)
+    return PreparedSet(root, manifest)
+
+
+def prepare_command(set_name: str, target: str, options: str = "") -> str:
+    """What a user runs to prepare a set; `options` are `key=value`."""
+    return f"sightline data prepare {set_name} --from PATH --to {target} {options}".rstrip()
+
+
+def read_manifest(root: Path) -> dict[str, Any]:
+    """The manifest of a prepared folder. Raises DataError if it is missing, altered or of another format version."""
+    path = root / MANIFEST
+    if not path.is_file():
+        raise DataError(f"{root}: is not a prepared set, there is no {MANIFEST}; sightline data prepare makes one")
+    manifest = _read_json(path)
+    if not _is_sealed(manifest):
+        raise DataError(f"{path}: its text was altered after it was written (digest differs); prepare the set again")
+    if manifest["format"] != FORMAT_VERSION:
+        raise DataError(
+            f"{path}: has format version {manifest['format']}, this release reads {FORMAT_VERSION}; prepare it again"
+        )
+    fault = _form_fault(manifest)
+    if fault:
+        raise DataError(f"{path}: {fault}; prepare the set again")
+    outside = next((name for key in ("files", "splits", "columns") for name in manifest[key] if "/" in name), None)
+    if outside is not None:
+        raise DataError(f"{path}: names '{outside}', which is not in its own folder; prepare the set again")
+    if LISTED in manifest and not Path(manifest[LISTED]["root"]).is_absolute():
+        raise DataError(f"{path}: lists files below '{manifest[LISTED]['root']}', no absolute path; prepare it again")
+    link = find_outward_link(root, [MANIFEST, *sorted(os.listdir(root))])
+    if link is not None:
+        raise DataError(f"{link}: is a link to {os.readlink(link)}, out of the prepared folder; put the file there")
+    return manifest
+
+
+def _form_fault(manifest: Mapping[str, Any]) -> str:
+    """What a manifest lacks, or holds as another type, that every reader of a set relies on; empty for nothing."""
+    if not isinstance(manifest["set"], str):
+        return "its 'set' is not a name"
+    for key, kinds in _FORMS.items():
+        if not isinstance(manifest[key], dict):
+            return f"its '{key}' is a {type(manifest[key]).__name__}, a mapping is needed"
+        for name, entry in manifest[key].items():
+            for part, is_sound in kinds.items():
+                if not isinstance(entry, dict) or part not in entry or not is_sound(entry[part]):
+                    return f"the '{part}' of '{name}' in its '{key}' is missing, or not what a set is described by"
+    names = manifest.get("class_names", [])
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        return "its 'class_names' are not a list of names"
+    for key, kind in _TYPES.items():
+        value = manifest.get(key)
+        is_fine = value is None or isinstance(value, kind) or (kind is float and type(value) is int)
+        if not is_fine:
+            return f"its '{key}' is a {type(value).__name__}, and must be a {kind.__name__}"
+    for name, ends in (manifest.get("ranges") or {}).items():
+        if not (isinstance(ends, list) and len(ends) == 2 and all(isinstance(end, int | float) for end in ends)):
+            return f"its 'ranges' have no two ends of '{name}'"
+    for split, facts in manifest["splits"].items():
+        if "class_counts" in facts and not _counts_classes(facts["class_counts"], names):
+            return f"the 'class_counts' of '{split}' do not count its classes"
+    counts = manifest.get("num_elements", {})
+    is_ragged = any(column.get("is_ragged") for column in manifest["columns"].values())
+    if not isinstance(counts, dict) or (is_ragged and counts.keys() < manifest["splits"].keys()):
+        return "its 'num_elements' do not count those of every part"
+    if not all(map(_is_count, counts.values())):
+        return "its 'num_elements' are not counts"
+    if LISTED in manifest and not (
+        isinstance(manifest[LISTED], dict) and isinstance(manifest[LISTED].get("root"), str)
+    ):
+        return f"its '{LISTED}' has no 'root'"
+    return ""
+
+
+def _cut(text: str, most: int = 80) -> str:
+    return text if len(text) <= most else f"{text[:most].rpartition(', ')[0]}, ..."
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 2**48
+
+
+def _is_shape(value: Any) -> bool:
+    return isinstance(value, list) and len(value) <= 32 and all(map(_is_count, value))
+
+
+def _counts_classes(value: Any, names: Sequence[str]) -> bool:
+    """`names` are empty for a set whose classes do not stand in its manifest."""
+    return isinstance(value, list) and len(value) == (len(names) or len(value)) and all(map(_is_count, value))
+
+
+def _is_number_type(value: Any) -> bool:
+    try:
+        return isinstance(value, str) and np.dtype(value).kind in "biuf"
+    except (TypeError, ValueError, SyntaxError):
+        return False
+
+
+_FORMS: Mapping[str, Mapping[str, Callable[[Any], bool]]] = {
+    "files": {"bytes": _is_count, "sha256": lambda value: isinstance(value, str)},
+    "splits": {"num_rows": _is_count},
+    "columns": {"shape": _is_shape, "dtype": _is_number_type},
+}
+
+_TYPES: Mapping[str, type] = {
+    **dict.fromkeys(("source", "options", "preparation", "ranges", "classes", "statistics", "pairs"), dict),
+    **dict.fromkeys(("channels", "image_size_px", "radii", "joint_names", "differences", "duplicates"), list),
+    **dict.fromkeys(("layout", "up_axis", "unit", "file_unit", "normalisation", "depth_type"), str),
+    **dict.fromkeys(("remission_high", "mm_per_unit"), float),
+    **dict.fromkeys(("num_ignored", "fewest_points"), int),
+}
+"""Of entries that some sets have, where they are stated."""
+
+
+def check_sizes(root: Path, manifest: Mapping[str, Any]) -> None:
+    """Raises DataError naming the first file that is missing or has another size than in the manifest."""
+    for file_name, promise in manifest["files"].items():
+        path = root / file_name
+        if not path.is_file():
+            raise DataError(f"{path}: is missing, {MANIFEST} lists it; prepare the set again")
+        if path.stat().st_size != promise["bytes"]:
+            raise DataError(
+                f"{path}: has {path.stat().st_size} bytes, {MANIFEST} lists {promise['bytes']}; prepare the set again"
+            )
+
+
+def verify(root: Path) -> int:
+    """Read every file of a prepared folder and compare its SHA-256; returns how many files are sound.
+
+    Files that the set lists in place are read too. Raises DataError naming the first file that differs.
+    """
+    manifest = read_manifest(root)
+    check_sizes(root, manifest)
+    for file_name, promise in manifest["files"].items():
+        if sha256_of(root / file_name) != promise["sha256"]:
+            raise DataError(f"{root / file_name}: differs from what was written (SHA-256); prepare the set again")
+    prepared = PreparedSet(root, manifest)
+    num_listed = sum(prepared.listing(split).verify() for split in prepared.splits) if LISTED in manifest else 0
+    return len(manifest["files"]) + num_listed
+
+
+def add_digest(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """The manifest with the digest of all its other entries."""
+    body = {key: value for key, value in manifest.items() if key != "digest"}
+    text = json.dumps(body, sort_keys=True, allow_nan=False)
+    return {**body, "digest": hashlib.sha256(text.encode()).hexdigest()}
+
+
+def _is_sealed(manifest: Any) -> bool:
+    """Whether this is a manifest, with all entries that every set has, under the digest of its own text."""
+    if not isinstance(manifest, dict) or not manifest.keys() >= _ENTRIES:
+        return False
+    try:
+        return add_digest(manifest)["digest"] == manifest["digest"]
+    except ValueError:  # a number that is not finite: no manifest was written with one
+        return False
+
+
+def sha256_of(path: Path) -> str:
+    """The SHA-256 of a file's bytes, in hexadecimal."""
+    check_regular_file(path)
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def summarise_folder(folder: Path, limit: int = 5) -> str:
+    """What a folder holds, in words for an error: the first few names and how many more."""
+    names = sorted(entry.name for entry in folder.iterdir())
+    if not names:
+        return "nothing"
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + more
+
+
+def _map(path: Path, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    try:
+        check_npy(path)
+        with np.errstate(over="ignore"):  # of a shape beyond all sizes, which is refused
+            array = np.asarray(np.lib.format.open_memmap(path, mode="r"))
+    except (*READ_ERRORS, MemoryError) as error:
+        raise DataError(
+            f"{path}: does not read as an array ({summarise_error(error)}); prepare the set again"
+        ) from error
+    if (array.shape, array.dtype) != (shape, dtype):
+        raise DataError(
+            f"{path}: holds {array.dtype} {array.shape}, the manifest lists {dtype} {shape}; prepare the set again"
+        )
+    return array
+
+
+def _unfinished(root: Path) -> str:
+    work = root.with_name(root.name + ".partial")
+    return f" ({work} is unfinished; the command that made it continues it)" if work.is_dir() else ""
+
+
+class _Entries(dict[str, Any]):
+    """A mapping of a manifest: an entry that some set needs and this one lacks is an error of the data."""
+
+    def __missing__(self, key: str) -> Any:
+        raise DataError(f"{MANIFEST}: its entries {_cut(', '.join(self))} lack '{key}'; prepare the set again")
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return parse_json(read_regular_file(path), object_hook=_Entries)
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: does not read as JSON ({summarise_error(error)}); prepare the set again") from error

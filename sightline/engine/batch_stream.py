@@ -1,0 +1,301 @@
+"""Which samples each step trains on, in which parts: arithmetic on (seed, step), so that a position is one integer."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import functools
+import logging
+import multiprocessing.util
+import os
+import signal
+import traceback
+import warnings
+from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import dataclass, field
+from multiprocessing.process import BaseProcess
+from multiprocessing.reduction import ForkingPickler
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader
+
+from sightline.draws import Draws
+from sightline.engine.failure import rank_label, worker_exit_message
+from sightline.engine.launcher import exit_with_parent
+from sightline.errors import ConfigError, DataError, RunError, UserError
+from sightline.types import Batch, SampleKey
+
+__all__ = ["BatchLoader", "BatchSampler", "BatchStream", "evaluation_keys", "read_batches"]
+
+logger = logging.getLogger(__name__)
+
+BatchLoader = Callable[[Sequence[SampleKey]], Batch]
+
+_GRACE_S = 300
+"""How long a worker outlives a SIGTERM, so that the step which needs its batches can be finished and saved."""
+
+_NO_HANDLES = (os.strerror(errno.EMFILE), "received 0 items of ancdata")
+"""How Python, torch, and a socket whose receiver has no handle left report it."""
+_TOO_MANY_FILES = "no file handle is left to read data by workers; raise the limit (ulimit -n), or lower loader.workers"
+
+
+@dataclass(frozen=True)
+class BatchSampler:
+    """How the samples of a training part are dealt to steps, micro-batches and processes.
+
+    Epoch e visits a permutation drawn from (seed, e); step i of it takes positions [i*B, (i+1)*B) and splits them into
+    micro-batches x processes nearly equal parts. A shorter last batch keeps fewer micro-batches, so no part is empty.
+    Raises ConfigError where the last batch cannot give every process a sample.
+    """
+
+    indices: np.ndarray
+    batch_size: int
+    seed: int
+    micro_batches: int = 1
+    tail: str = "keep"
+    num_processes: int = 1
+    _orders: dict[int, np.ndarray] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        tail = len(self.indices) % self.batch_size
+        if len(self.indices) == 0:
+            raise ConfigError("train: the training part holds no samples; see where its data set looked for them")
+        if self.batch_size < self.num_processes:
+            raise ConfigError(
+                f"train.batch_size: {self.batch_size} samples a step cannot feed {self.num_processes} processes; "
+                "it counts samples over all processes"
+            )
+        if self.steps_per_epoch == 0:
+            raise ConfigError(
+                f"train.tail: drop leaves no step: {len(self.indices)} samples are fewer than train.batch_size "
+                f"{self.batch_size}; use a smaller batch or train.tail=keep"
+            )
+        if self.tail == "keep" and 0 < tail < self.num_processes:
+            raise ConfigError(
+                f"train.tail: the last batch of an epoch has {tail} sample(s) for {self.num_processes} processes; "
+                "use train.tail=drop or another batch size"
+            )
+
+    @property
+    def steps_per_epoch(self) -> int:
+        whole, rest = divmod(len(self.indices), self.batch_size)
+        return whole + (1 if rest and self.tail == "keep" else 0)
+
+    def epoch_of(self, step: int) -> int:
+        return step // self.steps_per_epoch
+
+    def step_keys(self, step: int) -> list[list[list[SampleKey]]]:
+        """The keys of a step: micro-batches of processes of samples."""
+        epoch, place = divmod(step, self.steps_per_epoch)
+        order = self._order(epoch)[place * self.batch_size : (place + 1) * self.batch_size]
+        num_micro = min(self.micro_batches, len(order) // self.num_processes)
+        # Micro-batches first: where a batch is large enough for all of them, they hold the same samples on any number
+        # of processes, and batch norm sees the same. (A short tail has fewer, and how many depends on the processes.)
+        micro_batches = [np.array_split(micro, self.num_processes) for micro in np.array_split(order, num_micro)]
+        return [
+            [[SampleKey(int(i), epoch, self.seed, step) for i in part] for part in parts] for parts in micro_batches
+        ]
+
+    def _order(self, epoch: int) -> np.ndarray:
+        if epoch not in self._orders:
+            draws = Draws.for_samples([SampleKey(0, epoch, self.seed)]).stream("order of the epoch")
+            self._orders.clear()
+            self._orders[epoch] = self.indices[draws.permutation(len(self.indices))[0].numpy()]
+        return self._orders[epoch]
+
+
+@dataclass(frozen=True)
+class BatchStream:
+    """The micro-batches of one process, step after step; worker processes read ahead where there are any."""
+
+    plan: BatchSampler
+    reader: BatchLoader
+    rank: int = 0
+    workers: int = 0
+    prefetch: int = 2
+
+    def iterate(self, step: int, num_steps: int) -> Generator[list[Batch], None, None]:
+        """The micro-batches of steps `step` to `num_steps`, in order; closing it ends the workers."""
+        keys = _flat(self._keys, step, num_steps)
+        with contextlib.closing(read_batches(self.reader, keys, self.workers, self.prefetch)) as batches:
+            for each in range(step, num_steps):
+                yield [next(batches) for _ in self._keys(each)]
+
+    def _keys(self, step: int) -> list[list[SampleKey]]:
+        return [micro[self.rank] for micro in self.plan.step_keys(step)]
+
+
+def _flat(keys: Callable[[int], list[list[SampleKey]]], step: int, num_steps: int) -> Iterator[list[SampleKey]]:
+    for each in range(step, num_steps):
+        yield from keys(each)
+
+
+def read_batches(
+    reader: BatchLoader, keys: Iterator[list[SampleKey]], workers: int, prefetch: int = 2
+) -> Generator[Batch, None, None]:
+    """The batches of these keys, in order, read here or ahead of time by worker processes; closing it ends them.
+
+    An error of a worker is raised here as it would have been without workers.
+    """
+    if workers == 0:
+        yield from map(reader, keys)
+        return
+    _warn_of_cores(workers)
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})  # until a worker knows what it means
+    try:
+        with _faults_named(), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="This DataLoader will create")  # ours is one line, once
+            loader: Any = iter(_loader(reader, keys, workers, prefetch))
+            loader._workers_done_event = _Ending(loader._workers)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+    try:
+        while (batch := _received(loader)) is not None:
+            if isinstance(batch, _Failure):
+                raise batch.as_error()
+            yield batch
+    finally:
+        loader._shutdown_workers()
+        for worker in loader._workers:
+            if worker.is_alive():  # deep in a library that lets no signal through
+                worker.kill()
+
+
+@functools.cache
+def _warn_of_cores(workers: int) -> None:
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if workers > usable:
+        logger.warning(
+            "many-workers: loader.workers is %d, and this machine offers %d core(s) to them and to the training; lower "
+            "it unless they wait for a disk",
+            *(workers, usable),
+            extra={"code": "many-workers"},
+        )
+
+
+class _Ending:
+    """Stands in for the event by which torch ends workers: that one's lock can die with a worker, a signal cannot."""
+
+    def __init__(self, workers: Sequence[BaseProcess]) -> None:
+        self.workers = workers
+        self.is_over = False
+
+    def set(self) -> None:
+        self.is_over = True
+        for worker in self.workers:
+            if worker.is_alive() and worker.pid is not None:
+                os.kill(worker.pid, signal.SIGUSR1)
+
+    def is_set(self) -> bool:
+        return self.is_over
+
+
+def _received(loader: Iterator[Any]) -> Batch | _Failure | None:
+    """What a worker sent next; None at the end."""
+    with _faults_named():
+        packed = next(loader, None)
+        return ForkingPickler.loads(packed) if isinstance(packed, bytes) else packed
+
+
+@contextlib.contextmanager
+def _faults_named() -> Iterator[None]:
+    """Raises RunError where no file handle is left for the workers, and where one of them is gone."""
+    try:
+        yield
+    except (OSError, RuntimeError, EOFError) as error:
+        if _lacks_handles(error):
+            raise RunError(_TOO_MANY_FILES) from error
+        is_socket_gone = isinstance(error, ConnectionError | FileNotFoundError | EOFError)
+        if is_socket_gone or str(error).startswith("DataLoader worker"):
+            raise RunError(worker_exit_message(error)) from error
+        raise
+
+
+def _lacks_handles(error: Exception) -> bool:
+    return any(sign in str(error) for sign in _NO_HANDLES)
+
+
+@dataclass(frozen=True)
+class _Failure:
+    """A worker's report of an error: exceptions themselves do not all survive the way between processes."""
+
+    message: str
+    is_users: bool
+
+    def as_error(self) -> Exception:
+        return DataError(self.message) if self.is_users else RunError(self.message)
+
+
+class _Readable:
+    """The reader in the shape that torch's loader asks for: it fetches a list of keys at once.
+
+    Batches are packed here, where a fault has a receiver: torch's queue drops one that it cannot pack, and the training
+    process would wait for it without end.
+    """
+
+    def __init__(self, reader: BatchLoader) -> None:
+        self.reader = reader
+
+    def __getitems__(self, keys: Sequence[SampleKey]) -> bytes | _Failure:
+        try:
+            return bytes(ForkingPickler.dumps(self.reader(keys)))
+        except UserError as error:
+            return _Failure(str(error), is_users=True)
+        except Exception as error:  # noqa: BLE001 - sent to the training process, which raises it
+            if _lacks_handles(error):
+                return _Failure(_TOO_MANY_FILES, is_users=False)
+            place = f"in a worker of {rank} that" if (rank := rank_label()) else "in a worker that"
+            return _Failure(f"{place} reads data:\n{traceback.format_exc()}", is_users=False)
+
+    def __getitem__(self, key: SampleKey) -> bytes | _Failure:
+        return self.__getitems__([key])
+
+
+class _Keys:
+    """An iterable of key lists, once."""
+
+    def __init__(self, keys: Iterator[list[SampleKey]]) -> None:
+        self.keys = keys
+
+    def __iter__(self) -> Iterator[list[SampleKey]]:
+        return self.keys
+
+
+def _loader(reader: BatchLoader, keys: Iterator[list[SampleKey]], workers: int, prefetch: int) -> Any:
+    """Worker processes that read the batches of `keys` ahead of time, and hand them over in order.
+
+    torch draws a seed for them; from a generator of its own, or else dropout would depend on the number of workers.
+    The folder of their sockets is this process's, which removes it when it ends; workers may end at any moment.
+    """
+    multiprocessing.util.get_temp_dir()
+    return DataLoader(
+        _Readable(reader),  # type: ignore[arg-type]
+        batch_sampler=_Keys(keys),
+        num_workers=workers,
+        prefetch_factor=prefetch,
+        collate_fn=_as_is,
+        multiprocessing_context="fork",
+        generator=torch.Generator().manual_seed(0),
+        worker_init_fn=functools.partial(_begin_worker, os.getpid()),
+    )
+
+
+def _begin_worker(parent: int, number: int) -> None:
+    """End with the training process or at its word (SIGUSR1), and not before: signals to the whole group are for it."""
+    exit_with_parent(parent)
+    signal.signal(signal.SIGUSR1, lambda *_: os._exit(0))
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGUSR1})
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(_GRACE_S))
+
+
+def _as_is(batch: Any) -> Any:
+    return batch
+
+
+def evaluation_keys(indices: np.ndarray, batch_size: int, *, epoch: int, seed: int) -> list[list[SampleKey]]:
+    """Whole batches of an evaluated part, in order; nothing padded, nothing dropped."""
+    starts = range(0, len(indices), batch_size)
+    return [[SampleKey(int(i), epoch, seed) for i in indices[start : start + batch_size]] for start in starts]

@@ -1,0 +1,222 @@
+"""Several processes on this machine: torch's elastic agent in this interpreter, one line for the first failure."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import tempfile
+import threading
+import time
+import uuid
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from sightline.engine.failure import (
+    LAUNCH_FOLDER,
+    Failure,
+    read_failure,
+    remove_launch_folder,
+    remove_own_folder,
+)
+from sightline.errors import UserError, escape_to_one_line
+
+__all__ = [
+    "RankInfo",
+    "exit_with_parent",
+    "launch",
+    "launched_world_size",
+    "rank_info_from_environment",
+    "rendezvous_address",
+    "resolve_num_processes",
+]
+
+_GRACE_S = 300
+"""How long processes may take to finish their step and save after a signal; a second one ends them at once."""
+_STOPPED = (128 + signal.SIGTERM, 128 + signal.SIGINT, -signal.SIGTERM, -signal.SIGINT)
+
+
+class RankInfo(NamedTuple):
+    """A process among all of a run, and among those of its machine."""
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+
+
+def rank_info_from_environment() -> RankInfo:
+    """This process's place, from torchrun's or SLURM's variables; a world of one outside of both.
+
+    Raises UserError for variables that name no such place, and where SLURM started several tasks without the address
+    where to meet.
+    """
+    environment = os.environ
+    if "RANK" in environment and "WORLD_SIZE" in environment:
+        return _place("RANK", "WORLD_SIZE", "LOCAL_RANK" if "LOCAL_RANK" in environment else "RANK")
+    if _num_slurm_tasks() > 1:
+        if not environment.get("MASTER_ADDR"):
+            raise UserError(
+                "SLURM started several tasks but MASTER_ADDR is not set; export MASTER_ADDR=<first host> and "
+                "MASTER_PORT, or start torchrun under srun (docs/distributed.md)"
+            )
+        environment.setdefault("MASTER_PORT", "29500")
+        return _place("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID")
+    return RankInfo()
+
+
+def rendezvous_address() -> tuple[str, int]:
+    """Host and port where the first process can be reached. Raises UserError where they are not given, or no port."""
+    if not os.environ.get("MASTER_ADDR") or "MASTER_PORT" not in os.environ:
+        raise UserError("MASTER_ADDR and MASTER_PORT must be the address at which the first process can be reached")
+    return os.environ["MASTER_ADDR"], _number("MASTER_PORT", least=1, most=65535)
+
+
+def launched_world_size() -> int | None:
+    """How many processes a launcher (torchrun, SLURM, ours) started, or None outside of one."""
+    if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
+        return _number("WORLD_SIZE", least=1)
+    return _num_slurm_tasks() if _num_slurm_tasks() > 1 else None
+
+
+def resolve_num_processes(num_processes: int | None) -> int:
+    """How many processes to launch from here for `--processes`: 1 where none is, or a launcher has done so.
+
+    Raises UserError for a number that is not positive, or not the launcher's.
+    """
+    if num_processes is not None and num_processes < 1:
+        raise UserError(f"--processes: found {num_processes}, allowed is at least 1")
+    launched = launched_world_size()
+    if launched is not None and num_processes not in (None, launched):
+        raise UserError(f"--processes {num_processes}: the launcher started {launched}; leave --processes out")
+    return 1 if launched is not None else num_processes or 1
+
+
+def launch(arguments: Sequence[str], num_processes: int) -> int:
+    """Run `sightline <arguments>` in this many processes; the exit code of the whole.
+
+    A failing process takes the others down, and its message is printed once. A signal reaches all of them. Nothing is
+    left of it: no process, no file. Where this process itself is killed, those that it started remove its folder.
+    """
+    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)
+    _prepare_environment(num_processes)
+    with tempfile.TemporaryDirectory(prefix=LAUNCH_FOLDER, ignore_cleanup_errors=True) as folder:
+        os.environ["SIGHTLINE_LAUNCH_FOLDER"] = folder
+        settings = LaunchConfig(
+            min_nodes=1,
+            max_nodes=1,
+            nproc_per_node=num_processes,
+            run_id=uuid.uuid4().hex,
+            rdzv_backend="c10d",
+            rdzv_endpoint="127.0.0.1:0",
+            local_addr="127.0.0.1",
+            max_restarts=0,
+            monitor_interval=0.1,
+            logs_specs=DefaultLogsSpecs(log_dir=folder),
+        )
+        try:
+            flags = ["--traceback"] if "--traceback" in sys.argv else []
+            elastic_launch(settings, sys.executable)("-m", "sightline", *arguments, *flags)
+        except SignalException as error:
+            return _report(_read_failures(Path(folder)), [], stopped_by=int(error.sigval))
+        except ChildFailedError as error:
+            exits = [(rank, failure.exitcode) for rank, failure in sorted(error.failures.items())]
+            return _report(_read_failures(Path(folder)), exits)
+    return 0
+
+
+def _prepare_environment(num_processes: int) -> None:
+    """What the processes inherit: their share of the cores, whom they follow, and time to save after a signal."""
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, usable // num_processes)))
+    os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(_GRACE_S))
+    os.environ["SIGHTLINE_LAUNCHED"] = str(os.getpid())
+
+
+def _read_failures(folder: Path) -> list[Failure]:
+    """What the processes reported, causes first, each in the order of time."""
+    failures = [failure for path in folder.rglob("error.json") if (failure := read_failure(path)) is not None]
+    return sorted(failures, key=lambda failure: (failure.is_consequence, failure.time_s))
+
+
+def _report(failures: Sequence[Failure], exits: Iterable[tuple[int, int]], stopped_by: int | None = None) -> int:
+    """Print the cause, where there is one, and give the exit code that fits it.
+
+    The report of a process on its own failure comes first; then one that was ended from outside, then one that ended
+    without a word, then what others saw of it. All the rest is a stop that was asked for.
+    """
+    if failures and not failures[0].is_consequence:
+        sys.stderr.write(f"error: {failures[0].message}\n")
+        return failures[0].exit_code
+    if stopped_by is not None:
+        return 128 + stopped_by
+    others = {rank: code for rank, code in exits if code not in (*_STOPPED, 0)}
+    if failures:  # the processes that saw another one go ended with exit code 1, and reported it
+        others = {rank: code for rank, code in others.items() if code != 1}
+    killed = {rank: code for rank, code in others.items() if code < 0}
+    if killed or others:
+        sys.stderr.write(f"error: {_describe_exit(killed or others)}; the others were stopped\n")
+    elif failures:
+        sys.stderr.write(f"error: {failures[0].message}\n")
+    else:
+        return next((abs(code) % 128 + 128 for _, code in exits if code in _STOPPED), 1)
+    return 1
+
+
+def _describe_exit(codes: Mapping[int, int]) -> str:
+    rank, code = next(iter(codes.items()))
+    if code > 0:
+        return f"process {rank} ended with exit code {code} and no message"
+    name = signal.Signals(-code).name
+    hint = {
+        "SIGKILL": " (out of memory?)",
+        "SIGABRT": " (SIGHTLINE_DEBUG_COLLECTIVES=1 shows whether the processes disagree)",
+    }.get(name, "")
+    return f"process {rank} was ended by {name}{hint}"
+
+
+def _place(rank: str, size: str, local_rank: str) -> RankInfo:
+    """The place that these variables name."""
+    num_processes = _number(size, least=1)
+    return RankInfo(_number(rank, most=num_processes - 1), num_processes, _number(local_rank, most=num_processes - 1))
+
+
+def _num_slurm_tasks() -> int:
+    """Of the step that this process belongs to; 1 outside of one, where SLURM sets the number as well."""
+    return _number("SLURM_NTASKS", least=1) if {"SLURM_NTASKS", "SLURM_STEP_ID"} <= os.environ.keys() else 1
+
+
+def _number(name: str, *, least: int = 0, most: int | None = None) -> int:
+    text = os.environ.get(name, "")
+    is_allowed = text.isdecimal() and len(text) < 10 and least <= int(text) and (most is None or int(text) <= most)
+    if not is_allowed:
+        allowed = f"from {least}" + ("" if most is None else f" to {most}")
+        raise UserError(
+            f"environment variable {name}: found '{escape_to_one_line(text)}', allowed is a whole number {allowed}"
+        )
+    return int(text)
+
+
+def exit_with_parent(parent: int, *, folder: str | None = None) -> None:
+    """End this process soon after its parent, whose number is given: it may be gone already.
+
+    `folder` is what a launcher would have removed.
+    """
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        try:
+            if folder is not None:
+                remove_launch_folder(folder)
+                remove_own_folder()
+        finally:
+            os._exit(1)
+
+    threading.Thread(target=watch, name="follow-parent", daemon=True).start()

@@ -1,0 +1,83 @@
+"""Boxes as numbers that a network predicts beside a prior, and back: deltas of a box, distances from a point."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from sightline.geometry.boxes.overlaps import box_centres, box_sizes, promote_to_float32
+
+__all__ = [
+    "MAX_LOG_RATIO",
+    "DeltaWeights",
+    "centreness",
+    "decode_boxes",
+    "decode_deltas",
+    "decode_distances",
+    "encode_deltas",
+    "encode_distances",
+]
+
+MAX_LOG_RATIO = math.log(1000 / 16)
+"""A decoded box is at most so many times as wide and high as its prior, whatever the network predicts."""
+
+DeltaWeights = tuple[float, float, float, float]
+
+
+def encode_deltas(priors: Tensor, boxes: Tensor, *, weights: DeltaWeights = (1.0, 1.0, 1.0, 1.0)) -> Tensor:
+    """Offsets of the centre in sizes of the prior, and logarithms of the ratios of sizes, each times its weight.
+
+    `priors` and `boxes` (..., 4) -> (..., 4); a side of 0 counts as the least positive number. Source: Girshick et al.
+    2014, appendix C; the weights are those of Fast R-CNN's code, (10, 10, 5, 5) in its second stage.
+    """
+    theirs, ours = _positive_sizes(priors), _positive_sizes(boxes)
+    offsets = (box_centres(boxes) - box_centres(priors)) / theirs
+    return torch.cat([offsets, (ours / theirs).log()], dim=-1) * offsets.new_tensor(weights)
+
+
+def decode_deltas(priors: Tensor, deltas: Tensor, *, weights: DeltaWeights = (1.0, 1.0, 1.0, 1.0)) -> Tensor:
+    """The boxes (..., 4) of `deltas` (..., 4): the inverse of `encode_deltas` up to ratios of `MAX_LOG_RATIO`."""
+    deltas = promote_to_float32(deltas)
+    deltas = deltas / deltas.new_tensor(weights)
+    sizes = box_sizes(priors)
+    centres = box_centres(priors) + deltas[..., :2] * sizes
+    half = sizes * deltas[..., 2:].clamp(max=MAX_LOG_RATIO).exp() / 2
+    return torch.cat([centres - half, centres + half], dim=-1)
+
+
+def encode_distances(points: Tensor, boxes: Tensor, *, strides: Tensor | float = 1.0) -> Tensor:
+    """Distances (..., 4) of points (..., 2) from the left, upper, right and lower side of `boxes` (..., 4), in strides.
+
+    `strides` is one number or broadcasts with the result, such as (P, 1). Negative where a point lies beyond that side.
+    Source: Tian et al. 2019, equation 1.
+    """
+    points, boxes = promote_to_float32(points), promote_to_float32(boxes)
+    return torch.cat([points - boxes[..., :2], boxes[..., 2:] - points], dim=-1) / strides
+
+
+def decode_distances(points: Tensor, distances: Tensor, *, strides: Tensor | float = 1.0) -> Tensor:
+    """The boxes (..., 4) of `distances` (..., 4) in strides: the inverse of `encode_distances`."""
+    points, distances = promote_to_float32(points), promote_to_float32(distances) * strides
+    return torch.cat([points - distances[..., :2], points + distances[..., 2:]], dim=-1)
+
+
+def decode_boxes(priors: Tensor, codes: Tensor) -> Tensor:
+    """The boxes (..., 4) of what heads predict: deltas of anchors (..., 4), or pixels from points (..., 2)."""
+    return decode_deltas(priors, codes) if priors.shape[-1] == 4 else decode_distances(priors, codes)
+
+
+def centreness(distances: Tensor) -> Tensor:
+    """1 (...) in the middle of a box, 0 on its sides and outside; for distances (..., 4) in any unit.
+
+    Source: Tian et al. 2019, equation 3.
+    """
+    distances = promote_to_float32(distances).clamp(min=0)
+    near, far = torch.aminmax(torch.stack([distances[..., :2], distances[..., 2:]]), dim=0)
+    return (near / far.clamp(min=torch.finfo(far.dtype).tiny)).prod(dim=-1).sqrt()
+
+
+def _positive_sizes(boxes: Tensor) -> Tensor:
+    sizes = box_sizes(boxes)
+    return sizes.clamp(min=torch.finfo(sizes.dtype).tiny)

@@ -1,0 +1,156 @@
+"""Ragged clouds at several resolutions, and all that networks over them ask of the coordinates, searched once.
+
+Neighbours, samples and weights of interpolation depend on the points alone: a network of many layers takes them from
+here, and searches nothing itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from sightline.geometry.interpolation import inverse_distance_weights
+from sightline.geometry.packed import Neighbours, packed_farthest_point_sample, packed_nearest_neighbours
+
+__all__ = ["Edges", "InterpolationWeights", "PyramidLevel", "build_pyramid"]
+
+_NUM_INTERPOLATED = 3
+
+
+@dataclass(frozen=True)
+class Edges:
+    """The neighbours of M queries among N points: `index` (M, K) int64, and `relative` (M, K, 3), neighbour - query.
+
+    The first `count` (M,) places of a query are real, at least one. The others hold the first point of its cloud and
+    the place 0: they are to be masked. `is_whole` says that all places are real.
+    """
+
+    index: Tensor
+    relative: Tensor
+    count: Tensor
+    is_whole: bool
+
+    @property
+    def is_valid(self) -> Tensor:
+        """Which places are real, bool (M, K)."""
+        return torch.arange(self.index.shape[1], device=self.index.device) < self.count[:, None]
+
+    @cached_property
+    def num_edges(self) -> int:
+        """How many places are real. Waits for the device."""
+        return self.index.numel() if self.is_whole else int(self.count.sum())
+
+    @cached_property
+    def moments(self) -> tuple[Tensor, Tensor]:
+        """The mean of `relative` over the edges (3,), and that of its product with itself (3, 3); both float64."""
+        rows = self.relative.detach().double().flatten(0, 1)
+        return rows.sum(dim=0) / self.num_edges, rows.mT @ rows / self.num_edges
+
+    def select(self, rows: Tensor, num_neighbours: int) -> Edges:
+        """The nearest `num_neighbours` of some of the queries: as a search for these alone would find them."""
+        count = self.count[rows].clamp(max=num_neighbours)
+        index, relative = self.index[rows, :num_neighbours], self.relative[rows, :num_neighbours]
+        return Edges(index, relative, count, self.is_whole or bool((count == index.shape[1]).all()))
+
+
+@dataclass(frozen=True)
+class InterpolationWeights:
+    """From where (M, K) int64 among N coarse points M queries take their features, and the weights (M, K) of each."""
+
+    index: Tensor
+    weights: Tensor
+
+
+@dataclass(frozen=True)
+class PyramidLevel:
+    """Clouds at one resolution: `points` (P, 3), `offsets` (S+1,), and `near`, the neighbours of every point.
+
+    `finer` are the points (N, 3) of the level before, and `up` says how that level takes features from this one; None
+    at the first. `down` are the neighbours of every point among the finer ones, None where these are the same.
+    """
+
+    points: Tensor
+    offsets: Tensor
+    neighbours: Edges
+    fine_points: Tensor | None = None
+    downsampling: Edges | None = None
+    interpolation: InterpolationWeights | None = None
+
+
+def build_pyramid(
+    points: Tensor, *, offsets: Tensor, strides: Sequence[int], num_neighbours: Sequence[int]
+) -> list[PyramidLevel]:
+    """Levels of which each keeps one of `strides` points of each cloud of the one before, by farthest-point sampling.
+
+    A cloud keeps at least one point. Sampling starts at its first point, so that this is a point of every level. A
+    stride of 1 keeps the points as they are; the first level has all `points` (P, 3), and its stride is 1. Gradients
+    reach the points through `Edges.relative`.
+    Raises ValueError for offsets that do not fit and for values that are not finite, naming the cloud.
+    Source: Zhao et al. 2021 (Point Transformer), section 3.4; the weights 1 / (d + 1e-8) are those of their code.
+    """
+    assert strides[0] == 1, "the first level has all points"
+    levels = [PyramidLevel(points, offsets, _edges(points, offsets, num_neighbours[0]))]
+    for stride, wanted in zip(strides[1:], num_neighbours[1:], strict=True):
+        levels.append(_coarser(levels[-1], stride, wanted))
+    return levels
+
+
+def _coarser(fine: PyramidLevel, stride: int, num_neighbours: int) -> PyramidLevel:
+    points, offsets, down = fine.points, fine.offsets, None
+    if stride > 1:
+        counts = fine.offsets.diff()
+        num_samples = torch.where(counts > 0, (counts // stride).clamp(min=1), 0)
+        chosen = packed_farthest_point_sample(fine.points.detach(), offsets=fine.offsets, num_samples=num_samples)
+        points, offsets = fine.points[chosen.index], chosen.offsets
+        if fine.neighbours.index.shape[1] >= min(num_neighbours, int(counts.max())):  # they have been found already
+            down = fine.neighbours.select(chosen.index, num_neighbours)
+        else:
+            down = _edges(fine.points, fine.offsets, num_neighbours, points, offsets)
+    near = _edges(points, offsets, num_neighbours)
+    return PyramidLevel(points, offsets, near, fine.points, down, _spread(points, offsets, fine))
+
+
+def _edges(
+    points: Tensor,
+    offsets: Tensor,
+    num_neighbours: int,
+    queries: Tensor | None = None,
+    query_offsets: Tensor | None = None,
+) -> Edges:
+    # No cloud has more neighbours than points: places that none could fill are not made.
+    largest = int(offsets.diff().max()) if len(offsets) > 1 else 1
+    found = packed_nearest_neighbours(
+        points.detach(),
+        offsets=offsets,
+        num_neighbours=max(1, min(num_neighbours, largest)),
+        queries=None if queries is None else queries.detach(),
+        query_offsets=query_offsets,
+    )
+    return _with_places(found, points, points if queries is None else queries)
+
+
+def _with_places(found: Neighbours, points: Tensor, queries: Tensor) -> Edges:
+    """What a search found, with the places relative to the queries. Waits for the device."""
+    count = found.is_valid.sum(dim=1)
+    relative = points[found.index] - queries[:, None]
+    is_whole = bool((count == found.index.shape[1]).all())
+    return Edges(found.index, relative if is_whole else relative * found.is_valid[..., None], count, is_whole)
+
+
+@torch.no_grad()
+def _spread(points: Tensor, offsets: Tensor, fine: PyramidLevel) -> InterpolationWeights:
+    near = packed_nearest_neighbours(
+        points,
+        offsets=offsets,
+        num_neighbours=_NUM_INTERPOLATED,
+        queries=fine.points,
+        query_offsets=fine.offsets,
+    )
+    weights = inverse_distance_weights(
+        points[None], fine.points[None], near.index[None], "inverse", is_valid=near.is_valid[None]
+    )
+    return InterpolationWeights(near.index, weights[0])

@@ -1,0 +1,75 @@
+"""The roundings of the authors' own voxels, for their published files: V2V-PoseNet_RELEASE, the Torch7 code.
+
+A coordinate becomes a whole voxel before the grid is scaled, turned and shifted; the scaled grid has a whole number of
+voxels and begins at one; the turn is about the middle of the first and last index, with y upwards. Read back, a voxel's
+number means its middle, but a heat map's centre lies at half of a whole number: on average half a voxel is lost.
+Source: Moon et al. 2018; the rules as `golden/pose` among the shared samples records them.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+__all__ = ["release_to_camera", "release_to_voxels"]
+
+
+class PlacementLike(Protocol):
+    """What is read of a placement of `geometry.volumes`."""
+
+    @property
+    def reference_mm(self) -> Tensor: ...
+
+    @property
+    def scale(self) -> Tensor: ...
+
+    @property
+    def angle_rad(self) -> Tensor: ...
+
+    @property
+    def shift(self) -> Tensor: ...
+
+    @property
+    def cube_mm(self) -> float: ...
+
+    @property
+    def size(self) -> int: ...
+
+    @property
+    def grid_size(self) -> int: ...
+
+
+def release_to_voxels(points_mm: Tensor, placement: PlacementLike) -> Tensor:
+    """Voxel coordinates (B, P, 3) of camera coordinates (B, P, 3); occupied is what they are nearest to."""
+    size, original = placement.size, placement.grid_size
+    reference, shift = placement.reference_mm[:, None].to(points_mm), placement.shift[:, None].to(points_mm)
+    unit = (points_mm - reference) / (placement.cube_mm / 2)
+    whole = ((unit + 1) / (2 / size)).floor() + (original / 2 - size / 2)
+    scaled = _scaled(whole, placement.scale.to(points_mm), original)
+    return _turned(scaled, placement.angle_rad.to(points_mm), (original - 1) / 2) - shift
+
+
+def release_to_camera(voxels: Tensor, placement: PlacementLike) -> Tensor:
+    """Camera coordinates of voxel numbers in a crop that was not varied: of their middles."""
+    size = placement.size
+    unit = voxels * 2 / size - 1 + 1 / size
+    return unit * (placement.cube_mm / 2) + placement.reference_mm[:, None].to(voxels)
+
+
+def _scaled(whole: Tensor, scale: Tensor, original: int) -> Tensor:
+    """A grid of floor(original * scale) voxels, moved by a whole number towards the middle."""
+    scale_B11 = scale[:, None, None]
+    smaller = (original / 2 - original / 2 * scale_B11).floor()
+    larger = -(original / 2 * scale_B11 - original / 2).floor()
+    resized = whole / original * (original * scale_B11).floor() + torch.where(scale_B11 < 1, smaller, larger)
+    return torch.where(scale_B11 == 1, whole, resized)
+
+
+def _turned(points: Tensor, angle_rad: Tensor, pivot: float) -> Tensor:
+    cosine, sine = angle_rad.cos()[:, None], angle_rad.sin()[:, None]
+    x, y, z = points.unbind(-1)
+    x, y = x - pivot, pivot - y
+    turned = torch.stack([x * cosine - y * sine + pivot, pivot - (x * sine + y * cosine), z], dim=-1)
+    return torch.where((angle_rad == 0)[:, None, None], points, turned)

@@ -1,0 +1,159 @@
+"""From what the edges of a point have been mapped to, to the scores of its neighbours, as kernels for the CPU.
+
+Edges (P, K, G), of which the first `count` (P,) of a point are real, go through a batch norm, a rectifier and a matrix
+(G, G). G is small: torch's operations over so short rows cost several times what the numbers do. Rows of work are
+blocks of points: their sums are added in order, so the bits do not depend on the number of threads.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sightline.numba_kernels import numba_kernel, run_parallel
+
+__all__ = ["ScoreGradients", "attention_scores", "mapped_sums", "score_gradients"]
+
+_POINTS_AT_ONCE = 256
+"""Points of one block of partial sums: fixed, whatever the threads."""
+
+
+def mapped_sums(mapped: Tensor, origin: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
+    """The sums over real edges of mapped - origin and of its square, (G,) float64."""
+    num_blocks = -(-len(mapped) // _POINTS_AT_ONCE)
+    sums = np.zeros((num_blocks, 2, mapped.shape[2]))
+    run_parallel(_add_up, num_blocks, *_arrays(mapped, origin, count), sums)
+    total, squares = torch.from_numpy(sums.sum(axis=0))
+    return total, squares
+
+
+def attention_scores(
+    mapped: Tensor, matrix: Tensor, count: Tensor, *, mean: Tensor, scale: Tensor, shift: Tensor
+) -> Tensor:
+    """matrix max((mapped - mean) scale + shift, 0) of every real edge, minus infinity in the other places."""
+    result = torch.empty_like(mapped)
+    given = _arrays(mapped, matrix.mT, mean, scale, shift, count)
+    run_parallel(_score, len(mapped), *given, result.numpy())
+    return result
+
+
+class ScoreGradients(NamedTuple):
+    """What gradients of attention weights come to: after the norm (P, K, G), 0 where an edge is not real; summed over
+    the edges, this (G,) and this times the distance from the mean (G,); and at the matrix (G, G)."""
+
+    grad_normed: Tensor
+    to_shift: Tensor
+    to_scaled: Tensor
+    to_matrix: Tensor
+
+
+def score_gradients(
+    to_weight: Tensor,
+    weight: Tensor,
+    mapped: Tensor,
+    matrix: Tensor,
+    count: Tensor,
+    *,
+    mean: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+) -> ScoreGradients:
+    """The transpose of `scores` and the softmax over the neighbours of a point that gave `weight`."""
+    num_blocks, width = -(-len(mapped) // _POINTS_AT_ONCE), mapped.shape[2]
+    result, sums = torch.empty_like(mapped), np.zeros((num_blocks, 2 + width, width))
+    given = _arrays(to_weight, weight, mapped, matrix, mean, scale, shift, count)
+    run_parallel(_score_back, num_blocks, *given, result.numpy(), sums)
+    total = torch.from_numpy(sums.sum(axis=0)).to(mapped.dtype)
+    return ScoreGradients(result, total[0], total[1], total[2:])
+
+
+def _arrays(*tensors: Tensor) -> list[np.ndarray]:
+    return [tensor.detach().contiguous().numpy() for tensor in tensors]
+
+
+@numba_kernel
+def _add_up(first, last, mapped, origin, count, sums):  # type: ignore[no-untyped-def]
+    width = mapped.shape[2]
+    total, squares = np.empty(width, mapped.dtype), np.empty(width, mapped.dtype)
+    for block in range(first, last):
+        start = block * _POINTS_AT_ONCE
+        for point in range(start, min(start + _POINTS_AT_ONCE, len(mapped))):
+            total[:] = 0
+            squares[:] = 0
+            for slot in range(count[point]):
+                row = mapped[point, slot]
+                for each in range(width):
+                    moved = row[each] - origin[each]
+                    total[each] += moved
+                    squares[each] += moved * moved
+            for each in range(width):
+                sums[block, 0, each] += total[each]
+                sums[block, 1, each] += squares[each]
+
+
+@numba_kernel
+def _score(first, last, mapped, matrix, mean, scale, shift, count, result):  # type: ignore[no-untyped-def]
+    width = mapped.shape[2]
+    zero = mapped.dtype.type(0)
+    height = np.empty(width, mapped.dtype)
+    for point in range(first, last):
+        result[point, count[point] :] = -np.inf
+        for slot in range(count[point]):
+            row, total = mapped[point, slot], result[point, slot]
+            total[:] = 0
+            for each in range(width):
+                value = (row[each] - mean[each]) * scale[each] + shift[each]
+                height[each] = zero if value < 0 else value
+            for source in range(width):
+                factors, share = matrix[source], height[source]
+                for each in range(width):
+                    total[each] += share * factors[each]
+
+
+@numba_kernel
+def _score_back(  # type: ignore[no-untyped-def]
+    first, last, to_weight, weight, mapped, matrix, mean, scale, shift, count, result, sums
+):
+    width = mapped.shape[2]
+    mixed = np.empty(width, mapped.dtype)
+    passed = np.empty((2, width), mapped.dtype)
+    to_score = np.empty(width, mapped.dtype)
+    height = np.empty(width, mapped.dtype)
+    to_matrix = np.empty((width, width), mapped.dtype)
+    for block in range(first, last):
+        start = block * _POINTS_AT_ONCE
+        to_matrix[:] = 0
+        for point in range(start, min(start + _POINTS_AT_ONCE, len(mapped))):
+            mixed[:] = 0
+            passed[:] = 0
+            result[point] = 0
+            for slot in range(count[point]):
+                incoming, own = to_weight[point, slot], weight[point, slot]
+                for each in range(width):
+                    mixed[each] += incoming[each] * own[each]
+            for slot in range(count[point]):
+                incoming, own, row = to_weight[point, slot], weight[point, slot], mapped[point, slot]
+                target = result[point, slot]
+                for each in range(width):
+                    to_score[each] = own[each] * (incoming[each] - mixed[each])
+                    value = (row[each] - mean[each]) * scale[each] + shift[each]
+                    height[each] = value if value > 0 else value * 0
+                for source in range(width):
+                    factors, received, gradient = matrix[source], to_matrix[source], to_score[source]
+                    for each in range(width):
+                        target[each] += gradient * factors[each]
+                        received[each] += gradient * height[each]
+                for each in range(width):
+                    gradient = target[each] if height[each] > 0 else target[each] * 0
+                    target[each] = gradient
+                    passed[0, each] += gradient
+                    passed[1, each] += gradient * (row[each] - mean[each])
+            for each in range(width):
+                sums[block, 0, each] += passed[0, each]
+                sums[block, 1, each] += passed[1, each]
+        for source in range(width):
+            for each in range(width):
+                sums[block, 2 + source, each] = to_matrix[source, each]

@@ -1,0 +1,133 @@
+"""The largest of what the edges of ragged clouds carry, channel by channel, as kernels for the CPU.
+
+Query m has the neighbours `index` (M, K), of which the first `count` (M,) are real, at least one. Edge (m, j) carries
+u_j + v_m, where `near` (N, C) holds u and `own` (M, C) holds v; float32 or all float64. Rows of work are shares of the
+channels: what is added up is added by one thread, edge after edge, and has the same bits for any number of threads.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sightline.numba_kernels import numba_kernel, run_parallel
+
+__all__ = ["EdgeExtremes", "edge_extremes", "edge_extremes_gradient"]
+
+_NUM_SHARES = 8
+_EDGES_OF_A_SUM = 64
+"""Added in the given type, then on in float64: exact enough whatever the number of edges."""
+
+
+class EdgeExtremes(NamedTuple):
+    """Per query: the extreme (M, C) and the place (M, C) int32 among its neighbours where it stands; per channel, the
+    sums over all edges of what they carry and of its square (C,), float64."""
+
+    extreme: Tensor
+    place: Tensor
+    total: Tensor
+    total_of_squares: Tensor
+
+
+def edge_extremes(near: Tensor, own: Tensor, index: Tensor, count: Tensor, *, sign: Tensor) -> EdgeExtremes:
+    """The largest where `sign` (C,) is 1, the smallest where -1, the first where 0. NaN wins; ties go to the first."""
+    extreme, place = torch.empty_like(own), torch.empty(own.shape, dtype=torch.int32)
+    sums = np.zeros((2, own.shape[1]))
+    arrays = _arrays(near, own, index, count, sign)
+    run_parallel(_find, _NUM_SHARES, *arrays, extreme.numpy(), place.numpy(), sums)
+    return EdgeExtremes(extreme, place, torch.from_numpy(sums[0]), torch.from_numpy(sums[1]))
+
+
+def edge_extremes_gradient(
+    near: Tensor,
+    own: Tensor,
+    index: Tensor,
+    count: Tensor,
+    place: Tensor,
+    *,
+    chosen: Tensor,
+    constant: Tensor,
+    slope: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """What reaches near (N, C) and own (M, C): `chosen` (M, C) by the edge at `place`, and by every edge
+    - `constant` - `slope` * what it carries, all (C,)."""
+    to_near, to_own = torch.zeros_like(near), torch.empty_like(own)
+    arrays = _arrays(near, own, index, count, place, chosen, constant, slope)
+    run_parallel(_spread, _NUM_SHARES, *arrays, to_near.numpy(), to_own.numpy())
+    return to_near, to_own
+
+
+def _arrays(*tensors: Tensor) -> list[np.ndarray]:
+    return [tensor.detach().contiguous().numpy() for tensor in tensors]
+
+
+# Loops run from 0 over rows cut out beforehand: numba would otherwise look for negative indices at every entry, and no
+# vectors would be made.
+
+
+@numba_kernel
+def _find(first, last, near, own, index, count, sign, extreme, place, sums):  # type: ignore[no-untyped-def]
+    width = near.shape[1]
+    low, high = first * width // _NUM_SHARES, last * width // _NUM_SHARES
+    signs = sign[low:high].copy()
+    best, where = np.empty(high - low, near.dtype), np.empty(high - low, np.int32)
+    total, squares = np.zeros(high - low, near.dtype), np.zeros(high - low, near.dtype)
+    num_added = 0
+    for query in range(len(index)):
+        own_row = own[query][low:high]
+        for slot in range(count[query]):
+            near_row = near[index[query, slot]][low:high]
+            _add_one(near_row, own_row, total, squares)
+            if slot == 0:
+                for channel in range(len(best)):
+                    best[channel] = near_row[channel] * signs[channel]
+                    where[channel] = 0
+            else:
+                for channel in range(len(best)):
+                    signed = near_row[channel] * signs[channel]
+                    is_better = (signed > best[channel]) | (signed != signed)
+                    best[channel] = signed if is_better else best[channel]
+                    where[channel] = slot if is_better else where[channel]
+        for channel in range(len(best)):
+            place[query, low + channel] = where[channel]
+            extreme[query, low + channel] = near[index[query, where[channel]], low + channel] + own_row[channel]
+        num_added += count[query]
+        if num_added >= _EDGES_OF_A_SUM or query == len(index) - 1:
+            for channel in range(len(best)):
+                sums[0, low + channel] += total[channel]
+                sums[1, low + channel] += squares[channel]
+                total[channel] = 0
+                squares[channel] = 0
+            num_added = 0
+
+
+@numba_kernel
+def _add_one(near, own, total, squares):  # type: ignore[no-untyped-def]
+    for channel in range(len(near)):
+        carried = near[channel] + own[channel]
+        total[channel] += carried
+        squares[channel] += carried * carried
+
+
+@numba_kernel
+def _spread(  # type: ignore[no-untyped-def]
+    first, last, near, own, index, count, place, chosen, constant, slope, to_near, to_own
+):
+    width = near.shape[1]
+    low, high = first * width // _NUM_SHARES, last * width // _NUM_SHARES
+    constants, slopes = constant[low:high].copy(), slope[low:high].copy()
+    for query in range(len(index)):
+        own_row, to_own_row = own[query][low:high], to_own[query][low:high]
+        for channel in range(len(to_own_row)):
+            to_own_row[channel] = chosen[query, low + channel]
+        for slot in range(count[query]):
+            near_row, to_near_row = near[index[query, slot]][low:high], to_near[index[query, slot]][low:high]
+            for channel in range(len(near_row)):
+                lowered = constants[channel] + slopes[channel] * (near_row[channel] + own_row[channel])
+                to_near_row[channel] -= lowered
+                to_own_row[channel] -= lowered
+        for channel in range(len(to_own_row)):
+            to_near[index[query, place[query, low + channel]], low + channel] += chosen[query, low + channel]

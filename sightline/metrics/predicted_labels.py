@@ -1,0 +1,37 @@
+"""Labels from probabilities, by the one rule that metrics score, predictions keep and pictures show."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["predict_labels"]
+
+
+def predict_labels(batch: Mapping[str, Any], predictions: Mapping[str, Any], facts: Mapping[str, Any]) -> list[Tensor]:
+    """The prediction for each sample of a batch, int64: one label (), or with `cloud_offsets` one a point (N,).
+
+    The prediction is the most probable class; where the facts state `parts_of_category` and the batch has each cloud's
+    `category`, the most probable part among those of the cloud's category.
+    """
+    probabilities = predictions["probabilities"]
+    if "cloud_offsets" not in predictions:
+        return list(probabilities.argmax(dim=1))
+    sizes = predictions["cloud_offsets"].diff()
+    parts = facts.get("parts_of_category")
+    if parts is None or "category" not in batch:
+        answers = probabilities.argmax(dim=1)
+    else:
+        answers = _among_own(probabilities, batch["category"].repeat_interleave(sizes), parts)
+    return list(answers.split(sizes.tolist()))
+
+
+def _among_own(probabilities: Tensor, category: Tensor, parts_of_category: Sequence[Sequence[int]]) -> Tensor:
+    """The most probable part of each point (P,) among those of its category (P,), the first of equals."""
+    is_own = torch.zeros(len(parts_of_category), probabilities.shape[1], dtype=torch.bool, device=probabilities.device)
+    for number, parts in enumerate(parts_of_category):
+        is_own[number, list(parts)] = True
+    return probabilities.where(is_own[category], -torch.inf).argmax(dim=1)

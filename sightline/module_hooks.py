@@ -1,0 +1,34 @@
+"""Calls of modules as they begin and end: the one place that hangs a pair of hooks on each of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import nn
+
+__all__ = ["module_hooks"]
+
+ForwardPreHook = Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], Any]
+ForwardHook = Callable[[nn.Module, tuple[Any, ...], dict[str, Any], Any], Any]
+
+
+@contextmanager
+def module_hooks(
+    modules: Iterable[nn.Module], enter: ForwardPreHook, leave: ForwardHook | None = None
+) -> Iterator[None]:
+    """Inside, every call of these modules begins with `enter(module, args, kwargs)` and ends with `leave`, if given.
+
+    `leave` gets the result as well. Whatever either returns but None replaces the arguments, or the result.
+    """
+    handles = []
+    for module in modules:
+        handles.append(module.register_forward_pre_hook(enter, with_kwargs=True))
+        if leave is not None:
+            handles.append(module.register_forward_hook(leave, with_kwargs=True))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

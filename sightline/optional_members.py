@@ -1,0 +1,299 @@
+"""Members that components of a kind may have: the one record of their names, which registration compares with."""
+
+from __future__ import annotations
+
+import difflib
+import dis
+import inspect
+import types
+from collections.abc import Callable, Collection, Iterator, Mapping
+from types import CodeType, MappingProxyType
+from typing import Any, Generic, TypeVar
+
+__all__ = [
+    "MEMBERS",
+    "REQUIRED",
+    "AssignerMembers",
+    "DataMembers",
+    "HeadMembers",
+    "Member",
+    "MetricMembers",
+    "ModelMembers",
+    "TaskMembers",
+    "TransformMembers",
+    "find_misspelt_members",
+    "suggest_member",
+]
+
+T = TypeVar("T")
+
+_CLOSE = 0.85
+"""The least likeness of a misspelling: one wrong letter of seven, one too many or too few of three."""
+_MOST_FURTHER = 2
+"""How many letters longer or shorter a misspelling is at most, and how many letters are in one of both alone."""
+_ENDINGS = ("", "es", "d", "ed", "r", "er", "or", "n", "ion", "ing")
+
+
+class Member(Generic[T]):
+    """An optional member: what it is for, and its default in a component without it."""
+
+    name: str
+
+    def __init__(self, meaning: str, *, absent: T) -> None:
+        self.meaning = meaning
+        self.absent = absent
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = name
+
+    def get(self, component: object) -> T:
+        """The component's own, or that of its class where a class is given; `absent` where it has none."""
+        member: T = getattr(component, self.name, self.absent)
+        return member
+
+
+Function = Callable[..., Any] | None
+
+
+class DataMembers:
+    """Optional members of a data set."""
+
+    get_batch: Member[Function] = Member("`get_batch(keys)`: a whole batch at once, of a set in memory", absent=None)
+    collate: Member[Function] = Member("`collate(samples)`: the batch, with every key of `info.fields`", absent=None)
+    name_of: Member[Function] = Member("`name_of(index)`: the name of a sample in reports", absent=None)
+    strata: Member[Any] = Member("one class per sample (an array), for stratified splits", absent=None)
+    fingerprint: Member[str | None] = Member(
+        "text that changes whenever the same arguments and keys may give other samples; features are cached by it",
+        absent=None,
+    )
+    baselines: Member[Mapping[str, Mapping[str, float]]] = Member(
+        "metric → {simple prediction: its figure}, shown beside the figures of a run", absent=MappingProxyType({})
+    )
+    duplicates: Member[tuple[tuple[str, ...], ...]] = Member("groups of names whose clouds are equal", absent=())
+    pictures: Member[Any] = Member("the rendered views that `image` comes from", absent=None)
+    prepare: Member[Function] = Member(
+        "`prepare(*, source, target, name, progress, ...)`, of the class: what `sightline data prepare` calls",
+        absent=None,
+    )
+    label_map: Member[Any] = Member("of a set of scans: from the ids of label files to its classes", absent=None)
+    card: Member[Function] = Member("`card()`, of the class: what `sightline data info` prints", absent=None)
+    expected_info: Member[Function] = Member(
+        "`promise(*, ...)`, of the class: the `info` of a set that is not prepared yet", absent=None
+    )
+
+
+class ModelMembers:
+    """Optional members of a model, or of an encoder."""
+
+    encode: Member[Function] = Member("`encode(*, ...)`: the features of each sample, for probes", absent=None)
+    feature_width: Member[int | None] = Member("how many features `encode` returns", absent=None)
+    output_keys: Member[frozenset[str] | None] = Member(
+        "the keys that `forward` returns, where they depend on a block that the model is made of", absent=None
+    )
+
+
+class HeadMembers:
+    """Optional members of a head."""
+
+    predictions_per_prior: Member[int] = Member("how many boxes it predicts at each prior, 1 or 2", absent=1)
+    to_deltas: Member[Function] = Member(
+        "`to_deltas(codes, priors)`: the deltas of the priors that its raw `codes` are", absent=None
+    )
+    assigners: Member[Collection[str] | None] = Member(
+        "the names of the only assigners that may give it targets; without, all that take its priors may", absent=None
+    )
+
+
+class AssignerMembers:
+    """Optional members of an assigner."""
+
+    needs_predictions: Member[bool] = Member(
+        "True for one whose `match` reads `labels` and what the network predicts, a `Predicted`, too", absent=False
+    )
+    boxes_per_prior: Member[int] = Member("how many boxes it names for each prior, 1 or 2", absent=1)
+    excludes: Member[Collection[str]] = Member(
+        "outputs that its targets do not train, such as `objectness`: heads that predict one do not fit", absent=()
+    )
+
+
+class TaskMembers:
+    """Optional members of a task."""
+
+    predicts: Member[frozenset[str]] = Member("the keys of its predictions, for metrics", absent=frozenset())
+    extra_batch_keys: Member[frozenset[str]] = Member(
+        "batch keys that it reads itself, besides those that model, losses and metrics name", absent=frozenset()
+    )
+    context_keys: Member[frozenset[str]] = Member(
+        "the keys of what `prepare` works out once a batch, for losses and metrics", absent=frozenset()
+    )
+    vote: Member[Function] = Member("`vote(passes)`: several predictions of one batch as one", absent=None)
+    show: Member[Function] = Member(
+        "`show(batch, predictions)`: pictures for TensorBoard; `view` gives `pixels` (H, W, 3) uint8 of its one image, "
+        "and the least `score` to draw, where it takes them",
+        absent=None,
+    )
+    show_targets: Member[Function] = Member(
+        "`show_targets(batch)`: for `view`: stage → pictures and figures of what `prepare` works out; it gets `pixels` "
+        "as `show` does",
+        absent=None,
+    )
+    on_phase_end: Member[Function] = Member(
+        "`lap(part)`: what it calls after `forward` and `loss`, set by whoever keeps the time", absent=None
+    )
+    evaluation_arguments: Member[frozenset[str]] = Member(
+        "constructor arguments that change evaluation alone, so that `evaluate RUN task.NAME=` may", absent=frozenset()
+    )
+    step_metrics: Member[Function] = Member(
+        "`gauges(losses, num_samples, num_processes)`: further numbers of a training step", absent=None
+    )
+    step_counts: Member[Function] = Member(
+        "`tallies(contexts)`: name → count (0-d tensor) over what `prepare` worked out, logged with each step",
+        absent=None,
+    )
+
+
+class MetricMembers:
+    """Optional members of a metric."""
+
+    higher_is_better: Member[bool | Mapping[str, bool] | None] = Member(
+        "True, False, or figure → True or False; `evaluate.mode` is then not needed", absent=None
+    )
+    slots: Member[Any] = Member("names of states with a row per sample", absent=())
+    rows: Member[Any] = Member(
+        "names of states with any number of rows per sample (float64, the sample's index first)", absent=()
+    )
+    within_batch: Member[frozenset[str]] = Member(
+        "names of figures that by definition depend on the batch size", absent=frozenset()
+    )
+    scores_absent_zero: Member[bool] = Member(
+        "True where a class that neither labels nor predictions have counts 0 by the protocol", absent=False
+    )
+    per_class: Member[Function] = Member("`per_class(state)`: class → {figure: number}", absent=None)
+    per_sample: Member[Function] = Member("`per_sample(state)`: a number for each sample", absent=None)
+    update_labels: Member[Function] = Member(
+        "`update_labels(state, *, labels, ...)`: as `update`, of predicted labels where only these are known",
+        absent=None,
+    )
+    tables: Member[Function] = Member("`tables(state)`: name → plain values, kept in JSON", absent=None)
+    pictures: Member[Function] = Member(
+        "`pictures(state)`: `sightline.pictures.Picture`s of the whole part, for TensorBoard and `predictions/`",
+        absent=None,
+    )
+
+
+class TransformMembers:
+    """Optional members of a transform."""
+
+    adds: Member[Mapping[str, Any]] = Member("name → `Field` of each field that it adds", absent=MappingProxyType({}))
+    facts: Member[Mapping[str, Any]] = Member(
+        "facts that it states in the place of the data set's, such as `in_channels`", absent=MappingProxyType({})
+    )
+    chooses_points: Member[bool] = Member("True for one that drops or reorders points", absent=False)
+    moves_pixels: Member[bool] = Member("True for one that moves what an image shows", absent=False)
+    makes_unit_sphere: Member[bool] = Member(
+        "True for one that brings clouds into the unit sphere about their mean", absent=False
+    )
+    until_epoch: Member[int | None] = Member(
+        "the epoch from which one that takes `others` gets None for them, counted from 0", absent=None
+    )
+
+
+def _record(owner: type) -> Mapping[str, Member[Any]]:
+    return {name: member for name, member in vars(owner).items() if isinstance(member, Member)}
+
+
+MEMBERS: Mapping[str, Mapping[str, Member[Any]]] = {
+    "assigners": _record(AssignerMembers),
+    "data": _record(DataMembers),
+    "models": _record(ModelMembers),
+    "point_encoders": _record(ModelMembers),
+    "image_encoders": _record(ModelMembers),
+    "heads": _record(HeadMembers),
+    "tasks": _record(TaskMembers),
+    "metrics": _record(MetricMembers),
+    "transforms": _record(TransformMembers),
+}
+"""The optional members of components, by kind."""
+
+REQUIRED: Mapping[str, frozenset[str]] = {
+    "assigners": frozenset({"takes", "match"}),
+    "data": frozenset({"info"}),
+    "models": frozenset({"forward"}),
+    "backbones": frozenset({"forward"}),
+    "necks": frozenset({"forward"}),
+    "heads": frozenset({"forward", "priors", "priors_per_cell"}),
+    "references": frozenset({"title"}),
+    "tasks": frozenset({"prepare", "losses", "predict", "assess", "outputs", "interpret"}),
+    "losses": frozenset({"count", "forward"}),
+    "metrics": frozenset({"new_state", "update", "compute"}),
+    "probes": frozenset({"most_rows"}),
+    "searches": frozenset({"at_most", "fills", "max_evaluations", "run"}),
+    "suppressions": frozenset({"keep"}),
+}
+"""The members that the package calls on every component of a kind, or on all that derive from its base class."""
+
+
+def suggest_member(kind: str, name: str) -> str | None:
+    """The known member of a kind that `name` is a misspelling of; None for a known one, and for a name of its own.
+
+    A known name with another ending, or with a further word, is a name of its own, such as `encoder` and `encode_all`
+    beside `encode`; so is a private one.
+    """
+    known = {*REQUIRED.get(kind, ()), *MEMBERS.get(kind, ())}
+    if name in known or name.startswith("_"):
+        return None
+    likeness = {each: _likeness(_look(name), _look(each)) for each in known}
+    close = [each for each in known if likeness[each] >= _CLOSE and not _is_derived(name, each)]
+    return max(close, key=lambda each: likeness[each], default=None)
+
+
+def _look(name: str) -> str:
+    """A name without what `per_class`, `perClass` and `perclass` differ in."""
+    return name.replace("_", "").casefold()
+
+
+def _likeness(one: str, other: str) -> float:
+    """From 0 to 1; two neighbouring letters that changed places are one slip, which `difflib` counts as two."""
+    if abs(len(one) - len(other)) > _MOST_FURTHER or len({*one} ^ {*other}) > _MOST_FURTHER:
+        return 0.0  # early: registering every component compares some ten thousand pairs
+    places = [place for place, (mine, its) in enumerate(zip(one, other, strict=False)) if mine != its]
+    if len(one) == len(other) and len(places) == 2 and places[1] == places[0] + 1 and sorted(one) == sorted(other):
+        return 1 - 1 / len(one) / 2
+    return difflib.SequenceMatcher(None, one, other, autojunk=False).ratio()
+
+
+def _is_derived(name: str, known: str) -> bool:
+    """Whether a name is a known one with a further word or with another ending; a doubled last letter is none."""
+    if name.startswith(f"{known}_") and name != f"{known}_":
+        return True
+    stems = {known} if known.endswith("ss") else {known, known.removesuffix("s"), known.removesuffix("es")}
+    forms = {stem + ending + plural for stem in stems for ending in _ENDINGS for plural in ("", "s")}
+    return name in forms - {known + known[-1]}
+
+
+def find_misspelt_members(kind: str, builder: Callable[..., Any]) -> Iterator[tuple[str, str]]:
+    """The misspelt members of a class and of its bases in the same package or plugin, each with the known name.
+
+    Members are what a class body defines and what methods set, as by `self.strata = ...`. A function has none.
+    """
+    if not isinstance(builder, type):
+        return
+    package = builder.__module__.partition(".")[0]
+    own = [part for part in builder.__mro__ if part.__module__.partition(".")[0] == package]
+    codes = [code for part in own for value in vars(part).values() for code in _codes_of(value)]
+    defined = {name for part in own for name in (*vars(part), *inspect.get_annotations(part))}
+    for name in sorted(defined.union(*(code.co_names for code in codes))):
+        known = suggest_member(kind, name)
+        if known is not None and (name in defined or any(name in _set_by(code) for code in codes)):
+            yield name, known
+
+
+def _codes_of(value: Any) -> Iterator[CodeType]:
+    """The code of a function, of a class method or static method, or of a property."""
+    functions = (value, getattr(value, "__func__", None), *(getattr(value, name, None) for name in ("fget", "fset")))
+    yield from (each.__code__ for each in functions if isinstance(each, types.FunctionType))
+
+
+def _set_by(code: CodeType) -> set[str]:
+    """The attributes that code assigns to."""
+    return {str(each.argval) for each in dis.get_instructions(code) if each.opname == "STORE_ATTR"}

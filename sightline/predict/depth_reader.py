@@ -1,0 +1,122 @@
+"""Depth images of one's own camera: how they are read, and in which frame a run sees them."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from sightline import registry
+from sightline.data.depth.depth_frames import DepthCamera
+from sightline.data.depth.references import CentreOfMass
+from sightline.data.files.depth_files import SizePx, read_depth
+from sightline.engine.run_loading import TrainedRun
+from sightline.errors import ConfigError, DataError, UserError
+
+__all__ = ["DEPTH_SUFFIXES", "DepthFrameOptions", "FrameReader", "camera_of"]
+
+DEPTH_SUFFIXES = (".png", ".npy", ".bin")
+
+
+@dataclass(frozen=True)
+class DepthFrameOptions:
+    """How depth images are read, and where in them the figure is looked for.
+
+    `intrinsics` are fx, fy, u0 and v0 in pixels, those of the run's own set where they are None; the sign of fy sets
+    whether the prediction's Y points down (fy > 0) or up. `size_px`, width and height, is needed for raw files alone.
+    The figure is looked for about the centre of mass, found by `centre_of_mass`, which is that of the run where it is
+    None; about the points of a file, `centres`; or, with `follows`, near the prediction for the frame before. A
+    `refiner`, a run of the task `centre`, moves the point to where its middle joint is.
+    """
+
+    intrinsics: tuple[float, float, float, float] | None = None
+    size_px: SizePx | None = None
+    mm_per_unit: float = 1.0
+    centre_of_mass: CentreOfMass | None = None
+    tracks_previous: bool = False
+    centres: Path | None = None
+    refiner: TrainedRun | None = None
+
+    def __post_init__(self) -> None:
+        if self.centres is not None and (self.tracks_previous or self.refiner is not None):
+            other = "--refiner" if self.refiner is not None else "--reference previous"
+            raise ConfigError(
+                f"--centres {self.centres}: gives the position of every figure, as does {other}; give one"
+            )
+        if self.intrinsics is not None:
+            fx, fy, *middle = self.intrinsics
+            if not all(map(math.isfinite, self.intrinsics)) or fx <= 0 or fy == 0:
+                listed = ", ".join(f"{value:g}" for value in (fx, fy, *middle))
+                raise ConfigError(
+                    f"camera: fx, fy, u0, v0 are {listed}; fx must be positive, fy not 0 (negative: Y up)"
+                )
+
+
+class FrameReader:
+    """Reads depth images into the frame of a run: its Y points as that of the run's own set does.
+
+    `camera` (4,) float64 are the intrinsics with which the run sees them.
+    """
+
+    def __init__(self, run: TrainedRun, own: DepthFrameOptions) -> None:
+        self._own = own
+        self._trained = camera_of(run)
+        given = np.array(self._trained.intrinsics if own.intrinsics is None else own.intrinsics, dtype=np.float64)
+        self.own_camera = given
+        self.camera = given * [1.0, np.sign(self._trained.fy) * np.sign(given[1]), 1.0, 1.0]
+
+    def notes(self) -> list[str]:
+        """A line where frames get the camera of the run's set, since none is given."""
+        if self._own.intrinsics is not None:
+            return []
+        width, height = self._trained.width_px, self._trained.height_px
+        fx, fy, u0, v0 = (f"{value:g}" for value in self._trained.intrinsics)
+        return [
+            f"no camera.* is given: frames of {width} x {height} pixels are taken for those of the run's camera, "
+            f"fx {fx}, fy {fy}, u0 {u0}, v0 {v0}; another needs its own camera.fx=, camera.fy=, camera.u0=, camera.v0="
+        ]
+
+    @property
+    def is_turned(self) -> bool:
+        """Whether Y points the other way for the user."""
+        return bool(self.camera[1] != self.own_camera[1])
+
+    def read(self, path: Path) -> np.ndarray:
+        """The depths (H, W) float32 in mm. Raises DataError for a file that cannot be predicted."""
+        width, height = self._trained.width_px, self._trained.height_px
+        size = self._own.size_px
+        if size is None and path.suffix.lower() == ".bin" and path.is_file():
+            size = (width, height) if path.stat().st_size == 4 * width * height else None
+        depth = read_depth(path, size_px=size, mm_per_unit=self._own.mm_per_unit)
+        if self._own.intrinsics is None and depth.shape != (height, width):
+            raise DataError(
+                f"{path}: the image is {depth.shape[1]} x {depth.shape[0]} pixels, those of the run's camera are "
+                f"{width} x {height}; give this camera's own camera.fx=, camera.fy=, camera.u0= and camera.v0="
+            )
+        return depth
+
+    def turned(self, points_mm: np.ndarray) -> np.ndarray:
+        """Points (..., 3) of the run's frame in the user's, or the other way round."""
+        return points_mm * [1.0, -1.0, 1.0] if self.is_turned else points_mm
+
+
+def camera_of(run: TrainedRun) -> DepthCamera:
+    """The camera of the set that a run was trained on.
+
+    A run made before facts held it asks its set once more. Raises UserError where neither can be read.
+    """
+    size, intrinsics = run.facts.get("image_size_px"), run.facts.get("camera_px")
+    if intrinsics is None:
+        try:
+            facts = registry.data.build(run.config.data, facts={"split": "train"}).info.facts
+            size, intrinsics = facts["image_size_px"], facts["camera_px"]
+        except (UserError, KeyError) as error:
+            raise UserError(
+                f"{run.path}: does not record its camera, and its data set cannot be read: {error}"
+            ) from error
+    if size is None:
+        raise UserError(f"{run.path}: does not record the size of its images; make the run again")
+    fx, fy, u0, v0 = intrinsics
+    return DepthCamera(fx, fy, u0, v0, width_px=size[0], height_px=size[1])

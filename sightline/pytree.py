@@ -1,0 +1,53 @@
+"""Tensors in nests: what samples, batches, arguments and results of modules hold, whatever they are nested in."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from torch import Tensor
+
+__all__ = ["join_path", "tree_children", "tree_leaves", "tree_map"]
+
+
+def tree_leaves(value: Any, path: str = "") -> Iterator[tuple[str, Tensor]]:
+    """The tensors in a nest of mappings, lists, tuples and dataclasses, each with its place: `logits`, `1.points`."""
+    if isinstance(value, Tensor):
+        yield path, value
+        return
+    for name, item in tree_children(value):
+        yield from tree_leaves(item, join_path(path, name))
+
+
+def tree_map(value: Any, function: Callable[[str, Tensor], Any], path: str = "") -> Any:
+    """The same nest with every tensor replaced by `function(place, tensor)`; what is no tensor stays as it is."""
+    if isinstance(value, Tensor):
+        return function(path, value)
+    fixed = {f.name for f in dataclasses.fields(value) if not f.init} if dataclasses.is_dataclass(value) else set()
+    changed = {
+        name: tree_map(item, function, join_path(path, name))
+        for name, item in tree_children(value)
+        if name not in fixed
+    }
+    if isinstance(value, Mapping):
+        return type(value)(zip(value, changed.values(), strict=True))  # type: ignore[call-arg]
+    if isinstance(value, list | tuple):
+        return type(value)(*changed.values()) if hasattr(value, "_fields") else type(value)(changed.values())
+    return dataclasses.replace(value, **changed) if changed else value
+
+
+def tree_children(value: Any) -> list[tuple[str, Any]]:
+    """What a nest holds, with names that are text; nothing for a value that is none."""
+    if isinstance(value, Mapping):
+        return [(str(name), item) for name, item in value.items()]
+    if isinstance(value, list | tuple):
+        return [(str(place), item) for place, item in enumerate(value)]
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return [(field.name, getattr(value, field.name)) for field in dataclasses.fields(value)]
+    return []
+
+
+def join_path(path: str, name: str) -> str:
+    """The place of something in a part of a nest that has a place itself."""
+    return f"{path}.{name}" if path else name

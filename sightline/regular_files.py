@@ -1,0 +1,94 @@
+"""Plain files and the JSON in them: pipes, devices, links that lead out of a folder and deep nesting are refused."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import re
+import stat
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+__all__ = ["check_regular_file", "find_outward_link", "parse_json", "read_regular_file"]
+
+MAX_BYTES = 1 << 30
+"""Of a document: far above the longest that a run writes."""
+MAX_DEPTH = 200
+"""Of mappings and lists in each other: what walks a document calls itself once a level."""
+_HALF = re.compile("[\ud800-\udc7f\udd00-\udfff]")
+_HALF_IN_TEXT = re.compile("\\\\u[dD][89a-fA-F]|[\ud800-\udfff]")
+_HALF_IN_BYTES = re.compile(rb"\\u[dD][89a-fA-F]|\xed[\xa0-\xbf]")
+
+
+def check_regular_file(path: Path, *, allow_link: bool = True) -> int:
+    """The size of a plain file in bytes. Raises OSError, its `strerror` the reason, for a pipe, a device, a folder."""
+    status = os.stat(path, follow_symlinks=allow_link)
+    if stat.S_ISDIR(status.st_mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    if not stat.S_ISREG(status.st_mode):
+        raise OSError(errno.EINVAL, "it is not a plain file", str(path))
+    return status.st_size
+
+
+def read_regular_file(path: Path, *, max_bytes: int = MAX_BYTES, allow_link: bool = True) -> bytes:
+    """The bytes of a plain file. Raises OSError as `assert_plain`, and for a file of more than `max_bytes`, unread."""
+    size = check_regular_file(path, allow_link=allow_link)
+    if size > max_bytes:
+        raise OSError(errno.EFBIG, f"it has {size:,} bytes, at most {max_bytes:,} are read", str(path))
+    return path.read_bytes()
+
+
+def parse_json(content: str | bytes, **hooks: Any) -> Any:
+    """The value of a JSON text; `hooks` are those of `json.loads`.
+
+    Raises ValueError for any other text, for lists and mappings more than `MAX_DEPTH` deep in each other, numbers of
+    thousands of digits, and text with half a character (`\\ud83d` alone), which no file can hold.
+    """
+    too_deep = f"lists and mappings are nested more than {MAX_DEPTH} deep"
+    try:
+        document = json.loads(content, **hooks)
+    except RecursionError:
+        raise ValueError(too_deep) from None
+    except ValueError as error:
+        if "integer string conversion" in str(error):
+            raise ValueError("a number has thousands of digits") from None
+        raise
+    if _may_hold_halves(content):
+        _assert_whole_characters(document)
+    level, depth = [document], 0
+    while level := [item for each in level for item in _items(each) if isinstance(item, dict | list)]:
+        depth += 1
+        if depth >= MAX_DEPTH:
+            raise ValueError(too_deep)
+    return document
+
+
+def _may_hold_halves(content: str | bytes) -> bool:
+    return bool(_HALF_IN_TEXT.search(content) if isinstance(content, str) else _HALF_IN_BYTES.search(content))
+
+
+def _assert_whole_characters(document: Any) -> None:
+    """Raises ValueError for half a character; those that stand for odd bytes in names of files are let through."""
+    waiting = [document]
+    while waiting:
+        value = waiting.pop()
+        waiting += [*value, *value.values()] if isinstance(value, dict) else value if isinstance(value, list) else ()
+        half = _HALF.search(value) if isinstance(value, str) else None
+        if half:
+            raise ValueError(f"text holds half a character, U+{ord(half[0]):04X}")
+
+
+def _items(value: Any) -> Iterable[Any]:
+    return value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+
+
+def find_outward_link(folder: Path, names: Iterable[str]) -> Path | None:
+    """The first of these entries of a folder that is a link out of it; None where all lie in it, or lead to themselves.
+
+    The folder itself may be a link.
+    """
+    inside = os.path.realpath(folder)
+    paths = (folder / name for name in names if (folder / name).is_symlink())
+    return next((path for path in paths if not Path(os.path.realpath(path)).is_relative_to(inside)), None)

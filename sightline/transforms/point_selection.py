@@ -1,0 +1,230 @@
+"""Choose and reorder the points of clouds; what belongs to a point (normal, colour, label, ...) goes with it."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from sightline import registry
+from sightline.arguments import Count, NonNegativeFloat, Probability
+from sightline.draws import Draws
+from sightline.errors import ConfigError, DataError
+from sightline.geometry.neighbours import nearest_neighbours
+from sightline.geometry.sampling import farthest_point_sample
+from sightline.types import Field
+
+__all__ = [
+    "DropPoints",
+    "FarthestPoints",
+    "PointSelection",
+    "PointSelector",
+    "SamplePoints",
+    "ShufflePoints",
+    "choose_points",
+    "full_cloud_fields",
+    "index_after_drop",
+]
+
+
+class PointSelection(NamedTuple):
+    """Rows to keep of each cloud, in order, (B, K) int64; and a place (3,) that moves to the origin, if any."""
+
+    rows: Tensor
+    origin: Tensor | None = None
+
+
+class PointSelector(ABC):
+    """A transform that keeps some of the points or reorders them: a subclass says which, all that they have follows.
+
+    With `score_all` what stands for each point that was there goes along too: `nearest` and `whole_label`.
+    """
+
+    chooses_points = True
+    score_all = False
+
+    @abstractmethod
+    def choose(self, draws: Draws, points: Tensor) -> PointSelection | None:
+        """Which of `points` (B, N, 3) stay; None where all do, as they are."""
+
+    def __call__(
+        self,
+        draws: Draws,
+        *,
+        points: Tensor,
+        normals: Tensor | None = None,
+        channels: Tensor | None = None,
+        features: Tensor | None = None,
+        part: Tensor | None = None,
+        label: Tensor | None = None,
+        colours: Tensor | None = None,
+        place: Tensor | None = None,
+        remission: Tensor | None = None,
+        ring: Tensor | None = None,
+    ) -> dict[str, Tensor]:
+        choice = self.choose(draws, points)
+        if choice is None:
+            return {}
+        fields = {"points": points, "normals": normals, "channels": channels, "features": features, "part": part}
+        fields |= {"colours": colours, "place": place, "remission": remission, "ring": ring}
+        is_of_points = label is not None and label.ndim > 1  # else one label for the whole cloud, which stays
+        chosen = choose_points(choice.rows, fields | {"label": label if is_of_points else None})
+        if self.score_all:
+            chosen["nearest"] = _nearest_kept(points, chosen["points"], choice.rows)
+            if label is not None:
+                chosen["whole_label"] = _of_points(label).clone()
+        if choice.origin is not None:
+            chosen["points"] = chosen["points"] - choice.origin
+        return chosen
+
+
+@registry.transforms.add("sample_points")
+class SamplePoints(PointSelector):
+    """Every cloud keeps `num_points` of its points, none twice: its first ones, or a random subset in random order.
+
+    A cloud of fewer points is an error or, with `if_fewer: repeat`, keeps all of them and then begins anew. `score_all`
+    lets evaluation answer for the points that went, too: it adds `nearest`, the row of the kept point closest to each
+    (a kept point's is its own), and `whole_label`; then nothing may follow that chooses or reorders points.
+    Raises DataError for clouds with fewer points; ConfigError for `score_all` where the labels are of whole clouds.
+    Source: simple random sampling by a random permutation's head.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_points: Count,
+        order: Literal["first", "random"] = "random",
+        if_fewer: Literal["refuse", "repeat"] = "refuse",
+        score_all: bool = False,
+    ) -> None:
+        self.num_points = num_points
+        self.order = order
+        self.if_fewer = if_fewer
+        self.score_all = score_all
+        self.adds: dict[str, Field] = full_cloud_fields() if score_all else {}
+
+    def choose(self, draws: Draws, points: Tensor) -> PointSelection:
+        num_clouds, available, _ = points.shape
+        if available < self.num_points and self.if_fewer == "refuse":
+            raise DataError(
+                f"sample_points: the clouds have {available} points, num_points asks for {self.num_points}; "
+                f"set num_points to at most {available}, or if_fewer: repeat"
+            )
+        place = torch.arange(self.num_points) % available
+        if self.order == "first":
+            return PointSelection(place.expand(num_clouds, -1))
+        return PointSelection(draws.permutation(available)[:, place])
+
+
+@registry.transforms.add("shuffle_points")
+class ShufflePoints(PointSelector):
+    """Every cloud keeps its points, in a random order that is uniform over all orders.
+
+    Source: Wang et al. 2019 (DGCNN), whose training shuffles the points of each cloud.
+    """
+
+    def choose(self, draws: Draws, points: Tensor) -> PointSelection:
+        return PointSelection(draws.permutation(points.shape[1]))
+
+
+@registry.transforms.add("farthest_points")
+class FarthestPoints(PointSelector):
+    """Every cloud keeps its first point, then each time the one farthest from those kept, `num_points` in all.
+
+    Draws nothing. With `min_squared_norm`, points whose squared norm is not above it are never kept after the first, as
+    in the CUDA library of the published codes (1e-3 there); where no other is left, the first is repeated.
+    Raises DataError for clouds with fewer points.
+    Source: Qi et al. 2017 (PointNet++), section 3.2; before the model, Yu et al. 2022 (Point-BERT), its training code.
+    """
+
+    def __init__(self, *, num_points: Count, min_squared_norm: NonNegativeFloat | None = None) -> None:
+        self.num_points = num_points
+        self.min_squared_norm = min_squared_norm
+
+    def choose(self, draws: Draws, points: Tensor) -> PointSelection:
+        if points.shape[1] < self.num_points:
+            raise DataError(
+                f"farthest_points: the clouds have {points.shape[1]} points, num_points asks for {self.num_points}; "
+                f"set num_points to at most {points.shape[1]}"
+            )
+        return PointSelection(
+            farthest_point_sample(points, num_samples=self.num_points, min_squared_norm=self.min_squared_norm)
+        )
+
+
+@registry.transforms.add("drop_points")
+class DropPoints(PointSelector):
+    """Every cloud loses a share of its points, uniform in [0, max_ratio); copies of its first point take their places.
+
+    The number of points stays; the copies carry the first point's normal, channels, features and part too. With
+    `fill: none` there are no copies, and the cloud has fewer points. Raises DataError for stacked batches there.
+    Source: Qi et al. 2017 (PointNet++), section 3.3 (random input dropout, 95 % there; 0.875 in its training code);
+    Cortinhal et al. 2020 (SalsaNext), its training code (no copies, 0.5).
+    """
+
+    def __init__(self, *, max_ratio: Probability = 0.875, fill: Literal["first", "none"] = "first") -> None:
+        self.max_ratio = max_ratio
+        self.fill = fill
+
+    def choose(self, draws: Draws, points: Tensor) -> PointSelection:
+        ratio_B1, uniform_BN = draws.uniform(1, high=self.max_ratio), draws.uniform(points.shape[1])
+        if self.fill == "first":
+            return PointSelection(index_after_drop(uniform_BN, ratio_B1))
+        if len(points) != 1:
+            raise DataError(
+                f"drop_points: got {len(points)} clouds stacked, which cannot come to differ in size; take fill: first"
+            )
+        return PointSelection((uniform_BN > ratio_B1).nonzero()[:, 1][None])
+
+
+def index_after_drop(uniform: Tensor, ratio: Tensor) -> Tensor:
+    """Each point's own index, or 0 where `uniform` (B, N) is at most `ratio` (B, 1): int64 (B, N)."""
+    own = torch.arange(uniform.shape[1]).expand_as(uniform)
+    return torch.where(uniform <= ratio, torch.zeros_like(own), own)
+
+
+def _of_points(label: Tensor) -> Tensor:
+    if label.ndim > 1:
+        return label
+    raise ConfigError("score_all: predicts points, but the labels of this data set are of whole clouds; take it out")
+
+
+def _nearest_kept(points: Tensor, kept: Tensor, index: Tensor) -> Tensor:
+    """The row of `kept` (B, K, 3) that stands for each of `points` (B, N, 3): its own, else the nearest; (B, N)."""
+    num_clouds, num_points = points.shape[:2]
+    num_own = min(num_points, kept.shape[1])  # what comes after the last point is a repetition
+    own = index[:, :num_own]
+    nearest = torch.empty(num_clouds, num_points, dtype=torch.int64)
+    nearest.scatter_(1, own, torch.arange(num_own).expand(num_clouds, -1))
+    if num_own < num_points:
+        is_left = torch.ones(num_clouds, num_points, dtype=torch.bool).scatter(1, own, False)
+        left = is_left.nonzero()[:, 1].view(num_clouds, -1)
+        asked = points.gather(1, left[..., None].expand(-1, -1, 3))
+        nearest.scatter_(1, left, nearest_neighbours(kept, num_neighbours=1, queries=asked)[..., 0])
+    return nearest
+
+
+def full_cloud_fields() -> dict[str, Field]:
+    """What a transform with `score_all` adds: which kept point stands for each point that was there, and its label."""
+    whole = {"dtype": "int64", "collate": "concatenate", "offsets": "whole_offsets"}
+    return {
+        "nearest": Field("whole points", unit="row of the kept points", low=0, **whole),  # type: ignore[arg-type]
+        "whole_label": Field("whole points", unit="class", **whole),  # type: ignore[arg-type]
+    }
+
+
+def choose_points(index: Tensor, fields: Mapping[str, Tensor | None]) -> dict[str, Tensor]:
+    """The rows `index` (B, K), 0 to N - 1, of every field (B, N, ...) that is there: new tensors (B, K, ...)."""
+    low, high = index.aminmax() if index.numel() else (0, -1)
+    chosen = {}
+    for name, field in fields.items():
+        if field is not None:
+            if low < 0 or high >= field.shape[1]:
+                raise IndexError(f"{name}: rows {int(low)} to {int(high)} of clouds of {field.shape[1]}")
+            # Rows of one long array: a quarter of the time that indexing by cloud and row takes.
+            rows = (index + torch.arange(len(index)).unsqueeze(1) * field.shape[1]).flatten()
+            chosen[name] = field.flatten(0, 1).index_select(0, rows).unflatten(0, index.shape)
+    return chosen

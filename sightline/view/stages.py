@@ -1,0 +1,199 @@
+"""What there is to look at: a sample at its stages, ways to colour its points, and the numbers that go with them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from sightline.pictures import UNLABELLED, Axis, Frame, apply_colormap, label_colors
+from sightline.tasks.segment import WRONG
+from sightline.view.panels import ImagePanel
+from sightline.view.skeletons import JointFigure
+from sightline.view.volumes import Volume
+
+__all__ = [
+    "ClassColoring",
+    "Coloring",
+    "HeightColoring",
+    "RgbColoring",
+    "Stage",
+    "ViewedSample",
+    "error_coloring",
+    "height_coloring",
+]
+
+_RIGHT = np.array([196, 201, 208], dtype=np.uint8)
+_UP: dict[Axis, int] = {"x": 0, "y": 1, "z": 2}
+
+
+@dataclass(frozen=True, eq=False)
+class ClassColoring:
+    """A colour for each class: `codes` (N,) int64 count its classes, negative for points without one.
+
+    `numbers` (C,) int64 are the labels that the classes have in the data, `palette` (C, 3) uint8 their colours.
+    """
+
+    name: str
+    codes: np.ndarray
+    class_names: tuple[str, ...]
+    numbers: np.ndarray
+    palette: np.ndarray
+
+    @classmethod
+    def from_labels(
+        cls, name: str, labels: np.ndarray, class_names: Sequence[str], *, ignore_index: int | None = None
+    ) -> ClassColoring:
+        """Labels in the fixed palette: those without a name go by their number, negative ones are not a class."""
+        labels = labels.astype(np.int64)
+        if ignore_index is not None:
+            labels = np.where(labels == ignore_index, -1, labels)
+        count = len(class_names)
+        nameless = np.unique(labels[labels >= count])
+        codes = np.where(labels < count, labels, count + np.searchsorted(nameless, labels))
+        numbers = np.concatenate([np.arange(count), nameless])
+        return cls(name, codes, (*class_names, *map(str, nameless.tolist())), numbers, label_colors(numbers))
+
+    def labels(self) -> np.ndarray:
+        """The label of each point in the data, (N,) int64; -1 for points without a class."""
+        return np.append(self.numbers, -1)[np.maximum(self.codes, -1)]
+
+    def colors(self) -> np.ndarray:
+        """(N, 3) uint8."""
+        return np.concatenate([self.palette, UNLABELLED[None]])[np.maximum(self.codes, -1)]
+
+    def legend(self) -> list[tuple[str, np.ndarray, int]]:
+        """Name, colour (3,) uint8 and number of points of each class that there is; `unlabelled` points come last."""
+        present, counts = np.unique(self.codes[self.codes >= 0], return_counts=True)
+        rows = [
+            (self.class_names[code], self.palette[code], count)
+            for code, count in zip(present.tolist(), counts.tolist(), strict=True)
+        ]
+        num_unlabelled = int((self.codes < 0).sum())
+        return [*rows, ("unlabelled", UNLABELLED, num_unlabelled)] if num_unlabelled else rows
+
+    def counts(self) -> dict[str, int]:
+        """Points of each class that there is."""
+        return {name: count for name, _, count in self.legend()}
+
+
+@dataclass(frozen=True, eq=False)
+class RgbColoring:
+    """The points' own colours, `rgb` (N, 3) uint8, or numbers shown as colours."""
+
+    name: str
+    rgb: np.ndarray
+
+    def colors(self) -> np.ndarray:
+        """(N, 3) uint8."""
+        return self.rgb
+
+    @classmethod
+    def from_values(cls, name: str, values: np.ndarray) -> RgbColoring:
+        """One number a point, from the lowest to the highest along a ramp."""
+        return cls(name, apply_colormap(values))
+
+
+@dataclass(frozen=True, eq=False)
+class HeightColoring:
+    """Low points dark, high points light, along the up axis; for clouds without anything else to show."""
+
+    heights: np.ndarray
+    name: str = "height"
+
+    def colors(self) -> np.ndarray:
+        """(N, 3) uint8."""
+        return apply_colormap(self.heights)
+
+
+Coloring = ClassColoring | RgbColoring | HeightColoring
+
+
+@dataclass(frozen=True, eq=False)
+class Stage:
+    """A stage: `points` (N, 3), float32 or float64, and ways to colour them, the first of them first.
+
+    `description` is a further line of text, `figures` the same in numbers; `is_right` whether a prediction for
+    the whole of it is, or what can be proved of it holds. `skeletons` lie in the frame of the points; so does `volume`,
+    of which the points may be the filled cells. `panels` are flat pictures of the stage.
+    """
+
+    stage: str
+    points: np.ndarray
+    colorings: tuple[Coloring, ...]
+    unit: str = ""
+    description: str = ""
+    is_right: bool | None = None
+    skeletons: tuple[JointFigure, ...] = ()
+    panels: tuple[ImagePanel, ...] = ()
+    volume: Volume | None = None
+    figures: Mapping[str, Any] = field(default_factory=dict)
+
+    def coloring(self, name: str) -> Coloring | None:
+        """The colouring of a name, if the cloud has it."""
+        return next((each for each in self.colorings if each.name == name), None)
+
+    @property
+    def is_flat(self) -> bool:
+        """Whether the stage has pictures alone."""
+        return bool(self.panels) and not len(self.points) and self.volume is None
+
+    def extent(self) -> tuple[list[float], list[float]] | None:
+        """Lowest and highest coordinate of each axis over the finite points; None where there is none."""
+        finite = self.points[np.isfinite(self.points).all(axis=1)]
+        return (finite.min(axis=0).tolist(), finite.max(axis=0).tolist()) if len(finite) else None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The numbers that a picture's caption shows, as plain values."""
+        extent = self.extent()
+        return {
+            "stage": self.stage,
+            "num_points": len(self.points),
+            "num_not_finite": int((~np.isfinite(self.points).all(axis=1)).sum()),
+            "extent": None if extent is None else {"min": extent[0], "max": extent[1]},
+            "unit": self.unit,
+            "description": self.description,
+            "classes": {each.name: each.counts() for each in self.colorings if isinstance(each, ClassColoring)},
+            **({"figures": dict(self.figures)} if self.figures else {}),
+        }
+
+    def lines(self) -> list[str]:
+        """The same in words: points, extent along the axes, and the description."""
+        if self.is_flat:
+            return [self.description] if self.description else []
+        numbers = self.to_dict()
+        gaps = f", {numbers['num_not_finite']:,} of them not finite" if numbers["num_not_finite"] else ""
+        lines = [f"{numbers['num_points']:,} points{gaps}"]
+        if (extent := numbers["extent"]) is not None:
+            spans = zip("xyz", extent["min"], extent["max"], strict=True)
+            description = ", ".join(f"{axis} {low:.4g} to {high:.4g}" for axis, low, high in spans)
+            lines.append(f"{description}{f' ({self.unit})' if self.unit else ''}")
+        return [*lines, self.description] if self.description else lines
+
+
+@dataclass(frozen=True, eq=False)
+class ViewedSample:
+    """A sample or a file: its stages from the raw one on, and `facts` that its caption and the JSON give."""
+
+    name: str
+    stages: tuple[Stage, ...]
+    up_axis: Frame = "z"
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return {"name": self.name, **self.facts, "stages": [cloud.to_dict() for cloud in self.stages]}
+
+
+def error_coloring(prediction: np.ndarray, target: np.ndarray, num_classes: int) -> ClassColoring:
+    """Where predictions (N,) are right, in grey, and wrong, in red; points whose label is not a class do not count."""
+    is_counted = (target >= 0) & (target < num_classes)
+    codes = np.where(is_counted, (prediction != target).astype(np.int64), -1)
+    return ClassColoring("error", codes, ("right", "wrong"), np.arange(2), np.stack([_RIGHT, WRONG]))
+
+
+def height_coloring(points: np.ndarray, up_axis: Axis) -> HeightColoring:
+    """The points (N, 3) by their height."""
+    return HeightColoring(points[:, _UP[up_axis]])
