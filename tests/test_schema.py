@@ -96,7 +96,11 @@ def test_values_become_what_the_annotation_says(annotation: Any, value: object, 
         (tuple[float, ...], [1, "a", None], [
             ("1", "found the text 'a', allowed is a number"), ("2", "found null, allowed is a number")]),
         (tuple[NonNegativeFloat, ...] | None, [1, -1], [("1", "found -1, allowed is a number, at least 0")]),
-        (tuple[PositiveFloat, PositiveFloat], [1], [("", "found the list [1], allowed is a list of 2, each a number, above 0")]),
+        (
+            tuple[PositiveFloat, PositiveFloat],
+            [1],
+            [("", "found the list [1], allowed is a list of 2, each a number, above 0")],
+        ),
         (tuple[tuple[int, ...], ...], [[1], [2, "x"]], [("1.1", "found the text 'x', allowed is a whole number")]),
         (dict[str, float], {"a": 1, "b": "c"}, [("b", "found the text 'c', allowed is a number")]),
         (Group, {"modules": "a"}, [("factor", "is required and missing; give a number, at least 0")]),

@@ -22,7 +22,10 @@ def equal(inputs: Any, expected: Tensor, actual: Tensor) -> str | None:
     if not differs.any():
         return None
     place = tuple(differs.nonzero()[0].tolist())
-    return f"{int(differs.sum())} of {actual.numel()} entries differ, first {place}: {actual[place]}, not {expected[place]}"
+    return (
+        f"{int(differs.sum())} of {actual.numel()} entries differ, first {place}: {actual[place]}, not "
+        f"{expected[place]}"
+    )
 
 
 def same_neighbours(inputs: dict[str, Any], expected: Tensor, found: Tensor) -> str | None:

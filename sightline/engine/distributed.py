@@ -131,7 +131,8 @@ class World:
 
     @contextlib.contextmanager
     def reduce_gradients(self, model: nn.Module, *, is_last_micro_batch: bool) -> Iterator[None]:
-        """After the block, and where `is_last_micro_batch` is true, every gradient is the sum of those of all processes.
+        """After the block, and where `is_last_micro_batch` is true, every gradient is the sum of those of all
+        processes.
 
         A gradient that no process has stays None, whatever parts of the model each of them used.
         """

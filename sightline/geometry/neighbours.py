@@ -90,7 +90,8 @@ def _entries_at_once(points: Tensor) -> int:
 
 
 def scale_num_neighbours(count: int, *, reference_num_points: int | None, num_points: int) -> int:
-    """How many neighbours reach as far in a cloud of `num_points` as `count` do in one of `reference_num_points` points.
+    """How many neighbours reach as far in a cloud of `num_points` as `count` do in one of `reference_num_points`
+    points.
 
     A surface sampled more densely has as many more points within the same distance. A half is rounded up, and one is
     the least; `count` itself where it is meant for any cloud (None).

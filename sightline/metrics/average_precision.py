@@ -47,7 +47,8 @@ def match_predictions(
 
     `similarity` (D, G) of predictions and labels. A label that `is_ignored` is taken only where no other is left, and
     turns its prediction into one that does not count; a crowd may be taken any number of times. Predictions of another
-    size, `is_outside_area` (D), that found nothing do not count either. The `max_detections` surest predictions are looked at; among
+    size, `is_outside_area` (D), that found nothing do not count either. The `max_detections` surest predictions are
+    looked at; among
     equally similar labels the last is taken, as COCO does. Source: Lin et al. 2014, COCO, and its published evaluation.
     """
     answers = np.argsort(-scores, kind="stable")[:max_detections]

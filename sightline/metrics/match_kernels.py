@@ -48,8 +48,8 @@ def match_boxes(
 
     `boxes` (D, 4) and `labels` (G, 4) lie group after group from `*_starts`, detections of a group by falling score;
     `label_ignored` (A, G) says for each area range which labels do not count, `label_crowd` (G) which of them any
-    number of detections may find, by the share of the detection that they cover; with `allows_reuse` any number may find any
-    label that does not count. `epsilon` is added to the area that an overlap is divided by. At most `most`
+    number of detections may find, by the share of the detection that they cover; with `allows_reuse` any number may
+    find any label that does not count. `epsilon` is added to the area that an overlap is divided by. At most `most`
     of a group are looked at. Written: `found` and `ignored` (A, L, D), whether a detection found a label, and one that
     does not count; `taken` (A, L, G), which labels a detection found.
     """

@@ -59,5 +59,6 @@ def disk_failure(error: OSError, path: Path, *, still_intact: str = "") -> RunEr
     else:
         advice = "mend the cause and resume"
     return RunError(
-        f"{path}: cannot write: {reason[:1].lower()}{reason[1:]}; {advice}{f' ({still_intact})' if still_intact else ''}"
+        f"{path}: cannot write: {reason[:1].lower()}{reason[1:]}; "
+        f"{advice}{f' ({still_intact})' if still_intact else ''}"
     )

@@ -70,6 +70,7 @@ def _asked_again(run: Path, config: RunConfig) -> DataInfo:
         info: DataInfo = registry.data.build(config.data, facts={"split": "train"}).info
     except UserError as error:
         raise UserError(
-            f"{run / INPUTS_FILE}: is missing, an older sightline made the run, and its data set cannot be read: {error}"
+            f"{run / INPUTS_FILE}: is missing, an older sightline made the run, and its data set cannot be "
+            f"read: {error}"
         ) from error
     return info

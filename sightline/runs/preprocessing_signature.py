@@ -83,7 +83,8 @@ def training_differences(source: Mapping[str, Any], here: Mapping[str, Any]) -> 
     if not any(own):
         return [f"training transforms of points: the same in another order in {names[0]} and in {names[1]}"]
     return [
-        f"training transforms of points: {format_setting(own[0])} in {names[0]} alone, {format_setting(own[1])} in {names[1]} alone"
+        f"training transforms of points: {format_setting(own[0])} in {names[0]} alone, "
+        f"{format_setting(own[1])} in {names[1]} alone"
     ]
 
 

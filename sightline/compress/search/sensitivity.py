@@ -25,7 +25,8 @@ def num_measured(problem: Problem, table_evaluations: int) -> int:
     num = min(len(problem.choices), table_evaluations // len(problem.searched_layers))
     if num == 0:
         raise ConfigError(
-            f"table_evaluations: {table_evaluations} are fewer than the {len(problem.searched_layers)} layers; give one for each"
+            f"table_evaluations: {table_evaluations} are fewer than the {len(problem.searched_layers)} "
+            "layers; give one for each"
         )
     return num
 

@@ -100,7 +100,8 @@ def find_annotation_files(root: Path, annotations: Sequence[str] | None) -> dict
     held = {path: document for path, document in read.items() if named or _is_instances(document)}
     if not held:
         raise DataError(
-            f"{root}: holds {summarise_folder(root)}, no JSON file with {', '.join(_KEYS)} in it or in a folder of it; give the "
+            f"{root}: holds {summarise_folder(root)}, no JSON file with {', '.join(_KEYS)} in it or in a "
+            "folder of it; give the "
             "file itself"
         )
     splits = [guess_split(path.relative_to(root)) for path in held]

@@ -80,14 +80,16 @@ def find_variant_files(source: Path, variant: VariantName, division: Division) -
     folder = root / folder_name
     if not folder.is_dir():
         raise DataError(
-            f"{folder}: is missing, '{variant}' is read from it; {root} holds {summarise_folder(root)}: give h5_files of the "
+            f"{folder}: is missing, '{variant}' is read from it; {root} holds {summarise_folder(root)}: "
+            "give h5_files of the "
             "release, or another variant"
         )
     files = {split: folder / f"{word}_{facts['stem']}.h5" for split, word in SPLITS.items()}
     missing = [path for path in files.values() if not path.is_file()]
     if missing:
         raise DataError(
-            f"{missing[0]}: is missing, it is of '{variant}'; {folder} holds {summarise_folder(folder)}: unpack the release "
+            f"{missing[0]}: is missing, it is of '{variant}'; {folder} holds {summarise_folder(folder)}: "
+            "unpack the release "
             "again, or give another variant"
         )
     _check_names(folder)

@@ -69,7 +69,8 @@ def list_pictures(root: Path) -> list[RenderedShape]:
         files[name].append(path)
     if not files:
         raise DataError(
-            f"{root}: holds {summarise_folder(root)}, no picture CLASS/train/NAME.obj_whiteshaded_v0000.png in any folder below"
+            f"{root}: holds {summarise_folder(root)}, no picture CLASS/train/NAME.obj_whiteshaded_v0000.png "
+            "in any folder below"
         )
     order = sorted(files, key=lambda name: (_SPLITS.index(splits[name]), natural_sort_key(name)))
     return [RenderedShape(name, splits[name], tuple(sorted(files[name], key=_place(root)))) for name in order]

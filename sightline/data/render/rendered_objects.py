@@ -118,7 +118,8 @@ class FileObjects:
         )
         if not self._files:
             raise DataError(
-                f"{folder}: holds {summarise_folder(folder)}, no mesh or cloud ({' '.join(CLOUD_SUFFIXES)}) in any folder "
+                f"{folder}: holds {summarise_folder(folder)}, no mesh or cloud ({' '.join(CLOUD_SUFFIXES)}) "
+                "in any folder "
                 "below; give another"
             )
         stems = [path.stem for path in self._files]

@@ -146,7 +146,8 @@ def _room_of(area: str, folder: Path) -> Room:
     annotations = folder / "Annotations"
     if not annotations.is_dir():
         raise DataError(
-            f"{folder}: has no folder Annotations, it holds {summarise_folder(folder)}; get the room again, or take its folder "
+            f"{folder}: has no folder Annotations, it holds {summarise_folder(folder)}; get the room again, "
+            "or take its folder "
             "out"
         )
     paths = [path for path in annotations.glob("*.txt") if not path.name.startswith(".")]

@@ -51,7 +51,8 @@ def make_splits(
 ) -> SplitRows:
     """The parts of a set whose samples are distinguished by their names, in the order of these.
 
-    Samples whose names begin with one of `test_names` are the test part; without any, the lists that the source came with
+    Samples whose names begin with one of `test_names` are the test part; without any, the lists that the source came
+    with
     decide, else `deal` does, which holds a share of the rows out. A share of those that remain chooses the checkpoint.
     Both are the last by name, unless `deal` says other: neighbours in time are alike, so samples that are drawn at
     random would be seen in training as good as themselves.

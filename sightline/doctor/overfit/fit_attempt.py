@@ -174,7 +174,8 @@ def fit(
 ) -> FitCurve:
     """Take the run's own steps on the batch until the share `goal` of the way is left, or the steps are over.
 
-    `clip` bounds the gradient as the recipe does, `unfreeze` lets modules learn that the recipe holds still. `until` ends
+    `clip` bounds the gradient as the recipe does, `unfreeze` lets modules learn that the recipe holds still. `until`
+    ends
     an attempt that did not get there in so many steps. `change` alters the copied model before its optimiser is made,
     `through` is what the step calls in the model's place, `watch` sees the job before each step.
     Starts from the same weights and the same random state each time.

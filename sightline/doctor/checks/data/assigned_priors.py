@@ -71,7 +71,10 @@ def unmatched_boxes(context: Context) -> Iterator[Finding]:
     if found is None or not len(found.boxes):
         return
     positives, negatives = found.positives.sum(dim=0).tolist(), found.negatives.sum(dim=0).tolist()
-    levels = f"by level: positives {positives}, negatives {negatives}, boxes of its size {found.num_boxes_of_level}; {found.looked_at}"
+    levels = (
+        f"by level: positives {positives}, negatives {negatives}, boxes of its size "
+        f"{found.num_boxes_of_level}; {found.looked_at}"
+    )
     if not sum(positives) or not sum(negatives):
         what = "is background" if sum(positives) else "is to predict a box"
         yield unmatched_boxes.finding(

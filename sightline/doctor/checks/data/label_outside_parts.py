@@ -70,7 +70,8 @@ def _of_strays(
         causes=causes,
         split=survey.part.split,
         sample=index,
-        measured=f"{part} in {describe_sample(survey.part.dataset, index)}{describe_position(survey, 'label', index, part)}; "
+        measured=f"{part} in "
+        f"{describe_sample(survey.part.dataset, index)}{describe_position(survey, 'label', index, part)}; "
         f"{broken} of {alike} samples of this category and {len(strays)} of {len(survey.labellings)} in all are so",
         expected=f"the parts of {_named(facts, 'category_names', category)}: {', '.join(map(str, table[category]))}",
         action=action,

@@ -37,7 +37,8 @@ def _of_part(context: Context, each: DryEvaluation) -> Finding | None:
                 + (", some by the labels of others" if len(own) == len(label) else ""),
                 split=each.part.split,
                 sample=key.index,
-                measured=f"{num_wrong} points of {describe_sample(each.part.dataset, key.index)} not scored by their label",
+                measured=f"{num_wrong} points of {describe_sample(each.part.dataset, key.index)} not scored "
+                "by their label",
                 expected="every point once: figures over a part of them cannot be compared with published ones",
                 action="take what drops, repeats or reorders points out of transforms.evaluate",
                 evidence={"field": "target"},
