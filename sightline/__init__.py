@@ -15,6 +15,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from sightline import aliases
+
 if TYPE_CHECKING:
     from sightline import geometry, metrics
     from sightline.api import LoadedRun, build_model, load_run, train_run
@@ -32,6 +34,7 @@ __all__ = [
 ]
 
 __version__ = "0.1.0"
+aliases.install()
 
 _ROOM_OF = {name: "sightline.api" for name in ("LoadedRun", "build_model", "load_run", "train_run")}
 _ROOM_OF["surrogate_gradient"] = "sightline.surrogates"

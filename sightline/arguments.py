@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, NotRequired, TypeAlias
 from annotated_types import Ge, Gt, Le, Lt
 from typing_extensions import TypedDict
 
+from sightline.aliases import old_names
 from sightline.schema import Block
 
 __all__ = [
@@ -91,3 +92,6 @@ class WeightQuantisation(TypedDict):
     bits: NotRequired[Annotated[int, Ge(1), Le(8)]]
     per_channel: NotRequired[bool]
     activation: NotRequired[QuantisedActivation]
+
+
+__getattr__ = old_names(__name__)

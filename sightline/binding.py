@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from sightline.aliases import old_names
 from sightline.errors import ConfigError
 from sightline.optional_members import ModelMembers
 
@@ -86,3 +87,6 @@ def model_output_keys(model: Any, *, owner: str) -> frozenset[str]:
     """The keys that a model returns: those that it states itself, else those of its `forward`."""
     stated = ModelMembers.output_keys.get(model)
     return declared_outputs(model.forward, owner=owner) if stated is None else stated
+
+
+__getattr__ = old_names(__name__)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Sequence
 
+from sightline.aliases import old_names, renamed_keywords
+
 __all__ = [
     "CheckpointError",
     "ConfigError",
@@ -32,6 +34,7 @@ _SPACES = "\u00a0\u2009\u202f\u3000"
 """Not printable for Python, but harmless."""
 
 
+@renamed_keywords(most="max_length")
 def summarise_error(error: BaseException, *, max_length: int = 400) -> str:
     """The type of an exception and at most so many characters of its message, in one line."""
     words = " ".join(str(error).split())[:max_length]
@@ -105,3 +108,6 @@ class RunError(RuntimeError):
 
 class LostFolderError(RunError):
     """The folder of a run was moved, deleted or taken by another run while this one wrote to it."""
+
+
+__getattr__ = old_names(__name__)

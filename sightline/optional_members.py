@@ -39,15 +39,19 @@ class Member(Generic[T]):
 
     name: str
 
-    def __init__(self, meaning: str, *, absent: T) -> None:
+    def __init__(self, meaning: str, *, absent: T, old_name: str | None = None) -> None:
         self.meaning = meaning
         self.absent = absent
+        self.old_name = old_name
 
     def __set_name__(self, owner: type, name: str) -> None:
         self.name = name
 
     def get(self, component: object) -> T:
         """The component's own, or that of its class where a class is given; `absent` where it has none."""
+        if self.old_name is not None and not hasattr(component, self.name):
+            former: T = getattr(component, self.old_name, self.absent)
+            return former
         member: T = getattr(component, self.name, self.absent)
         return member
 
@@ -67,7 +71,9 @@ class DataMembers:
         absent=None,
     )
     baselines: Member[Mapping[str, Mapping[str, float]]] = Member(
-        "metric → {simple prediction: its figure}, shown beside the figures of a run", absent=MappingProxyType({})
+        "metric → {simple prediction: its figure}, shown beside the figures of a run",
+        absent=MappingProxyType({}),
+        old_name="yardsticks",
     )
     duplicates: Member[tuple[tuple[str, ...], ...]] = Member("groups of names whose clouds are equal", absent=())
     pictures: Member[Any] = Member("the rendered views that `image` comes from", absent=None)
@@ -78,7 +84,9 @@ class DataMembers:
     label_map: Member[Any] = Member("of a set of scans: from the ids of label files to its classes", absent=None)
     card: Member[Function] = Member("`card()`, of the class: what `sightline data info` prints", absent=None)
     expected_info: Member[Function] = Member(
-        "`promise(*, ...)`, of the class: the `info` of a set that is not prepared yet", absent=None
+        "`expected_info(*, ...)`, of the class: the `info` of a set that is not prepared yet",
+        absent=None,
+        old_name="promise",
     )
 
 
@@ -108,7 +116,9 @@ class AssignerMembers:
     """Optional members of an assigner."""
 
     needs_predictions: Member[bool] = Member(
-        "True for one whose `match` reads `labels` and what the network predicts, a `Predicted`, too", absent=False
+        "True for one whose `match` reads `labels` and what the network predicts, a `Predicted`, too",
+        absent=False,
+        old_name="needs",
     )
     boxes_per_prior: Member[int] = Member("how many boxes it names for each prior, 1 or 2", absent=1)
     excludes: Member[Collection[str]] = Member(
@@ -121,10 +131,14 @@ class TaskMembers:
 
     predicts: Member[frozenset[str]] = Member("the keys of its predictions, for metrics", absent=frozenset())
     extra_batch_keys: Member[frozenset[str]] = Member(
-        "batch keys that it reads itself, besides those that model, losses and metrics name", absent=frozenset()
+        "batch keys that it reads itself, besides those that model, losses and metrics name",
+        absent=frozenset(),
+        old_name="reads",
     )
     context_keys: Member[frozenset[str]] = Member(
-        "the keys of what `prepare` works out once a batch, for losses and metrics", absent=frozenset()
+        "the keys of what `prepare` works out once a batch, for losses and metrics",
+        absent=frozenset(),
+        old_name="offers",
     )
     vote: Member[Function] = Member("`vote(passes)`: several predictions of one batch as one", absent=None)
     show: Member[Function] = Member(
@@ -138,17 +152,22 @@ class TaskMembers:
         absent=None,
     )
     on_phase_end: Member[Function] = Member(
-        "`lap(part)`: what it calls after `forward` and `loss`, set by whoever keeps the time", absent=None
+        "`on_phase_end(part)`: what it calls after `forward` and `loss`, set by whoever keeps the time",
+        absent=None,
+        old_name="lap",
     )
     evaluation_arguments: Member[frozenset[str]] = Member(
         "constructor arguments that change evaluation alone, so that `evaluate RUN task.NAME=` may", absent=frozenset()
     )
     step_metrics: Member[Function] = Member(
-        "`gauges(losses, num_samples, num_processes)`: further numbers of a training step", absent=None
+        "`step_metrics(losses, num_samples, num_processes)`: further numbers of a training step",
+        absent=None,
+        old_name="gauges",
     )
     step_counts: Member[Function] = Member(
-        "`tallies(contexts)`: name → count (0-d tensor) over what `prepare` worked out, logged with each step",
+        "`step_counts(contexts)`: name → count (0-d tensor) over what `prepare` worked out, logged with each step",
         absent=None,
+        old_name="tallies",
     )
 
 
@@ -216,18 +235,18 @@ MEMBERS: Mapping[str, Mapping[str, Member[Any]]] = {
 """The optional members of components, by kind."""
 
 REQUIRED: Mapping[str, frozenset[str]] = {
-    "assigners": frozenset({"takes", "match"}),
+    "assigners": frozenset({"prior_kinds", "match"}),
     "data": frozenset({"info"}),
     "models": frozenset({"forward"}),
     "backbones": frozenset({"forward"}),
     "necks": frozenset({"forward"}),
     "heads": frozenset({"forward", "priors", "priors_per_cell"}),
     "references": frozenset({"title"}),
-    "tasks": frozenset({"prepare", "losses", "predict", "assess", "outputs", "interpret"}),
+    "tasks": frozenset({"prepare", "losses", "predict", "losses_and_predictions", "outputs", "postprocess"}),
     "losses": frozenset({"count", "forward"}),
     "metrics": frozenset({"new_state", "update", "compute"}),
     "probes": frozenset({"most_rows"}),
-    "searches": frozenset({"at_most", "fills", "max_evaluations", "run"}),
+    "searches": frozenset({"max_num_evaluations", "fills_budget", "max_evaluations", "run"}),
     "suppressions": frozenset({"keep"}),
 }
 """The members that the package calls on every component of a kind, or on all that derive from its base class."""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
+from sightline.aliases import old_names
 from sightline.errors import escape_to_one_line
 
 if TYPE_CHECKING:
@@ -432,3 +433,6 @@ def fit_text(
     while len(text) > 1 and draw.textlength(text, font) > width:
         text = text.rstrip(".")[:-1].rstrip() + "..."
     return text, font
+
+
+__getattr__ = old_names(__name__)

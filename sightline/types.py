@@ -8,6 +8,8 @@ from typing import Any, Literal, Protocol, TypeAlias
 
 import numpy as np
 
+from sightline.aliases import old_names, renamed
+
 __all__ = [
     "Batch",
     "CloudInputSpec",
@@ -175,6 +177,7 @@ class Dataset(Protocol):
     def __getitem__(self, key: SampleKey) -> Sample: ...
 
 
+@renamed(origin="source")
 @dataclass(frozen=True, slots=True)
 class SourceLocation:
     """Where a value came from: a line of a file, the command line, a default, or a fact of the data set."""
@@ -192,6 +195,7 @@ Value: TypeAlias = Any
 """What a config may hold: bool, int, float, text, null, lists and mappings of these."""
 
 
+@renamed(at="value_at")
 @dataclass(frozen=True, slots=True)
 class LinearRamp:
     """A number that moves in equal steps from `start`, at a run's first step, to `end` after `epochs`, and stays."""
@@ -208,6 +212,7 @@ class LinearRamp:
         return self.start + (self.end - self.start) * (step / num_steps)
 
 
+@renamed(where="location")
 @dataclass(frozen=True, slots=True)
 class ComponentConfig:
     """A component block: a registered name, the arguments given, and where each of them stands.
@@ -231,3 +236,6 @@ class Transform(Protocol):
     """
 
     def __call__(self, draws: Any, **fields: Any) -> dict[str, Any]: ...
+
+
+__getattr__ = old_names(__name__)

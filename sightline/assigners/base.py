@@ -8,6 +8,7 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
+from sightline.aliases import old_names, renamed
 from sightline.geometry.boxes.overlaps import column_blocks, pairwise_ioa, promote_to_float32
 from sightline.geometry.boxes.priors import BACKGROUND, IGNORED, PriorKind, Priors
 
@@ -17,6 +18,7 @@ _MOST_COVERED = 0.5
 """An anchor whose area lies in an ignore region by a larger share is not background."""
 
 
+@renamed(num_claims="num_candidates")
 class Assignment(NamedTuple):
     """What each prior of an image is to predict.
 
@@ -48,6 +50,7 @@ class PriorPredictions(NamedTuple):
         return cls(*given)  # type: ignore[arg-type]
 
 
+@renamed(needs="needs_predictions", takes="prior_kinds")
 class Assigner(ABC):
     """Called with the priors and the boxes of one image, as they lie on one device; keeps no gradient, draws nothing.
 
@@ -172,3 +175,6 @@ def _lies_in(regions: Tensor, priors: Priors) -> Tensor:
             is_past = (rows[:, None] >= regions[:, :2]) & (rows[:, None] < regions[:, 2:])
             found[part] = is_past.all(dim=2).any(dim=1)
     return found
+
+
+__getattr__ = old_names(__name__)

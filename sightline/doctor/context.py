@@ -14,6 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from sightline.aliases import renamed, renamed_keywords
 from sightline.config import RunConfig
 from sightline.doctor.core.assigned_boxes import AssignedBoxes, assigned_boxes
 from sightline.doctor.core.class_counts import ClassCounts, count_classes
@@ -49,6 +50,7 @@ _MOST_ASSIGNED = 64
 _THOROUGH_S = 5.0  # of this thread's own time, for the samples of one part
 
 
+@renamed(rehearsal="dry_run")
 @dataclass(frozen=True)
 class Context:
     """What a check may look at. It must leave model, data and random states as they are: copy what it changes.
@@ -301,6 +303,7 @@ CHECKS: dict[str, Check] = {}
 """Every check whose module was imported, by its code."""
 
 
+@renamed_keywords(at="config_path")
 def check(
     guard: str,
     code: str,

@@ -12,6 +12,7 @@ from torch import nn
 from typing_extensions import TypedDict
 
 from sightline import registry
+from sightline.aliases import old_names
 from sightline.arguments import Count, NonNegativeFloat, PositiveFloat, Probability
 from sightline.engine.gradients import has_memory_gaps, match_memory_format
 from sightline.engine.learnt_losses import LearntLosses, together
@@ -277,3 +278,6 @@ def apply_freezing(model: nn.Module, frozen: Sequence[FrozenModules], epoch: int
                 if is_in_module(name, entry["modules"]):
                     module.eval()
     return held
+
+
+__getattr__ = old_names(__name__)

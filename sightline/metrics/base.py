@@ -8,6 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from sightline.aliases import old_names
 from sightline.errors import summarise_error
 from sightline.optional_members import MetricMembers
 
@@ -158,3 +159,6 @@ def is_higher_better(metric: Metric | Callable[..., Metric], figure: str) -> boo
 
 def _slots(metric: Metric) -> frozenset[str]:
     return frozenset(MetricMembers.slots.get(metric))
+
+
+__getattr__ = old_names(__name__)

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from sightline import registry
+from sightline.aliases import old_names, renamed
 from sightline.data.depth.depth_frames import DepthCamera
 from sightline.data.depth.references import CentreOfMass
 from sightline.data.files.depth_files import SizePx, read_depth
@@ -20,6 +21,7 @@ __all__ = ["DEPTH_SUFFIXES", "DepthFrameOptions", "FrameReader", "camera_of"]
 DEPTH_SUFFIXES = (".png", ".npy", ".bin")
 
 
+@renamed(follows="tracks_previous")
 @dataclass(frozen=True)
 class DepthFrameOptions:
     """How depth images are read, and where in them the figure is looked for.
@@ -120,3 +122,6 @@ def camera_of(run: TrainedRun) -> DepthCamera:
         raise UserError(f"{run.path}: does not record the size of its images; make the run again")
     fx, fy, u0, v0 = intrinsics
     return DepthCamera(fx, fy, u0, v0, width_px=size[0], height_px=size[1])
+
+
+__getattr__ = old_names(__name__)

@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
 import numpy as np
 
 from sightline import registry
+from sightline.aliases import old_names, renamed
 from sightline.config.key_values import read_key_values
 from sightline.data.loading.batch_reader import NamedTransform
 from sightline.engine.run_loading import TrainedRun
@@ -97,6 +98,7 @@ class CommandLine(NamedTuple):
     plugins: Sequence[Path] = ()
 
 
+@renamed(kind_of="batch_key", size_of="sample_size")
 class Predictor(Generic[PredictionT]):
     """What `predict` needs of a task. A subclass is registered under the task's name: `@predictors.add("classify")`.
 
@@ -258,3 +260,6 @@ def predictor_class(run: TrainedRun) -> type[Predictor[Any]]:
             f"registers its own with predictors.add('{task.name}')"
         )
     return max(serving, key=lambda each: len(each.reads))
+
+
+__getattr__ = old_names(__name__)

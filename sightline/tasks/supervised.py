@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from sightline.aliases import renamed
 from sightline.binding import AvailableKeys, BoundFunction, bind
 from sightline.losses.base import Loss, cast_forward
 from sightline.types import Batch
@@ -21,6 +22,15 @@ class AllReduce(Protocol):
     def all_reduce_sum(self, tensors: Mapping[str, Tensor], *, operation: str = ...) -> dict[str, Tensor]: ...
 
 
+@renamed(
+    assess="losses_and_predictions",
+    gauges="step_metrics",
+    interpret="postprocess",
+    lap="on_phase_end",
+    offers="context_keys",
+    reads="extra_batch_keys",
+    tallies="step_counts",
+)
 class Supervised:
     """Calls the model with the batch keys that its forward names, then each loss with the keys that it names.
 

@@ -9,6 +9,7 @@ from typing import Annotated, NamedTuple, TypeAlias
 
 from annotated_types import Ge, Le
 
+from sightline.aliases import old_names, renamed
 from sightline.compress.policy import Policy
 from sightline.compress.search.evaluations import EvaluationCache
 from sightline.compress.search.problem import Problem
@@ -87,6 +88,7 @@ class PolicyEvaluator:
         return max(0, self.at_most - self.reserve - self.num_asked)
 
 
+@renamed(at_most="max_num_evaluations", fills="fills_budget")
 class Search(ABC):
     """A method: from a problem to a policy that holds its budget. The same arguments give the same policy.
 
@@ -155,3 +157,6 @@ def _filled(problem: Problem, evaluator: PolicyEvaluator, policy: Policy) -> tup
                 break
         else:
             return policy, tuple(untried)
+
+
+__getattr__ = old_names(__name__)

@@ -10,6 +10,7 @@ from typing import NamedTuple, TypeAlias
 import numpy as np
 from torch import Tensor
 
+from sightline.aliases import renamed
 from sightline.compress.cost import LayerCost
 from sightline.compress.policy import FP32, Policy, WeightFormat, lower_to_budget
 from sightline.errors import ConfigError
@@ -28,6 +29,7 @@ class Curvature(NamedTuple):
     error_of: Callable[[str, WeightFormat], float]
 
 
+@renamed(enforced="lower_to_budget", free="searched_layers")
 @dataclass(frozen=True)
 class Problem:
     """`choices` are what a layer may become, fewest bits first; `bytes_of` is the size of a policy's file.

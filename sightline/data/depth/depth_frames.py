@@ -9,6 +9,7 @@ from typing import ClassVar
 import numpy as np
 import torch
 
+from sightline.aliases import old_names
 from sightline.data.depth.references import CentreOfMass, DepthFrame, FrameOrder, Reference
 from sightline.data.depth.skeletons import Skeleton
 from sightline.errors import ConfigError
@@ -193,3 +194,6 @@ def _frozen(array: np.ndarray) -> np.ndarray:
     array = np.array(array)
     array.flags.writeable = False
     return array
+
+
+__getattr__ = old_names(__name__)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from sightline import registry
+from sightline.aliases import old_names, renamed
 from sightline.arguments import PositiveFloat, Probability
 from sightline.geometry.boxes.box_kernels import greedy_nms_kernel, keep_softly
 from sightline.geometry.boxes.overlaps import iou
@@ -29,6 +30,7 @@ __all__ = [
 ]
 
 
+@renamed(places="indices")
 class SuppressionResult(NamedTuple):
     """Detections that are left: their `places` (K,) int64 among those given, and their `scores` (K,), which fall."""
 
@@ -256,3 +258,6 @@ def keep_soft_plainly(
 def _of_each(limit: float | Tensor, boxes: Tensor) -> Tensor:
     """A limit for each of the boxes (N,), of their type."""
     return torch.as_tensor(limit, dtype=boxes.dtype).expand(len(boxes)).contiguous()
+
+
+__getattr__ = old_names(__name__)

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sightline.aliases import old_names
 from sightline.arguments import QuantisedActivation
 from sightline.errors import UserError
 from sightline.layers.quantisation.linear import kl_threshold, straight_through
@@ -178,3 +179,6 @@ def _input_of(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
 def _listed(names: Sequence[str]) -> str:
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
     return f"{', '.join(names[:3])}{more}"
+
+
+__getattr__ = old_names(__name__)

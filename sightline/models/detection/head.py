@@ -10,6 +10,7 @@ import torch
 from annotated_types import Gt, Lt
 from torch import Tensor, nn
 
+from sightline.aliases import old_names
 from sightline.errors import ConfigError
 from sightline.geometry.boxes.priors import PriorKind
 from sightline.layers.images import ConvBlock
@@ -99,3 +100,6 @@ class DenseHead(nn.Module):
                 nn.init.normal_(module.weight, std=_STD)
                 nn.init.zeros_(module.bias)
         init_prior_bias(self.classes, prior)
+
+
+__getattr__ = old_names(__name__)

@@ -1,0 +1,168 @@
+"""Old names that plugins were written against: modules, names of modules, members and keywords.
+
+A plugin of an earlier version goes on working: `install` lets old module paths be imported, `old_names` looks up what a
+module was said to hold, `renamed` keeps old members and keywords of a class, `renamed_keywords` those of a function.
+Nothing in the package itself uses an old name.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import inspect
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+from typing import Any, TypeVar
+
+__all__ = ["MODULES", "NAMES", "install", "old_names", "renamed", "renamed_keywords"]
+
+T = TypeVar("T")
+
+MODULES: Mapping[str, str] = {
+    "sightline.data.depth_files": "sightline.data.files.depth_files",
+    "sightline.data.views": "sightline.data.store.views",
+    "sightline.engine.loading": "sightline.engine.run_loading",
+    "sightline.engine.own_frames": "sightline.predict.depth_reader",
+    "sightline.predict.own_frames": "sightline.predict.depth_reader",
+    "sightline.studies.train_run": "sightline.training.train_run",
+}
+"""Old path of a module -> its path."""
+
+NAMES: Mapping[str, Mapping[str, str]] = {
+    "sightline.arguments": {
+        "Factor": "NonNegativeFloat",
+        "Fraction": "FractionBelowOne",
+        "QuantisedAs": "WeightQuantisation",
+        "Share": "PositiveFraction",
+        "Size": "PositiveFloat",
+    },
+    "sightline.assigners.base": {"Predicted": "PriorPredictions"},
+    "sightline.binding": {"Offer": "AvailableKeys"},
+    "sightline.compress.search.base": {"Evaluator": "PolicyEvaluator"},
+    "sightline.data.depth.depth_frames": {"FramePart": "FrameSplit"},
+    "sightline.engine.optimizers": {"Recipe": "OptimizerSpec"},
+    "sightline.errors": {"in_one_line": "escape_to_one_line", "summary_of": "summarise_error"},
+    "sightline.geometry.boxes.suppression": {"Kept": "SuppressionResult"},
+    "sightline.layers.quantisation.activations": {"calibrated": "calibrate_activations"},
+    "sightline.metrics.base": {"fault_of_state": "find_state_fault", "fresh_state": "make_state"},
+    "sightline.models.detection.head": {"at_priors": "flatten_to_priors"},
+    "sightline.pictures": {
+        "colors_of": "label_colors",
+        "in_space": "pad_to_3d",
+        "ramp": "apply_colormap",
+        "stretched": "normalize_to_uint8",
+    },
+    "sightline.predict.depth_reader": {"OwnFrames": "DepthFrameOptions"},
+    "sightline.predict.predictor": {"not_finite": "refuse_non_finite"},
+    "sightline.types": {
+        "CloudForm": "CloudInputSpec",
+        "Component": "ComponentConfig",
+        "Ramp": "LinearRamp",
+        "ScanForm": "ScanInputSpec",
+        "Where": "SourceLocation",
+    },
+}
+"""Module -> old name -> the name that it has there."""
+
+
+class _Finder(MetaPathFinder):
+    """Import of a module by its old path: the same module object, not a copy."""
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        return ModuleSpec(fullname, _Loader(MODULES[fullname])) if fullname in MODULES else None
+
+
+class _Loader(Loader):
+    def __init__(self, name: str) -> None:
+        self._module = importlib.import_module(name)
+        self._spec = self._module.__spec__
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType:
+        return self._module
+
+    def exec_module(self, module: ModuleType) -> None:
+        module.__spec__ = self._spec  # the import system has put the old path's in its place
+
+
+def install() -> None:
+    """Let the modules of `MODULES` be imported by their old paths. Safe to call twice."""
+    if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
+        sys.meta_path.append(_Finder())
+
+
+def old_names(module: str) -> Callable[[str], Any]:
+    """Return a module's `__getattr__`, which looks up the old names of `NAMES`."""
+    names = NAMES[module]
+
+    def find(name: str) -> Any:
+        if name not in names:
+            raise AttributeError(f"module {module!r} has no attribute {name!r}")
+        return getattr(sys.modules[module], names[name])
+
+    return find
+
+
+class _RenamedMember:
+    """A member under its old name: reads and writes reach the member itself."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __get__(self, instance: object, owner: type) -> Any:
+        return getattr(owner if instance is None else instance, self._name)
+
+    def __set__(self, instance: object, value: object) -> None:
+        setattr(instance, self._name, value)
+
+
+def renamed(**names: str) -> Callable[[T], T]:
+    """Decorate a class whose members had other names: `renamed(old="new")`.
+
+    The old names can be read, set, overridden by subclasses, and given as keywords of the constructor.
+    """
+
+    def add(cls: Any) -> Any:
+        inherited = cls.__init_subclass__
+
+        def adopt(subclass: Any, **keywords: Any) -> None:
+            inherited(**keywords)
+            for old, new in names.items():
+                if old in vars(subclass) and new not in vars(subclass):
+                    setattr(subclass, new, vars(subclass)[old])
+                    delattr(subclass, old)
+
+        maker = "__new__" if issubclass(cls, tuple) else "__init__"
+        function = getattr(cls, maker)
+        keywords = {old: new for old, new in names.items() if new in inspect.signature(function).parameters}
+        if keywords:
+            setattr(
+                cls,
+                maker,
+                staticmethod(renamed_keywords(**keywords)(function))
+                if maker == "__new__"
+                else renamed_keywords(**keywords)(function),
+            )
+        cls.__init_subclass__ = classmethod(adopt)
+        for old, new in names.items():
+            setattr(cls, old, _RenamedMember(new))
+        return cls
+
+    return add
+
+
+def renamed_keywords(**names: str) -> Callable[[T], T]:
+    """Decorate a function whose parameters had other names: `renamed_keywords(old="new")`."""
+
+    def add(function: Any) -> Any:
+        @functools.wraps(function)
+        def call(*values: Any, **keywords: Any) -> Any:
+            return function(*values, **{names.get(name, name): value for name, value in keywords.items()})
+
+        return call
+
+    return add
