@@ -136,17 +136,12 @@ def renamed(**names: str) -> Callable[[T], T]:
                     setattr(subclass, new, vars(subclass)[old])
                     delattr(subclass, old)
 
-        maker = "__new__" if issubclass(cls, tuple) else "__init__"
-        function = getattr(cls, maker)
-        keywords = {old: new for old, new in names.items() if new in inspect.signature(function).parameters}
+        is_tuple = issubclass(cls, tuple)
+        constructor = cls.__new__ if is_tuple else cls.__init__
+        keywords = {old: new for old, new in names.items() if new in inspect.signature(constructor).parameters}
         if keywords:
-            setattr(
-                cls,
-                maker,
-                staticmethod(renamed_keywords(**keywords)(function))
-                if maker == "__new__"
-                else renamed_keywords(**keywords)(function),
-            )
+            wrapped = renamed_keywords(**keywords)(constructor)
+            setattr(cls, "__new__" if is_tuple else "__init__", staticmethod(wrapped) if is_tuple else wrapped)
         cls.__init_subclass__ = classmethod(adopt)
         for old, new in names.items():
             setattr(cls, old, _RenamedMember(new))

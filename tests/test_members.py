@@ -25,8 +25,8 @@ PLANTED = {
         "getBatch": "get_batch",
         "colate": "collate",
         "finger_print": "fingerprint",
-        "yardstiks": "yardsticks",
-        "promis": "promise",
+        "baslines": "baselines",
+        "expected_inf": "expected_info",
         "inof": "info",
     },
     "models": {"enccode": "encode", "featur_width": "feature_width", "feature_widht": "feature_width"},
@@ -42,8 +42,8 @@ PLANTED = {
         "predictss": "predicts",
         "vot": "vote",
         "shwo": "show",
-        "guages": "gauges",
-        "interpet": "interpret",
+        "step_metrcs": "step_metrics",
+        "postproces": "postprocess",
         "ouputs": "outputs",
     },
     "losses": {"cuont": "count", "forwad": "forward"},
@@ -66,9 +66,13 @@ PLANTED = {
         "choose_points": "chooses_points",
         "make_unit_sphere": "makes_unit_sphere",
     },
-    "assigners": {"takse": "takes", "macth": "match"},
+    "assigners": {"prior_kidns": "prior_kinds", "macth": "match"},
     "suppressions": {"kepe": "keep", "keepp": "keep"},
-    "searches": {"fillss": "fills", "at_mots": "at_most", "atmost": "at_most"},
+    "searches": {
+        "fills_budgett": "fills_budget",
+        "max_num_evaluatoins": "max_num_evaluations",
+        "maxnumevaluations": "max_num_evaluations",
+    },
     "probes": {"mostrows": "most_rows", "most_rwos": "most_rows"},
 }
 OWN = """
@@ -123,7 +127,7 @@ class Base:
 class Planted(Base):
     """A misspelling in every place where a member may stand."""
 
-    yardstiks: dict[str, float]
+    baslines: dict[str, float]
     getBatch = None  # noqa: N815
 
     def __init__(self) -> None:
@@ -131,7 +135,7 @@ class Planted(Base):
 
     @property
     def finger_print(self) -> str:
-        self.promis = 1
+        self.expected_inf = 1
         return "1"
 
 
@@ -140,9 +144,9 @@ def test_members_are_found_wherever_a_class_defines_them() -> None:
         "finger_print": "fingerprint",
         "getBatch": "get_batch",
         "nam_of": "name_of",
-        "promis": "promise",
+        "expected_inf": "expected_info",
         "strataa": "strata",
-        "yardstiks": "yardsticks",
+        "baslines": "baselines",
     }
     assert not list(find_misspelt_members("data", lambda: None))
 

@@ -105,8 +105,8 @@ def _of_short_time(context: Context) -> list[Finding]:
     """The first step, or else an evaluation, where a check asked for it and there was no time for one."""
     if _SKIPPED.is_skipped(context.config):
         return []
-    rehearsal = vars(context).get("rehearsal")  # where no check asked for it there is none
-    rehearsed = [*([] if rehearsal is None else [rehearsal]), *vars(context).get("evaluations", ())]
+    rehearsal = vars(context).get("dry_run")  # where no check asked for it there is none
+    rehearsed = [*([] if rehearsal is None else [rehearsal]), *vars(context).get("dry_evaluations", ())]
     skipped = [each.skipped for each in rehearsed if each.skipped][:1]
     return [_SKIPPED.finding(context, f"check could not run: {reason}", measured=reason) for reason in skipped]
 

@@ -83,7 +83,7 @@ def resolve_run_location(
         return json.dumps(dataclasses.asdict(place))
 
     found = json.loads(world.broadcast_from_rank_zero(look, operation="the run's place"))
-    return RunLocation(**{**found, "held": tuple(found["held"]), "notes": tuple(found["notes"])})
+    return RunLocation(**{**found, "existing_files": tuple(found["existing_files"]), "notes": tuple(found["notes"])})
 
 
 def create_run_folder(place: RunLocation, config: RunConfig, world: World) -> Path:

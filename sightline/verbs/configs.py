@@ -6,8 +6,9 @@ import dataclasses
 import sys
 import textwrap
 from pathlib import Path
+from typing import Any
 
-from sightline.config.shipped import copy_shipped, shipped_configs
+from sightline.config.shipped import ShippedConfig, copy_shipped, shipped_configs
 from sightline.verbs.common import write_document
 from sightline.verbs.output import print_note
 
@@ -23,7 +24,7 @@ def list_configs(*, json: Path | None) -> int:
         about = textwrap.wrap(config.description, WIDTH, initial_indent="    ", subsequent_indent="    ")
         sys.stdout.write("\n".join([config.path, *about]) + "\n")
     print_note("to use one elsewhere: sightline copy CONFIG [TO]")
-    write_document(json, {"configs": [dataclasses.asdict(config) for config in configs]})
+    write_document(json, {"configs": [_to_document(config) for config in configs]})
     return 0
 
 
@@ -36,3 +37,8 @@ def copy(name: str, to: Path, *, json: Path | None) -> int:
         print_note(f"there already, and alike: {', '.join(map(str, alike))}")
     write_document(json, {"written": [str(path) for path in written], "alike": [str(path) for path in alike]})
     return 0
+
+
+def _to_document(config: ShippedConfig) -> dict[str, Any]:
+    """Convert to JSON, where the description keeps its key `about`."""
+    return {("about" if key == "description" else key): value for key, value in dataclasses.asdict(config).items()}

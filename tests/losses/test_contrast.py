@@ -89,10 +89,10 @@ class OneOf:
     def __init__(self, everyone: Tensor, rank: int, size: int) -> None:
         self.everyone, self.rank, self.size = everyone, rank, size
 
-    def all_reduce_sum(self, tensors: dict[str, Tensor], *, what: str = "") -> dict[str, Tensor]:
+    def all_reduce_sum(self, tensors: dict[str, Tensor], *, operation: str = "") -> dict[str, Tensor]:
         return {name: value * self.size for name, value in tensors.items()}
 
-    def gather_rows(self, rows: Tensor, *, what: str = "") -> tuple[Tensor, int]:
+    def gather_rows(self, rows: Tensor, *, operation: str = "") -> tuple[Tensor, int]:
         return self.everyone, self.rank * len(rows)
 
 
