@@ -27,8 +27,8 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # rooms of their own; what stands in one line is on one floor, where no room imports another.
 FLOORS = """
 aliases
-errors types arguments schema draws facts optional_members registry binding pictures box_pictures plugins regular_files \
-config numba_kernels module_hooks gc_pause chart pytree surrogates
+errors types arguments schema draws facts optional_members registry binding pictures box_pictures plugins \
+regular_files config numba_kernels module_hooks gc_pause chart pytree surrogates
 geometry
 layers transforms
 losses metrics models data.files
@@ -167,7 +167,8 @@ def test_imports_point_downward(imports: dict[str, dict[str, int]]) -> None:
 def test_modules_are_found_by_their_old_paths(old: str) -> None:
     module = importlib.import_module(MODULES_BY_OLD_PATH[old])
     assert importlib.import_module(old) is module
-    assert module.__spec__ is not None and module.__spec__.name == module.__name__ == MODULES_BY_OLD_PATH[old]
+    assert module.__spec__ is not None
+    assert module.__spec__.name == module.__name__ == MODULES_BY_OLD_PATH[old]
 
 
 def test_the_package_uses_no_old_name(trees: dict[Path, ast.Module]) -> None:
