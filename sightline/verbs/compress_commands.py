@@ -100,7 +100,7 @@ def _made(kind: Any, given: dict[str, Any]) -> Any:
 def _subject(given: dict[str, Any]) -> Any:
     runs, words = split_words(given["words"])
     plugins = tuple(given["plugin"] or ())
-    return _verb().Subject(runs, words, given["checkpoint"], plugins, given.get("device", "cpu"))
+    return _verb().CompressTarget(runs, words, given["checkpoint"], plugins, given.get("device", "cpu"))
 
 
 @compress_app.command()

@@ -34,7 +34,7 @@ def built_of(name: str, *overrides: str) -> TrainingSetup:
 
 
 class Laps:
-    def lap(self, name: str) -> None:
+    def end_phase(self, name: str) -> None:
         """Not of interest here."""
 
 

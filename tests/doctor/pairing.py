@@ -67,7 +67,9 @@ def with_task(
     job = dataclasses.replace(built.job, model=model, task=task, optimizer=optimizer, loss_weights=weights)
     config = dataclasses.replace(built.config, losses=tuple(ComponentConfig(name) for name in losses))
     evaluators = {
-        name: dataclasses.replace(getattr(built, name), task=task, loss_names=tuple(losses))
+        f"{name}_evaluator": dataclasses.replace(
+            getattr(built, f"{name}_evaluator"), task=task, loss_names=tuple(losses)
+        )
         for name in ("selection", "test")
     }
     return dataclasses.replace(built, job=job, config=config, **evaluators)
