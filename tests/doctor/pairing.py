@@ -113,7 +113,7 @@ class Shelf:
     def __init__(self, names: Sequence[str]) -> None:
         self.names = tuple(names)
 
-    def rows_of(self, names: Sequence[str], *, of: str) -> Any:
+    def row_indices(self, names: Sequence[str], *, set_name: str) -> Any:
         return [self.names.index(name) for name in names]
 
     def counts(self, rows: Any) -> list[int]:
