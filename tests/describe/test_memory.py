@@ -200,7 +200,8 @@ before = told("VmRSS")
 Path("/proc/self/clear_refs").write_text("5")  # the high-water mark begins anew
 train_step(job, job.model, [batch], World(), Laps())
 grown = told("VmHWM") - before
-print(json.dumps([grown + storage_bytes([*held(built), *(t for _, t in tree_leaves(batch))]), estimate_memory(built).peak_bytes]))
+own = [*held(built), *(tensor for _, tensor in tree_leaves(batch))]
+print(json.dumps([grown + storage_bytes(own), estimate_memory(built).peak_bytes]))
 """
 
 

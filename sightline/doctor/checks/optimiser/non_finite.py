@@ -368,7 +368,7 @@ class _Traced:
 
     def __init__(self, job: TrainState, back: _Back) -> None:
         self.task = _TracedTask(job.task, back)
-        self.weights_at = job.loss_weights_at
+        self.loss_weights_at = job.loss_weights_at
         self.step = job.step
         self.precision = job.precision
         self.frozen = job.frozen
