@@ -35,9 +35,9 @@ from sightline.optional_members import TaskMembers
 from sightline.runs.checkpoint import list_checkpoints as kept_checkpoints
 from sightline.runs.inputs import read_inputs
 from sightline.runs.lineage import describe_lineage, read_lineage
-from sightline.studies.final_probe import probe_metrics
-from sightline.studies.published_results import beside_published, foreign_in_words, published_names
 from sightline.tasks.detect import Detect
+from sightline.training.final_probe import probe_metrics
+from sightline.training.published_results import beside_published, foreign_in_words, published_names
 from sightline.types import ComponentConfig
 from sightline.verbs.common import assert_writable, write_document
 from sightline.verbs.detection_errors import bind_error_metric, show_errors
