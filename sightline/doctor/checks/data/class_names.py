@@ -1,7 +1,6 @@
 """Class names that do not belong to the labels: duplicates, another order in a part, ceilings below floors.
 
 No file states for certain which label is which class. In rooms with a ceiling and a floor, their heights show it.
-
 """
 
 from __future__ import annotations

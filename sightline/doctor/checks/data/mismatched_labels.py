@@ -2,7 +2,6 @@
 
 The range jumps at the edges of objects, and most changes of the label between neighbouring pixels are at such edges.
 Labels of another scan change as often, but at other pixels.
-
 """
 
 from __future__ import annotations

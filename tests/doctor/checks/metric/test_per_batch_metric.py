@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sightline.doctor.checks.metric.per_batch_metric import _sheets, per_batch_metric
+from sightline.doctor.checks.metric.per_batch_metric import _make_batches, per_batch_metric
 from sightline.doctor.checks.metric.synthetic_predictions import maker_of, score_metric
 from sightline.doctor.context import Context
 from sightline.engine.distributed import World
@@ -122,8 +122,8 @@ def test_both_figures_are_what_counting_gives(tmp_path: Path) -> None:
     maker = maker_of(context)
     assert maker is not None
     counts = built.selection_evaluator.metrics[0]
-    whole = score_metric(context, counts, _sheets(maker, [0, 1, 2, 3]))["miou"]
-    parts = [score_metric(context, counts, _sheets(maker, ranks))["miou"] for ranks in ([0], [1, 2, 3])]
+    whole = score_metric(context, counts, _make_batches(maker, [0, 1, 2, 3]))["miou"]
+    parts = [score_metric(context, counts, _make_batches(maker, ranks))["miou"] for ranks in ([0], [1, 2, 3])]
     assert finding.evidence["figures"]["miou"] == pytest.approx([whole, sum(parts) / 2], rel=1e-12)
     assert parts[0] == 1, "the first sample is answered rightly"
 
