@@ -107,7 +107,7 @@ def _height_findings(context: Context, survey: PartStatistics) -> Iterator[Findi
     names, up = facts.get("class_names") or (), facts.get("up_axis")
     if up not in ("x", "y", "z") or not {"ceiling", "floor"} <= set(names):
         return
-    places = [
+    positions = [
         {
             names[number]: mean
             for number, mean in zip(labelling.classes, labelling.means, strict=True)
@@ -116,7 +116,7 @@ def _height_findings(context: Context, survey: PartStatistics) -> Iterator[Findi
         for labelling in survey.labellings
         if labelling.means is not None and np.isfinite(labelling.means).all()
     ]
-    rooms = _Rooms(places, "xyz".index(up))
+    rooms = _Rooms(positions, "xyz".index(up))
     finding = _finding_axis(context, survey, rooms) or _finding_order(context, survey, rooms)
     if finding is not None:
         yield finding

@@ -19,7 +19,7 @@ from sightline.engine.build import DataSubset, build_transforms
 from sightline.numba_kernels import compute_seconds
 from sightline.types import Batch, DataInfo, SampleKey
 
-__all__ = ["CloudSample", "compare_sets", "dataset_mismatch", "inputs_of"]
+__all__ = ["CloudSample", "compare_sets", "dataset_mismatch", "sample_clouds"]
 
 _MAX_SECONDS = 0.5  # CPU time of this thread, for each set
 _MIN_SCALE_RATIO = 5.0  # random scaling reaches 1.5; the next unit is 10 times off
@@ -63,15 +63,15 @@ def dataset_mismatch(context: Context) -> list[Finding]:
     others = {id(part.dataset): part for part in (data.selection, data.test) if part.dataset is not data.train.dataset}
     if not others:
         return []
-    trained = inputs_of(data.train, config, is_training=True)
+    trained = sample_clouds(data.train, config, is_training=True)
     return [
         finding
         for part in others.values()
-        for finding in compare_sets(trained, inputs_of(part, config), place=context.place)
+        for finding in compare_sets(trained, sample_clouds(part, config), place=context.place)
     ]
 
 
-def inputs_of(part: DataSubset, config: RunConfig, *, is_training: bool = False) -> CloudSample:
+def sample_clouds(part: DataSubset, config: RunConfig, *, is_training: bool = False) -> CloudSample:
     """Read up to 256 clouds of a part, evenly spread, in half a second at most; none if the part has no clouds.
 
     Ragged sets are read cloud by cloud, and their sizes are always those of evaluation: training crops of scenes are

@@ -19,7 +19,7 @@ from sightline.geometry.heatmaps import decode, peaks
 from sightline.geometry.volumes import CubePlacement, permute_axes, to_camera, to_voxels
 from sightline.types import ComponentConfig
 
-__all__ = ["misplaced_heatmap", "width_of"]
+__all__ = ["measure_widths", "misplaced_heatmap"]
 
 _NEEDED = frozenset({"joints", "visible", "placement", "heatmaps"})
 _NUM_SAMPLES = 8
@@ -79,7 +79,7 @@ def misplaced_heatmap(context: Context) -> list[Finding]:
     return []
 
 
-def width_of(heatmaps: Tensor) -> Tensor:
+def measure_widths(heatmaps: Tensor) -> Tensor:
     """Compute the standard deviations (...) in cells of Gaussian maps (..., V, V, V) that are not cropped.
 
     (sum h)^2 / (sum h^2) is 8 pi^1.5 sigma^3; unlike (sum / peak)^(1/3) / sqrt(2 pi), this does not need the peak,
@@ -98,7 +98,7 @@ def _decode_maps(heatmaps: Tensor, joints: Tensor, visible: Tensor, placement: C
     expected = _convert_to_cells(joints, placement, cells)
     is_usable = is_usable & ((expected > 0) & (expected < cells)).all(dim=-1)
     is_inner = is_usable & ((decoded > _BORDER) & (decoded < cells - _BORDER)).all(dim=-1)
-    widths = width_of(maps)[is_inner] if not is_one_hot else torch.empty(0)
+    widths = measure_widths(maps)[is_inner] if not is_one_hot else torch.empty(0)
     return _DecodedMaps(
         expected, decoded, is_usable, widths, _MAX_DISTANCE_ONE_HOT if is_one_hot else _MAX_DISTANCE, cells
     )

@@ -13,8 +13,8 @@ from collections.abc import Iterator, Sequence
 from sightline.doctor.checks.metric.synthetic_predictions import (
     PredictionMaker,
     SyntheticBatch,
+    build_prediction_maker,
     can_score,
-    maker_of,
     name_of_metric,
     score_metric,
 )
@@ -33,7 +33,7 @@ _MAX_BATCHES = 64
 @check("G16", "absent-class-score", "preflight")
 def absent_class_score(context: Context) -> list[Finding]:
     """Values named after an IoU, accuracy, precision, recall, Dice or F1 are 1 (or NaN) for perfect predictions."""
-    maker = maker_of(context)
+    maker = build_prediction_maker(context)
     if maker is None:
         return []
     one_class, every_class = _make_one_class_batches(maker), _make_every_class_batches(maker)
@@ -77,7 +77,7 @@ def _make_one_class_batches(maker: PredictionMaker) -> list[SyntheticBatch]:
         return [maker.choices[category][0]] * size
 
     ranks = range(maker.num_samples)
-    return [maker.sheet(list(ranks), choose_labels, category_of=lambda rank: richest, wrong=False)]
+    return [maker.make_batch(list(ranks), choose_labels, choose_category=lambda rank: richest, wrong=False)]
 
 
 def _make_every_class_batches(maker: PredictionMaker) -> list[SyntheticBatch]:
@@ -87,7 +87,7 @@ def _make_every_class_batches(maker: PredictionMaker) -> list[SyntheticBatch]:
     batches: list[SyntheticBatch] = []
     num_targets = 0
 
-    def category_of(rank: int) -> int:
+    def choose_category(rank: int) -> int:
         return rank % len(maker.choices)
 
     def choose_labels(rank: int, size: int, category: int) -> list[int]:
@@ -105,7 +105,7 @@ def _make_every_class_batches(maker: PredictionMaker) -> list[SyntheticBatch]:
     while (len(categories) < len(maker.choices) if is_of_parts else used < wanted) and len(batches) < _MAX_BATCHES:
         first = len(batches) * maker.num_samples
         ranks = list(range(first, first + maker.num_samples))
-        batches.append(maker.sheet(ranks, choose_labels, category_of=category_of, wrong=False))
+        batches.append(maker.make_batch(ranks, choose_labels, choose_category=choose_category, wrong=False))
     return batches if used >= wanted else []
 
 

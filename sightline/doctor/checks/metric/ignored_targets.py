@@ -11,8 +11,8 @@ from torch import Tensor
 from sightline.doctor.checks.metric.synthetic_predictions import (
     PredictionMaker,
     SyntheticBatch,
+    build_prediction_maker,
     can_score,
-    maker_of,
     name_of_metric,
     score_metric,
 )
@@ -40,7 +40,7 @@ _RELATIVE = 1e-4
 )
 def ignored_targets(context: Context) -> list[Finding]:
     """No loss over labels and no metric depends on the predictions for targets with the ignore index."""
-    ignored, maker = context.built.data.facts.get("ignore_index"), maker_of(context)
+    ignored, maker = context.built.data.facts.get("ignore_index"), build_prediction_maker(context)
     if ignored is None or maker is None:
         return []
     meters = [meter for meter in context.built.selection_evaluator.metrics if can_score(context, meter)]
@@ -83,10 +83,10 @@ def _loss_findings(context: Context, ignored: int) -> Iterator[Finding]:
 
 def _metric_findings(context: Context, maker: PredictionMaker, meter: BoundMetric, ignored: int) -> Iterator[Finding]:
     classes = maker.choices[0]
-    synthetic = maker.sheet(
+    synthetic = maker.make_batch(
         range(maker.num_samples),
         lambda rank, size, category: [classes[(rank + offset) % len(classes)] for offset in range(size)],
-        category_of=lambda rank: 0,
+        choose_category=lambda rank: 0,
         wrong=True,
     )
     label = _hide_labels(synthetic.batch["label"], ignored)

@@ -13,8 +13,8 @@ from sightline.doctor.checks.metric.synthetic_predictions import (
     Predicted,
     PredictionMaker,
     SyntheticBatch,
+    build_prediction_maker,
     can_score,
-    maker_of,
     metric_values,
     name_of_metric,
     task_predictions,
@@ -39,7 +39,7 @@ _MIN_SAMPLES = 3  # two samples only split evenly; a step with fewer gives the f
 @check("G16", "per-batch-metric", "preflight")
 def per_batch_metric(context: Context) -> list[Finding]:
     """Each value is the same for one batch and for two with the same predictions, and follows from the state alone."""
-    maker = maker_of(context)
+    maker = build_prediction_maker(context)
     findings: list[Finding] = []
     for meter in context.built.selection_evaluator.metrics:
         synthetic = (
@@ -92,10 +92,10 @@ def _make_batches(maker: PredictionMaker, *batches: list[int]) -> list[Synthetic
         choices = maker.choices[category]
         return [choices[(rank + offset) % len(choices)] for offset in range(size)]
 
-    def category(rank: int) -> int:
+    def choose_category(rank: int) -> int:
         return rank % len(maker.choices)
 
-    return [maker.sheet(batch, choose_labels, category_of=category, wrong=True) for batch in batches]
+    return [maker.make_batch(batch, choose_labels, choose_category=choose_category, wrong=True) for batch in batches]
 
 
 def _metric_findings(

@@ -27,8 +27,8 @@ __all__ = [
     "Predicted",
     "PredictionMaker",
     "SyntheticBatch",
+    "build_prediction_maker",
     "can_score",
-    "maker_of",
     "metric_values",
     "name_of_metric",
     "score_metric",
@@ -58,7 +58,7 @@ class _StandIn:
 
 Predicted = tuple[Batch, Mapping[str, Any]]
 """Batch and its predictions."""
-LabelOf = Callable[[int, int, int], list[int]]
+ChooseLabels = Callable[[int, int, int], list[int]]
 """Function (rank, size, category) -> labels of sample `rank`, which has `size` targets and this category."""
 
 
@@ -76,8 +76,8 @@ class PredictionMaker:
     choices: tuple[tuple[int, ...], ...]
     has_category: bool
 
-    def sheet(
-        self, ranks: Sequence[int], label_of: LabelOf, *, category_of: Callable[[int], int], wrong: bool
+    def make_batch(
+        self, ranks: Sequence[int], choose_labels: ChooseLabels, *, choose_category: Callable[[int], int], wrong: bool
     ) -> SyntheticBatch:
         """Make the batch of these ranks, predicted correctly, or with `wrong` partly not; the same way in any batch."""
         device = self.context.world.device
@@ -86,14 +86,16 @@ class PredictionMaker:
         for row, rank in enumerate(ranks):
             rows = _find_rows(batch, row)
             size = labels[rows].numel()
-            target_labels = label_of(rank, size, category_of(rank))
+            target_labels = choose_labels(rank, size, choose_category(rank))
             predicted_labels = _make_partly_wrong(target_labels, rank) if wrong else target_labels
             labels[rows] = torch.tensor(target_labels, device=device).view(labels[rows].shape)
             predictions[rows] = torch.tensor(predicted_labels, device=device).view(labels[rows].shape)
         batch["label"] = labels
         batch["sample_index"] = torch.tensor(list(ranks), dtype=torch.int64, device=device)
         if self.has_category:
-            batch["category"] = torch.tensor([category_of(rank) for rank in ranks], dtype=torch.int64, device=device)
+            batch["category"] = torch.tensor(
+                [choose_category(rank) for rank in ranks], dtype=torch.int64, device=device
+            )
         logits = torch.nn.functional.one_hot(predictions, self.num_classes).float() * _LARGE_LOGIT
         return SyntheticBatch(batch, logits.movedim(-1, self.axis))
 
@@ -107,7 +109,7 @@ class PredictionMaker:
         return read_batch(job, [keys[row] for row in rows], self.context.world.device)
 
 
-def maker_of(context: Context) -> PredictionMaker | None:
+def build_prediction_maker(context: Context) -> PredictionMaker | None:
     """Build the maker for this run; None if its task does not predict targets of the batch from `logits`."""
     dry_run, facts = context.dry_run, context.built.data.facts
     logits, label = dry_run.seen_outputs.get("logits"), dry_run.batch.get("label")
@@ -174,7 +176,7 @@ def metric_values(meter: BoundMetric, batches: Sequence[Predicted]) -> MetricVal
 def task_predictions(context: Context, sheets: Sequence[SyntheticBatch]) -> list[Predicted]:
     """Return each batch with the task's predictions from its logits. Raises whatever the task raises."""
     task = context.built.job.task
-    return [(sheet.batch, task.predict(_StandIn(sheet.logits), sheet.batch)) for sheet in sheets]  # type: ignore[arg-type]
+    return [(item.batch, task.predict(_StandIn(item.logits), item.batch)) for item in sheets]  # type: ignore[arg-type]
 
 
 def name_of_metric(context: Context, meter: BoundMetric) -> tuple[str, str]:

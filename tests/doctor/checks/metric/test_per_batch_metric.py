@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from sightline.doctor.checks.metric.per_batch_metric import _make_batches, per_batch_metric
-from sightline.doctor.checks.metric.synthetic_predictions import maker_of, score_metric
+from sightline.doctor.checks.metric.synthetic_predictions import build_prediction_maker, score_metric
 from sightline.doctor.context import Context
 from sightline.engine.distributed import World
 from sightline.engine.evaluate import BoundMetric
@@ -119,7 +119,7 @@ def test_both_figures_are_what_counting_gives(tmp_path: Path) -> None:
     built = make_rooms(tmp_path)
     context = Context(with_metric(built, MeanOfBatches(4)), World())
     (finding,) = per_batch_metric(context)
-    maker = maker_of(context)
+    maker = build_prediction_maker(context)
     assert maker is not None
     counts = built.selection_evaluator.metrics[0]
     whole = score_metric(context, counts, _make_batches(maker, [0, 1, 2, 3]))["miou"]
