@@ -46,8 +46,8 @@ def anchor_coverage(context: Context) -> list[Finding]:
     width, height = box_sizes(missed).median(dim=0).values.tolist()
     sides = " to ".join(f"{float(edge):.0f}" for edge in box_areas(assignments.priors.coordinates).sqrt().aminmax())
     measured = (
-        f"best IoU below {_MIN_IOU:g} for {len(missed)} boxes of a cell or more, half narrower than {width:.0f} "
-        f"and lower than {height:.0f} px, of {assignments.looked_at}; anchors have sides of {sides} px"
+        f"best IoU below {_MIN_IOU:g} for {len(missed)} boxes of a cell or more, of median width {width:.0f} "
+        f"and height {height:.0f} px, of {assignments.looked_at}; anchors have sides of {sides} px"
     )
     return [anchor_coverage.finding(context, f"no anchor fits {share:.0%} of the boxes", measured=measured)]
 
@@ -76,7 +76,7 @@ def unmatched_boxes(context: Context) -> Iterator[Finding]:
         f"{assignments.num_boxes_of_level}; {assignments.looked_at}"
     )
     if not sum(positives) or not sum(negatives):
-        role = "is background" if sum(positives) else "is to predict a box"
+        role = "is background" if sum(positives) else "is assigned a box"
         yield unmatched_boxes.finding(
             context, f"no prior {role}", severity="error", measured=levels, expected="positives and negatives"
         )
@@ -86,19 +86,21 @@ def unmatched_boxes(context: Context) -> Iterator[Finding]:
         str(stride) for stride, num_boxes, num_positives in pairs if num_boxes >= _MIN_BOXES and not num_positives
     ]
     if idle_strides:
-        summary = f"levels of stride {', '.join(idle_strides)} never get a positive, although boxes have their size"
-        yield unmatched_boxes.finding(context, summary, measured=levels, expected="positives on each of them")
+        summary = (
+            f"levels of stride {', '.join(idle_strides)} never get a positive, although there are boxes of their size"
+        )
+        yield unmatched_boxes.finding(context, summary, measured=levels, expected="positives on each of these levels")
     unmatched = int(assignments.is_unmatched.sum())
     avoidable = int((assignments.is_unmatched & (assignments.best_free >= _MIN_IOU)).sum())
     is_fault = is_significantly_above(avoidable, len(assignments.boxes), _MAX_AVOIDABLE)
     if is_fault or is_significantly_above(unmatched, len(assignments.boxes), _MAX_AVOIDABLE):
         yield unmatched_boxes.finding(
             context,
-            f"{unmatched / len(assignments.boxes):.0%} of the boxes have no prior that is to predict them",
+            f"{unmatched / len(assignments.boxes):.0%} of the boxes are not assigned to any prior",
             severity="warning" if is_fault else "note",
             measured=f"{unmatched} of {assignments.looked_at}, {avoidable} with an IoU of {_MIN_IOU:g} with a free "
             "prior",
-            expected=f"at most {_MAX_AVOIDABLE:.0%} left out that a free prior overlaps",
+            expected=f"at most {_MAX_AVOIDABLE:.0%} without a prior although a free one overlaps them",
         )
 
 
@@ -130,20 +132,20 @@ def ignored_regions(context: Context) -> Iterator[Finding]:
             measured=f"{num_learned} of {target.numel()} priors, {int((target >= 0).sum())} of them with a box, where "
             "all of the image is one ignored region",
             expected="the target -2, which no loss reads",
-            action="derive the assigner from Assigner and define `match` alone, which is not given the regions",
+            action="derive the assigner from Assigner and define `match` alone, which does not receive the regions",
         )
     for survey in context.statistics:
         num_scored = sum(int((sample["truth"][:, 6] > 0).sum()) for sample in survey.boxed)
         if num_scored >= _MIN_BOXES and not any(sample["is_ignored"].any() for sample in survey.boxed):
             yield ignored_regions.finding(
                 context,
-                "what is scored has ignored boxes, what is trained on has none: it is learned as background",
+                "scored labels have ignored boxes, training labels have none: their regions are learned as background",
                 severity="warning",
                 causes=("data.ignore_handling",),
                 at="data",
                 split=survey.part.split,
                 measured=f"{num_scored} ignored boxes in 'truth', 0 in 'boxes', of {survey.coverage_text}",
-                expected="the same ones in both",
-                action="keep ignored boxes among 'boxes', and set is_ignored for them",
+                expected="the same ignored boxes in both",
+                action="keep ignored boxes in 'boxes', and set is_ignored for them",
                 evidence={"field": "is_ignored"},
             )

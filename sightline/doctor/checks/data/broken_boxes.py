@@ -52,12 +52,12 @@ def _finding_boxes(context: Context, survey: PartStatistics, boxes: Tensor, limi
     first, last = boxes.split(2, dim=1)
     readings = {  # possible format -> its cause, the corners of the boxes in it, the sizes of the images
         "left, top, width, height": ("assign.box_format", (first, first + last), limit),
-        "middle and width, height": ("assign.box_format", (first - last / 2, first + last / 2), limit),
+        "centre, width and height": ("assign.box_format", (first - last / 2, first + last / 2), limit),
         "left, top, left + right, top + bottom": ("assign.box_format", (first, last - first), limit),
-        "middle, middle + width and height": ("assign.box_format", (1.5 * first - last / 2, (first + last) / 2), limit),
+        "centre, centre + width and height": ("assign.box_format", (1.5 * first - last / 2, (first + last) / 2), limit),
         "right, bottom, left, top": ("assign.box_format", (last, first), limit),
         "top, left, bottom, right": ("cfg.axis_swap", (first.flip(1), last.flip(1)), limit),
-        "those of images of width x height": ("cfg.axis_swap", (first, last), limit[:, [1, 0, 3, 2]]),
+        "boxes of images with width and height exchanged": ("cfg.axis_swap", (first, last), limit[:, [1, 0, 3, 2]]),
         _SHARES: ("data.normalisation", (limit[:, :2] * first, limit[:, :2] * last), limit),
     }
     count, num_reversed = len(boxes), int((last <= first).any(dim=1).sum())
@@ -80,7 +80,9 @@ def _finding_boxes(context: Context, survey: PartStatistics, boxes: Tensor, limi
     )
     return broken_boxes.finding(
         context,
-        f"boxes look like {likely}" if is_explained else "boxes are the wrong way round, or beside their images",
+        f"boxes look like {likely}"
+        if is_explained
+        else "corners of boxes are in the wrong order, or boxes are outside of their images",
         split=survey.part.split,
         severity="error" if num_reversed or is_shares else "warning",
         causes=[readings[likely][0]] if is_explained else ["data.corrupt_sample", "assign.box_format"],

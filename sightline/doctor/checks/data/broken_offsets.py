@@ -90,7 +90,7 @@ def _find_faults(batch: Batch, name: str, lengths: Mapping[str, int], num_sample
         yield f"'{name}' begins with {values[0]}, not with 0"
     falling_index = next((index for index in range(1, len(values)) if values[index] < values[index - 1]), None)
     if falling_index is not None:
-        yield f"'{name}' falls from {values[falling_index - 1]} to {values[falling_index]} at place {falling_index}"
+        yield f"'{name}' falls from {values[falling_index - 1]} to {values[falling_index]} at index {falling_index}"
     if len(values) != num_samples + 1:
         yield f"'{name}' has {len(values)} numbers for {num_samples} samples"
     for key, length in lengths.items():
@@ -105,7 +105,7 @@ def _compare_with_single_reads(
     for key, size in zip(keys, offsets.diff().tolist(), strict=True):
         points = _read(reader, [key]).get("points")
         if isinstance(points, Tensor) and points.ndim == 2 and len(points) != size:
-            return f"'{name}' gives sample {key.index} {size} points, alone it has {len(points)}", key.index
+            return f"'{name}' gives sample {key.index} {size} points, read alone it has {len(points)}", key.index
     return None, None
 
 
@@ -116,7 +116,7 @@ def _finding_offsets(
     shown = ", ".join(map(str, values[:_MAX_SHOWN])) + (", .." if len(values) > _MAX_SHOWN else "")
     return broken_offsets.finding(
         context,
-        f"offsets split a batch into its clouds wrongly: {fault}",
+        f"offsets do not split a batch into its clouds: {fault}",
         split=part.split,
         sample=sample,
         measured=f"{fault}; {name} = [{shown}]",

@@ -37,12 +37,12 @@ def class_balance(context: Context) -> list[Finding]:
     return [
         class_balance.finding(
             context,
-            f"classes hold {rare:.2%} to {frequent:.2%} of the training {_name_unit(training)}, "
+            f"classes have {rare:.2%} to {frequent:.2%} of the training {_name_unit(training)}, "
             f"1 : {frequent / rare:.3g}" + _describe_absences(context, censuses),
             split="train",
             measured=_describe_extremes(context, training, present),
-            expected="nothing; where rare classes matter, weigh the loss or look at their own figures",
-            action="read evidence.classes for every class (--json), and the figures per class of `sightline evaluate`",
+            expected="nothing; if rare classes matter, weight the loss or look at their metrics",
+            action="read evidence.classes for every class (--json), and the metrics per class of `sightline evaluate`",
             evidence={
                 "classes": _tabulate_classes(context, censuses),
                 "looked_at": "; ".join(census.looked_at for census in censuses),
@@ -77,9 +77,9 @@ def _describe_absences(context: Context, censuses: Sequence[ClassCounts]) -> str
         if absent:
             names = ", ".join(class_display_name(context, number) for number in absent[:_MAX_LISTED])
             more = f" and {len(absent) - _MAX_LISTED} more" if len(absent) > _MAX_LISTED else ""
-            text += f"; {census.split} shows no {names}{more}"
+            text += f"; {census.split} has no {names}{more}"
         if census.num_single:
-            text += f"; {census.num_single} of {census.num_labelled} samples of {census.split} show one class alone"
+            text += f"; {census.num_single} of {census.num_labelled} samples of {census.split} have a single class"
     return text
 
 

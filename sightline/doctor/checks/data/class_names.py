@@ -53,8 +53,8 @@ def _facts_findings(context: Context) -> Iterator[Finding]:
                 f"two classes are called '{duplicates[0]}'",
                 causes=("data.label_mapping", "cfg.class_count"),
                 split=parts[0].split,
-                measured=f"{fact}: '{duplicates[0]}' stands at {', '.join(map(str, indices))}",
-                expected="a name of its own for each class; figures per class would hide one of them",
+                measured=f"{fact}: '{duplicates[0]}' is at the indices {', '.join(map(str, indices))}",
+                expected="a different name for each class; metrics per class would omit one of them",
                 action=f"correct the fact {fact} of the data set",
                 evidence={"field": "class names", "looked_at": "the facts of the data sets"},
             )
@@ -93,12 +93,12 @@ def _part_findings(context: Context, part: DataSubset, trained: Mapping[str, Any
 class _Rooms(NamedTuple):
     """Mean positions (3,) of the classes of each sample with labelled points, and the index of the up axis."""
 
-    places: list[dict[str, np.ndarray]]
+    positions: list[dict[str, np.ndarray]]
     up: int
 
     def differences(self, upper: str, lower: str) -> np.ndarray:
         """Compute mean positions of `upper` minus those of `lower`, (rooms, 3), in the rooms that have both."""
-        offsets = [means[upper] - means[lower] for means in self.places if upper in means and lower in means]
+        offsets = [means[upper] - means[lower] for means in self.positions if upper in means and lower in means]
         return np.array(offsets).reshape(-1, 3)
 
 
@@ -134,7 +134,7 @@ def _finding_axis(context: Context, survey: PartStatistics, rooms: _Rooms) -> Fi
         return None
     return class_names.finding(
         context,
-        f"ceiling and floor lie apart along {'xyz'[axis]}, but the up axis is {'xyz'[rooms.up]}",
+        f"ceiling and floor are apart along {'xyz'[axis]}, but the up axis is {'xyz'[rooms.up]}",
         severity="warning",
         causes=("cfg.axis_swap", "data.label_mapping"),
         split=survey.part.split,
@@ -152,23 +152,23 @@ def _finding_order(context: Context, survey: PartStatistics, rooms: _Rooms) -> F
     exchanged = [pair for pair in _USUALLY_ABOVE if _is_upside_down(rooms, *pair)]
     if upside_down:
         pairs: Sequence[tuple[str, str]] = upside_down
-        detail, action = "", "compare the order of class_names with that of the files, and look at the set as pictures"
+        detail, action = "", "compare the order of class_names with that of the files, and look at pictures of the set"
     elif len(exchanged) == len(_USUALLY_ABOVE):
         pairs, detail = exchanged, ": labels in the other public order of S3DIS (table and chair, sofa and bookcase)?"
-        action = "give the order of the files, so that names and labels agree; mIoU hides it, figures per class do not"
+        action = "list class_names in the order of the files' labels; mIoU hides the fault, metrics per class do not"
     else:
         return None
     upper, lower = pairs[0]
     offsets = rooms.differences(upper, lower)[:, rooms.up]
     return class_names.finding(
         context,
-        f"the class called '{upper}' lies below the one called '{lower}'{detail}",
+        f"the class called '{upper}' is below the one called '{lower}'{detail}",
         severity="warning",
         causes=("data.label_mapping", "cfg.axis_swap"),
         split=survey.part.split,
-        measured=f"so in {int((offsets < 0).sum())} of {_format_num_rooms(offsets)}, by {-np.mean(offsets):.4g} "
+        measured=f"in {int((offsets < 0).sum())} of {_format_num_rooms(offsets)}, by {-np.mean(offsets):.4g} "
         "on average"
-        + (f"; so too {', '.join(f'{one} and {other}' for one, other in pairs[1:4])}" if pairs[1:] else ""),
+        + (f"; likewise {', '.join(f'{one} and {other}' for one, other in pairs[1:4])}" if pairs[1:] else ""),
         expected=f"the mean height of '{upper}' above that of '{lower}'",
         action=action,
         evidence={"field": "class names", "looked_at": survey.coverage_text},

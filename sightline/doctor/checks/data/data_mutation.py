@@ -130,7 +130,7 @@ class _Reads:
 def _describe_change(before: Tensor | None, after: Tensor | None) -> str:
     """Describe the difference between two tensors; empty if they have the same bits."""
     if before is None or after is None:
-        return "is there in one of the reads only"
+        return "its presence: one of the reads lacks it"
     if before.shape != after.shape or before.dtype != after.dtype:
         return f"{before.dtype} {tuple(before.shape)}, then {after.dtype} {tuple(after.shape)}"
     if np.array_equal(as_bytes(before), as_bytes(after)):
@@ -230,13 +230,13 @@ def _finding_drift(context: Context, part: DataSubset, drift: Drift, reads: _Rea
             sample=drift.key.index,
             config_path="data",
         ),
-        f"'{drift.field}' changes by being read" + ("" if is_stored else ", though nothing stored does"),
+        f"'{drift.field}' changes when it is read" + ("" if is_stored else ", although no stored array does"),
         causes=causes,
         measured=f"{describe_sample(part.dataset, drift.key.index)}: read 1 and read {drift.read} of one key differ in "
         f"{drift.change}{writer_text}{changed_text}",
         expected="equal bits: a sample is a function of (index, epoch, seed), and reading changes nothing stored",
         action="copy before editing (`x = x - m`, not `x -= m`), and mark stored arrays read-only"
         if is_stored
-        else "take nothing but the key into a sample: no counter, clock or generator of the data set's own",
+        else "compute samples from the key alone: without a counter, clock or generator of the data set",
         evidence={"field": drift.field, "looked_at": reads.extent},
     )

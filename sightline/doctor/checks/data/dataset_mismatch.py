@@ -151,7 +151,7 @@ def _declaration_findings(sets: _Sets) -> Iterator[Finding]:
         if our_value is not None and their_value is not None and our_value != their_value:
             yield sets.finding(
                 field,
-                f"{quantity} of {evaluated.name} is not that of the training data",
+                f"{quantity} of {evaluated.name} differs from the training data",
                 severity="error",
                 causes=(cause, "data.layout"),
                 measured=f"{quantity}: {_format_value(their_value)} in {evaluated.name}",
@@ -226,9 +226,9 @@ def _finding_too_few(sets: _Sets, num_clouds: int, num_exchanges: int) -> Findin
         f"too few clouds of {sets.evaluated.name} to decide whether axes or channels are swapped",
         severity="note",
         causes=("cfg.axis_swap", "data.layout"),
-        measured=f"{num_clouds} cloud{'' if num_clouds == 1 else 's'} of classes that were trained on",
-        expected=f"{needed} or more, so that agreement of all of them is not chance",
-        action="look at both sets as pictures: is the same axis up in both?",
+        measured=f"{num_clouds} cloud{'' if num_clouds == 1 else 's'} of classes that occur in training",
+        expected=f"{needed} or more, so that their agreement is not chance",
+        action="look at pictures of both sets: is the same axis up in both?",
     )
 
 
@@ -237,10 +237,10 @@ def _finding_exchange(sets: _Sets, exchange: _Exchange, wins: int, num_clouds: i
         "points" if exchange.cause == "cfg.axis_swap" else "features",
         f"clouds of {sets.evaluated.name} look like those trained on with {exchange.what}",
         causes=(exchange.cause, "data.layout" if exchange.cause != "data.layout" else "cfg.contract"),
-        measured=f"so {wins} of {num_clouds} clouds lie nearer to the training clouds of their class; their mean "
+        measured=f"then {wins} of {num_clouds} clouds are nearer to the training clouds of their class; their mean "
         f"distance falls to {share:.2g} of what it is",
-        expected="as many nearer as farther, or fewer, where the columns mean the same",
-        action="look at both sets as pictures; prepare them with the same columns and the same axis up",
+        expected="no more clouds nearer than farther, if the columns mean the same",
+        action="look at pictures of both sets; prepare them with the same columns and the same axis up",
     )
 
 

@@ -36,8 +36,8 @@ _KINDS = (
         "the same cloud is in several parts",
         "data.split",
         "data.layout",
-        "every cloud in one part: a test on training clouds proves nothing about others",
-        "remove the copies, or give the parts yourself, and prepare the set again",
+        "every cloud in one part: a test on training clouds says nothing about new ones",
+        "remove the copies, or define the parts yourself, and prepare the set again",
     ),
 )
 

@@ -47,7 +47,7 @@ def _sample_findings(context: Context, survey: PartStatistics) -> Iterator[Findi
             sample=index,
             measured=f"points of the shape {shape}",
             severity=_get_severity(context),
-            action="mend the sample where the data set reads it, or leave it out",
+            action="repair the sample where the data set reads it, or leave it out",
         )
 
 
@@ -59,7 +59,7 @@ def _batch_findings(context: Context) -> Iterator[Finding]:
         return
     if isinstance(offsets, Tensor) and offsets.ndim == 1 and len(offsets) == len(index) + 1:
         empty = (offsets.diff() == 0).nonzero().flatten().tolist()
-        measured = f"offsets [{', '.join(map(str, offsets[:8].tolist()))}] have equal neighbours at place "
+        measured = f"offsets [{', '.join(map(str, offsets[:8].tolist()))}] have equal neighbours at index "
     elif points.ndim == 3 and points.shape[1] == 0:
         empty, measured = [0], f"points of the shape {tuple(points.shape)}, first at row "
     else:
@@ -79,7 +79,7 @@ def _batch_findings(context: Context) -> Iterator[Finding]:
         sample=sample,
         measured=f"{measured}{empty[0]}: sample {sample}"
         + ("" if stored is None else f", which has {stored} points before the transforms ({names})"),
-        action="mend the sample, or leave it out" if is_stored else "let the crop keep at least one point of a cloud",
+        action="repair the sample, or leave it out" if is_stored else "let the crop keep at least one point of a cloud",
         severity=_get_severity(context),
         evidence={"field": "points", "looked_at": f"{len(index)} samples of the first step"},
     )

@@ -34,16 +34,16 @@ def _part_findings(context: Context, part: DataSubset) -> Iterator[Finding]:
     if count == 0 or not evaluation_keys(part.indices, context.config.evaluate.batch_size, epoch=0, seed=0):
         yield empty_loader.finding(
             location,
-            f"the {part.split} part holds no samples, so it gives no batch",
+            f"the {part.split} part has no samples, so it has no batch",
             causes=("data.empty_loader", "data.path", "data.split"),
             measured=f"{count} samples of a data set of {size}",
             expected="at least 1 sample, ceil(samples / batch size) >= 1 batches",
-            action="look where the data set searches for its files, and how its parts are cut",
+            action="check where the data set searches for its files, and how it is split into parts",
         )
     elif len(outside):
         yield empty_loader.finding(
             context,
-            f"the {part.split} part names samples that its data set does not have",
+            f"the {part.split} part has indices of samples that its data set does not have",
             causes=("data.split", "data.path"),
             at="data",
             dataset=location.dataset,
@@ -69,7 +69,7 @@ def _selection_findings(context: Context, part: DataSubset) -> Iterator[Finding]
         causes=("data.split", "data.empty_loader"),
         at="evaluate.select",
         split=part.split,
-        measured=f"{count} samples; one of them moves an accuracy by {1 / count:.0%}",
+        measured=f"{count} samples; a single one changes an accuracy by {1 / count:.0%}",
         expected=f"at least one sample of each class, so {num_classes} or more",
         action="use more data, a data set with a validation part of its own, or evaluate.select: test",
     )
@@ -109,7 +109,7 @@ def _plan_findings(context: Context) -> Iterator[Finding]:
             cause="data.ordering",
             measured=f"{len(first)} visits of epochs 0 and 1 are equal, {first[:6].tolist()} first",
             expected="a permutation drawn anew from (seed, epoch) for each epoch",
-            action="let the order depend on the epoch",
+            action="make the order depend on the epoch",
         )
 
 
@@ -136,7 +136,7 @@ def _epoch_findings(
     missed = np.setdiff1d(plan.indices, values)
     dropped = len(plan.indices) - plan.steps_per_epoch * plan.batch_size if plan.tail == "drop" else 0
     never = missed if is_whole and len(missed) != dropped else missed[:0]
-    for samples, fault in ((twice, "twice or more"), (foreign, "though it is not of this part"), (never, "never")):
+    for samples, fault in ((twice, "twice or more"), (foreign, "of another part"), (never, "never")):
         if not len(samples):
             continue
         index = int(samples[0])
@@ -148,7 +148,7 @@ def _epoch_findings(
             f"{len(visits)} visits of {len(values)} samples",
             expected=f"each of the {len(plan.indices)} samples once, over all {plan.num_processes} processes"
             + (f", but for {dropped} that train.tail: drop leaves out" if dropped else ""),
-            action="give the processes disjoint parts of one permutation",
+            action="assign disjoint parts of one permutation to the processes",
             sample=index,
         )
 

@@ -49,8 +49,8 @@ def _finding_part(context: Context, images: PartImages) -> Finding | None:
             measured=f"{name} {stated + channel_mean * scale:.4g} with a deviation of {channel_std * scale:.4g} in "
             f"{images.num_scans} scans: after normalisation {channel_mean:.3g} and {channel_std:.3g}",
             expected=f"about the stated {stated:g} and {scale:g}, in the order {', '.join(_CHANNELS)}",
-            action="leave input_mean and input_std out, so that they are measured; or mend sensor.remission_max, the "
-            "unit of the coordinates (metres) or the order of the five numbers",
+            action="leave input_mean and input_std out, so that they are measured; or correct sensor.remission_max, "
+            "the unit of the coordinates (metres) or the order of the five numbers",
             evidence={"field": "image", "mean": mean.tolist(), "std": std.tolist()},
         )
     return None

@@ -75,7 +75,7 @@ def _finding_strays(
         measured=f"{part} in "
         f"{describe_sample(survey.part.dataset, index)}{describe_position(survey, 'label', index, part)}; "
         f"{num_strays} of {num_of_category} samples of this category and {len(strays)} of {len(survey.labellings)} in "
-        "all are so",
+        "all have such parts",
         expected=f"the parts of {_format_class(facts, 'category_names', category)}: "
         f"{', '.join(map(str, table[category]))}",
         action=action,
@@ -100,11 +100,16 @@ def _diagnose(facts: Mapping[str, object], first: _Stray, *, is_systematic: bool
         return (
             ("data.label_mapping", "data.pairing"),
             detail,
-            "correct the numbering of labels or categories, or the fact parts_of_category: whole categories are off",
+            "correct the numbering of labels or categories, or the fact parts_of_category: most samples "
+            "of the category are affected",
         )
     if first.fits is not None:
-        return ("data.pairing", "data.label_mapping"), detail, "give the sample the labels, or the category, of its own"
-    return ("data.corrupt_sample", "data.label_mapping"), detail, "mend the labels of this sample, or leave it out"
+        return (
+            ("data.pairing", "data.label_mapping"),
+            detail,
+            "pair the sample with its own labels, or its own category",
+        )
+    return ("data.corrupt_sample", "data.label_mapping"), detail, "repair the labels of this sample, or leave it out"
 
 
 def _format_class(facts: Mapping[str, object], fact: str, number: int) -> str:

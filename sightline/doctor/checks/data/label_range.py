@@ -78,7 +78,7 @@ def _finding_values(
         survey,
         field,
         "class or ignored" if is_ignore else "class",
-        f"'{field}' holds the value {value}, which is not a class",
+        f"'{field}' has the value {value}, which is not a class",
         sample=index,
         measured=f"{value}",
         detail=f"{describe_position(survey, field, index, value)}; {len(outside)} such values, {num_inside} within "
@@ -97,7 +97,7 @@ def _finding_dtype(context: Context, survey: PartStatistics, field: str, dtype: 
         survey,
         field,
         "type of classes",
-        f"'{field}' is of type {dtype}, but classes are whole numbers",
+        f"'{field}' is of type {dtype}, but classes are integers",
         sample=index,
         measured=dtype,
         expected="an integer type; losses gather by it (int64)",

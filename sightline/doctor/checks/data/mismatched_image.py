@@ -159,7 +159,7 @@ def _finding_strangers(
         split="train",
         sample=strange[0].sample,
         measured=listed,
-        expected=f"clouds that cover what {views.root} shows of them (silhouettes from two of its cameras)",
+        expected=f"clouds whose silhouettes match the pictures of {views.root} (silhouettes from two of its cameras)",
         action=f"render the set that is read: sightline data render SET --to DIR; these are of "
         f"{views.manifest['source']['path']}",
         evidence={

@@ -76,12 +76,12 @@ def _finding_part(context: Context, images: PartImages, pairs: _Pairs) -> Findin
     chance, share = pairs.num_jumps / pairs.num_pairs, pairs.num_both / pairs.num_changes
     return mismatched_labels.finding(
         context,
-        "labels do not fit the points: their edges are not those of the things",
+        "labels do not fit the points: the label does not change at the edges of objects",
         split=images.part.split,
         measured=f"the range jumps at {share:.1%} of {pairs.num_changes:.0f} changes of the label in "
         f"{images.num_scans} scans, and at {chance:.1%} of all neighbouring pixels",
         expected=f"at least {_MIN_CHANCE_RATIO:g} times as often at changes of the label, or at {_MIN_EXCESS:.0%} more",
-        action="look whether labels are those of the scan of the same name, one per point and in the order of the "
+        action="check that labels belong to the scan of the same name, one per point and in the order of the "
         "points: `sightline view`",
         evidence={"field": "label", **pairs._asdict()},
     )

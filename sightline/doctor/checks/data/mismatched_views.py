@@ -80,14 +80,16 @@ def _finding_batch_dependence(context: Context) -> Finding | None:
             matching_row = next(
                 (other for other in range(len(keys)) if _is_same_row(alone, together, name, other)), None
             )
-            detail = "are other numbers" if matching_row is None else f"are those of row {matching_row} of the batch"
+            detail = (
+                "has other values" if matching_row is None else f"has the values of row {matching_row} of the batch"
+            )
             return _finding_sample(
                 context,
                 key,
                 f"'{name}' of an object depends on what else is in its batch: rows are exchanged",
                 causes=("data.pairing", "data.duplicate_randomness"),
-                measured=f"read alone, '{name}' {detail}, where the object stands in row {row}",
-                expected="the same numbers alone and in any batch",
+                measured=f"read alone, '{name}' {detail}, although the object is in row {row}",
+                expected="the same values alone and in any batch",
                 action=f"look for what reorders '{name}': a transform or `collate` that shuffles, a shared generator",
                 evidence={"field": name},
             )
@@ -130,17 +132,17 @@ def _shape_findings(context: Context, paired: _PairedClouds) -> list[Finding]:
         return []
     name = ("points", "other_points")[likeness.index(worst)]
     shift = _find_shift(objects, (first, second)[likeness.index(worst)], min_likeness=0.5 + _MIN_SIGMA * error)
-    detail = "" if shift is None else f"; they look like the objects {abs(shift)} {'on' if shift > 0 else 'back'}"
+    detail = "" if shift is None else f"; it resembles the objects {abs(shift)} {'on' if shift > 0 else 'back'}"
     return [
         _finding_sample(
             context,
             paired.keys[0],
-            f"'{name}' do not belong to the objects of their rows{detail}",
+            f"'{name}' does not show the objects of its rows{detail}",
             severity="warning",
             causes=("data.pairing", "data.augment_target_mismatch"),
-            measured=f"they are nearer to their own object than {worst:.0%} of the others are, the other view than "
+            measured=f"this view is nearer to its own object than to {worst:.0%} of the others, the other view than to "
             f"{best:.0%} ({len(objects)} objects)",
-            expected=f"both alike, and well above {0.5 + _MAX_CHANCE_SIGMA * error:.0%}: chance is 50%",
+            expected=f"similar shares for both views, well above {0.5 + _MAX_CHANCE_SIGMA * error:.0%}: chance is 50%",
             action="make both views of one row from one object: see the transform or data set that gives them",
             evidence={"field": name, "shift": shift},
         )

@@ -117,9 +117,9 @@ def _list_explanations(
         axes = ", ".join("xyz"[axis] for axis in order)
         yield "data.layout", f"their axes are {axes}", maps.expected[..., list(order)]
     other_placements = {
-        "they do not follow the variation of the input": unaugmented_placement(placement),
+        "they do not follow the augmentation of the input": unaugmented_placement(placement),
         "they are scaled by the inverse of the input's scale": replace(placement, scale=1 / placement.scale),
-        "they are turned the other way": replace(placement, angle_rad=-placement.angle_rad),
+        "they are rotated in the opposite direction": replace(placement, angle_rad=-placement.angle_rad),
     }
     for explanation, other_placement in other_placements.items():
         yield "data.augment_target_mismatch", explanation, _convert_to_cells(joints, other_placement, maps.cells)
@@ -133,14 +133,14 @@ def _list_explanations(
     shift_text = ", ".join(f"{value:+.2f}" for value in shift.tolist())
     is_half = bool(((shift.abs() - 0.5).abs() < _MAX_DISTANCE).all())
     cause = "data.target_encoding" if is_half else "data.centre"
-    yield cause, f"they lie ({shift_text}) cells off", maps.expected + shift
+    yield cause, f"they are shifted by ({shift_text}) cells", maps.expected + shift
     shifts = torch.stack(
         [
             _compute_median_offset(decoded - expected, is_usable)
             for decoded, expected, is_usable in zip(maps.decoded, maps.expected, maps.is_usable, strict=True)
         ]
     )
-    yield "data.centre", "they lie about another centre in every sample", maps.expected + shifts[:, None]
+    yield "data.centre", "they are relative to another centre in every sample", maps.expected + shifts[:, None]
 
 
 def _compute_median_offset(offset: Tensor, is_usable: Tensor) -> Tensor:
@@ -177,9 +177,9 @@ def _finding_position(
         at="transforms",
         split=part.split,
         sample=int(part.indices[worst]),
-        measured=f"read back, targets are {mean_mm:.1f} mm from their joints, {largest_cells:.2f} cells at most",
+        measured=f"decoded targets are {mean_mm:.1f} mm from their joints, {largest_cells:.2f} cells at most",
         expected=f"at most {maps.bound:g} cells",
-        action="look at the transform that makes 'heatmaps' beside the one that makes 'placement'",
+        action="look at the transform that makes 'heatmaps' and at the one that makes 'placement'",
         evidence={"mean_mm": mean_mm, "largest_cells": largest_cells},
     )
 
@@ -187,7 +187,7 @@ def _finding_position(
 def _finding_width(context: Context, part: DataSubset, measured: float, stated: float) -> Finding:
     return misplaced_heatmap.finding(
         context,
-        f"heat maps are {measured / stated:.2f} times as wide as in the recipe",
+        f"heat maps are {measured / stated:.2f} times as wide as in the config",
         causes=("data.target_encoding", "cfg.contract", "data.augment_target_mismatch"),
         at="transforms.train",
         split=part.split,
@@ -207,7 +207,7 @@ def _finding_published(context: Context, part: DataSubset, measured: float, publ
         split=part.split,
         measured=f"a deviation of {measured:.2f} cells",
         expected=f"{published:g} cells (Moon et al. 2018), up to {_MAX_PUBLISHED_RATIO:g} times that either way",
-        action="leave out draw_heatmaps' sigma, which is in cells of two voxels; where the width is meant, add "
+        action="leave out draw_heatmaps' sigma, which is in cells of two voxels; if the width is intended, add "
         "checks.skip=[misplaced-heatmap]",
         evidence={"measured_cells": measured, "published_cells": published},
         severity="warning",

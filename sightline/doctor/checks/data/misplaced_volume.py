@@ -70,8 +70,8 @@ def _list_explanations(batch: Batch, placement: CubePlacement) -> Iterator[tuple
         yield "data.layout", f"its axes are {axes}", unpermuted.permute(0, *(axis + 1 for axis in order))[:, None]
     for explanation, changed in (
         ("the grid is scaled by the inverse", replace(placement, scale=1 / placement.scale)),
-        ("the grid is turned the other way", replace(placement, angle_rad=-placement.angle_rad)),
-        ("the grid is not varied, as the target is", unaugmented_placement(placement)),
+        ("the grid is rotated in the opposite direction", replace(placement, angle_rad=-placement.angle_rad)),
+        ("the grid is not augmented, but the target is", unaugmented_placement(placement)),
     ):
         yield "data.augment_target_mismatch", explanation, occupancy(depth, camera, changed)
     metres = torch.where(depth > 0, depth / 1000, depth)
@@ -98,7 +98,7 @@ def _estimate_shift(occupied: Tensor, expected: Tensor) -> tuple[float, tuple[in
 
 def _finding_volume(context: Context, part: DataSubset, batch: Batch, placement: CubePlacement, iou: float) -> Finding:
     occupied = batch["volume"] > 0
-    cause, explanation = "data.projection", "no permutation, turn, scale or shift explains it"
+    cause, explanation = "data.projection", "no permutation, rotation, scale or shift explains it"
     best = _MIN_EXPLAINED_IOU
     for other_cause, description, volume in _list_explanations(batch, placement):
         other_iou = _compute_iou(occupied, volume > 0)
@@ -108,7 +108,7 @@ def _finding_volume(context: Context, part: DataSubset, batch: Batch, placement:
     if occupied.shape == expected.shape and best == _MIN_EXPLAINED_IOU:
         other_iou, offset = _estimate_shift(occupied, expected > 0)
         if other_iou > _MIN_EXPLAINED_IOU:
-            best, cause, explanation = other_iou, "data.centre", f"it lies {offset} voxels off: about another centre"
+            best, cause, explanation = other_iou, "data.centre", f"it is shifted by {offset} voxels: another centre"
     sample = int(part.indices[0])
     return misplaced_volume.finding(
         context,
@@ -116,8 +116,8 @@ def _finding_volume(context: Context, part: DataSubset, batch: Batch, placement:
         causes=(cause, "data.layout", "data.centre", "data.augment_target_mismatch"),
         split=part.split,
         sample=sample,
-        measured=f"{iou:.0%} of the voxels are common in {describe_sample(part.dataset, sample)} and after it",
+        measured=f"{iou:.0%} of the voxels are common in {describe_sample(part.dataset, sample)} and those after it",
         expected="the voxels that the frame's points occupy, mapped by 'placement'",
-        action="look at the transform that makes 'volume' beside the one that makes 'placement'",
+        action="look at the transform that makes 'volume' and at the one that makes 'placement'",
         evidence={"common_share": iou, "explained_share": best if best > _MIN_EXPLAINED_IOU else None},
     )

@@ -36,7 +36,7 @@ def _finding_samples(context: Context, survey: PartStatistics, name: str, missin
         survey,
         name,
         "always there" if is_partial else "there",
-        f"the data set promises '{name}', its samples lack it",
+        f"the data set declares '{name}', its samples lack it",
         sample=missing[0],
         measured=", ".join(offered) or "nothing",
         detail=f"; {len(missing)} of {survey.num_sampled} samples lack '{name}'",
@@ -90,6 +90,6 @@ def _unread_findings(context: Context) -> list[Finding]:
             split="train",
             measured=f"model, task, losses and metrics read {', '.join(sorted(reads))}",
             expected="nothing; transforms may need these keys",
-            action="leave it, or turn them off in the data set where reading them costs time",
+            action="leave it, or turn them off in the data set if reading them takes time",
         )
     ]

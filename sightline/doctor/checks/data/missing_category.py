@@ -72,7 +72,7 @@ def _sample_findings(context: Context, survey: PartStatistics, num_categories: i
             causes=("cfg.contract", "data.missing_modality"),
             split="train",
             measured=f"samples have {', '.join(sorted(survey.fields))}",
-            expected="the key 'category', one whole number for each sample: models take its one-hot, metrics its parts",
+            expected="the key 'category', one integer for each sample: models take its one-hot, metrics its parts",
             action="return 'category' from the data set and name it in info.fields, or take parts_of_category out",
             evidence={"looked_at": survey.coverage_text},
         )
@@ -87,7 +87,7 @@ def _sample_findings(context: Context, survey: PartStatistics, num_categories: i
         category = f"{value} ({names[value]})" if 0 <= value < len(names) else str(value)
         yield missing_category.finding(
             context,
-            f"'category' is {category} in every training sample that was looked at",
+            f"'category' is {category} in every sampled training sample",
             severity="warning",
             causes=("data.sampling", "data.label_mapping", "data.ordering"),
             split="train",

@@ -59,13 +59,13 @@ def _finding_field(context: Context, survey: PartStatistics, name: str, fault: N
         survey,
         name,
         "finite",
-        f"'{name}' holds {fault.value} in {count} of the samples looked at",
+        f"'{name}' has {fault.value} in {count} of the samples looked at",
         severity="error" if is_read else "note",
         sample=fault.sample,
         measured=f"{fault.value} at {fault.leaf}{list(fault.position)}",
         joined="of",
         expected="finite numbers" + ("" if is_read else "; but neither model nor loss reads this field"),
-        action="mend or leave out the sample where the data set reads it; mark missing values by a mask, not by NaN",
+        action="repair or leave out the sample where the data set reads it; mark missing values by a mask, not by NaN",
         evidence={"samples": count},
     )
 
@@ -92,15 +92,15 @@ def _finding_leaf(context: Context, key: str, leaf: str, tensor: Tensor, positio
     causes = ("data.corrupt_sample", "data.normalisation") if is_stored else ("data.normalisation", "model.numerics")
     return non_finite_data.finding(
         context,
-        f"'{key}' of a training batch holds {float(tensor[position])}",
+        f"'{key}' of a training batch has {float(tensor[position])}",
         causes=causes,
         at="data" if is_stored else "transforms.train",
         split="train",
         sample=index,
         measured=f"{float(tensor[position])} at {leaf}{list(position)}; before the transforms the sample "
-        + ("holds it too" if is_stored else "is finite"),
+        + ("has it too" if is_stored else "is finite"),
         expected=f"finite numbers after the transforms ({names})",
-        action="mend or leave out the sample"
+        action="repair or leave out the sample"
         if is_stored
         else "look for a division by zero in the transforms: a cloud of equal points, an empty crop",
         evidence={"field": key, "samples": f"{context.dry_run.num_samples} of the first step"},

@@ -78,8 +78,8 @@ def _find_faults(images: PartImages) -> Iterator[_Fault]:
         yield _make_clamped_fault(view, elevation, clamped)
     if beside > _MAX_BESIDE:
         yield _Fault(
-            f"{beside:.0%} of the points are beside the image, and are still scored",
-            f"{beside:.1%} of the points outside of the azimuths {view.azimuth_deg[0]:g} to {view.azimuth_deg[1]:g}",
+            f"{beside:.0%} of the points are left or right of the image, but are still scored",
+            f"{beside:.1%} of the points outside the azimuths {view.azimuth_deg[0]:g} to {view.azimuth_deg[1]:g}",
             f"at most {_MAX_BESIDE:.0%}",
             "widen data.sensor.azimuth_deg, or crop the scans to it when they are read",
         )
@@ -130,7 +130,7 @@ def _make_clamped_fault(view: RangeView, elevation: Tensor, clamped: float) -> _
         + (
             ""
             if is_radians
-            else f", such as [{high + 1:.0f}, {low - 1:.0f}]; or mend the order of x, y and z (z is up)"
+            else f", such as [{high + 1:.0f}, {low - 1:.0f}]; or correct the order of x, y and z (z is up)"
         ),
     )
 

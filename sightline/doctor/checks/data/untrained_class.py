@@ -40,7 +40,7 @@ def untrained_class(context: Context) -> list[Finding]:
                 split="train",
                 measured=f"0 of {trained.targets.sum()} boxes, {trained.targets[-1]} of the last, {trained.looked_at}",
                 expected=f"labels from 0 to {len(trained.targets) - 1}, and no class for background",
-                action="subtract 1 from the labels, or map category ids to places in class_names",
+                action="subtract 1 from the labels, or map category ids to indices of class_names",
             )
         ]
     if trained is None or not trained.is_whole:
@@ -84,6 +84,6 @@ def _part_findings(context: Context, trained: ClassCounts, evaluated: ClassCount
         )
         + f"; {share:.2%} of these targets cannot be predicted",
         expected="each class that is evaluated among the training samples",
-        action="cut the parts so that each holds every class (shuffled, or class by class), or leave the class out",
+        action="split the data so that each part has every class (shuffled or stratified), or leave the class out",
         evidence={"missing": missing, "looked_at": evaluated.looked_at},
     )

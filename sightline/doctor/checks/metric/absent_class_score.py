@@ -122,7 +122,7 @@ def _finding_absent(
         measured=f"{_format_values(absent)} for perfect predictions with a single class; "
         f"{every_class_values.get(name, math.nan):.6g} with every class",
         expected="1 for perfect predictions, for any set of classes",
-        action="count a part that both lack as 1 (shapes with parts), or leave the class out of the mean (scenes); "
+        action="score a part that both lack as 1 (shapes with parts), or leave the class out of the mean (scenes); "
         "never as 0",
         evidence={"figures": absent, "looked_at": "made predictions"},
     )
@@ -138,7 +138,7 @@ def _finding_all(context: Context, meter: BoundMetric, below_one: dict[str, floa
         at=path,
         measured=f"{_format_values(below_one)} for predictions equal to the labels, with every class among them",
         expected="1, the best score",
-        action="look at how the metric takes the prediction (argmax over the classes), and at its divisor",
+        action="check how the metric derives the prediction (argmax over the classes), and its divisor",
         evidence={"figures": below_one, "looked_at": "made predictions"},
     )
 

@@ -44,7 +44,7 @@ def box_protocol(context: Context) -> Iterator[Finding]:
             "early",
             at="task.score",
             measured=f"task.score {selection.score:g}",
-            expected=f"at most {limits[name]:g}, for pictures alone a higher one (`predict --score`)",
+            expected=f"at most {limits[name]:g}, a higher one only for pictures (`predict --score`)",
             action=f"set task.score={limits[name]:g}",
         )
     truths = [sample["truth"] for survey in context.statistics for sample in survey.boxed]
@@ -84,9 +84,9 @@ def _suppression_findings(context: Context, task: Detect, truths: list[Tensor]) 
     if num_lost >= _MIN_BOXES and num_lost > _MAX_LOST * num_labels:
         yield box_protocol.finding(
             context,
-            "suppression drops boxes because of others of another class",
+            "suppression drops boxes because of boxes of another class",
             at="task.suppression",
-            measured=f"{num_lost} of {num_labels} labels would be lost, were they detected exactly",
+            measured=f"{num_lost} of {num_labels} labels would be lost if they were detected exactly",
             expected=f"at most {_MAX_LOST:.0%}",
             action="set task.suppression.per_class=true",
         )
@@ -115,14 +115,14 @@ def _ignored_findings(context: Context) -> Iterator[Finding]:
         if num_trained >= _MIN_BOXES and not any((sample["truth"][:, 6] > 0).any() for sample in survey.boxed):
             yield box_evaluation.finding(
                 context,
-                "what is trained on has ignored boxes, what is scored has none: finding them, or not, counts",
+                "training labels have ignored boxes, scored labels have none: finding them or not counts",
                 severity="warning",
                 causes=("data.ignore_handling", "eval.protocol"),
                 at="data",
                 split=survey.part.split,
                 measured=f"0 ignored boxes in 'truth', {num_trained} in 'boxes', of {survey.coverage_text}",
-                expected="the same ones in both",
-                action="hand on the flag in the last column of 'truth'",
+                expected="the same ignored boxes in both",
+                action="copy the flag to the last column of 'truth'",
                 evidence={"field": "truth"},
             )
 
@@ -154,16 +154,20 @@ def _pixel_findings(context: Context, task: Detect) -> Iterator[Finding]:
         is_led_back = torch.allclose(2 * plain, larger, rtol=1e-3, atol=1.0)
         if is_led_back and not (unmoved > 0.9 and iou < 0.7):
             continue
-        fault = "labels are in pixels of the canvas" if is_led_back else "detections are not led back from the canvas"
+        fault = (
+            "labels are in pixels of the canvas"
+            if is_led_back
+            else "detections are not mapped from the canvas to the file"
+        )
         yield box_evaluation.finding(
             context,
-            f"{fault}: areas, and boxes beside those of other programs, are wrong",
+            f"{fault}: areas are wrong, and boxes do not match those of other programs",
             at="data" if is_led_back else "task",
             measured=f"median IoU with trained boxes {iou:.2f}, {unmoved:.2f} without moving labels to the canvas"
             if is_led_back
             else "twice as large a file does not make detections twice as large",
             expected="detections and labels in pixels of the file",
-            action="leave 'truth' as the file has it, and keep 'to_canvas' for what moves pixels",
+            action="leave 'truth' in pixels of the file, and keep 'to_canvas' for transforms that move pixels",
         )
 
 
@@ -186,7 +190,7 @@ def _metric_findings(context: Context, meter: Any, boxed: Sequence[Mapping[str, 
     if changed:
         yield box_evaluation.finding(
             context,
-            f"the metric '{metric_name}' counts what lies in ignored boxes",
+            f"the metric '{metric_name}' counts detections in ignored boxes",
             causes=("data.ignore_handling", "eval.protocol"),
             at=path,
             measured=f"{changed[0]} {plain[changed[0]]:.6g}, and {absorbed[changed[0]]:.6g} with detections in them",
@@ -200,7 +204,7 @@ def _metric_findings(context: Context, meter: Any, boxed: Sequence[Mapping[str, 
             causes=("eval.aggregation", "eval.protocol"),
             at=path,
             measured=f"{', '.join(f'{n} {v:.4g}' for n, v in list(plain.items())[:3])} whether or not half of the "
-            "images have labels that nothing found",
+            "images have labels without a detection",
             expected="lower figures where labels are missed",
             action="count the labels of every image, also where nothing was detected",
         )

@@ -36,7 +36,7 @@ _RELATIVE = 1e-4
     "preflight",
     causes=("data.ignore_handling", "loss.form", "eval.protocol"),
     expected="the same whatever is predicted for targets that the data set ignores",
-    action="let it take the fact `ignore_index`, and leave out the targets that have it",
+    action="make it take the fact `ignore_index`, and leave out the targets that have it",
 )
 def ignored_targets(context: Context) -> list[Finding]:
     """No loss over labels and no metric depends on the predictions for targets with the ignore index."""
@@ -52,7 +52,7 @@ def _loss_findings(context: Context, ignored: int) -> Iterator[Finding]:
     outputs, batch = context.dry_run.seen_outputs, context.dry_run.batch
     logits, label = outputs["logits"].detach(), batch["label"]
     axis = class_axis(logits, label)
-    assert axis is not None, "a run without has no maker"
+    assert axis is not None, "a run without a class axis has no maker"
     if label.ndim == 3:
         logits, label = logits.movedim(axis, -1)[:, :_MAX_ROWS].movedim(-1, axis), label[:, :_MAX_ROWS]
     hidden, other_label = _hide_labels(label, ignored), label.flatten().roll(label.numel() // 2).view(label.shape)

@@ -141,7 +141,7 @@ def _finding_difference(
         at=path,
         measured=f"{sum(sizes)} samples as one batch, and the same {kind} as batches of {sizes[0]} and {sizes[1]}: "
         + ", ".join(f"{name} {one:.6g} and {other:.6g}" for name, (one, other) in list(differing.items())[:3]),
-        expected="the same figure for every split: counts summed over all samples, divided once in `compute`",
+        expected="the same value for every split: counts summed over all samples, divided once in `compute`",
         action="keep counts, or a row for each sample, in the state, and take no mean in `update`",
         evidence={
             "field": path,
@@ -162,8 +162,8 @@ def _finding_own_state(context: Context, meter: BoundMetric, missed: dict[str, t
         f"'{next(iter(missed))}' of the metric '{metric_name}' does not follow from its state alone",
         causes=("eval.aggregation", "eval.protocol"),
         at=path,
-        measured=f"by the object that was updated, and by another with the same state: {', '.join(listed[:3])}",
-        expected="the same figure: `compute` runs on the sum of the states of all processes, once per evaluation",
+        measured=f"from the object that was updated, and from another with the same state: {', '.join(listed[:3])}",
+        expected="the same value: `compute` runs on the sum of the states of all processes, once per evaluation",
         action="keep what `update` puts on the object in the state: int64 counts, or a row for each sample",
         evidence={"field": path},
     )
@@ -177,7 +177,7 @@ def _finding_failure(context: Context, meter: BoundMetric, error: Exception) -> 
         f"the metric '{metric_name}' cannot be computed: {type(error).__name__}",
         causes=("eval.protocol", "cfg.contract", "eval.decode"),
         measured=summarise_error(error),
-        expected="figures for predictions in the form of a training batch",
+        expected="values for predictions in the form of a training batch",
         action="correct the metric: the first evaluation would end the run",
         evidence={"field": path, "looked_at": "made predictions"},
     )

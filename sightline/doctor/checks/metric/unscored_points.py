@@ -45,8 +45,8 @@ def _finding_part(context: Context, evaluation: DryEvaluation) -> Finding | None
                 sample=key.index,
                 measured=f"{num_wrong} points of {describe_sample(evaluation.part.dataset, key.index)} not scored "
                 "by their label",
-                expected="every point once: figures over a part of them cannot be compared with published ones",
-                action="take what drops, repeats or reorders points out of transforms.evaluate",
+                expected="every point once: metrics over some of the points cannot be compared with published ones",
+                action="remove transforms that drop, repeat or reorder points from transforms.evaluate",
                 evidence={"field": "target"},
             )
     return None

@@ -99,7 +99,7 @@ def inverse_scale(placement: CubePlacement) -> CubePlacement:
 
 VOLUMES: dict[str, tuple[dict[str, Any], str, str]] = {
     "axes": ({"after": lambda v: v.transpose(-1, -3)}, "data.layout", "z, y, x"),
-    "not varied": ({"before": unvaried}, "data.augment_target_mismatch", "not varied"),
+    "not varied": ({"before": unvaried}, "data.augment_target_mismatch", "not augmented"),
     "inverse scale": ({"before": inverse_scale}, "data.augment_target_mismatch", "inverse"),
     "metres": ({"millimetres": 1e-3}, "data.normalisation", "metres"),
 }

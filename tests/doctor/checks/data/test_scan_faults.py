@@ -91,7 +91,7 @@ def test_scans_of_one_class_are_counted(monkeypatch: pytest.MonkeyPatch) -> None
 
     (note,) = class_balance(Context(make_scans(monkeypatch, edit=edit), World()))
     assert note.severity == "note"
-    assert "4 of 11 samples of train show one class alone" in note.summary
+    assert "4 of 11 samples of train have a single class" in note.summary
 
 
 class _Joined(Edited):
