@@ -40,7 +40,7 @@ def test_a_name_that_stands_twice(tmp_path: Path) -> None:
     finding = caught(
         make_rooms(tmp_path, named("floor", "wall", "ceiling", "wall")), "class-names", "data.label_mapping"
     )
-    assert "'wall' stands at 1, 3" in finding.measured
+    assert "'wall' is at the indices 1, 3" in finding.measured
 
 
 def test_parts_that_number_their_classes_differently(tmp_path: Path) -> None:
