@@ -52,7 +52,7 @@ class _Exchange(NamedTuple):
     """Candidate permutation of the input columns, its description and its cause."""
 
     order: tuple[int, ...]
-    what: str
+    description: str
     cause: str
 
 
@@ -125,7 +125,7 @@ class _Sets(NamedTuple):
 
     trained: CloudSample
     evaluated: CloudSample
-    place: Callable[..., FindingLocation]
+    locate: Callable[..., FindingLocation]
 
     def finding(self, field: str, summary: str, **fields: Any) -> Finding:
         """Build a finding about a field of the evaluated set."""
@@ -235,7 +235,7 @@ def _finding_too_few(sets: _Sets, num_clouds: int, num_exchanges: int) -> Findin
 def _finding_exchange(sets: _Sets, exchange: _Exchange, wins: int, num_clouds: int, share: float) -> Finding:
     return sets.finding(
         "points" if exchange.cause == "cfg.axis_swap" else "features",
-        f"clouds of {sets.evaluated.name} look like those trained on with {exchange.what}",
+        f"clouds of {sets.evaluated.name} look like those trained on with {exchange.description}",
         causes=(exchange.cause, "data.layout" if exchange.cause != "data.layout" else "cfg.contract"),
         measured=f"then {wins} of {num_clouds} clouds are nearer to the training clouds of their class; their mean "
         f"distance falls to {share:.2g} of what it is",

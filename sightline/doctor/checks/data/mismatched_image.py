@@ -46,9 +46,9 @@ def mismatched_image(context: Context) -> list[Finding]:
     except Exception:  # noqa: BLE001 - a data set may fail in any way; `first-step` reports it
         return []
     foreign = [
-        (key.index, whose)
+        (key.index, shown_name)
         for key, sample in zip(keys, samples, strict=True)
-        if (whose := _find_object_name(part, pictures, key.index, np.asarray(sample["image"])))
+        if (shown_name := _find_object_name(part, pictures, key.index, np.asarray(sample["image"])))
         != part.sample_name(key.index)
     ]
     if foreign:
@@ -59,12 +59,12 @@ def mismatched_image(context: Context) -> list[Finding]:
 
 
 class _Strange(NamedTuple):
-    """Sample whose cloud matches another object's pictures better; `own` and `best` are the two IoUs."""
+    """Sample whose cloud matches another object's pictures better, with the IoUs of its own and of those."""
 
     sample: int
-    whose: str
-    own: float
-    best: float
+    best_name: str
+    own_iou: float
+    best_iou: float
 
 
 def _find_strange(part: DataSubset, pictures: Any, keys: list[SampleKey], samples: list[Any]) -> list[_Strange]:
@@ -147,8 +147,8 @@ def _finding_strangers(
     context: Context, pictures: Any, part: DataSubset, strange: list[_Strange], num_read: int
 ) -> Finding:
     listed = "; ".join(
-        f"{part.sample_name(match.sample)} overlaps {match.own:.0%} with its own pictures, {match.best:.0%} with those "
-        f"of {match.whose}"
+        f"{part.sample_name(match.sample)} overlaps {match.own_iou:.0%} with its own pictures, {match.best_iou:.0%} with "
+        f"those of {match.best_name}"
         for match in strange[:3]
     )
     views = pictures.views
@@ -163,7 +163,9 @@ def _finding_strangers(
         action=f"render the set that is read: sightline data render SET --to DIR; these are of "
         f"{views.manifest['source']['path']}",
         evidence={
-            "strange": [[part.sample_name(match.sample), match.whose, match.own, match.best] for match in strange]
+            "strange": [
+                [part.sample_name(match.sample), match.best_name, match.own_iou, match.best_iou] for match in strange
+            ]
         },
     )
 
@@ -172,8 +174,8 @@ def _finding_foreign(
     context: Context, pictures: Any, part: DataSubset, foreign: list[tuple[int, str]], num_read: int
 ) -> Finding:
     listed = "; ".join(
-        f"the picture of {part.sample_name(index)} is {f'of {whose}' if whose else 'none of its own'}"
-        for index, whose in foreign[:3]
+        f"the picture of {part.sample_name(index)} is {f'of {shown_name}' if shown_name else 'none of its own'}"
+        for index, shown_name in foreign[:3]
     )
     return mismatched_image.finding(
         context,
@@ -184,5 +186,5 @@ def _finding_foreign(
         measured=listed,
         expected=f"one of the views that {pictures.views.root} has under the cloud's own name",
         action="pair clouds and pictures by their names, never by their order",
-        evidence={"foreign": [[part.sample_name(index), whose] for index, whose in foreign]},
+        evidence={"foreign": [[part.sample_name(index), shown_name] for index, shown_name in foreign]},
     )

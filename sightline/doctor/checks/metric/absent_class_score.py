@@ -124,7 +124,7 @@ def _finding_absent(
         expected="1 for perfect predictions, for any set of classes",
         action="score a part that both lack as 1 (shapes with parts), or leave the class out of the mean (scenes); "
         "never as 0",
-        evidence={"figures": absent, "looked_at": "made predictions"},
+        evidence={"figures": absent, "looked_at": "synthetic predictions"},
     )
 
 
@@ -139,7 +139,7 @@ def _finding_all(context: Context, meter: BoundMetric, below_one: dict[str, floa
         measured=f"{_format_values(below_one)} for predictions equal to the labels, with every class among them",
         expected="1, the best score",
         action="check how the metric derives the prediction (argmax over the classes), and its divisor",
-        evidence={"figures": below_one, "looked_at": "made predictions"},
+        evidence={"figures": below_one, "looked_at": "synthetic predictions"},
     )
 
 

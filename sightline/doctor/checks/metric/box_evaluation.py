@@ -151,20 +151,20 @@ def _pixel_findings(context: Context, task: Detect) -> Iterator[Finding]:
             task.postprocess(outputs, {**batch, "file_px": far_px, "to_canvas": to_canvas})["detections"][:, :4]
             for to_canvas in (shifted, doubled)
         )
-        is_led_back = torch.allclose(2 * plain, larger, rtol=1e-3, atol=1.0)
-        if is_led_back and not (unmoved > 0.9 and iou < 0.7):
+        is_mapped = torch.allclose(2 * plain, larger, rtol=1e-3, atol=1.0)
+        if is_mapped and not (unmoved > 0.9 and iou < 0.7):
             continue
         fault = (
             "labels are in pixels of the canvas"
-            if is_led_back
+            if is_mapped
             else "detections are not mapped from the canvas to the file"
         )
         yield box_evaluation.finding(
             context,
             f"{fault}: areas are wrong, and boxes do not match those of other programs",
-            at="data" if is_led_back else "task",
+            at="data" if is_mapped else "task",
             measured=f"median IoU with trained boxes {iou:.2f}, {unmoved:.2f} without moving labels to the canvas"
-            if is_led_back
+            if is_mapped
             else "twice as large a file does not make detections twice as large",
             expected="detections and labels in pixels of the file",
             action="leave 'truth' in pixels of the file, and keep 'to_canvas' for transforms that move pixels",

@@ -56,7 +56,7 @@ def _synthetic_findings(context: Context, meter: BoundMetric, maker: PredictionM
         joint, split = (
             task_predictions(context, _make_batches(maker, *parts)) for parts in ([ranks], [ranks[:1], ranks[1:]])
         )
-        return _metric_findings(context, meter, joint, [split], "made predictions")
+        return _metric_findings(context, meter, joint, [split], "synthetic predictions")
     except Exception as error:  # noqa: BLE001 - whatever a metric raises, it would end the first evaluation
         return [_finding_failure(context, meter, error)]
 
@@ -179,5 +179,5 @@ def _finding_failure(context: Context, meter: BoundMetric, error: Exception) -> 
         measured=summarise_error(error),
         expected="values for predictions in the form of a training batch",
         action="correct the metric: the first evaluation would end the run",
-        evidence={"field": path, "looked_at": "made predictions"},
+        evidence={"field": path, "looked_at": "synthetic predictions"},
     )
