@@ -147,9 +147,9 @@ def _finding_strangers(
     context: Context, pictures: Any, part: DataSubset, strange: list[_Strange], num_read: int
 ) -> Finding:
     listed = "; ".join(
-        f"{part.sample_name(match.sample)} overlaps {match.own_iou:.0%} with its own pictures, {match.best_iou:.0%} with "
-        f"those of {match.best_name}"
-        for match in strange[:3]
+        f"{part.sample_name(row.sample)} overlaps {row.own_iou:.0%} with its own pictures, {row.best_iou:.0%} with "
+        f"those of {row.best_name}"
+        for row in strange[:3]
     )
     views = pictures.views
     return mismatched_image.finding(
@@ -163,9 +163,7 @@ def _finding_strangers(
         action=f"render the set that is read: sightline data render SET --to DIR; these are of "
         f"{views.manifest['source']['path']}",
         evidence={
-            "strange": [
-                [part.sample_name(match.sample), match.best_name, match.own_iou, match.best_iou] for match in strange
-            ]
+            "strange": [[part.sample_name(row.sample), row.best_name, row.own_iou, row.best_iou] for row in strange]
         },
     )
 
