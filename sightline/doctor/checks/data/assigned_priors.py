@@ -82,13 +82,9 @@ def unmatched_boxes(context: Context) -> Iterator[Finding]:
         )
         return
     pairs = zip(assignments.priors.strides, assignments.num_boxes_of_level, positives, strict=True)
-    idle_strides = [
-        str(stride) for stride, num_boxes, num_positives in pairs if num_boxes >= _MIN_BOXES and not num_positives
-    ]
-    if idle_strides:
-        summary = (
-            f"levels of stride {', '.join(idle_strides)} never get a positive, although there are boxes of their size"
-        )
+    idle = [str(stride) for stride, num_sized, num_positives in pairs if num_sized >= _MIN_BOXES and not num_positives]
+    if idle:
+        summary = f"levels of stride {', '.join(idle)} never get a positive, although boxes have that size"
         yield unmatched_boxes.finding(context, summary, measured=levels, expected="positives on each of these levels")
     unmatched = int(assignments.is_unmatched.sum())
     avoidable = int((assignments.is_unmatched & (assignments.best_free >= _MIN_IOU)).sum())
@@ -112,15 +108,9 @@ def ignored_regions(context: Context) -> Iterator[Finding]:
     if context.assignments is None:
         return
     task, batch = context.built.job.task, to_device(context.first_outputs[0], torch.device("cpu"))
-    num_images, size_px = len(batch["image"]), [float(side) for side in batch["image"].shape[:1:-1]]
-    batch |= {
-        "boxes": torch.tensor([[0.0, 0.0, *size_px]]).repeat(num_images, 1),
-        "box_offsets": torch.arange(num_images + 1),
-    }
-    batch |= {
-        "label": torch.zeros(num_images, dtype=torch.int64),
-        "is_ignored": torch.ones(num_images, dtype=torch.bool),
-    }
+    count, size_px = len(batch["image"]), [float(side) for side in batch["image"].shape[:1:-1]]
+    batch |= {"boxes": torch.tensor([[0.0, 0.0, *size_px]]).repeat(count, 1), "box_offsets": torch.arange(count + 1)}
+    batch |= {"label": torch.zeros(count, dtype=torch.int64), "is_ignored": torch.ones(count, dtype=torch.bool)}
     prior_boxes = task.priors_of(batch["image"]).to_boxes(0)  # type: ignore[attr-defined]
     is_inside = (prior_boxes >= 0).all(dim=1) & (prior_boxes < prior_boxes.new_tensor(size_px * 2)).all(dim=1)
     target = task.context(context.built.job.model, batch)["target"]  # type: ignore[attr-defined]

@@ -80,9 +80,7 @@ def _finding_boxes(context: Context, survey: PartStatistics, boxes: Tensor, limi
     )
     return broken_boxes.finding(
         context,
-        f"boxes look like {likely}"
-        if is_explained
-        else "corners of boxes are in the wrong order, or boxes are outside of their images",
+        f"boxes look like {likely}" if is_explained else "corners are in the wrong order, or outside their images",
         split=survey.part.split,
         severity="error" if num_reversed or is_shares else "warning",
         causes=[readings[likely][0]] if is_explained else ["data.corrupt_sample", "assign.box_format"],
@@ -107,10 +105,8 @@ def swapped_canvas(context: Context) -> list[Finding]:
         return []
     height, width = context.first_outputs[0]["image"].shape[2:]
     ratios = context.assignments.file_px[:, 1] / context.assignments.file_px[:, 0]
-    canvas_ratios = (width / height, height / width)
-    filled, filled_if_swapped = (
-        float(torch.minimum(ratios / canvas_ratio, canvas_ratio / ratios).mean()) for canvas_ratio in canvas_ratios
-    )
+    shapes = (width / height, height / width)
+    filled, filled_if_swapped = (float(torch.minimum(ratios / shape, shape / ratios).mean()) for shape in shapes)
     if filled_if_swapped - filled <= _MAX_GAIN:
         return []
     return [

@@ -41,8 +41,7 @@ def _field_findings(
     if shape is not None:
         yield _finding_shape(context, survey, name, field, shape)
     dtype = next(
-        (dtype for dtype in statistics.dtypes if field.shape != "any" and _get_kind(dtype) != _get_kind(field.dtype)),
-        None,
+        (d for d in statistics.dtypes if field.shape != "any" and _get_kind(d) != _get_kind(field.dtype)), None
     )
     if dtype is not None:
         yield broken_field(

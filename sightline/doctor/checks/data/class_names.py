@@ -109,12 +109,12 @@ def _height_findings(context: Context, survey: PartStatistics) -> Iterator[Findi
         return
     positions = [
         {
-            names[number]: mean
-            for number, mean in zip(labelling.classes, labelling.means, strict=True)
-            if 0 <= number < len(names)
+            names[label]: mean
+            for label, mean in zip(sample.classes, sample.means, strict=True)
+            if 0 <= label < len(names)
         }
-        for labelling in survey.labellings
-        if labelling.means is not None and np.isfinite(labelling.means).all()
+        for sample in survey.labellings
+        if sample.means is not None and np.isfinite(sample.means).all()
     ]
     rooms = _Rooms(positions, "xyz".index(up))
     finding = _finding_axis(context, survey, rooms) or _finding_order(context, survey, rooms)

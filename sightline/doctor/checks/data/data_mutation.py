@@ -77,11 +77,9 @@ class _Reads:
         self._generators = find_generators(part)
         cpu_start, wall_start = compute_seconds(), time.perf_counter()
         sample = self.read(SampleKey(int(part.indices[0]), 0, seed))
-        time_share = max(
-            (compute_seconds() - cpu_start) / _MAX_SECONDS, (time.perf_counter() - wall_start) / _MAX_WAIT_S
-        )
+        share = max((compute_seconds() - cpu_start) / _MAX_SECONDS, (time.perf_counter() - wall_start) / _MAX_WAIT_S)
         num_bytes = sum(tensor.nbytes for tensor in sample.values())
-        limits = (_MAX_SAMPLES, _MAX_BYTES // max(1, num_bytes), int(1 / (_NUM_READS * time_share)))
+        limits = (_MAX_SAMPLES, _MAX_BYTES // max(1, num_bytes), int(1 / (_NUM_READS * share)))
         count = max(2, min(limits))
         self.keys = [SampleKey(int(index), 0, seed) for index in part.evenly_spaced_indices(count)]
 
@@ -104,8 +102,7 @@ class _Reads:
             for key, before in zip(self.keys, first_reads, strict=True):
                 after = self.read(key)
                 changes = {
-                    name: _describe_change(before.get(name), after.get(name))
-                    for name in sorted(before.keys() | after.keys())
+                    n: _describe_change(before.get(n), after.get(n)) for n in sorted(before.keys() | after.keys())
                 }
                 for field, change in changes.items():
                     if change:
@@ -119,9 +116,7 @@ class _Reads:
                 self.read(key)
         except ValueError as error:
             original = error.__cause__ or error  # a reader wraps what a data set raises
-            frames = [
-                frame for frame in traceback.extract_tb(original.__traceback__) if not _is_skipped_file(frame.filename)
-            ]
+            frames = [f for f in traceback.extract_tb(original.__traceback__) if not _is_skipped_file(f.filename)]
             if "read-only" in str(error) and frames:
                 return WriteLocation(frames[-1].filename, frames[-1].lineno or 0, frames[-1].name)
         return None

@@ -30,7 +30,7 @@ _UNITS = {
     10.0: "millimetres against centimetres",
 }
 _MAX_CHANCE = 1e-6  # of a false report of a swap: below one in a thousand runs for all candidates
-_MAX_DISTANCE_RATIO = 0.5  # an exchange must also halve the mean distance: other shapes may be a little nearer
+_MAX_RATIO = 0.5  # an exchange must also halve the mean distance: other shapes may be a little nearer
 _MIN_SPREAD = 0.02  # of the size of a cloud, or of a typical feature: smaller spreads are raised to it
 
 
@@ -173,9 +173,7 @@ def _scale_findings(sets: _Sets) -> Iterator[Finding]:
     is_apart = theirs.min() > ours.max() or theirs.max() < ours.min()
     if not is_apart or max(ratio, 1 / ratio) < _MIN_SCALE_RATIO:
         return
-    unit = next(
-        (f": {description}?" for factor, description in _UNITS.items() if 0.5 < max(ratio, 1 / ratio) / factor < 2), ""
-    )
+    unit = next((f": {text}?" for factor, text in _UNITS.items() if 0.5 < max(ratio, 1 / ratio) / factor < 2), "")
     yield sets.finding(
         "points",
         f"clouds of {evaluated.name} are {ratio:.3g} times as large as those trained on{unit}",
@@ -198,24 +196,24 @@ def _order_findings(sets: _Sets) -> Iterator[Finding]:
     centres = {label: ours[trained_labels == label].mean(axis=0) for label in shared}
     expected = np.stack([centres[label] for label in labels[is_shared]])
     spread = _compute_spread(ours, trained_labels)
-    distances = _compute_distances(theirs[is_shared], expected, spread)
+    plain = _compute_distances(theirs[is_shared], expected, spread)
     exchanges = list(_list_exchanges(trained.info, ours.shape[1]))
-    if _upper_tail(len(distances), len(distances)) * len(exchanges) >= _MAX_CHANCE:
-        yield _finding_too_few(sets, len(distances), len(exchanges))
+    if _upper_tail(len(plain), len(plain)) * len(exchanges) >= _MAX_CHANCE:
+        yield _finding_too_few(sets, len(plain), len(exchanges))
         return
     best: tuple[float, float, int, _Exchange] | None = None
     for exchange in exchanges:
-        exchanged = _compute_distances(theirs[is_shared][:, list(exchange.order)], expected, spread)
-        wins, losses = int((exchanged < distances).sum()), int((exchanged > distances).sum())
+        swapped = _compute_distances(theirs[is_shared][:, list(exchange.order)], expected, spread)
+        wins, losses = int((swapped < plain).sum()), int((swapped > plain).sum())
         chance = _upper_tail(wins, wins + losses) * len(exchanges)
         if (
-            exchanged.mean() < _MAX_DISTANCE_RATIO * distances.mean()
+            swapped.mean() < _MAX_RATIO * plain.mean()
             and chance < _MAX_CHANCE
-            and (best is None or exchanged.mean() < best[0])
+            and (best is None or swapped.mean() < best[0])
         ):
-            best = (float(exchanged.mean()), chance, wins, exchange)
+            best = (float(swapped.mean()), chance, wins, exchange)
     if best is not None:
-        yield _finding_exchange(sets, best[3], best[2], len(distances), best[0] / float(distances.mean()))
+        yield _finding_exchange(sets, best[3], best[2], len(plain), best[0] / float(plain.mean()))
 
 
 def _finding_too_few(sets: _Sets, num_clouds: int, num_exchanges: int) -> Finding:

@@ -32,10 +32,8 @@ def empty_cloud(context: Context) -> list[Finding]:
 
 
 def _sample_findings(context: Context, survey: PartStatistics) -> Iterator[Finding]:
-    statistics = survey.fields.get("points")
-    empty = (
-        {shape: index for shape, index in statistics.shapes.items() if 0 in shape[:1]} if statistics is not None else {}
-    )
+    points = survey.fields.get("points")
+    empty = {shape: index for shape, index in points.shapes.items() if 0 in shape[:1]} if points is not None else {}
     for shape, index in empty.items():
         yield broken_field(
             empty_cloud,

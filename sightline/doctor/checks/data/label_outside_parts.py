@@ -59,11 +59,9 @@ def _finding_strays(
     first = strays[0]
     index, category = first.labelling.sample, first.labelling.category
     assert category is not None
-    num_of_category = sum(labelling.category == category for labelling in survey.labellings)
+    total = sum(labelling.category == category for labelling in survey.labellings)
     num_strays = sum(stray.labelling.category == category for stray in strays)
-    causes, detail, action = _diagnose(
-        facts, first, is_systematic=2 * num_strays > num_of_category and num_of_category > 1
-    )
+    causes, detail, action = _diagnose(facts, first, is_systematic=2 * num_strays > total and total > 1)
     part = first.parts[0]
     return label_outside_parts.finding(
         context,
@@ -74,8 +72,7 @@ def _finding_strays(
         sample=index,
         measured=f"{part} in "
         f"{describe_sample(survey.part.dataset, index)}{describe_position(survey, 'label', index, part)}; "
-        f"{num_strays} of {num_of_category} samples of this category and {len(strays)} of {len(survey.labellings)} in "
-        "all have such parts",
+        f"{num_strays} of {total} samples of this category and {len(strays)} of {len(survey.labellings)} in all are so",
         expected=f"the parts of {_format_class(facts, 'category_names', category)}: "
         f"{', '.join(map(str, table[category]))}",
         action=action,
@@ -104,11 +101,7 @@ def _diagnose(facts: Mapping[str, object], first: _Stray, *, is_systematic: bool
             "of the category are affected",
         )
     if first.fits is not None:
-        return (
-            ("data.pairing", "data.label_mapping"),
-            detail,
-            "pair the sample with its own labels, or its own category",
-        )
+        return (("data.pairing", "data.label_mapping"), detail, "pair the sample with its own labels, or category")
     return ("data.corrupt_sample", "data.label_mapping"), detail, "repair the labels of this sample, or leave it out"
 
 

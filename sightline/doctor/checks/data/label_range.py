@@ -68,7 +68,7 @@ def _finding_values(
 ) -> Finding:
     value, index = next(iter(sorted(outside.items(), key=lambda item: item[1])))
     is_ignore = ignore_index is None and len(outside) == 1 and value in _USUAL_IGNORES
-    num_inside = len(values) - len(outside)
+    inside = len(values) - len(outside)
     remedy = f"map raw ids to classes in the data set (it shows the {len(values)} values {sorted(values)[:12]})"
     if is_ignore:
         remedy = f"state the fact ignore_index: {value} if these targets are to be left out, or map them to classes"
@@ -81,8 +81,7 @@ def _finding_values(
         f"'{field}' has the value {value}, which is not a class",
         sample=index,
         measured=f"{value}",
-        detail=f"{describe_position(survey, field, index, value)}; {len(outside)} such values, {num_inside} within "
-        "range",
+        detail=f"{describe_position(survey, field, index, value)}; {len(outside)} such values, {inside} within range",
         expected=f"0 .. {num_classes - 1} ({num_classes} classes)"
         + (f" or the ignore index {ignore_index}" if ignore_index is not None else ""),
         action=remedy,

@@ -46,16 +46,16 @@ def mismatched_image(context: Context) -> list[Finding]:
     except Exception:  # noqa: BLE001 - a data set may fail in any way; `first-step` reports it
         return []
     foreign = [
-        (key.index, shown_name)
+        (key.index, name)
         for key, sample in zip(keys, samples, strict=True)
-        if (shown_name := _find_object_name(part, pictures, key.index, np.asarray(sample["image"])))
+        if (name := _find_object_name(part, pictures, key.index, np.asarray(sample["image"])))
         != part.sample_name(key.index)
     ]
     if foreign:
         return [_finding_foreign(context, pictures, part, foreign, len(keys))]
     strange = _find_strange(part, pictures, keys, samples)
     is_of_others = len(strange) >= max(1, _MIN_STRANGE * len(keys))
-    return [_finding_strangers(context, pictures, part, strange, len(keys))] if is_of_others else []
+    return [_finding_strange(context, pictures, part, strange, len(keys))] if is_of_others else []
 
 
 class _Strange(NamedTuple):
@@ -87,17 +87,13 @@ def _find_strange(part: DataSubset, pictures: Any, keys: list[SampleKey], sample
     view_indices = np.unique([0, camera_settings["count"] // 4])
     names = [part.sample_name(key.index) for key in keys]
     picture_masks = [
-        _centre_silhouettes(
-            [pictures.views.image(name, int(view), background="black").any(axis=-1) for view in view_indices]
-        )
+        _centre_masks([pictures.views.image(name, int(view), background="black").any(axis=-1) for view in view_indices])
         for name in names
     ]
-    chosen_cameras = Cameras(cameras.rotations[view_indices], cameras.size_px, cameras.scale_px, cameras.distance)
+    chosen = Cameras(cameras.rotations[view_indices], cameras.size_px, cameras.scale_px, cameras.distance)
     try:
         cloud_masks = [
-            _centre_silhouettes(
-                render_cloud(normalize_to_unit_sphere(np.asarray(sample["points"]), where=name), chosen_cameras) > 0
-            )
+            _centre_masks(render_cloud(normalize_to_unit_sphere(np.asarray(sample["points"]), where=name), chosen) > 0)
             for name, sample in zip(names, samples, strict=True)
         ]
     except (DataError, ValueError):  # other checks report a cloud that cannot be rendered
@@ -111,7 +107,7 @@ def _find_strange(part: DataSubset, pictures: Any, keys: list[SampleKey], sample
     ]
 
 
-def _centre_silhouettes(silhouettes: Iterable[np.ndarray]) -> np.ndarray:
+def _centre_masks(silhouettes: Iterable[np.ndarray]) -> np.ndarray:
     """Shift each silhouette so that its bounding box is in the middle of its image."""
     centred = []
     for silhouette in silhouettes:
@@ -143,7 +139,7 @@ def _is_view(pictures: Any, name: str, image: np.ndarray) -> bool:
     return any(np.array_equal(views.image(name, view, background=pictures.background), image) for view in range(number))
 
 
-def _finding_strangers(
+def _finding_strange(
     context: Context, pictures: Any, part: DataSubset, strange: list[_Strange], num_read: int
 ) -> Finding:
     listed = "; ".join(

@@ -77,12 +77,8 @@ def _finding_batch_dependence(context: Context) -> Finding | None:
         for name in _PAIRED:
             if not isinstance(together.get(name), Tensor) or _is_same_row(alone, together, name, row):
                 continue
-            matching_row = next(
-                (other for other in range(len(keys)) if _is_same_row(alone, together, name, other)), None
-            )
-            detail = (
-                "has other values" if matching_row is None else f"has the values of row {matching_row} of the batch"
-            )
+            match = next((index for index in range(len(keys)) if _is_same_row(alone, together, name, index)), None)
+            detail = "has other values" if match is None else f"has the values of row {match} of the batch"
             return _finding_sample(
                 context,
                 key,

@@ -23,9 +23,9 @@ __all__ = ["measure_widths", "misplaced_heatmap"]
 
 _NEEDED = frozenset({"joints", "visible", "placement", "heatmaps"})
 _NUM_SAMPLES = 8
-_MAX_DISTANCE = 0.05
+_MAX_ERROR = 0.05
 """Distance in cells; a Gaussian in float32 is decoded to a thousandth of one."""
-_MAX_DISTANCE_ONE_HOT = 0.51
+_MAX_ERROR_ONE_HOT = 0.51
 """Distance in cells; the largest cell of a one-hot map is the nearest to the joint."""
 _MIN_MAPS = 3
 _MIN_PEAK = 0.3
@@ -37,7 +37,7 @@ _MIN_AGREEING = 0.9
 """Share of the joints that must be at the positions of an explanation."""
 
 
-class _DecodedMaps(NamedTuple):
+class _Maps(NamedTuple):
     """Expected and decoded joints (B, J, 3) in cells, a mask (B, J) of usable maps, and widths of inner maps."""
 
     expected: Tensor
@@ -89,7 +89,7 @@ def measure_widths(heatmaps: Tensor) -> Tensor:
     return (flat.sum(dim=-1) ** 2 / (flat.square().sum(dim=-1) * 8 * torch.pi**1.5)) ** (1 / 3)
 
 
-def _decode_maps(heatmaps: Tensor, joints: Tensor, visible: Tensor, placement: CubePlacement) -> _DecodedMaps:
+def _decode_maps(heatmaps: Tensor, joints: Tensor, visible: Tensor, placement: CubePlacement) -> _Maps:
     maps = permute_axes(heatmaps.double(), placement.axes)
     cells = maps.shape[-1]
     is_one_hot = bool(((maps.sum((2, 3, 4)) - 1).abs() < 1e-3)[visible].all())
@@ -99,9 +99,7 @@ def _decode_maps(heatmaps: Tensor, joints: Tensor, visible: Tensor, placement: C
     is_usable = is_usable & ((expected > 0) & (expected < cells)).all(dim=-1)
     is_inner = is_usable & ((decoded > _BORDER) & (decoded < cells - _BORDER)).all(dim=-1)
     widths = measure_widths(maps)[is_inner] if not is_one_hot else torch.empty(0)
-    return _DecodedMaps(
-        expected, decoded, is_usable, widths, _MAX_DISTANCE_ONE_HOT if is_one_hot else _MAX_DISTANCE, cells
-    )
+    return _Maps(expected, decoded, is_usable, widths, _MAX_ERROR_ONE_HOT if is_one_hot else _MAX_ERROR, cells)
 
 
 def _convert_to_cells(joints: Tensor, placement: CubePlacement, cells: int) -> Tensor:
@@ -109,9 +107,7 @@ def _convert_to_cells(joints: Tensor, placement: CubePlacement, cells: int) -> T
     return to_voxels(joints, placement) / (placement.size / cells) + (0.5 if placement.compat == "release" else 0.0)
 
 
-def _list_explanations(
-    joints: Tensor, placement: CubePlacement, maps: _DecodedMaps
-) -> Iterator[tuple[str, str, Tensor]]:
+def _list_explanations(joints: Tensor, placement: CubePlacement, maps: _Maps) -> Iterator[tuple[str, str, Tensor]]:
     """Yield possible faults: the cause, a description, and the joints (B, J, 3) in cells that it would give."""
     for order in list(permutations((0, 1, 2)))[1:]:
         axes = ", ".join("xyz"[axis] for axis in order)
@@ -131,7 +127,7 @@ def _list_explanations(
         )
     shift = (maps.decoded - maps.expected)[maps.is_usable].median(dim=0).values
     shift_text = ", ".join(f"{value:+.2f}" for value in shift.tolist())
-    is_half = bool(((shift.abs() - 0.5).abs() < _MAX_DISTANCE).all())
+    is_half = bool(((shift.abs() - 0.5).abs() < _MAX_ERROR).all())
     cause = "data.target_encoding" if is_half else "data.centre"
     yield cause, f"they are shifted by ({shift_text}) cells", maps.expected + shift
     shifts = torch.stack(
@@ -157,7 +153,7 @@ def _get_stated_width(context: Context, part: DataSubset) -> float | None:
 
 
 def _finding_position(
-    context: Context, part: DataSubset, joints: Tensor, placement: CubePlacement, maps: _DecodedMaps
+    context: Context, part: DataSubset, joints: Tensor, placement: CubePlacement, maps: _Maps
 ) -> Finding:
     fitting = (
         (cause, description)

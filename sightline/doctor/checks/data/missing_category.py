@@ -45,14 +45,11 @@ def _table_findings(context: Context, facts: Mapping[str, Any], table: list[list
     for category, parts in enumerate(table):
         for part in parts:
             owners.setdefault(part, []).append(category)
-    shared = [(part, categories) for part, categories in sorted(owners.items()) if len(categories) > 1]
+    shared = [(part, ids) for part, ids in sorted(owners.items()) if len(ids) > 1]
     missing = [part for part in range(num_classes) if part not in owners] if isinstance(num_classes, int) else []
     unknown = [part for part in owners if isinstance(num_classes, int) and not 0 <= part < num_classes]
     if shared or missing or unknown:
-        faults = [
-            f"part {part} belongs to the categories {', '.join(map(str, categories))}"
-            for part, categories in shared[:3]
-        ]
+        faults = [f"part {part} belongs to the categories {', '.join(map(str, ids))}" for part, ids in shared[:3]]
         faults += [f"part {part} belongs to none" for part in missing[:3]]
         faults += [f"part {part} is not one of the {num_classes} classes" for part in unknown[:3]]
         yield _finding_facts(
@@ -64,8 +61,8 @@ def _table_findings(context: Context, facts: Mapping[str, Any], table: list[list
 
 
 def _sample_findings(context: Context, survey: PartStatistics, num_categories: int) -> Iterator[Finding]:
-    statistics = survey.fields.get("category")
-    if statistics is None and survey.num_sampled:
+    field = survey.fields.get("category")
+    if field is None and survey.num_sampled:
         yield missing_category.finding(
             context,
             f"the facts state {num_categories} categories, but samples have no 'category'",
@@ -76,13 +73,8 @@ def _sample_findings(context: Context, survey: PartStatistics, num_categories: i
             action="return 'category' from the data set and name it in info.fields, or take parts_of_category out",
             evidence={"looked_at": survey.coverage_text},
         )
-    elif (
-        statistics is not None
-        and len(statistics.values) == 1
-        and survey.num_sampled >= _MIN_SAMPLES
-        and num_categories > 1
-    ):
-        value = next(iter(statistics.values))
+    elif field is not None and len(field.values) == 1 and survey.num_sampled >= _MIN_SAMPLES and num_categories > 1:
+        value = next(iter(field.values))
         names = context.built.data.facts.get("category_names") or ()
         category = f"{value} ({names[value]})" if 0 <= value < len(names) else str(value)
         yield missing_category.finding(

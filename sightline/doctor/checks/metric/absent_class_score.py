@@ -36,33 +36,28 @@ def absent_class_score(context: Context) -> list[Finding]:
     maker = build_prediction_maker(context)
     if maker is None:
         return []
-    one_class, every_class = _make_one_class_batches(maker), _make_every_class_batches(maker)
+    single, full = _make_one_class_batches(maker), _make_every_class_batches(maker)
     meters = [meter for meter in context.built.selection_evaluator.metrics if can_score(context, meter)]
-    return [
-        finding
-        for meter in meters
-        if every_class
-        for finding in _metric_findings(context, meter, one_class, every_class)
-    ]
+    return [finding for meter in meters if full for finding in _metric_findings(context, meter, single, full)]
 
 
 def _metric_findings(
-    context: Context, meter: BoundMetric, one_class: list[SyntheticBatch], every_class: list[SyntheticBatch]
+    context: Context, meter: BoundMetric, single: list[SyntheticBatch], full: list[SyntheticBatch]
 ) -> Iterator[Finding]:
     try:
-        one_class_values = score_metric(context, meter, one_class)
-        every_class_values = score_metric(context, meter, every_class)
+        single_values = score_metric(context, meter, single)
+        full_values = score_metric(context, meter, full)
     except Exception:  # noqa: BLE001 - `per-batch-metric` reports why a metric fails
         return
-    below_one = {name: value for name, value in every_class_values.items() if _falls_short(name, value)}
+    below_one = {name: value for name, value in full_values.items() if _falls_short(name, value)}
     if below_one:
         yield _finding_all(context, meter, below_one)
         return
     if MetricMembers.scores_absent_zero.get(meter.metric):
         return  # by the protocol, as the config asks for
-    absent = {name: value for name, value in one_class_values.items() if _falls_short(name, value)}
+    absent = {name: value for name, value in single_values.items() if _falls_short(name, value)}
     if absent:
-        yield _finding_absent(context, meter, absent, every_class_values)
+        yield _finding_absent(context, meter, absent, full_values)
 
 
 def _falls_short(name: str, value: float) -> bool:
@@ -77,7 +72,7 @@ def _make_one_class_batches(maker: PredictionMaker) -> list[SyntheticBatch]:
         return [maker.choices[category][0]] * size
 
     ranks = range(maker.num_samples)
-    return [maker.make_batch(list(ranks), choose_labels, choose_category=lambda rank: richest, wrong=False)]
+    return [maker.make_batch(list(ranks), choose_labels, get_category=lambda rank: richest, wrong=False)]
 
 
 def _make_every_class_batches(maker: PredictionMaker) -> list[SyntheticBatch]:
@@ -87,7 +82,7 @@ def _make_every_class_batches(maker: PredictionMaker) -> list[SyntheticBatch]:
     batches: list[SyntheticBatch] = []
     num_targets = 0
 
-    def choose_category(rank: int) -> int:
+    def get_category(rank: int) -> int:
         return rank % len(maker.choices)
 
     def choose_labels(rank: int, size: int, category: int) -> list[int]:
@@ -105,12 +100,12 @@ def _make_every_class_batches(maker: PredictionMaker) -> list[SyntheticBatch]:
     while (len(categories) < len(maker.choices) if is_of_parts else used < wanted) and len(batches) < _MAX_BATCHES:
         first = len(batches) * maker.num_samples
         ranks = list(range(first, first + maker.num_samples))
-        batches.append(maker.make_batch(ranks, choose_labels, choose_category=choose_category, wrong=False))
+        batches.append(maker.make_batch(ranks, choose_labels, get_category=get_category, wrong=False))
     return batches if used >= wanted else []
 
 
 def _finding_absent(
-    context: Context, meter: BoundMetric, absent: dict[str, float], every_class_values: dict[str, float]
+    context: Context, meter: BoundMetric, absent: dict[str, float], full_values: dict[str, float]
 ) -> Finding:
     metric_name, path = name_of_metric(context, meter)
     name = next(iter(absent))
@@ -120,7 +115,7 @@ def _finding_absent(
         causes=("eval.absent_class", "eval.protocol", "eval.decode"),
         at=path,
         measured=f"{_format_values(absent)} for perfect predictions with a single class; "
-        f"{every_class_values.get(name, math.nan):.6g} with every class",
+        f"{full_values.get(name, math.nan):.6g} with every class",
         expected="1 for perfect predictions, for any set of classes",
         action="score a part that both lack as 1 (shapes with parts), or leave the class out of the mean (scenes); "
         "never as 0",

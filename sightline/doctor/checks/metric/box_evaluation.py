@@ -40,8 +40,7 @@ def box_protocol(context: Context) -> Iterator[Finding]:
         name = min(limits, key=limits.__getitem__)
         yield box_protocol.finding(
             context,
-            f"detections below a score of {selection.score:g} are dropped before {name} sees them: its curve ends "
-            "early",
+            f"detections below a score of {selection.score:g} are dropped before {name}: its curve ends early",
             at="task.score",
             measured=f"task.score {selection.score:g}",
             expected=f"at most {limits[name]:g}, a higher one only for pictures (`predict --score`)",
@@ -73,10 +72,7 @@ def _suppression_findings(context: Context, task: Detect, truths: list[Tensor]) 
     for truth in truths:
         scores = torch.linspace(0.9, 0.8, len(truth), dtype=torch.float64)
         label = truth[:, 4].long()
-        rows = [
-            torch.arange(len(truth)),
-            *((label == class_index).nonzero().flatten() for class_index in label.unique()),
-        ]
+        rows = [torch.arange(len(truth)), *((label == number).nonzero().flatten() for number in label.unique())]
         survivors = [
             {*row[task.selection.suppression(truth[row, :4], scores[row], label[row]).indices].tolist()} for row in rows
         ]
@@ -154,11 +150,7 @@ def _pixel_findings(context: Context, task: Detect) -> Iterator[Finding]:
         is_mapped = torch.allclose(2 * plain, larger, rtol=1e-3, atol=1.0)
         if is_mapped and not (unmoved > 0.9 and iou < 0.7):
             continue
-        fault = (
-            "labels are in pixels of the canvas"
-            if is_mapped
-            else "detections are not mapped from the canvas to the file"
-        )
+        fault = "labels are in pixels of the canvas" if is_mapped else "detections are not mapped to the file"
         yield box_evaluation.finding(
             context,
             f"{fault}: areas are wrong, and boxes do not match those of other programs",
@@ -178,13 +170,9 @@ def _metric_findings(context: Context, meter: Any, boxed: Sequence[Mapping[str, 
     plain, absorbed, missed = (
         metric_values(
             meter,
-            [
-                _join_images(
-                    [*perfect, *(_make_image(sample, is_ignored=is_ignored, is_found=is_found) for sample in boxed)]
-                )
-            ],
+            [_join_images([*perfect, *(_make_image(sample, is_ignored=ignored, is_found=hit) for sample in boxed)])],
         ).used
-        for is_ignored, is_found in ((True, False), (True, True), (False, False))
+        for ignored, hit in ((True, False), (True, True), (False, False))
     )
     changed = [name for name, value in plain.items() if not _is_same(value, absorbed[name])]
     if changed:

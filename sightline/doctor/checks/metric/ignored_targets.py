@@ -86,7 +86,7 @@ def _metric_findings(context: Context, maker: PredictionMaker, meter: BoundMetri
     synthetic = maker.make_batch(
         range(maker.num_samples),
         lambda rank, size, category: [classes[(rank + offset) % len(classes)] for offset in range(size)],
-        choose_category=lambda rank: 0,
+        get_category=lambda rank: 0,
         wrong=True,
     )
     label = _hide_labels(synthetic.batch["label"], ignored)

@@ -66,18 +66,14 @@ def _model_findings(context: Context, meter: BoundMetric) -> list[Finding]:
 
     If the evaluation fails, `first-evaluation` reports it.
     """
-    evaluation = next(iter(context.dry_evaluations), None)
-    if (
-        evaluation is None
-        or evaluation.failure is not None
-        or len(evaluation.batch.get("sample_index", ())) < _MIN_EVALUATED
-    ):
+    dry = next(iter(context.dry_evaluations), None)
+    if dry is None or dry.failure is not None or len(dry.batch.get("sample_index", ())) < _MIN_EVALUATED:
         return []
-    ranks = list(range(len(evaluation.keys)))
+    ranks = list(range(len(dry.keys)))
     half = len(ranks) // 2
     try:
         joint, *splits = (
-            [row for part in split if (row := evaluation.rows(part, meter.update.names)) is not None]
+            [row for part in split if (row := dry.rows(part, meter.update.names)) is not None]
             for split in ([ranks], [ranks[:1], ranks[1:]], [ranks[:half], ranks[half:]])
         )
         return _metric_findings(context, meter, joint, splits, "predictions") if joint else []
@@ -92,10 +88,10 @@ def _make_batches(maker: PredictionMaker, *batches: list[int]) -> list[Synthetic
         choices = maker.choices[category]
         return [choices[(rank + offset) % len(choices)] for offset in range(size)]
 
-    def choose_category(rank: int) -> int:
+    def get_category(rank: int) -> int:
         return rank % len(maker.choices)
 
-    return [maker.make_batch(batch, choose_labels, choose_category=choose_category, wrong=True) for batch in batches]
+    return [maker.make_batch(batch, choose_labels, get_category=get_category, wrong=True) for batch in batches]
 
 
 def _metric_findings(
@@ -108,11 +104,11 @@ def _metric_findings(
         return [_finding_own_state(context, meter, missed)]
     by_definition = MetricMembers.within_batch.get(meter.metric)
     for split in splits:
-        split_values = metric_values(meter, split).used
+        apart = metric_values(meter, split).used
         pairs = {
-            name: (value, split_values[name])
+            name: (value, apart[name])
             for name, value in joint_values.used.items()
-            if name in split_values and name not in by_definition
+            if name in apart and name not in by_definition
         }
         differing = {name: pair for name, pair in pairs.items() if not _are_equal(*pair)}
         if differing:
@@ -122,12 +118,10 @@ def _metric_findings(
     return []
 
 
-def _are_equal(value: float, other: float | None) -> bool:
+def _are_equal(one: float, other: float | None) -> bool:
     if other is None:
         return False
-    return (math.isnan(value) and math.isnan(other)) or math.isclose(
-        value, other, rel_tol=_TOLERANCE, abs_tol=_TOLERANCE
-    )
+    return (math.isnan(one) and math.isnan(other)) or math.isclose(one, other, rel_tol=_TOLERANCE, abs_tol=_TOLERANCE)
 
 
 def _finding_difference(

@@ -77,7 +77,7 @@ class PredictionMaker:
     has_category: bool
 
     def make_batch(
-        self, ranks: Sequence[int], choose_labels: ChooseLabels, *, choose_category: Callable[[int], int], wrong: bool
+        self, ranks: Sequence[int], choose_labels: ChooseLabels, *, get_category: Callable[[int], int], wrong: bool
     ) -> SyntheticBatch:
         """Make the batch of these ranks, predicted correctly, or with `wrong` partly not; the same way in any batch."""
         device = self.context.world.device
@@ -86,16 +86,14 @@ class PredictionMaker:
         for row, rank in enumerate(ranks):
             rows = _find_rows(batch, row)
             size = labels[rows].numel()
-            target_labels = choose_labels(rank, size, choose_category(rank))
+            target_labels = choose_labels(rank, size, get_category(rank))
             predicted_labels = _make_partly_wrong(target_labels, rank) if wrong else target_labels
             labels[rows] = torch.tensor(target_labels, device=device).view(labels[rows].shape)
             predictions[rows] = torch.tensor(predicted_labels, device=device).view(labels[rows].shape)
         batch["label"] = labels
         batch["sample_index"] = torch.tensor(list(ranks), dtype=torch.int64, device=device)
         if self.has_category:
-            batch["category"] = torch.tensor(
-                [choose_category(rank) for rank in ranks], dtype=torch.int64, device=device
-            )
+            batch["category"] = torch.tensor([get_category(rank) for rank in ranks], dtype=torch.int64, device=device)
         logits = torch.nn.functional.one_hot(predictions, self.num_classes).float() * _LARGE_LOGIT
         return SyntheticBatch(batch, logits.movedim(-1, self.axis))
 

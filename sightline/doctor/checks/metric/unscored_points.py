@@ -17,9 +17,7 @@ _MAX_SAMPLES = 2
 )
 def unscored_points(context: Context) -> list[Finding]:
     """Evaluations of range images score every point of a scan, by its own label, in the data set's order."""
-    findings = (
-        _finding_part(context, evaluation) for evaluation in context.dry_evaluations if evaluation.failure is None
-    )
+    findings = (_finding_part(context, dry) for dry in context.dry_evaluations if dry.failure is None)
     return [finding for finding in findings if finding is not None]
 
 
