@@ -63,7 +63,7 @@ def _compare_with_eager(
     for path in eager:
         modules[path].forward = torch.compiler.disable(modules[path].forward)
     compiled = ModelVariant(
-        "compiled", _CompiledNetwork(model), variant.precision, variant.device, variant.cudnn, inner="network._orig_mod"
+        "compiled", _Whole(model), variant.precision, variant.device, variant.cudnn, inner="network._orig_mod"
     )
     recording = record_step(job, compiled, compiled.batch(batch), hooked=[""])
     calls = [_rename_buffers(call) for call in recording.calls]
@@ -73,7 +73,7 @@ def _compare_with_eager(
     return compare_layerwise(plain, reference, job, reference.batch(compiled.batch(batch)))
 
 
-class _CompiledNetwork(nn.Module):
+class _Whole(nn.Module):
     """Compiled network with the model's call signature."""
 
     def __init__(self, model: nn.Module) -> None:
