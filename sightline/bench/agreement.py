@@ -88,7 +88,10 @@ def allclose(tolerance: float) -> Comparator:
             error = float((actual_tensor.double() - expected_tensor.double()).abs().max())
             scale = float(expected_tensor.double().abs().max())
             if not error <= tolerance * scale:
-                return f"{name}: off by {error:.2e} where the largest number is {scale:.2e}; allowed is {tolerance:g} of it"
+                return (
+                    f"{name}: off by {error:.2e} where the largest number is {scale:.2e}; "
+                    f"allowed is {tolerance:g} of it"
+                )
         return None
 
     return rule
