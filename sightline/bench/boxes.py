@@ -82,7 +82,9 @@ def _suppression_case(name: str, boxes: int, agrees: Any, form: Any, plain: Any,
     )
 
 
-def _assignment_case(name: str, assigner: Assigner, plain: Any, *others: Implementation, anchors: int) -> BenchmarkCase:
+def _assignment_case(
+    name: str, assigner: Assigner, plain: Any, *more_variants: Implementation, anchors: int
+) -> BenchmarkCase:
     """Make a case of an assigner; `anchors` per cell, 0 for points. The maps are sized for 100,000 priors."""
     return BenchmarkCase(
         suite="geometry",
@@ -91,7 +93,7 @@ def _assignment_case(name: str, assigner: Assigner, plain: Any, *others: Impleme
         quick={"boxes": 20, "priors": 2000},
         make=partial(_make_crowd_and_priors, needs=assigner.needs_predictions),
         baseline=implementation("whole_matrix", plain, equal),
-        variants=(implementation(_EXACT, lambda inputs: assigner(**inputs).matched, equal), *others),
+        variants=(implementation(_EXACT, lambda inputs: assigner(**inputs).matched, equal), *more_variants),
     )
 
 

@@ -38,12 +38,12 @@ def _make_crowds(*, images: int, detections: int) -> dict[str, Any]:
     nearest = np.take_along_axis(people, person[..., None], axis=1)
     is_near = draw.random((images, detections, 1)) < 2 / 3
     sizes = np.take_along_axis(height, person, axis=1)[..., None]
-    moved = nearest + sizes * np.where(
+    detected = nearest + sizes * np.where(
         is_near, draw.normal(0, 0.08, nearest.shape), draw.normal(0, 2, (*person.shape, 1))
     )
-    moved[..., 2:] = np.maximum(moved[..., 2:], moved[..., :2] + 1)
+    detected[..., 2:] = np.maximum(detected[..., 2:], detected[..., :2] + 1)
     score = draw.random(person.shape) ** np.where(is_near[..., 0], 1, 3)
-    return {"people": people, "detections": np.concatenate([moved, score[..., None]], axis=2)}
+    return {"people": people, "detections": np.concatenate([detected, score[..., None]], axis=2)}
 
 
 def _compute_by_sightline(inputs: dict[str, Any]) -> Tensor:

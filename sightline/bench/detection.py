@@ -69,9 +69,9 @@ def _case(suite: str, name: str, plain: Callable[[TrainState], Run], form: Imple
 def metric_cases() -> list[BenchmarkCase]:
     """Make the case of COCO's twelve metrics; pycocotools' time excludes building its data structures."""
     size, quick = {"images": 5000, "detections": 100}, {"images": 20, "detections": 10}
-    theirs = Implementation("pycocotools", _open_pycocotools, allclose(1e-9), needs="pycocotools")
+    pycocotools = Implementation("pycocotools", _open_pycocotools, allclose(1e-9), needs="pycocotools")
     form = implementation("sightline", _compute_by_sightline, allclose(1e-9))
-    return [BenchmarkCase("metrics", "box_ap_{images}x{detections}", size, quick, _make_boxes, theirs, (form,))]
+    return [BenchmarkCase("metrics", "box_ap_{images}x{detections}", size, quick, _make_boxes, pycocotools, (form,))]
 
 
 def _make_opener(make: Callable[[TrainState], Run], *overrides: str) -> Callable[[Any], AbstractContextManager[Run]]:
@@ -128,16 +128,16 @@ def _plain(job: TrainState) -> Run:
 def _network(job: TrainState) -> Run:
     """Make the same step from given gradients of the outputs: no assignment, no losses."""
     batch = _read_batch(job, 0)
-    kept: dict[str, Tensor] = {}
+    outputs: dict[str, Tensor] = {}
     step = prepare_step(job.task, job.model.train(), [batch], World())
-    with job.model.register_forward_hook(lambda module, given, made: kept.update(made)):
+    with job.model.register_forward_hook(lambda module, args, result: outputs.update(result)):
         means = step.loss_means(step.loss_sums(job.model))
-    gradients = torch.autograd.grad(weighted_sum(means, job.loss_weights_at(0)), [kept["logits"], kept["codes"]])
+    gradients = torch.autograd.grad(weighted_sum(means, job.loss_weights_at(0)), [outputs["logits"], outputs["codes"]])
 
     def run() -> Tensor:
         job.optimizer.zero_grad(set_to_none=True)
-        made = job.model(image=batch["image"])
-        torch.autograd.backward([made["logits"], made["codes"]], gradients)
+        result = job.model(image=batch["image"])
+        torch.autograd.backward([result["logits"], result["codes"]], gradients)
         norm = nn.utils.clip_grad_norm_(job.model.parameters(), torch.inf)
         job.optimizer.step()
         return torch.stack([*means.values(), norm]).detach()
@@ -200,13 +200,13 @@ def _open_pycocotools(inputs: dict[str, np.ndarray]) -> Iterator[Run]:
 
     def run() -> Tensor:
         with contextlib.redirect_stdout(io.StringIO()):
-            evaluation = COCOeval(truth, found, "bbox")
+            evaluation = COCOeval(truth, detections, "bbox")
             for stage in (evaluation.evaluate, evaluation.accumulate, evaluation.summarize):
                 stage()
         return torch.from_numpy(evaluation.stats)
 
     with contextlib.redirect_stdout(io.StringIO()):
         coco.createIndex()
-        tables = (table.reshape(-1, 7) for table in inputs.values())
-        truth, found = (coco.loadRes(each - np.pad(each[:, 1:3], ((0, 0), (3, 2)))) for each in tables)
+        tables = (rows.reshape(-1, 7) for rows in inputs.values())
+        truth, detections = (coco.loadRes(table - np.pad(table[:, 1:3], ((0, 0), (3, 2)))) for table in tables)
     yield run

@@ -154,7 +154,7 @@ def describe_growth(rows: Sequence[Sequence[ChartPanel | None]]) -> list[tuple[s
 
 
 def _make_panel(
-    places: Sequence[GrowthCase],
+    family_cases: Sequence[GrowthCase],
     results: dict[str, BenchmarkResult],
     family: str,
     axis: str,
@@ -162,7 +162,7 @@ def _make_panel(
     read: Callable[[BenchmarkResult], tuple[float | None, float | None]],
 ) -> ChartPanel | None:
     lines: dict[str, list[tuple[float, float]]] = {"textbook": [], "sightline": []}
-    for growth_case in places:
+    for growth_case in family_cases:
         if (growth_case.family, growth_case.axis) != (family, axis) or growth_case.case.name not in results:
             continue
         for name, value in zip(lines, read(results[growth_case.case.name]), strict=True):

@@ -46,13 +46,13 @@ NUM_CLASSES = 40
 
 
 def cases() -> list[BenchmarkCase]:
-    dgcnn, *others = [step_case(name, batch=32, points=1024) for name in MODELS]
-    return [dgcnn, _make_half_case(), *others, *(_make_forward_case(name) for name in MODELS)]
+    dgcnn, *other_steps = [step_case(name, batch=32, points=1024) for name in MODELS]
+    return [dgcnn, _make_half_case(), *other_steps, *(_make_forward_case(name) for name in MODELS)]
 
 
 def step_case(name: str, *, batch: int, points: int) -> BenchmarkCase:
     """Make a case of one float32 training step; DGCNN, whose fused form supports it, also has a bfloat16 row."""
-    ours, theirs = MODELS[name]
+    ours, textbook = MODELS[name]
     halves = (Implementation("sightline_bf16", step_form(copy.deepcopy, is_half=True), _is_close_as_textbook),)
     return BenchmarkCase(
         suite="models",
@@ -60,7 +60,7 @@ def step_case(name: str, *, batch: int, points: int) -> BenchmarkCase:
         size={"batch": batch, "points": points},
         quick=QUICK,
         make=make_inputs(ours),
-        baseline=Implementation("textbook", step_form(theirs), close_in_float32),
+        baseline=Implementation("textbook", step_form(textbook), close_in_float32),
         variants=(
             Implementation("sightline", step_form(copy.deepcopy), close_in_float32),
             *(halves if name == "dgcnn" else ()),
@@ -94,14 +94,14 @@ def _make_half_case() -> BenchmarkCase:
 
 def _make_forward_case(name: str) -> BenchmarkCase:
     """Make a case of a batch's logits in evaluation mode."""
-    ours, theirs = MODELS[name]
+    ours, textbook = MODELS[name]
     return BenchmarkCase(
         suite="models",
         label=name + "_forward_{batch}x{points}",
         size={"batch": 32, "points": 1024},
         quick=QUICK,
         make=make_inputs(ours),
-        baseline=Implementation("textbook", forward_form(theirs), close_in_float32),
+        baseline=Implementation("textbook", forward_form(textbook), close_in_float32),
         variants=(Implementation("sightline", forward_form(copy.deepcopy), close_in_float32),),
         exactly=IN_FLOAT64,
     )

@@ -35,7 +35,7 @@ class Recipe:
 
     config: str
     batch: int
-    words: tuple[str, ...] = ()
+    overrides: tuple[str, ...] = ()
     has_channels_last: bool = False
     quick: int = 2
 
@@ -76,7 +76,9 @@ def _make_case(name: str, recipe: Recipe) -> BenchmarkCase:
     return BenchmarkCase("models", f"recipe_{name}_step_{{batch}}", *sizes, dict, plain, tuple(variants))
 
 
-def _make_step(recipe: Recipe, precision: str, *words: str) -> Callable[[dict[str, Any]], AbstractContextManager[Run]]:
+def _make_step(
+    recipe: Recipe, precision: str, *overrides: str
+) -> Callable[[dict[str, Any]], AbstractContextManager[Run]]:
     """Make successive steps of a recipe in a number format; each returns its losses, (num_losses,)."""
 
     @contextmanager
@@ -85,8 +87,14 @@ def _make_step(recipe: Recipe, precision: str, *words: str) -> Callable[[dict[st
         small = [f"train.batch_size={batch}", f"data.train_size={max(16, batch)}", "data.test_size=16"]
         with tempfile.TemporaryDirectory(prefix="sightline-bench-") as name:
             copy_shipped(recipe.config, Path(name))
-            overrides = [*recipe.words, *words, *small, f"train.precision={precision}", "evaluate.select=test"]
-            config = read_config(Path(name) / "configs" / f"{recipe.config}.yaml", overrides)
+            all_overrides = [
+                *recipe.overrides,
+                *overrides,
+                *small,
+                f"train.precision={precision}",
+                "evaluate.select=test",
+            ]
+            config = read_config(Path(name) / "configs" / f"{recipe.config}.yaml", all_overrides)
             job = build(config, World()).job
         samples = job.stream.reader(job.stream.plan.step_keys(0)[0][0])
 

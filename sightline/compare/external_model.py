@@ -182,23 +182,23 @@ def _innermost(calls: Sequence[ModuleCall]) -> list[ModuleCall]:
     return [call for index, call in enumerate(calls) if index not in parents]
 
 
-def _convert_call(own: ModuleCall, other: ModuleCall, buffers: Mapping[str, str]) -> ModuleCall | None:
+def _convert_call(our_call: ModuleCall, their_call: ModuleCall, buffers: Mapping[str, str]) -> ModuleCall | None:
     """Convert our call to the structure of their call; None if the tensors cannot correspond."""
-    input_pairs = _pair_tensors(own.given, other.given)
-    output_pairs = _pair_tensors(own.made, other.made, may_differ=True)
+    input_pairs = _pair_tensors(our_call.given, their_call.given)
+    output_pairs = _pair_tensors(our_call.made, their_call.made, may_differ=True)
     if input_pairs is None or output_pairs is None:
         return None
-    changed = {f"{_NETWORK}.{buffers[name]}": values for name, values in own.buffers.items() if name in buffers}
+    changed = {f"{_NETWORK}.{buffers[name]}": values for name, values in our_call.buffers.items() if name in buffers}
     return replace(
-        own,
-        path=other.path,
-        number=other.number,
-        shown=own.name,
+        our_call,
+        path=their_call.path,
+        number=their_call.number,
+        shown=our_call.name,
         parent=0,
-        given=_fill_tree(other.given, input_pairs),
-        made=_fill_tree(other.made, output_pairs),
-        to_given=_convert_gradients(own.to_given, input_pairs),
-        to_made=_convert_gradients(own.to_made, output_pairs),
+        given=_fill_tree(their_call.given, input_pairs),
+        made=_fill_tree(their_call.made, output_pairs),
+        to_given=_convert_gradients(our_call.to_given, input_pairs),
+        to_made=_convert_gradients(our_call.to_made, output_pairs),
         buffers=changed,
     )
 
@@ -218,10 +218,10 @@ def _collect_other_buffers(
 
 @dataclass(frozen=True)
 class _Pair:
-    """Our tensor at path `place`, its path `other` in their call, and its conversion to their layout."""
+    """Our tensor at `path`, its path `their_path` in their call, and its conversion to their layout."""
 
-    place: str
-    other: str
+    path: str
+    their_path: str
     layout: TensorLayout | None
     tensor: Tensor
 
@@ -229,9 +229,9 @@ class _Pair:
         return tensor if self.layout is None else self.layout(tensor)
 
 
-def _pair_tensors(own: Any, other: Any, *, may_differ: bool = False) -> list[_Pair] | None:
+def _pair_tensors(our_tree: Any, their_tree: Any, *, may_differ: bool = False) -> list[_Pair] | None:
     """Pair the tensors of two trees in order, with their layouts; None if counts or shapes do not match."""
-    first, second = list(tree_leaves(own)), list(tree_leaves(other))
+    first, second = list(tree_leaves(our_tree)), list(tree_leaves(their_tree))
     if len(first) != len(second):
         return None
     pairs = []
@@ -244,10 +244,10 @@ def _pair_tensors(own: Any, other: Any, *, may_differ: bool = False) -> list[_Pa
 
 
 def _fill_tree(nest: Any, pairs: Sequence[_Pair]) -> Any:
-    pair_by_path = {pair.other: pair for pair in pairs}
+    pair_by_path = {pair.their_path: pair for pair in pairs}
     return tree_map(nest, lambda path, _: pair_by_path[path](pair_by_path[path].tensor))
 
 
 def _convert_gradients(gradients: Mapping[str, Tensor], pairs: Sequence[_Pair]) -> dict[str, Tensor]:
-    pair_by_path = {pair.place: pair for pair in pairs}
-    return {pair_by_path[path].other: pair_by_path[path](gradient) for path, gradient in gradients.items()}
+    pair_by_path = {pair.path: pair for pair in pairs}
+    return {pair_by_path[path].their_path: pair_by_path[path](gradient) for path, gradient in gradients.items()}

@@ -309,13 +309,13 @@ def _suspend_perturbation(operations: MovedOperations | None) -> Iterator[None]:
 
 
 def _make_source(
-    mover: _Converter, prefix: str, wanted: Mapping[str, Tensor], sources: dict[str, Tensor]
+    mover: _Converter, prefix: str, gradients: Mapping[str, Tensor], sources: dict[str, Tensor]
 ) -> Callable[[str, Tensor], Tensor]:
     """Return a converter of recorded tensors; it requires grad where the variant's tensor received a gradient."""
 
     def make(path: str, tensor: Tensor) -> Tensor:
         wide = mover(tensor)
-        if path not in wanted:
+        if path not in gradients:
             return wide.clone() if wide.data_ptr() == tensor.data_ptr() else wide
         source = wide.detach().clone() if wide.data_ptr() == tensor.data_ptr() else wide.detach()
         sources[f"{prefix}.{path}"] = source.requires_grad_()
@@ -418,10 +418,10 @@ def perturb_with_gradient(tensor: Tensor, mover: Callable[[Tensor], Tensor]) -> 
     """Apply `mover` to a floating tensor and to its gradient; return other tensors unchanged."""
     if not tensor.is_floating_point():
         return tensor
-    moved = tensor + (mover(tensor.detach()) - tensor.detach())
-    if moved.requires_grad:
-        moved.register_hook(mover)
-    return moved
+    perturbed = tensor + (mover(tensor.detach()) - tensor.detach())
+    if perturbed.requires_grad:
+        perturbed.register_hook(mover)
+    return perturbed
 
 
 @contextlib.contextmanager

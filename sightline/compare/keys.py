@@ -69,18 +69,18 @@ def load_matched_weights(theirs: nn.Module, ours: Mapping[str, Tensor], pairs: M
 
 
 def _match_by_map(
-    ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor], given: Mapping[str, str | None]
+    ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor], key_map: Mapping[str, str | None]
 ) -> tuple[dict[str, str], set[str]]:
     """Return the map's name for each of our tensors (the longest key wins), and the tensors that it omits."""
-    unknown = [key for key in given if key not in ours and not any(name.startswith(f"{key}.") for name in ours)]
+    unknown = [key for key in key_map if key not in ours and not any(name.startswith(f"{key}.") for name in ours)]
     if unknown:
         raise UserError(f"--keys: the model has no tensor or module '{unknown[0]}'{suggest(unknown[0], list(ours))}")
     pairs, left_out = {}, set()
     for name in ours:
-        key = next((key for key in _prefixes(name) if key in given), None)
+        key = next((key for key in _prefixes(name) if key in key_map), None)
         if key is None:
             continue
-        target = given[key]
+        target = key_map[key]
         if target is None:
             left_out.add(name)
             continue
@@ -103,14 +103,14 @@ def _match_by_shape(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor], gu
     pairs: dict[str, str] = {}
     kinds, other_kinds = _group_by_kind(ours), _group_by_kind(theirs)
     for kind, modules in kinds.items():
-        others = other_kinds.get(kind, [])
-        if len(others) != len(modules):
+        their_modules = other_kinds.get(kind, [])
+        if len(their_modules) != len(modules):
             continue
-        for index, (module, other) in enumerate(zip(modules, others, strict=True)):
+        for index, (module, their_module) in enumerate(zip(modules, their_modules, strict=True)):
             reason = "the only one" if len(modules) == 1 else f"number {index + 1} of {len(modules)}"
             shapes = ", ".join(f"{name} {shape}" for name, shape in kind)
-            guesses.append(f"{module or '(model)'} = {other or '(model)'}, {reason} with {shapes}")
-            pairs |= {_join(module, name): _join(other, name) for name, _ in kind}
+            guesses.append(f"{module or '(model)'} = {their_module or '(model)'}, {reason} with {shapes}")
+            pairs |= {_join(module, name): _join(their_module, name) for name, _ in kind}
     return pairs
 
 

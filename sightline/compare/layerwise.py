@@ -99,7 +99,7 @@ class _Gradient:
     """Reference gradient of a parameter, summed over the units that use it."""
 
     total: Tensor
-    moved: float
+    shift: float
     users: list[tuple[LayerUnit, str]]
 
     def make_runner(self, key: str) -> Callable[[Perturbation | None], ReferenceResult]:
@@ -161,7 +161,7 @@ class _StepComparison:
             (unit, _), key = expected.users[0], f"parameter.{name}"
             num_added = sum(user.num_added(f"to {user_name}") for user, user_name in expected.users)
             deviation = sum_deviation(
-                gradient, expected.total, unit.call.format, moved=expected.moved, num_added=num_added
+                gradient, expected.total, unit.call.format, moved=expected.shift, num_added=num_added
             )
             if deviation.ratio > MAX_ROUNDING_UNITS / 2:
                 result = ReferenceResult(gradients={key: expected.total})
@@ -252,7 +252,7 @@ class _StepComparison:
         if sum_so_far is None:
             self._gradients[parameter] = _Gradient(gradient, shift, [user])
         else:
-            sum_so_far.total, sum_so_far.moved = sum_so_far.total + gradient, sum_so_far.moved + shift
+            sum_so_far.total, sum_so_far.shift = sum_so_far.total + gradient, sum_so_far.shift + shift
             sum_so_far.users.append(user)
 
 

@@ -120,8 +120,8 @@ def judge(unit: LayerUnit, actual: Mapping[str, Tensor], clean: ReferenceResult,
         for name, perturbed in result.items().items():
             factor = 1.0 if includes_rounding else factors.get(name, 1.0)
             if name in deviations:
-                most = math.inf if includes_rounding else max_changes[name]
-                deviations[name].widen_tolerance(factor * _largest_change(perturbed, answers[name]), most=most)
+                max_change = math.inf if includes_rounding else max_changes[name]
+                deviations[name].widen_tolerance(factor * _largest_change(perturbed, answers[name]), most=max_change)
             elif name in moves:
                 moves[name] = max(moves[name], factor * _largest_change(perturbed, exact[name]))
         if _is_explained(deviations):
@@ -211,18 +211,22 @@ def _exclude_jumps(
     Returns the mask of jumping entries of each suspect. The movement of other entries is rounding, however far.
     """
     jumps = {name: torch.zeros_like(answers[name], dtype=torch.bool) for name in suspects}
-    moved = {name: deviations[name].unit for name in suspects}
+    smooth_changes = {name: deviations[name].unit for name in suspects}
     for draw in range(_MAX_JUMP_DRAWS):
         inside = draw % 4 > 0  # decisions by sums of equal terms show only there
         near = run(Perturbation(base, seed + 1000 + draw, inside=inside)).items()
         far = run(Perturbation(base, seed + 1000 + draw, units=int(MAX_ROUNDING_UNITS), inside=inside)).items()
         for name in suspects:
-            jumps[name] |= _jump_mask(answers[name], near.get(name), far.get(name), MAX_ROUNDING_UNITS * moved[name])
+            jumps[name] |= _jump_mask(
+                answers[name], near.get(name), far.get(name), MAX_ROUNDING_UNITS * smooth_changes[name]
+            )
             if name in near and near[name].shape == answers[name].shape and answers[name].is_floating_point():
-                moved[name] = max(moved[name], _largest_change(near[name][~jumps[name]], answers[name][~jumps[name]]))
+                smooth_changes[name] = max(
+                    smooth_changes[name], _largest_change(near[name][~jumps[name]], answers[name][~jumps[name]])
+                )
         for name in suspects:
             deviation = _compute_deviation(actual[name], answers[name], base, where=~jumps[name])
-            deviation.unit = max(deviation.unit, moved[name])
+            deviation.unit = max(deviation.unit, smooth_changes[name])
             deviation.undefined = int(jumps[name].sum())
             deviations[name] = deviation
         guilty = [name for name in suspects if deviations[name].is_guilty]
@@ -266,11 +270,11 @@ def _compute_deviation(
     return Deviation(max_abs_difference(actual_values, answer), unit, scale, actual.numel())
 
 
-def _largest_change(moved: Tensor, answer: Tensor) -> float:
+def _largest_change(perturbed: Tensor, answer: Tensor) -> float:
     """Return the largest change of the entries that stay finite; 0 if the shape changes."""
-    if moved.shape != answer.shape or not answer.numel():
+    if perturbed.shape != answer.shape or not answer.numel():
         return 0.0
-    return float((moved.double() - answer.double()).abs().nan_to_num(0.0, 0.0, 0.0).max())
+    return float((perturbed.double() - answer.double()).abs().nan_to_num(0.0, 0.0, 0.0).max())
 
 
 def max_abs_difference(first: Tensor, second: Tensor) -> float:

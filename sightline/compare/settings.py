@@ -16,8 +16,8 @@ def find_module(model: nn.Module, row: LayerComparison) -> nn.Module | None:
     if row.unit is None:
         return None
     modules = dict(model.named_modules())
-    path, shown = row.unit.call.path, row.unit.call.name.partition(" (call")[0]
-    for name in (path, path.removeprefix("network."), shown):
+    path, printed_path = row.unit.call.path, row.unit.call.name.partition(" (call")[0]
+    for name in (path, path.removeprefix("network."), printed_path):
         if name in modules:
             return modules[name]
     return None
@@ -25,11 +25,11 @@ def find_module(model: nn.Module, row: LayerComparison) -> nn.Module | None:
 
 def differing_settings(first: nn.Module, second: nn.Module) -> list[str]:
     """Describe the plain attributes that differ, in the modules and in the submodules that both have."""
-    others = dict(second.named_modules())
+    other_modules = dict(second.named_modules())
     lines = []
     for path, module in first.named_modules():
-        if path in others:
-            settings, other_settings = _plain_attributes(module), _plain_attributes(others[path])
+        if path in other_modules:
+            settings, other_settings = _plain_attributes(module), _plain_attributes(other_modules[path])
             prefix = f"{path}." if path else ""
             lines += [
                 f"{prefix}{name} is {settings[name]} and in the reference {other_settings[name]}"

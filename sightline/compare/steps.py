@@ -101,8 +101,8 @@ def trace_losses(
     for draw in range(_NUM_NEAR_DRAWS + _NUM_FAR_DRAWS):
         noise = _make_noise(format_, draw)
         noisy_job = job if noise.decides else decided
-        moved = losses_over_steps(reference, noisy_job, recipe, batch, num_steps=count, noise=noise)
-        _widen(spread if noise.units == 1 else far, moved, expected)
+        perturbed_losses = losses_over_steps(reference, noisy_job, recipe, batch, num_steps=count, noise=noise)
+        _widen(spread if noise.units == 1 else far, perturbed_losses, expected)
         trace = LossTrace(losses, expected, tuple(map(_tolerated_difference, spread, far)))
         if trace.first_diverging_step is None:
             break
@@ -117,10 +117,10 @@ def _make_noise(format_: Format, draw: int) -> _Noise:
     return _Noise(format_, weights, draw, units=units, sums_in_order=sums_in_order, decides=decides)
 
 
-def _widen(spread: list[float], moved: tuple[float, ...], expected: tuple[float, ...]) -> None:
+def _widen(spread: list[float], perturbed: tuple[float, ...], expected: tuple[float, ...]) -> None:
     """Widen the spread in place by the difference of a perturbed run; the spread never shrinks over the steps."""
     largest = 0.0
-    for step, (loss, expected_loss) in enumerate(zip(moved, expected, strict=True)):
+    for step, (loss, expected_loss) in enumerate(zip(perturbed, expected, strict=True)):
         largest = max(largest, abs(loss - expected_loss) if math.isfinite(loss - expected_loss) else math.inf)
         spread[step] = max(spread[step], largest)
 
@@ -189,15 +189,15 @@ def losses_over_steps(
 
 
 class _Noise:
-    """Perturbation of layer outputs by units of format `made`, and of weights by units of `weights`.
+    """Perturbation of layer outputs by units of `output_format`, and of weights by units of `weights`.
 
     `seed` gives the directions. With `decides` it also perturbs batches and the operations before the forward pass.
     """
 
     def __init__(
-        self, made: Format, weights: Format, seed: int, *, units: int, sums_in_order: bool, decides: bool
+        self, output_format: Format, weights: Format, seed: int, *, units: int, sums_in_order: bool, decides: bool
     ) -> None:
-        self._made, self._weights, self.units = made, weights, units
+        self._output_format, self._weights, self.units = output_format, weights, units
         self.sums_in_order, self.decides = sums_in_order, decides
         self._generator = torch.Generator().manual_seed(seed)
 
@@ -205,20 +205,20 @@ class _Noise:
         """Perturb a tensor of the batch: the task's decisions, such as which box is nearer, may change."""
         if not tensor.is_floating_point():
             return tensor
-        return self._made.perturb(tensor, self._generator, units=self.units)
+        return self._output_format.perturb(tensor, self._generator, units=self.units)
 
     def perturb_preparation(self, task: Any) -> Any:
         """Return the task with perturbed operations before the forward pass: two priors may overlap a box equally."""
 
         def prepare(original: Callable[..., Any], *arguments: Any) -> Any:
-            with MovedOperations(self._made, self._generator):
+            with MovedOperations(self._output_format, self._generator):
                 return original(*arguments)
 
         return with_prepare(task, prepare)
 
     def perturb_output(self, tensor: torch.Tensor) -> torch.Tensor:
         return perturb_with_gradient(
-            tensor, lambda values: self._made.perturb(values, self._generator, units=self.units)
+            tensor, lambda values: self._output_format.perturb(values, self._generator, units=self.units)
         )
 
     @torch.no_grad()

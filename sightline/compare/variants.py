@@ -64,8 +64,8 @@ class ModelVariant:
 
     def batch(self, batch: Batch) -> Batch:
         """Convert a batch to this variant's device and format."""
-        moved: Batch = to_device(batch, self.device, float_dtype=self.precision.parameter_dtype)
-        return moved
+        converted: Batch = to_device(batch, self.device, float_dtype=self.precision.parameter_dtype)
+        return converted
 
 
 def deterministic_copy(model: nn.Module, *, dtype: torch.dtype, device: torch.device) -> nn.Module:

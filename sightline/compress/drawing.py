@@ -39,8 +39,8 @@ def _in_kilobytes(points: Iterable[Point]) -> tuple[Point, ...]:
 
 def bits_svg(policy: Policy, layers: Sequence[LayerCost]) -> str:
     """Draw a bar per layer, in the model's order: bits of its weights, and a thin bar for those of its input."""
-    left = round(20 + _LETTER * max(len(layer.name) for layer in layers))
-    width, height = left + _BARS + _END, _HEAD + _ROW * len(layers) + 10
+    x_bars = round(20 + _LETTER * max(len(layer.name) for layer in layers))
+    width, height = x_bars + _BARS + _END, _HEAD + _ROW * len(layers) + 10
     kinds = dict.fromkeys(policy[layer.name].kind for layer in layers)
     max_bits = max(8, *(policy[layer.name].bits for layer in layers))
     legend: list[tuple[str, str]] = [(kind, _COLOR_OF[kind]) for kind in kinds]
@@ -52,23 +52,23 @@ def bits_svg(policy: Policy, layers: Sequence[LayerCost]) -> str:
         f'<rect width="{width}" height="{height}" fill="#ffffff"/>',
     ]
     for index, (name, color) in enumerate(legend):
-        parts.append(f'<rect x="{left + 90 * index}" y="9" width="14" height="10" fill="{color}"/>')
-        parts.append(f'<text x="{left + 90 * index + 19}" y="18">{name}</text>')
+        parts.append(f'<rect x="{x_bars + 90 * index}" y="9" width="14" height="10" fill="{color}"/>')
+        parts.append(f'<text x="{x_bars + 90 * index + 19}" y="18">{name}</text>')
     for bits in range(0, max_bits + 1, max_bits // 8):
-        x = left + _BARS * bits / max_bits
+        x = x_bars + _BARS * bits / max_bits
         parts.append(f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{_HEAD - 4}" y2="{height - 8}" stroke="{FAINT}"/>')
         parts.append(f'<text x="{x:.1f}" y="{_HEAD - 8}" text-anchor="middle" font-size="10">{bits}</text>')
     for index, layer in enumerate(layers):
         choice, top = policy[layer.name], _HEAD + _ROW * index
         length = _BARS * choice.bits / max_bits
-        parts.append(f'<text x="{left - 6}" y="{top + 11}" text-anchor="end">{escape(layer.name)}</text>')
+        parts.append(f'<text x="{x_bars - 6}" y="{top + 11}" text-anchor="end">{escape(layer.name)}</text>')
         parts.append(
-            f'<rect x="{left}" y="{top + 2}" width="{length:.1f}" height="9" fill="{_COLOR_OF[choice.kind]}"/>'
+            f'<rect x="{x_bars}" y="{top + 2}" width="{length:.1f}" height="9" fill="{_COLOR_OF[choice.kind]}"/>'
         )
         if choice.activation is not None:
             input_length = _BARS * choice.activation.bits / max_bits
-            parts.append(f'<rect x="{left}" y="{top + 11}" width="{input_length:.1f}" height="3" fill="{_INPUT}"/>')
+            parts.append(f'<rect x="{x_bars}" y="{top + 11}" width="{input_length:.1f}" height="3" fill="{_INPUT}"/>')
             length = max(length, input_length)
         text = f"{choice.bits} · {layer.num_weights:,} weights"
-        parts.append(f'<text x="{left + length + 5:.1f}" y="{top + 11}" font-size="10">{text}</text>')
+        parts.append(f'<text x="{x_bars + length + 5:.1f}" y="{top + 11}" font-size="10">{text}</text>')
     return "\n".join([*parts, "</svg>"]) + "\n"

@@ -141,14 +141,14 @@ def _wrong_slopes(probe: LossProbe, reporter: FitReporter) -> list[tuple[str, Gr
 def _finding_slope(name: str, slope: GradientCheck, reporter: FitReporter, severity: Severity) -> Finding:
     causes: tuple[str, ...]
     if abs(slope.ratio + 1) < 0.1:
-        causes, shown = ("loss.sign", "loss.form"), "has the wrong sign: descending it raises the loss"
+        causes, description = ("loss.sign", "loss.form"), "has the wrong sign: descending it raises the loss"
     elif abs(slope.ratio) < _MIN_GRADIENT_RATIO:
-        causes, shown = ("loss.detached", "loss.inplace"), "is zero, though the loss depends on the outputs"
+        causes, description = ("loss.detached", "loss.inplace"), "is zero, though the loss depends on the outputs"
     else:
-        causes, shown = ("loss.form", "loss.inplace", "loss.detached"), "is not that of its value"
+        causes, description = ("loss.form", "loss.inplace", "loss.detached"), "is not that of its value"
     return reporter.finding(
         severity=severity,
-        summary=f"the gradient of the loss '{name}' {shown}",
+        summary=f"the gradient of the loss '{name}' {description}",
         causes=causes,
         path=reporter.loss_path(name),
         measured=f"autograd gives {slope.ratio:.3g} times the finite differences, and {slope.misfit:.2g} beside them",

@@ -117,12 +117,19 @@ def _fit_one(built: TrainingSetup, asked: FitOptions, note: Note) -> FitResult:
         return FitResult(samples, probe, (), (loss_finding,))
     target_findings = audit_targets(bench, samples, probe, reporter)
     errors = [finding for finding in target_findings if finding.severity == "error"]
-    candidate, *others = candidates(built)
+    recipe_candidate, *other_candidates = candidates(built)
     if asked.only_own_rate:
-        candidate = dataclasses.replace(candidate, num_trusted=1)
-    brief_options: dict[str, Any] = {"rates": candidate.trusted_rates, "is_first_enough": asked.is_brief, "clip": True}
+        recipe_candidate = dataclasses.replace(recipe_candidate, num_trusted=1)
+    brief_options: dict[str, Any] = {
+        "rates": recipe_candidate.trusted_rates,
+        "is_first_enough": asked.is_brief,
+        "clip": True,
+    }
     own_verdict = _prolong_if_falling(
-        bench, candidate, run_candidate(bench, candidate, bench.precision, note=note, **brief_options), note
+        bench,
+        recipe_candidate,
+        run_candidate(bench, recipe_candidate, bench.precision, note=note, **brief_options),
+        note,
     )
     if errors:
         return FitResult(
@@ -134,12 +141,16 @@ def _fit_one(built: TrainingSetup, asked: FitOptions, note: Note) -> FitResult:
         )
     target_findings += inconsistent_gradients(probe, reporter, severity="warning")
     if own_verdict.is_fitted:
-        verdicts = [own_verdict] if asked.is_brief else _compare_optimisers(bench, candidate, others, own_verdict, note)
-        findings = [*target_findings, *_find_warnings(bench, probe, candidate, own_verdict, reporter, note)]
+        verdicts = (
+            [own_verdict]
+            if asked.is_brief
+            else _compare_optimisers(bench, recipe_candidate, other_candidates, own_verdict, note)
+        )
+        findings = [*target_findings, *_find_warnings(bench, probe, recipe_candidate, own_verdict, reporter, note)]
         return FitResult(samples, probe, tuple(verdicts), tuple(findings))
-    verdicts = [_with_more_rates(bench, candidate, own_verdict, note)]
-    verdicts += [run_candidate(bench, other, bench.precision, note=note) for other in others]
-    case = FailedFit(bench, probe, verdicts, (candidate, *others), reporter, note)
+    verdicts = [_with_more_rates(bench, recipe_candidate, own_verdict, note)]
+    verdicts += [run_candidate(bench, other, bench.precision, note=note) for other in other_candidates]
+    case = FailedFit(bench, probe, verdicts, (recipe_candidate, *other_candidates), reporter, note)
     finding, parts, further = bisect(case)
     frozen = None if finding.cause == "model.frozen_unintended" else _finding_frozen(bench, reporter)
     further_findings = (
@@ -149,41 +160,45 @@ def _fit_one(built: TrainingSetup, asked: FitOptions, note: Note) -> FitResult:
     return FitResult(samples, probe, tuple(verdicts), (finding, *further_findings), tuple(parts), tuple(further))
 
 
-def _prolong_if_falling(bench: FitSetup, own: Candidate, verdict: OptimizerResult, note: Note) -> OptimizerResult:
+def _prolong_if_falling(
+    bench: FitSetup, recipe_candidate: Candidate, verdict: OptimizerResult, note: Note
+) -> OptimizerResult:
     """Return the verdict; if its deciding attempt was still falling, repeat that attempt with more steps."""
     curve = verdict.trusted_curve
     if verdict.is_fitted or not curve.is_falling:
         return verdict
     longer = dataclasses.replace(bench, steps=LONGER * bench.steps)
     again = run_candidate(
-        longer, own, bench.precision, note=note, rates=(curve.rate,), where=", still falling", clip=True
+        longer, recipe_candidate, bench.precision, note=note, rates=(curve.rate,), where=", still falling", clip=True
     )
     curves = tuple(again.curves[0] if other is curve else other for other in verdict.curves)
     return dataclasses.replace(verdict, curves=curves)
 
 
 def _compare_optimisers(
-    bench: FitSetup, own: Candidate, others: list[Candidate], first: OptimizerResult, note: Note
+    bench: FitSetup, recipe_candidate: Candidate, other_candidates: list[Candidate], first: OptimizerResult, note: Note
 ) -> list[OptimizerResult]:
     """Run the recipe's optimiser at all its rates, the others, then each at its best rate in another format."""
-    verdicts = [_with_more_rates(bench, own, first, note)]
-    verdicts += [run_candidate(bench, other, bench.precision, note=note) for other in others]
+    verdicts = [_with_more_rates(bench, recipe_candidate, first, note)]
+    verdicts += [run_candidate(bench, other, bench.precision, note=note) for other in other_candidates]
     finer = "float32" if bench.precision == "float64" else "float64"
-    pairs = list(zip((own, *others), verdicts, strict=True))
+    pairs = list(zip((recipe_candidate, *other_candidates), verdicts, strict=True))
     verdicts += [
-        run_candidate(bench, candidate, finer, note=note, rates=(v.best.rate,), clip=candidate is own)
+        run_candidate(bench, candidate, finer, note=note, rates=(v.best.rate,), clip=candidate is recipe_candidate)
         for candidate, v in pairs
     ]
     return verdicts
 
 
-def _with_more_rates(bench: FitSetup, own: Candidate, first: OptimizerResult, note: Note) -> OptimizerResult:
+def _with_more_rates(
+    bench: FitSetup, recipe_candidate: Candidate, first: OptimizerResult, note: Note
+) -> OptimizerResult:
     """Extend the verdict of the recipe's optimiser by the rates that do not decide."""
-    other_rates = own.rates[own.num_trusted :]
+    other_rates = recipe_candidate.rates[recipe_candidate.num_trusted :]
     if not other_rates:
         return first
     further = run_candidate(
-        bench, own, bench.precision, note=note, rates=other_rates, where=" at usual rates", clip=True
+        bench, recipe_candidate, bench.precision, note=note, rates=other_rates, where=" at usual rates", clip=True
     )
     return dataclasses.replace(first, curves=(*first.curves, *further.curves))
 
@@ -192,12 +207,17 @@ def _with_more_rates(bench: FitSetup, own: Candidate, first: OptimizerResult, no
 
 
 def _find_warnings(
-    bench: FitSetup, probe: LossProbe, own: Candidate, verdict: OptimizerResult, reporter: FitReporter, note: Note
+    bench: FitSetup,
+    probe: LossProbe,
+    recipe_candidate: Candidate,
+    verdict: OptimizerResult,
+    reporter: FitReporter,
+    note: Note,
 ) -> list[Finding]:
     """List warnings for a run that fitted: faults that will matter later."""
     results = [
         _finding_rate(verdict, reporter),
-        _finding_decay(bench, own, verdict, reporter, note),
+        _finding_decay(bench, recipe_candidate, verdict, reporter, note),
         activation_warning(bench, probe, reporter),
         _finding_frozen(bench, reporter),
     ]
@@ -223,7 +243,7 @@ def _finding_rate(verdict: OptimizerResult, reporter: FitReporter) -> Finding | 
 
 
 def _finding_decay(
-    bench: FitSetup, own: Candidate, verdict: OptimizerResult, reporter: FitReporter, note: Note
+    bench: FitSetup, recipe_candidate: Candidate, verdict: OptimizerResult, reporter: FitReporter, note: Note
 ) -> Finding | None:
     """Return a finding if the recipe's weight decay, off until now, keeps the samples from being fitted."""
     decay = max(float(group["weight_decay"]) for group in bench.built.job.optimizer.param_groups)
@@ -231,7 +251,9 @@ def _finding_decay(
         return None
     decayed = dataclasses.replace(bench, keep=bench.keep | {"decay"}, score=None)
     rate = verdict.trusted_curve.rate
-    again = run_candidate(decayed, own, bench.precision, note=lambda _: None, rates=(rate,), clip=True, goal=FITTED)
+    again = run_candidate(
+        decayed, recipe_candidate, bench.precision, note=lambda _: None, rates=(rate,), clip=True, goal=FITTED
+    )
     note(f"with weight decay {decay:g}: {'fitted' if again.is_fitted else 'not fitted'}")
     if again.is_fitted:
         return None

@@ -127,13 +127,17 @@ def measure_quantity(entry: Expectation, look: ModelSnapshot, probe: LossProbe) 
     return _combine_statistic(_select_statistics(quantity, look, probe), quantity.statistic)
 
 
-def _select_statistics(quantity: Quantity, look: ModelSnapshot, probe: LossProbe) -> list[tuple[Statistics, int]]:
+def _select_statistics(
+    quantity: Quantity, step_snapshot: ModelSnapshot, probe: LossProbe
+) -> list[tuple[Statistics, int]]:
     """Return the statistics that a quantity refers to, each with its number of elements."""
     if quantity.kind == "layer":
-        calls = [layer for layer in look.layers if layer.path == quantity.name]
+        calls = [layer for layer in step_snapshot.layers if layer.path == quantity.name]
         return [(layer.output, math.prod(layer.shape)) for layer in calls[:1]]
     names = [quantity.name] if quantity.name else list(probe.read)
-    return [(look.outputs[name], probe.outputs[name].numel() if name in probe.outputs else 1) for name in names]
+    return [
+        (step_snapshot.outputs[name], probe.outputs[name].numel() if name in probe.outputs else 1) for name in names
+    ]
 
 
 def _combine_statistic(tensors: Sequence[tuple[Statistics, int]], name: str) -> float | None:

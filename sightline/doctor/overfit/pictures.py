@@ -53,6 +53,6 @@ def _curve_lines(curve: FitCurve) -> list[dict[str, Any]]:
     for step, loss in enumerate(curve.losses):
         share = curve.shares[step]
         terms = {f"loss/{name}": values[step] for name, values in curve.terms.items()} if len(curve.terms) > 1 else {}
-        left = None if math.isnan(share) else share
-        lines.append({"step": step, "split": "", "loss/total": loss, **terms, "share left": left})
+        remaining = None if math.isnan(share) else share
+        lines.append({"step": step, "split": "", "loss/total": loss, **terms, "share left": remaining})
     return lines

@@ -134,7 +134,7 @@ class _TrainingOutcome:
     metric: str
     trivial: float
     held_out: float
-    known: float
+    training_score: float
     first_loss: float
     last_loss: float
     trivial_loss: float
@@ -188,7 +188,7 @@ def _test_generalisation(
             "closeness": measured,
             learnt.metric: learnt.held_out,
             "trivial": learnt.trivial,
-            "training_samples": learnt.known,
+            "training_samples": learnt.training_score,
             "first_loss": learnt.first_loss,
             "last_loss": learnt.last_loss,
             "trivial_loss": learnt.trivial_loss,
@@ -244,7 +244,7 @@ def _train_on_samples(
         metric=metric,
         trivial=trivial.metrics[metric],
         held_out=held_out_evaluator(run.job.evaluation_model, world).metrics[metric],
-        known=training_evaluator(run.job.evaluation_model, world).metrics[metric],
+        training_score=training_evaluator(run.job.evaluation_model, world).metrics[metric],
         first_loss=losses[0],
         last_loss=math.fsum(last_losses) / len(last_losses),
         trivial_loss=math.fsum(weights[name] * value for name, value in constant_evaluation.losses.items()),
@@ -263,10 +263,10 @@ def _select_spread(indices: np.ndarray) -> np.ndarray:
 
 def _explain_failure(built: TrainingSetup, learnt: _TrainingOutcome, required: float, asked: FitOptions) -> Finding:
     """Explain a failed rung: no training progress, a loss in evaluation, or no generalisation."""
-    training_closeness = learnt.closeness(learnt.known)
+    training_closeness = learnt.closeness(learnt.training_score)
     measured = (
         f"loss {learnt.first_loss:.4g} -> {learnt.last_loss:.4g} (constant prediction {learnt.trivial_loss:.4g}); "
-        f"{learnt.metric} {learnt.known:.4g} of training and {learnt.held_out:.4g} of held-out samples "
+        f"{learnt.metric} {learnt.training_score:.4g} of training and {learnt.held_out:.4g} of held-out samples "
         f"(constant prediction {learnt.trivial:.4g})"
     )
     if not learnt.last_loss < 0.9 * learnt.trivial_loss:
