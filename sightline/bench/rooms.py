@@ -117,7 +117,7 @@ def _open_preparation(inputs: dict[str, Any]) -> Iterator[Run]:
 
 
 def _compare_rooms(inputs: Any, expected: RoomParts, actual: RoomParts) -> str | None:
-    """The same rows in the same order, coordinates to a float32 of a room's size."""
+    """Compare rows in order: colours exactly, coordinates to the float32 rounding of a room's size."""
     if actual.points.shape != expected.points.shape or not np.array_equal(actual.colours, expected.colours):
         return f"{actual.points.shape} numbers and their colours, {expected.points.shape} are needed"
     error = float(np.abs(actual.points + actual.origin - expected.points).max())

@@ -60,7 +60,7 @@ def _make_parts(*, batch: int, points: int) -> dict[str, Any]:
         spread_norms(model)
         for module in model.modules():
             # Where all points of a cloud are neighbours, the place of a point relative to itself is the mean of all:
-            # with a bias of zero it would stand at the corner of the rectifier, and rounding would choose its gradient.
+            # with a bias of zero it would be exactly at the kink of the ReLU, and rounding would decide its gradient.
             if isinstance(module, nn.BatchNorm1d):
                 nn.init.normal_(module.bias, std=0.1)
     clouds = shapes.get_batch([SampleKey(index, 0, 0) for index in range(batch)])

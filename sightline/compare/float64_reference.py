@@ -158,12 +158,12 @@ def run_reference(
     unit: LayerUnit, nudge: Perturbation | None = None, *, dtype: torch.dtype = torch.float64
 ) -> ReferenceResult:
     """Run the reference on the recorded inputs and output gradients of a call, perturbed by `nudge` if given."""
-    mover = _Converter(nudge, unit.device, dtype)
+    convert = _Converter(nudge, unit.device, dtype)
     sources: dict[str, Tensor] = {}
-    forced = _ReplacedCalls(unit, mover, sources)
-    inputs = tree_map(unit.call.given, _make_source(mover, "given", unit.call.to_given, sources))
+    forced = _ReplacedCalls(unit, convert, sources)
+    inputs = tree_map(unit.call.given, _make_source(convert, "given", unit.call.to_given, sources))
     noisy_submodules, random_state, result_formats = (
-        _perturb_submodules(unit, mover, nudge),
+        _perturb_submodules(unit, convert, nudge),
         _restore_random_state(unit.call),
         [FORMATS[torch.float64]],
     )
@@ -175,7 +175,7 @@ def run_reference(
         random_state,
         float32_draws,
         torch.enable_grad(),
-        mover.inside(),
+        convert.inside(),
         format_watch,
         Float64Convolutions(),
     ):
@@ -184,7 +184,7 @@ def run_reference(
             outputs = unit.run(*args, **kwargs)
         forced.assert_done()
         values = {f"out.{path}": tensor for path, tensor in tree_leaves(outputs)} | forced.given
-        gradients = _compute_gradients(unit, values, _output_gradients(unit), sources, mover)
+        gradients = _compute_gradients(unit, values, _output_gradients(unit), sources, convert)
     results = {name: tensor.detach() for name, tensor in values.items()}
     results |= {f"buffer.{name}": final for name, final in changed.items()}
     return ReferenceResult(results, gradients, reduce(coarser, result_formats))
@@ -203,7 +203,7 @@ def _compute_gradients(
     values: Mapping[str, Tensor],
     arriving: Mapping[str, Tensor],
     sources: Mapping[str, Tensor],
-    mover: _Converter,
+    convert: _Converter,
 ) -> dict[str, Tensor]:
     """Compute the gradients of inputs, of the replaced outputs, and of the parameters that were used."""
     output_names = [
@@ -222,7 +222,7 @@ def _compute_gradients(
     gradients = torch.autograd.grad(
         [values[name] for name in output_names],
         list(leaves.values()),
-        [mover(arriving[name]) for name in output_names],
+        [convert(arriving[name]) for name in output_names],
         allow_unused=True,
     )
     gradient_by_name = dict(zip(leaves, gradients, strict=True))
@@ -275,12 +275,12 @@ class MovedOperations(TorchDispatchMode):
         if name.endswith("_") and isinstance(result, Tensor) and result.dtype == torch.float64:
             return result.copy_(self._format.perturb(result, self._generator))
 
-        def move(path: str, tensor: Tensor) -> Tensor:
+        def perturb(path: str, tensor: Tensor) -> Tensor:
             if tensor.dtype != torch.float64 or tensor.untyped_storage()._cdata in storages:
                 return tensor
             return self._format.perturb(tensor, self._generator)
 
-        return tree_map(result, move)
+        return tree_map(result, perturb)
 
 
 _EXACT_OPERATIONS = frozenset(
@@ -309,27 +309,27 @@ def _suspend_perturbation(operations: MovedOperations | None) -> Iterator[None]:
 
 
 def _make_source(
-    mover: _Converter, prefix: str, gradients: Mapping[str, Tensor], sources: dict[str, Tensor]
+    convert: _Converter, prefix: str, gradients: Mapping[str, Tensor], sources: dict[str, Tensor]
 ) -> Callable[[str, Tensor], Tensor]:
     """Return a converter of recorded tensors; it requires grad where the variant's tensor received a gradient."""
 
-    def make(path: str, tensor: Tensor) -> Tensor:
-        wide = mover(tensor)
+    def make_source(path: str, tensor: Tensor) -> Tensor:
+        wide = convert(tensor)
         if path not in gradients:
             return wide.clone() if wide.data_ptr() == tensor.data_ptr() else wide
         source = wide.detach().clone() if wide.data_ptr() == tensor.data_ptr() else wide.detach()
         sources[f"{prefix}.{path}"] = source.requires_grad_()
         return source.clone()
 
-    return make
+    return make_source
 
 
 class _ReplacedCalls:
     """Replacement of nested calls, in order, by the variant's recorded outputs; `given` collects their inputs."""
 
-    def __init__(self, unit: LayerUnit, mover: _Converter, sources: dict[str, Tensor]) -> None:
+    def __init__(self, unit: LayerUnit, convert: _Converter, sources: dict[str, Tensor]) -> None:
         self.given: dict[str, Tensor] = {}
-        self._unit, self._mover, self._sources = unit, mover, sources
+        self._unit, self._convert, self._sources = unit, convert, sources
         self._next = 0
         self._counts: Counter[nn.Module] = Counter()
         self._index_by_call: dict[tuple[nn.Module, int], int] = {}
@@ -369,7 +369,7 @@ class _ReplacedCalls:
                 raise MisalignedError(f"{call.name} was called with other tensors")
             self.given |= {f"{number}.given.{path}": tensor for path, tensor in inputs.items()}
             self._next += 1
-            return tree_map(call.made, _make_source(self._mover, f"{number}.made", call.to_made, self._sources))
+            return tree_map(call.made, _make_source(self._convert, f"{number}.made", call.to_made, self._sources))
 
         return forward
 
@@ -399,14 +399,14 @@ def _preserve_buffers(unit: LayerUnit) -> Iterator[dict[str, Tensor]]:
 
 
 @contextlib.contextmanager
-def _perturb_submodules(unit: LayerUnit, mover: _Converter, nudge: Perturbation | None) -> Iterator[None]:
+def _perturb_submodules(unit: LayerUnit, convert: _Converter, nudge: Perturbation | None) -> Iterator[None]:
     """Perturb the outputs of submodules and their gradients as well."""
 
-    def move(module: nn.Module, args: Any, outputs: Any) -> Any:
-        return tree_map(outputs, lambda _, tensor: perturb_with_gradient(tensor, mover))
+    def perturb(module: nn.Module, args: Any, outputs: Any) -> Any:
+        return tree_map(outputs, lambda _, tensor: perturb_with_gradient(tensor, convert))
 
     submodules = [] if nudge is None or unit.inner else list(unit.owner.modules())[1:]
-    handles = [module.register_forward_hook(move) for module in submodules]
+    handles = [module.register_forward_hook(perturb) for module in submodules]
     try:
         yield
     finally:
