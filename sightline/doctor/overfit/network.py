@@ -126,7 +126,7 @@ def head_cause(bench: FitSetup, reporter: FitReporter, *, is_falling: bool) -> t
     name = _find_head(bench)
     if name is None:
         return None, "no linear layer or convolution is called last"
-    curve = _fit_with_adam(bench, thaw=True, change=lambda model: _reinitialise_head(model, name))
+    curve = _fit_with_adam(bench, unfreeze=True, change=lambda model: _reinitialise_head(model, name))
     if not curve.is_fitted:
         return None, f"a fresh {name} on the frozen features does not fit either"
     summary = f"a fresh {name} on the frozen features fits after {curve.steps_to(FITTED)} steps"
