@@ -123,7 +123,7 @@ def compare_networks(
     """
     path = Path(against)
     if keys is not None and path.suffix != ".py":
-        raise UserError(f"--keys {keys}: goes with a reference of another make, --against FILE.py")
+        raise UserError(f"--keys {keys}: needs a reference of another implementation, --against FILE.py")
     if against in AGAINST:
         return _compare_with_form(subject, against, num_steps)
     if path.suffix == ".py":
@@ -198,7 +198,7 @@ def _differing_recipes(record: Record, built: TrainingSetup) -> list[str]:
     if recorded.get("factor of the learning rate") == current["factor of the learning rate"]:
         current.pop("schedule")  # other words for the same steps
     return [
-        f"{key} differs: {recorded.get(key)} in the record, {value} here: this alone may part the losses over the steps"
+        f"{key} differs: {recorded.get(key)} in the record, {value} here: this alone may explain different losses"
         for key, value in current.items()
         if recorded.get(key) != value
     ]
@@ -268,7 +268,9 @@ def _build_comparison(
     has_dropout = any(
         isinstance(m, nn.modules.dropout._DropoutNd) and m.p > 0 for m in subject.built.job.model.modules()
     )
-    dropout_notes = ["dropout and stochastic depth are off in both variants: they draw"] if has_dropout else []
+    dropout_notes = (
+        ["dropout and stochastic depth are off in both variants: they draw random numbers"] if has_dropout else []
+    )
     return VariantComparison(
         variant.name,
         reference.name,

@@ -71,7 +71,7 @@ class ExternalModel(nn.Module):
             tensors = dict(zip(self._outputs, tensors.values(), strict=False))
         missing = sorted(self._outputs.keys() - tensors.keys())
         if missing:
-            raise RunError(f"the reference gives {len(tensors)} results, but none that could be '{missing[0]}'")
+            raise RunError(f"the reference returns {len(tensors)} outputs, none of which can be '{missing[0]}'")
         results: dict[str, Any] = {}
         for name, shape in self._outputs.items():
             layouts = layouts_between(tensors[name].shape, shape)

@@ -144,9 +144,10 @@ def _join(module: str, name: str) -> str:
 def _format_unmatched(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor], *, is_guessed: bool) -> str:
     sides = [("of the model", ours), ("of the reference", theirs)]
     unmatched = "; ".join(f"{_format_tensors(side)} {side_name}" for side_name, side in sides if side)
-    reason = "no name or shape settles" if is_guessed else "the map does not settle"
+    reason = "no name or shape determines" if is_guessed else "the map does not determine"
     return (
-        f"--keys: {reason} what belongs together: {unmatched}; give a JSON file of our names and theirs, null for none"
+        f"--keys: {reason} which tensors correspond: {unmatched}; "
+        "give a JSON file of our names and theirs, null for none"
     )
 
 

@@ -227,7 +227,7 @@ class _StepComparison:
                     return opaque, run_reference(opaque)
             reason = " ".join(str(error).split())
             raise RunError(
-                f"{unit.call.name}: the reference fails on what the variant was given: {type(error).__name__}: {reason}"
+                f"{unit.call.name}: the reference fails on the variant's input: {type(error).__name__}: {reason}"
             ) from error
 
     def _unchanged_buffers(

@@ -259,7 +259,7 @@ def _compute_deviation(
     Integers are exact: their unit is float64's.
     """
     if actual.shape != answer.shape:
-        note = f"shape {tuple(actual.shape)} where the reference has {tuple(answer.shape)}"
+        note = f"shape {tuple(actual.shape)}, the reference's is {tuple(answer.shape)}"
         return Deviation(math.inf, 1.0, 1.0, answer.numel(), note=note)
     actual_values = actual.to(answer.device)
     scale = float(answer.double().abs().nan_to_num(0.0, 0.0, 0.0).max()) if answer.numel() else 0.0

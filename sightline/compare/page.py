@@ -42,7 +42,7 @@ def encode_comparison_page(comparison: VariantComparison, *, title: str) -> str:
 def verdict(comparison: VariantComparison) -> str:
     """Summarise a comparison in one line."""
     step = comparison.parts_at_step
-    parted = "" if step is None else f"; the losses part at step {step}"
+    parted = "" if step is None else f"; the losses diverge at step {step}"
     trace = comparison.trace
     if trace is not None and trace.is_none_from is not None:
         parted += f"; from step {trace.is_none_from} on both have losses or gradients that are NaN or infinite"
@@ -107,7 +107,9 @@ def _table_row(row: LayerComparison) -> str:
 def _remark(row: LayerComparison) -> str:
     parts = [row.deviation.note, f"in the code of {row.inside}" if row.inside else ""]
     if row.deviation.undefined:
-        parts.append(f"{row.deviation.undefined} of {row.deviation.entries} entries hang on decisions of rounding")
+        parts.append(
+            f"{row.deviation.undefined} of {row.deviation.entries} entries depend on decisions that rounding changes"
+        )
     return "; ".join(filter(None, parts))
 
 

@@ -122,7 +122,7 @@ class Recorder:
     def assert_whole(self) -> None:
         """Raise OverwrittenError if a tensor was overwritten since it was recorded."""
         if any(tensor._version != version for tensor, version in self._recorded):
-            raise OverwrittenError("a tensor was written over after it was recorded")
+            raise OverwrittenError("a tensor was overwritten after it was recorded")
 
     def _enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if not self._is_on:

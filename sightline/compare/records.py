@@ -95,7 +95,9 @@ def read_record(path: Path) -> Record:
     try:
         return _read(document, tensors)
     except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
-        raise UserError(f"{path}: is not a whole record ({type(error).__name__}: {error}); record it again") from None
+        raise UserError(
+            f"{path}: is not a complete record ({type(error).__name__}: {error}); record it again"
+        ) from None
 
 
 def _read(document: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Record:
@@ -142,7 +144,7 @@ class Writer:
             return {"class": _NAMES[type(value)], "fields": fields}
         if value is None or isinstance(value, bool | int | float | str):
             return {"value": value}
-        raise UserError(f"a {type(value).__name__} goes into or out of a module, and cannot be kept in a record")
+        raise UserError(f"a {type(value).__name__} is an input or output of a module, and cannot be stored in a record")
 
     def _number(self, tensor: Tensor) -> str:
         identity = (

@@ -55,9 +55,9 @@ def write_repro(folder: Path, comparison: VariantComparison, origin: LayerOrigin
     if row is None or row.unit is None:
         return "nothing to reproduce: no layer deviates by itself"
     if comparison.models is None:
-        return f"nothing to reproduce: a record keeps what {row.layer} made, and no layer to build it from"
+        return f"nothing to reproduce: a record contains the output of {row.layer}, but not the layer itself"
     if origin.file is not None and row.unit.inner:
-        return f"nothing to reproduce: {row.layer} calls layers of its own, and {origin.file} names them otherwise"
+        return f"nothing to reproduce: {row.layer} calls submodules, and {origin.file} has other names for them"
     variant, reference = (find_module(model, row) or model for model in comparison.models)
     writer = Writer()
     layers = [

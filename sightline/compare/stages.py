@@ -40,7 +40,7 @@ def compare_stages(recorded: Stages, expected: Stages) -> list[LayerComparison]:
     for index in range(max(len(recorded), len(expected))):
         names = [stages[index][0] or RAW if index < len(stages) else "nothing" for stages in (recorded, expected)]
         if names[0] != names[1]:
-            note = f"{names[0]} where the other has {names[1]}"
+            note = f"{names[0]} where the reference has {names[1]}"
             return [*rows, _make_row(names[0], "stage", Deviation(float("inf"), 1.0, 1.0, 1, note=note))]
         worst = _find_worst(recorded[index][1], expected[index][1])
         if worst is None:
@@ -63,7 +63,7 @@ def _find_worst(recorded: Mapping[str, Any], expected: Mapping[str, Any]) -> tup
 
 def _compute_deviation(recorded: Tensor, expected: Tensor) -> Deviation:
     if recorded.shape != expected.shape:
-        note = f"shape {tuple(recorded.shape)} where the other has {tuple(expected.shape)}"
+        note = f"shape {tuple(recorded.shape)}, the reference's is {tuple(expected.shape)}"
         return Deviation(float("inf"), 1.0, 1.0, expected.numel(), note=note)
     is_real = expected.is_floating_point()
     unit = FORMATS[torch.float32 if is_real else torch.float64].unit_of_largest(expected)

@@ -160,7 +160,7 @@ def policy_from_dict(
                 kind, entry.get("bits") or _FLOAT_BITS[kind], entry.get("per_channel", False), inputs
             )
     for name in (tensor_name for tensor_name in names if is_whole and tensor_name not in document):
-        faults.add(SourceLocation(origin, path=name), "is missing; give its kind, fp32 to leave it as it is")
+        faults.add(SourceLocation(origin, path=name), "is missing; give its kind, fp32 to leave it unchanged")
     faults.raise_any()
     return {name: formats[name] for name in names if name in formats}
 

@@ -31,7 +31,7 @@ class UniformSearch(UniformProtected):
 
     def assert_fits(self, problem: Problem) -> None:
         if problem.protected:
-            raise ConfigError("search 'uniform': gives protected layers no other bits; take uniform_protected")
+            raise ConfigError("search 'uniform': cannot give protected layers other bits; take uniform_protected")
 
 
 @registry.searches.add("random")

@@ -96,7 +96,8 @@ def open_record(path: Path, *, subject: str, names: Sequence[str]) -> tuple[list
     for number, line in enumerate(lines, start=1):
         if line.get("subject") != subject:
             raise DataError(
-                f"{path}:{number}: is of '{line.get('subject')}', this search evaluates '{subject}'; give another --out"
+                f"{path}:{number}: contains losses of '{line.get('subject')}', this search evaluates '{subject}'; "
+                "give another --out"
             )
         evaluations.append(_parse_evaluation(line, names, f"{path}:{number}"))
     if path.exists():

@@ -129,7 +129,9 @@ class HessianAware(Search):
 
     def assert_fits(self, problem: Problem) -> None:
         if problem.curvature is None:
-            raise ConfigError("search 'hessian': needs the loss as a graph, which this problem has not; take knapsack")
+            raise ConfigError(
+                "search 'hessian': needs a differentiable loss, which this problem does not have; take knapsack"
+            )
 
     def run(self, problem: Problem, evaluator: PolicyEvaluator) -> Policy:
         assert problem.curvature is not None, "as assert_fits requires"

@@ -59,7 +59,7 @@ class Problem:
         if smallest > self.budget_bytes:
             ratio = np.ceil(1e5 * smallest / base_bytes) / 1e5
             raise ConfigError(
-                f"budget: {self.budget_bytes:,} bytes cannot hold; the smallest policy, {self.choices[0]} beside "
+                f"budget: {self.budget_bytes:,} bytes are too few; the smallest policy, {self.choices[0]} and "
                 f"{len(self.protected)} protected layers, takes {smallest:,} bytes, a ratio of {ratio:.5f}; raise the "
                 "budget, or allow fewer bits"
             )

@@ -30,7 +30,7 @@ def audit_batch(bench: FitSetup, reporter: FitReporter) -> list[Finding]:
             findings.append(
                 reporter.finding(
                     severity="error",
-                    summary=f"'{path}' of the samples holds NaN or infinite numbers",
+                    summary=f"'{path}' of the samples contains NaN or infinite numbers",
                     causes=("data.corrupt_sample", "data.normalisation"),
                     path="data",
                     sample=_find_bad_sample(bench.batch, tensor),

@@ -106,7 +106,7 @@ def loss_cause(probe: LossProbe, reporter: FitReporter) -> Finding | None:
             summary="no loss depends on the model's outputs",
             causes=("loss.detached", "loss.form"),
             path="losses",
-            measured="moving the outputs moves no loss",
+            measured="a change of the outputs changes no loss",
             expected="a loss that changes with the outputs it reads",
             action="look for argmax, rounding, detach() or no_grad between the model's outputs and the loss",
         )
@@ -145,15 +145,16 @@ def _finding_slope(name: str, slope: GradientCheck, reporter: FitReporter, sever
     elif abs(slope.ratio) < _MIN_GRADIENT_RATIO:
         causes, description = ("loss.detached", "loss.inplace"), "is zero, though the loss depends on the outputs"
     else:
-        causes, description = ("loss.form", "loss.inplace", "loss.detached"), "is not that of its value"
+        causes, description = ("loss.form", "loss.inplace", "loss.detached"), "differs from that of its value"
     return reporter.finding(
         severity=severity,
         summary=f"the gradient of the loss '{name}' {description}",
         causes=causes,
         path=reporter.loss_path(name),
-        measured=f"autograd gives {slope.ratio:.3g} times the finite differences, and {slope.misfit:.2g} beside them",
-        expected="1 times, and 0 beside them",
-        action="nothing, where the loss detaches a weight or a target by intent; else look for .data and edits in place"
+        measured=f"autograd gives {slope.ratio:.3g} times the finite differences, "
+        f"{slope.misfit:.2g} of them unexplained",
+        expected="1 times, 0 of them unexplained",
+        action="nothing, if the loss detaches a weight or a target on purpose; else look for .data and edits in place"
         if severity == "warning"
         else "compare the loss's backward with its forward pass; look for .data, detach() and edits in place",
         evidence={"ratio": slope.ratio, "misfit": slope.misfit},
@@ -198,7 +199,7 @@ def _finding_optimiser(case: FailedFit, same_fits: bool, summary: str) -> Iterat
     shared = {"severity": "warning", "measured": measured, "expected": expected}
     if left_out:
         yield case.reporter.finding(
-            summary=f"the recipe's optimiser does not hold {len(left_out)} parameters, {left_out[0]} among them",
+            summary=f"the recipe's optimiser does not contain {len(left_out)} parameters, {left_out[0]} among them",
             causes=("optim.param_coverage", "optim.hyper"),
             path="optimizer",
             action="make the optimiser of all parameters of the model that trains",
@@ -208,7 +209,7 @@ def _finding_optimiser(case: FailedFit, same_fits: bool, summary: str) -> Iterat
     clip = case.bench.built.job.clip_norm
     if clip is not None and _fits_unclipped(case):
         yield case.reporter.finding(
-            summary=f"the recipe's optimiser fits only where gradients are not clipped to {clip:g}",
+            summary=f"the recipe's optimiser fits only if gradients are not clipped to {clip:g}",
             causes=("optim.clip", "optim.lr"),
             path="train.clip_norm",
             action="raise train.clip_norm above the usual norm of the gradient, or leave it out",
@@ -221,7 +222,7 @@ def _finding_optimiser(case: FailedFit, same_fits: bool, summary: str) -> Iterat
         else "the recipe's optimiser does not fit these samples; the network and the loss can",
         causes=("optim.lr", "optim.hyper") if is_rate else ("optim.hyper", "optim.lr", "optim.clip"),
         path="optimizer.lr" if is_rate else "optimizer",
-        action=f"take what fits ({summary}) as the start of a search"
+        action=f"start a search from the rate that fits ({summary})"
         if is_rate
         else f"look at the optimiser's own arguments; {summary}",
         **shared,
@@ -249,7 +250,7 @@ def _check_precision(case: FailedFit, further: list[OptimizerResult]) -> tuple[F
             if attempt.best.is_fitted and lowest_share > 2 * FITTED:
                 summary = f"{precision} fits with {candidate.name} at rate {attempt.best.rate:g}"
                 return _finding_precision(case, precision, summary, lowest_share), summary
-    return None, "more digits do not fit either" if further else "the recipe has the most digits already"
+    return None, "a finer number format does not fit either" if further else "the recipe already has the finest format"
 
 
 def _finding_precision(case: FailedFit, precision: str, summary: str, lowest_share: float) -> Finding:
@@ -258,19 +259,22 @@ def _finding_precision(case: FailedFit, precision: str, summary: str, lowest_sha
     causes: tuple[str, ...] = ("sys.backend", "model.numerics")
     action = f"`sightline compare CONFIG --against {precision}` names the layer whose error rounding does not explain"
     if is_autocast:
-        causes, action = ("optim.amp", "model.numerics"), "train in float32, or look where the lowered layers lose it"
+        causes, action = (
+            ("optim.amp", "model.numerics"),
+            "train in float32, or look at the layers in the coarser format",
+        )
     elif lowered is not None:
         causes = ("model.numerics", "sys.backend")
         action = f"take the conversion to {lowered.dtype} out of {lowered.layer or 'the model'}"
     lowered_text = "" if lowered is None else f"; {lowered.layer or 'the model'} computes in {lowered.dtype}"
     return case.reporter.finding(
         severity="warning",
-        summary=f"{case.precision} loses what {precision} keeps: the same steps fit with more digits alone",
+        summary=f"{case.precision} loses digits that {precision} keeps: the same steps fit only with more digits",
         causes=causes,
         path="train.precision" if is_autocast else "model",
         layer=None if lowered is None else lowered.layer,
         measured=f"{case.precision}: {lowest_share:.3g} of the way left at best; {summary}{lowered_text}",
-        expected=f"{case.precision} and {precision} come about as far",
+        expected=f"{case.precision} and {precision} reach about the same loss",
         action=action,
     )
 
@@ -306,7 +310,7 @@ def _finding_unexplained(case: FailedFit, parts: Sequence[BisectionStep]) -> Fin
     lowest = case.recipe_result.trusted_curve.lowest
     return case.reporter.finding(
         severity="warning",
-        summary="these samples cannot be fitted, and none of the usual reasons explains it",
+        summary="these samples cannot be fitted, and none of the usual causes explains it",
         causes=("model.structure", "model.init", "model.geometry"),
         path="model",
         measured=f"{lowest:.3g} of the way left at best; "

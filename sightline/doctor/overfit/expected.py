@@ -26,11 +26,11 @@ def expectation_observers(built: TrainingSetup, *, note: Callable[[str], object]
     entries = [pair for pair in enumerate(built.config.expect) if pair[1].get("only", "train") == "train"]
     checked = [(index, entry) for index, entry in entries if entry["quantity"] != "share"]
     if ignored := [f"expect.{index}" for index, entry in entries if (index, entry) not in checked]:
-        note(f"{', '.join(ignored)}: passed over, share is of fit-one alone")
+        note(f"{', '.join(ignored)}: ignored, share exists only in fit-one")
     last = built.job.num_steps
     for index, entry in checked:
         if entry["step"] > last:
-            note(f"expect.{index}: passed over, its step is {entry['step']} and training ends after step {last}")
+            note(f"expect.{index}: ignored, its step is {entry['step']} and training ends after step {last}")
     return [ExpectationObserver(built, checked)] if checked else []
 
 
@@ -71,4 +71,4 @@ class ExpectationObserver:
             for index, entry in due
         ]
         if unmet := [result.line for result in results if not result.is_met]:
-            raise StopRun(f"{'; '.join(unmet)}; the run ends, set expect otherwise, or only: fit_one for the entry")
+            raise StopRun(f"{'; '.join(unmet)}; the run ends; change expect, or set only: fit_one for the entry")

@@ -238,7 +238,7 @@ def _finding_rate(verdict: OptimizerResult, reporter: FitReporter) -> Finding | 
         path="optimizer.lr",
         measured=f"{first.lowest:.3g} of the way left at {first.rate:g}, {best.lowest:.3g} at {best.rate:g}",
         expected=f"at most {FITTED:g} of the way left",
-        action="nothing, where the recipe's batch is larger or its schedule warms up",
+        action="nothing, if the recipe's batch is larger or its schedule warms up",
     )
 
 
@@ -290,7 +290,7 @@ def _finding_frozen(bench: FitSetup, reporter: FitReporter) -> Finding | None:
         causes=("model.frozen_unintended", "optim.param_coverage"),
         path="optimizer",
         layer=frozen[0].rpartition(".")[0],
-        measured=f"requires_grad is false, or no group of the optimiser holds them: {', '.join(frozen[:5])}",
+        measured=f"requires_grad is false, or no group of the optimiser contains them: {', '.join(frozen[:5])}",
         expected="every parameter outside optimizer.frozen learns",
         action="list in optimizer.frozen the modules that must not learn; look for requires_grad_(False)",
         evidence={"parameters": frozen[:50]},

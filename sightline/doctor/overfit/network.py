@@ -102,7 +102,7 @@ def _finding_activation(
         path="model",
         layer=ending.layer,
         measured=measured,
-        expected="a last layer that is linear, or whose range holds the targets",
+        expected="a last layer that is linear, or whose range contains the targets",
         action=f"take the {ending.operation} after the last layer out",
         evidence={"zeros": ending.zeros, "low": ending.low, "high": ending.high},
     )

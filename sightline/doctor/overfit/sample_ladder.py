@@ -63,7 +63,7 @@ def parse_rungs(text: str, size: int) -> list[int | str]:
             raise UserError(f"--grow {text}: '{word}' is not a rung; give numbers of samples, and all for the task")
     sizes = [size if rung == ALL else int(rung) for rung in rungs]
     if sizes != sorted(set(sizes)):
-        raise UserError(f"--grow {text}: rungs rise; the training part, all, has {size} samples")
+        raise UserError(f"--grow {text}: rungs must increase; the training part, all, has {size} samples")
     if sizes[-1] > size:
         raise UserError(f"--grow {text}: the training part has {size} samples; give at most as many, or all")
     return rungs

@@ -66,7 +66,7 @@ def choose_samples(built: TrainingSetup, *, num: int | None, with_augmentation: 
         note = f"{num} samples, since {reason}" if reason else ""
     elif num == 1 and needs_rows:
         repeats = 2
-        note = "the sample stands twice: batch norm needs two rows, and of equal ones it leaves only its offsets"
+        note = "the sample is used twice: batch norm needs two rows; equal rows leave only its offsets"
     keys = _first_keys(built, num)
     batch = reader([key for key in keys for _ in range(repeats)])
     return Samples(keys, reader, batch, repeats, left_out, note)
