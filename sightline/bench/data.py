@@ -35,8 +35,8 @@ def cases() -> list[BenchmarkCase]:
             size={"clouds": 2048, "points": 1024},
             quick={"clouds": 64, "points": 128},
             make=_make_clouds,
-            baseline=Implementation("per_item_loader", _per_item, _check_augmentation),
-            variants=(Implementation("sightline", _from_memory, _check_augmentation),),
+            baseline=Implementation("per_item_loader", _open_loader, _check_augmentation),
+            variants=(Implementation("sightline", _open_reader, _check_augmentation),),
         ),
         *rooms.cases(),
         *rendering.cases(),
@@ -91,7 +91,7 @@ def _make_clouds(*, clouds: int, points: int) -> dict[str, Any]:
 
 
 @contextmanager
-def _per_item(inputs: dict[str, Any]) -> Iterator[Run]:
+def _open_loader(inputs: dict[str, Any]) -> Iterator[Run]:
     items = PerItem(inputs["points"].numpy(), inputs["label"].numpy())
     loader = DataLoader(items, batch_size=BATCH, sampler=inputs["order"])
 
@@ -104,7 +104,7 @@ def _per_item(inputs: dict[str, Any]) -> Iterator[Run]:
 
 
 @contextmanager
-def _from_memory(inputs: dict[str, Any]) -> Iterator[Run]:
+def _open_reader(inputs: dict[str, Any]) -> Iterator[Run]:
     parts: dict[str, Any] = {"scale": Scale(), "translate": Translate(), "shuffle_points": ShufflePoints()}
     transforms = [NamedTransform(name, transform) for name, transform in parts.items()]
     reader = BatchReader(_PointDataset(inputs), transforms)

@@ -55,12 +55,12 @@ def train_cases() -> list[BenchmarkCase]:
     step = Implementation("sightline", _make_opener(_plain), allclose(1e-5))
     photos = Implementation("sightline", _make_opener(_from_photos, "loader.workers=2"), allclose(1e-5))
     return [
-        _case("train", "detection_targets", _network, step),
-        _case("train", "detection_photos", _ready_batches, photos),
+        _make_case("train", "detection_targets", _network, step),
+        _make_case("train", "detection_photos", _ready_batches, photos),
     ]
 
 
-def _case(suite: str, name: str, plain: Callable[[TrainState], Run], form: Implementation) -> BenchmarkCase:
+def _make_case(suite: str, name: str, plain: Callable[[TrainState], Run], form: Implementation) -> BenchmarkCase:
     size, quick = {"images": 4, "size": 320}, {"images": 1, "size": 128}
     baseline = Implementation(plain.__name__.lstrip("_"), _make_opener(plain), form.compare)
     return BenchmarkCase(suite, f"{name}_{{images}}x{{size}}", size, quick, dict, baseline, (form,))

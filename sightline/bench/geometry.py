@@ -52,10 +52,10 @@ def neighbour_case(*, batch: int, points: int, channels: int, neighbours: int) -
         size={"batch": batch, "points": points, "channels": channels, "neighbours": neighbours},
         quick={"batch": min(batch, 2), "points": 128},
         make=_make_rounded_clouds,
-        baseline=Implementation("matmul_topk", _by_topk, same_neighbours)
+        baseline=Implementation("matmul_topk", _open_topk, same_neighbours)
         if fits
-        else implementation("matmul_topk_in_blocks", _by_topk_in_blocks, same_neighbours),
-        variants=(implementation("sightline", _neighbours, same_neighbours), *neighbour_peers(channels)),
+        else implementation("matmul_topk_in_blocks", _find_by_topk_in_blocks, same_neighbours),
+        variants=(implementation("sightline", _find_neighbours, same_neighbours), *neighbour_peers(channels)),
     )
 
 
@@ -66,9 +66,9 @@ def sampling_case(*, batch: int, points: int, samples: int) -> BenchmarkCase:
         label="fps_{batch}x{points}_to_{samples}",
         size={"batch": batch, "points": points, "samples": samples},
         quick={"batch": min(batch, 2), "points": 256, "samples": 32},
-        make=_clouds_to_sample,
-        baseline=implementation("masked_loop", _by_masked_loop, equal),
-        variants=(implementation("sightline", _samples, equal), *sampling_peers()),
+        make=_make_clouds_to_sample,
+        baseline=implementation("masked_loop", _sample_by_masked_loop, equal),
+        variants=(implementation("sightline", _sample, equal), *sampling_peers()),
     )
 
 
@@ -79,9 +79,9 @@ def ball_case(*, batch: int, points: int, centres: int, neighbours: int) -> Benc
         label="ball_{batch}x{points}_at_{centres}_k{neighbours}",
         size={"batch": batch, "points": points, "centres": centres, "neighbours": neighbours},
         quick={"batch": 2, "points": 128, "centres": 32},
-        make=_clouds_with_centres,
-        baseline=implementation("mask_and_sort", _by_mask_and_sort, equal),
-        variants=(implementation("sightline", _balls, equal),),
+        make=_make_clouds_with_centres,
+        baseline=implementation("mask_and_sort", _query_by_mask_and_sort, equal),
+        variants=(implementation("sightline", _query_balls, equal),),
     )
 
 
@@ -93,8 +93,8 @@ def interpolation_case(*, batch: int, points: int, queries: int, features: int) 
         label="interpolate_{batch}x{points}_to_{queries}_c{features}",
         size={"batch": batch, "points": points, "queries": queries, "features": features},
         quick={"batch": 2, "points": 32, "queries": 64, "features": 8},
-        make=_features_to_carry,
-        baseline=implementation("sort", _by_sorting, rule),
+        make=_make_features,
+        baseline=implementation("sort", _interpolate_by_sorting, rule),
         variants=(implementation("sightline", _interpolate, rule),),
     )
 
@@ -116,16 +116,16 @@ def _make_rounded_clouds(*, batch: int, points: int, channels: int, neighbours: 
     return {"points": _round_coordinates(_draw_uniform(batch, points, channels, seed=0)), "num_neighbours": neighbours}
 
 
-def _clouds_to_sample(*, batch: int, points: int, samples: int) -> dict[str, Any]:
+def _make_clouds_to_sample(*, batch: int, points: int, samples: int) -> dict[str, Any]:
     return {"points": _draw_uniform(batch, points, 3, seed=1), "num_samples": samples, "start": 0}
 
 
-def _clouds_with_centres(*, batch: int, points: int, centres: int, neighbours: int) -> dict[str, Any]:
+def _make_clouds_with_centres(*, batch: int, points: int, centres: int, neighbours: int) -> dict[str, Any]:
     cloud = _round_coordinates(_draw_uniform(batch, points, 3, seed=2))
     return {"points": cloud, "centres": cloud[:, :centres].contiguous(), "num_neighbours": neighbours}
 
 
-def _features_to_carry(*, batch: int, points: int, queries: int, features: int) -> dict[str, Any]:
+def _make_features(*, batch: int, points: int, queries: int, features: int) -> dict[str, Any]:
     return {
         "features": _draw_uniform(batch, points, features, seed=3),
         "points": _round_coordinates(_draw_uniform(batch, points, 3, seed=4)),
@@ -139,38 +139,38 @@ def _features_to_carry(*, batch: int, points: int, queries: int, features: int) 
 
 
 @contextmanager
-def _by_topk(inputs: dict[str, Any]) -> Iterator[Run]:
+def _open_topk(inputs: dict[str, Any]) -> Iterator[Run]:
     channels_first = inputs["points"].transpose(1, 2).contiguous()  # as that code keeps its clouds
     yield lambda: textbook.neighbours_by_topk(channels_first, inputs["num_neighbours"])
 
 
-def _by_topk_in_blocks(inputs: dict[str, Any]) -> Tensor:
+def _find_by_topk_in_blocks(inputs: dict[str, Any]) -> Tensor:
     return textbook.neighbours_by_topk_in_blocks(inputs["points"], inputs["num_neighbours"])
 
 
-def _neighbours(inputs: dict[str, Any]) -> Tensor:
+def _find_neighbours(inputs: dict[str, Any]) -> Tensor:
     return geometry.nearest_neighbours(inputs["points"], num_neighbours=inputs["num_neighbours"])
 
 
-def _by_masked_loop(inputs: dict[str, Any]) -> Tensor:
+def _sample_by_masked_loop(inputs: dict[str, Any]) -> Tensor:
     return textbook.masked_farthest_points(inputs["points"], inputs["num_samples"], inputs["start"])
 
 
-def _samples(inputs: dict[str, Any]) -> Tensor:
+def _sample(inputs: dict[str, Any]) -> Tensor:
     return geometry.farthest_point_sample(inputs["points"], num_samples=inputs["num_samples"], start=inputs["start"])
 
 
-def _by_mask_and_sort(inputs: dict[str, Any]) -> Tensor:
+def _query_by_mask_and_sort(inputs: dict[str, Any]) -> Tensor:
     return textbook.first_in_ball(inputs["points"], inputs["centres"], RADIUS, inputs["num_neighbours"])
 
 
-def _balls(inputs: dict[str, Any]) -> Tensor:
+def _query_balls(inputs: dict[str, Any]) -> Tensor:
     return geometry.ball_query(
         inputs["points"], centres=inputs["centres"], radius=RADIUS, num_neighbours=inputs["num_neighbours"]
     )
 
 
-def _by_sorting(inputs: dict[str, Any]) -> Tensor:
+def _interpolate_by_sorting(inputs: dict[str, Any]) -> Tensor:
     return textbook.interpolate_three(inputs["features"], inputs["points"], inputs["queries"])
 
 

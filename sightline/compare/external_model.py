@@ -137,9 +137,11 @@ def translate_recording(
         for name, gradient in recording.gradients.items()
         if name in keys.pairs
     }
-    our_leaves = _innermost(recording.calls)
+    our_leaves = _innermost_calls(recording.calls)
     notes = [note] if note else []
-    notes.append(f"{len(calls) - 1} calls of {len(our_leaves)} of ours and {len(_innermost(theirs))} of theirs align")
+    notes.append(
+        f"{len(calls) - 1} calls of {len(our_leaves)} of ours and {len(_innermost_calls(theirs))} of theirs align"
+    )
     return replace(recording, calls=calls, gradients=gradients, is_partial=True), notes
 
 
@@ -166,7 +168,7 @@ def _align_calls(
     """Pair the innermost calls of both in order, by equal weights, or by equal classes between these."""
     modules = {name.rpartition(".")[0]: f"{_NETWORK}.{o}".rpartition(".")[0] for name, o in keys.pairs.items()}
     their_modules = set(modules.values())
-    first, second = _innermost(ours), _innermost(theirs)
+    first, second = _innermost_calls(ours), _innermost_calls(theirs)
     our_labels = [(modules[c.path], c.number) if c.path in modules else c.class_name for c in first]
     their_labels = [(c.path, c.number) if c.path in their_modules else c.class_name for c in second]
     matcher = SequenceMatcher(None, our_labels, their_labels, autojunk=False)
@@ -176,7 +178,7 @@ def _align_calls(
     return pairs
 
 
-def _innermost(calls: Sequence[ModuleCall]) -> list[ModuleCall]:
+def _innermost_calls(calls: Sequence[ModuleCall]) -> list[ModuleCall]:
     """Return the calls that contain no other call."""
     parents = {call.parent for call in calls}
     return [call for index, call in enumerate(calls) if index not in parents]

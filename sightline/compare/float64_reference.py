@@ -28,8 +28,8 @@ __all__ = [
     "PRODUCTS",
     "LayerUnit",
     "MisalignedError",
-    "MovedOperations",
     "Perturbation",
+    "PerturbedOperations",
     "ReferenceResult",
     "collect_recorded",
     "computes_as",
@@ -241,7 +241,7 @@ class _Converter:
         self._nudge, self._device, self._dtype = nudge, device, dtype
         self._generator = None if nudge is None else torch.Generator().manual_seed(nudge.seed)
         self._operations = (
-            MovedOperations(nudge.format, self._generator) if nudge is not None and nudge.inside else None
+            PerturbedOperations(nudge.format, self._generator) if nudge is not None and nudge.inside else None
         )
 
     def __call__(self, tensor: Tensor) -> Tensor:
@@ -258,7 +258,7 @@ class _Converter:
         return contextlib.nullcontext() if self._operations is None else self._operations
 
 
-class MovedOperations(TorchDispatchMode):
+class PerturbedOperations(TorchDispatchMode):
     """Mode that perturbs each float64 result of torch by one unit, except of operations that only copy or select."""
 
     def __init__(self, format_: Format, generator: Any) -> None:
@@ -296,7 +296,7 @@ _EXACT_OPERATIONS = frozenset(
 
 
 @contextlib.contextmanager
-def _suspend_perturbation(operations: MovedOperations | None) -> Iterator[None]:
+def _suspend_perturbation(operations: PerturbedOperations | None) -> Iterator[None]:
     """Suspend the perturbation of results for our own arithmetic, which is not the unit's."""
     if operations is None or operations.is_suspended:
         yield

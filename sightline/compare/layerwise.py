@@ -285,7 +285,10 @@ def _set_coarse(deviations: dict[str, Deviation], exact: ReferenceResult, base: 
 def _select_worst(
     unit: LayerUnit, deviations: dict[str, Deviation], last: int
 ) -> Iterator[tuple[tuple[int, int], str, Deviation]]:
-    """Yield, for each point of a unit's execution, the tensor that deviates most; tensors without error are skipped."""
+    """Yield, for each point of a unit's execution, the tensor that deviates most.
+
+    In units with nested calls, tensors without any error are skipped: they pass through unchanged.
+    """
     best: dict[tuple[int, int], tuple[str, Deviation]] = {}
     for name, deviation in deviations.items():
         order = _sort_key(unit, name)

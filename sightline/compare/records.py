@@ -131,7 +131,7 @@ class Writer:
     def nest(self, value: Any) -> Any:
         """Encode a tree: tensors as {"tensor": number}; dicts, lists, tuples and known dataclasses by their kind."""
         if isinstance(value, Tensor):
-            return {"tensor": self._number(value)}
+            return {"tensor": self._register(value)}
         if isinstance(value, Mapping) and all(isinstance(key, str) for key in value):
             return {"dict": {key: self.nest(item) for key, item in value.items()}}
         if isinstance(value, Mapping) and all(isinstance(key, bool | int | float | str | None) for key in value):
@@ -146,7 +146,7 @@ class Writer:
             return {"value": value}
         raise UserError(f"a {type(value).__name__} is an input or output of a module, and cannot be stored in a record")
 
-    def _number(self, tensor: Tensor) -> str:
+    def _register(self, tensor: Tensor) -> str:
         identity = (
             tensor.untyped_storage()._cdata,
             tensor.storage_offset(),

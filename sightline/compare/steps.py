@@ -31,7 +31,7 @@ from torch import nn
 
 from sightline.compare.accumulation import use_sequential_batch_norm
 from sightline.compare.convolution import Float64Convolutions
-from sightline.compare.float64_reference import MovedOperations, perturb_with_gradient
+from sightline.compare.float64_reference import PerturbedOperations, perturb_with_gradient
 from sightline.compare.formats import Float32Draws, Format, get_format
 from sightline.compare.measure import MAX_ROUNDING_UNITS
 from sightline.compare.variants import ModelVariant, backend_settings, prepare_in_format
@@ -211,7 +211,7 @@ class _Noise:
         """Return the task with perturbed operations before the forward pass: two priors may overlap a box equally."""
 
         def prepare(original: Callable[..., Any], *arguments: Any) -> Any:
-            with MovedOperations(self._output_format, self._generator):
+            with PerturbedOperations(self._output_format, self._generator):
                 return original(*arguments)
 
         return with_prepare(task, prepare)
