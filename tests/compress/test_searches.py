@@ -217,7 +217,7 @@ def test_progress_estimates_the_time_before_the_search_begins() -> None:
 def test_what_cannot_be_is_refused() -> None:
     problem, loss_of = made(0)
     smallest = problem.bytes(problem.lowest)
-    with pytest.raises(ConfigError, match=rf"beside 0 protected layers, takes {smallest:,} bytes, a ratio of"):
+    with pytest.raises(ConfigError, match=rf"and 0 protected layers, takes {smallest:,} bytes, a ratio of"):
         searched("uniform", replace(problem, budget_bytes=smallest - 1), loss_of)
     with pytest.raises(ConfigError, match="bits: found 4, 2; give each once, fewest first"):
         replace(problem, choices=(WeightFormat("codebook", 4), WeightFormat("codebook", 2)))
