@@ -309,7 +309,7 @@ def test_nests_that_a_record_keeps_and_one_that_it_does_not() -> None:
     found = _Reader(writer.tensors).nest(told)
     assert list(found) == [0, True]
     assert torch.equal(found[0], torch.ones(2))
-    with pytest.raises(UserError, match="a Pair goes into or out of a module, and cannot be kept"):
+    with pytest.raises(UserError, match="a Pair is an input or output of a module, and cannot be stored"):
         writer.nest(Pair(torch.ones(1)))
 
 
