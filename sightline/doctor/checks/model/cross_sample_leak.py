@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from sightline.compare.convolution import Float64Convolutions
-from sightline.compare.formats import format_of
+from sightline.compare.formats import get_format
 from sightline.doctor.context import Context, check
 from sightline.doctor.core.dry_evaluation import DryEvaluation, keys_to_evaluate
 from sightline.doctor.core.dry_run import NUM_SAMPLES, isolated_copy
@@ -292,7 +292,7 @@ def _nudged(batch: Batch, seed: int) -> Batch:
     def nudge(place: str, tensor: Tensor) -> Tensor:
         if not tensor.is_floating_point():
             return tensor
-        moved = format_of(tensor.dtype).perturb(tensor.double(), generator, units=_NUDGED_UNITS)
+        moved = get_format(tensor.dtype).perturb(tensor.double(), generator, units=_NUDGED_UNITS)
         return moved.to(tensor.dtype)
 
     nudged: Batch = tree_map(batch, nudge)
