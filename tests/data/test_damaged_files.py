@@ -63,7 +63,7 @@ def citypersons_outside(folder: Path) -> object:
 def modelnet_outside(folder: Path) -> object:
     (folder / "modelnet40_train.txt").write_text("airplane_../../airplane_0001\n")
     (folder / "modelnet40_test.txt").write_text("airplane_0002\n")
-    return text_contents(folder, ClassSubset.of("modelnet40"))
+    return text_contents(folder, ClassSubset.from_set_name("modelnet40"))
 
 
 @pytest.mark.parametrize(
