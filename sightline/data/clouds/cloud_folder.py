@@ -187,7 +187,7 @@ class CloudFolder(LabelledClouds):
             layout,
             source.expanduser().resolve(),
             _columns(preparation),
-            tuple(_parts(clouds, class_names, names, preparation)),
+            tuple(_make_shards(clouds, class_names, names, preparation)),
             about,
             partial(
                 _summary, passed_over=list_skipped_files(source.expanduser()) if source.expanduser().is_dir() else ""
@@ -226,7 +226,7 @@ class _Reader:
         return SampleRow(cloud.name, str(cloud.path), {**values, "label": self.class_names.index(cloud.label)})
 
 
-def _parts(
+def _make_shards(
     clouds: Sequence[ListedCloud],
     class_names: Sequence[str],
     columns: tuple[str, ...] | None,

@@ -67,7 +67,7 @@ class LabelledClouds:
         self._pictures: StoredViews | None = None
         if store is not None:
             names = [self.name_of(index) for index in range(len(self))]
-            self._pictures = StoredViews(store, names, of=f"{self.set_name} {split}", background=background)
+            self._pictures = StoredViews(store, names, set_name=f"{self.set_name} {split}", background=background)
 
     @cached_property
     def class_names(self) -> tuple[str, ...]:

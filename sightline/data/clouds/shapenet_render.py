@@ -51,7 +51,7 @@ class ShapeNetRender(LabelledClouds):
     ) -> None:
         super().__init__(split=split, root=root, num_points=num_points, fraction=fraction, fraction_seed=fraction_seed)
         names = [self.name_of(index) for index in range(len(self))]
-        self._pictures = StoredViews(Views(self._prepared), names, of=self.set_name, background=background)
+        self._pictures = StoredViews(Views(self._prepared), names, set_name=self.set_name, background=background)
 
     def _unit_sphere(self, manifest: Mapping[str, Any]) -> Literal["applied", "promised", "none"]:
         return "applied"
