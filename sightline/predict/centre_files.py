@@ -76,14 +76,14 @@ def find_centres(refiner: TrainedRun, config: RunConfig, *, split: FileSplit, wo
     )
 
 
-def centre_lines(found: FrameCentres) -> str:
+def centre_lines(centres: FrameCentres) -> str:
     """Format the text of a file: `x y z` in mm for every frame, exact in float32, or `invalid`.
 
     Source: the files of Moon et al. 2018 (V2V-PoseNet).
     """
     lines = [
         " ".join(np.format_float_positional(value, trim="-") for value in point) if is_known else "invalid"
-        for point, is_known in zip(found.points_mm, found.is_known, strict=True)
+        for point, is_known in zip(centres.points_mm, centres.is_known, strict=True)
     ]
     return "".join(f"{line}\n" for line in lines)
 
@@ -132,10 +132,10 @@ def _read_batches(frames: DepthFrames, refiner: TrainedRun) -> Iterator[Batch]:
                     continue
 
 
-def _compute_errors(batch: Batch, found: np.ndarray, joint: int) -> np.ndarray:
+def _compute_errors(batch: Batch, centres_mm: np.ndarray, joint: int) -> np.ndarray:
     """Compute the distances (F, 2) in mm of prediction and reference from the joint, for frames that show it."""
     joints: Tensor = batch["joints"][:, joint].double()
-    points = np.stack([found, batch["reference"].double().numpy()], axis=1)
+    points = np.stack([centres_mm, batch["reference"].double().numpy()], axis=1)
     distances: np.ndarray = np.sqrt(((points - joints.numpy()[:, None]) ** 2).sum(axis=-1))
     return distances[batch["visible"][:, joint].numpy()]
 
@@ -172,9 +172,9 @@ def _find_training_folds(refiner: TrainedRun, data: ComponentConfig) -> Iterator
         lineage = lineage["lineage"]
 
 
-def _read_training_folds(given: Mapping[str, Any], data: ComponentConfig) -> set[str] | None:
+def _read_training_folds(data_block: Mapping[str, Any], data: ComponentConfig) -> set[str] | None:
     """Build a set of another run's config; return the folds on which it trains, or None without folds."""
-    arguments = {name: value for name, value in given.items() if name not in ("name", "reference")}
+    arguments = {name: value for name, value in data_block.items() if name not in ("name", "reference")}
     if "root" in data.arguments:
         arguments["root"] = data.arguments["root"]
     folds = registry.data.build(ComponentConfig(data.name, arguments), facts={"split": "test"}).info.folds

@@ -53,15 +53,15 @@ class CentreOfMassFinder:
 
     is_sequential = False
 
-    def __init__(self, how: CentreOfMass, camera: np.ndarray, *, cube_mm: float) -> None:
-        self._how = how
+    def __init__(self, settings: CentreOfMass, camera: np.ndarray, *, cube_mm: float) -> None:
+        self._settings = settings
         self._camera = camera
         self._cube_mm = cube_mm
 
     def __call__(self, path: Path, depth: np.ndarray) -> FrameCentre:
-        point = self._how.locate(depth, self._camera, cube_mm=self._cube_mm)
+        point = self._settings.locate(depth, self._camera, cube_mm=self._cube_mm)
         if point is None:
-            near, far = self._how.near_mm, self._how.far_mm
+            near, far = self._settings.near_mm, self._settings.far_mm
             reach = f" between {near:g} and {far:g} mm" if far is not None else f" beyond {near:g} mm" if near else ""
             raise DataError(
                 f"{path}: has no measured pixel{reach}, so that there is no figure in it; give another image, or other "
@@ -71,7 +71,7 @@ class CentreOfMassFinder:
 
     def near(self, start: np.ndarray, depth: np.ndarray) -> np.ndarray | None:
         """Find the centre of mass from `start`; None if nothing is measured in its cube."""
-        return self._how.locate(depth, self._camera, cube_mm=self._cube_mm, start=start)
+        return self._settings.locate(depth, self._camera, cube_mm=self._cube_mm, start=start)
 
     def update(self, joints_mm: np.ndarray, peaks: np.ndarray) -> None:
         """Ignore the prediction."""

@@ -257,7 +257,7 @@ def _channels(columns: tuple[str, ...] | None) -> tuple[str, ...]:
 
 
 def _with_normals(clouds: Sequence[ListedCloud], columns: tuple[str, ...] | None, faces: str) -> bool:
-    """Return True if normals are stored: as `columns` says, else if the files have them.
+    """Return True if normals are stored: if `columns` names them, by default if the files have them.
 
     Raises DataError if some files have normals and others have none, before any file is read as a whole.
     """

@@ -29,11 +29,11 @@ class EstimatedNormals:
     def __init__(self, size: int, num_points: int, name_of: Callable[[int], str]) -> None:
         self._shape = (size, num_points, 3)
         self._name_of = name_of
-        self._made: np.ndarray | None = None
-        self._is_made = np.zeros(size, dtype=bool)
+        self._cache: np.ndarray | None = None
+        self._is_cached = np.zeros(size, dtype=bool)
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_made": None, "_is_made": np.zeros(self._shape[0], dtype=bool)}
+        return self.__dict__ | {"_cache": None, "_is_cached": np.zeros(self._shape[0], dtype=bool)}
 
     def estimate(self, index: np.ndarray, points: np.ndarray) -> np.ndarray:
         """Estimate the normals (B, N, 3) float32, a new array, of the samples `index` (B,) with `points` (B, N, 3).
@@ -42,13 +42,13 @@ class EstimatedNormals:
         """
         if np.prod(self._shape) * 4 > _MAX_CACHE_BYTES:
             return np.stack([self._estimate(int(i), cloud) for i, cloud in zip(index, points, strict=True)])
-        if self._made is None:
-            self._made = np.empty(self._shape, dtype=np.float32)
+        if self._cache is None:
+            self._cache = np.empty(self._shape, dtype=np.float32)
         for i, cloud in zip(index, points, strict=True):
-            if not self._is_made[i]:
-                self._made[i] = self._estimate(int(i), cloud)
-                self._is_made[i] = True
-        return self._made[index]
+            if not self._is_cached[i]:
+                self._cache[i] = self._estimate(int(i), cloud)
+                self._is_cached[i] = True
+        return self._cache[index]
 
     def _estimate(self, index: int, cloud: np.ndarray) -> np.ndarray:
         return estimated_normals(cloud, where=self._name_of(index))

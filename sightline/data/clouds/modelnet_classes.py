@@ -75,14 +75,14 @@ def make_columns(num_points: int, *, has_normals: bool) -> dict[str, ColumnSpec]
 
 
 def map_labels(
-    given: np.ndarray, names: Sequence[str], classes: ClassSubset, *, where: str, names_where: str
+    file_labels: np.ndarray, names: Sequence[str], classes: ClassSubset, *, where: str, names_where: str
 ) -> np.ndarray:
     """Map the labels of a file (N,) to those of the set, -1 for classes left out. Raises DataError if out of range."""
-    invalid = np.flatnonzero((given < 0) | (given >= len(names)))
+    invalid = np.flatnonzero((file_labels < 0) | (file_labels >= len(names)))
     if len(invalid):
         raise DataError(
-            f"{where}[{invalid[0]}]: is {given[invalid[0]]}, {names_where} names {len(names)} classes "
+            f"{where}[{invalid[0]}]: is {file_labels[invalid[0]]}, {names_where} names {len(names)} classes "
             f"(0 to {len(names) - 1}); get the file again"
         )
     new_labels = [classes.label(name, where=names_where) for name in names]
-    return np.array([-1 if label is None else label for label in new_labels], dtype=np.int64)[given]
+    return np.array([-1 if label is None else label for label in new_labels], dtype=np.int64)[file_labels]

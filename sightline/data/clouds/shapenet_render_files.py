@@ -75,7 +75,7 @@ class Pairing:
             ("objects have broken files", self.broken),
             ("folders are none of the 13 synsets", self.unknown),
         )
-        return [f"{len(names)} {what}, left out: {_first(names)}" for what, names in kinds if names]
+        return [f"{len(names)} {description}, left out: {_first(names)}" for description, names in kinds if names]
 
 
 def find_pairs(source: Path, *, broken: Literal["refuse", "leave_out"], progress: Progress) -> tuple[Path, Pairing]:
@@ -254,7 +254,7 @@ def _fault(path: Path) -> str:
 
 
 def _read_cloud(path: Path) -> np.ndarray:
-    """The vertices (N, 3). Raises DataError with file and line or byte."""
+    """Read the vertices (N, 3) of a cloud. Raises DataError with file and line or byte."""
     vertex = read_ply(path).vertex
     missing = [axis for axis in "xyz" if axis not in vertex]
     if missing:

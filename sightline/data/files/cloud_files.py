@@ -122,8 +122,8 @@ def has_normals(path: Path, *, by_faces: bool = True) -> bool:
     if suffix == ".ply":
         header = head.partition("end_header")[0].split("\n")
         lines = [line.split() for line in header]
-        return any(words[:1] == ["property"] and words[-1:] == ["nx"] for words in lines) or any(
-            by_faces and words[:2] == ["element", "face"] and words[2:] != ["0"] for words in lines
+        return any(fields[:1] == ["property"] and fields[-1:] == ["nx"] for fields in lines) or any(
+            by_faces and fields[:2] == ["element", "face"] and fields[2:] != ["0"] for fields in lines
         )
     return "nx" in head.replace(",", " ").replace('"', " ").split()
 

@@ -142,45 +142,45 @@ def _scan(
     Indices are unsigned, or every access would first check for a negative index, which takes half the time. Digits are
     unsigned too: then one comparison separates them from all other bytes.
     """
-    place, num_columns = np.uint64(pieces[first]), np.uint64(table.shape[1])
+    position, num_columns = np.uint64(pieces[first]), np.uint64(table.shape[1])
     for row in range(starts[first], starts[last]):
         column = np.uint64(0)
         while True:
-            byte = text[place]
+            byte = text[position]
             while byte in (_BLANK, _TAB, _RETURN):
-                place += _NEXT
-                byte = text[place]
+                position += _NEXT
+                byte = text[position]
             if byte == _NEWLINE:
                 break
             is_negative = byte == _MINUS
             if is_negative or byte == _PLUS:
-                place += _NEXT
-                byte = text[place]
-            begin, mantissa, num_decimals = place, np.uint64(0), np.uint64(0)
+                position += _NEXT
+                byte = text[position]
+            begin, mantissa, num_decimals = position, np.uint64(0), np.uint64(0)
             digit = np.uint64(byte) - _ZERO  # what is below a zero becomes very large
             while digit <= _NINE:
                 mantissa = mantissa * _TEN + digit
-                place += _NEXT
-                byte = text[place]
+                position += _NEXT
+                byte = text[position]
                 digit = np.uint64(byte) - _ZERO
-            num_digits = place - begin
+            num_digits = position - begin
             if byte == _POINT:
-                place += _NEXT
-                begin = place
-                byte = text[place]
+                position += _NEXT
+                begin = position
+                byte = text[position]
                 digit = np.uint64(byte) - _ZERO
                 while digit <= _NINE:
                     mantissa = mantissa * _TEN + digit
-                    place += _NEXT
-                    byte = text[place]
+                    position += _NEXT
+                    byte = text[position]
                     digit = np.uint64(byte) - _ZERO
-                num_decimals = place - begin
+                num_decimals = position - begin
                 num_digits += num_decimals
             is_ended = byte in (_BLANK, _NEWLINE, _TAB, _RETURN)
             if not is_ended or num_digits == 0 or num_digits > _MAX_DIGITS or column == num_columns:
                 is_odd[row] = True
-                while text[place] != _NEWLINE:
-                    place += _NEXT
+                while text[position] != _NEWLINE:
+                    position += _NEXT
                 break
             value = np.float64(np.int64(mantissa))
             if num_decimals:
@@ -188,7 +188,7 @@ def _scan(
             table[row, column] = -value if is_negative else value
             column += _NEXT
             if byte == _BLANK:
-                place += _NEXT
+                position += _NEXT
         if column < num_columns:
             is_odd[row] = True
-        place += _NEXT
+        position += _NEXT

@@ -37,8 +37,8 @@ def assert_regular(path: Path) -> None:
             raise DataError(f"{path}: there is no such file; check the path") from error
         if error.errno not in (errno.ENOENT, errno.EINVAL, errno.EISDIR, errno.ELOOP):
             raise _unreadable(path, error) from error
-        what = "a broken link, a folder, a pipe or a device"
-        raise DataError(f"{path}: is not a regular file ({what}); take it out") from error
+        kinds = "a broken link, a folder, a pipe or a device"
+        raise DataError(f"{path}: is not a regular file ({kinds}); take it out") from error
 
 
 def open_regular(path: Path) -> BinaryIO:

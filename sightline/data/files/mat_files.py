@@ -103,18 +103,18 @@ class _Part(NamedTuple):
         if at + 8 > end:
             raise ValueError(f"it is cut short at byte {at}")
         kind, size = struct.unpack_from(f"{self.order}II", self.data, at)
-        start, after = at + 8, at + 8 + -(-size // 8) * 8
+        start, next_start = at + 8, at + 8 + -(-size // 8) * 8
         if kind >> 16:  # up to four bytes stand in the tag itself
-            kind, size, start, after = kind & 0xFFFF, kind >> 16, at + 4, at + 8
+            kind, size, start, next_start = kind & 0xFFFF, kind >> 16, at + 4, at + 8
         if start + size > end or (start == at + 4 and size > 4):
             raise ValueError(f"byte {at} states {size} bytes, {end - start} follow")
-        return _Element(kind, start, start + size, min(after, end))
+        return _Element(kind, start, start + size, min(next_start, end))
 
-    def expect_element(self, at: int, end: int, kind: int, what: str) -> _Element:
+    def expect_element(self, at: int, end: int, kind: int, description: str) -> _Element:
         """Read the element at a byte. Raises ValueError unless it is of the expected type."""
         element = self.element(at, end)
         if element.kind != kind:
-            raise ValueError(f"byte {at} holds an element of type {element.kind}, {what} was expected")
+            raise ValueError(f"byte {at} holds an element of type {element.kind}, {description} was expected")
         return element
 
     def check_matrix(self, matrix: _Element, *, only: bytes | None = None, depth: int = 0) -> None:

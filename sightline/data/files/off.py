@@ -94,7 +94,7 @@ def _parse_header(lines: _Lines) -> tuple[int, int, int]:
 
 
 def _refuse_short(lines: _Lines, start: int, num_vertices: int, num_faces: int) -> None:
-    """Raise DataError that says which lines are missing."""
+    """Raise DataError naming the lines that are missing."""
     num_remaining = len(lines.texts) - start
     if num_remaining >= num_vertices:  # a face among the vertices is the likelier slip, and tells more
         parse_rows(

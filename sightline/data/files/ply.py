@@ -105,8 +105,10 @@ def _read_header(path: Path, content: str) -> _Header:
     while not lines or lines[-1] != "end_header":
         stop = content.find("\n", start)
         if stop < 0 or len(lines) == _MAX_HEADER_LINES or (not lines and stop > 10):
-            what = "has no end_header" if content.startswith("ply") else f"starts with {content[:10]!r}, not with 'ply'"
-            raise DataError(f"{path}:{len(lines) + 1}: {what}; it is cut short or no PLY file: get it again")
+            fault = (
+                "has no end_header" if content.startswith("ply") else f"starts with {content[:10]!r}, not with 'ply'"
+            )
+            raise DataError(f"{path}:{len(lines) + 1}: {fault}; it is cut short or no PLY file: get it again")
         lines.append(content[start:stop].strip())
         start = stop + 1
     if lines[0] != "ply":
@@ -270,13 +272,13 @@ def _read_ragged_rows(path: Path, content: bytes, position: int, element: _Eleme
     return _Values(scalars, dict(lists)), position
 
 
-def _read_numbers(path: Path, content: bytes, position: int, kind: str, count: int, what: str) -> np.ndarray:
+def _read_numbers(path: Path, content: bytes, position: int, kind: str, count: int, subject: str) -> np.ndarray:
     """Read `count` numbers at a byte. Raises DataError if the file is truncated."""
     needed = count * np.dtype(kind).itemsize
     if not 0 <= needed <= len(content) - position:
         raise DataError(
-            f"{path}: byte {position}: {what} needs {needed} bytes more, {len(content) - position} are left; the file "
-            "is cut short or damaged: get it again"
+            f"{path}: byte {position}: {subject} needs {needed} bytes more, {len(content) - position} are left; the "
+            "file is cut short or damaged: get it again"
         )
     return np.frombuffer(content, dtype=kind, count=count, offset=position)
 

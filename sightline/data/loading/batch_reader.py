@@ -99,7 +99,7 @@ class TransformPipeline:
                 other_key = SampleKey(int(indices[offset % len(indices)]), key.epoch, seed >> 1, key.step)
                 batch = read(other_key)
                 batches.append(
-                    [batch, *(each for _, each in itertools.islice(self.apply_each(batch, [other_key]), index))][-1]
+                    [batch, *(result for _, result in itertools.islice(self.apply_each(batch, [other_key]), index))][-1]
                 )
             return batches
 

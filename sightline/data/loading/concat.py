@@ -120,9 +120,11 @@ def _select_common_facts(facts: Mapping[str, Any]) -> dict[str, Any]:
     return {name: "" if name in ("class_counts", "box_type") else value for name, value in facts.items()}
 
 
-def _assert_same(what: str, first: Mapping[str, Any], other: Mapping[str, Any], place: int) -> None:
+def _assert_same(subject: str, first: Mapping[str, Any], other: Mapping[str, Any], set_number: int) -> None:
     """Raise ConfigError naming the first key of two mappings with different values."""
     for name in sorted(first.keys() | other.keys()):
         ours, theirs = (facts.get(name, "nothing") for facts in (first, other))
         if ours != theirs:
-            raise ConfigError(f"sets: {what} must agree; '{name}' is {theirs} in set {place} and {ours} in set 1")
+            raise ConfigError(
+                f"sets: {subject} must agree; '{name}' is {theirs} in set {set_number} and {ours} in set 1"
+            )

@@ -58,7 +58,7 @@ class FileListing:
 
     def paths(self, row: int) -> tuple[Path, ...]:
         """Return the files of a row. Raises DataError naming the first that is missing or has changed."""
-        return tuple(self._check_file(each) for each in self._rows[row])
+        return tuple(self._check_file(entry) for entry in self._rows[row])
 
     def verify(self) -> int:
         """Check the SHA-256 of every file; return the number of files. Raises DataError naming a wrong one."""
@@ -82,11 +82,11 @@ class FileListing:
             raise self._changed_error(path, f"was written again after the set was prepared ({times})")
         return path
 
-    def _changed_error(self, path: Path, what: str) -> DataError:
+    def _changed_error(self, path: Path, fault: str) -> DataError:
         folder = self._where.parent
         return DataError(
-            f"{path}: {what}; {folder} lists it and has no copy: put the file back, or delete {folder} and prepare the "
-            "set again"
+            f"{path}: {fault}; {folder} lists it and has no copy: put the file back, or delete {folder} and prepare "
+            "the set again"
         )
 
 

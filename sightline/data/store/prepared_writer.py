@@ -1,7 +1,7 @@
-"""Write a data set in native form, atomically; a killed run is continued.
+"""Atomic writer of prepared data sets; a killed run is continued.
 
-Work goes on in `<target>.partial`: `set/` is the folder to be, `parts/` contains one note per finished shard (names
-and hashes), `origin.json` names what is being prepared. At the end `set/` is renamed to the target.
+The partial result is in `<target>.partial`: `set/` is the folder to be, `parts/` contains one note per finished shard
+(names and hashes), `origin.json` names what is being prepared. At the end `set/` is renamed to the target.
 """
 
 from __future__ import annotations

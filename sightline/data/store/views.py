@@ -169,7 +169,7 @@ class Views:
     def describe(cls, root: Path) -> dict[str, Any]:
         """Summary of a prepared folder for `data info`."""
         views = cls.open(root)
-        shown = ("of", "style", "cameras", "background", "up_axis", "differences")
+        printed_keys = ("of", "style", "cameras", "background", "up_axis", "differences")
         return {
             "set": VIEWS_SET,
             "root": str(root.resolve()),
@@ -177,7 +177,7 @@ class Views:
             "sizes": {split: facts["num_rows"] for split, facts in views.manifest["splits"].items()},
             "views_per_object": _range_text(views._counts),
             "size_px": views.size_px,
-            **{key: views.manifest[key] for key in shown if key in views.manifest},
+            **{key: views.manifest[key] for key in printed_keys if key in views.manifest},
         }
 
     def _read_view(self, part: int, row: int, view: int) -> np.ndarray:
