@@ -116,7 +116,9 @@ def make_sample(
             raise ConfigError("--unit-sphere: the run was trained on scenes, whose size means something; leave it out")
         return _make_scene_sample(cloud, info, spec.scene, where, any_scale=any_scale)
     if np.abs(cloud.points).max() > _MAX_COORDINATE:
-        raise DataError(f"{where}: a coordinate is {np.abs(cloud.points).max():.4g}; get the file again")
+        raise DataError(
+            f"{where}: a coordinate is {np.abs(cloud.points).max():.4g}; the file is damaged or in another format"
+        )
     values, notes, is_sampled = _extract_features(cloud, info, spec, name=name, where=where)
     origin = PointOrigin(cloud.points, values["points"], None if is_sampled else np.arange(len(cloud.points)))
     is_fair = is_sampled or _is_prepared(values["points"], spec)

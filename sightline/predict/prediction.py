@@ -99,7 +99,10 @@ def predict_each(
             except UserError:
                 raise  # of an option, not of the file
             except _READER_ERRORS as error:
-                reason = f"{path}: cannot be read ({type(error).__name__}: {error}); get the file again"
+                reason = (
+                    f"{path}: cannot be read ({type(error).__name__}: {error}); the file is damaged or in another "
+                    "format"
+                )
                 yield path, Refusal(path, escape_to_one_line(reason))
                 continue
             for group in batcher.add(file):

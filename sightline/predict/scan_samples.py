@@ -92,7 +92,7 @@ def _assert_measured(scan: RawScan, form: ScanInputSpec, path: Path) -> None:
     if not scan.points.any():
         raise DataError(
             f"{path}: none of its {len(scan.points)} points has a return, all are at the origin or NaN; leave the file "
-            "out, or get it again"
+            "out, or copy it again"
         )
     is_high = scan.remission > form.remission_max * (1 + _REMISSION_SLACK)
     if form.has_remission and is_high.any():

@@ -105,8 +105,8 @@ def _of_config() -> list[Mistake]:
 def _of_files() -> list[Mistake]:
     points = np.arange(60.0).reshape(20, 3)
     return [
-        _file("a.ply", b"", "cut short or no PLY file"),
-        _file("a.ply", "<html>not found</html>", "starts with '<html>not ", "get it again"),
+        _file("a.ply", b"", "cut short or not a PLY file"),
+        _file("a.ply", "<html>not found</html>", "starts with '<html>not ", "download it again"),
         _file("a.npy", np.full((9, 3), np.nan), r"points\[0, 0\] is nan", "take these points out"),
         _file("a.npy", points[:, :2], "2 columns and no names", r"columns=\[x, y, z"),
         _file("a.npy", points.reshape(-1, 6), "6 columns and no names", r"columns=\[x, y, z"),

@@ -322,7 +322,7 @@ def test_files_that_cannot_be_predicted_are_refused_by_name(
     assert "there is no such file" in reasons["gone"]
     assert "is not a regular file" in reasons["link"]
     assert "is not a regular file" in reasons["pipe"]
-    assert "does not fit into memory, or is damaged" in reasons["signs"]
+    assert "does not fit into memory, or the file is damaged" in reasons["signs"]
     assert all("\n" not in reason for reason in reasons.values())
     assert "1 file of another kind passed over: notes.txt" in caplog.text
 

@@ -45,7 +45,9 @@ def prepare_cloud(
     Source: Qi et al. 2017 (PointNet), section 5.1; Eldar et al. 1997 (farthest point).
     """
     if np.abs(cloud.points).max() > _MAX_COORDINATE:
-        raise DataError(f"{where}: a coordinate is {np.abs(cloud.points).max():.4g}; get the file again")
+        raise DataError(
+            f"{where}: a coordinate is {np.abs(cloud.points).max():.4g}; the file is damaged or in another format"
+        )
     if cloud.faces is None or not len(cloud.faces):
         check_strays(cloud.points, where=where)
     if faces == "sample" and cloud.faces is not None and len(cloud.faces):

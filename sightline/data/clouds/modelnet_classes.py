@@ -81,8 +81,8 @@ def map_labels(
     invalid = np.flatnonzero((file_labels < 0) | (file_labels >= len(names)))
     if len(invalid):
         raise DataError(
-            f"{where}[{invalid[0]}]: is {file_labels[invalid[0]]}, {names_where} names {len(names)} classes "
-            f"(0 to {len(names) - 1}); get the file again"
+            f"{where}[{invalid[0]}]: is {file_labels[invalid[0]]}, {names_where} names {len(names)} classes (0 to "
+            f"{len(names) - 1}); download the file again"
         )
     new_labels = [classes.label(name, where=names_where) for name in names]
     return np.array([-1 if label is None else label for label in new_labels], dtype=np.int64)[file_labels]

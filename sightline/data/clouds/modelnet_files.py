@@ -53,7 +53,7 @@ def _read_text_list(root: Path, split: str, classes: ClassSubset) -> dict[int, l
         if not name:
             continue
         if "/" in name:
-            raise DataError(f"{list_path}:{number}: '{name[:80]}' is not the name of a shape; get the file again")
+            raise DataError(f"{list_path}:{number}: '{name[:80]}' is not the name of a shape; download the file again")
         class_name = name.rpartition("_")[0]
         label = classes.label(class_name, where=f"{list_path}:{number}")
         if label is not None:
@@ -84,7 +84,8 @@ class _TextReader:
         table = read_table(path, num_columns=6, delimiter=",")
         if len(table) != self.num_points:
             raise DataError(
-                f"{path}: {len(table)} points, the first shape of the release has {self.num_points}; get the file again"
+                f"{path}: {len(table)} points, the first shape of the release has {self.num_points}; download the "
+                "file again"
             )
         points = normalize_to_unit_sphere(table[:, :3], where=str(path))
         return {"points": points, "normals": table[:, 3:], "label": self.label}

@@ -97,12 +97,12 @@ def _read_archive(path: Path) -> dict[str, np.ndarray]:
         array = arrays[key]
         if array.dtype.kind not in kinds or array.shape != shapes[key] or 0 in array.shape:
             raise DataError(
-                f"{path}: {key} is {array.dtype} {array.shape}, {shapes[key]} is needed; get the file again"
+                f"{path}: {key} is {array.dtype} {array.shape}, {shapes[key]} is needed; download the file again"
             )
     if arrays["category"].min() < 0 or arrays["category"].max() >= len(arrays["categories"]):
         raise DataError(
-            f"{path}: category runs to {arrays['category'].max()}, categories names {len(arrays['categories'])}; get "
-            "the file again"
+            f"{path}: category runs to {arrays['category'].max()}, categories names {len(arrays['categories'])}; "
+            "download the file again"
         )
     return arrays
 

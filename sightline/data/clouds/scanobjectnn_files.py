@@ -156,7 +156,7 @@ def _scan(path: Path, num_classes: int) -> _Scan:
         if len(invalid):
             raise DataError(
                 f"{path}: label[{invalid[0]}] is {labels[invalid[0]]}, there are {num_classes} classes (0 to "
-                f"{num_classes - 1}); get the file again"
+                f"{num_classes - 1}); download the file again"
             )
         return _Scan(len(data), data.shape[1])
 
@@ -187,4 +187,4 @@ def _assert_finite(points: np.ndarray, where: str) -> None:
     is_finite = np.isfinite(points)
     if not is_finite.all():
         point, axis = np.argwhere(~is_finite)[0]
-        raise DataError(f"{where}: data[{point}, {axis}] is {points[point, axis]}; get the file again")
+        raise DataError(f"{where}: data[{point}, {axis}] is {points[point, axis]}; download the file again")

@@ -85,8 +85,8 @@ def _scan(path: Path, num_categories: int) -> tuple[int, int]:
         invalid = np.flatnonzero((labels < 0) | (labels >= num_categories))
         if len(invalid):
             raise DataError(
-                f"{path}: label[{invalid[0]}] is {labels[invalid[0]]}, there are {num_categories} categories "
-                f"(0 to {num_categories - 1}); get the file again"
+                f"{path}: label[{invalid[0]}] is {labels[invalid[0]]}, there are {num_categories} categories (0 to "
+                f"{num_categories - 1}); download the file again"
             )
         return arrays.data.shape[:2]
 
@@ -121,4 +121,4 @@ def _assert_finite(points: np.ndarray, where: str) -> None:
     is_finite = np.isfinite(points)
     if not is_finite.all():
         point, axis = np.argwhere(~is_finite)[0]
-        raise DataError(f"{where}: data[{point}, {axis}] is {points[point, axis]}; get the file again")
+        raise DataError(f"{where}: data[{point}, {axis}] is {points[point, axis]}; download the file again")

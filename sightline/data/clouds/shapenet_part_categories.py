@@ -91,7 +91,7 @@ def row_values(
         first = int(np.argmax(is_foreign))
         raise DataError(
             f"{place_of(first)}: part {parts[first]:g} is none of {category.name}'s ({category.parts[0]} to "
-            f"{category.parts[-1]}); get the file again"
+            f"{category.parts[-1]}); download the file again"
         )
     values = {"points": normalize_to_unit_sphere(points, where=where), "label": parts, "category": category.label}
     if normals is not None:
@@ -99,6 +99,6 @@ def row_values(
             lengths = np.linalg.norm(normals, axis=1, keepdims=True)
         if not np.isfinite(lengths).all():
             first = int(np.argmin(np.isfinite(lengths)))
-            raise DataError(f"{place_of(first)}: the normal is too long to be one; get the file again")
+            raise DataError(f"{place_of(first)}: the normal is too long to be one; download the file again")
         values["normals"] = normals / np.where(lengths > 0, lengths, 1.0)
     return values

@@ -83,16 +83,16 @@ def _read_categories(path: Path) -> dict[str, Category]:
             continue
         where, fields = f"{path}:{number}", line.split()
         if len(fields) != 2:
-            raise DataError(f"{where}: {line.strip()[:40]!r} is not a name and a synset; get the file again")
+            raise DataError(f"{where}: {line.strip()[:40]!r} is not a name and a synset; download the file again")
         name, synset = fields
         category = category_from_name(name)
         if category is None:
             valid_names = [category.name for category in categories()]
             raise DataError(f"{where}: '{name}' is none of the 16 categories{suggest(name.lower(), valid_names)}")
         if category.synset != synset:
-            raise DataError(f"{where}: gives {synset} for {name}, it is {category.synset}; get the file again")
+            raise DataError(f"{where}: gives {synset} for {name}, it is {category.synset}; download the file again")
         if synset in by_synset:
-            raise DataError(f"{where}: names {name} a second time; get the file again")
+            raise DataError(f"{where}: names {name} a second time; download the file again")
         by_synset[synset] = category
     return by_synset
 
@@ -105,10 +105,10 @@ def _read_list(path: Path, split: str, by_synset: Mapping[str, Category], root: 
     for number, entry in _read_entries(path):
         where, pieces = f"{path}:{number}", entry.split("/")
         if len(pieces) != 3 or not all(pieces) or ".." in pieces:
-            raise DataError(f"{where}: {entry[:60]!r} is not shape_data/<synset>/<id>; get the file again")
+            raise DataError(f"{where}: {entry[:60]!r} is not shape_data/<synset>/<id>; download the file again")
         if pieces[1] not in by_synset:
             raise DataError(
-                f"{where}: {entry} is of the synset {pieces[1]}, which {CATEGORIES_FILE} does not name; get both "
+                f"{where}: {entry} is of the synset {pieces[1]}, which {CATEGORIES_FILE} does not name; download both "
                 "files again"
             )
         shape = root / pieces[1] / f"{pieces[2]}.txt"
@@ -122,13 +122,13 @@ def _read_entries(path: Path) -> Iterator[tuple[int, str]]:
         text = read_file(path).decode()
         entries = parse_json(text)
     except json.JSONDecodeError as error:
-        raise DataError(f"{path}:{error.lineno}: is not JSON ({error.msg}); get the file again") from error
+        raise DataError(f"{path}:{error.lineno}: is not JSON ({error.msg}); download the file again") from error
     except DataError:
         raise
     except ValueError as error:
-        raise DataError(f"{path}: cannot be read ({error}); get the file again") from error
+        raise DataError(f"{path}: cannot be read ({error}); download the file again") from error
     if not isinstance(entries, list) or not all(isinstance(entry, str) for entry in entries) or not entries:
-        raise DataError(f"{path}:1: is not a list of texts, shape_data/<synset>/<id> each; get the file again")
+        raise DataError(f"{path}:1: is not a list of texts, shape_data/<synset>/<id> each; download the file again")
     line, position = 1, 0
     for entry, token in zip(entries, re.finditer(r'"(?:[^"\\]|\\.)*"', text), strict=True):
         line += text.count("\n", position, token.start())
@@ -145,7 +145,7 @@ def _assert_each_once(shapes: Sequence[_Listed]) -> None:
             repetition = "twice" if first.split == shape.split else f"in the splits {first.split} and {shape.split}"
             raise DataError(
                 f"{shape.where}: {shape.path.parent.name}/{shape.path.stem} is listed {repetition}, before at "
-                f"{first.where}; get the lists again"
+                f"{first.where}; download the lists again"
             )
 
 

@@ -104,9 +104,9 @@ def find_pairs(source: Path, *, broken: Literal["refuse", "leave_out"], progress
     pairing.unknown = sorted((_list_folders(root / CLOUDS) | _list_folders(root / IMAGES)) - set(facts["synsets"]))
     if faults and broken == "refuse":
         raise DataError(
-            f"{root}: {len(faults)} files of {len(pairing.broken)} objects are broken: {'; '.join(faults[:_MAX_NAMED])}"
-            f"{', ...' if len(faults) > _MAX_NAMED else ''}; get them again, or leave these objects out with "
-            "broken=leave_out"
+            f"{root}: {len(faults)} files of {len(pairing.broken)} objects are broken: "
+            f"{'; '.join(faults[:_MAX_NAMED])}{', ...' if len(faults) > _MAX_NAMED else ''}; download them again, or "
+            "leave these objects out with broken=leave_out"
         )
     _assert_pairs(root, pairing)
     return root, pairing
@@ -153,8 +153,8 @@ class PairReader:
         points = _read_cloud(item.cloud)
         if len(points) != self.num_points:
             raise DataError(
-                f"{item.cloud}: has {len(points)} points, the first cloud of the set has {self.num_points}; get the "
-                "file again"
+                f"{item.cloud}: has {len(points)} points, the first cloud of the set has {self.num_points}; download "
+                "the file again"
             )
         views = [
             read_view(path, size_px=self.size_px, background=self.background) for path in item.views(self.num_views)
@@ -258,11 +258,13 @@ def _read_cloud(path: Path) -> np.ndarray:
     vertex = read_ply(path).vertex
     missing = [axis for axis in "xyz" if axis not in vertex]
     if missing:
-        raise DataError(f"{path}: its vertices have no {missing[0]}, they have {', '.join(vertex)}; get the file again")
+        raise DataError(
+            f"{path}: its vertices have no {missing[0]}, they have {', '.join(vertex)}; download the file again"
+        )
     points = np.stack([vertex[axis] for axis in "xyz"], axis=1)
     if not np.isfinite(points).all():
         row, axis = np.argwhere(~np.isfinite(points))[0]
-        raise DataError(f"{path}: vertex {row}: {'xyz'[axis]} is {points[row, axis]}; get the file again")
+        raise DataError(f"{path}: vertex {row}: {'xyz'[axis]} is {points[row, axis]}; download the file again")
     return points
 
 

@@ -123,8 +123,8 @@ def _check_claim(where: str, header: _Header, num_bytes: int) -> None:
     if claimed != available or any(length < 0 for length in header.shape):
         cause = "it is cut short" if available < claimed else "its header is wrong"
         raise DataError(
-            f"{where} claims to be {header.dtype} {str(header.shape)[:80]}, {str(claimed)[:40]} bytes, and {available} "
-            f"follow; {cause}: get the file again"
+            f"{where} claims to be {header.dtype} {str(header.shape)[:80]}, {str(claimed)[:40]} bytes, and "
+            f"{available} follow; {cause}: copy or download the file again"
         )
 
 
@@ -155,9 +155,11 @@ def _convert_errors(path: Path, key: str, needed: str = "") -> Iterator[None]:
     except READ_ERRORS as error:
         if isinstance(error, DataError):
             raise
-        raise DataError(f"{path}: {key} cannot be read ({summarise_error(error)}); get the file again") from error
+        raise DataError(
+            f"{path}: {key} cannot be read ({summarise_error(error)}); the file is damaged or in another format"
+        ) from error
     except MemoryError as error:  # also of a header of ten thousand brackets, which Python's parser gives up
-        raise DataError(f"{path}: {key} does not fit into memory, or is damaged; get the file again") from error
+        raise DataError(f"{path}: {key} does not fit into memory, or the file is damaged") from error
 
 
 def summarise_error(error: Exception) -> str:

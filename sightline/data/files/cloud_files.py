@@ -294,7 +294,7 @@ def _make_from_columns(
     lengths = {name: len(named[name]) for name in (*_POINTS, *wanted)}
     if len(set(lengths.values())) > 1:
         listed = ", ".join(f"{name} {length}" for name, length in lengths.items())
-        raise DataError(f"{path}: columns of different lengths: {listed}; get the file again")
+        raise DataError(f"{path}: columns of different lengths: {listed}; the file is damaged or in another format")
     return PointCloud(
         points=_stack_columns(named, _POINTS),
         normals=_stack_columns(named, _NORMALS) if "nx" in wanted else None,
@@ -328,7 +328,7 @@ def _check_cloud(path: Path, cloud: PointCloud, *, keeps_no_returns: bool) -> No
     if cloud.faces is not None and len(cloud.faces) and not _is_within(cloud.faces, len(cloud.points)):
         raise DataError(
             f"{path}: a face names point {_first_outside(cloud.faces, len(cloud.points))}, there are "
-            f"{len(cloud.points)} (0 to {len(cloud.points) - 1}); get the file again"
+            f"{len(cloud.points)} (0 to {len(cloud.points) - 1}); the file is damaged or in another format"
         )
 
 

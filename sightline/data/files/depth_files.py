@@ -49,7 +49,10 @@ def read_depth(path: Path, *, size_px: SizePx | None = None, mm_per_unit: float 
     with np.errstate(over="ignore"):  # what is too large for float32 becomes infinite
         depth = (image * np.float64(mm_per_unit)).astype(np.float32)
     if np.isinf(depth).any():
-        raise DataError(f"{path}: the farthest depth is {image.max():.4g}, which cannot be in mm; get the file again")
+        raise DataError(
+            f"{path}: the farthest depth is {image.max():.4g}, which cannot be in mm; the file is damaged or in "
+            "another format"
+        )
     if 0 < depth.max(initial=0) < _MIN_RANGE_MM:
         raise DataError(
             f"{path}: the farthest depth is {depth.max():.4g} mm, nearer than any camera measures; if the file is in "
@@ -86,8 +89,8 @@ def read_raw_depth(path: Path, *, size_px: SizePx) -> np.ndarray:
     width, height = size_px
     if len(content) != 4 * width * height:
         raise DataError(
-            f"{path}: has {len(content)} bytes, an image of {width} x {height} float32 has {4 * width * height}; get "
-            "the file again, or give the size of its image"
+            f"{path}: has {len(content)} bytes, an image of {width} x {height} float32 has {4 * width * height}; the "
+            "file is damaged, or its image has another size: give that size"
         )
     return _check_depths(np.frombuffer(content, "<f4"), path, start=0).reshape(height, width)
 
@@ -100,21 +103,27 @@ def read_windowed_depth(path: Path, *, size_px: SizePx | None = None) -> np.ndar
     """
     content = read_file(path)
     if len(content) < _HEADER.size:
-        raise DataError(f"{path}: has {len(content)} bytes, the header alone has {_HEADER.size}; get the file again")
+        raise DataError(
+            f"{path}: has {len(content)} bytes, the header alone has {_HEADER.size}; the file is damaged or in "
+            "another format"
+        )
     width, height, left, top, right, bottom = _HEADER.unpack_from(content)
     if size_px not in (None, (width, height)) or not (0 < width <= _MAX_SIZE_PX and 0 < height <= _MAX_SIZE_PX):
         wanted = "{} x {}".format(*size_px) if size_px else f"at most {_MAX_SIZE_PX} a side"
-        raise DataError(f"{path}: byte 0: the image is {width} x {height}, {wanted} is needed; get the file again")
+        raise DataError(
+            f"{path}: byte 0: the image is {width} x {height}, {wanted} is needed; the file is damaged or in another "
+            "format"
+        )
     if not (0 <= left <= right <= width and 0 <= top <= bottom <= height):
         raise DataError(
             f"{path}: byte 8: the window from {left}, {top} to {right}, {bottom} does not lie in the image of {width} "
-            f"x {height}; get the file again"
+            f"x {height}; the file is damaged or in another format"
         )
     expected = _HEADER.size + 4 * (right - left) * (bottom - top)
     if len(content) != expected:
         raise DataError(
-            f"{path}: has {len(content)} bytes, its window of {right - left} x {bottom - top} asks for {expected}; get "
-            "the file again"
+            f"{path}: has {len(content)} bytes, its window of {right - left} x {bottom - top} asks for {expected}; "
+            "the file is damaged or in another format"
         )
     check_decompressed_size(str(path), 4 * width * height, len(content))
     depth = np.zeros((height, width), dtype=np.float32)
@@ -145,7 +154,9 @@ def _decode_png(path: Path) -> tuple[str, np.ndarray]:
     """Decode a PNG file to its mode and pixels. Raises DataError if it is truncated or damaged."""
     content = read_file(path)
     if not content.endswith(PNG_END):
-        raise DataError(f"{path}: does not end as PNG files do, at byte {len(content)}; get the file again")
+        raise DataError(
+            f"{path}: does not end as PNG files do, at byte {len(content)}; the file is damaged or in another format"
+        )
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of a large image: it is refused below, or fits
@@ -159,7 +170,7 @@ def _decode_png(path: Path) -> tuple[str, np.ndarray]:
         raise
     except DECODE_ERRORS as error:
         reason = " ".join(str(error).partition(" <_io.")[0].split())
-        raise DataError(f"{path}: cannot be decoded ({reason}); get the file again") from error
+        raise DataError(f"{path}: cannot be decoded ({reason}); the file is damaged or in another format") from error
 
 
 def _check_npy_depth(array: np.ndarray, path: Path) -> np.ndarray:
@@ -182,8 +193,8 @@ def _check_depths(depths: np.ndarray, path: Path, *, start: int) -> np.ndarray:
     if len(invalid):
         index = int(invalid[0])
         raise DataError(
-            f"{path}: the depth at byte {start + 4 * index} is {depths[index]}; pixels without a measurement are 0: "
-            "get the file again"
+            f"{path}: the depth at byte {start + 4 * index} is {depths[index]}; pixels without a measurement must be "
+            "0: the file is damaged or in another format"
         )
     return depths.astype(np.float32, copy=False)
 

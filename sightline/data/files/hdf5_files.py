@@ -49,14 +49,14 @@ class Hdf5File:
         where = f"{self.path}: {key}"
         if key not in list(self.root):  # not `in self.root`, which would open the file that a link leads to
             available = ", ".join(self.root) or "none"
-            advice = f"is it {self.what}?" if self.what else "get the file again"
+            advice = f"is it {self.what}?" if self.what else "the file is damaged or in another format"
             raise DataError(f"{self.path}: has no key '{key}', it has {available}; {advice}")
         if _leads_out(self.root, key):
             raise DataError(f"{where} is a link out of this file, or to nothing; store its numbers in this file")
         dataset = self.root[key]
         if not hasattr(dataset, "shape"):
             description = "a group" if _is_group(dataset) else "a type"
-            raise DataError(f"{where} is {description}, an array is needed; get the file again")
+            raise DataError(f"{where} is {description}, an array is needed; the file is damaged or in another format")
         _check_kind(where, dataset, kinds)
         _check_stored(where, dataset, self.path.stat().st_size)
         return dataset
@@ -78,7 +78,9 @@ def open_hdf5(path: Path, *, what: str = "") -> Iterator[Hdf5File]:
             f"{path}: does not fit into memory ({summarise_error(error)}); use a machine with more"
         ) from error
     except (*READ_ERRORS, KeyError) as error:
-        raise DataError(f"{path}: is not a sound HDF5 file ({summarise_error(error)}); get it again") from error
+        raise DataError(
+            f"{path}: is not a sound HDF5 file ({summarise_error(error)}); it is damaged or in another format"
+        ) from error
 
 
 def read_hdf5_arrays(path: Path) -> dict[str, np.ndarray]:
@@ -147,7 +149,7 @@ def _check_stored(where: str, dataset: Any, num_bytes: int) -> None:
     if stored > num_bytes or not is_complete:
         raise DataError(
             f"{where} claims to be {dataset.dtype} {dataset.shape}, {claimed} bytes, and {stored} are stored in a "
-            f"file of {num_bytes}; it was not written to the end: get it again"
+            f"file of {num_bytes}; it was not written to the end: copy or download it again"
         )
     check_decompressed_size(
         where, memory_bytes, stored, free_bytes=FREE_BYTES if dataset.dtype.kind == "f" else _MASK_BYTES

@@ -107,4 +107,6 @@ def _open_image(path: Path) -> Iterator[Image.Image]:
         raise
     except DECODE_ERRORS as error:
         reason = " ".join(str(error).split()).removesuffix(f" {str(path)!r}")
-        raise DataError(f"{path}: cannot be decoded ({reason}); get the file again, or leave it out") from error
+        raise DataError(
+            f"{path}: cannot be decoded ({reason}); the file is damaged or in another format: leave it out"
+        ) from error

@@ -82,7 +82,9 @@ def file_size(path: Path) -> int:
 
 
 def _too_large(path: Path, num_bytes: int) -> DataError:
-    return DataError(f"{path}: its {num_bytes} bytes do not fit into memory; get the file again, or split it")
+    return DataError(
+        f"{path}: its {num_bytes} bytes do not fit into memory; split the file, or use a machine with more memory"
+    )
 
 
 def _unreadable(path: Path, error: OSError) -> DataError:

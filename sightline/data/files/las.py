@@ -43,7 +43,7 @@ def read_las(path: Path) -> dict[str, np.ndarray]:
             if name not in ("X", "Y", "Z"):
                 columns |= _split_columns(name.lower(), np.asarray(cloud[name]))
     except MemoryError as error:
-        raise DataError(f"{path}: does not fit into memory, or is damaged; get the file again") from error
+        raise DataError(f"{path}: does not fit into memory, or the file is damaged") from error
     except (
         *READ_ERRORS,
         LookupError,
@@ -53,9 +53,13 @@ def read_las(path: Path) -> dict[str, np.ndarray]:
         TypeError,
         RuntimeError,
     ) as error:
-        raise DataError(f"{path}: does not read as LAS ({summarise_error(error)}); get the file again") from error
+        raise DataError(
+            f"{path}: does not read as LAS ({summarise_error(error)}); the file is damaged or in another format"
+        ) from error
     except laspy.errors.LaspyException as error:
-        raise DataError(f"{path}: does not read as LAS ({summarise_error(error)}); get the file again") from error
+        raise DataError(
+            f"{path}: does not read as LAS ({summarise_error(error)}); the file is damaged or in another format"
+        ) from error
     return columns
 
 
@@ -72,7 +76,9 @@ def _check_header(path: Path) -> bool:
     with path.open("rb") as file:
         head = file.read(_HEADER_BYTES_1_4)
     if len(head) < _HEADER_BYTES or head[:4] != b"LASF":
-        raise DataError(f"{path}: does not begin with the header of a LAS file; get the file again")
+        raise DataError(
+            f"{path}: does not begin with the header of a LAS file; the file is damaged or in another format"
+        )
     start, num_records, kind, row_bytes, num_points = struct.unpack_from("<IIBHI", head, 96)
     if (head[24], head[25]) >= (1, 4) and len(head) == _HEADER_BYTES_1_4:
         num_points = max(num_points, *struct.unpack_from("<Q", head, 247))
@@ -81,7 +87,8 @@ def _check_header(path: Path) -> bool:
     if start < num_records * _VLR_BYTES or needed > size:
         raise DataError(
             f"{path}: its header promises {num_points} points of {row_bytes} bytes from byte {start} on, and "
-            f"{num_records} records before; the file has {size} bytes: it is cut short or damaged, get it again"
+            f"{num_records} records before; the file has {size} bytes; it is cut short or damaged: copy or download "
+            "it again"
         )
     check_decompressed_size(str(path), num_points * row_bytes, size)
     return is_compressed

@@ -47,10 +47,12 @@ def read_mat(path: Path, key: str, *, kinds: str = "fiu") -> np.ndarray:
     except DataError:
         raise
     except (*READ_ERRORS, LookupError, MatReadError, MemoryError) as error:
-        raise DataError(f"{path}: {key} cannot be read ({summarise_error(error)}); get the file again") from error
+        raise DataError(
+            f"{path}: {key} cannot be read ({summarise_error(error)}); the file is damaged or in another format"
+        ) from error
     if key not in variables or variables[key].dtype.kind not in kinds:
         noun = "cells" if kinds == "O" else "numbers"
-        raise DataError(f"{path}: has no array of {noun} '{key}'; get the file again")
+        raise DataError(f"{path}: has no array of {noun} '{key}'; the file is damaged or in another format")
     array: np.ndarray = variables[key]
     return array
 

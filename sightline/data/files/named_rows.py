@@ -60,6 +60,8 @@ class LabelLines:
                         self.names.append(fields[0].decode("latin-1"))
                     position += len(line)
         except OSError as error:
-            raise DataError(f"{self.path}: cannot be read ({error.strerror}); get the data again") from error
+            raise DataError(
+                f"{self.path}: cannot be read ({error.strerror}); check the file and its permissions"
+            ) from error
         if not self.names:
-            raise DataError(f"{self.path}: holds no lines; get the file again")
+            raise DataError(f"{self.path}: holds no lines; the file is damaged or in another format")

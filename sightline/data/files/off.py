@@ -58,7 +58,8 @@ def read_off(path: Path, *, needs_faces: bool = True) -> Mesh:
     if len(lines.texts) > stop + num_faces:
         raise DataError(
             f"{lines.where(stop + num_faces)}: {len(lines.texts) - stop - num_faces} lines more than the "
-            f"{num_vertices} vertices and {num_faces} faces announced; get the file again or mend its header"
+            f"{num_vertices} vertices and {num_faces} faces announced; the file or its header is damaged: copy or "
+            "download it again"
         )
     if not num_faces and not needs_faces:
         return Mesh(vertices, np.empty((0, 3), dtype=np.int64))
@@ -70,7 +71,7 @@ def _read_lines(path: Path) -> _Lines:
     texts = [line.partition("#")[0].strip() for line in read_text(path).split("\n")]
     numbers = [number for number, text in enumerate(texts, start=1) if text]
     if not numbers:
-        raise DataError(f"{path}: is empty, an OFF mesh was expected; get the file again")
+        raise DataError(f"{path}: is empty, an OFF mesh was expected; the file is damaged or in another format")
     return _Lines(path, [texts[number - 1] for number in numbers], numbers)
 
 
@@ -82,13 +83,15 @@ def _parse_header(lines: _Lines) -> tuple[int, int, int]:
     is_glued = bool(first[3:].strip())
     index = 0 if is_glued else 1
     if index == len(lines.texts):
-        raise DataError(f"{lines.where(0)}: ends before the numbers of vertices and faces; get the file again")
+        raise DataError(
+            f"{lines.where(0)}: ends before the numbers of vertices and faces; the file is damaged or in another format"
+        )
     tokens = (first[3:] if is_glued else lines.texts[1]).split()
     counts = [parse_count(token) for token in tokens]
     if len(tokens) not in (2, 3) or counts[0] is None or counts[1] is None or None in counts:
         raise DataError(
             f"{lines.where(index)}: needs the numbers of vertices, faces and edges, found {' '.join(tokens)[:40]!r}; "
-            "get the file again"
+            "the file is damaged or in another format"
         )
     return counts[0], counts[1], index + 1
 
@@ -109,8 +112,8 @@ def _refuse_short(lines: _Lines, start: int, num_vertices: int, num_faces: int) 
         else ("faces", num_remaining - num_vertices, num_faces)
     )
     raise DataError(
-        f"{lines.path}: announces {announced} {kind}, the file ends after {num_found} (line {lines.numbers[-1]}); "
-        "it is cut short: get it again"
+        f"{lines.path}: announces {announced} {kind}, the file ends after {num_found} (line {lines.numbers[-1]}); it "
+        "is cut short: copy or download it again"
     )
 
 
@@ -147,10 +150,14 @@ def _parse_polygon(text: str, where: str, num_vertices: int) -> list[int]:
     tokens = text.split()
     num_corners = parse_count(tokens[0]) or 0
     if num_corners < 1:
-        raise DataError(f"{where}: {tokens[0][:40]!r} is not a number of corners; get the file again")
+        raise DataError(
+            f"{where}: {tokens[0][:40]!r} is not a number of corners; the file is damaged or in another format"
+        )
     corners = tokens[1 : 1 + num_corners]
     if len(corners) < num_corners:
-        raise DataError(f"{where}: a face of {num_corners} corners names {len(corners)}; get the file again")
+        raise DataError(
+            f"{where}: a face of {num_corners} corners names {len(corners)}; the file is damaged or in another format"
+        )
     return [_parse_vertex(token, where, num_vertices) for token in corners]
 
 
@@ -158,11 +165,13 @@ def _parse_vertex(token: str, where: str, num_vertices: int) -> int:
     """Parse the index of a vertex. Raises DataError for any other token, and for an index out of range."""
     digits = token.removeprefix("-")
     if not digits.isdecimal():
-        raise DataError(f"{where}: {token[:40]!r} is not the index of a vertex; get the file again")
+        raise DataError(
+            f"{where}: {token[:40]!r} is not the index of a vertex; the file is damaged or in another format"
+        )
     index = parse_count(digits)
     if index is None or index >= num_vertices or (index and digits != token):
         raise DataError(
-            f"{where}: a face names vertex {token[:40]}, there are {num_vertices} (0 to {num_vertices - 1}); "
-            "get the file again"
+            f"{where}: a face names vertex {token[:40]}, there are {num_vertices} (0 to {num_vertices - 1}); the file "
+            "is damaged or in another format"
         )
     return index

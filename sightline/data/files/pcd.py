@@ -40,11 +40,15 @@ def read_pcd(path: Path, *, keeps_no_returns: bool = False) -> dict[str, np.ndar
     try:
         table = np.atleast_1d(PointCloud.from_path(path).pc_data)
     except MemoryError as error:
-        raise DataError(f"{path}: does not fit into memory, or is damaged; get the file again") from error
+        raise DataError(f"{path}: does not fit into memory, or the file is damaged") from error
     except (*READ_ERRORS, LookupError, ArithmeticError, AssertionError) as error:
-        raise DataError(f"{path}: does not read as PCD ({summarise_error(error)}); get the file again") from error
+        raise DataError(
+            f"{path}: does not read as PCD ({summarise_error(error)}); the file is damaged or in another format"
+        ) from error
     if len(table) != num_points:
-        raise DataError(f"{path}: promises {num_points} points and holds {len(table)}; get the file again")
+        raise DataError(
+            f"{path}: promises {num_points} points and holds {len(table)}; the file is damaged or in another format"
+        )
     names = [name for name in table.dtype.names or () if not name.startswith("_")]
     with np.errstate(invalid="ignore"):  # a signalling NaN: it is left out or refused as any other
         columns = {name.lower(): table[name].reshape(len(table)).astype(np.float64) for name in names}
@@ -75,21 +79,24 @@ def _check_header(path: Path, file: IO[bytes]) -> int:
     except (KeyError, IndexError, ValueError, TypeError):
         minimum = 0
     if minimum < 1:
-        raise DataError(f"{path}: has no header of a PCD file (FIELDS, SIZE, POINTS, DATA); get the file again")
+        raise DataError(
+            f"{path}: has no header of a PCD file (FIELDS, SIZE, POINTS, DATA); the file is damaged or in another "
+            "format"
+        )
     available = file_size(path) - file.tell()
     claimed = num_points * {"binary": row_bytes, "ascii": _TEXT_BYTES * sum(counts) - 1}.get(kind, 0)
     # The last line of text may end without a break; bytes beyond those of binary points belong to nothing.
     if claimed > available + 1 or (kind == "binary" and claimed != available):
         raise DataError(
             f"{path}: promises {num_points} points, at least {claimed} bytes, and {available} follow; it is cut short "
-            "or its header is wrong: get the file again"
+            "or its header is wrong: copy or download the file again"
         )
     if kind == "binary_compressed":
         stored, expanded = struct.unpack("<II", file.read(8).ljust(8, b"\0"))
         if available < 8 + stored or expanded != num_points * row_bytes:
             raise DataError(
-                f"{path}: promises {num_points} points of {row_bytes} bytes, its compressed part states {stored} bytes "
-                f"that become {expanded}, and {available} follow; get the file again"
+                f"{path}: promises {num_points} points of {row_bytes} bytes, its compressed part states {stored} "
+                f"bytes that become {expanded}, and {available} follow; the file is damaged or in another format"
             )
     check_decompressed_size(str(path), num_points * row_bytes, available)
     return num_points

@@ -108,18 +108,22 @@ def _read_header(path: Path, content: str) -> _Header:
             fault = (
                 "has no end_header" if content.startswith("ply") else f"starts with {content[:10]!r}, not with 'ply'"
             )
-            raise DataError(f"{path}:{len(lines) + 1}: {fault}; it is cut short or no PLY file: get it again")
+            raise DataError(
+                f"{path}:{len(lines) + 1}: {fault}; it is cut short or not a PLY file: copy or download it again"
+            )
         lines.append(content[start:stop].strip())
         start = stop + 1
     if lines[0] != "ply":
-        raise DataError(f"{path}:1: starts with {lines[0][:10]!r}, not with 'ply'; get the file again")
+        raise DataError(
+            f"{path}:1: starts with {lines[0][:10]!r}, not with 'ply'; the file is damaged or in another format"
+        )
     order = _parse_byte_order(path, lines[1])
     elements: list[_Element] = []
     for number, line in enumerate(lines[2:-1], start=3):
         _add_header_line(elements, line, f"{path}:{number}")
     bare = next((element.name for element in elements if not element.properties), None)
     if bare is not None:
-        raise DataError(f"{path}: the header gives '{bare}' no properties; get the file again")
+        raise DataError(f"{path}: the header gives '{bare}' no properties; the file is damaged or in another format")
     vertex = next((element for element in elements if element.name == "vertex"), None)
     if vertex is None or not vertex.size:
         raise DataError(f"{path}: the header names no vertices; there is no cloud in it: leave the file out")
@@ -131,7 +135,8 @@ def _parse_byte_order(path: Path, line: str) -> str:
     fields = line.split()
     if len(fields) != 3 or fields[0] != "format" or fields[1] not in _FORMATS or fields[2] != "1.0":
         raise DataError(
-            f"{path}:2: {line[:60]!r} is not a known format ({', '.join(_FORMATS)}, 1.0); get the file again"
+            f"{path}:2: {line[:60]!r} is not a known format ({', '.join(_FORMATS)}, 1.0); the file is damaged or in "
+            "another format"
         )
     return _FORMATS[fields[1]]
 
@@ -152,14 +157,16 @@ def _add_header_line(elements: list[_Element], line: str, where: str) -> None:
         case ["property", "list", counter, kind, name] if elements and kind in _TYPES and counter in _TYPES:
             new_property = _Property(name.lower(), _TYPES[kind], _TYPES[counter])
         case _:
-            raise DataError(f"{where}: {line[:60]!r} is not a line of a PLY header; get the file again")
+            raise DataError(
+                f"{where}: {line[:60]!r} is not a line of a PLY header; the file is damaged or in another format"
+            )
     if new_property.counter.startswith("f") or new_property.name in {item.name for item in elements[-1].properties}:
         fault = (
             "counts a list with fractions"
             if new_property.counter.startswith("f")
             else f"names '{new_property.name}' twice"
         )
-        raise DataError(f"{where}: {line[:60]!r} {fault}; get the file again")
+        raise DataError(f"{where}: {line[:60]!r} {fault}; the file is damaged or in another format")
     elements[-1].properties.append(new_property)
 
 
@@ -171,7 +178,8 @@ def _read_binary(path: Path, content: bytes, header: _Header) -> dict[str, _Valu
         if needed > len(content) - position:
             raise DataError(
                 f"{path}: byte {position}: {element.size} x {element.name} need {needed} bytes, "
-                f"{len(content) - position} are left; the file is cut short or its header is wrong: get it again"
+                f"{len(content) - position} are left; the file is cut short or its header is wrong: copy or download "
+                "it again"
             )
         if element.is_plain:
             values, position = _read_plain_rows(content, position, element, header.order)
@@ -182,8 +190,8 @@ def _read_binary(path: Path, content: bytes, header: _Header) -> dict[str, _Valu
         values_by_element[element.name] = values
     if position != len(content):
         raise DataError(
-            f"{path}: byte {position}: {len(content) - position} bytes more than the header announces; get the file "
-            "again or mend its header"
+            f"{path}: byte {position}: {len(content) - position} bytes more than the header announces; the file or "
+            "its header is damaged: copy or download it again"
         )
     return values_by_element
 
@@ -278,7 +286,7 @@ def _read_numbers(path: Path, content: bytes, position: int, kind: str, count: i
     if not 0 <= needed <= len(content) - position:
         raise DataError(
             f"{path}: byte {position}: {subject} needs {needed} bytes more, {len(content) - position} are left; the "
-            "file is cut short or damaged: get it again"
+            "file is cut short or damaged: copy or download it again"
         )
     return np.frombuffer(content, dtype=kind, count=count, offset=position)
 
@@ -292,7 +300,7 @@ def _read_ascii(path: Path, text: str, header: _Header) -> dict[str, _Values]:
         counts = ", ".join(f"{element.size} x {element.name}" for element in header.elements)
         raise DataError(
             f"{path}:{header.num_lines + len(lines)}: {counts} are announced, {len(lines)} lines follow the header; "
-            "the file is cut short or its header is wrong: get it again"
+            "the file is cut short or its header is wrong: copy or download it again"
         )
     values_by_element = {}
     start = 0
@@ -345,7 +353,9 @@ def _parse_row(
             raise IndexError
     except (ValueError, IndexError):
         listed = ", ".join(f"list {item.name}" if item.counter else item.name for item in element.properties)
-        raise DataError(f"{where}: {' '.join(tokens)[:60]!r} is not a row of {listed}; get the file again") from None
+        raise DataError(
+            f"{where}: {' '.join(tokens)[:60]!r} is not a row of {listed}; the file is damaged or in another format"
+        ) from None
 
 
 def _split_into_triangles(path: Path, polygons: np.ndarray | Sequence[np.ndarray], num_points: int) -> np.ndarray:
@@ -358,14 +368,14 @@ def _split_into_triangles(path: Path, polygons: np.ndarray | Sequence[np.ndarray
     else:
         empty = next((index for index, polygon in enumerate(polygons) if not len(polygon)), None)
         if empty is not None:
-            raise DataError(f"{path}: face {empty} has no corners; the file is damaged: get it again")
+            raise DataError(f"{path}: face {empty} has no corners; the file is damaged: copy or download it again")
         fans = [(polygon[0], b, c) for polygon in polygons if len(polygon) > 2 for b, c in pairwise(polygon[1:])]
         corners = np.array(fans).reshape(-1, 3)
     invalid = np.argwhere(~((corners >= 0) & (corners < num_points) & (corners == np.floor(corners))))
     if len(invalid):
         index, corner = invalid[0]
         raise DataError(
-            f"{path}: triangle {index} names vertex {corners[index, corner]:g}, there are {num_points} "
-            f"(0 to {num_points - 1}); get the file again"
+            f"{path}: triangle {index} names vertex {corners[index, corner]:g}, there are {num_points} (0 to "
+            f"{num_points - 1}); the file is damaged or in another format"
         )
     return corners.astype(np.int64)

@@ -52,13 +52,13 @@ def read_view(path: Path, *, size_px: int, background: Background) -> np.ndarray
     """
     fault = png_fault(path)
     if fault:
-        raise DataError(f"{fault}; get the file again")
+        raise DataError(f"{fault}; the file is damaged or in another format")
     try:
         with BoundedFile(path) as file, Image.open(file) as image:
             mode, pixels = image.mode, np.asarray(image)
     except DECODE_ERRORS as error:
         reason = " ".join(str(error).split())
-        raise DataError(f"{path}: cannot be decoded ({reason}); get the file again") from error
+        raise DataError(f"{path}: cannot be decoded ({reason}); the file is damaged or in another format") from error
     if mode != "RGBA":
         raise DataError(f"{path}: is {mode}, RGBA is needed, whose transparency marks the background; get the renders")
     resized: np.ndarray = resize_images(

@@ -49,8 +49,8 @@ def read_label_ids(path: Path, *, num_points: int, points_path: Path) -> np.ndar
     content = read_file(path)
     if len(content) != 4 * num_points:
         raise DataError(
-            f"{path}: has {len(content)} bytes, {4 * num_points} are expected: one uint32 for each of the {num_points} "
-            f"points of {points_path}; get both files again"
+            f"{path}: has {len(content)} bytes, {4 * num_points} are expected: one uint32 for each of the "
+            f"{num_points} points of {points_path}; one of the files is damaged, or of another scan"
         )
     return (np.frombuffer(content, dtype="<u4") & 0xFFFF).astype(np.int64)
 
@@ -71,7 +71,7 @@ def read_matrices(path: Path) -> dict[str, MatrixRow]:
     for number, line in _read_numbered_lines(path):
         where, (name, colon, numbers) = f"{path}:{number}", line.partition(":")
         if not colon:
-            raise DataError(f"{where}: is not `name: numbers`; get the file again")
+            raise DataError(f"{where}: is not `name: numbers`; the file is damaged or in another format")
         if (key := name.strip()) in matrices:
             raise DataError(f"{where}: '{key[:40]}' is there twice, before in {matrices[key].where}; keep one of them")
         matrices[key] = MatrixRow(_parse_numbers(numbers, where), where)
@@ -86,12 +86,12 @@ def check_pose(matrix: np.ndarray, *, where: str) -> None:
     if not skew <= _MAX_SKEW:
         raise DataError(
             f"{where}: is not a rotation: R R^T is {skew:.3g} off the identity, {_MAX_SKEW:g} may be; the numbers are "
-            "zeros, scaled or damaged: get the file again"
+            "zeros, scaled or damaged: copy or download the file again"
         )
     if np.linalg.det(rotation) < 0:
-        raise DataError(f"{where}: mirrors space, a rotation does not; get the file again")
+        raise DataError(f"{where}: mirrors space, a rotation does not; the file is damaged or in another format")
     if not (farthest := float(np.abs(matrix).max())) <= _MAX_DISTANCE_M:
-        raise DataError(f"{where}: lies {farthest:.3g} m away; get the file again")
+        raise DataError(f"{where}: lies {farthest:.3g} m away; the file is damaged or in another format")
 
 
 def velodyne_poses(poses_path: Path, calib_path: Path) -> np.ndarray:
@@ -107,7 +107,7 @@ def velodyne_poses(poses_path: Path, calib_path: Path) -> np.ndarray:
     ]
     matrices = read_matrices(calib_path)
     if "Tr" not in matrices:
-        raise DataError(f"{calib_path}: has no row 'Tr'; get the file again")
+        raise DataError(f"{calib_path}: has no row 'Tr'; the file is damaged or in another format")
     transform = _make_pose(*matrices["Tr"])
     poses: np.ndarray = (np.linalg.inv(transform) @ np.array(rows).reshape(-1, 4, 4) @ transform)[:, :3]
     return poses
@@ -116,7 +116,9 @@ def velodyne_poses(poses_path: Path, calib_path: Path) -> np.ndarray:
 def _make_pose(numbers: np.ndarray, where: str) -> np.ndarray:
     """Build the pose (4, 4) from the twelve numbers of its first three rows."""
     if len(numbers) != 12:
-        raise DataError(f"{where}: has {len(numbers)} numbers, 12 are expected; get the file again")
+        raise DataError(
+            f"{where}: has {len(numbers)} numbers, 12 are expected; the file is damaged or in another format"
+        )
     check_pose(numbers.reshape(3, 4), where=where)
     return np.vstack([numbers.reshape(3, 4), [0.0, 0.0, 0.0, 1.0]])
 
@@ -125,9 +127,11 @@ def _parse_numbers(text: str, where: str) -> np.ndarray:
     try:
         numbers = np.array([float(token) for token in text.split()])
     except ValueError:
-        raise DataError(f"{where}: holds something else than numbers; get the file again") from None
+        raise DataError(
+            f"{where}: holds something else than numbers; the file is damaged or in another format"
+        ) from None
     if not np.isfinite(numbers).all():
-        raise DataError(f"{where}: holds a number that is not finite; get the file again")
+        raise DataError(f"{where}: holds a number that is not finite; the file is damaged or in another format")
     return numbers
 
 
@@ -139,4 +143,6 @@ def _read_lines(path: Path) -> list[str]:
     try:
         return read_file(path).decode("ascii").splitlines()
     except UnicodeDecodeError as error:
-        raise DataError(f"{path}: is not text (byte {error.start}); get the file again") from error
+        raise DataError(
+            f"{path}: is not text (byte {error.start}); the file is damaged or in another format"
+        ) from error

@@ -31,7 +31,9 @@ def read_table(path: Path, *, num_columns: int, delimiter: str | None = None) ->
     """
     lines = _read_lines(path)
     if not lines:
-        raise DataError(f"{path}: holds no rows, {num_columns} columns are needed; get the file again")
+        raise DataError(
+            f"{path}: holds no rows, {num_columns} columns are needed; the file is damaged or in another format"
+        )
     return parse_rows(lines, range(1, len(lines) + 1), path=path, num_columns=num_columns, delimiter=delimiter)
 
 
@@ -58,11 +60,11 @@ def read_rows(path: Path, *, announces_rows: bool = False) -> tuple[tuple[str, .
     rows = lines[start:]
     if announced is not None and announced != str(len(rows)):
         raise DataError(
-            f"{path}:{start}: announces {announced[:40]} points, {len(rows)} rows follow; the file is cut short or its "
-            "first line is wrong: get it again"
+            f"{path}:{start}: announces {announced[:40]} points, {len(rows)} rows follow; the file is cut short or "
+            "its first line is wrong: copy or download it again"
         )
     if not rows:
-        raise DataError(f"{path}: holds no rows of numbers; get the file again")
+        raise DataError(f"{path}: holds no rows of numbers; the file is damaged or in another format")
     delimiter = "," if "," in rows[0] else None
     width = len(rows[0].split(delimiter))
     table = parse_rows(rows, range(start + 1, len(lines) + 1), path=path, num_columns=width, delimiter=delimiter)
@@ -123,7 +125,9 @@ def parse_rows(
             return table
     for number, line in zip(line_numbers, lines, strict=True):
         _refuse(line, f"{path}:{number}", num_columns, delimiter)
-    raise DataError(f"{path}: does not read as {len(lines)} rows of {num_columns} numbers; get the file again")
+    raise DataError(
+        f"{path}: does not read as {len(lines)} rows of {num_columns} numbers; the file is damaged or in another format"
+    )
 
 
 def _refuse(line: str, where: str, num_columns: int, delimiter: str | None) -> None:
@@ -132,13 +136,16 @@ def _refuse(line: str, where: str, num_columns: int, delimiter: str | None) -> N
     tokens = line.split(delimiter) if line.strip() else []
     if len(tokens) != num_columns:
         raise DataError(
-            f"{where}: {len(tokens)} columns, {num_columns} are needed; found {line.strip()[:60]!r}; get the file again"
+            f"{where}: {len(tokens)} columns, {num_columns} are needed; found {line.strip()[:60]!r}; the file is "
+            "damaged or in another format"
         )
     for token in tokens:
         try:
             value = float(token)
         except ValueError:
-            raise DataError(f"{where}: {token.strip()[:40]!r} is not a number; get the file again") from None
+            raise DataError(
+                f"{where}: {token.strip()[:40]!r} is not a number; the file is damaged or in another format"
+            ) from None
         if not np.isfinite(value):
             raise DataError(
                 f"{where}: {token.strip()[:40]} is not a finite number; mend the line or leave the file out"

@@ -131,7 +131,9 @@ def read_picture(path: Path, *, background: Background) -> np.ndarray:
             return composite_over(np.asarray(picture.convert("RGBA")), background)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         reason = str(error).split("\n", 1)[0]
-        raise DataError(f"{path}: does not read as a picture ({reason}); get the file again") from error
+        raise DataError(
+            f"{path}: does not read as a picture ({reason}); the file is damaged or in another format"
+        ) from error
 
 
 def _make_sort_key(root: Path) -> Any:

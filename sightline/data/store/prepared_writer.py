@@ -165,7 +165,9 @@ def normalize_to_unit_sphere(points: np.ndarray, *, where: str) -> np.ndarray:
         centred = points - points.mean(axis=0, dtype=np.float64)
         radius = np.linalg.norm(centred, axis=1).max()
     if not np.isfinite(radius):
-        raise DataError(f"{where}: a coordinate is {np.abs(points).max():.4g}; get the file again")
+        raise DataError(
+            f"{where}: a coordinate is {np.abs(points).max():.4g}; the file is damaged or in another format"
+        )
     if not radius > 0:
         raise DataError(f"{where}: all {len(points)} points coincide, so there is no shape; leave the file out")
     return (centred / radius).astype(np.float32)
@@ -174,7 +176,7 @@ def normalize_to_unit_sphere(points: np.ndarray, *, where: str) -> np.ndarray:
 def assert_extent(points: np.ndarray, *, where: str) -> None:
     """Raise DataError, beginning with `where`, if all points coincide (as zeros of unwritten data do)."""
     if (points == points[0]).all():
-        raise DataError(f"{where}: all {len(points)} points coincide, so there is no shape; get the file again")
+        raise DataError(f"{where}: all {len(points)} points coincide, so there is no shape; download the file again")
 
 
 def find_duplicates(prepared: PreparedSet, column: str) -> list[list[str]]:

@@ -334,5 +334,6 @@ def test_errors_are_written_for_the_one_who_reads_them(tmp_path: Path) -> None:
     with pytest.raises(DataError) as caught:
         prepare(root, tmp_path / "set")
     assert re.fullmatch(
-        r"/.*/bed_0001\.txt:2: 1 columns, 6 are needed; found 'x'; get the file again", str(caught.value)
+        r"/.*/bed_0001\.txt:2: 1 columns, 6 are needed; found 'x'; the file is damaged or in another format",
+        str(caught.value),
     )

@@ -62,12 +62,15 @@ def with_line(line: int, text: str | None) -> Callable[[Path], None]:
         (with_line(8, "0.1 0.2 0,3 0 0 1 44"), r"04225987/b\.txt:8: '0,3' is not a number"),
         (with_line(2, "0.1 0.2 nan 0 0 1 44"), r"04225987/b\.txt:2: nan is not a finite number"),
         (with_line(2, "0.1 0.2 0.3 0 0 inf 44"), r"04225987/b\.txt:2: inf is not a finite number"),
-        (with_line(4, "1e200 0.2 0.3 0 0 1 44"), r"04225987/b\.txt: a coordinate is 1e\+200; get the file again"),
+        (
+            with_line(4, "1e200 0.2 0.3 0 0 1 44"),
+            r"04225987/b\.txt: a coordinate is 1e\+200; the file is damaged or in another format",
+        ),
         (with_line(6, "0.1 0.2 0.3 0 1e200 1 44"), r"04225987/b\.txt:6: the normal is too long to be one"),
         (with_line(5, ""), r"04225987/b\.txt:5: 0 columns, 7 are needed"),
         (
             with_line(20, "0 0 0 0 0 1 43.000000"),
-            r"04225987/b\.txt:20: part 43 is none of skateboard's \(44 to 46\); get the file again",
+            r"04225987/b\.txt:20: part 43 is none of skateboard's \(44 to 46\); download the file again",
         ),
         (with_line(1, "0 0 0 0 0 1 -1"), r"04225987/b\.txt:1: part -1 is none of skateboard's"),
         (with_line(1, "0 0 0 0 0 1 50"), r"04225987/b\.txt:1: part 50 is none of skateboard's"),
@@ -126,7 +129,7 @@ def with_entries(change: Callable[[list[str]], object]) -> Callable[[Path], None
         ),
         (
             with_entries(lambda x: x.insert(2, x[0])),
-            r"json:4: 02691156/c is listed twice, before at .*val_file_list\.json:2; get the lists again",
+            r"json:4: 02691156/c is listed twice, before at .*val_file_list\.json:2; download the lists again",
         ),
         (
             with_entries(lambda x: x.append("shape_data/02691156/a")),

@@ -297,7 +297,10 @@ CLOUD = "ShapeNet/03001627/c2e9.ply"
             lambda root: Image.fromarray(view_of("a", 0)[:8], "RGBA").save(root / IMAGE),
             r"11\.png \(is 12 x 8 pixels, a square",
         ),
-        (lambda root: corrupt(root / IMAGE), r"^\S*11\.png: cannot be decoded \(.*\); get the file again"),
+        (
+            lambda root: corrupt(root / IMAGE),
+            r"^\S*11\.png: cannot be decoded \(.*\); the file is damaged or in another format",
+        ),
         (
             lambda root: Image.fromarray(view_of("a", 0)[..., :3], "RGB").save(root / IMAGE),
             r"^\S*11\.png: is RGB, RGBA is needed, whose transparency marks the background",
@@ -311,7 +314,7 @@ CLOUD = "ShapeNet/03001627/c2e9.ply"
         ),
         (
             lambda root: write_cloud(root / CLOUD, np.where(np.eye(NUM_POINTS, 3, k=-4) > 0, np.nan, cloud_of("b"))),
-            r"^\S*c2e9\.ply: vertex 4: x is nan; get the file again",
+            r"^\S*c2e9\.ply: vertex 4: x is nan; download the file again",
         ),
         (
             lambda root: write_cloud(root / CLOUD, np.ones((NUM_POINTS, 3))),

@@ -175,7 +175,7 @@ class Trap:
 
 BROKEN: dict[str, tuple[str, bytes, tuple[str, ...]]] = {
     "unknown kind": ("a.stl", b"solid", ("not read", ".ply")),
-    "empty npy": ("a.npy", b"", ("cannot be read", "get the file again")),
+    "empty npy": ("a.npy", b"", ("cannot be read", "the file is damaged")),
     "npy of 1e12 points": ("a.npy", npy_that_claims("(1000000000000, 3)"), ("24000000000000 bytes", "cut short")),
     "npy with a negative size": ("a.npy", npy_that_claims("(-1, -3)"), ("claims to be",)),
     "npy that goes on": ("a.npy", npy_bytes(POINTS) + b"\0", ("961 follow", "header is wrong")),
