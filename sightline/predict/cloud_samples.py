@@ -334,13 +334,13 @@ def _normalise_points(
     if form.unit_sphere == "promised" and not any_scale and not _MIN_RADIUS <= radius <= 1 + _SLACK:
         raise DataError(
             f"{where}: its points reach {radius:.4g} from the origin, those that the run was trained on reach 1; "
-            "--unit-sphere moves every such cloud to its mean and scales it"
+            "--unit-sphere centres and scales every such cloud"
         )
     offset = float(np.linalg.norm(points.mean(axis=0)))
     if form.unit_sphere == "promised" and not any_scale and offset > _compute_max_mean_offset(len(points), form):
         raise DataError(
-            f"{where}: the mean of its points lies {offset:.4g} from the origin, those that the run was trained on "
-            "have it there; --unit-sphere moves every such cloud to its mean and scales it"
+            f"{where}: the mean of its points lies {offset:.4g} from the origin, in the clouds that the run was "
+            "trained on it is at the origin; --unit-sphere centres and scales every such cloud"
         )
     return points, []
 

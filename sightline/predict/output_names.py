@@ -39,7 +39,7 @@ def output_names(files: Sequence[Path], out: Path, *, endings: Collection[str]) 
 
 def _describe_input(target: Path) -> str:
     """Describe the input file that would be overwritten."""
-    return "holds labels beside a file to predict" if target.suffix == ".label" else "is a file to predict"
+    return "contains the labels of a file to predict" if target.suffix == ".label" else "is a file to predict"
 
 
 @contextmanager

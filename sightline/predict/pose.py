@@ -314,7 +314,9 @@ class CentrePredictor(Predictor[Any]):
     """Refuses a run of the task `centre`, which refines the reference points of another run. Source: made here."""
 
     def __init__(self, *, run: TrainedRun) -> None:
-        raise UserError(f"{run.path}: refines reference points; give it by --refiner {run.path} beside a run of poses")
+        raise UserError(
+            f"{run.path}: refines reference points; give it as --refiner {run.path} to a run of the task pose"
+        )
 
 
 def _camera(
@@ -334,7 +336,7 @@ def _camera(
         missing = [f"camera.{name}=" for name, value in group.items() if value is None]
         if missing and len(missing) < len(group):
             raise UserError(
-                f"predict: {', '.join(missing)}: is missing beside what is given of the camera; give it too"
+                f"predict: {', '.join(missing)}: is missing, other values of the camera are given; give it too"
             )
     return {
         "intrinsics": None if fx is None else tuple(intrinsics.values()),

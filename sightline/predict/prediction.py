@@ -145,7 +145,7 @@ class _Stages:
             if len(files) > 1:
                 return [prediction for file in files for prediction in self.predict([file])]
             path, reason = files[0].path, " ".join(str(error).split())
-            return [(path, Refusal(path, f"{path}: the model takes no such {self._predictor.noun}: {reason}"))]
+            return [(path, Refusal(path, f"{path}: the model cannot process this {self._predictor.noun}: {reason}"))]
         return list(zip([file.path for file in files], self._predictor.predict(files, inference), strict=True))
 
     def _infer(self, files: Sequence[ReadFile]) -> Inference:

@@ -39,7 +39,7 @@ def assert_refiner(run: TrainedRun) -> None:
     """Raise ConfigError for a run that does not refine reference points."""
     if "centre_mm" not in TaskMembers.predicts.get(registry.tasks.entry(run.config.task).builder):
         raise ConfigError(
-            f"{run.path}: the task '{run.config.task.name}' finds no centres; give a run of the task centre"
+            f"{run.path}: the task '{run.config.task.name}' predicts no centres; give a run of the task centre"
         )
 
 

@@ -122,7 +122,7 @@ def _read_raw_scan(
     if path.suffix.lower() == ".npy" and form.image_px is not None and columns is None:
         return check_scan(read_range_image(path, height=form.image_px[0], width=form.image_px[1]), where=str(path))
     names = form.columns if columns is None and path.suffix.lower() in _NAMELESS else columns
-    hint = "; where there is no ring give rings=order, too" if needs_ring and rings is None else ""
+    hint = "; without a column of rings give rings=order, too" if needs_ring and rings is None else ""
     advice = PREDICTING._replace(columns=PREDICTING.columns + hint)
     cloud = read_scan(path, columns=names, no_return=form.no_return, advice=advice)
     if not len(cloud.points):

@@ -80,7 +80,9 @@ class PointPredictor(CloudPredictor[SegmentPrediction]):
         self._label_paths: Mapping[Path, Path] = {}
         self.no_return, self.rings = no_return, rings
         if info.scans is None and (no_return or rings):
-            raise ConfigError("no_return, rings: are of LiDAR scans, which the run was not trained on; leave them out")
+            raise ConfigError(
+                "no_return, rings: are options for LiDAR scans, which the run was not trained on; leave them out"
+            )
         if info.scans is None and "label" in (files or ()):
             raise ConfigError("files: label files hold the ids of LiDAR scans, which the run was not trained on")
         self.kinds: list[str] = list(files or ("labels", "ply"))

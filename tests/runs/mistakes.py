@@ -121,7 +121,9 @@ def _of_files() -> list[Mistake]:
         Mistake("within", (*PREPARE[:6], "scans/new", "up_axis=z"), ("scans/new: lies in scans", "outside of it")),
         Mistake("columns", (*PREPARE, "columns=[x, y]"), ("columns: .*lacks z", r"as in \[x, y, z")),
         Mistake("class", PREPARE, ("cone: is taken for a class", "CLASS/FILE"), lambda: Path("scans/cone").mkdir()),
-        Mistake("flat", PREPARE, ("a.ply lies in no folder of a class", "CLASS/FILE"), _write("scans/a.ply", b"ply\n")),
+        Mistake(
+            "flat", PREPARE, ("a.ply is not in the folder of a class", "CLASS/FILE"), _write("scans/a.ply", b"ply\n")
+        ),
         Mistake("link", PREPARE, (r"a\.ply", "take it out"), lambda: Path("scans/ball/a.ply").symlink_to("nowhere")),
         Mistake("pipe", PREPARE, (r"a\.ply", "take it out"), lambda: os.mkfifo("scans/ball/a.ply")),
         Mistake(

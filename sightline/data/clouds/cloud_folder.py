@@ -155,7 +155,7 @@ class CloudFolder(LabelledClouds):
         columns_list = None if names is None else list(names)  # as JSON gives it back
         if target.resolve().is_relative_to(source.expanduser().resolve()):
             raise ConfigError(
-                f"--to {target}: lies in {source}, whose folders are the classes; give a place outside of it"
+                f"--to {target}: lies in {source}, whose folders are the classes; give a folder outside of it"
             )
         layout, clouds = list_clouds(source)
         split_text = "as given" if clouds[0].split else _describe_split(test_share, validation_share, seed)

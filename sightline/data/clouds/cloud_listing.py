@@ -133,7 +133,7 @@ def _list_subfolders(root: Path) -> list[Path]:
     stray = [path for path in root.iterdir() if is_cloud_file(path)]
     folders = sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
     if stray or not folders:
-        fault = f"{min(stray).name} lies in no folder of a class" if stray else f"it holds {summarise_folder(root)}"
+        fault = f"{min(stray).name} is not in the folder of a class" if stray else f"it holds {summarise_folder(root)}"
         raise DataError(f"{root}: {fault}; lay it out as {_LAYOUTS}")
     return folders
 

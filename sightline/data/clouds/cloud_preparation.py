@@ -124,7 +124,7 @@ def _as_float32(points: np.ndarray, *, where: str) -> np.ndarray:
     reach, size = np.abs(points).max(), np.ptp(points, axis=0).max()
     if 0 < _MAX_FLOAT32_STEP * size < reach * 2.0**-24:
         raise DataError(
-            f"{where}: a cloud {size:.3g} across lies {reach:.3g} from the origin, where float32 has steps of "
+            f"{where}: a cloud of size {size:.3g} is {reach:.3g} from the origin, where float32 has steps of "
             f"{reach * 2.0**-23:.2g}; subtract an offset, or set normalisation=unit_sphere"
         )
     with np.errstate(over="ignore"):  # what is too large for float32 becomes infinite, and is refused where it is used

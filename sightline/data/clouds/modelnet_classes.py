@@ -52,7 +52,7 @@ class ClassSubset:
         if name in self.names:
             return self.names.index(name)
         if name not in self.known:
-            raise DataError(f"{where}: '{name}' is none of ModelNet's 40 classes{suggest(name, self.known)}")
+            raise DataError(f"{where}: '{name}' is not one of ModelNet's 40 classes{suggest(name, self.known)}")
         return None
 
 

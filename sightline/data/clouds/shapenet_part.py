@@ -269,7 +269,7 @@ def _detect_layout(source: Path) -> tuple[Literal["hdf5", "text"], Path]:
         return matches[0]
     if matches:
         layouts = ", ".join(f"{path} ({layout})" for layout, path in matches)
-        raise DataError(f"{root}: holds {len(matches)} layouts, give one alone: {layouts}")
+        raise DataError(f"{root}: holds {len(matches)} layouts, give the folder of one: {layouts}")
     facts = published_counts()["layouts"].values()
     looked_for = "; ".join(f"{layout_facts['title']} ({layout_facts['looks_like']})" for layout_facts in facts)
     raise DataError(

@@ -88,7 +88,7 @@ def _read_categories(path: Path) -> dict[str, Category]:
         category = category_from_name(name)
         if category is None:
             valid_names = [category.name for category in categories()]
-            raise DataError(f"{where}: '{name}' is none of the 16 categories{suggest(name.lower(), valid_names)}")
+            raise DataError(f"{where}: '{name}' is not one of the 16 categories{suggest(name.lower(), valid_names)}")
         if category.synset != synset:
             raise DataError(f"{where}: gives {synset} for {name}, it is {category.synset}; download the file again")
         if synset in by_synset:

@@ -61,8 +61,8 @@ def whole_folder(target: Path) -> Iterator[Path]:
         except OSError as error:
             where = next((name for name in (error.filename2, error.filename) if name is not None), work)
             raise RunError(
-                f"{target}: cannot be written ({error.strerror or error}: {where}); mend that, or give another folder "
-                "by --to: nothing is left of it"
+                f"{target}: cannot be written ({error.strerror or error}: {where}); correct that, or give another "
+                "folder with --to: the unfinished folder is removed"
             ) from error
 
 
@@ -78,13 +78,13 @@ def _claim(work: Path, target: Path, stack: contextlib.ExitStack) -> None:
     if not work.exists() or not os.path.samestat(os.fstat(descriptor), os.stat(work)):
         raise RunError(f"{target}: another process wrote this folder meanwhile; look at it first")
     if any(work.iterdir()) and not (work / _MARK).is_file():
-        raise UserError(f"{work}: is there, and no unfinished work of sightline; delete it or give another --to")
+        raise UserError(f"{work}: exists and is not unfinished work of sightline; delete it or give another --to")
     stack.callback(_remove, work, os.fstat(descriptor))
     for path in work.iterdir():
         shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
     (work / _MARK).touch()
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise UserError(f"{target}: is there and not empty; give another folder by --to")
+        raise UserError(f"{target}: exists and is not empty; give another folder with --to")
 
 
 def _remove(work: Path, status: os.stat_result) -> None:

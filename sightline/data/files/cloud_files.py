@@ -274,7 +274,7 @@ def _make_from_arrays(path: Path, arrays: Mapping[str, np.ndarray], columns: tup
         column_names = _ARRAY_COLUMNS.get(role or "", (name.lower(),))
         repeated = [column_name for column_name in column_names if column_name in named]
         if repeated:
-            raise DataError(f"{path}: {name} gives {repeated[0]} a second time; store it once")
+            raise DataError(f"{path}: {name} contains {repeated[0]} a second time; store it once")
         named |= dict(zip(column_names, array.reshape(len(array), -1).T, strict=True))
     return _make_from_columns(path, named, columns, faces=faces)
 

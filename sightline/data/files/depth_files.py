@@ -116,8 +116,8 @@ def read_windowed_depth(path: Path, *, size_px: SizePx | None = None) -> np.ndar
         )
     if not (0 <= left <= right <= width and 0 <= top <= bottom <= height):
         raise DataError(
-            f"{path}: byte 8: the window from {left}, {top} to {right}, {bottom} does not lie in the image of {width} "
-            f"x {height}; the file is damaged or in another format"
+            f"{path}: byte 8: the window from {left}, {top} to {right}, {bottom} is not within the image of {width} x "
+            f"{height}; the file is damaged or in another format"
         )
     expected = _HEADER.size + 4 * (right - left) * (bottom - top)
     if len(content) != expected:

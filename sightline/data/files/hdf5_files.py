@@ -127,14 +127,14 @@ def _check_kind(where: str, dataset: Any, kinds: str) -> None:
     if dataset.shape is None or not is_known:
         wanted = "numbers" if kinds == NUMBERS else "text"
         raise DataError(
-            f"{where} is {dataset.dtype}, no array of {wanted}; store {wanted}, or leave it out of the file"
+            f"{where} is {dataset.dtype}, not an array of {wanted}; store {wanted}, or leave it out of the file"
         )
 
 
 def _check_stored(where: str, dataset: Any, num_bytes: int) -> None:
     """Raise DataError unless a dataset is complete and readable in its own file, of `num_bytes`."""
     if dataset.is_virtual or dataset.external:
-        raise DataError(f"{where} lies in other files; store its numbers in this one")
+        raise DataError(f"{where} is stored in other files; store its numbers in this one")
     missing = _missing_filter(dataset)
     if missing:
         raise DataError(f"{where} is compressed by {missing}, which is not installed; store it with gzip or plain")

@@ -91,7 +91,7 @@ def check_pose(matrix: np.ndarray, *, where: str) -> None:
     if np.linalg.det(rotation) < 0:
         raise DataError(f"{where}: mirrors space, a rotation does not; the file is damaged or in another format")
     if not (farthest := float(np.abs(matrix).max())) <= _MAX_DISTANCE_M:
-        raise DataError(f"{where}: lies {farthest:.3g} m away; the file is damaged or in another format")
+        raise DataError(f"{where}: is {farthest:.3g} m away; the file is damaged or in another format")
 
 
 def velodyne_poses(poses_path: Path, calib_path: Path) -> np.ndarray:

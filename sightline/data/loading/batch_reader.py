@@ -239,8 +239,8 @@ def _assert_points_stay_whole(transforms: Sequence[NamedTransform], fields: Mapp
         if unselected:
             field_names = ", ".join(sorted(set(parameters) - {"draws", "points"}))
             raise ConfigError(
-                f"transform '{name}' chooses points, and would leave '{unselected[0]}' of the data set behind, which "
-                "has a row for each of them: every row would belong to another point; it takes "
+                f"transform '{name}' chooses points, and would leave '{unselected[0]}' of the data set unchanged, "
+                "which has a row for each point: rows would belong to other points; the transform takes "
                 f"{field_names}: use such a name, or a transform of your own"
             )
 
@@ -254,8 +254,8 @@ def _assert_pixels_move_together(transforms: Sequence[NamedTransform], fields: M
         parameters = inspect.signature(transform.__call__).parameters
         if unmoved := sorted(image_fields - set(parameters)):
             raise ConfigError(
-                f"transform '{name}' moves pixels and would leave '{unmoved[0]}' of the data set where it "
-                "was; flip_image, fit_image, cut_image and turn_image take both, or write a transform that does"
+                f"transform '{name}' moves pixels but not '{unmoved[0]}' of the data set; flip_image, fit_image, "
+                "cut_image and turn_image take both, or write a transform that does"
             )
 
 

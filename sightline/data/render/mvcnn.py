@@ -63,7 +63,7 @@ def list_pictures(root: Path) -> list[RenderedShape]:
             continue
         name, split = match["name"], path.parent.name
         if split not in _SPLITS:
-            raise DataError(f"{path}: lies in '{split}', pictures lie in CLASS/train or CLASS/test; move it there")
+            raise DataError(f"{path}: is in '{split}', pictures must be in CLASS/train or CLASS/test; move it there")
         if splits.setdefault(name, split) != split:
             raise DataError(f"{path}: '{name}' has pictures in train and in test; leave one of them out")
         files[name].append(path)
@@ -98,7 +98,7 @@ def import_views(
     cloud_names = None if clouds is None else _list_cloud_names(clouds)
     selected, differences = _select_shapes(shapes, min_views, cloud_names, clouds)
     if not selected:
-        raise DataError(f"{root}: no shape is left of {len(shapes)}: {'; '.join(differences)}")
+        raise DataError(f"{root}: none of the {len(shapes)} shapes can be used: {'; '.join(differences)}")
     differences += _note_gaps(root, shapes)
     picture_size_px = size_px or read_picture(selected[0].files[0], background=background).shape[0]
     plan = PreparationPlan(

@@ -189,8 +189,8 @@ class _Renderers:
             yield from pool.map(self._work, tasks, chunksize=_CHUNK)
         except BrokenProcessPool as error:
             raise RunError(
-                "data render: a process that rendered was killed, for want of memory perhaps; run the command again, "
-                "with fewer --jobs: it goes on where this one stopped"
+                "data render: a rendering process was killed, perhaps for lack of memory; run the command again, "
+                "with fewer --jobs: it continues where this one stopped"
             ) from error
 
 

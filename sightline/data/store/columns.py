@@ -191,8 +191,8 @@ class _RaggedFile:
             yield
         except OSError as error:
             raise RunError(
-                f"{self._path}: cannot be written ({error.strerror}); make room and run the command again, which goes "
-                "on where this one stopped"
+                f"{self._path}: cannot be written ({error.strerror}); make room and run the command again, which "
+                "continues where this one stopped"
             ) from error
 
     def _place(self, element: int) -> int:

@@ -145,7 +145,7 @@ class PreparedSet:
         return self._arrays[file_name]
 
 
-_ELSEWHERE = "if the set lies elsewhere, give data.root=FOLDER, or without it SIGHTLINE_DATA=FOLDER around all sets"
+_ELSEWHERE = "if the set is elsewhere, give data.root=FOLDER, or without it SIGHTLINE_DATA=FOLDER around all sets"
 
 
 def open_prepared(root: Path, *, set_names: Sequence[str], options: str = "") -> PreparedSet:

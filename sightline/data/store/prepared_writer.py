@@ -152,7 +152,7 @@ def _report_full_disk(work: Path) -> Iterator[None]:
             "raise the limit on the size of a file (ulimit -f)" if error.errno == errno.EFBIG else "free some space"
         )
         raise RunError(
-            f"{work}: cannot write: {error.strerror}; {advice} and give the same command again, which goes on there"
+            f"{work}: cannot write: {error.strerror}; {advice} and run the same command again, which continues there"
         ) from error
 
 
@@ -169,14 +169,16 @@ def normalize_to_unit_sphere(points: np.ndarray, *, where: str) -> np.ndarray:
             f"{where}: a coordinate is {np.abs(points).max():.4g}; the file is damaged or in another format"
         )
     if not radius > 0:
-        raise DataError(f"{where}: all {len(points)} points coincide, so there is no shape; leave the file out")
+        raise DataError(f"{where}: all {len(points)} points coincide, so the shape has no extent; leave the file out")
     return (centred / radius).astype(np.float32)
 
 
 def assert_extent(points: np.ndarray, *, where: str) -> None:
     """Raise DataError, beginning with `where`, if all points coincide (as zeros of unwritten data do)."""
     if (points == points[0]).all():
-        raise DataError(f"{where}: all {len(points)} points coincide, so there is no shape; download the file again")
+        raise DataError(
+            f"{where}: all {len(points)} points coincide, so the shape has no extent; download the file again"
+        )
 
 
 def find_duplicates(prepared: PreparedSet, column: str) -> list[list[str]]:
@@ -201,19 +203,19 @@ def _read_existing(plan: PreparationPlan, target: Path) -> dict[str, Any] | None
         return None
     if not (target / MANIFEST).is_file():
         contents = f"holds {summarise_folder(target)}" if target.is_dir() else "is a file"
-        raise DataError(f"{target}: {contents}, nothing that sightline prepared; give another place with --to")
+        raise DataError(f"{target}: {contents}, which sightline did not prepare; give another folder with --to")
     manifest = read_manifest(target)
     if (manifest["set"], manifest["source"]["path"]) != (plan.set_name, str(plan.source)):
         raise DataError(
             f"{target}: holds '{manifest['set']}' prepared from {manifest['source']['path']}, not '{plan.set_name}' "
-            f"from {plan.source}; delete it or give another place with --to"
+            f"from {plan.source}; delete it or give another folder with --to"
         )
     stored = manifest.get("options", {})
     changed = [key for key in {**stored, **plan.options} if stored.get(key) != plan.options.get(key)]
     if changed:
         raise DataError(
             f"{target}: was prepared with {changed[0]} = {stored.get(changed[0])}, now it is "
-            f"{plan.options.get(changed[0])}; delete it to prepare it again, or give another place with --to"
+            f"{plan.options.get(changed[0])}; delete it to prepare it again, or give another folder with --to"
         )
     if manifest["source"]["fingerprint"] != plan.fingerprint:
         raise DataError(
@@ -242,13 +244,13 @@ def _claim(work: Path, plan: PreparationPlan) -> None:
     if work.exists():
         raise DataError(
             f"{work}: is an unfinished preparation of something else (see {note.name} in it), not of "
-            f"'{plan.set_name}' from {plan.source} as it is now; delete it or give another place with --to"
+            f"'{plan.set_name}' from {plan.source} as it is now; delete it or give another folder with --to"
         )
     try:
         for folder in (work / "parts", work / "set"):
             folder.mkdir(parents=True)
     except OSError as error:
-        raise DataError(f"{work}: cannot be made ({error.strerror}); give another place with --to") from error
+        raise DataError(f"{work}: cannot be made ({error.strerror}); give another folder with --to") from error
     needed = _estimate_bytes(plan)
     free = shutil.disk_usage(work).free
     if needed > free:

@@ -63,8 +63,8 @@ class Views:
                 f" ({partial} is unfinished; the command that made it continues it)" if partial.is_dir() else ""
             )
             raise MissingDataError(
-                f"{folder}: is not a view store{unfinished}; if it lies elsewhere, give data.views=FOLDER; to make "
-                f"one: {_command('SET', folder)}"
+                f"{folder}: is not a view store{unfinished}; if it is elsewhere, give data.views=FOLDER; to make one: "
+                f"{_command('SET', folder)}"
             )
         manifest = read_manifest(folder)
         if manifest["set"] != VIEWS_SET:
@@ -216,7 +216,7 @@ def open_views(root: str | None, *, background: Background | None, without_views
         return Views.open(root)
     if background is not None or without_views != "refused":
         name = "background" if background is not None else "without_views"
-        raise ConfigError(f"{name}: is about views, and there are none; set views: FOLDER too, or leave it out")
+        raise ConfigError(f"{name}: is an option for views, and there are none; set views: FOLDER too, or leave it out")
     return None
 
 

@@ -36,7 +36,7 @@ def test_places_without_a_layout(tmp_path: Path) -> None:
     refused(tmp_path / "empty", r"empty: holds nothing, .* looked for: shapenet_part_seg_hdf5_data \(ply_data_train0")
     both = write_text(tmp_path / "both")
     (both / "ply_data_train0.h5").touch()
-    refused(both, r"both: holds 2 layouts, give one alone: .*both \(hdf5\), .*both \(text\)")
+    refused(both, r"both: holds 2 layouts, give the folder of one: .*both \(hdf5\), .*both \(text\)")
     prepare(write_hdf5(tmp_path / "in"), tmp_path / "set")
     refused(tmp_path / "set", "set: is prepared already")
 
@@ -154,7 +154,7 @@ def test_broken_lists(tmp_path: Path, change: Callable[[Path], None], message: s
         (with_line(3, "Cap"), r"synsetoffset2category\.txt:3: 'Cap' is not a name and a synset"),
         (
             with_line(5, "Chairs\t03001627"),
-            r"category\.txt:5: 'Chairs' is none of the 16 categories; did you mean 'chair",
+            r"category\.txt:5: 'Chairs' is not one of the 16 categories; did you mean 'chair",
         ),
         (with_line(5, "Chair\t03001628"), r"category\.txt:5: gives 03001628 for Chair, it is 03001627"),
         (with_line(5, "Cap\t02954340"), r"category\.txt:5: names Cap a second time"),

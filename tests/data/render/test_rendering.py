@@ -222,7 +222,7 @@ def test_a_disk_that_fills_is_told_and_continued(tmp_path: Path, monkeypatch: py
     )
     failed = run(PROGRAM.format(before=before, jobs=1, progress="lambda *told: None"), tmp_path / "views")
     assert "RunError" in failed.stderr
-    assert "make room and run the command again, which goes on" in failed.stderr
+    assert "make room and run the command again, which continues" in failed.stderr
     monkeypatch.setattr(rendering, "_OBJECTS_PER_SHARD", 5)
     render(shapes_of(), tmp_path / "whole")
     render(shapes_of(), tmp_path / "views")
