@@ -68,7 +68,7 @@ def find_centres(refiner: TrainedRun, config: RunConfig, *, split: FileSplit, wo
                 points[frame_indices], is_known[frame_indices] = centres_mm, True
                 errors.append(_compute_errors(batch, centres_mm, joint))
     finally:
-        refiner.model.cpu()  # where a loaded run promises it to be
+        refiner.model.cpu()  # a loaded run keeps its model on the CPU
     all_errors = np.concatenate([*errors, np.zeros((0, 2))])
     error_mm, reference_error_mm = all_errors.mean(axis=0).tolist() if len(all_errors) else (np.nan, np.nan)
     return FrameCentres(
@@ -99,7 +99,7 @@ def _build_sets(refiner: TrainedRun, config: RunConfig, split: FileSplit) -> lis
     }
     data = config.data
     if issubclass(registry.data.entry(data).builder, DepthFrames):  # type: ignore[arg-type]
-        joints = refiner.config.data.arguments.get("joints", ())  # not those that the poses are to have
+        joints = refiner.config.data.arguments.get("joints", ())  # not the joints of the poses to be trained
         data = dataclasses.replace(data, arguments={**data.arguments, "reference": reference, "joints": joints})
     first = registry.data.build(data, facts={"split": split})
     if not isinstance(first, DepthFrames):

@@ -35,7 +35,7 @@ class ClassPrediction:
 
 @registry.predictors.add("classify")
 class ClassPredictor(CloudPredictor[ClassPrediction]):
-    """Predicts a `ClassPrediction` for each cloud, from the `probabilities` (B, C) of the task. Source: made here."""
+    """Predictor of a `ClassPrediction` per cloud, from the `probabilities` (B, C) of the task. Source: made here."""
 
     reads = frozenset({"probabilities"})
     columns = ("file", "class", "probability", "margin")

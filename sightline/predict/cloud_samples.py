@@ -122,7 +122,7 @@ def make_sample(
     values, notes, is_sampled = _extract_features(cloud, info, spec, name=name, where=where)
     origin = PointOrigin(cloud.points, values["points"], None if is_sampled else np.arange(len(cloud.points)))
     is_fair = is_sampled or _is_prepared(values["points"], spec)
-    if is_sampled and spec.unit_sphere != "none":  # always, as preparing does with meshes
+    if is_sampled and spec.unit_sphere != "none":  # always, as preparation does with meshes
         values["points"], note = normalize_to_unit_sphere(values["points"], where=where), [_TO_SPHERE]
     else:
         values["points"], note = _normalise_points(
@@ -135,7 +135,7 @@ def make_sample(
         values = {key: array[index] for key, array in values.items()}
         origin = PointOrigin(cloud.points, origin.positions[index], None if origin.rows is None else origin.rows[index])
         notes += note
-    with np.errstate(over="ignore"):  # what is too large for the type becomes infinite, and is refused below
+    with np.errstate(over="ignore"):  # values too large for the dtype become infinite, and are refused below
         fields = {key: array.astype(info.fields[key].dtype) for key, array in values.items()}
     if spec.estimates_normals:
         fields["normals"] = estimated_normals(fields["points"], where=where)
@@ -187,7 +187,7 @@ def _make_scene_sample(
     if "colours" in prepared:
         prepared["colours"] = prepared["colours"] / np.float32(255)
     if "place" in info.features:
-        with np.errstate(invalid="ignore"):  # points too large for float32 are refused as such
+        with np.errstate(invalid="ignore"):  # points too large for float32 are refused with their own message
             prepared["place"] = normalised_position(prepared["points"])
     fields = {key: prepared[key] for key in ("points", *info.features)}
     assert_within(fields, info, where, any_scale=True)
@@ -229,7 +229,7 @@ def _make_prepared_sample(
 def _describe_repetition(cloud: PointCloud, stored: np.ndarray, form: CloudInputSpec, where: str) -> list[str]:
     """Describe the repetition of points of a small cloud. Raises DataError if it has fewer than any of the set."""
     if form.fewest_points is not None and len(np.unique(stored, axis=0)) < form.fewest_points:
-        num_distinct = len(np.unique(cloud.points, axis=0))  # a choice of a dense cloud may repeat a point
+        num_distinct = len(np.unique(cloud.points, axis=0))  # a random selection from a dense cloud may repeat a point
         if num_distinct < form.fewest_points:
             raise DataError(
                 f"{where}: holds {_format_num_points(num_distinct)} that differ, every cloud of the run's set at least "
@@ -287,7 +287,7 @@ def _extract_features(
         offered["colours"], treatment = _stack_colours(cloud.channels)
         steps += treatment
     if "place" in info.features:
-        with np.errstate(over="ignore", invalid="ignore"):  # points too large for float32 are refused as such
+        with np.errstate(over="ignore", invalid="ignore"):  # points too large for float32 are refused later
             offered["place"] = normalised_position(cloud.points.astype(np.float32))
     features = [name for name in info.features if name != "normals" or not form.estimates_normals]
     _assert_features(offered, features, where)
@@ -365,7 +365,7 @@ def _is_prepared(points: np.ndarray, form: CloudInputSpec) -> bool:
     if len(points) < (form.stored_points or 0) and len(points) != form.num_points:
         return False
     share = len(points) / (form.stored_points or len(points))
-    # The mean of n of N points drawn by chance is off by at most sqrt((1 - n/N) / n) of the radius, one deviation.
+    # The mean of n of N randomly drawn points is off by at most sqrt((1 - n/N) / n) of the radius, one deviation.
     max_offset = _SLACK + (4 * np.sqrt((1 - share) / len(points)) if share < 1 else 0.0)
     min_radius = 1 - _SLACK if share >= 1 else _MIN_RADIUS
     return bool(

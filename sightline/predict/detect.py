@@ -45,7 +45,7 @@ class ImagePrediction:
 
 @registry.predictors.add("detect")
 class BoxPredictor(Predictor[ImagePrediction]):
-    """Predicts an `ImagePrediction` for each image, made upright by its EXIF orientation; boxes are in its pixels.
+    """Predictor of an `ImagePrediction` per image, made upright by its EXIF orientation; boxes are in its pixels.
 
     `score` is the minimum score of a detection, for viewing and not for evaluation. `--out` writes the images with
     their boxes, JSON also has rows in the form of COCO's results; image ids count the files of a document from 1.

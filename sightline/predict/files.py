@@ -27,11 +27,11 @@ def collect_files(paths: Iterable[Path], *, suffixes: Sequence[str]) -> tuple[li
     files: dict[Path, None] = {}
     refused = []
     for path in paths:
-        if not os.path.isdir(path):  # not the path's own question, which raises for a name that is too long
+        if not os.path.isdir(path):  # Path.is_dir raises for a name that is too long
             files.setdefault(path)
             continue
         try:
-            os.scandir(path).close()  # a search passes over what it may not open
+            os.scandir(path).close()  # rglob silently skips folders without permission
         except OSError as error:
             refused.append(Refusal(path, f"{path}: cannot be read ({error.strerror}); check its permissions"))
             continue

@@ -95,7 +95,7 @@ class _Source(NamedTuple):
 
 @registry.predictors.add("pose")
 class PosePredictor(Predictor[JointPrediction]):
-    """Predicts a `JointPrediction` for each depth image, from the `joints_mm` and `peaks` of the task.
+    """Predictor of a `JointPrediction` per depth image, from the `joints_mm` and `peaks` of the task.
 
     `frames` states how the images are read, and where the figure is searched. If it tracks a video, frames are
     predicted one by one. Raises UserError for a run whose camera is unknown and for a file of reference points that
@@ -170,7 +170,7 @@ class PosePredictor(Predictor[JointPrediction]):
     def close(self) -> None:
         """Move the refiner back to the CPU."""
         if self._options.refiner is not None:
-            self._options.refiner.model.cpu()  # where a loaded run promises it to be
+            self._options.refiner.model.cpu()  # a loaded run keeps its model on the CPU
 
     def transforms(self) -> Sequence[NamedTransform]:
         """Return the run's evaluation transforms without those that draw targets, which need labels."""
@@ -311,7 +311,7 @@ class PosePredictor(Predictor[JointPrediction]):
 
 @registry.predictors.add("centre")
 class CentrePredictor(Predictor[Any]):
-    """Refuses a run of the task `centre`, which refines the reference points of another run. Source: made here."""
+    """Refusal of a run of the task `centre`, which refines the reference points of another run. Source: made here."""
 
     def __init__(self, *, run: TrainedRun) -> None:
         raise UserError(

@@ -15,7 +15,7 @@ __all__ = ["draw_pose"]
 
 _WIDTH_PX = 640
 """Minimum width; smaller images are enlarged by an integer factor."""
-_FINER = 2  # lines are drawn on a canvas so many times as fine
+_FINER = 2  # factor of supersampling for lines
 _PAPER, _NEAR, _FAR, _OUTSIDE = (
     np.array(c, dtype=np.float64) for c in ((28, 31, 36), (236,) * 3, (96,) * 3, (58,) * 3)
 )

@@ -97,7 +97,7 @@ def predict_each(
                 yield path, Refusal(path, str(error))
                 continue
             except UserError:
-                raise  # of an option, not of the file
+                raise  # an error of an option, not of the file
             except _READER_ERRORS as error:
                 reason = (
                     f"{path}: cannot be read ({type(error).__name__}: {error}); the file is damaged or in another "
@@ -107,14 +107,14 @@ def predict_each(
                 continue
             for group in batcher.add(file):
                 yield from stages.predict(group)
-                group.clear()  # or its files would be held beside the next one
+                group.clear()  # else its files would stay in memory with those of the next group
             del file
         for group in batcher.flush():
             yield from stages.predict(group)
             group.clear()
     finally:
         predictor.close()
-        run.model.cpu()  # where a loaded run promises it to be
+        run.model.cpu()  # a loaded run keeps its model on the CPU
 
 
 class _Stages:

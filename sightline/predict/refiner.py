@@ -80,7 +80,7 @@ class Refiner:
         self._other = other
 
     def __call__(self, path: Path, depth: np.ndarray, point_mm: np.ndarray) -> np.ndarray:
-        start = self._reader.flip_y(self._other.flip_y(point_mm))  # by way of the user's frame
+        start = self._reader.flip_y(self._other.flip_y(point_mm))  # via the user's frame
         batch: Batch = self._pipeline.make_batch([path], [frame_sample(depth, self._reader.camera, start)])
         centre = self._pipeline.predict(self._pipeline.model_inputs(batch))["centre_mm"][0].double().cpu().numpy()
         refined: np.ndarray = self._other.flip_y(self._reader.flip_y(centre))

@@ -40,7 +40,7 @@ _MAX_NAMED_CLASSES = 3
 
 @registry.predictors.add("segment")
 class PointPredictor(CloudPredictor[SegmentPrediction]):
-    """Predicts a `SegmentPrediction` for each cloud, from the `probabilities` of its points and the `cloud_offsets`.
+    """Predictor of a `SegmentPrediction` per cloud, from the point `probabilities` and the `cloud_offsets`.
 
     A sample gets the numbers of its points as labels, which reveal what a transform drops and reorders. `category` is
     the category of all files; without it, that of a file is the name of its folder. `with_probabilities` keeps every

@@ -101,12 +101,12 @@ class CloudFolder(LabelledClouds):
         return {
             **manifest["preparation"],
             "channels": list(self._channels),
-            "with_normals": "normals" in self._stored_features,  # a file must have what the run reads, no more
+            "with_normals": "normals" in self._stored_features,  # a file needs only the features that the run reads
         }
 
     def _make_input_spec(self) -> CloudInputSpec:
         """Add the smallest number of distinct points and the range of radii, if the manifest has them."""
-        manifest = self._prepared.manifest  # one of an older sightline notes neither
+        manifest = self._prepared.manifest  # manifests of older versions lack both entries
         radii = manifest.get("radii")
         return dataclasses.replace(
             super()._make_input_spec(),
@@ -152,7 +152,7 @@ class CloudFolder(LabelledClouds):
         if normalisation == "none" and unit is None:
             raise ConfigError("normalisation: none keeps the unit of the files, which must be named: unit=m, cm or mm")
         names = None if columns is None else check_columns(columns)
-        columns_list = None if names is None else list(names)  # as JSON gives it back
+        columns_list = None if names is None else list(names)  # lists, as JSON returns them
         if target.resolve().is_relative_to(source.expanduser().resolve()):
             raise ConfigError(
                 f"--to {target}: lies in {source}, whose folders are the classes; give a folder outside of it"
@@ -263,18 +263,19 @@ def _with_normals(clouds: Sequence[ListedCloud], columns: tuple[str, ...] | None
     """
     if columns is not None:
         return "nx" in columns
-    equipped: list[ListedCloud] = []
-    bare: list[ListedCloud] = []
+    files_with: list[ListedCloud] = []
+    files_without: list[ListedCloud] = []
     for cloud in clouds:
-        with contextlib.suppress(DataError, OSError):  # of a file that does not read, which is reported with all others
-            (equipped if has_normals(cloud.path, by_faces=faces == "sample") else bare).append(cloud)
-    if equipped and bare:
+        with contextlib.suppress(DataError, OSError):  # unreadable files are reported later, all together
+            (files_with if has_normals(cloud.path, by_faces=faces == "sample") else files_without).append(cloud)
+    if files_with and files_without:
         raise DataError(
-            f"{equipped[0].path.parent.parent}: {_file_count(equipped)} normals or faces ({equipped[0].path.name}), "
-            f"{len(bare)} {'has' if len(bare) == 1 else 'have'} none ({bare[0].path.name}); take the points "
+            f"{files_with[0].path.parent.parent}: {_file_count(files_with)} normals or faces "
+            f"({files_with[0].path.name}), {len(files_without)} {'has' if len(files_without) == 1 else 'have'} none "
+            f"({files_without[0].path.name}); take the points "
             "alone with 'columns=[x, y, z]', or write nx, ny, nz into every file"
         )
-    for cloud in equipped:  # whose list of faces may be empty
+    for cloud in files_with:  # the list of faces may be empty
         with contextlib.suppress(DataError):
             first = read_cloud(cloud.path)
             return first.normals is not None or (faces == "sample" and first.faces is not None and len(first.faces) > 0)

@@ -190,7 +190,7 @@ def _read_csv(path: Path) -> Iterator[ListedCloud]:
 def _parse_row(listed: Path, row: Mapping[str, str], where: str) -> ListedCloud:
     """Build the cloud of one row of a CSV list. Raises DataError for a path, file type or split that is not valid."""
     path = Path(os.path.realpath(listed.parent / row["path"]))
-    if not os.path.isfile(path):  # which knows names that are too long for a disk
+    if not os.path.isfile(path):  # os.path.isfile accepts names that are too long for the disk
         raise DataError(f"{where}: there is no file {row['path']} (looked at {path}); mend the path")
     if path.suffix.lower() not in CLOUD_SUFFIXES:
         raise DataError(f"{where}: {row['path']} is not a cloud file; there are {', '.join(CLOUD_SUFFIXES)}")

@@ -127,7 +127,7 @@ def _as_float32(points: np.ndarray, *, where: str) -> np.ndarray:
             f"{where}: a cloud of size {size:.3g} is {reach:.3g} from the origin, where float32 has steps of "
             f"{reach * 2.0**-23:.2g}; subtract an offset, or set normalisation=unit_sphere"
         )
-    with np.errstate(over="ignore"):  # what is too large for float32 becomes infinite, and is refused where it is used
+    with np.errstate(over="ignore"):  # values too large for float32 become infinite, which the writer refuses
         return points.astype(np.float32)
 
 

@@ -55,7 +55,7 @@ class LabelledClouds:
         self._only_of = store if without_views == "left_out" else None
         self._rows, self._labels = self._select_split(split)
         if store is not None and not len(self._rows):
-            store.row_indices(self._names, set_name=f"{self.set_name} {split}")  # names them: none has views
+            store.row_indices(self._names, set_name=f"{self.set_name} {split}")  # raises: none of them has views
         if split == "train" and fraction < 1:
             subset = stratified_subset(self._labels, fraction, seed=fraction_seed)
             self._rows, self._labels = _make_read_only(self._rows[subset]), _make_read_only(self._labels[subset])
@@ -186,7 +186,7 @@ class LabelledClouds:
             return Field("points 3", "float32", "unit vector", frame, -1.0, 1.0)
         if name == "points" and manifest.get("unit") is None:
             return Field("points 3", "float32", "radius of the shape", frame, -1.0, 1.0)
-        # Twice what was prepared: another cloud may reach a little further, one in another unit reaches far beyond.
+        # Twice the prepared range: another cloud may be a little larger, one in another unit is far larger.
         reach = 2 * max(map(abs, manifest["ranges"][name]))
         unit = manifest["unit"] if name == "points" else ""
         return Field(f"points {self._width(name)}", "float32", unit, frame, -reach, reach)

@@ -214,7 +214,7 @@ def _list_shapes(prepared: PreparedSet, splits: Sequence[str]) -> list[tuple[str
 def _split_sizes(prepared: PreparedSet, training: str) -> dict[str, int]:
     """Return the number of shapes of each split; `trainval` joins validation to train."""
     sizes = {split: facts["num_rows"] for split, facts in prepared.manifest["splits"].items()}
-    if training == "trainval":  # what trains must not choose the checkpoint
+    if training == "trainval":  # training samples must not select the checkpoint
         sizes["train"] += sizes.pop("validation")
     return sizes
 

@@ -51,7 +51,7 @@ def read_npy(path: Path) -> np.ndarray:
 def check_npy(path: Path) -> None:
     """Check the header of an NPY file that is about to be mapped into memory. Raises DataError as `read_npy`."""
     with _convert_errors(path, "the array"), path.open("rb") as file:
-        head = io.BytesIO(file.read(_HEADER_BYTES))  # a header states its own length, which may be any
+        head = io.BytesIO(file.read(_HEADER_BYTES))  # the stated length of a header may be arbitrarily large
         _check_claim(f"{path}: the array", _read_npy_header(head, f"{path}: the array"), file_size(path))
 
 
@@ -75,7 +75,7 @@ def npz_header(path: Path, key: str, *, needed: str = "") -> tuple[tuple[int, ..
         entry = archive.getinfo(f"{key}.npy")
         check_decompressed_size(
             f"{path}: {key}", entry.file_size, entry.compress_size
-        )  # first: a header too can be a bomb
+        )  # before reading: a header can be a bomb, too
         header = _read_npy_header(file, f"{path}: {key}")
         _check_claim(f"{path}: {key}", header, entry.file_size)
     return header.shape, header.dtype
@@ -103,7 +103,7 @@ def _read_npy_header(file: IO[bytes], where: str) -> _Header:
     version = np.lib.format.read_magic(file)
     reader = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of a header that Python 2 wrote: it is understood
+        warnings.simplefilter("ignore")  # warnings about headers written by Python 2, which are valid
         shape, is_fortran, dtype = reader(file)
     if dtype.hasobject:
         raise DataError(f"{where} holds Python objects, which would run code when read; store plain numbers")
@@ -158,7 +158,7 @@ def _convert_errors(path: Path, key: str, needed: str = "") -> Iterator[None]:
         raise DataError(
             f"{path}: {key} cannot be read ({summarise_error(error)}); the file is damaged or in another format"
         ) from error
-    except MemoryError as error:  # also of a header of ten thousand brackets, which Python's parser gives up
+    except MemoryError as error:  # also raised by Python's parser for a header of ten thousand brackets
         raise DataError(f"{path}: {key} does not fit into memory, or the file is damaged") from error
 
 

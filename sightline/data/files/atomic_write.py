@@ -99,7 +99,7 @@ def sync_folder(folder: Path) -> None:
     try:
         os.fsync(descriptor)
     except OSError as error:
-        if error.errno != errno.EINVAL:  # some network file systems cannot sync a folder and say so with this
+        if error.errno != errno.EINVAL:  # the error of network file systems that cannot sync a folder
             raise
     finally:
         os.close(descriptor)

@@ -307,7 +307,7 @@ def _make_from_columns(
 
 def _stack_columns(named: Mapping[str, np.ndarray], names: Sequence[str]) -> np.ndarray:
     """Stack columns (N,) to (N, len(names)) float64."""
-    with np.errstate(invalid="ignore"):  # a signalling NaN: it is refused as any other
+    with np.errstate(invalid="ignore"):  # a signalling NaN is refused like any other NaN
         return np.stack([np.asarray(named[name], dtype=np.float64) for name in names], axis=1)
 
 

@@ -46,7 +46,7 @@ def read_depth(path: Path, *, size_px: SizePx | None = None, mm_per_unit: float 
     else:
         raise DataError(f"{path}: is not a depth image of a known kind; give .png (16 bits), .npy or .bin (float32)")
     _check_size(image, size_px, path)
-    with np.errstate(over="ignore"):  # what is too large for float32 becomes infinite
+    with np.errstate(over="ignore"):  # values too large for float32 become infinite
         depth = (image * np.float64(mm_per_unit)).astype(np.float32)
     if np.isinf(depth).any():
         raise DataError(
@@ -159,7 +159,7 @@ def _decode_png(path: Path) -> tuple[str, np.ndarray]:
         )
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of a large image: it is refused below, or fits
+            warnings.simplefilter("ignore")  # warnings about large images: these are checked below
             opened = Image.open(io.BytesIO(content), formats=["PNG"])
         with opened as image:
             check_decompressed_size(

@@ -157,7 +157,7 @@ def _scan(
                 position += _NEXT
                 byte = text[position]
             begin, mantissa, num_decimals = position, np.uint64(0), np.uint64(0)
-            digit = np.uint64(byte) - _ZERO  # what is below a zero becomes very large
+            digit = np.uint64(byte) - _ZERO  # bytes below "0" wrap to very large numbers
             while digit <= _NINE:
                 mantissa = mantissa * _TEN + digit
                 position += _NEXT

@@ -114,7 +114,7 @@ def _leads_out(root: Any, name: str) -> bool:
         if not _is_group(group) or part not in list(group):
             return True
         if not isinstance(group.get(part, getlink=True), h5py.HardLink):
-            return True  # a link to a link: nobody writes one, and it may lead anywhere
+            return True  # a link to a link: not used in practice, and may lead out of the file
         group = group[part]
     return False
 
@@ -141,7 +141,7 @@ def _check_stored(where: str, dataset: Any, num_bytes: int) -> None:
     stored, element_bytes = dataset.id.get_storage_size(), dataset.id.get_type().get_size()
     claimed = memory_bytes = math.prod(dataset.shape) * element_bytes
     is_complete = claimed <= stored
-    if dataset.chunks is not None:  # they may be compressed, so they are counted; each is read whole
+    if dataset.chunks is not None:  # chunks may be compressed, so they are counted; each is read as a whole
         sides = zip(dataset.shape, dataset.chunks, strict=True)
         num_chunks = math.prod(-(-length // chunk) for length, chunk in sides)
         is_complete = dataset.id.get_num_chunks() >= num_chunks

@@ -98,7 +98,7 @@ def _open_image(path: Path) -> Iterator[Image.Image]:
     assert_regular(path)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of damaged EXIF data, and of sizes that are large and fit
+            warnings.simplefilter("ignore")  # warnings about damaged EXIF data, and about large images
             with BoundedFile(path) as file, Image.open(file) as image:
                 num_bytes = 4 * image.width * image.height
                 check_decompressed_size(str(path), num_bytes, file_size(path), free_bytes=FREE_IMAGE_BYTES)

@@ -53,9 +53,9 @@ def open_regular(path: Path) -> BinaryIO:
 def read_file(path: Path) -> bytes:
     """Read the bytes of a regular file. Raises DataError if it cannot be read, or does not fit into memory."""
     num_bytes = file_size(path)
-    if not path.is_dir():  # of which the system says so itself
+    if not path.is_dir():  # for a folder the system raises a clear error
         assert_regular(path)
-    if num_bytes > os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"):  # with holes, that costs no disk
+    if num_bytes > os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"):  # sparse files can be larger than the disk
         raise _too_large(path, num_bytes)
     try:
         return path.read_bytes()

@@ -33,7 +33,7 @@ def read_las(path: Path) -> dict[str, np.ndarray]:
     assert_installed("laspy", needed_by=f"{path}: reading .las and .laz files")
     import laspy
 
-    logging.getLogger("laspy").setLevel(logging.CRITICAL)  # it also logs what it raises, which we report
+    logging.getLogger("laspy").setLevel(logging.CRITICAL)  # it also logs the errors that it raises
     if is_compressed and not laspy.LazBackend.detect_available():
         raise MissingExtraError("lazrs", needed_by=f"{path}: reading .laz files")
     try:

@@ -106,7 +106,7 @@ class _Part(NamedTuple):
             raise ValueError(f"it is cut short at byte {at}")
         kind, size = struct.unpack_from(f"{self.order}II", self.data, at)
         start, next_start = at + 8, at + 8 + -(-size // 8) * 8
-        if kind >> 16:  # up to four bytes stand in the tag itself
+        if kind >> 16:  # up to four bytes are stored in the tag itself
             kind, size, start, next_start = kind & 0xFFFF, kind >> 16, at + 4, at + 8
         if start + size > end or (start == at + 4 and size > 4):
             raise ValueError(f"byte {at} states {size} bytes, {end - start} follow")
@@ -123,7 +123,7 @@ class _Part(NamedTuple):
         """Raise ValueError if an array's content does not match its shape; `only` checks the array of this name."""
         at, end = matrix.start, matrix.stop
         if at == end and only is None:
-            return  # as an empty cell is stored
+            return  # an empty cell is stored so
         flags = self.expect_element(at, end, _UINT32, "the kind of an array")
         shape = self.expect_element(flags.next, end, _INT32, "a shape")
         name = self.expect_element(shape.next, end, _INT8, "a name")

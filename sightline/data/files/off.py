@@ -99,7 +99,7 @@ def _parse_header(lines: _Lines) -> tuple[int, int, int]:
 def _refuse_short(lines: _Lines, start: int, num_vertices: int, num_faces: int) -> None:
     """Raise DataError naming the lines that are missing."""
     num_remaining = len(lines.texts) - start
-    if num_remaining >= num_vertices:  # a face among the vertices is the likelier slip, and tells more
+    if num_remaining >= num_vertices:  # a face among the vertices is the likelier fault, and gives a better message
         parse_rows(
             lines.texts[start : start + num_vertices],
             lines.numbers[start : start + num_vertices],

@@ -50,7 +50,7 @@ def read_pcd(path: Path, *, keeps_no_returns: bool = False) -> dict[str, np.ndar
             f"{path}: promises {num_points} points and holds {len(table)}; the file is damaged or in another format"
         )
     names = [name for name in table.dtype.names or () if not name.startswith("_")]
-    with np.errstate(invalid="ignore"):  # a signalling NaN: it is left out or refused as any other
+    with np.errstate(invalid="ignore"):  # a signalling NaN is dropped or refused like any other NaN
         columns = {name.lower(): table[name].reshape(len(table)).astype(np.float64) for name in names}
     if keeps_no_returns or not {"x", "y", "z"} <= columns.keys():
         return columns
@@ -85,7 +85,7 @@ def _check_header(path: Path, file: IO[bytes]) -> int:
         )
     available = file_size(path) - file.tell()
     claimed = num_points * {"binary": row_bytes, "ascii": _TEXT_BYTES * sum(counts) - 1}.get(kind, 0)
-    # The last line of text may end without a break; bytes beyond those of binary points belong to nothing.
+    # The last line of text may end without a break; bytes after the binary points are an error.
     if claimed > available + 1 or (kind == "binary" and claimed != available):
         raise DataError(
             f"{path}: promises {num_points} points, at least {claimed} bytes, and {available} follow; it is cut short "

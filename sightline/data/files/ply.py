@@ -205,7 +205,7 @@ def _read_plain_rows(content: bytes, position: int, element: _Element, order: st
 
 
 def _as_float64(values: np.ndarray) -> np.ndarray:
-    with np.errstate(invalid="ignore"):  # a signalling NaN: it is refused as any other
+    with np.errstate(invalid="ignore"):  # a signalling NaN is refused like any other NaN
         return values.astype(np.float64)
 
 

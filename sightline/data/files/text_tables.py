@@ -115,7 +115,7 @@ def parse_rows(
     lines: Sequence[str], line_numbers: Sequence[int], *, path: Path, num_columns: int, delimiter: str | None = None
 ) -> np.ndarray:
     """Parse these lines of a file: (len(lines), num_columns) float64, finite. Raises as `read_table`."""
-    # loadtxt skips empty lines and warns if nothing is left, so those are looked for first.
+    # loadtxt skips empty lines and warns if nothing is left, so those are checked first.
     if lines and all(map(str.strip, lines)):
         try:
             table = np.loadtxt(lines, delimiter=delimiter, comments=None, ndmin=2, dtype=np.float64)

@@ -95,7 +95,7 @@ class TransformPipeline:
         def others(count: int) -> list[Batch]:
             batches = []
             for offset, seed in draws.stream("others").bits(count, 2)[0].tolist():
-                # A seed of its own: elsewhere in this epoch the same sample is drawn otherwise.
+                # A separate seed: elsewhere in this epoch the same sample gets other random numbers.
                 other_key = SampleKey(int(indices[offset % len(indices)]), key.epoch, seed >> 1, key.step)
                 batch = read(other_key)
                 batches.append(
@@ -121,13 +121,11 @@ class BatchReader:
         _assert_pixels_move_together(transforms, dataset.info.fields)
         self.dataset = dataset
         mixing_indices = None if DataMembers.get_batch.get(dataset) is not None else mixing_indices
-        read = (
-            None if mixing_indices is None else self._read_one
-        )  # a cycle of references would keep files that are let go
+        read = None if mixing_indices is None else self._read_one  # else no reference cycle, which keeps files open
         arguments: Any = {"source": "the data set", "read": read, "others": mixing_indices}
         self._transform = TransformPipeline(transforms, dataset.info.fields, **arguments)
         self._fields = {**dataset.info.fields, **self._transform.added}
-        for name in dataset.info.features[:1]:  # joined, they become a batch as each of them does
+        for name in dataset.info.features[:1]:  # the concatenation is collated like each feature
             self._fields["features"] = self._fields[name]
 
     @property

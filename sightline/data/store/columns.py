@@ -209,7 +209,7 @@ class _RaggedFile:
 
 def _check_value(row: SampleRow, name: str, column: ColumnSpec) -> np.ndarray:
     """Convert the value of a column to its dtype. Raises DataError for another shape or a number that is not finite."""
-    with np.errstate(over="ignore"):  # what is too large for the column becomes infinite, and is refused below
+    with np.errstate(over="ignore"):  # values too large for the column become infinite, and are refused below
         value = np.asarray(row.values[name]).astype(column.dtype, order="C", copy=False)
     if column.is_ragged:
         is_empty = len(value) == 0 and not column.can_be_empty

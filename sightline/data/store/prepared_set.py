@@ -323,7 +323,7 @@ def _is_sealed(manifest: Any) -> bool:
         return False
     try:
         return add_digest(manifest)["digest"] == manifest["digest"]
-    except ValueError:  # a number that is not finite: no manifest was written with one
+    except ValueError:  # a number that is not finite, which no manifest contains
         return False
 
 
@@ -346,7 +346,7 @@ def summarise_folder(folder: Path, limit: int = 5) -> str:
 def _map_array(path: Path, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     try:
         check_npy(path)
-        with np.errstate(over="ignore"):  # of a shape beyond all sizes, which is refused
+        with np.errstate(over="ignore"):  # an absurdly large shape overflows, and is refused
             array = np.asarray(np.lib.format.open_memmap(path, mode="r"))
     except (*READ_ERRORS, MemoryError) as error:
         raise DataError(
