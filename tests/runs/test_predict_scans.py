@@ -175,7 +175,7 @@ def test_labels_of_others_are_not_overwritten(street: Path, tmp_path: Path) -> N
     shutil.copy(bin_of(street, "08/000000"), tmp_path / "own.bin")
     (tmp_path / "own.label").write_bytes(b"precious")
     done = command("predict", street / "run", tmp_path / "own.bin", "--device", "cpu", "--out", tmp_path, expect=2)
-    assert "own.label holds labels beside a file to predict and would be overwritten" in done.err
+    assert "own.label contains the labels of a file to predict and would be overwritten" in done.err
     predict(street, tmp_path / "own.bin", "--out", tmp_path / "out", "files=[label]")
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["own.label"]
     shutil.copytree(street / "kitti/sequences/08", tmp_path / "again/08")
