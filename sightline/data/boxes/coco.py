@@ -1,4 +1,4 @@
-"""COCO, and every export in its form: images with boxes of classes in a JSON file."""
+"""COCO instances, and every export in that format: images with boxes of classes in a JSON file."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Coco(LabelledImages):
 
     @classmethod
     def expected_info(cls, *, classes: tuple[str, ...] = ()) -> DataInfo:
-        """What `info` states of COCO itself, sizes left out, before it is there: 80 classes, or the chosen ones."""
+        """Expected DataInfo before preparation, without counts."""
         published = json.loads(Path(__file__).with_name("coco.json").read_text(encoding="utf-8"))
         return DataInfo(box_facts(classes or tuple(published["classes"].values()), BoxColumns().box_type), BOX_FIELDS)
 
@@ -54,9 +54,9 @@ class Coco(LabelledImages):
         `find_coco`, and for images and boxes that cannot be used unless `faulty` is `leave_out`.
         """
         assert name == cls.set_name, f"{cls.__name__} prepares '{cls.set_name}', not '{name}'"
-        found = find_coco(source, annotations=annotations, images=images)
+        listed = find_coco(source, annotations=annotations, images=images)
         options = {"annotations": None if annotations is None else list(annotations), "images": images}
-        plan = plan_image_set(found, set_name=name, faulty=faulty, options=options, progress=progress, target=target)
+        plan = plan_image_set(listed, set_name=name, faulty=faulty, options=options, progress=progress, target=target)
         return write_prepared_set(plan, target, progress=progress)
 
     @classmethod
@@ -66,7 +66,7 @@ class Coco(LabelledImages):
 
     @classmethod
     def card(cls) -> dict[str, Any]:
-        """What can be prepared, and where to obtain COCO."""
+        """Description, accepted layouts, download page and licence."""
         return {
             "set": cls.set_name,
             "layouts": {
