@@ -48,7 +48,7 @@ def test_real_frames_have_the_specifications_counts(shared: Path, frame: str, ex
     paths = [
         folder / f"{part}/{frame}{end}" for part, end in (("velodyne", ".bin"), ("label_2", ".txt"), ("calib", ".txt"))
     ]
-    scan = read_frame(*paths, size_px=(1242, 375), boxing=Boxing())
+    scan = read_frame(*paths, size_px=(1242, 375), box_rule=Boxing())
     found = {TYPES[raw]: int((scan.ids == raw).sum()) for raw in range(1, 9)}
     assert {name: count for name, count in found.items() if count} == expected
 
