@@ -34,7 +34,7 @@ class LabelledBox:
 
     @property
     def visible_share(self) -> float:
-        """Area of the visible box divided by that of the full box, at most 1; NaN if one of them is missing."""
+        """Area of the visible box divided by that of the full box, at most 1; NaN if either box is missing."""
         areas = [self.boxes[kind][2] * self.boxes[kind][3] for kind in ("visible", "full") if kind in self.boxes]
         return min(areas[0] / areas[1], 1.0) if len(areas) == 2 and min(areas) > 0 else np.nan
 

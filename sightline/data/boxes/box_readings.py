@@ -12,14 +12,14 @@ __all__ = ["BoxForm", "ShownBoxes", "box_notes"]
 
 BoxForm = Literal["corner, size", "middle, size", "two corners"]
 """Coordinate form of a layout: the four numbers that state a box."""
-_WORDS: dict[BoxForm, str] = {
+_FORM_TEXTS: dict[BoxForm, str] = {
     "corner, size": "left, top, width, height",
     "middle, size": "middle x, middle y, width, height",
     "two corners": "left, top, right, bottom",
 }
 _BEYOND_PX = 1.0
 _MIN_EXPLAINED, _MAX_REMAINING = 0.05, 0.33
-"""Another form is likely if it brings 5 % of all boxes into the images and leaves at most a third of those outside."""
+"""Another form is likely if it brings 5 % of all boxes into the images and leaves a third outside at most."""
 
 
 class ShownBoxes(NamedTuple):
@@ -47,15 +47,16 @@ def _note_misread(shown: ShownBoxes, names: Sequence[str], form: BoxForm) -> Ite
     beyond_mask = _beyond_mask(shown.boxes, shown.limits)
     count, beyond = len(beyond_mask), int(beyond_mask.sum())
     remaining = {
-        words: int(_beyond_mask(boxes, shown.limits).sum()) for words, boxes in _iterate_forms(shown.boxes, form)
+        description: int(_beyond_mask(boxes, shown.limits).sum())
+        for description, boxes in _iterate_forms(shown.boxes, form)
     }
     likely = min(remaining, key=remaining.__getitem__)
     expected = remaining[likely] + _MIN_EXPLAINED * count
     if beyond > max(2, expected + 3 * math.sqrt(expected)) and remaining[likely] <= _MAX_REMAINING * beyond:
         first = names[shown.images[int(beyond_mask.argmax())]]
         yield (
-            f"{beyond} of {count} boxes reach beyond their images, first in {first}: read as {_WORDS[form]}, they look "
-            f"like {likely}, as which {remaining[likely]} do; convert them, or export them again"
+            f"{beyond} of {count} boxes reach beyond their images, first in {first}: read as {_FORM_TEXTS[form]}, they "
+            f"look like {likely}, as which {remaining[likely]} do; convert them, or export them again"
         )
 
 
@@ -86,9 +87,12 @@ def _iterate_forms(boxes: np.ndarray, form: BoxForm) -> Iterator[tuple[str, np.n
     }
     for other, corners in readings.items():
         if other != form:
-            yield _WORDS[other], np.concatenate(corners, axis=1)
+            yield _FORM_TEXTS[other], np.concatenate(corners, axis=1)
     for other, corners in readings.items() if form != "middle, size" else ():
-        yield f"{_WORDS[other]} with x and y exchanged", np.concatenate([corner[:, ::-1] for corner in corners], axis=1)
+        yield (
+            f"{_FORM_TEXTS[other]} with x and y exchanged",
+            np.concatenate([corner[:, ::-1] for corner in corners], axis=1),
+        )
 
 
 def _beyond_mask(boxes: np.ndarray, limits: np.ndarray) -> np.ndarray:

@@ -55,14 +55,16 @@ def convert_annotations(
             job.lost[f"{key} of the image"].append(source_image.name)
         by_split[source_image.split].append((replace(image, boxes=boxes), writer.image_path(image, job)))
     everything = [pair for placed in by_split.values() for pair in placed]
-    _assert_apart(everything, writer)
+    _check_distinct(everything, writer)
     missing = [image.name for image, _ in everything if image.path is None or not image.path.is_file()]
     if images == "link" and missing:
         notes.append(f"{len(missing)} images are not there and not linked, first: {missing[0]}")
-    bare = [path for _, path in everything if PurePosixPath(path).suffix.lower() not in IMAGE_SUFFIXES]
-    if bare and as_layout != "coco":
-        notes.append(f"{len(bare)} images have no ending of an image, so readers pass them over, first: {bare[0]}")
-    notes += _note_turned([image for image, _ in everything]) if not writer.states_size else ()
+    unsuffixed = [path for _, path in everything if PurePosixPath(path).suffix.lower() not in IMAGE_SUFFIXES]
+    if unsuffixed and as_layout != "coco":
+        notes.append(
+            f"{len(unsuffixed)} images have no ending of an image, so readers pass them over, first: {unsuffixed[0]}"
+        )
+    notes += _note_unrotated([image for image, _ in everything]) if not writer.states_size else ()
     report = {
         "layout": layout,
         "as": as_layout,
@@ -131,18 +133,18 @@ def _add_size(image: LabelledImage) -> LabelledImage:
     return replace(image, size_px=read_header(image.path).size_px(upright=True))
 
 
-def _note_turned(images: Sequence[LabelledImage]) -> list[str]:
+def _note_unrotated(images: Sequence[LabelledImage]) -> list[str]:
     """Return a note on images whose boxes ignore the EXIF orientation, which the new layout's readers apply."""
-    stored = []
+    unrotated = []
     for image in images:
         if image.path is not None and image.path.is_file() and image.size_px is not None:
             header = read_header(image.path)
             if header.size_px(upright=False) == image.size_px != header.size_px(upright=True):
-                stored.append(image.name)
-    if not stored:
+                unrotated.append(image.name)
+    if not unrotated:
         return []
-    what = "have boxes about their stored pixels, and this layout's readers turn them as their EXIF orientation says"
-    return [f"{len(stored)} images {what}; store them turned before, first: {stored[0]}"]
+    fault = "have boxes about their stored pixels, and this layout's readers turn them as their EXIF orientation says"
+    return [f"{len(unrotated)} images {fault}; store them turned before, first: {unrotated[0]}"]
 
 
 def _collect_classes(images: Sequence[LabelledImage], *, with_ignored: bool) -> CategoryIds:
@@ -151,19 +153,19 @@ def _collect_classes(images: Sequence[LabelledImage], *, with_ignored: bool) -> 
     return CategoryIds(tuple(names), tuple(range(1, len(names) + 1)))
 
 
-def _assert_apart(placed: Sequence[Placed], layout: Layout) -> None:
+def _check_distinct(placed: Sequence[Placed], layout: Layout) -> None:
     """Raise DataError if two images, or their labels, would have one path: many layouts drop folders and suffixes."""
     owners: dict[tuple[str, str], str] = {}
     for image, path in placed:
         if path.startswith("/") or ".." in PurePosixPath(path).parts or "\0" in path:
             raise DataError(f"{path}: lies outside of the folder; name images by paths below it")
-        for what, key in (("image", path), ("labels", layout.label(path))):
-            if (other := owners.get((what, key))) is not None:
+        for kind, key in (("image", path), ("labels", layout.label(path))):
+            if (other := owners.get((kind, key))) is not None:
                 raise DataError(
-                    f"'{other}' and '{image.name}' would have the same {what} '{key}' in this layout; rename one, or "
+                    f"'{other}' and '{image.name}' would have the same {kind} '{key}' in this layout; rename one, or "
                     "convert their folders apart"
                 )
-            owners[what, key] = image.name
+            owners[kind, key] = image.name
 
 
 def _write(folder: Path, relative_path: str, content: bytes) -> None:

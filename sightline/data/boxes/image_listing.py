@@ -83,8 +83,8 @@ class AnnotationFaults:
     def __init__(self) -> None:
         self._faults: defaultdict[str, list[str]] = defaultdict(list)
 
-    def add(self, kind: str, what: str) -> None:
-        self._faults[kind].append(what)
+    def add(self, kind: str, fault: str) -> None:
+        self._faults[kind].append(fault)
 
     def raise_or_note(self, faulty: FaultPolicy, *, root: Path, target: Path | None = None) -> list[str]:
         """Return a note for each kind of fault, or raise DataError with the same text if faults are refused.

@@ -78,7 +78,7 @@ def read_widerperson(source: Path) -> LabelledSet:
     lists = [path for name in ("train", "val", "test") if (path := root / f"{name}.txt").is_file()]
     if not lists or not (root / "Annotations").is_dir():
         raise _layout_error(root, "train.txt and val.txt with Annotations/ and Images/", "WiderPerson")
-    faults, images, bare, notes = AnnotationFaults(), [], 0, []
+    faults, images, num_unlabelled, notes = AnnotationFaults(), [], 0, []
     for file in lists:
         lines = read_file(file).decode("utf-8-sig", "replace").split("\n")
         names = [line.strip() for line in lines if line.strip()]
@@ -92,13 +92,13 @@ def read_widerperson(source: Path) -> LabelledSet:
             if name.removesuffix(".jpg") == _WIDERPERSON_FAULTY:
                 notes.append(f"{labels} is left out: its published annotation does not fit the image")
             elif file.stem == "test" and not labels.is_file():
-                bare += 1
+                num_unlabelled += 1
             else:
                 path = root / "Images" / image
                 boxes = tuple(_widerperson_boxes(labels, faults))
                 split = guess_split(Path(file.name))
                 images.append(LabelledImage(f"Images/{image}", split, boxes, path, number, files=(file, labels)))
-    notes += [f"{bare} images of test.txt have no annotations and are left out"] if bare else []
+    notes += [f"{num_unlabelled} images of test.txt have no annotations and are left out"] if num_unlabelled else []
     return LabelledSet(root, images, faults, notes)
 
 
@@ -281,6 +281,6 @@ def _require_valid_box(box: BoxCorners, *, is_ignored: bool) -> BoxCorners:
     return box
 
 
-def _layout_error(root: Path, needed: str, what: str) -> DataError:
+def _layout_error(root: Path, needed: str, set_title: str) -> DataError:
     contents = f"holds {summarise_folder(root)}" if root.is_dir() else "there is no such folder"
-    return DataError(f"{root}: {contents}; {what} has {needed}: give the folder with them")
+    return DataError(f"{root}: {contents}; {set_title} has {needed}: give the folder with them")

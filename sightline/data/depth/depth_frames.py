@@ -1,4 +1,4 @@
-"""Base of depth data sets: samples, camera and splits, whatever files the images come from."""
+"""Base of depth data sets: samples, camera and splits, independent of the file format."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ __all__ = ["DepthCamera", "DepthFrames", "FrameSplit", "frames_info"]
 
 @dataclass(frozen=True)
 class DepthCamera:
-    """Pinhole camera of a set, in pixels: u = fx X / Z + u0, v = fy Y / Z + v0; fy is negative where Y points up."""
+    """Pinhole camera of a set, in pixels: u = fx X / Z + u0, v = fy Y / Z + v0; fy is negative if Y points up."""
 
     fx: float
     fy: float

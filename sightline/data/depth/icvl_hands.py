@@ -30,7 +30,7 @@ _WHAT = "ICVL (Training/labels.txt, Training/Depth, Testing/test_seq_1.txt, Test
 
 @registry.data.add("icvl_hands")
 class IcvlHands(PreparedFrames):
-    """Hands of ten subjects, rotated copies among them; two sequences of others test. 16 joints, mm, y down, z forward.
+    """Hands of ten subjects with rotated copies; two sequences of others test. 16 joints, mm, y down, z forward.
 
     `validation_share` of the recordings, by `split_seed`, choose the checkpoint: a recording stays together with its
     rotated copies. Frames whose image is missing keep their place in files of reference points, and do not train.

@@ -211,9 +211,9 @@ def _list_images(folder: Path) -> tuple[Path, ...]:
     if num_frames is None:
         raise DataError(f"{labels}:1: {first[:40]!r} is not the number of frames; get the file again")
     existing = {path.name for path in folder.glob("*_depth.bin")}
-    lacking = next((name for name in map(_image_name, range(num_frames)) if name not in existing), None)
-    if lacking is not None or len(existing) != num_frames:
-        fault = f"{lacking} is missing" if lacking else "there are images without labels"
+    missing = next((name for name in map(_image_name, range(num_frames)) if name not in existing), None)
+    if missing is not None or len(existing) != num_frames:
+        fault = f"{missing} is missing" if missing else "there are images without labels"
         raise DataError(
             f"{folder}: has {len(existing)} images, joint.txt announces {num_frames}, and {fault}; the download is not "
             "complete: get the folder again"

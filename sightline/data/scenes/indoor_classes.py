@@ -1,4 +1,4 @@
-"""The thirteen classes of indoor scenes, and the two orders in which files number them."""
+"""Thirteen classes of indoor scenes, and the two orders in which files number them."""
 
 from __future__ import annotations
 

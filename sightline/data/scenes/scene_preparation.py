@@ -51,13 +51,13 @@ def from_lowest_corner(points: np.ndarray, *, scale: float = 1.0) -> tuple[np.nd
     """
     points = points.astype(np.float64, copy=False)
     corner = _find_lowest_corner(points)
-    moved = np.empty(points.shape, dtype=np.float32)
+    relative = np.empty(points.shape, dtype=np.float32)
     if can_use_numba(torch.empty(0)):
-        run_parallel(_move, len(points), points, corner, scale, moved)
+        run_parallel(_move, len(points), points, corner, scale, relative)
     else:
         with np.errstate(over="ignore"):
-            moved[:] = (points - corner) * scale
-    return moved, corner
+            relative[:] = (points - corner) * scale
+    return relative, corner
 
 
 def _find_lowest_corner(points: np.ndarray) -> np.ndarray:
