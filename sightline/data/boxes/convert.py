@@ -58,11 +58,11 @@ def convert_annotations(
     _check_distinct(everything, writer)
     missing = [image.name for image, _ in everything if image.path is None or not image.path.is_file()]
     if images == "link" and missing:
-        notes.append(f"{len(missing)} images are not there and not linked, first: {missing[0]}")
+        notes.append(f"{len(missing)} images are missing and not linked, first: {missing[0]}")
     unsuffixed = [path for _, path in everything if PurePosixPath(path).suffix.lower() not in IMAGE_SUFFIXES]
     if unsuffixed and as_layout != "coco":
         notes.append(
-            f"{len(unsuffixed)} images have no ending of an image, so readers pass them over, first: {unsuffixed[0]}"
+            f"{len(unsuffixed)} images have no suffix of an image, so readers skip them, first: {unsuffixed[0]}"
         )
     notes += _note_unrotated([image for image, _ in everything]) if not writer.states_size else ()
     report = {
@@ -129,7 +129,7 @@ def _add_size(image: LabelledImage) -> LabelledImage:
     if image.size_px is not None:
         return image
     if image.path is None:
-        raise DataError(f"{image.name}: is not there, and its size is needed; put the images below the labels")
+        raise DataError(f"{image.name}: the image is missing, and its size is needed; put the images below the labels")
     return replace(image, size_px=read_header(image.path).size_px(upright=True))
 
 
@@ -143,8 +143,8 @@ def _note_unrotated(images: Sequence[LabelledImage]) -> list[str]:
                 unrotated.append(image.name)
     if not unrotated:
         return []
-    fault = "have boxes about their stored pixels, and this layout's readers turn them as their EXIF orientation says"
-    return [f"{len(unrotated)} images {fault}; store them turned before, first: {unrotated[0]}"]
+    fault = "have boxes in stored pixels, but readers of this layout apply the EXIF orientation"
+    return [f"{len(unrotated)} images {fault}; rotate these files before converting, first: {unrotated[0]}"]
 
 
 def _collect_classes(images: Sequence[LabelledImage], *, with_ignored: bool) -> CategoryIds:
@@ -158,7 +158,7 @@ def _check_distinct(placed: Sequence[Placed], layout: Layout) -> None:
     owners: dict[tuple[str, str], str] = {}
     for image, path in placed:
         if path.startswith("/") or ".." in PurePosixPath(path).parts or "\0" in path:
-            raise DataError(f"{path}: lies outside of the folder; name images by paths below it")
+            raise DataError(f"{path}: is outside the folder; name images by paths below it")
         for kind, key in (("image", path), ("labels", layout.label(path))):
             if (other := owners.get((kind, key))) is not None:
                 raise DataError(

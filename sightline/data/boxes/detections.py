@@ -221,6 +221,6 @@ def _read_lines(path: Path) -> Iterator[tuple[str, Any]]:
         except (AttributeError, KeyError, TypeError) as error:
             raise DataError(f"{path}: line {number}: ID and dtboxes are needed ({error!r})") from error
         if name in names:
-            raise DataError(f"{path}: line {number}: the image '{name}' is there twice; keep one of the lines")
+            raise DataError(f"{path}: line {number}: the image '{name}' appears twice; keep one of the lines")
         names.add(name)
         yield from ((f"line {number}, box {index}", row) for index, row in enumerate(rows))

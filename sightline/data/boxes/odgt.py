@@ -30,16 +30,16 @@ def read_odgt(path: Path) -> list[dict[str, Any]]:
             if key.startswith("/") or ".." in key.split("/"):
                 raise ValueError(f"the ID '{key[:80]}' leads out of the folder")
             if not all(isinstance(mark, dict) and not isinstance(mark.get("ignore"), str) for mark in marks):
-                raise TypeError("extra and head_attr are objects, where they are there, and ignore in them is a number")
+                raise TypeError("extra and head_attr must be objects, and their ignore a number")
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise DataError(
                 f"{path}:{number}: is not a line of .odgt with ID and gtboxes ({error}); get it again"
             ) from error
         if key in lines:
-            raise DataError(f"{path}:{number}: the image '{key}' is there twice; keep one of the lines")
+            raise DataError(f"{path}:{number}: the image '{key}' appears twice; keep one of the lines")
         lines[key] = line
     if not lines:
-        raise DataError(f"{path}: holds no lines; get the file again")
+        raise DataError(f"{path}: contains no lines; the file is empty or damaged")
     return list(lines.values())
 
 

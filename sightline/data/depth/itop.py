@@ -199,8 +199,8 @@ def _require_unpacked(path: Path) -> Path:
         return path
     packed = path.with_name(f"{path.name}.gz")
     if packed.is_file():
-        raise DataError(f"{packed}: is compressed, and frames are read one by one; unpack it: gunzip -k {packed}")
-    raise DataError(f"{path}: is missing, and belongs to the file beside it; get it")
+        raise DataError(f"{packed}: is compressed, but frames are read individually; unpack it: gunzip -k {packed}")
+    raise DataError(f"{path}: is missing, and the other file of this split needs it; download it")
 
 
 def _read_names(file: Hdf5File, path: Path, num_frames: int) -> list[str]:

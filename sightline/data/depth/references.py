@@ -121,7 +121,7 @@ class CentreOfMass:
         self, *, passes: Passes = 5, near_mm: NonNegativeFloat = 0.0, far_mm: PositiveFloat | None = None
     ) -> None:
         if far_mm is not None and far_mm <= near_mm:
-            raise ConfigError(f"far_mm: is {far_mm:g}, it must lie beyond near_mm, which is {near_mm:g}")
+            raise ConfigError(f"far_mm: is {far_mm:g}, it must be larger than near_mm, which is {near_mm:g}")
         self.passes = passes
         self.near_mm = near_mm
         self.far_mm = far_mm
@@ -200,7 +200,7 @@ class _TrueJoints:
         point = frame.joints[self._order.centre].astype(np.float64)
         if not point.any():
             raise DataError(
-                f"{self._order.title}: frame {place} has no labelled joint {self._order.centre} to lie in the middle; "
+                f"{self._order.title}: frame {place} has no labelled joint {self._order.centre}, the reference point; "
                 "set reference to centre_of_mass or file"
             )
         return point
@@ -243,8 +243,8 @@ def _read_points(path: Path, unit: str, order: FrameOrder) -> tuple[np.ndarray, 
     """Read points (frames, 3) float64 in mm and the mask of valid ones, from lines `x y z` and `invalid`."""
     if not path.exists():
         raise DataError(
-            f"{path}: the file of the reference points of {order.title} is not there; set data.reference.path to where "
-            "it is, train without it by data.reference.name=centre_of_mass, or write it with a refiner of your own: "
+            f"{path}: the file of the reference points of {order.title} is missing; set data.reference.path to its "
+            "path, train without it by data.reference.name=centre_of_mass, or write it with a refiner of your own: "
             "sightline data centres RUN --data CONFIG --split "
             f"{order.path_placeholders.get('split', 'test')} --to {path}"
         )

@@ -80,9 +80,9 @@ def read_objects(path: Path) -> KittiObjects:
         try:
             values = [float(token) for token in tokens[1:]]
         except ValueError:
-            raise DataError(f"{path}:{number}: holds something else than numbers; get the file again") from None
+            raise DataError(f"{path}:{number}: contains values that are not numbers; get the file again") from None
         if fault := _describe_fault(tokens[0], values):
-            raise DataError(f"{path}:{number}: {fault}, so the {tokens[0]} would hold no point; mend the line")
+            raise DataError(f"{path}:{number}: {fault}, so the {tokens[0]} can contain no point; correct the line")
         types.append(TYPES.index(tokens[0]))
         numbers.append(values[:14])
     table = np.array(numbers, dtype=np.float64).reshape(-1, 14)
@@ -141,7 +141,7 @@ def image_size_px(path: Path) -> tuple[int, int]:
         with BoundedFile(path) as file, Image.open(file) as image:
             return image.size
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise DataError(f"{path}: does not read as a picture; get the file again") from error
+        raise DataError(f"{path}: cannot be read as an image; get the file again") from error
 
 
 def label_points_by_boxes(

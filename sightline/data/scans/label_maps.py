@@ -127,7 +127,7 @@ def read_label_map(name: str, builtin: Mapping[str, str]) -> LabelMap:
     try:
         content = read_regular_file(path)
     except OSError as error:
-        others = f"; the maps that are there: {', '.join(builtin)}" if builtin else ""
+        others = f"; built-in maps: {', '.join(builtin)}" if builtin else ""
         raise DataError(f"{path}: cannot be read as a label map ({error.strerror}){others}") from error
     tables = parsed_yaml(content, path, name="a label map")
     if not isinstance(tables, dict):
@@ -159,7 +159,7 @@ def _read_table(tables: Mapping[str, Any], name: str, where: str, kind: type, *,
     for key, value in _iterate_entries(tables, name, where, high=high):
         if type(value) is not kind or (kind is int and value not in range(high + 1)):
             needed = "a name" if kind is str else f"a whole number from 0 to {high}"
-            raise DataError(f"{where}: {name}: {key} leads to {_shorten(value)}, {needed} is needed")
+            raise DataError(f"{where}: {name}: {key} maps to {_shorten(value)}, {needed} is needed")
         entries[key] = value
     if not entries:
         raise DataError(f"{where}: has no table '{name}'; write it as semantic-kitti-api's maps")
@@ -171,11 +171,11 @@ def _read_ignore_index(tables: Mapping[str, Any], where: str) -> int:
     marks = dict(_iterate_entries(tables, "learning_ignore", where, high=MAX_ID))
     wrong = next((key for key, mark in marks.items() if mark not in (False, True)), None)
     if wrong is not None:
-        raise DataError(f"{where}: learning_ignore: {wrong} leads to {_shorten(marks[wrong])}, true or false is needed")
+        raise DataError(f"{where}: learning_ignore: {wrong} is {_shorten(marks[wrong])}, true or false is needed")
     ignored = [key for key, is_marked in marks.items() if is_marked]
     if any(ignored):
         raise DataError(
-            f"{where}: learning_ignore: ignores class {max(ignored)}; map ids that nobody scores to class 0, and "
+            f"{where}: learning_ignore: ignores class {max(ignored)}; map ids that are not scored to class 0, and "
             f"ignore that, or map them to {IGNORE_INDEX}"
         )
     return 0 if ignored else IGNORE_INDEX
@@ -206,22 +206,20 @@ def _check_inverse(
     """Return the id of every class. Raises DataError if classes have gaps, or an id does not map back to its class."""
     num_classes = len(to_id)
     if num_classes > ignore_index == IGNORE_INDEX:
-        raise DataError(
-            f"{where}: learning_map_inv: has {num_classes} classes, {IGNORE_INDEX} are possible beside class 255"
-        )
+        raise DataError(f"{where}: learning_map_inv: has {num_classes} classes, at most {IGNORE_INDEX} are possible")
     gap = next((k for k in range(num_classes) if k not in to_id), None)
     if gap is not None:
         raise DataError(f"{where}: learning_map_inv: has no class {gap}, but class {max(to_id)}; number from 0 on")
     for raw, label in to_class.items():
         if label >= num_classes and label != ignore_index:
             raise DataError(
-                f"{where}: learning_map: {raw} leads to class {label}, learning_map_inv has the classes 0 to "
+                f"{where}: learning_map: {raw} maps to class {label}, learning_map_inv has the classes 0 to "
                 f"{num_classes - 1}; add it there, or number without gaps"
             )
     for label, raw in to_id.items():
         if to_class.get(raw) != label:
             raise DataError(
-                f"{where}: learning_map_inv: class {label} has the id {raw}, which learning_map leads to "
+                f"{where}: learning_map_inv: class {label} has the id {raw}, which learning_map maps to "
                 f"{to_class.get(raw, 'nothing')}; they must agree"
             )
     return tuple(to_id[label] for label in range(num_classes))

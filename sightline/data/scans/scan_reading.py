@@ -51,16 +51,16 @@ class Advice(NamedTuple):
 
 
 PREPARING = Advice(
-    columns="state them: 'columns=[x, y, z, intensity]' when preparing, --columns x,y,z,intensity else (_ for one to "
-    "leave out)",
+    columns="state them: 'columns=[x, y, z, intensity]' for data prepare, --columns x,y,z,intensity for other commands "
+    "(_ skips a column)",
     no_ring="name the column ring in columns, or leave num_beams out, with rows: pitch",
     num_beams="set num_beams",
-    order="set ring_order={other}, or mend the order of x, y and z",
+    order="set ring_order={other}, or correct the order of x, y and z",
 )
 PREDICTING = Advice(
-    columns="name them with --columns, _ for one to leave out, as in --columns x,y,z,intensity",
-    no_ring="name its column ring with --columns; of a file that holds one laser after another, the highest first, as "
-    "KITTI's do, name the columns that are there and give rings=order",
+    columns="name them with --columns (_ skips a column), as in --columns x,y,z,intensity",
+    no_ring="name its column ring with --columns; for a file sorted by laser, highest first, as KITTI's, name the "
+    "existing columns and give rings=order",
     num_beams="name the column of rings with --columns, or give scans of the run's sensor",
     order="the run's set numbers the beams {stated}: name the columns of x, y, z and ring with --columns, or give "
     "scans of that form",
@@ -87,7 +87,7 @@ def read_scan(
     if names is None or num_bytes % (4 * len(names)):
         fits = [str(count) for count in (3, 4, 5, 6) if num_bytes % (4 * count) == 0]
         fit = f"fit {' and '.join(fits)} columns" if fits else "fit no number of columns from 3 to 6"
-        fault = f"its {num_bytes} bytes {fit} of float32, and nothing in it says which"
+        fault = f"its {num_bytes} bytes {fit} of float32, and the file does not state which"
         if names is not None:
             expected = f"whole points of {len(names)} float32 have a multiple of {4 * len(names)}"
             fault = f"has {num_bytes} bytes, {expected} ({', '.join(names)}); they {fit}"
@@ -109,7 +109,7 @@ def scan_ids(cloud: PointCloud, path: Path, label: str) -> np.ndarray:
     label_path = path.with_suffix(".label")
     if label not in cloud.channels:
         if not label_path.exists():
-            available = ", ".join(cloud.channels) or "none beside x, y, z"
+            available = ", ".join(cloud.channels) or "none besides x, y, z"
             raise DataError(
                 f"{path}: has no column '{label}', it has {available}, and there is no {label_path.name}; name the "
                 "column: label=NAME"
@@ -171,7 +171,7 @@ def to_raw_scan(
     if num_beams is None:
         return scan
     if rings is None:
-        available = ", ".join(cloud.channels) or "none beside x, y, z"
+        available = ", ".join(cloud.channels) or "none besides x, y, z"
         raise DataError(f"{path}: has no column {' or '.join(_RING_NAMES)}, it has {available}; {advice.no_ring}")
     with np.errstate(invalid="ignore"):  # a ring that is not finite differs from every whole number
         ring = rings.astype(np.int64)

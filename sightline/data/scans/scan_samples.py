@@ -79,7 +79,7 @@ def _check_reach(points: np.ndarray, where: str) -> None:
     if typical_reach > _MAX_WORLD_M:
         raise DataError(
             f"{where}: 99 % of its points lie up to {typical_reach:.4g} m away, as in coordinates of the world; scans "
-            "are in metres from the sensor: subtract its place"
+            "are in metres from the sensor: subtract its position"
         )
     is_stray = reach > max(_MAX_REACH_M, _MAX_REACH_RATIO * typical_reach)
     if is_stray.any():

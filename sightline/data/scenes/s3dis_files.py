@@ -92,7 +92,7 @@ def list_rooms(root: Path) -> list[Room]:
         raise DataError(f"{root}: holds no area, it holds {summarise_folder(root)}; S3DIS is laid out as {_LAYOUT}")
     unknown = [folder for folder in folders if folder.name not in AREAS]
     if unknown:
-        raise DataError(f"{unknown[0]}: is none of the areas 1 to 6; S3DIS is laid out as {_LAYOUT}")
+        raise DataError(f"{unknown[0]}: is not one of the areas 1 to 6; S3DIS is laid out as {_LAYOUT}")
     return [_list_room(area.name, folder) for area in folders for folder in _list_room_folders(area)]
 
 
@@ -241,6 +241,5 @@ def _read_line(path: Path, number: int, line: bytes) -> tuple[np.ndarray, list[R
             return table[0], [Repair(path, number, stripped.decode("latin-1"), repaired.decode("ascii"))]
     shown = stripped.decode("latin-1")[:60]
     raise DataError(
-        f"{path}:{number}: {shown!r} has stray bytes and does not become {_NUM_COLUMNS} numbers without them; mend the "
-        "line"
+        f"{path}:{number}: {shown!r} has stray bytes and is not {_NUM_COLUMNS} numbers without them; correct the line"
     )

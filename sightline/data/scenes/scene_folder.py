@@ -201,7 +201,7 @@ class _SceneReader:
         if len(wrong):
             raise DataError(
                 f"{where}: {self.label}[{wrong[0]}] is {values[wrong[0]]:g}, classes are 0 to {self.num_classes - 1}; "
-                "mend the file, complete classes.txt, or give the number of points without a class: unlabelled=N"
+                "correct the file, complete classes.txt, or give the number of points without a class: unlabelled=N"
             )
         return np.where(is_ignored, IGNORE_INDEX, values).astype(np.uint8)
 
@@ -224,7 +224,7 @@ def _make_shard(scene: ListedScene, reader: _SceneReader) -> Shard:
 
 def _read_label_column(cloud: PointCloud, label: str, where: str) -> np.ndarray:
     if label not in cloud.channels:
-        available = ", ".join(cloud.channels) or "none beside points and normals"
+        available = ", ".join(cloud.channels) or "none besides points and normals"
         raise DataError(f"{where}: has no column '{label}', it has {available}; name the label's column: label=NAME")
     return cloud.channels[label]
 

@@ -104,5 +104,5 @@ def _normalise_normals(cloud: PointCloud, where: str) -> np.ndarray:
         raise DataError(f"{where}: has no normals, which the first file has; name what all files have with columns")
     length = np.linalg.norm(cloud.normals, axis=1)
     if not length.all():
-        raise DataError(f"{where}: the normal of point {int(np.flatnonzero(length == 0)[0])} is zero; mend the file")
+        raise DataError(f"{where}: the normal of point {int(np.flatnonzero(length == 0)[0])} is zero; correct the file")
     return (cloud.normals / length[:, None]).astype(np.float32)
