@@ -50,8 +50,8 @@ class Coco(LabelledImages):
     ) -> dict[str, Any]:
         """List the images of a JSON file, or of a folder with some, and keep their boxes; returns the manifest.
 
-        `annotations` are files below the source, `images` a folder, where they are not found. Raises DataError as
-        `find_coco`, and for images and boxes that cannot be used unless `faulty` is `leave_out`.
+        `annotations` (files) and `images` (a folder) are paths below the source, for other than the usual names. Raises
+        DataError as `find_coco`, and for images and boxes that cannot be used unless `faulty` is `leave_out`.
         """
         assert name == cls.set_name, f"{cls.__name__} prepares '{cls.set_name}', not '{name}'"
         listed = find_coco(source, annotations=annotations, images=images)
@@ -61,7 +61,7 @@ class Coco(LabelledImages):
 
     @classmethod
     def survey(cls, source: Path) -> dict[str, Any]:
-        """Images, sizes, classes and faults of files that are not prepared yet. Raises as `find_coco`."""
+        """Survey images, sizes, classes and faults of unprepared files. Raises as `find_coco`."""
         return survey_images(find_coco(source, annotations=None, images=None))
 
     @classmethod

@@ -113,8 +113,7 @@ class CrowdHuman(LabelledImages):
     ) -> dict[str, Any]:
         """List the images that .odgt files of a folder name, and keep their boxes; returns the manifest.
 
-        Raises DataError for a folder without such files, for one that is not as the format says, and for images and
-        boxes that cannot be used unless `faulty` is `leave_out`.
+        Raises DataError for a folder without such files, for a file in another format, and for images and boxes that cannot be used unless `faulty` is `leave_out`.
         """
         assert name == cls.set_name, f"{cls.__name__} prepares '{cls.set_name}', not '{name}'"
         plan = plan_image_set(
@@ -124,7 +123,7 @@ class CrowdHuman(LabelledImages):
 
     @classmethod
     def survey(cls, source: Path) -> dict[str, Any]:
-        """Images, sizes, boxes and faults of files that are not prepared yet. Raises as `prepare`."""
+        """Survey images, sizes, boxes and faults of unprepared files. Raises as `prepare`."""
         return survey_images(_list_images(source))
 
     @classmethod

@@ -54,8 +54,8 @@ _COCO_IMAGE_KEYS = frozenset({"file_name", "width", "height"})
 def read_lines(source: Path) -> LabelledSet:
     """Read CrowdHuman's .odgt files with all boxes of every person; images may be missing.
 
-    Ids count the sorted names of a file from 1. Raises DataError for a folder without such files, for one that is not
-    as the format says, and for a name that two images below it have.
+    Ids count the sorted names of a file from 1. Raises DataError for a folder without such files, for a file in another
+    format, and for a name that two images below it have.
     """
     root = source.expanduser().resolve()
     files = [root] if root.is_file() else sorted([*root.glob("*.odgt"), *root.glob("annotations/*.odgt")])

@@ -117,7 +117,7 @@ class _People(LabelledImages):
 
     @classmethod
     def survey(cls, source: Path) -> dict[str, Any]:
-        """Images, sizes, boxes and faults of files that are not prepared yet. Raises as `prepare`."""
+        """Survey images, sizes, boxes and faults of unprepared files. Raises as `prepare`."""
         return survey_images(cls._list_images(source))
 
     @classmethod

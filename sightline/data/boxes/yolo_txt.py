@@ -50,7 +50,7 @@ class YoloTxt(LabelledImages):
 
     @classmethod
     def survey(cls, source: Path) -> dict[str, Any]:
-        """Images, sizes, classes and faults of files that are not prepared yet. Raises as `find_yolo`."""
+        """Survey images, sizes, classes and faults of unprepared files. Raises as `find_yolo`."""
         return survey_images(find_yolo(source, names=None))
 
     @classmethod

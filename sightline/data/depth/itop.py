@@ -84,9 +84,9 @@ class Itop(PreparedFrames):
     def prepare(cls, *, source: Path, target: Path, name: str, progress: Progress) -> dict[str, Any]:
         """Write the frames of the views that are there; returns the manifest with `root` and `outcome`.
 
-        Raises DataError for files that are compressed, cut short or of other shapes, for depth maps and labels of other
-        frames, and for joints that do not appear where the labels in pixels have them, as of another order. A killed
-        run is continued by the same call.
+        Raises DataError for files that are compressed, cut short or of other shapes, for depth maps and labels of
+        different frames, and for joints that do not project to their pixel labels. A killed run is continued by the
+        same call.
         """
         assert name == cls.set_name, f"{cls.__name__} prepares '{cls.set_name}', not '{name}'"
         files = [_file_names(view, split) for view in _VIEWS for split in _FRAMES]

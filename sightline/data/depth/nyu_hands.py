@@ -64,7 +64,7 @@ class NyuHands(PreparedFrames):
     def prepare(cls, *, source: Path, target: Path, name: str, progress: Progress) -> dict[str, Any]:
         """Write the frames in native form; returns the manifest with `root` and `outcome`.
 
-        Raises DataError for labels that are not (3, frames, 36, 3) or lie elsewhere than the same labels in pixels, for
+        Raises DataError for labels that are not (3, frames, 36, 3) or do not project to the labels in pixels, for
         images without labels, and for a test image that is missing. A killed run is continued by the same call.
         """
         assert name == cls.set_name, f"{cls.__name__} prepares '{cls.set_name}', not '{name}'"

@@ -110,8 +110,8 @@ class TrueJoint:
 class CentreOfMass:
     """The mean of the measured points, then `passes` times the mean of those in the cube about the last mean.
 
-    Only depths above `near_mm`, and below `far_mm` where it is given, take part, and where a set says in which
-    rectangle the figure is, only its pixels. The cube is that of the set.
+    Only depths above `near_mm`, and below `far_mm` if given, are used; if a set states the rectangle of the figure,
+    only its pixels. The cube is that of the set.
     Source: Oberweger and Lepetit 2017 (DeepPrior++), without its refinement.
     """
 
@@ -160,9 +160,9 @@ class CentreOfMass:
 class ReferencePointFile:
     """One line `x y z` per frame, in the order of the set's files, or a line that begins with `invalid`.
 
-    `{split}` in `path` stands for train or test, and a set may know further words ({subject}). A frame whose line is
-    invalid does not train; it is tested, with the centre of mass. Points are in the set's own frame, z forward; `unit`
-    is that of the file.
+    `{split}` in `path` is replaced by train or test; a set may replace further words ({subject}). A frame whose line is
+    invalid does not train; it is tested with the centre of mass. Points are in the set's own frame, z forward, in
+    `unit`.
     Source: the files of Moon et al. 2018 (V2V-PoseNet).
     """
 

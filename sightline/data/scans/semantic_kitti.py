@@ -43,8 +43,8 @@ SequenceNumber = Annotated[int, Ge(0), Le(99)]
 class SemanticKitti(LabelledScans):
     """Scans of SemanticKITTI in the sensor's frame: all labelled sequences but `test_sequences` to train on.
 
-    `label_map` is `single`, `multi` or a file of one's own in the format of semantic-kitti-api; `sensor` says what is
-    different from an HDL-64E. The last `validation_share` of each training sequence chooses the checkpoint.
+    `label_map` is `single`, `multi` or the user's file in the format of semantic-kitti-api; `sensor` overrides values
+    of the HDL-64E. The last `validation_share` of each training sequence chooses the checkpoint.
     Scans with less than `min_labelled` of labels are not trained on; `balanced` draws rare classes more often.
     Source: Behley et al. 2019.
     """
