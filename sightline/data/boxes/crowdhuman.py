@@ -113,7 +113,8 @@ class CrowdHuman(LabelledImages):
     ) -> dict[str, Any]:
         """List the images that .odgt files of a folder name, and keep their boxes; returns the manifest.
 
-        Raises DataError for a folder without such files, for a file in another format, and for images and boxes that cannot be used unless `faulty` is `leave_out`.
+        Raises DataError for a folder without such files, for a file in another format, and for images and boxes that
+        cannot be used unless `faulty` is `leave_out`.
         """
         assert name == cls.set_name, f"{cls.__name__} prepares '{cls.set_name}', not '{name}'"
         plan = plan_image_set(
