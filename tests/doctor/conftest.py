@@ -23,18 +23,18 @@ def _no_check_fails(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
 @pytest.fixture(scope="session", autouse=True)
 def _clouds_are_made_once() -> Iterator[None]:
     """Hundreds of small runs are on the same clouds, a fifth of the work of a test: each is made for the first one."""
-    made: dict[tuple[object, ...], synthetic_shapes._Made] = {}
-    own = SyntheticShapes._clouds
+    made: dict[tuple[object, ...], synthetic_shapes._CloudCache] = {}
+    own = SyntheticShapes._get_clouds
 
     def remembered(dataset: SyntheticShapes, index: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         labels = dataset._labels
-        if dataset._made is None and len(labels) * dataset._num_points <= 2**14:
+        if dataset._cache is None and len(labels) * dataset._num_points <= 2**14:
             key = (dataset._split, dataset._num_points, dataset._noise, dataset._data_seed, labels.tobytes())
             if key not in made:
-                made[key] = synthetic_shapes._Made(len(labels), dataset._num_points)
-            dataset._made = made[key]
+                made[key] = synthetic_shapes._CloudCache(len(labels), dataset._num_points)
+            dataset._cache = made[key]
         return own(dataset, index)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(SyntheticShapes, "_clouds", remembered)
+        patch.setattr(SyntheticShapes, "_get_clouds", remembered)
         yield

@@ -61,7 +61,7 @@ def make_crowds(*overrides: str, name: str = "retinanet", seed: int = 0) -> Trai
     for part in (built.data.train, built.data.selection, built.data.test):
         dataset: Any = part.dataset
         key = (dataset._split, dataset._data_seed, dataset._boxes)
-        dataset._made = _DRAWN.setdefault(key, dataset._made)  # drawing them is most of the work
+        dataset._cache = _DRAWN.setdefault(key, dataset._cache)  # drawing them is most of the work
     return built
 
 

@@ -340,7 +340,10 @@ def test_files_that_cannot_be_predicted_are_refused_by_name(
         (("camera.focal=240",), "predict: camera.focal: is not an option"),
         (("train.epochs=2",), "found 'train.epochs=2', allowed is key=value with camera.* and reference.*"),
         (("reference.passes=-1",), "predict: reference.passes: found -1"),
-        (("reference.near_mm=500", "reference.far_mm=400"), "far_mm: is 400, it must lie beyond near_mm, which is 500"),
+        (
+            ("reference.near_mm=500", "reference.far_mm=400"),
+            "far_mm: is 400, it must be larger than near_mm, which is 500",
+        ),
         (("--centres", "{centres}", "--reference", "previous"), "as does --reference previous; give only one of them"),
         (("--centres", "{centres}"), "centres.txt: has 2 lines, what is given has 5 frames: 3 too few"),
         (("--centres", "{run}"), "run: cannot be read (Is a directory)"),

@@ -261,7 +261,7 @@ def test_files_without_rings_are_refused_in_the_words_of_predict(runs: Path, tmp
     assert "give rings=order" in reasons[2]
     for reason in reasons:
         assert "--columns" in reason
-        assert not any(word in reason for word in ("num_beams", "columns=[", "when preparing", "rows: pitch"))
+        assert not any(word in reason for word in ("num_beams", "columns=[", "for data prepare", "rows: pitch"))
 
 
 def test_rings_by_the_order_of_a_file_that_holds_one_laser_after_another(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""One form for the labels of every layout of images with boxes: sets are prepared from it, `convert` writes it."""
+"""Neutral form of box labels: sets are prepared from it, and `data convert` writes it in other layouts."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from sightline.data.boxes.odgt import BoxType
 __all__ = ["BoxCorners", "LabelledBox", "LabelledImage", "LabelledSet"]
 
 BoxCorners = tuple[float, float, float, float]
-"""Left, top, width and height in pixels of the file, the numbers as the file has them, whole ones as int."""
+"""Left, top, width and height in pixels of the file; the file's own numbers, integers as int."""
 
 
 @dataclass(frozen=True)
 class LabelledBox:
-    """A box with its class; `boxes` has `full`, or the only one that a layout has, and perhaps `visible` and `head`.
+    """Labelled object: class and up to three boxes (`full`, `visible`, `head`) in pixels of the file.
 
-    `kind` is the finer class of sets of people (`pedestrian`, `rider`, `crowd`). `own` is whatever else a layout states
-    of it, by the name that the layout uses.
+    `full` also contains the only box of a layout that has one. `kind` is the finer class of sets of people
+    (`pedestrian`, `rider`, `crowd`). `extra` contains all other values of the object, by the layout's own names.
     """
 
     label: str
@@ -34,16 +34,16 @@ class LabelledBox:
 
     @property
     def visible_share(self) -> float:
-        """Area of the visible box over that of the full one, at most 1; NaN where one of them is not stated."""
+        """Area of the visible box divided by that of the full box, at most 1; NaN if either box is missing."""
         areas = [self.boxes[kind][2] * self.boxes[kind][3] for kind in ("visible", "full") if kind in self.boxes]
         return min(areas[0] / areas[1], 1.0) if len(areas) == 2 and min(areas) > 0 else np.nan
 
 
 @dataclass(frozen=True)
 class LabelledImage:
-    """An image with its boxes; `name` is its path below the folder of the set, whether it is there or not.
+    """Image with its boxes; `name` is its path relative to the folder of the set, even if the file is missing.
 
-    `size_px` is the height and width that the layout states. `files` are those that the boxes come from.
+    `size_px` is the height and width that the layout states. `files` are the files that the boxes were read from.
     """
 
     name: str
@@ -57,7 +57,7 @@ class LabelledImage:
 
 
 class LabelledSet(NamedTuple):
-    """All images that the labels below `root` are about, in order; what cannot be used is among the faults."""
+    """Labelled images of a folder, in order; `faults` lists the images and boxes that cannot be used."""
 
     root: Path
     images: Sequence[LabelledImage]

@@ -1,4 +1,4 @@
-"""What boxes look like before they are prepared: read as other numbers than they are, or there twice."""
+"""Checks of box coordinates before preparation: another coordinate form, and duplicates."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ import numpy as np
 __all__ = ["BoxForm", "ShownBoxes", "box_notes"]
 
 BoxForm = Literal["corner, size", "middle, size", "two corners"]
-"""The four numbers by which a layout states a box."""
-_WORDS: dict[BoxForm, str] = {
+"""Coordinate form of a layout: the four numbers that state a box."""
+_FORM_TEXTS: dict[BoxForm, str] = {
     "corner, size": "left, top, width, height",
     "middle, size": "middle x, middle y, width, height",
     "two corners": "left, top, right, bottom",
 }
 _BEYOND_PX = 1.0
-_EXPLAINED, _LEFT = 0.05, 0.33
-"""Another reading is likely right that brings 5 % of all boxes into the images, and leaves a third of those beyond."""
+_MIN_EXPLAINED, _MAX_REMAINING = 0.05, 0.33
+"""Another form is likely if it brings 5 % of all boxes into the images and leaves a third outside at most."""
 
 
 class ShownBoxes(NamedTuple):
-    """Boxes (N, 4) left, top, right, bottom in pixels as they are read, in the order of their images.
+    """Boxes (N, 4), left, top, right, bottom in pixels, in the order of their images.
 
-    `limits` (N, 2) are width and height of the image of each, `images` (N,) its place, `labels` (N,) their classes.
+    `limits` (N, 2) are width and height of each box's image, `images` (N,) the image's index, `labels` (N,) the class.
     """
 
     boxes: np.ndarray
@@ -35,25 +35,28 @@ class ShownBoxes(NamedTuple):
 
 
 def box_notes(shown: ShownBoxes, names: Sequence[str], form: BoxForm) -> list[str]:
-    """A line on boxes that another reading explains better, and one on those that are there twice.
+    """Return notes on boxes that look like another coordinate form, and on duplicate boxes.
 
-    `names` are those of the images. Boxes may reach beyond images, as whole figures do. In shares of the image's sides
-    an exchange of x and y leaves every box inside, so nothing is said of it.
+    `names` are the names of the images. Boxes may reach beyond images, as boxes of whole people do. Relative
+    coordinates (shares of the image's sides) stay inside the image if x and y are exchanged, so this is not reported.
     """
     return [*_note_misread(shown, names, form), *_note_repeated(shown, names)]
 
 
 def _note_misread(shown: ShownBoxes, names: Sequence[str], form: BoxForm) -> Iterator[str]:
-    is_beyond = _is_beyond(shown.boxes, shown.limits)
-    count, beyond = len(is_beyond), int(is_beyond.sum())
-    left = {what: int(_is_beyond(read, shown.limits).sum()) for what, read in _read_otherwise(shown.boxes, form)}
-    likely = min(left, key=left.__getitem__)
-    expected = left[likely] + _EXPLAINED * count
-    if beyond > max(2, expected + 3 * math.sqrt(expected)) and left[likely] <= _LEFT * beyond:
-        first = names[shown.images[int(is_beyond.argmax())]]
+    beyond_mask = _beyond_mask(shown.boxes, shown.limits)
+    count, beyond = len(beyond_mask), int(beyond_mask.sum())
+    remaining = {
+        description: int(_beyond_mask(boxes, shown.limits).sum())
+        for description, boxes in _iterate_forms(shown.boxes, form)
+    }
+    likely = min(remaining, key=remaining.__getitem__)
+    expected = remaining[likely] + _MIN_EXPLAINED * count
+    if beyond > max(2, expected + 3 * math.sqrt(expected)) and remaining[likely] <= _MAX_REMAINING * beyond:
+        first = names[shown.images[int(beyond_mask.argmax())]]
         yield (
-            f"{beyond} of {count} boxes reach beyond their images, first in {first}: read as {_WORDS[form]}, they look "
-            f"like {likely}, as which {left[likely]} do; convert them, or export them again"
+            f"{beyond} of {count} boxes reach beyond their images, first in {first}: read as {_FORM_TEXTS[form]}, they "
+            f"look like {likely}, as which {remaining[likely]} do; convert them, or export them again"
         )
 
 
@@ -61,16 +64,16 @@ def _note_repeated(shown: ShownBoxes, names: Sequence[str]) -> Iterator[str]:
     rows = np.column_stack([shown.images, shown.labels, shown.boxes])
     _, first, counts = np.unique(rows, axis=0, return_index=True, return_counts=True)
     if (counts > 1).any():
-        place = int(first[counts > 1].min())
-        box = ", ".join(f"{each:g}" for each in shown.boxes[place])
+        row = int(first[counts > 1].min())
+        box = ", ".join(f"{corner:g}" for corner in shown.boxes[row])
         yield (
             f"{int((counts - 1).sum())} boxes are there once more with the same class, first in "
-            f"{names[shown.images[place]]}: {box} (left, top, right, bottom); keep one of each"
+            f"{names[shown.images[row]]}: {box} (left, top, right, bottom); keep one of each"
         )
 
 
-def _read_otherwise(boxes: np.ndarray, form: BoxForm) -> Iterator[tuple[str, np.ndarray]]:
-    """The boxes that the stated numbers are in other forms, and with x and y exchanged."""
+def _iterate_forms(boxes: np.ndarray, form: BoxForm) -> Iterator[tuple[str, np.ndarray]]:
+    """Yield the boxes (N, 4) for every other form of the stated numbers, also with x and y exchanged."""
     first, last = boxes[:, :2], boxes[:, 2:]
     stated = {
         "corner, size": (first, last - first),
@@ -84,13 +87,16 @@ def _read_otherwise(boxes: np.ndarray, form: BoxForm) -> Iterator[tuple[str, np.
     }
     for other, corners in readings.items():
         if other != form:
-            yield _WORDS[other], np.concatenate(corners, axis=1)
+            yield _FORM_TEXTS[other], np.concatenate(corners, axis=1)
     for other, corners in readings.items() if form != "middle, size" else ():
-        yield f"{_WORDS[other]} with x and y exchanged", np.concatenate([each[:, ::-1] for each in corners], axis=1)
+        yield (
+            f"{_FORM_TEXTS[other]} with x and y exchanged",
+            np.concatenate([corner[:, ::-1] for corner in corners], axis=1),
+        )
 
 
-def _is_beyond(boxes: np.ndarray, limits: np.ndarray) -> np.ndarray:
-    """Whether a box has no extent, or reaches beyond its image."""
-    is_beyond = (boxes < -_BEYOND_PX) | (boxes > np.tile(limits, 2) + _BEYOND_PX)
-    is_turned = boxes[:, 2:] <= boxes[:, :2]
-    return np.asarray(np.concatenate([is_beyond, is_turned], axis=1).any(axis=1))
+def _beyond_mask(boxes: np.ndarray, limits: np.ndarray) -> np.ndarray:
+    """Mask (N,) of boxes (N, 4) that are empty or reach beyond their image."""
+    outside_mask = (boxes < -_BEYOND_PX) | (boxes > np.tile(limits, 2) + _BEYOND_PX)
+    inverted_mask = boxes[:, 2:] <= boxes[:, :2]
+    return np.asarray(np.concatenate([outside_mask, inverted_mask], axis=1).any(axis=1))

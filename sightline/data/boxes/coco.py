@@ -1,4 +1,4 @@
-"""COCO, and every export in its form: images with boxes of classes in a JSON file."""
+"""COCO instances, and every export in that format: images with boxes of classes in a JSON file."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Coco(LabelledImages):
 
     @classmethod
     def expected_info(cls, *, classes: tuple[str, ...] = ()) -> DataInfo:
-        """What `info` states of COCO itself, sizes left out, before it is there: 80 classes, or the chosen ones."""
+        """Expected DataInfo before preparation, without counts."""
         published = json.loads(Path(__file__).with_name("coco.json").read_text(encoding="utf-8"))
         return DataInfo(box_facts(classes or tuple(published["classes"].values()), BoxColumns().box_type), BOX_FIELDS)
 
@@ -50,23 +50,23 @@ class Coco(LabelledImages):
     ) -> dict[str, Any]:
         """List the images of a JSON file, or of a folder with some, and keep their boxes; returns the manifest.
 
-        `annotations` are files below the source, `images` a folder, where they are not found. Raises DataError as
-        `find_coco`, and for images and boxes that cannot be used unless `faulty` is `leave_out`.
+        `annotations` (files) and `images` (a folder) are paths below the source, for other than the usual names. Raises
+        DataError as `find_coco`, and for images and boxes that cannot be used unless `faulty` is `leave_out`.
         """
         assert name == cls.set_name, f"{cls.__name__} prepares '{cls.set_name}', not '{name}'"
-        found = find_coco(source, annotations=annotations, images=images)
+        listed = find_coco(source, annotations=annotations, images=images)
         options = {"annotations": None if annotations is None else list(annotations), "images": images}
-        plan = plan_image_set(found, set_name=name, faulty=faulty, options=options, progress=progress, target=target)
+        plan = plan_image_set(listed, set_name=name, faulty=faulty, options=options, progress=progress, target=target)
         return write_prepared_set(plan, target, progress=progress)
 
     @classmethod
     def survey(cls, source: Path) -> dict[str, Any]:
-        """Images, sizes, classes and faults of files that are not prepared yet. Raises as `find_coco`."""
+        """Survey images, sizes, classes and faults of unprepared files. Raises as `find_coco`."""
         return survey_images(find_coco(source, annotations=None, images=None))
 
     @classmethod
     def card(cls) -> dict[str, Any]:
-        """What can be prepared, and where to obtain COCO."""
+        """Description, accepted layouts, download page and licence."""
         return {
             "set": cls.set_name,
             "layouts": {

@@ -1,4 +1,4 @@
-"""COCO instances: images, categories and boxes of a JSON file, as any tool exports them."""
+"""Reader of COCO instances: images, categories and boxes of a JSON file, as any tool exports them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from sightline.data.boxes.image_listing import (
     box_column,
     guess_split,
     is_valid_box,
-    number_of,
+    parse_number,
     xywh_to_xyxy,
 )
 from sightline.data.boxes.masks import mask_to_box
@@ -47,16 +47,17 @@ COLUMNS = {
     "area": box_column((), "float64"),
     "is_ignored": box_column((), "bool"),
 }
-"""What is kept of a box: left, top, right, bottom, its class, its area as stated in the file, whether it is ignored."""
+"""Stored columns of a box: left, top, right, bottom; class; area as stated in the file; is ignored."""
 _Row = tuple[BoxCorners, int, float, bool]
 _KEYS = ("images", "annotations", "categories")
 
 
 def find_coco(source: Path, *, annotations: Sequence[str] | None, images: str | None) -> ListedImageSet:
-    """The set of a JSON file, or of a folder with such files; `annotations` and `images` say where in it they are.
+    """List the images of a JSON file of COCO instances, or of a folder with such files.
 
-    Raises DataError for a folder without such files, for one that is not as the format says, for ids that two images
-    have, and for splits whose categories differ.
+    `annotations` and `images` are the paths of the JSON files and of the images' folder in it. Raises DataError for a
+    folder without such files, for a file in another format, for an id of two images, and for splits whose categories
+    differ.
     """
     root = source.expanduser().resolve()
     if root.is_file():
@@ -71,46 +72,51 @@ def find_coco(source: Path, *, annotations: Sequence[str] | None, images: str | 
         AnnotationFaults(),
         [line for path, document in documents.items() for line in _note_twice(document, path)],
     )
-    found = [
-        each for path, document in documents.items() for each in _images(root, path, document, classes, images, faults)
+    listed = [
+        image
+        for path, document in documents.items()
+        for image in _list_images(root, path, document, classes, images, faults)
     ]
     layout = "instances_json" if len(documents) == 1 else "instances_jsons"
-    return ListedImageSet(root, layout, classes, found, COLUMNS, "boxes", faults, notes)
+    return ListedImageSet(root, layout, classes, listed, COLUMNS, "boxes", faults, notes)
 
 
 def _note_twice(document: Mapping[str, Any], path: Path) -> list[str]:
-    """A note on annotations with the id of another, of which pycocotools keeps the last."""
-    ids = [each.get("id") for each in document["annotations"] if isinstance(each, dict)]
-    counts = Counter(each for each in ids if type(each) is int)
-    twice = [each for each, count in counts.items() if count > 1]
-    num_more = sum(counts[each] - 1 for each in twice)
-    return [f"{path}: {num_more} annotations have the id of another, first: {twice[0]}"] if twice else []
+    """Return a note on repeated annotation ids, of which pycocotools keeps the last annotation."""
+    ids = [annotation.get("id") for annotation in document["annotations"] if isinstance(annotation, dict)]
+    counts = Counter(number for number in ids if type(number) is int)
+    repeated = [number for number, count in counts.items() if count > 1]
+    num_more = sum(counts[number] - 1 for number in repeated)
+    return [f"{path}: {num_more} annotations have the id of another, first: {repeated[0]}"] if repeated else []
 
 
 def find_annotation_files(root: Path, annotations: Sequence[str] | None) -> dict[Path, Mapping[str, Any]]:
-    """The JSON files that hold instances: those stated, else those so named, else those with the keys of such files."""
+    """Read the JSON files of COCO instances below `root`: path → document.
+
+    These are the files in `annotations`, else those called instances_*.json, else those with the keys of the format.
+    """
     if annotations is not None:
-        return {root / name: _checked(_read_json(root / name), root / name) for name in annotations}
+        return {root / name: _check_instances(_read_json(root / name), root / name) for name in annotations}
     if not root.is_dir():
         raise DataError(f"{root}: there is no such file or folder; give a JSON file of COCO instances, or its folder")
     folders = [root, *sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))]
     files = [path for folder in folders for path in sorted(folder.glob("*.json"))]
     named = [path for path in files if path.name.startswith("instances_")]
     read = {path: _read_json(path) for path in named or files}
-    held = {path: document for path, document in read.items() if named or _is_instances(document)}
-    if not held:
+    documents = {path: document for path, document in read.items() if named or _is_instances(document)}
+    if not documents:
         raise DataError(
             f"{root}: holds {summarise_folder(root)}, no JSON file with {', '.join(_KEYS)} in it or in a "
             "folder of it; give the "
             "file itself"
         )
-    splits = [guess_split(path.relative_to(root)) for path in held]
+    splits = [guess_split(path.relative_to(root)) for path in documents]
     if len(set(splits)) < len(splits):
-        names = ", ".join(path.relative_to(root).as_posix() for path in held)
+        names = ", ".join(path.relative_to(root).as_posix() for path in documents)
         raise DataError(
             f"{root}: {names} are not one file for each of train, val and test; choose by annotations=[FILE, FILE]"
         )
-    return {path: _checked(document, path) for path, document in held.items()}
+    return {path: _check_instances(document, path) for path, document in documents.items()}
 
 
 def _read_json(path: Path) -> Any:
@@ -121,17 +127,17 @@ def _is_instances(document: Any) -> bool:
     return isinstance(document, dict) and all(isinstance(document.get(key), list) for key in _KEYS)
 
 
-def _checked(document: Any, path: Path) -> Mapping[str, Any]:
+def _check_instances(document: Any, path: Path) -> Mapping[str, Any]:
     if not _is_instances(document):
-        held = ", ".join(document) if isinstance(document, dict) else f"a {type(document).__name__}"
-        raise DataError(f"{path}: lists of {', '.join(_KEYS)} are needed, it has {held}; export COCO instances")
-    checked: Mapping[str, Any] = document
-    return checked
+        contents = ", ".join(document) if isinstance(document, dict) else f"a {type(document).__name__}"
+        raise DataError(f"{path}: lists of {', '.join(_KEYS)} are needed, it has {contents}; export COCO instances")
+    instances: Mapping[str, Any] = document
+    return instances
 
 
 def read_categories(document: Mapping[str, Any], path: Path) -> CategoryIds:
     try:
-        pairs = [(_whole(each["id"]), str(each["name"])) for each in document["categories"]]
+        pairs = [(_parse_id(category["id"]), str(category["name"])) for category in document["categories"]]
     except (KeyError, TypeError, ValueError) as error:
         raise DataError(
             f"{path}: a category lacks a whole number 'id' or a 'name' ({error}); export it again"
@@ -142,7 +148,7 @@ def read_categories(document: Mapping[str, Any], path: Path) -> CategoryIds:
     return CategoryIds.from_ids(names, where=str(path))
 
 
-def _images(
+def _list_images(
     root: Path,
     path: Path,
     document: Mapping[str, Any],
@@ -151,31 +157,33 @@ def _images(
     faults: AnnotationFaults,
 ) -> list[ListedImage]:
     entries = images_by_id(document, path)
-    boxes = _boxes(document, {key: str(entry["file_name"]) for key, entry in entries.items()}, classes, faults)
+    boxes = _read_boxes(document, {key: str(entry["file_name"]) for key, entry in entries.items()}, classes, faults)
     names = {key: str(entry["file_name"]).replace("\\", "/") for key, entry in entries.items()}
     folder = root / images if images is not None else find_image_folder(root, path, names.values())
     split = guess_split(path.relative_to(root))
-    found = []
+    listed = []
     for key, entry in entries.items():
-        place = resolve_unicode_name(folder, names[key])
-        if not place.is_relative_to(root) or ".." in place.parts or "\0" in names[key]:
+        image_path = resolve_unicode_name(folder, names[key])
+        if not image_path.is_relative_to(root) or ".." in image_path.parts or "\0" in names[key]:
             faults.add("images that are missing or damaged", f"'{entry['file_name']}' is not below {root}")
             continue
         stated = entry.get("height"), entry.get("width")
-        size_px = None if None in stated else (_whole(stated[0]), _whole(stated[1]))
-        read = partial(_values, tuple(boxes[key]))
-        found.append(ListedImage(split, place.relative_to(root).as_posix(), place, read, key, size_px, (path,)))
-    return found
+        size_px = None if None in stated else (_parse_id(stated[0]), _parse_id(stated[1]))
+        read = partial(_make_columns, tuple(boxes[key]))
+        listed.append(
+            ListedImage(split, image_path.relative_to(root).as_posix(), image_path, read, key, size_px, (path,))
+        )
+    return listed
 
 
 def images_by_id(document: Mapping[str, Any], path: Path) -> dict[int, Mapping[str, Any]]:
-    """The images by their id. Raises DataError for an id or a file that occurs twice."""
+    """Return the images of a document by their id. Raises DataError for an id or a file that occurs twice."""
     entries: dict[int, Mapping[str, Any]] = {}
     ids: dict[str, int] = {}
     for entry in document["images"]:
         try:
-            key, name = _whole(entry["id"]), str(entry["file_name"])
-            _ = [_whole(entry[side]) for side in ("height", "width") if entry.get(side) is not None]
+            key, name = _parse_id(entry["id"]), str(entry["file_name"])
+            _ = [_parse_id(entry[side]) for side in ("height", "width") if entry.get(side) is not None]
         except (KeyError, TypeError, ValueError) as error:
             raise DataError(
                 f"{path}: the image {str(entry)[:80]} lacks a file_name, or whole numbers as id, height and width "
@@ -191,45 +199,45 @@ def images_by_id(document: Mapping[str, Any], path: Path) -> dict[int, Mapping[s
     return entries
 
 
-def _boxes(
+def _read_boxes(
     document: Mapping[str, Any], names: Mapping[int, str], classes: CategoryIds, faults: AnnotationFaults
 ) -> defaultdict[int, list[_Row]]:
-    """The boxes of every image in the order of the file; those that cannot be used are noted."""
-    label_of = {number: label for label, number in enumerate(classes.ids)}
+    """Read the boxes of every image by image id, in the order of the file; unusable ones are added to `faults`."""
+    label_by_category = {number: label for label, number in enumerate(classes.ids)}
     boxes: defaultdict[int, list[_Row]] = defaultdict(list)
     for annotation in document["annotations"]:
-        image_id = _number(annotation, "image_id")
+        image_id = _get_id(annotation, "image_id")
         if image_id not in names:
             faults.add("annotations of images that are not in the file", str(annotation)[:80])
             continue
         where = f"{names[image_id]}: annotation {annotation.get('id')}"
-        category = _number(annotation, "category_id")
-        if category not in label_of:
+        category = _get_id(annotation, "category_id")
+        if category not in label_by_category:
             faults.add("boxes of unknown categories", f"{where} has the category {annotation.get('category_id')}")
             continue
         try:
             box = annotation_box(annotation)
             is_ignored = is_marked(annotation)
             stated = annotation.get("area")
-            area = (box[2] - box[0]) * (box[3] - box[1]) if stated is None else number_of(stated)
+            area = (box[2] - box[0]) * (box[3] - box[1]) if stated is None else parse_number(stated)
             if not (is_valid_box(box, is_ignored=is_ignored) and abs(area) <= MAX_PX**2):
                 raise ValueError(f"width and height above 0, and numbers of pixels up to {MAX_PX:,}, are needed")
         except (ArithmeticError, LookupError, TypeError, ValueError) as error:
             stated = annotation.get("bbox", "missing")
             faults.add("boxes that cannot be meant", f"{where}: bbox is {stated} ({error})")
             continue
-        boxes[image_id].append((box, label_of[category], area, is_ignored))
+        boxes[image_id].append((box, label_by_category[category], area, is_ignored))
     return boxes
 
 
 def is_marked(annotation: Mapping[str, Any]) -> bool:
-    """Whether an annotation is to be ignored. Raises TypeError for a mark that is text: any would count as one."""
+    """Return True if an annotation is marked as ignored (iscrowd, ignore). Raises TypeError for a mark that is text."""
     marks = [annotation.get(key) or 0 for key in ("iscrowd", "ignore")]
-    return any([mark is True or number_of(mark) != 0 for mark in marks])
+    return any([mark is True or parse_number(mark) != 0 for mark in marks])
 
 
 def annotation_box(annotation: Mapping[str, Any]) -> BoxCorners:
-    """Left, top, right and bottom: of the bbox, and of the mask where there is none. Raises ValueError, TypeError."""
+    """Return left, top, right, bottom of the bbox, else of the mask. Raises ValueError, TypeError if both lack."""
     if annotation.get("bbox"):
         return xywh_to_xyxy(annotation["bbox"])
     if not annotation.get("segmentation"):
@@ -237,46 +245,46 @@ def annotation_box(annotation: Mapping[str, Any]) -> BoxCorners:
     return mask_to_box(annotation["segmentation"])
 
 
-def _values(boxes: Sequence[_Row], size_px: tuple[int, int], faults: AnnotationFaults) -> dict[str, np.ndarray]:
+def _make_columns(boxes: Sequence[_Row], size_px: tuple[int, int], faults: AnnotationFaults) -> dict[str, np.ndarray]:
     return {
-        name: np.array([row[place] for row in boxes], dtype=column.dtype).reshape(-1, *column.shape)
-        for place, (name, column) in enumerate(COLUMNS.items())
+        name: np.array([row[position] for row in boxes], dtype=column.dtype).reshape(-1, *column.shape)
+        for position, (name, column) in enumerate(COLUMNS.items())
     }
 
 
 def find_image_folder(root: Path, path: Path, names: Iterable[str]) -> Path:
-    """The folder, of those usual beside such a file, that holds most of the images."""
+    """Return the folder with most of the images, among the usual ones next to an annotation file."""
     split = path.stem.removeprefix("instances_")
     folders = (path.parent, root, root / "images", root / split, root / "images" / split, path.parent / "images")
     names = list(names)
     return max(
-        dict.fromkeys(folders), key=lambda folder: sum(_is_there(resolve_unicode_name(folder, name)) for name in names)
+        dict.fromkeys(folders), key=lambda folder: sum(_exists(resolve_unicode_name(folder, name)) for name in names)
     )
 
 
 def resolve_unicode_name(folder: Path, name: str) -> Path:
-    """The file of this name, composed or decomposed as its letters with accents may be; else the path as it stands."""
+    """Return the path of an existing file whose name matches in any Unicode form (NFC, NFD), else `folder / name`."""
     forms = (name, unicodedata.normalize("NFC", name), unicodedata.normalize("NFD", name))
-    return next((path for form in forms if _is_there(path := folder / form)), folder / name)
+    return next((path for form in forms if _exists(path := folder / form)), folder / name)
 
 
-def _is_there(path: Path) -> bool:
+def _exists(path: Path) -> bool:
     try:
         return path.exists()
     except OSError:  # a name that is too long for any file
         return False
 
 
-def _number(annotation: Any, key: str) -> int:
-    """The id as a whole number, and -1, which no image and no category has, for anything else."""
+def _get_id(annotation: Any, key: str) -> int:
+    """Return the id under `key` as an integer, or -1, which is never an id, for anything else."""
     try:
-        return _whole(annotation[key])
+        return _parse_id(annotation[key])
     except (LookupError, TypeError, ValueError):
         return -1
 
 
-def _whole(value: Any) -> int:
-    """Raises ValueError for anything but a whole number from 0 to 2^63."""
+def _parse_id(value: Any) -> int:
+    """Return an id as int. Raises ValueError for anything but a whole number from 0 to 2^63."""
     if isinstance(value, bool | str) or not 0 <= value < 2**63 or int(value) != value:
         raise ValueError(f"{value!r} is not a whole number")
     return int(value)

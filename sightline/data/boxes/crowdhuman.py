@@ -44,9 +44,9 @@ _COLUMNS = {
     "is_ignored": box_column((), "bool"),
     "is_head_ignored": box_column((), "bool"),
 }
-"""What is kept of a person: left, top, right and bottom of three boxes."""
-_LACKING: BoxCorners = (0.0, 0.0, 0.0, 0.0)
-"""Stands for a box that the file does not have."""
+"""Stored columns of a person: left, top, right, bottom of three boxes, class, and two ignore marks."""
+_MISSING_BOX: BoxCorners = (0.0, 0.0, 0.0, 0.0)
+"""Placeholder of a box that the file does not have."""
 
 
 @registry.data.add("crowdhuman")
@@ -91,20 +91,20 @@ class CrowdHuman(LabelledImages):
 
     def _columns_in(self, prepared: PreparedSet) -> BoxColumns:
         for kind in self._kinds:
-            _check_there(prepared, kind)
+            _check_has_boxes(prepared, kind)
         is_ignored, is_scored_ignored = map(_ignored_column, self._kinds)
         return BoxColumns(*self._kinds, is_ignored, is_scored_ignored, area=None, clip=self._clip)
 
     def _visible(self, index: int) -> np.ndarray:
-        """The visible box's share of the full one's area, at most 1."""
-        boxes = (self._stored(index, name) for name in ("visible", "full"))
-        visible, full = ((each[:, 2:] - each[:, :2]).prod(axis=1) for each in boxes)
-        is_known = (visible > 0) & (full > 0) & ~self._stored(index, "is_ignored")
-        return np.divide(visible, full, out=np.full(len(full), np.nan), where=is_known).clip(max=1)
+        """Return the visible share (G,) float64 of each person: area of the visible over the full box, at most 1."""
+        boxes = (self._read_column(index, name) for name in ("visible", "full"))
+        visible, full = ((corners[:, 2:] - corners[:, :2]).prod(axis=1) for corners in boxes)
+        has_share = (visible > 0) & (full > 0) & ~self._read_column(index, "is_ignored")
+        return np.divide(visible, full, out=np.full(len(full), np.nan), where=has_share).clip(max=1)
 
     @classmethod
     def expected_info(cls, *, scored_box: BoxType = "full") -> DataInfo:
-        """What `info` states before the set is there, sizes left out: one class."""
+        """Expected DataInfo before preparation, without counts."""
         return DataInfo(box_facts(("person",), scored_box), BOX_FIELDS)
 
     @classmethod
@@ -113,21 +113,23 @@ class CrowdHuman(LabelledImages):
     ) -> dict[str, Any]:
         """List the images that .odgt files of a folder name, and keep their boxes; returns the manifest.
 
-        Raises DataError for a folder without such files, for one that is not as the format says, and for images and
-        boxes that cannot be used unless `faulty` is `leave_out`.
+        Raises DataError for a folder without such files, for a file in another format, and for images and boxes that
+        cannot be used unless `faulty` is `leave_out`.
         """
         assert name == cls.set_name, f"{cls.__name__} prepares '{cls.set_name}', not '{name}'"
-        plan = plan_image_set(_find(source), set_name=name, faulty=faulty, options={}, progress=progress, target=target)
+        plan = plan_image_set(
+            _list_images(source), set_name=name, faulty=faulty, options={}, progress=progress, target=target
+        )
         return write_prepared_set(plan, target, progress=progress)
 
     @classmethod
     def survey(cls, source: Path) -> dict[str, Any]:
-        """Images, sizes, boxes and faults of files that are not prepared yet. Raises as `prepare`."""
-        return survey_images(_find(source))
+        """Survey images, sizes, boxes and faults of unprepared files. Raises as `prepare`."""
+        return survey_images(_list_images(source))
 
     @classmethod
     def card(cls) -> dict[str, Any]:
-        """What the set is, what is read, and where to obtain it."""
+        """Description, accepted layouts, download page and licence."""
         return {
             "set": cls.set_name,
             "classes": "person",
@@ -145,8 +147,8 @@ def _ignored_column(box: BoxType) -> str:
     return "is_head_ignored" if box == "head" else "is_ignored"
 
 
-def _check_there(prepared: PreparedSet, box: BoxType) -> None:
-    """Raises DataError where people have no box of this kind."""
+def _check_has_boxes(prepared: PreparedSet, box: BoxType) -> None:
+    """Raise DataError if a person has no box of this kind and is not ignored."""
     for split in prepared.splits:
         is_lacking = ~(prepared.array(split, box).any(axis=1) | prepared.array(split, _ignored_column(box)))
         if is_lacking.any():
@@ -157,29 +159,36 @@ def _check_there(prepared: PreparedSet, box: BoxType) -> None:
             )
 
 
-def _find(source: Path) -> ListedImageSet:
-    found = read_lines(source)
+def _list_images(source: Path) -> ListedImageSet:
+    labelled = read_lines(source)
     images = []
-    for each in found.images:
-        name = Path(each.name).stem
-        if each.path is None:
-            found.faults.add("images that are missing or damaged", f"there is no image '{name}' below {found.root}")
+    for image in labelled.images:
+        name = Path(image.name).stem
+        if image.path is None:
+            labelled.faults.add(
+                "images that are missing or damaged", f"there is no image '{name}' below {labelled.root}"
+            )
         else:
-            read = partial(_values, each.boxes)
-            images.append(ListedImage(each.split, name, each.path, read, each.image_id, None, each.files))
-    return ListedImageSet(found.root, "odgt", CategoryIds(("person",), (1,)), images, _COLUMNS, "full", found.faults)
+            read = partial(_make_columns, image.boxes)
+            images.append(ListedImage(image.split, name, image.path, read, image.image_id, None, image.files))
+    return ListedImageSet(
+        labelled.root, "odgt", CategoryIds(("person",), (1,)), images, _COLUMNS, "full", labelled.faults
+    )
 
 
-def _values(people: Sequence[LabelledBox], size_px: tuple[int, int], faults: AnnotationFaults) -> Values:
-    """The three boxes of everybody, as the file has them; a box that an ignored one lacks is another of its boxes."""
-    kept = [
-        [each.boxes.get(kind, next(iter(each.boxes.values())) if each.is_ignored else _LACKING) for kind in BOX_KEYS]
-        for each in people
+def _make_columns(people: Sequence[LabelledBox], size_px: tuple[int, int], faults: AnnotationFaults) -> Values:
+    """Return the columns of the people of an image; an ignored person's missing box is another of its boxes."""
+    boxes_xywh = [
+        [
+            person.boxes.get(kind, next(iter(person.boxes.values())) if person.is_ignored else _MISSING_BOX)
+            for kind in BOX_KEYS
+        ]
+        for person in people
     ]
-    boxes_by_kind = np.array([[xywh_to_xyxy(box) for box in boxes] for boxes in kept], dtype=np.float64)
+    boxes_by_kind = np.array([[xywh_to_xyxy(box) for box in boxes] for boxes in boxes_xywh], dtype=np.float64)
     return {
-        **{kind: boxes_by_kind.reshape(-1, 3, 4)[:, place] for place, kind in enumerate(BOX_KEYS)},
+        **{kind: boxes_by_kind.reshape(-1, 3, 4)[:, column] for column, kind in enumerate(BOX_KEYS)},
         "label": np.zeros(len(people), dtype=np.int64),
-        "is_ignored": np.array([each.is_ignored for each in people], dtype=bool),
-        "is_head_ignored": np.array([is_ignored(each.extra, "head") for each in people], dtype=bool),
+        "is_ignored": np.array([person.is_ignored for person in people], dtype=bool),
+        "is_head_ignored": np.array([is_ignored(person.extra, "head") for person in people], dtype=bool),
     }

@@ -1,4 +1,4 @@
-"""Parts of a set of images with boxes that its source does not state: seeded, and alike in classes and folders."""
+"""Seeded splits of a set of images with boxes, stratified by class and folder, if its source states none."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from sightline.types import SampleKey
 __all__ = ["SplitRule", "deal_by", "hold_out_images"]
 
 SplitRule = Literal["seeded", "sorted"]
-"""How images come into the parts that the source does not state: drawn by `split_seed`, or the last by name."""
+"""Rule for splits that the source does not state: drawn by `split_seed` (`seeded`), or the last names (`sorted`)."""
 
 
 def deal_by(rule: SplitRule, prepared: PreparedSet, *, seed: int) -> Deal:
-    """The function that deals the images of a set into two parts."""
+    """Return the function that splits the images of a set into two parts by the rule."""
     return split_off_last if rule == "sorted" else partial(_deal_seeded, prepared, seed)
 
 
@@ -31,17 +31,22 @@ def _deal_seeded(
     folders = [names[split][row].rpartition("/")[0] for split, row in rows]
     images, labels = _list_classes(prepared, rows)
     is_held = hold_out_images(images, labels, folders, count=count_held(len(rows), share), seed=seed)
-    kept, held = (tuple(row for row, held in zip(rows, is_held, strict=True) if held is each) for each in (False, True))
-    return kept, held
+    remaining, held_out = (
+        tuple(row for row, is_row_held in zip(rows, is_held, strict=True) if is_row_held is side)
+        for side in (False, True)
+    )
+    return remaining, held_out
 
 
 def _list_classes(prepared: PreparedSet, rows: Sequence[tuple[str, int]]) -> tuple[np.ndarray, np.ndarray]:
-    """Each image, by its place among the rows, with each class that it shows: (P,) and (P,) int64, no pair twice."""
+    """Return the unique pairs of image and class: indices into `rows` (P,) int64, and labels (P,) int64."""
     images, labels = [np.zeros(0, dtype=np.int64)], [np.zeros(0, dtype=np.int64)]
     for split in prepared.splits:
-        place_of = np.full(len(prepared.names(split)), -1)
-        place_of[[row for each, row in rows if each == split]] = [n for n, row in enumerate(rows) if row[0] == split]
-        image = place_of[np.repeat(np.arange(len(place_of)), np.diff(prepared.offsets(split)))]
+        index_by_row = np.full(len(prepared.names(split)), -1)
+        index_by_row[[row for name, row in rows if name == split]] = [
+            n for n, row in enumerate(rows) if row[0] == split
+        ]
+        image = index_by_row[np.repeat(np.arange(len(index_by_row)), np.diff(prepared.offsets(split)))]
         is_shown = (image >= 0) & ~prepared.array(split, "is_ignored")
         images.append(image[is_shown])
         labels.append(np.asarray(prepared.array(split, "label"))[is_shown])
@@ -54,11 +59,11 @@ def _list_classes(prepared: PreparedSet, rows: Sequence[tuple[str, int]]) -> tup
 def hold_out_images(
     images: np.ndarray, labels: np.ndarray, folders: Sequence[str], *, count: int, seed: int
 ) -> list[bool]:
-    """Whether each image is held out: `count` of them, or more where classes need it.
+    """Return the hold-out mask of a stratified split: `count` images are True, or more if classes need it.
 
-    Images are drawn at even distances from a list that is ordered by the rarest class of each, then by folder, then by
-    chance. A class of two images or more is on either side, where no other class is lost by it; one of a single image
-    is trained on, where enough others are. Source: systematic sampling, Cochran 1977, chapter 8.
+    Images are drawn at even distances from a list that is ordered by the rarest class of each, then by folder, then
+    randomly. A class of two images or more is in both parts, unless another class would be lost by it; a class of a
+    single image is trained on, if there are enough others. Source: systematic sampling, Cochran 1977, chapter 8.
     """
     num_images, num_classes = len(folders), int(labels.max(initial=-1)) + 1
     sizes = np.bincount(labels, minlength=num_classes)
@@ -68,14 +73,14 @@ def hold_out_images(
     rarest = np.full(num_images, num_classes)
     np.minimum.at(rarest, images, rank[labels])
     folder = np.unique(folders, return_inverse=True)[1]
-    listed = order[np.lexsort((folder[order], rarest[order]))]
+    candidates = order[np.lexsort((folder[order], rarest[order]))]
     is_single = np.isin(np.arange(num_images), images[sizes[labels] == 1])
     if count <= (~is_single).sum():
-        listed = listed[~is_single[listed]]
+        candidates = candidates[~is_single[candidates]]
     is_held = np.zeros(num_images, dtype=bool)
     if count:
         start = float(draws.stream("first of the held out").uniform().item())
-        is_held[listed[((np.arange(count) + start) * len(listed) / count).astype(np.int64)]] = True
+        is_held[candidates[((np.arange(count) + start) * len(candidates) / count).astype(np.int64)]] = True
         sides = _Sides(is_held, images, labels)
         sides.spread(np.argsort(sizes, kind="stable"), order)
         sides.even_out(count, order)
@@ -83,7 +88,7 @@ def hold_out_images(
 
 
 class _Sides:
-    """The images that remain (side 0) and those held out (side 1), and how many of each show each class."""
+    """Assignment of images to the remaining part (side 0) or the held-out part (side 1), with class counts of both."""
 
     def __init__(self, is_held: np.ndarray, images: np.ndarray, labels: np.ndarray) -> None:
         self._is_held, self._labels = is_held, labels
@@ -96,28 +101,28 @@ class _Sides:
         )
 
     def spread(self, classes: np.ndarray, order: np.ndarray) -> None:
-        """Move an image of each class of several that is on one side alone, where it may be moved."""
+        """Move one image of every class that has several images but all on one side, if no class is lost by it."""
         for label in classes:
-            there = self._counts[:, label]
-            if there.min() > 0 or there.max() < 2:
+            side_counts = self._counts[:, label]
+            if side_counts.min() > 0 or side_counts.max() < 2:
                 continue
             self._shows[:] = False
             self._shows[self._images[self._labels == label]] = True
-            self._move(order[self._shows[order]], side=int(there.argmin()), most=1)
+            self._move(order[self._shows[order]], side=int(side_counts.argmin()), num_moves=1)
 
     def even_out(self, count: int, order: np.ndarray) -> None:
-        """Move images that may be moved until so many are held out, or no more may."""
+        """Move images until `count` are held out, or until no image can be moved without losing a class."""
         surplus = int(self._is_held.sum()) - count
-        self._move(order[self._is_held[order] == (surplus > 0)], side=int(surplus < 0), most=abs(surplus))
+        self._move(order[self._is_held[order] == (surplus > 0)], side=int(surplus < 0), num_moves=abs(surplus))
 
-    def _move(self, images: np.ndarray, *, side: int, most: int) -> None:
-        """Move so many of the images, in their order, to a side; none that alone shows a class on its own side."""
+    def _move(self, images: np.ndarray, *, side: int, num_moves: int) -> None:
+        """Move up to `num_moves` of the images, in order, to `side`; skip the last image of a class on its side."""
         for image in images:
-            if not most:
+            if not num_moves:
                 return
-            shown = self._labels[self._begins[image] : self._begins[image + 1]]
-            if (self._counts[1 - side, shown] > 1).all():
+            labels = self._labels[self._begins[image] : self._begins[image + 1]]
+            if (self._counts[1 - side, labels] > 1).all():
                 self._is_held[image] = bool(side)
-                self._counts[side, shown] += 1
-                self._counts[1 - side, shown] -= 1
-                most -= 1
+                self._counts[side, labels] += 1
+                self._counts[1 - side, labels] -= 1
+                num_moves -= 1

@@ -1,4 +1,4 @@
-"""Boxes that were found in images, in pixels of their files, and the files of results that hold them."""
+"""Detections of images in pixels of their files, and result files that contain them (COCO, CrowdHuman)."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from sightline.errors import DataError
 __all__ = ["BoxImages", "DetectionResults", "Detections", "ImageRef", "SetIndex", "duplicate_image_ids", "read_results"]
 
 
-_parsed = partial(parse_json_content, advice="write the results again")
+_parse_json = partial(parse_json_content, advice="write the results again")
 
 
 class ImageRef(NamedTuple):
-    """What names an image in files of results, and its height and width in pixels, turned as its boxes are."""
+    """Identity of an image in result files, and its height and width in pixels after the EXIF rotation of its boxes."""
 
     name: str
     image_id: int
@@ -33,7 +33,7 @@ class ImageRef(NamedTuple):
 
 
 class SetIndex(NamedTuple):
-    """All images of a set, by id and name, and all its classes: files of results may be about more than one part."""
+    """All images of a set, by id and name, and all its classes: result files may contain more than one split."""
 
     images: frozenset[int | str] = frozenset()
     category_ids: frozenset[int] = frozenset()
@@ -41,7 +41,7 @@ class SetIndex(NamedTuple):
 
 @runtime_checkable
 class BoxImages(Protocol):
-    """A part of a set of images with boxes that files of results can be about."""
+    """Interface of a split of images with boxes for which result files can be read and written."""
 
     classes: CategoryIds
 
@@ -56,10 +56,10 @@ class BoxImages(Protocol):
 
 @dataclass(frozen=True)
 class Detections:
-    """The boxes found in one image, in its file's pixels: (D, 4) left, top, right, bottom, float64, not clipped.
+    """Detections of one image: boxes (D, 4) float64, left, top, right, bottom in pixels of its file, not clipped.
 
-    `scores` (D,) float64, `label` (D,) int64 from 0. Arrays are read-only. Files of results give back the same bits of
-    what float32 holds, else the last but one. Raises ValueError for arrays that do not belong together.
+    `scores` (D,) float64, `label` (D,) int64 from 0. Arrays are read-only. Result files restore float32 values exactly,
+    other values up to the last bit but one. Raises ValueError for arrays of different lengths.
     """
 
     image: ImageRef
@@ -82,25 +82,25 @@ class Detections:
             )
 
     def to_coco(self, category_ids: Sequence[int]) -> list[dict[str, Any]]:
-        """Rows of a COCO file of results; `category_ids` are those of the classes, in their order."""
+        """Return the rows of a COCO result file; `category_ids` are the ids of the classes, in order."""
         return [
             {"image_id": self.image.image_id, "category_id": category_ids[label], "bbox": box, "score": score}
             for box, score, label in self._rows()
         ]
 
     def to_odgt(self) -> dict[str, Any]:
-        """A line of a CrowdHuman file of results, for `json.dumps`; class k has the tag k + 1."""
-        found = [{"box": box, "score": score, "tag": label + 1} for box, score, label in self._rows()]
-        return {"ID": self.image.name, "width": self.image.width, "height": self.image.height, "dtboxes": found}
+        """Return a line of a CrowdHuman result file, for `json.dumps`; class k has the tag k + 1."""
+        rows = [{"box": box, "score": score, "tag": label + 1} for box, score, label in self._rows()]
+        return {"ID": self.image.name, "width": self.image.width, "height": self.image.height, "dtboxes": rows}
 
     def _rows(self) -> Iterable[tuple[list[float], float, int]]:
-        """Boxes as left, top, width, height."""
+        """Iterate over boxes (left, top, width, height), scores and labels."""
         boxes = np.concatenate([self.boxes[:, :2], self.boxes[:, 2:] - self.boxes[:, :2]], axis=1)
         return zip(boxes.tolist(), self.scores.tolist(), self.label.tolist(), strict=True)
 
 
 class DetectionResults(NamedTuple):
-    """Detections of images in their order, of some perhaps none; and how many rows are of `Others`."""
+    """Detections per image, in order (possibly none), and the numbers of rows about other images and classes."""
 
     detections: list[Detections]
     num_other_images: int
@@ -108,103 +108,111 @@ class DetectionResults(NamedTuple):
 
 
 def read_results(path: Path, dataset: BoxImages) -> DetectionResults:
-    """The detections of a part's images in a COCO file of results, or in CrowdHuman's lines (.odgt).
+    """Read the detections of a split's images from a COCO result file, or from CrowdHuman's lines (.odgt).
 
-    The former is a list of rows of image_id (or the name of the image, or the `file_name` of the annotations),
+    A COCO result file is a list of rows of image_id (or the name of the image, or the `file_name` of the annotations),
     category_id, bbox (left, top, width, height) and score; lines have ID, and dtboxes of box, score and perhaps tag.
     Raises DataError with the row, counted from 0, or the line, from 1, for an image or a class that the set does not
-    have, an id or a file name that two images of the part have, and a box or score that cannot be meant.
+    have, an id or a file name that two images of the split have, and an invalid box or score.
     """
     images = [dataset.image(index) for index in range(len(dataset))]
-    place_of = {key: place for place, image in enumerate(images) for key in (image.image_id, image.name)}
-    twice = duplicate_image_ids(images)
+    index_by_key = {key: index for index, image in enumerate(images) for key in (image.image_id, image.name)}
+    duplicates = duplicate_image_ids(images)
     ends = _name_ends(image.name for image in images)
-    label_of = {number: label for label, number in enumerate(dataset.classes.ids)}
+    label_by_category = {number: label for label, number in enumerate(dataset.classes.ids)}
     others = dataset.set_index()
     other_ends = _name_ends(key for key in others.images if isinstance(key, str))
     rows: list[list[tuple[float, ...]]] = [[] for _ in images]
     num_others = [0, 0]
-    for at, row in (_lines if path.suffix == ".odgt" else _rows)(path):
+    for where, row in (_read_lines if path.suffix == ".odgt" else _read_rows)(path):
         try:
             key, category = row["image_id" if "image_id" in row else "file_name"], row["category_id"]
-            place, label = place_of.get(key), label_of.get(category)
-            listed = [*row["bbox"], row["score"]]
-            numbers = np.array([] if any(isinstance(each, bool) for each in (key, category, *listed)) else listed)
+            index, label = index_by_key.get(key), label_by_category.get(category)
+            values = [*row["bbox"], row["score"]]
+            numbers = np.array([] if any(isinstance(value, bool) for value in (key, category, *values)) else values)
         except (KeyError, TypeError, ValueError):
             numbers = np.zeros(0)
         is_number = numbers.shape == (5,) and numbers.dtype.kind in "iuf"
-        is_meant = is_number and np.isfinite(numbers).all() and (numbers[2:4] >= 0).all()
-        if not is_meant or (abs(numbers[:4]) > MAX_PX).any():
+        is_valid = is_number and np.isfinite(numbers).all() and (numbers[2:4] >= 0).all()
+        if not is_valid or (abs(numbers[:4]) > MAX_PX).any():
             raise DataError(
-                f"{path}: {at} is {str(row)[:160]}; it needs image_id, category_id, bbox (left, top, and width and "
+                f"{path}: {where} is {str(row)[:160]}; it needs image_id, category_id, bbox (left, top, and width and "
                 f"height from 0 on, each up to {MAX_PX:,} pixels) and score, all finite numbers"
             )
-        if key in twice:
-            raise DataError(f"{path}: {at} is of one of {twice[key]}; give the name of the file as its image_id")
-        file_name = _file_name(key) if place is None and isinstance(key, str) else None
-        named = ends.get(file_name, [])
-        if len(named) > 1:
+        if key in duplicates:
             raise DataError(
-                f"{path}: {at} is of one of {len(named)} images called '{key}' ({', '.join(named[:2])}); give the "
-                "whole name as its image_id"
+                f"{path}: {where} is of one of {duplicates[key]}; give the name of the file as its image_id"
             )
-        place = place_of[named[0]] if named else place
-        if place is None and key not in others.images and file_name not in other_ends:
+        file_name = _normalize_name(key) if index is None and isinstance(key, str) else None
+        matches = ends.get(file_name, [])
+        if len(matches) > 1:
             raise DataError(
-                f"{path}: {at}: the set has no image {key!r}; its first is {images[0][1]}, '{images[0][0]}'"
+                f"{path}: {where} is of one of {len(matches)} images called '{key}' ({', '.join(matches[:2])}); give "
+                "the whole name as its image_id"
+            )
+        index = index_by_key[matches[0]] if matches else index
+        if index is None and key not in others.images and file_name not in other_ends:
+            raise DataError(
+                f"{path}: {where}: the set has no image {key!r}; its first is {images[0][1]}, '{images[0][0]}'"
             )
         if label is None and category not in others.category_ids:
-            raise DataError(f"{path}: {at}: the set has no category {category!r}, but {', '.join(map(str, label_of))}")
-        if place is None or label is None:
-            num_others[0 if place is None else 1] += 1
+            raise DataError(
+                f"{path}: {where}: the set has no category {category!r}, but {', '.join(map(str, label_by_category))}"
+            )
+        if index is None or label is None:
+            num_others[0 if index is None else 1] += 1
         else:
             left, top, width, height, score = numbers.tolist()
-            rows[place].append((left, top, left + width, top + height, score, label))
-    tables = [np.array(each, dtype=np.float64).reshape(-1, 6) for each in rows]
-    found = [Detections(image, *np.split(t, (4, 5), axis=1)) for image, t in zip(images, tables, strict=True)]
-    return DetectionResults(found, *num_others)
+            rows[index].append((left, top, left + width, top + height, score, label))
+    tables = [np.array(image_rows, dtype=np.float64).reshape(-1, 6) for image_rows in rows]
+    detections = [Detections(image, *np.split(t, (4, 5), axis=1)) for image, t in zip(images, tables, strict=True)]
+    return DetectionResults(detections, *num_others)
 
 
 def duplicate_image_ids(images: Iterable[ImageRef]) -> dict[int, str]:
-    """The ids that several images have, each from an annotation file of its own, and these images in words."""
+    """Return the ids that several images have (from different annotation files), with a text that names the images."""
     names: defaultdict[int, list[str]] = defaultdict(list)
     for image in images:
         names[image.image_id].append(image.name)
     return {
-        key: f"{len(each)} images with the id {key} ({', '.join(each[:2])})" for key, each in names.items() if each[1:]
+        image_id: f"{len(group)} images with the id {image_id} ({', '.join(group[:2])})"
+        for image_id, group in names.items()
+        if group[1:]
     }
 
 
 def _name_ends(names: Iterable[str]) -> dict[str | None, list[str]]:
-    """The names of images by all that follows a `/` in them, and by the whole: file names lie below some folder."""
-    found: defaultdict[str | None, list[str]] = defaultdict(list)
+    """Index image names by every path suffix: result files may state a name relative to any folder."""
+    names_by_end: defaultdict[str | None, list[str]] = defaultdict(list)
     for name in names:
-        parts = _file_name(name).split("/")
+        parts = _normalize_name(name).split("/")
         for first in range(len(parts)):
-            found["/".join(parts[first:])].append(name)
-    return found
+            names_by_end["/".join(parts[first:])].append(name)
+    return names_by_end
 
 
-def _file_name(name: str) -> str:
-    """A file name in one spelling: slashes as on Linux, no `.` between them, letters with accents composed."""
+def _normalize_name(name: str) -> str:
+    """Normalise a file name: forward slashes, no `.` parts, Unicode form NFC."""
     return unicodedata.normalize("NFC", PurePosixPath(name.replace("\\", "/")).as_posix())
 
 
-def _rows(path: Path) -> Iterator[tuple[str, Any]]:
-    rows = _parsed(read_file(path), where=str(path))
+def _read_rows(path: Path) -> Iterator[tuple[str, Any]]:
+    rows = _parse_json(read_file(path), where=str(path))
     if not isinstance(rows, list):
-        held = f"an object with {', '.join(rows)}" if isinstance(rows, dict) else f"a {type(rows).__name__}"
-        raise DataError(f"{path}: a list of rows is needed, found {held}; write COCO results, with the ids of the set")
+        contents = f"an object with {', '.join(rows)}" if isinstance(rows, dict) else f"a {type(rows).__name__}"
+        raise DataError(
+            f"{path}: a list of rows is needed, found {contents}; write COCO results, with the ids of the set"
+        )
     yield from ((f"row {number}", row) for number, row in enumerate(rows))
 
 
-def _lines(path: Path) -> Iterator[tuple[str, Any]]:
-    """The boxes of lines as rows of COCO's keys; tag k is the category k."""
-    seen: set[str] = set()
+def _read_lines(path: Path) -> Iterator[tuple[str, Any]]:
+    """Yield the boxes of CrowdHuman's lines as rows with COCO's keys; tag k is the category k."""
+    names: set[str] = set()
     for number, text in enumerate(read_file(path).splitlines(), start=1):
         if not text.strip():
             continue
-        line = _parsed(text, where=f"{path}: line {number}")
+        line = _parse_json(text, where=f"{path}: line {number}")
         try:
             name, boxes = str(line["ID"]), line["dtboxes"]
             rows = [
@@ -212,7 +220,7 @@ def _lines(path: Path) -> Iterator[tuple[str, Any]]:
             ]
         except (AttributeError, KeyError, TypeError) as error:
             raise DataError(f"{path}: line {number}: ID and dtboxes are needed ({error!r})") from error
-        if name in seen:
-            raise DataError(f"{path}: line {number}: the image '{name}' is there twice; keep one of the lines")
-        seen.add(name)
-        yield from ((f"line {number}, box {place}", row) for place, row in enumerate(rows))
+        if name in names:
+            raise DataError(f"{path}: line {number}: the image '{name}' appears twice; keep one of the lines")
+        names.add(name)
+        yield from ((f"line {number}, box {index}", row) for index, row in enumerate(rows))

@@ -1,4 +1,4 @@
-"""Prepared sets of images with boxes, whatever files they are read from."""
+"""Base of the prepared data sets of images with boxes."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from sightline.types import DataInfo, Dealing, Sample, SampleKey
 __all__ = ["BoxColumns", "LabelledImages", "OtherClasses"]
 
 OtherClasses = Literal["left_out", "ignored"]
-"""What becomes of the boxes of classes that a config does not choose."""
+"""Treatment of boxes of classes that a config does not choose."""
 
 
 @dataclass(frozen=True)
 class BoxColumns:
-    """The stored columns of the boxes that are trained on and of those that are scored, and of what is ignored."""
+    """Names of the stored columns: boxes to train on, boxes to score, their ignore marks and areas."""
 
     boxes: str = "boxes"
     scored: str = "boxes"
@@ -40,17 +40,17 @@ class BoxColumns:
 
     @property
     def box_type(self) -> str:
-        """The name of the boxes that are scored, for reports; `annotated` where a set has one kind."""
+        """Name of the scored boxes, for reports; `annotated` if a set has one kind of boxes."""
         return "annotated" if self.scored == "boxes" else self.scored
 
 
 class LabelledImages:
-    """Images are decoded from where their files lie, at each reading; boxes are in pixels of the file, never rounded.
+    """Base of sets of images with boxes; images are decoded at each access, boxes are in pixels of the file.
 
-    Boxes narrower or lower than `ignore_below_px` pixels of the file are ignored in training and scoring. Parts that
-    the source does not state are dealt by `split_rule`: `seeded`, alike in classes and folders, or the last by name.
+    Boxes narrower or lower than `ignore_below_px` pixels of the file are ignored in training and scoring. Splits
+    that the source does not state follow `split_rule`: `seeded` (stratified by class and folder), or the last by name.
 
-    Pure: the same key gives the same sample, and nothing done to a sample reaches what is stored.
+    Pure: the same key gives the same sample, and changes to a sample do not reach the stored arrays.
     """
 
     set_name: ClassVar[str]
@@ -85,8 +85,8 @@ class LabelledImages:
         names = {stored: prepared.names(stored) for stored in prepared.splits}
         self._names = tuple(names[stored][row] for stored, row in self._rows)
         self._keeps_others = other_classes == "ignored"
-        self._least_px = ignore_below_px
-        self.classes = _chosen(prepared, classes)
+        self._min_px = ignore_below_px
+        self.classes = _select_classes(prepared, classes)
         chosen = {name: label for label, name in enumerate(self.classes.names)}
         self._class_of = np.array([chosen.get(name, -1) for name in prepared.manifest["classes"]["names"]])
         facts = box_facts(self.classes.names, self._columns.box_type)
@@ -98,59 +98,63 @@ class LabelledImages:
         return len(self._rows)
 
     def __getitem__(self, key: SampleKey) -> Sample:
-        """One image of its own size with its boxes: fresh tensors. Raises IndexError where there is no such sample.
+        """Read one image at its original size with its boxes, as new tensors.
 
-        Raises DataError naming the file that is missing, was changed, or cannot be decoded.
+        Raises IndexError for an index out of range, and DataError with the file that is missing, was changed, or cannot
+        be decoded.
         """
         record, (split, row) = self.record(key.index), self._rows[key.index]
         path = self._prepared.listing(split).paths(row)[0]
-        pixels = read_image(path, orientation=int(self._stored(key.index, "orientation")))
-        found, wanted = (" x ".join(map(str, each)) for each in (pixels.shape[:2], self._stored(key.index, "size_px")))
-        if found != wanted:
-            raise DataError(f"{path}: has {found} pixels, {wanted} when the set was prepared; prepare it again")
+        pixels = read_image(path, orientation=int(self._read_column(key.index, "orientation")))
+        actual, expected = (
+            " x ".join(map(str, size)) for size in (pixels.shape[:2], self._read_column(key.index, "size_px"))
+        )
+        if actual != expected:
+            raise DataError(f"{path}: has {actual} pixels, {expected} when the set was prepared; prepare it again")
         return make_sample(pixels, record)
 
     def record(self, index: int) -> BoxRecord:
-        """The boxes of an image, read-only, without its pixels."""
+        """Return the boxes of an image as read-only arrays, without its pixels."""
         columns = self._columns
-        label = self._class_of[self._stored(index, "label")]
+        label = self._class_of[self._read_column(index, "label")]
         is_other = label < 0
-        kept = np.ones_like(is_other) if self._keeps_others else ~is_other
-        boxes, scored = (self._stored(index, name)[kept] for name in (columns.boxes, columns.scored))
+        selected = np.ones_like(is_other) if self._keeps_others else ~is_other
+        boxes, scored = (self._read_column(index, name)[selected] for name in (columns.boxes, columns.scored))
         is_ignored, is_scored_ignored = (
-            (self._stored(index, name) | is_other)[kept] for name in (columns.is_ignored, columns.is_scored_ignored)
+            (self._read_column(index, name) | is_other)[selected]
+            for name in (columns.is_ignored, columns.is_scored_ignored)
         )
         area = (scored[:, 2:] - scored[:, :2]).prod(axis=1)
         if columns.area is not None:
-            area = self._stored(index, columns.area)[kept]
+            area = self._read_column(index, columns.area)[selected]
         if columns.clip:
-            height, width = self._stored(index, "size_px")
+            height, width = self._read_column(index, "size_px")
             boxes = np.clip(boxes, 0, [width, height, width, height])
-        is_ignored |= _least_side(boxes) < self._least_px
-        is_scored_ignored |= _least_side(scored) < self._least_px
+        is_ignored |= _shorter_side(boxes) < self._min_px
+        is_scored_ignored |= _shorter_side(scored) < self._min_px
         visible = self._visible(index)
-        visible = None if visible is None else visible[kept]
-        return BoxRecord(boxes, scored, label[kept], is_ignored, area, is_scored_ignored, visible)
+        visible = None if visible is None else visible[selected]
+        return BoxRecord(boxes, scored, label[selected], is_ignored, area, is_scored_ignored, visible)
 
     def image(self, index: int) -> ImageRef:
-        """What names an image in files of results, and its size."""
-        height, width = self._stored(index, "size_px").tolist()
-        return ImageRef(self._names[index], int(self._stored(index, "image_id")), height, width)
+        """Return the identity of an image in result files, and its size."""
+        height, width = self._read_column(index, "size_px").tolist()
+        return ImageRef(self._names[index], int(self._read_column(index, "image_id")), height, width)
 
     def set_index(self) -> SetIndex:
-        """Every image and every class of the prepared set, whether of this part and chosen or not."""
+        """Return all images and classes of the prepared set, also those that this split does not contain."""
         prepared = self._prepared
-        ids = {each for split in prepared.splits for each in prepared.array(split, "image_id").tolist()}
+        ids = {number for split in prepared.splits for number in prepared.array(split, "image_id").tolist()}
         names = {name for split in prepared.splits for name in prepared.names(split)}
         return SetIndex(frozenset(ids | names), frozenset(prepared.manifest["classes"]["ids"]))
 
     def name_of(self, index: int) -> str:
-        """The name of an image, as its source has it."""
+        """Name of a sample in reports."""
         return self._names[index]
 
     @classmethod
     def describe(cls, root: Path) -> dict[str, Any]:
-        """What a prepared folder holds, from its manifest: images, sizes, boxes, classes, and where the files lie."""
+        """Summary of a prepared folder for `data info`."""
         prepared = open_prepared(root, set_names=(cls.set_name,))
         manifest, listed = prepared.manifest, prepared.manifest[LISTED]
         return {
@@ -164,30 +168,30 @@ class LabelledImages:
 
     @classmethod
     def verify(cls, root: Path) -> int:
-        """Read every file again and compare its hash; how many there are. Raises DataError naming a wrong one."""
+        """Compare the hash of every file and return their number. Raises DataError with the first that differs."""
         return verify(root)
 
-    def _stored(self, index: int, column: str) -> np.ndarray:
+    def _read_column(self, index: int, column: str) -> np.ndarray:
         if not 0 <= index < len(self):
             raise IndexError(f"{self.set_name} has the samples 0 to {len(self) - 1}, asked for {index}")
         split, row = self._rows[index]
         return self._prepared.row(split, column, row)
 
     def _visible(self, index: int) -> np.ndarray | None:
-        """The share of every stored box of an image that is visible, NaN where it is unknown; None of sets without."""
+        """Return the visible share (G,) of the stored boxes, NaN if unknown; None for sets without that label."""
         return None
 
     def _columns_in(self, prepared: PreparedSet) -> BoxColumns:
-        """The columns that are read; of sets of several kinds of boxes, those that the config chooses."""
+        """Return the names of the columns to read; sets with several kinds of boxes choose by the config."""
         return BoxColumns()
 
 
-def _least_side(boxes: np.ndarray) -> np.ndarray:
+def _shorter_side(boxes: np.ndarray) -> np.ndarray:
     return (boxes[:, 2:] - boxes[:, :2]).min(axis=1)
 
 
-def _chosen(prepared: PreparedSet, names: tuple[str, ...]) -> CategoryIds:
-    """The chosen classes in the order of the config, all of them where it names none. Raises ConfigError."""
+def _select_classes(prepared: PreparedSet, names: tuple[str, ...]) -> CategoryIds:
+    """Select classes by name, in the order of the config; all if it names none. Raises ConfigError."""
     stored = CategoryIds(*(tuple(prepared.manifest["classes"][key]) for key in ("names", "ids")))
     unknown = [name for name in names if name not in stored.names]
     if unknown:

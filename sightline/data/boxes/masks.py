@@ -1,4 +1,4 @@
-"""The box of a mask: of polygons, or of run lengths as COCO writes them."""
+"""Bounding boxes of COCO masks: polygons and run-length encodings (RLE)."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ from sightline.data.boxes.image_listing import MAX_PX
 __all__ = ["mask_to_box"]
 
 _MAX_SHIFT = 60
-"""Bits of a run's length that came before: more than a file of any size needs, and without end a square of time."""
+"""Maximum bit offset within one run length: no real file needs more, and unlimited text takes quadratic time."""
 
 
 def mask_to_box(segmentation: Any) -> tuple[float, float, float, float]:
-    """Left, top, right and bottom of polygons [[x, y, x, y, ...], ...] or of run lengths {size, counts}.
+    """Compute the bounding box (xyxy) of polygons [[x, y, x, y, ...], ...] or of an RLE mask {size, counts}.
 
     Raises ValueError or TypeError for anything else, and for an empty mask. Source: pycocotools, maskApi.c.
     """
     if isinstance(segmentation, dict):
-        height, width = _whole_numbers(segmentation.get("size") or (0, 0))
+        height, width = _parse_integers(segmentation.get("size") or (0, 0))
         counts = segmentation.get("counts")
         if not (1 <= height <= MAX_PX and 1 <= width <= MAX_PX) or counts is None:
             raise ValueError("a mask needs size and counts")
-        runs = _unpacked(counts) if isinstance(counts, str) else _whole_numbers(counts)
+        runs = _decode_rle(counts) if isinstance(counts, str) else _parse_integers(counts)
         if min(runs, default=0) < 0 or sum(runs) != height * width:
             raise ValueError(f"the counts of a mask of {height} x {width} pixels do not add up to these")
-        return _box_of_runs(runs, height)
-    tables = [np.array(each) for each in segmentation]
+        return _rle_to_box(runs, height)
+    tables = [np.array(polygon) for polygon in segmentation]
     if any(table.dtype.kind not in "iuf" for table in tables):
         raise TypeError("corners of polygons are numbers")
     points = np.concatenate([table.astype(np.float64).reshape(-1, 2) for table in tables])
@@ -36,16 +36,16 @@ def mask_to_box(segmentation: Any) -> tuple[float, float, float, float]:
     return float(low[0]), float(low[1]), float(high[0]), float(high[1])
 
 
-def _whole_numbers(values: Any) -> list[int]:
-    """Raises ValueError, TypeError or OverflowError for anything but whole numbers."""
-    numbers = [int(each) for each in values]
-    if any(isinstance(each, str) or each != number for each, number in zip(values, numbers, strict=True)):
+def _parse_integers(values: Any) -> list[int]:
+    """Convert values to int. Raises ValueError, TypeError or OverflowError for anything but whole numbers."""
+    numbers = [int(value) for value in values]
+    if any(isinstance(value, str) or value != number for value, number in zip(values, numbers, strict=True)):
         raise ValueError("size and counts of a mask are whole numbers")
     return numbers
 
 
-def _box_of_runs(counts: list[int], height: int) -> tuple[float, float, float, float]:
-    """Of runs of zeros and ones in turn, down the columns one after another."""
+def _rle_to_box(counts: list[int], height: int) -> tuple[float, float, float, float]:
+    """Compute the bounding box (xyxy) of an uncompressed COCO RLE mask (column-major)."""
     ends = np.cumsum(np.array(counts, dtype=np.int64))
     starts, stops = ends[:-1:2], ends[1::2]
     starts, stops = starts[stops > starts], stops[stops > starts]
@@ -58,8 +58,8 @@ def _box_of_runs(counts: list[int], height: int) -> tuple[float, float, float, f
     return float(left.min()), float(top), float(right.max() + 1), float(bottom)
 
 
-def _unpacked(text: str) -> list[int]:
-    """Run lengths from COCO's text: 5 bits a character, the third and later ones less the one before the last."""
+def _decode_rle(text: str) -> list[int]:
+    """Decode COCO's compressed RLE text: 5 bits per character; from the third count on, differences to counts[-2]."""
     counts: list[int] = []
     value = shift = 0
     for letter in text:

@@ -1,4 +1,4 @@
-"""CrowdHuman's lines of JSON (.odgt), and what is ignored in them."""
+"""Reader of CrowdHuman annotation files (.odgt, one JSON object per line) and their ignore marks."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ __all__ = ["BOX_KEYS", "BoxType", "is_ignored", "read_odgt"]
 
 BoxType = Literal["full", "visible", "head"]
 BOX_KEYS: Mapping[BoxType, str] = {"full": "fbox", "visible": "vbox", "head": "hbox"}
-"""The kinds of boxes and their keys, each left, top, width and height."""
+"""Kinds of boxes and their keys in the file; each box is left, top, width, height."""
 
 
 def read_odgt(path: Path) -> list[dict[str, Any]]:
-    """The lines of a file. Raises DataError with the line that is not JSON, lacks ID or gtboxes, or has an ID again."""
+    """Read the lines of a file. Raises DataError with the line for bad JSON, no ID or gtboxes, or a repeated ID."""
     lines: dict[str, dict[str, Any]] = {}
     for number, text in enumerate(read_file(path).decode("utf-8-sig", "replace").splitlines(), start=1):
         if not text.strip():
@@ -26,24 +26,24 @@ def read_odgt(path: Path) -> list[dict[str, Any]]:
         try:
             line = parse_json(text)
             key, boxes = str(line["ID"]), line["gtboxes"]
-            marks = [each.get(mark) or {} for each in boxes for mark in ("extra", "head_attr")]
+            marks = [box.get(mark) or {} for box in boxes for mark in ("extra", "head_attr")]
             if key.startswith("/") or ".." in key.split("/"):
                 raise ValueError(f"the ID '{key[:80]}' leads out of the folder")
             if not all(isinstance(mark, dict) and not isinstance(mark.get("ignore"), str) for mark in marks):
-                raise TypeError("extra and head_attr are objects, where they are there, and ignore in them is a number")
+                raise TypeError("extra and head_attr must be objects, and their ignore a number")
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise DataError(
                 f"{path}:{number}: is not a line of .odgt with ID and gtboxes ({error}); get it again"
             ) from error
         if key in lines:
-            raise DataError(f"{path}:{number}: the image '{key}' is there twice; keep one of the lines")
+            raise DataError(f"{path}:{number}: the image '{key}' appears twice; keep one of the lines")
         lines[key] = line
     if not lines:
-        raise DataError(f"{path}: holds no lines; get the file again")
+        raise DataError(f"{path}: contains no lines; the file is empty or damaged")
     return list(lines.values())
 
 
 def is_ignored(person: Mapping[str, Any], box: BoxType) -> bool:
-    """Whether a box is neither a target nor background: not a person, or marked so; of a head by its own mark too."""
+    """Return True if a box is to be ignored: not a person, or marked `ignore`; head boxes have a mark of their own."""
     marks = [person.get("extra") or {}, (person.get("head_attr") or {}) if box == "head" else {}]
     return person.get("tag") != "person" or any(mark.get("ignore", 0) != 0 for mark in marks)

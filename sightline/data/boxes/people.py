@@ -47,11 +47,11 @@ __all__ = ["CityPersons", "EuroCityPersons", "WiderPerson"]
 
 
 _UNKNOWN = -1.0
-"""Stands for a share that the labels do not state: prepared columns are finite."""
+"""Stored value of an unknown visible share: prepared columns must be finite."""
 
 
 class _People(LabelledImages):
-    """What sets of people share: kinds that count as people, the others of which are ignored."""
+    """Base of data sets of people: boxes of the chosen kinds are people, all other kinds are ignored."""
 
     kinds: ClassVar[PersonCategories]
     read_labels: ClassVar[staticmethod[[Path], LabelledSet]]
@@ -75,8 +75,8 @@ class _People(LabelledImages):
         split_seed: Seed = 0,
     ) -> None:
         self._clip = clip
-        if wrong := self.kinds.ignored & {*people}:
-            raise ConfigError(f"people: {self.set_name} marks '{min(wrong)}' as not to be found; leave it out")
+        if ignored := self.kinds.ignored & {*people}:
+            raise ConfigError(f"people: {self.set_name} marks '{min(ignored)}' as not to be found; leave it out")
         super().__init__(
             split=split,
             root=root,
@@ -97,7 +97,7 @@ class _People(LabelledImages):
         return BoxColumns("full", "full", area=None, clip=self._clip)
 
     def _visible(self, index: int) -> np.ndarray:
-        share = self._stored(index, "visible_share")
+        share = self._read_column(index, "visible_share")
         return np.where(share < 0, np.nan, share)
 
     @classmethod
@@ -111,57 +111,60 @@ class _People(LabelledImages):
         """
         assert name == cls.set_name, f"{cls.__name__} prepares '{cls.set_name}', not '{name}'"
         plan = plan_image_set(
-            cls._find(source), set_name=name, faulty=faulty, options={}, progress=progress, target=target
+            cls._list_images(source), set_name=name, faulty=faulty, options={}, progress=progress, target=target
         )
         return write_prepared_set(plan, target, progress=progress)
 
     @classmethod
     def survey(cls, source: Path) -> dict[str, Any]:
-        """Images, sizes, boxes and faults of files that are not prepared yet. Raises as `prepare`."""
-        return survey_images(cls._find(source))
+        """Survey images, sizes, boxes and faults of unprepared files. Raises as `prepare`."""
+        return survey_images(cls._list_images(source))
 
     @classmethod
     def card(cls) -> dict[str, Any]:
-        """What the set is, what is read, and where to obtain it."""
+        """Description, accepted layouts, download page and licence."""
         prepare = prepare_command(cls.set_name, "DIR")
         return {"set": cls.set_name, "layouts": cls.layouts, **cls.about, "prepare": prepare}
 
     @classmethod
-    def _find(cls, source: Path) -> ListedImageSet:
-        found = cls.read_labels(source)
+    def _list_images(cls, source: Path) -> ListedImageSet:
+        labelled = cls.read_labels(source)
         columns = {name: box_column((4,), "float64") for name in ("full", "visible")[: 1 + cls.has_visible]}
         columns |= {"label": box_column((), "int64"), "is_ignored": box_column((), "bool")}
         columns["visible_share"] = box_column((), "float64")
         images = [
-            ListedImage(e.split, e.name, e.path, partial(cls._values, e.boxes), e.image_id, e.size_px, e.files)
-            for e in found.images
+            ListedImage(e.split, e.name, e.path, partial(cls._make_columns, e.boxes), e.image_id, e.size_px, e.files)
+            for e in labelled.images
             if e.path is not None
         ]
-        ids = [code if isinstance(code, int) else place for place, code in enumerate(cls.kinds.codes.values(), start=1)]
+        ids = [
+            code if isinstance(code, int) else position
+            for position, code in enumerate(cls.kinds.codes.values(), start=1)
+        ]
         classes = CategoryIds(tuple(cls.kinds.codes), tuple(ids))
         return ListedImageSet(
-            found.root, cls.set_name, classes, images, columns, "full", found.faults, found.notes, cls.form
+            labelled.root, cls.set_name, classes, images, columns, "full", labelled.faults, labelled.notes, cls.form
         )
 
     @classmethod
-    def _values(cls, boxes: Sequence[LabelledBox], size_px: tuple[int, int], faults: AnnotationFaults) -> Values:
-        places = {kind: place for place, kind in enumerate(cls.kinds.codes)}
-        corners = np.array([xywh_to_xyxy(each.boxes["full"]) for each in boxes], dtype=np.float64).reshape(-1, 4)
-        shares = [cls._share(each) for each in boxes]
+    def _make_columns(cls, boxes: Sequence[LabelledBox], size_px: tuple[int, int], faults: AnnotationFaults) -> Values:
+        label_by_kind = {kind: label for label, kind in enumerate(cls.kinds.codes)}
+        corners = np.array([xywh_to_xyxy(box.boxes["full"]) for box in boxes], dtype=np.float64).reshape(-1, 4)
+        shares = [cls._visible_share(box) for box in boxes]
         values = {
-            "label": np.array([places[str(each.kind)] for each in boxes], dtype=np.int64),
-            "is_ignored": np.array([each.is_ignored for each in boxes], dtype=bool),
+            "label": np.array([label_by_kind[str(box.kind)] for box in boxes], dtype=np.int64),
+            "is_ignored": np.array([box.is_ignored for box in boxes], dtype=bool),
             "visible_share": np.nan_to_num(np.array(shares, dtype=np.float64), nan=_UNKNOWN),
             "full": corners,
         }
         if not cls.has_visible:
             return values
-        seen = [xywh_to_xyxy(each.boxes.get("visible", each.boxes["full"])) for each in boxes]
-        return {**values, "visible": np.array(seen, dtype=np.float64).reshape(-1, 4)}
+        visible = [xywh_to_xyxy(box.boxes.get("visible", box.boxes["full"])) for box in boxes]
+        return {**values, "visible": np.array(visible, dtype=np.float64).reshape(-1, 4)}
 
     @classmethod
-    def _share(cls, box: LabelledBox) -> float:
-        """The visible share of a person; NaN of what is ignored, and where the set does not state it."""
+    def _visible_share(cls, box: LabelledBox) -> float:
+        """Return the visible share of a person; NaN for ignored boxes, and if the set does not state it."""
         return np.nan if box.is_ignored else box.visible_share
 
 
@@ -207,7 +210,7 @@ class EuroCityPersons(_People):
     }
 
     @classmethod
-    def _share(cls, box: LabelledBox) -> float:
+    def _visible_share(cls, box: LabelledBox) -> float:
         return np.nan if box.is_ignored else ecp_visible_share(box.extra.get("tags"))
 
 

@@ -1,4 +1,4 @@
-"""Labels of people in WiderPerson, CityPersons and EuroCity Persons, as their archives are published."""
+"""Readers of WiderPerson, CityPersons and EuroCity Persons labels, as their archives are published."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from sightline.data.boxes.annotations import BoxCorners, LabelledBox, LabelledImage, LabelledSet
-from sightline.data.boxes.image_listing import AnnotationFaults, guess_split, is_valid_box, number_of, xywh_to_xyxy
+from sightline.data.boxes.image_listing import AnnotationFaults, guess_split, is_valid_box, parse_number, xywh_to_xyxy
 from sightline.data.boxes.odgt import BoxType
 from sightline.data.boxes.yolo_files import list_images
 from sightline.data.files.input_files import parse_json_content, read_file
@@ -25,25 +25,25 @@ __all__ += ["ecp_visible_share"]
 
 _BAD_BOX = "boxes that cannot be meant"
 _BAD_IMAGE = "images that are missing or damaged"
-_WIDERPERSON_BROKEN = "011765"
+_WIDERPERSON_FAULTY = "011765"
 """An image whose published annotation does not fit it."""
-_OCCLUDED = re.compile(r"(?:occluded|truncated)>([0-9]{1,3})")
-_VISIBLE = {10: 0.9, 40: 0.6, 80: 0.2}
-"""Of an ECP person the share that is visible at most, by the tag of what is hidden or outside."""
+_OCCLUDED_PATTERN = re.compile(r"(?:occluded|truncated)>([0-9]{1,3})")
+_VISIBLE_BY_OCCLUSION = {10: 0.9, 40: 0.6, 80: 0.2}
+"""ECP tag (percent occluded or truncated) → largest visible share of the person."""
 _ECP_IGNORED = frozenset({"sitting-lying", "behind-glass"})
 _ECP_KEYS = frozenset({"identity", "x0", "y0", "x1", "y1", "children"})
 _FRAME_KEYS = frozenset({"identity", "imagewidth", "imageheight", "children"})
 
 
 class PersonCategories(NamedTuple):
-    """The kinds of a layout with what they are called in its files; those of `ignored` are not people to be found."""
+    """Kinds of people of a layout and their codes in its files; the kinds in `ignored` are not to be detected."""
 
     codes: Mapping[str, int | str]
     ignored: frozenset[str]
 
     def name_of_code(self, code: Any) -> str | None:
-        """The kind of a code; None for one that the layout does not have."""
-        return next((kind for kind, own in self.codes.items() if own == code), None)
+        """Return the kind of a code, or None if the layout does not have the code."""
+        return next((kind for kind, kind_code in self.codes.items() if kind_code == code), None)
 
 
 WIDERPERSON = PersonCategories(
@@ -64,41 +64,41 @@ ECP = PersonCategories(
     frozenset({"crowd", "rider_crowd"}),
 )
 
-_LONGEST_NAME = 250
-"""Of an image, to which a suffix of four letters is added; no file system takes more than 255."""
+_MAX_NAME_LENGTH = 250
+"""Longest name of an image: a suffix of four letters is added, and file systems allow 255."""
 
 
 def read_widerperson(source: Path) -> LabelledSet:
-    """The images that train.txt, val.txt and test.txt name, with Annotations/NAME.jpg.txt.
+    """Read WiderPerson: the images in train.txt, val.txt and test.txt, and Annotations/NAME.jpg.txt.
 
-    Images of test.txt without annotations are left out: those of the published test part are not. Raises DataError
-    for a folder without such lists, and with the line for an annotation file that is broken.
+    Images of test.txt without annotations are left out; the published test split has none. Raises DataError for a
+    folder without such lists, and with the line for a damaged annotation file.
     """
     root = source.expanduser().resolve()
     lists = [path for name in ("train", "val", "test") if (path := root / f"{name}.txt").is_file()]
     if not lists or not (root / "Annotations").is_dir():
-        raise _wrong_layout(root, "train.txt and val.txt with Annotations/ and Images/", "WiderPerson")
-    faults, images, bare, notes = AnnotationFaults(), [], 0, []
+        raise _layout_error(root, "train.txt and val.txt with Annotations/ and Images/", "WiderPerson")
+    faults, images, num_unlabelled, notes = AnnotationFaults(), [], 0, []
     for file in lists:
         lines = read_file(file).decode("utf-8-sig", "replace").split("\n")
         names = [line.strip() for line in lines if line.strip()]
         for number, name in enumerate(names, start=1):
             image = f"{name.removesuffix('.jpg')}.jpg"
-            if len(image) > _LONGEST_NAME or "/" in image or "\0" in image:
+            if len(image) > _MAX_NAME_LENGTH or "/" in image or "\0" in image:
                 raise DataError(
                     f"{file}: entry {number}: '{name[:40]}' is not the name of an image; get the file again"
                 )
             labels = root / "Annotations" / f"{image}.txt"
-            if name.removesuffix(".jpg") == _WIDERPERSON_BROKEN:
+            if name.removesuffix(".jpg") == _WIDERPERSON_FAULTY:
                 notes.append(f"{labels} is left out: its published annotation does not fit the image")
             elif file.stem == "test" and not labels.is_file():
-                bare += 1
+                num_unlabelled += 1
             else:
                 path = root / "Images" / image
                 boxes = tuple(_widerperson_boxes(labels, faults))
                 split = guess_split(Path(file.name))
                 images.append(LabelledImage(f"Images/{image}", split, boxes, path, number, files=(file, labels)))
-    notes += [f"{bare} images of test.txt have no annotations and are left out"] if bare else []
+    notes += [f"{num_unlabelled} images of test.txt have no annotations and are left out"] if num_unlabelled else []
     return LabelledSet(root, images, faults, notes)
 
 
@@ -107,15 +107,15 @@ def _widerperson_boxes(path: Path, faults: AnnotationFaults) -> Iterator[Labelle
     while lines and not lines[-1].strip():
         lines.pop()
     if not lines or parse_count(lines[0].strip()) != len(lines) - 1:
-        held = lines[0].strip()[:40] if lines else ""
-        raise DataError(f"{path}:1: states '{held}' boxes, {max(len(lines) - 1, 0)} follow; get the file again")
+        count = lines[0].strip()[:40] if lines else ""
+        raise DataError(f"{path}:1: states '{count}' boxes, {max(len(lines) - 1, 0)} follow; get the file again")
     for number, line in enumerate(lines[1:], start=2):
         try:
-            code, left, top, right, bottom = map(_number, line.split())
+            code, left, top, right, bottom = map(_parse_number, line.split())
             kind = WIDERPERSON.name_of_code(code)
             if kind is None:
                 raise ValueError("classes are 1 to 5")
-            box = _sound((left, top, right - left, bottom - top), is_ignored=kind in WIDERPERSON.ignored)
+            box = _require_valid_box((left, top, right - left, bottom - top), is_ignored=kind in WIDERPERSON.ignored)
         except (OverflowError, ValueError) as error:
             faults.add(_BAD_BOX, f"{path}:{number}: '{line.strip()[:60]}' ({error})")
             continue
@@ -123,17 +123,18 @@ def _widerperson_boxes(path: Path, faults: AnnotationFaults) -> Iterator[Labelle
 
 
 def read_citypersons(source: Path) -> LabelledSet:
-    """The images that anno_train.mat and anno_val.mat name, below leftImg8bit; ids count the cells of a file from 1.
+    """Read CityPersons: the images in anno_train.mat and anno_val.mat; ids count the cells of a file from 1.
 
-    Raises DataError for a folder without such files, and with the cell for one that is broken.
+    The images are below leftImg8bit. Raises DataError for a folder without such files, and with the number of a damaged
+    cell.
     """
     root = source.expanduser().resolve()
     files = sorted({*root.glob("anno_*.mat"), *root.glob("annotations/anno_*.mat"), *root.glob("*/*/anno_*.mat")})
     if not files:
-        raise _wrong_layout(root, "anno_train.mat and anno_val.mat beside leftImg8bit/", "CityPersons")
-    pictures = root / "leftImg8bit"
+        raise _layout_error(root, "anno_train.mat and anno_val.mat beside leftImg8bit/", "CityPersons")
+    image_root = root / "leftImg8bit"
     paths: defaultdict[str, list[Path]] = defaultdict(list)
-    for path in list_images(pictures if pictures.is_dir() else root):
+    for path in list_images(image_root if image_root.is_dir() else root):
         paths[path.name].append(path)
     faults, images = AnnotationFaults(), []
     for file in files:
@@ -153,28 +154,31 @@ def read_citypersons(source: Path) -> LabelledSet:
                 ) from error
             boxes = tuple(_citypersons_boxes(rows.reshape(-1, 10), f"{where}, {name}", faults))
             folders = (file.stem.removeprefix("anno_"), city)
-            there = [path for path in paths[name] if path.parts[-3:-1] == folders] or paths[name]
-            picture = there[0] if len(there) == 1 else None
-            if picture is None:
-                how_many = f"there are {len(there)} images" if there else "there is no image"
-                faults.add(_BAD_IMAGE, f"{where}: {how_many} '{name}' below {pictures}")
-            split, stored = guess_split(Path(file.name)), f"leftImg8bit/{file.stem.removeprefix('anno_')}/{city}/{name}"
-            place = stored if picture is None else picture.relative_to(root).as_posix()
-            images.append(LabelledImage(place, split, boxes, picture, number, files=(file,)))
+            matches = [path for path in paths[name] if path.parts[-3:-1] == folders] or paths[name]
+            image_path = matches[0] if len(matches) == 1 else None
+            if image_path is None:
+                count = f"there are {len(matches)} images" if matches else "there is no image"
+                faults.add(_BAD_IMAGE, f"{where}: {count} '{name}' below {image_root}")
+            split, published = (
+                guess_split(Path(file.name)),
+                f"leftImg8bit/{file.stem.removeprefix('anno_')}/{city}/{name}",
+            )
+            relative_path = published if image_path is None else image_path.relative_to(root).as_posix()
+            images.append(LabelledImage(relative_path, split, boxes, image_path, number, files=(file,)))
     return LabelledSet(root, images, faults)
 
 
 def _citypersons_boxes(rows: np.ndarray, where: str, faults: AnnotationFaults) -> Iterator[LabelledBox]:
     for number, row in enumerate(rows.tolist(), start=1):
         try:
-            code, *full, instance = map(_number, row[:6])
+            code, *full, instance = map(_parse_number, row[:6])
             kind = CITYPERSONS.name_of_code(code)
             is_ignored = kind in CITYPERSONS.ignored
             if kind is None:
                 raise ValueError("classes are 0 to 5")
-            box = _sound((full[0], full[1], full[2], full[3]), is_ignored=is_ignored)
-            left, top, width, height = map(_number, row[6:])
-            visible = _sound((left, top, width, height), is_ignored=True)
+            box = _require_valid_box((full[0], full[1], full[2], full[3]), is_ignored=is_ignored)
+            left, top, width, height = map(_parse_number, row[6:])
+            visible = _require_valid_box((left, top, width, height), is_ignored=True)
         except ValueError as error:
             faults.add(_BAD_BOX, f"{where}, box {number}: {row} ({error})")
             continue
@@ -185,23 +189,23 @@ def _citypersons_boxes(rows: np.ndarray, where: str, faults: AnnotationFaults) -
 
 
 def read_ecp(source: Path) -> LabelledSet:
-    """The frames of labels/SPLIT/CITY/NAME.json, with img/SPLIT/CITY/NAME.png, by day and by night.
+    """Read EuroCity Persons: frames of labels/SPLIT/CITY/NAME.json with img/SPLIT/CITY/NAME.png, day and night.
 
-    Vehicles are not people and are left out. Ids count the frames of a part from 1, in the order of their paths.
+    Vehicles are not people and are left out. Ids count the frames of a split from 1, in the order of their paths.
     Raises DataError for a folder without labels, and for a file that is not a frame.
     """
     root = source.expanduser().resolve()
     folders = [path for form in ("labels", "*/labels", "*/*/labels") for path in sorted(root.glob(form))]
     files = [(folder, file) for folder in folders for file in sorted(folder.rglob("*.json"))]
     if not files:
-        raise _wrong_layout(root, "day/labels/train/CITY/NAME.json with day/img/", "EuroCity Persons")
+        raise _layout_error(root, "day/labels/train/CITY/NAME.json with day/img/", "EuroCity Persons")
     faults, images, num_vehicles = AnnotationFaults(), [], 0
     numbers: dict[str, int] = {}
     for folder, file in files:
         part = file.relative_to(folder)
         document = parse_json_content(read_file(file), where=str(file), advice="get the file again")
         try:
-            frame = _frame(document)
+            frame = _find_frame(document)
             size_px = int(frame["imageheight"]), int(frame["imagewidth"])
             boxes = tuple(_ecp_boxes(frame["children"], str(file), faults))
         except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
@@ -209,25 +213,25 @@ def read_ecp(source: Path) -> LabelledSet:
                 f"{file}: a frame with imagewidth, imageheight and children is needed ({error!r}); get it again"
             ) from error
         num_vehicles += sum(ECP.name_of_code(child["identity"]) is None for child in frame["children"])
-        split = next((found for each in part.parts if (found := guess_split(Path(each))) != "all"), "all")
+        split = next((guess for word in part.parts if (guess := guess_split(Path(word))) != "all"), "all")
         numbers[split] = numbers.get(split, 0) + 1
         path = folder.parent / "img" / part.with_suffix(".png")
-        own = {key: value for key, value in frame.items() if key not in _FRAME_KEYS}
+        extra = {key: value for key, value in frame.items() if key not in _FRAME_KEYS}
         name = path.relative_to(root).as_posix()
-        images.append(LabelledImage(name, split, boxes, path, numbers[split], size_px, own, (file,)))
+        images.append(LabelledImage(name, split, boxes, path, numbers[split], size_px, extra, (file,)))
     notes = [f"{num_vehicles} boxes of vehicles are left out"] if num_vehicles else []
     return LabelledSet(root, images, faults, notes)
 
 
-def _frame(document: Any) -> dict[str, Any]:
-    """The frame of a file; some wrap it in a list of sequences. An empty one where there is none."""
-    waiting = [document]
-    while waiting:
-        each = waiting.pop(0)
-        if isinstance(each, dict) and each.get("identity") == "frame":
-            return each
-        if isinstance(each, dict):
-            waiting += [*each.get("children", ()), *(value for value in each.values() if isinstance(value, dict))]
+def _find_frame(document: Any) -> dict[str, Any]:
+    """Find the frame of a document, which some files wrap in a list of sequences; {} if there is none."""
+    queue = [document]
+    while queue:
+        node = queue.pop(0)
+        if isinstance(node, dict) and node.get("identity") == "frame":
+            return node
+        if isinstance(node, dict):
+            queue += [*node.get("children", ()), *(value for value in node.values() if isinstance(value, dict))]
     return {}
 
 
@@ -241,38 +245,42 @@ def _ecp_boxes(children: Any, where: str, faults: AnnotationFaults) -> Iterator[
             if not (isinstance(tags, list) and all(isinstance(tag, str) for tag in tags)):
                 raise TypeError("tags are a list of words")
             is_ignored = kind in ECP.ignored or (kind == "pedestrian" and not _ECP_IGNORED.isdisjoint(tags))
-            left, top, right, bottom = (_number(number_of(child[key])) for key in ("x0", "y0", "x1", "y1"))
-            box = _sound((left, top, right - left, bottom - top), is_ignored=is_ignored)
+            left, top, right, bottom = (_parse_number(parse_number(child[key])) for key in ("x0", "y0", "x1", "y1"))
+            box = _require_valid_box((left, top, right - left, bottom - top), is_ignored=is_ignored)
         except (KeyError, OverflowError, TypeError, ValueError) as error:
             faults.add(_BAD_BOX, f"{where}: child {number}: {str(child)[:120]} ({error})")
             continue
-        own = {key: value for key, value in child.items() if key not in _ECP_KEYS}
+        extra = {key: value for key, value in child.items() if key not in _ECP_KEYS}
         if child.get("children"):
-            own["children"] = child["children"]
-        yield LabelledBox("person", {"full": box}, is_ignored, kind, own)
+            extra["children"] = child["children"]
+        yield LabelledBox("person", {"full": box}, is_ignored, kind, extra)
 
 
 def ecp_visible_share(tags: Any) -> float:
-    """What the tags of an ECP person leave visible: 1, 0.9, 0.6 or 0.2, by the worse of occluded and truncated."""
-    shares = [_VISIBLE.get(int(found[1]), 1.0) for tag in tags or () if (found := _OCCLUDED.fullmatch(str(tag)))]
+    """Return the visible share of an ECP person: 1, 0.9, 0.6 or 0.2, by the larger of occlusion and truncation."""
+    shares = [
+        _VISIBLE_BY_OCCLUSION.get(int(match[1]), 1.0)
+        for tag in tags or ()
+        if (match := _OCCLUDED_PATTERN.fullmatch(str(tag)))
+    ]
     return min(shares, default=1.0)
 
 
-def _number(value: Any) -> float:
-    """A finite number, whole ones as int. Raises ValueError, TypeError, and OverflowError for an int beyond floats."""
+def _parse_number(value: Any) -> float:
+    """Parse a finite number, whole ones as int. Raises ValueError, TypeError, OverflowError (too large)."""
     number = float(value)
     if not np.isfinite(number):
         raise ValueError(f"{value!r} is not finite")
     return int(number) if number == int(number) else number
 
 
-def _sound(box: BoxCorners, *, is_ignored: bool) -> BoxCorners:
-    """Raises ValueError for a box that lies too far away, or is without extent and not ignored."""
+def _require_valid_box(box: BoxCorners, *, is_ignored: bool) -> BoxCorners:
+    """Return the box. Raises ValueError if it is out of range, or empty and not ignored."""
     if not is_valid_box(xywh_to_xyxy(box), is_ignored=is_ignored):
         raise ValueError("width and height above 0 are needed")
     return box
 
 
-def _wrong_layout(root: Path, needed: str, what: str) -> DataError:
-    held = f"holds {summarise_folder(root)}" if root.is_dir() else "there is no such folder"
-    return DataError(f"{root}: {held}; {what} has {needed}: give the folder with them")
+def _layout_error(root: Path, needed: str, set_title: str) -> DataError:
+    contents = f"holds {summarise_folder(root)}" if root.is_dir() else "there is no such folder"
+    return DataError(f"{root}: {contents}; {set_title} has {needed}: give the folder with them")

@@ -1,4 +1,4 @@
-"""The samples of all data sets of images with boxes: what stands in them, and in whose pixels."""
+"""Samples of all data sets of images with boxes: their fields, units and frames."""
 
 from __future__ import annotations
 
@@ -32,22 +32,21 @@ BOX_FIELDS: Mapping[str, Field] = {
         may_be_nan=True,
     ),
 }
-"""The fields of a sample: `boxes` with their classes are trained on and move with the pixels; `truth` is scored against
-and stays as it is in the file: left, top, right, bottom, class, area and whether it is ignored, one row a box. The
-class of an ignored box is -1 where detections of every class may lie in it. `truth_visible` is the share of each that
-others do not hide, NaN where the set does not state it. `file_px` are height and width of the image
-in its file."""
+"""Fields of a sample. `boxes` with their classes are the training targets and are transformed with the pixels; `truth`
+is the ground truth for scoring, in pixels of the file: left, top, right, bottom, class, area, is ignored, one row per
+box. The class of an ignored box is -1 if detections of every class may lie in it. `truth_visible` is the visible share
+of each box, NaN if the set does not state it. `file_px` are height and width of the image in its file."""
 
 
 @dataclass(frozen=True)
 class BoxRecord:
-    """The boxes of one image, in pixels of its file, half-open and not rounded: (G, 4) left, top, right, bottom.
+    """Boxes of one image in pixels of its file: (G, 4) left, top, right, bottom, half-open, not rounded.
 
-    `boxes` are trained on, `scored` are what is scored: of a person the whole figure, or what is visible of it. An
-    ignored box is neither a target nor background; its class is that of the detections that may lie in it, -1 for those
-    of all classes. `is_scored_ignored` is about the scored boxes, where these are ignored for other reasons (a head
-    that does not show, of a person who does). `visible` (G,) is the share of the whole figure that shows, 0 to 1, NaN
-    where the set does not state it. All arrays are read-only.
+    `boxes` are trained on, `scored` are scored (for example full boxes of people, or visible ones). An ignored box is
+    neither a target nor background; its class is that of the detections that may lie in it, -1 for all classes.
+    `is_scored_ignored` are the ignore marks of the scored boxes if they differ (a hidden head of a visible person).
+    `visible` (G,) is the visible share of the object, 0 to 1, NaN if the set does not state it. All arrays are
+    read-only.
     """
 
     boxes: np.ndarray
@@ -65,9 +64,9 @@ class BoxRecord:
 
 
 def make_sample(image: np.ndarray, record: BoxRecord) -> Sample:
-    """A sample of its own: nothing that is done to it reaches the record.
+    """Build a sample as new tensors; changes to it do not reach the record.
 
-    Boxes without extent, as clipping leaves of those outside the image, are not among `boxes`; `truth` has them all.
+    Empty boxes, which clipping makes of boxes outside the image, are left out of `boxes`; `truth` contains all.
     """
     has_extent = (record.boxes[:, 2:] > record.boxes[:, :2]).all(axis=1)
     return {
@@ -83,17 +82,17 @@ def make_sample(image: np.ndarray, record: BoxRecord) -> Sample:
 
 
 def ground_truth_rows(record: BoxRecord) -> np.ndarray:
-    """What is scored, as the field `truth` has it: (G, 7) float64."""
+    """Return the ground truth for scoring, as in the field `truth`: (G, 7) float64."""
     is_ignored = record.is_ignored if record.is_scored_ignored is None else record.is_scored_ignored
     columns = (record.scored, record.label[:, None], record.area[:, None], is_ignored[:, None])
     return np.concatenate([column.astype(np.float64) for column in columns], axis=1)
 
 
 def visible_fractions(record: BoxRecord) -> np.ndarray:
-    """The share of each scored box that is visible, as the field `truth_visible` has it: (G,) float64."""
+    """Return the visible share of each scored box, as in the field `truth_visible`: (G,) float64."""
     return np.full(len(record.label), np.nan) if record.visible is None else record.visible.astype(np.float64)
 
 
 def box_facts(class_names: tuple[str, ...], box_type: str) -> dict[str, Any]:
-    """The facts that every set of images with boxes states; `box_type` are the boxes that are scored."""
+    """Return the facts of a set of images with boxes; `box_type` names the scored boxes."""
     return {"num_classes": len(class_names), "class_names": class_names, "in_channels": 3, "box_type": box_type}

@@ -1,4 +1,4 @@
-"""The user's own photographs with boxes in YOLO's text files."""
+"""The user's own images with boxes in YOLO text files."""
 
 from __future__ import annotations
 
@@ -43,19 +43,19 @@ class YoloTxt(LabelledImages):
         `find_yolo`, and for images and rows that cannot be used unless `faulty` is `leave_out`.
         """
         assert name == cls.set_name, f"{cls.__name__} prepares '{cls.set_name}', not '{name}'"
-        found = find_yolo(source, names=names)
+        listed = find_yolo(source, names=names)
         options = {"names": None if names is None else list(names)}
-        plan = plan_image_set(found, set_name=name, faulty=faulty, options=options, progress=progress, target=target)
+        plan = plan_image_set(listed, set_name=name, faulty=faulty, options=options, progress=progress, target=target)
         return write_prepared_set(plan, target, progress=progress)
 
     @classmethod
     def survey(cls, source: Path) -> dict[str, Any]:
-        """Images, sizes, classes and faults of files that are not prepared yet. Raises as `find_yolo`."""
+        """Survey images, sizes, classes and faults of unprepared files. Raises as `find_yolo`."""
         return survey_images(find_yolo(source, names=None))
 
     @classmethod
     def card(cls) -> dict[str, Any]:
-        """What can be prepared, and how."""
+        """Description, accepted layouts, download page and licence."""
         return {
             "set": cls.set_name,
             "layouts": {

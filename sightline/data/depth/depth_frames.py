@@ -1,4 +1,4 @@
-"""Depth data sets: what their samples are, wherever the images come from."""
+"""Base of depth data sets: samples, camera and splits, independent of the file format."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ __all__ = ["DepthCamera", "DepthFrames", "FrameSplit", "frames_info"]
 
 @dataclass(frozen=True)
 class DepthCamera:
-    """The camera of a set, in pixels: u = fx X / Z + u0, v = fy Y / Z + v0; fy is negative where Y points up."""
+    """Pinhole camera of a set, in pixels: u = fx X / Z + u0, v = fy Y / Z + v0; fy is negative if Y points up."""
 
     fx: float
     fy: float
@@ -31,7 +31,7 @@ class DepthCamera:
 
     @property
     def intrinsics(self) -> np.ndarray:
-        """fx, fy, u0, v0, float64."""
+        """Intrinsics fx, fy, u0, v0: (4,) float64."""
         return np.array([self.fx, self.fy, self.u0, self.v0])
 
     @property
@@ -41,10 +41,10 @@ class DepthCamera:
 
 @dataclass(frozen=True, eq=False)
 class FrameSplit:
-    """Which frames a split has: `places` among the `num_ordered` frames of the set's files, in their order.
+    """Frames of a split, as indices into the `num_ordered` frames of the set's files.
 
-    `file_split` is the split of the set's own files that they lie in (validation frames lie in `train`); `words` and
-    `if_counts_differ` are those of a `FrameOrder`. `sizes` is how many frames each split has.
+    `file_split` is the split of the set's own files that contains them (`train` contains the validation frames).
+    `words` and `if_counts_differ` are passed on to `FrameOrder`. `sizes` maps each split to its number of frames.
     """
 
     split: str
@@ -57,16 +57,16 @@ class FrameSplit:
 
 
 class DepthFrames:
-    """Depth images with joints, one sample each: `depth`, `camera`, `joints`, `visible`, `reference`, in mm.
+    """Base of sets of depth images with joints: `depth`, `camera`, `joints`, `visible`, `reference`, in mm.
 
-    A set derives from it, gives `__init__` what it knows, and answers `_frame`. Without a `reference` it is the centre
-    of mass. Frames for which there is none are left out of every split but `test`. Of the joints only those named in
-    `joints` are given, in that order; without names all.
+    A subclass calls `__init__` and defines `_frame`. The default `reference` is the centre of mass. Frames without a
+    reference point are left out of every split but `test`. `joints` selects joints by name, in that order; without
+    names all.
     """
 
     set_name: ClassVar[str]
     farthest_mm: float = 20_000.0
-    """Nothing is seen beyond; a set whose figures are near says so, since a range hardly used is taken for a slip."""
+    """Upper bound of depths and coordinates; sets of near figures lower it: an almost unused range is reported."""
 
     def __init__(
         self,
@@ -82,8 +82,8 @@ class DepthFrames:
         self._camera = camera
         self._skeleton = skeleton
         self._rows = skeleton.joint_indices(joints)
-        chosen = CentreOfMass() if reference is None else reference
-        self._locate = chosen.points_for(
+        reference_source = CentreOfMass() if reference is None else reference
+        self._locate = reference_source.points_for(
             FrameOrder(
                 title=f"{self.set_name} {part.file_split}",
                 num_frames=part.num_ordered,
@@ -94,47 +94,47 @@ class DepthFrames:
                 if_counts_differ=part.if_counts_differ,
             )
         )
-        kept = np.arange(len(part.frame_indices))
+        selected = np.arange(len(part.frame_indices))
         if part.split != "test" and self._locate.is_known is not None:
-            kept = np.flatnonzero(self._locate.is_known[part.frame_indices])
-        if not len(kept):
-            held = ", ".join(f"{name} ({size})" for name, size in part.sizes.items())
+            selected = np.flatnonzero(self._locate.is_known[part.frame_indices])
+        if not len(selected):
+            available = ", ".join(f"{name} ({size})" for name, size in part.sizes.items())
             advice = "; set evaluate.select: test" if part.split == "validation" else ""
-            raise ConfigError(f"{self.set_name}: has no frame in the part '{part.split}'; it has {held}{advice}")
-        self._places = _frozen(part.frame_indices[kept])
+            raise ConfigError(f"{self.set_name}: has no frame in the part '{part.split}'; it has {available}{advice}")
+        self._frame_indices = _copy_read_only(part.frame_indices[selected])
         self.info = frames_info(
             camera,
             skeleton.select_joints(joints),
             farthest_mm=self.farthest_mm,
-            reference=chosen.title,
+            reference=reference_source.title,
             sizes={**part.sizes, part.split: len(self)},
             folds=self._folds(),
         )
 
     def __len__(self) -> int:
-        return len(self._places)
+        return len(self._frame_indices)
 
     @property
     def part(self) -> FrameSplit:
-        """Which frames the split has, those that were left out for want of a reference point among them."""
+        """Frames of the split, including those that are left out because they have no reference point."""
         return self._part
 
     @property
     def frame_indices(self) -> np.ndarray:
-        """Where each sample stands in the order of the set's files, in which files of reference points have lines."""
-        return self._places
+        """Index of each sample (N,) int64 in the order of the set's files, which reference point files share."""
+        return self._frame_indices
 
     def __getitem__(self, key: SampleKey) -> Sample:
         return {name: field[0] for name, field in self.get_batch([key]).items() if name != "sample_index"}
 
     def get_batch(self, keys: Sequence[SampleKey]) -> Batch:
-        """The samples of these keys, stacked: fresh tensors, the same bits as one by one."""
+        """Return the samples of these keys, stacked into new tensors; the same bits as sample by sample."""
         index_B = np.array([key.index for key in keys], dtype=np.int64)
         if ((index_B < 0) | (index_B >= len(self))).any():
             raise IndexError(f"{self.set_name} has the samples 0 to {len(self) - 1}, asked for {index_B.tolist()}")
-        places = [int(self._places[index]) for index in index_B]
-        frames = self._frames(places)
-        references = [self._locate(frame, place) for frame, place in zip(frames, places, strict=True)]
+        frame_indices = [int(self._frame_indices[index]) for index in index_B]
+        frames = self._frames(frame_indices)
+        references = [self._locate(frame, index) for frame, index in zip(frames, frame_indices, strict=True)]
         return {
             "depth": torch.from_numpy(np.stack([frame.depth for frame in frames])),
             "camera": torch.from_numpy(np.tile(self._camera.intrinsics, (len(frames), 1))),
@@ -144,16 +144,16 @@ class DepthFrames:
             "sample_index": torch.from_numpy(index_B),
         }
 
-    def _frames(self, places: Sequence[int]) -> list[DepthFrame]:
-        """The frames at these places; a set that makes many faster than one by one overrides this."""
-        return [self._frame(place) for place in places]
+    def _frames(self, frame_indices: Sequence[int]) -> list[DepthFrame]:
+        """Return several frames; a set that makes many faster than one by one overrides this."""
+        return [self._frame(index) for index in frame_indices]
 
-    def _frame(self, place: int) -> DepthFrame:
-        """The frame at a place of the order of the set's files."""
+    def _frame(self, frame_index: int) -> DepthFrame:
+        """Return the frame with an index in the order of the set's files."""
         raise NotImplementedError(f"{type(self).__name__} must define _frame or _frames")
 
     def _folds(self) -> Folds | None:
-        """The parts that are tested in turn, for a set that has them."""
+        """Return the cross-validation folds of the set, or None if it has none."""
         return None
 
 
@@ -166,7 +166,7 @@ def frames_info(
     sizes: Mapping[str, int] | None = None,
     folds: Folds | None = None,
 ) -> DataInfo:
-    """What a set of such frames states; sizes and kind of reference points are left out where they are not known."""
+    """Build the DataInfo of a set of depth frames; sizes and kind of reference points are optional."""
     num_joints = len(skeleton)
     frame = f"camera, z forward, y {camera.y_points}"
     return DataInfo(
@@ -190,7 +190,7 @@ def frames_info(
     )
 
 
-def _frozen(array: np.ndarray) -> np.ndarray:
+def _copy_read_only(array: np.ndarray) -> np.ndarray:
     array = np.array(array)
     array.flags.writeable = False
     return array

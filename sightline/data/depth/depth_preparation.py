@@ -1,4 +1,4 @@
-"""Frames of depth sets on their way into the native form, and what a manifest says of them."""
+"""Preparation of depth data sets: columns, checks and manifest entries."""
 
 from __future__ import annotations
 
@@ -28,17 +28,16 @@ __all__ = [
     "prepare_frames",
 ]
 
-_OUT_OF_REACH_MM = 1e6
+_MAX_COORDINATE_MM = 1e6
 
 
 @dataclass(frozen=True, eq=False)
 class SourceFrame:
-    """What the files of a set say of one frame.
+    """One frame as read from the source files of a set.
 
-    `depth` (H, W) in the set's own type and unit, None where the frame is listed and its image is missing; `joints`
-    (J, 3) in mm in the camera's frame, None where it has no labels; `visible` (J,), all of them where it is None.
-    `group` is the recording that it is from. `is_valid` is false for a frame that the set itself does not want used:
-    it keeps its place in the order.
+    `depth` (H, W) in the set's own type and unit, None if the frame is listed and its image is missing; `joints`
+    (J, 3) in mm in the camera's frame, None without labels; `visible` (J,), None if all are. `group` is the index of
+    its recording. `is_valid` is false for a frame that the set marks as unusable; it keeps its position in the order.
     """
 
     name: str
@@ -53,9 +52,9 @@ class SourceFrame:
 
 @dataclass(frozen=True)
 class DepthShard:
-    """Frames that are read together. `about_bytes` is a guess of what their images will take.
+    """Frames that are read together. `estimated_bytes` estimates the size of their stored images.
 
-    Where `needs_all` is true a missing image is refused: every frame of a test part counts.
+    If `needs_all` is true, a missing image is an error: every frame of a test split counts.
     """
 
     split: str
@@ -69,12 +68,12 @@ class DepthShard:
 
 @dataclass(frozen=True)
 class DepthPlan:
-    """A depth set to be prepared.
+    """Preparation plan of a depth set.
 
-    `depth_type` is that of the stored numbers, `mm_per_unit` how many mm one of them is. `invalid_note` says what it
-    means that a frame is not valid. `published` is how many frames the release has in each stored split. `about` goes
-    into the manifest as it is; `differences` are what was noticed before any frame was read, and
-    `differences_of` finds more in what was stored.
+    `depth_type` is the dtype of the stored depths, `mm_per_unit` their unit in mm. `invalid_note` completes the note on
+    invalid frames. `published` is the number of frames of the release by stored split. `about` is copied into the
+    manifest; `differences` are notes made before any frame is read, and `differences_of` adds notes on the stored
+    arrays.
     """
 
     set_name: str
@@ -94,7 +93,7 @@ class DepthPlan:
 
 
 def prepare_frames(plan: DepthPlan, target: Path, *, progress: Progress) -> dict[str, Any]:
-    """Prepare a depth set at `target`, as `prepare_native` does."""
+    """Prepare a depth set at `target`, as `write_prepared_set` does, and return the manifest."""
     assert plan.depth_type in DEPTH_TYPES, f"depths are stored as {plan.depth_type}"
     about = {
         "unit": "mm",
@@ -108,7 +107,7 @@ def prepare_frames(plan: DepthPlan, target: Path, *, progress: Progress) -> dict
         layout=plan.layout,
         source=plan.source,
         columns=_columns(len(plan.skeleton), has_regions=plan.has_regions),
-        shards=tuple(_native_part(part, plan) for part in plan.parts),
+        shards=tuple(_to_shard(part, plan) for part in plan.parts),
         manifest_extra=about,
         summarise=partial(_summary, plan=plan),
         options=plan.options,
@@ -117,9 +116,9 @@ def prepare_frames(plan: DepthPlan, target: Path, *, progress: Progress) -> dict
 
 
 def find_source_folder(source: Path, *, marks: Sequence[str], inner: Sequence[str], what: str) -> Path:
-    """The folder at `source`, or one of the `inner` ones in it, that holds one of the `marks`; resolved.
+    """Find the folder with one of the files `marks`: `source` itself or one of its folders `inner`; resolved.
 
-    Raises DataError that says what was looked for.
+    Raises DataError that names the files it looked for.
     """
     root = source.expanduser().resolve()
     if not root.is_dir():
@@ -133,12 +132,12 @@ def find_source_folder(source: Path, *, marks: Sequence[str], inner: Sequence[st
 
 
 def count_notes(prepared: PreparedSet, published: Mapping[str, int]) -> list[str]:
-    """Where a prepared set has other numbers of frames than the release."""
-    found = {split: prepared.manifest["splits"].get(split, {}).get("num_rows", 0) for split in published}
+    """Return a note for every split whose number of frames differs from the release."""
+    counts = {split: prepared.manifest["splits"].get(split, {}).get("num_rows", 0) for split in published}
     return [
-        f"{split} has {found[split]} frames, the release has {count}"
+        f"{split} has {counts[split]} frames, the release has {count}"
         for split, count in published.items()
-        if found[split] != count
+        if counts[split] != count
     ]
 
 
@@ -155,26 +154,26 @@ def _columns(num_joints: int, *, has_regions: bool) -> dict[str, ColumnSpec]:
 
 
 def check_joint_range(joints: np.ndarray, where: str) -> None:
-    """Raises DataError for joints in mm that are not finite, or a kilometre away."""
-    wrong = np.argwhere(~(np.abs(joints) < _OUT_OF_REACH_MM))
+    """Raise DataError for joints in mm that are not finite, or a kilometre away."""
+    wrong = np.argwhere(~(np.abs(joints) < _MAX_COORDINATE_MM))
     if len(wrong):
-        place = ", ".join(map(str, wrong[0]))
+        index = ", ".join(map(str, wrong[0]))
         raise DataError(
-            f"{where}: the coordinate [{place}] is {joints[tuple(wrong[0])]:g} mm, less than {_OUT_OF_REACH_MM:g} is "
+            f"{where}: the coordinate [{index}] is {joints[tuple(wrong[0])]:g} mm, less than {_MAX_COORDINATE_MM:g} is "
             "needed; get the file again"
         )
 
 
-def _native_part(part: DepthShard, plan: DepthPlan) -> Shard:
-    rows = partial(_rows, part, plan)
+def _to_shard(part: DepthShard, plan: DepthPlan) -> Shard:
+    rows = partial(_iterate_rows, part, plan)
     return Shard(part.split, part.title, part.num_frames, part.files, rows, part.estimated_bytes)
 
 
-def _rows(part: DepthShard, plan: DepthPlan) -> Iterator[SampleRow]:
-    return map(partial(_row, part, plan), part.frames())
+def _iterate_rows(part: DepthShard, plan: DepthPlan) -> Iterator[SampleRow]:
+    return map(partial(_make_row, part, plan), part.frames())
 
 
-def _row(part: DepthShard, plan: DepthPlan, frame: SourceFrame) -> SampleRow:
+def _make_row(part: DepthShard, plan: DepthPlan, frame: SourceFrame) -> SampleRow:
     num_joints = len(plan.skeleton)
     if frame.depth is None and part.needs_all:
         raise DataError(f"{frame.where}: the image of {frame.name} is missing, and every test frame counts; get it")
@@ -197,37 +196,38 @@ def _row(part: DepthShard, plan: DepthPlan, frame: SourceFrame) -> SampleRow:
 
 
 def _summary(prepared: PreparedSet, *, plan: DepthPlan) -> dict[str, Any]:
-    splits, found = {}, [*plan.differences, *count_notes(prepared, plan.published), *plan.differences_of(prepared)]
+    """Manifest entries computed from the written arrays."""
+    splits, notes = {}, [*plan.differences, *count_notes(prepared, plan.published), *plan.differences_of(prepared)]
     for split in prepared.splits:
         is_valid, measured = prepared.array(split, "is_valid"), prepared.array(split, "num_measured") > 0
         splits[split] = {"num_rows": len(is_valid), "num_usable": int((is_valid & measured).sum())}
-        found += _row_notes(prepared, split, ~is_valid, plan.invalid_note)
-        found += _row_notes(prepared, split, is_valid & ~measured, "have no measured pixel, and do not train")
+        notes += _note_rows(prepared, split, ~is_valid, plan.invalid_note)
+        notes += _note_rows(prepared, split, is_valid & ~measured, "have no measured pixel, and do not train")
     return {
         "splits": splits,
-        "label_sha256": _label_hash(prepared),
-        "joint_depths_mm": _joint_depths(prepared),
-        "differences": found,
+        "label_sha256": _hash_labels(prepared),
+        "joint_depths_mm": _measure_joint_depths(prepared),
+        "differences": notes,
     }
 
 
-def _row_notes(prepared: PreparedSet, split: str, chosen: np.ndarray, what: str) -> list[str]:
-    if not chosen.any():
+def _note_rows(prepared: PreparedSet, split: str, mask: np.ndarray, description: str) -> list[str]:
+    if not mask.any():
         return []
-    first = prepared.names(split)[int(np.flatnonzero(chosen)[0])]
-    return [f"{split}: {int(chosen.sum())} of {len(chosen)} frames {what}; the first is {first}"]
+    first = prepared.names(split)[int(np.flatnonzero(mask)[0])]
+    return [f"{split}: {int(mask.sum())} of {len(mask)} frames {description}; the first is {first}"]
 
 
-def _label_hash(prepared: PreparedSet) -> str:
-    """SHA-256 of all joints, float32 in mm, split after split: two versions of a set's labels differ in it."""
+def _hash_labels(prepared: PreparedSet) -> str:
+    """Compute the SHA-256 of all joints (float32, mm, splits concatenated): it identifies a version of the labels."""
     digest = hashlib.sha256()
     for split in prepared.splits:
         digest.update(np.ascontiguousarray(prepared.array(split, "joints").astype("<f4", copy=False)).data)
     return digest.hexdigest()
 
 
-def _joint_depths(prepared: PreparedSet) -> list[float]:
-    """The nearest and the farthest labelled joint."""
+def _measure_joint_depths(prepared: PreparedSet) -> list[float]:
+    """Return the smallest and the largest depth of visible joints in mm; [] if there are none."""
     depths = [prepared.array(split, "joints")[..., 2][prepared.array(split, "visible")] for split in prepared.splits]
     flat = np.concatenate(depths)
     return [float(flat.min()), float(flat.max())] if len(flat) else []

@@ -1,4 +1,4 @@
-"""Prepared sets of depth images with joints: what they all are, whatever files they were prepared from."""
+"""Base of the prepared data sets of depth images with joints."""
 
 from __future__ import annotations
 
@@ -26,28 +26,28 @@ SPLITS = ("train", "validation", "test")
 
 @dataclass(frozen=True)
 class StoredFrames:
-    """Frames in the order of the set's files: stored splits, one after another."""
+    """Frames in the order of the set's files: stored splits, concatenated."""
 
     prepared: PreparedSet
     splits: tuple[str, ...]
 
     def starts(self) -> np.ndarray:
-        """At which place each of the stored splits begins, and where the last one ends."""
+        """Return the index of the first frame of each stored split, and the total: (splits + 1,) int64."""
         rows = [int(self.prepared.manifest["splits"][split]["num_rows"]) for split in self.splits]
         return np.concatenate(([0], np.cumsum(rows, dtype=np.int64))).astype(np.int64)
 
     def column(self, name: str) -> np.ndarray:
-        """A column of all these frames, in their order."""
+        """Read a column of all these frames, in their order."""
         parts = [self.prepared.array(split, name) for split in self.splits]
         return np.concatenate(parts) if parts else np.zeros(0, dtype=np.int64)
 
-    def usable(self) -> np.ndarray:
-        """Which frames may train: those that the set wants used, and in which something was measured."""
+    def usable_mask(self) -> np.ndarray:
+        """Mask (num_frames,) of frames that are marked valid and have at least one measured pixel."""
         return np.asarray((self.column("is_valid") > 0) & (self.column("num_measured") > 0))
 
 
 class PreparedFrames(DepthFrames):
-    """Frames are unpacked from the prepared files when they are asked for. A set names its `camera` and `skeleton`."""
+    """Base of prepared depth sets; frames are decompressed at access. A subclass sets `camera` and `skeleton`."""
 
     readable_sets: ClassVar[tuple[str, ...]]
     camera: ClassVar[DepthCamera]
@@ -56,40 +56,40 @@ class PreparedFrames(DepthFrames):
     def __init__(
         self,
         *,
-        stretch: StoredFrames,
+        frames: StoredFrames,
         part: FrameSplit,
         reference: Reference | None,
         joints: tuple[str, ...],
         shift_px: float = 0.0,
     ) -> None:
-        """`shift_px` moves the middle of the camera, along columns and rows."""
-        self._prepared = stretch.prepared
-        self._splits = stretch.splits
-        self._starts = stretch.starts()
+        """Open the frames; `shift_px` moves the camera's principal point along columns and rows."""
+        self._prepared = frames.prepared
+        self._splits = frames.splits
+        self._starts = frames.starts()
         self._names: dict[str, list[str]] = {}
         camera = dataclasses.replace(self.camera, u0=self.camera.u0 + shift_px, v0=self.camera.v0 + shift_px)
         super().__init__(part=part, camera=camera, skeleton=self.skeleton, reference=reference, joints=joints)
 
     @classmethod
     def expected_info(cls, *, joints: tuple[str, ...] = ()) -> DataInfo:
-        """What `info` states, sizes and reference points left out, before the set is there."""
+        """Expected DataInfo before preparation, without counts."""
         return frames_info(cls.camera, cls.skeleton.select_joints(joints), farthest_mm=cls.farthest_mm)
 
     @property
     def fingerprint(self) -> str:
-        """The digest of the manifest, which holds the hash of every file."""
+        """Digest of the manifest, which contains the hash of every file."""
         return str(self._prepared.manifest["digest"])
 
     def name_of(self, index: int) -> str:
-        """The name of a frame, as its source has it."""
-        split, row = self._stored(int(self._places[index]))
+        """Name of a sample in reports."""
+        split, row = self._locate_row(int(self._frame_indices[index]))
         if split not in self._names:
             self._names[split] = self._prepared.names(split)
         return self._names[split][row]
 
     @classmethod
     def describe(cls, root: Path) -> dict[str, Any]:
-        """What a prepared folder holds, from its manifest: frames, the range and the hash of labels, its source."""
+        """Summary of a prepared folder for `data info`."""
         manifest = open_prepared(root, set_names=cls.readable_sets).manifest
         shown = ("layout", "orientation", "unit", "joint_depths_mm", "label_sha256", "split", "differences")
         return {
@@ -103,15 +103,15 @@ class PreparedFrames(DepthFrames):
 
     @classmethod
     def verify(cls, root: Path) -> int:
-        """Read every prepared file and compare its hash; how many there are. Raises DataError naming a wrong one."""
+        """Compare the hash of every file and return their number. Raises DataError with the first that differs."""
         return verify(root)
 
-    def _stored(self, place: int) -> tuple[str, int]:
-        which = int(np.searchsorted(self._starts, place, side="right")) - 1
-        return self._splits[which], place - int(self._starts[which])
+    def _locate_row(self, frame_index: int) -> tuple[str, int]:
+        split_index = int(np.searchsorted(self._starts, frame_index, side="right")) - 1
+        return self._splits[split_index], frame_index - int(self._starts[split_index])
 
-    def _frame(self, place: int) -> DepthFrame:
-        split, row = self._stored(place)
+    def _frame(self, frame_index: int) -> DepthFrame:
+        split, row = self._locate_row(frame_index)
         manifest = self._prepared.manifest
         depth = unpack_depth(
             self._prepared.row(split, "depth", row),
@@ -136,13 +136,13 @@ class PreparedFrames(DepthFrames):
 def train_and_test(
     prepared: PreparedSet, split: str, *, share: float, seed: int, prefix: str = ""
 ) -> tuple[StoredFrames, FrameSplit]:
-    """The frames of a split of a set that is stored as `train` and `test`, behind a `prefix` where it has several.
+    """Choose the frames of a split of a set stored as `train` and `test`, after a `prefix` if it has several of each.
 
     Whole recordings are held out for validation.
     """
     training, testing = (
-        StoredFrames(prepared, (f"{prefix}{each}",) if f"{prefix}{each}" in prepared.splits else ())
-        for each in ("train", "test")
+        StoredFrames(prepared, (f"{prefix}{name}",) if f"{prefix}{name}" in prepared.splits else ())
+        for name in ("train", "test")
     )
     return choose_frames(split, training, testing, training.column("group"), share=share, seed=seed)
 
@@ -159,11 +159,11 @@ def choose_frames(
     words: Mapping[str, str] | None = None,
     if_counts_differ: str = "",
 ) -> tuple[StoredFrames, FrameSplit]:
-    """The frames of a split: a share of the groups of training frames is held out for validation, never a part of one.
+    """Choose the frames of a split; whole groups of training frames (`share` of them) are held out for validation.
 
-    Frames marked in `left_out`, and those that are not usable, do not train. Every valid frame is tested; a test part
-    without labels can be read, and is not named among the splits, so that nothing is scored on it.
-    Raises DataError for a split that there is not.
+    Frames marked in `left_out`, and unusable frames, do not train. Every valid frame is tested; a test split without
+    labels can be read, but is missing from `sizes`, so that nothing is scored on it. Raises DataError for an unknown
+    split.
     """
     root = training.prepared.root
     if split not in SPLITS:
@@ -171,22 +171,22 @@ def choose_frames(
     if split == "test" and not testing.splits:
         raise DataError(f"{root}: holds no test frames, the source that it was prepared from had none")
     names, group = np.unique(groups, return_inverse=True)
-    held = stratified_split(len(names), None, share=share, seed=seed)[1] if share else np.zeros(0, dtype=np.int64)
-    is_held = np.isin(group, held)
-    usable = training.usable() if left_out is None else training.usable() & ~left_out
-    places = {
+    held_out = stratified_split(len(names), None, share=share, seed=seed)[1] if share else np.zeros(0, dtype=np.int64)
+    is_held = np.isin(group, held_out)
+    usable = training.usable_mask() if left_out is None else training.usable_mask() & ~left_out
+    indices = {
         "train": np.flatnonzero(usable & ~is_held),
         "validation": np.flatnonzero(usable & is_held),
         "test": np.flatnonzero(testing.column("is_valid") > 0),
     }
-    sizes = {name: len(each) for name, each in places.items()}
+    sizes = {name: len(frames) for name, frames in indices.items()}
     if split != "test" and not testing.column("visible").any():
         del sizes["test"]
     chosen = testing if split == "test" else training
     return chosen, FrameSplit(
         split=split,
         file_split="test" if split == "test" else "train",
-        frame_indices=places[split],
+        frame_indices=indices[split],
         num_ordered=int(chosen.starts()[-1]),
         sizes=sizes,
         words=words or {},

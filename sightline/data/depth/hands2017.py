@@ -1,4 +1,4 @@
-"""HANDS 2017: 957,032 depth images with 21 joints, and 295,510 single frames that test, each with a bounding box."""
+"""HANDS 2017: 957,032 depth images with 21 hand joints, and 295,510 test frames with bounding boxes."""
 
 from __future__ import annotations
 
@@ -33,9 +33,8 @@ _WHAT = "HANDS 2017 (training/Training_Annotation.txt, training/images, frame/Bo
 class Hands2017(PreparedFrames):
     """Hands of five subjects train; of ten test, for which labels came later. 21 joints, mm, y down, z forward.
 
-    Where the labels of the test part are not there, it can be read, and is not scored. Its bounding boxes say where a
-    centre of mass is looked for. `validation_share` of the stretches of a thousand frames, by `split_seed`, choose the
-    checkpoint.
+    A test split without labels can be read, and is not scored. Its bounding boxes limit the search for the centre of
+    mass. `validation_share` of the blocks of a thousand frames, by `split_seed`, choose the checkpoint.
     Source: Yuan et al. 2017, The 2017 Hands in the Million Challenge on 3D Hand Pose Estimation.
     """
 
@@ -55,8 +54,8 @@ class Hands2017(PreparedFrames):
         split_seed: Seed = 0,
     ) -> None:
         prepared = open_prepared(prepared_root(root, self.set_name), set_names=self.readable_sets)
-        stretch, part = train_and_test(prepared, split, share=validation_share, seed=split_seed)
-        super().__init__(stretch=stretch, part=part, reference=reference, joints=joints)
+        frames, part = train_and_test(prepared, split, share=validation_share, seed=split_seed)
+        super().__init__(frames=frames, part=part, reference=reference, joints=joints)
 
     @classmethod
     def prepare(cls, *, source: Path, target: Path, name: str, progress: Progress) -> dict[str, Any]:
@@ -67,7 +66,7 @@ class Hands2017(PreparedFrames):
         """
         assert name == cls.set_name, f"{cls.__name__} prepares '{cls.set_name}', not '{name}'"
         root = find_source_folder(source, marks=(_TRAINING,), inner=("HANDS2017", "hands2017"), what=_WHAT)
-        lists = [_training(root), *([_testing(root)] if (root / _BOXES).is_file() else [])]
+        lists = [_list_training(root), *([_list_testing(root)] if (root / _BOXES).is_file() else [])]
         plan = DepthPlan(
             set_name=name,
             layout="+".join(sorted({frames.kind for frames in lists})),
@@ -87,7 +86,7 @@ class Hands2017(PreparedFrames):
 
     @classmethod
     def card(cls) -> dict[str, Any]:
-        """What the set is, what is read, and where to obtain it."""
+        """Description, accepted layouts, download page and licence."""
         return {
             "set": cls.set_name,
             "frames": {"train": 957_032, "test": 295_510},
@@ -104,18 +103,18 @@ class Hands2017(PreparedFrames):
         }
 
 
-def _training(root: Path) -> FrameList:
+def _list_training(root: Path) -> FrameList:
     labels = LabelLines(root / _TRAINING, num_columns=63)
     return _frames(root, "train", labels.names, labels, files=(labels.path,))
 
 
-def _testing(root: Path) -> FrameList:
+def _list_testing(root: Path) -> FrameList:
     boxes = LabelLines(root / _BOXES, num_columns=4)
-    path = next((root / each for each in _TEST_LABELS if (root / each).is_file()), None)
+    path = next((root / file for file in _TEST_LABELS if (root / file).is_file()), None)
     labels = None if path is None else LabelLines(path, num_columns=63)
     if labels is not None:
         _check_names(boxes, labels)
-    regions = _regions(boxes)
+    regions = _read_regions(boxes)
     files = (boxes.path, *(() if labels is None else (labels.path,)))
     return _frames(root, "test", boxes.names, labels, files=files, regions=regions)
 
@@ -149,17 +148,17 @@ def _frames(
     )
 
 
-def _regions(boxes: LabelLines) -> np.ndarray:
-    """The boxes (frames, 4) int64 as left, top, right, bottom within the image, the last two excluded."""
+def _read_regions(boxes: LabelLines) -> np.ndarray:
+    """Read the bounding boxes (frames, 4) int64: left, top, right, bottom within the image, the last two excluded."""
     starts = range(0, len(boxes), BLOCK_LINES)
-    found = np.concatenate([boxes.rows(first, min(BLOCK_LINES, len(boxes) - first)) for first in starts])
+    corners = np.concatenate([boxes.rows(first, min(BLOCK_LINES, len(boxes) - first)) for first in starts])
     size = (_CAMERA.width_px, _CAMERA.height_px)
-    low = np.clip(np.floor(found[:, :2]), 0, size)
-    high = np.clip(np.ceil(found[:, 2:]) + 1, 0, size)
-    empty = np.flatnonzero((found[:, 2:] <= found[:, :2]).any(axis=1) | (high <= low).any(axis=1))
+    low = np.clip(np.floor(corners[:, :2]), 0, size)
+    high = np.clip(np.ceil(corners[:, 2:]) + 1, 0, size)
+    empty = np.flatnonzero((corners[:, 2:] <= corners[:, :2]).any(axis=1) | (high <= low).any(axis=1))
     if len(empty):
         row = int(empty[0])
-        edges = " ".join(f"{edge:g}" for edge in found[row])
+        edges = " ".join(f"{edge:g}" for edge in corners[row])
         raise DataError(
             f"{boxes.path}:{row + 1}: {edges} is not a box in the image; left, top, right and bottom are needed: get "
             "the file again"
@@ -169,7 +168,7 @@ def _regions(boxes: LabelLines) -> np.ndarray:
 
 
 def _check_names(boxes: LabelLines, labels: LabelLines) -> None:
-    """Raises DataError unless the labels of the test part are of the same images in the same order as its boxes."""
+    """Raise DataError unless the labels of the test split list the same images in the same order as its boxes."""
     if len(boxes) != len(labels):
         raise DataError(
             f"{labels.path}: has {len(labels)} lines, {boxes.path.name} has {len(boxes)}; get both files again"

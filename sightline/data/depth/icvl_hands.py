@@ -1,4 +1,4 @@
-"""ICVL hands: 331,006 listed depth images with sixteen joints in pixels and depth, and 1,596 that test."""
+"""ICVL hands: 331,006 training and 1,596 test depth images with sixteen hand joints."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _WHAT = "ICVL (Training/labels.txt, Training/Depth, Testing/test_seq_1.txt, Test
 
 @registry.data.add("icvl_hands")
 class IcvlHands(PreparedFrames):
-    """Hands of ten subjects, rotated copies among them; two sequences of others test. 16 joints, mm, y down, z forward.
+    """Hands of ten subjects with rotated copies; two sequences of others test. 16 joints, mm, y down, z forward.
 
     `validation_share` of the recordings, by `split_seed`, choose the checkpoint: a recording stays together with its
     rotated copies. Frames whose image is missing keep their place in files of reference points, and do not train.
@@ -53,8 +53,8 @@ class IcvlHands(PreparedFrames):
         split_seed: Seed = 0,
     ) -> None:
         prepared = open_prepared(prepared_root(root, self.set_name), set_names=self.readable_sets)
-        stretch, part = train_and_test(prepared, split, share=validation_share, seed=split_seed)
-        super().__init__(stretch=stretch, part=part, reference=reference, joints=joints)
+        frames, part = train_and_test(prepared, split, share=validation_share, seed=split_seed)
+        super().__init__(frames=frames, part=part, reference=reference, joints=joints)
 
     @classmethod
     def prepare(cls, *, source: Path, target: Path, name: str, progress: Progress) -> dict[str, Any]:
@@ -66,7 +66,7 @@ class IcvlHands(PreparedFrames):
         assert name == cls.set_name, f"{cls.__name__} prepares '{cls.set_name}', not '{name}'"
         root = find_source_folder(source, marks=("Training/labels.txt",), inner=("ICVL", "icvl"), what=_WHAT)
         lists = [(split, LabelLines(root / file, num_columns=48)) for split in _LISTS for file in _LISTS[split]]
-        kind = _kind(root, lists[0][1])
+        kind = _find_image_kind(root, lists[0][1])
         plan = DepthPlan(
             set_name=name,
             layout=kind,
@@ -85,7 +85,7 @@ class IcvlHands(PreparedFrames):
 
     @classmethod
     def card(cls) -> dict[str, Any]:
-        """What the set is, what is read, and where to obtain it."""
+        """Description, accepted layouts, download page and licence."""
         return {
             "set": cls.set_name,
             "frames": {"train": 331_006, "test": 1_596},
@@ -102,7 +102,7 @@ class IcvlHands(PreparedFrames):
         }
 
 
-def _images(root: Path, split: str, labels: LabelLines) -> list[Path]:
+def _list_images(root: Path, split: str, labels: LabelLines) -> list[Path]:
     folder = root / ("Training" if split == "train" else "Testing") / "Depth"
     for row, name in enumerate(labels.names):
         if not name.endswith(".png") or ".." in name or name.startswith("/"):
@@ -110,8 +110,8 @@ def _images(root: Path, split: str, labels: LabelLines) -> list[Path]:
     return [folder / name for name in labels.names]
 
 
-def _kind(root: Path, labels: LabelLines) -> ImageKind:
-    images = _images(root, "train", labels)
+def _find_image_kind(root: Path, labels: LabelLines) -> ImageKind:
+    images = _list_images(root, "train", labels)
     return image_kind(images, "png16", [image.with_suffix(".bin") for image in images])
 
 
@@ -121,7 +121,7 @@ def _frames(root: Path, split: str, labels: LabelLines, kind: ImageKind) -> Fram
         with np.errstate(over="ignore", invalid="ignore"):  # of numbers beyond all cameras, which are refused
             return unproject_pixels(pixels, _CAMERA.intrinsics)
 
-    images = _images(root, split, labels)
+    images = _list_images(root, split, labels)
     recordings = [PurePosixPath(name).parent.name for name in labels.names]
     return FrameList(
         split=split,

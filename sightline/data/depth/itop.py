@@ -1,4 +1,4 @@
-"""ITOP: depth images of people from the side and from above, fifteen joints, 16 people train and 4 test."""
+"""ITOP: depth images of people from the side and from above, 15 joints; 16 people train, 4 test."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ _VIEWS = ("side", "top")
 _FRAMES = {"train": 39_795, "test": 10_501}
 _SIZE = (_CAMERA.height_px, _CAMERA.width_px)
 _BLOCK_FRAMES = 500
-_MOST_OFF_PX = 10.0
-"""How far a joint may appear from its place in the image: labels are rounded to pixels and to float16 (2 mm at 3 m)."""
+_MAX_OFFSET_PX = 10.0
+"""Maximum distance of projected joints from their pixel labels, which are rounded (float16: 2 mm at 3 m)."""
 _MM_PER_M = 1000.0
 
 
@@ -74,31 +74,31 @@ class Itop(PreparedFrames):
     ) -> None:
         prepared = open_prepared(prepared_root(root, self.set_name), set_names=self.readable_sets)
         if not any(stored.startswith(f"{view}_") for stored in prepared.splits):
-            held = ", ".join(prepared.splits)
-            raise DataError(f"{prepared.root}: has no frames from the {view}, it holds {held}; set data.view")
-        stretch, part = train_and_test(prepared, split, share=validation_share, seed=split_seed, prefix=f"{view}_")
+            available = ", ".join(prepared.splits)
+            raise DataError(f"{prepared.root}: has no frames from the {view}, it holds {available}; set data.view")
+        frames, part = train_and_test(prepared, split, share=validation_share, seed=split_seed, prefix=f"{view}_")
         self._leaves_out_hidden = hidden == "left_out"
-        super().__init__(stretch=stretch, part=part, reference=reference, joints=joints)
+        super().__init__(frames=frames, part=part, reference=reference, joints=joints)
 
     @classmethod
     def prepare(cls, *, source: Path, target: Path, name: str, progress: Progress) -> dict[str, Any]:
         """Write the frames of the views that are there; returns the manifest with `root` and `outcome`.
 
-        Raises DataError for files that are compressed, cut short or of other shapes, for depth maps and labels of other
-        frames, and for joints that do not appear where the labels in pixels have them, as of another order. A killed
-        run is continued by the same call.
+        Raises DataError for files that are compressed, cut short or of other shapes, for depth maps and labels of
+        different frames, and for joints that do not project to their pixel labels. A killed run is continued by the
+        same call.
         """
         assert name == cls.set_name, f"{cls.__name__} prepares '{cls.set_name}', not '{name}'"
-        files = [_files(view, split) for view in _VIEWS for split in _FRAMES]
-        marks = [each for pair in files for file in pair for each in (file, f"{file}.gz")]
+        files = [_file_names(view, split) for view in _VIEWS for split in _FRAMES]
+        marks = [mark for pair in files for file in pair for mark in (file, f"{file}.gz")]
         root = find_source_folder(
             source, marks=marks, inner=("ITOP", "itop"), what="ITOP (ITOP_<view>_<split>_depth_map.h5)"
         )
         pairs = {
-            f"{view}_{split}": _opened(root, view, split)
+            f"{view}_{split}": _read_labels(root, view, split)
             for view in _VIEWS
             for split in _FRAMES
-            if any((root / f"{file}{end}").exists() for file in _files(view, split) for end in ("", ".gz"))
+            if any((root / f"{file}{end}").exists() for file in _file_names(view, split) for end in ("", ".gz"))
         }
         types = {pair.depth_type for pair in pairs.values()}
         depth_type = "float16" if types == {"float16"} else "float32"
@@ -107,7 +107,7 @@ class Itop(PreparedFrames):
             layout="hdf5",
             source=root,
             skeleton=BODY_15,
-            parts=tuple(part for stored, pair in pairs.items() for part in _parts(stored, pair, depth_type)),
+            parts=tuple(part for stored, pair in pairs.items() for part in _make_shards(stored, pair, depth_type)),
             depth_type=depth_type,
             mm_per_unit=_MM_PER_M,
             invalid_note="are invalid by the set's own word, and are not used",
@@ -121,7 +121,7 @@ class Itop(PreparedFrames):
 
     @classmethod
     def card(cls) -> dict[str, Any]:
-        """What the set is, what is read, and where to obtain it."""
+        """Description, accepted layouts, download page and licence."""
         return {
             "set": cls.set_name,
             "frames": {f"{view}_{split}": count for view in _VIEWS for split, count in _FRAMES.items()},
@@ -133,14 +133,14 @@ class Itop(PreparedFrames):
             "prepare": prepare_command(cls.set_name, "DIR"),
         }
 
-    def _frame(self, place: int) -> DepthFrame:
-        frame = super()._frame(place)
+    def _frame(self, frame_index: int) -> DepthFrame:
+        frame = super()._frame(frame_index)
         return frame if self._leaves_out_hidden else dataclasses.replace(frame, visible=frame.joints[:, 2] > 0)
 
 
 @dataclass(frozen=True, eq=False)
 class _Labels:
-    """What the label file of a part says of its frames; `depth_type` is that of the depth maps beside it."""
+    """Labels of one split of one view; `depth_type` is the dtype of the depth maps next to the label file."""
 
     depth_path: Path
     path: Path
@@ -152,13 +152,13 @@ class _Labels:
     joints_mm: np.ndarray
 
 
-def _files(view: str, split: str) -> tuple[str, str]:
+def _file_names(view: str, split: str) -> tuple[str, str]:
     return f"ITOP_{view}_{split}_depth_map.h5", f"ITOP_{view}_{split}_labels.h5"
 
 
-def _opened(root: Path, view: str, split: str) -> _Labels:
-    """The labels of a part, its two files checked against each other."""
-    depth_path, path = (_unpacked(root / file) for file in _files(view, split))
+def _read_labels(root: Path, view: str, split: str) -> _Labels:
+    """Read the labels of a split and check the label file against the depth file."""
+    depth_path, path = (_require_unpacked(root / file) for file in _file_names(view, split))
     with open_hdf5(depth_path) as file:
         depth = file.array("data")
         if depth.ndim != 3 or depth.shape[1:] != _SIZE or depth.dtype.name not in ("float16", "float32"):
@@ -167,14 +167,14 @@ def _opened(root: Path, view: str, split: str) -> _Labels:
                 "needed; get the file again"
             )
         num_frames, depth_type = len(depth), depth.dtype.name
-        depth_names = _ids(file, depth_path, num_frames)
+        depth_names = _read_names(file, depth_path, num_frames)
     num_joints = len(BODY_15)
     with open_hdf5(path) as file:
-        names = _ids(file, path, num_frames)
-        is_valid = _labels(file, path, "is_valid", (num_frames,)) == 1
-        visible = _labels(file, path, "visible_joints", (num_frames, num_joints)) == 1
-        pixels = _labels(file, path, "image_coordinates", (num_frames, num_joints, 2))
-        joints_m = _labels(file, path, "real_world_coordinates", (num_frames, num_joints, 3))
+        names = _read_names(file, path, num_frames)
+        is_valid = _read_array(file, path, "is_valid", (num_frames,)) == 1
+        visible = _read_array(file, path, "visible_joints", (num_frames, num_joints)) == 1
+        pixels = _read_array(file, path, "image_coordinates", (num_frames, num_joints, 2))
+        joints_m = _read_array(file, path, "real_world_coordinates", (num_frames, num_joints, 3))
     differing = next((row for row, pair in enumerate(zip(depth_names, names, strict=True)) if len(set(pair)) > 1), None)
     if differing is not None:
         raise DataError(
@@ -183,38 +183,45 @@ def _opened(root: Path, view: str, split: str) -> _Labels:
         )
     _check_joints(path, joints_m, pixels, is_valid)
     return _Labels(
-        depth_path, path, depth_type, names, _people(names, path), is_valid, visible, joints_m.astype("f8") * _MM_PER_M
+        depth_path,
+        path,
+        depth_type,
+        names,
+        _parse_people(names, path),
+        is_valid,
+        visible,
+        joints_m.astype("f8") * _MM_PER_M,
     )
 
 
-def _unpacked(path: Path) -> Path:
+def _require_unpacked(path: Path) -> Path:
     if path.is_file():
         return path
     packed = path.with_name(f"{path.name}.gz")
     if packed.is_file():
-        raise DataError(f"{packed}: is compressed, and frames are read one by one; unpack it: gunzip -k {packed}")
-    raise DataError(f"{path}: is missing, and belongs to the file beside it; get it")
+        raise DataError(f"{packed}: is compressed, but frames are read individually; unpack it: gunzip -k {packed}")
+    raise DataError(f"{path}: is missing, and the other file of this split needs it; download it")
 
 
-def _ids(file: Hdf5File, path: Path, num_frames: int) -> list[str]:
-    """The names of the frames, `<person>_<frame>`."""
+def _read_names(file: Hdf5File, path: Path, num_frames: int) -> list[str]:
+    """Read the names of the frames, `<person>_<frame>`."""
     array = file.array("id", kinds=TEXT)
     if array.shape != (num_frames,):
         raise DataError(
             f"{path}: id is {array.shape}, ({num_frames},) is needed as the depth maps have; get the file again"
         )
-    return [each.decode("latin-1") if isinstance(each, bytes) else str(each) for each in array[...].tolist()]
+    return [name.decode("latin-1") if isinstance(name, bytes) else str(name) for name in array[...].tolist()]
 
 
-def _labels(file: Hdf5File, path: Path, key: str, shape: tuple[int, ...]) -> np.ndarray:
+def _read_array(file: Hdf5File, path: Path, key: str, shape: tuple[int, ...]) -> np.ndarray:
     array = file.array(key)
     if array.shape != shape or array.dtype.kind not in "iufb":
         raise DataError(f"{path}: {key} is {array.dtype} {array.shape}, {shape} is needed; get the file again")
-    found: np.ndarray = array[...]
-    return found
+    values: np.ndarray = array[...]
+    return values
 
 
-def _people(names: list[str], path: Path) -> np.ndarray:
+def _parse_people(names: list[str], path: Path) -> np.ndarray:
     people = [parse_count(name.partition("_")[0]) for name in names]
     wrong = next((row for row, person in enumerate(people) if person is None), None)
     if wrong is not None:
@@ -223,7 +230,7 @@ def _people(names: list[str], path: Path) -> np.ndarray:
 
 
 def _check_joints(path: Path, joints_m: np.ndarray, pixels: np.ndarray, is_valid: np.ndarray) -> None:
-    """Raises DataError where the joints of valid frames do not lie before the camera, where the image has them."""
+    """Raise DataError unless the joints of valid frames lie before the camera and project to their pixel labels."""
     rows = np.flatnonzero(is_valid)
     if not len(rows):
         return
@@ -234,21 +241,23 @@ def _check_joints(path: Path, joints_m: np.ndarray, pixels: np.ndarray, is_valid
             f"{path}: real_world_coordinates[{rows[wrong[0]]}] has a joint at or behind the camera (z > 0 is needed, "
             "in metres); get the file again"
         )
-    seen = project_points(joints, _CAMERA.intrinsics)[..., :2]
-    # As if each joint were labelled with each place: (joints, places) medians over the frames.
-    off = np.array([np.median(np.abs(seen[:, [j]] - pixels[rows]).max(axis=-1), axis=0) for j in range(len(BODY_15))])
-    joint = int(np.argmax(off.diagonal()))
-    if off[joint, joint] > _MOST_OFF_PX:
-        nearest = int(off[joint].argmin())
+    projected = project_points(joints, _CAMERA.intrinsics)[..., :2]
+    # Distances of every joint from every label: (joints, labels), medians over the frames.
+    distances_px = np.array(
+        [np.median(np.abs(projected[:, [j]] - pixels[rows]).max(axis=-1), axis=0) for j in range(len(BODY_15))]
+    )
+    joint = int(np.argmax(distances_px.diagonal()))
+    if distances_px[joint, joint] > _MAX_OFFSET_PX:
+        nearest = int(distances_px[joint].argmin())
         names = BODY_15.joint_names
-        other = f"; that is where {names[nearest]} is" if off[joint, nearest] <= _MOST_OFF_PX else ""
+        other = f"; that is where {names[nearest]} is" if distances_px[joint, nearest] <= _MAX_OFFSET_PX else ""
         raise DataError(
-            f"{path}: {names[joint]} of real_world_coordinates appears {off[joint, joint]:.0f} px from where "
+            f"{path}: {names[joint]} of real_world_coordinates appears {distances_px[joint, joint]:.0f} px from where "
             f"image_coordinates has it{other}; the joints are in another order or in other units: get the file again"
         )
 
 
-def _parts(stored: str, labels: _Labels, depth_type: str) -> list[DepthShard]:
+def _make_shards(stored: str, labels: _Labels, depth_type: str) -> list[DepthShard]:
     num_bytes, num_frames = file_size(labels.depth_path), len(labels.names)
     blocks = [(first, min(first + _BLOCK_FRAMES, num_frames)) for first in range(0, num_frames, _BLOCK_FRAMES)]
     return [
@@ -257,14 +266,14 @@ def _parts(stored: str, labels: _Labels, depth_type: str) -> list[DepthShard]:
             title=f"{stored} {first} to {last - 1}",
             num_frames=last - first,
             files=(labels.depth_path, labels.path),
-            frames=partial(_read, labels, first, last, depth_type),
+            frames=partial(_iterate_frames, labels, first, last, depth_type),
             estimated_bytes=num_bytes * (last - first) // num_frames,
         )
         for first, last in blocks
     ]
 
 
-def _read(labels: _Labels, first: int, last: int, depth_type: str) -> Iterator[SourceFrame]:
+def _iterate_frames(labels: _Labels, first: int, last: int, depth_type: str) -> Iterator[SourceFrame]:
     with open_hdf5(labels.depth_path) as file:
         depths = file.array("data")[first:last].astype(depth_type)
 
@@ -274,7 +283,7 @@ def _read(labels: _Labels, first: int, last: int, depth_type: str) -> Iterator[S
         return SourceFrame(
             name=labels.names[row],
             where=where,
-            depth=_checked(depths[row - first], where) if is_valid else np.zeros((1, 1), dtype=depth_type),
+            depth=_check_depth(depths[row - first], where) if is_valid else np.zeros((1, 1), dtype=depth_type),
             joints=labels.joints_mm[row] if is_valid else None,
             visible=labels.visible[row] & is_valid,
             group=int(labels.people[row]),
@@ -284,9 +293,9 @@ def _read(labels: _Labels, first: int, last: int, depth_type: str) -> Iterator[S
     return map(frame, range(first, last))
 
 
-def _checked(depth: np.ndarray, where: str) -> np.ndarray:
+def _check_depth(depth: np.ndarray, where: str) -> np.ndarray:
     wrong = np.argwhere(~np.isfinite(depth) | (depth < 0))
     if len(wrong):
-        row, column = (int(place) for place in wrong[0])
+        row, column = (int(index) for index in wrong[0])
         raise DataError(f"{where}: the depth in row {row}, column {column} is {depth[row, column]}; get the file again")
     return depth

@@ -1,4 +1,4 @@
-"""Depth images that a set lists one by one, in files of their own: PNG, or the raw float32 that others made of them."""
+"""Frame lists of depth sets with one image file per frame: PNG, or raw float32 as others converted them."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from sightline.errors import DataError
 __all__ = ["MISSING", "FrameList", "ImageKind", "image_kind", "listed_parts"]
 
 ImageKind = Literal["png16", "png_colour", "bin"]
-"""One channel of 16 bits; green and blue of 8 bits; raw float32, as the authors of V2V-PoseNet converted either."""
+"""Image format: one 16-bit channel; depth in 8-bit green and blue; raw float32, as converted for V2V-PoseNet."""
 MISSING = "are listed and their images are missing; they do not train"
 
 
 @dataclass(frozen=True, eq=False)
 class FrameList:
-    """Frames of a part of a set, in order. `images` are the files as `kind` has them.
+    """Frames of a split, in order. `images` are their files in the format `kind`.
 
-    `rows` gives the joints (count, J, 3) float64, in mm in the camera's frame, of `count` frames from `first` on, or
-    None where there are none. `groups` (frames,) is the recording of each, `regions` (frames, 4) where the figure is.
+    `rows(first, count)` returns the joints (count, J, 3) float64 in mm in the camera's frame; None without labels.
+    `groups` (frames,) is the recording of each frame, `regions` (frames, 4) the rectangle of the figure.
     """
 
     split: str
@@ -44,7 +44,7 @@ class FrameList:
 
 
 def image_kind(images: Sequence[Path], png: ImageKind, bins: Sequence[Path]) -> ImageKind:
-    """Whether the images of a list are there as PNG or as raw float32. Raises DataError where none is there."""
+    """Return the format of the first image that exists: `png`, or "bin". Raises DataError if none exists."""
     for image, converted in zip(images, bins, strict=True):
         if os.path.isfile(image):
             return png
@@ -54,19 +54,19 @@ def image_kind(images: Sequence[Path], png: ImageKind, bins: Sequence[Path]) -> 
 
 
 def listed_parts(frames: FrameList) -> list[DepthShard]:
-    """The frames of a list in parts of a thousand."""
+    """Divide a list of frames into shards of a thousand."""
     parts = []
     for first in range(0, len(frames.names), BLOCK_LINES):
         last = min(first + BLOCK_LINES, len(frames.names))
-        there = tuple(path for path in frames.images[first:last] if os.path.isfile(path))
-        num_bytes = sum(file_size(path) for path in there)
+        existing = tuple(path for path in frames.images[first:last] if os.path.isfile(path))
+        num_bytes = sum(file_size(path) for path in existing)
         parts.append(
             DepthShard(
                 split=frames.split,
                 title=f"{frames.split} {first} to {last - 1}",
                 num_frames=last - first,
-                files=(*frames.labels, *there),
-                frames=partial(_read, frames, first, last),
+                files=(*frames.labels, *existing),
+                frames=partial(_iterate_frames, frames, first, last),
                 estimated_bytes=num_bytes // 4 if frames.kind == "bin" else num_bytes,
                 needs_all=frames.split == "test",
             )
@@ -74,26 +74,26 @@ def listed_parts(frames: FrameList) -> list[DepthShard]:
     return parts
 
 
-def _read(frames: FrameList, first: int, last: int) -> Iterator[SourceFrame]:
+def _iterate_frames(frames: FrameList, first: int, last: int) -> Iterator[SourceFrame]:
     joints = None if frames.rows is None else frames.rows(first, last - first)
     if joints is not None:
         _check_before_camera(joints, frames, first)
 
-    def frame(place: int) -> SourceFrame:
-        path = frames.images[place]
+    def make_frame(index: int) -> SourceFrame:
+        path = frames.images[index]
         return SourceFrame(
-            name=frames.names[place],
+            name=frames.names[index],
             where=str(path),
-            depth=_image(path, frames.kind, frames.size_px) if os.path.isfile(path) else None,
-            joints=None if joints is None else joints[place - first],
-            group=int(frames.groups[place]),
-            region_px=None if frames.regions is None else frames.regions[place].tolist(),
+            depth=_read_image(path, frames.kind, frames.size_px) if os.path.isfile(path) else None,
+            joints=None if joints is None else joints[index - first],
+            group=int(frames.groups[index]),
+            region_px=None if frames.regions is None else frames.regions[index].tolist(),
         )
 
-    return map(frame, range(first, last))
+    return map(make_frame, range(first, last))
 
 
-def _image(path: Path, kind: ImageKind, size_px: SizePx) -> np.ndarray:
+def _read_image(path: Path, kind: ImageKind, size_px: SizePx) -> np.ndarray:
     if kind == "bin":
         return read_raw_depth(path, size_px=size_px)
     read = read_depth_png if kind == "png16" else read_colour_png
@@ -103,8 +103,8 @@ def _image(path: Path, kind: ImageKind, size_px: SizePx) -> np.ndarray:
 def _check_before_camera(joints: np.ndarray, frames: FrameList, first: int) -> None:
     behind = np.flatnonzero((joints[..., 2] <= 0).any(axis=1))
     if len(behind):
-        place = int(behind[0])
+        row = int(behind[0])
         raise DataError(
-            f"{frames.labels[0]}: frame {first + place} ({frames.names[first + place]}): a joint lies at z = "
-            f"{joints[place, :, 2].min():g} mm, behind the camera; get the labels again"
+            f"{frames.labels[0]}: frame {first + row} ({frames.names[first + row]}): a joint lies at z = "
+            f"{joints[row, :, 2].min():g} mm, behind the camera; get the labels again"
         )

@@ -1,4 +1,4 @@
-"""MSRA hands: 76,391 depth images of nine subjects who make 17 gestures, each subject tested in turn."""
+"""MSRA hands: 76,391 depth images of nine subjects making 17 gestures; each subject is tested in turn."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from sightline.types import Folds
 __all__ = ["FAULTY", "MsraHands"]
 
 SubjectIndex = Annotated[int, Ge(0), Le(8)]
-"""One of the nine subjects."""
+"""Index of one of the nine subjects."""
 _CAMERA = DepthCamera(241.42, -241.42, 160.0, 120.0, 320, 240)
 _SUBJECTS = tuple(f"P{subject}" for subject in range(9))
 _GESTURES = ("1", "2", "3", "4", "5", "6", "7", "8", "9", "I", "IP", "L", "MP", "RP", "T", "TIP", "Y")
@@ -55,7 +55,7 @@ FAULTY = frozenset(
     }.items()
     for number in numbers
 )
-"""Frames that are broken. Source: the reader of Oberweger and Lepetit 2017 (DeepPrior++)."""
+"""Faulty frames. Source: the reader of Oberweger and Lepetit 2017 (DeepPrior++)."""
 
 
 @registry.data.add("msra_hands")
@@ -89,10 +89,10 @@ class MsraHands(PreparedFrames):
         pixel_origin: Literal["exact", "release", "port"] = "exact",
     ) -> None:
         prepared = open_prepared(prepared_root(root, self.set_name), set_names=self.readable_sets)
-        training, testing = _stretches(prepared, f"P{subject}")
+        training, testing = _split_subjects(prepared, f"P{subject}")
         groups = _groups(training, by=validation_groups)
-        left_out = _is_faulty(training) if faulty == "dropped" else None
-        stretch, part = choose_frames(
+        left_out = _faulty_mask(training) if faulty == "dropped" else None
+        frames, part = choose_frames(
             split,
             training,
             testing,
@@ -103,9 +103,9 @@ class MsraHands(PreparedFrames):
             words={"subject": str(subject)},
             if_counts_differ=_TWO_COPIES,
         )
-        self._own_folds = Folds(tuple(prepared.splits), testing.splits)
+        self._subject_folds = Folds(tuple(prepared.splits), testing.splits)
         super().__init__(
-            stretch=stretch, part=part, reference=reference, joints=joints, shift_px=_ORIGIN_PX[pixel_origin]
+            frames=frames, part=part, reference=reference, joints=joints, shift_px=_ORIGIN_PX[pixel_origin]
         )
 
     @classmethod
@@ -118,7 +118,7 @@ class MsraHands(PreparedFrames):
         assert name == cls.set_name, f"{cls.__name__} prepares '{cls.set_name}', not '{name}'"
         what = "cvpr15_MSRAHandGestureDB (P<0 to 8>/<gesture>/joint.txt and <000000>_depth.bin)"
         root = find_source_folder(source, marks=_SUBJECTS, inner=("cvpr15_MSRAHandGestureDB",), what=what)
-        parts, missing = _list_parts(root)
+        parts, missing = _list_shards(root)
         plan = DepthPlan(
             set_name=name,
             layout="msra_bin",
@@ -138,7 +138,7 @@ class MsraHands(PreparedFrames):
 
     @classmethod
     def card(cls) -> dict[str, Any]:
-        """What the set is, what is read, and where to obtain it."""
+        """Description, accepted layouts, download page and licence."""
         return {
             "set": cls.set_name,
             "frames": sum(_COUNTS.values()),
@@ -152,26 +152,26 @@ class MsraHands(PreparedFrames):
         }
 
     def _folds(self) -> Folds:
-        return self._own_folds
+        return self._subject_folds
 
 
-def _stretches(prepared: PreparedSet, tested: str) -> tuple[StoredFrames, StoredFrames]:
+def _split_subjects(prepared: PreparedSet, tested: str) -> tuple[StoredFrames, StoredFrames]:
     if tested not in prepared.splits:
-        held = ", ".join(prepared.splits)
-        raise DataError(f"{prepared.root}: holds no {tested}, it holds {held}; set data.subject to one of these")
+        available = ", ".join(prepared.splits)
+        raise DataError(f"{prepared.root}: holds no {tested}, it holds {available}; set data.subject to one of these")
     others = tuple(subject for subject in _SUBJECTS if subject in prepared.splits and subject != tested)
     return StoredFrames(prepared, others), StoredFrames(prepared, (tested,))
 
 
 def _groups(training: StoredFrames, *, by: str) -> np.ndarray:
-    """To which subject, or sequence of one, each training frame belongs."""
+    """Return the group (num_frames,) of each training frame: its subject, or its sequence."""
     lengths = np.diff(training.starts())
     subjects = np.repeat(np.arange(len(lengths)), lengths)
     return subjects if by == "subjects" else subjects * len(_GESTURES) + training.column("group")
 
 
-def _is_faulty(training: StoredFrames) -> np.ndarray:
-    """Which of the training frames are among the faulty ones."""
+def _faulty_mask(training: StoredFrames) -> np.ndarray:
+    """Mask (num_frames,) of the training frames that are listed as faulty."""
     names = [name for subject in training.splits for name in training.prepared.names(subject)]
     return np.array([name in FAULTY for name in names], dtype=bool)
 
@@ -181,8 +181,8 @@ def _version_notes(prepared: PreparedSet) -> list[str]:
     return [f"{num_frames} frames, as many as the older copy has: {_TWO_COPIES}"] if num_frames == _OLDER_COPY else []
 
 
-def _list_parts(root: Path) -> tuple[tuple[DepthShard, ...], list[str]]:
-    """A part for each gesture of each subject, and which of them are missing."""
+def _list_shards(root: Path) -> tuple[tuple[DepthShard, ...], list[str]]:
+    """Make a shard for each gesture of each subject, and a note on the missing folders."""
     parts, missing = [], []
     for subject in _SUBJECTS:
         if not (root / subject).is_dir():
@@ -193,29 +193,29 @@ def _list_parts(root: Path) -> tuple[tuple[DepthShard, ...], list[str]]:
             if not folder.is_dir():
                 missing.append(f"{subject}/{gesture}")
                 continue
-            images = _images(folder)
-            about = sum(file_size(path) for path in images) // 2
+            images = _list_images(folder)
+            num_bytes = sum(file_size(path) for path in images) // 2
             read = partial(_frames, folder, images, _GESTURES.index(gesture))
             files = (folder / "joint.txt", *images)
-            parts.append(DepthShard(subject, f"{subject}/{gesture}", len(images), files, read, about))
+            parts.append(DepthShard(subject, f"{subject}/{gesture}", len(images), files, read, num_bytes))
     if not parts:
         raise DataError(f"{root}: holds no gesture of any subject, such as P0/1/joint.txt; get the data again")
     return tuple(parts), [f"folders that are not there: {', '.join(missing)}"] if missing else []
 
 
-def _images(folder: Path) -> tuple[Path, ...]:
-    """The images of a sequence, one for each line of its labels, numbered from 0 without a gap."""
+def _list_images(folder: Path) -> tuple[Path, ...]:
+    """List the images of a sequence: one for each line of its labels, numbered from 0 without a gap."""
     labels = folder / "joint.txt"
     first = read_text(labels).split("\n", 1)[0].strip()
     num_frames = parse_count(first)
     if num_frames is None:
         raise DataError(f"{labels}:1: {first[:40]!r} is not the number of frames; get the file again")
-    there = {path.name for path in folder.glob("*_depth.bin")}
-    lacking = next((name for name in map(_image_name, range(num_frames)) if name not in there), None)
-    if lacking is not None or len(there) != num_frames:
-        fault = f"{lacking} is missing" if lacking else "there are images without labels"
+    existing = {path.name for path in folder.glob("*_depth.bin")}
+    missing = next((name for name in map(_image_name, range(num_frames)) if name not in existing), None)
+    if missing is not None or len(existing) != num_frames:
+        fault = f"{missing} is missing" if missing else "there are images without labels"
         raise DataError(
-            f"{folder}: has {len(there)} images, joint.txt announces {num_frames}, and {fault}; the download is not "
+            f"{folder}: has {len(existing)} images, joint.txt announces {num_frames}, and {fault}; the download is not "
             "complete: get the folder again"
         )
     return tuple(folder / _image_name(number) for number in range(num_frames))
@@ -226,18 +226,18 @@ def _image_name(number: int) -> str:
 
 
 def _frames(folder: Path, images: Sequence[Path], gesture: int) -> Iterator[SourceFrame]:
-    joints = _joints(folder / "joint.txt", len(images))
+    joints = _read_joints(folder / "joint.txt", len(images))
 
-    def frame(path: Path, of_frame: np.ndarray) -> SourceFrame:
+    def make_frame(path: Path, frame_joints: np.ndarray) -> SourceFrame:
         name = f"{folder.parent.name}/{folder.name}/{path.name.removesuffix('_depth.bin')}"
         depth = read_windowed_depth(path, size_px=(_CAMERA.width_px, _CAMERA.height_px))
-        return SourceFrame(name, str(path), depth, of_frame, group=gesture)
+        return SourceFrame(name, str(path), depth, frame_joints, group=gesture)
 
-    return map(frame, images, joints)
+    return map(make_frame, images, joints)
 
 
-def _joints(path: Path, num_frames: int) -> np.ndarray:
-    """The joints (frames, 21, 3) of a file whose first line counts the others; z forward."""
+def _read_joints(path: Path, num_frames: int) -> np.ndarray:
+    """Read the joints (frames, 21, 3) in mm, z forward; the first line of the file is the number of frames."""
     lines = read_text(path).rstrip().split("\n")[1:]
     if len(lines) != num_frames:
         raise DataError(f"{path}:1: announces {num_frames} frames, {len(lines)} lines follow; get the file again")
@@ -249,5 +249,5 @@ def _joints(path: Path, num_frames: int) -> np.ndarray:
             f"{path}:{int(behind[0]) + 2}: a joint has z = {joints[behind[0], :, 2].max():g}, in files of this set z "
             "is negative before the camera; these are labels of another version"
         )
-    found: np.ndarray = joints * (1.0, 1.0, -1.0)
-    return found
+    flipped: np.ndarray = joints * (1.0, 1.0, -1.0)
+    return flipped

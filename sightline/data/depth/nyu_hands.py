@@ -1,4 +1,4 @@
-"""NYU hands: 72,757 depth images of one subject, 8,252 of two that test; view 1, fourteen of 36 joints."""
+"""NYU hands: 72,757 depth images of one subject to train, 8,252 of two to test; view 1, 14 of 36 joints."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ __all__ = ["NyuHands"]
 
 _CAMERA = DepthCamera(588.036865, -587.075073, 320.0, 240.0, 640, 480)
 _EVALUATED = (0, 3, 6, 9, 12, 15, 18, 21, 24, 25, 27, 30, 31, 32)
-"""Of the 36 joints, counted from 0: tips and middles from the little finger on, wrist and palm."""
+"""Indices of the evaluated joints among 36: tips and middles from the little finger on, wrist and palm."""
 _LABELS = "joint_data.mat"
 _WHAT = "the NYU hand pose dataset (train/joint_data.mat, train/depth_1_<0000001>.png, the same in test)"
-_MOST_OFF_PX = 10.0
-"""How far apart the two forms of the labels may lie; those of the release agree to a fraction of a pixel."""
+_MAX_OFFSET_PX = 10.0
+"""Maximum median distance between the labels in mm and in pixels; in the release it is below one pixel."""
 
 
 @registry.data.add("nyu_hands")
 class NyuHands(PreparedFrames):
     """Hands before the first of three cameras: 72,757 frames of one subject train. 14 joints, mm, y up, z forward.
 
-    `validation_share` of the stretches of a thousand frames, by `split_seed`, choose the checkpoint.
+    `validation_share` of the blocks of a thousand frames, by `split_seed`, choose the checkpoint.
     Source: Tompson et al. 2014, Real-Time Continuous Pose Recovery of Human Hands Using Convolutional Networks.
     """
 
@@ -57,14 +57,14 @@ class NyuHands(PreparedFrames):
         split_seed: Seed = 0,
     ) -> None:
         prepared = open_prepared(prepared_root(root, self.set_name), set_names=self.readable_sets)
-        stretch, part = train_and_test(prepared, split, share=validation_share, seed=split_seed)
-        super().__init__(stretch=stretch, part=part, reference=reference, joints=joints)
+        frames, part = train_and_test(prepared, split, share=validation_share, seed=split_seed)
+        super().__init__(frames=frames, part=part, reference=reference, joints=joints)
 
     @classmethod
     def prepare(cls, *, source: Path, target: Path, name: str, progress: Progress) -> dict[str, Any]:
         """Write the frames in native form; returns the manifest with `root` and `outcome`.
 
-        Raises DataError for labels that are not (3, frames, 36, 3) or lie elsewhere than the same labels in pixels, for
+        Raises DataError for labels that are not (3, frames, 36, 3) or do not project to the labels in pixels, for
         images without labels, and for a test image that is missing. A killed run is continued by the same call.
         """
         assert name == cls.set_name, f"{cls.__name__} prepares '{cls.set_name}', not '{name}'"
@@ -89,7 +89,7 @@ class NyuHands(PreparedFrames):
 
     @classmethod
     def card(cls) -> dict[str, Any]:
-        """What the set is, what is read, and where to obtain it."""
+        """Description, accepted layouts, download page and licence."""
         return {
             "set": cls.set_name,
             "frames": {"train": 72_757, "test": 8_252},
@@ -107,7 +107,7 @@ class NyuHands(PreparedFrames):
 
 def _frames(root: Path, split: str) -> FrameList:
     folder = root / split
-    joints = _joints(folder / _LABELS)
+    joints = _read_joints(folder / _LABELS)
     names = [f"depth_1_{number:07d}" for number in range(1, len(joints) + 1)]
     images = [folder / f"{name}.png" for name in names]
     bins = [folder / "parsed" / f"{name}.bin" for name in names]
@@ -126,7 +126,7 @@ def _frames(root: Path, split: str) -> FrameList:
 
 
 def _check_counts(folder: Path, kind: ImageKind, num_labels: int) -> None:
-    """Raises DataError for images of view 1 beyond the labels."""
+    """Raise DataError for images of view 1 that have no labels."""
     beyond = folder / f"depth_1_{num_labels + 1:07d}.png"
     if kind == "bin":
         beyond = folder / "parsed" / beyond.with_suffix(".bin").name
@@ -134,24 +134,24 @@ def _check_counts(folder: Path, kind: ImageKind, num_labels: int) -> None:
         raise DataError(f"{beyond}: {folder / _LABELS} has labels for {num_labels} frames only; get both again")
 
 
-def _joints(path: Path) -> np.ndarray:
-    """The evaluated joints (frames, 14, 3) of view 1, in mm."""
-    world, pixels = (_array(path, key) for key in ("joint_xyz", "joint_uvd"))
+def _read_joints(path: Path) -> np.ndarray:
+    """Read the evaluated joints (frames, 14, 3) of view 1, in mm."""
+    world, pixels = (_read_array(path, key) for key in ("joint_xyz", "joint_uvd"))
     if world.ndim != 4 or world.shape[0] != 3 or world.shape[2:] != (36, 3) or pixels.shape != world.shape:
         raise DataError(
             f"{path}: joint_xyz is {world.shape} and joint_uvd {pixels.shape}, (3, frames, 36, 3) are needed; get the "
             "file again"
         )
     check_joint_range(world[0], f"{path}: joint_xyz[0]")
-    off = np.abs(project_points(world[0], _CAMERA.intrinsics)[..., :2] - pixels[0, ..., :2]).max(axis=-1)
-    if not np.median(off) <= _MOST_OFF_PX:
+    distance_px = np.abs(project_points(world[0], _CAMERA.intrinsics)[..., :2] - pixels[0, ..., :2]).max(axis=-1)
+    if not np.median(distance_px) <= _MAX_OFFSET_PX:
         raise DataError(
-            f"{path}: the joints of view 1 appear {np.median(off):.0f} px from where joint_uvd has them; the two are "
-            "of other views or units: get the file again"
+            f"{path}: the joints of view 1 appear {np.median(distance_px):.0f} px from where joint_uvd has them; the "
+            "two are of other views or units: get the file again"
         )
-    found: np.ndarray = world[0][:, _EVALUATED]
-    return found
+    joints: np.ndarray = world[0][:, _EVALUATED]
+    return joints
 
 
-def _array(path: Path, key: str) -> np.ndarray:
+def _read_array(path: Path, key: str) -> np.ndarray:
     return read_mat(path, key).astype(np.float64)

@@ -1,4 +1,4 @@
-"""The joints of hands and bodies as depth data sets order them: names, bones, the deviations and lengths of scores."""
+"""Skeletons of hands and bodies in the order of each data set: joint names, bones, OKS and PCK constants."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ __all__ = ["BODY_15", "HAND_14", "HAND_16", "HAND_21", "HAND_21_BY_LEVEL", "Skel
 
 @dataclass(frozen=True)
 class Skeleton:
-    """What is known of a set's joints, which are counted from 0.
+    """Skeleton of a set: joints (counted from 0), bones, and the constants of metrics.
 
-    `bones` is a tree of pairs of joints. `sigmas` are the deviations of annotators, in scales of the figure, with which
-    object keypoint similarity is computed; `pck_joints` the two joints whose distance is the unit of PCK. `centre` is
-    the joint that the cube lies about where the truth is the reference point; `cube_mm` is the cube's usual side. Some
-    of a set's joints may lack the centre, or the unit of PCK: None.
+    `bones` is a tree of pairs of joints. `sigmas` are the per-joint constants of object keypoint similarity (OKS):
+    deviations of annotators relative to the figure's scale. `pck_joints` are the two joints whose distance is the unit
+    of PCK. `centre` is the central joint, the reference point `truth`; `cube_mm` is the usual side of the cube. The
+    centre and the unit of PCK are None if a selection of joints lacks them.
     """
 
     joint_names: tuple[str, ...]
@@ -39,8 +39,8 @@ class Skeleton:
 
     @property
     def facts(self) -> dict[str, Any]:
-        """What a data set with these joints states of them."""
-        known = {
+        """Facts about the joints that a data set states."""
+        facts = {
             "num_joints": len(self),
             "joint_names": self.joint_names,
             "bones": self.bones,
@@ -49,10 +49,10 @@ class Skeleton:
             "centre_joint": self.centre,
             "cube_mm": self.cube_mm,
         }
-        return {name: value for name, value in known.items() if value is not None}
+        return {name: value for name, value in facts.items() if value is not None}
 
     def joint_indices(self, names: Sequence[str]) -> list[int]:
-        """Where these joints stand, all of them for no name. Raises ConfigError for an unknown or repeated name."""
+        """Return the indices of joints by name; all without names. Raises ConfigError for unknown or repeated names."""
         for name in names:
             if name not in self.joint_names:
                 otherwise = f"; they are {', '.join(self.joint_names)}"
@@ -64,31 +64,31 @@ class Skeleton:
         return [self.joint_names.index(name) for name in names] or list(range(len(self)))
 
     def select_joints(self, names: Sequence[str]) -> Skeleton:
-        """The skeleton of these joints alone, in their order; bones lead past those that are left out."""
-        places = self.joint_indices(names)
-        row_of = {place: row for row, place in enumerate(places)}
-        bones, reached, seen = [], [(places[0], places[0])], {places[0]}
-        while reached:
-            joint, last = reached.pop(0)
-            if joint in row_of and joint != last:
-                bones.append((row_of[last], row_of[joint]))
-            near = [a + b - joint for a, b in self.bones if joint in (a, b) and a + b - joint not in seen]
-            seen.update(near)
-            reached += [(each, joint if joint in row_of else last) for each in near]
+        """Return the skeleton of some joints, in the order of `names`; bones skip the joints left out."""
+        indices = self.joint_indices(names)
+        new_index = {joint: row for row, joint in enumerate(indices)}
+        bones, queue, visited = [], [(indices[0], indices[0])], {indices[0]}
+        while queue:
+            joint, last = queue.pop(0)
+            if joint in new_index and joint != last:
+                bones.append((new_index[last], new_index[joint]))
+            neighbours = [a + b - joint for a, b in self.bones if joint in (a, b) and a + b - joint not in visited]
+            visited.update(neighbours)
+            queue += [(neighbour, joint if joint in new_index else last) for neighbour in neighbours]
         return Skeleton(
-            tuple(self.joint_names[place] for place in places),
-            self.bones if places == list(range(len(self))) else tuple(bones),
-            tuple(self.sigmas[place] for place in places),
-            _rows(self.pck_joints, row_of),
-            None if self.centre is None else row_of.get(self.centre),
+            tuple(self.joint_names[joint] for joint in indices),
+            self.bones if indices == list(range(len(self))) else tuple(bones),
+            tuple(self.sigmas[joint] for joint in indices),
+            _reindex(self.pck_joints, new_index),
+            None if self.centre is None else new_index.get(self.centre),
             self.cube_mm,
         )
 
 
-def _rows(joints: tuple[int, int] | None, row_of: Mapping[int, int]) -> tuple[int, int] | None:
-    if joints is None or not row_of.keys() >= {*joints}:
+def _reindex(joints: tuple[int, int] | None, new_index: Mapping[int, int]) -> tuple[int, int] | None:
+    if joints is None or not new_index.keys() >= {*joints}:
         return None
-    return row_of[joints[0]], row_of[joints[1]]
+    return new_index[joints[0]], new_index[joints[1]]
 
 
 _WRIST = 0.029
@@ -99,24 +99,24 @@ _FINGERS = {
     "ring": (0.017, 0.021, 0.021, 0.032),
     "little": (0.020, 0.019, 0.022, 0.031),
 }
-"""Deviations from the knuckle to the tip. Source: Jin et al. 2020 (COCO-WholeBody), as its evaluation code has them."""
-_PARTS = ("mcp", "pip", "dip", "tip")
+"""OKS deviations from the knuckle to the tip. Source: Jin et al. 2020 (COCO-WholeBody), its evaluation code."""
+_FINGER_JOINTS = ("mcp", "pip", "dip", "tip")
 
 
 def _hand_21() -> Skeleton:
-    """Wrist, then finger after finger, each from the knuckle to the tip."""
+    """Build the order wrist, then finger by finger, each from the knuckle to the tip."""
     fingers = ("index", "middle", "ring", "little", "thumb")
-    names = ["wrist", *(f"{finger}_{part}" for finger in fingers for part in _PARTS)]
+    names = ["wrist", *(f"{finger}_{part}" for finger in fingers for part in _FINGER_JOINTS)]
     bones = [(0 if level == 0 else 4 * f + level, 4 * f + level + 1) for f in range(5) for level in range(4)]
     sigmas = [_WRIST, *(sigma for finger in fingers for sigma in _FINGERS[finger])]
     return Skeleton(tuple(names), tuple(bones), tuple(sigmas), (0, 5), 5, 200.0)
 
 
 def _hand_21_by_level() -> Skeleton:
-    """Wrist, then all knuckles, thumb first, then the other joints finger after finger."""
+    """Build the order wrist, all knuckles (thumb first), then the other joints finger by finger."""
     fingers = tuple(_FINGERS)
     names = ["wrist", *(f"{finger}_mcp" for finger in fingers)]
-    names += [f"{finger}_{part}" for finger in fingers for part in _PARTS[1:]]
+    names += [f"{finger}_{part}" for finger in fingers for part in _FINGER_JOINTS[1:]]
     bones = [(0, 1 + f) for f in range(5)]
     bones += [(1 + f if level == 0 else 5 + 3 * f + level, 6 + 3 * f + level) for f in range(5) for level in range(3)]
     sigmas = [_WRIST, *(_FINGERS[finger][0] for finger in fingers)]
@@ -125,20 +125,20 @@ def _hand_21_by_level() -> Skeleton:
 
 
 def _hand_16() -> Skeleton:
-    """Palm, then finger after finger: root, middle, tip. The palm has the wrist's deviation, a root the knuckle's."""
+    """Build the order palm, then finger by finger: root, middle, tip; palm and roots use wrist and knuckle sigmas."""
     fingers = tuple(_FINGERS)
     names = ["palm", *(f"{finger}_{part}" for finger in fingers for part in ("root", "middle", "tip"))]
     bones = [(0 if level == 0 else 3 * f + level, 3 * f + level + 1) for f in range(5) for level in range(3)]
-    sigmas = [_WRIST, *(_FINGERS[finger][place] for finger in fingers for place in (0, 1, 3))]
+    sigmas = [_WRIST, *(_FINGERS[finger][index] for finger in fingers for index in (0, 1, 3))]
     return Skeleton(tuple(names), tuple(bones), tuple(sigmas), (0, 7), 0, 200.0)
 
 
 def _hand_14() -> Skeleton:
-    """Tips and middles from the little finger to the thumb, its root, two points of the wrist, and the palm."""
+    """Build the order tips and middles from little finger to thumb, the thumb's root, two wrist points, palm."""
     fingers = ("little", "ring", "middle", "index", "thumb")
     names = [f"{finger}_{part}" for finger in fingers for part in ("tip", "middle")]
     bones = [bone for f in range(4) for bone in ((13, 2 * f + 1), (2 * f + 1, 2 * f))]
-    sigmas = [_FINGERS[finger][place] for finger in fingers[:4] for place in (3, 1)]
+    sigmas = [_FINGERS[finger][level] for finger in fingers[:4] for level in (3, 1)]
     sigmas += [_FINGERS["thumb"][3], _FINGERS["thumb"][2], _FINGERS["thumb"][0], _WRIST, _WRIST, _WRIST]
     bones += [(13, 10), (10, 9), (9, 8), (13, 11), (13, 12)]
     names += ["thumb_root", "wrist_1", "wrist_2", "palm"]
@@ -146,9 +146,9 @@ def _hand_14() -> Skeleton:
 
 
 def _body_15() -> Skeleton:
-    """The person's own right before the left. COCO has no neck, torso, hand and foot: shoulder, wrist, ankle stand in.
+    """Build ITOP's order; the person's right is before the left.
 
-    The head has the ear's deviation.
+    COCO has no sigma for neck, torso, hand and foot: shoulder, wrist and ankle replace them, and the ear the head.
     """
     pairs = ("shoulder", "elbow", "hand")
     names = ["head", "neck", *(f"{side}_{joint}" for joint in pairs for side in ("right", "left")), "torso"]
@@ -161,12 +161,12 @@ def _body_15() -> Skeleton:
 
 
 HAND_21 = _hand_21()
-"""MSRA's order."""
+"""Joint order of MSRA."""
 HAND_21_BY_LEVEL = _hand_21_by_level()
-"""The order of HANDS 2017."""
+"""Joint order of HANDS 2017."""
 HAND_16 = _hand_16()
-"""ICVL's order."""
+"""Joint order of ICVL."""
 HAND_14 = _hand_14()
-"""The fourteen of NYU's 36 joints that are evaluated. It has no knuckles: the unit of PCK is wrist to palm."""
+"""Joint order of the 14 evaluated joints of NYU. There are no knuckles: the unit of PCK is wrist to palm."""
 BODY_15 = _body_15()
-"""ITOP's order."""
+"""Joint order of ITOP."""

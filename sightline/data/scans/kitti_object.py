@@ -1,4 +1,4 @@
-"""KITTI's object data set as scans with classes: every point has the type of the labelled box that holds it."""
+"""KITTI object detection scans as a segmentation set: each point has the type of its labelled box."""
 
 from __future__ import annotations
 
@@ -29,24 +29,24 @@ from sightline.errors import DataError
 __all__ = ["KittiObject"]
 
 LABEL_MAPS = {"kitti_object": "kitti_object.yaml"}
-_PARTS = {"velodyne": ".bin", "label_2": ".txt", "calib": ".txt", "image_2": ".png"}
-_MOST_NAMED = 10
+_SUFFIX_BY_FOLDER = {"velodyne": ".bin", "label_2": ".txt", "calib": ".txt", "image_2": ".png"}
+_MAX_NAMED = 10
 Margin = Annotated[float, Ge(0.0), Le(1.0)]
 
 
 @registry.data.add("kitti_object")
 class KittiObject(LabelledScans):
-    """Scans of KITTI's object data set with the classes of SqueezeSeg, by the boxes that hold the points.
+    """Scans of KITTI's object data set with the classes of SqueezeSeg, by the boxes that contain the points.
 
-    `crop: camera` leaves out what the image does not show: nothing is labelled there. `tested` are beginnings of
-    frames' numbers; without them the lists of the source decide, or the last `test_share` of the frames. Points in
-    regions that are not labelled, DontCare, are neither trained on nor scored; background is.
+    `crop: camera` leaves out points outside the image, where nothing is labelled. `tested` are beginnings of frame
+    numbers; without them the lists of the source decide, or the last `test_share` of the frames. Points in DontCare
+    regions are neither trained on nor scored; background is.
     Scans with less than `min_labelled` of labels are not trained on; `balanced` draws rare classes more often.
     Source: Geiger et al. 2012; the classes of Wu et al. 2018.
     """
 
     set_name = "kitti_object"
-    _values = ("image_size_px",)
+    _value_columns = ("image_size_px",)
 
     def __init__(
         self,
@@ -91,18 +91,20 @@ class KittiObject(LabelledScans):
         """List scans, labels and calibrations in place, and count the points of each type; returns the manifest.
 
         Boxes are widened by `margin_m`; points less than `ground_m` above a box's bottom count as background.
-        `image_px` (width, height) stands in for images that are not there. Frames that lack a part are left out, and
-        named. Raises DataError for damaged files and where no frame is whole.
+        `image_px` (width, height) replaces missing images. Incomplete frames are left out, with a note. Raises
+        DataError for damaged files and if no frame is complete.
         """
         assert name == cls.set_name, f"{cls.__name__} prepares '{cls.set_name}', not '{name}'"
         root = source.expanduser().resolve()
-        folder = _folder_of(root)
-        frames, lacking = _whole_frames(folder, needs_image=image_px is None)
-        lists = next((each for each in (root / "ImageSets", root.parent / "ImageSets") if each.is_dir()), root)
+        folder = _find_frame_folder(root)
+        frames, incomplete = _find_complete_frames(folder, needs_image=image_px is None)
+        lists = next((path for path in (root / "ImageSets", root.parent / "ImageSets") if path.is_dir()), root)
         parts, notes = read_name_lists(lists, list(frames))
-        boxing = PointsInBoxRule(margin_m, ground_m)
+        box_rule = PointsInBoxRule(margin_m, ground_m)
         scans = [
-            _scan(part, frame, frames[frame], image_px, boxing) for part, names in parts.items() for frame in names
+            _list_scan(part, frame, frames[frame], image_px, box_rule)
+            for part, names in parts.items()
+            for frame in names
         ]
         plan = scan_plan(
             set_name=name,
@@ -114,22 +116,26 @@ class KittiObject(LabelledScans):
                 "split": "by data.tested, by lists, or by the order of frames, whose neighbours in time may be apart"
             },
             options={"margin_m": margin_m, "ground_m": ground_m, "image_px": list(image_px) if image_px else None},
-            notes=[*notes, *lacking],
+            notes=[*notes, *incomplete],
         )
         return write_prepared_set(plan, target, progress=progress)
 
     @classmethod
     def survey(cls, source: Path) -> dict[str, Any]:
-        """Types of points, the sensor, and what is unlike an HDL-64E's front view. Raises as `prepare`.
+        """Survey point types and the sensor, and compare it with an HDL-64E's front view. Raises as `prepare`.
 
-        Frames without an image count as 1242 x 375 pixels large.
+        Frames without an image are assumed to have 1242 x 375 pixels.
         """
         root = source.expanduser().resolve()
-        frames, _ = _whole_frames(_folder_of(root), needs_image=False)
-        scans = [_scan("", name, paths, (1242, 375), PointsInBoxRule()) for name, paths in frames.items()]
+        frames, _ = _find_complete_frames(_find_frame_folder(root), needs_image=False)
+        scans = [_list_scan("", name, paths, (1242, 375), PointsInBoxRule()) for name, paths in frames.items()]
         readers = {
             scan.files[0]: partial(
-                read_frame, *scan.files, size_px=scan.values["image_size_px"], boxing=PointsInBoxRule(), shown_only=True
+                read_frame,
+                *scan.files,
+                size_px=scan.values["image_size_px"],
+                box_rule=PointsInBoxRule(),
+                visible_only=True,
             )
             for scan in scans
         }
@@ -138,7 +144,7 @@ class KittiObject(LabelledScans):
 
     @classmethod
     def card(cls) -> dict[str, Any]:
-        """What the set is, what is read, and where to obtain it."""
+        """Description, accepted layouts, download page and licence."""
         return {
             "set": cls.set_name,
             "classes": ", ".join(read_label_map("kitti_object", LABEL_MAPS).class_names),
@@ -152,48 +158,49 @@ class KittiObject(LabelledScans):
             "prepare": prepare_command(cls.set_name, "DIR"),
         }
 
-    def _read(self, files: tuple[Path, ...], values: Mapping[str, np.ndarray]) -> RawScan:
+    def _read_files(self, files: tuple[Path, ...], values: Mapping[str, np.ndarray]) -> RawScan:
         options = self._prepared.manifest["options"]
         width, height = values["image_size_px"].tolist()
-        boxing = PointsInBoxRule(options["margin_m"], options["ground_m"])
-        return read_frame(*files, size_px=(width, height), boxing=boxing, shown_only=self._crop == "camera")
+        box_rule = PointsInBoxRule(options["margin_m"], options["ground_m"])
+        return read_frame(*files, size_px=(width, height), box_rule=box_rule, visible_only=self._crop == "camera")
 
 
-def _folder_of(root: Path) -> Path:
-    """The folder with the frames of a tree. Raises DataError where there is none."""
+def _find_frame_folder(root: Path) -> Path:
+    """Find the folder with the frames of a tree. Raises DataError if there is none."""
     for folder in (root / "training", root):
         if (folder / "velodyne").is_dir():
             return folder
-    found = f"holds {summarise_folder(root)}" if root.is_dir() else "there is no such folder"
-    raise DataError(f"{root}: {found}; velodyne, label_2, calib and image_2 are needed, in it or in training")
+    contents = f"holds {summarise_folder(root)}" if root.is_dir() else "there is no such folder"
+    raise DataError(f"{root}: {contents}; velodyne, label_2, calib and image_2 are needed, in it or in training")
 
 
-def _whole_frames(folder: Path, *, needs_image: bool) -> tuple[dict[str, dict[str, Path]], list[str]]:
-    """The parts of every frame that has all that are needed, and a note that names the frames without."""
-    found = {
-        part: {path.stem: path for path in sorted((folder / part).glob(f"*{end}"))} for part, end in _PARTS.items()
+def _find_complete_frames(folder: Path, *, needs_image: bool) -> tuple[dict[str, dict[str, Path]], list[str]]:
+    """Return the files of every complete frame, and a note that names the incomplete frames."""
+    files_by_part = {
+        part: {path.stem: path for path in sorted((folder / part).glob(f"*{end}"))}
+        for part, end in _SUFFIX_BY_FOLDER.items()
     }
-    needed = [part for part in _PARTS if part != "image_2" or needs_image]
-    frames = sorted(set().union(*found.values()))
-    lacking = {frame: [part for part in needed if frame not in found[part]] for frame in frames}
-    whole = {
-        frame: {part: paths[frame] for part, paths in found.items() if frame in paths}
-        for frame, missing in lacking.items()
+    needed = [part for part in _SUFFIX_BY_FOLDER if part != "image_2" or needs_image]
+    frames = sorted(set().union(*files_by_part.values()))
+    missing_by_frame = {frame: [part for part in needed if frame not in files_by_part[part]] for frame in frames}
+    complete = {
+        frame: {part: paths[frame] for part, paths in files_by_part.items() if frame in paths}
+        for frame, missing in missing_by_frame.items()
         if not missing
     }
-    lines = [f"{frame} lacks {', '.join(parts)}" for frame, parts in lacking.items() if parts]
-    if not whole:
+    lines = [f"{frame} lacks {', '.join(parts)}" for frame, parts in missing_by_frame.items() if parts]
+    if not complete:
         first = f"; {lines[0]}" if lines else ""
         advice = "; if there are no images, give their size: image_px=[1242, 375]" if needs_image else ""
         raise DataError(f"{folder}: no frame has all of {', '.join(needed)}{first}{advice}")
-    more = f", and {len(lines) - _MOST_NAMED} more" if len(lines) > _MOST_NAMED else ""
-    return whole, [f"{len(lines)} frames left out: {'; '.join(lines[:_MOST_NAMED])}{more}"] if lines else []
+    more = f", and {len(lines) - _MAX_NAMED} more" if len(lines) > _MAX_NAMED else ""
+    return complete, [f"{len(lines)} frames left out: {'; '.join(lines[:_MAX_NAMED])}{more}"] if lines else []
 
 
-def _scan(
-    part: str, frame: str, paths: Mapping[str, Path], image_px: Sequence[int] | None, boxing: PointsInBoxRule
+def _list_scan(
+    part: str, frame: str, paths: Mapping[str, Path], image_px: Sequence[int] | None, box_rule: PointsInBoxRule
 ) -> ListedScan:
     width, height = image_size_px(paths["image_2"]) if "image_2" in paths else image_px or (0, 0)
     files = (paths["velodyne"], paths["label_2"], paths["calib"])
-    read = partial(read_frame, *files, size_px=(width, height), boxing=boxing)
+    read = partial(read_frame, *files, size_px=(width, height), box_rule=box_rule)
     return ListedScan(part, frame, files, read, {"image_size_px": (width, height)})

@@ -1,4 +1,4 @@
-"""Prepared sets of LiDAR scans with a class at every point, whatever files they are read from."""
+"""Base of the prepared data sets of LiDAR scans with a class at every point."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ __all__ = ["LabelledScans", "ScanSampling", "scan_facts"]
 
 
 class ScanSampling(NamedTuple):
-    """Which scans an epoch trains on.
+    """Sampling of the training scans of an epoch.
 
-    Those of which less than `min_labelled` of the points is trained on are left out. With `balanced` an epoch draws as
-    many scans as there are, with replacement, by the inverse square root of how many scans show their rarest class.
+    Scans with a share of labelled points below `min_labelled` are left out. With `balanced` an epoch draws as many
+    scans as there are, with replacement, by the inverse square root of the share of scans with their rarest class.
     Source: Gupta et al. 2019 (LVIS), repeat factors with the threshold 1.
     """
 
@@ -35,9 +35,9 @@ class ScanSampling(NamedTuple):
 
 
 class LabelledScans:
-    """Scans are read from where their files lie, whole; labels are mapped while reading.
+    """Base of sets of LiDAR scans; files are read in place and whole, and labels are mapped while reading.
 
-    So another label map, and another sensor block, need no new preparation. Pure: the same key gives the same scan.
+    Another label map or sensor block therefore needs no new preparation. Pure: the same key gives the same scan.
     """
 
     set_name: ClassVar[str]
@@ -59,7 +59,7 @@ class LabelledScans:
         self._label_map = label_map
         self._cumulative: np.ndarray | None = None
         if frames != ScanSampling():
-            parts = self._chosen(prepared, parts, frames, is_train=split == "train")
+            parts = self._select_training_scans(prepared, parts, frames, is_train=split == "train")
         self._prepared = prepared
         self._rows = parts.rows[split]
         self._sensor = sensor
@@ -67,104 +67,107 @@ class LabelledScans:
 
     @property
     def label_map(self) -> LabelMap:
-        """From the ids of files to classes and back."""
+        """Label map between the ids of files and classes."""
         return self._label_map
 
     def __len__(self) -> int:
         return len(self._rows)
 
     def __getitem__(self, key: SampleKey) -> Sample:
-        """One whole scan: fresh tensors. Raises IndexError for an index that there is no sample for.
+        """Read one whole scan as new tensors.
 
-        Raises DataError naming the file that is missing, was changed, or has an id that the label map lacks.
+        Raises IndexError for an index out of range, and DataError with the file that is missing, was changed, or has an
+        id that the label map lacks.
         """
         if not 0 <= key.index < len(self):
             raise IndexError(f"{self.set_name} has the samples 0 to {len(self) - 1}, asked for {key.index}")
-        place = key.index
+        index = key.index
         if self._cumulative is not None:
-            place = int(np.searchsorted(self._cumulative, key.generator().random(), side="right"))
-        stored, row = self._rows[place]
+            index = int(np.searchsorted(self._cumulative, key.generator().random(), side="right"))
+        stored, row = self._rows[index]
         files = self._prepared.listing(stored).paths(row)
-        scan = self._read(files, {name: self._prepared.row(stored, name, row) for name in self._values})
+        scan = self._read_files(files, {name: self._prepared.row(stored, name, row) for name in self._value_columns})
         values = {
             "points": scan.points,
             "remission": (scan.remission / np.float32(self._sensor.remission_max))[:, None],
-            "label": self._classes(scan, where=str(files[0])),
+            "label": self._map_classes(scan, where=str(files[0])),
         }
         optional = {"ring": scan.ring, "column": scan.column}
-        values |= {name: each for name, each in optional.items() if each is not None and name in self.info.fields}
-        return {name: torch.from_numpy(np.array(each)) for name, each in values.items()}
+        values |= {name: array for name, array in optional.items() if array is not None and name in self.info.fields}
+        return {name: torch.from_numpy(np.array(array)) for name, array in values.items()}
 
     def name_of(self, index: int) -> str:
-        """The name of a scan, as its source has it."""
+        """Name of a sample in reports."""
         stored, row = self._rows[index]
         return self._prepared.names(stored)[row]
 
     @classmethod
     def describe(cls, root: Path) -> dict[str, Any]:
-        """What a prepared folder holds, from its manifest: scans, points, ids, and where the files lie."""
+        """Summary of a prepared folder for `data info`."""
         return describe_scans(open_prepared(root, set_names=(cls.set_name,)))
 
     @classmethod
     def verify(cls, root: Path) -> int:
-        """Read every file again and compare its hash; how many there are. Raises DataError naming a wrong one."""
+        """Compare the hash of every file and return their number. Raises DataError with the first that differs."""
         return verify(root)
 
-    _values: ClassVar[tuple[str, ...]] = ()
-    """Columns of a scan's row that reading it needs."""
+    _value_columns: ClassVar[tuple[str, ...]] = ()
+    """Names of the stored columns that `_read_files` needs."""
 
-    def _form(self) -> ScanInputSpec:
-        """How files that `sightline predict` is given are read: as KITTI's, unless a set states more."""
+    def _input_spec(self) -> ScanInputSpec:
+        """Return the ScanInputSpec with which `predict` must read a file; the default is KITTI's format."""
         return ScanInputSpec(
             self._label_map.ids_of_classes,
             remission_max=self._sensor.remission_max,
             has_remission=float(self._prepared.manifest["remission_high"]) > 0,
         )
 
-    def _read(self, files: tuple[Path, ...], values: Mapping[str, np.ndarray]) -> RawScan:
-        """The scan in these files."""
+    def _read_files(self, files: tuple[Path, ...], values: Mapping[str, np.ndarray]) -> RawScan:
+        """Read the scan in these files."""
         raise NotImplementedError
 
-    def _classes(self, scan: RawScan, *, where: str) -> np.ndarray:
-        """The class of every point (N,) int64; whatever its id, one without a return is ignored."""
-        found = self._label_map.classes(scan.returns().ids, where=where)
+    def _map_classes(self, scan: RawScan, *, where: str) -> np.ndarray:
+        """Return the class (N,) int64 of every point; points without a return are ignored regardless of their id."""
+        return_classes = self._label_map.classes(scan.returns().ids, where=where)
         if scan.is_return is None:
-            return found
+            return return_classes
         classes = np.full(len(scan.ids), self._label_map.ignore_index, dtype=np.int64)
-        classes[scan.is_return] = found
+        classes[scan.is_return] = return_classes
         return classes
 
-    def _chosen(self, prepared: PreparedSet, parts: SplitRows, frames: ScanSampling, *, is_train: bool) -> SplitRows:
-        """The parts with the training scans that `frames` leaves; of a training part also how they are drawn.
+    def _select_training_scans(
+        self, prepared: PreparedSet, parts: SplitRows, frames: ScanSampling, *, is_train: bool
+    ) -> SplitRows:
+        """Filter the training scans by `frames`; for the training split also compute the sampling distribution.
 
-        Raises ConfigError where none is left.
+        Raises ConfigError if no scan remains.
         """
         train, where = parts.rows["train"], str(prepared.root)
         counts = np.array([self._label_map.counts(*id_counts(prepared, [row]), where=where) for row in train])
-        scored = np.delete(counts, 0, axis=1) if self._label_map.ignore_index == 0 else counts
+        scored_counts = np.delete(counts, 0, axis=1) if self._label_map.ignore_index == 0 else counts
         sizes = np.array([prepared.array(split, "num_points")[row] for split, row in train])
-        is_kept = scored.sum(axis=1) >= frames.min_labelled * np.maximum(sizes, 1)
-        if not is_kept.any():
+        selected_mask = scored_counts.sum(axis=1) >= frames.min_labelled * np.maximum(sizes, 1)
+        if not selected_mask.any():
             raise ConfigError(f"min_labelled: no scan of {where} has {frames.min_labelled:g} of its points labelled")
         if frames.balanced and is_train:
-            is_shown = scored[is_kept] > 0
+            is_shown = scored_counts[selected_mask] > 0
             rarity = 1 / np.sqrt(np.maximum(is_shown.mean(axis=0), 1 / len(train)))
             weights = np.maximum((is_shown * rarity).max(axis=1), 1.0)
             self._cumulative = np.cumsum(weights)[:-1] / weights.sum()
-        kept = tuple(row for row, keep in zip(train, is_kept, strict=True) if keep)
-        return parts._replace(rows={**parts.rows, "train": kept})
+        selected = tuple(row for row, is_selected in zip(train, selected_mask, strict=True) if is_selected)
+        return parts._replace(rows={**parts.rows, "train": selected})
 
     def _describe(self, parts: SplitRows) -> DataInfo:
-        every = tuple(row for rows in parts.rows.values() for row in rows)
-        train = parts.rows["train"] or every  # a set of test scans alone is measured on these
+        all_rows = tuple(row for rows in parts.rows.values() for row in rows)
+        train = parts.rows["train"] or all_rows  # a set with test scans only uses these
         label_map, sensor = self._label_map, self._sensor
-        label_map.counts(*id_counts(self._prepared, every), where=str(self._prepared.root))
+        label_map.counts(*id_counts(self._prepared, all_rows), where=str(self._prepared.root))
         counts = label_map.counts(*id_counts(self._prepared, train), where=str(self._prepared.root))
         if sensor.input_mean is None:
-            mean, std = _measured(self._prepared, train, sensor.remission_max)
+            mean, std = _compute_mean_and_std(self._prepared, train, sensor.remission_max)
             sensor = replace(sensor, input_mean=mean, input_std=std)
         facts = {**scan_facts(label_map, sensor), "class_counts": tuple(counts.tolist())}
-        # Twice what was prepared: another scan may reach a little further, one in another unit reaches far beyond.
+        # Twice the stored maximum: another scan may reach a little further, one in another unit far beyond.
         reach = 2 * max(float(self._prepared.array(split, "reach_m").max()) for split in self._prepared.splits)
         fields = scan_fields(
             num_classes=label_map.num_classes,
@@ -174,11 +177,11 @@ class LabelledScans:
             has_columns=self.has_columns,
         )
         sizes = {name: len(rows) for name, rows in parts.rows.items() if rows}
-        return DataInfo(facts, fields, sizes, features=FEATURES, folds=parts.folds, scans=self._form())
+        return DataInfo(facts, fields, sizes, features=FEATURES, folds=parts.folds, scans=self._input_spec())
 
 
 def scan_facts(label_map: LabelMap, sensor: Sensor) -> dict[str, Any]:
-    """The facts of a set of scans, the counts of its classes left out."""
+    """Return the facts of a set of scans, without class counts."""
     return {
         "num_classes": label_map.num_classes,
         "class_names": label_map.class_names,
@@ -190,7 +193,7 @@ def scan_facts(label_map: LabelMap, sensor: Sensor) -> dict[str, Any]:
 
 
 def _check_remission(prepared: PreparedSet, sensor: Sensor) -> None:
-    """Raises DataError where remissions of the files and the sensor's scale are not of one kind."""
+    """Raise DataError if the remissions of the files do not fit the sensor's scale."""
     high, stated = float(prepared.manifest["remission_high"]), sensor.remission_max
     if high > stated * (1 + 1e-6) or (stated > 1 and 0 < high <= 1):
         scale = 1 if high <= 1 else 255 if high <= 255 else 65535
@@ -200,10 +203,10 @@ def _check_remission(prepared: PreparedSet, sensor: Sensor) -> None:
         )
 
 
-def _measured(
+def _compute_mean_and_std(
     prepared: PreparedSet, rows: RowRefs, remission_max: float
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and spread of range, x, y, z and remission (0 to 1) over all points of these scans."""
+    """Compute mean and std of range, x, y, z and remission (0 to 1) over all points of these scans."""
     scale = np.array([1.0, 1.0, 1.0, 1.0, 1 / remission_max])
     sums = sum((prepared.array(split, "sums")[row] for split, row in rows), start=np.zeros((2, 5)))
     count = sum(int(prepared.array(split, "num_points")[row]) for split, row in rows)

@@ -67,19 +67,21 @@ class ScanFolder(LabelledScans):
         balanced: bool = False,
     ) -> None:
         prepared = open_prepared(prepared_root(root, self.set_name), set_names=(self.set_name,))
-        found = make_sensor(sensor, preset=None, owner=self.set_name)
+        checked_sensor = make_sensor(sensor, preset=None, owner=self.set_name)
         num_beams = prepared.manifest["options"]["num_beams"]
         self.has_rings = num_beams is not None
-        if self.has_rings and found.num_beams != num_beams:
-            raise ConfigError(f"sensor: num_beams is {found.num_beams}, {prepared.root} was prepared with {num_beams}")
+        if self.has_rings and checked_sensor.num_beams != num_beams:
+            raise ConfigError(
+                f"sensor: num_beams is {checked_sensor.num_beams}, {prepared.root} was prepared with {num_beams}"
+            )
         super().__init__(
             prepared=prepared,
             split=split,
             parts=make_splits(
                 prepared, test_names=tested, test_share=test_share, validation_share=validation_share, what="scan"
             ),
-            label_map=_every_id(prepared) if label_map is None else read_label_map(label_map, {}),
-            sensor=found,
+            label_map=_map_every_id(prepared) if label_map is None else read_label_map(label_map, {}),
+            sensor=checked_sensor,
             frames=ScanSampling(min_labelled, balanced),
         )
 
@@ -99,19 +101,19 @@ class ScanFolder(LabelledScans):
     ) -> dict[str, Any]:
         """List the scans of a folder in place, and count the ids of each; returns the manifest.
 
-        `columns` names the columns of files without names, all of them for `.bin`. Labels are in the column `label` or
-        in a file `<name>.label` beside the scan. `num_beams` has rings read from a column `ring`, of which `ring_order`
-        says whether 0 is the top. `no_return=nan` takes points that are NaN at x, y and z for such without a return:
-        they keep their place and label in the file, and are ignored. Raises DataError for a folder without scans, and
-        for a file that does not fit.
+        `columns` names the columns of files without column names, all of them for `.bin`. Labels are in the column
+        `label` or in a file `<name>.label` next to the scan. With `num_beams` rings are read from a column `ring`;
+        `ring_order` states whether ring 0 is the top. With `no_return=nan` points that are NaN at x, y and z have no
+        return: they keep their index and label in the file, and are ignored. Raises DataError for a folder without
+        scans, and for a file in another format.
         """
         assert name == cls.set_name, f"{cls.__name__} prepares '{cls.set_name}', not '{name}'"
         root = source.expanduser().resolve()
         names = None if columns is None else check_columns(columns)
-        reader = _Reader(names, label, num_beams, ring_order, no_return)
-        parts, notes = _listed(root)
+        reader = _ReaderOptions(names, label, num_beams, ring_order, no_return)
+        parts, notes = _list_splits(root)
         scans = [
-            ListedScan(part, path.relative_to(root).as_posix(), _with_labels(path), reader.of(path))
+            ListedScan(part, path.relative_to(root).as_posix(), _add_label_file(path), reader.make_reader(path))
             for part, paths in parts.items()
             for path in paths
         ]
@@ -140,14 +142,17 @@ class ScanFolder(LabelledScans):
         label_map: str | None = None,
         sensor: SensorBlock | None = None,
     ) -> dict[str, Any]:
-        """What scans are like before they are prepared, with or without labels: a block for their `sensor`, or, where
-        one is given, what is unlike it. Options as those of `prepare`. Raises as `prepare`.
+        """Survey unprepared scans, with or without labels, and propose a `sensor` block or compare with a given one.
+
+        Options as those of `prepare`. Raises as `prepare`.
         """
         root = source.expanduser().resolve()
-        reader = _Reader(None if columns is None else check_columns(columns), label, num_beams, ring_order, no_return)
-        paths = [path for each in _listed(root)[0].values() for path in each]
+        reader = _ReaderOptions(
+            None if columns is None else check_columns(columns), label, num_beams, ring_order, no_return
+        )
+        paths = [path for part_paths in _list_splits(root)[0].values() for path in part_paths]
         return survey_scans(
-            {path: _ReaderOf(reader, path, is_survey=True) for path in paths},
+            {path: _FileReader(reader, path, is_survey=True) for path in paths},
             source=root,
             label_map=None if label_map is None else read_label_map(label_map, {}),
             sensor=None if sensor is None else make_sensor(sensor, preset=None, owner=cls.set_name),
@@ -155,7 +160,7 @@ class ScanFolder(LabelledScans):
 
     @classmethod
     def card(cls) -> dict[str, Any]:
-        """What can be prepared, and how."""
+        """Description, accepted layouts, download page and licence."""
         return {
             "set": cls.set_name,
             "layouts": {
@@ -168,24 +173,24 @@ class ScanFolder(LabelledScans):
             "prepare": f"sightline data prepare {cls.set_name} --from PATH --to DIR 'columns=[x, y, z, intensity]'",
         }
 
-    def _form(self) -> ScanInputSpec:
+    def _input_spec(self) -> ScanInputSpec:
         options = self._prepared.manifest["options"]
         columns = None if options["columns"] is None else tuple(options["columns"])
         return replace(
-            super()._form(),
+            super()._input_spec(),
             columns=columns,
             num_beams=options["num_beams"],
             ring_order=options["ring_order"],
             no_return=options.get("no_return"),
         )
 
-    def _read(self, files: tuple[Path, ...], values: Mapping[str, np.ndarray]) -> RawScan:
-        return _Reader(**self._prepared.manifest["options"]).of(files[0])()
+    def _read_files(self, files: tuple[Path, ...], values: Mapping[str, np.ndarray]) -> RawScan:
+        return _ReaderOptions(**self._prepared.manifest["options"]).make_reader(files[0])()
 
 
 @dataclass(frozen=True)
-class _Reader:
-    """From a file to a scan: the options of preparing, and of reading again."""
+class _ReaderOptions:
+    """Options of reading a scan file, for preparation and for later reads."""
 
     columns: Sequence[str] | None
     label: str
@@ -194,66 +199,66 @@ class _Reader:
     no_return: NoReturn | None = None
 
     def options(self) -> dict[str, Any]:
-        """The fields as the manifest holds them; one that has no value and once did not exist is left out."""
-        options = {**asdict(self), "columns": None if self.columns is None else list(self.columns)}
-        return {name: value for name, value in options.items() if name != "no_return" or value is not None}
+        """Return the fields for the manifest; `no_return`, which older manifests lack, only if it is set."""
+        entries = {**asdict(self), "columns": None if self.columns is None else list(self.columns)}
+        return {name: value for name, value in entries.items() if name != "no_return" or value is not None}
 
-    def of(self, path: Path) -> _ReaderOf:
-        return _ReaderOf(self, path)
+    def make_reader(self, path: Path) -> _FileReader:
+        return _FileReader(self, path)
 
 
 @dataclass(frozen=True)
-class _ReaderOf:
-    reader: _Reader
+class _FileReader:
+    reader: _ReaderOptions
     path: Path
     is_survey: bool = False
-    """Whether files without labels are read, and rings whose number nobody stated."""
+    """True to accept files without labels, and to infer the number of rings."""
 
     def __call__(self) -> RawScan:
-        how, path = self.reader, self.path
-        cloud = read_scan(path, columns=how.columns, no_return=how.no_return)
-        is_bare = self.is_survey and how.label not in cloud.channels and len(_with_labels(path)) == 1
-        ids = np.zeros(len(cloud.points), dtype=np.int64) if is_bare else scan_ids(cloud, path, how.label)
-        num_beams, rings = how.num_beams, ring_column(cloud)
+        options, path = self.reader, self.path
+        cloud = read_scan(path, columns=options.columns, no_return=options.no_return)
+        is_unlabelled = self.is_survey and options.label not in cloud.channels and len(_add_label_file(path)) == 1
+        ids = np.zeros(len(cloud.points), dtype=np.int64) if is_unlabelled else scan_ids(cloud, path, options.label)
+        num_beams, rings = options.num_beams, ring_column(cloud)
         if num_beams is None and self.is_survey and rings is not None and len(rings):
             num_beams = int(np.nanmax(rings, initial=0)) + 1
         return to_raw_scan(
-            cloud, ids, ring_order=how.ring_order, num_beams=num_beams, path=path, no_return=how.no_return
+            cloud, ids, ring_order=options.ring_order, num_beams=num_beams, path=path, no_return=options.no_return
         )
 
 
-def _with_labels(path: Path) -> tuple[Path, ...]:
-    beside = path.with_suffix(".label")
-    return (path, beside) if beside.exists() else (path,)
+def _add_label_file(path: Path) -> tuple[Path, ...]:
+    label_path = path.with_suffix(".label")
+    return (path, label_path) if label_path.exists() else (path,)
 
 
-def _listed(root: Path) -> tuple[dict[str, list[Path]], list[str]]:
-    """The scans of every part, and what to note; all in one part where neither folders nor lists divide them."""
+def _list_splits(root: Path) -> tuple[dict[str, list[Path]], list[str]]:
+    """List the scans of every split, and notes; one split `all` if neither folders nor lists divide the scans."""
     if not root.is_dir():
         raise DataError(f"{root}: there is no such folder; give one with scans")
-    folders = {split: _scans_in(root / split) for split in _SPLITS if (root / split).is_dir()}
+    folders = {split: _list_scans(root / split) for split in _SPLITS if (root / split).is_dir()}
     if folders:
         empty = [split for split in ("train", "test") if not folders.get(split)]
         if empty:
             raise DataError(f"{root}: has no scan in the folder '{empty[0]}'; put scans into train and test")
         return folders, []
-    found = _scans_in(root)
-    paths = {path.stem: path for path in found}
-    twice = next((path for path in found if paths[path.stem] != path), None)
-    if twice is not None:
-        raise DataError(f"{twice}: {paths[twice.stem].name} has the same name; leave one of them out")
+    scans = _list_scans(root)
+    paths = {path.stem: path for path in scans}
+    duplicate = next((path for path in scans if paths[path.stem] != path), None)
+    if duplicate is not None:
+        raise DataError(f"{duplicate}: {paths[duplicate.stem].name} has the same name; leave one of them out")
     if not paths:
         raise DataError(f"{root}: holds {summarise_folder(root)}, no scan ({' '.join(SCAN_SUFFIXES)})")
     parts, notes = read_name_lists(root, list(paths))
-    return {part: [paths[each] for each in names] for part, names in parts.items()}, notes
+    return {part: [paths[name] for name in names] for part, names in parts.items()}, notes
 
 
-def _scans_in(folder: Path) -> list[Path]:
+def _list_scans(folder: Path) -> list[Path]:
     lists = ("train.txt", "val.txt", "test.txt")
     files = (path for path in folder.iterdir() if path.suffix.lower() in SCAN_SUFFIXES and path.name not in lists)
     return sorted(path for path in files if not path.name.startswith("."))
 
 
-def _every_id(prepared: PreparedSet) -> LabelMap:
+def _map_every_id(prepared: PreparedSet) -> LabelMap:
     rows = [(split, row) for split in prepared.splits for row in range(len(prepared.names(split)))]
     return identity_map(id_counts(prepared, rows)[0].tolist(), where=str(prepared.root))

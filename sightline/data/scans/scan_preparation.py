@@ -1,4 +1,4 @@
-"""Preparing scans: every file is read once, its ids counted and its digest noted, and stays where it is."""
+"""Preparation of scans: each file is read once to count ids and take its hash, and stays in place."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from sightline.errors import DataError
 
 __all__ = ["NO_RETURNS", "ListedScan", "describe_scans", "id_counts", "read_name_lists", "scan_plan"]
 
-_SCANS_A_PART = 500
+_SCANS_PER_SHARD = 500
 _LISTS = {"train": ("train.txt",), "test": ("val.txt", "test.txt")}
 NO_RETURNS = "num_no_returns"
-"""The column of sets whose files mark points without a return: how many of them a scan has."""
+"""Column with the number of points without a return, for sets whose files mark such points."""
 _COLUMNS = {
     "num_points": ColumnSpec((), "int64"),
     "sums": ColumnSpec((2, 5), "float64"),
@@ -31,12 +31,12 @@ _COLUMNS = {
     "remission_high": ColumnSpec((), "float64"),
     "id_counts": ColumnSpec((2,), "int64", is_ragged=True),
 }
-"""What is kept of a scan: its size, the sums of its channels, its farthest coordinate, and pairs of id and count."""
+"""Stored columns of a scan: size, channel sums, largest coordinate and remission, and pairs of id and count."""
 
 
 @dataclass(frozen=True)
 class ListedScan:
-    """A scan on its way into a set: the files that are listed, how they are read, and further columns of its row."""
+    """Scan to be prepared: its files, the function that reads them, and the values of further columns."""
 
     split: str
     name: str
@@ -56,30 +56,30 @@ def scan_plan(
     options: Mapping[str, Any],
     notes: Sequence[str],
 ) -> PreparationPlan:
-    """The plan of a set of scans, in the order given; `notes` go before what reading them shows."""
-    parts = []
+    """Build the preparation plan of a set of scans, in order; `notes` precede the notes on the scans themselves."""
+    shards = []
     for split, members in itertools.groupby(scans, key=lambda scan: scan.split):
-        for part in iterate_batches(members, _SCANS_A_PART):
-            files = tuple(file for scan in part for file in scan.files)
-            title = f"{part[0].name} to {part[-1].name}"
-            parts.append(Shard(split, title, len(part), files, partial(_rows, part), 32 * len(part)))
+        for batch in iterate_batches(members, _SCANS_PER_SHARD):
+            files = tuple(file for scan in batch for file in scan.files)
+            title = f"{batch[0].name} to {batch[-1].name}"
+            shards.append(Shard(split, title, len(batch), files, partial(_iterate_rows, batch), 32 * len(batch)))
     summarise = partial(_summary, notes=tuple(notes))
     return PreparationPlan(
-        set_name, layout, root, {**_COLUMNS, **columns}, tuple(parts), about, summarise, options, True
+        set_name, layout, root, {**_COLUMNS, **columns}, tuple(shards), about, summarise, options, True
     )
 
 
 def id_counts(prepared: PreparedSet, rows: Sequence[tuple[str, int]]) -> tuple[np.ndarray, np.ndarray]:
-    """The ids in these scans, in ascending order, and how many points have each: (K,) and (K,) int64."""
+    """Count points per id in these scans: ids (K,) int64, ascending, and counts (K,) int64."""
     pairs = np.concatenate([prepared.row(split, "id_counts", row) for split, row in rows])
-    ids, place = np.unique(pairs[:, 0], return_inverse=True)
+    ids, index = np.unique(pairs[:, 0], return_inverse=True)
     counts = np.zeros(len(ids), dtype=np.int64)
-    np.add.at(counts, place, pairs[:, 1])
+    np.add.at(counts, index, pairs[:, 1])
     return ids[counts > 0], counts[counts > 0]
 
 
 def describe_scans(prepared: PreparedSet) -> dict[str, Any]:
-    """What `data info` prints of a prepared set of scans."""
+    """Summary of a prepared set of scans for `data info`."""
     manifest = prepared.manifest
     listed = manifest[LISTED]
     shown = ("layout", "split", "remission_high", "points_per_id", "differences")
@@ -93,30 +93,31 @@ def describe_scans(prepared: PreparedSet) -> dict[str, Any]:
     }
 
 
-def _rows(scans: Sequence[ListedScan]) -> Iterator[SampleRow]:
-    return map(_row, scans)
+def _iterate_rows(scans: Sequence[ListedScan]) -> Iterator[SampleRow]:
+    return map(_make_row, scans)
 
 
-def _row(scan: ListedScan) -> SampleRow:
+def _make_row(scan: ListedScan) -> SampleRow:
     where = str(scan.files[0])
-    scanned = check_scan(scan.read(), where=where)
-    found = scanned.returns()
-    missing = {} if scanned.is_return is None else {NO_RETURNS: len(scanned.points) - len(found.points)}
-    counts = np.bincount(found.ids)  # ids have 16 bits: sorting the points would take ten times as long
+    raw_scan = check_scan(scan.read(), where=where)
+    returns = raw_scan.returns()
+    no_returns = {} if raw_scan.is_return is None else {NO_RETURNS: len(raw_scan.points) - len(returns.points)}
+    counts = np.bincount(returns.ids)  # ids have 16 bits: sorting the points would take ten times as long
     pairs = np.stack([np.flatnonzero(counts), counts[counts > 0]], axis=1)
     values = {
-        "num_points": len(found.points),
-        "sums": channel_sums(found.points, found.remission[:, None]),
-        "reach_m": np.abs(found.points).max(initial=0.0),
-        "remission_high": found.remission.max(initial=0.0),
+        "num_points": len(returns.points),
+        "sums": channel_sums(returns.points, returns.remission[:, None]),
+        "reach_m": np.abs(returns.points).max(initial=0.0),
+        "remission_high": returns.remission.max(initial=0.0),
         "id_counts": pairs if len(pairs) else np.zeros((1, 2), dtype=np.int64),
-        **missing,
+        **no_returns,
         **scan.values,
     }
     return SampleRow(scan.name, where, values, scan.files)
 
 
 def _summary(prepared: PreparedSet, *, notes: tuple[str, ...]) -> dict[str, Any]:
+    """Manifest entries computed from the written arrays."""
     splits, names = prepared.manifest["splits"], prepared.splits
     rows = [(split, row) for split in names for row in range(splits[split]["num_rows"])]
     ids, counts = id_counts(prepared, rows)
@@ -136,30 +137,32 @@ def _summary(prepared: PreparedSet, *, notes: tuple[str, ...]) -> dict[str, Any]
 
 
 def read_name_lists(folder: Path, names: Sequence[str]) -> tuple[dict[str, list[str]], list[str]]:
-    """The names of the parts `train` and `test` by lists in a folder, and what to note; all in one part without lists.
+    """Read the names of `train` and `test` from lists in a folder, and notes; one split `all` without lists.
 
-    Lists are one name a line: train.txt, and val.txt or else test.txt. Names in no list are left out, and counted.
-    Raises DataError for a name that is in both parts, and for lists of which none is there.
+    Lists have one name per line: train.txt, and val.txt or else test.txt. Names in no list are left out, with a note.
+    Raises DataError for a name in both lists, and for a list that names none of the scans.
     """
-    there = {part: [folder / each for each in files if (folder / each).is_file()][:1] for part, files in _LISTS.items()}
-    if not all(there.values()):
+    list_paths = {
+        part: [folder / file for file in files if (folder / file).is_file()][:1] for part, files in _LISTS.items()
+    }
+    if not all(list_paths.values()):
         return {"all": list(names)}, []
-    listed = {part: read_file(files[0]).decode("utf-8", "replace").split() for part, files in there.items()}
-    both = sorted(set(listed["train"]) & set(listed["test"]))
-    if both:
-        more = f", and {len(both) - 1} more" if len(both) > 1 else ""
-        raise DataError(f"{folder}: '{both[0]}' is in both lists{more}; each name has one part")
-    held = set(names)
-    parts = {part: sorted(held & set(each)) for part, each in listed.items()}
-    lacking = sum(len(set(each) - held) for each in listed.values())
+    names_by_list = {part: read_file(files[0]).decode("utf-8", "replace").split() for part, files in list_paths.items()}
+    shared = sorted(set(names_by_list["train"]) & set(names_by_list["test"]))
+    if shared:
+        more = f", and {len(shared) - 1} more" if len(shared) > 1 else ""
+        raise DataError(f"{folder}: '{shared[0]}' is in both lists{more}; each name has one part")
+    available = set(names)
+    parts = {part: sorted(available & set(part_names)) for part, part_names in names_by_list.items()}
+    missing = sum(len(set(part_names) - available) for part_names in names_by_list.values())
     empty = [part for part in parts if not parts[part]]
     if empty:
         raise DataError(
-            f"{there[empty[0]][0]}: names none of the {len(names)} scans; put the lists of these scans there"
+            f"{list_paths[empty[0]][0]}: names none of the {len(names)} scans; put the lists of these scans there"
         )
-    left_out = len(held) - sum(map(len, parts.values()))
+    left_out = len(available) - sum(map(len, parts.values()))
     notes = [
-        *([f"{lacking} names in the lists of {folder.name} without files"] if lacking else []),
+        *([f"{missing} names in the lists of {folder.name} without files"] if missing else []),
         *([f"{left_out} scans in none of the lists of {folder.name}, left out"] if left_out else []),
     ]
     return parts, notes

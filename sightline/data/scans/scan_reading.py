@@ -1,4 +1,4 @@
-"""A scan from any file: raw binary whose columns are stated, PCD, or whatever else clouds are stored in."""
+"""Reader of LiDAR scans from any file: raw binary with stated columns, PCD, or other point cloud formats."""
 
 from __future__ import annotations
 
@@ -30,19 +30,19 @@ __all__ = [
 ]
 
 SCAN_SUFFIXES = (".bin", *CLOUD_SUFFIXES)
-"""The kinds of file that `read_scan` reads."""
+"""File suffixes that `read_scan` accepts."""
 RingOrder: TypeAlias = Literal["top_first", "bottom_first"]
-"""Which beam the files number 0."""
+"""Numbering of beams in files: ring 0 is the highest or the lowest beam."""
 NoReturn: TypeAlias = Literal["nan"]
-"""How files mark points without a return: `nan`, x, y and z are all NaN, as in organised clouds of ROS and Ouster."""
-_REMISSIONS = ("remission", "intensity", "reflectance", "i")
-_RINGS = ("ring", "laser", "beam")
-_FLAT_RAD = 1e-3
-"""A fan of beams narrower than this has no order."""
+"""Mark of points without a return in files: `nan`, x, y and z are all NaN (organised clouds of ROS and Ouster)."""
+_REMISSION_NAMES = ("remission", "intensity", "reflectance", "i")
+_RING_NAMES = ("ring", "laser", "beam")
+_MIN_FAN_RAD = 1e-3
+"""Minimum range of elevations from which the order of beams is checked."""
 
 
 class Advice(NamedTuple):
-    """What a user can do about a file, in the words of the verb that reads it."""
+    """Advice in error messages about a file, worded for the command that reads it."""
 
     columns: str
     no_ring: str
@@ -51,16 +51,16 @@ class Advice(NamedTuple):
 
 
 PREPARING = Advice(
-    columns="state them: 'columns=[x, y, z, intensity]' when preparing, --columns x,y,z,intensity else (_ for one to "
-    "leave out)",
+    columns="state them: 'columns=[x, y, z, intensity]' for data prepare, --columns x,y,z,intensity for other commands "
+    "(_ skips a column)",
     no_ring="name the column ring in columns, or leave num_beams out, with rows: pitch",
     num_beams="set num_beams",
-    order="set ring_order={other}, or mend the order of x, y and z",
+    order="set ring_order={other}, or correct the order of x, y and z",
 )
 PREDICTING = Advice(
-    columns="name them with --columns, _ for one to leave out, as in --columns x,y,z,intensity",
-    no_ring="name its column ring with --columns; of a file that holds one laser after another, the highest first, as "
-    "KITTI's do, name the columns that are there and give rings=order",
+    columns="name them with --columns (_ skips a column), as in --columns x,y,z,intensity",
+    no_ring="name its column ring with --columns; for a file sorted by laser, highest first, as KITTI's, name the "
+    "existing columns and give rings=order",
     num_beams="name the column of rings with --columns, or give scans of the run's sensor",
     order="the run's set numbers the beams {stated}: name the columns of x, y, z and ring with --columns, or give "
     "scans of that form",
@@ -70,11 +70,11 @@ PREDICTING = Advice(
 def read_scan(
     path: Path, *, columns: Sequence[str] | None, no_return: NoReturn | None = None, advice: Advice = PREPARING
 ) -> PointCloud:
-    """The whole cloud of a file in its own order. Of raw binary (.bin, float32) `columns` names every column.
+    """Read all points of a file in file order. For raw binary (.bin, float32) `columns` must name every column.
 
-    Points without a return are in it, NaN at x, y and z; those of PCD only with `no_return`, by the format's rule.
-    Raises DataError for a .bin whose columns are not stated, naming the numbers of columns that its size fits, and for
-    one whose size does not fit those that are; else as `read_cloud`.
+    Points without a return are included as NaN at x, y and z; in PCD, by the format's rule, only with `no_return`.
+    Raises DataError for a .bin without stated columns, with the numbers of columns that fit its size, and for a .bin
+    whose size does not fit the stated columns; else as `read_cloud`.
     """
     if path.suffix.lower() != ".bin":
         cloud = read_cloud(path, columns=columns, keeps_no_returns=True)
@@ -87,53 +87,55 @@ def read_scan(
     if names is None or num_bytes % (4 * len(names)):
         fits = [str(count) for count in (3, 4, 5, 6) if num_bytes % (4 * count) == 0]
         fit = f"fit {' and '.join(fits)} columns" if fits else "fit no number of columns from 3 to 6"
-        fault = f"its {num_bytes} bytes {fit} of float32, and nothing in it says which"
+        fault = f"its {num_bytes} bytes {fit} of float32, and the file does not state which"
         if names is not None:
-            whole = f"whole points of {len(names)} float32 have a multiple of {4 * len(names)}"
-            fault = f"has {num_bytes} bytes, {whole} ({', '.join(names)}); they {fit}"
+            expected = f"whole points of {len(names)} float32 have a multiple of {4 * len(names)}"
+            fault = f"has {num_bytes} bytes, {expected} ({', '.join(names)}); they {fit}"
         raise DataError(f"{path}: {fault}; {advice.columns}")
     table = read_bin(path, num_columns=len(names))
-    named = dict(zip(names, table.T, strict=True))
-    with np.errstate(invalid="ignore"):  # a signalling NaN: it is left out as any other
-        points = np.stack([named[axis] for axis in "xyz"], axis=1).astype(np.float64)
-    return PointCloud(points, channels={name: named[name] for name in names if name not in ("x", "y", "z", "_")})
+    column_by_name = dict(zip(names, table.T, strict=True))
+    with np.errstate(invalid="ignore"):  # a signalling NaN is left out like any other NaN
+        points = np.stack([column_by_name[axis] for axis in "xyz"], axis=1).astype(np.float64)
+    return PointCloud(
+        points, channels={name: column_by_name[name] for name in names if name not in ("x", "y", "z", "_")}
+    )
 
 
 def scan_ids(cloud: PointCloud, path: Path, label: str) -> np.ndarray:
-    """The ids (N,) int64 of a scan: of its column `label`, else of a file `<name>.label` beside it.
+    """Read the ids (N,) int64 of a scan from its column `label`, else from a file `<name>.label` next to it.
 
-    Raises DataError where there is neither, and for a label that is not a whole number from 0 to 65535.
+    Raises DataError if there is neither, and for a label that is not a whole number from 0 to 65535.
     """
-    beside = path.with_suffix(".label")
+    label_path = path.with_suffix(".label")
     if label not in cloud.channels:
-        if not beside.exists():
-            held = ", ".join(cloud.channels) or "none beside x, y, z"
+        if not label_path.exists():
+            available = ", ".join(cloud.channels) or "none besides x, y, z"
             raise DataError(
-                f"{path}: has no column '{label}', it has {held}, and there is no {beside.name}; name the column: "
-                "label=NAME"
+                f"{path}: has no column '{label}', it has {available}, and there is no {label_path.name}; name the "
+                "column: label=NAME"
             )
         try:
-            return read_label_ids(beside, num_points=len(cloud.points), points_path=path)
+            return read_label_ids(label_path, num_points=len(cloud.points), points_path=path)
         except DataError as error:
-            if path.suffix.lower() == ".pcd" and file_size(beside) > 4 * len(cloud.points):
+            if path.suffix.lower() == ".pcd" and file_size(label_path) > 4 * len(cloud.points):
                 raise DataError(f"{error}; NaN points of PCD are left out: no_return=nan keeps them") from error
             raise
     values = np.where(is_no_return(cloud), 0, cloud.channels[label])
     is_wrong = ~((values == np.floor(values)) & (values >= 0) & (values <= MAX_ID))
     if is_wrong.any():
-        place = int(is_wrong.argmax())
-        raise DataError(f"{path}: {label}[{place}] is {values[place]:g}; labels are whole numbers from 0 to {MAX_ID}")
+        index = int(is_wrong.argmax())
+        raise DataError(f"{path}: {label}[{index}] is {values[index]:g}; labels are whole numbers from 0 to {MAX_ID}")
     return values.astype(np.int64)
 
 
 def has_remission(cloud: PointCloud) -> bool:
-    """Whether a cloud has a channel that `oriented` takes for the remission."""
-    return any(name in cloud.channels for name in _REMISSIONS)
+    """Return True if a cloud has a channel that `to_raw_scan` reads as the remission."""
+    return any(name in cloud.channels for name in _REMISSION_NAMES)
 
 
 def ring_column(cloud: PointCloud) -> np.ndarray | None:
-    """The column of rings (N,), as the file has it; None without one."""
-    return next((cloud.channels[name] for name in _RINGS if name in cloud.channels), None)
+    """Return the column of rings (N,) as stored in the file, or None."""
+    return next((cloud.channels[name] for name in _RING_NAMES if name in cloud.channels), None)
 
 
 def to_raw_scan(
@@ -146,13 +148,13 @@ def to_raw_scan(
     no_return: NoReturn | None = None,
     advice: Advice = PREPARING,
 ) -> RawScan:
-    """The scan of a cloud, rings counted from the highest beam; zeros for remissions that a file does not have.
+    """Convert a cloud to a RawScan; rings count from the highest beam, missing remissions are zeros.
 
-    With `no_return` points without a return lie at the origin, so that every point keeps its place in the file.
-    Raises DataError for rings that are missing or beyond `num_beams`, and where `ring_order` contradicts the elevations
-    of the points.
+    With `no_return` points without a return are set to the origin, so that every point keeps its index in the file.
+    Raises DataError for rings that are missing or beyond `num_beams`, and if `ring_order` contradicts the elevations of
+    the points.
     """
-    remission = next((cloud.channels[name] for name in _REMISSIONS if name in cloud.channels), np.zeros(len(ids)))
+    remission = next((cloud.channels[name] for name in _REMISSION_NAMES if name in cloud.channels), np.zeros(len(ids)))
     rings, points, is_return = ring_column(cloud), cloud.points, ~is_no_return(cloud)
     if no_return is None and not is_return.all():
         raise DataError(
@@ -163,14 +165,14 @@ def to_raw_scan(
     if no_return is not None:
         points, remission = np.where(is_return[:, None], points, 0.0), np.where(is_return, remission, 0.0)
         rings = None if rings is None else np.where(is_return | np.isfinite(rings), rings, 0)
-    with np.errstate(over="ignore", invalid="ignore"):  # what float32 cannot hold is refused with its place
+    with np.errstate(over="ignore", invalid="ignore"):  # values beyond float32 are refused below, with their index
         scan = RawScan(points.astype(np.float32), remission.astype(np.float32), ids)
     scan = check_scan(scan, where=str(path))._replace(is_return=None if no_return is None else is_return)
     if num_beams is None:
         return scan
     if rings is None:
-        held = ", ".join(cloud.channels) or "none beside x, y, z"
-        raise DataError(f"{path}: has no column {' or '.join(_RINGS)}, it has {held}; {advice.no_ring}")
+        available = ", ".join(cloud.channels) or "none besides x, y, z"
+        raise DataError(f"{path}: has no column {' or '.join(_RING_NAMES)}, it has {available}; {advice.no_ring}")
     with np.errstate(invalid="ignore"):  # a ring that is not finite differs from every whole number
         ring = rings.astype(np.int64)
     if ((ring != rings) | (ring < 0) | (ring >= num_beams)).any():
@@ -185,13 +187,13 @@ def to_raw_scan(
 
 
 def _check_order(points: np.ndarray, ring: np.ndarray, order: RingOrder, path: Path, advice: Advice) -> None:
-    """Raises DataError where elevations rise with the number of the ring, which is to fall."""
+    """Raise DataError if elevations rise with the ring number; they must fall."""
     distance = np.linalg.norm(points, axis=1)
     is_far = distance > 0
     if not is_far.any():
         return
     elevation, ring = np.arcsin(points[is_far, 2] / distance[is_far]), ring[is_far]
-    if np.ptp(ring) and np.ptp(elevation) > _FLAT_RAD and np.corrcoef(ring, elevation)[0, 1] > 0:
+    if np.ptp(ring) and np.ptp(elevation) > _MIN_FAN_RAD and np.corrcoef(ring, elevation)[0, 1] > 0:
         other = "bottom_first" if order == "top_first" else "top_first"
         raise DataError(
             f"{path}: the points' elevations contradict ring_order={order}; "

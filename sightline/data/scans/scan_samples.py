@@ -1,4 +1,4 @@
-"""The sample of every set of LiDAR scans: what a file gives, its fields, and the statistics of a range image."""
+"""Samples of all sets of LiDAR scans: raw scans, fields, and the statistics of range images."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from sightline.types import Field
 __all__ = ["FEATURES", "RawScan", "channel_sums", "check_scan", "count_others", "mean_and_std", "scan_fields"]
 
 FEATURES = ("remission",)
-"""What a network is given of a point beside its coordinates."""
-_LEAST_SPREAD = 1e-3
-"""Of a channel that hardly varies, such as the heights of one beam: nothing is divided by less."""
+"""Features of a point in addition to its coordinates."""
+_MIN_STD = 1e-3
+"""Lower bound of standard deviations, for channels that hardly vary, such as the heights of one beam."""
 _MAX_REACH_M = 1e4
 _MAX_REACH_RATIO = 100.0
-"""A point this far away, and this many times as far as 99 % of its scan, is not a return: echoes of an earlier pulse
-lie within ten times the others."""
+"""Largest distance of a return, absolute or relative to the distance of 99 % of the scan. Echoes of an earlier pulse
+are within ten times that distance."""
 _MAX_WORLD_M = 1e6
-"""Beyond this all points are in coordinates of the world."""
+"""Distance from which a scan is taken to be in world coordinates."""
 
 
 class RawScan(NamedTuple):
-    """A scan as its files hold it, in their order.
+    """Scan as stored in its files, in file order.
 
     `points` (N, 3) float32 metres, x forward, y left, z up; `remission` (N,) float32 on the files' scale; `ids` (N,)
-    int64, those of a label map; `ring` (N,) int64, 0 the highest beam, and `column` (N,) int64 of the sensor's image,
-    where files know them. `is_return` (N,) bool, where files mark points without a return: those lie at the origin.
+    int64 of a label map; `ring` (N,) int64, 0 the highest beam, and `column` (N,) int64 of the sensor's image, if files
+    have them. `is_return` (N,) bool, if files mark points without a return, which are at the origin.
     """
 
     points: np.ndarray
@@ -39,35 +39,35 @@ class RawScan(NamedTuple):
     is_return: np.ndarray | None = None
 
     def returns(self) -> RawScan:
-        """The scan without its points that have no return."""
+        """Return the scan without points that have no return."""
         if self.is_return is None:
             return self
-        ring, column = (None if each is None else each[self.is_return] for each in (self.ring, self.column))
-        points, remission, ids = (each[self.is_return] for each in (self.points, self.remission, self.ids))
+        ring, column = (None if array is None else array[self.is_return] for array in (self.ring, self.column))
+        points, remission, ids = (array[self.is_return] for array in (self.points, self.remission, self.ids))
         return RawScan(points, remission, ids, ring, column)
 
 
 def check_scan(scan: RawScan, *, where: str) -> RawScan:
-    """The scan itself.
+    """Check a scan and return it unchanged.
 
-    Raises DataError, led by `where`, for a number that is not finite, a negative remission, and a point that lies so
-    far beyond all others that no sensor measured it.
+    Raises DataError, led by `where`, for a number that is not finite, a negative remission, and a point that is too far
+    beyond all others to be a return.
     """
     is_wrong = ~(np.isfinite(scan.points).all(axis=1) & np.isfinite(scan.remission) & (scan.remission >= 0))
     if is_wrong.any():
-        place = int(is_wrong.argmax())
-        values = ", ".join(f"{each:g}" for each in (*scan.points[place], scan.remission[place]))
+        index = int(is_wrong.argmax())
+        values = ", ".join(f"{value:g}" for value in (*scan.points[index], scan.remission[index]))
         raise DataError(
-            f"{where}: point {place} is {values} (x, y, z, remission){count_others(is_wrong, 'so are')}; "
+            f"{where}: point {index} is {values} (x, y, z, remission){count_others(is_wrong, 'so are')}; "
             "coordinates must be finite and remissions not negative: take these points out, or get the file again"
         )
     _check_reach(scan.points, where)
     return scan
 
 
-def count_others(is_found: np.ndarray, verb: str) -> str:
-    """The words for all but the first that is found, such as `, and so are 3 more`; empty where there is one."""
-    num_others = int(is_found.sum()) - 1
+def count_others(mask: np.ndarray, verb: str) -> str:
+    """Format the number of True entries after the first, as in `, and so are 3 more`; "" if there is only one."""
+    num_others = int(mask.sum()) - 1
     return f", and {verb} {num_others} more" if num_others > 0 else ""
 
 
@@ -75,26 +75,26 @@ def _check_reach(points: np.ndarray, where: str) -> None:
     reach = np.abs(points).max(axis=1, initial=0.0)
     if reach.max(initial=0.0) <= _MAX_REACH_M:
         return
-    most = float(np.quantile(reach, 0.99, method="lower"))
-    if most > _MAX_WORLD_M:
+    typical_reach = float(np.quantile(reach, 0.99, method="lower"))
+    if typical_reach > _MAX_WORLD_M:
         raise DataError(
-            f"{where}: 99 % of its points lie up to {most:.4g} m away, as in coordinates of the world; scans are in "
-            "metres from the sensor: subtract its place"
+            f"{where}: 99 % of its points lie up to {typical_reach:.4g} m away, as in coordinates of the world; scans "
+            "are in metres from the sensor: subtract its position"
         )
-    is_stray = reach > max(_MAX_REACH_M, _MAX_REACH_RATIO * most)
+    is_stray = reach > max(_MAX_REACH_M, _MAX_REACH_RATIO * typical_reach)
     if is_stray.any():
-        place = int(is_stray.argmax())
+        index = int(is_stray.argmax())
         raise DataError(
-            f"{where}: point {place} lies {reach[place]:.4g} m away{count_others(is_stray, 'so far do')}, "
-            f"99 % of the {len(points)} points within {most:.4g} m; no sensor measures that: take these points out, or "
-            "get the file again"
+            f"{where}: point {index} lies {reach[index]:.4g} m away{count_others(is_stray, 'so far do')}, "
+            f"99 % of the {len(points)} points within {typical_reach:.4g} m; no sensor measures that: take these "
+            "points out, or get the file again"
         )
 
 
 def scan_fields(
     *, num_classes: int, reach_m: float, num_beams: int | None, ignore_index: int = 0, has_columns: bool = False
 ) -> dict[str, Field]:
-    """The fields of a scan; `ring` where beams are numbered, 0 the highest, `column` where the image's columns are."""
+    """Return the fields of a scan; `ring` with `num_beams` (0 is the highest), `column` with `has_columns`."""
     frame = "sensor: x forward, y left, z up"
     fields = {
         "points": Field("points 3", "float32", "m", frame, -reach_m, reach_m, "concatenate"),
@@ -109,14 +109,14 @@ def scan_fields(
 
 
 def channel_sums(points: np.ndarray, remission: np.ndarray) -> np.ndarray:
-    """Sums (2, 5) float64 of range, x, y, z and remission over points (N, 3) and (N, 1), and of their squares."""
+    """Sum range, x, y, z, remission and their squares: points (N, 3), remission (N, 1) -> (2, 5) float64."""
     x, y, z = points.T.astype(np.float64)
     channels = (np.sqrt(x * x + y * y + z * z), x, y, z, remission[:, 0].astype(np.float64))
-    return np.array([[each.sum() for each in channels], [each @ each for each in channels]])
+    return np.array([[channel.sum() for channel in channels], [channel @ channel for channel in channels]])
 
 
 def mean_and_std(sums: np.ndarray, count: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of five channels from sums (2, 5) over `count` points, to four decimals."""
+    """Compute mean and standard deviation of five channels from sums (2, 5) over `count` points, to four decimals."""
     mean, square = sums / max(count, 1)
-    spread = np.sqrt(np.maximum(square - mean**2, _LEAST_SPREAD**2))
-    return tuple(mean.round(4).tolist()), tuple(spread.round(4).tolist())
+    std = np.sqrt(np.maximum(square - mean**2, _MIN_STD**2))
+    return tuple(mean.round(4).tolist()), tuple(std.round(4).tolist())

@@ -1,4 +1,4 @@
-"""SemanticKITTI: 43,552 scans of an HDL-64E in 22 sequences, with an id at every point of eleven of them."""
+"""SemanticKITTI: 43,552 scans of an HDL-64E in 22 sequences, 11 of them with point labels."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ from sightline.types import DataInfo, Folds, ScanInputSpec
 __all__ = ["LABEL_MAPS", "SemanticKitti"]
 
 LABEL_MAPS = {"single": "semantic_kitti_single.yaml", "multi": "semantic_kitti_multi.yaml"}
-"""The published maps: of single scans (19 classes and class 0), and with moving things as classes (25 and class 0)."""
-_REACH_M = 240.0
-"""Twice the range of an HDL-64E, where no scan says how far they reach."""
+"""Published label maps: single scans (19 classes and class 0), and with classes of moving objects (25 and class 0)."""
+_MAX_REACH_M = 240.0
+"""Twice the range of an HDL-64E: the bound of coordinates before any scan is read."""
 SequenceNumber = Annotated[int, Ge(0), Le(99)]
 
 
@@ -43,8 +43,8 @@ SequenceNumber = Annotated[int, Ge(0), Le(99)]
 class SemanticKitti(LabelledScans):
     """Scans of SemanticKITTI in the sensor's frame: all labelled sequences but `test_sequences` to train on.
 
-    `label_map` is `single`, `multi` or a file of one's own in the format of semantic-kitti-api; `sensor` says what is
-    different from an HDL-64E. The last `validation_share` of each training sequence chooses the checkpoint.
+    `label_map` is `single`, `multi` or the user's file in the format of semantic-kitti-api; `sensor` overrides values
+    of the HDL-64E. The last `validation_share` of each training sequence chooses the checkpoint.
     Scans with less than `min_labelled` of labels are not trained on; `balanced` draws rare classes more often.
     Source: Behley et al. 2019.
     """
@@ -67,7 +67,7 @@ class SemanticKitti(LabelledScans):
         super().__init__(
             prepared=prepared,
             split=split,
-            parts=_parts(prepared, [f"{number:02d}" for number in test_sequences], validation_share),
+            parts=_make_splits(prepared, [f"{number:02d}" for number in test_sequences], validation_share),
             label_map=read_label_map(label_map, LABEL_MAPS),
             sensor=make_sensor(sensor, preset="hdl64", owner=self.set_name),
             frames=ScanSampling(min_labelled, balanced),
@@ -75,15 +75,18 @@ class SemanticKitti(LabelledScans):
 
     @classmethod
     def expected_info(cls, *, label_map: str = "single", sensor: SensorBlock | None = None) -> DataInfo:
-        """What `info` states, sizes left out, before the set is there; class counts are the published shares."""
-        classes, found = read_label_map(label_map, LABEL_MAPS), make_sensor(sensor, preset="hdl64", owner=cls.set_name)
-        fields = scan_fields(
-            num_classes=classes.num_classes, reach_m=_REACH_M, num_beams=None, ignore_index=classes.ignore_index
+        """Expected DataInfo before preparation, without counts."""
+        classes, full_sensor = (
+            read_label_map(label_map, LABEL_MAPS),
+            make_sensor(sensor, preset="hdl64", owner=cls.set_name),
         )
-        facts = scan_facts(classes, found)
+        fields = scan_fields(
+            num_classes=classes.num_classes, reach_m=_MAX_REACH_M, num_beams=None, ignore_index=classes.ignore_index
+        )
+        facts = scan_facts(classes, full_sensor)
         if classes.frequencies:
             facts["class_counts"] = tuple(round(1e6 * share) for share in classes.frequencies)
-        form = ScanInputSpec(classes.ids_of_classes, remission_max=found.remission_max)
+        form = ScanInputSpec(classes.ids_of_classes, remission_max=full_sensor.remission_max)
         return DataInfo(facts, fields, features=FEATURES, scans=form)
 
     @classmethod
@@ -92,39 +95,41 @@ class SemanticKitti(LabelledScans):
     ) -> dict[str, Any]:
         """List the scans and labels in place, and count the ids of every scan; returns the manifest.
 
-        `no_return=nan` takes points that are NaN at x, y and z for such without a return, as `scan_folder` does.
-        Sequences without labels are passed over: `sightline predict` takes their files. Raises DataError naming a scan
-        without labels among labelled ones, and a file of another size than it should have.
+        With `no_return=nan` points that are NaN at x, y and z have no return, as in `scan_folder`. Sequences without
+        labels are skipped: `sightline predict` reads their files. Raises DataError with a scan that lacks labels in a
+        labelled sequence, and for a file of wrong size.
         """
         assert name == cls.set_name, f"{cls.__name__} prepares '{cls.set_name}', not '{name}'"
         root = source.expanduser().resolve()
-        sequences, labelled = _sequences(root)
+        sequences, labelled = _list_sequences(root)
         plan = scan_plan(
             set_name=name,
             layout="sequences",
             root=root,
-            scans=[scan for path in labelled for scan in _scans(path, no_return)],
+            scans=[scan for path in labelled for scan in _list_scans(path, no_return)],
             columns={
                 "pose": ColumnSpec((3, 4), "float64"),
                 **({} if no_return is None else {NO_RETURNS: ColumnSpec((), "int64")}),
             },
             about={"split": "a part for each sequence; data.test_sequences says which are tested on"},
             options={} if no_return is None else {"no_return": no_return},
-            notes=_notes(sequences, labelled),
+            notes=_collect_notes(sequences, labelled),
         )
         return write_prepared_set(plan, target, progress=progress)
 
     @classmethod
     def survey(cls, source: Path, *, no_return: NoReturn | None = None) -> dict[str, Any]:
-        """Ids and a label map for them, the sensor, and what is unlike an HDL-64E. Raises as `prepare`."""
+        """Survey ids and sensor, and compare them with the label map and an HDL-64E. Raises as `prepare`."""
         root = source.expanduser().resolve()
-        readers = {scan.files[0]: scan.read for path in _sequences(root)[1] for scan in _scans(path, no_return)}
+        readers = {
+            scan.files[0]: scan.read for path in _list_sequences(root)[1] for scan in _list_scans(path, no_return)
+        }
         sensor = make_sensor(None, preset="hdl64", owner=cls.set_name)
         return survey_scans(readers, source=root, label_map=read_label_map("single", LABEL_MAPS), sensor=sensor)
 
     @classmethod
     def card(cls) -> dict[str, Any]:
-        """What the set is, what is read, and where to obtain it."""
+        """Description, accepted layouts, download page and licence."""
         return {
             "set": cls.set_name,
             "classes": ", ".join(read_label_map("single", LABEL_MAPS).class_names),
@@ -139,20 +144,20 @@ class SemanticKitti(LabelledScans):
             "prepare": prepare_command(cls.set_name, "DIR"),
         }
 
-    def pose_of(self, index: int) -> np.ndarray:
-        """The pose (3, 4) float64 of the scanner in its sequence's frame; the identity where the files have none."""
+    def get_pose(self, index: int) -> np.ndarray:
+        """Return the scanner's pose (3, 4) float64 in the sequence's frame; the identity if the files have none."""
         stored, row = self._rows[index]
         return np.array(self._prepared.row(stored, "pose", row))
 
-    def _read(self, files: tuple[Path, ...], values: Mapping[str, np.ndarray]) -> RawScan:
+    def _read_files(self, files: tuple[Path, ...], values: Mapping[str, np.ndarray]) -> RawScan:
         return _read_scan(*files, no_return=self._no_return())
 
-    def _form(self) -> ScanInputSpec:
-        return replace(super()._form(), no_return=self._no_return())
+    def _input_spec(self) -> ScanInputSpec:
+        return replace(super()._input_spec(), no_return=self._no_return())
 
     def _no_return(self) -> NoReturn | None:
-        found: NoReturn | None = self._prepared.manifest.get("options", {}).get("no_return")
-        return found
+        no_return: NoReturn | None = self._prepared.manifest.get("options", {}).get("no_return")
+        return no_return
 
 
 def _read_scan(points_path: Path, labels_path: Path, *, no_return: NoReturn | None) -> RawScan:
@@ -162,9 +167,9 @@ def _read_scan(points_path: Path, labels_path: Path, *, no_return: NoReturn | No
     return to_raw_scan(cloud, ids, ring_order="top_first", num_beams=None, path=points_path, no_return=no_return)
 
 
-def _sequences(root: Path) -> tuple[list[Path], list[Path]]:
-    """The sequences of a tree, and those of them with labels. Raises DataError where none has any."""
-    folder = _sequences_folder(root)
+def _list_sequences(root: Path) -> tuple[list[Path], list[Path]]:
+    """List the sequences of a tree, and those with labels. Raises DataError if no sequence has labels."""
+    folder = _find_sequences_folder(root)
     sequences = sorted(path for path in folder.iterdir() if path.is_dir() and path.name.isdigit())
     labelled = [path for path in sequences if (path / "labels").is_dir()]
     if not labelled:
@@ -172,26 +177,26 @@ def _sequences(root: Path) -> tuple[list[Path], list[Path]]:
     return sequences, labelled
 
 
-def _sequences_folder(root: Path) -> Path:
+def _find_sequences_folder(root: Path) -> Path:
     for folder in (root / "sequences", root / "dataset" / "sequences", root):
         if folder.is_dir() and any((path / "velodyne").is_dir() for path in folder.iterdir()):
             return folder
-    found = f"holds {summarise_folder(root)}" if root.is_dir() else "there is no such folder"
-    raise DataError(f"{root}: {found}; sequences/<nn>/velodyne is needed")
+    contents = f"holds {summarise_folder(root)}" if root.is_dir() else "there is no such folder"
+    raise DataError(f"{root}: {contents}; sequences/<nn>/velodyne is needed")
 
 
-def _scans(sequence: Path, no_return: NoReturn | None) -> list[ListedScan]:
-    """The scans of a labelled sequence. Raises DataError naming one without labels, and labels without a scan."""
+def _list_scans(sequence: Path, no_return: NoReturn | None) -> list[ListedScan]:
+    """List the scans of a labelled sequence. Raises DataError for a scan without labels, or labels without a scan."""
     scans, labels = (
         {path.stem: path for path in sorted((sequence / folder).glob(f"*{suffix}"))}
         for folder, suffix in (("velodyne", ".bin"), ("labels", ".label"))
     )
-    odd = sorted(scans.keys() ^ labels.keys())
-    if odd:
-        what = "has no labels" if odd[0] in scans else "has labels and no scan"
-        more = f", and {len(odd) - 1} more are not pairs" if len(odd) > 1 else ""
-        raise DataError(f"{sequence}: {odd[0]} {what}{more}; complete the sequence")
-    poses = _poses(sequence, len(scans))
+    unpaired = sorted(scans.keys() ^ labels.keys())
+    if unpaired:
+        fault = "has no labels" if unpaired[0] in scans else "has labels and no scan"
+        more = f", and {len(unpaired) - 1} more are not pairs" if len(unpaired) > 1 else ""
+        raise DataError(f"{sequence}: {unpaired[0]} {fault}{more}; complete the sequence")
+    poses = _read_poses(sequence, len(scans))
     return [
         ListedScan(
             split=sequence.name,
@@ -204,30 +209,30 @@ def _scans(sequence: Path, no_return: NoReturn | None) -> list[ListedScan]:
     ]
 
 
-def _poses(sequence: Path, num_scans: int) -> np.ndarray:
-    """A pose (3, 4) for every scan; identities where there is no poses.txt, and where it is not as long."""
+def _read_poses(sequence: Path, num_scans: int) -> np.ndarray:
+    """Read the poses (num_scans, 3, 4); identities if poses.txt is missing or has another number of poses."""
     path = sequence / "poses.txt"
     if not path.exists():
         return np.broadcast_to(np.eye(3, 4), (num_scans, 3, 4))
     poses = velodyne_poses(path, sequence / "calib.txt")
-    if len(poses) != num_scans:  # which scan lacks its own nobody can tell
+    if len(poses) != num_scans:  # it is unknown which scan lacks its pose
         return np.broadcast_to(np.eye(3, 4), (num_scans, 3, 4))
     return poses
 
 
-def _notes(sequences: list[Path], labelled: list[Path]) -> list[str]:
-    bare = [path.name for path in sequences if path not in labelled]
+def _collect_notes(sequences: list[Path], labelled: list[Path]) -> list[str]:
+    unlabelled = [path.name for path in sequences if path not in labelled]
     posed = [path for path in labelled if (path / "poses.txt").exists()]
     unposed = [path.name for path in labelled if path not in posed] if posed else []
     return [
-        *([f"sequences without labels, passed over: {', '.join(bare)}"] if bare else []),
+        *([f"sequences without labels, passed over: {', '.join(unlabelled)}"] if unlabelled else []),
         *([f"sequences without poses.txt: {', '.join(unposed)}"] if unposed else []),
-        *(note for path in posed if (note := _note_on_poses(path))),
+        *(note for path in posed if (note := _note_pose_mismatch(path))),
     ]
 
 
-def _note_on_poses(sequence: Path) -> str:
-    """The poses of a sequence that are not as many as its scans, none of which is taken; empty where they are."""
+def _note_pose_mismatch(sequence: Path) -> str:
+    """Return a note if the numbers of poses and scans of a sequence differ, so that no pose is used; else ""."""
     path = sequence / "poses.txt"
     num_scans = len(list((sequence / "velodyne").glob("*.bin")))
     num_poses = len(velodyne_poses(path, sequence / "calib.txt"))
@@ -236,8 +241,8 @@ def _note_on_poses(sequence: Path) -> str:
     return f"{path}: has {num_poses} poses for {num_scans} scans; none of them is taken"
 
 
-def _parts(prepared: PreparedSet, tested: list[str], validation_share: float) -> SplitRows:
-    """Raises DataError for a test sequence that the set does not hold."""
+def _make_splits(prepared: PreparedSet, tested: list[str], validation_share: float) -> SplitRows:
+    """Divide the scans into splits by test sequences. Raises DataError for a missing test sequence."""
     missing = [name for name in tested if name not in prepared.splits]
     if missing:
         raise DataError(
@@ -245,10 +250,10 @@ def _parts(prepared: PreparedSet, tested: list[str], validation_share: float) ->
             "data.test_sequences to some of these"
         )
     rows = {name: [(name, row) for row in range(len(prepared.names(name)))] for name in prepared.splits}
-    dealt = [split_off_last(rows[name], validation_share) for name in prepared.splits if name not in tested]
+    pairs = [split_off_last(rows[name], validation_share) for name in prepared.splits if name not in tested]
     parts = {
-        "train": tuple(row for train, _ in dealt for row in train),
-        "validation": tuple(row for _, held_out in dealt for row in held_out),
+        "train": tuple(row for train, _ in pairs for row in train),
+        "validation": tuple(row for _, held_out in pairs for row in held_out),
         "test": tuple(row for name in tested for row in rows[name]),
     }
     return SplitRows(parts, Folds(tuple(prepared.splits), tuple(tested)))

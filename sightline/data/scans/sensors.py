@@ -1,4 +1,4 @@
-"""LiDAR sensors: presets, the block with which a user describes another, and the facts that a projection needs."""
+"""LiDAR sensors: presets, the config block that describes another sensor, and the facts for projection."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from sightline.errors import ConfigError
 __all__ = ["Sensor", "SensorBlock", "SensorName", "make_sensor"]
 
 SensorName = Literal["hdl64", "hdl32", "vlp16", "os1_64", "pandar64"]
-"""A sensor of `sensors.json`."""
+"""Name of a preset in `sensors.json`."""
 Elevation = Annotated[float, Ge(-90.0), Le(90.0)]
 Azimuth = Annotated[float, Ge(-360.0), Le(360.0)]
 StdDev = Annotated[float, Gt(0.0), Le(1e9)]
@@ -26,11 +26,11 @@ Five = tuple[float, float, float, float, float]
 
 
 class SensorBlock(TypedDict, total=False):
-    """What is said of a sensor in a config; every key that is left out is that of `preset`.
+    """Config block of a sensor; missing keys are taken from `preset`.
 
     Degrees. `fov_deg` is the highest and the lowest elevation of the image; `azimuth_deg` the azimuths of its left and
-    its right edge, counted from forward to the left; `beams_deg` the elevation of every beam, highest first. Files hold
-    remissions from 0 to `remission_max`. `input_mean` and `input_std` are of range, x, y, z (metres) and remission
+    its right edge, counted from forward to the left; `beams_deg` the elevation of every beam, highest first. Remissions
+    in files are from 0 to `remission_max`. `input_mean` and `input_std` are of range, x, y, z (metres) and remission
     (0 to 1).
     """
 
@@ -46,9 +46,9 @@ class SensorBlock(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class Sensor:
-    """A sensor, checked. Fields as in `SensorBlock`; `beams_deg` is empty where beams have equal pitch.
+    """Checked description of a sensor. Fields as in `SensorBlock`; `beams_deg` is empty for equally spaced beams.
 
-    `input_mean` and `input_std` are None where nobody knows them.
+    `input_mean` and `input_std` are None if unknown.
     """
 
     fov_deg: tuple[float, float]
@@ -60,48 +60,50 @@ class Sensor:
     input_std: tuple[float, ...] | None
 
     def facts(self) -> dict[str, Any]:
-        """The facts of a data set with this sensor; statistics that nobody knows are left out."""
+        """Return the facts of a data set with this sensor, without unknown statistics."""
         names = ("fov_deg", "azimuth_deg", "beams_deg", "num_beams", "input_mean", "input_std")
         return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
 
     def elevations_rad(self) -> np.ndarray:
-        """The elevation of every beam (H,) float64, highest first; equally spaced where there is no table."""
+        """Return the elevation of every beam (H,) float64 in rad, highest first; equally spaced without a table."""
         beams = self.beams_deg or np.linspace(*self.fov_deg, self.num_beams)
         return np.deg2rad(np.asarray(beams, dtype=np.float64))
 
     def azimuths_rad(self, num_columns: int) -> np.ndarray:
-        """The azimuth of the middle of every column (W,) float64, left to right."""
+        """Return the azimuth of the centre of every image column (W,) float64 in rad, left to right."""
         first, last = self.azimuth_deg
         return np.deg2rad(first + (np.arange(num_columns) + 0.5) / num_columns * (last - first))
 
 
 def make_sensor(block: SensorBlock | None, *, preset: SensorName | None, owner: str) -> Sensor:
-    """The sensor of a block over a preset, which the block may name itself.
+    """Make a sensor from a config block and a preset, which the block may name itself.
 
-    Raises ConfigError, `owner` in front, for what is lacking and for angles that contradict one another.
+    Raises ConfigError, led by `owner`, for missing keys and for contradictory angles.
     """
-    given: dict[str, Any] = dict(block or {})
-    name = given.pop("preset", preset)
-    base = {} if name is None else _presets()[name]
-    if any(key in given and _plain(given[key]) != base.get(key) for key in ("fov_deg", "beams_deg", "num_beams")):
-        dropped = (*_OF_BEAMS, "fov_deg") if "beams_deg" in given else _OF_BEAMS
-        base = {key: each for key, each in base.items() if key not in dropped}  # they belong to the preset's beams
-    values = {**_DEFAULTS, **base, **given}
-    if given.get("beams_deg"):
-        values = {"fov_deg": (given["beams_deg"][0], given["beams_deg"][-1]), **values}
-        values["num_beams"] = given.get("num_beams", len(given["beams_deg"]))
+    overrides: dict[str, Any] = dict(block or {})
+    name = overrides.pop("preset", preset)
+    base = {} if name is None else _read_presets()[name]
+    if any(
+        key in overrides and _to_tuple(overrides[key]) != base.get(key) for key in ("fov_deg", "beams_deg", "num_beams")
+    ):
+        dropped = (*_BEAM_KEYS, "fov_deg") if "beams_deg" in overrides else _BEAM_KEYS
+        base = {key: value for key, value in base.items() if key not in dropped}  # they belong to the preset's beams
+    values = {**_DEFAULTS, **base, **overrides}
+    if overrides.get("beams_deg"):
+        values = {"fov_deg": (overrides["beams_deg"][0], overrides["beams_deg"][-1]), **values}
+        values["num_beams"] = overrides.get("num_beams", len(overrides["beams_deg"]))
     missing = [key for key in ("fov_deg", "num_beams") if key not in values]
     if missing:
         raise ConfigError(
             f"sensor: {owner} needs {' and '.join(missing)} of the sensor; give them, or a preset: "
-            f"{', '.join(_presets())}"
+            f"{', '.join(_read_presets())}"
         )
-    sensor = Sensor(**{key: _plain(each) for key, each in values.items()})
+    sensor = Sensor(**{key: _to_tuple(value) for key, value in values.items()})
     _check(sensor)
     return sensor
 
 
-_OF_BEAMS = ("beams_deg", "input_mean", "input_std")
+_BEAM_KEYS = ("beams_deg", "input_mean", "input_std")
 _DEFAULTS: Mapping[str, Any] = {
     "azimuth_deg": (180.0, -180.0),
     "beams_deg": (),
@@ -111,20 +113,20 @@ _DEFAULTS: Mapping[str, Any] = {
 }
 
 
-def _plain(value: Any) -> Any:
+def _to_tuple(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
-def _presets() -> dict[SensorName, dict[str, Any]]:
-    stored = json.loads(Path(__file__).with_name("sensors.json").read_text(encoding="utf-8"))
-    return {name: _preset(entry) for name, entry in stored.items()}
+def _read_presets() -> dict[SensorName, dict[str, Any]]:
+    entries = json.loads(Path(__file__).with_name("sensors.json").read_text(encoding="utf-8"))
+    return {name: _expand_preset(entry) for name, entry in entries.items()}
 
 
-def _preset(entry: Mapping[str, Any]) -> dict[str, Any]:
+def _expand_preset(entry: Mapping[str, Any]) -> dict[str, Any]:
     blocks = [np.linspace(first, last, count) for first, last, count in entry.get("beam_blocks_deg", ())]
     beams = tuple(np.concatenate(blocks).round(6).tolist()) if blocks else ()
-    kept = {key: each for key, each in entry.items() if key not in ("about", "beam_blocks_deg")}
-    return {key: _plain(each) for key, each in {**kept, "beams_deg": beams}.items()}
+    fields = {key: value for key, value in entry.items() if key not in ("about", "beam_blocks_deg")}
+    return {key: _to_tuple(value) for key, value in {**fields, "beams_deg": beams}.items()}
 
 
 def _check(sensor: Sensor) -> None:
@@ -141,9 +143,9 @@ def _check(sensor: Sensor) -> None:
     if len(beams) not in (0, sensor.num_beams):
         raise ConfigError(f"sensor: beams_deg has {len(beams)} elevations, num_beams is {sensor.num_beams}")
     if (np.diff(beams) >= 0).any():
-        place = int((np.diff(beams) >= 0).argmax()) + 1
+        index = int((np.diff(beams) >= 0).argmax()) + 1
         raise ConfigError(
-            f"sensor: beams_deg[{place}] is {beams[place]:g} after {beams[place - 1]:g}; give every beam once, the "
+            f"sensor: beams_deg[{index}] is {beams[index]:g} after {beams[index - 1]:g}; give every beam once, the "
             "highest first"
         )
     if (sensor.input_mean is None) != (sensor.input_std is None):

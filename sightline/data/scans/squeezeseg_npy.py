@@ -1,4 +1,4 @@
-"""SqueezeSeg's range images of KITTI: 10,848 front views with a class at every pixel, as points in the files' order."""
+"""SqueezeSeg range images of KITTI: 10,848 labelled front views, read as points in file order."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ __all__ = ["SqueezeSegNpy", "read_range_image"]
 LABEL_MAPS = {"squeezeseg": "squeezeseg.yaml"}
 _X, _Y, _Z, _INTENSITY, _RANGE, _LABEL = range(6)
 _NUM_CHANNELS = 6
-_SLACK = 1e-3
-"""By which share of a range the coordinates may disagree with it: files in half precision do by 5e-4."""
+_MAX_RANGE_ERROR = 1e-3
+"""Maximum relative error between range and coordinates: half precision files reach 5e-4."""
 
 
 @registry.data.add("squeezeseg_npy")
@@ -64,11 +64,11 @@ class SqueezeSegNpy(LabelledScans):
     ) -> None:
         prepared = open_prepared(prepared_root(root, self.set_name), set_names=(self.set_name,))
         front: SensorBlock = {"azimuth_deg": (45.0, -45.0), **(sensor or {})}
-        found = make_sensor(front, preset="hdl64", owner=self.set_name)
+        full_sensor = make_sensor(front, preset="hdl64", owner=self.set_name)
         height = prepared.manifest["image_size_px"][0]
-        if found.num_beams != height:
+        if full_sensor.num_beams != height:
             raise ConfigError(
-                f"sensor: num_beams is {found.num_beams}, the images of {prepared.root} have {height} rows"
+                f"sensor: num_beams is {full_sensor.num_beams}, the images of {prepared.root} have {height} rows"
             )
         super().__init__(
             prepared=prepared,
@@ -77,7 +77,7 @@ class SqueezeSegNpy(LabelledScans):
                 prepared, test_names=tested, test_share=test_share, validation_share=validation_share, what="scan"
             ),
             label_map=read_label_map(label_map, LABEL_MAPS),
-            sensor=found,
+            sensor=full_sensor,
             frames=ScanSampling(min_labelled, balanced),
         )
 
@@ -85,21 +85,21 @@ class SqueezeSegNpy(LabelledScans):
     def prepare(cls, *, source: Path, target: Path, name: str, progress: Progress) -> dict[str, Any]:
         """List the images in place, and count the labels of each; returns the manifest.
 
-        Raises DataError for files of different shapes, for channels in another order, and for labels that are none.
+        Raises DataError for files of different shapes, for channels in another order, and for invalid labels.
         """
         assert name == cls.set_name, f"{cls.__name__} prepares '{cls.set_name}', not '{name}'"
         root = source.expanduser().resolve()
-        folder = next((each for each in (root / "lidar_2d", root) if any(each.glob("*.npy"))), None)
+        folder = next((path for path in (root / "lidar_2d", root) if any(path.glob("*.npy"))), None)
         if folder is None:
-            found = f"holds {summarise_folder(root)}" if root.is_dir() else "there is no such folder"
-            raise DataError(f"{root}: {found}; files <date>_<drive>_<frame>.npy are needed, in it or in lidar_2d")
+            contents = f"holds {summarise_folder(root)}" if root.is_dir() else "there is no such folder"
+            raise DataError(f"{root}: {contents}; files <date>_<drive>_<frame>.npy are needed, in it or in lidar_2d")
         paths = {path.stem: path for path in sorted(folder.glob("*.npy"))}
         height, width = _image_shape(read_npy(next(iter(paths.values()))), next(iter(paths.values())))
         parts, notes = read_name_lists(root / "ImageSet", list(paths))
         scans = [
-            ListedScan(part, each, (paths[each],), partial(read_range_image, paths[each], height=height, width=width))
+            ListedScan(part, stem, (paths[stem],), partial(read_range_image, paths[stem], height=height, width=width))
             for part, names in parts.items()
-            for each in names
+            for stem in names
         ]
         plan = scan_plan(
             set_name=name,
@@ -115,7 +115,7 @@ class SqueezeSegNpy(LabelledScans):
 
     @classmethod
     def card(cls) -> dict[str, Any]:
-        """What the set is, what is read, and where to obtain it."""
+        """Description, accepted layouts, download page and licence."""
         return {
             "set": cls.set_name,
             "classes": ", ".join(read_label_map("squeezeseg", LABEL_MAPS).class_names),
@@ -129,11 +129,11 @@ class SqueezeSegNpy(LabelledScans):
             "prepare": prepare_command(cls.set_name, "DIR"),
         }
 
-    def _form(self) -> ScanInputSpec:
+    def _input_spec(self) -> ScanInputSpec:
         height, width = self._prepared.manifest["image_size_px"]
-        return replace(super()._form(), image_px=(height, width))
+        return replace(super()._input_spec(), image_px=(height, width))
 
-    def _read(self, files: tuple[Path, ...], values: Mapping[str, np.ndarray]) -> RawScan:
+    def _read_files(self, files: tuple[Path, ...], values: Mapping[str, np.ndarray]) -> RawScan:
         height, width = self._prepared.manifest["image_size_px"]
         return read_range_image(files[0], height=height, width=width)
 
@@ -148,29 +148,29 @@ def _image_shape(image: np.ndarray, path: Path) -> tuple[int, int]:
 
 
 def read_range_image(path: Path, *, height: int, width: int) -> RawScan:
-    """The filled pixels of a range image. Raises DataError for another shape or order of channels, and for labels."""
+    """Read the filled pixels of a range image. Raises DataError for a wrong shape, channel order or label."""
     image = read_npy(path)
     if _image_shape(image, path) != (height, width):
         raise DataError(f"{path}: has {image.shape[:2]} pixels, the first image has {(height, width)}; leave it out")
     row, column = np.nonzero(image[..., _RANGE] > 0)
     pixels = image[row, column]
     distance = pixels[:, _RANGE]
-    with np.errstate(over="ignore", invalid="ignore"):  # of numbers beyond float32, which are refused
+    with np.errstate(over="ignore", invalid="ignore"):  # values beyond float32 are refused below
         points = pixels[:, : _Z + 1].astype(np.float32)
-        away = np.linalg.norm(points, axis=1)
-        is_off = ~(np.abs(away - distance) <= _SLACK * np.maximum(distance, 1))
-    if is_off.any():
-        place = int(is_off.argmax())
+        norm = np.linalg.norm(points, axis=1)
+        is_mismatch = ~(np.abs(norm - distance) <= _MAX_RANGE_ERROR * np.maximum(distance, 1))
+    if is_mismatch.any():
+        index = int(is_mismatch.argmax())
         raise DataError(
-            f"{path}: pixel ({row[place]}, {column[place]}) lies {away[place]:.3f} m away and "
-            f"channel {_RANGE} is {distance[place]:.3f}; the channels must be x, y, z, intensity, range, label"
+            f"{path}: pixel ({row[index]}, {column[index]}) lies {norm[index]:.3f} m away and "
+            f"channel {_RANGE} is {distance[index]:.3f}; the channels must be x, y, z, intensity, range, label"
         )
     label = pixels[:, _LABEL]
     is_wrong = ~((label == np.floor(label)) & (label >= 0) & (label <= MAX_ID))
     if is_wrong.any():
-        place = int(is_wrong.argmax())
+        index = int(is_wrong.argmax())
         raise DataError(
-            f"{path}: pixel ({row[place]}, {column[place]}) has the label {label[place]:g}; labels are whole numbers "
+            f"{path}: pixel ({row[index]}, {column[index]}) has the label {label[index]:g}; labels are whole numbers "
             "from 0"
         )
     return RawScan(points, pixels[:, _INTENSITY].astype(np.float32), label.astype(np.int64), row, column)

@@ -1,4 +1,4 @@
-"""The thirteen classes of indoor scenes, and the two orders in which files number them."""
+"""Thirteen classes of indoor scenes, and the two orders in which files number them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ CLASS_NAMES = (
     *("ceiling", "floor", "wall", "beam", "column", "window", "door"),
     *("table", "chair", "sofa", "bookcase", "board", "clutter"),
 )
-"""The classes of Armeni et al. 2016 in the order of PointNet's release of S3DIS, which is this project's own."""
+"""Classes of Armeni et al. 2016 in the order of PointNet's release of S3DIS, which this project uses."""
 
 CLUTTER = CLASS_NAMES.index("clutter")
 
@@ -21,4 +21,4 @@ ORDERS: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "B": (*CLASS_NAMES[:7], "chair", "table", "bookcase", "sofa", "board", "clutter"),
     }
 )
-"""Class names by label: A as PointNet numbers them, B as the names file of the Point Transformer's own code does."""
+"""Class names by label: order A of PointNet, order B of the names file of the Point Transformer code."""

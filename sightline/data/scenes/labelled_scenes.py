@@ -1,4 +1,4 @@
-"""Prepared sets of scenes with a class at every point: what they all are, whatever they were prepared from."""
+"""Base of the prepared data sets of scenes with a class at every point."""
 
 from __future__ import annotations
 
@@ -28,21 +28,21 @@ __all__ = [
 ]
 
 IGNORE_INDEX = 255
-"""The stored label of points without a class."""
+"""Stored label of points without a class."""
 
 
 class SceneSplit(NamedTuple):
-    """Which scenes of a prepared set a part is made of, as (stored split, row), and how many every part has."""
+    """Scenes of a split, as (stored split, row), and the number of scenes of every split."""
 
     rows: tuple[tuple[str, int], ...]
     sizes: Mapping[str, int]
 
 
 class LabelledScenes:
-    """Scenes are mapped from the prepared files, samples are copies of them, whole: transforms thin and crop them.
+    """Base of sets of scenes; prepared files are memory-mapped, a sample is a copy of a whole scene.
 
-    `repeats` makes an epoch of the training part go through every scene so many times, with other draws each time:
-    sample i is scene i modulo their number. Other parts have every scene once.
+    Transforms crop and subsample. With `repeats` an epoch of the training split visits every scene `repeats` times,
+    with different random numbers: sample i is scene i modulo their number. Other splits have every scene once.
     """
 
     set_name: ClassVar[str]
@@ -58,9 +58,9 @@ class LabelledScenes:
         repeats: Count = 1,
     ) -> None:
         if not scenes.rows:
-            held = ", ".join(f"{name} ({size})" for name, size in scenes.sizes.items())
+            available = ", ".join(f"{name} ({size})" for name, size in scenes.sizes.items())
             advice = "; set evaluate.select: test" if split == "validation" else ""
-            raise ConfigError(f"{prepared.root}: has no scene in the part '{split}'; it has {held}{advice}")
+            raise ConfigError(f"{prepared.root}: has no scene in the part '{split}'; it has {available}{advice}")
         self._prepared = prepared
         self._split = split
         self._scenes = scenes
@@ -70,39 +70,39 @@ class LabelledScenes:
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """The names of the classes, in the order of their labels."""
+        """Names of the classes, in the order of their labels."""
         return tuple(self._prepared.manifest["class_names"])
 
     def __len__(self) -> int:
         return len(self._scenes.rows) * self._repeats
 
     def __getitem__(self, key: SampleKey) -> Sample:
-        """One whole scene: fresh tensors. Raises IndexError for an index that there is no sample for."""
+        """Read one whole scene as new tensors. Raises IndexError for an index out of range."""
         if not 0 <= key.index < len(self):
             raise IndexError(f"{self.set_name} has the samples 0 to {len(self) - 1}, asked for {key.index}")
         stored, row = self._scenes.rows[key.index % len(self._scenes.rows)]
         label = self._prepared.row(stored, "label", row).astype(np.int64)
         points = np.array(self._prepared.row(stored, "points", row))
-        values = {"points": points, **{name: self._feature(name, stored, row) for name in self._features}}
-        return {name: torch.from_numpy(each) for name, each in {**values, "label": label}.items()}
+        values = {"points": points, **{name: self._read_feature(name, stored, row) for name in self._features}}
+        return {name: torch.from_numpy(array) for name, array in {**values, "label": label}.items()}
 
     def name_of(self, index: int) -> str:
-        """The name of a scene, as its source has it."""
+        """Name of a sample in reports."""
         stored, row = self._scenes.rows[index % len(self._scenes.rows)]
         return self._prepared.names(stored)[row]
 
     @classmethod
     def describe(cls, root: Path) -> dict[str, Any]:
-        """What a prepared folder holds, from its manifest: scenes, points per class, ranges, where it came from."""
+        """Summary of a prepared folder for `data info`."""
         return describe_scenes(open_prepared(root, set_names=cls.readable_sets), root)
 
     @classmethod
     def verify(cls, root: Path) -> int:
-        """Read every prepared file and compare its hash; how many there are. Raises DataError naming a wrong one."""
+        """Compare the hash of every file and return their number. Raises DataError with the first that differs."""
         return verify(root)
 
-    def _feature(self, name: str, stored: str, row: int) -> np.ndarray:
-        """The values (N, 3) float32 of a feature of a scene."""
+    def _read_feature(self, name: str, stored: str, row: int) -> np.ndarray:
+        """Read the values (N, 3) float32 of a feature of a scene."""
         if name == "colours":
             return self._prepared.row(stored, "colours", row) / np.float32(255)
         if name == "place":
@@ -123,33 +123,33 @@ class LabelledScenes:
             facts["ignore_index"] = IGNORE_INDEX
         high = IGNORE_INDEX if manifest["num_ignored"] else num_classes - 1
         label = Field("points", "int64", "class", "", 0, high, "concatenate")
-        fields = {name: self._field(name) for name in ("points", *self._features)}
+        fields = {name: self._make_field(name) for name in ("points", *self._features)}
         return DataInfo(
             facts=facts,
             fields={**fields, "label": label},
             split_sizes={**self._scenes.sizes, self._split: len(self)},
             features=self._features,
-            clouds=self._form(),
+            clouds=self._input_spec(),
         )
 
-    def _form(self) -> CloudInputSpec:
-        """How a file of the user's becomes a scene of the set."""
+    def _input_spec(self) -> CloudInputSpec:
+        """Return the CloudInputSpec with which `predict` must read a file for this set."""
         return CloudInputSpec()
 
-    def _field(self, name: str) -> Field:
+    def _make_field(self, name: str) -> Field:
         frame = f"scene, {self._prepared.manifest['orientation']}"
         if name in ("colours", "place"):
             unit = "red, green, blue" if name == "colours" else "share of the scene's extent"
             return Field("points 3", "float32", unit, "", 0.0, 1.0, "concatenate")
         if name == "normals":
             return Field("points 3", "float32", "unit vector", frame, -1.0, 1.0, "concatenate")
-        # Twice what was prepared: another scene may reach a little further, one in another unit reaches far beyond.
+        # Twice the stored maximum: another scene may reach a little further, one in another unit far beyond.
         reach = 2 * max(map(abs, self._prepared.manifest["ranges"]["points"]))
         return Field("points 3", "float32", self._prepared.manifest["unit"], frame, -reach, reach, "concatenate")
 
 
 def scene_columns(num_classes: int, *features: tuple[str, ColumnSpec]) -> dict[str, ColumnSpec]:
-    """The columns of every set of scenes: points, labels, `features`, and for each scene its points per class."""
+    """Return the columns of a set of scenes: points, labels, `features`, and the points per class of each scene."""
     return {
         "points": ColumnSpec((3,), "float32", is_ragged=True),
         **dict(features),
@@ -159,7 +159,7 @@ def scene_columns(num_classes: int, *features: tuple[str, ColumnSpec]) -> dict[s
 
 
 def scene_values(label: np.ndarray, num_classes: int) -> dict[str, np.ndarray]:
-    """What a row holds of the labels (N,) uint8 of a scene, 255 for those without a class."""
+    """Make the label columns of a row from labels (N,) uint8, 255 for points without a class."""
     counts = np.bincount(label, minlength=IGNORE_INDEX + 1)[:IGNORE_INDEX]
     assert not counts[num_classes:].any(), (
         f"labels up to {int(label[label != IGNORE_INDEX].max())} of {num_classes} classes"
@@ -168,25 +168,25 @@ def scene_values(label: np.ndarray, num_classes: int) -> dict[str, np.ndarray]:
 
 
 def count_points_per_class(prepared: PreparedSet, rows: Sequence[tuple[str, int]]) -> np.ndarray:
-    """Points of each class (C,) in these scenes, those without a class left out."""
+    """Count the points of each class (C,) in these scenes, without unlabelled points."""
     return np.stack([prepared.array(split, "class_counts")[row] for split, row in rows]).sum(axis=0)
 
 
 def summarise_scenes(prepared: PreparedSet) -> dict[str, Any]:
-    """What the manifest says of every set of scenes beyond its plan: points per class and part, and those without."""
+    """Manifest entries of every set of scenes: points per class and split, and unlabelled points."""
     counts = {split: prepared.array(split, "class_counts").sum(axis=0) for split in prepared.splits}
     num_points = dict(prepared.manifest["num_elements"])
     return {
         "splits": {
-            split: {"num_rows": prepared.manifest["splits"][split]["num_rows"], "class_counts": each.tolist()}
-            for split, each in counts.items()
+            split: {"num_rows": prepared.manifest["splits"][split]["num_rows"], "class_counts": class_counts.tolist()}
+            for split, class_counts in counts.items()
         },
         "num_ignored": int(sum(num_points[split] - int(counts[split].sum()) for split in prepared.splits)),
     }
 
 
 def describe_scenes(prepared: PreparedSet, root: Path) -> dict[str, Any]:
-    """What `data info` tells of a prepared set of scenes."""
+    """Summary of a prepared set of scenes for `data info`."""
     manifest = prepared.manifest
     printed = ("layout", "up_axis", "orientation", "unit", "split", "ranges", "differences")
     return {

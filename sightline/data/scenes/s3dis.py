@@ -1,4 +1,4 @@
-"""S3DIS: 272 rooms of six areas of three buildings, thirteen classes, from raw text or from what others made of it."""
+"""S3DIS: 272 rooms of six areas in three buildings, thirteen classes, from raw text or converted files."""
 
 from __future__ import annotations
 
@@ -44,21 +44,21 @@ from sightline.types import CloudInputSpec, DataInfo, Field, Folds
 __all__ = ["S3dis"]
 
 AreaNumber = Annotated[int, Ge(1), Le(6)]
-"""One of the six areas."""
+"""Number of one of the six areas."""
 _BYTES_PER_POINT = 30
-"""A line of text has about so many; for the check of free space alone."""
+"""Approximate length of a line of text, only for the check of free space."""
 _FORM = CloudInputSpec(columns=("x", "y", "z", "red", "green", "blue"), scene={"scale": 1.0, "colour_max": 255.0})
-"""Files are rooms as raw text has them: in metres anywhere, colours to 255."""
+"""Format of files for `predict`: as raw text, in metres with any origin, colours to 255."""
 
 
 @registry.data.add("s3dis")
 class S3dis(LabelledScenes):
     """Rooms of S3DIS, one sample each, in metres from the room's lowest corner: all areas but `test_area` to train on.
 
-    `colours` adds red, green and blue, 0 to 1, to the model's input; `place` the share of the room's extent at which a
-    point lies, of which the nine channels of the dense models are made. `repeats` rooms are trained on in an epoch for
-    every room; `validation_share` of the training rooms, by `split_seed`, choose the checkpoint.
-    Source: Armeni et al. 2016; the parts of Tchapmi et al. 2017 (area 5) and Qi et al. 2017 (six folds).
+    `colours` adds red, green and blue, 0 to 1, to the model's input; `place` adds the position relative to the room's
+    extent, 0 to 1; both together give the nine channels of the dense models. An epoch visits every training room
+    `repeats` times; `validation_share` of the training rooms, by `split_seed`, choose the checkpoint.
+    Source: Armeni et al. 2016; the splits of Tchapmi et al. 2017 (area 5) and Qi et al. 2017 (six folds).
     """
 
     set_name = "s3dis"
@@ -77,17 +77,17 @@ class S3dis(LabelledScenes):
         split_seed: Seed = 0,
     ) -> None:
         prepared = open_prepared(prepared_root(root, self.set_name), set_names=self.readable_sets)
-        scenes = _scenes(prepared, split, f"Area_{test_area}", share=validation_share, seed=split_seed)
-        features = _features(colours=colours, place=place)
+        scenes = _choose_rooms(prepared, split, f"Area_{test_area}", share=validation_share, seed=split_seed)
+        features = _feature_names(colours=colours, place=place)
         super().__init__(prepared=prepared, split=split, scenes=scenes, features=features, repeats=repeats)
         areas = tuple(area for area in AREAS if area in prepared.splits)
         self.info = dataclasses.replace(self.info, folds=Folds(areas, (f"Area_{test_area}",)))
 
     @classmethod
     def expected_info(cls, *, colours: bool = True, place: bool = False) -> DataInfo:
-        """What `info` states, counts, sizes and reach left out, before the set is there. Takes arguments of the set."""
-        features = _features(colours=colours, place=place)
-        places = Field("points 3", "float32", "m", "scene, z up", collate="concatenate")
+        """Expected DataInfo before preparation, without counts."""
+        features = _feature_names(colours=colours, place=place)
+        coordinates = Field("points 3", "float32", "m", "scene, z up", collate="concatenate")
         shares = Field("points 3", "float32", "", "", 0.0, 1.0, "concatenate")
         label = Field("points", "int64", "class", "", 0, len(CLASS_NAMES) - 1, "concatenate")
         return DataInfo(
@@ -97,7 +97,7 @@ class S3dis(LabelledScenes):
                 "in_channels": 3 + 3 * len(features),
                 "up_axis": "z",
             },
-            fields={"points": places, **dict.fromkeys(features, shares), "label": label},
+            fields={"points": coordinates, **dict.fromkeys(features, shares), "label": label},
             features=features,
             clouds=_FORM,
         )
@@ -108,14 +108,14 @@ class S3dis(LabelledScenes):
     ) -> dict[str, Any]:
         """Write the rooms in native form; returns the manifest with `root` and `outcome`.
 
-        Lines of raw text with stray bytes are mended and listed; files of an unknown class count as clutter, and are
-        counted. `order` says what the labels of files with bare integers mean: A as PointNet numbers the classes, B as
-        the Point Transformer's own code does. Raises DataError with file and line for what cannot be mended, and for
-        an order that is lacking or not wanted. A killed run is continued by the same call.
+        Lines of raw text with stray bytes are repaired and listed; files of an unknown class count as clutter, with a
+        note. `order` is the class order of files with integer labels: A of PointNet, B of the Point Transformer code.
+        Raises DataError with file and line for a line that cannot be repaired, and for an order that is missing or not
+        applicable. A killed run is continued by the same call.
         """
         assert name == cls.set_name, f"{cls.__name__} prepares '{cls.set_name}', not '{name}'"
         root = source.expanduser().resolve()
-        layout, rooms = _list(root, order)
+        layout, rooms = _list_any_rooms(root, order)
         columns = scene_columns(len(CLASS_NAMES), ("colours", ColumnSpec((3,), "uint8", is_ragged=True)))
         columns |= {"origin_m": ColumnSpec((3,), "float64"), "num_repairs": ColumnSpec((), "int64")}
         about = {
@@ -127,13 +127,13 @@ class S3dis(LabelledScenes):
             "split": "a part for each area; data.test_area is the one for testing",
         }
         summarise = partial(_summary, rooms=rooms, root=root)
-        parts = tuple(_part(room, order) for room in rooms)
+        parts = tuple(_make_shard(room, order) for room in rooms)
         plan = PreparationPlan(name, layout, root, columns, parts, about, summarise, {"order": order})
         return write_prepared_set(plan, target, progress=progress)
 
     @classmethod
     def card(cls) -> dict[str, Any]:
-        """What the set is, what is read, and where to obtain it."""
+        """Description, accepted layouts, download page and licence."""
         return {
             "set": cls.set_name,
             "classes": ", ".join(CLASS_NAMES),
@@ -148,12 +148,12 @@ class S3dis(LabelledScenes):
             "prepare": prepare_command(cls.set_name, "DIR"),
         }
 
-    def _form(self) -> CloudInputSpec:
+    def _input_spec(self) -> CloudInputSpec:
         return _FORM
 
 
-def _list(root: Path, order: str | None) -> tuple[str, list[Room] | list[IntegerRoom]]:
-    """The layout and its rooms. Raises DataError where labels are bare integers of unknown meaning."""
+def _list_any_rooms(root: Path, order: str | None) -> tuple[str, list[Room] | list[IntegerRoom]]:
+    """Find the layout and its rooms. Raises DataError if integer labels lack an `order`, or text has one."""
     layout, integer_rooms = list_integer_rooms(root)
     if not integer_rooms:
         if order is not None:
@@ -167,79 +167,91 @@ def _list(root: Path, order: str | None) -> tuple[str, list[Room] | list[Integer
     return layout, integer_rooms
 
 
-def _features(*, colours: bool, place: bool) -> tuple[str, ...]:
-    """What a model is given of a point beside its coordinates."""
+def _feature_names(*, colours: bool, place: bool) -> tuple[str, ...]:
+    """Return the names of the features in addition to the coordinates."""
     return (*(["colours"] if colours else []), *(["place"] if place else []))
 
 
 @dataclass(frozen=True)
-class _RowOf:
-    """The one row of a room's part."""
+class _RoomReader:
+    """Picklable reader of the one row of a room's shard."""
 
     room: Room | IntegerRoom
     order: str | None
 
     def __call__(self) -> Iterator[SampleRow]:
-        found = _read(self.room, self.order)
-        points, origin = from_lowest_corner(found.points)
+        room_points = _read_any_room(self.room, self.order)
+        points, origin = from_lowest_corner(room_points.points)
         values = {
             "points": points,
-            "colours": found.colours,
-            **scene_values(found.label, len(CLASS_NAMES)),
+            "colours": room_points.colours,
+            **scene_values(room_points.label, len(CLASS_NAMES)),
             "origin_m": origin,
-            "num_repairs": len(found.repairs),
+            "num_repairs": len(room_points.repairs),
         }
-        yield SampleRow(self.room.name, str(_files_of(self.room)[0]), values)
+        yield SampleRow(self.room.name, str(_list_files(self.room)[0]), values)
 
 
-def _read(room: Room | IntegerRoom, order: str | None) -> RoomPoints:
+def _read_any_room(room: Room | IntegerRoom, order: str | None) -> RoomPoints:
     if isinstance(room, Room):
         return read_room(room)
     assert order is not None
     return read_integer_room(room, order=order)
 
 
-def _files_of(room: Room | IntegerRoom) -> tuple[Path, ...]:
+def _list_files(room: Room | IntegerRoom) -> tuple[Path, ...]:
     return tuple(path for path, _ in room.files) if isinstance(room, Room) else room.files
 
 
-def _part(room: Room | IntegerRoom, order: str | None) -> Shard:
-    files = _files_of(room)
-    about = sum(file_size(file) for file in files) // _BYTES_PER_POINT
-    return Shard(room.area, room.name, 1, files, _RowOf(room, order), about)
+def _make_shard(room: Room | IntegerRoom, order: str | None) -> Shard:
+    files = _list_files(room)
+    num_points = sum(file_size(file) for file in files) // _BYTES_PER_POINT
+    return Shard(room.area, room.name, 1, files, _RoomReader(room, order), num_points)
 
 
 def _summary(prepared: PreparedSet, *, rooms: Sequence[Room | IntegerRoom], root: Path) -> dict[str, Any]:
-    """Counts, and what was mended. A room with repairs is read once more: it may have been kept from a run before."""
-    mended = {
+    """Manifest entries computed from the written arrays, and the repairs.
+
+    A room with repairs is read again, because a previous run may have written it.
+    """
+    repaired_rooms = {
         name
         for area in prepared.splits
         for name, count in zip(prepared.names(area), prepared.array(area, "num_repairs"), strict=True)
         if count
     }
-    raw = [room for room in rooms if isinstance(room, Room)]
-    repairs = [repair.describe(root) for room in raw if room.name in mended for repair in read_room(room).repairs]
+    text_rooms = [room for room in rooms if isinstance(room, Room)]
+    repairs = [
+        repair.describe(root)
+        for room in text_rooms
+        if room.name in repaired_rooms
+        for repair in read_room(room).repairs
+    ]
     lines = [f"lines with stray bytes that were mended: {len(repairs)}"] if repairs else []
     return {
         **summarise_scenes(prepared),
         "repairs": repairs,
-        "differences": [*lines, *repairs, *unknown_notes(raw), *missing_notes([room.area for room in rooms])],
+        "differences": [*lines, *repairs, *unknown_notes(text_rooms), *missing_notes([room.area for room in rooms])],
     }
 
 
-def _scenes(prepared: PreparedSet, split: str, test_area: str, *, share: float, seed: int) -> SceneSplit:
-    """The rooms of a part. Raises DataError for a part or an area that there is not."""
+def _choose_rooms(prepared: PreparedSet, split: str, test_area: str, *, share: float, seed: int) -> SceneSplit:
+    """Choose the rooms of a split. Raises DataError for an unknown split or area."""
     if split not in ("train", "validation", "test"):
         raise DataError(f"{prepared.root}: has no part '{split}'; it has train, validation and test")
     if test_area not in prepared.splits:
-        held = ", ".join(prepared.splits)
-        raise DataError(f"{prepared.root}: holds no {test_area}, it holds {held}; set data.test_area to one of these")
+        available = ", ".join(prepared.splits)
+        raise DataError(
+            f"{prepared.root}: holds no {test_area}, it holds {available}; set data.test_area to one of these"
+        )
     areas = [area for area in AREAS if area in prepared.splits and area != test_area]
     rooms = [(area, row) for area in areas for row in range(prepared.manifest["splits"][area]["num_rows"])]
-    kept, held_out = stratified_split(len(rooms), None, share=share, seed=seed) if share else (range(len(rooms)), ())
+    train_rows, held_out = (
+        stratified_split(len(rooms), None, share=share, seed=seed) if share else (range(len(rooms)), ())
+    )
     parts = {
-        "train": tuple(rooms[place] for place in kept),
-        "validation": tuple(rooms[place] for place in held_out),
+        "train": tuple(rooms[index] for index in train_rows),
+        "validation": tuple(rooms[index] for index in held_out),
         "test": tuple((test_area, row) for row in range(prepared.manifest["splits"][test_area]["num_rows"])),
     }
     return SceneSplit(parts[split], {name: len(members) for name, members in parts.items()})

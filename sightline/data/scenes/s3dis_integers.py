@@ -1,7 +1,7 @@
-"""S3DIS as others have converted it, a file or two a room with labels as bare integers: NPY tables, and BIN pairs.
+"""Reader of converted S3DIS rooms with integer labels: NPY tables, or pairs of BIN files.
 
-`Area_<a>_<room>.npy`: numbers (points, 7), x y z red green blue label. `points/Area_<a>_<room>.bin`: float32, six a
-point; `semantic_mask/Area_<a>_<room>.bin`: int64, one a point. What an integer means, no such file says.
+`Area_<a>_<room>.npy`: numbers (points, 7), x y z red green blue label. `points/Area_<a>_<room>.bin`: float32, six per
+point; `semantic_mask/Area_<a>_<room>.bin`: int64, one per point. The files do not state the meaning of the labels.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from sightline.errors import DataError
 
 __all__ = ["IntegerRoom", "list_integer_rooms", "read_integer_room"]
 
-_NAME = re.compile(r"(?P<area>Area_\d+)_(?P<room>.+)")
+_NAME_PATTERN = re.compile(r"(?P<area>Area_\d+)_(?P<room>.+)")
 _NUM_COLUMNS = 7
 
 
 class IntegerRoom(NamedTuple):
-    """A room: its area, its name, and its files, one NPY or the BIN of points and that of labels."""
+    """Room of converted S3DIS: area, name, and files (one NPY, or the BIN files of points and labels)."""
 
     area: str
     room: str
@@ -38,7 +38,7 @@ class IntegerRoom(NamedTuple):
 
 
 def list_integer_rooms(root: Path) -> tuple[str, list[IntegerRoom]]:
-    """The layout (`npy` or `bin`) and its rooms by area and name; none where a folder holds neither.
+    """Find the layout (`npy` or `bin`) and list its rooms by name; [] if the folder contains neither.
 
     Raises DataError for a name without an area, and for points without labels.
     """
@@ -47,7 +47,7 @@ def list_integer_rooms(root: Path) -> tuple[str, list[IntegerRoom]]:
         layout, paths = "bin", sorted((root / "points").glob("*.bin"), key=lambda path: natural_sort_key(path.name))
     rooms = []
     for path in paths:
-        match = _NAME.fullmatch(path.stem)
+        match = _NAME_PATTERN.fullmatch(path.stem)
         if match is None or match["area"] not in AREAS:
             raise DataError(f"{path}: is not named Area_<1 to 6>_<room>, so its area is not known; rename it")
         files = (path,) if layout == "npy" else (path, root / "semantic_mask" / path.name)
@@ -58,22 +58,22 @@ def list_integer_rooms(root: Path) -> tuple[str, list[IntegerRoom]]:
 
 
 def read_integer_room(room: IntegerRoom, *, order: str) -> RoomPoints:
-    """Every point of a room, its labels in this project's order. Raises DataError naming the file and the row."""
+    """Read all points of a room, labels in this project's order. Raises DataError with the file and the row."""
     path = room.files[-1]
-    points, colours, given = _of_npy(path) if len(room.files) == 1 else _of_bins(*room.files)
-    is_label = (given == np.floor(given)) & (given >= 0) & (given < len(CLASS_NAMES))
+    points, colours, file_labels = _read_npy_room(path) if len(room.files) == 1 else _read_bin_room(*room.files)
+    is_label = (file_labels == np.floor(file_labels)) & (file_labels >= 0) & (file_labels < len(CLASS_NAMES))
     is_colour = ((colours >= 0) & (colours <= 255)).all(axis=1)
-    for what, is_right in (("label", is_label), ("colour", is_colour)):
-        if not is_right.all():
-            row = int(np.flatnonzero(~is_right)[0])
-            found = given[row] if what == "label" else colours[row].tolist()
-            limit = f"0 to {len(CLASS_NAMES) - 1}" if what == "label" else "0 to 255"
-            raise DataError(f"{path}: the {what} of point {row} is {found}, {limit} is possible; get the file again")
-    ours = np.array([CLASS_NAMES.index(name) for name in ORDERS[order]], dtype=np.uint8)
-    return RoomPoints(points, np.rint(colours).astype(np.uint8), ours[given.astype(np.int64)], ())
+    for name, is_valid in (("label", is_label), ("colour", is_colour)):
+        if not is_valid.all():
+            row = int(np.flatnonzero(~is_valid)[0])
+            value = file_labels[row] if name == "label" else colours[row].tolist()
+            limit = f"0 to {len(CLASS_NAMES) - 1}" if name == "label" else "0 to 255"
+            raise DataError(f"{path}: the {name} of point {row} is {value}, {limit} is possible; get the file again")
+    labels_by_order = np.array([CLASS_NAMES.index(class_name) for class_name in ORDERS[order]], dtype=np.uint8)
+    return RoomPoints(points, np.rint(colours).astype(np.uint8), labels_by_order[file_labels.astype(np.int64)], ())
 
 
-def _of_npy(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _read_npy_room(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     table = read_npy(path)
     if table.ndim != 2 or table.shape[1] != _NUM_COLUMNS or table.dtype.kind not in "fiu" or not len(table):
         raise DataError(
@@ -83,7 +83,7 @@ def _of_npy(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return table[:, :3].astype(np.float64), table[:, 3:6], table[:, 6]
 
 
-def _of_bins(path: Path, label_path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _read_bin_room(path: Path, label_path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     content, labels = read_file(path), read_file(label_path)
     if not content or len(content) % 24 or len(labels) * 3 != len(content):
         raise DataError(

@@ -1,4 +1,4 @@
-"""One room of S3DIS from a single archive, halved along y: one half to train on, the other to be answered for."""
+"""One room of S3DIS from a single archive, halved along y: one half to train on, the other to test."""
 
 from __future__ import annotations
 
@@ -34,16 +34,16 @@ _SPLIT = "points below the median y train, all others, those at it included, tes
 class S3disOneRoom(LabelledScenes):
     """Two halves of a real room as two scenes, coordinates alone, in metres: 1 trains, 1 tests.
 
-    Both hold the same 11 of the 13 classes. There is nothing to hold out: most classes have one instance in a half, so
-    a part of it without them would choose a checkpoint by the others. Hence `evaluate.select: test`, and the figure of
-    the last checkpoint, which nothing chose. `repeats` makes an epoch of so many draws of the one half.
+    Both contain the same 11 of the 13 classes. No validation data is held out: most classes have one instance in a
+    half, so a held-out part would lack classes. Hence `evaluate.select: test`, and the metric of the last checkpoint,
+    which is not selected. An epoch draws `repeats` samples of the one half.
     Source: Armeni et al. 2016, one room resampled to 8,192 points an instance (WinerDeCoder).
     """
 
     baselines: ClassVar[dict[str, dict[str, float]]] = {
         "miou": {"the majority class everywhere": 0.020, "a random forest on height, normal and eigenvalues": 0.417}
     }
-    """Of simple answers for the same half, by metric; shown beside what a run reached."""
+    """Metrics of simple baselines on the same half, shown next to the results of a run."""
     set_name = "s3dis_one_room"
     readable_sets = ("s3dis_one_room",)
 
@@ -59,13 +59,13 @@ class S3disOneRoom(LabelledScenes):
     def prepare(cls, *, source: Path, target: Path, name: str, progress: Progress) -> dict[str, Any]:
         """Write both halves in native form from one NPZ archive; returns the manifest with `root` and `outcome`.
 
-        Raises DataError for an archive that is damaged or holds something else, naming the entry.
+        Raises DataError with the entry for an archive that is damaged or has other contents.
         """
         assert name == cls.set_name, f"{cls.__name__} prepares '{cls.set_name}', not '{name}'"
         root = source.expanduser().resolve()
         if not root.is_file():
             raise DataError(f"{source}: there is no such file (looked at {root}); give the archive s3dis_one_room.npz")
-        class_names = [str(each) for each in _read(root)["classes"]]
+        class_names = [str(class_name) for class_name in _read_archive(root)["classes"]]
         about = {
             "up_axis": "z",
             "unit": "m",
@@ -73,13 +73,13 @@ class S3disOneRoom(LabelledScenes):
             "class_names": class_names,
             "split": _SPLIT,
         }
-        parts = tuple(Shard(split, split, 1, (root,), _HalfOf(root, split)) for split in ("train", "test"))
+        parts = tuple(Shard(split, split, 1, (root,), _HalfReader(root, split)) for split in ("train", "test"))
         plan = PreparationPlan(name, "npz", root, scene_columns(len(class_names)), parts, about, summarise_scenes)
         return write_prepared_set(plan, target, progress=progress)
 
     @classmethod
     def card(cls) -> dict[str, Any]:
-        """What the set is, what is read, and the terms of use."""
+        """Description, accepted layouts, download page and licence."""
         return {
             "set": cls.set_name,
             "split": _SPLIT,
@@ -92,22 +92,22 @@ class S3disOneRoom(LabelledScenes):
 
 
 @dataclass(frozen=True)
-class _HalfOf:
-    """The one row of a part."""
+class _HalfReader:
+    """Picklable reader of the one row of a split."""
 
     path: Path
     split: str
 
     def __call__(self) -> Iterator[SampleRow]:
-        arrays = _read(self.path)
+        arrays = _read_archive(self.path)
         is_low = arrays["xyz"][:, 1] < np.median(arrays["xyz"][:, 1])
-        chosen = is_low if self.split == "train" else ~is_low
-        values = scene_values(arrays["label"][chosen], len(arrays["classes"]))
-        yield SampleRow(f"half/{self.split}", f"{self.path}: xyz", {"points": arrays["xyz"][chosen], **values})
+        selected = is_low if self.split == "train" else ~is_low
+        values = scene_values(arrays["label"][selected], len(arrays["classes"]))
+        yield SampleRow(f"half/{self.split}", f"{self.path}: xyz", {"points": arrays["xyz"][selected], **values})
 
 
-def _read(path: Path) -> dict[str, np.ndarray]:
-    """The entries that are used. Raises DataError naming one of the wrong kind or size, and the first wrong label."""
+def _read_archive(path: Path) -> dict[str, np.ndarray]:
+    """Read the entries of the archive. Raises DataError for a wrong dtype or shape, and for the first wrong label."""
     arrays = {key: npz_array(path, key, needed=", ".join(_KEYS)) for key in _KEYS}
     size = len(arrays["label"]) if arrays["label"].ndim else 0
     shapes = {"xyz": (size, 3), "label": (size,), "classes": arrays["classes"].shape[:1]}

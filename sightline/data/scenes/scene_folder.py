@@ -1,4 +1,4 @@
-"""The user's own scenes: clouds with a label at every point, prepared like any public set."""
+"""The user's own scenes: point clouds with a label at every point."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from sightline.types import CloudInputSpec
 
 __all__ = ["SceneFolder"]
 
-_MOST_CLASSES = 255
+_MAX_CLASSES = 255
 _METRES = {"m": 1.0, "cm": 0.01, "mm": 0.001}
 
 
@@ -43,8 +43,8 @@ _METRES = {"m": 1.0, "cm": 0.01, "mm": 0.001}
 class SceneFolder(LabelledScenes):
     """The user's own scenes with a class at every point, prepared by `sightline data prepare scene_folder`.
 
-    `colours` and `normals` add the stored ones to the model's input, colours from 0 to 1. `repeats` makes an epoch go
-    through every training scene so many times. Points without a class are neither trained on nor scored.
+    `colours` and `normals` add the stored ones to the model's input, colours from 0 to 1. An epoch visits every
+    training scene `repeats` times. Points without a class are neither trained on nor scored.
     Source: the user's files.
     """
 
@@ -64,12 +64,12 @@ class SceneFolder(LabelledScenes):
         sizes = {name: prepared.manifest["splits"].get(name, {}).get("num_rows", 0) for name in _SPLITS}
         if split not in sizes:
             raise DataError(f"{prepared.root}: has no part '{split}'; it has {', '.join(_SPLITS)}")
-        for name, is_wanted in (("colours", colours), ("normals", normals)):
-            if is_wanted and name not in prepared.manifest["columns"]:
+        for name, is_requested in (("colours", colours), ("normals", normals)):
+            if is_requested and name not in prepared.manifest["columns"]:
                 raise DataError(
                     f"{prepared.root}: holds no {name}; set data.{name}=false, or prepare it from files that have them"
                 )
-        features = tuple(name for name, wanted in (("colours", colours), ("normals", normals)) if wanted)
+        features = tuple(name for name, is_added in (("colours", colours), ("normals", normals)) if is_added)
         scenes = SceneSplit(tuple((split, row) for row in range(sizes[split])), sizes)
         super().__init__(prepared=prepared, split=split, scenes=scenes, features=features, repeats=repeats)
 
@@ -93,11 +93,11 @@ class SceneFolder(LabelledScenes):
     ) -> dict[str, Any]:
         """Write the scenes of a folder in native form, in metres; returns the manifest with `root` and `outcome`.
 
-        `columns` names the columns of files without names; `label` is the one with the classes, whole numbers from 0
-        that `classes.txt` in the folder may name, or `unlabelled`. Colours (red, green, blue or r, g, b) run to
-        `colour_max`. `seed` deals the parts where the folder has none.
-        Raises DataError for a source that is damaged, naming file and point; ConfigError for options that do not fit.
-        A killed run is continued by the same call.
+        `columns` names the columns of files without column names; `label` is the column of classes: whole numbers from
+        0, which `classes.txt` in the folder may name, or `unlabelled`. Colours (red, green, blue or r, g, b) are from 0
+        to `colour_max`. `seed` draws the splits if the folder has none.
+        Raises DataError with file and point for a damaged source; ConfigError for options that do not fit. A killed run
+        is continued by the same call.
         """
         assert name == cls.set_name, f"{cls.__name__} prepares '{cls.set_name}', not '{name}'"
         root = source.expanduser().resolve()
@@ -106,16 +106,16 @@ class SceneFolder(LabelledScenes):
             raise ConfigError(f"columns: [{', '.join(names)}] has no '{label}'; name the label's column, or set label=")
         shares = {"test_share": test_share, "validation_share": validation_share, "seed": seed}
         layout, scenes = list_scenes(root, test_share=test_share, validation_share=validation_share, seed=seed)
-        class_names = read_class_names(root) or _numbered_classes(scenes, names, label, unlabelled)
+        class_names = read_class_names(root) or _number_classes(scenes, names, label, unlabelled)
         first = read_cloud(scenes[0].path, columns=names)
-        reader = _Reader(
+        reader = _SceneReader(
             columns=names,
             label=label,
             num_classes=len(class_names),
             unlabelled=unlabelled,
             colour_max=colour_max,
             to_metres=_METRES[unit],
-            colour_names=_colour_names(first),
+            colour_names=_find_colour_names(first),
             has_normals=first.normals is not None,
         )
         about = {
@@ -128,22 +128,22 @@ class SceneFolder(LabelledScenes):
             "split": "as given" if layout == "split_folders" else f"dealt by a hash of the names: {shares}",
         }
         options: dict[str, Any] = {"up_axis": up_axis, "unit": unit, "columns": about["source_columns"], "label": label}
-        options |= {"colour_max": colour_max, "unlabelled": unlabelled, "scenes": _digest(scenes, class_names)}
+        options |= {"colour_max": colour_max, "unlabelled": unlabelled, "scenes": _hash_scenes(scenes, class_names)}
         plan = PreparationPlan(
             name,
             layout,
             root,
             scene_columns(len(class_names), *_feature_columns(reader)),
-            tuple(_part(scene, reader) for scene in scenes),
+            tuple(_make_shard(scene, reader) for scene in scenes),
             about,
-            partial(_summary, passed_over=list_skipped_files(root)),
+            partial(_summary, skipped_note=list_skipped_files(root)),
             options,
         )
         return write_prepared_set(plan, target, progress=progress)
 
     @classmethod
     def card(cls) -> dict[str, Any]:
-        """What can be prepared, and how."""
+        """Description, accepted layouts, download page and licence."""
         return {
             "set": cls.set_name,
             "layouts": {
@@ -156,7 +156,7 @@ class SceneFolder(LabelledScenes):
             "prepare": f"sightline data prepare {cls.set_name} --from PATH --to DIR up_axis=z unit=m",
         }
 
-    def _form(self) -> CloudInputSpec:
+    def _input_spec(self) -> CloudInputSpec:
         manifest = self._prepared.manifest
         columns = manifest["source_columns"]
         scene = {"scale": _METRES[manifest["file_unit"]], "colour_max": float(manifest["options"]["colour_max"])}
@@ -167,8 +167,8 @@ _SPLITS = ("train", "validation", "test")
 
 
 @dataclass(frozen=True)
-class _Reader:
-    """From a file to the values of a row."""
+class _SceneReader:
+    """Reader of a scene file with the options of preparation; returns a row."""
 
     columns: tuple[str, ...] | None
     label: str
@@ -181,7 +181,7 @@ class _Reader:
 
     def __call__(self, scene: ListedScene) -> SampleRow:
         cloud, where = read_cloud(scene.path, columns=self.columns), str(scene.path)
-        label = self._labels(cloud, where)
+        label = self._read_labels(cloud, where)
         prepared = prepare_scene(
             cloud,
             scale=self.to_metres,
@@ -192,48 +192,48 @@ class _Reader:
         )
         return SampleRow(scene.name, where, {**prepared, **scene_values(label, self.num_classes)})
 
-    def _labels(self, cloud: PointCloud, where: str) -> np.ndarray:
-        """The labels (N,) uint8. Raises DataError naming the first point whose label is none."""
-        given = _label_column(cloud, self.label, where)
-        is_ignored = given == self.unlabelled if self.unlabelled is not None else np.zeros(len(given), dtype=bool)
-        is_class = (given == np.floor(given)) & (given >= 0) & (given < self.num_classes)
+    def _read_labels(self, cloud: PointCloud, where: str) -> np.ndarray:
+        """Read the labels (N,) uint8 of a scene. Raises DataError with the first point whose label is invalid."""
+        values = _read_label_column(cloud, self.label, where)
+        is_ignored = values == self.unlabelled if self.unlabelled is not None else np.zeros(len(values), dtype=bool)
+        is_class = (values == np.floor(values)) & (values >= 0) & (values < self.num_classes)
         wrong = np.flatnonzero(~(is_class | is_ignored))
         if len(wrong):
             raise DataError(
-                f"{where}: {self.label}[{wrong[0]}] is {given[wrong[0]]:g}, classes are 0 to {self.num_classes - 1}; "
-                "mend the file, complete classes.txt, or give the number of points without a class: unlabelled=N"
+                f"{where}: {self.label}[{wrong[0]}] is {values[wrong[0]]:g}, classes are 0 to {self.num_classes - 1}; "
+                "correct the file, complete classes.txt, or give the number of points without a class: unlabelled=N"
             )
-        return np.where(is_ignored, IGNORE_INDEX, given).astype(np.uint8)
+        return np.where(is_ignored, IGNORE_INDEX, values).astype(np.uint8)
 
 
 @dataclass(frozen=True)
-class _RowOf:
-    """The one row of a scene's part."""
+class _RowReader:
+    """Picklable reader of the one row of a scene's shard."""
 
     scene: ListedScene
-    reader: _Reader
+    reader: _SceneReader
 
     def __call__(self) -> Iterator[SampleRow]:
         yield self.reader(self.scene)
 
 
-def _part(scene: ListedScene, reader: _Reader) -> Shard:
-    about = file_size(scene.path) // 16
-    return Shard(scene.split, f"{scene.split}/{scene.name}", 1, (scene.path,), _RowOf(scene, reader), about)
+def _make_shard(scene: ListedScene, reader: _SceneReader) -> Shard:
+    num_points = file_size(scene.path) // 16
+    return Shard(scene.split, f"{scene.split}/{scene.name}", 1, (scene.path,), _RowReader(scene, reader), num_points)
 
 
-def _label_column(cloud: PointCloud, label: str, where: str) -> np.ndarray:
+def _read_label_column(cloud: PointCloud, label: str, where: str) -> np.ndarray:
     if label not in cloud.channels:
-        held = ", ".join(cloud.channels) or "none beside points and normals"
-        raise DataError(f"{where}: has no column '{label}', it has {held}; name the label's column: label=NAME")
+        available = ", ".join(cloud.channels) or "none besides points and normals"
+        raise DataError(f"{where}: has no column '{label}', it has {available}; name the label's column: label=NAME")
     return cloud.channels[label]
 
 
-def _colour_names(cloud: PointCloud) -> tuple[str, ...] | None:
+def _find_colour_names(cloud: PointCloud) -> tuple[str, ...] | None:
     return next((names for names in COLOUR_NAMES if set(names) <= set(cloud.channels)), None)
 
 
-def _feature_columns(reader: _Reader) -> list[tuple[str, ColumnSpec]]:
+def _feature_columns(reader: _SceneReader) -> list[tuple[str, ColumnSpec]]:
     columns = []
     if reader.colour_names is not None:
         columns.append(("colours", ColumnSpec((3,), "uint8", is_ragged=True)))
@@ -242,40 +242,40 @@ def _feature_columns(reader: _Reader) -> list[tuple[str, ColumnSpec]]:
     return columns
 
 
-def _numbered_classes(
+def _number_classes(
     scenes: Sequence[ListedScene], columns: tuple[str, ...] | None, label: str, unlabelled: int | None
 ) -> tuple[str, ...]:
-    """Names for the classes of a folder without classes.txt: every file is read for its highest label.
+    """Name the classes of a folder without classes.txt by number; every file is read for its highest label.
 
-    Raises DataError for a label that can be none.
+    Raises DataError for a label beyond the possible classes.
     """
     highest = 0
     for scene in scenes:
-        given = _label_column(read_cloud(scene.path, columns=columns), label, str(scene.path))
-        kept = given if unlabelled is None else given[given != unlabelled]
-        if len(kept):
-            highest = max(highest, int(kept.max()))
-        if highest >= _MOST_CLASSES:
+        values = _read_label_column(read_cloud(scene.path, columns=columns), label, str(scene.path))
+        labels = values if unlabelled is None else values[values != unlabelled]
+        if len(labels):
+            highest = max(highest, int(labels.max()))
+        if highest >= _MAX_CLASSES:
             raise DataError(
-                f"{scene.path}: {label} runs to {highest}, {_MOST_CLASSES} classes are possible; is that the label's "
+                f"{scene.path}: {label} runs to {highest}, {_MAX_CLASSES} classes are possible; is that the label's "
                 "column? If one number marks points without a class, give unlabelled=N"
             )
     return tuple(f"class_{number}" for number in range(highest + 1))
 
 
-def _digest(scenes: Sequence[ListedScene], class_names: Sequence[str]) -> str:
-    listed = [[str(scene.path), scene.split] for scene in scenes]
-    return hashlib.sha256(json.dumps([listed, list(class_names)]).encode()).hexdigest()
+def _hash_scenes(scenes: Sequence[ListedScene], class_names: Sequence[str]) -> str:
+    entries = [[str(scene.path), scene.split] for scene in scenes]
+    return hashlib.sha256(json.dumps([entries, list(class_names)]).encode()).hexdigest()
 
 
-def _summary(prepared: PreparedSet, *, passed_over: str) -> dict[str, Any]:
-    """Counts, what was passed over, and classes that a part lacks."""
+def _summary(prepared: PreparedSet, *, skipped_note: str) -> dict[str, Any]:
+    """Manifest entries computed from the written arrays, and notes on skipped files and missing classes."""
     summary = summarise_scenes(prepared)
     names = prepared.manifest["class_names"]
-    lacking = [
+    missing = [
         f"no point of the class '{name}' in the part {split}"
         for split, facts in summary["splits"].items()
         for name, count in zip(names, facts["class_counts"], strict=True)
         if not count
     ]
-    return {**summary, "differences": [*([passed_over] if passed_over else []), *lacking]}
+    return {**summary, "differences": [*([skipped_note] if skipped_note else []), *missing]}

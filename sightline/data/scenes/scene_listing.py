@@ -1,4 +1,4 @@
-"""Which scenes a user's own set holds, in which part: from a folder of files, or from a folder for each part."""
+"""Listing of the user's own scenes by split: one folder of files, or a folder for each split."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _LAYOUTS = "files in one folder, or in its folders train and test (and validatio
 
 
 class ListedScene(NamedTuple):
-    """One file and its part."""
+    """File of a scene and its split."""
 
     path: Path
     split: str
@@ -31,27 +31,27 @@ class ListedScene(NamedTuple):
 
 
 def list_scenes(root: Path, *, test_share: float, validation_share: float, seed: int) -> tuple[str, list[ListedScene]]:
-    """The layout (`folder` or `split_folders`) and its scenes, in an order of their names alone.
+    """Find the layout (`folder` or `split_folders`) and list its scenes, sorted by name.
 
-    Files of one folder are dealt by a hash of seed and name: shares are rounded to the nearest, at least one scene;
-    files that are added later move few of the others.
-    Raises DataError for a folder that holds no scenes, too few, or other folders than those of the parts.
+    Files of one folder are split by a hash of seed and name: shares are rounded to the nearest, at least one scene;
+    files that are added later change the split of few others.
+    Raises DataError for a folder without scenes, with too few, or with folders other than the splits.
     """
     if not root.is_dir():
         raise DataError(f"{root}: there is no such folder; give one with scenes: {_LAYOUTS}")
     if (root / MANIFEST).is_file():
         raise DataError(f"{root}: is prepared already; give the folder of the files")
     folders = sorted(path.name for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
-    loose = _files_in(root)
+    files = _list_files(root)
     if not folders:
-        return "folder", _dealt(root, loose, test_share, validation_share, seed)
-    other = [name for name in folders if name not in SPLITS]
-    if other or loose:
-        found = f"the folder {other[0]}" if other else f"{loose[0].name} beside the folder {folders[0]}"
-        raise DataError(f"{root}: holds {found}; lay it out as {_LAYOUTS}")
+        return "folder", _split_by_hash(root, files, test_share, validation_share, seed)
+    unknown = [name for name in folders if name not in SPLITS]
+    if unknown or files:
+        contents = f"the folder {unknown[0]}" if unknown else f"{files[0].name} beside the folder {folders[0]}"
+        raise DataError(f"{root}: holds {contents}; lay it out as {_LAYOUTS}")
     if not {"train", "test"} <= set(folders):
         raise DataError(f"{root}: has the folders {', '.join(folders)}, train and test are needed")
-    scenes = [ListedScene(path, split) for split in SPLITS if split in folders for path in _files_in(root / split)]
+    scenes = [ListedScene(path, split) for split in SPLITS if split in folders for path in _list_files(root / split)]
     empty = [split for split in folders if not any(scene.split == split for scene in scenes)]
     if empty:
         raise DataError(f"{root / empty[0]}: holds no scene, it holds {summarise_folder(root / empty[0])}; add one")
@@ -59,7 +59,7 @@ def list_scenes(root: Path, *, test_share: float, validation_share: float, seed:
 
 
 def read_class_names(root: Path) -> tuple[str, ...] | None:
-    """The names in `classes.txt` of a folder, one a line; None without the file. Raises DataError for a name twice."""
+    """Read the class names from `classes.txt`, one per line; None without the file. Raises DataError for duplicates."""
     path = root / CLASSES_FILE
     if not path.is_file():
         return None
@@ -75,13 +75,13 @@ def read_class_names(root: Path) -> tuple[str, ...] | None:
     return tuple(names)
 
 
-def _files_in(folder: Path) -> list[Path]:
+def _list_files(folder: Path) -> list[Path]:
     paths = filter(is_cloud_file, folder.iterdir())
     clouds = (path for path in paths if path.name != CLASSES_FILE and not path.name.startswith("."))
     return sorted(clouds, key=lambda path: natural_sort_key(path.name))
 
 
-def _dealt(
+def _split_by_hash(
     root: Path, paths: Sequence[Path], test_share: float, validation_share: float, seed: int
 ) -> list[ListedScene]:
     num_test = max(1, round(test_share * len(paths)))
@@ -94,6 +94,6 @@ def _dealt(
     order = sorted(
         paths, key=lambda path: hashlib.sha256(f"{seed}/{path.name}".encode(errors="surrogateescape")).hexdigest()
     )
-    part = {path: "test" for path in order[:num_test]}
-    part |= {path: "validation" for path in order[num_test : num_test + num_validation]}
-    return [ListedScene(path, part.get(path, "train")) for path in paths]
+    split_by_path = {path: "test" for path in order[:num_test]}
+    split_by_path |= {path: "validation" for path in order[num_test : num_test + num_validation]}
+    return [ListedScene(path, split_by_path.get(path, "train")) for path in paths]

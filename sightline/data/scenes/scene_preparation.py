@@ -1,4 +1,4 @@
-"""What becomes of a scene between its file and a model: measured from its lowest corner, colours as bytes."""
+"""Preparation of scenes: coordinates from the lowest corner, colours as bytes, unit normals."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from sightline.numba_kernels import can_use_numba, numba_kernel, run_parallel
 __all__ = ["COLOUR_NAMES", "from_lowest_corner", "normalised_position", "prepare_scene"]
 
 COLOUR_NAMES = (("red", "green", "blue"), ("r", "g", "b"))
-"""What the channels of colours are called in files."""
+"""Names of the colour channels in files."""
 
-_POINTS_A_ROW = 256
-"""How many points `_lowest` looks at side by side."""
+_POINTS_PER_ROW = 256
+"""Number of points that `_find_lowest_corner` reduces side by side."""
 
 
 def prepare_scene(
@@ -29,43 +29,43 @@ def prepare_scene(
     with_normals: bool,
     where: str,
 ) -> dict[str, np.ndarray]:
-    """`points` (N, 3) float32, where asked for `colours` (N, 3) uint8 and `normals` (N, 3) float32; all of the points.
+    """Make the columns `points` (N, 3) float32 and, if requested, `colours` (N, 3) uint8, `normals` (N, 3) float32.
 
-    Points are measured from the lowest corner, so that float32 does not blur scenes far from the origin, and times
-    `scale`. Colours are the channels `colour_names`, which run to `colour_max`; normals are brought to length 1.
-    Raises DataError, beginning with `where`, for a scene that lacks what is asked for, or has colours on another scale.
+    Points are relative to the lowest corner, so that float32 stays exact far from the origin, and multiplied by
+    `scale`. Colours are the channels `colour_names` from 0 to `colour_max`; normals are normalised to length 1. Raises
+    DataError, led by `where`, for a scene without the requested channels, or with colours on another scale.
     """
     check_strays(cloud.points, where=where)
     prepared = {"points": from_lowest_corner(cloud.points, scale=scale)[0]}
     if colour_names is not None:
-        prepared["colours"] = _colours(cloud, colour_names, colour_max, where)
+        prepared["colours"] = _read_colours(cloud, colour_names, colour_max, where)
     if with_normals:
-        prepared["normals"] = _normals(cloud, where)
+        prepared["normals"] = _normalise_normals(cloud, where)
     return prepared
 
 
 def from_lowest_corner(points: np.ndarray, *, scale: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
-    """The points (N, 3) measured from their lowest corner, times `scale`, float32; and that corner (3,) as it was.
+    """Move points (N, 3) to their lowest corner and multiply by `scale`: (N, 3) float32 and the corner (3,) float64.
 
-    Differences are taken in float64. What is too large for float32 becomes infinite.
+    Differences are computed in float64. Values beyond float32 become infinite.
     """
     points = points.astype(np.float64, copy=False)
-    corner = _lowest(points)
-    moved = np.empty(points.shape, dtype=np.float32)
+    corner = _find_lowest_corner(points)
+    relative = np.empty(points.shape, dtype=np.float32)
     if can_use_numba(torch.empty(0)):
-        run_parallel(_move, len(points), points, corner, scale, moved)
+        run_parallel(_move, len(points), points, corner, scale, relative)
     else:
         with np.errstate(over="ignore"):
-            moved[:] = (points - corner) * scale
-    return moved, corner
+            relative[:] = (points - corner) * scale
+    return relative, corner
 
 
-def _lowest(points: np.ndarray) -> np.ndarray:
-    """`points.min(axis=0)`, over rows of many points: those of three numbers take ten times as long."""
-    whole = len(points) // _POINTS_A_ROW * _POINTS_A_ROW
-    rows = points[:whole].reshape(-1, 3 * _POINTS_A_ROW)
+def _find_lowest_corner(points: np.ndarray) -> np.ndarray:
+    """Compute `points.min(axis=0)` (3,) over long rows of many points: rows of three numbers take ten times as long."""
+    num_in_rows = len(points) // _POINTS_PER_ROW * _POINTS_PER_ROW
+    rows = points[:num_in_rows].reshape(-1, 3 * _POINTS_PER_ROW)
     lowest = [rows.min(axis=0).reshape(-1, 3)] if len(rows) else []
-    corner: np.ndarray = np.concatenate([*lowest, points[whole:]]).min(axis=0)
+    corner: np.ndarray = np.concatenate([*lowest, points[num_in_rows:]]).min(axis=0)
     return corner
 
 
@@ -77,16 +77,16 @@ def _move(first: int, last: int, points: np.ndarray, corner: np.ndarray, scale: 
 
 
 def normalised_position(points: np.ndarray) -> np.ndarray:
-    """Where each point (N, 3) lies in the extent of its cloud, 0 to 1 along every axis, in the points' own type.
+    """Scale points (N, 3) to the extent of their cloud, 0 to 1 along every axis; the dtype is kept.
 
     Source: Qi et al. 2017 (PointNet), section 5.2 (the location as to the room).
     """
     low, high = points.min(axis=0), points.max(axis=0)
-    place: np.ndarray = (points - low) / np.maximum(high - low, np.finfo(np.float32).tiny)
-    return place
+    position: np.ndarray = (points - low) / np.maximum(high - low, np.finfo(np.float32).tiny)
+    return position
 
 
-def _colours(cloud: PointCloud, names: Sequence[str], colour_max: float, where: str) -> np.ndarray:
+def _read_colours(cloud: PointCloud, names: Sequence[str], colour_max: float, where: str) -> np.ndarray:
     missing = [name for name in names if name not in cloud.channels]
     if missing:
         raise DataError(f"{where}: has no {', '.join(missing)}, which the first file has; name what all files have")
@@ -99,10 +99,10 @@ def _colours(cloud: PointCloud, names: Sequence[str], colour_max: float, where: 
     return np.rint(colours * (255 / colour_max)).astype(np.uint8)
 
 
-def _normals(cloud: PointCloud, where: str) -> np.ndarray:
+def _normalise_normals(cloud: PointCloud, where: str) -> np.ndarray:
     if cloud.normals is None:
         raise DataError(f"{where}: has no normals, which the first file has; name what all files have with columns")
     length = np.linalg.norm(cloud.normals, axis=1)
     if not length.all():
-        raise DataError(f"{where}: the normal of point {int(np.flatnonzero(length == 0)[0])} is zero; mend the file")
+        raise DataError(f"{where}: the normal of point {int(np.flatnonzero(length == 0)[0])} is zero; correct the file")
     return (cloud.normals / length[:, None]).astype(np.float32)

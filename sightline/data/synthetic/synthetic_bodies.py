@@ -1,4 +1,4 @@
-"""Depth images of people from numbers alone: an articulated body of capsules before ITOP's camera, its joints exact."""
+"""Synthetic depth images of people: articulated bodies of capsules before ITOP's camera, exact joints."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ from sightline.draws import Draws
 __all__ = ["BODY_CAMERA", "BodyPoses", "BodyShape", "SyntheticBodies", "View", "build_bodies", "default_body"]
 
 BODY_CAMERA = DepthCamera(1 / 0.0035, -1 / 0.0035, 160.0, 120.0, width_px=320, height_px=240)
-"""ITOP's, for both views."""
+"""Camera of ITOP, for both views."""
 View = Literal["side", "top"]
 Swing = Annotated[float, Ge(-180.0), Le(180.0)]
 
 
 class BodyPoses(TypedDict):
-    """What bodies are drawn from, each number uniform in its range; a key that is left out keeps the range said here.
+    """Ranges of uniformly drawn body poses; a missing key keeps its default, which is stated here.
 
     `turn_deg`: yaw, pitch and roll to either side, 60, 8 and 8. `lean_deg`: of the trunk to either side, 25 forwards
     and backwards, 15 sideways. `arm_swing_deg` forwards, -30 to 90; `arm_raise_deg` sideways, 0 to 100; `elbow_deg`, 0
@@ -66,7 +66,7 @@ _SWINGS = {
     "leg_raise_deg": (0.0, 20.0),
     "knee_deg": (0.0, 80.0),
 }
-"""Each is drawn for either side."""
+"""Default ranges of angles that are drawn for each side."""
 _REST_MM = 1000 * np.array(
     [
         *([0.0, 0.62, 0.0], [0.0, 0.42, 0.0], [-0.18, 0.38, 0.0], [0.18, 0.38, 0.0]),
@@ -75,13 +75,13 @@ _REST_MM = 1000 * np.array(
         *([-0.12, -0.54, 0.0], [0.12, -0.54, 0.0], [-0.12, -0.95, 0.0], [0.12, -0.95, 0.0]),
     ]
 )
-"""Joints in ITOP's order: x to the right, so that one who faces the camera has the right side at negative x, y up, z
-away from the camera of the side view."""
+"""Joints at rest in ITOP's order: x to the right (a person who faces the camera has the right side at negative x), y
+up, z away from the camera of the side view."""
 _HEAD, _NECK, _TORSO, _CHEST, _HIPS = 0, 1, 8, 15, 16
 _SIDES = ((2, 4, 6, 9, 11, 13, -1.0), (3, 5, 7, 10, 12, 14, 1.0))
-"""Right and left: shoulder, elbow, hand, hip, knee, foot, and towards which x the arm is raised."""
+"""Joints of the right and left side (shoulder, elbow, hand, hip, knee, foot), and the sign of x of a raised arm."""
 _CHEST_SHARE = 0.6
-"""Where the trunk's capsule ends, of the way from the torso to the neck."""
+"""End of the trunk's capsule, as a share of the way from torso to neck."""
 _CAPSULES = (
     ((_HEAD, _HEAD), 110.0),
     ((_HEAD, _NECK), 60.0),
@@ -91,16 +91,16 @@ _CAPSULES = (
     *(pair for s, e, h, _, _, _, _ in _SIDES for pair in (((s, e), 50.0), ((e, h), 40.0))),
     *(pair for _, _, _, h, k, f, _ in _SIDES for pair in (((h, k), 75.0), ((k, f), 55.0))),
 )
-"""Ends (joints, then the chest and the middle of the hips) and radii."""
+"""Capsules: end points (joints, then chest and middle of the hips) and radii."""
 _DISTANCE_MM = 2800.0
 
 
 class BodyShape(NamedTuple):
-    """Bodies to build, B of them; angles in rad, of the right side and then of the left.
+    """Pose parameters of B bodies; angles in rad, right side before left.
 
     `lean` (B, 2) of the trunk about x and z; `swings` (B, 6, 2) in the order of `BodyPoses`, arm forwards, arm
     sideways, elbow, leg forwards, leg sideways, knee; `turn` (B, 3) yaw, pitch and roll about the middle of the body,
-    `scale` (B,), `place_mm` (B, 3) of that middle from where the side view's camera looks at 2.8 m.
+    `scale` (B,), `place_mm` (B, 3) of that middle relative to the point 2.8 m in front of the side view's camera.
     """
 
     lean: np.ndarray
@@ -115,9 +115,9 @@ class SyntheticBodies(SyntheticFigures):
     """Depth images of people with 15 exact joints in ITOP's order, a pure function of (data_seed, split, index).
 
     13 capsules, seen by ITOP's camera, 320 by 240 pixels, from the side or from the top, 2.8 m away; mm, z forward, y
-    up. `poses` says what the bodies are drawn from. `noise_mm` is the range of the deviation of the depths' normal
-    errors, `missing` that of the share of pixels without a depth. Poses with a joint outside of the cube of 2 m about
-    the torso or about the centre of mass, or outside of the picture, are drawn again.
+    up. `poses` are the ranges of poses. `noise_mm` is the range of the standard deviation of depth noise, `missing`
+    that of the share of pixels without a depth. Poses with a joint outside the cube of 2 m about the torso or the
+    centre of mass, or outside the image, are drawn again.
     Source: made here; sightline/geometry/capsules.py.
     """
 
@@ -137,13 +137,13 @@ class SyntheticBodies(SyntheticFigures):
         joints: tuple[str, ...] = (),
         data_seed: Seed = 0,
     ) -> None:
-        given: dict[str, Any] = {**(poses or {})}
+        overrides: dict[str, Any] = {**(poses or {})}
         self._view = view
-        self._turn_deg = given.get("turn_deg", (60.0, 8.0, 8.0))
-        self._lean_deg = given.get("lean_deg", (25.0, 15.0))
-        self._swings_deg = [given.get(name, bounds) for name, bounds in _SWINGS.items()]
-        self._scale = given.get("scale", (0.8, 1.1))
-        self._shift_mm = given.get("shift_mm", (400.0, 50.0, 400.0))
+        self._turn_deg = overrides.get("turn_deg", (60.0, 8.0, 8.0))
+        self._lean_deg = overrides.get("lean_deg", (25.0, 15.0))
+        self._swings_deg = [overrides.get(name, bounds) for name, bounds in _SWINGS.items()]
+        self._scale = overrides.get("scale", (0.8, 1.1))
+        self._shift_mm = overrides.get("shift_mm", (400.0, 50.0, 400.0))
         for name, bounds in zip((*_SWINGS, "scale"), (*self._swings_deg, self._scale), strict=True):
             assert_in_order(f"poses.{name}", bounds)
         super().__init__(
@@ -158,7 +158,7 @@ class SyntheticBodies(SyntheticFigures):
             farthest_mm=2 * (_DISTANCE_MM + max(self._shift_mm)),
         )
 
-    def _draw(self, draws: Draws, lasting: Draws) -> Figures:
+    def _draw(self, draws: Draws, sample_draws: Draws) -> Figures:
         shape = BodyShape(
             lean=np.radians(scale_symmetric(draws.uniform(2), self._lean_deg)),
             swings=np.radians(
@@ -172,15 +172,17 @@ class SyntheticBodies(SyntheticFigures):
 
 
 def default_body(*, view: View = "side") -> Figures:
-    """The body at rest, arms hanging, its middle 2.8 m from the camera."""
-    one = np.zeros((1, 2))
-    return build_bodies(BodyShape(one, np.zeros((1, 6, 2)), np.zeros((1, 3)), np.ones(1), np.zeros((1, 3))), view=view)
+    """Build a body at rest, arms hanging, its middle 2.8 m from the camera."""
+    no_lean = np.zeros((1, 2))
+    return build_bodies(
+        BodyShape(no_lean, np.zeros((1, 6, 2)), np.zeros((1, 3)), np.ones(1), np.zeros((1, 3))), view=view
+    )
 
 
 def build_bodies(shape: BodyShape, *, view: View) -> Figures:
-    """Joints (B, 15, 3) in ITOP's order and capsules (B, 13, 7), in the frame of the view's camera."""
-    points = rotate(_points_at_rest(shape) * shape.scale[:, None, None], shape.turn) + shape.place_mm[:, None]
-    if view == "top":  # down is forward, and away from the side view's camera is up: no mirror
+    """Build joints (B, 15, 3) in ITOP's order and capsules (B, 13, 7), in mm in the frame of the view's camera."""
+    points = rotate(_pose_points(shape) * shape.scale[:, None, None], shape.turn) + shape.place_mm[:, None]
+    if view == "top":  # a rotation: down becomes forward, away from the side view's camera becomes up
         points = np.stack((points[..., 0], points[..., 2], -points[..., 1]), axis=-1)
     points = points + np.array([0.0, 0.0, _DISTANCE_MM])
     ends, radii = zip(*_CAPSULES, strict=True)
@@ -189,8 +191,8 @@ def build_bodies(shape: BodyShape, *, view: View) -> Figures:
     return Figures(points[:, :15], capsules)
 
 
-def _points_at_rest(shape: BodyShape) -> np.ndarray:
-    """Joints, chest and middle of the hips (B, 17, 3) of posed bodies of size 1 that are not turned."""
+def _pose_points(shape: BodyShape) -> np.ndarray:
+    """Compute joints, chest and middle of the hips (B, 17, 3) of posed bodies of scale 1, before rotation."""
     count = len(shape.lean)
     points = np.empty((count, 17, 3))
     points[:, :15] = _REST_MM
@@ -198,12 +200,12 @@ def _points_at_rest(shape: BodyShape) -> np.ndarray:
     points[:, _HIPS] = (_REST_MM[9] + _REST_MM[10]) / 2
     swings = np.moveaxis(shape.swings, 1, 0)  # (6, B, 2)
 
-    def leaned(offset: np.ndarray) -> np.ndarray:
+    def lean(offset: np.ndarray) -> np.ndarray:
         return rotate_about_z(rotate_about_x(offset, shape.lean[:, 0]), shape.lean[:, 1])
 
-    points[:, _CHEST] = points[:, _TORSO] + leaned(chest - _REST_MM[_TORSO])
+    points[:, _CHEST] = points[:, _TORSO] + lean(chest - _REST_MM[_TORSO])
     for joint in (_HEAD, _NECK, 2, 3):
-        points[:, joint] = points[:, _TORSO] + leaned(_REST_MM[joint] - _REST_MM[_TORSO])
+        points[:, joint] = points[:, _TORSO] + lean(_REST_MM[joint] - _REST_MM[_TORSO])
     for side, (shoulder, elbow, hand, hip, knee, foot, outwards) in enumerate(_SIDES):
         arm_swing, arm_raise, bend, leg_swing, leg_raise, knee_bend = swings[:, :, side]
         for start, middle, end, swing, lift, fold in (
@@ -211,8 +213,8 @@ def _points_at_rest(shape: BodyShape) -> np.ndarray:
             (hip, knee, foot, leg_swing, leg_raise, -knee_bend),
         ):
             upper, lower = _REST_MM[middle] - _REST_MM[start], _REST_MM[end] - _REST_MM[middle]
-            moved = rotate_about_z(rotate_about_x(upper, swing), outwards * lift)
-            points[:, middle] = points[:, start] + (leaned(moved) if start == shoulder else moved)
-            moved = rotate_about_z(rotate_about_x(lower, swing + fold), outwards * lift)
-            points[:, end] = points[:, middle] + (leaned(moved) if start == shoulder else moved)
+            bone = rotate_about_z(rotate_about_x(upper, swing), outwards * lift)
+            points[:, middle] = points[:, start] + (lean(bone) if start == shoulder else bone)
+            bone = rotate_about_z(rotate_about_x(lower, swing + fold), outwards * lift)
+            points[:, end] = points[:, middle] + (lean(bone) if start == shoulder else bone)
     return points

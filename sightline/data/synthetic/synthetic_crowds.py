@@ -1,4 +1,4 @@
-"""Crowds of people with exact boxes, from numbers alone: the embedded set of detection."""
+"""Synthetic crowds of people with exact boxes: the embedded data set of detection."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from sightline.data.synthetic.synthetic_shapes import Many
 from sightline.errors import ConfigError
 from sightline.types import DataInfo, Sample, SampleKey
 
-__all__ = ["SyntheticCrowds", "record_of"]
+__all__ = ["SyntheticCrowds", "make_record"]
 
 BoxType = Literal["full", "visible", "head"]
 
 _SPLITS = ("train", "validation", "test")
-_LEAST_VISIBLE = 0.05
+_MIN_VISIBLE = 0.05
 _MAX_CACHE_BYTES = 2**29
 
 
@@ -29,9 +29,9 @@ _MAX_CACHE_BYTES = 2**29
 class SyntheticCrowds:
     """Images of 1 to 40 people with their full, visible and head boxes, a pure function of (data_seed, split, index).
 
-    `box` are the boxes that are trained on, `scored_box` those that are scored. People of whom less than a twentieth
-    shows, far crowds and printed figures are ignored: neither targets nor background. Full boxes reach beyond the
-    image; `clip` cuts them at its border for training. Epoch and seed of a key change nothing.
+    `box` are the boxes that are trained on, `scored_box` those that are scored. People with less than 5 % visible,
+    distant crowds and printed figures are ignored: neither targets nor background. Full boxes reach beyond the image;
+    `clip` clips them for training. Epoch and seed of a key change nothing.
     Source: made here; sightline/data/synthetic/crowd_scenes.py.
     """
 
@@ -59,13 +59,13 @@ class SyntheticCrowds:
         self._boxes: tuple[BoxType, BoxType] = (box, scored_box)
         self._clip = clip
         self._data_seed = data_seed
-        self._made: dict[int, tuple[np.ndarray, BoxRecord]] = {}
-        self._made_bytes = 0
+        self._cache: dict[int, tuple[np.ndarray, BoxRecord]] = {}
+        self._cache_bytes = 0
         self.info = DataInfo(facts=box_facts(("person",), scored_box), fields=BOX_FIELDS, split_sizes=self._sizes)
 
     @classmethod
     def card(cls) -> dict[str, str]:
-        """What `sightline data info` says of this set."""
+        """Description, accepted layouts, download page and licence."""
         return {
             "layout": "no files: every image is drawn from data_seed, the split and its index",
             "obtain": "nothing to obtain; it is part of sightline",
@@ -74,62 +74,62 @@ class SyntheticCrowds:
 
     @property
     def fingerprint(self) -> str:
-        """Another text when the same arguments make other samples."""
+        """Version of the generator: it changes when the same arguments give other samples."""
         return "synthetic_crowds 1"
 
     def __len__(self) -> int:
         return self._sizes[self._split]
 
     def __getitem__(self, key: SampleKey) -> Sample:
-        return make_sample(*self._stored(key.index))
+        return make_sample(*self._draw_cached(key.index))
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without the images made so far: a worker process makes its own, with the same bits."""
-        return self.__dict__ | {"_made": {}, "_made_bytes": 0}
+        """Return the state without cached images: a worker process draws its own, with the same bits."""
+        return self.__dict__ | {"_cache": {}, "_cache_bytes": 0}
 
     def name_of(self, index: int) -> str:
-        """The name of an image."""
+        """Name of a sample in reports."""
         return f"{self._split}_{index:05d}"
 
     def record(self, index: int) -> BoxRecord:
-        """The boxes of an image, read-only."""
-        return self._stored(index)[1]
+        """Return the boxes of an image as read-only arrays."""
+        return self._draw_cached(index)[1]
 
     def image(self, index: int) -> ImageRef:
-        """What names an image in files of results, and its size; ids count from 1."""
+        """Return the identity of an image in result files (ids count from 1), and its size."""
         return ImageRef(self.name_of(index), index + 1, *self._size)
 
     def set_index(self) -> SetIndex:
-        """No further images or classes: ids count from 1 in every part."""
+        """Return an empty index: ids count from 1 in every split, so other splits have no ids of their own."""
         return SetIndex()
 
     def scene(self, index: int) -> Scene:
-        """An image with everybody's boxes and masks."""
+        """Draw an image with the boxes and masks of all people."""
         if not 0 <= index < len(self):
             raise IndexError(f"synthetic_crowds: sample {index} of '{self._split}', which has {len(self)}")
         generator = SampleKey(index, _SPLITS.index(self._split), self._data_seed).generator()
         return draw_scene(generator, height=self._size[0], width=self._size[1])
 
-    def _stored(self, index: int) -> tuple[np.ndarray, BoxRecord]:
-        if index in self._made:
-            return self._made[index]
+    def _draw_cached(self, index: int) -> tuple[np.ndarray, BoxRecord]:
+        if index in self._cache:
+            return self._cache[index]
         scene = self.scene(index)
-        made = scene.image, record_of(scene, *self._boxes, clip=self._clip)
-        if self._made_bytes + scene.image.nbytes <= _MAX_CACHE_BYTES:
-            self._made[index] = made
-            self._made_bytes += scene.image.nbytes
-        return made
+        item = scene.image, make_record(scene, *self._boxes, clip=self._clip)
+        if self._cache_bytes + scene.image.nbytes <= _MAX_CACHE_BYTES:
+            self._cache[index] = item
+            self._cache_bytes += scene.image.nbytes
+        return item
 
 
-def record_of(scene: Scene, box: BoxType, scored_box: BoxType, *, clip: bool) -> BoxRecord:
-    """The boxes of a scene, ignored regions last; who does not show at all has the full box for a visible one."""
+def make_record(scene: Scene, box: BoxType, scored_box: BoxType, *, clip: bool) -> BoxRecord:
+    """Make the boxes of a scene, ignored regions last; the visible box of a hidden person is the full box."""
     height, width = scene.image.shape[:2]
-    kinds = []
+    box_arrays = []
     for kind in (box, scored_box):
         people = [getattr(person, kind) or person.full for person in scene.people]
-        kinds.append(np.array([*people, *scene.ignored], dtype=np.float64).reshape(-1, 4))
-    trained, scored = kinds
-    is_ignored = [person.visibility < _LEAST_VISIBLE for person in scene.people] + [True] * len(scene.ignored)
+        box_arrays.append(np.array([*people, *scene.ignored], dtype=np.float64).reshape(-1, 4))
+    trained, scored = box_arrays
+    is_ignored = [person.visibility < _MIN_VISIBLE for person in scene.people] + [True] * len(scene.ignored)
     if clip:
         trained = np.clip(trained, 0, [width, height, width, height])
     area = (scored[:, 2:] - scored[:, :2]).prod(axis=1)

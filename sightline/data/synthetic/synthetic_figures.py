@@ -1,4 +1,4 @@
-"""Figures of capsules before a depth camera, from numbers alone: what synthetic hands and bodies have in common."""
+"""Base of synthetic hands and bodies: figures of capsules rendered by a depth camera."""
 
 from __future__ import annotations
 
@@ -22,28 +22,27 @@ from sightline.types import SampleKey
 __all__ = ["Many", "SensorNoise", "SyntheticFigures", "render_figures"]
 
 Many = Annotated[int, Ge(1), Le(1_000_000)]
-"""How many samples; beyond this is a slip, refused before it fills the memory."""
+"""Number of samples; larger numbers are refused as a mistake, before they fill the memory."""
 _SPLITS = ("train", "test")
 _CHUNK = 16  # frames made together
 _MAX_CACHE_BYTES = 2**28
 _ATTEMPTS = 100
-_REACH = 0.99
-"""How much of half the cube a joint may be from its middle: noise and missing pixels move a centre of mass a little."""
+_MAX_REACH = 0.99
+"""Maximum distance of a joint from the cube's centre, in half sides: noise shifts the centre of mass a little."""
 
 
 class SensorNoise(NamedTuple):
-    """What the camera does to each frame: normal errors of a deviation, and a share of pixels without a depth, both
-    drawn from these ranges for each frame."""
+    """Ranges of the camera's noise, drawn per frame: standard deviation of depths, and share of missing pixels."""
 
     deviation_mm: NoiseRange
     missing: ShareRange
 
 
 class SyntheticFigures(DepthFrames):
-    """Depth images of figures whose poses a set draws; a pure function of (data_seed, split, index).
+    """Base of sets of synthetic depth images; samples are a pure function of (data_seed, split, index).
 
-    A set derives from it and answers `_draw`. A pose is drawn again where a joint leaves the picture, the cube about
-    the middle joint, or that about the centre of mass. Epoch and seed of a key change nothing.
+    A subclass defines `_draw`. A pose is drawn again if a joint is outside the image, the cube about the central joint,
+    or the cube about the centre of mass. Epoch and seed of a key change nothing.
     """
 
     version: ClassVar[int] = 1
@@ -68,15 +67,15 @@ class SyntheticFigures(DepthFrames):
         self.farthest_mm = farthest_mm
         self._noise = noise
         self._data_seed = data_seed
-        self._made: dict[int, _SparseFrame] = {}
-        self._made_bytes = 0
-        places = np.arange(sizes[split])
-        part = FrameSplit(split, split, places, num_ordered=len(places), sizes=sizes)
+        self._cache: dict[int, _SparseFrame] = {}
+        self._cache_bytes = 0
+        indices = np.arange(sizes[split])
+        part = FrameSplit(split, split, indices, num_ordered=len(indices), sizes=sizes)
         super().__init__(part=part, camera=camera, skeleton=skeleton, reference=reference, joints=joints)
 
     @classmethod
     def card(cls) -> dict[str, str]:
-        """What `sightline data info` says of this set."""
+        """Description, accepted layouts, download page and licence."""
         return {
             "layout": "no files: every frame is computed from data_seed, the split and its index",
             "obtain": "nothing to obtain; it is part of sightline",
@@ -85,59 +84,59 @@ class SyntheticFigures(DepthFrames):
 
     @property
     def fingerprint(self) -> str:
-        """What the samples are made by, besides the arguments; another number when the same arguments make others."""
+        """Version of the generator: it changes when the same arguments give other samples."""
         return f"{self.set_name} {self.version}"
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without the frames made so far: a worker process makes its own, with the same bits."""
-        return self.__dict__ | {"_made": {}, "_made_bytes": 0}
+        """Return the state without cached frames: a worker process renders its own, with the same bits."""
+        return self.__dict__ | {"_cache": {}, "_cache_bytes": 0}
 
-    def figures(self, places: Sequence[int]) -> Figures:
-        """The figures of these frames, as they are in the end: (B, J, 3) and (B, N, 7).
+    def figures(self, frame_indices: Sequence[int]) -> Figures:
+        """Return the final figures of these frames: joints (B, J, 3) and capsules (B, N, 7).
 
-        Raises ConfigError where no pose that was drawn fits into the cube and the picture.
+        Raises ConfigError if no drawn pose fits into the cube and the image.
         """
-        return self._posed(places)[0]
+        return self._draw_fitting(frame_indices)[0]
 
-    def _posed(self, places: Sequence[int]) -> tuple[Figures, np.ndarray]:
-        """Figures whose poses fit, and their exact depths (B, H, W)."""
-        joints, capsules = self._draw(self._draws(places, "pose 0"), self._draws(places, "lasting"))
-        depth = np.zeros((len(places), self._camera.height_px, self._camera.width_px))
-        rows = np.arange(len(places))
+    def _draw_fitting(self, frame_indices: Sequence[int]) -> tuple[Figures, np.ndarray]:
+        """Draw figures until their poses fit; return them with their exact depths (B, H, W)."""
+        joints, capsules = self._draw(self._draws(frame_indices, "pose 0"), self._draws(frame_indices, "lasting"))
+        depth = np.zeros((len(frame_indices), self._camera.height_px, self._camera.width_px))
+        rows = np.arange(len(frame_indices))
         for attempt in range(1, _ATTEMPTS + 1):
-            tried = Figures(joints[rows], capsules[rows])
-            fits = self._is_before_camera(tried)
-            depth[rows[fits]] = render_figures(Figures(*(part[fits] for part in tried)), self._camera).depth
+            candidates = Figures(joints[rows], capsules[rows])
+            fits = self._is_before_camera(candidates)
+            depth[rows[fits]] = render_figures(Figures(*(part[fits] for part in candidates)), self._camera).depth
             fits[fits] = [self._is_in_reach(joints[row], depth[row]) for row in rows[fits]]
             rows = rows[~fits]
             if not len(rows):
                 return Figures(joints, capsules), depth
-            some = [places[row] for row in rows]
+            retried = [frame_indices[row] for row in rows]
             joints[rows], capsules[rows] = self._draw(
-                self._draws(some, f"pose {attempt}"), self._draws(some, "lasting")
+                self._draws(retried, f"pose {attempt}"), self._draws(retried, "lasting")
             )
         raise ConfigError(
-            f"{self.set_name}: none of {_ATTEMPTS} poses drawn for sample {places[rows[0]]} fits into a cube of "
+            f"{self.set_name}: none of {_ATTEMPTS} poses drawn for sample {frame_indices[rows[0]]} fits into a cube of "
             f"{self._skeleton.cube_mm:g} mm and into the picture; give narrower ranges in poses (scale, shift_mm)"
         )
 
-    def _draw(self, draws: Draws, lasting: Draws) -> Figures:
-        """A pose for each of the streams, fitting or not; `lasting` are the same for every pose tried for a sample."""
+    def _draw(self, draws: Draws, sample_draws: Draws) -> Figures:
+        """Draw one pose per stream, whether it fits or not; `sample_draws` are equal for all attempts of a sample."""
         raise NotImplementedError(f"{type(self).__name__} must define _draw")
 
     def _is_before_camera(self, figures: Figures) -> np.ndarray:
-        """Which figures lie before the camera, with every joint in the cube about the middle one and in the picture."""
+        """Mask (B,) of figures before the camera with all joints in the image and in the cube about the central one."""
         joints, capsules = figures
-        is_ahead = (np.minimum(capsules[..., 2], capsules[..., 5]) > capsules[..., 6]).all(axis=1)
+        in_front = (np.minimum(capsules[..., 2], capsules[..., 5]) > capsules[..., 6]).all(axis=1)
         from_middle = np.abs(joints - joints[:, self._skeleton.centre, None])
         pixels = project_points(joints, self._camera.intrinsics)[..., :2]
         last = np.array([self._camera.width_px - 1, self._camera.height_px - 1])
-        is_shown = ((pixels >= 0) & (pixels <= last)).all(axis=(1, 2))
-        fits: np.ndarray = is_ahead & is_shown & (from_middle.max(axis=(1, 2)) < self._reach_mm)
+        in_image = ((pixels >= 0) & (pixels <= last)).all(axis=(1, 2))
+        fits: np.ndarray = in_front & in_image & (from_middle.max(axis=(1, 2)) < self._reach_mm)
         return fits
 
     def _is_in_reach(self, joints: np.ndarray, depth: np.ndarray) -> bool:
-        """Whether every joint is in the cube about the centre of mass of what is seen of a figure."""
+        """Return True if every joint is in the cube about the centre of mass of the visible figure."""
         rows, columns = (np.flatnonzero((depth > 0).any(axis=axis)) for axis in (1, 0))
         if not len(rows):
             return False
@@ -148,49 +147,51 @@ class SyntheticFigures(DepthFrames):
 
     @property
     def _reach_mm(self) -> float:
-        return self._skeleton.cube_mm / 2 * _REACH
+        return self._skeleton.cube_mm / 2 * _MAX_REACH
 
-    def _frames(self, places: Sequence[int]) -> list[DepthFrame]:
-        frames = {place: self._made[place] for place in places if place in self._made}
-        missing = sorted(set(places) - frames.keys())
+    def _frames(self, frame_indices: Sequence[int]) -> list[DepthFrame]:
+        frames = {index: self._cache[index] for index in frame_indices if index in self._cache}
+        missing = sorted(set(frame_indices) - frames.keys())
         for start in range(0, len(missing), _CHUNK):
             chunk = missing[start : start + _CHUNK]
-            for place, frame in zip(chunk, self._make(chunk), strict=True):
-                frames[place] = frame
-                self._remember(place, frame)
+            for index, frame in zip(chunk, self._make(chunk), strict=True):
+                frames[index] = frame
+                self._remember(index, frame)
         shape = (self._camera.height_px, self._camera.width_px)
-        return [frames[place].opened(shape) for place in places]
+        return [frames[index].to_depth_frame(shape) for index in frame_indices]
 
-    def _remember(self, place: int, frame: _SparseFrame) -> None:
-        if self._made_bytes + frame.num_bytes <= _MAX_CACHE_BYTES:
-            self._made[place] = frame
-            self._made_bytes += frame.num_bytes
+    def _remember(self, frame_index: int, frame: _SparseFrame) -> None:
+        if self._cache_bytes + frame.num_bytes <= _MAX_CACHE_BYTES:
+            self._cache[frame_index] = frame
+            self._cache_bytes += frame.num_bytes
 
-    def _make(self, places: Sequence[int]) -> list[_SparseFrame]:
-        figures, depth = self._posed(places)
-        frames = zip(places, depth.reshape(len(places), -1), figures.joints.astype(np.float32), strict=True)
-        return [self._measured(*frame) for frame in frames]
+    def _make(self, frame_indices: Sequence[int]) -> list[_SparseFrame]:
+        figures, depth = self._draw_fitting(frame_indices)
+        frames = zip(
+            frame_indices, depth.reshape(len(frame_indices), -1), figures.joints.astype(np.float32), strict=True
+        )
+        return [self._add_noise(*frame) for frame in frames]
 
-    def _measured(self, place: int, depth: np.ndarray, joints: np.ndarray) -> _SparseFrame:
-        """What the camera makes of exact depths (H W)."""
+    def _add_noise(self, frame_index: int, depth: np.ndarray, joints: np.ndarray) -> _SparseFrame:
+        """Add the camera's noise to exact depths (H * W,) and drop missing pixels."""
         pixels = np.flatnonzero(depth)
-        draws = self._draws([place], "noise")
+        draws = self._draws([frame_index], "noise")
         share = scale_to_range(draws.uniform(1), self._noise.missing)[0, 0]
         deviation_mm = scale_to_range(draws.uniform(1), self._noise.deviation_mm)[0, 0]
-        is_there = draws.uniform(len(pixels))[0].double().numpy() >= share
+        is_measured = draws.uniform(len(pixels))[0].double().numpy() >= share
         errors = draws.normal(len(pixels))[0].double().numpy() * deviation_mm
         values = (depth[pixels] + errors).astype(np.float32)
-        is_there &= values > 0
-        return _SparseFrame(pixels[is_there].astype(np.int32), values[is_there], joints)
+        is_measured &= values > 0
+        return _SparseFrame(pixels[is_measured].astype(np.int32), values[is_measured], joints)
 
-    def _draws(self, places: Sequence[int], stream: str) -> Draws:
-        """The streams of these frames; the split stands in the epoch's place, so train and test share none."""
+    def _draws(self, frame_indices: Sequence[int], stream: str) -> Draws:
+        """Random streams per frame, seeded by (data_seed, split, index), so that splits never share numbers."""
         epoch = _SPLITS.index(self._part.split)
-        return Draws.for_samples([SampleKey(place, epoch, self._data_seed) for place in places]).stream(stream)
+        return Draws.for_samples([SampleKey(index, epoch, self._data_seed) for index in frame_indices]).stream(stream)
 
 
 class _SparseFrame(NamedTuple):
-    """The pixels of a frame that have a depth, in order, and its joints."""
+    """Frame stored sparsely: indices and values of measured pixels, and its joints."""
 
     pixels: np.ndarray
     values: np.ndarray
@@ -200,12 +201,12 @@ class _SparseFrame(NamedTuple):
     def num_bytes(self) -> int:
         return self.pixels.nbytes + self.values.nbytes + self.joints.nbytes
 
-    def opened(self, shape: tuple[int, int]) -> DepthFrame:
+    def to_depth_frame(self, shape: tuple[int, int]) -> DepthFrame:
         depth = np.zeros(shape, dtype=np.float32)
         depth.reshape(-1)[self.pixels] = self.values
         return DepthFrame(depth, self.joints, np.ones(len(self.joints), dtype=bool))
 
 
 def render_figures(figures: Figures, camera: DepthCamera) -> CapsuleDepth:
-    """Exact depths (B, H, W) of figures, and which of their capsules is seen in every pixel."""
+    """Render exact depths (B, H, W) of figures, and the index of the visible capsule in every pixel."""
     return render_capsules(figures.capsules, camera.intrinsics, height_px=camera.height_px, width_px=camera.width_px)

@@ -1,4 +1,4 @@
-"""Depth images of hands from numbers alone: an articulated hand of capsules before MSRA's camera, its joints exact."""
+"""Synthetic depth images of hands: articulated hands of capsules before MSRA's camera, exact joints."""
 
 from __future__ import annotations
 
@@ -32,16 +32,16 @@ from sightline.draws import Draws
 __all__ = ["HAND_CAMERA", "HandPoses", "HandShape", "SyntheticHands", "build_hands", "default_hand"]
 
 HAND_CAMERA = DepthCamera(241.42, -241.42, 160.0, 120.0, width_px=320, height_px=240)
-"""MSRA's."""
+"""Camera of MSRA."""
 
 Bend = Annotated[float, Ge(0.0), Le(3.0)]
 
 
 class HandPoses(TypedDict):
-    """What hands are drawn from, each number uniform in its range; a key that is left out keeps the range said here.
+    """Ranges of uniformly drawn hand poses; a missing key keeps its default, which is stated here.
 
-    `turn_deg`: yaw, pitch and roll to either side, 45, 30 and 40. `flexion_rad`: how far each finger bends at each of
-    its joints, 0 to 1.4 (the thumb half as far). `splay_deg`: of each finger to either side, 15. `scale`: 0.8 to 1.2.
+    `turn_deg`: yaw, pitch and roll to either side, 45, 30 and 40. `flexion_rad`: bend of each finger at each of its
+    joints, 0 to 1.4 (half of it for the thumb). `splay_deg`: of each finger to either side, 15. `scale`: 0.8 to 1.2.
     `shift_mm`: from the middle of the picture at 350 mm, to either side, 60, 40 and 60 across, up and away.
     """
 
@@ -55,16 +55,16 @@ class HandPoses(TypedDict):
 # x to the right, y up, z away from the camera, in mm: MSRA's frame, the palm about the origin.
 _WRIST = (0.0, -45.0, 0.0)
 _KNUCKLES = ((25.0, 40.0, 0.0), (5.0, 45.0, 0.0), (-13.0, 42.0, 0.0), (-30.0, 33.0, 0.0))
-"""Index, middle, ring, little: the order of everything below."""
+"""Knuckles of index, middle, ring and little finger, the order of all constants below."""
 _BONES_MM = ((40.0, 24.0, 20.0), (44.0, 28.0, 22.0), (40.0, 26.0, 21.0), (31.0, 19.0, 18.0))
 _SPLAY_DEG = (-8.0, 0.0, 6.0, 14.0)
 _THUMB_KNUCKLE = (28.0, -22.0, -5.0)
 _THUMB_BONES_MM = (40.0, 31.0, 25.0)
 _THUMB_ALONG = np.array([0.75, 0.62, -0.2]) / np.sqrt(0.75**2 + 0.62**2 + 0.2**2)
 _THUMB_ACROSS = np.array([-0.6, 0.3, -0.75])
-"""Where the thumb bends to: over the palm, towards the little finger."""
-_THUMB_SHARE = 0.5
-"""How far the thumb bends at each joint, of what is drawn."""
+"""Bending direction of the thumb: over the palm, towards the little finger."""
+_THUMB_FLEXION = 0.5
+"""Bend of the thumb at each joint, as a share of the drawn flexion."""
 _PALM = ((1, 5), (5, 9), (9, 13))
 _FINGER_RADII_MM = ((12.0, 9.0, 8.0, 7.5), (12.0, 9.5, 8.5, 8.0), (12.0, 9.0, 8.0, 7.5), (12.0, 8.0, 7.0, 6.5))
 _THUMB_RADII_MM = (14.0, 11.0, 10.0, 9.0)
@@ -72,14 +72,14 @@ _PALM_RADIUS_MM = 11.0
 _FOREARM_MM = np.array([0.0, -60.0, 0.0])
 _FOREARM_RADIUS_MM = 22.0
 _FOREARM_DEG = (30.0, 15.0)
-"""How far the wrist bends to either side: forwards and sideways."""
+"""Maximum bend of the wrist to either side: forwards and sideways."""
 _PLACE_MM = np.array([0.0, 0.0, 350.0])
 
 
 class HandShape(NamedTuple):
-    """Hands to build, B of them: index, middle, ring, little finger and thumb in this order.
+    """Pose parameters of B hands; fingers in the order index, middle, ring, little, thumb.
 
-    `flexion_rad` (B, 5) at each joint of a finger, `splay_rad` (B, 5) beyond that of the hand at rest, `turn_rad`
+    `flexion_rad` (B, 5) at each joint of a finger, `splay_rad` (B, 5) relative to the hand at rest, `turn_rad`
     (B, 3) yaw, pitch and roll about the palm, `scale` (B,), `place_mm` (B, 3) of the palm in the camera's frame,
     `wrist_rad` (B, 2) by which the forearm turns about x and z, `has_forearm` (B,) bool.
     """
@@ -97,10 +97,10 @@ class HandShape(NamedTuple):
 class SyntheticHands(SyntheticFigures):
     """Depth images of hands with 21 exact joints in MSRA's order, a pure function of (data_seed, split, index).
 
-    23 capsules, and one of the forearm, seen by MSRA's camera, 320 by 240 pixels; mm, z forward, y up. `poses` says
-    what the hands are drawn from. `noise_mm` is the range of the deviation of the depths' normal errors, `missing` that
-    of the share of pixels without a depth; `forearm` the share of hands with a forearm. Poses with a joint outside of
-    the cube of 200 mm about the middle knuckle or about the centre of mass, or outside of the picture, are drawn again.
+    23 capsules, and one of the forearm, seen by MSRA's camera, 320 by 240 pixels; mm, z forward, y up. `poses` are
+    the ranges of poses. `noise_mm` is the range of the standard deviation of depth noise, `missing` that of the share
+    of pixels without a depth; `forearm` is the share of hands with a forearm. Poses with a joint outside the cube of
+    200 mm about the middle knuckle or the centre of mass, or outside the image, are drawn again.
     Source: made here; sightline/geometry/capsules.py.
     """
 
@@ -120,12 +120,12 @@ class SyntheticHands(SyntheticFigures):
         joints: tuple[str, ...] = (),
         data_seed: Seed = 0,
     ) -> None:
-        given: HandPoses = {} if poses is None else poses
-        self._turn_deg = given.get("turn_deg", (45.0, 30.0, 40.0))
-        self._flexion_rad = given.get("flexion_rad", (0.0, 1.4))
-        self._splay_deg = given.get("splay_deg", 15.0)
-        self._scale = given.get("scale", (0.8, 1.2))
-        self._shift_mm = given.get("shift_mm", (60.0, 40.0, 60.0))
+        overrides: HandPoses = {} if poses is None else poses
+        self._turn_deg = overrides.get("turn_deg", (45.0, 30.0, 40.0))
+        self._flexion_rad = overrides.get("flexion_rad", (0.0, 1.4))
+        self._splay_deg = overrides.get("splay_deg", 15.0)
+        self._scale = overrides.get("scale", (0.8, 1.2))
+        self._shift_mm = overrides.get("shift_mm", (60.0, 40.0, 60.0))
         self._forearm = forearm
         assert_in_order("poses.flexion_rad", self._flexion_rad)
         assert_in_order("poses.scale", self._scale)
@@ -141,7 +141,7 @@ class SyntheticHands(SyntheticFigures):
             farthest_mm=2 * float(_PLACE_MM[2] + self._shift_mm[2]),
         )
 
-    def _draw(self, draws: Draws, lasting: Draws) -> Figures:
+    def _draw(self, draws: Draws, sample_draws: Draws) -> Figures:
         shape = HandShape(
             flexion_rad=scale_to_range(draws.uniform(5), self._flexion_rad),
             splay_rad=np.radians(scale_symmetric(draws.uniform(5), self._splay_deg)),
@@ -149,15 +149,15 @@ class SyntheticHands(SyntheticFigures):
             scale=scale_to_range(draws.uniform(1), self._scale)[:, 0],
             place_mm=scale_symmetric(draws.uniform(3), self._shift_mm) + _PLACE_MM,
             wrist_rad=np.radians(scale_symmetric(draws.uniform(2), _FOREARM_DEG)),
-            has_forearm=lasting.uniform(1)[:, 0].numpy() < self._forearm,
+            has_forearm=sample_draws.uniform(1)[:, 0].numpy() < self._forearm,
         )
         return build_hands(shape)
 
 
 def default_hand() -> Figures:
-    """The hand of which everything was measured: fingers bent by 0.2 rad, thumb straight, no forearm, at 350 mm.
+    """Build the reference hand: fingers bent by 0.2 rad, thumb straight, no forearm, at 350 mm.
 
-    Seen by MSRA's camera it covers 6,784 pixels at 309.94 to 348.48 mm, with the centre of mass (9.998, 38.649,
+    In MSRA's camera it covers 6,784 pixels at 309.94 to 348.48 mm, with the centre of mass (9.998, 38.649,
     333.247).
     """
     bends = np.array([[0.2, 0.2, 0.2, 0.2, 0.0]])
@@ -168,8 +168,8 @@ def default_hand() -> Figures:
 
 
 def build_hands(shape: HandShape) -> Figures:
-    """Joints (B, 21, 3) in MSRA's order, capsules (B, 24, 7): four of each finger, three of the palm, the forearm."""
-    joints = _joints_at_rest(shape)
+    """Build joints (B, 21, 3) in MSRA's order and capsules (B, 24, 7): 4 per finger, 3 of the palm, the forearm."""
+    joints = _pose_joints(shape)
     tip = joints[:, 0] + rotate_about_z(rotate_about_x(_FOREARM_MM, shape.wrist_rad[:, 0]), shape.wrist_rad[:, 1])
     points = rotate(np.concatenate((joints, tip[:, None]), axis=1) * shape.scale[:, None, None], shape.turn_rad)
     points = points + shape.place_mm[:, None]
@@ -181,13 +181,13 @@ def build_hands(shape: HandShape) -> Figures:
     return Figures(points[:, :21], capsules)
 
 
-def _joints_at_rest(shape: HandShape) -> np.ndarray:
-    """The joints (B, 21, 3) of hands of size 1 that are not turned, the palm at the origin."""
+def _pose_joints(shape: HandShape) -> np.ndarray:
+    """Compute the joints (B, 21, 3) of posed hands of scale 1 before rotation, the palm at the origin."""
     count, levels = len(shape.flexion_rad), np.arange(1, 4)
     splay = np.radians(_SPLAY_DEG) + shape.splay_rad[:, :4]
     bent = rotate_about_x(np.array([0.0, 1.0, 0.0]), -levels * shape.flexion_rad[:, :4, None])
     fingers = np.array(_BONES_MM)[..., None] * rotate_about_z(bent, splay[..., None])
-    bent = _thumb_along(levels * _THUMB_SHARE * shape.flexion_rad[:, 4:])
+    bent = _bend_thumb(levels * _THUMB_FLEXION * shape.flexion_rad[:, 4:])
     thumb = np.array(_THUMB_BONES_MM)[:, None] * rotate_about_z(bent, shape.splay_rad[:, 4:])
     knuckles = np.broadcast_to(np.array((*_KNUCKLES, _THUMB_KNUCKLE))[:, None], (count, 5, 1, 3))
     bones = np.concatenate((fingers, thumb[:, None]), axis=1)
@@ -195,11 +195,11 @@ def _joints_at_rest(shape: HandShape) -> np.ndarray:
     return np.concatenate((np.broadcast_to(_WRIST, (count, 1, 3)), joints), axis=1)
 
 
-def _thumb_along(bend_rad: np.ndarray) -> np.ndarray:
-    """The directions (..., 3) of bones of the thumb bent by so much (...): from along the thumb to over the palm."""
+def _bend_thumb(bend_rad: np.ndarray) -> np.ndarray:
+    """Compute directions (..., 3) of thumb bones bent by `bend_rad` (...), from along the thumb to the palm."""
     across = _THUMB_ACROSS - (_THUMB_ACROSS @ _THUMB_ALONG) * _THUMB_ALONG
     across /= np.sqrt((across**2).sum())
-    # about z, x turns towards y as the thumb turns towards what lies across it
+    # a rotation about z takes x to y, as bending takes the thumb's axis to the direction across
     part = rotate_about_z(np.array([1.0, 0.0, 0.0]), bend_rad)
     bent: np.ndarray = part[..., :1] * _THUMB_ALONG + part[..., 1:2] * across
     return bent

@@ -1,4 +1,4 @@
-"""Where things stand in the rooms of `synthetic_rooms`: along walls and on the floor, none in another's place."""
+"""Furnishing of `synthetic_rooms`: positions along walls and on the floor without overlap."""
 
 from __future__ import annotations
 
@@ -31,18 +31,18 @@ _LABEL = {name: label for label, name in enumerate(CLASS_NAMES)}
 
 
 class FurnishedRoom(NamedTuple):
-    """Width, depth and height in metres, from a corner at the origin, and all things, the bare surfaces first."""
+    """Room of `size` (width, depth, height) in metres, a corner at the origin; the first things are bare surfaces."""
 
     size: np.ndarray
     things: tuple[Thing, ...]
 
 
-class _Chance:
-    """Numbers in [0, 1) of one room, taken one after another; float64 from 24 bits each."""
+class _RandomNumbers:
+    """Random numbers in [0, 1) of one room, drawn sequentially; float64 from 24 bits each."""
 
     def __init__(self, draws: Draws) -> None:
         self._draws = draws
-        self._drawn: Iterator[float] = iter(())  # in blocks: one at a time they would take half of the time of a room
+        self._drawn: Iterator[float] = iter(())  # in blocks: single draws would take half of the time of a room
 
     def number(self, low: float = 0.0, high: float = 1.0) -> float:
         drawn = next(self._drawn, None)
@@ -56,34 +56,34 @@ class _Chance:
 
 
 class _FloorPlan:
-    """Upright rectangles that are taken on the floor, and stretches that are taken of each wall."""
+    """Occupied rectangles of the floor and occupied intervals of each wall."""
 
     def __init__(self, size: np.ndarray) -> None:
         self._size = size
         self._floor: list[tuple[float, float, float, float]] = []
         self._walls: list[list[tuple[float, float]]] = [[], [], [], []]
 
-    def takes(self, x: float, y: float, width: float, depth: float) -> bool:
-        """Whether this place is free, in which case it is taken."""
+    def try_occupy(self, x: float, y: float, width: float, depth: float) -> bool:
+        """Occupy a rectangle centred at (x, y) if it is free; return True if it was."""
         is_inside = all(
-            side / 2 + 0.05 < place < length - side / 2 - 0.05
-            for place, side, length in ((x, width, self._size[0]), (y, depth, self._size[1]))
+            side / 2 + 0.05 < centre < length - side / 2 - 0.05
+            for centre, side, length in ((x, width, self._size[0]), (y, depth, self._size[1]))
         )
         if not is_inside or not self._is_free(x, y, width, depth):
             return False
         self._floor.append((x, y, width, depth))
         return True
 
-    def takes_of_wall(self, wall: int, start: float, end: float, depth: float) -> bool:
-        """Whether this stretch and the floor in front of it are free, in which case both are taken."""
+    def try_occupy_wall(self, wall: int, start: float, end: float, depth: float) -> bool:
+        """Occupy an interval of a wall and the floor in front of it if both are free; return True if they were."""
         if any(a < end + _GAP and start - _GAP < b for a, b in self._walls[wall]):
             return False
-        place = _in_front(self._size, wall, (start + end) / 2, end - start, depth)
-        if not self._is_free(*place):
+        rectangle = _floor_before_wall(self._size, wall, (start + end) / 2, end - start, depth)
+        if not self._is_free(*rectangle):
             return False
         self._walls[wall].append((start, end))
         if depth > _SHALLOW:
-            self._floor.append(place)
+            self._floor.append(rectangle)
         return True
 
     def _is_free(self, x: float, y: float, width: float, depth: float) -> bool:
@@ -93,24 +93,24 @@ class _FloorPlan:
 
 
 def furnish_room(draws: Draws) -> FurnishedRoom:
-    """A furnished room, a pure function of one stream of draws."""
-    chance = _Chance(draws)
+    """Furnish a room; the result is a pure function of one random stream."""
+    chance = _RandomNumbers(draws)
     size = np.array([chance.number(3.2, 6.0), chance.number(3.2, 6.0), chance.number(2.5, 3.2)])
     plan = _FloorPlan(size)
-    things = [*_surfaces(size), *_along_walls(size, plan, chance)]
+    things = [*_make_surfaces(size), *_furnish_walls(size, plan, chance)]
     if chance.number() < 0.6:
         beam = make_thing("beam", chance.measures())
         angle, along = (0.0, size[1]) if chance.number() < 0.5 else (np.pi / 2, size[0])
-        place = float(along) * chance.number(0.2, 0.8)
-        at = (size[0] / 2, place, size[2]) if angle == 0 else (place, size[1] / 2, size[2])
+        position = float(along) * chance.number(0.2, 0.8)
+        at = (size[0] / 2, position, size[2]) if angle == 0 else (position, size[1] / 2, size[2])
         things.append(transform_thing(beam, angle_rad=angle, at=at))
-    things += [thing for group in _tables(size, plan, chance) for thing in group]
-    things += _scattered(size, plan, chance)
+    things += [thing for group in _place_tables(size, plan, chance) for thing in group]
+    things += _scatter_things(size, plan, chance)
     return FurnishedRoom(size, tuple(things))
 
 
-def _surfaces(size: np.ndarray) -> Iterator[Thing]:
-    """Floor, ceiling and the four walls, facing inwards."""
+def _make_surfaces(size: np.ndarray) -> Iterator[Thing]:
+    """Yield floor, ceiling and the four walls, facing inwards."""
     width, depth, height = map(float, size)
     middle = (width / 2, depth / 2, height / 2)
     for name, facing, at in (
@@ -125,33 +125,33 @@ def _surfaces(size: np.ndarray) -> Iterator[Thing]:
         yield rectangle_thing(_LABEL[name], rectangle_patch(across, up, at=at, frame=FACING[facing], num_solids=1))
 
 
-def _along_walls(size: np.ndarray, plan: _FloorPlan, chance: _Chance) -> Iterator[Thing]:
-    for name, wanted in zip(_AT_WALLS, _CHANCES, strict=True):
-        thing, is_wanted = make_thing(name, chance.measures()), chance.number() < wanted
-        places = [(int(chance.number(0, 4)), chance.number()) for _ in range(_ATTEMPTS)]
-        if not is_wanted:
+def _furnish_walls(size: np.ndarray, plan: _FloorPlan, chance: _RandomNumbers) -> Iterator[Thing]:
+    for name, probability in zip(_AT_WALLS, _CHANCES, strict=True):
+        thing, is_drawn = make_thing(name, chance.measures()), chance.number() < probability
+        positions = [(int(chance.number(0, 4)), chance.number()) for _ in range(_ATTEMPTS)]
+        if not is_drawn:
             continue
-        for wall, share in places:
+        for wall, share in positions:
             length = float(size[wall % 2])
             half = thing.plan[0] / 2 + 0.1
             if 2 * half >= length:
                 continue
             along = half + share * (length - 2 * half)
-            if plan.takes_of_wall(wall, along - thing.plan[0] / 2, along + thing.plan[0] / 2, thing.plan[1]):
-                yield _at_wall(thing, size, wall, along)
+            if plan.try_occupy_wall(wall, along - thing.plan[0] / 2, along + thing.plan[0] / 2, thing.plan[1]):
+                yield _move_to_wall(thing, size, wall, along)
                 break
 
 
-def _at_wall(thing: Thing, size: np.ndarray, wall: int, along: float) -> Thing:
+def _move_to_wall(thing: Thing, size: np.ndarray, wall: int, along: float) -> Thing:
     width, depth = float(size[0]), float(size[1])
     at = ((along, 0.0, 0.0), (width, along, 0.0), (width - along, depth, 0.0), (0.0, depth - along, 0.0))[wall]
     return transform_thing(thing, angle_rad=wall * np.pi / 2, at=at)
 
 
-def _in_front(
+def _floor_before_wall(
     size: np.ndarray, wall: int, along: float, width: float, depth: float
 ) -> tuple[float, float, float, float]:
-    """Centre and extent in x and y of the floor in front of a stretch of wall."""
+    """Compute centre and size (x, y, width, depth) of the floor in front of an interval of a wall."""
     room_x, room_y = float(size[0]), float(size[1])
     x, y = (
         (along, depth / 2),
@@ -162,15 +162,15 @@ def _in_front(
     return (x, y, width, depth) if wall % 2 == 0 else (x, y, depth, width)
 
 
-def _tables(size: np.ndarray, plan: _FloorPlan, chance: _Chance) -> Iterator[list[Thing]]:
-    """Tables, each with chairs at its sides and clutter on it."""
+def _place_tables(size: np.ndarray, plan: _FloorPlan, chance: _RandomNumbers) -> Iterator[list[Thing]]:
+    """Yield groups of a table, chairs at its sides and clutter on it."""
     for _ in range(1 + int(chance.number(0, _MAX_TABLES))):
         table, angle = make_thing("table", chance.measures()), np.pi / 2 * int(chance.number(0, 2))
         width, depth = table.plan if angle == 0 else table.plan[::-1]
-        places = [(chance.number(0, float(size[0])), chance.number(0, float(size[1]))) for _ in range(_ATTEMPTS)]
-        seats = [_seat(chance) for _ in range(_CHAIRS_EACH)]
-        load = [(make_thing("clutter", chance.measures()), chance.number(), chance.number()) for _ in range(2)]
-        centre = next((place for place in places if plan.takes(*place, width, depth)), None)
+        positions = [(chance.number(0, float(size[0])), chance.number(0, float(size[1]))) for _ in range(_ATTEMPTS)]
+        seats = [_draw_seat(chance) for _ in range(_CHAIRS_EACH)]
+        clutter = [(make_thing("clutter", chance.measures()), chance.number(), chance.number()) for _ in range(2)]
+        centre = next((position for position in positions if plan.try_occupy(*position, width, depth)), None)
         if centre is None:
             continue
         group = [transform_thing(table, angle_rad=angle, at=(*centre, 0.0))]
@@ -178,26 +178,26 @@ def _tables(size: np.ndarray, plan: _FloorPlan, chance: _Chance) -> Iterator[lis
             reach = (depth if side % 2 == 0 else width) / 2 + chair.plan[1] / 2 + 0.05
             offset = (along - 0.5) * 0.7 * (width if side % 2 == 0 else depth)
             step = ((offset, -reach), (reach, offset), (offset, reach), (-reach, offset))[side]
-            place = (centre[0] + step[0], centre[1] + step[1])
-            if plan.takes(*place, chair.plan[0], chair.plan[1]):
-                group.append(transform_thing(chair, angle_rad=side * np.pi / 2 + turn, at=(*place, 0.0)))
-        for thing, x, y in load:
+            chair_xy = (centre[0] + step[0], centre[1] + step[1])
+            if plan.try_occupy(*chair_xy, chair.plan[0], chair.plan[1]):
+                group.append(transform_thing(chair, angle_rad=side * np.pi / 2 + turn, at=(*chair_xy, 0.0)))
+        for thing, x, y in clutter:
             at = (centre[0] + (x - 0.5) * 0.7 * width, centre[1] + (y - 0.5) * 0.6 * depth, table.height)
             group.append(transform_thing(thing, angle_rad=2 * np.pi * x, at=at))
         yield group
 
 
-def _seat(chance: _Chance) -> tuple[Thing, int, float, float]:
-    """A chair, at which side of the table and where along it, and how far it is turned."""
+def _draw_seat(chance: _RandomNumbers) -> tuple[Thing, int, float, float]:
+    """Draw a chair, the side of its table, the position along that side, and the chair's rotation in rad."""
     chair = make_thing("chair", chance.measures())
     return chair, int(chance.number(0, 4)), chance.number(), chance.number(-0.5, 0.5)
 
 
-def _scattered(size: np.ndarray, plan: _FloorPlan, chance: _Chance) -> Iterator[Thing]:
-    """Clutter and a few more chairs on the floor."""
+def _scatter_things(size: np.ndarray, plan: _FloorPlan, chance: _RandomNumbers) -> Iterator[Thing]:
+    """Yield clutter and further chairs on the floor."""
     for number in range(_MAX_CLUTTER):
         name = "clutter" if number % 4 else "chair"
         thing, angle = make_thing(name, chance.measures()), chance.number(0, 2 * np.pi)
-        place = (chance.number(0, float(size[0])), chance.number(0, float(size[1])))
-        if plan.takes(*place, 1.2 * thing.plan[0], 1.2 * thing.plan[1]):
-            yield transform_thing(thing, angle_rad=angle, at=(*place, 0.0))
+        position = (chance.number(0, float(size[0])), chance.number(0, float(size[1])))
+        if plan.try_occupy(*position, 1.2 * thing.plan[0], 1.2 * thing.plan[1]):
+            yield transform_thing(thing, angle_rad=angle, at=(*position, 0.0))

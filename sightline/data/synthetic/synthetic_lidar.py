@@ -1,4 +1,4 @@
-"""LiDAR scans of streets from numbers alone: points with remission, ring and the class of every point."""
+"""Synthetic LiDAR scans of streets: points with remission, ring and class."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ from sightline.types import DataInfo, Sample, SampleKey, ScanInputSpec
 __all__ = ["CLASS_NAMES", "SyntheticLidar"]
 
 CLASS_NAMES = ("unlabeled", *CLASS_IDS)
-"""Class 0 counts as in SemanticKITTI, and no point has it."""
+"""Class names; class 0 exists as in SemanticKITTI, but no point has it."""
 _SPLITS = ("train", "test")
 _MAX_CACHE_BYTES = 2**28
 _COLUMNS = ("x", "y", "z", "remission", "ring")
-"""Of a raw file that a run on these scans predicts."""
+"""Columns of raw files for `predict`."""
 _NUM_MEASURED = 4
-"""Training scans from which mean and spread of the model's input are estimated."""
+"""Number of training scans from which mean and std of the input are estimated."""
 
 
 @registry.data.add("synthetic_lidar")
 class SyntheticLidar:
     """Scans of streets with the class of every point, a pure function of (data_seed, split, index).
 
-    The sensor, an HDL-64E unless `sensor` describes another, stands 1.73 m above a road with cars, persons, houses,
-    trunks and poles and looks in `num_columns` directions around. Ranges have normal errors of `range_noise_m`,
-    `lost_share` of the returns are missing. `count_classes` makes every training scan once in advance, so that losses
-    know how frequent classes are. Epoch and seed of a key change nothing.
+    The sensor, an HDL-64E unless `sensor` describes another, is 1.73 m above a road with cars, persons, houses, trunks
+    and poles; a turn has `num_columns` directions. Ranges have normal noise of `range_noise_m`, `lost_share` of the
+    returns are missing. `count_classes` computes every training scan once in advance, for losses that need class
+    frequencies. Epoch and seed of a key change nothing.
     Source: made here; sightline/data/synthetic/lidar_street.py.
     """
 
@@ -61,14 +61,14 @@ class SyntheticLidar:
         self._num_columns = num_columns
         self._disturbance = LidarNoise(range_m=range_noise_m, lost_share=lost_share)
         self._data_seed = data_seed
-        self._made: dict[tuple[str, int], dict[str, np.ndarray]] = {}
-        self._made_bytes = 0
-        is_stated = "input_mean" in (sensor or {})
-        self.info = self._describe(count_classes=count_classes, measures_input=not is_stated)
+        self._cache: dict[tuple[str, int], dict[str, np.ndarray]] = {}
+        self._cache_bytes = 0
+        has_input_mean = "input_mean" in (sensor or {})
+        self.info = self._describe(count_classes=count_classes, measures_input=not has_input_mean)
 
     @classmethod
     def card(cls) -> dict[str, str]:
-        """What `sightline data info` says of this set."""
+        """Description, accepted layouts, download page and licence."""
         return {
             "layout": "no files: every scan is computed from data_seed, the split and its index",
             "obtain": "nothing to obtain; it is part of sightline",
@@ -81,7 +81,7 @@ class SyntheticLidar:
     def __getitem__(self, key: SampleKey) -> Sample:
         if not 0 <= key.index < len(self):
             raise IndexError(f"synthetic_lidar: sample {key.index} of '{self._split}', which has {len(self)}")
-        scan = self._stored(self._split, key.index)
+        scan = self._cast_cached(self._split, key.index)
         return {
             "points": torch.from_numpy(scan["points"].copy()),
             "remission": torch.from_numpy(scan["remission"].copy()),
@@ -90,42 +90,42 @@ class SyntheticLidar:
         }
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without the scans made so far: a worker process makes its own, with the same bits."""
-        return self.__dict__ | {"_made": {}, "_made_bytes": 0}
+        """Return the state without cached scans: a worker process casts its own, with the same bits."""
+        return self.__dict__ | {"_cache": {}, "_cache_bytes": 0}
 
     @property
     def label_map(self) -> LabelMap:
-        """From the ids of SemanticKITTI to classes and back."""
+        """Label map between the ids of SemanticKITTI and classes."""
         names = dict(zip((0, *CLASS_IDS.values()), CLASS_NAMES, strict=True))
-        forth = {raw: label for label, raw in enumerate(names)}
-        back = {label: raw for raw, label in forth.items()}
-        tables = {"labels": names, "learning_map": forth, "learning_map_inv": back, "learning_ignore": {0: True}}
+        to_class = {raw: label for label, raw in enumerate(names)}
+        to_id = {label: raw for raw, label in to_class.items()}
+        tables = {"labels": names, "learning_map": to_class, "learning_map_inv": to_id, "learning_ignore": {0: True}}
         return LabelMap(tables, where="synthetic_lidar")
 
     def scan(self, split: str, index: int) -> Scan:
-        """A scan as it was cast, with the ids of SemanticKITTI and the thing that every return came from."""
+        """Cast a scan, with the ids of SemanticKITTI and the index of the object of every return."""
         generator = SampleKey(index, _SPLITS.index(split), self._data_seed).generator()
         street = draw_street(generator)
         return cast_street(
             street, self._sensor, num_columns=self._num_columns, generator=generator, disturbance=self._disturbance
         )
 
-    def _stored(self, split: str, index: int) -> dict[str, np.ndarray]:
-        found = self._made.get((split, index))
-        if found is not None:
-            return found
+    def _cast_cached(self, split: str, index: int) -> dict[str, np.ndarray]:
+        cached = self._cache.get((split, index))
+        if cached is not None:
+            return cached
         scan = self.scan(split, index)
-        made = {
+        arrays = {
             "points": scan.points,
             "remission": scan.remission[:, None],
-            "label": _LABEL_OF[scan.ids],
+            "label": _LABEL_BY_ID[scan.ids],
             "ring": scan.ring.astype(np.uint16),
         }
-        num_bytes = sum(values.nbytes for values in made.values())
-        if self._made_bytes + num_bytes <= _MAX_CACHE_BYTES:
-            self._made[split, index] = made
-            self._made_bytes += num_bytes
-        return made
+        num_bytes = sum(values.nbytes for values in arrays.values())
+        if self._cache_bytes + num_bytes <= _MAX_CACHE_BYTES:
+            self._cache[split, index] = arrays
+            self._cache_bytes += num_bytes
+        return arrays
 
     def _describe(self, *, count_classes: bool, measures_input: bool) -> DataInfo:
         facts: dict[str, Any] = {
@@ -139,7 +139,7 @@ class SyntheticLidar:
         if measures_input:
             facts["input_mean"], facts["input_std"] = self._measure_input()
         if count_classes:
-            labels = (self._stored("train", index)["label"] for index in range(self._sizes["train"]))
+            labels = (self._cast_cached("train", index)["label"] for index in range(self._sizes["train"]))
             counts = sum(np.bincount(label, minlength=len(CLASS_NAMES)) for label in labels)
             facts["class_counts"] = tuple(np.asarray(counts).tolist())
         reach = FARTHEST_M + 8 * self._disturbance.range_m
@@ -153,11 +153,11 @@ class SyntheticLidar:
         return DataInfo(facts=facts, fields=fields, split_sizes=self._sizes, features=FEATURES, scans=form)
 
     def _measure_input(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        """Mean and spread of range, x, y, z and remission over the first training scans."""
-        scans = [self._stored("train", index) for index in range(min(_NUM_MEASURED, self._sizes["train"]))]
+        """Compute mean and std of range, x, y, z and remission over the first training scans."""
+        scans = [self._cast_cached("train", index) for index in range(min(_NUM_MEASURED, self._sizes["train"]))]
         sums = sum((channel_sums(scan["points"], scan["remission"]) for scan in scans), start=np.zeros((2, 5)))
         return mean_and_std(sums, sum(len(scan["points"]) for scan in scans))
 
 
-_LABEL_OF = np.zeros(max(CLASS_IDS.values()) + 1, dtype=np.uint8)
-_LABEL_OF[list(CLASS_IDS.values())] = np.arange(1, len(CLASS_NAMES))
+_LABEL_BY_ID = np.zeros(max(CLASS_IDS.values()) + 1, dtype=np.uint8)
+_LABEL_BY_ID[list(CLASS_IDS.values())] = np.arange(1, len(CLASS_NAMES))

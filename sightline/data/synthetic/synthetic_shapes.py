@@ -1,4 +1,4 @@
-"""The embedded data set: clouds of procedural solids with classes, parts and exact normals, from numbers alone."""
+"""Synthetic shapes: clouds of procedural solids with classes, parts and exact normals."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ from sightline.types import Batch, CloudInputSpec, DataInfo, Field, Sample, Samp
 __all__ = ["SyntheticShapes"]
 
 Many = Annotated[int, Ge(1), Le(1_000_000)]
-"""How many samples, or points of one; beyond this is a slip, refused before it fills the memory."""
+"""Number of samples or points; larger numbers are refused as a mistake, before they fill the memory."""
 Ratio = Annotated[float, Ge(1.0), Le(1e6)]
-"""A larger quantity over a smaller one."""
+"""Ratio of a larger to a smaller quantity."""
 
 _SPLITS = ("train", "test")
-_CHUNK = 32  # clouds made together: enough to share the cost of building, few enough to bound the memory
+_CHUNK = 32  # clouds built together: enough to share the cost, few enough to bound the memory
 _MAX_CACHE_BYTES = 2**28
 
 
@@ -39,14 +39,14 @@ _MAX_CACHE_BYTES = 2**28
 class SyntheticShapes:
     """Clouds of upright solids from twelve classes with 30 parts, a pure function of (data_seed, split, index).
 
-    Points are spread uniformly over the surfaces in random order, then centred on their mean and scaled into the unit
-    sphere; normals are those of the surface, exact whatever the noise. `noise` is the standard deviation of normal
-    errors of the coordinates, in radii of the shape; `imbalance` is how often the first class occurs for each time
-    that the last one does. `fraction` trains on that share of every class; a smaller share is part of a larger one, and
-    `data_seed` draws both. `normals` gives the model none, the exact (`file`) or the `estimated` ones. `target: parts`
-    makes every point's part its `label` and the cloud's class its `category`. With `views` (how many, or `count` with
-    `size_px`, `style` and `background`) a sample has an `image`, one of so many views of its own cloud, drawn anew in
-    every epoch; else epoch and seed of a key change nothing.
+    Points are distributed uniformly over the surfaces in random order, then centred on their mean and scaled into the
+    unit sphere; normals are exact regardless of the noise. `noise` is the standard deviation of the noise of the
+    coordinates, in radii of the shape; `imbalance` is the ratio of the sizes of the first and the last class.
+    `fraction` trains on that share of every class; a smaller share is a subset of a larger one, and `data_seed` draws
+    both. `normals` adds no normals, the exact (`file`) or the `estimated` ones to the input. With `target: parts` each
+    point's part is its `label` and the cloud's class its `category`. With `views` (a number, or `count` with `size_px`,
+    `style` and `background`) a sample has an `image`, one of `views` views of its own cloud, drawn anew in every epoch;
+    else epoch and seed of a key change nothing.
     Source: made here; sightline/geometry/parametric_surfaces.py.
     """
 
@@ -76,15 +76,15 @@ class SyntheticShapes:
         self._rows = np.arange(len(self._labels))
         if split == "train" and fraction < 1:
             self._rows = stratified_subset(self._labels, fraction, seed=data_seed)
-        self.strata = _frozen(self._labels[self._rows])
-        self._made: _Made | None = None
+        self.strata = _make_read_only(self._labels[self._rows])
+        self._cache: _CloudCache | None = None
         self._target = target
         self.info = _describe(self.strata, sizes | {split: len(self)}, num_points, normals)
         if target == "parts":
-            self.info = _as_parts(self.info)
+            self.info = _to_part_info(self.info)
         self._estimated: EstimatedNormals | None = None
         if normals == "estimated":
-            self._estimated = EstimatedNormals(len(self), num_points, self._told)
+            self._estimated = EstimatedNormals(len(self), num_points, self._describe_sample)
         self._pictures = make_rendered_views(views, len(self), up_axis="z")
         if self._pictures is not None:
             fields = {**self.info.fields, IMAGE: image_field(self._pictures.background)}
@@ -92,7 +92,7 @@ class SyntheticShapes:
 
     @classmethod
     def card(cls) -> dict[str, str]:
-        """What `sightline data info` says of this set."""
+        """Description, accepted layouts, download page and licence."""
         return {
             "layout": "no files: every sample is computed from data_seed, the split and its index",
             "obtain": "nothing to obtain; it is part of sightline",
@@ -101,7 +101,7 @@ class SyntheticShapes:
 
     @property
     def fingerprint(self) -> str:
-        """What the samples are made by, besides the arguments; another number when the same arguments make others."""
+        """Version of the generator: it changes when the same arguments give other samples."""
         return "synthetic_shapes 1"
 
     def __len__(self) -> int:
@@ -111,17 +111,19 @@ class SyntheticShapes:
         return {name: field[0] for name, field in self.get_batch([key]).items() if name != "sample_index"}
 
     def get_batch(self, keys: Sequence[SampleKey]) -> Batch:
-        """The samples of these keys, stacked, in this order: the same bits as one by one."""
+        """Return the samples of these keys, stacked in order; the same bits as sample by sample."""
         index = np.array([key.index for key in keys], dtype=np.int64)
         outside = index[(index < 0) | (index >= len(self))]
         if len(outside):
             raise IndexError(f"synthetic_shapes: sample {outside[0]} of '{self._split}', which has {len(self)}")
-        points, normals, part = self._clouds(self._rows[index])
+        points, normals, part = self._get_clouds(self._rows[index])
         if self._estimated is not None:
             normals = self._estimated.estimate(index, points)
-        of_cloud, of_point = torch.from_numpy(self.strata[index]), torch.from_numpy(part.astype(np.int64))
+        cloud_label, point_label = torch.from_numpy(self.strata[index]), torch.from_numpy(part.astype(np.int64))
         is_class = self._target == "class"
-        labels = {"label": of_cloud, "part": of_point} if is_class else {"label": of_point, "category": of_cloud}
+        labels = (
+            {"label": cloud_label, "part": point_label} if is_class else {"label": point_label, "category": cloud_label}
+        )
         pictures = {} if self._pictures is None else {IMAGE: torch.from_numpy(self._pictures.render(keys, points))}
         return {
             "points": torch.from_numpy(points),
@@ -132,39 +134,39 @@ class SyntheticShapes:
         }
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without the clouds made so far: a worker process makes its own, with the same bits."""
-        return self.__dict__ | {"_made": None}
+        """Return the state without cached clouds: a worker process makes its own, with the same bits."""
+        return self.__dict__ | {"_cache": None}
 
     def name_of(self, index: int) -> str:
-        """The name of a shape, by which its views are found: the same in a part of the set as in the whole."""
+        """Name of a sample in reports; also the key of its views, the same in a subset as in the whole set."""
         return f"{self._split}_{self._rows[index]:05d}"
 
-    def _told(self, index: int) -> str:
+    def _describe_sample(self, index: int) -> str:
         return f"synthetic_shapes: sample {index} of '{self._split}'"
 
     def _draws(self, index: np.ndarray) -> Draws:
-        """The streams of these samples; the split stands in the epoch's place, so train and test share none."""
+        """Random streams per sample, seeded by (data_seed, split, index), so that splits never share numbers."""
         split = _SPLITS.index(self._split)
         return Draws.for_samples([SampleKey(index=int(i), epoch=split, seed=self._data_seed) for i in index])
 
     def _draw_labels(self, size: int, imbalance: float) -> np.ndarray:
         classes = np.repeat(np.arange(len(SOLIDS)), _apportion(size, imbalance))
-        return _frozen(classes[self._draws(np.zeros(1)).stream("labels").permutation(size)[0].numpy()])
+        return _make_read_only(classes[self._draws(np.zeros(1)).stream("labels").permutation(size)[0].numpy()])
 
-    def _clouds(self, index: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Of shapes of the whole split, fresh points, normals (B, N, 3) and parts (B, N).
+    def _get_clouds(self, index: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return points (B, N, 3), normals (B, N, 3) and parts (B, N) of shapes, by index in the whole split.
 
-        They are made now, or remembered where the whole split is small.
+        They are cached if the whole split is small. The arrays are copies.
         """
         size = len(self._labels)
-        if _Made.num_bytes(size, self._num_points) > _MAX_CACHE_BYTES:
+        if _CloudCache.num_bytes(size, self._num_points) > _MAX_CACHE_BYTES:
             return self._make(index)
-        if self._made is None:
-            self._made = _Made(size, self._num_points)
-        missing = np.unique(index[~self._made.is_there[index]])
+        if self._cache is None:
+            self._cache = _CloudCache(size, self._num_points)
+        missing = np.unique(index[~self._cache.is_cached[index]])
         if len(missing):
-            self._made.put(missing, self._make(missing))
-        return self._made.get(index)
+            self._cache.put(missing, self._make(missing))
+        return self._cache.get(index)
 
     def _make(self, index: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         chunks = [self._make_chunk(index[start : start + _CHUNK]) for start in range(0, len(index), _CHUNK)]
@@ -183,11 +185,11 @@ class SyntheticShapes:
         return points.float().numpy(), surface.normals.astype(np.float32), part.astype(np.uint8)
 
 
-class _Made:
-    """Clouds made so far, by index; what goes in and out is copied."""
+class _CloudCache:
+    """Cache of clouds by index; arrays are copied in and out."""
 
     def __init__(self, size: int, num_points: int) -> None:
-        self.is_there = np.zeros(size, dtype=bool)
+        self.is_cached = np.zeros(size, dtype=bool)
         self._fields: tuple[np.ndarray, np.ndarray, np.ndarray] = (
             np.empty((size, num_points, 3), dtype=np.float32),
             np.empty((size, num_points, 3), dtype=np.float32),
@@ -199,22 +201,22 @@ class _Made:
         return size * num_points * 25
 
     def put(self, index: np.ndarray, clouds: tuple[np.ndarray, np.ndarray, np.ndarray]) -> None:
-        for stored, made in zip(self._fields, clouds, strict=True):
-            stored[index] = made
-        self.is_there[index] = True  # last, so that another thread never reads a cloud half written
+        for stored, array in zip(self._fields, clouds, strict=True):
+            stored[index] = array
+        self.is_cached[index] = True  # last, so that no other thread reads a cloud half written
 
     def get(self, index: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         points, normals, part = (stored[index] for stored in self._fields)
         return points, normals, part
 
 
-def _frozen(labels: np.ndarray) -> np.ndarray:
+def _make_read_only(labels: np.ndarray) -> np.ndarray:
     labels.flags.writeable = False
     return labels
 
 
 def _apportion(size: int, imbalance: float) -> np.ndarray:
-    """Samples per class: a geometric progression whose ends have the ratio `imbalance`, rounded to sum to `size`.
+    """Compute samples per class (C,): a geometric progression with end ratio `imbalance`, rounded to sum to `size`.
 
     Source: the method of largest remainders (Hamilton); ties go to the lower class.
     """
@@ -254,16 +256,16 @@ def _describe(labels: np.ndarray, sizes: dict[str, int], num_points: int, normal
     return DataInfo(facts=facts, fields=fields, split_sizes=sizes, features=features, clouds=form)
 
 
-def _as_parts(info: DataInfo) -> DataInfo:
-    """The same set where the classes are the parts, one of them at every point, and a cloud has a category."""
+def _to_part_info(info: DataInfo) -> DataInfo:
+    """Convert the DataInfo to part segmentation: parts become the classes, the cloud's class its category."""
     facts = dict(info.facts)
-    moved = {
+    renamed = {
         "num_classes": facts.pop("num_parts"),
         "class_names": facts.pop("part_names"),
         "category_names": facts.pop("class_names"),
     }
-    del facts["class_counts"]  # of points, and known only once every cloud was made
+    del facts["class_counts"]  # counts of points are known only after every cloud is built
     fields = dict(info.fields)
     fields["category"] = fields.pop("label")
     fields["label"] = fields.pop("part")
-    return dataclasses.replace(info, facts=facts | moved, fields=fields)
+    return dataclasses.replace(info, facts=facts | renamed, fields=fields)

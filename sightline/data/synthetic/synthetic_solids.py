@@ -1,4 +1,4 @@
-"""The solids of `synthetic_shapes`: twelve upright things made of named parts, proportions drawn for each sample."""
+"""Solids of `synthetic_shapes`: twelve upright objects of named parts with random proportions."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from sightline.geometry.parametric_surfaces import (
 __all__ = ["NUM_PROPORTIONS", "SOLIDS", "Solid", "SolidBuilder", "build_solids"]
 
 NUM_PROPORTIONS = 8
-"""How many drawn numbers a recipe may use."""
+"""Number of random numbers that a recipe may use."""
 
 Position = Sequence[Measure]
 
 
 class SolidBuilder:
-    """Collects the patches of solids of one class; `share(k, low, high)` is the k-th drawn proportion of each.
+    """Builder that collects the patches of B solids of one class; `share(k, low, high)` is the k-th proportion of each.
 
-    Lengths are in no unit: the data set scales every cloud. A face that another part touches is kept whole.
+    Lengths have no unit: the data set scales every cloud. A face that another part touches is not cut.
     """
 
     def __init__(self, uniform: np.ndarray) -> None:
@@ -39,14 +39,14 @@ class SolidBuilder:
 
     @property
     def rows(self) -> np.ndarray:
-        """All patches: (B, S, ROW)."""
+        """Patches of all solids (B, S, ROW)."""
         return np.stack(self._rows, axis=1)
 
     def share(self, k: int, low: float, high: float) -> np.ndarray:
         return low + (high - low) * self._uniform[:, k]
 
     def cone(self, part: int, start: Measure, end: Measure, rise: Measure, *, at: Position, facing: str = "+z") -> None:
-        """A turned segment without lids: cylinder, cone or, with no rise, a disc or ring."""
+        """Add a surface of revolution without lids: a cylinder or cone, or a disc or ring if `rise` is 0."""
         self._add(part, cone_patch(start, end, rise, at=at, frame=FACING[facing], num_solids=len(self._uniform)))
 
     def disc(self, part: int, radius: Measure, *, at: Position, facing: str, hole: Measure = 0.0) -> None:
@@ -63,7 +63,7 @@ class SolidBuilder:
     def box(
         self, part: int, size: tuple[Measure, Measure, Measure], *, at: Position, turn: np.ndarray = FACING["+z"]
     ) -> None:
-        """Six faces of a box centred at `at`, its sides along the rows of `turn`."""
+        """Add the six faces of a box centred at `at`, its sides along the rows of `turn`."""
         for axis, name in enumerate("xyz"):
             width, height = size[(axis + 1) % 3], size[(axis + 2) % 3]
             for sign, facing in ((1, f"+{name}"), (-1, f"-{name}")):
@@ -73,7 +73,7 @@ class SolidBuilder:
                 self._add(part, rows)
 
     def legs(self, part: int, radius: Measure, height: Measure, *, reach_x: Measure, reach_y: Measure) -> None:
-        """Four upright cylinders on the ground, at the corners of a rectangle."""
+        """Add four upright cylinders on the ground, at the corners of a rectangle."""
         for sign_x, sign_y in ((1, 1), (1, -1), (-1, 1), (-1, -1)):
             foot = (sign_x * reach_x, sign_y * reach_y, 0.0)
             self.cone(part, radius, radius, height, at=foot)
@@ -85,7 +85,7 @@ class SolidBuilder:
 
 
 class Solid(NamedTuple):
-    """A class: its name, the names of its parts, and the recipe; the recipe numbers the parts from 0."""
+    """Class of solids: name, names of its parts, and the recipe, which numbers the parts from 0."""
 
     name: str
     parts: tuple[str, ...]
@@ -93,20 +93,20 @@ class Solid(NamedTuple):
 
 
 def build_solids(label: np.ndarray, uniform: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The patches (B, S, ROW) of solids of the classes `label` (B,), and the global part (B, S) of each patch.
+    """Build the patches (B, S, ROW) of solids of the classes `label` (B,), and the global part (B, S) of each patch.
 
-    `uniform` (B, NUM_PROPORTIONS) in [0, 1) are the drawn proportions.
+    `uniform` (B, NUM_PROPORTIONS) in [0, 1) determines the proportions.
     """
-    built = {}
+    builders = {}
     for value in np.unique(label):
         builder = SolidBuilder(uniform[label == value].astype(np.float64))
         SOLIDS[value].build(builder)
-        built[value] = builder
-    num_patches = max(len(builder.parts) for builder in built.values())
+        builders[value] = builder
+    num_patches = max(len(builder.parts) for builder in builders.values())
     rows = np.zeros((len(label), num_patches, ROW))
     parts = np.zeros((len(label), num_patches), dtype=np.int64)
     first_part = np.cumsum([0, *(len(solid.parts) for solid in SOLIDS)])
-    for value, builder in built.items():
+    for value, builder in builders.items():
         rows[label == value, : len(builder.parts)] = builder.rows
         parts[label == value, : len(builder.parts)] = first_part[value] + np.array(builder.parts)
     return rows, parts
@@ -255,4 +255,4 @@ SOLIDS = (
     Solid("rocket", ("body", "nose", "fins"), _rocket),
     Solid("goblet", ("bowl", "stem", "foot"), _goblet),
 )
-"""The classes, in the order of their labels; parts are numbered through in this order."""
+"""Classes in the order of their labels; parts are numbered consecutively in this order."""

@@ -166,7 +166,7 @@ def test_text_in_boxes_of_other_layouts_is_refused(tmp_path: Path) -> None:
     assert "1 boxes that cannot be meant" in faults_of("odgt", tmp_path)
     person = {"tag": "person", "fbox": [1, 2, 3, 4], "extra": {"ignore": "0"}}
     (tmp_path / "a.odgt").write_text(json.dumps({"ID": "a", "gtboxes": [person]}))
-    with pytest.raises(DataError, match="ignore in them is a number"):
+    with pytest.raises(DataError, match="and their ignore a number"):
         LAYOUTS["odgt"].read(tmp_path)
     child = {"identity": "pedestrian", "x0": "1", "y0": 2, "x1": 3, "y1": 4, "tags": []}
     write_ecp(tmp_path / "ecp", {"day/train/a/a_0": [child]})

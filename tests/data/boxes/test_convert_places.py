@@ -98,7 +98,7 @@ def test_names_without_an_ending_keep_their_labels(tmp_path: Path) -> None:
     names = ("v1.0/im0", "v1.0/im1", "im2", "v2.5", "v2.6")
     source = written_coco(tmp_path / "in", names)
     [note] = convert_annotations(source, "coco", tmp_path / "yolo", "yolo_txt")["differences"]
-    assert note == "5 images have no ending of an image, so readers pass them over, first: images/im2"
+    assert note == "5 images have no suffix of an image, so readers skip them, first: images/im2"
     rows = {
         path.relative_to(tmp_path / "yolo/labels").as_posix(): float(path.read_text().split()[3])
         for path in (tmp_path / "yolo/labels").rglob("*.txt")
@@ -124,7 +124,7 @@ def test_photographs_that_are_stored_turned_keep_their_boxes(tmp_path: Path) -> 
     document["images"][0] |= {"width": 10, "height": 20}
     (tmp_path / "coco/instances.json").write_text(json.dumps(document))
     [note] = convert_annotations(tmp_path / "coco", "coco", tmp_path / "stored", "yolo_txt")["differences"]
-    assert note.startswith("1 images have boxes about their stored pixels")
+    assert note.startswith("1 images have boxes in stored pixels")
     assert convert_annotations(tmp_path / "coco", "coco", tmp_path / "again", "coco")["differences"] == []
 
 

@@ -142,12 +142,12 @@ def test_folders_and_lines_that_do_not_fit_are_refused(tmp_path: Path) -> None:
         prepare(source, tmp_path / "set")
     file = source / "annotation_train.odgt"
     for text, message in (
-        ('{"ID": "a", "gtboxes": []}\n{"ID": "a", "gtboxes": []}', "2: the image 'a' is there twice"),
+        ('{"ID": "a", "gtboxes": []}\n{"ID": "a", "gtboxes": []}', "2: the image 'a' appears twice"),
         ('{"ID": "a"}', "1: is not a line of .odgt with ID and gtboxes"),
         ('{"ID": "a", "gtboxes": [1]}', "has no attribute 'get'"),
-        ('{"ID": "a", "gtboxes": [{"extra": 1}]}', "extra and head_attr are objects"),
+        ('{"ID": "a", "gtboxes": [{"extra": 1}]}', "extra and head_attr must be objects"),
         ("[", "1: is not a line"),
-        ("\n", "holds no lines"),
+        ("\n", "contains no lines"),
     ):
         file.write_text(text)
         with pytest.raises(DataError, match=message):

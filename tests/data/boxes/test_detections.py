@@ -189,7 +189,7 @@ def test_lines_that_do_not_fit_are_named(tmp_path: Path) -> None:
     box = {"box": [1, 2, 3, 4], "score": 0.5, "tag": 3}
     line = {"ID": "c", "dtboxes": [box]}
     for lines, message in (
-        ([line, line], "line 2: the image 'c' is there twice"),
+        ([line, line], "line 2: the image 'c' appears twice"),
         ([line, {"ID": "d", "dtboxes": [box]}], "line 2, box 0: the set has no image 'd'; its first is 7, 'a,1'"),
         ([{"ID": "c"}], "line 1: ID and dtboxes are needed .*'dtboxes'"),
         ([{"ID": "c", "dtboxes": [box, {"box": [1, 2, 3, 4]}]}], "line 1, box 1 is .* it needs .* score"),

@@ -86,7 +86,7 @@ def test_the_centre_of_mass_moves_with_the_scene() -> None:
 def test_an_empty_image_has_no_centre_of_mass() -> None:
     with pytest.raises(DataError, match="toy train: frame 7 has no measured pixel"):
         CentreOfMass().points_for(order_of())(frame_of(), 7)
-    with pytest.raises(ConfigError, match=r"far_mm: is 100, it must lie beyond near_mm, which is 200"):
+    with pytest.raises(ConfigError, match=r"far_mm: is 100, it must be larger than near_mm, which is 200"):
         CentreOfMass(near_mm=200.0, far_mm=100.0)
 
 
@@ -148,7 +148,7 @@ def test_the_missing_file_of_a_shipped_recipe_names_the_ways_out(name: str, monk
     path = block.arguments["path"].format(split="train", subject="3")
     with pytest.raises(DataError) as error:
         registry.references.build(block, facts={}).points_for(order_of())
-    assert str(error.value).startswith(f"{path}: the file of the reference points of toy train is not there; ")
+    assert str(error.value).startswith(f"{path}: the file of the reference points of toy train is missing; ")
     for way in ("data.reference.path", "data.reference.name=centre_of_mass", "data centres RUN --data CONFIG"):
         assert way in str(error.value)
     assert str(error.value).endswith(f"--split train --to {path}")

@@ -48,7 +48,7 @@ def test_real_frames_have_the_specifications_counts(shared: Path, frame: str, ex
     paths = [
         folder / f"{part}/{frame}{end}" for part, end in (("velodyne", ".bin"), ("label_2", ".txt"), ("calib", ".txt"))
     ]
-    scan = read_frame(*paths, size_px=(1242, 375), boxing=Boxing())
+    scan = read_frame(*paths, size_px=(1242, 375), box_rule=Boxing())
     found = {TYPES[raw]: int((scan.ids == raw).sum()) for raw in range(1, 9)}
     assert {name: count for name, count in found.items() if count} == expected
 
@@ -164,7 +164,7 @@ def test_lists_and_options(tmp_path: Path) -> None:
     [
         ("label_2", "Car ", "Cart ", r"000000\.txt:1: no type is 'Cart'; types are Car, Van"),
         ("label_2", "Car 0.00 ", "Car ", r"000000\.txt:1: has 14 columns, 15 are expected"),
-        ("label_2", "Car 0.00 ", "Car x ", r"000000\.txt:1: holds something else than numbers"),
+        ("label_2", "Car 0.00 ", "Car x ", r"000000\.txt:1: contains values that are not numbers"),
         ("calib", "P2:", "P3:", r"000000\.txt: has no row 'P2', 12 numbers are expected"),
         ("calib", "R0_rect: 1 ", "R0_rect: ", r"000000\.txt:2: has 8 numbers in R0_rect, 9 numbers are expected"),
         ("calib", "P2: ", "P2 ", r"000000\.txt:1: is not `name: numbers`"),
@@ -212,7 +212,7 @@ def test_objects_that_hold_no_point_are_refused(
         columns = line.split()
         columns[place] = word
         path.write_text(f"{OBJECT}\n\n{' '.join(columns)}\n")
-        with pytest.raises(DataError, match=r"000007\.txt:3: .*would hold no point") as caught:
+        with pytest.raises(DataError, match=r"000007\.txt:3: .*can contain no point") as caught:
             read_objects(path)
         assert "\n" not in str(caught.value)
     path.write_text(f"{OBJECT}\n{REGION}\n")
@@ -225,7 +225,7 @@ def test_other_things_are_refused(tmp_path: Path) -> None:
     write_kitti_object(tmp_path / "kitti", 1)
     image = tmp_path / "kitti/training/image_2/000000.png"
     image.write_bytes(b"no picture")
-    with pytest.raises(DataError, match=r"000000\.png: does not read as a picture"):
+    with pytest.raises(DataError, match=r"000000\.png: cannot be read as an image"):
         prepare(tmp_path / "kitti", tmp_path / "set")
 
 

@@ -100,20 +100,20 @@ def test_ones_own_map_merges_classes(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("old", "new", "told"),
     [
-        ("10: 2}", "10: 5}", "learning_map: 10 leads to class 5, learning_map_inv has the classes 0 to 2"),
-        ("2: 9}", "2: 4}", "learning_map_inv: class 2 has the id 4, which learning_map leads to 1"),
+        ("10: 2}", "10: 5}", "learning_map: 10 maps to class 5, learning_map_inv has the classes 0 to 2"),
+        ("2: 9}", "2: 4}", "learning_map_inv: class 2 has the id 4, which learning_map maps to 1"),
         ("2: 9}", "3: 9}", "learning_map_inv: has no class 2, but class 3"),
         ("9: thing", "8: thing", "labels: has no name for the id 9"),
         ("9: thing", "9: ground", "labels: two classes are called 'ground'"),
-        ("10: 2}", "10: -1}", "10 leads to -1, a whole number from 0 to 65535 is needed"),
-        ("10: 2}", "10: 2.0}", "10 leads to 2.0"),
+        ("10: 2}", "10: -1}", "10 maps to -1, a whole number from 0 to 65535 is needed"),
+        ("10: 2}", "10: 2.0}", "10 maps to 2.0"),
         ("10: 2}", "70000: 2}", "the key 70000 is not a whole number"),
         ("10: 2}", "9: 1}", r"mine\.yaml:3: learning_map\.9: '9' is given twice, first on line 3"),
         ("10: 2}", "09: 1}", "learning_map: names 9 a second time"),
         ("10: 2}", "\u0663: 1}", "learning_map: the key \u0663 is not a whole number"),
         ("10: 2}", f"{'9' * 90}: 1}}", "learning_map: the key 9+ is not a whole number"),
         ("learning_ignore: {", "learning_ignore: [", r"mine\.yaml:5: not valid YAML"),
-        ("1: false", "1: 'false'", "learning_ignore: 1 leads to 'false', true or false is needed"),
+        ("1: false", "1: 'false'", "learning_ignore: 1 is 'false', true or false is needed"),
         ("1: false", "car: false", "learning_ignore: the key car is not a whole number"),
         ("labels:", "color_map: {0: [0, 0, 0], 4: [0, 0, 2.0], 9: [1, 1, 1]}\nlabels:", "color_map: 4 has"),
         ("labels:", "color_map: {car: [0, 0, 0]}\nlabels:", "color_map: the key car is not"),
@@ -154,7 +154,7 @@ def test_frequencies_stand_in_the_order_of_the_classes(tmp_path: Path) -> None:
 
 
 def test_what_is_no_map_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"nowhere.*: cannot be read as a label map.*there: single, multi"):
+    with pytest.raises(DataError, match=r"nowhere.*: cannot be read as a label map.*built-in maps: single, multi"):
         read_label_map(str(tmp_path / "nowhere"), LABEL_MAPS)
     for text in ("", "[1, 2]", "text", "!!python/object:os.system {}"):
         with pytest.raises(DataError, match=r"mine\.yaml: is not a label map|mine\.yaml:1: the tag"):

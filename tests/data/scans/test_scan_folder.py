@@ -132,7 +132,7 @@ def test_parts_are_folders_lists_or_the_order_of_names(tmp_path: Path) -> None:
 
 def test_what_is_refused(tmp_path: Path) -> None:
     write_own(tmp_path / "own", 2)
-    with pytest.raises(DataError, match=r"000\.bin: its \d+ bytes .*nothing in it says which; state them"):
+    with pytest.raises(DataError, match=r"000\.bin: its \d+ bytes .*the file does not state which; state them"):
         prepare(tmp_path / "own", tmp_path / "set")
     with pytest.raises(DataError, match=r"has \d+ bytes, whole points of 7 float32 have a multiple of 28"):
         prepare(tmp_path / "own", tmp_path / "set", columns=("x", "y", "z", "_", "_", "_", "_"))

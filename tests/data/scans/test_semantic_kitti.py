@@ -162,19 +162,19 @@ def test_poses_are_those_of_the_scanner(tree: Path, tmp_path: Path) -> None:
     part = opened(tmp_path / "set")
     assert part.name_of(3) == "00/000003"
     expected = np.hstack([np.eye(3), [[3.0], [0.0], [0.0]]])
-    assert np.allclose(part.pose_of(3), expected, atol=1e-12)
+    assert np.allclose(part.get_pose(3), expected, atol=1e-12)
     (tree / "sequences/00/poses.txt").write_text("1 0 0 0 0 1 0 0 0 0 1 0\n")
     short = prepare(tree, tmp_path / "short")["differences"]
     assert [note.partition("sequences/")[2] for note in short] == [
         "00/poses.txt: has 1 poses for 5 scans; none of them is taken"
     ]
-    assert all(np.array_equal(opened(tmp_path / "short").pose_of(index), np.eye(3, 4)) for index in range(4))
+    assert all(np.array_equal(opened(tmp_path / "short").get_pose(index), np.eye(3, 4)) for index in range(4))
     (tree / "sequences/00/poses.txt").write_text("1 0 0 0 0 1 0 0 0 0 1 x\n")
     with pytest.raises(DataError, match=r"poses\.txt:1: holds something else than numbers"):
         prepare(tree, tmp_path / "again")
     (tree / "sequences/00/poses.txt").unlink()
     assert prepare(tree, tmp_path / "again")["differences"] == ["sequences without poses.txt: 00"]
-    assert np.array_equal(opened(tmp_path / "again").pose_of(0), np.eye(3, 4))
+    assert np.array_equal(opened(tmp_path / "again").get_pose(0), np.eye(3, 4))
 
 
 def test_the_real_frame(shared: Path, tmp_path: Path) -> None:

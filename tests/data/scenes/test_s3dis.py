@@ -243,7 +243,7 @@ WRONG_LINES = [
     (b"1.0 2.0 3.0 -1 5 6", "the colour -1 5 6 is not"),
     (b"1.0 2.0 3.0 1.5 5 6", "the colour 1.5 5 6 is not"),
     (b"", "0 columns, 6 are needed"),
-    (b"1.0 2.0 \x10 4 5\x00", "has stray bytes and does not become 6 numbers"),
+    (b"1.0 2.0 \x10 4 5\x00", "has stray bytes and is not 6 numbers"),
 ]
 
 
@@ -294,7 +294,7 @@ def _strange_name(source: Path) -> None:
         (_empty, "wall_1.txt: holds no points"),
         (_without_annotations, "WC_1: has no folder Annotations, it holds WC_1.txt, annotation"),
         (_without_files, "Annotations: holds no <class>_<number>.txt"),
-        (_unknown_area, "Area_7: is none of the areas 1 to 6"),
+        (_unknown_area, "Area_7: is not one of the areas 1 to 6"),
         (_area_without_rooms, "Area_3: holds no room"),
         (_strange_name, "wall.txt: is not named <class>_<number>.txt"),
     ],

@@ -72,7 +72,7 @@ def test_samples_are_pure_and_records_cannot_be_changed(crowds: SyntheticCrowds)
     first["truth"] += 1
     for again in (crowds[SampleKey(3, 5, 9)], pickle.loads(pickle.dumps(crowds))[SampleKey(3, 1, 0)]):
         assert all(torch.equal(torch.as_tensor(again[name]), before[name]) for name in before)
-    record = crowds._stored(3)[1]
+    record = crowds._draw_cached(3)[1]
     with pytest.raises(ValueError, match="read-only"):
         record.boxes *= 2
 

@@ -307,8 +307,8 @@ def test_a_frame_that_does_not_fit_into_memory_is_made_again(monkeypatch: pytest
     one = hands.get_batch(keys([0]))
     monkeypatch.setattr("sightline.data.synthetic.synthetic_figures._MAX_CACHE_BYTES", 100_000)
     hands.get_batch(keys(range(10)))
-    assert 1 <= len(hands._made) < 4
-    assert hands._made_bytes <= 100_000
+    assert 1 <= len(hands._cache) < 4
+    assert hands._cache_bytes <= 100_000
     assert_same(hands.get_batch(keys([0])), one)
 
 

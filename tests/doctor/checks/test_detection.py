@@ -181,7 +181,7 @@ class TestExistingChecks:
 
     def test_boxes_scaled_in_place(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Trap T1: the stored boxes grow at every reading, and drift away over epochs."""
-        stored = SyntheticCrowds._stored
+        stored = SyntheticCrowds._draw_cached
 
         def drifting(dataset: SyntheticCrowds, index: int):
             image, record = stored(dataset, index)
@@ -190,7 +190,7 @@ class TestExistingChecks:
                 array *= 1.05
             return image, record
 
-        monkeypatch.setattr(SyntheticCrowds, "_stored", drifting)
+        monkeypatch.setattr(SyntheticCrowds, "_draw_cached", drifting)
         found = data_mutation(Context(make_crowds(seed=99), World()))
         assert [each.cause for each in found][:1] == ["data.item_mutation"]
         assert "'boxes' changes when it is read" in found[0].summary

@@ -185,7 +185,7 @@ def _real_scans(shared: Path) -> list[Sample]:
         image = root / f"image_2/{path.stem}.png"
         if label.exists() and calib.exists() and image.exists():
             size = image_size_px(image)
-            scans.append(read_frame(path, label, calib, size_px=size, boxing=PointsInBoxRule(), shown_only=True))
+            scans.append(read_frame(path, label, calib, size_px=size, box_rule=PointsInBoxRule(), visible_only=True))
     return [
         {
             "points": torch.from_numpy(np.array(scan.points)),
