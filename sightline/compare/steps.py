@@ -163,7 +163,7 @@ def losses_over_steps(
         batch = tree_map(batch, noise.move)
     with (
         backend_settings(variant),
-        job.losses.kept(),
+        job.losses.preserve_state(),
         Float32Draws(),
         Float64Convolutions(),
         _noisy(getattr(replica, "network", model), noise),

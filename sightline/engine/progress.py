@@ -1,4 +1,4 @@
-"""How far a run is: a live bar on a terminal, plain lines elsewhere."""
+"""Progress of a run: a live bar on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _STYLES = {"loss": "bold", "rate": "cyan", "left": "magenta"}
 
 
 class Progress:
-    """Epoch, step, loss, learning rate, samples per second and the time left.
+    """Progress display: epoch, step, loss, learning rate, samples per second and the time left.
 
     A live bar where `is_live` (left out: where `stream` is a terminal that wants one). Else plain lines: the first
     step, then one every `every_s` seconds of the run, one for each epoch's last step, and one for each evaluation.
@@ -71,7 +71,7 @@ class Progress:
 
 
 class _Warnings(logging.Handler):
-    """Shows what `sightline` warns of during a run between the lines of progress."""
+    """Log handler that shows sightline's warnings between the lines of progress."""
 
     def __init__(self, write: Callable[[str], None]) -> None:
         super().__init__(logging.WARNING)
@@ -83,7 +83,7 @@ class _Warnings(logging.Handler):
 
 
 class Pace:
-    """How fast a run goes, from the clock in its records."""
+    """Speed of a run, from the clock in its records."""
 
     def __init__(self) -> None:
         self._first: StepRecord | None = None
@@ -96,7 +96,7 @@ class Pace:
 
     @property
     def samples_per_s(self) -> float:
-        """Over the last 50 steps, without the time between steps; NaN where nothing was timed."""
+        """Samples per second over the last 50 steps, without the time between steps; NaN if nothing was timed."""
         return samples_per_s(self._recent)
 
     @property
@@ -109,13 +109,13 @@ class Pace:
 
 
 def wants_live(stream: TextIO, environment: Mapping[str, str]) -> bool:
-    """Whether to redraw lines: only on a terminal that can, and where neither NO_COLOR nor CI is set."""
+    """Return True if `stream` is a terminal that can redraw lines, and neither NO_COLOR nor CI is set."""
     is_plain = environment.get("NO_COLOR") or environment.get("CI") or environment.get("TERM") == "dumb"
     return stream.isatty() and not is_plain
 
 
 def _fields(record: StepRecord, pace: Pace) -> dict[str, Any]:
-    """The text of both displays."""
+    """Format the fields of both displays."""
     rate, left_s = pace.samples_per_s, pace.left_s
     minutes, seconds = divmod(0 if math.isnan(left_s) else round(left_s), 60)
     return {
@@ -140,11 +140,11 @@ class _Plain:
         self._stream.flush()
 
     def close(self) -> None:
-        """Nothing to give back."""
+        """Do nothing: plain lines use no resources."""
 
 
 class _Live:
-    """A bar of rich, started by the first step and redrawn only on request: no thread runs beside training.
+    """Bar of rich, started by the first step and redrawn only on request: no thread runs during training.
 
     rich draws identifiers of its styles from Python's global generator, so its state is kept around every call.
     """

@@ -1,4 +1,4 @@
-"""Curves and pictures for TensorBoard, in event files written without TensorFlow or torch's writer."""
+"""TensorBoard observer: curves and pictures in event files, written without TensorFlow or torch's writer."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ __all__ = ["TensorBoard"]
 
 
 class TensorBoard:
-    """An event file in `directory`: `train/loss/<term>`, `train/<number>`, `<split>/<metric>` and the pictures.
+    """Observer that writes an event file in `directory`: `train/loss/<term>`, `<split>/<metric>`, the pictures.
 
     Nothing is imported or opened before the first interval of `every` steps is over, so start-up is not slowed. After
-    a resume, what earlier files hold from there on is marked as void. `assert_own` raises, before the file is made,
-    where the directory is another run's by now. Raises MissingExtraError without tensorboard.
+    a resume, later steps of earlier files are marked as void. `assert_own` raises, before the file is made,
+    if the directory is another run's by now. Raises MissingExtraError without tensorboard.
     """
 
     def __init__(self, directory: Path, *, every: int = 50, assert_own: Callable[[], None] = lambda: None) -> None:
@@ -66,7 +66,7 @@ class TensorBoard:
 
 
 class _EventFile:
-    """A file of event records, written in the caller's thread: it cannot hang, and it fails where it is used."""
+    """Event file, written in the caller's thread: it cannot hang, and errors appear at the call."""
 
     def __init__(self, directory: Path, *, first_step: int) -> None:
         from tensorboard.compat.proto import event_pb2, summary_pb2

@@ -16,7 +16,7 @@ from sightline.engine.batch_stream import BatchStream
 from sightline.engine.device import to_device
 from sightline.engine.distributed import World
 from sightline.engine.gradients import module_gradient_norms
-from sightline.engine.learnt_losses import LearntLosses, together
+from sightline.engine.learnt_losses import LearntLosses, combine_modules
 from sightline.engine.optimizers import FrozenModules, apply_freezing
 from sightline.engine.precision import Precision
 from sightline.engine.records import StepRecord
@@ -71,7 +71,7 @@ class TrainState:
 
     @property
     def epoch(self) -> int:
-        return self.stream.plan.epoch_of(self.step)
+        return self.stream.plan.compute_epoch(self.step)
 
     def loss_weights_at(self, step: int) -> dict[str, float]:
         """What each loss is multiplied by at a step, counted from 0."""
@@ -82,9 +82,9 @@ class TrainState:
         }
 
     @property
-    def trained(self) -> nn.Module:
+    def trained_module(self) -> nn.Module:
         """All that an optimiser may train, as one module: the model, with the losses that learn."""
-        return together(self.model, self.losses)
+        return combine_modules(self.model, self.losses)
 
     @property
     def evaluation_model(self) -> nn.Module:
@@ -138,7 +138,7 @@ def train_step(
     """One optimiser step; the same numbers however the step is split."""
     job.model.train()
     job.losses.train()
-    trained = job.trained
+    trained = job.trained_module
     apply_freezing(trained, job.frozen, job.epoch)
     factor = job.schedule(job.step)
     for group in job.optimizer.param_groups:

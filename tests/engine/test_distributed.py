@@ -68,7 +68,7 @@ def test_an_address_that_cannot_be_a_hosts_is_named_at_once(monkeypatch: pytest.
 
 
 def _launch_as(monkeypatch: pytest.MonkeyPatch, rank: str, address: str, port: int) -> None:
-    monkeypatch.setattr("sightline.engine.distributed._LEAST_START_S", 0.0)
+    monkeypatch.setattr("sightline.engine.distributed._MIN_START_S", 0.0)
     environment = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2", "MASTER_ADDR": address, "MASTER_PORT": port}
     for name, value in environment.items():
         monkeypatch.setenv(name, str(value))

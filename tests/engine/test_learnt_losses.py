@@ -20,7 +20,7 @@ from sightline.doctor.suite import run_quick
 from sightline.engine.batch_stream import evaluation_keys
 from sightline.engine.build import TrainingSetup
 from sightline.engine.distributed import World
-from sightline.engine.learnt_losses import LearntLosses, together
+from sightline.engine.learnt_losses import LearntLosses, combine_modules
 from sightline.engine.optimizers import SGD, apply_freezing
 from sightline.engine.session import StopRequest, TrainingSession
 from sightline.engine.step import StepTimer
@@ -197,8 +197,8 @@ def test_layers_norms_name_the_loss(tmp_path: Path) -> None:
 def test_a_name_that_the_model_has_is_refused() -> None:
     model = nn.ModuleDict({"losses": nn.Linear(2, 2)})
     with pytest.raises(ConfigError, match=r"its part 'losses' has the name of losses that learn \(losses\.mine\)"):
-        together(model, LearntLosses({"mine": nn.Linear(1, 1)}))  # type: ignore[dict-item]
-    assert together(model, LearntLosses()) is model
+        combine_modules(model, LearntLosses({"mine": nn.Linear(1, 1)}))  # type: ignore[dict-item]
+    assert combine_modules(model, LearntLosses()) is model
 
 
 # --- the average -----------------------------------------------------------------------------------------------------
@@ -217,7 +217,7 @@ def test_the_average_is_kept_and_evaluated(tmp_path: Path) -> None:
     torch.testing.assert_close(job.losses_ema.losses["centre"].centres, expected)
     session = TrainingSession(built, World(), RunDirectory(tmp_path, is_writer=True), stop=StopRequest(), record={})
     now, calls = bits(job.losses.plain_state()), int(job.losses.losses["centre"].num_calls)
-    with session._evaluating():
+    with session._evaluation_state():
         evaluation = built.selection_evaluator(job.evaluation_model, World())
     assert bits(job.losses.plain_state()) == now, "neither parameters nor buffers"
     assert int(job.losses.losses["centre"].num_calls) == calls == 3
@@ -324,7 +324,7 @@ def test_what_is_trained_inside_is_put_back() -> None:
     losses = LearntLosses({"mine": nn.BatchNorm1d(2)})  # type: ignore[dict-item]
     before = bits(losses.plain_state())
     optimizer = SGD(lr=0.1).build(nn.Linear(2, 2), losses)
-    with losses.kept():
+    with losses.preserve_state():
         losses.losses["mine"].eval().train()(torch.randn(4, 2)).square().sum().backward()
         optimizer.step()
         assert bits(losses.plain_state()) != before

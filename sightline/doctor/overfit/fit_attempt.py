@@ -15,7 +15,7 @@ from sightline.doctor.core.dry_run import isolated_copy
 from sightline.engine.build import TrainingSetup
 from sightline.engine.device import to_device
 from sightline.engine.distributed import World
-from sightline.engine.learnt_losses import together
+from sightline.engine.learnt_losses import combine_modules
 from sightline.engine.optimizers import apply_freezing
 from sightline.engine.precision import Precision, seed_everything
 from sightline.engine.step import compute_batch_losses
@@ -180,12 +180,14 @@ def fit(
     `through` is what the step calls in the model's place, `watch` sees the job before each step.
     Starts from the same weights and the same random state each time.
     """
-    with bench.built.job.losses.kept():
+    with bench.built.job.losses.preserve_state():
         seed_everything(bench.built.config.seed, 1)
         model = prepare_model(bench, precision)
         if change is not None:
             change(model)
-        job = _job_of(bench, model, make(together(model, bench.built.job.losses), rate), precision=precision, clip=clip)
+        job = _job_of(
+            bench, model, make(combine_modules(model, bench.built.job.losses), rate), precision=precision, clip=clip
+        )
         job.frozen = () if unfreeze else job.frozen
         batch = bench.batch_in(precision)
         replica = model if through is None else through(model)

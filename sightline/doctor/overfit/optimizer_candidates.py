@@ -62,7 +62,7 @@ def own_rate(built: TrainingSetup) -> float:
 def _own(built: TrainingSetup, model: nn.Module, rate: float) -> torch.optim.Optimizer:
     """The run's optimiser over a copy of what it trains, every group's rate in proportion."""
     source = built.job.optimizer
-    names = {id(parameter): name for name, parameter in built.job.trained.named_parameters()}
+    names = {id(parameter): name for name, parameter in built.job.trained_module.named_parameters()}
     copied = dict(model.named_parameters())
     optimizer = copy.copy(source)
     optimizer.state = type(source.state)(source.state.default_factory)
