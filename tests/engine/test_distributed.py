@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from sightline.engine.build import build
-from sightline.engine.distributed import World, _device, start_world
+from sightline.engine.distributed import World, _select_device, start_world
 from sightline.errors import ConfigError, RunError, UserError
 from tests.engine.collectives import DTYPES, PARTS, ROWS, TEXTS, Uneven, network, random_numbers, whole_batch
 from tests.processes import free_port, run_ranks
@@ -271,7 +271,7 @@ def test_a_task_that_sees_one_gpu_takes_it(
         monkeypatch.setenv(name, value)
     if expected is None:
         with pytest.raises(UserError, match="no GPU of its own"):
-            _device("auto", 1)
+            _select_device("auto", 1)
     else:
-        assert _device("auto", 1).index == expected
+        assert _select_device("auto", 1).index == expected
         assert chosen == [expected]

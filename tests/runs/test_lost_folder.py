@@ -69,7 +69,7 @@ class Disturbed:
         owner: Any
         owner, name = {
             "step": (TrainingSession, "_on_step_end"),
-            "writing a checkpoint": (checkpoint, "_swap_in"),
+            "writing a checkpoint": (checkpoint, "_replace_checkpoint"),
             "final evaluation": (TrainingSession, "_finish"),
             "after the end": (train_run, "evaluation_document"),
         }[moment]
