@@ -110,7 +110,7 @@ def ignored_regions(context: Context) -> Iterator[Finding]:
     count, corner = len(batch["image"]), [float(side) for side in batch["image"].shape[:1:-1]]
     batch |= {"boxes": torch.tensor([[0.0, 0.0, *corner]]).repeat(count, 1), "box_offsets": torch.arange(count + 1)}
     batch |= {"label": torch.zeros(count, dtype=torch.int64), "is_ignored": torch.ones(count, dtype=torch.bool)}
-    squares = task.priors_of(batch["image"]).to_boxes(0)  # type: ignore[attr-defined]
+    squares = task.get_priors(batch["image"]).to_boxes(0)  # type: ignore[attr-defined]
     is_inside = (squares >= 0).all(dim=1) & (squares < squares.new_tensor(corner * 2)).all(dim=1)
     target = task.context(context.built.job.model, batch)["target"]  # type: ignore[attr-defined]
     learned = int(((target >= 0) | (is_inside & (target == BACKGROUND))).sum())
