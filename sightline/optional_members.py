@@ -253,7 +253,7 @@ REQUIRED: Mapping[str, frozenset[str]] = {
 
 
 def suggest_member(kind: str, name: str) -> str | None:
-    """Return the member of a kind that `name` misspells; None for a known name, and for one of its own.
+    """Return the member of a kind that `name` misspells; None for a known name, or a user's own.
 
     A known name with another ending, or with a further word, is a name of its own, such as `encoder` and `encode_all`
     next to `encode`; so is a private one.

@@ -101,18 +101,18 @@ class RegistryEntry(NamedTuple):
 
     @property
     def arguments(self) -> dict[str, Parameter]:
-        """The parameters that a config may give: all but the facts."""
+        """The parameters that a config may set: all except facts."""
         injected = FACTS | self.block_facts
         return {name: parameter for name, parameter in self.parameters.items() if name not in injected}
 
     @property
     def facts(self) -> list[str]:
-        """The parameters that the data set or the run gives."""
+        """The parameters that come from the data set or the run."""
         return [name for name in self.parameters if name in FACTS]
 
     @property
     def parameters_from_blocks(self) -> list[str]:
-        """The parameters that an earlier block gives."""
+        """The parameters that come from an earlier block."""
         return [name for name in self.parameters if name in self.block_facts]
 
 
@@ -137,8 +137,8 @@ class Registry:
             reserved = ("name", "weight") if self.kind == "losses" else ("name",)
             _assert_signature(builder, name, reserved=reserved, facts=FACTS | self.block_facts)
             self._assert_no_misspelt_members(builder, name)
-            registered_origin = _origin(self._entries[name].builder) if name in self._entries else None
-            assert registered_origin in (None, _origin(builder)), (
+            registered_origin = _builder_origin(self._entries[name].builder) if name in self._entries else None
+            assert registered_origin in (None, _builder_origin(builder)), (
                 f"the {self.noun} '{name}' is registered already, by {'.'.join(registered_origin or ())}; "
                 "take another name"
             )
@@ -155,7 +155,7 @@ class Registry:
         """Return the entry of a component block. Raises ConfigError with the nearest name."""
         self._load()
         if component.name not in self._entries:
-            raise ConfigError(str(self._unknown_name(component)))
+            raise ConfigError(str(self._unknown_name_fault(component)))
         return self._entries[component.name]
 
     def get_entry(self, name: str) -> RegistryEntry:
@@ -166,7 +166,7 @@ class Registry:
         """List the faults of a component block that its signature shows."""
         self._load()
         if component.name not in self._entries:
-            return [self._unknown_name(component)]
+            return [self._unknown_name_fault(component)]
         entry = self._entries[component.name]
         missing = [
             ConfigFault(
@@ -176,7 +176,7 @@ class Registry:
             for name, parameter in entry.arguments.items()
             if parameter.is_required and name not in component.arguments
         ]
-        return [*self._unknown_or_ill_typed(component, entry), *missing]
+        return [*self._find_argument_faults(component, entry), *missing]
 
     def accepted_facts(self, component: ComponentConfig) -> dict[str, Parameter]:
         """Return the facts that a block and its inner blocks take; required if any of them requires it.
@@ -278,13 +278,13 @@ class Registry:
             return tuple(built), stated
         return (built[0] if built else None), stated
 
-    def _unknown_name(self, component: ComponentConfig) -> ConfigFault:
+    def _unknown_name_fault(self, component: ComponentConfig) -> ConfigFault:
         hint = suggest(component.name, self._entries, otherwise=f"; there are {', '.join(sorted(self._entries))}")
         plugin_hint = f"{' P' if hint.endswith('?') else '; p'}arts of your own need --plugin FILE.py"
         where = component.origins.get("name", _locate_key(component.location, "name"))
         return ConfigFault(where, f"no {self.noun} is called '{component.name}'{hint}{plugin_hint}")
 
-    def _unknown_or_ill_typed(self, component: ComponentConfig, entry: RegistryEntry) -> Iterator[ConfigFault]:
+    def _find_argument_faults(self, component: ComponentConfig, entry: RegistryEntry) -> Iterator[ConfigFault]:
         for name, value in component.arguments.items():
             where = component.origins.get(name, _locate_key(component.location, name))
             if name in FACTS:
@@ -407,7 +407,7 @@ def _locate_key(where: SourceLocation, name: str) -> SourceLocation:
     return SourceLocation(where.source, where.line, f"{where.path}.{name}")
 
 
-def _origin(builder: Callable[..., Any]) -> tuple[str, str]:
+def _builder_origin(builder: Callable[..., Any]) -> tuple[str, str]:
     return builder.__module__, builder.__qualname__
 
 

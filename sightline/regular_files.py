@@ -55,17 +55,17 @@ def parse_json(content: str | bytes, **hooks: Any) -> Any:
         if "integer string conversion" in str(error):
             raise ValueError("a number has thousands of digits") from None
         raise
-    if _may_hold_halves(content):
+    if _may_contain_halves(content):
         _assert_whole_characters(document)
     level, depth = [document], 0
-    while level := [item for parent in level for item in _items(parent) if isinstance(item, dict | list)]:
+    while level := [item for parent in level for item in _list_values(parent) if isinstance(item, dict | list)]:
         depth += 1
         if depth >= MAX_DEPTH:
             raise ValueError(too_deep)
     return document
 
 
-def _may_hold_halves(content: str | bytes) -> bool:
+def _may_contain_halves(content: str | bytes) -> bool:
     return bool(_HALF_IN_TEXT.search(content) if isinstance(content, str) else _HALF_IN_BYTES.search(content))
 
 
@@ -80,12 +80,12 @@ def _assert_whole_characters(document: Any) -> None:
             raise ValueError(f"text holds half a character, U+{ord(half[0]):04X}")
 
 
-def _items(value: Any) -> Iterable[Any]:
+def _list_values(value: Any) -> Iterable[Any]:
     return value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
 
 
 def find_outward_link(folder: Path, names: Iterable[str]) -> Path | None:
-    """Return the first entry of a folder that is a link out of it; None if there is none.
+    """Return the first entry of a folder that is a link out of it, or None.
 
     The folder itself may be a link.
     """

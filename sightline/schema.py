@@ -96,25 +96,25 @@ def check_value(annotation: Any, value: object) -> tuple[Any, list[SchemaError]]
     Nothing is guessed: "False" is not a bool, "1" is not a number, 2.0 is not a whole number, NaN is no number.
     """
     try:
-        accepted = _accept(annotation, value)
-        misfits = list(_misfits(annotation, value, "")) if _has_typed_dict(annotation) else []
+        accepted = _validate(annotation, value)
+        misfits = list(_find_misfits(annotation, value, "")) if _has_typed_dict(annotation) else []
         return (value, misfits) if misfits else (accepted, [])
     except (ValidationError, TypeError, ValueError):
-        return value, list(_misfits(annotation, value, "")) or [_misfit(annotation, value, "")]
+        return value, list(_find_misfits(annotation, value, "")) or [_make_misfit(annotation, value, "")]
     except PydanticUserError:
         return value, [SchemaError("", f"is of the type {describe_type(annotation)}, which a config cannot give")]
 
 
-def _accept(annotation: Any, value: object) -> Any:
+def _validate(annotation: Any, value: object) -> Any:
     try:
-        adapter = _adapter(annotation)
+        adapter = _get_adapter(annotation)
     except TypeError:  # an annotation that cannot be hashed
         adapter = TypeAdapter(annotation)
     return adapter.validate_json(json.dumps(value, allow_nan=False), strict=True)
 
 
 @lru_cache(maxsize=1024)
-def _adapter(annotation: Any) -> TypeAdapter[Any]:
+def _get_adapter(annotation: Any) -> TypeAdapter[Any]:
     """Return a cached adapter: a config needs some sixty, and making one takes longer than checking all values."""
     return TypeAdapter(annotation)
 
@@ -124,60 +124,60 @@ def _has_typed_dict(annotation: Any) -> bool:
     return is_typeddict(annotation) or any(map(_has_typed_dict, typing.get_args(annotation)))
 
 
-def _misfits(annotation: Any, value: object, path: str) -> Iterator[SchemaError]:
+def _find_misfits(annotation: Any, value: object, path: str) -> Iterator[SchemaError]:
     """Yield the faults of a value's parts, so that each is named by itself."""
     origin = typing.get_origin(annotation)
     if origin is typing.Annotated:
-        yield from _misfits(typing.get_args(annotation)[0], value, path)
+        yield from _find_misfits(typing.get_args(annotation)[0], value, path)
     elif origin in _UNIONS:
-        yield from _misfits_of_union(annotation, value, path)
+        yield from _find_union_misfits(annotation, value, path)
     elif origin in _LISTS and isinstance(value, list | tuple):
         elements = _element_types(annotation, len(value))
         if len(elements) != len(value):
-            yield _misfit(annotation, value, path)
+            yield _make_misfit(annotation, value, path)
             return
         for index, (element, item) in enumerate(zip(elements, value, strict=True)):
-            yield from _misfits_of_part(element, item, f"{path}.{index}")
+            yield from _find_part_misfits(element, item, f"{path}.{index}")
     elif origin in _MAPPINGS and isinstance(value, Mapping):
         for key, item in value.items():
-            yield from _misfits_of_part(typing.get_args(annotation)[1], item, f"{path}.{key}")
+            yield from _find_part_misfits(typing.get_args(annotation)[1], item, f"{path}.{key}")
     elif is_typeddict(annotation) and isinstance(value, Mapping):
-        yield from _misfits_of_keys(annotation, value, path)
+        yield from _find_key_misfits(annotation, value, path)
 
 
-def _misfits_of_part(annotation: Any, value: object, path: str) -> Iterator[SchemaError]:
+def _find_part_misfits(annotation: Any, value: object, path: str) -> Iterator[SchemaError]:
     _, misfits = check_value(annotation, value)
     for misfit in misfits:
         yield SchemaError(".".join(filter(None, (path.lstrip("."), misfit.path))), misfit.text)
 
 
-def _misfits_of_union(annotation: Any, value: object, path: str) -> Iterator[SchemaError]:
+def _find_union_misfits(annotation: Any, value: object, path: str) -> Iterator[SchemaError]:
     """Yield the faults of a value of a union: none if a member fits, those of the only member of its form, if any."""
     members = typing.get_args(annotation)
     if all(check_value(member, value)[1] for member in members):
-        faults_by_member = list(filter(None, (list(_misfits(member, value, path)) for member in members)))
-        yield from faults_by_member[0] if len(faults_by_member) == 1 else [_misfit(annotation, value, path)]
+        faults_by_member = list(filter(None, (list(_find_misfits(member, value, path)) for member in members)))
+        yield from faults_by_member[0] if len(faults_by_member) == 1 else [_make_misfit(annotation, value, path)]
 
 
-def _misfits_of_keys(annotation: Any, value: Mapping[str, Any], path: str) -> Iterator[SchemaError]:
+def _find_key_misfits(annotation: Any, value: Mapping[str, Any], path: str) -> Iterator[SchemaError]:
     fields = _list_keys(annotation)
     for key in value:
         if key not in fields:
-            yield SchemaError(f"{path}.{key}".lstrip("."), f"unknown key '{_plain(key)}'{suggest(key, fields)}")
+            yield SchemaError(f"{path}.{key}".lstrip("."), f"unknown key '{_format_key(key)}'{suggest(key, fields)}")
     for key, (field, is_required) in fields.items():
         if key in value:
-            yield from _misfits_of_part(field, value[key], f"{path}.{key}")
+            yield from _find_part_misfits(field, value[key], f"{path}.{key}")
         elif is_required:
             yield SchemaError(f"{path}.{key}".lstrip("."), f"is required and missing; give {describe_type(field)}")
 
 
-def _misfit(annotation: Any, value: object, path: str) -> SchemaError:
+def _make_misfit(annotation: Any, value: object, path: str) -> SchemaError:
     allowed = describe_type(annotation, beside=value)
     return SchemaError(path.lstrip("."), f"found {format_value(value)}, allowed is {allowed}")
 
 
 def _element_types(annotation: Any, length: int) -> Sequence[Any]:
-    """Return the types of the elements of a list of `length`; of a fixed list, its own types."""
+    """Return the element types of a list of `length`; a list of fixed length has one type per element."""
     inner = typing.get_args(annotation)
     if typing.get_origin(annotation) is tuple and Ellipsis not in inner:
         return inner
@@ -265,13 +265,13 @@ def format_value(value: object) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, Mapping):
-        return f"a mapping with {_shorten(', '.join(map(_plain, value)))}" if value else "an empty mapping"
+        return f"a mapping with {_shorten(', '.join(map(_format_key, value)))}" if value else "an empty mapping"
     if isinstance(value, list | tuple):
         return f"the list {_shorten(json.dumps(value, default=str))}" if value else "an empty list"
     return _shorten(repr(value))
 
 
-def _plain(key: object) -> str:
+def _format_key(key: object) -> str:
     return str(key) if str(key).isprintable() else repr(key)
 
 

@@ -1,4 +1,4 @@
-"""Surrogate gradients, such as the straight-through estimator (STE): declared by their authors."""
+"""Surrogate gradients, like the straight-through estimator (STE), as declared by their authors."""
 
 from __future__ import annotations
 
@@ -50,14 +50,14 @@ def note_surrogates() -> Iterator[set[str]]:
 
 def find_surrogates(outputs: Iterable[Tensor], parts: Iterable[Any] = ()) -> set[str]:
     """Find declared modules and classes, and declared `Function`s in the graph of the outputs; return their names."""
-    names = {_name(part) for part in parts if _is_declared(part)}
+    names = {_get_name(part) for part in parts if _is_declared(part)}
     waiting = [output.grad_fn for output in outputs if output.grad_fn is not None]
     visited = set(waiting)
     while waiting:
         node = waiting.pop()
         kind = getattr(node, "_forward_cls", None)
         if kind is not None and _is_declared(kind):
-            names.add(_name(kind))
+            names.add(_get_name(kind))
         next_nodes = {next_node for next_node, _ in node.next_functions if next_node is not None} - visited
         waiting += next_nodes
         visited |= next_nodes
@@ -68,6 +68,6 @@ def _is_declared(part: Any) -> bool:
     return getattr(part, _MARK, False) is True
 
 
-def _name(part: Any) -> str:
+def _get_name(part: Any) -> str:
     name: str = getattr(part, "__qualname__", type(part).__qualname__)
     return name

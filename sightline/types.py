@@ -126,7 +126,7 @@ class ScanInputSpec:
 
 @dataclass(frozen=True, slots=True)
 class Folds:
-    """Cross-validation folds of a set, such as areas of a building, and those in the test split."""
+    """Cross-validation folds of a set, e.g. areas of a building, and those in the test split."""
 
     names: tuple[str, ...]
     tested: tuple[str, ...]
@@ -164,7 +164,7 @@ class DataInfo:
 
 
 class Dataset(Protocol):
-    """Data set: a map from keys to samples. Pure: the same key gives the same bits, and reading changes nothing stored.
+    """Data set: a map from keys to samples. Pure: a key gives the same bits, and reading changes nothing stored.
 
     Its optional members: `optional_members.DataMembers`.
     """

@@ -19,7 +19,7 @@ __all__ = ["parse_component"]
 def parse_component(
     registry: Registry, name: str, words: Sequence[str], *, option: str = "--method"
 ) -> ComponentConfig:
-    """Parse the component `name` of `option`, with `words` such as folds=5 as arguments.
+    """Parse the component `name` of `option`, with `words` like folds=5 as arguments.
 
     Raises ConfigError for words that are not key=value, and for a name that is not registered.
     """

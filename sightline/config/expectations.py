@@ -40,7 +40,7 @@ class Quantity(NamedTuple):
 
 
 def parse_quantity(text: str) -> Quantity | None:
-    """Parse a quantity such as `layer.head.0.max`; None if there is no such quantity."""
+    """Parse a quantity like `layer.head.0.max`; None for an unknown one."""
     kind, _, remainder = text.partition(".")
     if text in _SCALAR_QUANTITIES:
         return Quantity(text)
@@ -53,7 +53,7 @@ def parse_quantity(text: str) -> Quantity | None:
 
 
 def check_expectation(expectation: Expectation) -> str:
-    """Describe the fault of an entry whose values have valid types; empty if there is none."""
+    """Describe the fault of an entry whose values have valid types; empty without a fault."""
     if parse_quantity(expectation["quantity"]) is None:
         return f"found the quantity '{expectation['quantity']}', allowed is {_FORMS}"
     low, high = expectation.get("at_least"), expectation.get("at_most")

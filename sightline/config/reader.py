@@ -61,7 +61,7 @@ def read_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
     _resolve_teacher_path(tree)
     assert isinstance(tree.value, dict)
     tree.value.setdefault("name", LocatedValue(path.stem, SourceLocation(DEFAULT, path="name")))
-    reading = _Reading(faults)
+    reading = _SectionReader(faults)
     values = reading.section(RunConfig, tree, "")
     check_consistency(values, reading.origins, faults)
     faults.raise_any()
@@ -76,7 +76,7 @@ def read_sections(path: Path, names: Sequence[str], overrides: Sequence[str] = (
     assert isinstance(tree.value, dict)
     unknown = tree.value.keys() - _section_fields(RunConfig)
     selected = {key: child for key, child in tree.value.items() if key in names or key in unknown}
-    reading = _Reading(faults)
+    reading = _SectionReader(faults)
     values = reading.section(RunConfig, LocatedValue(selected, tree.where), "", names)
     faults.raise_any()
     if "data" in names and is_recorded(path):
@@ -147,7 +147,7 @@ def _resolve_base(base: LocatedValue, below: Path, chain: Sequence[str]) -> Path
     return path
 
 
-class _Reading:
+class _SectionReader:
     """Reader of a tree into config sections and component blocks; notes faults, and the origin of every value."""
 
     def __init__(self, faults: ConfigFaults) -> None:
@@ -167,61 +167,61 @@ class _Reading:
         values: dict[str, Any] = {}
         for key, child in tree.value.items():
             if key not in fields:
-                self.faults.add(child.where, f"unknown key '{key}'{_nearest_key(key, fields, is_top=not path)}")
+                self.faults.add(child.where, f"unknown key '{key}'{_suggest_key(key, fields, is_top=not path)}")
         for key, field in fields.items():
             if names is not None and key not in names:
                 continue
             field_path = f"{path}.{key}".lstrip(".")
             if key in tree.value:
-                values[field.name] = self._field(hints[field.name], tree.value[key], field_path)
+                values[field.name] = self._read_field(hints[field.name], tree.value[key], field_path)
             elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
                 where = SourceLocation(tree.where.source, tree.where.line if path else None, field_path)
                 self.faults.add(where, f"is required and missing; give {_describe_allowed(hints[field.name])}")
             else:
-                values[field.name] = self._default(field, field_path)
+                values[field.name] = self._read_default(field, field_path)
         return values
 
-    def _default(self, field: dataclasses.Field, path: str) -> Any:
+    def _read_default(self, field: dataclasses.Field, path: str) -> Any:
         """Return a default, with its origin noted; nested sections and component blocks are completed, too."""
         where = SourceLocation(DEFAULT, path=path)
         default = field.default
         if field.default_factory is not dataclasses.MISSING:
             default = field.default_factory()
         if isinstance(default, ComponentConfig):
-            return self._component(LocatedValue({"name": LocatedValue(default.name, where)}, where), path)
+            return self._read_component(LocatedValue({"name": LocatedValue(default.name, where)}, where), path)
         if dataclasses.is_dataclass(default) and not isinstance(default, type):
             return type(default)(**self.section(type(default), LocatedValue({}, where), path))
         self.origins[path] = where
         return default
 
-    def _field(self, hint: Any, child: LocatedValue, path: str) -> Any:
+    def _read_field(self, hint: Any, child: LocatedValue, path: str) -> Any:
         is_union = typing.get_origin(hint) in (typing.Union, types.UnionType)
         choices = typing.get_args(hint) if is_union else (hint,)
         if child.value is None and type(None) in choices:
             self.origins[path] = child.where
             return None
         if hint is ComponentConfig:
-            return self._component(child, path)
+            return self._read_component(child, path)
         for choice in choices:
             if dataclasses.is_dataclass(choice):
                 values = self.section(typing.cast(type, choice), child, path)
                 return typing.cast(Any, choice)(**values) if _is_complete(typing.cast(type, choice), values) else None
         if hint == tuple[ComponentConfig, ...]:
-            return self._components(child, path)
+            return self._read_components(child, path)
         value = self._check(hint, child)
         self.origins[path] = child.where
         return value
 
-    def _components(self, child: LocatedValue, path: str) -> tuple[ComponentConfig, ...] | None:
+    def _read_components(self, child: LocatedValue, path: str) -> tuple[ComponentConfig, ...] | None:
         if not isinstance(child.value, list):
             self._refuse(child, f"a list, each {_A_BLOCK}")
             return None
         if not child.value:
             self.origins[path] = child.where
-        components = [self._component(item, f"{path}.{i}") for i, item in enumerate(child.value)]
+        components = [self._read_component(item, f"{path}.{i}") for i, item in enumerate(child.value)]
         return tuple(component for component in components if component is not None)
 
-    def _component(self, tree: LocatedValue, path: str) -> ComponentConfig | None:
+    def _read_component(self, tree: LocatedValue, path: str) -> ComponentConfig | None:
         """Read a component block, checked against its signature and completed with the signature's defaults."""
         kind = registry.REGISTRIES[_KIND_OF_SECTION[path.split(".")[0]]]
         if not isinstance(tree.value, dict):
@@ -237,7 +237,7 @@ class _Reading:
             self._refuse(name, f"the name of a {kind.noun}")
             return None
         self.origins[f"{path}.name"] = name.where
-        weight = self._weight(block, path) if kind is registry.losses else 1.0
+        weight = self._read_weight(block, path) if kind is registry.losses else 1.0
         arguments = {key: child.plain() for key, child in block.items()}
         locations = dict(_iterate_locations(block, ""))
         where = SourceLocation(name.where.source, name.where.line, path)
@@ -245,9 +245,9 @@ class _Reading:
         faults = kind.faults(component)
         for fault in faults:
             self.faults.add(*fault)
-        return None if faults or weight is None else self._with_defaults(component, kind, path)
+        return None if faults or weight is None else self._complete_block(component, kind, path)
 
-    def _weight(self, block: dict[str, LocatedValue], path: str) -> float | LinearRamp | None:
+    def _read_weight(self, block: dict[str, LocatedValue], path: str) -> float | LinearRamp | None:
         """Read the weight of a loss, its reserved key: a number, or the mapping of a ramp."""
         located = block.pop("weight", LocatedValue(1.0, SourceLocation(DEFAULT, path=f"{path}.weight")))
         self.origins[f"{path}.weight"] = located.where
@@ -266,12 +266,12 @@ class _Reading:
             return None
         return LinearRamp(**{name: float(value) for name, value in values.items()})
 
-    def _with_defaults(self, component: ComponentConfig, kind: registry.Registry, path: str) -> ComponentConfig:
+    def _complete_block(self, component: ComponentConfig, kind: registry.Registry, path: str) -> ComponentConfig:
         """Make every argument that is not a fact explicit, so that a stored config does not follow a later default."""
         arguments: dict[str, Any] = {}
         for name, parameter in kind.entry(component).arguments.items():
             if name in component.arguments and schema.get_block_marker(parameter.annotation) is not None:
-                arguments[name] = self._blocks(component, parameter, path)
+                arguments[name] = self._complete_blocks(component, parameter, path)
             elif name in component.arguments:
                 arguments[name] = schema.check_value(parameter.annotation, component.arguments[name])[0]
                 self.origins[f"{path}.{name}"] = component.origins[name]
@@ -280,7 +280,7 @@ class _Reading:
                 self.origins[f"{path}.{name}"] = SourceLocation(DEFAULT, path=f"{path}.{name}")
         return dataclasses.replace(component, arguments=arguments)
 
-    def _blocks(self, component: ComponentConfig, parameter: schema.Parameter, path: str) -> Any:
+    def _complete_blocks(self, component: ComponentConfig, parameter: schema.Parameter, path: str) -> Any:
         """Complete the component blocks inside an argument, like those of a section."""
         block = schema.get_block_marker(parameter.annotation)
         assert block is not None
@@ -291,7 +291,7 @@ class _Reading:
         completed = []
         for inner in nested:
             self.origins[f"{inner.location.path}.name"] = inner.origins["name"]
-            completed.append(self._with_defaults(inner, kind, inner.location.path))
+            completed.append(self._complete_block(inner, kind, inner.location.path))
         if isinstance(value, list):
             return tuple(completed)
         return completed[0] if completed else None
@@ -354,7 +354,7 @@ def _describe_allowed(hint: Any) -> str:
     return schema.describe_type(hint)
 
 
-def _nearest_key(key: str, fields: dict[str, dataclasses.Field], *, is_top: bool) -> str:
+def _suggest_key(key: str, fields: dict[str, dataclasses.Field], *, is_top: bool) -> str:
     """Suggest the meaning of an unknown key: a key of another section, a dotted path, or a similar name."""
     if is_top and key == "base":
         return "; a base is named in the file"

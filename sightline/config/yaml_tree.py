@@ -93,7 +93,7 @@ def read_value(text: str, origin: str, path: str, faults: ConfigFaults) -> Locat
 
 
 def read_tables(text: str, origin: str, faults: ConfigFaults, *, name: str, max_nodes: int) -> LocatedValue:
-    """Read a document that other tools also write: keys may be whole numbers, which are kept as text.
+    """Read a document that other tools also write: keys may be whole numbers, which stay text.
 
     `name` is the document's name in errors. Raises ConfigError as `read_yaml`.
     """
@@ -202,11 +202,11 @@ class _Converter:
             node = _Loader(text, self.form.max_nodes).get_single_node()
         except _LimitError as error:
             raise ConfigError(
-                f"{self._at(error, path)}: {error.problem}; {self.form.name} this large is not one"
+                f"{self._locate_error(error, path)}: {error.problem}; {self.form.name} this large is not one"
             ) from None
         except yaml.MarkedYAMLError as error:
             hint = "" if self.has_lines else _suggest_quotes(text)
-            raise ConfigError(f"{self._at(error, path)}: {_describe_syntax_error(error)}{hint}") from None
+            raise ConfigError(f"{self._locate_error(error, path)}: {_describe_syntax_error(error)}{hint}") from None
         except yaml.reader.ReaderError as error:
             line = text.count("\n", 0, error.position) + 1 if self.has_lines else None
             location = SourceLocation(self.origin, line, path)
@@ -215,7 +215,7 @@ class _Converter:
             raise ConfigError(f"{top}: not valid YAML: {' '.join(str(error).split())[:200]}") from None
         return LocatedValue(None, top) if node is None else self.convert(node, path=path, depth=0)
 
-    def _at(self, error: yaml.MarkedYAMLError, path: str) -> SourceLocation:
+    def _locate_error(self, error: yaml.MarkedYAMLError, path: str) -> SourceLocation:
         mark = error.problem_mark or error.context_mark
         return SourceLocation(self.origin, mark.line + 1 if mark and self.has_lines else None, path)
 
@@ -236,17 +236,17 @@ class _Converter:
             self.faults.add(where, f"the tag '{_format_tag(node)}' is not allowed; write a plain value")
             return LocatedValue(None, where)
         if isinstance(node, yaml.MappingNode):
-            return LocatedValue(self._mapping(node, path, depth), where)
+            return LocatedValue(self._convert_mapping(node, path, depth), where)
         if isinstance(node, yaml.SequenceNode):
             items = [self.convert(n, path=f"{path}.{i}".lstrip("."), depth=depth + 1) for i, n in enumerate(node.value)]
             return LocatedValue(items, where)
         assert isinstance(node, yaml.ScalarNode)
-        return LocatedValue(self._scalar(node, where), where)
+        return LocatedValue(self._convert_scalar(node, where), where)
 
-    def _mapping(self, node: yaml.MappingNode, path: str, depth: int) -> dict[str, LocatedValue]:
+    def _convert_mapping(self, node: yaml.MappingNode, path: str, depth: int) -> dict[str, LocatedValue]:
         mapping: dict[str, LocatedValue] = {}
         for key_node, value_node in node.value:
-            key = self._key(key_node, path)
+            key = self._convert_key(key_node, path)
             if key is None:
                 continue
             child_path = f"{path}.{key}".lstrip(".")
@@ -258,7 +258,7 @@ class _Converter:
             mapping[key] = self.convert(value_node, path=child_path, depth=depth + 1, key=where)
         return mapping
 
-    def _key(self, node: yaml.Node, path: str) -> str | None:
+    def _convert_key(self, node: yaml.Node, path: str) -> str | None:
         where = self.where(node, path)
         if not isinstance(node, yaml.ScalarNode) or node.tag not in _PLAIN_TAGS:
             self.faults.add(where, "a key must be plain text")
@@ -267,7 +267,7 @@ class _Converter:
             self.faults.add(where, f"merge keys (<<) are not read; {self.form.instead_of_merging}")
             return None
         is_number = self.form.has_number_keys and _INTEGER.fullmatch(node.value)
-        if node.style is None and not is_number and not isinstance(self._scalar(node, where), str):
+        if node.style is None and not is_number and not isinstance(self._convert_scalar(node, where), str):
             self.faults.add(where, f"the key {node.value or 'null'} is not text")
             return None
         if not node.value.isprintable() or len(node.value) > MAX_KEY_LENGTH:
@@ -275,7 +275,7 @@ class _Converter:
             return None
         return node.value
 
-    def _scalar(self, node: yaml.ScalarNode, where: SourceLocation) -> bool | int | float | str | None:
+    def _convert_scalar(self, node: yaml.ScalarNode, where: SourceLocation) -> bool | int | float | str | None:
         """Convert the special scalars of the document kind, plain integers and floats; anything else is text."""
         text = _SURROGATES.sub(lambda pair: pair[0].encode("utf-16", "surrogatepass").decode("utf-16"), node.value)
         if node.style is None and text in self.form.scalars:

@@ -118,12 +118,12 @@ class BatchStream:
 
     def iterate(self, step: int, num_steps: int) -> Generator[list[Batch], None, None]:
         """Yield the micro-batches of steps `step` to `num_steps`, in order; closing the generator ends the workers."""
-        keys = _iterate_keys(self._keys, step, num_steps)
+        keys = _iterate_keys(self._step_keys, step, num_steps)
         with contextlib.closing(read_batches(self.reader, keys, self.workers, self.prefetch)) as batches:
             for step_index in range(step, num_steps):
-                yield [next(batches) for _ in self._keys(step_index)]
+                yield [next(batches) for _ in self._step_keys(step_index)]
 
-    def _keys(self, step: int) -> list[list[SampleKey]]:
+    def _step_keys(self, step: int) -> list[list[SampleKey]]:
         return [micro[self.rank] for micro in self.plan.step_keys(step)]
 
 
@@ -148,7 +148,7 @@ def read_batches(
         with _worker_errors_named(), warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="This DataLoader will create")  # ours is one line, once
             loader: Any = iter(_make_loader(reader, keys, workers, prefetch))
-            loader._workers_done_event = _Ending(loader._workers)
+            loader._workers_done_event = _WorkerStopEvent(loader._workers)
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
     try:
@@ -175,7 +175,7 @@ def _warn_of_cores(workers: int) -> None:
         )
 
 
-class _Ending:
+class _WorkerStopEvent:
     """Replacement of torch's event that ends workers: a lock can die with a worker, a signal cannot."""
 
     def __init__(self, workers: Sequence[BaseProcess]) -> None:
@@ -275,14 +275,14 @@ def _make_loader(reader: BatchLoader, keys: Iterator[list[SampleKey]], workers: 
         batch_sampler=_KeyListIterable(keys),
         num_workers=workers,
         prefetch_factor=prefetch,
-        collate_fn=_as_is,
+        collate_fn=_identity,
         multiprocessing_context="fork",
         generator=torch.Generator().manual_seed(0),
-        worker_init_fn=functools.partial(_begin_worker, os.getpid()),
+        worker_init_fn=functools.partial(_start_worker, os.getpid()),
     )
 
 
-def _begin_worker(parent: int, number: int) -> None:
+def _start_worker(parent: int, number: int) -> None:
     """Set up a worker: it ends with the training process or at SIGUSR1, and ignores signals to the process group."""
     exit_with_parent(parent)
     signal.signal(signal.SIGUSR1, lambda *_: os._exit(0))
@@ -291,7 +291,7 @@ def _begin_worker(parent: int, number: int) -> None:
     signal.signal(signal.SIGTERM, lambda *_: signal.alarm(_GRACE_S))
 
 
-def _as_is(batch: Any) -> Any:
+def _identity(batch: Any) -> Any:
     return batch
 
 

@@ -47,7 +47,7 @@ def resolve_mode(config: RunConfig, metrics: Sequence[Metric], *, is_resumed: bo
     stated: Mode | None = None if better is None else "max" if better else "min"
     if configured_mode is not None:
         if stated not in (None, configured_mode):
-            _refuse(
+            _report_conflict(
                 config, f"{stated} for '{figure}' ({attribute} = {better}; {block.location})", is_resumed=is_resumed
             )
         return config
@@ -55,7 +55,7 @@ def resolve_mode(config: RunConfig, metrics: Sequence[Metric], *, is_resumed: bo
     return dataclasses.replace(config, evaluate=dataclasses.replace(config.evaluate, mode=stated), origins=origins)
 
 
-def _refuse(config: RunConfig, stated: str, *, is_resumed: bool) -> None:
+def _report_conflict(config: RunConfig, stated: str, *, is_resumed: bool) -> None:
     where = config.origins.get("evaluate.mode", "evaluate.mode")
     text = f"{where}: found {config.evaluate.mode}, but the metric states {stated}"
     if not is_resumed:

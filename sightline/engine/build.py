@@ -100,7 +100,7 @@ class Data:
 class TrainingSetup:
     """All components built from a config; its `evaluate.mode` is set.
 
-    `init_report` and `lineage` are there where it starts from weights, `rates` where modules learn at different rates.
+    `init_report` and `lineage` exist if it starts from weights, `module_rates` if modules have different rates.
     """
 
     config: RunConfig
@@ -114,17 +114,17 @@ class TrainingSetup:
 
 
 def build(config: RunConfig, world: World, *, is_resumed: bool = False, data: Data | None = None) -> TrainingSetup:
-    """Build a run. Raises ConfigError, DataError or CheckpointError for whatever does not fit, before the first step.
+    """Build a run. Raises ConfigError, DataError or CheckpointError, before the first step, if anything does not fit.
 
-    A run that will be resumed does not read the weights that it was once initialised with. `data` stands in for the
+    A run that will be resumed does not read the weights that it was once initialised with. `data` replaces the
     config's own.
     """
     with locate_errors(config.origins):
         if data is None:
             data = build_data(config)
             log_linked_data_folder(config, world)
-        model = _plain_model(config, data.facts, world)
-        report = None if is_resumed else _initialise(model, config)
+        model = _build_unchanged_model(config, data.facts, world)
+        report = None if is_resumed else _load_initial_weights(model, config)
         model = apply_model_changes(model, config, world)
         losses = build_losses(config, data.facts, world)
         task, meters = build_task(config, data, model, world, losses=losses)
@@ -146,8 +146,8 @@ def log_linked_data_folder(config: RunConfig, world: World) -> None:
         world.rank_zero_only(logger.warning)("data-link: %s leads to %s", escape_to_one_line(str(root)), target)
 
 
-def _initialise(model: nn.Module, config: RunConfig) -> WeightLoadReport | None:
-    """Load the weights that `init` names: the average of a run's weights where it kept one."""
+def _load_initial_weights(model: nn.Module, config: RunConfig) -> WeightLoadReport | None:
+    """Load the weights that `init` names: the EMA of a run's weights, if it has one."""
     if config.init is None:
         return None
     try:
@@ -165,7 +165,7 @@ def _initialise(model: nn.Module, config: RunConfig) -> WeightLoadReport | None:
 
 
 def build_data(config: RunConfig) -> Data:
-    """Build the data sets of every split, hold out a validation part if there is none, and collect the facts."""
+    """Build the data sets of every split, hold out a validation part if necessary, and collect the facts."""
     transforms = config.transforms
     train_set = _build_dataset(config, "train")
     facts = dict(train_set.info.facts)
@@ -222,12 +222,12 @@ def build_transforms(components: Sequence[ComponentConfig], facts: Mapping[str, 
 def build_model(config: RunConfig, facts: Mapping[str, Any], world: World) -> nn.Module:
     """Build the model with random weights from `seed`, equal on every process, in the run's number format.
 
-    It is changed as the config states: what it learned can be loaded into it, weights for `init` cannot.
+    It is changed as the config states: trained weights can be loaded into it, weights for `init` cannot.
     """
-    return apply_model_changes(_plain_model(config, facts, world), config, world)
+    return apply_model_changes(_build_unchanged_model(config, facts, world), config, world)
 
 
-def _plain_model(config: RunConfig, facts: Mapping[str, Any], world: World) -> nn.Module:
+def _build_unchanged_model(config: RunConfig, facts: Mapping[str, Any], world: World) -> nn.Module:
     seed_everything(config.seed)
     model = registry.models.build(config.model, facts=facts)
     return model.to(world.device, Precision(config.train.precision).parameter_dtype)
@@ -254,7 +254,7 @@ def build_task(
 ) -> tuple[Task, list[BoundMetric]]:
     """Build the task, its losses bound to batch and outputs, and the metrics, bound to batch and predictions.
 
-    With a teacher, the losses are bound to its outputs, too. `losses` stand in for the config's own.
+    With a teacher, the losses are bound to its outputs, too. `losses` replace those of the config.
     """
     facts = data.facts
     batch = AvailableKeys(f"data set '{config.data.name}'", data.train.reader.keys)
@@ -336,7 +336,7 @@ def _build_distillation_task(
 def _load_teacher(config: RunConfig, facts: Mapping[str, Any], world: World) -> nn.Module:
     """Load the network that `teacher` names, with its evaluated weights, in the run's number format.
 
-    It draws nothing of the run's. Raises UserError where its run is gone, has other weights, or was trained on others.
+    The run's random state does not change. Raises UserError if the teacher's run is missing, has other weights, or was
     """
     assert config.teacher is not None
     source = Path(config.teacher.source)

@@ -77,7 +77,7 @@ def convert_published_weights(
 ) -> ConversionResult:
     """Write the weights of a third-party file as a run at `target`; nothing is written if anything does not fit.
 
-    The model is that of the layout, its sizes those of the tensors. All else is a config: of `config_path`, or a plain
+    The model is that of the layout, its sizes are those of the tensors. All else is a config: of `config_path`, or a
     one on the data set `data_name` (that of the layout where neither is given), with `overrides` laid over it. `images`
     is the second file of a layout that has its image branch in one, `axes` the order in which kernels over volumes
     stand in the file; the run has them in x, y, z.

@@ -60,7 +60,7 @@ class World:
     def all_reduce_sum(self, tensors: Mapping[str, Tensor], *, operation: str = "sums") -> dict[str, Tensor]:
         """Return the sum of each tensor over all processes, bitwise equal on each; one collective per dtype."""
         totals = self._all_reduce(tensors, operation=operation)
-        self._finish(f"all_reduce of {operation}")
+        self._wait_for_device(f"all_reduce of {operation}")
         return totals
 
     def gather_rows(self, rows: Tensor, *, operation: str = "rows") -> tuple[Tensor, int]:
@@ -80,7 +80,7 @@ class World:
         with self._collective(f"all_gather of {operation}", f"rows {_format_shape(rows[:0])}", padded):
             dist.all_gather(gathered, padded)
         row_data = torch.cat([part[: count * row_bytes] for part, count in zip(gathered, counts, strict=True)])
-        self._finish(f"all_gather of {operation}")
+        self._wait_for_device(f"all_gather of {operation}")
         all_rows = row_data.view(rows.dtype).view(sum(counts), *rows.shape[1:])
         return all_rows.to(rows.device), sum(counts[: self.rank])
 
@@ -205,9 +205,9 @@ class World:
             parts = flat.split([tensor.numel() * tensor.element_size() for tensor in tensors])
             for tensor, part in zip(tensors, parts, strict=True):
                 tensor.copy_(part.clone().view(tensor.dtype).view(tensor.shape))
-        self._finish(f"broadcast of {operation}")
+        self._wait_for_device(f"broadcast of {operation}")
 
-    def _finish(self, operation: str) -> None:
+    def _wait_for_device(self, operation: str) -> None:
         """Let the host wait for a collective on a GPU, so that the watchdog sees it wait."""
         if self.size > 1 and self.device.type == "cuda":
             with self._collective(operation, None):
@@ -233,7 +233,7 @@ class World:
 
 
 def _do_nothing(*arguments: object, **named: object) -> None:
-    """Do nothing: the stand-in for functions that only the first process calls."""
+    """Do nothing: replaces functions that only the first process calls."""
 
 
 class _SumOverProcesses(torch.autograd.Function):

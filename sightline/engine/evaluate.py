@@ -127,8 +127,8 @@ def make_evaluation(results: Sequence[MetricResult], *, num_samples: int, second
 class Evaluator:
     """Evaluator of one split. `voting_reader` reads the passes of `votes` > 1, in this process.
 
-    `members` are further models, such as earlier checkpoints of a run, whose predictions are averaged with the model's
-    own. Keys in `exact` reach metrics in the dtype that the data set gives them.
+    `ensemble_models` are further models, e.g. earlier checkpoints of a run, whose predictions are averaged with the
+    model's. Keys in `exact_keys` reach metrics in the data set's dtype.
     """
 
     task: Task
@@ -150,7 +150,7 @@ class Evaluator:
     ) -> Evaluation:
         """Evaluate a model; whole batches are assigned to processes in turn, with a single collective at the end.
 
-        `on_batch` is given each batch of this process with its predictions, the voted ones where there are votes.
+        `on_batch` receives each batch of this process with its predictions, averaged ones if there are votes.
         """
         started, clock = time.perf_counter(), StepTimer(self.task, remainder="interpret")
         was_training = model.training
@@ -159,7 +159,7 @@ class Evaluator:
         ledger = _SampleLedger(num_batches=len(plan), indices=self.indices, loss_names=self.loss_names)
         tallies = [
             _MetricAccumulator(meter, suffix, world.device, num_samples=len(ledger.seen))
-            for suffix in self._suffixes()
+            for suffix in self._list_suffixes()
             for meter in self.metrics
         ]
         drawn: tuple[Picture, ...] = ()
@@ -180,7 +180,7 @@ class Evaluator:
                 for tally in tallies:
                     tally.update(batch, by_suffix[tally.suffix])
                 if on_batch is not None:
-                    on_batch(batch, by_suffix[self._suffixes()[-1]])
+                    on_batch(batch, by_suffix[self._list_suffixes()[-1]])
                 if number == 0 and pictures and (show := TaskMembers.show.get(self.task)) is not None:
                     drawn = tuple(show(batch, predictions))
                 clock.end_phase("metrics")
@@ -192,13 +192,13 @@ class Evaluator:
         clock.end_phase("metrics")
         return dataclasses.replace(evaluation, phase_seconds=clock.seconds)
 
-    def _suffixes(self) -> list[str]:
+    def _list_suffixes(self) -> list[str]:
         """Return the suffixes of metric names: "" (single pass), `_voteN` and `_ensembleN` (N passes averaged)."""
         voted = [f"_vote{self.votes}"] if self.votes > 1 else []
-        return ["", *voted, *([self._ensemble] if self.ensemble_models else [])]
+        return ["", *voted, *([self._ensemble_suffix] if self.ensemble_models else [])]
 
     @property
-    def _ensemble(self) -> str:
+    def _ensemble_suffix(self) -> str:
         return f"_ensemble{len(self.ensemble_models) + 1}"
 
     def _predict(
@@ -233,7 +233,7 @@ class Evaluator:
             return {}
         with self.precision.autocast(world.device):
             passes = [first, *(self.task.predict(member.eval(), batch) for member in self.ensemble_models)]
-        return {self._ensemble: self.task.vote(passes)}  # type: ignore[attr-defined]
+        return {self._ensemble_suffix: self.task.vote(passes)}  # type: ignore[attr-defined]
 
     def _reduce(
         self, tallies: Sequence[_MetricAccumulator], ledger: _SampleLedger, world: World, started: float

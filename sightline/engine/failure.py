@@ -84,7 +84,7 @@ def remove_own_folder() -> None:
 
 
 def remove_launch_folder(folder: str) -> None:
-    """Remove the folder of a launcher that ended; any folder without a launcher's prefix is kept."""
+    """Remove the folder of a launcher that ended; a folder without a launcher's prefix is not touched."""
     if Path(folder).name.startswith(LAUNCH_FOLDER) and not Path(folder).is_symlink():
         shutil.rmtree(folder, ignore_errors=True)
 

@@ -19,9 +19,9 @@ _PREFIX = "losses"
 
 
 class LearntLosses(nn.Module):
-    """The losses of a run that have parameters to learn, which are called `losses.<loss>.<parameter>` here.
+    """Losses of a run that have parameters, named `losses.<loss>.<parameter>` here.
 
-    Without such losses it is empty, and false.
+    Without such losses it is empty and false.
     """
 
     def __init__(self, losses: Mapping[str, Loss] | None = None) -> None:
@@ -45,7 +45,7 @@ class LearntLosses(nn.Module):
         return ", ".join(f"{name} ({size:,} parameters)" for name, size in sizes.items())
 
     def plain_state(self) -> dict[str, Tensor] | None:
-        """Return parameters and buffers as a checkpoint stores them, `<loss>.<parameter>`; None without such losses."""
+        """Return parameters and buffers for a checkpoint, `<loss>.<parameter>`; None without losses."""
         return plain_state(self.losses) if self else None
 
     def find_missing(self, tensors: Mapping[str, Tensor]) -> list[str]:
@@ -120,8 +120,8 @@ class _ModelWithLosses(nn.Module):
 
 
 def combine_modules(model: nn.Module, losses: LearntLosses | None) -> nn.Module:
-    """Combine model and losses with parameters into one module for the optimiser; the model itself without such losses.
+    """Combine model and losses with parameters into one module for the optimiser.
 
-    Raises ConfigError where a part of the model has the name that such losses have.
+    Without such losses it is the model itself. Raises ConfigError if a part of the model has the name of such losses.
     """
     return _ModelWithLosses(model, losses) if losses else model

@@ -52,7 +52,7 @@ class MetricsLog:
     def on_evaluation(self, record: EvaluationRecord) -> None:
         self._intervals.flush()
         self._time_s += record.seconds
-        self._append(record.step, record.epoch, record.split, self._time_s, evaluation_scalars(record))
+        self._append_metrics(record.step, record.epoch, record.split, self._time_s, evaluation_scalars(record))
 
     def on_end(self, reason: str) -> None:
         self._intervals.flush()
@@ -66,9 +66,9 @@ class MetricsLog:
 
     def _write_interval(self, records: Sequence[StepRecord]) -> None:
         last = records[-1]
-        self._append(last.step, last.epoch, "train", last.wall_s, average_records(records))
+        self._append_metrics(last.step, last.epoch, "train", last.wall_s, average_records(records))
 
-    def _append(self, step: int, epoch: int, split: str, time_s: float, numbers: Mapping[str, float]) -> None:
+    def _append_metrics(self, step: int, epoch: int, split: str, time_s: float, numbers: Mapping[str, float]) -> None:
         assert not _RESERVED_KEYS & numbers.keys(), (
             f"a metric may not be called {sorted(_RESERVED_KEYS & numbers.keys())}"
         )
@@ -141,7 +141,7 @@ class EpochTimes:
         if self._num_steps_seen > _WARM_UP_STEPS:
             self._judged_data_s += record.seconds.get("data", 0.0)
             if (self._num_steps_seen - _WARM_UP_STEPS) % _JUDGE_EVERY == 0:
-                self._judge()
+                self._check_loader_bound()
         elif self._num_steps_seen == _WARM_UP_STEPS:
             self._judged_from_s = record.wall_s
 
@@ -176,10 +176,10 @@ class EpochTimes:
             whole_s,
             describe_shares(parts),
         )
-        self._judge()
+        self._check_loader_bound()
         self._start_epoch()
 
-    def _judge(self) -> None:
+    def _check_loader_bound(self) -> None:
         num_steps = self._num_steps_seen - _WARM_UP_STEPS
         if self._is_warned or num_steps < _MIN_JUDGED_STEPS or self._last is None or self._judged_from_s is None:
             return

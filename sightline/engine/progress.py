@@ -39,12 +39,12 @@ class Progress:
     ) -> None:
         stream = sys.stderr if stream is None else stream
         is_live = wants_live(stream, os.environ) if is_live is None else is_live
-        self._display: _Live | _Plain = _Live(stream) if is_live else _Plain(stream)
+        self._display: _LiveDisplay | _PlainDisplay = _LiveDisplay(stream) if is_live else _PlainDisplay(stream)
         self._every_s = (_REFRESH_S if is_live else 5.0) if every_s is None else every_s
         self._pace = Pace()
         self._shown: StepRecord | None = None
         self._last: StepRecord | None = None
-        self._warnings = _Warnings(self._display.write)
+        self._warnings = _WarningHandler(self._display.write)
         logging.getLogger("sightline").addHandler(self._warnings)
 
     def on_step(self, record: StepRecord) -> None:
@@ -70,7 +70,7 @@ class Progress:
             self._display.show(self._last, self._pace)
 
 
-class _Warnings(logging.Handler):
+class _WarningHandler(logging.Handler):
     """Log handler that shows sightline's warnings between the lines of progress."""
 
     def __init__(self, write: Callable[[str], None]) -> None:
@@ -114,7 +114,7 @@ def wants_live(stream: TextIO, environment: Mapping[str, str]) -> bool:
     return stream.isatty() and not is_plain
 
 
-def _fields(record: StepRecord, pace: Pace) -> dict[str, Any]:
+def _format_fields(record: StepRecord, pace: Pace) -> dict[str, Any]:
     """Format the fields of both displays."""
     rate, left_s = pace.samples_per_s, pace.left_s
     minutes, seconds = divmod(0 if math.isnan(left_s) else round(left_s), 60)
@@ -128,12 +128,12 @@ def _fields(record: StepRecord, pace: Pace) -> dict[str, Any]:
     }
 
 
-class _Plain:
+class _PlainDisplay:
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
 
     def show(self, record: StepRecord, pace: Pace) -> None:
-        self.write("  ".join(_fields(record, pace).values()))
+        self.write("  ".join(_format_fields(record, pace).values()))
 
     def write(self, line: str) -> None:
         self._stream.write(line + "\n")
@@ -143,7 +143,7 @@ class _Plain:
         """Do nothing: plain lines use no resources."""
 
 
-class _Live:
+class _LiveDisplay:
     """Bar of rich, started by the first step and redrawn only on request: no thread runs during training.
 
     rich draws identifiers of its styles from Python's global generator, so its state is kept around every call.
@@ -155,7 +155,7 @@ class _Live:
 
     @preserve_rng_state()
     def show(self, record: StepRecord, pace: Pace) -> None:
-        fields = _fields(record, pace)
+        fields = _format_fields(record, pace)
         if self._bar is None:
             self._bar = _start_bar(self._stream, record, fields)
         self._bar.update(self._bar.task_ids[0], completed=record.step, refresh=True, **fields)

@@ -119,7 +119,9 @@ def assert_same_run(run: Path, config: RunConfig, plugins: Sequence[Plugin]) -> 
         raise UserError(f"--resume: {notes[0]}; a resumed run must be what it was")
     recorded = read_config(run / "config.yaml")
     stored, now = (_flatten(to_plain(c)) for c in (recorded, config))
-    is_longer = _length(config) != _length(recorded) and all(map(ge, _length(config), _length(recorded)))
+    is_longer = _get_length(config) != _get_length(recorded) and all(
+        map(ge, _get_length(config), _get_length(recorded))
+    )
     changed_keys = [
         key
         for key in sorted(stored.keys() | now.keys())
@@ -159,7 +161,7 @@ def _describe_length(recorded: RunConfig) -> str:
     return "a run may go on for longer, and not be cut"
 
 
-def _length(config: RunConfig) -> tuple[float, float]:
+def _get_length(config: RunConfig) -> tuple[float, float]:
     return config.train.epochs, math.inf if config.train.steps is None else config.train.steps
 
 
@@ -176,7 +178,7 @@ def _locate_run(config: RunConfig, plugins: Sequence[Plugin], *, out: Path | Non
         return new
     if resume != "auto":
         return _locate_named_run(Path(resume), config, plugins, out=out)
-    path = out or _newest_run(Path("runs") / config.name)
+    path = out or _find_newest_run(Path("runs") / config.name)
     if path is None or not (path / "config.yaml").exists():
         if path is not None:
             assert_empty(path, allowed=_BEFORE_CONFIG)
@@ -210,7 +212,7 @@ def _list_run_files(path: Path) -> tuple[str, ...]:
     return (*files, *(folder.name for folder in checkpoint.list_checkpoints(path)))
 
 
-def _newest_run(base: Path) -> Path | None:
+def _find_newest_run(base: Path) -> Path | None:
     numbers = sorted((int(p.name) for p in base.iterdir() if p.name.isdecimal()), reverse=True) if base.is_dir() else []
     return base / str(numbers[0]) if numbers else None
 

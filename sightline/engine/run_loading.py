@@ -75,7 +75,7 @@ class OpenRun:
     @cached_property
     def checkpoint_path(self) -> Path:
         """The path of checkpoint `checkpoint_name`. Raises UserError, listing those that exist, if it is absent."""
-        return _checkpoint_path(self.path, self.checkpoint_name)
+        return _find_checkpoint(self.path, self.checkpoint_name)
 
     @cached_property
     def training_setup(self) -> build.TrainingSetup:
@@ -266,7 +266,7 @@ def _load_trained(model: nn.Module, path: Path) -> None:
     load_weights(model, trained_weights.load_trained_state(path, remedy="give it by --checkpoint"))
 
 
-def _checkpoint_path(run: Path, name: str) -> Path:
+def _find_checkpoint(run: Path, name: str) -> Path:
     is_link = name in ("last", "best")
     if is_link and trained_weights.is_packed(run):
         return run / trained_weights.PACKED_FILE

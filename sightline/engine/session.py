@@ -50,7 +50,7 @@ _COMPARED_STEPS = 1000
 
 
 class StopRequestedError(BaseException):
-    """Signal that asks for the end of work without steps; it must not be handled as an error."""
+    """Request by a signal to end work without steps; it must not be handled as an error."""
 
 
 class StopRequest:
@@ -335,7 +335,7 @@ class TrainingSession:
             EvaluationRecord(
                 step=job.step,
                 epoch=job.stream.plan.compute_epoch(job.step - 1),
-                split=_split_label(config, self.built.data.selection.split),
+                split=_format_split(config, self.built.data.selection.split),
                 metrics=evaluation.metrics,
                 losses=evaluation.losses,
                 seconds=evaluation.seconds,
@@ -453,5 +453,5 @@ def _describe_selection(config: RunConfig) -> str:
     return "test-selected" if config.evaluate.select == "test" else "validation-selected"
 
 
-def _split_label(config: RunConfig, split: str) -> str:
+def _format_split(config: RunConfig, split: str) -> str:
     return "test-selected" if config.evaluate.select == "test" else split

@@ -37,7 +37,7 @@ _FLOAT32 = Precision("float32")  # without autocast
 
 
 class Task(Protocol):
-    """Interface of a task to the loop; losses are sums, so that any split of a step gives the same numbers."""
+    """Interface of a task to the training loop; losses are sums, so a step can be split in any way."""
 
     def prepare(
         self, model: nn.Module, micro_batches: Sequence[Batch], world: World

@@ -58,17 +58,21 @@ def average_records(records: Sequence[StepRecord]) -> dict[str, float]:
     terms = dict.fromkeys(name for record in records for name in record.losses)
     parts = dict.fromkeys(name for record in records for name in record.seconds)
     numbers: dict[str, float] = {
-        f"loss/{term}": _mean((record.losses[term], record.num_samples) for record in records if term in record.losses)
+        f"loss/{term}": _weighted_mean(
+            (record.losses[term], record.num_samples) for record in records if term in record.losses
+        )
         for term in terms
     }
     for name in dict.fromkeys(name for record in records for name in record.extra_scalars):
-        numbers[name] = _mean(
+        numbers[name] = _weighted_mean(
             (record.extra_scalars[name], record.num_samples) for record in records if name in record.extra_scalars
         )
-    numbers["grad_norm"] = _mean((record.grad_norm, record.num_samples) for record in records)
+    numbers["grad_norm"] = _weighted_mean((record.grad_norm, record.num_samples) for record in records)
     numbers["lr"] = records[-1].lr
     numbers["num_samples"] = sum(record.num_samples for record in records)
-    numbers |= {f"time_s/{part}": _mean((record.seconds.get(part, 0.0), 1) for record in records) for part in parts}
+    numbers |= {
+        f"time_s/{part}": _weighted_mean((record.seconds.get(part, 0.0), 1) for record in records) for part in parts
+    }
     return numbers
 
 
@@ -90,7 +94,7 @@ def samples_per_s(records: Iterable[StepRecord]) -> float:
     return num_samples / seconds if seconds > 0 else math.nan
 
 
-def _mean(weighted: Iterable[tuple[float, int]]) -> float:
+def _weighted_mean(weighted: Iterable[tuple[float, int]]) -> float:
     """Compute the weighted mean; NaN if a value is not finite or all weights are 0."""
     values = list(weighted)
     weight = sum(count for _, count in values)

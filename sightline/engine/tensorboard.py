@@ -77,25 +77,25 @@ class _EventFile:
         has_earlier = first_step > 1 or any(directory.glob("events.out.tfevents.*"))
         name = f"events.out.tfevents.{int(time.time()):010d}.{socket.gethostname()}.{os.getpid()}"
         self._records = RecordWriter((directory / name).open("ab"))
-        self._put(0, file_version="brain.Event:2")
+        self._write_event(0, file_version="brain.Event:2")
         if has_earlier:
             start = self._event.SessionLog(status=self._event.SessionLog.START)
-            self._put(first_step, session_log=start)
+            self._write_event(first_step, session_log=start)
 
     def write(self, step: int, scalars: Mapping[str, float], images: Mapping[str, Picture]) -> None:
         values = [self._summary.Summary.Value(tag=tag, simple_value=value) for tag, value in scalars.items()]
-        values += [self._image(tag, picture) for tag, picture in images.items()]
-        self._put(step, summary=self._summary.Summary(value=values))
+        values += [self._make_image(tag, picture) for tag, picture in images.items()]
+        self._write_event(step, summary=self._summary.Summary(value=values))
         self._records.flush()
 
     def close(self) -> None:
         self._records.close()
 
-    def _put(self, step: int, **content: Any) -> None:
+    def _write_event(self, step: int, **content: Any) -> None:
         event = self._event.Event(wall_time=time.time(), step=step, **content)
         self._records.write(event.SerializeToString())
 
-    def _image(self, tag: str, picture: Picture) -> Any:
+    def _make_image(self, tag: str, picture: Picture) -> Any:
         height, width, _ = picture.pixels.shape
         image = self._summary.Summary.Image(
             height=height, width=width, colorspace=3, encoded_image_string=encode_png(picture.pixels)

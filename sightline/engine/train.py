@@ -1,4 +1,4 @@
-"""The loop: read, prepare, forward, backward, clip, step, record. Nothing else may change a weight."""
+"""Training loop: read, prepare, forward, backward, clip, step, record. Only this module changes weights."""
 
 from __future__ import annotations
 
@@ -27,21 +27,21 @@ from sightline.types import Batch, LinearRamp
 
 __all__ = ["NonFiniteGradientError", "PhaseTimer", "StepCallback", "TrainState", "train", "train_step"]
 
-_GRADIENT = "gradient/"
+_GRADIENT_PREFIX = "gradient/"
 _SAMPLES, _STOP, _TALLY = "(samples)", "(stop)", "(tally) "  # ride along with the losses; no loss can be called so
 
 
 class PhaseTimer(Protocol):
-    """Called after each part of a step: prepare, forward, backward, optimise."""
+    """Interface of a timer, called after each phase of a step: prepare, forward, backward, optimise."""
 
     def end_phase(self, name: str) -> None: ...
 
 
 @dataclass
 class TrainState:
-    """Everything that training changes, and where it stands: `step` optimiser steps are done.
+    """Training state: model, losses, optimiser, scaler, EMA and the number of finished steps (`step`).
 
-    `losses` are those of the task's that learn; their average is made with the model's, `ema`.
+    `losses` are the task's losses with parameters; `losses_ema` is their EMA, as `ema` is the model's.
     """
 
     model: nn.Module
@@ -74,26 +74,26 @@ class TrainState:
         return self.stream.plan.compute_epoch(self.step)
 
     def loss_weights_at(self, step: int) -> dict[str, float]:
-        """What each loss is multiplied by at a step, counted from 0."""
-        each = self.stream.plan.steps_per_epoch
+        """Return the weight of each loss at a step, counted from 0."""
+        steps_per_epoch = self.stream.plan.steps_per_epoch
         return {
-            n: w.value_at(step, steps_per_epoch=each) if isinstance(w, LinearRamp) else w
+            n: w.value_at(step, steps_per_epoch=steps_per_epoch) if isinstance(w, LinearRamp) else w
             for n, w in self.loss_weights.items()
         }
 
     @property
     def trained_module(self) -> nn.Module:
-        """All that an optimiser may train, as one module: the model, with the losses that learn."""
+        """Everything that an optimiser may train, as one module: the model, and losses with parameters."""
         return combine_modules(self.model, self.losses)
 
     @property
     def evaluation_model(self) -> nn.Module:
-        """The model whose figures count: the average of the weights where there is one."""
+        """The model to evaluate: the EMA of the weights, if there is one."""
         return self.model if self.ema is None else self.ema
 
 
 class StepCallback(Protocol):
-    """Called after every step, on every process, at the same step: evaluates, saves, or ends the run (returns True)."""
+    """Callback after every step, on every process alike: evaluates, saves, or ends the run (returns True)."""
 
     def __call__(self, record: StepRecord, stop_asked: bool) -> bool: ...
 
@@ -101,7 +101,7 @@ class StepCallback(Protocol):
 def train(job: TrainState, world: World, on_step_end: StepCallback, stop: Any = None) -> None:
     """Run optimiser steps from `job.step` to `job.num_steps`, or until `on_step_end` returns true.
 
-    Raises RunError where a gradient is not finite; the weights are then still those of the step before.
+    Raises RunError if a gradient is not finite; the weights are then still those of the step before.
     """
     replica = world.broadcast_weights(job.model)
     if job.losses:
@@ -135,7 +135,7 @@ def train_step(
     *,
     stop_requested: bool = False,
 ) -> dict[str, float]:
-    """One optimiser step; the same numbers however the step is split."""
+    """Run one optimiser step; results do not depend on the split into micro-batches and processes."""
     job.model.train()
     job.losses.train()
     trained = job.trained_module
@@ -189,21 +189,21 @@ def train_step(
         losses
         | {"grad_norm": grad_norm.item(), "lr": max(group["lr"] for group in job.optimizer.param_groups)}
         | {name: totals[name].item() for name in extra}
-        | {f"{_GRADIENT}{path}": norm for path, norm in gradients.items()}
+        | {f"{_GRADIENT_PREFIX}{path}": norm for path, norm in gradients.items()}
     )
 
 
 def _may_be_skipped(job: TrainState, sums: Sequence[Tensor]) -> bool:
-    """Whether a gradient that is not finite only means that fp16's scale is still too large.
+    """Return True if a non-finite gradient only shows that fp16's loss scale is still too large.
 
-    Then the step changes nothing and the scale is halved; a loss that is not finite itself, or a gradient that stays so
+    The step then changes nothing and the scale is halved; a loss that is not finite itself, or a gradient that stays so
     down to a scale of 1, is not due to the scale. Source: Micikevicius et al. 2018, section 3.2.
     """
     return job.scaler.is_enabled() and job.scaler.get_scale() > 1.0 and all(bool(torch.isfinite(s)) for s in sums)
 
 
 class NonFiniteGradientError(RunError):
-    """A gradient that is not a number: the weights are untouched, and the step can be run again to find where."""
+    """Error for a gradient that is not finite: weights are unchanged, and the step can be repeated."""
 
     def __init__(
         self,
@@ -223,11 +223,11 @@ class NonFiniteGradientError(RunError):
 
 @torch.no_grad()
 def update_ema(average: nn.Module, model: nn.Module, decay: float) -> None:
-    """average <- decay * average + (1 - decay) * model for parameters; buffers are copied."""
-    for kept, new in zip(average.parameters(), model.parameters(), strict=True):
-        kept.lerp_(new.detach(), 1.0 - decay)
-    for held, latest in zip(average.buffers(), model.buffers(), strict=True):
-        held.copy_(latest)
+    """Update the EMA: average <- decay * average + (1 - decay) * model for parameters; buffers are copied."""
+    for ema_parameter, parameter in zip(average.parameters(), model.parameters(), strict=True):
+        ema_parameter.lerp_(parameter.detach(), 1.0 - decay)
+    for ema_buffer, buffer in zip(average.buffers(), model.buffers(), strict=True):
+        ema_buffer.copy_(buffer)
 
 
 def _record(
@@ -240,7 +240,7 @@ def _record(
     tallies = {name.removeprefix(_TALLY): value for name, value in totals.items() if name.startswith(_TALLY)}
     weights = job.loss_weights_at(job.step - 1)
     losses["total"] = sum(weights[name] * value for name, value in losses.items())
-    gradients = {name: value for name, value in totals.items() if name.startswith(_GRADIENT)}
+    gradients = {name: value for name, value in totals.items() if name.startswith(_GRADIENT_PREFIX)}
     moving = {
         f"weight/{name}": weights[name] for name, weight in job.loss_weights.items() if isinstance(weight, LinearRamp)
     }

@@ -74,7 +74,7 @@ class Wandb:
             if self._run is None:
                 self._run = self._start()
             values: dict[str, Any] = {f"{split}/{name}": value for name, value in numbers.items()}
-            self._run.log(values | {f"{split}/{p.name}": _image(p) for p in pictures}, step=step)
+            self._run.log(values | {f"{split}/{p.name}": _make_image(p) for p in pictures}, step=step)
 
     def _start(self) -> Any:
         with _wandb_environment(self._directory / "wandb"):
@@ -97,7 +97,7 @@ def _read_or_create_id(path: Path) -> str:
     return read_regular_file(path).decode("utf-8")
 
 
-def _image(picture: Picture) -> Any:
+def _make_image(picture: Picture) -> Any:
     import wandb
 
     return wandb.Image(picture.pixels, caption=picture.caption or None)

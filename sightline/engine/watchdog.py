@@ -60,7 +60,7 @@ class Watchdog:
         self._interval_s = min(1.0, timeout_s / 10)
         self._others = [other for other in range(size) if other != rank]
         self._peers: Mapping[int, ProcessIdentity] = {}
-        self._waiting: _Wait | None = None
+        self._waiting: _WaitState | None = None
         self._stopped = threading.Event()
         self._is_store_lost = False
         self._threads: list[threading.Thread] = []
@@ -86,7 +86,7 @@ class Watchdog:
     def start(self) -> None:
         """Start the threads, once every process has registered."""
         self._peers = {other: ProcessIdentity(**self._read(f"process/{other}")) for other in self._others}
-        self._threads = [threading.Thread(target=watch, daemon=True) for watch in (self._listen, self._clock)]
+        self._threads = [threading.Thread(target=watch, daemon=True) for watch in (self._listen, self._run_clock)]
         for thread in self._threads:
             thread.start()
 
@@ -99,7 +99,7 @@ class Watchdog:
     @contextlib.contextmanager
     def watch_collective(self, what: str) -> Iterator[None]:
         """Context in which the main thread waits for other processes."""
-        outer, self._waiting = self._waiting, _Wait(what)
+        outer, self._waiting = self._waiting, _WaitState(what)
         try:
             yield
         finally:
@@ -113,7 +113,7 @@ class Watchdog:
                 self._store.set("failure", json.dumps({"rank": self._rank, "why": why}))
 
     def peer_failure_reason(self) -> str:
-        """Describe the failure of the process that cut a connection; wait a little for its own message."""
+        """Describe why another process cut a connection; wait briefly for its message."""
         deadline = time.monotonic() + _GRACE_S
         while True:
             with contextlib.suppress(RuntimeError):
@@ -128,7 +128,7 @@ class Watchdog:
 
     # --- the clock ----------------------------------------------------------------------------------------------------
 
-    def _clock(self) -> None:
+    def _run_clock(self) -> None:
         """Count the waiting time in ticks of this thread, so that a process stopped by the system is not blamed."""
         last_resort_s = self._timeout_s + 6 * self._interval_s + _GRACE_S
         while not self._stopped.wait(self._interval_s):
@@ -137,7 +137,9 @@ class Watchdog:
                 continue
             wait.seconds += self._interval_s
             if wait.seconds > last_resort_s:
-                lines = f"rank {self._rank} has waited {wait.seconds:.0f} s in {wait.what} at {self._main_line()}"
+                lines = (
+                    f"rank {self._rank} has waited {wait.seconds:.0f} s in {wait.what} at {self._format_main_line()}"
+                )
                 self._report_hang(
                     f"{lines}; the store that the processes meet in (MASTER_ADDR) does not respond either"
                 )
@@ -178,13 +180,13 @@ class Watchdog:
         ended = [f"rank {rank} (process {peer.pid})" for rank, peer in self._peers.items() if peer.is_gone]
         return f"{' and '.join(ended)} ended without a word" if ended else None
 
-    def _raise_alarm(self, wait: _Wait) -> NoReturn:
+    def _raise_alarm(self, wait: _WaitState) -> NoReturn:
         if self._store.add("alarm", 1) > 1:
             self._respond()
         deadline = time.monotonic() + 3 * self._interval_s
         while time.monotonic() < deadline and not self._store.check([f"answer/{rank}" for rank in self._others]):
             time.sleep(0.05)
-        lines = [f"rank {self._rank} has waited {wait.seconds:.0f} s in {wait.what} at {self._main_line()}"]
+        lines = [f"rank {self._rank} has waited {wait.seconds:.0f} s in {wait.what} at {self._format_main_line()}"]
         silent = []
         for rank in self._others:
             if self._store.check([f"answer/{rank}"]):
@@ -207,7 +209,7 @@ class Watchdog:
         state = f"waits in {wait.what}" if wait else "is"
         deadline = time.monotonic() + 4 * self._interval_s  # the launcher should see nobody end before the report
         with contextlib.suppress(RuntimeError):
-            self._store.set(f"answer/{self._rank}", json.dumps(f"{state} at {self._main_line()}"))
+            self._store.set(f"answer/{self._rank}", json.dumps(f"{state} at {self._format_main_line()}"))
             while time.monotonic() < deadline and not self._store.check(["reported"]):
                 time.sleep(0.05)
         os._exit(1)
@@ -219,14 +221,14 @@ class Watchdog:
             with contextlib.suppress(OSError):
                 os.kill(peer.pid, signal.SIGKILL)
 
-    def _main_line(self) -> str:
+    def _format_main_line(self) -> str:
         return format_user_frame(sys._current_frames().get(self._main or 0))
 
     def _read(self, key: str) -> Any:
         return json.loads(self._store.get(key))
 
 
-class _Wait:
+class _WaitState:
     """Collective that the main thread waits in, and its duration in seconds of the clock."""
 
     def __init__(self, what: str) -> None:

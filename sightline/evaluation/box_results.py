@@ -139,7 +139,7 @@ def scoring_order(images: BoxImages) -> np.ndarray:
 
 
 def _find_results_file(path: Path) -> Path:
-    """Find the result file in a folder. Raises DataError if there is none, or several."""
+    """Find the result file in a folder. Raises DataError unless there is exactly one."""
     if not path.is_dir():
         return path
     files = [path / RESULTS] if (path / RESULTS).is_file() else [*path.glob("*.json"), *path.glob("*.odgt")]

@@ -105,7 +105,7 @@ def score_labels(
     needs_range = any("point_range" in result.metric.update.names for result in results)
     for index in part.indices.tolist():
         sample = part.dataset[SampleKey(index, 0, 0)]
-        predictions = _predictions(sample, index, given)
+        predictions = _make_predictions(sample, index, given)
         if needs_range:
             predictions["point_range"] = point_ranges(sample["points"].view(-1, 3))
         for result in results:
@@ -117,11 +117,11 @@ def score_labels(
 _PREDICTION_KEYS = frozenset({"labels", "target", "cloud_offsets", "point_range", "sample_index"})
 
 
-def _predictions(sample: Mapping[str, Any], index: int, given: ExternalPredictions) -> dict[str, Tensor]:
+def _make_predictions(sample: Mapping[str, Any], index: int, labels_of_files: ExternalPredictions) -> dict[str, Tensor]:
     """Build the keys that metrics read of a sample, as in an evaluation."""
     target = sample["label"].flatten()
     return {
-        "labels": torch.from_numpy(given.labels_for(index, num_points=len(target))),
+        "labels": torch.from_numpy(labels_of_files.labels_for(index, num_points=len(target))),
         "target": target,
         "cloud_offsets": torch.tensor([0, len(target)]),
         "sample_index": torch.tensor([index]),

@@ -109,7 +109,7 @@ def label_files(names: Sequence[str]) -> list[str]:
 
 
 def file_stems(names: Sequence[str]) -> list[str]:
-    """Return a unique file name without ending for each sample, its own name if possible.
+    """Return a unique file name without ending for each sample, the sample's name if possible.
 
     Long names are cut, so that endings and a second stem of this kind fit behind them.
     """

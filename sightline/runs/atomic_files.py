@@ -38,7 +38,7 @@ def replace_atomic(path: Path, data: bytes) -> None:
 
 
 def assert_appendable(path: Path) -> int:
-    """Return the size of a regular file, 0 if it does not exist. Raises DataError for anything else, such as a pipe."""
+    """Return the size of a regular file, 0 if it does not exist. Raises DataError for anything else, like a pipe."""
     try:
         return check_regular_file(path)
     except FileNotFoundError:

@@ -26,7 +26,7 @@ def iterate_blocks(kind: str, component: ComponentConfig) -> Iterator[tuple[str,
 
 
 def get_argument(kind: str, component: ComponentConfig, name: str) -> Any:
-    """Return an argument of a component or of a block inside it: as given, else its default; None if there is none."""
+    """Return an argument of a component or of a block inside it: as configured, else its default, else None."""
     for block_kind, block in iterate_blocks(kind, component):
         if name in registry.REGISTRIES[block_kind].entry(block).arguments:
             return _resolve_argument(block_kind, block, name)

@@ -61,12 +61,12 @@ def save(
     assert keep_last >= 1, f"keep_last is {keep_last}, must be at least 1"
     assert snapshot.step >= 0, f"step is {snapshot.step}"
     folder = directory / _FOLDER
-    target = folder / _folder_name(snapshot.step)
+    target = folder / _format_folder_name(snapshot.step)
     try:
         assert_own()
         folder.mkdir(parents=assert_own is _assert_nothing, exist_ok=True)  # one that was moved is not made anew
         _clean_up(folder)
-        best_step = snapshot.step if is_best else _linked_step(folder, "best")
+        best_step = snapshot.step if is_best else _read_linked_step(folder, "best")
         write_snapshot(_with_suffix(target, "partial"), snapshot, best_step=best_step)
         assert_own()
         _replace_checkpoint(target)
@@ -124,12 +124,12 @@ def rewind(directory: Path, *, step: int, assert_own: Callable[[], None] = lambd
     `assert_own` as in `save`. Raises CheckpointError if there is no sound checkpoint of that step.
     """
     folder = _checkpoint_folder(directory)
-    target = folder / _folder_name(step)
+    target = folder / _format_folder_name(step)
     try:
         assert_own()
         _clean_up(folder)
         _, best_step = read_steps(target)
-        best = _folder_name(best_step) if best_step is not None else None
+        best = _format_folder_name(best_step) if best_step is not None else None
         assert_own()
         _replace_link(folder, "last", target.name)
         if best and (folder / best).is_dir():
@@ -182,7 +182,7 @@ def _restore_links(folder: Path) -> None:
             step, _ = read_steps(copied)
         except CheckpointError as error:
             raise CheckpointError(f"{error}; {copied} is a copy in the place of a link: remove it") from error
-        target = folder / _folder_name(step)
+        target = folder / _format_folder_name(step)
         if target.exists():
             _remove(target)
         os.rename(copied, target)
@@ -190,7 +190,7 @@ def _restore_links(folder: Path) -> None:
 
 
 def _list_removable(folder: Path, keep_last: int) -> list[Path]:
-    linked_steps = {_linked_step(folder, "last"), _linked_step(folder, "best")}
+    linked_steps = {_read_linked_step(folder, "last"), _read_linked_step(folder, "best")}
     return [path for path in _list_step_folders(folder)[:-keep_last] if parse_step(path) not in linked_steps]
 
 
@@ -211,7 +211,7 @@ def _replace_link(folder: Path, link: str, target: str) -> None:
 # --- names -----------------------------------------------------------------------------------------------------------
 
 
-def _folder_name(step: int) -> str:
+def _format_folder_name(step: int) -> str:
     return f"step_{step:08d}"
 
 
@@ -229,7 +229,7 @@ def _list_step_folders(folder: Path) -> list[Path]:
     return sorted(folders, key=lambda path: (parse_step(path), not _is_set_aside(path)))
 
 
-def _linked_step(folder: Path, link: str) -> int | None:
+def _read_linked_step(folder: Path, link: str) -> int | None:
     path = folder / link
     return parse_step(Path(os.readlink(path))) if path.is_symlink() else None
 
@@ -239,7 +239,7 @@ def _checkpoint_folder(directory: Path) -> Path:
 
 
 def resolve(path: Path, remedy: str = _REMEDY) -> Path:
-    """Resolve a user's path to a checkpoint folder. Raises CheckpointError if there is none."""
+    """Resolve a user's path to a checkpoint folder. Raises CheckpointError if it leads to none."""
     folder = _checkpoint_folder(path)
     if (folder / "last").is_symlink() or folder.name == _FOLDER:
         path = folder / "last"

@@ -68,7 +68,7 @@ def _list_to_tuple(value: Any) -> Any:
 
 
 def _field_to_plain(field: Field) -> dict[str, Any]:
-    """Convert a field to values for JSON, with float bounds whatever type a plugin used."""
+    """Convert a field to values for JSON, with bounds as floats."""
     bounds = {name: None if (bound := getattr(field, name)) is None else float(bound) for name in ("low", "high")}
     return {**dataclasses.asdict(field), **bounds}
 

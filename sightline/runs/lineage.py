@@ -73,7 +73,7 @@ def trace_lineage(config: RunConfig, info: DataInfo, report: WeightLoadReport) -
     assert config.init is not None, "only a run that starts from weights has a lineage"
     folder = resolve_weights(Path(config.init.source)).resolve()
     run = checkpoint.enclosing_run(folder)
-    source, unknown = _stage_of_run(run)
+    source, unknown = _read_signature(run)
     signature = preprocessing_signature(config, info)
     return {
         "from": str(run or folder),
@@ -124,7 +124,7 @@ def describe_stage(config: RunConfig, model: nn.Module) -> str:
     return f"task: {config.task.name} on {config.data.name} · model: {model_line}"
 
 
-def _stage_of_run(run: Path | None) -> tuple[dict[str, Any] | None, str | None]:
+def _read_signature(run: Path | None) -> tuple[dict[str, Any] | None, str | None]:
     if run is None:
         return None, "no run is around the checkpoint"
     try:

@@ -1,4 +1,4 @@
-"""Output files besides a run's: checked before any work is done for them, written atomically."""
+"""Output files that a user requests, checked before any work is done for them and written atomically."""
 
 from __future__ import annotations
 

@@ -170,7 +170,7 @@ def packed_size(
     """Compute the exact number of bytes of the file that `write_packed` writes."""
     entries = sorted(entries, key=lambda entry: entry.name)
     payload = sum(entry.book_bytes + entry.code_bytes for entry in entries)
-    return len(_MAGIC) + 4 + len(_header(entries, meta, tied or {})) + payload + 4
+    return len(_MAGIC) + 4 + len(_render_header(entries, meta, tied or {})) + payload + 4
 
 
 def write_packed(path: Path, model: nn.Module, meta: Mapping[str, Any], halves: Collection[str] = ()) -> int:
@@ -180,7 +180,7 @@ def write_packed(path: Path, model: nn.Module, meta: Mapping[str, Any], halves: 
     Raises UserError for numbers that the file cannot store, RunError if the disk refuses it.
     """
     contents, tied = _collect_contents(model, halves)
-    header = _header([content.entry for content in contents], meta, tied)
+    header = _render_header([content.entry for content in contents], meta, tied)
     data = b"".join([_MAGIC, struct.pack("<I", len(header)), header, *(content.data() for content in contents)])
     data += struct.pack("<I", zlib.crc32(data))
     assert len(data) == packed_size([content.entry for content in contents], meta, tied=tied)
@@ -214,18 +214,18 @@ def compression_ratios(
     return CompressionRatios(sum(size * bits for size, bits, _ in layers) / (32 * count), coded / (4 * count), file)
 
 
-def _header(entries: Sequence[PackedTensorSpec], meta: Mapping[str, Any], tied: Mapping[str, str]) -> bytes:
+def _render_header(entries: Sequence[PackedTensorSpec], meta: Mapping[str, Any], tied: Mapping[str, str]) -> bytes:
     lines, start = [], 0
     for entry in entries:
         lines.append(entry.line(start))
         start += entry.book_bytes + entry.code_bytes
     try:
-        return _canonical({"version": _VERSION, "meta": dict(meta), "tensors": lines, "tied": dict(tied)})
+        return _render_canonical({"version": _VERSION, "meta": dict(meta), "tensors": lines, "tied": dict(tied)})
     except (TypeError, ValueError) as error:
         raise UserError(f"meta: cannot be written as JSON: {error}") from error
 
 
-def _canonical(document: Mapping[str, Any]) -> bytes:
+def _render_canonical(document: Mapping[str, Any]) -> bytes:
     """Return the canonical JSON text of a document: sorted keys, no spaces, no NaN. Raises TypeError or ValueError."""
     return json.dumps(document, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
 
@@ -407,7 +407,7 @@ def _parse(
 def _parse_header(text: bytes) -> dict[str, Any]:
     try:
         header = parse_json(text)
-        is_canonical = isinstance(header, dict) and _canonical(header) == text
+        is_canonical = isinstance(header, dict) and _render_canonical(header) == text
     except (ValueError, TypeError) as error:
         raise _FaultError(f"has a damaged header: {' '.join(str(error).split())[:200]}") from error
     if not isinstance(header, dict):
@@ -445,7 +445,7 @@ def _parse_entry(line: object, start: int) -> PackedTensorSpec:
         if kind == "lq" and (k != 2**bits - 1 or book != "f32" or bits < 2):
             raise _FaultError(f"{name!r} has steps of {book} for {k} values of {bits} bits")
     entry = PackedTensorSpec(name, tuple(shape), kind, **coded)
-    if _canonical(line) != _canonical(entry.line(start)):
+    if _render_canonical(line) != _render_canonical(entry.line(start)):
         raise _FaultError(f"{name!r} has offsets or lengths that its shape and its place do not give")
     return entry
 

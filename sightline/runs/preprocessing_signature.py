@@ -81,7 +81,7 @@ def training_differences(source: Mapping[str, Any], here: Mapping[str, Any]) -> 
     if theirs == ours:
         return []
     names = _format_stage(source), _format_stage(here)
-    alone = _without(theirs, ours), _without(ours, theirs)
+    alone = _subtract(theirs, ours), _subtract(ours, theirs)
     if not any(alone):
         return [f"training transforms of points: the same in another order in {names[0]} and in {names[1]}"]
     return [
@@ -90,7 +90,7 @@ def training_differences(source: Mapping[str, Any], here: Mapping[str, Any]) -> 
     ]
 
 
-def _without(blocks: Sequence[Any], others: Sequence[Any]) -> list[Any]:
+def _subtract(blocks: Sequence[Any], others: Sequence[Any]) -> list[Any]:
     """Remove one equal block for each of `others`."""
     remaining = list(blocks)
     for other in others:
@@ -125,10 +125,10 @@ def signature_differences(
     return lines
 
 
-def _reach_differences(source: Mapping[str, Any], here: Mapping[str, Any], names: tuple[str, str]) -> list[str]:
+def _reach_differences(source: Mapping[str, Any], current: Mapping[str, Any], names: tuple[str, str]) -> list[str]:
     """Describe different reaches of two neighbour graphs, in at most one line."""
-    theirs, ours = source["neighbours"], here["neighbours"]
-    their_points, our_points = source["num_points"], here["num_points"]
+    theirs, ours = source["neighbours"], current["neighbours"]
+    their_points, our_points = source["num_points"], current["num_points"]
     if (
         theirs is None
         or ours is None

@@ -98,7 +98,7 @@ class RunDirectory:
             locked_folder.release(self.path)
 
     def assert_lock_held(self) -> None:
-        """Raise LostFolderError if the folder, or the lock in it, is no longer the one that `lock` took."""
+        """Raise LostFolderError if the folder, or the lock in it, is not the one that `lock` took."""
         if self._held is not None:
             self._held.assert_own(self.path)
 
@@ -116,7 +116,9 @@ class RunDirectory:
 
     def write_json(self, name: str, value: object) -> None:
         """Write or replace a JSON file."""
-        self.write_text(name, json.dumps(_finite(value), indent=2, allow_nan=False, ensure_ascii=False) + "\n")
+        self.write_text(
+            name, json.dumps(_replace_non_finite(value), indent=2, allow_nan=False, ensure_ascii=False) + "\n"
+        )
 
     def remove(self, name: str) -> None:
         """Remove a file, if it is there."""
@@ -128,7 +130,7 @@ class RunDirectory:
         """Append one JSON object as a line; if that fails, the file is as long as before."""
         if not self.is_writer:
             return
-        line = json.dumps(_finite(mapping), allow_nan=False, ensure_ascii=False) + "\n"
+        line = json.dumps(_replace_non_finite(mapping), allow_nan=False, ensure_ascii=False) + "\n"
         with self._writing(name) as path:
             self._make_parents(path)
             size = assert_appendable(path)
@@ -146,7 +148,7 @@ class RunDirectory:
         With `last_split`, only lines of this split are kept of the step `after_step` itself.
         Raises DataError for any other line that is not an object with a whole number `step`.
         """
-        path = self._inside(name)
+        path = self._resolve(name)
         if not self.is_writer or not path.exists():
             return 0
         with self._writing(name):
@@ -169,14 +171,14 @@ class RunDirectory:
             self.path.mkdir(parents=True, exist_ok=True)
         make_below(self.path, path.parent)
 
-    def _inside(self, name: str) -> Path:
+    def _resolve(self, name: str) -> Path:
         assert Path(name).root == "", f"'{name}' is not relative to the run directory"
         assert ".." not in Path(name).parts, f"'{name}' leaves the run directory"
         return self.path / name
 
     @contextlib.contextmanager
     def _writing(self, name: str) -> Iterator[Path]:
-        path = self._inside(name)
+        path = self._resolve(name)
         try:
             self.assert_lock_held()
             yield path
@@ -196,16 +198,16 @@ def collect_environment() -> dict[str, Any]:
         "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "command_line": list(sys.argv),
         "directory": os.getcwd(),
-        "versions": {"python": platform.python_version(), **_versions(), "cuda": torch.version.cuda},
+        "versions": {"python": platform.python_version(), **_package_versions(), "cuda": torch.version.cuda},
         "platform": platform.platform(),
         "host": socket.gethostname(),
-        "cpu": _cpu_model(),
+        "cpu": _read_cpu_model(),
         "num_cores": os.cpu_count(),
         "num_usable_cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "num_threads": torch.get_num_threads(),
         "memory_bytes": os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"),
-        "gpus": _gpus(),
-        "git": _git_state(Path(__file__).resolve().parents[2]),
+        "gpus": _list_gpus(),
+        "git": _read_git_state(Path(__file__).resolve().parents[2]),
     }
 
 
@@ -246,13 +248,13 @@ def _get_step(path: Path, entry: Mapping[str, Any]) -> int:
     return step
 
 
-def _finite(value: object) -> object:
+def _replace_non_finite(value: object) -> object:
     """Replace numbers that are not finite by None, recursively."""
     if isinstance(value, float):
         return float(value) if math.isfinite(value) else None
     if isinstance(value, Mapping):
-        return {key: _finite(item) for key, item in value.items()}
-    return [_finite(item) for item in value] if isinstance(value, list | tuple) else value
+        return {key: _replace_non_finite(item) for key, item in value.items()}
+    return [_replace_non_finite(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 # --- lock ------------------------------------------------------------------------------------------------------------
@@ -260,7 +262,7 @@ def _finite(value: object) -> object:
 
 @dataclass(frozen=True)
 class _LockedFolder:
-    """Locked folder, kept open, so that the inode is not reused for another folder."""
+    """Locked folder, held open, so that its inode is not reused for another folder."""
 
     descriptor: int
     lock: bytes
@@ -296,7 +298,7 @@ class _LockedFolder:
 
 
 def _acquire_lock(path: Path, mine: bytes) -> _LockedFolder:
-    """Write this process into the lock file, unless a living process holds it.
+    """Write this process into the lock file, unless a running process owns it.
 
     The kernel's lock on the file is held only for this moment: it settles races, and no orphan can keep it.
     """
@@ -355,7 +357,7 @@ def _is_alive(pid: int, started: object) -> bool:
 # --- machine ---------------------------------------------------------------------------------------------------------
 
 
-def _versions() -> dict[str, str | None]:
+def _package_versions() -> dict[str, str | None]:
     versions: dict[str, str | None] = {}
     for package in _PACKAGES:
         try:
@@ -365,7 +367,7 @@ def _versions() -> dict[str, str | None]:
     return versions
 
 
-def _cpu_model() -> str:
+def _read_cpu_model() -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -373,23 +375,23 @@ def _cpu_model() -> str:
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
-def _gpus() -> list[dict[str, Any]]:
+def _list_gpus() -> list[dict[str, Any]]:
     if not torch.cuda.is_available():
         return []
     properties = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
     return [{"name": gpu.name, "memory_bytes": gpu.total_memory} for gpu in properties]
 
 
-def _git_state(root: Path) -> dict[str, Any] | None:
+def _read_git_state(root: Path) -> dict[str, Any] | None:
     """Return the commit of the project's repository and whether tracked files differ; None if `root` is not one."""
-    top = _git(root, "rev-parse", "--show-toplevel")
-    commit = _git(root, "rev-parse", "HEAD")
+    top = _run_git(root, "rev-parse", "--show-toplevel")
+    commit = _run_git(root, "rev-parse", "HEAD")
     if top is None or commit is None or Path(top).resolve() != root:
         return None
-    return {"commit": commit, "is_dirty": bool(_git(root, "status", "--porcelain", "--untracked-files=no"))}
+    return {"commit": commit, "is_dirty": bool(_run_git(root, "status", "--porcelain", "--untracked-files=no"))}
 
 
-def _git(root: Path, *arguments: str) -> str | None:
+def _run_git(root: Path, *arguments: str) -> str | None:
     """Run git and return its output, None if it fails; it takes no locks, so it never disturbs the user's git."""
     try:
         result = subprocess.run(

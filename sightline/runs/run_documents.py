@@ -41,7 +41,7 @@ def load_document(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise UserError(f"{path}: is missing; the run directory is incomplete: get it again") from None
     except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read: {_reason(error)}") from None
+        raise UserError(f"{path}: cannot be read: {_format_reason(error)}") from None
     if not isinstance(document, dict):
         raise UserError(f"{path}: does not hold a mapping")
     return document
@@ -57,7 +57,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     except FileNotFoundError:
         raise UserError(f"{path}: is missing; training writes it; give a run directory") from None
     except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read: {_reason(error)}") from None
+        raise UserError(f"{path}: cannot be read: {_format_reason(error)}") from None
     lines = []
     for number, text in enumerate(texts, start=1):
         try:
@@ -72,7 +72,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     return lines
 
 
-def _reason(error: Exception) -> str:
+def _format_reason(error: Exception) -> str:
     return getattr(error, "strerror", None) or str(error)
 
 

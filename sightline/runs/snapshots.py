@@ -59,7 +59,7 @@ class Snapshot:
 
     @property
     def evaluated_losses(self) -> dict[str, Tensor]:
-        """The parameters of losses to evaluate: their EMA if there is one; empty without such losses."""
+        """The parameters of losses to evaluate: their EMA, if any; empty without losses that have parameters."""
         return self.losses_ema or self.losses or {}
 
 
@@ -252,7 +252,7 @@ def _parse_json(path: Path, data: bytes) -> dict[str, Any]:
             raise ValueError("holds no mapping")
         return document
     except ValueError as error:
-        raise CheckpointError(f"{path}: damaged: {_one_line(error)}") from error
+        raise CheckpointError(f"{path}: damaged: {_format_one_line(error)}") from error
 
 
 def _as_mapping(pairs: list[tuple[str, Any]]) -> dict[str, Any] | float:
@@ -270,7 +270,7 @@ def _refuse_constant(word: str) -> object:
     raise ValueError(f"{word} is not JSON")
 
 
-def _one_line(error: Exception) -> str:
+def _format_one_line(error: Exception) -> str:
     return " ".join(str(error).split())[:200]
 
 
@@ -279,7 +279,7 @@ def _parse_tensors(path: Path, data: bytes) -> dict[str, Tensor]:
         return safetensors.torch.load(data)
     except (SafetensorError, KeyError, ValueError, RuntimeError) as error:
         raise CheckpointError(
-            f"{path}: is not a safetensors file that this version reads: {_one_line(error)}"
+            f"{path}: is not a safetensors file that this version reads: {_format_one_line(error)}"
         ) from error
 
 

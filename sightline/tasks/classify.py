@@ -59,9 +59,9 @@ class Classify(Supervised):
         predicted = predictions["probabilities"][:shown].argmax(dim=1).tolist()
         labels = batch["label"][:shown].tolist()
         captions = [
-            self._name(predicted_label)
+            self._class_name(predicted_label)
             if predicted_label == label
-            else f"{self._name(predicted_label)} (is {self._name(label)})"
+            else f"{self._class_name(predicted_label)} (is {self._class_name(label)})"
             for predicted_label, label in zip(predicted, labels, strict=True)
         ]
         clouds = _first_clouds(batch, shown)
@@ -75,7 +75,7 @@ class Classify(Supervised):
         pixels = with_legend(pixels, np.array(predicted), self.class_names)
         return [Picture("predictions", pixels, f"{sum(is_right_of_clouds)} of {shown} right")]
 
-    def _name(self, index: int) -> str:
+    def _class_name(self, index: int) -> str:
         return self.class_names[index] if index < len(self.class_names) else str(index)
 
 

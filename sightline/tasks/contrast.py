@@ -97,7 +97,7 @@ class Contrast:
         if len(micro_batches) == 1:
             return counts, [_MicroBatchContext(world)]
         with torch.no_grad(), _buffers_preserved(model):
-            outputs = [self._outputs(model, batch) for batch in micro_batches]
+            outputs = [self._compute_outputs(model, batch) for batch in micro_batches]
         local_outputs = {name: torch.cat([part[name] for part in outputs]) for name in self._compared}
         gathered, start = self._gather_rows(local_outputs, world)
         starts = [start + sum(sizes[:micro_batch]) for micro_batch in range(len(sizes))]
@@ -105,18 +105,18 @@ class Contrast:
 
     def losses(self, model: nn.Module, batch: Batch, context: _MicroBatchContext) -> dict[str, Tensor]:
         """Return each loss's sum over this micro-batch's pairs, with the step's whole gradient through its rows."""
-        return self._sums(self._outputs(model, batch), context)
+        return self._compute_sums(self._compute_outputs(model, batch), context)
 
     def predict(self, model: nn.Module, batch: Batch) -> dict[str, Any]:
         """Compute the model's outputs."""
-        return self._outputs(model, batch)
+        return self._compute_outputs(model, batch)
 
     def losses_and_predictions(
         self, model: nn.Module, batch: Batch, context: _MicroBatchContext
     ) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Compute loss sums and outputs of one forward pass."""
-        outputs = self._outputs(model, batch)
-        return self._sums(outputs, context), outputs
+        outputs = self._compute_outputs(model, batch)
+        return self._compute_sums(outputs, context), outputs
 
     def step_metrics(self, losses: Mapping[str, float], num_samples: int, num_processes: int) -> dict[str, float]:
         """Compute the number of negatives per anchor, the chance level, and each loss as a share of that.
@@ -132,7 +132,7 @@ class Contrast:
         shares = {f"{name}{CHANCE_SUFFIX}": loss / chance for name, loss in losses.items() if chance > 0}
         return {"negatives": negatives, "chance": chance, **shares}
 
-    def _outputs(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+    def _compute_outputs(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
         outputs: dict[str, Tensor] = model(**self._forward.select(batch))
         return outputs
 
@@ -144,7 +144,7 @@ class Contrast:
         joined, start = world.gather_rows(torch.cat(list(local_rows.values()), dim=1), what="rows to compare with")
         return dict(zip(local_rows, joined.split(widths, dim=1), strict=True)), start
 
-    def _sums(self, live: Mapping[str, Tensor], context: _MicroBatchContext) -> dict[str, Tensor]:
+    def _compute_sums(self, live: Mapping[str, Tensor], context: _MicroBatchContext) -> dict[str, Tensor]:
         local_rows = {
             name: live[name] for name in self._compared
         }  # and no other: what no loss reads is reported as unread
@@ -169,13 +169,13 @@ class Contrast:
             return _sum_own_pairs(term(rows), own_rows) - own_sum.detach() + own_sum
 
 
-def _sum_own_pairs(each: Tensor, own: slice) -> Tensor:
+def _sum_own_pairs(values: Tensor, own_rows: slice) -> Tensor:
     """Return the sum (scalar) over our own pairs, with the gradient of all: a row is part of every pair's loss.
 
     Summed over the parts of a step, values and gradients are those of the whole.
     """
-    whole = each.sum()
-    return whole - whole.detach() + each[own].sum().detach()
+    total = values.sum()
+    return total - total.detach() + values[own_rows].sum().detach()
 
 
 @contextmanager

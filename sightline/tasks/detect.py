@@ -313,7 +313,7 @@ class Detect(Supervised):
 
 @contextmanager
 def _buffers_preserved(model: nn.Module) -> Iterator[None]:
-    """Context that restores the model's buffers, such as running statistics, if it is in training mode."""
+    """Context that restores the buffers (running statistics) of a model in training mode."""
     is_trained = isinstance(model, nn.Module) and model.training
     saved = [(buffer, buffer.clone()) for buffer in model.buffers()] if is_trained else []
     try:

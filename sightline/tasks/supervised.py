@@ -62,13 +62,13 @@ class Supervised:
         with torch.no_grad():
             contexts = [self.context(model, batch) for batch in micro_batches]
         counts = {
-            name: _total([count(*pair) for pair in zip(micro_batches, contexts, strict=True)])
+            name: _sum_counts([count(*pair) for pair in zip(micro_batches, contexts, strict=True)])
             for name, count in self._counts.items()
         }
         return world.all_reduce_sum(counts, operation="loss counts"), contexts
 
     def context(self, model: nn.Module, batch: Batch) -> dict[str, Any]:
-        """Compute what losses and metrics read besides batch and outputs; without gradient."""
+        """Compute what losses and metrics read in addition to batch and outputs; without gradient."""
         return {}
 
     def losses(self, model: nn.Module, batch: Batch, context: Any) -> dict[str, Tensor]:
@@ -111,7 +111,7 @@ class Supervised:
         return {name: term(batch, outputs, context) for name, term in self._terms.items()}
 
 
-def _total(counts: list[Tensor]) -> Tensor:
+def _sum_counts(counts: list[Tensor]) -> Tensor:
     total = counts[0]
     for count in counts[1:]:
         total = total + count

@@ -79,7 +79,7 @@ class TrainResult:
 
     @property
     def exit_code(self) -> int:
-        """The exit code of `sightline train`: 0, 1 where it was kept from starting, 128 and the signal's number."""
+        """The exit code of `sightline train`: 0, 1 if it could not start, 128 + the signal's number."""
         if self.stopped_by is not None:
             return 128 + self.stopped_by
         return 0 if self.is_finished else 1
@@ -97,7 +97,7 @@ def train_run(
     stop: StopRequest | None = None,
     shows_progress: bool = False,
 ) -> TrainResult:
-    """Train a config, or resume its run, in this process and in those that a launcher started beside it.
+    """Train a config, or resume its run, in this process and those that a launcher started with it.
 
     The run goes to `out`, without it to a new folder `runs/<name>/<number>`; `resume` is `auto`, a run directory or a
     checkpoint. While it trains, SIGTERM and SIGINT save its state and end it; their handlers are restored afterwards,
@@ -191,7 +191,7 @@ class _TrainRun:
                 final_metrics=partial(probe_metrics, config, world, directory, self._reporter.note),
                 is_quiet=self._is_quiet,
             )
-            self._begin(session, location, findings)
+            self._begin_session(session, location, findings)
             result = self._train(session, findings)
         if session.is_cut and world.size > 1:
             exit_process(
@@ -230,7 +230,7 @@ class _TrainRun:
 
         return expectation_observers(built, note=self._note)
 
-    def _begin(self, session: TrainingSession, location: RunLocation, findings: Sequence[Finding]) -> None:
+    def _begin_session(self, session: TrainingSession, location: RunLocation, findings: Sequence[Finding]) -> None:
         """Write the initial files of a session, and start or resume it."""
         directory = session.directory
         session.start_files()
