@@ -116,8 +116,8 @@ def _batch(job: TrainState, step: int) -> dict[str, Any]:
 
 def _train_on(job: TrainState, batch: dict[str, Any]) -> Tensor:
     """One step of the engine; its losses and the norm of its gradient."""
-    found = train_step(job, job.model, [batch], World(), _NoLaps())
-    return torch.tensor([found[name] for name in (*job.loss_weights, "grad_norm")])
+    totals = train_step(job, job.model, [batch], World(), _NoLaps())
+    return torch.tensor([*(totals.losses[name] for name in job.loss_weights), totals.grad_norm])
 
 
 def _plain(job: TrainState) -> Run:

@@ -87,8 +87,8 @@ def _step(recipe: Recipe, precision: str, *words: str) -> Callable[[dict[str, An
         samples = job.stream.reader(job.stream.plan.step_keys(0)[0][0])
 
         def run() -> Tensor:
-            found = train_step(job, job.model, [samples], World(), _NoLaps())
-            return torch.tensor([found[loss] for loss in job.loss_weights])
+            totals = train_step(job, job.model, [samples], World(), _NoLaps())
+            return torch.tensor([totals.losses[loss] for loss in job.loss_weights])
 
         yield run
 

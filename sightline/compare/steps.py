@@ -171,7 +171,7 @@ def losses_over_steps(
         for step in range(num_steps):
             own.step = job.step + step
             try:
-                means = train_step(own, replica, [batch], world, _NoClock())
+                means = train_step(own, replica, [batch], world, _NoClock()).losses
             except NonFiniteGradientError:
                 losses += [math.nan] * (num_steps - step)
                 break

@@ -25,10 +25,10 @@ from sightline.errors import RunError
 from sightline.optional_members import TaskMembers
 from sightline.types import Batch, LinearRamp
 
-__all__ = ["NonFiniteGradientError", "PhaseTimer", "StepCallback", "TrainState", "train", "train_step"]
+__all__ = ["NonFiniteGradientError", "PhaseTimer", "StepCallback", "StepTotals", "TrainState", "train", "train_step"]
 
-_GRADIENT_PREFIX = "gradient/"
-_SAMPLES, _STOP, _TALLY = "(samples)", "(stop)", "(tally) "  # ride along with the losses; no loss can be called so
+_SAMPLES, _STOP, _COUNT_PREFIX = "(samples)", "(stop)", "(tally) "
+"""Keys of further sums in the collective of the losses; no loss can have such a name."""
 
 
 class PhaseTimer(Protocol):
@@ -92,6 +92,23 @@ class TrainState:
         return self.model if self.ema is None else self.ema
 
 
+@dataclass(frozen=True)
+class StepTotals:
+    """Results of one optimiser step over all processes.
+
+    `losses` are means by name, `counts` sums of the task's `step_counts`, `gradient_norms` norms by module path if they
+    are logged. `stop_requested` is True if any process requested a stop.
+    """
+
+    losses: Mapping[str, float]
+    grad_norm: float
+    lr: float
+    num_samples: int
+    stop_requested: bool
+    counts: Mapping[str, float]
+    gradient_norms: Mapping[str, float]
+
+
 class StepCallback(Protocol):
     """Callback after every step, on every process alike: evaluates, saves, or ends the run (returns True)."""
 
@@ -122,7 +139,7 @@ def train(job: TrainState, world: World, on_step_end: StepCallback, stop: Any = 
             totals = train_step(job, replica, micro_batches, world, clock, stop_requested=bool(stop))
             job.step += 1
             record = _record(job, totals, epoch, clock, time.perf_counter() - started, world.size)
-            if on_step_end(record, totals[_STOP] > 0):
+            if on_step_end(record, totals.stop_requested):
                 return
 
 
@@ -134,7 +151,7 @@ def train_step(
     clock: PhaseTimer,
     *,
     stop_requested: bool = False,
-) -> dict[str, float]:
+) -> StepTotals:
     """Run one optimiser step; results do not depend on the split into micro-batches and processes."""
     job.model.train()
     job.losses.train()
@@ -164,12 +181,12 @@ def train_step(
     gradients = module_gradient_norms(trained) if job.logs_gradients else {}
     grad_norm = nn.utils.clip_grad_norm_(trained.parameters(), job.clip_norm or float("inf"))
     sizes = [len(batch["sample_index"]) for batch in micro_batches]
-    tallies_of = TaskMembers.step_counts.get(job.task)
-    tallies = {} if tallies_of is None else tallies_of(step.contexts)
+    step_counts = TaskMembers.step_counts.get(job.task)
+    counts = {} if step_counts is None else step_counts(step.contexts)
     extra = {
         _SAMPLES: sum(sizes),
         _STOP: float(stop_requested),
-        **{_TALLY + name: each for name, each in tallies.items()},
+        **{_COUNT_PREFIX + name: count for name, count in counts.items()},
     }
     totals = world.all_reduce_sum(
         sums | {name: torch.tensor(float(x), dtype=torch.float64) for name, x in extra.items()}, operation="losses"
@@ -184,12 +201,14 @@ def train_step(
         if job.losses_ema is not None:
             update_ema(job.losses_ema, job.losses, job.ema_decay)
     clock.end_phase("optimise")
-    losses = {name: divide_by_count(totals[name], step.counts[name]).item() for name in sums}
-    return (
-        losses
-        | {"grad_norm": grad_norm.item(), "lr": max(group["lr"] for group in job.optimizer.param_groups)}
-        | {name: totals[name].item() for name in extra}
-        | {f"{_GRADIENT_PREFIX}{path}": norm for path, norm in gradients.items()}
+    return StepTotals(
+        losses={name: divide_by_count(totals[name], step.counts[name]).item() for name in sums},
+        grad_norm=grad_norm.item(),
+        lr=max(group["lr"] for group in job.optimizer.param_groups),
+        num_samples=int(totals[_SAMPLES].item()),
+        stop_requested=totals[_STOP].item() > 0,
+        counts={name: totals[_COUNT_PREFIX + name].item() for name in counts},
+        gradient_norms=gradients,
     )
 
 
@@ -231,17 +250,15 @@ def update_ema(average: nn.Module, model: nn.Module, decay: float) -> None:
 
 
 def _record(
-    job: TrainState, totals: dict[str, float], epoch: int, clock: StepTimer, wall_s: float, num_processes: int
+    job: TrainState, totals: StepTotals, epoch: int, clock: StepTimer, wall_s: float, num_processes: int
 ) -> StepRecord:
-    losses = {name: totals[name] for name in job.loss_weights}
-    num_samples = int(totals[_SAMPLES])
-    gauges_of = TaskMembers.step_metrics.get(job.task)
-    gauges = {} if gauges_of is None else gauges_of(losses, num_samples, num_processes)
-    tallies = {name.removeprefix(_TALLY): value for name, value in totals.items() if name.startswith(_TALLY)}
+    losses = {name: totals.losses[name] for name in job.loss_weights}
+    step_metrics = TaskMembers.step_metrics.get(job.task)
+    metrics = {} if step_metrics is None else step_metrics(losses, totals.num_samples, num_processes)
     weights = job.loss_weights_at(job.step - 1)
     losses["total"] = sum(weights[name] * value for name, value in losses.items())
-    gradients = {name: value for name, value in totals.items() if name.startswith(_GRADIENT_PREFIX)}
-    moving = {
+    gradients = {f"gradient/{path}": norm for path, norm in totals.gradient_norms.items()}
+    ramps = {
         f"weight/{name}": weights[name] for name, weight in job.loss_weights.items() if isinstance(weight, LinearRamp)
     }
     return StepRecord(
@@ -249,11 +266,11 @@ def _record(
         num_steps=job.num_steps,
         epoch=epoch,
         num_epochs=-(-job.num_steps // job.stream.plan.steps_per_epoch),
-        num_samples=num_samples,
+        num_samples=totals.num_samples,
         losses=losses,
-        grad_norm=totals["grad_norm"],
-        lr=totals["lr"],
+        grad_norm=totals.grad_norm,
+        lr=totals.lr,
         seconds=clock.seconds,
         wall_s=wall_s,
-        extra_scalars={**gauges, **tallies, **moving, **gradients},
+        extra_scalars={**metrics, **totals.counts, **ramps, **gradients},
     )

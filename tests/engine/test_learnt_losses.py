@@ -24,7 +24,7 @@ from sightline.engine.learnt_losses import LearntLosses, combine_modules
 from sightline.engine.optimizers import SGD, apply_freezing
 from sightline.engine.session import StopRequest, TrainingSession
 from sightline.engine.step import StepTimer
-from sightline.engine.train import train_step
+from sightline.engine.train import StepTotals, train_step
 from sightline.errors import CheckpointError, ConfigError
 from sightline.losses.base import Loss, cast_forward
 from sightline.plugins import load_plugins
@@ -126,7 +126,7 @@ def trained(folder: Path, *overrides: str) -> TrainingSession:
     return session
 
 
-def a_step(built: TrainingSetup) -> tuple[dict, dict[str, float]]:
+def a_step(built: TrainingSetup) -> tuple[dict, StepTotals]:
     """The first batch of a run, and what a step on it gave."""
     job = built.job
     (keys,), *_ = job.stream.plan.step_keys(job.step)
@@ -153,12 +153,12 @@ def test_a_step_is_that_of_numpy(tmp_path: Path) -> None:
     gradient = np.zeros_like(before)
     for row, label in zip(hidden, batch["label"].tolist(), strict=True):
         gradient[label] += 0.5 * (before[label] - row) / len(hidden)
-    _, found = a_step(built)
-    rate = 0.5 * 0.1 / found["grad_norm"]
+    _, totals = a_step(built)
+    rate = 0.5 * 0.1 / totals.grad_norm
     np.testing.assert_allclose(centres.detach().numpy(), before - rate * gradient, rtol=0, atol=1e-6)
     moved = [(p.detach() - (1 - 0.5 * 0.3) * first[n].detach()) / rate for n, p in job.model.named_parameters()]
     norm = np.sqrt(sum(float(each.square().sum()) for each in moved) + np.square(gradient).sum())
-    assert found["grad_norm"] == pytest.approx(norm, rel=1e-4)
+    assert totals.grad_norm == pytest.approx(norm, rel=1e-4)
 
 
 def test_a_loss_has_a_group_of_its_own_without_decay(tmp_path: Path) -> None:
@@ -190,8 +190,8 @@ def test_a_frozen_loss_rests(tmp_path: Path, until: str) -> None:
 
 
 def test_layers_norms_name_the_loss(tmp_path: Path) -> None:
-    _, found = a_step(made(tmp_path, "log.gradients=true"))
-    assert found["gradient/losses.centre"] > 0
+    _, totals = a_step(made(tmp_path, "log.gradients=true"))
+    assert totals.gradient_norms["losses.centre"] > 0
 
 
 def test_a_name_that_the_model_has_is_refused() -> None:

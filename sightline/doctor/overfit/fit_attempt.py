@@ -200,7 +200,7 @@ def fit(
             if watch is not None:
                 watch(step, job)
             try:
-                terms_at_step = train_step(job, replica, [batch], world, clock)
+                terms_at_step = train_step(job, replica, [batch], world, clock).losses
             except NonFiniteGradientError:
                 stop = "not finite"
                 break
