@@ -24,7 +24,7 @@ class Draws:
     """Random streams, one independent one per sample, drawn for all samples of a batch at once.
 
     The numbers of a sample are the same whether it is drawn alone or in any batch, in any worker, on any process.
-    Draw after draw advances the stream; `stream(name)` starts an independent one. Bits are those of SplitMix64 run as
+    Every draw advances the stream; `stream(name)` starts an independent one. The bits are those of SplitMix64 run as
     a counter-based generator: output i is the finaliser of (key + i * golden ratio).
     Source: Steele, Lea and Flood 2014 (the mixing function); Salmon et al. 2011 (counter-based generation).
     """

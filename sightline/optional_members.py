@@ -255,8 +255,8 @@ REQUIRED: Mapping[str, frozenset[str]] = {
 def suggest_member(kind: str, name: str) -> str | None:
     """Return the member of a kind that `name` misspells; None for a known name, or a user's own.
 
-    A known name with another ending, or with a further word, is a name of its own, such as `encoder` and `encode_all`
-    next to `encode`; so is a private one.
+    A known name with another ending, or with a further word, is no misspelling (`encoder` and `encode_all` next to
+    `encode`); neither is a private name.
     """
     member_names = {*REQUIRED.get(kind, ()), *MEMBERS.get(kind, ())}
     if name in member_names or name.startswith("_"):

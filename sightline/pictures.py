@@ -143,7 +143,7 @@ def render_clouds(
 ) -> np.ndarray:
     """Render clouds, each on a card, in a parallel three-quarter view: a sheet (H, W, 3) uint8 RGB.
 
-    The same arguments give the same bits. Each cloud (N, 3) fills its card, whatever its unit; points that are not
+    The result is deterministic. Each cloud (N, 3) fills its card, regardless of its unit; points that are not
     finite are left out. `colors` holds one (3,) or (N, 3) uint8 array per cloud; without it each cloud takes the next
     colour of `PALETTE`. `lines` are drawn over the points of their cloud. Instead of a cloud, a picture
     (H, W, 3) uint8 may be given, which is fitted into its card; a small one is enlarged by pixel. None leaves a gap.

@@ -208,7 +208,7 @@ class Registry:
         """Call the builder with the block's arguments and with the facts that its signature names.
 
         The blocks inside it are built first, in the order of its signature; `stated` is what those before it state.
-        Raises ConfigError for an argument that is unknown, ill-typed, missing, given both by hand and as a fact, or
+        Raises ConfigError for an argument that is unknown, ill-typed, missing, given by the config and as a fact, or
         refused by the builder itself.
         """
         entry = self.entry(component)

@@ -93,7 +93,7 @@ def signature_parameters(function: Callable[..., Any]) -> dict[str, Parameter]:
 def check_value(annotation: Any, value: object) -> tuple[Any, list[SchemaError]]:
     """Convert a value to its annotation (int to float, list to tuple), and list everything wrong with it.
 
-    Nothing is guessed: "False" is not a bool, "1" is not a number, 2.0 is not a whole number, NaN is no number.
+    Nothing is guessed: "False" is not a bool, "1" is not a number, 2.0 is not a whole number, NaN is not a number.
     """
     try:
         accepted = _validate(annotation, value)

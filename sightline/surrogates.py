@@ -21,7 +21,7 @@ _NOTED: ContextVar[set[str] | None] = ContextVar("noted_surrogates", default=Non
 def surrogate_gradient(declared: Declared) -> Declared:
     """Declare the gradient of a function, an autograd `Function` or a module as a surrogate, not the derivative.
 
-    A class, or a module, gets the attribute `surrogate_gradient = True`, which may as well be set by hand.
+    A class, or a module, gets the attribute `surrogate_gradient = True`, which can also be set directly.
     """
     if isinstance(declared, type | nn.Module):
         setattr(declared, _MARK, True)

@@ -57,12 +57,12 @@ class SampleKey:
 class Field:
     """Guarantees of a data set about one key of its samples; `check` tests them.
 
-    `shape` and `dtype` in words ("points 3", "float32"); `low` and `high` bound the values where they are finite.
-    `frame: image` is that of the pixels of `image`: a transform that moves them must take the field, too.
+    `shape` and `dtype` are text ("points 3", "float32"); `low` and `high` bound the finite values. `frame: image` is
+    the frame of the pixels of `image`: a transform that moves them must take the field, too.
     `collate` is how samples become a batch: `stack` (equal shapes), `concatenate` along the first axis (adds
     `offsets`, cumulative counts with a leading 0, length S+1), `pad` with zeros (adds `<name>_mask`), or `list`.
-    `offsets` is the key of those counts: fields that are equally long in every sample share one. `is_exact` values keep
-    their dtype in evaluation, whatever the precision of the run. With `may_be_nan`, NaN is where files state nothing.
+    `offsets` is the key of those counts: fields of equal length in every sample share one. `is_exact` values keep their
+    dtype in evaluation, regardless of the run's precision. With `may_be_nan`, NaN marks values that files lack.
     """
 
     shape: str
@@ -81,15 +81,15 @@ class Field:
 class CloudInputSpec:
     """Input spec of clouds and meshes: preprocessing from a file to a sample, as for the set's own samples.
 
-    A sample has `num_points` points, all that a file holds where it is None; `stored_points` is how many the set keeps
-    of a shape, in an order in which the first ones are a fair choice. `unit_sphere` is how clouds come to lie about
-    their mean with radius 1: `applied` by the set's own preparing, `promised` by the files that it is made from, or
-    `none`, where scale and place mean something. `preparation` are the arguments with which `prepare_cloud` made the
-    samples of a set of the user's own, `columns` the names that its files lacked; `estimates_normals` marks that the
-    normals of a sample are estimated from its points. `fewest_points` is the least number of distinct points of its
-    clouds, `radii` the smallest and largest distance of their farthest points from their means where size
-    was kept; None where preparing did not note it. `scene` are the arguments `scale` and `colour_max` with which
-    `prepare_scene` made the samples of a set of scenes, for files with the columns `columns` where they name none.
+    A sample has `num_points` points, or all points of a file if it is None; `stored_points` is the number of points
+    that the set stores per shape, in an order whose first points are a fair sample. `unit_sphere` states the
+    normalisation of clouds to mean 0 and radius 1: `applied` in preparation, `promised` by the original files, or
+    `none`, if scale and position are meaningful. `preparation` are the arguments of `prepare_cloud` for a set of the
+    user's own, `columns` the names of columns that its files lacked; `estimates_normals` is True if the normals of a
+    sample are estimated from its points. `fewest_points` is the minimal number of distinct points of its clouds,
+    `radii` the smallest and largest radius of clouds about their means if size was kept; None if preparation did not
+    record it. `scene` are the arguments `scale` and `colour_max` of `prepare_scene` for a set of scenes, whose files
+    have the columns `columns` unless they name others.
     """
 
     num_points: int | None = None
@@ -107,11 +107,11 @@ class CloudInputSpec:
 class ScanInputSpec:
     """Input spec of LiDAR scans: preprocessing from a file to a sample, and the label ids of classes.
 
-    `ids_of_classes` has the id of every class, class 0 first. `columns` are those of files without names, None where
-    the set states none; remissions of files run from 0 to `remission_max`, and a file must have them where
-    `has_remission`. Files number `num_beams` beams as `ring_order` says, none where it is None. `image_px` is the
-    height and width of range images in .npy files, where the set has such. `no_return` is how files mark points
-    without a return, None where they do not.
+    `ids_of_classes` has the id of every class, class 0 first. `columns` are those of files without names, None if the
+    set states none; remissions of files range from 0 to `remission_max`, and are required if `has_remission`. Files
+    number `num_beams` beams in `ring_order`; None if they number none. `image_px` is the height and width of range
+    images in .npy files, if the set has such files. `no_return` is the mark of points without a return, None if files
+    do not mark them.
     """
 
     ids_of_classes: tuple[int, ...]

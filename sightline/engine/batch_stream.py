@@ -47,7 +47,7 @@ class BatchSampler:
 
     Epoch e visits a permutation drawn from (seed, e); step i of it takes positions [i*B, (i+1)*B) and splits them into
     micro-batches x processes nearly equal parts. A shorter last batch keeps fewer micro-batches, so no part is empty.
-    Raises ConfigError where the last batch cannot give every process a sample.
+    Raises ConfigError if the last batch has fewer samples than processes.
     """
 
     indices: np.ndarray
@@ -231,8 +231,8 @@ class _Failure:
 class _TorchDataset:
     """Adapter of the batch reader to torch's data set protocol: fetches a list of keys at once.
 
-    Batches are packed here, where a fault has a receiver: torch's queue drops one that it cannot pack, and the training
-    process would wait for it without end.
+    Batches are pickled here, so that an error is reported: torch's queue drops a batch that it cannot pickle, and the
+    training process would wait for it forever.
     """
 
     def __init__(self, reader: BatchLoader) -> None:
@@ -266,7 +266,7 @@ class _KeyListIterable:
 def _make_loader(reader: BatchLoader, keys: Iterator[list[SampleKey]], workers: int, prefetch: int) -> Any:
     """Build torch's data loader: worker processes read the batches of `keys` ahead and return them in order.
 
-    torch draws a seed for them; from a generator of its own, or else dropout would depend on the number of workers.
+    torch draws a seed for them, from a separate generator: else dropout would depend on the number of workers.
     The folder of their sockets is this process's, which removes it when it ends; workers may end at any moment.
     """
     multiprocessing.util.get_temp_dir()

@@ -23,9 +23,9 @@ Mode = Literal["max", "min"]
 def resolve_mode(config: RunConfig, metrics: Sequence[Metric], *, is_resumed: bool = False) -> RunConfig:
     """Set `evaluate.mode` of the config: the given one, else the direction that the metric of `evaluate.metric` states.
 
-    `metrics` are those of the config, in its order. Raises ConfigError where none of them computes the figure, where
-    neither config nor metric states a direction, and where they contradict each other; a run that `is_resumed` was
-    selected by the config's direction before, and keeps it with a warning.
+    `metrics` are those of the config, in its order. Raises ConfigError if none of them computes the value, if neither
+    config nor metric states a direction, and if they contradict each other; a run that `is_resumed` keeps the config's
+    direction, by which its best checkpoint was selected, with a warning.
     """
     figure, configured_mode = config.evaluate.metric, config.evaluate.mode
     where = config.origins.get("evaluate.metric", "evaluate.metric")

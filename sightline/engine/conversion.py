@@ -78,11 +78,11 @@ def convert_published_weights(
     """Write the weights of a third-party file as a run at `target`; nothing is written if anything does not fit.
 
     The model is that of the layout, its sizes are those of the tensors. All else is a config: of `config_path`, or a
-    one on the data set `data_name` (that of the layout where neither is given), with `overrides` laid over it. `images`
-    is the second file of a layout that has its image branch in one, `axes` the order in which kernels over volumes
-    stand in the file; the run has them in x, y, z.
-    Raises CheckpointError for a file or a layout that is not what it claims to be, ConfigError for a config or a data
-    set that contradicts the weights, and UserError for a target that holds something.
+    one on the data set `data_name` (by default the layout's), with `overrides` applied. `images` is the second file of
+    a layout whose image branch is separate, `axes` the order of the axes of 3D kernels in the file; in the run it is
+    x, y, z.
+    Raises CheckpointError for a file that does not fit the layout, ConfigError for a config or a data set that
+    contradicts the weights, and UserError for a target that is not empty.
     """
     _assert_empty_or_absent(target)
     published = _get_published_model(layout)

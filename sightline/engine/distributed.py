@@ -304,9 +304,9 @@ def _assert_same_model(texts: Sequence[str]) -> None:
 def start_world(*, device: str = "auto", timeout_s: float = 600.0) -> Iterator[World]:
     """Join the processes that the launcher's environment describes, or be a world of one.
 
-    Inside a larger world only the first process shows warnings. One that fails notifies the others, which then end too.
-    Raises UserError for an environment that is incomplete or a device that this machine lacks, RunError where the
-    processes do not come together.
+    With several processes only the first shows warnings. A process that fails notifies the others, which then end, too.
+    Raises UserError for an incomplete environment or a device that this machine lacks, RunError if the processes do not
+    connect.
     """
     rank_info = rank_info_from_environment()
     chosen = _select_device(device, rank_info.local_rank)

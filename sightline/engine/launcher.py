@@ -96,8 +96,8 @@ def resolve_num_processes(num_processes: int | None) -> int:
 def launch(arguments: Sequence[str], num_processes: int) -> int:
     """Run `sightline <arguments>` in `num_processes` processes and return their common exit code.
 
-    A failing process takes the others down, and its message is printed once. A signal reaches all of them. Nothing is
-    left of it: no process, no file. Where this process itself is killed, those that it started remove its folder.
+    If one process fails, the others are stopped, and its message is printed once. A signal reaches all of them. No
+    process and no file is left behind. If this process itself is killed, its child processes remove its folder.
     """
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
     from torch.distributed.elastic.multiprocessing.api import SignalException
@@ -148,8 +148,8 @@ def _read_failures(folder: Path) -> list[Failure]:
 def _report(failures: Sequence[Failure], exits: Iterable[tuple[int, int]], stopped_by: int | None = None) -> int:
     """Print the cause, if any, and return the exit code that fits it.
 
-    The report of a process on its own failure comes first; then one that was ended from outside, then one that ended
-    without a word, then what others saw of it. All the rest is a stop that was asked for.
+    A process's report on its own failure has priority; then a process that was killed, then one that ended without a
+    report, then reports of other processes on it. Anything else is a requested stop.
     """
     if failures and not failures[0].is_consequence:
         sys.stderr.write(f"error: {failures[0].message}\n")

@@ -45,10 +45,10 @@ class ParameterGroup(TypedDict):
 class OptimizerSpec:
     """Optimiser without parameters yet. `decay: weights` spares biases and norms (parameters of one dimension).
 
-    A codebook's numbers never decay: each would move towards 0, and away from the weights that it is the mean of. Nor
-    do parameters of losses, which have a group for each loss, `losses.<loss>`.
-    A rate is the optimiser's, times the factor of the module's depth (`layer_decay`), times that of the last of
-    `groups` that names it.
+    Codebook entries have no weight decay: it would move them away from the weights that they are the mean of. Neither
+    have parameters of losses, which have a group for each loss, `losses.<loss>`.
+    A learning rate is the optimiser's, times the module's factor of `layer_decay`, times the factor of the last of
+    `groups` that names the module.
     """
 
     def __init__(

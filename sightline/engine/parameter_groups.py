@@ -34,8 +34,7 @@ class LayerDecay(TypedDict):
 class ModuleRate(NamedTuple):
     """Learning rate before the schedule, weight decay and freezing of one module, with its numbers of parameters.
 
-    `num_decayed` of the `num_elements` have the weight decay, the others none. `frozen` is empty, `for ever`, or states
-    until which epoch.
+    `num_decayed` of the `num_elements` have weight decay. `frozen` is empty, `for ever`, or names the last epoch.
     """
 
     module: str
@@ -50,8 +49,8 @@ class ModuleRate(NamedTuple):
 def layer_lr_factors(model: nn.Module, decay: LayerDecay) -> dict[str, float]:
     """Return the factor of each of L modules, from input to output: factor^(L-1), ..., factor, 1.
 
-    Parameters that the model itself holds go with the first. Raises ConfigError for modules that are not there, that
-    hold one another, or that leave parameters out.
+    Direct parameters of the model belong to the first module. Raises ConfigError for modules that do not exist, that
+    contain each other, or that leave parameters out.
     """
     direct_parameters = [name for name, _ in model.named_parameters(recurse=False)]
     configured = decay.get("modules")

@@ -82,10 +82,10 @@ class Observer(Protocol):
 class Observers:
     """Several observers as one. One that fails is switched off with one warning, and the run and the others go on.
 
-    One that the run cannot do without (`is_required = True`) ends it instead, and so does any that finds the run's
-    folder moved or taken. A failed observer gets `on_end("failed")` once, in case it holds a terminal, a file or a
-    process. `StopRun` of an observer that may stop the run is raised after the others have had the record. The end is
-    reported in reverse, so that the first, a log, still receives the messages of the later ones.
+    A required observer (`is_required = True`) ends the run instead, and so does any that finds the run's folder moved
+    or taken. A failed observer gets `on_end("failed")` once, to release a terminal, a file or a process. `StopRun` of
+    an observer that may stop the run is raised after all observers have received the record. The end is reported in
+    reverse order, so that the first, a log, still receives the messages of the later ones.
     """
 
     def __init__(self, observers: Sequence[Observer]) -> None:

@@ -49,8 +49,8 @@ logger = logging.getLogger(__name__)
 class OpenRun:
     """Opened run on the processes of `world`; each component is read or built on first use, then cached.
 
-    `config` may differ from the run's own in its data and in how it evaluates. `notes` name plugins that changed since
-    the run was made. `path` may also be a config file, of which there is no run yet: it has no weights to load.
+    `config` may differ from the run's in its data and evaluation settings. `notes` name plugins that changed since the
+    run was made. `path` may also be a config file without a run: it has no weights to load.
     """
 
     path: Path

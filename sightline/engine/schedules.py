@@ -160,7 +160,7 @@ class Exponential(_WithWarmUp):
 class OneCycle:
     """Cosine from 1/start_divisor up to 1 over the first `rise` of the run, then down to 1/final_divisor of the start.
 
-    Momentum stays as given. Source: Smith and Topin 2019, section 3, with cosine instead of linear flanks.
+    Momentum is constant. Source: Smith and Topin 2019, section 3, with cosine instead of linear flanks.
     """
 
     def __init__(

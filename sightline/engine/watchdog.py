@@ -49,8 +49,8 @@ class Watchdog:
     When the main thread has waited `timeout_s` in a collective, the listener raises the alarm through the store: every
     process states what it waits for, or which line it runs; the first to raise it reports all states; processes on its
     machine that do not respond are killed; all end with exit code 1. A process that fails reports it here, and one that
-    is gone without a word is noticed on its own machine: the others follow within seconds, wherever they are. The clock
-    ends this process by itself where the store does not respond. Time in which this process was stopped does not count.
+    ends without a report is noticed on its machine: the others end within seconds, on all machines. The clock ends this
+    process by itself if the store does not respond. Time in which this process was stopped does not count.
     """
 
     def __init__(self, *, store: Store, rank: int, size: int, timeout_s: float) -> None:

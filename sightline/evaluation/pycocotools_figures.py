@@ -20,8 +20,8 @@ _SIZES = ("", "_small", "_medium", "_large")
 def pycocotools_figures(metric: BoxAp, state: State, images: Tensor) -> dict[str, float] | None:
     """Compute the metrics of `box_ap` with pycocotools; None if it is not installed.
 
-    `images` are the indices of all images. Ignored labels are handed over as crowds, those of no class once a class;
-    the most detections of an image are the metric's own, in AP too. NaN where pycocotools has -1.
+    `images` are the indices of all images. Ignored labels are passed as crowds, those without a class once per class;
+    the maximal number of detections per image is the metric's, in AP, too. NaN replaces pycocotools' -1.
     """
     if importlib.util.find_spec("pycocotools") is None:
         return None

@@ -90,7 +90,7 @@ def load(path: Path, *, remedy: str = _REMEDY) -> Snapshot:
     """Read a checkpoint folder, a link to one, or the `last` of a run directory.
 
     `remedy` states what to do with a sound checkpoint if this one is damaged; by default that of training.
-    Raises CheckpointError, naming the file and the newest sound checkpoint beside it, if a byte is not as it was saved.
+    Raises CheckpointError, naming the file and the newest sound checkpoint in its folder, if a byte has changed.
     """
     checkpoint = resolve(path, remedy)
     try:

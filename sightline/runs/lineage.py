@@ -66,9 +66,9 @@ def _check_kinds(document: Mapping[str, Any], kinds: Mapping[str, Any]) -> None:
 def trace_lineage(config: RunConfig, info: DataInfo, report: WeightLoadReport) -> dict[str, Any]:
     """Build the document of `lineage.json`: source, loaded modules, both stages and their differences.
 
-    `differences` are of what both evaluate on, `training_differences` of what they train on. `info` is that of the
-    run's own data. `source` is null, and `unknown` gives the reason, where no run is around the checkpoint, or one
-    whose data is unknown. `lineage` is the source's own.
+    `differences` compare the evaluation inputs of both, `training_differences` the training inputs. `info` belongs to
+    the run's data. `source` is null, and `unknown` states the reason, if the checkpoint is not in a run, or in one
+    whose data is unknown. `lineage` is the lineage of the source.
     """
     assert config.init is not None, "only a run that starts from weights has a lineage"
     folder = resolve_weights(Path(config.init.source)).resolve()

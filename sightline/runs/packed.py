@@ -124,9 +124,9 @@ def planned_tensor_spec(
 ) -> PackedTensorSpec:
     """Return the smallest storage of a weight that a policy made `codebook`, `linear`, `fp16` or `fp32`.
 
-    `k` is the number of centres (of the channel with most of them). A codebook that is no smaller than its weights in
-    half precision (float32 where it is) gives way to them: they are the same numbers. Its longer line in the header
-    counts, so that a codebook with fewer centres never makes a larger file.
+    `k` is the number of centroids (of the channel with most of them). A codebook that is not smaller than its weights
+    in half precision (or float32) is replaced by them: they are the same numbers. Its longer line in the header counts,
+    so that a codebook with fewer centroids never makes a larger file.
     """
     plain = PackedTensorSpec(
         name, tuple(shape), "f16" if kind == "fp16" or (kind == "codebook" and not is_float32) else "f32"
@@ -204,8 +204,8 @@ def compression_ratios(
 ) -> CompressionRatios:
     """Compute the ratios of a quantised model to float32: codes, codes and codebooks, the file.
 
-    A layer of quantisable weights is (number of weights, bits, bytes of its codebook); `state` is that of the float
-    model. The file is counted against all of that state, the others against the layers' weights.
+    `layers` contains (number of weights, bits, bytes of the codebook) per layer; `state` is that of the float model.
+    The file is compared with all of that state, the other sizes with the layers' weights.
     """
     layers = list(layers)
     count = sum(size for size, _, _ in layers)

@@ -40,11 +40,10 @@ _IGNORED_ARGUMENTS = frozenset({"name", "fused", "dropout", "num_neighbours", "n
 def preprocessing_signature(config: RunConfig, info: DataInfo) -> dict[str, Any]:
     """Build the signature of a run: task, data and network in plain values; None for what its data does not state.
 
-    `num_points` and `is_in_unit_sphere` are what the set states and evaluation transforms make of it. `transforms` are
-    those of evaluation that change points in another way; where they make pairs of views, the views belong to the
-    method and are not listed. `neighbours` are those that each of these points has in the graph of the encoder.
-    `training` are the training transforms of points, those of the views of a pair included, `training_images` those of
-    images.
+    `num_points` and `is_in_unit_sphere` are the data set's, as changed by evaluation transforms. `transforms` are the
+    evaluation transforms that change points otherwise; transforms that make pairs of views belong to the method and
+    are not listed. `neighbours` is the number of neighbours of a point in the encoder's graph. `training` are the
+    training transforms of points, including those of the views of a pair, `training_images` those of images.
     """
     form = info.clouds
     blocks, training = (
@@ -75,7 +74,7 @@ def preprocessing_signature(config: RunConfig, info: DataInfo) -> dict[str, Any]
 def training_differences(source: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
     """Describe different training transforms of points of two stages, in at most one line; often intended.
 
-    A network that never saw a turned cloud will not recognise one: this names the transforms of one stage alone.
+    A network that was never trained on rotated clouds will not recognise them: transforms of one stage alone are named.
     """
     theirs, ours = source["training"], here["training"]
     if theirs == ours:

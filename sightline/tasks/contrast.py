@@ -49,9 +49,9 @@ class _MicroBatchContext:
 class Contrast:
     """Learns without labels, from pairs that belong together among all that do not.
 
-    Every loss is given the rows of all micro-batches and processes (`negatives: gathered`), so that value and gradient
-    are those of the whole batch on one process; with `negatives: process`, those of its own process alone, as the
-    distributed port of CrossPoint does it. Its gradient flows through the rows of each part in turn. Losses must be
+    Every loss receives the rows of all micro-batches and processes (`negatives: gathered`), so that value and gradient
+    are those of the whole batch on one process; with `negatives: process`, the rows of its process alone, as in the
+    distributed port of CrossPoint. The gradient flows through the rows of each micro-batch in turn. Losses must be
     `PairLoss`es. Source: Chen et al. 2020, SimCLR, section 2.2; Afham et al. 2022, CrossPoint, section 3.
     """
 

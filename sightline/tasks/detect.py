@@ -74,18 +74,19 @@ class GridBlock(TypedDict, total=False):
 class Detect(Supervised):
     """Predicts `detections` (D, 6) in pixels of the files: left, top, right, bottom, score, class.
 
-    Those of image b are the rows `detection_offsets[b]` to `detection_offsets[b + 1]`, the surest first. Every prior
-    gets its target once a step, before the forward pass: losses and metrics read `priors` (P, 4) or (P, 2), `target`
-    (B, P), the class of its box, -1 for background and -2 for what counts in no loss, `matched_boxes` (B, P, 4),
-    `matched_density` (B, P), the highest IoU of its box with another, `prior_stride` (P,), the pixels between the cells
-    of its level, and `is_unmatched` (G,), the boxes of the batch that no prior is to predict, though they are not
-    ignored. For a head of two predictions at each prior there is `second_match` (B, P) besides: the row of the other
-    box in the batch, or -1, or -2. Each step logs the unmatched boxes (`unmatched_gt`), the priors with a box (`n_pos`)
-    and the ignored ones (`n_ignore`).
-    `anchors` are RetinaNet's where they are left out; for a head of one anchor a cell, squares of eight strides. `grid`
-    places anchors and points alike: in the middles of cells, a stride apart, unless published weights want another.
-    `suppression`, `score`, `per_level`, `most` and `clip` change evaluation alone; boxes may lie outside of the file
-    where `clip` is false. Source: Lin et al. 2017, Focal Loss for Dense Object Detection, sections 4 and 5.
+    Detections of image b are the rows `detection_offsets[b]` to `detection_offsets[b + 1]`, by falling score. Targets
+    are assigned to priors once a step, before the forward pass. Losses and metrics read these keys:
+    - `priors` (P, 4) or (P, 2), and `prior_stride` (P,), the pixels between the cells of their level;
+    - `target` (B, P): class of the assigned box, -1 for background, -2 for priors that no loss counts;
+    - `matched_boxes` (B, P, 4), and `matched_density` (B, P), the box's highest IoU with another box;
+    - `is_unmatched` (G,): boxes of the batch that are not ignored, but assigned to no prior;
+    - `second_match` (B, P), for heads of two predictions per prior: row of the second box in the batch, -1, or -2.
+
+    Each step logs the unmatched boxes (`unmatched_gt`), the priors with a box (`n_pos`) and the ignored priors
+    (`n_ignore`). `anchors` are RetinaNet's by default; for a head of one anchor per cell, squares of eight strides.
+    `grid` positions anchors and points: at the centres of cells, a stride apart, by default.
+    `suppression`, `score`, `per_level`, `most` and `clip` change evaluation alone; without `clip`, boxes may exceed the
+    file's border. Source: Lin et al. 2017, Focal Loss for Dense Object Detection, sections 4 and 5.
     """
 
     predicts = frozenset({"detections", "detection_offsets"})

@@ -45,7 +45,7 @@ class DistillationTask:
 
     The teacher predicts a micro-batch once, in `prepare`: in evaluation mode, without gradient, in the number format
     of the step. `teacher_task` is the parent's task bound to the teacher's forward; if evaluation divides a sample into
-    windows, the teacher gets the same ones. Losses read what the modules `features` of both networks return as
+    windows, the teacher gets the same windows. Losses read the outputs of the modules `features` of both networks as
     `student_modules` and `teacher_modules`, name -> one tensor for each call. Predictions, metrics, pictures and all
     else are the parent's, whose attributes this task has. Source: Hinton, Vinyals and Dean 2015, section 2.
     """

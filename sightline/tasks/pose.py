@@ -24,7 +24,7 @@ class Pose(Supervised):
     """Predicts `joints_mm` (B, J, 3), camera frame, and each map's `peaks` (B, J) from `likelihood`.
 
     `decoding` is how a coordinate is read from a heat map: `parabola` around the largest cell, its middle (`argmax`),
-    `soft` or `centroid`. Votes are means of coordinates, each of which was brought back by its own placement.
+    `soft` or `centroid`. Votes are averaged in camera coordinates, each pass converted by its own placement.
     Source: Moon et al. 2018, section 4 (heat maps of joints in a volume).
     """
 

@@ -46,18 +46,17 @@ class BlockWindowsConfig(TypedDict):
 class Segment(Supervised):
     """Predicts class probabilities of every point from `logits`; voting averages probabilities over passes.
 
-    Predictions are ragged whatever the form of the batch: `probabilities` (P, C) of the points of all clouds one after
-    another, `cloud_offsets` (S+1,) where each cloud starts, and, where the batch has labels, `target` (P,); `seen` is
-    the class of every point or pixel that the model saw, one after another. Where a
-    transform thinned the clouds and kept `nearest`, the row of the kept point that stands for each point of the whole
-    cloud, the predictions are those of the whole cloud, and `target` is its `whole_label`. So with `logits` of the
-    pixels of range images (S, H, W, C): `nearest` is the pixel that each point of the whole scan lies in. There `lift`
-    says how predictions of pixels become those of points: the pixel's own, or by a vote of its neighbours that are near
-    in range (`knn`), whose class then has the probability 1.
+    Predictions are packed: `probabilities` (P, C) of the points of all clouds, `cloud_offsets` (S+1,), the first row of
+    each cloud, and, if the batch has labels, `target` (P,); `seen` is the predicted class of every input point or
+    pixel. If a transform thinned the clouds and stored `nearest`, the row of the remaining point that represents each
+    point of the whole cloud, predictions are those of the whole cloud, and `target` is its `whole_label`. The same
+    holds for `logits` of the pixels of range images (S, H, W, C): `nearest` is the pixel of each point of the whole
+    scan. `lift` converts predictions of pixels to points: the pixel's probabilities, or a vote of its neighbours of
+    similar range (`knn`), whose class then has probability 1.
 
-    In evaluation and prediction `max_points` answers larger clouds in neighbourhoods of so many points, whose
-    coordinates start as `origin` says; `blocks` answers all clouds in columns, for models that take one number of
-    points. Logits of several windows are averaged. Training is not concerned: its transforms crop.
+    In evaluation and prediction, `max_points` divides larger clouds into neighbourhoods of at most that many points,
+    with coordinates relative to `origin`; `blocks` divides all clouds into columns, for models with a fixed number of
+    points. Logits of several windows are averaged. Training is not affected: its transforms crop.
     Source: made here.
     """
 

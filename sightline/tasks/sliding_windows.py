@@ -49,9 +49,9 @@ class SphereWindows:
 class BlockWindows:
     """Block windows: vertical columns over squares of `size_m`, every `stride_m`, of `num_points` points each.
 
-    Coordinates across are about the middle of the square. The points of a column are dealt to its windows in turn, so
-    that each sees all of it, in whatever order files hold them; windows are filled up with points of the column again,
-    whose predictions count like any other.
+    Horizontal coordinates are relative to the centre of the square. The points of a column are assigned to its windows
+    in turn, so that each window covers the column regardless of the order of points; windows are filled up with
+    repeated points of the column, whose predictions count like any other.
     Source: Qi et al. 2017 (PointNet), section 5.1 (blocks of 1 m), and its code (stride one half at test).
     """
 

@@ -100,10 +100,9 @@ def train_run(
     """Train a config, or resume its run, in this process and those that a launcher started with it.
 
     The run goes to `out`, without it to a new folder `runs/<name>/<number>`; `resume` is `auto`, a run directory or a
-    checkpoint. While it trains, SIGTERM and SIGINT save its state and end it; their handlers are restored afterwards,
-    except with a `stop` of the caller's own, which goes on listening. Standard error gets the progress of steps where
-    `shows_progress`. Raises UserError, ConfigError, DataError or CheckpointError for what cannot start, RunError for
-    what fails.
+    checkpoint. During training, SIGTERM and SIGINT save its state and end it; their handlers are restored afterwards,
+    except for a `stop` of the caller, which stays installed. With `shows_progress`, progress is written to standard
+    error. Raises UserError, ConfigError, DataError or CheckpointError if the run cannot start, RunError if it fails.
     """
     is_main = threading.current_thread() is threading.main_thread()  # others cannot handle signals
     with contextlib.ExitStack() as stack:
