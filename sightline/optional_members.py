@@ -71,7 +71,7 @@ class DataMembers:
         absent=None,
     )
     baselines: Member[Mapping[str, Mapping[str, float]]] = Member(
-        "metric → {simple prediction: its figure}, shown beside the figures of a run",
+        "metric → {simple prediction: its figure}, shown next to the metrics of a run",
         absent=MappingProxyType({}),
         old_name="yardsticks",
     )
@@ -103,12 +103,12 @@ class ModelMembers:
 class HeadMembers:
     """Optional members of a head."""
 
-    predictions_per_prior: Member[int] = Member("how many boxes it predicts at each prior, 1 or 2", absent=1)
+    predictions_per_prior: Member[int] = Member("number of boxes that it predicts per prior, 1 or 2", absent=1)
     to_deltas: Member[Function] = Member(
-        "`to_deltas(codes, priors)`: the deltas of the priors that its raw `codes` are", absent=None
+        "`to_deltas(codes, priors)`: converts its raw `codes` to deltas of the priors", absent=None
     )
     assigners: Member[Collection[str] | None] = Member(
-        "the names of the only assigners that may give it targets; without, all that take its priors may", absent=None
+        "names of the only assigners that may give it targets; by default all that take its priors", absent=None
     )
 
 
@@ -116,11 +116,11 @@ class AssignerMembers:
     """Optional members of an assigner."""
 
     needs_predictions: Member[bool] = Member(
-        "True for one whose `match` reads `labels` and what the network predicts, a `Predicted`, too",
+        "True if `match` also reads `labels` and the network's predictions, a `PriorPredictions`",
         absent=False,
         old_name="needs",
     )
-    boxes_per_prior: Member[int] = Member("how many boxes it names for each prior, 1 or 2", absent=1)
+    boxes_per_prior: Member[int] = Member("number of boxes that it assigns to each prior, 1 or 2", absent=1)
     excludes: Member[Collection[str]] = Member(
         "outputs that its targets do not train, such as `objectness`: heads that predict one do not fit", absent=()
     )
@@ -131,12 +131,12 @@ class TaskMembers:
 
     predicts: Member[frozenset[str]] = Member("the keys of its predictions, for metrics", absent=frozenset())
     extra_batch_keys: Member[frozenset[str]] = Member(
-        "batch keys that it reads itself, besides those that model, losses and metrics name",
+        "batch keys that it reads itself, in addition to those of model, losses and metrics",
         absent=frozenset(),
         old_name="reads",
     )
     context_keys: Member[frozenset[str]] = Member(
-        "the keys of what `prepare` works out once a batch, for losses and metrics",
+        "the keys that `prepare` computes once per batch, for losses and metrics",
         absent=frozenset(),
         old_name="offers",
     )
@@ -147,12 +147,12 @@ class TaskMembers:
         absent=None,
     )
     show_targets: Member[Function] = Member(
-        "`show_targets(batch)`: for `view`: stage → pictures and figures of what `prepare` works out; it gets `pixels` "
+        "`show_targets(batch)`: for `view`: stage → pictures and figures of the context of `prepare`; it gets `pixels` "
         "as `show` does",
         absent=None,
     )
     on_phase_end: Member[Function] = Member(
-        "`on_phase_end(part)`: what it calls after `forward` and `loss`, set by whoever keeps the time",
+        "`on_phase_end(part)`: called after `forward` and `loss`, set by the timer of a step",
         absent=None,
         old_name="lap",
     )
@@ -165,7 +165,7 @@ class TaskMembers:
         old_name="gauges",
     )
     step_counts: Member[Function] = Member(
-        "`step_counts(contexts)`: name → count (0-d tensor) over what `prepare` worked out, logged with each step",
+        "`step_counts(contexts)`: name → count (0-d tensor) over the contexts of `prepare`, logged with each step",
         absent=None,
         old_name="tallies",
     )
@@ -205,12 +205,12 @@ class TransformMembers:
 
     adds: Member[Mapping[str, Any]] = Member("name → `Field` of each field that it adds", absent=MappingProxyType({}))
     facts: Member[Mapping[str, Any]] = Member(
-        "facts that it states in the place of the data set's, such as `in_channels`", absent=MappingProxyType({})
+        "facts that replace those of the data set, such as `in_channels`", absent=MappingProxyType({})
     )
-    chooses_points: Member[bool] = Member("True for one that drops or reorders points", absent=False)
-    moves_pixels: Member[bool] = Member("True for one that moves what an image shows", absent=False)
+    chooses_points: Member[bool] = Member("True if it drops or reorders points", absent=False)
+    moves_pixels: Member[bool] = Member("True if it moves the content of an image", absent=False)
     makes_unit_sphere: Member[bool] = Member(
-        "True for one that brings clouds into the unit sphere about their mean", absent=False
+        "True if it normalises clouds to the unit sphere about their mean", absent=False
     )
     until_epoch: Member[int | None] = Member(
         "the epoch from which one that takes `others` gets None for them, counted from 0", absent=None

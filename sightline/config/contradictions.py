@@ -31,7 +31,7 @@ def check_consistency(values: Mapping[str, Any], origins: Mapping[str, SourceLoc
         add("train.micro_batches", f"found {actual}, allowed is at most one per sample")
     if evaluate is not None and transforms is not None and _exceeds(evaluate.votes, 1) and transforms.vote == ():
         actual = f"{evaluate.votes} votes, but no transforms.vote"
-        add("evaluate.votes", f"found {actual}: passes over the same input are one vote; name one that varies it")
+        add("evaluate.votes", f"found {actual}: passes over the same input are equal; name a transform that varies it")
     for kind in ("losses", "metrics"):
         _check_names(kind, values.get(kind), origins, faults)
     name = values.get("name")

@@ -143,7 +143,7 @@ def _resolve_base(base: LocatedValue, below: Path, chain: Sequence[str]) -> Path
     if os.path.realpath(path) in chain:
         raise ConfigError(f"{base.where}: '{path}' leads back to itself")
     if len(chain) == MAX_BASES:
-        raise ConfigError(f"{base.where}: more than {MAX_BASES} configs stand on one another; merge some of them")
+        raise ConfigError(f"{base.where}: more than {MAX_BASES} configs are based on one another; merge some of them")
     return path
 
 

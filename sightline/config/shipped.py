@@ -77,7 +77,7 @@ def _find_root() -> Path | None:
 def _get_root() -> Path:
     root = _find_root()
     if root is None:
-        raise UserError("this installation has no configs beside the package; install it from a wheel or a checkout")
+        raise UserError("this installation has no configs next to the package; install it from a wheel or a checkout")
     return root
 
 

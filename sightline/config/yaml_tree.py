@@ -53,7 +53,7 @@ class _DocumentKind:
         default_factory=lambda: {"true": True, "false": False, "null": None, "": None}
     )
     has_number_keys: bool = False
-    instead_of_merging: str = "one `base:` is what a config stands on"
+    instead_of_merging: str = "a config inherits from one `base:`"
 
 
 @dataclass(frozen=True)

@@ -344,7 +344,7 @@ def _load_teacher(config: RunConfig, facts: Mapping[str, Any], world: World) -> 
         assert_sha256(source, config.teacher.sha256)
         run = checkpoint.enclosing_run(source)
         if run is None:
-            raise CheckpointError(f"{source}: no run is around the checkpoint; its config and facts describe the model")
+            raise CheckpointError(f"{source}: is not in a run directory, whose config and facts describe the model")
         recorded_plugins = load_document(run / "environment.json").get("plugins", [])
         for line in check_recorded(recorded_plugins, loaded_plugins(), run=run):
             world.rank_zero_only(logger.warning)("%s", line)

@@ -346,7 +346,7 @@ def _meet_processes(rank_info: RankInfo, timeout_s: float) -> tuple[dist.Store, 
         if time.monotonic() - started > patience_s:
             ranks = ", ".join(map(str, missing))
             raise RunError(
-                f"{len(missing)} of {rank_info.size} processes have not come in {patience_s:g} s: rank {ranks}"
+                f"{len(missing)} of {rank_info.size} processes have not connected in {patience_s:g} s: rank {ranks}"
             )
         time.sleep(0.02)
     watchdog.start()
@@ -383,7 +383,7 @@ def _connect_store(rank_info: RankInfo, timeout_s: float, *, is_second: bool = F
         store = dist.TCPStore(host, port, is_master=is_host, timeout=limit, wait_for_workers=False)
     except RuntimeError as error:
         reason = str(error).splitlines()[0]
-        raise RunError(f"rank {rank_info.rank} cannot meet the others at {host}:{port}: {reason}") from error
+        raise RunError(f"rank {rank_info.rank} cannot connect to the store at {host}:{port}: {reason}") from error
     return dist.PrefixStore(f"sightline/{environment.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
 
 
@@ -395,7 +395,7 @@ def _await_listener(host: str, port: int, rank: int, patience_s: float) -> None:
             socket.create_connection((host, port), timeout=max(1.0, deadline - time.monotonic())).close()
             return
         except UnicodeError as error:
-            raise UserError(f"MASTER_ADDR: '{host}' is no name of a host: {error}") from error
+            raise UserError(f"MASTER_ADDR: '{host}' is not a valid host name: {error}") from error
         except OSError as error:
             if time.monotonic() >= deadline:
                 raise RunError(

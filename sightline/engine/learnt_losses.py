@@ -57,7 +57,7 @@ class LearntLosses(nn.Module):
         state, saved = self.plain_state() or {}, tensors or {}
         if lost := state.keys() - saved.keys():
             raise CheckpointError(
-                f"{where}: holds no '{min(lost)}' of the losses that learn ({', '.join(self.losses)}): it was saved "
+                f"{where}: contains no '{min(lost)}' of the losses that learn ({', '.join(self.losses)}): it was saved "
                 f"before sightline trained these; start a new run, from its weights by init.from={where}"
             )
         if saved:

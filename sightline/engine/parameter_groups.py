@@ -59,19 +59,19 @@ def layer_lr_factors(model: nn.Module, decay: LayerDecay) -> dict[str, float]:
         module_parameters(model, name, f"{_CONFIG_PATH}.modules.{index}")
     for inner, outer in itertools.permutations(modules, 2):
         if is_in_module(inner, outer):
-            raise ConfigError(
-                f"{_CONFIG_PATH}.modules: '{inner}' is part of '{outer}'; each may stand in one place only"
-            )
+            raise ConfigError(f"{_CONFIG_PATH}.modules: '{inner}' is part of '{outer}'; name only one of the two")
     left_out = [
         n
         for n, _ in model.named_parameters()
         if n not in direct_parameters and not any(is_in_module(n, m) for m in modules)
     ]
     if left_out:
-        raise ConfigError(f"{_CONFIG_PATH}.modules: '{left_out[0]}' is in none of them; name its module in its place")
+        raise ConfigError(
+            f"{_CONFIG_PATH}.modules: '{left_out[0]}' is in none of them; add its module in the right order"
+        )
     if len(modules) < 2:
         raise ConfigError(
-            f"{_CONFIG_PATH}: the model is of one module, {', '.join(modules)}; name parts of it in modules"
+            f"{_CONFIG_PATH}: the model has one module, {', '.join(modules)}; name parts of it in modules"
         )
     factors = {name: decay["factor"] ** (len(modules) - 1 - depth) for depth, name in enumerate(modules)}
     return {**dict.fromkeys((n for n in direct_parameters if n not in factors), factors[modules[0]]), **factors}

@@ -116,7 +116,7 @@ def assert_same_run(run: Path, config: RunConfig, plugins: Sequence[Plugin]) -> 
     assert_own_files(run)
     notes = check_recorded(load_document(run / "environment.json").get("plugins", []), plugins, run=run)
     if notes:
-        raise UserError(f"--resume: {notes[0]}; a resumed run must be what it was")
+        raise UserError(f"--resume: {notes[0]}; a run is resumed with the same plugins")
     recorded = read_config(run / "config.yaml")
     stored, now = (_flatten(to_plain(c)) for c in (recorded, config))
     is_longer = _get_length(config) != _get_length(recorded) and all(
@@ -199,7 +199,7 @@ def _locate_named_run(path: Path, config: RunConfig, plugins: Sequence[Plugin], 
             f"--resume {path}: neither a run directory nor a checkpoint inside one; give the --out of a training"
         )
     if out is not None and out.resolve() != run.resolve():
-        raise UserError(f"--resume {path}: belongs to {run}, but --out is {out}; a run is resumed where it lies")
+        raise UserError(f"--resume {path}: belongs to {run}, but --out is {out}; a run is resumed in its own folder")
     is_longer = assert_same_run(run, config, plugins)
     is_finished = not is_longer and path.resolve() == run.resolve() and (run / "final.json").exists()
     is_finished = is_finished and not checkpoint.newest_valid(run)[1]

@@ -175,7 +175,7 @@ class TrainingSession:
         snapshot = checkpoint.load(path)
         job, state = self.job, snapshot.state
         if snapshot.step > job.num_steps:
-            raise CheckpointError(f"{path}: stands at step {snapshot.step}, after the run's last step {job.num_steps}")
+            raise CheckpointError(f"{path}: is of step {snapshot.step}, after the run's last step {job.num_steps}")
         checkpoint.load_weights(job.model, snapshot.model)
         job.losses.load(snapshot.losses, where=path)
         checkpoint.restore_optimizer(job.trained_module, job.optimizer, snapshot.optimizer)
@@ -183,7 +183,7 @@ class TrainingSession:
             group["lr"] = saved["lr"]  # a step sets it anew; a save before the next step has to repeat it
         if job.ema is not None:
             if snapshot.ema is None:
-                raise CheckpointError(f"{path}: holds no average of weights, which train.ema_decay asks for")
+                raise CheckpointError(f"{path}: contains no EMA of the weights, which train.ema_decay requires")
             checkpoint.load_weights(job.ema, snapshot.ema)
         if job.losses_ema is not None:
             job.losses_ema.load(snapshot.losses_ema, where=path)

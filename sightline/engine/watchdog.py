@@ -123,7 +123,7 @@ class Watchdog:
             if ended:
                 return ended
             if time.monotonic() > deadline:
-                return "another process ended or became unreachable, and left no word of why"
+                return "another process ended or became unreachable, without reporting the reason"
             time.sleep(0.05)
 
     # --- the clock ----------------------------------------------------------------------------------------------------
@@ -178,7 +178,7 @@ class Watchdog:
 
     def _describe_ended(self) -> str | None:
         ended = [f"rank {rank} (process {peer.pid})" for rank, peer in self._peers.items() if peer.is_gone]
-        return f"{' and '.join(ended)} ended without a word" if ended else None
+        return f"{' and '.join(ended)} ended without a report" if ended else None
 
     def _raise_alarm(self, wait: _WaitState) -> NoReturn:
         if self._store.add("alarm", 1) > 1:

@@ -181,7 +181,7 @@ def _restore_links(folder: Path) -> None:
         try:
             step, _ = read_steps(copied)
         except CheckpointError as error:
-            raise CheckpointError(f"{error}; {copied} is a copy in the place of a link: remove it") from error
+            raise CheckpointError(f"{error}; {copied} is a copy instead of a link: remove it") from error
         target = folder / _format_folder_name(step)
         if target.exists():
             _remove(target)
@@ -265,4 +265,4 @@ def enclosing_run(path: Path) -> Path | None:
 
 def _format_sound_hint(damaged: Path, remedy: str) -> str:
     sound, _ = newest_valid(damaged.parent)
-    return f"the newest sound one is {sound}; {remedy}" if sound else "no other checkpoint beside it is sound"
+    return f"the newest sound one is {sound}; {remedy}" if sound else "no other checkpoint in its folder is sound"

@@ -59,7 +59,7 @@ def read_inputs(run: Path, config: RunConfig) -> DataInfo:
         return DataInfo(facts, fields, features=features, clouds=form, folds=folds, scans=scans, dealing=dealing)
     except (KeyError, TypeError, AttributeError) as error:
         raise UserError(
-            f"{run / INPUTS_FILE}: is not what a run's data set stated ({error}); make the run again"
+            f"{run / INPUTS_FILE}: is not a document of a run's inputs ({error}); make the run again"
         ) from None
 
 

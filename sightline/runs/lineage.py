@@ -37,7 +37,7 @@ def read_lineage(run: Path) -> dict[str, Any] | None:
     try:
         _check_lineage(lineage)
     except (KeyError, TypeError) as error:
-        raise UserError(f"{path}: is not what a run keeps of its first weights ({error}); make the run again") from None
+        raise UserError(f"{path}: is not a lineage as runs write it ({error}); make the run again") from None
     return lineage
 
 

@@ -100,7 +100,7 @@ def set_rng_state(state: Mapping[str, str]) -> tuple[str, ...]:
             else:
                 settings.append(_parse_state(name, text))
         except (ValueError, TypeError, RuntimeError) as error:
-            raise CheckpointError(f"random state: '{name}' is not one: {str(error)[:100]}") from error
+            raise CheckpointError(f"random state: '{name}' is invalid: {str(error)[:100]}") from error
     for put, value in settings:
         put(value)
     return tuple(absent)

@@ -148,7 +148,7 @@ def _by_plain_name(tensors: Mapping[str, object], owner: str, modules: str | Non
                 continue
             raise CheckpointError(f"{name}: is a {type(tensor).__name__} in {owner}, not a tensor")
         if short in plain:
-            raise CheckpointError(f"{short}: {owner} hold it twice, with and without a wrapper's prefix")
+            raise CheckpointError(f"{short}: {owner} contain it twice, with and without a wrapper's prefix")
         plain[short] = tensor
     return plain
 

@@ -77,8 +77,8 @@ class Contrast:
         self.negatives = negatives
         if "features" in batch_keys.keys and "features" not in inspect.signature(model.forward).parameters:
             raise ConfigError(
-                f"data: {batch_keys.source} gives points features beside their coordinates (normals, colours), which "
-                f"'{type(model).__name__}' does not compare; leave them out (normals: none)"
+                f"data: {batch_keys.source} gives points features in addition to coordinates (normals, colours), "
+                f"which '{type(model).__name__}' does not compare; leave them out (normals: none)"
             )
         self._forward = bind(model.forward, batch_keys, owner=f"model '{type(model).__name__}'")
         self._terms = {

@@ -457,7 +457,7 @@ def _assert_losses_match_assigner(losses: Mapping[str, Loss], assigner: Any) -> 
     for entry, loss in owned.items():
         if loss.assigner != name:
             raise ConfigError(
-                f"losses: {entry} is a loss of what the assigner {loss.assigner} gives, found {name}; set "
+                f"losses: {entry} is a loss for targets of the assigner {loss.assigner}, found {name}; set "
                 f"task.assigner.name={loss.assigner}, or take other losses"
             )
         for key in sorted(vars(assigner).keys() & vars(loss).keys()):

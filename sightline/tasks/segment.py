@@ -89,7 +89,7 @@ class Segment(Supervised):
         if lift == "knn" and "range_image" not in batch_keys.keys:
             raise ConfigError("segment.lift: knn votes among the pixels of range images, which no transform makes here")
         if blocks is not None and (max_points is not None or origin != "kept"):
-            raise ConfigError("segment: blocks stand for themselves; leave max_points and origin out, or blocks")
+            raise ConfigError("segment: blocks cannot be combined with max_points or origin; leave out either")
         if blocks is not None and up_axis != "z":
             raise ConfigError(f"segment: blocks are columns along z, the data set's {up_axis} is up")
         if max_points is None and origin != "kept":

@@ -158,7 +158,7 @@ class _TrainRun:
         for line in location.notes:
             self._note(line)
         if location.is_finished:
-            assert location.path is not None, "what is finished lies somewhere"
+            assert location.path is not None, "a finished run has a path"
             return TrainResult(
                 Path(location.path), document=world.rank_zero_only(self._report_finished_run)(Path(location.path))
             )
@@ -254,7 +254,7 @@ class _TrainRun:
         if began is not None and began != session.record["data"]:
             logger.warning(
                 "data-changed: data.root holds another set, or one prepared again, than this run began with (%.12s, "
-                "now %.12s): the figures are of both; if that is not meant, start a new run",
+                "now %.12s): the run trains on both; if that is not intended, start a new run",
                 *(began, session.record["data"]),
             )
 
@@ -295,7 +295,9 @@ class _TrainRun:
             raise RunError(str(diagnosis)) from error
         except torch.OutOfMemoryError as error:
             step = session.job.step
-            raise RunError(f"step {step}: the GPU's memory is full; raise train.micro_batches, same numbers") from error
+            raise RunError(
+                f"step {step}: the GPU's memory is full; raise train.micro_batches, which keeps the results"
+            ) from error
         except RuntimeError as error:
             named = describe_nondeterminism(error)
             if named is None:

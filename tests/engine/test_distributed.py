@@ -63,7 +63,7 @@ def test_a_first_process_that_cannot_be_reached_is_one_line_in_time(
 
 def test_an_address_that_cannot_be_a_hosts_is_named_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     _launch_as(monkeypatch, "1", "a" * 64 + ".org", free_port())
-    with pytest.raises(UserError, match=r"^MASTER_ADDR: 'a{64}\.org' is no name of a host"), start_world(timeout_s=60):
+    with pytest.raises(UserError, match=r"^MASTER_ADDR: 'a{64}\.org' is not a valid host"), start_world(timeout_s=60):
         pass
 
 

@@ -270,8 +270,8 @@ def test_a_checkpoint_without_them_is_refused_in_one_line(tmp_path: Path, caplog
     with pytest.raises(CheckpointError) as caught:
         session_of(tmp_path).resume(place)
     assert str(caught.value) == (
-        f"{place}: holds no 'centre.centres' of the losses that learn (centre): it was saved before sightline trained "
-        f"these; start a new run, from its weights by init.from={place}"
+        f"{place}: contains no 'centre.centres' of the losses that learn (centre): it was saved before sightline "
+        f"trained these; start a new run, from its weights by init.from={place}"
     )
     assert trained_weights.load_losses(run) == {}
     (run / "environment.json").write_text('{"plugins": []}')
