@@ -89,7 +89,7 @@ def _compile_cached(function: FunctionType) -> Callable[..., Any]:
         _warn_of_no_cache()
         return _jit()(function)
     source = Path(function.__code__.co_filename)
-    installed, stats = source.parent / "__pycache__", getattr(kernel, "stats", None)  # none if numba is not to compile
+    installed, stats = source.parent / "__pycache__", getattr(kernel, "stats", None)  # absent if numba is disabled
     if stats and not os.environ.get("NUMBA_CACHE_DIR") and Path(stats.cache_path) != installed:
         _copy_machine_code(source.stem, installed, Path(stats.cache_path))
     return kernel

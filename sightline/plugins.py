@@ -63,7 +63,7 @@ def load_plugins(paths: Sequence[Path]) -> list[Plugin]:
         by_name[plugin.path.name] = plugin
     if plugins:
         for registry in REGISTRIES.values():
-            registry.names()  # built-in names first, so that a plugin that takes one of them is the one to be refused
+            registry.names()  # built-in names first, so that a plugin that reuses one of them is refused
     for plugin in plugins:
         run_file(plugin)
     return plugins
@@ -108,7 +108,7 @@ def run_file(plugin: Plugin) -> ModuleType:
         ) from None
     except Exception as error:
         what = " ".join(str(error).split()) or "no message"
-        kind = "" if isinstance(error, AssertionError) else f"{type(error).__name__}: "  # the registry's own words
+        kind = "" if isinstance(error, AssertionError) else f"{type(error).__name__}: "  # a message of the registry
         raise PluginError(f"{plugin.option} {_locate_error(plugin, error)}: {kind}{what}") from error
     return module
 

@@ -373,7 +373,7 @@ def locate_errors(component: ComponentConfig) -> Iterator[None]:
     except ConfigError as error:
         raise ConfigError(*(_add_location(component, fault) for fault in error.faults)) from error
     except DataError as error:
-        # The argument that names the folder which the message begins with, as given; else the root.
+        # The argument that contains the folder at the beginning of the message, else the root.
         message, arguments = str(error), component.arguments.items()
         named = (name for name, value in arguments if isinstance(value, str) and message.startswith(f"{value}: "))
         raise type(error)(f"{component.origins.get(next(named, 'root'), component.location)}: {error}") from error
@@ -420,7 +420,7 @@ def _assert_signature(
     )
     config_parameters = [
         parameter for parameter in parameters if parameter.name not in facts
-    ]  # nobody has to learn the others
+    ]  # users never set the others
     assert len(config_parameters) <= MAX_ARGUMENTS, (
         f"'{name}': {len(config_parameters)} arguments, at most {MAX_ARGUMENTS}"
     )

@@ -143,10 +143,10 @@ def read_batches(
         yield from map(reader, keys)
         return
     _warn_of_cores(workers)
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})  # until a worker knows what it means
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})  # until a worker has installed its handler
     try:
         with _worker_errors_named(), warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="This DataLoader will create")  # ours is one line, once
+            warnings.filterwarnings("ignore", message="This DataLoader will create")  # our own warning is one line
             loader: Any = iter(_make_loader(reader, keys, workers, prefetch))
             loader._workers_done_event = _WorkerStopEvent(loader._workers)
     finally:
@@ -159,7 +159,7 @@ def read_batches(
     finally:
         loader._shutdown_workers()
         for worker in loader._workers:
-            if worker.is_alive():  # deep in a library that lets no signal through
+            if worker.is_alive():  # in library code that blocks signals
                 worker.kill()
 
 

@@ -72,7 +72,7 @@ class World:
         counts: list[int] = self.all_reduce_sum({"rows": sizes}, operation=f"the number of {operation}")[
             "rows"
         ].tolist()
-        # As bytes: whatever the dtype, it travels unchanged.
+        # Sent as bytes, so that every dtype arrives unchanged.
         row_bytes = rows.element_size() * rows.shape[1:].numel()
         padded = torch.zeros(max(counts) * row_bytes, dtype=torch.uint8, device=self.device)
         padded[: len(rows) * row_bytes] = rows.detach().contiguous().reshape(-1).view(torch.uint8)
@@ -336,7 +336,7 @@ def start_world(*, device: str = "auto", timeout_s: float = 600.0) -> Iterator[W
 def _meet_processes(rank_info: RankInfo, timeout_s: float) -> tuple[dist.Store, Watchdog]:
     """Wait until every process has connected to the store, then start the watchdog."""
     store = _connect_store(rank_info, timeout_s)
-    # The watchdog has a connection of its own: one that is blocked in a long call would block its messages.
+    # The watchdog has a separate connection: one that is blocked in a long call would block its messages.
     listening = _connect_store(rank_info, timeout_s, is_second=True)
     watchdog = Watchdog(store=listening, rank=rank_info.rank, size=rank_info.size, timeout_s=timeout_s)
     watchdog.register()
@@ -375,7 +375,7 @@ def _connect_store(rank_info: RankInfo, timeout_s: float, *, is_second: bool = F
     is_host = rank_info.rank == 0 and not is_second and environment.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
     patience_s = max(timeout_s, _MIN_START_S)
     if is_host:
-        host = "localhost"  # its second connection, like the others', takes the address that was given
+        host = "localhost"  # its second connection, like those of other processes, uses MASTER_ADDR
     else:
         _await_listener(host, port, rank_info.rank, patience_s)
     limit = datetime.timedelta(seconds=patience_s)

@@ -120,7 +120,7 @@ def _write_once(path: Path, failure: Failure) -> None:
         os.link(draft, path)
     draft.unlink()
     launcher, folder = os.environ.get("SIGHTLINE_LAUNCHED"), os.environ.get("SIGHTLINE_LAUNCH_FOLDER")
-    if launcher and folder and not _is_running(int(launcher)):  # nobody is left to read it, or to remove it
+    if launcher and folder and not _is_running(int(launcher)):  # no process remains to read it, or to remove it
         remove_launch_folder(folder)
 
 

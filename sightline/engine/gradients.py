@@ -47,7 +47,7 @@ def set_gradients(bucket: Sequence[nn.Parameter], flat: Tensor) -> None:
     """
     *parts, num_gradients = flat.split([*(parameter.numel() for parameter in bucket), len(bucket)])
     has_gradient = [True] * len(bucket)
-    if any(parameter.grad is None for parameter in bucket):  # only then need the host wait for the device
+    if any(parameter.grad is None for parameter in bucket):  # only then must the host wait for the device
         has_gradient = (num_gradients > 0).tolist()
     for parameter, part, is_present in zip(bucket, parts, has_gradient, strict=True):
         if is_present:

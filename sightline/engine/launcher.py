@@ -157,7 +157,7 @@ def _report(failures: Sequence[Failure], exits: Iterable[tuple[int, int]], stopp
     if stopped_by is not None:
         return 128 + stopped_by
     others = {rank: code for rank, code in exits if code not in (*_STOPPED, 0)}
-    if failures:  # the processes that saw another one go ended with exit code 1, and reported it
+    if failures:  # processes that lost another one ended with exit code 1, and reported it
         others = {rank: code for rank, code in others.items() if code != 1}
     killed = {rank: code for rank, code in others.items() if code < 0}
     if killed or others:

@@ -84,7 +84,7 @@ class LearntLosses(nn.Module):
         requires_grad = {parameter: parameter.requires_grad for parameter in self.parameters()}
         flags = {module: module.training for module in self.modules()}
         for parameter in gradients:
-            parameter.grad = None  # what is added inside must not be added to what was there
+            parameter.grad = None  # gradients inside the context must not be added to earlier ones
         try:
             yield
         finally:

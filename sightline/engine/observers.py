@@ -122,7 +122,7 @@ class EpochTimes:
         self._num_steps_seen = 0
         self._judged_from_s: float | None = None
         self._judged_data_s = 0.0
-        self._evaluated_since_s = 0.0  # since the last step, whose wall time does not hold it yet
+        self._evaluated_since_s = 0.0  # since the last step, whose wall time does not include it yet
         self._is_warned = False
         self._start_epoch()
 

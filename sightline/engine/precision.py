@@ -62,7 +62,8 @@ def set_determinism(level: str) -> None:
     torch.backends.cudnn.deterministic = level == "strict"
     if level == "strict":
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.set_deterministic_debug_mode("error" if level == "strict" else "default")  # the other way imports a compiler
+    # Not torch.use_deterministic_algorithms, which imports a compiler.
+    torch.set_deterministic_debug_mode("error" if level == "strict" else "default")
 
 
 def set_backends(*, determinism: str, cudnn: Cudnn) -> None:

@@ -130,7 +130,7 @@ class Observers:
             " ".join(str(error).split()),
             extra={"code": "observer-failed"},
         )
-        with suppress(Exception), preserve_rng_state():  # it failed already: only a last chance to let go
+        with suppress(Exception), preserve_rng_state():  # it failed already: only a chance to release resources
             observer.on_end("failed")
 
 

@@ -132,7 +132,7 @@ class OpenRun:
 
     @cached_property
     def _task_and_metrics(self) -> tuple[Task, list[BoundMetric]]:
-        data = self.data  # first: what is wrong with them shows before a checkpoint is read
+        data = self.data  # first: faults of the data are reported before a checkpoint is read
         return build.build_task(self._config_with_losses, data, self.model, self.world, losses=self._losses)
 
     @property

@@ -180,7 +180,7 @@ class TrainingSession:
         job.losses.load(snapshot.losses, where=path)
         checkpoint.restore_optimizer(job.trained_module, job.optimizer, snapshot.optimizer)
         for group, saved in zip(job.optimizer.param_groups, state["groups"], strict=True):
-            group["lr"] = saved["lr"]  # a step sets it anew; a save before the next step has to repeat it
+            group["lr"] = saved["lr"]  # every step sets it; a save before the next step has to repeat it
         if job.ema is not None:
             if snapshot.ema is None:
                 raise CheckpointError(f"{path}: contains no EMA of the weights, which train.ema_decay requires")
@@ -313,7 +313,7 @@ class TrainingSession:
         num_epochs, within = divmod(job.step, job.stream.plan.steps_per_epoch)
         is_evaluated = is_last or (within == 0 and num_epochs % config.evaluate.every == 0)
         if is_evaluated:
-            self._save(is_evaluation_due=True)  # whatever ends the evaluation, the weights of this step are kept
+            self._save(is_evaluation_due=True)  # even if the evaluation fails, the weights of this step are saved
             self._evaluate()
         every_steps = config.checkpoint.every_steps
         is_due = every_steps is not None and job.step % every_steps == 0
@@ -417,7 +417,7 @@ class TrainingSession:
         selection = self.built.data.selection
         is_same = selection.split == part.split and selection.dataset is part.dataset
         if is_same and self._latest is not None and self._latest[0] == self.job.step:
-            final = self._latest[1]  # these weights on this part a moment ago
+            final = self._latest[1]  # these weights were just evaluated on this split
         else:
             with self._evaluation_state():
                 final = self.built.test_evaluator(self.job.evaluation_model, self.world, pictures=True)

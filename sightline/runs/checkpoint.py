@@ -64,7 +64,7 @@ def save(
     target = folder / _format_folder_name(snapshot.step)
     try:
         assert_own()
-        folder.mkdir(parents=assert_own is _assert_nothing, exist_ok=True)  # one that was moved is not made anew
+        folder.mkdir(parents=assert_own is _assert_nothing, exist_ok=True)  # a moved directory is not created again
         _clean_up(folder)
         best_step = snapshot.step if is_best else _read_linked_step(folder, "best")
         write_snapshot(_with_suffix(target, "partial"), snapshot, best_step=best_step)

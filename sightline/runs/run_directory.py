@@ -307,7 +307,7 @@ def _acquire_lock(path: Path, mine: bytes) -> _LockedFolder:
         with open(path, "a+b") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             if not _is_same_file(path, file.fileno()):
-                continue  # removed by the run that held it, between our opening and our turn
+                continue  # removed by the run that held it, between our open and our lock
             file.seek(0)
             _assert_free(path, file.read(_MAX_LOCK_BYTES))
             file.truncate(0)

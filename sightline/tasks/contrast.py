@@ -124,7 +124,7 @@ class Contrast:
         They are means over the step's pairs if processes compare within themselves and have different numbers of pairs.
         """
         sizes = [num_samples]
-        if self.negatives == "process":  # as the stream deals a step: evenly, what is over to the first
+        if self.negatives == "process":  # as the stream divides a step: evenly, the remainder to the first processes
             base_size, remainder = divmod(num_samples, num_processes)
             sizes = [base_size + (rank < remainder) for rank in range(num_processes)]
         chance = sum(size * chance_level(size) for size in sizes if size) / num_samples

@@ -152,7 +152,7 @@ class Detect(Supervised):
             has_box, box_index = (
                 matched >= 0,
                 matched.clamp(min=-1),
-            )  # the last row, of zeros, is of priors without a box
+            )  # priors without a box get the last row, of zeros
             is_unmatched[matched[has_box] + rows.start] = False
             targets.append(torch.where(has_box, functional.pad(batch["label"][rows], (0, 1))[box_index], matched))
             boxes.append(functional.pad(image_boxes, (0, 0, 0, 1))[box_index])
@@ -213,7 +213,7 @@ class Detect(Supervised):
                 made = make_anchors(maps, self._head.strides, self._shapes, **form)
             else:
                 made = make_points(maps, self._head.strides, **form)
-            self._made = {key: made}  # of one size: canvases seldom change, and hundreds of them would fill the memory
+            self._made = {key: made}  # one size only: canvases seldom change, and hundreds would fill the memory
         return self._made[key]
 
     def outputs(self, model: nn.Module, batch: Batch) -> dict[str, Any]:

@@ -108,6 +108,6 @@ def _match_boxes(detections: Tensor, truth: Tensor, to_canvas: Tensor) -> tuple[
     boxes += [box(row, "missed", style="dashed") for row in missed]
     kinds = np.where(is_true_positive, "found", np.where(is_ignored_detection, "ignored", "made up"))
     drawn = [box(row, str(kind), f"{row[4]:.2f}") for row, kind in zip(detections[order], kinds, strict=True)]
-    boxes += drawn[::-1]  # the first lie lowest
+    boxes += drawn[::-1]  # the first are drawn lowest
     counts = {kind: int((kinds == kind).sum()) for kind in ("found", "made up")} | {"missed": len(missed)}
     return boxes, counts

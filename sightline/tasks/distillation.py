@@ -60,7 +60,7 @@ class DistillationTask:
         self._features = tuple(features)
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("__") or name == "parent":  # a copy asks before it has attributes
+        if name.startswith("__") or name == "parent":  # `copy` looks up attributes before they exist
             raise AttributeError(name)
         return getattr(self.parent, name)
 

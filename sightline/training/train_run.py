@@ -195,7 +195,7 @@ class _TrainRun:
         if session.is_cut and world.size > 1:
             exit_process(
                 result.exit_code
-            )  # the others may wait in a collective of what was cut off, and end by the signal
+            )  # the others may wait in a collective of the interrupted evaluation, and end by the signal
         return result
 
     def _report_finished_run(self, path: Path) -> Mapping[str, Any]:
@@ -309,7 +309,7 @@ class _TrainRun:
         built, directory, reporter = session.built, session.directory, self._reporter
         test = built.data.test
         document = evaluation_document(built.config, final, test, "last")
-        if "mean_error_mm" in document["metrics"]:  # a refiner of centres has no figure to compare with it
+        if "mean_error_mm" in document["metrics"]:  # centre refinement has no metric to compare with it
             document |= pose_baselines(test, built.data)
         rows = beside_published(built.config, test, final.metrics, which="last", lineage=built.lineage)
         document |= {"published": rows} if rows else {}
