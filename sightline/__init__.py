@@ -6,8 +6,8 @@
     run = sightline.load_run("runs/modelnet40_pointnet/1")
     logits = run.model(points=run.transform({"points": points})["points"])["logits"]
 
-`sightline.geometry` and `sightline.metrics` hold the functions and states that the package itself uses. Nothing is
-imported before it is asked for: `import sightline` alone does not even import torch.
+`sightline.geometry` and `sightline.metrics` contain the functions and states that the package itself uses. Nothing is
+imported before its first use: `import sightline` alone does not even import torch.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ __all__ = [
 __version__ = "0.1.0"
 aliases.install()
 
-_ROOM_OF = {name: "sightline.api" for name in ("LoadedRun", "build_model", "load_run", "train_run")}
-_ROOM_OF["surrogate_gradient"] = "sightline.surrogates"
+_MODULE_BY_NAME = {name: "sightline.api" for name in ("LoadedRun", "build_model", "load_run", "train_run")}
+_MODULE_BY_NAME["surrogate_gradient"] = "sightline.surrogates"
 
 
 def __getattr__(name: str) -> Any:
-    """Import what is asked for; Python calls this for names that are not here yet."""
-    if name in _ROOM_OF:
-        return getattr(importlib.import_module(_ROOM_OF[name]), name)
+    """Import a public name on first access; Python calls this for names that are not imported yet."""
+    if name in _MODULE_BY_NAME:
+        return getattr(importlib.import_module(_MODULE_BY_NAME[name]), name)
     if name in ("geometry", "metrics"):
         return importlib.import_module(f"sightline.{name}")
     raise AttributeError(f"module 'sightline' has no attribute '{name}'")

@@ -1,4 +1,4 @@
-"""`python -m sightline`, which launchers use."""
+"""Entry point of `python -m sightline`, which launchers use."""
 
 from sightline.cli import main
 

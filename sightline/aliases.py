@@ -1,8 +1,8 @@
 """Old names that plugins were written against: modules, names of modules, members and keywords.
 
-A plugin of an earlier version goes on working: `install` lets old module paths be imported, `old_names` looks up what a
-module was said to hold, `renamed` keeps old members and keywords of a class, `renamed_keywords` those of a function.
-Nothing in the package itself uses an old name.
+Plugins of an earlier version continue to work: `install` allows imports by old module paths, `old_names` looks up old
+names in a module, `renamed` keeps old members and keywords of a class, `renamed_keywords` old keywords of a function.
+The package itself uses no old name.
 """
 
 from __future__ import annotations

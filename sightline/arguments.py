@@ -1,4 +1,4 @@
-"""Types for constructor arguments: the annotation is the schema that a config value is checked against."""
+"""Types of constructor arguments: the annotation is the schema that a config value is checked against."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ __all__ = [
 ]
 
 Count = Annotated[int, Ge(1), Le(2**31 - 1)]
-"""How many, at least one."""
+"""A number of things, at least one."""
 Index = Annotated[int, Ge(0), Le(2**31 - 1)]
-"""How many or which one, counted from zero."""
+"""An index or a number of things, from zero."""
 Seed = Annotated[int, Ge(0), Le(2**63 - 1)]
 """A seed of random draws."""
 Probability = Annotated[float, Ge(0.0), Le(1.0)]
@@ -45,7 +45,7 @@ Probability = Annotated[float, Ge(0.0), Le(1.0)]
 PositiveFraction = Annotated[float, Gt(0.0), Le(1.0)]
 """A share of something, above 0, at most 1."""
 FractionBelowOne = Annotated[float, Ge(0.0), Lt(1.0)]
-"""A share that may be none, and is never all."""
+"""A share from 0 to below 1."""
 PositiveFloat = Annotated[float, Gt(0.0), Le(1e9)]
 """A positive quantity: a radius, a scale, a learning rate."""
 NonNegativeFloat = Annotated[float, Ge(0.0), Le(1e9)]
@@ -59,23 +59,23 @@ DataBlock = Annotated[Any, Block("data")]
 Backbone = Annotated[Any, Block("backbones")]
 """A network from images to maps, finest first: `channels` and `strides`, and `(image) -> list of (B, C, H, W)`."""
 Neck = Annotated[Any, Block("necks")]
-"""A network from the maps of a backbone to others: `channels` and `strides` of these, and `(maps) -> list of maps`."""
+"""A network from a backbone's maps to others: `channels` and `strides` of these, and `(maps) -> list of maps`."""
 Head = Annotated[Any, Block("heads")]
-"""A network from maps to predictions at priors, as `sightline/models/detection/head.py` says."""
+"""A network from maps to predictions at priors, as described in `sightline/models/detection/head.py`."""
 AssignerBlock = Annotated[Any, Block("assigners")]
-"""A rule by which priors get boxes to predict: `(priors, boxes, is_ignored, ...) -> Assignment`."""
+"""A rule that assigns boxes to priors: `(priors, boxes, is_ignored, ...) -> Assignment`."""
 SuppressionBlock = Annotated[Any, Block("suppressions")]
-"""A rule by which overlapping detections are dropped: `(boxes, scores, labels, ...) -> Kept`."""
+"""A rule that drops overlapping detections: `(boxes, scores, labels, ...) -> SuppressionResult`."""
 TransformBlock = Annotated[Any, Block("transforms")]
 """A transform inside another."""
 ReferencePoint = Annotated[Any, Block("references")]
-"""Where the cube lies in a depth image: `of(order)`, as `sightline/data/depth/references.py` says."""
+"""Position of the cube in a depth image: `of(order)`, as described in `sightline/data/depth/references.py`."""
 QuantisedKind: TypeAlias = Literal["codebook", "linear", "fp16", "fp32"]
-"""How a weight is stored: numbers of a codebook, of a linear grid, or floats."""
+"""Storage of a weight: codebook, linear grid, half precision, or unchanged."""
 
 
 class QuantisedActivation(TypedDict):
-    """The linear grid of a layer's input: from 0, or from -`range` where `signed`, to `range`; one bit is the sign."""
+    """Linear grid of a layer's input: from 0, or from -`range` if `signed`, to `range`; one bit is the sign."""
 
     bits: Annotated[int, Ge(2), Le(8)]
     range: PositiveFloat
@@ -83,7 +83,7 @@ class QuantisedActivation(TypedDict):
 
 
 class WeightQuantisation(TypedDict):
-    """What a policy stores a weight as; `bits` are those of a codebook or of a linear grid.
+    """Quantisation of a weight by a policy; `bits` are those of a codebook or of a linear grid.
 
     With `activation` the input of the layer is quantised too.
     """

@@ -1,4 +1,4 @@
-"""Bind the keys of batches and outputs to the parameters of forward functions, losses, metrics and transforms."""
+"""Binding of batch and output keys to the parameters of forward functions, losses, metrics and transforms."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ __all__ = ["AvailableKeys", "BoundFunction", "UnknownKeyError", "bind", "declare
 
 
 class UnknownKeyError(ConfigError):
-    """A key that no one offers or that two sides offer; the message names both sides, `key` one that nobody offers."""
+    """Error for a key that no source, or more than one, provides; `key` is the missing key."""
 
     key = ""
 
 
 @dataclass(frozen=True)
 class AvailableKeys:
-    """Who offers which keys: `Offer("data set 'scans'", {"points", "label"})`."""
+    """Keys that a source provides: `AvailableKeys("data set 'scans'", {"points", "label"})`."""
 
     source: str
     keys: Collection[str]
@@ -31,7 +31,7 @@ class AvailableKeys:
 
 @dataclass(frozen=True)
 class BoundFunction:
-    """A function and the keys it takes; call it with the mappings that hold them, in the order of the offers."""
+    """A function and the keys that it takes; call it with mappings that contain them, in the order of `bind`."""
 
     function: Callable[..., Any]
     names: tuple[str, ...]
@@ -40,16 +40,16 @@ class BoundFunction:
         return self.function(**self.select(*mappings))
 
     def select(self, *mappings: Mapping[str, Any]) -> dict[str, Any]:
-        """The arguments that this function takes from these mappings."""
+        """Select the arguments of this function from the mappings."""
         return {name: mapping[name] for name in self.names for mapping in mappings if name in mapping}
 
 
 def bind(
     function: Callable[..., Any], *offers: AvailableKeys, owner: str, exclude: Collection[str] = ()
 ) -> BoundFunction:
-    """Parameters <- keys, by name. Parameters with a default are optional; those in `exclude` come from elsewhere.
+    """Bind parameters to keys by name. Parameters with a default are optional; those in `exclude` come from elsewhere.
 
-    Raises ConfigError, naming both sides, for a parameter that no one offers and for a key that two sides offer.
+    Raises ConfigError, naming both sides, for a parameter without a source and for a key of two sources.
     """
     names = []
     for name, parameter in inspect.signature(function).parameters.items():
@@ -74,7 +74,7 @@ def bind(
 
 
 def declared_outputs(function: Callable[..., Any], *, owner: str) -> frozenset[str]:
-    """The keys that a forward function returns, read from its TypedDict return annotation."""
+    """Return the output keys of a forward function, read from its TypedDict return annotation."""
     annotation = typing.get_type_hints(function).get("return")
     if annotation is None or not typing.is_typeddict(annotation):
         raise ConfigError(
@@ -84,7 +84,7 @@ def declared_outputs(function: Callable[..., Any], *, owner: str) -> frozenset[s
 
 
 def model_output_keys(model: Any, *, owner: str) -> frozenset[str]:
-    """The keys that a model returns: those that it states itself, else those of its `forward`."""
+    """Return the output keys of a model: those that it states itself, else those of its `forward`."""
     stated = ModelMembers.output_keys.get(model)
     return declared_outputs(model.forward, owner=owner) if stated is None else stated
 

@@ -1,4 +1,4 @@
-"""Curves as an SVG file, written out by hand: text that any browser draws and any diff shows."""
+"""Charts as SVG text without a plotting library: any browser draws it and any diff shows it."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ COLORS = ("#8a929e", "#2f6fb4", "#c8502f", "#2e8b57", "#8e6cc0", "#b08a3e", "#2a
 INK, FAINT = "#2b3038", "#e3e7ec"
 Scale: TypeAlias = Literal["logarithmic", "linear"]
 MAX_DOTS = 24
-"""A curve of more points than these is drawn without dots: they would hide it. So are ticks at each of its points."""
+"""Maximal number of points of a curve that is drawn with dots, and of ticks at each of its points."""
 
 
 @dataclass(frozen=True)
 class Series:
-    """A curve: its name, and (x, y) in order of x, above zero where an axis is logarithmic.
+    """Curve: name and points (x, y) in order of x, above zero for a logarithmic axis.
 
     `ranges` are the lowest and highest y of each x. Without a line its points alone are drawn.
     """
@@ -34,7 +34,7 @@ class Series:
 
 @dataclass(frozen=True)
 class ChartPanel:
-    """Curves on one pair of axes."""
+    """Panel of a chart: curves on one pair of axes."""
 
     title: str
     x_title: str
@@ -46,7 +46,7 @@ class ChartPanel:
 def render_svg(
     rows: Sequence[Sequence[ChartPanel | None]], *, panel_width: int = WIDTH, panel_height: int = HEIGHT
 ) -> str:
-    """The panels as a grid, left out where there is None, the names of the curves above. The same panels, same text."""
+    """Render panels as an SVG grid, empty for None, with the names of the curves above; deterministic text."""
     columns = max((len(row) for row in rows), default=0)
     names = list(dict.fromkeys(s.name for row in rows for panel in row if panel for s in panel.series))
     width = max(1, columns) * panel_width
@@ -62,23 +62,23 @@ def render_svg(
     for index, name in enumerate(names):
         x, y = LEFT + room * (index % beside), 20 + 18 * (index // beside)
         parts.append(
-            f'<line x1="{x}" y1="{y}" x2="{x + 22}" y2="{y}" stroke="{_color(names, name)}" stroke-width="2.5"/>'
+            f'<line x1="{x}" y1="{y}" x2="{x + 22}" y2="{y}" stroke="{_series_color(names, name)}" stroke-width="2.5"/>'
         )
         parts.append(f'<text x="{x + 28}" y="{y + 4}" font-size="12">{escape(name)}</text>')
     for row_index, row in enumerate(rows):
         for column, panel in enumerate(row):
             if panel is not None:
                 parts.append(f'<g transform="translate({column * panel_width} {row_index * panel_height + head})">')
-                parts += [*_draw(panel, names, panel_width, panel_height), "</g>"]
+                parts += [*_draw_panel(panel, names, panel_width, panel_height), "</g>"]
     return "\n".join([*parts, "</svg>"]) + "\n"
 
 
-def _draw(panel: ChartPanel, names: Sequence[str], width: int, height: int) -> list[str]:
+def _draw_panel(panel: ChartPanel, names: Sequence[str], width: int, height: int) -> list[str]:
     points = [point for series in panel.series for point in series.points]
     heights = [y for _, y in points] + [end for series in panel.series for both in series.ranges for end in both]
     values = [x for x, _ in points]
-    xs, across = _axis(values, panel.x_scale, LEFT, width - RIGHT, at_values=len(set(values)) <= MAX_DOTS)
-    ticks, upward = _axis(heights, panel.y_scale, height - BOTTOM, TOP)
+    x_ticks, across = _make_axis(values, panel.x_scale, LEFT, width - RIGHT, at_values=len(set(values)) <= MAX_DOTS)
+    ticks, upward = _make_axis(heights, panel.y_scale, height - BOTTOM, TOP)
     parts = [f'<text x="{LEFT}" y="18" font-weight="600">{escape(panel.title)}</text>']
     for tick in ticks:
         y = upward(tick)
@@ -86,57 +86,57 @@ def _draw(panel: ChartPanel, names: Sequence[str], width: int, height: int) -> l
         parts.append(f'<text x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{tick:g}</text>')
     parts += [
         f'<text x="{across(x):.1f}" y="{height - BOTTOM + 15}" text-anchor="middle" font-size="10">{x:g}</text>'
-        for x in xs
+        for x in x_ticks
     ]
     middle = (LEFT + width - RIGHT) / 2
     parts.append(
         f'<text x="{middle:.1f}" y="{height - BOTTOM + 29}" text-anchor="middle">{escape(panel.x_title)}</text>'
     )
     for series in panel.series:
-        color = _color(names, series.name)
-        places = [(across(x), upward(y)) for x, y in series.points]
-        line = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
+        color = _series_color(names, series.name)
+        positions = [(across(x), upward(y)) for x, y in series.points]
+        line = " ".join(f"{x:.1f},{y:.1f}" for x, y in positions)
         if series.has_line:
             parts.append(f'<polyline points="{line}" fill="none" stroke="{color}" stroke-width="2"/>')
-        for (x, _), (low, high) in zip(places, series.ranges, strict=False):
+        for (x, _), (low, high) in zip(positions, series.ranges, strict=False):
             ends = f'y1="{upward(low):.1f}" y2="{upward(high):.1f}"'
             parts.append(f'<line x1="{x:.1f}" x2="{x:.1f}" {ends} stroke="{color}" stroke-width="1.5"/>')
-        if len(places) <= MAX_DOTS or not series.has_line:
-            parts += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{color}"/>' for x, y in places]
+        if len(positions) <= MAX_DOTS or not series.has_line:
+            parts += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{color}"/>' for x, y in positions]
     return parts
 
 
-def _decades(values: Sequence[float]) -> list[float]:
-    """Powers of ten from below the least to above the largest value, at least two of them."""
+def _powers_of_ten(values: Sequence[float]) -> list[float]:
+    """List powers of ten from below the lowest to above the highest value, at least two of them."""
     low, high = math.floor(math.log10(min(values))), math.ceil(math.log10(max(values)))
     return [10.0**power for power in range(low, max(high, low + 1) + 1)]
 
 
-def _axis(
+def _make_axis(
     values: Sequence[float], scale: Scale, start: float, end: float, *, at_values: bool = False
 ) -> tuple[list[float], Callable[[float], float]]:
-    """Where an axis has its ticks, and where a value lies between `start` and `end`.
+    """Return an axis's ticks, and the function from a value to its position from `start` to `end`.
 
     Linear axes have even steps. Logarithmic ones have powers of ten, or with `at_values` the values themselves.
     """
     if scale == "linear":
-        ticks = _even_steps(values)
+        ticks = _make_even_ticks(values)
         low, span = ticks[0], ticks[-1] - ticks[0]
         return ticks, lambda value: start + (value - low) / span * (end - start)
-    ticks = sorted(set(values)) if at_values else _decades(values)
+    ticks = sorted(set(values)) if at_values else _powers_of_ten(values)
     low, span = ticks[0], math.log(ticks[-1] / ticks[0]) or 1.0
     return ticks, lambda value: start + math.log(value / low) / span * (end - start)
 
 
-def _even_steps(values: Sequence[float]) -> list[float]:
-    """Multiples of 1, 2 or 5 times a power of ten from below the least to above the largest value, three to seven."""
+def _make_even_ticks(values: Sequence[float]) -> list[float]:
+    """List multiples of 1, 2 or 5 times a power of ten around the values, three to seven of them."""
     low, high = min(values), max(values)
     rough = (high - low or abs(high) or 1.0) / 5
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough * (1 - 1e-9))
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
-    return [float(f"{place * step:.12g}") for place in range(first, max(last, first + 1) + 1)]
+    return [float(f"{multiple * step:.12g}") for multiple in range(first, max(last, first + 1) + 1)]
 
 
-def _color(names: Sequence[str], name: str) -> str:
+def _series_color(names: Sequence[str], name: str) -> str:
     return COLORS[names.index(name) % len(COLORS)]

@@ -1,4 +1,4 @@
-"""Random numbers for whole batches that depend on nothing but (seed, epoch, sample index, stream)."""
+"""Random numbers for whole batches, as a function of (seed, epoch, sample index, stream) alone."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ _MIX_2 = np.uint64(0x94D049BB133111EB)
 
 @renamed(of_step="shared_by_step")
 class Draws:
-    """One independent stream of random numbers per sample, drawn for all samples of a batch at once.
+    """Random streams, one independent one per sample, drawn for all samples of a batch at once.
 
     The numbers of a sample are the same whether it is drawn alone or in any batch, in any worker, on any process.
-    Draw after draw advances the stream; `stream(name)` starts an independent one. Bits are those of SplitMix64 run as
+    Every draw advances the stream; `stream(name)` starts an independent one. The bits are those of SplitMix64 run as
     a counter-based generator: output i is the finaliser of (key + i * golden ratio).
     Source: Steele, Lea and Flood 2014 (the mixing function); Salmon et al. 2011 (counter-based generation).
     """
@@ -36,16 +36,16 @@ class Draws:
 
     @classmethod
     def for_samples(cls, keys: Sequence[SampleKey]) -> Draws:
-        """The streams of these samples, in this order."""
+        """Create the streams of these samples, in this order."""
         steps = {(key.seed, key.step) for key in keys}
-        step_key = _folded([*steps]) if len(steps) == 1 else None
-        return cls(_folded([(key.seed, key.epoch, key.index) for key in keys]), step_key)
+        step_key = _hash_rows([*steps]) if len(steps) == 1 else None
+        return cls(_hash_rows([(key.seed, key.epoch, key.index) for key in keys]), step_key)
 
     def __len__(self) -> int:
         return len(self._keys_B)
 
     def stream(self, name: str) -> Draws:
-        """Streams that are independent of this one and of those of any other name."""
+        """Return streams that are independent of this one and of those of any other name."""
         salt = np.uint64(zlib.crc32(name.encode()) + 1)
         return Draws(_mix(self._keys_B ^ salt), None if self._step_key is None else _mix(self._step_key ^ salt))
 
@@ -60,45 +60,45 @@ class Draws:
         return Draws(self._step_key, self._step_key)
 
     def bits(self, *shape: int) -> np.ndarray:
-        """Uniform 64-bit integers (B, *shape), uint64."""
+        """Draw uniform 64-bit integers (B, *shape), uint64."""
         count = int(np.prod(shape, dtype=np.int64))
         steps = np.arange(self._position + 1, self._position + count + 1, dtype=np.uint64)
         self._position += count
         with np.errstate(over="ignore"):
-            words = self._keys_B[:, None] + steps * _GOLDEN
-        return _mix(words).reshape(len(self._keys_B), *shape)
+            states = self._keys_B[:, None] + steps * _GOLDEN
+        return _mix(states).reshape(len(self._keys_B), *shape)
 
     def uniform(self, *shape: int, low: float = 0.0, high: float = 1.0) -> Tensor:
-        """Uniform in [low, high): (B, *shape) float32, 24 random bits each."""
+        """Draw uniform numbers in [low, high): (B, *shape) float32, 24 random bits each."""
         unit = (self.bits(*shape) >> np.uint64(40)).astype(np.float32) * np.float32(2.0**-24)
         return torch.from_numpy(unit).mul_(high - low).add_(low)
 
     def normal(self, *shape: int) -> Tensor:
-        """Standard normal: (B, *shape) float32. Source: Box and Muller 1958."""
-        words = self.bits(*shape)
-        radius = ((words >> np.uint64(40)).astype(np.float32) + np.float32(0.5)) * np.float32(2.0**-24)
-        angle = (words & np.uint64(0xFFFFFF)).astype(np.float32) * np.float32(2.0**-24 * 2 * np.pi)
+        """Draw standard normal numbers: (B, *shape) float32. Source: Box and Muller 1958."""
+        bits = self.bits(*shape)
+        radius = ((bits >> np.uint64(40)).astype(np.float32) + np.float32(0.5)) * np.float32(2.0**-24)
+        angle = (bits & np.uint64(0xFFFFFF)).astype(np.float32) * np.float32(2.0**-24 * 2 * np.pi)
         return torch.from_numpy(np.sqrt(np.float32(-2) * np.log(radius)) * np.cos(angle))
 
     def permutation(self, length: int) -> Tensor:
-        """A permutation of 0 .. length-1 for each sample: (B, length) int64."""
+        """Draw a permutation of 0 .. length-1 for each sample: (B, length) int64."""
         return torch.from_numpy(np.argsort(self.bits(length), axis=-1))
 
 
-def _folded(rows: Sequence[tuple[int, ...]]) -> np.ndarray:
-    """A key for each row of numbers."""
+def _hash_rows(rows: Sequence[tuple[int, ...]]) -> np.ndarray:
+    """Hash each row of numbers to a key (B,) uint64."""
     mixed = np.zeros(len(rows), dtype=np.uint64)
     for column in zip(*rows, strict=True):
         mixed = _mix((mixed ^ np.array(column, dtype=np.uint64)) + _GOLDEN)
     return mixed
 
 
-def _mix(words: np.ndarray) -> np.ndarray:
-    """SplitMix64's finaliser: a bijection of 64-bit words in which every input bit reaches every output bit."""
+def _mix(values: np.ndarray) -> np.ndarray:
+    """Apply SplitMix64's finaliser: a bijection of uint64 in which every input bit reaches every output bit."""
     with np.errstate(over="ignore"):
-        words = words ^ (words >> np.uint64(30))
-        words *= _MIX_1
-        words ^= words >> np.uint64(27)
-        words *= _MIX_2
-        words ^= words >> np.uint64(31)
-    return words
+        values = values ^ (values >> np.uint64(30))
+        values *= _MIX_1
+        values ^= values >> np.uint64(27)
+        values *= _MIX_2
+        values ^= values >> np.uint64(31)
+    return values

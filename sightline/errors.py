@@ -1,4 +1,4 @@
-"""What can go wrong, by whose fault it is; the command line turns each into one line and an exit code."""
+"""Exceptions by cause (user, run); the command line prints each in one line and returns its exit code."""
 
 from __future__ import annotations
 
@@ -24,27 +24,27 @@ __all__ = [
 
 
 def escape_to_one_line(text: str) -> str:
-    """The text with what is not printable, line breaks and bytes that are no UTF-8 among it, as escapes (`\\n`)."""
+    """Escape characters that are not printable (line breaks as `\\n`) and bytes that are not UTF-8."""
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() or c in _SPACES else c.encode("unicode_escape").decode() for c in text)
 
 
 _SPACES = "\u00a0\u2009\u202f\u3000"
-"""Not printable for Python, but harmless."""
+"""Characters that Python calls not printable, but that are harmless."""
 
 
 @renamed_keywords(most="max_length")
 def summarise_error(error: BaseException, *, max_length: int = 400) -> str:
-    """The type of an exception and at most so many characters of its message, in one line."""
-    words = " ".join(str(error).split())[:max_length]
-    return f"{type(error).__name__}: {words}" if words else type(error).__name__
+    """Format the type of an exception and at most `max_length` characters of its message, in one line."""
+    message = " ".join(str(error).split())[:max_length]
+    return f"{type(error).__name__}: {message}" if message else type(error).__name__
 
 
 class UserError(ValueError):
-    """A mistake in what the user gave: where it is, what was found, what to do. Exit code 2.
+    """Mistake in the user's input: location, actual value, and what to do. Exit code 2.
 
-    One line: what is not printable, such as a terminal's escape codes in the name of a file, is escaped.
+    The message is one line: what is not printable, such as a terminal's escape codes in a file name, is escaped.
     """
 
     def __init__(self, message: str) -> None:
@@ -52,7 +52,7 @@ class UserError(ValueError):
 
 
 class ConfigError(UserError):
-    """All the faults of a configuration at once, one line each."""
+    """All faults of a config at once, one line each."""
 
     def __init__(self, *faults: str) -> None:
         super().__init__("")
@@ -61,53 +61,53 @@ class ConfigError(UserError):
 
 
 class DataError(UserError):
-    """A data file or folder that is missing, damaged or not what it claims to be; in one line, whatever names hold."""
+    """Data file or folder that is missing, damaged or not what it claims to be; the message is one line."""
 
     @classmethod
     def from_lines(cls, lines: Sequence[str]) -> DataError:
-        """Several faults at once: the first line counts them, each of the others is one."""
+        """Create an error of several faults: the first line counts them, each of the others is one."""
         error = cls(lines[0])
         error.args = ("\n  ".join(map(escape_to_one_line, lines)),)
         return error
 
 
 class MissingDataError(DataError):
-    """A data set that was never prepared, or is not where it was looked for."""
+    """Data set that is not prepared, or not at its expected path."""
 
 
 class CheckpointError(UserError):
-    """A checkpoint that is damaged, incomplete or made for something else; in one line, whatever names hold."""
+    """Checkpoint that is damaged, incomplete or made for something else; the message is one line."""
 
 
 class PluginError(UserError):
-    """A plugin that is missing, changed, or cannot be imported."""
+    """Plugin that is missing, changed, or cannot be imported."""
 
 
 class MissingExtraError(UserError):
-    """An optional package is needed; the message names the command that installs it, from a wheel and a checkout."""
+    """Missing optional package; the message names the command that installs it."""
 
     def __init__(self, module: str, *, needed_by: str) -> None:
         package = _PACKAGES.get(module, module)
-        words = f"'{package}'" if "[" in package else package
-        super().__init__(f"{needed_by} needs the package '{package}'; install it: pip install {words}")
+        requirement = f"'{package}'" if "[" in package else package
+        super().__init__(f"{needed_by} needs the package '{package}'; install it: pip install {requirement}")
 
 
 def assert_installed(module: str, *, needed_by: str) -> None:
-    """Raise MissingExtraError where a module of an optional package cannot be found; nothing is imported."""
+    """Raise MissingExtraError if a module of an optional package cannot be found; nothing is imported."""
     if importlib.util.find_spec(module) is None:
         raise MissingExtraError(module, needed_by=needed_by)
 
 
 _PACKAGES = {"sklearn": "scikit-learn", "laspy": "laspy[lazrs]", "lazrs": "laspy[lazrs]", "faiss": "faiss-cpu"}
-"""The name to install, where it is not the one to import."""
+"""Name of the package to install, for modules of another name."""
 
 
 class RunError(RuntimeError):
-    """The work failed for no fault in its description (disk full, non-finite gradient). Exit code 1."""
+    """Failure for which the config is not to blame (disk full, non-finite gradient). Exit code 1."""
 
 
 class LostFolderError(RunError):
-    """The folder of a run was moved, deleted or taken by another run while this one wrote to it."""
+    """Run folder that was moved, deleted or taken by another run while this one wrote to it."""
 
 
 __getattr__ = old_names(__name__)

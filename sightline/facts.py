@@ -1,4 +1,4 @@
-"""The names of arguments that no config gives: what data sets, runs and neighbouring blocks state."""
+"""Names of injected arguments, which data sets, runs and neighbouring blocks give instead of a config."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ REMEDIES: Mapping[str, str] = {
     "centre_joint": "data.joints must have the joint in the middle (docs/pose_data.md)",
     "pck_joints": "data.joints must have both joints whose distance is the unit of PCK (docs/pose_data.md)",
 }
-"""What makes a data set state a fact that its settings keep it from stating."""
+"""Remedies for facts that a data set states only with certain settings."""
 
 BLOCK_FACTS = frozenset({"channels", "strides"})
 """Arguments that one block of a component gives to the blocks after it, where their kinds form a chain.

@@ -1,4 +1,4 @@
-"""Python's collector of cycles, put off while modules are imported: they are never garbage."""
+"""Pause of Python's garbage collector during imports, whose objects are never garbage."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from contextlib import contextmanager
 
 __all__ = ["gc_paused"]
 
-_MANY = 20_000
-"""New objects from which on something large was imported: torch and numba make hundreds of thousands."""
+_MIN_FROZEN_OBJECTS = 20_000
+"""Number of new objects that shows a large import: torch and numba make hundreds of thousands."""
 
 
 @contextmanager
 def gc_paused() -> Iterator[None]:
-    """Import without searching for garbage, then or later; `sightline train` shows its first step a quarter sooner.
+    """Context without garbage collection, for imports; `sightline train` shows its first step a quarter sooner.
 
-    Where a pause brought many objects, all that live are set aside (`gc.freeze`): later searches pass them over, and
+    If a pause brought many objects, all that live are set aside (`gc.freeze`): later collections skip them, and
     each is still freed once nothing refers to it.
     """
     was_on = gc.isenabled()
@@ -24,7 +24,7 @@ def gc_paused() -> Iterator[None]:
     try:
         yield
     finally:
-        if gc.get_count()[0] > _MANY:
+        if gc.get_count()[0] > _MIN_FROZEN_OBJECTS:
             gc.freeze()
         if was_on:
             gc.enable()

@@ -1,4 +1,4 @@
-"""Calls of modules as they begin and end: the one place that hangs a pair of hooks on each of them."""
+"""Hooks before and after the calls of modules."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ForwardHook = Callable[[nn.Module, tuple[Any, ...], dict[str, Any], Any], Any]
 def module_hooks(
     modules: Iterable[nn.Module], enter: ForwardPreHook, leave: ForwardHook | None = None
 ) -> Iterator[None]:
-    """Inside, every call of these modules begins with `enter(module, args, kwargs)` and ends with `leave`, if given.
+    """Context in which every call of these modules begins with `enter(module, args, kwargs)` and ends with `leave`.
 
     `leave` gets the result as well. Whatever either returns but None replaces the arguments, or the result.
     """

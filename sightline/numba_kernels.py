@@ -1,9 +1,9 @@
-"""Loops compiled for the CPU by numba, and their threads; every caller has a torch form for where numba is not.
+"""CPU kernels compiled by numba, and their threads; every caller has a torch form for use without numba.
 
-A kernel is a plain function of arrays that starts with two numbers, `first` and `last`: the rows it is to do. Rows are
-independent, so the answer has the same bits for any number of threads. Threads are Python's, not numba's: kernels let
-go of the interpreter's lock, and a second pool of OpenMP threads beside torch's would make both slow. A kernel copies
-and adds arrays by loops: for `a[:] = b` numba compiles its message about unequal shapes too, which takes 2 s.
+A kernel is a plain function of arrays whose first two parameters, `first` and `last`, are its range of rows. Rows are
+independent, so the result has the same bits for any number of threads. Threads are Python's, not numba's: kernels
+release the interpreter's lock, and a second pool of OpenMP threads next to torch's would make both slow. A kernel
+copies and adds arrays by loops: for `a[:] = b` numba compiles its message about unequal shapes too, which takes 2 s.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ __all__ = ["NumbaKernel", "can_use_numba", "compute_seconds", "cpu_autocast_dtyp
 
 
 class NumbaKernel:
-    """A function that numba compiles at its first call, keeping the result on disk; `plain` is the uncompiled one.
+    """Function that numba compiles at its first call and caches on disk; `plain` is the uncompiled one.
 
     Without numba a call runs the uncompiled one: slow, for kernels that have no torch form.
     """
@@ -47,14 +47,14 @@ class NumbaKernel:
 
     @property
     def machine_code(self) -> Callable[..., Any]:
-        """What numba made of it. Kernels that it calls by name are compiled into it.
+        """The compiled function (cached). Kernels that it calls by name are compiled into it.
 
-        They have to stand in the same file: numba's copy on disk is made anew when that file changes, and no other.
+        They must be in the same file: numba's copy on disk is renewed when that file changes, not when another does.
         """
         if self._machine_code is None:
-            with _compiling().timed():
+            with _get_compile_timer().measure():
                 importlib.import_module("numba")
-            _listen()
+            _register_listener()
             called = {
                 name: value.machine_code
                 for name in self.plain.__code__.co_names
@@ -62,12 +62,12 @@ class NumbaKernel:
             }
             function = FunctionType(self.plain.__code__, {**self.plain.__globals__, **called}, self.plain.__name__)
             update_wrapper(function, self.plain)
-            self._machine_code = _kept(function)
+            self._machine_code = _compile_cached(function)
         return self._machine_code
 
 
 def numba_kernel(function: Callable[..., Any]) -> NumbaKernel:
-    """Marks a kernel. No fast-math: sums are taken in the order written, so that every machine rounds alike."""
+    """Decorate a kernel. No fast-math: sums are taken in the order written, so that every machine rounds alike."""
     return NumbaKernel(function)
 
 
@@ -77,11 +77,11 @@ def _jit(**options: Any) -> Callable[..., Callable[..., Any]]:
     return cast(Callable[..., Callable[..., Any]], numba.njit(nogil=True, error_model="numpy", **options))
 
 
-def _kept(function: FunctionType) -> Callable[..., Any]:
-    """The kernel, with its machine code on disk; a warning says so where numba finds no folder that it can write.
+def _compile_cached(function: FunctionType) -> Callable[..., Any]:
+    """Compile a kernel with its machine code cached on disk; warn if numba finds no writable folder.
 
-    numba keeps machine code beside the package, or in the user's cache folder where the package is read-only. That
-    folder begins with what was compiled when the package was installed.
+    numba caches machine code next to the package, or in the user's cache folder if the package is read-only. That
+    folder starts with the machine code that was compiled at installation.
     """
     try:
         kernel = _jit(cache=True)(function)
@@ -89,20 +89,20 @@ def _kept(function: FunctionType) -> Callable[..., Any]:
         _warn_of_no_cache()
         return _jit()(function)
     source = Path(function.__code__.co_filename)
-    installed, stats = source.parent / "__pycache__", getattr(kernel, "stats", None)  # none if numba is not to compile
+    installed, stats = source.parent / "__pycache__", getattr(kernel, "stats", None)  # absent if numba is disabled
     if stats and not os.environ.get("NUMBA_CACHE_DIR") and Path(stats.cache_path) != installed:
         _copy_machine_code(source.stem, installed, Path(stats.cache_path))
     return kernel
 
 
-def _copy_machine_code(module: str, installed: Path, kept: Path) -> None:
-    """Copies what `kept` lacks of a module's machine code; the index of a kernel last, for it names the other files."""
+def _copy_machine_code(module: str, installed: Path, cache: Path) -> None:
+    """Copy a module's machine code that `cache` lacks; the index of a kernel last, as it names the other files."""
     for ending in ("nbc", "nbi"):
         for file in installed.glob(f"{module}.*.{ending}"):
-            if not (kept / file.name).exists():
-                part = kept / f"{file.name}.{os.getpid()}"
-                shutil.copyfile(file, part)
-                part.replace(kept / file.name)
+            if not (cache / file.name).exists():
+                temporary = cache / f"{file.name}.{os.getpid()}"
+                shutil.copyfile(file, temporary)
+                temporary.replace(cache / file.name)
 
 
 @cache
@@ -114,15 +114,15 @@ def _warn_of_no_cache() -> None:
 
 
 def compute_seconds() -> float:
-    """This thread's processor time but for importing numba and compiling kernels: what a computation takes by itself.
+    """Return this thread's CPU time without importing numba and compiling kernels: the time of a computation.
 
-    Kernels are compiled once on a machine, so a first run after an installation takes no more of it than others.
+    Kernels are compiled once per machine, so a first run after an installation does not seem slower.
     """
-    return time.thread_time() - _compiling().seconds
+    return time.thread_time() - _get_compile_timer().seconds
 
 
-class _Compiling(threading.local):
-    """What a thread has spent on compiling, kernels that a kernel calls within it."""
+class _CompileTimer(threading.local):
+    """Timer of the CPU time that a thread spends on compiling, nested kernels included."""
 
     def __init__(self) -> None:
         self.seconds = 0.0
@@ -140,7 +140,7 @@ class _Compiling(threading.local):
             self.seconds += time.thread_time() - self.started
 
     @contextmanager
-    def timed(self) -> Iterator[None]:
+    def measure(self) -> Iterator[None]:
         self.begin()
         try:
             yield
@@ -149,43 +149,43 @@ class _Compiling(threading.local):
 
 
 @cache
-def _compiling() -> _Compiling:
-    return _Compiling()
+def _get_compile_timer() -> _CompileTimer:
+    return _CompileTimer()
 
 
 @cache
-def _listen() -> None:
-    """Have numba report when it begins and ends to compile; reading what it kept on disk, and running, are no part."""
+def _register_listener() -> None:
+    """Register a listener for numba's compilations; reading cached machine code, and running it, do not count."""
     from numba.core import event
 
     class Listener(event.Listener):
         def on_start(self, event: Any) -> None:
-            _announce()
-            _compiling().begin()
+            _announce_compilation()
+            _get_compile_timer().begin()
 
         def on_end(self, event: Any) -> None:
-            _compiling().end()
+            _get_compile_timer().end()
 
     event.register("numba:compile", Listener())
 
 
 @cache
-def _announce() -> None:
-    """One line on a terminal, before the first kernel that this machine has no machine code of yet."""
+def _announce_compilation() -> None:
+    """Print one line on a terminal before the first kernel that is not cached on this machine."""
     if sys.stderr.isatty():
         sys.stderr.write("compiling kernels for this CPU, once after an installation\n")
 
 
 def cpu_autocast_dtype() -> torch.dtype | None:
-    """The format to which autocast lowers matrix products on the CPU; None outside of it."""
+    """Return the dtype to which autocast lowers matrix products on the CPU; None outside of it."""
     return torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else None
 
 
 def can_use_numba(*tensors: Tensor, extra_dtype: torch.dtype | None = None) -> bool:
-    """Whether kernels can take these tensors: numba is installed, and all are on the CPU, in float32 or all in float64.
+    """Return True if kernels can take these tensors: numba is installed, and all are on the CPU, of float32 or float64.
 
-    Tensors in the format `extra_dtype`, which the caller widens, may stand beside those in float32. Under torch.compile
-    never: kernels are opaque to it, and it fuses the torch forms by itself.
+    Tensors of `extra_dtype`, which the caller widens, may be mixed with float32. Under torch.compile
+    the result is False: kernels are opaque to it, and it fuses the torch forms by itself.
     """
     if torch.compiler.is_compiling() or not _has_numba():
         return False
@@ -196,17 +196,17 @@ def can_use_numba(*tensors: Tensor, extra_dtype: torch.dtype | None = None) -> b
 
 
 def run_parallel(kernel: Callable[..., Any], num_rows: int, *arguments: Any) -> None:
-    """`kernel(first, last, *arguments)` over all rows, dealt to as many threads as torch has; waits for all of them.
+    """Run `kernel(first, last, *arguments)` over all rows, divided among torch's number of threads; wait for all.
 
     An exception in one thread is raised here after the others have ended. A profiler sees it under the kernel's name.
     """
     if profiler._is_profiler_enabled:
         with profiler.record_function(f"numba::{kernel.__module__.removeprefix('sightline.')}.{kernel.__name__}"):
-            return _in_threads(kernel, num_rows, *arguments)
-    return _in_threads(kernel, num_rows, *arguments)
+            return _run_threads(kernel, num_rows, *arguments)
+    return _run_threads(kernel, num_rows, *arguments)
 
 
-def _in_threads(kernel: Callable[..., Any], num_rows: int, *arguments: Any) -> None:
+def _run_threads(kernel: Callable[..., Any], num_rows: int, *arguments: Any) -> None:
     count = max(1, min(torch.get_num_threads(), num_rows))
     bounds = [num_rows * part // count for part in range(count + 1)]
     # The calling thread takes the last part: with one thread no pool is made at all.
@@ -224,7 +224,7 @@ def _in_threads(kernel: Callable[..., Any], num_rows: int, *arguments: Any) -> N
 
 @cache
 def _pool(process: int, size: int) -> ThreadPoolExecutor:
-    """One pool per process: a forked child has none of its parent's threads."""
+    """Return the thread pool of a process: a forked child has none of its parent's threads."""
     return ThreadPoolExecutor(size, thread_name_prefix="sightline-kernel")
 
 

@@ -1,4 +1,4 @@
-"""Members that components of a kind may have: the one record of their names, which registration compares with."""
+"""Optional members of components, by kind: the only list of their names, which registration compares with."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ __all__ = [
 
 T = TypeVar("T")
 
-_CLOSE = 0.85
-"""The least likeness of a misspelling: one wrong letter of seven, one too many or too few of three."""
-_MOST_FURTHER = 2
-"""How many letters longer or shorter a misspelling is at most, and how many letters are in one of both alone."""
+_MIN_SIMILARITY = 0.85
+"""Minimal similarity of a misspelling: one wrong letter of seven, one too many or too few of three."""
+_MAX_LENGTH_DIFFERENCE = 2
+"""Maximal difference in length of a misspelling, and maximal number of letters in one of both alone."""
 _ENDINGS = ("", "es", "d", "ed", "r", "er", "or", "n", "ion", "ing")
 
 
 class Member(Generic[T]):
-    """An optional member: what it is for, and its default in a component without it."""
+    """Optional member: its meaning, and its default in a component without it."""
 
     name: str
 
@@ -48,7 +48,7 @@ class Member(Generic[T]):
         self.name = name
 
     def get(self, component: object) -> T:
-        """The component's own, or that of its class where a class is given; `absent` where it has none."""
+        """Return the member of a component, or of a class; `absent` if it has none."""
         if self.old_name is not None and not hasattr(component, self.name):
             former: T = getattr(component, self.old_name, self.absent)
             return former
@@ -71,7 +71,7 @@ class DataMembers:
         absent=None,
     )
     baselines: Member[Mapping[str, Mapping[str, float]]] = Member(
-        "metric → {simple prediction: its figure}, shown beside the figures of a run",
+        "metric → {simple prediction: its figure}, shown next to the metrics of a run",
         absent=MappingProxyType({}),
         old_name="yardsticks",
     )
@@ -103,12 +103,12 @@ class ModelMembers:
 class HeadMembers:
     """Optional members of a head."""
 
-    predictions_per_prior: Member[int] = Member("how many boxes it predicts at each prior, 1 or 2", absent=1)
+    predictions_per_prior: Member[int] = Member("number of boxes that it predicts per prior, 1 or 2", absent=1)
     to_deltas: Member[Function] = Member(
-        "`to_deltas(codes, priors)`: the deltas of the priors that its raw `codes` are", absent=None
+        "`to_deltas(codes, priors)`: converts its raw `codes` to deltas of the priors", absent=None
     )
     assigners: Member[Collection[str] | None] = Member(
-        "the names of the only assigners that may give it targets; without, all that take its priors may", absent=None
+        "names of the only assigners that may give it targets; by default all that take its priors", absent=None
     )
 
 
@@ -116,11 +116,11 @@ class AssignerMembers:
     """Optional members of an assigner."""
 
     needs_predictions: Member[bool] = Member(
-        "True for one whose `match` reads `labels` and what the network predicts, a `Predicted`, too",
+        "True if `match` also reads `labels` and the network's predictions, a `PriorPredictions`",
         absent=False,
         old_name="needs",
     )
-    boxes_per_prior: Member[int] = Member("how many boxes it names for each prior, 1 or 2", absent=1)
+    boxes_per_prior: Member[int] = Member("number of boxes that it assigns to each prior, 1 or 2", absent=1)
     excludes: Member[Collection[str]] = Member(
         "outputs that its targets do not train, such as `objectness`: heads that predict one do not fit", absent=()
     )
@@ -131,12 +131,12 @@ class TaskMembers:
 
     predicts: Member[frozenset[str]] = Member("the keys of its predictions, for metrics", absent=frozenset())
     extra_batch_keys: Member[frozenset[str]] = Member(
-        "batch keys that it reads itself, besides those that model, losses and metrics name",
+        "batch keys that it reads itself, in addition to those of model, losses and metrics",
         absent=frozenset(),
         old_name="reads",
     )
     context_keys: Member[frozenset[str]] = Member(
-        "the keys of what `prepare` works out once a batch, for losses and metrics",
+        "the keys that `prepare` computes once per batch, for losses and metrics",
         absent=frozenset(),
         old_name="offers",
     )
@@ -147,12 +147,12 @@ class TaskMembers:
         absent=None,
     )
     show_targets: Member[Function] = Member(
-        "`show_targets(batch)`: for `view`: stage → pictures and figures of what `prepare` works out; it gets `pixels` "
+        "`show_targets(batch)`: for `view`: stage → pictures and figures of the context of `prepare`; it gets `pixels` "
         "as `show` does",
         absent=None,
     )
     on_phase_end: Member[Function] = Member(
-        "`on_phase_end(part)`: what it calls after `forward` and `loss`, set by whoever keeps the time",
+        "`on_phase_end(part)`: called after `forward` and `loss`, set by the timer of a step",
         absent=None,
         old_name="lap",
     )
@@ -165,7 +165,7 @@ class TaskMembers:
         old_name="gauges",
     )
     step_counts: Member[Function] = Member(
-        "`step_counts(contexts)`: name → count (0-d tensor) over what `prepare` worked out, logged with each step",
+        "`step_counts(contexts)`: name → count (0-d tensor) over the contexts of `prepare`, logged with each step",
         absent=None,
         old_name="tallies",
     )
@@ -205,32 +205,32 @@ class TransformMembers:
 
     adds: Member[Mapping[str, Any]] = Member("name → `Field` of each field that it adds", absent=MappingProxyType({}))
     facts: Member[Mapping[str, Any]] = Member(
-        "facts that it states in the place of the data set's, such as `in_channels`", absent=MappingProxyType({})
+        "facts that replace those of the data set, such as `in_channels`", absent=MappingProxyType({})
     )
-    chooses_points: Member[bool] = Member("True for one that drops or reorders points", absent=False)
-    moves_pixels: Member[bool] = Member("True for one that moves what an image shows", absent=False)
+    chooses_points: Member[bool] = Member("True if it drops or reorders points", absent=False)
+    moves_pixels: Member[bool] = Member("True if it moves the content of an image", absent=False)
     makes_unit_sphere: Member[bool] = Member(
-        "True for one that brings clouds into the unit sphere about their mean", absent=False
+        "True if it normalises clouds to the unit sphere about their mean", absent=False
     )
     until_epoch: Member[int | None] = Member(
         "the epoch from which one that takes `others` gets None for them, counted from 0", absent=None
     )
 
 
-def _record(owner: type) -> Mapping[str, Member[Any]]:
+def _list_members(owner: type) -> Mapping[str, Member[Any]]:
     return {name: member for name, member in vars(owner).items() if isinstance(member, Member)}
 
 
 MEMBERS: Mapping[str, Mapping[str, Member[Any]]] = {
-    "assigners": _record(AssignerMembers),
-    "data": _record(DataMembers),
-    "models": _record(ModelMembers),
-    "point_encoders": _record(ModelMembers),
-    "image_encoders": _record(ModelMembers),
-    "heads": _record(HeadMembers),
-    "tasks": _record(TaskMembers),
-    "metrics": _record(MetricMembers),
-    "transforms": _record(TransformMembers),
+    "assigners": _list_members(AssignerMembers),
+    "data": _list_members(DataMembers),
+    "models": _list_members(ModelMembers),
+    "point_encoders": _list_members(ModelMembers),
+    "image_encoders": _list_members(ModelMembers),
+    "heads": _list_members(HeadMembers),
+    "tasks": _list_members(TaskMembers),
+    "metrics": _list_members(MetricMembers),
+    "transforms": _list_members(TransformMembers),
 }
 """The optional members of components, by kind."""
 
@@ -253,66 +253,75 @@ REQUIRED: Mapping[str, frozenset[str]] = {
 
 
 def suggest_member(kind: str, name: str) -> str | None:
-    """The known member of a kind that `name` is a misspelling of; None for a known one, and for a name of its own.
+    """Return the member of a kind that `name` misspells; None for a known name, or a user's own.
 
-    A known name with another ending, or with a further word, is a name of its own, such as `encoder` and `encode_all`
-    beside `encode`; so is a private one.
+    A known name with another ending, or with a further word, is no misspelling (`encoder` and `encode_all` next to
+    `encode`); neither is a private name.
     """
-    known = {*REQUIRED.get(kind, ()), *MEMBERS.get(kind, ())}
-    if name in known or name.startswith("_"):
+    member_names = {*REQUIRED.get(kind, ()), *MEMBERS.get(kind, ())}
+    if name in member_names or name.startswith("_"):
         return None
-    likeness = {each: _likeness(_look(name), _look(each)) for each in known}
-    close = [each for each in known if likeness[each] >= _CLOSE and not _is_derived(name, each)]
-    return max(close, key=lambda each: likeness[each], default=None)
+    similarity = {member: _similarity(_normalise(name), _normalise(member)) for member in member_names}
+    candidates = [
+        member for member in member_names if similarity[member] >= _MIN_SIMILARITY and not _is_derived(name, member)
+    ]
+    return max(candidates, key=lambda member: similarity[member], default=None)
 
 
-def _look(name: str) -> str:
-    """A name without what `per_class`, `perClass` and `perclass` differ in."""
+def _normalise(name: str) -> str:
+    """Normalise a name: `per_class`, `perClass` and `perclass` become equal."""
     return name.replace("_", "").casefold()
 
 
-def _likeness(one: str, other: str) -> float:
-    """From 0 to 1; two neighbouring letters that changed places are one slip, which `difflib` counts as two."""
-    if abs(len(one) - len(other)) > _MOST_FURTHER or len({*one} ^ {*other}) > _MOST_FURTHER:
+def _similarity(one: str, other: str) -> float:
+    """Compute a similarity from 0 to 1; two swapped letters are one slip, which `difflib` counts as two."""
+    if abs(len(one) - len(other)) > _MAX_LENGTH_DIFFERENCE or len({*one} ^ {*other}) > _MAX_LENGTH_DIFFERENCE:
         return 0.0  # early: registering every component compares some ten thousand pairs
-    places = [place for place, (mine, its) in enumerate(zip(one, other, strict=False)) if mine != its]
-    if len(one) == len(other) and len(places) == 2 and places[1] == places[0] + 1 and sorted(one) == sorted(other):
+    differences = [index for index, (mine, its) in enumerate(zip(one, other, strict=False)) if mine != its]
+    if (
+        len(one) == len(other)
+        and len(differences) == 2
+        and differences[1] == differences[0] + 1
+        and sorted(one) == sorted(other)
+    ):
         return 1 - 1 / len(one) / 2
     return difflib.SequenceMatcher(None, one, other, autojunk=False).ratio()
 
 
-def _is_derived(name: str, known: str) -> bool:
-    """Whether a name is a known one with a further word or with another ending; a doubled last letter is none."""
-    if name.startswith(f"{known}_") and name != f"{known}_":
+def _is_derived(name: str, member: str) -> bool:
+    """Return True if a name is a member's with a further word or another ending; a doubled last letter is neither."""
+    if name.startswith(f"{member}_") and name != f"{member}_":
         return True
-    stems = {known} if known.endswith("ss") else {known, known.removesuffix("s"), known.removesuffix("es")}
+    stems = {member} if member.endswith("ss") else {member, member.removesuffix("s"), member.removesuffix("es")}
     forms = {stem + ending + plural for stem in stems for ending in _ENDINGS for plural in ("", "s")}
-    return name in forms - {known + known[-1]}
+    return name in forms - {member + member[-1]}
 
 
 def find_misspelt_members(kind: str, builder: Callable[..., Any]) -> Iterator[tuple[str, str]]:
-    """The misspelt members of a class and of its bases in the same package or plugin, each with the known name.
+    """Find misspelt members of a class and of its bases in the same package or plugin, each with the known name.
 
     Members are what a class body defines and what methods set, as by `self.strata = ...`. A function has none.
     """
     if not isinstance(builder, type):
         return
     package = builder.__module__.partition(".")[0]
-    own = [part for part in builder.__mro__ if part.__module__.partition(".")[0] == package]
-    codes = [code for part in own for value in vars(part).values() for code in _codes_of(value)]
-    defined = {name for part in own for name in (*vars(part), *inspect.get_annotations(part))}
+    classes = [part for part in builder.__mro__ if part.__module__.partition(".")[0] == package]
+    codes = [code for part in classes for value in vars(part).values() for code in _list_codes(value)]
+    defined = {name for part in classes for name in (*vars(part), *inspect.get_annotations(part))}
     for name in sorted(defined.union(*(code.co_names for code in codes))):
-        known = suggest_member(kind, name)
-        if known is not None and (name in defined or any(name in _set_by(code) for code in codes)):
-            yield name, known
+        suggestion = suggest_member(kind, name)
+        if suggestion is not None and (
+            name in defined or any(name in _list_assigned_attributes(code) for code in codes)
+        ):
+            yield name, suggestion
 
 
-def _codes_of(value: Any) -> Iterator[CodeType]:
-    """The code of a function, of a class method or static method, or of a property."""
+def _list_codes(value: Any) -> Iterator[CodeType]:
+    """Iterate over the code of a function, a class method, a static method, or a property."""
     functions = (value, getattr(value, "__func__", None), *(getattr(value, name, None) for name in ("fget", "fset")))
-    yield from (each.__code__ for each in functions if isinstance(each, types.FunctionType))
+    yield from (function.__code__ for function in functions if isinstance(function, types.FunctionType))
 
 
-def _set_by(code: CodeType) -> set[str]:
-    """The attributes that code assigns to."""
-    return {str(each.argval) for each in dis.get_instructions(code) if each.opname == "STORE_ATTR"}
+def _list_assigned_attributes(code: CodeType) -> set[str]:
+    """Return the attributes that code assigns to."""
+    return {str(instruction.argval) for instruction in dis.get_instructions(code) if instruction.opname == "STORE_ATTR"}

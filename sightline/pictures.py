@@ -1,4 +1,4 @@
-"""Pictures for people: what an observer shows, and point clouds drawn with NumPy and Pillow alone."""
+"""Pictures: type, encoding, and rendering of point clouds with NumPy and Pillow alone."""
 
 from __future__ import annotations
 
@@ -38,9 +38,9 @@ __all__ = [
 
 Axis = Literal["x", "y", "z"]
 Frame = Literal["x", "y", "z", "camera_y_up", "camera_y_down"]
-"""How a cloud stands: by its axis that is up, or seen by a camera whose z points away and whose y up or down."""
+"""Frame of a cloud: its up axis, or a camera frame whose z points away and whose y points up or down."""
 Lines = tuple[np.ndarray, np.ndarray]
-"""The ends (S, 2, 3) of straight lines, and their colour (3,) uint8."""
+"""Line segments: ends (S, 2, 3), and their colour (3,) uint8."""
 
 PALETTE = np.frombuffer(
     bytes.fromhex(
@@ -52,11 +52,11 @@ PALETTE = np.frombuffer(
     ),
     dtype=np.uint8,
 ).reshape(50, 3)
-"""50 distinct colours (50, 3) uint8: ten chosen by eye, each next one the farthest from all before it in Oklab."""
+"""Palette of 50 distinct colours (50, 3) uint8: ten chosen by eye, then each the farthest from all others in Oklab."""
 UNLABELLED = np.array([176, 182, 190], dtype=np.uint8)
 """The grey of points without a label."""
-_RAMP = np.array([(52, 58, 120), (38, 120, 160), (60, 170, 120), (190, 200, 80), (245, 225, 140)], dtype=np.float64)
-"""From low to high."""
+_COLORMAP = np.array([(52, 58, 120), (38, 120, 160), (60, 170, 120), (190, 200, 80), (245, 225, 140)], dtype=np.float64)
+"""Stops of the colormap, from low to high."""
 
 _AXES: dict[Frame, tuple[int, int, int]] = {  # right-handed once signed, upward last
     "x": (1, 2, 0),
@@ -73,7 +73,7 @@ INK, _RIGHT, _WRONG = (58, 66, 78), (22, 128, 76), (200, 48, 42)
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Picture:
-    """A picture to show: `pixels` (H, W, 3) uint8 RGB, a name that stays the same over a run, and a line of text."""
+    """Picture to show: `pixels` (H, W, 3) uint8 RGB, a name that stays the same over a run, and a caption."""
 
     name: str
     pixels: np.ndarray
@@ -86,7 +86,7 @@ class Picture:
 
 
 def encode_png(pixels: np.ndarray) -> bytes:
-    """The bytes of a PNG file of (H, W, 3) uint8 pixels."""
+    """Encode (H, W, 3) uint8 pixels as the bytes of a PNG file."""
     from PIL import Image
 
     stream = io.BytesIO()
@@ -95,26 +95,26 @@ def encode_png(pixels: np.ndarray) -> bytes:
 
 
 def pad_to_3d(points: np.ndarray) -> np.ndarray:
-    """Points (N, D) as (N, 3): what is missing of x, y, z is zero, what comes after is left out."""
+    """Pad points (N, D) to (N, 3): missing coordinates are zero, further columns are dropped."""
     return np.pad(points[:, :3], ((0, 0), (0, max(0, 3 - points.shape[1]))))
 
 
 def normalize_to_uint8(values: np.ndarray) -> np.ndarray:
-    """Numbers of any range as uint8, the lowest 0 and the highest 255; all 0 where they are equal."""
+    """Normalise numbers to uint8, the lowest to 0 and the highest to 255; all 0 if they are equal."""
     low, high = values.min(), values.max()
     scaled = (values - low) / max(high - low, np.finfo(np.float32).tiny)
     return (scaled * 255).round().astype(np.uint8)
 
 
 def label_colors(labels: np.ndarray) -> np.ndarray:
-    """A colour of `PALETTE` for each label, (..., 3) uint8; negative labels are grey, the palette repeats after 50."""
+    """Return a colour of `PALETTE` for each label, (..., 3) uint8; negative labels are grey, the palette repeats."""
     return np.where((labels < 0)[..., None], UNLABELLED, PALETTE[labels % len(PALETTE)])
 
 
 def apply_colormap(values: np.ndarray) -> np.ndarray:
-    """A colour (N, 3) uint8 for each number (N,), from low to high.
+    """Map numbers (N,) to colours (N, 3) uint8, from low to high.
 
-    The middle of the ramp where all are equal, grey where one is not finite.
+    Equal numbers get the middle of the colormap, those that are not finite are grey.
     """
     is_finite = np.isfinite(values)
     finite = values[is_finite].astype(np.float64)
@@ -122,8 +122,8 @@ def apply_colormap(values: np.ndarray) -> np.ndarray:
     share = np.full(len(values), 0.5)
     if high > low:
         share[is_finite] = (finite - low) / (high - low)
-    stops = np.linspace(0, 1, len(_RAMP))
-    color = np.stack([np.interp(share, stops, channel) for channel in _RAMP.T], axis=1).round().astype(np.uint8)
+    stops = np.linspace(0, 1, len(_COLORMAP))
+    color = np.stack([np.interp(share, stops, channel) for channel in _COLORMAP.T], axis=1).round().astype(np.uint8)
     color[~is_finite] = UNLABELLED
     return color
 
@@ -141,52 +141,58 @@ def render_clouds(
     azimuth_deg: float = 35.0,
     elevation_deg: float = 24.0,
 ) -> np.ndarray:
-    """A sheet of clouds, each on its own card, seen in parallel projection from three quarters: (H, W, 3) uint8 RGB.
+    """Render clouds, each on a card, in a parallel three-quarter view: a sheet (H, W, 3) uint8 RGB.
 
-    The same arguments give the same bits. Each cloud (N, 3) fills its card, whatever its unit; points that are not
+    The result is deterministic. Each cloud (N, 3) fills its card, regardless of its unit; points that are not
     finite are left out. `colors` holds one (3,) or (N, 3) uint8 array per cloud; without it each cloud takes the next
-    colour of `PALETTE`. `lines` are drawn over the points of their cloud. In place of a cloud may stand a picture
-    (H, W, 3) uint8, which is fitted into its card; a small one is enlarged pixel by pixel. None leaves its place empty.
-    Captions stand below; they are green where `is_right` is True and red where it is False.
-    Raises ValueError for arrays of another shape, and where a list has not one entry per cloud.
+    colour of `PALETTE`. `lines` are drawn over the points of their cloud. Instead of a cloud, a picture
+    (H, W, 3) uint8 may be given, which is fitted into its card; a small one is enlarged by pixel. None leaves a gap.
+    Captions are drawn below; they are green where `is_right` is True and red where it is False.
+    Raises ValueError for arrays of another shape, and for a list without one entry per cloud.
     Source: the darkening of edges follows Boucheny 2009 (eye-dome lighting), with depth in place of its logarithm.
     """
-    for name, given in (("captions", captions), ("is_right", is_right), ("colors", colors), ("lines", lines)):
-        if given and len(given) != len(clouds):
-            raise ValueError(f"{name}: {len(given)} entries for {len(clouds)} clouds; give one for each")
+    for name, entries in (("captions", captions), ("is_right", is_right), ("colors", colors), ("lines", lines)):
+        if entries and len(entries) != len(clouds):
+            raise ValueError(f"{name}: {len(entries)} entries for {len(clouds)} clouds; give one for each")
     if not clouds:
         raise ValueError("clouds: none given; there is nothing to draw")
     columns = min(columns or math.ceil(math.sqrt(1.6 * len(clouds))), len(clouds))
     gap_px = max(4, tile_px // 22)
     strip_px = round(0.14 * tile_px) if any(captions) else 0
-    card = _card(tile_px, tile_px + strip_px)
-    view = _view(azimuth_deg, elevation_deg)
+    card = _make_card(tile_px, tile_px + strip_px)
+    view = _make_view_axes(azimuth_deg, elevation_deg)
     rows = math.ceil(len(clouds) / columns)
     step_px = np.array([tile_px + strip_px + gap_px, tile_px + gap_px])
     sheet = np.full((*(step_px * (rows, columns) + gap_px), 3), PAGE, dtype=np.uint8)
     for index, cloud in enumerate(clouds):
         if cloud is None:
             continue
-        top, left = gap_px + step_px * divmod(index, columns)
+        top_px, left_px = gap_px + step_px * divmod(index, columns)
         tile = card.copy()
         if cloud.ndim == 3:
             _put_picture(tile[:tile_px], cloud)
         else:
-            own = None if colors is None else colors[index]
-            points, color = _checked(cloud, PALETTE[index % len(PALETTE)] if own is None else own, index)
-            over = [(_seen(ends, up_axis, view), each) for ends, each in (lines[index] if lines else ()) if len(ends)]
-            if len(points) or over:
-                tile[:tile_px] = _draw_cloud(tile[:tile_px], _seen(points, up_axis, view), color, over, view)
+            given_color = None if colors is None else colors[index]
+            points, color = _keep_finite(
+                cloud, PALETTE[index % len(PALETTE)] if given_color is None else given_color, index
+            )
+            drawn_lines = [
+                (_to_view(ends, up_axis, view), line_color)
+                for ends, line_color in (lines[index] if lines else ())
+                if len(ends)
+            ]
+            if len(points) or drawn_lines:
+                tile[:tile_px] = _draw_cloud(tile[:tile_px], _to_view(points, up_axis, view), color, drawn_lines, view)
         tile = tile.round().astype(np.uint8)
         if strip_px:
             verdict = is_right[index] if is_right else None
             _write_caption(tile, captions[index], verdict, strip_px)
-        sheet[top : top + tile.shape[0], left : left + tile_px] = tile
+        sheet[top_px : top_px + tile.shape[0], left_px : left_px + tile_px] = tile
     return sheet
 
 
-def _checked(cloud: np.ndarray, color: np.ndarray, index: int) -> tuple[np.ndarray, np.ndarray]:
-    """The finite points (N, 3) float64 and their colours (N, 3) float32."""
+def _keep_finite(cloud: np.ndarray, color: np.ndarray, index: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the finite points (N, 3) float64 and their colours (N, 3) float32. Raises ValueError for other shapes."""
     if cloud.ndim != 2 or cloud.shape[1] != 3:
         raise ValueError(f"clouds[{index}]: shape {cloud.shape}; a cloud is (N, 3)")
     if color.shape not in ((3,), cloud.shape):
@@ -195,24 +201,24 @@ def _checked(cloud: np.ndarray, color: np.ndarray, index: int) -> tuple[np.ndarr
     return cloud[is_finite].astype(np.float64), np.broadcast_to(color, cloud.shape)[is_finite].astype(np.float32)
 
 
-def _view(azimuth_deg: float, elevation_deg: float) -> np.ndarray:
-    """Rows: the directions to the right, upwards in the picture and towards the viewer, in a frame whose z is up."""
+def _make_view_axes(azimuth_deg: float, elevation_deg: float) -> np.ndarray:
+    """Return the view's axes (3, 3) as rows: right, up and towards the viewer, in a frame whose z is up."""
     azimuth, elevation = math.radians(azimuth_deg), math.radians(elevation_deg)
     right = np.array([-math.sin(azimuth), math.cos(azimuth), 0.0])
     towards = np.array([*(math.cos(elevation) * np.array([math.cos(azimuth), math.sin(azimuth)])), math.sin(elevation)])
     return np.stack([right, np.cross(towards, right), towards])
 
 
-def _seen(points: np.ndarray, frame: Frame, view: np.ndarray) -> np.ndarray:
-    """Points (..., 3) of a frame along the axes of the view."""
-    seen: np.ndarray = points[..., _AXES[frame]] * np.array(_SIGNS.get(frame, (1, 1, 1))) @ view.T
-    return seen
+def _to_view(points: np.ndarray, frame: Frame, view: np.ndarray) -> np.ndarray:
+    """Transform points (..., 3) of a frame to the axes of the view."""
+    points_in_view: np.ndarray = points[..., _AXES[frame]] * np.array(_SIGNS.get(frame, (1, 1, 1))) @ view.T
+    return points_in_view
 
 
 def _draw_cloud(
     card: np.ndarray, seen_N3: np.ndarray, color_N3: np.ndarray, lines: Sequence[Lines], view: np.ndarray
 ) -> np.ndarray:
-    """The card (T, T, 3) float32 with a shadow on the floor, the points and, over them, the lines.
+    """Draw shadow, points and lines on a card (T, T, 3) float32.
 
     All are given along the axes of the view.
     """
@@ -223,15 +229,15 @@ def _draw_cloud(
     size = len(card)
     if len(seen_N3):
         seen_N3 = (seen_N3 - middle) / half
-        shaded = card * (1 - _shadow(seen_N3, view, size)[..., None])
+        shaded = card * (1 - _draw_shadow(seen_N3, view, size)[..., None])
         radius = float(np.clip(0.62 / math.sqrt(len(seen_N3)), 0.008, 0.035))
-        color, cover = _splat(seen_N3, color_N3, radius, 2 * size)
+        color, cover = _draw_points(seen_N3, color_N3, radius, 2 * size)
         card = color + (1 - cover[..., None]) * shaded
-    return _with_lines(card, [((ends - middle) / half, color) for ends, color in lines])
+    return _draw_lines(card, [((ends - middle) / half, color) for ends, color in lines])
 
 
-def _with_lines(card: np.ndarray, lines: Sequence[Lines]) -> np.ndarray:
-    """The card with straight lines over everything, ends marked by dots."""
+def _draw_lines(card: np.ndarray, lines: Sequence[Lines]) -> np.ndarray:
+    """Draw line segments on top of a card, with dots at their ends."""
     from PIL import Image, ImageDraw
 
     if not lines:
@@ -241,11 +247,11 @@ def _with_lines(card: np.ndarray, lines: Sequence[Lines]) -> np.ndarray:
     draw = ImageDraw.Draw(image)
     thick = max(2, size // 90)
     for ends, color in lines:
-        column, row = _pixels(ends.reshape(-1, 3), 2 * size)
-        places = np.stack([column, row], axis=1).reshape(-1, 4)
-        for place in places.tolist():
-            draw.line(place, fill=tuple(color.tolist()), width=thick)
-        for x, y in places.reshape(-1, 2).tolist():
+        column, row = _to_pixels(ends.reshape(-1, 3), 2 * size)
+        positions = np.stack([column, row], axis=1).reshape(-1, 4)
+        for segment in positions.tolist():
+            draw.line(segment, fill=tuple(color.tolist()), width=thick)
+        for x, y in positions.reshape(-1, 2).tolist():
             draw.ellipse((x - thick, y - thick, x + thick, y + thick), fill=tuple(color.tolist()))
     return np.asarray(image.resize((size, size), Image.Resampling.BOX), dtype=np.float32)
 
@@ -256,19 +262,19 @@ def _put_picture(face: np.ndarray, picture: np.ndarray) -> None:
 
     room = round(0.9 * len(face))
     scale = room / max(picture.shape[:2])
-    how = Image.Resampling.NEAREST if scale >= 1 else Image.Resampling.BOX
+    resampling = Image.Resampling.NEAREST if scale >= 1 else Image.Resampling.BOX
     width, height = (max(1, round(scale * length)) for length in picture.shape[1::-1])
-    fitted = np.asarray(Image.fromarray(picture).resize((width, height), how))
-    top, left = (len(face) - height) // 2, (len(face) - width) // 2
-    face[top : top + height, left : left + width] = fitted
+    fitted = np.asarray(Image.fromarray(picture).resize((width, height), resampling))
+    top_px, left_px = (len(face) - height) // 2, (len(face) - width) // 2
+    face[top_px : top_px + height, left_px : left_px + width] = fitted
 
 
-def _shadow(seen_N3: np.ndarray, view: np.ndarray, size: int) -> np.ndarray:
-    """How dark the floor is (T, T), 0 to 0.22: the points dropped straight down onto it, blurred."""
+def _draw_shadow(seen_N3: np.ndarray, view: np.ndarray, size: int) -> np.ndarray:
+    """Compute the shadow (T, T), 0 to 0.22: the points projected straight down onto the floor, blurred."""
     up = view[:, 2]
     height_N = seen_N3 @ up
     dropped_N3 = seen_N3 - (height_N - height_N.min())[:, None] * up
-    column, row = _pixels(dropped_N3, size)
+    column, row = _to_pixels(dropped_N3, size)
     inside = (column >= 0) & (column < size) & (row >= 0) & (row < size)
     share = np.bincount(row[inside] * size + column[inside], minlength=size * size) * (size * size / len(seen_N3))
     density = share.reshape(size, size).astype(np.float32)
@@ -279,36 +285,36 @@ def _shadow(seen_N3: np.ndarray, view: np.ndarray, size: int) -> np.ndarray:
 
 
 def _box_blur(image: np.ndarray, reach: int) -> np.ndarray:
-    """The mean of each pixel and `reach` pixels to either side along the rows; outside the image all is zero."""
+    """Average each pixel and `reach` pixels to either side along the rows; outside the image all is zero."""
     total = np.cumsum(np.pad(image, ((0, 0), (reach + 1, reach))), axis=1)
     return (total[:, 2 * reach + 1 :] - total[:, : -2 * reach - 1]) / (2 * reach + 1)
 
 
-def _pixels(seen_N3: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Column and row of each point: [-1, 1] fills the middle 78 % of the card, slightly raised above the shadow."""
+def _to_pixels(seen_N3: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return column and row of each point: [-1, 1] fills the middle 78 % of the card, slightly above the centre."""
     scale = 0.39 * size
     column = np.rint(size / 2 + scale * seen_N3[:, 0]).astype(np.int64)
     return column, np.rint(0.475 * size - scale * seen_N3[:, 1]).astype(np.int64)
 
 
-def _splat(seen_N3: np.ndarray, color_N3: np.ndarray, radius: float, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """The points as small lit balls, the nearest on top: premultiplied colour (T, T, 3) and cover (T, T), T = size / 2.
+def _draw_points(seen_N3: np.ndarray, color_N3: np.ndarray, radius: float, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Draw points as lit balls, nearest on top: premultiplied colour (T, T, 3) and cover (T, T), T = size / 2.
 
     `radius` is a share of the card. At each pixel the ball with the nearest centre wins, then the shade is found once.
     """
     order = np.argsort(seen_N3[:, 2], kind="stable")  # far to near
     seen_N3, color_N3 = seen_N3[order], color_N3[order]
-    offset_K2, light_K, height_K = _ball(max(1, round(radius * size)))
-    column, row = _pixels(seen_N3, size)
+    offset_K2, light_K, height_K = _make_ball(max(1, round(radius * size)))
+    column, row = _to_pixels(seen_N3, size)
     winner = np.full(size * size, -1, dtype=np.int64)
-    place = (row * size + column)[:, None] + offset_K2 @ np.array([1, size])  # inside: centres and radius leave a rim
-    np.maximum.at(winner, place.ravel(), np.arange(place.size))  # of several, the nearest: its number is the largest
+    pixel = (row * size + column)[:, None] + offset_K2 @ np.array([1, size])  # inside: centres and radius leave a rim
+    np.maximum.at(winner, pixel.ravel(), np.arange(pixel.size))  # of several, the nearest: its number is the largest
     hit = np.flatnonzero(winner >= 0)
     point, part = np.divmod(winner[hit], len(offset_K2))
     depth = np.full(size * size, -4.0, dtype=np.float32)
     depth[hit] = seen_N3[point, 2] + 2.5 * radius * height_K[part]
     nearness = np.interp(seen_N3[point, 2], (seen_N3[0, 2], seen_N3[-1, 2] + 1e-9), (0.0, 1.0)).astype(np.float32)
-    bright = (light_K[part] * (0.80 + 0.20 * nearness) * _edges(depth.reshape(size, size), hit))[:, None]
+    bright = (light_K[part] * (0.80 + 0.20 * nearness) * _edge_darkening(depth.reshape(size, size), hit))[:, None]
     haze = (0.34 * (1 - nearness))[:, None]
     glint = 34 * np.maximum(light_K[part] - 0.98, 0)[:, None] / 0.2
     image = np.zeros((size, size, 4), dtype=np.float32)
@@ -318,8 +324,8 @@ def _splat(seen_N3: np.ndarray, color_N3: np.ndarray, radius: float, size: int) 
     return small[..., :3], small[..., 3]
 
 
-def _ball(radius_px: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Of the pixels of a ball: offsets (K, 2), brightness (K,) under the light, height (K,) over its centre, 0 to 1."""
+def _make_ball(radius_px: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return a ball's pixels: offsets (K, 2), brightness (K,) under the light, height (K,) over its centre, 0 to 1."""
     reach = np.arange(-radius_px, radius_px + 1)
     offset_K2 = np.stack(np.meshgrid(reach, reach), axis=-1).reshape(-1, 2)
     offset_K2 = offset_K2[(offset_K2**2).sum(axis=1) <= (radius_px + 0.3) ** 2]
@@ -329,23 +335,23 @@ def _ball(radius_px: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return offset_K2, (0.66 + 0.52 * np.maximum(facing_K, 0)).astype(np.float32), height_K.astype(np.float32)
 
 
-def _edges(depth: np.ndarray, hit: np.ndarray) -> np.ndarray:
-    """For each pixel in `hit`, 1 down to 0.45: darker the farther it lies behind the pixels around it."""
+def _edge_darkening(depth: np.ndarray, hit: np.ndarray) -> np.ndarray:
+    """Compute the eye-dome factor of each pixel in `hit`, 1 to 0.45: darker the farther it is behind its neighbours."""
     size = len(depth)
     reach = max(2, size // 110)
     padded = np.pad(depth, reach, constant_values=-4.0).ravel()
     width = size + 2 * reach
-    place = (hit // size + reach) * width + hit % size + reach
-    here = padded[place]
-    behind = np.zeros_like(here)
+    pixel = (hit // size + reach) * width + hit % size + reach
+    pixel_depth = padded[pixel]
+    behind = np.zeros_like(pixel_depth)
     for right, down in ((1, 0), (-1, 0), (0, 1), (0, -1), (0.7, 0.7), (-0.7, 0.7), (0.7, -0.7), (-0.7, -0.7)):
-        around = padded[place + round(down * reach) * width + round(right * reach)]
-        behind += np.clip(around - here, 0, 0.5)
+        around = padded[pixel + round(down * reach) * width + round(right * reach)]
+        behind += np.clip(around - pixel_depth, 0, 0.5)
     return np.maximum(np.exp(-0.55 * behind), 0.45)
 
 
-def _card(width: int, height: int) -> np.ndarray:
-    """An empty card (H, W, 3) float32: rounded corners on the page's colour, a faint rim, a soft gradient."""
+def _make_card(width: int, height: int) -> np.ndarray:
+    """Draw an empty card (H, W, 3) float32: rounded corners on the page's colour, a faint rim, a soft gradient."""
     from PIL import Image, ImageDraw
 
     mask = Image.new("L", (4 * width, 4 * height), 0)
@@ -365,12 +371,12 @@ def _write_caption(tile: np.ndarray, text: str, is_right: bool | None, strip_px:
     ink = INK if is_right is None else _RIGHT if is_right else _WRONG
     mark_px = 0 if is_right is None else round(0.80 * strip_px)
     text, font = fit_text(draw, text, 0.92 * strip.width - mark_px, size_px=round(1.06 * strip_px))
-    left = (strip.width - draw.textlength(text, font) - mark_px) / 2
+    left_px = (strip.width - draw.textlength(text, font) - mark_px) / 2
     middle = 0.80 * strip_px
-    draw.text((left + mark_px, middle), text, fill=ink, font=font, anchor="lm")
+    draw.text((left_px + mark_px, middle), text, fill=ink, font=font, anchor="lm")
     if is_right is not None:
         arm = 0.26 * strip_px
-        x, y, thick = left + arm, middle, max(2, round(0.14 * strip_px))
+        x, y, thick = left_px + arm, middle, max(2, round(0.14 * strip_px))
         tick = [(x - arm, y), (x - 0.3 * arm, y + 0.8 * arm), (x + 1.2 * arm, y - arm)]
         cross = [[(x - arm, y - arm), (x + arm, y + arm)], [(x - arm, y + arm), (x + arm, y - arm)]]
         for line in [tick] if is_right else cross:
@@ -381,7 +387,7 @@ def _write_caption(tile: np.ndarray, text: str, is_right: bool | None, strip_px:
 def draw_legend(
     entries: Sequence[tuple[str, np.ndarray | tuple[int, ...]]], width: int, *, line_px: int = 24
 ) -> np.ndarray:
-    """A swatch of its colour and the text of each entry, in as many rows of `width` as they need; no row for none."""
+    """Draw a legend (H, width, 3) uint8: a swatch and the text of each entry, in as many rows as needed."""
     from PIL import Image, ImageDraw, ImageFont
 
     if not entries:
@@ -389,25 +395,27 @@ def draw_legend(
     font = ImageFont.load_default(0.62 * line_px)
     measure = ImageDraw.Draw(Image.new("RGB", (1, 1)))
     margin_px = round(0.66 * line_px)
-    places, left, row = [], margin_px, 0
+    slots, left_px, row = [], margin_px, 0
     for text, color in ((escape_to_one_line(name), color) for name, color in entries):
         needed = round(measure.textlength(text, font)) + 2 * line_px
-        if left > margin_px and left + needed > width:
-            left, row = margin_px, row + 1
-        places.append((left, line_px * row, text, color))
-        left += needed
+        if left_px > margin_px and left_px + needed > width:
+            left_px, row = margin_px, row + 1
+        slots.append((left_px, line_px * row, text, color))
+        left_px += needed
     image = Image.new("RGB", (width, margin_px + line_px * (row + 1)), PAGE)
     draw = ImageDraw.Draw(image)
     side_px = round(0.58 * line_px)
-    for left, top, text, color in places:
-        top += round(0.2 * line_px)
-        draw.rounded_rectangle((left, top, left + side_px, top + side_px), 3, tuple(map(int, color)), outline=INK)
-        draw.text((left + 1.4 * side_px, top + side_px / 2), text, fill=INK, font=font, anchor="lm")
+    for left_px, top_px, text, color in slots:
+        top_px += round(0.2 * line_px)
+        draw.rounded_rectangle(
+            (left_px, top_px, left_px + side_px, top_px + side_px), 3, tuple(map(int, color)), outline=INK
+        )
+        draw.text((left_px + 1.4 * side_px, top_px + side_px / 2), text, fill=INK, font=font, anchor="lm")
     return np.asarray(image)
 
 
 def with_legend(pixels: np.ndarray, labels: np.ndarray, class_names: Sequence[str]) -> np.ndarray:
-    """A picture (H, W, 3) uint8 over a legend of the classes that are among the labels, in the colours of `colors_of`.
+    """Draw a legend of the classes among the labels below a picture (H, W, 3) uint8, coloured as by `label_colors`.
 
     A class without a name is called by its number; negative labels are `unlabelled`.
     """
@@ -422,7 +430,7 @@ def with_legend(pixels: np.ndarray, labels: np.ndarray, class_names: Sequence[st
 def fit_text(
     draw: ImageDraw.ImageDraw, text: str, width: float, *, size_px: int
 ) -> tuple[str, ImageFont.FreeTypeFont | ImageFont.ImageFont]:
-    """The text, line ends as escapes, and a font in which it fits: smaller by up to two fifths, then cut with dots."""
+    """Fit a text to a width: return it and its font, smaller by up to two fifths, then cut with dots."""
     from PIL import ImageFont
 
     text = escape_to_one_line(text)

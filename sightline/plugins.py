@@ -1,4 +1,4 @@
-"""A user's own parts: Python files named on the command line, never in a config or a run directory."""
+"""Plugins: Python files with a user's components, named on the command line, never in a config."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from sightline.regular_files import read_regular_file
 __all__ = ["Plugin", "check_recorded", "find_plugin", "load_plugins", "loaded_plugins", "loaded_sha256", "run_file"]
 
 _MODULE_PREFIX = "sightline_plugin_"
-_PLUGIN = "__sightline_plugin__"
-"""The name in a plugin's module for what was run: `Plugin`."""
+_PLUGIN_ATTRIBUTE = "__sightline_plugin__"
+"""Attribute of a plugin's module that contains its `Plugin`."""
 
 
 class Plugin:
-    """A file of the user's code: where it lies, what it held when it was read; `option` is what names it."""
+    """Plugin file: its path, and its text when it was read; `option` is the command line option that names it."""
 
     def __init__(self, path: Path, *, option: str = "--plugin") -> None:
         self.path = path
@@ -45,12 +45,12 @@ class Plugin:
         return f"{_MODULE_PREFIX}{self.path.stem}"
 
     def record(self) -> dict[str, str]:
-        """What a run notes of it."""
+        """Return path, name and SHA-256, as a run records them."""
         return {"path": str(self.path.resolve()), "name": self.path.name, "sha256": self.sha256}
 
 
 def load_plugins(paths: Sequence[Path]) -> list[Plugin]:
-    """Run these files, each once, which register their parts.
+    """Run plugin files, each once, so that they register their components.
 
     Raises PluginError with the file's own line for whatever fails.
     """
@@ -63,38 +63,40 @@ def load_plugins(paths: Sequence[Path]) -> list[Plugin]:
         by_name[plugin.path.name] = plugin
     if plugins:
         for registry in REGISTRIES.values():
-            registry.names()  # built-in names first, so that a plugin that takes one of them is the one to be refused
+            registry.names()  # built-in names first, so that a plugin that reuses one of them is refused
     for plugin in plugins:
         run_file(plugin)
     return plugins
 
 
 def find_plugin(builder: Callable[..., Any]) -> Path | None:
-    """The plugin that a component comes from, or None for a built-in one."""
+    """Return the path of a component's plugin, or None for a built-in one."""
     if not builder.__module__.startswith(_MODULE_PREFIX):
         return None
     return Path(str(sys.modules[builder.__module__].__file__))
 
 
 def loaded_sha256(builder: Callable[..., Any]) -> dict[str, str]:
-    """File name and SHA-256 of the plugin that a component comes from, as it was run; empty for a built-in one."""
+    """Return file name and SHA-256 of a component's plugin, as it was run; empty for a built-in one."""
     path = find_plugin(builder)
-    return {} if path is None else {path.name: getattr(sys.modules[builder.__module__], _PLUGIN).sha256}
+    return {} if path is None else {path.name: getattr(sys.modules[builder.__module__], _PLUGIN_ATTRIBUTE).sha256}
 
 
 def loaded_plugins() -> list[Plugin]:
-    """The plugins that this process has run."""
-    return [getattr(module, _PLUGIN) for name, module in [*sys.modules.items()] if name.startswith(_MODULE_PREFIX)]
+    """List the plugins that this process has run."""
+    return [
+        getattr(module, _PLUGIN_ATTRIBUTE) for name, module in [*sys.modules.items()] if name.startswith(_MODULE_PREFIX)
+    ]
 
 
 def run_file(plugin: Plugin) -> ModuleType:
-    """Run the very text that was hashed, whatever has become of the file since; what it defined.
+    """Run the text that was hashed, even if the file has changed since; return its module.
 
     Raises PluginError with the file's own line for whatever fails.
     """
     module = ModuleType(plugin.module_name)
     module.__file__ = str(plugin.path)
-    setattr(module, _PLUGIN, plugin)
+    setattr(module, _PLUGIN_ATTRIBUTE, plugin)
     sys.modules[plugin.module_name] = module
     try:
         exec(compile(plugin.text, str(plugin.path), "exec"), module.__dict__)
@@ -102,30 +104,30 @@ def run_file(plugin: Plugin) -> ModuleType:
         raise PluginError(f"{plugin.option} {error.filename or plugin.path}:{error.lineno}: {error.msg}") from None
     except SystemExit as error:
         raise PluginError(
-            f"{plugin.option} {_place(plugin, error)}: ends the program; a plugin only defines parts"
+            f"{plugin.option} {_locate_error(plugin, error)}: ends the program; a plugin only defines parts"
         ) from None
     except Exception as error:
         what = " ".join(str(error).split()) or "no message"
-        kind = "" if isinstance(error, AssertionError) else f"{type(error).__name__}: "  # the registry's own words
-        raise PluginError(f"{plugin.option} {_place(plugin, error)}: {kind}{what}") from error
+        kind = "" if isinstance(error, AssertionError) else f"{type(error).__name__}: "  # a message of the registry
+        raise PluginError(f"{plugin.option} {_locate_error(plugin, error)}: {kind}{what}") from error
     return module
 
 
-def _place(plugin: Plugin, error: BaseException) -> str:
-    """The last line of the plugin itself that an error passed through."""
+def _locate_error(plugin: Plugin, error: BaseException) -> str:
+    """Return the last line of the plugin itself that an error passed through."""
     lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == str(plugin.path)]
     return f"{plugin.path}:{lines[-1]}" if lines else str(plugin.path)
 
 
 def check_recorded(recorded: Sequence[Mapping[str, str]], loaded: Sequence[Plugin], *, run: Path) -> list[str]:
-    """Lines about plugins that changed since a run was made. Raises PluginError for one that is not given."""
+    """List notes on plugins that changed since a run was made. Raises PluginError for one that is missing."""
     if not _is_record(recorded):
         raise PluginError(
             f"{run}: its environment.json lists plugins in another form than runs write; get the run again"
         )
     by_name = {plugin.path.name: plugin for plugin in loaded}
     notes = []
-    lost = [str(_source(entry, run)) for entry in recorded if entry["name"] not in by_name]
+    lost = [str(_find_source(entry, run)) for entry in recorded if entry["name"] not in by_name]
     if lost:
         named, again = ("the plugin", "it") if len(lost) == 1 else ("the plugins", "them")
         raise PluginError(
@@ -140,15 +142,15 @@ def check_recorded(recorded: Sequence[Mapping[str, str]], loaded: Sequence[Plugi
     return notes
 
 
-def _source(entry: Mapping[str, str], run: Path) -> Path:
-    """The file that a plugin was read from, or its copy in the run where that file is not there."""
+def _find_source(entry: Mapping[str, str], run: Path) -> Path:
+    """Return the file that a plugin was read from, or its copy in the run if that file is missing."""
     path, copy = Path(entry["path"]), run / "plugins" / entry["name"]
     is_moved = os.path.isfile(copy) and not os.path.isfile(path)  # which know names that are too long for a disk
     return copy if is_moved else path
 
 
 def _is_record(recorded: Any) -> bool:
-    """Whether this is a list of the names, paths and digests of plugins."""
+    """Return True for a list of the names, paths and digests of plugins."""
     keys = ("name", "path", "sha256")
     return isinstance(recorded, list | tuple) and all(
         isinstance(entry, dict) and all(isinstance(entry.get(key), str) for key in keys) for entry in recorded

@@ -1,4 +1,4 @@
-"""Tensors in nests: what samples, batches, arguments and results of modules hold, whatever they are nested in."""
+"""Trees of tensors: nested mappings, lists, tuples and dataclasses in samples, batches, arguments and results."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["join_path", "tree_children", "tree_leaves", "tree_map"]
 
 
 def tree_leaves(value: Any, path: str = "") -> Iterator[tuple[str, Tensor]]:
-    """The tensors in a nest of mappings, lists, tuples and dataclasses, each with its place: `logits`, `1.points`."""
+    """Iterate over the tensors of a tree, each with its path: `logits`, `1.points`."""
     if isinstance(value, Tensor):
         yield path, value
         return
@@ -21,7 +21,7 @@ def tree_leaves(value: Any, path: str = "") -> Iterator[tuple[str, Tensor]]:
 
 
 def tree_map(value: Any, function: Callable[[str, Tensor], Any], path: str = "") -> Any:
-    """The same nest with every tensor replaced by `function(place, tensor)`; what is no tensor stays as it is."""
+    """Replace every tensor of a tree by `function(path, tensor)`; other values stay as they are."""
     if isinstance(value, Tensor):
         return function(path, value)
     fixed = {f.name for f in dataclasses.fields(value) if not f.init} if dataclasses.is_dataclass(value) else set()
@@ -38,16 +38,16 @@ def tree_map(value: Any, function: Callable[[str, Tensor], Any], path: str = "")
 
 
 def tree_children(value: Any) -> list[tuple[str, Any]]:
-    """What a nest holds, with names that are text; nothing for a value that is none."""
+    """List the children of a tree node, with names as text; empty for a leaf."""
     if isinstance(value, Mapping):
         return [(str(name), item) for name, item in value.items()]
     if isinstance(value, list | tuple):
-        return [(str(place), item) for place, item in enumerate(value)]
+        return [(str(index), item) for index, item in enumerate(value)]
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return [(field.name, getattr(value, field.name)) for field in dataclasses.fields(value)]
     return []
 
 
 def join_path(path: str, name: str) -> str:
-    """The place of something in a part of a nest that has a place itself."""
+    """Join the path of a node and the name of its child."""
     return f"{path}.{name}" if path else name

@@ -1,4 +1,4 @@
-"""Names to builders: one registry per kind of component, each checked against its signature."""
+"""Registries of components: one per kind, from names to builders, with arguments checked by signature."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ BuilderT = TypeVar("BuilderT", bound=Callable[..., Any])
 
 
 class ConfigFault(NamedTuple):
-    """Something wrong in a config: where it stands, and what is wrong."""
+    """Fault in a config: its location and description."""
 
     where: SourceLocation
     text: str
@@ -74,14 +74,14 @@ class ConfigFault(NamedTuple):
 
 
 class BlockFacts(NamedTuple):
-    """What the blocks of a component built so far state for those after them, and the name of the last of them."""
+    """Facts that earlier blocks of a component state for later ones, and the name of the last block."""
 
     facts: Mapping[str, Any]
     stated_by: str
 
 
 class RegistryEntry(NamedTuple):
-    """A registered component: its builder, the arguments that builder takes, and those that only other blocks give."""
+    """Registered component: its builder, the builder's parameters, and those that only other blocks give."""
 
     name: str
     builder: Callable[..., Any]
@@ -90,34 +90,34 @@ class RegistryEntry(NamedTuple):
 
     @property
     def source(self) -> str:
-        """The docstring's text after 'Source:'; empty where it names none."""
+        """The docstring's text after 'Source:'; empty if there is none."""
         _, _, source = (inspect.getdoc(self.builder) or "").partition("Source:")
         return " ".join(source.split())
 
     @property
     def summary(self) -> str:
-        """The first line of the docstring, without a source that it may name."""
+        """The first line of the docstring, without its source."""
         return (inspect.getdoc(self.builder) or "").split("\n", 1)[0].partition("Source:")[0].strip()
 
     @property
     def arguments(self) -> dict[str, Parameter]:
-        """The parameters that a config may give: all but the facts."""
-        given = FACTS | self.block_facts
-        return {name: parameter for name, parameter in self.parameters.items() if name not in given}
+        """The parameters that a config may set: all except facts."""
+        injected = FACTS | self.block_facts
+        return {name: parameter for name, parameter in self.parameters.items() if name not in injected}
 
     @property
     def facts(self) -> list[str]:
-        """The parameters that the data set or the run gives."""
+        """The parameters that come from the data set or the run."""
         return [name for name in self.parameters if name in FACTS]
 
     @property
     def parameters_from_blocks(self) -> list[str]:
-        """The parameters that an earlier block gives."""
+        """The parameters that come from an earlier block."""
         return [name for name in self.parameters if name in self.block_facts]
 
 
 class Registry:
-    """The components of one kind (each is a `noun`), found by importing the modules of their room on first use.
+    """Registry of the components of one kind (`noun`), which are found by importing the modules of `room` on first use.
 
     Components of an `in_chain` kind take the `BLOCK_FACTS` that an earlier block of such a kind has as attributes.
     """
@@ -136,10 +136,11 @@ class Registry:
         def register(builder: BuilderT) -> BuilderT:
             reserved = ("name", "weight") if self.kind == "losses" else ("name",)
             _assert_signature(builder, name, reserved=reserved, facts=FACTS | self.block_facts)
-            self._assert_members(builder, name)
-            known = _origin(self._entries[name].builder) if name in self._entries else None
-            assert known in (None, _origin(builder)), (
-                f"the {self.noun} '{name}' is registered already, by {'.'.join(known or ())}; take another name"
+            self._assert_no_misspelt_members(builder, name)
+            registered_origin = _builder_origin(self._entries[name].builder) if name in self._entries else None
+            assert registered_origin in (None, _builder_origin(builder)), (
+                f"the {self.noun} '{name}' is registered already, by {'.'.join(registered_origin or ())}; "
+                "take another name"
             )
             self._entries[name] = RegistryEntry(name, builder, signature_parameters(builder), self.block_facts)
             return builder
@@ -151,50 +152,54 @@ class Registry:
         return sorted(self._entries)
 
     def entry(self, component: ComponentConfig) -> RegistryEntry:
-        """The entry that a component block names. Raises ConfigError with the nearest name."""
+        """Return the entry of a component block. Raises ConfigError with the nearest name."""
         self._load()
         if component.name not in self._entries:
-            raise ConfigError(str(self._unknown_name(component)))
+            raise ConfigError(str(self._unknown_name_fault(component)))
         return self._entries[component.name]
 
     def get_entry(self, name: str) -> RegistryEntry:
-        """The entry of a name from `names()`."""
+        """Return the entry of a name from `names()`."""
         return self.entry(ComponentConfig(name))
 
     def faults(self, component: ComponentConfig) -> list[ConfigFault]:
-        """Everything wrong with a component block that its signature alone can show."""
+        """List the faults of a component block that its signature shows."""
         self._load()
         if component.name not in self._entries:
-            return [self._unknown_name(component)]
+            return [self._unknown_name_fault(component)]
         entry = self._entries[component.name]
         missing = [
             ConfigFault(
-                _below(component.location, name),
+                _locate_key(component.location, name),
                 f"is required and missing: '{component.name}' needs {describe_type(parameter.annotation)} here",
             )
             for name, parameter in entry.arguments.items()
             if parameter.is_required and name not in component.arguments
         ]
-        return [*self._unknown_or_ill_typed(component, entry), *missing]
+        return [*self._find_argument_faults(component, entry), *missing]
 
     def accepted_facts(self, component: ComponentConfig) -> dict[str, Parameter]:
-        """The facts that a block takes, those of the blocks inside it among them; required where any of them needs it.
+        """Return the facts that a block and its inner blocks take; required if any of them requires it.
 
-        What blocks state for one another is not among them. Its blocks must be ones: `faults` lists those that are not.
+        Facts that blocks state for one another are left out. Inner blocks must be valid: `faults` lists invalid ones.
         """
         entry = self.entry(component)
-        taken = {name: entry.parameters[name] for name in entry.facts}
+        accepted = {name: entry.parameters[name] for name in entry.facts}
         for name, parameter in entry.parameters.items():
             block = get_block_marker(parameter.annotation)
             if block is None or name not in component.arguments:
                 continue
-            for each in nested_blocks(component, name):
-                inner = REGISTRIES[block.kind].accepted_facts(each)
-                taken |= {fact: one for fact, one in inner.items() if one.is_required or fact not in taken}
-        return taken
+            for inner_block in nested_blocks(component, name):
+                inner = REGISTRIES[block.kind].accepted_facts(inner_block)
+                accepted |= {
+                    fact: fact_parameter
+                    for fact, fact_parameter in inner.items()
+                    if fact_parameter.is_required or fact not in accepted
+                }
+        return accepted
 
     def needed_facts(self, component: ComponentConfig) -> set[str]:
-        """The facts that a block cannot be built without, those of the blocks inside it among them."""
+        """Return the facts that a block or its inner blocks cannot be built without."""
         return {name for name, parameter in self.accepted_facts(component).items() if parameter.is_required}
 
     def build(
@@ -203,12 +208,12 @@ class Registry:
         """Call the builder with the block's arguments and with the facts that its signature names.
 
         The blocks inside it are built first, in the order of its signature; `stated` is what those before it state.
-        Raises ConfigError for an argument that is unknown, ill-typed, missing, given both by hand and as a fact, or
+        Raises ConfigError for an argument that is unknown, ill-typed, missing, given by the config and as a fact, or
         refused by the builder itself.
         """
         entry = self.entry(component)
         faults = [str(fault) for fault in self.faults(component)]
-        faults += self._misstated(component, entry, stated)
+        faults += self._find_misstated_facts(component, entry, stated)
         missing = [name for name in entry.facts if entry.parameters[name].is_required and name not in facts]
         if missing:
             remedies = "".join(
@@ -220,82 +225,84 @@ class Registry:
             )
         if faults:
             raise ConfigError(*faults)
-        given: dict[str, Any] = {}
-        inside: BlockFacts | None = None
+        arguments: dict[str, Any] = {}
+        inner_facts: BlockFacts | None = None
         for name, parameter in entry.parameters.items():
             if name in component.arguments:
-                given[name], inside = self._argument(component, parameter, facts, inside)
+                arguments[name], inner_facts = self._build_argument(component, parameter, facts, inner_facts)
         injected = {name: facts[name] for name in entry.facts if name in facts}
         if stated is not None:
             injected |= {name: stated.facts[name] for name in entry.parameters_from_blocks if name in stated.facts}
         with locate_errors(component):
-            return entry.builder(**given, **injected)
+            return entry.builder(**arguments, **injected)
 
-    def _misstated(self, component: ComponentConfig, entry: RegistryEntry, stated: BlockFacts | None) -> Iterator[str]:
-        """What an earlier block should state and does not, or states as something else."""
-        here = f"{component.location}: {self.noun} '{component.name}'"
-        by = "a block" if stated is None else f"the {stated.stated_by}"
+    def _find_misstated_facts(
+        self, component: ComponentConfig, entry: RegistryEntry, stated: BlockFacts | None
+    ) -> Iterator[str]:
+        """Yield faults of facts that an earlier block should state, but does not, or states with another type."""
+        subject = f"{component.location}: {self.noun} '{component.name}'"
+        stated_by = "a block" if stated is None else f"the {stated.stated_by}"
         for name in entry.parameters_from_blocks:
             annotation = entry.parameters[name].annotation
             if stated is not None and name in stated.facts:
                 for _, text in check_value(annotation, stated.facts[name])[1]:
-                    yield f"{here} takes {name} of {by} before it: {text}"
+                    yield f"{subject} takes {name} of {stated_by} before it: {text}"
             elif entry.parameters[name].is_required:
                 allowed = describe_type(annotation)
-                yield f"{here} needs {name}; {by} before it should state it, as an attribute: {allowed}"
+                yield f"{subject} needs {name}; {stated_by} before it should state it, as an attribute: {allowed}"
 
-    def _assert_members(self, builder: Callable[..., Any], name: str) -> None:
-        """A misspelt member would never be called, and nobody would notice."""
-        for found, known in find_misspelt_members(self.kind, builder):
-            member = MEMBERS.get(self.kind, {}).get(known)
+    def _assert_no_misspelt_members(self, builder: Callable[..., Any], name: str) -> None:
+        """Raise AssertionError for a misspelt member: it would never be called, without any sign of it."""
+        for misspelt, member_name in find_misspelt_members(self.kind, builder):
+            member = MEMBERS.get(self.kind, {}).get(member_name)
             meaning = "a member that every one needs" if member is None else member.meaning
             raise AssertionError(
-                f"the {self.noun} '{name}': {builder.__qualname__}.{found} is close to '{known}' ({meaning}); call it "
-                f"'{known}', or give a member of your own a name that is less like it"
+                f"the {self.noun} '{name}': {builder.__qualname__}.{misspelt} is close to '{member_name}' ({meaning}); "
+                f"call it '{member_name}', or give a member of your own a name that is less like it"
             )
 
-    def _argument(
+    def _build_argument(
         self, component: ComponentConfig, parameter: Parameter, facts: Mapping[str, object], stated: BlockFacts | None
     ) -> tuple[Any, BlockFacts | None]:
-        """The value as the builder wants it, that of a block the built component; and what is stated since."""
+        """Convert a value for the builder, and build it if it is a block; also return the facts stated since."""
         value, block = component.arguments[parameter.name], get_block_marker(parameter.annotation)
         if block is None:
             return check_value(parameter.annotation, value)[0], stated
         kind, built = REGISTRIES[block.kind], []
-        for each in nested_blocks(component, parameter.name):
-            built.append(kind.build(each, facts=facts, stated=stated))
+        for inner_block in nested_blocks(component, parameter.name):
+            built.append(kind.build(inner_block, facts=facts, stated=stated))
             if kind.block_facts:
-                own = {name: getattr(built[-1], name) for name in kind.block_facts if hasattr(built[-1], name)}
-                stated = BlockFacts(own, f"{kind.noun} '{each.name}'")
+                block_facts = {name: getattr(built[-1], name) for name in kind.block_facts if hasattr(built[-1], name)}
+                stated = BlockFacts(block_facts, f"{kind.noun} '{inner_block.name}'")
         if isinstance(value, list | tuple):
             return tuple(built), stated
         return (built[0] if built else None), stated
 
-    def _unknown_name(self, component: ComponentConfig) -> ConfigFault:
+    def _unknown_name_fault(self, component: ComponentConfig) -> ConfigFault:
         hint = suggest(component.name, self._entries, otherwise=f"; there are {', '.join(sorted(self._entries))}")
-        own = f"{' P' if hint.endswith('?') else '; p'}arts of your own need --plugin FILE.py"
-        where = component.origins.get("name", _below(component.location, "name"))
-        return ConfigFault(where, f"no {self.noun} is called '{component.name}'{hint}{own}")
+        plugin_hint = f"{' P' if hint.endswith('?') else '; p'}arts of your own need --plugin FILE.py"
+        where = component.origins.get("name", _locate_key(component.location, "name"))
+        return ConfigFault(where, f"no {self.noun} is called '{component.name}'{hint}{plugin_hint}")
 
-    def _unknown_or_ill_typed(self, component: ComponentConfig, entry: RegistryEntry) -> Iterator[ConfigFault]:
+    def _find_argument_faults(self, component: ComponentConfig, entry: RegistryEntry) -> Iterator[ConfigFault]:
         for name, value in component.arguments.items():
-            where = component.origins.get(name, _below(component.location, name))
+            where = component.origins.get(name, _locate_key(component.location, name))
             if name in FACTS:
                 giver = "data set" if name in DATA_FACTS else "run"
                 yield ConfigFault(where, f"'{name}' is given by the {giver}; remove it here")
             elif name in entry.block_facts:
                 yield ConfigFault(where, f"'{name}' is given by an earlier block; remove it here")
             elif name not in entry.parameters:
-                takes = list(entry.arguments)
-                otherwise = f"; allowed: {', '.join(takes)}" if takes else "; it takes none"
-                hint = suggest(name, takes, otherwise=otherwise)
+                allowed = list(entry.arguments)
+                otherwise = f"; allowed: {', '.join(allowed)}" if allowed else "; it takes none"
+                hint = suggest(name, allowed, otherwise=otherwise)
                 yield ConfigFault(where, f"'{component.name}' has no such argument{hint}")
             elif (block := get_block_marker(entry.parameters[name].annotation)) is not None:
-                yield from _faults_of_blocks(component, entry.parameters[name], block, where)
+                yield from _find_block_faults(component, entry.parameters[name], block, where)
             else:
                 for path, text in check_value(entry.parameters[name].annotation, value)[1]:
-                    place = f"{name}.{path}".rstrip(".")
-                    yield ConfigFault(component.origins.get(place, _below(where, path)), text)
+                    value_path = f"{name}.{path}".rstrip(".")
+                    yield ConfigFault(component.origins.get(value_path, _locate_key(where, path)), text)
 
     def _load(self) -> None:
         if self._is_loaded:
@@ -308,7 +315,7 @@ class Registry:
 
 
 def nested_blocks(component: ComponentConfig, name: str) -> list[ComponentConfig]:
-    """The component blocks that an argument holds: one, several in a list, or none where it is null.
+    """Return the component blocks in an argument: one, several in a list, or none if it is null.
 
     They must be mappings with a name: `faults` lists those that are not.
     """
@@ -316,27 +323,27 @@ def nested_blocks(component: ComponentConfig, name: str) -> list[ComponentConfig
     if value is None:
         return []
     if isinstance(value, list | tuple):
-        return [_block(component, f"{name}.{place}", each) for place, each in enumerate(value)]
-    return [_block(component, name, value)]
+        return [_make_block(component, f"{name}.{index}", item) for index, item in enumerate(value)]
+    return [_make_block(component, name, value)]
 
 
-def _block(component: ComponentConfig, path: str, value: Any) -> ComponentConfig:
-    """What stands at `path` inside a component's block, as a component of its own with the places of its values."""
+def _make_block(component: ComponentConfig, path: str, value: Any) -> ComponentConfig:
+    """Make a component of the value at `path` in a component's block, with the locations of its values."""
     if isinstance(value, ComponentConfig):
         return value
     origins = {
-        place.removeprefix(f"{path}."): where
-        for place, where in component.origins.items()
-        if place.startswith(f"{path}.")
+        key_path.removeprefix(f"{path}."): where
+        for key_path, where in component.origins.items()
+        if key_path.startswith(f"{path}.")
     }
     named = origins.get("name") or component.origins.get(path, component.location)
-    below = _below(component.location, path)
+    below = _locate_key(component.location, path)
     where = SourceLocation(named.source, named.line, below.path) if below.path else below
-    arguments = {key: each for key, each in value.items() if key != "name"}
+    arguments = {key: item for key, item in value.items() if key != "name"}
     return ComponentConfig(value["name"], arguments, location=where, origins=origins)
 
 
-def _faults_of_blocks(
+def _find_block_faults(
     component: ComponentConfig, parameter: Parameter, block: Block, where: SourceLocation
 ) -> Iterator[ConfigFault]:
     value, annotation = component.arguments[parameter.name], parameter.annotation
@@ -345,12 +352,12 @@ def _faults_of_blocks(
     if isinstance(value, list | tuple) != is_list or (value is None and not is_optional):
         yield ConfigFault(where, f"found {format_value(value)}, allowed is {describe_type(annotation)}")
         return
-    for each in value if is_list else [value]:
-        is_block = isinstance(each, ComponentConfig) or (
-            isinstance(each, Mapping) and isinstance(each.get("name"), str)
+    for item in value if is_list else [value]:
+        is_block = isinstance(item, ComponentConfig) or (
+            isinstance(item, Mapping) and isinstance(item.get("name"), str)
         )
-        if not is_block and (each is not None or is_list):
-            yield ConfigFault(where, f"found {format_value(each)}, allowed is {describe_type(annotation)}")
+        if not is_block and (item is not None or is_list):
+            yield ConfigFault(where, f"found {format_value(item)}, allowed is {describe_type(annotation)}")
             return
     for nested in nested_blocks(component, parameter.name):
         yield from REGISTRIES[block.kind].faults(nested)
@@ -358,17 +365,17 @@ def _faults_of_blocks(
 
 @contextmanager
 def locate_errors(component: ComponentConfig) -> Iterator[None]:
-    """Give the errors of a builder, raised inside, the place of its block or of the argument that they name first."""
+    """Context that adds the location of a block, or of the argument that an error names, to a builder's errors."""
     try:
         yield
     except UnknownKeyError:
         raise
     except ConfigError as error:
-        raise ConfigError(*(_placed(component, fault) for fault in error.faults)) from error
+        raise ConfigError(*(_add_location(component, fault) for fault in error.faults)) from error
     except DataError as error:
-        # The argument that names the folder which the message begins with, as given; else the root.
-        message, given = str(error), component.arguments.items()
-        named = (name for name, value in given if isinstance(value, str) and message.startswith(f"{value}: "))
+        # The argument that contains the folder at the beginning of the message, else the root.
+        message, arguments = str(error), component.arguments.items()
+        named = (name for name, value in arguments if isinstance(value, str) and message.startswith(f"{value}: "))
         raise type(error)(f"{component.origins.get(next(named, 'root'), component.location)}: {error}") from error
     except UserError:
         raise
@@ -376,21 +383,23 @@ def locate_errors(component: ComponentConfig) -> Iterator[None]:
         raise ConfigError(f"{component.location}: '{component.name}' refuses its arguments: {error}") from error
 
 
-def _placed(component: ComponentConfig, fault: str) -> str:
-    """A builder's message `argument: what`, or `<block>.argument: what`, with the place in front."""
+def _add_location(component: ComponentConfig, fault: str) -> str:
+    """Add the location to a builder's message `argument: text` or `<block>.argument: text`."""
     subject, _, text = fault.partition(": ")
     outer, _, name = subject.rpartition(".")
     if name in component.arguments and outer in ("", component.name, component.location.path):
-        return f"{component.origins.get(name, _below(component.location, name))}: {text}"
+        return f"{component.origins.get(name, _locate_key(component.location, name))}: {text}"
     if component.location.path and subject.startswith(f"{component.location.path}."):
-        place = subject.removeprefix(f"{component.location.path}.")
-        nearby = component.origins.get(place) or component.origins.get(place.split(".")[0], component.location)
+        argument_path = subject.removeprefix(f"{component.location.path}.")
+        nearby = component.origins.get(argument_path) or component.origins.get(
+            argument_path.split(".")[0], component.location
+        )
         return f"{SourceLocation(nearby.source, nearby.line, subject)}: {text}"
     return f"{component.location}: {fault}"
 
 
-def _below(where: SourceLocation, name: str) -> SourceLocation:
-    """The place of a key of a block, where it does not stand itself."""
+def _locate_key(where: SourceLocation, name: str) -> SourceLocation:
+    """Return the location of a block's key that has none itself."""
     if not name:
         return where
     if not where.path:  # a call from Python, not a file
@@ -398,7 +407,7 @@ def _below(where: SourceLocation, name: str) -> SourceLocation:
     return SourceLocation(where.source, where.line, f"{where.path}.{name}")
 
 
-def _origin(builder: Callable[..., Any]) -> tuple[str, str]:
+def _builder_origin(builder: Callable[..., Any]) -> tuple[str, str]:
     return builder.__module__, builder.__qualname__
 
 
@@ -409,8 +418,12 @@ def _assert_signature(
     assert all(p.kind is inspect.Parameter.KEYWORD_ONLY for p in parameters), (
         f"'{name}': every argument must be keyword-only and named (no *args, no **kwargs)"
     )
-    given = [parameter for parameter in parameters if parameter.name not in facts]  # nobody has to learn the others
-    assert len(given) <= MAX_ARGUMENTS, f"'{name}': {len(given)} arguments, at most {MAX_ARGUMENTS}"
+    config_parameters = [
+        parameter for parameter in parameters if parameter.name not in facts
+    ]  # users never set the others
+    assert len(config_parameters) <= MAX_ARGUMENTS, (
+        f"'{name}': {len(config_parameters)} arguments, at most {MAX_ARGUMENTS}"
+    )
     for parameter in parameters:
         assert parameter.annotation is not inspect.Parameter.empty, (
             f"'{name}': annotate the argument '{parameter.name}'"

@@ -1,4 +1,4 @@
-"""Plain files and the JSON in them: pipes, devices, links that lead out of a folder and deep nesting are refused."""
+"""Regular files and JSON, read safely: pipes, devices, links out of a folder and deep nesting are refused."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from typing import Any
 __all__ = ["check_regular_file", "find_outward_link", "parse_json", "read_regular_file"]
 
 MAX_BYTES = 1 << 30
-"""Of a document: far above the longest that a run writes."""
+"""Maximal size of a document: far above the longest that a run writes."""
 MAX_DEPTH = 200
-"""Of mappings and lists in each other: what walks a document calls itself once a level."""
-_HALF = re.compile("[\ud800-\udc7f\udd00-\udfff]")
+"""Maximal nesting of mappings and lists: functions that walk a document recurse once per level."""
+_HALF_CHARACTER = re.compile("[\ud800-\udc7f\udd00-\udfff]")
 _HALF_IN_TEXT = re.compile("\\\\u[dD][89a-fA-F]|[\ud800-\udfff]")
 _HALF_IN_BYTES = re.compile(rb"\\u[dD][89a-fA-F]|\xed[\xa0-\xbf]")
 
 
 def check_regular_file(path: Path, *, allow_link: bool = True) -> int:
-    """The size of a plain file in bytes. Raises OSError, its `strerror` the reason, for a pipe, a device, a folder."""
+    """Return the size of a regular file in bytes. Raises OSError with the reason for a pipe, a device, a folder."""
     status = os.stat(path, follow_symlinks=allow_link)
     if stat.S_ISDIR(status.st_mode):
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
@@ -33,7 +33,7 @@ def check_regular_file(path: Path, *, allow_link: bool = True) -> int:
 
 
 def read_regular_file(path: Path, *, max_bytes: int = MAX_BYTES, allow_link: bool = True) -> bytes:
-    """The bytes of a plain file. Raises OSError as `assert_plain`, and for a file of more than `max_bytes`, unread."""
+    """Read a regular file. Raises OSError as `check_regular_file`, and for a file of more than `max_bytes`, unread."""
     size = check_regular_file(path, allow_link=allow_link)
     if size > max_bytes:
         raise OSError(errno.EFBIG, f"it has {size:,} bytes, at most {max_bytes:,} are read", str(path))
@@ -41,7 +41,7 @@ def read_regular_file(path: Path, *, max_bytes: int = MAX_BYTES, allow_link: boo
 
 
 def parse_json(content: str | bytes, **hooks: Any) -> Any:
-    """The value of a JSON text; `hooks` are those of `json.loads`.
+    """Parse a JSON text; `hooks` are those of `json.loads`.
 
     Raises ValueError for any other text, for lists and mappings more than `MAX_DEPTH` deep in each other, numbers of
     thousands of digits, and text with half a character (`\\ud83d` alone), which no file can hold.
@@ -55,37 +55,37 @@ def parse_json(content: str | bytes, **hooks: Any) -> Any:
         if "integer string conversion" in str(error):
             raise ValueError("a number has thousands of digits") from None
         raise
-    if _may_hold_halves(content):
+    if _may_contain_halves(content):
         _assert_whole_characters(document)
     level, depth = [document], 0
-    while level := [item for each in level for item in _items(each) if isinstance(item, dict | list)]:
+    while level := [item for parent in level for item in _list_values(parent) if isinstance(item, dict | list)]:
         depth += 1
         if depth >= MAX_DEPTH:
             raise ValueError(too_deep)
     return document
 
 
-def _may_hold_halves(content: str | bytes) -> bool:
+def _may_contain_halves(content: str | bytes) -> bool:
     return bool(_HALF_IN_TEXT.search(content) if isinstance(content, str) else _HALF_IN_BYTES.search(content))
 
 
 def _assert_whole_characters(document: Any) -> None:
-    """Raises ValueError for half a character; those that stand for odd bytes in names of files are let through."""
+    """Raise ValueError for half a character; those that encode odd bytes in file names are allowed."""
     waiting = [document]
     while waiting:
         value = waiting.pop()
         waiting += [*value, *value.values()] if isinstance(value, dict) else value if isinstance(value, list) else ()
-        half = _HALF.search(value) if isinstance(value, str) else None
+        half = _HALF_CHARACTER.search(value) if isinstance(value, str) else None
         if half:
             raise ValueError(f"text holds half a character, U+{ord(half[0]):04X}")
 
 
-def _items(value: Any) -> Iterable[Any]:
+def _list_values(value: Any) -> Iterable[Any]:
     return value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
 
 
 def find_outward_link(folder: Path, names: Iterable[str]) -> Path | None:
-    """The first of these entries of a folder that is a link out of it; None where all lie in it, or lead to themselves.
+    """Return the first entry of a folder that is a link out of it, or None.
 
     The folder itself may be a link.
     """

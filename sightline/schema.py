@@ -1,4 +1,4 @@
-"""A signature is a schema: check plain values against type annotations, and say in words what is allowed."""
+"""Schemas from signatures: check of plain values against type annotations, and descriptions of types."""
 
 from __future__ import annotations
 
@@ -27,17 +27,23 @@ __all__ = [
     "suggest",
 ]
 
-_WORDS: dict[Any, str] = {bool: "true or false", int: "a whole number", float: "a number", str: "text", Any: "anything"}
+_DESCRIPTIONS: dict[Any, str] = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    str: "text",
+    Any: "anything",
+}
 _LISTS = (list, tuple, Sequence)
 _MAPPINGS = (dict, Mapping)
 _UNIONS = (typing.Union, types.UnionType)
-_SHOWN_LENGTH = 60
-_HARDLY_A_BOUND = 1e9
-"""A largest value at or above this one guards against slips; it is named only where it has been passed."""
+_MAX_SHOWN_LENGTH = 60
+_MAX_NAMED_BOUND = 1e9
+"""Bound at or above which a maximum only guards against slips; it is named only if it was exceeded."""
 
 
 class Block(typing.NamedTuple):
-    """Marks the type of an argument that is a component block itself: `Annotated[nn.Module, Block("point_encoders")]`.
+    """Marker of an argument that is a component block: `Annotated[nn.Module, Block("point_encoders")]`.
 
     `kind` is the registry that knows its name and builds it, with the same facts, before the component around it.
     """
@@ -46,7 +52,7 @@ class Block(typing.NamedTuple):
 
 
 def get_block_marker(annotation: Any) -> Block | None:
-    """The mark of an argument that is a block, a list of blocks, or null in place of a block; else None."""
+    """Return the marker of an argument that is a block, a list of blocks, or an optional block; else None."""
     for part in (annotation, *typing.get_args(annotation)):
         for mark in getattr(part, "__metadata__", ()):
             if isinstance(mark, Block):
@@ -55,7 +61,7 @@ def get_block_marker(annotation: Any) -> Block | None:
 
 
 class Parameter(typing.NamedTuple):
-    """One argument of a component: annotation with constraints, and default (`inspect.Parameter.empty` if none)."""
+    """Parameter of a component: annotation with constraints, and default (`inspect.Parameter.empty` if none)."""
 
     name: str
     annotation: Any
@@ -67,14 +73,14 @@ class Parameter(typing.NamedTuple):
 
 
 class SchemaError(typing.NamedTuple):
-    """What is wrong with a value, and with which part of it: `1.lr_factor`, or nothing for the whole."""
+    """Fault of a value, and the path of the part concerned: `1.lr_factor`, or empty for the whole."""
 
     path: str
     text: str
 
 
 def signature_parameters(function: Callable[..., Any]) -> dict[str, Parameter]:
-    """The keyword-only parameters of a function or class constructor, in order, with resolved annotations."""
+    """Return the keyword-only parameters of a function or class constructor, in order, with resolved annotations."""
     target = function.__init__ if inspect.isclass(function) else function
     hints = typing.get_type_hints(target, include_extras=True)
     return {
@@ -85,101 +91,101 @@ def signature_parameters(function: Callable[..., Any]) -> dict[str, Parameter]:
 
 
 def check_value(annotation: Any, value: object) -> tuple[Any, list[SchemaError]]:
-    """The value as the annotation wants it (an int as float, a list as tuple), and everything wrong with it.
+    """Convert a value to its annotation (int to float, list to tuple), and list everything wrong with it.
 
-    Nothing is guessed: "False" is not a bool, "1" is not a number, 2.0 is not a whole number, NaN is no number.
+    Nothing is guessed: "False" is not a bool, "1" is not a number, 2.0 is not a whole number, NaN is not a number.
     """
     try:
-        accepted = _accept(annotation, value)
-        misfits = list(_misfits(annotation, value, "")) if _names_keys(annotation) else []
+        accepted = _validate(annotation, value)
+        misfits = list(_find_misfits(annotation, value, "")) if _has_typed_dict(annotation) else []
         return (value, misfits) if misfits else (accepted, [])
     except (ValidationError, TypeError, ValueError):
-        return value, list(_misfits(annotation, value, "")) or [_misfit(annotation, value, "")]
+        return value, list(_find_misfits(annotation, value, "")) or [_make_misfit(annotation, value, "")]
     except PydanticUserError:
         return value, [SchemaError("", f"is of the type {describe_type(annotation)}, which a config cannot give")]
 
 
-def _accept(annotation: Any, value: object) -> Any:
+def _validate(annotation: Any, value: object) -> Any:
     try:
-        adapter = _adapter(annotation)
+        adapter = _get_adapter(annotation)
     except TypeError:  # an annotation that cannot be hashed
         adapter = TypeAdapter(annotation)
     return adapter.validate_json(json.dumps(value, allow_nan=False), strict=True)
 
 
 @lru_cache(maxsize=1024)
-def _adapter(annotation: Any) -> TypeAdapter[Any]:
-    """Made once: a config is read by some sixty of them, and each takes longer to make than all values to check."""
+def _get_adapter(annotation: Any) -> TypeAdapter[Any]:
+    """Return a cached adapter: a config needs some sixty, and making one takes longer than checking all values."""
     return TypeAdapter(annotation)
 
 
-def _names_keys(annotation: Any) -> bool:
-    """Whether a TypedDict is part of a type: pydantic drops the keys that it does not name, unless told otherwise."""
-    return is_typeddict(annotation) or any(map(_names_keys, typing.get_args(annotation)))
+def _has_typed_dict(annotation: Any) -> bool:
+    """Return True if a type contains a TypedDict, of which pydantic would drop unknown keys silently."""
+    return is_typeddict(annotation) or any(map(_has_typed_dict, typing.get_args(annotation)))
 
 
-def _misfits(annotation: Any, value: object, path: str) -> Iterator[SchemaError]:
-    """Descends to the parts of a value that do not fit, so that each is named by itself."""
+def _find_misfits(annotation: Any, value: object, path: str) -> Iterator[SchemaError]:
+    """Yield the faults of a value's parts, so that each is named by itself."""
     origin = typing.get_origin(annotation)
     if origin is typing.Annotated:
-        yield from _misfits(typing.get_args(annotation)[0], value, path)
+        yield from _find_misfits(typing.get_args(annotation)[0], value, path)
     elif origin in _UNIONS:
-        yield from _misfits_of_union(annotation, value, path)
+        yield from _find_union_misfits(annotation, value, path)
     elif origin in _LISTS and isinstance(value, list | tuple):
         elements = _element_types(annotation, len(value))
         if len(elements) != len(value):
-            yield _misfit(annotation, value, path)
+            yield _make_misfit(annotation, value, path)
             return
-        for index, (element, each) in enumerate(zip(elements, value, strict=True)):
-            yield from _misfits_of_part(element, each, f"{path}.{index}")
+        for index, (element, item) in enumerate(zip(elements, value, strict=True)):
+            yield from _find_part_misfits(element, item, f"{path}.{index}")
     elif origin in _MAPPINGS and isinstance(value, Mapping):
-        for key, each in value.items():
-            yield from _misfits_of_part(typing.get_args(annotation)[1], each, f"{path}.{key}")
+        for key, item in value.items():
+            yield from _find_part_misfits(typing.get_args(annotation)[1], item, f"{path}.{key}")
     elif is_typeddict(annotation) and isinstance(value, Mapping):
-        yield from _misfits_of_keys(annotation, value, path)
+        yield from _find_key_misfits(annotation, value, path)
 
 
-def _misfits_of_part(annotation: Any, value: object, path: str) -> Iterator[SchemaError]:
+def _find_part_misfits(annotation: Any, value: object, path: str) -> Iterator[SchemaError]:
     _, misfits = check_value(annotation, value)
     for misfit in misfits:
         yield SchemaError(".".join(filter(None, (path.lstrip("."), misfit.path))), misfit.text)
 
 
-def _misfits_of_union(annotation: Any, value: object, path: str) -> Iterator[SchemaError]:
-    """Nothing where a member fits; where one alone has the form of the value, what is wrong with it as that member."""
+def _find_union_misfits(annotation: Any, value: object, path: str) -> Iterator[SchemaError]:
+    """Yield the faults of a value of a union: none if a member fits, those of the only member of its form, if any."""
     members = typing.get_args(annotation)
     if all(check_value(member, value)[1] for member in members):
-        found = list(filter(None, (list(_misfits(member, value, path)) for member in members)))
-        yield from found[0] if len(found) == 1 else [_misfit(annotation, value, path)]
+        faults_by_member = list(filter(None, (list(_find_misfits(member, value, path)) for member in members)))
+        yield from faults_by_member[0] if len(faults_by_member) == 1 else [_make_misfit(annotation, value, path)]
 
 
-def _misfits_of_keys(annotation: Any, value: Mapping[str, Any], path: str) -> Iterator[SchemaError]:
-    fields = _fields_of(annotation)
+def _find_key_misfits(annotation: Any, value: Mapping[str, Any], path: str) -> Iterator[SchemaError]:
+    fields = _list_keys(annotation)
     for key in value:
         if key not in fields:
-            yield SchemaError(f"{path}.{key}".lstrip("."), f"unknown key '{_plain(key)}'{suggest(key, fields)}")
+            yield SchemaError(f"{path}.{key}".lstrip("."), f"unknown key '{_format_key(key)}'{suggest(key, fields)}")
     for key, (field, is_required) in fields.items():
         if key in value:
-            yield from _misfits_of_part(field, value[key], f"{path}.{key}")
+            yield from _find_part_misfits(field, value[key], f"{path}.{key}")
         elif is_required:
             yield SchemaError(f"{path}.{key}".lstrip("."), f"is required and missing; give {describe_type(field)}")
 
 
-def _misfit(annotation: Any, value: object, path: str) -> SchemaError:
+def _make_misfit(annotation: Any, value: object, path: str) -> SchemaError:
     allowed = describe_type(annotation, beside=value)
     return SchemaError(path.lstrip("."), f"found {format_value(value)}, allowed is {allowed}")
 
 
 def _element_types(annotation: Any, length: int) -> Sequence[Any]:
-    """The type of each element of a list that has `length` of them; a fixed list's own types whatever the length."""
+    """Return the element types of a list of `length`; a list of fixed length has one type per element."""
     inner = typing.get_args(annotation)
     if typing.get_origin(annotation) is tuple and Ellipsis not in inner:
         return inner
     return [inner[0] if inner else Any] * length
 
 
-def _fields_of(annotation: Any) -> dict[str, tuple[Any, bool]]:
-    """The keys of a TypedDict: the type of each, and whether it must be there."""
+def _list_keys(annotation: Any) -> dict[str, tuple[Any, bool]]:
+    """Return the keys of a TypedDict: the type of each, and True if it is required."""
     hints = typing.get_type_hints(annotation, include_extras=True)
     fields = {}
     for key, hint in hints.items():
@@ -192,9 +198,9 @@ def _fields_of(annotation: Any) -> dict[str, tuple[Any, bool]]:
 
 
 def describe_type(annotation: Any, *, beside: object = None) -> str:
-    """An annotation in words: `a whole number, at least 1`, `one of 'a', 'b'`, `a list, each element a number`.
+    """Describe an annotation: `a whole number, at least 1`, `one of 'a', 'b'`, `a list, each element a number`.
 
-    A bound too large to matter is left out, unless the value found `beside` it has passed it.
+    A very large bound is left out, unless the value `beside` has exceeded it.
     """
     origin, inner = typing.get_origin(annotation), typing.get_args(annotation)
     if origin is typing.Annotated and isinstance(inner[1], Block):
@@ -204,22 +210,22 @@ def describe_type(annotation: Any, *, beside: object = None) -> str:
     if origin is typing.Literal:
         return "one of " + ", ".join(repr(choice) for choice in inner)
     if origin in _UNIONS:
-        words = [describe_type(choice, beside=beside) for choice in inner]
-        return (", or " if any("," in each for each in words) else " or ").join(words)
+        descriptions = [describe_type(choice, beside=beside) for choice in inner]
+        return (", or " if any("," in description for description in descriptions) else " or ").join(descriptions)
     if origin in _LISTS:
         element = describe_type(_element_types(annotation, 1)[0])
-        return f"a list of {len(inner)}, each {element}" if _is_fixed(annotation) else f"a list, each {element}"
+        return f"a list of {len(inner)}, each {element}" if _is_fixed_length(annotation) else f"a list, each {element}"
     if origin in _MAPPINGS:
         return f"a mapping, each value {describe_type(inner[1])}"
     if is_typeddict(annotation):
-        fields = (f"{key}: {describe_type(field)}" for key, (field, _) in _fields_of(annotation).items())
+        fields = (f"{key}: {describe_type(field)}" for key, (field, _) in _list_keys(annotation).items())
         return "a mapping {" + "; ".join(fields) + "}"
     if annotation is type(None) or annotation is None:
         return "null"
-    return _WORDS.get(annotation, getattr(annotation, "__name__", str(annotation)))
+    return _DESCRIPTIONS.get(annotation, getattr(annotation, "__name__", str(annotation)))
 
 
-def _is_fixed(annotation: Any) -> bool:
+def _is_fixed_length(annotation: Any) -> bool:
     return typing.get_origin(annotation) is tuple and Ellipsis not in typing.get_args(annotation)
 
 
@@ -232,57 +238,57 @@ def _describe_bounds(base: Any, constraints: Sequence[object], beside: object) -
                 lowest, is_closed = f"at least {bound:g}", True
             case Gt(bound):
                 lowest = f"above {bound:g}"
-            case Le(bound) if _matters(bound, beside):
+            case Le(bound) if _is_named_bound(bound, beside):
                 highest = f"at most {bound}"
-            case Lt(bound) if _matters(bound, beside):
+            case Lt(bound) if _is_named_bound(bound, beside):
                 highest, is_closed = f"below {bound}", False
     what = describe_type(base)
     if is_closed and highest.startswith("at most"):
-        return f"{what} from {lowest.removeprefix('at least ')} to {_short(highest.removeprefix('at most '))}"
-    return ", ".join([what, *filter(None, [" and ".join(filter(None, [lowest, _short(highest)]))])])
+        return f"{what} from {lowest.removeprefix('at least ')} to {_trim_number(highest.removeprefix('at most '))}"
+    return ", ".join([what, *filter(None, [" and ".join(filter(None, [lowest, _trim_number(highest)]))])])
 
 
-def _matters(bound: Any, beside: object) -> bool:
-    return bound < _HARDLY_A_BOUND or (isinstance(beside, int | float) and beside > bound)
+def _is_named_bound(bound: Any, beside: object) -> bool:
+    return bound < _MAX_NAMED_BOUND or (isinstance(beside, int | float) and beside > bound)
 
 
-def _short(words: str) -> str:
-    return words.removesuffix(".0")
+def _trim_number(text: str) -> str:
+    return text.removesuffix(".0")
 
 
 def format_value(value: object) -> str:
-    """A value as a user wrote it, cut short, with its kind where the look alone would mislead."""
+    """Format a value as the user wrote it, cut short, with its type if it could be misread."""
     if isinstance(value, str):
-        return f"the text {_cut(repr(value))}"
+        return f"the text {_shorten(repr(value))}"
     if value is None:
         return "null"
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, Mapping):
-        return f"a mapping with {_cut(', '.join(map(_plain, value)))}" if value else "an empty mapping"
+        return f"a mapping with {_shorten(', '.join(map(_format_key, value)))}" if value else "an empty mapping"
     if isinstance(value, list | tuple):
-        return f"the list {_cut(json.dumps(value, default=str))}" if value else "an empty list"
-    return _cut(repr(value))
+        return f"the list {_shorten(json.dumps(value, default=str))}" if value else "an empty list"
+    return _shorten(repr(value))
 
 
-def _plain(key: object) -> str:
+def _format_key(key: object) -> str:
     return str(key) if str(key).isprintable() else repr(key)
 
 
-def _cut(text: str) -> str:
-    return text if len(text) <= _SHOWN_LENGTH else f"{text[:_SHOWN_LENGTH]}..."
+def _shorten(text: str) -> str:
+    return text if len(text) <= _MAX_SHOWN_LENGTH else f"{text[:_MAX_SHOWN_LENGTH]}..."
 
 
 def suggest(word: str, choices: Collection[str], *, otherwise: str | None = None) -> str:
-    """`; did you mean 'x'?` for the closest choice; where none is close `otherwise`, by default all the choices."""
-    by_look = {_look(choice): choice for choice in choices}
-    match = difflib.get_close_matches(_look(word), by_look, n=1, cutoff=0.6)
+    """Format `; did you mean 'x'?` for the closest choice, else `otherwise`, by default a list of all choices."""
+    by_normalised_name = {_normalise(choice): choice for choice in choices}
+    match = difflib.get_close_matches(_normalise(word), by_normalised_name, n=1, cutoff=0.6)
     if match:
-        return f"; did you mean '{by_look[match[0]]}'?"
+        return f"; did you mean '{by_normalised_name[match[0]]}'?"
     if otherwise is not None:
         return otherwise
     return f"; allowed: {', '.join(sorted(choices))}" if choices else ""
 
 
-def _look(word: str) -> str:
+def _normalise(word: str) -> str:
     return word[:200].casefold().replace("-", "_").replace(" ", "_")

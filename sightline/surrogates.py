@@ -1,4 +1,4 @@
-"""Gradients that are not derivatives on purpose, such as straight-through: declared by whoever writes them."""
+"""Surrogate gradients, like the straight-through estimator (STE), as declared by their authors."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ _NOTED: ContextVar[set[str] | None] = ContextVar("noted_surrogates", default=Non
 
 
 def surrogate_gradient(declared: Declared) -> Declared:
-    """Declare that the gradient of a function, of an autograd `Function` or of a module is no derivative on purpose.
+    """Declare the gradient of a function, an autograd `Function` or a module as a surrogate, not the derivative.
 
-    A class, or a module, gets the attribute `surrogate_gradient = True`, which may as well be set by hand.
+    A class, or a module, gets the attribute `surrogate_gradient = True`, which can also be set directly.
     """
     if isinstance(declared, type | nn.Module):
         setattr(declared, _MARK, True)
@@ -39,7 +39,7 @@ def surrogate_gradient(declared: Declared) -> Declared:
 
 @contextmanager
 def note_surrogates() -> Iterator[set[str]]:
-    """Inside, the names of declared functions that are called are added to the set."""
+    """Context that collects the names of declared functions that are called."""
     noted: set[str] = set()
     token = _NOTED.set(noted)
     try:
@@ -49,25 +49,25 @@ def note_surrogates() -> Iterator[set[str]]:
 
 
 def find_surrogates(outputs: Iterable[Tensor], parts: Iterable[Any] = ()) -> set[str]:
-    """The names of declared parts (modules, or classes), and of declared `Function`s that the outputs came through."""
-    found = {_name(part) for part in parts if _is_declared(part)}
+    """Find declared modules and classes, and declared `Function`s in the graph of the outputs; return their names."""
+    names = {_get_name(part) for part in parts if _is_declared(part)}
     waiting = [output.grad_fn for output in outputs if output.grad_fn is not None]
-    seen = set(waiting)
+    visited = set(waiting)
     while waiting:
         node = waiting.pop()
         kind = getattr(node, "_forward_cls", None)
         if kind is not None and _is_declared(kind):
-            found.add(_name(kind))
-        before = {each for each, _ in node.next_functions if each is not None} - seen
-        waiting += before
-        seen |= before
-    return found
+            names.add(_get_name(kind))
+        next_nodes = {next_node for next_node, _ in node.next_functions if next_node is not None} - visited
+        waiting += next_nodes
+        visited |= next_nodes
+    return names
 
 
 def _is_declared(part: Any) -> bool:
     return getattr(part, _MARK, False) is True
 
 
-def _name(part: Any) -> str:
+def _get_name(part: Any) -> str:
     name: str = getattr(part, "__qualname__", type(part).__qualname__)
     return name

@@ -1,4 +1,4 @@
-"""Plain types that every room shares: where a value stands, what a sample is keyed by, what a data set promises."""
+"""Shared types: source locations, sample keys, component blocks, and the interface of data sets and transforms."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ __all__ = [
 ]
 
 Sample: TypeAlias = dict[str, Any]
-"""One sample: names to tensors, numbers, text, or nested dicts, lists, tuples and dataclasses of these."""
+"""One sample: names -> tensors, numbers, text, or nested dicts, lists, tuples and dataclasses of these."""
 Batch: TypeAlias = dict[str, Any]
-"""Several samples under the same names; `sample_index` (int64) is always there."""
+"""Batch of samples under the same names; `sample_index` (int64) is always present."""
 
 Collate: TypeAlias = Literal["stack", "concatenate", "list", "pad"]
 
 
 @dataclass(frozen=True, slots=True)
 class SampleKey:
-    """Everything that the bits of a sample may depend on.
+    """Key of a sample: everything that its values may depend on.
 
     `step` is the optimiser's, for draws that all samples of a step share, such as the size of its images; the
     number of the pass where several vote, else 0 in evaluation.
@@ -49,20 +49,20 @@ class SampleKey:
     step: int = 0
 
     def generator(self) -> np.random.Generator:
-        """A NumPy generator of index, epoch and seed: the same in any worker, on any process, in any order."""
+        """Create a NumPy generator from index, epoch and seed: the same in any worker, process and order."""
         return np.random.Generator(np.random.PCG64(np.random.SeedSequence((self.seed, self.epoch, self.index))))
 
 
 @dataclass(frozen=True, slots=True)
 class Field:
-    """What a data set promises of one key of its samples; `check` measures it.
+    """Guarantees of a data set about one key of its samples; `check` tests them.
 
-    `shape` and `dtype` in words ("points 3", "float32"); `low` and `high` bound the values where they are finite.
-    `frame: image` is that of the pixels of `image`: a transform that moves them must take the field, too.
+    `shape` and `dtype` are text ("points 3", "float32"); `low` and `high` bound the finite values. `frame: image` is
+    the frame of the pixels of `image`: a transform that moves them must take the field, too.
     `collate` is how samples become a batch: `stack` (equal shapes), `concatenate` along the first axis (adds
     `offsets`, cumulative counts with a leading 0, length S+1), `pad` with zeros (adds `<name>_mask`), or `list`.
-    `offsets` is the key of those counts: fields that are equally long in every sample share one. `is_exact` values keep
-    their dtype in evaluation, whatever the precision of the run. With `may_be_nan`, NaN is where files state nothing.
+    `offsets` is the key of those counts: fields of equal length in every sample share one. `is_exact` values keep their
+    dtype in evaluation, regardless of the run's precision. With `may_be_nan`, NaN marks values that files lack.
     """
 
     shape: str
@@ -79,17 +79,17 @@ class Field:
 
 @dataclass(frozen=True, slots=True)
 class CloudInputSpec:
-    """How a cloud or a mesh from a file becomes a sample of a set, as preparing and reading made its own samples.
+    """Input spec of clouds and meshes: preprocessing from a file to a sample, as for the set's own samples.
 
-    A sample has `num_points` points, all that a file holds where it is None; `stored_points` is how many the set keeps
-    of a shape, in an order in which the first ones are a fair choice. `unit_sphere` is how clouds come to lie about
-    their mean with radius 1: `applied` by the set's own preparing, `promised` by the files that it is made from, or
-    `none`, where scale and place mean something. `preparation` are the arguments with which `prepare_cloud` made the
-    samples of a set of the user's own, `columns` the names that its files lacked; `estimates_normals` marks that the
-    normals of a sample are estimated from its points. `fewest_points` is the least number of distinct points of its
-    clouds, `radii` the smallest and largest distance of their farthest points from their means where size
-    was kept; None where preparing did not note it. `scene` are the arguments `scale` and `colour_max` with which
-    `prepare_scene` made the samples of a set of scenes, for files with the columns `columns` where they name none.
+    A sample has `num_points` points, or all points of a file if it is None; `stored_points` is the number of points
+    that the set stores per shape, in an order whose first points are a fair sample. `unit_sphere` states the
+    normalisation of clouds to mean 0 and radius 1: `applied` in preparation, `promised` by the original files, or
+    `none`, if scale and position are meaningful. `preparation` are the arguments of `prepare_cloud` for a set of the
+    user's own, `columns` the names of columns that its files lacked; `estimates_normals` is True if the normals of a
+    sample are estimated from its points. `fewest_points` is the minimal number of distinct points of its clouds,
+    `radii` the smallest and largest radius of clouds about their means if size was kept; None if preparation did not
+    record it. `scene` are the arguments `scale` and `colour_max` of `prepare_scene` for a set of scenes, whose files
+    have the columns `columns` unless they name others.
     """
 
     num_points: int | None = None
@@ -105,13 +105,13 @@ class CloudInputSpec:
 
 @dataclass(frozen=True, slots=True)
 class ScanInputSpec:
-    """How a file of a LiDAR scan becomes a sample of a set, and a class of its points the id of a label file.
+    """Input spec of LiDAR scans: preprocessing from a file to a sample, and the label ids of classes.
 
-    `ids_of_classes` has the id of every class, class 0 first. `columns` are those of files without names, None where
-    the set states none; remissions of files run from 0 to `remission_max`, and a file must have them where
-    `has_remission`. Files number `num_beams` beams as `ring_order` says, none where it is None. `image_px` is the
-    height and width of range images in .npy files, where the set has such. `no_return` is how files mark points
-    without a return, None where they do not.
+    `ids_of_classes` has the id of every class, class 0 first. `columns` are those of files without names, None if the
+    set states none; remissions of files range from 0 to `remission_max`, and are required if `has_remission`. Files
+    number `num_beams` beams in `ring_order`; None if they number none. `image_px` is the height and width of range
+    images in .npy files, if the set has such files. `no_return` is the mark of points without a return, None if files
+    do not mark them.
     """
 
     ids_of_classes: tuple[int, ...]
@@ -126,7 +126,7 @@ class ScanInputSpec:
 
 @dataclass(frozen=True, slots=True)
 class Folds:
-    """The parts of a set that are tested in turn, such as areas of a building, and those that the test split holds."""
+    """Cross-validation folds of a set, e.g. areas of a building, and those in the test split."""
 
     names: tuple[str, ...]
     tested: tuple[str, ...]
@@ -134,7 +134,7 @@ class Folds:
 
 @dataclass(frozen=True, slots=True)
 class Dealing:
-    """How samples came into the parts that neither files nor config name (`parts`): by a rule, and what it draws by."""
+    """Rule that assigned samples to splits (`parts`) which neither files nor config define, and its seed."""
 
     rule: str
     seed: int | None
@@ -143,7 +143,7 @@ class Dealing:
 
 @dataclass(frozen=True, slots=True)
 class DataInfo:
-    """Facts (injected into components by name), the fields of a sample, and how many samples each split has.
+    """Facts (injected into components by name), fields of a sample, and number of samples per split.
 
     Facts have the names of `registry.DATA_FACTS`, and plain values: numbers and text, alone or in tuples.
     `features` names fields with one row per point, other than `points` (normals, colours), that are joined, after the
@@ -164,9 +164,9 @@ class DataInfo:
 
 
 class Dataset(Protocol):
-    """A map from keys to samples. Pure: the same key gives the same bits, and reading changes nothing stored.
+    """Data set: a map from keys to samples. Pure: a key gives the same bits, and reading changes nothing stored.
 
-    Its optional members: `members.DataMembers`.
+    Its optional members: `optional_members.DataMembers`.
     """
 
     @property
@@ -180,32 +180,32 @@ class Dataset(Protocol):
 @renamed(origin="source")
 @dataclass(frozen=True, slots=True)
 class SourceLocation:
-    """Where a value came from: a line of a file, the command line, a default, or a fact of the data set."""
+    """Source of a value: a line of a file, the command line, a default, or a fact of the data set."""
 
     source: str
     line: int | None = None
     path: str = ""
 
     def __str__(self) -> str:
-        place = self.source if self.line is None else f"{self.source}:{self.line}"
-        return f"{place}: {self.path}" if self.path else place
+        location = self.source if self.line is None else f"{self.source}:{self.line}"
+        return f"{location}: {self.path}" if self.path else location
 
 
 Value: TypeAlias = Any
-"""What a config may hold: bool, int, float, text, null, lists and mappings of these."""
+"""Value of a config: bool, int, float, text, null, lists and mappings of these."""
 
 
 @renamed(at="value_at")
 @dataclass(frozen=True, slots=True)
 class LinearRamp:
-    """A number that moves in equal steps from `start`, at a run's first step, to `end` after `epochs`, and stays."""
+    """Number that moves linearly from `start`, at a run's first step, to `end` after `epochs`, and stays there."""
 
     start: float
     end: float
     epochs: float
 
     def value_at(self, step: int, *, steps_per_epoch: int) -> float:
-        """The number at a step, counted from 0: a closed form, so that a resumed run needs no state of it."""
+        """Return the number at a step, counted from 0: a closed form, so that a resumed run needs no state of it."""
         num_steps = round(self.epochs * steps_per_epoch)
         if step >= num_steps:
             return self.end
@@ -215,7 +215,7 @@ class LinearRamp:
 @renamed(where="location")
 @dataclass(frozen=True, slots=True)
 class ComponentConfig:
-    """A component block: a registered name, the arguments given, and where each of them stands.
+    """Component block: a registered name, its arguments, and the location of each of them.
 
     `weight` is the reserved key of a losses block, a number or a ramp.
     """
@@ -228,7 +228,7 @@ class ComponentConfig:
 
 
 class Transform(Protocol):
-    """A pure function of a batch and its random streams; called with the fields it names, returns those it changes.
+    """Transform: a pure function of a batch and its random streams, from the fields it names to those it changes.
 
     One that returns further fields declares them in `adds`. One that drops or reorders points declares it by
     `chooses_points = True`: a data set with another field of points is then refused, whose rows it would part from

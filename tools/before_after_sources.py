@@ -156,7 +156,7 @@ def _published_state(layout: str) -> dict[str, Tensor]:
 
 def _own_state(layout: str) -> dict[str, Tensor]:
     from sightline import registry
-    from sightline.engine.conversion import _arguments, _nested
+    from sightline.engine.conversion import _model_arguments, _nest_paths
     from sightline.models.published.published_models import MODELS
     from sightline.optional_members import DataMembers
     from sightline.types import ComponentConfig
@@ -170,7 +170,9 @@ def _own_state(layout: str) -> dict[str, Tensor]:
     if layout.endswith("_scenes") or published.protocol.data == "semantic_kitti":
         facts["in_channels"] = 9 if layout.endswith("_scenes") else 5
     with torch.device("meta"):
-        model = registry.models.build(ComponentConfig(published.model, _nested(_arguments(published))), facts=facts)
+        model = registry.models.build(
+            ComponentConfig(published.model, _nest_paths(_model_arguments(published))), facts=facts
+        )
     return dict(model.state_dict())
 
 

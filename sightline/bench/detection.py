@@ -116,8 +116,8 @@ def _read_batch(job: TrainState, step: int) -> dict[str, Any]:
 
 def _train_on(job: TrainState, batch: dict[str, Any]) -> Tensor:
     """Take one step of the engine; return its losses and gradient norm."""
-    values = train_step(job, job.model, [batch], World(), _NoClock())
-    return torch.tensor([values[name] for name in (*job.loss_weights, "grad_norm")])
+    totals = train_step(job, job.model, [batch], World(), _NoClock())
+    return torch.tensor([*(totals.losses[name] for name in job.loss_weights), totals.grad_norm])
 
 
 def _plain(job: TrainState) -> Run:

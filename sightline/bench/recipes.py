@@ -99,8 +99,8 @@ def _make_step(
         samples = job.stream.reader(job.stream.plan.step_keys(0)[0][0])
 
         def run() -> Tensor:
-            losses = train_step(job, job.model, [samples], World(), _NoClock())
-            return torch.tensor([losses[loss] for loss in job.loss_weights])
+            totals = train_step(job, job.model, [samples], World(), _NoClock())
+            return torch.tensor([totals.losses[loss] for loss in job.loss_weights])
 
         yield run
 

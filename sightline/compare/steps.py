@@ -168,7 +168,7 @@ def losses_over_steps(
         batch = tree_map(batch, noise.move)
     with (
         backend_settings(variant),
-        job.losses.kept(),
+        job.losses.preserve_state(),
         Float32Draws(),
         Float64Convolutions(),
         _perturb_outputs(getattr(replica, "network", model), noise),
@@ -176,7 +176,7 @@ def losses_over_steps(
         for step in range(num_steps):
             replica_job.step = job.step + step
             try:
-                means = train_step(replica_job, replica, [batch], world, _NoClock())
+                means = train_step(replica_job, replica, [batch], world, _NoClock()).losses
             except NonFiniteGradientError:
                 losses += [math.nan] * (num_steps - step)
                 break

@@ -1,4 +1,4 @@
-"""One YAML file describes a run: read strictly, checked wholly before any data is touched, origins kept."""
+"""Run configs: one YAML file, read strictly and checked before data is read, with the origin of every value."""
 
 from sightline.config.faults import locate_errors
 from sightline.config.reader import read_config, read_sections

@@ -1,4 +1,4 @@
-"""A component that an option of the command line names, with its arguments as further words."""
+"""Component blocks from a command line option, with key=value arguments."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ __all__ = ["parse_component"]
 def parse_component(
     registry: Registry, name: str, words: Sequence[str], *, option: str = "--method"
 ) -> ComponentConfig:
-    """The component `name`, as `option` gives it, with `words` such as folds=5 as arguments.
+    """Parse the component `name` of `option`, with `words` like folds=5 as arguments.
 
-    Raises ConfigError for words that are not key=value, and for a name that the registry has not.
+    Raises ConfigError for words that are not key=value, and for a name that is not registered.
     """
     faults = ConfigFaults()
     arguments: dict[str, Any] = {}
@@ -35,8 +35,8 @@ def parse_component(
         origins[key] = SourceLocation("command line", path=key)
     faults.raise_any()
     component = ComponentConfig(name.replace("-", "_"), location=origins["name"], origins=origins)
-    taken = registry.entry(component).arguments
+    parameters = registry.entry(component).arguments
     for key, value in arguments.items():
-        if key in taken and typing.get_origin(taken[key].annotation) is tuple and not isinstance(value, list):
+        if key in parameters and typing.get_origin(parameters[key].annotation) is tuple and not isinstance(value, list):
             arguments[key] = [value]  # C=0.1 is the list of one
     return dataclasses.replace(component, arguments=arguments)

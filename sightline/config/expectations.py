@@ -1,4 +1,4 @@
-"""What a run expects of itself at a step: a quantity and its bounds. Names only, no expressions."""
+"""Expectations of a run at a step: a quantity and its bounds. Names only, no expressions."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from sightline.arguments import Index
 __all__ = ["STATISTICS", "Expectation", "Quantity", "check_expectation", "parse_quantity"]
 
 STATISTICS = ("min", "max", "mean", "std", "zeros", "grad_norm")
-"""Of a tensor: what its numbers are, the share that is exactly zero, and the norm of the gradient that comes back."""
-_ALONE = ("loss", "share", "grad_norm")
+"""Statistics of a tensor; `zeros` is the share of zeros, `grad_norm` the norm of its gradient."""
+_SCALAR_QUANTITIES = ("loss", "share", "grad_norm")
 _FORMS = (
     "loss, loss.NAME, share, grad_norm, output.STATISTIC, output.NAME.STATISTIC or layer.PATH.STATISTIC; "
     f"statistics are {', '.join(STATISTICS)}"
@@ -21,7 +21,7 @@ _FORMS = (
 
 
 class Expectation(TypedDict):
-    """After `step` optimiser steps the quantity lies within these bounds, one or both; in both verbs, or `only` one."""
+    """Bounds of a quantity after `step` optimiser steps, one or both; in both verbs, or in `only` one."""
 
     __pydantic_config__ = ConfigDict(extra="forbid")  # type: ignore[misc]
     quantity: str
@@ -32,7 +32,7 @@ class Expectation(TypedDict):
 
 
 class Quantity(NamedTuple):
-    """A quantity taken apart: of what (`loss`, `share`, `grad_norm`, `output`, `layer`), which one, which statistic."""
+    """Parsed quantity: its kind (`loss`, `share`, `grad_norm`, `output`, `layer`), name and statistic."""
 
     kind: str
     name: str = ""
@@ -40,20 +40,20 @@ class Quantity(NamedTuple):
 
 
 def parse_quantity(text: str) -> Quantity | None:
-    """What `layer.head.0.max` asks for; None where it asks for nothing that there is."""
-    kind, _, rest = text.partition(".")
-    if text in _ALONE:
+    """Parse a quantity like `layer.head.0.max`; None for an unknown one."""
+    kind, _, remainder = text.partition(".")
+    if text in _SCALAR_QUANTITIES:
         return Quantity(text)
-    if kind == "loss" and rest:
-        return Quantity(kind, rest)
-    name, _, statistic = rest.rpartition(".")
+    if kind == "loss" and remainder:
+        return Quantity(kind, remainder)
+    name, _, statistic = remainder.rpartition(".")
     if statistic not in STATISTICS or (kind == "layer" and not name) or kind not in ("output", "layer"):
         return None
     return Quantity(kind, name, statistic)
 
 
 def check_expectation(expectation: Expectation) -> str:
-    """What is wrong with an entry whose values have the right types; nothing where it is sound."""
+    """Describe the fault of an entry whose values have valid types; empty without a fault."""
     if parse_quantity(expectation["quantity"]) is None:
         return f"found the quantity '{expectation['quantity']}', allowed is {_FORMS}"
     low, high = expectation.get("at_least"), expectation.get("at_most")

@@ -1,4 +1,4 @@
-"""The faults of a config, gathered while it is read, so that all of them are reported at once."""
+"""Collector of config faults, so that all of them are reported at once."""
 
 from __future__ import annotations
 
@@ -13,38 +13,38 @@ __all__ = ["ConfigFaults", "locate_errors"]
 
 
 class ConfigFaults:
-    """One fault per place: what follows from a fault at the same place is not reported again."""
+    """Faults of a config, one per location: further faults of the same location are not reported."""
 
     def __init__(self) -> None:
-        self._by_place: dict[SourceLocation, ConfigFault] = {}
+        self._by_location: dict[SourceLocation, ConfigFault] = {}
 
     def __bool__(self) -> bool:
-        return bool(self._by_place)
+        return bool(self._by_location)
 
     def add(self, where: SourceLocation, text: str) -> None:
-        """Note what is wrong at a place."""
-        self._by_place.setdefault(where, ConfigFault(where, text))
+        """Note a fault at a location."""
+        self._by_location.setdefault(where, ConfigFault(where, text))
 
     def raise_any(self) -> None:
-        """Raises ConfigError with one line per fault, by file and line; does nothing where there is none."""
-        if not self._by_place:
+        """Raise ConfigError with one line per fault, by file and line; do nothing without faults."""
+        if not self._by_location:
             return
-        files = list(dict.fromkeys(where.source for where in self._by_place))
-        faults = sorted(self._by_place.values(), key=lambda f: (files.index(f.where.source), f.where.line or 0))
+        files = list(dict.fromkeys(where.source for where in self._by_location))
+        faults = sorted(self._by_location.values(), key=lambda f: (files.index(f.where.source), f.where.line or 0))
         raise ConfigError(*map(str, faults))
 
 
 @contextmanager
 def locate_errors(origins: Mapping[str, SourceLocation]) -> Iterator[None]:
-    """Put file and line before the ConfigErrors, raised inside, that begin with the dotted path of a config's value."""
+    """Context that adds file and line to ConfigErrors that begin with the dotted path of a config value."""
     try:
         yield
     except ConfigError as error:
         if not any(fault.partition(": ")[0] in origins for fault in error.faults):
             raise
-        raise ConfigError(*(_with_place(fault, origins) for fault in error.faults)) from error
+        raise ConfigError(*(_add_location(fault, origins) for fault in error.faults)) from error
 
 
-def _with_place(fault: str, origins: Mapping[str, SourceLocation]) -> str:
+def _add_location(fault: str, origins: Mapping[str, SourceLocation]) -> str:
     path, _, text = fault.partition(": ")
     return f"{origins[path]}: {text}" if path in origins else fault

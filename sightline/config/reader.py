@@ -1,4 +1,4 @@
-"""YAML file, its one base and the command line's overrides -> a frozen RunConfig; all faults in one go."""
+"""Config reader: YAML file, its base and command line overrides -> a frozen RunConfig; reports all faults at once."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ _A_BLOCK = "a block of `name:` and its arguments"
 
 
 class _RampBlock(TypedDict):
-    """The weight of a loss where it is not a number: Ramp."""
+    """Weight of a loss that changes over epochs: LinearRamp."""
 
     __pydantic_config__ = ConfigDict(extra="forbid")  # type: ignore[misc]
     start: NonNegativeFloat
@@ -51,17 +51,17 @@ class _RampBlock(TypedDict):
 
 
 def read_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
-    """The run that a config file describes, with `key=value` overrides laid over it.
+    """Read the config of a run from a file, with `key=value` overrides applied.
 
-    No data is read, and no code is run but that of components named here, on arguments that fit their signatures.
+    No data is read, and no code is run except that of components named here, on arguments that fit their signatures.
     Raises ConfigError with every fault found: file and line, dotted path, what was found, what is allowed.
     """
     faults = ConfigFaults()
-    tree = _with_policy(apply_overrides(_with_bases(path, faults), overrides, faults), faults)
-    _place_teacher(tree)
+    tree = _insert_policy(apply_overrides(_read_with_bases(path, faults), overrides, faults), faults)
+    _resolve_teacher_path(tree)
     assert isinstance(tree.value, dict)
     tree.value.setdefault("name", LocatedValue(path.stem, SourceLocation(DEFAULT, path="name")))
-    reading = _Reading(faults)
+    reading = _SectionReader(faults)
     values = reading.section(RunConfig, tree, "")
     check_consistency(values, reading.origins, faults)
     faults.raise_any()
@@ -70,22 +70,22 @@ def read_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
 
 
 def read_sections(path: Path, names: Sequence[str], overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """The sections of these names of a config that may lack the others, which are not read. Raises as `read_config`."""
+    """Read only the named sections of a config, which may lack the others. Raises as `read_config`."""
     faults = ConfigFaults()
-    tree = apply_overrides(_with_bases(path, faults), overrides, faults)
+    tree = apply_overrides(_read_with_bases(path, faults), overrides, faults)
     assert isinstance(tree.value, dict)
-    unknown = tree.value.keys() - _fields_of(RunConfig)
-    kept = {key: child for key, child in tree.value.items() if key in names or key in unknown}
-    reading = _Reading(faults)
-    values = reading.section(RunConfig, LocatedValue(kept, tree.where), "", names)
+    unknown = tree.value.keys() - _section_fields(RunConfig)
+    selected = {key: child for key, child in tree.value.items() if key in names or key in unknown}
+    reading = _SectionReader(faults)
+    values = reading.section(RunConfig, LocatedValue(selected, tree.where), "", names)
     faults.raise_any()
     if "data" in names and is_recorded(path):
         values["data"] = restore_data(values["data"], reading.origins)
     return {name: values[name] for name in names}
 
 
-def _with_bases(path: Path, faults: ConfigFaults) -> LocatedValue:
-    """The file laid over its base, that over its own, and so on."""
+def _read_with_bases(path: Path, faults: ConfigFaults) -> LocatedValue:
+    """Read a file merged over its base, which may have a base, too."""
     trees: list[LocatedValue] = []
     chain: list[str] = []
     base: LocatedValue | None = None
@@ -96,15 +96,15 @@ def _with_bases(path: Path, faults: ConfigFaults) -> LocatedValue:
         assert isinstance(tree.value, dict)
         trees.append(tree)
         base = tree.value.pop("base", None)
-        following = None if base is None else _path_of(base, following, chain)
+        following = None if base is None else _resolve_base(base, following, chain)
     merged = trees.pop()
     while trees:
         merged = merge(merged, trees.pop())
     return merged
 
 
-def _with_policy(tree: LocatedValue, faults: ConfigFaults) -> LocatedValue:
-    """The tree with the content of the file that `compress.policy` names, seen from the working directory."""
+def _insert_policy(tree: LocatedValue, faults: ConfigFaults) -> LocatedValue:
+    """Insert the content of the file that `compress.policy` names, relative to the working directory."""
     section = tree.value.get("compress") if isinstance(tree.value, dict) else None
     if section is None or not isinstance(section.value, dict):
         return tree
@@ -117,8 +117,8 @@ def _with_policy(tree: LocatedValue, faults: ConfigFaults) -> LocatedValue:
     return tree
 
 
-def _place_teacher(tree: LocatedValue) -> None:
-    """Make the path of `teacher.from`, seen from the working directory, absolute: later processes read it, too."""
+def _resolve_teacher_path(tree: LocatedValue) -> None:
+    """Make the path of `teacher.from` absolute (relative to the working directory), for later processes."""
     section = tree.value.get("teacher") if isinstance(tree.value, dict) else None
     if section is not None and isinstance(section.value, dict):
         source = section.value.get("from")
@@ -135,94 +135,94 @@ def _read_base(path: Path, base: LocatedValue | None, faults: ConfigFaults) -> L
         raise ConfigError(f"{base.where}: {error}") from None
 
 
-def _path_of(base: LocatedValue, below: Path, chain: Sequence[str]) -> Path:
-    """The file that a config stands on, seen from the config's own folder."""
+def _resolve_base(base: LocatedValue, below: Path, chain: Sequence[str]) -> Path:
+    """Return the path of a config's base, relative to the config's folder."""
     if not isinstance(base.value, str) or not base.value:
         raise ConfigError(f"{base.where}: found {schema.format_value(base.plain())}, allowed is the path of one config")
     path = below.parent / base.value
     if os.path.realpath(path) in chain:
         raise ConfigError(f"{base.where}: '{path}' leads back to itself")
     if len(chain) == MAX_BASES:
-        raise ConfigError(f"{base.where}: more than {MAX_BASES} configs stand on one another; merge some of them")
+        raise ConfigError(f"{base.where}: more than {MAX_BASES} configs are based on one another; merge some of them")
     return path
 
 
-class _Reading:
-    """Turns a tree into config sections and component blocks; notes faults, and the origin of every value."""
+class _SectionReader:
+    """Reader of a tree into config sections and component blocks; notes faults, and the origin of every value."""
 
     def __init__(self, faults: ConfigFaults) -> None:
         self.faults = faults
         self.origins: dict[str, SourceLocation] = {}
 
     def section(self, cls: type, tree: LocatedValue, path: str, names: Sequence[str] | None = None) -> dict[str, Any]:
-        """The constructor arguments of a config section from its mapping, those of `names` where they are given.
+        """Read the constructor arguments of a config section, those of `names` if given.
 
-        Without those that have faults.
+        Arguments with faults are left out.
         """
         if not isinstance(tree.value, dict):
-            self._refuse(tree, "a mapping of " + ", ".join(_fields_of(cls)))
+            self._refuse(tree, "a mapping of " + ", ".join(_section_fields(cls)))
             return {}
         hints = typing.get_type_hints(cls, include_extras=True)
-        fields = _fields_of(cls)
+        fields = _section_fields(cls)
         values: dict[str, Any] = {}
         for key, child in tree.value.items():
             if key not in fields:
-                self.faults.add(child.where, f"unknown key '{key}'{_nearest_key(key, fields, is_top=not path)}")
+                self.faults.add(child.where, f"unknown key '{key}'{_suggest_key(key, fields, is_top=not path)}")
         for key, field in fields.items():
             if names is not None and key not in names:
                 continue
-            place = f"{path}.{key}".lstrip(".")
+            field_path = f"{path}.{key}".lstrip(".")
             if key in tree.value:
-                values[field.name] = self._field(hints[field.name], tree.value[key], place)
+                values[field.name] = self._read_field(hints[field.name], tree.value[key], field_path)
             elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
-                where = SourceLocation(tree.where.source, tree.where.line if path else None, place)
-                self.faults.add(where, f"is required and missing; give {_allowed(hints[field.name])}")
+                where = SourceLocation(tree.where.source, tree.where.line if path else None, field_path)
+                self.faults.add(where, f"is required and missing; give {_describe_allowed(hints[field.name])}")
             else:
-                values[field.name] = self._default(field, place)
+                values[field.name] = self._read_default(field, field_path)
         return values
 
-    def _default(self, field: dataclasses.Field, path: str) -> Any:
-        """A default with its origin noted; nested sections and component blocks are filled in like given ones."""
+    def _read_default(self, field: dataclasses.Field, path: str) -> Any:
+        """Return a default, with its origin noted; nested sections and component blocks are completed, too."""
         where = SourceLocation(DEFAULT, path=path)
         default = field.default
         if field.default_factory is not dataclasses.MISSING:
             default = field.default_factory()
         if isinstance(default, ComponentConfig):
-            return self._component(LocatedValue({"name": LocatedValue(default.name, where)}, where), path)
+            return self._read_component(LocatedValue({"name": LocatedValue(default.name, where)}, where), path)
         if dataclasses.is_dataclass(default) and not isinstance(default, type):
             return type(default)(**self.section(type(default), LocatedValue({}, where), path))
         self.origins[path] = where
         return default
 
-    def _field(self, hint: Any, child: LocatedValue, path: str) -> Any:
+    def _read_field(self, hint: Any, child: LocatedValue, path: str) -> Any:
         is_union = typing.get_origin(hint) in (typing.Union, types.UnionType)
         choices = typing.get_args(hint) if is_union else (hint,)
         if child.value is None and type(None) in choices:
             self.origins[path] = child.where
             return None
         if hint is ComponentConfig:
-            return self._component(child, path)
+            return self._read_component(child, path)
         for choice in choices:
             if dataclasses.is_dataclass(choice):
                 values = self.section(typing.cast(type, choice), child, path)
-                return typing.cast(Any, choice)(**values) if _is_whole(typing.cast(type, choice), values) else None
+                return typing.cast(Any, choice)(**values) if _is_complete(typing.cast(type, choice), values) else None
         if hint == tuple[ComponentConfig, ...]:
-            return self._components(child, path)
-        value = self._checked(hint, child)
+            return self._read_components(child, path)
+        value = self._check(hint, child)
         self.origins[path] = child.where
         return value
 
-    def _components(self, child: LocatedValue, path: str) -> tuple[ComponentConfig, ...] | None:
+    def _read_components(self, child: LocatedValue, path: str) -> tuple[ComponentConfig, ...] | None:
         if not isinstance(child.value, list):
             self._refuse(child, f"a list, each {_A_BLOCK}")
             return None
         if not child.value:
             self.origins[path] = child.where
-        found = [self._component(item, f"{path}.{i}") for i, item in enumerate(child.value)]
-        return tuple(component for component in found if component is not None)
+        components = [self._read_component(item, f"{path}.{i}") for i, item in enumerate(child.value)]
+        return tuple(component for component in components if component is not None)
 
-    def _component(self, tree: LocatedValue, path: str) -> ComponentConfig | None:
-        """A component block, checked against its signature and completed with the signature's defaults."""
+    def _read_component(self, tree: LocatedValue, path: str) -> ComponentConfig | None:
+        """Read a component block, checked against its signature and completed with the signature's defaults."""
         kind = registry.REGISTRIES[_KIND_OF_SECTION[path.split(".")[0]]]
         if not isinstance(tree.value, dict):
             self._refuse(tree, _A_BLOCK)
@@ -237,18 +237,18 @@ class _Reading:
             self._refuse(name, f"the name of a {kind.noun}")
             return None
         self.origins[f"{path}.name"] = name.where
-        weight = self._weight(block, path) if kind is registry.losses else 1.0
+        weight = self._read_weight(block, path) if kind is registry.losses else 1.0
         arguments = {key: child.plain() for key, child in block.items()}
-        places = dict(_places_of(block, ""))
+        locations = dict(_iterate_locations(block, ""))
         where = SourceLocation(name.where.source, name.where.line, path)
-        component = ComponentConfig(name.value, arguments, 1.0 if weight is None else weight, where, places)
+        component = ComponentConfig(name.value, arguments, 1.0 if weight is None else weight, where, locations)
         faults = kind.faults(component)
         for fault in faults:
             self.faults.add(*fault)
-        return None if faults or weight is None else self._with_defaults(component, kind, path)
+        return None if faults or weight is None else self._complete_block(component, kind, path)
 
-    def _weight(self, block: dict[str, LocatedValue], path: str) -> float | LinearRamp | None:
-        """The reserved key of a losses block: a number, or a mapping that is a ramp."""
+    def _read_weight(self, block: dict[str, LocatedValue], path: str) -> float | LinearRamp | None:
+        """Read the weight of a loss, its reserved key: a number, or the mapping of a ramp."""
         located = block.pop("weight", LocatedValue(1.0, SourceLocation(DEFAULT, path=f"{path}.weight")))
         self.origins[f"{path}.weight"] = located.where
         if not isinstance(located.value, dict):
@@ -258,7 +258,7 @@ class _Reading:
                     located, f"{schema.describe_type(NonNegativeFloat)}, or a ramp {{start: 0.0, end: 1.0, epochs: 10}}"
                 )
             return None if misfits else weight
-        values = self._checked(_RampBlock, located)
+        values = self._check(_RampBlock, located)
         if values is None:
             return None
         if values["start"] == values["end"]:
@@ -266,12 +266,12 @@ class _Reading:
             return None
         return LinearRamp(**{name: float(value) for name, value in values.items()})
 
-    def _with_defaults(self, component: ComponentConfig, kind: registry.Registry, path: str) -> ComponentConfig:
-        """Every argument that is not a fact made explicit, so that a stored config does not follow a later default."""
+    def _complete_block(self, component: ComponentConfig, kind: registry.Registry, path: str) -> ComponentConfig:
+        """Make every argument that is not a fact explicit, so that a stored config does not follow a later default."""
         arguments: dict[str, Any] = {}
         for name, parameter in kind.entry(component).arguments.items():
             if name in component.arguments and schema.get_block_marker(parameter.annotation) is not None:
-                arguments[name] = self._blocks(component, parameter, path)
+                arguments[name] = self._complete_blocks(component, parameter, path)
             elif name in component.arguments:
                 arguments[name] = schema.check_value(parameter.annotation, component.arguments[name])[0]
                 self.origins[f"{path}.{name}"] = component.origins[name]
@@ -280,8 +280,8 @@ class _Reading:
                 self.origins[f"{path}.{name}"] = SourceLocation(DEFAULT, path=f"{path}.{name}")
         return dataclasses.replace(component, arguments=arguments)
 
-    def _blocks(self, component: ComponentConfig, parameter: schema.Parameter, path: str) -> Any:
-        """The component blocks inside an argument, completed like those of a section."""
+    def _complete_blocks(self, component: ComponentConfig, parameter: schema.Parameter, path: str) -> Any:
+        """Complete the component blocks inside an argument, like those of a section."""
         block = schema.get_block_marker(parameter.annotation)
         assert block is not None
         kind, value = registry.REGISTRIES[block.kind], component.arguments[parameter.name]
@@ -289,54 +289,54 @@ class _Reading:
         if not nested:
             self.origins[f"{path}.{parameter.name}"] = component.origins[parameter.name]
         completed = []
-        for each in nested:
-            self.origins[f"{each.location.path}.name"] = each.origins["name"]
-            completed.append(self._with_defaults(each, kind, each.location.path))
+        for inner in nested:
+            self.origins[f"{inner.location.path}.name"] = inner.origins["name"]
+            completed.append(self._complete_block(inner, kind, inner.location.path))
         if isinstance(value, list):
             return tuple(completed)
         return completed[0] if completed else None
 
-    def _checked(self, hint: Any, located: LocatedValue) -> Any:
-        """A value as its type wants it, or None with its faults noted."""
+    def _check(self, hint: Any, located: LocatedValue) -> Any:
+        """Convert a value to its type, or return None with its faults noted."""
         value, misfits = schema.check_value(hint, located.plain())
-        places = dict(_places_of({"": located}, ""))
+        locations = dict(_iterate_locations({"": located}, ""))
         for part, text in misfits:
-            self.faults.add(places.get(part) or _place_of_missing(part, places, located.where), text)
+            self.faults.add(locations.get(part) or _locate_missing(part, locations, located.where), text)
         return None if misfits else value
 
     def _refuse(self, located: LocatedValue, allowed: str) -> None:
         self.faults.add(located.where, f"found {schema.format_value(located.plain())}, allowed is {allowed}")
 
 
-def _place_of_missing(part: str, places: dict[str, SourceLocation], whole: SourceLocation) -> SourceLocation:
-    """The place of a part that is not there, in the innermost block around it that is."""
-    around = part
-    while around and around not in places:
-        around = around.rpartition(".")[0]
-    where = places.get(around, whole)
-    missing = part.removeprefix(around).strip(".")
+def _locate_missing(part: str, locations: dict[str, SourceLocation], block_location: SourceLocation) -> SourceLocation:
+    """Return the location of a missing part: that of the innermost block around it."""
+    path = part
+    while path and path not in locations:
+        path = path.rpartition(".")[0]
+    where = locations.get(path, block_location)
+    missing = part.removeprefix(path).strip(".")
     return dataclasses.replace(where, path=f"{where.path}.{missing}".strip("."))
 
 
-def _places_of(block: dict[str, LocatedValue], path: str) -> Iterator[tuple[str, SourceLocation]]:
-    """Where each value of a block stands, by its path inside the block."""
+def _iterate_locations(block: dict[str, LocatedValue], path: str) -> Iterator[tuple[str, SourceLocation]]:
+    """Iterate over the values of a block: path inside the block and location."""
     for key, child in block.items():
-        place = f"{path}.{key}".strip(".")
-        yield place, child.where
+        child_path = f"{path}.{key}".strip(".")
+        yield child_path, child.where
         if isinstance(child.value, dict):
-            yield from _places_of(child.value, place)
+            yield from _iterate_locations(child.value, child_path)
         elif isinstance(child.value, list):
-            yield from _places_of({str(i): item for i, item in enumerate(child.value)}, place)
+            yield from _iterate_locations({str(i): item for i, item in enumerate(child.value)}, child_path)
 
 
-def _fields_of(cls: type) -> dict[str, dataclasses.Field]:
-    """The keys of a section in a file, and the fields that they fill."""
+def _section_fields(cls: type) -> dict[str, dataclasses.Field]:
+    """Return the keys of a section in a file, and the fields that they fill."""
     keys = {f.metadata.get("key", f.name): f for f in dataclasses.fields(cls)}
     return {key: field for key, field in keys.items() if key}
 
 
-def _is_whole(cls: type, values: dict[str, Any]) -> bool:
-    """Whether every field without a default has a value, so that the section can be made to look for contradictions."""
+def _is_complete(cls: type, values: dict[str, Any]) -> bool:
+    """Return True if every field without a default has a value, so that the section can be built."""
     return all(
         field.name in values
         for field in dataclasses.fields(cls)
@@ -344,24 +344,24 @@ def _is_whole(cls: type, values: dict[str, Any]) -> bool:
     )
 
 
-def _allowed(hint: Any) -> str:
+def _describe_allowed(hint: Any) -> str:
     if hint is ComponentConfig:
         return _A_BLOCK
     if hint == tuple[ComponentConfig, ...]:
         return f"a list, each {_A_BLOCK}"
     if dataclasses.is_dataclass(hint):
-        return "a mapping of " + ", ".join(_fields_of(typing.cast(type, hint)))
+        return "a mapping of " + ", ".join(_section_fields(typing.cast(type, hint)))
     return schema.describe_type(hint)
 
 
-def _nearest_key(key: str, fields: dict[str, dataclasses.Field], *, is_top: bool) -> str:
-    """What an unknown key may have meant: a key of another section, a path written as one key, or one spelt alike."""
+def _suggest_key(key: str, fields: dict[str, dataclasses.Field], *, is_top: bool) -> str:
+    """Suggest the meaning of an unknown key: a key of another section, a dotted path, or a similar name."""
     if is_top and key == "base":
         return "; a base is named in the file"
     if "." in key and key.split(".")[0] in fields:
         outer, _, inner = key.partition(".")
         return f"; in a file sections are nested: {outer}: {{{inner}: ...}}"
     for name, hint in typing.get_type_hints(RunConfig).items():
-        if is_top and dataclasses.is_dataclass(hint) and key in _fields_of(typing.cast(type, hint)):
+        if is_top and dataclasses.is_dataclass(hint) and key in _section_fields(typing.cast(type, hint)):
             return f"; did you mean '{name}.{key}'?"
     return schema.suggest(key, fields)

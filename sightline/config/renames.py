@@ -1,4 +1,4 @@
-"""Names and defaults of before: refused in a new config, or others there; read as then where a run recorded them."""
+"""Old names and defaults: refused or changed in a new config, and restored for configs that a run recorded."""
 
 from __future__ import annotations
 
@@ -21,27 +21,27 @@ RENAMED_CHECKS = {
     "set-agreement": "dataset-mismatch",
     "stage-agreement": "pretraining-mismatch",
 }
-"""Codes of checks, as `checks.skip` names them."""
+"""Old code of a check -> its code, for `checks.skip`."""
 DATA_BEFORE: Mapping[str, Any] = {"split_rule": "sorted"}
-"""Arguments of data sets that came later, and the value that does what was done before."""
+"""Later arguments of data sets, with the value that reproduces the earlier behaviour."""
 
 
 def is_recorded(path: Path) -> bool:
-    """Whether a config file is the one that a run keeps in its directory."""
+    """Return True if a config file is the recorded one of a run directory."""
     return path.name == "config.yaml" and (path.parent / "facts.json").exists()
 
 
 def apply_renames(config: RunConfig) -> RunConfig:
-    """The config that a run recorded, under the names of today, with the defaults of its day."""
+    """Convert a recorded config to today's names, with the defaults of its time."""
     skip = tuple(RENAMED_CHECKS.get(code, code) for code in config.checks.skip)
     data = restore_data(config.data, config.origins)
     return dataclasses.replace(config, checks=dataclasses.replace(config.checks, skip=skip), data=data)
 
 
 def restore_data(data: ComponentConfig, origins: Mapping[str, SourceLocation]) -> ComponentConfig:
-    """The data set, and those in it, with the values of before for arguments that a run's config does not have.
+    """Restore earlier defaults of a data set, and of data sets in it, for arguments that the config lacks.
 
-    A config that a run records today has every argument.
+    A config that is recorded today has every argument.
     """
     arguments = {}
     for name, value in data.arguments.items():
@@ -54,4 +54,4 @@ def restore_data(data: ComponentConfig, origins: Mapping[str, SourceLocation]) -
 def _restore_within(value: Any, origins: Mapping[str, SourceLocation]) -> Any:
     if isinstance(value, ComponentConfig):
         return restore_data(value, origins)
-    return tuple(_restore_within(each, origins) for each in value) if isinstance(value, tuple) else value
+    return tuple(_restore_within(item, origins) for item in value) if isinstance(value, tuple) else value

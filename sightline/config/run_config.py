@@ -1,4 +1,4 @@
-"""What a run is made of. Field annotations are the schema; unknown keys are refused."""
+"""Config of a run. Field annotations are the schema; unknown keys are refused."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ __all__ = [
 PrecisionName = Literal["float32", "float64", "bf16", "fp16"]
 Cudnn = Literal["on", "off", "all_but_batch_norm"]
 EmaDecay = Annotated[float, Ge(0.0), Lt(1.0)]
-"""How much of an average stays at each step; at 1 it would never learn anything."""
+"""Decay of the EMA of the weights per step; at 1 it would never change."""
 Few = Annotated[int, Ge(1), Le(1000)]
 Workers = Annotated[int, Ge(0), Le(256)]
-"""As many as a machine has cores to feed; every one of them is a process."""
+"""Number of worker processes, at most about the number of cores."""
 
 
 @dataclass(frozen=True)
 class Transforms:
-    """Applied in order: `train` to training batches, `evaluate` to evaluated ones, `vote` before each voting pass."""
+    """Transforms in order: `train` for training batches, `evaluate` for evaluated ones, `vote` before voting passes."""
 
     train: tuple[ComponentConfig, ...] = ()
     evaluate: tuple[ComponentConfig, ...] = ()
@@ -47,7 +47,7 @@ class Transforms:
 
 @dataclass(frozen=True)
 class Train:
-    """How long and how: `batch_size` is samples per optimiser step over all processes and micro-batches."""
+    """Training settings: `batch_size` is samples per optimiser step over all processes and micro-batches."""
 
     epochs: Count
     batch_size: Count
@@ -64,9 +64,9 @@ class Train:
 
 @dataclass(frozen=True)
 class Evaluate:
-    """When and on what; `select` is the part that chooses the best checkpoint, `votes` how many passes are averaged.
+    """Evaluation settings; `select` is the split that selects the best checkpoint, `votes` the number of passes.
 
-    Without `mode` the metric states whether a higher or a lower figure is better: `engine.selection.with_mode`.
+    Without `mode` the metric states if a higher or a lower value is better: `engine.best_metric.resolve_mode`.
     """
 
     metric: str
@@ -79,7 +79,7 @@ class Evaluate:
 
 @dataclass(frozen=True)
 class Init:
-    """Start from a run's weights.
+    """Initial weights from another run.
 
     `modules` takes one sub-module of them, `into` fills one sub-module of this model: where it is null the one of the
     same name, if the model has it, and else the whole model. `may_be_missing` names what need not match.
@@ -93,10 +93,10 @@ class Init:
 
 @dataclass(frozen=True)
 class Compress:
-    """Weights that are quantised after `init`, by their names; training then moves what they are computed from.
+    """Weights to quantise after `init`, by name; training then changes the values that they are computed from.
 
-    The config may name a policy's file; the run keeps the policy itself. `gradient`: that of a codebook's number is the
-    mean or the sum over the weights that have it.
+    The config may name a policy file; the run stores the policy itself. `gradient`: the gradient of a codebook entry is
+    the mean or the sum over the weights that use it.
     """
 
     policy: dict[str, WeightQuantisation]
@@ -118,7 +118,7 @@ class Teacher:
 
 @dataclass(frozen=True)
 class Checkpoints:
-    """Saved every so many epochs (or steps, where given) and at evaluations; `keep_last` of them and the best stay."""
+    """Checkpoint settings: saved every `every` epochs (or `every_steps` steps) and at evaluations."""
 
     every: Count = 1
     every_steps: Count | None = None
@@ -135,7 +135,7 @@ class Loader:
 
 @dataclass(frozen=True)
 class Log:
-    """A training line every so many steps, and where else to write."""
+    """Log settings: a training line every `every` steps, and other loggers."""
 
     every: Count = 50
     tensorboard: bool = False
@@ -145,14 +145,14 @@ class Log:
 
 @dataclass(frozen=True)
 class Checks:
-    """Codes of checks that this run declares it does not want."""
+    """Codes of checks that this run skips."""
 
     skip: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Distributed:
-    """How processes work together; a collective that waits longer than `timeout_s` ends the run."""
+    """Settings of distributed training; a collective that waits longer than `timeout_s` ends the run."""
 
     sync_batch_norm: bool = False
     timeout_s: PositiveFloat = 600.0
@@ -160,7 +160,7 @@ class Distributed:
 
 @dataclass(frozen=True)
 class RunConfig:
-    """A whole run. `origins` is the place that the value of every dotted path came from."""
+    """Config of a run. `origins` maps every dotted path to the location that its value came from."""
 
     name: str
     data: ComponentConfig

@@ -1,4 +1,4 @@
-"""The configs and examples that come with the package: in a wheel inside it, in a checkout beside it."""
+"""Shipped configs and examples: inside the package in a wheel, next to it in a checkout."""
 
 from __future__ import annotations
 
@@ -18,43 +18,43 @@ _PLUGIN = re.compile(r"examples/\w+\.py")
 
 @dataclass(frozen=True)
 class ShippedConfig:
-    """A config that a run can be started from: its path, as `copy_shipped` takes it, and its first comment."""
+    """Shipped config that a run can start from: its path for `copy_shipped`, and its first comment."""
 
     path: str
     description: str
 
 
 def shipped_configs() -> list[ShippedConfig]:
-    """All of them, by path; parts of configs, whose names begin with `_`, are left out."""
-    root = _root()
+    """List the shipped configs by path, without parts of configs, whose names begin with `_`."""
+    root = _get_root()
     return [
         ShippedConfig(path, _first_sentence((root / path).read_text(encoding="utf-8")))
-        for path in _paths(root)
+        for path in _list_files(root)
         if path.endswith(".yaml") and not Path(path).name.startswith("_")
     ]
 
 
 def shipped_path(path: Path) -> str | None:
-    """The path of the one shipped config that a missing file's name means, as `copy_shipped` takes it, or None."""
-    root = _root_or_none()
+    """Find the one shipped config that the name of a missing file means; its path for `copy_shipped`, or None."""
+    root = _find_root()
     if root is None or path.is_absolute():
         return None
     try:
-        chosen = _chosen(root, path.as_posix())
+        selected = _select_files(root, path.as_posix())
     except UserError:
         return None
-    return chosen[0] if len(chosen) == 1 and chosen[0].endswith(".yaml") else None
+    return selected[0] if len(selected) == 1 and selected[0].endswith(".yaml") else None
 
 
 def copy_shipped(name: str, to: Path) -> tuple[list[Path], list[Path]]:
     """Copy a config with the configs that it builds on and the plugins that it names, or a folder of these.
 
     `name` is a path such as `configs/classify/modelnet40_dgcnn.yaml`, `classify/modelnet40_dgcnn` or `examples`; below
-    `to` the paths are the same. Returns the files written, and those that were there already, alike.
+    `to` the paths are the same. Returns the files written, and those that existed already with equal content.
     Raises UserError for a name that is not shipped, and before anything is written for a file of another content.
     """
-    root = _root()
-    contents = {to / path: (root / path).read_bytes() for path in _closure(root, _chosen(root, name))}
+    root = _get_root()
+    contents = {to / path: (root / path).read_bytes() for path in _add_dependencies(root, _select_files(root, name))}
     for path, content in contents.items():
         if path.exists() and (not path.is_file() or path.read_bytes() != content):
             raise UserError(f"copy: {path}: is there already, and differs; move it away, or copy to another folder")
@@ -69,45 +69,47 @@ def copy_shipped(name: str, to: Path) -> tuple[list[Path], list[Path]]:
     return written, alike
 
 
-def _root_or_none() -> Path | None:
+def _find_root() -> Path | None:
     package = Path(__file__).resolve().parents[1]
-    return next((each for each in (package / "shipped", package.parent) if (each / _FOLDERS[0]).is_dir()), None)
+    return next((folder for folder in (package / "shipped", package.parent) if (folder / _FOLDERS[0]).is_dir()), None)
 
 
-def _root() -> Path:
-    root = _root_or_none()
+def _get_root() -> Path:
+    root = _find_root()
     if root is None:
-        raise UserError("this installation has no configs beside the package; install it from a wheel or a checkout")
+        raise UserError("this installation has no configs next to the package; install it from a wheel or a checkout")
     return root
 
 
-def _paths(root: Path) -> list[str]:
-    found = (path for folder in _FOLDERS for path in (root / folder).rglob("*") if path.suffix in (".yaml", ".py"))
-    return sorted(path.relative_to(root).as_posix() for path in found)
+def _list_files(root: Path) -> list[str]:
+    files = (path for folder in _FOLDERS for path in (root / folder).rglob("*") if path.suffix in (".yaml", ".py"))
+    return sorted(path.relative_to(root).as_posix() for path in files)
 
 
-def _chosen(root: Path, name: str) -> list[str]:
-    paths = _paths(root)
-    wanted = name.removeprefix("./").rstrip("/")
-    stems = {wanted, wanted.removesuffix(".yaml")}
+def _select_files(root: Path, name: str) -> list[str]:
+    paths = _list_files(root)
+    stem = name.removeprefix("./").rstrip("/")
+    stems = {stem, stem.removesuffix(".yaml")}
     for prefix in ("", *(f"{folder}/" for folder in _FOLDERS)):
-        inside = [path for path in paths if path.startswith(f"{prefix}{wanted}/")]
-        chosen = [
-            path for path in paths if path in {f"{prefix}{each}" for each in (wanted, *(f"{s}.yaml" for s in stems))}
+        inside = [path for path in paths if path.startswith(f"{prefix}{stem}/")]
+        selected = [
+            path
+            for path in paths
+            if path in {f"{prefix}{candidate}" for candidate in (stem, *(f"{s}.yaml" for s in stems))}
         ]
-        if chosen or inside:
-            return chosen or inside
-    whole = [path for path in paths if path.endswith(".yaml") and not Path(path).name.startswith("_")]
-    ends = [path for path in whole if Path(path).stem in stems]
-    if len(ends) == 1:
-        return ends
-    known = [Path(path).stem for path in whole]
-    which = f"; there are {', '.join(ends)}" if ends else suggest(Path(wanted).stem, known, otherwise="")
+        if selected or inside:
+            return selected or inside
+    configs = [path for path in paths if path.endswith(".yaml") and not Path(path).name.startswith("_")]
+    matches = [path for path in configs if Path(path).stem in stems]
+    if len(matches) == 1:
+        return matches
+    stems_of_configs = [Path(path).stem for path in configs]
+    which = f"; there are {', '.join(matches)}" if matches else suggest(Path(stem).stem, stems_of_configs, otherwise="")
     raise UserError(f"copy: no shipped config is called '{name}'{which} ('sightline list configs' prints all)")
 
 
-def _closure(root: Path, paths: list[str]) -> list[str]:
-    """The paths, and what they need: bases, and the plugins that a config's comment names."""
+def _add_dependencies(root: Path, paths: list[str]) -> list[str]:
+    """Add the dependencies of files: bases, and plugins that a config's comment names."""
     needed: dict[str, None] = {}
     queue = list(paths)
     while queue:

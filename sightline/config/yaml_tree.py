@@ -1,4 +1,4 @@
-"""Text to a tree of located values: PyYAML's safe parser with our own short table of scalars."""
+"""YAML text to a tree of located values: PyYAML's safe parser with our own short table of scalars."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from sightline.types import SourceLocation
 __all__ = ["DEFAULT", "LocatedValue", "read_tables", "read_value", "read_yaml"]
 
 DEFAULT = "default"
-"""The origin of a value that no file and no command line states."""
+"""Origin of a value that neither file nor command line states."""
 MAX_BYTES = 200_000
 MAX_NODES = 10_000
 MAX_DEPTH = 40
@@ -34,37 +34,37 @@ _FLOAT = re.compile(r"[-+]?(([0-9]+\.[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?|[0-9]+[e
 _PLAIN_TAGS = {"tag:yaml.org,2002:str", "tag:yaml.org,2002:seq", "tag:yaml.org,2002:map"}
 _UNWRITABLE = re.compile("[\0\ud800-\udfff]")
 _SURROGATES = re.compile("[\ud800-\udbff][\udc00-\udfff]")
-"""A character beyond U+FFFF as JSON escapes it (`\\ud83d\\ude00`)."""
-_CORE_WORDS: Mapping[str, bool | None] = {
+"""Pattern of a character beyond U+FFFF as JSON escapes it (`\\ud83d\\ude00`)."""
+_CORE_SCALARS: Mapping[str, bool | None] = {
     **dict.fromkeys(("true", "True", "TRUE"), True),
     **dict.fromkeys(("false", "False", "FALSE"), False),
     **dict.fromkeys(("null", "Null", "NULL", "~", ""), None),
 }
-"""Of YAML 1.2's core schema."""
+"""Scalars of YAML 1.2's core schema that are not text."""
 
 
 @dataclass(frozen=True)
-class _Form:
-    """A kind of document: its name, at most so many values, what else than text words are, and the keys it may have."""
+class _DocumentKind:
+    """Kind of document: its name, maximal number of values, special scalars, and allowed keys."""
 
     name: str = "a config"
     max_nodes: int = MAX_NODES
-    words: Mapping[str, bool | None] = field(
+    scalars: Mapping[str, bool | None] = field(
         default_factory=lambda: {"true": True, "false": False, "null": None, "": None}
     )
     has_number_keys: bool = False
-    instead_of_merging: str = "one `base:` is what a config stands on"
+    instead_of_merging: str = "a config inherits from one `base:`"
 
 
 @dataclass(frozen=True)
 class LocatedValue:
-    """A value of a config and where it stands; containers hold located values."""
+    """Value of a config and its location; containers contain located values."""
 
     value: Tree
     where: SourceLocation
 
     def plain(self) -> object:
-        """The value without places."""
+        """Return the value without locations."""
         if isinstance(self.value, dict):
             return {key: child.plain() for key, child in self.value.items()}
         if isinstance(self.value, list):
@@ -76,28 +76,30 @@ Tree: TypeAlias = "bool | int | float | str | dict[str, LocatedValue] | list[Loc
 
 
 def read_yaml(path: Path, faults: ConfigFaults) -> LocatedValue:
-    """The tree of a YAML file; what it has twice or in a forbidden way is noted in `faults`.
+    """Read the tree of a YAML file; duplicate keys and forbidden syntax are noted in `faults`.
 
     Raises ConfigError with file and line for a file that cannot be read, or is not plain YAML.
     """
     tree = _Converter(str(path), faults, has_lines=True).parse(_read_text(path), path="")
     if not isinstance(tree.value, dict):
-        found = "nothing" if tree.value is None else "a list" if isinstance(tree.value, list) else "a single value"
-        raise ConfigError(f"{path}: found {found}, allowed are lines of `key: value`")
+        content = "nothing" if tree.value is None else "a list" if isinstance(tree.value, list) else "a single value"
+        raise ConfigError(f"{path}: found {content}, allowed are lines of `key: value`")
     return tree
 
 
 def read_value(text: str, origin: str, path: str, faults: ConfigFaults) -> LocatedValue:
-    """The tree of one value given on the command line, read by the same rules as a file."""
+    """Read a value of the command line by the rules of a file."""
     return _Converter(origin, faults, has_lines=False).parse(text, path=path)
 
 
 def read_tables(text: str, origin: str, faults: ConfigFaults, *, name: str, max_nodes: int) -> LocatedValue:
-    """The tree of a document that other tools write too: keys may be whole numbers, which are kept as their text.
+    """Read a document that other tools also write: keys may be whole numbers, which stay text.
 
-    `name` is what it is called in errors. Raises ConfigError as `read_file`.
+    `name` is the document's name in errors. Raises ConfigError as `read_yaml`.
     """
-    form = _Form(name, max_nodes, _CORE_WORDS, has_number_keys=True, instead_of_merging="write the entries out")
+    form = _DocumentKind(
+        name, max_nodes, _CORE_SCALARS, has_number_keys=True, instead_of_merging="write the entries out"
+    )
     return _Converter(origin, faults, has_lines=True, form=form).parse(text, path="")
 
 
@@ -112,7 +114,7 @@ def _read_text(path: Path) -> str:
             raise ConfigError(f"{path}: has {status.st_size:,} bytes; a config has at most {MAX_BYTES:,}")
         return path.read_text(encoding="utf-8")
     except (FileNotFoundError, NotADirectoryError):
-        hint = _shipped(path) or _similar(path)
+        hint = _suggest_shipped(path) or _suggest_similar(path)
         raise ConfigError(f"{path}: no such file{hint or f'; {_GIVE}'}") from None
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: is not UTF-8 text (byte {error.start}); save it as UTF-8") from None
@@ -120,8 +122,8 @@ def _read_text(path: Path) -> str:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
 
 
-def _shipped(path: Path) -> str:
-    """The command that copies a shipped config of this name, or its path where it was copied already."""
+def _suggest_shipped(path: Path) -> str:
+    """Suggest the command that copies a shipped config of this name, or its path if it was copied already."""
     shipped = shipped_path(path)
     if shipped is None:
         return ""
@@ -132,8 +134,8 @@ def _shipped(path: Path) -> str:
     )
 
 
-def _similar(path: Path) -> str:
-    """What else the user may have meant: a config beside it, or an override in the config's place.
+def _suggest_similar(path: Path) -> str:
+    """Suggest a config in the same folder, or the correct order of config and overrides.
 
     A config whose name begins with _ is a part of others, and cannot train.
     """
@@ -149,13 +151,13 @@ def _similar(path: Path) -> str:
 
 
 class _LimitError(yaml.MarkedYAMLError):
-    """A document that is too large to be what it is read as."""
+    """Document that is too large for its kind."""
 
 
 class _Loader(yaml.SafeLoader):
-    """Leaves plain scalars as text for `_scalar`: the stock table turns `yes`, `010`, `1:30` and dates into others.
+    """YAML loader that leaves plain scalars as text: the stock table converts `yes`, `010`, `1:30` and dates.
 
-    Counts as it goes, so that a hostile file is refused early; a tag that is written out stays visible.
+    Nodes are counted while reading, so that a hostile file is refused early; a tag that is written out stays visible.
     """
 
     yaml_implicit_resolvers: dict = {}  # noqa: RUF012 - the parent class declares it so
@@ -182,36 +184,38 @@ class _Loader(yaml.SafeLoader):
 
 
 class _Converter:
-    """Turns composed YAML nodes into located values, noting what two readers could understand differently."""
+    """Converter of YAML nodes to located values, which notes what two readers could understand differently."""
 
-    def __init__(self, origin: str, faults: ConfigFaults, *, has_lines: bool, form: _Form | None = None) -> None:
-        self.form = _Form() if form is None else form
+    def __init__(
+        self, origin: str, faults: ConfigFaults, *, has_lines: bool, form: _DocumentKind | None = None
+    ) -> None:
+        self.form = _DocumentKind() if form is None else form
         self.origin = origin
         self.faults = faults
         self.has_lines = has_lines
         self.num_nodes = 0
 
     def parse(self, text: str, *, path: str) -> LocatedValue:
-        """The tree of a document. Raises ConfigError for one that is not YAML, or is too large."""
+        """Parse a document. Raises ConfigError if it is not YAML, or too large."""
         top = SourceLocation(self.origin, path=path)
         try:
             node = _Loader(text, self.form.max_nodes).get_single_node()
         except _LimitError as error:
             raise ConfigError(
-                f"{self._at(error, path)}: {error.problem}; {self.form.name} this large is not one"
+                f"{self._locate_error(error, path)}: {error.problem}; {self.form.name} this large is not one"
             ) from None
         except yaml.MarkedYAMLError as error:
-            hint = "" if self.has_lines else _blank_hint(text)
-            raise ConfigError(f"{self._at(error, path)}: {_syntax(error)}{hint}") from None
+            hint = "" if self.has_lines else _suggest_quotes(text)
+            raise ConfigError(f"{self._locate_error(error, path)}: {_describe_syntax_error(error)}{hint}") from None
         except yaml.reader.ReaderError as error:
             line = text.count("\n", 0, error.position) + 1 if self.has_lines else None
-            place = SourceLocation(self.origin, line, path)
-            raise ConfigError(f"{place}: holds the character U+{int(error.character):04X}; remove it") from None
+            location = SourceLocation(self.origin, line, path)
+            raise ConfigError(f"{location}: holds the character U+{int(error.character):04X}; remove it") from None
         except (yaml.YAMLError, ValueError, OverflowError) as error:
             raise ConfigError(f"{top}: not valid YAML: {' '.join(str(error).split())[:200]}") from None
         return LocatedValue(None, top) if node is None else self.convert(node, path=path, depth=0)
 
-    def _at(self, error: yaml.MarkedYAMLError, path: str) -> SourceLocation:
+    def _locate_error(self, error: yaml.MarkedYAMLError, path: str) -> SourceLocation:
         mark = error.problem_mark or error.context_mark
         return SourceLocation(self.origin, mark.line + 1 if mark and self.has_lines else None, path)
 
@@ -219,7 +223,7 @@ class _Converter:
         return SourceLocation(self.origin, node.start_mark.line + 1 if self.has_lines else None, path)
 
     def convert(self, node: yaml.Node, *, path: str, depth: int, key: SourceLocation | None = None) -> LocatedValue:
-        """The value of a node; it stands where its key does, if it has one."""
+        """Convert a node to a located value, at the location of its key if it has one."""
         where = key or self.where(node, path)
         self.num_nodes += 1
         if self.num_nodes > self.form.max_nodes:
@@ -229,32 +233,32 @@ class _Converter:
         if depth > MAX_DEPTH:
             raise ConfigError(f"{where}: an anchor that contains itself")
         if node.tag not in _PLAIN_TAGS:
-            self.faults.add(where, f"the tag '{_tag(node)}' is not allowed; write a plain value")
+            self.faults.add(where, f"the tag '{_format_tag(node)}' is not allowed; write a plain value")
             return LocatedValue(None, where)
         if isinstance(node, yaml.MappingNode):
-            return LocatedValue(self._mapping(node, path, depth), where)
+            return LocatedValue(self._convert_mapping(node, path, depth), where)
         if isinstance(node, yaml.SequenceNode):
             items = [self.convert(n, path=f"{path}.{i}".lstrip("."), depth=depth + 1) for i, n in enumerate(node.value)]
             return LocatedValue(items, where)
         assert isinstance(node, yaml.ScalarNode)
-        return LocatedValue(self._scalar(node, where), where)
+        return LocatedValue(self._convert_scalar(node, where), where)
 
-    def _mapping(self, node: yaml.MappingNode, path: str, depth: int) -> dict[str, LocatedValue]:
+    def _convert_mapping(self, node: yaml.MappingNode, path: str, depth: int) -> dict[str, LocatedValue]:
         mapping: dict[str, LocatedValue] = {}
         for key_node, value_node in node.value:
-            key = self._key(key_node, path)
+            key = self._convert_key(key_node, path)
             if key is None:
                 continue
-            place = f"{path}.{key}".lstrip(".")
-            where = self.where(key_node, place)
+            child_path = f"{path}.{key}".lstrip(".")
+            where = self.where(key_node, child_path)
             if key in mapping:
                 first = mapping[key].where.line
                 self.faults.add(where, f"'{key}' is given twice{f', first on line {first}' if first else ''}")
                 continue
-            mapping[key] = self.convert(value_node, path=place, depth=depth + 1, key=where)
+            mapping[key] = self.convert(value_node, path=child_path, depth=depth + 1, key=where)
         return mapping
 
-    def _key(self, node: yaml.Node, path: str) -> str | None:
+    def _convert_key(self, node: yaml.Node, path: str) -> str | None:
         where = self.where(node, path)
         if not isinstance(node, yaml.ScalarNode) or node.tag not in _PLAIN_TAGS:
             self.faults.add(where, "a key must be plain text")
@@ -263,7 +267,7 @@ class _Converter:
             self.faults.add(where, f"merge keys (<<) are not read; {self.form.instead_of_merging}")
             return None
         is_number = self.form.has_number_keys and _INTEGER.fullmatch(node.value)
-        if node.style is None and not is_number and not isinstance(self._scalar(node, where), str):
+        if node.style is None and not is_number and not isinstance(self._convert_scalar(node, where), str):
             self.faults.add(where, f"the key {node.value or 'null'} is not text")
             return None
         if not node.value.isprintable() or len(node.value) > MAX_KEY_LENGTH:
@@ -271,20 +275,20 @@ class _Converter:
             return None
         return node.value
 
-    def _scalar(self, node: yaml.ScalarNode, where: SourceLocation) -> bool | int | float | str | None:
-        """The words of the form, plain integers and floats; anything else, and anything quoted, is text."""
+    def _convert_scalar(self, node: yaml.ScalarNode, where: SourceLocation) -> bool | int | float | str | None:
+        """Convert the special scalars of the document kind, plain integers and floats; anything else is text."""
         text = _SURROGATES.sub(lambda pair: pair[0].encode("utf-16", "surrogatepass").decode("utf-16"), node.value)
-        if node.style is None and text in self.form.words:
-            return self.form.words[text]
+        if node.style is None and text in self.form.scalars:
+            return self.form.scalars[text]
         if node.style is None and _INTEGER.fullmatch(text):
             if len(text) < 21 and -(2**63) <= int(text) < 2**63:
                 return int(text)
-            self.faults.add(where, f"found {_cut(text)}, which does not fit into 64 bits")
+            self.faults.add(where, f"found {_shorten(text)}, which does not fit into 64 bits")
             return None
         if node.style is None and _FLOAT.fullmatch(text):
             if math.isfinite(float(text)):
                 return float(text)
-            self.faults.add(where, f"found {_cut(text)}, which is too large for a 64-bit float")
+            self.faults.add(where, f"found {_shorten(text)}, which is too large for a 64-bit float")
             return None
         unwritable = _UNWRITABLE.search(text)
         if unwritable:
@@ -293,21 +297,21 @@ class _Converter:
         return text
 
 
-def _cut(text: str) -> str:
+def _shorten(text: str) -> str:
     return text if len(text) <= 40 else f"{text[:40]}..."
 
 
-def _tag(node: yaml.Node) -> str:
+def _format_tag(node: yaml.Node) -> str:
     return str(node.tag).removeprefix("written:").replace("tag:yaml.org,2002:", "!!")
 
 
-def _blank_hint(text: str) -> str:
-    """The message on a value of the command line that ends within a list or a mapping."""
+def _suggest_quotes(text: str) -> str:
+    """Suggest quotes for a value of the command line that ends within a list or a mapping."""
     is_open = any(text.count(one) > text.count(other) for one, other in ("[]", "{}"))
     return "; the shell split it at a blank? put it in quotes" if is_open else ""
 
 
-def _syntax(error: yaml.MarkedYAMLError) -> str:
+def _describe_syntax_error(error: yaml.MarkedYAMLError) -> str:
     problem = " ".join(" ".join(filter(None, (error.context, error.problem))).split())
     hint = "; indent with spaces, not tabs" if "'\\t'" in problem else ""
     return f"not valid YAML: {problem}{hint}"

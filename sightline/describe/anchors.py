@@ -39,7 +39,7 @@ def anchor_coverage(built: TrainingSetup) -> dict[str, Any] | None:
     images: list[tuple[Priors, Tensor]] = []
     for index in part.evenly_spaced_indices(_MOST_IMAGES):
         batch = part.reader([SampleKey(int(index), 0, built.config.seed)])
-        priors = task.priors_of(batch["image"])
+        priors = task.get_priors(batch["image"])
         if priors.kind != "anchors":
             return None
         images.append((priors, batch["boxes"][~batch["is_ignored"]].to(priors.coordinates)))

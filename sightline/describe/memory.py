@@ -142,7 +142,7 @@ def estimate_memory(built: TrainingSetup) -> Memory:
     size = -(-train.batch_size // train.micro_batches)
     sizes = _SIZES if size > _SIZES[1] else (size, size)
     num_parts = min(2, train.micro_batches)  # a second one finds the gradients of the first, a third nothing new
-    with preserve_all_rng_states(), job.losses.kept():
+    with preserve_all_rng_states(), job.losses.preserve_state():
         _step(job, sizes[0], num_parts)  # makes the optimiser's state, and whatever else is made once
         first, second = (_step(job, size_of_step, num_parts) for size_of_step in sizes)
     share = (size - sizes[0]) / (sizes[1] - sizes[0]) if sizes[1] > sizes[0] else 1.0
@@ -157,7 +157,7 @@ def estimate_memory(built: TrainingSetup) -> Memory:
         **constant,
         saved_bytes=saved,
         working_bytes=peak - saved,
-        gradients_bytes=storage_bytes(p for p in job.trained.parameters() if p.requires_grad),
+        gradients_bytes=storage_bytes(p for p in job.trained_module.parameters() if p.requires_grad),
         peak_bytes=sum(constant.values()) + peak,
         where=where,
     )
@@ -176,7 +176,7 @@ def persistent_bytes(job: TrainState) -> dict[str, list[Tensor]]:
         for network in (job.ema, job.losses_ema, getattr(job.task, "teacher", None))
     )
     return {
-        "parameters": list(job.trained.parameters()),
+        "parameters": list(job.trained_module.parameters()),
         "buffers": [*job.model.buffers(), *job.losses.buffers()],
         "optimizer": [tensor for _, tensor in tree_leaves(list(job.optimizer.state.values()))],
         "average": [*average, *of_losses],

@@ -42,7 +42,7 @@ def trace_run(built: TrainingSetup) -> Trace:
 def learnt_losses(built: TrainingSetup) -> list[dict[str, Any]]:
     """The losses that learn, as `optimizer.groups` calls them: class, where it begins, and numbers of parameters."""
     rows = []
-    for name, loss in zip(built.job.losses.modules_named, built.job.losses.losses.values(), strict=True):
+    for name, loss in zip(built.job.losses.module_names, built.job.losses.losses.values(), strict=True):
         kind: Any = type(loss)
         file, line = source_location(kind)
         trainable = sum(parameter.numel() for parameter in loss.parameters() if parameter.requires_grad)

@@ -140,7 +140,7 @@ def _untouched(built: TrainingSetup) -> Iterator[None]:
         preserve_rng_state(),
         torch.random.fork_rng(cuda),
         preserve_generators(find_generators(*readers)),
-        built.job.losses.kept(),
+        built.job.losses.preserve_state(),
         torch.enable_grad(),
     ):
         try:

@@ -1,4 +1,4 @@
-"""Keep freed memory in the process: large temporaries would else be given back and paged in anew each step."""
+"""Setting of glibc's malloc that keeps freed memory in the process, so that temporaries are not paged in each step."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX = -1, -2, -4
 
 
 def keep_freed_memory() -> bool:
-    """Tell glibc's malloc to reuse large blocks instead of mapping each anew; whether it agreed.
+    """Make glibc's malloc reuse large blocks instead of mapping new ones; return True if it accepted the settings.
 
     Results do not change. A PointNet step at 32 x 256 points on two cores spent a third of its time in the kernel
     before, under 1 % after; the peak grows by about a quarter (docs/decisions.md). Elsewhere than under glibc nothing

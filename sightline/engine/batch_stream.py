@@ -1,4 +1,4 @@
-"""Which samples each step trains on, in which parts: arithmetic on (seed, step), so that a position is one integer."""
+"""Deterministic batch sampling: the keys of a step are a function of (seed, step), so a resume needs one integer."""
 
 from __future__ import annotations
 
@@ -34,20 +34,20 @@ logger = logging.getLogger(__name__)
 BatchLoader = Callable[[Sequence[SampleKey]], Batch]
 
 _GRACE_S = 300
-"""How long a worker outlives a SIGTERM, so that the step which needs its batches can be finished and saved."""
+"""Seconds that a worker outlives a SIGTERM, so that the step which needs its batches can be finished and saved."""
 
 _NO_HANDLES = (os.strerror(errno.EMFILE), "received 0 items of ancdata")
-"""How Python, torch, and a socket whose receiver has no handle left report it."""
+"""Error texts of Python, of torch, and of a socket whose receiver has no file handle left."""
 _TOO_MANY_FILES = "no file handle is left to read data by workers; raise the limit (ulimit -n), or lower loader.workers"
 
 
 @dataclass(frozen=True)
 class BatchSampler:
-    """How the samples of a training part are dealt to steps, micro-batches and processes.
+    """Batch sampler: assigns the samples of a training split to steps, micro-batches and processes.
 
     Epoch e visits a permutation drawn from (seed, e); step i of it takes positions [i*B, (i+1)*B) and splits them into
     micro-batches x processes nearly equal parts. A shorter last batch keeps fewer micro-batches, so no part is empty.
-    Raises ConfigError where the last batch cannot give every process a sample.
+    Raises ConfigError if the last batch has fewer samples than processes.
     """
 
     indices: np.ndarray
@@ -80,16 +80,16 @@ class BatchSampler:
 
     @property
     def steps_per_epoch(self) -> int:
-        whole, rest = divmod(len(self.indices), self.batch_size)
-        return whole + (1 if rest and self.tail == "keep" else 0)
+        num_full_batches, remainder = divmod(len(self.indices), self.batch_size)
+        return num_full_batches + (1 if remainder and self.tail == "keep" else 0)
 
-    def epoch_of(self, step: int) -> int:
+    def compute_epoch(self, step: int) -> int:
         return step // self.steps_per_epoch
 
     def step_keys(self, step: int) -> list[list[list[SampleKey]]]:
-        """The keys of a step: micro-batches of processes of samples."""
-        epoch, place = divmod(step, self.steps_per_epoch)
-        order = self._order(epoch)[place * self.batch_size : (place + 1) * self.batch_size]
+        """Return the sample keys of a step, nested as micro-batches, processes, samples."""
+        epoch, step_in_epoch = divmod(step, self.steps_per_epoch)
+        order = self._order(epoch)[step_in_epoch * self.batch_size : (step_in_epoch + 1) * self.batch_size]
         num_micro = min(self.micro_batches, len(order) // self.num_processes)
         # Micro-batches first: where a batch is large enough for all of them, they hold the same samples on any number
         # of processes, and batch norm sees the same. (A short tail has fewer, and how many depends on the processes.)
@@ -108,7 +108,7 @@ class BatchSampler:
 
 @dataclass(frozen=True)
 class BatchStream:
-    """The micro-batches of one process, step after step; worker processes read ahead where there are any."""
+    """Batches of one process, by step and micro-batch; worker processes, if any, read ahead."""
 
     plan: BatchSampler
     reader: BatchLoader
@@ -117,25 +117,25 @@ class BatchStream:
     prefetch: int = 2
 
     def iterate(self, step: int, num_steps: int) -> Generator[list[Batch], None, None]:
-        """The micro-batches of steps `step` to `num_steps`, in order; closing it ends the workers."""
-        keys = _flat(self._keys, step, num_steps)
+        """Yield the micro-batches of steps `step` to `num_steps`, in order; closing the generator ends the workers."""
+        keys = _iterate_keys(self._step_keys, step, num_steps)
         with contextlib.closing(read_batches(self.reader, keys, self.workers, self.prefetch)) as batches:
-            for each in range(step, num_steps):
-                yield [next(batches) for _ in self._keys(each)]
+            for step_index in range(step, num_steps):
+                yield [next(batches) for _ in self._step_keys(step_index)]
 
-    def _keys(self, step: int) -> list[list[SampleKey]]:
+    def _step_keys(self, step: int) -> list[list[SampleKey]]:
         return [micro[self.rank] for micro in self.plan.step_keys(step)]
 
 
-def _flat(keys: Callable[[int], list[list[SampleKey]]], step: int, num_steps: int) -> Iterator[list[SampleKey]]:
-    for each in range(step, num_steps):
-        yield from keys(each)
+def _iterate_keys(keys: Callable[[int], list[list[SampleKey]]], step: int, num_steps: int) -> Iterator[list[SampleKey]]:
+    for step_index in range(step, num_steps):
+        yield from keys(step_index)
 
 
 def read_batches(
     reader: BatchLoader, keys: Iterator[list[SampleKey]], workers: int, prefetch: int = 2
 ) -> Generator[Batch, None, None]:
-    """The batches of these keys, in order, read here or ahead of time by worker processes; closing it ends them.
+    """Yield the batches of `keys`, in order, read in this process or ahead by workers; closing ends those.
 
     An error of a worker is raised here as it would have been without workers.
     """
@@ -143,23 +143,23 @@ def read_batches(
         yield from map(reader, keys)
         return
     _warn_of_cores(workers)
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})  # until a worker knows what it means
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})  # until a worker has installed its handler
     try:
-        with _faults_named(), warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="This DataLoader will create")  # ours is one line, once
-            loader: Any = iter(_loader(reader, keys, workers, prefetch))
-            loader._workers_done_event = _Ending(loader._workers)
+        with _worker_errors_named(), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="This DataLoader will create")  # our own warning is one line
+            loader: Any = iter(_make_loader(reader, keys, workers, prefetch))
+            loader._workers_done_event = _WorkerStopEvent(loader._workers)
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
     try:
-        while (batch := _received(loader)) is not None:
+        while (batch := _receive(loader)) is not None:
             if isinstance(batch, _Failure):
                 raise batch.as_error()
             yield batch
     finally:
         loader._shutdown_workers()
         for worker in loader._workers:
-            if worker.is_alive():  # deep in a library that lets no signal through
+            if worker.is_alive():  # in library code that blocks signals
                 worker.kill()
 
 
@@ -175,8 +175,8 @@ def _warn_of_cores(workers: int) -> None:
         )
 
 
-class _Ending:
-    """Stands in for the event by which torch ends workers: that one's lock can die with a worker, a signal cannot."""
+class _WorkerStopEvent:
+    """Replacement of torch's event that ends workers: a lock can die with a worker, a signal cannot."""
 
     def __init__(self, workers: Sequence[BaseProcess]) -> None:
         self.workers = workers
@@ -192,16 +192,16 @@ class _Ending:
         return self.is_over
 
 
-def _received(loader: Iterator[Any]) -> Batch | _Failure | None:
-    """What a worker sent next; None at the end."""
-    with _faults_named():
+def _receive(loader: Iterator[Any]) -> Batch | _Failure | None:
+    """Return the next batch or failure that a worker sent; None at the end."""
+    with _worker_errors_named():
         packed = next(loader, None)
         return ForkingPickler.loads(packed) if isinstance(packed, bytes) else packed
 
 
 @contextlib.contextmanager
-def _faults_named() -> Iterator[None]:
-    """Raises RunError where no file handle is left for the workers, and where one of them is gone."""
+def _worker_errors_named() -> Iterator[None]:
+    """Convert errors of workers to RunError: no file handle left, or a worker process that ended."""
     try:
         yield
     except (OSError, RuntimeError, EOFError) as error:
@@ -228,11 +228,11 @@ class _Failure:
         return DataError(self.message) if self.is_users else RunError(self.message)
 
 
-class _Readable:
-    """The reader in the shape that torch's loader asks for: it fetches a list of keys at once.
+class _TorchDataset:
+    """Adapter of the batch reader to torch's data set protocol: fetches a list of keys at once.
 
-    Batches are packed here, where a fault has a receiver: torch's queue drops one that it cannot pack, and the training
-    process would wait for it without end.
+    Batches are pickled here, so that an error is reported: torch's queue drops a batch that it cannot pickle, and the
+    training process would wait for it forever.
     """
 
     def __init__(self, reader: BatchLoader) -> None:
@@ -246,15 +246,15 @@ class _Readable:
         except Exception as error:  # noqa: BLE001 - sent to the training process, which raises it
             if _lacks_handles(error):
                 return _Failure(_TOO_MANY_FILES, is_users=False)
-            place = f"in a worker of {rank} that" if (rank := rank_label()) else "in a worker that"
-            return _Failure(f"{place} reads data:\n{traceback.format_exc()}", is_users=False)
+            source = f"in a worker of {rank} that" if (rank := rank_label()) else "in a worker that"
+            return _Failure(f"{source} reads data:\n{traceback.format_exc()}", is_users=False)
 
     def __getitem__(self, key: SampleKey) -> bytes | _Failure:
         return self.__getitems__([key])
 
 
-class _Keys:
-    """An iterable of key lists, once."""
+class _KeyListIterable:
+    """Batch sampler for torch's loader: an iterable of key lists, to be iterated once."""
 
     def __init__(self, keys: Iterator[list[SampleKey]]) -> None:
         self.keys = keys
@@ -263,27 +263,27 @@ class _Keys:
         return self.keys
 
 
-def _loader(reader: BatchLoader, keys: Iterator[list[SampleKey]], workers: int, prefetch: int) -> Any:
-    """Worker processes that read the batches of `keys` ahead of time, and hand them over in order.
+def _make_loader(reader: BatchLoader, keys: Iterator[list[SampleKey]], workers: int, prefetch: int) -> Any:
+    """Build torch's data loader: worker processes read the batches of `keys` ahead and return them in order.
 
-    torch draws a seed for them; from a generator of its own, or else dropout would depend on the number of workers.
+    torch draws a seed for them, from a separate generator: else dropout would depend on the number of workers.
     The folder of their sockets is this process's, which removes it when it ends; workers may end at any moment.
     """
     multiprocessing.util.get_temp_dir()
     return DataLoader(
-        _Readable(reader),  # type: ignore[arg-type]
-        batch_sampler=_Keys(keys),
+        _TorchDataset(reader),  # type: ignore[arg-type]
+        batch_sampler=_KeyListIterable(keys),
         num_workers=workers,
         prefetch_factor=prefetch,
-        collate_fn=_as_is,
+        collate_fn=_identity,
         multiprocessing_context="fork",
         generator=torch.Generator().manual_seed(0),
-        worker_init_fn=functools.partial(_begin_worker, os.getpid()),
+        worker_init_fn=functools.partial(_start_worker, os.getpid()),
     )
 
 
-def _begin_worker(parent: int, number: int) -> None:
-    """End with the training process or at its word (SIGUSR1), and not before: signals to the whole group are for it."""
+def _start_worker(parent: int, number: int) -> None:
+    """Set up a worker: it ends with the training process or at SIGUSR1, and ignores signals to the process group."""
     exit_with_parent(parent)
     signal.signal(signal.SIGUSR1, lambda *_: os._exit(0))
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGUSR1})
@@ -291,11 +291,11 @@ def _begin_worker(parent: int, number: int) -> None:
     signal.signal(signal.SIGTERM, lambda *_: signal.alarm(_GRACE_S))
 
 
-def _as_is(batch: Any) -> Any:
+def _identity(batch: Any) -> Any:
     return batch
 
 
 def evaluation_keys(indices: np.ndarray, batch_size: int, *, epoch: int, seed: int) -> list[list[SampleKey]]:
-    """Whole batches of an evaluated part, in order; nothing padded, nothing dropped."""
+    """Return the keys of an evaluated split in batches, in order, without padding; the last batch may be smaller."""
     starts = range(0, len(indices), batch_size)
     return [[SampleKey(int(i), epoch, seed) for i in indices[start : start + batch_size]] for start in starts]

@@ -1,4 +1,4 @@
-"""The figure that chooses the best checkpoint, and whether a higher or a lower one is better: decided here alone."""
+"""Metric that selects the best checkpoint, and its direction (`max` or `min`)."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ Mode = Literal["max", "min"]
 
 
 def resolve_mode(config: RunConfig, metrics: Sequence[Metric], *, is_resumed: bool = False) -> RunConfig:
-    """The config with `evaluate.mode` set: as it is given, else as the metric states that computes `evaluate.metric`.
+    """Set `evaluate.mode` of the config: the given one, else the direction that the metric of `evaluate.metric` states.
 
-    `metrics` are those of the config, in its order. Raises ConfigError where none of them computes the figure, where
-    neither config nor metric states a direction, and where they contradict each other; a run that `is_resumed` was
-    selected by the config's direction before, and keeps it with a warning.
+    `metrics` are those of the config, in its order. Raises ConfigError if none of them computes the value, if neither
+    config nor metric states a direction, and if they contradict each other; a run that `is_resumed` keeps the config's
+    direction, by which its best checkpoint was selected, with a warning.
     """
-    figure, given = config.evaluate.metric, config.evaluate.mode
+    figure, configured_mode = config.evaluate.metric, config.evaluate.mode
     where = config.origins.get("evaluate.metric", "evaluate.metric")
-    computing = [place for place, metric in enumerate(metrics) if figure in metric.compute(make_state(metric))]
+    computing = [index for index, metric in enumerate(metrics) if figure in metric.compute(make_state(metric))]
     if not computing:
         names = [name for metric in metrics for name in metric.compute(make_state(metric))]
         raise ConfigError(f"{where}: no metric of this run is called '{figure}'{schema.suggest(figure, names)}")
@@ -39,15 +39,15 @@ def resolve_mode(config: RunConfig, metrics: Sequence[Metric], *, is_resumed: bo
         better = is_higher_better(metric, figure)
     except TypeError as error:
         raise ConfigError(f"{block.location}: {error}") from None
-    if better is None and given is None:
+    if better is None and configured_mode is None:
         raise ConfigError(
             f"{where}: neither the config nor the metric '{block.name}' states whether a higher '{figure}' is better; "
             f"set evaluate.mode to max or min, or {attribute} to True or False"
         )
     stated: Mode | None = None if better is None else "max" if better else "min"
-    if given is not None:
-        if stated not in (None, given):
-            _refuse(
+    if configured_mode is not None:
+        if stated not in (None, configured_mode):
+            _report_conflict(
                 config, f"{stated} for '{figure}' ({attribute} = {better}; {block.location})", is_resumed=is_resumed
             )
         return config
@@ -55,7 +55,7 @@ def resolve_mode(config: RunConfig, metrics: Sequence[Metric], *, is_resumed: bo
     return dataclasses.replace(config, evaluate=dataclasses.replace(config.evaluate, mode=stated), origins=origins)
 
 
-def _refuse(config: RunConfig, stated: str, *, is_resumed: bool) -> None:
+def _report_conflict(config: RunConfig, stated: str, *, is_resumed: bool) -> None:
     where = config.origins.get("evaluate.mode", "evaluate.mode")
     text = f"{where}: found {config.evaluate.mode}, but the metric states {stated}"
     if not is_resumed:

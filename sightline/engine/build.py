@@ -1,4 +1,4 @@
-"""From a config to what runs: data set, then facts, model, outputs, losses and metrics, optimiser, schedule."""
+"""Construction of a training run from its config: data, facts, model, losses, task, metrics, optimiser, schedule."""
 
 from __future__ import annotations
 
@@ -75,20 +75,20 @@ class DataSubset:
     split: str
 
     def sample_name(self, index: int) -> str:
-        """What the data set calls a sample; its index where it has no names."""
+        """Return the data set's name of a sample, or its index as text if the set names none."""
         name_of = DataMembers.name_of.get(self.dataset)
         return str(index) if name_of is None else str(name_of(index))
 
     def evenly_spaced_indices(self, count: int) -> np.ndarray:
-        """At most `count` of the indices, evenly spread over the part from its first to its last."""
-        places = np.linspace(0, len(self.indices) - 1, min(count, len(self.indices))).astype(np.int64)
-        chosen: np.ndarray = self.indices[places]
+        """Return at most `count` of the indices (int64), evenly spaced from the first to the last."""
+        positions = np.linspace(0, len(self.indices) - 1, min(count, len(self.indices))).astype(np.int64)
+        chosen: np.ndarray = self.indices[positions]
         return chosen
 
 
 @dataclass(frozen=True)
 class Data:
-    """The parts of a run: what trains, what chooses the best checkpoint, what is reported; and the facts."""
+    """Splits of a run (training, selection of the best checkpoint, test) and the facts of its data."""
 
     train: DataSubset
     selection: DataSubset
@@ -98,9 +98,9 @@ class Data:
 
 @dataclass(frozen=True)
 class TrainingSetup:
-    """Everything that a config describes; `config.evaluate.mode` is set.
+    """All components built from a config; its `evaluate.mode` is set.
 
-    `init_report` and `lineage` are there where it starts from weights, `rates` where modules learn at different rates.
+    `init_report` and `lineage` exist if it starts from weights, `module_rates` if modules have different rates.
     """
 
     config: RunConfig
@@ -114,21 +114,21 @@ class TrainingSetup:
 
 
 def build(config: RunConfig, world: World, *, is_resumed: bool = False, data: Data | None = None) -> TrainingSetup:
-    """Build a run. Raises ConfigError, DataError or CheckpointError for whatever does not fit, before the first step.
+    """Build a run. Raises ConfigError, DataError or CheckpointError, before the first step, if anything does not fit.
 
-    A run that will be resumed does not read the weights that it was once initialised with. `data` stands in for the
+    A run that will be resumed does not read the weights that it was once initialised with. `data` replaces the
     config's own.
     """
     with locate_errors(config.origins):
         if data is None:
             data = build_data(config)
             log_linked_data_folder(config, world)
-        model = _plain_model(config, data.facts, world)
-        report = None if is_resumed else _initialise(model, config)
+        model = _build_unchanged_model(config, data.facts, world)
+        report = None if is_resumed else _load_initial_weights(model, config)
         model = apply_model_changes(model, config, world)
         losses = build_losses(config, data.facts, world)
         task, meters = build_task(config, data, model, world, losses=losses)
-        config = _with_teacher_noted(resolve_mode(config, [meter.metric for meter in meters], is_resumed=is_resumed))
+        config = _record_teacher_digest(resolve_mode(config, [meter.metric for meter in meters], is_resumed=is_resumed))
         recipe: OptimizerSpec = registry.optimizers.build(config.optimizer, facts=data.facts)
         job = _build_job(config, data, world, model, task, recipe, LearntLosses(losses))
         selection = build_evaluator(config, data.selection, task, meters)
@@ -139,15 +139,15 @@ def build(config: RunConfig, world: World, *, is_resumed: bool = False, data: Da
 
 
 def log_linked_data_folder(config: RunConfig, world: World) -> None:
-    """Where a data folder that is a link leads: the name may stand for another set tomorrow."""
+    """Log the target of a data folder that is a symbolic link, as the link may change."""
     root = prepared_root(config.data.arguments.get("root"), config.data.name)
     if root.is_symlink():
-        leads_to = escape_to_one_line(os.path.realpath(root))
-        world.rank_zero_only(logger.warning)("data-link: %s leads to %s", escape_to_one_line(str(root)), leads_to)
+        target = escape_to_one_line(os.path.realpath(root))
+        world.rank_zero_only(logger.warning)("data-link: %s leads to %s", escape_to_one_line(str(root)), target)
 
 
-def _initialise(model: nn.Module, config: RunConfig) -> WeightLoadReport | None:
-    """Load the weights that `init` names: the average of a run's weights where it kept one."""
+def _load_initial_weights(model: nn.Module, config: RunConfig) -> WeightLoadReport | None:
+    """Load the weights that `init` names: the EMA of a run's weights, if it has one."""
     if config.init is None:
         return None
     try:
@@ -165,15 +165,15 @@ def _initialise(model: nn.Module, config: RunConfig) -> WeightLoadReport | None:
 
 
 def build_data(config: RunConfig) -> Data:
-    """The data sets of every split, the held-out part, and the facts."""
+    """Build the data sets of every split, hold out a validation part if necessary, and collect the facts."""
     transforms = config.transforms
-    train_set = _dataset(config, "train")
+    train_set = _build_dataset(config, "train")
     facts = dict(train_set.info.facts)
     _check_facts(config.data, facts)
     splits = train_set.info.split_sizes
-    everything = np.arange(len(train_set))
-    kept, held_out, selection_set, split = everything, everything, train_set, "validation"
-    test_set = _dataset(config, "test") if "test" in splits else None
+    all_indices = np.arange(len(train_set))
+    train_indices, held_out, selection_set, split = all_indices, all_indices, train_set, "validation"
+    test_set = _build_dataset(config, "test") if "test" in splits else None
     if config.evaluate.select == "test":
         if test_set is None:
             raise ConfigError(
@@ -181,57 +181,63 @@ def build_data(config: RunConfig) -> Data:
             )
         selection_set, held_out, split = test_set, np.arange(len(test_set)), "test"
     elif "validation" in splits:
-        selection_set = _dataset(config, "validation")
+        selection_set = _build_dataset(config, "validation")
         held_out = np.arange(len(selection_set))
     else:
-        kept, held_out = stratified_split(len(train_set), DataMembers.strata.get(train_set), seed=config.seed)
+        train_indices, held_out = stratified_split(len(train_set), DataMembers.strata.get(train_set), seed=config.seed)
         if not len(held_out):
             raise ConfigError(
                 f"evaluate.select: a tenth of {len(train_set)} training samples held out for validation is empty; "
                 "use evaluate.select=test or more data"
             )
     train_reader = BatchReader(
-        train_set, build_transforms(transforms.train, {**facts, "num_epochs": config.train.epochs}), mixing_indices=kept
+        train_set,
+        build_transforms(transforms.train, {**facts, "num_epochs": config.train.epochs}),
+        mixing_indices=train_indices,
     )
-    train = DataSubset(train_set, kept, train_reader, "train")
-    selection = DataSubset(selection_set, held_out, _reader(selection_set, transforms.evaluate, facts), split)
+    train = DataSubset(train_set, train_indices, train_reader, "train")
+    selection = DataSubset(selection_set, held_out, _build_reader(selection_set, transforms.evaluate, facts), split)
     test = selection
     if test_set is not None:
-        test = DataSubset(test_set, np.arange(len(test_set)), _reader(test_set, transforms.evaluate, facts), "test")
-    _check_stated(config, train_reader.facts, selection.reader.facts)
+        test = DataSubset(
+            test_set, np.arange(len(test_set)), _build_reader(test_set, transforms.evaluate, facts), "test"
+        )
+    _check_transform_facts(config, train_reader.facts, selection.reader.facts)
     return Data(train, selection, test, {**facts, **train_reader.facts})
 
 
 def build_part(config: RunConfig, split: str) -> DataSubset:
-    """One split of a config's data, read with its evaluation transforms."""
-    dataset = _dataset(config, split)
+    """Build one split of a config's data, read with the evaluation transforms."""
+    dataset = _build_dataset(config, split)
     return DataSubset(
-        dataset, np.arange(len(dataset)), _reader(dataset, config.transforms.evaluate, dataset.info.facts), split
+        dataset, np.arange(len(dataset)), _build_reader(dataset, config.transforms.evaluate, dataset.info.facts), split
     )
 
 
 def build_transforms(components: Sequence[ComponentConfig], facts: Mapping[str, Any]) -> list[NamedTransform]:
-    """The transforms of these blocks, in order."""
+    """Build the transforms of these config blocks, in order."""
     return [NamedTransform(c.name, registry.transforms.build(c, facts=facts)) for c in components]
 
 
 def build_model(config: RunConfig, facts: Mapping[str, Any], world: World) -> nn.Module:
-    """The model with the weights that `seed` gives, the same on every process, in the run's number format.
+    """Build the model with random weights from `seed`, equal on every process, in the run's number format.
 
-    It is changed as the config states: what it learned can be loaded into it, weights for `init` cannot.
+    It is changed as the config states: trained weights can be loaded into it, weights for `init` cannot.
     """
-    return apply_model_changes(_plain_model(config, facts, world), config, world)
+    return apply_model_changes(_build_unchanged_model(config, facts, world), config, world)
 
 
-def _plain_model(config: RunConfig, facts: Mapping[str, Any], world: World) -> nn.Module:
+def _build_unchanged_model(config: RunConfig, facts: Mapping[str, Any], world: World) -> nn.Module:
     seed_everything(config.seed)
     model = registry.models.build(config.model, facts=facts)
     return model.to(world.device, Precision(config.train.precision).parameter_dtype)
 
 
 def build_losses(config: RunConfig, facts: Mapping[str, Any], world: World) -> dict[str, Loss]:
-    """The losses by their names; those that learn are on the run's device, in its number format."""
-    losses: dict[str, Loss] = {each.name: registry.losses.build(each, facts=facts) for each in config.losses}
+    """Build the losses by name; losses with parameters are on the run's device, in its number format."""
+    losses: dict[str, Loss] = {
+        component.name: registry.losses.build(component, facts=facts) for component in config.losses
+    }
     for loss in losses.values():
         if learns(loss):
             loss.to(world.device, Precision(config.train.precision).parameter_dtype)
@@ -246,9 +252,9 @@ def build_task(
     *,
     losses: Mapping[str, Loss] | None = None,
 ) -> tuple[Task, list[BoundMetric]]:
-    """The task with its losses bound to batch and outputs, and the metrics bound to batch and predictions.
+    """Build the task, its losses bound to batch and outputs, and the metrics, bound to batch and predictions.
 
-    With a teacher, the losses are bound to its outputs, too. `losses` stand in for the config's own.
+    With a teacher, the losses are bound to its outputs, too. `losses` replace those of the config.
     """
     facts = data.facts
     batch = AvailableKeys(f"data set '{config.data.name}'", data.train.reader.keys)
@@ -258,11 +264,11 @@ def build_task(
     losses = build_losses(config, facts, world) if losses is None else losses
     wiring = {"model": model, "losses": losses, "batch_keys": batch, "output_keys": outputs}
     wiring["micro_batches"] = config.train.micro_batches
-    with _placed(config.losses):
+    with _missing_keys_located(config.losses):
         if config.teacher is None:
             task = registry.tasks.build(config.task, facts={**facts, **wiring})
         else:
-            task = _distilled(config, facts, wiring, _teacher(config, facts, world))
+            task = _build_distillation_task(config, facts, wiring, _load_teacher(config, facts, world))
     predictions = AvailableKeys(
         f"task '{config.task.name}'", TaskMembers.predicts.get(task) | TaskMembers.context_keys.get(task)
     )
@@ -274,7 +280,7 @@ def build_task(
 
 
 def build_metrics(components: Sequence[ComponentConfig], facts: Mapping[str, Any]) -> list[Metric]:
-    """The metrics of these blocks, in order. Raises ConfigError for a state that does not add up exactly."""
+    """Build the metrics of these config blocks, in order. Raises ConfigError for a state without exact sums."""
     metrics = []
     for component in components:
         metrics.append(registry.metrics.build(component, facts=facts))
@@ -285,7 +291,7 @@ def build_metrics(components: Sequence[ComponentConfig], facts: Mapping[str, Any
 
 
 def check_same_facts(trained: Mapping[str, Any], actual_facts: Mapping[str, Any], run: Path) -> None:
-    """Raises ConfigError where data are not of the kind that the model of a run was trained for."""
+    """Raise ConfigError if data are not of the kind that the model of a run was trained for."""
     for name in ("num_classes", "in_channels", "class_names", "num_joints", "joint_names"):
         ours, theirs = trained.get(name), actual_facts.get(name)
         theirs = tuple(theirs) if isinstance(theirs, list) else theirs
@@ -293,12 +299,12 @@ def check_same_facts(trained: Mapping[str, Any], actual_facts: Mapping[str, Any]
             raise ConfigError(f"{run}: was trained with {name} = {ours}; this data set has {theirs}")
 
 
-def _distilled(
+def _build_distillation_task(
     config: RunConfig, facts: Mapping[str, Any], wiring: Mapping[str, Any], teacher: nn.Module
 ) -> DistillationTask:
-    """The task of the config, its losses bound to the outputs of a teacher as well. Raises ConfigError otherwise."""
+    """Build the config's task with losses that also read a teacher's outputs. Raises ConfigError if they do not fit."""
     assert config.teacher is not None
-    where, owner = _of_teacher(config), f"the teacher '{config.teacher.source}'"
+    where, owner = _teacher_location(config), f"the teacher '{config.teacher.source}'"
     read, features = set().union(*map(teacher_keys, config.losses)), config.teacher.features
     if not read:
         raise ConfigError(f"{where}: no loss reads a teacher's outputs; add {{name: distillation}} to losses")
@@ -309,26 +315,28 @@ def _distilled(
             f"{where}: torch.compile calls no hooks on modules; leave out teacher.features or train.compile"
         )
     for network, whose in ((wiring["model"], "the model"), (teacher, owner)):
-        known = [name for name, _ in network.named_modules()]
-        for name in set(features) - set(known):
-            raise ConfigError(f"{where}: teacher.features: {whose} has no module '{name}'{schema.suggest(name, known)}")
+        module_names = [name for name, _ in network.named_modules()]
+        for name in set(features) - set(module_names):
+            raise ConfigError(
+                f"{where}: teacher.features: {whose} has no module '{name}'{schema.suggest(name, module_names)}"
+            )
     outputs = AvailableKeys(owner, model_output_keys(teacher, owner=owner))
-    alone = {"model": teacher, "losses": {}, "output_keys": outputs}
+    teacher_wiring = {"model": teacher, "losses": {}, "output_keys": outputs}
     try:
-        lessons = registry.tasks.build(config.task, facts={**facts, **wiring, **alone})
+        teacher_task = registry.tasks.build(config.task, facts={**facts, **wiring, **teacher_wiring})
     except ConfigError as error:
         raise ConfigError(*(f"{where}: {owner}: {fault}" for fault in error.faults)) from error
-    if not isinstance(lessons, Supervised):
+    if not isinstance(teacher_task, Supervised):
         raise ConfigError(f"{where}: the task '{config.task.name}' takes no teacher; only tasks by labels do")
-    taught = {"batch_keys": add_teacher_keys(wiring["batch_keys"], outputs, features=features)}
-    parent = registry.tasks.build(config.task, facts={**facts, **wiring, **taught})
-    return DistillationTask(parent, teacher=teacher, teacher_task=lessons, features=features)
+    batch_keys = {"batch_keys": add_teacher_keys(wiring["batch_keys"], outputs, features=features)}
+    parent = registry.tasks.build(config.task, facts={**facts, **wiring, **batch_keys})
+    return DistillationTask(parent, teacher=teacher, teacher_task=teacher_task, features=features)
 
 
-def _teacher(config: RunConfig, facts: Mapping[str, Any], world: World) -> nn.Module:
-    """The network that `teacher` names, with the weights that count, in the run's number format.
+def _load_teacher(config: RunConfig, facts: Mapping[str, Any], world: World) -> nn.Module:
+    """Load the network that `teacher` names, with its evaluated weights, in the run's number format.
 
-    It draws nothing of the run's. Raises UserError where its run is gone, has other weights, or was trained on others.
+    The run's random state does not change. Raises UserError if the teacher's run is missing, has other weights, or was
     """
     assert config.teacher is not None
     source = Path(config.teacher.source)
@@ -336,27 +344,29 @@ def _teacher(config: RunConfig, facts: Mapping[str, Any], world: World) -> nn.Mo
         assert_sha256(source, config.teacher.sha256)
         run = checkpoint.enclosing_run(source)
         if run is None:
-            raise CheckpointError(f"{source}: no run is around the checkpoint; its config and facts describe the model")
-        made_with = load_document(run / "environment.json").get("plugins", [])
-        for line in check_recorded(made_with, loaded_plugins(), run=run):
+            raise CheckpointError(f"{source}: is not in a run directory, whose config and facts describe the model")
+        recorded_plugins = load_document(run / "environment.json").get("plugins", [])
+        for line in check_recorded(recorded_plugins, loaded_plugins(), run=run):
             world.rank_zero_only(logger.warning)("%s", line)
-        own, stated = read_config(run / "config.yaml"), read_facts(run)
-        check_same_facts(stated, facts, run)
+        teacher_config, teacher_facts = read_config(run / "config.yaml"), read_facts(run)
+        check_same_facts(teacher_facts, facts, run)
         with preserve_rng_state():
-            model = build_model(own, stated, World(device=world.device))
+            model = build_model(teacher_config, teacher_facts, World(device=world.device))
         load_weights(model, trained_weights.load_trained_state(source, remedy="name it: teacher.from=PATH"))
     except UserError as error:
         advice = "put the teacher's run back or name its place, teacher.from=PATH; teacher=null evaluates without it"
-        raise ConfigError(f"{_of_teacher(config)}: {error}" + ("" if source.exists() else f"; {advice}")) from None
+        raise ConfigError(
+            f"{_teacher_location(config)}: {error}" + ("" if source.exists() else f"; {advice}")
+        ) from None
     return model.to(world.device, Precision(config.train.precision).parameter_dtype)
 
 
-def _of_teacher(config: RunConfig) -> SourceLocation | str:
+def _teacher_location(config: RunConfig) -> SourceLocation | str:
     return config.origins.get("teacher.from", "teacher.from")
 
 
-def _with_teacher_noted(config: RunConfig) -> RunConfig:
-    """The config with the digest of the weights of its teacher, so that later it is the same one."""
+def _record_teacher_digest(config: RunConfig) -> RunConfig:
+    """Add the SHA-256 digest of the teacher's weights to the config, so that a later use can be checked."""
     if config.teacher is None:
         return config
     digest = assert_sha256(Path(config.teacher.source), config.teacher.sha256)
@@ -364,36 +374,40 @@ def _with_teacher_noted(config: RunConfig) -> RunConfig:
 
 
 @contextmanager
-def _placed(losses: Sequence[ComponentConfig]) -> Iterator[None]:
-    """Name the place of a loss that takes what nobody offers, and the remedy."""
+def _missing_keys_located(losses: Sequence[ComponentConfig]) -> Iterator[None]:
+    """Add location and remedy to the error of a loss that needs a key which no component provides."""
     try:
         yield
     except UnknownKeyError as error:
         for component in losses:
             if str(error).removeprefix("the count of ").startswith(f"losses.{component.name} needs "):
-                place = dataclasses.replace(component.location, path="")
+                location = dataclasses.replace(component.location, path="")
                 advice = "take this loss out, or base the config on another"
                 if error.key == "teacher_modules":
                     advice = "name modules of model and teacher: teacher: {from: RUN, features: [MODULE]}"
                 elif error.key.startswith("teacher_"):
                     advice = "add a trained run as teacher: {from: RUN}, whose model returns it, or take this loss out"
-                raise UnknownKeyError(f"{place}: {error}; {advice}") from error
-        made_by = " or ".join(f"'{name}'" for name in registry.transforms.names() if _adds(name, error.key))
-        if made_by:
-            advice = f"add {made_by}, which makes it, to transforms.train and to transforms.evaluate"
+                raise UnknownKeyError(f"{location}: {error}; {advice}") from error
+        transform_names = " or ".join(
+            f"'{name}'" for name in registry.transforms.names() if _transform_adds_key(name, error.key)
+        )
+        if transform_names:
+            advice = f"add {transform_names}, which makes it, to transforms.train and to transforms.evaluate"
             raise UnknownKeyError(f"{error}; {advice}") from error
         raise
 
 
-def _adds(transform: str, key: str) -> bool:
+def _transform_adds_key(transform: str, key: str) -> bool:
     return key in TransformMembers.adds.get(registry.transforms.get_entry(transform).builder)
 
 
 def build_evaluator(config: RunConfig, part: DataSubset, task: Task, meters: Sequence[BoundMetric]) -> Evaluator:
-    """An evaluator of one part under the config's settings."""
+    """Build an evaluator of one split with the config's settings."""
     voting = None
     if config.evaluate.votes > 1:
-        voting = _reader(part.dataset, (*config.transforms.evaluate, *config.transforms.vote), part.dataset.info.facts)
+        voting = _build_reader(
+            part.dataset, (*config.transforms.evaluate, *config.transforms.vote), part.dataset.info.facts
+        )
     return Evaluator(
         task=task,
         metrics=meters,
@@ -461,7 +475,7 @@ def _build_job(
     )
 
 
-def _dataset(config: RunConfig, split: str) -> Dataset:
+def _build_dataset(config: RunConfig, split: str) -> Dataset:
     dataset = registry.data.build(config.data, facts={"split": split})
     with registry.locate_errors(config.data):
         size = len(dataset)
@@ -470,17 +484,17 @@ def _dataset(config: RunConfig, split: str) -> Dataset:
     return dataset
 
 
-def _reader(dataset: Dataset, components: Sequence[ComponentConfig], facts: Mapping[str, Any]) -> BatchReader:
+def _build_reader(dataset: Dataset, components: Sequence[ComponentConfig], facts: Mapping[str, Any]) -> BatchReader:
     return BatchReader(dataset, build_transforms(components, facts))
 
 
-def _check_stated(config: RunConfig, training: Mapping[str, Any], evaluation: Mapping[str, Any]) -> None:
-    """Facts that transforms state are the same in training and evaluation."""
+def _check_transform_facts(config: RunConfig, training: Mapping[str, Any], evaluation: Mapping[str, Any]) -> None:
+    """Raise ConfigError if transforms state different facts in training and evaluation."""
     for name in sorted(training.keys() | evaluation.keys()):
         ours, theirs = training.get(name), evaluation.get(name)
         if ours != theirs:
-            places = (where for key, where in config.origins.items() if key.startswith("transforms.evaluate."))
-            where = next(places, config.data.location)
+            locations = (where for key, where in config.origins.items() if key.startswith("transforms.evaluate."))
+            where = next(locations, config.data.location)
             raise ConfigError(
                 f"{where}: transforms.train state {name} = {ours}, transforms.evaluate {theirs}; the model "
                 "sees both: give both the same transform that states it"
@@ -488,7 +502,7 @@ def _check_stated(config: RunConfig, training: Mapping[str, Any], evaluation: Ma
 
 
 def _check_facts(data: ComponentConfig, facts: Mapping[str, Any]) -> None:
-    """Facts have known names, and values that facts.json can hold."""
+    """Raise ConfigError for facts with unknown names, or with values that facts.json cannot store."""
     for name, value in facts.items():
         if name not in registry.DATA_FACTS:
             raise ConfigError(

@@ -1,4 +1,4 @@
-"""Batches onto a device, whatever they are nested in."""
+"""Transfer of nested batches to a device."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["to_device"]
 def to_device(
     value: Any, device: torch.device, *, float_dtype: torch.dtype = torch.float32, path: str = "batch"
 ) -> Any:
-    """The same structure with every tensor on `device` and every floating one of type `float_dtype`.
+    """Move a nested structure to `device`, with every floating tensor as `float_dtype`.
 
     Dicts, lists, tuples, named tuples and dataclasses keep their types; numbers, text and None stay as they are.
     Raises TypeError, with its path, for a leaf of any other type.

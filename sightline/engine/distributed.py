@@ -1,4 +1,4 @@
-"""Processes that work together: the only module that reads ranks and imports torch.distributed."""
+"""Distributed training: the world of processes and its collectives. Only this module imports torch.distributed."""
 
 from __future__ import annotations
 
@@ -38,13 +38,13 @@ __all__ = ["World", "start_world"]
 P = ParamSpec("P")
 T = TypeVar("T")
 
-_LEAST_START_S = 60.0
-"""How long processes have to come together at least: a first import from a cold disk is not a hang."""
+_MIN_START_S = 60.0
+"""Minimal time for all processes to start: a first import from a cold disk is not a hang."""
 
 
 @dataclass(frozen=True)
 class World:
-    """This process among all of a run. A world of one makes no collective calls and needs no network.
+    """This process among all processes of a run. A world of one makes no collective calls and needs no network.
 
     A collective that waits too long ends the run through the watchdog; one that breaks raises PeerLostError.
     """
@@ -58,13 +58,13 @@ class World:
     # --- numbers ------------------------------------------------------------------------------------------------------
 
     def all_reduce_sum(self, tensors: Mapping[str, Tensor], *, operation: str = "sums") -> dict[str, Tensor]:
-        """The sum of each tensor over all processes, the same bits everywhere; one collective per dtype."""
+        """Return the sum of each tensor over all processes, bitwise equal on each; one collective per dtype."""
         totals = self._all_reduce(tensors, operation=operation)
-        self._finish(f"all_reduce of {operation}")
+        self._wait_for_device(f"all_reduce of {operation}")
         return totals
 
     def gather_rows(self, rows: Tensor, *, operation: str = "rows") -> tuple[Tensor, int]:
-        """Everyone's rows in rank order, and the place where ours begin; ranks may hold different numbers of rows."""
+        """Gather the rows (n, ...) of all processes in rank order, and the index of this process's first row."""
         if self.size == 1:
             return rows.detach(), 0
         sizes = torch.zeros(self.size, dtype=torch.int64)
@@ -72,20 +72,20 @@ class World:
         counts: list[int] = self.all_reduce_sum({"rows": sizes}, operation=f"the number of {operation}")[
             "rows"
         ].tolist()
-        # As bytes: whatever the dtype, it travels unchanged.
+        # Sent as bytes, so that every dtype arrives unchanged.
         row_bytes = rows.element_size() * rows.shape[1:].numel()
         padded = torch.zeros(max(counts) * row_bytes, dtype=torch.uint8, device=self.device)
         padded[: len(rows) * row_bytes] = rows.detach().contiguous().reshape(-1).view(torch.uint8)
-        everyone = [torch.empty_like(padded) for _ in counts]
-        with self._meeting(f"all_gather of {operation}", f"rows {_form(rows[:0])}", padded):
-            dist.all_gather(everyone, padded)
-        joined = torch.cat([part[: count * row_bytes] for part, count in zip(everyone, counts, strict=True)])
-        self._finish(f"all_gather of {operation}")
-        whole = joined.view(rows.dtype).view(sum(counts), *rows.shape[1:])
-        return whole.to(rows.device), sum(counts[: self.rank])
+        gathered = [torch.empty_like(padded) for _ in counts]
+        with self._collective(f"all_gather of {operation}", f"rows {_format_shape(rows[:0])}", padded):
+            dist.all_gather(gathered, padded)
+        row_data = torch.cat([part[: count * row_bytes] for part, count in zip(gathered, counts, strict=True)])
+        self._wait_for_device(f"all_gather of {operation}")
+        all_rows = row_data.view(rows.dtype).view(sum(counts), *rows.shape[1:])
+        return all_rows.to(rows.device), sum(counts[: self.rank])
 
     def gather_text(self, text: str, *, operation: str = "text") -> list[str]:
-        """Everyone's text, in rank order."""
+        """Gather the text of every process, in rank order."""
         if self.size == 1:
             return [text]
         encoded = torch.tensor(list(text.encode()), dtype=torch.uint8, device=self.device)
@@ -96,51 +96,50 @@ class World:
         return [bytes(part.tolist()).decode() for part in joined.split(sizes.tolist())]
 
     def broadcast_text(self, text: str, *, operation: str = "text") -> str:
-        """The first process's text, on every process."""
+        """Return the first process's text, on every process."""
         return self.gather_text(text if self.rank == 0 else "", operation=operation)[0]
 
     def broadcast_from_rank_zero(self, compute: Callable[[], str], *, operation: str = "text") -> str:
-        """The text that the first process makes, on every process; the others make none."""
+        """Return on every process the text that the first process computes; the others compute none."""
         return self.broadcast_text(compute() if self.rank == 0 else "", operation=operation)
 
     def rank_zero_only(self, function: Callable[P, T]) -> Callable[P, T | None]:
-        """The function itself on the first process; elsewhere one that does nothing and returns None."""
-        return function if self.rank == 0 else _nothing
+        """Return the function itself on the first process; elsewhere one that does nothing and returns None."""
+        return function if self.rank == 0 else _do_nothing
 
     def barrier(self, name: str) -> None:
-        """Wait until every process is here; a time-out names those that are missing and where they are."""
+        """Wait for every process; on a time-out, the error names the missing processes and their lines of code."""
         if self.size > 1:
             self.all_reduce_sum({"here": torch.ones((), dtype=torch.int64)}, operation=f"barrier '{name}'")
 
     # --- models -------------------------------------------------------------------------------------------------------
 
     def broadcast_weights(self, model: nn.Module) -> nn.Module:
-        """The model to run forward in training, with the first process's weights everywhere.
+        """Give every process the first one's weights; return the model to call in training.
 
-        Raises RunError where processes have built different models.
+        Raises RunError if processes have built different models.
         """
         if self.size == 1:
             return model
         entries = [*model.named_parameters(), *model.named_buffers()]
         texts = self.gather_text(
-            "\n".join(f"{name}: {_form(tensor)}" for name, tensor in entries), operation="model's form"
+            "\n".join(f"{name}: {_format_shape(tensor)}" for name, tensor in entries), operation="model's form"
         )
-        _assert_same_form(texts)
+        _assert_same_model(texts)
         self._broadcast([tensor for _, tensor in entries], operation="the model's first weights")
         return model
 
     @contextlib.contextmanager
     def reduce_gradients(self, model: nn.Module, *, is_last_micro_batch: bool) -> Iterator[None]:
-        """After the block, and where `is_last_micro_batch` is true, every gradient is the sum of those of all
-        processes.
+        """Replace every gradient by its sum over processes, after the block, if `is_last_micro_batch`.
 
-        A gradient that no process has stays None, whatever parts of the model each of them used.
+        A gradient that no process has stays None, whichever parts of the model each process used.
         """
         yield
         if self.size > 1 and is_last_micro_batch:
             parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
             buckets = make_buckets(parameters)
-            with self._meeting("all_reduce of gradients", f"{len(buckets)} buckets", *parameters):
+            with self._collective("all_reduce of gradients", f"{len(buckets)} buckets", *parameters):
                 flats = [flatten_gradients(bucket) for bucket in buckets]
                 for work in [dist.all_reduce(flat, async_op=True) for flat in flats]:
                     work.wait()
@@ -148,7 +147,7 @@ class World:
                 set_gradients(bucket, flat)
 
     def convert_sync_batchnorm(self, model: nn.Module) -> nn.Module:
-        """Batch norms whose statistics are those of the batch over all processes."""
+        """Convert batch norms to compute their statistics from the batch of all processes."""
         return model if self.size == 1 else convert_sync_batchnorm(model, self._differentiable_sum)
 
     def broadcast_buffers(self, model: nn.Module) -> None:
@@ -159,11 +158,11 @@ class World:
     # --- files and order ----------------------------------------------------------------------------------------------
 
     def run_directory(self, path: Path) -> RunDirectory:
-        """The run's folder: it writes on the first process and is a silent twin elsewhere."""
+        """Return the run's directory; only the one of the first process writes."""
         return RunDirectory(path, is_writer=self.rank == 0)
 
     def close(self) -> None:
-        """Leave the process group in good order, all together.
+        """Wait for all processes, then leave the process group.
 
         Its threads end with it, or else one of them might abort the interpreter's end. Torch imports more of itself at
         the first optimiser step, and default arguments there would take the group and hold it: they are imported here.
@@ -185,7 +184,7 @@ class World:
             names = sorted(name for name, tensor in tensors.items() if tensor.dtype == dtype)
             wide = torch.int32 if dtype == torch.int16 else dtype  # gloo does not support int16
             flat = torch.cat([tensors[name].detach().reshape(-1).to(self.device, wide) for name in names])
-            with self._meeting(f"all_reduce of {operation} ({', '.join(names[:5])})", ", ".join(names), flat):
+            with self._collective(f"all_reduce of {operation} ({', '.join(names[:5])})", ", ".join(names), flat):
                 dist.all_reduce(flat)
             parts = flat.to(dtype).split([tensors[name].numel() for name in names])
             totals |= {n: part.view(tensors[n].shape) for n, part in zip(names, parts, strict=True)}
@@ -200,41 +199,41 @@ class World:
         flat = torch.cat(
             [row.view(torch.uint8) for row in rows]
         )  # a stride of 2 is contiguous, too, for a single entry
-        with self._meeting(f"broadcast of {operation}", "", flat):
+        with self._collective(f"broadcast of {operation}", "", flat):
             dist.broadcast(flat, src=0)
         if self.rank > 0:
             parts = flat.split([tensor.numel() * tensor.element_size() for tensor in tensors])
             for tensor, part in zip(tensors, parts, strict=True):
                 tensor.copy_(part.clone().view(tensor.dtype).view(tensor.shape))
-        self._finish(f"broadcast of {operation}")
+        self._wait_for_device(f"broadcast of {operation}")
 
-    def _finish(self, operation: str) -> None:
+    def _wait_for_device(self, operation: str) -> None:
         """Let the host wait for a collective on a GPU, so that the watchdog sees it wait."""
         if self.size > 1 and self.device.type == "cuda":
-            with self._meeting(operation, None):
+            with self._collective(operation, None):
                 torch.cuda.synchronize(self.device)
 
     @contextlib.contextmanager
-    def _meeting(self, operation: str, details: str | None, *tensors: Tensor) -> Iterator[None]:
-        """A block that waits for the other processes: agreed on before where asked for, watched, its failures named."""
+    def _collective(self, operation: str, details: str | None, *tensors: Tensor) -> Iterator[None]:
+        """Context of one collective: optional check that all processes agree, watchdog, and readable errors."""
         if self.agreement is not None and details is not None:
-            with self._watched(f"agreement on {operation}"):
+            with self._watch(f"agreement on {operation}"):
                 self.agreement.reach(operation, details, tensors)
-        with self._watched(operation):
+        with self._watch(operation):
             try:
                 yield
             except RuntimeError as error:
-                raise _broken(operation, error) from error
+                raise _convert_error(operation, error) from error
 
-    def _watched(self, operation: str) -> AbstractContextManager[None]:
+    def _watch(self, operation: str) -> AbstractContextManager[None]:
         return contextlib.nullcontext() if self.watchdog is None else self.watchdog.watch_collective(operation)
 
     def _differentiable_sum(self, tensor: Tensor) -> Tensor:
         return _SumOverProcesses.apply(tensor, self)
 
 
-def _nothing(*arguments: object, **named: object) -> None:
-    """Do nothing, in place of what only the first process does."""
+def _do_nothing(*arguments: object, **named: object) -> None:
+    """Do nothing: replaces functions that only the first process calls."""
 
 
 class _SumOverProcesses(torch.autograd.Function):
@@ -256,7 +255,7 @@ class _SumOverProcesses(torch.autograd.Function):
 
 
 class _Agreement:
-    """Before a collective, all processes show which one they are about to enter; they must show the same.
+    """Check before a collective that all processes are about to enter the same one.
 
     For debugging (SIGHTLINE_DEBUG_COLLECTIVES=1): collectives that do not match otherwise hang, abort, or mix numbers.
     """
@@ -270,30 +269,30 @@ class _Agreement:
     def reach(self, what: str, details: str, tensors: Sequence[Tensor]) -> None:
         self._number += 1
         site = format_user_frame(sys._getframe())
-        forms = " ".join(_form(tensor) for tensor in tensors[:20])
-        shown = f"collective {self._number}: {what} [{details}] of {forms} at {site}".encode()[: self._NUM_BYTES]
-        mine = torch.tensor(list(shown.ljust(self._NUM_BYTES)), dtype=torch.uint8)
-        everyone = [torch.empty_like(mine) for _ in range(self._size)]
-        dist.all_gather(everyone, mine)
-        texts = [bytes(each.tolist()).decode(errors="replace").strip() for each in everyone]
+        forms = " ".join(_format_shape(tensor) for tensor in tensors[:20])
+        description = f"collective {self._number}: {what} [{details}] of {forms} at {site}".encode()[: self._NUM_BYTES]
+        local_message = torch.tensor(list(description.ljust(self._NUM_BYTES)), dtype=torch.uint8)
+        gathered = [torch.empty_like(local_message) for _ in range(self._size)]
+        dist.all_gather(gathered, local_message)
+        texts = [bytes(message.tolist()).decode(errors="replace").strip() for message in gathered]
         if len(set(texts)) > 1:
-            listed = "; ".join(f"rank {rank} is about to enter {text}" for rank, text in enumerate(texts))
-            raise RunError(f"the processes disagree: {listed}")
+            states = "; ".join(f"rank {rank} is about to enter {text}" for rank, text in enumerate(texts))
+            raise RunError(f"the processes disagree: {states}")
 
 
-def _form(tensor: Tensor) -> str:
+def _format_shape(tensor: Tensor) -> str:
     return f"{str(tensor.dtype).removeprefix('torch.')}{list(tensor.shape)}"
 
 
-def _assert_same_form(texts: Sequence[str]) -> None:
+def _assert_same_model(texts: Sequence[str]) -> None:
     for rank, text in enumerate(texts):
         if text == texts[0]:
             continue
         lines = [set(t.split("\n")) for t in (texts[0], text)]
-        found = sorted(lines[1] - lines[0]) or ["nothing"]
+        actual = sorted(lines[1] - lines[0]) or ["nothing"]
         expected = sorted(lines[0] - lines[1]) or ["nothing"]
         raise RunError(
-            f"rank {rank} has built another model than rank 0: it has {found[0]} where rank 0 has {expected[0]} "
+            f"rank {rank} has built another model than rank 0: it has {actual[0]} where rank 0 has {expected[0]} "
             f"({len(lines[0] ^ lines[1])} differences); a model must not depend on the process that builds it"
         )
 
@@ -305,90 +304,98 @@ def _assert_same_form(texts: Sequence[str]) -> None:
 def start_world(*, device: str = "auto", timeout_s: float = 600.0) -> Iterator[World]:
     """Join the processes that the launcher's environment describes, or be a world of one.
 
-    Inside a larger world only the first process shows warnings. One that fails notifies the others, which then end too.
-    Raises UserError for an environment that is incomplete or a device that this machine lacks, RunError where the
-    processes do not come together.
+    With several processes only the first shows warnings. A process that fails notifies the others, which then end, too.
+    Raises UserError for an incomplete environment or a device that this machine lacks, RunError if the processes do not
+    connect.
     """
-    place = rank_info_from_environment()
-    chosen = _device(device, place.local_rank)
+    rank_info = rank_info_from_environment()
+    chosen = _select_device(device, rank_info.local_rank)
     if chosen.type == "cpu":
         keep_freed_memory()
-    if place.size == 1:
+    if rank_info.size == 1:
         yield World(device=chosen)
         return
-    with _quiet_unless(place.rank == 0):
-        store, watchdog = _meet(place, timeout_s)
+    with _quiet_unless(rank_info.rank == 0):
+        store, watchdog = _meet_processes(rank_info, timeout_s)
         try:
-            world = _join(place, chosen, store, watchdog, timeout_s)
+            world = _join_group(rank_info, chosen, store, watchdog, timeout_s)
             yield world
             world.close()
         except PeerLostError as error:
-            _follow(error, watchdog)
+            _exit_after_peer(error, watchdog)
         except SystemExit as error:
-            watchdog.describe_failure(f"code called sys.exit({error.code}) at {_origin(error)}")
-            raise RunError(f"process {place.rank} was left by sys.exit({error.code}) at {_origin(error)}") from error
+            watchdog.describe_failure(f"code called sys.exit({error.code}) at {_format_origin(error)}")
+            raise RunError(
+                f"process {rank_info.rank} was left by sys.exit({error.code}) at {_format_origin(error)}"
+            ) from error
         except BaseException as error:
             watchdog.describe_failure(str(error) or type(error).__name__)
             raise
 
 
-def _meet(place: RankInfo, timeout_s: float) -> tuple[dist.Store, Watchdog]:
-    """Wait until every process has come to the store, and watch from then on."""
-    store = _store(place, timeout_s)
-    # The watchdog has a connection of its own: one that is blocked in a long call would block its messages.
-    listening = _store(place, timeout_s, is_second=True)
-    watchdog = Watchdog(store=listening, rank=place.rank, size=place.size, timeout_s=timeout_s)
+def _meet_processes(rank_info: RankInfo, timeout_s: float) -> tuple[dist.Store, Watchdog]:
+    """Wait until every process has connected to the store, then start the watchdog."""
+    store = _connect_store(rank_info, timeout_s)
+    # The watchdog has a separate connection: one that is blocked in a long call would block its messages.
+    listening = _connect_store(rank_info, timeout_s, is_second=True)
+    watchdog = Watchdog(store=listening, rank=rank_info.rank, size=rank_info.size, timeout_s=timeout_s)
     watchdog.register()
     started = time.monotonic()
-    patience_s = max(timeout_s, _LEAST_START_S)
+    patience_s = max(timeout_s, _MIN_START_S)
     while missing := watchdog.missing_ranks():
         if time.monotonic() - started > patience_s:
             ranks = ", ".join(map(str, missing))
-            raise RunError(f"{len(missing)} of {place.size} processes have not come in {patience_s:g} s: rank {ranks}")
+            raise RunError(
+                f"{len(missing)} of {rank_info.size} processes have not connected in {patience_s:g} s: rank {ranks}"
+            )
         time.sleep(0.02)
     watchdog.start()
     return store, watchdog
 
 
-def _join(place: RankInfo, device: torch.device, store: dist.Store, watchdog: Watchdog, timeout_s: float) -> World:
+def _join_group(
+    rank_info: RankInfo, device: torch.device, store: dist.Store, watchdog: Watchdog, timeout_s: float
+) -> World:
     backend = "cuda:nccl,cpu:gloo" if device.type == "cuda" else "gloo"
     # Our watchdog reports a hang at `timeout_s`; torch's own limit only has to come after it.
     limit = datetime.timedelta(seconds=2 * timeout_s + 30)
-    is_debugged = os.environ.get("SIGHTLINE_DEBUG_COLLECTIVES", "0") not in ("", "0")
-    world = World(place.rank, place.size, device, watchdog, _Agreement(place.size) if is_debugged else None)
-    with world._meeting("the joining of all processes", None):
-        dist.init_process_group(backend, store=store, rank=place.rank, world_size=place.size, timeout=limit)
+    checks_agreement = os.environ.get("SIGHTLINE_DEBUG_COLLECTIVES", "0") not in ("", "0")
+    world = World(
+        rank_info.rank, rank_info.size, device, watchdog, _Agreement(rank_info.size) if checks_agreement else None
+    )
+    with world._collective("the joining of all processes", None):
+        dist.init_process_group(backend, store=store, rank=rank_info.rank, world_size=rank_info.size, timeout=limit)
     return world
 
 
-def _store(place: RankInfo, timeout_s: float, *, is_second: bool = False) -> dist.Store:
-    """A connection to the store that the processes meet in: torchrun's agent holds it, or else the first process."""
+def _connect_store(rank_info: RankInfo, timeout_s: float, *, is_second: bool = False) -> dist.Store:
+    """Connect to the key-value store of the processes, hosted by torchrun's agent or else by the first process."""
     environment = os.environ
     host, port = rendezvous_address()
-    is_holder = place.rank == 0 and not is_second and environment.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
-    patience_s = max(timeout_s, _LEAST_START_S)
-    if is_holder:
-        host = "localhost"  # its second connection, like the others', takes the address that was given
+    is_host = rank_info.rank == 0 and not is_second and environment.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+    patience_s = max(timeout_s, _MIN_START_S)
+    if is_host:
+        host = "localhost"  # its second connection, like those of other processes, uses MASTER_ADDR
     else:
-        _await_listener(host, port, place.rank, patience_s)
+        _await_listener(host, port, rank_info.rank, patience_s)
     limit = datetime.timedelta(seconds=patience_s)
     try:
-        store = dist.TCPStore(host, port, is_master=is_holder, timeout=limit, wait_for_workers=False)
+        store = dist.TCPStore(host, port, is_master=is_host, timeout=limit, wait_for_workers=False)
     except RuntimeError as error:
         reason = str(error).splitlines()[0]
-        raise RunError(f"rank {place.rank} cannot meet the others at {host}:{port}: {reason}") from error
+        raise RunError(f"rank {rank_info.rank} cannot connect to the store at {host}:{port}: {reason}") from error
     return dist.PrefixStore(f"sightline/{environment.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
 
 
 def _await_listener(host: str, port: int, rank: int, patience_s: float) -> None:
-    """Wait until something listens there: torch's store would wait twice as long and print its C++ frames."""
+    """Wait until a process listens at the address: torch's store would wait twice as long and print its C++ frames."""
     deadline = time.monotonic() + patience_s
     while True:
         try:
             socket.create_connection((host, port), timeout=max(1.0, deadline - time.monotonic())).close()
             return
         except UnicodeError as error:
-            raise UserError(f"MASTER_ADDR: '{host}' is no name of a host: {error}") from error
+            raise UserError(f"MASTER_ADDR: '{host}' is not a valid host name: {error}") from error
         except OSError as error:
             if time.monotonic() >= deadline:
                 raise RunError(
@@ -398,8 +405,8 @@ def _await_listener(host: str, port: int, rank: int, patience_s: float) -> None:
         time.sleep(0.05)
 
 
-def _follow(error: PeerLostError, watchdog: Watchdog) -> NoReturn:
-    """End because another process did: the launcher may do it at once, and the reason is reported as a consequence."""
+def _exit_after_peer(error: PeerLostError, watchdog: Watchdog) -> NoReturn:
+    """End this process because another one failed, and report that reason as a consequence."""
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
     report_failure(f"{watchdog.peer_failure_reason()}; {error}", exit_code=1, is_consequence=True)
@@ -407,9 +414,9 @@ def _follow(error: PeerLostError, watchdog: Watchdog) -> NoReturn:
 
 
 @contextlib.contextmanager
-def _quiet_unless(speaks: bool) -> Iterator[None]:
-    """Warnings of one process are enough: those of the others repeat it."""
-    if speaks:
+def _quiet_unless(is_shown: bool) -> Iterator[None]:
+    """Suppress warnings unless `is_shown`: those of one process are enough."""
+    if is_shown:
         yield
         return
     logger = logging.getLogger("sightline")
@@ -423,20 +430,20 @@ def _quiet_unless(speaks: bool) -> Iterator[None]:
             logger.setLevel(level)
 
 
-def _broken(what: str, error: RuntimeError) -> RunError:
-    """What a failed collective means; torch distinguishes the cases in its text alone."""
+def _convert_error(what: str, error: RuntimeError) -> RunError:
+    """Convert the error of a failed collective to a RunError; torch distinguishes the cases by text alone."""
     reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     if "gloo/transport" in reason and "enforce fail" not in reason:
         return PeerLostError(f"this process was in {what}")
     return RunError(f"{what} failed: {reason} (SIGHTLINE_DEBUG_COLLECTIVES=1 shows whether the processes disagree)")
 
 
-def _origin(error: BaseException) -> str:
+def _format_origin(error: BaseException) -> str:
     frame, line = list(traceback.walk_tb(error.__traceback__))[-1]
     return f"{frame.f_code.co_filename}:{line}"
 
 
-def _device(name: str, local_rank: int) -> torch.device:
+def _select_device(name: str, local_rank: int) -> torch.device:
     if name not in ("auto", "cpu", "cuda"):
         raise UserError(f"--device: found '{name}', allowed are auto, cpu, cuda")
     if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):

@@ -1,4 +1,4 @@
-"""Metrics over a whole part, the same bits on any number of processes: global sums, every sample seen exactly once."""
+"""Evaluation of a whole split: metrics and mean losses, bitwise equal on any number of processes."""
 
 from __future__ import annotations
 
@@ -39,12 +39,12 @@ __all__ = [
 
 _NUM_HARD = 5
 BatchCallback = Callable[[Batch, Mapping[str, Any]], None]
-"""What is to happen with a batch and its predictions, besides being measured."""
+"""Callback for each evaluated batch and its predictions."""
 
 
 @dataclass(frozen=True)
 class BoundMetric:
-    """A metric and how its update is bound to batch and prediction keys."""
+    """A metric, with its update bound to batch and prediction keys."""
 
     metric: Metric
     update: BoundFunction
@@ -52,22 +52,22 @@ class BoundMetric:
 
 @dataclass(frozen=True)
 class MetricResult:
-    """A meter's state over a whole part, of plain predictions or, with a suffix, of voted ones."""
+    """State of a metric over a whole split, from plain predictions or, with a suffix, from averaged ones."""
 
     metric: BoundMetric
     suffix: str
     state: State
 
     def add_suffix(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        """The values under their names with the suffix; a class's count is the same for all."""
+        """Append the suffix to the names of values; a class's `count` is the same for all and keeps its name."""
         return {name if name == "count" else f"{name}{self.suffix}": value for name, value in values.items()}
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What an evaluation measured: numbers, numbers per class, tables, and the mean of each loss.
+    """Result of an evaluation: metrics, metrics per class, tables, and the mean of each loss.
 
-    `measured` are the states that all but the losses were computed from; `parts` are seconds of this process.
+    `results` are the metric states that all but the losses were computed from; `phase_seconds` are of this process.
     """
 
     metrics: Mapping[str, float]
@@ -87,46 +87,48 @@ class Evaluation:
         By the first figure per class of the first metric that states which of its values are better; empty without one.
         A class that is as good as the best is not listed.
         """
-        for one in self.results:
-            per_class_of = MetricMembers.per_class.get(one.metric.metric)
-            if per_class_of is None or one.suffix:
+        for result in self.results:
+            per_class_of = MetricMembers.per_class.get(result.metric.metric)
+            if per_class_of is None or result.suffix:
                 continue
-            rows = {name: row for name, row in per_class_of(one.state).items() if row.get("count", 1)}
+            rows = {name: row for name, row in per_class_of(result.state).items() if row.get("count", 1)}
             figure = next((name for row in rows.values() for name in row if name != "count"), "")
-            better = MetricMembers.higher_is_better.get(one.metric.metric)
+            better = MetricMembers.higher_is_better.get(result.metric.metric)
             is_higher = better.get(figure) if isinstance(better, Mapping) else better
-            known = {name: row[figure] for name, row in rows.items() if not math.isnan(row.get(figure, math.nan))}
-            if is_higher is not None and known:
-                best = (max if is_higher else min)(known.values())
-                order = sorted(known.items(), key=lambda pair: pair[1], reverse=not is_higher)
+            valid = {name: row[figure] for name, row in rows.items() if not math.isnan(row.get(figure, math.nan))}
+            if is_higher is not None and valid:
+                best = (max if is_higher else min)(valid.values())
+                order = sorted(valid.items(), key=lambda pair: pair[1], reverse=not is_higher)
                 worst = {name: value for name, value in order if value != best}
                 return {"figure": figure, "classes": dict(list(worst.items())[:_NUM_HARD])} if worst else {}
         return {}
 
 
 def pool_evaluations(evaluations: Sequence[Evaluation]) -> Evaluation:
-    """Evaluations of different samples by the same metrics as one, from their states; means of losses are left out."""
+    """Pool evaluations of different samples by the same metrics, from their states; means of losses are left out."""
     first, *others = evaluations
-    measured = []
-    for place, one in enumerate(first.results):
-        states = [one.state, *(other.results[place].state for other in others)]
-        measured.append(dataclasses.replace(one, state=pool_states(one.metric.metric, states)))
+    results = []
+    for index, result in enumerate(first.results):
+        states = [result.state, *(other.results[index].state for other in others)]
+        results.append(dataclasses.replace(result, state=pool_states(result.metric.metric, states)))
     num_samples = sum(evaluation.num_samples for evaluation in evaluations)
-    return make_evaluation(measured, num_samples=num_samples, seconds=sum(each.seconds for each in evaluations))
+    return make_evaluation(
+        results, num_samples=num_samples, seconds=sum(evaluation.seconds for evaluation in evaluations)
+    )
 
 
-def make_evaluation(measured: Sequence[MetricResult], *, num_samples: int, seconds: float) -> Evaluation:
-    """What the states of whole parts amount to, without losses."""
-    metrics, per_class, tables = _figures(measured)
-    return Evaluation(metrics, {}, per_class, tables, num_samples, seconds, results=tuple(measured))
+def make_evaluation(results: Sequence[MetricResult], *, num_samples: int, seconds: float) -> Evaluation:
+    """Build an Evaluation (without losses) from accumulated metric states."""
+    metrics, per_class, tables = _compute_figures(results)
+    return Evaluation(metrics, {}, per_class, tables, num_samples, seconds, results=tuple(results))
 
 
 @dataclass(frozen=True)
 class Evaluator:
-    """Evaluates one part of a data set. `voting_reader` reads the passes of `votes` > 1, in this process.
+    """Evaluator of one split. `voting_reader` reads the passes of `votes` > 1, in this process.
 
-    `members` are further models, such as earlier checkpoints of a run, whose predictions are averaged with the model's
-    own. Keys in `exact` reach metrics in the dtype that the data set gives them.
+    `ensemble_models` are further models, e.g. earlier checkpoints of a run, whose predictions are averaged with the
+    model's. Keys in `exact_keys` reach metrics in the data set's dtype.
     """
 
     task: Task
@@ -146,9 +148,9 @@ class Evaluator:
     def __call__(
         self, model: nn.Module, world: World, *, pictures: bool = False, on_batch: BatchCallback | None = None
     ) -> Evaluation:
-        """Whole batches are dealt to processes in turn; the only collective comes at the end.
+        """Evaluate a model; whole batches are assigned to processes in turn, with a single collective at the end.
 
-        `on_batch` is given each batch of this process with its predictions, the voted ones where there are votes.
+        `on_batch` receives each batch of this process with its predictions, averaged ones if there are votes.
         """
         started, clock = time.perf_counter(), StepTimer(self.task, remainder="interpret")
         was_training = model.training
@@ -157,7 +159,7 @@ class Evaluator:
         ledger = _SampleLedger(num_batches=len(plan), indices=self.indices, loss_names=self.loss_names)
         tallies = [
             _MetricAccumulator(meter, suffix, world.device, num_samples=len(ledger.seen))
-            for suffix in self._suffixes()
+            for suffix in self._list_suffixes()
             for meter in self.metrics
         ]
         drawn: tuple[Picture, ...] = ()
@@ -166,43 +168,43 @@ class Evaluator:
         with torch.no_grad(), contextlib.closing(batches):
             for number, batch in zip(numbers, batches, strict=True):
                 clock.end_phase("data")
-                kept = {name: batch[name].to(world.device) for name in self.exact_keys}
-                batch = {**to_device(batch, world.device, float_dtype=self.precision.parameter_dtype), **kept}
-                ledger.saw(batch["sample_index"])
+                exact = {name: batch[name].to(world.device) for name in self.exact_keys}
+                batch = {**to_device(batch, world.device, float_dtype=self.precision.parameter_dtype), **exact}
+                ledger.add_samples(batch["sample_index"])
                 clock.end_phase("transfer")
                 predictions = self._predict(model, batch, world, ledger, number, clock)
-                by_suffix = {"": predictions, **self._voted(model, plan[number], predictions, world)}
-                by_suffix |= self._joint_prediction(batch, predictions, world)
+                by_suffix = {"": predictions, **self._predict_votes(model, plan[number], predictions, world)}
+                by_suffix |= self._predict_ensemble(batch, predictions, world)
                 if len(by_suffix) > 1:
                     clock.end_phase("votes")
                 for tally in tallies:
                     tally.update(batch, by_suffix[tally.suffix])
                 if on_batch is not None:
-                    on_batch(batch, by_suffix[self._suffixes()[-1]])
+                    on_batch(batch, by_suffix[self._list_suffixes()[-1]])
                 if number == 0 and pictures and (show := TaskMembers.show.get(self.task)) is not None:
                     drawn = tuple(show(batch, predictions))
                 clock.end_phase("metrics")
         model.train(was_training)
         evaluation = self._reduce(tallies, ledger, world, started)
         if pictures:
-            drawn += tuple(world.rank_zero_only(_drawn)(evaluation.results) or ())
+            drawn += tuple(world.rank_zero_only(_draw_pictures)(evaluation.results) or ())
         evaluation = dataclasses.replace(evaluation, pictures=drawn)
         clock.end_phase("metrics")
         return dataclasses.replace(evaluation, phase_seconds=clock.seconds)
 
-    def _suffixes(self) -> list[str]:
-        """Averaged figures stand beside the plain ones and carry how many were: nobody takes one for the other."""
+    def _list_suffixes(self) -> list[str]:
+        """Return the suffixes of metric names: "" (single pass), `_voteN` and `_ensembleN` (N passes averaged)."""
         voted = [f"_vote{self.votes}"] if self.votes > 1 else []
-        return ["", *voted, *([self._ensemble] if self.ensemble_models else [])]
+        return ["", *voted, *([self._ensemble_suffix] if self.ensemble_models else [])]
 
     @property
-    def _ensemble(self) -> str:
+    def _ensemble_suffix(self) -> str:
         return f"_ensemble{len(self.ensemble_models) + 1}"
 
     def _predict(
         self, model: nn.Module, batch: Batch, world: World, ledger: _SampleLedger, number: int, clock: StepTimer
     ) -> Mapping[str, Any]:
-        """Predictions for a batch, its losses noted in the ledger."""
+        """Predict a batch, and record its losses in the ledger."""
         step = single_batch_step(self.task, model, batch, world.device, self.precision)
         clock.end_phase("prepare")
         sums, predictions = step.loss_sums_and_predictions(model)
@@ -210,10 +212,10 @@ class Evaluator:
         ledger.note_losses(number, sums, step.counts)
         return predictions
 
-    def _voted(
+    def _predict_votes(
         self, model: nn.Module, keys: list[SampleKey], first: Mapping[str, Any], world: World
     ) -> dict[str, Mapping[str, Any]]:
-        """The joint prediction of all passes over these samples, the plain one included; nothing where it is alone."""
+        """Predict samples by test-time augmentation (voting): the mean of all passes; empty for a single pass."""
         if self.votes == 1:
             return {}
         assert self.voting_reader is not None, "votes need a reader that varies its input"
@@ -225,13 +227,13 @@ class Evaluator:
                 passes.append(self.task.predict(model, batch))
         return {f"_vote{self.votes}": self.task.vote(passes)}  # type: ignore[attr-defined]
 
-    def _joint_prediction(self, batch: Batch, first: Mapping[str, Any], world: World) -> dict[str, Mapping[str, Any]]:
-        """The joint prediction of the model and all members; nothing where it is alone."""
+    def _predict_ensemble(self, batch: Batch, first: Mapping[str, Any], world: World) -> dict[str, Mapping[str, Any]]:
+        """Predict a batch by the ensemble of the model and `ensemble_models`; empty without these."""
         if not self.ensemble_models:
             return {}
         with self.precision.autocast(world.device):
             passes = [first, *(self.task.predict(member.eval(), batch) for member in self.ensemble_models)]
-        return {self._ensemble: self.task.vote(passes)}  # type: ignore[attr-defined]
+        return {self._ensemble_suffix: self.task.vote(passes)}  # type: ignore[attr-defined]
 
     def _reduce(
         self, tallies: Sequence[_MetricAccumulator], ledger: _SampleLedger, world: World, started: float
@@ -239,7 +241,7 @@ class Evaluator:
         flat = {f"{number}/{name}": t for number, tally in enumerate(tallies) for name, t in tally.state.items()}
         ragged = {f"{number}/{name}" for number, tally in enumerate(tallies) for name in row_states(tally.meter.metric)}
         summed = {name: tensor for name, tensor in flat.items() if name not in ragged}
-        totals = world.all_reduce_sum(summed | ledger.tensors(), operation="metrics")
+        totals = world.all_reduce_sum(summed | ledger.get_tensors(), operation="metrics")
         totals |= {
             name: sorted_rows(world.gather_rows(flat[name], operation="rows of metrics")[0]) for name in sorted(ragged)
         }
@@ -248,46 +250,48 @@ class Evaluator:
             MetricResult(tally.meter, tally.suffix, {name: totals[f"{number}/{name}"].cpu() for name in tally.state})
             for number, tally in enumerate(tallies)
         )
-        metrics, per_class, tables = _figures(measured)
+        metrics, per_class, tables = _compute_figures(measured)
         losses = ledger.mean_losses(totals)
         seconds = time.perf_counter() - started
         return Evaluation(metrics, losses, per_class, tables, len(self.indices), seconds, results=measured)
 
 
-def _drawn(measured: Sequence[MetricResult]) -> list[Picture]:
-    """The pictures of metrics that make some, of plain predictions. Raises RunError for anything else."""
-    found: list[Picture] = []
-    for one in measured:
-        if one.suffix or (pictures_of := MetricMembers.pictures.get(one.metric.metric)) is None:
+def _draw_pictures(results: Sequence[MetricResult]) -> list[Picture]:
+    """Collect the pictures that metrics draw from plain predictions. Raises RunError for any other object."""
+    pictures: list[Picture] = []
+    for result in results:
+        if result.suffix or (pictures_of := MetricMembers.pictures.get(result.metric.metric)) is None:
             continue
-        for picture in pictures_of(one.state):
+        for picture in pictures_of(result.state):
             if not isinstance(picture, Picture):
                 name = f"{pictures_of.__module__}.{pictures_of.__qualname__}"
                 raise RunError(
                     f"{name}: gave a {type(picture).__name__}, a list of sightline.pictures.Picture is needed"
                 )
-            found.append(picture)
-    return found
+            pictures.append(picture)
+    return pictures
 
 
-def _figures(measured: Sequence[MetricResult]) -> tuple[dict[str, float], dict[str, dict[str, Any]], dict[str, Any]]:
-    """Numbers, numbers per class, and tables, of states of whole parts."""
-    result: dict[str, float] = {}
+def _compute_figures(
+    results: Sequence[MetricResult],
+) -> tuple[dict[str, float], dict[str, dict[str, Any]], dict[str, Any]]:
+    """Compute metrics, metrics per class, and tables from the states of whole splits."""
+    metrics: dict[str, float] = {}
     per_class: dict[str, dict[str, Any]] = {}
     tables: dict[str, Any] = {}
-    for one in measured:
-        metric = one.metric.metric
-        result |= one.add_suffix(metric.compute(one.state))
+    for result in results:
+        metric = result.metric.metric
+        metrics |= result.add_suffix(metric.compute(result.state))
         if (per_class_of := MetricMembers.per_class.get(metric)) is not None:
-            for name, row in per_class_of(one.state).items():
-                per_class.setdefault(name, {}).update(one.add_suffix(row))
+            for name, row in per_class_of(result.state).items():
+                per_class.setdefault(name, {}).update(result.add_suffix(row))
         if (tables_of := MetricMembers.tables.get(metric)) is not None:
-            tables |= one.add_suffix(tables_of(one.state))
-    return result, per_class, tables
+            tables |= result.add_suffix(tables_of(result.state))
+    return metrics, per_class, tables
 
 
 class _MetricAccumulator:
-    """A meter's state over an evaluation, of plain or of voted predictions."""
+    """Accumulator of a metric's state over an evaluation, from plain or averaged predictions."""
 
     def __init__(self, meter: BoundMetric, suffix: str, device: torch.device, *, num_samples: int) -> None:
         self.meter = meter
@@ -300,7 +304,7 @@ class _MetricAccumulator:
 
 
 class _SampleLedger:
-    """Which samples were seen, and each batch's losses in a slot of its own: sums do not depend on who did what."""
+    """Record of evaluated samples and losses per batch: one slot per batch makes sums independent of the world size."""
 
     def __init__(self, *, num_batches: int, indices: np.ndarray, loss_names: Sequence[str]) -> None:
         self.indices = torch.from_numpy(indices.astype(np.int64))
@@ -308,7 +312,7 @@ class _SampleLedger:
         self.sums = {name: torch.zeros(num_batches, dtype=torch.float64) for name in loss_names}
         self.counts = {name: torch.zeros(num_batches, dtype=torch.float64) for name in loss_names}
 
-    def saw(self, sample_index: Tensor) -> None:
+    def add_samples(self, sample_index: Tensor) -> None:
         self.seen += torch.bincount(sample_index.cpu(), minlength=len(self.seen))
 
     def note_losses(self, number: int, sums: Mapping[str, Tensor], counts: Mapping[str, Tensor]) -> None:
@@ -316,8 +320,8 @@ class _SampleLedger:
             self.sums[name][number] = float(total)
             self.counts[name][number] = float(counts[name])
 
-    def tensors(self) -> dict[str, Tensor]:
-        """What to add up over processes."""
+    def get_tensors(self) -> dict[str, Tensor]:
+        """Return the tensors to sum over processes: counts of samples, sums and counts of losses."""
         slots = {f"loss sums/{n}": t for n, t in self.sums.items()} | {
             f"loss counts/{n}": t for n, t in self.counts.items()
         }

@@ -1,4 +1,4 @@
-"""How a process reports why it ends: to the launcher that started it, or to the terminal."""
+"""Report of a process's failure, to the launcher that started it or to the terminal."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ __all__ = [
 ]
 
 LAUNCH_FOLDER = "sightline_launch_"
-"""The beginning of the name of a launcher's folder, which holds the failures of its processes."""
+"""Prefix of the name of a launcher's folder, which contains the failures of its processes."""
 
 
 class PeerLostError(RunError):
@@ -39,7 +39,7 @@ class PeerLostError(RunError):
 
 @dataclass(frozen=True)
 class Failure:
-    """What a process reported before it ended. A consequence is printed only where nobody reported a cause."""
+    """Failure that a process reported before it ended; a consequence is printed only if no cause was reported."""
 
     message: str
     exit_code: int
@@ -48,10 +48,10 @@ class Failure:
 
 
 def report_failure(message: str, *, exit_code: int, is_consequence: bool = False, names_rank: bool = False) -> None:
-    """State why this process ends: in the launcher's error file where there is one, and on standard error unless the
-    launcher is ours, which prints the first cause alone; with `names_rank` it prints of which process, too.
+    """Report why this process ends, in the launcher's error file, if any, and on standard error.
 
-    The first report in an error file stands; what follows from it is not reported again.
+    Standard error is left out if the launcher is ours, which prints the first cause alone; with `names_rank` it prints
+    of which process, too. The first report in an error file is kept; consequences of it are not reported again.
     """
     message = "\n".join(map(escape_to_one_line, message.split("\n")))
     error_file, rank = os.environ.get("TORCHELASTIC_ERROR_FILE"), rank_label()
@@ -65,12 +65,12 @@ def report_failure(message: str, *, exit_code: int, is_consequence: bool = False
 
 
 def rank_label() -> str:
-    """`rank 1`, in processes that a launcher started and in those that they start; empty in a run of one."""
+    """Return `rank 1` in processes of a launcher and in their child processes; empty in a run of one process."""
     return f"rank {os.environ.get('RANK', '?')}" if os.environ.get("WORLD_SIZE", "1") != "1" else ""
 
 
 def exit_process(exit_code: int) -> NoReturn:
-    """End a process that failed among others, at once: threads of its collectives could abort an orderly end."""
+    """End a failed process of several at once: threads of its collectives could abort an orderly end."""
     sys.stdout.flush()
     sys.stderr.flush()
     remove_own_folder()
@@ -78,25 +78,25 @@ def exit_process(exit_code: int) -> NoReturn:
 
 
 def remove_own_folder() -> None:
-    """Remove the folder of this process's sockets, as an orderly end does; that of a forked one is its parent's."""
+    """Remove the folder of this process's sockets, unless this process was forked: then it is its parent's."""
     if multiprocessing.parent_process() is None:
         shutil.rmtree(multiprocessing.util.get_temp_dir(), ignore_errors=True)
 
 
 def remove_launch_folder(folder: str) -> None:
-    """Remove the folder of a launcher that is gone; one that no launcher made, whatever a variable holds, stays."""
+    """Remove the folder of a launcher that ended; a folder without a launcher's prefix is not touched."""
     if Path(folder).name.startswith(LAUNCH_FOLDER) and not Path(folder).is_symlink():
         shutil.rmtree(folder, ignore_errors=True)
 
 
 def worker_exit_message(error: Exception) -> str:
-    """The line for a worker that is gone, which cannot say why."""
+    """Format the error line for a data worker that ended without a report."""
     why = escape_to_one_line(" ".join(str(error).split())) or type(error).__name__
     return f"a worker that reads data ended (out of memory?): {why}; set loader.workers lower: 0 reads without any"
 
 
 def read_failure(path: Path) -> Failure | None:
-    """What a process reported, or None where it ended without a word."""
+    """Read the failure that a process reported, or None if it ended without a report."""
     try:
         message = json.loads(path.read_text(encoding="utf-8"))["message"]
         extra = message["extraInfo"]
@@ -106,7 +106,7 @@ def read_failure(path: Path) -> Failure | None:
 
 
 def _write_once(path: Path, failure: Failure) -> None:
-    """In the form of torch's error files; whole or absent, because the agent may read it at any moment."""
+    """Write a failure in the format of torch's error files, atomically: the agent may read it at any moment."""
     extra = {
         "timestamp": str(int(failure.time_s)),
         "time_s": failure.time_s,
@@ -120,7 +120,7 @@ def _write_once(path: Path, failure: Failure) -> None:
         os.link(draft, path)
     draft.unlink()
     launcher, folder = os.environ.get("SIGHTLINE_LAUNCHED"), os.environ.get("SIGHTLINE_LAUNCH_FOLDER")
-    if launcher and folder and not _is_running(int(launcher)):  # nobody is left to read it, or to remove it
+    if launcher and folder and not _is_running(int(launcher)):  # no process remains to read it, or to remove it
         remove_launch_folder(folder)
 
 

@@ -1,4 +1,4 @@
-"""Gradients in large pieces, to be summed over processes."""
+"""Gradients in flat buckets for all-reduce, their memory format, and their norms."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _BUCKET_BYTES = 2**25
 
 
 def make_buckets(parameters: Sequence[nn.Parameter]) -> list[list[nn.Parameter]]:
-    """Parameters of one dtype each, in order, of about 32 MiB: large enough for the network, small beside the model."""
+    """Group parameters, in order, into buckets of one dtype and about 32 MiB, for all-reduce."""
     buckets: list[list[nn.Parameter]] = []
     sizes: list[int] = []
     for parameter in parameters:
@@ -34,48 +34,50 @@ def make_buckets(parameters: Sequence[nn.Parameter]) -> list[list[nn.Parameter]]
 
 
 def flatten_gradients(bucket: Sequence[nn.Parameter]) -> Tensor:
-    """The gradients in one piece, zeros where there is none, and then which there are."""
+    """Concatenate the gradients of a bucket (zeros for None), followed by a 0/1 flag per parameter: (elements + P,)."""
     gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in bucket]
-    is_there = gradients[0].new_tensor([p.grad is not None for p in bucket])
-    return torch.cat([*(gradient.detach().reshape(-1) for gradient in gradients), is_there])
+    has_gradient = gradients[0].new_tensor([p.grad is not None for p in bucket])
+    return torch.cat([*(gradient.detach().reshape(-1) for gradient in gradients), has_gradient])
 
 
 def set_gradients(bucket: Sequence[nn.Parameter], flat: Tensor) -> None:
-    """Give each parameter its part of `flat`, in the parameter's own order in memory, as autograd would.
+    """Set each parameter's gradient to its slice of `flat`, in the parameter's memory format, as autograd would.
 
     A parameter whose gradient no process has keeps None.
     """
-    *parts, num_there = flat.split([*(parameter.numel() for parameter in bucket), len(bucket)])
-    is_there = [True] * len(bucket)
-    if any(parameter.grad is None for parameter in bucket):  # only then need the host wait for the device
-        is_there = (num_there > 0).tolist()
-    for parameter, part, is_used in zip(bucket, parts, is_there, strict=True):
-        if is_used:
+    *parts, num_gradients = flat.split([*(parameter.numel() for parameter in bucket), len(bucket)])
+    has_gradient = [True] * len(bucket)
+    if any(parameter.grad is None for parameter in bucket):  # only then must the host wait for the device
+        has_gradient = (num_gradients > 0).tolist()
+    for parameter, part, is_present in zip(bucket, parts, has_gradient, strict=True):
+        if is_present:
             parameter.grad = match_memory_format(parameter, part.view(parameter.shape))
 
 
 def module_gradient_norms(model: nn.Module) -> dict[str, float]:
-    """The norm of the gradient of each module's own parameters, by its path; those that have none are left out."""
+    """Compute the norm of the gradient of each module's direct parameters, by module path; others are left out."""
     norms: dict[str, Tensor] = {}
     for path, module in model.named_modules():
-        own = [each.grad.detach() for each in module.parameters(recurse=False) if each.grad is not None]
-        if own:
-            norms[path or "(model)"] = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(own)).double())
+        gradients = [
+            parameter.grad.detach() for parameter in module.parameters(recurse=False) if parameter.grad is not None
+        ]
+        if gradients:
+            norms[path or "(model)"] = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)).double())
     return dict(zip(norms, torch.stack([*norms.values()]).tolist(), strict=True)) if norms else {}
 
 
 def has_memory_gaps(tensor: Tensor) -> bool:
-    """Whether a tensor's elements leave out, or share, places of the memory that they span."""
-    return _order(torch.empty_like(tensor, device="meta")) != _order(tensor)
+    """Return True if a tensor's elements leave gaps in, or share, the memory that they span."""
+    return _nontrivial_strides(torch.empty_like(tensor, device="meta")) != _nontrivial_strides(tensor)
 
 
 def match_memory_format(parameter: Tensor, gradient: Tensor) -> Tensor:
-    """The gradient in the parameter's order in memory: torch's fused CPU optimisers read both element by element."""
-    if _order(gradient) == _order(parameter):
+    """Copy the gradient to the parameter's memory format, which torch's fused CPU optimisers require."""
+    if _nontrivial_strides(gradient) == _nontrivial_strides(parameter):
         return gradient
     return torch.empty_like(parameter, dtype=gradient.dtype, requires_grad=False).copy_(gradient)
 
 
-def _order(tensor: Tensor) -> list[int]:
-    """How far apart neighbours lie along each dimension that has any."""
+def _nontrivial_strides(tensor: Tensor) -> list[int]:
+    """Return the strides of the dimensions with more than one element."""
     return [stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True) if size > 1]

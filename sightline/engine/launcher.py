@@ -1,4 +1,4 @@
-"""Several processes on this machine: torch's elastic agent in this interpreter, one line for the first failure."""
+"""Launcher of several processes on this machine: torch's elastic agent, and one line for the first failure."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ __all__ = [
 ]
 
 _GRACE_S = 300
-"""How long processes may take to finish their step and save after a signal; a second one ends them at once."""
+"""Seconds for processes to finish their step and save after a signal; a second signal ends them at once."""
 _STOPPED = (128 + signal.SIGTERM, 128 + signal.SIGINT, -signal.SIGTERM, -signal.SIGINT)
 
 
 class RankInfo(NamedTuple):
-    """A process among all of a run, and among those of its machine."""
+    """Rank of a process among all processes of a run (`rank`) and among those of its machine (`local_rank`)."""
 
     rank: int = 0
     size: int = 1
@@ -47,14 +47,14 @@ class RankInfo(NamedTuple):
 
 
 def rank_info_from_environment() -> RankInfo:
-    """This process's place, from torchrun's or SLURM's variables; a world of one outside of both.
+    """Read this process's rank from torchrun's or SLURM's variables; a world of one without both.
 
-    Raises UserError for variables that name no such place, and where SLURM started several tasks without the address
-    where to meet.
+    Raises UserError for variables that contain no valid rank, and if SLURM started several tasks without the address
+    of the first process.
     """
     environment = os.environ
     if "RANK" in environment and "WORLD_SIZE" in environment:
-        return _place("RANK", "WORLD_SIZE", "LOCAL_RANK" if "LOCAL_RANK" in environment else "RANK")
+        return _read_rank_info("RANK", "WORLD_SIZE", "LOCAL_RANK" if "LOCAL_RANK" in environment else "RANK")
     if _num_slurm_tasks() > 1:
         if not environment.get("MASTER_ADDR"):
             raise UserError(
@@ -62,26 +62,26 @@ def rank_info_from_environment() -> RankInfo:
                 "MASTER_PORT, or start torchrun under srun (docs/distributed.md)"
             )
         environment.setdefault("MASTER_PORT", "29500")
-        return _place("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID")
+        return _read_rank_info("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID")
     return RankInfo()
 
 
 def rendezvous_address() -> tuple[str, int]:
-    """Host and port where the first process can be reached. Raises UserError where they are not given, or no port."""
+    """Return host and port of the first process. Raises UserError if they are not set, or for an invalid port."""
     if not os.environ.get("MASTER_ADDR") or "MASTER_PORT" not in os.environ:
         raise UserError("MASTER_ADDR and MASTER_PORT must be the address at which the first process can be reached")
-    return os.environ["MASTER_ADDR"], _number("MASTER_PORT", least=1, most=65535)
+    return os.environ["MASTER_ADDR"], _read_number("MASTER_PORT", minimum=1, maximum=65535)
 
 
 def launched_world_size() -> int | None:
-    """How many processes a launcher (torchrun, SLURM, ours) started, or None outside of one."""
+    """Return the number of processes that a launcher (torchrun, SLURM, ours) started, or None without one."""
     if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
-        return _number("WORLD_SIZE", least=1)
+        return _read_number("WORLD_SIZE", minimum=1)
     return _num_slurm_tasks() if _num_slurm_tasks() > 1 else None
 
 
 def resolve_num_processes(num_processes: int | None) -> int:
-    """How many processes to launch from here for `--processes`: 1 where none is, or a launcher has done so.
+    """Return the number of processes to launch for `--processes`: 1 if none is given, or under a launcher.
 
     Raises UserError for a number that is not positive, or not the launcher's.
     """
@@ -94,10 +94,10 @@ def resolve_num_processes(num_processes: int | None) -> int:
 
 
 def launch(arguments: Sequence[str], num_processes: int) -> int:
-    """Run `sightline <arguments>` in this many processes; the exit code of the whole.
+    """Run `sightline <arguments>` in `num_processes` processes and return their common exit code.
 
-    A failing process takes the others down, and its message is printed once. A signal reaches all of them. Nothing is
-    left of it: no process, no file. Where this process itself is killed, those that it started remove its folder.
+    If one process fails, the others are stopped, and its message is printed once. A signal reaches all of them. No
+    process and no file is left behind. If this process itself is killed, its child processes remove its folder.
     """
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
     from torch.distributed.elastic.multiprocessing.api import SignalException
@@ -132,7 +132,7 @@ def launch(arguments: Sequence[str], num_processes: int) -> int:
 
 
 def _prepare_environment(num_processes: int) -> None:
-    """What the processes inherit: their share of the cores, whom they follow, and time to save after a signal."""
+    """Set the environment that processes inherit: share of the cores, launcher, time to save after a signal."""
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, usable // num_processes)))
     os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(_GRACE_S))
@@ -140,16 +140,16 @@ def _prepare_environment(num_processes: int) -> None:
 
 
 def _read_failures(folder: Path) -> list[Failure]:
-    """What the processes reported, causes first, each in the order of time."""
+    """Read the failures that the processes reported, causes first, each by time."""
     failures = [failure for path in folder.rglob("error.json") if (failure := read_failure(path)) is not None]
     return sorted(failures, key=lambda failure: (failure.is_consequence, failure.time_s))
 
 
 def _report(failures: Sequence[Failure], exits: Iterable[tuple[int, int]], stopped_by: int | None = None) -> int:
-    """Print the cause, where there is one, and give the exit code that fits it.
+    """Print the cause, if any, and return the exit code that fits it.
 
-    The report of a process on its own failure comes first; then one that was ended from outside, then one that ended
-    without a word, then what others saw of it. All the rest is a stop that was asked for.
+    A process's report on its own failure has priority; then a process that was killed, then one that ended without a
+    report, then reports of other processes on it. Anything else is a requested stop.
     """
     if failures and not failures[0].is_consequence:
         sys.stderr.write(f"error: {failures[0].message}\n")
@@ -157,7 +157,7 @@ def _report(failures: Sequence[Failure], exits: Iterable[tuple[int, int]], stopp
     if stopped_by is not None:
         return 128 + stopped_by
     others = {rank: code for rank, code in exits if code not in (*_STOPPED, 0)}
-    if failures:  # the processes that saw another one go ended with exit code 1, and reported it
+    if failures:  # processes that lost another one ended with exit code 1, and reported it
         others = {rank: code for rank, code in others.items() if code != 1}
     killed = {rank: code for rank, code in others.items() if code < 0}
     if killed or others:
@@ -181,22 +181,28 @@ def _describe_exit(codes: Mapping[int, int]) -> str:
     return f"process {rank} was ended by {name}{hint}"
 
 
-def _place(rank: str, size: str, local_rank: str) -> RankInfo:
-    """The place that these variables name."""
-    num_processes = _number(size, least=1)
-    return RankInfo(_number(rank, most=num_processes - 1), num_processes, _number(local_rank, most=num_processes - 1))
+def _read_rank_info(rank: str, size: str, local_rank: str) -> RankInfo:
+    """Read the rank from these environment variables."""
+    num_processes = _read_number(size, minimum=1)
+    return RankInfo(
+        _read_number(rank, maximum=num_processes - 1),
+        num_processes,
+        _read_number(local_rank, maximum=num_processes - 1),
+    )
 
 
 def _num_slurm_tasks() -> int:
-    """Of the step that this process belongs to; 1 outside of one, where SLURM sets the number as well."""
-    return _number("SLURM_NTASKS", least=1) if {"SLURM_NTASKS", "SLURM_STEP_ID"} <= os.environ.keys() else 1
+    """Return the number of tasks of this process's SLURM step; 1 outside of one, where SLURM sets the number, too."""
+    return _read_number("SLURM_NTASKS", minimum=1) if {"SLURM_NTASKS", "SLURM_STEP_ID"} <= os.environ.keys() else 1
 
 
-def _number(name: str, *, least: int = 0, most: int | None = None) -> int:
+def _read_number(name: str, *, minimum: int = 0, maximum: int | None = None) -> int:
     text = os.environ.get(name, "")
-    is_allowed = text.isdecimal() and len(text) < 10 and least <= int(text) and (most is None or int(text) <= most)
+    is_allowed = (
+        text.isdecimal() and len(text) < 10 and minimum <= int(text) and (maximum is None or int(text) <= maximum)
+    )
     if not is_allowed:
-        allowed = f"from {least}" + ("" if most is None else f" to {most}")
+        allowed = f"from {minimum}" + ("" if maximum is None else f" to {maximum}")
         raise UserError(
             f"environment variable {name}: found '{escape_to_one_line(text)}', allowed is a whole number {allowed}"
         )
@@ -204,7 +210,7 @@ def _number(name: str, *, least: int = 0, most: int | None = None) -> int:
 
 
 def exit_with_parent(parent: int, *, folder: str | None = None) -> None:
-    """End this process soon after its parent, whose number is given: it may be gone already.
+    """End this process soon after its parent process (by pid) has ended; the parent may have ended already.
 
     `folder` is what a launcher would have removed.
     """

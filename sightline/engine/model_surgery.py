@@ -1,4 +1,4 @@
-"""What is changed in a model between its building and its training, by the config, in this order."""
+"""Changes to a built model before training: quantisation, synchronised batch norm, cuDNN."""
 
 from __future__ import annotations
 
@@ -18,26 +18,26 @@ Change = Callable[[nn.Module], nn.Module]
 
 
 def apply_model_changes(model: nn.Module, config: RunConfig, world: World) -> nn.Module:
-    """The model that is trained, with the weights that it has: quantised, its batch norms over all processes.
+    """Apply the config's changes to a model: quantisation, synchronised batch norm, cuDNN, in this order.
 
     Its shapes follow from the config alone, so that a checkpoint fits a model whose weights were others when it was
     changed. Raises ConfigError for a policy that the model does not allow.
     """
-    for change in _changes(config, world):
+    for change in _list_changes(config, world):
         model = change(model)
     return model
 
 
-def _changes(config: RunConfig, world: World) -> Iterator[Change]:
+def _list_changes(config: RunConfig, world: World) -> Iterator[Change]:
     if config.compress is not None:
-        yield lambda model: _quantised(model, config)
+        yield lambda model: _quantise(model, config)
     if config.distributed.sync_batch_norm:
         yield world.convert_sync_batchnorm
     if config.train.cudnn == "all_but_batch_norm":
         yield disable_cudnn_batch_norm
 
 
-def _quantised(model: nn.Module, config: RunConfig) -> nn.Module:
+def _quantise(model: nn.Module, config: RunConfig) -> nn.Module:
     assert config.compress is not None
     try:
         apply_policy(model, config.compress.policy, mean_gradient=config.compress.gradient == "mean")

@@ -1,4 +1,4 @@
-"""What a run writes down: train.log, metrics.jsonl, and where the time of each epoch went."""
+"""Observers that write train.log, metrics.jsonl, and the shares of time of each epoch."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ __all__ = ["EpochTimes", "LineWriter", "MetricsLog", "TrainLog", "describe_evalu
 logger = logging.getLogger(__name__)
 
 LOADER_BOUND_SHARE = 0.30
-"""From this share of the time spent waiting for data, a run is called loader-bound."""
+"""Share of the time spent waiting for data above which a run is called loader-bound."""
 _WARM_UP_STEPS = 20  # workers start, files enter the page cache, kernels are chosen
 _MIN_JUDGED_STEPS = 20
 _JUDGE_EVERY = 100
-_OWN_KEYS = frozenset({"step", "epoch", "split", "time_s"})
+_RESERVED_KEYS = frozenset({"step", "epoch", "split", "time_s"})
 
 
 class LineWriter(Protocol):
-    """What `MetricsLog` writes through: a run directory."""
+    """Interface of `MetricsLog` to its file: a run directory."""
 
     def append_line(self, name: str, line: Mapping[str, Any], /) -> None: ...
 
@@ -52,13 +52,13 @@ class MetricsLog:
     def on_evaluation(self, record: EvaluationRecord) -> None:
         self._intervals.flush()
         self._time_s += record.seconds
-        self._append(record.step, record.epoch, record.split, self._time_s, evaluation_scalars(record))
+        self._append_metrics(record.step, record.epoch, record.split, self._time_s, evaluation_scalars(record))
 
     def on_end(self, reason: str) -> None:
         self._intervals.flush()
 
     def state(self) -> list[dict[str, Any]]:
-        """The steps that no line has reported yet, in plain values, for a checkpoint."""
+        """Return the steps without a line so far, in plain values, for a checkpoint."""
         return self._intervals.state()
 
     def restore(self, state: Sequence[Mapping[str, Any]]) -> None:
@@ -66,10 +66,12 @@ class MetricsLog:
 
     def _write_interval(self, records: Sequence[StepRecord]) -> None:
         last = records[-1]
-        self._append(last.step, last.epoch, "train", last.wall_s, average_records(records))
+        self._append_metrics(last.step, last.epoch, "train", last.wall_s, average_records(records))
 
-    def _append(self, step: int, epoch: int, split: str, time_s: float, numbers: Mapping[str, float]) -> None:
-        assert not _OWN_KEYS & numbers.keys(), f"a metric may not be called {sorted(_OWN_KEYS & numbers.keys())}"
+    def _append_metrics(self, step: int, epoch: int, split: str, time_s: float, numbers: Mapping[str, float]) -> None:
+        assert not _RESERVED_KEYS & numbers.keys(), (
+            f"a metric may not be called {sorted(_RESERVED_KEYS & numbers.keys())}"
+        )
         values = {name: value if math.isfinite(value) else None for name, value in numbers.items()}
         line = {"step": step, "epoch": epoch, "split": split, "time_s": round(time_s, 3), **values}
         self._lines.append_line("metrics.jsonl", line)
@@ -96,7 +98,7 @@ class TrainLog:
             self._root.setLevel(logging.INFO)
 
     def on_step(self, record: StepRecord) -> None:
-        """Steps have their own places: the progress display and metrics.jsonl."""
+        """Do nothing: steps are reported by the progress display and metrics.jsonl."""
 
     def on_evaluation(self, record: EvaluationRecord) -> None:
         logger.info("%s", describe_evaluation(record))
@@ -109,7 +111,7 @@ class TrainLog:
 
 
 class EpochTimes:
-    """Logs one line per epoch: mean loss, samples per second, and each part's share of the time.
+    """Log of one line per epoch: mean loss, samples per second, and each part's share of the time.
 
     Warns once (`loader-bound`) when, after 20 warm-up steps, waiting for data takes more than 30 % of the wall time
     between evaluations.
@@ -120,7 +122,7 @@ class EpochTimes:
         self._num_steps_seen = 0
         self._judged_from_s: float | None = None
         self._judged_data_s = 0.0
-        self._evaluated_since_s = 0.0  # since the last step, whose wall time does not hold it yet
+        self._evaluated_since_s = 0.0  # since the last step, whose wall time does not include it yet
         self._is_warned = False
         self._start_epoch()
 
@@ -139,7 +141,7 @@ class EpochTimes:
         if self._num_steps_seen > _WARM_UP_STEPS:
             self._judged_data_s += record.seconds.get("data", 0.0)
             if (self._num_steps_seen - _WARM_UP_STEPS) % _JUDGE_EVERY == 0:
-                self._judge()
+                self._check_loader_bound()
         elif self._num_steps_seen == _WARM_UP_STEPS:
             self._judged_from_s = record.wall_s
 
@@ -174,10 +176,10 @@ class EpochTimes:
             whole_s,
             describe_shares(parts),
         )
-        self._judge()
+        self._check_loader_bound()
         self._start_epoch()
 
-    def _judge(self) -> None:
+    def _check_loader_bound(self) -> None:
         num_steps = self._num_steps_seen - _WARM_UP_STEPS
         if self._is_warned or num_steps < _MIN_JUDGED_STEPS or self._last is None or self._judged_from_s is None:
             return
@@ -197,7 +199,7 @@ class EpochTimes:
 
 
 def describe_evaluation(record: EvaluationRecord) -> str:
-    """One line: `val at step 500 (epoch 5): accuracy 0.9123, loss 0.321; 2,468 samples in 1.2 s; the best so far`."""
+    """Format an evaluation: `val at step 500 (epoch 5): accuracy 0.9123; 2,468 samples in 1.2 s; the best so far`."""
     numbers = {**record.metrics, **({"loss": record.losses["total"]} if "total" in record.losses else {})}
     values = ", ".join(f"{name} {value:.4g}" for name, value in numbers.items())
     best = "; the best so far" if record.is_best else ""
@@ -209,6 +211,6 @@ def describe_evaluation(record: EvaluationRecord) -> str:
 
 
 def describe_shares(parts: Mapping[str, float]) -> str:
-    """What share of the sum of `parts`, in seconds, each has."""
+    """Format the share of each of `parts`, in seconds, of their sum."""
     whole_s = sum(parts.values())
     return ", ".join(f"{part} {seconds / whole_s if whole_s else 0:.0%}" for part, seconds in parts.items())

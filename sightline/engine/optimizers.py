@@ -1,4 +1,4 @@
-"""Optimisers as recipes: which parameters, in which groups, with which rates; torch's own steps."""
+"""Optimiser specifications: parameter groups, learning rates, weight decay and freezing; the steps are torch's."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from sightline import registry
 from sightline.aliases import old_names
 from sightline.arguments import Count, NonNegativeFloat, PositiveFloat, Probability
 from sightline.engine.gradients import has_memory_gaps, match_memory_format
-from sightline.engine.learnt_losses import LearntLosses, together
+from sightline.engine.learnt_losses import LearntLosses, combine_modules
 from sightline.engine.parameter_groups import LayerDecay, ModuleRate, is_in_module, layer_lr_factors, module_parameters
 from sightline.errors import ConfigError
 from sightline.gc_pause import gc_paused
@@ -43,12 +43,12 @@ class ParameterGroup(TypedDict):
 
 
 class OptimizerSpec:
-    """An optimiser still without parameters. `decay: weights` spares biases and norms (parameters of one dimension).
+    """Optimiser without parameters yet. `decay: weights` spares biases and norms (parameters of one dimension).
 
-    A codebook's numbers never decay: each would move towards 0, and away from the weights that it is the mean of. Nor
-    do parameters of losses, which have a group for each loss, `losses.<loss>`.
-    A rate is the optimiser's, times the factor of the module's depth (`layer_decay`), times that of the last of
-    `groups` that names it.
+    Codebook entries have no weight decay: it would move them away from the weights that they are the mean of. Neither
+    have parameters of losses, which have a group for each loss, `losses.<loss>`.
+    A learning rate is the optimiser's, times the module's factor of `layer_decay`, times the factor of the last of
+    `groups` that names the module.
     """
 
     def __init__(
@@ -70,45 +70,45 @@ class OptimizerSpec:
 
     @property
     def has_module_rates(self) -> bool:
-        """Whether modules differ in their rates, or rest."""
+        """True if modules have different learning rates or are frozen."""
         return bool(self.groups or self.frozen or self.layer_decay)
 
     def build(self, model: nn.Module, losses: LearntLosses | None = None) -> torch.optim.Optimizer:
-        """The optimiser over the parameters of the model, and of losses that learn, each in exactly one group.
+        """Build the optimiser over the parameters of the model and of losses with parameters, each in one group.
 
         On the CPU its step is torch's fused one where there is such. Parameters frozen for ever ask for no gradient.
         Raises ConfigError for a module that the model does not have, and for a parameter whose elements share memory.
         """
-        whole = together(model, losses)
-        for place, name in self._named_modules():
-            module_parameters(whole, name, place)
+        module = combine_modules(model, losses)
+        for config_path, name in self._named_modules():
+            module_parameters(module, name, config_path)
         for frozen in self.frozen:
             if "until_epoch" not in frozen:
-                for _, parameter in module_parameters(whole, frozen["modules"], "optimizer.frozen"):
+                for _, parameter in module_parameters(module, frozen["modules"], "optimizer.frozen"):
                     parameter.requires_grad_(False)
-        for name, parameter in whole.named_parameters():
+        for name, parameter in module.named_parameters():
             _fill_gaps(name, parameter)
-        layers, decays = self._layers(model), self._decays(model)
+        layers, decays = self._layer_factors(model), self._weight_decays(model)
         groups: dict[tuple[str, float, float], dict[str, Any]] = {}
-        for name, parameter in whole.named_parameters():
+        for name, parameter in module.named_parameters():
             if parameter.requires_grad:
                 rate, decay, owner = (
-                    self._rate(name, layers),
+                    self._learning_rate(name, layers),
                     decays.get(name, 0.0),
                     losses.owner(name) if losses else "",
                 )
-                made = {"params": [], "lr": rate, "base_lr": rate, "weight_decay": decay}
+                group = {"params": [], "lr": rate, "base_lr": rate, "weight_decay": decay}
                 named = {"name": owner} if owner else {}
-                groups.setdefault((owner, rate, decay), {**made, **named})["params"].append(parameter)
+                groups.setdefault((owner, rate, decay), {**group, **named})["params"].append(parameter)
         if not groups:
             raise ConfigError("optimizer.frozen: every parameter is frozen; nothing is left to train")
         with gc_paused():  # a first optimiser imports torch's compiler
-            optimizer = self.optimizer(list(groups.values()), **self.arguments, **self._form(groups.values()))
-        optimizer.register_step_pre_hook(_lay_out_gradients)
+            optimizer = self.optimizer(list(groups.values()), **self.arguments, **self._fused_option(groups.values()))
+        optimizer.register_step_pre_hook(_match_gradient_layouts)
         return optimizer
 
-    def _form(self, groups: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-        """On the CPU torch's fused step, the fastest of its forms (docs/decisions.md); on a GPU torch chooses."""
+    def _fused_option(self, groups: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+        """Request torch's fused step on the CPU, the fastest (docs/decisions.md); on a GPU torch chooses."""
         devices = {parameter.device.type for group in groups for parameter in group["params"]}
         return {"fused": True} if devices == {"cpu"} and "fused" in signature(self.optimizer).parameters else {}
 
@@ -118,46 +118,49 @@ class OptimizerSpec:
                 yield f"optimizer.{kind}.{index}.modules", entry["modules"]
 
     def module_rates(self, model: nn.Module, losses: LearntLosses | None = None) -> tuple[ModuleRate, ...]:
-        """What each module gets, by the innermost module that something here names, or else the outermost one."""
-        layers, decays = self._layers(model), self._decays(model)
+        """Summarise rates by module: by the innermost module with a setting, or else the outermost one."""
+        layers, decays = self._layer_factors(model), self._weight_decays(model)
         named = {*layers, *(entry["modules"] for entry in (*self.groups, *self.frozen))}
-        named |= {*(name for name, _ in model.named_children()), *(losses.modules_named if losses else ())}
-        members: dict[str, list[tuple[str, nn.Parameter]]] = {}
-        for name, parameter in together(model, losses).named_parameters():
+        named |= {*(name for name, _ in model.named_children()), *(losses.module_names if losses else ())}
+        parameters_by_module: dict[str, list[tuple[str, nn.Parameter]]] = {}
+        for name, parameter in combine_modules(model, losses).named_parameters():
             inside = [module for module in named if is_in_module(name, module)]
-            members.setdefault(max(inside, key=len, default=name), []).append((name, parameter))
-        return tuple(self._rate_of(module, held, layers, decays) for module, held in members.items())
+            parameters_by_module.setdefault(max(inside, key=len, default=name), []).append((name, parameter))
+        return tuple(
+            self._summarise_module(module, parameters, layers, decays)
+            for module, parameters in parameters_by_module.items()
+        )
 
-    def _rate_of(
+    def _summarise_module(
         self,
         module: str,
-        held: Sequence[tuple[str, nn.Parameter]],
+        parameters: Sequence[tuple[str, nn.Parameter]],
         layers: Mapping[str, float],
         decays: Mapping[str, float],
     ) -> ModuleRate:
-        resting = [entry for entry in self.frozen if is_in_module(held[0][0], entry["modules"])]
-        ends = [entry["until_epoch"] for entry in resting if "until_epoch" in entry]
-        frozen = "for ever" if len(ends) < len(resting) else f"until epoch {max(ends)}" if ends else ""
+        frozen_entries = [entry for entry in self.frozen if is_in_module(parameters[0][0], entry["modules"])]
+        ends = [entry["until_epoch"] for entry in frozen_entries if "until_epoch" in entry]
+        frozen = "for ever" if len(ends) < len(frozen_entries) else f"until epoch {max(ends)}" if ends else ""
         return ModuleRate(
             module=module,
-            num_tensors=len(held),
-            num_elements=sum(parameter.numel() for _, parameter in held),
-            lr=self._rate(held[0][0], layers),
+            num_tensors=len(parameters),
+            num_elements=sum(parameter.numel() for _, parameter in parameters),
+            lr=self._learning_rate(parameters[0][0], layers),
             weight_decay=self.arguments["weight_decay"],
-            num_decayed=sum(parameter.numel() for name, parameter in held if decays.get(name)),
+            num_decayed=sum(parameter.numel() for name, parameter in parameters if decays.get(name)),
             frozen=frozen,
         )
 
-    def _layers(self, model: nn.Module) -> dict[str, float]:
+    def _layer_factors(self, model: nn.Module) -> dict[str, float]:
         return {} if self.layer_decay is None else layer_lr_factors(model, self.layer_decay)
 
-    def _rate(self, parameter_name: str, layers: Mapping[str, float]) -> float:
+    def _learning_rate(self, parameter_name: str, layers: Mapping[str, float]) -> float:
         factors = [g["lr_factor"] for g in self.groups if is_in_module(parameter_name, g["modules"])]
         by_depth = next((factor for module, factor in layers.items() if is_in_module(parameter_name, module)), 1.0)
         return self.arguments["lr"] * by_depth * (factors[-1] if factors else 1.0)
 
-    def _decays(self, model: nn.Module) -> dict[str, float]:
-        """The weight decay of each parameter of the model; those of losses have none."""
+    def _weight_decays(self, model: nn.Module) -> dict[str, float]:
+        """Return the weight decay of each parameter of the model; those of losses have none."""
         centres = {
             id(numbers) for quantiser, numbers in quantised_weights(model).values() if isinstance(quantiser, Codebook)
         }
@@ -245,7 +248,7 @@ def RMSprop(  # noqa: N802
 
 
 def _fill_gaps(name: str, parameter: nn.Parameter) -> None:
-    """Move a slice with gaps to memory of its own; torch's fused steps and batch norms read it as one piece.
+    """Copy a parameter with memory gaps to contiguous memory, as torch's fused steps and batch norms require.
 
     Raises ConfigError where elements share memory: no optimiser can update them one by one.
     """
@@ -258,8 +261,8 @@ def _fill_gaps(name: str, parameter: nn.Parameter) -> None:
         parameter.data = parameter.data.clone()
 
 
-def _lay_out_gradients(optimizer: torch.optim.Optimizer, *_: object) -> None:
-    """Whoever set a gradient, a plugin's hook too: the fused step pairs it with its parameter by place in memory."""
+def _match_gradient_layouts(optimizer: torch.optim.Optimizer, *_: object) -> None:
+    """Give every gradient its parameter's memory layout, which torch's fused step requires."""
     for group in optimizer.param_groups:
         for parameter in group["params"]:
             if parameter.grad is not None:
@@ -268,16 +271,16 @@ def _lay_out_gradients(optimizer: torch.optim.Optimizer, *_: object) -> None:
 
 def apply_freezing(model: nn.Module, frozen: Sequence[FrozenModules], epoch: int) -> list[nn.Parameter]:
     """Put the modules frozen at this epoch into evaluation mode, and return their parameters."""
-    held: list[nn.Parameter] = []
+    frozen_parameters: list[nn.Parameter] = []
     for entry in frozen:
         if epoch < entry.get("until_epoch", epoch + 1):
-            held.extend(
+            frozen_parameters.extend(
                 parameter for name, parameter in model.named_parameters() if is_in_module(name, entry["modules"])
             )
             for name, module in model.named_modules():
                 if is_in_module(name, entry["modules"]):
                     module.eval()
-    return held
+    return frozen_parameters
 
 
 __getattr__ = old_names(__name__)

@@ -1,4 +1,4 @@
-"""Which modules learn at which rate: rates that fall from the output to the input, and a table of what each gets."""
+"""Layer-wise learning rate decay, from the output to the input, and the table of rates by module."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from sightline.schema import suggest
 
 __all__ = ["LayerDecay", "ModuleRate", "format_module_rates", "is_in_module", "layer_lr_factors", "module_parameters"]
 
-_PLACE = "optimizer.layer_decay"
+_CONFIG_PATH = "optimizer.layer_decay"
 
 
 class LayerDecay(TypedDict):
-    """Each module's learning rate is `factor` times that of the next one towards the output; the last keeps its own.
+    """Layer-wise learning rate decay: each module has `factor` times the rate of the next one towards the output.
 
-    `modules` go from the input to the output; left out, they are the model's own, in the order in which it was made.
+    `modules` are ordered from input to output; by default they are the model's, in the order of their construction.
     Source: Howard and Ruder 2018, ULMFiT, section 3.2 (discriminative fine-tuning).
     """
 
@@ -32,10 +32,9 @@ class LayerDecay(TypedDict):
 
 
 class ModuleRate(NamedTuple):
-    """What a module gets: how much of it, its learning rate before the schedule, its weight decay, how long it rests.
+    """Learning rate before the schedule, weight decay and freezing of one module, with its numbers of parameters.
 
-    `num_decayed` of the `num_elements` have the weight decay, the others none. `frozen` is empty, `for ever`, or states
-    until which epoch.
+    `num_decayed` of the `num_elements` have weight decay. `frozen` is empty, `for ever`, or names the last epoch.
     """
 
     module: str
@@ -48,40 +47,48 @@ class ModuleRate(NamedTuple):
 
 
 def layer_lr_factors(model: nn.Module, decay: LayerDecay) -> dict[str, float]:
-    """The factor of each module, from the input to the output: factor^(L-1), ..., factor, 1 of L modules.
+    """Return the factor of each of L modules, from input to output: factor^(L-1), ..., factor, 1.
 
-    Parameters that the model itself holds go with the first. Raises ConfigError for modules that are not there, that
-    hold one another, or that leave parameters out.
+    Direct parameters of the model belong to the first module. Raises ConfigError for modules that do not exist, that
+    contain each other, or that leave parameters out.
     """
-    own = [name for name, _ in model.named_parameters(recurse=False)]
-    given = decay.get("modules")
-    modules = _own_order(model) if given is None else list(given)
-    for place, name in enumerate(given or ()):
-        module_parameters(model, name, f"{_PLACE}.modules.{place}")
+    direct_parameters = [name for name, _ in model.named_parameters(recurse=False)]
+    configured = decay.get("modules")
+    modules = _list_modules(model) if configured is None else list(configured)
+    for index, name in enumerate(configured or ()):
+        module_parameters(model, name, f"{_CONFIG_PATH}.modules.{index}")
     for inner, outer in itertools.permutations(modules, 2):
         if is_in_module(inner, outer):
-            raise ConfigError(f"{_PLACE}.modules: '{inner}' is part of '{outer}'; each may stand in one place only")
-    left_out = [n for n, _ in model.named_parameters() if n not in own and not any(is_in_module(n, m) for m in modules)]
+            raise ConfigError(f"{_CONFIG_PATH}.modules: '{inner}' is part of '{outer}'; name only one of the two")
+    left_out = [
+        n
+        for n, _ in model.named_parameters()
+        if n not in direct_parameters and not any(is_in_module(n, m) for m in modules)
+    ]
     if left_out:
-        raise ConfigError(f"{_PLACE}.modules: '{left_out[0]}' is in none of them; name its module in its place")
+        raise ConfigError(
+            f"{_CONFIG_PATH}.modules: '{left_out[0]}' is in none of them; add its module in the right order"
+        )
     if len(modules) < 2:
-        raise ConfigError(f"{_PLACE}: the model is of one module, {', '.join(modules)}; name parts of it in modules")
+        raise ConfigError(
+            f"{_CONFIG_PATH}: the model has one module, {', '.join(modules)}; name parts of it in modules"
+        )
     factors = {name: decay["factor"] ** (len(modules) - 1 - depth) for depth, name in enumerate(modules)}
-    return {**dict.fromkeys((n for n in own if n not in factors), factors[modules[0]]), **factors}
+    return {**dict.fromkeys((n for n in direct_parameters if n not in factors), factors[modules[0]]), **factors}
 
 
-def _own_order(model: nn.Module) -> list[str]:
-    """The model's modules with parameters in the order in which it was made, lists of modules entry by entry."""
-    found: list[str] = []
+def _list_modules(model: nn.Module) -> list[str]:
+    """List the model's modules with parameters in order of construction; of a ModuleList, its entries."""
+    names: list[str] = []
     for name, child in model.named_children():
-        inner = [f"{name}.{key}" for key, each in child.named_children() if any(True for _ in each.parameters())]
+        inner = [f"{name}.{key}" for key, module in child.named_children() if any(True for _ in module.parameters())]
         if any(True for _ in child.parameters()):
-            found += inner if isinstance(child, nn.ModuleList) else [name]
-    return found
+            names += inner if isinstance(child, nn.ModuleList) else [name]
+    return names
 
 
 def format_module_rates(rates: Sequence[ModuleRate]) -> list[str]:
-    """A line for each module below a heading; nothing where all learn alike."""
+    """Format a table of rates, one line for each module below a heading; empty if all rates are equal."""
     if not rates:
         return []
     rows = [("module", "tensors", "elements", "lr", "weight decay", "frozen")]
@@ -94,15 +101,17 @@ def format_module_rates(rates: Sequence[ModuleRate]) -> list[str]:
     return [f"rates: {'  '.join(map(str.ljust, row, widths)).rstrip()}" for row in rows]
 
 
-def module_parameters(model: nn.Module, name: str, place: str) -> list[tuple[str, nn.Parameter]]:
-    """The parameters of a module. Raises ConfigError at `place` where it has none, or there is no such module."""
-    found = [(n, p) for n, p in model.named_parameters() if is_in_module(n, name)]
-    if not found:
-        known = [n for n, _ in itertools.islice(model.named_modules(), 1, 500)]
-        raise ConfigError(f"{place}: the model has no module '{name}' with parameters{suggest(name, known)}")
-    return found
+def module_parameters(model: nn.Module, name: str, config_path: str) -> list[tuple[str, nn.Parameter]]:
+    """Return names and parameters of a module. Raises ConfigError at `config_path` if there are none."""
+    parameters = [(n, p) for n, p in model.named_parameters() if is_in_module(n, name)]
+    if not parameters:
+        module_names = [n for n, _ in itertools.islice(model.named_modules(), 1, 500)]
+        raise ConfigError(
+            f"{config_path}: the model has no module '{name}' with parameters{suggest(name, module_names)}"
+        )
+    return parameters
 
 
 def is_in_module(name: str, module: str) -> bool:
-    """Whether a name is that of a module, or of something in it."""
+    """Return True if a name is that of a module or of an object inside it."""
     return name == module or name.startswith(f"{module}.")

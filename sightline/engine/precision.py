@@ -1,4 +1,4 @@
-"""Number formats, kernels, reproducibility: what `train.precision`, `train.cudnn` and `train.determinism` mean."""
+"""Number formats, kernels and reproducibility: `train.precision`, `train.cudnn` and `train.determinism`."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Precision:
-    """The format of parameters and batches, and of the operations that autocast lowers.
+    """Number format of parameters and batches, and of the operations that autocast lowers.
 
     `bf16` and `fp16` keep float32 weights and run matrix products lower; `fp16` scales the loss so that small
     gradients survive. Source: Micikevicius et al. 2018, section 3.
@@ -44,29 +44,30 @@ class Precision:
         return torch.autocast(device.type, dtype=lowered) if lowered else contextlib.nullcontext()
 
     def scaler(self, device: torch.device) -> torch.amp.GradScaler:
-        """Scales losses under fp16; does nothing otherwise."""
+        """Build the loss scaler: active under fp16, else without effect."""
         return torch.amp.GradScaler(device.type, enabled=self.name == "fp16")
 
 
 def seed_everything(seed: int, rank: int = 0) -> None:
     """Seed the global generators of Python, NumPy and torch; processes draw different numbers (dropout)."""
-    words = np.random.SeedSequence((seed, rank)).generate_state(4)
-    random.seed(int(words[0]))
-    np.random.seed(int(words[1]))
-    torch.manual_seed(int(words[2]) << 31 | int(words[3]) >> 1)
+    seeds = np.random.SeedSequence((seed, rank)).generate_state(4)
+    random.seed(int(seeds[0]))
+    np.random.seed(int(seeds[1]))
+    torch.manual_seed(int(seeds[2]) << 31 | int(seeds[3]) >> 1)
 
 
 def set_determinism(level: str) -> None:
-    """`off` lets kernels be chosen by timing; `seeded` does not; `strict` refuses operations without fixed bits."""
+    """Set determinism: `off` chooses kernels by timing, `seeded` does not, `strict` refuses nondeterministic ones."""
     torch.backends.cudnn.benchmark = level == "off"
     torch.backends.cudnn.deterministic = level == "strict"
     if level == "strict":
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.set_deterministic_debug_mode("error" if level == "strict" else "default")  # the other way imports a compiler
+    # Not torch.use_deterministic_algorithms, which imports a compiler.
+    torch.set_deterministic_debug_mode("error" if level == "strict" else "default")
 
 
 def set_backends(*, determinism: str, cudnn: Cudnn) -> None:
-    """Set this process's kernels as `train.determinism` and `train.cudnn` state.
+    """Set the kernels of this process according to `train.determinism` and `train.cudnn`.
 
     `all_but_batch_norm` leaves cuDNN on here: the batch norms of the model turn it off for themselves.
     """
@@ -76,17 +77,17 @@ def set_backends(*, determinism: str, cudnn: Cudnn) -> None:
 
 @contextlib.contextmanager
 def cudnn_enabled(level: Cudnn) -> Iterator[None]:
-    """cuDNN on or off inside, and afterwards as it was."""
-    before = torch.backends.cudnn.enabled
+    """Context with cuDNN enabled, or disabled if `level` is `off`; the previous setting is restored."""
+    previous = torch.backends.cudnn.enabled
     torch.backends.cudnn.enabled = level != "off"
     try:
         yield
     finally:
-        torch.backends.cudnn.enabled = before
+        torch.backends.cudnn.enabled = previous
 
 
 def describe_nondeterminism(error: RuntimeError) -> RunError | None:
-    """Under `strict`, torch's refusal as one line that names the operation; None for any other error."""
+    """Convert torch's error under `strict` to one that names the operation; None for any other error."""
     text = str(error)
     if "does not have a deterministic implementation" not in text:
         return None

@@ -1,4 +1,4 @@
-"""How far a run is: a live bar on a terminal, plain lines elsewhere."""
+"""Progress of a run: a live bar on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _STYLES = {"loss": "bold", "rate": "cyan", "left": "magenta"}
 
 
 class Progress:
-    """Epoch, step, loss, learning rate, samples per second and the time left.
+    """Progress display: epoch, step, loss, learning rate, samples per second and the time left.
 
     A live bar where `is_live` (left out: where `stream` is a terminal that wants one). Else plain lines: the first
     step, then one every `every_s` seconds of the run, one for each epoch's last step, and one for each evaluation.
@@ -39,12 +39,12 @@ class Progress:
     ) -> None:
         stream = sys.stderr if stream is None else stream
         is_live = wants_live(stream, os.environ) if is_live is None else is_live
-        self._display: _Live | _Plain = _Live(stream) if is_live else _Plain(stream)
+        self._display: _LiveDisplay | _PlainDisplay = _LiveDisplay(stream) if is_live else _PlainDisplay(stream)
         self._every_s = (_REFRESH_S if is_live else 5.0) if every_s is None else every_s
         self._pace = Pace()
         self._shown: StepRecord | None = None
         self._last: StepRecord | None = None
-        self._warnings = _Warnings(self._display.write)
+        self._warnings = _WarningHandler(self._display.write)
         logging.getLogger("sightline").addHandler(self._warnings)
 
     def on_step(self, record: StepRecord) -> None:
@@ -70,8 +70,8 @@ class Progress:
             self._display.show(self._last, self._pace)
 
 
-class _Warnings(logging.Handler):
-    """Shows what `sightline` warns of during a run between the lines of progress."""
+class _WarningHandler(logging.Handler):
+    """Log handler that shows sightline's warnings between the lines of progress."""
 
     def __init__(self, write: Callable[[str], None]) -> None:
         super().__init__(logging.WARNING)
@@ -83,7 +83,7 @@ class _Warnings(logging.Handler):
 
 
 class Pace:
-    """How fast a run goes, from the clock in its records."""
+    """Speed of a run, from the clock in its records."""
 
     def __init__(self) -> None:
         self._first: StepRecord | None = None
@@ -96,7 +96,7 @@ class Pace:
 
     @property
     def samples_per_s(self) -> float:
-        """Over the last 50 steps, without the time between steps; NaN where nothing was timed."""
+        """Samples per second over the last 50 steps, without the time between steps; NaN if nothing was timed."""
         return samples_per_s(self._recent)
 
     @property
@@ -109,13 +109,13 @@ class Pace:
 
 
 def wants_live(stream: TextIO, environment: Mapping[str, str]) -> bool:
-    """Whether to redraw lines: only on a terminal that can, and where neither NO_COLOR nor CI is set."""
+    """Return True if `stream` is a terminal that can redraw lines, and neither NO_COLOR nor CI is set."""
     is_plain = environment.get("NO_COLOR") or environment.get("CI") or environment.get("TERM") == "dumb"
     return stream.isatty() and not is_plain
 
 
-def _fields(record: StepRecord, pace: Pace) -> dict[str, Any]:
-    """The text of both displays."""
+def _format_fields(record: StepRecord, pace: Pace) -> dict[str, Any]:
+    """Format the fields of both displays."""
     rate, left_s = pace.samples_per_s, pace.left_s
     minutes, seconds = divmod(0 if math.isnan(left_s) else round(left_s), 60)
     return {
@@ -128,23 +128,23 @@ def _fields(record: StepRecord, pace: Pace) -> dict[str, Any]:
     }
 
 
-class _Plain:
+class _PlainDisplay:
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
 
     def show(self, record: StepRecord, pace: Pace) -> None:
-        self.write("  ".join(_fields(record, pace).values()))
+        self.write("  ".join(_format_fields(record, pace).values()))
 
     def write(self, line: str) -> None:
         self._stream.write(line + "\n")
         self._stream.flush()
 
     def close(self) -> None:
-        """Nothing to give back."""
+        """Do nothing: plain lines use no resources."""
 
 
-class _Live:
-    """A bar of rich, started by the first step and redrawn only on request: no thread runs beside training.
+class _LiveDisplay:
+    """Bar of rich, started by the first step and redrawn only on request: no thread runs during training.
 
     rich draws identifiers of its styles from Python's global generator, so its state is kept around every call.
     """
@@ -155,7 +155,7 @@ class _Live:
 
     @preserve_rng_state()
     def show(self, record: StepRecord, pace: Pace) -> None:
-        fields = _fields(record, pace)
+        fields = _format_fields(record, pace)
         if self._bar is None:
             self._bar = _start_bar(self._stream, record, fields)
         self._bar.update(self._bar.task_ids[0], completed=record.step, refresh=True, **fields)

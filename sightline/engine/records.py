@@ -1,4 +1,4 @@
-"""What the loop reports to its observers, and how: they read frozen records and cannot change the run."""
+"""Records of the training loop, and the observers that read them: records are frozen, so the run cannot change."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ class StepRecord:
 
     `step` counts finished steps from 1, `epoch` from 0. `losses` holds each term's mean and "total", their weighted
     sum. `seconds` holds data, transfer, prepare, forward, loss, backward and optimise; `wall_s` runs since the start.
-    `gauges` are further figures of the task for its step: how many negatives a contrast had, for one; the weights of
-    losses that change from step to step; and `gradient/<layer>`, each layer's norm, where `log.gradients` asks for it.
+    `extra_scalars` are further figures of the task for its step, such as the number of negatives of a contrast; the
+    weights of losses that change from step to step; and `gradient/<layer>`, each layer's norm, with `log.gradients`.
     """
 
     step: int
@@ -82,10 +82,10 @@ class Observer(Protocol):
 class Observers:
     """Several observers as one. One that fails is switched off with one warning, and the run and the others go on.
 
-    One that the run cannot do without (`is_required = True`) ends it instead, and so does any that finds the run's
-    folder moved or taken. A failed observer gets `on_end("failed")` once, in case it holds a terminal, a file or a
-    process. `StopRun` of an observer that may stop the run is raised after the others have had the record. The end is
-    reported in reverse, so that the first, a log, still receives the messages of the later ones.
+    A required observer (`is_required = True`) ends the run instead, and so does any that finds the run's folder moved
+    or taken. A failed observer gets `on_end("failed")` once, to release a terminal, a file or a process. `StopRun` of
+    an observer that may stop the run is raised after all observers have received the record. The end is reported in
+    reverse order, so that the first, a log, still receives the messages of the later ones.
     """
 
     def __init__(self, observers: Sequence[Observer]) -> None:
@@ -130,14 +130,14 @@ class Observers:
             " ".join(str(error).split()),
             extra={"code": "observer-failed"},
         )
-        with suppress(Exception), preserve_rng_state():  # it failed already: only a last chance to let go
+        with suppress(Exception), preserve_rng_state():  # it failed already: only a chance to release resources
             observer.on_end("failed")
 
 
 @contextmanager
 def preserve_rng_state() -> Iterator[None]:
     """Put the global random states of Python, NumPy and PyTorch's CPU back as they were."""
-    before: tuple[Any, dict[str, Any], torch.Tensor] = (
+    states: tuple[Any, dict[str, Any], torch.Tensor] = (
         random.getstate(),
         np.random.get_state(legacy=False),
         torch.get_rng_state(),
@@ -145,6 +145,6 @@ def preserve_rng_state() -> Iterator[None]:
     try:
         yield
     finally:
-        random.setstate(before[0])
-        np.random.set_state(before[1])
-        torch.set_rng_state(before[2])
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        torch.set_rng_state(states[2])

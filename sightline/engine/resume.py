@@ -46,11 +46,11 @@ _BEFORE_CONFIG = frozenset(
 
 @dataclass(frozen=True)
 class RunLocation:
-    """Where a run is written, and what it continues from.
+    """Directory of a run, and the checkpoint that it continues from.
 
-    `path` is None where the run gets a new folder below `runs/`. `is_longer` is whether the run goes on past the
-    end that its own config names. `held` names the files and checkpoints that the folder held when it was looked at,
-    `notes` the damaged checkpoints that were skipped.
+    `path` is None if the run gets a new folder below `runs/`. `is_longer` is True if the run goes on past the
+    end that its own config names. `existing_files` names files and checkpoints that the folder contained when it was
+    read, `notes` the damaged checkpoints that were skipped.
     """
 
     path: str | None
@@ -61,36 +61,36 @@ class RunLocation:
     notes: tuple[str, ...] = ()
 
     def assert_unchanged(self, path: Path) -> None:
-        """Raises UserError where another run wrote to the folder between our look at it and our lock."""
-        if _left_by_runs(path) != self.existing_files:
+        """Raise UserError if another run has written to the folder since it was read."""
+        if _list_run_files(path) != self.existing_files:
             raise UserError(f"{path}: another run wrote to this folder while this one was built; start again")
 
 
 def resolve_run_location(
     config: RunConfig, plugins: Sequence[Plugin], world: World, *, out: Path | None, resume: str | None
 ) -> RunLocation:
-    """The place of a run, the same on every process: the first one reads the disk.
+    """Find the location of a run, the same on every process: the first one reads the disk.
 
     `resume` is `auto`, a run directory, a checkpoint, or None for a new run, whose folder must be empty. Raises
     UserError for a folder that holds something else, and for a run of another config or of changed plugins;
     MissingExtraError where a run that is not finished writes logs for which a package is missing.
     """
 
-    def look() -> str:
-        place = _place_of(config, plugins, out=out, resume=resume)
-        if not place.is_finished:
+    def locate() -> str:
+        location = _locate_run(config, plugins, out=out, resume=resume)
+        if not location.is_finished:
             _assert_loggers_installed(config.log)
-        return json.dumps(dataclasses.asdict(place))
+        return json.dumps(dataclasses.asdict(location))
 
-    found = json.loads(world.broadcast_from_rank_zero(look, operation="the run's place"))
-    return RunLocation(**{**found, "existing_files": tuple(found["existing_files"]), "notes": tuple(found["notes"])})
+    fields = json.loads(world.broadcast_from_rank_zero(locate, operation="the run's place"))
+    return RunLocation(**{**fields, "existing_files": tuple(fields["existing_files"]), "notes": tuple(fields["notes"])})
 
 
-def create_run_folder(place: RunLocation, config: RunConfig, world: World) -> Path:
-    """The path of the run's folder, once every process has built its run; a new number is claimed where it has none."""
+def create_run_folder(location: RunLocation, config: RunConfig, world: World) -> Path:
+    """Create the run's folder once every process has built its run; claim a new number if it has none."""
     world.barrier("everything is built")  # an error on any process comes before there is a folder
-    if place.path is not None:
-        return Path(place.path)
+    if location.path is not None:
+        return Path(location.path)
     return Path(
         world.broadcast_from_rank_zero(
             lambda: str(create_numbered_folder(Path("runs") / config.name)), operation="the run's directory"
@@ -99,39 +99,43 @@ def create_run_folder(place: RunLocation, config: RunConfig, world: World) -> Pa
 
 
 def assert_empty(out: Path, *, allowed: frozenset[str] = frozenset()) -> None:
-    """Raises UserError where `out` is a file, or a folder that holds more than these names."""
+    """Raise UserError if `out` is a file, or a folder that contains other names than `allowed`."""
     if out.exists() and not out.is_dir():
         raise UserError(f"--out {out}: is a file; give a folder")
-    held = {path.name for path in out.iterdir()} if out.is_dir() else set()
-    if held - allowed:
+    names = {path.name for path in out.iterdir()} if out.is_dir() else set()
+    if names - allowed:
         advice = " and holds no run to resume;" if allowed else "; go on with it by --resume auto, or"
         raise UserError(f"--out {out}: is not empty{advice} give another folder")
 
 
 def assert_same_run(run: Path, config: RunConfig, plugins: Sequence[Plugin]) -> bool:
-    """Whether the config is that of the run but for a later end: more `train.epochs`, or `train.steps`.
+    """Return True if the config differs from the run's only by a later end (`train.epochs` or `train.steps`).
 
-    Raises UserError where a run was trained with another config, with other plugins, or for longer.
+    Raises UserError if the run was trained with another config, with other plugins, or for longer.
     """
     assert_own_files(run)
     notes = check_recorded(load_document(run / "environment.json").get("plugins", []), plugins, run=run)
     if notes:
-        raise UserError(f"--resume: {notes[0]}; a resumed run must be what it was")
+        raise UserError(f"--resume: {notes[0]}; a run is resumed with the same plugins")
     recorded = read_config(run / "config.yaml")
-    before, now = (_leaves(to_plain(c)) for c in (recorded, config))
-    is_longer = _length(config) != _length(recorded) and all(map(ge, _length(config), _length(recorded)))
-    differing = [
+    stored, now = (_flatten(to_plain(c)) for c in (recorded, config))
+    is_longer = _get_length(config) != _get_length(recorded) and all(
+        map(ge, _get_length(config), _get_length(recorded))
+    )
+    changed_keys = [
         key
-        for key in sorted(before.keys() | now.keys())
-        if before.get(key) != now.get(key) and not key.startswith(_MAY_DIFFER) and (key, now.get(key)) not in _RECORDED
+        for key in sorted(stored.keys() | now.keys())
+        if stored.get(key) != now.get(key) and not key.startswith(_MAY_DIFFER) and (key, now.get(key)) not in _RECORDED
     ]
-    differing = [key for key in differing if not is_longer or key not in _LENGTH]
-    if differing:
-        listed = "; ".join(f"{key}: {_shown(before, key)} there, {_shown(now, key)} here" for key in differing[:8])
-        shorter = "" if set(differing) - set(_LENGTH) else f"; {_how_long(recorded)}"
-        count = "1 key differs" if len(differing) == 1 else f"{len(differing)} keys differ"
+    changed_keys = [key for key in changed_keys if not is_longer or key not in _LENGTH]
+    if changed_keys:
+        differences = "; ".join(
+            f"{key}: {_format_value(stored, key)} there, {_format_value(now, key)} here" for key in changed_keys[:8]
+        )
+        shorter = "" if set(changed_keys) - set(_LENGTH) else f"; {_describe_length(recorded)}"
+        count = "1 key differs" if len(changed_keys) == 1 else f"{len(changed_keys)} keys differ"
         raise UserError(
-            f"--resume: {run} was trained with another config ({count}): {listed}{shorter}; give these values, or "
+            f"--resume: {run} was trained with another config ({count}): {differences}{shorter}; give these values, or "
             "another --out"
         )
     if config.teacher is not None and recorded.teacher is not None:
@@ -146,75 +150,75 @@ def _assert_loggers_installed(log: Log) -> None:
         Wandb.assert_installed()
 
 
-def _shown(values: Mapping[str, Any], key: str) -> str:
+def _format_value(values: Mapping[str, Any], key: str) -> str:
     value = values.get(key, "absent")
     return "null" if value is None else str(value)
 
 
-def _how_long(recorded: RunConfig) -> str:
+def _describe_length(recorded: RunConfig) -> str:
     if recorded.train.steps is None:
         return f"a run may go on for longer, by a later train.epochs (now {recorded.train.epochs}), and not be cut"
     return "a run may go on for longer, and not be cut"
 
 
-def _length(config: RunConfig) -> tuple[float, float]:
+def _get_length(config: RunConfig) -> tuple[float, float]:
     return config.train.epochs, math.inf if config.train.steps is None else config.train.steps
 
 
-def _place_of(config: RunConfig, plugins: Sequence[Plugin], *, out: Path | None, resume: str | None) -> RunLocation:
-    new = RunLocation(None if out is None else str(out), existing_files=() if out is None else _left_by_runs(out))
-    for place in [path for path in (out, None if resume in (None, "auto") else Path(resume)) if path is not None]:
-        if is_packed(place):
+def _locate_run(config: RunConfig, plugins: Sequence[Plugin], *, out: Path | None, resume: str | None) -> RunLocation:
+    new = RunLocation(None if out is None else str(out), existing_files=() if out is None else _list_run_files(out))
+    for candidate in [path for path in (out, None if resume in (None, "auto") else Path(resume)) if path is not None]:
+        if is_packed(candidate):
             raise UserError(
-                f"{place}: is a packed model, which cannot be resumed; start a run from it: init.from={place}"
+                f"{candidate}: is a packed model, which cannot be resumed; start a run from it: init.from={candidate}"
             )
     if resume is None:
         if out is not None:
             assert_empty(out)
         return new
     if resume != "auto":
-        return _named(Path(resume), config, plugins, out=out)
-    path = out or _newest_run(Path("runs") / config.name)
+        return _locate_named_run(Path(resume), config, plugins, out=out)
+    path = out or _find_newest_run(Path("runs") / config.name)
     if path is None or not (path / "config.yaml").exists():
         if path is not None:
             assert_empty(path, allowed=_BEFORE_CONFIG)
         return new
     is_longer = assert_same_run(path, config, plugins)
-    held = _left_by_runs(path)
-    found, rejected = checkpoint.newest_valid(path)
-    is_finished = (path / "final.json").exists() and found is not None and not rejected and not is_longer
+    run_files = _list_run_files(path)
+    newest, rejected = checkpoint.newest_valid(path)
+    is_finished = (path / "final.json").exists() and newest is not None and not rejected and not is_longer
     notes = tuple(f"damaged checkpoint passed over: {line}" for line in rejected)
-    return RunLocation(str(path), str(found) if found else None, is_finished, is_longer, held, notes)
+    return RunLocation(str(path), str(newest) if newest else None, is_finished, is_longer, run_files, notes)
 
 
-def _named(path: Path, config: RunConfig, plugins: Sequence[Plugin], *, out: Path | None) -> RunLocation:
-    """The place of a run that is named by its directory or by one of its checkpoints."""
+def _locate_named_run(path: Path, config: RunConfig, plugins: Sequence[Plugin], *, out: Path | None) -> RunLocation:
+    """Return the location of a run that is named by its directory or by one of its checkpoints."""
     run = checkpoint.enclosing_run(path)
     if run is None:
         raise UserError(
             f"--resume {path}: neither a run directory nor a checkpoint inside one; give the --out of a training"
         )
     if out is not None and out.resolve() != run.resolve():
-        raise UserError(f"--resume {path}: belongs to {run}, but --out is {out}; a run is resumed where it lies")
+        raise UserError(f"--resume {path}: belongs to {run}, but --out is {out}; a run is resumed in its own folder")
     is_longer = assert_same_run(run, config, plugins)
     is_finished = not is_longer and path.resolve() == run.resolve() and (run / "final.json").exists()
     is_finished = is_finished and not checkpoint.newest_valid(run)[1]
-    return RunLocation(str(run), str(path), is_finished, is_longer, _left_by_runs(run))
+    return RunLocation(str(run), str(path), is_finished, is_longer, _list_run_files(run))
 
 
-def _left_by_runs(path: Path) -> tuple[str, ...]:
-    """Files and checkpoints of a folder that a run would replace or remove."""
+def _list_run_files(path: Path) -> tuple[str, ...]:
+    """List files and checkpoints of a folder that a run would replace or remove."""
     files = [name for name in ("config.yaml", "final.json") if (path / name).exists()]
     return (*files, *(folder.name for folder in checkpoint.list_checkpoints(path)))
 
 
-def _newest_run(base: Path) -> Path | None:
+def _find_newest_run(base: Path) -> Path | None:
     numbers = sorted((int(p.name) for p in base.iterdir() if p.name.isdecimal()), reverse=True) if base.is_dir() else []
     return base / str(numbers[0]) if numbers else None
 
 
-def _leaves(tree: Any, path: str = "") -> dict[str, Any]:
+def _flatten(tree: Any, path: str = "") -> dict[str, Any]:
     if isinstance(tree, dict | list) and tree:
         items = tree.items() if isinstance(tree, dict) else enumerate(tree)
-        return {k: v for key, value in items for k, v in _leaves(value, f"{path}.{key}".lstrip(".")).items()}
+        return {k: v for key, value in items for k, v in _flatten(value, f"{path}.{key}".lstrip(".")).items()}
     return {path: tree}

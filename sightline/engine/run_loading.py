@@ -1,4 +1,4 @@
-"""A run or a config, opened: its facts, data, model, task and evaluator, each built where it is asked for."""
+"""Opened runs: facts, data, model, task and evaluator of a run directory or a config, each built on first use."""
 
 from __future__ import annotations
 
@@ -47,10 +47,10 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, eq=False)
 class OpenRun:
-    """A run, ready to use on the processes of `world`: each part of it is read or built when it is first asked for.
+    """Opened run on the processes of `world`; each component is read or built on first use, then cached.
 
-    `config` may differ from the run's own in its data and in how it evaluates. `notes` name plugins that changed since
-    the run was made. `path` may also be a config file, of which there is no run yet: it has no weights to load.
+    `config` may differ from the run's in its data and evaluation settings. `notes` name plugins that changed since the
+    run was made. `path` may also be a config file without a run: it has no weights to load.
     """
 
     path: Path
@@ -74,17 +74,17 @@ class OpenRun:
 
     @cached_property
     def checkpoint_path(self) -> Path:
-        """The path of `which`. Raises UserError where nothing is there, with a list of what the run holds."""
-        return _checkpoint_path(self.path, self.checkpoint_name)
+        """The path of checkpoint `checkpoint_name`. Raises UserError, listing those that exist, if it is absent."""
+        return _find_checkpoint(self.path, self.checkpoint_name)
 
     @cached_property
     def training_setup(self) -> build.TrainingSetup:
-        """All parts of a new training by `config`; the model has the weights that it would start from."""
+        """All components of a new training by `config` (cached); the model has the weights that it would start from."""
         return build.build(self.config, self.world)
 
     @cached_property
     def data(self) -> build.Data:
-        """The data of `config`. Raises ConfigError where they are not of the kind that the model was trained for."""
+        """The data of `config` (cached). Raises ConfigError if the model was trained for another kind of data."""
         data = build.build_data(self.config)
         build.log_linked_data_folder(self.config, self.world)
         if self.directory is not None:
@@ -93,7 +93,7 @@ class OpenRun:
 
     @cached_property
     def model(self) -> nn.Module:
-        """The network with the weights that count, in evaluation mode."""
+        """The network with its trained weights (EMA, if the run has one), in evaluation mode; cached."""
         return self.model_at(self.checkpoint_path)
 
     @cached_property
@@ -104,63 +104,63 @@ class OpenRun:
     @property
     def task(self) -> Task:
         """The task with its losses, bound to data and model."""
-        return self._task_and_meters[0]
+        return self._task_and_metrics[0]
 
     @property
     def metrics(self) -> Sequence[BoundMetric]:
         """The metrics, bound to data, model and task."""
-        return self._task_and_meters[1]
+        return self._task_and_metrics[1]
 
     def evaluator(self, part: build.DataSubset | None = None) -> Evaluator:
-        """An evaluator of a part, without one of the test part."""
+        """Build an evaluator of `part`, by default of the test split."""
         part = self.data.test if part is None else part
-        return build.build_evaluator(self._config_of_task, part, self.task, self.metrics)
+        return build.build_evaluator(self._config_with_losses, part, self.task, self.metrics)
 
     def model_at(self, checkpoint: Path) -> nn.Module:
-        """The network with the weights of another checkpoint, in evaluation mode."""
+        """Build the network with the weights of another checkpoint, in evaluation mode."""
         model = self.untrained_model()
         _load_trained(model, checkpoint)
         return model.eval()
 
     def load_into(self, model: nn.Module) -> None:
-        """Put the weights that count into a model of the caller's, every one of them."""
+        """Load the trained weights (EMA, if the run has one) into `model`, every one of them."""
         _load_trained(model, self.checkpoint_path)
 
     def untrained_model(self) -> nn.Module:
-        """The network with the weights that the seed of the run gives."""
+        """Build the network with the random weights of the run's seed."""
         return build.build_model(self.config, self.facts, self.world)
 
     @cached_property
-    def _task_and_meters(self) -> tuple[Task, list[BoundMetric]]:
-        data = self.data  # first: what is wrong with them shows before a checkpoint is read
-        return build.build_task(self._config_of_task, data, self.model, self.world, losses=self._losses)
+    def _task_and_metrics(self) -> tuple[Task, list[BoundMetric]]:
+        data = self.data  # first: faults of the data are reported before a checkpoint is read
+        return build.build_task(self._config_with_losses, data, self.model, self.world, losses=self._losses)
 
     @property
-    def _config_of_task(self) -> RunConfig:
-        """The config without losses whose parameters the weights came without."""
+    def _config_with_losses(self) -> RunConfig:
+        """The config, without losses whose parameters the checkpoint lacks."""
         return dataclasses.replace(
-            self.config, losses=tuple(each for each in self.config.losses if each.name in self._losses)
+            self.config, losses=tuple(loss for loss in self.config.losses if loss.name in self._losses)
         )
 
     @cached_property
     def _losses(self) -> dict[str, Loss]:
-        """The losses, with what they learned; one whose parameters were not kept is left out, with a warning."""
+        """The losses with their trained parameters; a loss without saved parameters is left out, with a warning."""
         losses = build.build_losses(self.config, self.data.facts, self.world)
         learnt = LearntLosses(losses).eval()
-        kept = trained_weights.load_losses(self.checkpoint_path) if learnt else {}
-        for name in learnt.not_in(kept):
+        saved = trained_weights.load_losses(self.checkpoint_path) if learnt else {}
+        for name in learnt.find_missing(saved):
             self.world.rank_zero_only(logger.warning)(
                 "loss-not-kept: %s holds no parameters of the loss '%s', which learns; figures are without this loss",
                 *(self.checkpoint_path, name),
             )
             del losses[name]
-        LearntLosses(losses).load(kept, where=self.checkpoint_path)
+        LearntLosses(losses).load(saved, where=self.checkpoint_path)
         return losses
 
 
 @dataclass(frozen=True, eq=False)
 class TrainedRun:
-    """A trained run, ready to use: `model` is on the CPU, in evaluation mode, with the weights of `checkpoint`.
+    """Trained run, loaded: `model` is on the CPU, in evaluation mode, with the weights of `checkpoint`.
 
     `facts` are those of the data it was trained on; `transforms` are those that evaluation applies, in order.
     """
@@ -178,7 +178,7 @@ class TrainedRun:
         return tuple(self.facts.get("class_names", ()))
 
     def transform(self, batch: Batch) -> Batch:
-        """The batch as an evaluation of this run would have seen it: every one of `transforms` applied.
+        """Apply the evaluation `transforms` of this run to a batch.
 
         Samples draw by their `sample_index`, counted from 0 where the batch holds none: a batch of the run's own data
         gets the bits that `sightline evaluate` gives it. Raises ConfigError where a transform needs another field.
@@ -197,7 +197,7 @@ def open_run(
     plugins: Sequence[Path] = (),
     world: World | None = None,
 ) -> OpenRun:
-    """A run from its directory, of which nothing is built yet.
+    """Open a run directory; nothing is built yet.
 
     `config` replaces the run's own, whose plugins were then loaded with it; with it, `path` may be a config file.
     `checkpoint` is `last`, `best` or a path. Raises UserError for a directory that is not a run, PluginError for a
@@ -209,14 +209,14 @@ def open_run(
     if config is None:
         config, notes = read_run(path, plugins)
     if config.teacher is None and is_run(path):  # `teacher=null`: evaluated without the losses that need it
-        config = dataclasses.replace(config, losses=tuple(each for each in config.losses if not teacher_keys(each)))
+        config = dataclasses.replace(config, losses=tuple(loss for loss in config.losses if not teacher_keys(loss)))
     return OpenRun(path, config, checkpoint, world or World(), tuple(notes))
 
 
 def open_trained(
     path: str | Path, *, checkpoint: str | Path = "last", plugins: Sequence[str | Path] = ()
 ) -> TrainedRun:
-    """A trained run from its directory; its data set is not needed.
+    """Load a trained run from its directory; its data set is not needed.
 
     `checkpoint` is `last`, `best` or a path; where the run averaged its weights, the average is loaded. `plugins` are
     the files that the run was made with. Global random states stay as they are. Raises UserError for a directory that
@@ -231,28 +231,30 @@ def open_trained(
 
 
 def build_model(name: str, /, **arguments: Any) -> nn.Module:
-    """A model by its name in `sightline list models`, with random weights from torch's global generator.
+    """Build a model by its name in `sightline list models`, with random weights from torch's global generator.
 
     Facts that a data set would give (`num_classes`, `in_channels`) are arguments like any other here. Raises
     ConfigError for a name or an argument that there is not, and for a value of another type.
     """
     facts = {key: value for key, value in arguments.items() if key in registry.FACTS}
-    given = {key: value for key, value in arguments.items() if key not in facts}
-    component = ComponentConfig(name, given, location=SourceLocation("build_model"))
-    if wrong := registry.models.faults(component):
-        raise ConfigError(*map(str, wrong))
-    takes = registry.models.accepted_facts(component)
+    config_arguments = {key: value for key, value in arguments.items() if key not in facts}
+    component = ComponentConfig(name, config_arguments, location=SourceLocation("build_model"))
+    if config_faults := registry.models.faults(component):
+        raise ConfigError(*map(str, config_faults))
+    accepted_facts = registry.models.accepted_facts(component)
     faults = [
         f"build_model.{key}: '{name}' needs the argument '{key}'"
-        for key, parameter in takes.items()
+        for key, parameter in accepted_facts.items()
         if parameter.is_required and key not in facts
     ]
     for key, value in facts.items():
-        if key not in takes:
-            known = registry.models.entry(component).parameters
-            faults.append(f"build_model.{key}: '{name}' has no such argument{suggest(key, {**known, **takes})}")
+        if key not in accepted_facts:
+            parameters = registry.models.entry(component).parameters
+            faults.append(
+                f"build_model.{key}: '{name}' has no such argument{suggest(key, {**parameters, **accepted_facts})}"
+            )
         else:
-            misfits = check_value(takes[key].annotation, value)[1]
+            misfits = check_value(accepted_facts[key].annotation, value)[1]
             faults += [f"build_model.{'.'.join(filter(None, (key, part)))}: {text}" for part, text in misfits]
     if faults:
         raise ConfigError(*faults)
@@ -264,37 +266,39 @@ def _load_trained(model: nn.Module, path: Path) -> None:
     load_weights(model, trained_weights.load_trained_state(path, remedy="give it by --checkpoint"))
 
 
-def _checkpoint_path(run: Path, which: str) -> Path:
-    is_link = which in ("last", "best")
+def _find_checkpoint(run: Path, name: str) -> Path:
+    is_link = name in ("last", "best")
     if is_link and trained_weights.is_packed(run):
         return run / trained_weights.PACKED_FILE
-    path = run / "checkpoints" / which if is_link else Path(which)
+    path = run / "checkpoints" / name if is_link else Path(name)
     if path.exists() or path.is_symlink():  # a link that leads nowhere is a damaged checkpoint, which loading reports
         return path
-    shelf = run / "checkpoints"
-    held = sorted(entry.name for entry in shelf.iterdir() if not entry.name.startswith(".")) if shelf.is_dir() else []
-    if not held:
+    folder = run / "checkpoints"
+    available = (
+        sorted(entry.name for entry in folder.iterdir() if not entry.name.startswith(".")) if folder.is_dir() else []
+    )
+    if not available:
         raise UserError(
-            f"checkpoint {which}: the run {run} has no checkpoint yet (interrupted before the first one?); "
+            f"checkpoint {name}: the run {run} has no checkpoint yet (interrupted before the first one?); "
             f"go on with: sightline train {run} --resume auto --out {run}"
         )
     advice = "" if is_link else "; give last, best or a path"
-    meant = suggest(which, ("last", "best"), otherwise="")
-    raise UserError(f"checkpoint {which}: there is no {path}{advice}; {shelf} holds {', '.join(held)}{meant}")
+    suggestion = suggest(name, ("last", "best"), otherwise="")
+    raise UserError(f"checkpoint {name}: there is no {path}{advice}; {folder} holds {', '.join(available)}{suggestion}")
 
 
 def is_run(path: Path) -> bool:
-    """Whether a path is a run directory rather than a config file."""
+    """Return True if a path is a run directory, not a config file."""
     return (path / "config.yaml").exists()
 
 
 def config_path_of_run(path: Path) -> Path:
-    """The config file of a run directory; any other path as it is."""
+    """Return the config file of a run directory; any other path unchanged."""
     return path / "config.yaml" if is_run(path) else path
 
 
 def read_run(run: Path, plugins: Sequence[Path]) -> tuple[RunConfig, list[str]]:
-    """The config of a run directory, with its plugins loaded, and notes on plugins that changed since."""
+    """Read the config of a run directory and load its plugins; also return notes on plugins that changed since."""
     if not is_run(run):
         raise UserError(f"{run}: is not a run directory (no config.yaml in it); give the folder that a training wrote")
     loaded = load_plugins(plugins)

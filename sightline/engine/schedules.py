@@ -1,4 +1,4 @@
-"""Learning-rate factors as closed forms of the step, so that a resumed run needs no state of them."""
+"""Learning rate schedules as closed forms of the step, so that a resumed run needs no state of them."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ __all__ = ["Constant", "Cosine", "Exponential", "OneCycle", "Schedule", "Steps"]
 
 
 class Schedule(Protocol):
-    """The factor that every group's learning rate is multiplied by at a step (0-based)."""
+    """Schedule: the factor of every group's learning rate at a step (0-based)."""
 
     def __call__(self, step: int) -> float: ...
 
 
 class _WithWarmUp:
-    """A linear rise from 0 over the first epochs, then the subclass's own form of the steps that remain.
+    """Base class of schedules with a linear warm-up from 0 over the first epochs.
 
-    The rise is so many epochs, or a share of the whole run, which fits a run of any length.
+    The warm-up is a number of epochs, or a share of the whole run, which fits a run of any length.
     """
 
     def __init__(self, *, warmup_epochs: float, warmup_share: float, num_steps: int, steps_per_epoch: int) -> None:
@@ -31,12 +31,12 @@ class _WithWarmUp:
         self.num_steps = num_steps
         self.steps_per_epoch = steps_per_epoch
         if self.warmup_steps >= num_steps:
-            key, found = "warmup_share", f"{warmup_share:g}, which is every step of a run of {num_steps}"
+            key, reason = "warmup_share", f"{warmup_share:g}, which is every step of a run of {num_steps}"
             if warmup_epochs:
                 length = f"{num_steps / steps_per_epoch:.3g}"
-                key, found = "warmup_epochs", f"{warmup_epochs:g} epochs of warm-up, but the whole run has {length}"
+                key, reason = "warmup_epochs", f"{warmup_epochs:g} epochs of warm-up, but the whole run has {length}"
             raise ConfigError(
-                f"{key}: found {found}; warm up for fewer, or, to try a run out, not at all: schedule.{key}=0"
+                f"{key}: found {reason}; warm up for fewer, or, to try a run out, not at all: schedule.{key}=0"
             )
 
     def __call__(self, step: int) -> float:
@@ -160,7 +160,7 @@ class Exponential(_WithWarmUp):
 class OneCycle:
     """Cosine from 1/start_divisor up to 1 over the first `rise` of the run, then down to 1/final_divisor of the start.
 
-    Momentum stays as given. Source: Smith and Topin 2019, section 3, with cosine instead of linear flanks.
+    Momentum is constant. Source: Smith and Topin 2019, section 3, with cosine instead of linear flanks.
     """
 
     def __init__(
@@ -179,10 +179,10 @@ class OneCycle:
     def __call__(self, step: int) -> float:
         share = step / max(1, self.num_steps - 1)
         if share < self.rise:
-            return _between(self.start, 1.0, share / self.rise)
-        return _between(1.0, self.final, (share - self.rise) / max(1e-12, 1.0 - self.rise))
+            return _cosine_between(self.start, 1.0, share / self.rise)
+        return _cosine_between(1.0, self.final, (share - self.rise) / max(1e-12, 1.0 - self.rise))
 
 
-def _between(first: float, last: float, share: float) -> float:
-    """Half a cosine from `first` to `last`."""
+def _cosine_between(first: float, last: float, share: float) -> float:
+    """Interpolate from `first` to `last` by half a cosine, at `share` in 0..1."""
     return last + (first - last) * 0.5 * (1.0 + math.cos(math.pi * share))

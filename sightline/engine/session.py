@@ -1,4 +1,4 @@
-"""A training run in its directory: resume, evaluate in turn, keep the best, save, and end in good order."""
+"""Training session in a run directory: resume, train, evaluate, save checkpoints, keep the best, finish."""
 
 from __future__ import annotations
 
@@ -46,15 +46,15 @@ __all__ = ["StopRequest", "StopRequestedError", "TrainingSession", "describe_dat
 logger = logging.getLogger(__name__)
 
 _COMPARED_STEPS = 1000
-"""Of the steps that a run has done, at which two schedules are compared."""
+"""Number of finished steps at which two schedules are compared."""
 
 
 class StopRequestedError(BaseException):
-    """A signal asked for the end of work that has no steps; nothing may take it for a fault and go on."""
+    """Request by a signal to end work without steps; it must not be handled as an error."""
 
 
 class StopRequest:
-    """True once SIGTERM or SIGINT came; a second signal ends the process at once.
+    """Stop request: true once SIGTERM or SIGINT came; a second signal ends the process at once.
 
     The same signal within a second is the same request: a scheduler signals all processes, and the launcher among them
     passes it on.
@@ -70,14 +70,14 @@ class StopRequest:
         return self.signal is not None
 
     def install_handlers(self, *, is_acknowledged: bool) -> None:
-        """From now on signals ask for the end; where `is_acknowledged`, standard error acknowledges the first one."""
+        """Install signal handlers; with `is_acknowledged`, the first signal is acknowledged on standard error."""
         self._is_acknowledged = is_acknowledged
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._on_signal)
 
     @contextlib.contextmanager
     def raise_on_signal(self) -> Iterator[None]:
-        """Inside, the first signal raises StopAskedError, as one from before does: the work is repeatable."""
+        """Context in which the first signal, or an earlier one, raises StopRequestedError: its work is repeatable."""
         self._is_at_once = True
         try:
             if self:
@@ -114,7 +114,7 @@ class BestCheckpoint:
 
 
 class TrainingSession:
-    """Trains what was built into a run directory, from wherever `resume` put it, to the end or to a signal."""
+    """Session that trains into a run directory, from the start or a checkpoint, to the end or to a signal."""
 
     def __init__(
         self,
@@ -128,10 +128,10 @@ class TrainingSession:
         final_metrics: Callable[[nn.Module], Mapping[str, float]] | None = None,
         is_quiet: bool = False,
     ) -> None:
-        """`final_metrics` measures more of the last weights, called on every process, for `final.json`.
+        """Prepare a session; `final_metrics` computes more metrics of the last weights, on every process.
 
-        `is_cut` is whether a signal ended the last evaluation, so that the processes may be at different places;
-        `first_loss` is the whole loss of step 1 where this session took it.
+        `is_cut` is True if a signal ended the last evaluation, so that the processes may be at different steps;
+        `first_loss` is the total loss of step 1 if this session trained it.
         """
         self.built = built
         self.config = built.config
@@ -156,7 +156,7 @@ class TrainingSession:
     # --- before -----------------------------------------------------------------------------------------------------
 
     def start_files(self) -> None:
-        """The config and the record of this run; a resumed run keeps its own. The config comes last: it makes a run."""
+        """Write config and record of a new run; the config comes last, as it makes the folder a run."""
         if not (self.directory.path / "config.yaml").exists():
             self.directory.write_json("environment.json", self.record)
             self.directory.write_json("facts.json", to_plain(dict(self.built.data.facts)))
@@ -166,24 +166,24 @@ class TrainingSession:
             self.directory.write_text("config.yaml", render_config(self.config, origins=False))
 
     def start(self) -> None:
-        """Start at the first step, though an attempt that ended before its first checkpoint may have left lines."""
+        """Start at the first step, and remove lines of an attempt that ended before its first checkpoint."""
         self.directory.remove("final.json")
         self.directory.truncate_lines("metrics.jsonl", after_step=0)
 
     def resume(self, path: Path) -> None:
-        """Continue from a checkpoint: weights, optimiser, average, best, and the random states of every process."""
+        """Continue from a checkpoint: weights, optimiser, EMA, best, and the random states of every process."""
         snapshot = checkpoint.load(path)
         job, state = self.job, snapshot.state
         if snapshot.step > job.num_steps:
-            raise CheckpointError(f"{path}: stands at step {snapshot.step}, after the run's last step {job.num_steps}")
+            raise CheckpointError(f"{path}: is of step {snapshot.step}, after the run's last step {job.num_steps}")
         checkpoint.load_weights(job.model, snapshot.model)
         job.losses.load(snapshot.losses, where=path)
-        checkpoint.restore_optimizer(job.trained, job.optimizer, snapshot.optimizer)
+        checkpoint.restore_optimizer(job.trained_module, job.optimizer, snapshot.optimizer)
         for group, saved in zip(job.optimizer.param_groups, state["groups"], strict=True):
-            group["lr"] = saved["lr"]  # a step sets it anew; a save before the next step has to repeat it
+            group["lr"] = saved["lr"]  # every step sets it; a save before the next step has to repeat it
         if job.ema is not None:
             if snapshot.ema is None:
-                raise CheckpointError(f"{path}: holds no average of weights, which train.ema_decay asks for")
+                raise CheckpointError(f"{path}: contains no EMA of the weights, which train.ema_decay requires")
             checkpoint.load_weights(job.ema, snapshot.ema)
         if job.losses_ema is not None:
             job.losses_ema.load(snapshot.losses_ema, where=path)
@@ -207,12 +207,14 @@ class TrainingSession:
         rewind(self.directory.path, step=snapshot.step, assert_own=self.directory.assert_lock_held)
         self._is_evaluation_due = state.get("evaluation_due", False)
         # Steps that were unwritten when the checkpoint was saved may have been written by the run as it ended.
-        after = snapshot.step - bool(state["unwritten"])
-        split = "train" if self._is_evaluation_due and after == snapshot.step else None  # its own line may be there
-        self.directory.truncate_lines("metrics.jsonl", after_step=after, last_split=split)
+        last_written_step = snapshot.step - bool(state["unwritten"])
+        split = (
+            "train" if self._is_evaluation_due and last_written_step == snapshot.step else None
+        )  # its own line may be there
+        self.directory.truncate_lines("metrics.jsonl", after_step=last_written_step, last_split=split)
 
     def extend(self) -> str:
-        """Write the later end that the run now has into its own config; a line on what changes with it."""
+        """Write the run's later end into its config; return a line on the changes that follow."""
         recorded = read_config(self.directory.path / "config.yaml")
         length = replace(recorded.train, epochs=self.config.train.epochs, steps=self.config.train.steps)
         self.directory.write_text("config.yaml", render_config(replace(recorded, train=length), origins=False))
@@ -220,18 +222,18 @@ class TrainingSession:
         if planned is None or not job.step:
             return f"trains longer: to step {job.num_steps}"
         if planned == job.num_steps:
-            first, later = ("steps", "epochs") if length.steps == planned else ("epochs", "steps")
+            first, ignored = ("steps", "epochs") if length.steps == planned else ("epochs", "steps")
             return (
                 f"trains no longer: train.{first}={getattr(length, first)} ends the run at step {planned}, before "
-                f"train.{later} does; to go on, name a later train.{first}"
+                f"train.{ignored} does; to go on, name a later train.{first}"
             )
         facts = {"num_steps": planned, "steps_per_epoch": job.stream.plan.steps_per_epoch}
-        before = registry.schedules.build(self.config.schedule, facts=facts)
+        original_schedule = registry.schedules.build(self.config.schedule, facts=facts)
         line, name = f"trains longer: to step {job.num_steps} instead of {planned}", self.config.schedule.name
         done = {int(step) for step in np.linspace(0, job.step - 1, _COMPARED_STEPS)}
-        if all(before(step) == job.schedule(step) for step in done):
+        if all(original_schedule(step) == job.schedule(step) for step in done):
             return f"{line}; the schedule '{name}' of the finished steps is that of a run of this length"
-        last, following = before(job.step - 1), job.schedule(min(job.step, job.num_steps - 1))
+        last, following = original_schedule(job.step - 1), job.schedule(min(job.step, job.num_steps - 1))
         return (
             f"{line}; the schedule '{name}' depends on the length of the run: its factor goes on from {last:.3g} at "
             f"{following:.3g}, and the {job.step} finished steps followed the shorter one, so the result is not that "
@@ -239,7 +241,7 @@ class TrainingSession:
         )
 
     def start_summary(self) -> list[str]:
-        """Lines on this stage before it starts: where it comes from, what moves how fast."""
+        """Describe this stage before it starts: source of its weights, learning rates of its modules."""
         built = self.built
         lines = [describe_stage(self.config, built.job.model)]
         lines += [f"losses that learn: {built.job.losses}"] if built.job.losses else []
@@ -252,7 +254,7 @@ class TrainingSession:
     # --- the run ----------------------------------------------------------------------------------------------------
 
     def run(self) -> Evaluation | None:
-        """Train to the end and evaluate the last weights on the test part; None where a signal stopped it."""
+        """Train to the end and evaluate the last weights on the test split; None if a signal stopped the run."""
         self.observers = Observers(self.world.rank_zero_only(self._default_observers)() or [])
         reason = "failed"
         try:
@@ -272,7 +274,7 @@ class TrainingSession:
                 logger.info("step %d: its evaluation was not finished; evaluating it now", self.job.step)
                 self._evaluate()
                 self._save()
-            train(self.job, self.world, self._at_step, self.stop)
+            train(self.job, self.world, self._on_step_end, self.stop)
             final = self._finish() if self.job.step == self.job.num_steps else None
             if final is None:
                 reason = f"stopped by signal {self.stop.signal} after step {self.job.step}; state saved"
@@ -303,7 +305,7 @@ class TrainingSession:
             )
         return [*observers, *self._extra]
 
-    def _at_step(self, record: StepRecord, stop_asked: bool) -> bool:
+    def _on_step_end(self, record: StepRecord, stop_asked: bool) -> bool:
         self.observers.on_step(record)
         self.first_loss = record.losses["total"] if record.step == 1 else self.first_loss
         job, config = self.job, self.config
@@ -311,7 +313,7 @@ class TrainingSession:
         num_epochs, within = divmod(job.step, job.stream.plan.steps_per_epoch)
         is_evaluated = is_last or (within == 0 and num_epochs % config.evaluate.every == 0)
         if is_evaluated:
-            self._save(is_evaluation_due=True)  # whatever ends the evaluation, the weights of this step are kept
+            self._save(is_evaluation_due=True)  # even if the evaluation fails, the weights of this step are saved
             self._evaluate()
         every_steps = config.checkpoint.every_steps
         is_due = every_steps is not None and job.step % every_steps == 0
@@ -322,7 +324,7 @@ class TrainingSession:
 
     def _evaluate(self) -> None:
         job, config = self.job, self.config
-        with self._evaluating():
+        with self._evaluation_state():
             evaluation = self.built.selection_evaluator(job.evaluation_model, self.world, pictures=True)
         value = evaluation.metrics[config.evaluate.metric]
         self._latest = (job.step, evaluation)
@@ -332,8 +334,8 @@ class TrainingSession:
         self.observers.on_evaluation(
             EvaluationRecord(
                 step=job.step,
-                epoch=job.stream.plan.epoch_of(job.step - 1),
-                split=_split_label(config, self.built.data.selection.split),
+                epoch=job.stream.plan.compute_epoch(job.step - 1),
+                split=_format_split(config, self.built.data.selection.split),
                 metrics=evaluation.metrics,
                 losses=evaluation.losses,
                 seconds=evaluation.seconds,
@@ -345,16 +347,16 @@ class TrainingSession:
         )
 
     @contextlib.contextmanager
-    def _evaluating(self) -> Iterator[None]:
-        """Model and losses as they are evaluated: alike on all processes, the average of each where there is one."""
+    def _evaluation_state(self) -> Iterator[None]:
+        """Context for evaluation: buffers equal on all processes, losses in evaluation mode with their EMA, if any."""
         job = self.job
         self.world.broadcast_buffers(job.evaluation_model)
         self.world.broadcast_buffers(job.losses)
-        with job.losses.evaluated(job.losses_ema):
+        with job.losses.evaluation_mode(job.losses_ema):
             yield
 
     def _save(self, *, is_evaluation_due: bool = False) -> None:
-        """Save a checkpoint; one whose evaluation is due is saved again, with its outcome, after it."""
+        """Save a checkpoint; if its evaluation is due, it is saved again afterwards, with the result."""
         job, world = self.job, self.world
         world.broadcast_buffers(job.model)
         world.broadcast_buffers(job.losses)
@@ -381,7 +383,7 @@ class TrainingSession:
         snapshot = checkpoint.Snapshot(
             step=job.step,
             model=plain_state(job.model),
-            optimizer=checkpoint.optimizer_tensors(job.trained, job.optimizer),
+            optimizer=checkpoint.optimizer_tensors(job.trained_module, job.optimizer),
             ema=None if job.ema is None else plain_state(job.ema),
             state=state,
             losses=job.losses.plain_state(),
@@ -396,7 +398,7 @@ class TrainingSession:
         )
 
     def _finish(self) -> Evaluation | None:
-        """Evaluate the last weights and write it down; None where a signal came before, for a resumed run to do it."""
+        """Evaluate the last weights and write final.json; None if a signal came first: a resumed run will evaluate."""
         try:
             with self.stop.raise_on_signal():
                 final = self._evaluate_last()
@@ -415,9 +417,9 @@ class TrainingSession:
         selection = self.built.data.selection
         is_same = selection.split == part.split and selection.dataset is part.dataset
         if is_same and self._latest is not None and self._latest[0] == self.job.step:
-            final = self._latest[1]  # these weights on this part a moment ago
+            final = self._latest[1]  # these weights were just evaluated on this split
         else:
-            with self._evaluating():
+            with self._evaluation_state():
                 final = self.built.test_evaluator(self.job.evaluation_model, self.world, pictures=True)
         if self._final_metrics is None:
             return final
@@ -425,7 +427,7 @@ class TrainingSession:
 
 
 def evaluation_document(config: RunConfig, evaluation: Evaluation, part: DataSubset, which: str) -> dict[str, Any]:
-    """What `final.json` and `evaluate --json` hold."""
+    """Build the document of `final.json` and `evaluate --json`."""
     return {
         "metrics": dict(evaluation.metrics),
         "losses": dict(evaluation.losses),
@@ -435,21 +437,21 @@ def evaluation_document(config: RunConfig, evaluation: Evaluation, part: DataSub
         "data": describe_data_subset(config.data.name, part, evaluation),
         "checkpoint": which,
         "votes": config.evaluate.votes,
-        "selection": _selection(config),
+        "selection": _describe_selection(config),
     }
 
 
 def describe_data_subset(name: str, part: DataSubset, evaluation: Evaluation) -> dict[str, Any]:
-    """The part of a data set that figures are of, and which of its boxes were scored."""
+    """Describe the evaluated split of a data set, and which of its boxes were scored."""
     described = {"name": name, "split": part.split, "num_samples": evaluation.num_samples}
     box_type = part.dataset.info.facts.get("box_type")
     return described if box_type is None else {**described, "box_type": box_type}
 
 
-def _selection(config: RunConfig) -> str:
-    """How `best` was chosen; figures of a test-selected checkpoint are not comparable with others."""
+def _describe_selection(config: RunConfig) -> str:
+    """Describe how `best` was selected; figures of a test-selected checkpoint are not comparable with others."""
     return "test-selected" if config.evaluate.select == "test" else "validation-selected"
 
 
-def _split_label(config: RunConfig, split: str) -> str:
+def _format_split(config: RunConfig, split: str) -> str:
     return "test-selected" if config.evaluate.select == "test" else split

@@ -1,4 +1,4 @@
-"""The forward pass of a step: prepare, losses, the weighted mean. Whoever runs a task's losses does it here."""
+"""Forward pass of a step: preparation, losses and their weighted sum, for every caller of a task's losses."""
 
 from __future__ import annotations
 
@@ -32,42 +32,42 @@ __all__ = [
 ]
 
 PROFILER_END_PREFIX = "end of "
-"""Before the name of a part: what a profiler sees where the part ends."""
+"""Prefix of a profiler event that marks the end of a phase, before the phase's name."""
 _FLOAT32 = Precision("float32")  # without autocast
 
 
 class Task(Protocol):
-    """What the loop requires of a task; sums, so that any split of a step gives the same numbers."""
+    """Interface of a task to the training loop; losses are sums, so a step can be split in any way."""
 
     def prepare(
         self, model: nn.Module, micro_batches: Sequence[Batch], world: World
     ) -> tuple[Mapping[str, Tensor], Sequence[Any]]:
-        """What the whole step must know first: each loss's count over everything, and something per micro-batch."""
+        """Return the global count of each loss (all micro-batches, all processes) and a context per micro-batch."""
         ...
 
     def losses(self, model: nn.Module, batch: Batch, context: Any) -> Mapping[str, Tensor]:
-        """The sum of each loss over this micro-batch."""
+        """Return the sum of each loss over this micro-batch."""
         ...
 
     def predict(self, model: nn.Module, batch: Batch) -> Mapping[str, Any]:
-        """What metrics read."""
+        """Return the predictions that metrics read."""
         ...
 
     def losses_and_predictions(
         self, model: nn.Module, batch: Batch, context: Any
     ) -> tuple[Mapping[str, Tensor], Mapping[str, Any]]:
-        """Loss sums and predictions of one forward pass."""
+        """Return loss sums and predictions of one forward pass."""
         ...
 
-    # Optional: gauges(losses, num_samples, num_processes) -> dict[str, float], what a step is to be judged by;
-    # tallies(contexts) -> dict[str, Tensor], counts of a step that are added over all processes.
+    # Optional: step_metrics(losses, num_samples, num_processes) -> dict[str, float], figures of a step;
+    # step_counts(contexts) -> dict[str, Tensor], counts of a step that are summed over all processes.
 
 
 @dataclass(frozen=True)
 class Step:
-    """The micro-batches of a step on this process, and what its task prepared over all of them.
+    """Prepared step: its micro-batches on this process, and counts and contexts from the task.
 
-    `counts` are what losses are divided by; `contexts` hold what the task needs for each micro-batch.
+    `counts` are the divisors of the losses; `contexts` contain what the task needs for each micro-batch.
     """
 
     task: Task
@@ -78,40 +78,40 @@ class Step:
     device: torch.device
 
     def loss_sums(self, model: nn.Module, index: int = 0) -> Mapping[str, Tensor]:
-        """The sum of each loss over a micro-batch."""
+        """Return the sum of each loss over a micro-batch."""
         with self.precision.autocast(self.device):
             return self.task.losses(model, self.micro_batches[index], self.contexts[index])
 
     def loss_sums_and_predictions(
         self, model: nn.Module, index: int = 0
     ) -> tuple[Mapping[str, Tensor], Mapping[str, Any]]:
-        """Loss sums and predictions of a micro-batch."""
+        """Return loss sums and predictions of a micro-batch."""
         with self.precision.autocast(self.device):
             return self.task.losses_and_predictions(model, self.micro_batches[index], self.contexts[index])
 
     def loss_means(self, sums: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The share of each loss's mean over the step that these sums make up."""
+        """Divide sums of losses by the counts of the step: their shares of each loss's mean."""
         return {name: divide_by_count(total, self.counts[name]) for name, total in sums.items()}
 
 
 class StepTimer:
-    """Wall time in `seconds` by what it was spent on, between calls of `lap`.
+    """Timer of a step: wall time in `seconds` by phase, between calls of `end_phase`.
 
-    Where the task reports its own parts, `forward` is the network alone, and `rest` what follows it up to the lap of
-    that name. Work that a GPU has only queued counts for the part that waits for it.
+    If the task reports its own phases, `forward` is the network alone, and `remainder` the time after it up to the
+    next call. Work that a GPU has only queued counts for the phase that waits for it.
     """
 
     def __init__(self, task: Task, *, remainder: str) -> None:
         self.seconds: dict[str, float] = {}
-        self._rest = remainder
+        self._remainder = remainder
         self._is_split = False
         self._last = time.perf_counter()
         if TaskMembers.on_phase_end.get(task) is not None:
             task.on_phase_end = partial(self.end_phase, is_own=True)  # type: ignore[attr-defined]
 
     def end_phase(self, name: str, *, is_own: bool = False) -> None:
-        """End a part; `is_own` one that the task reports."""
-        name = self._rest if name == "forward" and self._is_split and not is_own else name
+        """End a phase; `is_own` marks one that the task reports."""
+        name = self._remainder if name == "forward" and self._is_split and not is_own else name
         self._is_split = is_own
         if profiler._is_profiler_enabled:
             with profiler.record_function(PROFILER_END_PREFIX + name):  # `sightline profile` divides the step there
@@ -124,14 +124,14 @@ class StepTimer:
 def prepare_step(
     task: Task, model: nn.Module, micro_batches: Sequence[Batch], world: World, precision: Precision = _FLOAT32
 ) -> Step:
-    """A step whose forward passes can be run: the collectives of its losses happen here."""
+    """Prepare a step for its forward passes, with the collectives of its losses."""
     with precision.autocast(world.device):
         counts, contexts = task.prepare(model, micro_batches, world)
     return Step(task, micro_batches, counts, contexts, precision, world.device)
 
 
 def with_prepare(task: Task, prepare: Callable[..., Any]) -> Task:
-    """A copy of the task, whose own `prepare` is called by another: `prepare(own, model, micro_batches, world)`."""
+    """Copy a task with its `prepare` replaced by `prepare(original, model, micro_batches, world)`."""
     copied = copy.copy(task)
     copied.prepare = partial(prepare, task.prepare)  # type: ignore[method-assign]
     return copied
@@ -140,24 +140,24 @@ def with_prepare(task: Task, prepare: Callable[..., Any]) -> Task:
 def single_batch_step(
     task: Task, model: nn.Module, batch: Batch, device: torch.device, precision: Precision = _FLOAT32
 ) -> Step:
-    """One batch as a step of its own on one process, prepared."""
+    """Prepare one batch as a step on one process."""
     return prepare_step(task, model, [batch], World(device=device), precision)
 
 
 def compute_batch_losses(
     task: Task, model: nn.Module, batch: Batch, device: torch.device, precision: Precision = _FLOAT32
 ) -> tuple[Mapping[str, Tensor], Mapping[str, Tensor]]:
-    """Loss sums and counts of one batch as a step of its own on one process."""
+    """Compute loss sums and counts of one batch as a step on one process."""
     step = single_batch_step(task, model, batch, device, precision)
     return step.loss_sums(model), step.counts
 
 
 def divide_by_count(total: Tensor, count: Tensor) -> Tensor:
-    """The sum over everything divided by the count of everything, or by 1 where nothing was counted."""
+    """Divide a total by its count, or by 1 if the count is 0."""
     divisor = count.to(total.device)
     return total / torch.where(divisor > 0, divisor, torch.ones_like(divisor)).to(total.dtype)
 
 
 def weighted_sum(means: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:
-    """The loss that training minimises, of the means of its terms."""
+    """Return the weighted sum of the mean losses, which training minimises."""
     return torch.stack([weights[name] * value for name, value in means.items()]).sum()

@@ -1,4 +1,4 @@
-"""Training numbers over an interval of steps, averaged once from the steps' own records."""
+"""Averages of training numbers over intervals of steps, from the steps' records."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ _KEYS = {"extra_scalars": "gauges"}
 
 
 class StepAverager:
-    """Hands on the records of each interval: up to every step that `every` divides, an epoch's end, or `flush`.
+    """Collector of step records, which writes each interval: at multiples of `every`, an epoch's end, or `flush`.
 
-    An epoch's end shows itself in the next record, so its interval is handed on then, unless `flush` came before
-    (call it at each evaluation and at the end). No step is left out or handed on twice.
+    An epoch's end is known from the next record only, so its interval is written then, unless `flush` came before
+    (call it at each evaluation and at the end). Every step is written exactly once.
     """
 
     def __init__(self, every: int, write: Callable[[Sequence[StepRecord]], None]) -> None:
@@ -36,13 +36,13 @@ class StepAverager:
             self.flush()
 
     def flush(self) -> None:
-        """Hand on what has not been handed on yet, if anything."""
+        """Write the records of the open interval, if any."""
         if self._records:
             self._write(self._records)
             self._records = []
 
     def state(self) -> list[dict[str, Any]]:
-        """The open interval in plain values; kept in a checkpoint, a resumed run writes the unbroken run's lines."""
+        """Return the open interval in plain values, for a checkpoint: a resumed run writes the same lines."""
         return [
             {_KEYS.get(field.name, field.name): getattr(record, field.name) for field in fields(record)}
             | {"losses": dict(record.losses), "seconds": dict(record.seconds), "gauges": dict(record.extra_scalars)}
@@ -56,30 +56,34 @@ class StepAverager:
 
 
 def average_records(records: Sequence[StepRecord]) -> dict[str, float]:
-    """Means over some steps, each step weighted by its number of samples; rounded once, whatever the order.
+    """Average the records of some steps, weighted by numbers of samples; rounded once, regardless of the order.
 
-    `loss/<term>`, `grad_norm` and the task's gauges are such means; `lr` is the last one's; `num_samples` is a sum;
+    `loss/<term>`, `grad_norm` and extra scalars are such means; `lr` is the last one's; `num_samples` is a sum;
     `time_s/<part>` are plain means over steps.
     """
     terms = dict.fromkeys(name for record in records for name in record.losses)
     parts = dict.fromkeys(name for record in records for name in record.seconds)
     numbers: dict[str, float] = {
-        f"loss/{term}": _mean((record.losses[term], record.num_samples) for record in records if term in record.losses)
+        f"loss/{term}": _weighted_mean(
+            (record.losses[term], record.num_samples) for record in records if term in record.losses
+        )
         for term in terms
     }
     for name in dict.fromkeys(name for record in records for name in record.extra_scalars):
-        numbers[name] = _mean(
+        numbers[name] = _weighted_mean(
             (record.extra_scalars[name], record.num_samples) for record in records if name in record.extra_scalars
         )
-    numbers["grad_norm"] = _mean((record.grad_norm, record.num_samples) for record in records)
+    numbers["grad_norm"] = _weighted_mean((record.grad_norm, record.num_samples) for record in records)
     numbers["lr"] = records[-1].lr
     numbers["num_samples"] = sum(record.num_samples for record in records)
-    numbers |= {f"time_s/{part}": _mean((record.seconds.get(part, 0.0), 1) for record in records) for part in parts}
+    numbers |= {
+        f"time_s/{part}": _weighted_mean((record.seconds.get(part, 0.0), 1) for record in records) for part in parts
+    }
     return numbers
 
 
 def evaluation_scalars(record: EvaluationRecord) -> dict[str, float]:
-    """Metrics under their own names, `loss/<term>`, `num_samples`, `time_s/evaluation` and, of it, `time_s/<part>`."""
+    """Flatten an evaluation to scalars: metrics, `loss/<term>`, `num_samples`, `time_s/<phase>`."""
     losses = {f"loss/{term}": value for term, value in record.losses.items()}
     times = {
         f"time_s/{part}": seconds for part, seconds in {"evaluation": record.seconds, **record.phase_seconds}.items()
@@ -88,7 +92,7 @@ def evaluation_scalars(record: EvaluationRecord) -> dict[str, float]:
 
 
 def samples_per_s(records: Iterable[StepRecord]) -> float:
-    """Samples per second of time spent in steps (evaluations and checkpoints between them do not count)."""
+    """Compute samples per second of time spent in steps (without evaluations and checkpoints between them)."""
     num_samples, seconds = 0, 0.0
     for record in records:
         num_samples += record.num_samples
@@ -96,8 +100,8 @@ def samples_per_s(records: Iterable[StepRecord]) -> float:
     return num_samples / seconds if seconds > 0 else math.nan
 
 
-def _mean(weighted: Iterable[tuple[float, int]]) -> float:
-    """The weighted mean; NaN if a value is not finite or all weights are 0."""
+def _weighted_mean(weighted: Iterable[tuple[float, int]]) -> float:
+    """Compute the weighted mean; NaN if a value is not finite or all weights are 0."""
     values = list(weighted)
     weight = sum(count for _, count in values)
     if weight == 0 or not all(math.isfinite(value) for value, _ in values):
@@ -106,7 +110,7 @@ def _mean(weighted: Iterable[tuple[float, int]]) -> float:
 
 
 def format_rate(samples_per_s: float) -> str:
-    """Samples per second: whole, below ten with a digit more, below one with three; `?` where nothing was timed."""
+    """Format samples per second: whole numbers, below ten two significant digits; `?` if nothing was timed."""
     if math.isnan(samples_per_s):
         return "?"
     return f"{samples_per_s:,.0f}" if samples_per_s >= 9.95 else f"{samples_per_s:.2g}"

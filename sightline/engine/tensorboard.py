@@ -1,4 +1,4 @@
-"""Curves and pictures for TensorBoard, in event files written without TensorFlow or torch's writer."""
+"""TensorBoard observer: curves and pictures in event files, written without TensorFlow or torch's writer."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ __all__ = ["TensorBoard"]
 
 
 class TensorBoard:
-    """An event file in `directory`: `train/loss/<term>`, `train/<number>`, `<split>/<metric>` and the pictures.
+    """Observer that writes an event file in `directory`: `train/loss/<term>`, `<split>/<metric>`, the pictures.
 
     Nothing is imported or opened before the first interval of `every` steps is over, so start-up is not slowed. After
-    a resume, what earlier files hold from there on is marked as void. `assert_own` raises, before the file is made,
-    where the directory is another run's by now. Raises MissingExtraError without tensorboard.
+    a resume, later steps of earlier files are marked as void. `assert_own` raises, before the file is made,
+    if the directory is another run's by now. Raises MissingExtraError without tensorboard.
     """
 
     def __init__(self, directory: Path, *, every: int = 50, assert_own: Callable[[], None] = lambda: None) -> None:
@@ -66,7 +66,7 @@ class TensorBoard:
 
 
 class _EventFile:
-    """A file of event records, written in the caller's thread: it cannot hang, and it fails where it is used."""
+    """Event file, written in the caller's thread: it cannot hang, and errors appear at the call."""
 
     def __init__(self, directory: Path, *, first_step: int) -> None:
         from tensorboard.compat.proto import event_pb2, summary_pb2
@@ -77,25 +77,25 @@ class _EventFile:
         has_earlier = first_step > 1 or any(directory.glob("events.out.tfevents.*"))
         name = f"events.out.tfevents.{int(time.time()):010d}.{socket.gethostname()}.{os.getpid()}"
         self._records = RecordWriter((directory / name).open("ab"))
-        self._put(0, file_version="brain.Event:2")
+        self._write_event(0, file_version="brain.Event:2")
         if has_earlier:
             start = self._event.SessionLog(status=self._event.SessionLog.START)
-            self._put(first_step, session_log=start)
+            self._write_event(first_step, session_log=start)
 
     def write(self, step: int, scalars: Mapping[str, float], images: Mapping[str, Picture]) -> None:
         values = [self._summary.Summary.Value(tag=tag, simple_value=value) for tag, value in scalars.items()]
-        values += [self._image(tag, picture) for tag, picture in images.items()]
-        self._put(step, summary=self._summary.Summary(value=values))
+        values += [self._make_image(tag, picture) for tag, picture in images.items()]
+        self._write_event(step, summary=self._summary.Summary(value=values))
         self._records.flush()
 
     def close(self) -> None:
         self._records.close()
 
-    def _put(self, step: int, **content: Any) -> None:
+    def _write_event(self, step: int, **content: Any) -> None:
         event = self._event.Event(wall_time=time.time(), step=step, **content)
         self._records.write(event.SerializeToString())
 
-    def _image(self, tag: str, picture: Picture) -> Any:
+    def _make_image(self, tag: str, picture: Picture) -> Any:
         height, width, _ = picture.pixels.shape
         image = self._summary.Summary.Image(
             height=height, width=width, colorspace=3, encoded_image_string=encode_png(picture.pixels)

@@ -1,4 +1,4 @@
-"""The loop: read, prepare, forward, backward, clip, step, record. Nothing else may change a weight."""
+"""Training loop: read, prepare, forward, backward, clip, step, record. Only this module changes weights."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from sightline.engine.batch_stream import BatchStream
 from sightline.engine.device import to_device
 from sightline.engine.distributed import World
 from sightline.engine.gradients import module_gradient_norms
-from sightline.engine.learnt_losses import LearntLosses, together
+from sightline.engine.learnt_losses import LearntLosses, combine_modules
 from sightline.engine.optimizers import FrozenModules, apply_freezing
 from sightline.engine.precision import Precision
 from sightline.engine.records import StepRecord
@@ -25,23 +25,23 @@ from sightline.errors import RunError
 from sightline.optional_members import TaskMembers
 from sightline.types import Batch, LinearRamp
 
-__all__ = ["NonFiniteGradientError", "PhaseTimer", "StepCallback", "TrainState", "train", "train_step"]
+__all__ = ["NonFiniteGradientError", "PhaseTimer", "StepCallback", "StepTotals", "TrainState", "train", "train_step"]
 
-_GRADIENT = "gradient/"
-_SAMPLES, _STOP, _TALLY = "(samples)", "(stop)", "(tally) "  # ride along with the losses; no loss can be called so
+_SAMPLES, _STOP, _COUNT_PREFIX = "(samples)", "(stop)", "(tally) "
+"""Keys of further sums in the collective of the losses; no loss can have such a name."""
 
 
 class PhaseTimer(Protocol):
-    """Called after each part of a step: prepare, forward, backward, optimise."""
+    """Interface of a timer, called after each phase of a step: prepare, forward, backward, optimise."""
 
     def end_phase(self, name: str) -> None: ...
 
 
 @dataclass
 class TrainState:
-    """Everything that training changes, and where it stands: `step` optimiser steps are done.
+    """Training state: model, losses, optimiser, scaler, EMA and the number of finished steps (`step`).
 
-    `losses` are those of the task's that learn; their average is made with the model's, `ema`.
+    `losses` are the task's losses with parameters; `losses_ema` is their EMA, as `ema` is the model's.
     """
 
     model: nn.Module
@@ -71,29 +71,46 @@ class TrainState:
 
     @property
     def epoch(self) -> int:
-        return self.stream.plan.epoch_of(self.step)
+        return self.stream.plan.compute_epoch(self.step)
 
     def loss_weights_at(self, step: int) -> dict[str, float]:
-        """What each loss is multiplied by at a step, counted from 0."""
-        each = self.stream.plan.steps_per_epoch
+        """Return the weight of each loss at a step, counted from 0."""
+        steps_per_epoch = self.stream.plan.steps_per_epoch
         return {
-            n: w.value_at(step, steps_per_epoch=each) if isinstance(w, LinearRamp) else w
+            n: w.value_at(step, steps_per_epoch=steps_per_epoch) if isinstance(w, LinearRamp) else w
             for n, w in self.loss_weights.items()
         }
 
     @property
-    def trained(self) -> nn.Module:
-        """All that an optimiser may train, as one module: the model, with the losses that learn."""
-        return together(self.model, self.losses)
+    def trained_module(self) -> nn.Module:
+        """Everything that an optimiser may train, as one module: the model, and losses with parameters."""
+        return combine_modules(self.model, self.losses)
 
     @property
     def evaluation_model(self) -> nn.Module:
-        """The model whose figures count: the average of the weights where there is one."""
+        """The model to evaluate: the EMA of the weights, if there is one."""
         return self.model if self.ema is None else self.ema
 
 
+@dataclass(frozen=True)
+class StepTotals:
+    """Results of one optimiser step over all processes.
+
+    `losses` are means by name, `counts` sums of the task's `step_counts`, `gradient_norms` norms by module path if they
+    are logged. `stop_requested` is True if any process requested a stop.
+    """
+
+    losses: Mapping[str, float]
+    grad_norm: float
+    lr: float
+    num_samples: int
+    stop_requested: bool
+    counts: Mapping[str, float]
+    gradient_norms: Mapping[str, float]
+
+
 class StepCallback(Protocol):
-    """Called after every step, on every process, at the same step: evaluates, saves, or ends the run (returns True)."""
+    """Callback after every step, on every process alike: evaluates, saves, or ends the run (returns True)."""
 
     def __call__(self, record: StepRecord, stop_asked: bool) -> bool: ...
 
@@ -101,7 +118,7 @@ class StepCallback(Protocol):
 def train(job: TrainState, world: World, on_step_end: StepCallback, stop: Any = None) -> None:
     """Run optimiser steps from `job.step` to `job.num_steps`, or until `on_step_end` returns true.
 
-    Raises RunError where a gradient is not finite; the weights are then still those of the step before.
+    Raises RunError if a gradient is not finite; the weights are then still those of the step before.
     """
     replica = world.broadcast_weights(job.model)
     if job.losses:
@@ -122,7 +139,7 @@ def train(job: TrainState, world: World, on_step_end: StepCallback, stop: Any = 
             totals = train_step(job, replica, micro_batches, world, clock, stop_requested=bool(stop))
             job.step += 1
             record = _record(job, totals, epoch, clock, time.perf_counter() - started, world.size)
-            if on_step_end(record, totals[_STOP] > 0):
+            if on_step_end(record, totals.stop_requested):
                 return
 
 
@@ -134,11 +151,11 @@ def train_step(
     clock: PhaseTimer,
     *,
     stop_requested: bool = False,
-) -> dict[str, float]:
-    """One optimiser step; the same numbers however the step is split."""
+) -> StepTotals:
+    """Run one optimiser step; results do not depend on the split into micro-batches and processes."""
     job.model.train()
     job.losses.train()
-    trained = job.trained
+    trained = job.trained_module
     apply_freezing(trained, job.frozen, job.epoch)
     factor = job.schedule(job.step)
     for group in job.optimizer.param_groups:
@@ -164,12 +181,12 @@ def train_step(
     gradients = module_gradient_norms(trained) if job.logs_gradients else {}
     grad_norm = nn.utils.clip_grad_norm_(trained.parameters(), job.clip_norm or float("inf"))
     sizes = [len(batch["sample_index"]) for batch in micro_batches]
-    tallies_of = TaskMembers.step_counts.get(job.task)
-    tallies = {} if tallies_of is None else tallies_of(step.contexts)
+    step_counts = TaskMembers.step_counts.get(job.task)
+    counts = {} if step_counts is None else step_counts(step.contexts)
     extra = {
         _SAMPLES: sum(sizes),
         _STOP: float(stop_requested),
-        **{_TALLY + name: each for name, each in tallies.items()},
+        **{_COUNT_PREFIX + name: count for name, count in counts.items()},
     }
     totals = world.all_reduce_sum(
         sums | {name: torch.tensor(float(x), dtype=torch.float64) for name, x in extra.items()}, operation="losses"
@@ -184,26 +201,28 @@ def train_step(
         if job.losses_ema is not None:
             update_ema(job.losses_ema, job.losses, job.ema_decay)
     clock.end_phase("optimise")
-    losses = {name: divide_by_count(totals[name], step.counts[name]).item() for name in sums}
-    return (
-        losses
-        | {"grad_norm": grad_norm.item(), "lr": max(group["lr"] for group in job.optimizer.param_groups)}
-        | {name: totals[name].item() for name in extra}
-        | {f"{_GRADIENT}{path}": norm for path, norm in gradients.items()}
+    return StepTotals(
+        losses={name: divide_by_count(totals[name], step.counts[name]).item() for name in sums},
+        grad_norm=grad_norm.item(),
+        lr=max(group["lr"] for group in job.optimizer.param_groups),
+        num_samples=int(totals[_SAMPLES].item()),
+        stop_requested=totals[_STOP].item() > 0,
+        counts={name: totals[_COUNT_PREFIX + name].item() for name in counts},
+        gradient_norms=gradients,
     )
 
 
 def _may_be_skipped(job: TrainState, sums: Sequence[Tensor]) -> bool:
-    """Whether a gradient that is not finite only means that fp16's scale is still too large.
+    """Return True if a non-finite gradient only shows that fp16's loss scale is still too large.
 
-    Then the step changes nothing and the scale is halved; a loss that is not finite itself, or a gradient that stays so
+    The step then changes nothing and the scale is halved; a loss that is not finite itself, or a gradient that stays so
     down to a scale of 1, is not due to the scale. Source: Micikevicius et al. 2018, section 3.2.
     """
     return job.scaler.is_enabled() and job.scaler.get_scale() > 1.0 and all(bool(torch.isfinite(s)) for s in sums)
 
 
 class NonFiniteGradientError(RunError):
-    """A gradient that is not a number: the weights are untouched, and the step can be run again to find where."""
+    """Error for a gradient that is not finite: weights are unchanged, and the step can be repeated."""
 
     def __init__(
         self,
@@ -223,25 +242,23 @@ class NonFiniteGradientError(RunError):
 
 @torch.no_grad()
 def update_ema(average: nn.Module, model: nn.Module, decay: float) -> None:
-    """average <- decay * average + (1 - decay) * model for parameters; buffers are copied."""
-    for kept, new in zip(average.parameters(), model.parameters(), strict=True):
-        kept.lerp_(new.detach(), 1.0 - decay)
-    for held, latest in zip(average.buffers(), model.buffers(), strict=True):
-        held.copy_(latest)
+    """Update the EMA: average <- decay * average + (1 - decay) * model for parameters; buffers are copied."""
+    for ema_parameter, parameter in zip(average.parameters(), model.parameters(), strict=True):
+        ema_parameter.lerp_(parameter.detach(), 1.0 - decay)
+    for ema_buffer, buffer in zip(average.buffers(), model.buffers(), strict=True):
+        ema_buffer.copy_(buffer)
 
 
 def _record(
-    job: TrainState, totals: dict[str, float], epoch: int, clock: StepTimer, wall_s: float, num_processes: int
+    job: TrainState, totals: StepTotals, epoch: int, clock: StepTimer, wall_s: float, num_processes: int
 ) -> StepRecord:
-    losses = {name: totals[name] for name in job.loss_weights}
-    num_samples = int(totals[_SAMPLES])
-    gauges_of = TaskMembers.step_metrics.get(job.task)
-    gauges = {} if gauges_of is None else gauges_of(losses, num_samples, num_processes)
-    tallies = {name.removeprefix(_TALLY): value for name, value in totals.items() if name.startswith(_TALLY)}
+    losses = {name: totals.losses[name] for name in job.loss_weights}
+    step_metrics = TaskMembers.step_metrics.get(job.task)
+    metrics = {} if step_metrics is None else step_metrics(losses, totals.num_samples, num_processes)
     weights = job.loss_weights_at(job.step - 1)
     losses["total"] = sum(weights[name] * value for name, value in losses.items())
-    gradients = {name: value for name, value in totals.items() if name.startswith(_GRADIENT)}
-    moving = {
+    gradients = {f"gradient/{path}": norm for path, norm in totals.gradient_norms.items()}
+    ramps = {
         f"weight/{name}": weights[name] for name, weight in job.loss_weights.items() if isinstance(weight, LinearRamp)
     }
     return StepRecord(
@@ -249,11 +266,11 @@ def _record(
         num_steps=job.num_steps,
         epoch=epoch,
         num_epochs=-(-job.num_steps // job.stream.plan.steps_per_epoch),
-        num_samples=num_samples,
+        num_samples=totals.num_samples,
         losses=losses,
-        grad_norm=totals["grad_norm"],
-        lr=totals["lr"],
+        grad_norm=totals.grad_norm,
+        lr=totals.lr,
         seconds=clock.seconds,
         wall_s=wall_s,
-        extra_scalars={**gauges, **tallies, **moving, **gradients},
+        extra_scalars={**metrics, **totals.counts, **ramps, **gradients},
     )

@@ -1,4 +1,4 @@
-"""The same numbers and pictures for Weights & Biases; offline it needs no network and no account."""
+"""Weights & Biases observer of the same numbers and pictures; offline it needs no network and no account."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ _FINISH_S = 120.0
 
 
 class Wandb:
-    """A wandb run in `directory`/wandb: `train/<number>` of each interval, `<split>/<metric>`, and the pictures.
+    """Observer that writes a wandb run in `directory`/wandb: `train/<number>`, `<split>/<metric>`, the pictures.
 
-    It sees numbers alone: no hooks on the model, no capture of the console, no copy of the code. All its files, caches
-    too, lie in that folder. A resumed run goes on under the identity kept there: one curve online, and offline parts
-    that `wandb sync` joins. The global random states are left alone. `assert_own` raises, before anything is written,
-    where the directory is another run's by now. Raises MissingExtraError without wandb.
+    It receives numbers alone: no hooks on the model, no capture of the console, no copy of the code. All its files,
+    including caches, are in that folder. A resumed run keeps the identity stored there: one curve online, and offline
+    parts that `wandb sync` joins. The global random states are left alone. `assert_own` raises, before anything is
+    written, if the directory is another run's by now. Raises MissingExtraError without wandb.
     """
 
     def __init__(
@@ -74,10 +74,10 @@ class Wandb:
             if self._run is None:
                 self._run = self._start()
             values: dict[str, Any] = {f"{split}/{name}": value for name, value in numbers.items()}
-            self._run.log(values | {f"{split}/{p.name}": _image(p) for p in pictures}, step=step)
+            self._run.log(values | {f"{split}/{p.name}": _make_image(p) for p in pictures}, step=step)
 
     def _start(self) -> Any:
-        with _kept_in(self._directory / "wandb"):
+        with _wandb_environment(self._directory / "wandb"):
             import wandb
 
             settings = wandb.Settings(
@@ -85,37 +85,38 @@ class Wandb:
             )
             # Offline there is nothing to resume from; wandb would only warn that it ignores the wish.
             resume: Literal["allow", False] = "allow" if self._about["mode"] == "online" else False
-            identity = _identity(self._directory / "wandb" / "run_id")
+            identity = _read_or_create_id(self._directory / "wandb" / "run_id")
             return wandb.init(dir=self._directory, settings=settings, id=identity, resume=resume, **self._about)
 
 
-def _identity(path: Path) -> str:
-    """The identity that the first start of a run chose."""
+def _read_or_create_id(path: Path) -> str:
+    """Return the run's id in wandb, created by its first start."""
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(uuid.uuid4().hex[:12], encoding="utf-8")
     return read_regular_file(path).decode("utf-8")
 
 
-def _image(picture: Picture) -> Any:
+def _make_image(picture: Picture) -> Any:
     import wandb
 
     return wandb.Image(picture.pixels, caption=picture.caption or None)
 
 
 @contextmanager
-def _kept_in(folder: Path) -> Iterator[None]:
-    """Send what wandb would put into the home folder here, and its reports on itself nowhere: also an offline run posts
-    them. Its modules and its service read these variables once, as they start.
+def _wandb_environment(folder: Path) -> Iterator[None]:
+    """Context in which wandb writes to `folder` instead of the home folder, and posts no error reports.
+
+    An offline run would post them, too. Its modules and its service read these variables once, as they start.
     """
     values = {name: str(folder / "cache") for name in ("WANDB_CACHE_DIR", "WANDB_CONFIG_DIR", "WANDB_DATA_DIR")}
     values["WANDB_ERROR_REPORTING"] = "false"
-    before = {name: os.environ.get(name) for name in values}
+    previous = {name: os.environ.get(name) for name in values}
     os.environ.update(values)
     try:
         yield
     finally:
-        for name, value in before.items():
+        for name, value in previous.items():
             if value is None:
                 del os.environ[name]
             else:

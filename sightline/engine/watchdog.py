@@ -1,4 +1,4 @@
-"""Ends a run whose processes no longer wait for the same thing, and reports who waited where."""
+"""Watchdog of collectives: ends a run whose processes wait for different things, and reports where each waits."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ __all__ = ["Store", "Watchdog", "format_user_frame"]
 
 _PACKAGE = str(Path(__file__).resolve().parents[1])
 _LIBRARIES = tuple(sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib"))
-_MECHANICS = tuple(str(Path(__file__).with_name(name)) for name in ("watchdog.py", "distributed.py"))
+_COLLECTIVE_FILES = tuple(str(Path(__file__).with_name(name)) for name in ("watchdog.py", "distributed.py"))
 _GRACE_S = 2.0
-"""How long the main thread has to end by itself, with its own words, once another process is known to have failed."""
+"""Seconds for the main thread to end with its own message, once another process is known to have failed."""
 
 
 class Store(Protocol):
-    """The part of torch's key-value store that is used: it lives in one process and all can reach it."""
+    """Interface of torch's key-value store: it is hosted by one process and reachable from all."""
 
     def set(self, key: str, value: str, /) -> Any: ...
 
@@ -44,13 +44,13 @@ class Store(Protocol):
 
 
 class Watchdog:
-    """Two threads beside the main one: a clock of its waiting, and a listener to the other processes' watchdogs.
+    """Watchdog of two threads: a clock of the main thread's waiting, and a listener to the other watchdogs.
 
     When the main thread has waited `timeout_s` in a collective, the listener raises the alarm through the store: every
     process states what it waits for, or which line it runs; the first to raise it reports all states; processes on its
     machine that do not respond are killed; all end with exit code 1. A process that fails reports it here, and one that
-    is gone without a word is noticed on its own machine: the others follow within seconds, wherever they are. The clock
-    ends this process by itself where the store does not respond. Time in which this process was stopped does not count.
+    ends without a report is noticed on its machine: the others end within seconds, on all machines. The clock ends this
+    process by itself if the store does not respond. Time in which this process was stopped does not count.
     """
 
     def __init__(self, *, store: Store, rank: int, size: int, timeout_s: float) -> None:
@@ -60,7 +60,7 @@ class Watchdog:
         self._interval_s = min(1.0, timeout_s / 10)
         self._others = [other for other in range(size) if other != rank]
         self._peers: Mapping[int, ProcessIdentity] = {}
-        self._waiting: _Wait | None = None
+        self._waiting: _WaitState | None = None
         self._stopped = threading.Event()
         self._is_store_lost = False
         self._threads: list[threading.Thread] = []
@@ -69,7 +69,7 @@ class Watchdog:
     # --- in the main thread -------------------------------------------------------------------------------------------
 
     def register(self) -> None:
-        """Register this process with the others. Raises UserError where another one came as this rank before."""
+        """Register this process with the others. Raises UserError if another process has the same rank."""
         this = ProcessIdentity.current(socket.gethostname())
         first = ProcessIdentity(
             **json.loads(self._store.compare_set(f"process/{self._rank}", "", json.dumps(this.to_dict())))
@@ -80,56 +80,56 @@ class Watchdog:
             )
 
     def missing_ranks(self) -> list[int]:
-        """The ranks that have not presented themselves."""
+        """Return the ranks that have not registered."""
         return [other for other in self._others if not self._store.check([f"process/{other}"])]
 
     def start(self) -> None:
-        """Begin to watch; everyone is present."""
+        """Start the threads, once every process has registered."""
         self._peers = {other: ProcessIdentity(**self._read(f"process/{other}")) for other in self._others}
-        self._threads = [threading.Thread(target=watch, daemon=True) for watch in (self._listen, self._clock)]
+        self._threads = [threading.Thread(target=watch, daemon=True) for watch in (self._listen, self._run_clock)]
         for thread in self._threads:
             thread.start()
 
     def stop(self) -> None:
-        """Watch no more. A thread inside torch's store while the interpreter ends would abort the process."""
+        """Stop the threads. A thread inside torch's store while the interpreter ends would abort the process."""
         self._stopped.set()
         for thread in self._threads:
             thread.join(timeout=_GRACE_S)
 
     @contextlib.contextmanager
     def watch_collective(self, what: str) -> Iterator[None]:
-        """Inside this context the main thread waits for other processes."""
-        outer, self._waiting = self._waiting, _Wait(what)
+        """Context in which the main thread waits for other processes."""
+        outer, self._waiting = self._waiting, _WaitState(what)
         try:
             yield
         finally:
             self._waiting = outer
 
     def describe_failure(self, why: str) -> None:
-        """Report to the others that this process ends, and why; only the first of all processes to do so counts."""
+        """Report to the others why this process ends; only the first report of all processes counts."""
         self.stop()
         with contextlib.suppress(RuntimeError):
             if self._store.add("failures", 1) == 1:
                 self._store.set("failure", json.dumps({"rank": self._rank, "why": why}))
 
     def peer_failure_reason(self) -> str:
-        """What is known of the process that cut a connection; waits a little for its own words."""
+        """Describe why another process cut a connection; wait briefly for its message."""
         deadline = time.monotonic() + _GRACE_S
         while True:
             with contextlib.suppress(RuntimeError):
                 if self._store.check(["failure"]):
                     return _describe_failure(self._read("failure"))
-            gone = self._gone()
-            if gone:
-                return gone
+            ended = self._describe_ended()
+            if ended:
+                return ended
             if time.monotonic() > deadline:
-                return "another process ended or became unreachable, and left no word of why"
+                return "another process ended or became unreachable, without reporting the reason"
             time.sleep(0.05)
 
     # --- the clock ----------------------------------------------------------------------------------------------------
 
-    def _clock(self) -> None:
-        """Counts in its own beats, so that a process stopped and continued by the system blames nobody."""
+    def _run_clock(self) -> None:
+        """Count the waiting time in ticks of this thread, so that a process stopped by the system is not blamed."""
         last_resort_s = self._timeout_s + 6 * self._interval_s + _GRACE_S
         while not self._stopped.wait(self._interval_s):
             wait = self._waiting
@@ -137,7 +137,9 @@ class Watchdog:
                 continue
             wait.seconds += self._interval_s
             if wait.seconds > last_resort_s:
-                lines = f"rank {self._rank} has waited {wait.seconds:.0f} s in {wait.what} at {self._main_line()}"
+                lines = (
+                    f"rank {self._rank} has waited {wait.seconds:.0f} s in {wait.what} at {self._format_main_line()}"
+                )
                 self._report_hang(
                     f"{lines}; the store that the processes meet in (MASTER_ADDR) does not respond either"
                 )
@@ -151,7 +153,7 @@ class Watchdog:
     def _listen(self) -> None:
         bad_news_since: float | None = None
         while not self._stopped.wait(self._interval_s):
-            failure_text = self._check_store() or self._gone()
+            failure_text = self._check_store() or self._describe_ended()
             if failure_text is None or self._stopped.is_set():
                 continue
             bad_news_since = bad_news_since or time.monotonic()
@@ -160,7 +162,7 @@ class Watchdog:
                 os._exit(1)
 
     def _check_store(self) -> str | None:
-        """Raise an alarm or respond to one where there is cause; else the report of a failed process."""
+        """Raise an alarm or respond to one, if needed; return the report of a failed process, or None."""
         wait = self._waiting
         if self._is_store_lost:
             return None
@@ -174,17 +176,17 @@ class Watchdog:
             self._is_store_lost = True
             return None
 
-    def _gone(self) -> str | None:
-        gone = [f"rank {rank} (process {peer.pid})" for rank, peer in self._peers.items() if peer.is_gone]
-        return f"{' and '.join(gone)} ended without a word" if gone else None
+    def _describe_ended(self) -> str | None:
+        ended = [f"rank {rank} (process {peer.pid})" for rank, peer in self._peers.items() if peer.is_gone]
+        return f"{' and '.join(ended)} ended without a report" if ended else None
 
-    def _raise_alarm(self, wait: _Wait) -> NoReturn:
+    def _raise_alarm(self, wait: _WaitState) -> NoReturn:
         if self._store.add("alarm", 1) > 1:
             self._respond()
         deadline = time.monotonic() + 3 * self._interval_s
         while time.monotonic() < deadline and not self._store.check([f"answer/{rank}" for rank in self._others]):
             time.sleep(0.05)
-        lines = [f"rank {self._rank} has waited {wait.seconds:.0f} s in {wait.what} at {self._main_line()}"]
+        lines = [f"rank {self._rank} has waited {wait.seconds:.0f} s in {wait.what} at {self._format_main_line()}"]
         silent = []
         for rank in self._others:
             if self._store.check([f"answer/{rank}"]):
@@ -207,27 +209,27 @@ class Watchdog:
         state = f"waits in {wait.what}" if wait else "is"
         deadline = time.monotonic() + 4 * self._interval_s  # the launcher should see nobody end before the report
         with contextlib.suppress(RuntimeError):
-            self._store.set(f"answer/{self._rank}", json.dumps(f"{state} at {self._main_line()}"))
+            self._store.set(f"answer/{self._rank}", json.dumps(f"{state} at {self._format_main_line()}"))
             while time.monotonic() < deadline and not self._store.check(["reported"]):
                 time.sleep(0.05)
         os._exit(1)
 
     @staticmethod
     def _kill(peer: ProcessIdentity) -> None:
-        """End a process that cannot end itself, where it is certainly the one that is meant."""
+        """Kill a process that does not respond, if it is certainly the right one."""
         if peer.is_reachable and not peer.is_gone:
             with contextlib.suppress(OSError):
                 os.kill(peer.pid, signal.SIGKILL)
 
-    def _main_line(self) -> str:
+    def _format_main_line(self) -> str:
         return format_user_frame(sys._current_frames().get(self._main or 0))
 
     def _read(self, key: str) -> Any:
         return json.loads(self._store.get(key))
 
 
-class _Wait:
-    """A collective that the main thread is in, and for how long by the clock's beats."""
+class _WaitState:
+    """Collective that the main thread waits in, and its duration in seconds of the clock."""
 
     def __init__(self, what: str) -> None:
         self.what = what
@@ -239,14 +241,14 @@ def _describe_failure(failure: Mapping[str, Any]) -> str:
 
 
 def format_user_frame(frame: FrameType | None) -> str:
-    """The innermost line that belongs neither to a library nor to the machinery of collectives."""
-    innermost, own = frame, None
-    while frame is not None and own is None:
+    """Format the innermost line of code outside libraries and this package's collectives."""
+    innermost, user_frame = frame, None
+    while frame is not None and user_frame is None:
         name = frame.f_code.co_filename
         is_library = not name.startswith(_PACKAGE) and (name.startswith(_LIBRARIES) or name.startswith("<"))
-        own = None if is_library or name in _MECHANICS else frame
+        user_frame = None if is_library or name in _COLLECTIVE_FILES else frame
         frame = frame.f_back
-    found = own or innermost
+    shown = user_frame or innermost
     return (
-        "an unknown line" if found is None else f"{found.f_code.co_filename}:{found.f_lineno} in {found.f_code.co_name}"
+        "an unknown line" if shown is None else f"{shown.f_code.co_filename}:{shown.f_lineno} in {shown.f_code.co_name}"
     )

@@ -1,4 +1,4 @@
-"""Detections in files of results: those of an evaluation written, and those of anyone scored."""
+"""COCO result files: writing the detections of an evaluation, and scoring detections of any detector."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ from sightline.types import Batch, ComponentConfig
 __all__ = ["RESULTS", "DetectionWriter", "box_images", "score_boxes", "scoring_order"]
 
 RESULTS = "detections.json"
-"""A COCO file of results, with the ids of images and categories that the data set's own files have."""
+"""Name of the COCO result file, with the image and category ids of the data set's own files."""
 
 
 class DetectionWriter:
-    """Keeps the detections of an evaluation as `RESULTS`, for an `Evaluator` to call batch by batch; and a manifest.
+    """Writer of an evaluation's detections as `RESULTS`, called by an `Evaluator` batch by batch; and of a manifest.
 
     Raises DataError for a part whose images have no ids, or share one.
     """
@@ -51,20 +51,22 @@ class DetectionWriter:
         self._directory.remove(MANIFEST)
 
     def __call__(self, batch: Batch, predictions: Mapping[str, Any]) -> None:
-        """Keep the detections of a batch."""
+        """Store the detections of a batch."""
         index = batch["sample_index"].cpu().repeat_interleave(predictions["detection_offsets"].diff().cpu())
         self._rows.append(torch.cat([index.double()[:, None], predictions["detections"].double().cpu()], dim=1))
 
     def finish(self, evaluation: Evaluation, about: Mapping[str, Any]) -> None:
-        """Write the detections, image by image, and the manifest, led by `about`. Every process calls."""
+        """Write the detections by image, and the manifest, which begins with `about`. Called on every process."""
         gathered, _ = self._world.gather_rows(torch.cat(self._rows).to(self._world.device), operation="detections")
         rows = sorted_rows(gathered).cpu().numpy()
         ids = self._images.classes.ids
         lines = []
-        for own in np.split(rows, np.flatnonzero(np.diff(rows[:, 0])) + 1):
-            if len(own):
-                found = Detections(self._images.image(int(own[0, 0])), own[:, 1:5], own[:, 5], own[:, 6])
-                lines += [json.dumps(row) for row in found.to_coco(ids)]
+        for image_rows in np.split(rows, np.flatnonzero(np.diff(rows[:, 0])) + 1):
+            if len(image_rows):
+                detections = Detections(
+                    self._images.image(int(image_rows[0, 0])), image_rows[:, 1:5], image_rows[:, 5], image_rows[:, 6]
+                )
+                lines += [json.dumps(row) for row in detections.to_coco(ids)]
         self._directory.write_text(RESULTS, "[" + ",\n".join(lines) + "]\n")
         classes = {"class_names": list(self._images.classes.names), "category_ids": list(ids)}
         counts = {"num_images": evaluation.num_samples, "num_detections": len(lines)}
@@ -72,7 +74,7 @@ class DetectionWriter:
 
 
 def box_images(part: DataSubset) -> BoxImages:
-    """The data set of a part. Raises DataError for one whose images have no ids of their own."""
+    """Return the data set of a split. Raises DataError if its images have no ids."""
     if not isinstance(part.dataset, BoxImages):
         raise DataError(
             f"files of detections are of one set of images with boxes; {type(part.dataset).__name__} is not one, its "
@@ -84,26 +86,30 @@ def box_images(part: DataSubset) -> BoxImages:
 def score_boxes(
     part: DataSubset, components: Sequence[ComponentConfig], path: Path, *, more: Sequence[BoundMetric] = ()
 ) -> tuple[Evaluation, list[str], DetectionResults]:
-    """The metrics of these blocks for the detections of a file; the names of those that need more; what was read.
+    """Compute metrics for a file of detections; also return names of metrics that need more, and the read results.
 
     `path` is a file, or a folder with one; `more` are further metrics. Images are not decoded. Raises
-    ConfigError where no metric can be computed, DataError for a file that does not fit.
+    ConfigError if no metric can be computed, DataError for a file that does not fit.
     """
     started = time.perf_counter()
     images = box_images(part)
-    given = read_results(_file_of(path), images)
+    results = read_results(_find_results_file(path), images)
     order = scoring_order(images)
     records = [images.record(int(index)) for index in order]
-    found = [given.detections[index] for index in order]
-    detections = [np.column_stack([each.boxes, each.scores, each.label]) for each in found]
+    detections_by_image = [results.detections[index] for index in order]
+    detections = [
+        np.column_stack([detection.boxes, detection.scores, detection.label]) for detection in detections_by_image
+    ]
     batch = {
         "sample_index": torch.arange(len(images)),
-        "file_px": torch.tensor([(each.image.height, each.image.width) for each in found]).reshape(-1, 2),
-        **_joined("truth", list(map(ground_truth_rows, records)), "truth_offsets"),
-        **_joined("truth_visible", list(map(visible_fractions, records)), "truth_offsets"),
-        **_joined("detections", detections, "detection_offsets"),
+        "file_px": torch.tensor(
+            [(detection.image.height, detection.image.width) for detection in detections_by_image]
+        ).reshape(-1, 2),
+        **_concatenate("truth", list(map(ground_truth_rows, records)), "truth_offsets"),
+        **_concatenate("truth_visible", list(map(visible_fractions, records)), "truth_offsets"),
+        **_concatenate("detections", detections, "detection_offsets"),
     }
-    meters: list[BoundMetric] = []
+    bound_metrics: list[BoundMetric] = []
     others = []
     for component, metric in zip(components, build_metrics(components, part.dataset.info.facts), strict=True):
         try:
@@ -113,27 +119,27 @@ def score_boxes(
         except UnknownKeyError:
             others.append(component.name)
             continue
-        meters.append(BoundMetric(metric, update))
-    if not meters:
+        bound_metrics.append(BoundMetric(metric, update))
+    if not bound_metrics:
         raise ConfigError(
             f"metrics: none of {', '.join(others)} is computed from boxes; box_ap, crowd_ap and miss_rate are"
         )
-    measured = []
-    for meter in (*meters, *more):
+    metric_results = []
+    for meter in (*bound_metrics, *more):
         state = make_state(meter.metric, num_samples=len(images))
         meter.update.function(state, **meter.update.select(batch))
-        measured.append(MetricResult(meter, "", state))
+        metric_results.append(MetricResult(meter, "", state))
     seconds = time.perf_counter() - started
-    return make_evaluation(measured, num_samples=len(images), seconds=seconds), others, given
+    return make_evaluation(metric_results, num_samples=len(images), seconds=seconds), others, results
 
 
 def scoring_order(images: BoxImages) -> np.ndarray:
-    """The order in which images are scored: of equal scores the lower image id comes first, as in pycocotools."""
+    """Return the order of images (n,) for scoring: by image id, which breaks ties of scores as in pycocotools."""
     return np.argsort([images.image(index).image_id for index in range(len(images))], kind="stable")
 
 
-def _file_of(path: Path) -> Path:
-    """The file of results that a folder holds. Raises DataError where it holds none, or several."""
+def _find_results_file(path: Path) -> Path:
+    """Find the result file in a folder. Raises DataError unless there is exactly one."""
     if not path.is_dir():
         return path
     files = [path / RESULTS] if (path / RESULTS).is_file() else [*path.glob("*.json"), *path.glob("*.odgt")]
@@ -142,6 +148,6 @@ def _file_of(path: Path) -> Path:
     return files[0]
 
 
-def _joined(name: str, parts: Sequence[np.ndarray], offsets: str) -> dict[str, Tensor]:
-    ends = list(accumulate((len(each) for each in parts), initial=0))
+def _concatenate(name: str, parts: Sequence[np.ndarray], offsets: str) -> dict[str, Tensor]:
+    ends = list(accumulate((len(part) for part in parts), initial=0))
     return {name: torch.from_numpy(np.concatenate(parts)), offsets: torch.tensor(ends)}

@@ -1,4 +1,4 @@
-"""Predictions in files, whoever made them, scored against the labels of a data set; no run and no model is needed."""
+"""Scoring of label files of any model against the labels of a data set; no run and no model is needed."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ from sightline.types import ComponentConfig, SampleKey
 
 __all__ = ["ExternalPredictions", "score_labels"]
 
-_MOST_NAMED = 3
+_MAX_NAMED = 3
 
 
 class ExternalPredictions:
-    """The predicted labels of a part's samples: a folder of `evaluate --save-predictions`, or `.label` files.
+    """Predicted labels of a split's samples, from a folder of `evaluate --save-predictions` or of `.label` files.
 
-    The latter lie as SemanticKITTI's evaluator has them, `sequences/08/predictions/000000.label`, or are called after
-    the samples, as `predict` and `evaluate` name them, and hold ids of the set's label map. `surplus` are files that
-    belong to no sample of the part.
+    `.label` files have the paths of SemanticKITTI's evaluator, `sequences/08/predictions/000000.label`, or the names of
+    the samples, as `predict` and `evaluate` write them, and contain ids of the set's label map. `surplus` are files of
+    no sample of the split.
     Raises DataError for samples without a file, and for a folder of other classes.
     """
 
@@ -47,22 +47,22 @@ class ExternalPredictions:
         if not path.is_dir():
             raise DataError(f"--predictions {path}: there is no such folder")
         if (path / MANIFEST).is_file():
-            files, self.surplus = _kept(path, names, part)
+            files, self.surplus = _read_manifest_files(path, names, part)
         else:
             if self._map is None:
                 raise DataError(f"--predictions {path}: has no {MANIFEST}; .label files are of sets with a label map")
-            files = _label_files(path, names)
+            files = _find_label_files(path, names)
             self.surplus = sorted({*path.rglob("*.label")} - {*files})
         missing = [file for file in files if not file.is_file()]
         if missing:
             raise DataError(
                 f"--predictions {path}: {len(missing)} of {len(files)} {part.split} samples have no predictions: "
-                f"{_named(missing)}{_other(self.surplus)}"
+                f"{_format_files(missing)}{_format_surplus(self.surplus)}"
             )
         self._files = dict(zip(part.indices.tolist(), files, strict=True))
 
     def labels_for(self, index: int, *, num_points: int) -> np.ndarray:
-        """The classes (N,) int64 of a sample. Raises DataError naming the file for another length and unknown ids."""
+        """Read the classes (N,) int64 of a sample. Raises DataError for a wrong length, and for unknown ids."""
         file, name = self._files[index], self._part.sample_name(index)
         if file.suffix == ".label":
             ids = read_label_ids(file, num_points=num_points, points_path=Path(name))
@@ -77,57 +77,59 @@ class ExternalPredictions:
 def score_labels(
     part: DataSubset, components: Sequence[ComponentConfig], given: ExternalPredictions
 ) -> tuple[Evaluation, list[str]]:
-    """The metrics of these blocks over a part, and the names of those that need more than labels of points.
+    """Compute metrics over a split from predicted labels; also return names of metrics that need more than labels.
 
     Every sample is read whole, without transforms: every original point counts once. Raises ConfigError where no metric
     can be computed, DataError for predictions that do not fit.
     """
     started = time.perf_counter()
-    offers = (
+    available_keys = (
         AvailableKeys("the data set", frozenset(part.dataset.info.fields)),
-        AvailableKeys("files of predictions", _OFFERED),
+        AvailableKeys("files of predictions", _PREDICTION_KEYS),
     )
-    measured, others = [], []
+    results, others = [], []
     for component, metric in zip(components, build_metrics(components, part.dataset.info.facts), strict=True):
         try:
             update = MetricMembers.update_labels.get(metric)
             if update is None:
                 raise UnknownKeyError(f"metrics.{component.name} needs more than labels")
-            meter = BoundMetric(metric, bind(update, *offers, owner=f"metrics.{component.name}", exclude=("state",)))
+            meter = BoundMetric(
+                metric, bind(update, *available_keys, owner=f"metrics.{component.name}", exclude=("state",))
+            )
         except UnknownKeyError:
             others.append(component.name)
             continue
-        measured.append(MetricResult(meter, "", make_state(metric, num_samples=int(part.indices.max()) + 1)))
-    if not measured:
+        results.append(MetricResult(meter, "", make_state(metric, num_samples=int(part.indices.max()) + 1)))
+    if not results:
         raise ConfigError(f"metrics: none of {', '.join(others)} is computed from labels of points; iou is")
-    needs_range = any("point_range" in one.metric.update.names for one in measured)
+    needs_range = any("point_range" in result.metric.update.names for result in results)
     for index in part.indices.tolist():
         sample = part.dataset[SampleKey(index, 0, 0)]
-        predictions = _predictions(sample, index, given)
+        predictions = _make_predictions(sample, index, given)
         if needs_range:
             predictions["point_range"] = point_ranges(sample["points"].view(-1, 3))
-        for one in measured:
-            one.metric.update.function(one.state, **one.metric.update.select(sample, predictions))
+        for result in results:
+            result.metric.update.function(result.state, **result.metric.update.select(sample, predictions))
     seconds = time.perf_counter() - started
-    return make_evaluation(measured, num_samples=len(part.indices), seconds=seconds), others
+    return make_evaluation(results, num_samples=len(part.indices), seconds=seconds), others
 
 
-_OFFERED = frozenset({"labels", "target", "cloud_offsets", "point_range", "sample_index"})
+_PREDICTION_KEYS = frozenset({"labels", "target", "cloud_offsets", "point_range", "sample_index"})
 
 
-def _predictions(sample: Mapping[str, Any], index: int, given: ExternalPredictions) -> dict[str, Tensor]:
-    """What metrics are given of a sample, as evaluation would."""
+def _make_predictions(sample: Mapping[str, Any], index: int, labels_of_files: ExternalPredictions) -> dict[str, Tensor]:
+    """Build the keys that metrics read of a sample, as in an evaluation."""
     target = sample["label"].flatten()
     return {
-        "labels": torch.from_numpy(given.labels_for(index, num_points=len(target))),
+        "labels": torch.from_numpy(labels_of_files.labels_for(index, num_points=len(target))),
         "target": target,
         "cloud_offsets": torch.tensor([0, len(target)]),
         "sample_index": torch.tensor([index]),
     }
 
 
-def _label_files(path: Path, names: Sequence[str]) -> list[Path]:
-    """The file of each scan: as `evaluate` names it, or `predict`, in folders or not; else the first of these names."""
+def _find_label_files(path: Path, names: Sequence[str]) -> list[Path]:
+    """Find the file of each scan, named as by `evaluate` or `predict`, in sub-folders or not."""
     bare = without_endings(names)
     times = Counter(PurePosixPath(name).name for name in bare)
     earlier = file_stems(names)  # which had the endings of the scans' files
@@ -135,29 +137,31 @@ def _label_files(path: Path, names: Sequence[str]) -> list[Path]:
     for name, first, old in zip(bare, label_files(names), earlier, strict=True):
         last = PurePosixPath(name).name
         others = [f"{name}.label", *([f"{last}.label"] if times[last] == 1 else []), f"{old}.label"]
-        places = [path / each for each in (first, *others)]
-        files.append(next((place for place in places if place.is_file()), places[0]))
+        candidates = [path / name for name in (first, *others)]
+        files.append(next((path for path in candidates if path.is_file()), candidates[0]))
     return files
 
 
-def _kept(path: Path, names: Sequence[str], part: DataSubset) -> tuple[list[Path], list[Path]]:
-    """The files of samples by their names in the manifest, and those of other samples."""
+def _read_manifest_files(path: Path, names: Sequence[str], part: DataSubset) -> tuple[list[Path], list[Path]]:
+    """Return the files of samples by their names in the manifest, and those of other samples."""
     document = load_document(path / MANIFEST)
     try:
-        held = {entry["name"]: path / entry["file"] for entry in document["samples"]}
+        file_by_name = {entry["name"]: path / entry["file"] for entry in document["samples"]}
         classes = list(document["class_names"])
     except (KeyError, TypeError) as error:
         raise DataError(f"{path / MANIFEST}: names no files of labels ({error!r}); evaluate the run again") from None
-    own = list(part.dataset.info.facts.get("class_names", ()))
-    if classes != own:
-        raise DataError(f"{path / MANIFEST}: is of the classes {', '.join(classes)}; the data set has {', '.join(own)}")
-    return [held.pop(name, path / name) for name in names], sorted(held.values())
+    class_names = list(part.dataset.info.facts.get("class_names", ()))
+    if classes != class_names:
+        raise DataError(
+            f"{path / MANIFEST}: is of the classes {', '.join(classes)}; the data set has {', '.join(class_names)}"
+        )
+    return [file_by_name.pop(name, path / name) for name in names], sorted(file_by_name.values())
 
 
-def _named(files: Sequence[Path]) -> str:
-    more = f" and {len(files) - _MOST_NAMED} more" if len(files) > _MOST_NAMED else ""
-    return f"{', '.join(map(str, files[:_MOST_NAMED]))}{more}"
+def _format_files(files: Sequence[Path]) -> str:
+    more = f" and {len(files) - _MAX_NAMED} more" if len(files) > _MAX_NAMED else ""
+    return f"{', '.join(map(str, files[:_MAX_NAMED]))}{more}"
 
 
-def _other(surplus: Sequence[Path]) -> str:
-    return f"; of other samples there are {len(surplus)}: {_named(surplus)}" if surplus else ""
+def _format_surplus(surplus: Sequence[Path]) -> str:
+    return f"; of other samples there are {len(surplus)}: {_format_files(surplus)}" if surplus else ""

@@ -1,4 +1,4 @@
-"""COCO's figures by pycocotools, where it is installed, to stand beside our own."""
+"""COCO metrics computed by pycocotools, if it is installed, for comparison with our own."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ _SIZES = ("", "_small", "_medium", "_large")
 
 
 def pycocotools_figures(metric: BoxAp, state: State, images: Tensor) -> dict[str, float] | None:
-    """The figures of `box_ap` as pycocotools computes them for its rows; None where it is not installed.
+    """Compute the metrics of `box_ap` with pycocotools; None if it is not installed.
 
-    `images` are the indices of all images. Ignored labels are handed over as crowds, those of no class once a class;
-    the most detections of an image are the metric's own, in AP too. NaN where pycocotools has -1.
+    `images` are the indices of all images. Ignored labels are passed as crowds, those without a class once per class;
+    the maximal number of detections per image is the metric's, in AP, too. NaN replaces pycocotools' -1.
     """
     if importlib.util.find_spec("pycocotools") is None:
         return None
@@ -33,9 +33,9 @@ def pycocotools_figures(metric: BoxAp, state: State, images: Tensor) -> dict[str
     for image, *box, label, area, is_ignored in state["labels"].tolist():
         for category in range(num_classes) if label < 0 else (int(label),):
             about = {"id": len(annotations) + 1, "image_id": int(image), "category_id": category}
-            annotations.append({**about, "bbox": _sides(*box), "area": area, "iscrowd": int(is_ignored)})
-    found = [
-        {"image_id": int(image), "category_id": int(label), "bbox": _sides(*box), "score": score}
+            annotations.append({**about, "bbox": _to_xywh(*box), "area": area, "iscrowd": int(is_ignored)})
+    detections = [
+        {"image_id": int(image), "category_id": int(label), "bbox": _to_xywh(*box), "score": score}
         for image, *box, score, label in state["detections"].tolist()
     ]
     truth = COCO()
@@ -46,17 +46,17 @@ def pycocotools_figures(metric: BoxAp, state: State, images: Tensor) -> dict[str
     }
     with contextlib.redirect_stdout(io.StringIO()):
         truth.createIndex()
-        evaluation = COCOeval(truth, truth.loadRes(found) if found else COCO(), "bbox")
+        evaluation = COCOeval(truth, truth.loadRes(detections) if detections else COCO(), "bbox")
         evaluation.params.maxDets = [1, 10, metric.most]
         evaluation.evaluate()
         evaluation.accumulate()
     precision, recall = evaluation.eval["precision"], evaluation.eval["recall"]
     figures = {"ap50": precision[0, :, :, 0, -1], "ap75": precision[5, :, :, 0, -1]}
-    figures |= {f"ap{size}": precision[..., place, -1] for place, size in enumerate(_SIZES)}
-    figures |= {f"ar{size}": recall[..., place, -1] for place, size in enumerate(_SIZES)}
+    figures |= {f"ap{size}": precision[..., area, -1] for area, size in enumerate(_SIZES)}
+    figures |= {f"ar{size}": recall[..., area, -1] for area, size in enumerate(_SIZES)}
     figures |= {"ar1": recall[..., 0, 0], "ar10": recall[..., 0, 1]}
     return {name: float(v[v > -1].mean()) if (v > -1).any() else float("nan") for name, v in figures.items()}
 
 
-def _sides(left: float, top: float, right: float, bottom: float) -> list[float]:
+def _to_xywh(left: float, top: float, right: float, bottom: float) -> list[float]:
     return [left, top, right - left, bottom - top]

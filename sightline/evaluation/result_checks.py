@@ -1,4 +1,4 @@
-"""Signs in a file of results that it is not what its protocol asks for, though every row of it can be read."""
+"""Plausibility checks of a result file: other box formats, shifted classes, missing or duplicate rows."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from sightline.metrics.box_groups import iou_or_ioa
 
 __all__ = ["results_faults"]
 
-_HIGHEST = 0.05
-_MOST_TWICE, _MOST_EMPTY = 1e-3, 0.02
-_FEWEST = 20
-_BETTER = 1.5
-"""By which factor another reading has to find more labels before it is the likelier one."""
+_MAX_LOWEST_SCORE = 0.05
+_MAX_DUPLICATE_SHARE, _MAX_EMPTY_SHARE = 1e-3, 0.02
+_MIN_LABELS = 20
+_MIN_FACTOR = 1.5
+"""Minimal factor by which another reading must match more labels to be the likelier one."""
 
 
-_LEAST_SHARE = 0.05
-"""Of the labels that another reading has to find; boxes anywhere find some by chance."""
-_LARGEST_SHARE = 2.0
-"""Corners up to this are shares of an image: of one and a half beyond its border, of no pixels."""
+_MIN_LABEL_SHARE = 0.05
+"""Minimal share of the labels that another reading must match; boxes anywhere match some by chance."""
+_MAX_SHARE_COORDINATE = 2.0
+"""Maximal coordinate of boxes in shares of an image (boxes may exceed its border), not in pixels."""
 _PLAIN = "left, top, width, height"
 _WANTED = "left, top, width, height in pixels of the files"
 _ORDERS: Mapping[str, Callable[[np.ndarray, np.ndarray, np.ndarray, np.ndarray], np.ndarray]] = {
@@ -33,82 +33,92 @@ _ORDERS: Mapping[str, Callable[[np.ndarray, np.ndarray, np.ndarray, np.ndarray],
     "top, left, height, width": lambda a, b, c, d: np.column_stack([b, a, b + d, a + c]),
     "top, left, bottom, right": lambda a, b, c, d: np.column_stack([b, a, d, c]),
 }
-"""The corners (D, 4) that the four numbers of rows may mean."""
+"""Functions from the four columns of rows to corners (D, 4), for each possible order."""
 
 
 def results_faults(
-    found: Sequence[Detections], truths: Sequence[np.ndarray], class_names: Sequence[str], *, most: int
+    results: Sequence[Detections], truths: Sequence[np.ndarray], class_names: Sequence[str], *, most: int
 ) -> Iterator[str]:
-    """Sentences on what looks wrong in detections, image by image beside `truths` (G, 7), and what to do.
+    """Yield sentences on implausible detections, compared with `truths` (G, 7) by image, and what to do.
 
-    `most` detections of an image and class are looked at by the metrics of the config.
+    `most` detections per image and class are evaluated by the metrics of the config.
     """
-    scores = np.concatenate([each.scores for each in found]) if found else np.zeros(0)
+    scores = np.concatenate([result.scores for result in results]) if results else np.zeros(0)
     if not len(scores):
         yield "no detection is of these images; check that the file is of this part, and that it was written to its end"
         return
-    if scores.min() > _HIGHEST:
+    if scores.min() > _MAX_LOWEST_SCORE:
         yield (
             f"the lowest score is {scores.min():.3g}: detections below it were dropped, and curves end early; write "
-            f"all from {_HIGHEST:g} on, for crowds from 0.01 on"
+            f"all from {_MAX_LOWEST_SCORE:g} on, for crowds from 0.01 on"
         )
-    pairs = list(zip(found, truths, strict=True))
-    empty = [each.image.name for each, truth in pairs if (truth[:, 6] == 0).any() and not len(each.scores)]
-    if len(empty) > _MOST_EMPTY * len(found):
+    pairs = list(zip(results, truths, strict=True))
+    empty = [result.image.name for result, truth in pairs if (truth[:, 6] == 0).any() and not len(result.scores)]
+    if len(empty) > _MAX_EMPTY_SHARE * len(results):
         yield (
-            f"{len(empty)} of {len(found)} images have labels and no detections, such as '{empty[0]}'; their labels "
+            f"{len(empty)} of {len(results)} images have labels and no detections, such as '{empty[0]}'; their labels "
             "count as missed: write the results of all images"
         )
-    rows = [np.column_stack([each.boxes, each.scores, each.label]) for each in found]
-    twice = sum(len(each) - len(np.unique(each, axis=0)) for each in rows)
-    if twice > _MOST_TWICE * len(scores):
-        yield f"{twice} of {len(scores)} rows are there twice, and count as wrong: merge the parts of the file once"
-    counts = [max(np.bincount(each.label, minlength=1)) for each in found]
-    if max(counts) > most:
+    rows = [np.column_stack([result.boxes, result.scores, result.label]) for result in results]
+    num_duplicates = sum(len(image_rows) - len(np.unique(image_rows, axis=0)) for image_rows in rows)
+    if num_duplicates > _MAX_DUPLICATE_SHARE * len(scores):
         yield (
-            f"{sum(count > most for count in counts)} images have more than {most} detections of a class, "
-            f"{max(counts)} at most; the others are not looked at: set `most` of the metrics"
+            f"{num_duplicates} of {len(scores)} rows are there twice, and count as wrong: "
+            "merge the parts of the file once"
         )
-    wanted = max((np.bincount(t[t[:, 6] == 0, 4].astype(int), minlength=1).max() for t in truths), default=0)
-    if wanted > most:
-        yield f"an image has {wanted} labels of a class, and {most} detections are looked at: set `most` of the metrics"
-    yield from _of_boxes(found, truths)
+    max_counts = [max(np.bincount(result.label, minlength=1)) for result in results]
+    if max(max_counts) > most:
+        yield (
+            f"{sum(count > most for count in max_counts)} images have more than {most} detections of a class, "
+            f"{max(max_counts)} at most; the others are not looked at: set `most` of the metrics"
+        )
+    num_labels = max((np.bincount(t[t[:, 6] == 0, 4].astype(int), minlength=1).max() for t in truths), default=0)
+    if num_labels > most:
+        yield (
+            f"an image has {num_labels} labels of a class, and {most} detections are looked at: "
+            "set `most` of the metrics"
+        )
+    yield from _find_box_faults(results, truths)
     if len(class_names) > 1:
-        yield from _of_classes(found, truths, class_names)
+        yield from _find_class_faults(results, truths, class_names)
 
 
-def _of_boxes(found: Sequence[Detections], truths: Sequence[np.ndarray]) -> Iterator[str]:
-    """Whether more labels are found once the four numbers are read otherwise, or led back from a canvas."""
+def _find_box_faults(results: Sequence[Detections], truths: Sequence[np.ndarray]) -> Iterator[str]:
+    """Report another reading of the boxes (order of columns, rescaled canvas) that matches more labels."""
     num_labels = sum(int((truth[:, 6] == 0).sum()) for truth in truths)
-    plain = _num_found([each.boxes for each in found], found, truths)
-    wanted = max(_BETTER * plain, _LEAST_SHARE * num_labels)
-    is_share = max((np.abs(each.boxes).max(initial=0) for each in found), default=0) <= _LARGEST_SHARE
-    for readings, fewest in (
-        (_orders(found, is_share=is_share), _fewest(plain)),
-        ({} if is_share else _canvases(found), _FEWEST),
+    num_matched = _count_matched_labels([result.boxes for result in results], results, truths)
+    min_matches = max(_MIN_FACTOR * num_matched, _MIN_LABEL_SHARE * num_labels)
+    is_share = max((np.abs(result.boxes).max(initial=0) for result in results), default=0) <= _MAX_SHARE_COORDINATE
+    for readings, min_significant in (
+        (_reorder_boxes(results, is_share=is_share), _min_significant_count(num_matched)),
+        ({} if is_share else _rescale_boxes(results), _MIN_LABELS),
     ):
-        counts = {reading: _num_found(boxes, found, truths) for reading, (boxes, _) in readings.items()}
+        counts = {reading: _count_matched_labels(boxes, results, truths) for reading, (boxes, _) in readings.items()}
         best = max(counts, key=counts.__getitem__, default="")
-        if counts.get(best, 0) >= max(wanted, fewest):
+        if counts.get(best, 0) >= max(min_matches, min_significant):
             yield (
-                f"boxes look like {best}: so read they find {counts[best]} labels, as they are {plain}; write "
+                f"boxes look like {best}: so read they find {counts[best]} labels, as they are {num_matched}; write "
                 f"{readings[best][1]}"
             )
             return
 
 
-def _fewest(plain: int) -> int:
-    """So many labels that chance does not find them where it finds `plain`: three deviations more, 20 at most."""
-    return next((count for count in range(plain + 1, _FEWEST) if (count - plain) ** 2 >= 9 * (count + plain)), _FEWEST)
+def _min_significant_count(plain: int) -> int:
+    """Return the number of labels that chance does not match if `plain` are: three deviations more, 20 at most."""
+    return next(
+        (count for count in range(plain + 1, _MIN_LABELS) if (count - plain) ** 2 >= 9 * (count + plain)), _MIN_LABELS
+    )
 
 
-def _orders(found: Sequence[Detections], *, is_share: bool) -> dict[str, tuple[list[np.ndarray], str]]:
-    """The boxes by other meanings of the numbers of a row; as shares of the image where `is_share`."""
-    rows = [np.concatenate([each.boxes[:, :2], each.boxes[:, 2:] - each.boxes[:, :2]], axis=1) for each in found]
+def _reorder_boxes(results: Sequence[Detections], *, is_share: bool) -> dict[str, tuple[list[np.ndarray], str]]:
+    """Read the boxes by other orders of the columns; as shares of the image if `is_share`."""
+    rows = [
+        np.concatenate([result.boxes[:, :2], result.boxes[:, 2:] - result.boxes[:, :2]], axis=1) for result in results
+    ]
     readings = {}
     for name, corners in _ORDERS.items():
         if is_share:
-            sizes = [np.array([each.image.width, each.image.height] * 2) for each in found]
+            sizes = [np.array([result.image.width, result.image.height] * 2) for result in results]
             boxes = [corners(*row.T) * size for row, size in zip(rows, sizes, strict=True)]
             readings[f"{name} as shares of the image"] = boxes, _WANTED
         elif name != _PLAIN:
@@ -116,46 +126,51 @@ def _orders(found: Sequence[Detections], *, is_share: bool) -> dict[str, tuple[l
     return readings
 
 
-def _canvases(found: Sequence[Detections]) -> dict[str, tuple[list[np.ndarray], str]]:
-    """The boxes led back from a canvas that they seem to lie on."""
-    canvas = np.quantile(np.concatenate([each.boxes[:, 2:] for each in found]), 0.999, axis=0)
-    sizes = np.array([(each.image.width, each.image.height) for each in found])
+def _rescale_boxes(results: Sequence[Detections]) -> dict[str, tuple[list[np.ndarray], str]]:
+    """Rescale the boxes from a resized or letterboxed canvas, estimated from their extent, to the files."""
+    canvas = np.quantile(np.concatenate([result.boxes[:, 2:] for result in results]), 0.999, axis=0)
+    sizes = np.array([(result.image.width, result.image.height) for result in results])
     stretched = sizes / canvas
     ways = {"stretched to": stretched, "padded to": stretched.max(axis=1, keepdims=True).repeat(2, axis=1)}
     return {
         f"those of images {way} about {canvas[0]:.0f} x {canvas[1]:.0f} pixels": (
-            [each.boxes * np.tile(factor, 2) for each, factor in zip(found, factors, strict=True)],
+            [result.boxes * np.tile(factor, 2) for result, factor in zip(results, factors, strict=True)],
             "them in pixels of the files",
         )
         for way, factors in ways.items()
     }
 
 
-def _num_found(boxes: Sequence[np.ndarray], found: Sequence[Detections], truths: Sequence[np.ndarray]) -> int:
-    """Labels that one of the image's highest-scoring boxes, as many as labels, overlaps by half, of whatever class."""
+def _count_matched_labels(
+    boxes: Sequence[np.ndarray], results: Sequence[Detections], truths: Sequence[np.ndarray]
+) -> int:
+    """Count labels with IoU >= 0.5 to one of the image's top-scoring boxes (as many as labels), of any class."""
     count = 0
-    for own, each, truth in zip(boxes, found, truths, strict=True):
-        real = truth[truth[:, 6] == 0]
-        highest = own[np.argsort(-each.scores, kind="stable")[: len(real)]]
-        count += int((iou_or_ioa(highest, real[:, :4], False).max(axis=0, initial=0) >= 0.5).sum())
+    for image_boxes, result, truth in zip(boxes, results, truths, strict=True):
+        valid_truth = truth[truth[:, 6] == 0]
+        top_boxes = image_boxes[np.argsort(-result.scores, kind="stable")[: len(valid_truth)]]
+        count += int((iou_or_ioa(top_boxes, valid_truth[:, :4], False).max(axis=0, initial=0) >= 0.5).sum())
     return count
 
 
-def _of_classes(found: Sequence[Detections], truths: Sequence[np.ndarray], class_names: Sequence[str]) -> Iterator[str]:
-    """Whether the classes of well-placed boxes fit those of labels once they are shifted by one."""
+def _find_class_faults(
+    results: Sequence[Detections], truths: Sequence[np.ndarray], class_names: Sequence[str]
+) -> Iterator[str]:
+    """Report if the classes of well-placed boxes match those of the labels after a shift by one."""
     shifts: list[np.ndarray] = []
-    for each, truth in zip(found, truths, strict=True):
-        real = truth[truth[:, 6] == 0]
-        if len(real) and len(each.boxes):
-            alike = iou_or_ioa(each.boxes, real[:, :4], False)
-            shifts.append((each.label - real[alike.argmax(axis=1), 4])[alike.max(axis=1) >= 0.5])
+    for result, truth in zip(results, truths, strict=True):
+        valid_truth = truth[truth[:, 6] == 0]
+        if len(valid_truth) and len(result.boxes):
+            iou = iou_or_ioa(result.boxes, valid_truth[:, :4], False)
+            shifts.append((result.label - valid_truth[iou.argmax(axis=1), 4])[iou.max(axis=1) >= 0.5])
     shift = np.concatenate(shifts) if shifts else np.zeros(0)
-    right = int((shift == 0).sum())
-    for by in (1, -1):
-        count = int((shift == by).sum())
-        if count >= max(_FEWEST, _BETTER * right):
-            other = class_names[max(0, -by)], class_names[max(0, by)]
+    num_equal = int((shift == 0).sum())
+    for offset in (1, -1):
+        count = int((shift == offset).sum())
+        if count >= max(_MIN_LABELS, _MIN_FACTOR * num_equal):
+            other = class_names[max(0, -offset)], class_names[max(0, offset)]
             yield (
-                f"category ids look shifted by {by}: of {len(shift)} well-placed boxes {right} have the class of their "
-                f"label, and {count} the {'next' if by > 0 else 'previous'} one ('{other[1]}' for '{other[0]}')"
+                f"category ids look shifted by {offset}: of {len(shift)} well-placed boxes {num_equal} have the class "
+                f"of their label, and {count} the {'next' if offset > 0 else 'previous'} one "
+                f"('{other[1]}' for '{other[0]}')"
             )

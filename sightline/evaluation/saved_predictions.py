@@ -1,4 +1,4 @@
-"""What an evaluation answered for each sample, kept as files: labels of points, and a manifest of all samples."""
+"""Saved predictions of an evaluation: label files of samples, and a manifest."""
 
 from __future__ import annotations
 
@@ -28,19 +28,19 @@ from sightline.types import Batch
 __all__ = ["MANIFEST", "LabelWriter", "file_stems", "label_files"]
 
 MANIFEST = "manifest.json"
-"""Written last: a folder that has it is whole."""
-_MOST_STEM_BYTES = 120
-_LABEL = np.int16
-"""Of a file of labels; class numbers are far below its bound, and a room of 80 million points takes 160 MB."""
+"""Name of the manifest, which is written last: a folder with it is complete."""
+_MAX_STEM_BYTES = 120
+_LABEL_DTYPE = np.int16
+"""Data type of label files; class indices are far below its bound, and a room of 80 million points takes 160 MB."""
 
 
 class LabelWriter:
-    """Keeps the labels that an evaluation answers, for an `Evaluator` to call batch by batch; every process its own.
+    """Writer of an evaluation's predicted labels, called by an `Evaluator` batch by batch, on every process.
 
-    Samples with a label a point have a file each, int16 (N,) in the order of the points that were scored: those of the
-    whole cloud where evaluation thins it and answers for all its points. Of LiDAR scans a `.label` file holds the same
-    as ids of the set, where the evaluator of SemanticKITTI looks for it, or beside. Samples with one label have it in
-    the manifest. An earlier manifest of the folder goes when the first batch comes; files that only it names, when the
+    Samples with a label per point have a file each, int16 (N,) in the order of the points that were scored: those of
+    the whole cloud if evaluation thins it and predicts all its points. For LiDAR scans a `.label` file contains the
+    same as ids of the set, at the path of SemanticKITTI's evaluator, or next to it. Samples with one label have it in
+    the manifest. An earlier manifest of the folder is removed at the first batch; files that only it names, when the
     new one is written; other files stay.
     """
 
@@ -57,33 +57,33 @@ class LabelWriter:
         self._label_files = dict(zip(indices, label_files(names), strict=True))
         self._entries: list[dict[str, Any]] = []
         self._directory = world.run_directory(path)
-        self._former = world.rank_zero_only(_files_in)(path) or set()
+        self._former = world.rank_zero_only(_list_manifest_files)(path) or set()
         self._directory.remove(MANIFEST)
 
     def __call__(self, batch: Batch, predictions: Mapping[str, Any]) -> None:
-        """Keep the answers to a batch. Raises RunError where the disk refuses them."""
-        answers = predict_labels(batch, predictions, self._facts)
-        for place, (index, answer) in enumerate(zip(batch["sample_index"].tolist(), answers, strict=True)):
+        """Store the predicted labels of a batch. Raises RunError if the disk refuses them."""
+        predicted_labels = predict_labels(batch, predictions, self._facts)
+        for row, (index, predicted) in enumerate(zip(batch["sample_index"].tolist(), predicted_labels, strict=True)):
             entry: dict[str, Any] = {"name": self._part.sample_name(index), "index": index}
-            if answer.ndim:
+            if predicted.ndim:
                 file = f"{self._stems[index]}.npy"
-                labels = answer.cpu().numpy()
+                labels = predicted.cpu().numpy()
                 with self._writing(file) as path:
-                    np.save(path, labels.astype(_LABEL))
-                entry |= {"file": file, "num_points": len(answer)}
+                    np.save(path, labels.astype(_LABEL_DTYPE))
+                entry |= {"file": file, "num_points": len(predicted)}
                 if self._ids is not None:
                     entry["label_file"] = self._label_files[index]
                     with self._writing(entry["label_file"]) as path:
                         write_label_ids(path, self._ids[labels])
             else:
-                entry |= {"answer": int(answer)} | ({"label": int(batch["label"][place])} if "label" in batch else {})
+                entry |= {"answer": int(predicted)} | ({"label": int(batch["label"][row])} if "label" in batch else {})
             self._entries.append(entry)
 
     def finish(self, evaluation: Evaluation, about: Mapping[str, Any]) -> None:
-        """Write the manifest, led by `about`, with the IoU of samples where a metric has it. Every process calls."""
+        """Write the manifest, which begins with `about`, with the IoU of samples, if any. Called on every process."""
         shares = self._world.gather_text(json.dumps(self._entries), operation="kept predictions")
         entries = sorted((entry for text in shares for entry in json.loads(text)), key=lambda entry: entry["index"])
-        ious = _ious(evaluation)
+        ious = _sample_ious(evaluation)
         for entry in entries:
             if ious is not None:
                 entry["iou"] = float(ious[entry["index"]])
@@ -103,31 +103,31 @@ class LabelWriter:
 
 
 def label_files(names: Sequence[str]) -> list[str]:
-    """The name of each scan's file of ids, below the folder of predictions: without the ending of the scan's own."""
+    """Return the path of each scan's label file in the folder of predictions, without the ending of the scan's name."""
     stems = file_stems(without_endings(names))
     return [str(label_path(name) or f"{stem}.label") for name, stem in zip(names, stems, strict=True)]
 
 
 def file_stems(names: Sequence[str]) -> list[str]:
-    """A file name for each sample, without an ending: its own name where a file can have it, never one twice.
+    """Return a unique file name without ending for each sample, the sample's name if possible.
 
-    Of a long name the first bytes are kept, so that endings and a second stem of this kind fit behind it.
+    Long names are cut, so that endings and a second stem of this kind fit behind them.
     """
-    cut = [re.sub(r"[^\w.-]+", "_", name).encode()[:_MOST_STEM_BYTES].decode(errors="ignore") for name in names]
+    cut = [re.sub(r"[^\w.-]+", "_", name).encode()[:_MAX_STEM_BYTES].decode(errors="ignore") for name in names]
     stems = [stem.strip("._") or "sample" for stem in cut]
     times = Counter(stem.lower() for stem in stems)  # some file systems know no capitals
     taken = set(times)
     result = []
-    for place, stem in enumerate(stems):
+    for index, stem in enumerate(stems):
         if times[stem.lower()] > 1:
-            stem = next(s for n in range(len(stems) + 1) if (s := f"{stem}.{place + n}").lower() not in taken)
+            stem = next(s for n in range(len(stems) + 1) if (s := f"{stem}.{index + n}").lower() not in taken)
             taken.add(stem.lower())
         result.append(stem)
     return result
 
 
-def _files_in(folder: Path) -> set[str]:
-    """The files that the manifest of a folder names, and none outside it."""
+def _list_manifest_files(folder: Path) -> set[str]:
+    """List the files that the manifest of a folder names, without those outside the folder."""
     if not (folder / MANIFEST).is_file():
         return set()
     try:
@@ -135,12 +135,12 @@ def _files_in(folder: Path) -> set[str]:
         files = {entry[kind] for entry in samples for kind in ("file", "label_file") if kind in entry}
     except (UserError, KeyError, TypeError):
         return set()
-    own = re.compile(r"(sequences/\d+/predictions/\d+\.label|[^/\\]+\.(npy|label))")
-    return {file for file in files if isinstance(file, str) and own.fullmatch(file)}
+    file_pattern = re.compile(r"(sequences/\d+/predictions/\d+\.label|[^/\\]+\.(npy|label))")
+    return {file for file in files if isinstance(file, str) and file_pattern.fullmatch(file)}
 
 
-def _ious(evaluation: Evaluation) -> Tensor | None:
-    """The IoU of each sample by the answers that were kept: the voted ones, where there are votes."""
-    of_samples = [one for one in evaluation.results if MetricMembers.per_sample.get(one.metric.metric)]
-    kept = [one for one in of_samples if one.suffix == evaluation.results[-1].suffix]
-    return kept[0].metric.metric.per_sample(kept[0].state) if kept else None  # type: ignore[attr-defined]
+def _sample_ious(evaluation: Evaluation) -> Tensor | None:
+    """Return the IoU of each sample by the saved predictions: the averaged ones, if there are votes."""
+    of_samples = [result for result in evaluation.results if MetricMembers.per_sample.get(result.metric.metric)]
+    saved = [result for result in of_samples if result.suffix == evaluation.results[-1].suffix]
+    return saved[0].metric.metric.per_sample(saved[0].state) if saved else None  # type: ignore[attr-defined]

@@ -1,4 +1,4 @@
-"""Files that are whole or absent after any crash, and the message to the user when the disk refuses."""
+"""Atomic file writes (whole or absent after any crash), and error messages for disks that refuse them."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ _CLOSED = frozenset({errno.EROFS, errno.EACCES, errno.EPERM})
 
 
 def make_below(root: Path, folder: Path) -> None:
-    """Make a folder and those between it and `root`, which has to be there: one that was moved is not made anew."""
-    for each in reversed((folder, *folder.parents)):
-        if root in each.parents:
-            each.mkdir(exist_ok=True)
+    """Create a folder and its parents below `root`, which must exist: a root that was moved is not created again."""
+    for path in reversed((folder, *folder.parents)):
+        if root in path.parents:
+            path.mkdir(exist_ok=True)
 
 
 def create_atomic(path: Path, data: bytes) -> None:
-    """Write a new file and wait until the disk holds it. Raises FileExistsError if there is one already."""
+    """Write a new file and sync it to disk. Raises FileExistsError if it exists."""
     with open(path, "xb") as file:
         file.write(data)
         file.flush()
@@ -32,13 +32,13 @@ def create_atomic(path: Path, data: bytes) -> None:
 
 
 def replace_atomic(path: Path, data: bytes) -> None:
-    """Give `path` this content at one instant: a reader, or a crash, sees the old file or the new one, never a part."""
+    """Replace the content of `path` atomically: a reader, or a crash, sees the old file or the new one."""
     with open_atomic(path) as file:
         file.write(data)
 
 
 def assert_appendable(path: Path) -> int:
-    """The size of a plain file, 0 where there is none. Raises DataError for anything else, which may block a writer."""
+    """Return the size of a regular file, 0 if it does not exist. Raises DataError for anything else, like a pipe."""
     try:
         return check_regular_file(path)
     except FileNotFoundError:
@@ -48,7 +48,7 @@ def assert_appendable(path: Path) -> int:
 
 
 def disk_failure(error: OSError, path: Path, *, still_intact: str = "") -> RunError:
-    """One line for a write that failed: where, why, what to do; `still_intact` names what is still intact."""
+    """Build the error of a failed write: path, reason and remedy; `still_intact` names what was not damaged."""
     reason = error.strerror or str(error)
     if error.errno in _FULL:
         advice = "free some space there and resume"

@@ -1,4 +1,4 @@
-"""Blocks inside a config's blocks, and what they were given."""
+"""Nested config blocks and their arguments."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["NeighbourGraph", "find_neighbour_graph", "find_point_encoder", "get_
 
 
 def iterate_blocks(kind: str, component: ComponentConfig) -> Iterator[tuple[str, ComponentConfig]]:
-    """A component block of a kind and all blocks inside it, each with its kind, the outer before the inner."""
+    """Iterate over a component block of a kind and all blocks inside it, each with its kind, outer before inner."""
     yield kind, component
     parameters = registry.REGISTRIES[kind].entry(component).arguments
     for name in component.arguments:
@@ -26,29 +26,31 @@ def iterate_blocks(kind: str, component: ComponentConfig) -> Iterator[tuple[str,
 
 
 def get_argument(kind: str, component: ComponentConfig, name: str) -> Any:
-    """An argument of a component, or of a block inside it: as given, else its default; None where it has none."""
-    for held, block in iterate_blocks(kind, component):
-        if name in registry.REGISTRIES[held].entry(block).arguments:
-            return _given(held, block, name)
+    """Return an argument of a component or of a block inside it: as configured, else its default, else None."""
+    for block_kind, block in iterate_blocks(kind, component):
+        if name in registry.REGISTRIES[block_kind].entry(block).arguments:
+            return _resolve_argument(block_kind, block, name)
     return None
 
 
 def find_point_encoder(model: ComponentConfig) -> dict[str, Any]:
-    """The block of a model that sees points, itself where it holds none: its name and all its plain arguments."""
+    """Return name and plain arguments of a model's point encoder, or of the model if it has none."""
     kind, block = next(
-        (each for each in iterate_blocks("models", model) if each[0] == "point_encoders"), ("models", model)
+        (entry for entry in iterate_blocks("models", model) if entry[0] == "point_encoders"), ("models", model)
     )
-    taken = registry.REGISTRIES[kind].entry(block).arguments
+    parameters = registry.REGISTRIES[kind].entry(block).arguments
     return {"name": block.name} | {
-        name: to_plain(_given(kind, block, name))
-        for name in sorted(taken)
-        if get_block_marker(taken[name].annotation) is None
+        name: to_plain(_resolve_argument(kind, block, name))
+        for name in sorted(parameters)
+        if get_block_marker(parameters[name].annotation) is None
     }
 
 
 class NeighbourGraph(NamedTuple):
-    """The graph of a model's clouds: the dotted key of its block, how many neighbours a point has there, the number of
-    points that its argument is meant for (None: any), and whether it can be meant for one."""
+    """Neighbour graph of a model: dotted key of its block, neighbours per point, and expected number of points.
+
+    `expected_num_points` is None if the argument is meant for any number; `can_grow` is True if it can name one.
+    """
 
     path: str
     neighbours: int
@@ -57,19 +59,19 @@ class NeighbourGraph(NamedTuple):
 
 
 def find_neighbour_graph(model: ComponentConfig, num_points: int) -> NeighbourGraph | None:
-    """The first block of a model with `num_neighbours`, on clouds of so many points; None where there is none."""
+    """Find the first block of a model with `num_neighbours`, for clouds of `num_points` points; None without one."""
     for kind, block in iterate_blocks("models", model):
         parameters = registry.REGISTRIES[kind].entry(block).arguments
-        count = _given(kind, block, "num_neighbours") if "num_neighbours" in parameters else None
+        count = _resolve_argument(kind, block, "num_neighbours") if "num_neighbours" in parameters else None
         if isinstance(count, int):
             can_grow = "neighbours_at" in parameters
-            meant_for = _given(kind, block, "neighbours_at") if can_grow else None
-            neighbours = scale_num_neighbours(count, reference_num_points=meant_for, num_points=num_points)
-            return NeighbourGraph(block.location.path, neighbours, meant_for, can_grow)
+            expected_num_points = _resolve_argument(kind, block, "neighbours_at") if can_grow else None
+            neighbours = scale_num_neighbours(count, reference_num_points=expected_num_points, num_points=num_points)
+            return NeighbourGraph(block.location.path, neighbours, expected_num_points, can_grow)
     return None
 
 
-def _given(kind: str, block: ComponentConfig, name: str) -> Any:
+def _resolve_argument(kind: str, block: ComponentConfig, name: str) -> Any:
     parameter = registry.REGISTRIES[kind].entry(block).arguments[name]
-    given = parameter.is_required or name in block.arguments
-    return block.arguments.get(name) if given else parameter.default
+    is_given = parameter.is_required or name in block.arguments
+    return block.arguments.get(name) if is_given else parameter.default

@@ -1,4 +1,4 @@
-"""Checkpoints on disk: whole or absent after any crash; every byte verified before a tensor is used; no pickle."""
+"""Checkpoints on disk: atomic after any crash, every byte verified before a tensor is used, no pickle."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from sightline.errors import CheckpointError
 from sightline.regular_files import find_outward_link
 from sightline.runs.atomic_files import disk_failure, sync_folder
 from sightline.runs.optimizer_and_rng_state import get_rng_state, optimizer_tensors, restore_optimizer, set_rng_state
-from sightline.runs.snapshots import FORMAT_VERSION, Snapshot, read_snapshot, read_steps, step_of, write_snapshot
+from sightline.runs.snapshots import FORMAT_VERSION, Snapshot, parse_step, read_snapshot, read_steps, write_snapshot
 from sightline.runs.weights import WeightLoadReport, load_weights
 
 __all__ = [
@@ -40,7 +40,7 @@ _REMEDY = "resume from it, or with --resume auto"
 
 
 def _assert_nothing() -> None:
-    """Stands where nobody holds the directory."""
+    """Check nothing: the default of `assert_own` without a lock."""
 
 
 def save(
@@ -51,35 +51,35 @@ def save(
     is_best: bool,
     assert_own: Callable[[], None] = _assert_nothing,
 ) -> Path:
-    """Add a checkpoint to a run directory; at every instant the newest complete one before or after is there.
+    """Add a checkpoint to a run directory; at any moment, the newest complete one is on disk.
 
-    `checkpoints/last`, and `best` if it is, point to it; the oldest beyond `keep_last` go, except where those point.
-    `assert_own` raises where the directory is another run's by now, before each step that replaces or removes; with it,
-    the directory has to be there.
-    Raises RunError where the disk is full or read-only; what was there before is then intact.
+    `checkpoints/last`, and `best` if `is_best`, link to it; the oldest beyond `keep_last` are removed, except the
+    linked ones. `assert_own` raises if the directory is another run's by now, before each step that replaces or
+    removes; with it, the directory must exist.
+    Raises RunError if the disk is full or read-only; earlier checkpoints are then intact.
     """
     assert keep_last >= 1, f"keep_last is {keep_last}, must be at least 1"
     assert snapshot.step >= 0, f"step is {snapshot.step}"
-    shelf = directory / _FOLDER
-    target = shelf / _folder_name(snapshot.step)
+    folder = directory / _FOLDER
+    target = folder / _format_folder_name(snapshot.step)
     try:
         assert_own()
-        shelf.mkdir(parents=assert_own is _assert_nothing, exist_ok=True)  # one that was moved is not made anew
-        _tidy(shelf)
-        best_step = snapshot.step if is_best else _linked_step(shelf, "best")
-        write_snapshot(_beside(target, "partial"), snapshot, best_step=best_step)
+        folder.mkdir(parents=assert_own is _assert_nothing, exist_ok=True)  # a moved directory is not created again
+        _clean_up(folder)
+        best_step = snapshot.step if is_best else _read_linked_step(folder, "best")
+        write_snapshot(_with_suffix(target, "partial"), snapshot, best_step=best_step)
         assert_own()
-        _swap_in(target)
+        _replace_checkpoint(target)
         for link in ("best", "last") if is_best else ("last",):
             assert_own()
-            _point(shelf, link, target.name)
-        for old in _superfluous(shelf, keep_last):
+            _replace_link(folder, link, target.name)
+        for old in _list_removable(folder, keep_last):
             assert_own()
             _remove(old)
     except OSError as error:
         with contextlib.suppress(OSError):
             assert_own()
-            _tidy(shelf)
+            _clean_up(folder)
         raise disk_failure(
             error, target, still_intact="earlier checkpoints are intact" if list_checkpoints(directory) else ""
         ) from error
@@ -89,25 +89,25 @@ def save(
 def load(path: Path, *, remedy: str = _REMEDY) -> Snapshot:
     """Read a checkpoint folder, a link to one, or the `last` of a run directory.
 
-    `remedy` is what to do with a sound one where this is damaged; by default that of training.
-    Raises CheckpointError, naming the file and the newest sound checkpoint beside it, if a byte is not as it was saved.
+    `remedy` states what to do with a sound checkpoint if this one is damaged; by default that of training.
+    Raises CheckpointError, naming the file and the newest sound checkpoint in its folder, if a byte has changed.
     """
-    folder = resolve(path, remedy)
+    checkpoint = resolve(path, remedy)
     try:
-        return read_snapshot(folder)
+        return read_snapshot(checkpoint)
     except CheckpointError as error:
-        raise CheckpointError(f"{error}; {_sound_hint(folder, remedy)}") from error
+        raise CheckpointError(f"{error}; {_format_sound_hint(checkpoint, remedy)}") from error
 
 
 def list_checkpoints(directory: Path) -> list[Path]:
-    """The checkpoints that a run directory keeps, oldest first."""
-    return _steps(_shelf_of(directory))
+    """List the checkpoints of a run directory, oldest first."""
+    return _list_step_folders(_checkpoint_folder(directory))
 
 
 def newest_valid(directory: Path) -> tuple[Path | None, list[str]]:
-    """The newest checkpoint of a run directory that verifies, and one line for each newer one that does not."""
+    """Find the newest checkpoint that verifies, and one line for each newer one that does not."""
     rejected = []
-    for folder in reversed(_steps(_shelf_of(directory))):
+    for folder in reversed(_list_step_folders(_checkpoint_folder(directory))):
         try:
             read_snapshot(folder)
         except CheckpointError as error:
@@ -118,49 +118,49 @@ def newest_valid(directory: Path) -> tuple[Path | None, list[str]]:
 
 
 def rewind(directory: Path, *, step: int, assert_own: Callable[[], None] = lambda: None) -> None:
-    """Make the checkpoint of `step` the newest: later ones go, `last` and `best` point where they did then.
+    """Make the checkpoint of `step` the newest: remove later ones, and reset `last` and `best`.
 
-    For a resume from an earlier step, so that no checkpoint of the abandoned future is ever taken for a newer one.
+    For a resume from an earlier step: no checkpoint of the abandoned future is ever taken for a newer one.
     `assert_own` as in `save`. Raises CheckpointError if there is no sound checkpoint of that step.
     """
-    shelf = _shelf_of(directory)
-    target = shelf / _folder_name(step)
+    folder = _checkpoint_folder(directory)
+    target = folder / _format_folder_name(step)
     try:
         assert_own()
-        _tidy(shelf)
+        _clean_up(folder)
         _, best_step = read_steps(target)
-        best = _folder_name(best_step) if best_step is not None else None
+        best = _format_folder_name(best_step) if best_step is not None else None
         assert_own()
-        _point(shelf, "last", target.name)
-        if best and (shelf / best).is_dir():
-            _point(shelf, "best", best)
+        _replace_link(folder, "last", target.name)
+        if best and (folder / best).is_dir():
+            _replace_link(folder, "best", best)
         else:
-            (shelf / "best").unlink(missing_ok=True)
-        for folder in _steps(shelf):
+            (folder / "best").unlink(missing_ok=True)
+        for step_folder in _list_step_folders(folder):
             assert_own()
-            if (step_of(folder) or 0) > step:
-                _remove(folder)
+            if (parse_step(step_folder) or 0) > step:
+                _remove(step_folder)
     except OSError as error:
-        raise disk_failure(error, shelf) from error
+        raise disk_failure(error, folder) from error
 
 
 # --- writing ---------------------------------------------------------------------------------------------------------
 
 
-def _swap_in(target: Path) -> None:
-    """Put the partial folder in its place; one that stands there is set aside first and remains a candidate."""
-    old = _beside(target, "replaced")
+def _replace_checkpoint(target: Path) -> None:
+    """Rename the partial folder to `target`; an existing one is set aside first and stays a candidate."""
+    old = _with_suffix(target, "replaced")
     if target.exists():
         os.rename(target, old)
-    os.rename(_beside(target, "partial"), target)
+    os.rename(_with_suffix(target, "partial"), target)
     sync_folder(target.parent)
     if old.exists():
         _remove(old)
 
 
-def _tidy(shelf: Path) -> None:
-    """Remove what a killed process left; a checkpoint that was set aside and not yet replaced goes back."""
-    for leftover in sorted(shelf.iterdir()):
+def _clean_up(folder: Path) -> None:
+    """Remove leftovers of a killed process; a checkpoint that was set aside and not replaced is restored."""
+    for leftover in sorted(folder.iterdir()):
         if leftover.name in (".last.new", ".best.new"):
             leftover.unlink()
         elif _LEFTOVER.fullmatch(leftover.name):
@@ -169,100 +169,100 @@ def _tidy(shelf: Path) -> None:
             _remove(leftover)
         elif _is_set_aside(leftover):
             os.rename(leftover, leftover.with_suffix(""))
-    _link_copies(shelf)
+    _restore_links(folder)
 
 
-def _link_copies(shelf: Path) -> None:
-    """Make links of `last` and `best` again where a copy of the run followed them, as zip, S3 and `cp -L` do."""
+def _restore_links(folder: Path) -> None:
+    """Restore the links `last` and `best` if a copy of the run followed them, as zip, S3 and `cp -L` do."""
     for link in ("last", "best"):
-        copied = shelf / link
+        copied = folder / link
         if copied.is_symlink() or not copied.is_dir():
             continue
         try:
             step, _ = read_steps(copied)
         except CheckpointError as error:
-            raise CheckpointError(f"{error}; {copied} is a copy in the place of a link: remove it") from error
-        target = shelf / _folder_name(step)
+            raise CheckpointError(f"{error}; {copied} is a copy instead of a link: remove it") from error
+        target = folder / _format_folder_name(step)
         if target.exists():
             _remove(target)
         os.rename(copied, target)
-        _point(shelf, link, target.name)
+        _replace_link(folder, link, target.name)
 
 
-def _superfluous(shelf: Path, keep_last: int) -> list[Path]:
-    pointed = {_linked_step(shelf, "last"), _linked_step(shelf, "best")}
-    return [folder for folder in _steps(shelf)[:-keep_last] if step_of(folder) not in pointed]
+def _list_removable(folder: Path, keep_last: int) -> list[Path]:
+    linked_steps = {_read_linked_step(folder, "last"), _read_linked_step(folder, "best")}
+    return [path for path in _list_step_folders(folder)[:-keep_last] if parse_step(path) not in linked_steps]
 
 
 def _remove(folder: Path) -> None:
-    """Delete a checkpoint; renamed first, so that one half deleted is never mistaken for a damaged one."""
-    doomed = _beside(folder, "removed")
+    """Delete a checkpoint; it is renamed first, so that one half deleted is never mistaken for a damaged one."""
+    doomed = _with_suffix(folder, "removed")
     os.rename(folder, doomed)
     shutil.rmtree(doomed)
 
 
-def _point(shelf: Path, link: str, target: str) -> None:
-    temporary = shelf / f".{link}.new"
+def _replace_link(folder: Path, link: str, target: str) -> None:
+    temporary = folder / f".{link}.new"
     os.symlink(target, temporary)
-    os.replace(temporary, shelf / link)
-    sync_folder(shelf)
+    os.replace(temporary, folder / link)
+    sync_folder(folder)
 
 
 # --- names -----------------------------------------------------------------------------------------------------------
 
 
-def _folder_name(step: int) -> str:
+def _format_folder_name(step: int) -> str:
     return f"step_{step:08d}"
 
 
-def _beside(folder: Path, suffix: str) -> Path:
+def _with_suffix(folder: Path, suffix: str) -> Path:
     return folder.with_name(f"{folder.name}.{suffix}")
 
 
 def _is_set_aside(folder: Path) -> bool:
-    return step_of(folder) is not None and folder.suffix == ".replaced"
+    return parse_step(folder) is not None and folder.suffix == ".replaced"
 
 
-def _steps(shelf: Path) -> list[Path]:
-    """The checkpoint folders, oldest first; one that was set aside comes before the one that replaces it."""
-    found = [path for path in shelf.iterdir() if step_of(path) is not None] if shelf.is_dir() else []
-    return sorted(found, key=lambda path: (step_of(path), not _is_set_aside(path)))
+def _list_step_folders(folder: Path) -> list[Path]:
+    """List checkpoint folders, oldest first; one that was set aside comes before its replacement."""
+    folders = [path for path in folder.iterdir() if parse_step(path) is not None] if folder.is_dir() else []
+    return sorted(folders, key=lambda path: (parse_step(path), not _is_set_aside(path)))
 
 
-def _linked_step(shelf: Path, link: str) -> int | None:
-    path = shelf / link
-    return step_of(Path(os.readlink(path))) if path.is_symlink() else None
+def _read_linked_step(folder: Path, link: str) -> int | None:
+    path = folder / link
+    return parse_step(Path(os.readlink(path))) if path.is_symlink() else None
 
 
-def _shelf_of(directory: Path) -> Path:
+def _checkpoint_folder(directory: Path) -> Path:
     return directory / _FOLDER if (directory / _FOLDER).is_dir() else directory
 
 
 def resolve(path: Path, remedy: str = _REMEDY) -> Path:
-    """The checkpoint folder that a user's path means. Raises CheckpointError where there is none."""
-    shelf = _shelf_of(path)
-    if (shelf / "last").is_symlink() or shelf.name == _FOLDER:
-        path = shelf / "last"
+    """Resolve a user's path to a checkpoint folder. Raises CheckpointError if it leads to none."""
+    folder = _checkpoint_folder(path)
+    if (folder / "last").is_symlink() or folder.name == _FOLDER:
+        path = folder / "last"
     link = f"{path}: points to '{os.readlink(path)}'" if path.is_symlink() else ""
     if find_outward_link(path.parent, [path.name]) is not None:
         raise CheckpointError(f"{link}, out of {path.parent}; give the folder itself")
     if link and not path.exists():
-        raise CheckpointError(f"{link}, which is not there; {_sound_hint(path, remedy)}")
+        raise CheckpointError(f"{link}, which is not there; {_format_sound_hint(path, remedy)}")
     if not path.is_dir():
-        found = "is a file, not a checkpoint folder" if path.exists() else "no checkpoint is here"
-        raise CheckpointError(f"{path}: {found}; give a run directory or one of its {_FOLDER}/step_... folders")
+        reason = "is a file, not a checkpoint folder" if path.exists() else "no checkpoint is here"
+        raise CheckpointError(f"{path}: {reason}; give a run directory or one of its {_FOLDER}/step_... folders")
     return path.parent / os.readlink(path) if path.is_symlink() else path
 
 
-def enclosing_run(place: Path) -> Path | None:
-    """The run that a path is the directory of, or that a checkpoint lies in; None where there is no config beside it.
+def enclosing_run(path: Path) -> Path | None:
+    """Return the run directory that a path is, or that contains the checkpoint `path`; None without a config.
 
-    No further than a run keeps its checkpoints: a config somewhere above does not describe copied weights.
+    Only two levels are searched: a config somewhere above does not describe copied weights.
     """
-    folders = (place, *place.resolve().parents[:2])
+    folders = (path, *path.resolve().parents[:2])
     return next((folder for folder in folders if (folder / "config.yaml").is_file()), None)
 
 
-def _sound_hint(damaged: Path, remedy: str) -> str:
+def _format_sound_hint(damaged: Path, remedy: str) -> str:
     sound, _ = newest_valid(damaged.parent)
-    return f"the newest sound one is {sound}; {remedy}" if sound else "no other checkpoint beside it is sound"
+    return f"the newest sound one is {sound}; {remedy}" if sound else "no other checkpoint in its folder is sound"

@@ -1,4 +1,4 @@
-"""What a run takes in, kept in its folder: fields, features, the form of clouds, the parts of the set."""
+"""Inputs of a run, stored in its folder: fields, features, input spec of clouds and scans, folds."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ INPUTS_FILE = "inputs.json"
 
 
 def inputs_document(info: DataInfo) -> dict[str, Any]:
-    """What `inputs.json` holds of a data set's info."""
+    """Build the document of `inputs.json` from a data set's info."""
     return {
-        "fields": {name: _plain(field) for name, field in info.fields.items()},
+        "fields": {name: _field_to_plain(field) for name, field in info.fields.items()},
         "features": list(info.features),
         "clouds": None if info.clouds is None else dataclasses.asdict(info.clouds),
         "folds": None if info.folds is None else dataclasses.asdict(info.folds),
@@ -30,42 +30,50 @@ def inputs_document(info: DataInfo) -> dict[str, Any]:
 
 
 def read_inputs(run: Path, config: RunConfig) -> DataInfo:
-    """The info of the data that a run was trained on, from its folder alone.
+    """Read the info of a run's training data, from the run directory alone.
 
-    A run made before folders held this asks its data set once more. Raises UserError where neither can be read.
+    For a run of an older sightline, without this file, the data set is built. Raises UserError if neither can be read.
     """
     facts = read_facts(run)
     if not (run / INPUTS_FILE).exists():
-        return _asked_again(run, config)
+        return _build_from_config(run, config)
     document = load_document(run / INPUTS_FILE)
     try:
         fields = {name: Field(**values) for name, values in document["fields"].items()}
         form = None if document["clouds"] is None else CloudInputSpec(**document["clouds"])
-        parts = document.get("folds")
-        folds = None if parts is None else Folds(tuple(parts["names"]), tuple(parts["tested"]))
-        stated = document.get("scans")
-        scans = None if stated is None else ScanInputSpec(**{key: _of_plain(each) for key, each in stated.items()})
-        noted = document.get("split")
-        dealing = None if noted is None else Dealing(noted["rule"], noted["seed"], tuple(noted["parts"]))
+        stated_folds = document.get("folds")
+        folds = None if stated_folds is None else Folds(tuple(stated_folds["names"]), tuple(stated_folds["tested"]))
+        stated_scans = document.get("scans")
+        scans = (
+            None
+            if stated_scans is None
+            else ScanInputSpec(**{key: _list_to_tuple(value) for key, value in stated_scans.items()})
+        )
+        stated_dealing = document.get("split")
+        dealing = (
+            None
+            if stated_dealing is None
+            else Dealing(stated_dealing["rule"], stated_dealing["seed"], tuple(stated_dealing["parts"]))
+        )
         features = tuple(document["features"])
         return DataInfo(facts, fields, features=features, clouds=form, folds=folds, scans=scans, dealing=dealing)
     except (KeyError, TypeError, AttributeError) as error:
         raise UserError(
-            f"{run / INPUTS_FILE}: is not what a run's data set stated ({error}); make the run again"
+            f"{run / INPUTS_FILE}: is not a document of a run's inputs ({error}); make the run again"
         ) from None
 
 
-def _of_plain(value: Any) -> Any:
+def _list_to_tuple(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
-def _plain(field: Field) -> dict[str, Any]:
-    """A field as JSON can hold it, whatever kind of number a plugin gave as its bounds."""
+def _field_to_plain(field: Field) -> dict[str, Any]:
+    """Convert a field to values for JSON, with bounds as floats."""
     bounds = {name: None if (bound := getattr(field, name)) is None else float(bound) for name in ("low", "high")}
     return {**dataclasses.asdict(field), **bounds}
 
 
-def _asked_again(run: Path, config: RunConfig) -> DataInfo:
+def _build_from_config(run: Path, config: RunConfig) -> DataInfo:
     try:
         info: DataInfo = registry.data.build(config.data, facts={"split": "train"}).info
     except UserError as error:

@@ -1,4 +1,4 @@
-"""Where the weights that a run starts from come from: kept in its folder, printed wherever its figures are."""
+"""Lineage of the weights that a run starts from, stored in its folder and printed with its figures."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ LINEAGE_FILE = "lineage.json"
 
 
 def read_lineage(run: Path) -> dict[str, Any] | None:
-    """What a run keeps of where its first weights come from; None for one that started from random ones.
+    """Read the lineage of a run's initial weights; None for a run with random ones.
 
-    Raises UserError where the document lacks what every run keeps, or holds it as another type.
+    Raises UserError if the document lacks a required key, or contains a value of another type.
     """
     path = run / LINEAGE_FILE
     if not path.exists():
@@ -37,12 +37,12 @@ def read_lineage(run: Path) -> dict[str, Any] | None:
     try:
         _check_lineage(lineage)
     except (KeyError, TypeError) as error:
-        raise UserError(f"{path}: is not what a run keeps of its first weights ({error}); make the run again") from None
+        raise UserError(f"{path}: is not a lineage as runs write it ({error}); make the run again") from None
     return lineage
 
 
 def _check_lineage(lineage: Mapping[str, Any]) -> None:
-    """Raises KeyError or TypeError for a document that `trace_lineage` or a conversion did not make."""
+    """Raise KeyError or TypeError for a document that `trace_lineage` or a conversion did not write."""
     converted = "layout" in lineage
     kinds = {"file": str, "layout": str} if converted else {"from": str, "checkpoint": str, "match": dict}
     _check_kinds(lineage, {"sha256": str, **kinds})
@@ -64,17 +64,17 @@ def _check_kinds(document: Mapping[str, Any], kinds: Mapping[str, Any]) -> None:
 
 
 def trace_lineage(config: RunConfig, info: DataInfo, report: WeightLoadReport) -> dict[str, Any]:
-    """What `lineage.json` holds of a run with `init`: source, what of it was taken, both stages, how they differ.
+    """Build the document of `lineage.json`: source, loaded modules, both stages and their differences.
 
-    `differences` are of what both evaluate on, `training_differences` of what they train on. `info` is that of the
-    run's own data. `source` is null, and `unknown` gives the reason, where no run is around the checkpoint, or one
-    whose data is unknown. `lineage` is the source's own.
+    `differences` compare the evaluation inputs of both, `training_differences` the training inputs. `info` belongs to
+    the run's data. `source` is null, and `unknown` states the reason, if the checkpoint is not in a run, or in one
+    whose data is unknown. `lineage` is the lineage of the source.
     """
     assert config.init is not None, "only a run that starts from weights has a lineage"
     folder = resolve_weights(Path(config.init.source)).resolve()
     run = checkpoint.enclosing_run(folder)
-    source, unknown = _stage_of_run(run)
-    here = preprocessing_signature(config, info)
+    source, unknown = _read_signature(run)
+    signature = preprocessing_signature(config, info)
     return {
         "from": str(run or folder),
         "checkpoint": folder.name,
@@ -85,15 +85,15 @@ def trace_lineage(config: RunConfig, info: DataInfo, report: WeightLoadReport) -
         "match": report.to_dict(),
         "source": source,
         "unknown": unknown,
-        "here": here,
-        "differences": [] if source is None else signature_differences(source, here),
-        "training_differences": [] if source is None else training_differences(source, here),
+        "here": signature,
+        "differences": [] if source is None else signature_differences(source, signature),
+        "training_differences": [] if source is None else training_differences(source, signature),
         "lineage": None if run is None else read_lineage(run),
     }
 
 
 def describe_lineage(lineage: Mapping[str, Any]) -> str:
-    """One line: of converted weights file, hash, layout and what the file lacked; of others the chain of runs.
+    """Describe a lineage in one line: file, hash and layout of converted weights, else the chain of runs.
 
     The nearest run comes first.
     """
@@ -114,9 +114,9 @@ def describe_lineage(lineage: Mapping[str, Any]) -> str:
 
 
 def describe_stage(config: RunConfig, model: nn.Module) -> str:
-    """One line: task, data and model of a run; the modules are what other runs may start from.
+    """Describe task, data and model of a run in one line, with the modules that other runs may start from.
 
-    A weight that reads a codebook is a parameter, an entry of the codebook is none.
+    A weight that reads a codebook counts as parameter, an entry of the codebook does not.
     """
     parts = ", ".join(name for name, child in model.named_children() if any(True for _ in child.parameters()))
     count = sum(weight_sizes(model).values())
@@ -124,7 +124,7 @@ def describe_stage(config: RunConfig, model: nn.Module) -> str:
     return f"task: {config.task.name} on {config.data.name} · model: {model_line}"
 
 
-def _stage_of_run(run: Path | None) -> tuple[dict[str, Any] | None, str | None]:
+def _read_signature(run: Path | None) -> tuple[dict[str, Any] | None, str | None]:
     if run is None:
         return None, "no run is around the checkpoint"
     try:

@@ -1,4 +1,4 @@
-"""What training carries besides weights, as tensors and text: optimizer slots by parameter name, random states."""
+"""Optimiser slots by parameter name, and states of the random generators, as tensors and text."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ __all__ = ["get_rng_state", "optimizer_tensors", "restore_optimizer", "set_rng_s
 
 
 def optimizer_tensors(model: nn.Module, optimizer: Optimizer) -> dict[str, Tensor]:
-    """The optimizer's slots as `<parameter name>/<slot>`; hyper-parameters of groups are not among them.
+    """Return the optimiser's slots as `<parameter name>/<slot>`, without hyper-parameters of groups.
 
-    A shared parameter goes by its first name. The tensors are the optimizer's own, not copies.
+    A shared parameter has its first name. The tensors are the optimiser's own, not copies.
     """
     names: dict[Tensor, str] = {parameter: plain_name(name) for name, parameter in model.named_parameters()}
     tensors = {}
-    for parameter in _parameters_of(optimizer):
+    for parameter in _iterate_parameters(optimizer):
         assert parameter in names, (
             f"the optimizer holds a parameter of shape {list(parameter.shape)} that the model lacks"
         )
@@ -42,14 +42,14 @@ def optimizer_tensors(model: nn.Module, optimizer: Optimizer) -> dict[str, Tenso
 
 
 def restore_optimizer(model: nn.Module, optimizer: Optimizer, tensors: Mapping[str, Tensor]) -> None:
-    """Give the optimizer exactly these slots, copied to each parameter's device; it changes completely or not at all.
+    """Restore the optimiser's slots, copied to each parameter's device; it changes completely or not at all.
 
-    Raises CheckpointError for a parameter that it does not hold, and for a slot whose shape does not fit.
+    Raises CheckpointError for a parameter that the optimiser does not train, and for a slot of an unfit shape.
     """
-    held = set(_parameters_of(optimizer))
-    aliases = ((plain_name(name), p) for name, p in model.named_parameters(remove_duplicate=False))
-    parameters = {name: parameter for name, parameter in aliases if parameter in held}
-    counted_on_device = {p for group in optimizer.param_groups if _counts_on_device(group) for p in group["params"]}
+    trained = set(_iterate_parameters(optimizer))
+    named_parameters = ((plain_name(name), p) for name, p in model.named_parameters(remove_duplicate=False))
+    parameters = {name: parameter for name, parameter in named_parameters if parameter in trained}
+    device_counted = {p for group in optimizer.param_groups if _counts_on_device(group) for p in group["params"]}
     restored: dict[Tensor, dict[str, Tensor]] = {}
     for key, value in tensors.items():
         name, _, slot = key.rpartition("/")
@@ -58,29 +58,29 @@ def restore_optimizer(model: nn.Module, optimizer: Optimizer, tensors: Mapping[s
             hint = f"; did you mean '{close[0]}'?" if close else ""
             raise CheckpointError(f"optimizer state '{key}': this optimizer trains no such parameter{hint}")
         parameter = parameters[name]
-        is_on_cpu = slot == "step" and parameter not in counted_on_device  # where torch counts steps
+        is_on_cpu = slot == "step" and parameter not in device_counted  # where torch counts steps
         device = torch.device("cpu") if is_on_cpu else parameter.device
-        restored.setdefault(parameter, {})[slot] = _fitted(key, value, parameter, device)
+        restored.setdefault(parameter, {})[slot] = _copy_slot(key, value, parameter, device)
     optimizer.state.clear()
     optimizer.state.update(restored)
 
 
 def get_rng_state() -> dict[str, str]:
-    """The global random states of torch (CPU and every visible CUDA device), Python and NumPy, as text."""
+    """Return the global random states of torch (CPU and every visible CUDA device), Python and NumPy, as text."""
     algorithm, keys, position, has_gauss, gauss = cast(tuple[str, np.ndarray, int, int, float], np.random.get_state())
     assert algorithm == "MT19937", f"NumPy's global generator was replaced by {algorithm}"
-    version, words, python_gauss = random.getstate()
+    version, key, python_gauss = random.getstate()
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
     return {
         "torch": _to_text(torch.get_rng_state()),
-        "python": json.dumps([version, list(words), python_gauss]),
+        "python": json.dumps([version, list(key), python_gauss]),
         "numpy": json.dumps([algorithm, keys.tolist(), position, has_gauss, gauss]),
         **{f"cuda:{index}": _to_text(state) for index, state in enumerate(cuda)},
     }
 
 
 def set_rng_state(state: Mapping[str, str]) -> tuple[str, ...]:
-    """Set the global random states to those of `random_state`; all of them or, where an error is raised, none.
+    """Set the global random states to those of `get_rng_state`; all of them or, if an error is raised, none.
 
     Returns the devices among them that this process does not have. Raises CheckpointError for anything malformed.
     """
@@ -98,23 +98,23 @@ def set_rng_state(state: Mapping[str, str]) -> tuple[str, ...]:
             elif name in devices:
                 settings.append((torch.cuda.default_generators[devices[name]].set_state, _from_text(text)))
             else:
-                settings.append(_checked(name, text))
+                settings.append(_parse_state(name, text))
         except (ValueError, TypeError, RuntimeError) as error:
-            raise CheckpointError(f"random state: '{name}' is not one: {str(error)[:100]}") from error
+            raise CheckpointError(f"random state: '{name}' is invalid: {str(error)[:100]}") from error
     for put, value in settings:
         put(value)
     return tuple(absent)
 
 
-def _checked(name: str, text: str) -> tuple[Callable[[Any], object], Any]:
-    """How to set a state and its value, after a generator of our own has accepted it."""
+def _parse_state(name: str, text: str) -> tuple[Callable[[Any], object], Any]:
+    """Return the setter of a state and its value, after a separate generator has accepted it."""
     if name == "torch":
         state = _from_text(text)
         torch.Generator().set_state(state)
         return torch.set_rng_state, state
     if name == "python":
-        version, words, gauss = parse_json(text)
-        python_state = (version, tuple(words), gauss)
+        version, key, gauss = parse_json(text)
+        python_state = (version, tuple(key), gauss)
         random.Random().setstate(python_state)
         return random.setstate, python_state
     if name == "numpy":
@@ -127,7 +127,7 @@ def _checked(name: str, text: str) -> tuple[Callable[[Any], object], Any]:
     raise ValueError("unknown kind")
 
 
-def _parameters_of(optimizer: Optimizer) -> Iterator[Tensor]:
+def _iterate_parameters(optimizer: Optimizer) -> Iterator[Tensor]:
     return (parameter for group in optimizer.param_groups for parameter in group["params"])
 
 
@@ -135,8 +135,8 @@ def _counts_on_device(group: Mapping[str, Any]) -> bool:
     return bool(group.get("capturable") or group.get("fused"))
 
 
-def _fitted(key: str, value: Tensor, parameter: Tensor, device: torch.device) -> Tensor:
-    """A copy on this device and, where it has the parameter's shape, in its memory layout.
+def _copy_slot(key: str, value: Tensor, parameter: Tensor, device: torch.device) -> Tensor:
+    """Copy a slot to `device`, in the parameter's memory layout if it has the parameter's shape.
 
     Slots are of the parameter's shape, scalars, or factors that broadcast to it.
     """

@@ -1,4 +1,4 @@
-"""Files that a user asks for beside a run: checked before any work is done for them, written whole or not at all."""
+"""Output files that a user requests, checked before any work is done for them and written atomically."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["assert_writable", "write_document", "write_file"]
 
 
 def assert_writable(path: Path, *, option: str = "--json") -> None:
-    """Raises UserError where `option FILE` could not be written; nothing is left of the attempt."""
+    """Raise UserError if `option FILE` could not be written; the attempt leaves no file."""
     try:
         if path.is_dir():
             raise UserError(f"{option} {path}: is a folder; give a file in it")
@@ -28,21 +28,21 @@ def assert_writable(path: Path, *, option: str = "--json") -> None:
 
 
 def write_document(path: Path | None, document: object) -> None:
-    """Write a JSON file, where one is asked for; numbers that are not finite become null."""
+    """Write a JSON file unless `path` is None; numbers that are not finite become null."""
     if path is not None:
-        _folder_of(path).write_json(path.name, document)
+        _make_folder(path).write_json(path.name, document)
 
 
 def write_file(path: Path | None, content: str | bytes) -> None:
-    """Write a file, where one is asked for; text as UTF-8."""
+    """Write a file unless `path` is None; text as UTF-8."""
     if path is None:
         return
     if isinstance(content, str):
-        _folder_of(path).write_text(path.name, content)
+        _make_folder(path).write_text(path.name, content)
     else:
-        _folder_of(path).write_bytes(path.name, content)
+        _make_folder(path).write_bytes(path.name, content)
 
 
-def _folder_of(path: Path) -> RunDirectory:
+def _make_folder(path: Path) -> RunDirectory:
     path.parent.mkdir(parents=True, exist_ok=True)
     return RunDirectory(path.parent, is_writer=True)

@@ -1,7 +1,7 @@
-"""A quantised model in one small file (`.slq`), and its exact size before it is written.
+"""Packed quantised model: one small file (`.slq`), and its exact size before it is written.
 
-`SLQ1`, the length of the header (32 bits), the header (canonical JSON), the tensors one after another, and the CRC-32
-of all before; little-endian. Nothing in it is a program. Kinds of tensors: `kq`, codes of a codebook in half precision
+`SLQ1`, the length of the header (32 bits), the header (canonical JSON), the tensors in order, and the CRC-32
+of these; little-endian. The file contains no code. Kinds of tensors: `kq`, codes of a codebook in half precision
 (or float32 where half cannot hold it), of the whole tensor or of each entry of its first axis; `lq`, whole multiples of
 a float32 step; `f16`, numbers of half precision that are float32 in the model; and plain ones.
 """
@@ -56,8 +56,8 @@ _VERSION = 1
 _MAX_BYTES = 1 << 36
 _MAX_HEADER = 1 << 26
 _MAX_ELEMENTS = 1 << 40
-_LONGER_LINE = 80
-"""Characters at most by which the line of a coded tensor is longer than that of a plain one."""
+_MAX_EXTRA_LINE_LENGTH = 80
+"""Maximal number of characters by which the header line of a coded tensor is longer than that of a plain one."""
 _PLAIN: dict[str, tuple[np.dtype[Any], torch.dtype]] = {
     "f32": (np.dtype("<f4"), torch.float32),
     "f16": (np.dtype("<f2"), torch.float32),
@@ -75,10 +75,10 @@ _FIELDS = {"k": "num_centroids", "book": "codebook_dtype"}
 
 @dataclass(frozen=True)
 class PackedTensorSpec:
-    """How one tensor is stored, without its numbers: all that its bytes depend on.
+    """Storage of one tensor in a packed file, without its numbers: all that its bytes depend on.
 
-    Of codes: their `bits`, the number `k` of their values, and how many codebooks or steps (`groups`) of numbers of
-    `book` (f16, f32) the tensor has.
+    For codes: their `bits`, the number of their values (`num_centroids`), and the number (`groups`) of codebooks or
+    steps of the tensor, whose numbers are of `codebook_dtype` (f16, f32).
     """
 
     name: str
@@ -95,21 +95,21 @@ class PackedTensorSpec:
 
     @property
     def book_bytes(self) -> int:
-        """Of the codebooks, or of the steps."""
+        """Bytes of the codebooks, or of the steps."""
         numbers = {"kq": self.num_centroids * self.groups, "lq": self.groups}.get(self.kind, 0)
         return numbers * _PLAIN[self.codebook_dtype][0].itemsize
 
     @property
     def code_bytes(self) -> int:
-        """Of everything else."""
+        """Bytes of the codes, or of plain values."""
         if self.kind in ("kq", "lq"):
             return packed_length(self.count, self.bits)
         return self.count * _PLAIN[self.kind][0].itemsize
 
     def line(self, start: int) -> dict[str, Any]:
-        """The entry of the header for a tensor whose bytes begin at `start` of the payload."""
-        off = start + self.book_bytes
-        line = {"name": self.name, "shape": list(self.shape), "kind": self.kind, "off": off, "len": self.code_bytes}
+        """Build the header entry of a tensor whose bytes begin at `start` of the payload."""
+        offset = start + self.book_bytes
+        line = {"name": self.name, "shape": list(self.shape), "kind": self.kind, "off": offset, "len": self.code_bytes}
         if self.kind in ("kq", "lq"):
             line |= {
                 "bits": self.bits,
@@ -124,13 +124,13 @@ class PackedTensorSpec:
 def planned_tensor_spec(
     name: str, shape: Sequence[int], *, kind: str, bits: int = 0, k: int = 0, groups: int = 1, is_float32: bool = False
 ) -> PackedTensorSpec:
-    """The smallest way to store a weight that a policy made `codebook`, `linear`, `fp16` or `fp32`.
+    """Return the smallest storage of a weight that a policy made `codebook`, `linear`, `fp16` or `fp32`.
 
-    `k` is the number of centres (of the channel with most of them). A codebook that is no smaller than its weights in
-    half precision (float32 where it is) gives way to them: they are the same numbers. Its longer line in the header
-    counts, so that a codebook with fewer centres never makes a larger file.
+    `k` is the number of centroids (of the channel with most of them). A codebook that is not smaller than its weights
+    in half precision (or float32) is replaced by them: they are the same numbers. Its longer line in the header counts,
+    so that a codebook with fewer centroids never makes a larger file.
     """
-    whole = PackedTensorSpec(
+    plain = PackedTensorSpec(
         name, tuple(shape), "f16" if kind == "fp16" or (kind == "codebook" and not is_float32) else "f32"
     )
     if kind == "codebook":
@@ -139,12 +139,12 @@ def planned_tensor_spec(
     elif kind == "linear":
         coded = PackedTensorSpec(name, tuple(shape), "lq", bits, 2**bits - 1, groups, "f32")
     else:
-        return whole
-    return coded if coded.book_bytes + coded.code_bytes + _LONGER_LINE < whole.code_bytes else whole
+        return plain
+    return coded if coded.book_bytes + coded.code_bytes + _MAX_EXTRA_LINE_LENGTH < plain.code_bytes else plain
 
 
 class _Content(NamedTuple):
-    """The numbers of an entry: the codebook or steps (empty for plain ones), and codes or values."""
+    """Numbers of an entry: the codebook or steps (empty for plain tensors), and codes or values."""
 
     entry: PackedTensorSpec
     book: np.ndarray
@@ -158,31 +158,31 @@ class _Content(NamedTuple):
 
 
 def tensor_specs(model: nn.Module, halves: Collection[str] = ()) -> tuple[list[PackedTensorSpec], dict[str, str]]:
-    """How each tensor of a model's state is stored, and for further names of a shared one the name that holds it.
+    """Return the storage of each tensor of a model's state, and for further names of a shared one its first name.
 
     `halves` are plain tensors that were rounded to half precision.
     """
-    contents, tied = _contents(model, halves)
+    contents, tied = _collect_contents(model, halves)
     return [content.entry for content in contents], tied
 
 
 def packed_size(
     entries: Iterable[PackedTensorSpec], meta: Mapping[str, Any], *, tied: Mapping[str, str] | None = None
 ) -> int:
-    """The bytes of the file that `write_packed` makes of these: exact, from the function that it writes by."""
+    """Compute the exact number of bytes of the file that `write_packed` writes."""
     entries = sorted(entries, key=lambda entry: entry.name)
     payload = sum(entry.book_bytes + entry.code_bytes for entry in entries)
-    return len(_MAGIC) + 4 + len(_header(entries, meta, tied or {})) + payload + 4
+    return len(_MAGIC) + 4 + len(_render_header(entries, meta, tied or {})) + payload + 4
 
 
 def write_packed(path: Path, model: nn.Module, meta: Mapping[str, Any], halves: Collection[str] = ()) -> int:
-    """Writes a model and what belongs to it (`meta`: config, class names, metrics ...); returns the bytes of the file.
+    """Write a model and its metadata (`meta`: config, class names, metrics ...); return the number of bytes.
 
-    `halves` as in `entries_of`.
-    Raises UserError for numbers that the file cannot hold, RunError where the disk refuses.
+    `halves` as in `tensor_specs`.
+    Raises UserError for numbers that the file cannot store, RunError if the disk refuses it.
     """
-    contents, tied = _contents(model, halves)
-    header = _header([content.entry for content in contents], meta, tied)
+    contents, tied = _collect_contents(model, halves)
+    header = _render_header([content.entry for content in contents], meta, tied)
     data = b"".join([_MAGIC, struct.pack("<I", len(header)), header, *(content.data() for content in contents)])
     data += struct.pack("<I", zlib.crc32(data))
     assert len(data) == packed_size([content.entry for content in contents], meta, tied=tied)
@@ -194,7 +194,7 @@ def write_packed(path: Path, model: nn.Module, meta: Mapping[str, Any], halves: 
 
 
 class CompressionRatios(NamedTuple):
-    """Sizes against float32: of the weights' codes alone (as HAQ counts), with codebooks, and of the file."""
+    """Compression ratios to float32: of the weights' codes alone (as HAQ counts), with codebooks, and of the file."""
 
     weights: float
     codebook: float
@@ -204,73 +204,76 @@ class CompressionRatios(NamedTuple):
 def compression_ratios(
     layers: Iterable[tuple[int, int, int]], *, file_bytes: int, state: Mapping[str, Tensor]
 ) -> CompressionRatios:
-    """The three sizes of a quantised model: codes, codes and codebooks, the file.
+    """Compute the ratios of a quantised model to float32: codes, codes and codebooks, the file.
 
-    A layer of quantisable weights is (number of weights, bits, bytes of its codebook); `state` is that of the float
-    model. The file is counted against all of that state, the others against the layers' weights.
+    `layers` contains (number of weights, bits, bytes of the codebook) per layer; `state` is that of the float model.
+    The file is compared with all of that state, the other sizes with the layers' weights.
     """
     layers = list(layers)
     count = sum(size for size, _, _ in layers)
     coded = sum(packed_length(size, bits) + book for size, bits, book in layers)
-    whole = file_bytes / float_bytes(state)
-    return CompressionRatios(sum(size * bits for size, bits, _ in layers) / (32 * count), coded / (4 * count), whole)
+    file = file_bytes / float_bytes(state)
+    return CompressionRatios(sum(size * bits for size, bits, _ in layers) / (32 * count), coded / (4 * count), file)
 
 
-def _header(entries: Sequence[PackedTensorSpec], meta: Mapping[str, Any], tied: Mapping[str, str]) -> bytes:
+def _render_header(entries: Sequence[PackedTensorSpec], meta: Mapping[str, Any], tied: Mapping[str, str]) -> bytes:
     lines, start = [], 0
     for entry in entries:
         lines.append(entry.line(start))
         start += entry.book_bytes + entry.code_bytes
     try:
-        return _canonical({"version": _VERSION, "meta": dict(meta), "tensors": lines, "tied": dict(tied)})
+        return _render_canonical({"version": _VERSION, "meta": dict(meta), "tensors": lines, "tied": dict(tied)})
     except (TypeError, ValueError) as error:
         raise UserError(f"meta: cannot be written as JSON: {error}") from error
 
 
-def _canonical(document: Mapping[str, Any]) -> bytes:
-    """The one JSON text of a document: sorted keys, no spaces, no NaN. Raises TypeError or ValueError."""
+def _render_canonical(document: Mapping[str, Any]) -> bytes:
+    """Return the canonical JSON text of a document: sorted keys, no spaces, no NaN. Raises TypeError or ValueError."""
     return json.dumps(document, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
 
 
-def _contents(model: nn.Module, halves: Collection[str]) -> tuple[list[_Content], dict[str, str]]:
+def _collect_contents(model: nn.Module, halves: Collection[str]) -> tuple[list[_Content], dict[str, str]]:
     state = dense_state_dict(model)
-    choices = {_place(state[name]): choice for name, choice in quantised_weights(model).items()}
-    choices |= {_place(state[name]): (HalfPrecision(), state[name]) for name in halves if state[name].numel()}
-    held, tied = unique_tensors(state)
-    return [_content(name, tensor, *choices.get(_place(tensor), (None, tensor))) for name, tensor in held.items()], tied
+    choices = {_memory_key(state[name]): choice for name, choice in quantised_weights(model).items()}
+    choices |= {_memory_key(state[name]): (HalfPrecision(), state[name]) for name in halves if state[name].numel()}
+    unique, tied = unique_tensors(state)
+    return [
+        _make_content(name, tensor, *choices.get(_memory_key(tensor), (None, tensor)))
+        for name, tensor in unique.items()
+    ], tied
 
 
 def unique_tensors(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The tensors of a state in the order of a file, shared ones once, and the holder of every further name."""
-    held: dict[str, Tensor] = {}
+    """Return a state's tensors in the order of a file, shared ones once, and the holder of every further name."""
+    unique: dict[str, Tensor] = {}
     tied: dict[str, str] = {}
     names: dict[object, str] = {}
     for name in sorted(state):
-        holder = names.setdefault(_place(state[name]), name) if state[name].numel() else name
+        holder = names.setdefault(_memory_key(state[name]), name) if state[name].numel() else name
         if holder == name:
-            held[name] = state[name]
+            unique[name] = state[name]
         else:
             tied[name] = holder
-    return held, tied
+    return unique, tied
 
 
 def float_bytes(state: Mapping[str, Tensor]) -> int:
-    """The bytes of a float model's state, shared tensors once."""
+    """Count the bytes of a float model's state, shared tensors once."""
     return sum(tensor.numel() * tensor.element_size() for tensor in unique_tensors(state)[0].values())
 
 
-def _place(tensor: Tensor) -> Hashable:
+def _memory_key(tensor: Tensor) -> Hashable:
     return (tensor.device, tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
 
 
 def tensor_spec(
     name: str, tensor: Tensor, quantiser: nn.Module | None = None, original: Tensor | None = None
 ) -> PackedTensorSpec:
-    """How a tensor is stored; with a parametrisation that computes it from `original`, as that allows."""
-    return _content(name, tensor, quantiser, tensor if original is None else original).entry
+    """Return the storage of a tensor, which a `quantiser` computes from `original` if given."""
+    return _make_content(name, tensor, quantiser, tensor if original is None else original).entry
 
 
-def _content(name: str, tensor: Tensor, quantiser: nn.Module | None, original: Tensor) -> _Content:
+def _make_content(name: str, tensor: Tensor, quantiser: nn.Module | None, original: Tensor) -> _Content:
     tensor, original = tensor.detach().cpu(), original.detach()
     if quantiser is not None and tensor.dtype != torch.float32:
         raise UserError(f"{name}: is {tensor.dtype}; only quantised models in float32 are packed: call model.float()")
@@ -281,7 +284,7 @@ def _content(name: str, tensor: Tensor, quantiser: nn.Module | None, original: T
     values, none = tensor.contiguous().numpy().reshape(-1), np.empty(0)
     match quantiser:
         case Codebook():
-            return _coded(name, tensor, quantiser, original)
+            return _encode_codebook(name, tensor, quantiser, original)
         case UniformQuantiser():
             grid = quantiser.grid
             entry = planned_tensor_spec(
@@ -297,12 +300,12 @@ def _content(name: str, tensor: Tensor, quantiser: nn.Module | None, original: T
             return _Content(PackedTensorSpec(name, tuple(tensor.shape), _KIND_OF[tensor.dtype]), none, values)
 
 
-def _coded(name: str, tensor: Tensor, quantiser: Codebook, centres: Tensor) -> _Content:
-    """Codes of the centres that have members, those that became equal being one, in ascending order."""
+def _encode_codebook(name: str, tensor: Tensor, quantiser: Codebook, centres: Tensor) -> _Content:
+    """Encode a tensor by its used centroids, in ascending order, equal ones merged."""
     labels = quantiser.labels.cpu().numpy().reshape(centres.shape[0] if centres.ndim == 2 else 1, -1)
-    held = quantiser.as_stored(centres).cpu().numpy().reshape(len(labels), -1) + np.float32(0)  # no -0
+    centroids = quantiser.as_stored(centres).cpu().numpy().reshape(len(labels), -1) + np.float32(0)  # no -0
     books, codes = [], np.empty_like(labels)
-    for row, (codes_of_row, numbers) in enumerate(zip(labels, held, strict=True)):
+    for row, (codes_of_row, numbers) in enumerate(zip(labels, centroids, strict=True)):
         is_used = np.bincount(codes_of_row, minlength=len(numbers)) > 0
         books.append(np.unique(numbers[is_used]))
         codes[row] = np.searchsorted(books[-1], numbers).astype(np.uint8)[codes_of_row]
@@ -318,7 +321,7 @@ def _coded(name: str, tensor: Tensor, quantiser: Codebook, centres: Tensor) -> _
 
 
 class PackedModel(NamedTuple):
-    """What a packed file holds: the state of the plain model, and what was written with it."""
+    """Content of a packed file: state of the dense model, metadata, and storage of its tensors."""
 
     state: dict[str, Tensor]
     meta: dict[str, Any]
@@ -326,23 +329,23 @@ class PackedModel(NamedTuple):
 
 
 def read_packed(path: Path) -> PackedModel:
-    """The tensors of a packed file, bit by bit those of the simulated model; shared ones are one tensor.
+    """Read a packed file; tensors are bitwise equal to the simulated model's, and shared ones are one tensor.
 
     Raises CheckpointError, naming the file and the fault, for anything that `write_packed` did not write.
     """
-    with _faults_of(path):
+    with _faults_reported(path):
         meta, entries, tied, start = _read_head(path)
         return _parse(memoryview(read_regular_file(path, max_bytes=_MAX_BYTES)), meta, entries, tied, start)
 
 
 def assert_whole(path: Path) -> None:
-    """Raises CheckpointError for a file whose size is not the one that its header promises; no more of it is read."""
-    with _faults_of(path):
+    """Raise CheckpointError for a file whose size differs from the one in its header; only the header is read."""
+    with _faults_reported(path):
         _read_head(path)
 
 
 @contextlib.contextmanager
-def _faults_of(path: Path) -> Iterator[None]:
+def _faults_reported(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
@@ -352,11 +355,11 @@ def _faults_of(path: Path) -> Iterator[None]:
 
 
 class _FaultError(Exception):
-    """What is wrong with the bytes."""
+    """Fault in the bytes of a packed file."""
 
 
 def _read_head(path: Path) -> tuple[dict[str, Any], list[PackedTensorSpec], dict[str, str], int]:
-    """Meta, entries and ties of a file, and where its tensors begin; no more of it is read.
+    """Read metadata, entries and ties of a file, and the offset of its tensors; no more of it is read.
 
     Raises _FaultError for a file whose size is not the one that they promise.
     """
@@ -378,11 +381,11 @@ def _read_head(path: Path) -> tuple[dict[str, Any], list[PackedTensorSpec], dict
         if entries[-1].name in names:
             raise _FaultError(f"{entries[-1].name!r} is listed twice")
         names.add(entries[-1].name)
-    promised = _START + length + stop + 4
-    if size < promised:
-        raise _FaultError(f"is truncated: {size:,} bytes of {promised:,}")
-    if size > promised:
-        raise _FaultError(f"{size - promised:,} bytes belong to no tensor")
+    expected_size = _START + length + stop + 4
+    if size < expected_size:
+        raise _FaultError(f"is truncated: {size:,} bytes of {expected_size:,}")
+    if size > expected_size:
+        raise _FaultError(f"{size - expected_size:,} bytes belong to no tensor")
     for name, holder in header["tied"].items():
         if name in names or not isinstance(holder, str) or holder not in names:
             raise _FaultError(f"{name!r} is tied to {holder!r}, which the tensors do not allow")
@@ -392,13 +395,13 @@ def _read_head(path: Path) -> tuple[dict[str, Any], list[PackedTensorSpec], dict
 def _parse(
     data: memoryview, meta: dict[str, Any], entries: list[PackedTensorSpec], tied: Mapping[str, str], start: int
 ) -> PackedModel:
-    (promised,) = struct.unpack("<I", data[-4:])
-    if zlib.crc32(data[:-4]) != promised:
+    (checksum,) = struct.unpack("<I", data[-4:])
+    if zlib.crc32(data[:-4]) != checksum:
         raise _FaultError("is damaged: its CRC-32 is not the one that was written")
     state = {}
     for entry in entries:
         stop = start + entry.book_bytes + entry.code_bytes
-        state[entry.name] = _tensor(entry, data[start:stop])
+        state[entry.name] = _decode_tensor(entry, data[start:stop])
         start = stop
     return PackedModel(state | {name: state[holder] for name, holder in tied.items()}, meta, entries)
 
@@ -406,7 +409,7 @@ def _parse(
 def _parse_header(text: bytes) -> dict[str, Any]:
     try:
         header = parse_json(text)
-        is_canonical = isinstance(header, dict) and _canonical(header) == text
+        is_canonical = isinstance(header, dict) and _render_canonical(header) == text
     except (ValueError, TypeError) as error:
         raise _FaultError(f"has a damaged header: {' '.join(str(error).split())[:200]}") from error
     if not isinstance(header, dict):
@@ -423,7 +426,7 @@ def _parse_header(text: bytes) -> dict[str, Any]:
 
 
 def _parse_entry(line: object, start: int) -> PackedTensorSpec:
-    """The entry of one line, which has to be the line that this entry writes at this place."""
+    """Parse the header line of a tensor; it must equal the line that its entry writes at `start`."""
     if not isinstance(line, dict) or not isinstance(line.get("name"), str):
         raise _FaultError("has a header with a tensor without a name")
     name, shape, kind = line["name"], line.get("shape"), line.get("kind")
@@ -444,12 +447,12 @@ def _parse_entry(line: object, start: int) -> PackedTensorSpec:
         if kind == "lq" and (k != 2**bits - 1 or book != "f32" or bits < 2):
             raise _FaultError(f"{name!r} has steps of {book} for {k} values of {bits} bits")
     entry = PackedTensorSpec(name, tuple(shape), kind, **{_FIELDS.get(key, key): value for key, value in coded.items()})
-    if _canonical(line) != _canonical(entry.line(start)):
+    if _render_canonical(line) != _render_canonical(entry.line(start)):
         raise _FaultError(f"{name!r} has offsets or lengths that its shape and its place do not give")
     return entry
 
 
-def _tensor(entry: PackedTensorSpec, data: memoryview) -> Tensor:
+def _decode_tensor(entry: PackedTensorSpec, data: memoryview) -> Tensor:
     if entry.kind not in ("kq", "lq"):
         stored, dtype = _PLAIN[entry.kind]
         if entry.kind == "bool" and np.frombuffer(data, np.uint8).max(initial=0) > 1:

@@ -1,4 +1,4 @@
-"""What a run reads, in the words in which two runs can be compared: data, number and place of points, transforms."""
+"""Preprocessing signature of a run (data, number of points, normalisation, transforms), to compare two runs."""
 
 from __future__ import annotations
 
@@ -24,34 +24,35 @@ __all__ = [
     "training_differences",
 ]
 
-_COMPARED = {
+_COMPARED_KEYS = {
     "up_axis": "the up axis",
     "num_points": "the number of points of a cloud",
     "is_in_unit_sphere": "whether clouds lie in the unit sphere about their mean",
     "features": "what points carry besides their place",
     "transforms": "the evaluation transforms of points",
 }
-"""Of `stage_of`: what a network that learned one value will not expect of another."""
+"""Compared keys of `preprocessing_signature`, with their descriptions: networks do not transfer between values."""
 
-_PASSED_OVER = frozenset({"name", "fused", "dropout", "num_neighbours", "neighbours_at"})
-"""Arguments of an encoder that change no number in evaluation, or are compared by what they come to."""
+_IGNORED_ARGUMENTS = frozenset({"name", "fused", "dropout", "num_neighbours", "neighbours_at"})
+"""Arguments of an encoder that change no number in evaluation, or are compared by their effect."""
 
 
 def preprocessing_signature(config: RunConfig, info: DataInfo) -> dict[str, Any]:
-    """The task, data and network of a run in plain values; None where its data does not state one.
+    """Build the signature of a run: task, data and network in plain values; None for what its data does not state.
 
-    `num_points` and `is_in_unit_sphere` are what the set states and evaluation transforms make of it. `transforms` are
-    those of evaluation that change points in another way; where they make pairs of views, the views belong to the
-    method and are not listed. `neighbours` are those that each of these points has in the graph of the encoder.
-    `training` are the training transforms of points, those of the views of a pair included, `training_images` those of
-    images.
+    `num_points` and `is_in_unit_sphere` are the data set's, as changed by evaluation transforms. `transforms` are the
+    evaluation transforms that change points otherwise; transforms that make pairs of views belong to the method and
+    are not listed. `neighbours` is the number of neighbours of a point in the encoder's graph. `training` are the
+    training transforms of points, including those of the views of a pair, `training_images` those of images.
     """
     form = info.clouds
-    blocks, training = (list(flatten_blocks(each)) for each in (config.transforms.evaluate, config.transforms.train))
+    blocks, training = (
+        list(flatten_blocks(components)) for components in (config.transforms.evaluate, config.transforms.train)
+    )
     builders = [registry.transforms.entry(block).builder for block in blocks]
-    counts = [block.arguments["num_points"] for block in blocks if "num_points" in block.arguments]
-    is_moved = any(TransformMembers.makes_unit_sphere.get(builder) for builder in builders)
-    num_points = counts[-1] if counts else None if form is None else form.num_points
+    point_counts = [block.arguments["num_points"] for block in blocks if "num_points" in block.arguments]
+    is_normalized = any(TransformMembers.makes_unit_sphere.get(builder) for builder in builders)
+    num_points = point_counts[-1] if point_counts else None if form is None else form.num_points
     graph = None if num_points is None else find_neighbour_graph(config.model, num_points)
     return {
         "name": config.name,
@@ -61,7 +62,7 @@ def preprocessing_signature(config: RunConfig, info: DataInfo) -> dict[str, Any]
         "up_axis": info.facts.get("up_axis"),
         "num_points": num_points,
         "neighbours": None if graph is None else graph.neighbours,
-        "is_in_unit_sphere": True if is_moved else None if form is None else form.unit_sphere != "none",
+        "is_in_unit_sphere": True if is_normalized else None if form is None else form.unit_sphere != "none",
         "features": list(info.features),
         "transforms": [to_plain(block) for block in config.transforms.evaluate if _changes_points(block)],
         "training": [to_plain(block) for block in training if _reads_points(block)],
@@ -71,91 +72,95 @@ def preprocessing_signature(config: RunConfig, info: DataInfo) -> dict[str, Any]
 
 
 def training_differences(source: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
-    """A line where two stages train on points that are changed in other ways; often intended, so not a fault.
+    """Describe different training transforms of points of two stages, in at most one line; often intended.
 
-    A network that never saw a turned cloud will not recognise one: this names the transforms of one stage alone.
+    A network that was never trained on rotated clouds will not recognise them: transforms of one stage alone are named.
     """
     theirs, ours = source["training"], here["training"]
     if theirs == ours:
         return []
-    names = _called(source), _called(here)
-    own = _without(theirs, ours), _without(ours, theirs)
-    if not any(own):
+    names = _format_stage(source), _format_stage(here)
+    alone = _subtract(theirs, ours), _subtract(ours, theirs)
+    if not any(alone):
         return [f"training transforms of points: the same in another order in {names[0]} and in {names[1]}"]
     return [
-        f"training transforms of points: {format_setting(own[0])} in {names[0]} alone, "
-        f"{format_setting(own[1])} in {names[1]} alone"
+        f"training transforms of points: {format_setting(alone[0])} in {names[0]} alone, "
+        f"{format_setting(alone[1])} in {names[1]} alone"
     ]
 
 
-def _without(blocks: Sequence[Any], others: Sequence[Any]) -> list[Any]:
-    """The blocks that are left once each of the others has taken one like it away."""
-    left = list(blocks)
+def _subtract(blocks: Sequence[Any], others: Sequence[Any]) -> list[Any]:
+    """Remove one equal block for each of `others`."""
+    remaining = list(blocks)
     for other in others:
-        if other in left:
-            left.remove(other)
-    return left
+        if other in remaining:
+            remaining.remove(other)
+    return remaining
 
 
 def signature_differences(
     source: Mapping[str, Any], here: Mapping[str, Any], *, names: tuple[str, str] | None = None
 ) -> list[str]:
-    """Where two stages' points differ, or arguments of one encoder that change its function and none of its tensors.
+    """List differences of two stages' points, or of encoder arguments that change its function but no tensor.
 
-    A line each that names both; what either does not state is passed over.
-    They are called by their runs' names and their data, or by `names`.
+    Each line names both values; values that one stage does not state are ignored.
+    The stages are called by the names of their runs and data, or by `names`.
     """
-    names = names or (_called(source), _called(here))
+    names = names or (_format_stage(source), _format_stage(here))
     lines = []
-    for key, what in _COMPARED.items():
+    for key, description in _COMPARED_KEYS.items():
         theirs, ours = source[key], here[key]
         if theirs is not None and ours is not None and theirs != ours:
-            lines.append(f"{what}: {format_setting(theirs)} in {names[0]}, {format_setting(ours)} in {names[1]}")
-    learnt, given = source["encoder"], here["encoder"]
-    if learnt is not None and given is not None and learnt["name"] == given["name"]:
-        lines += _reach(source, here, names)
+            lines.append(f"{description}: {format_setting(theirs)} in {names[0]}, {format_setting(ours)} in {names[1]}")
+    recorded, current = source["encoder"], here["encoder"]
+    if recorded is not None and current is not None and recorded["name"] == current["name"]:
+        lines += _reach_differences(source, here, names)
         lines += [
-            f"the encoder's {argument}: {format_setting(learnt[argument])} in {names[0]}, "
-            f"{format_setting(given[argument])} in {names[1]}"
-            for argument in sorted(learnt.keys() & given.keys() - _PASSED_OVER)
-            if learnt[argument] != given[argument]
+            f"the encoder's {argument}: {format_setting(recorded[argument])} in {names[0]}, "
+            f"{format_setting(current[argument])} in {names[1]}"
+            for argument in sorted(recorded.keys() & current.keys() - _IGNORED_ARGUMENTS)
+            if recorded[argument] != current[argument]
         ]
     return lines
 
 
-def _reach(source: Mapping[str, Any], here: Mapping[str, Any], names: tuple[str, str]) -> list[str]:
-    """A line where the graph of the one's clouds reaches farther than that of the other's."""
-    had, has = source["neighbours"], here["neighbours"]
-    of, among = source["num_points"], here["num_points"]
-    if had is None or has is None or scale_num_neighbours(had, reference_num_points=of, num_points=among) == has:
+def _reach_differences(source: Mapping[str, Any], current: Mapping[str, Any], names: tuple[str, str]) -> list[str]:
+    """Describe different reaches of two neighbour graphs, in at most one line."""
+    theirs, ours = source["neighbours"], current["neighbours"]
+    their_points, our_points = source["num_points"], current["num_points"]
+    if (
+        theirs is None
+        or ours is None
+        or scale_num_neighbours(theirs, reference_num_points=their_points, num_points=our_points) == ours
+    ):
         return []
     return [
-        f"how far the encoder's graph reaches: {had} neighbours of {of} points in {names[0]}, {has} of {among} in "
-        f"{names[1]}"
+        f"how far the encoder's graph reaches: {theirs} neighbours of {their_points} points in {names[0]}, "
+        f"{ours} of {our_points} in {names[1]}"
     ]
 
 
-def _called(stage: Mapping[str, Any]) -> str:
+def _format_stage(stage: Mapping[str, Any]) -> str:
     return f"{stage['name']} ({stage['data']['name']})"
 
 
 def flatten_blocks(blocks: Sequence[ComponentConfig]) -> Iterator[ComponentConfig]:
-    """The blocks, and those inside them, each before its own."""
+    """Iterate over blocks and the blocks inside them, outer before inner."""
     for block in blocks:
         yield block
         for value in block.arguments.values():
             inner = value if isinstance(value, tuple | list) else [value]
-            yield from flatten_blocks([each for each in inner if isinstance(each, ComponentConfig)])
+            yield from flatten_blocks([item for item in inner if isinstance(item, ComponentConfig)])
 
 
 def read_fields(block: ComponentConfig) -> Collection[str]:
-    """The parameters of a transform's call: the fields that it takes, and `draws` and `self`."""
+    """Return the parameter names of a transform's call: its fields, `draws` and `self`."""
     builder: Any = registry.transforms.entry(block).builder
     return inspect.signature(builder.__call__).parameters
 
 
 def makes_pairs(block: ComponentConfig) -> bool:
-    """Whether a transform makes the two clouds of a pair of one."""
+    """Return True if a transform makes the two clouds of a pair from one."""
     return "other_points" in TransformMembers.adds.get(registry.transforms.entry(block).builder)
 
 
@@ -164,14 +169,14 @@ def _reads_points(block: ComponentConfig) -> bool:
 
 
 def _changes_points(block: ComponentConfig) -> bool:
-    """Whether a transform changes points in another way than their number and where they lie as a whole."""
+    """Return True if a transform changes points other than by their number or a normalisation of the whole cloud."""
     builder: Any = registry.transforms.entry(block).builder
     is_compared = TransformMembers.makes_unit_sphere.get(builder) or "num_points" in block.arguments
     return _reads_points(block) and not is_compared
 
 
 def format_setting(value: Any) -> str:
-    """A plain value in words: lists by their items, a block as `name {argument: value}`, its arguments as YAML."""
+    """Format a plain value: lists by their items, a block as `name {argument: value}`, its arguments as YAML."""
     if isinstance(value, list):
         return ", ".join(map(format_setting, value)) if value else "none"
     if isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""Which process is which: numbers are used again after a process ends, so its start belongs to its identity."""
+"""Identity of processes: pids are reused after a process ends, so the start time is part of the identity."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ __all__ = ["ProcessIdentity", "process_start_time"]
 
 
 def process_start_time(pid: int) -> str | None:
-    """Boot and clock tick at which a process started; empty if it is over, None where the system does not report it."""
+    """Return boot id and clock tick of a process's start; empty if it ended, None if the system does not report it."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        state, start = _stat(pid)
+        state, start = _read_stat(pid)
     except OSError:
         return "" if Path("/proc/self/stat").exists() else None
     return "" if state in "ZX" else f"{boot}:{start}"
@@ -22,7 +22,7 @@ def process_start_time(pid: int) -> str | None:
 
 @dataclass(frozen=True)
 class ProcessIdentity:
-    """A process as others can find it: its host, the table its number belongs to, its number and its start."""
+    """Identity of a process: host, process table (boot and pid namespace), pid and start."""
 
     host: str
     table: str | None
@@ -31,38 +31,38 @@ class ProcessIdentity:
 
     @classmethod
     def current(cls, host: str) -> ProcessIdentity:
-        return cls(host, _table(), os.getpid(), process_start_time(os.getpid()))
+        return cls(host, _process_table(), os.getpid(), process_start_time(os.getpid()))
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
     @property
     def is_reachable(self) -> bool:
-        """Whether this process can find out about that one: the same boot and the same table of processes."""
-        return self.table is not None and bool(self.start) and self.table == _table()
+        """True if this process can observe the other one: same boot and same process table."""
+        return self.table is not None and bool(self.start) and self.table == _process_table()
 
     @property
     def is_gone(self) -> bool:
-        """Whether it is known to be over."""
+        """True if the process is known to have ended."""
         return self.is_reachable and process_start_time(self.pid) != self.start
 
     @property
     def is_stopped(self) -> bool:
-        """Whether it is known to stand still, stopped by a signal."""
+        """True if the process is known to be stopped by a signal."""
         try:
-            return self.is_reachable and not self.is_gone and _stat(self.pid)[0] in "Tt"
+            return self.is_reachable and not self.is_gone and _read_stat(self.pid)[0] in "Tt"
         except OSError:
             return False
 
 
-def _stat(pid: int) -> tuple[str, str]:
-    """State and start of a process: fields 3 and 22 of its line; the name, field 2, may hold blanks."""
+def _read_stat(pid: int) -> tuple[str, str]:
+    """Read state and start of a process: fields 3 and 22 of its line; the name, field 2, may contain blanks."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return fields[0], fields[19]
 
 
-def _table() -> str | None:
-    """Boot and process namespace: containers of one host count apart."""
+def _process_table() -> str | None:
+    """Return boot id and pid namespace, which differ between containers of one host."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return f"{boot}:{os.readlink('/proc/self/ns/pid')}"

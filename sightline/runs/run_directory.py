@@ -1,4 +1,4 @@
-"""The folder of a run: claimed once, locked while in use, every file in it whole; and a record of where it ran."""
+"""Run directory: created once, locked while in use, with atomic writes; and the record of its environment."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ __all__ = ["LOCK", "RunDirectory", "collect_environment", "create_numbered_folde
 LOCK = ".lock"
 _MAX_LINE_BYTES = 1 << 24
 _MAX_LOCK_BYTES = 1 << 16
-_GONE = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ESTALE})
+_MISSING_ERRORS = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ESTALE})
 _PACKAGES = (
     "sightline",
     "torch",
@@ -48,9 +48,9 @@ _PACKAGES = (
 
 
 def create_numbered_folder(base: Path) -> Path:
-    """Make the folder `base/<number>` with the next free number, which no other process can get as well.
+    """Create the folder `base/<number>` with the next free number; no other process can get the same one.
 
-    Raises RunError where the disk refuses it.
+    Raises RunError if the disk refuses it.
     """
     try:
         base.mkdir(parents=True, exist_ok=True)
@@ -65,7 +65,7 @@ def create_numbered_folder(base: Path) -> Path:
 
 
 class RunDirectory:
-    """The files of a run. Where `is_writer` is False it is a silent twin: nothing that writes touches the disk.
+    """Files of a run; with `is_writer` False, nothing that writes touches the disk.
 
     Every write is whole or absent, and a disk that refuses one raises RunError in one line. Numbers that are not finite
     become null. Names are relative to the folder; `predictions/a.json` makes the folder in between. While it is locked,
@@ -75,36 +75,36 @@ class RunDirectory:
     def __init__(self, path: Path, *, is_writer: bool) -> None:
         self.path = path
         self.is_writer = is_writer
-        self._held: _Held | None = None
+        self._held: _LockedFolder | None = None
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
-        """Hold the folder while a run is active.
+        """Lock the folder while a run is active.
 
-        Raises UserError, naming process and host, if another run holds it. What a dead process of this host left is
-        taken over.
+        Raises UserError, naming process and host, if another run holds the lock. The lock of a dead process of this
+        host is taken over.
         """
         if not self.is_writer:
             yield
             return
-        mine = json.dumps(_holder_of(os.getpid())).encode()
+        holder = json.dumps(_describe_holder(os.getpid())).encode()
         with self._writing(LOCK):
             self.path.mkdir(parents=True, exist_ok=True)
-            self._held = _take(self.path / LOCK, mine)
+            self._held = _acquire_lock(self.path / LOCK, holder)
         try:
             yield
         finally:
-            held, self._held = self._held, None
-            held.release(self.path)
+            locked_folder, self._held = self._held, None
+            locked_folder.release(self.path)
 
     def assert_lock_held(self) -> None:
-        """Raises LostFolderError where the folder, or the lock in it, is no longer what `lock` took."""
+        """Raise LostFolderError if the folder, or the lock in it, is not the one that `lock` took."""
         if self._held is not None:
             self._held.assert_own(self.path)
 
     def write_text(self, name: str, text: str) -> None:
         """Write or replace a text file, as UTF-8; bytes of file names that are not become `\\udcff`, as in JSON."""
-        self.write_bytes(name, _encoded(text))
+        self.write_bytes(name, _encode(text))
 
     def write_bytes(self, name: str, data: bytes) -> None:
         """Write or replace a file."""
@@ -116,7 +116,9 @@ class RunDirectory:
 
     def write_json(self, name: str, value: object) -> None:
         """Write or replace a JSON file."""
-        self.write_text(name, json.dumps(_finite(value), indent=2, allow_nan=False, ensure_ascii=False) + "\n")
+        self.write_text(
+            name, json.dumps(_replace_non_finite(value), indent=2, allow_nan=False, ensure_ascii=False) + "\n"
+        )
 
     def remove(self, name: str) -> None:
         """Remove a file, if it is there."""
@@ -125,58 +127,58 @@ class RunDirectory:
                 path.unlink(missing_ok=True)
 
     def append_line(self, name: str, mapping: Mapping[str, Any]) -> None:
-        """Add one JSON object as a line, flushed; where that fails the file is as long as before."""
+        """Append one JSON object as a line; if that fails, the file is as long as before."""
         if not self.is_writer:
             return
-        line = json.dumps(_finite(mapping), allow_nan=False, ensure_ascii=False) + "\n"
+        line = json.dumps(_replace_non_finite(mapping), allow_nan=False, ensure_ascii=False) + "\n"
         with self._writing(name) as path:
             self._make_parents(path)
             size = assert_appendable(path)
             try:
                 with open(path, "ab") as file:
-                    file.write(_encoded(line))
+                    file.write(_encode(line))
             except OSError:
                 with contextlib.suppress(OSError):
                     os.truncate(path, size)
                 raise
 
     def truncate_lines(self, name: str, *, after_step: int, last_split: str | None = None) -> int:
-        """Drop the lines of later steps and a torn last one, at one instant; returns how many. Others keep their bytes.
+        """Remove lines of later steps and a torn last one, atomically; return their number. Others keep their bytes.
 
         With `last_split`, only lines of this split are kept of the step `after_step` itself.
         Raises DataError for any other line that is not an object with a whole number `step`.
         """
-        path = self._inside(name)
+        path = self._resolve(name)
         if not self.is_writer or not path.exists():
             return 0
         with self._writing(name):
             assert_appendable(path)
-            lines = _lines_of(path)
-            steps = [(line, _step_of(path, entry), entry.get("split")) for line, entry in _parse_lines(path, lines)]
-            kept = [
+            lines = _read_raw_lines(path)
+            steps = [(line, _get_step(path, entry), entry.get("split")) for line, entry in _parse_lines(path, lines)]
+            remaining = [
                 line
                 for line, step, split in steps
                 if step < after_step or (step == after_step and last_split in (None, split))
             ]
-            num_dropped = len(lines) - len(kept)
+            num_dropped = len(lines) - len(remaining)
             if num_dropped:
-                replace_atomic(path, b"".join(kept))
+                replace_atomic(path, b"".join(remaining))
         return num_dropped
 
     def _make_parents(self, path: Path) -> None:
-        """The folders that a file needs; not the run's own while it is locked, for it may have been moved just now."""
+        """Create the parent folders of a file; not the run's folder while it is locked, as it may have been moved."""
         if self._held is None:
             self.path.mkdir(parents=True, exist_ok=True)
         make_below(self.path, path.parent)
 
-    def _inside(self, name: str) -> Path:
+    def _resolve(self, name: str) -> Path:
         assert Path(name).root == "", f"'{name}' is not relative to the run directory"
         assert ".." not in Path(name).parts, f"'{name}' leaves the run directory"
         return self.path / name
 
     @contextlib.contextmanager
     def _writing(self, name: str) -> Iterator[Path]:
-        path = self._inside(name)
+        path = self._resolve(name)
         try:
             self.assert_lock_held()
             yield path
@@ -186,34 +188,34 @@ class RunDirectory:
             raise disk_failure(error, path) from error
 
 
-def _encoded(text: str) -> bytes:
+def _encode(text: str) -> bytes:
     return text.encode(errors="backslashreplace")
 
 
 def collect_environment() -> dict[str, Any]:
-    """What a run runs on, in plain values."""
+    """Collect the environment of a run (versions, machine, git commit), in plain values."""
     return {
         "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "command_line": list(sys.argv),
         "directory": os.getcwd(),
-        "versions": {"python": platform.python_version(), **_versions(), "cuda": torch.version.cuda},
+        "versions": {"python": platform.python_version(), **_package_versions(), "cuda": torch.version.cuda},
         "platform": platform.platform(),
         "host": socket.gethostname(),
-        "cpu": _cpu_model(),
+        "cpu": _read_cpu_model(),
         "num_cores": os.cpu_count(),
         "num_usable_cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "num_threads": torch.get_num_threads(),
         "memory_bytes": os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"),
-        "gpus": _gpus(),
-        "git": _git_state(Path(__file__).resolve().parents[2]),
+        "gpus": _list_gpus(),
+        "git": _read_git_state(Path(__file__).resolve().parents[2]),
     }
 
 
 # --- lines -----------------------------------------------------------------------------------------------------------
 
 
-def _lines_of(path: Path) -> list[bytes]:
-    """Lines with their ends; the last one has none if it is torn. Raises DataError for one longer than a run writes."""
+def _read_raw_lines(path: Path) -> list[bytes]:
+    """Read lines with their line ends; a torn last one has none. Raises DataError for one longer than a run writes."""
     lines: list[bytes] = []
     with open(path, "rb") as file:
         while line := file.readline(_MAX_LINE_BYTES):
@@ -239,38 +241,38 @@ def _parse_lines(path: Path, lines: Sequence[bytes]) -> Iterator[tuple[bytes, di
         yield line, entry
 
 
-def _step_of(path: Path, entry: Mapping[str, Any]) -> int:
+def _get_step(path: Path, entry: Mapping[str, Any]) -> int:
     step = entry.get("step")
     if type(step) is not int:
         raise DataError(f"{path}: a line has the step {step!r}, not a whole number; remove the line")
     return step
 
 
-def _finite(value: object) -> object:
-    """The value with null for every number that is not finite."""
+def _replace_non_finite(value: object) -> object:
+    """Replace numbers that are not finite by None, recursively."""
     if isinstance(value, float):
         return float(value) if math.isfinite(value) else None
     if isinstance(value, Mapping):
-        return {key: _finite(item) for key, item in value.items()}
-    return [_finite(item) for item in value] if isinstance(value, list | tuple) else value
+        return {key: _replace_non_finite(item) for key, item in value.items()}
+    return [_replace_non_finite(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 # --- lock ------------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class _Held:
-    """A locked folder, kept open: its number on the disk goes to no other folder meanwhile."""
+class _LockedFolder:
+    """Locked folder, held open, so that its inode is not reused for another folder."""
 
     descriptor: int
     lock: bytes
 
     def assert_own(self, path: Path) -> None:
-        """Raises LostFolderError where `path` leads to another folder, or to none, or the lock in it is not ours."""
+        """Raise LostFolderError if `path` is missing or another folder, or the lock in it is another's."""
         try:
             is_same = os.path.samestat(os.fstat(self.descriptor), os.stat(path))
         except OSError as error:
-            if error.errno not in _GONE:
+            if error.errno not in _MISSING_ERRORS:
                 raise
             raise LostFolderError(f"{path}: was moved or deleted while the run wrote to it; the run ends") from None
         if not is_same:
@@ -279,43 +281,43 @@ class _Held:
                 "new folder as it is"
             )
         try:
-            found = read_regular_file(path / LOCK)
+            lock = read_regular_file(path / LOCK)
         except FileNotFoundError:
             raise LostFolderError(
                 f"{path / LOCK}: was removed while the run wrote to the folder; the run ends; go on with --resume auto"
             ) from None
-        if found != self.lock:
+        if lock != self.lock:
             raise LostFolderError(f"{path / LOCK}: was taken by another run; this run ends and leaves the folder to it")
 
     def release(self, path: Path) -> None:
-        """Remove the lock, unless it became another's."""
+        """Remove the lock, unless it is another run's by now."""
         with contextlib.suppress(OSError, LostFolderError):
             self.assert_own(path)
             (path / LOCK).unlink()
         os.close(self.descriptor)
 
 
-def _take(path: Path, mine: bytes) -> _Held:
-    """Write ourselves into the lock file, unless a living holder is in it.
+def _acquire_lock(path: Path, mine: bytes) -> _LockedFolder:
+    """Write this process into the lock file, unless a running process owns it.
 
-    The kernel's lock on the file is held only meanwhile: it settles races, and no orphan can keep it.
+    The kernel's lock on the file is held only for this moment: it settles races, and no orphan can keep it.
     """
     while True:
         assert_appendable(path)
         with open(path, "a+b") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
-            if not _is_still(path, file.fileno()):
-                continue  # removed by the run that held it, between our opening and our turn
+            if not _is_same_file(path, file.fileno()):
+                continue  # removed by the run that held it, between our open and our lock
             file.seek(0)
             _assert_free(path, file.read(_MAX_LOCK_BYTES))
             file.truncate(0)
             file.write(mine)
             file.flush()
             os.fsync(file.fileno())
-            return _Held(os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY), mine)
+            return _LockedFolder(os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY), mine)
 
 
-def _is_still(path: Path, descriptor: int) -> bool:
+def _is_same_file(path: Path, descriptor: int) -> bool:
     try:
         return os.path.samestat(os.fstat(descriptor), os.stat(path))
     except FileNotFoundError:
@@ -336,12 +338,12 @@ def _assert_free(path: Path, data: bytes) -> None:
         raise UserError(f"{path.parent}: in use by process {pid} on {host}; wait for it, or choose another --out")
 
 
-def _holder_of(pid: int) -> dict[str, object]:
+def _describe_holder(pid: int) -> dict[str, object]:
     return {"pid": pid, "host": socket.gethostname(), "started": process_start_time(pid)}
 
 
 def _is_alive(pid: int, started: object) -> bool:
-    """Whether this very process runs; a later one with the same number does not count, where the system shows it."""
+    """Return True if this very process runs; a later one with the same pid does not count, if the system shows it."""
     try:
         os.kill(pid, 0)
     except (ProcessLookupError, OverflowError):
@@ -355,7 +357,7 @@ def _is_alive(pid: int, started: object) -> bool:
 # --- machine ---------------------------------------------------------------------------------------------------------
 
 
-def _versions() -> dict[str, str | None]:
+def _package_versions() -> dict[str, str | None]:
     versions: dict[str, str | None] = {}
     for package in _PACKAGES:
         try:
@@ -365,7 +367,7 @@ def _versions() -> dict[str, str | None]:
     return versions
 
 
-def _cpu_model() -> str:
+def _read_cpu_model() -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -373,26 +375,26 @@ def _cpu_model() -> str:
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
-def _gpus() -> list[dict[str, Any]]:
+def _list_gpus() -> list[dict[str, Any]]:
     if not torch.cuda.is_available():
         return []
-    found = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
-    return [{"name": gpu.name, "memory_bytes": gpu.total_memory} for gpu in found]
+    properties = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
+    return [{"name": gpu.name, "memory_bytes": gpu.total_memory} for gpu in properties]
 
 
-def _git_state(root: Path) -> dict[str, Any] | None:
-    """The commit of the project's own repository and whether tracked files differ; None if `root` is not one."""
-    top = _git(root, "rev-parse", "--show-toplevel")
-    commit = _git(root, "rev-parse", "HEAD")
+def _read_git_state(root: Path) -> dict[str, Any] | None:
+    """Return the commit of the project's repository and whether tracked files differ; None if `root` is not one."""
+    top = _run_git(root, "rev-parse", "--show-toplevel")
+    commit = _run_git(root, "rev-parse", "HEAD")
     if top is None or commit is None or Path(top).resolve() != root:
         return None
-    return {"commit": commit, "is_dirty": bool(_git(root, "status", "--porcelain", "--untracked-files=no"))}
+    return {"commit": commit, "is_dirty": bool(_run_git(root, "status", "--porcelain", "--untracked-files=no"))}
 
 
-def _git(root: Path, *arguments: str) -> str | None:
-    """The output of git, None if it fails; it takes no locks, so that it never disturbs the user's own git."""
+def _run_git(root: Path, *arguments: str) -> str | None:
+    """Run git and return its output, None if it fails; it takes no locks, so it never disturbs the user's git."""
     try:
-        answer = subprocess.run(
+        result = subprocess.run(
             ["git", "-C", str(root), *arguments],
             env={**os.environ, "GIT_OPTIONAL_LOCKS": "0"},
             capture_output=True,
@@ -402,4 +404,4 @@ def _git(root: Path, *arguments: str) -> str | None:
         )
     except (OSError, subprocess.SubprocessError):
         return None
-    return answer.stdout.strip()
+    return result.stdout.strip()

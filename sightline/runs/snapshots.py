@@ -1,4 +1,4 @@
-"""The files of one checkpoint: written so that the disk holds them, read with every byte verified first; no pickle."""
+"""Files of one checkpoint: synced to disk, every byte verified before use, no pickle."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from sightline.errors import CheckpointError
 from sightline.regular_files import check_regular_file, parse_json
 from sightline.runs.atomic_files import create_atomic, sync_folder
 
-__all__ = ["FORMAT_VERSION", "Snapshot", "read_snapshot", "read_steps", "step_of", "write_snapshot"]
+__all__ = ["FORMAT_VERSION", "Snapshot", "parse_step", "read_snapshot", "read_steps", "write_snapshot"]
 
 FORMAT_VERSION = 1
 
@@ -36,7 +36,7 @@ _NON_FINITE = "non_finite"
 
 @dataclass(frozen=True)
 class Snapshot:
-    """Everything that a checkpoint holds.
+    """Content of a checkpoint.
 
     `model` is a state dict (parameters and buffers, names without `module.` or `_orig_mod.`); `optimizer` is keyed
     `<parameter name>/<slot>`; `losses` and their average `losses_ema`, keyed `<loss>.<parameter>`, are there where
@@ -54,28 +54,28 @@ class Snapshot:
 
     @property
     def evaluation_weights(self) -> dict[str, Tensor]:
-        """The weights whose figures count: their average where there is one."""
+        """The weights to evaluate: the EMA if there is one."""
         return self.model if self.ema is None else self.ema
 
     @property
     def evaluated_losses(self) -> dict[str, Tensor]:
-        """The parameters of losses, as `evaluated` gives the model's; empty where none learn."""
+        """The parameters of losses to evaluate: their EMA, if any; empty without losses that have parameters."""
         return self.losses_ema or self.losses or {}
 
 
 def write_snapshot(folder: Path, snapshot: Snapshot, *, best_step: int | None) -> None:
-    """Write a checkpoint into a new folder, the manifest last; the disk holds it all afterwards."""
+    """Write a checkpoint into a new folder, the manifest last, and sync it to disk."""
     folder.mkdir()
     files = {}
-    for name, data in _rendered(snapshot, best_step=best_step):
+    for name, data in _render_files(snapshot, best_step=best_step):
         create_atomic(folder / name, data)
         files[name] = {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
     create_atomic(folder / _MANIFEST, _render_manifest({"format_version": FORMAT_VERSION, "files": files}))
     sync_folder(folder)
 
 
-def _rendered(snapshot: Snapshot, *, best_step: int | None) -> Iterator[tuple[str, bytes]]:
-    """The files of a checkpoint one after another, so that only one of them is held in memory."""
+def _render_files(snapshot: Snapshot, *, best_step: int | None) -> Iterator[tuple[str, bytes]]:
+    """Yield the files of a checkpoint, so that only one of them is in memory at a time."""
     tied = {}
     for part, name in _TENSORS.items():
         tensors = getattr(snapshot, part)
@@ -87,57 +87,57 @@ def _rendered(snapshot: Snapshot, *, best_step: int | None) -> Iterator[tuple[st
         "step": snapshot.step,
         "best_step": best_step,
         "tied": tied,
-        "state": _plain(snapshot.state, "state"),
+        "state": _to_plain(snapshot.state, "state"),
     }
     yield _STATE, (json.dumps(document, indent=1, allow_nan=False) + "\n").encode()
 
 
 def _untie(tensors: Mapping[str, Tensor], part: str) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Copies on the CPU of what differs, and for every further name of the same memory the name that holds it."""
+    """Copy distinct tensors to the CPU, and map every further name of the same memory to its first name."""
     stored: dict[str, Tensor] = {}
     tied: dict[str, str] = {}
     holders: dict[tuple[object, ...], str] = {}
     for name, tensor in tensors.items():
         assert isinstance(tensor, Tensor), f"{part}: '{name}' is a {type(tensor).__name__}, not a tensor"
         assert "_orig_mod" not in name.split("."), f"{part}: '{name}' is named after its compiled wrapper"
-        place = (tensor.device, tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
-        if tensor.numel() and place in holders:
-            tied[name] = holders[place]
+        memory_key = (tensor.device, tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
+        if tensor.numel() and memory_key in holders:
+            tied[name] = holders[memory_key]
             continue
-        holders[place] = name
+        holders[memory_key] = name
         stored[name] = torch.empty(tensor.shape, dtype=tensor.dtype).copy_(tensor.detach())
     return stored, tied
 
 
-def _plain(value: object, where: str) -> object:
-    """The value as JSON can hold it exactly; a broken promise of the caller where it cannot."""
+def _to_plain(value: object, where: str) -> object:
+    """Convert a value to exact JSON; a value that cannot be converted is a programming error."""
     if value is None or isinstance(value, bool | int | str):
         return value
     if isinstance(value, float):
         return float(value) if math.isfinite(value) else {_NON_FINITE: str(float(value))}
     if isinstance(value, list | tuple):
-        return [_plain(item, f"{where}[{index}]") for index, item in enumerate(value)]
+        return [_to_plain(item, f"{where}[{index}]") for index, item in enumerate(value)]
     assert isinstance(value, Mapping), f"{where} is a {type(value).__name__}, which a checkpoint's state cannot hold"
     assert all(isinstance(key, str) for key in value), f"{where}: keys must be text"
     assert set(value) != {_NON_FINITE}, f"{where}: the key '{_NON_FINITE}' is taken"
-    return {key: _plain(item, f"{where}.{key}") for key, item in value.items()}
+    return {key: _to_plain(item, f"{where}.{key}") for key, item in value.items()}
 
 
 def _render_manifest(entries: Mapping[str, object]) -> bytes:
-    """The one text of these entries, closed by the SHA-256 of the text without that last entry."""
+    """Render a manifest: the entries, closed by the SHA-256 of the text without that last entry."""
     digest = hashlib.sha256(json.dumps(entries, indent=1).encode()).hexdigest()
     return (json.dumps({**entries, "sha256": digest}, indent=1) + "\n").encode()
 
 
-def step_of(folder: Path) -> int | None:
-    """The step that a folder is named after; None for any other name."""
+def parse_step(folder: Path) -> int | None:
+    """Parse the step of a checkpoint folder's name; None for any other name."""
     match = _STEP.fullmatch(folder.name)
     return int(match[1]) if match else None
 
 
 def read_snapshot(folder: Path) -> Snapshot:
-    """The snapshot in a folder, all of it verified first. Raises CheckpointError, naming the file."""
-    files = _verified(folder)
+    """Read the snapshot in a folder, verified first. Raises CheckpointError, naming the file."""
+    files = _read_verified(folder)
     document = _read_state(folder, files)
     parts = {
         part: _retie(_parse_tensors(folder / name, files.pop(name)), document["tied"].get(part, {}), folder / _STATE)
@@ -156,24 +156,24 @@ def read_snapshot(folder: Path) -> Snapshot:
 
 
 def read_steps(folder: Path) -> tuple[int, int | None]:
-    """The step of a checkpoint folder, verified, and the step that was the best by then."""
-    document = _read_state(folder, _verified(folder))
+    """Read the step of a checkpoint folder, verified, and the best step at that time."""
+    document = _read_state(folder, _read_verified(folder))
     return document["step"], document["best_step"]
 
 
-def _verified(folder: Path) -> dict[str, bytes]:
-    """The bytes of every file but the manifest, which verifies that they are the saved ones."""
-    promised = _read_manifest(folder / _MANIFEST)
+def _read_verified(folder: Path) -> dict[str, bytes]:
+    """Read the bytes of every file but the manifest, and verify them by it."""
+    listed = _read_manifest(folder / _MANIFEST)
     try:
         present = {entry.name for entry in os.scandir(folder)} - {_MANIFEST}
     except OSError as error:
         raise CheckpointError(f"{folder}: cannot be read: {error.strerror}") from error
-    for name in sorted(promised.keys() - present):
+    for name in sorted(listed.keys() - present):
         raise CheckpointError(f"{folder / name}: is missing")
-    for name in sorted(present - promised.keys()):
+    for name in sorted(present - listed.keys()):
         raise CheckpointError(f"{folder / name}: is not part of this checkpoint; move it elsewhere")
     files = {}
-    for name, (size, digest) in promised.items():
+    for name, (size, digest) in listed.items():
         files[name] = _read_bytes(folder / name, size)
         if hashlib.sha256(files[name]).hexdigest() != digest:
             raise CheckpointError(f"{folder / name}: damaged: its SHA-256 is not the one that was saved")
@@ -181,7 +181,7 @@ def _verified(folder: Path) -> dict[str, bytes]:
 
 
 def _read_manifest(path: Path) -> dict[str, tuple[int, str]]:
-    """Size and SHA-256 of each file that a checkpoint promises; of a manifest whose every byte is as it was saved."""
+    """Read size and SHA-256 of each file of a checkpoint from its manifest, which is verified first."""
     data = _read_bytes(path, None)
     entries = _parse_json(path, data)
     digest = entries.pop("sha256", None)
@@ -206,13 +206,13 @@ def _parse_entry(path: Path, name: str, entry: object) -> tuple[int, str]:
 
 
 def _read_bytes(path: Path, size: int | None) -> bytes:
-    """A plain file of exactly `size` bytes (a manifest's, if None); links, pipes and folders are refused unopened."""
+    """Read a regular file of exactly `size` bytes (a manifest's, if None); links, pipes and folders are refused."""
     try:
-        found = check_regular_file(path, allow_link=False)
-        if size is not None and found != size:
-            raise CheckpointError(f"{path}: damaged: {found} bytes, {size} were saved")
-        if size is None and found > _MAX_MANIFEST_BYTES:
-            raise CheckpointError(f"{path}: {found} bytes, too large for a manifest")
+        num_bytes = check_regular_file(path, allow_link=False)
+        if size is not None and num_bytes != size:
+            raise CheckpointError(f"{path}: damaged: {num_bytes} bytes, {size} were saved")
+        if size is None and num_bytes > _MAX_MANIFEST_BYTES:
+            raise CheckpointError(f"{path}: {num_bytes} bytes, too large for a manifest")
         return path.read_bytes()
     except FileNotFoundError:
         raise CheckpointError(f"{path}: is missing") from None
@@ -230,7 +230,7 @@ def _read_state(folder: Path, files: Mapping[str, bytes]) -> dict[str, Any]:
     for key, kind in kinds.items():
         if not isinstance(document[key], kind) or isinstance(document[key], bool):
             raise CheckpointError(f"{path}: '{key}' is a {type(document[key]).__name__}")
-    if document["step"] < 0 or step_of(folder) not in (None, document["step"]):
+    if document["step"] < 0 or parse_step(folder) not in (None, document["step"]):
         raise CheckpointError(f"{path}: is of step {document['step']}, but the folder is called {folder.name}")
     return document
 
@@ -252,7 +252,7 @@ def _parse_json(path: Path, data: bytes) -> dict[str, Any]:
             raise ValueError("holds no mapping")
         return document
     except ValueError as error:
-        raise CheckpointError(f"{path}: damaged: {_one_line(error)}") from error
+        raise CheckpointError(f"{path}: damaged: {_format_one_line(error)}") from error
 
 
 def _as_mapping(pairs: list[tuple[str, Any]]) -> dict[str, Any] | float:
@@ -270,7 +270,7 @@ def _refuse_constant(word: str) -> object:
     raise ValueError(f"{word} is not JSON")
 
 
-def _one_line(error: Exception) -> str:
+def _format_one_line(error: Exception) -> str:
     return " ".join(str(error).split())[:200]
 
 
@@ -279,12 +279,12 @@ def _parse_tensors(path: Path, data: bytes) -> dict[str, Tensor]:
         return safetensors.torch.load(data)
     except (SafetensorError, KeyError, ValueError, RuntimeError) as error:
         raise CheckpointError(
-            f"{path}: is not a safetensors file that this version reads: {_one_line(error)}"
+            f"{path}: is not a safetensors file that this version reads: {_format_one_line(error)}"
         ) from error
 
 
 def _retie(tensors: dict[str, Tensor], tied: object, path: Path) -> dict[str, Tensor]:
-    """The tensors with every further name of a shared one restored as the same tensor."""
+    """Restore every further name of a shared tensor as the same tensor."""
     if not isinstance(tied, dict):
         raise CheckpointError(f"{path}: 'tied' does not hold mappings")
     for name, holder in tied.items():

@@ -1,4 +1,4 @@
-"""The weights of a trained run, wherever a path leads: to a checkpoint, or to the packed model of a compressed run."""
+"""Trained weights of a run, from a checkpoint or from the packed model of a compressed run."""
 
 from __future__ import annotations
 
@@ -23,25 +23,25 @@ __all__ = [
 ]
 
 PACKED_FILE = "model.slq"
-"""The file of a run directory that holds its weights where the run is packed; such a run has no checkpoints."""
+"""File of a run directory that contains its weights if the run is packed; such a run has no checkpoints."""
 
 
 def is_packed(run: Path) -> bool:
-    """Whether a run directory holds a packed model."""
+    """Return True if a run directory contains a packed model."""
     return (run / PACKED_FILE).is_file()
 
 
 def resolve_weights(path: Path) -> Path:
-    """The checkpoint folder or the packed file that a user's path means. Raises CheckpointError where it is neither."""
+    """Resolve a user's path to a checkpoint folder or a packed file. Raises CheckpointError if it is neither."""
     if is_packed(path):
         return path / PACKED_FILE
     return path if path.suffix == ".slq" and path.is_file() else checkpoint.resolve(path)
 
 
 def load_trained_state(path: Path, *, remedy: str | None = None) -> Mapping[str, Tensor]:
-    """The weights whose figures count, by plain names: the average where a run kept one.
+    """Load the weights to evaluate, by plain names: the EMA if the run has one.
 
-    `remedy`: what to do with a sound checkpoint where this one is damaged. Raises CheckpointError for damaged files.
+    `remedy` states what to do with a sound checkpoint if this one is damaged. Raises CheckpointError for damaged files.
     """
     if is_packed(path) or path.suffix == ".slq":
         return read_packed(resolve_weights(path)).state
@@ -49,31 +49,31 @@ def load_trained_state(path: Path, *, remedy: str | None = None) -> Mapping[str,
 
 
 def load_losses(path: Path) -> Mapping[str, Tensor]:
-    """The parameters of losses beside the weights whose figures count, `<loss>.<parameter>`; empty where none are kept.
+    """Load the parameters of losses to evaluate, `<loss>.<parameter>`; empty if none are stored.
 
-    A packed model leaves them out: a prediction needs none of them.
+    A packed model leaves them out: predictions do not need them.
     """
     return {} if is_packed(path) or path.suffix == ".slq" else checkpoint.load(path).evaluated_losses
 
 
-def evaluated_sha256(place: Path) -> str:
-    """The SHA-256 of the weights whose figures count, of what `find` gives.
+def evaluated_sha256(weights_path: Path) -> str:
+    """Compute the SHA-256 of the weights to evaluate, at a path from `resolve_weights`.
 
-    Raises CheckpointError for a packed file whose size is not the one that it promises.
+    Raises CheckpointError for a packed file whose size differs from the one in its header.
     """
-    if not place.is_dir():
-        assert_whole(place)
-        return compute_sha256(place)
-    average = place / "ema.safetensors"
-    return compute_sha256(average if average.exists() else place / "model.safetensors")
+    if not weights_path.is_dir():
+        assert_whole(weights_path)
+        return compute_sha256(weights_path)
+    average = weights_path / "ema.safetensors"
+    return compute_sha256(average if average.exists() else weights_path / "model.safetensors")
 
 
 def assert_sha256(path: Path, expected: str | None) -> str:
-    """The SHA-256 of a teacher's weights. Raises CheckpointError where others are expected."""
-    found = evaluated_sha256(resolve_weights(path))
-    if expected not in (None, found):
+    """Compute the SHA-256 of a teacher's weights. Raises CheckpointError if it differs from `expected`."""
+    digest = evaluated_sha256(resolve_weights(path))
+    if expected not in (None, digest):
         raise CheckpointError(
-            f"{path}: holds other weights (SHA-256 {found[:16]}...) than this run was trained with "
+            f"{path}: holds other weights (SHA-256 {digest[:16]}...) than this run was trained with "
             f"({str(expected)[:16]}...); name the checkpoint that has those: teacher.from=PATH"
         )
-    return found
+    return digest

@@ -1,4 +1,4 @@
-"""A better reference point for a depth frame, read from where a network moves the one that there is."""
+"""Centre refinement: a network predicts the offset from a depth frame's reference point to a better one."""
 
 from __future__ import annotations
 
@@ -23,6 +23,6 @@ class CentreRefinement(Supervised):
     predicts = frozenset({"centre_mm"})
 
     def postprocess(self, outputs: dict[str, Any], batch: Batch) -> dict[str, Any]:
-        """The outputs, and the points that they mean by the placement of each crop."""
+        """Add `centre_mm` (B, 3), camera frame, computed from `offset` (B, 3) and the placement of each crop."""
         placement = CropPlacement.from_rows(batch["crop_placement"])
         return {**outputs, "centre_mm": from_crop_coordinates(outputs["offset"].detach()[:, None], placement)[:, 0]}

@@ -1,4 +1,4 @@
-"""One label for a whole sample."""
+"""Classification: one label per sample."""
 
 from __future__ import annotations
 
@@ -43,38 +43,44 @@ class Classify(Supervised):
         self.up_axis = up_axis
 
     def postprocess(self, outputs: dict[str, Any], batch: Batch) -> dict[str, Any]:
-        """The outputs, and `probabilities` (B, C), which sum to 1."""
+        """Add `probabilities` (B, C), the softmax of `logits` (B, C)."""
         dtype = torch.float64 if outputs["logits"].dtype == torch.float64 else torch.float32
         return {**outputs, "probabilities": outputs["logits"].to(dtype).softmax(dim=1)}
 
     def vote(self, passes: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        """The mean of the probabilities of several passes over varied input."""
+        """Average the probabilities (B, C) of several passes over varied input."""
         return {"probabilities": torch.stack([p["probabilities"] for p in passes]).mean(dim=0)}
 
     def show(self, batch: Batch, predictions: Mapping[str, Any]) -> list[Picture]:
-        """The first clouds of a batch in the colours of predicted classes; captions name a true one that differs."""
+        """Draw the first clouds of a batch, coloured by predicted class; captions name a true class that differs."""
         if "points" not in batch:
             return []
         shown = min(NUM_SHOWN, len(batch["label"]))
-        guesses = predictions["probabilities"][:shown].argmax(dim=1).tolist()
-        truths = batch["label"][:shown].tolist()
+        predicted = predictions["probabilities"][:shown].argmax(dim=1).tolist()
+        labels = batch["label"][:shown].tolist()
         captions = [
-            self._name(guess) if guess == truth else f"{self._name(guess)} (is {self._name(truth)})"
-            for guess, truth in zip(guesses, truths, strict=True)
+            self._class_name(predicted_label)
+            if predicted_label == label
+            else f"{self._class_name(predicted_label)} (is {self._class_name(label)})"
+            for predicted_label, label in zip(predicted, labels, strict=True)
         ]
         clouds = _first_clouds(batch, shown)
-        right = [guess == truth for guess, truth in zip(guesses, truths, strict=True)]
-        colors = list(label_colors(np.array(guesses)))
-        pixels = render_clouds(clouds, captions=captions, is_right=right, colors=colors, up_axis=self.up_axis)
-        pixels = with_legend(pixels, np.array(guesses), self.class_names)
-        return [Picture("predictions", pixels, f"{sum(right)} of {shown} right")]
+        is_right_of_clouds = [
+            predicted_label == label for predicted_label, label in zip(predicted, labels, strict=True)
+        ]
+        colors = list(label_colors(np.array(predicted)))
+        pixels = render_clouds(
+            clouds, captions=captions, is_right=is_right_of_clouds, colors=colors, up_axis=self.up_axis
+        )
+        pixels = with_legend(pixels, np.array(predicted), self.class_names)
+        return [Picture("predictions", pixels, f"{sum(is_right_of_clouds)} of {shown} right")]
 
-    def _name(self, index: int) -> str:
+    def _class_name(self, index: int) -> str:
         return self.class_names[index] if index < len(self.class_names) else str(index)
 
 
 def _first_clouds(batch: Batch, count: int) -> list[np.ndarray]:
-    """The first clouds (N, 3) of a batch, whether they were stacked, padded, listed or joined with offsets."""
+    """Return the first clouds (N, 3) of a batch that is stacked, padded, listed or packed with offsets."""
     points = batch["points"]
     if "offsets" in batch:
         clouds = [points[start:end] for start, end in pairwise(batch["offsets"][: count + 1].tolist())]

@@ -1,4 +1,4 @@
-"""Boxes of things in images: priors get boxes to predict before the forward pass, detections come after it."""
+"""Object detection: assignment of priors to boxes before the forward pass, detections after it."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from sightline.losses.base import Loss
 from sightline.optional_members import AssignerMembers, HeadMembers
 from sightline.pictures import Picture
 from sightline.tasks.detection_decoding import Candidates, DetectionFilter, clip_boxes, to_file_pixels
-from sightline.tasks.detection_pictures import LEAST_SCORE, pixels_of, show_detections
+from sightline.tasks.detection_pictures import MIN_DRAWN_SCORE, get_image_pixels, show_detections
 from sightline.tasks.supervised import Supervised
 from sightline.tasks.target_pictures import show_assignments, show_priors
 from sightline.types import Batch
@@ -44,9 +44,9 @@ __all__ = ["AnchorBlock", "Detect", "GridBlock"]
 
 
 class AnchorBlock(TypedDict, total=False):
-    """The anchors of a cell: a preset of `geometry.boxes.priors`, of which single values may be replaced.
+    """Anchors of a cell: a preset of `geometry.boxes.priors`, of which single values may be replaced.
 
-    `sizes` take the place of all else, which may come from a base config: widths and heights in pixels of the anchors
+    `sizes` replace all other values, which may come from a base config: widths and heights in pixels of the anchors
     of a cell, level by level, the finest first.
     """
 
@@ -60,9 +60,9 @@ class AnchorBlock(TypedDict, total=False):
 
 
 class GridBlock(TypedDict, total=False):
-    """Where cells lie: `offset` in steps, 0.5 their middles; a step is the stride, or the image's side over the cells.
+    """Positions of cells: `offset` in steps, 0.5 for their centres; a step is the stride, or image side / cells.
 
-    `offset_px` takes the place of `offset`, in pixels at every level. See `geometry.boxes.priors.Grid`.
+    `offset_px` replaces `offset`, in pixels at every level. See `geometry.boxes.priors.PriorGrid`.
     """
 
     offset: FractionBelowOne
@@ -74,18 +74,19 @@ class GridBlock(TypedDict, total=False):
 class Detect(Supervised):
     """Predicts `detections` (D, 6) in pixels of the files: left, top, right, bottom, score, class.
 
-    Those of image b are the rows `detection_offsets[b]` to `detection_offsets[b + 1]`, the surest first. Every prior
-    gets its target once a step, before the forward pass: losses and metrics read `priors` (P, 4) or (P, 2), `target`
-    (B, P), the class of its box, -1 for background and -2 for what counts in no loss, `matched_boxes` (B, P, 4),
-    `matched_density` (B, P), the highest IoU of its box with another, `prior_stride` (P,), the pixels between the cells
-    of its level, and `is_unmatched` (G,), the boxes of the batch that no prior is to predict, though they are not
-    ignored. For a head of two predictions at each prior there is `second_match` (B, P) besides: the row of the other
-    box in the batch, or -1, or -2. Each step logs the unmatched boxes (`unmatched_gt`), the priors with a box (`n_pos`)
-    and the ignored ones (`n_ignore`).
-    `anchors` are RetinaNet's where they are left out; for a head of one anchor a cell, squares of eight strides. `grid`
-    places anchors and points alike: in the middles of cells, a stride apart, unless published weights want another.
-    `suppression`, `score`, `per_level`, `most` and `clip` change evaluation alone; boxes may lie outside of the file
-    where `clip` is false. Source: Lin et al. 2017, Focal Loss for Dense Object Detection, sections 4 and 5.
+    Detections of image b are the rows `detection_offsets[b]` to `detection_offsets[b + 1]`, by falling score. Targets
+    are assigned to priors once a step, before the forward pass. Losses and metrics read these keys:
+    - `priors` (P, 4) or (P, 2), and `prior_stride` (P,), the pixels between the cells of their level;
+    - `target` (B, P): class of the assigned box, -1 for background, -2 for priors that no loss counts;
+    - `matched_boxes` (B, P, 4), and `matched_density` (B, P), the box's highest IoU with another box;
+    - `is_unmatched` (G,): boxes of the batch that are not ignored, but assigned to no prior;
+    - `second_match` (B, P), for heads of two predictions per prior: row of the second box in the batch, -1, or -2.
+
+    Each step logs the unmatched boxes (`unmatched_gt`), the priors with a box (`n_pos`) and the ignored priors
+    (`n_ignore`). `anchors` are RetinaNet's by default; for a head of one anchor per cell, squares of eight strides.
+    `grid` positions anchors and points: at the centres of cells, a stride apart, by default.
+    `suppression`, `score`, `per_level`, `most` and `clip` change evaluation alone; without `clip`, boxes may exceed the
+    file's border. Source: Lin et al. 2017, Focal Loss for Dense Object Detection, sections 4 and 5.
     """
 
     predicts = frozenset({"detections", "detection_offsets"})
@@ -95,7 +96,7 @@ class Detect(Supervised):
     )
     evaluation_arguments = frozenset({"suppression", "score", "per_level", "most", "clip"})
     keeps_candidates = False
-    """Whether predictions hold `candidates` (C, 6) and `candidate_offsets`, too: detections before suppression."""
+    """True if predictions also contain `candidates` (C, 6) and `candidate_offsets`: detections before suppression."""
 
     def __init__(
         self,
@@ -118,12 +119,12 @@ class Detect(Supervised):
             raise ConfigError(f"task: detect needs a model with a head, such as detector, found {type(model).__name__}")
         super().__init__(model=model, losses=losses, batch_keys=batch_keys, output_keys=output_keys)
         self._model = model
-        self._shapes = _shapes_of(anchors, self._head)
+        self._shapes = _make_anchor_shapes(anchors, self._head)
         self._grid: GridBlock = grid or {}
         self._assigner = assigner
-        _assert_pair(assigner, self._head)
+        _assert_compatible(assigner, self._head)
         _assert_losses(losses, self._head)
-        _assert_own_assigner(losses, assigner)
+        _assert_losses_match_assigner(losses, assigner)
         if suppression is None:
             suppression = registry.suppressions.get_entry("greedy").builder()
         _assert_offered(suppression, output_keys, self._head)
@@ -133,24 +134,31 @@ class Detect(Supervised):
 
     @property
     def selection(self) -> DetectionFilter:
-        """Which predictions become detections."""
+        """Selection of the detections from the predictions."""
         return self._select
 
     def context(self, model: nn.Module, batch: Batch) -> dict[str, Any]:
-        """The target of every prior."""
-        priors = self.priors_of(batch["image"])
-        predicted = self._predicted(model, batch) if AssignerMembers.needs_predictions.get(self._assigner) else None
+        """Assign every prior its target: `target` (B, P), `matched_boxes` (B, P, 4) and the other `context_keys`."""
+        priors = self.get_priors(batch["image"])
+        predictions = (
+            self._predict_priors(model, batch) if AssignerMembers.needs_predictions.get(self._assigner) else None
+        )
         targets, boxes, densities, second = [], [], [], []
         is_unmatched = ~batch["is_ignored"]
-        for image, rows in enumerate(_images(batch["box_offsets"])):
-            own = batch["boxes"][rows].to(priors.coordinates)
-            given = () if predicted is None else (batch["label"][rows], predicted[image])
-            matched, _, other = self._assigner(priors, own, batch["is_ignored"][rows], *given)
-            has_box, place = matched >= 0, matched.clamp(min=-1)  # the last row, of zeros, is of priors without a box
+        for image, rows in enumerate(_image_slices(batch["box_offsets"])):
+            image_boxes = batch["boxes"][rows].to(priors.coordinates)
+            extra_arguments = () if predictions is None else (batch["label"][rows], predictions[image])
+            matched, _, other = self._assigner(priors, image_boxes, batch["is_ignored"][rows], *extra_arguments)
+            has_box, box_index = (
+                matched >= 0,
+                matched.clamp(min=-1),
+            )  # priors without a box get the last row, of zeros
             is_unmatched[matched[has_box] + rows.start] = False
-            targets.append(torch.where(has_box, functional.pad(batch["label"][rows], (0, 1))[place], matched))
-            boxes.append(functional.pad(own, (0, 0, 0, 1))[place])
-            densities.append(functional.pad(_densities(own, batch["is_ignored"][rows]), (0, 1))[place])
+            targets.append(torch.where(has_box, functional.pad(batch["label"][rows], (0, 1))[box_index], matched))
+            boxes.append(functional.pad(image_boxes, (0, 0, 0, 1))[box_index])
+            densities.append(
+                functional.pad(_compute_densities(image_boxes, batch["is_ignored"][rows]), (0, 1))[box_index]
+            )
             if other is not None:
                 second.append(torch.where(other >= 0, other + rows.start, other))
                 is_unmatched[second[-1][other >= 0]] = False
@@ -165,34 +173,34 @@ class Detect(Supervised):
         }
 
     @torch.no_grad()
-    def _predicted(self, model: nn.Module, batch: Batch) -> list[PriorPredictions]:
-        """What an assigner reads of the model's outputs for each image, which the losses' own pass then repeats.
+    def _predict_priors(self, model: nn.Module, batch: Batch) -> list[PriorPredictions]:
+        """Compute the predictions of each image that an assigner reads; the losses' own pass then repeats them.
 
-        The model stays where and as it is; its running statistics do not see the batch a second time.
+        The model keeps its device and state; its running statistics do not see the batch a second time.
         """
         image = batch["image"]
-        like = next(model.parameters(), image) if isinstance(model, nn.Module) else image  # else a stand-in
-        is_placed = (like.device, like.dtype) == (image.device, image.dtype)
-        with _unchanged_buffers(model):
-            found = self.outputs(model, batch if is_placed else {**batch, "image": image.to(like)})
-        rows = self.priors_of(image).coordinates
-        names = [name for name in ("logits", "codes", "objectness") if name in found]
-        logits, codes, *objectness = (found[name].to(image.device) for name in names)
+        reference = next(model.parameters(), image) if isinstance(model, nn.Module) else image  # else a stand-in
+        is_compatible = (reference.device, reference.dtype) == (image.device, image.dtype)
+        with _buffers_preserved(model):
+            outputs = self.outputs(model, batch if is_compatible else {**batch, "image": image.to(reference)})
+        rows = self.get_priors(image).coordinates
+        names = [name for name in ("logits", "codes", "objectness") if name in outputs]
+        logits, codes, *objectness = (outputs[name].to(image.device) for name in names)
         if codes.ndim == 4:  # of a head of several predictions at each prior
             rows = rows[:, None]
         return [
-            PriorPredictions.from_tensors(*each)
-            for each in zip(logits, decode_boxes(rows, codes), *objectness, strict=True)
+            PriorPredictions.from_tensors(*tensors)
+            for tensors in zip(logits, decode_boxes(rows, codes), *objectness, strict=True)
         ]
 
     def step_counts(self, contexts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-        """Priors with a box, ignored priors, and boxes that no prior is to predict, over a step's micro-batches."""
-        target = torch.cat([each["target"].flatten() for each in contexts])
-        unmatched = torch.cat([each["is_unmatched"] for each in contexts]).sum()
+        """Count priors with a box, ignored priors, and unmatched boxes over a step's micro-batches."""
+        target = torch.cat([context["target"].flatten() for context in contexts])
+        unmatched = torch.cat([context["is_unmatched"] for context in contexts]).sum()
         return {"n_pos": (target >= 0).sum(), "n_ignore": (target == IGNORED).sum(), "unmatched_gt": unmatched}
 
-    def priors_of(self, image: Tensor) -> Priors:
-        """The priors of images (B, 3, H, W), on their device; levels have a cell for every begun stride of pixels."""
+    def get_priors(self, image: Tensor) -> Priors:
+        """Return the priors of images (B, 3, H, W), on their device, cached; levels have a cell per begun stride."""
         key = (*image.shape[2:], image.device, image.dtype)
         if key not in self._made:
             maps = [tuple(-(-side // stride) for side in image.shape[2:]) for stride in self._head.strides]
@@ -205,57 +213,65 @@ class Detect(Supervised):
                 made = make_anchors(maps, self._head.strides, self._shapes, **form)
             else:
                 made = make_points(maps, self._head.strides, **form)
-            self._made = {key: made}  # of one size: canvases seldom change, and hundreds of them would fill the memory
+            self._made = {key: made}  # one size only: canvases seldom change, and hundreds would fill the memory
         return self._made[key]
 
     def outputs(self, model: nn.Module, batch: Batch) -> dict[str, Any]:
-        """The model's outputs for a batch. Raises RunError where its maps are not those that the priors lie on."""
+        """Compute the model's outputs for a batch. Raises RunError if its maps differ from those of the priors."""
         outputs = super().outputs(model, batch)
-        priors = self.priors_of(batch["image"])
+        priors = self.get_priors(batch["image"])
         maps = priors.maps
-        found = [tuple(each) for each in outputs["level_shapes"][0].tolist()]
-        if found != list(maps):
+        map_sizes = [tuple(size) for size in outputs["level_shapes"][0].tolist()]
+        if map_sizes != list(maps):
             raise RunError(
-                f"task detect: the model's maps of {tuple(batch['image'].shape[2:])} pixels have {found} cells, priors "
-                f"of the strides {self._head.strides} lie on {list(maps)}; state the strides that the network has"
+                f"task detect: the model's maps of {tuple(batch['image'].shape[2:])} pixels have {map_sizes} cells, "
+                f"priors of the strides {self._head.strides} lie on {list(maps)}; state the strides that the network "
+                "has"
             )
         to_deltas = HeadMembers.to_deltas.get(self._head)
         return outputs if to_deltas is None else {**outputs, "codes": to_deltas(outputs["codes"], priors)}
 
     def postprocess(self, outputs: dict[str, Any], batch: Batch) -> dict[str, Any]:
-        """Detections in the pixels of the files."""
-        priors, places = self.priors_of(batch["image"]), [batch[name] for name in ("to_canvas", "file_px")]
+        """Convert outputs to detections (D, 6) in pixels of the files."""
+        priors, canvas_maps = self.get_priors(batch["image"]), [batch[name] for name in ("to_canvas", "file_px")]
         candidates = [self._select.candidates(outputs, image, priors) for image in range(len(batch["image"]))]
 
         def in_files(rows: Sequence[Tensor]) -> list[Tensor]:
             return [
-                to_file_pixels(each, *place, clip=self._clip)
-                for each, place in zip(rows, zip(*places, strict=True), strict=True)
+                to_file_pixels(rows_of_image, *maps, clip=self._clip)
+                for rows_of_image, maps in zip(rows, zip(*canvas_maps, strict=True), strict=True)
             ]
 
         canvas_px = torch.tensor(batch["image"].shape[2:])
-        about = {"to_canvas": places[0], "file_px": places[1], "canvas_px": canvas_px}  # `vote` reads them
-        found = {**outputs, **about, **_joined(in_files([self._select.suppress(each) for each in candidates]))}
+        about = {"to_canvas": canvas_maps[0], "file_px": canvas_maps[1], "canvas_px": canvas_px}  # `vote` reads them
+        predictions = {
+            **outputs,
+            **about,
+            **_concatenate_detections(in_files([self._select.suppress(rows_of_image) for rows_of_image in candidates])),
+        }
         if self.keeps_candidates:
-            given = _joined(in_files([each.detections for each in candidates]))
-            found["candidates"], found["candidate_offsets"] = given["detections"], given["detection_offsets"]
-        return found
+            unsuppressed = _concatenate_detections(in_files([rows_of_image.detections for rows_of_image in candidates]))
+            predictions["candidates"], predictions["candidate_offsets"] = (
+                unsuppressed["detections"],
+                unsuppressed["detection_offsets"],
+            )
+        return predictions
 
     def vote(self, passes: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        """The predictions of several passes, suppressed together in pixels of the files."""
-        found = []
+        """Merge the predictions of several passes, suppressed jointly in pixels of the files."""
+        detections = []
         for image, file_px in enumerate(passes[0]["file_px"]):
-            pooled = Candidates.concatenate([self._in_file(each, image) for each in passes])
-            kept = self._select.suppress(pooled)
-            found.append(clip_boxes(kept, file_px) if self._clip else kept)
-        return {**passes[0], **_joined(found)}
+            pooled = Candidates.concatenate([self._candidates_in_file(predictions, image) for predictions in passes])
+            survivors = self._select.suppress(pooled)
+            detections.append(clip_boxes(survivors, file_px) if self._clip else survivors)
+        return {**passes[0], **_concatenate_detections(detections)}
 
-    def _in_file(self, predictions: Mapping[str, Any], image: int) -> Candidates:
-        """What one pass may have found in an image, in pixels of its file."""
+    def _candidates_in_file(self, predictions: Mapping[str, Any], image: int) -> Candidates:
+        """Select the candidates of one pass in an image, in pixels of its file."""
         like = predictions["codes"].new_empty(0, 3, *predictions["canvas_px"].tolist())
-        found = self._select.candidates(predictions, image, self.priors_of(like))
-        place = predictions["to_canvas"][image], predictions["file_px"][image]
-        return found._replace(detections=to_file_pixels(found.detections, *place, clip=False))
+        candidates = self._select.candidates(predictions, image, self.get_priors(like))
+        canvas_map = predictions["to_canvas"][image], predictions["file_px"][image]
+        return candidates._replace(detections=to_file_pixels(candidates.detections, *canvas_map, clip=False))
 
     def show(
         self,
@@ -263,83 +279,83 @@ class Detect(Supervised):
         predictions: Mapping[str, Any],
         *,
         pixels: np.ndarray | None = None,
-        score: float = LEAST_SCORE,
+        score: float = MIN_DRAWN_SCORE,
     ) -> list[Picture]:
-        """The first images with what was found, made up and missed; `pixels` (H, W, 3) uint8 are those of the first."""
+        """Draw the first images with true and false positives and missed labels; `pixels` (H, W, 3) of the first."""
         return show_detections(batch, predictions, least_score=score, pixels=pixels) if "truth" in batch else []
 
     def show_targets(
         self, batch: Batch, *, pixels: np.ndarray | None = None
     ) -> dict[str, tuple[list[Picture], dict[str, Any]]]:
-        """Of the first image: a cell's anchors on each level, and what each assigner that the head takes gives.
+        """Draw, for the first image, a cell's anchors on each level, and the assignment by every compatible assigner.
 
-        The run's own comes first, with its own arguments, the others have their defaults. Those that need predictions
-        get those of the model as it is.
+        The run's assigner comes first, with its arguments, the others have their defaults. Those that need predictions
+        get those of the current model.
         """
-        rows = _images(batch["box_offsets"])[0]
-        pixels = pixels_of(batch, 0, pixels)
-        priors = self.priors_of(batch["image"])
+        rows = _image_slices(batch["box_offsets"])[0]
+        pixels = get_image_pixels(batch, 0, pixels)
+        priors = self.get_priors(batch["image"])
         boxes, is_ignored = batch["boxes"][rows].to(priors.coordinates), batch["is_ignored"][rows]
-        own = _name_of(self._assigner)
-        others = _other_assigners(own, self._head)
-        assigners = {f"{own} (this config's)": self._assigner, **others}
+        name_of_own = _get_assigner_name(self._assigner)
+        others = _make_other_assigners(name_of_own, self._head)
+        assigners = {f"{name_of_own} (this config's)": self._assigner, **others}
         if any(map(AssignerMembers.needs_predictions.get, assigners.values())):
-            given = {**batch, "image": batch["image"][:1]}
-            [predicted] = self._predicted(self._model, given)
+            first_image = {**batch, "image": batch["image"][:1]}
+            [predicted] = self._predict_priors(self._model, first_image)
             assigners = {
-                name: partial(each, labels=batch["label"][rows], predicted=predicted)
-                if AssignerMembers.needs_predictions.get(each)
-                else each
-                for name, each in assigners.items()
+                name: partial(assigner, labels=batch["label"][rows], predicted=predicted)
+                if AssignerMembers.needs_predictions.get(assigner)
+                else assigner
+                for name, assigner in assigners.items()
             }
         pictures, reports = show_assignments(pixels, priors, boxes, is_ignored, assigners)
         return {"priors": (show_priors(pixels, priors, boxes), {}), "assignment": (pictures, {"assigners": reports})}
 
 
 @contextmanager
-def _unchanged_buffers(model: nn.Module) -> Iterator[None]:
-    """Give the model's buffers, such as running statistics, the values again that they have now."""
+def _buffers_preserved(model: nn.Module) -> Iterator[None]:
+    """Context that restores the buffers (running statistics) of a model in training mode."""
     is_trained = isinstance(model, nn.Module) and model.training
-    kept = [(buffer, buffer.clone()) for buffer in model.buffers()] if is_trained else []
+    saved = [(buffer, buffer.clone()) for buffer in model.buffers()] if is_trained else []
     try:
         yield
     finally:
-        for buffer, values in kept:
+        for buffer, values in saved:
             buffer.copy_(values)
 
 
-def _densities(boxes: Tensor, is_ignored: Tensor) -> Tensor:
-    """The highest IoU (G,) of each box (G, 4) with another that is not ignored. Source: Liu et al. 2019, equation 3."""
+def _compute_densities(boxes: Tensor, is_ignored: Tensor) -> Tensor:
+    """Compute each box's highest IoU (G,) with another box of (G, 4) that is not ignored."""
     overlap = torch.where(is_ignored, 0, pairwise_iou(boxes, boxes)).fill_diagonal_(0)
     return functional.pad(overlap, (0, 1)).amax(dim=1)
 
 
-def _joined(found: Sequence[Tensor]) -> dict[str, Tensor]:
-    """The detections of each image of a batch as the task predicts them."""
-    offsets = torch.tensor([0, *(len(each) for each in found)]).cumsum(0)
-    return {"detections": torch.cat(list(found)), "detection_offsets": offsets}
+def _concatenate_detections(detections: Sequence[Tensor]) -> dict[str, Tensor]:
+    """Concatenate the detections (D_b, 6) of each image: `detections` (D, 6), `detection_offsets` (B + 1,)."""
+    offsets = torch.tensor([0, *(len(rows) for rows in detections)]).cumsum(0)
+    return {"detections": torch.cat(list(detections)), "detection_offsets": offsets}
 
 
-def _images(offsets: Tensor) -> list[slice]:
+def _image_slices(offsets: Tensor) -> list[slice]:
     return [slice(*pair) for pair in pairwise(offsets.tolist())]
 
 
-def _shapes_of(block: AnchorBlock | None, head: Any) -> AnchorShapes | Sequence[Sequence[tuple[float, float]]]:
-    """The anchors of a cell. Raises ConfigError where the head predicts another number, or no anchors at all."""
+def _make_anchor_shapes(block: AnchorBlock | None, head: Any) -> AnchorShapes | Sequence[Sequence[tuple[float, float]]]:
+    """Make the anchor shapes of a cell. Raises ConfigError if the head predicts another number, or from points."""
     if head.priors != "anchors":
         if block is not None:
             raise ConfigError(f"anchors: {type(head).__name__} predicts from points; leave anchors out")
         return PRESETS["retinanet"]
     if head.priors_per_cell == 1 and block is None:
         return AnchorShapes((1.0,), (1.0,), base_strides=8.0)
-    given: dict[str, Any] = dict(block or {})
-    sizes = given.pop("sizes", None)
+    values: dict[str, Any] = dict(block or {})
+    sizes = values.pop("sizes", None)
     if sizes is not None and (len(sizes) != len(head.strides) or len({*map(len, sizes)}) != 1):
         raise ConfigError(
             f"anchors: sizes take as many (width, height) for each of the {len(head.strides)} levels; found "
             f"{[len(level) for level in sizes]} of {len(sizes)}"
         )
-    shapes = sizes or replace(PRESETS[given.pop("preset", "retinanet")], **given)
+    shapes = sizes or replace(PRESETS[values.pop("preset", "retinanet")], **values)
     count = len(sizes[0] if sizes else shapes.sizes(1))
     if count != head.priors_per_cell:
         stated = "sizes" if sizes else f"{len(shapes.scales)} scales x {len(shapes.ratios)} ratios"
@@ -350,16 +366,16 @@ def _shapes_of(block: AnchorBlock | None, head: Any) -> AnchorShapes | Sequence[
     return shapes
 
 
-def _name_of(assigner: Any) -> str:
-    """An assigner's name in configs; that of its class where it is not registered."""
+def _get_assigner_name(assigner: Any) -> str:
+    """Return an assigner's name in configs, or that of its class if it is not registered."""
     names = (
         name for name in registry.assigners.names() if registry.assigners.get_entry(name).builder is type(assigner)
     )
     return next(names, type(assigner).__name__)
 
 
-def _reason_against(name: str, assigner: Any, head: Any) -> str | None:
-    """Why a head cannot be trained with an assigner, or with those of a class; None where it can."""
+def _describe_mismatch(name: str, assigner: Any, head: Any) -> str | None:
+    """Describe why a head cannot be trained with an assigner, or with those of a class; None if it can."""
     takes, predictor = getattr(assigner, "prior_kinds", ()), type(head).__name__
     if isinstance(takes, str):
         return f"{predictor}: its `takes` is a text; write frozenset({{'{takes}'}})"
@@ -368,7 +384,7 @@ def _reason_against(name: str, assigner: Any, head: Any) -> str | None:
             f"it takes {' or '.join(sorted(takes))}" if takes else "it has no `takes`, such as frozenset({'anchors'})"
         )
         return f"{predictor}, which predicts from {head.priors}: {stated}"
-    if untrained := sorted({*AssignerMembers.excludes.get(assigner)} & _outputs_of(head)):
+    if untrained := sorted({*AssignerMembers.excludes.get(assigner)} & _head_output_keys(head)):
         return f"{predictor}, which predicts '{untrained[0]}': its targets do not train that"
     only = HeadMembers.assigners.get(head)
     if only is not None and name in {*registry.assigners.names()} - {*only}:
@@ -376,72 +392,72 @@ def _reason_against(name: str, assigner: Any, head: Any) -> str | None:
     return None
 
 
-def _outputs_of(head: Any) -> frozenset[str]:
-    """The keys that a head returns; none for that of a model of one's own which does not state them."""
+def _head_output_keys(head: Any) -> frozenset[str]:
+    """Return the keys that a head returns; empty for a user's head that does not state them."""
     try:
         return model_output_keys(head, owner="the head")
     except ConfigError:
         return frozenset()
 
 
-def _assigners_of(head: Any) -> dict[str, dict[str, Any]]:
-    """The registered assigners that a head can be trained with, each with the arguments for that."""
-    count, found = HeadMembers.predictions_per_prior.get(head), {}
+def _list_assigners(head: Any) -> dict[str, dict[str, Any]]:
+    """List the registered assigners that a head can be trained with, each with the required arguments."""
+    count, compatible = HeadMembers.predictions_per_prior.get(head), {}
     for name in registry.assigners.names():
         entry = registry.assigners.get_entry(name)
-        given = {"boxes_per_prior": count} if "boxes_per_prior" in entry.parameters else {}
-        fits = bool(given) or AssignerMembers.boxes_per_prior.get(entry.builder) == count
-        if fits and _reason_against(name, entry.builder, head) is None:
-            found[name] = given
-    return found
+        arguments = {"boxes_per_prior": count} if "boxes_per_prior" in entry.parameters else {}
+        fits = bool(arguments) or AssignerMembers.boxes_per_prior.get(entry.builder) == count
+        if fits and _describe_mismatch(name, entry.builder, head) is None:
+            compatible[name] = arguments
+    return compatible
 
 
-def _other_assigners(own: str, head: Any) -> dict[str, Any]:
-    """Those that a head can be trained with, but for its `own`, as their defaults make them."""
-    names = _assigners_of(head)
-    entries = {name: registry.assigners.get_entry(name) for name in names if name != own}
+def _make_other_assigners(excluded: str, head: Any) -> dict[str, Any]:
+    """Make the other assigners that a head can be trained with, with their default arguments."""
+    names = _list_assigners(head)
+    entries = {name: registry.assigners.get_entry(name) for name in names if name != excluded}
     return {
         name: entry.builder(**names[name])
         for name, entry in entries.items()
-        if not any(each.is_required for each in entry.parameters.values())
+        if not any(parameter.is_required for parameter in entry.parameters.values())
     }
 
 
-def _assert_pair(assigner: Any, head: Any) -> None:
-    """Raises ConfigError for an assigner that a head cannot be trained with."""
-    name, predictor = _name_of(assigner), type(head).__name__
-    others = _assigners_of(head)
-    if reason := _reason_against(name, assigner, head):
+def _assert_compatible(assigner: Any, head: Any) -> None:
+    """Raise ConfigError for an assigner that a head cannot be trained with."""
+    name, predictor = _get_assigner_name(assigner), type(head).__name__
+    others = _list_assigners(head)
+    if reason := _describe_mismatch(name, assigner, head):
         raise ConfigError(f"assigner: {name} does not fit {reason}; take {', '.join(others) or 'one of your own'}")
-    wanted, count = HeadMembers.predictions_per_prior.get(head), AssignerMembers.boxes_per_prior.get(assigner)
-    if count != wanted:
+    expected, count = HeadMembers.predictions_per_prior.get(head), AssignerMembers.boxes_per_prior.get(assigner)
+    if count != expected:
         advice = f"take {', '.join(others) or 'one of your own'}"
         if others.get(name):
-            advice = f"set task.assigner.boxes_per_prior={wanted}"
+            advice = f"set task.assigner.boxes_per_prior={expected}"
         raise ConfigError(
-            f"assigner: {predictor} predicts {wanted} boxes at each prior, {name} names {count}; {advice}"
+            f"assigner: {predictor} predicts {expected} boxes at each prior, {name} names {count}; {advice}"
         )
 
 
 def _assert_losses(losses: Mapping[str, Loss], head: Any) -> None:
-    """Raises ConfigError for a loss of one prediction at each prior where the head has two, and the reverse."""
+    """Raise ConfigError for a loss of one prediction per prior if the head has two, and the reverse."""
     count = HeadMembers.predictions_per_prior.get(head)
     for name, loss in losses.items():
-        taken = {*inspect.signature(loss.forward).parameters}
-        if taken & {"logits", "codes"} and ("second_match" in taken) != (count == 2):
+        parameters = {*inspect.signature(loss.forward).parameters}
+        if parameters & {"logits", "codes"} and ("second_match" in parameters) != (count == 2):
             advice = "take earth_mover" if count == 2 else "take the head retina_emd, or another loss"
-            found = f"{type(head).__name__}, which predicts {count} boxes at each prior"
-            raise ConfigError(f"losses: {name} does not fit {found}; {advice}")
+            predictor = f"{type(head).__name__}, which predicts {count} boxes at each prior"
+            raise ConfigError(f"losses: {name} does not fit {predictor}; {advice}")
 
 
-def _assert_own_assigner(losses: Mapping[str, Loss], assigner: Any) -> None:
-    """Raises ConfigError for losses of another assigner's targets, or of one with other arguments, and the reverse."""
-    name = _name_of(assigner)
+def _assert_losses_match_assigner(losses: Mapping[str, Loss], assigner: Any) -> None:
+    """Raise ConfigError for losses made for another assigner, and for an assigner without its losses."""
+    name = _get_assigner_name(assigner)
     owned = {entry: loss for entry, loss in losses.items() if loss.assigner is not None}
     for entry, loss in owned.items():
         if loss.assigner != name:
             raise ConfigError(
-                f"losses: {entry} is a loss of what the assigner {loss.assigner} gives, found {name}; set "
+                f"losses: {entry} is a loss for targets of the assigner {loss.assigner}, found {name}; set "
                 f"task.assigner.name={loss.assigner}, or take other losses"
             )
         for key in sorted(vars(assigner).keys() & vars(loss).keys()):
@@ -460,7 +476,7 @@ def _assert_own_assigner(losses: Mapping[str, Loss], assigner: Any) -> None:
 
 
 def _assert_offered(suppression: Any, output_keys: AvailableKeys, head: Any) -> None:
-    """Raises ConfigError for a suppression that reads what the head does not predict."""
+    """Raise ConfigError for a suppression that reads a key which the head does not predict."""
     offered = {"density"} & {*output_keys.keys}
     if HeadMembers.predictions_per_prior.get(head) > 1:
         offered.add("proposal")

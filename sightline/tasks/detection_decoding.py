@@ -1,4 +1,4 @@
-"""From a detector's raw outputs to the boxes of an image file: score, decode, suppress, and lead back."""
+"""Detection decoding: scores, box decoding, suppression, and mapping to the pixels of the image file."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ __all__ = ["Candidates", "DetectionFilter", "clip_boxes", "to_file_pixels"]
 
 
 class Candidates(NamedTuple):
-    """What an image may have: `detections` (N, 6) as left, top, right, bottom, score, class, before suppression.
+    """Candidate detections before suppression: `detections` (N, 6) as left, top, right, bottom, score, class.
 
-    `proposal` (N,) int64 and `density` (N,) are None where the head does not predict them.
+    `proposal` (N,) int64 and `density` (N,) are None if the head does not predict them.
     """
 
     detections: Tensor
@@ -30,23 +30,23 @@ class Candidates(NamedTuple):
 
     @classmethod
     def concatenate(cls, passes: Sequence[Candidates]) -> Candidates:
-        """Those of several passes over one image, on the same canvas; proposals of different passes differ."""
+        """Concatenate the candidates of several passes over one image; proposals of different passes differ."""
         detections, proposals, densities = zip(*passes, strict=True)
         proposal = density = None
-        if all(each is not None for each in proposals):
-            proposal = torch.cat([each * len(passes) + place for place, each in enumerate(proposals)])
-        if all(each is not None for each in densities):
+        if all(values is not None for values in proposals):
+            proposal = torch.cat([values * len(passes) + index for index, values in enumerate(proposals)])
+        if all(values is not None for values in densities):
             density = torch.cat(densities)
         return cls(torch.cat(detections), proposal, density)
 
 
 @dataclass(frozen=True)
 class DetectionFilter:
-    """Which of an image's predictions become detections.
+    """Selection of an image's detections from its predictions.
 
-    Those of a class with a probability above `score`, the `per_level` surest of each level; of them what `suppression`
-    leaves, the `most` surest. With objectness, the probability is its product with that of the class. With centre-ness
-    the score is the root of its product with the probability. Several predictions of one prior are one proposal.
+    Predictions of a class with a probability above `score`, the `per_level` highest-scoring of each level; of these
+    the `most` highest-scoring after `suppression`. With objectness, the probability is its product with that of the
+    class. With centre-ness the score is the root of its product with the probability. Several predictions of one prior
     """
 
     suppression: Suppression
@@ -55,7 +55,7 @@ class DetectionFilter:
     most: int
 
     def candidates(self, outputs: Mapping[str, Any], image: int, priors: Priors) -> Candidates:
-        """Those of one image of a batch, on the canvas."""
+        """Select the candidates of one image of a batch, in pixels of the canvas."""
         logits, codes = outputs["logits"][image], outputs["codes"][image]
         count = len(logits[0]) if logits.ndim == 3 else 1
         if count > 1:
@@ -67,24 +67,24 @@ class DetectionFilter:
         if "centreness" in outputs:
             scores = (probabilities * promote_to_float32(outputs["centreness"][image]).sigmoid()[:, None]).sqrt()
         levels = [slice(rows.start * count, rows.stop * count) for rows in priors.level_slices]
-        found = [self._surest(probabilities[rows], scores[rows], rows.start) for rows in levels]
-        place, label, score = (torch.cat(parts) for parts in zip(*found, strict=True))
-        prior = place // count
-        boxes = decode_boxes(priors.coordinates[prior], codes[place])
-        density = outputs["density"][image, prior] if "density" in outputs else None
+        selected = [self._select_top(probabilities[rows], scores[rows], rows.start) for rows in levels]
+        prediction_index, label, score = (torch.cat(parts) for parts in zip(*selected, strict=True))
+        prior_index = prediction_index // count
+        boxes = decode_boxes(priors.coordinates[prior_index], codes[prediction_index])
+        density = outputs["density"][image, prior_index] if "density" in outputs else None
         columns = (boxes, score[:, None].to(boxes), label[:, None].to(boxes))
-        return Candidates(torch.cat(columns, dim=1), prior, density)
+        return Candidates(torch.cat(columns, dim=1), prior_index, density)
 
     def suppress(self, candidates: Candidates) -> Tensor:
-        """The detections (D, 6) that remain, the surest first."""
+        """Suppress candidates (N, 6) to detections (D, 6), by falling score."""
         rows, *more = candidates
         names = dict(zip(("proposal", "density"), more, strict=True))
-        kept = self.suppression(rows[:, :4], rows[:, 4], rows[:, 5].long(), **names)
-        chosen = rows[kept.indices[: self.most]]
-        return torch.cat([chosen[:, :4], kept.scores[: self.most, None], chosen[:, 5:]], dim=1)
+        survivors = self.suppression(rows[:, :4], rows[:, 4], rows[:, 5].long(), **names)
+        chosen = rows[survivors.indices[: self.most]]
+        return torch.cat([chosen[:, :4], survivors.scores[: self.most, None], chosen[:, 5:]], dim=1)
 
-    def _surest(self, probabilities: Tensor, scores: Tensor, start: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Place, class and score of the surest predictions of a level; equal ones in the order of priors."""
+    def _select_top(self, probabilities: Tensor, scores: Tensor, start: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Return index, class and score of a level's highest-scoring predictions; ties in the order of priors."""
         prior, label = (probabilities > self.score).nonzero(as_tuple=True)
         score = scores[prior, label]
         order = score.argsort(descending=True, stable=True)[: self.per_level]
@@ -92,9 +92,9 @@ class DetectionFilter:
 
 
 def to_file_pixels(detections: Tensor, to_canvas: Tensor, file_px: Tensor, *, clip: bool) -> Tensor:
-    """Detections (D, 6) on a canvas in pixels of the file, float64; cut at its border where `clip` says so.
+    """Map detections (D, 6) from a canvas to pixels of the file, float64; clipped to its border if `clip`.
 
-    `to_canvas` (2, 3) leads from the file to the canvas.
+    `to_canvas` (2, 3) is the affine map from the file to the canvas.
     """
     boxes = warp_boxes(detections[:, :4].double(), invert_affine(to_canvas))
     moved = torch.cat([boxes, detections[:, 4:].double()], dim=1)
@@ -102,7 +102,7 @@ def to_file_pixels(detections: Tensor, to_canvas: Tensor, file_px: Tensor, *, cl
 
 
 def clip_boxes(detections: Tensor, file_px: Tensor) -> Tensor:
-    """Detections (D, 6) whose boxes end at the border of the file."""
+    """Clip the boxes of detections (D, 6) to the border of the file, `file_px` (height, width)."""
     height, width = file_px.tolist()
     boxes = detections[:, :4].clamp(min=0).minimum(detections.new_tensor([width, height, width, height]))
     return torch.cat([boxes, detections[:, 4:]], dim=1)

@@ -1,4 +1,4 @@
-"""A task whose losses also read what a teacher, a trained network that stays as it is, returns for each batch."""
+"""Knowledge distillation: a task whose losses also read the outputs of a trained, frozen teacher."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ _FEATURES = ("student_modules", "teacher_modules")
 
 
 def teacher_keys(component: ComponentConfig) -> set[str]:
-    """What a loss of a config reads of a teacher, in its count and in its sum."""
+    """Return the teacher keys that a loss of a config reads, in its count and in its sum."""
     builder = registry.losses.entry(component).builder
     functions = (getattr(builder, name, None) for name in ("count", "forward"))
-    names = (name for each in functions if each is not None for name in inspect.signature(each).parameters)
+    names = (name for function in functions if function is not None for name in inspect.signature(function).parameters)
     return {name for name in names if name.startswith(_PREFIX)}
 
 
 def add_teacher_keys(batch: AvailableKeys, outputs: AvailableKeys, *, features: Sequence[str] = ()) -> AvailableKeys:
-    """What a batch offers together with the outputs of a teacher, which are called `teacher_<output>`."""
+    """Add a teacher's outputs, called `teacher_<output>`, to the keys of a batch."""
     taught = {_PREFIX + name for name in outputs.keys} | ({*_FEATURES} if features else set())
     return AvailableKeys(f"{batch.source}, with {outputs.source},", {*batch.keys, *taught})
 
@@ -44,8 +44,8 @@ class DistillationTask:
     """A task, its `parent`, whose losses and counts read each output of `teacher` as `teacher_<output>`.
 
     The teacher predicts a micro-batch once, in `prepare`: in evaluation mode, without gradient, in the number format
-    of the step. `lessons` is the parent's task bound to the teacher's forward; where evaluation divides a sample into
-    windows, the teacher gets the same ones. Losses read what the modules `features` of both networks return as
+    of the step. `teacher_task` is the parent's task bound to the teacher's forward; if evaluation divides a sample into
+    windows, the teacher gets the same windows. Losses read the outputs of the modules `features` of both networks as
     `student_modules` and `teacher_modules`, name -> one tensor for each call. Predictions, metrics, pictures and all
     else are the parent's, whose attributes this task has. Source: Hinton, Vinyals and Dean 2015, section 2.
     """
@@ -55,18 +55,18 @@ class DistillationTask:
     ) -> None:
         self.parent = parent
         self.teacher = teacher.eval().requires_grad_(False)
-        self._teachers = {(each.dtype, each.device): teacher for each in teacher.parameters()}
-        self._lessons = teacher_task
+        self._teachers = {(parameter.dtype, parameter.device): teacher for parameter in teacher.parameters()}
+        self._teacher_task = teacher_task
         self._features = tuple(features)
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("__") or name == "parent":  # a copy asks before it has attributes
+        if name.startswith("__") or name == "parent":  # `copy` looks up attributes before they exist
             raise AttributeError(name)
         return getattr(self.parent, name)
 
     @property
     def on_phase_end(self) -> Callable[[str], None]:
-        """The parent's, which whoever keeps the time sets."""
+        """The parent's callback, set by the timer of a step."""
         lap: Callable[[str], None] = self.parent.on_phase_end
         return lap
 
@@ -76,68 +76,74 @@ class DistillationTask:
 
     @property
     def step_counts(self) -> Callable[[Sequence[Any]], Mapping[str, Tensor]]:
-        """The parent's, of its own contexts."""
-        tallies = self.parent.step_counts
-        return lambda contexts: tallies([own for _, own in contexts])
+        """The parent's function, of the parent's contexts."""
+        step_counts = self.parent.step_counts
+        return lambda contexts: step_counts([parent_context for _, parent_context in contexts])
 
     def prepare(
         self, model: nn.Module, micro_batches: Sequence[Batch], world: AllReduce
     ) -> tuple[Mapping[str, Tensor], list[tuple[dict[str, Any], Any]]]:
-        """The parent's counts over the step; of each micro-batch the teacher's outputs and the parent's context."""
-        taught = [self._taught(batch, in_windows=not getattr(model, "training", True)) for batch in micro_batches]
-        counts, contexts = self.parent.prepare(model, list(map(_joined, micro_batches, taught)), world)
-        return counts, list(zip(taught, contexts, strict=True))
+        """Return the parent's counts, and per micro-batch the teacher's outputs and the parent's context."""
+        teacher_outputs = [
+            self._predict_teacher(batch, in_windows=not getattr(model, "training", True)) for batch in micro_batches
+        ]
+        counts, contexts = self.parent.prepare(model, list(map(_merge_keys, micro_batches, teacher_outputs)), world)
+        return counts, list(zip(teacher_outputs, contexts, strict=True))
 
     def losses(self, model: nn.Module, batch: Batch, context: Any) -> Mapping[str, Tensor]:
-        """The parent's loss sums over this micro-batch."""
-        taught, own = context
-        with _recorded(model, self._features, taught, "student_modules"):
-            sums: Mapping[str, Tensor] = self.parent.losses(model, _joined(batch, taught), own)
+        """Return the parent's loss sums over this micro-batch."""
+        teacher_outputs, parent_context = context
+        with _module_outputs_recorded(model, self._features, teacher_outputs, "student_modules"):
+            sums: Mapping[str, Tensor] = self.parent.losses(model, _merge_keys(batch, teacher_outputs), parent_context)
         return sums
 
     def losses_and_predictions(
         self, model: nn.Module, batch: Batch, context: Any
     ) -> tuple[Mapping[str, Tensor], Mapping[str, Any]]:
-        """The parent's loss sums and predictions of one forward pass."""
-        taught, own = context
-        with _recorded(model, self._features, taught, "student_modules"):
-            found: tuple[Any, Any] = self.parent.losses_and_predictions(model, _joined(batch, taught), own)
-        return found
+        """Return the parent's loss sums and predictions of one forward pass."""
+        teacher_outputs, parent_context = context
+        with _module_outputs_recorded(model, self._features, teacher_outputs, "student_modules"):
+            result: tuple[Any, Any] = self.parent.losses_and_predictions(
+                model, _merge_keys(batch, teacher_outputs), parent_context
+            )
+        return result
 
     @torch.no_grad()
-    def _taught(self, batch: Batch, *, in_windows: bool) -> dict[str, Any]:
-        run = self._lessons.evaluated_outputs if in_windows else self._lessons.outputs
-        taught: dict[str, Any] = {}
-        teacher = self._alike(self._lessons.inputs(batch).values())
-        with _recorded(teacher, self._features, taught, "teacher_modules"):
+    def _predict_teacher(self, batch: Batch, *, in_windows: bool) -> dict[str, Any]:
+        run = self._teacher_task.evaluated_outputs if in_windows else self._teacher_task.outputs
+        teacher_outputs: dict[str, Any] = {}
+        teacher = self._match_teacher(self._teacher_task.inputs(batch).values())
+        with _module_outputs_recorded(teacher, self._features, teacher_outputs, "teacher_modules"):
             outputs = run(teacher, batch)
         for name in self._features:
-            taught["teacher_modules"][name]
-        return taught | {_PREFIX + name: value for name, value in outputs.items()}
+            teacher_outputs["teacher_modules"][name]
+        return teacher_outputs | {_PREFIX + name: value for name, value in outputs.items()}
 
-    def _alike(self, inputs: Iterable[Any]) -> nn.Module:
-        """The teacher in the number format and on the device of its inputs: who compares steps takes others."""
-        given = next((each for each in inputs if isinstance(each, Tensor) and each.is_floating_point()), None)
-        if given is None:
+    def _match_teacher(self, inputs: Iterable[Any]) -> nn.Module:
+        """Return the teacher in the dtype and on the device of its inputs, which differ when steps are compared."""
+        reference = next(
+            (tensor for tensor in inputs if isinstance(tensor, Tensor) and tensor.is_floating_point()), None
+        )
+        if reference is None:
             return self.teacher
-        key = given.dtype, given.device
+        key = reference.dtype, reference.device
         if key not in self._teachers:
             self._teachers[key] = copy.deepcopy(self.teacher).to(key[1], key[0])
         return self._teachers[key]
 
 
 def unwrap_distillation(task: Any) -> Any:
-    """The task itself, without its teacher where it has one."""
+    """Return the task without its teacher, or the task itself."""
     return task.parent if isinstance(task, DistillationTask) else task
 
 
-def _joined(batch: Batch, taught: dict[str, Any]) -> Any:
-    """The batch with more keys: not a copy, so that whoever notes which keys are read still does."""
-    return ChainMap(taught, batch)
+def _merge_keys(batch: Batch, teacher_outputs: dict[str, Any]) -> Any:
+    """Add keys to a batch, without a copy, so that a batch which records the keys that are read still does."""
+    return ChainMap(teacher_outputs, batch)
 
 
 class _Outputs(dict[str, list[Tensor]]):
-    """The outputs of modules by their names; one that was not called is refused when it is looked for."""
+    """Outputs of modules by name; a module that was not called raises ConfigError on access."""
 
     def __missing__(self, name: str) -> list[Tensor]:
         raise ConfigError(
@@ -147,23 +153,23 @@ class _Outputs(dict[str, list[Tensor]]):
 
 
 @contextmanager
-def _recorded(model: nn.Module, names: Sequence[str], into: dict[str, Any], key: str) -> Iterator[None]:
-    """Put the outputs of these modules into `into[key]` while the model runs.
+def _module_outputs_recorded(model: nn.Module, names: Sequence[str], into: dict[str, Any], key: str) -> Iterator[None]:
+    """Record the outputs of the named modules in `into[key]` while the model runs.
 
-    Those of a stand-in, which has outputs and no modules, are the teacher's.
+    For a stand-in, which has outputs and no modules, the teacher's are used.
     """
     outputs = into[key] = _Outputs()
-    own = dict(model.named_modules(remove_duplicate=False)) if names and isinstance(model, nn.Module) else {}
-    if not own.keys() >= {*names}:
+    modules = dict(model.named_modules(remove_duplicate=False)) if names and isinstance(model, nn.Module) else {}
+    if not modules.keys() >= {*names}:
         outputs.update(into["teacher_modules"])
 
-    def note(name: str, module: nn.Module, given: Any, output: Any) -> None:
+    def note(name: str, module: nn.Module, inputs: Any, output: Any) -> None:
         if not isinstance(output, Tensor):
             kind = type(output).__name__
             raise ConfigError(f"teacher.features: '{name}' returns a {kind}, not a tensor; name another")
         outputs.setdefault(name, []).append(output)
 
-    handles = [own[name].register_forward_hook(partial(note, name)) for name in names if name in own]
+    handles = [modules[name].register_forward_hook(partial(note, name)) for name in names if name in modules]
     try:
         yield
     finally:

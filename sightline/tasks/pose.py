@@ -1,4 +1,4 @@
-"""The place of every joint, read from a heat map of each."""
+"""Pose estimation: joint positions decoded from one heat map per joint."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Pose(Supervised):
     """Predicts `joints_mm` (B, J, 3), camera frame, and each map's `peaks` (B, J) from `likelihood`.
 
     `decoding` is how a coordinate is read from a heat map: `parabola` around the largest cell, its middle (`argmax`),
-    `soft` or `centroid`. Votes are means of coordinates, each of which was brought back by its own placement.
+    `soft` or `centroid`. Votes are averaged in camera coordinates, each pass converted by its own placement.
     Source: Moon et al. 2018, section 4 (heat maps of joints in a volume).
     """
 
@@ -44,20 +44,23 @@ class Pose(Supervised):
         self.decoding: Decoding = decoding
 
     def postprocess(self, outputs: dict[str, Any], batch: Batch) -> dict[str, Any]:
-        """The outputs, the joints that they mean by the placement of each sample, and how sure each map is."""
+        """Add `joints_mm` (B, J, 3), camera frame, and `peaks` (B, J), decoded from the heat maps."""
         likelihood = outputs["likelihood"]
-        found = decode_joints(likelihood, CubePlacement.from_rows(batch["placement"]), decoding=self.decoding)
-        return {**outputs, "joints_mm": found, "peaks": peaks(likelihood).float()}
+        joints_mm = decode_joints(likelihood, CubePlacement.from_rows(batch["placement"]), decoding=self.decoding)
+        return {**outputs, "joints_mm": joints_mm, "peaks": peaks(likelihood).float()}
 
     def vote(self, passes: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        """The mean of the joints, and of the peaks, of several passes over varied input."""
-        return {name: torch.stack([each[name] for each in passes]).mean(dim=0) for name in ("joints_mm", "peaks")}
+        """Average joints (B, J, 3) and peaks (B, J) of several passes over varied input."""
+        return {
+            name: torch.stack([predictions[name] for predictions in passes]).mean(dim=0)
+            for name in ("joints_mm", "peaks")
+        }
 
 
 def decode_joints(likelihood: Tensor, placement: CubePlacement, *, decoding: Decoding) -> Tensor:
-    """Camera coordinates (B, J, 3) float64, in mm, of the joints in heat maps (B, J, V, V, V).
+    """Decode heat maps (B, J, V, V, V) to joints (B, J, 3) float64, in mm, camera frame.
 
-    The authors' release reads the number of the largest cell alone, for any `decoding`, and adds half a voxel.
+    The authors' release reads the index of the largest cell alone, for any `decoding`, and adds half a voxel.
     """
     maps = permute_axes(likelihood.detach(), placement.axes)
     pooling = placement.size / maps.shape[-1]

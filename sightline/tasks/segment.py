@@ -1,4 +1,4 @@
-"""One label for every point, or for every pixel of a range image and so for the points behind it."""
+"""Semantic segmentation: one label per point, or per pixel of a range image and the points behind it."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ __all__ = ["BlockWindowsConfig", "Segment"]
 NUM_SHOWN = 6
 NUM_IMAGES = 2
 WRONG = np.array([200, 48, 42], dtype=np.uint8)
-"""The red of points with a wrong answer."""
+"""Red of wrongly predicted points."""
 
 
 class BlockWindowsConfig(TypedDict):
-    """Columns over squares of `size_m` every `stride_m`, answered `num_points` points at a time."""
+    """Block windows: columns over squares of `size_m` every `stride_m`, predicted `num_points` points at a time."""
 
     __pydantic_config__ = ConfigDict(extra="forbid")  # type: ignore[misc]
     size_m: PositiveFloat
@@ -46,18 +46,17 @@ class BlockWindowsConfig(TypedDict):
 class Segment(Supervised):
     """Predicts class probabilities of every point from `logits`; voting averages probabilities over passes.
 
-    Predictions are ragged whatever the form of the batch: `probabilities` (P, C) of the points of all clouds one after
-    another, `cloud_offsets` (S+1,) where each cloud starts, and, where the batch has labels, `target` (P,); `seen` is
-    the class of every point or pixel that the model saw, one after another. Where a
-    transform thinned the clouds and kept `nearest`, the row of the kept point that stands for each point of the whole
-    cloud, the predictions are those of the whole cloud, and `target` is its `whole_label`. So with `logits` of the
-    pixels of range images (S, H, W, C): `nearest` is the pixel that each point of the whole scan lies in. There `lift`
-    says how predictions of pixels become those of points: the pixel's own, or by a vote of its neighbours that are near
-    in range (`knn`), whose class then has the probability 1.
+    Predictions are packed: `probabilities` (P, C) of the points of all clouds, `cloud_offsets` (S+1,), the first row of
+    each cloud, and, if the batch has labels, `target` (P,); `seen` is the predicted class of every input point or
+    pixel. If a transform thinned the clouds and stored `nearest`, the row of the remaining point that represents each
+    point of the whole cloud, predictions are those of the whole cloud, and `target` is its `whole_label`. The same
+    holds for `logits` of the pixels of range images (S, H, W, C): `nearest` is the pixel of each point of the whole
+    scan. `lift` converts predictions of pixels to points: the pixel's probabilities, or a vote of its neighbours of
+    similar range (`knn`), whose class then has probability 1.
 
-    In evaluation and prediction `max_points` answers larger clouds in neighbourhoods of so many points, whose
-    coordinates start as `origin` says; `blocks` answers all clouds in columns, for models that take one number of
-    points. Logits of several windows are averaged. Training is not concerned: its transforms crop.
+    In evaluation and prediction, `max_points` divides larger clouds into neighbourhoods of at most that many points,
+    with coordinates relative to `origin`; `blocks` divides all clouds into columns, for models with a fixed number of
+    points. Logits of several windows are averaged. Training is not affected: its transforms crop.
     Source: made here.
     """
 
@@ -90,7 +89,7 @@ class Segment(Supervised):
         if lift == "knn" and "range_image" not in batch_keys.keys:
             raise ConfigError("segment.lift: knn votes among the pixels of range images, which no transform makes here")
         if blocks is not None and (max_points is not None or origin != "kept"):
-            raise ConfigError("segment: blocks stand for themselves; leave max_points and origin out, or blocks")
+            raise ConfigError("segment: blocks cannot be combined with max_points or origin; leave out either")
         if blocks is not None and up_axis != "z":
             raise ConfigError(f"segment: blocks are columns along z, the data set's {up_axis} is up")
         if max_points is None and origin != "kept":
@@ -108,73 +107,75 @@ class Segment(Supervised):
     def losses_and_predictions(
         self, model: nn.Module, batch: Batch, context: Any
     ) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Loss sums over the points that the model saw, and what `predict` gives.
+        """Compute loss sums over the model's input points, and predictions.
 
-        In windows, a loss of other outputs than the logits is no number: there is one of them for every window.
+        With windows, a loss of other outputs than the logits is NaN: these exist once per window.
         """
         outputs = self.evaluated_outputs(model, batch)
         self.on_phase_end("forward")
-        nothing = torch.full((), torch.nan)
+        nan = torch.full((), torch.nan)
         sums = {
-            name: term(batch, outputs) if set(term.names) <= batch.keys() | outputs.keys() else nothing
+            name: term(batch, outputs) if set(term.names) <= batch.keys() | outputs.keys() else nan
             for name, term in self._terms.items()
         }
         self.on_phase_end("loss")
         return sums, self.postprocess(outputs, batch)
 
     def vote(self, passes: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        """The mean of the probabilities of several passes over varied input."""
-        sizes = {len(each["probabilities"]) for each in passes}
+        """Average the probabilities (P, C) of several passes over varied input."""
+        sizes = {len(predictions["probabilities"]) for predictions in passes}
         assert len(sizes) == 1, f"passes answer for {sizes} points; voting needs the same points in every pass"
         total = passes[0]["probabilities"].clone()
-        for each in passes[1:]:
-            total += each["probabilities"]
+        for predictions in passes[1:]:
+            total += predictions["probabilities"]
         return {**passes[0], "probabilities": total / len(passes)}
 
     def show(self, batch: Batch, predictions: Mapping[str, Any]) -> list[Picture]:
-        """The first clouds of a batch as the model saw them: by true class, by predicted class, errors in red."""
+        """Draw the first clouds of a batch: by true class, by predicted class, and errors in red."""
         if "label" not in batch:
             return []
         if batch["label"].ndim == 3:
-            return [self._pixels(batch["label"], predictions["seen"])]
-        offsets = _offsets(batch, batch["label"]).tolist()
+            return [self._draw_range_images(batch["label"], predictions["seen"])]
+        offsets = _sample_offsets(batch, batch["label"]).tolist()
         spans = [slice(*span) for span in pairwise(offsets[: NUM_SHOWN + 1])]
         points = pad_to_3d(batch["points"].flatten(0, -2).float().cpu().numpy())
-        answer, label = (each.flatten().cpu().numpy() for each in (predictions["seen"], batch["label"]))
+        predicted, label = (labels.flatten().cpu().numpy() for labels in (predictions["seen"], batch["label"]))
         if self.ignore_index is not None:
             label = np.where(label == self.ignore_index, -1, label)
-        wrong = (answer != label) & (label >= 0)
+        wrong = (predicted != label) & (label >= 0)
         shown = slice(0, offsets[len(spans)])
-        captions = [f"predicted, {_share_right(wrong[span], label[span])} right" for span in spans]
+        captions = [f"predicted, {_format_accuracy(wrong[span], label[span])} right" for span in spans]
         pixels = render_clouds(
             [points[span] for span in spans] * 3,
             captions=[*("ground truth" for _ in spans), *captions, *("errors" for _ in spans)],
             colors=[
                 *(label_colors(label[span]) for span in spans),
-                *(label_colors(answer[span]) for span in spans),
+                *(label_colors(predicted[span]) for span in spans),
                 *(np.where(wrong[span][:, None], WRONG, UNLABELLED) for span in spans),
             ],
             up_axis=self.up_axis,
             columns=len(spans),
         )
-        pixels = with_legend(pixels, np.concatenate([label[shown], answer[shown]]), self.class_names)
-        return [Picture("predictions", pixels, f"{_share_right(wrong[shown], label[shown])} of the points right")]
+        pixels = with_legend(pixels, np.concatenate([label[shown], predicted[shown]]), self.class_names)
+        return [Picture("predictions", pixels, f"{_format_accuracy(wrong[shown], label[shown])} of the points right")]
 
-    def _pixels(self, label: Tensor, seen: Tensor) -> Picture:
-        """The first range images of (S, H, W), one below the other: predicted classes, labels, wrong pixels in red."""
-        truth = label[:NUM_IMAGES].cpu().numpy()
-        guess = seen.view(label.shape)[:NUM_IMAGES].cpu().numpy()
-        is_counted = np.ones_like(truth, dtype=bool) if self.ignore_index is None else truth != self.ignore_index
-        wrong = np.where((is_counted & (guess != truth))[..., None], WRONG, UNLABELLED)
-        rows = np.stack([label_colors(guess), label_colors(truth), wrong], axis=1).astype(np.uint8)
-        share = (guess == truth)[is_counted].mean() if is_counted.any() else 0.0
+    def _draw_range_images(self, label: Tensor, predicted: Tensor) -> Picture:
+        """Draw the first range images of (S, H, W): predicted classes, labels, wrong pixels in red."""
+        true_images = label[:NUM_IMAGES].cpu().numpy()
+        predicted_images = predicted.view(label.shape)[:NUM_IMAGES].cpu().numpy()
+        is_counted = (
+            np.ones_like(true_images, dtype=bool) if self.ignore_index is None else true_images != self.ignore_index
+        )
+        wrong = np.where((is_counted & (predicted_images != true_images))[..., None], WRONG, UNLABELLED)
+        rows = np.stack([label_colors(predicted_images), label_colors(true_images), wrong], axis=1).astype(np.uint8)
+        share = (predicted_images == true_images)[is_counted].mean() if is_counted.any() else 0.0
         return Picture("predictions", rows.reshape(-1, *rows.shape[3:]), f"{share:.1%} of the labelled pixels right")
 
-    def _voted(self, batch: Batch, seen: Tensor, probabilities: Tensor) -> Tensor:
-        """1 for the class of each point (P, C) that its neighbours in the range image vote for."""
+    def _vote_neighbours(self, batch: Batch, predicted: Tensor, probabilities: Tensor) -> Tensor:
+        """Return one-hot probabilities (P, C) of the class that a point's neighbours in the range image vote for."""
         image = batch["range_image"]
         voted = lift_knn(
-            seen.view(image.shape),
+            predicted.view(image.shape),
             range_image=image,
             pixel=batch["nearest"],
             point_range=batch["point_range"],
@@ -184,7 +185,7 @@ class Segment(Supervised):
         return F.one_hot(voted, probabilities.shape[1]).to(probabilities.dtype)
 
     def evaluated_outputs(self, model: nn.Module, batch: Batch) -> dict[str, Any]:
-        """The outputs of one pass, or the logits of every point, made of those of its windows."""
+        """Compute the outputs of one pass, or the logits (..., C) of every point averaged over its windows."""
         if self.windows is None:
             return self.outputs(model, batch)
         points, features, offsets = as_packed(batch["points"], batch.get("features"), batch.get("offsets"))
@@ -195,33 +196,33 @@ class Segment(Supervised):
         return {"logits": torch.cat(logits).view(*batch["points"].shape[:-1], -1)}
 
     def postprocess(self, outputs: Mapping[str, Any], batch: Batch) -> dict[str, Any]:
-        """Probabilities of every point from the logits of what the model saw."""
+        """Convert logits to probabilities (P, C) of every point, in the whole cloud if the input was thinned."""
         logits = outputs["logits"].flatten(0, -2)
         dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
         probabilities = logits.to(dtype).softmax(dim=1)
-        seen = probabilities.argmax(dim=1)
-        offsets = _offsets(batch, outputs["logits"][..., 0])
+        predicted = probabilities.argmax(dim=1)
+        offsets = _sample_offsets(batch, outputs["logits"][..., 0])
         label = batch.get("label")
         if "nearest" in batch:
-            whole = batch["whole_offsets"]
+            whole_offsets = batch["whole_offsets"]
             if self.lift == "knn":
-                probabilities = self._voted(batch, seen, probabilities)
+                probabilities = self._vote_neighbours(batch, predicted, probabilities)
             else:
-                probabilities = probabilities[batch["nearest"] + offsets[:-1].repeat_interleave(whole.diff())]
-            offsets, label = whole, batch.get("whole_label")
+                probabilities = probabilities[batch["nearest"] + offsets[:-1].repeat_interleave(whole_offsets.diff())]
+            offsets, label = whole_offsets, batch.get("whole_label")
         target = {} if label is None else {"target": label.flatten()}
-        return {"probabilities": probabilities, "cloud_offsets": offsets, "seen": seen, **target}
+        return {"probabilities": probabilities, "cloud_offsets": offsets, "seen": predicted, **target}
 
 
-def _offsets(batch: Batch, rows: Tensor) -> Tensor:
-    """Where the rows of each sample start, which are points one after another (P,), or those of (B, N) or (S, H, W)."""
+def _sample_offsets(batch: Batch, rows: Tensor) -> Tensor:
+    """Return the first row of each sample (S + 1,), of packed rows (P,), or of (B, N) or (S, H, W)."""
     if rows.ndim == 1:
         offsets: Tensor = batch["offsets"]
         return offsets
     return torch.arange(len(rows) + 1, device=rows.device) * rows[0].numel()
 
 
-def _share_right(wrong: np.ndarray, label: np.ndarray) -> str:
-    """The share of the points with a class that is not wrong, in per cent."""
+def _format_accuracy(wrong: np.ndarray, label: np.ndarray) -> str:
+    """Format the share of labelled points that are predicted correctly, in per cent."""
     num_counted = int((label >= 0).sum())
     return f"{1 - wrong.sum() / num_counted:.1%}" if num_counted else "none"

@@ -1,4 +1,4 @@
-"""Scenes too large for one pass of a model, predicted window by window; predictions of several windows are averaged."""
+"""Sliding windows over scenes too large for one pass; logits of overlapping windows are averaged."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from sightline.types import Batch
 __all__ = ["BlockWindows", "Origin", "SphereWindows", "Windows", "column_windows", "sphere_windows", "split_clouds"]
 
 Origin = Literal["kept", "minimum"]
-"""Where the coordinates of a window start: as they are, or at the smallest of each axis within the window."""
+"""Origin of a window's coordinates: unchanged, or the smallest of each axis within the window."""
 ForwardFunction = Callable[[Batch], Tensor]
-"""Logits of the points of a batch, one row each."""
+"""Function from a batch to the logits of its points, one row each."""
 
 _BLOCKS_AT_ONCE = 16
 
 
 class Windows(Protocol):
-    """The logits (P, C) of one cloud, made of those of its windows."""
+    """Interface of windows: compute the logits (P, C) of one cloud from those of its windows."""
 
     def __call__(self, forward: ForwardFunction, cloud: Batch) -> Tensor: ...
 
 
 class SphereWindows:
-    """Neighbourhoods of at most `max_points` points, sought until every point was in one; each point takes the mean.
+    """Sphere windows: neighbourhoods of at most `max_points` points that cover all points; logits are averaged.
 
     A cloud with no more points is one window, all of it. The points of a window keep their order.
     Source: the test of POSTECH-CVLab's Point Transformer on S3DIS, after Zhao et al. 2021.
@@ -40,18 +40,18 @@ class SphereWindows:
         self.origin = origin
 
     def __call__(self, forward: ForwardFunction, cloud: Batch) -> Tensor:
-        mean = _Mean(len(cloud["points"]))
+        mean = _MeanLogits(len(cloud["points"]))
         for index in sphere_windows(cloud["points"], max_points=self.max_points):
-            mean.add(index, forward(_window(cloud, index, self.origin)))
+            mean.add(index, forward(_make_window(cloud, index, self.origin)))
         return mean()
 
 
 class BlockWindows:
-    """Upright columns over a square of `size_m`, every `stride_m`, predicted `num_points` points at a time.
+    """Block windows: vertical columns over squares of `size_m`, every `stride_m`, of `num_points` points each.
 
-    Coordinates across are about the middle of the square. The points of a column are dealt to its windows in turn, so
-    that each sees all of it, in whatever order files hold them; windows are filled up with points of the column again,
-    whose predictions count like any other.
+    Horizontal coordinates are relative to the centre of the square. The points of a column are assigned to its windows
+    in turn, so that each window covers the column regardless of the order of points; windows are filled up with
+    repeated points of the column, whose predictions count like any other.
     Source: Qi et al. 2017 (PointNet), section 5.1 (blocks of 1 m), and its code (stride one half at test).
     """
 
@@ -62,7 +62,7 @@ class BlockWindows:
 
     def __call__(self, forward: ForwardFunction, cloud: Batch) -> Tensor:
         points = cloud["points"]
-        mean = _Mean(len(points))
+        mean = _MeanLogits(len(points))
         waiting: list[tuple[Tensor, Tensor]] = []
         for middle, index in column_windows(points, size_m=self.size_m, stride_m=self.stride_m):
             times = -(-len(index) // self.num_points)
@@ -76,7 +76,7 @@ class BlockWindows:
         return mean()
 
     def _add_logits(
-        self, forward: ForwardFunction, cloud: Batch, blocks: list[tuple[Tensor, Tensor]], mean: _Mean
+        self, forward: ForwardFunction, cloud: Batch, blocks: list[tuple[Tensor, Tensor]], mean: _MeanLogits
     ) -> None:
         middles, indices = (torch.stack(column) for column in zip(*blocks, strict=True))
         batch = {**cloud, "points": cloud["points"][indices] - middles[:, None]}
@@ -89,9 +89,9 @@ class BlockWindows:
 
 
 def sphere_windows(points: Tensor, *, max_points: int) -> Iterator[Tensor]:
-    """Rows of `points` (P, 3) in neighbourhoods that cover them all, (at most `max_points`,) int64, rising.
+    """Yield the rows (at most `max_points`,) int64, rising, of neighbourhoods that cover all `points` (P, 3).
 
-    Each lies around the first point that none before it held, and takes the nearest points to it.
+    Each is centred at the first point that no earlier one contains, and takes the nearest points to it.
     """
     if len(points) <= max_points:
         yield torch.arange(len(points), device=points.device)
@@ -106,7 +106,7 @@ def sphere_windows(points: Tensor, *, max_points: int) -> Iterator[Tensor]:
 
 
 def column_windows(points: Tensor, *, size_m: float, stride_m: float) -> Iterator[tuple[Tensor, Tensor]]:
-    """The middle (3,), 0 in height, and the rows (K,) of every column that holds points (P, 3); z is up.
+    """Yield centre (3,), 0 in height, and rows (K,) of every column that contains points (P, 3); z is up.
 
     The squares start at the smallest coordinates and reach the largest; every point is in at least one.
     """
@@ -124,7 +124,7 @@ def column_windows(points: Tensor, *, size_m: float, stride_m: float) -> Iterato
 
 
 def split_clouds(batch: Batch) -> Iterator[Batch]:
-    """The clouds of a packed batch, each as a batch of one: points, features, category."""
+    """Split a packed batch into batches of one cloud: points, features, category."""
     for number, (start, end) in enumerate(pairwise(batch["offsets"].tolist())):
         cloud: dict[str, Any] = {"points": batch["points"][start:end]}
         cloud["offsets"] = torch.tensor([0, end - start], device=batch["points"].device)
@@ -135,8 +135,8 @@ def split_clouds(batch: Batch) -> Iterator[Batch]:
         yield cloud
 
 
-class _Mean:
-    """Rows of logits added up by point, then divided by how often each was predicted."""
+class _MeanLogits:
+    """Accumulator of the mean logits of each point over its predictions."""
 
     def __init__(self, num_points: int) -> None:
         self.num_points = num_points
@@ -160,7 +160,7 @@ class _Mean:
         return self.total / self.times[:, None]
 
 
-def _window(cloud: Batch, index: Tensor, origin: Origin) -> Batch:
+def _make_window(cloud: Batch, index: Tensor, origin: Origin) -> Batch:
     points = cloud["points"][index]
     if origin == "minimum":
         points = points - points.amin(dim=0)

@@ -1,4 +1,4 @@
-"""The plain form of a task: losses bound to batch and outputs, counts added over everything."""
+"""Base class of supervised tasks: losses bound to batch and outputs, with counts summed over the step."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["AllReduce", "Supervised"]
 
 
 class AllReduce(Protocol):
-    """What a task needs of the processes around it."""
+    """Interface of a task to the world of processes."""
 
     def all_reduce_sum(self, tensors: Mapping[str, Tensor], *, operation: str = ...) -> dict[str, Tensor]: ...
 
@@ -32,17 +32,17 @@ class AllReduce(Protocol):
     tallies="step_counts",
 )
 class Supervised:
-    """Calls the model with the batch keys that its forward names, then each loss with the keys that it names.
+    """Supervised task: calls the model and each loss with the keys that their signatures name.
 
-    What a task works out of a batch once, before the forward pass, such as which prior belongs to which box, it returns
-    from `context` and names in `offers`: losses, their counts and metrics may name these keys, too.
-    Raises ConfigError, naming both sides, where a key is missing or offered twice.
+    What a task computes from a batch before the forward pass, such as the assignment of priors to boxes, it returns
+    from `context` and names in `context_keys`: losses, their counts and metrics may name these keys, too.
+    Raises ConfigError, naming both sides, if a key is missing or available twice.
     """
 
     context_keys: frozenset[str] = frozenset()
-    """The keys that `context` returns."""
+    """Keys that `context` returns."""
     on_phase_end: Callable[[str], None] = staticmethod(lambda part: None)
-    """Called when the network's pass, `forward`, and the losses are done; whoever keeps the time sets it."""
+    """Callback at the end of the phases `forward` and `loss`, set by the timer of a step."""
 
     def __init__(
         self, *, model: nn.Module, losses: Mapping[str, Loss], batch_keys: AvailableKeys, output_keys: AvailableKeys
@@ -58,45 +58,45 @@ class Supervised:
     def prepare(
         self, model: nn.Module, micro_batches: Sequence[Batch], world: AllReduce
     ) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
-        """Each loss's count over all micro-batches and processes, and the context of each micro-batch."""
+        """Return each loss's count over all micro-batches and processes, and the context of each micro-batch."""
         with torch.no_grad():
             contexts = [self.context(model, batch) for batch in micro_batches]
         counts = {
-            name: _total([count(*pair) for pair in zip(micro_batches, contexts, strict=True)])
+            name: _sum_counts([count(*pair) for pair in zip(micro_batches, contexts, strict=True)])
             for name, count in self._counts.items()
         }
         return world.all_reduce_sum(counts, operation="loss counts"), contexts
 
     def context(self, model: nn.Module, batch: Batch) -> dict[str, Any]:
-        """What losses and metrics read besides the batch and the outputs; without gradient."""
+        """Compute what losses and metrics read in addition to batch and outputs; without gradient."""
         return {}
 
     def losses(self, model: nn.Module, batch: Batch, context: Any) -> dict[str, Tensor]:
-        """Each loss's sum over this micro-batch."""
+        """Return each loss's sum over this micro-batch."""
         outputs = self.outputs(model, batch)
         self.on_phase_end("forward")
         return self._sums(batch, outputs, context)
 
     def outputs(self, model: nn.Module, batch: Batch) -> dict[str, Any]:
-        """The model's outputs for a batch."""
+        """Compute the model's outputs for a batch."""
         return model(**self.inputs(batch))
 
     def inputs(self, batch: Batch) -> dict[str, Any]:
-        """What the model is given of a batch."""
+        """Select the model's inputs from a batch."""
         return self._forward.select(batch)
 
     def evaluated_outputs(self, model: nn.Module, batch: Batch) -> dict[str, Any]:
-        """The outputs that predictions are made of: those of one pass, unless a task divides samples into windows."""
+        """Compute the outputs for predictions: those of one pass, unless a task divides samples into windows."""
         return self.outputs(model, batch)
 
     def predict(self, model: nn.Module, batch: Batch) -> dict[str, Any]:
-        """What metrics and pictures read."""
+        """Compute the predictions that metrics and pictures read."""
         return self.postprocess(self.evaluated_outputs(model, batch), batch)
 
     def losses_and_predictions(
         self, model: nn.Module, batch: Batch, context: Any
     ) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Loss sums and predictions of one forward pass, the context among these."""
+        """Compute loss sums and predictions of one forward pass; predictions include the context."""
         outputs = self.evaluated_outputs(model, batch)
         self.on_phase_end("forward")
         sums = self._sums(batch, outputs, context)
@@ -104,14 +104,14 @@ class Supervised:
         return sums, {**self.postprocess(outputs, batch), **context}
 
     def postprocess(self, outputs: dict[str, Any], batch: Batch) -> dict[str, Any]:
-        """Predictions from the outputs for a batch: the outputs themselves, unless a task overrides this."""
+        """Convert outputs to predictions: the outputs themselves, unless a task overrides this."""
         return outputs
 
     def _sums(self, batch: Batch, outputs: dict[str, Any], context: Mapping[str, Any]) -> dict[str, Tensor]:
         return {name: term(batch, outputs, context) for name, term in self._terms.items()}
 
 
-def _total(counts: list[Tensor]) -> Tensor:
+def _sum_counts(counts: list[Tensor]) -> Tensor:
     total = counts[0]
     for count in counts[1:]:
         total = total + count

@@ -1,4 +1,4 @@
-"""A training run that is asked for by the file of its config: here, or in several processes of this machine."""
+"""Launch of a training run from the options of `sightline train`: in this process, or in several."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = ["TrainRequest", "launch_training"]
 
 @dataclass(frozen=True)
 class TrainRequest:
-    """The run to train: the options of `sightline train`."""
+    """Options of `sightline train`."""
 
     config: Path
     overrides: tuple[str, ...] = ()
@@ -32,20 +32,20 @@ class TrainRequest:
     json: Path | None = None
 
     def arguments(self) -> list[str]:
-        """The command line for each launched process."""
-        words = ["train", str(self.config), *self.overrides, "--device", self.device]
+        """Build the command line of each launched process."""
+        command_line = ["train", str(self.config), *self.overrides, "--device", self.device]
         for name, value in (("--out", self.out), ("--resume", self.resume), ("--json", self.json)):
-            words += [name, str(value)] if value is not None else []
+            command_line += [name, str(value)] if value is not None else []
         for plugin in self.plugins:
-            words += ["--plugin", str(plugin)]
-        return [*words, "--no-check"] if self.no_check else words
+            command_line += ["--plugin", str(plugin)]
+        return [*command_line, "--no-check"] if self.no_check else command_line
 
 
 def launch_training(request: TrainRequest, reporter: Reporter, *, stop: StopRequest | None = None) -> int:
-    """Train in as many processes as asked for; the exit code of `sightline train`.
+    """Train in the requested number of processes; return the exit code of `sightline train`.
 
     Several processes are commands of their own, which print; `reporter` receives the lines of a run in this process.
-    Where the config is a run directory, `resume="auto"` resumes that run. What signals do, and `stop`: as in
+    If the config is a run directory, `resume="auto"` resumes that run. Signals and `stop` are handled as in
     `train_run`.
     """
     read = read_with_plugins(request.config, request.overrides, request.plugins)

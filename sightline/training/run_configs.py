@@ -1,4 +1,4 @@
-"""The config of a file or of a run directory, read with the user's plugins and with its skipped checks verified."""
+"""Reading of a config, from a file or a run directory, with the user's plugins and its skipped checks verified."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["ConfigWithPlugins", "read_with_plugins", "reread"]
 
 
 class ConfigWithPlugins(NamedTuple):
-    """A config, the plugins that were loaded for it, and notes on those that changed since its run was made."""
+    """A config, its loaded plugins, and notes on plugins that changed since its run was made."""
 
     config: RunConfig
     plugins: tuple[Plugin, ...]
@@ -37,7 +37,7 @@ def read_with_plugins(path: Path, overrides: Sequence[str] = (), plugins: Sequen
 
 
 def reread(path: Path, overrides: Sequence[str]) -> RunConfig:
-    """The config that `read_with_plugins` gave, under other overrides; plugins are loaded already."""
+    """Read the config of `read_with_plugins` again with other overrides; plugins are loaded already."""
     config = read_config(config_path_of_run(path), overrides)
     if config.checks.skip:
         from sightline.doctor.suite import assert_known

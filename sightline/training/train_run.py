@@ -1,4 +1,4 @@
-"""A training run from its config: its folder, the checks before, the session, the figures; nothing is printed."""
+"""Training run from a config: run folder, checks, session and results; nothing is printed."""
 
 from __future__ import annotations
 
@@ -43,24 +43,24 @@ logger = logging.getLogger(__name__)
 
 
 class Reporter:
-    """Receives what a run reports as it goes, on the first process alone. This one ignores all of it."""
+    """Base class of reporters, which receive the progress of a run on the first process; it ignores all of it."""
 
     def note(self, text: str) -> None:
-        """One or more lines for a person."""
+        """Receive one or more lines for the user."""
 
     def findings(self, findings: Sequence[Finding]) -> None:
-        """What the checks found, notes included, before or after training."""
+        """Receive the findings of checks, including notes, before or after training."""
 
     def evaluation(self, document: Mapping[str, Any], *, title: str, dataset: object) -> None:
-        """The figures of the last weights, as `final.json` holds them, with the baselines of the data."""
+        """Receive the metrics of the last weights, as in `final.json`, with the baselines of the data."""
 
     def finished(self, document: Mapping[str, Any]) -> None:
-        """The run is finished, now or since before, and these are its figures."""
+        """Receive the metrics of a run that is finished, now or by an earlier session."""
 
 
 @dataclass(frozen=True)
 class TrainResult:
-    """The outcome of a training run.
+    """Result of a training run.
 
     `path` is its folder, None where an error among `findings` kept it from starting. `document` holds the figures of
     the last weights where the run is finished, on the first process. `stopped_by` is the signal that ended it early;
@@ -74,12 +74,12 @@ class TrainResult:
 
     @property
     def is_finished(self) -> bool:
-        """Whether the run came to its last step and was evaluated."""
+        """True if the run reached its last step and was evaluated."""
         return self.path is not None and self.stopped_by is None
 
     @property
     def exit_code(self) -> int:
-        """The exit code of `sightline train`: 0, 1 where it was kept from starting, 128 and the signal's number."""
+        """The exit code of `sightline train`: 0, 1 if it could not start, 128 + the signal's number."""
         if self.stopped_by is not None:
             return 128 + self.stopped_by
         return 0 if self.is_finished else 1
@@ -97,29 +97,30 @@ def train_run(
     stop: StopRequest | None = None,
     shows_progress: bool = False,
 ) -> TrainResult:
-    """Train a config, or resume its run, in this process and in those that a launcher started beside it.
+    """Train a config, or resume its run, in this process and those that a launcher started with it.
 
     The run goes to `out`, without it to a new folder `runs/<name>/<number>`; `resume` is `auto`, a run directory or a
-    checkpoint. While it trains, SIGTERM and SIGINT save its state and end it; their handlers are restored afterwards,
-    except with a `stop` of the caller's own, which goes on listening. Standard error gets the progress of steps where
-    `shows_progress`. Raises UserError, ConfigError, DataError or CheckpointError for what cannot start, RunError for
-    what fails.
+    checkpoint. During training, SIGTERM and SIGINT save its state and end it; their handlers are restored afterwards,
+    except for a `stop` of the caller, which stays installed. With `shows_progress`, progress is written to standard
+    error. Raises UserError, ConfigError, DataError or CheckpointError if the run cannot start, RunError if it fails.
     """
     is_main = threading.current_thread() is threading.main_thread()  # others cannot handle signals
     with contextlib.ExitStack() as stack:
         if stop is None and is_main:
             stack.enter_context(restore_signal_handlers())
-        asked = stop or StopRequest()
+        stop_request = stop or StopRequest()
         world = stack.enter_context(start_world(device=device, timeout_s=config.distributed.timeout_s))
         if is_main:  # not before: a signal ends a process that still waits for the others
-            asked.install_handlers(is_acknowledged=shows_progress and world.size == 1)
-        run = _TrainRun(config, plugins, world, reporter or Reporter(), asked, checks, is_quiet=not shows_progress)
+            stop_request.install_handlers(is_acknowledged=shows_progress and world.size == 1)
+        run = _TrainRun(
+            config, plugins, world, reporter or Reporter(), stop_request, checks, is_quiet=not shows_progress
+        )
         return run(out=out, resume=resume)
 
 
 @contextlib.contextmanager
 def restore_signal_handlers() -> Iterator[None]:
-    """Afterwards a signal does what it did before: between two runs it ends the program, not the run that is over."""
+    """Context that restores the signal handlers: between two runs a signal ends the program."""
     handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield
@@ -129,7 +130,7 @@ def restore_signal_handlers() -> Iterator[None]:
 
 
 class _TrainRun:
-    """A training run, from its folder to its figures, on one of its processes."""
+    """Training run on one process, from its folder to its results."""
 
     def __init__(
         self,
@@ -153,24 +154,26 @@ class _TrainRun:
 
     def __call__(self, *, out: Path | None, resume: str | None) -> TrainResult:
         config, world = self._config, self._world
-        place = resolve_run_location(config, self._plugins, world, out=out, resume=resume)
-        for line in place.notes:
+        location = resolve_run_location(config, self._plugins, world, out=out, resume=resume)
+        for line in location.notes:
             self._note(line)
-        if place.is_finished:
-            assert place.path is not None, "what is finished lies somewhere"
-            return TrainResult(Path(place.path), document=world.rank_zero_only(self._repeat_figures)(Path(place.path)))
+        if location.is_finished:
+            assert location.path is not None, "a finished run has a path"
+            return TrainResult(
+                Path(location.path), document=world.rank_zero_only(self._report_finished_run)(Path(location.path))
+            )
         set_backends(determinism=config.train.determinism, cudnn=config.train.cudnn)
-        built = build(config, world, is_resumed=bool(place.checkpoint))
+        built = build(config, world, is_resumed=bool(location.checkpoint))
         findings = self._preflight(built)
         if any(finding.severity == "error" for finding in findings):
             return TrainResult(None, findings)
-        held = self._held(built)
-        for each in held if place.checkpoint is None else ():
-            each.assert_begun_well()
-        path = create_run_folder(place, config, world)
+        observers = self._make_expectation_observers(built)
+        for observer in observers if location.checkpoint is None else ():
+            observer.assert_begun_well()
+        path = create_run_folder(location, config, world)
         directory = world.run_directory(path)
         with directory.lock():
-            world.rank_zero_only(place.assert_unchanged)(path)
+            world.rank_zero_only(location.assert_unchanged)(path)
             record = collect_environment() | {
                 "plugins": [plugin.record() for plugin in self._plugins],
                 "checked": self._has_checks,
@@ -183,19 +186,19 @@ class _TrainRun:
                 directory,
                 stop=self._stop,
                 record=record,
-                extra_observers=held,
+                extra_observers=observers,
                 final_metrics=partial(probe_metrics, config, world, directory, self._reporter.note),
                 is_quiet=self._is_quiet,
             )
-            self._begin(session, place, findings)
+            self._begin_session(session, location, findings)
             result = self._train(session, findings)
         if session.is_cut and world.size > 1:
             exit_process(
                 result.exit_code
-            )  # the others may wait in a collective of what was cut off, and end by the signal
+            )  # the others may wait in a collective of the interrupted evaluation, and end by the signal
         return result
 
-    def _repeat_figures(self, path: Path) -> Mapping[str, Any]:
+    def _report_finished_run(self, path: Path) -> Mapping[str, Any]:
         final = path / "final.json"
         length = self._config.train
         key, value = ("epochs", length.epochs) if length.steps is None else ("steps", length.steps)
@@ -208,7 +211,7 @@ class _TrainRun:
         return document
 
     def _preflight(self, built: TrainingSetup) -> tuple[Finding, ...]:
-        """Findings of the quick checks, reported by the first process; the same on every process."""
+        """Run the quick checks, reported by the first process; findings are the same on every process."""
         from sightline.doctor.suite import run_quick
 
         if not self._has_checks:
@@ -218,46 +221,46 @@ class _TrainRun:
         self._world.rank_zero_only(self._reporter.findings)(findings)
         return findings
 
-    def _held(self, built: TrainingSetup) -> list[ExpectationObserver]:
-        """What holds the run to the config's `expect`."""
+    def _make_expectation_observers(self, built: TrainingSetup) -> list[ExpectationObserver]:
+        """Make the observers that check the config's `expect`."""
         if not built.config.expect:
             return []
         from sightline.doctor.overfit.expected import expectation_observers
 
         return expectation_observers(built, note=self._note)
 
-    def _begin(self, session: TrainingSession, place: RunLocation, findings: Sequence[Finding]) -> None:
-        """The files that a session starts with, and the step that it starts from."""
+    def _begin_session(self, session: TrainingSession, location: RunLocation, findings: Sequence[Finding]) -> None:
+        """Write the initial files of a session, and start or resume it."""
         directory = session.directory
         session.start_files()
         for plugin in self._plugins:
             directory.write_text(f"plugins/{plugin.path.name}", plugin.text)
-        directory.append_line("sessions.jsonl", {**session.record, "resumed": place.checkpoint})
+        directory.append_line("sessions.jsonl", {**session.record, "resumed": location.checkpoint})
         directory.write_json("findings.json", [finding.to_dict() for finding in findings])
-        if place.checkpoint:
+        if location.checkpoint:
             self._world.rank_zero_only(self._warn_of_other_data)(session)
-            session.resume(Path(place.checkpoint))
+            session.resume(Path(location.checkpoint))
         else:
             session.start()
-        if place.is_longer:
+        if location.is_longer:
             self._note(session.extend())
         self._note("\n".join([*session.start_summary(), sample_counts(session.built.data)]))
-        resumed = f", resumed at step {session.job.step}" if place.checkpoint else ""
+        resumed = f", resumed at step {session.job.step}" if location.checkpoint else ""
         self._note(f"run directory: {directory.path}{resumed}")
 
     def _warn_of_other_data(self, session: TrainingSession) -> None:
-        """A moved folder has the digest that the run began with; another set, and one prepared again, has not."""
+        """Warn if the data differ from the run's first session, by their digest."""
         began = load_document(session.directory.path / "environment.json").get("data")
         if began is not None and began != session.record["data"]:
             logger.warning(
                 "data-changed: data.root holds another set, or one prepared again, than this run began with (%.12s, "
-                "now %.12s): the figures are of both; if that is not meant, start a new run",
+                "now %.12s): the run trains on both; if that is not intended, start a new run",
                 *(began, session.record["data"]),
             )
 
     def _train(self, session: TrainingSession, findings: tuple[Finding, ...]) -> TrainResult:
         path, job = session.directory.path, session.job
-        with self._faults_explained(session):
+        with self._errors_explained(session):
             final = session.run()
         if final is None:
             done = f"{job.step} of {job.num_steps}"
@@ -267,8 +270,8 @@ class _TrainRun:
         return TrainResult(path, (*findings, *later), document)
 
     @contextlib.contextmanager
-    def _faults_explained(self, session: TrainingSession) -> Iterator[None]:
-        """Raises RunError, with the cause and what to do, for what may go wrong in a step or an evaluation."""
+    def _errors_explained(self, session: TrainingSession) -> Iterator[None]:
+        """Convert errors of a step or an evaluation to RunError, with cause and remedy."""
         try:
             yield
         except KeyError:
@@ -285,14 +288,16 @@ class _TrainRun:
         except ValueError as error:
             from sightline.doctor.checks.optimiser.non_finite import explain_fault
 
-            found = None if isinstance(error, UserError) else explain_fault(error, session.job)
-            if found is None:
+            diagnosis = None if isinstance(error, UserError) else explain_fault(error, session.job)
+            if diagnosis is None:
                 raise
-            session.directory.write_json("findings.json", [found.to_dict()])
-            raise RunError(str(found)) from error
+            session.directory.write_json("findings.json", [diagnosis.to_dict()])
+            raise RunError(str(diagnosis)) from error
         except torch.OutOfMemoryError as error:
             step = session.job.step
-            raise RunError(f"step {step}: the GPU's memory is full; raise train.micro_batches, same numbers") from error
+            raise RunError(
+                f"step {step}: the GPU's memory is full; raise train.micro_batches, which keeps the results"
+            ) from error
         except RuntimeError as error:
             named = describe_nondeterminism(error)
             if named is None:
@@ -300,24 +305,24 @@ class _TrainRun:
             raise named from error
 
     def _report(self, session: TrainingSession, final: Evaluation) -> tuple[dict[str, Any], tuple[Finding, ...]]:
-        """The figures of the last weights, and findings on what training left."""
+        """Report the metrics of the last weights, and findings on the finished run."""
         built, directory, reporter = session.built, session.directory, self._reporter
         test = built.data.test
         document = evaluation_document(built.config, final, test, "last")
-        if "mean_error_mm" in document["metrics"]:  # a refiner of centres has no figure to compare with it
+        if "mean_error_mm" in document["metrics"]:  # centre refinement has no metric to compare with it
             document |= pose_baselines(test, built.data)
         rows = beside_published(built.config, test, final.metrics, which="last", lineage=built.lineage)
         document |= {"published": rows} if rows else {}
         title = f"{built.config.name}: last checkpoint on {test.split}"
         reporter.evaluation(document, title=title, dataset=test.dataset)
-        findings = self._look_back(session) if self._has_checks else ()
+        findings = self._check_after_training(session) if self._has_checks else ()
         directory.assert_lock_held()
         reporter.finished(document)
         reporter.note(f"run directory: {directory.path}")
         return document, findings
 
-    def _look_back(self, session: TrainingSession) -> tuple[Finding, ...]:
-        """Findings on what training left, reported and added to findings.json; by this process alone."""
+    def _check_after_training(self, session: TrainingSession) -> tuple[Finding, ...]:
+        """Run the checks after training, report their findings and add them to findings.json; by this process alone."""
         from sightline.doctor.suite import run_after
 
         built, directory = session.built, session.directory
@@ -326,13 +331,13 @@ class _TrainRun:
         )
         if findings:
             self._reporter.findings(findings)
-            before = parse_json(read_regular_file(directory.path / "findings.json"))
-            directory.write_json("findings.json", [*before, *(finding.to_dict() for finding in findings)])
+            earlier_findings = parse_json(read_regular_file(directory.path / "findings.json"))
+            directory.write_json("findings.json", [*earlier_findings, *(finding.to_dict() for finding in findings)])
         return findings
 
 
 def sample_counts(data: Data) -> str:
-    """How many samples train, choose the best weights, and are reported on."""
+    """Describe the numbers of samples for training, selection and test."""
     chosen, test = data.selection, data.test
     held_out = ", held out of the training part" if chosen.dataset is data.train.dataset else ""
     choosing = "" if chosen.split == "test" else f", {len(chosen.indices)} of validation{held_out}"

@@ -127,7 +127,7 @@ def test_bases_end(write: Write) -> None:
     for number in range(1, MAX_BASES):
         paths.append(write(f"seed: {number}\n", f"{number}.yaml", base=f"{number - 1}.yaml"))
     assert read_config(paths[MAX_BASES - 2]).seed == MAX_BASES - 2
-    assert "more than 8 configs stand on one another" in refused(paths[MAX_BASES - 1])
+    assert "more than 8 configs are based on one another" in refused(paths[MAX_BASES - 1])
 
 
 def test_two_bases_that_name_each_other_are_refused(write: Write) -> None:

@@ -253,7 +253,7 @@ def test_the_coverage_of_anchors_is_described(tmp_path: Path) -> None:
     best, by_size = [], []
     for index in built.data.train.indices:
         batch = built.data.train.reader([SampleKey(int(index), 0, built.config.seed)])
-        priors = built.job.task.priors_of(batch["image"])  # type: ignore[attr-defined]
+        priors = built.job.task.get_priors(batch["image"])  # type: ignore[attr-defined]
         sides = (priors.coordinates[:, 2:] - priors.coordinates[:, :2]).round(decimals=3).unique(dim=0).double()
         for box in batch["boxes"][~batch["is_ignored"]].double():
             corners = [torch.maximum(box[:2], priors.coordinates[:, :2].double())]

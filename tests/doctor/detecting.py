@@ -162,7 +162,7 @@ def _only_finest(matched: Tensor, priors: Priors) -> Tensor:
 
 def _reversed_anchors(patch: Patch) -> None:
     """The coarsest anchors on the finest map, and so on."""
-    made = Detect.priors_of
+    made = Detect.get_priors
 
     def turned(self: Detect, image: Tensor) -> Priors:
         priors = made(self, image)
@@ -177,7 +177,7 @@ def _reversed_anchors(patch: Patch) -> None:
         rows = torch.cat([priors.centres - torch.cat(halves), priors.centres + torch.cat(halves)], dim=1)
         return Priors("anchors", rows, priors.strides, priors.maps, priors.priors_per_cell)
 
-    patch.setattr(Detect, "priors_of", turned)
+    patch.setattr(Detect, "get_priors", turned)
 
 
 # --- losses -----------------------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from sightline.engine.build import build
-from sightline.engine.distributed import World, _device, start_world
+from sightline.engine.distributed import World, _select_device, start_world
 from sightline.errors import ConfigError, RunError, UserError
 from tests.engine.collectives import DTYPES, PARTS, ROWS, TEXTS, Uneven, network, random_numbers, whole_batch
 from tests.processes import free_port, run_ranks
@@ -63,12 +63,12 @@ def test_a_first_process_that_cannot_be_reached_is_one_line_in_time(
 
 def test_an_address_that_cannot_be_a_hosts_is_named_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     _launch_as(monkeypatch, "1", "a" * 64 + ".org", free_port())
-    with pytest.raises(UserError, match=r"^MASTER_ADDR: 'a{64}\.org' is no name of a host"), start_world(timeout_s=60):
+    with pytest.raises(UserError, match=r"^MASTER_ADDR: 'a{64}\.org' is not a valid host"), start_world(timeout_s=60):
         pass
 
 
 def _launch_as(monkeypatch: pytest.MonkeyPatch, rank: str, address: str, port: int) -> None:
-    monkeypatch.setattr("sightline.engine.distributed._LEAST_START_S", 0.0)
+    monkeypatch.setattr("sightline.engine.distributed._MIN_START_S", 0.0)
     environment = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2", "MASTER_ADDR": address, "MASTER_PORT": port}
     for name, value in environment.items():
         monkeypatch.setenv(name, str(value))
@@ -271,7 +271,7 @@ def test_a_task_that_sees_one_gpu_takes_it(
         monkeypatch.setenv(name, value)
     if expected is None:
         with pytest.raises(UserError, match="no GPU of its own"):
-            _device("auto", 1)
+            _select_device("auto", 1)
     else:
-        assert _device("auto", 1).index == expected
+        assert _select_device("auto", 1).index == expected
         assert chosen == [expected]

@@ -20,11 +20,11 @@ from sightline.doctor.suite import run_quick
 from sightline.engine.batch_stream import evaluation_keys
 from sightline.engine.build import TrainingSetup
 from sightline.engine.distributed import World
-from sightline.engine.learnt_losses import LearntLosses, together
+from sightline.engine.learnt_losses import LearntLosses, combine_modules
 from sightline.engine.optimizers import SGD, apply_freezing
 from sightline.engine.session import StopRequest, TrainingSession
 from sightline.engine.step import StepTimer
-from sightline.engine.train import train_step
+from sightline.engine.train import StepTotals, train_step
 from sightline.errors import CheckpointError, ConfigError
 from sightline.losses.base import Loss, cast_forward
 from sightline.plugins import load_plugins
@@ -126,7 +126,7 @@ def trained(folder: Path, *overrides: str) -> TrainingSession:
     return session
 
 
-def a_step(built: TrainingSetup) -> tuple[dict, dict[str, float]]:
+def a_step(built: TrainingSetup) -> tuple[dict, StepTotals]:
     """The first batch of a run, and what a step on it gave."""
     job = built.job
     (keys,), *_ = job.stream.plan.step_keys(job.step)
@@ -153,12 +153,12 @@ def test_a_step_is_that_of_numpy(tmp_path: Path) -> None:
     gradient = np.zeros_like(before)
     for row, label in zip(hidden, batch["label"].tolist(), strict=True):
         gradient[label] += 0.5 * (before[label] - row) / len(hidden)
-    _, found = a_step(built)
-    rate = 0.5 * 0.1 / found["grad_norm"]
+    _, totals = a_step(built)
+    rate = 0.5 * 0.1 / totals.grad_norm
     np.testing.assert_allclose(centres.detach().numpy(), before - rate * gradient, rtol=0, atol=1e-6)
     moved = [(p.detach() - (1 - 0.5 * 0.3) * first[n].detach()) / rate for n, p in job.model.named_parameters()]
     norm = np.sqrt(sum(float(each.square().sum()) for each in moved) + np.square(gradient).sum())
-    assert found["grad_norm"] == pytest.approx(norm, rel=1e-4)
+    assert totals.grad_norm == pytest.approx(norm, rel=1e-4)
 
 
 def test_a_loss_has_a_group_of_its_own_without_decay(tmp_path: Path) -> None:
@@ -190,15 +190,15 @@ def test_a_frozen_loss_rests(tmp_path: Path, until: str) -> None:
 
 
 def test_layers_norms_name_the_loss(tmp_path: Path) -> None:
-    _, found = a_step(made(tmp_path, "log.gradients=true"))
-    assert found["gradient/losses.centre"] > 0
+    _, totals = a_step(made(tmp_path, "log.gradients=true"))
+    assert totals.gradient_norms["losses.centre"] > 0
 
 
 def test_a_name_that_the_model_has_is_refused() -> None:
     model = nn.ModuleDict({"losses": nn.Linear(2, 2)})
     with pytest.raises(ConfigError, match=r"its part 'losses' has the name of losses that learn \(losses\.mine\)"):
-        together(model, LearntLosses({"mine": nn.Linear(1, 1)}))  # type: ignore[dict-item]
-    assert together(model, LearntLosses()) is model
+        combine_modules(model, LearntLosses({"mine": nn.Linear(1, 1)}))  # type: ignore[dict-item]
+    assert combine_modules(model, LearntLosses()) is model
 
 
 # --- the average -----------------------------------------------------------------------------------------------------
@@ -217,7 +217,7 @@ def test_the_average_is_kept_and_evaluated(tmp_path: Path) -> None:
     torch.testing.assert_close(job.losses_ema.losses["centre"].centres, expected)
     session = TrainingSession(built, World(), RunDirectory(tmp_path, is_writer=True), stop=StopRequest(), record={})
     now, calls = bits(job.losses.plain_state()), int(job.losses.losses["centre"].num_calls)
-    with session._evaluating():
+    with session._evaluation_state():
         evaluation = built.selection_evaluator(job.evaluation_model, World())
     assert bits(job.losses.plain_state()) == now, "neither parameters nor buffers"
     assert int(job.losses.losses["centre"].num_calls) == calls == 3
@@ -270,8 +270,8 @@ def test_a_checkpoint_without_them_is_refused_in_one_line(tmp_path: Path, caplog
     with pytest.raises(CheckpointError) as caught:
         session_of(tmp_path).resume(place)
     assert str(caught.value) == (
-        f"{place}: holds no 'centre.centres' of the losses that learn (centre): it was saved before sightline trained "
-        f"these; start a new run, from its weights by init.from={place}"
+        f"{place}: contains no 'centre.centres' of the losses that learn (centre): it was saved before sightline "
+        f"trained these; start a new run, from its weights by init.from={place}"
     )
     assert trained_weights.load_losses(run) == {}
     (run / "environment.json").write_text('{"plugins": []}')
@@ -324,7 +324,7 @@ def test_what_is_trained_inside_is_put_back() -> None:
     losses = LearntLosses({"mine": nn.BatchNorm1d(2)})  # type: ignore[dict-item]
     before = bits(losses.plain_state())
     optimizer = SGD(lr=0.1).build(nn.Linear(2, 2), losses)
-    with losses.kept():
+    with losses.preserve_state():
         losses.losses["mine"].eval().train()(torch.randn(4, 2)).square().sum().backward()
         optimizer.step()
         assert bits(losses.plain_state()) != before

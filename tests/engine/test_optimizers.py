@@ -130,7 +130,7 @@ def test_an_order_that_does_not_fit_is_refused(modules: tuple[str, ...], told: s
 
 
 def test_one_module_has_no_order() -> None:
-    with pytest.raises(ConfigError, match="of one module, 0"):
+    with pytest.raises(ConfigError, match="has one module, 0"):
         SGD(lr=0.1, layer_decay={"factor": 0.5}).build(nn.Sequential(nn.Linear(1, 1)))
 
 

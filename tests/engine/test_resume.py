@@ -89,7 +89,7 @@ def test_the_newest_sound_checkpoint_goes_on_and_damaged_ones_are_named(config: 
 
 def test_a_checkpoint_of_another_folder_is_refused(config: RunConfig, tmp_path: Path) -> None:
     run = begin(tmp_path / "run", config, num_checkpoints=1)
-    with pytest.raises(UserError, match="a run is resumed where it lies"):
+    with pytest.raises(UserError, match="a run is resumed in its own folder"):
         place(config, tmp_path / "other", str(run / "checkpoints" / "last"))
     with pytest.raises(UserError, match="neither a run directory nor a checkpoint inside one"):
         place(config, None, str(tmp_path))

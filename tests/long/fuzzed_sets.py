@@ -186,7 +186,7 @@ def _prepared(kind: Any, source: Path, target: Path) -> None:
 
 def teacher_readers(folder: Path) -> Iterator[Reader]:
     """Every file of the run that `teacher.from` names, and the tensors of its checkpoint under new seals."""
-    from sightline.engine.build import _teacher
+    from sightline.engine.build import _load_teacher
     from sightline.engine.distributed import World
     from sightline.plugins import load_plugins
     from sightline.runs.run_documents import read_facts
@@ -202,8 +202,8 @@ def teacher_readers(folder: Path) -> Iterator[Reader]:
     config: Any = SimpleNamespace(teacher=teacher, origins={}, train=SimpleNamespace(precision="float32"))
     for path in sorted(run.iterdir()):
         if path.suffix in (".json", ".yaml"):
-            yield Reader(f"teacher {path.name}", path, lambda: _teacher(config, facts, World()))
+            yield Reader(f"teacher {path.name}", path, lambda: _load_teacher(config, facts, World()))
     place = (run / "checkpoints/last").resolve()
     for path in sorted(place.iterdir()):
-        read = lambda: _teacher(config, facts, World())  # noqa: E731
+        read = lambda: _load_teacher(config, facts, World())  # noqa: E731
         yield Reader(f"teacher {path.name}, resealed", path, read, seal_of_checkpoint(place))

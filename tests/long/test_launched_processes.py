@@ -117,7 +117,7 @@ def test_a_process_that_leaves_early_ends_the_run(folder: Path) -> None:
     done, _ = failed(folder, "_exit 0")
     assert done.code == 1
     assert re.fullmatch(
-        r"error: rank 1 \(process \d+\) ended without a word; this process was in all_reduce of loss counts \(\w+\)",
+        r"error: rank 1 \(process \d+\) ended without a report; this process was in all_reduce of loss counts \(\w+\)",
         error_of(done),
     )
 

@@ -12,7 +12,7 @@ from PIL import Image
 from sightline.config import read_config
 from sightline.config.yaml_writer import to_plain
 from sightline.data.synthetic.synthetic_crowds import SyntheticCrowds
-from sightline.engine.conversion import _config
+from sightline.engine.conversion import _make_config
 from sightline.models.published.published_models import MODELS
 from sightline.types import SampleKey
 from tests.command import run_here
@@ -109,7 +109,7 @@ def test_weights_of_torchvision_are_evaluated_by_its_recipe() -> None:
     """What the layout states for a file without a config is what coco_retinanet states."""
     layout = "torchvision_retinanet_resnet50_fpn"
     shipped = read_config(FOLDER / "coco_retinanet.yaml")
-    stated = _config(layout, MODELS[layout], {}, None, None, ())
+    stated = _make_config(layout, MODELS[layout], {}, None, None, ())
     for part in ("task", "losses", "metrics", "transforms"):
         assert to_plain(getattr(stated, part)) == to_plain(getattr(shipped, part)), part
     assert stated.data.name == shipped.data.name

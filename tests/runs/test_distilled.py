@@ -252,7 +252,7 @@ def test_layers_are_not_compared_past_a_loss_of_features(teacher: Path) -> None:
 
 def test_a_checkpoint_without_its_run_is_refused(teacher: Path, tmp_path: Path) -> None:
     shutil.copytree((teacher / "checkpoints" / "last").resolve(), tmp_path / "copied")
-    with pytest.raises(ConfigError, match="no run is around the checkpoint"):
+    with pytest.raises(ConfigError, match="is not in a run directory"):
         build(small_config(BOTH, f"teacher={{from: {tmp_path / 'copied'}}}"), World())
     built = build(small_config(BOTH, f"teacher={{from: {teacher / 'checkpoints' / 'best'}}}"), World())
     assert built.config.teacher is not None

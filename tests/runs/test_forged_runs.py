@@ -39,7 +39,7 @@ def test_a_sound_lineage_is_described(tmp_path: Path, sound: dict[str, Any]) -> 
 )
 def test_a_forged_lineage_is_one_line(tmp_path: Path, change: dict[str, Any]) -> None:
     (tmp_path / "lineage.json").write_text(json.dumps(LINEAGE | change))
-    with pytest.raises(UserError, match=r"lineage\.json: is not what a run keeps of its first weights"):
+    with pytest.raises(UserError, match=r"lineage\.json: is not a lineage as runs write it"):
         read_lineage(tmp_path)
 
 

@@ -68,8 +68,8 @@ class Disturbed:
         """By default in the second epoch; there are checkpoints of steps 4 and 8."""
         owner: Any
         owner, name = {
-            "step": (TrainingSession, "_at_step"),
-            "writing a checkpoint": (checkpoint, "_swap_in"),
+            "step": (TrainingSession, "_on_step_end"),
+            "writing a checkpoint": (checkpoint, "_replace_checkpoint"),
             "final evaluation": (TrainingSession, "_finish"),
             "after the end": (train_run, "evaluation_document"),
         }[moment]

@@ -213,7 +213,7 @@ def test_devices_that_are_not_here_are_named() -> None:
 )
 def test_a_malformed_state_is_refused_and_nothing_changes(name: str, text: str) -> None:
     before = get_rng_state()
-    with pytest.raises(CheckpointError, match=f"random state: '{name}' is not one"):
+    with pytest.raises(CheckpointError, match=f"random state: '{name}' is invalid"):
         set_rng_state(before | {name: text})
     assert get_rng_state() == before
 

@@ -81,7 +81,7 @@ def test_a_compiled_part_is_found_within_a_name() -> None:
 def test_both_spellings_at_once_are_refused() -> None:
     weights = weights_of(Net())
     message = refused(Net(), weights | {"module.head.bias": torch.zeros(2)})
-    assert message.startswith("head.bias: the weights hold it twice")
+    assert message.startswith("head.bias: the weights contain it twice")
 
 
 def test_a_partial_match_is_counted_and_named() -> None:

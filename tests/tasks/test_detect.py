@@ -81,7 +81,7 @@ def perfect(task: Detect, head: str, batch: dict[str, Any]) -> dict[str, Tensor]
     context = task.context(nn.Identity(), batch)
     priors, target, boxes = context["priors"], context["target"], context["matched_boxes"]
     encode = encode_deltas if head == "retina" else encode_distances
-    shapes = torch.tensor(task.priors_of(batch["image"]).maps).expand(len(target), -1, -1)
+    shapes = torch.tensor(task.get_priors(batch["image"]).maps).expand(len(target), -1, -1)
     codes = encode(
         priors.expand(len(target), -1, -1), torch.where((target >= 0)[..., None], boxes, torch.tensor([0.0, 0, 9, 9]))
     )
@@ -172,7 +172,7 @@ def test_tallies_are_counts_of_the_whole_step_however_it_is_split(head: str, bat
     n_unmatched = 0
     for image, (first, last) in enumerate(pairwise(batch["box_offsets"].tolist())):
         matched = task._assigner(
-            task.priors_of(batch["image"]), batch["boxes"][first:last], batch["is_ignored"][first:last]
+            task.get_priors(batch["image"]), batch["boxes"][first:last], batch["is_ignored"][first:last]
         ).matched
         for box in range(last - first):
             n_unmatched += not bool(batch["is_ignored"][first + box]) and not bool((matched == box).any())

@@ -211,7 +211,7 @@ FREE = ("free_anchor_positive", "free_anchor_negative")
         (
             FREE,
             {"name": "max_iou"},
-            "free_anchor_positive is a loss of what the assigner free_anchor gives, found max_iou",
+            "free_anchor_positive is a loss for targets of the assigner free_anchor, found max_iou",
         ),
         (
             FREE,

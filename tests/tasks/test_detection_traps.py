@@ -107,7 +107,7 @@ def test_the_class_of_an_ignored_box_is_never_read(head: str) -> None:
     boxes = torch.tensor([[20.0, 20, 200, 180]])
     context = task.context(torch.nn.Identity(), batch_of(boxes, is_ignored=True))
     num_priors = context["target"].shape[1]
-    maps = torch.tensor(task.priors_of(torch.zeros(1, 3, 192, 320)).maps)[None]
+    maps = torch.tensor(task.get_priors(torch.zeros(1, 3, 192, 320)).maps)[None]
     model.answers = {
         "logits": torch.ones(1, num_priors, 1),
         "codes": torch.ones(1, num_priors, 4),

@@ -97,7 +97,7 @@ def test_it_trains_every_shipped_head(head: str, needs: bool) -> None:
     batch |= {"label": torch.tensor([1, 0, 1]), "is_ignored": torch.zeros(3, dtype=torch.bool)}
     step = prepare_step(task, model, [batch], World(), Precision("float32"))
     context = step.contexts[0]
-    centres = task.priors_of(batch["image"]).centres
+    centres = task.get_priors(batch["image"]).centres
     for image, rows in enumerate((range(2), range(2, 3))):
         for prior, (x, y) in enumerate(centres.tolist()):
             near = {}

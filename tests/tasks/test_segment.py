@@ -116,7 +116,7 @@ def test_in_windows_a_loss_of_other_outputs_is_no_number_and_the_others_are() ->
     ("arguments", "told"),
     [
         ({"origin": "minimum"}, "origin is that of windows"),
-        ({"blocks": {"size_m": 1.0, "stride_m": 0.5, "num_points": 8}, "max_points": 8}, "blocks stand for themselves"),
+        ({"blocks": {"size_m": 1.0, "stride_m": 0.5, "num_points": 8}, "max_points": 8}, "blocks cannot be combined"),
         ({"blocks": {"size_m": 1.0, "stride_m": 0.5, "num_points": 8}, "up_axis": "y"}, "the data set's y is up"),
     ],
 )

@@ -63,7 +63,7 @@ def assigned_boxes(task: Detect, model: nn.Module, batches: Iterable[Batch]) -> 
     """The table of one batch or more on the CPU, in one pass over them."""
     rows = []
     for batch in batches:
-        priors, context = task.priors_of(batch["image"]), task.context(model, batch)
+        priors, context = task.get_priors(batch["image"]), task.context(model, batch)
         for image, pair in enumerate(pairwise(batch["box_offsets"].tolist())):
             rows.append((batch["file_px"][image, None], *_of_image(priors, batch, context, image, slice(*pair))))
     return AssignedBoxes(priors, *(torch.cat(each) for each in zip(*rows, strict=True)))

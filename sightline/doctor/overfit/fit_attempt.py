@@ -15,7 +15,7 @@ from sightline.doctor.core.dry_run import isolated_copy
 from sightline.engine.build import TrainingSetup
 from sightline.engine.device import to_device
 from sightline.engine.distributed import World
-from sightline.engine.learnt_losses import together
+from sightline.engine.learnt_losses import combine_modules
 from sightline.engine.optimizers import apply_freezing
 from sightline.engine.precision import Precision, seed_everything
 from sightline.engine.step import compute_batch_losses
@@ -178,13 +178,13 @@ def fit(
     is built, `through(model)` returns the callable that the step uses as the model, `watch(step, job)` is called before
     each step. Every attempt starts from the same weights and the same random state.
     """
-    with bench.built.job.losses.kept():
+    with bench.built.job.losses.preserve_state():
         seed_everything(bench.built.config.seed, 1)
         model = prepare_model(bench, precision)
         if change is not None:
             change(model)
         job = _make_job(
-            bench, model, make(together(model, bench.built.job.losses), rate), precision=precision, clip=clip
+            bench, model, make(combine_modules(model, bench.built.job.losses), rate), precision=precision, clip=clip
         )
         job.frozen = () if unfreeze else job.frozen
         batch = bench.batch_in(precision)
@@ -198,7 +198,7 @@ def fit(
             if watch is not None:
                 watch(step, job)
             try:
-                terms_at_step = train_step(job, replica, [batch], world, clock)
+                terms_at_step = train_step(job, replica, [batch], world, clock).losses
             except NonFiniteGradientError:
                 stop = "not finite"
                 break

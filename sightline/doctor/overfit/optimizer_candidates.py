@@ -69,7 +69,7 @@ def own_rate(built: TrainingSetup) -> float:
 def _copy_own_optimizer(built: TrainingSetup, model: nn.Module, rate: float) -> torch.optim.Optimizer:
     """Copy the run's optimiser for a copy of its model, with every group's rate scaled in proportion."""
     source = built.job.optimizer
-    names = {id(parameter): name for name, parameter in built.job.trained.named_parameters()}
+    names = {id(parameter): name for name, parameter in built.job.trained_module.named_parameters()}
     copied = dict(model.named_parameters())
     optimizer = copy.copy(source)
     optimizer.state = type(source.state)(source.state.default_factory)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 import sightline
 from sightline import registry
-from sightline.engine.conversion import _arguments, _config, _nested
+from sightline.engine.conversion import _make_config, _model_arguments, _nest_paths
 from sightline.errors import CheckpointError
 from sightline.geometry.boxes.priors import PriorGrid, make_anchors
 from sightline.models.published.published import LAYOUTS, convert_state_dict, published_name
@@ -35,7 +35,7 @@ CROWDS = sorted(name for name in DETECTORS if not name.startswith("torchvision")
 
 def meta(layout: str, num_classes: int = 2, **arguments: Any) -> nn.Module:
     published = MODELS[layout]
-    block = ComponentConfig(published.model, _nested(_arguments(published) | arguments))
+    block = ComponentConfig(published.model, _nest_paths(_model_arguments(published) | arguments))
     with torch.device("meta"):
         return registry.models.build(block, facts={"num_classes": num_classes})  # type: ignore[no-any-return]
 
@@ -52,7 +52,7 @@ def test_tables_reach_every_module_with_state_and_no_other(layout: str) -> None:
 @pytest.mark.parametrize("layout", CROWDS)
 def test_recipes_of_layouts_can_be_read_and_built(layout: str) -> None:
     """Every name and argument that a layout states is known, and its head takes its anchors, assigner and losses."""
-    config = _config(layout, MODELS[layout], {}, None, None, ())
+    config = _make_config(layout, MODELS[layout], {}, None, None, ())
     assert config.task.name == "detect"
     assert config.data.name in ("coco", "crowdhuman")
 

@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from sightline.engine.conversion import _of_classes
+from sightline.engine.conversion import _select_classes
 from sightline.engine.run_loading import open_trained
 from sightline.models.published.published_models import MODELS
 from sightline.types import DataInfo
@@ -147,10 +147,10 @@ def test_classes_are_found_by_their_names(count: int, names: tuple[str, ...], pl
     rows = torch.arange(9 * count).view(9 * count, 1, 1, 1)
     given = {size.name: rows, size.name.replace("weight", "bias"): rows.flatten(), "else": torch.ones(1)}
     info = DataInfo({"class_names": names}, {})
-    found = _of_classes(given, MODELS[RETINA], info)
+    found = _select_classes(given, MODELS[RETINA], info)
     expected = [anchor * count + place for anchor in range(9) for place in places]
     for value in (found[size.name].flatten(), found[size.name.replace("weight", "bias")]):
         assert value.tolist() == expected
-    assert _of_classes({"else": given["else"]}, MODELS[RETINA], info) == {"else": given["else"]}, (
+    assert _select_classes({"else": given["else"]}, MODELS[RETINA], info) == {"else": given["else"]}, (
         "a file without a head"
     )

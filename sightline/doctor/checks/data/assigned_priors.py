@@ -111,7 +111,7 @@ def ignored_regions(context: Context) -> Iterator[Finding]:
     count, size_px = len(batch["image"]), [float(side) for side in batch["image"].shape[:1:-1]]
     batch |= {"boxes": torch.tensor([[0.0, 0.0, *size_px]]).repeat(count, 1), "box_offsets": torch.arange(count + 1)}
     batch |= {"label": torch.zeros(count, dtype=torch.int64), "is_ignored": torch.ones(count, dtype=torch.bool)}
-    prior_boxes = task.priors_of(batch["image"]).to_boxes(0)  # type: ignore[attr-defined]
+    prior_boxes = task.get_priors(batch["image"]).to_boxes(0)  # type: ignore[attr-defined]
     is_inside = (prior_boxes >= 0).all(dim=1) & (prior_boxes < prior_boxes.new_tensor(size_px * 2)).all(dim=1)
     target = task.context(context.built.job.model, batch)["target"]  # type: ignore[attr-defined]
     num_learned = int(((target >= 0) | (is_inside & (target == BACKGROUND))).sum())

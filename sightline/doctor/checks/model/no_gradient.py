@@ -35,7 +35,7 @@ def no_gradient(context: Context) -> list[Finding]:
 def _of_coverage(context: Context) -> Iterator[Finding]:
     """Optimiser and model, with the losses that learn, hold the same trainable parameters."""
     job = context.built.job
-    trained = job.trained
+    trained = job.trained_module
     held = {id(parameter) for group in job.optimizer.param_groups for parameter in group["params"]}
     own = {id(parameter) for parameter in trained.parameters()}
     trainable = {name: p for name, p in trained.named_parameters() if p.requires_grad}
@@ -140,7 +140,7 @@ def _of_losses(context: Context) -> Iterator[Finding]:
     held = tuple(f"{entry['modules']}." for entry in job.frozen)
     silent = [
         name
-        for name, parameter in job.trained.named_parameters()
+        for name, parameter in job.trained_module.named_parameters()
         if job.losses.owner(name) and parameter.requires_grad and parameter.grad is None and not name.startswith(held)
     ]
     if silent:

@@ -18,7 +18,7 @@ from sightline.doctor.core.finding import Finding, FindingLocation
 from sightline.doctor.core.merge import gather_findings
 from sightline.doctor.core.sample_statistics import describe_sample
 from sightline.engine.distributed import World
-from sightline.engine.learnt_losses import together
+from sightline.engine.learnt_losses import combine_modules
 from sightline.engine.records import preserve_rng_state
 from sightline.engine.train import NonFiniteGradientError, TrainState
 from sightline.types import Batch
@@ -46,7 +46,7 @@ def diagnose_non_finite(error: NonFiniteGradientError, world: World) -> Finding:
 
     Every process that met the error calls this: they exchange what each found. The run's model is left as it is.
     """
-    with preserve_rng_state(), torch.enable_grad(), error.job.losses.kept():
+    with preserve_rng_state(), torch.enable_grad(), error.job.losses.preserve_state():
         try:
             finding = _locate(error.job, error.micro_batches, world.device)
         except Exception:
@@ -84,7 +84,7 @@ def _diverged(job: TrainState, found: Finding) -> Finding:
     """
     if job.step == 0 or found.evidence["stage"] == "data":
         return found
-    largest = {name: _largest(p) for name, p in job.trained.named_parameters() if p.requires_grad and p.numel()}
+    largest = {name: _largest(p) for name, p in job.trained_module.named_parameters() if p.requires_grad and p.numel()}
     name = max(largest, key=lambda each: largest[each], default=None)
     if name is None or largest[name] < _OUT_OF_PROPORTION:
         return found
@@ -156,7 +156,7 @@ def _in_data(job: TrainState, batch: Batch, reads: set[str]) -> Finding | None:
 
 
 def _in_parameters(job: TrainState) -> Finding | None:
-    for name, parameter in job.trained.named_parameters():
+    for name, parameter in job.trained_module.named_parameters():
         count = int((~parameter.detach().isfinite()).sum())
         if count:
             return _of_stage(
@@ -234,7 +234,7 @@ def _in_step(job: TrainState, batch: Batch, device: torch.device) -> Finding | N
     for name, term in terms.items():
         if not bool(term.detach().isfinite()) or not bool(counts[name].isfinite()):
             return _of_loss(job, name, float(term.detach()), float(counts[name]), trace)
-    return _of_backward(job, together(model, job.losses), trace, back)
+    return _of_backward(job, combine_modules(model, job.losses), trace, back)
 
 
 def _of_forward(job: TrainState, batch: Batch, trace: _Trace, event: _Event) -> Finding:
@@ -298,7 +298,7 @@ def _in_norm(job: TrainState, micro_batches: Sequence[Batch], device: torch.devi
     """All parts are finite, and their sum or their norm may still be too large for the number format."""
     model = isolated_copy(job.model)
     forward_backward(job, model, micro_batches, device)
-    named = together(model, job.losses).named_parameters()
+    named = combine_modules(model, job.losses).named_parameters()
     gradients = {name: p.grad for name, p in named if p.grad is not None and p.grad.numel()}
     largest = {name: float(gradient.abs().max()) for name, gradient in gradients.items()}
     name = max(largest, key=lambda each: largest[each], default=None)
