@@ -1,4 +1,4 @@
-"""Weights that learned on clouds of another form than this run reads: number, place, axis, transforms."""
+"""Initial weights trained on clouds in another form: number of points, normalisation, up axis, transforms."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ __all__ = ["pretraining_mismatch"]
 
 @check("G3", "pretraining-mismatch", "static", severity="warning", config_path="init.from")
 def pretraining_mismatch(context: Context) -> list[Finding]:
-    """The run that `init` takes weights from and this one evaluate clouds of one form; what differs is named."""
+    """The run that `init` takes weights from and this run evaluate clouds of the same form."""
     lineage = context.built.lineage
     if lineage is None or not lineage["differences"]:
         return []
