@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sightline.doctor.checks.loss.trivial_predictors import ConstantBaseline, trivial_predictions
 from sightline.doctor.context import Context, check
-from sightline.doctor.core.dry_run import detached, read_batch, step_keys
+from sightline.doctor.core.dry_run import detach_nested, read_batch, step_keys
 from sightline.doctor.core.finding import Finding, FindingLocation
 from sightline.runs.run_documents import read_lines
 
@@ -93,7 +93,7 @@ def _measure_distance(context: Context, trivial: ConstantBaseline) -> float | No
     assert model is not None, "only for a run that kept a checkpoint"
     batch = read_batch(job, step_keys(job, step=0)[: context.dry_run.num_samples], context.world.device)
     outputs: list[Any] = []
-    handle = model.register_forward_hook(lambda module, inputs, result: outputs.append(detached(result)))
+    handle = model.register_forward_hook(lambda module, inputs, result: outputs.append(detach_nested(result)))
     try:
         with torch.no_grad():
             job.task.predict(model, batch)

@@ -130,7 +130,7 @@ class _Single:
         return rows if bool(rows.isfinite().all()) and bool(alone.isfinite().all()) else None
 
 
-class _ModelOutputs(Exception):  # noqa: N818 - no error: it ends a pass that has shown what it is run for
+class _ModelOutputs(Exception):  # noqa: N818 - not an error: it ends a pass early
     """Control flow: ends a forward pass and carries the outputs of the model."""
 
     def __init__(self, outputs: Any) -> None:
