@@ -18,7 +18,7 @@ def layer_drift(context: Context) -> list[Finding]:
     float64 if that is larger. The median is used because rounding changes all values a little, whereas another choice
     of neighbours changes a few values a lot.
     """
-    drifting = [row for row in context.oracle_results if row.drifts and not row.is_wrong_forward]
+    drifting = [row for row in context.oracle_results if row.is_drifting and not row.is_wrong_forward]
     inner = [row for row in drifting if not any(_contains(row, other) for other in drifting)]
     return [_finding_drift(context, row) for row in inner]
 
