@@ -83,7 +83,7 @@ class Context:
     def assignments(self) -> AssignedBoxes | None:
         """Assignment of boxes in samples of the first step, under `sightline check` also in 64 other samples (cached).
 
-        None for a task without boxes, and if the dry run failed.
+        None for a task without boxes, and if the dry run did not succeed.
         """
         task = unwrap_distillation(self.built.job.task)
         if not isinstance(task, Detect) or not self.dry_run.is_sound:
@@ -114,8 +114,8 @@ class Context:
     def squared_losses(self) -> dict[str, SquaredErrorLoss]:
         """Squared-error losses by name, detected by their values on the first outputs (cached).
 
-        Losses without targets in the data are left out: they compare features inside the network, or features with
-        parameters of the loss.
+        Losses that compare hidden features, or outputs with the loss's own parameters, have no targets in the data and
+        are left out.
         """
         rehearsal, losses = self.dry_run, {}
         if not rehearsal.is_sound:

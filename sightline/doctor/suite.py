@@ -114,7 +114,7 @@ def _short_time_findings(context: Context) -> list[Finding]:
 
 
 def assert_known(config: RunConfig) -> None:
-    """Raise a ConfigError if `checks.skip` names neither a check nor a guard, which has several checks."""
+    """Raise a ConfigError if `checks.skip` contains a name that is neither a check nor a guard."""
     valid_names = [name for check in (*all_checks(), _SKIPPED) for name in check.names]
     for code in config.checks.skip:
         location = config.origins.get("checks.skip", "checks.skip")

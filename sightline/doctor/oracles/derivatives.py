@@ -22,10 +22,10 @@ _STEP = 1e-6  # for values of size 1: the error by third derivatives is 1e-12, b
 _ROUNDING_FLOOR = (
     1e5 * torch.finfo(torch.float64).eps
 )  # share of the sum of absolute terms; smaller changes are compared with it
-_SURE_ERROR = 1e-6
+_AGREEMENT = 1e-6
 _NUM_DRAWS = 3
 _EDGE_FACTOR = 40.0  # times the bend of a step: many edges may nearly cancel in the bend, but not in the difference
-_MAX_UNEXPLAINED = 1e-4
+_SMALL_ERROR = 1e-4
 
 
 def gradient_errors(
@@ -47,9 +47,9 @@ def gradient_errors(
         generator = torch.Generator().manual_seed(seed + attempt)
         for name, (error, explained) in _compare_once(function, remaining, generator, step * 10**attempt).items():
             unexplained = max(0.0, error - explained)
-            if unexplained > 0 or error <= _MAX_UNEXPLAINED:
+            if unexplained > 0 or error <= _SMALL_ERROR:
                 errors[name] = max(errors.get(name, 0.0), unexplained)
-            if error <= _SURE_ERROR:
+            if error <= _AGREEMENT:
                 errors[name] = error
                 del remaining[name]
     return errors
@@ -107,7 +107,7 @@ def _compare_once(
         length = math.sqrt(math.fsum(float(contribution.square().sum()) for contribution in contributions))
         size = max(length, abs(numeric), floor)
         error = abs(numeric - analytic) / size if size > 0 else 0.0
-        if error > _SURE_ERROR:
+        if error > _AGREEMENT:
             half, _ = _measure_difference(
                 function, weights, base_outputs, tensors, [tensor_step / 2 for tensor_step in steps]
             )
@@ -129,7 +129,7 @@ def _measure_difference(
     tensors: Sequence[Tensor],
     steps: Sequence[Tensor],
 ) -> tuple[float, float]:
-    """Return half the difference between both ends of a step, and the deviation of their mean from the base (bend).
+    """Return half the difference between both ends of a step, and twice their mean's distance from the base (bend).
 
     Computed per output, so that large outputs do not hide small ones.
     """

@@ -74,7 +74,7 @@ class _LossInputs:
 
 def _examine_loss(row: OracleResult, component: ComponentConfig, inputs: _LossInputs) -> OracleResult:
     name = component.name
-    tensors = _draw_outputs(inputs, name)
+    tensors = _perturb_outputs(inputs, name)
     with note_surrogates() as declared:
         total = loss_sums(inputs.job, inputs.batch, {**inputs.outputs, **tensors})[name]
     declared |= find_surrogates([total])
@@ -113,7 +113,7 @@ def _examine_loss(row: OracleResult, component: ComponentConfig, inputs: _LossIn
     )
 
 
-def _draw_outputs(inputs: _LossInputs, name: str) -> dict[str, Tensor]:
+def _perturb_outputs(inputs: _LossInputs, name: str) -> dict[str, Tensor]:
     """Add noise of size 1 to the outputs if the loss accepts them: errors are hidden near 0, where networks start."""
     generator = torch.Generator().manual_seed(0)
     floats = {k: v for k, v in inputs.outputs.items() if isinstance(v, Tensor) and v.is_floating_point()}

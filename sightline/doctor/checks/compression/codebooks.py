@@ -1,4 +1,4 @@
-"""Codebooks with centres that no weight has, that are equal or not finite, or fewer than its weights need."""
+"""Codebooks with unused, equal or non-finite centres, or with fewer centres than their weights need."""
 
 from __future__ import annotations
 
@@ -50,10 +50,10 @@ def _describe_fault(quantiser: Codebook, centres: Tensor) -> str:
     is_hole = ~is_used & (index < (index * is_used).amax(dim=1, keepdim=True))  # behind the last are its copies
     if is_hole.any():
         row, centre = is_hole.nonzero()[0].tolist()
-        where = f"centre {centre} ({float(stored[row, centre]):.4g})" + (
+        first_hole = f"centre {centre} ({float(stored[row, centre]):.4g})" + (
             f" of channel {row}" if len(stored) > 1 else ""
         )
-        return f"{int(is_hole.sum())} of {stored.numel()} centres have no weight, {where} first"
+        return f"{int(is_hole.sum())} of {stored.numel()} centres have no weight, {first_hole} first"
     num_equal = int((stored.masked_fill(~is_used, torch.inf).sort(dim=1).values.diff(dim=1) == 0).sum())
     return f"{num_equal} of {int(is_used.sum())} centres repeat another in half precision" if num_equal else ""
 

@@ -1,4 +1,4 @@
-"""Outputs that quantisation leaves as they were, or makes the same for every input; evaluations that change a state."""
+"""Outputs that quantisation does not change, or makes equal for every input; evaluations that change the model."""
 
 from __future__ import annotations
 

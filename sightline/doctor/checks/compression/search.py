@@ -90,7 +90,7 @@ def size_promise(
     return [_make_finding("size-promise", summary, "; ".join(faults), file=str(file))] if faults else []
 
 
-def _make_finding(code: str, summary: str, measured: str, **place: Any) -> Finding:
+def _make_finding(code: str, summary: str, measured: str, **location: Any) -> Finding:
     guard, causes, expected, action = _TEXTS[code]
-    reporter = FindingBuilder(guard=guard, code=code, causes=causes, expected=expected, action=action)
-    return reporter.finding(FindingLocation(**place), summary, measured=measured)
+    builder = FindingBuilder(guard=guard, code=code, causes=causes, expected=expected, action=action)
+    return builder.finding(FindingLocation(**location), summary, measured=measured)

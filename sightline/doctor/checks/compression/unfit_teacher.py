@@ -1,4 +1,4 @@
-"""Teachers of a distillation that are the student, that train, or whose statistics move."""
+"""Distillation teachers that share weights with the student, that are trained, or whose statistics change."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Weights that are not what the policy states, as where it was applied to a copy, or that pass no gradient on."""
+"""Quantised weights that do not follow the policy, or that pass no gradient to their float weights."""
 
 from __future__ import annotations
 

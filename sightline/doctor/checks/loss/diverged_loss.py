@@ -1,4 +1,4 @@
-"""A run that ends with a loss a thousandfold above its start, infinite, or no better than a constant prediction's."""
+"""A run whose last loss is 1000 times its first, not finite, or no better than a constant prediction's."""
 
 from __future__ import annotations
 

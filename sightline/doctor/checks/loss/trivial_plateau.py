@@ -1,4 +1,4 @@
-"""A run whose loss stays at that of a constant prediction: zeros, the mean target, equal chances."""
+"""A run whose loss stays at that of a constant prediction: zeros, the mean target, equal probabilities."""
 
 from __future__ import annotations
 

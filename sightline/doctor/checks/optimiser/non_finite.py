@@ -212,8 +212,8 @@ class _Trace:
             self.last_sound = name
             self.largest = max([self.largest, *(float(t.detach().abs().max()) for t in tensors if t.numel())])
         elif self.event is None:
-            before = ", ".join(_format_range(t) for t in self.inputs[name]) or "nothing"
-            self.event = _Event(name, "output", self.last_sound, bad.detach(), before)
+            input_range = ", ".join(_format_range(t) for t in self.inputs[name]) or "nothing"
+            self.event = _Event(name, "output", self.last_sound, bad.detach(), input_range)
 
     def _before(self, name: str | None) -> str:
         return ", ".join(_format_range(t) for t in self.outputs.get(name or "", [])) or "nothing"
@@ -381,8 +381,8 @@ class _WatchedTask:
         self._losses = task.losses
         self._back = back
 
-    def losses(self, model: nn.Module, batch: Batch, around: Any) -> Mapping[str, Tensor]:
-        terms = self._losses(model, batch, around)
+    def losses(self, model: nn.Module, batch: Batch, context: Any) -> Mapping[str, Tensor]:
+        terms = self._losses(model, batch, context)
         self._back.watch(terms)
         return terms
 
