@@ -43,7 +43,7 @@ __all__ = ["CHECKS", "TO_END", "Check", "Context", "FindingBuilder", "Moment", "
 
 Moment = Literal["static", "preflight", "deep", "offline"]
 
-TO_END = "every check of this run to end"
+TO_END = "every check of this run to finish"
 """Expected value in the finding of a check that could not run."""
 _CPU = torch.device("cpu")
 _MAX_ASSIGNED = 64
@@ -271,7 +271,7 @@ class FindingBuilder:
         error: Exception,
         *,
         severity: Severity = "note",
-        action: str = "nothing, if that part may refuse what the check gives it; checks.skip leaves the check out",
+        action: str = "nothing, if that component may reject the check's inputs; checks.skip leaves the check out",
     ) -> Finding:
         """Build the finding that the check could not run, with the error and its location: a note by default."""
         file, line = error_location(error)

@@ -252,7 +252,9 @@ def _assert_plain(name: str, returned: object) -> None:
     try:
         json.dumps(returned)
     except TypeError as error:
-        raise TypeError(f"{name} returns what JSON cannot hold ({error}); return plain numbers (.item())") from None
+        raise TypeError(
+            f"{name} returns values that JSON cannot represent ({error}); return plain numbers (.item())"
+        ) from None
 
 
 def _is_finite(value: object) -> bool:

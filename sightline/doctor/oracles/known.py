@@ -60,7 +60,7 @@ def examine_known(module: nn.Module, row: OracleResult, *, seed: int = 0) -> Ora
 def _compute_forward_errors(small: nn.Module, values: Tensor) -> dict[str, float]:
     """Compute the relative error of outputs, and of batch norm's running statistics, against the reference."""
     match = find_reference(small)
-    assert match is not None, "asked of known layers alone"
+    assert match is not None, "only for known layers"
     _, reference = match
     array = to_float64_array(values)
     if not isinstance(small, nn.modules.batchnorm._BatchNorm):

@@ -87,7 +87,7 @@ def examine_recorded(
     repeated = evaluate()
     seconds_per_pass = compute_seconds() - start_seconds
     if not outputs or not groups:
-        return dataclasses.replace(row, note="nothing of it is differentiated")
+        return dataclasses.replace(row, note="it has no differentiable inputs or parameters")
     if seconds_per_pass > _MAX_SECONDS / 4:
         return dataclasses.replace(row, note=f"one pass takes {seconds_per_pass:.1f} s")
     if not all(
@@ -95,7 +95,7 @@ def examine_recorded(
     ):
         return dataclasses.replace(row, note="outputs differ from call to call under one seed")
     if seconds_per_pass * (2 * len(groups) + 1) > _MAX_SECONDS:
-        groups = {"all that it reads": [tensor for tensors in groups.values() for tensor in tensors]}
+        groups = {"all inputs and parameters": [tensor for tensors in groups.values() for tensor in tensors]}
     errors = {} if declared else gradient_errors(evaluate, groups, seed=seed, step=_STEP)
     weakest, gradient_error = worst_error(errors)
     drift, limit = _measure_drift(layer, args, kwargs, seed)

@@ -22,8 +22,8 @@ __all__ = ["broken_codebook", "num_distinct", "weights_finding", "weights_with_g
     "static",
     causes=("quant.empty_cluster", "quant.policy", "optim.nonfinite"),
     config_path="compress.policy",
-    expected="finite, different centres, each with a weight; 2^bits of them, or as many as the weights have values",
-    action="look at what clusters this weight: drop or re-seed a cluster without members before its mean is taken",
+    expected="finite, distinct centres, each used by a weight; 2^bits of them, or as many as the weight has values",
+    action="look at the clustering of this weight: drop or re-seed an empty cluster before its mean is computed",
 )
 def broken_codebook(context: Context) -> list[Finding]:
     """Every centre of an initial codebook is finite, used by a weight, and distinct from the other centres."""

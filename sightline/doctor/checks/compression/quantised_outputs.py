@@ -17,7 +17,7 @@ from sightline.layers.quantisation.parametrised import dense_state_dict
 __all__ = ["changed_tensors", "model_outputs", "quantised_outputs"]
 
 
-_EXPECTED = "other outputs than the float model has, which distinguish what it does, and a state that rests"
+_EXPECTED = "outputs that differ from the float model's and distinguish the same inputs, and an unchanged state"
 
 
 @check("G18", "quantised-outputs", "preflight", config_path="compress.policy", expected=_EXPECTED)
@@ -42,7 +42,7 @@ def quantised_outputs(context: Context) -> list[Finding]:
             "evaluating the quantised model changes it",
             ("quant.state_leak", "eval.mode"),
             f"{len(leaked)} tensors after one batch: {'; '.join(leaked[:3])}",
-            "look for a norm that stays in training mode, or a quantiser that clusters anew in forward",
+            "look for a norm that stays in training mode, or a quantiser that clusters again in forward",
         ),
         (
             changed and floats and not changed_tensors(floats, outputs),
@@ -53,7 +53,7 @@ def quantised_outputs(context: Context) -> list[Finding]:
         ),
         (
             varying and all(name in outputs and _is_flat(outputs[name]) for name in varying),
-            "the quantised model gives the same for every input",
+            "the quantised model returns the same for every input",
             ("model.constant_output", "quant.empty_cluster", "quant.policy"),
             f"{', '.join(varying)}: one value for {num_samples} samples that the float model distinguishes",
             "look for codebooks of one centre or of NaN; give the layers before the outputs more bits",

@@ -25,20 +25,20 @@ _TEXTS: dict[str, tuple[str, tuple[str, ...], str, str]] = {
     "search-split": (
         "G45",
         ("eval.protocol", "data.split"),
-        "not a sample in common: the policy was chosen on those that the search reads",
+        "no sample in common: the policy was chosen on the samples that the search reads",
         "search on the held-out part of the training set, and report on test",
     ),
     "unreset-episode": (
         "G19",
         ("quant.state_leak", "eval.mode"),
         "the trained model, bit by bit, before and after each evaluation of a policy",
-        "quantise a copy in evaluation mode, or load the whole state again, by strict names",
+        "quantise a copy in evaluation mode, or reload the whole state, with strict names",
     ),
     "size-promise": (
         "G40",
         ("quant.accounting", "report.budget"),
         "the bytes on disk, as promised and within the budget, and the ratios of codes, codebooks and file",
-        "take promise and budget from packed_size, and what is reported from ratios",
+        "compute promised size and budget by packed_size, and the reported ratios by compression_ratios",
     ),
 }
 """Guard, causes, expectation and action of each code."""
@@ -50,7 +50,7 @@ def search_split(calibration: Iterable[Hashable], report: Iterable[Hashable]) ->
     common = [sample for sample in read if sample in reported]
     if not common:
         return []
-    summary = f"the search chooses by {len(common)} samples that its result is reported on"
+    summary = f"the search uses {len(common)} samples that its result is reported on"
     measured = f"{len(common)} of {len(read)}, {min(common, key=repr)} first"
     return [_make_finding("search-split", summary, measured, config_path="data")]
 
@@ -58,7 +58,7 @@ def search_split(calibration: Iterable[Hashable], report: Iterable[Hashable]) ->
 def unreset_episode(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> list[Finding]:
     """Evaluating policies leaves the model unchanged; `before` is a copy of its state from before any evaluation."""
     changed = changed_tensors(before, after)
-    measured, summary = f"{len(changed)} tensors: {'; '.join(changed[:3])}", "an evaluation leaves another model behind"
+    measured, summary = f"{len(changed)} tensors: {'; '.join(changed[:3])}", "an evaluation changes the model"
     return [_make_finding("unreset-episode", summary, measured, param=changed[0].split()[0])] if changed else []
 
 
@@ -86,7 +86,7 @@ def size_promise(
             faults.append(
                 f"ratio '{name}' {'is not reported' if actual is None else f'{actual:.5g}'}, {value:.5g} found"
             )
-    summary = "the packed file is not of the size that is reported"
+    summary = "the packed file does not have the reported size"
     return [_make_finding("size-promise", summary, "; ".join(faults), file=str(file))] if faults else []
 
 

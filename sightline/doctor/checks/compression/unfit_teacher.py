@@ -15,7 +15,7 @@ from sightline.tasks.distillation import DistillationTask
 
 __all__ = ["teacher_faults", "unfit_teacher"]
 
-_EXPECTED = "a model of its own, in float, in evaluation mode, that no optimiser moves"
+_EXPECTED = "a separate float model in evaluation mode that no optimiser changes"
 
 
 @check("G28", "unfit-teacher", "preflight", causes=("quant.distill",), config_path="teacher", expected=_EXPECTED)
@@ -48,7 +48,7 @@ def teacher_faults(
     if shared:
         measured, action = (
             f"{len(shared)} of {len(teacher_state)} tensors, {shared[0]} first",
-            "load a model of its own",
+            "load a separate model",
         )
         yield "quant.distill", "the teacher shares its weights with the student", measured, action
     elif outputs is not None and quantised_weights(student):
@@ -56,9 +56,9 @@ def teacher_faults(
         if teacher_outputs and not changed_tensors(teacher_outputs, outputs(isolated_copy(student).eval())):
             measured, action = (
                 f"{', '.join(teacher_outputs)}: equal bit by bit",
-                "take the float run, from before it is quantised",
+                "take the float run, before quantisation",
             )
-            yield "quant.distill", "the teacher gives what the quantised student gives", measured, action
+            yield "quant.distill", "the teacher has the outputs of the quantised student", measured, action
     if moving := [name or "all of it" for name, module in teacher.named_modules() if module.training]:
         measured, action = f"{len(moving)} modules, {moving[0]} first", "call teacher.eval(), and no train() after it"
         yield "eval.mode", "the teacher is in training mode", measured, action
@@ -68,6 +68,6 @@ def teacher_faults(
     ]:
         in_optimiser = sum(id(parameter) in ids for parameter in teacher.parameters())
         measured = (
-            f"{len(trainable)} parameters ask for gradients, {in_optimiser} are in the optimiser, {trainable[0]} first"
+            f"{len(trainable)} parameters require gradients, {in_optimiser} are in the optimiser, {trainable[0]} first"
         )
         yield "optim.param_coverage", "the teacher would be trained", measured, "call teacher.requires_grad_(False)"

@@ -23,14 +23,14 @@ __all__ = ["rounding_gradient", "unquantised_weights"]
     "static",
     causes=("quant.no_effect", "quant.policy"),
     config_path="compress.policy",
-    expected="at most 2^bits values of a codebook, 2^bits - 1 of a grid, for each channel where asked, in both modes",
-    action="apply the policy to the model that is trained and evaluated, not to a copy, and return what was rounded",
+    expected="at most 2^bits values of a codebook, 2^bits - 1 of a grid, per channel if configured, in both modes",
+    action="apply the policy to the model that is trained and evaluated, not to a copy, and return the rounded weight",
 )
 def unquantised_weights(context: Context) -> list[Finding]:
     """Each weight that the policy names has no more values than its bits allow, in training and in evaluation."""
     compress = context.config.compress
     faults = {} if compress is None else dict(_find_faults(isolated_copy(context.built.job.model), compress.policy))
-    return weights_finding(unquantised_weights, context, "are not what the policy states", faults)
+    return weights_finding(unquantised_weights, context, "do not follow the policy", faults)
 
 
 def _find_faults(model: nn.Module, policy: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[str, tuple[str, str]]]:
@@ -38,7 +38,7 @@ def _find_faults(model: nn.Module, policy: Mapping[str, Mapping[str, Any]]) -> I
     training, evaluation = (dense_state_dict(model.train(mode)) for mode in (True, False))
     for name, choice in policy.items():
         quantiser, bits = quantisers.get(name), choice.get("bits", 16)
-        stated = f"; stated are {bits} bits, {choice['kind']}"
+        stated = f"; the policy states {bits} bits, {choice['kind']}"
         excess, mode = _describe_excess(training[name], choice), "training"
         if not excess and not torch.equal(training[name], evaluation[name]):
             excess, mode = _describe_excess(evaluation[name], choice), "evaluation"
@@ -67,7 +67,7 @@ def _describe_excess(value: Tensor, choice: Mapping[str, Any]) -> str:
     "static",
     causes=("loss.detached", "quant.policy"),
     config_path="compress.policy",
-    expected="a finite gradient that is not zero everywhere, where that of the weight is 1",
+    expected="a finite gradient that is not zero everywhere, for a gradient of 1 at the weight",
     action="round by a straight-through estimate: the rounded number forward, the gradient unchanged backward",
 )
 def rounding_gradient(context: Context) -> list[Finding]:

@@ -31,10 +31,10 @@ def _contains(row: OracleResult, other: OracleResult) -> bool:
 def _finding_drift(context: Context, row: OracleResult) -> Finding:
     return layer_drift.finding(
         result_location(context, row),
-        f"'{row.place}' is far less exact in float32 than float32 is",
-        measured=f"{row.kind}: the middle value is off by {row.drift:.3g} of the largest",
-        expected=f"at most {row.drift_limit:.3g}: 1e-5 (1e-3 for what is made of others), or sixteen times "
-        "what rounding of its inputs does to it",
-        action="look for half precision inside, for differences of large numbers, and for sums of many in one variable",
+        f"'{row.place}' loses more precision in float32 than rounding explains",
+        measured=f"{row.kind}: the median error is {row.drift:.3g} of the largest value",
+        expected=f"at most {row.drift_limit:.3g}: 1e-5 (1e-3 for modules with sub-modules), or sixteen times "
+        "the effect of rounding its inputs",
+        action="look for half precision inside, for differences of large numbers, and for long sums in one variable",
         evidence={"layers": row.count},
     )

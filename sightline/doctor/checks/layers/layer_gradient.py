@@ -37,8 +37,8 @@ def _finding_gradient(context: Context, row: OracleResult, containers: list[str]
         f"the gradient of '{row.weakest}' in '{row.place}' is not the derivative of what it computes{suffix}",
         causes=causes,
         measured=f"{row.kind}: off by {row.gradient_error if is_first else row.second:.3g} of its size, in float64",
-        expected=f"at most {row.tolerance:g}; healthy ones stay a factor of ten below",
-        action="look for a backward of its own, for .data, detach() and no_grad, and for edits in place; a surrogate "
-        "that is meant is declared, by @sightline.surrogate_gradient or surrogate_gradient = True",
+        expected=f"at most {row.tolerance:g}; correct gradients are a factor of ten below",
+        action="look for a custom backward, for .data, detach() and no_grad, and for in-place edits; an intended "
+        "surrogate gradient is declared by @sightline.surrogate_gradient or surrogate_gradient = True",
         evidence={"layers": row.count, "around": containers},
     )

@@ -33,7 +33,7 @@ def unverified_layers(context: Context) -> list[Finding]:
             + f" of {len(rows)} kinds of layers and losses"
             + (f"; surrogate gradients of {', '.join(declared)}" if declared else ""),
             measured="; ".join(_describe(row) for row in doubtful) or "all agree with NumPy",
-            expected="a reference in NumPy and right gradients, for each",
+            expected="a reference in NumPy and correct gradients, for each",
             action="nothing; see the tests of a layer without a reference",
             evidence={
                 "table": {"title": "layers", "columns": list(_COLUMNS), "rows": [_make_cells(row) for row in rows]}

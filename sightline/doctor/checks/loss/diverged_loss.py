@@ -90,7 +90,7 @@ def _chance_findings(
         causes=("optim.lr", "loss.detached", "data.target_encoding"),
         measured=f"{comparison} over the last {len(last_quarter)} of {len(trained)} lines; {metric} does not improve",
         expected="a loss below that of a constant prediction",
-        action="lower optimizer.lr by a factor of 10; where that does not help, `sightline fit-one` on the config",
+        action="lower optimizer.lr by a factor of 10; if that does not help, run `sightline fit-one` on the config",
         evidence={"means": means, "chances": {name: value for name, (value, _) in chances.items()}, "lr": rate},
     )
 

@@ -77,14 +77,15 @@ def _finding_definition(context: Context, name: str, value: float, rows: Mapping
         return None
     scaled = pair_losses(context, {key: _ROW_SCALE * row for key, row in rows.items()})[name]
     has_scale = not math.isclose(scaled, value, rel_tol=1e-6)
-    reason = "rows are not scaled to length 1" if has_scale else "its value is another"
+    reason = "rows are not scaled to length 1" if has_scale else "its value differs"
     return initial_contrast.finding(
         context,
         f"the loss '{name}' is not the NT-Xent of these rows: {reason}",
         causes=("loss.form", "loss.negatives", "loss.normaliser", "model.numerics"),
         at=context.loss_path(name),
         measured=f"{value:.6g} for {len(rows['first'])} pairs; {scaled:.6g} with all rows times {_ROW_SCALE:g}",
-        expected=f"{expected:.6g}, computed apart in float64 with tau = {temperature:.4g}, whatever the rows' scale",
+        expected=f"{expected:.6g}, computed independently in float64 with tau = {temperature:.4g}, "
+        "for any scale of the rows",
         action="divide every row by its length first" if has_scale else "compare the loss with its definition",
         evidence={"temperature": temperature, "pairs": len(rows["first"])},
     )
@@ -110,9 +111,10 @@ def _start_findings(context: Context, name: str, value: float, rows: Mapping[str
             severity="warning",
             causes=("data.pairing", "loss.sign", "model.init"),
             at=context.loss_path(name),
-            measured=f"{value:.4g}, z = {(value - mean) / std:.3g} against {_NUM_PERMUTATIONS} exchanges of partners",
-            expected=f"{mean:.4g} +- {std:.2g} or less; rows that are all alike give ln(2M - 1) = {chance:.4g}",
-            action="look whether row i of both sides is the same object, and whether similarity is rewarded",
+            measured=f"{value:.4g}, z = {(value - mean) / std:.3g} against {_NUM_PERMUTATIONS} permutations "
+            "of partners",
+            expected=f"{mean:.4g} +- {std:.2g} or less; equal rows have ln(2M - 1) = {chance:.4g}",
+            action="check whether row i of both sides is the same object, and whether similarity is rewarded",
             evidence={"chance": chance, "pairs": len(anchors)},
         )
     ]

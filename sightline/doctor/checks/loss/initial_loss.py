@@ -179,12 +179,12 @@ def _explain_ratio(case: _Case, measured: float, expected: float) -> tuple[str, 
         "all logits": logits.numel(),
     }
     if math.isclose(ratio, -1.0, rel_tol=1e-3):
-        return "loss.sign", "its sign is turned", "minimise the negative log likelihood: drop the extra minus"
+        return "loss.sign", "its sign is flipped", "minimise the negative log likelihood: drop the extra minus"
     for description, number in numbers.items():
         for factor, operation in ((1 / number, "divided by"), (number, "multiplied by")):
             if number > 1 and math.isclose(ratio, factor, rel_tol=1e-3):
                 explanation = f"{operation} {description} ({number})"
-                return "loss.normaliser", explanation, "return a SUM from forward and what it is divided by from count"
+                return "loss.normaliser", explanation, "return a SUM from forward and its divisor from count"
     return "loss.form", f"{ratio:.4g} times it", "compare the loss with its definition"
 
 
@@ -231,10 +231,10 @@ def _dependence_findings(case: _Case, measured: float) -> Iterator[Finding]:
         case.context.place(
             "data" if is_lower else case.context.loss_path(case.name), dataset=f"{case.context.config.data.name}/train"
         ),
-        f"the untrained model does far {'better' if is_lower else 'worse'} on the true labels than on others",
+        f"the untrained model does far {'better' if is_lower else 'worse'} on the true labels than on permuted ones",
         severity="warning",
         causes=causes,
-        measured=f"'{case.name}' {measured:.4g}, z = {z:.3g} against {len(values)} renamings of the classes",
+        measured=f"'{case.name}' {measured:.4g}, z = {z:.3g} against {len(values)} permutations of the classes",
         expected=f"{mean:.4g} +- {std:.2g}, |z| <= {_MAX_Z:g}",
         action=f"look for {'the label among the inputs' if is_lower else 'classes in another order in data or head'}",
         evidence={"targets": len(case.logits), "renamings": len(values)},

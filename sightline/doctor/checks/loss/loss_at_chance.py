@@ -70,7 +70,7 @@ def _finding_term(lines: Sequence[Mapping[str, Any]], name: str, file: Path) -> 
         f"{first_share:.3f} over the first",
         expected=f"well below {_MAX_SHARE_OF_CHANCE:g}"
         + ("" if chance is None else f"; chance is {chance:.4f} with {num_negatives:g} negatives"),
-        action="see which objects are paired (`sightline view`), then the learning rate, then what flows into the loss",
+        action="check which objects are paired (`sightline view`), then the learning rate, then the inputs of the loss",
         evidence={"first": first_share, "last": last_share, "lines": len(lines)},
     )
 

@@ -116,7 +116,7 @@ def _finding_count(context: Context, name: str, value: float, num_pairs: int, se
         f"the loss '{name}' does not compare with all negatives of a step{detail and f': {detail}'}",
         causes=("loss.negatives", "loss.form", "dist.sync"),
         at=context.loss_path(name),
-        measured=f"{value:.9g} for {num_pairs} pairs that are all alike{setting}, so {count:.6g} negatives",
+        measured=f"{value:.9g} for {num_pairs} equal pairs{setting}, so {count:.6g} negatives",
         expected=f"{chance_level(num_pairs):.9g} = ln(2 x {num_pairs} - 1), so {2 * num_pairs - 2}",
         action="compare each row with all others of both sides, over micro-batches and processes, and not with itself",
     )
@@ -129,8 +129,8 @@ def _explain_count(value: float, parts: int) -> str:
         return ""
     explanations = {
         2 * _NUM_PAIRS - 1: "a row's similarity to itself counts as well",
-        _NUM_PAIRS - 1: "only the rows of one side are compared with",
+        _NUM_PAIRS - 1: "only the rows of one side are compared",
     }
     if parts > 1:
-        explanations[2 * (_NUM_PAIRS // parts) - 2] = "only the rows of its own micro-batch are compared with"
+        explanations[2 * (_NUM_PAIRS // parts) - 2] = "only the rows of the same micro-batch are compared"
     return explanations.get(num_negatives, "")

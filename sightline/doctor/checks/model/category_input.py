@@ -107,8 +107,8 @@ def _finding_no_category(context: Context) -> Finding:
         severity="note",
         causes=("cfg.contract",),
         measured="its forward takes no 'category'",
-        expected="nothing; of the published part models some take the one-hot category and some do not",
-        action="compare its figures with those of models without it too, or choose a model that takes it",
+        expected="nothing; some published part models take the one-hot category and others do not",
+        action="compare its results with those of models without the category too, or choose a model that takes it",
         evidence=_EVIDENCE,
     )
 
@@ -116,7 +116,7 @@ def _finding_no_category(context: Context) -> Finding:
 def _finding_refused(context: Context, refused: Sequence[int], num_categories: int) -> Finding:
     return category_input.finding(
         context,
-        f"the model fails on category {refused[0]}, of which the data has samples",
+        f"the model fails on category {refused[0]}, which occurs in the data",
         causes=("cfg.class_count", "cfg.contract"),
         measured=f"no output for category {', '.join(map(str, refused[:8]))} of 0 .. {num_categories - 1}",
         expected=f"outputs for all {num_categories} categories, the data set's fact num_categories",
@@ -133,7 +133,7 @@ def _finding_ignored(context: Context, categories: Sequence[int]) -> Finding:
         causes=("cfg.contract", "model.structure", "model.init"),
         measured=f"the same bits for one cloud as category {', '.join(map(str, categories))}",
         expected="different outputs for different categories",
-        action="join the one-hot category to the features of the head; a branch that starts at zero may stay as it is",
+        action="join the one-hot category to the features of the head; a zero-initialised branch needs no change",
         evidence=_EVIDENCE,
     )
 
@@ -146,7 +146,7 @@ def _finding_equal(context: Context, pairs: Sequence[tuple[int, int]], num_categ
         causes=("cfg.class_count", "model.structure"),
         measured=f"the same bits for one cloud as category {listed}",
         expected=f"a one-hot of length {num_categories}, the data set's fact num_categories",
-        action="build the model for num_categories (a fact: name it in the constructor), and clamp nothing",
+        action="build the model for num_categories (a fact: name it in the constructor), and do not clamp the category",
         evidence=_EVIDENCE,
     )
 
@@ -157,7 +157,7 @@ def _finding_length(context: Context, num_categories: int) -> Finding:
         f"the model was built for more categories than the {num_categories} of the data",
         severity="warning",
         causes=("cfg.class_count", "cfg.contract"),
-        measured=f"category {num_categories} has outputs of its own",
+        measured=f"category {num_categories} has distinct outputs",
         expected=f"a one-hot of length {num_categories}, the data set's fact num_categories",
         action="build the model for num_categories (a fact: name it in the constructor)",
         evidence=_EVIDENCE,

@@ -76,9 +76,9 @@ def collapsed_features(context: Context) -> list[Finding]:
             findings.append(
                 collapsed_features.finding(
                     context,
-                    f"the model gives the same '{name}' for every object",
+                    f"the model returns the same '{name}' for every object",
                     measured=f"variance {spread.variance:.3g} of {len(rows)} rows of length 1, of different clouds",
-                    expected=f"above {_MIN_VARIANCE_FRESH:g}: nothing can be learnt from rows that are all alike",
+                    expected=f"above {_MIN_VARIANCE_FRESH:g}: nothing can be learnt from equal rows",
                     action=f"look at the layers before '{name}': a factor of zero, a ReLU at the end, a broken pooling",
                     evidence=spread.figures,
                 )
@@ -93,7 +93,7 @@ def collapsed_features(context: Context) -> list[Finding]:
     severity="warning",
     causes=("loss.collapse", "loss.negatives", "optim.lr"),
     config_path="model",
-    action="look at the losses beside chance in metrics.jsonl; a lower learning rate, more pairs a step",
+    action="compare the losses with chance in metrics.jsonl; try a lower learning rate, or more pairs per step",
 )
 def collapsed_trained_features(context: Context) -> list[Finding]:
     """Embeddings of different objects differ after training, in more than one direction."""
@@ -113,7 +113,7 @@ def _finding_collapse(context: Context, name: str, spread: FeatureSpread) -> Fin
     if spread.num_rows < _MIN_ROWS:
         return None
     if spread.variance < _MIN_VARIANCE:
-        summary, measured = f"'{name}' has collapsed: all objects have the same", f"variance {spread.variance:.3g}"
+        summary, measured = f"'{name}' has collapsed: it is the same for all objects", f"variance {spread.variance:.3g}"
         expected = f"at least {_MIN_VARIANCE:g}"
     elif spread.rank < _MIN_RANK:
         summary, measured = f"'{name}' has collapsed onto a line", f"effective rank {spread.rank:.3g}"

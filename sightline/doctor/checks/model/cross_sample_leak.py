@@ -35,7 +35,7 @@ _LEAK_FACTOR = 16.0
 _MAX_DRAWS = 4
 _PERTURBATION_UNITS = 16
 _LARGE_GROUP = 5  # an odd number, and more than the rehearsal evaluates at once
-_NORM_ACTION = "let the norm keep running statistics (track_running_stats=True) and take them in evaluation mode"
+_NORM_ACTION = "let the norm keep running statistics (track_running_stats=True) and use them in evaluation mode"
 
 
 @check(
@@ -44,7 +44,7 @@ _NORM_ACTION = "let the norm keep running statistics (track_running_stats=True) 
     "preflight",
     causes=("model.cross_sample_leak", "model.norm_mode"),
     config_path="model",
-    expected="a sample gets the same outputs alone and in a batch, but for rounding: figures must not depend on how "
+    expected="the same outputs for a sample alone and in a batch, except for rounding: metrics must not depend on how "
     "samples are divided into batches and over processes",
 )
 def cross_sample_leak(context: Context) -> list[Finding]:
@@ -336,11 +336,11 @@ def _find_leak(group: _Group, model: nn.Module, group_batch: Batch, single: _Sin
         return "", ""
     name, is_result = differing[0]
     if is_result:
-        return name, f"first in what '{name or 'the model'}' returns"
+        return name, f"first in the outputs of '{name or 'the model'}'"
     if not name:
-        return "", "already in what the model is given: the collated batch differs"
+        return "", "already in the inputs of the model: the collated batch differs"
     owner = name.rpartition(".")[0]
-    return owner, f"first in what '{name}' is given, by the code of '{owner or 'the model'}'"
+    return owner, f"first in the inputs of '{name}', by the code of '{owner or 'the model'}'"
 
 
 @contextlib.contextmanager
@@ -367,13 +367,13 @@ def _finding_leak(
     others = others if len(group.keys) == 2 else [f"{len(group.keys) - 1} others"]
     return cross_sample_leak.finding(
         context,
-        f"what the model returns for a sample depends on the samples beside it: '{worst.name}' differs",
+        f"what the model returns for a sample depends on the other samples of its batch: '{worst.name}' differs",
         causes=("model.norm_mode", "model.cross_sample_leak") if is_norm else (),
-        measured=f"{single.name} alone and beside {others[0]}, in evaluation mode: "
+        measured=f"{single.name} alone and in a batch with {others[0]}, in evaluation mode: "
         f"'{worst.name}' differs by {worst.share:.2g} of its largest value{', ' if location else ''}{location}",
         action=_NORM_ACTION
         if is_norm
-        else "look there for a mean, a graph or a reshape over axis 0, or over all rows of clouds one after another",
+        else "look there for a mean, a graph or a reshape over axis 0, or over all rows of concatenated clouds",
         layer=layer or None,
         evidence={"output": worst.name, "largest difference": worst.largest, "largest value": worst.scale},
     )

@@ -43,7 +43,7 @@ def level_order(context: Context) -> list[Finding]:
     return [
         level_order.finding(
             context,
-            f"'{name}' of the head lies in another order than the priors",
+            f"'{name}' of the head is in another order than the priors",
             measured=f"of the change of a corner of each map, {', '.join(shares)} at the priors of that corner, "
             "by level",
             expected=f"more than {_MIN_SHARE:.0%}",

@@ -56,8 +56,8 @@ def _squares_findings(context: Context, name: str, squares: SquaredErrorLoss) ->
             context,
             squares.output_key,
             f"'{squares.output_key}' ends in {_describe_operation(operation)}, "
-            f"which cannot give the targets of '{name}'",
-            measured=f"{outside:.1%} of the targets lie outside {_format_interval(low, high)}: "
+            f"which cannot reach the targets of '{name}'",
+            measured=f"{outside:.1%} of the targets are outside {_format_interval(low, high)}: "
             f"{float(target.min()):.3g} to {float(target.max()):.3g}",
             expected="a linear last layer, or targets within its range",
             causes=("model.activation", "data.target_encoding", "data.normalisation"),
@@ -156,5 +156,5 @@ def _find_last_layer(context: Context) -> str | None:
 
 
 def _finding_at_end(context: Context, output: str, summary: str, **fields: Any) -> Finding:
-    action = f"take the activation behind the last layer out of the model; '{output}' is to be linear"
+    action = f"remove the activation after the last layer from the model; '{output}' must be linear"
     return final_activation.finding(context, summary, layer=_find_last_layer(context), action=action, **fields)

@@ -69,7 +69,7 @@ def _finding_reading(context: Context, part: DataSubset, index: int, error: Exce
         else ("cfg.contract", "data.sampling", "data.layout"),
         measured=f"sample {index}: {summarise_error(error)}",
         expected="every sample can be read",
-        action=advice or "mend or leave out the sample; a prepared set is made again by `sightline data prepare`",
+        action=advice or "repair or leave out the sample; `sightline data prepare` prepares a set again",
     )
 
 
@@ -119,7 +119,7 @@ def _finding_failure(context: Context, failure: StepFailure, *, step: int) -> Fi
         f"step {step} cannot be taken: {type(failure.error).__name__} in {failure.stage}",
         causes=causes,
         measured=summarise_error(failure.error),
-        expected="a step on the data set's samples goes through",
+        expected="a step on the data set's samples succeeds",
         action=advice or action,
         evidence={"batch": shapes},
     )
@@ -149,14 +149,14 @@ def _diagnose(error: Exception) -> tuple[tuple[str, ...], str]:
     text = str(error)
     if "more than 1 value per channel" in text:
         return ("model.norm_mode", "data.sampling"), (
-            "batch norm needs two samples: take another train.batch_size, fewer micro_batches, or train.tail: drop"
+            "batch norm needs two samples: set another train.batch_size, fewer micro_batches, or train.tail: drop"
         )
     if isinstance(error, torch.cuda.OutOfMemoryError | MemoryError):
-        return ("sys.resource",), "take more train.micro_batches: the numbers stay the same, the memory does not"
+        return ("sys.resource",), "set more train.micro_batches: the results stay the same and need less memory"
     if isinstance(error, UserError | OSError) and type(error) is not UserError:
-        return ("data.corrupt_sample", "data.path"), "mend or leave out the sample"
+        return ("data.corrupt_sample", "data.path"), "repair or leave out the sample"
     if isinstance(error, IndexError) or "out of bounds" in text or "out of range" in text:
         return ("data.label_mapping", "cfg.class_count", "cfg.contract"), "compare indices and labels with their ranges"
     if "shape" in text or "size" in text:
-        return ("cfg.contract", "data.layout", "cfg.class_count"), "bring the shapes of data, model and losses together"
+        return ("cfg.contract", "data.layout", "cfg.class_count"), "make the shapes of data, model and losses match"
     return ("cfg.contract", "data.layout"), "look at the line named above"

@@ -112,7 +112,7 @@ def _size_findings(context: Context, flows: Sequence[LayerGradient]) -> Iterator
     median = statistics.median(ratios.values())
     smallest, largest = min(ratios, key=lambda name: ratios[name]), max(ratios, key=lambda name: ratios[name])
     for name, is_far, effect in (
-        (smallest, ratios[smallest] < _MIN_RELATIVE_RATIO * median, "vanish on their way back to"),
+        (smallest, ratios[smallest] < _MIN_RELATIVE_RATIO * median, "vanish before they reach"),
         (largest, ratios[largest] > _MAX_RELATIVE_RATIO * median, "explode in"),
     ):
         if is_far:
@@ -123,7 +123,7 @@ def _size_findings(context: Context, flows: Sequence[LayerGradient]) -> Iterator
                 measured=f"gradient / weight {ratios[name]:.2e}, {ratios[name] / median:.1e} times the median layer's",
                 expected=f"between {_MIN_RELATIVE_RATIO:g} and {_MAX_RELATIVE_RATIO:g} times the median {median:.2e}",
                 causes=("model.init", "model.activation", "model.numerics"),
-                action="look at the initial weights around it, and at activations that saturate behind it",
+                action="look at the initial weights around it, and at activations that saturate after it",
             )
 
 
@@ -139,11 +139,11 @@ def _dead_findings(context: Context, flows: Sequence[LayerGradient]) -> Iterator
         yield _finding_warning(
             context,
             last.name,
-            summary=f"{last.dead:.0%} of the units of '{last.name}' are dead: no sample moves them",
+            summary=f"{last.dead:.0%} of the units of '{last.name}' are dead: no sample gives them a gradient",
             measured=f"the gradient is exactly 0 for {round(last.dead * last.units)} of {last.units} units",
             expected=f"at most {_MAX_DEAD:.0%} on {context.dry_run.num_samples} samples",
             causes=("model.activation", "model.init", "data.normalisation"),
-            action="look at the activation behind it and at its bias: a ReLU of negative values passes nothing on",
+            action="look at the activation after it and at its bias: a ReLU of negative inputs passes no gradient on",
         )
 
 

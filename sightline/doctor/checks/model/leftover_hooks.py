@@ -174,14 +174,14 @@ def _remove_foreign_hooks(model: nn.Module) -> Iterator[None]:
 
 
 def _describe_layer(layer: str) -> str:
-    return "every module there is" if layer == "*" else f"'{layer or 'the model'}'"
+    return "every module" if layer == "*" else f"'{layer or 'the model'}'"
 
 
 def _finding_hooks(check: Check, hooks: list[_Hook], changed: list[str]) -> Finding:
     first = hooks[0]
     listed = "; ".join(f"{hook.kind} {hook.owner} on {_describe_layer(hook.layer)}" for hook in hooks[:3])
     more = f" and {len(hooks) - 3} more" if len(hooks) > 3 else ""
-    effect = f", and '{changed[0]}' is another with {'it' if len(hooks) == 1 else 'them'}" if changed else ""
+    effect = f", and '{changed[0]}' differs with {'it' if len(hooks) == 1 else 'them'}" if changed else ""
     return check.finding(
         FindingLocation(file=first.file, line=first.line, layer=first.layer.strip("*") or None, config_path="model"),
         f"{first.owner.split('.')[0]} has hooks on the model{effect}",
@@ -189,6 +189,6 @@ def _finding_hooks(check: Check, hooks: list[_Hook], changed: list[str]) -> Find
         causes=("dist.hook", "model.structure" if changed else "dist.logging"),
         measured=f"{listed}{more}",
         expected="none: observers receive numbers and no model (log.wandb and log.tensorboard need no `watch`)",
-        action="remove the hook's handle before training, or take the call that registers it out",
+        action="remove the hook's handle before training, or remove the call that registers it",
         evidence={"hooks": [hook.owner for hook in hooks], "changed": changed},
     )

@@ -51,10 +51,10 @@ def _coverage_findings(context: Context) -> Iterator[Finding]:
         else f"the optimiser holds {foreign} parameters that are not the model's",
         causes=("optim.param_coverage", "model.frozen_unintended", "model.unregistered"),
         at="optimizer",
-        measured=f"{len(trainable) - len(left_out)} of {len(trainable)} trainable parameters are held"
+        measured=f"{len(trainable) - len(left_out)} of {len(trainable)} trainable parameters are optimised"
         + (f"; {foreign} that it holds belong to another object" if foreign else ""),
         expected="each trainable parameter in exactly one group, unless optimizer.frozen names it",
-        action="make the optimiser from the model that trains, and last; name in optimizer.frozen what is to rest",
+        action="make the optimiser last, from the model that is trained; name frozen modules in optimizer.frozen",
     )
 
 
@@ -98,7 +98,7 @@ def _term_findings(context: Context) -> Iterator[Finding]:
         yield _finding_parameters(
             context,
             [],
-            f"the loss '{name}' gives no gradient: it is cut off from the model",
+            f"the loss '{name}' has no gradient: it is cut off from the model",
             causes=("loss.detached", "model.frozen_unintended"),
             at=context.loss_path(name),
             measured=f"sum {float(term):.6g} over a count of {float(rehearsal.counts[name]):g}, requires_grad False",

@@ -46,7 +46,7 @@ def norm_variance(context: Context) -> list[Finding]:
             layer=smallest,
             measured=f"variance {small[smallest]:.2e} in {smallest}, the median channel's",
             expected=f"over {_MIN_RATIO:g} epsilon = {_MIN_RATIO * modules[smallest].eps:g}",
-            action="larger initial weights before it, or a smaller epsilon, unless the recipe wants it so",
+            action="larger initial weights before it, or a smaller epsilon, unless the recipe intends it",
             evidence={"table": {"title": "batch norms of small inputs", "columns": list(_COLUMNS), "rows": rows}},
         )
     ]

@@ -149,7 +149,7 @@ def _check_data(job: TrainState, batch: Batch, reads: set[str]) -> Finding | Non
                     causes=("data.corrupt_sample", "data.normalisation"),
                     measured=f"{float(tensor[position])} at {leaf}{list(position)}{_describe_sample(job, index)}",
                     expected="finite numbers in what model and losses read",
-                    action="mend or leave out the sample, or the transform that divides by zero",
+                    action="repair or leave out the sample, or correct the transform that divides by zero",
                     sample=index,
                 )
     return None
@@ -249,7 +249,7 @@ def _finding_forward(job: TrainState, batch: Batch, trace: _Trace, event: _Event
         f"the forward pass gives {float(event.tensor[position])} first in {location}",
         causes=("model.numerics", "optim.lr", "model.init"),
         measured=f"{float(event.tensor[position])} at {list(position)} of {tuple(event.tensor.shape)}"
-        f"{_describe_sample(job, index)}; what went in: {event.before}",
+        f"{_describe_sample(job, index)}; its inputs: {event.before}",
         expected="finite outputs from finite inputs and weights",
         action="guard the division, root, logarithm or exponential there, or lower the learning rate",
         layer=event.layer or event.after,
@@ -286,8 +286,8 @@ def _finding_backward(job: TrainState, model: nn.Module, trace: _Trace, back: _B
         causes=("model.numerics", "loss.form") if loss is None else ("loss.form", "model.numerics"),
         measured=f"{operation} turns a gradient of {back.before} into one that is not finite; "
         f"{len(affected)} parameters are reached, {affected[0]} first",
-        expected="finite gradients from finite values: a slope that exists there",
-        action="keep away from the point without slope: sqrt(x + eps), a norm with eps, clamp before log",
+        expected="finite gradients from finite values: a derivative that exists there",
+        action="avoid the point without a derivative: sqrt(x + eps), a norm with eps, clamp before log",
         layer=layer or None,
         param=affected[0],
         evidence={"operation": operation, "loss": loss, "largest_activation": trace.largest},
@@ -325,7 +325,7 @@ def _finding_unknown(job: TrainState, measured: str) -> Finding:
         causes=("sys.nondeterminism", "model.numerics", "optim.lr", "sys.backend"),
         measured=measured,
         expected="the fault again",
-        action="run with train.determinism: strict or dropout 0; if it comes with any draw, lower the learning rate",
+        action="run with train.determinism: strict or dropout 0; if it occurs with any draw, lower the learning rate",
     )
 
 

@@ -30,17 +30,13 @@ def checkpoint_match(context: Context) -> list[Finding]:
         weights = load_trained_state(Path(init.source))
     except CheckpointError as error:
         causes = ("ckpt.corrupt", "ckpt.incomplete_state", "ckpt.stale")
-        return [_finding_mismatch(context, "init.from", causes, "the weights to start from cannot be read", str(error))]
+        return [_finding_mismatch(context, "init.from", causes, "the initial weights cannot be read", str(error))]
     copied = bake_quantised_weights(isolated_copy(model))
     try:
         report = load_weights(copied, weights, may_be_missing=init.may_be_missing, modules=init.modules, into=init.into)
     except CheckpointError as error:
         causes = ("ckpt.key_mismatch", "cfg.class_count", "model.structure")
-        return [
-            _finding_mismatch(
-                context, "init.from", causes, "the weights to start from do not fit the model", str(error)
-            )
-        ]
+        return [_finding_mismatch(context, "init.from", causes, "the initial weights do not fit the model", str(error))]
     if report.matched == 0:
         text = "may_be_missing names everything: nothing is loaded"
         return [
@@ -50,7 +46,7 @@ def checkpoint_match(context: Context) -> list[Finding]:
     differing = _find_different_tensors(copied.state_dict(), dense_state_dict(model), changed)
     if differing:
         causes = ("ckpt.stale", "model.init", "ckpt.alias")
-        text = f"{len(differing)} tensors of the model are not those given, {', '.join(differing[:5])} first"
+        text = f"{len(differing)} tensors of the model differ from the given weights, {', '.join(differing[:5])} first"
         return [_finding_mismatch(context, "init.from", causes, "the given weights are not in the model", text)]
     return [] if report.matched == report.total else [_finding_partial(context, report)]
 
@@ -86,7 +82,7 @@ def _finding_mismatch(context: Context, at: str, causes: tuple[str, ...], summar
         + (f" under '{init.into}'" if init.into else "")
         + " matched by name and shape"
         + (f", but for {', '.join(init.may_be_missing)}" if init.may_be_missing else ""),
-        action="give the run whose weights these are; name in init.may_be_missing only what is to stay as it is",
+        action="set init.from to the run of these weights; name in init.may_be_missing only what is to stay as it is",
         evidence={"from": init.source},
     )
 

@@ -135,10 +135,10 @@ def other_scale(scales: list[LayerScale], *, where: FindingLocation, source: str
     times = f"{max(first.ratio, 1 / first.ratio):.3g} times as {'large' if first.ratio > 1 else 'small'}"
     return feature_scale.finding(
         dataclasses.replace(where, layer=first.layer),
-        f"the inputs of the loaded weights are {times} as those that they learned on",
-        measured=f"inputs of {first.layer} lie {first.ratio:.3g} times as far from its running average as there",
+        f"the inputs of the loaded weights are {times} as in their training",
+        measured=f"inputs of {first.layer} are {first.ratio:.3g} times as far from its running average as in training",
         expected=f"between {1 / _MAX_SCALE:g} and {_MAX_SCALE:g} times",
-        action="normalise clouds as the run that the weights are of did: transforms.evaluate, or how the set was "
+        action="normalise clouds as in the run of the weights: transforms.evaluate, or how the set was "
         "prepared (sightline data info DIR)",
         evidence={"from": source, "layers": [[scale.layer, scale.ratio] for scale in finite[:8]]},
     )

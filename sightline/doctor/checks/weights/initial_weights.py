@@ -98,7 +98,7 @@ def _iter_schemes(fan_in: int, fan_out: int, second: int) -> Iterator[tuple[str,
 
 
 def _finding_note(context: Context, weights: Sequence[InitialWeight]) -> Finding:
-    scheme_counts = Counter(start.scheme or "none that is known" for start in weights)
+    scheme_counts = Counter(start.scheme or "unknown scheme" for start in weights)
     rows = [
         [s.name, s.size, f"{s.mean:.1e}", f"{s.std:.3e}", s.scheme or "?", f"{s.expected:.3e}", f"{s.z:.1f}"]
         for s in weights
@@ -109,7 +109,7 @@ def _finding_note(context: Context, weights: Sequence[InitialWeight]) -> Finding
         severity="note",
         causes=("model.init",),
         measured=f"{len(weights)} weights of linear maps and convolutions",
-        expected="for each the deviation that its scheme gives",
+        expected="the standard deviation of its scheme for each",
         action="nothing",
         evidence={"table": {"title": "initial weights", "columns": list(_COLUMNS), "rows": rows}},
     )
@@ -128,6 +128,6 @@ def _large_findings(context: Context, weights: Sequence[InitialWeight]) -> Itera
             param=f"{worst.name}.weight",
             measured=f"std {worst.std:.3g}, {worst.std / worst.largest:.3g} times the largest of the schemes",
             expected=f"at most {_MAX_RATIO * worst.largest:.3g}",
-            action="draw them anew: N(0, 2/fan_in) before a ReLU, or as in the paper",
+            action="initialise them by N(0, 2/fan_in) before a ReLU, or as in the paper",
             evidence={"layers": [weight.name for weight in large[:10]], "num_layers": len(large)},
         )

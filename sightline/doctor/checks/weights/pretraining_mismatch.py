@@ -19,7 +19,7 @@ def pretraining_mismatch(context: Context) -> list[Finding]:
     return [
         pretraining_mismatch.finding(
             context,
-            f"the weights to start from learned on clouds of another form: {len(lines)} thing(s) differ",
+            f"the initial weights were trained on clouds in another form: {len(lines)} difference(s)",
             causes=("cfg.axis_swap" if is_turned else "data.normalisation", "data.layout", "cfg.override"),
             measured="; ".join(lines),
             expected="the same in both stages, or an intended difference",

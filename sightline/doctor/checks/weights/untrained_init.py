@@ -25,7 +25,7 @@ __all__ = ["untrained_init"]
     "untrained-init",
     "static",
     config_path="init.from",
-    expected="weights that training has moved",
+    expected="weights that training has changed",
     action="give a run that was trained, at its last checkpoint; see its metrics.jsonl and its learning rate",
 )
 def untrained_init(context: Context) -> list[Finding]:
@@ -42,7 +42,7 @@ def untrained_init(context: Context) -> list[Finding]:
         return [
             untrained_init.finding(
                 context,
-                "init has changed nothing: every weight is what the seed of this run gives",
+                "init has changed nothing: every weight is the untrained one of this run's seed",
                 causes=("ckpt.key_mismatch", "ckpt.stale", "optim.lr"),
                 measured=f"0 of {len(names)} drawn tensors differ; {built.init_report}",
                 evidence={"from": init.source},
@@ -58,7 +58,7 @@ def untrained_init(context: Context) -> list[Finding]:
     return [
         untrained_init.finding(
             context,
-            f"the weights to start from are untrained: they are what the seed of {run} gives",
+            f"the initial weights are untrained: the seed of {run} makes the same",
             causes=("ckpt.stale", "optim.lr", "ckpt.selection"),
             measured=f"0 of {len(names)} drawn tensors differ from a fresh model of that run's config",
             evidence={"from": init.source},

@@ -81,7 +81,7 @@ def test_a_trained_network_that_answers_alike(tmp_path: Path) -> None:
     assert collapsed_trained_features(trained(make_pairs(tmp_path), built.job.model)) == []  # after 14 steps
     for finding in found:
         assert (finding.severity, finding.cause) == ("warning", "loss.collapse")
-        assert "all objects have the same" in finding.summary
+        assert "it is the same for all objects" in finding.summary
         assert_complete(finding)
 
 

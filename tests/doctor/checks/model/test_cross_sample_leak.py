@@ -121,7 +121,7 @@ def test_a_leak_is_found_over_seeds(small: TrainingSetup, mix: Mix) -> None:
 
 def test_the_layer_is_named(tmp_path: Path) -> None:
     finding = caught(with_model(make(tmp_path), Mixing(centred)), "cross-sample-leak", "model.cross_sample_leak")
-    assert "first in what 'head' is given, by the code of 'the model'" in finding.measured
+    assert "first in the inputs of 'head', by the code of 'the model'" in finding.measured
     finding = caught(with_model(make(tmp_path), Mixing(over_the_batch)), "cross-sample-leak", "model.cross_sample_leak")
     assert finding.where.layer == "attention"
     finding = caught(with_model(make(tmp_path), Mixing(by_batch_norm)), "cross-sample-leak", "model.norm_mode")
@@ -324,7 +324,7 @@ def test_clouds_one_after_another(tmp_path: Path) -> None:
     assert_healthy(make_rooms(tmp_path, model=OfRagged(is_mixed=False)))
     (finding,) = findings_of(make_rooms(tmp_path, model=OfRagged(is_mixed=True)))
     assert finding.cause == "model.cross_sample_leak"
-    assert "first in what 'head' is given" in finding.measured
+    assert "first in the inputs of 'head'" in finding.measured
 
 
 class Padding(nn.Module):
