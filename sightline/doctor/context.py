@@ -47,7 +47,7 @@ TO_END = "every check of this run to finish"
 """Expected value in the finding of a check that could not run."""
 _CPU = torch.device("cpu")
 _MAX_ASSIGNED = 64
-_THOROUGH_S = 5.0  # of this thread's own time, for the samples of one part
+_THOROUGH_S = 5.0  # CPU time of this thread for the samples of one split
 
 
 @renamed(rehearsal="dry_run")
@@ -124,7 +124,7 @@ class Context:
         for component in self.config.losses:
             try:
                 squares = find_squared_error(self.built.job, batch, outputs, component.name)
-            except Exception:  # noqa: BLE001 - a loss of others may refuse outputs that are not its model's
+            except Exception:  # noqa: BLE001 - a plugin's loss may reject float64 outputs or a stand-in for its model
                 continue
             if squares is None:
                 continue

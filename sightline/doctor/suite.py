@@ -40,7 +40,7 @@ _SKIPPED = FindingBuilder(
     action="run `sightline check`, which has no time limit",
 )
 
-_FORWARD_S = 1.5  # of the quick checks' one step; with its backward pass and all that is sampled they stay below ten
+_FORWARD_S = 1.5  # for the forward pass of the quick checks' one step, which keeps all quick checks below ten seconds
 _CHECKS_PACKAGE = "sightline.doctor.checks"
 _MOMENTS = typing.get_args(Moment)
 

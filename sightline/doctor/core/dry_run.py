@@ -48,13 +48,13 @@ _PACKAGE = Path(__file__).resolve().parents[2]
 _RUNNERS = (
     _PACKAGE / "doctor",
     _PACKAGE / "engine" / "step.py",
-)  # they run a step, but are not the place of its faults
+)  # they run a step, but do not cause its faults
 NUM_SAMPLES = 4  # batch norm over two rows gives +-1 for any input; three is the number of coordinates
 _MIN_SAMPLES = 2
 _MAX_TRIES = 8
 _MAX_SECONDS = 3.0
 _FIRST_SAMPLES = 16
-_FORWARD_S = 0.6  # what a larger forward pass may be expected to take
+_FORWARD_S = 0.6  # maximum expected time of a larger forward pass
 
 Gradient = Literal["none", "zero", "some", "not finite"]
 Outputs = Mapping[str, Any]

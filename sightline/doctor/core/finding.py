@@ -13,7 +13,7 @@ __all__ = ["CAUSES", "Finding", "FindingLocation", "Severity"]
 
 Severity = Literal["error", "warning", "note"]
 
-# The controlled vocabulary of causes; scripts compare the first one. Stages in the order in which faults arise.
+# Controlled vocabulary of causes, by stage in the order in which faults arise; scripts compare the first cause.
 CAUSES = frozenset(
     "cfg.type cfg.unknown_key cfg.override cfg.axis_swap cfg.class_count cfg.contract "
     "data.empty_loader data.path data.missing_modality data.pairing data.layout data.normalisation data.label_mapping "

@@ -21,7 +21,7 @@ _FIRST_STEP = (*_STEP_AND_LOSS, "zero-learning-rate", "no-gradient")
 _METRIC_CODES = ("per-batch-metric", "absent-class-score")
 _LABEL_CODES = ("missing-category", "category-input", "untrained-class", "class-names")
 
-# An error of the first check explains findings of the others; what may itself be explained comes later.
+# An error of the first check explains findings of the others; checks that others explain come later.
 _EXPLAINS: dict[str, tuple[str, ...]] = {
     "empty-loader": (
         *(*_FIRST_STEP, "label-range", "channel-contract", "non-finite-data", "data-mutation"),

@@ -37,8 +37,8 @@ __all__ = [
 ]
 
 _MAX_SAMPLES = 256
-_MAX_SECONDS = 0.5  # of this thread's own time, which other load leaves as it is
-_MAX_WAIT_SECONDS = 2.0  # by the clock on the wall: a disk may be slow
+_MAX_SECONDS = 0.5  # CPU time of this thread, which other load does not change
+_MAX_WAIT_SECONDS = 2.0  # wall-clock time: a disk may be slow
 _CHUNK_SIZE = 16
 _MAX_VALUES = 4_096
 
@@ -110,7 +110,7 @@ class FieldStatistics:
     def _add_values(self, index: int, tensor: Tensor) -> None:
         if len(self.values) < _MAX_VALUES:
             low, high = int(tensor.min()), int(tensor.max())
-            if high - low < tensor.numel():  # pixels: counting them takes a tenth of the time that sorting does
+            if high - low < tensor.numel():  # pixels: counting is ten times as fast as sorting
                 values = (tensor.flatten() - low).bincount().nonzero().flatten() + low
             else:
                 values = tensor.unique()

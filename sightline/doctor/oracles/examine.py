@@ -24,7 +24,7 @@ from sightline.types import Batch
 
 __all__ = ["distinct_layers", "examine", "examine_layers"]
 
-_MAX_SECONDS = 45.0  # of this thread's own time
+_MAX_SECONDS = 45.0  # CPU time of this thread
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 _PLAIN = (bool, int, float, str, tuple, list, type(None), torch.dtype)
 _WIDTH_ARGUMENTS = (
@@ -103,7 +103,7 @@ def _examine_layer(step: _RecordedStep, name: str, row: OracleResult) -> OracleR
         if name not in step.calls:
             return dataclasses.replace(row, note="it was not called in the step")
         return examine_recorded(module, step.calls[name], row, silent=step.silent_below(name))
-    except Exception as error:  # noqa: BLE001 - layers of others may raise anything
+    except Exception as error:  # noqa: BLE001 - a plugin's layer may raise any error
         return dataclasses.replace(row, note=summarise_error(error, max_length=100))
 
 

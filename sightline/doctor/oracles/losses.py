@@ -49,7 +49,7 @@ def examine_losses(
         row = OracleResult(component.name, component.name, is_loss=True)
         try:
             yield _examine_loss(row, component, _LossInputs(job, facts, batch, float64_outputs))
-        except Exception as error:  # noqa: BLE001 - losses of others may raise anything
+        except Exception as error:  # noqa: BLE001 - a plugin's loss may raise any error
             yield dataclasses.replace(row, note=summarise_error(error, max_length=100))
 
 

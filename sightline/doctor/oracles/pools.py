@@ -73,7 +73,7 @@ def _expand(value: int | Sequence[int], axes: int) -> Sequence[Any]:
 def _pooled_size(module: Any, size: int, kernel: int, stride: int, padding: int, dilation: int) -> int:
     num_steps = size + 2 * padding - dilation * (kernel - 1) - 1
     count = (-(-num_steps // stride) if module.ceil_mode else num_steps // stride) + 1
-    if module.ceil_mode and (count - 1) * stride >= size + padding:  # a window that would begin in the padding
+    if module.ceil_mode and (count - 1) * stride >= size + padding:  # no window begins in the padding
         count -= 1
     return count
 

@@ -26,12 +26,12 @@ from sightline.surrogates import find_surrogates, note_surrogates
 
 __all__ = ["RecordedInput", "examine_recorded", "record_calls"]
 
-_MAX_ELEMENTS = 20_000  # elements; larger inputs with spatial axes are cut to a corner
+_MAX_ELEMENTS = 20_000  # larger inputs with spatial axes are cropped
 _CORNERS = (8, 16, 32)
-_MAX_SECONDS = 4.0  # of one layer
+_MAX_SECONDS = 4.0  # for one layer
 _STEP = 1e-8
 _DRIFT_FACTOR = 16.0
-_MODULE_DRIFT_FACTOR = 100.0  # layers in a row, each of which is judged by itself as well
+_MODULE_DRIFT_FACTOR = 100.0  # for modules with sub-modules, which are also checked one by one
 _PERTURBATION = 1e-2
 _INNER_LAYERS = "its layers"
 

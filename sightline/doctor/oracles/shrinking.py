@@ -14,7 +14,7 @@ __all__ = ["make_input", "shrink_layer"]
 
 _WIDTH = 4
 _ROWS = 3
-_GAP = 0.1  # between any two values; no value lies nearer than half of it to zero
+_GAP = 0.1  # distance between any two values; none is nearer to zero than half of it
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 

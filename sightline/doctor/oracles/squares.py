@@ -117,7 +117,7 @@ def _fit_squares(
     target = torch.where(weight > 0, output - gradients[0] / (2 * weight.clamp(min=1e-300)), 0.0)
     target = torch.where(
         target.abs() > _TOLERANCE**2 * output.abs().max(), target, 0.0
-    )  # of a penalty: nothing but rounding
+    )  # removes rounding errors around the zero target of a penalty
     by_form = float((weight * (output - target).square()).sum())
     if abs(by_form - values[0]) > _TOLERANCE * max(abs(values[0]), abs(values[2])):
         return None

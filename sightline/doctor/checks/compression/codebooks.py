@@ -47,7 +47,9 @@ def _describe_fault(quantiser: Codebook, centres: Tensor) -> str:
     if num_broken:
         return f"{num_broken} of {stored.numel()} centres are NaN or infinite"
     is_used, index = _used_mask(quantiser), torch.arange(stored.shape[1], device=stored.device)
-    is_hole = ~is_used & (index < (index * is_used).amax(dim=1, keepdim=True))  # behind the last are its copies
+    is_hole = ~is_used & (
+        index < (index * is_used).amax(dim=1, keepdim=True)
+    )  # entries after the last used centre are copies of it
     if is_hole.any():
         row, centre = is_hole.nonzero()[0].tolist()
         first_hole = f"centre {centre} ({float(stored[row, centre]):.4g})" + (

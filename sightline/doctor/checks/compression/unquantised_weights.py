@@ -73,7 +73,7 @@ def _describe_excess(value: Tensor, choice: Mapping[str, Any]) -> str:
 def rounding_gradient(context: Context) -> list[Finding]:
     """A gradient of ones at each quantised weight reaches the float weight that it is computed from, and is finite."""
     model, faults = isolated_copy(context.built.job.model), {}
-    owners = dict(model.named_modules())  # `get_submodule` takes a method that has a module's name for it
+    owners = dict(model.named_modules())  # `get_submodule` would return a method that has a module's name
     for name, (_, original) in quantised_weights(model).items():
         path, _, attribute = name.rpartition(".")
         weight, slope = getattr(owners[path], attribute), None

@@ -19,7 +19,9 @@ def _finding_forward(context: Context, row: OracleResult) -> Finding:
     causes: tuple[str, ...] = ("model.structure", "sys.backend")
     if row.is_loss:
         squares = context.squared_losses.get(row.place)
-        is_divided = squares is not None and not 0.5 <= squares.factor <= 2  # halves and doubles are forms
+        is_divided = (
+            squares is not None and not 0.5 <= squares.factor <= 2
+        )  # factors of 0.5 and 2 are common definitions
         causes = ("loss.normaliser", "loss.form") if is_divided else ("loss.form", "loss.normaliser", "loss.sign")
     if "running" in row.note or "evaluation" in row.note:
         causes = ("model.norm_mode", "model.structure", "sys.backend")

@@ -18,7 +18,7 @@ __all__ = ["diverged_loss"]
 _MAX_RATIO = 1e3
 _MIN_STEPS = 50
 _PARTS_OF_RUN = 4
-_CLASS_FACTOR, _SQUARES_FACTOR = 0.98, 1.02  # heat maps that learn stay just below the loss of zeros for long
+_CLASS_FACTOR, _SQUARES_FACTOR = 0.98, 1.02  # heat maps that learn have losses just below that of zeros for a long time
 
 Lines = Sequence[Mapping[str, Any]]
 
@@ -79,7 +79,7 @@ def _chance_findings(
     means = {name: _mean(last_quarter, name) for name in chances}
     if not chances or not all(means[name] >= share * value for name, (value, share) in chances.items()):
         return
-    if trivial_plateau(context):  # the same, and the predictions are that constant
+    if trivial_plateau(context):  # it reports the same, and that the predictions are constant
         return
     comparison = ", ".join(
         f"'{name}' {means[name]:.4g} (a constant prediction {chances[name][0]:.4g})" for name in chances

@@ -17,7 +17,7 @@ from sightline.losses.contrast import chance_level
 
 __all__ = ["initial_contrast"]
 
-_TOLERANCE = 1e-6  # of float64, relative: both sides see the same rows
+_TOLERANCE = 1e-6  # relative, in float64: both sides have the same rows
 _MAX_Z = 6.0
 _NUM_PERMUTATIONS = 200
 _MIN_PAIRS = 4

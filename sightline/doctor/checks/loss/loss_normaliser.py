@@ -37,7 +37,7 @@ def loss_normaliser(context: Context) -> list[Finding]:
         original, with_background, with_ignored = (
             _compute_mean_losses(context, target) for target in (None, BACKGROUND, IGNORED)
         )
-    except Exception as error:  # noqa: BLE001 - a loss of others may read what cannot be enlarged
+    except Exception as error:  # noqa: BLE001 - a plugin's loss may read inputs that cannot be enlarged
         return [loss_normaliser.not_run(context, error)]
     return [
         loss_normaliser.finding(

@@ -15,7 +15,7 @@ __all__ = ["negatives"]
 
 _NUM_PAIRS = 6
 _WIDTH = 16
-_TOLERANCE = 1e-9  # of float64 sums of a dozen exponentials
+_TOLERANCE = 1e-9  # for float64 sums of a dozen exponentials
 
 
 @check("G34", "negatives", "static")

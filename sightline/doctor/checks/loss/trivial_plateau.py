@@ -21,9 +21,7 @@ __all__ = ["improves", "stays_at", "trivial_plateau"]
 _TOLERANCE = 0.02
 _FIRST_STEP = 50
 _MIN_STEPS = 50
-_MAX_DISTANCE = (
-    0.1  # of the size of the targets, or of logits' differences: a network that has begun to learn goes beyond
-)
+_MAX_DISTANCE = 0.1  # relative to the targets, or of logits over samples: a network that has begun to learn exceeds it
 _MIN_GAIN = 0.02
 
 

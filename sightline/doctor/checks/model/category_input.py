@@ -19,10 +19,10 @@ from sightline.numba_kernels import compute_seconds
 
 __all__ = ["category_input"]
 
-_MAX_SECONDS = 0.1  # of this thread's own time, at the start of a training
+_MAX_SECONDS = 0.1  # CPU time of this thread, at the start of a training
 _MAX_SECONDS_OF_CHECK = 5.0
 _EVIDENCE = {"looked_at": "one training cloud in evaluation mode, on the CPU"}
-_CPU = torch.device("cpu")  # an index beyond a table ends every later use of an accelerator
+_CPU = torch.device("cpu")  # an index out of range makes a GPU unusable for the rest of the process
 
 
 @check("G3", "category-input", "preflight", config_path="model")
@@ -82,7 +82,7 @@ def _output_findings(context: Context, category_outputs: _CategoryOutputs, num_c
     tested = [category for category in range(num_categories) if category in category_outputs.outputs]
     refused = [category for category in tested if category_outputs.outputs[category] is None]
     if len(refused) == len(tested):
-        return  # it is not the category that a cloud alone, or this device, fails of
+        return  # the failure is due to the single cloud or the device, not the category
     pairs = [
         (one, other) for one in tested for other in tested if one < other and category_outputs.are_alike(one, other)
     ]

@@ -22,9 +22,9 @@ __all__ = ["FeatureSpread", "collapsed_features", "collapsed_trained_features", 
 
 _NUM_SAMPLES = 64
 _MIN_ROWS = 8
-_MIN_STEPS = 100  # before that the running averages, which evaluation uses, are still those of the start
-_MIN_VARIANCE_FRESH = 1e-10  # float32 rows of length 1 are off by some 1e-7, whose square this is a thousand times
-_MIN_VARIANCE = 1e-4  # of rows of length 1: all angles between them are below about a degree
+_MIN_STEPS = 100  # before, the running averages, which evaluation uses, are close to their initial values
+_MIN_VARIANCE_FRESH = 1e-10  # a thousand times the squared float32 error (1e-7) of unit rows
+_MIN_VARIANCE = 1e-4  # of unit rows: all angles between them are below about one degree
 _MIN_RANK = 1.5
 
 
@@ -140,7 +140,7 @@ def _compute_trained_features(context: Context, model: nn.Module) -> dict[str, n
         features = dict(_embeddings(job.task.predict(model, batch)))
         encode = ModelMembers.encode.get(model)
         if encode is not None:
-            with contextlib.suppress(TypeError):  # an encoder of something else than clouds
+            with contextlib.suppress(TypeError):  # an encoder of other inputs than clouds
                 features["features"] = _to_array(encode(points=batch["points"]))
     return features
 

@@ -29,12 +29,12 @@ __all__ = ["cross_sample_leak"]
 
 _SUSPECT_SHARE = {torch.float32: 2.0**-18, torch.float64: 2.0**-40}
 """Deviation, as a share of an output's largest value, above which an output is compared again in float64."""
-_ROUNDING_SHARE = 2.0**-36  # a share of the largest value in float64, a hundred thousand roundings
-_ROUNDING_SHARE_ONE_FORMAT = 2.0**-10  # the same of a network that cannot run in float64
+_ROUNDING_SHARE = 2.0**-36  # share of the largest value in float64: a hundred thousand rounding errors
+_ROUNDING_SHARE_ONE_FORMAT = 2.0**-10  # the same for a network that cannot run in float64
 _LEAK_FACTOR = 16.0
 _MAX_DRAWS = 4
 _PERTURBATION_UNITS = 16
-_LARGE_GROUP = 5  # an odd number, and more than the rehearsal evaluates at once
+_LARGE_GROUP = 5  # odd, and larger than the batch of the dry evaluation
 _NORM_ACTION = "let the norm keep running statistics (track_running_stats=True) and use them in evaluation mode"
 
 
@@ -71,7 +71,7 @@ def cross_sample_leak(context: Context) -> list[Finding]:
         try:
             group = _Group(context, evaluation, keys)
             batched = group.outputs(group.model, group.batch)
-        except Exception:  # noqa: BLE001 - what an evaluation dies of is what `first-evaluation` reports
+        except Exception:  # noqa: BLE001 - `first-evaluation` reports any error
             return []
         if (finding := _compare_samples(context, group, batched)) is not None:
             return [finding]
@@ -83,7 +83,7 @@ def _compare_samples(context: Context, group: _Group, batched: Mapping[str, Tens
     for single in group.singles:
         try:
             alone = group.outputs(group.model, single.batch)
-        except Exception as error:  # noqa: BLE001 - whatever it dies of
+        except Exception as error:  # noqa: BLE001 - any error is reported
             return _finding_failure(context, group, single, error)
         if single.leads and len(group.keys) == 2:
             repeated = group.outputs(group.model, single.batch)
@@ -214,7 +214,7 @@ def _finding_suspect(context: Context, group: _Group, single: _Single) -> Findin
     )
     try:
         alone, batched = group.outputs(model, single_batch), group.outputs(model, group_batch)
-    except Exception:  # noqa: BLE001 - a network that is written for one format alone
+    except Exception:  # noqa: BLE001 - the network may support one number format only
         model, group_batch, single_batch, min_share = group.model, group.batch, single.batch, _ROUNDING_SHARE_ONE_FORMAT
         alone, batched = group.outputs(model, single_batch), group.outputs(model, group_batch)
     suspects = {

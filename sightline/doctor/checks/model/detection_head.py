@@ -38,7 +38,7 @@ def level_order(context: Context) -> list[Finding]:
     head = isolated_copy(model.head).eval().cpu().double()
     try:
         misordered = _find_misordered(head, channels, 1) and _find_misordered(head, channels, _LARGER_SCALE)
-    except Exception as error:  # noqa: BLE001 - a head of others may need maps of certain sizes
+    except Exception as error:  # noqa: BLE001 - a plugin's head may need maps of certain sizes
         return [level_order.not_run(context, error)]
     return [
         level_order.finding(

@@ -39,7 +39,7 @@ def _finding_failure(context: Context, evaluation: DryEvaluation, failure: StepF
         f"{name} {tuple(value.shape)}" for name, value in evaluation.batch.items() if hasattr(value, "shape")
     )
     location = context.place(evaluation.path)
-    if location.file is None:  # a task that the config does not name, which the model does not suit
+    if location.file is None:  # the config does not name the task, which does not match the model
         location = context.place("model")
     return first_evaluation.finding(
         FindingLocation(

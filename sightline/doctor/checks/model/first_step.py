@@ -56,7 +56,9 @@ def _find_fault(survey: PartStatistics) -> tuple[int, Exception] | None:
 
 def _finding_reading(context: Context, part: DataSubset, index: int, error: Exception) -> Finding:
     file, line = error_location(error)
-    advice = _get_advice(error) if _is_transform_error(error) else None  # a sample too small for it, say
+    advice = (
+        _get_advice(error) if _is_transform_error(error) else None
+    )  # such as a sample that is too small for the transform
     path = "data" if advice is None else f"transforms.{'train' if part.split == 'train' else 'evaluate'}"
     location = FindingLocation(file=file, line=line) if advice is None else context.place(path)
     return first_step.finding(

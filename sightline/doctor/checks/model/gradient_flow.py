@@ -15,7 +15,7 @@ from sightline.doctor.core.finding import Finding
 __all__ = ["LayerGradient", "gradient_flow"]
 
 _LAYERS = (nn.Linear, nn.modules.conv._ConvNd)
-_MIN_RELATIVE_RATIO = 1e-7  # of the median layer's ratio of gradient to weight
+_MIN_RELATIVE_RATIO = 1e-7  # relative to the median layer's gradient-to-weight ratio
 _MAX_RELATIVE_RATIO = 1e6
 _MAX_DEAD = 0.5
 _MIN_UNITS = 8

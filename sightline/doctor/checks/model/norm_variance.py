@@ -66,7 +66,7 @@ def input_variances(context: Context) -> dict[str, Tensor]:
     }
     for norm in norms.values():
         norm.reset_running_stats()
-        norm.momentum = None  # the average of one batch is that batch's
+        norm.momentum = None  # the average over one batch equals its statistics
     batch = tree_map(context.dry_run.batch, float64)
     compute_batch_losses(job.task, model, batch, context.world.device)
     return {name: norm.running_var.clone() for name, norm in norms.items() if int(norm.num_batches_tracked) > 0}  # type: ignore[union-attr, arg-type]

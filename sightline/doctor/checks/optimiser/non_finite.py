@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 _MAX_WEIGHT = 1e3
 """Bound of trained weights, which are of the order of 1; a diverging learning rate multiplies them at every step."""
-_NUM_TRIES = 3  # dropout draws anew each time
+_NUM_TRIES = 3  # dropout draws differ each time
 
 
 @check("G17", "non-finite", "preflight")

@@ -20,7 +20,7 @@ from sightline.types import Batch, SampleKey
 __all__ = ["LayerScale", "feature_scale", "layer_scales", "other_scale", "sampled_batch"]
 
 _NUM_SAMPLES = 16
-_MAX_SCALE = 4.0  # augmentation by 0.5 to 2 and another data set in the same unit stay below two
+_MAX_SCALE = 4.0  # augmentation by 0.5 to 2, or another data set in the same unit, stays below 2
 _MAX_NONLINEARITY = 0.05
 _TINY = 1e-300
 
@@ -53,7 +53,7 @@ def feature_scale(context: Context) -> list[Finding]:
         batch = to_device(batch, device, float_dtype=job.precision.parameter_dtype)
         with job.precision.autocast(device):
             scales = layer_scales(job.model, batch, job.task.predict)
-    except Exception:  # noqa: BLE001 - whatever a model or data set dies of, `first-step` reports it
+    except Exception:  # noqa: BLE001 - `first-step` reports any error
         return []
     finding = other_scale(scales, where=context.place("data"), source=context.config.init.source)
     return [] if finding is None else [finding]

@@ -74,7 +74,7 @@ def find_scheme(name: str, weight: Tensor, *, is_transposed: bool = False) -> In
         return InitialWeight(name, len(values), mean, std, "constant", 0.0, 0.0, largest)
     error = math.sqrt(max(kurtosis - 1, 0.1) / (4 * len(values)))
     misses = {scheme: abs(std / expected - 1) / error for scheme, expected in schemes.items()}
-    fitting = [scheme for scheme, miss in misses.items() if miss <= _MAX_Z_CERTAIN]  # the commonest first
+    fitting = [scheme for scheme, miss in misses.items() if miss <= _MAX_Z_CERTAIN]  # the most common first
     nearest = fitting[0] if fitting else min(misses, key=lambda scheme: misses[scheme])
     is_known = misses[nearest] <= _MAX_Z
     return InitialWeight(

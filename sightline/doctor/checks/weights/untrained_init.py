@@ -74,7 +74,7 @@ def _load_source(path: Path) -> tuple[Path, Mapping[str, Tensor], nn.Module] | N
     try:
         model = open_run(run, config=read_config(run / "config.yaml")).untrained_model()
         return run, trained_weights.load_trained_state(path), model
-    except UserError:  # made with a plugin that is not here, or by another release; `checkpoint-match` reports the rest
+    except UserError:  # a missing plugin, or another release; `checkpoint-match` reports the rest
         return None
 
 
