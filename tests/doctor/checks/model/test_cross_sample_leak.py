@@ -149,7 +149,7 @@ def test_a_leak_among_more_than_two_samples_is_found(small: TrainingSetup, mix: 
         torch.manual_seed(seed)
         (finding,) = findings_of(with_model(small, Mixing(mix)))
         assert_complete(finding)
-        assert "beside 4 others" in finding.measured
+        assert "in a batch with 4 others" in finding.measured
     assert findings_of(with_model(dataclasses.replace(small, selection_evaluator=of_fours(small)), Mixing(mix))) == []
 
 
