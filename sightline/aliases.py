@@ -114,7 +114,7 @@ class _RenamedMember:
         self._name = name
 
     def __get__(self, instance: object, owner: type) -> Any:
-        return getattr(owner if instance is None else instance, self._name)
+        return getattr(owner, self._name, self) if instance is None else getattr(instance, self._name)
 
     def __set__(self, instance: object, value: object) -> None:
         setattr(instance, self._name, value)
@@ -158,6 +158,7 @@ def renamed_keywords(**names: str) -> Callable[[T], T]:
         def call(*values: Any, **keywords: Any) -> Any:
             return function(*values, **{names.get(name, name): value for name, value in keywords.items()})
 
+        call.__dict__["old_keywords"] = frozenset(names)
         return call
 
     return add

@@ -96,7 +96,7 @@ def test_kernels_run_where_numba_is_told_not_to_compile() -> None:
 READ_ONLY = """
 import sys, tempfile
 import numpy as np
-from sightline.numba_kernels import compiled
+from sightline.numba_kernels import numba_kernel
 
 def refused(dir=None, *, make=tempfile.TemporaryFile, **more):
     if any(str(dir).startswith(each) for each in sys.argv[1:]):
@@ -105,7 +105,7 @@ def refused(dir=None, *, make=tempfile.TemporaryFile, **more):
 
 tempfile.TemporaryFile = refused
 import kernels
-kernel, total = compiled(kernels.add_up), np.zeros(2)
+kernel, total = numba_kernel(kernels.add_up), np.zeros(2)
 kernel(0, 2, np.ones(2), total)
 assert total[0] == total[1] > 0
 stats = kernel.machine_code.stats

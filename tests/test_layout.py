@@ -26,9 +26,8 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # Rooms from the ground up: a room may import from those below it and from itself. `data` and `doctor` are built of
 # rooms of their own; what stands in one line is on one floor, where no room imports another.
 FLOORS = """
-aliases
-errors types arguments schema draws facts optional_members registry binding pictures box_pictures plugins \
-regular_files config numba_kernels module_hooks gc_pause chart pytree surrogates
+aliases errors types arguments schema draws facts optional_members registry binding pictures box_pictures \
+plugins regular_files config numba_kernels module_hooks gc_pause chart pytree surrogates
 geometry
 layers transforms
 losses metrics models data.files

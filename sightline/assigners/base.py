@@ -128,7 +128,7 @@ class Assigner(ABC):
                     f"{name}: match returned {field} of {tuple(tensor.shape)} {tensor.dtype}, expected ({num_priors},) "
                     "torch.int64, one number for each prior"
                 )
-            if tensor is None or not num_priors or field == "num_claims":
+            if tensor is None or not num_priors or field == "num_candidates":
                 continue
             if (highest := int(tensor.max())) >= num_boxes:
                 raise ValueError(f"{name}: match returned {field} {highest} of {num_boxes} boxes, counted from 0")

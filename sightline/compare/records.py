@@ -25,8 +25,11 @@ __all__ = ["Record", "Writer", "is_record", "read_record", "write_record"]
 
 _DOCUMENT, _TENSORS = "record.json", "tensors.safetensors"
 _VERSION = 2
-_NESTS = {kind.__name__: kind for kind in (levels.Edges, levels.PyramidLevel, levels.InterpolationWeights)}
-"""Dataclasses that modules of ours hand on; no other class is made from a record."""
+_NESTS = {"Edges": levels.Edges, "Level": levels.PyramidLevel, "Spread": levels.InterpolationWeights}
+"""Name in a record -> dataclass that modules of ours hand on; no other class is made from a record."""
+_NAMES = {kind: name for name, kind in _NESTS.items()}
+_KEYS = {"neighbours": "near", "downsampling": "down", "interpolation": "up", "fine_points": "finer"}
+"""Fields of these dataclasses that a record calls otherwise."""
 _FORMATS = {each.name: each for each in (*FORMATS.values(), TF32)}
 
 
@@ -133,9 +136,10 @@ class Writer:
             return {"pairs": [[key, self.nest(item)] for key, item in value.items()]}
         if isinstance(value, list | tuple) and not hasattr(value, "_fields"):
             return {"list" if isinstance(value, list) else "tuple": [self.nest(item) for item in value]}
-        if dataclasses.is_dataclass(value) and type(value).__name__ in _NESTS:
-            fields = {each.name: self.nest(getattr(value, each.name)) for each in dataclasses.fields(value)}
-            return {"class": type(value).__name__, "fields": fields}
+        if type(value) in _NAMES:
+            names = [each.name for each in dataclasses.fields(value)]
+            fields = {_KEYS.get(name, name): self.nest(getattr(value, name)) for name in names}
+            return {"class": _NAMES[type(value)], "fields": fields}
         if value is None or isinstance(value, bool | int | float | str):
             return {"value": value}
         raise UserError(f"a {type(value).__name__} goes into or out of a module, and cannot be kept in a record")
@@ -170,5 +174,6 @@ class _Reader:
             items: Sequence[Any] = [self.nest(item) for item in held]
             return items if kind == "list" else tuple(items)
         if kind == "class":
-            return _NESTS[held](**{key: self.nest(item) for key, item in value["fields"].items()})
+            names = {key: name for name, key in _KEYS.items()}
+            return _NESTS[held](**{names.get(key, key): self.nest(item) for key, item in value["fields"].items()})
         return held

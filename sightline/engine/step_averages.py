@@ -12,6 +12,10 @@ from sightline.engine.records import EvaluationRecord, StepRecord
 __all__ = ["StepAverager", "average_records", "evaluation_scalars", "format_rate", "samples_per_s"]
 
 
+_KEYS = {"extra_scalars": "gauges"}
+"""Fields of a record that a checkpoint keeps under another key."""
+
+
 class StepAverager:
     """Hands on the records of each interval: up to every step that `every` divides, an epoch's end, or `flush`.
 
@@ -40,13 +44,15 @@ class StepAverager:
     def state(self) -> list[dict[str, Any]]:
         """The open interval in plain values; kept in a checkpoint, a resumed run writes the unbroken run's lines."""
         return [
-            {field.name: getattr(record, field.name) for field in fields(record)}
+            {_KEYS.get(field.name, field.name): getattr(record, field.name) for field in fields(record)}
             | {"losses": dict(record.losses), "seconds": dict(record.seconds), "gauges": dict(record.extra_scalars)}
             for record in self._records
         ]
 
     def restore(self, state: Iterable[Mapping[str, Any]]) -> None:
-        self._records = [StepRecord(**record) for record in state]
+        names = {key: name for name, key in _KEYS.items()}
+        records = [{names.get(key, key): value for key, value in record.items()} for record in state]
+        self._records = [StepRecord(**record) for record in records]
 
 
 def average_records(records: Sequence[StepRecord]) -> dict[str, float]:

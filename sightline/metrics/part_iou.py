@@ -72,8 +72,8 @@ class PartIoU:
         self._assert_shapes(probabilities, target, category)
         counts = count_parts(probabilities, target, cloud_offsets, category, self.parts_of_category)
         self._assert_sound(counts.faults, probabilities, target, category, sample_index)
-        for name in ("labelled", "answered", "common"):
-            state[name][sample_index] += getattr(counts, name)
+        for name, count in (("labelled", counts.labelled), ("answered", counts.predicted), ("common", counts.common)):
+            state[name][sample_index] += count
         state["confusion"] += counts.confusion
         state["category"][sample_index] = category
         state["seen"][sample_index] += 1

@@ -66,7 +66,7 @@ class PointPredictor(CloudPredictor[SegmentPrediction]):
         with_probabilities: bool = False,
         probabilities: Literal["float16", "float32"] | None = None,
         files: tuple[Literal["labels", "ply", "label"], ...] | None = None,
-        lift: Literal["suggest", "knn"] | None = None,
+        lift: Literal["nearest", "knn"] | None = None,
         no_return: NoReturn | None = None,
         rings: Rings | None = None,
     ) -> None:

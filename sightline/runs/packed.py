@@ -69,6 +69,8 @@ _PLAIN: dict[str, tuple[np.dtype[Any], torch.dtype]] = {
 }
 """Type in the file and in the model."""
 _KIND_OF = {dtype: kind for kind, (_, dtype) in _PLAIN.items() if kind != "f16"}
+_FIELDS = {"k": "num_centroids", "book": "codebook_dtype"}
+"""Keys of a file's header whose fields have other names."""
 
 
 @dataclass(frozen=True)
@@ -441,7 +443,7 @@ def _parse_entry(line: object, start: int) -> PackedTensorSpec:
             raise _FaultError(f"{name!r} has {groups!r:.20} codebooks of {book!r:.20}")
         if kind == "lq" and (k != 2**bits - 1 or book != "f32" or bits < 2):
             raise _FaultError(f"{name!r} has steps of {book} for {k} values of {bits} bits")
-    entry = PackedTensorSpec(name, tuple(shape), kind, **coded)
+    entry = PackedTensorSpec(name, tuple(shape), kind, **{_FIELDS.get(key, key): value for key, value in coded.items()})
     if _canonical(line) != _canonical(entry.line(start)):
         raise _FaultError(f"{name!r} has offsets or lengths that its shape and its place do not give")
     return entry

@@ -30,7 +30,7 @@ class AllGather(AllReduce, Protocol):
 
     size: int
 
-    def gather_rows(self, rows: Tensor, *, what: str = ...) -> tuple[Tensor, int]: ...
+    def gather_rows(self, rows: Tensor, *, operation: str = ...) -> tuple[Tensor, int]: ...
 
 
 @dataclass(frozen=True)
@@ -141,7 +141,7 @@ class Contrast:
         if self.negatives == "process" or world.size == 1:
             return {name: rows.detach() for name, rows in own.items()}, 0
         widths = [rows.shape[1] for rows in own.values()]
-        joined, start = world.gather_rows(torch.cat(list(own.values()), dim=1), what="rows to compare with")
+        joined, start = world.gather_rows(torch.cat(list(own.values()), dim=1), operation="rows to compare with")
         return dict(zip(own, joined.split(widths, dim=1), strict=True)), start
 
     def _sums(self, live: Mapping[str, Tensor], context: _Around) -> dict[str, Tensor]:

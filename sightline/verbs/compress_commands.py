@@ -100,7 +100,7 @@ def _made(kind: Any, given: dict[str, Any]) -> Any:
 def _subject(given: dict[str, Any]) -> Any:
     runs, words = split_words(given["words"])
     plugins = tuple(given["plugin"] or ())
-    return _verb().Subject(runs, words, given["checkpoint"], plugins, given.get("device", "cpu"))
+    return _verb().CompressTarget(runs, words, given["checkpoint"], plugins, given.get("device", "cpu"))
 
 
 @compress_app.command()
@@ -137,7 +137,13 @@ def run(
     given, verb = dict(locals()), _verb()
     asked = _made(verb.Budget, given)
     return verb.compress(
-        _subject(given), asked, _made(verb.Tuning, given), method=method, num_batches=batch_norm, out=out, json=json
+        _subject(given),
+        asked,
+        _made(verb.FineTuneOptions, given),
+        method=method,
+        num_batches=batch_norm,
+        out=out,
+        json=json,
     )
 
 
@@ -205,7 +211,7 @@ def finetune(
     Repeat the command to resume it.
     """
     given, verb = dict(locals()), _verb()
-    return verb.finetune(_subject(given), policy, _made(verb.Tuning, given), out=out)
+    return verb.finetune(_subject(given), policy, _made(verb.FineTuneOptions, given), out=out)
 
 
 @compress_app.command()
@@ -272,7 +278,7 @@ def report(
     return verb.report(
         _subject(given),
         asked,
-        _made(verb.Tuning, given),
+        _made(verb.FineTuneOptions, given),
         method=method,
         num_batches=batch_norm,
         num_seeds=seeds,

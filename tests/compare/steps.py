@@ -36,7 +36,7 @@ class _Weighted:
 
 def step_of() -> Any:
     """The job of a step without a config."""
-    return SimpleNamespace(task=_Weighted(), frozen=(), epoch=0, step=0, weights_at=lambda step: {"weighted": 1.0})
+    return SimpleNamespace(task=_Weighted(), frozen=(), epoch=0, step=0, loss_weights_at=lambda step: {"weighted": 1.0})
 
 
 def variant(model: nn.Module, precision: str = "float32") -> ModelVariant:

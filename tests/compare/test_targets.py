@@ -51,7 +51,9 @@ def rows_of(seed: int, own: Assigning | None = None, reference: Assigning | None
     sizes = 5 + 10 * torch.rand(4, 2)
     batch = {"boxes": torch.cat([sizes[:2], 4 * sizes[2:]]), "input": torch.randn(4, 4)}
     jobs = [
-        SimpleNamespace(task=task or Assigning(), frozen=(), epoch=0, step=0, weights_at=lambda step: {"near": 1.0})
+        SimpleNamespace(
+            task=task or Assigning(), frozen=(), epoch=0, step=0, loss_weights_at=lambda step: {"near": 1.0}
+        )
         for task in (own, reference)
     ]
     first, second = variant(model), variant(model, "float64")

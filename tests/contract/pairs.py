@@ -52,8 +52,8 @@ class Contrast:
         starts = start + np.cumsum([0, *(len(row) for row in rows)])
         return count, [(everyone, int(place)) for place in starts[:-1]]
 
-    def losses(self, model: nn.Module, batch: dict, around: tuple[Tensor, int]) -> dict[str, Tensor]:
-        everyone, start = around
+    def losses(self, model: nn.Module, batch: dict, context: tuple[Tensor, int]) -> dict[str, Tensor]:
+        everyone, start = context
         live = self._rows(model, batch)
         own = slice(start, start + len(live))
         rows = torch.cat([everyone[:start], live, everyone[own.stop :]])
@@ -64,8 +64,8 @@ class Contrast:
     def predict(self, model: nn.Module, batch: dict) -> dict[str, Tensor]:
         return model(points=batch["points"], image=batch["image"])
 
-    def assess(self, model: nn.Module, batch: dict, around: Any) -> tuple[dict, dict]:
-        return self.losses(model, batch, around), self.predict(model, batch)
+    def losses_and_predictions(self, model: nn.Module, batch: dict, context: Any) -> tuple[dict, dict]:
+        return self.losses(model, batch, context), self.predict(model, batch)
 
     @staticmethod
     def _rows(model: nn.Module, batch: dict) -> Tensor:

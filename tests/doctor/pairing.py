@@ -67,7 +67,9 @@ def with_task(
     job = dataclasses.replace(built.job, model=model, task=task, optimizer=optimizer, loss_weights=weights)
     config = dataclasses.replace(built.config, losses=tuple(ComponentConfig(name) for name in losses))
     evaluators = {
-        name: dataclasses.replace(getattr(built, name), task=task, loss_names=tuple(losses))
+        f"{name}_evaluator": dataclasses.replace(
+            getattr(built, f"{name}_evaluator"), task=task, loss_names=tuple(losses)
+        )
         for name in ("selection", "test")
     }
     return dataclasses.replace(built, job=job, config=config, **evaluators)
@@ -111,7 +113,7 @@ class Shelf:
     def __init__(self, names: Sequence[str]) -> None:
         self.names = tuple(names)
 
-    def rows_of(self, names: Sequence[str], *, of: str) -> Any:
+    def row_indices(self, names: Sequence[str], *, set_name: str) -> Any:
         return [self.names.index(name) for name in names]
 
     def counts(self, rows: Any) -> list[int]:

@@ -73,7 +73,7 @@ def with_data(
     stream = dataclasses.replace(built.job.stream, reader=parts["train"].reader)
     evaluated = BatchReader(dataset, build_transforms(built.config.transforms.evaluate, dataset.info.facts))
     evaluators = {
-        name: dataclasses.replace(getattr(built, name), reader=evaluated)
+        f"{name}_evaluator": dataclasses.replace(getattr(built, f"{name}_evaluator"), reader=evaluated)
         for name in ("selection", "test")
         if getattr(built.data, name).dataset is before
     }

@@ -190,6 +190,6 @@ def _with_task(built: TrainingSetup, model: nn.Module | None) -> TrainingSetup:
     job = dataclasses.replace(built.job, model=model, task=task, optimizer=optimizer)
     evaluators = {
         name: build_evaluator(built.config, part, task, built.selection_evaluator.metrics)
-        for name, part in (("selection", built.data.selection), ("test", built.data.test))
+        for name, part in (("selection_evaluator", built.data.selection), ("test_evaluator", built.data.test))
     }
     return dataclasses.replace(built, job=job, **evaluators)

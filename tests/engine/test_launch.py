@@ -265,9 +265,9 @@ def test_a_report_to_a_launcher_that_was_killed_leaves_no_folder(variables: pyte
 
 ORPHANED = """\
 import os, subprocess, sys, time
-from sightline.engine.launcher import follow_parent
+from sightline.engine.launcher import exit_with_parent
 if os.fork() == 0:
-    follow_parent(int(sys.argv[1]), folder=sys.argv[2])
+    exit_with_parent(int(sys.argv[1]), folder=sys.argv[2])
     time.sleep(20)
 """
 
@@ -385,8 +385,8 @@ def test_a_forked_process_that_leaves_keeps_its_parents_folder() -> None:
     assert child.exitcode == 3
     assert (folder / "socket").exists()
     script = (
-        "import multiprocessing.util, sys; from sightline.engine.failure import leave; "
-        "print(multiprocessing.util.get_temp_dir(), flush=True); leave(3)"
+        "import multiprocessing.util, sys; from sightline.engine.failure import exit_process; "
+        "print(multiprocessing.util.get_temp_dir(), flush=True); exit_process(3)"
     )
     left = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert left.returncode == 3

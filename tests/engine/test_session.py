@@ -189,7 +189,7 @@ def test_an_evaluation_that_dies_leaves_the_weights_of_its_step(tmp_path: Path) 
     def dies(*given: Any, **named: Any) -> Any:
         raise KeyError("logits")
 
-    object.__setattr__(session.built, "selection", dies)
+    object.__setattr__(session.built, "selection_evaluator", dies)
     with pytest.raises(KeyError):
         session.run()
     snapshot = checkpoint.load(folder)

@@ -37,24 +37,26 @@ class Sizes:
         count = torch.tensor(sum(len(batch["x"]) for batch in micro_batches))
         return {"size": count, "square": count}, [f"part {place}" for place in range(len(micro_batches))]
 
-    def losses(self, model: nn.Module, batch: Batch, around: Any) -> Mapping[str, Tensor]:
+    def losses(self, model: nn.Module, batch: Batch, context: Any) -> Mapping[str, Tensor]:
         self._note()
-        assert around == batch["around"]
+        assert context == batch["context"]
         outputs = model(batch["x"])
         return {"size": outputs.sum(), "square": outputs.square().sum()}
 
     def predict(self, model: nn.Module, batch: Batch) -> Mapping[str, Any]:
         return {"doubled": model(batch["x"])}
 
-    def assess(self, model: nn.Module, batch: Batch, around: Any) -> tuple[Mapping[str, Tensor], Mapping[str, Any]]:
-        return self.losses(model, batch, around), self.predict(model, batch)
+    def losses_and_predictions(
+        self, model: nn.Module, batch: Batch, context: Any
+    ) -> tuple[Mapping[str, Tensor], Mapping[str, Any]]:
+        return self.losses(model, batch, context), self.predict(model, batch)
 
     def _note(self) -> None:
         self.lowered.append(torch.is_autocast_enabled("cpu"))
 
 
 def part(place: int, *numbers: float) -> Batch:
-    return {"x": torch.tensor(numbers, dtype=torch.float64), "around": f"part {place}"}
+    return {"x": torch.tensor(numbers, dtype=torch.float64), "context": f"part {place}"}
 
 
 def test_shares_of_the_micro_batches_add_up_to_the_mean_over_the_step() -> None:
@@ -88,7 +90,7 @@ class Timed:
     """A task that may report its parts."""
 
     def __init__(self) -> None:
-        self.lap = lambda part: None
+        self.on_phase_end = lambda part: None
 
 
 def test_the_clock_parts_the_forward_pass_where_the_task_does(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -99,13 +101,13 @@ def test_the_clock_parts_the_forward_pass_where_the_task_does(monkeypatch: pytes
     clock = StepTimer(task, remainder="loss")  # type: ignore[arg-type]
     clock.end_phase("prepare")
     for _ in range(2):
-        task.lap("forward")
+        task.on_phase_end("forward")
         clock.end_phase("forward")
         clock.end_phase("backward")
     assert clock.seconds == {"prepare": 1.0, "forward": 2.0, "loss": 2.0, "backward": 2.0}
     evaluation = StepTimer(task, remainder="interpret")  # type: ignore[arg-type]
     for part in ("forward", "loss"):
-        task.lap(part)
+        task.on_phase_end(part)
     evaluation.end_phase("forward")
     assert evaluation.seconds == {"forward": 1.0, "loss": 1.0, "interpret": 1.0}
 

@@ -70,7 +70,7 @@ def test_the_average_follows_its_formula() -> None:
 def test_the_average_starts_from_the_first_weights_and_is_what_counts() -> None:
     _, job = run("train.ema_decay=0.9999999999", num_steps=3)
     fresh = small_run().job.model
-    for kept, initial in zip(job.evaluated.parameters(), fresh.parameters(), strict=True):
+    for kept, initial in zip(job.evaluation_model.parameters(), fresh.parameters(), strict=True):
         assert torch.allclose(kept, initial, atol=1e-7)  # 1e-10 of three steps
     assert not all(torch.equal(a, b) for a, b in zip(job.model.parameters(), fresh.parameters(), strict=True))
 

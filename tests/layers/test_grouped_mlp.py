@@ -31,7 +31,7 @@ def pair_of_networks(
 def groups(num_clouds: int = 3, num_points: int = 30, num_groups: int = 11, num_members: int = 4) -> dict[str, Tensor]:
     """Maps of points and centres 30 deviations off the origin, and any members, some of them twice."""
     return {
-        "of_points": torch.randn(num_clouds, num_points, WIDTHS[0], dtype=torch.float64) + 30,
+        "point_terms": torch.randn(num_clouds, num_points, WIDTHS[0], dtype=torch.float64) + 30,
         "of_centres": torch.randn(num_clouds, num_groups, WIDTHS[0], dtype=torch.float64),
         "index": torch.randint(0, num_points, (num_clouds, num_groups, num_members)),
     }
@@ -63,7 +63,7 @@ def test_one_member_in_every_group() -> None:
 def test_gradients_agree_with_finite_differences() -> None:
     _, quick = pair_of_networks()
     given = groups(num_clouds=2, num_points=5, num_groups=3, num_members=3)
-    index, own = given["index"], [given[name].requires_grad_() for name in ("of_points", "of_centres")]
+    index, own = given["index"], [given[name].requires_grad_() for name in ("point_terms", "of_centres")]
     assert torch.autograd.gradcheck(lambda points, centres: quick(points, centres, index), own)
 
 
@@ -90,7 +90,7 @@ def test_half_precision_takes_the_plain_form() -> None:
 def test_nan_is_not_lost_in_the_maximum(is_training: bool) -> None:
     """One member's NaN is its group's answer in eval, as it is in the plain form; in training it is everyone's."""
     given = groups()
-    given["of_points"][1, 7] = torch.nan
+    given["point_terms"][1, 7] = torch.nan
     given["index"][1, 4, 2] = 7
     plain, quick = (network.train(is_training) for network in pair_of_networks())
     assert torch.equal(quick(**given).isnan(), plain(**given).isnan())
@@ -162,5 +162,5 @@ def test_minus_infinity_is_rectified_to_zero() -> None:
     plain, quick = (network.eval() for network in pair_of_networks())
     given = groups()
     given["index"][0, 0] = 3
-    given["of_points"][0, 3, int(plain.layers[0].norm.weight.argmax())] = -torch.inf  # type: ignore[union-attr, operator]
+    given["point_terms"][0, 3, int(plain.layers[0].norm.weight.argmax())] = -torch.inf  # type: ignore[union-attr, operator]
     torch.testing.assert_close(quick(**given), plain(**given), rtol=BOUND, atol=BOUND)

@@ -51,11 +51,11 @@ def test_what_a_cloud_has_in_common_need_not_be_repeated(
     )
     unsettle(plain)
     fused.load_state_dict(plain.state_dict())
-    given = {"whole": torch.randn(3, 4).double(), "each": torch.randn(3, 5, 3).double()}
+    given = {"global_features": torch.randn(3, 4).double(), "each": torch.randn(3, 5, 3).double()}
     weight = torch.randn(3, 5, 6).double()
     found, expected = (run(layer.train(is_training), given, weight) for layer in (fused, plain))
     assert_passes_agree(found, expected, BOUND)
-    repeated = given["whole"][:, None].repeat(1, 5, 1)
+    repeated = given["global_features"][:, None].repeat(1, 5, 1)
     parts = (repeated, given["each"]) if first == "whole" else (given["each"], repeated)
     by_hand = LinearNorm.forward(plain.eval(), torch.cat(parts, dim=-1))
     assert torch.equal(plain(**given), by_hand)

@@ -221,7 +221,7 @@ class _Images:
     def image(self, index: int) -> _Ref:
         return self._images[index]
 
-    def others(self) -> Any:
+    def set_index(self) -> Any:
         return SimpleNamespace(images=frozenset(), category_ids=frozenset())
 
 

@@ -123,7 +123,11 @@ def find(line: str) -> Any:
         return _walk(f"{module}.{name}")
     if line.endswith("=)"):
         name, _, keyword = line.removesuffix("=)").partition("(")
-        taken = inspect.signature(_walk(name)).parameters
+        function = _walk(name)
+        taken = inspect.signature(function).parameters
+        makers = (function, getattr(function, "__init__", None), getattr(function, "__new__", None))
+        if any(keyword in getattr(maker, "old_keywords", ()) for maker in makers):
+            return keyword  # an old name that is still taken
         if keyword not in taken and all(each.kind is not each.VAR_KEYWORD for each in taken.values()):
             raise TypeError(f"{name} takes no '{keyword}'")
         return keyword

@@ -223,7 +223,7 @@ KILL_SCRIPT = """
 import os, random, signal, sys, time
 from pathlib import Path
 import torch
-from sightline.runs.checkpoint import Snapshot, load, newest_sound, save
+from sightline.runs.checkpoint import Snapshot, load, newest_valid, save
 
 run, draw, newest = Path(sys.argv[1]), random.Random(0), 0
 
@@ -243,7 +243,7 @@ for _ in range(30):
     time.sleep(draw.uniform(0.005, 0.1))
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
-    found, rejected = newest_sound(run)
+    found, rejected = newest_valid(run)
     assert not rejected, rejected
     if found is None:
         continue

@@ -62,7 +62,7 @@ def scored(monkeypatch: pytest.MonkeyPatch) -> Scored:
 
     def evaluate(run: Path, *words: object, task: type = Pose, key: str = "joints_mm") -> np.ndarray:
         found: dict[int, np.ndarray] = {}
-        assess = task.assess
+        assess = task.losses_and_predictions
 
         def recording(self: Any, model: Any, batch: Any, around: Any) -> Any:
             sums, predictions = assess(self, model, batch, around)

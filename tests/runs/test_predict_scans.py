@@ -162,7 +162,7 @@ def test_files_that_do_not_fit_are_named_with_what_would(street: Path, tmp_path:
     reasons = {Path(each["file"]).name: each["reason"] for each in document["refused"]}
     whole = "has 14396 bytes, whole points of 4 float32 have a multiple of 16 (x, y, z, remission)"
     assert f"{whole}; they fit no number of columns from 3 to 6" in reasons["cut.bin"]
-    assert "points run from" in reasons["mm.bin"]
+    assert "900 of 900 points (100 %) lie beyond" in reasons["mm.bin"]
     assert "remission run from 0" in reasons["bytes.bin"]
     assert "remissions not negative" in reasons["five.bin"]
     assert "it was read as x, y, z, remission: --columns names others" in reasons["five.bin"]

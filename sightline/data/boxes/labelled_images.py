@@ -137,7 +137,7 @@ class LabelledImages:
         height, width = self._stored(index, "size_px").tolist()
         return ImageRef(self._names[index], int(self._stored(index, "image_id")), height, width)
 
-    def others(self) -> SetIndex:
+    def set_index(self) -> SetIndex:
         """Every image and every class of the prepared set, whether of this part and chosen or not."""
         prepared = self._prepared
         ids = {each for split in prepared.splits for each in prepared.array(split, "image_id").tolist()}

@@ -65,7 +65,7 @@ class Concat:
         own, place = self._place(index)
         return self._sets[own].image(place)._replace(name=self.name_of(index), image_id=index + 1)
 
-    def others(self) -> Any:
+    def set_index(self) -> Any:
         """Every image of the sets by name, and every class of them, whether of this part or not."""
         every = [each.set_index() for each in self._sets]
         names = (f"{own}/{key}" for own, each in enumerate(every, start=1) for key in each.images if type(key) is str)

@@ -99,7 +99,7 @@ class SyntheticCrowds:
         """What names an image in files of results, and its size; ids count from 1."""
         return ImageRef(self.name_of(index), index + 1, *self._size)
 
-    def others(self) -> SetIndex:
+    def set_index(self) -> SetIndex:
         """No further images or classes: ids count from 1 in every part."""
         return SetIndex()
 

@@ -124,7 +124,7 @@ def head_cause(bench: FitSetup, reporter: FitReporter, *, is_falling: bool) -> t
     name = _head(bench)
     if name is None:
         return None, "no linear layer or convolution is called last"
-    curve = _best(bench, thaw=True, change=lambda model: _freshen(model, name))
+    curve = _best(bench, unfreeze=True, change=lambda model: _freshen(model, name))
     if not curve.is_fitted:
         return None, f"a fresh {name} on the frozen features does not fit either"
     shown = f"a fresh {name} on the frozen features fits after {curve.steps_to(FITTED)} steps"

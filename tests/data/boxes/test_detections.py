@@ -64,7 +64,7 @@ class Few:
     def record(self, index: int) -> Any:
         raise NotImplementedError
 
-    def others(self) -> SetIndex:
+    def set_index(self) -> SetIndex:
         return SetIndex(frozenset({7, 3, 4, 50, "a,1", "train/z"}), frozenset({*IDS, 12}))
 
 

@@ -18,7 +18,7 @@ CAMERA = np.array([100.0, -100.0, 16.0, 12.0])
 
 
 def order_of(num_frames: int = 3, **changes: object) -> FrameOrder:
-    given = {"cube_mm": 200.0, "words": {"split": "train", "subject": "3"}, **changes}
+    given = {"cube_mm": 200.0, "path_placeholders": {"split": "train", "subject": "3"}, **changes}
     return FrameOrder(title="toy train", num_frames=num_frames, camera=CAMERA, centre=1, **given)  # type: ignore[arg-type]
 
 

@@ -106,7 +106,7 @@ def test_parts_are_drives_lists_or_the_last_images(images: Path) -> None:
     assert names_of(opened(images / "listed", "train", validation_share=0.0)) == NAMES[:3]
     assert names_of(opened(images / "listed", "test", tested=("2011_09_26_0002",))) == [NAMES[2]]
     (lists / "val.txt").write_text(NAMES[0])
-    with pytest.raises(DataError, match="is in both lists, and 0 more"):
+    with pytest.raises(DataError, match="is in both lists; each name has one part"):
         prepare(images, images / "again")
 
 

@@ -78,7 +78,7 @@ def use_small_blocks(monkeypatch: pytest.MonkeyPatch, *, is_compiled: bool) -> N
     monkeypatch.setattr(fast_text_parser, "_BLOCK_BYTES", 100)
     if not is_compiled:
         for module in (fast_text_parser, s3dis_files, scene_preparation):
-            monkeypatch.setattr(module, "suits", lambda *tensors: False)
+            monkeypatch.setattr(module, "can_use_numba", lambda *tensors: False)
 
 
 @pytest.mark.parametrize("is_compiled", [True, False])

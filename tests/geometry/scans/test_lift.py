@@ -180,7 +180,7 @@ def test_scans_of_any_lengths_are_lifted_as_if_alone(lift: Lift) -> None:
 
 def test_wrong_votes_are_refused() -> None:
     for arguments, text in (
-        ({"search": 4}, "odd"),
+        ({"window": 4}, "odd"),
         ({"num_neighbours": 26}, "1 to 25"),
         ({"num_neighbours": 0}, "1 to 25"),
         ({"sigma": 0.0}, "must be positive"),

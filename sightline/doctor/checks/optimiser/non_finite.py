@@ -368,7 +368,7 @@ class _WatchedJob:
 
     def __init__(self, job: TrainState, back: _BackwardTrace) -> None:
         self.task = _WatchedTask(job.task, back)
-        self.weights_at = job.loss_weights_at
+        self.loss_weights_at = job.loss_weights_at
         self.step = job.step
         self.precision = job.precision
         self.frozen = job.frozen

@@ -88,7 +88,7 @@ def test_constant_weights_and_few_values_need_few_centres(monkeypatch: pytest.Mo
     weights = [parameter for parameter in plain.parameters() if parameter.ndim > 1]
     weights[0].data.zero_()
     weights[1].data.sign_()
-    vars(context)["before_compression"] = plain
+    vars(context)["float_model"] = plain
     assert findings_of(context, ("broken-codebook", "unquantised-weights")) == []
 
 

@@ -98,7 +98,7 @@ def test_partners_that_are_farther_than_others(tmp_path: Path) -> None:
     rehearsal = dataclasses.replace(
         context.dry_run, outputs={"first": first, "second": -first}, batch={"sample_index": torch.arange(16)}
     )
-    context.__dict__["rehearsal"] = rehearsal
+    context.__dict__["dry_run"] = rehearsal
     (finding,) = initial_contrast(context)
     assert (finding.severity, finding.cause) == ("warning", "data.pairing")
     assert_complete(finding)

@@ -53,7 +53,7 @@ def run_of(
     text = "".join(json.dumps(line) + "\n" for line in lines(*(zero,) * 6, metric=metric))
     (folder / "metrics.jsonl").write_text(text)
     context = context_of(built, folder)
-    context.__dict__["trained"] = model.eval()
+    context.__dict__["trained_model"] = model.eval()
     return built, context, zero
 
 

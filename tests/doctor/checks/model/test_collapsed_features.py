@@ -31,7 +31,7 @@ class _Context(Context):
 
 def trained(built, model: nn.Module | None) -> _Context:  # type: ignore[no-untyped-def]
     context = _Context(built, World(), run=Path("run"))
-    object.__setattr__(context, "trained", model)
+    object.__setattr__(context, "trained_model", model)
     return context
 
 

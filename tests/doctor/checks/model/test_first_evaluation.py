@@ -92,7 +92,10 @@ def with_scores(built: TrainingSetup) -> TrainingSetup:
     built = with_losses(dataclasses.replace(built, job=job), {"cross_entropy": OfScores()})
     offers = AvailableKeys("data", built.data.train.reader.keys), AvailableKeys("model", {"scores"})
     meter = BoundMetric(Hits(), bind(Hits().update, *offers, owner="metric", exclude=("state",)))
-    evaluators = {name: dataclasses.replace(getattr(built, name), meters=[meter]) for name in ("selection", "test")}
+    evaluators = {
+        f"{name}_evaluator": dataclasses.replace(getattr(built, f"{name}_evaluator"), metrics=[meter])
+        for name in ("selection", "test")
+    }
     return dataclasses.replace(built, **evaluators)
 
 
