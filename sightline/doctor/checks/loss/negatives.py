@@ -116,7 +116,7 @@ def _finding_count(context: Context, name: str, value: float, num_pairs: int, se
         f"the loss '{name}' does not compare with all negatives of a step{detail and f': {detail}'}",
         causes=("loss.negatives", "loss.form", "dist.sync"),
         at=context.loss_path(name),
-        measured=f"{value:.9g} for {num_pairs} equal pairs{setting}, so {count:.6g} negatives",
+        measured=f"{value:.9g} for {num_pairs} pairs of equal rows{setting}, so {count:.6g} negatives",
         expected=f"{chance_level(num_pairs):.9g} = ln(2 x {num_pairs} - 1), so {2 * num_pairs - 2}",
         action="compare each row with all others of both sides, over micro-batches and processes, and not with itself",
     )

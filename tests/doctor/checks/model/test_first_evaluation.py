@@ -101,7 +101,10 @@ def with_scores(built: TrainingSetup) -> TrainingSetup:
 
 def test_a_model_without_the_output_that_the_task_reads(tmp_path: Path) -> None:
     finding = caught(with_scores(make(tmp_path)), "first-evaluation", "cfg.contract")
-    assert finding.summary == "the validation part cannot be evaluated: KeyError in 'assess' of the task 'classify'"
+    assert (
+        finding.summary
+        == "the validation part cannot be evaluated: KeyError in 'losses_and_predictions' of the task 'classify'"
+    )
     assert (finding.where.file, finding.where.line) == (str(tmp_path / "small.yaml"), 2)
     assert finding.where.dataset == "synthetic_shapes/validation"
     assert "the task 'classify' (the default: the config has no task) reads 'logits'" in finding.action
