@@ -1,4 +1,4 @@
-"""What checks are given, and how they are declared."""
+"""Context of checks, and their registration."""
 
 from __future__ import annotations
 
@@ -43,20 +43,20 @@ __all__ = ["CHECKS", "TO_END", "Check", "Context", "FindingBuilder", "Moment", "
 
 Moment = Literal["static", "preflight", "deep", "offline"]
 
-TO_END = "every check of this run to end"
-"""What is expected where a check could not run."""
+TO_END = "every check of this run to finish"
+"""Expected value in the finding of a check that could not run."""
 _CPU = torch.device("cpu")
-_MOST_ASSIGNED = 64
-_THOROUGH_S = 5.0  # of this thread's own time, for the samples of one part
+_MAX_ASSIGNED = 64
+_THOROUGH_S = 5.0  # CPU time of this thread for the samples of one split
 
 
 @renamed(rehearsal="dry_run")
 @dataclass(frozen=True)
 class Context:
-    """What a check may look at. It must leave model, data and random states as they are: copy what it changes.
+    """Model, data and cached measurements that a check may read, but not change: it must copy what it modifies.
 
-    `run` is the directory of the run where there is one, for the checks whose moment is `offline`; `first_loss` is the
-    whole loss of its first step, where that is known.
+    `run` is the run directory, for checks of the moment `offline`; `first_loss` is the total loss of the first step, if
+    it is known.
     """
 
     built: TrainingSetup
@@ -71,60 +71,60 @@ class Context:
 
     @cached_property
     def dry_run(self) -> DryRun:
-        """One training step on copies, taken when the first check asks for it."""
+        """One training step on copies (cached; computed on first use)."""
         return dry_run(self.built.job, self.world.device, forward_s=self.forward_s)
 
     @cached_property
     def first_outputs(self) -> tuple[Batch, Outputs]:
-        """Samples of the first step and the outputs for them before any update; at least those of the rehearsal."""
+        """Batch of the first step and its outputs before any update (cached); at least the samples of the dry run."""
         return first_outputs(self.built.job, self.dry_run, self.world.device)
 
     @cached_property
     def assignments(self) -> AssignedBoxes | None:
-        """What the task assigns in samples of the first step, under `sightline check` also in 64 others.
+        """Assignment of boxes in samples of the first step, under `sightline check` also in 64 other samples (cached).
 
-        None of a task without boxes, and where no step could be taken.
+        None for a task without boxes, and if the dry run did not succeed.
         """
         task = unwrap_distillation(self.built.job.task)
         if not isinstance(task, Detect) or not self.dry_run.is_sound:
             return None
         part, batches = self.built.data.train, iter([self.first_outputs[0]])
         if self.is_thorough:
-            more = evenly_spaced_keys(part, epoch=0, seed=self.config.seed, most_samples=_MOST_ASSIGNED)
-            batches = itertools.chain(batches, map(part.reader, more))
-        return assigned_boxes(task, self.built.job.model, (to_device(each, _CPU) for each in batches))
+            key_chunks = evenly_spaced_keys(part, epoch=0, seed=self.config.seed, most_samples=_MAX_ASSIGNED)
+            batches = itertools.chain(batches, map(part.reader, key_chunks))
+        return assigned_boxes(task, self.built.job.model, (to_device(batch, _CPU) for batch in batches))
 
     @cached_property
     def dry_evaluations(self) -> list[DryEvaluation]:
-        """An evaluation of a few samples on copies, of each evaluated part that has a form of its own."""
+        """Evaluations of a few samples on copies, one per evaluated split with another batch form (cached)."""
         is_slow = bool(self.dry_run.skipped)
         return rehearse_evaluations(self.built, self.world.device, forward_s=self.forward_s, is_slow=is_slow)
 
     @cached_property
     def statistics(self) -> list[PartStatistics]:
-        """Samples of each part, read when the first check asks for them."""
+        """Statistics of samples of each split (cached; samples are read on first use)."""
         return [collect_statistics(part, seed=self.config.seed) for part in distinct_parts(self.built.data)]
 
     @cached_property
     def class_counts(self) -> list[ClassCounts | None]:
-        """How often each class occurs in each part of `survey`, in this order."""
-        return [count_classes(each, self.thorough_statistics) for each in self.statistics]
+        """Class counts of each split, in the order of `statistics` (cached); None for a split without class labels."""
+        return [count_classes(statistics, self.thorough_statistics) for statistics in self.statistics]
 
     @cached_property
     def squared_losses(self) -> dict[str, SquaredErrorLoss]:
-        """The losses that are sums of squares, on the first outputs: found by what they do.
+        """Squared-error losses by name, detected by their values on the first outputs (cached).
 
-        Without those that have no targets in the data: what they draw together is a feature inside the network, or is
-        drawn to what the loss itself learns.
+        Losses that compare hidden features, or outputs with the loss's own parameters, have no targets in the data and
+        are left out.
         """
-        rehearsal, found = self.dry_run, {}
+        rehearsal, losses = self.dry_run, {}
         if not rehearsal.is_sound:
             return {}
         batch, outputs = to_device(rehearsal.batch, _CPU), to_device(dict(rehearsal.seen_outputs), _CPU)
         for component in self.config.losses:
             try:
                 squares = find_squared_error(self.built.job, batch, outputs, component.name)
-            except Exception:  # noqa: BLE001 - a loss of others may refuse outputs that are not its model's
+            except Exception:  # noqa: BLE001 - a plugin's loss may reject float64 outputs or a stand-in for its model
                 continue
             if squares is None:
                 continue
@@ -132,12 +132,12 @@ class Context:
                 squares.is_learned or squares.output_key in rehearsal.hidden
             )
             if is_of_data:
-                found[component.name] = squares
-        return found
+                losses[component.name] = squares
+        return losses
 
     @cached_property
     def oracle_results(self) -> list[OracleResult]:
-        """Every kind of layer and every loss, held against what is known of it, when the first deep check asks."""
+        """Comparison of every kind of layer and every loss with references and finite differences (cached)."""
         rehearsal = self.dry_run
         if not rehearsal.is_sound:
             return []
@@ -146,7 +146,7 @@ class Context:
 
     @cached_property
     def trained_model(self) -> nn.Module | None:
-        """A copy of the model with the weights of the run's last checkpoint, in evaluation mode; None without one."""
+        """Copy of the model with the weights of the run's last checkpoint, in evaluation mode; None without one."""
         if self.run is None or not (self.run / "checkpoints" / "last").exists():
             return None
         copied = isolated_copy(self.built.job.model)
@@ -155,7 +155,7 @@ class Context:
 
     @cached_property
     def float_model(self) -> nn.Module | None:
-        """The float model that `compress` quantised; None without it, and where its weights cannot be had again."""
+        """Float model before `compress` (cached); None without `compress`, or if its weights cannot be reloaded."""
         is_resumed = self.config.init is not None and self.built.init_report is None
         if self.config.compress is None or is_resumed:
             return None
@@ -166,15 +166,15 @@ class Context:
             return None
 
     def thorough_statistics(self, survey: PartStatistics) -> PartStatistics:
-        """The survey of a part; under `sightline check`, one of all samples that five seconds of work suffice for."""
+        """Return the statistics of a split; under `sightline check`, of as many samples as five seconds allow."""
         if survey.is_whole or not self.is_thorough:
             return survey
-        found = self._thorough.get(id(survey))
-        if found is None:
+        statistics = self._thorough.get(id(survey))
+        if statistics is None:
             seed, size = self.config.seed, len(survey.part.indices)
-            found = collect_statistics(survey.part, seed=seed, most_samples=size, most_seconds=_THOROUGH_S)
-            self._thorough[id(survey)] = found
-        return found
+            statistics = collect_statistics(survey.part, seed=seed, most_samples=size, most_seconds=_THOROUGH_S)
+            self._thorough[id(survey)] = statistics
+        return statistics
 
     @cached_property
     def _thorough(self) -> dict[int, PartStatistics]:
@@ -182,30 +182,30 @@ class Context:
 
     @property
     def is_thorough(self) -> bool:
-        """Whether this is `sightline check`, and not the start of a training."""
+        """True under `sightline check`, False at the start of a training."""
         return math.isinf(self.forward_s)
 
     def place(self, path: str, **more: Any) -> FindingLocation:
-        """A place of the config: a dotted path, with the file and line of it or of the block it is in."""
-        origins, at = self.config.origins, path
-        while at:
-            for key in (at, f"{at}.name"):
+        """Return the location of a dotted config path: its file and line, or those of the block that contains it."""
+        origins, known_path = self.config.origins, path
+        while known_path:
+            for key in (known_path, f"{known_path}.name"):
                 if key in origins and (origins[key].line is not None or origins[key].source == "command line"):
                     return FindingLocation(file=origins[key].source, line=origins[key].line, config_path=path, **more)
-            at = at.rpartition(".")[0]
+            known_path = known_path.rpartition(".")[0]
         return FindingLocation(config_path=path, **more)
 
     def loss_path(self, name: str) -> str:
-        """The dotted path of the losses block of this name."""
+        """Return the dotted config path of the loss of this name."""
         names = [component.name for component in self.config.losses]
         return f"losses.{names.index(name)}" if name in names else "losses"
 
 
 @dataclass(frozen=True, kw_only=True)
 class FindingBuilder:
-    """Builds findings of one code. The other fields are the defaults of its findings.
+    """Builder of findings of one code; the other fields are the defaults of its findings.
 
-    `causes` are of `CAUSES`, the likeliest first; `at` is a dotted path of the config.
+    `causes` are of `CAUSES`, the most likely first; `at` is a dotted path of the config.
     """
 
     guard: str
@@ -218,11 +218,11 @@ class FindingBuilder:
 
     @property
     def names(self) -> tuple[str, str, str]:
-        """What `checks.skip` may call it: its code, its guard, and both as findings print them."""
+        """Names in `checks.skip`: the code, the guard, and both as findings print them."""
         return self.code, self.guard, f"{self.guard} {self.code}"
 
     def is_skipped(self, config: RunConfig) -> bool:
-        """Whether a config leaves it out."""
+        """Return True if `checks.skip` of a config names this check."""
         return not set(self.names).isdisjoint(config.checks.skip)
 
     def finding(
@@ -240,9 +240,9 @@ class FindingBuilder:
         evidence: Mapping[str, Any] | None = None,
         **place: Any,
     ) -> Finding:
-        """A finding at a place, or at the config's path `at` with the further fields of `Place` that are given.
+        """Build a finding at a location, or at the config path `at` with further fields of `FindingLocation`.
 
-        `causes` begin with the likeliest, and may name it again; `split` names a part of the run's data set.
+        `causes` are ordered by likelihood, repetitions are allowed; `split` names a split of the run's data set.
         """
         if isinstance(where, Context):
             dataset = {"dataset": f"{where.config.data.name}/{split}"} if split else {}
@@ -271,9 +271,9 @@ class FindingBuilder:
         error: Exception,
         *,
         severity: Severity = "note",
-        action: str = "nothing, if that part may refuse what the check gives it; checks.skip leaves the check out",
+        action: str = "nothing, if that component may reject the check's inputs; checks.skip leaves the check out",
     ) -> Finding:
-        """That the check could not run, with the error in one line and where it was raised: a note by default."""
+        """Build the finding that the check could not run, with the error and its location: a note by default."""
         file, line = error_location(error)
         reason = summarise_error(error)
         return self.finding(
@@ -289,7 +289,7 @@ class FindingBuilder:
 
 @dataclass(frozen=True, kw_only=True)
 class Check(FindingBuilder):
-    """A registered check: when it runs, about how long it may take, and how its findings are built."""
+    """Registered check: its moment, whether every training runs it, and its function."""
 
     moment: Moment
     is_quick: bool
@@ -300,7 +300,7 @@ class Check(FindingBuilder):
 
 
 CHECKS: dict[str, Check] = {}
-"""Every check whose module was imported, by its code."""
+"""Registered checks of all imported modules, by code."""
 
 
 @renamed_keywords(at="config_path")
@@ -316,15 +316,17 @@ def check(
     expected: str = "",
     action: str = "",
 ) -> Callable[[Callable[[Context], Iterable[Finding]]], Check]:
-    """Register a check; the function's name is then the check, and `name.finding(...)` builds its findings.
+    """Register a function as a check; `name.finding(...)` then builds its findings.
 
-    Quick ones also run at the start of every training; those that go deep never are. The arguments from `severity` on
-    are the defaults of its findings.
+    Quick checks also run at the start of every training; deep checks are never quick. The arguments from `severity` on
+    are the defaults of the findings.
     """
 
     def register(function: Callable[[Context], Iterable[Finding]]) -> Check:
-        known = CHECKS.get(code)
-        assert known is None or known.run.__module__ == function.__module__, f"check '{code}' is registered twice"
+        registered = CHECKS.get(code)
+        assert registered is None or registered.run.__module__ == function.__module__, (
+            f"check '{code}' is registered twice"
+        )
         CHECKS[code] = Check(
             guard=guard,
             code=code,

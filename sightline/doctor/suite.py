@@ -1,4 +1,4 @@
-"""Runs checks: which there are, at which moment each is due, and that none of them leaves a trace on the run."""
+"""Runner of checks: discovery, selection by moment, and protection of the run against side effects."""
 
 from __future__ import annotations
 
@@ -37,95 +37,96 @@ _SKIPPED = FindingBuilder(
     causes=("sys.resource",),
     at="model",
     expected=TO_END,
-    action="run `sightline check`, which takes its time",
+    action="run `sightline check`, which has no time limit",
 )
 
-_FORWARD_S = 1.5  # of the quick checks' one step; with its backward pass and all that is sampled they stay below ten
-_ROOM = "sightline.doctor.checks"
+_FORWARD_S = 1.5  # for the forward pass of the quick checks' one step, which keeps all quick checks below ten seconds
+_CHECKS_PACKAGE = "sightline.doctor.checks"
 _MOMENTS = typing.get_args(Moment)
 
 
 def all_checks() -> list[Check]:
-    """Every check, in the order of their moments and codes."""
-    room = importlib.import_module(_ROOM)
-    for module in pkgutil.walk_packages(room.__path__, f"{_ROOM}."):
+    """Import and return all checks, ordered by moment and code."""
+    package = importlib.import_module(_CHECKS_PACKAGE)
+    for module in pkgutil.walk_packages(package.__path__, f"{_CHECKS_PACKAGE}."):
         importlib.import_module(module.name)
-    return sorted(CHECKS.values(), key=lambda each: (_MOMENTS.index(each.moment), each.code))
+    return sorted(CHECKS.values(), key=lambda check: (_MOMENTS.index(check.moment), check.code))
 
 
 def run_quick(built: TrainingSetup, world: World) -> list[Finding]:
-    """The checks that every training starts with."""
-    chosen = [each for each in all_checks() if each.is_quick and each.moment in ("static", "preflight")]
+    """Run the quick checks with which every training starts."""
+    chosen = [check for check in all_checks() if check.is_quick and check.moment in ("static", "preflight")]
     return _run(chosen, Context(built, world, _FORWARD_S))
 
 
 def run_all(built: TrainingSetup, world: World, *, run: Path | None = None, deep: bool = False) -> list[Finding]:
-    """Every check of a run that has not begun; with the directory of a `run`, also those of what it left there.
+    """Run all checks of a run that has not begun; with a `run` directory, also the checks of its files.
 
-    `deep` takes the oracles along, which hold every layer and loss against what is known of it.
+    `deep` includes the oracles, which compare every layer and loss with references and finite differences.
     """
-    left_out = ({"offline"} if run is None else set()) | (set() if deep else {"deep"})
-    chosen = [each for each in all_checks() if each.moment not in left_out]
+    excluded_moments = ({"offline"} if run is None else set()) | (set() if deep else {"deep"})
+    chosen = [check for check in all_checks() if check.moment not in excluded_moments]
     return _run(chosen, Context(built, world, run=run))
 
 
 def run_after(built: TrainingSetup, world: World, *, run: Path, first_loss: float | None = None) -> list[Finding]:
-    """The checks of what a training left in its directory, and in its model; `first_loss` is that of its first step."""
-    chosen = [each for each in all_checks() if each.moment == "offline"]
+    """Run the checks of a finished training's directory and model; `first_loss` is the loss of its first step."""
+    chosen = [check for check in all_checks() if check.moment == "offline"]
     return _run(chosen, Context(built, world, _FORWARD_S, run, first_loss))
 
 
 def _run(checks: Sequence[Check], context: Context) -> list[Finding]:
-    """Findings, the gravest first; every process returns the same list, after one collective at the end."""
+    """Run checks and return the findings by severity; one collective at the end gives all processes the same list."""
     assert_known(context.config)
     findings: list[Finding] = []
-    with _untouched(context.built):
-        for each in checks:
-            if each.is_skipped(context.config):
+    with _preserve_run_state(context.built):
+        for check in checks:
+            if check.is_skipped(context.config):
                 continue
-            started = time.perf_counter()
-            found = _run_one(each, context)
-            seconds = time.perf_counter() - started
-            findings += [dataclasses.replace(finding, phase=each.moment, seconds=seconds) for finding in found]
-        findings += _of_short_time(context)
+            start_seconds = time.perf_counter()
+            check_findings = _run_one(check, context)
+            seconds = time.perf_counter() - start_seconds
+            findings += [
+                dataclasses.replace(finding, phase=check.moment, seconds=seconds) for finding in check_findings
+            ]
+        findings += _short_time_findings(context)
     return merge_findings(gather_findings(findings, context.world))
 
 
-def _run_one(each: Check, context: Context) -> list[Finding]:
-    """A check's findings. One that fails must not end the run on one process alone; that it failed is a finding."""
+def _run_one(check: Check, context: Context) -> list[Finding]:
+    """Return a check's findings; an exception, which must not end the run on one process alone, becomes a finding."""
     try:
-        return each(context)
+        return check(context)
     except Exception as error:
-        logger.warning("check-failed: '%s' did not run, so it has no finding for this run", each.code, exc_info=True)
+        logger.warning("check-failed: '%s' did not run, so it has no finding for this run", check.code, exc_info=True)
         action = "look at the traceback above, or leave the check out with checks.skip"
-        return [each.not_run(context, error, severity="warning", action=action)]
+        return [check.not_run(context, error, severity="warning", action=action)]
 
 
-def _of_short_time(context: Context) -> list[Finding]:
-    """The first step, or else an evaluation, where a check asked for it and there was no time for one."""
+def _short_time_findings(context: Context) -> list[Finding]:
+    """Return a finding if a check used a dry run or dry evaluation that was skipped for lack of time."""
     if _SKIPPED.is_skipped(context.config):
         return []
-    rehearsal = vars(context).get("dry_run")  # where no check asked for it there is none
-    rehearsed = [*([] if rehearsal is None else [rehearsal]), *vars(context).get("dry_evaluations", ())]
-    skipped = [each.skipped for each in rehearsed if each.skipped][:1]
+    dry_run = vars(context).get("dry_run")  # None if no check used it
+    results = [*([] if dry_run is None else [dry_run]), *vars(context).get("dry_evaluations", ())]
+    skipped = [result.skipped for result in results if result.skipped][:1]
     return [_SKIPPED.finding(context, f"check could not run: {reason}", measured=reason) for reason in skipped]
 
 
 def assert_known(config: RunConfig) -> None:
-    """Raises ConfigError for a check that the config would skip and that there is not; guards have several."""
-    known = [name for each in (*all_checks(), _SKIPPED) for name in each.names]
+    """Raise a ConfigError if `checks.skip` contains a name that is neither a check nor a guard."""
+    valid_names = [name for check in (*all_checks(), _SKIPPED) for name in check.names]
     for code in config.checks.skip:
-        where = config.origins.get("checks.skip", "checks.skip")
+        location = config.origins.get("checks.skip", "checks.skip")
         if code in RENAMED_CHECKS:
-            raise ConfigError(f"{where}: the check '{code}' is called '{RENAMED_CHECKS[code]}'; write that")
-        if code not in known:
-            raise ConfigError(f"{where}: there is no check '{code}'{suggest(code, known)}")
+            raise ConfigError(f"{location}: the check '{code}' is called '{RENAMED_CHECKS[code]}'; write that")
+        if code not in valid_names:
+            raise ConfigError(f"{location}: there is no check '{code}'{suggest(code, valid_names)}")
 
 
 @contextmanager
-def _untouched(built: TrainingSetup) -> Iterator[None]:
-    """Random states, those that data sets hold among them, losses and training flags are as before, whatever a check
-    did."""
+def _preserve_run_state(built: TrainingSetup) -> Iterator[None]:
+    """Context that restores random states (also those of data sets), losses and training flags at its end."""
     model, device = built.job.model, built.job.device
     flags = {name: module.training for name, module in model.named_modules()}
     parts = (built.data.train, built.data.selection, built.data.test)

@@ -15,7 +15,7 @@ from sightline.doctor.checks.loss.trivial_predictors import trivial_predictions,
 from sightline.doctor.checks.model.final_activation import final_activation
 from sightline.doctor.checks.model.gradient_flow import gradient_flow
 from sightline.doctor.checks.model.norm_variance import input_variances, norm_variance
-from sightline.doctor.checks.weights.initial_weights import initial_weights, scheme_of
+from sightline.doctor.checks.weights.initial_weights import find_scheme, initial_weights
 from sightline.doctor.context import Context
 from sightline.engine.distributed import World
 from sightline.losses.base import Loss
@@ -221,7 +221,7 @@ def test_weights_a_hundred_times_too_large(tmp_path: Path) -> None:
 def test_schemes_are_told_by_the_deviations(draw: Any, told: str) -> None:
     for seed in range(5):
         torch.manual_seed(seed)
-        start = scheme_of("layer", draw(torch.empty(96, 400)))
+        start = find_scheme("layer", draw(torch.empty(96, 400)))
         assert start.scheme is not None, start
         assert start.scheme.startswith(told), start
         assert start.std <= 3 * start.largest
@@ -229,7 +229,7 @@ def test_schemes_are_told_by_the_deviations(draw: Any, told: str) -> None:
 
 def test_orthogonal_maps_to_more_channels() -> None:
     torch.manual_seed(0)
-    start = scheme_of("layer", nn.init.orthogonal_(torch.empty(400, 96)))
+    start = find_scheme("layer", nn.init.orthogonal_(torch.empty(400, 96)))
     assert start.scheme is not None
     assert start.scheme.startswith("orthogonal")
 
@@ -237,7 +237,7 @@ def test_orthogonal_maps_to_more_channels() -> None:
 def test_of_transposed_convolutions_the_first_axis_goes_in() -> None:
     torch.manual_seed(0)
     weight = nn.init.normal_(torch.empty(64, 4, 2, 2, 2), std=(2 / (64 * 8)) ** 0.5)
-    start = scheme_of("layer", weight, is_transposed=True)
+    start = find_scheme("layer", weight, is_transposed=True)
     assert start.scheme is not None
     assert start.scheme.startswith("He, sqrt(2/fan_in)")
 

@@ -19,7 +19,7 @@ from sightline.compress.policy_simulator import PolicySimulator
 from sightline.compress.run_problem import CompressionOptions, RunProblem
 from sightline.config import read_config
 from sightline.describe.trace import trace
-from sightline.doctor.checks.weights.checkpoint_match import _differing
+from sightline.doctor.checks.weights.checkpoint_match import _find_different_tensors
 from sightline.engine.run_loading import OpenRun, open_run, open_trained
 from sightline.errors import ConfigError
 from sightline.layers.quantisation.halves import halvable, round_to_half
@@ -95,10 +95,10 @@ def test_another_weight_than_the_one_given_is_found_under_each_name() -> None:
     expected = {name: value.clone() for name, value in model.state_dict().items()}
     expected["b.weight"] = expected["a.weight"]
     apply_policy(model, {"a.weight": {"kind": "codebook", "bits": 1}})
-    assert _differing(expected, dense_state_dict(model), ["a.weight"]) == []
+    assert _find_different_tensors(expected, dense_state_dict(model), ["a.weight"]) == []
     expected["b.bias"] = expected["b.bias"] + 1
-    assert _differing(expected, dense_state_dict(model), ["a.weight"]) == ["b.bias"]
-    assert _differing(expected, dense_state_dict(model), []) == ["a.weight", "b.weight", "b.bias"]
+    assert _find_different_tensors(expected, dense_state_dict(model), ["a.weight"]) == ["b.bias"]
+    assert _find_different_tensors(expected, dense_state_dict(model), []) == ["a.weight", "b.weight", "b.bias"]
 
 
 def test_embeddings_have_codebooks_and_biases_and_norms_half_precision(packed: Path) -> None:

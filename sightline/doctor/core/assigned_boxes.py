@@ -1,4 +1,4 @@
-"""Boxes of a few training batches and the priors that they get, counted once for all checks of assignments."""
+"""Boxes of a few training batches and their assigned priors, computed once for all checks of assignments."""
 
 from __future__ import annotations
 
@@ -19,15 +19,16 @@ from sightline.types import Batch
 __all__ = ["AssignedBoxes", "assigned_boxes", "is_significantly_above"]
 
 _SIDE_STRIDES = 8
-"""The side, in strides, of the square around a point whose overlap with a box is measured."""
+"""Side, in strides, of the square around a point prior whose IoU with a box is measured."""
 
 
 class AssignedBoxes(NamedTuple):
-    """Boxes (N, 4) on canvases that are not ignored, and what priors they get.
+    """Boxes (N, 4) on canvases, without ignored boxes, and their assignment to priors.
 
-    `best` (N, L) is the highest IoU with an anchor of each level, or with a square around a point, `best_free` (N,)
-    that with a prior that no other box has; `is_unmatched` (N,) has none. Of each image there are `positives` and
-    `negatives` (B, L), and rows and columns of its file, `file_px` (B, 2). `priors` are those of the last batch.
+    `best_iou` (N, L) is the highest IoU with an anchor of each level, or with a square around a point; `best_free` (N,)
+    is the highest IoU with a prior that is not assigned to any box; `is_unmatched` (N,) marks boxes without a prior.
+    Each image has `positives` and `negatives` (B, L) and the size of its file, `file_px` (B, 2). `priors` are those of
+    the last batch.
     """
 
     priors: Priors
@@ -41,42 +42,47 @@ class AssignedBoxes(NamedTuple):
 
     @property
     def looked_at(self) -> str:
-        """How much was looked at, in words."""
+        """Text of the numbers of boxes and images."""
         return f"{len(self.boxes)} boxes in {len(self.file_px)} training images"
 
     @property
     def num_boxes_of_level(self) -> list[int]:
-        """How many boxes overlap an anchor of each level by half, and by more than any of another level."""
+        """Number of boxes per level whose best anchor, with an IoU of at least 0.5, is at this level."""
         is_near = self.best_iou.amax(dim=1) >= (0.5 if self.priors.kind == "anchors" else torch.inf)
         return self.best_iou.argmax(dim=1)[is_near].bincount(minlength=self.best_iou.shape[1]).tolist()
 
 
 def is_significantly_above(count: int, total: int, share: float) -> bool:
-    """Whether so many of a total are more than a share of it by three deviations, those of independent draws.
+    """Return True if a count exceeds a share of the total by three standard deviations of independent draws.
 
-    One or two, however few there are, never are: deviations say little of such counts.
+    Counts of one or two are never significant: deviations mean little for such counts.
     """
     return count > max(2, share * total + 3 * math.sqrt(share * total))
 
 
 def assigned_boxes(task: Detect, model: nn.Module, batches: Iterable[Batch]) -> AssignedBoxes:
-    """The table of one batch or more on the CPU, in one pass over them."""
+    """Collect the boxes and assignments of one or more batches on the CPU, in one pass."""
     rows = []
     for batch in batches:
         priors, context = task.get_priors(batch["image"]), task.context(model, batch)
-        for image, pair in enumerate(pairwise(batch["box_offsets"].tolist())):
-            rows.append((batch["file_px"][image, None], *_of_image(priors, batch, context, image, slice(*pair))))
-    return AssignedBoxes(priors, *(torch.cat(each) for each in zip(*rows, strict=True)))
+        for image, row_range in enumerate(pairwise(batch["box_offsets"].tolist())):
+            rows.append(
+                (batch["file_px"][image, None], *_collect_image(priors, batch, context, image, slice(*row_range)))
+            )
+    return AssignedBoxes(priors, *(torch.cat(column) for column in zip(*rows, strict=True)))
 
 
-def _of_image(priors: Priors, batch: Batch, context: Batch, image: int, rows: slice) -> tuple[Tensor, ...]:
-    """An image's part of each column of the table, from `boxes` on."""
+def _collect_image(priors: Priors, batch: Batch, context: Batch, image: int, rows: slice) -> tuple[Tensor, ...]:
+    """Return an image's rows of each field of `AssignedBoxes`, from `boxes` on."""
     is_counted = ~batch["is_ignored"][rows]
     boxes = batch["boxes"][rows][is_counted].to(priors.coordinates)
     target, squares = context["target"][image], priors.to_boxes(_SIDE_STRIDES)
-    chosen = [squares[level] for level in priors.level_slices] + [squares[target < 0]]
-    *best, free = (best_iou_of_boxes(replace(priors, coordinates=each), boxes) for each in chosen)
+    prior_sets = [squares[level] for level in priors.level_slices] + [squares[target < 0]]
+    *best, best_free = (
+        best_iou_of_boxes(replace(priors, coordinates=coordinates), boxes) for coordinates in prior_sets
+    )
     counts = [
-        priors.prior_level[is_it].bincount(minlength=len(best))[None] for is_it in (target >= 0, target == BACKGROUND)
+        priors.prior_level[is_selected].bincount(minlength=len(best))[None]
+        for is_selected in (target >= 0, target == BACKGROUND)
     ]
-    return boxes, torch.stack(best, dim=1), free, context["is_unmatched"][rows][is_counted], *counts
+    return boxes, torch.stack(best, dim=1), best_free, context["is_unmatched"][rows][is_counted], *counts

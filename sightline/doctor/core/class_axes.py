@@ -1,4 +1,4 @@
-"""Which axis of a model's logits counts the classes."""
+"""Class axis of a model's logits."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ __all__ = ["class_axis"]
 
 
 def class_axis(logits: Tensor, label: Tensor) -> int | None:
-    """The axis of `logits` without which it has the shape of `label` (the last of several), or None."""
+    """Return the axis of `logits` without which it has the shape of `label` (the last of several); None without one."""
     axes = [
         axis
         for axis in range(logits.ndim)

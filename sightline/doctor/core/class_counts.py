@@ -1,4 +1,4 @@
-"""How often each class occurs in each part of the data: in all samples where these are few or known, else in some."""
+"""Class counts of each split: over all samples if these are few or their labels are listed, else over some."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ __all__ = ["ClassCounts", "count_classes"]
 
 
 class ClassCounts(NamedTuple):
-    """Of each class the `targets` (points, or samples) of a part that have it, and the `samples` that show it.
+    """Counts per class of a split: `targets` (points or samples) of the class, and `samples` that contain it.
 
-    `looked_at` states how many samples were counted; `is_whole` that these were all of them. `num_single` samples, of
-    `num_labelled` whose points have labels, show one class alone.
+    `looked_at` states how many samples were counted; `is_whole` is True if these were all samples. Of `num_labelled`
+    samples with labels of points, `num_single` contain one class only.
     """
 
     split: str
@@ -29,7 +29,10 @@ class ClassCounts(NamedTuple):
 
 
 def count_classes(survey: PartStatistics, thoroughly: Callable[[PartStatistics], PartStatistics]) -> ClassCounts | None:
-    """The census of a part, read `thoroughly` where nothing lists all labels. None without labels of classes."""
+    """Count the classes of a split; None without class labels.
+
+    If the data set does not list all labels, the statistics that `thoroughly` returns are counted.
+    """
     num_classes = survey.part.dataset.info.facts.get("num_classes")
     if not isinstance(num_classes, int) or not survey.labellings:
         return None

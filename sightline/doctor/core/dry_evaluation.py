@@ -1,4 +1,4 @@
-"""The first evaluation of a run on copies: a few samples of an evaluated part are read, predicted, scored and drawn."""
+"""Dry evaluation on copies: a few samples of an evaluated split are read, predicted, scored and drawn."""
 
 from __future__ import annotations
 
@@ -38,16 +38,16 @@ from sightline.types import Batch, SampleKey
 
 __all__ = ["DryEvaluation", "keys_to_evaluate", "rehearse_evaluations"]
 
-_MOST_SECONDS = 20.0  # for four samples under `sightline check`; one sample then takes its time
-_CORNER_PX = 8  # of a picture, which shows whether it can be written
+_MAX_SECONDS = 20.0  # for four samples under `sightline check`; one sample has no limit there
+_CORNER_PX = 8  # corner of a picture that is encoded, to test that it can be written
 
 
 @dataclass
 class DryEvaluation:
-    """An evaluation of up to four samples of `part`; the run's own model, metrics and data are as before.
+    """Evaluation of up to four samples of the split `part`; the run's own model, metrics and data are unchanged.
 
-    `component` and `path` name what worked last, and its place in the config: after a failure, what failed. `skipped`
-    gives the reason why nothing was evaluated, where the time was short.
+    `component` and `path` are the last component that was called and its config path: after a failure, the one that
+    failed. `skipped` is the reason if nothing was evaluated for lack of time.
     """
 
     part: DataSubset
@@ -64,53 +64,54 @@ class DryEvaluation:
     skipped: str = ""
 
     def mark_progress(self, stage: str, component: str, path: str) -> None:
-        """Note what works now."""
+        """Record the stage, the component and its config path before a call."""
         self.stage, self.component, self.path = stage, component, path
 
     def keep(self, batch: Batch, predictions: Mapping[str, Any]) -> None:
-        """Note what was predicted of which batch."""
+        """Store a batch and its predictions."""
         self.batch, self.predictions = batch, predictions
 
     def rows(self, ranks: Sequence[int], names: Sequence[str]) -> tuple[Batch, dict[str, Any]] | None:
-        """The batch of these samples alone and, of `names`, their rows of the predictions; None where they have none.
+        """Return the batch of some samples and their rows of the named predictions; None if a prediction has no rows.
 
-        The predictions are those of the whole batch, so that nothing but the split differs.
+        The predictions are those of the whole batch, so that only the division into batches differs.
         """
         batch = self.evaluator.reader([self.keys[rank] for rank in ranks])
         offsets = self.predictions.get("cloud_offsets", self.batch.get("offsets"))
-        found: dict[str, Any] = {}
+        predictions: dict[str, Any] = {}
         for name in names:
             if name in self.predictions and name not in batch:
-                found[name] = _rows(self.predictions[name], ranks, len(self.keys), offsets)
-                if found[name] is None:
+                predictions[name] = _rows(self.predictions[name], ranks, len(self.keys), offsets)
+                if predictions[name] is None:
                     return None
-        return to_device(batch, self.device, float_dtype=self.evaluator.precision.parameter_dtype), found
+        return to_device(batch, self.device, float_dtype=self.evaluator.precision.parameter_dtype), predictions
 
 
 def rehearse_evaluations(
     built: TrainingSetup, device: torch.device, *, forward_s: float = math.inf, is_slow: bool = False
 ) -> list[DryEvaluation]:
-    """Evaluate a few samples of the part that chooses the best checkpoint; of the test part too, if its form differs.
+    """Evaluate a few samples of the selection split, and of the test split if its batches have another form.
 
-    Four samples, or one where the model `is_slow` or needs more than `forward_s` of this thread's own time for four.
+    Four samples, or one if the model `is_slow` or needs more than `forward_s` seconds of this thread's own time for
+    four.
     """
-    found: list[DryEvaluation] = []
+    evaluations: list[DryEvaluation] = []
     forms: list[object] = []
     for part, evaluator in ((built.data.selection, built.selection_evaluator), (built.data.test, built.test_evaluator)):
         if not len(evaluator.indices):
             continue
-        form = _form(evaluator, part)
+        form = _describe_batch_form(evaluator, part)
         if form is None or form not in forms:
-            found.append(_rehearse(built, DryEvaluation(part, evaluator, device), forward_s, is_slow=is_slow))
+            evaluations.append(_rehearse(built, DryEvaluation(part, evaluator, device), forward_s, is_slow=is_slow))
             forms.append(form)
-    return found
+    return evaluations
 
 
-def _form(evaluator: Evaluator, part: DataSubset) -> dict[str, object] | None:
-    """Names, types and row shapes of a part's batches; None where they cannot be read."""
+def _describe_batch_form(evaluator: Evaluator, part: DataSubset) -> dict[str, object] | None:
+    """Return names, dtypes and row shapes of a split's batches; None if they cannot be read."""
     try:
         batch = evaluator.reader(keys_to_evaluate(evaluator, part, NUM_SAMPLES))
-    except Exception:  # noqa: BLE001 - the rehearsal reads them again and reports what it is
+    except Exception:  # noqa: BLE001 - the dry evaluation reads them again and reports the error
         return None
     return {
         name: (str(value.dtype), tuple(value.shape[1:])) if isinstance(value, Tensor) else type(value).__name__
@@ -119,17 +120,17 @@ def _form(evaluator: Evaluator, part: DataSubset) -> dict[str, object] | None:
 
 
 def keys_to_evaluate(evaluator: Evaluator, part: DataSubset, count: int) -> list[SampleKey]:
-    """Keys of up to `count` samples of a part, spread over it."""
-    spread = dataclasses.replace(part, indices=evaluator.indices).evenly_spaced_indices(count)
-    return evaluation_keys(spread, count, epoch=0, seed=evaluator.seed)[0]
+    """Return the keys of up to `count` evenly spaced samples of a split."""
+    indices = dataclasses.replace(part, indices=evaluator.indices).evenly_spaced_indices(count)
+    return evaluation_keys(indices, count, epoch=0, seed=evaluator.seed)[0]
 
 
 def _rehearse(built: TrainingSetup, fresh: DryEvaluation, forward_s: float, *, is_slow: bool) -> DryEvaluation:
-    limits_s = {NUM_SAMPLES: min(forward_s, _MOST_SECONDS), 1: forward_s}
+    limits_s = {NUM_SAMPLES: min(forward_s, _MAX_SECONDS), 1: forward_s}
     for count in (1,) if is_slow else limits_s:
         result = dataclasses.replace(fresh, keys=keys_to_evaluate(fresh.evaluator, fresh.part, count))
         try:
-            _attempt(built, result, compute_seconds() + limits_s[count])
+            _run_once(built, result, compute_seconds() + limits_s[count])
         except OutOfTimeError:
             continue
         return result
@@ -137,16 +138,16 @@ def _rehearse(built: TrainingSetup, fresh: DryEvaluation, forward_s: float, *, i
     return dataclasses.replace(fresh, skipped=reason)
 
 
-def _attempt(built: TrainingSetup, result: DryEvaluation, deadline: float) -> None:
+def _run_once(built: TrainingSetup, result: DryEvaluation, deadline: float) -> None:
     step = DryRun(isolated_copy(built.job.evaluation_model), {})
     watch = ForwardWatcher(step, deadline)
-    result.evaluator = _watched(built, result)
+    result.evaluator = _wrap_evaluator(built, result)
     try:
         evaluation = result.evaluator(step.model, World(device=result.device), pictures=True, on_batch=result.keep)
         _record(result, evaluation)
     except OutOfTimeError:
         raise
-    except Exception as error:  # noqa: BLE001 - whatever an evaluation dies of is what `first-evaluation` reports
+    except Exception as error:  # noqa: BLE001 - `first-evaluation` reports any error
         file, line = error_location(error)
         result.failure = StepFailure(result.stage, error, watch.current, file, line)
     finally:
@@ -154,34 +155,37 @@ def _attempt(built: TrainingSetup, result: DryEvaluation, deadline: float) -> No
         watch.remove()
     is_of_outputs = result.path.startswith("metrics") or result.stage == "show"
     if is_of_outputs and not all(map(_is_finite, result.outputs.values())):
-        result.failure = None  # a metric may refuse what an untrained model gives; `non-finite` is about that
+        result.failure = None  # a metric may refuse non-finite outputs; `non-finite` reports them
 
 
-def _watched(built: TrainingSetup, result: DryEvaluation) -> Evaluator:
-    """The evaluator of a few samples whose parts note that they work; its metrics are copies."""
+def _wrap_evaluator(built: TrainingSetup, result: DryEvaluation) -> Evaluator:
+    """Return an evaluator of a few samples that records progress; its metrics are copies."""
     config = built.config
     names = [component.name for component in config.metrics] + ["?"] * len(result.evaluator.metrics)
-    meters = [
+    metrics = [
         BoundMetric(
-            _Noting(copy.deepcopy(meter.metric), result, f"the metric '{name}'", f"metrics.{place}"), meter.update
+            _ProgressProxy(copy.deepcopy(metric.metric), result, f"the metric '{name}'", f"metrics.{index}"),
+            metric.update,
         )
-        for place, (meter, name) in enumerate(zip(result.evaluator.metrics, names, strict=False))
+        for index, (metric, name) in enumerate(zip(result.evaluator.metrics, names, strict=False))
     ]
-    given = result.evaluator
+    evaluator = result.evaluator
     return dataclasses.replace(
-        given,
-        task=_Noting(given.task, result, f"the task '{config.task.name}'", "task"),
-        metrics=meters,
-        reader=_reading(given.reader, result, "data"),
-        voting_reader=None if given.voting_reader is None else _reading(given.voting_reader, result, "transforms.vote"),
-        indices=dataclasses.replace(result.part, indices=given.indices).evenly_spaced_indices(len(result.keys)),
+        evaluator,
+        task=_ProgressProxy(evaluator.task, result, f"the task '{config.task.name}'", "task"),
+        metrics=metrics,
+        reader=_wrap_reader(evaluator.reader, result, "data"),
+        voting_reader=None
+        if evaluator.voting_reader is None
+        else _wrap_reader(evaluator.voting_reader, result, "transforms.vote"),
+        indices=dataclasses.replace(result.part, indices=evaluator.indices).evenly_spaced_indices(len(result.keys)),
         batch_size=len(result.keys),
         workers=0,
         ensemble_models=(),
     )
 
 
-def _reading(reader: Any, result: DryEvaluation, path: str) -> Any:
+def _wrap_reader(reader: Any, result: DryEvaluation, path: str) -> Any:
     def read(keys: Sequence[SampleKey]) -> Batch:
         result.mark_progress("read", "the data set", path)
         batch: Batch = reader(keys)
@@ -190,8 +194,8 @@ def _reading(reader: Any, result: DryEvaluation, path: str) -> Any:
     return read
 
 
-class _Noting:
-    """A component whose methods note, when they are called, that it works now."""
+class _ProgressProxy:
+    """Proxy of a component that records progress at every method call."""
 
     def __init__(self, inner: Any, result: DryEvaluation, component: str, path: str) -> None:
         self.inner = inner
@@ -203,41 +207,43 @@ class _Noting:
             return value
 
         @functools.wraps(value)  # errors name the author's method
-        def call(*given: Any, **named: Any) -> Any:
+        def call(*args: Any, **kwargs: Any) -> Any:
             self.note(name)
-            return value(*given, **named)
+            return value(*args, **kwargs)
 
         return call
 
 
 def _record(result: DryEvaluation, evaluation: Evaluation) -> None:
-    """What a session does with an evaluation. Raises what it would: for states, numbers and pictures it cannot keep."""
+    """Process an evaluation as a training session does; raise its errors for invalid states, numbers or pictures."""
     for picture in evaluation.pictures:
         encode_png(picture.pixels[:_CORNER_PX, :_CORNER_PX])
-    for one in evaluation.results:
-        metric: Any = one.metric.metric
+    for metric_result in evaluation.results:
+        metric: Any = metric_result.metric.metric
         fresh = make_state(metric, num_samples=int(max(result.evaluator.indices)) + 1)
         metric.note("update")
-        _assert_same_form(fresh, one.state, row_states(metric))
-        _assert_plain("compute", metric.compute(one.state))
+        _assert_same_form(fresh, metric_result.state, row_states(metric))
+        _assert_plain("compute", metric.compute(metric_result.state))
         for member in (MetricMembers.per_class, MetricMembers.tables):
-            if (figures := member.get(metric)) is not None:
-                _assert_plain(member.name, figures(one.state))
+            if (compute_figures := member.get(metric)) is not None:
+                _assert_plain(member.name, compute_figures(metric_result.state))
     result.mark_progress("record", "the metrics log", "metrics")
     numbers = (evaluation.metrics, evaluation.losses, evaluation.seconds, evaluation.num_samples)
-    MetricsLog(_Nowhere()).on_evaluation(EvaluationRecord(0, 0, result.part.split, *numbers, is_best=False))
+    MetricsLog(_DiscardedLines()).on_evaluation(EvaluationRecord(0, 0, result.part.split, *numbers, is_best=False))
 
 
-class _Nowhere:
-    """Lines that are not written."""
+class _DiscardedLines:
+    """Log that discards its lines."""
 
     def append_line(self, name: str, line: Mapping[str, Any], /) -> None: ...
 
 
 def _assert_same_form(fresh: Mapping[str, Tensor], state: Mapping[str, Tensor], ragged: Collection[str]) -> None:
     for name in fresh.keys() | state.keys():
-        first = 1 if name in ragged else 0  # the number of rows is free
-        forms = [f"{t[name].dtype} {tuple(t[name].shape[first:])}" if name in t else "nothing" for t in (fresh, state)]
+        first_axis = 1 if name in ragged else 0  # the number of rows is free
+        forms = [
+            f"{t[name].dtype} {tuple(t[name].shape[first_axis:])}" if name in t else "nothing" for t in (fresh, state)
+        ]
         if forms[0] != forms[1]:
             raise TypeError(f"update turns state '{name}' from {forms[0]} into {forms[1]}; add to it in place (+=)")
 
@@ -246,7 +252,9 @@ def _assert_plain(name: str, returned: object) -> None:
     try:
         json.dumps(returned)
     except TypeError as error:
-        raise TypeError(f"{name} returns what JSON cannot hold ({error}); return plain numbers (.item())") from None
+        raise TypeError(
+            f"{name} returns values that JSON cannot represent ({error}); return plain numbers (.item())"
+        ) from None
 
 
 def _is_finite(value: object) -> bool:
@@ -254,7 +262,7 @@ def _is_finite(value: object) -> bool:
 
 
 def _rows(value: Any, ranks: Sequence[int], num_samples: int, offsets: Tensor | None) -> Any:
-    """The rows of some samples, of one row a sample or of clouds one after another; None of anything else."""
+    """Select the rows of some samples from one row per sample or from concatenated clouds; None for other values."""
     if isinstance(value, list | tuple) and len(value) == num_samples:
         return type(value)(value[rank] for rank in ranks)
     if not isinstance(value, Tensor) or value.ndim == 0:

@@ -1,4 +1,4 @@
-"""One training step on copies, taken once for all checks: what was read, what ran, which gradients came back."""
+"""Dry run: one training step on copies, with the keys read, the modules run and the gradients."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ __all__ = [
     "Outputs",
     "ReadTrackingDict",
     "StepFailure",
-    "detached",
+    "detach_nested",
     "dry_run",
     "error_location",
     "first_outputs",
@@ -48,20 +48,20 @@ _PACKAGE = Path(__file__).resolve().parents[2]
 _RUNNERS = (
     _PACKAGE / "doctor",
     _PACKAGE / "engine" / "step.py",
-)  # they run a step, but are not the place of its faults
+)  # they run a step, but do not cause its faults
 NUM_SAMPLES = 4  # batch norm over two rows gives +-1 for any input; three is the number of coordinates
-_FEWEST_SAMPLES = 2
-_MOST_TRIES = 8
-_MOST_SECONDS = 3.0
+_MIN_SAMPLES = 2
+_MAX_TRIES = 8
+_MAX_SECONDS = 3.0
 _FIRST_SAMPLES = 16
-_FORWARD_S = 0.6  # what a larger forward pass may be expected to take
+_FORWARD_S = 0.6  # maximum expected time of a larger forward pass
 
 Gradient = Literal["none", "zero", "some", "not finite"]
 Outputs = Mapping[str, Any]
 
 
 class ReadTrackingDict(dict[str, Any]):
-    """A mapping that remembers which of its keys were read."""
+    """Dictionary that records which of its keys were read."""
 
     def __init__(self, items: Mapping[str, Any]) -> None:
         super().__init__(items)
@@ -90,7 +90,7 @@ class ReadTrackingDict(dict[str, Any]):
 
 @dataclass(frozen=True)
 class StepFailure:
-    """An exception of the step, the stage and module that it came from, and the line of code outside libraries."""
+    """Exception of a step, with its stage, its module, and the line of code outside libraries."""
 
     stage: str
     error: Exception
@@ -101,11 +101,11 @@ class StepFailure:
 
 @dataclass
 class DryRun:
-    """What one training step on copies showed; the run's own model, optimiser and data are as before.
+    """Result of one training step on copies; the run's own model, optimiser and data are unchanged.
 
-    `model` is the copy after the backward pass, before any update, its gradients in place. `ends` names the operation
-    that made each output, `hidden` the outputs that others are computed from. `skipped` gives the reason for no step,
-    where the time for one was short.
+    `model` is the copy after the backward pass, with gradients, before any update. `ends` is the last operation of each
+    output, `hidden` the outputs from which others are computed. `skipped` is the reason if there was no time for a
+    step.
     """
 
     model: nn.Module
@@ -131,93 +131,96 @@ class DryRun:
 
     @property
     def seen_outputs(self) -> Outputs:
-        """What the model gave; empty where it gave no mapping, or nothing at all."""
+        """Outputs of the model; empty if it returned no mapping, or did not return."""
         return self.outputs or {}
 
     @property
     def is_sound(self) -> bool:
-        """Whether forward and backward passes went through with finite gradients."""
+        """True if forward and backward passes succeeded with finite gradients."""
         return self.failure is None and self.stage == "done" and "not finite" not in self.gradients.values()
 
 
 def dry_run(job: TrainState, device: torch.device, *, forward_s: float = math.inf) -> DryRun:
-    """Forward and backward on four samples of the first step; on more where a parameter got no gradient.
+    """Run forward and backward passes on four samples of the first step; on more if a parameter gets no gradient.
 
-    Where a forward pass needs more than `forward_s` of this thread's own time, which other load and compiling leave as
-    it is, two samples are tried, and then a forward pass alone of one in evaluation mode: `stage` and `skipped` record
-    it.
+    If a forward pass needs more than `forward_s` seconds of this thread's own time (which neither other load nor
+    compiling changes), two samples are tried, then one forward pass of one sample in evaluation mode: `stage` and
+    `skipped` record this.
     """
-    for num_samples in (NUM_SAMPLES, _FEWEST_SAMPLES):
+    for num_samples in (NUM_SAMPLES, _MIN_SAMPLES):
         try:
-            return _rehearse(job, device, num_samples, compute_seconds() + forward_s)
+            return _run_step(job, device, num_samples, compute_seconds() + forward_s)
         except OutOfTimeError:
             continue
-    result = _look(job, device, compute_seconds() + forward_s)
+    result = _run_forward_only(job, device, compute_seconds() + forward_s)
     result.stage, result.skipped = (
         "out of time",
-        f"a forward pass of {_FEWEST_SAMPLES} samples needs over {forward_s:g} s of processor time",
+        f"a forward pass of {_MIN_SAMPLES} samples needs over {forward_s:g} s of processor time",
     )
     return result
 
 
-def _rehearse(job: TrainState, device: torch.device, num_samples: int, deadline: float) -> DryRun:
-    started = compute_seconds()
+def _run_step(job: TrainState, device: torch.device, num_samples: int, deadline: float) -> DryRun:
+    start_seconds = compute_seconds()
     result = DryRun(isolated_copy(job.model), {})
     keys = step_keys(job, step=0)
-    watch = ForwardWatcher(result, deadline)
+    watcher = ForwardWatcher(result, deadline)
     try:
         result.batch = read_batch(job, keys[:num_samples], device)
-        _first_pass(job, result, watch, device)
-        _more_passes(job, result, keys[num_samples:], device, started)
+        _run_first_pass(job, result, watcher, device)
+        _run_further_passes(job, result, keys[num_samples:], device, start_seconds)
         result.stage = "done"
     except OutOfTimeError:
         raise
-    except Exception as error:  # noqa: BLE001 - whatever a model or loss dies of is what the check `first-step` reports
+    except Exception as error:  # noqa: BLE001 - the check `first-step` reports any error
         file, line = error_location(error)
-        result.failure = StepFailure(result.stage, error, watch.current, file, line)
+        result.failure = StepFailure(result.stage, error, watcher.current, file, line)
     finally:
-        result.outputs, result.output_reads, result.ends = watch.outputs, watch.output_reads, watch.ends
-        result.hidden = watch.hidden
-        watch.remove()
-    result.seconds = compute_seconds() - started
+        result.outputs, result.output_reads, result.ends = watcher.outputs, watcher.output_reads, watcher.ends
+        result.hidden = watcher.hidden
+        watcher.remove()
+    result.seconds = compute_seconds() - start_seconds
     return result
 
 
-def _look(job: TrainState, device: torch.device, deadline: float) -> DryRun:
-    """Outputs and losses of one sample in evaluation mode; nothing of them where these fail or take too long.
+def _run_forward_only(job: TrainState, device: torch.device, deadline: float) -> DryRun:
+    """Compute outputs and losses of one sample in evaluation mode; they stay empty on an error or a time-out.
 
-    What fails here need not fail in training, where there are more samples, so it is not a `failure`.
+    An error here is not recorded as `failure`, because training, with more samples, may succeed.
     """
     result = DryRun(isolated_copy(job.model), {})
-    watch = ForwardWatcher(result, deadline)
+    watcher = ForwardWatcher(result, deadline)
     with contextlib.suppress(Exception), torch.no_grad():
         result.batch = read_batch(job, step_keys(job, step=0)[:1], device)
         batch = ReadTrackingDict(result.batch)
         forward_backward(job, result.model, [batch], device, is_training=False)
         result.batch_reads |= batch.read
-    result.outputs, result.output_reads = watch.outputs, watch.output_reads
-    watch.remove()
+    result.outputs, result.output_reads = watcher.outputs, watcher.output_reads
+    watcher.remove()
     return result
 
 
 def isolated_copy(model: nn.Module) -> nn.Module:
-    """A deep copy that shares nothing with the model and issues no collectives."""
+    """Deep-copy a model; the copy issues no collectives."""
     copied = copy.deepcopy(model)
     for module in copied.modules():
         if isinstance(module, SynchronisedBatchNorm):
-            module._all_reduce_sum = _alone  # its own of one process is the identity; there is no public way
+            module._all_reduce_sum = _return_unchanged  # as in a world of one process; there is no public way
     return copied
 
 
 def step_keys(job: TrainState, *, step: int) -> list[SampleKey]:
-    """The samples of the first part of a step, the same on every process."""
+    """Return the keys of the first part of a step, the same on every process."""
     return job.stream.plan.step_keys(step)[0][0]
 
 
 def forward_backward(
     job: TrainState, model: nn.Module, micro_batches: Sequence[Batch], device: torch.device, *, is_training: bool = True
 ) -> tuple[Mapping[str, Tensor], Mapping[str, Tensor]]:
-    """The loop's forward and backward passes on a copy, as a world of one: loss sums and counts. Gradients add up."""
+    """Run the training loop's forward and backward passes as a single process; return loss sums and counts.
+
+    Gradients are accumulated in `model`.
+    """
     model.train(is_training)
     apply_freezing(model, job.frozen, job.epoch)
     weights = job.loss_weights_at(job.step)
@@ -233,106 +236,108 @@ def forward_backward(
 
 
 def first_outputs(job: TrainState, rehearsal: DryRun, device: torch.device) -> tuple[Batch, Outputs]:
-    """Outputs in training mode before any update: of the rehearsal, or of more samples where that is cheap."""
+    """Return batch and outputs in training mode before any update: of the dry run, or of more samples if cheap."""
     keys = step_keys(job, step=0)[:_FIRST_SAMPLES]
     expected_s = rehearsal.seconds / 2 * len(keys) / max(1, rehearsal.num_samples)
     if len(keys) <= rehearsal.num_samples or expected_s > _FORWARD_S:
         return rehearsal.batch, rehearsal.seen_outputs
     model = isolated_copy(job.model).train()
     apply_freezing(model, job.frozen, job.epoch)
-    seen: list[Any] = []
-    handle = model.register_forward_hook(lambda module, inputs, given: seen.append(detached(given)))
+    outputs: list[Any] = []
+    handle = model.register_forward_hook(lambda module, inputs, result: outputs.append(detach_nested(result)))
     try:
         batch = read_batch(job, keys, device)
         with torch.no_grad():
             compute_batch_losses(job.task, model, batch, device, job.precision)
-    except Exception:  # noqa: BLE001 - a sample further on that cannot be trained on is for the checks of data
+    except Exception:  # noqa: BLE001 - checks of data report samples that fail
         return rehearsal.batch, rehearsal.seen_outputs
     finally:
         handle.remove()
-    return batch, seen[-1] if seen and isinstance(seen[-1], Mapping) else {}
+    return batch, outputs[-1] if outputs and isinstance(outputs[-1], Mapping) else {}
 
 
 def error_location(error: BaseException) -> tuple[str | None, int | None]:
-    """The innermost line of an exception's way that is not of an installed library.
+    """Return the file and line of an exception's innermost frame outside installed libraries.
 
-    Where an error of the user's was made of another, on the way of that one: what merely retells it is no place.
+    For a UserError with a cause, the frame of the cause is returned.
     """
     while isinstance(error, UserError) and error.__cause__ is not None:
         error = error.__cause__
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if "site-packages" not in frame.filename]
-    own = [frame for frame in frames if not any(map(Path(frame.filename).is_relative_to, _RUNNERS))]
-    return (own[-1].filename, own[-1].lineno) if own else (None, None)
+    user_frames = [frame for frame in frames if not any(map(Path(frame.filename).is_relative_to, _RUNNERS))]
+    return (user_frames[-1].filename, user_frames[-1].lineno) if user_frames else (None, None)
 
 
 def read_batch(job: TrainState, keys: Sequence[SampleKey], device: torch.device) -> Batch:
-    """A training batch on the run's device, as the loop would see it."""
+    """Read a training batch to the run's device, as the training loop does."""
     return to_device(job.stream.reader(keys), device, float_dtype=job.precision.parameter_dtype)
 
 
-def detached(value: Any) -> Any:
-    """The same nest of dicts, lists and tuples, its tensors without their history."""
+def detach_nested(value: Any) -> Any:
+    """Return a copy of nested dicts, lists and tuples with detached tensors."""
     if isinstance(value, Tensor):
         return value.detach()
     if isinstance(value, dict):
-        return {name: detached(item) for name, item in value.items()}
+        return {name: detach_nested(item) for name, item in value.items()}
     if isinstance(value, list | tuple) and not hasattr(value, "_fields"):
-        return type(value)(detached(item) for item in value)
+        return type(value)(detach_nested(item) for item in value)
     return value
 
 
-def _first_pass(job: TrainState, result: DryRun, watch: ForwardWatcher, device: torch.device) -> None:
+def _run_first_pass(job: TrainState, result: DryRun, watcher: ForwardWatcher, device: torch.device) -> None:
     batch = ReadTrackingDict(result.batch)
     result.stage = "forward and losses"
     result.terms, result.counts = forward_backward(job, result.model, [batch], device)
     result.batch_reads |= batch.read
-    result.gradients = _gradients(result.model)
+    result.gradients = _classify_gradients(result.model)
     result.num_tries = 1
-    watch.remove()
+    watcher.remove()
 
 
-def _more_passes(job: TrainState, result: DryRun, keys: list[SampleKey], device: torch.device, started: float) -> None:
-    """Further micro-batches while a parameter still has no gradient: a layer may be dropped at random, or rest."""
+def _run_further_passes(
+    job: TrainState, result: DryRun, keys: list[SampleKey], device: torch.device, start_seconds: float
+) -> None:
+    """Run further micro-batches while a parameter has no gradient: a layer may be dropped at random, or be frozen."""
     result.stage = "further micro-batches"
     pieces = [keys[start : start + NUM_SAMPLES] for start in range(0, len(keys), NUM_SAMPLES)] or [[]]
-    while _is_waiting(result) and result.num_tries < _MOST_TRIES:
-        if compute_seconds() - started > _MOST_SECONDS:
+    while _has_missing_gradient(result) and result.num_tries < _MAX_TRIES:
+        if compute_seconds() - start_seconds > _MAX_SECONDS:
             return
         piece = pieces[(result.num_tries - 1) % len(pieces)]
         batch = read_batch(job, piece, device) if len(piece) == NUM_SAMPLES else result.batch
         forward_backward(job, result.model, [batch], device)
-        result.gradients = _gradients(result.model)
+        result.gradients = _classify_gradients(result.model)
         result.num_tries += 1
 
 
-def _is_waiting(result: DryRun) -> bool:
+def _has_missing_gradient(result: DryRun) -> bool:
     trainable = {name for name, parameter in result.model.named_parameters() if parameter.requires_grad}
     return any(result.gradients.get(name) == "none" for name in trainable)
 
 
-def _gradients(model: nn.Module) -> dict[str, Gradient]:
-    found: dict[str, Gradient] = {}
+def _classify_gradients(model: nn.Module) -> dict[str, Gradient]:
+    gradients: dict[str, Gradient] = {}
     for name, parameter in model.named_parameters():
         gradient = parameter.grad
         if gradient is None:
-            found[name] = "none"
+            gradients[name] = "none"
         elif not bool(gradient.isfinite().all()):
-            found[name] = "not finite"
+            gradients[name] = "not finite"
         else:
-            found[name] = "some" if bool(gradient.any()) else "zero"
-    return found
+            gradients[name] = "some" if bool(gradient.any()) else "zero"
+    return gradients
 
 
-def _alone(tensor: Tensor) -> Tensor:
+def _return_unchanged(tensor: Tensor) -> Tensor:
     return tensor
 
 
 class OutOfTimeError(Exception):
-    """A forward pass is slower than there is time for."""
+    """Forward pass that exceeds its time limit."""
 
 
-class _Readers(TorchFunctionMode):
-    """Notes whose parameters an operation reads: a layer may use those of its parts without calling them."""
+class _ParameterReadTracker(TorchFunctionMode):
+    """Record of the modules whose parameters an operation reads: a layer may use sub-modules without calling them."""
 
     def __init__(self, model: nn.Module, executed: set[str]) -> None:
         super().__init__()
@@ -340,15 +345,15 @@ class _Readers(TorchFunctionMode):
         self._owner = {id(value): name.rpartition(".")[0] for name, value in model.named_parameters()}
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        given = (*args, *(kwargs or {}).values())
-        self._executed.update(owner for value in given if (owner := self._owner.get(id(value))) is not None)
+        inputs = (*args, *(kwargs or {}).values())
+        self._executed.update(owner for value in inputs if (owner := self._owner.get(id(value))) is not None)
         return function(*args, **(kwargs or {}))
 
 
 class ForwardWatcher:
-    """Hooks on a copy: which modules ran, which one is running, and what the whole model gave the first time.
+    """Hooks on a copy that record the modules run, the current module, and the first outputs of the whole model.
 
-    They end a forward pass that goes on after `deadline`.
+    They end a forward pass that exceeds `deadline`.
     """
 
     def __init__(self, result: DryRun, deadline: float) -> None:
@@ -360,14 +365,14 @@ class ForwardWatcher:
         self._executed = result.executed
         self._stack: list[str] = []
         self._handles = []
-        self._readers = _Readers(result.model, result.executed)
+        self._readers = _ParameterReadTracker(result.model, result.executed)
         for name, module in result.model.named_modules():
             self._handles.append(module.register_forward_pre_hook(self._enter(name)))
             self._handles.append(module.register_forward_hook(self._leave(is_whole=name == "")))
 
     @property
     def current(self) -> str | None:
-        """The innermost module that was entered and not left."""
+        """Name of the innermost module that is running."""
         named = [name for name in self._stack if name]
         return named[-1] if named else None
 
@@ -375,7 +380,7 @@ class ForwardWatcher:
         for handle in self._handles:
             handle.remove()
         self._handles = []
-        if self._stack:  # the forward pass died
+        if self._stack:  # the forward pass raised an error
             self._readers.__exit__(None, None, None)
 
     def _enter(self, name: str) -> Any:
@@ -399,7 +404,7 @@ class ForwardWatcher:
             recorded = ReadTrackingDict(outputs)
             recorded.read = self.output_reads
             if self.outputs is None:
-                self.outputs = {name: detached(value) for name, value in outputs.items()}
+                self.outputs = {name: detach_nested(value) for name, value in outputs.items()}
                 self.hidden = hidden_outputs(outputs)
                 self.ends = {name: last_operation(v) for name, v in outputs.items() if isinstance(v, Tensor)}
             return recorded

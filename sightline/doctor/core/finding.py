@@ -1,4 +1,4 @@
-"""The report of a check: the cause first, where it is, what was measured against what was expected, what to do."""
+"""Finding of a check: cause, location, measured and expected values, and what to do."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["CAUSES", "Finding", "FindingLocation", "Severity"]
 
 Severity = Literal["error", "warning", "note"]
 
-# The controlled vocabulary of causes; scripts compare the first one. Stages in the order in which faults arise.
+# Controlled vocabulary of causes, by stage in the order in which faults arise; scripts compare the first cause.
 CAUSES = frozenset(
     "cfg.type cfg.unknown_key cfg.override cfg.axis_swap cfg.class_count cfg.contract "
     "data.empty_loader data.path data.missing_modality data.pairing data.layout data.normalisation data.label_mapping "
@@ -36,7 +36,7 @@ CAUSES = frozenset(
 
 @dataclass(frozen=True)
 class FindingLocation:
-    """Where a finding points; only what applies is set."""
+    """Location of a finding; only the fields that apply are set."""
 
     file: str | None = None
     line: int | None = None
@@ -60,10 +60,10 @@ class FindingLocation:
 
 @dataclass(frozen=True)
 class Finding:
-    """One silent bug, or a fact worth reporting.
+    """Silent bug, or a fact worth reporting.
 
-    `error` is kept for a broken invariant, with its counter-example; `warning` for a statistic outside its band;
-    `note` for a fact. `cause` and `alternatives` are of `CAUSES`, the likeliest first.
+    `error` means a broken invariant, with its counter-example; `warning` a statistic outside its range; `note` a fact.
+    `cause` and `alternatives` are of `CAUSES`, the most likely first.
     """
 
     guard: str
@@ -85,7 +85,7 @@ class Finding:
         assert not unknown, f"check '{self.code}' names causes outside the vocabulary: {sorted(unknown)}"
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON; `where` holds only what is set."""
+        """Convert to plain values for JSON; `where` contains only the fields that are set."""
         document = dataclasses.asdict(self)
         document["where"] = {k: v for k, v in document["where"].items() if v is not None}
         document["alternatives"] = list(self.alternatives)

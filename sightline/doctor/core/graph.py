@@ -1,4 +1,4 @@
-"""The last operation that made a tensor, by the autograd graph: what values it can give at all."""
+"""Last operation of a tensor in the autograd graph, and the range of its values."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from torch import Tensor
 
 __all__ = ["hidden_outputs", "last_operation", "output_range"]
 
-_MOST_STEPS = 64
-_SHAPES = frozenset(
+_MAX_STEPS = 64
+_SHAPE_OPERATIONS = frozenset(
     "View UnsafeView ReshapeAlias Permute Transpose T Unsqueeze Squeeze Clone ToCopy Slice Select Expand Alias "
     "Contiguous AsStrided Narrow Flip MoveDim Index".split()
 )
-"""Operations that move values and leave them what they are."""
+"""Operations that move values without changing them."""
 _INF = math.inf
 _RANGES: dict[str, tuple[float, float]] = {
     "Relu": (0.0, _INF),
@@ -35,45 +35,47 @@ _RANGES: dict[str, tuple[float, float]] = {
 
 
 def last_operation(tensor: Tensor) -> str:
-    """Its name, such as `Relu` or `Convolution`, behind all that only moves values; empty for what has no history."""
-    return _name(_last_node(tensor))
+    """Return the name of the last operation that changed values, such as `Relu`; "" for a tensor without history."""
+    return _get_name(_find_last_node(tensor))
 
 
 def output_range(operation: str) -> tuple[float, float]:
-    """The values that an operation can give; all of them where nothing else is known."""
+    """Return the minimum and maximum of an operation's output; infinite if unknown."""
     return _RANGES.get(operation, (-_INF, _INF))
 
 
 def hidden_outputs(outputs: Mapping[str, Any]) -> frozenset[str]:
-    """The names of outputs that another output is computed from, such as the features that logits are made of."""
-    ends = {name: _last_node(value) for name, value in outputs.items() if isinstance(value, Tensor)}
-    before = {name: _nodes_before(node) for name, node in ends.items()}
+    """Return the names of outputs from which other outputs are computed, such as features before logits."""
+    last_nodes = {name: _find_last_node(value) for name, value in outputs.items() if isinstance(value, Tensor)}
+    ancestors = {name: _find_ancestors(node) for name, node in last_nodes.items()}
     return frozenset(
-        name for name, node in ends.items() if node is not None and any(node in nodes for nodes in before.values())
+        name
+        for name, node in last_nodes.items()
+        if node is not None and any(node in nodes for nodes in ancestors.values())
     )
 
 
-def _nodes_before(node: Any) -> set[Any]:
-    found: set[Any] = set()
+def _find_ancestors(node: Any) -> set[Any]:
+    ancestors: set[Any] = set()
     waiting = [] if node is None else [node]
     while waiting:
-        new = {each for each, _ in waiting.pop().next_functions if each is not None} - found
-        found |= new
+        new = {parent for parent, _ in waiting.pop().next_functions if parent is not None} - ancestors
+        ancestors |= new
         waiting += new
-    return found
+    return ancestors
 
 
-def _last_node(tensor: Tensor) -> Any:
+def _find_last_node(tensor: Tensor) -> Any:
     node = tensor.grad_fn
-    for _ in range(_MOST_STEPS):
-        if node is None or _name(node) not in _SHAPES or not node.next_functions:
+    for _ in range(_MAX_STEPS):
+        if node is None or _get_name(node) not in _SHAPE_OPERATIONS or not node.next_functions:
             break
         node = node.next_functions[0][0]
     return node
 
 
-def _name(node: Any) -> str:
-    """`SafeSoftmaxBackward0` and the like without what torch adds."""
+def _get_name(node: Any) -> str:
+    """Return a node's name without torch's additions: `SafeSoftmaxBackward0` becomes `Softmax`."""
     if node is None:
         return ""
     plain = node.name().removeprefix("torch::autograd::").partition("Backward")[0]

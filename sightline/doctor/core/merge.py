@@ -1,4 +1,4 @@
-"""Findings of all processes as one list, and symptoms reported under the cause that explains them."""
+"""Merging of findings: one list for all processes, with symptoms listed under the error that explains them."""
 
 from __future__ import annotations
 
@@ -14,32 +14,32 @@ __all__ = ["finding_from_dict", "gather_findings", "merge_findings"]
 
 _SEVERITIES = ("error", "warning", "note")
 _STEP_AND_LOSS = ("first-step", "first-evaluation", "non-finite", "initial-loss")
-_OF_BOTH_SETS = ("dataset-mismatch",)
-"""What compares two sets comes after what names the one that is wrong."""
+_SET_COMPARISONS = ("dataset-mismatch",)
+"""Codes that compare two splits; they are listed after findings that name the faulty split."""
 _FIRST_STEP = (*_STEP_AND_LOSS, "zero-learning-rate", "no-gradient")
 
-_OF_METRICS = ("per-batch-metric", "absent-class-score")
-_OF_LABELS = ("missing-category", "category-input", "untrained-class", "class-names")
+_METRIC_CODES = ("per-batch-metric", "absent-class-score")
+_LABEL_CODES = ("missing-category", "category-input", "untrained-class", "class-names")
 
-# An error of the first check explains findings of the others; what may itself be explained comes later.
+# An error of the first check explains findings of the others; checks that others explain come later.
 _EXPLAINS: dict[str, tuple[str, ...]] = {
     "empty-loader": (
         *(*_FIRST_STEP, "label-range", "channel-contract", "non-finite-data", "data-mutation"),
-        *("empty-cloud", "label-outside-parts", *_OF_LABELS),
+        *("empty-cloud", "label-outside-parts", *_LABEL_CODES),
     ),
     "checkpoint-match": ("untrained-init", "feature-scale"),
     "missing-batch-keys": (*_FIRST_STEP, "missing-category"),
-    "broken-offsets": (*_FIRST_STEP, *_OF_METRICS, "empty-cloud", "dataset-mismatch"),
-    "empty-cloud": (*_FIRST_STEP, *_OF_METRICS, "dataset-mismatch"),
+    "broken-offsets": (*_FIRST_STEP, *_METRIC_CODES, "empty-cloud", "dataset-mismatch"),
+    "empty-cloud": (*_FIRST_STEP, *_METRIC_CODES, "dataset-mismatch"),
     "non-finite-data": _FIRST_STEP,
-    "data-mutation": _OF_METRICS,
+    "data-mutation": _METRIC_CODES,
     "label-range": (*_FIRST_STEP, "untrained-class"),
-    "label-outside-parts": (*_OF_LABELS, "first-evaluation"),
+    "label-outside-parts": (*_LABEL_CODES, "first-evaluation"),
     "missing-category": (*_FIRST_STEP, "category-input"),
-    "broken-boxes": (*_FIRST_STEP, *_OF_METRICS, "anchor-coverage", "unmatched-boxes", "prior-bias"),
+    "broken-boxes": (*_FIRST_STEP, *_METRIC_CODES, "anchor-coverage", "unmatched-boxes", "prior-bias"),
     "channel-contract": (*_FIRST_STEP, "dataset-mismatch", "input-statistics", "projection-coverage"),
     "ignored-targets": ("initial-loss",),
-    "class-weight-length": (*_STEP_AND_LOSS, *_OF_METRICS, "class-names"),
+    "class-weight-length": (*_STEP_AND_LOSS, *_METRIC_CODES, "class-names"),
     "class-names": ("untrained-class",),
     "negatives": ("initial-contrast",),
     "mismatched-views": ("mismatched-image", "initial-contrast"),
@@ -62,39 +62,44 @@ _SAME_FIELD: dict[str, tuple[str, ...]] = {
 
 
 def merge_findings(findings: Iterable[Finding]) -> list[Finding]:
-    """The gravest first. What an error explains is not reported again: it is listed in that error's evidence."""
-    left = _joined(findings)
+    """Sort findings by severity; findings that an error explains are listed in its evidence only."""
+    remaining = _join_parts(findings)
     merged: list[Finding] = []
     for code in _EXPLAINS:
-        for cause in [f for f in left if f.severity == "error" and f.code == code]:
-            symptoms = [f for f in left if f is not cause and _is_explained(f, cause)]
-            left = [f for f in left if f is not cause and f not in symptoms]
-            merged.append(_with(cause, "explains", [f"[{symptom.code}] {symptom.summary}" for symptom in symptoms]))
-    return sorted([*merged, *left], key=lambda f: (_SEVERITIES.index(f.severity), f.code in _OF_BOTH_SETS))
+        for cause in [finding for finding in remaining if finding.severity == "error" and finding.code == code]:
+            symptoms = [finding for finding in remaining if finding is not cause and _is_explained(finding, cause)]
+            remaining = [finding for finding in remaining if finding is not cause and finding not in symptoms]
+            merged.append(
+                _add_evidence(cause, "explains", [f"[{symptom.code}] {symptom.summary}" for symptom in symptoms])
+            )
+    return sorted(
+        [*merged, *remaining],
+        key=lambda finding: (_SEVERITIES.index(finding.severity), finding.code in _SET_COMPARISONS),
+    )
 
 
 def gather_findings(findings: Sequence[Finding], world: World) -> list[Finding]:
-    """The findings of every process, the same list everywhere; one that several have is reported once. A collective."""
+    """Gather the findings of all processes without duplicates; a collective, with the same result on every process."""
     if world.size == 1:
         return list(findings)
     texts = world.gather_text(json.dumps([f.to_dict() for f in findings], default=str), operation="findings")
-    everyone: dict[tuple[str, str, str], Finding] = {}
+    gathered: dict[tuple[str, str, str], Finding] = {}
     for rank, text in enumerate(texts):
         for document in json.loads(text):
             finding = finding_from_dict(document)
             key = (finding.code, finding.cause, str(finding.where))
-            everyone.setdefault(key, _from_rank(finding, rank))
-    return list(everyone.values())
+            gathered.setdefault(key, _set_rank(finding, rank))
+    return list(gathered.values())
 
 
 def finding_from_dict(document: dict[str, Any]) -> Finding:
-    """A finding from what `to_dict` gave."""
+    """Build a finding from the output of `Finding.to_dict`."""
     return Finding(
         **{**document, "where": FindingLocation(**document["where"]), "alternatives": tuple(document["alternatives"])}
     )
 
 
-def _from_rank(finding: Finding, rank: int) -> Finding:
+def _set_rank(finding: Finding, rank: int) -> Finding:
     return finding if rank == 0 else dataclasses.replace(finding, where=dataclasses.replace(finding.where, rank=rank))
 
 
@@ -106,16 +111,16 @@ def _is_explained(finding: Finding, cause: Finding) -> bool:
     return is_same_field and finding.code in _SAME_FIELD.get(cause.code, ())
 
 
-def _joined(findings: Iterable[Finding]) -> list[Finding]:
-    """One finding for the same fault of the same field in several parts of the data."""
+def _join_parts(findings: Iterable[Finding]) -> list[Finding]:
+    """Join findings of the same fault and field in several splits into one."""
     groups: dict[object, list[Finding]] = {}
     for finding in findings:
         field = finding.evidence.get("field")
         key = id(finding) if field is None else (finding.code, finding.cause, finding.severity, field)
         groups.setdefault(key, []).append(finding)
-    return [_with(first, "also", [str(other.where) for other in others]) for first, *others in groups.values()]
+    return [_add_evidence(first, "also", [str(other.where) for other in others]) for first, *others in groups.values()]
 
 
-def _with(finding: Finding, key: str, lines: Sequence[str]) -> Finding:
-    """The finding with these lines among its evidence, if there are any."""
+def _add_evidence(finding: Finding, key: str, lines: Sequence[str]) -> Finding:
+    """Return the finding with the lines added to its evidence; unchanged if there are none."""
     return dataclasses.replace(finding, evidence={**finding.evidence, key: list(lines)}) if lines else finding

@@ -1,4 +1,4 @@
-"""What an object holds, found through its attributes and containers: stored arrays, generators, modules."""
+"""Traversal of an object's attributes and containers: stored arrays, generators, modules."""
 
 from __future__ import annotations
 
@@ -17,53 +17,53 @@ __all__ = ["find_generators", "iter_reachable", "preserve_generators"]
 
 Kind = TypeVar("Kind")
 
-_MOST_OBJECTS = 20_000
-_MOST_ELEMENTS = 4_096
+_MAX_OBJECTS = 20_000
+_MAX_ELEMENTS = 4_096
 _GENERATORS = (np.random.Generator, np.random.RandomState, random.Random, torch.Generator)
 _LEAVES = (Tensor, np.ndarray, str, bytes, bytearray, int, float, complex, type, types.ModuleType, type(None))
 
 
 def iter_reachable(root: object, kind: type[Kind] | tuple[type[Kind], ...]) -> Iterator[tuple[str, Kind]]:
-    """Every object of a kind that `root` reaches, once, with the path to it; no property is evaluated on the way.
+    """Yield the path and the object for every object of a kind reachable from `root`, once; evaluates no property.
 
-    Follows attributes, slots, lists, tuples, sets, mappings, closures, partial functions and bound methods. Of a
-    longer container the first 4,096 elements count, and of everything the first 20,000 objects.
+    Follows attributes, slots, lists, tuples, sets, mappings, closures, partial functions and bound methods, up to the
+    first 4,096 elements of a container and 20,000 objects in total.
     """
     visited: dict[int, object] = {}  # keeps what is visited alive, so that no id is used twice
-    waiting: list[tuple[str, object]] = [("", root)]
-    while waiting and len(visited) < _MOST_OBJECTS:
-        path, value = waiting.pop()
+    stack: list[tuple[str, object]] = [("", root)]
+    while stack and len(visited) < _MAX_OBJECTS:
+        path, value = stack.pop()
         if id(value) in visited:
             continue
         visited[id(value)] = value
         if isinstance(value, kind):
             yield path, value
-        waiting.extend(reversed(list(_members(value, path))))
+        stack.extend(reversed(list(_iter_members(value, path))))
 
 
 def find_generators(*roots: object) -> list[Any]:
-    """The random generators that these objects hold."""
+    """Return the random generators that are reachable from these objects."""
     return [generator for _, generator in iter_reachable(roots, _GENERATORS)]
 
 
 @contextmanager
 def preserve_generators(generators: Sequence[Any]) -> Iterator[None]:
-    """Put these random generators back as they were."""
-    states = [_state(generator) for generator in generators]
+    """Context that restores the states of these random generators at its end."""
+    states = [_get_state(generator) for generator in generators]
     try:
         yield
     finally:
         for generator, state in zip(generators, states, strict=True):
-            _restore(generator, state)
+            _set_state(generator, state)
 
 
-def _members(value: object, path: str) -> Iterator[tuple[str, object]]:
+def _iter_members(value: object, path: str) -> Iterator[tuple[str, object]]:
     if isinstance(value, _LEAVES):
         return
     if isinstance(value, Mapping):
-        yield from ((f"{path}[{key!r}]", item) for key, item in _first(value.items()))
+        yield from ((f"{path}[{key!r}]", item) for key, item in _limit(value.items()))
     elif isinstance(value, list | tuple | set | frozenset):
-        yield from ((f"{path}[{place}]", item) for place, item in _first(enumerate(value)))
+        yield from ((f"{path}[{index}]", item) for index, item in _limit(enumerate(value)))
     elif isinstance(value, types.MethodType):
         yield f"{path}.__self__", value.__self__
     elif isinstance(value, functools.partial):
@@ -71,25 +71,25 @@ def _members(value: object, path: str) -> Iterator[tuple[str, object]]:
         yield f"{path}.args", (value.args, value.keywords)
     elif isinstance(value, types.FunctionType):
         for cell in value.__closure__ or ():
-            with_contents = _contents(cell)
-            if with_contents is not None:
-                yield f"{path}()", with_contents
-    for name, item in _attributes(value):
+            contents = _get_contents(cell)
+            if contents is not None:
+                yield f"{path}()", contents
+    for name, item in _iter_attributes(value):
         yield f"{path}.{name}".lstrip("."), item
 
 
-def _first(items: Any) -> Iterator[Any]:
-    return (item for _, item in zip(range(_MOST_ELEMENTS), items, strict=False))
+def _limit(items: Any) -> Iterator[Any]:
+    return (item for _, item in zip(range(_MAX_ELEMENTS), items, strict=False))
 
 
-def _contents(cell: types.CellType) -> object | None:
+def _get_contents(cell: types.CellType) -> object | None:
     try:
         return cell.cell_contents
     except ValueError:  # a closure variable that has no value yet
         return None
 
 
-def _attributes(value: object) -> Iterator[tuple[str, object]]:
+def _iter_attributes(value: object) -> Iterator[tuple[str, object]]:
     if isinstance(value, types.FunctionType | types.BuiltinFunctionType | types.MethodType):
         return
     yield from list(getattr(value, "__dict__", {}).items())
@@ -101,7 +101,7 @@ def _attributes(value: object) -> Iterator[tuple[str, object]]:
                 yield name, getattr(value, name)
 
 
-def _state(generator: Any) -> Any:
+def _get_state(generator: Any) -> Any:
     if isinstance(generator, np.random.Generator):
         return generator.bit_generator.state
     if isinstance(generator, np.random.RandomState | torch.Generator):
@@ -109,7 +109,7 @@ def _state(generator: Any) -> Any:
     return generator.getstate()
 
 
-def _restore(generator: Any, state: Any) -> None:
+def _set_state(generator: Any, state: Any) -> None:
     if isinstance(generator, np.random.Generator):
         generator.bit_generator.state = state
     elif isinstance(generator, np.random.RandomState | torch.Generator):

@@ -1,6 +1,6 @@
-"""Samples read once for all checks of data: what each field holds, where its extremes and its first faults lie.
+"""Statistics of samples, read once for all checks of data: values, extremes and first faults of each field.
 
-Labels are looked at sample by sample as well: which classes a cloud has, of which category it is, where they lie.
+Labels are also counted per sample: the classes of a cloud, its category, and the mean position of each class.
 """
 
 from __future__ import annotations
@@ -36,15 +36,15 @@ __all__ = [
     "read_samples",
 ]
 
-_MOST_SAMPLES = 256
-_MOST_SECONDS = 0.5  # of this thread's own time, which other load leaves as it is
-_MOST_WAITED = 2.0  # by the clock on the wall: a disk may be slow
-_CHUNK = 16
-_MOST_VALUES = 4_096
+_MAX_SAMPLES = 256
+_MAX_SECONDS = 0.5  # CPU time of this thread, which other load does not change
+_MAX_WAIT_SECONDS = 2.0  # wall-clock time: a disk may be slow
+_CHUNK_SIZE = 16
+_MAX_VALUES = 4_096
 
 
 class NonFinite(NamedTuple):
-    """A number that is none: in which sample, in which leaf, at which position."""
+    """NaN or infinite value, with its sample, its leaf and its position."""
 
     sample: int
     leaf: str
@@ -53,9 +53,9 @@ class NonFinite(NamedTuple):
 
 
 class SampleLabelCounts(NamedTuple):
-    """The classes of one sample's targets, how many have each, and the mean place of the points that have it (K, 3).
+    """Classes (K,) of one sample's targets, their counts (K,), and the mean position (K, 3) of each class's points.
 
-    `category` is None where the sample has none, `means` where it has no label for each of its points.
+    `category` is None if the sample has none, `means` if it has no labels of points.
     """
 
     sample: int
@@ -67,7 +67,7 @@ class SampleLabelCounts(NamedTuple):
 
 @dataclass
 class FieldStatistics:
-    """What the sampled values of one field are; each place is the index of the first sample that shows it."""
+    """Statistics of one field's sampled values; dtypes, shapes and values map to the first sample that has them."""
 
     dtypes: dict[str, int] = field(default_factory=dict)
     shapes: dict[tuple[int, ...], int] = field(default_factory=dict)
@@ -80,7 +80,7 @@ class FieldStatistics:
     num_non_finite: int = 0
 
     def add(self, index: int, name: str, value: Any) -> None:
-        """Take one sample's value of the field into account."""
+        """Add one sample's value of the field."""
         tensors = list(array_leaves(value, name))
         if isinstance(value, Tensor | np.ndarray | np.generic | int | float) and tensors:
             self.dtypes.setdefault(str(tensors[0][1].dtype).removeprefix("torch."), index)
@@ -108,13 +108,13 @@ class FieldStatistics:
             self.high, self.high_at = high, index
 
     def _add_values(self, index: int, tensor: Tensor) -> None:
-        if len(self.values) < _MOST_VALUES:
+        if len(self.values) < _MAX_VALUES:
             low, high = int(tensor.min()), int(tensor.max())
-            if high - low < tensor.numel():  # pixels: counting them takes a tenth of the time that sorting does
-                found = (tensor.flatten() - low).bincount().nonzero().flatten() + low
+            if high - low < tensor.numel():  # pixels: counting is ten times as fast as sorting
+                values = (tensor.flatten() - low).bincount().nonzero().flatten() + low
             else:
-                found = tensor.unique()
-            for value in found.tolist():
+                values = tensor.unique()
+            for value in values.tolist():
                 self.values.setdefault(value, index)
 
     def _add_fault(self, index: int, leaf: str, tensor: Tensor, is_finite: Tensor) -> None:
@@ -126,10 +126,10 @@ class FieldStatistics:
 
 @dataclass
 class PartStatistics:
-    """What was sampled of one part, field by field; `absent` names promised fields that a sample lacks.
+    """Statistics of samples of one split, by field; `absent` maps promised fields to the samples that lack them.
 
-    `boxed` are samples with boxes, without their pixels: `image_px` (2,) is how many rows and columns these have. The
-    labels of ignored boxes are left out of `fields` and `labellings`: they are never read.
+    `boxed` are samples with boxes, without pixels; `image_px` (2,) is the image's height and width. The labels of
+    ignored boxes are left out of `fields` and `labellings`, because they are never used.
     """
 
     part: DataSubset
@@ -142,12 +142,12 @@ class PartStatistics:
 
     @property
     def coverage_text(self) -> str:
-        """How much was looked at, in words."""
+        """Text of the number of samples that were read."""
         return f"{self.num_sampled} of {len(self.part.indices)} samples of the {self.part.split} part"
 
     @property
     def is_whole(self) -> bool:
-        """Whether every sample was looked at."""
+        """True if every sample of the split was read."""
         return self.num_sampled == len(self.part.indices)
 
 
@@ -156,41 +156,41 @@ def collect_statistics(
     *,
     epoch: int = 0,
     seed: int = 0,
-    most_samples: int = _MOST_SAMPLES,
-    most_seconds: float = _MOST_SECONDS,
+    most_samples: int = _MAX_SAMPLES,
+    most_seconds: float = _MAX_SECONDS,
 ) -> PartStatistics:
-    """Up to 256 samples, evenly spread over the part, as the data set gives them; half a second of work at most."""
+    """Collect statistics of up to 256 evenly spaced samples of a split, before transforms, within half a second."""
     result = PartStatistics(part)
-    started, began = compute_seconds(), time.perf_counter()
-    for keys in _pieces(part, evenly_spaced_keys(part, epoch=epoch, seed=seed, most_samples=most_samples)):
+    start_seconds, start_time = compute_seconds(), time.perf_counter()
+    for keys in _split_reads(part, evenly_spaced_keys(part, epoch=epoch, seed=seed, most_samples=most_samples)):
         try:
             samples = read_samples(part.dataset, keys)
         except Exception as error:  # noqa: BLE001 - a data set may fail in any way; `first-step` reports it
-            result.unreadable = _first_unreadable(part.dataset, keys) or (keys[0].index, error)
+            result.unreadable = _find_unreadable(part.dataset, keys) or (keys[0].index, error)
             break
         for key, sample in zip(keys, samples, strict=True):
-            _note(result, key.index, sample)
-        waited = _MOST_WAITED / _MOST_SECONDS * most_seconds
-        if compute_seconds() - started > most_seconds or time.perf_counter() - began > waited:
+            _add_sample(result, key.index, sample)
+        max_wait = _MAX_WAIT_SECONDS / _MAX_SECONDS * most_seconds
+        if compute_seconds() - start_seconds > most_seconds or time.perf_counter() - start_time > max_wait:
             break
     return result
 
 
-def _pieces(part: DataSubset, chunks: Iterator[list[SampleKey]]) -> Iterator[list[SampleKey]]:
-    """What is read before the clock is looked at: samples that are read one by one may each be a whole building."""
+def _split_reads(part: DataSubset, chunks: Iterator[list[SampleKey]]) -> Iterator[list[SampleKey]]:
+    """Split keys into reads between two checks of the time limit: one sample each, or a chunk for batched sets."""
     for keys in chunks:
         yield from [keys] if _serves_batches(part.dataset) else ([key] for key in keys)
 
 
-def _note(result: PartStatistics, index: int, sample: Sample) -> None:
+def _add_sample(result: PartStatistics, index: int, sample: Sample) -> None:
     if BOX_FIELDS.keys() <= sample.keys():
         pixels = {"image": None, "image_px": torch.tensor(sample["image"].shape[:2]), "sample_index": index}
         result.boxed.append({**sample, **pixels})
-        sample = {**sample, "label": _of_counted(sample["label"], sample["is_ignored"])}
+        sample = {**sample, "label": _drop_ignored(sample["label"], sample["is_ignored"])}
     for name, value in sample.items():
         if name != "sample_index":
             result.fields.setdefault(name, FieldStatistics()).add(index, name, value)
-    labelling = _labelling(index, sample)
+    labelling = _count_labels(index, sample)
     if labelling is not None:
         result.labellings.append(labelling)
     for name in result.part.dataset.info.fields.keys() - sample.keys():
@@ -198,29 +198,30 @@ def _note(result: PartStatistics, index: int, sample: Sample) -> None:
     result.num_sampled += 1
 
 
-def _of_counted(label: Tensor, is_ignored: Tensor) -> Tensor:
+def _drop_ignored(label: Tensor, is_ignored: Tensor) -> Tensor:
     return label[~is_ignored] if label.shape == is_ignored.shape and is_ignored.dtype == torch.bool else label
 
 
-def _labelling(index: int, sample: Sample) -> SampleLabelCounts | None:
-    label, category = _whole_numbers(sample.get("label")), _whole_numbers(sample.get("category"))
+def _count_labels(index: int, sample: Sample) -> SampleLabelCounts | None:
+    """Count the labels of one sample; None without integer labels."""
+    label, category = _to_integers(sample.get("label")), _to_integers(sample.get("category"))
     if label is None:
         return None
-    kind = int(category) if category is not None and category.ndim == 0 else None
+    category_index = int(category) if category is not None and category.ndim == 0 else None
     if label.ndim == 0:
-        return SampleLabelCounts(index, kind, label[None], np.ones(1, dtype=np.int64), None)
-    classes, place, counts = np.unique(label, return_inverse=True, return_counts=True)
+        return SampleLabelCounts(index, category_index, label[None], np.ones(1, dtype=np.int64), None)
+    classes, class_index, counts = np.unique(label, return_inverse=True, return_counts=True)
     points = next((tensor for _, tensor in array_leaves(sample.get("points"))), None)
     means = None
     if points is not None and label.ndim == 1 and points.shape == (len(label), 3):
         axes = points.double().cpu().numpy().T
-        sums = [np.bincount(place.ravel(), weights=values, minlength=len(classes)) for values in axes]
+        sums = [np.bincount(class_index.ravel(), weights=values, minlength=len(classes)) for values in axes]
         means = np.stack(sums, axis=1) / counts[:, None]
-    return SampleLabelCounts(index, kind, classes, counts, means)
+    return SampleLabelCounts(index, category_index, classes, counts, means)
 
 
-def _whole_numbers(value: Any) -> np.ndarray | None:
-    """The value as an array of integers; None where it is something else."""
+def _to_integers(value: Any) -> np.ndarray | None:
+    """Convert a value to an array of integers; None if it is not an integer array."""
     tensors = [tensor for _, tensor in array_leaves(value)]
     if len(tensors) != 1 or isinstance(value, Mapping | list | tuple):
         return None
@@ -228,7 +229,7 @@ def _whole_numbers(value: Any) -> np.ndarray | None:
     return tensors[0].long().cpu().numpy() if is_number else None
 
 
-def _first_unreadable(dataset: Dataset, keys: Sequence[SampleKey]) -> tuple[int, Exception] | None:
+def _find_unreadable(dataset: Dataset, keys: Sequence[SampleKey]) -> tuple[int, Exception] | None:
     for key in keys:
         try:
             read_samples(dataset, [key])
@@ -238,7 +239,7 @@ def _first_unreadable(dataset: Dataset, keys: Sequence[SampleKey]) -> tuple[int,
 
 
 def read_samples(dataset: Dataset, keys: Sequence[SampleKey]) -> list[Sample]:
-    """Samples before any transform; rows of whole batches where the data set serves these with equal shapes."""
+    """Read samples before any transform; as rows of a batch if the data set reads batches of equal shapes."""
     if not _serves_batches(dataset):
         return [dataset[key] for key in keys]
     batch = dataset.get_batch(keys)  # type: ignore[attr-defined]
@@ -251,27 +252,27 @@ def _serves_batches(dataset: Dataset) -> bool:
 
 
 def all_labels(survey: PartStatistics) -> np.ndarray | None:
-    """The label of every sample of a part, from the set's strata where these are its labels; None where they are not.
+    """Return the label of every sample of a split (N,) from the strata of the data set; None if strata are not labels.
 
-    Strata may be anything that splits should respect: they must be the labels of all samples that were looked at.
+    Strata may be any grouping for stratified splits: they must equal the labels of all samples that were read.
     """
     strata = DataMembers.strata.get(survey.part.dataset)
     if strata is None or not survey.labellings or set(survey.fields["label"].shapes) != {()}:
         return None
-    if not all(int(strata[each.sample]) == int(each.classes[0]) for each in survey.labellings):
+    if not all(int(strata[labelling.sample]) == int(labelling.classes[0]) for labelling in survey.labellings):
         return None
     return np.asarray(strata)[survey.part.indices]
 
 
 def parts_by_category(facts: Mapping[str, Any]) -> list[list[int]] | None:
-    """The parts of each category where labels are parts; a set that merely has parts states `num_parts`."""
+    """Return the parts of each category if labels are parts; None otherwise, also for sets with `num_parts`."""
     if "parts_of_category" not in facts or "num_parts" in facts:
         return None
     return [list(parts) for parts in facts["parts_of_category"]]
 
 
 def describe_position(survey: PartStatistics, field: str, index: int, value: int) -> str:
-    """Where a sample's field holds a value, as `, label[5]`; nothing where the field is one number."""
+    """Format the position of a value in a sample's field as `, label[5]`; "" for a single number."""
     sample = read_samples(survey.part.dataset, [SampleKey(index, 0, 0)])[0]
     for leaf, tensor in array_leaves(sample[field], field):
         hits = (tensor.long() == value).nonzero()
@@ -281,7 +282,7 @@ def describe_position(survey: PartStatistics, field: str, index: int, value: int
 
 
 def distinct_parts(data: Data) -> list[DataSubset]:
-    """The parts of a run without those that are another one under a second name."""
+    """Return the splits of a run without duplicates."""
     parts: list[DataSubset] = []
     for part in (data.train, data.selection, data.test):
         if not any(part.dataset is other.dataset and np.array_equal(part.indices, other.indices) for other in parts):
@@ -290,16 +291,19 @@ def distinct_parts(data: Data) -> list[DataSubset]:
 
 
 def describe_sample(dataset: Dataset, index: int) -> str:
-    """A sample as a person finds it: its index, and its name or file where the data set has it."""
+    """Format a sample as its index, with its name or file if the data set has one."""
     name_of = DataMembers.name_of.get(dataset)
     return f"sample {index}" if name_of is None else f"sample {index} ({name_of(index)})"
 
 
 def evenly_spaced_keys(
-    part: DataSubset, *, epoch: int, seed: int, most_samples: int = _MOST_SAMPLES
+    part: DataSubset, *, epoch: int, seed: int, most_samples: int = _MAX_SAMPLES
 ) -> Iterator[list[SampleKey]]:
-    """Keys of up to 256 samples in chunks, each spread over the whole part: reading cut short still saw all regions."""
-    chosen = part.evenly_spaced_indices(most_samples)
-    num_chunks = -(-len(chosen) // _CHUNK)
+    """Yield the keys of up to 256 samples in chunks that are each spread evenly over the split.
+
+    If reading ends early, the samples still cover the whole split.
+    """
+    indices = part.evenly_spaced_indices(most_samples)
+    num_chunks = -(-len(indices) // _CHUNK_SIZE)
     for start in range(num_chunks):
-        yield [SampleKey(int(index), epoch, seed) for index in chosen[start::num_chunks]]
+        yield [SampleKey(int(index), epoch, seed) for index in indices[start::num_chunks]]

@@ -1,1 +1,1 @@
-"""What the deep checks compare with: layers in plain NumPy, finite differences, inputs recorded from a real step."""
+"""Oracles of the deep checks: layers in NumPy, finite differences, and inputs recorded in a real step."""

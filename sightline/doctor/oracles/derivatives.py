@@ -1,8 +1,9 @@
-"""Gradients against finite differences in float64, along Gaussian directions of each tensor.
+"""Gradient check by finite differences in float64, along Gaussian directions of each tensor.
 
-A direction costs two evaluations whatever the size of a layer, where a whole Jacobian would need two for each element.
-Unlike torch's `gradcheck` it gives a figure: by how much they differ. Along a Gaussian direction a wrong gradient looks
-right to a share of t of its error with probability 0.8 t; along one of +1 and -1, errors of few elements cancel to 0.
+A direction costs two evaluations for any size of layer, whereas a full Jacobian needs two per element. Unlike torch's
+`gradcheck`, the functions return the size of the difference. Along a Gaussian direction, the measured error is less
+than a share t of the true one with probability 0.8 t; along a direction of +1 and -1, errors of few elements can cancel
+to 0.
 """
 
 from __future__ import annotations
@@ -13,143 +14,153 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-__all__ = ["Function", "gradient_errors", "gradients_of", "uncompared", "worst_error"]
+__all__ = ["Function", "describe_uncompared", "gradient_errors", "make_gradient_function", "worst_error"]
 
 Function = Callable[[], Sequence[Tensor]]
-"""Evaluates what is asked about from the present values of its tensors; the same values give the same bits."""
-_STEP = 1e-6  # of values of size 1: what is left of a third derivative is 1e-12, of rounding 1e-10
-_UNSEEN = 1e5 * torch.finfo(torch.float64).eps  # of all that is summed: what moves less is compared with this
-_SURE = 1e-6
-_TRIES = 3
-_EDGES = 40.0  # times the bend of a step: many edges may nearly cancel in it, and not in the difference
-_SMALL = 1e-4
+"""Function of the current values of some tensors; equal values must give bit-identical outputs."""
+_STEP = 1e-6  # for values of size 1: the error by third derivatives is 1e-12, by rounding 1e-10
+_ROUNDING_FLOOR = (
+    1e5 * torch.finfo(torch.float64).eps
+)  # share of the sum of absolute terms; smaller changes are compared with it
+_AGREEMENT = 1e-6
+_NUM_DRAWS = 3
+_EDGE_FACTOR = 40.0  # times the bend of a step: many edges may nearly cancel in the bend, but not in the difference
+_SMALL_ERROR = 1e-4
 
 
 def gradient_errors(
     function: Function, groups: Mapping[str, Sequence[Tensor]], *, seed: int = 0, step: float = _STEP
 ) -> dict[str, float]:
-    """By how much the gradient of each group of tensors is off, relative to its size.
+    """Compute the relative error of autograd's gradient, by group of tensors, against finite differences.
 
-    The first draw that agrees to 1e-6 decides, or else the largest difference of three that no edge explains: a step
-    may cross that of a ReLU, or turn a maximum round, and then it is bent as well. The tensors are float64 leaves that
-    ask for gradients; those of a group are moved together, and put back. A gradient that autograd does not give counts
-    as zeros. A small `step` crosses fewer edges, and drowns sooner in rounding: each draw takes ten times the one
-    before. A group is missing where every draw crossed too many edges to compare.
+    The first draw that agrees to 1e-6 decides, otherwise the largest difference of three draws that no edge explains: a
+    step may cross the edge of a ReLU, or change a maximum, and is then bent as well. The tensors are float64 leaves
+    that require gradients; the tensors of a group are moved together, and restored. A missing gradient counts as
+    zeros. A small `step` crosses fewer edges but has more rounding error: each draw uses ten times the previous step. A
+    group is missing in the result if every draw crossed too many edges to compare.
     """
     errors: dict[str, float] = {}
-    waiting = dict(groups)
-    for attempt in range(_TRIES):
-        if not waiting:
+    remaining = dict(groups)
+    for attempt in range(_NUM_DRAWS):
+        if not remaining:
             break
         generator = torch.Generator().manual_seed(seed + attempt)
-        for name, (error, explained) in _once(function, waiting, generator, step * 10**attempt).items():
-            left = max(0.0, error - explained)
-            if left > 0 or error <= _SMALL:
-                errors[name] = max(errors.get(name, 0.0), left)
-            if error <= _SURE:
+        for name, (error, explained) in _compare_once(function, remaining, generator, step * 10**attempt).items():
+            unexplained = max(0.0, error - explained)
+            if unexplained > 0 or error <= _SMALL_ERROR:
+                errors[name] = max(errors.get(name, 0.0), unexplained)
+            if error <= _AGREEMENT:
                 errors[name] = error
-                del waiting[name]
+                del remaining[name]
     return errors
 
 
-def gradients_of(function: Function, tensors: Sequence[Tensor], *, seed: int = 0) -> Function:
-    """The gradients themselves as a function, for their own derivatives: of a fixed weighted sum of what it gives."""
+def make_gradient_function(function: Function, tensors: Sequence[Tensor], *, seed: int = 0) -> Function:
+    """Return a function that computes the gradients of a fixed weighted sum of outputs, to check second derivatives."""
 
     def evaluate() -> Sequence[Tensor]:
         outputs = function()
-        total = _total(outputs, _weights(outputs, torch.Generator().manual_seed(seed)))
-        found = torch.autograd.grad(total, list(tensors), create_graph=True, allow_unused=True)
-        return [gradient for gradient in found if gradient is not None]
+        total = _weighted_total(outputs, _draw_weights(outputs, torch.Generator().manual_seed(seed)))
+        gradients = torch.autograd.grad(total, list(tensors), create_graph=True, allow_unused=True)
+        return [gradient for gradient in gradients if gradient is not None]
 
     return evaluate
 
 
 def worst_error(errors: Mapping[str, float]) -> tuple[str, float | None]:
-    """What is off most, and by how much; None where nothing was compared."""
+    """Return the name and the value of the largest error; "" and None if nothing was compared."""
     return max(errors.items(), key=lambda item: item[1], default=("", None))
 
 
-def uncompared(groups: Mapping[str, object], errors: Mapping[str, float]) -> str:
-    """A note on the groups that `gradient_errors` could not compare."""
+def describe_uncompared(groups: Mapping[str, object], errors: Mapping[str, float]) -> str:
+    """Return a note on the groups that `gradient_errors` could not compare; "" if there are none."""
     missing = ", ".join(name for name in groups if name not in errors)
     return f"too many edges to compare the gradient of {missing}" if missing else ""
 
 
-def _once(
+def _compare_once(
     function: Function, groups: Mapping[str, Sequence[Tensor]], generator: torch.Generator, step: float
 ) -> dict[str, tuple[float, float]]:
-    """One direction for each group: the difference, and how much of it edges and rounding may explain."""
+    """Compare each group along one direction: the relative error, and the part that edges and rounding may explain."""
     outputs = function()
-    middle = [output.detach().clone() for output in outputs]
-    weights = _weights(outputs, generator)
-    least = _UNSEEN * sum(float((weight * output).abs().sum()) for weight, output in zip(weights, middle, strict=True))
-    total = _total(outputs, weights)
+    base_outputs = [output.detach().clone() for output in outputs]
+    weights = _draw_weights(outputs, generator)
+    floor = _ROUNDING_FLOOR * sum(
+        float((weight * output).abs().sum()) for weight, output in zip(weights, base_outputs, strict=True)
+    )
+    total = _weighted_total(outputs, weights)
     leaves = [tensor for tensors in groups.values() for tensor in tensors]
-    found = torch.autograd.grad(total, leaves, allow_unused=True) if total.requires_grad else [None] * len(leaves)
-    gradients = dict(zip(map(id, leaves), found, strict=True))
+    leaf_gradients = (
+        torch.autograd.grad(total, leaves, allow_unused=True) if total.requires_grad else [None] * len(leaves)
+    )
+    gradients = dict(zip(map(id, leaves), leaf_gradients, strict=True))
     errors = {}
     for name, tensors in groups.items():
-        moves = [_move(tensor, generator, step) for tensor in tensors]
-        numeric, bend = _rise(function, weights, middle, tensors, moves)
-        rises = [
-            gradient * move
-            for tensor, move in zip(tensors, moves, strict=True)
+        steps = [_draw_step(tensor, generator, step) for tensor in tensors]
+        numeric, bend = _measure_difference(function, weights, base_outputs, tensors, steps)
+        contributions = [
+            gradient * tensor_step
+            for tensor, tensor_step in zip(tensors, steps, strict=True)
             if (gradient := gradients[id(tensor)]) is not None
         ]
-        analytic = math.fsum(float(rise.sum()) for rise in rises)
-        length = math.sqrt(math.fsum(float(rise.square().sum()) for rise in rises))
-        size = max(length, abs(numeric), least)
+        analytic = math.fsum(float(contribution.sum()) for contribution in contributions)
+        length = math.sqrt(math.fsum(float(contribution.square().sum()) for contribution in contributions))
+        size = max(length, abs(numeric), floor)
         error = abs(numeric - analytic) / size if size > 0 else 0.0
-        if error > _SURE:
-            half, _ = _rise(function, weights, middle, tensors, [move / 2 for move in moves])
+        if error > _AGREEMENT:
+            half, _ = _measure_difference(
+                function, weights, base_outputs, tensors, [tensor_step / 2 for tensor_step in steps]
+            )
             bend += abs(numeric - 2 * half)
-        errors[name] = error, _EDGES * bend / size if size > 0 else 0.0
+        errors[name] = error, _EDGE_FACTOR * bend / size if size > 0 else 0.0
     return errors
 
 
-def _move(tensor: Tensor, generator: torch.Generator, step: float) -> Tensor:
-    """A Gaussian step, in proportion to the largest element."""
+def _draw_step(tensor: Tensor, generator: torch.Generator, step: float) -> Tensor:
+    """Draw a Gaussian step with the shape of a tensor, in proportion to its largest element."""
     drawn = torch.randn(tensor.shape, generator=generator, dtype=torch.float64)
     return drawn * (step * tensor.detach().abs().max().clamp(1e-3, 1.0) if tensor.numel() else step)
 
 
-def _rise(
+def _measure_difference(
     function: Function,
     weights: Sequence[Tensor],
-    middle: Sequence[Tensor],
+    base_outputs: Sequence[Tensor],
     tensors: Sequence[Tensor],
-    moves: Sequence[Tensor],
+    steps: Sequence[Tensor],
 ) -> tuple[float, float]:
-    """Half of what lies between the two ends of a step, and how far their middle is from what lies between them.
+    """Return half the difference between both ends of a step, and twice their mean's distance from the base (bend).
 
-    Output by output, so that large outputs hide no small ones.
+    Computed per output, so that large outputs do not hide small ones.
     """
-    before = [tensor.detach().clone() for tensor in tensors]
+    originals = [tensor.detach().clone() for tensor in tensors]
     ends = []
     with torch.no_grad():
-        for way in (1, -1):
-            for tensor, old, move in zip(tensors, before, moves, strict=True):
-                tensor.copy_(old + way * move)
-            ended = _with_gradient(function)
-            terms = [float((w * (end - mid)).sum()) for w, end, mid in zip(weights, ended, middle, strict=True)]
+        for sign in (1, -1):
+            for tensor, original, step in zip(tensors, originals, steps, strict=True):
+                tensor.copy_(original + sign * step)
+            end_outputs = _evaluate_with_grad(function)
+            terms = [
+                float((w * (end - mid)).sum()) for w, end, mid in zip(weights, end_outputs, base_outputs, strict=True)
+            ]
             ends.append(math.fsum(terms))
-        for tensor, old in zip(tensors, before, strict=True):
-            tensor.copy_(old)
+        for tensor, original in zip(tensors, originals, strict=True):
+            tensor.copy_(original)
     up, down = ends
     return (up - down) / 2, abs(up + down)
 
 
-def _with_gradient(function: Function) -> Sequence[Tensor]:
-    """Functions that take gradients themselves need them on."""
+def _evaluate_with_grad(function: Function) -> Sequence[Tensor]:
+    """Evaluate with gradients enabled, for functions that compute gradients themselves."""
     with torch.enable_grad():
         return function()
 
 
-def _weights(outputs: Sequence[Tensor], generator: torch.Generator) -> list[Tensor]:
-    """A Gaussian factor for each output."""
+def _draw_weights(outputs: Sequence[Tensor], generator: torch.Generator) -> list[Tensor]:
+    """Draw a Gaussian weight for each element of each output."""
     return [torch.randn(output.shape, generator=generator, dtype=torch.float64).to(output) for output in outputs]
 
 
-def _total(outputs: Sequence[Tensor], weights: Sequence[Tensor]) -> Tensor:
+def _weighted_total(outputs: Sequence[Tensor], weights: Sequence[Tensor]) -> Tensor:
     terms = [(weight * output).sum() for weight, output in zip(weights, outputs, strict=True)]
     return torch.stack(terms).sum() if terms else torch.zeros(())

@@ -1,4 +1,4 @@
-"""Losses once more, row by row in plain float64: their definitions, without the way in which they are computed."""
+"""Reference implementations of losses by their definitions, row by row in float64."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ __all__ = ["cross_entropy", "focal", "lovasz", "mean_square", "nt_xent", "orthog
 
 
 def nt_xent(anchors: np.ndarray, partners: np.ndarray, *, temperature: float) -> float:
-    """NT-Xent of rows (M, D): the mean over all 2M anchors. Source: Chen et al. 2020, eq. 1."""
+    """Compute NT-Xent of anchors (M, D) and partners (M, D): the mean over 2M rows. Source: Chen et al. 2020, eq. 1."""
     rows = np.concatenate([anchors, partners])
     lengths = np.linalg.norm(rows, axis=1, keepdims=True)
     rows = rows / np.where(lengths > 0, lengths, 1.0)
     total = 0.0
-    for place, row in enumerate(rows):
+    for index, row in enumerate(rows):
         similarity = rows @ row / temperature
-        others = np.delete(similarity, place)
+        others = np.delete(similarity, index)
         highest = others.max()
-        partner = similarity[(place + len(anchors)) % len(rows)]
+        partner = similarity[(index + len(anchors)) % len(rows)]
         total += highest + math.log(np.exp(others - highest).sum()) - partner
     return total / len(rows)
 
@@ -34,9 +34,10 @@ def cross_entropy(
     weights: Sequence[float] | None = None,
     ignore_index: int | None = None,
 ) -> float:
-    """The mean over targets that are not ignored, by their classes' weights. Source: Szegedy et al. 2016, section 7.
+    """Compute the weighted mean cross entropy of logits (N, C) and labels (N,) that are not ignored.
 
-    `logits` (N, C), `label` (N,). The share `smoothing` goes to the other classes evenly, or to all of them.
+    The share `smoothing` is divided evenly among the other classes, or among all classes. Source: Szegedy et al. 2016,
+    section 7.
     """
     num_classes = logits.shape[1]
     by_class = [1.0] * num_classes if weights is None else list(weights)
@@ -48,8 +49,8 @@ def cross_entropy(
         normaliser = highest + math.log(math.fsum(math.exp(z - highest) for z in row))
         for c in range(num_classes):
             share = smoothing / (num_classes - 1 if over_others else num_classes) if smoothing else 0.0
-            wanted = 1.0 - smoothing + (0.0 if over_others else share) if c == target else share
-            total += wanted * by_class[c] * (normaliser - row[c])
+            probability = 1.0 - smoothing + (0.0 if over_others else share) if c == target else share
+            total += probability * by_class[c] * (normaliser - row[c])
         count += by_class[target]
     return total / count if count else 0.0
 
@@ -63,9 +64,9 @@ def focal(
     by_weights: bool,
     ignore_index: int | None,
 ) -> float:
-    """The sum of -w (1 - p)^gamma log p over targets, divided by their weights or their number.
+    """Compute the focal loss of logits (N, C) and labels (N,): the mean of -w (1 - p)^gamma log p.
 
-    `logits` (N, C), `label` (N,). Source: Lin et al. 2017, eq. 5.
+    The sum is divided by the weights or by the number of targets. Source: Lin et al. 2017, eq. 5.
     """
     by_class = [1.0] * logits.shape[1] if weights is None else list(weights)
     total, count = 0.0, 0.0
@@ -78,18 +79,18 @@ def focal(
 
 
 def lovasz(images: Sequence[np.ndarray], labels: Sequence[np.ndarray], *, ignore_index: int | None) -> float:
-    """The mean over images with labels of the Lovász extension of 1 - IoU, as an integral over the levels of errors.
+    """Compute Lovász-softmax: the mean over images of the Lovász extension of 1 - IoU, an integral over error levels.
 
-    `images` (P, C) are logits, `labels` (P,). Source: Berman et al. 2018, eq. 8; Choquet's integral.
+    `images` are logits (P, C), `labels` (P,). Source: Berman et al. 2018, eq. 8; Choquet's integral.
     """
-    found = []
+    image_losses = []
     for logits, label in zip(images, labels, strict=True):
         is_counted = np.ones(len(label), dtype=bool) if ignore_index is None else label != ignore_index
         shifted = np.exp(logits - logits.max(axis=1, keepdims=True))
-        p, kept = (shifted / shifted.sum(axis=1, keepdims=True))[is_counted], label[is_counted]
+        p, counted_labels = (shifted / shifted.sum(axis=1, keepdims=True))[is_counted], label[is_counted]
         losses = []
-        for number in np.unique(kept):
-            is_class = kept == number
+        for number in np.unique(counted_labels):
+            is_class = counted_labels == number
             errors = np.abs(is_class - p[:, number])
             order = np.argsort(-errors, kind="stable")
             missed = np.cumsum(is_class[order])
@@ -97,18 +98,18 @@ def lovasz(images: Sequence[np.ndarray], labels: Sequence[np.ndarray], *, ignore
             level_loss = 1 - (is_class.sum() - missed) / (is_class.sum() + added)
             steps = errors[order] - np.append(errors[order][1:], 0.0)
             losses.append(math.fsum(steps * level_loss))
-        found += [math.fsum(losses) / len(losses)] if losses else []
-    return math.fsum(found) / len(found) if found else 0.0
+        image_losses += [math.fsum(losses) / len(losses)] if losses else []
+    return math.fsum(image_losses) / len(image_losses) if image_losses else 0.0
 
 
 def mean_square(output: np.ndarray, target: np.ndarray, weight: np.ndarray) -> float:
-    """sum w (o - t)^2 / sum w."""
+    """Compute the weighted mean squared error, sum w (o - t)^2 / sum w, of arrays of one shape."""
     total = math.fsum(w * (o - t) ** 2 for o, t, w in zip(output.ravel(), target.ravel(), weight.ravel(), strict=True))
     return total / math.fsum(weight.ravel())
 
 
 def orthogonality(matrices: np.ndarray) -> float:
-    """The mean over A of (B, K, K) of the Frobenius norm of A A^T - I. Source: Qi et al. 2017, eq. 2, its root."""
+    """Compute the mean Frobenius norm of A A^T - I over matrices (B, K, K). Source: Qi et al. 2017, eq. 2, its root."""
     total = 0.0
     for matrix in matrices:
         size = len(matrix)

@@ -1,4 +1,4 @@
-"""Nests of tensors, each tensor exchanged for another."""
+"""Nested containers of tensors: functions applied to every tensor."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ __all__ = ["clone_detached", "float32", "float64", "tree_map", "with_history"]
 
 
 def tree_map(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    """The same nest with `change` of every tensor; all else as it is."""
+    """Apply `change` to every tensor of a nested container; other values stay unchanged."""
     return pytree.tree_map(value, lambda _, tensor: change(tensor))
 
 
 def clone_detached(tensor: Tensor) -> Tensor:
-    """A copy that later writing does not change, without a history."""
+    """Copy a tensor without its autograd history; later in-place changes do not affect the copy."""
     return tensor.detach().clone()
 
 
 def float64(tensor: Tensor) -> Tensor:
-    """A copy, of floating numbers in float64, without a history."""
+    """Copy a tensor without its autograd history; floating-point tensors become float64."""
     return clone_detached(tensor).double() if tensor.is_floating_point() else clone_detached(tensor)
 
 
 def float32(tensor: Tensor) -> Tensor:
-    """A copy, of floating numbers in float32, without a history."""
+    """Copy a tensor without its autograd history; floating-point tensors become float32."""
     return clone_detached(tensor).float() if tensor.is_floating_point() else clone_detached(tensor)
 
 
 def with_history(tensor: Tensor) -> Tensor:
-    """A copy of floating numbers that gradients go through, so that a layer may write into what it is given."""
+    """Clone a floating-point tensor with its autograd history, so that a layer may modify it in place."""
     return tensor.clone() if tensor.is_floating_point() else tensor

@@ -1,7 +1,7 @@
-"""Layers without a reference, on what they were given in a real training step: their gradients, and float32.
+"""Layers without a reference, on inputs recorded in a real training step: gradients and float32 error.
 
-Graphs, samples and neighbours that a layer is given are held; those that it chooses itself stay the same under steps
-as small as ours in at least one of three draws, or else its gradients are not compared.
+Graphs, samples and neighbours among the inputs are fixed. If a layer chooses them itself, they must stay the same under
+the small steps in at least one of three draws; otherwise its gradients are not compared.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 from sightline.compare.formats import Float32Draws
 from sightline.doctor.core.sample_statistics import array_leaves
-from sightline.doctor.oracles.derivatives import gradient_errors, uncompared, worst_error
+from sightline.doctor.oracles.derivatives import describe_uncompared, gradient_errors, worst_error
 from sightline.doctor.oracles.nests import clone_detached, float32, float64, tree_map, with_history
-from sightline.doctor.oracles.own_references import own_reference
+from sightline.doctor.oracles.own_references import find_own_reference
 from sightline.doctor.oracles.references import relative_error, to_float64_array
 from sightline.doctor.oracles.results import DRIFT, OracleResult
 from sightline.numba_kernels import compute_seconds
@@ -26,19 +26,19 @@ from sightline.surrogates import find_surrogates, note_surrogates
 
 __all__ = ["RecordedInput", "examine_recorded", "record_calls"]
 
-_SMALL = 20_000  # elements; larger inputs with spatial axes are cut to a corner
+_MAX_ELEMENTS = 20_000  # larger inputs with spatial axes are cropped
 _CORNERS = (8, 16, 32)
-_MOST_SECONDS = 4.0  # of one layer
+_MAX_SECONDS = 4.0  # for one layer
 _STEP = 1e-8
-_GUILTY = 16.0
-_OF_MANY = 100.0  # layers in a row, each of which is judged by itself as well
-_MOVE = 1e-2
-_LAYERS = "its layers"
+_DRIFT_FACTOR = 16.0
+_MODULE_DRIFT_FACTOR = 100.0  # for modules with sub-modules, which are also checked one by one
+_PERTURBATION = 1e-2
+_INNER_LAYERS = "its layers"
 
 
 @dataclasses.dataclass(frozen=True)
 class RecordedInput:
-    """What a module was given; `depends` are the paths of the tensors that came from parameters, not of data alone."""
+    """Inputs of a module's call; `depends` are the paths of tensors that depend on parameters."""
 
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
@@ -48,14 +48,14 @@ class RecordedInput:
 def record_calls(
     model: nn.Module, wanted: Mapping[str, nn.Module], run: Callable[[], Any]
 ) -> tuple[dict[str, RecordedInput], set[str]]:
-    """The first call of each wanted module while `run` runs the model, and the names of all that were called."""
+    """Record the inputs of the first call of each wanted module during `run`, and the names of all modules called."""
     calls: dict[str, RecordedInput] = {}
     called: set[str] = set()
     handles = []
     for name, module in model.named_modules():
         handles.append(module.register_forward_pre_hook(lambda module, args, name=name: called.add(name)))
     for name, module in wanted.items():
-        handles.append(module.register_forward_pre_hook(_recorder(name, calls), with_kwargs=True))
+        handles.append(module.register_forward_pre_hook(_make_recorder(name, calls), with_kwargs=True))
     try:
         run()
     finally:
@@ -67,68 +67,72 @@ def record_calls(
 def examine_recorded(
     module: nn.Module, call: RecordedInput, row: OracleResult, *, silent: set[str], seed: int = 0
 ) -> OracleResult:
-    """The row with its gradients and its drift. `silent` are the modules below that it reads and does not call.
+    """Return the row with the gradient error and the float32 drift; errors of the layer propagate.
 
-    Raises whatever the layer raises.
+    `silent` are the modules inside the layer whose parameters it reads without calling them.
     """
-    layer = _moved(copy.deepcopy(module).double().train(), seed)
-    args, kwargs = _corner(layer, tree_map(call.args, float64), tree_map(call.kwargs, float64), seed)
+    layer = _perturb_parameters(copy.deepcopy(module).double().train(), seed)
+    args, kwargs = _crop_inputs(layer, tree_map(call.args, float64), tree_map(call.kwargs, float64), seed)
     inputs = {path: tensor for path, tensor in array_leaves([args, kwargs]) if path in call.depends}
     for tensor in inputs.values():
         tensor.requires_grad_(True)
-    parameters = _parameters(layer, silent)
-    is_made_of_layers = _LAYERS in parameters
+    parameters = _group_parameters(layer, silent)
+    is_made_of_layers = _INNER_LAYERS in parameters
     groups = {f"input {path}": [tensor] for path, tensor in inputs.items()} | parameters
-    evaluate = _evaluation(layer, args, kwargs, seed)
+    evaluate = _make_evaluation(layer, args, kwargs, seed)
     with note_surrogates() as declared:
-        outputs = evaluate()  # the first may have to compile
+        outputs = evaluate()  # the first call may compile
     declared |= find_surrogates(outputs, layer.modules())
-    started = compute_seconds()
-    again = evaluate()
-    once = compute_seconds() - started
+    start_seconds = compute_seconds()
+    repeated = evaluate()
+    seconds_per_pass = compute_seconds() - start_seconds
     if not outputs or not groups:
-        return dataclasses.replace(row, note="nothing of it is differentiated")
-    if once > _MOST_SECONDS / 4:
-        return dataclasses.replace(row, note=f"one pass takes {once:.1f} s")
-    if not all(torch.equal(one, two) for one, two in zip(outputs, again, strict=True)):
+        return dataclasses.replace(row, note="it has no differentiable inputs or parameters")
+    if seconds_per_pass > _MAX_SECONDS / 4:
+        return dataclasses.replace(row, note=f"one pass takes {seconds_per_pass:.1f} s")
+    if not all(
+        torch.equal(first_output, second_output) for first_output, second_output in zip(outputs, repeated, strict=True)
+    ):
         return dataclasses.replace(row, note="outputs differ from call to call under one seed")
-    if once * (2 * len(groups) + 1) > _MOST_SECONDS:
-        groups = {"all that it reads": [tensor for tensors in groups.values() for tensor in tensors]}
+    if seconds_per_pass * (2 * len(groups) + 1) > _MAX_SECONDS:
+        groups = {"all inputs and parameters": [tensor for tensors in groups.values() for tensor in tensors]}
     errors = {} if declared else gradient_errors(evaluate, groups, seed=seed, step=_STEP)
-    weakest, slope = worst_error(errors)
-    drift, limit = _drift(layer, args, kwargs, seed)
+    weakest, gradient_error = worst_error(errors)
+    drift, limit = _measure_drift(layer, args, kwargs, seed)
     return dataclasses.replace(
         row,
-        forward=_forward(layer, args, kwargs, outputs),
-        gradient_error=slope,
+        forward=_compute_forward_error(layer, args, kwargs, outputs),
+        gradient_error=gradient_error,
         weakest=weakest,
         drift=drift,
-        drift_limit=max(limit, (_OF_MANY if is_made_of_layers else 1.0) * DRIFT),
+        drift_limit=max(limit, (_MODULE_DRIFT_FACTOR if is_made_of_layers else 1.0) * DRIFT),
         declared=tuple(sorted(declared)),
-        note="" if declared else uncompared(groups, errors),
+        note="" if declared else describe_uncompared(groups, errors),
     )
 
 
-def _moved(layer: nn.Module, seed: int) -> nn.Module:
-    """With every parameter moved a little: where biases and inputs are 0, values lie on the very edge of a ReLU."""
+def _perturb_parameters(layer: nn.Module, seed: int) -> nn.Module:
+    """Perturb every parameter slightly, so that zero biases do not put activations exactly at a ReLU's kink."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in layer.parameters():
-            size = max(_MOVE, float(parameter.abs().max())) if parameter.numel() else 0.0
-            parameter.add_(torch.randn(parameter.shape, generator=generator, dtype=torch.float64), alpha=_MOVE * size)
+            size = max(_PERTURBATION, float(parameter.abs().max())) if parameter.numel() else 0.0
+            parameter.add_(
+                torch.randn(parameter.shape, generator=generator, dtype=torch.float64), alpha=_PERTURBATION * size
+            )
     return layer
 
 
-def _forward(layer: nn.Module, args: Any, kwargs: Any, outputs: Sequence[Tensor]) -> float | None:
-    """By how much a layer of the package misses its reference; None for a layer that has none."""
-    reference = own_reference(layer)
+def _compute_forward_error(layer: nn.Module, args: Any, kwargs: Any, outputs: Sequence[Tensor]) -> float | None:
+    """Compute the relative error of a layer of the package against its reference; None without one."""
+    reference = find_own_reference(layer)
     if reference is None:
         return None
     expected = reference(layer, *(to_float64_array(value) for value in (*args, *kwargs.values())))
     return relative_error(outputs[0], expected)
 
 
-def _recorder(name: str, calls: dict[str, RecordedInput]) -> Callable[..., None]:
+def _make_recorder(name: str, calls: dict[str, RecordedInput]) -> Callable[..., None]:
     def hook(module: nn.Module, args: Any, kwargs: Any) -> None:
         if name not in calls:
             depends = [path for path, tensor in array_leaves([args, kwargs]) if tensor.requires_grad]
@@ -139,45 +143,45 @@ def _recorder(name: str, calls: dict[str, RecordedInput]) -> Callable[..., None]
     return hook
 
 
-def _parameters(layer: nn.Module, silent: set[str]) -> dict[str, Sequence[Tensor]]:
-    """Its own parameters and those that it reads of others, one by one; those of layers that it calls, together."""
-    alone: dict[str, Sequence[Tensor]] = {}
-    together = []
+def _group_parameters(layer: nn.Module, silent: set[str]) -> dict[str, Sequence[Tensor]]:
+    """Group parameters: one group each for direct parameters and those of silent modules, one for all other layers."""
+    groups: dict[str, Sequence[Tensor]] = {}
+    inner_parameters = []
     for name, parameter in layer.named_parameters():
         parameter.requires_grad_(True)
         owner = name.rpartition(".")[0]
         if not owner or owner in silent:
-            alone[name] = [parameter]
+            groups[name] = [parameter]
         else:
-            together.append(parameter)
-    return alone | ({_LAYERS: together} if together else {})
+            inner_parameters.append(parameter)
+    return groups | ({_INNER_LAYERS: inner_parameters} if inner_parameters else {})
 
 
-def _evaluation(layer: nn.Module, args: Any, kwargs: Any, seed: int) -> Callable[[], list[Tensor]]:
+def _make_evaluation(layer: nn.Module, args: Any, kwargs: Any, seed: int) -> Callable[[], list[Tensor]]:
     def evaluate() -> list[Tensor]:
-        torch.manual_seed(seed)  # what is dropped at random is dropped again
-        given, named = tree_map(args, with_history), tree_map(kwargs, with_history)
-        found = [tensor for _, tensor in array_leaves(layer(*given, **named))]
-        return [tensor for tensor in found if tensor.is_floating_point()]
+        torch.manual_seed(seed)  # repeats the random dropout
+        call_args, call_kwargs = tree_map(args, with_history), tree_map(kwargs, with_history)
+        tensors = [tensor for _, tensor in array_leaves(layer(*call_args, **call_kwargs))]
+        return [tensor for tensor in tensors if tensor.is_floating_point()]
 
     return evaluate
 
 
-def _corner(layer: nn.Module, args: Any, kwargs: Any, seed: int) -> tuple[Any, Any]:
-    """The inputs, or where they are images or volumes of some size the smallest corner of them that the layer takes."""
+def _crop_inputs(layer: nn.Module, args: Any, kwargs: Any, seed: int) -> tuple[Any, Any]:
+    """Crop large images or volumes among the inputs to the smallest corner that the layer accepts."""
     sizes = [tensor.numel() for _, tensor in array_leaves([args, kwargs]) if _has_space(tensor)]
-    if not sizes or max(sizes) <= _SMALL:
+    if not sizes or max(sizes) <= _MAX_ELEMENTS:
         return args, kwargs
     for size in _CORNERS:
 
         def corner(tensor: Tensor, size: int = size) -> Tensor:
-            place: Any = (..., *(slice(size),) * (tensor.ndim - 2))
-            return tensor[place].clone() if _has_space(tensor) else tensor
+            window: Any = (..., *(slice(size),) * (tensor.ndim - 2))
+            return tensor[window].clone() if _has_space(tensor) else tensor
 
         small = tree_map(args, corner), tree_map(kwargs, corner)
         try:
             with torch.no_grad():
-                _evaluation(layer, *small, seed)()
+                _make_evaluation(layer, *small, seed)()
         except (RuntimeError, ValueError, IndexError, AssertionError):
             continue
         return small
@@ -188,38 +192,50 @@ def _has_space(tensor: Tensor) -> bool:
     return tensor.is_floating_point() and tensor.ndim >= 4
 
 
-def _drift(layer: nn.Module, args: Any, kwargs: Any, seed: int) -> tuple[float, float]:
-    """How far the middle value of the float32 output is from float64, and how far rounding may take it.
+def _measure_drift(layer: nn.Module, args: Any, kwargs: Any, seed: int) -> tuple[float, float]:
+    """Return the median float32 error of the outputs and its limit by rounding, both relative to the largest value.
 
-    Both relative to the largest value. Rounding is tried: in float64, all that goes in is moved by half a unit of
-    float32's last place, as in the comparison of whole networks. What a layer draws is the same in both formats.
+    The limit is measured: in float64, all inputs and parameters are perturbed by half a unit in the last place of
+    float32, as in the comparison of whole networks. Random draws of a layer are the same in both formats.
     """
-    narrow = copy.deepcopy(layer).float()
-    wide, nudged = copy.deepcopy(narrow).double(), copy.deepcopy(narrow).double()
+    float32_layer = copy.deepcopy(layer).float()
+    float64_layer, perturbed_layer = copy.deepcopy(float32_layer).double(), copy.deepcopy(float32_layer).double()
     generator = torch.Generator().manual_seed(seed)
 
-    def nudge(tensor: Tensor) -> Tensor:
+    def perturb(tensor: Tensor) -> Tensor:
         if not tensor.is_floating_point():
             return tensor
         signs = torch.randint(0, 2, tensor.shape, generator=generator).to(tensor) * 2 - 1
         return (tensor * (1 + signs * torch.finfo(torch.float32).eps / 2)).detach()
 
     with torch.no_grad():
-        given, named = tree_map(args, float32), tree_map(kwargs, float32)
-        exact, by_name = tree_map(given, float64), tree_map(named, float64)
-        for parameter in nudged.parameters():
-            parameter.copy_(nudge(parameter))
-        small = _evaluation(narrow, given, named, seed)()
+        float32_args, float32_kwargs = tree_map(args, float32), tree_map(kwargs, float32)
+        float64_args, float64_kwargs = tree_map(float32_args, float64), tree_map(float32_kwargs, float64)
+        for parameter in perturbed_layer.parameters():
+            parameter.copy_(perturb(parameter))
+        float32_outputs = _make_evaluation(float32_layer, float32_args, float32_kwargs, seed)()
         with Float32Draws():
-            large = _evaluation(wide, exact, by_name, seed)()
-            moved = _evaluation(nudged, tree_map(exact, nudge), tree_map(by_name, nudge), seed)()
-    return _middle(small, large), _GUILTY * _middle(moved, large)
+            float64_outputs = _make_evaluation(float64_layer, float64_args, float64_kwargs, seed)()
+            perturbed_outputs = _make_evaluation(
+                perturbed_layer, tree_map(float64_args, perturb), tree_map(float64_kwargs, perturb), seed
+            )()
+    return _median_error(float32_outputs, float64_outputs), _DRIFT_FACTOR * _median_error(
+        perturbed_outputs, float64_outputs
+    )
 
 
-def _middle(found: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
-    """The median difference, of the output where it is largest, relative to the largest value."""
-    pairs = [(one.double(), two) for one, two in zip(found, expected, strict=True) if one.shape == two.shape]
+def _median_error(outputs: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
+    """Return the largest median difference of all outputs, relative to each output's largest value."""
+    pairs = [
+        (output.double(), reference)
+        for output, reference in zip(outputs, expected, strict=True)
+        if output.shape == reference.shape
+    ]
     return max(
-        (float((one - two).abs().median() / two.abs().max().clamp(min=1e-30)) for one, two in pairs if one.numel()),
+        (
+            float((output - reference).abs().median() / reference.abs().max().clamp(min=1e-30))
+            for output, reference in pairs
+            if output.numel()
+        ),
         default=0.0,
     )

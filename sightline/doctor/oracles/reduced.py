@@ -1,4 +1,4 @@
-"""A training batch of fewer points, for what need not be looked at in full size."""
+"""Training batch with fewer points, for checks that do not need the full size."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ _SIZES = (64, 128, 256)
 
 
 def with_fewer_points(batch: Batch, run: Callable[[Batch], Any]) -> Batch:
-    """The batch with the first points of every cloud (B, N, ...), as few as `run` goes through with; else as it is."""
+    """Crop clouds (B, N, ...) to as few first points as `run` accepts; return the batch unchanged if none works."""
     points = batch.get("points")
     if not isinstance(points, Tensor) or points.ndim != 3:
         return batch
     for size in _SIZES:
         if size >= points.shape[1]:
             break
-        small = {name: _cut(value, points.shape[:2], size) for name, value in batch.items()}
+        small = {name: _crop_points(value, points.shape[:2], size) for name, value in batch.items()}
         try:
             with torch.no_grad():
                 run(small)
-        except Exception:  # noqa: BLE001 - a model may refuse small clouds in any way it likes
+        except Exception:  # noqa: BLE001 - a model may reject small clouds with any error
             continue
         return small
     return batch
 
 
-def _cut(value: Any, rows: Any, size: int) -> Any:
-    is_of_points = isinstance(value, Tensor) and value.ndim >= 2 and value.shape[:2] == rows
-    return value[:, :size].contiguous() if is_of_points else value
+def _crop_points(value: Any, rows: Any, size: int) -> Any:
+    has_points = isinstance(value, Tensor) and value.ndim >= 2 and value.shape[:2] == rows
+    return value[:, :size].contiguous() if has_points else value

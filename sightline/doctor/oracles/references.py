@@ -1,7 +1,7 @@
-"""Layers once more, in NumPy and float64, by their definitions: plain loops over what comes out.
+"""NumPy references of torch's layers in float64, by their definitions: plain loops over the outputs.
 
-Each takes the layer's module, for its arguments and weights, and the input, and gives the output. They are slow and
-share nothing with torch's kernels.
+Each function takes the layer's module, for its arguments and weights, and the input, and returns the output. They are
+slow and share nothing with torch's kernels.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ __all__ = [
     "REFERENCES",
     "Reference",
     "batch_norm",
-    "reference_of",
+    "find_reference",
     "relative_error",
     "running_after",
     "to_float64_array",
@@ -31,12 +31,12 @@ _PADDING = {"zeros": "constant", "reflect": "reflect", "replicate": "edge", "cir
 
 
 def to_float64_array(value: Any) -> np.ndarray:
-    """A tensor's values in float64."""
+    """Convert a tensor or array to a float64 array."""
     return value.detach().cpu().double().numpy() if isinstance(value, Tensor) else np.asarray(value, dtype=np.float64)
 
 
 def relative_error(found: Any, expected: np.ndarray) -> float:
-    """The largest difference, relative to the largest value of what is expected, or to 1; infinite for other shapes."""
+    """Return the largest difference, relative to the largest expected value or 1; infinite for other shapes or NaN."""
     values = to_float64_array(found)
     if values.shape != expected.shape or not np.isfinite(values).all():
         return float("inf")
@@ -44,7 +44,7 @@ def relative_error(found: Any, expected: np.ndarray) -> float:
 
 
 def linear(module: Any, values: np.ndarray) -> np.ndarray:
-    """Each output is the sum of the inputs times its row of weights, and its bias."""
+    """Linear layer: (..., in) -> (..., out), the sum of inputs times a row of weights, plus the bias."""
     weight, bias = to_float64_array(module.weight), None if module.bias is None else to_float64_array(module.bias)
     rows = values.reshape(-1, values.shape[-1])
     out = np.zeros((len(rows), len(weight)))
@@ -55,43 +55,48 @@ def linear(module: Any, values: np.ndarray) -> np.ndarray:
 
 
 def convolution(module: Any, values: np.ndarray) -> np.ndarray:
-    """Each output is the sum over its window and the channels of its group. Correlation, as in every framework."""
+    """Convolution (B, C, ...): the sum over the window and the channels of the group (a correlation, as in torch)."""
     weight, groups = to_float64_array(module.weight), module.groups
     stride, dilation = module.stride, module.dilation
-    padded = np.pad(values, [(0, 0), (0, 0), *_borders(module)], mode=_PADDING[module.padding_mode])  # type: ignore[call-overload]
+    padded = np.pad(values, [(0, 0), (0, 0), *_iter_padding(module)], mode=_PADDING[module.padding_mode])  # type: ignore[call-overload]
     reach = [d * (k - 1) + 1 for d, k in zip(dilation, weight.shape[2:], strict=True)]
     sizes = [(n - r) // s + 1 for n, r, s in zip(padded.shape[2:], reach, stride, strict=True)]
     out = np.zeros((len(values), len(weight), *sizes))
-    per_group, outs = weight.shape[1], len(weight) // groups
-    for n, o, *at in np.ndindex(out.shape):
-        first = o // outs * per_group
-        window = tuple(slice(a * s, a * s + r, d) for a, s, r, d in zip(at, stride, reach, dilation, strict=True))
-        out[(n, o, *at)] = (padded[(n, slice(first, first + per_group), *window)] * weight[o]).sum()
-    return out + _per_channel(module.bias, out)
+    per_group, outputs_per_group = weight.shape[1], len(weight) // groups
+    for n, o, *position in np.ndindex(out.shape):
+        first = o // outputs_per_group * per_group
+        window = tuple(slice(a * s, a * s + r, d) for a, s, r, d in zip(position, stride, reach, dilation, strict=True))
+        out[(n, o, *position)] = (padded[(n, slice(first, first + per_group), *window)] * weight[o]).sum()
+    return out + _channel_bias(module.bias, out)
 
 
 def transposed_convolution(module: Any, values: np.ndarray) -> np.ndarray:
-    """Each input is spread over its window of the output, times the kernel; the padding is cut off afterwards."""
+    """Transposed convolution (B, C, ...): each input adds the kernel to its output window; padding is then cut off."""
     weight, groups = to_float64_array(module.weight), module.groups
     kernel, axes = weight.shape[2:], range(values.ndim - 2)
     stride, dilation = module.stride, module.dilation
-    whole = [(values.shape[2 + a] - 1) * stride[a] + dilation[a] * (kernel[a] - 1) + 1 for a in axes]
-    extra = [module.output_padding[a] for a in axes]
-    outs, ins = weight.shape[1], values.shape[1] // groups
-    out = np.zeros((len(values), outs * groups, *(w + e for w, e in zip(whole, extra, strict=True))))
-    for n, c, *at in np.ndindex(values.shape):
-        group = c // ins
+    full_sizes = [(values.shape[2 + a] - 1) * stride[a] + dilation[a] * (kernel[a] - 1) + 1 for a in axes]
+    output_padding = [module.output_padding[a] for a in axes]
+    outputs_per_group, inputs_per_group = weight.shape[1], values.shape[1] // groups
+    out = np.zeros(
+        (len(values), outputs_per_group * groups, *(w + e for w, e in zip(full_sizes, output_padding, strict=True)))
+    )
+    for n, c, *position in np.ndindex(values.shape):
+        group = c // inputs_per_group
         window = tuple(
-            slice(at[a] * stride[a], at[a] * stride[a] + dilation[a] * (kernel[a] - 1) + 1, dilation[a]) for a in axes
+            slice(position[a] * stride[a], position[a] * stride[a] + dilation[a] * (kernel[a] - 1) + 1, dilation[a])
+            for a in axes
         )
-        out[(n, slice(group * outs, (group + 1) * outs), *window)] += values[(n, c, *at)] * weight[c]
-    cut = tuple(slice(p, size - p) for p, size in zip(module.padding, out.shape[2:], strict=True))
-    out = out[(slice(None), slice(None), *cut)]
-    return out + _per_channel(module.bias, out)
+        out[(n, slice(group * outputs_per_group, (group + 1) * outputs_per_group), *window)] += (
+            values[(n, c, *position)] * weight[c]
+        )
+    crop = tuple(slice(p, size - p) for p, size in zip(module.padding, out.shape[2:], strict=True))
+    out = out[(slice(None), slice(None), *crop)]
+    return out + _channel_bias(module.bias, out)
 
 
 def batch_norm(module: Any, values: np.ndarray) -> np.ndarray:
-    """In training by the batch's mean and biased variance, else by the running ones.
+    """Batch norm (B, C, ...): by the batch's mean and biased variance in training, else by the running statistics.
 
     Source: Ioffe and Szegedy 2015, algorithms 1 and 2.
     """
@@ -104,25 +109,25 @@ def batch_norm(module: Any, values: np.ndarray) -> np.ndarray:
         else:
             mean, variance = to_float64_array(module.running_mean)[c], to_float64_array(module.running_var)[c]
         out[:, c] = (channel - mean) / math.sqrt(variance + module.eps)
-    out = out if module.weight is None else out * _shaped(to_float64_array(module.weight), out)
-    return out + _per_channel(module.bias, out)
+    out = out if module.weight is None else out * _reshape_channels(to_float64_array(module.weight), out)
+    return out + _channel_bias(module.bias, out)
 
 
 def running_after(module: Any, values: np.ndarray, *, mean: np.ndarray, variance: np.ndarray) -> tuple[Any, Any]:
-    """The running mean and variance after a first batch: moved by `momentum` towards the mean and UNBIASED variance."""
+    """Compute running mean (C,) and variance (C,) after a batch: moved by `momentum` to mean and UNBIASED variance."""
     share = 1.0 if module.momentum is None else module.momentum
     new_mean, new_variance = mean.copy(), variance.copy()
     for c in range(values.shape[1]):
         channel = values[:, c].ravel()
-        found = math.fsum(channel) / channel.size
-        unbiased = math.fsum((channel - found) ** 2) / (channel.size - 1)
-        new_mean[c] = (1 - share) * mean[c] + share * found
+        batch_mean = math.fsum(channel) / channel.size
+        unbiased = math.fsum((channel - batch_mean) ** 2) / (channel.size - 1)
+        new_mean[c] = (1 - share) * mean[c] + share * batch_mean
         new_variance[c] = (1 - share) * variance[c] + share * unbiased
     return new_mean, new_variance
 
 
 def layer_norm(module: Any, values: np.ndarray) -> np.ndarray:
-    """Every sample by its own mean and biased variance. Source: Ba, Kiros and Hinton 2016, section 3."""
+    """Layer norm: each sample by its mean and biased variance. Source: Ba, Kiros and Hinton 2016, section 3."""
     size = math.prod(module.normalized_shape)
     rows = values.reshape(-1, size)
     out = np.zeros_like(rows)
@@ -136,26 +141,26 @@ def layer_norm(module: Any, values: np.ndarray) -> np.ndarray:
 
 
 def group_norm(module: Any, values: np.ndarray) -> np.ndarray:
-    """Every sample and group of channels by its own mean and biased variance. Source: Wu and He 2018, eq. 1."""
+    """Group norm (B, C, ...): each sample and group by its mean and biased variance. Source: Wu and He 2018, eq. 1."""
     out = np.zeros_like(values)
-    each = values.shape[1] // module.num_groups
+    channels_per_group = values.shape[1] // module.num_groups
     for n, g in itertools.product(range(len(values)), range(module.num_groups)):
-        channels = slice(g * each, (g + 1) * each)
-        part = values[n, channels]
-        mean = math.fsum(part.ravel()) / part.size
-        variance = math.fsum((part.ravel() - mean) ** 2) / part.size
-        out[n, channels] = (part - mean) / math.sqrt(variance + module.eps)
-    out = out if module.weight is None else out * _shaped(to_float64_array(module.weight), out)
-    return out + _per_channel(module.bias, out)
+        channels = slice(g * channels_per_group, (g + 1) * channels_per_group)
+        group = values[n, channels]
+        mean = math.fsum(group.ravel()) / group.size
+        variance = math.fsum((group.ravel() - mean) ** 2) / group.size
+        out[n, channels] = (group - mean) / math.sqrt(variance + module.eps)
+    out = out if module.weight is None else out * _reshape_channels(to_float64_array(module.weight), out)
+    return out + _channel_bias(module.bias, out)
 
 
 def softmax(module: Any, values: np.ndarray) -> np.ndarray:
-    """exp(z_i) over the sum of all of them; its logarithm for LogSoftmax."""
-    moved = np.moveaxis(values, module.dim, -1)
-    out = np.zeros_like(moved)
-    for place in np.ndindex(moved.shape[:-1]):
-        powers = [math.exp(z - moved[place].max()) for z in moved[place]]
-        out[place] = [power / math.fsum(powers) for power in powers]
+    """Softmax, exp(z_i) / sum_j exp(z_j), along the module's axis; its logarithm for LogSoftmax."""
+    rows = np.moveaxis(values, module.dim, -1)
+    out = np.zeros_like(rows)
+    for index in np.ndindex(rows.shape[:-1]):
+        powers = [math.exp(z - rows[index].max()) for z in rows[index]]
+        out[index] = [power / math.fsum(powers) for power in powers]
     out = np.log(out) if isinstance(module, nn.LogSoftmax) else out
     return np.moveaxis(out, -1, module.dim)
 
@@ -177,12 +182,12 @@ _ELEMENTWISE: dict[type[nn.Module], Callable[[Any, float], float]] = {
     nn.Tanh: lambda module, z: math.tanh(z),
     nn.Softplus: lambda module, z: math.log1p(math.exp(module.beta * z)) / module.beta,
     nn.Identity: lambda module, z: z,
-    # in evaluation mode, which is what is compared: they let everything through
+    # identity in evaluation mode, which is compared
     nn.modules.dropout._DropoutNd: lambda module, z: z,
 }
 
 
-def _elementwise(rule: Callable[[Any, float], float]) -> Reference:
+def _make_elementwise(rule: Callable[[Any, float], float]) -> Reference:
     def apply(module: Any, values: np.ndarray) -> np.ndarray:
         return np.array([rule(module, float(z)) for z in values.ravel()]).reshape(values.shape)
 
@@ -205,35 +210,35 @@ REFERENCES: dict[type[nn.Module], Reference] = {
     **dict.fromkeys((nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d), adaptive_pooling),
     **dict.fromkeys((nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d), adaptive_pooling),
     **dict.fromkeys((nn.Softmax, nn.LogSoftmax), softmax),
-    **{kind: _elementwise(rule) for kind, rule in _ELEMENTWISE.items()},
+    **{kind: _make_elementwise(rule) for kind, rule in _ELEMENTWISE.items()},
 }
-"""Of each layer that is known. A subclass is held to what it derives from."""
+"""Reference of each known layer type; subclasses are compared with the reference of their base class."""
 
 
-def reference_of(module: nn.Module) -> tuple[type[nn.Module], Reference] | None:
-    """The nearest known type that a layer is or derives from, and its reference; None for a layer not known."""
+def find_reference(module: nn.Module) -> tuple[type[nn.Module], Reference] | None:
+    """Return the nearest known type of a layer, or base class of it, with its reference; None for an unknown layer."""
     for kind in type(module).__mro__:
         if kind in REFERENCES:
             return kind, REFERENCES[kind]
     return None
 
 
-def _borders(module: Any) -> Iterator[tuple[int, int]]:
-    """What is padded before and after each axis."""
+def _iter_padding(module: Any) -> Iterator[tuple[int, int]]:
+    """Yield the padding before and after each spatial axis."""
     for size, dilation, padding in zip(
         module.kernel_size,
         module.dilation,
         module.padding if not isinstance(module.padding, str) else [module.padding] * len(module.kernel_size),
         strict=True,
     ):
-        whole = dilation * (size - 1)
-        before, after = {"same": (whole // 2, whole - whole // 2), "valid": (0, 0)}.get(padding, (padding, padding))
-        yield before, after
+        total = dilation * (size - 1)
+        leading, trailing = {"same": (total // 2, total - total // 2), "valid": (0, 0)}.get(padding, (padding, padding))
+        yield leading, trailing
 
 
-def _per_channel(bias: Tensor | None, out: np.ndarray) -> Any:
-    return 0.0 if bias is None else _shaped(to_float64_array(bias), out)
+def _channel_bias(bias: Tensor | None, out: np.ndarray) -> Any:
+    return 0.0 if bias is None else _reshape_channels(to_float64_array(bias), out)
 
 
-def _shaped(values: np.ndarray, out: np.ndarray) -> np.ndarray:
+def _reshape_channels(values: np.ndarray, out: np.ndarray) -> np.ndarray:
     return values.reshape(1, -1, *(1,) * (out.ndim - 2))

@@ -1,4 +1,4 @@
-"""A run's losses as functions of the model's outputs, whatever these are: the task gets a stand-in for its model."""
+"""Losses of a run as functions of given outputs: the task runs with a stand-in for its model."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _CPU = torch.device("cpu")
 
 
 class FixedOutputs(nn.Module):
-    """Gives these outputs whatever it is asked."""
+    """Stand-in for a model that returns fixed outputs for any input."""
 
     def __init__(self, outputs: Mapping[str, Any]) -> None:
         super().__init__()
@@ -29,7 +29,7 @@ class FixedOutputs(nn.Module):
 
 
 def loss_sums(job: TrainState, batch: Batch, outputs: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The sum of each loss for these outputs, with its gradient."""
+    """Compute the sum of each loss for some outputs, differentiable."""
     sums, _ = compute_batch_losses(job.task, FixedOutputs(outputs), batch, _CPU)
     return dict(sums)
 
@@ -37,6 +37,6 @@ def loss_sums(job: TrainState, batch: Batch, outputs: Mapping[str, Any]) -> dict
 def loss_counts(
     job: TrainState, batch: Batch, outputs: Mapping[str, Any], device: torch.device = _CPU
 ) -> dict[str, float]:
-    """What each loss is divided by."""
+    """Compute the count of each loss, by which its sum is divided."""
     step = single_batch_step(job.task, FixedOutputs(outputs), batch, device)
     return {name: float(count) for name, count in step.counts.items()}

@@ -1,4 +1,4 @@
-"""What the layer oracles found of one kind of layer, or of one loss."""
+"""Result of the oracles for one kind of layer, or for one loss."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from typing import Any
 __all__ = ["DRIFT", "EXACT_GRADIENT", "FORWARD", "GRADIENT", "OracleResult", "class_location"]
 
 FORWARD = 1e-10
-"""By how much a float64 output may miss its NumPy reference, relative to the largest value of it, or to 1."""
+"""Maximum error of a float64 output against its NumPy reference, relative to the largest value or 1."""
 GRADIENT = 1e-3
-"""By how much a gradient may miss the finite difference, relative to its size; whole models stay below 1e-4."""
+"""Maximum relative error of a gradient against finite differences; whole models stay below 1e-4."""
 EXACT_GRADIENT = 1e-5
-"""The same for losses, and for layers of torch's types on inputs away from every edge: these stay below 1e-7."""
+"""Maximum relative error of a gradient of losses, and of torch's layers on inputs away from edges (below 1e-7)."""
 DRIFT = 1e-5
-"""By how much the middle value of a layer's float32 output may miss float64, relative to the largest value."""
+"""Maximum median error of a layer's float32 output against float64, relative to the largest value."""
 
 
 @dataclass(frozen=True)
 class OracleResult:
-    """A kind of layer, or a loss: what it was compared with, and by how much it is off; None where nothing was.
+    """Errors of a kind of layer, or of a loss, against its oracles; None for what was not compared.
 
-    `kind` is its type and arguments, `place` the first module of it (or the loss), `count` how many there are. `slope`
-    and `second` are of first and second derivatives, `weakest` is the tensor whose gradient is off most, and
-    `tolerance` by how much it may be; `drift_limit` is how much of float32 rounding explains. `declared` names
-    surrogate gradients, which are not compared.
+    `kind` is the type and arguments, `place` the first such module (or the loss), `count` the number of modules.
+    `gradient_error` and `second` are errors of first and second derivatives, `weakest` is the tensor with the largest
+    gradient error, and `tolerance` its limit; `drift_limit` is the float32 error that rounding explains. `declared`
+    names surrogate gradients, which are not compared.
     """
 
     kind: str
@@ -46,9 +46,8 @@ class OracleResult:
 
     @property
     def verdict(self) -> str:
-        """`wrong`, or `declared` where the gradient is a surrogate, or how much of it was compared: `checked`,
-        `half-checked` (gradients alone), `not checked`."""
-        if self.is_wrong_forward or self.is_wrong_backward or self.drifts:
+        """`wrong`, `declared` (a surrogate gradient), `checked`, `half-checked` (gradients only) or `not checked`."""
+        if self.is_wrong_forward or self.is_wrong_backward or self.is_drifting:
             return "wrong"
         if self.declared:
             return "declared"
@@ -65,12 +64,12 @@ class OracleResult:
         return any(value is not None and not value <= self.tolerance for value in (self.gradient_error, self.second))
 
     @property
-    def drifts(self) -> bool:
+    def is_drifting(self) -> bool:
         return self.drift is not None and not self.drift <= self.drift_limit
 
 
 def class_location(cls: Any) -> tuple[str | None, int | None]:
-    """Where a class that is not of an installed library is written."""
+    """Return the file and first line of a class; None for classes of installed libraries."""
     try:
         file, line = inspect.getsourcefile(cls), inspect.getsourcelines(cls)[1]
     except (OSError, TypeError):

@@ -1,7 +1,7 @@
-"""Losses that are sums of squares, found by what they do: each element's slope grows in proportion to its distance.
+"""Detection of squared-error losses by their values: each element's gradient is linear in its output.
 
-For L = sum_i w_i (o_i - t_i)^2 the slope is 2 w_i (o_i - t_i). Two outputs give w, and any of them then t. No name is
-read, so a loss of a plugin is found as well as one of ours.
+For L = sum_i w_i (o_i - t_i)^2 the gradient is 2 w_i (o_i - t_i). Two outputs determine w, and either of them then t.
+No name is read, so losses of plugins are detected as well.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from sightline.types import Batch
 
 __all__ = ["SquaredErrorLoss", "expected_factor", "find_squared_error"]
 
-_SAME = 1e-6  # relative, of float64 slopes of a quadratic function
+_TOLERANCE = 1e-6  # relative, of float64 gradients of a quadratic function
 
 
 @dataclass(frozen=True)
 class SquaredErrorLoss:
-    """A loss of the form sum(weight * (output - target)^2) / count of one output, all in float64.
+    """Loss of the form sum(weight * (output - target)^2) / count of one output, all in float64.
 
-    `target_key` is the batch key that the target is; None where it is made of several, or scaled. `is_learned` marks a
-    loss that learns by itself, as one does that draws features to centres of its own.
+    `target_key` is the batch key of the target; None if it is computed from several keys, or scaled. `is_learned` is
+    True for a loss with its own parameters, such as centres of features.
     """
 
     name: str
@@ -41,34 +41,34 @@ class SquaredErrorLoss:
 
     @property
     def factor(self) -> float:
-        """What stands before the mean square: 1 where the weights add up to the count."""
+        """Factor of the mean squared error: 1 if the weights add up to the count."""
         return float(self.weight.sum()) / self.count if self.count else float("nan")
 
     def mean(self, output: Tensor | float) -> float:
-        """The loss of another output, by the definition."""
+        """Compute the loss of another output by the definition."""
         return float((self.weight * (output - self.target).square()).sum()) / self.count
 
     @property
     def zero(self) -> float:
-        """The loss of a network that predicts 0 everywhere: the mean square of the targets."""
+        """Loss of a network that predicts 0 everywhere: the mean square of the targets."""
         return self.mean(0.0)
 
     @property
     def middle(self) -> float:
-        """The best constant prediction: the (weighted) mean target."""
+        """Best constant prediction: the (weighted) mean target."""
         return float((self.weight * self.target).sum() / self.weight.sum())
 
     @property
     def constant_baseline(self) -> float:
-        """The loss of the best constant prediction: the variance of the targets."""
+        """Loss of the best constant prediction: the variance of the targets."""
         return self.mean(self.middle)
 
 
 def expected_factor(squares: SquaredErrorLoss) -> float | None:
-    """What stands before the mean square, where sum and count agree: 1, or the elements of each counted item.
+    """Return the factor of the mean squared error if it is valid: 1, or the elements per counted item; else None.
 
-    Squared distances, for one, are sums over coordinates and count points. A loss that learns its targets, of which no
-    definition is known, may be half of that. None for any other factor.
+    Squared distances, for example, are sums over coordinates that are counted per point. A loss that learns its
+    targets, whose definition is unknown, may have half of such a factor.
     Source of the half: Wen et al. 2016, equation 2.
     """
     sizes = [1.0]
@@ -76,48 +76,52 @@ def expected_factor(squares: SquaredErrorLoss) -> float | None:
         sizes.append(sizes[-1] * size)
     if squares.is_learned and squares.target_key is None:
         sizes += [size / 2 for size in sizes]
-    return next((size for size in sizes if abs(squares.factor - size) <= _SAME * size), None)
+    return next((size for size in sizes if abs(squares.factor - size) <= _TOLERANCE * size), None)
 
 
 def find_squared_error(job: TrainState, batch: Batch, outputs: Mapping[str, Any], name: str) -> SquaredErrorLoss | None:
-    """The loss `name` as a sum of squares of one output; None where it is something else."""
-    wide = {key: value.detach().double() if _is_float(value) else value for key, value in outputs.items()}
+    """Fit the loss `name` as a squared error of one output; None if it is another function."""
+    float64_outputs = {key: value.detach().double() if _is_float(value) else value for key, value in outputs.items()}
     batch = {key: value.double() if _is_float(value) else value for key, value in batch.items()}
-    for key, output in wide.items():
+    for key, output in float64_outputs.items():
         if not _is_float(output) or not output.numel():
             continue
-        found = _squares_in(job, batch, wide, name, key)
-        if found is not None:
-            return found
+        squares = _fit_squares(job, batch, float64_outputs, name, key)
+        if squares is not None:
+            return squares
     return None
 
 
-def _squares_in(
+def _fit_squares(
     job: TrainState, batch: Batch, outputs: Mapping[str, Any], name: str, key: str
 ) -> SquaredErrorLoss | None:
     generator = torch.Generator().manual_seed(0)
     output = outputs[key]
     near = output + torch.randn(output.shape, generator=generator, dtype=torch.float64)
     far = output + 3 * torch.randn(output.shape, generator=generator, dtype=torch.float64)
-    values, slopes = zip(*(_slope(job, batch, outputs, name, key, at) for at in (output, near, far)), strict=True)
-    if any(slope is None for slope in slopes) or not all(bool(slope.isfinite().all()) for slope in slopes):
+    values, gradients = zip(
+        *(_compute_gradient(job, batch, outputs, name, key, point) for point in (output, near, far)), strict=True
+    )
+    if any(gradient is None for gradient in gradients) or not all(
+        bool(gradient.isfinite().all()) for gradient in gradients
+    ):
         return None
-    weight = (slopes[1] - slopes[0]) / (2 * (near - output))
-    predicted = slopes[0] + 2 * weight * (far - output)
-    scale = slopes[2].abs().max()
-    if not float(scale) > 0 or not float((predicted - slopes[2]).abs().max()) <= _SAME * float(scale):
+    weight = (gradients[1] - gradients[0]) / (2 * (near - output))
+    predicted = gradients[0] + 2 * weight * (far - output)
+    scale = gradients[2].abs().max()
+    if not float(scale) > 0 or not float((predicted - gradients[2]).abs().max()) <= _TOLERANCE * float(scale):
         return None
-    if float(weight.min()) < -_SAME * float(weight.max()):
+    if float(weight.min()) < -_TOLERANCE * float(weight.max()):
         return None
-    weight = torch.where(weight < _SAME * weight.max(), 0.0, weight)
-    target = torch.where(weight > 0, output - slopes[0] / (2 * weight.clamp(min=1e-300)), 0.0)
+    weight = torch.where(weight < _TOLERANCE * weight.max(), 0.0, weight)
+    target = torch.where(weight > 0, output - gradients[0] / (2 * weight.clamp(min=1e-300)), 0.0)
     target = torch.where(
-        target.abs() > _SAME**2 * output.abs().max(), target, 0.0
-    )  # of a penalty: nothing but rounding
+        target.abs() > _TOLERANCE**2 * output.abs().max(), target, 0.0
+    )  # removes rounding errors around the zero target of a penalty
     by_form = float((weight * (output - target).square()).sum())
-    if abs(by_form - values[0]) > _SAME * max(abs(values[0]), abs(values[2])):
+    if abs(by_form - values[0]) > _TOLERANCE * max(abs(values[0]), abs(values[2])):
         return None
-    target_key = _key_of(batch, target, weight)
+    target_key = _find_target_key(batch, target, weight)
     if target_key is not None:
         target = torch.where(weight > 0, batch[target_key].double(), 0.0)
     count = loss_counts(job, batch, outputs)[name]
@@ -125,23 +129,23 @@ def _squares_in(
     return SquaredErrorLoss(name, key, target_key, output, target, weight, count, is_learned)
 
 
-def _slope(
-    job: TrainState, batch: Batch, outputs: Mapping[str, Any], name: str, key: str, at: Tensor
+def _compute_gradient(
+    job: TrainState, batch: Batch, outputs: Mapping[str, Any], name: str, key: str, point: Tensor
 ) -> tuple[float, Tensor | None]:
-    given = at.detach().clone().requires_grad_(True)
-    total = loss_sums(job, batch, {**outputs, key: given})[name]
+    output = point.detach().clone().requires_grad_(True)
+    total = loss_sums(job, batch, {**outputs, key: output})[name]
     if not total.requires_grad:
         return float(total.detach()), None
-    (slope,) = torch.autograd.grad(total, [given], allow_unused=True)
-    return float(total.detach()), slope
+    (gradient,) = torch.autograd.grad(total, [output], allow_unused=True)
+    return float(total.detach()), gradient
 
 
-def _key_of(batch: Batch, target: Tensor, weight: Tensor) -> str | None:
-    """The batch key with these values, wherever they count."""
+def _find_target_key(batch: Batch, target: Tensor, weight: Tensor) -> str | None:
+    """Return the batch key whose values equal the target where the weight is positive; None without one."""
     for key, value in batch.items():
         if isinstance(value, Tensor) and value.shape == target.shape and not value.is_complex():
-            off = ((value.double() - target).abs() * (weight > 0)).max()
-            if float(off) <= 1e-5 * max(1.0, float(target.abs().max())):
+            max_difference = ((value.double() - target).abs() * (weight > 0)).max()
+            if float(max_difference) <= 1e-5 * max(1.0, float(target.abs().max())):
                 return key
     return None
 

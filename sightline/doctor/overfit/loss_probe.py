@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from sightline.doctor.core.class_axes import class_axis
-from sightline.doctor.core.dry_run import ReadTrackingDict, detached
+from sightline.doctor.core.dry_run import ReadTrackingDict, detach_nested
 from sightline.doctor.overfit.fit_attempt import FitSetup, forward_once, prepare_model
 from sightline.engine.step import compute_batch_losses, divide_by_count, weighted_sum
 from sightline.engine.train import TrainState
@@ -85,7 +85,7 @@ def probe_loss(bench: FitSetup) -> LossProbe:
     """Examine a run's losses on a batch, with the model's outputs as free float64 variables."""
     job = bench.built.job
     with torch.no_grad():
-        outputs = detached(forward_once(bench, prepare_model(bench, bench.precision)))
+        outputs = detach_nested(forward_once(bench, prepare_model(bench, bench.precision)))
     batch = ReadTrackingDict(bench.batch_in("float64"))
     free = {
         name: value.detach().double().clone(memory_format=torch.contiguous_format)  # L-BFGS flattens gradients

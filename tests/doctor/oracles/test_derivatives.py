@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.gradcheck import GradcheckError
 
-from sightline.doctor.oracles.derivatives import gradient_errors, gradients_of, uncompared
+from sightline.doctor.oracles.derivatives import describe_uncompared, gradient_errors, make_gradient_function
 
 
 class Wrong(Function):
@@ -102,7 +102,7 @@ def test_second_derivatives() -> None:
 
     values = drawn(6)
     for function, is_right in ((lambda x: x**3, True), (HalfWrong.apply, False)):
-        slopes = gradients_of(lambda f=function: [f(values)], [values])  # type: ignore[misc]
+        slopes = make_gradient_function(lambda f=function: [f(values)], [values])  # type: ignore[misc]
         assert gradient_errors(lambda f=function: [f(values)], {"x": [values]})["x"] < 1e-6  # type: ignore[misc]
         assert (gradient_errors(slopes, {"x": [values]})["x"] < 1e-6) == is_right
 
@@ -112,4 +112,4 @@ def test_a_gradient_among_too_many_edges_is_not_compared() -> None:
     values = drawn(20)
     errors = gradient_errors(lambda: [values + (values * 1e9).detach().sin()], {"x": [values]})
     assert errors == {}
-    assert uncompared({"x": [values]}, errors) == "too many edges to compare the gradient of x"
+    assert describe_uncompared({"x": [values]}, errors) == "too many edges to compare the gradient of x"

@@ -153,7 +153,7 @@ def test_a_layer_with_a_wrong_backward_is_named_and_its_tensor() -> None:
 
 def test_half_precision_in_a_layer_of_ones_own() -> None:
     rows = rows_of(nn.Sequential(nn.Linear(3, 3), SumsInHalf()))
-    assert rows["1"].drifts
+    assert rows["1"].is_drifting
     assert not rows["1"].is_wrong_backward
 
 
@@ -218,7 +218,7 @@ def test_noise_of_a_layer_is_no_loss_of_exactness(way: str) -> None:
     for seed in range(5):
         torch.manual_seed(seed)
         row = rows_of(nn.Sequential(Noisy(way), nn.Linear(3, 3)))["0"]
-        assert not row.drifts, (seed, row.drift)
+        assert not row.is_drifting, (seed, row.drift)
         assert row.verdict == "half-checked"
 
 
@@ -227,7 +227,7 @@ def test_half_precision_beside_noise_is_found() -> None:
         def forward(self, values: Tensor) -> Tensor:
             return super().forward(values) + 0.1 * torch.randn_like(values)
 
-    assert rows_of(nn.Sequential(Both(), nn.Linear(3, 3)))["0"].drifts
+    assert rows_of(nn.Sequential(Both(), nn.Linear(3, 3)))["0"].is_drifting
 
 
 class _Rounded(Function):

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from sightline.doctor.oracles.known import examine_known, is_known
 from sightline.doctor.oracles.loss_references import cross_entropy, mean_square, orthogonality
-from sightline.doctor.oracles.references import reference_of, relative_error, to_float64_array
+from sightline.doctor.oracles.references import find_reference, relative_error, to_float64_array
 from sightline.doctor.oracles.results import FORWARD, OracleResult
 from sightline.doctor.oracles.shrinking import make_input, shrink_layer
 
@@ -119,7 +119,7 @@ class NoBackward(nn.ReLU):
 def test_references_agree_with_torch(layer: nn.Module, shape: tuple[int, ...]) -> None:
     layer = copy.deepcopy(layer).double()
     values = 2 * torch.randn(shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    found = reference_of(layer)
+    found = find_reference(layer)
     assert found is not None
     expected = found[1](layer, to_float64_array(values))
     assert relative_error(layer(values), expected) < 1e-14

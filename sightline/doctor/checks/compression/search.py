@@ -1,6 +1,6 @@
-"""What a search for bits must not do, as functions of plain values that its driver calls before and after it.
+"""Checks of a bit-width search, as functions of plain values that its driver calls before and after the search.
 
-Each returns findings; none holds a model or reads a run.
+Each returns findings and needs neither a model nor a run.
 """
 
 from __future__ import annotations
@@ -20,46 +20,46 @@ from sightline.runs.packed import compression_ratios
 __all__ = ["search_split", "size_promise", "unreset_episode"]
 
 _TOLERANCE = 1e-4
-"""Of a ratio: a reported one is rounded by less."""
+"""Relative tolerance of a reported compression ratio; rounding in reports is smaller."""
 _TEXTS: dict[str, tuple[str, tuple[str, ...], str, str]] = {
     "search-split": (
         "G45",
         ("eval.protocol", "data.split"),
-        "not a sample in common: the policy was chosen on those that the search reads",
+        "no sample in common: the policy was chosen on the samples that the search reads",
         "search on the held-out part of the training set, and report on test",
     ),
     "unreset-episode": (
         "G19",
         ("quant.state_leak", "eval.mode"),
         "the trained model, bit by bit, before and after each evaluation of a policy",
-        "quantise a copy in evaluation mode, or load the whole state again, by strict names",
+        "quantise a copy in evaluation mode, or reload the whole state, with strict names",
     ),
     "size-promise": (
         "G40",
         ("quant.accounting", "report.budget"),
         "the bytes on disk, as promised and within the budget, and the ratios of codes, codebooks and file",
-        "take promise and budget from packed_size, and what is reported from ratios",
+        "compute promised size and budget by packed_size, and the reported ratios by compression_ratios",
     ),
 }
-"""Of each code its guard, its causes, what is expected, and what to do."""
+"""Guard, causes, expectation and action of each code."""
 
 
 def search_split(calibration: Iterable[Hashable], report: Iterable[Hashable]) -> list[Finding]:
-    """Of the samples that a search reads and those that it is reported on, as (split, index) or any other name."""
+    """The search and its report have no sample in common; samples are named as (split, index) or otherwise."""
     reported, read = set(report), set(calibration)
     common = [sample for sample in read if sample in reported]
     if not common:
         return []
-    summary = f"the search chooses by {len(common)} samples that its result is reported on"
+    summary = f"the search uses {len(common)} samples that its result is reported on"
     measured = f"{len(common)} of {len(read)}, {min(common, key=repr)} first"
-    return [_found("search-split", summary, measured, config_path="data")]
+    return [_make_finding("search-split", summary, measured, config_path="data")]
 
 
 def unreset_episode(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> list[Finding]:
-    """Of the state of the model that policies are applied to: a copy from before any evaluation, and after some."""
+    """Evaluating policies leaves the model unchanged; `before` is a copy of its state from before any evaluation."""
     changed = changed_tensors(before, after)
-    measured, summary = f"{len(changed)} tensors: {'; '.join(changed[:3])}", "an evaluation leaves another model behind"
-    return [_found("unreset-episode", summary, measured, param=changed[0].split()[0])] if changed else []
+    measured, summary = f"{len(changed)} tensors: {'; '.join(changed[:3])}", "an evaluation changes the model"
+    return [_make_finding("unreset-episode", summary, measured, param=changed[0].split()[0])] if changed else []
 
 
 def size_promise(
@@ -71,9 +71,9 @@ def size_promise(
     layers: Iterable[tuple[int, int, int]],
     state: Mapping[str, Tensor],
 ) -> list[Finding]:
-    """Of a packed file: its bytes are those promised and hold the budget, and all three ratios are reported.
+    """A packed file has the promised size, is within the budget, and its three compression ratios are reported.
 
-    `reported` are the ratios by the names of `Ratios`; `layers` and `state` are those of `runs.packed.ratios`.
+    `reported` maps the names of `Ratios` to ratios; `layers` and `state` are passed to `compression_ratios`.
     """
     size, faults = file.stat().st_size, []
     if size != promised:
@@ -81,14 +81,16 @@ def size_promise(
     if budget is not None and size > budget:
         faults.append(f"{size:,} bytes on disk, {size - budget:,} above the budget of {budget:,}")
     for name, value in compression_ratios(layers, file_bytes=size, state=state)._asdict().items():
-        found = reported.get(name)
-        if found is None or not math.isclose(found, value, rel_tol=_TOLERANCE):
-            faults.append(f"ratio '{name}' {'is not reported' if found is None else f'{found:.5g}'}, {value:.5g} found")
-    summary = "the packed file is not of the size that is reported"
-    return [_found("size-promise", summary, "; ".join(faults), file=str(file))] if faults else []
+        actual = reported.get(name)
+        if actual is None or not math.isclose(actual, value, rel_tol=_TOLERANCE):
+            faults.append(
+                f"ratio '{name}' {'is not reported' if actual is None else f'{actual:.5g}'}, {value:.5g} found"
+            )
+    summary = "the packed file does not have the reported size"
+    return [_make_finding("size-promise", summary, "; ".join(faults), file=str(file))] if faults else []
 
 
-def _found(code: str, summary: str, measured: str, **place: Any) -> Finding:
+def _make_finding(code: str, summary: str, measured: str, **location: Any) -> Finding:
     guard, causes, expected, action = _TEXTS[code]
-    reporter = FindingBuilder(guard=guard, code=code, causes=causes, expected=expected, action=action)
-    return reporter.finding(FindingLocation(**place), summary, measured=measured)
+    builder = FindingBuilder(guard=guard, code=code, causes=causes, expected=expected, action=action)
+    return builder.finding(FindingLocation(**location), summary, measured=measured)

@@ -1,4 +1,4 @@
-"""Weights that are not what the policy states, as where it was applied to a copy, or that pass no gradient on."""
+"""Quantised weights that do not follow the policy, or that pass no gradient to their float weights."""
 
 from __future__ import annotations
 
@@ -23,25 +23,25 @@ __all__ = ["rounding_gradient", "unquantised_weights"]
     "static",
     causes=("quant.no_effect", "quant.policy"),
     config_path="compress.policy",
-    expected="at most 2^bits values of a codebook, 2^bits - 1 of a grid, for each channel where asked, in both modes",
-    action="apply the policy to the model that is trained and evaluated, not to a copy, and return what was rounded",
+    expected="at most 2^bits values of a codebook, 2^bits - 1 of a grid, per channel if configured, in both modes",
+    action="apply the policy to the model that is trained and evaluated, not to a copy, and return the rounded weight",
 )
 def unquantised_weights(context: Context) -> list[Finding]:
     """Each weight that the policy names has no more values than its bits allow, in training and in evaluation."""
     compress = context.config.compress
-    faults = {} if compress is None else dict(_faults(isolated_copy(context.built.job.model), compress.policy))
-    return weights_finding(unquantised_weights, context, "are not what the policy states", faults)
+    faults = {} if compress is None else dict(_find_faults(isolated_copy(context.built.job.model), compress.policy))
+    return weights_finding(unquantised_weights, context, "do not follow the policy", faults)
 
 
-def _faults(model: nn.Module, policy: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[str, tuple[str, str]]]:
-    made = {name: quantiser for name, (quantiser, _) in quantised_weights(model).items()}
+def _find_faults(model: nn.Module, policy: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[str, tuple[str, str]]]:
+    quantisers = {name: quantiser for name, (quantiser, _) in quantised_weights(model).items()}
     training, evaluation = (dense_state_dict(model.train(mode)) for mode in (True, False))
     for name, choice in policy.items():
-        quantiser, bits = made.get(name), choice.get("bits", 16)
-        stated = f"; stated are {bits} bits, {choice['kind']}"
-        excess, mode = _excess(training[name], choice), "training"
+        quantiser, bits = quantisers.get(name), choice.get("bits", 16)
+        stated = f"; the policy states {bits} bits, {choice['kind']}"
+        excess, mode = _describe_excess(training[name], choice), "training"
         if not excess and not torch.equal(training[name], evaluation[name]):
-            excess, mode = _excess(evaluation[name], choice), "evaluation"
+            excess, mode = _describe_excess(evaluation[name], choice), "evaluation"
         if excess:
             cause = "quant.no_effect" if quantiser is None or mode == "evaluation" else "quant.policy"
             yield name, (cause, f"{excess} in {mode}{stated}")
@@ -49,16 +49,16 @@ def _faults(model: nn.Module, policy: Mapping[str, Mapping[str, Any]]) -> Iterat
             yield name, ("quant.policy", f"{quantiser}{stated}")
 
 
-def _excess(value: Tensor, choice: Mapping[str, Any]) -> str:
-    """By how much a weight is finer than its choice; empty where it is not."""
+def _describe_excess(value: Tensor, choice: Mapping[str, Any]) -> str:
+    """Describe the values that a weight has beyond its policy entry; "" if it conforms."""
     if choice["kind"] == "fp32":
         return ""
     if choice["kind"] == "fp16":
         num_off = int((value.half().to(value.dtype) != value).sum())
         return f"{num_off} of {value.numel()} values are not of half precision" if num_off else ""
-    most = 2 ** choice["bits"] - (choice["kind"] == "linear")
-    found = int(num_distinct(value.nan_to_num().reshape(len(value) if choice.get("per_channel") else 1, -1)).max())
-    return f"{found} different values" if found > most else ""
+    max_values = 2 ** choice["bits"] - (choice["kind"] == "linear")
+    num_values = int(num_distinct(value.nan_to_num().reshape(len(value) if choice.get("per_channel") else 1, -1)).max())
+    return f"{num_values} different values" if num_values > max_values else ""
 
 
 @check(
@@ -67,13 +67,13 @@ def _excess(value: Tensor, choice: Mapping[str, Any]) -> str:
     "static",
     causes=("loss.detached", "quant.policy"),
     config_path="compress.policy",
-    expected="a finite gradient that is not zero everywhere, where that of the weight is 1",
+    expected="a finite gradient that is not zero everywhere, for a gradient of 1 at the weight",
     action="round by a straight-through estimate: the rounded number forward, the gradient unchanged backward",
 )
 def rounding_gradient(context: Context) -> list[Finding]:
-    """A gradient of ones at each quantised weight reaches what the weight is computed from."""
+    """A gradient of ones at each quantised weight reaches the float weight that it is computed from, and is finite."""
     model, faults = isolated_copy(context.built.job.model), {}
-    owners = dict(model.named_modules())  # `get_submodule` takes a method that has a module's name for it
+    owners = dict(model.named_modules())  # `get_submodule` would return a method that has a module's name
     for name, (_, original) in quantised_weights(model).items():
         path, _, attribute = name.rpartition(".")
         weight, slope = getattr(owners[path], attribute), None

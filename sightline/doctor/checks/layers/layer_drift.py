@@ -1,4 +1,4 @@
-"""Layers that lose more in float32 than rounding takes, as where sums run in half precision."""
+"""Layers whose float32 error is larger than rounding explains, for example because sums run in half precision."""
 
 from __future__ import annotations
 
@@ -12,28 +12,29 @@ __all__ = ["layer_drift"]
 
 @check("G25", "layer-drift", "deep", severity="warning", causes=("model.numerics", "sys.backend"))
 def layer_drift(context: Context) -> list[Finding]:
-    """The middle value of a layer's float32 output is that of float64, on numbers that both hold, nearly.
+    """The median float32 error of a layer is at most 1e-5 of its largest output, on inputs exact in both formats.
 
-    Up to 1e-5 of the largest (1e-3 for what is made of other layers), or sixteen times what rounding all that goes in
-    does to it in float64. The middle one, since a neighbour chosen otherwise changes few values a lot, and rounding all
-    of them a little.
+    The limit is 1e-3 for modules with sub-modules, or sixteen times the change that rounding all inputs causes in
+    float64 if that is larger. The median is used because rounding changes all values a little, whereas another choice
+    of neighbours changes a few values a lot.
     """
-    drifting = [row for row in context.oracle_results if row.drifts and not row.is_wrong_forward]
-    inner = [row for row in drifting if not any(_holds(row, other) for other in drifting)]
-    return [_of_row(context, row) for row in inner]
+    drifting = [row for row in context.oracle_results if row.is_drifting and not row.is_wrong_forward]
+    inner = [row for row in drifting if not any(_contains(row, other) for other in drifting)]
+    return [_finding_drift(context, row) for row in inner]
 
 
-def _holds(row: OracleResult, other: OracleResult) -> bool:
+def _contains(row: OracleResult, other: OracleResult) -> bool:
+    """Return True if the other layer is inside this one; the whole model contains all layers."""
     return row is not other and (row.place.startswith("(") or other.place.startswith(f"{row.place}."))
 
 
-def _of_row(context: Context, row: OracleResult) -> Finding:
+def _finding_drift(context: Context, row: OracleResult) -> Finding:
     return layer_drift.finding(
         result_location(context, row),
-        f"'{row.place}' is far less exact in float32 than float32 is",
-        measured=f"{row.kind}: the middle value is off by {row.drift:.3g} of the largest",
-        expected=f"at most {row.drift_limit:.3g}: 1e-5 (1e-3 for what is made of others), or sixteen times "
-        "what rounding of its inputs does to it",
-        action="look for half precision inside, for differences of large numbers, and for sums of many in one variable",
+        f"'{row.place}' loses more precision in float32 than rounding explains",
+        measured=f"{row.kind}: the median error is {row.drift:.3g} of the largest value",
+        expected=f"at most {row.drift_limit:.3g}: 1e-5 (1e-3 for modules with sub-modules), or sixteen times "
+        "the effect of rounding its inputs",
+        action="look for half precision inside, for differences of large numbers, and for long sums in one variable",
         evidence={"layers": row.count},
     )

@@ -1,4 +1,4 @@
-"""Layers and losses whose forward pass is not that of their type, by references in plain NumPy."""
+"""Layers and losses whose forward pass differs from a NumPy reference of their type."""
 
 from __future__ import annotations
 
@@ -11,15 +11,17 @@ __all__ = ["layer_forward", "result_location"]
 
 @check("G24", "layer-forward", "deep")
 def layer_forward(context: Context) -> list[Finding]:
-    """In float64 a layer, or a class derived from it, gives what plain loops give, to 1e-10."""
-    return [_of_row(context, row) for row in context.oracle_results if row.is_wrong_forward]
+    """The float64 output of a layer, or of a class derived from it, equals its NumPy reference within 1e-10."""
+    return [_finding_forward(context, row) for row in context.oracle_results if row.is_wrong_forward]
 
 
-def _of_row(context: Context, row: OracleResult) -> Finding:
+def _finding_forward(context: Context, row: OracleResult) -> Finding:
     causes: tuple[str, ...] = ("model.structure", "sys.backend")
     if row.is_loss:
         squares = context.squared_losses.get(row.place)
-        is_divided = squares is not None and not 0.5 <= squares.factor <= 2  # halves and doubles are forms
+        is_divided = (
+            squares is not None and not 0.5 <= squares.factor <= 2
+        )  # factors of 0.5 and 2 are common definitions
         causes = ("loss.normaliser", "loss.form") if is_divided else ("loss.form", "loss.normaliser", "loss.sign")
     if "running" in row.note or "evaluation" in row.note:
         causes = ("model.norm_mode", "model.structure", "sys.backend")
@@ -38,7 +40,7 @@ def _of_row(context: Context, row: OracleResult) -> Finding:
 
 
 def result_location(context: Context, row: OracleResult) -> FindingLocation:
-    """Where a row's loss stands in the config, or where the class of its layer is written."""
+    """Return the config path of a row's loss, or the file and line of its layer's class."""
     if row.is_loss:
         return context.place(context.loss_path(row.place))
     file, line = row.file

@@ -12,33 +12,33 @@ __all__ = ["layer_gradient"]
 
 @check("G24", "layer-gradient", "deep")
 def layer_gradient(context: Context) -> list[Finding]:
-    """In float64 the gradient of each tensor is that of finite differences; of losses their second ones as well.
+    """The float64 gradient of each tensor equals finite differences; for losses the second derivative as well.
 
-    A layer is named, and not the ones around it, whose gradients are wrong with it.
+    Only the innermost layer with a wrong gradient is reported, not the modules that contain it.
     """
     wrong = [row for row in context.oracle_results if row.is_wrong_backward]
-    inner = [row for row in wrong if not any(_holds(row, other) for other in wrong)]
-    return [_of_row(context, row, [other.place for other in wrong if _holds(other, row)]) for row in inner]
+    inner = [row for row in wrong if not any(_contains(row, other) for other in wrong)]
+    return [_finding_gradient(context, row, [other.place for other in wrong if _contains(other, row)]) for row in inner]
 
 
-def _holds(row: OracleResult, other: OracleResult) -> bool:
-    """Whether the other layer stands inside this one; the whole model holds all."""
+def _contains(row: OracleResult, other: OracleResult) -> bool:
+    """Return True if the other layer is inside this one; the whole model contains all layers."""
     if row is other or row.is_loss or other.is_loss:
         return False
     return row.place.startswith("(") or other.place.startswith(f"{row.place}.")
 
 
-def _of_row(context: Context, row: OracleResult, around: list[str]) -> Finding:
+def _finding_gradient(context: Context, row: OracleResult, containers: list[str]) -> Finding:
     causes = ("loss.detached", "loss.inplace", "loss.form") if row.is_loss else ("model.numerics", "loss.inplace")
-    first = row.gradient_error is not None and not row.gradient_error <= row.tolerance
-    of = "" if first else " (of the second derivative)"
+    is_first = row.gradient_error is not None and not row.gradient_error <= row.tolerance
+    suffix = "" if is_first else " (of the second derivative)"
     return layer_gradient.finding(
         result_location(context, row),
-        f"the gradient of '{row.weakest}' in '{row.place}' is not the derivative of what it computes{of}",
+        f"the gradient of '{row.weakest}' in '{row.place}' is not the derivative of what it computes{suffix}",
         causes=causes,
-        measured=f"{row.kind}: off by {row.gradient_error if first else row.second:.3g} of its size, in float64",
-        expected=f"at most {row.tolerance:g}; healthy ones stay a factor of ten below",
-        action="look for a backward of its own, for .data, detach() and no_grad, and for edits in place; a surrogate "
-        "that is meant is declared, by @sightline.surrogate_gradient or surrogate_gradient = True",
-        evidence={"layers": row.count, "around": around},
+        measured=f"{row.kind}: off by {row.gradient_error if is_first else row.second:.3g} of its size, in float64",
+        expected=f"at most {row.tolerance:g}; correct gradients are a factor of ten below",
+        action="look for a custom backward, for .data, detach() and no_grad, and for in-place edits; an intended "
+        "surrogate gradient is declared by @sightline.surrogate_gradient or surrogate_gradient = True",
+        evidence={"layers": row.count, "around": containers},
     )

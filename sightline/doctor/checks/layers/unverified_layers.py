@@ -15,10 +15,10 @@ _COLUMNS = ("layer", "of them", "first", "NumPy", "gradient", "second", "float32
 
 @check("G24", "unverified-layers", "deep", severity="note", causes=("model.structure",), config_path="model")
 def unverified_layers(context: Context) -> list[Finding]:
-    """A table of every kind of layer and every loss. Right gradients do not make a right forward pass.
+    """Every kind of layer and every loss agrees with a NumPy reference and with finite differences, as a table shows.
 
-    `checked` is what agrees with NumPy and with finite differences, `half-checked` what has only right gradients,
-    `declared` what has a surrogate gradient on purpose.
+    The verdict is `checked` for both, `half-checked` for correct gradients without a reference, `declared` for a
+    surrogate gradient on purpose. Correct gradients do not make a correct forward pass.
     """
     rows = context.oracle_results
     if not rows:
@@ -33,9 +33,11 @@ def unverified_layers(context: Context) -> list[Finding]:
             + f" of {len(rows)} kinds of layers and losses"
             + (f"; surrogate gradients of {', '.join(declared)}" if declared else ""),
             measured="; ".join(_describe(row) for row in doubtful) or "all agree with NumPy",
-            expected="a reference in NumPy and right gradients, for each",
+            expected="a reference in NumPy and correct gradients, for each",
             action="nothing; see the tests of a layer without a reference",
-            evidence={"table": {"title": "layers", "columns": list(_COLUMNS), "rows": [_cells(row) for row in rows]}},
+            evidence={
+                "table": {"title": "layers", "columns": list(_COLUMNS), "rows": [_make_cells(row) for row in rows]}
+            },
         )
     ]
 
@@ -49,8 +51,8 @@ def _describe(row: OracleResult) -> str:
     return f"{kind} '{row.place}' {row.verdict}" + (f" ({reason})" if reason else "")
 
 
-def _cells(row: OracleResult) -> list[object]:
-    figures = [
+def _make_cells(row: OracleResult) -> list[object]:
+    numbers = [
         None if value is None else f"{value:.1e}" for value in (row.forward, row.gradient_error, row.second, row.drift)
     ]
-    return [row.kind, row.count, row.place, *figures, row.verdict]
+    return [row.kind, row.count, row.place, *numbers, row.verdict]

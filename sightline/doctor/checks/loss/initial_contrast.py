@@ -1,4 +1,4 @@
-"""A first loss between rows that its definition does not give on these rows, or that no fresh model has."""
+"""A first contrastive loss that differs from NT-Xent of the same rows, or that no untrained model has."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ from sightline.losses.contrast import chance_level
 
 __all__ = ["initial_contrast"]
 
-_TOLERANCE = 1e-6  # of float64, relative: both sides see the same rows
-_MOST_Z = 6.0
-_RELABELLINGS = 200
-_FEWEST = 4
-_NEARLY = 1e-3
-"""By how much the cosine of two rows misses 1 where the temperature is measured."""
-_SCALE = 3.0
-"""Rows are compared by angle alone: this factor must change nothing."""
+_TOLERANCE = 1e-6  # relative, in float64: both sides have the same rows
+_MAX_Z = 6.0
+_NUM_PERMUTATIONS = 200
+_MIN_PAIRS = 4
+_COSINE_GAP = 1e-3
+"""1 - cosine of the two rows with which the temperature is measured."""
+_ROW_SCALE = 3.0
+"""Factor of all rows that must not change the loss, which depends on cosines alone."""
 
 
 @check("G20", "initial-contrast", "preflight")
 def initial_contrast(context: Context) -> list[Finding]:
-    """On the rows that the fresh model gives, the loss is that of its definition, written here a second time.
+    """The first contrastive loss equals an independent float64 NT-Xent of the same rows.
 
-    And it is no larger than with partners exchanged at random: before training, an object's partner is as near as any
-    other's, or nearer. That loss is about ln(2M - 1) + 1 / (2 tau^2 d). Source: Chen et al. 2020, eq. 1.
+    It is also not larger than with randomly permuted partners: before training, an object's partner is as near as any
+    other object, or nearer. The first loss is about ln(2M - 1) + 1 / (2 tau^2 d). Source: Chen et al. 2020, eq. 1.
     """
     if pairs_task(context) is None or not context.dry_run.is_sound:
         return []
@@ -41,66 +41,68 @@ def initial_contrast(context: Context) -> list[Finding]:
     if not rows or any(value.ndim != 2 or not bool(value.isfinite().all()) for value in rows.values()):
         return []
     is_fresh = context.config.init is None and context.built.job.step == 0
-    found = []
+    findings = []
     for name, value in pair_losses(context, rows).items():
-        broken = _of_definition(context, name, value, rows)
-        if broken is not None:
-            found.append(broken)
-        elif is_fresh and len(rows["first"]) >= _FEWEST:
-            found += _of_start(context, name, value, rows)
-    return found
+        finding = _finding_definition(context, name, value, rows)
+        if finding is not None:
+            findings.append(finding)
+        elif is_fresh and len(rows["first"]) >= _MIN_PAIRS:
+            findings += _start_findings(context, name, value, rows)
+    return findings
 
 
-def _sides(name: str, rows: Mapping[str, Tensor]) -> tuple[np.ndarray, np.ndarray]:
+def _get_anchors_and_partners(name: str, rows: Mapping[str, Tensor]) -> tuple[np.ndarray, np.ndarray]:
+    """Return the anchors (M, D) and partners (M, D) that a loss compares."""
     first, second = rows["first"].numpy(), rows["second"].numpy()
     return (first, second) if name == "intra_modal" else ((first + second) / 2, rows["pictured"].numpy())
 
 
-def _temperature(context: Context, name: str) -> float:
-    """As the loss itself behaves: two pairs whose rows have the cosine 1 - d give ln(1 + 2 exp(-d / tau)).
+def _measure_temperature(context: Context, name: str) -> float:
+    """Measure the temperature tau of a loss: two pairs of rows with cosine 1 - d have the loss ln(1 + 2 exp(-d / tau)).
 
-    d is small, so that float64 holds the exponential at every temperature that a loss may have.
+    d is small, so that float64 represents the exponential at every temperature that a loss may have.
     """
-    cosine = 1 - _NEARLY
+    cosine = 1 - _COSINE_GAP
     rows = torch.tensor([[1.0, 0.0], [cosine, math.sqrt(1 - cosine**2)]], dtype=torch.float64)
     value = pair_losses(context, dict.fromkeys(OUTPUTS, rows))[name]
     ratio = math.expm1(value) / 2
-    return -_NEARLY / math.log(ratio) if 0 < ratio < 1 else math.nan
+    return -_COSINE_GAP / math.log(ratio) if 0 < ratio < 1 else math.nan
 
 
-def _of_definition(context: Context, name: str, value: float, rows: Mapping[str, Tensor]) -> Finding | None:
+def _finding_definition(context: Context, name: str, value: float, rows: Mapping[str, Tensor]) -> Finding | None:
     assert name in BUILT_IN, "the definition of another loss is not known"
-    temperature = _temperature(context, name)
-    expected = nt_xent(*_sides(name, rows), temperature=temperature)
+    temperature = _measure_temperature(context, name)
+    expected = nt_xent(*_get_anchors_and_partners(name, rows), temperature=temperature)
     if abs(value - expected) <= _TOLERANCE * max(1.0, abs(expected)):
         return None
-    scaled = pair_losses(context, {key: _SCALE * row for key, row in rows.items()})[name]
+    scaled = pair_losses(context, {key: _ROW_SCALE * row for key, row in rows.items()})[name]
     has_scale = not math.isclose(scaled, value, rel_tol=1e-6)
-    reason = "rows are not scaled to length 1" if has_scale else "its value is another"
+    reason = "rows are not scaled to length 1" if has_scale else "its value differs"
     return initial_contrast.finding(
         context,
         f"the loss '{name}' is not the NT-Xent of these rows: {reason}",
         causes=("loss.form", "loss.negatives", "loss.normaliser", "model.numerics"),
         at=context.loss_path(name),
-        measured=f"{value:.6g} for {len(rows['first'])} pairs; {scaled:.6g} with all rows times {_SCALE:g}",
-        expected=f"{expected:.6g}, computed apart in float64 with tau = {temperature:.4g}, whatever the rows' scale",
+        measured=f"{value:.6g} for {len(rows['first'])} pairs; {scaled:.6g} with all rows times {_ROW_SCALE:g}",
+        expected=f"{expected:.6g}, computed independently in float64 with tau = {temperature:.4g}, "
+        "for any scale of the rows",
         action="divide every row by its length first" if has_scale else "compare the loss with its definition",
         evidence={"temperature": temperature, "pairs": len(rows["first"])},
     )
 
 
-def _of_start(context: Context, name: str, value: float, rows: Mapping[str, Tensor]) -> list[Finding]:
-    """The loss against that with each object's partner taken from another object."""
-    anchors, partners = _sides(name, rows)
-    temperature = _temperature(context, name)
+def _start_findings(context: Context, name: str, value: float, rows: Mapping[str, Tensor]) -> list[Finding]:
+    """Compare the loss with those of randomly permuted partners; return a finding if it is far larger."""
+    anchors, partners = _get_anchors_and_partners(name, rows)
+    temperature = _measure_temperature(context, name)
     draws = np.random.Generator(np.random.PCG64(0))
-    others = [
+    permuted_losses = [
         nt_xent(anchors, partners[draws.permutation(len(partners))], temperature=temperature)
-        for _ in range(_RELABELLINGS)
+        for _ in range(_NUM_PERMUTATIONS)
     ]
-    mean, std = float(np.mean(others)), float(np.std(others))
+    mean, std = float(np.mean(permuted_losses)), float(np.std(permuted_losses))
     chance = chance_level(len(anchors))
-    if std <= 1e-9 * max(1.0, mean) or (value - mean) / std <= _MOST_Z:
+    if std <= 1e-9 * max(1.0, mean) or (value - mean) / std <= _MAX_Z:
         return []
     return [
         initial_contrast.finding(
@@ -109,9 +111,10 @@ def _of_start(context: Context, name: str, value: float, rows: Mapping[str, Tens
             severity="warning",
             causes=("data.pairing", "loss.sign", "model.init"),
             at=context.loss_path(name),
-            measured=f"{value:.4g}, z = {(value - mean) / std:.3g} against {_RELABELLINGS} exchanges of partners",
-            expected=f"{mean:.4g} +- {std:.2g} or less; rows that are all alike give ln(2M - 1) = {chance:.4g}",
-            action="look whether row i of both sides is the same object, and whether similarity is rewarded",
+            measured=f"{value:.4g}, z = {(value - mean) / std:.3g} against {_NUM_PERMUTATIONS} permutations "
+            "of partners",
+            expected=f"{mean:.4g} +- {std:.2g} or less; equal rows have ln(2M - 1) = {chance:.4g}",
+            action="check whether row i of both sides is the same object, and whether similarity is rewarded",
             evidence={"chance": chance, "pairs": len(anchors)},
         )
     ]

@@ -1,4 +1,4 @@
-"""A first loss that is not what its definition gives on these logits, and logits that no fresh model has."""
+"""A first loss that differs from the cross entropy of the same logits, and logits that no untrained model has."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ from sightline.types import Batch
 
 __all__ = ["initial_loss"]
 
-_RELABELLINGS = 100
-_FEWEST_RELABELLINGS = 50
-_MOST_SECONDS = 0.5
-_FEWEST_CLASSES = 5
-_MOST_Z = 6.0  # the largest of 60 healthy networks was 2.9
-_MOST_STD = 3.0
+_NUM_PERMUTATIONS = 100
+_MIN_PERMUTATIONS = 50
+_MAX_SECONDS = 0.5
+_MIN_CLASSES = 5
+_MAX_Z = 6.0  # the maximum of 60 correct networks was 2.9
+_MAX_STD = 3.0
 _RELATIVE = 1e-4  # float32 sums of a few hundred terms are off by some 1e-6
 _RELATIVE_16_BIT = 3e-2
 
 
 @dataclass(frozen=True)
 class _Case:
-    """A loss that reads `logits` and `label`: how to evaluate it on the model's first outputs for any labels."""
+    """Loss that reads `logits` and `label`, with the first outputs of the model, to evaluate it for any labels."""
 
     context: Context
     name: str
@@ -47,7 +47,7 @@ class _Case:
     logits: Tensor
 
     def value(self, label: Tensor) -> tuple[float, float]:
-        """The configured loss's sum and count for these labels."""
+        """Return the configured loss's sum and count for these labels."""
         job, device = self.context.built.job, self.context.world.device
         with torch.no_grad():
             sums, counts = compute_batch_losses(
@@ -56,7 +56,7 @@ class _Case:
         return float(sums[self.name]), float(counts[self.name])
 
     def count(self, label: Tensor) -> float:
-        """The configured loss's count for these labels."""
+        """Return the configured loss's count for these labels."""
         with torch.no_grad():
             counts = loss_counts(self.context.built.job, self._batch(label), self.outputs, self.context.world.device)
         return counts[self.name]
@@ -68,29 +68,33 @@ class _Case:
         total, count = self.value(label)
         return total / count if count > 0 else math.nan
 
-    def relabelled(self, table: Tensor) -> Tensor:
-        """Each class sent to another one; ignored targets stay."""
+    def relabel(self, table: Tensor) -> Tensor:
+        """Map the labels by `table` (num_classes,) int64; ignored targets keep their labels."""
         return torch.where(self.is_class, table[self.label.clamp(0, self.num_classes - 1)], self.label)
 
 
 @check("G20", "initial-loss", "preflight")
 def initial_loss(context: Context) -> list[Finding]:
-    """Over all shifts of the classes a cross entropy's mean is mean_i[logsumexp(z_i) - mean_c z_ic], whatever z is."""
+    """The mean cross entropy over all cyclic shifts of the classes is mean_i[logsumexp(z_i) - mean_c z_ic].
+
+    This holds for any logits z. The logits of an untrained model have a standard deviation of at most 3, and its loss
+    on the true labels is as that on permuted classes.
+    """
     if not context.dry_run.is_sound:
         return []
     findings: list[Finding] = []
     batch, outputs = context.first_outputs
     is_fresh = context.config.init is None and context.built.job.step == 0
     for component in context.config.losses:
-        case = _case(context, component.name, batch, outputs)
+        case = _make_case(context, component.name, batch, outputs)
         if case is None:
             continue
-        broken = _of_definition(case) if component.name == "cross_entropy" else None
-        findings += [broken] if broken is not None else _of_start(case) if is_fresh else []
+        finding = _finding_definition(case) if component.name == "cross_entropy" else None
+        findings += [finding] if finding is not None else _start_findings(case) if is_fresh else []
     return findings
 
 
-def _case(context: Context, name: str, batch: Batch, outputs: Outputs) -> _Case | None:
+def _make_case(context: Context, name: str, batch: Batch, outputs: Outputs) -> _Case | None:
     facts = context.built.data.facts
     logits, label, num_classes = outputs.get("logits"), batch.get("label"), facts.get("num_classes")
     if not isinstance(logits, Tensor) or not isinstance(label, Tensor) or not isinstance(num_classes, int):
@@ -112,38 +116,39 @@ def _case(context: Context, name: str, batch: Batch, outputs: Outputs) -> _Case 
 # --- the exact part: what cross entropy is ---------------------------------------------------------------------------
 
 
-def _of_definition(case: _Case) -> Finding | None:
-    """Summed over all cyclic shifts of the classes every class is the label once: smoothing and targets cancel.
+def _finding_definition(case: _Case) -> Finding | None:
+    """Compare the loss, averaged over all cyclic shifts of the classes, with the definition of cross entropy.
 
-    With weights w_c (read off the counts) the mean is sum_ic w_c (-log p_ic) / (N sum_c w_c), exactly.
+    Over all shifts every class is the label once, so label smoothing and targets cancel. With weights w_c (measured by
+    the counts) the mean is sum_ic w_c (-log p_ic) / (N sum_c w_c), exactly.
     """
     shifts = [torch.arange(case.num_classes, device=case.label.device).roll(shift) for shift in range(case.num_classes)]
-    values = [case.value(case.relabelled(table)) for table in shifts]
+    values = [case.value(case.relabel(table)) for table in shifts]
     measured_sum, measured_count = (math.fsum(column) for column in zip(*values, strict=True))
-    weights_C = _weights(case)
+    weights_C = _measure_class_weights(case)
     if weights_C is None or measured_count <= 0:
         return None
     measured = measured_sum / measured_count
-    expected = _oracle(case.log_p, weights_C)
+    expected = _weighted_mean(case.log_p, weights_C)
     tolerance = _RELATIVE if case.outputs["logits"].dtype in (torch.float32, torch.float64) else _RELATIVE_16_BIT
     if abs(measured - expected) <= tolerance * max(1.0, abs(expected)):
         return None
-    return _broken_definition(case, measured, expected, weights_C)
+    return _finding_broken_definition(case, measured, expected, weights_C)
 
 
-def _weights(case: _Case) -> Tensor | None:
-    """The weight of each class relative to their mean: the count of a batch in which all targets are of that class."""
+def _measure_class_weights(case: _Case) -> Tensor | None:
+    """Measure the class weights (C,), relative to their mean, by counts of one-class batches; None if invalid."""
     counts = [case.count(torch.where(case.is_class, c, case.label)) for c in range(case.num_classes)]
     weights_C = torch.tensor(counts, dtype=torch.float64, device=case.log_p.device)
     return weights_C / weights_C.mean() if bool(weights_C.isfinite().all()) and float(weights_C.sum()) > 0 else None
 
 
-def _oracle(log_p_NC: Tensor, weights_C: Tensor) -> float:
+def _weighted_mean(log_p_NC: Tensor, weights_C: Tensor) -> float:
     return float(-(log_p_NC * weights_C).sum() / (len(log_p_NC) * weights_C.sum()))
 
 
-def _broken_definition(case: _Case, measured: float, expected: float, weights_C: Tensor) -> Finding:
-    doubled = _oracle(F.log_softmax(case.logits.softmax(dim=-1), dim=-1), weights_C)
+def _finding_broken_definition(case: _Case, measured: float, expected: float, weights_C: Tensor) -> Finding:
+    doubled = _weighted_mean(F.log_softmax(case.logits.softmax(dim=-1), dim=-1), weights_C)
     cause, explanation, action = _explain_ratio(case, measured, expected)
     if math.isclose(measured, doubled, rel_tol=1e-3):
         cause, explanation = "loss.double_softmax", "the value of a softmax taken twice"
@@ -162,7 +167,7 @@ def _broken_definition(case: _Case, measured: float, expected: float, weights_C:
 
 
 def _explain_ratio(case: _Case, measured: float, expected: float) -> tuple[str, str, str]:
-    """A factor that is one of the numbers at hand shows which division is one too many, or missing."""
+    """Explain measured / expected by a division that is missing or one too many: cause, explanation, action."""
     ratio = measured / expected if expected else math.nan
     logits, num_samples = case.outputs["logits"], len(case.batch["sample_index"])
     per_sample = logits.numel() // (num_samples * case.num_classes)
@@ -174,51 +179,51 @@ def _explain_ratio(case: _Case, measured: float, expected: float) -> tuple[str, 
         "all logits": logits.numel(),
     }
     if math.isclose(ratio, -1.0, rel_tol=1e-3):
-        return "loss.sign", "its sign is turned", "minimise the negative log likelihood: drop the extra minus"
-    for words, number in numbers.items():
-        for factor, how in ((1 / number, "divided by"), (number, "multiplied by")):
+        return "loss.sign", "its sign is flipped", "minimise the negative log likelihood: drop the extra minus"
+    for description, number in numbers.items():
+        for factor, operation in ((1 / number, "divided by"), (number, "multiplied by")):
             if number > 1 and math.isclose(ratio, factor, rel_tol=1e-3):
-                explanation = f"{how} {words} ({number})"
-                return "loss.normaliser", explanation, "return a SUM from forward and what it is divided by from count"
+                explanation = f"{operation} {description} ({number})"
+                return "loss.normaliser", explanation, "return a SUM from forward and its divisor from count"
     return "loss.form", f"{ratio:.4g} times it", "compare the loss with its definition"
 
 
 # --- the statistical part: a fresh model has learnt nothing -----------------------------------------------------------
 
 
-def _of_start(case: _Case) -> Iterator[Finding]:
+def _start_findings(case: _Case) -> Iterator[Finding]:
     centred_NC = case.logits - case.logits.mean(dim=-1, keepdim=True)
     std = float(centred_NC.std(correction=0))
     uniform = math.log(case.num_classes)
     measured = case.mean(case.label)
-    if std > _MOST_STD:
+    if std > _MAX_STD:
         yield initial_loss.finding(
-            case.context.place("model", layer=_last_layer(case.context)),
+            case.context.place("model", layer=_find_last_layer(case.context)),
             f"the untrained model is over-confident: its logits have standard deviation {std:.3g}",
             severity="warning",
             causes=("model.init", "model.numerics", "data.normalisation"),
             measured=f"logit std {std:.4g}, '{case.name}' {measured:.4g}",
-            expected=f"std <= {_MOST_STD:g}; a loss near ln {case.num_classes} = {uniform:.4g} (plus std^2 / 2)",
+            expected=f"std <= {_MAX_STD:g}; a loss near ln {case.num_classes} = {uniform:.4g} (plus std^2 / 2)",
             action="scale the initial weights by 1/sqrt(fan-in), or normalise what goes into the last layer",
             evidence={"targets": len(case.logits)},
         )
-    elif case.num_classes >= _FEWEST_CLASSES:
-        yield from _of_dependence(case, measured)
+    elif case.num_classes >= _MIN_CLASSES:
+        yield from _dependence_findings(case, measured)
 
 
-def _of_dependence(case: _Case, measured: float) -> Iterator[Finding]:
-    """Before training, the true labels are as good as any renaming of the classes."""
+def _dependence_findings(case: _Case, measured: float) -> Iterator[Finding]:
+    """Yield a finding if the loss on the true labels is far from that on permuted classes, before training."""
     draws = np.random.Generator(np.random.PCG64(0))
-    started = compute_seconds()
+    start_seconds = compute_seconds()
     values: list[float] = []
-    while len(values) < _RELABELLINGS and compute_seconds() - started < _MOST_SECONDS:
+    while len(values) < _NUM_PERMUTATIONS and compute_seconds() - start_seconds < _MAX_SECONDS:
         table = torch.from_numpy(draws.permutation(case.num_classes)).to(case.label.device)
-        values.append(case.mean(case.relabelled(table)))
+        values.append(case.mean(case.relabel(table)))
     mean, std = float(np.mean(values)), float(np.std(values))
-    if len(values) < _FEWEST_RELABELLINGS or not math.isfinite(std) or std <= 1e-9 * max(1.0, abs(mean)):
+    if len(values) < _MIN_PERMUTATIONS or not math.isfinite(std) or std <= 1e-9 * max(1.0, abs(mean)):
         return
     z = (measured - mean) / std
-    if abs(z) <= _MOST_Z:
+    if abs(z) <= _MAX_Z:
         return
     is_lower = z < 0
     causes = ("data.label_leak", "model.init") if is_lower else ("data.label_mapping", "model.init", "loss.sign")
@@ -226,17 +231,17 @@ def _of_dependence(case: _Case, measured: float) -> Iterator[Finding]:
         case.context.place(
             "data" if is_lower else case.context.loss_path(case.name), dataset=f"{case.context.config.data.name}/train"
         ),
-        f"the untrained model does far {'better' if is_lower else 'worse'} on the true labels than on others",
+        f"the untrained model does far {'better' if is_lower else 'worse'} on the true labels than on permuted ones",
         severity="warning",
         causes=causes,
-        measured=f"'{case.name}' {measured:.4g}, z = {z:.3g} against {len(values)} renamings of the classes",
-        expected=f"{mean:.4g} +- {std:.2g}, |z| <= {_MOST_Z:g}",
+        measured=f"'{case.name}' {measured:.4g}, z = {z:.3g} against {len(values)} permutations of the classes",
+        expected=f"{mean:.4g} +- {std:.2g}, |z| <= {_MAX_Z:g}",
         action=f"look for {'the label among the inputs' if is_lower else 'classes in another order in data or head'}",
         evidence={"targets": len(case.logits), "renamings": len(values)},
     )
 
 
-def _last_layer(context: Context) -> str | None:
-    """The last module with parameters of its own."""
+def _find_last_layer(context: Context) -> str | None:
+    """Return the name of the last module with direct parameters; None if there is none."""
     names = [name for name, module in context.built.job.model.named_modules() if list(module.parameters(recurse=False))]
     return names[-1] if names else None

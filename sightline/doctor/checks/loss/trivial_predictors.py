@@ -1,4 +1,4 @@
-"""The loss of a network that predicts the same for everything, by the targets alone."""
+"""The loss of a network with constant output, computed from the targets alone."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from sightline.doctor.oracles.squares import SquaredErrorLoss
 
 __all__ = ["ConstantBaseline", "trivial_classes", "trivial_predictions", "trivial_predictors"]
 
-_LEAST_SHARE = 1e-6
+_MIN_SHARE = 1e-6
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class ConstantBaseline:
 
 @check("G21", "trivial-predictors", "preflight")
 def trivial_predictors(context: Context) -> list[Finding]:
-    """Of each sum of squares the loss of zeros and of the best constant: one that stays there has learned nothing."""
+    """Each squared error falls below the losses of predicting 0 and the mean target, which this check notes."""
     return [
         _note(trivial_predictors, context, name, predictions)
         for name, squares in context.squared_losses.items()
@@ -44,23 +44,23 @@ def trivial_predictors(context: Context) -> list[Finding]:
 
 @check("G21", "trivial-classes", "deep")
 def trivial_classes(context: Context) -> list[Finding]:
-    """Of cross entropy the loss of equal chances and of the classes' shares in training."""
+    """Cross entropy falls below the losses of equal probabilities and of the class shares, which this check notes."""
     names = [component.name for component in context.config.losses if component.name == "cross_entropy"]
-    predictions = {name: list(_of_classes(context, name)) for name in names if context.dry_run.is_sound}
-    return [_note(trivial_classes, context, name, found) for name, found in predictions.items() if found]
+    predictions = {name: list(_class_baselines(context, name)) for name in names if context.dry_run.is_sound}
+    return [_note(trivial_classes, context, name, baselines) for name, baselines in predictions.items() if baselines]
 
 
 def trivial_predictions(context: Context) -> Iterator[ConstantBaseline]:
-    """All constant predictions whose losses are known for this run."""
+    """Yield all constant predictions whose losses are known for this run."""
     for name, squares in context.squared_losses.items():
         yield from squared_loss_baselines(name, squares)
     for component in context.config.losses:
         if component.name == "cross_entropy" and context.dry_run.is_sound:
-            yield from _of_classes(context, component.name)
+            yield from _class_baselines(context, component.name)
 
 
 def squared_loss_baselines(name: str, squares: SquaredErrorLoss) -> Iterator[ConstantBaseline]:
-    """Zero, and the mean target; nothing of a penalty, whose target is 0 itself."""
+    """Yield the baselines 0 and mean target of a squared error; none for a penalty, whose target is 0."""
     if squares.zero == 0:
         return
     yield ConstantBaseline(name, "0 everywhere", squares.zero, squares.output_key, 0.0)
@@ -68,8 +68,8 @@ def squared_loss_baselines(name: str, squares: SquaredErrorLoss) -> Iterator[Con
     yield ConstantBaseline(name, description, squares.constant_baseline, squares.output_key, squares.middle)
 
 
-def _of_classes(context: Context, name: str) -> Iterator[ConstantBaseline]:
-    census = next((each for each in context.class_counts if each is not None and each.split == "train"), None)
+def _class_baselines(context: Context, name: str) -> Iterator[ConstantBaseline]:
+    census = next((counts for counts in context.class_counts if counts is not None and counts.split == "train"), None)
     logits, label = context.dry_run.seen_outputs.get("logits"), context.dry_run.batch.get("label")
     if census is None or not census.targets.sum() or not isinstance(logits, Tensor) or not isinstance(label, Tensor):
         return
@@ -77,16 +77,16 @@ def _of_classes(context: Context, name: str) -> Iterator[ConstantBaseline]:
     if axis is None or logits.shape[axis] != len(census.targets):
         return
     shares = census.targets / census.targets.sum()
-    prior = np.log(np.maximum(shares, _LEAST_SHARE))
+    prior = np.log(np.maximum(shares, _MIN_SHARE))
     predictions = (("all classes equally likely", np.zeros_like(prior)), ("the classes' shares in training", prior))
     for description, prediction in predictions if len(set(shares.tolist())) > 1 else predictions[:1]:
-        value = _expected(context, name, axis, torch.from_numpy(prediction), shares)
+        value = _compute_expected_loss(context, name, axis, torch.from_numpy(prediction), shares)
         if math.isfinite(value):
             yield ConstantBaseline(name, description, value, "logits")
 
 
-def _expected(context: Context, name: str, axis: int, prediction: Tensor, shares: np.ndarray) -> float:
-    """The configured loss of one prediction for everything, over labels that come as often as in training."""
+def _compute_expected_loss(context: Context, name: str, axis: int, prediction: Tensor, shares: np.ndarray) -> float:
+    """Compute the configured loss of constant logits (C,), with each label as frequent as in training."""
     job, rehearsal = context.built.job, context.dry_run
     logits = rehearsal.seen_outputs["logits"]
     shape = [1] * logits.ndim

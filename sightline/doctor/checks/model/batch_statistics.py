@@ -1,4 +1,4 @@
-"""Batch norms that see few of a step's pairs, because processes share the step and not the statistics."""
+"""Batch norms that see few of a step's pairs, because each process computes its own statistics."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from sightline.engine.optimizers import apply_freezing
 
 __all__ = ["batch_statistics"]
 
-FEWEST = 16
-"""Pairs of a process below which statistics ought to be those of all: two of them were what the notes' port had."""
+MIN_PAIRS = 16
+"""Minimum number of pairs per process for statistics of its own; the notes' port had two."""
 
 
 @check(
@@ -27,34 +27,37 @@ FEWEST = 16
     config_path="distributed.sync_batch_norm",
 )
 def batch_statistics(context: Context) -> list[Finding]:
-    """Where pairs are compared on several processes, a batch norm sees 16 of them or more, or all of the step's.
+    """Each batch norm of a contrastive run on several processes sees at least 16 pairs, or all pairs of the step.
 
-    A projection head's norm has a row for each embedding. Of few rows the mean and deviation are mostly those of the
-    embedding itself, and they show a pair what it is read with. Source: Chen et al. 2020, SimCLR, section 2.2
+    The norm of a projection head has one row per embedding. The mean and deviation of few rows depend mostly on the
+    embedding itself, so they reveal which samples are in the batch. Source: Chen et al. 2020, SimCLR, section 2.2
     (batch norms over all devices); the bound of 16 pairs is this project's own.
     """
     train, size = context.config.train, context.world.size
     if pairs_task(context) is None or size == 1 or context.config.distributed.sync_batch_norm:
         return []
-    part = train.batch_size // train.micro_batches
-    alone = part // size
-    norms = list(_moving_norms(context))
-    if alone >= FEWEST or not norms:
+    num_pairs = train.batch_size // train.micro_batches
+    pairs_per_process = num_pairs // size
+    norms = list(_iter_training_norms(context))
+    if pairs_per_process >= MIN_PAIRS or not norms:
         return []
-    larger = "a larger train.batch_size"
+    larger_batch = "a larger train.batch_size"
     return [
         batch_statistics.finding(
             context,
-            f"{len(norms)} batch norm(s) see {alone} pairs on each of {size} processes",
-            measured=f"{part} pairs over {size} processes: statistics of {alone} at '{norms[0]}' and the others",
-            expected=f"{FEWEST} pairs or more, or the {part} of one process",
-            action=f"set {larger}" if train.compile else f"set distributed.sync_batch_norm: true, or {larger}",
+            f"{len(norms)} batch norm(s) see {pairs_per_process} pairs on each of {size} processes",
+            measured=f"{num_pairs} pairs over {size} processes: statistics of {pairs_per_process} at '{norms[0]}' "
+            "and the others",
+            expected=f"{MIN_PAIRS} pairs or more, or the {num_pairs} of one process",
+            action=f"set {larger_batch}"
+            if train.compile
+            else f"set distributed.sync_batch_norm: true, or {larger_batch}",
         )
     ]
 
 
-def _moving_norms(context: Context) -> Iterator[str]:
-    """The batch norms that take the statistics of a batch in training: those of frozen modules rest."""
+def _iter_training_norms(context: Context) -> Iterator[str]:
+    """Yield the names of the batch norms that use batch statistics in training; frozen modules do not."""
     model = isolated_copy(context.built.job.model).train()
     apply_freezing(model, context.built.job.frozen, context.built.job.epoch)
     for name, module in model.named_modules():

@@ -1,6 +1,6 @@
-"""Models that ignore the category that they are given, or count other categories than the data.
+"""Models that ignore their category input, or that were built for another number of categories than the data.
 
-The outputs for one cloud in evaluation mode are compared, bit for bit, for one category and another.
+The outputs for one cloud in evaluation mode are compared, bit for bit, between categories.
 """
 
 from __future__ import annotations
@@ -19,27 +19,27 @@ from sightline.numba_kernels import compute_seconds
 
 __all__ = ["category_input"]
 
-_MOST_SECONDS = 0.1  # of this thread's own time, at the start of a training
-_MOST_SECONDS_OF_CHECK = 5.0
-_LOOKED_AT = {"looked_at": "one training cloud in evaluation mode, on the CPU"}
-_CPU = torch.device("cpu")  # an index beyond a table ends every later use of an accelerator
+_MAX_SECONDS = 0.1  # CPU time of this thread, at the start of a training
+_MAX_SECONDS_OF_CHECK = 5.0
+_EVIDENCE = {"looked_at": "one training cloud in evaluation mode, on the CPU"}
+_CPU = torch.device("cpu")  # an index out of range makes a GPU unusable for the rest of the process
 
 
 @check("G3", "category-input", "preflight", config_path="model")
 def category_input(context: Context) -> list[Finding]:
-    """Each category gives outputs of its own, and a number that is not a category gives none that differ."""
+    """Each category has different outputs, and indices beyond the categories have no distinct outputs."""
     table, model = parts_by_category(context.built.data.facts), context.built.job.model
     rehearsal = context.dry_run
     if table is None or len(table) < 2 or not rehearsal.is_sound or "category" not in rehearsal.batch:
         return []
     if "category" not in inspect.signature(model.forward).parameters:
-        return [_of_deaf_family(context)] if context.is_thorough else []
-    tried = _Tried(context, len(table))
-    return list(_of_outputs(context, tried, len(table)))
+        return [_finding_no_category(context)] if context.is_thorough else []
+    outputs = _CategoryOutputs(context, len(table))
+    return list(_output_findings(context, outputs, len(table)))
 
 
-class _Tried:
-    """Outputs of a copy of the model on the CPU for one training cloud, category by category, while there is time."""
+class _CategoryOutputs:
+    """Outputs of a copy of the model on the CPU for one training cloud, per category, within a time limit."""
 
     def __init__(self, context: Context, num_categories: int) -> None:
         job = context.built.job
@@ -47,15 +47,15 @@ class _Tried:
         self._model = isolated_copy(job.model).to(_CPU).eval()
         self._task = job.task
         self._batch = read_batch(job, step_keys(job, step=0)[:1], _CPU)
-        most = _MOST_SECONDS_OF_CHECK if context.is_thorough else _MOST_SECONDS
-        started = compute_seconds()
-        for category in _in_order(num_categories):
-            if len(self.outputs) > 1 and compute_seconds() - started > most:
+        max_seconds = _MAX_SECONDS_OF_CHECK if context.is_thorough else _MAX_SECONDS
+        start_seconds = compute_seconds()
+        for category in _order_categories(num_categories):
+            if len(self.outputs) > 1 and compute_seconds() - start_seconds > max_seconds:
                 break
             self.outputs[category] = self._run(category)
 
     def _run(self, category: int) -> Tensor | None:
-        """The probabilities that the task makes of the outputs; None where the model fails on this category."""
+        """Return the probabilities that the task predicts; None if the model fails on this category."""
         batch = {**self._batch, "category": torch.full_like(self._batch["category"], category)}
         try:
             with torch.no_grad():
@@ -66,76 +66,79 @@ class _Tried:
         return probabilities if isinstance(probabilities, Tensor) else None
 
     def are_alike(self, one: int, other: int) -> bool:
-        """Whether both have outputs, with the same bits."""
-        mine, theirs = self.outputs.get(one), self.outputs.get(other)
-        return mine is not None and theirs is not None and torch.equal(mine, theirs)
+        """Return True if both categories have outputs, and these are bit-identical."""
+        output, other_output = self.outputs.get(one), self.outputs.get(other)
+        return output is not None and other_output is not None and torch.equal(output, other_output)
 
 
-def _in_order(num_categories: int) -> list[int]:
-    """The first two and the last two, two numbers beyond, then the rest."""
+def _order_categories(num_categories: int) -> list[int]:
+    """Return the categories in the order of testing: first and last two, two indices beyond, then all others."""
     ends = [0, 1, num_categories - 1, num_categories - 2, num_categories, num_categories + 1]
     return list(dict.fromkeys([*ends, *range(num_categories)]))
 
 
-def _of_outputs(context: Context, tried: _Tried, num_categories: int) -> Iterator[Finding]:
-    known = [category for category in range(num_categories) if category in tried.outputs]
-    refused = [category for category in known if tried.outputs[category] is None]
-    if len(refused) == len(known):
-        return  # it is not the category that a cloud alone, or this device, fails of
-    pairs = [(one, other) for one in known for other in known if one < other and tried.are_alike(one, other)]
+def _output_findings(context: Context, category_outputs: _CategoryOutputs, num_categories: int) -> Iterator[Finding]:
+    """Yield a finding if outputs are missing, equal, or distinct beyond the data's categories."""
+    tested = [category for category in range(num_categories) if category in category_outputs.outputs]
+    refused = [category for category in tested if category_outputs.outputs[category] is None]
+    if len(refused) == len(tested):
+        return  # the failure is due to the single cloud or the device, not the category
+    pairs = [
+        (one, other) for one in tested for other in tested if one < other and category_outputs.are_alike(one, other)
+    ]
     if refused:
-        yield _of_refusal(context, refused, num_categories)
-    elif len(pairs) == len(known) * (len(known) - 1) // 2:
-        yield _of_deafness(context, known)
+        yield _finding_refused(context, refused, num_categories)
+    elif len(pairs) == len(tested) * (len(tested) - 1) // 2:
+        yield _finding_ignored(context, tested)
     elif pairs:
-        yield _of_likeness(context, pairs, num_categories)
+        yield _finding_equal(context, pairs, num_categories)
     else:
-        beyond = tried.outputs.get(num_categories)
-        is_same = tried.are_alike(num_categories, num_categories + 1)
-        is_old = any(tried.are_alike(num_categories, category) for category in known)
-        if beyond is not None and num_categories + 1 in tried.outputs and not is_same and not is_old:
-            yield _of_length(context, num_categories)
+        beyond = category_outputs.outputs.get(num_categories)
+        is_same = category_outputs.are_alike(num_categories, num_categories + 1)
+        is_clamped = any(category_outputs.are_alike(num_categories, category) for category in tested)
+        if beyond is not None and num_categories + 1 in category_outputs.outputs and not is_same and not is_clamped:
+            yield _finding_length(context, num_categories)
 
 
-def _of_deaf_family(context: Context) -> Finding:
+def _finding_no_category(context: Context) -> Finding:
     return category_input.finding(
         context,
         f"model '{context.config.model.name}' does not take the category of an object",
         severity="note",
         causes=("cfg.contract",),
         measured="its forward takes no 'category'",
-        expected="nothing; of the published part models some take the one-hot category and some do not",
-        action="compare its figures with those of models without it too, or choose a model that takes it",
-        evidence=_LOOKED_AT,
+        expected="nothing; some published part models take the one-hot category and others do not",
+        action="compare its results with those of models without the category too, or choose a model that takes it",
+        evidence=_EVIDENCE,
     )
 
 
-def _of_refusal(context: Context, refused: Sequence[int], num_categories: int) -> Finding:
+def _finding_refused(context: Context, refused: Sequence[int], num_categories: int) -> Finding:
     return category_input.finding(
         context,
-        f"the model fails on category {refused[0]}, of which the data has samples",
+        f"the model fails on category {refused[0]}, which occurs in the data",
         causes=("cfg.class_count", "cfg.contract"),
         measured=f"no output for category {', '.join(map(str, refused[:8]))} of 0 .. {num_categories - 1}",
         expected=f"outputs for all {num_categories} categories, the data set's fact num_categories",
         action="build the model for num_categories (a fact: name it in the constructor)",
-        evidence=_LOOKED_AT,
+        evidence=_EVIDENCE,
     )
 
 
-def _of_deafness(context: Context, known: Sequence[int]) -> Finding:
+def _finding_ignored(context: Context, categories: Sequence[int]) -> Finding:
     return category_input.finding(
         context,
         "the model takes 'category', but its outputs do not depend on it",
         severity="warning",
         causes=("cfg.contract", "model.structure", "model.init"),
-        measured=f"the same bits for one cloud as category {', '.join(map(str, known))}",
+        measured=f"the same bits for one cloud as category {', '.join(map(str, categories))}",
         expected="different outputs for different categories",
-        action="join the one-hot category to the features of the head; a branch that starts at zero may stay as it is",
-        evidence=_LOOKED_AT,
+        action="join the one-hot category to the features of the head; a zero-initialised branch needs no change",
+        evidence=_EVIDENCE,
     )
 
 
-def _of_likeness(context: Context, pairs: Sequence[tuple[int, int]], num_categories: int) -> Finding:
+def _finding_equal(context: Context, pairs: Sequence[tuple[int, int]], num_categories: int) -> Finding:
     listed = ", ".join(f"{one} and {other}" for one, other in pairs[:8])
     return category_input.finding(
         context,
@@ -143,19 +146,19 @@ def _of_likeness(context: Context, pairs: Sequence[tuple[int, int]], num_categor
         causes=("cfg.class_count", "model.structure"),
         measured=f"the same bits for one cloud as category {listed}",
         expected=f"a one-hot of length {num_categories}, the data set's fact num_categories",
-        action="build the model for num_categories (a fact: name it in the constructor), and clamp nothing",
-        evidence=_LOOKED_AT,
+        action="build the model for num_categories (a fact: name it in the constructor), and do not clamp the category",
+        evidence=_EVIDENCE,
     )
 
 
-def _of_length(context: Context, num_categories: int) -> Finding:
+def _finding_length(context: Context, num_categories: int) -> Finding:
     return category_input.finding(
         context,
         f"the model was built for more categories than the {num_categories} of the data",
         severity="warning",
         causes=("cfg.class_count", "cfg.contract"),
-        measured=f"category {num_categories} has outputs of its own",
+        measured=f"category {num_categories} has distinct outputs",
         expected=f"a one-hot of length {num_categories}, the data set's fact num_categories",
         action="build the model for num_categories (a fact: name it in the constructor)",
-        evidence=_LOOKED_AT,
+        evidence=_EVIDENCE,
     )

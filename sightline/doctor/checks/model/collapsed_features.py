@@ -1,4 +1,4 @@
-"""Embeddings that are the same for every object, or that all lie on one line."""
+"""Embeddings that are the same for every object, or that vary along one line only."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from sightline.optional_members import ModelMembers
 from sightline.tasks.contrast import Contrast
 from sightline.types import Batch, SampleKey
 
-__all__ = ["FeatureSpread", "collapsed_features", "collapsed_trained_features", "spread_of"]
+__all__ = ["FeatureSpread", "collapsed_features", "collapsed_trained_features", "measure_spread"]
 
 _NUM_SAMPLES = 64
-_FEWEST = 8
-_FEWEST_STEPS = 100  # before that the running averages, which evaluation uses, are still those of the start
-_LEAST_VARIANCE_FRESH = 1e-10  # float32 rows of length 1 are off by some 1e-7, whose square this is a thousand times
-_LEAST_VARIANCE = 1e-4  # of rows of length 1: all angles between them are below about a degree
-_LEAST_RANK = 1.5
+_MIN_ROWS = 8
+_MIN_STEPS = 100  # before, the running averages, which evaluation uses, are close to their initial values
+_MIN_VARIANCE_FRESH = 1e-10  # a thousand times the squared float32 error (1e-7) of unit rows
+_MIN_VARIANCE = 1e-4  # of unit rows: all angles between them are below about one degree
+_MIN_RANK = 1.5
 
 
 class FeatureSpread(NamedTuple):
-    """How unit rows lie about each other: `variance` 0 where all are alike, 1 where they point everywhere.
+    """Spread of unit rows: `variance` is 0 if all are equal and 1 if their mean is 0.
 
-    `rank` is the number of directions that they differ in, as many as the spectrum is worth: 1 on a line.
+    `rank` is the effective rank of the centred rows, exp of the entropy of their singular values: 1 on a line.
     Source: Roy and Vetterli 2007, "The effective rank".
     """
 
@@ -41,15 +41,15 @@ class FeatureSpread(NamedTuple):
 
     @property
     def figures(self) -> dict[str, float]:
-        """As the evidence of findings has them."""
+        """Evidence of a finding: variance and effective rank by name."""
         return {"variance": self.variance, "effective_rank": self.rank}
 
 
-def spread_of(rows: np.ndarray) -> FeatureSpread:
-    """The spread of rows (N, D), each scaled to length 1 first; a row of zeros stays what it is."""
+def measure_spread(rows: np.ndarray) -> FeatureSpread:
+    """Compute the spread of rows (N, D), each normalised to length 1 first; a row of zeros stays unchanged."""
     lengths = np.linalg.norm(rows, axis=1, keepdims=True)
-    unit = rows / np.where(lengths > 0, lengths, 1.0)
-    centred = unit - unit.mean(axis=0)
+    unit_rows = rows / np.where(lengths > 0, lengths, 1.0)
+    centred = unit_rows - unit_rows.mean(axis=0)
     variance = float((centred**2).sum(axis=1).mean())
     spectrum = np.linalg.svd(centred, compute_uv=False)
     share = spectrum / spectrum.sum() if spectrum.sum() > 0 else np.ones(1)
@@ -65,25 +65,25 @@ def spread_of(rows: np.ndarray) -> FeatureSpread:
     config_path="model",
 )
 def collapsed_features(context: Context) -> list[Finding]:
-    """Rows of different objects differ at the first step, where their clouds do."""
+    """Embeddings of different objects differ at the first step, if their clouds differ."""
     rehearsal = context.dry_run
-    if not isinstance(context.built.job.task, Contrast) or not rehearsal.is_sound or _is_all_alike(rehearsal.batch):
+    if not isinstance(context.built.job.task, Contrast) or not rehearsal.is_sound or _are_clouds_equal(rehearsal.batch):
         return []
-    found = []
+    findings = []
     for name, rows in _embeddings(rehearsal.seen_outputs):
-        spread = spread_of(rows)
-        if len(rows) > 1 and spread.variance <= _LEAST_VARIANCE_FRESH:
-            found.append(
+        spread = measure_spread(rows)
+        if len(rows) > 1 and spread.variance <= _MIN_VARIANCE_FRESH:
+            findings.append(
                 collapsed_features.finding(
                     context,
-                    f"the model gives the same '{name}' for every object",
+                    f"the model returns the same '{name}' for every object",
                     measured=f"variance {spread.variance:.3g} of {len(rows)} rows of length 1, of different clouds",
-                    expected=f"above {_LEAST_VARIANCE_FRESH:g}: nothing can be learnt from rows that are all alike",
+                    expected=f"above {_MIN_VARIANCE_FRESH:g}: nothing can be learnt from equal rows",
                     action=f"look at the layers before '{name}': a factor of zero, a ReLU at the end, a broken pooling",
                     evidence=spread.figures,
                 )
             )
-    return found[:1]
+    return findings[:1]
 
 
 @check(
@@ -93,31 +93,31 @@ def collapsed_features(context: Context) -> list[Finding]:
     severity="warning",
     causes=("loss.collapse", "loss.negatives", "optim.lr"),
     config_path="model",
-    action="look at the losses beside chance in metrics.jsonl; a lower learning rate, more pairs a step",
+    action="compare the losses with chance in metrics.jsonl; try a lower learning rate, or more pairs per step",
 )
 def collapsed_trained_features(context: Context) -> list[Finding]:
-    """The trained network's rows of different objects differ, and in more directions than one."""
-    if not isinstance(context.built.job.task, Contrast) or context.built.job.num_steps < _FEWEST_STEPS:
+    """Embeddings of different objects differ after training, in more than one direction."""
+    if not isinstance(context.built.job.task, Contrast) or context.built.job.num_steps < _MIN_STEPS:
         return []
     model = context.trained_model
     if model is None:
         return []
     return [
         finding
-        for name, rows in _of_trained(context, model).items()
-        if (finding := _of_rows(context, name, spread_of(rows))) is not None
+        for name, rows in _compute_trained_features(context, model).items()
+        if (finding := _finding_collapse(context, name, measure_spread(rows))) is not None
     ]
 
 
-def _of_rows(context: Context, name: str, spread: FeatureSpread) -> Finding | None:
-    if spread.num_rows < _FEWEST:
+def _finding_collapse(context: Context, name: str, spread: FeatureSpread) -> Finding | None:
+    if spread.num_rows < _MIN_ROWS:
         return None
-    if spread.variance < _LEAST_VARIANCE:
-        summary, measured = f"'{name}' has collapsed: all objects have the same", f"variance {spread.variance:.3g}"
-        expected = f"at least {_LEAST_VARIANCE:g}"
-    elif spread.rank < _LEAST_RANK:
+    if spread.variance < _MIN_VARIANCE:
+        summary, measured = f"'{name}' has collapsed: it is the same for all objects", f"variance {spread.variance:.3g}"
+        expected = f"at least {_MIN_VARIANCE:g}"
+    elif spread.rank < _MIN_RANK:
         summary, measured = f"'{name}' has collapsed onto a line", f"effective rank {spread.rank:.3g}"
-        expected = f"at least {_LEAST_RANK:g}"
+        expected = f"at least {_MIN_RANK:g}"
     else:
         return None
     return collapsed_trained_features.finding(
@@ -129,34 +129,34 @@ def _of_rows(context: Context, name: str, spread: FeatureSpread) -> Finding | No
     )
 
 
-def _of_trained(context: Context, model: nn.Module) -> dict[str, np.ndarray]:
-    """Features and embeddings of up to 64 objects of the part that chooses the checkpoint, in evaluation mode."""
+def _compute_trained_features(context: Context, model: nn.Module) -> dict[str, np.ndarray]:
+    """Compute features and embeddings of up to 64 objects of the selection split: arrays (N, D) by name."""
     part, job, device = context.built.data.selection, context.built.job, context.world.device
     batch = part.reader(
         [SampleKey(int(index), 0, context.config.seed) for index in part.evenly_spaced_indices(_NUM_SAMPLES)]
     )
     batch = to_device(batch, device, float_dtype=job.precision.parameter_dtype)
     with torch.no_grad(), job.precision.autocast(device):
-        found = dict(_embeddings(job.task.predict(model, batch)))
+        features = dict(_embeddings(job.task.predict(model, batch)))
         encode = ModelMembers.encode.get(model)
         if encode is not None:
-            with contextlib.suppress(TypeError):  # an encoder of something else than clouds
-                found["features"] = _plain(encode(points=batch["points"]))
-    return found
+            with contextlib.suppress(TypeError):  # an encoder of other inputs than clouds
+                features["features"] = _to_array(encode(points=batch["points"]))
+    return features
 
 
 def _embeddings(outputs: Mapping[str, Any]) -> Iterator[tuple[str, np.ndarray]]:
     for name in OUTPUTS:
         value = outputs.get(name)
         if isinstance(value, Tensor) and value.ndim == 2 and bool(value.isfinite().all()):
-            yield name, _plain(value)
+            yield name, _to_array(value)
 
 
-def _plain(rows: Tensor) -> np.ndarray:
-    found: np.ndarray = rows.detach().double().cpu().numpy()
-    return found
+def _to_array(rows: Tensor) -> np.ndarray:
+    array: np.ndarray = rows.detach().double().cpu().numpy()
+    return array
 
 
-def _is_all_alike(batch: Batch) -> bool:
+def _are_clouds_equal(batch: Batch) -> bool:
     points = batch.get("points")
     return not isinstance(points, Tensor) or points.ndim != 3 or bool((points == points[:1]).all())

@@ -1,4 +1,4 @@
-"""A network whose outputs for a sample depend on the samples beside or before it, by a mean over the batch, say."""
+"""A network whose outputs for a sample depend on other samples in the batch, or in earlier batches."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ from sightline.types import Batch, SampleKey
 
 __all__ = ["cross_sample_leak"]
 
-_SUSPECT = {torch.float32: 2.0**-18, torch.float64: 2.0**-40}
-"""Shares of an output's largest value; what float32 deviates by more than this is looked at in float64."""
-_ROUNDED = 2.0**-36  # a share of the largest value in float64, a hundred thousand roundings
-_ROUNDED_ALONE = 2.0**-10  # the same of a network that cannot run in float64
-_GUILTY = 16.0
-_MOST_DRAWS = 4
-_NUDGED_UNITS = 16
-_MANY = 5  # an odd number, and more than the rehearsal evaluates at once
-_NORM_ACTION = "let the norm keep running statistics (track_running_stats=True) and take them in evaluation mode"
+_SUSPECT_SHARE = {torch.float32: 2.0**-18, torch.float64: 2.0**-40}
+"""Deviation, as a share of an output's largest value, above which an output is compared again in float64."""
+_ROUNDING_SHARE = 2.0**-36  # share of the largest value in float64: a hundred thousand rounding errors
+_ROUNDING_SHARE_ONE_FORMAT = 2.0**-10  # the same for a network that cannot run in float64
+_LEAK_FACTOR = 16.0
+_MAX_DRAWS = 4
+_PERTURBATION_UNITS = 16
+_LARGE_GROUP = 5  # odd, and larger than the batch of the dry evaluation
+_NORM_ACTION = "let the norm keep running statistics (track_running_stats=True) and use them in evaluation mode"
 
 
 @check(
@@ -44,57 +44,61 @@ _NORM_ACTION = "let the norm keep running statistics (track_running_stats=True) 
     "preflight",
     causes=("model.cross_sample_leak", "model.norm_mode"),
     config_path="model",
-    expected="a sample gets the same outputs alone and in a batch, but for rounding: figures must not depend on how "
+    expected="the same outputs for a sample alone and in a batch, except for rounding: metrics must not depend on how "
     "samples are divided into batches and over processes",
 )
 def cross_sample_leak(context: Context) -> list[Finding]:
-    """Samples in evaluation mode, and two of them alone: the outputs are the same, but for rounding.
+    """In evaluation mode, the outputs of a sample alone equal those of the same sample in a batch, except for rounding.
 
-    Two samples, and under `sightline check` five, unless that is slow or batches are smaller. Where outputs differ in
-    the run's own format, both passes are made again in float64. What inputs moved by a few units in the last place, or
-    other random numbers, change as much is a decision or a draw, and no leak. What an earlier pass left is a leak, too.
+    The batch has two samples, under `sightline check` also five, unless that is slow or batches are smaller. If outputs
+    differ in the run's own format, both passes are repeated in float64. A difference that inputs perturbed by a few
+    units in the last place, or other random numbers, cause as well is a decision or a draw, not a leak. A state that an
+    earlier pass has left is a leak, too.
     """
-    evaluation = next((each for each in context.dry_evaluations if each.failure is None and not each.skipped), None)
+    evaluation = next(
+        (candidate for candidate in context.dry_evaluations if candidate.failure is None and not candidate.skipped),
+        None,
+    )
     if evaluation is None or not context.dry_run.is_sound:
         return []
     built = context.built
-    whole = built.selection_evaluator if evaluation.part is built.data.selection else built.test_evaluator
-    takes_more = context.is_thorough and len(evaluation.keys) >= NUM_SAMPLES and whole.batch_size >= _MANY
-    for size in (2, _MANY) if takes_more else (2,):
-        keys = keys_to_evaluate(whole, evaluation.part, size)
+    evaluator = built.selection_evaluator if evaluation.part is built.data.selection else built.test_evaluator
+    takes_more = context.is_thorough and len(evaluation.keys) >= NUM_SAMPLES and evaluator.batch_size >= _LARGE_GROUP
+    for size in (2, _LARGE_GROUP) if takes_more else (2,):
+        keys = keys_to_evaluate(evaluator, evaluation.part, size)
         if len(keys) < size:
             return []
         try:
             group = _Group(context, evaluation, keys)
-            beside = group.outputs(group.model, group.batch)
-        except Exception:  # noqa: BLE001 - what an evaluation dies of is what `first-evaluation` reports
+            batched = group.outputs(group.model, group.batch)
+        except Exception:  # noqa: BLE001 - `first-evaluation` reports any error
             return []
-        if (finding := _compare(context, group, beside)) is not None:
+        if (finding := _compare_samples(context, group, batched)) is not None:
             return [finding]
     return []
 
 
-def _compare(context: Context, group: _Group, beside: Mapping[str, Tensor]) -> Finding | None:
-    """The finding, where a sample alone gets something else than `beside` the others, or than before them."""
+def _compare_samples(context: Context, group: _Group, batched: Mapping[str, Tensor]) -> Finding | None:
+    """Return a finding if the outputs of a sample alone differ from its `batched` outputs, or after another sample."""
     for single in group.singles:
         try:
             alone = group.outputs(group.model, single.batch)
-        except Exception as error:  # noqa: BLE001 - whatever it dies of
-            return _of_failure(context, group, single, error)
+        except Exception as error:  # noqa: BLE001 - any error is reported
+            return _finding_failure(context, group, single, error)
         if single.leads and len(group.keys) == 2:
-            again = group.outputs(group.model, single.batch)
-            is_suspect = any(each.share > group.suspect for each in _changes(alone, again))
-            if is_suspect and (finding := _of_memory(context, group)) is not None:
+            repeated = group.outputs(group.model, single.batch)
+            is_suspect = any(difference.share > group.suspect for difference in _find_changes(alone, repeated))
+            if is_suspect and (finding := _finding_memory(context, group)) is not None:
                 return finding
-        is_suspect = any(each.share > group.suspect for each in group.differences(single, beside, alone))
-        if is_suspect and (finding := _of_suspect(context, group, single)) is not None:
+        is_suspect = any(difference.share > group.suspect for difference in group.differences(single, batched, alone))
+        if is_suspect and (finding := _finding_suspect(context, group, single)) is not None:
             return finding
     return None
 
 
 @dataclasses.dataclass(frozen=True)
 class _Difference:
-    """How far an output of a sample alone is from that beside another one."""
+    """Largest difference between an output of a sample alone and in a batch, with the output's scale."""
 
     name: str
     largest: float
@@ -107,27 +111,27 @@ class _Difference:
 
 @dataclasses.dataclass(frozen=True)
 class _Single:
-    """One sample alone; `leads` where it comes first in the batch of both. `read` reads it again."""
+    """Batch of one sample; `leads` is True if it is the first of the group, and `read` reads it again."""
 
     batch: Batch
     read: Callable[[], Batch]
     name: str
     leads: bool
 
-    def rows(self, beside: Tensor | None, alone: Tensor) -> Tensor | None:
-        """The sample's rows of a tensor that has one or more for each, in the order of samples; None of another."""
-        if beside is None or not alone.is_floating_point() or not beside.is_floating_point() or not alone.numel():
+    def rows(self, batched: Tensor | None, alone: Tensor) -> Tensor | None:
+        """Return the sample's rows of a batched tensor with rows in the order of samples; None for other tensors."""
+        if batched is None or not alone.is_floating_point() or not batched.is_floating_point() or not alone.numel():
             return None
-        if not alone.ndim or beside.ndim != alone.ndim or beside.shape[1:] != alone.shape[1:]:
+        if not alone.ndim or batched.ndim != alone.ndim or batched.shape[1:] != alone.shape[1:]:
             return None
-        if len(beside) <= len(alone):
+        if len(batched) <= len(alone):
             return None
-        rows = beside[: len(alone)] if self.leads else beside[-len(alone) :]
+        rows = batched[: len(alone)] if self.leads else batched[-len(alone) :]
         return rows if bool(rows.isfinite().all()) and bool(alone.isfinite().all()) else None
 
 
-class _Seen(Exception):  # noqa: N818 - no error: it ends a pass that has shown what it is run for
-    """Carries what the model returned."""
+class _ModelOutputs(Exception):  # noqa: N818 - not an error: it ends a pass early
+    """Control flow: ends a forward pass and carries the outputs of the model."""
 
     def __init__(self, outputs: Any) -> None:
         super().__init__()
@@ -135,14 +139,14 @@ class _Seen(Exception):  # noqa: N818 - no error: it ends a pass that has shown 
 
 
 class _Group:
-    """Samples of an evaluated part together, the first and the last also alone. Raises whatever reading them does."""
+    """Batch of samples of an evaluated split; the first and the last sample also alone. Reading errors propagate."""
 
     def __init__(self, context: Context, evaluation: DryEvaluation, keys: Sequence[SampleKey]) -> None:
         self.device, self.keys = context.world.device, keys
         self.model = isolated_copy(context.built.job.evaluation_model).eval()
         self._task, part = evaluation.evaluator.task, evaluation.part
         dtype, reader = evaluation.evaluator.precision.parameter_dtype, evaluation.evaluator.reader
-        self.suspect = _SUSPECT[dtype]
+        self.suspect = _SUSPECT_SHARE[dtype]
 
         def read(keys: Sequence[SampleKey]) -> Batch:
             batch: Batch = to_device(reader(list(keys)), self.device, float_dtype=dtype)
@@ -155,119 +159,128 @@ class _Group:
         self.batch = read(keys)
 
     def outputs(self, model: nn.Module, batch: Batch, *, seed: int = 0) -> dict[str, Tensor]:
-        """The tensors that the model returns when its task first calls it with a batch; the losses are not computed."""
+        """Return the tensors, by path, of the model's first call by its task; the losses are not computed."""
 
-        def end(module: nn.Module, given: Any, outputs: Any) -> None:
-            raise _Seen(outputs)
+        def end(module: nn.Module, inputs: Any, outputs: Any) -> None:
+            raise _ModelOutputs(outputs)
 
         handle = model.register_forward_hook(end)
         torch.manual_seed(seed)
         try:
             with torch.no_grad(), Float64Convolutions():
                 compute_batch_losses(self._task, model, batch, self.device)
-        except _Seen as seen:
-            return {name: tensor.detach() for name, tensor in tree_leaves(seen.outputs)}
+        except _ModelOutputs as stop:
+            return {name: tensor.detach() for name, tensor in tree_leaves(stop.outputs)}
         finally:
             handle.remove()
         return {}
 
     def differences(
-        self, single: _Single, beside: Mapping[str, Tensor], alone: Mapping[str, Tensor]
+        self, single: _Single, batched: Mapping[str, Tensor], alone: Mapping[str, Tensor]
     ) -> list[_Difference]:
-        """Each output that has rows of the sample in both passes."""
-        found = []
-        for name, one in alone.items():
-            has_rows = self._has_rows_of_samples(single, beside.get(name), one)
-            rows = single.rows(beside.get(name), one) if has_rows else None
+        """Measure the difference of each output that has rows of the sample in both passes."""
+        results = []
+        for name, output in alone.items():
+            has_rows = self._has_rows_of_samples(single, batched.get(name), output)
+            rows = single.rows(batched.get(name), output) if has_rows else None
             if rows is not None:
-                found.append(_difference(name, one, rows))
-        return found
+                results.append(_measure_difference(name, output, rows))
+        return results
 
-    def _has_rows_of_samples(self, single: _Single, beside: Tensor | None, alone: Tensor) -> bool:
-        """Whether an output has a row for each sample, or for each point of clouds one after another."""
-        if beside is None or not beside.ndim or not alone.ndim:
+    def _has_rows_of_samples(self, single: _Single, batched: Tensor | None, alone: Tensor) -> bool:
+        """Return True if an output has one row per sample, or one per point of concatenated clouds."""
+        if batched is None or not batched.ndim or not alone.ndim:
             return False
         sizes = [(len(self.keys), 1)]
         offsets = [batch.get("offsets") for batch in (self.batch, single.batch)]
-        if all(isinstance(each, Tensor) for each in offsets):
-            sizes.append(tuple(int(each[-1]) for each in offsets))  # type: ignore[arg-type, index]
-        return (len(beside), len(alone)) in sizes
+        if all(isinstance(offset, Tensor) for offset in offsets):
+            sizes.append(tuple(int(offset[-1]) for offset in offsets))  # type: ignore[arg-type, index]
+        return (len(batched), len(alone)) in sizes
 
 
-def _of_suspect(context: Context, group: _Group, single: _Single) -> Finding | None:
-    """The finding, where float64 shows the same and neither rounding nor random numbers explain it.
+def _finding_suspect(context: Context, group: _Group, single: _Single) -> Finding | None:
+    """Return a finding if float64 shows the difference too and neither rounding nor random numbers explain it.
 
-    A sample that is another one when it is read again is no matter of the model: `data-mutation` reports it.
+    A sample that changes when it is read again is not the model's fault: `data-mutation` reports it.
     """
-    again = dict(tree_leaves(single.read()))
-    if not all(name in again and torch.equal(tensor, again[name]) for name, tensor in tree_leaves(single.batch)):
+    reread = dict(tree_leaves(single.read()))
+    if not all(name in reread and torch.equal(tensor, reread[name]) for name, tensor in tree_leaves(single.batch)):
         return None
-    model, both, given, least = (
+    model, group_batch, single_batch, min_share = (
         isolated_copy(group.model).double(),
-        _double(group.batch),
-        _double(single.batch),
-        _ROUNDED,
+        _to_float64(group.batch),
+        _to_float64(single.batch),
+        _ROUNDING_SHARE,
     )
     try:
-        alone, beside = group.outputs(model, given), group.outputs(model, both)
-    except Exception:  # noqa: BLE001 - a network that is written for one format alone
-        model, both, given, least = group.model, group.batch, single.batch, _ROUNDED_ALONE
-        alone, beside = group.outputs(model, given), group.outputs(model, both)
-    suspects = {each.name: each for each in group.differences(single, beside, alone) if each.share > least}
-    for draw in range(_MOST_DRAWS if suspects else 0):
-        moved = group.outputs(model, _nudged(given, draw), seed=draw + 1)
-        for name in [name for name in suspects if name in moved and moved[name].shape == alone[name].shape]:
-            if suspects[name].largest <= _GUILTY * float((moved[name] - alone[name]).abs().max()):
+        alone, batched = group.outputs(model, single_batch), group.outputs(model, group_batch)
+    except Exception:  # noqa: BLE001 - the network may support one number format only
+        model, group_batch, single_batch, min_share = group.model, group.batch, single.batch, _ROUNDING_SHARE_ONE_FORMAT
+        alone, batched = group.outputs(model, single_batch), group.outputs(model, group_batch)
+    suspects = {
+        difference.name: difference
+        for difference in group.differences(single, batched, alone)
+        if difference.share > min_share
+    }
+    for draw in range(_MAX_DRAWS if suspects else 0):
+        perturbed = group.outputs(model, _perturb_batch(single_batch, draw), seed=draw + 1)
+        for name in [name for name in suspects if name in perturbed and perturbed[name].shape == alone[name].shape]:
+            if suspects[name].largest <= _LEAK_FACTOR * float((perturbed[name] - alone[name]).abs().max()):
                 del suspects[name]
     if not suspects:
         return None
-    worst = max(suspects.values(), key=lambda each: each.share)
-    layer, place = _find_leak(group, model, both, dataclasses.replace(single, batch=given))
-    return _of_leak(context, group, single, worst, layer, place)
+    worst = max(suspects.values(), key=lambda difference: difference.share)
+    layer, location = _find_leak(group, model, group_batch, dataclasses.replace(single, batch=single_batch))
+    return _finding_leak(context, group, single, worst, layer, location)
 
 
-def _changes(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> list[_Difference]:
-    """How far outputs of one sample are apart in two passes."""
-    found = []
-    for name, one in before.items():
-        other = after.get(name)
-        if other is None or not one.is_floating_point() or one.shape != other.shape or not one.numel():
+def _find_changes(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> list[_Difference]:
+    """Measure the difference of each output of one sample between two passes."""
+    differences = []
+    for name, output in before.items():
+        later_output = after.get(name)
+        if (
+            later_output is None
+            or not output.is_floating_point()
+            or output.shape != later_output.shape
+            or not output.numel()
+        ):
             continue
-        if bool(one.isfinite().all()) and bool(other.isfinite().all()):
-            found.append(_difference(name, one, other))
-    return found
+        if bool(output.isfinite().all()) and bool(later_output.isfinite().all()):
+            differences.append(_measure_difference(name, output, later_output))
+    return differences
 
 
-def _difference(name: str, one: Tensor, other: Tensor) -> _Difference:
-    return _Difference(name, float((other - one).abs().max()), float(one.abs().max().maximum(other.abs().max())))
+def _measure_difference(name: str, output: Tensor, other: Tensor) -> _Difference:
+    return _Difference(name, float((other - output).abs().max()), float(output.abs().max().maximum(other.abs().max())))
 
 
-def _of_memory(context: Context, group: _Group) -> Finding | None:
-    """The finding, where what the model returns for a sample depends on the sample that it was given before.
+def _finding_memory(context: Context, group: _Group) -> Finding | None:
+    """Return a finding if the outputs for a sample depend on the sample of the previous pass.
 
-    Copies of the model get one or the other sample first. Draws of a generator that the model keeps are the same then.
+    Copies of the model get one or the other sample first, so that draws of a generator inside the model are the same.
     """
     sample, other = group.singles
 
-    def second(first: Batch) -> tuple[dict[str, Tensor], list[str]]:
+    def run_after(first: Batch) -> tuple[dict[str, Tensor], list[str]]:
         model = isolated_copy(group.model)
-        before = {name: buffer.clone() for name, buffer in model.named_buffers()}
+        initial_buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
         group.outputs(model, first)
-        changed = [name for name, buffer in model.named_buffers() if not torch.equal(before[name], buffer)]
+        changed = [name for name, buffer in model.named_buffers() if not torch.equal(initial_buffers[name], buffer)]
         return group.outputs(model, sample.batch), changed
 
-    after_itself, _ = second(sample.batch)
-    after_other, buffers = second(other.batch)
-    repeated, _ = second(sample.batch)
-    unsteady = {each.name: each.largest for each in _changes(after_itself, repeated)}
-    found = [
-        each
-        for each in _changes(after_itself, after_other)
-        if each.share > group.suspect and each.largest > _GUILTY * unsteady.get(each.name, 0.0)
+    after_itself, _ = run_after(sample.batch)
+    after_other, buffers = run_after(other.batch)
+    repeated, _ = run_after(sample.batch)
+    noise = {change.name: change.largest for change in _find_changes(after_itself, repeated)}
+    changes = [
+        change
+        for change in _find_changes(after_itself, after_other)
+        if change.share > group.suspect and change.largest > _LEAK_FACTOR * noise.get(change.name, 0.0)
     ]
-    if not found:
+    if not changes:
         return None
-    worst = max(found, key=lambda each: each.share)
+    worst = max(changes, key=lambda change: change.share)
     written = f"; the pass wrote to buffer {', '.join(map(repr, buffers[:3]))}" if buffers else ""
     return cross_sample_leak.finding(
         context,
@@ -280,59 +293,59 @@ def _of_memory(context: Context, group: _Group) -> Finding | None:
     )
 
 
-def _double(batch: Batch) -> Batch:
-    wide: Batch = tree_map(batch, lambda _, tensor: tensor.double() if tensor.is_floating_point() else tensor)
-    return wide
+def _to_float64(batch: Batch) -> Batch:
+    converted: Batch = tree_map(batch, lambda _, tensor: tensor.double() if tensor.is_floating_point() else tensor)
+    return converted
 
 
-def _nudged(batch: Batch, seed: int) -> Batch:
-    """The batch with its numbers moved by some units in the last place."""
+def _perturb_batch(batch: Batch, seed: int) -> Batch:
+    """Return the batch with its floating-point numbers perturbed by some units in the last place."""
     generator = torch.Generator().manual_seed(seed)
 
-    def nudge(place: str, tensor: Tensor) -> Tensor:
+    def perturb_tensor(path: str, tensor: Tensor) -> Tensor:
         if not tensor.is_floating_point():
             return tensor
-        moved = get_format(tensor.dtype).perturb(tensor.double(), generator, units=_NUDGED_UNITS)
-        return moved.to(tensor.dtype)
+        perturbed = get_format(tensor.dtype).perturb(tensor.double(), generator, units=_PERTURBATION_UNITS)
+        return perturbed.to(tensor.dtype)
 
-    nudged: Batch = tree_map(batch, nudge)
-    return nudged
+    perturbed_batch: Batch = tree_map(batch, perturb_tensor)
+    return perturbed_batch
 
 
-def _find_leak(group: _Group, model: nn.Module, both: Batch, single: _Single) -> tuple[str, str]:
-    """The layer to name, and in words where the sample's rows differ first; nothing where no layer shows it."""
+def _find_leak(group: _Group, model: nn.Module, group_batch: Batch, single: _Single) -> tuple[str, str]:
+    """Return the layer to report and a text on where the sample's rows differ first; "" if no layer shows it."""
     events: list[tuple[str, bool, list[Tensor]]] = []
-    with _noted(model, lambda *event: events.append(event)):
+    with _record_calls(model, lambda *event: events.append(event)):
         group.outputs(model, single.batch)
     expected = iter(events)
-    found: list[tuple[str, bool]] = []
+    differing: list[tuple[str, bool]] = []
 
     def compare(name: str, is_result: bool, tensors: list[Tensor]) -> None:
-        before = next(expected, ("", False, []))
-        if found or before[:2] != (name, is_result):
+        recorded = next(expected, ("", False, []))
+        if differing or recorded[:2] != (name, is_result):
             return
-        for beside, alone in zip(tensors, before[2], strict=False):
-            rows = single.rows(beside, alone)
-            if rows is not None and float((rows - alone).abs().max()) > _ROUNDED * 64 * float(alone.abs().max()):
-                found.append((name, is_result))
+        for batched, alone in zip(tensors, recorded[2], strict=False):
+            rows = single.rows(batched, alone)
+            if rows is not None and float((rows - alone).abs().max()) > _ROUNDING_SHARE * 64 * float(alone.abs().max()):
+                differing.append((name, is_result))
                 return
 
-    with _noted(model, compare):
-        group.outputs(model, both)
-    if not found:
+    with _record_calls(model, compare):
+        group.outputs(model, group_batch)
+    if not differing:
         return "", ""
-    name, is_result = found[0]
+    name, is_result = differing[0]
     if is_result:
-        return name, f"first in what '{name or 'the model'}' returns"
+        return name, f"first in the outputs of '{name or 'the model'}'"
     if not name:
-        return "", "already in what the model is given: the collated batch differs"
+        return "", "already in the inputs of the model: the collated batch differs"
     owner = name.rpartition(".")[0]
-    return owner, f"first in what '{name}' is given, by the code of '{owner or 'the model'}'"
+    return owner, f"first in the inputs of '{name}', by the code of '{owner or 'the model'}'"
 
 
 @contextlib.contextmanager
-def _noted(model: nn.Module, note: Callable[[str, bool, list[Tensor]], None]) -> Iterator[None]:
-    """Inside, `note(name, is_result, tensors)` gets copies of what every module is given and returns, in order."""
+def _record_calls(model: nn.Module, note: Callable[[str, bool, list[Tensor]], None]) -> Iterator[None]:
+    """Context in which `note(name, is_result, tensors)` gets copies of all modules' inputs and outputs, in order."""
     names = {module: name for name, module in model.named_modules()}
 
     def enter(module: nn.Module, args: Any, kwargs: Any) -> None:
@@ -345,27 +358,29 @@ def _noted(model: nn.Module, note: Callable[[str, bool, list[Tensor]], None]) ->
         yield
 
 
-def _of_leak(context: Context, group: _Group, single: _Single, worst: _Difference, layer: str, place: str) -> Finding:
+def _finding_leak(
+    context: Context, group: _Group, single: _Single, worst: _Difference, layer: str, location: str
+) -> Finding:
     module = group.model.get_submodule(layer)
     is_norm = isinstance(module, nn.modules.batchnorm._BatchNorm)
-    others = [each.name for each in group.singles if each is not single]
+    others = [sample.name for sample in group.singles if sample is not single]
     others = others if len(group.keys) == 2 else [f"{len(group.keys) - 1} others"]
     return cross_sample_leak.finding(
         context,
-        f"what the model returns for a sample depends on the samples beside it: '{worst.name}' differs",
+        f"what the model returns for a sample depends on the other samples of its batch: '{worst.name}' differs",
         causes=("model.norm_mode", "model.cross_sample_leak") if is_norm else (),
-        measured=f"{single.name} alone and beside {others[0]}, in evaluation mode: "
-        f"'{worst.name}' differs by {worst.share:.2g} of its largest value{', ' if place else ''}{place}",
+        measured=f"{single.name} alone and in a batch with {others[0]}, in evaluation mode: "
+        f"'{worst.name}' differs by {worst.share:.2g} of its largest value{', ' if location else ''}{location}",
         action=_NORM_ACTION
         if is_norm
-        else "look there for a mean, a graph or a reshape over axis 0, or over all rows of clouds one after another",
+        else "look there for a mean, a graph or a reshape over axis 0, or over all rows of concatenated clouds",
         layer=layer or None,
         evidence={"output": worst.name, "largest difference": worst.largest, "largest value": worst.scale},
     )
 
 
-def _of_failure(context: Context, group: _Group, single: _Single, error: Exception) -> Finding:
-    norms = (name for name, module in group.model.named_modules() if _takes_batch(module))
+def _finding_failure(context: Context, group: _Group, single: _Single, error: Exception) -> Finding:
+    norms = (name for name, module in group.model.named_modules() if _uses_batch_norm_statistics(module))
     norm = next(norms, None)
     return cross_sample_leak.finding(
         context,
@@ -379,5 +394,5 @@ def _of_failure(context: Context, group: _Group, single: _Single, error: Excepti
     )
 
 
-def _takes_batch(module: nn.Module) -> bool:
+def _uses_batch_norm_statistics(module: nn.Module) -> bool:
     return isinstance(module, nn.modules.batchnorm._BatchNorm) and uses_batch_statistics(module)

@@ -1,4 +1,4 @@
-"""Hooks on the model that a logger or a plugin left there, which see or change what flows through it."""
+"""Hooks that a logger or a plugin left on the model, which observe or change its activations."""
 
 from __future__ import annotations
 
@@ -16,33 +16,33 @@ from sightline.doctor.context import Check, Context, check
 from sightline.doctor.core.dry_run import isolated_copy
 from sightline.doctor.core.finding import Finding, FindingLocation
 
-__all__ = ["hooks_of", "hooks_of_loggers", "leftover_hooks"]
+__all__ = ["find_foreign_hooks", "hooks_of_loggers", "leftover_hooks"]
 
-_OF_PASSES = {
+_PASS_HOOKS = {
     "_forward_hooks": "forward hook",
     "_forward_pre_hooks": "forward pre-hook",
     "_backward_hooks": "backward hook",
     "_backward_pre_hooks": "backward pre-hook",
 }
-_OF_STATES = {
+_STATE_HOOKS = {
     "_state_dict_hooks": "state-dict hook",
     "_state_dict_pre_hooks": "state-dict pre-hook",
     "_load_state_dict_pre_hooks": "hook on loading",
     "_load_state_dict_post_hooks": "hook after loading",
 }
-_EVERYWHERE = {
+_GLOBAL_HOOKS = {
     "_global_forward_hooks": "forward hook",
     "_global_forward_pre_hooks": "forward pre-hook",
     "_global_backward_hooks": "backward hook",
     "_global_backward_pre_hooks": "backward pre-hook",
 }
-"""What `torch.nn.modules.module` holds for every module there is."""
-_OWN = ("torch", "sightline")
-"""Packages whose hooks belong to a layer: parametrisations, pruning, and what checks put on copies."""
+"""Global hooks of `torch.nn.modules.module`, which are called for every module."""
+_OWN_PACKAGES = ("torch", "sightline")
+"""Packages whose hooks belong to a layer: parametrisations, pruning, and hooks of checks on copies."""
 
 
 class _Hook(NamedTuple):
-    """A hook: of which kind, on which layer, parameter or (`*`) all layers, and where its function stands."""
+    """Hook: its kind, its layer, parameter or `*` (all layers), and the name, file and line of its function."""
 
     kind: str
     layer: str
@@ -53,131 +53,135 @@ class _Hook(NamedTuple):
 
 @check("G37", "leftover-hooks", "preflight")
 def leftover_hooks(context: Context) -> list[Finding]:
-    """No module and no parameter has a hook that is not a layer's own, by itself or with all others.
+    """No module and no parameter has a foreign hook, neither its own nor a global one.
 
-    Where one has, outputs must not hang on it.
+    Outputs must not depend on a foreign hook.
     """
-    hooks = hooks_of(context.built.job.model)
+    hooks = find_foreign_hooks(context.built.job.model)
     if not hooks:
         return []
-    changed = _changed(context) if any(hook.kind.startswith("forward") for hook in hooks) else []
-    return [_of_hooks(leftover_hooks, hooks, changed)]
+    changed = _find_changed_outputs(context) if any(hook.kind.startswith("forward") for hook in hooks) else []
+    return [_finding_hooks(leftover_hooks, hooks, changed)]
 
 
 @check("G37", "hooks-of-loggers", "offline")
 def hooks_of_loggers(context: Context) -> list[Finding]:
-    """After a training its model has no hooks either: loggers receive numbers, and need none."""
-    hooks = hooks_of(context.built.job.model)
-    return [_of_hooks(hooks_of_loggers, hooks, [])] if hooks else []
+    """The model has no foreign hooks after training: loggers receive numbers and need no hooks."""
+    hooks = find_foreign_hooks(context.built.job.model)
+    return [_finding_hooks(hooks_of_loggers, hooks, [])] if hooks else []
 
 
-def hooks_of(model: nn.Module) -> list[_Hook]:
-    """The hooks on a model's modules and parameters, and on all there are, that are not its own.
+def find_foreign_hooks(model: nn.Module) -> list[_Hook]:
+    """Find the foreign hooks on a model's modules and parameters, and the foreign global hooks.
 
-    Its own are those of torch and of this package, methods of its modules, and for what is saved and loaded functions
-    that stand in the file of the module's class: how torch would have old names renamed.
+    Hooks of torch and of this package, methods of the model's modules, and state-dict hooks defined in the file of the
+    module's class (with which torch has old names renamed) are not foreign.
     """
-    found = [hook for _, _, hook in _foreign_everywhere()]
-    found += [hook for _, _, hook in _foreign_on_modules(model)]
+    foreign_hooks = [hook for _, _, hook in _find_global_hooks()]
+    foreign_hooks += [hook for _, _, hook in _find_module_hooks(model)]
     for name, parameter in model.named_parameters():
         for slot in ("_backward_hooks", "_post_accumulate_grad_hooks"):
-            held: Mapping[int, Any] | None = getattr(parameter, slot, None)
-            hooks = [_described(hook, "gradient hook", name) for hook in tuple((held or {}).values())]
-            found += [hook for hook in hooks if _is_of_others(hook)]
-    return found
+            parameter_hooks: Mapping[int, Any] | None = getattr(parameter, slot, None)
+            hooks = [_describe_hook(hook, "gradient hook", name) for hook in tuple((parameter_hooks or {}).values())]
+            foreign_hooks += [hook for hook in hooks if _is_foreign(hook)]
+    return foreign_hooks
 
 
-_Held = tuple[dict[int, Any], int, _Hook]
-"""Where a hook is held, under which key, and what it is."""
+_HookEntry = tuple[dict[int, Any], int, _Hook]
+"""Dictionary that contains a hook, its key in it, and the hook's description."""
 
 
-def _foreign_everywhere() -> list[_Held]:
-    slots = ((getattr(torch.nn.modules.module, slot), what) for slot, what in _EVERYWHERE.items())
-    found = [(held, key, _described(hook, what, "*")) for held, what in slots for key, hook in held.items()]
-    return [each for each in found if _is_of_others(each[2])]
+def _find_global_hooks() -> list[_HookEntry]:
+    slots = ((getattr(torch.nn.modules.module, slot), kind) for slot, kind in _GLOBAL_HOOKS.items())
+    entries = [(hooks, key, _describe_hook(hook, kind, "*")) for hooks, kind in slots for key, hook in hooks.items()]
+    return [entry for entry in entries if _is_foreign(entry[2])]
 
 
-def _foreign_on_modules(model: nn.Module) -> list[_Held]:
+def _find_module_hooks(model: nn.Module) -> list[_HookEntry]:
     modules = set(model.modules())
-    found = []
+    entries = []
     for name, module in model.named_modules():
-        for slot, what in {**_OF_PASSES, **_OF_STATES}.items():
-            held = getattr(module, slot, {})
-            for key, hook in held.items():
-                described = _described(hook, what, name)
-                is_method = getattr(_unwrapped(hook), "__self__", None) in modules
-                is_beside = slot in _OF_STATES and described.file == _file_of(module)
-                if _is_of_others(described) and not is_method and not is_beside:
-                    found.append((held, key, described))
-    return found
+        for slot, kind in {**_PASS_HOOKS, **_STATE_HOOKS}.items():
+            hooks = getattr(module, slot, {})
+            for key, hook in hooks.items():
+                described = _describe_hook(hook, kind, name)
+                is_method = getattr(_unwrap(hook), "__self__", None) in modules
+                is_in_class_file = slot in _STATE_HOOKS and described.file == _get_class_file(module)
+                if _is_foreign(described) and not is_method and not is_in_class_file:
+                    entries.append((hooks, key, described))
+    return entries
 
 
-def _is_of_others(hook: _Hook) -> bool:
-    return hook.owner.split(".")[0] not in _OWN
+def _is_foreign(hook: _Hook) -> bool:
+    return hook.owner.split(".")[0] not in _OWN_PACKAGES
 
 
-def _file_of(module: nn.Module) -> str:
+def _get_class_file(module: nn.Module) -> str:
     return str(getattr(sys.modules.get(type(module).__module__), "__file__", ""))
 
 
-def _unwrapped(hook: Any) -> Any:
+def _unwrap(hook: Any) -> Any:
     while isinstance(hook, functools.partial | torch.nn.modules.module._WrappedHook):
         hook = hook.func if isinstance(hook, functools.partial) else hook.hook
     return hook
 
 
-def _described(hook: Any, what: str, name: str) -> _Hook:
-    function = _unwrapped(hook)
+def _describe_hook(hook: Any, kind: str, name: str) -> _Hook:
+    function = _unwrap(hook)
     function = getattr(function, "__func__", function)
     if not inspect.isroutine(function):
         function = type(function)
     owner = f"{getattr(function, '__module__', '?')}.{getattr(function, '__qualname__', repr(function))}"
     code = getattr(function, "__code__", None)
     file, line = (None, None) if code is None else (code.co_filename, code.co_firstlineno)
-    return _Hook(what, name, owner, file, line)
+    return _Hook(kind, name, owner, file, line)
 
 
-def _changed(context: Context) -> list[str]:
-    """The outputs that are other bits without the hooks, in evaluation mode, on the samples of the rehearsal."""
+def _find_changed_outputs(context: Context) -> list[str]:
+    """Return the outputs that change without the hooks, in evaluation mode, on the samples of the dry run."""
     if not context.dry_run.is_sound:
         return []
     job, batch, device = context.built.job, context.dry_run.batch, context.world.device
     with_hooks, without = isolated_copy(job.model).eval(), isolated_copy(job.model).eval()
     with torch.no_grad(), job.precision.autocast(device):
-        ours = dict(_tensors(job.task.predict(with_hooks, batch)))
-        with _without_foreign(without):
-            plain = dict(_tensors(job.task.predict(without, batch)))
-    return [name for name, value in ours.items() if name in plain and not torch.equal(value, plain[name])]
+        outputs = dict(_iter_tensors(job.task.predict(with_hooks, batch)))
+        with _remove_foreign_hooks(without):
+            outputs_without = dict(_iter_tensors(job.task.predict(without, batch)))
+    return [
+        name
+        for name, value in outputs.items()
+        if name in outputs_without and not torch.equal(value, outputs_without[name])
+    ]
 
 
-def _tensors(outputs: Mapping[str, Any]) -> Iterator[tuple[str, Tensor]]:
+def _iter_tensors(outputs: Mapping[str, Any]) -> Iterator[tuple[str, Tensor]]:
     return ((name, value) for name, value in outputs.items() if isinstance(value, Tensor))
 
 
 @contextmanager
-def _without_foreign(model: nn.Module) -> Iterator[None]:
-    """Inside, no foreign hook is called; afterwards all are held as they were, in their order."""
-    found = [*_foreign_everywhere(), *_foreign_on_modules(model)]
-    kept = [(held, dict(held)) for held, _, _ in found]
+def _remove_foreign_hooks(model: nn.Module) -> Iterator[None]:
+    """Context without foreign hooks; all are restored afterwards, in their order."""
+    entries = [*_find_global_hooks(), *_find_module_hooks(model)]
+    originals = [(hooks, dict(hooks)) for hooks, _, _ in entries]
     try:
-        for held, key, _ in found:
-            del held[key]
+        for hooks, key, _ in entries:
+            del hooks[key]
         yield
     finally:
-        for held, before in kept:
-            held.clear()
-            held.update(before)
+        for hooks, original in originals:
+            hooks.clear()
+            hooks.update(original)
 
 
-def _name_of_layer(layer: str) -> str:
-    return "every module there is" if layer == "*" else f"'{layer or 'the model'}'"
+def _describe_layer(layer: str) -> str:
+    return "every module" if layer == "*" else f"'{layer or 'the model'}'"
 
 
-def _of_hooks(check: Check, hooks: list[_Hook], changed: list[str]) -> Finding:
+def _finding_hooks(check: Check, hooks: list[_Hook], changed: list[str]) -> Finding:
     first = hooks[0]
-    listed = "; ".join(f"{hook.kind} {hook.owner} on {_name_of_layer(hook.layer)}" for hook in hooks[:3])
+    listed = "; ".join(f"{hook.kind} {hook.owner} on {_describe_layer(hook.layer)}" for hook in hooks[:3])
     more = f" and {len(hooks) - 3} more" if len(hooks) > 3 else ""
-    effect = f", and '{changed[0]}' is another with {'it' if len(hooks) == 1 else 'them'}" if changed else ""
+    effect = f", and '{changed[0]}' differs with {'it' if len(hooks) == 1 else 'them'}" if changed else ""
     return check.finding(
         FindingLocation(file=first.file, line=first.line, layer=first.layer.strip("*") or None, config_path="model"),
         f"{first.owner.split('.')[0]} has hooks on the model{effect}",
@@ -185,6 +189,6 @@ def _of_hooks(check: Check, hooks: list[_Hook], changed: list[str]) -> Finding:
         causes=("dist.hook", "model.structure" if changed else "dist.logging"),
         measured=f"{listed}{more}",
         expected="none: observers receive numbers and no model (log.wandb and log.tensorboard need no `watch`)",
-        action="remove the hook's handle before training, or take the call that registers it out",
+        action="remove the hook's handle before training, or remove the call that registers it",
         evidence={"hooks": [hook.owner for hook in hooks], "changed": changed},
     )

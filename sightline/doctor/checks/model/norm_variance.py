@@ -1,4 +1,4 @@
-"""Batch norms whose inputs vary less than their epsilon, so that they do not bring them to size 1."""
+"""Batch norms whose inputs vary so little that epsilon keeps the outputs below a variance of 1."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from sightline.engine.step import compute_batch_losses
 
 __all__ = ["input_variances", "norm_variance"]
 
-_ENOUGH = 10.0
+_MIN_RATIO = 10.0
 _COLUMNS = ("batch norm", "input variance", "epsilon", "comes out with std")
 
 
@@ -27,35 +27,35 @@ _COLUMNS = ("batch norm", "input variance", "epsilon", "comes out with std")
     config_path="model",
 )
 def norm_variance(context: Context) -> list[Finding]:
-    """Variance v comes out as v / (v + eps): below ten times epsilon that is visibly less than 1."""
+    """The input variance v of each batch norm is at least ten times epsilon; the output variance is v / (v + eps)."""
     if not context.dry_run.is_sound:
         return []
     modules: dict[str, Any] = dict(context.built.job.model.named_modules())
-    found = {name: float(v.median()) for name, v in input_variances(context).items()}
-    small = {name: v for name, v in found.items() if v < _ENOUGH * modules[name].eps}
+    variances = {name: float(v.median()) for name, v in input_variances(context).items()}
+    small = {name: v for name, v in variances.items() if v < _MIN_RATIO * modules[name].eps}
     if not small:
         return []
     rows = [
         [n, f"{v:.2e}", f"{modules[n].eps:g}", f"{(v / (v + modules[n].eps)) ** 0.5:.2f}"] for n, v in small.items()
     ]
-    least = min(small, key=lambda name: small[name])
+    smallest = min(small, key=lambda name: small[name])
     return [
         norm_variance.finding(
             context,
-            f"{len(small)} of {len(found)} batch norms have inputs that vary less than ten times epsilon",
-            layer=least,
-            measured=f"variance {small[least]:.2e} in {least}, the median channel's",
-            expected=f"over {_ENOUGH:g} epsilon = {_ENOUGH * modules[least].eps:g}",
-            action="larger initial weights before it, or a smaller epsilon, unless the recipe wants it so",
+            f"{len(small)} of {len(variances)} batch norms have inputs that vary less than ten times epsilon",
+            layer=smallest,
+            measured=f"variance {small[smallest]:.2e} in {smallest}, the median channel's",
+            expected=f"over {_MIN_RATIO:g} epsilon = {_MIN_RATIO * modules[smallest].eps:g}",
+            action="larger initial weights before it, or a smaller epsilon, unless the recipe intends it",
             evidence={"table": {"title": "batch norms of small inputs", "columns": list(_COLUMNS), "rows": rows}},
         )
     ]
 
 
 def input_variances(context: Context) -> dict[str, Tensor]:
-    """The unbiased variance of each channel that each batch norm is given in the first step.
+    """Measure the unbiased input variance (C,) of each batch norm in the first step, by module name.
 
-    Read off running averages after one pass in float64, so that norms are seen that faster kernels never call.
+    It is read from the running averages after one float64 pass, so that norms inside fused kernels are included.
     """
     job = context.built.job
     model = isolated_copy(job.model).double().train()
@@ -66,7 +66,7 @@ def input_variances(context: Context) -> dict[str, Tensor]:
     }
     for norm in norms.values():
         norm.reset_running_stats()
-        norm.momentum = None  # the average of one batch is that batch's
+        norm.momentum = None  # the average over one batch equals its statistics
     batch = tree_map(context.dry_run.batch, float64)
     compute_batch_losses(job.task, model, batch, context.world.device)
     return {name: norm.running_var.clone() for name, norm in norms.items() if int(norm.num_batches_tracked) > 0}  # type: ignore[union-attr, arg-type]

@@ -27,9 +27,9 @@ __all__ = ["diagnose_non_finite", "explain_fault", "non_finite"]
 
 logger = logging.getLogger(__name__)
 
-_OUT_OF_PROPORTION = 1e3
-"""Trained weights are of the order of 1; a rate that diverges multiplies them at every step."""
-_TRIES = 3  # dropout draws anew each time
+_MAX_WEIGHT = 1e3
+"""Bound of trained weights, which are of the order of 1; a diverging learning rate multiplies them at every step."""
+_NUM_TRIES = 3  # dropout draws differ each time
 
 
 @check("G17", "non-finite", "preflight")
@@ -42,29 +42,29 @@ def non_finite(context: Context) -> list[Finding]:
 
 
 def diagnose_non_finite(error: NonFiniteGradientError, world: World) -> Finding:
-    """Where a run's non-finite gradient began, by running its step again on a copy; the same finding on every process.
+    """Locate the origin of a run's non-finite gradient by repeating its step on a copy; one finding for all processes.
 
-    Every process that met the error calls this: they exchange what each found. The run's model is left as it is.
+    Every process with the error must call this function: the processes exchange findings. The run's model is unchanged.
     """
     with preserve_rng_state(), torch.enable_grad(), error.job.losses.preserve_state():
         try:
             finding = _locate(error.job, error.micro_batches, world.device)
         except Exception:
             logger.warning("non-finite: the step could not be run again", exc_info=True)
-            finding = _unknown(error.job, "the step could not be run again on a copy")
+            finding = _finding_unknown(error.job, "the step could not be run again on a copy")
     stages = ("data", "parameter", "forward", "loss", "backward", "norm", "unknown")
-    found = gather_findings([finding], world)
-    first = min(found, key=lambda each: stages.index(each.evidence["stage"]))
-    return replace(_diverged(error.job, first), phase="runtime")
+    findings = gather_findings([finding], world)
+    first = min(findings, key=lambda candidate: stages.index(candidate.evidence["stage"]))
+    return replace(_blame_learning_rate(error.job, first), phase="runtime")
 
 
 def explain_fault(error: Exception, job: TrainState) -> Finding | None:
-    """The learning rate as the cause of a fault of a run, as where predictions are NaN; None where weights are sound.
+    """Explain a fault of a run, such as NaN predictions, by the learning rate; None if the weights have a usual size.
 
-    Not every number that overflows does so in a gradient: distances and metrics refuse what is not finite.
+    Not every overflow shows in a gradient: distances and metrics refuse numbers that are not finite.
     """
     reason = " ".join(str(error).split()).partition("; find where with")[0]
-    finding = _of_stage(
+    finding = _finding_stage(
         job,
         "fault",
         reason,
@@ -73,98 +73,100 @@ def explain_fault(error: Exception, job: TrainState) -> Finding | None:
         expected="",
         action="",
     )
-    found = _diverged(job, finding)
-    return None if found is finding else replace(found, phase="runtime")
+    explained = _blame_learning_rate(job, finding)
+    return None if explained is finding else replace(explained, phase="runtime")
 
 
-def _diverged(job: TrainState, found: Finding) -> Finding:
-    """The finding with the learning rate as its cause, where steps have driven the weights out of all proportion.
+def _blame_learning_rate(job: TrainState, finding: Finding) -> Finding:
+    """Return the finding with the learning rate as its cause if training has made a weight larger than 1000.
 
-    The place where numbers overflow is then where it shows. Data that is not finite stays what it is.
+    The location of the overflow is then only the symptom. Findings on data are returned unchanged.
     """
-    if job.step == 0 or found.evidence["stage"] == "data":
-        return found
-    largest = {name: _largest(p) for name, p in job.trained_module.named_parameters() if p.requires_grad and p.numel()}
-    name = max(largest, key=lambda each: largest[each], default=None)
-    if name is None or largest[name] < _OUT_OF_PROPORTION:
-        return found
+    if job.step == 0 or finding.evidence["stage"] == "data":
+        return finding
+    largest = {
+        name: _largest_weight(p) for name, p in job.trained_module.named_parameters() if p.requires_grad and p.numel()
+    }
+    name = max(largest, key=lambda parameter_name: largest[parameter_name], default=None)
+    if name is None or largest[name] < _MAX_WEIGHT:
+        return finding
     rate = max(group["lr"] for group in job.optimizer.param_groups)
-    causes = dict.fromkeys((found.cause, *found.alternatives))
+    causes = dict.fromkeys((finding.cause, *finding.alternatives))
     return replace(
-        found,
+        finding,
         summary=f"the training diverges at a learning rate of {rate:.3g}: after {job.step} steps weights reach "
-        f"{largest[name]:.3g}; {found.summary}",
+        f"{largest[name]:.3g}; {finding.summary}",
         cause="optim.lr",
         alternatives=tuple(cause for cause in causes if cause != "optim.lr"),
-        where=replace(found.where, param=name),
-        expected=f"weights below {_OUT_OF_PROPORTION:,.0f}, as networks with normalised inputs have them",
+        where=replace(finding.where, param=name),
+        expected=f"weights below {_MAX_WEIGHT:,.0f}, as networks with normalised inputs have them",
         action="lower optimizer.lr by a factor of 10 or more, warm up (schedule.warmup_epochs), or bound the gradient "
         "(train.clip_norm)",
-        evidence={**found.evidence, "largest_weight": largest[name], "lr": rate},
+        evidence={**finding.evidence, "largest_weight": largest[name], "lr": rate},
     )
 
 
-def _largest(parameter: Tensor) -> float:
-    """The largest size of a finite weight."""
+def _largest_weight(parameter: Tensor) -> float:
+    """Return the largest absolute value of the finite weights of a parameter."""
     values = parameter.detach().abs()
     return float(torch.where(values.isfinite(), values, 0.0).max())
 
 
 def _locate(job: TrainState, micro_batches: Sequence[Batch], device: torch.device) -> Finding:
-    reads = _reads(job, micro_batches[0], device)
+    reads = _find_read_keys(job, micro_batches[0], device)
     for batch in micro_batches:
-        finding = _in_data(job, batch, reads) or None
+        finding = _check_data(job, batch, reads) or None
         if finding is not None:
             return finding
-    finding = _in_parameters(job)
-    for _ in range(_TRIES if finding is None else 0):
+    finding = _check_parameters(job)
+    for _ in range(_NUM_TRIES if finding is None else 0):
         for batch in micro_batches:
-            finding = finding or _in_step(job, batch, device)
-    return finding or _in_norm(job, micro_batches, device)
+            finding = finding or _check_step(job, batch, device)
+    return finding or _check_norm(job, micro_batches, device)
 
 
 # --- the stages, in the order in which a fault would arise -----------------------------------------------------------
 
 
-def _reads(job: TrainState, batch: Batch, device: torch.device) -> set[str]:
-    """The batch keys that a step reads; all of them if it fails."""
-    recorded = ReadTrackingDict(batch)
+def _find_read_keys(job: TrainState, batch: Batch, device: torch.device) -> set[str]:
+    """Return the batch keys that a step reads; all keys if it fails."""
+    tracked = ReadTrackingDict(batch)
     try:
-        forward_backward(job, isolated_copy(job.model), [recorded], device)
-    except Exception:  # noqa: BLE001 - a step that fails reads what it reads: every key is then suspect
+        forward_backward(job, isolated_copy(job.model), [tracked], device)
+    except Exception:  # noqa: BLE001 - if the step fails, every key is suspect
         return set(batch)
-    return recorded.read
+    return tracked.read
 
 
-def _in_data(job: TrainState, batch: Batch, reads: set[str]) -> Finding | None:
+def _check_data(job: TrainState, batch: Batch, reads: set[str]) -> Finding | None:
     for key in sorted(reads & batch.keys()):
         for leaf, tensor in array_leaves(batch[key], key):
             if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
                 position = tuple((~tensor.isfinite()).nonzero()[0].tolist())
                 index = sample_of_element(batch, tensor, position)
-                return _of_stage(
+                return _finding_stage(
                     job,
                     "data",
                     f"'{key}' of the batch holds {float(tensor[position])}",
                     causes=("data.corrupt_sample", "data.normalisation"),
                     measured=f"{float(tensor[position])} at {leaf}{list(position)}{_describe_sample(job, index)}",
                     expected="finite numbers in what model and losses read",
-                    action="mend or leave out the sample, or the transform that divides by zero",
+                    action="repair or leave out the sample, or correct the transform that divides by zero",
                     sample=index,
                 )
     return None
 
 
-def _in_parameters(job: TrainState) -> Finding | None:
+def _check_parameters(job: TrainState) -> Finding | None:
     for name, parameter in job.trained_module.named_parameters():
         count = int((~parameter.detach().isfinite()).sum())
         if count:
-            return _of_stage(
+            return _finding_stage(
                 job,
                 "parameter",
                 f"the parameter {name} is not finite before the step",
                 causes=("optim.nonfinite", "ckpt.corrupt", "optim.lr", "model.init"),
-                measured=f"{count} of {parameter.numel()} values, {_range(parameter)} the rest",
+                measured=f"{count} of {parameter.numel()} values, {_format_range(parameter)} the rest",
                 expected="finite weights",
                 action="start from a sound checkpoint with a lower learning rate, or look at how it is initialised",
                 param=name,
@@ -174,7 +176,7 @@ def _in_parameters(job: TrainState) -> Finding | None:
 
 @dataclass
 class _Event:
-    """The first place, in order of execution, where something is not finite."""
+    """First value, in order of execution, that is not finite: its layer, the preceding layer and its inputs' range."""
 
     layer: str
     kind: str
@@ -185,7 +187,7 @@ class _Event:
 
 @dataclass
 class _Trace:
-    """Hooks on every module of a copy: the first value that is not finite, and what went into it."""
+    """Record of the forward pass of a copy: inputs and outputs of each module, and the first non-finite value."""
 
     event: _Event | None = None
     largest: float = 0.0
@@ -195,7 +197,7 @@ class _Trace:
     stack: list[str] = field(default_factory=list)
 
     def enter(self, name: str, values: Any) -> None:
-        tensors = _floats(values)
+        tensors = _find_floats(values)
         self.inputs[name] = tensors
         bad = next((t for t in tensors if not bool(t.isfinite().all())), None)
         if bad is not None and self.event is None:
@@ -205,51 +207,51 @@ class _Trace:
 
     def leave(self, name: str, values: Any) -> None:
         self.stack.pop()
-        tensors = _floats(values)
+        tensors = _find_floats(values)
         self.outputs[name] = tensors
         bad = next((t for t in tensors if not bool(t.isfinite().all())), None)
         if bad is None:
             self.last_sound = name
             self.largest = max([self.largest, *(float(t.detach().abs().max()) for t in tensors if t.numel())])
         elif self.event is None:
-            before = ", ".join(_range(t) for t in self.inputs[name]) or "nothing"
-            self.event = _Event(name, "output", self.last_sound, bad.detach(), before)
+            input_range = ", ".join(_format_range(t) for t in self.inputs[name]) or "nothing"
+            self.event = _Event(name, "output", self.last_sound, bad.detach(), input_range)
 
     def _before(self, name: str | None) -> str:
-        return ", ".join(_range(t) for t in self.outputs.get(name or "", [])) or "nothing"
+        return ", ".join(_format_range(t) for t in self.outputs.get(name or "", [])) or "nothing"
 
 
-def _in_step(job: TrainState, batch: Batch, device: torch.device) -> Finding | None:
-    """One micro-batch again, with hooks: forward, losses, backward."""
+def _check_step(job: TrainState, batch: Batch, device: torch.device) -> Finding | None:
+    """Repeat one micro-batch on a copy with hooks; return the first finding of forward pass, losses, backward pass."""
     model = isolated_copy(job.model)
     trace = _Trace()
     for name, module in model.named_modules():
         module.register_forward_pre_hook(_on_enter(trace, name), with_kwargs=True)
         module.register_forward_hook(_on_leave(trace, name))
-    back = _Back()
-    traced: Any = _Traced(job, back)
-    terms, counts = forward_backward(traced, model, [batch], device)
+    backward = _BackwardTrace()
+    watched: Any = _WatchedJob(job, backward)
+    terms, counts = forward_backward(watched, model, [batch], device)
     if trace.event is not None:
-        return _of_forward(job, batch, trace, trace.event)
+        return _finding_forward(job, batch, trace, trace.event)
     for name, term in terms.items():
         if not bool(term.detach().isfinite()) or not bool(counts[name].isfinite()):
-            return _of_loss(job, name, float(term.detach()), float(counts[name]), trace)
-    return _of_backward(job, combine_modules(model, job.losses), trace, back)
+            return _finding_loss(job, name, float(term.detach()), float(counts[name]), trace)
+    return _finding_backward(job, combine_modules(model, job.losses), trace, backward)
 
 
-def _of_forward(job: TrainState, batch: Batch, trace: _Trace, event: _Event) -> Finding:
+def _finding_forward(job: TrainState, batch: Batch, trace: _Trace, event: _Event) -> Finding:
     position = tuple((~event.tensor.isfinite()).nonzero()[0].tolist())
     index = sample_of_element(batch, event.tensor, position)
-    place = f"'{event.layer}'" if event.layer else "the model's own forward"
+    location = f"'{event.layer}'" if event.layer else "the model's own forward"
     if event.kind == "between":
-        place += f", after '{event.after}'" if event.after else ", before its first layer"
-    return _of_stage(
+        location += f", after '{event.after}'" if event.after else ", before its first layer"
+    return _finding_stage(
         job,
         "forward",
-        f"the forward pass gives {float(event.tensor[position])} first in {place}",
+        f"the forward pass gives {float(event.tensor[position])} first in {location}",
         causes=("model.numerics", "optim.lr", "model.init"),
         measured=f"{float(event.tensor[position])} at {list(position)} of {tuple(event.tensor.shape)}"
-        f"{_describe_sample(job, index)}; what went in: {event.before}",
+        f"{_describe_sample(job, index)}; its inputs: {event.before}",
         expected="finite outputs from finite inputs and weights",
         action="guard the division, root, logarithm or exponential there, or lower the learning rate",
         layer=event.layer or event.after,
@@ -258,8 +260,8 @@ def _of_forward(job: TrainState, batch: Batch, trace: _Trace, event: _Event) -> 
     )
 
 
-def _of_loss(job: TrainState, name: str, total: float, count: float, trace: _Trace) -> Finding:
-    return _of_stage(
+def _finding_loss(job: TrainState, name: str, total: float, count: float, trace: _Trace) -> Finding:
+    return _finding_stage(
         job,
         "loss",
         f"the loss '{name}' is {total} though the model's outputs are finite",
@@ -271,41 +273,41 @@ def _of_loss(job: TrainState, name: str, total: float, count: float, trace: _Tra
     )
 
 
-def _of_backward(job: TrainState, model: nn.Module, trace: _Trace, back: _Back) -> Finding | None:
-    bad = [n for n, p in model.named_parameters() if p.grad is not None and not bool(p.grad.isfinite().all())]
-    if not bad:
+def _finding_backward(job: TrainState, model: nn.Module, trace: _Trace, back: _BackwardTrace) -> Finding | None:
+    affected = [n for n, p in model.named_parameters() if p.grad is not None and not bool(p.grad.isfinite().all())]
+    if not affected:
         return None
-    layer = _layer_of(back.node, trace) if back.node is not None else None
+    layer = _find_layer(back.node, trace) if back.node is not None else None
     loss = back.loss if layer is None else None
     operation = back.name or "an operation that hooks do not see"
-    place = f"the loss '{loss}'" if layer is None else layer or "the model's own forward"
-    return _of_stage(
+    location = f"the loss '{loss}'" if layer is None else layer or "the model's own forward"
+    return _finding_stage(
         job,
         "backward",
-        f"only the backward pass is not finite: {operation} in {place}",
+        f"only the backward pass is not finite: {operation} in {location}",
         causes=("model.numerics", "loss.form") if loss is None else ("loss.form", "model.numerics"),
         measured=f"{operation} turns a gradient of {back.before} into one that is not finite; "
-        f"{len(bad)} parameters are reached, {bad[0]} first",
-        expected="finite gradients from finite values: a slope that exists there",
-        action="keep away from the point without slope: sqrt(x + eps), a norm with eps, clamp before log",
+        f"{len(affected)} parameters are reached, {affected[0]} first",
+        expected="finite gradients from finite values: a derivative that exists there",
+        action="avoid the point without a derivative: sqrt(x + eps), a norm with eps, clamp before log",
         layer=layer or None,
-        param=bad[0],
+        param=affected[0],
         evidence={"operation": operation, "loss": loss, "largest_activation": trace.largest},
     )
 
 
-def _in_norm(job: TrainState, micro_batches: Sequence[Batch], device: torch.device) -> Finding:
-    """All parts are finite, and their sum or their norm may still be too large for the number format."""
+def _check_norm(job: TrainState, micro_batches: Sequence[Batch], device: torch.device) -> Finding:
+    """Return a finding on summed gradients, or their norm, that overflow although all parts are finite."""
     model = isolated_copy(job.model)
     forward_backward(job, model, micro_batches, device)
     named = combine_modules(model, job.losses).named_parameters()
     gradients = {name: p.grad for name, p in named if p.grad is not None and p.grad.numel()}
     largest = {name: float(gradient.abs().max()) for name, gradient in gradients.items()}
-    name = max(largest, key=lambda each: largest[each], default=None)
+    name = max(largest, key=lambda parameter_name: largest[parameter_name], default=None)
     norm = float(nn.utils.get_total_norm(list(gradients.values())))
     if name is None or torch.isfinite(torch.tensor(norm)):
-        return _unknown(job, f"run again on a copy, the step is finite (gradient norm {norm:.4g})")
-    return _of_stage(
+        return _finding_unknown(job, f"run again on a copy, the step is finite (gradient norm {norm:.4g})")
+    return _finding_stage(
         job,
         "norm",
         "the gradients are too large for their number format",
@@ -317,23 +319,23 @@ def _in_norm(job: TrainState, micro_batches: Sequence[Batch], device: torch.devi
     )
 
 
-def _unknown(job: TrainState, measured: str) -> Finding:
-    return _of_stage(
+def _finding_unknown(job: TrainState, measured: str) -> Finding:
+    return _finding_stage(
         job,
         "unknown",
         "the gradient is not finite, and a second run of the step does not show where",
         causes=("sys.nondeterminism", "model.numerics", "optim.lr", "sys.backend"),
         measured=measured,
         expected="the fault again",
-        action="run with train.determinism: strict or dropout 0; if it comes with any draw, lower the learning rate",
+        action="run with train.determinism: strict or dropout 0; if it occurs with any draw, lower the learning rate",
     )
 
 
 # --- the backward pass, node by node ---------------------------------------------------------------------------------
 
 
-class _Back:
-    """The first node of the graph, in order of execution, that turns finite gradients into others."""
+class _BackwardTrace:
+    """Record of the backward pass: the first graph node that turns finite gradients into non-finite ones."""
 
     def __init__(self) -> None:
         self.node: Any = None
@@ -342,14 +344,14 @@ class _Back:
         self._graphs: dict[str, set[Any]] = {}
 
     def watch(self, terms: Mapping[str, Tensor]) -> None:
-        graphs = {name: set(_nodes([term.grad_fn], until=[None])) for name, term in terms.items()}
+        graphs = {name: set(_iter_nodes([term.grad_fn], until=[None])) for name, term in terms.items()}
         for node in set().union(*graphs.values()):
             node.register_hook(self._on(node))
         self._graphs = graphs
 
     @property
     def loss(self) -> str | None:
-        """The loss whose graph holds the node."""
+        """Name of the loss whose graph contains the node; None for a node of the model."""
         return next((name for name, graph in self._graphs.items() if self.node in graph), None)
 
     def _on(self, node: Any) -> Any:
@@ -358,16 +360,16 @@ class _Back:
                 return
             if all(_is_finite(t) for t in from_outputs):
                 self.node, self.name = node, node.name()
-                self.before = ", ".join(_range(t) for t in from_outputs if t is not None)
+                self.before = ", ".join(_format_range(t) for t in from_outputs if t is not None)
 
         return hook
 
 
-class _Traced:
-    """A job whose losses' graphs are watched on the way back."""
+class _WatchedJob:
+    """Stand-in for a job whose loss graphs are watched in the backward pass."""
 
-    def __init__(self, job: TrainState, back: _Back) -> None:
-        self.task = _TracedTask(job.task, back)
+    def __init__(self, job: TrainState, back: _BackwardTrace) -> None:
+        self.task = _WatchedTask(job.task, back)
         self.loss_weights_at = job.loss_weights_at
         self.step = job.step
         self.precision = job.precision
@@ -375,38 +377,38 @@ class _Traced:
         self.epoch = job.epoch
 
 
-class _TracedTask:
-    def __init__(self, task: Any, back: _Back) -> None:
+class _WatchedTask:
+    def __init__(self, task: Any, back: _BackwardTrace) -> None:
         self.prepare = task.prepare
         self._losses = task.losses
         self._back = back
 
-    def losses(self, model: nn.Module, batch: Batch, around: Any) -> Mapping[str, Tensor]:
-        terms = self._losses(model, batch, around)
+    def losses(self, model: nn.Module, batch: Batch, context: Any) -> Mapping[str, Tensor]:
+        terms = self._losses(model, batch, context)
         self._back.watch(terms)
         return terms
 
 
-def _layer_of(node: Any, trace: _Trace) -> str | None:
-    """The innermost module between whose inputs and outputs a node of the graph lies; empty for the model itself."""
+def _find_layer(node: Any, trace: _Trace) -> str | None:
+    """Return the innermost module whose graph contains a node; "" for the model itself, None for no module."""
     best: tuple[int, str] | None = None
     for name, outputs in trace.outputs.items():
         ends = [t.grad_fn for t in outputs if t.grad_fn is not None]
         starts = [t.grad_fn for t in trace.inputs.get(name, []) if t.grad_fn is not None]
-        inside = list(_nodes(ends, until=starts))
+        inside = list(_iter_nodes(ends, until=starts))
         if node in inside and (best is None or len(inside) < best[0]):
             best = (len(inside), name)
     return None if best is None else best[1]
 
 
-def _nodes(roots: Sequence[Any], until: Sequence[Any]) -> Iterator[Any]:
-    seen = set(until)
-    waiting = [root for root in roots if root not in seen]
+def _iter_nodes(roots: Sequence[Any], until: Sequence[Any]) -> Iterator[Any]:
+    visited = set(until)
+    waiting = [root for root in roots if root not in visited]
     while waiting:
         node = waiting.pop()
-        if node in seen:
+        if node in visited:
             continue
-        seen.add(node)
+        visited.add(node)
         yield node
         waiting.extend(following for following, _ in node.next_functions if following is not None)
 
@@ -422,7 +424,7 @@ def _on_leave(trace: _Trace, name: str) -> Any:
     return lambda module, inputs, outputs: trace.leave(name, outputs)
 
 
-def _floats(values: Any) -> list[Tensor]:
+def _find_floats(values: Any) -> list[Tensor]:
     return [tensor for _, tensor in array_leaves(values) if tensor.is_floating_point()]
 
 
@@ -430,7 +432,7 @@ def _is_finite(tensor: Tensor | None) -> bool:
     return tensor is None or not tensor.is_floating_point() or bool(tensor.isfinite().all())
 
 
-def _range(tensor: Tensor) -> str:
+def _format_range(tensor: Tensor) -> str:
     values = tensor.detach()
     values = values[values.isfinite()]
     return f"{float(values.min()):.4g} .. {float(values.max()):.4g}" if values.numel() else "nothing finite"
@@ -443,7 +445,7 @@ def _describe_sample(job: TrainState, index: int | None) -> str:
     return f" of {describe_sample(dataset, index) if dataset is not None else f'sample {index}'}"
 
 
-def _of_stage(
+def _finding_stage(
     job: TrainState,
     stage: str,
     summary: str,

@@ -1,4 +1,4 @@
-"""Learning rates that move nothing, for the whole run, a share of it, or by an optimiser's own doing."""
+"""Learning rates that change no weight, for the whole run or a share of it, or because of the optimiser."""
 
 from __future__ import annotations
 
@@ -14,33 +14,33 @@ from sightline.doctor.core.finding import Finding
 
 __all__ = ["zero_learning_rate"]
 
-_MOST_STEPS = 20_000
+_MAX_STEPS = 20_000
 _WARMUP_SHARE = 0.2
 _TAIL_SHARE = 0.05
 
 
 @check("G15", "zero-learning-rate", "preflight")
 def zero_learning_rate(context: Context) -> list[Finding]:
-    """Some step has a positive rate, most do, and two real steps at the highest rate move the weights."""
-    steps, rates = _series(context)
+    """Most steps have a positive learning rate, and two steps at the highest rate change the weights."""
+    steps, rates = _compute_rates(context)
     wrong = np.flatnonzero(~np.isfinite(rates) | (rates < 0))
     if len(wrong):
-        return [_of_value(context, int(steps[wrong[0]]), float(rates[wrong[0]]))]
+        return [_finding_value(context, int(steps[wrong[0]]), float(rates[wrong[0]]))]
     if not rates.any():
-        return [_all_zero(context, len(steps))]
-    return [*_of_share(context, steps, rates), *_of_replay(context, int(steps[rates.argmax()]))]
+        return [_finding_all_zero(context, len(steps))]
+    return [*_share_findings(context, steps, rates), *_replay_findings(context, int(steps[rates.argmax()]))]
 
 
-def _series(context: Context) -> tuple[np.ndarray, np.ndarray]:
-    """The largest rate of any group at each step; of a long run at 20,000 steps spread over it, both ends included."""
+def _compute_rates(context: Context) -> tuple[np.ndarray, np.ndarray]:
+    """Compute the largest learning rate of all groups at up to 20,000 evenly spaced steps: steps (S,), rates (S,)."""
     job = context.built.job
-    count = min(job.num_steps, _MOST_STEPS)
+    count = min(job.num_steps, _MAX_STEPS)
     steps = np.unique(np.linspace(0, job.num_steps - 1, count).astype(np.int64))
     highest = max((group["base_lr"] for group in job.optimizer.param_groups), default=0.0)
     return steps, np.array([highest * job.schedule(int(step)) for step in steps], dtype=np.float64)
 
 
-def _of_value(context: Context, step: int, rate: float) -> Finding:
+def _finding_value(context: Context, step: int, rate: float) -> Finding:
     return zero_learning_rate.finding(
         context,
         f"the learning rate of step {step} is {rate:g}",
@@ -54,29 +54,29 @@ def _of_value(context: Context, step: int, rate: float) -> Finding:
     )
 
 
-def _all_zero(context: Context, num_looked_at: int) -> Finding:
+def _finding_all_zero(context: Context, num_looked_at: int) -> Finding:
     job = context.built.job
-    bases = [group["base_lr"] for group in job.optimizer.param_groups]
-    is_base = not any(bases)
+    base_rates = [group["base_lr"] for group in job.optimizer.param_groups]
+    is_base = not any(base_rates)
     return zero_learning_rate.finding(
         context,
         "the learning rate is zero at every step: nothing is ever trained",
         causes=("optim.lr", "optim.scheduler"),
         at="optimizer.lr" if is_base else "schedule",
         step=0,
-        measured=f"0 at all {num_looked_at} steps looked at of {job.num_steps}; base rates {bases}",
+        measured=f"0 at all {num_looked_at} steps looked at of {job.num_steps}; base rates {base_rates}",
         expected="base rate x schedule(step) > 0",
         action="give the optimiser a positive lr" if is_base else "correct the schedule: its factor is 0 throughout",
         evidence={"num_steps": context.built.job.num_steps},
     )
 
 
-def _of_share(context: Context, steps: np.ndarray, rates: np.ndarray) -> Iterator[Finding]:
-    """Zeros at the start are warm-up, at the end a decay that arrives: both only for a share of the run."""
+def _share_findings(context: Context, steps: np.ndarray, rates: np.ndarray) -> Iterator[Finding]:
+    """Yield findings for rates of 0 in too many steps at the start (warm-up) or at the end (decay) of the run."""
     is_moving = np.flatnonzero(rates > 0)
     num_steps = context.built.job.num_steps
     first, last = int(steps[is_moving[0]]), int(steps[is_moving[-1]])
-    after = num_steps - 1 - last
+    num_final_zeros = num_steps - 1 - last
     if first > max(1, _WARMUP_SHARE * num_steps):
         yield zero_learning_rate.finding(
             context,
@@ -90,7 +90,7 @@ def _of_share(context: Context, steps: np.ndarray, rates: np.ndarray) -> Iterato
             action="shorten the warm-up, or count it in the schedule's own unit (epochs, not steps)",
             evidence={"num_steps": context.built.job.num_steps},
         )
-    if after > max(1, _TAIL_SHARE * num_steps):
+    if num_final_zeros > max(1, _TAIL_SHARE * num_steps):
         yield zero_learning_rate.finding(
             context,
             f"from step {last + 1} of {num_steps} on the learning rate is zero",
@@ -98,31 +98,32 @@ def _of_share(context: Context, steps: np.ndarray, rates: np.ndarray) -> Iterato
             causes=("optim.scheduler", "optim.lr"),
             at="schedule",
             step=last + 1,
-            measured=f"0 at the last {after} steps, {after / num_steps:.0%} of the run; {rates.max():g} at the highest",
+            measured=f"0 at the last {num_final_zeros} steps, {num_final_zeros / num_steps:.0%} of the run; "
+            f"{rates.max():g} at the highest",
             expected=f"zeros for at most the last {_TAIL_SHARE:.0%} of the run",
             action="stretch the schedule over the whole run, give it a floor, or train fewer steps",
             evidence={"num_steps": context.built.job.num_steps},
         )
 
 
-def _of_replay(context: Context, step: int) -> Iterator[Finding]:
-    """Two steps of a copy of the optimiser with the gradients of a real step: some bit of some weight must change."""
+def _replay_findings(context: Context, step: int) -> Iterator[Finding]:
+    """Yield a finding if two steps of a copy of the optimiser, with real gradients, change no bit of any weight."""
     rehearsal, job = context.dry_run, context.built.job
     if not rehearsal.is_sound:
         return
-    optimizer, pushed = _copy(job.model, job.optimizer, rehearsal.model)
-    if not pushed:
+    optimizer, parameters = _copy_optimizer(job.model, job.optimizer, rehearsal.model)
+    if not parameters:
         return
     if job.clip_norm is not None:
         nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], job.clip_norm)
-    largest = max(float(copied.grad.abs().max()) for _, copied in pushed.values() if copied.grad is not None)
+    largest = max(float(copied.grad.abs().max()) for _, copied in parameters.values() if copied.grad is not None)
     rate = 0.0
     for _ in range(2):
         for group in optimizer.param_groups:
             group["lr"] = group["base_lr"] * job.schedule(step)
             rate = max(rate, group["lr"])
         optimizer.step()
-    if any(not torch.equal(own, copied) for own, copied in pushed.values()):
+    if any(not torch.equal(original, copied) for original, copied in parameters.values()):
         return
     yield zero_learning_rate.finding(
         context,
@@ -130,34 +131,35 @@ def _of_replay(context: Context, step: int) -> Iterator[Finding]:
         causes=("optim.lr", "optim.clip", "optim.state"),
         at="optimizer.lr",
         step=step,
-        measured=f"lr {rate:g}, largest gradient {largest:.3g} in {len(pushed)} parameters: change 0",
-        expected=f"changes of about {_size_of_move(rate, largest, optimizer):.3g}, above half a unit in the last place",
+        measured=f"lr {rate:g}, largest gradient {largest:.3g} in {len(parameters)} parameters: change 0",
+        expected=f"changes of about {_estimate_change(rate, largest, optimizer):.3g}, "
+        "above half a unit in the last place",
         action="raise the learning rate, or look at what the optimiser does with its gradients",
-        param=next(iter(pushed)),
+        param=next(iter(parameters)),
         evidence={"num_steps": context.built.job.num_steps},
     )
 
 
-def _copy(
+def _copy_optimizer(
     model: nn.Module, optimizer: torch.optim.Optimizer, rehearsed: nn.Module
 ) -> tuple[torch.optim.Optimizer, dict[str, tuple[Tensor, Tensor]]]:
-    """A copy of the optimiser with copies of its parameters, and those that a gradient pushes: name -> (own, copied).
+    """Copy the optimiser with its parameters and the gradients of the dry run.
 
-    The gradients are those of the rehearsal.
+    Also return the parameters with a non-zero gradient: name -> (original, copied).
     """
     copied_optimizer = copy.deepcopy(optimizer)
     names = {parameter: name for name, parameter in model.named_parameters()}
     gradients = {name: parameter.grad for name, parameter in rehearsed.named_parameters()}
-    pushed: dict[str, tuple[Tensor, Tensor]] = {}
+    with_gradient: dict[str, tuple[Tensor, Tensor]] = {}
     for group, copied_group in zip(optimizer.param_groups, copied_optimizer.param_groups, strict=True):
-        for own, copied in zip(group["params"], copied_group["params"], strict=True):
-            gradient = gradients.get(names.get(own, ""))
+        for original, copied in zip(group["params"], copied_group["params"], strict=True):
+            gradient = gradients.get(names.get(original, ""))
             copied.grad = None if gradient is None else gradient.clone()
             if gradient is not None and bool(gradient.any()):
-                pushed[names[own]] = (own, copied)
-    return copied_optimizer, pushed
+                with_gradient[names[original]] = (original, copied)
+    return copied_optimizer, with_gradient
 
 
-def _size_of_move(rate: float, gradient: float, optimizer: torch.optim.Optimizer) -> float:
-    """What a step moves a weight by: lr x gradient for SGD, about lr where gradients are divided by their size."""
+def _estimate_change(rate: float, gradient: float, optimizer: torch.optim.Optimizer) -> float:
+    """Estimate the change of a weight in one step: lr x gradient for SGD, about lr for adaptive optimisers."""
     return rate * gradient if isinstance(optimizer, torch.optim.SGD) else rate

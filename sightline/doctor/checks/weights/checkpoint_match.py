@@ -1,4 +1,4 @@
-"""Weights to start from that do not fit the model, that fit nothing of it, or that did not get there."""
+"""Initial weights that do not fit the model, that match no tensor of it, or that were not loaded."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ __all__ = ["checkpoint_match"]
 
 @check("G11", "checkpoint-match", "static")
 def checkpoint_match(context: Context) -> list[Finding]:
-    """Every tensor of `init` is in the model, bit for bit, but for those that `may_be_missing` names."""
+    """Every tensor of `init` is in the model, bit for bit, except for those that `may_be_missing` names."""
     init, model = context.config.init, context.built.job.model
     if init is None or context.built.init_report is None:  # a resumed run has its weights from its own checkpoint
         return []
@@ -30,27 +30,31 @@ def checkpoint_match(context: Context) -> list[Finding]:
         weights = load_trained_state(Path(init.source))
     except CheckpointError as error:
         causes = ("ckpt.corrupt", "ckpt.incomplete_state", "ckpt.stale")
-        return [_unmatched(context, "init.from", causes, "the weights to start from cannot be read", str(error))]
+        return [_finding_mismatch(context, "init.from", causes, "the initial weights cannot be read", str(error))]
     copied = bake_quantised_weights(isolated_copy(model))
     try:
         report = load_weights(copied, weights, may_be_missing=init.may_be_missing, modules=init.modules, into=init.into)
     except CheckpointError as error:
         causes = ("ckpt.key_mismatch", "cfg.class_count", "model.structure")
-        return [_unmatched(context, "init.from", causes, "the weights to start from do not fit the model", str(error))]
+        return [_finding_mismatch(context, "init.from", causes, "the initial weights do not fit the model", str(error))]
     if report.matched == 0:
         text = "may_be_missing names everything: nothing is loaded"
-        return [_unmatched(context, "init.may_be_missing", ("ckpt.key_mismatch", "cfg.override"), text, str(report))]
+        return [
+            _finding_mismatch(context, "init.may_be_missing", ("ckpt.key_mismatch", "cfg.override"), text, str(report))
+        ]
     changed = () if context.config.compress is None else context.config.compress.policy
-    differing = _differing(copied.state_dict(), dense_state_dict(model), changed)
+    differing = _find_different_tensors(copied.state_dict(), dense_state_dict(model), changed)
     if differing:
         causes = ("ckpt.stale", "model.init", "ckpt.alias")
-        text = f"{len(differing)} tensors of the model are not those given, {', '.join(differing[:5])} first"
-        return [_unmatched(context, "init.from", causes, "the given weights are not in the model", text)]
-    return [] if report.matched == report.total else [_partial(context, report)]
+        text = f"{len(differing)} tensors of the model differ from the given weights, {', '.join(differing[:5])} first"
+        return [_finding_mismatch(context, "init.from", causes, "the given weights are not in the model", text)]
+    return [] if report.matched == report.total else [_finding_partial(context, report)]
 
 
-def _differing(expected: Mapping[str, Tensor], own: Mapping[str, Tensor], changed: Collection[str]) -> list[str]:
-    """Names of tensors that loading the weights once more would change, but for those that are quantised after it.
+def _find_different_tensors(
+    expected: Mapping[str, Tensor], state: Mapping[str, Tensor], changed: Collection[str]
+) -> list[str]:
+    """Return the names of tensors that loading the weights again would change, except for quantised tensors.
 
     A shared tensor is quantised under all of its names.
     """
@@ -60,11 +64,11 @@ def _differing(expected: Mapping[str, Tensor], own: Mapping[str, Tensor], change
         name
         for name, value in expected.items()
         if tied.get(name, name) not in quantised
-        if isinstance(value, Tensor) and not torch.equal(value.nan_to_num(), own[name].nan_to_num())
+        if isinstance(value, Tensor) and not torch.equal(value.nan_to_num(), state[name].nan_to_num())
     ]
 
 
-def _unmatched(context: Context, at: str, causes: tuple[str, ...], summary: str, measured: str) -> Finding:
+def _finding_mismatch(context: Context, at: str, causes: tuple[str, ...], summary: str, measured: str) -> Finding:
     init = context.config.init
     assert init is not None, "only for a run that starts from weights"
     return checkpoint_match.finding(
@@ -78,12 +82,12 @@ def _unmatched(context: Context, at: str, causes: tuple[str, ...], summary: str,
         + (f" under '{init.into}'" if init.into else "")
         + " matched by name and shape"
         + (f", but for {', '.join(init.may_be_missing)}" if init.may_be_missing else ""),
-        action="give the run whose weights these are; name in init.may_be_missing only what is to stay as it is",
+        action="set init.from to the run of these weights; name in init.may_be_missing only what is to stay as it is",
         evidence={"from": init.source},
     )
 
 
-def _partial(context: Context, report: WeightLoadReport) -> Finding:
+def _finding_partial(context: Context, report: WeightLoadReport) -> Finding:
     share = report.matched_elements / max(1, report.total_elements)
     return checkpoint_match.finding(
         context,

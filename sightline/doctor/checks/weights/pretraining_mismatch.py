@@ -1,4 +1,4 @@
-"""Weights that learned on clouds of another form than this run reads: number, place, axis, transforms."""
+"""Initial weights trained on clouds in another form: number of points, normalisation, up axis, transforms."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ __all__ = ["pretraining_mismatch"]
 
 @check("G3", "pretraining-mismatch", "static", severity="warning", config_path="init.from")
 def pretraining_mismatch(context: Context) -> list[Finding]:
-    """The run that `init` takes weights from and this one evaluate clouds of one form; what differs is named."""
+    """The run that `init` takes weights from and this run evaluate clouds of the same form."""
     lineage = context.built.lineage
     if lineage is None or not lineage["differences"]:
         return []
@@ -19,7 +19,7 @@ def pretraining_mismatch(context: Context) -> list[Finding]:
     return [
         pretraining_mismatch.finding(
             context,
-            f"the weights to start from learned on clouds of another form: {len(lines)} thing(s) differ",
+            f"the initial weights were trained on clouds in another form: {len(lines)} difference(s)",
             causes=("cfg.axis_swap" if is_turned else "data.normalisation", "data.layout", "cfg.override"),
             measured="; ".join(lines),
             expected="the same in both stages, or an intended difference",

@@ -1,4 +1,4 @@
-"""Weights to start from that are as random as those without them: nothing useful was loaded."""
+"""Initial weights that are random: nothing useful was loaded."""
 
 from __future__ import annotations
 
@@ -25,40 +25,40 @@ __all__ = ["untrained_init"]
     "untrained-init",
     "static",
     config_path="init.from",
-    expected="weights that training has moved",
+    expected="weights that training has changed",
     action="give a run that was trained, at its last checkpoint; see its metrics.jsonl and its learning rate",
 )
 def untrained_init(context: Context) -> list[Finding]:
-    """Some weight that `init` brings differs from what this run's own seed gives, and from what its source's gave."""
+    """Weights from `init` differ from the untrained weights of this run's seed, and of the source's seed."""
     init, built = context.config.init, context.built
     if init is None or built.init_report is None:
         return []
     fresh = build_model(context.config, built.data.facts, World(device=context.world.device))
-    own = built.job.model.state_dict()
-    names = [name for name in _drawn(fresh) if name in own]
+    state = built.job.model.state_dict()
+    names = [name for name in _find_random_parameters(fresh) if name in state]
     if not names:  # another network than the config's: `checkpoint-match` reports it
         return []
-    if not any(_differs(own[name], fresh.state_dict()[name]) for name in names):
+    if not any(_differs(state[name], fresh.state_dict()[name]) for name in names):
         return [
             untrained_init.finding(
                 context,
-                "init has changed nothing: every weight is what the seed of this run gives",
+                "init has changed nothing: every weight is the untrained one of this run's seed",
                 causes=("ckpt.key_mismatch", "ckpt.stale", "optim.lr"),
                 measured=f"0 of {len(names)} drawn tensors differ; {built.init_report}",
                 evidence={"from": init.source},
             )
         ]
-    source = _source(Path(init.source))
+    source = _load_source(Path(init.source))
     if source is None:
         return []
-    run, given, seeded = source
-    names = [name for name in _drawn(seeded) if name in given]
-    if not names or any(_differs(given[name], seeded.state_dict()[name]) for name in names):
+    run, source_state, source_model = source
+    names = [name for name in _find_random_parameters(source_model) if name in source_state]
+    if not names or any(_differs(source_state[name], source_model.state_dict()[name]) for name in names):
         return []
     return [
         untrained_init.finding(
             context,
-            f"the weights to start from are untrained: they are what the seed of {run} gives",
+            f"the initial weights are untrained: the seed of {run} makes the same",
             causes=("ckpt.stale", "optim.lr", "ckpt.selection"),
             measured=f"0 of {len(names)} drawn tensors differ from a fresh model of that run's config",
             evidence={"from": init.source},
@@ -66,20 +66,20 @@ def untrained_init(context: Context) -> list[Finding]:
     ]
 
 
-def _source(place: Path) -> tuple[Path, Mapping[str, Tensor], nn.Module] | None:
-    """The run around the checkpoint, its weights, and its model as its seed gives it; None where it cannot be found."""
-    run = checkpoint.enclosing_run(place)
+def _load_source(path: Path) -> tuple[Path, Mapping[str, Tensor], nn.Module] | None:
+    """Return the run of a checkpoint, its weights and its untrained model; None if the run cannot be opened."""
+    run = checkpoint.enclosing_run(path)
     if run is None:
         return None
     try:
         model = open_run(run, config=read_config(run / "config.yaml")).untrained_model()
-        return run, trained_weights.load_trained_state(place), model
-    except UserError:  # made with a plugin that is not here, or by another release; `checkpoint-match` reports the rest
+        return run, trained_weights.load_trained_state(path), model
+    except UserError:  # a missing plugin, or another release; `checkpoint-match` reports the rest
         return None
 
 
-def _drawn(model: nn.Module) -> list[str]:
-    """The parameters that the seed decides: not those that begin as zeros or ones everywhere."""
+def _find_random_parameters(model: nn.Module) -> list[str]:
+    """Return the names of the parameters that the seed determines: those that are not constant."""
     return [
         name
         for name, value in model.named_parameters()
@@ -87,5 +87,5 @@ def _drawn(model: nn.Module) -> list[str]:
     ]
 
 
-def _differs(one: Tensor, other: Tensor) -> bool:
-    return one.shape != other.shape or not torch.equal(one.cpu(), other.cpu().to(one.dtype))
+def _differs(tensor: Tensor, other: Tensor) -> bool:
+    return tensor.shape != other.shape or not torch.equal(tensor.cpu(), other.cpu().to(tensor.dtype))

@@ -49,7 +49,7 @@ class TestSplit:
 
     def test_the_whole_report(self) -> None:
         (finding,) = search_split(range(10), range(10))
-        assert "chooses by 10 samples" in finding.summary
+        assert "uses 10 samples" in finding.summary
 
 
 def in_training_mode(model: nn.Module, seed: int) -> nn.Module:

@@ -87,7 +87,7 @@ def test_rows_that_are_not_scaled(tmp_path: Path) -> None:
 def test_a_loss_of_another_value(tmp_path: Path) -> None:
     (finding,) = initial_contrast(Context(with_task(make_pairs(tmp_path), losses={"intra_modal": _Halved()}), World()))
     assert (finding.severity, finding.cause) == ("error", "loss.form")
-    assert "its value is another" in finding.summary
+    assert "its value differs" in finding.summary
 
 
 def test_partners_that_are_farther_than_others(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sightline.doctor.checks.loss.initial_loss import _case, _of_definition, _oracle
+from sightline.doctor.checks.loss.initial_loss import _finding_definition, _make_case, _weighted_mean
 from sightline.doctor.context import Context
 from sightline.doctor.suite import run_all
 from sightline.engine.build import TrainingSetup
@@ -119,23 +119,23 @@ def test_the_oracle_is_the_mean_over_all_labels() -> None:
     logits = np.random.default_rng(0).normal(size=(5, 7))
     each = [[math.log(np.exp(row).sum()) - row[c] for c in range(7)] for row in logits]
     log_p = F.log_softmax(torch.from_numpy(logits), dim=-1)
-    assert _oracle(log_p, torch.ones(7, dtype=torch.float64)) == pytest.approx(np.mean(each), rel=1e-12)
+    assert _weighted_mean(log_p, torch.ones(7, dtype=torch.float64)) == pytest.approx(np.mean(each), rel=1e-12)
     weights = np.arange(1.0, 8.0)
     expected = (np.array(each) * weights).sum() / (5 * weights.sum())
-    assert _oracle(log_p, torch.from_numpy(weights)) == pytest.approx(expected, rel=1e-12)
+    assert _weighted_mean(log_p, torch.from_numpy(weights)) == pytest.approx(expected, rel=1e-12)
 
 
 def test_smoothing_cancels_exactly(tmp_path: Path) -> None:
     """In float64 what is left is rounding: sums of 12 x 16 terms of size 3, some 1e-14."""
     context = Context(make(tmp_path, "train.precision=float64", "losses.0.label_smoothing=0.4"), World())
-    case = _case(context, "cross_entropy", *context.first_outputs)
+    case = _make_case(context, "cross_entropy", *context.first_outputs)
     assert case is not None
     total, count = (
         sum(column)
-        for column in zip(*(case.value(case.relabelled(torch.arange(12).roll(s))) for s in range(12)), strict=True)
+        for column in zip(*(case.value(case.relabel(torch.arange(12).roll(s))) for s in range(12)), strict=True)
     )
-    assert total / count == pytest.approx(_oracle(case.log_p, torch.ones(12, dtype=torch.float64)), rel=1e-13)
-    assert _of_definition(case) is None
+    assert total / count == pytest.approx(_weighted_mean(case.log_p, torch.ones(12, dtype=torch.float64)), rel=1e-13)
+    assert _finding_definition(case) is None
 
 
 def test_weights_that_are_far_too_large(tmp_path: Path) -> None:

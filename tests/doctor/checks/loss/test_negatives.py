@@ -77,7 +77,7 @@ def test_rows_of_the_own_micro_batch_alone(tmp_path: Path) -> None:
     built = make_pairs(tmp_path)
     built.job.task.__class__ = _OwnBatch
     (finding,) = negatives(Context(built, World()))
-    assert "only the rows of its own micro-batch" in finding.summary
+    assert "only the rows of the same micro-batch" in finding.summary
     assert "in 2 micro-batches, so 4 negatives" in finding.measured
 
 

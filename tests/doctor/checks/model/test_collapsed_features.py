@@ -9,7 +9,11 @@ import pytest
 import torch
 from torch import nn
 
-from sightline.doctor.checks.model.collapsed_features import collapsed_features, collapsed_trained_features, spread_of
+from sightline.doctor.checks.model.collapsed_features import (
+    collapsed_features,
+    collapsed_trained_features,
+    measure_spread,
+)
 from sightline.doctor.context import Context
 from sightline.engine.distributed import World
 from tests.doctor.pairing import make_pairs, make_pictured
@@ -34,12 +38,12 @@ def trained(built, model: nn.Module | None) -> _Context:  # type: ignore[no-unty
 def test_the_spread_of_rows_by_hand() -> None:
     """Four directions of a square: mean zero, so variance 1, and two equal singular values, so rank 2."""
     square = np.array([[1.0, 0], [0, 3], [-2, 0], [0, -1]])
-    assert spread_of(square) == pytest.approx((1.0, 2.0, 4))
-    assert spread_of(np.array([[2.0, 0, 0], [-5, 0, 0]])) == pytest.approx((1.0, 1.0, 2))
-    assert spread_of(np.ones((5, 3)))[:2] == pytest.approx((0.0, 1.0), abs=1e-30)
+    assert measure_spread(square) == pytest.approx((1.0, 2.0, 4))
+    assert measure_spread(np.array([[2.0, 0, 0], [-5, 0, 0]])) == pytest.approx((1.0, 1.0, 2))
+    assert measure_spread(np.ones((5, 3)))[:2] == pytest.approx((0.0, 1.0), abs=1e-30)
     # Unit rows at angles +-a about one axis: each lies sin(a) from their mean.
     fan = np.array([[np.cos(a), np.sin(a)] for a in (0.1, -0.1)])
-    assert spread_of(fan).variance == pytest.approx(np.sin(0.1) ** 2)
+    assert measure_spread(fan).variance == pytest.approx(np.sin(0.1) ** 2)
 
 
 @pytest.mark.parametrize("seed", [1, 2, 3])
@@ -77,7 +81,7 @@ def test_a_trained_network_that_answers_alike(tmp_path: Path) -> None:
     assert collapsed_trained_features(trained(make_pairs(tmp_path), built.job.model)) == []  # after 14 steps
     for finding in found:
         assert (finding.severity, finding.cause) == ("warning", "loss.collapse")
-        assert "all objects have the same" in finding.summary
+        assert "it is the same for all objects" in finding.summary
         assert_complete(finding)
 
 

@@ -121,7 +121,7 @@ def test_a_leak_is_found_over_seeds(small: TrainingSetup, mix: Mix) -> None:
 
 def test_the_layer_is_named(tmp_path: Path) -> None:
     finding = caught(with_model(make(tmp_path), Mixing(centred)), "cross-sample-leak", "model.cross_sample_leak")
-    assert "first in what 'head' is given, by the code of 'the model'" in finding.measured
+    assert "first in the inputs of 'head', by the code of 'the model'" in finding.measured
     finding = caught(with_model(make(tmp_path), Mixing(over_the_batch)), "cross-sample-leak", "model.cross_sample_leak")
     assert finding.where.layer == "attention"
     finding = caught(with_model(make(tmp_path), Mixing(by_batch_norm)), "cross-sample-leak", "model.norm_mode")
@@ -149,7 +149,7 @@ def test_a_leak_among_more_than_two_samples_is_found(small: TrainingSetup, mix: 
         torch.manual_seed(seed)
         (finding,) = findings_of(with_model(small, Mixing(mix)))
         assert_complete(finding)
-        assert "beside 4 others" in finding.measured
+        assert "in a batch with 4 others" in finding.measured
     assert findings_of(with_model(dataclasses.replace(small, selection_evaluator=of_fours(small)), Mixing(mix))) == []
 
 
@@ -324,7 +324,7 @@ def test_clouds_one_after_another(tmp_path: Path) -> None:
     assert_healthy(make_rooms(tmp_path, model=OfRagged(is_mixed=False)))
     (finding,) = findings_of(make_rooms(tmp_path, model=OfRagged(is_mixed=True)))
     assert finding.cause == "model.cross_sample_leak"
-    assert "first in what 'head' is given" in finding.measured
+    assert "first in the inputs of 'head'" in finding.measured
 
 
 class Padding(nn.Module):

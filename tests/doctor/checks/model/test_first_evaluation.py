@@ -101,7 +101,10 @@ def with_scores(built: TrainingSetup) -> TrainingSetup:
 
 def test_a_model_without_the_output_that_the_task_reads(tmp_path: Path) -> None:
     finding = caught(with_scores(make(tmp_path)), "first-evaluation", "cfg.contract")
-    assert finding.summary == "the validation part cannot be evaluated: KeyError in 'assess' of the task 'classify'"
+    assert (
+        finding.summary
+        == "the validation part cannot be evaluated: KeyError in 'losses_and_predictions' of the task 'classify'"
+    )
     assert (finding.where.file, finding.where.line) == (str(tmp_path / "small.yaml"), 2)
     assert finding.where.dataset == "synthetic_shapes/validation"
     assert "the task 'classify' (the default: the config has no task) reads 'logits'" in finding.action
@@ -280,8 +283,8 @@ class CalledStep(Sound):
         (DiesInUpdate, "update", "KeyError: 'topk'"),
         (DiesInCompute, "compute", "compute was never run"),
         (DiesPerClass, "per_class", "unhashable"),
-        (GivesTensors, "compute", "compute returns what JSON cannot hold"),
-        (GivesTables, "tables", "tables returns what JSON cannot hold"),
+        (GivesTensors, "compute", "compute returns values that JSON cannot represent"),
+        (GivesTables, "tables", "tables returns values that JSON cannot represent"),
         (Drifts, "update", "update turns state 'right' from torch.int64 () into torch.float32 ()"),
         (CalledStep, "record", "a metric may not be called ['step']"),
     ],

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrizations, prune
 
-from sightline.doctor.checks.model.leftover_hooks import hooks_of, hooks_of_loggers, leftover_hooks
+from sightline.doctor.checks.model.leftover_hooks import find_foreign_hooks, hooks_of_loggers, leftover_hooks
 from sightline.doctor.context import Context
 from sightline.engine.distributed import World
 from tests.doctor.pairing import make_pairs
@@ -44,13 +44,13 @@ def enlarge(module: nn.Module, inputs: Any, outputs: torch.Tensor) -> torch.Tens
 
 def test_healthy_runs(tmp_path: Path) -> None:
     assert_healthy(make_pairs(tmp_path))
-    assert hooks_of(make(tmp_path).job.model) == []
+    assert find_foreign_hooks(make(tmp_path).job.model) == []
 
 
 def test_hooks_of_torch_itself_belong_to_the_layer() -> None:
     model = nn.Sequential(parametrizations.weight_norm(nn.Linear(3, 3)), nn.Linear(3, 3))
     prune.identity(model[1], "weight")
-    assert hooks_of(model) == []
+    assert find_foreign_hooks(model) == []
 
 
 def test_a_logger_that_watches(tmp_path: Path) -> None:
@@ -69,7 +69,7 @@ def test_a_hook_that_changes_what_flows(tmp_path: Path) -> None:
     built = make(tmp_path)
     handle = built.job.model.get_submodule("head.2").register_forward_hook(enlarge)
     finding = caught(built, "leftover-hooks", "dist.hook")
-    assert "'logits' is another with it" in finding.summary
+    assert "'logits' differs with it" in finding.summary
     assert finding.where.layer == "head.2"
     assert finding.where.line == enlarge.__code__.co_firstlineno
     handle.remove()
@@ -82,8 +82,8 @@ def test_a_hook_on_every_module_there_is(tmp_path: Path) -> None:
     handle = torch.nn.modules.module.register_module_forward_hook(enlarge)
     try:
         finding = caught(built, "leftover-hooks", "dist.hook")
-        assert f"forward hook {__name__}.enlarge on every module there is" in finding.measured
-        assert "'logits' is another with it" in finding.summary
+        assert f"forward hook {__name__}.enlarge on every module" in finding.measured
+        assert "'logits' differs with it" in finding.summary
         assert enlarge in torch.nn.modules.module._global_forward_hooks.values(), "put back after the comparison"
     finally:
         handle.remove()
@@ -140,11 +140,11 @@ class Keeping(nn.Module):
 
 def test_hooks_that_a_model_hangs_on_itself_are_its_own() -> None:
     model = nn.Sequential(Renaming(), Keeping())
-    assert hooks_of(model) == []
+    assert find_foreign_hooks(model) == []
     model[1].register_load_state_dict_post_hook(told_nothing)  # of this file, as is Keeping
-    assert hooks_of(model) == []
+    assert find_foreign_hooks(model) == []
     model[1].layer.register_load_state_dict_post_hook(told_nothing)  # torch's class, and no method of the model
-    assert [hook.layer for hook in hooks_of(model)] == ["1.layer"]
+    assert [hook.layer for hook in find_foreign_hooks(model)] == ["1.layer"]
 
 
 def test_the_check_leaves_the_hooks_alone(tmp_path: Path) -> None:

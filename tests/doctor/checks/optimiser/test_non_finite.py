@@ -139,7 +139,7 @@ def test_in_the_forward_pass_of_a_module(tmp_path: Path) -> None:
     finding = explained(built, "forward", "model.numerics")
     assert finding.where.layer == "encode.1.1"
     assert finding.where.sample in built.data.train.indices
-    assert ".. " in finding.measured.split("what went in: ")[1]
+    assert ".. " in finding.measured.split("its inputs: ")[1]
 
 
 def test_in_the_forward_pass_between_modules(tmp_path: Path) -> None:

@@ -70,7 +70,7 @@ def test_other_units(tmp_path: Path, source: tuple[Path, str], scale: float, wor
     """Centimetres for metres and the other way round, millimetres for metres."""
     (finding,) = found(started(tmp_path, source, scale))
     assert (finding.severity, finding.cause) == ("warning", "data.normalisation")
-    assert f"times as {word} as those that they learned on" in finding.summary
+    assert f"times as {word} as in their training" in finding.summary
     assert "clf.feature_scale" in finding.alternatives
     assert_complete(finding)
 

@@ -58,7 +58,7 @@ def test_weights_of_another_seed_that_never_trained(tmp_path: Path) -> None:
     run = save_run(tmp_path, seed=9)
     (finding,) = found(started(tmp_path, run))
     assert finding.cause == "ckpt.stale"
-    assert f"what the seed of {run} gives" in finding.summary
+    assert f"the seed of {run} makes the same" in finding.summary
     assert_complete(finding)
 
 
