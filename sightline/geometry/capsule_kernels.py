@@ -1,4 +1,4 @@
-"""Rays against capsules, compiled for the CPU: the same operations in the same order as the plain form."""
+"""CPU kernel of rays against capsules, with the operations and order of the reference."""
 
 from __future__ import annotations
 
@@ -11,17 +11,20 @@ from sightline.numba_kernels import numba_kernel
 __all__ = ["PARALLEL", "ROW", "cast_capsules"]
 
 ROW = 18
-"""Start 0:3, end 3:6, radius 6, unit axis 7:10, start x axis 10:13, length 13, columns 14:16 and rows 16:18 to try."""
+"""Row of a capsule: start, end (0:6), radius, axis (7:10), start x axis (10:13), length, columns, rows (14:18)."""
 
 PARALLEL = 1e-24
-"""The squared sine, times the squared length of a ray, below which its angle with an axis is lost in rounding."""
+"""Squared sine times the squared length of a ray, below which its angle with an axis is lost in rounding."""
 
 
 @numba_kernel
 def cast_capsules(
     first: int, last: int, rows: np.ndarray, camera: np.ndarray, depth: np.ndarray, owner: np.ndarray
 ) -> None:
-    """See `capsules.render_capsules_plainly`; frames are the rows."""
+    """CPU kernel of `capsules.render_capsules`: rows (F, N, ROW), camera (4,); fills depth and owner (F, H, W).
+
+    `first` and `last` are frames.
+    """
     height_px, width_px = depth.shape[1], depth.shape[2]
     for frame in range(first, last):
         depth[frame] = np.inf

@@ -14,19 +14,21 @@ from sightline.numba_kernels import can_use_numba, run_parallel
 __all__ = ["CapsuleDepth", "render_capsules", "render_capsules_plainly"]
 
 _REACH_PX = 2**20
-"""Where a window of pixels ends at the latest: far outside of any picture, and still a whole number."""
+"""Bound of a window of pixels: far outside of any picture, and still a whole number."""
 
 
 class CapsuleDepth(NamedTuple):
-    """What cameras see: `depth` (F, H, W) float64 along the optical axis, 0 where nothing is hit, and `owner` (F, H, W)
-    int64, the place of the capsule that is seen, -1 where none is."""
+    """Rendered depth (F, H, W) float64 along the optical axis, 0 without a hit, and the index of the visible capsule.
+
+    `owner` (F, H, W) int64 is -1 without a hit.
+    """
 
     depth: np.ndarray
     owner: np.ndarray
 
 
 def render_capsules(capsules: np.ndarray, camera: np.ndarray, *, height_px: int, width_px: int) -> CapsuleDepth:
-    """The nearest surface on the ray through every pixel's centre, in units of the capsules.
+    """Render the nearest surface on the ray through every pixel's centre: capsules (F, N, 7) -> depth, owner (F, H, W).
 
     `capsules` (F, N, 7): of each frame start, end (a sphere where they are one point) and radius, in the camera's frame
     with z forward; one of radius 0 is left out. `camera` is fx, fy, u0, v0 in pixels, pixel centres at integers: fy is
@@ -47,7 +49,11 @@ def render_capsules(capsules: np.ndarray, camera: np.ndarray, *, height_px: int,
 
 
 def render_capsules_plainly(capsules: np.ndarray, camera: np.ndarray, *, height_px: int, width_px: int) -> CapsuleDepth:
-    """The reference of `render_capsules`: the same bits by NumPy alone, every capsule tried in every pixel."""
+    """Reference of `render_capsules`, capsules (F, N, 7) -> depth, owner (F, H, W).
+
+    Every capsule in every pixel, in NumPy.
+    The bits are the same.
+    """
     rows = _rows_checked(capsules, camera)
     depth, owner = _new_frames(len(rows), height_px, width_px)
     _cast_plainly(rows, camera, depth, owner)
@@ -73,7 +79,7 @@ def _cast_plainly(rows: np.ndarray, camera: np.ndarray, depth: np.ndarray, owner
 
 
 def _distance(row: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Along the rays (x, y, 1), how often the ray's own length until the capsule is entered; inf where it never is."""
+    """Return the ray parameter at which rays (x, y, 1) enter a capsule; inf for rays that miss it."""
     start, end, radius, (nx, ny, nz), (mx, my, mz), length = row[:3], row[3:6], row[6], row[7:10], row[10:13], row[13]
     across = y * nz - ny, nx - x * nz, x * ny - y * nx  # the ray x the axis
     steepness = across[0] * across[0] + across[1] * across[1] + across[2] * across[2]
@@ -101,7 +107,7 @@ def _sphere(centre: np.ndarray, radius: float, x: np.ndarray, y: np.ndarray) -> 
 
 
 def _rows_checked(capsules: np.ndarray, camera: np.ndarray) -> np.ndarray:
-    """Capsules as the kernel wants them (F, N, ROW): with axis, moment, length, and the window of their pixels."""
+    """Check capsules (F, N, 7) and build the kernel's rows (F, N, ROW): with axis, moment, length and pixel window."""
     if capsules.ndim != 3 or capsules.shape[2] != 7:
         raise ValueError(f"capsules are {capsules.shape}, (frames, capsules, 7) are needed: start, end, radius")
     if not (np.isfinite(capsules).all() and np.isfinite(camera).all()):
@@ -133,7 +139,7 @@ def _rows_checked(capsules: np.ndarray, camera: np.ndarray) -> np.ndarray:
 def _window(
     start: np.ndarray, end: np.ndarray, radius: np.ndarray, axis: int, focal_px: float, centre_px: float
 ) -> np.ndarray:
-    """The lowest and highest row or column that a capsule may cover: those of its end spheres, since it is their hull.
+    """Return the lowest and highest row or column (F, N, 2) that a capsule, the hull of its end spheres, may cover.
 
     The planes through the pinhole that touch a sphere have the slopes (x z +- r sqrt(x^2 + z^2 - r^2)) / (z^2 - r^2).
     """

@@ -1,5 +1,6 @@
-"""Trees of clouds whose points are sorted along a curve: built by counting, five times as fast as a k-d tree.
+"""Trees of clouds whose points are sorted along a Morton curve.
 
+Built by counting sort, five times as fast as a k-d tree.
 Their boxes are larger than those of `trees` and overlap. Farthest-point sampling, which looks at few boxes for each
 point that it chooses, is faster with them; searches for neighbours are faster with a k-d tree.
 """
@@ -20,7 +21,7 @@ _DIGIT_BITS = 10
 
 
 def build_curve_trees(points: Tensor) -> Trees:
-    """The trees of `points` (B, N, C), float32 or float64 on the CPU, N at least 1.
+    """Build the trees of `points` (B, N, C), float32 or float64 on the CPU, N at least 1.
 
     A cube around a cloud is cut into small cells along its first three axes, and their points are taken in the order
     of a curve through all cells. Source: Morton 1966, A Computer Oriented Geodetic Data Base.
@@ -72,7 +73,7 @@ def _build(
 
 @numba_kernel
 def _encode(points: np.ndarray, spread: np.ndarray, num_axes: int, codes: np.ndarray) -> None:
-    """Where on the curve each point's cell lies."""
+    """Write the Morton code (N,) of each point's cell."""
     widest = points.dtype.type(0)
     for axis in range(num_axes):
         smallest = largest = points[0, axis]
@@ -94,7 +95,7 @@ def _encode(points: np.ndarray, spread: np.ndarray, num_axes: int, codes: np.nda
 def _sort_by_digit(
     codes: np.ndarray, order: np.ndarray, shift: np.uint32, sorted_codes: np.ndarray, sorted_order: np.ndarray
 ) -> None:
-    """Sorts by ten bits of the codes; those alike stay in their order. Source: Knuth, vol. 3, 5.2.5."""
+    """Sort codes by ten of their bits, stably. Source: Knuth, vol. 3, 5.2.5."""
     mask = np.uint32((1 << _DIGIT_BITS) - 1)
     begins = np.zeros((1 << _DIGIT_BITS) + 1, dtype=np.int64)
     for code in codes:
@@ -109,7 +110,7 @@ def _sort_by_digit(
 
 @numba_kernel
 def _fill(points: np.ndarray, members: np.ndarray, block: np.ndarray, boxes: np.ndarray, leaf: int) -> None:
-    """Writes the points of a leaf and the box around them."""
+    """Write the points of a leaf and their bounding box."""
     node = len(boxes) // 2 + leaf
     for channel in range(points.shape[1]):
         smallest = largest = points[members[0], channel]

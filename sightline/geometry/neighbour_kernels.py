@@ -1,4 +1,4 @@
-"""Nearest neighbours compiled for the CPU: the bits of the plain form, without looking at every point."""
+"""CPU kernels of nearest neighbours and ball query: the bits of the reference, without looking at every point."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from sightline.numba_kernels import numba_kernel, run_parallel
 __all__ = ["ball_query_by_tree", "neighbours_by_product", "neighbours_by_tree"]
 
 _ENTRIES_AT_ONCE = 2**20
-"""Scores held at a time: 4 MB in float32."""
+"""Scores in memory at a time: 4 MB in float32."""
 _HALVINGS = 10
 _DEEPEST = 64
-"""More than the levels of any tree: what a search has put off."""
+"""Size of a search's stack: more than the levels of any tree."""
 _NONE = 2**62
-"""An index after all others: what a place holds that no point has taken yet."""
+"""Index of an empty slot: larger than that of any point."""
 
 
 def neighbours_by_tree(points: Tensor, queries: Tensor, num_neighbours: int) -> Tensor:
-    """`nearest_neighbours` by a search of boxes: for few channels, where boxes keep most points out."""
+    """Find neighbours by k-d tree, for few channels: points (B, N, C), queries (B, M, C) -> index (B, M, K) int64."""
     trees = build_trees(points)
     num_clouds, num_queries, _ = queries.shape
     # Near queries one after another find the boxes they need in the cache; the points' own order is such a one.
@@ -35,7 +35,10 @@ def neighbours_by_tree(points: Tensor, queries: Tensor, num_neighbours: int) -> 
 
 
 def ball_query_by_tree(points: Tensor, centres: Tensor, radius: float, num_neighbours: int) -> Tensor:
-    """The first points within the radius by a search of boxes; N stands in the places that are left over."""
+    """Find points within the radius by k-d tree: points (B, N, C), centres (B, M, C) -> index (B, M, K) int64.
+
+    Slots without a point contain N.
+    """
     num_clouds, num_centres, _ = centres.shape
     squared_radius = torch.tensor(radius * radius, dtype=points.dtype).numpy()
     index = np.empty((num_clouds, num_centres, num_neighbours), dtype=np.int64)
@@ -47,10 +50,10 @@ def ball_query_by_tree(points: Tensor, centres: Tensor, radius: float, num_neigh
 
 
 def neighbours_by_product(points: Tensor, queries: Tensor, num_neighbours: int) -> Tensor | None:
-    """`nearest_neighbours` by a matrix product that rules most points out: for many channels.
+    """Find neighbours by matrix product, for many channels.
 
-    The points whose scores (`scores_of`) are within the bound for the nearest are measured as the plain form does. None
-    where there is no such bound.
+    Points (B, N, C), queries (B, M, C) -> index (B, M, K) int64. Points whose `distance_scores` are within the bound
+    for the nearest are measured as in the reference. None if there is no such bound.
     """
     parts = distance_scores(points, queries)
     if parts is None:
@@ -72,7 +75,7 @@ def neighbours_by_product(points: Tensor, queries: Tensor, num_neighbours: int) 
 
 
 def _num_groups(num_points: int, num_neighbours: int) -> int:
-    """As many as balance the search among groups against that within them."""
+    """Return the number of groups that balances the search among groups with the search within them."""
     wanted = max(2 * num_neighbours, round((num_points * num_neighbours) ** 0.5 / 2))
     return min(num_points, -(-wanted // LEAF_SIZE) * LEAF_SIZE)
 
@@ -113,7 +116,7 @@ def _rank(
 
 @numba_kernel
 def _insert_some(best: np.ndarray, found: np.ndarray, distances: np.ndarray, candidates: np.ndarray) -> None:
-    """Inserts those candidates that come before the last place."""
+    """Insert the candidates that come before the last neighbour."""
     last_place = len(best) - 1
     worst = best[last_place]
     for slot in range(len(candidates)):
@@ -127,7 +130,7 @@ def _insert_some(best: np.ndarray, found: np.ndarray, distances: np.ndarray, can
 def _measure_four(
     query: np.ndarray, points: np.ndarray, candidates: np.ndarray, begin: int, distances: np.ndarray
 ) -> None:
-    """Four squared distances, each channel after channel: side by side, no sum waits for another."""
+    """Compute four squared distances at once, channel by channel: no sum waits for another."""
     a, b, c, d = candidates[begin], candidates[begin + 1], candidates[begin + 2], candidates[begin + 3]
     to_a = to_b = to_c = to_d = points.dtype.type(0)
     for channel in range(len(query)):
@@ -145,7 +148,7 @@ def _measure_four(
 
 @numba_kernel
 def _limit_of_groups(scores: np.ndarray, lowest: np.ndarray, wanted: int) -> float:
-    """A number, near the smallest there is, that at least `wanted` of the groups' lowest scores are not above.
+    """Return a score, near the smallest possible, that at least `wanted` groups reach with their lowest score.
 
     Score j belongs to group j modulo the number of groups. Writes each group's lowest score. Halving an interval
     takes the same few steps for any scores; sorting them would take as many wrong guesses of the processor.
@@ -173,7 +176,7 @@ def _limit_of_groups(scores: np.ndarray, lowest: np.ndarray, wanted: int) -> flo
 
 @numba_kernel
 def _collect(scores: np.ndarray, lowest: np.ndarray, limit: float, candidates: np.ndarray) -> int:
-    """Writes the places of all scores up to the limit; returns how many there are."""
+    """Write the indices of all scores up to the limit; return how many there are."""
     count = 0
     for group in range(len(lowest)):
         if lowest[group] <= limit:
@@ -234,7 +237,7 @@ def _search_one(
     waiting: np.ndarray,
     bounds: np.ndarray,
 ) -> None:
-    """Writes a query's nearest points into `best` and `found`; the last three arrays are room to work in."""
+    """Write a query's nearest points into `best` and `found`; the last three arrays are scratch memory."""
     num_leaves, last_place = len(blocks), len(best) - 1
     worst = best[last_place]
     waiting[0], bounds[0], num_waiting = 1, 0, 1
@@ -300,7 +303,7 @@ def _search_ball(
     distances: np.ndarray,
     waiting: np.ndarray,
 ) -> None:
-    """Writes the lowest indices within the limit into `found`; the last two arrays are room to work in."""
+    """Write the lowest indices within the limit into `found`; the last two arrays are scratch memory."""
     num_leaves, last_place = len(blocks), len(found) - 1
     waiting[0], num_waiting = 1, 1
     while num_waiting > 0:
@@ -330,7 +333,7 @@ def _insert_index(found: np.ndarray, place: int) -> None:
 
 @numba_kernel
 def _nearer_child(query: np.ndarray, boxes: np.ndarray, node: int) -> tuple[int, int, float]:
-    """The child with the nearer box, the other child, and the other's bound: what no point in it can be nearer than."""
+    """Return the child with the nearer box, the other child, and a lower bound of the other's squared distance."""
     zero = boxes.dtype.type(0)
     left = right = zero
     for channel in range(len(query)):
@@ -346,7 +349,7 @@ def _nearer_child(query: np.ndarray, boxes: np.ndarray, node: int) -> tuple[int,
 
 @numba_kernel
 def _measure(query: np.ndarray, block: np.ndarray, distances: np.ndarray) -> None:
-    """The squared distances of a leaf's places, channel after channel."""
+    """Compute the squared distances (LEAF_SIZE,) of a leaf's points, channel by channel."""
     if len(query) == 3:  # the usual case, written out: the sums stay in registers
         x, y, z = query[0], query[1], query[2]
         for slot in range(LEAF_SIZE):
@@ -363,7 +366,7 @@ def _measure(query: np.ndarray, block: np.ndarray, distances: np.ndarray) -> Non
 
 @numba_kernel
 def _insert(best: np.ndarray, found: np.ndarray, distance: float, place: int) -> None:
-    """Puts a point where (distance, index) belongs; the last one drops out, and has to come after it."""
+    """Insert a point in the order of (distance, index); the last one is dropped."""
     slot = len(best) - 1
     while slot > 0 and distance < best[slot - 1]:
         best[slot], found[slot] = best[slot - 1], found[slot - 1]

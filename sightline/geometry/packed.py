@@ -1,4 +1,4 @@
-"""Ragged clouds: rows one after another, `offsets` saying where each segment starts. Nothing crosses a segment.
+"""Packed (ragged) clouds: concatenated rows and `offsets` of the segments. No operation crosses a segment.
 
 `offsets` (S+1,) int64 starts at 0 and ends at the number of rows, as the collate step writes it. Indices are rows of
 the packed tensor. Where a segment has fewer points than neighbours are asked for, the places left are marked, never
@@ -34,9 +34,9 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class Neighbours:
-    """Rows (M, K) int64 of the packed points, and which of them are real, bool (M, K).
+    """Neighbour indices (M, K) int64 into the packed points, and a mask (M, K) bool of the valid ones.
 
-    A place that is not real holds the first row of the segment: it may be gathered, and has to be masked.
+    An invalid slot contains the first row of the segment: it may be gathered, and has to be masked.
     """
 
     index: Tensor
@@ -45,20 +45,23 @@ class Neighbours:
 
 @dataclass(frozen=True, slots=True)
 class PackedSample:
-    """Rows of the packed points that were chosen, int64, and the offsets (S+1,) of the segments among them."""
+    """Indices of the sampled rows of the packed points, int64, and the offsets (S+1,) of the segments among them."""
 
     index: Tensor
     offsets: Tensor
 
 
 def pack(padded: Tensor, *, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """The rows of `padded` (B, N, ...) where `mask` (B, N) holds, in order, and their offsets (B+1,)."""
+    """Pack the rows of `padded` (B, N, ...) selected by `mask` (B, N), in order; returns rows and offsets (B+1,)."""
     offsets = torch.nn.functional.pad(mask.sum(dim=1).cumsum(0), (1, 0))
     return padded[mask], offsets
 
 
 def unpack(rows: Tensor, *, offsets: Tensor) -> tuple[Tensor, Tensor]:
-    """The segments of `rows`, padded with zeros to the longest (S, N, ...), and the mask (S, N) of what is real."""
+    """Pad the segments of `rows` (P, ...) with zeros to the longest.
+
+    (S, N, ...), and the mask (S, N) of actual rows.
+    """
     counts = offsets.diff()
     mask = torch.arange(int(counts.max()), device=rows.device) < counts[:, None]
     padded = rows.new_zeros((*mask.shape, *rows.shape[1:]))
@@ -75,7 +78,7 @@ def packed_nearest_neighbours(
     queries: Tensor | None = None,
     query_offsets: Tensor | None = None,
 ) -> Neighbours:
-    """`nearest_neighbours` within each segment; a segment with fewer points gives all it has, in the same order.
+    """Find neighbours within each segment; a segment with fewer points returns all it has, in the same order.
 
     `points` (N, C), `queries` (M, C) with their own offsets, by default the points -> rows and their truth, (M, K).
     Raises ValueError for offsets that do not fit, queries of a segment without points, and values not finite.
@@ -108,7 +111,7 @@ def packed_ball_query(
     radius: float,
     num_neighbours: int,
 ) -> Tensor:
-    """`ball_query` within each segment: rows (M, num_neighbours) of `points` (N, C) for the `centres` (M, C).
+    """Ball query within each segment: rows (M, num_neighbours) of `points` (N, C) for the `centres` (M, C).
 
     Raises ValueError as `ball_query`, the number of a centre being that within its segment.
     Source: as `ball_query`.
@@ -126,7 +129,7 @@ def packed_ball_query(
 def packed_farthest_point_sample(
     points: Tensor, *, offsets: Tensor, num_samples: Tensor, start: int | Tensor = 0
 ) -> PackedSample:
-    """`farthest_point_sample` of `num_samples` (S,) points of each segment of `points` (N, C).
+    """Farthest-point sampling of `num_samples` (S,) points of each segment of `points` (N, C).
 
     `start` counts within the segment: one for all, or (S,). An empty segment takes 0 samples.
     Raises ValueError for offsets that do not fit and for more samples than points, naming the segment.
@@ -162,7 +165,7 @@ def packed_interpolate(
     weighting: Weighting = "inverse_square",
     num_neighbours: int = 3,
 ) -> Tensor:
-    """`interpolate` within each segment: `features` (N, F) at `points` (N, C), `queries` (M, C) -> (M, F).
+    """Interpolate within each segment: `features` (N, F) at `points` (N, C), `queries` (M, C) -> (M, F).
 
     Raises ValueError as `packed_nearest_neighbours`. Source: as `interpolate`.
     """
@@ -187,7 +190,7 @@ def _queries_or_points(
 
 
 def _segments(points: Tensor, offsets: Tensor, queries: Tensor, query_offsets: Tensor) -> Iterator[tuple[slice, slice]]:
-    """The rows of points and of queries of each segment that has queries."""
+    """Iterate over the rows of points and of queries of each segment that has queries."""
     owned, asked = _slices(points, offsets, "offsets"), _slices(queries, query_offsets, "query offsets")
     if len(owned) != len(asked):
         raise ValueError(f"{len(owned)} segments of points, {len(asked)} of queries; give both the same segments")
@@ -200,7 +203,7 @@ def _segments(points: Tensor, offsets: Tensor, queries: Tensor, query_offsets: T
 
 
 def _runs(pairs: Iterable[tuple[slice, slice]]) -> Iterator[tuple[slice, slice, int]]:
-    """Segments of equal sizes that follow one another, as the rows of all of them and how many they are.
+    """Merge consecutive segments of equal sizes: rows of points, rows of queries, and the number of segments.
 
     Equal clouds, such as a stacked batch, go through the dense functions at once.
     """
@@ -218,17 +221,17 @@ def _runs(pairs: Iterable[tuple[slice, slice]]) -> Iterator[tuple[slice, slice, 
 
 
 def _continues(run: slice, rows: slice, many: int) -> bool:
-    """Whether `rows` follow the `many` equal segments of a run and are as many as each of them."""
+    """Return True if `rows` follow the `many` equal segments of a run and have their size."""
     return run.stop == rows.start and run.stop - run.start == many * (rows.stop - rows.start)
 
 
 def _starts(own: slice, many: int, device: torch.device) -> Tensor:
-    """Where each of the equal segments of a run starts."""
+    """Return the first row (many,) of each of the equal segments of a run."""
     return own.start + (own.stop - own.start) // many * torch.arange(many, device=device)
 
 
 def assert_finite_rows(rows: Tensor, *, offsets: Tensor, name: str) -> None:
-    """Raises ValueError naming the segment, and the point in it, that is not finite. Waits for the device."""
+    """Raise ValueError naming the segment and point of `rows` (P, C) that is not finite. Waits for the device."""
     is_finite = torch.isfinite(rows).all(dim=-1)
     if bool(is_finite.all()):
         return
@@ -241,7 +244,7 @@ def assert_finite_rows(rows: Tensor, *, offsets: Tensor, name: str) -> None:
 
 
 def _slices(rows: Tensor, offsets: Tensor, name: str) -> list[slice]:
-    """The rows of each segment. Waits for the device: how many rows a segment has decides what is run."""
+    """Return the slice of each segment. Waits for the device: the sizes of segments decide what is run."""
     bounds = offsets.tolist()
     if bounds[:1] != [0] or bounds[-1] != len(rows) or bounds != sorted(bounds):
         raise ValueError(

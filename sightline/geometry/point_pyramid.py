@@ -1,4 +1,4 @@
-"""Ragged clouds at several resolutions, and all that networks over them ask of the coordinates, searched once.
+"""Pyramid of packed clouds at several resolutions, with all neighbours, samples and weights that networks need.
 
 Neighbours, samples and weights of interpolation depend on the points alone: a network of many layers takes them from
 here, and searches nothing itself.
@@ -23,10 +23,10 @@ _NUM_INTERPOLATED = 3
 
 @dataclass(frozen=True)
 class Edges:
-    """The neighbours of M queries among N points: `index` (M, K) int64, and `relative` (M, K, 3), neighbour - query.
+    """Neighbours of M queries among N points: `index` (M, K) int64, and `relative` (M, K, 3), neighbour - query.
 
-    The first `count` (M,) places of a query are real, at least one. The others hold the first point of its cloud and
-    the place 0: they are to be masked. `is_whole` says that all places are real.
+    The first `count` (M,) slots of a query are valid, at least one. The others contain the first point of its cloud and
+    the offset 0, and have to be masked. `is_whole` is True if all slots are valid.
     """
 
     index: Tensor
@@ -36,22 +36,25 @@ class Edges:
 
     @property
     def is_valid(self) -> Tensor:
-        """Which places are real, bool (M, K)."""
+        """Mask (M, K) bool of valid neighbours."""
         return torch.arange(self.index.shape[1], device=self.index.device) < self.count[:, None]
 
     @cached_property
     def num_edges(self) -> int:
-        """How many places are real. Waits for the device."""
+        """Number of valid neighbours (cached). Waits for the device."""
         return self.index.numel() if self.is_whole else int(self.count.sum())
 
     @cached_property
     def moments(self) -> tuple[Tensor, Tensor]:
-        """The mean of `relative` over the edges (3,), and that of its product with itself (3, 3); both float64."""
+        """Mean (3,) of `relative` over the edges, and mean of its outer product (3, 3); both float64."""
         rows = self.relative.detach().double().flatten(0, 1)
         return rows.sum(dim=0) / self.num_edges, rows.mT @ rows / self.num_edges
 
     def select(self, rows: Tensor, num_neighbours: int) -> Edges:
-        """The nearest `num_neighbours` of some of the queries: as a search for these alone would find them."""
+        """Select the nearest `num_neighbours` of the queries `rows` (R,).
+
+        The edges that a search for these alone would find.
+        """
         count = self.count[rows].clamp(max=num_neighbours)
         index, relative = self.index[rows, :num_neighbours], self.relative[rows, :num_neighbours]
         return Edges(index, relative, count, self.is_whole or bool((count == index.shape[1]).all()))
@@ -59,7 +62,7 @@ class Edges:
 
 @dataclass(frozen=True)
 class InterpolationWeights:
-    """From where (M, K) int64 among N coarse points M queries take their features, and the weights (M, K) of each."""
+    """Indices (M, K) int64 into N coarse points and weights (M, K) that interpolate features at M points."""
 
     index: Tensor
     weights: Tensor
@@ -67,10 +70,11 @@ class InterpolationWeights:
 
 @dataclass(frozen=True)
 class PyramidLevel:
-    """Clouds at one resolution: `points` (P, 3), `offsets` (S+1,), and `near`, the neighbours of every point.
+    """Clouds at one resolution: `points` (P, 3), `offsets` (S+1,), and `neighbours`, the edges of every point.
 
-    `finer` are the points (N, 3) of the level before, and `up` says how that level takes features from this one; None
-    at the first. `down` are the neighbours of every point among the finer ones, None where these are the same.
+    `fine_points` are the points (N, 3) of the previous level, and `interpolation` upsamples features from this level to
+    that one; None at the first. `downsampling` are the neighbours of every point among the finer ones, None if these
+    are the same.
     """
 
     points: Tensor
@@ -84,7 +88,7 @@ class PyramidLevel:
 def build_pyramid(
     points: Tensor, *, offsets: Tensor, strides: Sequence[int], num_neighbours: Sequence[int]
 ) -> list[PyramidLevel]:
-    """Levels of which each keeps one of `strides` points of each cloud of the one before, by farthest-point sampling.
+    """Build levels by farthest-point sampling, each with one of `strides` points of each cloud of the previous level.
 
     A cloud keeps at least one point. Sampling starts at its first point, so that this is a point of every level. A
     stride of 1 keeps the points as they are; the first level has all `points` (P, 3), and its stride is 1. Gradients
@@ -134,7 +138,7 @@ def _edges(
 
 
 def _with_places(found: Neighbours, points: Tensor, queries: Tensor) -> Edges:
-    """What a search found, with the places relative to the queries. Waits for the device."""
+    """Add relative positions to the neighbours of a search. Waits for the device."""
     count = found.is_valid.sum(dim=1)
     relative = points[found.index] - queries[:, None]
     is_whole = bool((count == found.index.shape[1]).all())

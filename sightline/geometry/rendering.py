@@ -1,4 +1,4 @@
-"""Pictures of clouds and meshes without a graphics library: discs or triangles, a depth buffer, one light.
+"""Software rendering of clouds and meshes: discs or triangles, a depth buffer, one light.
 
 Pictures are brightnesses 0..255 in which 0 is background and nothing else, so that it can be coloured later.
 """
@@ -32,24 +32,24 @@ Style = Literal["shaded", "depth"]
 Background = Literal["black", "white"]
 
 _BLUR_PX = 0.75
-"""Every disc is blurred by this radius, so that it covers a pixel: the nearest centre is at most 0.71 pixels away."""
+"""Blur radius of every disc, so that it covers a pixel: the nearest centre is at most 0.71 pixels away."""
 _LEAST_COSINE = 0.1
-"""Discs seen at a lower cosine than this are turned to it, so that their depth is defined in every pixel."""
+"""Lowest cosine of a disc; steeper discs are turned to it, so that their depth is defined in every pixel."""
 _BAND = 0.06
-"""How far behind the foremost disc, in radii of the sphere, others still belong to the same surface."""
+"""Depth behind the foremost disc, in radii of the sphere, within which discs belong to the same surface."""
 _LIGHT = np.array([-0.3, 0.4, 0.85]) / math.sqrt(0.3**2 + 0.4**2 + 0.85**2)  # right, up, towards the viewer
 _AMBIENT = 0.3
 _FARTHEST = 0.5
-"""The brightness of the far end of the unit sphere over that of its near end, where pictures are shaded."""
+"""Brightness of the far end of the unit sphere over that of its near end, in shaded pictures."""
 _FARTHEST_DEPTH = 0.15
-"""The same where pictures show depth alone: not 0, which is background."""
+"""The same ratio in depth pictures: not 0, which is background."""
 _FACES_AT_ONCE = 2**17
 
 
 def render_cloud(points: np.ndarray, cameras: Cameras, *, style: Style = "shaded") -> np.ndarray:
-    """Each camera's view of a cloud in the unit sphere: `points` (N, 3) -> (V, H, W) uint8, 0 for background.
+    """Render each camera's view of a cloud in the unit sphere: `points` (N, 3) -> (V, H, W) uint8, 0 for background.
 
-    Points become discs (`surfels_of`) that hide each other and are blended where they meet. `shaded` shows how a
+    Points become discs (`fit_surfels`) that hide each other and are blended where they meet. `shaded` shows how a
     surface is turned and, dimmed, how far it is; `depth` the distance alone, near ones bright. The same bits in any
     process, on any number of threads, with and without numba.
     Raises ValueError for points that are not finite or (N, 3).
@@ -65,7 +65,10 @@ def render_cloud(points: np.ndarray, cameras: Cameras, *, style: Style = "shaded
 
 
 def render_cloud_reference(points: np.ndarray, cameras: Cameras, *, style: Style = "shaded") -> np.ndarray:
-    """The reference of `render_cloud`: the same bits by NumPy alone, one disc at a time."""
+    """Reference of `render_cloud`, points (N, 3) -> (V, H, W) uint8.
+
+    The same bits by NumPy alone, one disc at a time.
+    """
     discs = _discs_seen(_surfels_checked(points), cameras)
     key, shade = _new_maps(cameras)
     draw_surfels_plainly(discs, key, shade)
@@ -73,10 +76,10 @@ def render_cloud_reference(points: np.ndarray, cameras: Cameras, *, style: Style
 
 
 def render_mesh(vertices: np.ndarray, faces: np.ndarray, cameras: Cameras, *, style: Style = "shaded") -> np.ndarray:
-    """Each camera's view of a mesh in the unit sphere: (V, H, W) uint8 as `render_cloud`; faces have no inner side.
+    """Render each camera's view of a mesh in the unit sphere: (V, H, W) uint8, 0 for background; faces are two-sided.
 
-    `vertices` (N, 3), `faces` (F, 3) integer. A pixel belongs to a face that holds its centre or has it on an edge, of
-    several to the foremost, of equal ones to the first. The same bits in any process, with and without numba.
+    `vertices` (N, 3), `faces` (F, 3) integer. A pixel belongs to a face that contains its centre or has it on an edge,
+    of several to the foremost, of equal ones to the first. The same bits in any process, with and without numba.
     """
     key, shade = _new_maps(cameras)
     key[:] = -np.inf
@@ -94,13 +97,13 @@ def render_mesh(vertices: np.ndarray, faces: np.ndarray, cameras: Cameras, *, st
 
 
 def on_background(levels: np.ndarray, background: Background) -> np.ndarray:
-    """Brightnesses (..., H, W) uint8 in which 0 is background as colours (..., H, W, 3) on white or black."""
+    """Convert brightnesses (..., H, W) uint8, 0 for background, to colours (..., H, W, 3) on white or black."""
     shown = np.where(levels == 0, np.uint8(255), levels) if background == "white" else levels
     return np.repeat(shown[..., None], 3, axis=-1)
 
 
 def draw_surfels_plainly(discs: np.ndarray, key: np.ndarray, shade: np.ndarray) -> None:
-    """Fills depth keys and shades (V, H, W) from discs (V, N, 12) as `_discs_seen` makes them; key -inf: nothing there.
+    """Draw discs (V, N, 12) of `_discs_seen` into depth keys and shades (V, H, W); the key is -inf for background.
 
     First the foremost key of each pixel, then the mean over the discs within the band behind it, weighted by
     (1 - q)^2, q the squared distance from the centre in radii.
@@ -125,7 +128,7 @@ def draw_surfels_plainly(discs: np.ndarray, key: np.ndarray, shade: np.ndarray) 
 
 
 def draw_triangles_plainly(faces: np.ndarray, key: np.ndarray, shade: np.ndarray) -> None:
-    """Fills depth keys and shades (V, H, W) from faces (V, F, 17) as `_faces_seen` makes them; key -inf: nothing."""
+    """Draw faces (V, F, 17) of `_faces_seen` into depth keys and shades (V, H, W); the key is -inf for background."""
     size = key.shape[1]
     key[:], shade[:] = -np.inf, 0
     for view, of_view in enumerate(faces):
@@ -146,7 +149,7 @@ def _surfels_checked(points: np.ndarray) -> Surfels:
 
 
 def _window(disc: np.ndarray, size: int) -> tuple[tuple[slice, slice], np.ndarray, np.ndarray]:
-    """The pixels about a disc, their squared distances from its centre in radii, and the disc's keys there."""
+    """Return the pixels about a disc, their squared distances from its centre in radii, and the disc's keys there."""
     u, v, key, key_u, key_v, a, b, c, half_u, half_v = disc[:10]
     where = _whole(v - half_v, v + half_v, size), _whole(u - half_u, u + half_u, size)
     rows, columns = np.mgrid[where]
@@ -155,7 +158,7 @@ def _window(disc: np.ndarray, size: int) -> tuple[tuple[slice, slice], np.ndarra
 
 
 def _whole(low: float, high: float, size: int) -> slice:
-    """The pixels between two places, both included."""
+    """Return the slice of pixels from `low` to `high`, both included."""
     first = max(0, math.ceil(low))
     return slice(first, max(first, min(size - 1, math.floor(high)) + 1))
 
@@ -166,7 +169,7 @@ def _new_maps(cameras: Cameras) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _discs_seen(surfels: Surfels, cameras: Cameras) -> np.ndarray:
-    """What each view needs of each disc: (V, N, 12) float64.
+    """Compute the drawing parameters (V, N, 12) float64 of each disc in each view.
 
     Column and row of the centre; its depth key and how the key changes along both; a, b, c of the squared distance
     a du^2 + b du dv + c dv^2 in radii; half width and height of what is covered; the band; the shade. The key grows
@@ -206,7 +209,7 @@ def _discs_seen(surfels: Surfels, cameras: Cameras) -> np.ndarray:
 def _placed(
     x: np.ndarray, y: np.ndarray, z: np.ndarray, normal: np.ndarray, cameras: Cameras
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Where planes through points with these normals lie in the picture.
+    """Project planes through points with these normals into the picture.
 
     Column, row, depth key, its change along columns and rows, what a step along columns and one along rows is in
     space (3, V, N), and the band in the key's own unit.
@@ -229,7 +232,7 @@ def _placed(
 
 
 def _faces_seen(vertices: np.ndarray, faces: np.ndarray, cameras: Cameras) -> np.ndarray:
-    """What each view needs of each face: (V, F, 17) float64.
+    """Compute the drawing parameters (V, F, 17) float64 of each face in each view.
 
     Three lines through its edges, each c0 + c1 u + c2 v >= 0 on the side of the face; the depth key in the same form;
     the shade; the first and last column and row that it reaches. A face seen from its edge reaches nothing.
@@ -268,13 +271,13 @@ def _dot(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def _shade(normal: np.ndarray) -> np.ndarray:
-    """The brightness of a matt surface whose normals (3, ...) look to the viewer. Source: Lambert's law."""
+    """Compute the brightness of a matt surface with normals (3, ...) towards the viewer. Source: Lambert's law."""
     lit = np.maximum(normal[0] * _LIGHT[0] + normal[1] * _LIGHT[1] + normal[2] * _LIGHT[2], 0)
     return _AMBIENT + (1 - _AMBIENT) * lit
 
 
 def _levels(key: np.ndarray, shade: np.ndarray, cameras: Cameras, style: Style) -> np.ndarray:
-    """Brightness 1 to 255 where something is, from its depth key and shade; 0 elsewhere."""
+    """Convert depth keys and shades to brightness: 1 to 255 on a surface, 0 for background."""
     is_there = key > -np.inf
     held = np.where(is_there, key, 1)
     towards = held if cameras.distance is None else cameras.distance - 1 / held

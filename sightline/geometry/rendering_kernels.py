@@ -1,4 +1,4 @@
-"""Discs and triangles into pictures, compiled for the CPU: the same operations in the same order as the plain forms."""
+"""CPU kernels of disc and triangle rendering, with the operations and order of the references."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ __all__ = ["draw_surfels", "draw_triangles"]
 
 @numba_kernel
 def draw_surfels(first: int, last: int, discs: np.ndarray, key: np.ndarray, shade: np.ndarray) -> None:
-    """See `rendering.draw_surfels_plainly`; views are the rows."""
+    """CPU kernel of `rendering.draw_surfels_plainly`.
+
+    Discs (V, N, 12) into key and shade (V, H, W), views first to last.
+    """
     size = key.shape[1]
     nearest = np.empty((size, size))
     weights = np.empty((size, size))
@@ -64,7 +67,10 @@ def _blend(discs: np.ndarray, nearest: np.ndarray, weights: np.ndarray, keys: np
 
 @numba_kernel
 def draw_triangles(first: int, last: int, faces: np.ndarray, key: np.ndarray, shade: np.ndarray) -> None:
-    """See `rendering.draw_triangles_plainly`; views are the rows."""
+    """CPU kernel of `rendering.draw_triangles_plainly`.
+
+    Faces (V, F, 17) into key and shade (V, H, W), views first to last.
+    """
     size = key.shape[1]
     for view in range(first, last):
         key[view] = -np.inf

@@ -1,4 +1,4 @@
-"""Farthest-point sampling, exactly: the plain loop, and the choice of a faster form that agrees with it."""
+"""Exact farthest-point sampling (FPS): the reference loop, and the choice of a faster form that agrees with it."""
 
 from __future__ import annotations
 
@@ -18,8 +18,9 @@ _FAR = 1e10
 def farthest_point_sample(
     points: Tensor, *, num_samples: int, start: int | Tensor = 0, min_squared_norm: float | None = None
 ) -> Tensor:
-    """Each chosen point is the farthest from those chosen before it; ties go to the lower index.
+    """Farthest-point sampling: each chosen point is the farthest from those chosen before it.
 
+    Ties go to the lower index.
     `points` (B, N, C) -> index (B, num_samples) int64, beginning with `start`: one index for all samples, or (B,).
     Distances above 1e5 count as 1e5, as in the published codes. With `min_squared_norm`, points whose squared norm is
     not above it are never chosen after the first; where no other is left, index 0 is (1e-3: the CUDA library that PCT
@@ -44,7 +45,7 @@ def farthest_point_sample(
 
 
 def _first_index(start: int | Tensor, points: Tensor) -> Tensor:
-    """`start` as (B,) int64 on the points' device, inside the clouds."""
+    """Return `start` as (B,) int64 on the points' device; raise ValueError if it is outside the clouds."""
     num_samples, num_points, _ = points.shape
     first = torch.as_tensor(start, dtype=torch.int64, device=points.device).expand(num_samples)
     is_outside = (first < 0) | (first >= num_points)
@@ -57,7 +58,7 @@ def _first_index(start: int | Tensor, points: Tensor) -> Tensor:
 
 
 def _sample_plainly(points: Tensor, *, nearest: Tensor, first: Tensor, num_samples: int) -> Tensor:
-    """The reference: one distance to all points for every chosen one. On any device."""
+    """Reference of farthest-point sampling, on any device: distances to all points for every chosen one."""
     rows = torch.arange(len(points), device=points.device)
     index = torch.empty((len(points), num_samples), dtype=torch.int64, device=points.device)
     for place in range(num_samples):

@@ -1,4 +1,4 @@
-"""Farthest-point sampling compiled for the CPU: parts of a cloud that cannot have come nearer are left alone."""
+"""CPU kernel of farthest-point sampling: tree nodes whose distances cannot change are skipped."""
 
 from __future__ import annotations
 
@@ -13,15 +13,16 @@ from sightline.numba_kernels import numba_kernel, run_parallel
 __all__ = ["sample_by_trees"]
 
 FAN = 16
-"""Nodes whose bounds are taken at once: those four levels of a tree below one, which lie side by side."""
+"""Nodes whose bounds are computed at once: four levels of a tree below a node, which are adjacent in memory."""
 
 
 def sample_by_trees(points: Tensor, *, nearest: Tensor, first: Tensor, num_samples: int) -> Tensor:
-    """The plain loop's choice. `nearest` (B, N): what each point's distance starts from; it is not changed.
+    """Farthest-point sampling with trees: points (B, N, C) -> index (B, num_samples) int64, equal to the reference.
 
-    Each node keeps the largest distance below it. A chosen point whose bound to the node's box is not below that
-    changes nothing in the node, so that a choice costs the leaves around it and the way to them, however large the
-    cloud. Source: the pruning of Han et al. 2023 (QuickFPS), section III; the bound, `trees`.
+    `nearest` (B, N) are the initial distances and `first` (B,) the first index; neither is changed. Each node keeps the
+    largest distance below it. A chosen point whose bound to the node's box is not below that changes nothing in the
+    node, so that a choice costs the leaves around it and the way to them, however large the cloud.
+    Source: the pruning of Han et al. 2023 (QuickFPS), section III; the bound, `trees`.
     """
     trees = build_curve_trees(points)
     index = np.empty((len(points), num_samples), dtype=np.int64)
@@ -105,7 +106,7 @@ def _open(
     opened: np.ndarray,
     num_opened: int,
 ) -> int:
-    """Adds those of `count` nodes from `begin` on to `opened` in which the centre can lower a distance."""
+    """Append those of `count` nodes from `begin` on to `opened` in which the centre can lower a distance."""
     zero = bounds.dtype.type(0)
     bounds[:] = 0
     for channel in range(len(centre)):
@@ -123,7 +124,7 @@ def _open(
 
 @numba_kernel
 def _take_farthest_of(node: int, begin: int, count: int, largest: np.ndarray, where: np.ndarray) -> None:
-    """Gives a node the largest distance of `count` others, and the index of its point; of equal ones, the lowest."""
+    """Set a node's largest distance and point index from `count` other nodes; ties go to the lowest index."""
     farthest, index = largest[begin], where[begin]
     for other in range(begin + 1, begin + count):
         distance = largest[other]
@@ -142,7 +143,7 @@ def _take_farthest_slot(
     largest: np.ndarray,
     where: np.ndarray,
 ) -> None:
-    """Gives a leaf its largest distance, its slot, and the index of its point; of equal ones, the lowest."""
+    """Set a leaf's largest distance, its slot and the index of its point; ties go to the lowest index."""
     quarter, highest = LEAF_SIZE // 4, distances[leaf, 0]
     for slot in range(quarter):  # in this form the compiler makes vectors of it
         one = max(distances[leaf, slot], distances[leaf, slot + quarter])
@@ -158,7 +159,7 @@ def _take_farthest_slot(
 
 @numba_kernel
 def _approach(centre: np.ndarray, leaf: int, blocks: np.ndarray, measured: np.ndarray, distances: np.ndarray) -> None:
-    """Lowers the distances of a leaf's places to those from the centre, where these are smaller."""
+    """Lower the distances of a leaf's points to those from the centre, if these are smaller."""
     if len(centre) == 3:  # the usual case, written out: the sums stay in registers
         x, y, z = centre[0], centre[1], centre[2]
         for slot in range(LEAF_SIZE):

@@ -1,4 +1,4 @@
-"""The roundings of the authors' own voxels, for their published files: V2V-PoseNet_RELEASE, the Torch7 code.
+"""Voxel rounding of the authors' published files: V2V-PoseNet_RELEASE, the Torch7 code.
 
 A coordinate becomes a whole voxel before the grid is scaled, turned and shifted; the scaled grid has a whole number of
 voxels and begins at one; the turn is about the middle of the first and last index, with y upwards. Read back, a voxel's
@@ -17,7 +17,7 @@ __all__ = ["release_to_camera", "release_to_voxels"]
 
 
 class PlacementLike(Protocol):
-    """What is read of a placement of `geometry.volumes`."""
+    """Members of a `geometry.volumes` placement that this module reads."""
 
     @property
     def reference_mm(self) -> Tensor: ...
@@ -42,7 +42,7 @@ class PlacementLike(Protocol):
 
 
 def release_to_voxels(points_mm: Tensor, placement: PlacementLike) -> Tensor:
-    """Voxel coordinates (B, P, 3) of camera coordinates (B, P, 3); occupied is what they are nearest to."""
+    """Convert camera coordinates (B, P, 3) to voxel coordinates (B, P, 3), whose nearest integers are occupied."""
     size, original = placement.size, placement.grid_size
     reference, shift = placement.reference_mm[:, None].to(points_mm), placement.shift[:, None].to(points_mm)
     unit = (points_mm - reference) / (placement.cube_mm / 2)
@@ -52,14 +52,14 @@ def release_to_voxels(points_mm: Tensor, placement: PlacementLike) -> Tensor:
 
 
 def release_to_camera(voxels: Tensor, placement: PlacementLike) -> Tensor:
-    """Camera coordinates of voxel numbers in a crop that was not varied: of their middles."""
+    """Convert voxel numbers (B, P, 3) of an unaugmented crop to camera coordinates (B, P, 3) of the voxels' middles."""
     size = placement.size
     unit = voxels * 2 / size - 1 + 1 / size
     return unit * (placement.cube_mm / 2) + placement.reference_mm[:, None].to(voxels)
 
 
 def _scaled(whole: Tensor, scale: Tensor, original: int) -> Tensor:
-    """A grid of floor(original * scale) voxels, moved by a whole number towards the middle."""
+    """Scale to a grid of floor(original * scale) voxels, moved by a whole number towards the middle."""
     scale_B11 = scale[:, None, None]
     smaller = (original / 2 - original / 2 * scale_B11).floor()
     larger = -(original / 2 * scale_B11 - original / 2).floor()

@@ -1,4 +1,4 @@
-"""Overlaps of boxes and their suppression, compiled for the CPU.
+"""CPU kernels of pairwise overlaps and of greedy and soft NMS.
 
 Overlaps of all pairs go row by row, without a branch, so that registers are filled; the second boxes come as columns
 (4, M). Sums and products are those of the torch forms, in their order: equal bits.
@@ -19,7 +19,7 @@ _BLOCK = 32
 
 @numba_kernel
 def pairwise_iou_kernel(first: int, last: int, boxes: np.ndarray, columns: np.ndarray, found: np.ndarray) -> None:
-    """See `overlaps.pairwise_iou`; `found` (N, M) is filled."""
+    """CPU kernel of `overlaps.pairwise_iou`: boxes (N, 4), columns (4, M); writes the IoU to `found` (N, M)."""
     x1, y1, x2, y2 = columns
     zero, one, tiny = _constants(found)
     areas = np.empty(len(x1), dtype=found.dtype)
@@ -39,7 +39,7 @@ def pairwise_iou_kernel(first: int, last: int, boxes: np.ndarray, columns: np.nd
 
 @numba_kernel
 def ioa_of_rows(first: int, last: int, boxes: np.ndarray, columns: np.ndarray, found: np.ndarray) -> None:
-    """See `overlaps.pairwise_ioa`; `found` (N, M) is filled."""
+    """CPU kernel of `overlaps.pairwise_ioa`: boxes (N, 4), columns (4, M); writes the IoA to `found` (N, M)."""
     x1, y1, x2, y2 = columns
     zero, one, tiny = _constants(found)
     for row in range(first, last):
@@ -58,10 +58,11 @@ def ioa_of_rows(first: int, last: int, boxes: np.ndarray, columns: np.ndarray, f
 def greedy_nms_kernel(
     boxes: np.ndarray, labels: np.ndarray, proposals: np.ndarray, limits: np.ndarray, kept: np.ndarray
 ) -> int:
-    """See `suppression.keep_greedy`: places of boxes (N, 4), best first, are written to `kept`; returns how many.
+    """CPU kernel of `suppression.greedy_nms`.
 
-    Each box is compared with those kept until now, a block at a time: few of many boxes are compared with many. Without
-    `proposals` all differ.
+    Writes the indices of kept boxes to `kept` (N,), returns how many there are. `boxes` (N, 4) are sorted by falling
+    score. Each box is compared with the boxes kept so far, one block at a time: few of many boxes need many
+    comparisons. Without `proposals` every box is a proposal of its own.
     """
     zero, one, tiny = _constants(limits)
     columns = np.empty((6, len(boxes)), dtype=boxes.dtype)
@@ -104,9 +105,10 @@ def keep_softly(
     kept: np.ndarray,
     kept_scores: np.ndarray,
 ) -> int:
-    """See `suppression.keep_soft`: the boxes left are in the order of their indices, and the best of them is known.
+    """CPU kernel of `suppression.soft_nms`: writes kept indices and scores (N,), returns how many there are.
 
-    `limits` are the least IoU or the width of the Gaussian of each box. `scores` is changed.
+    `boxes` (N, 4), `scores` and `labels` (N,); `limits` (N,) are the lowest IoU or the width of the Gaussian of each
+    box. `left` contains the remaining boxes in order of their indices. `scores` is changed.
     """
     (zero, one, tiny), least = _constants(limits), min_score[0]
     left = np.arange(len(boxes))
@@ -146,7 +148,7 @@ def keep_softly(
 
 @numba_kernel
 def _iou(one: np.ndarray, other: np.ndarray, tiny: float) -> float:
-    """Of two boxes (4,), in the order of sums of all others here."""
+    """Compute the IoU of two boxes (4,), with the order of sums of the other kernels."""
     zero = tiny - tiny
     width = max(min(one[2], other[2]) - max(one[0], other[0]), zero)
     height = max(min(one[3], other[3]) - max(one[1], other[1]), zero)
@@ -158,7 +160,7 @@ def _iou(one: np.ndarray, other: np.ndarray, tiny: float) -> float:
 
 @numba_kernel
 def _constants(like: np.ndarray) -> tuple[float, float, float]:
-    """Zero, one and the least normal number, of the type of `like`: a literal would make float32 float64."""
+    """Return zero, one and the smallest normal number in the dtype of `like`: a literal would make float32 float64."""
     values = np.zeros(3, dtype=like.dtype)
     values[1] = 1
     values[2] = 2.0**-126 if like.itemsize == 4 else 2.0**-1022

@@ -1,7 +1,7 @@
-"""From the pixels of a range image back to all points of its scan: the pixel's label, or a vote of near neighbours.
+"""Labels of points from the labels of range-image pixels: nearest pixel or kNN vote.
 
-Images `label` (S, H, W) int64 and `range_image` (S, H, W) metres, negative where empty; the points of the scans one
-after another, with `offsets` (S+1,), their `pixel` (P,), row * W + column of their own image, and `point_range` (P,).
+Images `label` (S, H, W) int64 and `range_image` (S, H, W) metres, negative where empty; packed points of the scans
+with `offsets` (S+1,), their `pixel` (P,), row * W + column of their own image, and `point_range` (P,).
 """
 
 from __future__ import annotations
@@ -31,12 +31,13 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class KNNVote:
-    """The neighbours that vote for a point's label, `num_neighbours` of the `search` x `search` pixels around its own.
+    """kNN vote for a point's label: `num_neighbours` of the `window` x `window` pixels around its own pixel.
 
-    Those with the smallest |range - own range| * (1 - g) vote, g a normalised Gaussian of `sigma` pixels, but none with
-    more than `cutoff_m` of it (0: no limit), and none of the class `void`. `is_circular`: the last column lies beside
-    the first. Pixels outside the image are not neighbours or, with border "zero", have range 0 and the class `void`, as
-    in the published code. Raises ValueError for a window that is even or smaller than the number of neighbours.
+    The pixels with the smallest |range - point range| * (1 - g) vote, g a normalised Gaussian of `sigma` pixels, but
+    none with more than `cutoff_m` of it (0: no limit), and none of the class `void`. `is_circular`: the last column is
+    next to the first. Pixels outside the image are not neighbours or, with border "zero", have range 0 and the class
+    `void`, as in the published code. Raises ValueError for a window that is even or smaller than the number of
+    neighbours.
     """
 
     window: int = 5
@@ -60,7 +61,7 @@ class KNNVote:
 
     @property
     def limit(self) -> float:
-        """The largest distance that votes, finite where there is no limit: pixels without range never vote."""
+        """Largest distance that votes, finite if there is no limit: pixels without range never vote."""
         return self.cutoff_m if self.cutoff_m > 0 else float(np.finfo(np.float32).max)
 
     @property
@@ -69,7 +70,7 @@ class KNNVote:
 
 
 def lift_nearest(image: Tensor, *, pixel: Tensor, offsets: Tensor) -> Tensor:
-    """The value (P, ...) that `image` (S, H, W, ...) has at the pixel of every point."""
+    """Gather the value (P, ...) of `image` (S, H, W, ...) at the pixel (P,) of every point."""
     return image.flatten(0, 2)[_places(image, pixel, offsets)]
 
 
@@ -83,10 +84,11 @@ def lift_knn(
     offsets: Tensor,
     vote: KNNVote,
 ) -> Tensor:
-    """The label (P,) int64 that most neighbours of a point have, the lowest of a tie; its pixel's where none may vote.
+    """Return the label (P,) int64 of most neighbours of a point, the lowest of a tie.
 
+    Its pixel's label if none may vote.
     A point's own pixel has the point's range. Of neighbours at equal distances the first of the window is taken, row by
-    row. Source: Milioto et al. 2019 (RangeNet++), section III-D; the published code gives class 1 where none may vote,
+    row. Source: Milioto et al. 2019 (RangeNet++), section III-D; the published code assigns class 1 if none may vote,
     and takes any of equal distances.
     """
     if not can_use_numba(range_image, point_range) or range_image.dtype != torch.float32 or len(point_range) == 0:
@@ -117,7 +119,7 @@ def lift_knn_reference(
     offsets: Tensor,
     vote: KNNVote,
 ) -> Tensor:
-    """The plain form of `lift_knn`, on any device: whole windows are taken and sorted."""
+    """Reference of `lift_knn`, labels (S, H, W) -> (P,) int64, on any device: whole windows are gathered and sorted."""
     windows = _Windows.around(pixel, label, range_image, offsets, vote)
     places = windows.middle[:, None] + windows.steps
     near = windows.ranges[places]
@@ -135,10 +137,10 @@ def lift_knn_reference(
 
 
 class _Windows(NamedTuple):
-    """The window of each point in images with a border of half a window.
+    """Window of each point in images that are padded by half a window.
 
-    `ranges` and `label` are those images, flat; a pixel without range has an infinite one. `middle` (P,) is the place
-    of a point's pixel in them, `steps` lead from there to the pixels of its window, row by row, with these `weights`.
+    `ranges` and `label` are those images, flat; a pixel without range has an infinite one. `middle` (P,) is the index
+    of a point's pixel in them, `steps` are added to it for the pixels of its window, row by row, with these `weights`.
     """
 
     ranges: Tensor
@@ -165,7 +167,7 @@ class _Windows(NamedTuple):
 
 
 def _bordered(image: Tensor, vote: KNNVote, outside: float) -> Tensor:
-    """`image` (S, H, W) with half a window more on every side."""
+    """Pad `image` (S, H, W) by half a window on every side."""
     reach, width = vote.window // 2, image.shape[2]
     if not vote.is_circular:
         return functional.pad(image, (reach,) * 4, value=outside)
@@ -174,7 +176,7 @@ def _bordered(image: Tensor, vote: KNNVote, outside: float) -> Tensor:
 
 
 def gaussian_window(search: int, sigma: float) -> Tensor:
-    """A Gaussian of `sigma` pixels on `search` x `search` pixels, its sum 1: float64."""
+    """Return a Gaussian of `sigma` pixels on (search, search) pixels, with sum 1: float64."""
     steps = torch.arange(search, dtype=torch.float64) - search // 2
     bell = torch.exp(-steps.square() / (2 * sigma**2))
     return torch.outer(bell, bell) / bell.sum() ** 2
@@ -183,9 +185,9 @@ def gaussian_window(search: int, sigma: float) -> Tensor:
 def upper_bound_confusions(
     label: Tensor, projection: Projection, *, offsets: Tensor, num_classes: int, vote: KNNVote
 ) -> dict[str, Tensor]:
-    """The confusions (C, C) of the points, rows predicted, that a network right in every pixel would reach.
+    """Compute the point confusions (C, C), rows predicted, of a network that labels every pixel correctly.
 
-    The true labels (P,) are drawn and lifted back, by `nearest` and by `knn`. Tables of several scans may be added.
+    The true labels (P,) are projected and lifted back, by `nearest` and by `knn`. Tables of several scans may be added.
     """
     image = gather_to_image(projection.point_index, label, empty=vote.void)
     ranges = gather_to_image(projection.point_index, projection.ranges, empty=-1)
@@ -204,7 +206,10 @@ def upper_bound_confusions(
 
 
 def mean_iou(confusion: Tensor, *, ignore_index: int | None) -> float:
-    """The mean IoU over the classes that points have; points of `ignore_index` count nowhere. NaN without a point."""
+    """Compute the mean IoU of a confusion (C, C) over the classes that occur, without `ignore_index`.
+
+    NaN without a point.
+    """
     table = confusion.double()
     if ignore_index is not None:
         table[:, ignore_index] = 0
@@ -213,5 +218,5 @@ def mean_iou(confusion: Tensor, *, ignore_index: int | None) -> float:
 
 
 def _places(image: Tensor, pixel: Tensor, offsets: Tensor) -> Tensor:
-    """Where the pixel of each point stands among those of all images."""
+    """Return the index (P,) of each point's pixel among those of all images."""
     return pixel + scan_index(offsets) * (image.shape[1] * image.shape[2])

@@ -1,4 +1,4 @@
-"""The vote of near pixels compiled for the CPU, for a block of points at a time, which fills the wide registers."""
+"""CPU kernel of the kNN vote, for a block of points at a time, which fills the wide registers."""
 
 from __future__ import annotations
 
@@ -27,9 +27,10 @@ def vote_of_neighbours(
     void: int,
     found: np.ndarray,
 ) -> None:
-    """See `lift.lift_knn`; points are the rows. All is float32 or int64.
+    """CPU kernel of `lift.lift_knn`: writes the label of the points first to last to `found` (P,).
 
-    A neighbour is one number, the bits of its distance above the place of its pixel in the window: the least few of
+    All float32 or int64.
+    A neighbour is one number, the bits of its distance above the index of its pixel in the window: the lowest few of
     them are kept in order by minima and maxima, without a branch. Bits of floats that are not negative rise with them.
     """
     distance = np.zeros(_BLOCK, dtype=np.float32)
@@ -68,7 +69,7 @@ def _measure(
 
 @numba_kernel
 def _exchange(kept: np.ndarray, coming: np.ndarray) -> None:
-    """The smaller of each two numbers stays, the larger goes on to the next rank."""
+    """Keep the smaller of each two numbers, and pass the larger on to the next rank."""
     for point in range(_BLOCK):
         one, other = kept[point], coming[point]
         kept[point] = min(one, other)
@@ -77,7 +78,7 @@ def _exchange(kept: np.ndarray, coming: np.ndarray) -> None:
 
 @numba_kernel
 def _elected(labels: np.ndarray, void: int, otherwise: int) -> int:
-    """The most frequent label but `void`, the lowest of a tie; `otherwise` where there is none."""
+    """Return the most frequent label except `void`, the lowest of a tie; `otherwise` if there is none."""
     elected, most = otherwise, 0
     for place in range(len(labels)):
         if labels[place] == void:

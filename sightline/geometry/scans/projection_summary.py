@@ -1,4 +1,4 @@
-"""What a projection shows of scans, and the figures of a network that is right in every pixel."""
+"""Coverage of a range projection, and the upper bound of the mIoU that it allows."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["ProjectionSummary"]
 
 @dataclass
 class ProjectionSummary:
-    """Counts over the scans that were added; `ignore_index` is a class below `num_classes`, or no class at all."""
+    """Counts over the added scans; `ignore_index` is a class below `num_classes`, or no class at all."""
 
     view: RangeView
     num_classes: int
@@ -25,7 +25,7 @@ class ProjectionSummary:
     confusions: dict[str, Tensor] = field(default_factory=dict)
 
     def add(self, points: Tensor, *, label: Tensor | None, offsets: Tensor, ring: Tensor | None = None) -> None:
-        """Scans one after another, as `project` takes them, with the class of each point where it is known."""
+        """Add packed scans: points (P, 3) as `project_scans` takes them, with the class (P,) of each point if known."""
         found = project_scans(points, view=self.view, offsets=offsets, ring=ring)
         one = count_coverage(found)
         num_returns = int((found.ranges > 0).sum())
@@ -44,9 +44,9 @@ class ProjectionSummary:
             self.confusions[name] = self.confusions.get(name, torch.zeros_like(table)) + table
 
     def figures(self) -> dict[str, float]:
-        """Shares of points with a return shown, of those above or below the image and of pixels filled.
+        """Compute the shares of points shown, of points above or below the image, and of pixels filled.
 
-        Where points have labels, also the mIoU over all points of a network that is right in every pixel.
+        If points have labels, also the mIoU over all points of a network that labels every pixel correctly.
         """
         points, drawn, pixels, _ = (max(1, sum(column)) for column in zip(*self.counts, strict=True))
         shares = {
