@@ -1,8 +1,8 @@
-"""From what the edges of a point have been mapped to, to the scores of its neighbours, as kernels for the CPU.
+"""CPU kernels of vector attention: batch norm, ReLU and linear map from edge features to attention scores.
 
-Edges (P, K, G), of which the first `count` (P,) of a point are real, go through a batch norm, a rectifier and a matrix
-(G, G). G is small: torch's operations over so short rows cost several times what the numbers do. Rows of work are
-blocks of points: their sums are added in order, so the bits do not depend on the number of threads.
+Edges are (P, K, G), of which the first `count` (P,) of a point are valid; the matrix is (G, G). G is small: torch's
+operations over such short rows cost several times the arithmetic. Rows of work are blocks of points: their sums are
+added in order, so the bits do not depend on the number of threads.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from sightline.numba_kernels import numba_kernel, run_parallel
 __all__ = ["ScoreGradients", "attention_scores", "mapped_sums", "score_gradients"]
 
 _POINTS_AT_ONCE = 256
-"""Points of one block of partial sums: fixed, whatever the threads."""
+"""Points of one block of partial sums: fixed, regardless of the number of threads."""
 
 
 def mapped_sums(mapped: Tensor, origin: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
-    """The sums over real edges of mapped - origin and of its square, (G,) float64."""
+    """Compute the sums over valid edges (P, K, G) of mapped - origin and of its square, (G,) float64 each."""
     num_blocks = -(-len(mapped) // _POINTS_AT_ONCE)
     sums = np.zeros((num_blocks, 2, mapped.shape[2]))
     run_parallel(_add_up, num_blocks, *_arrays(mapped, origin, count), sums)
@@ -33,7 +33,10 @@ def mapped_sums(mapped: Tensor, origin: Tensor, count: Tensor) -> tuple[Tensor, 
 def attention_scores(
     mapped: Tensor, matrix: Tensor, count: Tensor, *, mean: Tensor, scale: Tensor, shift: Tensor
 ) -> Tensor:
-    """matrix max((mapped - mean) scale + shift, 0) of every real edge, minus infinity in the other places."""
+    """Compute matrix max((mapped - mean) scale + shift, 0) of every valid edge: (P, K, G) -> (P, K, G).
+
+    Invalid slots are minus infinity.
+    """
     result = torch.empty_like(mapped)
     given = _arrays(mapped, matrix.mT, mean, scale, shift, count)
     run_parallel(_score, len(mapped), *given, result.numpy())
@@ -41,8 +44,11 @@ def attention_scores(
 
 
 class ScoreGradients(NamedTuple):
-    """What gradients of attention weights come to: after the norm (P, K, G), 0 where an edge is not real; summed over
-    the edges, this (G,) and this times the distance from the mean (G,); and at the matrix (G, G)."""
+    """Gradients of the attention scores: of the normed values, of the norm's parameters and of the matrix.
+
+    `grad_normed` (P, K, G), 0 for invalid edges; its sum over the edges (G,); the sum of its product with the distance
+    from the mean (G,); the gradient of the matrix (G, G).
+    """
 
     grad_normed: Tensor
     to_shift: Tensor
@@ -61,7 +67,11 @@ def score_gradients(
     scale: Tensor,
     shift: Tensor,
 ) -> ScoreGradients:
-    """The transpose of `scores` and the softmax over the neighbours of a point that gave `weight`."""
+    """Backward of `attention_scores` and the softmax over neighbours.
+
+    Gradients of the scores from `to_weight` (P, K, G).
+    `weight` and `mapped` are (P, K, G), the weights after and the values before.
+    """
     num_blocks, width = -(-len(mapped) // _POINTS_AT_ONCE), mapped.shape[2]
     result, sums = torch.empty_like(mapped), np.zeros((num_blocks, 2 + width, width))
     given = _arrays(to_weight, weight, mapped, matrix, mean, scale, shift, count)

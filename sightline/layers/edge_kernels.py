@@ -1,8 +1,8 @@
-"""What a fused edge convolution does per edge: sums, extremes and their transposes, as kernels and as torch.
+"""Kernels of fused edge convolution: sums, extremes and their gradients per edge, in numba and in torch.
 
-Every edge i -> j of a cloud carries u_j + v_i. `pairs` (B, N, 2C) holds u and v side by side, `index` (B, N, K) the
-neighbours j of each i. Nothing of size (B, N, K, C) is made: the kernels go through the edges point by point, the torch
-forms neighbour by neighbour.
+Every edge i -> j of a cloud carries u_j + v_i. `pairs` (B, N, 2C) contains u and v, `index` (B, N, K) the neighbours j
+of each i. Nothing of size (B, N, K, C) is allocated: the kernels process the edges point by point, the torch forms
+neighbour by neighbour.
 """
 
 from __future__ import annotations
@@ -23,8 +23,11 @@ _POINTS_AT_ONCE = 1024
 
 
 class EdgeSums(NamedTuple):
-    """Per point: the extreme u_j (B, N, C) and which neighbour it is (B, N, C) uint8 or int32; per channel, float64:
-    the sum and the sum of squares of u_j + v_i - shift over all edges (C,)."""
+    """Extremes of the edges per point, and sums over all edges per channel.
+
+    `extreme` u_j (B, N, C), `position` (B, N, C) uint8 or int32, the neighbour's slot; the sum and the sum of squares
+    of u_j + v_i - shift over all edges (C,) float64.
+    """
 
     extreme: Tensor
     position: Tensor
@@ -33,10 +36,10 @@ class EdgeSums(NamedTuple):
 
 
 def edge_extremes_and_sums(pairs: Tensor, index: Tensor, *, sign: Tensor, shift: Tensor) -> EdgeSums:
-    """The largest u_j of each point and channel where `sign` is 1, the smallest where it is -1, the first where 0.
+    """Find the largest u_j (B, N, C) of each point where `sign` is 1, the smallest where -1, the first where 0.
 
-    NaN wins. `sign` and `shift` are (C,) in the type of `pairs`. Of equal values the neighbour that stands first in
-    `index`.
+    `pairs` (B, N, 2C), `index` (B, N, K). NaN wins. `sign` and `shift` are (C,) in the dtype of `pairs`. Of equal
+    values, the neighbour that comes first in `index`.
     """
     if can_use_numba(pairs):
         return _compiled_extremes_and_sums(pairs, index, sign, shift)
@@ -46,10 +49,10 @@ def edge_extremes_and_sums(pairs: Tensor, index: Tensor, *, sign: Tensor, shift:
 def edge_gradients(
     pairs: Tensor, index: Tensor, position: Tensor, *, chosen: Tensor, constant: Tensor, slope: Tensor, shift: Tensor
 ) -> Tensor:
-    """What reaches u and v, (B, N, 2C), if the gradient of an edge's value y = u_j + v_i is that of a batch norm.
+    """Compute the gradients of u and v, (B, N, 2C), from that of edge values y = u_j + v_i through a batch norm.
 
-    The gradient of edge (i, j) is `chosen` (B, N, C) at the edge that `position` names, and everywhere
-    - `constant` - `slope` * (y - `shift`), all (C,): the two terms by which the batch's mean and variance answer.
+    The gradient of edge (i, j) is `chosen` (B, N, C) at the slot `position`, and at every edge
+    - `constant` - `slope` * (y - `shift`), all (C,): the terms of the batch's mean and variance.
     """
     if can_use_numba(pairs):
         return _compiled_gradients(pairs, index, position, chosen, constant, slope, shift)

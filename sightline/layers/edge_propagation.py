@@ -1,4 +1,4 @@
-"""Features carried from a coarse cloud to a finer one over edges, in two steps. Source: Yu et al. 2022, Point-BERT."""
+"""Edge-based upsampling of features from a coarse cloud to a finer one. Source: Yu et al. 2022, Point-BERT."""
 
 from __future__ import annotations
 
@@ -17,12 +17,13 @@ _SLOPE = 0.2
 
 
 class EdgePropagation(nn.Module):
-    """What each fine point sees over edges to its nearest coarse points, and then over those to its nearest fine ones.
+    """Two EdgeConv steps for upsampling: coarse to fine points, then among fine points.
 
-    `forward(points (B, N, 3), own (B, N, channels), coarse_points (B, M, 3), coarse (B, M, channels)) -> (B, N,
-    out_channels)`. An edge carries (f_j - f_i, f_i) through a linear map, a group norm over all edges of a cloud and a
-    leaky ReLU; the largest of each point's edges is kept. The plain form (`fused=False`, the tested reference) writes
-    every edge out; here the linear map is applied to points: W_1 (f_j - f_i) + W_2 f_i = W_1 f_j + (W_2 - W_1) f_i.
+    (B, M, C) -> (B, N, out_channels). `forward(points (B, N, 3), own (B, N, channels), coarse_points (B, M, 3), coarse
+    (B, M, channels)) -> (B, N, out_channels)`. An edge carries (f_j - f_i, f_i) through a linear map, a group norm over
+    all edges of a cloud and a leaky ReLU, followed by the maximum over each point's edges. The plain form
+    (`fused=False`, the tested reference) writes every edge out; here the linear map is applied to points: W_1 (f_j -
+    f_i) + W_2 f_i = W_1 f_j + (W_2 - W_1) f_i.
     Raises ValueError for fewer points than `num_neighbours` and for values that are not finite.
     Source: Yu et al. 2022, Point-BERT, its code for part segmentation; the edges, Wang et al. 2019, equation 8.
     """
@@ -39,6 +40,7 @@ class EdgePropagation(nn.Module):
         self.norms = nn.ModuleList(nn.GroupNorm(_NUM_CHANNEL_GROUPS, after) for after in (hidden, out_channels))
 
     def forward(self, points: Tensor, own: Tensor, coarse_points: Tensor, coarse: Tensor) -> Tensor:
+        """Map points (B, N, 3), own (B, N, C), coarse_points (B, M, 3), coarse (B, M, C) -> (B, N, out_channels)."""
         received = self._over_edges(0, points, own, coarse_points, coarse)
         return self._over_edges(1, points, received, points, received)
 

@@ -1,4 +1,4 @@
-"""Features carried back from a thinned cloud to the finer one that it was chosen from."""
+"""Feature propagation (PointNet++) from a sampled cloud to the finer one."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ __all__ = ["FeaturePropagation"]
 
 
 class FeaturePropagation(nn.Module):
-    """A network over each fine point's own features and, after them, what the three nearest coarse points have.
+    """Feature propagation: an MLP over each fine point's features and the interpolated features of three coarse points.
 
     `forward(points (B, N, 3), own (B, N, S) or None, coarse_points (B, M, 3), coarse (B, M, C)) -> (B, N, widths[-1])`
-    with `in_channels` = S + C; weights 1/(d^2 + 1e-8). Of fewer than three coarse points all are taken. The plain form
+    with `in_channels` = S + C; weights 1/(d^2 + 1e-8). Of fewer than three coarse points all are used. The plain form
     (`fused=False`, the tested reference) interpolates first; here the first linear map comes before the interpolation,
     which it commutes with, and so runs over the coarse points alone. Same state, same numbers, same gradients.
     Raises ValueError for coordinates that are not finite. Source: Qi et al. 2017 (PointNet++), section 3.4.
@@ -34,6 +34,7 @@ class FeaturePropagation(nn.Module):
         )
 
     def forward(self, points: Tensor, own: Tensor | None, coarse_points: Tensor, coarse: Tensor) -> Tensor:
+        """Map points (B, N, 3), own (B, N, S) or None, coarse_points (B, M, 3), coarse (B, M, C) -> (B, N, D)."""
         first, *others = (cast(LinearNorm, layer) for layer in self.layers)
         linear = first.linear
         if self.fused:

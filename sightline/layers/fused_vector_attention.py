@@ -1,7 +1,7 @@
-"""Fused vector attention as one differentiable function: what is computed, and by hand how it is differentiated.
+"""Fused vector attention as one autograd function, with its backward pass written out.
 
 Shapes: P points, K neighbours, C channels, G weights of C / G channels each. An edge carries near_j + own_i + code h,
-where near is the key, own the bias of the code less the query, and h the rectified map of the edge's place.
+where near is the key, own the bias of the code less the query, and h the rectified map of the edge's relative position.
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ from sightline.layers.vector_attention_kernels import (
 __all__ = ["SHARE_PLANES", "AttentionWeights", "FusedVectorAttention"]
 
 SHARE_PLANES = 8
-"""Channels that share a weight: channel c takes weight c modulo the number of weights."""
+"""Channels that share a weight: channel c has the weight c modulo the number of weights."""
 
 
 class AttentionWeights(NamedTuple):
-    """What an attention has learned beside its queries, keys and values, in the order in which edges meet it."""
+    """Learned tensors of an attention without its queries, keys and values, in the order of their use."""
 
     position: Tensor
     position_bias: Tensor
@@ -62,11 +62,11 @@ class AttentionWeights(NamedTuple):
 
 
 _ENTRIES_AT_ONCE = 2**18
-"""Edges times channels made at a time: 1 MB in float32, which stays in the cache between a kernel and a product."""
+"""Edges times channels of a chunk: 1 MB in float32, which stays in the cache between a kernel and a product."""
 
 
 class _Normalised(NamedTuple):
-    """A batch norm as it was met: `scale` is the inverse deviation times the weight. All but the norm (C,)."""
+    """Statistics of a batch norm in the forward pass: `scale` is the inverse deviation times the weight. All (C,)."""
 
     norm: nn.BatchNorm1d
     num_values: Tensor | None
@@ -80,10 +80,10 @@ class _Normalised(NamedTuple):
         return cls(norm, count, mean, inverse_deviation, weight * inverse_deviation)
 
     def answers(self, to_bias: Tensor, to_scaled: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The gradient of the norm's weight, and by how much the gradient of every normed value is lowered: a constant,
-        and a slope times the value's distance from the mean.
+        """Return the gradient of the norm's weight (C,), and that of the statistics.
 
-        `to_scaled` is the sum of gradient times that distance.
+        Dx -= constant + slope * (x - mean).
+        `to_scaled` is the sum of gradient times distance from the mean.
         """
         to_weight = to_scaled * self.inverse_deviation
         constant, slope = batch_statistics_gradients(
@@ -98,7 +98,10 @@ class _Normalised(NamedTuple):
 
 
 class FusedVectorAttention(Function):
-    """The attended values (P, C) of queries, keys and values (P, C); backward takes the autocast of forward."""
+    """Autograd function: the attended values (P, C) of queries, keys and values (P, C).
+
+    Backward uses forward's autocast.
+    """
 
     @staticmethod
     @custom_fwd(device_type="cpu")
@@ -111,6 +114,7 @@ class FusedVectorAttention(Function):
         value: Tensor,
         *weights: Tensor,
     ) -> Tensor:
+        """Compute the attended values (P, C) of query, key and value (P, C) over the edges (P, K)."""
         learned, index, count = AttentionWeights(*weights), edges.index, edges.count
         position, place = _places(edges, norms[0], learned)
         code, own = learned.code.mT.contiguous(), learned.code_bias - query
@@ -130,6 +134,7 @@ class FusedVectorAttention(Function):
     @once_differentiable
     @custom_bwd(device_type="cpu")
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
+        """Compute the gradients of all inputs from that of the attended values (P, C)."""
         key, own, value, place, mapped, weight, *weights = ctx.saved_tensors
         edges, (position, relation, reduced), learned = ctx.edges, ctx.norms, AttentionWeights(*weights)
         incoming = gradients[0].contiguous()
@@ -154,17 +159,17 @@ class FusedVectorAttention(Function):
 
 
 def _tiled(vector: Tensor, edges: Edges) -> Tensor:
-    """(G,) as often as there are neighbours, (K G,): narrow tensors (P, K G) are gone through in long rows."""
+    """Repeat a vector (G,) once per neighbour, (K G,): narrow tensors (P, K G) are processed in long rows."""
     return vector.repeat(edges.index.shape[1])
 
 
 def _summed(narrow: Tensor, edges: Edges) -> Tensor:
-    """The sum (G,) over edges of (P, K G)."""
+    """Sum (P, K G) over the edges: (G,)."""
     return narrow.sum(dim=0).view(edges.index.shape[1], -1).sum(dim=0)
 
 
 def _reduced(edges: Edges, norm: nn.BatchNorm1d, learned: AttentionWeights, mapped: Tensor) -> _Normalised:
-    """The norm of the first map of every relation, (P, K, G)."""
+    """Return the norm of the first map of every relation, (P, K, G)."""
     sums = None
     if uses_batch_statistics(norm):
         origin = mapped[:, 0].mean(dim=0)  # of every point's edge with itself, or with its twin
@@ -173,9 +178,9 @@ def _reduced(edges: Edges, norm: nn.BatchNorm1d, learned: AttentionWeights, mapp
 
 
 def _places(edges: Edges, norm: nn.BatchNorm1d, learned: AttentionWeights) -> tuple[_Normalised, Tensor]:
-    """The rectified map of every edge's place (P, K, 3); 0 where an edge is not real.
+    """Return the rectified map of every edge's relative position (P, K, 3), 0 for invalid edges, and its norm.
 
-    The statistics of a linear map of places follow from the first two moments of the places.
+    The statistics of a linear map of positions follow from the first two moments of the positions.
     """
     sums = None
     if uses_batch_statistics(norm):
@@ -192,7 +197,7 @@ def _places(edges: Edges, norm: nn.BatchNorm1d, learned: AttentionWeights) -> tu
 def _relation(
     edges: Edges, norm: nn.BatchNorm1d, learned: AttentionWeights, key: Tensor, own: Tensor, place: Tensor
 ) -> _Normalised:
-    """The norm of what edges carry, near + own + code of the place."""
+    """Return the norm of the relations, near + own + code of the position."""
     sums = None
     if uses_batch_statistics(norm):
         code = learned.code.mT.contiguous()
@@ -207,13 +212,13 @@ def _relation(
 def _scaled(
     learned: AttentionWeights, relation: _Normalised, key: Tensor, own: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Near, own and code of which edges carry what has gone through the norm."""
+    """Fold the norm into near, own and code, so that edges carry normalised values."""
     scale = relation.scale
     return key * scale, torch.addcmul(learned.relation_shift, own, scale), (learned.code.mT * scale).contiguous()
 
 
 def _parts(edges: Edges, like: Tensor) -> Iterator[tuple[slice, Tensor]]:
-    """Some points at a time, and room for what their edges carry, (points, K, C)."""
+    """Iterate over chunks of points, with scratch memory (points, K, C) for their edges."""
     num_points, num_places = edges.index.shape
     width = like.shape[1]
     step = max(1, _ENTRIES_AT_ONCE // (num_places * width))
@@ -226,7 +231,7 @@ def _parts(edges: Edges, like: Tensor) -> Iterator[tuple[slice, Tensor]]:
 def _mapped(
     edges: Edges, learned: AttentionWeights, relation: _Normalised, key: Tensor, own: Tensor, place: Tensor
 ) -> Tensor:
-    """The first map of every edge's rectified relation, (P, K, G)."""
+    """Compute the first map of every edge's rectified relation, (P, K, G)."""
     scaled = _scaled(learned, relation, key, own)
     num_weights = len(learned.reduce)
     mapped = key.new_empty((*edges.index.shape, num_weights))
@@ -241,8 +246,7 @@ def _mapped(
 
 
 class _ThroughReduction(NamedTuple):
-    """The gradients of the first map of relations (P, K, G) and of its bias, of the norm's weight and bias after it
-    (G,) and of the last map (G, G)."""
+    """Gradients of the reduction MLP: first map (P, K, G) and its bias, norm weight and bias (G,), last map (G, G)."""
 
     to_mapped: Tensor
     to_bias: Tensor
@@ -254,7 +258,7 @@ class _ThroughReduction(NamedTuple):
 def _through_reduction(
     edges: Edges, learned: AttentionWeights, reduced: _Normalised, mapped: Tensor, weight: Tensor, to_weight: Tensor
 ) -> _ThroughReduction:
-    """What `to_weight` (P, K, G) comes to."""
+    """Backward of the reduction MLP: gradients of its input and parameters from `to_weight` (P, K, G)."""
     norm = {"mean": reduced.mean, "scale": reduced.scale, "shift": learned.reduce_shift}
     found = score_gradients(to_weight, weight, mapped, learned.score, edges.count, **norm)
     to_scale, constant, slope = reduced.answers(found.to_shift, found.to_scaled)
@@ -269,9 +273,11 @@ def _through_reduction(
 
 
 class _ThroughRelation(NamedTuple):
-    """The gradients of near and own (P, C), of the map of places (C, 3), of the norm's weight and bias (C,) and of the
-    map that follows (G, C); and what statistics take from the gradient of a place: of its neighbour and of its point
-    (P, 3), and times the place (3, 3)."""
+    """Gradients of near and own (P, C), of the position map (C, 3), of the norm (C,) and of the next map (G, C).
+
+    Also the terms by which statistics lower the gradient of a position: of its neighbour and of its point (P, 3), and
+    times the position (3, 3).
+    """
 
     to_near: Tensor
     to_own: Tensor
@@ -294,7 +300,10 @@ def _through_relation(
     to_mapped: Tensor,
     to_place: Tensor,
 ) -> _ThroughRelation:
-    """What `to_mapped` (P, K, G) comes to; what it comes to at the places is added to `to_place`."""
+    """Backward of the relation from `to_mapped` (P, K, G).
+
+    The gradient of the positions is accumulated in `to_place`.
+    """
     scaled = _scaled(learned, relation, key, own)
     into, to_reduce = EdgeGradients.zeros(key, scaled[2]), torch.zeros_like(learned.reduce)
     rectified_room = torch.empty_like(next(_parts(edges, key))[1])
@@ -340,9 +349,9 @@ def _lowered(
     constant: Tensor,
     slope: Tensor,
 ) -> Tensor:
-    """Sums of gradients (P, C) over `count` (P, 1) edges, less the answer of the statistics.
+    """Return sums of gradients (P, C) over `count` (P, 1) edges, less the gradient of the statistics.
 
-    `carried` are the sums of what edges carry after the norm: times scale, plus shift.
+    `carried` are the sums of the edges' values after the norm: times scale, plus shift.
     """
     by_count = slope * learned.relation_shift - relation.scale * constant
     return (gradient * relation.scale).addcmul_(count, by_count).sub_(carried.mul_(slope))
@@ -356,7 +365,7 @@ def _through_position(
     to_place: Tensor,
     found: _ThroughRelation,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The gradients of the map of relative places, its bias, and its norm's weight and bias: all from a few sums."""
+    """Return the gradients of the position map, its bias, and its norm's weight and bias, all from a few sums."""
     sums = place_gradient_sums(
         *(to_place, place, edges.relative, edges.index, edges.count),
         of_near=found.of_near,

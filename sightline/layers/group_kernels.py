@@ -1,8 +1,8 @@
-"""What a network over groups of points does per member of a group, as kernels for the CPU.
+"""CPU kernels of MLPs over groups of points.
 
-Group m of a cloud has the members `index` (B, M, K); its member j carries u_j + v_m, where `of_points` (B, N, C) holds
-u and `of_centres` (B, M, C) holds v. All tensors are float32 or float64, on the CPU. A cloud is one row of work, and
-what is added up over the whole batch is added cloud after cloud: the bits do not depend on the number of threads.
+Group m of a cloud has the members `index` (B, M, K); its member j carries u_j + v_m, where `of_points` (B, N, C) is
+u and `of_centres` (B, M, C) is v. All tensors are float32 or float64, on the CPU. A cloud is one row of work, and
+sums over the batch are added cloud by cloud: the bits do not depend on the number of threads.
 """
 
 from __future__ import annotations
@@ -27,7 +27,10 @@ __all__ = [
 
 
 def group_sums(of_points: Tensor, of_centres: Tensor, index: Tensor, *, origin: Tensor) -> tuple[Tensor, Tensor]:
-    """The sums of u_j + v_m - origin and of its square over all members of all groups: (C,) and (C,), float64."""
+    """Compute the sums of u_j + v_m - origin and of its square over all members of all groups.
+
+    (C,) and (C,), float64.
+    """
     sums = np.zeros((2, len(index), of_points.shape[-1]))
     run_parallel(_add_up_groups, len(index), *_arrays(of_points, of_centres, index, origin), sums)
     total, total_of_squares = torch.from_numpy(sums.sum(axis=1))
@@ -35,7 +38,7 @@ def group_sums(of_points: Tensor, of_centres: Tensor, index: Tensor, *, origin: 
 
 
 def add_and_rectify(of_points: Tensor, of_centres: Tensor, index: Tensor, *, negative_slope: float = 0.0) -> Tensor:
-    """u_j + v_m of every member, times `negative_slope` where it is below zero: (B, M, K, C). NaN stays NaN."""
+    """Compute the leaky ReLU of u_j + v_m of every member: (B, M, K, C). NaN stays NaN."""
     result = of_points.new_empty((*index.shape, of_points.shape[-1]))
     leak = result.numpy().dtype.type(negative_slope)
     run_parallel(_add_and_rectify, len(index), leak, *_arrays(of_points, of_centres, index), result.numpy())
@@ -43,8 +46,11 @@ def add_and_rectify(of_points: Tensor, of_centres: Tensor, index: Tensor, *, neg
 
 
 class GroupGradients(NamedTuple):
-    """What reaches each point and centre through the activation of its members, and what batch statistics need of it:
-    per point, how many members it is (B, N, 1) and the sum of their v (B, N, C); per centre, the sum of its u."""
+    """Gradients of points (B, N, C) and centres (B, M, C), and the sums that the batch statistics need.
+
+    Per point, its number of memberships (B, N, 1) and the sum of their v (B, N, C); per centre, the sum of its u (B, M,
+    C).
+    """
 
     grad_points: Tensor
     to_centres: Tensor
@@ -62,7 +68,7 @@ def group_gradients(
     *,
     negative_slope: float = 0.0,
 ) -> GroupGradients:
-    """The transpose of `add_and_rectify`: `gradient` and `rectified`, its answer, are (B, M, K, C)."""
+    """Backward of `add_and_rectify`: `gradient` and `rectified`, its result, are (B, M, K, C)."""
     to_points, to_centres = torch.empty_like(of_points), torch.empty_like(of_centres)
     received, given = torch.empty_like(of_points), torch.empty_like(of_centres)
     degree = of_points.new_empty((*of_points.shape[:2], 1))
@@ -74,8 +80,10 @@ def group_gradients(
 
 
 class Extremes(NamedTuple):
-    """Per group: the extreme (B, M, C) and the place (B, M, C) int32 in the group where it stands; per channel, the
-    sums of value - origin and of its square over all members (C,), float64."""
+    """Extremes of groups: values (B, M, C) and slots (B, M, C) int32.
+
+    Sums of value - origin and its square (C,) float64.
+    """
 
     extreme: Tensor
     argmax: Tensor
@@ -84,9 +92,9 @@ class Extremes(NamedTuple):
 
 
 def extremes_and_sums(values: Tensor, *, sign: Tensor, origin: Tensor) -> Extremes:
-    """Of `values` (B, M, K, C): the largest where `sign` (C,) is 1, the smallest where -1, the first where 0.
+    """Find the maximum of each group of `values` (B, M, K, C) where `sign` (C,) is 1, the minimum where -1.
 
-    Equal values: the first of them. A NaN is the extreme of its group.
+    The first member where `sign` is 0, and of equal values the first. A NaN is the extreme of its group.
     """
     num_samples, num_groups, _, width = values.shape
     extreme = values.new_empty((num_samples, num_groups, width))
@@ -99,7 +107,10 @@ def extremes_and_sums(values: Tensor, *, sign: Tensor, origin: Tensor) -> Extrem
 def extremes_gradient(
     values: Tensor, place: Tensor, *, chosen: Tensor, constant: Tensor, slope: Tensor, mean: Tensor
 ) -> Tensor:
-    """`chosen` (B, M, C) at the member that `place` names, less `constant` + `slope` (value - `mean`) everywhere."""
+    """Backward of a group extreme and batch norm: (B, M, K, C).
+
+    It is `chosen` (B, M, C) at the member `place`, less `constant` + `slope` (value - `mean`) everywhere.
+    """
     result = torch.empty_like(values)
     inputs = _arrays(values, place, chosen, constant, slope, mean)
     run_parallel(_spread_extremes, len(values), *inputs, result.numpy())

@@ -1,9 +1,9 @@
-"""A shared network over the members of groups of points, and the largest response over each group.
+"""A shared MLP over the members of groups of points, with max pooling over each group.
 
-`PlainGroupedMLP` is torch step by step: the tested reference. `GroupedMLP` gives the same numbers and gradients. Its
-first linear map is never applied to members: what a member carries is a map of its point plus a map of its group's
-centre. Its last batch norm and activation keep the order of the values of a channel, or turn it round where the norm's
-weight is negative, so that the extreme is taken first and they see one value per group.
+`PlainGroupedMLP` is torch step by step: the tested reference. `GroupedMLP` has the same numbers and gradients. Its
+first linear map is never applied to members: a member's value is a map of its point plus a map of its group's
+centre. Its last batch norm and activation preserve the order of the values of a channel, or reverse it if the norm's
+weight is negative, so that the extreme is taken first and they process one value per group.
 """
 
 from __future__ import annotations
@@ -39,12 +39,12 @@ __all__ = ["GroupedMLP", "PlainGroupedMLP"]
 
 
 class PlainGroupedMLP(nn.Module):
-    """Layers of linear map, batch norm and ReLU over every member, and the maximum over the members of each group.
+    """Shared MLP of linear map, batch norm and ReLU over every member, with max pooling over each group. Plain form.
 
-    The first linear map is given as its two parts: `forward(of_points (B, N, C), of_centres (B, M, C), index (B, M, K))
-    -> (B, M, widths[-1])`, where member j of group m carries of_points[j] + of_centres[m] and C is widths[0]. Callers
-    apply `first_linear`, in whatever way their members are made; `over_edges` is one of them. The ReLU leaks by
-    `negative_slope`. Source: Qi et al. 2017 (PointNet++), equation 1.
+    The first linear map is passed as its two parts: `forward(point_terms (B, N, C), of_centres (B, M, C), index (B, M,
+    K)) -> (B, M, widths[-1])`, where member j of group m is point_terms[j] + of_centres[m] and C is widths[0]. Callers
+    apply `first_linear` as suits their members; `over_edges` is one way. The ReLU leaks by `negative_slope`.
+    Source: Qi et al. 2017 (PointNet++), equation 1.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class PlainGroupedMLP(nn.Module):
 
     @property
     def first_linear(self) -> nn.Linear:
-        """The map of what a member carries, (..., in_channels) -> (..., widths[0])."""
+        """First linear map of members, (..., in_channels) -> (..., widths[0])."""
         return self._each_layer[0].linear
 
     @property
@@ -68,18 +68,19 @@ class PlainGroupedMLP(nn.Module):
         return [cast(LinearNorm, layer) for layer in self.layers]
 
     def forward(self, point_terms: Tensor, of_centres: Tensor, index: Tensor) -> Tensor:
+        """Map point_terms (B, N, C), of_centres (B, M, C), index (B, M, K) -> (B, M, widths[-1])."""
         values = gather_points(point_terms, index) + of_centres[:, :, None]
         return self.after_first_linear(values)
 
     def over_edges(self, features: Tensor, own: Tensor, index: Tensor) -> Tensor:
-        """Of members that carry (f_j - f_m, f_m): `features` (B, N, C), `own` (B, M, C) -> (B, M, widths[-1])."""
+        """Apply the MLP to edges (f_j - f_m, f_m): `features` (B, N, C), `own` (B, M, C) -> (B, M, widths[-1])."""
         members_BMKC = gather_points(features, index)
         own_BMKC = own[:, :, None].expand_as(members_BMKC)
         edges = torch.cat([members_BMKC - own_BMKC, own_BMKC], dim=-1)
         return self.after_first_linear(self.first_linear(edges))
 
     def after_first_linear(self, values: Tensor) -> Tensor:
-        """The rest of the network, for members (B, M, K, widths[0]) that are there already: (B, M, widths[-1])."""
+        """Apply the layers after the first linear map to members (B, M, K, widths[0]): (B, M, widths[-1])."""
         first, *others = self._each_layer
         values = first.normalise_and_activate(values)
         for layer in others:
@@ -88,14 +89,16 @@ class PlainGroupedMLP(nn.Module):
 
 
 class GroupedMLP(PlainGroupedMLP):
-    """`PlainGroupedMLP` with fewer passes over its members: same state, numbers, gradients and running statistics.
+    """Fused `PlainGroupedMLP` with fewer passes over its members.
 
-    On a GPU, in half precision, under torch.compile and without numba it is the plain form. Where equal responses tie,
-    or the last norm's weight is exactly 0, the gradient goes to the member that stands first in `index`.
+    Same state, numbers, gradients and running statistics.
+    On a GPU, in half precision, under torch.compile and without numba it is the plain form. If equal responses tie,
+    or the last norm's weight is exactly 0, the gradient goes to the member that comes first in `index`.
     Source: as the plain form; Ioffe and Szegedy 2015, algorithm 1, for the statistics over all members.
     """
 
     def forward(self, point_terms: Tensor, of_centres: Tensor, index: Tensor) -> Tensor:
+        """Map point_terms (B, N, C), of_centres (B, M, C), index (B, M, K) -> (B, M, widths[-1])."""
         if not can_use_numba(point_terms, of_centres):
             return super().forward(point_terms, of_centres, index)
         assert_same_form(point_terms, of_centres, name="of_centres")
@@ -111,6 +114,7 @@ class GroupedMLP(PlainGroupedMLP):
         return cast(Tensor, last.activation(_NormedExtreme.apply(mapped, norm.weight, norm.bias, norm)))
 
     def over_edges(self, features: Tensor, own: Tensor, index: Tensor) -> Tensor:
+        """Apply the MLP to edges (f_j - f_m, f_m): `features` (B, N, C), `own` (B, M, C) -> (B, M, widths[-1])."""
         of_difference, of_own = self.first_linear.weight.chunk(2, dim=1)
         # Any origin gives the same differences. Near the middle of the cloud the two parts do not cancel.
         origin_B1C = features.detach().mean(dim=1, keepdim=True)
@@ -173,7 +177,7 @@ class _RectifiedGroups(Function):
 
 
 class _NormedExtreme(Function):
-    """The maximum over k of batch_norm(values), (B, M, C), from `values` (B, M, K, C)."""
+    """Maximum over k of batch_norm(values), (B, M, C), from `values` (B, M, K, C)."""
 
     @staticmethod
     def forward(ctx: Any, values: Tensor, weight: Tensor, bias: Tensor, norm: nn.BatchNorm1d) -> Tensor:
@@ -214,5 +218,5 @@ def _rectifier(negative_slope: float) -> nn.Module:
 
 
 def _mean_of_rows(values: Tensor) -> Tensor:
-    """(B, M, C) -> (C,); zero where a process has no rows at all."""
+    """Return the mean row: (B, M, C) -> (C,); zero if a process has no rows at all."""
     return values.sum(dim=(0, 1)) / max(1, values.shape[0] * values.shape[1])

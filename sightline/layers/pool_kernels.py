@@ -1,7 +1,7 @@
-"""The passes of a fused norm, leaky activation and pooling over the points of a cloud, compiled.
+"""CPU kernels of fused batch norm, leaky activation and pooling over the points of a cloud.
 
-`values` (B, N, C) are what comes before the norm; the norm is `(values - mean) * scale + offset` per channel. Sums
-go through blocks of points in the given type and on in float64: exact enough whatever the number of points.
+`values` (B, N, C) are the inputs of the norm, which is `(values - mean) * scale + offset` per channel. Sums are taken
+over blocks of points in the input's dtype and then in float64: exact enough for any number of points.
 """
 
 from __future__ import annotations
@@ -17,13 +17,15 @@ from sightline.numba_kernels import numba_kernel, run_parallel
 __all__ = ["LinearExtremes", "linear_extremes", "linear_extremes_gradient", "pool", "pool_gradient", "sums_about"]
 
 _ENTRIES_AT_ONCE = 2**21
-"""Products held at a time by `linear_extremes`: 8 MB in float32."""
+"""Products of a chunk in `linear_extremes`: 8 MB in float32."""
 _SAMPLES_OF_A_PART = 8
 
 
 class LinearExtremes(NamedTuple):
-    """Per sample: the extreme entry (B, C) and its first point (B, C) int64; per channel, float64: the sums of all
-    entries and of their squares (C,)."""
+    """Per sample, the extreme entry (B, C) and its first point (B, C) int64.
+
+    Sums of entries and squares (C,) float64.
+    """
 
     extreme: Tensor
     place: Tensor
@@ -32,10 +34,10 @@ class LinearExtremes(NamedTuple):
 
 
 def linear_extremes(values: Tensor, weight: Tensor, *, sign: Tensor) -> LinearExtremes:
-    """The largest entry over N of values (B, N, D) times weight (C, D); the product is never held whole.
+    """Find the largest entry (B, C) over N of values (B, N, D) times weight (C, D), without storing the product.
 
-    `values` may be bfloat16 beside a weight in float32: it is the products' format, and sums are those of their values.
-    The smallest where `sign` (C,) is -1, the first where it is 0; NaN wins.
+    `values` may be bfloat16 with a weight in float32: products are then rounded to bfloat16, and sums are of those
+    values. The smallest where `sign` (C,) is -1, the first where it is 0; NaN wins.
     """
     num_samples, num_points, _ = values.shape
     extreme = weight.new_empty((num_samples, len(weight)))
@@ -52,7 +54,10 @@ def linear_extremes(values: Tensor, weight: Tensor, *, sign: Tensor) -> LinearEx
 
 
 def linear_extremes_gradient(values: Tensor, weight: Tensor, place: Tensor, *, chosen: Tensor) -> tuple[Tensor, Tensor]:
-    """What reaches values (B, N, D) and weight (C, D) through the entries at `place`, whose gradients are `chosen`."""
+    """Backward of `linear_extremes`.
+
+    Gradients of values (B, N, D) and weight (C, D) from `chosen` (B, C) at `place` (B, C).
+    """
     values = values.to(weight.dtype)
     to_values = torch.zeros_like(values)
     # One part of the weight's gradient per few samples, whatever the threads: the same order of adding.
@@ -64,7 +69,7 @@ def linear_extremes_gradient(values: Tensor, weight: Tensor, place: Tensor, *, c
 
 
 def sums_about(values: Tensor, shift: Tensor) -> tuple[np.ndarray, np.ndarray]:
-    """Sums over all points of values - shift and of its square, (C,) float64."""
+    """Compute the sums over all points (B, N, C) of values - shift and of its square, (C,) float64."""
     sums = np.zeros((2, len(values), values.shape[2]))
     run_parallel(_sum_about, len(values), values.numpy(), shift.numpy(), sums)
     return sums[0].sum(axis=0), sums[1].sum(axis=0)
@@ -73,8 +78,11 @@ def sums_about(values: Tensor, shift: Tensor) -> tuple[np.ndarray, np.ndarray]:
 def pool(
     values: Tensor, *, mean: Tensor, scale: Tensor, offset: Tensor, negative_slope: float
 ) -> tuple[Tensor, Tensor, Tensor, np.ndarray]:
-    """Maximum (B, C), its first point (B, C) int64, mean (B, C); and what gradients need, (2, B, C) float64: the sums
-    over the points of the activation's derivative, and of derivative times (value - mean). NaN wins the maximum."""
+    """Compute maximum (B, C), its first point (B, C) int64, mean (B, C), and slopes (2, B, C) float64 for backward.
+
+    The slopes are the sums over the points of the activation's derivative, and of derivative times (value - mean). NaN
+    wins the maximum.
+    """
     shape = (len(values), values.shape[2])
     best, place, average = values.new_empty(shape), torch.empty(shape, dtype=torch.int64), values.new_empty(shape)
     slopes = np.zeros((2, *shape))
@@ -97,10 +105,10 @@ def pool_gradient(
     constant: Tensor,
     slope: Tensor,
 ) -> Tensor:
-    """The gradient of `values`: activation, norm and the answer of the batch's statistics, in one pass.
+    """Compute the gradient of `values` (B, N, C): activation, norm and batch statistics, in one pass.
 
-    `to_average` (B, C) reaches every point, `to_best` (B, C) the point `place`; `constant` and `slope` (C,) are the two
-    terms of batch statistics, - constant - slope * (values - mean).
+    `to_average` (B, C) is the gradient of the mean, `to_best` (B, C) that of the maximum at point `place`; `constant`
+    and `slope` (C,) are the two terms of batch statistics, - constant - slope * (values - mean).
     """
     result = values.new_empty(values.shape)
     leak = values.numpy().dtype.type(negative_slope)

@@ -1,4 +1,4 @@
-"""The end of a point network's encoder: a linear map, batch norm, a leaky activation, then pooling over the points."""
+"""Final layer of a point network's encoder: linear map, batch norm, leaky activation, then pooling over the points."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ __all__ = ["LinearNormMax", "LinearNormPool"]
 
 
 class LinearNormMax(LinearNorm):
-    """`LinearNorm` with an activation that never falls, and the maximum of its values over the points.
+    """`LinearNorm` with a monotone activation, and max pooling over the points.
 
-    (B, N, in_channels) -> (B, out_channels). The plain form (`fused=False`, the tested reference) keeps several arrays
-    of B*N*out_channels and multiplies by the weight three times a step. Here, on the CPU, W x is made once, in pieces;
-    what the batch's statistics answer to x, slopes times W x, is one matrix of in_channels squared; all else that
-    backward needs is one row per maximum. Numbers, gradients and running statistics are the same. Of equal maxima, and
-    where the norm's weight is exactly 0, the first point takes the gradient. Under bf16 autocast x less its mean is
-    held, and multiplied, in bfloat16; sums, norm and maxima (the result too) are float32.
+    (B, N, in_channels) -> (B, out_channels). The plain form (`fused=False`, the tested reference) stores several arrays
+    of B*N*out_channels and multiplies by the weight three times a step. Here, on the CPU, W x is computed once, in
+    chunks; the gradient of the batch statistics in x, slopes times W x, is one matrix of in_channels squared; all else
+    that backward needs is one row per maximum. Numbers, gradients and running statistics are the same. Of equal maxima,
+    and if the norm's weight is exactly 0, the first point gets the gradient. Under bf16 autocast x less its mean is
+    stored, and multiplied, in bfloat16; sums, norm and maxima (the result too) are float32.
     """
 
     def __init__(
@@ -48,6 +48,7 @@ class LinearNormMax(LinearNorm):
         self.fused = fused
 
     def forward(self, values: Tensor) -> Tensor:
+        """Map values (B, N, in_channels) -> (B, out_channels)."""
         lowered, norm = cpu_autocast_dtype(), self.norm
         if (
             not self.fused
@@ -62,11 +63,11 @@ class LinearNormMax(LinearNorm):
 
 
 class LinearNormPool(LinearNorm):
-    """`LinearNorm` with a leaky activation, then the maximum and the mean of its values over the points.
+    """`LinearNorm` with a leaky activation, then max and mean pooling: (B, N, in_channels) -> (B, 2 * out_channels).
 
-    (B, N, in_channels) -> (B, 2 * out_channels), the maxima first. On the CPU only the linear map's values are held,
-    one of the five arrays of their size that the plain form (`fused=False`, the tested reference) keeps; numbers,
-    gradients and running statistics are the same. Of equal maxima the first point takes the gradient.
+    The maxima come first. On the CPU only the linear map's values are stored, one of the five arrays of their size that
+    the plain form (`fused=False`, the tested reference) stores; numbers, gradients and running statistics are the same.
+    Of equal maxima the first point gets the gradient.
     """
 
     def __init__(self, *, in_channels: int, out_channels: int, negative_slope: float, fused: bool = True) -> None:
@@ -77,6 +78,7 @@ class LinearNormPool(LinearNorm):
         self.fused = fused
 
     def forward(self, values: Tensor) -> Tensor:
+        """Map values (B, N, in_channels) -> (B, 2 * out_channels)."""
         mapped = self.linear(values)
         wide = mapped.float() if mapped.dtype == torch.bfloat16 else mapped
         if self.fused and can_use_numba(wide, self.norm.weight, self.norm.bias):
@@ -140,16 +142,16 @@ class _NormedPool(Function):
 
 
 def _sums_near_their_mean(values: Tensor) -> ShiftedSums:
-    """The sums of all points about the mean of some of them."""
+    """Return the sums of all points about the mean of some of them."""
     near_mean = values[:, :: max(1, values.shape[1] // 16)].mean(dim=(0, 1)).nan_to_num()  # NaN: a part without samples
     total, total_of_squares = (torch.from_numpy(array) for array in sums_about(values, near_mean))
     return ShiftedSums(near_mean.double(), total, total_of_squares, values.shape[0] * values.shape[1])
 
 
 class _LinearNormedMax(Function):
-    """The maximum over N of batch_norm(x W^T + b), (B, C), from x (B, N, D), W (C, D), b (C,) or None.
+    """Maximum over N of batch_norm(x W^T + b), (B, C), from x (B, N, D), W (C, D), b (C,) or None.
 
-    Backward takes the autocast of forward, wherever it is called.
+    Backward uses the autocast of forward, wherever it is called.
     """
 
     @staticmethod

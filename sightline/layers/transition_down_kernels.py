@@ -1,8 +1,8 @@
-"""The largest of what the edges of ragged clouds carry, channel by channel, as kernels for the CPU.
+"""CPU kernels of transition down: the maximum per channel over the edges of packed clouds.
 
-Query m has the neighbours `index` (M, K), of which the first `count` (M,) are real, at least one. Edge (m, j) carries
-u_j + v_m, where `near` (N, C) holds u and `own` (M, C) holds v; float32 or all float64. Rows of work are shares of the
-channels: what is added up is added by one thread, edge after edge, and has the same bits for any number of threads.
+Query m has the neighbours `index` (M, K), of which the first `count` (M,) are valid, at least one. Edge (m, j) carries
+u_j + v_m, where `near` (N, C) is u and `own` (M, C) is v; all float32 or all float64. Rows of work are shares of the
+channels: every sum is added by one thread, edge by edge, and has the same bits for any number of threads.
 """
 
 from __future__ import annotations
@@ -19,12 +19,14 @@ __all__ = ["EdgeExtremes", "edge_extremes", "edge_extremes_gradient"]
 
 _NUM_SHARES = 8
 _EDGES_OF_A_SUM = 64
-"""Added in the given type, then on in float64: exact enough whatever the number of edges."""
+"""Edges added in the input's dtype before the sum goes on in float64: exact enough for any number of edges."""
 
 
 class EdgeExtremes(NamedTuple):
-    """Per query: the extreme (M, C) and the place (M, C) int32 among its neighbours where it stands; per channel, the
-    sums over all edges of what they carry and of its square (C,), float64."""
+    """Extremes (M, C) of the queries' edges and their slots (M, C) int32.
+
+    Sums of edge values and squares (C,) float64.
+    """
 
     extreme: Tensor
     place: Tensor
@@ -33,7 +35,10 @@ class EdgeExtremes(NamedTuple):
 
 
 def edge_extremes(near: Tensor, own: Tensor, index: Tensor, count: Tensor, *, sign: Tensor) -> EdgeExtremes:
-    """The largest where `sign` (C,) is 1, the smallest where -1, the first where 0. NaN wins; ties go to the first."""
+    """Find the largest edge value (M, C) of each query where `sign` is 1, the smallest where -1, the first where 0.
+
+    NaN wins; ties go to the first.
+    """
     extreme, place = torch.empty_like(own), torch.empty(own.shape, dtype=torch.int32)
     sums = np.zeros((2, own.shape[1]))
     arrays = _arrays(near, own, index, count, sign)
@@ -52,8 +57,11 @@ def edge_extremes_gradient(
     constant: Tensor,
     slope: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """What reaches near (N, C) and own (M, C): `chosen` (M, C) by the edge at `place`, and by every edge
-    - `constant` - `slope` * what it carries, all (C,)."""
+    """Backward of `edge_extremes` and batch norm: gradients of near (N, C) and own (M, C).
+
+    The gradient of an edge is `chosen` (M, C) at the slot `place`, and at every edge - `constant` - `slope` * its
+    value, all (C,).
+    """
     to_near, to_own = torch.zeros_like(near), torch.empty_like(own)
     arrays = _arrays(near, own, index, count, place, chosen, constant, slope)
     run_parallel(_spread, _NUM_SHARES, *arrays, to_near.numpy(), to_own.numpy())

@@ -1,4 +1,4 @@
-"""From one resolution of ragged clouds to the next: down to fewer points, up to more; and a cloud as a whole."""
+"""Transitions between resolutions of packed clouds: transition down, transition up, and global context."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ __all__ = ["GlobalContext", "PlainTransitionDown", "TransitionDown", "Transition
 
 
 class PlainTransitionDown(nn.Module):
-    """Every kept point takes the largest response, channel by channel, of a learned map of its neighbours.
+    """Transition down: each sampled point is the maximum per channel of a learned map of its neighbours. Plain form.
 
-    `forward(features (N, in_channels) of the finer level, level) -> (P, out_channels)`. A neighbour carries its place
+    `forward(features (N, in_channels) of the finer level, level) -> (P, out_channels)`. A neighbour has its position
     relative to the point, then its features. A level with the points of the finer one has the map of each point alone.
     Source: Zhao et al. 2021 (Point Transformer), section 3.4, transition down.
     """
@@ -39,6 +39,7 @@ class PlainTransitionDown(nn.Module):
         self.edge = LinearNorm(in_channels=width, out_channels=out_channels, activation=nn.ReLU())
 
     def forward(self, features: Tensor, level: PyramidLevel) -> Tensor:
+        """Map features (N, in_channels) of the finer level -> (P, out_channels)."""
         if level.downsampling is None:
             return self.edge(features)
         edges = level.downsampling
@@ -53,17 +54,19 @@ class PlainTransitionDown(nn.Module):
 
 
 class TransitionDown(PlainTransitionDown):
-    """`PlainTransitionDown` with its map applied to points: same state, numbers, gradients and running statistics.
+    """Fused `PlainTransitionDown` with its map applied to points.
 
-    W (p_j - p_m, f_j) is a map of point j plus a map of point m, and batch norm and rectifier keep the order of the
-    values of a channel, or turn it round where the norm's weight is negative: the extreme is taken first. Under
+    Same state, numbers, gradients and running statistics.
+    W (p_j - p_m, f_j) is a map of point j plus a map of point m, and batch norm and ReLU preserve the order of the
+    values of a channel, or reverse it if the norm's weight is negative: the extreme is taken first. Under
     bf16 autocast the map of features alone is rounded. On a GPU, with weights in half precision, under torch.compile
-    and without numba it is the plain form. Where equal responses tie, or the norm's weight is exactly 0, the gradient
+    and without numba it is the plain form. If equal responses tie, or the norm's weight is exactly 0, the gradient
     goes to the nearest neighbour among them.
     Source: as the plain form; Ioffe and Szegedy 2015, algorithm 1, for the statistics over all edges.
     """
 
     def forward(self, features: Tensor, level: PyramidLevel) -> Tensor:
+        """Map features (N, in_channels) of the finer level -> (P, out_channels)."""
         linear, norm, lowered = self.edge.linear, self.edge.norm, cpu_autocast_dtype()
         is_kernels = lowered != torch.float16 and can_use_numba(
             features, level.points, linear.weight, extra_dtype=lowered
@@ -84,7 +87,7 @@ class TransitionDown(PlainTransitionDown):
 
 
 class _NormedExtreme(Function):
-    """The maximum over the neighbours j of query m of batch_norm(u_j + v_m), (M, C), from u (N, C) and v (M, C)."""
+    """Maximum over the neighbours j of query m of batch_norm(u_j + v_m), (M, C), from u (N, C) and v (M, C)."""
 
     @staticmethod
     def forward(
@@ -129,7 +132,7 @@ class _NormedExtreme(Function):
 
 
 class TransitionUp(nn.Module):
-    """Features of the finer level, its own and those of the coarser one interpolated among three points, added.
+    """Transition up: skip features of the finer level plus coarse features interpolated from three points.
 
     `forward(features (N, out_channels) of the finer level, coarse (P, in_channels), level) -> (N, out_channels)`,
     `level` being the coarser one. Source: Zhao et al. 2021 (Point Transformer), section 3.4, transition up.
@@ -141,6 +144,7 @@ class TransitionUp(nn.Module):
         self.coarse = _relu_layer(in_channels, out_channels)
 
     def forward(self, features: Tensor, coarse: Tensor, level: PyramidLevel) -> Tensor:
+        """Map features (N, out_channels), coarse (P, in_channels) -> (N, out_channels)."""
         assert level.interpolation is not None, "the first level is the finest"
         mapped = self.coarse(coarse)
         weights = level.interpolation.weights.to(mapped.dtype)
@@ -150,8 +154,9 @@ class TransitionUp(nn.Module):
 
 
 class GlobalContext(nn.Module):
-    """Every point of a cloud beside a map of the cloud's mean: `forward(features (P, C), offsets) -> (P, C)`.
+    """Global context: each point's features joined with a map of its cloud's mean.
 
+    `forward(features (P, C), offsets (S+1,)) -> (P, C)`.
     Source: the authors' code of Zhao et al. 2021 (Point Transformer), the first step of its decoder.
     """
 
@@ -161,13 +166,14 @@ class GlobalContext(nn.Module):
         self.mix = _relu_layer(2 * channels, channels)
 
     def forward(self, features: Tensor, offsets: Tensor) -> Tensor:
+        """Map features (P, C), offsets (S+1,) -> (P, C)."""
         of_cloud = self.mean(segment_mean(features, offsets)).relu()
         of_point = of_cloud.repeat_interleave(offsets.diff(), dim=0, output_size=len(features))
         return self.mix(torch.cat([features, of_point], dim=-1))
 
 
 def segment_mean(features: Tensor, offsets: Tensor) -> Tensor:
-    """The mean of each cloud's rows: (P, C) -> (S, C); zero for a cloud without points."""
+    """Compute the mean of each cloud's rows: (P, C), offsets (S+1,) -> (S, C); zero for a cloud without points."""
     sizes = offsets.diff()
     cloud = torch.arange(len(sizes), device=features.device).repeat_interleave(sizes, output_size=len(features))
     total = features.new_zeros((len(sizes), features.shape[1])).index_add(0, cloud, features)

@@ -1,12 +1,12 @@
-"""What fused vector attention does per edge and channel, as kernels for the CPU.
+"""CPU kernels of fused vector attention, per edge and channel.
 
-Point i has the neighbours `index` (P, K), of which the first `count` (P,) are real. Edge (i, j) carries
-near_j + own_i + C h_ij: `near` and `own` are (P, C), `code` (3, C) holds the matrix, `place` (P, K, 3) the h. Weights
-(P, K, G) are shared: channel c takes weight c modulo G, and the C / G channels of a weight lie G apart. All tensors are
+Point i has the neighbours `index` (P, K), of which the first `count` (P,) are valid. Edge (i, j) carries
+near_j + own_i + C h_ij: `near` and `own` are (P, C), `code` (3, C) is the matrix, `place` (P, K, 3) is h. Weights
+(P, K, G) are shared: channel c has weight c modulo G, and the C / G channels of a weight are G apart. All tensors are
 float32 or all float64.
 
-Rows of work are either points, or shares: the G channels from t G on. Whatever is added up over edges is added by the
-one thread that has the share, edge after edge: the bits do not depend on the number of threads.
+Rows of work are either points, or shares: the G channels from t G on. Every sum over edges is added by the one thread
+that has the share, edge by edge: the bits do not depend on the number of threads.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ __all__ = [
 ]
 
 _EDGES_OF_A_SUM = 64
-"""Added in the given type, then on in float64: exact enough whatever the number of edges."""
+"""Edges added in the input's dtype before the sum goes on in float64: exact enough for any number of edges."""
 
 
 def edge_sums(
     near: Tensor, own: Tensor, code: Tensor, place: Tensor, index: Tensor, count: Tensor, *, num_shares: int
 ) -> tuple[Tensor, Tensor]:
-    """The sums of what real edges carry, and of its square: (C,) and (C,), float64."""
+    """Compute the sums of the values of valid edges, and of their squares: (C,) and (C,), float64."""
     sums = np.zeros((2, near.shape[1]))
     run_parallel(_add_up, num_shares, num_shares, *_arrays(near, own, code, place, index, count), sums)
     return torch.from_numpy(sums[0]), torch.from_numpy(sums[1])
@@ -50,15 +50,16 @@ def edge_sums(
 def relu_edges(
     points: slice, near: Tensor, own: Tensor, code: Tensor, place: Tensor, index: Tensor, count: Tensor, *, out: Tensor
 ) -> None:
-    """Writes max(carried, 0) of the edges of some points into `out` (points, K, C); 0 in places that are not real."""
+    """Write the ReLU of the edge values of some points into `out` (points, K, C); 0 in invalid slots."""
     given = (near, own[points], code, place[points], index[points], count[points])
     run_parallel(_rectify, len(given[1]), *_arrays(*given), out.numpy())
 
 
 class EdgeGradients(NamedTuple):
-    """What gradients of edges come to, added to as the edges are gone through, some at a time: at their neighbours and
-    at their points (P, C), and times their places (3, C); and, for the statistics, what edges carry, per neighbour and
-    per point (P, C)."""
+    """Accumulated gradients of edges: of neighbours and points (P, C), and of the code (3, C).
+
+    For the statistics, also the sums of edge values per neighbour and per point (P, C).
+    """
 
     grad_neighbours: Tensor
     to_own: Tensor
@@ -68,6 +69,7 @@ class EdgeGradients(NamedTuple):
 
     @classmethod
     def zeros(cls, near: Tensor, code: Tensor) -> EdgeGradients:
+        """Allocate zero gradients for `near` (P, C) and `code` (3, C)."""
         return cls(*(torch.zeros_like(each) for each in (near, near, code, near, near)))
 
 
@@ -87,9 +89,9 @@ def rectified_gradients(
     to_place: Tensor,
     num_shares: int,
 ) -> None:
-    """The transpose of `rectified_edges`, for some points: `gradient` (points, K, C) becomes that of what is carried.
+    """Backward of `relu_edges` for some points: `gradient` (points, K, C) is replaced by that of the edge values.
 
-    Also writes `rectified` once more, adds to `into`, and adds `reading` (3, C) times the gradient to `to_place`.
+    Also writes `rectified` again, adds to `into`, and adds `reading` (3, C) times the gradient to `to_place`.
     """
     given = _arrays(near, own[points], code, place[points], index[points], count[points])
     room = (gradient.numpy(), rectified.numpy())
@@ -102,15 +104,17 @@ def rectified_gradients(
 
 
 def rectified_places(relative: Tensor, matrix: Tensor, shift: Tensor, count: Tensor) -> Tensor:
-    """max(A d + b, 0) of the place d of every edge, (P, K, 3), with A (3, 3) and b (3,); 0 where it is not real."""
+    """Compute max(A d + b, 0) of the position d of every edge, (P, K, 3), with A (3, 3) and b (3,).
+
+    0 for invalid edges.
+    """
     result = torch.empty_like(relative)
     run_parallel(_rectify_places, len(relative), *_arrays(relative, matrix, shift, count), result.numpy())
     return result
 
 
 class PositionMoments(NamedTuple):
-    """Sums over edges: of places h, per neighbour and per point (P, 3); of h h^T (3, 3); and how many there are per
-    neighbour (P, 1)."""
+    """Sums over edges: of positions h per neighbour and per point (P, 3), of h h^T (3, 3), and degree (P, 1)."""
 
     received: Tensor
     given: Tensor
@@ -119,7 +123,7 @@ class PositionMoments(NamedTuple):
 
 
 def place_moments(place: Tensor, index: Tensor, count: Tensor) -> PositionMoments:
-    """See `PlaceMoments`."""
+    """Compute the `PositionMoments` of positions (P, K, 3) with index (P, K) and count (P,)."""
     num_points = len(place)
     received, given = place.new_zeros(num_points, 3), place.new_zeros(num_points, 3)
     squares, degree = np.zeros((3, 3)), place.new_zeros(num_points, 1)
@@ -132,8 +136,10 @@ def place_moments(place: Tensor, index: Tensor, count: Tensor) -> PositionMoment
 def norm_sums(
     near: Tensor, own: Tensor, gradients: EdgeGradients, moments: PositionMoments, *, num_shares: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Sums over edges of near + own, which leaves the code out, times the gradient (C,) and times the place (C, 3); and
-    of the gradient alone (C,)."""
+    """Sum over edges near + own times the gradient (C,) and times the position (C, 3), and the gradient (C,).
+
+    near + own are the edge values without the code, (P, C) each.
+    """
     sums = np.zeros((5, near.shape[1]))
     given = (near, own, gradients.grad_neighbours, gradients.to_own, moments.received, moments.given)
     run_parallel(_sum_over_points, num_shares, num_shares, *_arrays(*given), sums)
@@ -152,10 +158,10 @@ def place_gradient_sums(
     of_own: Tensor,
     of_place: Tensor,
 ) -> Tensor:
-    """Sums over edges of a gradient where the place is above zero: times the relative place, and times 1, (3, 4).
+    """Sum over edges a gradient where the position is above zero: times the relative position, and times 1: (3, 4).
 
     The gradient of an edge is `to_place` (P, K, 3) less `of_near` (P, 3) of its neighbour, `of_own` (P, 3) of its point
-    and `of_place` (3, 3) times its place.
+    and `of_place` (3, 3) times its position.
     """
     sums = np.zeros((3, 4))
     given = (to_place, place, relative, index, count, of_near, of_own, of_place)
@@ -166,7 +172,7 @@ def place_gradient_sums(
 def weighted_messages(
     value: Tensor, code: Tensor, place: Tensor, weight: Tensor, index: Tensor, count: Tensor
 ) -> Tensor:
-    """The sum over the edges of a point of weight times (value_j + C h_ij): (P, C)."""
+    """Compute the sum over the edges of a point of weight times (value_j + C h_ij): (P, C)."""
     result = torch.empty_like(value)
     shares = (-1, weight.shape[2])
     given = (value.unflatten(1, shares), code.unflatten(1, shares), place, weight, index, count)
@@ -177,9 +183,9 @@ def weighted_messages(
 def weighted_messages_backward(
     gradient: Tensor, value: Tensor, code: Tensor, place: Tensor, weight: Tensor, index: Tensor, count: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """What `gradient` (P, C) of `weighted_messages` comes to: at the values, the code, the places and the weights.
+    """Backward of `weighted_messages`: gradients of values, code, positions and weights from `gradient` (P, C).
 
-    Of places that are not real: 0.
+    0 for invalid slots.
     """
     to_value, to_code = torch.zeros_like(value), torch.zeros_like(code)
     to_weight, to_place = torch.empty_like(weight), torch.empty_like(place)
@@ -192,7 +198,7 @@ def weighted_messages_backward(
 
 
 def _lanes(width: int) -> int:
-    """Sums over channels go on side by side, as many as make vectors: 32, or the most of 16 and 8 that divide."""
+    """Return the number of parallel sums over channels that vectorises: 32, or the largest of 16 and 8 that divides."""
     return math.gcd(width, 32)
 
 

@@ -1,4 +1,4 @@
-"""Which choices a policy may hold for a weight: the rules of every reader of policies."""
+"""Rules for the quantisation choices of a weight, shared by all readers of policies."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ _LEAST_BITS = {"codebook": 1, "linear": 2}
 
 
 def choice_faults(choice: Any) -> list[SchemaError]:
-    """Everything wrong with a choice whatever the weight, by key: types and ranges, bits of floats, a grid of 1 bit."""
+    """List everything wrong with a choice regardless of its weight, by key.
+
+    Types, ranges, bits of floats, a 1-bit grid.
+    """
     _, misfits = check_value(WeightQuantisation, choice)
     if misfits:
         return misfits

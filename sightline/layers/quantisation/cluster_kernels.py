@@ -1,8 +1,9 @@
-"""Cuts of sorted numbers into clusters of least inertia, as kernels for the CPU.
+"""CPU kernels of optimal one-dimensional clustering: cuts of sorted numbers into clusters of minimal inertia.
 
-Every sum is taken from two tables of prefix sums, held as a double and the rounding it left: the inertia of a tight
-cluster far from zero is a difference of numbers that agree in most of their digits. Clusters are places in the sorted
-order, so none is ever empty; equal numbers are never parted, so a number's value alone names its cluster.
+Every sum is computed from two tables of prefix sums, stored as a double and its rounding error: the inertia of a tight
+cluster far from zero is a difference of numbers that agree in most of their digits. Clusters are intervals of the
+sorted order, so none is ever empty; equal numbers are never separated, so a number's value alone identifies its
+cluster.
 """
 
 from __future__ import annotations
@@ -14,22 +15,22 @@ from sightline.numba_kernels import numba_kernel
 __all__ = ["cut_sorted", "sort_bits"]
 
 _CELLS_OF_ONE = 512
-"""Cells for each cluster, where there are not fewer distinct numbers: the more, the nearer is the optimum."""
+"""Cells per cluster, if there are enough distinct numbers: more cells are nearer to the optimum."""
 _NUM_CELLS = 1024
-"""At least; and the number of those that are made by splitting the worst."""
+"""Minimal number of cells; and the number of cells made by splitting the worst one."""
 _COARSE = 4
-"""Cells for each cluster in the first search for the price."""
+"""Cells per cluster in the first search for the price."""
 _EVERY = 16
-"""Places between two entries of the prefix sums; the rest is added up when it is asked for."""
+"""Distance between two entries of the prefix sums; the remaining values are added on demand."""
 _MAX_SWEEPS = 300
 _MAX_TURNS = 200
 _SPLITTER = 134217729.0
-"""2^27 + 1: parts a double into halves whose products are exact (Dekker 1971)."""
+"""2^27 + 1: splits a double into halves whose products are exact (Dekker 1971)."""
 
 
 @numba_kernel
 def sort_bits(bits, spare, counts):  # type: ignore[no-untyped-def]
-    """Sorts float32 numbers, given as their bits, by three passes of 11 bits; the result is in `spare`."""
+    """Radix sort of float32 numbers, passed as their bits, in three passes of 11 bits; the result is in `spare`."""
     for place in range(len(bits)):
         # Bits that sort as the numbers do: all turned of negative ones, the sign of others.
         key = bits[place] ^ (np.uint32(0xFFFFFFFF) if bits[place] >> 31 else np.uint32(0x80000000))
@@ -57,7 +58,7 @@ def sort_bits(bits, spare, counts):  # type: ignore[no-untyped-def]
 
 @numba_kernel
 def cut_sorted(values, most, cuts):  # type: ignore[no-untyped-def]
-    """The places at which at most `most` clusters of sorted numbers begin, with the end, in `cuts`; their number."""
+    """Write the starts of at most `most` clusters of sorted numbers, and the end, to `cuts`; return their number."""
     table = np.zeros((len(values) // _EVERY + 1, 4))
     _fill_sums(values, table)
     edges = np.empty(max(_NUM_CELLS, _CELLS_OF_ONE * most) + 1, np.int64)
@@ -78,7 +79,7 @@ def cut_sorted(values, most, cuts):  # type: ignore[no-untyped-def]
 
 @numba_kernel
 def _add(high, low, value):  # type: ignore[no-untyped-def]
-    """high + low + value without losing what the first sum rounds off (Knuth's two-sum)."""
+    """Return high + low + value without losing the rounding of the first sum (Knuth's two-sum)."""
     total = high + value
     moved = total - high
     return total, low + ((high - (total - moved)) + (value - moved))
@@ -110,7 +111,7 @@ def _sums_before(values, table, place, found):  # type: ignore[no-untyped-def]
 
 @numba_kernel
 def _inertia(before, after, count):  # type: ignore[no-untyped-def]
-    """The sum of squares about the mean of `count` numbers between two entries of prefix sums."""
+    """Return the sum of squares about the mean of `count` numbers between two entries of prefix sums."""
     total, total_low = _add(after[0], after[1] - before[1], -before[0])
     square, square_low = _add(after[2], after[3] - before[3], -before[2])
     product = total * total
@@ -123,7 +124,7 @@ def _inertia(before, after, count):  # type: ignore[no-untyped-def]
 
 @numba_kernel
 def _product_rounding(one, other, product):  # type: ignore[no-untyped-def]
-    """one * other - product, exactly (Dekker's two-product)."""
+    """Return one * other - product, exactly (Dekker's two-product)."""
     high = _SPLITTER * one
     high = high - (high - one)
     low = one - high
@@ -135,7 +136,7 @@ def _product_rounding(one, other, product):  # type: ignore[no-untyped-def]
 
 @numba_kernel
 def _first_above(values, first, last, bound, is_strict):  # type: ignore[no-untyped-def]
-    """The first place in [first, last) whose value is above the bound, or at least it; `last` where none is."""
+    """Return the first index in [first, last) with a value above (or equal to) the bound; `last` if there is none."""
     while first < last:
         middle = (first + last) // 2
         value = values[middle]
@@ -148,7 +149,7 @@ def _first_above(values, first, last, bound, is_strict):  # type: ignore[no-unty
 
 @numba_kernel
 def _runs(values, edges):  # type: ignore[no-untyped-def]
-    """Where each run of equal numbers begins, and the end; their number, -1 where `edges` cannot hold them."""
+    """Write the start of each run of equal numbers, and the end; return their number, -1 if `edges` is too small."""
     number = 0
     for place in range(len(values)):
         if place == 0 or values[place] != values[place - 1]:
@@ -162,7 +163,7 @@ def _runs(values, edges):  # type: ignore[no-untyped-def]
 
 @numba_kernel
 def _cells(values, table, edges):  # type: ignore[no-untyped-def]
-    """Cells in place of runs: the one of largest inertia is split at its mean, again and again, then each evenly."""
+    """Write cells in place of runs: the one of largest inertia is split at its mean, repeatedly, then each evenly."""
     starts, sums = np.zeros(_NUM_CELLS, np.int64), np.zeros((_NUM_CELLS, 4))
     ends, after = np.full(_NUM_CELLS, len(values)), np.zeros((_NUM_CELLS, 4))
     spread = np.zeros(_NUM_CELLS)
@@ -196,10 +197,10 @@ def _cells(values, table, edges):  # type: ignore[no-untyped-def]
 
 @numba_kernel
 def _best_cuts(values, table, edges, cuts):  # type: ignore[no-untyped-def]
-    """The cuts at edges of least inertia (Aggarwal, Schieber and Tokuyama 1994).
+    """Find the cuts of minimal inertia among the edges (Aggarwal, Schieber and Tokuyama 1994).
 
-    With a price on each cluster the best number of them need not be given, and falls as the price rises: the price is
-    searched for at which it is the wanted one, first on a coarser choice of edges. Where the number jumps over the
+    With a price on each cluster the best number of clusters follows, and falls as the price rises: the price is
+    searched for that yields the wanted number, first on a coarser choice of edges. If the number jumps over the
     wanted one, two optima of one price are joined to one of that price and number.
     """
     wanted = len(cuts) - 1
@@ -218,7 +219,7 @@ def _best_cuts(values, table, edges, cuts):  # type: ignore[no-untyped-def]
 
 @numba_kernel
 def _cuts_by_price(edges, sums, price, cuts):  # type: ignore[no-untyped-def]
-    """Fills in the cuts, beginning the search at a price, and returns the one that it ends with."""
+    """Write the cuts, starting the search at a price, and return the final price."""
     wanted = len(cuts) - 1
     cheap, dear = 0.0, np.inf
     few, many, path = np.zeros(1, np.int64), np.zeros(1, np.int64), np.zeros(1, np.int64)
@@ -249,7 +250,7 @@ def _cuts_by_price(edges, sums, price, cuts):  # type: ignore[no-untyped-def]
 
 @numba_kernel
 def _joined(few, many, wanted):  # type: ignore[no-untyped-def]
-    """The first cuts of one optimum and the last of another, where a cluster of `many` lies within one of `few`."""
+    """Join the first cuts of one optimum and the last of another, at a cluster of `many` within one of `few`."""
     skipped = wanted - (len(few) - 1)
     first = skipped
     while many[first + 1] >= few[first + 1 - skipped]:
@@ -259,10 +260,10 @@ def _joined(few, many, wanted):  # type: ignore[no-untyped-def]
 
 @numba_kernel
 def _cuts_at_price(edges, sums, price):  # type: ignore[no-untyped-def]
-    """The numbers of the edges between clusters of least inertia and price (Galil and Park 1992).
+    """Return the edge numbers between clusters of minimal inertia plus price (Galil and Park 1992).
 
-    The best begin of a last cluster moves right with its end: a queue holds the begins that are best for some end yet
-    to come, and the first end of each.
+    The best begin of a last cluster moves right with its end: a queue contains the begins that are best for some later
+    end, and the first end of each.
     """
     last = len(edges) - 1
     least, origin = np.zeros(last + 1), np.zeros(last + 1, np.int64)
@@ -304,14 +305,14 @@ def _cuts_at_price(edges, sums, price):  # type: ignore[no-untyped-def]
 
 @numba_kernel
 def _is_better(edges, sums, least, begin, other, end):  # type: ignore[no-untyped-def]
-    """Whether a last cluster that ends at `end` had better begin at `begin` than at `other`."""
+    """Return True if a last cluster that ends at `end` should begin at `begin` instead of `other`."""
     found = least[begin] + _inertia(sums[begin], sums[end], edges[end] - edges[begin])
     return found < least[other] + _inertia(sums[other], sums[end], edges[end] - edges[other])
 
 
 @numba_kernel
 def _settle(values, table, cuts):  # type: ignore[no-untyped-def]
-    """Lloyd's iterations: each cut moves halfway between the means beside it, until none moves."""
+    """Lloyd's iterations: move each cut halfway between the adjacent means, until none moves."""
     means, sums = np.empty(len(cuts) - 1), np.zeros((2, 4))
     for _ in range(_MAX_SWEEPS):
         for cluster in range(len(means)):

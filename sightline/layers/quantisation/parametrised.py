@@ -1,4 +1,4 @@
-"""Quantised weights as parametrisations: `module.weight` is computed from codes, or from floats that are rounded.
+"""Quantised weights as torch parametrisations: `module.weight` is computed from codes, or from rounded floats.
 
 The attribute changes and the module stays, since fused layers read `linear.weight` and call no module. A parametrised
 attribute has the same bits as the packed file, in training too: numbers of a codebook are rounded to half precision
@@ -36,15 +36,16 @@ __all__ = [
 
 
 class _Quantiser(nn.Module):
-    """`order`: of the parameters of the module it is for, in which `freeze` puts them back."""
+    """Base of weight quantisers; `order` is the order of the module's parameters, which `freeze` restores."""
 
     order: tuple[str, ...] = ()
 
 
 class Codebook(_Quantiser):
-    """weight = centres[labels]: labels are fixed, the centres are the parameter (2^bits) or (channels, 2^bits).
+    """Codebook quantisation: weight = centres[labels].
 
-    Places that no weight needs repeat the last centre, so that the shapes follow from the policy alone. The gradient at
+    Labels are fixed, centres (2^bits) or (channels, 2^bits) are trained.
+    Unused entries repeat the last centre, so that the shapes follow from the policy alone. The gradient of
     a centre is the mean over its members, or their sum (`mean_gradient=False`, Han et al. 2016, eq. 3).
     Source: HAQ, section 3.4: with plain SGD its projection after each step is a step on the mean.
     """
@@ -61,19 +62,22 @@ class Codebook(_Quantiser):
         self.register_buffer("is_float32", torch.tensor(clusters.is_float32, device=clusters.labels.device))
 
     def forward(self, centres: Tensor) -> Tensor:
-        """The weights, of the centres' type."""
+        """Look up the weights (any shape) from centres (K,) or (channels, K), in the centres' dtype."""
         weight: Tensor = _LookUp.apply(self.as_stored(centres), self._places(), self.mean_gradient)
         return weight.view(self.labels.shape)
 
     def right_inverse(self, weight: Tensor) -> Tensor:
-        """The centres of weights that are assigned: the means over the members, which is HAQ's projection."""
+        """Return the centres (K,) or (channels, K) of an assigned weight.
+
+        The means over the members, HAQ's projection.
+        """
         sums, places = weight.new_zeros(self.shape, dtype=torch.float64).flatten(), self._places()
         sums.index_add_(0, places, weight.detach().flatten().double())
         means = sums / torch.bincount(places, minlength=len(sums)).clamp(min=1)
         return means.to(weight.dtype).view(self.shape)
 
     def as_stored(self, centres: Tensor) -> Tensor:
-        """The centres as the artefact holds them, with straight-through gradients."""
+        """Round the centres (K,) or (channels, K) as in the artefact, with straight-through gradients."""
         rounded = torch.where(self.is_float32, centres.float(), centres.half().float())
         return straight_through(centres, rounded.to(centres.dtype) + 0.0)  # no -0
 
@@ -81,7 +85,7 @@ class Codebook(_Quantiser):
         return f"bits={self.bits}, mean_gradient={self.mean_gradient}"
 
     def _places(self) -> Tensor:
-        """The place of each weight's centre among all."""
+        """Return the flat index of each weight's centre."""
         codes = self.labels.int()
         if len(self.shape) == 1:
             return codes.flatten()
@@ -90,7 +94,7 @@ class Codebook(_Quantiser):
 
 
 class _LookUp(torch.autograd.Function):
-    """The centre of each place; differentiable as often as needed."""
+    """Look-up of centres by flat index; differentiable as often as needed."""
 
     @staticmethod
     def forward(ctx: Any, centres: Tensor, places: Tensor, takes_mean: bool) -> Tensor:
@@ -109,7 +113,10 @@ class _LookUp(torch.autograd.Function):
 
 
 class UniformQuantiser(_Quantiser):
-    """weight = the number of a symmetric grid nearest to a float that training moves, by straight-through gradients."""
+    """Uniform quantisation-aware training.
+
+    Weight = the nearest value of a symmetric grid, with straight-through gradients.
+    """
 
     step: Tensor
 
@@ -124,6 +131,7 @@ class UniformQuantiser(_Quantiser):
         return QuantisationGrid(self.step, torch.zeros_like(self.step), -most, most)
 
     def forward(self, weight: Tensor) -> Tensor:
+        """Round a weight (any shape) to the grid, with straight-through gradients."""
         return straight_through(weight, self.grid(weight.detach()))
 
     def extra_repr(self) -> str:
@@ -131,19 +139,20 @@ class UniformQuantiser(_Quantiser):
 
 
 class HalfPrecision(_Quantiser):
-    """weight = a float rounded to half precision, with straight-through gradients."""
+    """Half-precision rounding of a float weight, with straight-through gradients."""
 
     def forward(self, weight: Tensor) -> Tensor:
+        """Round a weight (any shape) to half precision, with straight-through gradients."""
         return straight_through(weight, weight.detach().half().to(weight.dtype))
 
 
 def apply_policy(model: nn.Module, policy: Mapping[str, Mapping[str, Any]], *, mean_gradient: bool = True) -> None:
-    """Parametrises the named weights of a model in place; a shared one under all its names.
+    """Parametrise the named weights of a model in place; a shared one under all its names.
 
-    A choice is a `QuantisedAs` without `choice_faults`; its activation is applied by `quantise_inputs`. All is checked
-    and computed before the model changes.
+    A choice is a `WeightQuantisation` without `choice_faults`; its activation is applied by `quantise_inputs`. All is
+    checked and computed before the model changes.
     Raises UserError for unknown names, choices that are faulty or that the weight does not allow, weights that are not
-    finite, and models that hold parametrisations already.
+    finite, and models that have parametrisations already.
     """
     if held := [path for path, module in model.named_modules() if parametrize.is_parametrized(module)]:
         raise UserError(f"policy: '{held[0]}' is parametrised already, by a policy or by a norm of weights; freeze it")
@@ -178,7 +187,7 @@ def apply_policy(model: nn.Module, policy: Mapping[str, Mapping[str, Any]], *, m
 def quantiser_for(
     name: str, weight: nn.Parameter, choice: Mapping[str, Any], mean_gradient: bool
 ) -> tuple[_Quantiser, Tensor | None] | None:
-    """The parametrisation of a weight, and the numbers that it starts from where they are not the weight itself."""
+    """Make the parametrisation of a weight (any shape), and its initial numbers if they are not the weight itself."""
     for key, text in choice_faults(choice):
         raise UserError(f"policy: {name}{f': {key}' * bool(key)}: {text}")
     kind, bits, per_channel = choice["kind"], choice.get("bits", 0), choice.get("per_channel", False)
@@ -200,7 +209,10 @@ def quantiser_for(
 
 
 def quantised_weights(model: nn.Module) -> dict[str, tuple[nn.Module, Tensor]]:
-    """For each name of a quantised weight its parametrisation and what that computes it from; shared ones once."""
+    """Return, per name of a quantised weight, its parametrisation and the tensor (any shape) behind it.
+
+    Shared ones once.
+    """
     found: dict[str, tuple[nn.Module, Tensor]] = {}
     seen: set[int] = set()
     for path, module in model.named_modules():
@@ -212,7 +224,7 @@ def quantised_weights(model: nn.Module) -> dict[str, tuple[nn.Module, Tensor]]:
 
 
 def weight_sizes(model: nn.Module) -> dict[nn.Parameter, int]:
-    """The number of weights that each parameter stands for, shared ones once: of a codebook those that read it."""
+    """Return the number of weights that each parameter represents, shared ones once; all members for a codebook."""
     coded = {
         id(held): maker.labels.numel()
         for maker, held in quantised_weights(model).values()
@@ -223,7 +235,7 @@ def weight_sizes(model: nn.Module) -> dict[nn.Parameter, int]:
 
 @torch.no_grad()
 def dense_state_dict(model: nn.Module) -> dict[str, Tensor]:
-    """The state of a model under the names it has without quantisation, with the quantised numbers; copies of those.
+    """Return the state of a model under its unquantised names, with copies of the quantised weights (any shape).
 
     One tensor for all names of a shared weight.
     """
@@ -239,9 +251,9 @@ def dense_state_dict(model: nn.Module) -> dict[str, Tensor]:
 
 
 def bake_quantised_weights(model: nn.Module) -> nn.Module:
-    """Writes the quantised numbers into plain parameters in place, as `dense` gives them; returns the model.
+    """Write the quantised numbers into plain parameters in place, as in `dense_state_dict`; return the model.
 
-    Copies of the model stay as they are: torch's own removal changes the class, which copies share.
+    Copies of the model are unchanged: torch's own removal changes the class, which copies share.
     """
     state = dense_state_dict(model)
     parameters: dict[int, nn.Parameter] = {}
