@@ -1,4 +1,4 @@
-"""The nearest priors of a box predict it, if they overlap it more than its own candidates usually do."""
+"""ATSS: the nearest priors of a box are positive above an IoU threshold that adapts to the box's candidates."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ _LEAST_INSIDE_PX = 0.01
 
 @registry.assigners.add("atss")
 class ATSS(Assigner):
-    """Priors of the `topk` nearest cells of each level with an IoU of at least their mean plus standard deviation.
+    """ATSS: priors of the `topk` nearest cells of each level with an IoU of at least mean plus deviation.
 
-    The centre of a prior has to lie inside the box; of several boxes the one with the highest IoU wins. Points stand
-    for squares of eight strides, the anchors of the paper. A small or doubled box may get no prior.
+    The centre of a prior has to be inside the box; of several boxes the one with the highest IoU wins. Points count
+    as squares of eight strides, the anchors of the paper. A small or doubled box may get no prior.
     Source: Zhang et al. 2020, algorithm 1; the deviation is the unbiased one of their code.
     """
 
@@ -36,6 +36,7 @@ class ATSS(Assigner):
         self.topk = topk
 
     def match(self, priors: Priors, boxes: Tensor) -> Assignment:
+        """Match priors (P) to boxes (M, 4): `matched` and `num_candidates` (P,)."""
         candidates = self._candidates(priors, boxes)
         overlap = iou(priors.to_boxes(_SIDE_STRIDES)[candidates], boxes[:, None])
         limit = overlap.mean(dim=1) + overlap.std(dim=1, correction=min(1, overlap.shape[1] - 1))
@@ -47,7 +48,7 @@ class ATSS(Assigner):
         return Assignment(torch.where(matched >= 0, matched, BACKGROUND), num_claims)
 
     def _candidates(self, priors: Priors, boxes: Tensor) -> Tensor:
-        """Priors (M, K) of the nearest cells of every level: the anchors of a cell have one centre."""
+        """Return the priors (M, K) of the nearest cells of every level: the anchors of a cell have one centre."""
         centres, found = priors.centres, []
         for rows, per_cell in zip(priors.level_slices, priors.priors_per_cell, strict=True):
             cells = centres[rows][::per_cell]

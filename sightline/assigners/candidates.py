@@ -1,4 +1,4 @@
-"""Pairs of boxes and near priors, and the cost of the class that is predicted there: for assigners by predictions."""
+"""Candidate pairs of boxes and priors, and classification costs, for assigners by predictions."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["candidate_pairs", "class_costs", "is_within_reach"]
 
 
 def is_within_reach(boxes: Tensor, points: Tensor, reach_px: Tensor) -> Tensor:
-    """Whether each point (P, 2) lies nearer than `reach_px` (P,) to the middle of each box (M, 4), in x and in y."""
+    """Return a mask (M, P): points (P, 2) nearer than `reach_px` (P,) to the centres of boxes (M, 4), in x and y."""
     centres = box_centres(boxes)
     found = (points[:, 0] - centres[:, :1]).abs() < reach_px
     return found & ((points[:, 1] - centres[:, 1:]).abs() < reach_px)
@@ -22,7 +22,9 @@ def is_within_reach(boxes: Tensor, points: Tensor, reach_px: Tensor) -> Tensor:
 def candidate_pairs(
     priors: Priors, boxes: Tensor, radius: float, *, inside_px: float | None = None
 ) -> tuple[Tensor, Tensor]:
-    """The boxes (E,) and priors (E,) whose centres are less than `radius` strides apart, in x and in y.
+    """Return the boxes (E,) and priors (E,) whose centres are less than `radius` strides apart, in x and in y.
+
+    With `inside_px` the prior must also be inside the box by more than that.
 
     With `inside_px` the prior also lies by more than that inside the box.
     """
@@ -38,6 +40,6 @@ def candidate_pairs(
 
 
 def class_costs(of_background: Tensor, of_target: Tensor) -> tuple[Tensor, Tensor]:
-    """The cost (P, K) of each class as the only one, and of none (P,), from those of each class on its own (P, K)."""
+    """Return the cost (P, K) of each class as the only one, and of none (P,), from binary costs per class (P, K)."""
     none = of_background.sum(dim=1)
     return none[:, None] + (of_target - of_background), none

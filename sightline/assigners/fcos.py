@@ -1,4 +1,4 @@
-"""Points near the middle of a box predict it, on the level whose range its distances fall into."""
+"""FCOS: points near the middle of a box are positive, on the level whose range contains their distances."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from sightline.geometry.boxes.priors import PriorKind, Priors
 __all__ = ["FCOS"]
 
 _LIMIT_STRIDES = 8
-"""The published limits, 64 pixels for the stride 8 and so on."""
+"""Upper limit of a level's range in strides, as published: 64 pixels for the stride 8 and so on."""
 
 
 @registry.assigners.add("fcos")
 class FCOS(Assigner):
-    """Points inside a box, near its middle, whose farthest side is within their level's range; the smallest box wins.
+    """FCOS: points near the middle of a box, whose farthest side is within their level's range; the smallest box wins.
 
     Near is closer than `radius` strides in x and in y; 0: anywhere in the box. `limits_px` are the largest distances of
     all levels but the last (by default eight strides), and each the smallest of the next level; a distance equal to a
@@ -38,6 +38,7 @@ class FCOS(Assigner):
         self.limits_px = limits_px
 
     def match(self, priors: Priors, boxes: Tensor) -> Assignment:
+        """Match points (P) to boxes (M, 4): `matched` and `num_candidates` (P,)."""
         matched = torch.full((len(priors),), BACKGROUND, device=boxes.device)
         num_claims = torch.zeros_like(matched)
         order = box_areas(boxes).argsort(stable=True)
@@ -63,7 +64,7 @@ class FCOS(Assigner):
         return found
 
     def _regions(self, boxes: Tensor, stride: int) -> Tensor:
-        """The part (M, 4) of each box whose points may predict it."""
+        """Return the part (M, 4) of each box whose points may predict it."""
         if self.radius == 0:
             return boxes
         centres = box_centres(boxes)
@@ -74,7 +75,7 @@ class FCOS(Assigner):
 
 
 def _is_within(points: Tensor, sides: Tensor, region: Tensor, low: float, high: float) -> Tensor:
-    """Whether each box (M, 4, 1) claims each of the points (p, 2): bool (M, p)."""
+    """Return a mask (M, p) of the points (p, 2) that boxes (M, 4, 1) claim."""
     x, y = points.T.contiguous()
     found = (x > region[:, 0]) & (x < region[:, 2]) & (y > region[:, 1]) & (y < region[:, 3])
     farthest = torch.maximum(torch.maximum(x - sides[:, 0], sides[:, 2] - x), y - sides[:, 1])

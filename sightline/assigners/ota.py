@@ -1,4 +1,4 @@
-"""Optimal transport of boxes to points. Source: Ge et al. 2021, OTA: Optimal Transport Assignment."""
+"""OTA: optimal transport of boxes to points. Source: Ge et al. 2021, OTA: Optimal Transport Assignment."""
 
 from __future__ import annotations
 
@@ -24,13 +24,12 @@ _LEAST_IOU = 1e-7
 
 @registry.assigners.add("ota")
 class OTA(Assigner):
-    """Boxes supply priors at the least total cost: each about as many as the best `topk` IoUs of its candidates add up
-    to, background all others.
+    """OTA: optimal transport assigns each box about as many priors as the `topk` best IoUs of its candidates sum to.
 
-    Candidates lie inside a box and less than `radius` strides from its middle; a box without any takes part with the
-    `topk` priors that cost least. The cost is the focal loss of the class plus `iou_weight` times -log IoU, that of
-    background the focal loss of none. A prior goes to the supplier with the largest share in it, relative to the
-    supplier's largest. Source: Ge et al. 2021, OTA, sections 3.2 and 3.3.
+    Background supplies all others. Candidates are inside a box and less than `radius` strides from its middle; a box
+    without any takes part with the `topk` priors of lowest cost. The cost is the focal loss of the class plus
+    `iou_weight` times -log IoU, that of background the focal loss of none. A prior goes to the supplier with the
+    largest share in it, relative to the supplier's largest. Source: Ge et al. 2021, OTA, sections 3.2 and 3.3.
     """
 
     prior_kinds: ClassVar[frozenset[PriorKind]] = frozenset({"points"})
@@ -49,6 +48,7 @@ class OTA(Assigner):
         self.epsilon, self.num_iterations = epsilon, num_iterations
 
     def match(self, priors: Priors, boxes: Tensor, labels: Tensor, predicted: PriorPredictions) -> Assignment:
+        """Match points (P) to boxes (M, 4) of labels (M,) by predictions: `matched` and `num_candidates` (P,)."""
         costs = [focal_losses(predicted.logits, is_target) for is_target in (False, True)]
         of_class, of_none = (each.double() for each in class_costs(*costs))
         box, prior = candidate_pairs(priors, boxes, self.radius, inside_px=_LEAST_INSIDE_PX)
@@ -81,7 +81,7 @@ class OTA(Assigner):
         of_class: Tensor,
         of_none: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Pairs, and their costs, of `lonely` boxes with the priors that cost least beyond what background costs."""
+        """Return pairs (E,), and their costs, of `lonely` boxes with the cheapest priors relative to background."""
         number, found = min(self.topk, len(of_none)), []
         for part in column_blocks(len(of_none), len(lonely), lonely.device):
             rows = lonely[part]
@@ -96,9 +96,9 @@ class OTA(Assigner):
     def _shares(
         self, box: Tensor, place: Tensor, cost: Tensor, of_none: Tensor, supply: Tensor, num_priors: int
     ) -> Tensor:
-        """What pairs carry, relative to the most that the same supplier carries; then those of background.
+        """Return the transport of each pair relative to its supplier's largest; then that of background.
 
-        Priors that no box is near to are one consumer together, which background alone serves.
+        Priors that are near no box are one consumer together, which background alone serves.
         """
         count, rest = len(of_none), num_priors - len(of_none)
         supplier = torch.cat([box, torch.full((count + 1,), len(supply), device=box.device)])
@@ -115,7 +115,7 @@ class OTA(Assigner):
 
 
 def _sums_of_best(values: Tensor, group: Tensor, count: int, num_groups: int) -> Tensor:
-    """The sums (num_groups,) of the `count` highest values of each group."""
+    """Return the sums (num_groups,) of the `count` highest values of each group."""
     order = values.argsort(descending=True, stable=True)
     order = order[group[order].argsort(stable=True)]
     values, group = values[order], group[order]

@@ -20,16 +20,20 @@ class PlacementLike(Protocol):
     """Members of a `geometry.volumes` placement that this module reads."""
 
     @property
-    def reference_mm(self) -> Tensor: ...
+    def reference_mm(self) -> Tensor:
+        """Centre (B, 3) of each cube."""
 
     @property
-    def scale(self) -> Tensor: ...
+    def scale(self) -> Tensor:
+        """Scale (B,) of each grid."""
 
     @property
-    def angle_rad(self) -> Tensor: ...
+    def angle_rad(self) -> Tensor:
+        """Angle (B,) about the optical axis."""
 
     @property
-    def shift(self) -> Tensor: ...
+    def shift(self) -> Tensor:
+        """Shift (B, 3) in voxels."""
 
     @property
     def cube_mm(self) -> float: ...

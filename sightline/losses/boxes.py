@@ -1,4 +1,4 @@
-"""The losses of detection: over priors, divided by the positives of the whole step on all processes."""
+"""Losses of object detection over priors, divided by the positives of the whole step on all processes."""
 
 from __future__ import annotations
 
@@ -38,18 +38,18 @@ __all__ = [
 
 
 class _OfPositives(Loss):
-    """A sum that is divided by the number of priors with a box."""
+    """Base of losses that are divided by the number of priors with a box."""
 
     def count(self, *, target: Tensor) -> Tensor:
-        """How many priors have a box; `target` (B, P) is below 0 for the others."""
+        """Count the priors with a box; `target` (B, P) is below 0 for the others."""
         return (target >= 0).sum()
 
 
 @registry.losses.add("sigmoid_focal")
 class SigmoidFocal(_OfPositives):
-    """The focal loss of each class on its own, over all priors but the ignored, divided by the number of positives.
+    """Focal loss with a sigmoid per class, over all priors but the ignored, divided by the number of positives.
 
-    Never by that of all samples: background would drown the rest. Source: Lin et al. 2017, equation 5 and section 4.1.
+    Dividing by all samples would let background dominate. Source: Lin et al. 2017, equation 5 and section 4.1.
     """
 
     def __init__(self, *, alpha: Probability = 0.25, gamma: NonNegativeFloat = 2.0) -> None:
@@ -58,14 +58,14 @@ class SigmoidFocal(_OfPositives):
         self.gamma = gamma
 
     def forward(self, *, logits: Tensor, target: Tensor) -> Tensor:
-        """`logits` (B, P, K), before the sigmoid."""
+        """`logits` (B, P, K), before the sigmoid; `target` (B, P) -> the scalar sum."""
         weight = (target != IGNORED)[..., None].to(logits.dtype)
         return sigmoid_focal(logits, _is_class(target, logits), alpha=self.alpha, gamma=self.gamma, weight=weight)
 
 
 @registry.losses.add("quality_focal")
 class QualityFocal(_OfPositives):
-    """As sigmoid_focal, but the probability of a box's class is to be the IoU of the predicted box with it.
+    """Quality focal loss: the target of a box's class is the IoU of the predicted box instead of 1.
 
     The weight of an entry is |target - probability|^gamma. Source: Li et al. 2020, Generalized Focal Loss, equation 4.
     """
@@ -90,7 +90,7 @@ class QualityFocal(_OfPositives):
 class ClassBCE(_OfPositives):
     """Binary cross entropy of each class at the priors that have a box; background is left to objectness.
 
-    With `quality: iou`, the probability of a box's class is to be the IoU of the predicted box with it, not 1.
+    With `quality: iou`, the target of a box's class is the IoU of the predicted box with it, not 1.
     Source: Redmon and Farhadi 2018, YOLOv3, section 2.2; Ge et al. 2021, YOLOX, for the IoU.
     """
 
@@ -112,7 +112,7 @@ class ClassBCE(_OfPositives):
 
 @registry.losses.add("objectness")
 class Objectness(_OfPositives):
-    """Binary cross entropy of objectness over all priors but the ignored: 1 where they have a box.
+    """Binary cross entropy of objectness over all priors but the ignored: target 1 if they have a box.
 
     Divided by the number of positives. Source: Redmon and Farhadi 2018, YOLOv3, section 2.1; Ge et al. 2021, YOLOX.
     """
@@ -128,9 +128,9 @@ class Objectness(_OfPositives):
 
 @registry.losses.add("box_smooth_l1")
 class BoxSmoothL1(_OfPositives):
-    """Smooth L1 between predicted and true deltas of the priors that have a box; L1 for a `beta` of 0.
+    """Smooth L1 of the box deltas of the priors that have a box; L1 for a `beta` of 0.
 
-    Points stand for squares of one stride, whose deltas are what the head yolox predicts, and their L1 that of YOLOX.
+    Points count as squares of one stride, whose deltas are what the head yolox predicts, and their L1 that of YOLOX.
     Source: Girshick 2015, equation 3; beta of 1/9 is that of RetinaNet's common code.
     """
 
@@ -164,7 +164,7 @@ class BoxSmoothL1(_OfPositives):
 
 @registry.losses.add("box_overlap")
 class BoxOverlap(Loss):
-    """1 - overlap of predicted and true boxes, -log IoU (`form: log`) or 1 - IoU^2 (`form: square`).
+    """Overlap loss (IoU, GIoU, DIoU, CIoU, SIoU): 1 - X, -log IoU (`form: log`) or 1 - IoU^2 (`form: square`).
 
     `weigh: centreness` weighs each box by the centre-ness of its prior, and divides by the sum of these weights.
     Source: Rezatofighi et al. 2019 (GIoU); Zhang et al. 2020, ATSS, for the weights.
@@ -182,7 +182,10 @@ class BoxOverlap(Loss):
         self.overlap, self.form, self.weigh = overlap, form, weigh
 
     def count(self, *, priors: Tensor, target: Tensor, matched_boxes: Tensor) -> Tensor:
-        """The sum of the weights, or the number of boxes; `target` (B, P) is below 0 for priors without."""
+        """Return the sum of the weights, or the number of boxes.
+
+        `target` (B, P) is below 0 for priors without a box.
+        """
         if self.weigh == "none":
             return (target >= 0).sum()
         image, prior = (target >= 0).nonzero(as_tuple=True)
@@ -213,7 +216,7 @@ class CentreNess(_OfPositives):
 
 @registry.losses.add("earth_mover")
 class EarthMover(_OfPositives):
-    """The focal and smooth L1 losses of two predictions at each prior with its two boxes, in the cheaper order.
+    """EMD loss: focal and smooth L1 losses of two predictions at each prior with its two boxes, in the cheaper order.
 
     A missing second box is background. Divided by the number of priors with a first box.
     Source: Chu et al. 2020, Detection in Crowded Scenes, equation 3; focal loss and divisor of Purkialo/CrowdDet.
@@ -267,9 +270,9 @@ class EarthMover(_OfPositives):
 
 @registry.losses.add("box_density")
 class BoxDensity(_OfPositives):
-    """Smooth L1 between the predicted density of each prior that has a box and the highest IoU of that with another.
+    """Density loss: smooth L1 of the predicted density of each prior with a box; the target is that box's highest IoU.
 
-    Source: Liu et al. 2019, Adaptive NMS, section 3.3.
+    That is its highest IoU with another box. Source: Liu et al. 2019, Adaptive NMS, section 3.3.
     """
 
     def __init__(self, *, beta: NonNegativeFloat = 1 / 9) -> None:
@@ -283,7 +286,7 @@ class BoxDensity(_OfPositives):
 
 @registry.losses.add("box_iou_bce")
 class BoxIouBce(_OfPositives):
-    """Binary cross entropy of the IoU of each predicted box with its own, which `centreness` is to predict.
+    """IoU branch loss: binary cross entropy of `centreness` with the IoU of each predicted box as its target.
 
     The IoU has no gradient. Source: Ge et al. 2021, OTA, section 3.3, with the IoU branch of Wu et al. 2020.
     """
@@ -301,16 +304,16 @@ class BoxIouBce(_OfPositives):
 
 
 def _is_class(target: Tensor, logits: Tensor) -> Tensor:
-    """Whether each entry (..., K) is of the class that `target` (...) names."""
+    """Return a mask (..., K) of the entries of the class `target` (...)."""
     return target[..., None] == torch.arange(logits.shape[-1], device=logits.device)
 
 
 def _quality(codes: Tensor, priors: Tensor, boxes: Tensor) -> Tensor:
-    """The IoU (N,) of predicted boxes with theirs (N, 4), without a gradient."""
+    """Compute the IoU (N,) of predicted boxes with their targets (N, 4), without a gradient."""
     return iou(decode_boxes(priors, codes.detach()), boxes)
 
 
 def _centreness_of(priors: Tensor, boxes: Tensor) -> Tensor:
-    """The centre-ness (N,) of points (N, 2), or of the middles of anchors (N, 4), in their boxes (N, 4)."""
+    """Compute the centre-ness (N,) of points (N, 2), or of the middles of anchors (N, 4), in their boxes (N, 4)."""
     points = priors if priors.shape[-1] == 2 else (priors[:, :2] + priors[:, 2:]) / 2
     return centreness(encode_distances(points, boxes))

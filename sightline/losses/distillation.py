@@ -1,4 +1,4 @@
-"""Distillation: class probabilities of a teacher as targets, softened by a temperature, or its features."""
+"""Knowledge distillation: a teacher's class probabilities, softened by a temperature, or its features as targets."""
 
 from __future__ import annotations
 
@@ -19,10 +19,11 @@ __all__ = ["Distillation", "FeatureDistillation"]
 
 @registry.losses.add("distillation")
 class Distillation(ClassLoss):
-    """Sum over targets of T^2 KL(softmax(teacher / T), softmax(student / T)); counted are those that are not ignored.
+    """Knowledge distillation: the sum over targets of T^2 KL(softmax(teacher / T), softmax(student / T)).
 
-    Beside the task's own loss, give them the weights alpha and 1 - alpha, such as 0.7 and 0.3. `teacher_logits` come
-    from a task with a teacher, and get no gradient. Source: Hinton, Vinyals and Dean 2015, section 2.
+    Targets that are not ignored count. Combined with the task's own loss, use the weights alpha and 1 - alpha, such as
+    0.7 and 0.3. `teacher_logits` come from a task with a teacher, and get no gradient. Source: Hinton, Vinyals and Dean
+    2015, section 2.
     """
 
     def __init__(self, *, num_classes: int, ignore_index: int | None = None, temperature: PositiveFloat = 4.0) -> None:
@@ -30,7 +31,7 @@ class Distillation(ClassLoss):
         self.temperature = temperature
 
     def count(self, *, label: Tensor) -> Tensor:
-        """`label` (...) int64 -> how many are not ignored."""
+        """`label` (...) int64 -> the number that is not ignored."""
         return self.label_weight(label)
 
     def forward(self, *, logits: Tensor, teacher_logits: Tensor, label: Tensor) -> Tensor:
@@ -45,15 +46,15 @@ class Distillation(ClassLoss):
 
 @registry.losses.add("feature_distillation")
 class FeatureDistillation(Loss):
-    """Sum of the squared differences between outputs of the same modules of student and teacher; counted are numbers.
+    """Feature distillation: the sum of squared differences between outputs of the same modules of student and teacher.
 
-    The mean is thus over all numbers of all modules that `teacher.features` names; its weight is beta. The task gives
-    the outputs of every call of a module, and those of the teacher get no gradient. Raises ConfigError for modules of
-    different shapes. Source: Romero et al. 2015 (FitNets), eq. 3, without its regressor.
+    Numbers are counted, so the mean is over all numbers of all modules that `teacher.features` names; its weight is
+    beta. The task provides the outputs of every call of a module; those of the teacher get no gradient. Raises
+    ConfigError for modules of different shapes. Source: Romero et al. 2015 (FitNets), eq. 3, without its regressor.
     """
 
     def count(self, *, teacher_modules: Mapping[str, Sequence[Tensor]]) -> Tensor:
-        """`teacher_modules`: name -> outputs (...) float -> how many numbers these are."""
+        """`teacher_modules`: name -> outputs (...) float -> the count of these numbers."""
         return torch.tensor(sum(each.numel() for outputs in teacher_modules.values() for each in outputs))
 
     def forward(

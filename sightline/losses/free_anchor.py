@@ -1,4 +1,4 @@
-"""FreeAnchor: a box is found if one anchor of its bag finds it; training chooses which. Source: Zhang et al. 2019."""
+"""FreeAnchor losses: a box is detected if one anchor of its bag detects it. Source: Zhang et al. 2019."""
 
 from __future__ import annotations
 
@@ -22,21 +22,22 @@ __all__ = ["FreeAnchorNegative", "FreeAnchorPositive"]
 
 
 class _OfBoxes(Loss):
-    """A sum over bags of anchors that is divided by the number of boxes."""
+    """Base of sums over bags of anchors that are divided by the number of boxes."""
 
     assigner = "free_anchor"
 
     def count(self, *, is_ignored: Tensor) -> Tensor:
-        """How many boxes are not ignored, (G,) bool."""
+        """Count the boxes that are not ignored; `is_ignored` (G,) bool."""
         return (~is_ignored).sum()
 
 
 @registry.losses.add("free_anchor_positive")
 class FreeAnchorPositive(_OfBoxes):
-    """-`alpha` log of the mean-max over the bag of each box, of the probabilities that an anchor finds it.
+    """FreeAnchor positive loss: -`alpha` log of the mean-max, over each box's bag, of the matching probabilities.
 
-    That is the probability of its class times exp(-`box_weight` smooth L1 of its deltas, times `delta_weights`). The
-    bag is chosen among the anchors that the assigner `free_anchor` gives to boxes. Divided by the number of boxes.
+    An anchor's probability is that of the box's class times exp(-`box_weight` smooth L1 of its deltas, times
+    `delta_weights`). The bag is chosen among the anchors that the assigner `free_anchor` gives to boxes. Divided by the
+    number of boxes.
     Source: Zhang et al. 2019, FreeAnchor, equations 7 and 8; the weights of deltas are those of the authors' code.
     """
 
@@ -82,11 +83,11 @@ class FreeAnchorPositive(_OfBoxes):
 
 @registry.losses.add("free_anchor_negative")
 class FreeAnchorNegative(_OfBoxes):
-    """(1 - `alpha`) q^gamma (-log(1 - q)) / `bag_size` of every class at every prior, divided by the number of boxes.
+    """FreeAnchor negative loss: (1 - `alpha`) q^gamma (-log(1 - q)) / `bag_size` of every class at every prior.
 
-    q is the probability of the class times that of finding no box of it: 1 where the predicted box overlaps none by
-    more than `least_iou`, 0 where it overlaps one more than any other prediction does, linear between. Ignored priors
-    count nowhere. Source: Zhang et al. 2019, FreeAnchor, equations 6 and 9.
+    q is the probability of the class times that of detecting no box of it: 1 if the predicted box overlaps none by
+    more than `least_iou`, 0 if it overlaps one more than any other prediction does, linear between. Ignored priors
+    do not count. Divided by the number of boxes. Source: Zhang et al. 2019, FreeAnchor, equations 6 and 9.
     """
 
     def __init__(
@@ -112,7 +113,10 @@ class FreeAnchorNegative(_OfBoxes):
         is_ignored: Tensor,
         box_offsets: Tensor,
     ) -> Tensor:
-        """As `free_anchor_positive`; the predicted boxes get no gradient."""
+        """`logits` (B, P, K) and `codes` (B, P, 4) as in `free_anchor_positive`.
+
+        The predicted boxes get no gradient.
+        """
         _assert_anchors("free_anchor_negative", priors)
         weight = (target != IGNORED)[..., None].to(logits.dtype).repeat(1, 1, logits.shape[2])
         terms = []
@@ -132,7 +136,7 @@ class FreeAnchorNegative(_OfBoxes):
         return (1 - self.alpha) / self.bag_size * torch.stack([plain, *terms]).sum()
 
     def _finding(self, predicted: Tensor, boxes: Tensor, classes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Priors, classes, and the probability that the prior finds a box of the class, where that is above 0."""
+        """Return priors, classes, and the probability that the prior detects a box of the class, if it is above 0."""
         best, pairs, values = boxes.new_zeros(len(boxes)), [], []
         for part in column_blocks(len(boxes), len(predicted), boxes.device):
             overlap = pairwise_iou(boxes, predicted[part])
@@ -155,7 +159,7 @@ def _assert_anchors(name: str, priors: Tensor) -> None:
 def _of_images(
     boxes: Tensor, label: Tensor, is_ignored: Tensor, offsets: Tensor
 ) -> Iterator[tuple[int, Tensor, Tensor]]:
-    """The boxes that are not ignored, and their classes, of each image that has any."""
+    """Iterate over the images with boxes that are not ignored: their boxes and classes."""
     for image, (first, last) in enumerate(pairwise(offsets.tolist())):
         kept = ~is_ignored[first:last]
         if kept.any():

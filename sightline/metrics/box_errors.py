@@ -1,4 +1,4 @@
-"""What is wrong with detections, kind by kind, and the average precision that each kind costs."""
+"""Detection errors by type (TIDE), and the average precision that each type costs."""
 
 from __future__ import annotations
 
@@ -25,21 +25,21 @@ _FOUND = 0.5
 _NEAR = 0.1
 _LEVEL = np.array([_FOUND])
 _MOST_POINTS = 100
-"""Of a curve in the table, evenly spread; and as many that are denser where scores are high."""
+"""Points of a curve in the table, evenly spread; and as many that are denser at high scores."""
 
 
 @registry.metrics.add("box_errors")
 class BoxErrors(BoxRows):
-    """`error_ap50`, and for each kind of error the AP50 that repairing it gains: `gain_<kind>`.
+    """TIDE error types: `error_ap50`, and for each type the AP50 gained by fixing it: `gain_<kind>`.
 
-    A detection that finds no label at an IoU of 0.5 is, of these the first that holds: `localisation` (its largest IoU
-    with a label of its class is 0.1 to 0.5), `classification` (0.5 or more with one of another class), `duplicate` (0.5
-    or more with one of its class, which another found), `background` (at most 0.1 with any), else `both`. Labels that
-    were not found, and that no error of the first two kinds is about, are `missed`. Repairing moves the surest
-    detection of each label that was not found onto it, with its class, and drops the others of the kind; duplicates,
-    background and both are dropped; missed labels are left out. Each gain is that of a new evaluation. Detections
-    absorbed by ignored labels are no errors, the `most` surest of an image and class are looked at.
-    The table `box_errors` has counts, figures by `box_bins.BINS`, and curves over recall and false positives an image.
+    A detection that matches no label at an IoU of 0.5 is, of these the first that applies: `localisation` (its largest
+    IoU with a label of its class is 0.1 to 0.5), `classification` (0.5 or more with one of another class), `duplicate`
+    (0.5 or more with one of its class, which another matched), `background` (at most 0.1 with any), else `both`.
+    Unmatched labels that no error of the first two kinds is about are `missed`. Fixing moves the highest-scoring
+    detection of each unmatched label onto it, with its class, and drops the others of the kind; duplicates, background
+    and both are dropped; missed labels are left out. Each gain is that of a new evaluation. Detections absorbed by
+    ignored labels are no errors, the `most` highest-scoring of an image and class are used. The table `box_errors` has
+    counts, figures by `box_bins.BINS`, and curves over recall and false positives per image.
     Source: Bolya et al. 2020, TIDE, section 2.
     """
 
@@ -50,7 +50,7 @@ class BoxErrors(BoxRows):
         self.most = most
 
     def new_state(self) -> State:
-        """Labels have one more column: their largest IoU with a candidate of their class, NaN without candidates."""
+        """Return empty states; labels' tenth column is their largest IoU with a candidate of their class, or NaN."""
         return super().new_state() | {"labels": torch.zeros(0, 10, dtype=torch.float64)}
 
     def update(
@@ -67,7 +67,7 @@ class BoxErrors(BoxRows):
         candidates: Tensor | None = None,
         candidate_offsets: Tensor | None = None,
     ) -> None:
-        """Add the images of a batch; candidates (C, 6) are detections before suppression."""
+        """Add the images of a batch; `candidates` (C, 6) are detections before suppression."""
         best = torch.full((len(truth), 1), torch.nan, dtype=torch.float64)
         if candidates is not None and candidate_offsets is not None:
             ends = (itertools.pairwise(each.tolist()) for each in (candidate_offsets, truth_offsets))
@@ -88,7 +88,7 @@ class BoxErrors(BoxRows):
         )
 
     def compute(self, state: State) -> dict[str, float]:
-        """AP50 as it is, and what each kind of error costs."""
+        """Compute AP50, and the cost of each error type."""
         num_classes = len(self.class_names)
         errors = classify_errors(state, num_classes, self.most)
         whole = _ap50(state, num_classes, self.most)
@@ -96,7 +96,7 @@ class BoxErrors(BoxRows):
         return {"error_ap50": whole, **{f"gain_{kind}": gain for kind, gain in gains.items()}}
 
     def tables(self, state: State) -> dict[str, Any]:
-        """`box_errors`: counts of each kind, labels by bins, and both curves."""
+        """`box_errors`: counts of each type, labels by bins, and both curves."""
         errors = classify_errors(state, len(self.class_names), self.most)
         groups = errors.groups
         is_real = ~groups.is_ignored
@@ -132,10 +132,10 @@ class BoxErrors(BoxRows):
 
 
 class DetectionErrors(NamedTuple):
-    """Of each detection of `groups` the place of its error in `KINDS`, -1 for none, and the label that it is about (D).
+    """Error type of each detection of `groups` (D,), an index into `KINDS` or -1, and the index of the label concerned.
 
-    `is_found` and `is_ignored` (D) are detections that are right, and that do not count; `is_label_found` and
-    `is_missed` are of labels (G), `before` their largest IoU with a candidate before suppression, NaN where unknown.
+    `is_found` and `is_ignored` (D,) mask true positives, and detections that do not count; `is_label_found` and
+    `is_missed` mask labels (G,), `before` is their largest IoU with a candidate before suppression, NaN if unknown.
     """
 
     groups: BoxGroups
@@ -149,13 +149,13 @@ class DetectionErrors(NamedTuple):
 
     @property
     def is_suppressed(self) -> np.ndarray:
-        """Labels (G) that were not found although a candidate had found them before suppression."""
+        """Mask (G,) of unmatched labels that a candidate had matched before suppression."""
         lost: np.ndarray = ~self.is_label_found & ~self.groups.is_ignored & (self.before >= _FOUND)
         return lost
 
 
 def classify_errors(state: State, num_classes: int, most: int) -> DetectionErrors:
-    """What is wrong with each detection."""
+    """Classify the error of each detection."""
     groups = group_boxes(state["detections"], state["labels"], num_classes)
     matched: GroupMatches = groups.match(groups.is_ignored[None], levels=_LEVEL, most=most)
     ignored = matched.is_ignored[0, 0] | (groups.rank >= most)
@@ -180,7 +180,10 @@ def classify_errors(state: State, num_classes: int, most: int) -> DetectionError
 
 
 def _kinds(boxes: np.ndarray, labels: np.ndarray, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The kind of each detection of an image that found nothing, and the place of the label that it is about, or -1."""
+    """Classify the unmatched detections of an image.
+
+    Error type (D,), and the index of the label concerned, or -1 (D,).
+    """
     if not len(labels):
         return np.full(len(boxes), KINDS.index("background")), np.full(len(boxes), -1)
     alike = iou_or_ioa(boxes[:, 1:5], labels[:, 1:5], False)
@@ -202,7 +205,7 @@ def _kinds(boxes: np.ndarray, labels: np.ndarray, places: np.ndarray) -> tuple[n
 
 
 def repair_errors(state: State, errors: DetectionErrors, kind: str) -> State:
-    """The rows with one kind of error repaired, detections and labels of `errors.groups` in their order."""
+    """Return the state with one error type fixed, detections and labels of `errors.groups` in their order."""
     groups = errors.groups
     boxes, labels = groups.boxes.copy(), groups.labels
     if kind == "missed":
@@ -222,7 +225,7 @@ def repair_errors(state: State, errors: DetectionErrors, kind: str) -> State:
 
 
 def _ap50(state: State, num_classes: int, most: int) -> float:
-    """COCO's AP at an IoU of 0.5, a mean over classes that have labels."""
+    """Compute COCO's AP at an IoU of 0.5, a mean over classes that have labels."""
     groups = group_boxes(state["detections"], state["labels"], num_classes)
     matched = groups.match(groups.is_ignored[None], levels=_LEVEL, most=most)
     result = []

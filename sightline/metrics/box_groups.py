@@ -1,4 +1,4 @@
-"""Detections and labels of all images, sorted by class and image, and matched within each: what box metrics share."""
+"""Grouping and matching of detections and labels by class and image, shared by box metrics."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ NO_LIMIT = 2**31
 
 
 class BoxRows:
-    """The state of a metric that needs the share of each label that is visible, and all images with their sizes."""
+    """Base of metrics with detections, labels with their visible share, and images with their sizes."""
 
     rows = ("detections", "labels", "images")
 
     def new_state(self) -> State:
-        """Detections, labels and images, none yet."""
+        """Return empty detections, labels and images."""
         sizes = {"detections": 7, "labels": 9, "images": 3}
         return {name: torch.zeros(0, columns, dtype=torch.float64) for name, columns in sizes.items()}
 
@@ -41,7 +41,7 @@ class BoxRows:
         file_px: Tensor,
         sample_index: Tensor,
     ) -> None:
-        """Add the images of a batch."""
+        """Add a batch: detections (D, 6), truth (G, 7), truth_visible (G,), offsets (B+1,), file_px (B, 2)."""
         append_rows(state, "detections", sample_index.repeat_interleave(detection_offsets.diff()), detections)
         columns = truth_visible.double()[:, None] if truth_visible.ndim == 1 else truth_visible
         labels = torch.cat([truth.double(), columns], dim=1)
@@ -50,9 +50,9 @@ class BoxRows:
 
 
 class GroupMatches(NamedTuple):
-    """Which detections (A, L, D) found a label, and which do not count, for label sets A and levels L.
+    """Matched detections (A, L, D), and those that do not count (A, L, D), for label sets A and thresholds L.
 
-    `taken` (A, L, G) are the labels that were found.
+    `is_label_matched` (A, L, G) are the matched labels.
     """
 
     is_matched: np.ndarray
@@ -61,11 +61,12 @@ class GroupMatches(NamedTuple):
 
 
 class BoxGroups(NamedTuple):
-    """Rows sorted by class and image, detections then by falling score; group g has those of `starts[g]` on.
+    """Detections and labels sorted by class and image, detections then by falling score.
 
-    `boxes` (D, 7) have image, left, top, right, bottom, score and class; `labels` (G, 8 or more) image, box, class,
-    area, whether it is ignored, and what else was given. A label of no class is in the groups of all classes.
-    `of_groups` (N, 2) are class and image, for groups that have a detection or a label.
+    Group g begins at `box_starts[g]` and `label_starts[g]`. `boxes` (D, 7) have image, left, top, right, bottom, score
+    and class; `labels` (G, 8 or more) image, box, class, area, if it is ignored, and further columns. A label of no
+    class is in the groups of all classes. `group_keys` (N, 2) are class and image, for groups that have a detection or
+    a label.
     """
 
     boxes: np.ndarray
@@ -77,16 +78,16 @@ class BoxGroups(NamedTuple):
 
     @property
     def rank(self) -> np.ndarray:
-        """The place of each detection in its group, from 0."""
+        """Rank (D,) of each detection in its group, from 0."""
         return np.arange(len(self.boxes)) - np.repeat(self.box_starts[:-1], np.diff(self.box_starts))
 
     def class_slices(self, number: int) -> tuple[slice, slice]:
-        """The rows of a class: detections, labels."""
+        """Return the slices of a class: detections, labels."""
         own, its = (np.searchsorted(each, [number, number + 1]) for each in (self.boxes[:, 6], self.labels[:, 5]))
         return slice(*own), slice(*its)
 
     def groups(self) -> list[tuple[slice, slice]]:
-        """The rows of each group: detections, labels."""
+        """Return the slices of each group: detections, labels."""
         pairs = zip(self.box_starts, self.box_starts[1:], self.label_starts, self.label_starts[1:], strict=False)
         return [(slice(a, b), slice(c, d)) for a, b, c, d in pairs]
 
@@ -100,10 +101,10 @@ class BoxGroups(NamedTuple):
         epsilon: float = 0.0,
         reuses: bool = False,
     ) -> GroupMatches:
-        """Detections matched by the rules of `average_precision.match`, with `label_ignored` (A, G) for each set.
+        """Match detections by the rules of `match_predictions`, with `label_ignored` (A, G) for each label set.
 
-        `is_crowd` (G) are crowds, by default the data set's own ignored labels. The `most` highest-scoring detections
-        of a group are looked at. `epsilon` and `reuses` as in `match_boxes`.
+        `is_crowd` (G,) are crowds, by default the data set's own ignored labels. Only the `most` highest-scoring
+        detections of a group take part. `epsilon` and `reuses` as in `match_boxes`.
         """
         is_crowd = self.is_ignored if is_crowd is None else is_crowd
         found = np.zeros((len(label_ignored), len(levels), len(self.boxes)), dtype=bool)
@@ -118,9 +119,9 @@ class BoxGroups(NamedTuple):
 
 
 def group_boxes(detections: Tensor, labels: Tensor, num_classes: int, *, last_is_first: bool = False) -> BoxGroups:
-    """Rows of metric states, in the order of samples, as groups.
+    """Group the rows of metric states: detections (D, 7), labels (G, 8 or more), in the order of samples.
 
-    Of labels that a detection overlaps equally the last is found, with `last_is_first` the first of the data set.
+    Of labels that a detection overlaps equally the last is matched, with `last_is_first` the first of the data set.
     """
     boxes, rows = (each.cpu().numpy() for each in (detections, labels))
     has_class = rows[:, 5] >= 0
@@ -138,7 +139,7 @@ def group_boxes(detections: Tensor, labels: Tensor, num_classes: int, *, last_is
 
 
 def iou_or_ioa(boxes: np.ndarray, labels: np.ndarray, is_crowd: np.ndarray | bool, epsilon: float = 0.0) -> np.ndarray:
-    """IoU (D, G) of all pairs of boxes, of crowds the share of a detection that they cover."""
+    """Compute the IoU (D, G) of boxes (D, 4) and labels (G, 4); for crowds the covered share of the detection (IoA)."""
     sides = np.minimum(boxes[:, None, 2:], labels[:, 2:]) - np.maximum(boxes[:, None, :2], labels[:, :2])
     shared = np.maximum(sides, 0).prod(axis=2)
     own, its = ((each[:, 2:] - each[:, :2]).prod(axis=1) for each in (boxes, labels))
@@ -156,7 +157,7 @@ def _match_plainly(
     reuses: bool,
     result: GroupMatches,
 ) -> None:
-    """What `match_boxes` writes, group by group through `match`."""
+    """Reference of `match_boxes`, group by group through `match_predictions`."""
     for own, its in groups.groups():
         own = slice(own.start, min(own.stop, own.start + most))
         alike = iou_or_ioa(groups.boxes[own, 1:5], groups.labels[its, 1:5], is_crowd[its], epsilon)

@@ -1,4 +1,4 @@
-"""How far reference points are from the joint in the middle, before and after a refiner."""
+"""Distance of reference points from the middle joint, before and after a refiner."""
 
 from __future__ import annotations
 
@@ -14,7 +14,11 @@ __all__ = ["CentreError"]
 
 @registry.metrics.add("centre_error")
 class CentreError:
-    """`centre_error_mm`, the mean distance of refined points from the joint in the middle; its median and largest.
+    """Centre error: the mean distance of refined points from the middle joint, its median and maximum.
+
+    `centre_error_mm` is the mean, `reference_error_mm` that of the points which were refined: a refiner that does not
+    get below it is of no use. Frames without a label of this joint do not count. Source: Oberweger and Lepetit 2017,
+    DeepPrior++.
 
     `reference_error_mm` is that of the points which were refined: a refiner that does not reach below it is of no use.
     Frames without a label of this joint count nowhere. Source: Oberweger and Lepetit 2017, DeepPrior++.
@@ -54,9 +58,12 @@ class CentreError:
         return {name: figure.item() for name, figure in zip(names, figures, strict=True)}
 
     def per_sample(self, state: State) -> Tensor:
-        """The distance of each frame's refined point (num_samples,) float64; NaN where its joint is not labelled."""
+        """Return the distance (num_samples,) float64 of each frame's refined point.
+
+        NaN if its joint is not labelled.
+        """
         return state["distance_mm"][:, 0] / state["labelled"][:, 0]
 
     def per_class(self, state: State) -> dict[str, dict[str, float]]:
-        """There are no classes."""
+        """Return nothing: there are no classes."""
         return {}

@@ -1,4 +1,4 @@
-"""CrowdHuman's Jaccard index: how much the sets of detections and of people of an image agree."""
+"""CrowdHuman's Jaccard index: the agreement of the sets of detections and of people of an image."""
 
 from __future__ import annotations
 
@@ -11,12 +11,15 @@ from sightline.numba_kernels import run_parallel
 __all__ = ["THRESHOLDS", "jaccard_counts", "jaccard_index"]
 
 THRESHOLDS = np.arange(10) / 10
-"""Scores above which detections are kept."""
+"""Score thresholds of detections."""
 _LEVEL = 0.5
 
 
 def jaccard_counts(groups: BoxGroups, number: int, num_images: int, *, epsilon: float) -> np.ndarray:
-    """Pairs, detections and labels (T, N, 3) that count in every image, for a class and each of `THRESHOLDS`.
+    """Count pairs, detections and labels (T, N, 3) of every image, for a class and each of `THRESHOLDS`.
+
+    Pairs of an IoU above 0.5 are chosen for the largest sum of IoU. An unpaired detection or label that is by more than
+    half inside an ignored label does not count. Source: Shao et al. 2018, its published evaluation.
 
     Pairs of an IoU above 0.5 are chosen for the largest sum of IoU. What is left over and lies by more than half in an
     ignored label does not count, whether detection or label. Source: Shao et al. 2018, its published evaluation.
@@ -32,7 +35,7 @@ def jaccard_counts(groups: BoxGroups, number: int, num_images: int, *, epsilon: 
 
 
 def jaccard_index(counts: np.ndarray) -> np.ndarray:
-    """The index (T), a mean over images that have a detection or a label; NaN where none has."""
+    """Compute the index (T,) from counts (T, N, 3), a mean over images with a detection or a label; NaN if none has."""
     pairs, detections, labels = np.moveaxis(counts, 2, 0)
     there = detections + labels > 0
     index = pairs / (detections + labels - pairs + 1e-6)

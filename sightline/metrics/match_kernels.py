@@ -1,6 +1,7 @@
-"""Matching of detections to labels, compiled: one by one, and for the largest sum of overlaps.
+"""CPU kernels of detection matching: greedy by score, and by the largest sum of overlaps.
 
-The plain form of `match_boxes` is `average_precision.match`; `count_pairs` has none, and runs uncompiled without numba.
+The reference of `match_boxes` is `average_precision.match_predictions`; `count_pairs` has none, and runs uncompiled
+without numba.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ __all__ = ["count_pairs", "match_boxes"]
 
 @numba_kernel
 def box_overlap(box, label, is_crowd, epsilon):
-    """IoU of two boxes; with a crowd the share of the box that it covers."""
+    """Compute the IoU of two boxes (4,); with a crowd the share of the box that it covers."""
     width = min(box[2], label[2]) - max(box[0], label[0])
     height = min(box[3], label[3]) - max(box[1], label[1])
     shared = max(width, 0.0) * max(height, 0.0)
@@ -46,12 +47,12 @@ def match_boxes(
 ):
     """Match the detections of groups `first` to `last`, one group for each image and class.
 
-    `boxes` (D, 4) and `labels` (G, 4) lie group after group from `*_starts`, detections of a group by falling score;
-    `label_ignored` (A, G) says for each area range which labels do not count, `label_crowd` (G) which of them any
-    number of detections may find, by the share of the detection that they cover; with `allows_reuse` any number may
-    find any label that does not count. `epsilon` is added to the area that an overlap is divided by. At most `most`
-    of a group are looked at. Written: `found` and `ignored` (A, L, D), whether a detection found a label, and one that
-    does not count; `taken` (A, L, G), which labels a detection found.
+    `boxes` (D, 4) and `labels` (G, 4) are ordered by group from `*_starts`, detections of a group by falling score;
+    `label_ignored` (A, G) marks for each area range the labels that do not count, `label_crowd` (G,) those that any
+    number of detections may match, by the share of the detection that they cover; with `allows_reuse` any number may
+    match any label that does not count. `epsilon` is added to the area that an overlap is divided by. At most `most`
+    of a group take part. Written: `found` and `ignored` (A, L, D), if a detection matched a label, and one that
+    does not count; `taken` (A, L, G), the matched labels.
     """
     for group in range(first, last):
         num_boxes = min(box_starts[group + 1] - box_starts[group], most)
@@ -93,11 +94,11 @@ def match_boxes(
 def count_pairs(
     first, last, boxes, box_starts, labels, label_starts, label_ignored, thresholds, level, epsilon, counts
 ):
-    """Pairs, detections and labels that count (N, T, 3), of the groups `first` to `last`.
+    """Count pairs, detections and labels (N, T, 3) of the groups `first` to `last`.
 
     `boxes` (D, 5) have scores, which fall within a group. For each of the rising `thresholds` the detections above it
-    are paired with labels at overlaps above `level`, for the largest sum. What is left over does not count where an
-    ignored label covers more than `level` of it.
+    are paired with labels at overlaps above `level`, for the largest sum. An unpaired one does not count if an ignored
+    label covers more than `level` of it.
     """
     for group in range(first, last):
         start, begin = box_starts[group], label_starts[group]
@@ -139,7 +140,7 @@ def count_pairs(
 
 @numba_kernel
 def augment_matching(start, gain, partner, row_price, column_price):
-    """Add a row to pairs of the largest sum of `gain` among the rows before it; columns state their `partner`.
+    """Add a row to a matching of the largest sum of `gain` (D, G) among the rows before it; `partner` (G,) is updated.
 
     Rows may stay alone, and pairs without a gain are not made. One step of the Hungarian method by shortest paths:
     prices never exceed what a pair costs, which is less than nothing by its gain. Source: Jonker and Volgenant 1987.

@@ -1,4 +1,4 @@
-"""How embeddings of pairs lie: what belongs together near, all else apart."""
+"""Alignment, uniformity and retrieval accuracy of embeddings of pairs."""
 
 from __future__ import annotations
 
@@ -15,12 +15,14 @@ from sightline.metrics.base import State
 __all__ = ["CrossPairs", "Pairs"]
 
 _T = 2.0
-"""Of the Gaussian potential, and the exponent of the distance: the values of the paper."""
+"""Scale of the Gaussian potential, and the exponent of the distance: the values of the paper."""
 
 
 class _PairMetric:
-    """Per sample: the squared distance to its partner and, where its batch holds others, its mean potential among them
-    and whether its partner is the nearest of the batch.
+    """Base of pair metrics. Per sample: the squared distance to its partner, its mean potential, and its retrieval.
+
+    The last two, the mean potential within its batch and if its partner is the nearest of the batch, need other samples
+    in the batch.
     """
 
     slots = frozenset({"distance", "potential", "is_nearest", "seen", "compared"})
@@ -55,11 +57,11 @@ class _PairMetric:
 
 @registry.metrics.add("pairs")
 class Pairs(_PairMetric):
-    """`alignment`, `uniformity` and `retrieval_accuracy` of the embeddings of two clouds of every object.
+    """Alignment, uniformity and retrieval accuracy of the embeddings of two clouds of every object.
 
     Alignment is the mean squared distance of the two unit vectors, 0 to 4, better smaller. Uniformity is the logarithm
     of the mean of exp(-2 d^2) over the pairs of different objects in an evaluation batch, -4 to 0, better smaller: 0
-    where all are alike. Retrieval is the share of clouds whose own partner is the nearest one of the batch. A cloud
+    if all are alike. Retrieval is the share of clouds whose own partner is the nearest one of the batch. A cloud
     alone in its batch counts for alignment only.
     Source: Wang and Isola 2020, sections 4.1 and 4.2, with exponent and scale 2.
     """
@@ -74,7 +76,7 @@ class Pairs(_PairMetric):
 
 @registry.metrics.add("cross_pairs")
 class CrossPairs(_PairMetric):
-    """`cross_alignment`, `cross_uniformity` and `cross_retrieval_accuracy`, as those of `pairs`, of clouds and images.
+    """Cross-modal alignment, uniformity and retrieval accuracy of clouds and images, as in `pairs`.
 
     A cloud's embedding is the mean of its two; uniformity is that of the images; retrieval looks for a cloud's image.
     Source: Wang and Isola 2020, sections 4.1 and 4.2; Afham et al. 2022, eq. 3 (the mean).
@@ -90,6 +92,6 @@ class CrossPairs(_PairMetric):
 
 
 def _mean_potential(rows: Tensor) -> Tensor:
-    """exp(-2 d^2) of every row to the others, their mean (B,); of two rows at least."""
+    """Return the mean of exp(-2 d^2) of every row to the others (B,); for two rows at least."""
     potential = (-_T * torch.cdist(rows, rows).square()).exp().fill_diagonal_(0.0)
     return potential.sum(dim=1) / (len(rows) - 1)

@@ -1,4 +1,4 @@
-"""How many points of each shape were labelled, predicted and rightly predicted as each part: plain and compiled."""
+"""Counts of labelled, predicted and correctly predicted points per shape and part: reference and CPU kernel."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ __all__ = ["PartCounts", "count_parts", "count_parts_reference"]
 
 
 class PartCounts(NamedTuple):
-    """Counts of points, int64: of S shapes, C parts, and two rules (predictions among own parts, and among all).
+    """Point counts, int64, of S shapes, C parts, and two rules (predictions among own parts, and among all).
 
-    `labelled` (S, C); `answered` and `common`, predicted as labelled, (S, 2, C); `confusion` (C, C) of predictions
+    `labelled` (S, C); `predicted` and `common`, predicted as labelled, (S, 2, C); `confusion` (C, C) of predictions
     among own parts, rows are labels. `faults` (S, 2): the first point of a shape whose probabilities have a NaN, and
-    the first whose label is none of its category's parts, counted over all shapes, -1 where there is none. Where one is
-    faulty, the counts mean nothing.
+    the first whose label is none of its category's parts, counted over all shapes, -1 if there is none. With a fault
+    the counts mean nothing.
     """
 
     labelled: Tensor
@@ -37,7 +37,7 @@ def count_parts(
     category: Tensor,
     parts_of_category: Sequence[Sequence[int]],
 ) -> PartCounts:
-    """The counts of shapes one after another: `probabilities` (P, C), `target` (P,), `cloud_offsets` (S + 1,).
+    """Count the points of packed shapes: `probabilities` (P, C), `target` (P,), `cloud_offsets` (S + 1,).
 
     `category` (S,) is one of those that have parts. The prediction is the most probable part, the lowest among equals.
     """
@@ -66,7 +66,7 @@ def count_parts_reference(
     category: Tensor,
     parts_of_category: Sequence[Sequence[int]],
 ) -> PartCounts:
-    """The reference. On any device."""
+    """Reference of `count_parts`, on any device: `probabilities` (P, C), `target` (P,), `cloud_offsets` (S + 1,)."""
     num_parts, sizes = probabilities.shape[1], cloud_offsets.diff()
     owner = torch.arange(len(sizes), device=sizes.device).repeat_interleave(sizes)
     is_own = torch.zeros(len(parts_of_category), num_parts, dtype=torch.bool, device=target.device)
@@ -95,7 +95,7 @@ def count_parts_reference(
 
 
 def _first(is_faulty: Tensor, owner: Tensor, sizes: Tensor) -> Tensor:
-    """The first faulty point of each shape, -1 where there is none: (S,)."""
+    """Return the first faulty point (S,) of each shape, -1 if there is none."""
     first = torch.full_like(sizes, len(owner))
     places = is_faulty.nonzero().flatten()
     first = first.scatter_reduce(0, owner[places], places, "amin")
@@ -119,7 +119,7 @@ def _count(
     faults: np.ndarray,
     answer: np.ndarray,
 ) -> None:
-    """`parts` (categories, most parts): those of each category, rising, -1 in the places left over.
+    """CPU kernel of `count_parts`; `parts` (categories, max parts) are those of each category, rising, padded with -1.
 
     `counts` (S, 5, C): labelled, predicted by either rule, common by either rule.
     """
@@ -158,7 +158,7 @@ def _count(
 
 @numba_kernel
 def _first_largest(probabilities: np.ndarray, point: int) -> int:
-    """The most probable part, the lowest among equals; -1 where one is NaN."""
+    """Return the most probable part, the lowest among equals; -1 if one is NaN."""
     overall = 0
     for part in range(probabilities.shape[1]):
         if probabilities[point, part] != probabilities[point, part]:
