@@ -1,4 +1,4 @@
-"""Darknet, a backbone of residual blocks that segmentation and detection share. Source: Redmon and Farhadi 2018."""
+"""Darknet, a backbone of residual blocks for segmentation and detection. Source: Redmon and Farhadi 2018."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from sightline.layers.images import ConvNorm, assert_images
 __all__ = ["DARKNET21", "DARKNET53", "Darknet", "Darknet53Encoder", "DarknetBlock"]
 
 MakeLayer = Callable[[int], nn.Module]
-"""What makes a norm, or an attention, of a number of channels."""
+"""Factory of a norm, or an attention, for a number of channels."""
 
 DARKNET21 = (1, 1, 2, 2, 1)
 DARKNET53 = (1, 2, 8, 8, 4)
@@ -22,7 +22,7 @@ DARKNET53 = (1, 2, 8, 8, 4)
 
 
 class DarknetBlock(nn.Module):
-    """A 1 x 1 convolution to `inner` channels, one of 3 x 3 back and any attention, added to what came in.
+    """Residual block: 1x1 convolution to `hidden_channels`, 3x3 convolution back, optional attention, shortcut.
 
     Source: Redmon and Farhadi 2018, table 1.
     """
@@ -60,12 +60,12 @@ class DarknetBlock(nn.Module):
 
 
 class Darknet(nn.Module):
-    """A stem and five stages of doubled channels, each a convolution with a stride and its residual blocks.
+    """Darknet: a stem and five stages of doubled channels, each a strided convolution and its residual blocks.
 
-    (B, in_channels, H, W) -> the values of the stem and of every stage, `channels` of them. With 3 input channels
+    (B, in_channels, H, W) -> the maps of the stem and of every stage, of `channels` each. With 3 input channels
     Darknet-53 has 40,584,928 parameters. `strides` are those of the stages, in rows and columns; `momentum` is that of
     the batch norms, `slope` that of the leaky ReLU, `dropout` the share of channels dropped after each stage. `norm`
-    makes the norms where they are not batch norm, `attention` a layer at the end of every residual branch.
+    makes the norms if they are not batch norm, `attention` a layer at the end of every residual branch.
     Source: Redmon and Farhadi 2018, YOLOv3, table 1.
     """
 

@@ -1,4 +1,4 @@
-"""Dynamic graph CNN for the classification of clouds. Source: Wang et al. 2019, Dynamic Graph CNN."""
+"""DGCNN for the classification of clouds. Source: Wang et al. 2019, Dynamic Graph CNN."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ class DGCNNOutput(TypedDict):
 
 @registry.point_encoders.add("dgcnn")
 class DGCNNEncoder(nn.Module):
-    """Four edge convolutions, each on a graph found anew, and the maxima and means of a map of all their results.
+    """DGCNN encoder: four edge convolutions on dynamic kNN graphs, then max and mean pooling of a map of their outputs.
 
-    `encode` gives (B, 2 * embedding), whatever the order of the points. Clouds need at least as many points as a
-    point has neighbours; the authors of CrossPoint take 15 of 2048. With `neighbours_at`, `num_neighbours` is meant for
-    clouds of so many points, and a cloud of more or fewer has neighbours in proportion: 10 at 256 are 40 at 1024, so
-    that edges keep their length and weights that learned on sparse clouds meet what they know. `fused: false` takes the
-    plain forms of all layers: the same numbers, several times slower, for comparison.
+    `encode` returns (B, 2 * embedding), independent of the order of the points. Clouds need at least as many points as
+    a point has neighbours; the authors of CrossPoint take 15 of 2048. With `neighbours_at`, `num_neighbours` refers to
+    clouds of that many points, and a cloud of more or fewer has neighbours in proportion: 10 at 256 are 40 at 1024, so
+    that edges keep their length and weights trained on sparse clouds see familiar neighbourhoods. `fused: false` uses
+    the plain forms of all layers: the same numbers, several times slower, for comparison.
     Source: Wang et al. 2019, figure 3; layout of WangYueFt/dgcnn.
     """
 
@@ -79,10 +79,10 @@ class DGCNNEncoder(nn.Module):
 
 @registry.models.add("dgcnn")
 class DGCNN(DGCNNEncoder):
-    """Four edge convolutions, each on a graph found anew: first among the coordinates, then among the features.
+    """DGCNN: four edge convolutions on dynamic kNN graphs, first among the coordinates, then among the features.
 
-    The answer does not depend on the order of the points. Clouds need at least `num_neighbours` points; the authors
-    take 20 of 1024 and 40 of 2048. `neighbours_at` as in the encoder `dgcnn`. `fused: false` takes the plain forms of
+    The output does not depend on the order of the points. Clouds need at least `num_neighbours` points; the authors
+    take 20 of 1024 and 40 of 2048. `neighbours_at` as in the encoder `dgcnn`. `fused: false` uses the plain forms of
     all layers: the same numbers, several times slower, for comparison.
     Source: Wang et al. 2019, figure 3; layout of WangYueFt/dgcnn.
     """

@@ -1,4 +1,4 @@
-"""Point-BERT's point transformer for the parts of objects. Source: Yu et al. 2022, Point-BERT."""
+"""Point-BERT's point transformer for part segmentation. Source: Yu et al. 2022, Point-BERT."""
 
 from __future__ import annotations
 
@@ -21,26 +21,27 @@ __all__ = ["PointBERTParts", "PointBERTPointsOutput"]
 
 _DEPTH = 12
 _TAPPED = (4, 8, 12)
-"""After how many blocks features are taken."""
+"""Numbers of blocks after which features are taken."""
 _NUM_HEADS = 6
 _HEAD_WIDTH = 128
 
 
 class PointBERTPointsOutput(TypedDict):
-    """`logits` of every point, (B, N, num_classes) or (P, num_classes) as the points came, before any softmax."""
+    """`logits` of every point before the softmax: (B, N, num_classes) or (P, num_classes), as the input."""
 
     logits: Tensor
 
 
 @registry.models.add("point_bert_parts")
 class PointBERTParts(nn.Module):
-    """The parts of an object whose category is known: features of three depths, carried from the groups to all points.
+    """Point-BERT part segmentation: features of three depths, propagated from the groups to all points.
 
-    The tokens of the 4th and the 8th block reach `num_centres` points each by interpolation, those of the last by edges
-    through both; all points receive them by interpolation beside their category and channels. Clouds need at least
-    `num_centres[0]` points, and are of one size in a batch. Sampling starts at the first point, in training and in
-    evaluation. Published weights want `min_squared_norm: 1e-3`, as for `point_bert`, whose pre-trained `embed` and
-    `trunk` have the same names. Source: Yu et al. 2022, section 4.2; layout of lulutang0608/Point-BERT.
+    The object's category is an input. The tokens of the 4th and the 8th block reach `num_centres` points each by
+    interpolation, those of the last by edges through both; all points receive them by interpolation, joined with their
+    category and channels. Clouds need at least `num_centres[0]` points, and are of one size in a batch. Sampling starts
+    at the first point, in training and in evaluation. Published weights need `min_squared_norm: 1e-3`, as for
+    `point_bert`, whose pre-trained `embed` and `trunk` have the same names. Source: Yu et al. 2022, section 4.2; layout
+    of lulutang0608/Point-BERT.
     """
 
     def __init__(
@@ -108,7 +109,7 @@ class PointBERTParts(nn.Module):
         return {"logits": logits.view(*points.shape[:-1], -1)}
 
     def _group_features(self, points: Tensor, channels: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """The centres of the groups, and their features (B, num_groups, width) of each depth that is taken."""
+        """Return the centres of the groups, and their features (B, num_groups, width) at each tapped depth."""
         tokens, positions, centres = self.embed(points, channels)
         taken = []
         for number, block in enumerate(self.trunk.blocks, start=1):

@@ -1,4 +1,4 @@
-"""Point Transformer on ragged clouds: one answer per point or per cloud. Source: Zhao et al. 2021."""
+"""Point Transformer on packed clouds, with one output per point or per cloud. Source: Zhao et al. 2021."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ _DROPOUT_OF_CLOUDS = 0.5
 
 
 class PointTransformerOutput(TypedDict):
-    """`logits` before any softmax: (..., num_classes) with the points' leading axes, or (S, num_classes) of clouds."""
+    """`logits` before the softmax: (..., num_classes) with the points' leading axes, or (S, num_classes) of clouds."""
 
     logits: Tensor
 
 
 class PointTransformerBlock(nn.Module):
-    """A linear map, vector attention and another linear map, each with its norm, added to what came in.
+    """Point Transformer block: linear map, vector attention and linear map, each with batch norm, and a shortcut.
 
     `forward(features (P, channels), edges) -> (P, channels)`. Source: Zhao et al. 2021, figure 4 (a).
     """
@@ -49,7 +49,7 @@ class PointTransformerBlock(nn.Module):
 
 
 class _Stage(nn.Module):
-    """The way down to a level, and its blocks."""
+    """Transition down to a level, and its blocks."""
 
     def __init__(self, *, in_channels: int, channels: int, num_blocks: int, is_strided: bool, fused: bool) -> None:
         super().__init__()
@@ -65,7 +65,7 @@ class _Stage(nn.Module):
 
 
 class _Decoder(nn.Module):
-    """From the coarsest level back to the finest: at each the features from below and its own, and one block."""
+    """Decoder from the coarsest level to the finest: transition up and one block per level."""
 
     def __init__(self, *, widths: tuple[int, ...], fused: bool) -> None:
         super().__init__()
@@ -85,11 +85,11 @@ class _Decoder(nn.Module):
 
 @registry.point_encoders.add("point_transformer")
 class PointTransformerEncoder(nn.Module):
-    """Vector attention among neighbours at several resolutions, and the mean of the coarsest: (B, widths[-1]).
+    """Point Transformer encoder: vector attention at several resolutions, and the mean of the coarsest.
 
-    Clouds may be of any size, ragged too where `offsets` are given. Sampling starts at a cloud's first point: shuffle
-    the points in training. The arguments are those of the model `point_transformer`; per cloud and per point it has
-    this encoder, so that its weights start either.
+    (B, widths[-1]). Clouds may be of any size, packed too with `offsets`. Sampling starts at a cloud's first point:
+    shuffle the points in training. The arguments are those of the model `point_transformer`, which has this encoder per
+    cloud and per point, so that its weights initialise either.
     Source: Zhao et al. 2021, figure 3; layout of POSTECH-CVLab/point-transformer, by its first author.
     """
 
@@ -128,7 +128,7 @@ class PointTransformerEncoder(nn.Module):
     def _read(
         self, points: Tensor, features: Tensor | None, offsets: Tensor | None
     ) -> tuple[list[Tensor], list[PyramidLevel]]:
-        """What the points of every level came to (P, widths[level]), and the levels."""
+        """Return the features of every level (P, widths[level]), and the levels."""
         packed, values, offsets = packed_channels(points, features, offsets, in_channels=self.in_channels)
         levels = build_pyramid(packed, offsets=offsets, strides=self.strides, num_neighbours=self.num_neighbours)
         assert_finite_rows(values, offsets=offsets, name="points and features")
@@ -140,9 +140,9 @@ class PointTransformerEncoder(nn.Module):
         return of_levels, levels
 
     def _assert_statistics(self, levels: list[PyramidLevel]) -> None:
-        """Raises ValueError where a batch norm would have one row to take its statistics of.
+        """Raise ValueError if a batch norm in training would have a single row for its statistics.
 
-        A synchronised one may find more on other processes, and says so itself where it does not.
+        A synchronised one may have more on other processes, and raises its own error otherwise.
         """
         norms = [module for module in self.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
         if not any(norm.training and not isinstance(norm, SynchronisedBatchNorm) for norm in norms):
@@ -159,14 +159,14 @@ class PointTransformerEncoder(nn.Module):
 
 @registry.models.add("point_transformer")
 class PointTransformer(PointTransformerEncoder):
-    """Vector attention among neighbours at several resolutions; ragged clouds one after another, or stacked ones.
+    """Point Transformer: vector attention among neighbours at several resolutions, on packed or stacked clouds.
 
-    `per: point` answers for every point, `per: cloud` for every cloud. Each stage keeps one of `strides` points of a
-    cloud, at least one: clouds of any size are taken. In evaluation the answer for a cloud does not depend on the
+    `per: point` predicts for every point, `per: cloud` for every cloud. Each stage keeps one of `strides` points of a
+    cloud, at least one: clouds of any size are allowed. In evaluation the output for a cloud does not depend on the
     others in its batch; training needs two points at the coarsest level of a batch, for its batch norms. Sampling
-    starts at a cloud's first point: shuffle the points in training; but for that their order does not matter. Where
-    a cloud has fewer points than neighbours are wanted, it gives those it has. `dropout` is that of the head, by
-    default none per point and 0.5 per cloud. `fused: false` takes the plain forms of all layers: the same numbers,
+    starts at a cloud's first point: shuffle the points in training; apart from that their order does not matter. If
+    a cloud has fewer points than `num_neighbours`, all are used. `dropout` is that of the head, by
+    default none per point and 0.5 per cloud. `fused: false` uses the plain forms of all layers: the same numbers,
     slower and in more memory, for comparison.
     Source: Zhao et al. 2021, figure 3; layout of POSTECH-CVLab/point-transformer, by its first author. The head per
     cloud is that of spec 2.6: the paper gives no widths, and that code has none.
@@ -214,7 +214,7 @@ class PointTransformer(PointTransformerEncoder):
 def _assert_stages(
     widths: tuple[int, ...], strides: tuple[int, ...], num_neighbours: tuple[int, ...], num_blocks: tuple[int, ...]
 ) -> None:
-    """Raises ConfigError for stages that do not fit together."""
+    """Raise ConfigError for stages that do not fit together."""
     given = {"widths": widths, "strides": strides, "num_neighbours": num_neighbours, "num_blocks": num_blocks}
     if not widths or len({len(values) for values in given.values()}) > 1:
         found = ", ".join(f"{len(values)} {name}" for name, values in given.items())

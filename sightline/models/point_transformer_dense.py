@@ -1,4 +1,4 @@
-"""Point Transformer over clouds of one size, for whole clouds and for points. Source: Zhao et al. 2021."""
+"""Point Transformer on clouds of one size, for whole clouds and for points. Source: Zhao et al. 2021."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class DensePointTransformerOutput(TypedDict):
 
 
 class DenseLevel(NamedTuple):
-    """The points (B, N, 3) of one level, what is known of them (B, N, C), and the nearest to each (B, N, K)."""
+    """One level: points (B, N, 3), features (B, N, C), and the nearest neighbours of each point (B, N, K)."""
 
     points: Tensor
     features: Tensor
@@ -38,7 +38,7 @@ class DenseLevel(NamedTuple):
 
 
 class _WithLevels(nn.Module):
-    """The way down through the levels, and the mean of the coarsest one's points."""
+    """Base with the encoder's levels, and the mean of the coarsest one's points."""
 
     def __init__(
         self,
@@ -98,9 +98,9 @@ class _WithLevels(nn.Module):
 
 @registry.point_encoders.add("point_transformer_dense")
 class DensePointTransformerEncoder(_WithLevels):
-    """Vector attention among neighbours, a quarter of the points per level, and the mean of the coarsest.
+    """Dense Point Transformer encoder: vector attention, a quarter of the points per level, the mean of the coarsest.
 
-    `encode` gives (B, 32 * 2^(number of levels - 1)): 512 as it stands. Sampling starts at the first point, in training
+    `encode` returns (B, 32 * 2^(number of levels - 1)): 512 by default. Sampling starts at the first point, in training
     and in evaluation: shuffle the points in training. The arguments are those of the model `point_transformer_dense`.
     Source: Zhao et al. 2021 (Point Transformer), section 3; layout of qq456cvb/Point-Transformers (Hengshuang).
     """
@@ -126,13 +126,13 @@ class DensePointTransformerEncoder(_WithLevels):
 
 @registry.models.add("point_transformer_dense")
 class DensePointTransformer(_WithLevels):
-    """Point Transformer over clouds of one size: vector attention among neighbours, a quarter of the points per level.
+    """Dense Point Transformer, on clouds of one size: vector attention, a quarter of the points per level.
 
-    `per` says what gets a label: each point, through a decoder, or each cloud. `num_blocks` is the number of attention
-    layers on each level of the way down; the first level has all points and 32 channels, each further one a quarter and
+    `per` is what gets a label: each point, through a decoder, or each cloud. `num_blocks` is the number of attention
+    layers on each level of the encoder; the first level has all points and 32 channels, each further one a quarter and
     twice as many. Attention is `width` channels wide on every level, among `num_neighbours` points, or all there are.
-    Per point the cloud's `category` joins the input where the data set has categories. Sampling starts at the first
-    point, in training and in evaluation: shuffle the points in training. `fused: false` takes the plain forms of the
+    Per point the cloud's `category` joins the input if the data set has categories. Sampling starts at the first
+    point, in training and in evaluation: shuffle the points in training. `fused: false` uses the plain forms of the
     layers: the same numbers, slower and with more memory, for comparison.
     Source: Zhao et al. 2021 (Point Transformer), section 3; layout of qq456cvb/Point-Transformers (Hengshuang).
     """
@@ -180,7 +180,7 @@ class DensePointTransformer(_WithLevels):
 
 
 class _Encoder(nn.Module):
-    """The levels on the way down: attention, then a step down, then attention, ..."""
+    """Encoder: attention, transition down, attention, ..."""
 
     def __init__(
         self,
@@ -218,7 +218,7 @@ class _Encoder(nn.Module):
 
 
 class _Decoder(nn.Module):
-    """From the fewest points back to all of them; every level takes the neighbours that were found on the way down."""
+    """Decoder from the coarsest level to all points; every level reuses the neighbours of the encoder."""
 
     def __init__(self, *, channels: list[int], width: int, fused: bool) -> None:
         super().__init__()
@@ -246,7 +246,7 @@ def _attention(channels: int, *, width: int, fused: bool) -> nn.Module:
 
 
 def _mlp(*widths: int) -> nn.Sequential:
-    """Linear maps with a ReLU between each two."""
+    """Build linear maps with ReLUs in between."""
     layers: list[nn.Module] = []
     for before, after in pairwise(widths):
         layers += [nn.Linear(before, after), nn.ReLU()]

@@ -20,20 +20,20 @@ _SCENE_WIDTHS = ((32, 32, 64), (64, 64, 128), (128, 128, 256), (256, 256, 512))
 
 
 class PointNet2PointsOutput(TypedDict):
-    """`logits` of every point, (B, N, num_classes) or (P, num_classes) as the points came, before any softmax."""
+    """`logits` of every point before the softmax: (B, N, num_classes) or (P, num_classes), as the input."""
 
     logits: Tensor
 
 
 @registry.models.add("pointnet2_parts")
 class PointNet2Parts(nn.Module):
-    """The parts of an object whose category is known: two set abstractions, the whole, and three propagations back.
+    """PointNet++ part segmentation: two set abstractions, global pooling, and three feature propagations.
 
-    The radii are meant for clouds in the unit sphere. Clouds need at least `num_centres[0]` points, and are of one size
-    in a batch. Coordinates count among the features of the first abstraction, as in the published code. The order of
-    the points matters in that farthest-point sampling starts at the first of them, in training and in evaluation, and
-    that a ball keeps its first `num_neighbours` points: shuffle them in training. `fused: false` takes the plain forms
-    of all layers: the same numbers, slower, for comparison.
+    The object's category is an input. The radii are for clouds in the unit sphere. Clouds need at least
+    `num_centres[0]` points, and are of one size in a batch. Coordinates count among the features of the first
+    abstraction, as in the published code. The order of the points matters in that farthest-point sampling starts at the
+    first of them, in training and in evaluation, and that a ball keeps its first `num_neighbours` points: shuffle them
+    in training. `fused: false` uses the plain forms of all layers: the same numbers, slower, for comparison.
     Source: Qi et al. 2017 (PointNet++), section 4.2 and appendix B; layout of yanx27/Pointnet_Pointnet2_pytorch.
     """
 
@@ -88,7 +88,7 @@ class PointNet2Parts(nn.Module):
 
 @registry.models.add("pointnet2_scenes")
 class PointNet2Scenes(nn.Module):
-    """The class of every point of a block of a scene: four set abstractions and four propagations back.
+    """PointNet++ scene segmentation: the class of every point of a block, by four set abstractions and propagations.
 
     The radii are in metres. Clouds need at least `num_centres[0]` points, and are of one size in a batch. All channels,
     coordinates included, are features of the first abstraction, as in the published code. The order of the points
@@ -153,7 +153,7 @@ def _abstractions(
 
 
 def _abstracted(abstractions: nn.ModuleList, channels: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-    """Coordinates and features of every level, the finest first."""
+    """Apply the set abstractions: coordinates and features of every level, the finest first."""
     places, levels = [channels[..., :3]], [channels]
     for abstraction in abstractions:
         place, values = abstraction(places[-1], levels[-1])
@@ -165,7 +165,7 @@ def _abstracted(abstractions: nn.ModuleList, channels: Tensor) -> tuple[list[Ten
 def _propagated(
     propagations: nn.ModuleList, places: list[Tensor], levels: list[Tensor] | list[Tensor | None]
 ) -> Tensor:
-    """What reaches the finest points from the coarsest: `levels` are the own features of each, None for no own ones."""
+    """Propagate features from the coarsest to the finest points; `levels` are the skip features of each, or None."""
     values = levels[-1]
     for step, propagation in enumerate(propagations):
         fine = len(places) - 2 - step

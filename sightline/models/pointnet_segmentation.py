@@ -17,8 +17,10 @@ __all__ = ["PointNetParts", "PointNetPointsOutput", "PointNetScenes"]
 
 
 class PointNetPointsOutput(TypedDict):
-    """`logits` of every point, (B, N, num_classes) or (P, num_classes) as the points came, before any softmax;
-    `feature_transform` (B, K, K), multiplied from the right."""
+    """`logits` of every point before the softmax: (B, N, num_classes) or (P, num_classes), as the input.
+
+    `feature_transform` (B, K, K), multiplied from the right.
+    """
 
     logits: Tensor
     feature_transform: Tensor
@@ -26,11 +28,11 @@ class PointNetPointsOutput(TypedDict):
 
 @registry.models.add("pointnet_parts")
 class PointNetParts(nn.Module):
-    """The parts of an object whose category is known, from the values of every layer at a point and their maxima.
+    """PointNet part segmentation, from the values of every layer at a point and their maxima; the category is an input.
 
     The order of the points does not matter; clouds are of one size in a batch. Train it with
     `feature_transform_penalty`, weight 0.001. As in the widely used code the last layer before the maximum has no ReLU,
-    and there is no dropout. `fused: false` takes the plain forms of its layers: the same numbers, slower.
+    and there is no dropout. `fused: false` uses the plain forms of its layers: the same numbers, slower.
     Source: Qi et al. 2017, appendix C and figure 9; layout of yanx27/Pointnet_Pointnet2_pytorch.
     """
 
@@ -79,11 +81,12 @@ class PointNetParts(nn.Module):
 
 @registry.models.add("pointnet_scenes")
 class PointNetScenes(nn.Module):
-    """The class of every point of a block of a scene, from its aligned features and the maxima over the block.
+    """PointNet scene segmentation.
 
+    The class of every point of a block, from its features and the maxima over the block.
     The order of the points does not matter; clouds are of one size in a batch. Train it with
     `feature_transform_penalty`, weight 0.001. As in the widely used code the last layer before the maximum has no ReLU,
-    and there is no dropout. `fused: false` takes the plain forms of its layers: the same numbers, slower.
+    and there is no dropout. `fused: false` uses the plain forms of its layers: the same numbers, slower.
     Source: Qi et al. 2017, figure 2 (segmentation network); layout of yanx27/Pointnet_Pointnet2_pytorch.
     """
 
@@ -117,7 +120,7 @@ class PointNetScenes(nn.Module):
 
 
 def _aligned(channels: Tensor, alignment: TNet) -> Tensor:
-    """Coordinates turned by what the alignment reads off all channels, the other channels as they are."""
+    """Transform the coordinates by the T-Net's matrix; the other channels are unchanged."""
     return torch.cat([channels[..., :3] @ alignment(channels), channels[..., 3:]], dim=-1)
 
 

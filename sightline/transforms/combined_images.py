@@ -1,4 +1,4 @@
-"""Several images with their boxes as one: mosaic and mix-up; pure, as all transforms.
+"""Mosaic and mix-up of several images with their boxes; pure, as all transforms.
 
 Both take `others`, which draws further images of the training part (data/loading/reading.py), the same for any number
 of workers and after a resume. `to_canvas` is about the sample's own image, as `truth` and `file_px` are: a combined
@@ -28,12 +28,13 @@ _JOINED = ("boxes", "label", "is_ignored")
 
 @registry.transforms.add("mosaic")
 class Mosaic(BoxCroppingTransform):
-    """Four images meet on a grey canvas of twice `height` x `width`, at a point of the middle half of each side.
+    """Mosaic: four images on a grey canvas of twice `height` x `width`, meeting at a random point.
 
-    Each is fitted into `height` x `width` and has a corner at that point, the sample itself at the upper left; what
-    the canvas does not hold is cut off. A box of which less than `min_visible` is left is ignored; `clip` cuts boxes at
-    the border of what is left of their own image. Without a mosaic, as in the last `plain_epochs` of a run, the image
-    lies alone in the middle. `turn_image` with `canvas: [height, width]` follows.
+    The point is in the middle half of each side. Each image is fitted into `height` x `width` and has a corner at that
+    point, the sample itself at the upper left; pixels outside the canvas are cut off. A box of which less than
+    `min_visible` is left is ignored; `clip` cuts boxes at the visible border of their own image. Without a mosaic, as
+    in the last `plain_epochs` of a run, the image is alone in the middle. `turn_image` with `canvas: [height, width]`
+    follows.
     Source: Bochkovskiy et al. 2020, YOLOv4, section 3.4, as YOLOv5 draws it; plain epochs: Ge et al. 2021, YOLOX, 2.1.
     """
 
@@ -82,7 +83,7 @@ class Mosaic(BoxCroppingTransform):
         return {"image": canvas, "to_canvas": placed[0]["to_canvas"], **_joined(placed)}
 
     def _placed(self, canvas: Tensor, sample: dict[str, Tensor], top: int, left: int) -> dict[str, Tensor]:
-        """The boxes of a sample whose fitted image is painted onto the canvas, from a row and column on."""
+        """Paint the fitted image of a sample onto the canvas, from a row and column on, and return its boxes."""
         size = fit_size(sample["image"].shape[1], sample["image"].shape[2], self.size)
         fitted = resize_with_boxes(sample["image"], sample["boxes"], sample["to_canvas"], size)
         up, before = max(top, 0), max(left, 0)
@@ -96,7 +97,7 @@ class Mosaic(BoxCroppingTransform):
 
 @registry.transforms.add("mix_up")
 class MixUp:
-    """An image is blended, with a probability, with another of the same size; the boxes of both are there.
+    """Mix-up with a probability: an image is blended with another of the same size; the boxes of both are kept.
 
     The share of the first is drawn from Beta(`alpha`, `alpha`). The other went through the transforms before this one,
     a mosaic of its own among them. Off in the last `plain_epochs` of a run. Raises DataError for images of two sizes.
@@ -140,7 +141,10 @@ class MixUp:
 
 
 def _until(name: str, plain_epochs: int, num_epochs: int | None) -> int | None:
-    """The epoch from which images are alone; None without the number of epochs. Raises ConfigError where it is 0."""
+    """Return the epoch from which images are alone; None without the number of epochs.
+
+    Raises ConfigError if it is 0.
+    """
     if num_epochs is not None and plain_epochs >= num_epochs:
         raise ConfigError(
             f"{name}: plain_epochs {plain_epochs} leave none of {num_epochs} epochs; lower plain_epochs, or leave "
@@ -150,5 +154,5 @@ def _until(name: str, plain_epochs: int, num_epochs: int | None) -> int | None:
 
 
 def _joined(samples: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """The boxes of several samples and what belongs to them, one after another."""
+    """Concatenate the boxes, labels and flags of several samples."""
     return {name: torch.cat([each[name] for each in samples], dim=1) for name in _JOINED}

@@ -1,4 +1,4 @@
-"""Bend clouds softly: noise on a coarse grid, smoothed, read between its nodes."""
+"""Elastic distortion of clouds: smoothed noise on a coarse grid, interpolated at the points."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ _MOST_NODES = 4_000_000
 
 @registry.transforms.add("elastic")
 class Elastic:
-    """With the given probability the points of a cloud move as if it were bent, at several scales one after another.
+    """Elastic distortion of a cloud with a probability, at several scales in turn.
 
     At each scale normal noise on a grid of `granularities` is smoothed by two passes of a moving mean of three nodes
-    along every axis, read between the nodes, and multiplied by `magnitudes`, both in the unit of the points. Normals
-    stay those of the cloud as it was. Source: Choy et al. 2019 (Minkowski networks), training code (0.2 and 0.8 m,
+    along every axis, interpolated between the nodes, and multiplied by `magnitudes`, both in the unit of the points.
+    Normals are unchanged. Source: Choy et al. 2019 (Minkowski networks), training code (0.2 and 0.8 m,
     0.4 and 1.6 m), after Simard et al. 2003.
     """
 
@@ -68,7 +68,7 @@ def _bent(points: Tensor, draws: Draws, granularity: float, magnitude: float) ->
 
 
 def smooth(grid: Tensor) -> Tensor:
-    """Two passes of a mean over three nodes along each axis of `grid` (X, Y, Z, 3); outside there are zeros."""
+    """Smooth `grid` (X, Y, Z, 3) by two passes of a mean over three nodes along each axis; outside there are zeros."""
     for axis in (0, 1, 2, 0, 1, 2):
         rows = grid.movedim(axis, 0)
         zero = torch.zeros_like(rows[:1])
@@ -78,7 +78,7 @@ def smooth(grid: Tensor) -> Tensor:
 
 
 def bend(grid: Tensor, place: Tensor) -> Tensor:
-    """The values of `grid` (X, Y, Z, 3) at `place` (N, 3), in nodes from the first, linear between nodes."""
+    """Interpolate `grid` (X, Y, Z, 3) trilinearly at `place` (N, 3), in nodes from the first: (N, 3)."""
     node = place.floor().long()
     share = place - node
     total = torch.zeros_like(place)

@@ -1,4 +1,4 @@
-"""Two views of every cloud, each changed in its own way."""
+"""Two independently augmented views of every cloud."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ __all__ = ["TwoViews"]
 
 @registry.transforms.add("two_views")
 class TwoViews:
-    """`points` becomes two clouds, `points` and `other_points`: the transforms of `each` are applied to both, in order.
+    """Two augmented views of each cloud, `points` and `other_points`, both by the transforms of `each`.
 
-    The two draw from streams of their own. A transform of `each` takes points alone, and leaves as many as there were.
+    The two draw from streams of their own. A transform of `each` takes points alone, and keeps their number.
     Source: Afham et al. 2022, CrossPoint, section 3.1.
     """
 
@@ -49,6 +49,6 @@ class TwoViews:
 
 
 def _required(transform: Transform) -> set[str]:
-    """The fields that a transform cannot do without."""
+    """Return the names of the fields that a transform requires."""
     parameters = inspect.signature(transform.__call__).parameters.values()
     return {p.name for p in parameters if p.default is inspect.Parameter.empty} - {"draws", "self"}

@@ -1,4 +1,4 @@
-"""Backbone and neck of YOLOX: cross-stage partial blocks. Sources: Wang et al. 2020, CSPNet; Ge et al. 2021, YOLOX."""
+"""CSPDarknet and PAFPN, backbone and neck of YOLOX. Sources: Wang et al. 2020, CSPNet; Ge et al. 2021, YOLOX."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def _unit(before: int, after: int, size: int, norm: NormName, stride: int = 1) -
 
 
 class _Bottleneck(nn.Module):
-    """Convolutions of 1 x 1 and 3 x 3 pixels, added to what came in where `adds`."""
+    """Bottleneck: convolutions of 1x1 and 3x3 pixels, with a shortcut if `adds`."""
 
     def __init__(self, channels: int, norm: NormName, *, adds: bool) -> None:
         super().__init__()
@@ -41,7 +41,10 @@ class _Bottleneck(nn.Module):
 
 
 class _CSPBlock(nn.Module):
-    """Half of the channels through `depth` bottlenecks, the other half past them. Source: Wang et al. 2020, fig. 2."""
+    """CSP block: half of the channels pass through `depth` bottlenecks, the other half past them.
+
+    Source: Wang et al. 2020, fig. 2.
+    """
 
     def __init__(self, before: int, after: int, depth: int, norm: NormName, *, adds: bool) -> None:
         super().__init__()
@@ -56,7 +59,10 @@ class _CSPBlock(nn.Module):
 
 
 class _PyramidPooling(nn.Module):
-    """Maxima over windows of 5, 9 and 13 cells beside the values. Source: He et al. 2015, SPP-net; YOLOX's form."""
+    """Spatial pyramid pooling (SPP): max pooling over 5, 9 and 13 cells, concatenated with the input.
+
+    Source: He et al. 2015, SPP-net; YOLOX's form.
+    """
 
     def __init__(self, channels: int, norm: NormName) -> None:
         super().__init__()
@@ -71,11 +77,11 @@ class _PyramidPooling(nn.Module):
 
 @registry.backbones.add("cspdarknet")
 class CSPDarknet(nn.Module):
-    """YOLOX's backbone: maps of 4, 8 and 16 times `width` channels; `depth` blocks in the first stage.
+    """CSPDarknet, YOLOX's backbone: maps of 4, 8 and 16 times `width` channels; `depth` blocks in the first stage.
 
     YOLOX-tiny has the width 24 and a depth of 1, -s 32 and 1, -m 48 and 2, -l 64 and 3, -x 80 and 4; that of -s has
-    4,212,672 parameters. The stem sees every second pixel of every second row as four images of a quarter's size.
-    `norm` and `frozen_stages` are those of resnet18. Source: Ge et al. 2021, YOLOX; Wang et al. 2020, CSPNet.
+    4,212,672 parameters. The stem (Focus) stacks every second pixel of every second row as four images of a quarter's
+    size. `norm` and `frozen_stages` are those of resnet18. Source: Ge et al. 2021, YOLOX; Wang et al. 2020, CSPNet.
     """
 
     strides = STRIDES
@@ -117,9 +123,9 @@ class CSPDarknet(nn.Module):
 
 @registry.necks.add("pafpn")
 class PathAggregation(nn.Module):
-    """A pyramid whose levels see the coarser ones, and then the finer ones, through cross-stage partial blocks.
+    """PAFPN: a feature pyramid with a top-down and a bottom-up pathway of cross-stage partial blocks.
 
-    Maps keep their numbers of channels, of which each level has twice those of the finer one. `depth` is that of
+    Maps keep their numbers of channels; each level has twice those of the next finer one. `depth` is that of
     cspdarknet. Source: Liu et al. 2018, PANet, section 3.1; Ge et al. 2021, YOLOX.
     """
 

@@ -1,4 +1,4 @@
-"""Feature pyramid: maps of one width at every level, each with what the coarser ones saw. Source: Lin et al. 2017."""
+"""Feature pyramid network (FPN): maps of equal width with a top-down pathway. Source: Lin et al. 2017."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from sightline.layers.images import ConvBlock
 __all__ = ["FPN"]
 
 _COARSER = 2
-"""Levels that may follow those of the backbone."""
+"""Number of levels that may follow those of the backbone."""
 
 
 @registry.necks.add("fpn")
 class FPN(nn.Module):
-    """Pyramid of `width` channels on the maps of a backbone: levels 3 to 5, or up to 7 by convolutions of stride 2.
+    """FPN: a pyramid of `width` channels on a backbone's maps: levels 3 to 5, or up to 7 by convolutions of stride 2.
 
-    P6 is made of C5, as RetinaNet's authors did, or of P5, as most code does; P7 of the positive part of P6. A coarse
-    map grows to the exact size of the next by `upsample`. On ResNet-50, 3 levels have 2,688,512 parameters, 5 levels
-    3,868,672 with P6 of P5 and 7,997,440 with P6 of C5. Source: Lin et al. 2017, Feature Pyramid Networks, section 3;
-    Lin et al. 2017, Focal Loss, section 4 (P6 and P7).
+    P6 is computed from C5, as RetinaNet's authors did, or from P5, as in most code; P7 from the ReLU of P6. A coarse
+    map is resized to the exact size of the next by `upsample`. On ResNet-50, 3 levels have 2,688,512 parameters, 5
+    levels 3,868,672 with P6 of P5 and 7,997,440 with P6 of C5. Source: Lin et al. 2017, Feature Pyramid Networks,
+    section 3; Lin et al. 2017, Focal Loss, section 4 (P6 and P7).
     """
 
     def __init__(
@@ -82,7 +82,7 @@ class FPN(nn.Module):
 
 
 def _coarser(conv: nn.Module, values: Tensor) -> Tensor:
-    """The next coarser map; on a CPU always in full precision where it is one cell wide.
+    """Compute the next coarser map; on a CPU always in full precision if it is one cell wide.
 
     torch 2.13 leaves memory uninitialised in the bf16 gradient of such a convolution's weights.
     """

@@ -1,4 +1,4 @@
-"""The neck and head of YOLOv3, and YOLOX's head. Sources: Redmon and Farhadi 2018, YOLOv3; Ge et al. 2021, YOLOX."""
+"""YOLOv3's neck and head, and YOLOX's head. Sources: Redmon and Farhadi 2018, YOLOv3; Ge et al. 2021, YOLOX."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _SLOPE = 0.1
 
 
 class ObjectOutput(HeadOutput):
-    """As HeadOutput, and `objectness` (B, P), before the sigmoid: whether there is a thing of any class."""
+    """HeadOutput with `objectness` (B, P), before the sigmoid: the score of an object of any class."""
 
     objectness: Tensor
 
@@ -35,7 +35,7 @@ def _leaky(before: int, after: int, size: int, slope: float, norm: NormName) -> 
 
 @registry.necks.add("yolov3")
 class YOLOv3Neck(nn.Module):
-    """Five convolutions at each level, of whose values the next finer level sees a part, grown to its size.
+    """YOLOv3 neck: five convolutions per level, with a top-down pathway of concatenated, upsampled maps.
 
     The finest map has `width` channels, each coarser one twice as many; `slope` is that of the leaky ReLU. On
     Darknet-53, with the head yolov3 of 3 anchors and 80 classes, it has 21,364,221 parameters.
@@ -75,11 +75,11 @@ class YOLOv3Neck(nn.Module):
 
 @registry.heads.add("yolov3")
 class YOLOv3Head(nn.Module):
-    """Logits, objectness and boxes at `num_anchors` anchors of each cell, by two convolutions of each level.
+    """YOLOv3 head: logits, objectness and boxes at `num_anchors` anchors per cell, by two convolutions per level.
 
-    `coding: sigmoid`: a box lies up to half a stride from the middle of its anchor in x and y, as in the paper;
-    `deltas`: anywhere, as those of retina. Things have the first probability `prior`, each class one half, as only
-    anchors with a box learn classes. `as_published: true` is the layer that NuayHL/ODTask puts last, with batch norm
+    `coding: sigmoid`: a box is up to half a stride from the middle of its anchor in x and y, as in the paper;
+    `deltas`: anywhere, as those of retina. Objectness has the initial probability `prior`, each class one half, as only
+    anchors with a box learn classes. `as_published: true` uses the last layer of NuayHL/ODTask, with batch norm
     and a leaky ReLU instead of a bias. Source: Redmon and Farhadi 2018, YOLOv3, sections 2.1 and 2.3.
     """
 
@@ -116,7 +116,7 @@ class YOLOv3Head(nn.Module):
         return {"logits": found[..., 5:], "codes": found[..., :4], "objectness": found[..., 4]}
 
     def to_deltas(self, codes: Tensor, priors: Priors) -> Tensor:
-        """The deltas (B, P, 4) of anchors that `codes` (B, P, 4) of this head are."""
+        """Convert `codes` (B, P, 4) of this head to box deltas (B, P, 4) of anchors."""
         if self.coding == "deltas":
             return codes
         codes = promote_to_float32(codes)
@@ -126,11 +126,12 @@ class YOLOv3Head(nn.Module):
 
 @registry.heads.add("yolox")
 class YOLOXHead(nn.Module):
-    """Logits, objectness and distances at one point of each cell; towers of their own for every level.
+    """YOLOX head: logits, objectness and distances at one point per cell; every level has towers of its own.
 
-    A level's map is brought to `width` channels, by default those of the finest; one tower is of classes, one of boxes
-    and objectness. `codes` are left, top, right, bottom in pixels, made of a shift in strides and of logarithms of
-    width and height in strides. With maps of 256, 512 and 1,024 channels and 80 classes it has 7,609,855 parameters.
+    A level's map is projected to `width` channels, by default those of the finest; one tower is of classes, one of
+    boxes and objectness. `codes` are left, top, right, bottom in pixels, computed from a shift in strides and
+    logarithms of width and height in strides. With maps of 256, 512 and 1,024 channels and 80 classes it has 7,609,855
+    parameters.
     Source: Ge et al. 2021, YOLOX, section 2.1; layout of Megvii-BaseDetection/YOLOX.
     """
 
@@ -187,7 +188,7 @@ class YOLOXHead(nn.Module):
 
 
 def _distances(raw: Tensor, stride: int) -> Tensor:
-    """Distances (B, 4, H, W) in pixels from the middles of cells; x and y are counted from their corners."""
+    """Convert outputs to distances (B, 4, H, W) in pixels from cell middles; x and y are counted from cell corners."""
     raw = promote_to_float32(raw)
     shift, half = raw[:, :2] - 0.5, raw[:, 2:].exp() / 2
     return stride * torch.cat([half - shift, half + shift], dim=1)

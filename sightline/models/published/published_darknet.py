@@ -1,4 +1,4 @@
-"""Darknet's own `.weights` files: a header, then the numbers of every convolution in the order of its config."""
+"""Darknet's `.weights` files: a header, then the numbers of every convolution in the order of its config."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ __all__ = ["DARKNET_FILES", "read_darknet"]
 _MOST_CLASSES = 10_000
 _NORM = ("bias", "weight", "running_mean", "running_var")
 DARKNET_FILES = {"darknet_darknet53": "backbone.", "darknet_yolov3": ""}
-"""Per published layout, what the names of those of YOLOv3's convolutions begin with that its files hold."""
+"""Per published layout, the prefix of YOLOv3's convolutions that its files contain."""
 
 
 def read_darknet(path: Path, layout: str) -> PublishedFile:
-    """The tensors of a file by the places of their convolutions: `0.conv.weight`, `0.norm.bias` and so on.
+    """Read the tensors of a file by the indices of their convolutions: `0.conv.weight`, `0.norm.bias` and so on.
 
-    Of YOLOv3 the number of classes is that which the file's size fits. Raises CheckpointError for a file that is
+    For YOLOv3 the number of classes follows from the file's size. Raises CheckpointError for a file that is
     missing, or of another size than any such network. Source: pjreddie/darknet, src/parser.c.
     """
     try:
@@ -58,7 +58,7 @@ def read_darknet(path: Path, layout: str) -> PublishedFile:
 
 
 def _tensors(layout: str, num_classes: int) -> Iterator[tuple[str, torch.Size]]:
-    """Names and shapes in the order of a file."""
+    """Iterate over names and shapes in the order of a file."""
     parts = {
         "backbone": ComponentConfig("darknet53"),
         "neck": ComponentConfig("yolov3"),

@@ -1,4 +1,4 @@
-"""Names of the published weights of detectors in our words, and the rest of what their files mean."""
+"""Names of the published weights of detectors in terms of ours, and further differences of their files."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ _NUM_CONVS = 4
 _NUM_SCALES, _NUM_RATIOS = 3, 3
 _OUR_EPS = 1e-5
 _EPS = {_RETINA: 0.0, _FCOS: 1e-5, "yolox": 1e-3}
-"""What is added to the variance by the batch norms of a file, where it is not what ours add."""
+"""Epsilon of the batch norms of a file, if it differs from ours."""
 _BLUE_FIRST = ("crowddet_retinanet", "crowddet_retinanet_emd", "yolox")
 
 
 def _pyramid() -> dict[str, str]:
-    """Convolutions of the pyramid have two names: of the published files, and of torchvision since 0.13."""
+    """Return the names of the pyramid; convolutions have two: of the published files, and of torchvision since 0.13."""
     names = residual_network("backbone.body.", "backbone.", (3, 4, 6, 3), 3)
     for theirs, ours in (("inner_blocks", "laterals"), ("layer_blocks", "outputs")):
         names |= {f"backbone.fpn.{theirs}.{place}": f"neck.{ours}.{place}.conv" for place in range(3)}
@@ -39,7 +39,7 @@ _OUTPUTS = {
 
 
 def _names(layers: Callable[[int], Mapping[str, str]]) -> dict[str, str]:
-    """All of a detector; `layers` are the names of a block of the towers, and what each is in ours."""
+    """Return all names of a detector; `layers` are the names of a tower's block, and their counterparts in ours."""
     towers = {
         f"head.{theirs}.conv.{name}": f"head.{ours}.{place}.{part}"
         for theirs, ours in _BRANCHES
@@ -50,7 +50,7 @@ def _names(layers: Callable[[int], Mapping[str, str]]) -> dict[str, str]:
 
 
 def _crowddet() -> dict[str, str]:
-    """The backbone is stored under two names."""
+    """Return the names of CrowdDet, whose backbone is stored under two names."""
     names = residual_network("resnet50.", "backbone.", (3, 4, 6, 3), 3)
     names |= residual_network("FPN.bottom_up.", "backbone.", (3, 4, 6, 3), 3)
     for place in range(3):
@@ -93,16 +93,16 @@ DETECTION_OPTIONAL: Mapping[str, str] = {
     **dict.fromkeys(_SHARED_TOWERS, "head.classes"),
     **dict.fromkeys(("darknet_darknet53", "odtask_darknet53"), "head"),
 }
-"""Our module that is left out for a set of other classes."""
+"""Per published layout, our module that is left out for a set of other classes."""
 
 
 def complete_state_dict(weights: Mapping[str, Tensor], layout: str) -> dict[str, Tensor]:
-    """Weights under our names as a model of ours holds them; of layouts of other networks, the same.
+    """Adapt weights under our names to our model; those of other layouts are unchanged.
 
-    Frozen batch norms of a file have no count, and some add another number to their variances than ours: they get a
-    count of 0, and variances that are less by the difference. torchvision's anchors of a cell stand in the order of our
-    priors, ratio by ratio within a scale; the files count scales within a ratio. Images of blue, green and red become
-    those of red, green and blue. Darknet puts what grew before the finer map, ours behind it.
+    Frozen batch norms of a file have no count, and some add another epsilon to their variances than ours: they get a
+    count of 0, and variances reduced by the difference. torchvision's anchors of a cell are reordered to our priors,
+    ratio by ratio within a scale; the files count scales within a ratio. First convolutions of BGR images become those
+    of RGB images. Darknet concatenates the upsampled map before the finer map, ours after it.
     """
     found = dict(weights)
     if layout not in DETECTION_LAYOUTS:

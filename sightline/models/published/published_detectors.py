@@ -1,4 +1,4 @@
-"""The detectors of ours that published layouts are: torchvision's, CrowdDet's, NuayHL's, darknet's and YOLOX's."""
+"""Published detectors as models of ours: torchvision's, CrowdDet's, NuayHL's, darknet's and YOLOX's."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _CROWDS = PublishedProtocol("detect", "crowdhuman", ({"name": "box_ap", "most": 
 
 
 def _short_side(canvas_px: int, long_px: int) -> tuple[Mapping[str, Any], ...]:
-    """Photos of 800 pixels at their shorter side, on a canvas that holds upright and lying ones."""
+    """Return transforms of photos to 800 pixels at their shorter side, on a canvas for upright and lying ones."""
     size = {"short_px": 800, "long_px": long_px, "height": canvas_px, "width": canvas_px, "fill": [124, 116, 104]}
     return ({"name": "fit_image", "mode": "short_side", **size}, {"name": "normalize_image"})
 
@@ -61,7 +61,7 @@ def _detector(
 def _of_torchvision(
     head: str, num_anchors: int, task: Mapping[str, Any], *losses: Mapping[str, Any], **assumed: Any
 ) -> PublishedModel:
-    """Anchors and points lie at the corners of cells, and classes at COCO's ids; 0 and the ids of no class are unused.
+    """Describe a torchvision detector: priors at cell corners, classes at COCO's ids, unused for 0 and missing ids.
 
     Source: pytorch/vision, models/detection and references/detection.
     """
@@ -77,7 +77,7 @@ def _of_torchvision(
 
 
 def _sizes_of_crowddet() -> list[list[tuple[float, float]]]:
-    """Widths and heights of its anchors, ratio by ratio: widths of 32 pixels are rounded, then all is scaled."""
+    """Return CrowdDet's anchor sizes, ratio by ratio: widths of 32 pixels are rounded, then all is scaled."""
     widths = [(round(32 / math.sqrt(ratio)), ratio) for ratio in (1, 2, 3)]
     scales = [[2 ** (level + octave / 3) for octave in range(3)] for level in range(5)]
     return [[(scale * w, scale * w * ratio) for w, ratio in widths for scale in level] for level in scales]
@@ -86,7 +86,7 @@ def _sizes_of_crowddet() -> list[list[tuple[float, float]]]:
 def _of_crowddet(
     head: str, num_anchors: int, assigner: Mapping[str, Any], suppression: str, *losses: Mapping[str, Any]
 ) -> PublishedModel:
-    """All of its anchors have their middles 8 pixels from the corners of cells. Source: Purkialo/CrowdDet."""
+    """Describe a CrowdDet detector: anchor middles are 8 pixels from cell corners. Source: Purkialo/CrowdDet."""
     task = {
         "anchors": {"sizes": _sizes_of_crowddet()},
         "grid": {"offset_px": 8.0},
@@ -118,7 +118,7 @@ def _yolov3(
     protocol: PublishedProtocol = _PHOTOS,
     **assumed: Any,
 ) -> PublishedModel:
-    """Of every anchor's outputs five are those of its box and of objectness."""
+    """Describe a YOLOv3 detector; five outputs of every anchor are its box and objectness."""
     return _detector(
         "yolov3",
         num_anchors,
@@ -220,4 +220,4 @@ DETECTORS: Mapping[str, PublishedModel] = {
         ),
     ),
 }
-"""Per published layout the model of ours, as `published_models.MODELS`."""
+"""Per published layout our model, as in `published_models.MODELS`."""

@@ -1,4 +1,4 @@
-"""Names of the published weights of image networks in our words, one table per layout."""
+"""Names of the published weights of image networks in terms of ours, one table per layout."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _VIT_DEPTH = 12
 
 
 def residual_network(theirs: str, ours: str, depths: Sequence[int], num_convolutions: int) -> dict[str, str]:
-    """The modules of a headless residual network of torchvision; `theirs` and `ours` stand before each name."""
+    """Return the module names of a headless torchvision ResNet; `theirs` and `ours` are prefixes of each name."""
     names = {f"{theirs}conv1": f"{ours}stem.conv", f"{theirs}bn1": f"{ours}stem.norm"}
     for stage, depth in enumerate(depths):
         for block in range(depth):
@@ -56,7 +56,7 @@ IMAGE_LAYOUTS: Mapping[str, Mapping[str, str]] = {
         for name, count in (("resnet18", 2), ("resnet34", 2), ("resnet50", 3), ("resnet101", 3))
     },
 }
-"""Per published layout: their module, or a parameter that stands in none, -> ours, as `published.LAYOUTS`."""
+"""Per published layout: their module, or a parameter outside any, -> ours, as `published.LAYOUTS`."""
 
 IMAGE_OPTIONAL: Mapping[str, str] = dict.fromkeys(IMAGE_LAYOUTS, "head")
-"""Our module that a file may be without as a whole: encoders are saved without a head too."""
+"""Our module that may be missing from a file as a whole: encoders are saved without a head too."""

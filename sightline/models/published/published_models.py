@@ -1,4 +1,4 @@
-"""The model of ours that each published layout is, what the shapes of its tensors say, and what they do not."""
+"""Published layouts as models of ours, with the arguments that follow from the shapes of their tensors."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _NO_POINTS = 0
 _IMAGES = PublishedProtocol(
     "classify", "synthetic_shapes", ({"name": "accuracy"},), "overall_accuracy", 64, {_NO_POINTS: {"views": 12}}
 )
-"""Of views that are always there: ImageNet, which the weights are of, is no set of ours."""
+"""Protocol on views that always exist: ImageNet, which the weights are of, is not a set of ours."""
 _PARTS = PublishedProtocol("segment", "shapenet_part", ({"name": "part_iou"},), "instance_miou", 32, BY_NORMALS)
 _SCENES = PublishedProtocol("segment", "s3dis", ({"name": "iou"},), "miou", 1, _BY_COLOURS)
 _BY_POINTS_AND_PIXELS = tuple({"name": name, "absent": "zero"} for name in ("iou", "iou_by_distance", "pixel_iou"))
@@ -95,7 +95,10 @@ _PENALISED: tuple[Mapping[str, Any], ...] = (
 
 
 def _of_points(protocol: PublishedProtocol) -> dict[str, Any]:
-    """What networks for clouds of one size share: shapes are thinned, scenes cut into blocks; all points are scored."""
+    """Return shared arguments of networks for clouds of one size.
+
+    Subsampled shapes or blocks of scenes, all points scored.
+    """
     if protocol is _SCENES:
         return {"protocol": protocol, "up_axis": "z", "task": _IN_BLOCKS}
     return {"protocol": protocol, "evaluate": _thinned(2048)}
@@ -124,7 +127,7 @@ def _pointnet_points(model: str, embedding: str, protocol: PublishedProtocol) ->
 
 
 def _pointnet2_points(model: str, protocol: PublishedProtocol, **assumed: Any) -> PublishedModel:
-    """The first abstraction sees a place beside all channels."""
+    """Describe a PointNet++ segmentation network, whose first abstraction also has the position."""
     return PublishedModel(
         model=model,
         num_classes=AxisSize("head.2.weight", 0),
@@ -135,7 +138,7 @@ def _pointnet2_points(model: str, protocol: PublishedProtocol, **assumed: Any) -
 
 
 def _dense_transformer(per: str, *, num_categories: int = 0, **recipe: Any) -> PublishedModel:
-    """The one-hot of a category follows the channels of every point."""
+    """Describe a dense Point Transformer; the one-hot of a category follows the channels of every point."""
     return PublishedModel(
         model="point_transformer_dense",
         num_classes=AxisSize("head.4.weight", 0),
@@ -178,7 +181,7 @@ _CROSSPOINT_EMBEDDING = {
 
 
 def _crosspoint(points: str, images: str | None = None) -> PublishedModel:
-    """Pre-trained: a point encoder with its projection head, alone or beside an image encoder with its own."""
+    """Describe a pre-trained point encoder with its projection head, alone or with an image encoder with its own."""
     both = images is not None
     return PublishedModel(
         model="crosspoint" if both else "intrapoint",
@@ -301,7 +304,7 @@ _BONNETAL_CRF = {"segmentation_CRF": "CRF."}
 def _range_image(
     model: str, first: str, *, width: str | None = None, parts: Mapping[str, str] | None = None, **assumed: Any
 ) -> PublishedModel:
-    """`first` is the convolution that sees the channels of the image, `width` the one whose output is the width."""
+    """Describe a range-image network; `first` is the convolution of the input channels, `width` that of the width."""
     return PublishedModel(
         model=model,
         num_classes=AxisSize("head.conv.weight", 0),
@@ -322,7 +325,7 @@ def _bonnetal(model: str, first: str, *, width: str | None = None) -> PublishedM
 
 
 def _bonnetal_crf(model: str) -> PublishedModel:
-    """Weights that were trained with the field as it was published are right for that one alone."""
+    """Describe a lidar-bonnetal network with CRF; its weights require the CRF as it was published."""
     parts = {**_BONNETAL_PARTS, **_BONNETAL_CRF}
     return _range_image(model, "stem.0", parts=parts, dropout=0.01, crf=True, compat="as_published")
 
@@ -382,11 +385,11 @@ MODELS: Mapping[str, PublishedModel] = {
     ),
     **_SEGMENTATION,
 }
-"""One for every layout of `published.LAYOUTS`."""
+"""Model of every layout in `published.LAYOUTS`."""
 
 
 def layouts_of(names: Mapping[str, Tensor]) -> list[str]:
-    """The layouts whose modules these published names are, no more and no fewer but for what is optional or unused."""
+    """List the layouts with exactly these published names, except optional and unused ones."""
     return [layout for layout in LAYOUTS if _is_of(names, layout)]
 
 

@@ -1,4 +1,4 @@
-"""Names of the published weights of networks over range images in our words, one table per layout."""
+"""Names of the published weights of range-image networks in terms of ours, one table per layout."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ __all__ = ["RANGE_IMAGE_LAYOUTS", "RANGE_IMAGE_UNUSED"]
 
 
 def _units(theirs: str, ours: str, names: tuple[str, ...], *, first: int) -> dict[str, str]:
-    """Convolutions counted from `first`, each with the batch norm of one number less."""
+    """Return the names of convolutions counted from `first`, each with the batch norm of one number less."""
     found: dict[str, str] = {}
     for place, name in enumerate(names):
         found[f"{theirs}.conv{first + place}"] = f"{ours}.{name}.conv"
@@ -41,7 +41,10 @@ def _darknet_block(theirs: str, ours: str) -> dict[str, str]:
 
 
 def _rangenet(depths: Sequence[int]) -> dict[str, str]:
-    """Their decoder counts as their encoder does, so its first stage has the highest number."""
+    """Return the names of RangeNet.
+
+    Their decoder counts as their encoder does, so its first stage has the highest number.
+    """
     names = {"backbone.conv1": "backbone.stem.conv", "backbone.bn1": "backbone.stem.norm"}
     for place, depth in enumerate(depths):
         theirs, ours = f"backbone.enc{place + 1}", f"backbone.stages.{place}"
@@ -69,7 +72,10 @@ def _gate(theirs: str, ours: str) -> dict[str, str]:
 
 
 def _squeezeseg(*, is_second: bool, has_crf: bool) -> dict[str, str]:
-    """The second version has a gate after its stem and after each fire module of the first level."""
+    """Return the names of SqueezeSeg.
+
+    The second version has a gate after its stem and each fire module of the first level.
+    """
     names = {"backbone.conv1a.0": "stem.0.conv", "head.1": "head.conv"}
     whole = "backbone.conv1b"
     names |= {f"{whole}.0": "whole.conv", f"{whole}.1": "whole.norm"} if is_second else {whole: "whole.conv"}
@@ -103,4 +109,4 @@ RANGE_IMAGE_LAYOUTS: Mapping[str, Mapping[str, str]] = {
 RANGE_IMAGE_UNUSED: Mapping[str, tuple[str, ...]] = {
     name: _CRF_CONSTANTS for name in RANGE_IMAGE_LAYOUTS if name.endswith("_crf")
 }
-"""Constants of the conditional random field, which are parameters there."""
+"""Constants of the conditional random field (CRF), which are parameters in their files."""

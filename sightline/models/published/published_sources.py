@@ -1,4 +1,4 @@
-"""Where published weights come from: one file, a second one for images, or a folder with a file for each part."""
+"""Sources of published weights: one file, a second one for images, or a folder with a file for each part."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ __all__ = ["read_source"]
 
 
 def read_source(file: Path, images: Path | None, layout: str, published: PublishedModel) -> PublishedFile:
-    """What the file holds; of several files, all as one state, as in their authors' training.
+    """Read the weights of a source; several files become one state, as in their authors' training.
 
-    Raises UserError for a second file that is missing or too much, CheckpointError for what cannot be read and for a
+    Raises UserError for a second file that is missing or not needed, CheckpointError for unreadable files and for a
     folder with a part that the layout would leave out.
     """
     if published.has_image_file and images is None:

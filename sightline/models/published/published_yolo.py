@@ -1,4 +1,4 @@
-"""Names of the published weights of Darknet-53, YOLOv3 and YOLOX in our words."""
+"""Names of the published weights of Darknet-53, YOLOv3 and YOLOX in terms of ours."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _PARTS = ("conv", "norm")
 
 
 def _units(pairs: Mapping[str, str], parts: Sequence[str]) -> dict[str, str]:
-    """Convolutions with their norms: `parts` are what both are called below a unit of theirs."""
+    """Return the names of convolutions with their norms; `parts` are the names of both below a unit of theirs."""
     return {
         f"{theirs}.{name}": f"{ours}.{part}"
         for theirs, ours in pairs.items()
@@ -22,7 +22,7 @@ def _units(pairs: Mapping[str, str], parts: Sequence[str]) -> dict[str, str]:
 
 
 def darknet_names(theirs: str, ours: str) -> dict[str, str]:
-    """The modules of Darknet-53 in NuayHL's code; `theirs` and `ours` stand before each name."""
+    """Return the module names of Darknet-53 in NuayHL's code; `theirs` and `ours` are prefixes of each name."""
     units = {f"{theirs}conv1": f"{ours}stem"}
     for stage, depth in enumerate(DARKNET53):
         units[f"{theirs}conv{stage + 2}"] = f"{ours}stages.{stage}.0"
@@ -34,7 +34,7 @@ def darknet_names(theirs: str, ours: str) -> dict[str, str]:
 
 
 def yolov3_names(blocks: Sequence[str], towers: Sequence[str], routes: Sequence[str]) -> dict[str, str]:
-    """The modules of neck and head in NuayHL's code, by what they are called there, the finest level first."""
+    """Return the module names of neck and head in NuayHL's code, the finest level first."""
     units: dict[str, str] = {}
     for level in range(_NUM_LEVELS):
         units |= {f"{blocks[level]}.{place}": f"neck.blocks.{level}.{place}" for place in range(5)}
@@ -43,7 +43,7 @@ def yolov3_names(blocks: Sequence[str], towers: Sequence[str], routes: Sequence[
 
 
 def units_of_yolov3() -> Iterator[str]:
-    """Our convolutions in the order of darknet's own files: backbone, then level by level, the coarsest first."""
+    """Iterate over our convolutions in the order of darknet's own files: backbone, then levels, the coarsest first."""
     yield "backbone.stem"
     for stage, depth in enumerate(DARKNET53):
         yield f"backbone.stages.{stage}.0"
@@ -66,7 +66,7 @@ def _odtask() -> dict[str, str]:
 
 
 def _csp(theirs: str, ours: str, most: int) -> dict[str, str]:
-    """A cross-stage partial block of as many bottlenecks as any published network has."""
+    """Return the names of a CSP block with the largest published number of bottlenecks."""
     units = {f"{theirs}.conv{place + 1}": f"{ours}.{part}" for place, part in enumerate(("enter", "past", "leave"))}
     for block in range(most):
         for place in range(2):
@@ -75,7 +75,7 @@ def _csp(theirs: str, ours: str, most: int) -> dict[str, str]:
 
 
 _MOST_BLOCKS = (4, 12, 12, 4)
-"""Of the stages of YOLOX-x; blocks of its neck have as many as the first."""
+"""Blocks of the stages of YOLOX-x; blocks of its neck have as many as the first."""
 
 
 def _yolox() -> dict[str, str]:

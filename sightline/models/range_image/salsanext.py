@@ -1,4 +1,4 @@
-"""Range images in, a class of every pixel out, by dilated residual blocks. Source: Cortinhal et al. 2020, SalsaNext."""
+"""SalsaNext on range images: an encoder-decoder of dilated residual blocks. Source: Cortinhal et al. 2020."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = ["SalsaNext"]
 
 
 def _unit(*, in_channels: int, out_channels: int, size: int, circular: bool, dilation: int = 1) -> ConvBlock:
-    """A convolution, then a leaky ReLU, then batch norm: in this order, as in the authors' code."""
+    """Build a convolution, a leaky ReLU and batch norm, in this order, as in the authors' code."""
     return ConvBlock(
         in_channels=in_channels,
         out_channels=out_channels,
@@ -37,7 +37,10 @@ def _shortcut(in_channels: int, out_channels: int) -> ConvBlock:
 
 
 class _Context(nn.Module):
-    """A 1 x 1 convolution, and added to it two of 3 x 3 of it, the second dilated. Source: section III-B."""
+    """Context block (ResContextBlock): a 1x1 convolution plus two 3x3 ones of it, the second dilated.
+
+    Source: section III-B.
+    """
 
     def __init__(self, *, in_channels: int, out_channels: int, circular: bool) -> None:
         super().__init__()
@@ -52,7 +55,7 @@ class _Context(nn.Module):
 
 
 class _Fields(nn.Module):
-    """Receptive fields of 3, 7 and 9 pixels in a row, and a 1 x 1 convolution of all. Source: section III-B."""
+    """Dilated block: three stacked convolutions, concatenated and fused by a 1x1 convolution. Source: section III-B."""
 
     def __init__(self, *, in_channels: int, out_channels: int, circular: bool) -> None:
         super().__init__()
@@ -68,7 +71,7 @@ class _Fields(nn.Module):
 
 
 class _Down(nn.Module):
-    """A residual block: its values, and the same with dropout at half the size, or at the same without `halves`."""
+    """Residual block: its output, and the same with dropout at half the size, or at full size without `halves`."""
 
     def __init__(
         self, *, in_channels: int, out_channels: int, dropout: float, circular: bool, halves: bool = True
@@ -85,7 +88,7 @@ class _Down(nn.Module):
 
 
 class _Up(nn.Module):
-    """Channels to pixels of twice the rows and columns, then the block of the way down beside `skip_channels`."""
+    """Upsampling block: pixel shuffle to twice the rows and columns, then a dilated block with the skip."""
 
     def __init__(
         self, *, in_channels: int, skip_channels: int, out_channels: int, dropout: float, circular: bool
@@ -104,10 +107,10 @@ class _Up(nn.Module):
 
 @registry.models.add("salsanext")
 class SalsaNext(RangeImageNetwork):
-    """Three context blocks, four halvings and four doublings, with skips; 6,711,572 parameters for 20 classes.
+    """SalsaNext: three context blocks, four down- and four upsampling stages, with skips; 6,711,572 parameters.
 
-    Rows and columns are multiples of 16. `width` (even) is the channels of the first blocks, 32 as published; the
-    widest have eight times as many. `circular`: the columns are a full turn.
+    For 20 classes. Rows and columns are multiples of 16. `width` (even) is the channels of the first blocks, 32 as
+    published; the widest have eight times as many. `circular`: the columns are a full turn.
     Source: Cortinhal et al. 2020, figure 2; layout of TiagoCortinhal/SalsaNext, which returns a softmax.
     """
 
