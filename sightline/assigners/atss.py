@@ -18,7 +18,7 @@ from sightline.geometry.neighbours import nearest_neighbours
 __all__ = ["ATSS"]
 
 _SIDE_STRIDES = 8
-_LEAST_INSIDE_PX = 0.01
+_MIN_INSIDE_PX = 0.01
 
 
 @registry.assigners.add("atss")
@@ -40,7 +40,7 @@ class ATSS(Assigner):
         candidates = self._candidates(priors, boxes)
         overlap = iou(priors.to_boxes(_SIDE_STRIDES)[candidates], boxes[:, None])
         limit = overlap.mean(dim=1) + overlap.std(dim=1, correction=min(1, overlap.shape[1] - 1))
-        inside = encode_distances(priors.centres[candidates], boxes[:, None]).amin(dim=2) > _LEAST_INSIDE_PX
+        inside = encode_distances(priors.centres[candidates], boxes[:, None]).amin(dim=2) > _MIN_INSIDE_PX
         box, place = ((overlap >= limit[:, None]) & inside).nonzero(as_tuple=True)
         prior = candidates[box, place]
         matched = argmax_by_group(prior, overlap[box, place], box, len(priors))

@@ -14,7 +14,7 @@ from sightline.geometry.boxes.priors import BACKGROUND, IGNORED, PriorKind, Prio
 
 __all__ = ["BACKGROUND", "IGNORED", "Assigner", "Assignment", "PriorPredictions", "argmax_by_group"]
 
-_MOST_COVERED = 0.5
+_MAX_COVERED = 0.5
 """Highest share of a background anchor's area inside an ignore region; above it the anchor is ignored."""
 
 
@@ -105,7 +105,7 @@ class Assigner(ABC):
         else:
             none = torch.full((len(priors),), BACKGROUND, device=boxes.device)
             found = Assignment(none, torch.zeros_like(none), none if self.boxes_per_prior == 2 else None)
-        is_hidden = _lies_in(boxes[is_ignored], priors)
+        is_hidden = _region_mask(boxes[is_ignored], priors)
 
         def among_all(matched: Tensor) -> Tensor:
             if len(targets):
@@ -167,7 +167,7 @@ def argmax_by_group(group: Tensor, value: Tensor, member: Tensor, num_groups: in
     return torch.where(found == none, -1, found)
 
 
-def _lies_in(regions: Tensor, priors: Priors) -> Tensor:
+def _region_mask(regions: Tensor, priors: Priors) -> Tensor:
     """Return a mask (P,) of the priors inside one of the `regions` (R, 4)."""
     found = torch.zeros(len(priors), dtype=torch.bool, device=regions.device)
     if not len(regions):
@@ -175,7 +175,7 @@ def _lies_in(regions: Tensor, priors: Priors) -> Tensor:
     for part in column_blocks(len(regions), len(priors), regions.device):
         rows = promote_to_float32(priors.coordinates[part])
         if priors.kind == "anchors":
-            found[part] = (pairwise_ioa(rows, promote_to_float32(regions)) > _MOST_COVERED).any(dim=1)
+            found[part] = (pairwise_ioa(rows, promote_to_float32(regions)) > _MAX_COVERED).any(dim=1)
         else:
             is_past = (rows[:, None] >= regions[:, :2]) & (rows[:, None] < regions[:, 2:])
             found[part] = is_past.all(dim=2).any(dim=1)

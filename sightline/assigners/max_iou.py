@@ -16,7 +16,7 @@ from sightline.geometry.boxes.priors import PriorKind, Priors
 
 __all__ = ["MaxIoU"]
 
-_FEWEST_CANDIDATES = 50
+_MIN_CANDIDATES = 50
 """Candidates of a box without an anchor; at least as many as there are such boxes, so that each gets one."""
 
 
@@ -139,7 +139,7 @@ def _assign_overlapping(matched: Tensor, is_free: Tensor, orphans: Tensor, prior
     from scipy.optimize import linear_sum_assignment
 
     overlap = pairwise_iou(boxes[orphans], priors.coordinates) * is_free
-    count = min(max(_FEWEST_CANDIDATES, len(orphans)), len(priors))
+    count = min(max(_MIN_CANDIDATES, len(orphans)), len(priors))
     least = overlap.topk(count, dim=1).values[:, -1:]
     candidates = ((overlap >= least) & (overlap > 0)).any(dim=0).nonzero().flatten()  # all of a tie
     overlap = overlap[:, candidates].double().cpu()

@@ -18,8 +18,8 @@ from sightline.losses.box_functional import focal_losses
 
 __all__ = ["OTA"]
 
-_LEAST_INSIDE_PX = 0.01
-_LEAST_IOU = 1e-7
+_MIN_INSIDE_PX = 0.01
+_MIN_IOU = 1e-7
 
 
 @registry.assigners.add("ota")
@@ -51,10 +51,10 @@ class OTA(Assigner):
         """Match points (P) to boxes (M, 4) of labels (M,) by predictions: `matched` and `num_candidates` (P,)."""
         costs = [focal_losses(predicted.logits, is_target) for is_target in (False, True)]
         of_class, of_none = (each.double() for each in class_costs(*costs))
-        box, prior = candidate_pairs(priors, boxes, self.radius, inside_px=_LEAST_INSIDE_PX)
+        box, prior = candidate_pairs(priors, boxes, self.radius, inside_px=_MIN_INSIDE_PX)
         overlap = iou(predicted.boxes[prior].to(boxes), boxes[box])
         supply = _sums_of_best(overlap, box, self.topk, len(boxes)).long().clamp(min=1)
-        cost = of_class[prior, labels[box]] - self.iou_weight * overlap.double().clamp(min=_LEAST_IOU).log()
+        cost = of_class[prior, labels[box]] - self.iou_weight * overlap.double().clamp(min=_MIN_IOU).log()
 
         lonely = (box.bincount(minlength=len(boxes)) == 0).nonzero().flatten()
         cheapest = self._cheapest(lonely, boxes, labels, predicted, of_class, of_none)
@@ -85,7 +85,7 @@ class OTA(Assigner):
         number, found = min(self.topk, len(of_none)), []
         for part in column_blocks(len(of_none), len(lonely), lonely.device):
             rows = lonely[part]
-            overlap = pairwise_iou(boxes[rows], predicted.boxes.to(boxes)).double().clamp(min=_LEAST_IOU)
+            overlap = pairwise_iou(boxes[rows], predicted.boxes.to(boxes)).double().clamp(min=_MIN_IOU)
             cost = of_class[:, labels[rows]].T - self.iou_weight * overlap.log()
             prior = (cost - of_none).topk(number, largest=False).indices
             found.append((rows[:, None].expand_as(prior).flatten(), prior.flatten(), cost.gather(1, prior).flatten()))

@@ -19,7 +19,7 @@ from sightline.geometry.boxes.priors import PriorKind, Priors
 
 __all__ = ["SimOTA"]
 
-_LEAST_IOU, _LOWEST_LOG, _FAR = 1e-8, -100.0, 1e6
+_MIN_IOU, _MIN_LOG, _FAR = 1e-8, -100.0, 1e6
 
 
 @registry.assigners.add("simota")
@@ -55,20 +55,20 @@ class SimOTA(Assigner):
         costs = _Costs(priors, boxes, labels, predicted, candidates, self.radius, self.iou_weight)
         every = torch.arange(len(candidates), device=boxes.device)
         parts = column_blocks(len(candidates), len(boxes), boxes.device)
-        box, place = torch.cat([self._taken(costs, part, every) for part in parts]).unbind(dim=1)
+        box, place = torch.cat([self._select_candidates(costs, part, every) for part in parts]).unbind(dim=1)
         count = torch.zeros_like(every).index_add_(0, place, torch.ones_like(place))
         owner = torch.full_like(every, BACKGROUND)
         owner[place] = box
         contested = (count > 1).nonzero().flatten()
         owner[contested] = costs.cheapest_box(contested)
         if self.guarantee:
-            _give_each_box_one(owner, costs)
+            _guarantee_priors(owner, costs)
         matched[candidates], num_claims[candidates] = owner, count
         return Assignment(matched, num_claims)
 
-    def _taken(self, costs: _Costs, part: slice, every: Tensor) -> Tensor:
+    def _select_candidates(self, costs: _Costs, part: slice, every: Tensor) -> Tensor:
         """Select the candidates of some boxes: pairs (n, 2) of box and candidate index, equal costs in their order."""
-        cost, overlap = costs.of(part, every)
+        cost, overlap = costs.compute(part, every)
         best = overlap.topk(min(self.topk, len(every)), dim=1).values
         number = best.sum(dim=1).long().clamp(min=1)
         limit = cost.topk(best.shape[1], dim=1, largest=False).values.gather(1, number[:, None] - 1)
@@ -89,11 +89,11 @@ class _Costs:
     radius: float
     iou_weight: float
 
-    def of(self, rows: slice | Tensor, places: Tensor) -> tuple[Tensor, Tensor]:
+    def compute(self, rows: slice | Tensor, places: Tensor) -> tuple[Tensor, Tensor]:
         """Return costs and IoUs (R, C) of some boxes and candidates."""
         chosen, boxes = self.candidates[places], self.boxes[rows]
         overlap = pairwise_iou(boxes, self.predicted.boxes[chosen].to(boxes.dtype))
-        cost = self._of_class[places][:, self.labels[rows]].T + self.iou_weight * -(overlap + _LEAST_IOU).log()
+        cost = self._class_cost[places][:, self.labels[rows]].T + self.iou_weight * -(overlap + _MIN_IOU).log()
         is_own = is_within_reach(boxes, self.priors.centres[chosen], self.radius * self.priors.prior_stride[chosen])
         return torch.where(is_own, cost, cost + _FAR), overlap
 
@@ -102,29 +102,29 @@ class _Costs:
         found = torch.zeros_like(places)
         least = self.boxes.new_full(places.shape, torch.inf)
         for part in column_blocks(len(places), len(self.boxes), places.device):
-            cost, box = self.of(part, places)[0].min(dim=0)
+            cost, box = self.compute(part, places)[0].min(dim=0)
             found = torch.where(cost < least, box + part.start, found)
             least = torch.minimum(least, cost)
         return found
 
     @cached_property
-    def _of_class(self) -> Tensor:
+    def _class_cost(self) -> Tensor:
         """Classification cost (N, K) of each class as the only true one."""
         log_p = functional.logsigmoid(self.predicted.logits[self.candidates])
         if self.predicted.objectness is not None:
             log_p = (log_p + functional.logsigmoid(self.predicted.objectness[self.candidates])[:, None]) / 2
-        log_rest = (-log_p.expm1()).log().clamp(min=_LOWEST_LOG)
-        return class_costs(-log_rest, -log_p.clamp(min=_LOWEST_LOG))[0]
+        log_rest = (-log_p.expm1()).log().clamp(min=_MIN_LOG)
+        return class_costs(-log_rest, -log_p.clamp(min=_MIN_LOG))[0]
 
 
-def _give_each_box_one(owner: Tensor, costs: _Costs) -> None:
+def _guarantee_priors(owner: Tensor, costs: _Costs) -> None:
     """Give boxes without a candidate their cheapest free one, in the order of cost."""
     is_orphan = torch.ones(len(costs.boxes), dtype=torch.bool, device=owner.device)
     is_orphan[owner[owner >= 0]] = False
     orphans, free = is_orphan.nonzero().flatten(), (owner < 0).nonzero().flatten()
     if not len(orphans) or not len(free):
         return
-    cost = costs.of(orphans, free)[0]
+    cost = costs.compute(orphans, free)[0]
     for _ in range(min(cost.shape)):
         row, place = divmod(int(cost.argmin()), len(free))
         owner[free[place]] = orphans[row]

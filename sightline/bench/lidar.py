@@ -16,7 +16,7 @@ from sightline.geometry.scans.projection import (
     RangeView,
     compute_pixels,
     gather_to_image,
-    nearest_returns_by_sorting,
+    nearest_returns_reference,
     project_scans,
 )
 
@@ -78,7 +78,7 @@ def _scan_with_labels(*, beams: int, azimuths: int, width: int) -> dict[str, Any
 def _by_sorting(inputs: dict[str, Any]) -> Tensor:
     """The same pixels; all points sorted by range, and written from the farthest to the nearest."""
     found = compute_pixels(inputs["points"], view=inputs["view"], offsets=inputs["offsets"])
-    shown = nearest_returns_by_sorting(found.ranges, place=found.pixel, num_places=inputs["view"].num_pixels)
+    shown = nearest_returns_reference(found.ranges, place=found.pixel, num_places=inputs["view"].num_pixels)
     return shown.view(1, inputs["view"].height, -1)
 
 

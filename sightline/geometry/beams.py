@@ -41,7 +41,7 @@ class Hits(NamedTuple):
     cosine: np.ndarray
 
 
-class _Crossed(NamedTuple):
+class _Crossing(NamedTuple):
     """Horizontal distances (W,) in metres at which azimuths enter and leave an outline, and the cosine at the entry.
 
     Seen from above. `enter` is infinite for azimuths that miss the outline.
@@ -60,7 +60,9 @@ def cast_beams(elevations_rad: np.ndarray, azimuths_rad: np.ndarray, things: Obs
     """
     assert ground_m < 0, f"the ground at {ground_m} m is not below the sensor"
     slope_H, level_H = np.tan(elevations_rad), np.cos(elevations_rad)
-    distance = np.broadcast_to(_leaves_below(slope_H, ground_m)[:, None], (len(slope_H), len(azimuths_rad))).copy()
+    distance = np.broadcast_to(
+        _distance_to_ground(slope_H, ground_m)[:, None], (len(slope_H), len(azimuths_rad))
+    ).copy()
     what = np.where(np.isfinite(distance), GROUND, NOTHING)
     cosine = np.broadcast_to(np.abs(np.sin(elevations_rad))[:, None], distance.shape).copy()
     is_down = slope_H < -_FLAT
@@ -68,7 +70,7 @@ def cast_beams(elevations_rad: np.ndarray, azimuths_rad: np.ndarray, things: Obs
         columns = np.flatnonzero(np.isfinite(outline.enter))
         if not len(columns):
             continue
-        low_H, high_H = _passes(slope_H, top, ground_m)
+        low_H, high_H = _distance_interval(slope_H, top, ground_m)
         entry = np.maximum(outline.enter[columns], low_H[:, None])
         nearest = distance[:, columns]
         is_hit = (entry <= np.minimum(outline.leave[columns], high_H[:, None])) & (entry < nearest)
@@ -80,7 +82,7 @@ def cast_beams(elevations_rad: np.ndarray, azimuths_rad: np.ndarray, things: Obs
     return Hits(distance / level_H[:, None], what, cosine)
 
 
-def _leaves_below(slope_H: np.ndarray, ground_m: float) -> np.ndarray:
+def _distance_to_ground(slope_H: np.ndarray, ground_m: float) -> np.ndarray:
     """Return the horizontal distance (H,) at which beams of slope (H,) reach the ground.
 
     Infinite for beams that do not.
@@ -88,7 +90,7 @@ def _leaves_below(slope_H: np.ndarray, ground_m: float) -> np.ndarray:
     return np.where(slope_H < -_FLAT, ground_m / np.minimum(slope_H, -_FLAT), np.inf)
 
 
-def _passes(slope_H: np.ndarray, top: float, ground_m: float) -> tuple[np.ndarray, np.ndarray]:
+def _distance_interval(slope_H: np.ndarray, top: float, ground_m: float) -> tuple[np.ndarray, np.ndarray]:
     """Return the horizontal distances (H,), near and far, between which a beam is between ground and `top`.
 
     near > far for a beam that never is.
@@ -96,17 +98,19 @@ def _passes(slope_H: np.ndarray, top: float, ground_m: float) -> tuple[np.ndarra
     is_down, is_up = slope_H < -_FLAT, slope_H > _FLAT
     below_top = top / np.where(is_down | is_up, slope_H, 1.0)
     low = np.where(is_down, np.maximum(below_top, 0.0), 0.0)
-    high = np.where(is_down, _leaves_below(slope_H, ground_m), np.where(is_up, below_top, np.inf if top > 0 else -1.0))
+    high = np.where(
+        is_down, _distance_to_ground(slope_H, ground_m), np.where(is_up, below_top, np.inf if top > 0 else -1.0)
+    )
     return low, high
 
 
-def _outlines(things: Obstacles, azimuths_rad: np.ndarray) -> list[tuple[_Crossed, float]]:
+def _outlines(things: Obstacles, azimuths_rad: np.ndarray) -> list[tuple[_Crossing, float]]:
     ahead = np.stack([np.cos(azimuths_rad), np.sin(azimuths_rad)], axis=1)
     boxes = [(_cross_box(ahead, box), float(box[5])) for box in things.boxes]
     return boxes + [(_cross_circle(ahead, each), float(each[3])) for each in things.cylinders]
 
 
-def _cross_box(ahead: np.ndarray, box: np.ndarray) -> _Crossed:
+def _cross_box(ahead: np.ndarray, box: np.ndarray) -> _Crossing:
     """Intersect azimuth directions (W, 2) with a box by the slab method. Source: Kay and Kajiya 1986."""
     x, y, half_length, half_width, yaw, _ = box
     axes = np.array([[np.cos(yaw), np.sin(yaw)], [-np.sin(yaw), np.cos(yaw)]])
@@ -116,13 +120,13 @@ def _cross_box(ahead: np.ndarray, box: np.ndarray) -> _Crossed:
     near, far = np.sort(np.stack([(centre - half) / along, (centre + half) / along]), axis=0)
     enter, leave = near.max(axis=1), far.min(axis=1)
     cosine = np.abs(along[np.arange(len(ahead)), near.argmax(axis=1)])
-    return _Crossed(np.where((enter <= leave) & (enter > 0), enter, np.inf), leave, cosine)
+    return _Crossing(np.where((enter <= leave) & (enter > 0), enter, np.inf), leave, cosine)
 
 
-def _cross_circle(ahead: np.ndarray, cylinder: np.ndarray) -> _Crossed:
+def _cross_circle(ahead: np.ndarray, cylinder: np.ndarray) -> _Crossing:
     x, y, radius, _ = cylinder
     middle = ahead @ np.array([x, y])
     off_squared = x * x + y * y - middle**2
     half = np.sqrt(np.maximum(radius**2 - off_squared, 0.0))
     is_crossed = (off_squared <= radius**2) & (middle > half)
-    return _Crossed(np.where(is_crossed, middle - half, np.inf), middle + half, half / radius)
+    return _Crossing(np.where(is_crossed, middle - half, np.inf), middle + half, half / radius)

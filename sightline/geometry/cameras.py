@@ -42,7 +42,7 @@ class Cameras:
     def centre_px(self) -> float:
         return (self.size_px - 1) / 2
 
-    def turned(self, vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def to_view(self, vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Rotate vectors (N, 3) into each camera's frame: right, up and towards the viewer, (V, N) each.
 
         The sums are written out: the bits of a view do not depend on the number of views.
@@ -80,7 +80,7 @@ def ring_cameras(
     for view in range(num_views):
         ring, place = divmod(view, per_ring)
         azimuth = 2 * math.pi * (place + (ring % 2) / 2) / per_ring
-        rotations[view][:, _AXES[up_axis]] = _looking_from(azimuth, math.radians(elevations_deg[ring]))
+        rotations[view][:, _AXES[up_axis]] = _view_rotation(azimuth, math.radians(elevations_deg[ring]))
     half_px = size_px / 2 * _FRAME
     if projection == "parallel":
         return Cameras(rotations, size_px, half_px)
@@ -88,7 +88,7 @@ def ring_cameras(
     return Cameras(rotations, size_px, half_px * math.sqrt(_DISTANCE**2 - 1), _DISTANCE)
 
 
-def _looking_from(azimuth: float, elevation: float) -> np.ndarray:
+def _view_rotation(azimuth: float, elevation: float) -> np.ndarray:
     """Return the directions right, up and towards the viewer (3, 3) as rows, in a frame whose third axis is up."""
     cos_a, sin_a, cos_e, sin_e = math.cos(azimuth), math.sin(azimuth), math.cos(elevation), math.sin(elevation)
     return np.array(

@@ -11,7 +11,7 @@ from sightline.geometry.capsule_kernels import PARALLEL, ROW, cast_capsules
 from sightline.geometry.pinhole import pixel_rays
 from sightline.numba_kernels import can_use_numba, run_parallel
 
-__all__ = ["CapsuleDepth", "render_capsules", "render_capsules_plainly"]
+__all__ = ["CapsuleDepth", "render_capsules", "render_capsules_reference"]
 
 _REACH_PX = 2**20
 """Bound of a window of pixels: far outside of any picture, and still a whole number."""
@@ -39,24 +39,26 @@ def render_capsules(capsules: np.ndarray, camera: np.ndarray, *, height_px: int,
     Source: the quadratic of a ray and a cylinder about the axis n, with the discriminant A r^2 - (d . (a x n))^2 of
     Lagrange's identity, which does not cancel where rays are nearly parallel to the axis.
     """
-    rows = _rows_checked(capsules, camera)
+    rows = _build_rows(capsules, camera)
     depth, owner = _new_frames(len(rows), height_px, width_px)
     if can_use_numba(torch.from_numpy(rows)):
         run_parallel(cast_capsules, len(rows), rows, np.asarray(camera, dtype=np.float64), depth, owner)
     else:
-        _cast_plainly(rows, camera, depth, owner)
+        _cast_reference(rows, camera, depth, owner)
     return CapsuleDepth(depth, owner)
 
 
-def render_capsules_plainly(capsules: np.ndarray, camera: np.ndarray, *, height_px: int, width_px: int) -> CapsuleDepth:
+def render_capsules_reference(
+    capsules: np.ndarray, camera: np.ndarray, *, height_px: int, width_px: int
+) -> CapsuleDepth:
     """Reference of `render_capsules`, capsules (F, N, 7) -> depth, owner (F, H, W).
 
     Every capsule in every pixel, in NumPy.
     The bits are the same.
     """
-    rows = _rows_checked(capsules, camera)
+    rows = _build_rows(capsules, camera)
     depth, owner = _new_frames(len(rows), height_px, width_px)
-    _cast_plainly(rows, camera, depth, owner)
+    _cast_reference(rows, camera, depth, owner)
     return CapsuleDepth(depth, owner)
 
 
@@ -64,7 +66,7 @@ def _new_frames(count: int, height_px: int, width_px: int) -> tuple[np.ndarray, 
     return np.empty((count, height_px, width_px)), np.empty((count, height_px, width_px), dtype=np.int64)
 
 
-def _cast_plainly(rows: np.ndarray, camera: np.ndarray, depth: np.ndarray, owner: np.ndarray) -> None:
+def _cast_reference(rows: np.ndarray, camera: np.ndarray, depth: np.ndarray, owner: np.ndarray) -> None:
     rays = pixel_rays(camera, width_px=depth.shape[2], height_px=depth.shape[1])
     x, y = rays[..., 0], rays[..., 1]
     depth[:], owner[:] = np.inf, -1
@@ -106,7 +108,7 @@ def _sphere(centre: np.ndarray, radius: float, x: np.ndarray, y: np.ndarray) -> 
         return np.where(share >= 0, (x * a + y * b + c - np.sqrt(share)) / square, np.inf)
 
 
-def _rows_checked(capsules: np.ndarray, camera: np.ndarray) -> np.ndarray:
+def _build_rows(capsules: np.ndarray, camera: np.ndarray) -> np.ndarray:
     """Check capsules (F, N, 7) and build the kernel's rows (F, N, ROW): with axis, moment, length and pixel window."""
     if capsules.ndim != 3 or capsules.shape[2] != 7:
         raise ValueError(f"capsules are {capsules.shape}, (frames, capsules, 7) are needed: start, end, radius")

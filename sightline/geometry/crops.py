@@ -52,7 +52,7 @@ def crop_depth(depth_mm: Tensor, placement: CropPlacement, *, size: int) -> Tens
     middle = project_points(reference, placement.camera)
     along, down = torch.meshgrid(steps, steps, indexing="xy")
     wide, high = (half * placement.camera[:, axis, None, None].abs() / reference[:, 2, None, None] for axis in (0, 1))
-    right, below = _turned(along * wide, down * high, -placement.angle_rad[:, None, None])
+    right, below = _rotate(along * wide, down * high, -placement.angle_rad[:, None, None])
     column = (middle[:, 0, None, None] + right + 0.5).floor()
     row = (middle[:, 1, None, None] + below + 0.5).floor()
     height, width = depth_mm.shape[1:]
@@ -69,7 +69,7 @@ def to_crop_coordinates(points_mm: Tensor, placement: CropPlacement) -> Tensor:
     Offsets from the reference point in halves of the side.
     """
     reference, half = placement.reference_mm[:, None], placement.side_mm[:, None, None] / 2
-    return (_seen_turned(points_mm, placement, placement.angle_rad) - reference) / half
+    return (_rotate_in_image(points_mm, placement, placement.angle_rad) - reference) / half
 
 
 def from_crop_coordinates(offsets: Tensor, placement: CropPlacement) -> Tensor:
@@ -79,18 +79,18 @@ def from_crop_coordinates(offsets: Tensor, placement: CropPlacement) -> Tensor:
     """
     half = placement.side_mm[:, None, None] / 2
     points = offsets.double() * half + placement.reference_mm[:, None]
-    return _seen_turned(points, placement, -placement.angle_rad)
+    return _rotate_in_image(points, placement, -placement.angle_rad)
 
 
-def _seen_turned(points_mm: Tensor, placement: CropPlacement, angle_rad: Tensor) -> Tensor:
+def _rotate_in_image(points_mm: Tensor, placement: CropPlacement, angle_rad: Tensor) -> Tensor:
     """Rotate points (B, P, 3) in the image plane about the projected reference point; their depths are unchanged."""
     camera = placement.camera[:, None]
     middle_u, middle_v, _ = project_points(placement.reference_mm[:, None], camera).unbind(-1)
     u, v, z = project_points(points_mm, camera).unbind(-1)
-    right, below = _turned(u - middle_u, v - middle_v, angle_rad[:, None])
+    right, below = _rotate(u - middle_u, v - middle_v, angle_rad[:, None])
     return unproject_pixels(torch.stack([right + middle_u, below + middle_v, z], dim=-1), camera)
 
 
-def _turned(x: Tensor, y: Tensor, angle_rad: Tensor) -> tuple[Tensor, Tensor]:
+def _rotate(x: Tensor, y: Tensor, angle_rad: Tensor) -> tuple[Tensor, Tensor]:
     cosine, sine = angle_rad.cos(), angle_rad.sin()
     return x * cosine - y * sine, x * sine + y * cosine

@@ -16,7 +16,7 @@ from sightline.numba_kernels import numba_kernel, run_parallel
 __all__ = ["build_curve_trees"]
 
 _CODE_BITS = 30
-_MOST_CELL_BITS = 15
+_MAX_CELL_BITS = 15
 _DIGIT_BITS = 10
 
 
@@ -29,7 +29,7 @@ def build_curve_trees(points: Tensor) -> Trees:
     values_BNC = points.contiguous().numpy()
     num_axes = min(values_BNC.shape[2], 3)
     enough = -(-values_BNC.shape[1].bit_length() // num_axes) + 2
-    num_bits = min(enough, _CODE_BITS // num_axes, _MOST_CELL_BITS)
+    num_bits = min(enough, _CODE_BITS // num_axes, _MAX_CELL_BITS)
     cells = np.arange(1 << num_bits)
     spread = np.zeros(len(cells), dtype=np.uint32)  # the bits of a cell, as far apart as there are axes
     for bit in range(num_bits):

@@ -17,7 +17,7 @@ __all__ = [
     "Targets",
     "decode",
     "gaussian_heatmaps",
-    "gaussian_heatmaps_plainly",
+    "gaussian_heatmaps_reference",
     "one_hot_heatmaps",
     "peaks",
     "soft_cells",
@@ -40,12 +40,12 @@ def gaussian_heatmaps(
     in. `middle` is 0 in the authors' release. The exponential of a sum is a product of three, one for each axis, taken
     in float64. Source: Moon et al. 2018, eq. 1.
     """
-    x, y, z = _along_axes(joints, cells, sigma, middle).unbind(2)
+    x, y, z = _axis_factors(joints, cells, sigma, middle).unbind(2)
     plane = (y[..., :, None] * z[..., None, :]).to(dtype)
     return x.to(dtype)[..., :, None, None] * plane[..., None, :, :]
 
 
-def gaussian_heatmaps_plainly(joints: Tensor, *, cells: int, sigma: float = 1.7, middle: float = 0.5) -> Tensor:
+def gaussian_heatmaps_reference(joints: Tensor, *, cells: int, sigma: float = 1.7, middle: float = 0.5) -> Tensor:
     """Reference of `gaussian_heatmaps`: joints (B, J, 3) -> (B, J, V, V, V) float64, one exponential per cell."""
     centres = torch.arange(cells, dtype=torch.float64) + middle
     grid = torch.stack(torch.meshgrid(centres, centres, centres, indexing="ij"), dim=-1)
@@ -78,8 +78,8 @@ def decode(heatmaps: Tensor, *, decoding: Decoding = "parabola") -> Tensor:
         return soft_cells(values * _SOFT_SHARPNESS) + 0.5
     if decoding == "centroid":
         return _centroid(values) + 0.5
-    largest = _largest(values)
-    return largest + 0.5 + (_to_top(values, largest) if decoding == "parabola" else 0.0)
+    largest = _find_largest(values)
+    return largest + 0.5 + (_parabola_offset(values, largest) if decoding == "parabola" else 0.0)
 
 
 def soft_cells(logits: Tensor) -> Tensor:
@@ -96,26 +96,26 @@ def peaks(heatmaps: Tensor) -> Tensor:
     return heatmaps.flatten(2).amax(dim=-1)
 
 
-def _along_axes(joints: Tensor, cells: int, sigma: float, middle: float) -> Tensor:
+def _axis_factors(joints: Tensor, cells: int, sigma: float, middle: float) -> Tensor:
     """Compute the Gaussian factor of each axis: (B, J, 3, V) float64."""
     centres = torch.arange(cells, dtype=torch.float64) + middle
     return torch.exp(-((centres - joints.double()[..., None]) ** 2) / (2 * sigma**2))
 
 
-def _largest(values: Tensor) -> Tensor:
+def _find_largest(values: Tensor) -> Tensor:
     place = values.flatten(2).argmax(dim=-1)  # torch promises the first of equal maxima
     return torch.stack(torch.unravel_index(place, values.shape[2:]), dim=-1).double()
 
 
-def _to_top(values: Tensor, largest: Tensor) -> Tensor:
+def _parabola_offset(values: Tensor, largest: Tensor) -> Tensor:
     """Return the offset (B, J, 3) of the top of a parabola through three logarithms from the largest cell."""
     index = largest.long()
-    here = _at(values, index)
+    here = _gather_cells(values, index)
     moved = []
     for axis, size in enumerate(values.shape[2:]):
         step = torch.zeros(3, dtype=torch.int64, device=values.device)
         step[axis] = 1
-        before, after = (_at(values, (index + sign * step).clamp(0, size - 1)) for sign in (-1, 1))
+        before, after = (_gather_cells(values, (index + sign * step).clamp(0, size - 1)) for sign in (-1, 1))
         is_usable = (index[..., axis] > 0) & (index[..., axis] < size - 1) & (before > 0) & (after > 0) & (here > 0)
         low, mid, high = (torch.where(is_usable, value, 1.0).log() for value in (before, here, after))
         bend = low - 2 * mid + high
@@ -125,7 +125,7 @@ def _to_top(values: Tensor, largest: Tensor) -> Tensor:
     return torch.stack(moved, dim=-1)
 
 
-def _at(values: Tensor, index: Tensor) -> Tensor:
+def _gather_cells(values: Tensor, index: Tensor) -> Tensor:
     x, y, z = index.unbind(-1)
     _, height, depth = values.shape[2:]
     return values.flatten(2).gather(2, ((x * height + y) * depth + z)[..., None])[..., 0]
@@ -135,7 +135,7 @@ def _centroid(values: Tensor) -> Tensor:
     top = values.amax(dim=(2, 3, 4), keepdim=True)
     kept = torch.where(values >= _CENTROID_SHARE * top, values, 0.0).clamp_min(0)
     total = kept.sum(dim=(2, 3, 4), keepdim=True)
-    return torch.where(total[..., 0, 0] > 0, _mean_cell(kept / total.clamp_min(1e-300)), _largest(values))
+    return torch.where(total[..., 0, 0] > 0, _mean_cell(kept / total.clamp_min(1e-300)), _find_largest(values))
 
 
 def _mean_cell(shares: Tensor) -> Tensor:

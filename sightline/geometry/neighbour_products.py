@@ -36,13 +36,13 @@ def neighbours_by_candidates(
         with torch.autocast(points.device.type, enabled=False):
             scores = torch.baddbmm(parts.squared_norms[:, None], parts.queries[:, part], parts.points.mT, alpha=-2)
         least = scores.topk(count, dim=-1, largest=False)
-        index[:, part] = _ranked(points, queries[:, part], least.indices)[..., :num_neighbours]
+        index[:, part] = _sort_candidates(points, queries[:, part], least.indices)[..., :num_neighbours]
         bound = least.values[..., num_neighbours - 1] + parts.slack[:, part]
         is_proven[:, part] = (least.values[..., -1] > bound) | (count == num_points)
     return index, is_proven
 
 
-def _ranked(points: Tensor, queries: Tensor, candidates: Tensor) -> Tensor:
+def _sort_candidates(points: Tensor, queries: Tensor, candidates: Tensor) -> Tensor:
     """Sort candidates (B, M, K) by (distance, index)."""
     candidates = candidates.sort(dim=-1).values
     sample = torch.arange(len(points), device=points.device)[:, None, None]

@@ -69,13 +69,13 @@ def nearest_neighbours(points: Tensor, *, num_neighbours: int, queries: Tensor |
         if by_product is not None:
             return by_product
     elif points.shape[2] > _CHANNELS_OF_TREES and points.numel() and queries.numel():
-        by_candidates = _by_candidates(points, queries, num_neighbours)
+        by_candidates = _find_by_candidates(points, queries, num_neighbours)
         if by_candidates is not None:
             return by_candidates
     return nearest_neighbours_reference(points, queries, num_neighbours)
 
 
-def _by_candidates(points: Tensor, queries: Tensor, num_neighbours: int) -> Tensor | None:
+def _find_by_candidates(points: Tensor, queries: Tensor, num_neighbours: int) -> Tensor | None:
     """Use matrix products for most queries, and the reference for those that are not proven."""
     found = neighbours_by_candidates(points, queries, num_neighbours, entries_at_once=_entries_at_once(points))
     if found is None:

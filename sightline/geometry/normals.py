@@ -29,7 +29,7 @@ def estimate_normals(points: Tensor, *, num_neighbours: int = 16) -> Tensor:
     chunk = max(1, _ENTRIES_AT_ONCE // max(1, len(points) * num_neighbours * 3))
     parts = [_smallest_axis(wide, part, first * chunk) for first, part in enumerate(index.split(chunk, dim=1))]
     normals = torch.cat(parts, dim=1)
-    return _facing_out(normals, wide - wide.mean(dim=1, keepdim=True)).to(points.dtype)
+    return _orient_outwards(normals, wide - wide.mean(dim=1, keepdim=True)).to(points.dtype)
 
 
 def _smallest_axis(points: Tensor, index: Tensor, first: int) -> Tensor:
@@ -47,7 +47,7 @@ def _smallest_axis(points: Tensor, index: Tensor, first: int) -> Tensor:
     return vectors[..., 0]
 
 
-def _facing_out(normals: Tensor, outwards: Tensor) -> Tensor:
+def _orient_outwards(normals: Tensor, outwards: Tensor) -> Tensor:
     along = (normals * outwards).sum(dim=-1)
     is_square = along.abs() <= _FLAT * outwards.norm(dim=-1)
     by_axis = torch.where(normals.abs() > _FLAT, normals.sign(), 0)

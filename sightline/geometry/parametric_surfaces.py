@@ -130,8 +130,8 @@ def sample_patches(rows: np.ndarray, random_words: np.ndarray) -> PatchSamples:
     frame = [np.ascontiguousarray(column)[place] for column in table[:, _FRAME].T]
     origin = [np.ascontiguousarray(column)[place] for column in table[:, _ORIGIN].T]
     shape = (*patch_BN.shape, 3)
-    normals = _turned(local[3:], frame)
-    points = [start + moved for start, moved in zip(origin, _turned(local[:3], frame), strict=True)]
+    normals = _to_solid_axes(local[3:], frame)
+    points = [start + moved for start, moved in zip(origin, _to_solid_axes(local[:3], frame), strict=True)]
     return PatchSamples(np.stack(points, -1).reshape(shape), np.stack(normals, -1).reshape(shape), patch_BN)
 
 
@@ -180,7 +180,7 @@ def _cone(measures: np.ndarray, along: np.ndarray, around: np.ndarray, turn: np.
     # (radius - start) / (end - start), in a form that does not divide by zero for a cylinder
     height = along * (start + end) / (radius + start) * rise
     slope = np.sqrt((end - start) * (end - start) + rise * rise)
-    return _revolved(radius, height, rise / slope, (start - end) / slope, around * (2 * math.pi))
+    return _revolve(radius, height, rise / slope, (start - end) / slope, around * (2 * math.pi))
 
 
 def _sphere(measures: np.ndarray, along: np.ndarray, around: np.ndarray, turn: np.ndarray) -> np.ndarray:
@@ -188,7 +188,7 @@ def _sphere(measures: np.ndarray, along: np.ndarray, around: np.ndarray, turn: n
     size, low, high = measures
     height = low + along * (high - low)
     radius = np.sqrt(np.maximum(size * size - height * height, 0))
-    return _revolved(radius, height, radius / size, height / size, around * (2 * math.pi))
+    return _revolve(radius, height, radius / size, height / size, around * (2 * math.pi))
 
 
 def _torus(measures: np.ndarray, along: np.ndarray, around: np.ndarray, turn: np.ndarray) -> np.ndarray:
@@ -200,13 +200,13 @@ def _torus(measures: np.ndarray, along: np.ndarray, around: np.ndarray, turn: np
     cosine, sine = np.cos(along * (2 * math.pi)), np.sin(along * (2 * math.pi))
     side = np.where(2 * turn < 1 + tube / ring * cosine, 1.0, -1.0)
     cosine, sine = side * cosine, side * sine
-    return _revolved(ring + tube * cosine, tube * sine, cosine, sine, around * arc_rad)
+    return _revolve(ring + tube * cosine, tube * sine, cosine, sine, around * arc_rad)
 
 
 _PROFILES = {PatchKind.RECTANGLE: _rectangle, PatchKind.CONE: _cone, PatchKind.SPHERE: _sphere, PatchKind.TORUS: _torus}
 
 
-def _revolved(
+def _revolve(
     radius: np.ndarray, height: np.ndarray, normal_out: np.ndarray, normal_up: np.ndarray, angle_rad: np.ndarray
 ) -> np.ndarray:
     """Revolve a profile about local z: local x, y, z of points and normals (6, M)."""
@@ -214,6 +214,6 @@ def _revolved(
     return np.stack((radius * cosine, radius * sine, height, normal_out * cosine, normal_out * sine, normal_up))
 
 
-def _turned(local: np.ndarray, frame: list[np.ndarray]) -> list[np.ndarray]:
+def _to_solid_axes(local: np.ndarray, frame: list[np.ndarray]) -> list[np.ndarray]:
     """Convert local coordinates (3, M) to the axes of the solid."""
     return [local[0] * frame[i] + local[1] * frame[3 + i] + local[2] * frame[6 + i] for i in range(3)]

@@ -27,7 +27,7 @@ def project_points(points: Array, camera: Array) -> Array:
     with np.errstate(divide="ignore", invalid="ignore"):
         u = camera[..., 0] * x / z + camera[..., 2]
         v = camera[..., 1] * y / z + camera[..., 3]
-    return _stacked(u, v, z)
+    return _stack(u, v, z)
 
 
 def unproject_pixels(pixels: Array, camera: Array) -> Array:
@@ -39,7 +39,7 @@ def unproject_pixels(pixels: Array, camera: Array) -> Array:
     u, v, z = pixels[..., 0], pixels[..., 1], pixels[..., 2]
     x = (u - camera[..., 2]) * z / camera[..., 0]
     y = (v - camera[..., 3]) * z / camera[..., 1]
-    return _stacked(x, y, z)
+    return _stack(x, y, z)
 
 
 def depth_points(depth: np.ndarray, camera: np.ndarray) -> np.ndarray:
@@ -63,7 +63,7 @@ def _double(array: Array) -> Array:
     return np.asarray(array, dtype=np.float64)
 
 
-def _stacked(*parts: Any) -> Any:
+def _stack(*parts: Any) -> Any:
     if isinstance(parts[0], Tensor):
         return torch.stack(parts, dim=-1)
     return np.stack(parts, axis=-1)

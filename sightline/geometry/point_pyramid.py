@@ -97,13 +97,13 @@ def build_pyramid(
     Source: Zhao et al. 2021 (Point Transformer), section 3.4; the weights 1 / (d + 1e-8) are those of their code.
     """
     assert strides[0] == 1, "the first level has all points"
-    levels = [PyramidLevel(points, offsets, _edges(points, offsets, num_neighbours[0]))]
+    levels = [PyramidLevel(points, offsets, _find_edges(points, offsets, num_neighbours[0]))]
     for stride, wanted in zip(strides[1:], num_neighbours[1:], strict=True):
-        levels.append(_coarser(levels[-1], stride, wanted))
+        levels.append(_build_coarser_level(levels[-1], stride, wanted))
     return levels
 
 
-def _coarser(fine: PyramidLevel, stride: int, num_neighbours: int) -> PyramidLevel:
+def _build_coarser_level(fine: PyramidLevel, stride: int, num_neighbours: int) -> PyramidLevel:
     points, offsets, down = fine.points, fine.offsets, None
     if stride > 1:
         counts = fine.offsets.diff()
@@ -113,12 +113,12 @@ def _coarser(fine: PyramidLevel, stride: int, num_neighbours: int) -> PyramidLev
         if fine.neighbours.index.shape[1] >= min(num_neighbours, int(counts.max())):  # they have been found already
             down = fine.neighbours.select(chosen.index, num_neighbours)
         else:
-            down = _edges(fine.points, fine.offsets, num_neighbours, points, offsets)
-    near = _edges(points, offsets, num_neighbours)
-    return PyramidLevel(points, offsets, near, fine.points, down, _spread(points, offsets, fine))
+            down = _find_edges(fine.points, fine.offsets, num_neighbours, points, offsets)
+    near = _find_edges(points, offsets, num_neighbours)
+    return PyramidLevel(points, offsets, near, fine.points, down, _interpolation_weights(points, offsets, fine))
 
 
-def _edges(
+def _find_edges(
     points: Tensor,
     offsets: Tensor,
     num_neighbours: int,
@@ -134,10 +134,10 @@ def _edges(
         queries=None if queries is None else queries.detach(),
         query_offsets=query_offsets,
     )
-    return _with_places(found, points, points if queries is None else queries)
+    return _to_edges(found, points, points if queries is None else queries)
 
 
-def _with_places(found: Neighbours, points: Tensor, queries: Tensor) -> Edges:
+def _to_edges(found: Neighbours, points: Tensor, queries: Tensor) -> Edges:
     """Add relative positions to the neighbours of a search. Waits for the device."""
     count = found.is_valid.sum(dim=1)
     relative = points[found.index] - queries[:, None]
@@ -146,7 +146,7 @@ def _with_places(found: Neighbours, points: Tensor, queries: Tensor) -> Edges:
 
 
 @torch.no_grad()
-def _spread(points: Tensor, offsets: Tensor, fine: PyramidLevel) -> InterpolationWeights:
+def _interpolation_weights(points: Tensor, offsets: Tensor, fine: PyramidLevel) -> InterpolationWeights:
     near = packed_nearest_neighbours(
         points,
         offsets=offsets,

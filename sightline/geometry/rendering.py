@@ -20,8 +20,8 @@ from sightline.numba_kernels import can_use_numba, run_parallel
 __all__ = [
     "Background",
     "Style",
-    "draw_surfels_plainly",
-    "draw_triangles_plainly",
+    "draw_surfels_reference",
+    "draw_triangles_reference",
     "on_background",
     "render_cloud",
     "render_cloud_reference",
@@ -33,15 +33,15 @@ Background = Literal["black", "white"]
 
 _BLUR_PX = 0.75
 """Blur radius of every disc, so that it covers a pixel: the nearest centre is at most 0.71 pixels away."""
-_LEAST_COSINE = 0.1
+_MIN_COSINE = 0.1
 """Lowest cosine of a disc; steeper discs are turned to it, so that their depth is defined in every pixel."""
 _BAND = 0.06
 """Depth behind the foremost disc, in radii of the sphere, within which discs belong to the same surface."""
 _LIGHT = np.array([-0.3, 0.4, 0.85]) / math.sqrt(0.3**2 + 0.4**2 + 0.85**2)  # right, up, towards the viewer
 _AMBIENT = 0.3
-_FARTHEST = 0.5
+_FAR_BRIGHTNESS = 0.5
 """Brightness of the far end of the unit sphere over that of its near end, in shaded pictures."""
-_FARTHEST_DEPTH = 0.15
+_FAR_BRIGHTNESS_DEPTH = 0.15
 """The same ratio in depth pictures: not 0, which is background."""
 _FACES_AT_ONCE = 2**17
 
@@ -55,12 +55,12 @@ def render_cloud(points: np.ndarray, cameras: Cameras, *, style: Style = "shaded
     Raises ValueError for points that are not finite or (N, 3).
     Source: Zwicker et al. 2001, "Surface splatting", sections 4 and 5 (blur by a pixel, visibility, blending).
     """
-    discs = _discs_seen(_surfels_checked(points), cameras)
+    discs = _project_discs(_fit_surfels(points), cameras)
     key, shade = _new_maps(cameras)
     if can_use_numba(torch.from_numpy(discs)):
         run_parallel(draw_surfels, len(cameras), discs, key, shade)
     else:
-        draw_surfels_plainly(discs, key, shade)
+        draw_surfels_reference(discs, key, shade)
     return _levels(key, shade, cameras, style)
 
 
@@ -69,9 +69,9 @@ def render_cloud_reference(points: np.ndarray, cameras: Cameras, *, style: Style
 
     The same bits by NumPy alone, one disc at a time.
     """
-    discs = _discs_seen(_surfels_checked(points), cameras)
+    discs = _project_discs(_fit_surfels(points), cameras)
     key, shade = _new_maps(cameras)
-    draw_surfels_plainly(discs, key, shade)
+    draw_surfels_reference(discs, key, shade)
     return _levels(key, shade, cameras, style)
 
 
@@ -88,11 +88,11 @@ def render_mesh(vertices: np.ndarray, faces: np.ndarray, cameras: Cameras, *, st
     for start in range(0, len(cameras), views_at_once):
         part = slice(start, start + views_at_once)
         some = Cameras(cameras.rotations[part], cameras.size_px, cameras.scale_px, cameras.distance)
-        seen = _faces_seen(vertices, faces, some)
+        seen = _project_faces(vertices, faces, some)
         if can_use_numba(torch.from_numpy(seen)):
             run_parallel(draw_triangles, len(some), seen, key[part], shade[part])
         else:
-            draw_triangles_plainly(seen, key[part], shade[part])
+            draw_triangles_reference(seen, key[part], shade[part])
     return _levels(key, shade, cameras, style)
 
 
@@ -102,8 +102,8 @@ def on_background(levels: np.ndarray, background: Background) -> np.ndarray:
     return np.repeat(shown[..., None], 3, axis=-1)
 
 
-def draw_surfels_plainly(discs: np.ndarray, key: np.ndarray, shade: np.ndarray) -> None:
-    """Draw discs (V, N, 12) of `_discs_seen` into depth keys and shades (V, H, W); the key is -inf for background.
+def draw_surfels_reference(discs: np.ndarray, key: np.ndarray, shade: np.ndarray) -> None:
+    """Draw discs (V, N, 12) of `_project_discs` into depth keys and shades (V, H, W); the key is -inf for background.
 
     First the foremost key of each pixel, then the mean over the discs within the band behind it, weighted by
     (1 - q)^2, q the squared distance from the centre in radii.
@@ -127,13 +127,13 @@ def draw_surfels_plainly(discs: np.ndarray, key: np.ndarray, shade: np.ndarray) 
         shade[view] = np.where(is_there, sums[2] / safe, 0)
 
 
-def draw_triangles_plainly(faces: np.ndarray, key: np.ndarray, shade: np.ndarray) -> None:
-    """Draw faces (V, F, 17) of `_faces_seen` into depth keys and shades (V, H, W); the key is -inf for background."""
+def draw_triangles_reference(faces: np.ndarray, key: np.ndarray, shade: np.ndarray) -> None:
+    """Draw faces (V, F, 17) of `_project_faces` into depth keys and shades (V, H, W); the background key is -inf."""
     size = key.shape[1]
     key[:], shade[:] = -np.inf, 0
     for view, of_view in enumerate(faces):
         for face in of_view:
-            rows, columns = _whole(face[15], face[16], size), _whole(face[13], face[14], size)
+            rows, columns = _pixel_slice(face[15], face[16], size), _pixel_slice(face[13], face[14], size)
             v, u = np.mgrid[rows, columns]
             here = face[9] + face[10] * u + face[11] * v
             is_inside = (face[:9].reshape(3, 3, 1, 1) * np.stack([np.ones_like(u), u, v])).sum(axis=1) >= 0
@@ -142,7 +142,7 @@ def draw_triangles_plainly(faces: np.ndarray, key: np.ndarray, shade: np.ndarray
             shade[view, rows, columns] = np.where(is_front, face[12], shade[view, rows, columns])
 
 
-def _surfels_checked(points: np.ndarray) -> Surfels:
+def _fit_surfels(points: np.ndarray) -> Surfels:
     if points.ndim != 2 or points.shape[1] != 3 or len(points) == 0:
         raise ValueError(f"points are {points.shape}, (points, 3) with at least one point are needed")
     return fit_surfels(points)
@@ -151,13 +151,13 @@ def _surfels_checked(points: np.ndarray) -> Surfels:
 def _window(disc: np.ndarray, size: int) -> tuple[tuple[slice, slice], np.ndarray, np.ndarray]:
     """Return the pixels about a disc, their squared distances from its centre in radii, and the disc's keys there."""
     u, v, key, key_u, key_v, a, b, c, half_u, half_v = disc[:10]
-    where = _whole(v - half_v, v + half_v, size), _whole(u - half_u, u + half_u, size)
+    where = _pixel_slice(v - half_v, v + half_v, size), _pixel_slice(u - half_u, u + half_u, size)
     rows, columns = np.mgrid[where]
     dv, du = rows - v, columns - u
     return where, a * du * du + b * du * dv + c * dv * dv, key + key_u * du + key_v * dv
 
 
-def _whole(low: float, high: float, size: int) -> slice:
+def _pixel_slice(low: float, high: float, size: int) -> slice:
     """Return the slice of pixels from `low` to `high`, both included."""
     first = max(0, math.ceil(low))
     return slice(first, max(first, min(size - 1, math.floor(high)) + 1))
@@ -168,7 +168,7 @@ def _new_maps(cameras: Cameras) -> tuple[np.ndarray, np.ndarray]:
     return np.empty(shape), np.empty(shape)
 
 
-def _discs_seen(surfels: Surfels, cameras: Cameras) -> np.ndarray:
+def _project_discs(surfels: Surfels, cameras: Cameras) -> np.ndarray:
     """Compute the drawing parameters (V, N, 12) float64 of each disc in each view.
 
     Column and row of the centre; its depth key and how the key changes along both; a, b, c of the squared distance
@@ -176,8 +176,8 @@ def _discs_seen(surfels: Surfels, cameras: Cameras) -> np.ndarray:
     towards the viewer and is linear in the picture along a plane: the coordinate towards the viewer in parallel
     projection, one over the distance from the pinhole's plane else.
     """
-    x, y, z = cameras.turned(surfels.centres)
-    normal = np.stack(cameras.turned(surfels.normals))
+    x, y, z = cameras.to_view(surfels.centres)
+    normal = np.stack(cameras.to_view(surfels.normals))
     if cameras.distance is None:
         sight = np.zeros_like(normal)
         sight[2] = 1
@@ -188,13 +188,13 @@ def _discs_seen(surfels: Surfels, cameras: Cameras) -> np.ndarray:
     sign = np.where(cosine < 0, -1.0, 1.0)
     normal, cosine = normal * sign, cosine * sign
     shade = _shade(normal)
-    tilted = normal + np.maximum(_LEAST_COSINE - cosine, 0) * sight
-    u, v, key, key_u, key_v, along_u, along_v, band = _placed(x, y, z, tilted, cameras)
+    tilted = normal + np.maximum(_MIN_COSINE - cosine, 0) * sight
+    u, v, key, key_u, key_v, along_u, along_v, band = _project_planes(x, y, z, tilted, cameras)
     a = b = c = np.zeros_like(u)
     for axis in (0, 1):
         half = surfels.half_axes[:, axis]
         length_squared = half[:, 0] * half[:, 0] + half[:, 1] * half[:, 1] + half[:, 2] * half[:, 2]
-        direction = np.stack(cameras.turned(half / length_squared[:, None]))
+        direction = np.stack(cameras.to_view(half / length_squared[:, None]))
         in_u, in_v = _dot(direction, along_u), _dot(direction, along_v)
         a, b, c = a + in_u * in_u, b + 2 * in_u * in_v, c + in_v * in_v
     # The ellipse as a covariance, widened by that of the blur, and back.
@@ -206,7 +206,7 @@ def _discs_seen(surfels: Surfels, cameras: Cameras) -> np.ndarray:
     return np.stack((u, v, key, key_u, key_v, a, b, c, half_u, half_v, band, shade), axis=-1)
 
 
-def _placed(
+def _project_planes(
     x: np.ndarray, y: np.ndarray, z: np.ndarray, normal: np.ndarray, cameras: Cameras
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Project planes through points with these normals into the picture.
@@ -231,13 +231,13 @@ def _placed(
     return u, v, 1 / depth, key_u, key_v, along_u, along_v, _BAND / (depth * depth)
 
 
-def _faces_seen(vertices: np.ndarray, faces: np.ndarray, cameras: Cameras) -> np.ndarray:
+def _project_faces(vertices: np.ndarray, faces: np.ndarray, cameras: Cameras) -> np.ndarray:
     """Compute the drawing parameters (V, F, 17) float64 of each face in each view.
 
     Three lines through its edges, each c0 + c1 u + c2 v >= 0 on the side of the face; the depth key in the same form;
     the shade; the first and last column and row that it reaches. A face seen from its edge reaches nothing.
     """
-    x, y, z = cameras.turned(np.asarray(vertices, dtype=np.float64))
+    x, y, z = cameras.to_view(np.asarray(vertices, dtype=np.float64))
     if cameras.distance is None:
         depth, key = np.ones_like(z), z
     else:
@@ -254,7 +254,7 @@ def _faces_seen(vertices: np.ndarray, faces: np.ndarray, cameras: Cameras) -> np
     lines = np.stack((at_zero * inverse, along_u * inverse, along_v * inverse), axis=-1)  # barycentric coordinates
     plane = (lines * key[..., None]).sum(axis=2)
     _, normals = areas_and_normals(vertices, faces)
-    normal = np.stack(cameras.turned(normals))
+    normal = np.stack(cameras.to_view(normals))
     facing = normal[2]
     if cameras.distance is not None:
         at = faces[:, 0]
@@ -282,6 +282,6 @@ def _levels(key: np.ndarray, shade: np.ndarray, cameras: Cameras, style: Style) 
     held = np.where(is_there, key, 1)
     towards = held if cameras.distance is None else cameras.distance - 1 / held
     nearness = np.clip((towards + 1) / 2, 0, 1)
-    farthest = _FARTHEST if style == "shaded" else _FARTHEST_DEPTH
+    farthest = _FAR_BRIGHTNESS if style == "shaded" else _FAR_BRIGHTNESS_DEPTH
     light = (farthest + (1 - farthest) * nearness) * (shade if style == "shaded" else 1)
     return np.where(is_there, 1 + np.rint(254 * light), 0).astype(np.uint8)

@@ -13,7 +13,7 @@ __all__ = ["draw_surfels", "draw_triangles"]
 
 @numba_kernel
 def draw_surfels(first: int, last: int, discs: np.ndarray, key: np.ndarray, shade: np.ndarray) -> None:
-    """CPU kernel of `rendering.draw_surfels_plainly`.
+    """CPU kernel of `rendering.draw_surfels_reference`.
 
     Discs (V, N, 12) into key and shade (V, H, W), views first to last.
     """
@@ -67,7 +67,7 @@ def _blend(discs: np.ndarray, nearest: np.ndarray, weights: np.ndarray, keys: np
 
 @numba_kernel
 def draw_triangles(first: int, last: int, faces: np.ndarray, key: np.ndarray, shade: np.ndarray) -> None:
-    """CPU kernel of `rendering.draw_triangles_plainly`.
+    """CPU kernel of `rendering.draw_triangles_reference`.
 
     Faces (V, F, 17) into key and shade (V, H, W), views first to last.
     """

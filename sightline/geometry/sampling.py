@@ -40,7 +40,7 @@ def farthest_point_sample(
     if min_squared_norm is not None:
         is_barred = paired_squared_distances(points, torch.zeros_like(points)) <= min_squared_norm
         nearest_BN[is_barred] = -1  # below every distance, and stays so
-    sample = sample_by_trees if can_use_numba(points) and points.numel() else _sample_plainly
+    sample = sample_by_trees if can_use_numba(points) and points.numel() else _sample_reference
     return sample(points, nearest=nearest_BN, first=first, num_samples=num_samples)
 
 
@@ -57,7 +57,7 @@ def _first_index(start: int | Tensor, points: Tensor) -> Tensor:
     return first
 
 
-def _sample_plainly(points: Tensor, *, nearest: Tensor, first: Tensor, num_samples: int) -> Tensor:
+def _sample_reference(points: Tensor, *, nearest: Tensor, first: Tensor, num_samples: int) -> Tensor:
     """Reference of farthest-point sampling, on any device: distances to all points for every chosen one."""
     rows = torch.arange(len(points), device=points.device)
     index = torch.empty((len(points), num_samples), dtype=torch.int64, device=points.device)

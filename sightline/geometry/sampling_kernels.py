@@ -70,8 +70,8 @@ def _sample(
         while level > top:
             level //= FAN
             for node in range(level, 2 * level):
-                _take_farthest_of(node, FAN * node, FAN, largest, where)
-        _take_farthest_of(0, top, top, largest, where)
+                _take_farthest_node(node, FAN * node, FAN, largest, where)
+        _take_farthest_node(0, top, top, largest, where)
         place = starts_at[cloud]
         for sample in range(index.shape[1]):
             index[cloud, sample] = place
@@ -89,8 +89,8 @@ def _sample(
                     _take_farthest_slot(leaf, distances, own_order, starts, slots, largest, where)
             for turn in range(num_opened - 1, -1, -1):
                 if opened[turn] < num_leaves:
-                    _take_farthest_of(opened[turn], FAN * opened[turn], FAN, largest, where)
-            _take_farthest_of(0, top, top, largest, where)
+                    _take_farthest_node(opened[turn], FAN * opened[turn], FAN, largest, where)
+            _take_farthest_node(0, top, top, largest, where)
             place = where[0]
 
 
@@ -123,7 +123,7 @@ def _open(
 
 
 @numba_kernel
-def _take_farthest_of(node: int, begin: int, count: int, largest: np.ndarray, where: np.ndarray) -> None:
+def _take_farthest_node(node: int, begin: int, count: int, largest: np.ndarray, where: np.ndarray) -> None:
     """Set a node's largest distance and point index from `count` other nodes; ties go to the lowest index."""
     farthest, index = largest[begin], where[begin]
     for other in range(begin + 1, begin + count):

@@ -18,9 +18,9 @@ _OVERLAP = 1.3
 Sixteen points drawn evenly from a disc of radius r have the deviation r / 2, so that seven discs on average cover a
 position, and one position in 900 is covered by none.
 """
-_NARROWEST = 0.3
+_MIN_AXIS_RATIO = 0.3
 """Lowest ratio of the shorter to the longer radius of a disc."""
-_LEAST_RADIUS = 1e-3
+_MIN_RADIUS = 1e-3
 """Lowest radius of a disc, in radii of the sphere: far below a pixel, and no division by zero."""
 _SMOOTHINGS = 2
 """Number of times that normals are averaged with their neighbours: sixteen random points show a plane only roughly."""
@@ -54,11 +54,11 @@ def fit_surfels(points: np.ndarray) -> Surfels:
     _, axes = np.linalg.eigh(covariances)
     normals = axes[:, :, 0]
     for _ in range(_SMOOTHINGS):
-        normals = _smoothed(normals, index)
+        normals = _smooth_normals(normals, index)
     return Surfels(centres, normals, _half_axes(covariances, normals, axes[:, :, 2]))
 
 
-def _smoothed(normals: np.ndarray, index: np.ndarray) -> np.ndarray:
+def _smooth_normals(normals: np.ndarray, index: np.ndarray) -> np.ndarray:
     """Average each normal (N, 3) with its neighbours', turned to its side and weighted by their similarity."""
     near_NK3 = normals[index]
     alike_NK1 = near_NK3 @ normals[:, :, None]
@@ -78,5 +78,5 @@ def _half_axes(covariances: np.ndarray, normals: np.ndarray, longest: np.ndarray
     axes = np.stack((along, np.cross(normals, along)), axis=1)
     variances = np.einsum("naj,njk,nak->na", axes, covariances, axes)
     radii = _OVERLAP * np.sqrt(variances.clip(min=0))
-    radii = np.maximum(radii, _NARROWEST * radii[:, ::-1])
-    return axes * np.maximum(radii, _LEAST_RADIUS)[:, :, None]
+    radii = np.maximum(radii, _MIN_AXIS_RATIO * radii[:, ::-1])
+    return axes * np.maximum(radii, _MIN_RADIUS)[:, :, None]

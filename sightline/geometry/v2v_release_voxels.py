@@ -51,8 +51,8 @@ def release_to_voxels(points_mm: Tensor, placement: PlacementLike) -> Tensor:
     reference, shift = placement.reference_mm[:, None].to(points_mm), placement.shift[:, None].to(points_mm)
     unit = (points_mm - reference) / (placement.cube_mm / 2)
     whole = ((unit + 1) / (2 / size)).floor() + (original / 2 - size / 2)
-    scaled = _scaled(whole, placement.scale.to(points_mm), original)
-    return _turned(scaled, placement.angle_rad.to(points_mm), (original - 1) / 2) - shift
+    scaled = _scale_grid(whole, placement.scale.to(points_mm), original)
+    return _rotate(scaled, placement.angle_rad.to(points_mm), (original - 1) / 2) - shift
 
 
 def release_to_camera(voxels: Tensor, placement: PlacementLike) -> Tensor:
@@ -62,7 +62,7 @@ def release_to_camera(voxels: Tensor, placement: PlacementLike) -> Tensor:
     return unit * (placement.cube_mm / 2) + placement.reference_mm[:, None].to(voxels)
 
 
-def _scaled(whole: Tensor, scale: Tensor, original: int) -> Tensor:
+def _scale_grid(whole: Tensor, scale: Tensor, original: int) -> Tensor:
     """Scale to a grid of floor(original * scale) voxels, moved by a whole number towards the middle."""
     scale_B11 = scale[:, None, None]
     smaller = (original / 2 - original / 2 * scale_B11).floor()
@@ -71,7 +71,7 @@ def _scaled(whole: Tensor, scale: Tensor, original: int) -> Tensor:
     return torch.where(scale_B11 == 1, whole, resized)
 
 
-def _turned(points: Tensor, angle_rad: Tensor, pivot: float) -> Tensor:
+def _rotate(points: Tensor, angle_rad: Tensor, pivot: float) -> Tensor:
     cosine, sine = angle_rad.cos()[:, None], angle_rad.sin()[:, None]
     x, y, z = points.unbind(-1)
     x, y = x - pivot, pivot - y

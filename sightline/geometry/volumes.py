@@ -115,8 +115,8 @@ def to_voxels(points_mm: Tensor, placement: CubePlacement) -> Tensor:
     """Convert camera coordinates (B, P, 3) to continuous voxel coordinates (B, P, 3), in the dtype of `points_mm`."""
     if placement.compat == "release":
         return release.release_to_voxels(points_mm, placement)
-    reference, factor, offset = _alike(points_mm, placement)
-    return _turned((points_mm - reference) * factor, placement.angle_rad) + offset
+    reference, factor, offset = _broadcast_mapping(points_mm, placement)
+    return _rotate((points_mm - reference) * factor, placement.angle_rad) + offset
 
 
 def to_camera(voxels: Tensor, placement: CubePlacement) -> Tensor:
@@ -126,8 +126,8 @@ def to_camera(voxels: Tensor, placement: CubePlacement) -> Tensor:
     """
     if placement.compat == "release":
         return release.release_to_camera(voxels, placement)
-    reference, factor, offset = _alike(voxels, placement)
-    return _turned(voxels - offset, -placement.angle_rad) / factor + reference
+    reference, factor, offset = _broadcast_mapping(voxels, placement)
+    return _rotate(voxels - offset, -placement.angle_rad) / factor + reference
 
 
 def occupancy_reference(voxels: Tensor, is_point: Tensor, placement: CubePlacement) -> Tensor:
@@ -154,7 +154,7 @@ def occupancy(depth_mm: Tensor, camera: Tensor, placement: CubePlacement) -> Ten
     """
     depth = depth_mm.contiguous()
     if placement.compat == "release" or not can_use_numba(depth):
-        return occupancy_reference(*_points_of(depth.double(), camera, placement), placement)
+        return occupancy_reference(*_pixel_points(depth.double(), camera, placement), placement)
     volume = torch.zeros(len(depth), *[placement.size] * 3)
     reference, factor, offset = _mapping(placement)
     turn = torch.stack([factor, placement.angle_rad.cos(), placement.angle_rad.sin()], dim=1)
@@ -168,7 +168,7 @@ def permute_axes(volumes: Tensor, axes: Axes) -> Tensor:
     return volumes.transpose(-1, -3) if axes == "zyx" else volumes
 
 
-def _points_of(depth: Tensor, camera: Tensor, placement: CubePlacement) -> tuple[Tensor, Tensor]:
+def _pixel_points(depth: Tensor, camera: Tensor, placement: CubePlacement) -> tuple[Tensor, Tensor]:
     """Return voxel coordinates (B, P, 3) of every pixel, and a mask (B, P) of measured pixels."""
     rows, columns = torch.meshgrid(*(torch.arange(n, dtype=torch.float64) for n in depth.shape[1:]), indexing="ij")
     fx, fy, u0, v0 = camera.double()[:, :, None, None].unbind(1)
@@ -176,7 +176,7 @@ def _points_of(depth: Tensor, camera: Tensor, placement: CubePlacement) -> tuple
     return to_voxels(points, placement), (depth > 0).flatten(1)
 
 
-def _alike(points: Tensor, placement: CubePlacement) -> tuple[Tensor, Tensor, Tensor]:
+def _broadcast_mapping(points: Tensor, placement: CubePlacement) -> tuple[Tensor, Tensor, Tensor]:
     """Return reference, voxels per millimetre and voxel offset (B, 1, n), in the dtype of `points`."""
     reference, factor, offset = _mapping(placement)
     return reference[:, None].to(points), factor[:, None, None].to(points), offset[:, None].to(points)
@@ -191,7 +191,7 @@ def _mapping(placement: CubePlacement) -> tuple[Tensor, Tensor, Tensor]:
     return placement.reference_mm, factor, placement.grid_size / 2 - placement.shift
 
 
-def _turned(points: Tensor, angle_rad: Tensor) -> Tensor:
+def _rotate(points: Tensor, angle_rad: Tensor) -> Tensor:
     """Rotate points (B, P, 3) counter-clockwise in the plane of x and y."""
     cosine, sine = (f(angle_rad)[:, None].to(points) for f in (torch.cos, torch.sin))
     x, y, z = points.unbind(-1)

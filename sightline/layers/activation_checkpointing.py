@@ -18,12 +18,12 @@ def checkpoint_activations(layers: nn.Module, values: Tensor) -> Tensor:
     The second pass leaves running statistics of batch norm as the first one made them; counted twice they would move
     at almost twice their momentum. Source: Chen et al. 2016, Training deep nets with sublinear memory cost.
     """
-    contexts = lambda: (contextlib.nullcontext(), _running_statistics_held(layers))  # noqa: E731
+    contexts = lambda: (contextlib.nullcontext(), _preserve_running_statistics(layers))  # noqa: E731
     return cast(Tensor, checkpoint(layers, values, use_reentrant=False, context_fn=contexts))
 
 
 @contextlib.contextmanager
-def _running_statistics_held(layers: nn.Module) -> Iterator[None]:
+def _preserve_running_statistics(layers: nn.Module) -> Iterator[None]:
     """Context that restores the running statistics of `layers` on exit."""
     norms = [m for m in layers.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
     kept = [{name: buffer.clone() for name, buffer in norm.named_buffers(recurse=False)} for norm in norms]

@@ -200,7 +200,7 @@ def convert_sync_batchnorm(model: nn.Module, all_reduce_sum: AllReduceSum) -> nn
     """
     copied = copy.deepcopy(model)
     replaced: dict[nn.Module, nn.Module] = {
-        module: _synchronised(module, all_reduce_sum, name or "batch norm")
+        module: _to_synchronised(module, all_reduce_sum, name or "batch norm")
         for name, module in copied.named_modules()
         if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d)
     }
@@ -212,7 +212,7 @@ def convert_sync_batchnorm(model: nn.Module, all_reduce_sum: AllReduceSum) -> nn
     return replaced.get(copied, copied)
 
 
-def _synchronised(
+def _to_synchronised(
     norm: nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d, all_reduce_sum: AllReduceSum, name: str
 ) -> SynchronisedBatchNorm:
     """Return a synchronised batch norm with the same parameters and buffers, in the same mode."""

@@ -26,10 +26,10 @@ __all__ = ["DenseAttentionFunction"]
 
 _ENTRIES_AT_ONCE = {"cpu": 2**19, "cuda": 2**26}
 """Numbers of one tensor of edges in a chunk: on the CPU 2 MB in float32, which fit into the cache."""
-_KEPT_BYTES = 4
+_STORED_BYTES = 4
 """Bytes stored per channel of an edge, from the forward pass to the backward one."""
 
-_NUM_GIVEN = 11
+_NUM_ARGUMENTS = 11
 
 
 class _Maps(NamedTuple):
@@ -74,12 +74,12 @@ class DenseAttentionFunction(Function):
         """Compute the attended values (R, D) and store what backward needs."""
         rows, maps = _Rows(*given[:5]), _cast_maps(given)
         received = torch.empty_like(rows.query)
-        ctx.num_kept = _KEPT_BYTES // received.element_size() if keeps else 0
+        ctx.num_kept = _STORED_BYTES // received.element_size() if keeps else 0
         kept: list[Tensor] = []
         with torch.autocast(rows.points.device.type, enabled=False):
             for part in _parts(rows):
-                edges = _edges_of(part, rows, maps)
-                values = _values_of(part, rows, edges, maps)
+                edges = _compute_edges(part, rows, maps)
+                values = _compute_values(part, rows, edges, maps)
                 torch.sum(values.mul_(edges.attention), dim=1, out=received[part])
                 kept += (edges.attention, edges.scored)[: ctx.num_kept]
         ctx.save_for_backward(*given, received, *kept)
@@ -90,12 +90,12 @@ class DenseAttentionFunction(Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         """Compute the gradients of all inputs from that of the attended values (R, D)."""
         saved = iter(ctx.saved_tensors)
-        given, received = list(islice(saved, _NUM_GIVEN)), next(saved)
+        given, received = list(islice(saved, _NUM_ARGUMENTS)), next(saved)
         rows, maps = _Rows(*given[:5]), _cast_maps(given)
         back = _Backward(rows, maps, has_points=ctx.needs_input_grad[1])
         with torch.autocast(rows.points.device.type, enabled=False):
             for part in _parts(rows):
-                edges = _edges_of(part, rows, maps, kept=tuple(islice(saved, ctx.num_kept)))
+                edges = _compute_edges(part, rows, maps, kept=tuple(islice(saved, ctx.num_kept)))
                 back.add(part, edges, received[part], gradients[0][part])
         found = [*back.to_rows(), *back.to_maps, torch.zeros_like(given[-1])]
         own = (None if each is None else each.to(tensor.dtype) for each, tensor in zip(found, given, strict=True))
@@ -117,7 +117,7 @@ class _Backward:
     def add(self, part: slice, edges: _Edges, received: Tensor, gradient: Tensor) -> None:
         """Add the gradients of the edges of one chunk of rows."""
         index, (relative, hidden, scored, attention) = self._rows.nearest[part], edges
-        values = _values_of(part, self._rows, edges, self._maps)
+        values = _compute_values(part, self._rows, edges, self._maps)
         to_values = attention * gradient[:, None]
         # Of a softmax: what reaches a weight, less the mean of what reaches all, which here is the row received.
         to_weights = values.sub_(received[:, None]).mul_(to_values)
@@ -157,7 +157,7 @@ def _parts(rows: _Rows) -> Iterator[slice]:
     return (slice(first, first + size) for first in range(0, len(rows.query), size))
 
 
-def _edges_of(part: slice, rows: _Rows, maps: _Maps, *, kept: tuple[Tensor, ...] = ()) -> _Edges:
+def _compute_edges(part: slice, rows: _Rows, maps: _Maps, *, kept: tuple[Tensor, ...] = ()) -> _Edges:
     """Compute the edge tensors of a chunk; `kept` are a and z if they were stored."""
     index = rows.nearest[part]
     relative = (rows.points[part][:, None] - F.embedding(index, rows.points)).to(rows.query.dtype)
@@ -170,5 +170,5 @@ def _edges_of(part: slice, rows: _Rows, maps: _Maps, *, kept: tuple[Tensor, ...]
     return _Edges(relative, hidden, scored, attention)
 
 
-def _values_of(part: slice, rows: _Rows, edges: _Edges, maps: _Maps) -> Tensor:
+def _compute_values(part: slice, rows: _Rows, edges: _Edges, maps: _Maps) -> Tensor:
     return map_edges(edges.hidden, maps.value).add_(F.embedding(rows.nearest[part], rows.value))

@@ -45,9 +45,9 @@ class PlainDenseVectorAttention(nn.Module):
 
     def forward(self, points: Tensor, features: Tensor, index: Tensor) -> Tensor:
         """Map points (B, N, 3), features (B, N, channels), index (B, N, K) -> (B, N, channels)."""
-        return features + self.leave(self._received(points, self.enter(features), index))
+        return features + self.leave(self._attend(points, self.enter(features), index))
 
-    def _received(self, points: Tensor, entered: Tensor, index: Tensor) -> Tensor:
+    def _attend(self, points: Tensor, entered: Tensor, index: Tensor) -> Tensor:
         """Return the weighted sum over the neighbours, (B, N, width)."""
         place = self.place(points[:, :, None] - gather_points(points, index))
         values = gather_points(self.value(entered), index) + place
@@ -71,9 +71,9 @@ class DenseVectorAttention(PlainDenseVectorAttention):
     Source: as the plain form.
     """
 
-    def _received(self, points: Tensor, entered: Tensor, index: Tensor) -> Tensor:
+    def _attend(self, points: Tensor, entered: Tensor, index: Tensor) -> Tensor:
         if torch.compiler.is_compiling():  # it cannot look into a function with a backward of its own
-            return super()._received(points, entered, index)
+            return super()._attend(points, entered, index)
         assert_rows(index, points, num_queries=points.shape[1])
         first, last = cast(nn.Linear, self.place[0]), cast(nn.Linear, self.place[2])
         score, weight = cast(nn.Linear, self.weigh[0]), cast(nn.Linear, self.weigh[2])
@@ -84,7 +84,7 @@ class DenseVectorAttention(PlainDenseVectorAttention):
         received = DenseAttentionFunction.apply(
             torch.is_grad_enabled(),
             points.flatten(0, 1),
-            _rows_of_all(index),
+            _to_packed_rows(index),
             *(each.to(entered.dtype).flatten(0, 1) for each in (of_query, of_key, of_value)),
             first.weight,
             first.bias,
@@ -96,7 +96,7 @@ class DenseVectorAttention(PlainDenseVectorAttention):
         return received.view(entered.shape)
 
 
-def _rows_of_all(index: Tensor) -> Tensor:
+def _to_packed_rows(index: Tensor) -> Tensor:
     """Convert neighbours (B, N, K) to rows of the packed points of all clouds: (B*N, K)."""
     num_clouds, num_points, _ = index.shape
     starts = torch.arange(num_clouds, device=index.device) * num_points

@@ -14,13 +14,13 @@ from torch.nn.grad import conv2d_weight
 
 __all__ = ["map_edges", "map_gradient", "map_points"]
 
-_FEWEST_IMAGES = 16
+_MIN_IMAGES = 16
 """Fewest images for which torch uses oneDNN; below, its own loops are no faster than a product."""
 
 
 def map_edges(edges: Tensor, weight: Tensor) -> Tensor:
     """Apply a linear map to edges: `edges` (M, K, C), `weight` (D, C) -> (M, K, D), a new tensor."""
-    if not _suits_convolution(edges):
+    if not _can_use_convolution(edges):
         return F.linear(edges, weight)
     return F.conv2d(_as_images(edges), weight[:, :, None, None]).permute(0, 2, 3, 1).squeeze(1)
 
@@ -28,22 +28,22 @@ def map_edges(edges: Tensor, weight: Tensor) -> Tensor:
 def map_points(points: Tensor, weight: Tensor) -> Tensor:
     """Apply a linear map to points: `points` (..., C), `weight` (D, C) -> (..., D), with the gradients of a product."""
     rows = points.flatten(0, -2)
-    if len(rows) % _FEWEST_IMAGES:
+    if len(rows) % _MIN_IMAGES:
         return F.linear(points, weight)
-    mapped = map_edges(rows.view(_FEWEST_IMAGES, -1, rows.shape[-1]), weight)
+    mapped = map_edges(rows.view(_MIN_IMAGES, -1, rows.shape[-1]), weight)
     return mapped.reshape(*points.shape[:-1], len(weight))
 
 
 def map_gradient(edges: Tensor, to_mapped: Tensor) -> Tensor:
     """Compute the weight's gradient (D, C) of `map_edges` from edges (M, K, C) and its result's (M, K, D)."""
-    if not _suits_convolution(edges):
+    if not _can_use_convolution(edges):
         return to_mapped.flatten(0, 1).mT @ edges.flatten(0, 1)
     shape = (to_mapped.shape[-1], edges.shape[-1], 1, 1)
     return conv2d_weight(_as_images(edges), shape, _as_images(to_mapped))[:, :, 0, 0]
 
 
-def _suits_convolution(edges: Tensor) -> bool:
-    return edges.device.type == "cpu" and edges.dtype == torch.float32 and len(edges) >= _FEWEST_IMAGES
+def _can_use_convolution(edges: Tensor) -> bool:
+    return edges.device.type == "cpu" and edges.dtype == torch.float32 and len(edges) >= _MIN_IMAGES
 
 
 def _as_images(edges: Tensor) -> Tensor:

@@ -47,11 +47,11 @@ class EdgePropagation(nn.Module):
     def _over_edges(self, step: int, points: Tensor, own: Tensor, others: Tensor, theirs: Tensor) -> Tensor:
         index = nearest_neighbours(others, num_neighbours=self.num_neighbours, queries=points)
         linear = cast(nn.Linear, self.linears[step])
-        mapped_BNKC = self._mapped(linear, own, theirs, index)
+        mapped_BNKC = self._map_edges(linear, own, theirs, index)
         normed_BCNK = self.norms[step](mapped_BNKC.permute(0, 3, 1, 2))
         return F.leaky_relu(normed_BCNK, _SLOPE).max(dim=-1).values.mT
 
-    def _mapped(self, linear: nn.Linear, own: Tensor, theirs: Tensor, index: Tensor) -> Tensor:
+    def _map_edges(self, linear: nn.Linear, own: Tensor, theirs: Tensor, index: Tensor) -> Tensor:
         if not self.fused:
             own_BNKC = own[:, :, None].expand(-1, -1, index.shape[-1], -1)
             return linear(torch.cat([gather_points(theirs, index) - own_BNKC, own_BNKC], dim=-1))

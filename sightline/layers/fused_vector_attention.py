@@ -75,7 +75,7 @@ class _Normalised(NamedTuple):
     scale: Tensor
 
     @classmethod
-    def of(cls, norm: nn.BatchNorm1d, weight: Tensor, sums: ShiftedSums | None) -> _Normalised:
+    def from_sums(cls, norm: nn.BatchNorm1d, weight: Tensor, sums: ShiftedSums | None) -> _Normalised:
         count, mean, inverse_deviation = normalisation_statistics(norm, sums, weight.dtype)
         return cls(norm, count, mean, inverse_deviation, weight * inverse_deviation)
 
@@ -116,12 +116,12 @@ class FusedVectorAttention(Function):
     ) -> Tensor:
         """Compute the attended values (P, C) of query, key and value (P, C) over the edges (P, K)."""
         learned, index, count = AttentionWeights(*weights), edges.index, edges.count
-        position, place = _places(edges, norms[0], learned)
+        position, place = _rectify_positions(edges, norms[0], learned)
         code, own = learned.code.mT.contiguous(), learned.code_bias - query
-        relation = _relation(edges, norms[1], learned, key, own, place)
+        relation = _relation_norm(edges, norms[1], learned, key, own, place)
         own -= relation.mean
-        mapped = _mapped(edges, learned, relation, key, own, place)
-        reduced = _reduced(edges, norms[2], learned, mapped)
+        mapped = _map_relations(edges, learned, relation, key, own, place)
+        reduced = _reduction_norm(edges, norms[2], learned, mapped)
         # The bias of the scores is the same for all neighbours of a point: their weights do not depend on it.
         norm = {"mean": reduced.mean, "scale": reduced.scale, "shift": learned.reduce_shift}
         weight = attention_scores(mapped, learned.score, count, **norm).softmax(dim=1)
@@ -158,26 +158,26 @@ class FusedVectorAttention(Function):
 # --- forward, part by part -------------------------------------------------------------------------------------------
 
 
-def _tiled(vector: Tensor, edges: Edges) -> Tensor:
+def _tile(vector: Tensor, edges: Edges) -> Tensor:
     """Repeat a vector (G,) once per neighbour, (K G,): narrow tensors (P, K G) are processed in long rows."""
     return vector.repeat(edges.index.shape[1])
 
 
-def _summed(narrow: Tensor, edges: Edges) -> Tensor:
+def _sum_edges(narrow: Tensor, edges: Edges) -> Tensor:
     """Sum (P, K G) over the edges: (G,)."""
     return narrow.sum(dim=0).view(edges.index.shape[1], -1).sum(dim=0)
 
 
-def _reduced(edges: Edges, norm: nn.BatchNorm1d, learned: AttentionWeights, mapped: Tensor) -> _Normalised:
+def _reduction_norm(edges: Edges, norm: nn.BatchNorm1d, learned: AttentionWeights, mapped: Tensor) -> _Normalised:
     """Return the norm of the first map of every relation, (P, K, G)."""
     sums = None
     if uses_batch_statistics(norm):
         origin = mapped[:, 0].mean(dim=0)  # of every point's edge with itself, or with its twin
         sums = ShiftedSums(origin.double(), *mapped_sums(mapped, origin, edges.count), edges.num_edges)
-    return _Normalised.of(norm, learned.reduce_scale, sums)
+    return _Normalised.from_sums(norm, learned.reduce_scale, sums)
 
 
-def _places(edges: Edges, norm: nn.BatchNorm1d, learned: AttentionWeights) -> tuple[_Normalised, Tensor]:
+def _rectify_positions(edges: Edges, norm: nn.BatchNorm1d, learned: AttentionWeights) -> tuple[_Normalised, Tensor]:
     """Return the rectified map of every edge's relative position (P, K, 3), 0 for invalid edges, and its norm.
 
     The statistics of a linear map of positions follow from the first two moments of the positions.
@@ -188,13 +188,13 @@ def _places(edges: Edges, norm: nn.BatchNorm1d, learned: AttentionWeights) -> tu
         variance = ((matrix @ (products - torch.outer(mean, mean))) * matrix).sum(dim=1)
         origin = matrix @ mean + learned.position_bias.double()
         sums = ShiftedSums(origin, torch.zeros_like(origin), variance * edges.num_edges, edges.num_edges)
-    position = _Normalised.of(norm, learned.position_scale, sums)
+    position = _Normalised.from_sums(norm, learned.position_scale, sums)
     shift = learned.position_shift + (learned.position_bias - position.mean) * position.scale
     matrix = learned.position * position.scale[:, None]
     return position, rectified_places(edges.relative, matrix, shift, edges.count)
 
 
-def _relation(
+def _relation_norm(
     edges: Edges, norm: nn.BatchNorm1d, learned: AttentionWeights, key: Tensor, own: Tensor, place: Tensor
 ) -> _Normalised:
     """Return the norm of the relations, near + own + code of the position."""
@@ -202,14 +202,14 @@ def _relation(
     if uses_batch_statistics(norm):
         code = learned.code.mT.contiguous()
         # Near the mean: exactly it where every point is a neighbour equally often.
-        mean_place = _summed(place.flatten(1), edges) / edges.num_edges
+        mean_place = _sum_edges(place.flatten(1), edges) / edges.num_edges
         origin = key.mean(dim=0) + own.mean(dim=0) + mean_place @ code
         found = edge_sums(key, own - origin, code, place, edges.index, edges.count, num_shares=SHARE_PLANES)
         sums = ShiftedSums(origin.double(), *found, edges.num_edges)
-    return _Normalised.of(norm, learned.relation_scale, sums)
+    return _Normalised.from_sums(norm, learned.relation_scale, sums)
 
 
-def _scaled(
+def _fold_norm(
     learned: AttentionWeights, relation: _Normalised, key: Tensor, own: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Fold the norm into near, own and code, so that edges carry normalised values."""
@@ -228,11 +228,11 @@ def _parts(edges: Edges, like: Tensor) -> Iterator[tuple[slice, Tensor]]:
         yield slice(start, stop), room[: stop - start]
 
 
-def _mapped(
+def _map_relations(
     edges: Edges, learned: AttentionWeights, relation: _Normalised, key: Tensor, own: Tensor, place: Tensor
 ) -> Tensor:
     """Compute the first map of every edge's rectified relation, (P, K, G)."""
-    scaled = _scaled(learned, relation, key, own)
+    scaled = _fold_norm(learned, relation, key, own)
     num_weights = len(learned.reduce)
     mapped = key.new_empty((*edges.index.shape, num_weights))
     for points, rectified in _parts(edges, key):
@@ -263,12 +263,12 @@ def _through_reduction(
     found = score_gradients(to_weight, weight, mapped, learned.score, edges.count, **norm)
     to_scale, constant, slope = reduced.answers(found.to_shift, found.to_scaled)
     # scale (gradient - constant - slope (mapped - mean)), in rows as long as all neighbours of a point
-    centred = mapped.flatten(1) - _tiled(reduced.mean, edges)
-    to_mapped = found.grad_normed.flatten(1).mul_(_tiled(reduced.scale, edges))
-    to_mapped.sub_(_tiled(reduced.scale * constant, edges)).addcmul_(centred, _tiled(-reduced.scale * slope, edges))
+    centred = mapped.flatten(1) - _tile(reduced.mean, edges)
+    to_mapped = found.grad_normed.flatten(1).mul_(_tile(reduced.scale, edges))
+    to_mapped.sub_(_tile(reduced.scale * constant, edges)).addcmul_(centred, _tile(-reduced.scale * slope, edges))
     if not edges.is_whole:
         to_mapped.view(mapped.shape).masked_fill_(~edges.is_valid[..., None], 0.0)
-    to_bias = _summed(to_mapped, edges)
+    to_bias = _sum_edges(to_mapped, edges)
     return _ThroughReduction(to_mapped.view(mapped.shape), to_bias, to_scale, found.to_shift, found.to_matrix)
 
 
@@ -304,7 +304,7 @@ def _through_relation(
 
     The gradient of the positions is accumulated in `to_place`.
     """
-    scaled = _scaled(learned, relation, key, own)
+    scaled = _fold_norm(learned, relation, key, own)
     into, to_reduce = EdgeGradients.zeros(key, scaled[2]), torch.zeros_like(learned.reduce)
     rectified_room = torch.empty_like(next(_parts(edges, key))[1])
     for points, gradient in _parts(edges, key):
@@ -330,8 +330,8 @@ def _through_relation(
     to_code = to_code - torch.outer(constant, moments.given.sum(dim=0)) - slope[:, None] * at_places
     sloped = (relation.scale * slope)[:, None] * learned.code
     return _ThroughRelation(
-        _lowered(into.grad_neighbours, into.of_near, moments.degree, learned, relation, constant, slope),
-        _lowered(into.to_own, into.of_own, count, learned, relation, constant, slope),
+        _subtract_statistics(into.grad_neighbours, into.of_near, moments.degree, learned, relation, constant, slope),
+        _subtract_statistics(into.to_own, into.of_own, count, learned, relation, constant, slope),
         to_code * relation.scale[:, None],
         *(to_scale, to_shift, to_reduce),
         key @ sloped,
@@ -340,7 +340,7 @@ def _through_relation(
     )
 
 
-def _lowered(
+def _subtract_statistics(
     gradient: Tensor,
     carried: Tensor,
     count: Tensor,

@@ -18,7 +18,7 @@ __all__ = ["LinearExtremes", "linear_extremes", "linear_extremes_gradient", "poo
 
 _ENTRIES_AT_ONCE = 2**21
 """Products of a chunk in `linear_extremes`: 8 MB in float32."""
-_SAMPLES_OF_A_PART = 8
+_CHUNK_SIZE = 8
 
 
 class LinearExtremes(NamedTuple):
@@ -61,10 +61,10 @@ def linear_extremes_gradient(values: Tensor, weight: Tensor, place: Tensor, *, c
     values = values.to(weight.dtype)
     to_values = torch.zeros_like(values)
     # One part of the weight's gradient per few samples, whatever the threads: the same order of adding.
-    num_parts = -(-len(values) // _SAMPLES_OF_A_PART)
+    num_parts = -(-len(values) // _CHUNK_SIZE)
     parts = values.new_zeros((num_parts, *weight.shape))
     arrays = [tensor.contiguous().numpy() for tensor in (values, weight, place, chosen)]
-    run_parallel(_spread_extremes, num_parts, _SAMPLES_OF_A_PART, *arrays, to_values.numpy(), parts.numpy())
+    run_parallel(_spread_extremes, num_parts, _CHUNK_SIZE, *arrays, to_values.numpy(), parts.numpy())
     return to_values, parts.sum(dim=0)
 
 

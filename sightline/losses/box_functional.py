@@ -26,9 +26,9 @@ __all__ = [
     "smooth_l1",
 ]
 
-_LEAST_OVERLAP = 1e-7
+_MIN_OVERLAP = 1e-7
 """Lower bound of the overlap inside the logarithm: disjoint boxes have a loss of 16 without a gradient."""
-_LEAST_REST = 1e-12
+_MIN_REMAINDER = 1e-12
 
 
 def sigmoid_focal(
@@ -93,7 +93,7 @@ def overlap_loss(
     assert_form(form, overlap)
     found = OVERLAPS[overlap](predicted, target)
     if form == "log":
-        return _weighted_sum(-found.clamp(min=_LEAST_OVERLAP).log(), weight)
+        return _weighted_sum(-found.clamp(min=_MIN_OVERLAP).log(), weight)
     return _weighted_sum(1 - (found if form == "linear" else found.square()), weight)
 
 
@@ -155,7 +155,7 @@ def bag_losses(log_probabilities: Tensor) -> Tensor:
     """
     log_p = log_probabilities.double()  # weights reach 1e12
     rest = -log_p.expm1()
-    log_weight = -(rest + (rest.clamp(min=_LEAST_REST) - rest).detach()).log()
+    log_weight = -(rest + (rest.clamp(min=_MIN_REMAINDER) - rest).detach()).log()
     return log_weight.logsumexp(dim=1) - (log_weight + log_p).logsumexp(dim=1)
 
 

@@ -37,7 +37,7 @@ __all__ = [
 ]
 
 
-class _OfPositives(Loss):
+class _PositivesLoss(Loss):
     """Base of losses that are divided by the number of priors with a box."""
 
     def count(self, *, target: Tensor) -> Tensor:
@@ -46,7 +46,7 @@ class _OfPositives(Loss):
 
 
 @registry.losses.add("sigmoid_focal")
-class SigmoidFocal(_OfPositives):
+class SigmoidFocal(_PositivesLoss):
     """Focal loss with a sigmoid per class, over all priors but the ignored, divided by the number of positives.
 
     Dividing by all samples would let background dominate. Source: Lin et al. 2017, equation 5 and section 4.1.
@@ -64,7 +64,7 @@ class SigmoidFocal(_OfPositives):
 
 
 @registry.losses.add("quality_focal")
-class QualityFocal(_OfPositives):
+class QualityFocal(_PositivesLoss):
     """Quality focal loss: the target of a box's class is the IoU of the predicted box instead of 1.
 
     The weight of an entry is |target - probability|^gamma. Source: Li et al. 2020, Generalized Focal Loss, equation 4.
@@ -87,7 +87,7 @@ class QualityFocal(_OfPositives):
 
 
 @registry.losses.add("class_bce")
-class ClassBCE(_OfPositives):
+class ClassBCE(_PositivesLoss):
     """Binary cross entropy of each class at the priors that have a box; background is left to objectness.
 
     With `quality: iou`, the target of a box's class is the IoU of the predicted box with it, not 1.
@@ -111,7 +111,7 @@ class ClassBCE(_OfPositives):
 
 
 @registry.losses.add("objectness")
-class Objectness(_OfPositives):
+class Objectness(_PositivesLoss):
     """Binary cross entropy of objectness over all priors but the ignored: target 1 if they have a box.
 
     Divided by the number of positives. Source: Redmon and Farhadi 2018, YOLOv3, section 2.1; Ge et al. 2021, YOLOX.
@@ -127,7 +127,7 @@ class Objectness(_OfPositives):
 
 
 @registry.losses.add("box_smooth_l1")
-class BoxSmoothL1(_OfPositives):
+class BoxSmoothL1(_PositivesLoss):
     """Smooth L1 of the box deltas of the priors that have a box; L1 for a `beta` of 0.
 
     Points count as squares of one stride, whose deltas are what the head yolox predicts, and their L1 that of YOLOX.
@@ -189,20 +189,20 @@ class BoxOverlap(Loss):
         if self.weigh == "none":
             return (target >= 0).sum()
         image, prior = (target >= 0).nonzero(as_tuple=True)
-        return _centreness_of(priors[prior], matched_boxes[image, prior]).sum()
+        return _compute_centreness(priors[prior], matched_boxes[image, prior]).sum()
 
     def forward(self, *, codes: Tensor, priors: Tensor, target: Tensor, matched_boxes: Tensor) -> Tensor:
         """`codes` (B, P, 4): deltas of anchors (P, 4), or distances in pixels from points (P, 2)."""
         image, prior = (target >= 0).nonzero(as_tuple=True)
         own, true = priors[prior], matched_boxes[image, prior]
-        weight = _centreness_of(own, true) if self.weigh == "centreness" else None
+        weight = _compute_centreness(own, true) if self.weigh == "centreness" else None
         return overlap_loss(
             decode_boxes(own, codes[image, prior]), true, overlap=self.overlap, form=self.form, weight=weight
         )
 
 
 @registry.losses.add("centreness")
-class CentreNess(_OfPositives):
+class CentreNess(_PositivesLoss):
     """Binary cross entropy of the centre-ness of each prior that has a box. Source: Tian et al. 2019, equation 3."""
 
     def __init__(self) -> None:
@@ -211,11 +211,11 @@ class CentreNess(_OfPositives):
     def forward(self, *, centreness: Tensor, priors: Tensor, target: Tensor, matched_boxes: Tensor) -> Tensor:
         """`centreness` (B, P), before the sigmoid."""
         image, prior = (target >= 0).nonzero(as_tuple=True)
-        return sigmoid_bce(centreness[image, prior], _centreness_of(priors[prior], matched_boxes[image, prior]))
+        return sigmoid_bce(centreness[image, prior], _compute_centreness(priors[prior], matched_boxes[image, prior]))
 
 
 @registry.losses.add("earth_mover")
-class EarthMover(_OfPositives):
+class EarthMover(_PositivesLoss):
     """EMD loss: focal and smooth L1 losses of two predictions at each prior with its two boxes, in the cheaper order.
 
     A missing second box is background. Divided by the number of priors with a first box.
@@ -269,7 +269,7 @@ class EarthMover(_OfPositives):
 
 
 @registry.losses.add("box_density")
-class BoxDensity(_OfPositives):
+class BoxDensity(_PositivesLoss):
     """Density loss: smooth L1 of the predicted density of each prior with a box; the target is that box's highest IoU.
 
     That is its highest IoU with another box. Source: Liu et al. 2019, Adaptive NMS, section 3.3.
@@ -285,7 +285,7 @@ class BoxDensity(_OfPositives):
 
 
 @registry.losses.add("box_iou_bce")
-class BoxIouBce(_OfPositives):
+class BoxIouBce(_PositivesLoss):
     """IoU branch loss: binary cross entropy of `centreness` with the IoU of each predicted box as its target.
 
     The IoU has no gradient. Source: Ge et al. 2021, OTA, section 3.3, with the IoU branch of Wu et al. 2020.
@@ -313,7 +313,7 @@ def _quality(codes: Tensor, priors: Tensor, boxes: Tensor) -> Tensor:
     return iou(decode_boxes(priors, codes.detach()), boxes)
 
 
-def _centreness_of(priors: Tensor, boxes: Tensor) -> Tensor:
+def _compute_centreness(priors: Tensor, boxes: Tensor) -> Tensor:
     """Compute the centre-ness (N,) of points (N, 2), or of the middles of anchors (N, 4), in their boxes (N, 4)."""
     points = priors if priors.shape[-1] == 2 else (priors[:, :2] + priors[:, 2:]) / 2
     return centreness(encode_distances(points, boxes))

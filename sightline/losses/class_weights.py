@@ -24,7 +24,7 @@ ClassWeights = Literal["inverse", "inverse_log"] | tuple[NonNegativeFloat, ...] 
 `inverse` is 1 / (f + 0.001), `inverse_log` is 1 / ln(f + 1.02). Source: Milioto et al. 2019 (RangeNet++), section
 III-B; Paszke et al. 2016 (ENet), section 5.2.
 """
-_LEAST_SHARE, _LEAST_LOG = 0.001, 1.02
+_MIN_SHARE, _MIN_LOG_ARGUMENT = 0.001, 1.02
 
 
 class ClassLoss(Loss):
@@ -111,4 +111,4 @@ def resolve_class_weights(
 
 
 def _by_rule(rule: str, share: float) -> float:
-    return 1 / (share + _LEAST_SHARE) if rule == "inverse" else 1 / math.log(share + _LEAST_LOG)
+    return 1 / (share + _MIN_SHARE) if rule == "inverse" else 1 / math.log(share + _MIN_LOG_ARGUMENT)

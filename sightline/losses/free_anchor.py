@@ -21,7 +21,7 @@ from sightline.losses.box_functional import bag_losses, sigmoid_focal
 __all__ = ["FreeAnchorNegative", "FreeAnchorPositive"]
 
 
-class _OfBoxes(Loss):
+class _BoxesLoss(Loss):
     """Base of sums over bags of anchors that are divided by the number of boxes."""
 
     assigner = "free_anchor"
@@ -32,7 +32,7 @@ class _OfBoxes(Loss):
 
 
 @registry.losses.add("free_anchor_positive")
-class FreeAnchorPositive(_OfBoxes):
+class FreeAnchorPositive(_BoxesLoss):
     """FreeAnchor positive loss: -`alpha` log of the mean-max, over each box's bag, of the matching probabilities.
 
     An anchor's probability is that of the box's class times exp(-`box_weight` smooth L1 of its deltas, times
@@ -69,7 +69,7 @@ class FreeAnchorPositive(_OfBoxes):
         """`logits` (B, P, K) before the sigmoid, `codes` (B, P, 4) as deltas of anchors (P, 4)."""
         _assert_anchors("free_anchor_positive", priors)
         total = promote_to_float32(logits[:0]).sum() + promote_to_float32(codes[:0]).sum()
-        for image, own, classes in _of_images(boxes, label, is_ignored, box_offsets):
+        for image, own, classes in _iterate_images(boxes, label, is_ignored, box_offsets):
             member = (target[image] >= 0).nonzero().flatten()
             own = own.to(priors.dtype)
             bags = member[anchor_bags(priors[member], own, self.bag_size)[0]]
@@ -82,7 +82,7 @@ class FreeAnchorPositive(_OfBoxes):
 
 
 @registry.losses.add("free_anchor_negative")
-class FreeAnchorNegative(_OfBoxes):
+class FreeAnchorNegative(_BoxesLoss):
     """FreeAnchor negative loss: (1 - `alpha`) q^gamma (-log(1 - q)) / `bag_size` of every class at every prior.
 
     q is the probability of the class times that of detecting no box of it: 1 if the predicted box overlaps none by
@@ -120,10 +120,10 @@ class FreeAnchorNegative(_OfBoxes):
         _assert_anchors("free_anchor_negative", priors)
         weight = (target != IGNORED)[..., None].to(logits.dtype).repeat(1, 1, logits.shape[2])
         terms = []
-        for image, own, classes in _of_images(boxes, label, is_ignored, box_offsets):
+        for image, own, classes in _iterate_images(boxes, label, is_ignored, box_offsets):
             with torch.no_grad():
                 predicted = decode_boxes(priors, codes[image])
-                prior, kind, p = self._finding(predicted, own.to(predicted.dtype), classes)
+                prior, kind, p = self._detection_probabilities(predicted, own.to(predicted.dtype), classes)
             is_counted = weight[image, prior, kind] > 0
             prior, kind, p = prior[is_counted], kind[is_counted], p[is_counted]
             weight[image, prior, kind] = 0
@@ -135,7 +135,9 @@ class FreeAnchorNegative(_OfBoxes):
         plain = sigmoid_focal(logits, none, alpha=None, gamma=self.gamma, weight=weight)
         return (1 - self.alpha) / self.bag_size * torch.stack([plain, *terms]).sum()
 
-    def _finding(self, predicted: Tensor, boxes: Tensor, classes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _detection_probabilities(
+        self, predicted: Tensor, boxes: Tensor, classes: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Return priors, classes, and the probability that the prior detects a box of the class, if it is above 0."""
         best, pairs, values = boxes.new_zeros(len(boxes)), [], []
         for part in column_blocks(len(boxes), len(predicted), boxes.device):
@@ -156,7 +158,7 @@ def _assert_anchors(name: str, priors: Tensor) -> None:
         raise ValueError(f"{name}: found points as priors, expected anchors; take the head retina")
 
 
-def _of_images(
+def _iterate_images(
     boxes: Tensor, label: Tensor, is_ignored: Tensor, offsets: Tensor
 ) -> Iterator[tuple[int, Tensor, Tensor]]:
     """Iterate over the images with boxes that are not ignored: their boxes and classes."""

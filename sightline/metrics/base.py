@@ -128,13 +128,13 @@ def pool_states(metric: Metric, states: Sequence[State]) -> State:
     for name in states[0]:
         parts = [state[name] for state in states]
         if name in ragged:
-            pooled[name] = _numbered_on(parts, sizes)
+            pooled[name] = _renumber_rows(parts, sizes)
         else:
             pooled[name] = torch.cat(parts) if name in slots else torch.stack(parts).sum(dim=0)
     return pooled
 
 
-def _numbered_on(parts: Sequence[Tensor], sizes: Sequence[float]) -> Tensor:
+def _renumber_rows(parts: Sequence[Tensor], sizes: Sequence[float]) -> Tensor:
     """Concatenate rows of several evaluations, each part's samples numbered after those before it.
 
     `sizes` are one more than the largest number in any rows of a part, so that all states number a sample alike.

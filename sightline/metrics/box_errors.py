@@ -21,10 +21,10 @@ from sightline.metrics.detection_curves import detection_curve
 __all__ = ["KINDS", "BoxErrors", "DetectionErrors", "classify_errors"]
 
 KINDS = ("classification", "localisation", "both", "duplicate", "background", "missed")
-_FOUND = 0.5
-_NEAR = 0.1
-_LEVEL = np.array([_FOUND])
-_MOST_POINTS = 100
+_MATCH_IOU = 0.5
+_MIN_IOU = 0.1
+_LEVEL = np.array([_MATCH_IOU])
+_MAX_POINTS = 100
 """Points of a curve in the table, evenly spread; and as many that are denser at high scores."""
 
 
@@ -118,7 +118,7 @@ class BoxErrors(BoxRows):
             num_labels=int(is_real.sum()),
             num_images=len(state["images"]),
         )
-        spread = (each(1, max(len(curve.scores), 1), _MOST_POINTS) for each in (np.linspace, np.geomspace))
+        spread = (each(1, max(len(curve.scores), 1), _MAX_POINTS) for each in (np.linspace, np.geomspace))
         some = np.unique(np.concatenate(list(spread)).astype(int) - 1)[: len(curve.scores)]
         points = (curve.scores, curve.recall, curve.precision, curve.fppi)
         names = ("score", "recall", "precision", "false_per_image")
@@ -150,7 +150,7 @@ class DetectionErrors(NamedTuple):
     @property
     def is_suppressed(self) -> np.ndarray:
         """Mask (G,) of unmatched labels that a candidate had matched before suppression."""
-        lost: np.ndarray = ~self.is_label_found & ~self.groups.is_ignored & (self.before >= _FOUND)
+        lost: np.ndarray = ~self.is_label_found & ~self.groups.is_ignored & (self.before >= _MATCH_IOU)
         return lost
 
 
@@ -190,10 +190,10 @@ def _kinds(boxes: np.ndarray, labels: np.ndarray, places: np.ndarray) -> tuple[n
     is_own = boxes[:, 6:7] == labels[:, 5]
     own, other = np.where(is_own, alike, 0), np.where(is_own, 0, alike)
     conditions = {
-        "localisation": (own.max(axis=1) >= _NEAR) & (own.max(axis=1) < _FOUND),
-        "classification": other.max(axis=1) >= _FOUND,
-        "duplicate": own.max(axis=1) >= _FOUND,
-        "background": alike.max(axis=1) <= _NEAR,
+        "localisation": (own.max(axis=1) >= _MIN_IOU) & (own.max(axis=1) < _MATCH_IOU),
+        "classification": other.max(axis=1) >= _MATCH_IOU,
+        "duplicate": own.max(axis=1) >= _MATCH_IOU,
+        "background": alike.max(axis=1) <= _MIN_IOU,
     }
     kind = np.select(list(conditions.values()), [KINDS.index(name) for name in conditions], KINDS.index("both"))
     label = np.select(

@@ -114,7 +114,7 @@ class BoxGroups(NamedTuple):
         if can_use_numba(torch.from_numpy(self.boxes)):
             run_parallel(match_boxes, len(self.box_starts) - 1, *arguments, *result)
         else:
-            _match_plainly(self, label_ignored, is_crowd, levels, most, epsilon, reuses, result)
+            _match_reference(self, label_ignored, is_crowd, levels, most, epsilon, reuses, result)
         return result
 
 
@@ -147,7 +147,7 @@ def iou_or_ioa(boxes: np.ndarray, labels: np.ndarray, is_crowd: np.ndarray | boo
     return np.divide(shared, whole, out=np.zeros_like(shared), where=whole > 0)
 
 
-def _match_plainly(
+def _match_reference(
     groups: BoxGroups,
     label_ignored: np.ndarray,
     is_crowd: np.ndarray,

@@ -14,7 +14,7 @@ __all__ = ["CALTECH_4", "MISS_RATE_RULES", "DetectionCurve", "MissRateRule", "de
 _CALTECH_2 = np.array([0.01, 0.0178, 0.0316, 0.0562, 0.1, 0.1778, 0.3162, 0.5623, 1.0])
 CALTECH_4 = np.array([0.0001, 0.0003, 0.001, 0.0032, 0.01, 0.0316, 0.1, 0.3162, 1.0])
 """FPPI at which MR^-2 and MR^-4 sample the miss rate, rounded as in their evaluators."""
-_LEAST = 1e-10
+_MIN_MISS_RATE = 1e-10
 """Replacement of a miss rate of 0, which has no logarithm."""
 
 
@@ -100,7 +100,7 @@ class DetectionCurve(NamedTuple):
             return float("nan")
         missed = 1 - self.recalls_at(rule)
         if is_clamped:
-            missed = np.maximum(missed, _LEAST)
+            missed = np.maximum(missed, _MIN_MISS_RATE)
         return float(np.exp(np.log(missed).mean())) if (missed > 0).all() else 0.0
 
 

@@ -55,7 +55,7 @@ def record_distances(state: State, joints_mm: Tensor, joints: Tensor, visible: T
     state["seen"][sample_index] += 1
 
 
-class _OfDistances:
+class _DistanceMetric:
     """Base of metrics of joint distances, with a state of slots."""
 
     slots = frozenset({"distance_mm", "labelled", "seen"})
@@ -73,7 +73,7 @@ class _OfDistances:
 
 
 @registry.metrics.add("joint_error")
-class JointError(_OfDistances):
+class JointError(_DistanceMetric):
     """Mean joint error in mm over the visible joints of all frames, its median and maximum; frames within a limit.
 
     `frames_within` is the share of frames whose worst joint is within `threshold_mm`; the curve over 0 to 80 mm, by the
@@ -94,7 +94,7 @@ class JointError(_OfDistances):
         every = state["distance_mm"][state["labelled"] > 0]
         if not len(every):
             return dict.fromkeys(("mean_error_mm", "median_error_mm", "max_error_mm", "frames_within"), torch.nan)
-        worst, _ = _of_frames(state)
+        worst, _ = _frame_distances(state)
         return {
             "mean_error_mm": every.mean().item(),
             "median_error_mm": every.median().item(),
@@ -117,7 +117,7 @@ class JointError(_OfDistances):
 
     def tables(self, state: State) -> dict[str, Any]:
         """`error_curve`: the shares within 0 to 80 mm, of frames by their worst and mean joint, and of joints."""
-        worst, mean = _of_frames(state)
+        worst, mean = _frame_distances(state)
         every = state["distance_mm"][state["labelled"] > 0]
         curves = {"frames_by_worst": worst, "frames_by_mean": mean, "joints": every}
         shares = {name: [_share(values, float(mm)) for mm in _CURVE_MM] for name, values in curves.items()}
@@ -125,7 +125,7 @@ class JointError(_OfDistances):
 
 
 @registry.metrics.add("detection_rate")
-class DetectionRate(_OfDistances):
+class DetectionRate(_DistanceMetric):
     """Detection rate (mAP at 10 cm): the share of frames with a joint error below `threshold_mm`, mean over joints.
 
     Published as mAP, though nothing is ranked. Source: Haque et al. 2016, Towards viewpoint invariant 3D human
@@ -152,7 +152,7 @@ class DetectionRate(_OfDistances):
         return is_near.sum(dim=0).double() / is_labelled.sum(dim=0)
 
 
-def _of_frames(state: State) -> tuple[Tensor, Tensor]:
+def _frame_distances(state: State) -> tuple[Tensor, Tensor]:
     """Return the largest and the mean distance (F,) of every frame with a visible joint."""
     counts = state["labelled"].sum(dim=1)
     shown = counts > 0

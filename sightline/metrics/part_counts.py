@@ -80,15 +80,15 @@ def count_parts_reference(
     own = probabilities.where(is_own_PC, -torch.inf).argmax(dim=1)  # torch promises the first of equal maxima
     answers = (own, probabilities.argmax(dim=1))
 
-    def counted(part: Tensor, chosen: Tensor) -> Tensor:
+    def count_points(part: Tensor, chosen: Tensor) -> Tensor:
         flat = torch.bincount(owner[chosen] * num_parts + part[chosen], minlength=len(sizes) * num_parts)
         return flat.view(len(sizes), num_parts)
 
     everything = torch.ones_like(target, dtype=torch.bool)
     return PartCounts(
-        labelled=counted(inside, everything),
-        predicted=torch.stack([counted(answer, everything) for answer in answers], dim=1),
-        common=torch.stack([counted(inside, answer == target) for answer in answers], dim=1),
+        labelled=count_points(inside, everything),
+        predicted=torch.stack([count_points(answer, everything) for answer in answers], dim=1),
+        common=torch.stack([count_points(inside, answer == target) for answer in answers], dim=1),
         confusion=_confusion(own, inside, num_parts),
         faults=faults,
     )

@@ -29,11 +29,11 @@ def predict_labels(batch: Mapping[str, Any], predictions: Mapping[str, Any], fac
     if parts is None or "category" not in batch:
         answers = probabilities.argmax(dim=1)
     else:
-        answers = _among_own(probabilities, batch["category"].repeat_interleave(sizes), parts)
+        answers = _predict_own_parts(probabilities, batch["category"].repeat_interleave(sizes), parts)
     return list(answers.split(sizes.tolist()))
 
 
-def _among_own(probabilities: Tensor, category: Tensor, parts_of_category: Sequence[Sequence[int]]) -> Tensor:
+def _predict_own_parts(probabilities: Tensor, category: Tensor, parts_of_category: Sequence[Sequence[int]]) -> Tensor:
     """Return the most probable part (P,) of each point among those of its category (P,), the first of equals."""
     is_own = torch.zeros(len(parts_of_category), probabilities.shape[1], dtype=torch.bool, device=probabilities.device)
     for number, parts in enumerate(parts_of_category):

@@ -20,7 +20,7 @@ from sightline.layers.transformer import TransformerEncoder
 __all__ = ["PointBERTParts", "PointBERTPointsOutput"]
 
 _DEPTH = 12
-_TAPPED = (4, 8, 12)
+_TAP_BLOCKS = (4, 8, 12)
 """Numbers of blocks after which features are taken."""
 _NUM_HEADS = 6
 _HEAD_WIDTH = 128
@@ -114,7 +114,7 @@ class PointBERTParts(nn.Module):
         taken = []
         for number, block in enumerate(self.trunk.blocks, start=1):
             tokens = block(tokens + positions)
-            if number in _TAPPED:
+            if number in _TAP_BLOCKS:
                 taken.append(self.trunk.norm(tokens)[:, 1:])
         return centres, taken
 

@@ -75,14 +75,14 @@ class PointNet2Parts(nn.Module):
         """
         channels_BNC = dense_channels(points, features, offsets, in_channels=self.in_channels)
         chosen = one_hot_category(category, like=channels_BNC, num_categories=self.num_categories)
-        places, levels = _abstracted(self.abstractions, channels_BNC)
+        places, levels = _apply_abstractions(self.abstractions, channels_BNC)
         pooled_B1C = self.encode(torch.cat([places[-1], levels[-1]], dim=-1)).max(dim=1, keepdim=True).values
         # The whole stands nowhere: it is the one coarse point there is, and every point receives it.
         places.append(places[-1][:, :1])
         levels.append(pooled_B1C)
         repeated_BNK = chosen[:, None].expand(-1, channels_BNC.shape[1], -1)
         levels[0] = torch.cat([repeated_BNK, places[0], channels_BNC], dim=-1)
-        logits = self.head(_propagated(self.propagations, places, levels))
+        logits = self.head(_apply_propagations(self.propagations, places, levels))
         return {"logits": logits.view(*points.shape[:-1], -1)}
 
 
@@ -131,8 +131,8 @@ class PointNet2Scenes(nn.Module):
         Raises ValueError for clouds of several sizes and for values that are not finite.
         """
         channels_BNC = dense_channels(points, features, offsets, in_channels=self.in_channels)
-        places, levels = _abstracted(self.abstractions, channels_BNC)
-        logits = self.head(_propagated(self.propagations, places, [None, *levels[1:]]))
+        places, levels = _apply_abstractions(self.abstractions, channels_BNC)
+        logits = self.head(_apply_propagations(self.propagations, places, [None, *levels[1:]]))
         return {"logits": logits.view(*points.shape[:-1], -1)}
 
 
@@ -152,7 +152,7 @@ def _abstractions(
     )
 
 
-def _abstracted(abstractions: nn.ModuleList, channels: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+def _apply_abstractions(abstractions: nn.ModuleList, channels: Tensor) -> tuple[list[Tensor], list[Tensor]]:
     """Apply the set abstractions: coordinates and features of every level, the finest first."""
     places, levels = [channels[..., :3]], [channels]
     for abstraction in abstractions:
@@ -162,7 +162,7 @@ def _abstracted(abstractions: nn.ModuleList, channels: Tensor) -> tuple[list[Ten
     return places, levels
 
 
-def _propagated(
+def _apply_propagations(
     propagations: nn.ModuleList, places: list[Tensor], levels: list[Tensor] | list[Tensor | None]
 ) -> Tensor:
     """Propagate features from the coarsest to the finest points; `levels` are the skip features of each, or None."""

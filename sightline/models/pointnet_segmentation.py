@@ -64,7 +64,7 @@ class PointNetParts(nn.Module):
         """
         channels_BNC = dense_channels(points, features, offsets, in_channels=self.in_channels)
         chosen = one_hot_category(category, like=channels_BNC, num_categories=self.num_categories)
-        values = _aligned(channels_BNC, self.input_alignment)
+        values = _align(channels_BNC, self.input_alignment)
         levels = []
         for layer in self.embed:
             values = layer(values)
@@ -112,14 +112,14 @@ class PointNetScenes(nn.Module):
         Raises ValueError for clouds of several sizes and for values that are not finite.
         """
         channels_BNC = dense_channels(points, features, offsets, in_channels=self.in_channels)
-        embedded_BNC = self.embed(_aligned(channels_BNC, self.input_alignment))
+        embedded_BNC = self.embed(_align(channels_BNC, self.input_alignment))
         feature_transform = self.feature_alignment(embedded_BNC)
         each_BNC = embedded_BNC @ feature_transform
         logits = self.head(self.join(self.encode(each_BNC), each_BNC))
         return {"logits": logits.view(*points.shape[:-1], -1), "feature_transform": feature_transform}
 
 
-def _aligned(channels: Tensor, alignment: TNet) -> Tensor:
+def _align(channels: Tensor, alignment: TNet) -> Tensor:
     """Transform the coordinates by the T-Net's matrix; the other channels are unchanged."""
     return torch.cat([channels[..., :3] @ alignment(channels), channels[..., 3:]], dim=-1)
 

@@ -226,7 +226,7 @@ class TurnImage(BoxCroppingTransform):
     ) -> dict[str, Tensor]:
         height, width = self.canvas or image.shape[1:3]
         matrix = self._matrix(draws, image.shape[1], image.shape[2], height, width)
-        turned = _resampled(image, matrix, (height, width), fill=self.fill)
+        turned = _warp(image, matrix, (height, width), fill=self.fill)
         placed = transform_boxes(matrix, boxes, to_canvas)
         return {
             "image": turned,
@@ -270,7 +270,7 @@ def resize_with_boxes(image: Tensor, boxes: Tensor, to_canvas: Tensor, size: tup
     return {"image": resize_images(image, size=size), **transform_boxes(matrix, boxes, to_canvas)}
 
 
-def _resampled(image: Tensor, matrix: Tensor, size: tuple[int, int], *, fill: float) -> Tensor:
+def _warp(image: Tensor, matrix: Tensor, size: tuple[int, int], *, fill: float) -> Tensor:
     """Warp images (1, H, W, 3) by an affine map of pixels to another size; float32, bilinear."""
     rows, columns = image.shape[1:3]
     height, width = size

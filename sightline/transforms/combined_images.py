@@ -73,16 +73,16 @@ class Mosaic(BoxCroppingTransform):
         canvas = image.new_full((1, 2 * height, 2 * width, 3), self.fill)
         if others is None or chance >= self.probability:
             rows, columns = fit_size(image.shape[1], image.shape[2], self.size)
-            return {**self._placed(canvas, own, height - rows // 2, width - columns // 2), "image": canvas}
+            return {**self._paste(canvas, own, height - rows // 2, width - columns // 2), "image": canvas}
         row, column = (int(side * (0.5 + share)) for side, share in zip(self.size, shares, strict=True))
         placed = []
         for corner, sample in enumerate([own, *others(3)]):
             rows, columns = fit_size(sample["image"].shape[1], sample["image"].shape[2], self.size)
             top, left = row - (rows if corner < 2 else 0), column - (columns if corner % 2 == 0 else 0)
-            placed.append(self._placed(canvas, sample, top, left))
-        return {"image": canvas, "to_canvas": placed[0]["to_canvas"], **_joined(placed)}
+            placed.append(self._paste(canvas, sample, top, left))
+        return {"image": canvas, "to_canvas": placed[0]["to_canvas"], **_concatenate_boxes(placed)}
 
-    def _placed(self, canvas: Tensor, sample: dict[str, Tensor], top: int, left: int) -> dict[str, Tensor]:
+    def _paste(self, canvas: Tensor, sample: dict[str, Tensor], top: int, left: int) -> dict[str, Tensor]:
         """Paint the fitted image of a sample onto the canvas, from a row and column on, and return its boxes."""
         size = fit_size(sample["image"].shape[1], sample["image"].shape[2], self.size)
         fitted = resize_with_boxes(sample["image"], sample["boxes"], sample["to_canvas"], size)
@@ -137,7 +137,11 @@ class MixUp:
             sizes = " and ".join(" x ".join(map(str, each.shape[1:3])) for each in (image, other["image"]))
             raise DataError(f"mix_up: images have {sizes} pixels; put fit_image, or mosaic and turn_image, before it")
         share = np.random.Generator(np.random.PCG64(int(draws.bits()[0]))).beta(self.alpha, self.alpha)
-        return {**alone, "image": torch.lerp(other["image"].float(), alone["image"], share), **_joined([own, other])}
+        return {
+            **alone,
+            "image": torch.lerp(other["image"].float(), alone["image"], share),
+            **_concatenate_boxes([own, other]),
+        }
 
 
 def _until(name: str, plain_epochs: int, num_epochs: int | None) -> int | None:
@@ -153,6 +157,6 @@ def _until(name: str, plain_epochs: int, num_epochs: int | None) -> int | None:
     return None if num_epochs is None else num_epochs - plain_epochs
 
 
-def _joined(samples: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+def _concatenate_boxes(samples: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
     """Concatenate the boxes, labels and flags of several samples."""
     return {name: torch.cat([each[name] for each in samples], dim=1) for name in _JOINED}

@@ -12,7 +12,7 @@ from sightline.errors import ConfigError, DataError
 
 __all__ = ["Elastic", "bend", "smooth"]
 
-_MOST_NODES = 4_000_000
+_MAX_NODES = 4_000_000
 
 
 @registry.transforms.add("elastic")
@@ -46,15 +46,15 @@ class Elastic:
         bent = points
         for level, (granularity, magnitude) in enumerate(zip(self.granularities, self.magnitudes, strict=True)):
             # a stream of its own: how many numbers one scale takes depends on the cloud, and must not move the next
-            bent = _bent(bent, draws.stream(f"scale {level}"), granularity, magnitude)
+            bent = _bend_clouds(bent, draws.stream(f"scale {level}"), granularity, magnitude)
         return {"points": torch.where(is_changed, bent, points)}
 
 
-def _bent(points: Tensor, draws: Draws, granularity: float, magnitude: float) -> Tensor:
+def _bend_clouds(points: Tensor, draws: Draws, granularity: float, magnitude: float) -> Tensor:
     low = points.amin(dim=1)
     sizes = ((points.amax(dim=1) - low) / granularity).floor().long() + 2
     counts = [int(nodes.prod()) for nodes in sizes]
-    if max(counts) > _MOST_NODES:
+    if max(counts) > _MAX_NODES:
         raise DataError(
             f"elastic: a grid of {granularity:g} over a cloud of {max(counts)} cells is too fine; give a larger "
             "granularity, or points in its unit"

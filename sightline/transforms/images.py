@@ -139,7 +139,7 @@ class ColorJitter:
         for place in range(3):
             which_B1 = order_B3[:, place : place + 1]
             factor = factors_B3.gather(1, which_B1)[:, :, None, None]
-            jittered = _blended(jittered, which_B1[:, :, None, None], factor)
+            jittered = _blend(jittered, which_B1[:, :, None, None], factor)
         return {"image": jittered}
 
 
@@ -204,7 +204,7 @@ _TRIES = 10
 _WIDEST = 4 / 3
 
 
-def _blended(image: Tensor, which: Tensor, factor: Tensor) -> Tensor:
+def _blend(image: Tensor, which: Tensor, factor: Tensor) -> Tensor:
     """Blend the image by `factor` with black (which = 0), the mean of its grey (1) or its grey (2)."""
     red, green, blue = image.split(1, dim=3)
     grey = _LUMA[0] * red + _LUMA[1] * green + _LUMA[2] * blue

@@ -73,9 +73,9 @@ class PointSelector(ABC):
         is_of_points = label is not None and label.ndim > 1  # else one label for the whole cloud, which stays
         chosen = choose_points(choice.rows, fields | {"label": label if is_of_points else None})
         if self.score_all:
-            chosen["nearest"] = _nearest_kept(points, chosen["points"], choice.rows)
+            chosen["nearest"] = _find_nearest_kept(points, chosen["points"], choice.rows)
             if label is not None:
-                chosen["whole_label"] = _of_points(label).clone()
+                chosen["whole_label"] = _point_labels(label).clone()
         if choice.origin is not None:
             chosen["points"] = chosen["points"] - choice.origin
         return chosen
@@ -186,13 +186,13 @@ def index_after_drop(uniform: Tensor, ratio: Tensor) -> Tensor:
     return torch.where(uniform <= ratio, torch.zeros_like(own), own)
 
 
-def _of_points(label: Tensor) -> Tensor:
+def _point_labels(label: Tensor) -> Tensor:
     if label.ndim > 1:
         return label
     raise ConfigError("score_all: predicts points, but the labels of this data set are of whole clouds; take it out")
 
 
-def _nearest_kept(points: Tensor, kept: Tensor, index: Tensor) -> Tensor:
+def _find_nearest_kept(points: Tensor, kept: Tensor, index: Tensor) -> Tensor:
     """Return the row (B, N) of `kept` (B, K, 3) for each of `points` (B, N, 3): its own, else the nearest."""
     num_clouds, num_points = points.shape[:2]
     num_own = min(num_points, kept.shape[1])  # what comes after the last point is a repetition

@@ -102,7 +102,7 @@ class Rotate:
         self.max_angle_rad = max_angle_rad
 
     def __call__(self, draws: Draws, *, points: Tensor, normals: Tensor | None = None) -> dict[str, Tensor]:
-        return _rotated(self._matrix(draws), points, normals)
+        return _rotate_fields(self._matrix(draws), points, normals)
 
     def _matrix(self, draws: Draws) -> Tensor:
         if self.axis == "any":
@@ -123,7 +123,9 @@ class PerturbRotation:
         self.clip = clip
 
     def __call__(self, draws: Draws, *, points: Tensor, normals: Tensor | None = None) -> dict[str, Tensor]:
-        return _rotated(euler_matrix(clipped_noise(draws.normal(3), std=self.std, clip=self.clip)), points, normals)
+        return _rotate_fields(
+            euler_matrix(clipped_noise(draws.normal(3), std=self.std, clip=self.clip)), points, normals
+        )
 
 
 _Ranges = tuple[tuple[float, float], tuple[float, float], tuple[float, float]]
@@ -237,7 +239,7 @@ def _keep_missing(points: Tensor, moved: Tensor, remission: Tensor | None) -> Te
     return torch.where((points != 0).any(dim=-1, keepdim=True), moved, points)
 
 
-def _rotated(matrix: Tensor, points: Tensor, normals: Tensor | None) -> dict[str, Tensor]:
+def _rotate_fields(matrix: Tensor, points: Tensor, normals: Tensor | None) -> dict[str, Tensor]:
     changed = {"points": rotate_points(points, matrix.to(points.dtype))}
     if normals is not None:
         changed["normals"] = rotate_points(normals, matrix.to(normals.dtype))

@@ -92,7 +92,7 @@ class Project:
         ring: Tensor | None = None,
     ) -> dict[str, Tensor]:
         shape, packed = points.shape[:2], points.flatten(0, 1)
-        found = self._projected(packed, torch.arange(shape[0] + 1) * shape[1], ring)
+        found = self._project(packed, torch.arange(shape[0] + 1) * shape[1], ring)
         channels = torch.cat((found.ranges[:, None], packed, remission.flatten(0, 1)), dim=1)
         image = gather_to_image(found.point_index, (channels - self.mean) / self.std, empty=self.empty)
         if self.append_mask:
@@ -108,7 +108,7 @@ class Project:
             made["whole_label"] = label.clone()
         return made
 
-    def _projected(self, points: Tensor, offsets: Tensor, ring: Tensor | None) -> Projection:
+    def _project(self, points: Tensor, offsets: Tensor, ring: Tensor | None) -> Projection:
         try:
             return project_scans(points, view=self.view, offsets=offsets, ring=None if ring is None else ring.flatten())
         except ValueError as error:

@@ -20,7 +20,7 @@ from sightline.types import Field
 
 __all__ = ["CropPoints", "PlaceOnFloor", "SampleBlock", "VoxelGroups", "VoxelSample", "voxel_groups"]
 
-_MOST_CELLS = 2**62
+_MAX_CELLS = 2**62
 _TRIES = 64
 
 
@@ -45,9 +45,9 @@ class VoxelSample(PointSelector):
 
     def choose(self, draws: Draws, points: Tensor) -> PointSelection:
         _assert_one(points, "voxel_sample")
-        return PointSelection(torch.from_numpy(self._kept(draws, points[0].numpy()))[None])
+        return PointSelection(torch.from_numpy(self._select_rows(draws, points[0].numpy()))[None])
 
-    def _kept(self, draws: Draws, points: np.ndarray) -> np.ndarray:
+    def _select_rows(self, draws: Draws, points: np.ndarray) -> np.ndarray:
         """Return the sorted rows of the points to keep."""
         groups = voxel_groups(points, size=self.size_m)
         counts = np.diff(groups.starts, append=len(points))
@@ -177,7 +177,7 @@ def voxel_groups(points: np.ndarray, *, size: float) -> VoxelGroups:
     cells = [np.floor(share).astype(np.int64) for share in _in_cubes(points, size)]
     shape = [int(cell.max()) + 1 for cell in cells]
     num_cells = shape[0] * shape[1] * shape[2]
-    if num_cells > _MOST_CELLS:
+    if num_cells > _MAX_CELLS:
         raise DataError(f"voxel_sample: cubes of {size:g} over {shape} places are too small; raise size_m")
     key = (cells[0] * shape[1] + cells[1]) * shape[2] + cells[2]
     num_bits = len(points).bit_length()

@@ -28,7 +28,7 @@ class TwoViews:
 
     def __init__(self, *, each: tuple[TransformBlock, ...]) -> None:
         for place, transform in enumerate(each):
-            needed = _required(transform)
+            needed = _list_required_fields(transform)
             if needed != {"points"}:
                 raise ConfigError(
                     f"two_views.each: transform {place} takes {', '.join(sorted(needed))}; only those of points alone "
@@ -48,7 +48,7 @@ class TwoViews:
         return points
 
 
-def _required(transform: Transform) -> set[str]:
+def _list_required_fields(transform: Transform) -> set[str]:
     """Return the names of the fields that a transform requires."""
     parameters = inspect.signature(transform.__call__).parameters.values()
     return {p.name for p in parameters if p.default is inspect.Parameter.empty} - {"draws", "self"}

@@ -12,7 +12,7 @@ import numpy as np
 
 from sightline.numba_kernels import numba_kernel
 
-__all__ = ["greedy_nms_kernel", "ioa_of_rows", "keep_softly", "pairwise_iou_kernel"]
+__all__ = ["greedy_nms_kernel", "pairwise_ioa_kernel", "pairwise_iou_kernel", "soft_nms_kernel"]
 
 _BLOCK = 32
 
@@ -38,7 +38,7 @@ def pairwise_iou_kernel(first: int, last: int, boxes: np.ndarray, columns: np.nd
 
 
 @numba_kernel
-def ioa_of_rows(first: int, last: int, boxes: np.ndarray, columns: np.ndarray, found: np.ndarray) -> None:
+def pairwise_ioa_kernel(first: int, last: int, boxes: np.ndarray, columns: np.ndarray, found: np.ndarray) -> None:
     """CPU kernel of `overlaps.pairwise_ioa`: boxes (N, 4), columns (4, M); writes the IoA to `found` (N, M)."""
     x1, y1, x2, y2 = columns
     zero, one, tiny = _constants(found)
@@ -95,7 +95,7 @@ def greedy_nms_kernel(
 
 
 @numba_kernel
-def keep_softly(
+def soft_nms_kernel(
     boxes: np.ndarray,
     scores: np.ndarray,
     labels: np.ndarray,

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 import torch
 from torch import Tensor
 
-from sightline.geometry.boxes.box_kernels import ioa_of_rows, pairwise_iou_kernel
+from sightline.geometry.boxes.box_kernels import pairwise_ioa_kernel, pairwise_iou_kernel
 from sightline.numba_kernels import NumbaKernel, can_use_numba, run_parallel
 
 __all__ = [
@@ -141,7 +141,7 @@ def pairwise_ioa(a: Tensor, b: Tensor) -> Tensor:
 
     The bits of `ioa(a[:, None], b)`.
     """
-    return _pairwise(ioa, ioa_of_rows, a, b)
+    return _pairwise(ioa, pairwise_ioa_kernel, a, b)
 
 
 def column_blocks(num_rows: int, num_columns: int, device: torch.device) -> Iterator[slice]:

@@ -11,7 +11,7 @@ from torch import Tensor
 from sightline import registry
 from sightline.aliases import old_names, renamed
 from sightline.arguments import PositiveFloat, Probability
-from sightline.geometry.boxes.box_kernels import greedy_nms_kernel, keep_softly
+from sightline.geometry.boxes.box_kernels import greedy_nms_kernel, soft_nms_kernel
 from sightline.geometry.boxes.overlaps import iou
 from sightline.numba_kernels import can_use_numba
 
@@ -25,8 +25,8 @@ __all__ = [
     "SuppressionResult",
     "greedy_nms",
     "greedy_nms_reference",
-    "keep_soft_plainly",
     "soft_nms",
+    "soft_nms_reference",
 ]
 
 
@@ -204,7 +204,7 @@ def greedy_nms(
         return greedy_nms_reference(boxes, scores, labels, threshold=threshold, proposal=proposal)
     order = scores.argsort(descending=True, stable=True)
     kept = torch.empty_like(order)
-    given = (boxes, labels, order[:0] if proposal is None else proposal, _of_each(threshold, boxes))
+    given = (boxes, labels, order[:0] if proposal is None else proposal, _expand_limit(threshold, boxes))
     count = greedy_nms_kernel(*(each[order].numpy() if len(each) else each.numpy() for each in given), kept.numpy())
     return order[kept[:count]]
 
@@ -213,7 +213,7 @@ def greedy_nms_reference(
     boxes: Tensor, scores: Tensor, labels: Tensor, *, threshold: float | Tensor, proposal: Tensor | None = None
 ) -> Tensor:
     """Reference of `greedy_nms`, boxes (N, 4) -> indices (K,): a loop over the kept boxes."""
-    left, kept, limits = scores.argsort(descending=True, stable=True), [], _of_each(threshold, boxes)
+    left, kept, limits = scores.argsort(descending=True, stable=True), [], _expand_limit(threshold, boxes)
     while len(left):
         best, left = left[0], left[1:]
         kept.append(best)
@@ -233,19 +233,19 @@ def soft_nms(
     boxes whose scores it lowers.
     """
     if not can_use_numba(boxes, scores):
-        return keep_soft_plainly(boxes, scores, labels, limit=limit, is_linear=is_linear, min_score=min_score)
+        return soft_nms_reference(boxes, scores, labels, limit=limit, is_linear=is_linear, min_score=min_score)
     places, kept_scores = torch.empty_like(labels), torch.empty_like(scores)
-    limits = _of_each(limit, boxes), boxes.new_tensor([min_score])
+    limits = _expand_limit(limit, boxes), boxes.new_tensor([min_score])
     arrays = [each.numpy() for each in (boxes, scores.clone(), labels, *limits)]
-    count = keep_softly(*arrays, is_linear, places.numpy(), kept_scores.numpy())
+    count = soft_nms_kernel(*arrays, is_linear, places.numpy(), kept_scores.numpy())
     return SuppressionResult(places[:count], kept_scores[:count])
 
 
-def keep_soft_plainly(
+def soft_nms_reference(
     boxes: Tensor, scores: Tensor, labels: Tensor, *, limit: float | Tensor, is_linear: bool, min_score: float
 ) -> SuppressionResult:
     """Reference of `soft_nms`, boxes (N, 4) -> indices and scores (K,): a loop over the kept boxes."""
-    scores, left, limits = scores.clone(), torch.arange(len(scores)), _of_each(limit, boxes)
+    scores, left, limits = scores.clone(), torch.arange(len(scores)), _expand_limit(limit, boxes)
     places, kept_scores = [], []
     while len(left):
         first = scores[left].argmax()
@@ -266,7 +266,7 @@ def keep_soft_plainly(
     )
 
 
-def _of_each(limit: float | Tensor, boxes: Tensor) -> Tensor:
+def _expand_limit(limit: float | Tensor, boxes: Tensor) -> Tensor:
     """Expand a limit to each of the boxes (N,), in their dtype."""
     return torch.as_tensor(limit, dtype=boxes.dtype).expand(len(boxes)).contiguous()
 

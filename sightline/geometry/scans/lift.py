@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from sightline.geometry.scans.lift_kernels import vote_of_neighbours
+from sightline.geometry.scans.lift_kernels import knn_vote_kernel
 from sightline.geometry.scans.projection import Projection, gather_to_image, scan_index
 from sightline.numba_kernels import can_use_numba, run_parallel
 
@@ -71,7 +71,7 @@ class KNNVote:
 
 def lift_nearest(image: Tensor, *, pixel: Tensor, offsets: Tensor) -> Tensor:
     """Gather the value (P, ...) of `image` (S, H, W, ...) at the pixel (P,) of every point."""
-    return image.flatten(0, 2)[_places(image, pixel, offsets)]
+    return image.flatten(0, 2)[_flat_pixels(image, pixel, offsets)]
 
 
 @torch.no_grad()
@@ -98,7 +98,7 @@ def lift_knn(
     windows = _Windows.around(pixel, label, range_image, offsets, vote)
     found = torch.empty_like(pixel)
     run_parallel(
-        vote_of_neighbours,
+        knn_vote_kernel,
         len(pixel),
         *(each.contiguous().numpy() for each in (point_range, *windows)),
         vote.num_neighbours,
@@ -158,15 +158,15 @@ class _Windows(NamedTuple):
         row, column = pixel // width, pixel % width
         sides = torch.arange(-reach, reach + 1, device=pixel.device)
         return cls(
-            ranges=_bordered(range_image.masked_fill(range_image < 0, torch.inf), vote, outside).flatten(),
-            label=_bordered(label, vote, vote.void).flatten(),
+            ranges=_pad_border(range_image.masked_fill(range_image < 0, torch.inf), vote, outside).flatten(),
+            label=_pad_border(label, vote, vote.void).flatten(),
             middle=(scan + row + reach) * wide + column + reach,
             steps=(sides[:, None] * wide + sides).flatten(),
             weights=(1 - gaussian_window(vote.window, vote.sigma).to(range_image)).flatten(),
         )
 
 
-def _bordered(image: Tensor, vote: KNNVote, outside: float) -> Tensor:
+def _pad_border(image: Tensor, vote: KNNVote, outside: float) -> Tensor:
     """Pad `image` (S, H, W) by half a window on every side."""
     reach, width = vote.window // 2, image.shape[2]
     if not vote.is_circular:
@@ -217,6 +217,6 @@ def mean_iou(confusion: Tensor, *, ignore_index: int | None) -> float:
     return float((right / (true + table.sum(dim=1) - right))[true > 0].mean())
 
 
-def _places(image: Tensor, pixel: Tensor, offsets: Tensor) -> Tensor:
+def _flat_pixels(image: Tensor, pixel: Tensor, offsets: Tensor) -> Tensor:
     """Return the index (P,) of each point's pixel among those of all images."""
     return pixel + scan_index(offsets) * (image.shape[1] * image.shape[2])

@@ -6,14 +6,14 @@ import numpy as np
 
 from sightline.numba_kernels import numba_kernel
 
-__all__ = ["vote_of_neighbours"]
+__all__ = ["knn_vote_kernel"]
 
 _BLOCK = 64
 _NEVER = 2**63 - 1
 
 
 @numba_kernel
-def vote_of_neighbours(
+def knn_vote_kernel(
     first: int,
     last: int,
     point_range: np.ndarray,
@@ -56,7 +56,7 @@ def vote_of_neighbours(
             while num_near < num_neighbours and kept[num_near, point] >> 32 <= limit_bits:
                 labels[num_near] = label[places[point] + steps[kept[num_near, point] & 0xFFFFFFFF]]
                 num_near += 1
-            found[start + point] = _elected(labels[:num_near], void, label[places[point]])
+            found[start + point] = _elect(labels[:num_near], void, label[places[point]])
 
 
 @numba_kernel
@@ -77,7 +77,7 @@ def _exchange(kept: np.ndarray, coming: np.ndarray) -> None:
 
 
 @numba_kernel
-def _elected(labels: np.ndarray, void: int, otherwise: int) -> int:
+def _elect(labels: np.ndarray, void: int, otherwise: int) -> int:
     """Return the most frequent label except `void`, the lowest of a tie; `otherwise` if there is none."""
     elected, most = otherwise, 0
     for place in range(len(labels)):

@@ -27,7 +27,7 @@ __all__ = [
     "count_coverage",
     "gather_to_image",
     "nearest_returns",
-    "nearest_returns_by_sorting",
+    "nearest_returns_reference",
     "point_ranges",
     "project_scans",
     "rows_by_file_order",
@@ -192,7 +192,7 @@ _NO_RETURN = 0x7F800000 << 32
 """Key of an empty pixel: the bits of an infinite range above those of row 0."""
 
 
-def nearest_returns_by_sorting(ranges: Tensor, *, place: Tensor, num_places: int) -> Tensor:
+def nearest_returns_reference(ranges: Tensor, *, place: Tensor, num_places: int) -> Tensor:
     """Reference of `nearest_returns`, ranges (P,) -> (num_places,) int64.
 
     Points written from the farthest to the nearest.
@@ -269,7 +269,7 @@ def _rows(
 ) -> tuple[Tensor, Tensor]:
     """Return the row (P,) of each point, and a mask (P,) of those above the first or below the last."""
     if view.rows == "ring":
-        row = _checked_rings(ring, view, offsets)
+        row = _check_rings(ring, view, offsets)
         return row, torch.zeros_like(row, dtype=torch.bool)
     if view.rows == "scan":
         bounds = offsets.tolist()
@@ -296,14 +296,14 @@ def _nearest_beams(pitch: Tensor, view: RangeView) -> tuple[Tensor, Tensor]:
     return row, (pitch > above) | (pitch < below)
 
 
-def _checked_rings(ring: Tensor | None, view: RangeView, offsets: Tensor) -> Tensor:
+def _check_rings(ring: Tensor | None, view: RangeView, offsets: Tensor) -> Tensor:
     if ring is None:
         raise ValueError("rows: ring needs the ring of every point, and there is none; use rows: pitch, table or scan")
     is_wrong = (ring < 0) | (ring >= view.height)
     if bool(is_wrong.any()):  # waits for the device, once a batch: an index outside would end the process there
         point = int(is_wrong.nonzero()[0])
         raise ValueError(
-            f"ring[{point}], {_place_in_scan(point, offsets)}, is {int(ring[point])}; the image has the rows 0 to "
+            f"ring[{point}], {_describe_point(point, offsets)}, is {int(ring[point])}; the image has the rows 0 to "
             f"{view.height - 1}: set height to the number of rings"
         )
     return ring.long()
@@ -317,11 +317,11 @@ def _assert_finite(ranges: Tensor, points: Tensor, offsets: Tensor) -> None:
         return
     point = int((~is_finite).nonzero()[0])
     raise ValueError(
-        f"points[{point}], {_place_in_scan(point, offsets)}, is {points[point].tolist()}; a projection needs finite "
+        f"points[{point}], {_describe_point(point, offsets)}, is {points[point].tolist()}; a projection needs finite "
         "coordinates: remove such points"
     )
 
 
-def _place_in_scan(point: int, offsets: Tensor) -> str:
+def _describe_point(point: int, offsets: Tensor) -> str:
     scan = int((offsets <= point).sum()) - 1
     return f"point {point - int(offsets[scan])} of scan {scan}"

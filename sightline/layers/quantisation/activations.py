@@ -27,7 +27,7 @@ _FEW_BITS = 5
 """Number of bits below which clipping pays, and the range is searched for (HAQ)."""
 _OF_ZEROS = 1e-8
 """Range of numbers that are all zero."""
-_KEPT = 1 << 14
+_NUM_RECORDED = 1 << 14
 """Numbers of a batch that the search for a range reads."""
 _REMEDY = "as in fused layers; build the model with `fused: false`, or take the activation out"
 
@@ -83,7 +83,7 @@ def calibrate_activations(
         for handle in handles:
             handle.remove()
     if idle := [name for name, each in seen.items() if not each]:
-        raise UserError(f"{_listed(idle)}: activation: the layer is not called, {_REMEDY}")
+        raise UserError(f"{_join_names(idle)}: activation: the layer is not called, {_REMEDY}")
     return {name: _entry(name, torch.cat(each).double(), bits, most) for name, each in seen.items()}
 
 
@@ -111,7 +111,7 @@ class _InputQuantiser:
     def __call__(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
         self.was_called = True
         bits, reach, is_signed = self.activation["bits"], self.activation["range"], self.activation["signed"]
-        values = quantised_activation(_input_of(args, kwargs), reach, bits=bits, is_signed=is_signed)
+        values = quantised_activation(_get_input(args, kwargs), reach, bits=bits, is_signed=is_signed)
         return ((values, *args[1:]), kwargs) if args else ((), {**kwargs, "input": values})
 
 
@@ -126,7 +126,9 @@ class _Guard:
         if model.training not in self._passed:
             if idle := [name for name, quantiser in self._quantisers.items() if not quantiser.was_called]:
                 mode = "training" if model.training else "evaluation"
-                raise UserError(f"policy: {_listed(idle)}: activation: the layer is not called in {mode}, {_REMEDY}")
+                raise UserError(
+                    f"policy: {_join_names(idle)}: activation: the layer is not called in {mode}, {_REMEDY}"
+                )
             self._passed.add(model.training)
         for quantiser in self._quantisers.values():
             quantiser.was_called = False
@@ -154,8 +156,8 @@ def _layers(model: nn.Module, names: Collection[str]) -> dict[str, nn.Module]:
 
 def _record(seen: list[Tensor], layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     """Record the minimum and maximum of an input, and numbers evenly spread over all of its axes."""
-    values = _input_of(args, kwargs).detach()
-    stride = -(-values.numel() // _KEPT)
+    values = _get_input(args, kwargs).detach()
+    stride = -(-values.numel() // _NUM_RECORDED)
     while math.gcd(stride, values.numel()) > 1:
         stride += 1
     seen.append(torch.cat([torch.stack([*values.aminmax()]), values.reshape(-1)[::stride]]).cpu())
@@ -171,12 +173,12 @@ def _entry(name: str, values: Tensor, bits: int, most: float) -> QuantisedActiva
     return {"bits": bits, "range": reach, "signed": is_signed}
 
 
-def _input_of(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
+def _get_input(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
     values: Tensor = args[0] if args else kwargs["input"]
     return values
 
 
-def _listed(names: Sequence[str]) -> str:
+def _join_names(names: Sequence[str]) -> str:
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
     return f"{', '.join(names[:3])}{more}"
 

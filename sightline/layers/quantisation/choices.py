@@ -9,7 +9,7 @@ from sightline.schema import SchemaError, check_value
 
 __all__ = ["choice_faults"]
 
-_LEAST_BITS = {"codebook": 1, "linear": 2}
+_MIN_BITS = {"codebook": 1, "linear": 2}
 
 
 def choice_faults(choice: Any) -> list[SchemaError]:
@@ -21,14 +21,12 @@ def choice_faults(choice: Any) -> list[SchemaError]:
     if misfits:
         return misfits
     kind, bits = choice["kind"], choice.get("bits")
-    if kind not in _LEAST_BITS:
+    if kind not in _MIN_BITS:
         given = (key for key in ("bits", "per_channel") if choice.get(key))
         return [SchemaError(key, "is not for floating point; remove it") for key in given]
-    allowed = f"give {_LEAST_BITS[kind]} to 8"
+    allowed = f"give {_MIN_BITS[kind]} to 8"
     if bits is None:
         return [SchemaError("bits", f"is required and missing; {allowed}")]
     return (
-        []
-        if bits >= _LEAST_BITS[kind]
-        else [SchemaError("bits", f"found {bits}, too few for a {kind} grid; {allowed}")]
+        [] if bits >= _MIN_BITS[kind] else [SchemaError("bits", f"found {bits}, too few for a {kind} grid; {allowed}")]
     )

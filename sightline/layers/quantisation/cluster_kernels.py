@@ -242,14 +242,14 @@ def _cuts_by_price(edges, sums, price, cuts):  # type: ignore[no-untyped-def]
     if len(path) - 1 != wanted and min(len(few), len(many)) == 1:  # the inertia is 0 to the precision of a double
         path = np.arange(wanted + 1) * (len(edges) - 1) // wanted
     elif len(path) - 1 != wanted:
-        path = _joined(few, many, wanted)
+        path = _join_paths(few, many, wanted)
     for cut in range(wanted + 1):
         cuts[cut] = edges[path[cut]]
     return price
 
 
 @numba_kernel
-def _joined(few, many, wanted):  # type: ignore[no-untyped-def]
+def _join_paths(few, many, wanted):  # type: ignore[no-untyped-def]
     """Join the first cuts of one optimum and the last of another, at a cluster of `many` within one of `few`."""
     skipped = wanted - (len(few) - 1)
     first = skipped

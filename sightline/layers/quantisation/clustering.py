@@ -54,7 +54,7 @@ def cluster_weight(weight: Tensor, *, bits: int, name: str, per_channel: bool = 
     rows = weight.detach().cpu().float().numpy().reshape(len(weight) if per_channel else 1, -1)
     found = [_cluster(row, 2**bits) for row in rows]
     is_float32 = any(needs_float32(centres) for centres, _ in found)
-    books, labels = zip(*[_rounded(*each, is_float32) for each in found], strict=True)
+    books, labels = zip(*[_round_centres(*each, is_float32) for each in found], strict=True)
     width = max(map(len, books))
     centres = torch.from_numpy(np.stack([np.pad(book, (0, width - len(book)), mode="edge") for book in books]))
     codes = torch.from_numpy(np.stack(labels)).view(weight.shape).to(weight.device)
@@ -85,7 +85,7 @@ def needs_float32(centres: np.ndarray) -> bool:
 
 def _cluster(values: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray]:
     """Return centres (K,) float64 and the code of each value."""
-    ordered = _ordered(values)
+    ordered = _sort_values(values)
     cuts = np.zeros(most + 1, np.int64)
     cuts = cuts[: cut_sorted(ordered, most, cuts) + 1]
     centres = np.add.reduceat(ordered.astype(np.float64), cuts[:-1]) / np.diff(cuts)
@@ -95,7 +95,7 @@ def _cluster(values: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray]:
     return centres, labels
 
 
-def _ordered(values: np.ndarray) -> np.ndarray:
+def _sort_values(values: np.ndarray) -> np.ndarray:
     if len(values) < 4096:
         return np.sort(values)
     bits = np.empty((2, len(values)), np.uint32)
@@ -104,7 +104,7 @@ def _ordered(values: np.ndarray) -> np.ndarray:
     return bits[1].view(np.float32)
 
 
-def _rounded(centres: np.ndarray, labels: np.ndarray, is_float32: bool) -> tuple[np.ndarray, np.ndarray]:
+def _round_centres(centres: np.ndarray, labels: np.ndarray, is_float32: bool) -> tuple[np.ndarray, np.ndarray]:
     """Round centres as the artefact stores them, and merge those that became equal."""
     held = centres.astype(np.float32 if is_float32 else np.float16).astype(np.float32) + np.float32(0)  # no -0
     book, new = np.unique(held, return_inverse=True)

@@ -63,7 +63,7 @@ class Codebook(_Quantiser):
 
     def forward(self, centres: Tensor) -> Tensor:
         """Look up the weights (any shape) from centres (K,) or (channels, K), in the centres' dtype."""
-        weight: Tensor = _LookUp.apply(self.as_stored(centres), self._places(), self.mean_gradient)
+        weight: Tensor = _LookUp.apply(self.as_stored(centres), self._flat_codes(), self.mean_gradient)
         return weight.view(self.labels.shape)
 
     def right_inverse(self, weight: Tensor) -> Tensor:
@@ -71,7 +71,7 @@ class Codebook(_Quantiser):
 
         The means over the members, HAQ's projection.
         """
-        sums, places = weight.new_zeros(self.shape, dtype=torch.float64).flatten(), self._places()
+        sums, places = weight.new_zeros(self.shape, dtype=torch.float64).flatten(), self._flat_codes()
         sums.index_add_(0, places, weight.detach().flatten().double())
         means = sums / torch.bincount(places, minlength=len(sums)).clamp(min=1)
         return means.to(weight.dtype).view(self.shape)
@@ -84,7 +84,7 @@ class Codebook(_Quantiser):
     def extra_repr(self) -> str:
         return f"bits={self.bits}, mean_gradient={self.mean_gradient}"
 
-    def _places(self) -> Tensor:
+    def _flat_codes(self) -> Tensor:
         """Return the flat index of each weight's centre."""
         codes = self.labels.int()
         if len(self.shape) == 1:

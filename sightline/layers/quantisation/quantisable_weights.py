@@ -58,7 +58,7 @@ def list_weights(model: nn.Module, *, min_params: int = 256) -> list[WeightInfo]
     for name, parameter in model.named_parameters():
         owner = owners[name.rpartition(".")[0]]
         kind = _kind(owner)
-        stays = _reason_of_embedding(owner) or _reason(kind, name, parameter, min_params)
+        stays = _embedding_reason(owner) or _reason(kind, name, parameter, min_params)
         found.append(WeightInfo(name, tuple(parameter.shape), kind, tuple(names[id(parameter)][1:]), stays))
     return found
 
@@ -74,7 +74,7 @@ def _kind(module: nn.Module) -> str:
     return next((kind for types, kind in kinds if isinstance(module, types)), "parameter")
 
 
-def _reason_of_embedding(owner: nn.Module) -> str | None:
+def _embedding_reason(owner: nn.Module) -> str | None:
     """Return the reason why an embedding cannot be computed from codes, or None."""
     if not isinstance(owner, nn.Embedding | nn.EmbeddingBag):
         return None

@@ -19,7 +19,7 @@ from sightline.types import ComponentConfig
 
 __all__ = ["DARKNET_FILES", "read_darknet"]
 
-_MOST_CLASSES = 10_000
+_MAX_CLASSES = 10_000
 _NORM = ("bias", "weight", "running_mean", "running_var")
 DARKNET_FILES = {"darknet_darknet53": "backbone.", "darknet_yolov3": ""}
 """Per published layout, the prefix of YOLOv3's convolutions that its files contain."""
@@ -43,7 +43,7 @@ def read_darknet(path: Path, layout: str) -> PublishedFile:
     count, odd = divmod(max(0, num_bytes - start), 4)
     one, two = (sum(shape.numel() for _, shape in _tensors(layout, classes)) for classes in (1, 2))
     more, rest = divmod(count - one, two - one) if two > one else (0, count - one)
-    if rest or odd or not 0 <= more < _MOST_CLASSES:
+    if rest or odd or not 0 <= more < _MAX_CLASSES:
         raise CheckpointError(
             f"{path}: holds {count} numbers{f' and {odd} bytes' if odd else ''} after its header; the layout "
             f"'{layout}' has {one}"

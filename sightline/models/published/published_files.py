@@ -28,7 +28,7 @@ CONTAINERS = ("state_dict", "model_state_dict", "model", "base_model", "net", "n
 """Entries under which training scripts keep a model's weights, next to epoch, optimiser and the like."""
 
 _WRAPPER = "module."
-_SHOWN = 5
+_MAX_NAMES_SHOWN = 5
 _MAX_DEPTH = 10
 """Highest depth of nested containers; training scripts have one or two."""
 _GLOBAL = re.compile(r"(?:GLOBAL|[Uu]nsupported (?:global|class)[: ]+(?:GLOBAL )?)\s*([\w.]+)")
@@ -49,7 +49,7 @@ def read_published(path: Path) -> PublishedFile:
     Raises CheckpointError for a file that is missing, truncated or of another format, that contains any object but
     tensors, numbers, text and containers of them, and that contains no weights or more than one set of them.
     """
-    return _unwrapped(_loaded(path), path)
+    return _unwrap(_load(path), path)
 
 
 def read_parts(folder: Path, parts: Mapping[str, str]) -> PublishedFile:
@@ -65,7 +65,7 @@ def read_parts(folder: Path, parts: Mapping[str, str]) -> PublishedFile:
     )
 
 
-def _loaded(path: Path) -> Any:
+def _load(path: Path) -> Any:
     if not path.is_file():
         found = "is a folder, a file of weights is needed" if path.is_dir() else "there is no such file"
         raise CheckpointError(f"{path}: {found}")
@@ -75,7 +75,7 @@ def _loaded(path: Path) -> Any:
             source = _source(path)
             return torch.load(source, map_location="cpu", weights_only=True)
     except UnpicklingError as error:
-        raise CheckpointError(f"{path}: {_refused(error)}") from None
+        raise CheckpointError(f"{path}: {_describe_refusal(error)}") from None
     except Exception as error:  # noqa: BLE001  a damaged file breaks the reader anywhere: struct, zip, text, memory
         raise CheckpointError(
             f"{path}: cannot be read ({type(error).__name__}: {_reason(error)}); get the file again"
@@ -97,7 +97,7 @@ def _harmless() -> list[Any]:
     return [*((scalar, name) for name in names), np.dtype, *(type(np.dtype(kind)) for kind in _SCALAR_TYPES)]
 
 
-def _refused(error: Exception) -> str:
+def _describe_refusal(error: Exception) -> str:
     named = _GLOBAL.search(str(error))
     if named is not None and not named[1].startswith("torch._utils."):  # a name of torch's own that was cut short
         return (
@@ -113,7 +113,7 @@ def _reason(error: Exception) -> str:
     return re.split(r"\. | Check the doc", text)[0].rstrip(".")[:160] or "no reason is given"
 
 
-def _unwrapped(value: Any, path: Path) -> PublishedFile:
+def _unwrap(value: Any, path: Path) -> PublishedFile:
     containers: list[str] = []
     others: list[str] = []
     while not _is_state(value):
@@ -126,7 +126,7 @@ def _unwrapped(value: Any, path: Path) -> PublishedFile:
             )
         inner = [key for key in CONTAINERS if isinstance(value.get(key), Mapping) and value[key]]
         if len(inner) != 1:
-            found = f"holds {' and '.join(inner)}" if inner else f"holds {_listed(list(map(str, value)))}"
+            found = f"holds {' and '.join(inner)}" if inner else f"holds {_join_names(list(map(str, value)))}"
             raise CheckpointError(
                 f"{path}: {found}; one set of weights is needed, by itself or under one of {', '.join(CONTAINERS)}"
             )
@@ -146,6 +146,6 @@ def _is_state(value: Any) -> bool:
     return is_named and all(isinstance(item, Tensor) for item in value.values())
 
 
-def _listed(names: list[str]) -> str:
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return (", ".join(names[:_SHOWN]) + more) or "nothing"
+def _join_names(names: list[str]) -> str:
+    more = f" and {len(names) - _MAX_NAMES_SHOWN} more" if len(names) > _MAX_NAMES_SHOWN else ""
+    return (", ".join(names[:_MAX_NAMES_SHOWN]) + more) or "nothing"

@@ -20,7 +20,7 @@ class AxisSize(NamedTuple):
     divisor: int = 1
     others: int = 0
 
-    def of(self, weights: Mapping[str, Tensor]) -> int:
+    def read(self, weights: Mapping[str, Tensor]) -> int:
         return (weights[self.name].shape[self.axis] - self.others) // self.divisor
 
 
@@ -29,7 +29,7 @@ class NumModules(NamedTuple):
 
     name: str
 
-    def of(self, weights: Mapping[str, Tensor]) -> int:
+    def read(self, weights: Mapping[str, Tensor]) -> int:
         return len({name.removeprefix(f"{self.name}.").split(".")[0] for name in weights if self._is_below(name)})
 
     def _is_below(self, name: str) -> bool:
@@ -42,7 +42,7 @@ class ImageSide(NamedTuple):
     positions: str
     patches: str
 
-    def of(self, weights: Mapping[str, Tensor]) -> int:
+    def read(self, weights: Mapping[str, Tensor]) -> int:
         return math.isqrt(weights[self.positions].shape[1] - 1) * weights[self.patches].shape[2]
 
 

@@ -19,7 +19,7 @@ from sightline.models.published.published_model import (
     PublishedProtocol,
 )
 
-__all__ = ["MODELS", "layouts_of"]
+__all__ = ["MODELS", "find_layouts"]
 
 _BY_COLOURS: Mapping[int, Mapping[str, Any]] = {
     3: {"colours": False},
@@ -83,7 +83,7 @@ def _pointnet2(model: str, **assumed: Any) -> PublishedModel:
     )
 
 
-def _thinned(num_points: int) -> tuple[Mapping[str, Any], ...]:
+def _subsample(num_points: int) -> tuple[Mapping[str, Any], ...]:
     return ({"name": "sample_points", "num_points": num_points, "if_fewer": "repeat", "score_all": True},)
 
 
@@ -94,14 +94,14 @@ _PENALISED: tuple[Mapping[str, Any], ...] = (
 )
 
 
-def _of_points(protocol: PublishedProtocol) -> dict[str, Any]:
+def _point_arguments(protocol: PublishedProtocol) -> dict[str, Any]:
     """Return shared arguments of networks for clouds of one size.
 
     Subsampled shapes or blocks of scenes, all points scored.
     """
     if protocol is _SCENES:
         return {"protocol": protocol, "up_axis": "z", "task": _IN_BLOCKS}
-    return {"protocol": protocol, "evaluate": _thinned(2048)}
+    return {"protocol": protocol, "evaluate": _subsample(2048)}
 
 
 def _dgcnn_points(model: str, last: str, protocol: PublishedProtocol, **assumed: Any) -> PublishedModel:
@@ -112,7 +112,7 @@ def _dgcnn_points(model: str, last: str, protocol: PublishedProtocol, **assumed:
         from_shapes={"embedding": AxisSize("levels.embed.linear.weight", 0)},
         assumed={"dropout": 0.5, **assumed},
         losses=_SMOOTHED,
-        **_of_points(protocol),
+        **_point_arguments(protocol),
     )
 
 
@@ -122,7 +122,7 @@ def _pointnet_points(model: str, embedding: str, protocol: PublishedProtocol) ->
         num_classes=AxisSize("head.2.weight", 0),
         in_channels=AxisSize(f"{embedding}.linear.weight", 1),
         losses=_PENALISED,
-        **_of_points(protocol),
+        **_point_arguments(protocol),
     )
 
 
@@ -133,7 +133,7 @@ def _pointnet2_points(model: str, protocol: PublishedProtocol, **assumed: Any) -
         num_classes=AxisSize("head.2.weight", 0),
         in_channels=AxisSize("abstractions.0.groups.0.network.layers.0.linear.weight", 1, others=3),
         assumed={"dropout": 0.5, **assumed},
-        **_of_points(protocol),
+        **_point_arguments(protocol),
     )
 
 
@@ -274,14 +274,14 @@ _SEGMENTATION: Mapping[str, PublishedModel] = {
         in_channels=_POINT_BERT_INPUT,
         from_shapes={"width": _POINT_BERT_WIDTH},
         assumed={"num_groups": 128, "num_centres": (512, 256), **_POINT_BERT_ASSUMED},
-        **_of_points(_PARTS),
+        **_point_arguments(_PARTS),
     ),
     "menghaoguo_pct_parts": PublishedModel(
         model="pct_parts",
         num_classes=AxisSize("head.2.weight", 0),
         in_channels=AxisSize("embed.0.linear.weight", 1),
         assumed={"dropout": 0.5},
-        **_of_points(_PARTS),
+        **_point_arguments(_PARTS),
     ),
     "yanx27_pointnet2_ssg_parts": _pointnet2_points(
         "pointnet2_parts", _PARTS, num_centres=(512, 128), radii=(0.2, 0.4), num_neighbours=(32, 64)
@@ -360,7 +360,7 @@ MODELS: Mapping[str, PublishedModel] = {
     "qq456cvb_pct_cls": _pct(head_activation="relu", codes_positions=False, min_squared_norm=None),
     "qq456cvb_point_transformer_cls": _dense_transformer("cloud", evaluate=_NORMALISED),
     "qq456cvb_point_transformer_parts": _dense_transformer(
-        "point", num_categories=16, evaluate=_thinned(1024), protocol=_PARTS
+        "point", num_categories=16, evaluate=_subsample(1024), protocol=_PARTS
     ),
     "strawberry_pct_cls": _pct(head_activation="leaky_relu", codes_positions=False, min_squared_norm=1e-3),
     "strawberry_pct_cls_new": _pct(head_activation="leaky_relu", codes_positions=True, min_squared_norm=1e-3),
@@ -388,12 +388,12 @@ MODELS: Mapping[str, PublishedModel] = {
 """Model of every layout in `published.LAYOUTS`."""
 
 
-def layouts_of(names: Mapping[str, Tensor]) -> list[str]:
+def find_layouts(names: Mapping[str, Tensor]) -> list[str]:
     """List the layouts with exactly these published names, except optional and unused ones."""
-    return [layout for layout in LAYOUTS if _is_of(names, layout)]
+    return [layout for layout in LAYOUTS if _has_layout(names, layout)]
 
 
-def _is_of(names: Mapping[str, Tensor], layout: str) -> bool:
+def _has_layout(names: Mapping[str, Tensor], layout: str) -> bool:
     table, optional = LAYOUTS[layout], OPTIONAL.get(layout)
     unused = unused_names(map(str, names), layout)
     ours = [translate_key(name, layout) for name in map(str, names) if name not in unused]

@@ -74,7 +74,7 @@ def _csp(theirs: str, ours: str, most: int) -> dict[str, str]:
     return units
 
 
-_MOST_BLOCKS = (4, 12, 12, 4)
+_MAX_BLOCKS = (4, 12, 12, 4)
 """Blocks of the stages of YOLOX-x; blocks of its neck have as many as the first."""
 
 
@@ -84,7 +84,7 @@ def _yolox() -> dict[str, str]:
     for stage in range(4):
         units[f"{body}dark{stage + 2}.0"] = f"{stages}{stage}.0"
         place = 2 if stage == 3 else 1
-        units |= _csp(f"{body}dark{stage + 2}.{place}", f"{stages}{stage}.{place}", _MOST_BLOCKS[stage])
+        units |= _csp(f"{body}dark{stage + 2}.{place}", f"{stages}{stage}.{place}", _MAX_BLOCKS[stage])
     units |= {f"{body}dark5.1.conv{1 + place}": f"{stages}3.1.{part}" for place, part in enumerate(("enter", "leave"))}
     pairs = (
         ("lateral_conv0", "reduce.1"),
@@ -94,7 +94,7 @@ def _yolox() -> dict[str, str]:
     )
     units |= {f"backbone.{theirs}": f"neck.{ours}" for theirs, ours in pairs}
     for theirs, ours in (("C3_p4", "down.1"), ("C3_p3", "down.0"), ("C3_n3", "up.0"), ("C3_n4", "up.1")):
-        units |= _csp(f"backbone.{theirs}", f"neck.{ours}", _MOST_BLOCKS[0])
+        units |= _csp(f"backbone.{theirs}", f"neck.{ours}", _MAX_BLOCKS[0])
     outputs = {}
     for level in range(_NUM_LEVELS):
         units[f"head.stems.{level}"] = f"head.stems.{level}"
