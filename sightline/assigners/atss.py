@@ -41,19 +41,19 @@ class ATSS(Assigner):
         overlap = iou(priors.to_boxes(_SIDE_STRIDES)[candidates], boxes[:, None])
         limit = overlap.mean(dim=1) + overlap.std(dim=1, correction=min(1, overlap.shape[1] - 1))
         inside = encode_distances(priors.centres[candidates], boxes[:, None]).amin(dim=2) > _MIN_INSIDE_PX
-        box, place = ((overlap >= limit[:, None]) & inside).nonzero(as_tuple=True)
-        prior = candidates[box, place]
-        matched = argmax_by_group(prior, overlap[box, place], box, len(priors))
+        box, candidate = ((overlap >= limit[:, None]) & inside).nonzero(as_tuple=True)
+        prior = candidates[box, candidate]
+        matched = argmax_by_group(prior, overlap[box, candidate], box, len(priors))
         num_claims = torch.zeros_like(matched).index_add_(0, prior, torch.ones_like(prior))
         return Assignment(torch.where(matched >= 0, matched, BACKGROUND), num_claims)
 
     def _candidates(self, priors: Priors, boxes: Tensor) -> Tensor:
         """Return the priors (M, K) of the nearest cells of every level: the anchors of a cell have one centre."""
-        centres, found = priors.centres, []
+        centres, candidates = priors.centres, []
         for rows, per_cell in zip(priors.level_slices, priors.priors_per_cell, strict=True):
             cells = centres[rows][::per_cell]
             count = min(self.topk, len(cells))
-            near = nearest_neighbours(cells[None], num_neighbours=count, queries=box_centres(boxes)[None])[0]
+            nearest_cells = nearest_neighbours(cells[None], num_neighbours=count, queries=box_centres(boxes)[None])[0]
             steps = torch.arange(per_cell, device=boxes.device)
-            found.append((rows.start + near[:, :, None] * per_cell + steps).flatten(1))
-        return torch.cat(found, dim=1)
+            candidates.append((rows.start + nearest_cells[:, :, None] * per_cell + steps).flatten(1))
+        return torch.cat(candidates, dim=1)

@@ -46,8 +46,10 @@ class PriorPredictions(NamedTuple):
     @classmethod
     def from_tensors(cls, logits: Tensor, boxes: Tensor, objectness: Tensor | None = None) -> PriorPredictions:
         """Build predictions from logits (P, K), boxes (P, 4) and objectness (P,), detached and in float32 at least."""
-        given = (None if each is None else promote_to_float32(each.detach()) for each in (logits, boxes, objectness))
-        return cls(*given)  # type: ignore[arg-type]
+        tensors = (
+            None if tensor is None else promote_to_float32(tensor.detach()) for tensor in (logits, boxes, objectness)
+        )
+        return cls(*tensors)  # type: ignore[arg-type]
 
 
 @renamed(needs="needs_predictions", takes="prior_kinds")
@@ -90,21 +92,21 @@ class Assigner(ABC):
         self._assert_known(priors, boxes, is_ignored)
         boxes = boxes.to(priors.coordinates.dtype)
         targets = (~is_ignored).nonzero().flatten()
-        given: tuple[Any, ...] = ()
+        prediction_arguments: tuple[Any, ...] = ()
         if self.needs_predictions:
             if labels is None or predicted is None or len(predicted.logits) != len(priors):
                 count = "none" if predicted is None else f"those of {len(predicted.logits)}"
                 raise ValueError(
                     f"{type(self).__name__}: needs labels and predictions at {len(priors)} priors, found {count}"
                 )
-            given = labels[targets], PriorPredictions.from_tensors(*predicted)
+            prediction_arguments = labels[targets], PriorPredictions.from_tensors(*predicted)
         if len(targets):
             with torch.autocast(boxes.device.type, enabled=False):
-                found = self.match(priors, boxes[targets], *given)
-            self._assert_assigned(found, len(priors), len(targets))
+                assignment = self.match(priors, boxes[targets], *prediction_arguments)
+            self._assert_assigned(assignment, len(priors), len(targets))
         else:
             none = torch.full((len(priors),), BACKGROUND, device=boxes.device)
-            found = Assignment(none, torch.zeros_like(none), none if self.boxes_per_prior == 2 else None)
+            assignment = Assignment(none, torch.zeros_like(none), none if self.boxes_per_prior == 2 else None)
         is_hidden = _region_mask(boxes[is_ignored], priors)
 
         def among_all(matched: Tensor) -> Tensor:
@@ -112,8 +114,8 @@ class Assigner(ABC):
                 matched = torch.where(matched >= 0, targets[matched.clamp(min=0)], matched)
             return torch.where((matched == BACKGROUND) & is_hidden, IGNORED, matched)
 
-        second = None if found.second_matched is None else among_all(found.second_matched)
-        return Assignment(among_all(found.matched), found.num_candidates, second)
+        second = None if assignment.second_matched is None else among_all(assignment.second_matched)
+        return Assignment(among_all(assignment.matched), assignment.num_candidates, second)
 
     @abstractmethod
     def match(self, priors: Priors, boxes: Tensor, *args: Any, **kwargs: Any) -> Assignment:
@@ -122,12 +124,12 @@ class Assigner(ABC):
         If predictions are needed, `labels` (M,) int64 and a `PriorPredictions` follow.
         """
 
-    def _assert_assigned(self, found: Any, num_priors: int, num_boxes: int) -> None:
+    def _assert_assigned(self, assignment: Any, num_priors: int, num_boxes: int) -> None:
         """Raise ValueError for typical mistakes in the result of a `match`."""
         name = type(self).__name__
-        if not isinstance(found, Assignment):
-            raise ValueError(f"{name}: match returned a {type(found).__name__}; return an Assignment")
-        for field, tensor in found._asdict().items():
+        if not isinstance(assignment, Assignment):
+            raise ValueError(f"{name}: match returned a {type(assignment).__name__}; return an Assignment")
+        for field, tensor in assignment._asdict().items():
             if tensor is not None and (tensor.shape != (num_priors,) or tensor.dtype != torch.int64):
                 raise ValueError(
                     f"{name}: match returned {field} of {tuple(tensor.shape)} {tensor.dtype}, expected ({num_priors},) "
@@ -162,24 +164,24 @@ def argmax_by_group(group: Tensor, value: Tensor, member: Tensor, num_groups: in
     highest = value.new_full((num_groups,), -torch.inf).scatter_reduce(0, group, value, "amax")
     is_best = value == highest[group]
     none = torch.iinfo(torch.int64).max
-    found = torch.full((num_groups,), none, device=value.device)
-    found = found.scatter_reduce(0, group[is_best], member[is_best], "amin")
-    return torch.where(found == none, -1, found)
+    winners = torch.full((num_groups,), none, device=value.device)
+    winners = winners.scatter_reduce(0, group[is_best], member[is_best], "amin")
+    return torch.where(winners == none, -1, winners)
 
 
 def _region_mask(regions: Tensor, priors: Priors) -> Tensor:
     """Return a mask (P,) of the priors inside one of the `regions` (R, 4)."""
-    found = torch.zeros(len(priors), dtype=torch.bool, device=regions.device)
+    is_inside = torch.zeros(len(priors), dtype=torch.bool, device=regions.device)
     if not len(regions):
-        return found
+        return is_inside
     for part in column_blocks(len(regions), len(priors), regions.device):
         rows = promote_to_float32(priors.coordinates[part])
         if priors.kind == "anchors":
-            found[part] = (pairwise_ioa(rows, promote_to_float32(regions)) > _MAX_COVERED).any(dim=1)
+            is_inside[part] = (pairwise_ioa(rows, promote_to_float32(regions)) > _MAX_COVERED).any(dim=1)
         else:
             is_past = (rows[:, None] >= regions[:, :2]) & (rows[:, None] < regions[:, 2:])
-            found[part] = is_past.all(dim=2).any(dim=1)
-    return found
+            is_inside[part] = is_past.all(dim=2).any(dim=1)
+    return is_inside
 
 
 __getattr__ = old_names(__name__)

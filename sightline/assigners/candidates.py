@@ -15,8 +15,8 @@ __all__ = ["candidate_pairs", "class_costs", "is_within_reach"]
 def is_within_reach(boxes: Tensor, points: Tensor, reach_px: Tensor) -> Tensor:
     """Return a mask (M, P): points (P, 2) nearer than `reach_px` (P,) to the centres of boxes (M, 4), in x and y."""
     centres = box_centres(boxes)
-    found = (points[:, 0] - centres[:, :1]).abs() < reach_px
-    return found & ((points[:, 1] - centres[:, 1:]).abs() < reach_px)
+    is_near = (points[:, 0] - centres[:, :1]).abs() < reach_px
+    return is_near & ((points[:, 1] - centres[:, 1:]).abs() < reach_px)
 
 
 def candidate_pairs(
@@ -28,11 +28,11 @@ def candidate_pairs(
 
     With `inside_px` the prior also lies by more than that inside the box.
     """
-    centres, reach, found = priors.centres, radius * priors.prior_stride, []
+    centres, reach, all_pairs = priors.centres, radius * priors.prior_stride, []
     for part in column_blocks(len(boxes), len(priors), boxes.device):
         pairs = is_within_reach(boxes, centres[part], reach[part]).nonzero()
-        found.append(pairs + pairs.new_tensor([0, part.start]))
-    box, prior = torch.cat(found).unbind(dim=1)
+        all_pairs.append(pairs + pairs.new_tensor([0, part.start]))
+    box, prior = torch.cat(all_pairs).unbind(dim=1)
     if inside_px is not None:
         is_inside = encode_distances(centres[prior], boxes[box]).amin(dim=1) > inside_px
         box, prior = box[is_inside], prior[is_inside]

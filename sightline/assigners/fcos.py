@@ -50,18 +50,19 @@ class FCOS(Assigner):
             for part in column_blocks(len(boxes), len(points), boxes.device):
                 is_claimed = _is_within(points[part], sides, region, low, high)
                 claims, first = is_claimed.sum(dim=0), is_claimed.to(torch.uint8).argmax(dim=0)
-                place = slice(rows.start + part.start, rows.start + part.start + len(claims))
-                num_claims[place] = claims
-                matched[place] = torch.where(claims > 0, order[first], BACKGROUND)
+                prior_rows = slice(rows.start + part.start, rows.start + part.start + len(claims))
+                num_claims[prior_rows] = claims
+                matched[prior_rows] = torch.where(claims > 0, order[first], BACKGROUND)
         return Assignment(matched, num_claims)
 
     def _limits(self, priors: Priors) -> tuple[float, ...]:
-        found = self.limits_px or tuple(float(_LIMIT_STRIDES * stride) for stride in priors.strides[:-1])
-        if len(found) != len(priors.strides) - 1:
+        limits = self.limits_px or tuple(float(_LIMIT_STRIDES * stride) for stride in priors.strides[:-1])
+        if len(limits) != len(priors.strides) - 1:
             raise ValueError(
-                f"limits_px: found {len(found)} limits for {len(priors.strides)} levels; give one for each but the last"
+                f"limits_px: found {len(limits)} limits for {len(priors.strides)} levels; give one for each but the "
+                "last"
             )
-        return found
+        return limits
 
     def _regions(self, boxes: Tensor, stride: int) -> Tensor:
         """Return the part (M, 4) of each box whose points may predict it."""
@@ -77,7 +78,7 @@ class FCOS(Assigner):
 def _is_within(points: Tensor, sides: Tensor, region: Tensor, low: float, high: float) -> Tensor:
     """Return a mask (M, p) of the points (p, 2) that boxes (M, 4, 1) claim."""
     x, y = points.T.contiguous()
-    found = (x > region[:, 0]) & (x < region[:, 2]) & (y > region[:, 1]) & (y < region[:, 3])
+    is_inside = (x > region[:, 0]) & (x < region[:, 2]) & (y > region[:, 1]) & (y < region[:, 3])
     farthest = torch.maximum(torch.maximum(x - sides[:, 0], sides[:, 2] - x), y - sides[:, 1])
     farthest = torch.maximum(farthest, sides[:, 3] - y)
-    return found & (farthest >= low) & (farthest <= high)
+    return is_inside & (farthest >= low) & (farthest <= high)

@@ -115,17 +115,17 @@ def _with_every_box(matched: Tensor, priors: Priors, boxes: Tensor) -> Tensor:
     positive = (matched >= 0).nonzero().flatten()
     owner = matched[positive]
     locked = argmax_by_group(owner, iou(priors.coordinates[positive], boxes[owner]), positive, len(boxes))
-    orphans = (locked < 0).nonzero().flatten()
-    if not len(orphans):
+    unmatched_boxes = (locked < 0).nonzero().flatten()
+    if not len(unmatched_boxes):
         return matched
     is_free = torch.ones(len(priors), dtype=torch.bool, device=boxes.device)
     is_free[locked[locked >= 0]] = False
     matched = matched.clone()
-    left = _assign_overlapping(matched, is_free, orphans, priors, boxes)
-    if left:
+    still_unmatched = _assign_overlapping(matched, is_free, unmatched_boxes, priors, boxes)
+    if still_unmatched:
         areas = box_areas(priors.coordinates)
         level_areas = [areas[rows].log().mean() for rows in priors.level_slices]
-        for box in sorted(left, key=lambda box: boxes[box].tolist()):  # whatever order the boxes come in
+        for box in sorted(still_unmatched, key=lambda box: boxes[box].tolist()):  # whatever order the boxes come in
             _assign_nearest(matched, is_free, box, priors, boxes[box], level_areas)
     return matched
 
@@ -143,7 +143,7 @@ def _assign_overlapping(matched: Tensor, is_free: Tensor, orphans: Tensor, prior
     least = overlap.topk(count, dim=1).values[:, -1:]
     candidates = ((overlap >= least) & (overlap > 0)).any(dim=0).nonzero().flatten()  # all of a tie
     overlap = overlap[:, candidates].double().cpu()
-    rows, columns = (torch.from_numpy(each) for each in linear_sum_assignment(overlap.numpy(), maximize=True))
+    rows, columns = (torch.from_numpy(indices) for indices in linear_sum_assignment(overlap.numpy(), maximize=True))
     is_real = overlap[rows, columns] > 0
     chosen = candidates[columns[is_real].to(candidates.device)]
     matched[chosen] = orphans[rows[is_real].to(orphans.device)]
@@ -160,8 +160,8 @@ def _assign_nearest(
     anchor is free.
     """
     area = box_areas(corners).clamp(min=torch.finfo(corners.dtype).tiny).log()
-    off = [float((level - area).abs()) for level in level_areas]
-    for level in sorted(range(len(off)), key=off.__getitem__):
+    size_distance = [float((level - area).abs()) for level in level_areas]
+    for level in sorted(range(len(size_distance)), key=size_distance.__getitem__):
         rows = priors.level_slices[level]
         distance = (priors.centres[rows] - box_centres(corners)).square().sum(dim=1)
         distance = torch.where(is_free[rows], distance, torch.inf)

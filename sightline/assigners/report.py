@@ -70,23 +70,27 @@ def compare_assigners(reports: Mapping[str, Sequence[Mapping[str, Any]]]) -> lis
     `of_size` has, for each range of sizes in pixels, the number of boxes and the mean of their positives.
     """
     rows = []
-    for name, each in reports.items():
-        pairs = [pair for one in each for pair in zip(one["box_px"], one["positives_per_box"], strict=True)]
+    for name, image_reports in reports.items():
+        pairs = [
+            pair for report in image_reports for pair in zip(report["box_px"], report["positives_per_box"], strict=True)
+        ]
         of_size = {}
         for low, high in pairwise(_SIZES_PX):
             counts = [positives for side, positives in pairs if low <= side < high]
             if counts:
                 of_size[f"{low:g}-{high:g}"] = {"boxes": len(counts), "positives": sum(counts) / len(counts)}
-        levels = [sum(level) for level in zip(*(one["positives_per_level"] for one in each), strict=True)]
+        levels = [
+            sum(level) for level in zip(*(report["positives_per_level"] for report in image_reports), strict=True)
+        ]
         rows.append(
             {
                 "assigner": name,
                 "boxes": sum(side >= 0 for side, _ in pairs),
-                "unmatched": sum(len(one["unmatched_boxes"]) for one in each),
+                "unmatched": sum(len(report["unmatched_boxes"]) for report in image_reports),
                 "positives": sum(levels),
-                "ambiguous": sum(one["num_ambiguous"] for one in each),
+                "ambiguous": sum(report["num_ambiguous"] for report in image_reports),
                 "per_level": levels,
-                "cpu_ms": sum(one["cpu_ms"] for one in each) / len(each),
+                "cpu_ms": sum(report["cpu_ms"] for report in image_reports) / len(image_reports),
                 "of_size": of_size,
             }
         )

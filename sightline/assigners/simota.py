@@ -53,12 +53,14 @@ class SimOTA(Assigner):
         if not len(candidates):
             return Assignment(matched, num_claims)
         costs = _Costs(priors, boxes, labels, predicted, candidates, self.radius, self.iou_weight)
-        every = torch.arange(len(candidates), device=boxes.device)
+        all_candidates = torch.arange(len(candidates), device=boxes.device)
         parts = column_blocks(len(candidates), len(boxes), boxes.device)
-        box, place = torch.cat([self._select_candidates(costs, part, every) for part in parts]).unbind(dim=1)
-        count = torch.zeros_like(every).index_add_(0, place, torch.ones_like(place))
-        owner = torch.full_like(every, BACKGROUND)
-        owner[place] = box
+        box, candidate = torch.cat([self._select_candidates(costs, part, all_candidates) for part in parts]).unbind(
+            dim=1
+        )
+        count = torch.zeros_like(all_candidates).index_add_(0, candidate, torch.ones_like(candidate))
+        owner = torch.full_like(all_candidates, BACKGROUND)
+        owner[candidate] = box
         contested = (count > 1).nonzero().flatten()
         owner[contested] = costs.cheapest_box(contested)
         if self.guarantee:
@@ -89,23 +91,23 @@ class _Costs:
     radius: float
     iou_weight: float
 
-    def compute(self, rows: slice | Tensor, places: Tensor) -> tuple[Tensor, Tensor]:
+    def compute(self, rows: slice | Tensor, indices: Tensor) -> tuple[Tensor, Tensor]:
         """Return costs and IoUs (R, C) of some boxes and candidates."""
-        chosen, boxes = self.candidates[places], self.boxes[rows]
+        chosen, boxes = self.candidates[indices], self.boxes[rows]
         overlap = pairwise_iou(boxes, self.predicted.boxes[chosen].to(boxes.dtype))
-        cost = self._class_cost[places][:, self.labels[rows]].T + self.iou_weight * -(overlap + _MIN_IOU).log()
+        cost = self._class_cost[indices][:, self.labels[rows]].T + self.iou_weight * -(overlap + _MIN_IOU).log()
         is_own = is_within_reach(boxes, self.priors.centres[chosen], self.radius * self.priors.prior_stride[chosen])
         return torch.where(is_own, cost, cost + _FAR), overlap
 
-    def cheapest_box(self, places: Tensor) -> Tensor:
+    def cheapest_box(self, indices: Tensor) -> Tensor:
         """Return the box of lowest cost for each of these candidates."""
-        found = torch.zeros_like(places)
-        least = self.boxes.new_full(places.shape, torch.inf)
-        for part in column_blocks(len(places), len(self.boxes), places.device):
-            cost, box = self.compute(part, places)[0].min(dim=0)
-            found = torch.where(cost < least, box + part.start, found)
+        cheapest = torch.zeros_like(indices)
+        least = self.boxes.new_full(indices.shape, torch.inf)
+        for part in column_blocks(len(indices), len(self.boxes), indices.device):
+            cost, box = self.compute(part, indices)[0].min(dim=0)
+            cheapest = torch.where(cost < least, box + part.start, cheapest)
             least = torch.minimum(least, cost)
-        return found
+        return cheapest
 
     @cached_property
     def _class_cost(self) -> Tensor:
@@ -126,6 +128,6 @@ def _guarantee_priors(owner: Tensor, costs: _Costs) -> None:
         return
     cost = costs.compute(orphans, free)[0]
     for _ in range(min(cost.shape)):
-        row, place = divmod(int(cost.argmin()), len(free))
-        owner[free[place]] = orphans[row]
-        cost[row], cost[:, place] = torch.inf, torch.inf
+        row, column = divmod(int(cost.argmin()), len(free))
+        owner[free[column]] = orphans[row]
+        cost[row], cost[:, column] = torch.inf, torch.inf

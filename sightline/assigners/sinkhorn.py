@@ -29,7 +29,7 @@ def sinkhorn(
     2021 (OTA).
     """
     cost = cost.double() / epsilon
-    log_supply, log_demand = ((each.double() + MARGIN).log() for each in (supply, demand))
+    log_supply, log_demand = ((amounts.double() + MARGIN).log() for amounts in (supply, demand))
     of_supplier, of_consumer = torch.zeros_like(log_supply), torch.zeros_like(log_demand)
     for _ in range(num_iterations):
         of_consumer = log_demand - _log_sums(of_supplier[supplier] - cost, consumer, log_demand)

@@ -107,7 +107,7 @@ def _distance_interval(slope_H: np.ndarray, top: float, ground_m: float) -> tupl
 def _outlines(things: Obstacles, azimuths_rad: np.ndarray) -> list[tuple[_Crossing, float]]:
     ahead = np.stack([np.cos(azimuths_rad), np.sin(azimuths_rad)], axis=1)
     boxes = [(_cross_box(ahead, box), float(box[5])) for box in things.boxes]
-    return boxes + [(_cross_circle(ahead, each), float(each[3])) for each in things.cylinders]
+    return boxes + [(_cross_circle(ahead, cylinder), float(cylinder[3])) for cylinder in things.cylinders]
 
 
 def _cross_box(ahead: np.ndarray, box: np.ndarray) -> _Crossing:
@@ -117,9 +117,9 @@ def _cross_box(ahead: np.ndarray, box: np.ndarray) -> _Crossing:
     centre, half = axes @ (x, y), np.array([half_length, half_width])
     along = ahead @ axes.T
     along = np.where(np.abs(along) < _FLAT, _FLAT, along)
-    near, far = np.sort(np.stack([(centre - half) / along, (centre + half) / along]), axis=0)
-    enter, leave = near.max(axis=1), far.min(axis=1)
-    cosine = np.abs(along[np.arange(len(ahead)), near.argmax(axis=1)])
+    first_sides, last_sides = np.sort(np.stack([(centre - half) / along, (centre + half) / along]), axis=0)
+    enter, leave = first_sides.max(axis=1), last_sides.min(axis=1)
+    cosine = np.abs(along[np.arange(len(ahead)), first_sides.argmax(axis=1)])
     return _Crossing(np.where((enter <= leave) & (enter > 0), enter, np.inf), leave, cosine)
 
 

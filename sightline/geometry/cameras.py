@@ -78,8 +78,8 @@ def ring_cameras(
     per_ring = num_views // num_rings
     rotations = np.zeros((num_views, 3, 3))
     for view in range(num_views):
-        ring, place = divmod(view, per_ring)
-        azimuth = 2 * math.pi * (place + (ring % 2) / 2) / per_ring
+        ring, view_in_ring = divmod(view, per_ring)
+        azimuth = 2 * math.pi * (view_in_ring + (ring % 2) / 2) / per_ring
         rotations[view][:, _AXES[up_axis]] = _view_rotation(azimuth, math.radians(elevations_deg[ring]))
     half_px = size_px / 2 * _FRAME
     if projection == "parallel":

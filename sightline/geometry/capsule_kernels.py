@@ -29,16 +29,16 @@ def cast_capsules(
     for frame in range(first, last):
         depth[frame] = np.inf
         owner[frame] = -1
-        for place in range(rows.shape[1]):
-            row = rows[frame, place]
+        for capsule in range(rows.shape[1]):
+            row = rows[frame, capsule]
             if row[6] > 0:
                 for v in range(max(0, int(row[16])), min(height_px - 1, int(row[17])) + 1):
                     y = (v - camera[3]) / camera[1]
                     for u in range(max(0, int(row[14])), min(width_px - 1, int(row[15])) + 1):
-                        here = _distance(row, (u - camera[2]) / camera[0], y)
-                        if here < depth[frame, v, u]:
-                            depth[frame, v, u] = here
-                            owner[frame, v, u] = place
+                        distance = _distance(row, (u - camera[2]) / camera[0], y)
+                        if distance < depth[frame, v, u]:
+                            depth[frame, v, u] = distance
+                            owner[frame, v, u] = capsule
         for v in range(height_px):
             for u in range(width_px):
                 if owner[frame, v, u] < 0:

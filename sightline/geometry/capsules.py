@@ -70,13 +70,13 @@ def _cast_reference(rows: np.ndarray, camera: np.ndarray, depth: np.ndarray, own
     rays = pixel_rays(camera, width_px=depth.shape[2], height_px=depth.shape[1])
     x, y = rays[..., 0], rays[..., 1]
     depth[:], owner[:] = np.inf, -1
-    for frame, of_frame in enumerate(rows):
-        for place, row in enumerate(of_frame):
+    for frame, frame_rows in enumerate(rows):
+        for capsule, row in enumerate(frame_rows):
             if row[6] > 0:
-                here = _distance(row, x, y)
-                is_nearer = here < depth[frame]
-                depth[frame] = np.where(is_nearer, here, depth[frame])
-                owner[frame] = np.where(is_nearer, place, owner[frame])
+                distance = _distance(row, x, y)
+                is_nearer = distance < depth[frame]
+                depth[frame] = np.where(is_nearer, distance, depth[frame])
+                owner[frame] = np.where(is_nearer, capsule, owner[frame])
     depth[owner < 0] = 0
 
 
@@ -120,9 +120,9 @@ def _build_rows(capsules: np.ndarray, camera: np.ndarray) -> np.ndarray:
     nearest = np.minimum(start[..., 2], end[..., 2]) - radius
     behind = np.argwhere((radius > 0) & ~(nearest > 0))
     if len(behind):
-        frame, place = behind[0]
+        frame, capsule = behind[0]
         raise ValueError(
-            f"capsules[{frame}, {place}]: reaches back to z = {nearest[frame, place]:.4g}; keep it above 0"
+            f"capsules[{frame}, {capsule}]: reaches back to z = {nearest[frame, capsule]:.4g}; keep it above 0"
         )
     rows = np.zeros((*capsules.shape[:2], ROW))
     rows[..., :7] = capsules
@@ -152,6 +152,6 @@ def _window(
         slopes += [
             (aside * ahead + sign * root) / np.where(radius > 0, ahead * ahead - radius * radius, 1) for sign in (1, -1)
         ]
-    places = np.stack(slopes) * focal_px + centre_px
+    pixels = np.stack(slopes) * focal_px + centre_px
     # One pixel more on each side than rounding could ever leave out.
-    return np.clip(np.stack([np.floor(places.min(0)) - 1, np.ceil(places.max(0)) + 1], -1), -_REACH_PX, _REACH_PX)
+    return np.clip(np.stack([np.floor(pixels.min(0)) - 1, np.ceil(pixels.max(0)) + 1], -1), -_REACH_PX, _REACH_PX)

@@ -57,10 +57,10 @@ def crop_depth(depth_mm: Tensor, placement: CropPlacement, *, size: int) -> Tens
     row = (middle[:, 1, None, None] + below + 0.5).floor()
     height, width = depth_mm.shape[1:]
     is_inside = (column >= 0) & (column < width) & (row >= 0) & (row < height)
-    place = torch.where(is_inside, row * width + column, 0.0).long()
-    found = depth_mm.double().flatten(1).gather(1, place.flatten(1)).view(place.shape)
-    unit = ((found - reference[:, 2, None, None]) / half).clamp_min(-1.0)
-    return torch.where(is_inside & (found > 0) & (unit <= 1), unit, 1.0).float()[:, None]
+    pixel = torch.where(is_inside, row * width + column, 0.0).long()
+    measured = depth_mm.double().flatten(1).gather(1, pixel.flatten(1)).view(pixel.shape)
+    unit = ((measured - reference[:, 2, None, None]) / half).clamp_min(-1.0)
+    return torch.where(is_inside & (measured > 0) & (unit <= 1), unit, 1.0).float()[:, None]
 
 
 def to_crop_coordinates(points_mm: Tensor, placement: CropPlacement) -> Tensor:

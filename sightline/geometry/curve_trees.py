@@ -54,14 +54,14 @@ def _build(
 ) -> None:
     num_leaves, num_points = blocks.shape[1], points.shape[1]
     codes, others = np.empty(num_points, dtype=np.uint32), np.empty(num_points, dtype=np.uint32)
-    places = np.empty(num_points, dtype=np.int64)
+    sorted_order = np.empty(num_points, dtype=np.int64)
     for cloud in range(first, last):
         _encode(points[cloud], spread, num_axes, codes)
         for digit in range(num_digits):
-            _sort_by_digit(codes, order[cloud], np.uint32(_DIGIT_BITS * digit), others, places)
+            _sort_by_digit(codes, order[cloud], np.uint32(_DIGIT_BITS * digit), others, sorted_order)
             codes, others = others, codes
-            for place in range(num_points):
-                order[cloud, place] = places[place]
+            for rank in range(num_points):
+                order[cloud, rank] = sorted_order[rank]
         for leaf in range(num_leaves):
             _fill(points[cloud], order[cloud, starts[leaf] : starts[leaf + 1]], blocks[cloud, leaf], boxes[cloud], leaf)
         for node in range(num_leaves - 1, 0, -1):
@@ -102,9 +102,9 @@ def _sort_by_digit(
         begins[((code >> shift) & mask) + np.uint32(1)] += 1
     for digit in range(1, len(begins)):
         begins[digit] += begins[digit - 1]
-    for place in range(len(codes)):
-        digit = (codes[place] >> shift) & mask
-        sorted_codes[begins[digit]], sorted_order[begins[digit]] = codes[place], order[place]
+    for rank in range(len(codes)):
+        digit = (codes[rank] >> shift) & mask
+        sorted_codes[begins[digit]], sorted_order[begins[digit]] = codes[rank], order[rank]
         begins[digit] += 1
 
 

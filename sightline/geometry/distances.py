@@ -66,11 +66,11 @@ def distance_scores(points: Tensor, queries: Tensor) -> DistanceScores | None:
     if not _products_are_exact(points):
         return None
     centre = points.mean(dim=1, keepdim=True)
-    near, asked = points - centre, queries - centre
-    lengths = near.square().sum(dim=-1)
-    reach = asked.square().sum(dim=-1).sqrt() + lengths.amax(dim=1, keepdim=True).sqrt()
+    centred_points, centred_queries = points - centre, queries - centre
+    squared_norms = centred_points.square().sum(dim=-1)
+    reach = centred_queries.square().sum(dim=-1).sqrt() + squared_norms.amax(dim=1, keepdim=True).sqrt()
     slack = _score_slack(reach, points.shape[2])
-    return None if slack is None else DistanceScores(near, asked, lengths, slack)
+    return None if slack is None else DistanceScores(centred_points, centred_queries, squared_norms, slack)
 
 
 def _score_slack(reach: Tensor, num_channels: int) -> Tensor | None:

@@ -60,8 +60,8 @@ def one_hot_heatmaps(joints: Tensor, *, cells: int) -> Tensor:
     variant of the PyTorch port of V2V-PoseNet, after Sun et al. 2018, Integral human pose regression.
     """
     clipped = joints.double().clamp(0, cells - 2)
-    near = torch.arange(cells, dtype=torch.float64) - clipped[..., None]
-    x, y, z = (1 - near.abs()).clamp_min(0).unbind(2)
+    offset = torch.arange(cells, dtype=torch.float64) - clipped[..., None]
+    x, y, z = (1 - offset.abs()).clamp_min(0).unbind(2)
     return (x[..., :, None, None] * y[..., None, :, None] * z[..., None, None, :]).float()
 
 
@@ -103,26 +103,28 @@ def _axis_factors(joints: Tensor, cells: int, sigma: float, middle: float) -> Te
 
 
 def _find_largest(values: Tensor) -> Tensor:
-    place = values.flatten(2).argmax(dim=-1)  # torch promises the first of equal maxima
-    return torch.stack(torch.unravel_index(place, values.shape[2:]), dim=-1).double()
+    cell = values.flatten(2).argmax(dim=-1)  # torch promises the first of equal maxima
+    return torch.stack(torch.unravel_index(cell, values.shape[2:]), dim=-1).double()
 
 
 def _parabola_offset(values: Tensor, largest: Tensor) -> Tensor:
     """Return the offset (B, J, 3) of the top of a parabola through three logarithms from the largest cell."""
     index = largest.long()
-    here = _gather_cells(values, index)
-    moved = []
+    centre = _gather_cells(values, index)
+    offsets = []
     for axis, size in enumerate(values.shape[2:]):
         step = torch.zeros(3, dtype=torch.int64, device=values.device)
         step[axis] = 1
-        before, after = (_gather_cells(values, (index + sign * step).clamp(0, size - 1)) for sign in (-1, 1))
-        is_usable = (index[..., axis] > 0) & (index[..., axis] < size - 1) & (before > 0) & (after > 0) & (here > 0)
-        low, mid, high = (torch.where(is_usable, value, 1.0).log() for value in (before, here, after))
+        previous, following = (_gather_cells(values, (index + sign * step).clamp(0, size - 1)) for sign in (-1, 1))
+        is_usable = (
+            (index[..., axis] > 0) & (index[..., axis] < size - 1) & (previous > 0) & (following > 0) & (centre > 0)
+        )
+        low, mid, high = (torch.where(is_usable, value, 1.0).log() for value in (previous, centre, following))
         bend = low - 2 * mid + high
         is_usable &= bend < 0
         offset = 0.5 * (low - high) / torch.where(is_usable, bend, 1.0)
-        moved.append(torch.where(is_usable, offset.clamp(-0.5, 0.5), 0.0))
-    return torch.stack(moved, dim=-1)
+        offsets.append(torch.where(is_usable, offset.clamp(-0.5, 0.5), 0.0))
+    return torch.stack(offsets, dim=-1)
 
 
 def _gather_cells(values: Tensor, index: Tensor) -> Tensor:
@@ -133,9 +135,9 @@ def _gather_cells(values: Tensor, index: Tensor) -> Tensor:
 
 def _centroid(values: Tensor) -> Tensor:
     top = values.amax(dim=(2, 3, 4), keepdim=True)
-    kept = torch.where(values >= _CENTROID_SHARE * top, values, 0.0).clamp_min(0)
-    total = kept.sum(dim=(2, 3, 4), keepdim=True)
-    return torch.where(total[..., 0, 0] > 0, _mean_cell(kept / total.clamp_min(1e-300)), _find_largest(values))
+    thresholded = torch.where(values >= _CENTROID_SHARE * top, values, 0.0).clamp_min(0)
+    total = thresholded.sum(dim=(2, 3, 4), keepdim=True)
+    return torch.where(total[..., 0, 0] > 0, _mean_cell(thresholded / total.clamp_min(1e-300)), _find_largest(values))
 
 
 def _mean_cell(shares: Tensor) -> Tensor:

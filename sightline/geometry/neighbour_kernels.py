@@ -59,18 +59,30 @@ def neighbours_by_product(points: Tensor, queries: Tensor, num_neighbours: int) 
     if parts is None:
         return None
     num_clouds, num_queries, _ = queries.shape
-    num_points, near, asked = points.shape[1], parts.points, -2 * parts.queries
+    num_points, centred_points, scaled_queries = points.shape[1], parts.points, -2 * parts.queries
     chunk = max(1, _ENTRIES_AT_ONCE // num_points)
     products = points.new_empty(min(chunk, num_queries), num_points)
     lowest_of = _num_groups(num_points, num_neighbours)
     index = np.empty((num_clouds, num_queries, num_neighbours), dtype=np.int64)
     for cloud, begin in itertools.product(range(num_clouds), range(0, num_queries, chunk)):
         part = slice(begin, begin + chunk)
-        own = products[: len(asked[cloud, part])]
+        chunk_products = products[: len(scaled_queries[cloud, part])]
         with torch.autocast("cpu", enabled=False):
-            torch.mm(asked[cloud, part], near[cloud].T, out=own)
-        given = (own, parts.squared_norms[cloud], parts.slack[cloud, part], queries[cloud, part], points[cloud])
-        run_parallel(_rank, len(own), *(tensor.contiguous().numpy() for tensor in given), lowest_of, index[cloud, part])
+            torch.mm(scaled_queries[cloud, part], centred_points[cloud].T, out=chunk_products)
+        tensors = (
+            chunk_products,
+            parts.squared_norms[cloud],
+            parts.slack[cloud, part],
+            queries[cloud, part],
+            points[cloud],
+        )
+        run_parallel(
+            _rank,
+            len(chunk_products),
+            *(tensor.contiguous().numpy() for tensor in tensors),
+            lowest_of,
+            index[cloud, part],
+        )
     return torch.from_numpy(index)
 
 
@@ -95,7 +107,7 @@ def _rank(
     num_points, last_place = products.shape[1], index.shape[1] - 1
     lowest = np.empty(num_groups, dtype=products.dtype)
     best = np.empty(last_place + 1, dtype=products.dtype)
-    found = np.empty(last_place + 1, dtype=np.int64)
+    neighbours = np.empty(last_place + 1, dtype=np.int64)
     candidates = np.empty(num_points + 3, dtype=np.int64)
     distances = np.empty(4, dtype=products.dtype)
     for row in range(first, last):
@@ -106,23 +118,23 @@ def _rank(
         num_candidates = _collect(scores, lowest, limit, candidates)
         candidates[num_candidates : num_candidates + 3] = candidates[0]
         best[:] = np.inf
-        found[:] = _NONE
+        neighbours[:] = _NONE
         for begin in range(0, num_candidates, 4):
             _measure_four(queries[row], points, candidates, begin, distances)
-            _insert_some(best, found, distances, candidates[begin : min(begin + 4, num_candidates)])
-        for slot in range(len(found)):
-            index[row, slot] = found[slot]
+            _insert_some(best, neighbours, distances, candidates[begin : min(begin + 4, num_candidates)])
+        for slot in range(len(neighbours)):
+            index[row, slot] = neighbours[slot]
 
 
 @numba_kernel
-def _insert_some(best: np.ndarray, found: np.ndarray, distances: np.ndarray, candidates: np.ndarray) -> None:
+def _insert_some(best: np.ndarray, neighbours: np.ndarray, distances: np.ndarray, candidates: np.ndarray) -> None:
     """Insert the candidates that come before the last neighbour."""
     last_place = len(best) - 1
     worst = best[last_place]
     for slot in range(len(candidates)):
         candidate = candidates[slot]
-        if distances[slot] < worst or (distances[slot] == worst and candidate < found[last_place]):
-            _insert(best, found, distances[slot], candidate)
+        if distances[slot] < worst or (distances[slot] == worst and candidate < neighbours[last_place]):
+            _insert(best, neighbours, distances[slot], candidate)
             worst = best[last_place]
 
 
@@ -180,9 +192,9 @@ def _collect(scores: np.ndarray, lowest: np.ndarray, limit: float, candidates: n
     count = 0
     for group in range(len(lowest)):
         if lowest[group] <= limit:
-            for place in range(group, len(scores), len(lowest)):
-                candidates[count] = place
-                count += scores[place] <= limit
+            for point in range(group, len(scores), len(lowest)):
+                candidates[count] = point
+                count += scores[point] <= limit
     return count
 
 
@@ -199,29 +211,29 @@ def _search(
     index: np.ndarray,
 ) -> None:
     best = np.empty(index.shape[2], dtype=blocks.dtype)
-    found = np.empty(index.shape[2], dtype=np.int64)
+    neighbours = np.empty(index.shape[2], dtype=np.int64)
     distances = np.empty(LEAF_SIZE, dtype=blocks.dtype)
     waiting = np.empty(_DEEPEST, dtype=np.int64)
     bounds = np.empty(_DEEPEST, dtype=blocks.dtype)
     for row in range(first, last):
         cloud = row // queries.shape[1]
-        place = query_order[cloud, row % queries.shape[1]]
+        query_index = query_order[cloud, row % queries.shape[1]]
         best[:] = np.inf
-        found[:] = _NONE
+        neighbours[:] = _NONE
         _search_one(
-            queries[cloud, place],
+            queries[cloud, query_index],
             blocks[cloud],
             order[cloud],
             starts,
             boxes[cloud],
             best,
-            found,
+            neighbours,
             distances,
             waiting,
             bounds,
         )
-        for slot in range(len(found)):
-            index[cloud, place, slot] = found[slot]
+        for slot in range(len(neighbours)):
+            index[cloud, query_index, slot] = neighbours[slot]
 
 
 @numba_kernel
@@ -232,12 +244,12 @@ def _search_one(
     starts: np.ndarray,
     boxes: np.ndarray,
     best: np.ndarray,
-    found: np.ndarray,
+    neighbours: np.ndarray,
     distances: np.ndarray,
     waiting: np.ndarray,
     bounds: np.ndarray,
 ) -> None:
-    """Write a query's nearest points into `best` and `found`; the last three arrays are scratch memory."""
+    """Write a query's nearest points into `best` and `neighbours`; the last three arrays are scratch memory."""
     num_leaves, last_place = len(blocks), len(best) - 1
     worst = best[last_place]
     waiting[0], bounds[0], num_waiting = 1, 0, 1
@@ -256,8 +268,8 @@ def _search_one(
         _measure(query, blocks[leaf], distances)
         for slot in range(starts[leaf + 1] - starts[leaf]):
             candidate = order[starts[leaf] + slot]
-            if distances[slot] < worst or (distances[slot] == worst and candidate < found[last_place]):
-                _insert(best, found, distances[slot], candidate)
+            if distances[slot] < worst or (distances[slot] == worst and candidate < neighbours[last_place]):
+                _insert(best, neighbours, distances[slot], candidate)
                 worst = best[last_place]
 
 
@@ -276,16 +288,16 @@ def _search_balls(
     distances = np.empty(LEAF_SIZE, dtype=blocks.dtype)
     waiting = np.empty(_DEEPEST, dtype=np.int64)
     for row in range(first, last):
-        cloud, place = row // centres.shape[1], row % centres.shape[1]
-        index[cloud, place] = order.shape[1]
+        cloud, centre_index = row // centres.shape[1], row % centres.shape[1]
+        index[cloud, centre_index] = order.shape[1]
         _search_ball(
-            centres[cloud, place],
+            centres[cloud, centre_index],
             squared_radius[0],
             blocks[cloud],
             order[cloud],
             starts,
             boxes[cloud],
-            index[cloud, place],
+            index[cloud, centre_index],
             distances,
             waiting,
         )
@@ -299,12 +311,12 @@ def _search_ball(
     order: np.ndarray,
     starts: np.ndarray,
     boxes: np.ndarray,
-    found: np.ndarray,
+    neighbours: np.ndarray,
     distances: np.ndarray,
     waiting: np.ndarray,
 ) -> None:
-    """Write the lowest indices within the limit into `found`; the last two arrays are scratch memory."""
-    num_leaves, last_place = len(blocks), len(found) - 1
+    """Write the lowest indices within the limit into `neighbours`; the last two arrays are scratch memory."""
+    num_leaves, last_place = len(blocks), len(neighbours) - 1
     waiting[0], num_waiting = 1, 1
     while num_waiting > 0:
         num_waiting -= 1
@@ -318,17 +330,17 @@ def _search_ball(
         _measure(centre, blocks[leaf], distances)
         for slot in range(starts[leaf + 1] - starts[leaf]):
             candidate = order[starts[leaf] + slot]
-            if distances[slot] <= limit and candidate < found[last_place]:
-                _insert_index(found, candidate)
+            if distances[slot] <= limit and candidate < neighbours[last_place]:
+                _insert_index(neighbours, candidate)
 
 
 @numba_kernel
-def _insert_index(found: np.ndarray, place: int) -> None:
-    slot = len(found) - 1
-    while slot > 0 and place < found[slot - 1]:
-        found[slot] = found[slot - 1]
+def _insert_index(neighbours: np.ndarray, point: int) -> None:
+    slot = len(neighbours) - 1
+    while slot > 0 and point < neighbours[slot - 1]:
+        neighbours[slot] = neighbours[slot - 1]
         slot -= 1
-    found[slot] = place
+    neighbours[slot] = point
 
 
 @numba_kernel
@@ -365,13 +377,13 @@ def _measure(query: np.ndarray, block: np.ndarray, distances: np.ndarray) -> Non
 
 
 @numba_kernel
-def _insert(best: np.ndarray, found: np.ndarray, distance: float, place: int) -> None:
+def _insert(best: np.ndarray, neighbours: np.ndarray, distance: float, point: int) -> None:
     """Insert a point in the order of (distance, index); the last one is dropped."""
     slot = len(best) - 1
     while slot > 0 and distance < best[slot - 1]:
-        best[slot], found[slot] = best[slot - 1], found[slot - 1]
+        best[slot], neighbours[slot] = best[slot - 1], neighbours[slot - 1]
         slot -= 1
-    while slot > 0 and distance == best[slot - 1] and place < found[slot - 1]:
-        best[slot], found[slot] = best[slot - 1], found[slot - 1]
+    while slot > 0 and distance == best[slot - 1] and point < neighbours[slot - 1]:
+        best[slot], neighbours[slot] = best[slot - 1], neighbours[slot - 1]
         slot -= 1
-    best[slot], found[slot] = distance, place
+    best[slot], neighbours[slot] = distance, point

@@ -77,14 +77,16 @@ def nearest_neighbours(points: Tensor, *, num_neighbours: int, queries: Tensor |
 
 def _find_by_candidates(points: Tensor, queries: Tensor, num_neighbours: int) -> Tensor | None:
     """Use matrix products for most queries, and the reference for those that are not proven."""
-    found = neighbours_by_candidates(points, queries, num_neighbours, entries_at_once=_entries_at_once(points))
-    if found is None:
+    candidates = neighbours_by_candidates(points, queries, num_neighbours, entries_at_once=_entries_at_once(points))
+    if candidates is None:
         return None
-    index, is_proven = found
+    index, is_proven = candidates
     for sample in (~is_proven).any(dim=1).nonzero().flatten().tolist():
-        rest = ~is_proven[sample]
-        asked = queries[sample, rest][None]
-        index[sample, rest] = nearest_neighbours_reference(points[sample][None], asked, num_neighbours)[0]
+        unproven = ~is_proven[sample]
+        unproven_queries = queries[sample, unproven][None]
+        index[sample, unproven] = nearest_neighbours_reference(points[sample][None], unproven_queries, num_neighbours)[
+            0
+        ]
     return index
 
 

@@ -89,15 +89,15 @@ def packed_nearest_neighbours(
     index = torch.zeros((len(queries), num_neighbours), dtype=torch.int64, device=points.device)
     is_valid = torch.zeros_like(index, dtype=torch.bool)
     assert_finite_rows(points, offsets=offsets, name="points")
-    for own, asked, many in _runs(_segments(points, offsets, queries, query_offsets)):
-        stacked = points[own].unflatten(0, (many, -1))
+    for point_rows, query_rows, num_segments in _runs(_segments(points, offsets, queries, query_offsets)):
+        stacked = points[point_rows].unflatten(0, (num_segments, -1))
         count = min(num_neighbours, stacked.shape[1])
-        asking = None if is_among_points else queries[asked].unflatten(0, (many, -1))
-        found = nearest_neighbours(stacked, num_neighbours=count, queries=asking)
-        rows = index[asked].unflatten(0, (many, -1))
-        rows += _starts(own, many, points.device)[:, None, None]
-        rows[..., :count] += found
-        is_valid[asked, :count] = True
+        stacked_queries = None if is_among_points else queries[query_rows].unflatten(0, (num_segments, -1))
+        neighbours = nearest_neighbours(stacked, num_neighbours=count, queries=stacked_queries)
+        rows = index[query_rows].unflatten(0, (num_segments, -1))
+        rows += _starts(point_rows, num_segments, points.device)[:, None, None]
+        rows[..., :count] += neighbours
+        is_valid[query_rows, :count] = True
     return Neighbours(index, is_valid)
 
 
@@ -117,11 +117,11 @@ def packed_ball_query(
     Source: as `ball_query`.
     """
     index = torch.empty((len(centres), num_neighbours), dtype=torch.int64, device=points.device)
-    for own, asked in _segments(points, offsets, centres, centre_offsets):
-        found = ball_query(
-            points[None, own], centres=centres[None, asked], radius=radius, num_neighbours=num_neighbours
+    for point_rows, query_rows in _segments(points, offsets, centres, centre_offsets):
+        neighbours = ball_query(
+            points[None, point_rows], centres=centres[None, query_rows], radius=radius, num_neighbours=num_neighbours
         )
-        index[asked] = found[0] + own.start
+        index[query_rows] = neighbours[0] + point_rows.start
     return index
 
 
@@ -137,21 +137,23 @@ def packed_farthest_point_sample(
     """
     new_offsets = torch.nn.functional.pad(num_samples.cumsum(0), (1, 0))
     chosen = [torch.empty(0, dtype=torch.int64, device=points.device)]
-    owned, wanted = _slices(points, offsets, "offsets"), _pairs(new_offsets.tolist())
-    for segment, (own, asked) in enumerate(zip(owned, wanted, strict=True)):
-        if asked.stop - asked.start > own.stop - own.start:
+    point_slices, sample_slices = _slices(points, offsets, "offsets"), _pairs(new_offsets.tolist())
+    for segment, (point_rows, sample_rows) in enumerate(zip(point_slices, sample_slices, strict=True)):
+        if sample_rows.stop - sample_rows.start > point_rows.stop - point_rows.start:
             raise ValueError(
-                f"segment {segment}: {asked.stop - asked.start} samples asked for in {own.stop - own.start} points; "
-                "lower num_samples"
+                f"segment {segment}: {sample_rows.stop - sample_rows.start} samples asked for in "
+                f"{point_rows.stop - point_rows.start} points; lower num_samples"
             )
     assert_finite_rows(points, offsets=offsets, name="points")
     first = torch.as_tensor(start).expand(len(num_samples))[num_samples.cpu() > 0]
-    for own, asked, many in _runs(pair for pair in zip(owned, wanted, strict=True) if pair[1].start < pair[1].stop):
-        stacked = points[own].unflatten(0, (many, -1))
-        count = (asked.stop - asked.start) // many
-        found = farthest_point_sample(stacked, num_samples=count, start=first[:many])
-        chosen.append((found + _starts(own, many, points.device)[:, None]).flatten())
-        first = first[many:]
+    for point_rows, sample_rows, num_segments in _runs(
+        pair for pair in zip(point_slices, sample_slices, strict=True) if pair[1].start < pair[1].stop
+    ):
+        stacked = points[point_rows].unflatten(0, (num_segments, -1))
+        count = (sample_rows.stop - sample_rows.start) // num_segments
+        samples = farthest_point_sample(stacked, num_samples=count, start=first[:num_segments])
+        chosen.append((samples + _starts(point_rows, num_segments, points.device)[:, None]).flatten())
+        first = first[num_segments:]
     return PackedSample(torch.cat(chosen), new_offsets)
 
 
@@ -169,13 +171,13 @@ def packed_interpolate(
 
     Raises ValueError as `packed_nearest_neighbours`. Source: as `interpolate`.
     """
-    near = packed_nearest_neighbours(
+    neighbours = packed_nearest_neighbours(
         points, offsets=offsets, num_neighbours=num_neighbours, queries=queries, query_offsets=query_offsets
     )
     weights = inverse_distance_weights(
-        points[None], queries[None], near.index[None], weighting, is_valid=near.is_valid[None]
+        points[None], queries[None], neighbours.index[None], weighting, is_valid=neighbours.is_valid[None]
     )
-    gathered = gather_points(features[None], near.index[None])
+    gathered = gather_points(features[None], neighbours.index[None])
     return (gathered * weights[..., None].to(features.dtype)).sum(dim=2)[0]
 
 
@@ -191,15 +193,19 @@ def _queries_or_points(
 
 def _segments(points: Tensor, offsets: Tensor, queries: Tensor, query_offsets: Tensor) -> Iterator[tuple[slice, slice]]:
     """Iterate over the rows of points and of queries of each segment that has queries."""
-    owned, asked = _slices(points, offsets, "offsets"), _slices(queries, query_offsets, "query offsets")
-    if len(owned) != len(asked):
-        raise ValueError(f"{len(owned)} segments of points, {len(asked)} of queries; give both the same segments")
-    for segment, (own, ask) in enumerate(zip(owned, asked, strict=True)):
-        if ask.start == ask.stop:
+    point_slices, query_slices = _slices(points, offsets, "offsets"), _slices(queries, query_offsets, "query offsets")
+    if len(point_slices) != len(query_slices):
+        raise ValueError(
+            f"{len(point_slices)} segments of points, {len(query_slices)} of queries; give both the same segments"
+        )
+    for segment, (point_rows, query_rows) in enumerate(zip(point_slices, query_slices, strict=True)):
+        if query_rows.start == query_rows.stop:
             continue
-        if own.start == own.stop:
-            raise ValueError(f"segment {segment}: {ask.stop - ask.start} queries and no points; drop the segment")
-        yield own, ask
+        if point_rows.start == point_rows.stop:
+            raise ValueError(
+                f"segment {segment}: {query_rows.stop - query_rows.start} queries and no points; drop the segment"
+            )
+        yield point_rows, query_rows
 
 
 def _runs(pairs: Iterable[tuple[slice, slice]]) -> Iterator[tuple[slice, slice, int]]:
@@ -210,8 +216,10 @@ def _runs(pairs: Iterable[tuple[slice, slice]]) -> Iterator[tuple[slice, slice, 
     run: tuple[slice, slice, int] | None = None
     for pair in pairs:
         if run is not None and all(_continues(*rows, run[2]) for rows in zip(run[:2], pair, strict=True)):
-            own, asked = (slice(before.start, rows.stop) for before, rows in zip(run[:2], pair, strict=True))
-            run = own, asked, run[2] + 1
+            point_rows, query_rows = (
+                slice(previous.start, rows.stop) for previous, rows in zip(run[:2], pair, strict=True)
+            )
+            run = point_rows, query_rows, run[2] + 1
             continue
         if run is not None:
             yield run
@@ -220,14 +228,14 @@ def _runs(pairs: Iterable[tuple[slice, slice]]) -> Iterator[tuple[slice, slice, 
         yield run
 
 
-def _continues(run: slice, rows: slice, many: int) -> bool:
-    """Return True if `rows` follow the `many` equal segments of a run and have their size."""
-    return run.stop == rows.start and run.stop - run.start == many * (rows.stop - rows.start)
+def _continues(run: slice, rows: slice, num_segments: int) -> bool:
+    """Return True if `rows` follow the `num_segments` equal segments of a run and have their size."""
+    return run.stop == rows.start and run.stop - run.start == num_segments * (rows.stop - rows.start)
 
 
-def _starts(own: slice, many: int, device: torch.device) -> Tensor:
+def _starts(rows: slice, num_segments: int, device: torch.device) -> Tensor:
     """Return the first row (many,) of each of the equal segments of a run."""
-    return own.start + (own.stop - own.start) // many * torch.arange(many, device=device)
+    return rows.start + (rows.stop - rows.start) // num_segments * torch.arange(num_segments, device=device)
 
 
 def assert_finite_rows(rows: Tensor, *, offsets: Tensor, name: str) -> None:

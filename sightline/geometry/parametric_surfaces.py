@@ -119,16 +119,16 @@ def sample_patches(rows: np.ndarray, random_words: np.ndarray) -> PatchSamples:
     high, low = random_words >> np.uint64(32), random_words & np.uint64(0xFFFFFFFF)
     patch_BN = _choose_patch(rows[..., _AREA], high[..., 0])
     table = rows.reshape(-1, ROW)
-    place = (patch_BN + np.arange(len(rows))[:, None] * rows.shape[1]).ravel()
+    row = (patch_BN + np.arange(len(rows))[:, None] * rows.shape[1]).ravel()
     along, around, turn = (_open_unit(word).ravel() for word in (high[..., 1], low[..., 1], low[..., 0]))
-    local = np.empty((6, len(place)))
-    kind = table[:, _KIND].astype(np.int8)[place]
+    local = np.empty((6, len(row)))
+    kind = table[:, _KIND].astype(np.int8)[row]
     for value, profile in _PROFILES.items():
         index = np.flatnonzero(kind == value)
-        measures = table[place[index], _MEASURES].T
+        measures = table[row[index], _MEASURES].T
         local[:, index] = profile(measures, along[index], around[index], turn[index])
-    frame = [np.ascontiguousarray(column)[place] for column in table[:, _FRAME].T]
-    origin = [np.ascontiguousarray(column)[place] for column in table[:, _ORIGIN].T]
+    frame = [np.ascontiguousarray(column)[row] for column in table[:, _FRAME].T]
+    origin = [np.ascontiguousarray(column)[row] for column in table[:, _ORIGIN].T]
     shape = (*patch_BN.shape, 3)
     normals = _to_solid_axes(local[3:], frame)
     points = [start + moved for start, moved in zip(origin, _to_solid_axes(local[:3], frame), strict=True)]

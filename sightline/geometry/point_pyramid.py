@@ -104,18 +104,20 @@ def build_pyramid(
 
 
 def _build_coarser_level(fine: PyramidLevel, stride: int, num_neighbours: int) -> PyramidLevel:
-    points, offsets, down = fine.points, fine.offsets, None
+    points, offsets, downsampling = fine.points, fine.offsets, None
     if stride > 1:
         counts = fine.offsets.diff()
         num_samples = torch.where(counts > 0, (counts // stride).clamp(min=1), 0)
         chosen = packed_farthest_point_sample(fine.points.detach(), offsets=fine.offsets, num_samples=num_samples)
         points, offsets = fine.points[chosen.index], chosen.offsets
         if fine.neighbours.index.shape[1] >= min(num_neighbours, int(counts.max())):  # they have been found already
-            down = fine.neighbours.select(chosen.index, num_neighbours)
+            downsampling = fine.neighbours.select(chosen.index, num_neighbours)
         else:
-            down = _find_edges(fine.points, fine.offsets, num_neighbours, points, offsets)
-    near = _find_edges(points, offsets, num_neighbours)
-    return PyramidLevel(points, offsets, near, fine.points, down, _interpolation_weights(points, offsets, fine))
+            downsampling = _find_edges(fine.points, fine.offsets, num_neighbours, points, offsets)
+    neighbours = _find_edges(points, offsets, num_neighbours)
+    return PyramidLevel(
+        points, offsets, neighbours, fine.points, downsampling, _interpolation_weights(points, offsets, fine)
+    )
 
 
 def _find_edges(
@@ -127,27 +129,27 @@ def _find_edges(
 ) -> Edges:
     # No cloud has more neighbours than points: places that none could fill are not made.
     largest = int(offsets.diff().max()) if len(offsets) > 1 else 1
-    found = packed_nearest_neighbours(
+    neighbours = packed_nearest_neighbours(
         points.detach(),
         offsets=offsets,
         num_neighbours=max(1, min(num_neighbours, largest)),
         queries=None if queries is None else queries.detach(),
         query_offsets=query_offsets,
     )
-    return _to_edges(found, points, points if queries is None else queries)
+    return _to_edges(neighbours, points, points if queries is None else queries)
 
 
-def _to_edges(found: Neighbours, points: Tensor, queries: Tensor) -> Edges:
+def _to_edges(neighbours: Neighbours, points: Tensor, queries: Tensor) -> Edges:
     """Add relative positions to the neighbours of a search. Waits for the device."""
-    count = found.is_valid.sum(dim=1)
-    relative = points[found.index] - queries[:, None]
-    is_whole = bool((count == found.index.shape[1]).all())
-    return Edges(found.index, relative if is_whole else relative * found.is_valid[..., None], count, is_whole)
+    count = neighbours.is_valid.sum(dim=1)
+    relative = points[neighbours.index] - queries[:, None]
+    is_whole = bool((count == neighbours.index.shape[1]).all())
+    return Edges(neighbours.index, relative if is_whole else relative * neighbours.is_valid[..., None], count, is_whole)
 
 
 @torch.no_grad()
 def _interpolation_weights(points: Tensor, offsets: Tensor, fine: PyramidLevel) -> InterpolationWeights:
-    near = packed_nearest_neighbours(
+    neighbours = packed_nearest_neighbours(
         points,
         offsets=offsets,
         num_neighbours=_NUM_INTERPOLATED,
@@ -155,6 +157,6 @@ def _interpolation_weights(points: Tensor, offsets: Tensor, fine: PyramidLevel) 
         query_offsets=fine.offsets,
     )
     weights = inverse_distance_weights(
-        points[None], fine.points[None], near.index[None], "inverse", is_valid=near.is_valid[None]
+        points[None], fine.points[None], neighbours.index[None], "inverse", is_valid=neighbours.is_valid[None]
     )
-    return InterpolationWeights(near.index, weights[0])
+    return InterpolationWeights(neighbours.index, weights[0])

@@ -87,12 +87,12 @@ def render_mesh(vertices: np.ndarray, faces: np.ndarray, cameras: Cameras, *, st
     views_at_once = max(1, _FACES_AT_ONCE // max(1, len(faces)))
     for start in range(0, len(cameras), views_at_once):
         part = slice(start, start + views_at_once)
-        some = Cameras(cameras.rotations[part], cameras.size_px, cameras.scale_px, cameras.distance)
-        seen = _project_faces(vertices, faces, some)
-        if can_use_numba(torch.from_numpy(seen)):
-            run_parallel(draw_triangles, len(some), seen, key[part], shade[part])
+        part_cameras = Cameras(cameras.rotations[part], cameras.size_px, cameras.scale_px, cameras.distance)
+        projected_faces = _project_faces(vertices, faces, part_cameras)
+        if can_use_numba(torch.from_numpy(projected_faces)):
+            run_parallel(draw_triangles, len(part_cameras), projected_faces, key[part], shade[part])
         else:
-            draw_triangles_reference(seen, key[part], shade[part])
+            draw_triangles_reference(projected_faces, key[part], shade[part])
     return _levels(key, shade, cameras, style)
 
 
@@ -109,18 +109,18 @@ def draw_surfels_reference(discs: np.ndarray, key: np.ndarray, shade: np.ndarray
     (1 - q)^2, q the squared distance from the centre in radii.
     """
     size = key.shape[1]
-    for view, of_view in enumerate(discs):
+    for view, view_discs in enumerate(discs):
         nearest = np.full((size, size), -np.inf)
-        for disc in of_view:
-            where, share, here = _window(disc, size)
-            nearest[where] = np.where(share < 1, np.maximum(nearest[where], here), nearest[where])
+        for disc in view_discs:
+            where, share, keys = _window(disc, size)
+            nearest[where] = np.where(share < 1, np.maximum(nearest[where], keys), nearest[where])
         sums = np.zeros((3, size, size))
-        for disc in of_view:
-            where, share, here = _window(disc, size)
-            is_front = (share < 1) & (here >= nearest[where] - disc[10])
+        for disc in view_discs:
+            where, share, keys = _window(disc, size)
+            is_front = (share < 1) & (keys >= nearest[where] - disc[10])
             weight = np.where(is_front, (1 - share) * (1 - share), 0)
-            for total, each in zip(sums, (weight, weight * here, weight * disc[11]), strict=True):
-                total[where] += each
+            for total, term in zip(sums, (weight, weight * keys, weight * disc[11]), strict=True):
+                total[where] += term
         is_there = sums[0] > 0
         safe = np.where(is_there, sums[0], 1)
         key[view] = np.where(is_there, sums[1] / safe, -np.inf)
@@ -131,14 +131,14 @@ def draw_triangles_reference(faces: np.ndarray, key: np.ndarray, shade: np.ndarr
     """Draw faces (V, F, 17) of `_project_faces` into depth keys and shades (V, H, W); the background key is -inf."""
     size = key.shape[1]
     key[:], shade[:] = -np.inf, 0
-    for view, of_view in enumerate(faces):
-        for face in of_view:
+    for view, view_faces in enumerate(faces):
+        for face in view_faces:
             rows, columns = _pixel_slice(face[15], face[16], size), _pixel_slice(face[13], face[14], size)
             v, u = np.mgrid[rows, columns]
-            here = face[9] + face[10] * u + face[11] * v
+            keys = face[9] + face[10] * u + face[11] * v
             is_inside = (face[:9].reshape(3, 3, 1, 1) * np.stack([np.ones_like(u), u, v])).sum(axis=1) >= 0
-            is_front = is_inside.all(axis=0) & (here > key[view, rows, columns])
-            key[view, rows, columns] = np.where(is_front, here, key[view, rows, columns])
+            is_front = is_inside.all(axis=0) & (keys > key[view, rows, columns])
+            key[view, rows, columns] = np.where(is_front, keys, key[view, rows, columns])
             shade[view, rows, columns] = np.where(is_front, face[12], shade[view, rows, columns])
 
 
@@ -245,9 +245,9 @@ def _project_faces(vertices: np.ndarray, faces: np.ndarray, cameras: Cameras) ->
         key = 1 / depth
     u, v = cameras.centre_px + cameras.scale_px * x / depth, cameras.centre_px - cameras.scale_px * y / depth
     u, v, key = u[:, faces], v[:, faces], key[:, faces]  # (V, F, 3 corners)
-    after, last = [1, 2, 0], [2, 0, 1]
-    along_u, along_v = v[..., after] - v[..., last], u[..., last] - u[..., after]
-    at_zero = u[..., after] * v[..., last] - u[..., last] * v[..., after]
+    following, previous = [1, 2, 0], [2, 0, 1]
+    along_u, along_v = v[..., following] - v[..., previous], u[..., previous] - u[..., following]
+    at_zero = u[..., following] * v[..., previous] - u[..., previous] * v[..., following]
     area = at_zero[..., 0] + at_zero[..., 1] + at_zero[..., 2]
     is_seen = np.abs(area) > 1e-9
     inverse = np.where(is_seen, 1 / np.where(is_seen, area, 1), 0)[..., None]
@@ -279,8 +279,8 @@ def _shade(normal: np.ndarray) -> np.ndarray:
 def _levels(key: np.ndarray, shade: np.ndarray, cameras: Cameras, style: Style) -> np.ndarray:
     """Convert depth keys and shades to brightness: 1 to 255 on a surface, 0 for background."""
     is_there = key > -np.inf
-    held = np.where(is_there, key, 1)
-    towards = held if cameras.distance is None else cameras.distance - 1 / held
+    finite_key = np.where(is_there, key, 1)
+    towards = finite_key if cameras.distance is None else cameras.distance - 1 / finite_key
     nearness = np.clip((towards + 1) / 2, 0, 1)
     farthest = _FAR_BRIGHTNESS if style == "shaded" else _FAR_BRIGHTNESS_DEPTH
     light = (farthest + (1 - farthest) * nearness) * (shade if style == "shaded" else 1)

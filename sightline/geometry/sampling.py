@@ -61,8 +61,8 @@ def _sample_reference(points: Tensor, *, nearest: Tensor, first: Tensor, num_sam
     """Reference of farthest-point sampling, on any device: distances to all points for every chosen one."""
     rows = torch.arange(len(points), device=points.device)
     index = torch.empty((len(points), num_samples), dtype=torch.int64, device=points.device)
-    for place in range(num_samples):
-        index[:, place] = first
+    for sample in range(num_samples):
+        index[:, sample] = first
         distance_BN = paired_squared_distances(points, points[rows, first][:, None])
         nearest = torch.minimum(nearest, distance_BN)
         first = nearest.argmax(dim=1)  # the first of equal ones

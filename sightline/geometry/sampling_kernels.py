@@ -72,10 +72,10 @@ def _sample(
             for node in range(level, 2 * level):
                 _take_farthest_node(node, FAN * node, FAN, largest, where)
         _take_farthest_node(0, top, top, largest, where)
-        place = starts_at[cloud]
+        point = starts_at[cloud]
         for sample in range(index.shape[1]):
-            index[cloud, sample] = place
-            centre = points[cloud, place]
+            index[cloud, sample] = point
+            centre = points[cloud, point]
             num_opened, turn = _open(centre, top, top, low, high, largest, bounds, opened, 0), 0
             while turn < num_opened:
                 node = opened[turn]
@@ -91,7 +91,7 @@ def _sample(
                 if opened[turn] < num_leaves:
                     _take_farthest_node(opened[turn], FAN * opened[turn], FAN, largest, where)
             _take_farthest_node(0, top, top, largest, where)
-            place = where[0]
+            point = where[0]
 
 
 @numba_kernel
@@ -111,13 +111,13 @@ def _open(
     bounds[:] = 0
     for channel in range(len(centre)):
         value = centre[channel]
-        for place in range(count):
-            node = begin + place
+        for child in range(count):
+            node = begin + child
             outside = max(low[channel, node] - value, value - high[channel, node], zero)
-            bounds[place] += outside * outside
-    for place in range(count):
-        if bounds[place] < largest[begin + place]:
-            opened[num_opened] = begin + place
+            bounds[child] += outside * outside
+    for child in range(count):
+        if bounds[child] < largest[begin + child]:
+            opened[num_opened] = begin + child
             num_opened += 1
     return num_opened
 

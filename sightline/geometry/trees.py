@@ -84,8 +84,8 @@ def _build(
             else:
                 block = blocks[cloud, node - num_leaves]
                 for channel in range(len(values)):
-                    for place in range(begin, end):
-                        block[channel, place - begin] = values[channel, place]
+                    for rank in range(begin, end):
+                        block[channel, rank - begin] = values[channel, rank]
 
 
 @numba_kernel
@@ -94,9 +94,9 @@ def _enclose(values: np.ndarray, begin: int, end: int, box: np.ndarray) -> int:
     widest = 0
     for channel in range(len(values)):
         smallest = largest = values[channel, begin]
-        for place in range(begin, end):
-            smallest = min(smallest, values[channel, place])
-            largest = max(largest, values[channel, place])
+        for rank in range(begin, end):
+            smallest = min(smallest, values[channel, rank])
+            largest = max(largest, values[channel, rank])
         box[0, channel], box[1, channel] = smallest, largest
         if largest - smallest > box[1, widest] - box[0, widest]:
             widest = channel
@@ -104,7 +104,7 @@ def _enclose(values: np.ndarray, begin: int, end: int, box: np.ndarray) -> int:
 
 
 @numba_kernel
-def _divide(values: np.ndarray, places: np.ndarray, axis: int, begin: int, end: int, middle: int) -> None:
+def _divide(values: np.ndarray, order: np.ndarray, axis: int, begin: int, end: int, middle: int) -> None:
     """Partition [begin, end) so that nothing before `middle` is greater, along `axis`, than anything from it on.
 
     Source: Hoare 1961, algorithm 65 (Find).
@@ -119,7 +119,7 @@ def _divide(values: np.ndarray, places: np.ndarray, axis: int, begin: int, end: 
             while values[axis, right] > pivot:
                 right -= 1
             if left <= right:
-                _swap(values, places, left, right)
+                _swap(values, order, left, right)
                 left += 1
                 right -= 1
         if middle <= right:
@@ -131,7 +131,7 @@ def _divide(values: np.ndarray, places: np.ndarray, axis: int, begin: int, end: 
 
 
 @numba_kernel
-def _swap(values: np.ndarray, places: np.ndarray, left: int, right: int) -> None:
-    places[left], places[right] = places[right], places[left]
+def _swap(values: np.ndarray, order: np.ndarray, left: int, right: int) -> None:
+    order[left], order[right] = order[right], order[left]
     for channel in range(len(values)):
         values[channel, left], values[channel, right] = values[channel, right], values[channel, left]

@@ -50,8 +50,8 @@ def release_to_voxels(points_mm: Tensor, placement: PlacementLike) -> Tensor:
     size, original = placement.size, placement.grid_size
     reference, shift = placement.reference_mm[:, None].to(points_mm), placement.shift[:, None].to(points_mm)
     unit = (points_mm - reference) / (placement.cube_mm / 2)
-    whole = ((unit + 1) / (2 / size)).floor() + (original / 2 - size / 2)
-    scaled = _scale_grid(whole, placement.scale.to(points_mm), original)
+    voxels = ((unit + 1) / (2 / size)).floor() + (original / 2 - size / 2)
+    scaled = _scale_grid(voxels, placement.scale.to(points_mm), original)
     return _rotate(scaled, placement.angle_rad.to(points_mm), (original - 1) / 2) - shift
 
 
@@ -62,13 +62,13 @@ def release_to_camera(voxels: Tensor, placement: PlacementLike) -> Tensor:
     return unit * (placement.cube_mm / 2) + placement.reference_mm[:, None].to(voxels)
 
 
-def _scale_grid(whole: Tensor, scale: Tensor, original: int) -> Tensor:
+def _scale_grid(voxels: Tensor, scale: Tensor, original: int) -> Tensor:
     """Scale to a grid of floor(original * scale) voxels, moved by a whole number towards the middle."""
     scale_B11 = scale[:, None, None]
     smaller = (original / 2 - original / 2 * scale_B11).floor()
     larger = -(original / 2 * scale_B11 - original / 2).floor()
-    resized = whole / original * (original * scale_B11).floor() + torch.where(scale_B11 < 1, smaller, larger)
-    return torch.where(scale_B11 == 1, whole, resized)
+    resized = voxels / original * (original * scale_B11).floor() + torch.where(scale_B11 < 1, smaller, larger)
+    return torch.where(scale_B11 == 1, voxels, resized)
 
 
 def _rotate(points: Tensor, angle_rad: Tensor, pivot: float) -> Tensor:

@@ -91,8 +91,10 @@ class CubePlacement:
         Reference, scale, angle, shift, side, size, original, two flags as 0 or 1.
         """
         grid = [self.cube_mm, self.size, self.grid_size, self.axes == "zyx", self.compat == "release"]
-        each = self.reference_mm.new_tensor([float(value) for value in grid]).expand(len(self), -1)
-        return torch.cat([self.reference_mm, self.scale[:, None], self.angle_rad[:, None], self.shift, each], dim=1)
+        grid_rows = self.reference_mm.new_tensor([float(value) for value in grid]).expand(len(self), -1)
+        return torch.cat(
+            [self.reference_mm, self.scale[:, None], self.angle_rad[:, None], self.shift, grid_rows], dim=1
+        )
 
     def __len__(self) -> int:
         return len(self.reference_mm)
@@ -137,9 +139,9 @@ def occupancy_reference(voxels: Tensor, is_point: Tensor, placement: CubePlaceme
     that none of (-1, 0) falls into the first one; the release rounds to the nearest whole number.
     """
     size = placement.size
-    place = (voxels + 0.5).floor() if placement.compat == "release" else voxels.floor()
-    is_inside = is_point & (place >= 0).all(dim=-1) & (place < size).all(dim=-1)
-    x, y, z = place[is_inside].long().unbind(-1)
+    voxel = (voxels + 0.5).floor() if placement.compat == "release" else voxels.floor()
+    is_inside = is_point & (voxel >= 0).all(dim=-1) & (voxel < size).all(dim=-1)
+    x, y, z = voxel[is_inside].long().unbind(-1)
     sample = is_inside.nonzero()[:, 0]
     volume = torch.zeros(len(voxels), size, size, size)
     volume[sample, x, y, z] = 1.0

@@ -26,10 +26,10 @@ def checkpoint_activations(layers: nn.Module, values: Tensor) -> Tensor:
 def _preserve_running_statistics(layers: nn.Module) -> Iterator[None]:
     """Context that restores the running statistics of `layers` on exit."""
     norms = [m for m in layers.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
-    kept = [{name: buffer.clone() for name, buffer in norm.named_buffers(recurse=False)} for norm in norms]
+    saved = [{name: buffer.clone() for name, buffer in norm.named_buffers(recurse=False)} for norm in norms]
     try:
         yield
     finally:
-        for norm, before in zip(norms, kept, strict=True):
-            for name, value in before.items():
+        for norm, buffers in zip(norms, saved, strict=True):
+            for name, value in buffers.items():
                 getattr(norm, name).copy_(value)

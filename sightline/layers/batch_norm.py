@@ -188,8 +188,8 @@ def _update_running(norm: nn.modules.batchnorm._BatchNorm, mean: Tensor, unbiase
     norm.num_batches_tracked.add_(1)
     # momentum None is torch's cumulative average; the share stays a tensor so that no device is waited for.
     share = norm.num_batches_tracked.double().reciprocal() if norm.momentum is None else norm.momentum
-    for running, found in ((norm.running_mean, mean), (norm.running_var, unbiased_variance)):
-        running.copy_(running * (1 - share) + found.to(running.dtype) * share)
+    for running, batch_value in ((norm.running_mean, mean), (norm.running_var, unbiased_variance)):
+        running.copy_(running * (1 - share) + batch_value.to(running.dtype) * share)
 
 
 def convert_sync_batchnorm(model: nn.Module, all_reduce_sum: AllReduceSum) -> nn.Module:

@@ -25,11 +25,11 @@ def concat_channels(points: Tensor, features: Tensor | None, *, in_channels: int
             "of another number of points, channels last"
         )
     expected = (*points.shape[:2], in_channels - 3)
-    found = (*points.shape[:2], 0) if features is None else tuple(features.shape)
-    if found != expected:
-        given = "no features (width 0)" if features is None else f"the shape {found}"
+    shape = (*points.shape[:2], 0) if features is None else tuple(features.shape)
+    if shape != expected:
+        description = "no features (width 0)" if features is None else f"the shape {shape}"
         raise ValueError(
-            f"features: found {given}, expected {expected}: this model was built for {in_channels} channels, "
+            f"features: found {description}, expected {expected}: this model was built for {in_channels} channels, "
             "xyz and what follows it"
         )
     return points if features is None else torch.cat([points, features], dim=-1)
@@ -97,11 +97,11 @@ def packed_channels(
     if points.shape[1] != 3 or len(points) == 0:
         raise ValueError(f"points: found the shape {tuple(points.shape)} beside offsets, expected (P, 3) with P >= 1")
     expected = (len(points), in_channels - 3)
-    found = (len(points), 0) if features is None else tuple(features.shape)
-    if found != expected:
-        given = "no features (width 0)" if features is None else f"the shape {found}"
+    shape = (len(points), 0) if features is None else tuple(features.shape)
+    if shape != expected:
+        description = "no features (width 0)" if features is None else f"the shape {shape}"
         raise ValueError(
-            f"features: found {given}, expected {expected}: this model was built for {in_channels} channels, "
+            f"features: found {description}, expected {expected}: this model was built for {in_channels} channels, "
             "xyz and what follows it"
         )
     return points, points if features is None else torch.cat([points, features], dim=-1), offsets

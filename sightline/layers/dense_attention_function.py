@@ -70,19 +70,19 @@ class DenseAttentionFunction(Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, keeps: bool, *given: Tensor) -> Tensor:
+    def forward(ctx: Any, keeps: bool, *inputs: Tensor) -> Tensor:
         """Compute the attended values (R, D) and store what backward needs."""
-        rows, maps = _Rows(*given[:5]), _cast_maps(given)
+        rows, maps = _Rows(*inputs[:5]), _cast_maps(inputs)
         received = torch.empty_like(rows.query)
         ctx.num_kept = _STORED_BYTES // received.element_size() if keeps else 0
-        kept: list[Tensor] = []
+        stored: list[Tensor] = []
         with torch.autocast(rows.points.device.type, enabled=False):
             for part in _parts(rows):
                 edges = _compute_edges(part, rows, maps)
                 values = _compute_values(part, rows, edges, maps)
                 torch.sum(values.mul_(edges.attention), dim=1, out=received[part])
-                kept += (edges.attention, edges.scored)[: ctx.num_kept]
-        ctx.save_for_backward(*given, received, *kept)
+                stored += (edges.attention, edges.scored)[: ctx.num_kept]
+        ctx.save_for_backward(*inputs, received, *stored)
         return received
 
     @staticmethod
@@ -90,16 +90,18 @@ class DenseAttentionFunction(Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         """Compute the gradients of all inputs from that of the attended values (R, D)."""
         saved = iter(ctx.saved_tensors)
-        given, received = list(islice(saved, _NUM_ARGUMENTS)), next(saved)
-        rows, maps = _Rows(*given[:5]), _cast_maps(given)
+        inputs, received = list(islice(saved, _NUM_ARGUMENTS)), next(saved)
+        rows, maps = _Rows(*inputs[:5]), _cast_maps(inputs)
         back = _Backward(rows, maps, has_points=ctx.needs_input_grad[1])
         with torch.autocast(rows.points.device.type, enabled=False):
             for part in _parts(rows):
                 edges = _compute_edges(part, rows, maps, kept=tuple(islice(saved, ctx.num_kept)))
                 back.add(part, edges, received[part], gradients[0][part])
-        found = [*back.to_rows(), *back.to_maps, torch.zeros_like(given[-1])]
-        own = (None if each is None else each.to(tensor.dtype) for each, tensor in zip(found, given, strict=True))
-        return None, *own
+        grads = [*back.to_rows(), *back.to_maps, torch.zeros_like(inputs[-1])]
+        cast_grads = (
+            None if grad is None else grad.to(tensor.dtype) for grad, tensor in zip(grads, inputs, strict=True)
+        )
+        return None, *cast_grads
 
 
 class _Backward:
@@ -110,9 +112,9 @@ class _Backward:
         dtype = torch.promote_types(rows.query.dtype, torch.float32)
         self._to_points = torch.zeros_like(rows.points) if has_points else None
         self._to_query = torch.empty_like(rows.query)
-        self._to_key, self._to_value = (torch.zeros_like(each, dtype=dtype) for each in (rows.key, rows.value))
-        self.to_maps = [torch.zeros_like(each, dtype=dtype) for each in maps]
-        self._value_back, self._score_back, self._weight_back = (each.mT.contiguous() for each in maps[2:])
+        self._to_key, self._to_value = (torch.zeros_like(tensor, dtype=dtype) for tensor in (rows.key, rows.value))
+        self.to_maps = [torch.zeros_like(tensor, dtype=dtype) for tensor in maps]
+        self._value_back, self._score_back, self._weight_back = (tensor.mT.contiguous() for tensor in maps[2:])
 
     def add(self, part: slice, edges: _Edges, received: Tensor, gradient: Tensor) -> None:
         """Add the gradients of the edges of one chunk of rows."""
@@ -147,8 +149,8 @@ class _Backward:
         return self._to_points, None, self._to_query, self._to_key, self._to_value
 
 
-def _cast_maps(given: tuple[Tensor, ...] | list[Tensor]) -> _Maps:
-    return _Maps(*(each.to(given[2].dtype) for each in given[5:10]))
+def _cast_maps(inputs: tuple[Tensor, ...] | list[Tensor]) -> _Maps:
+    return _Maps(*(tensor.to(inputs[2].dtype) for tensor in inputs[5:10]))
 
 
 def _parts(rows: _Rows) -> Iterator[slice]:

@@ -49,9 +49,9 @@ class PlainDenseVectorAttention(nn.Module):
 
     def _attend(self, points: Tensor, entered: Tensor, index: Tensor) -> Tensor:
         """Return the weighted sum over the neighbours, (B, N, width)."""
-        place = self.place(points[:, :, None] - gather_points(points, index))
-        values = gather_points(self.value(entered), index) + place
-        return (self.attention(entered, place, index) * values).sum(dim=2)
+        position_code = self.place(points[:, :, None] - gather_points(points, index))
+        values = gather_points(self.value(entered), index) + position_code
+        return (self.attention(entered, position_code, index) * values).sum(dim=2)
 
     def attention(self, entered: Tensor, place: Tensor, index: Tensor) -> Tensor:
         """Return the attention weights (B, N, K, width) of each point over its neighbours; their sum over K is 1."""
@@ -78,14 +78,14 @@ class DenseVectorAttention(PlainDenseVectorAttention):
         first, last = cast(nn.Linear, self.place[0]), cast(nn.Linear, self.place[2])
         score, weight = cast(nn.Linear, self.weigh[0]), cast(nn.Linear, self.weigh[2])
         offset = F.linear(last.bias, score.weight, score.bias)
-        of_query = map_points(map_points(entered, self.query.weight), score.weight) + offset
-        of_key = map_points(map_points(entered, self.key.weight), score.weight)
-        of_value = map_points(entered, self.value.weight) + last.bias
+        query_terms = map_points(map_points(entered, self.query.weight), score.weight) + offset
+        key_terms = map_points(map_points(entered, self.key.weight), score.weight)
+        value_terms = map_points(entered, self.value.weight) + last.bias
         received = DenseAttentionFunction.apply(
             torch.is_grad_enabled(),
             points.flatten(0, 1),
             _to_packed_rows(index),
-            *(each.to(entered.dtype).flatten(0, 1) for each in (of_query, of_key, of_value)),
+            *(tensor.to(entered.dtype).flatten(0, 1) for tensor in (query_terms, key_terms, value_terms)),
             first.weight,
             first.bias,
             last.weight,

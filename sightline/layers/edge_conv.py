@@ -72,11 +72,11 @@ class EdgeConv(PlainEdgeConv):
         """Map features (B, N, in_channels), index (B, N, K) -> (B, N, out_channels)."""
         if torch.compiler.is_compiling():  # it cannot look into a function with a backward of its own
             return super().forward(features, index)
-        towards, own = self.edge.linear.weight.chunk(2, dim=1)
+        neighbour_weight, centre_weight = self.edge.linear.weight.chunk(2, dim=1)
         # Any origin gives the same edges. Near the middle of the cloud the two parts of an edge do not cancel.
         origin_B1C = features.detach().mean(dim=1, keepdim=True)
-        pairs = F.linear(features - origin_B1C, torch.cat([towards, own - towards]))
-        offset_B1C = F.linear(origin_B1C, torch.cat([torch.zeros_like(own), own]))
+        pairs = F.linear(features - origin_B1C, torch.cat([neighbour_weight, centre_weight - neighbour_weight]))
+        offset_B1C = F.linear(origin_B1C, torch.cat([torch.zeros_like(centre_weight), centre_weight]))
         pairs = _at_least_float(pairs) + _at_least_float(offset_B1C)
         norm = self.edge.norm
         normed = _NormedExtreme.apply(pairs, index, norm.weight, norm.bias, norm)
@@ -98,8 +98,8 @@ class _NormedExtreme(Function):
         count, mean, inverse_deviation = normalisation_statistics(
             norm, sums if uses_batch_statistics(norm) else None, pairs.dtype
         )
-        own = pairs.chunk(2, dim=-1)[1]
-        standard = edges.extreme.add_(own - mean).mul_(inverse_deviation)
+        centre_terms = pairs.chunk(2, dim=-1)[1]
+        standard = edges.extreme.add_(centre_terms - mean).mul_(inverse_deviation)
         ctx.norm, ctx.count = norm, count
         ctx.save_for_backward(pairs, index, edges.position, standard, weight, inverse_deviation, mean)
         return torch.addcmul(bias, standard, weight)

@@ -29,8 +29,8 @@ class FeaturePropagation(nn.Module):
         super().__init__()
         self.fused = fused
         self.layers = nn.ModuleList(
-            LinearNorm(in_channels=before, out_channels=after, has_bias=True, activation=nn.ReLU())
-            for before, after in pairwise((in_channels, *widths))
+            LinearNorm(in_channels=width_in, out_channels=width_out, has_bias=True, activation=nn.ReLU())
+            for width_in, width_out in pairwise((in_channels, *widths))
         )
 
     def forward(self, points: Tensor, own: Tensor | None, coarse_points: Tensor, coarse: Tensor) -> Tensor:
@@ -38,10 +38,12 @@ class FeaturePropagation(nn.Module):
         first, *others = (cast(LinearNorm, layer) for layer in self.layers)
         linear = first.linear
         if self.fused:
-            of_own, of_coarse = linear.weight.split([linear.in_features - coarse.shape[-1], coarse.shape[-1]], dim=1)
-            mapped = interpolate(F.linear(coarse, of_coarse), points=coarse_points, queries=points)
+            skip_weight, coarse_weight = linear.weight.split(
+                [linear.in_features - coarse.shape[-1], coarse.shape[-1]], dim=1
+            )
+            mapped = interpolate(F.linear(coarse, coarse_weight), points=coarse_points, queries=points)
             if own is not None:
-                mapped = mapped + F.linear(own, of_own)
+                mapped = mapped + F.linear(own, skip_weight)
             values = first.normalise_and_activate(mapped + linear.bias)
         else:
             carried = interpolate(coarse, points=coarse_points, queries=points)

@@ -116,41 +116,43 @@ class FusedVectorAttention(Function):
     ) -> Tensor:
         """Compute the attended values (P, C) of query, key and value (P, C) over the edges (P, K)."""
         learned, index, count = AttentionWeights(*weights), edges.index, edges.count
-        position, place = _rectify_positions(edges, norms[0], learned)
-        code, own = learned.code.mT.contiguous(), learned.code_bias - query
-        relation = _relation_norm(edges, norms[1], learned, key, own, place)
-        own -= relation.mean
-        mapped = _map_relations(edges, learned, relation, key, own, place)
+        position, rectified_position = _rectify_positions(edges, norms[0], learned)
+        code, query_terms = learned.code.mT.contiguous(), learned.code_bias - query
+        relation = _relation_norm(edges, norms[1], learned, key, query_terms, rectified_position)
+        query_terms -= relation.mean
+        mapped = _map_relations(edges, learned, relation, key, query_terms, rectified_position)
         reduced = _reduction_norm(edges, norms[2], learned, mapped)
         # The bias of the scores is the same for all neighbours of a point: their weights do not depend on it.
         norm = {"mean": reduced.mean, "scale": reduced.scale, "shift": learned.reduce_shift}
         weight = attention_scores(mapped, learned.score, count, **norm).softmax(dim=1)
         value = value + learned.code_bias  # the weights add up to one
         ctx.edges, ctx.norms = edges, (position, relation, reduced)
-        ctx.save_for_backward(key, own, value, place, mapped, weight, *weights)
-        return weighted_messages(value, code, place, weight, index, count)
+        ctx.save_for_backward(key, query_terms, value, rectified_position, mapped, weight, *weights)
+        return weighted_messages(value, code, rectified_position, weight, index, count)
 
     @staticmethod
     @once_differentiable
     @custom_bwd(device_type="cpu")
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
         """Compute the gradients of all inputs from that of the attended values (P, C)."""
-        key, own, value, place, mapped, weight, *weights = ctx.saved_tensors
+        key, query_terms, value, rectified_position, mapped, weight, *weights = ctx.saved_tensors
         edges, (position, relation, reduced), learned = ctx.edges, ctx.norms, AttentionWeights(*weights)
         incoming = gradients[0].contiguous()
         to_value, to_code, to_place, to_weight = weighted_messages_backward(
-            incoming, value, learned.code.mT.contiguous(), place, weight, edges.index, edges.count
+            incoming, value, learned.code.mT.contiguous(), rectified_position, weight, edges.index, edges.count
         )
         through = _through_reduction(edges, learned, reduced, mapped, weight, to_weight)
-        found = _through_relation(edges, learned, relation, key, own, place, through.to_mapped, to_place)
-        to_position = _through_position(edges, learned, position, place, to_place, found)
-        of_own = found.to_own.sum(dim=0)
+        grads = _through_relation(
+            edges, learned, relation, key, query_terms, rectified_position, through.to_mapped, to_place
+        )
+        to_position = _through_position(edges, learned, position, rectified_position, to_place, grads)
+        grad_query_sum = grads.to_own.sum(dim=0)
         return (
-            *(None, None, found.to_own.neg_(), found.to_near, to_value),
+            *(None, None, grads.to_own.neg_(), grads.to_near, to_value),
             *to_position,
-            found.to_code + to_code.mT,
-            incoming.sum(dim=0) + of_own,
-            *(found.to_scale, found.to_shift, found.to_reduce, through.to_bias),
+            grads.to_code + to_code.mT,
+            incoming.sum(dim=0) + grad_query_sum,
+            *(grads.to_scale, grads.to_shift, grads.to_reduce, through.to_bias),
             *(through.to_scale, through.to_shift, through.to_score, torch.zeros_like(learned.score_bias)),
         )
 
@@ -195,26 +197,37 @@ def _rectify_positions(edges: Edges, norm: nn.BatchNorm1d, learned: AttentionWei
 
 
 def _relation_norm(
-    edges: Edges, norm: nn.BatchNorm1d, learned: AttentionWeights, key: Tensor, own: Tensor, place: Tensor
+    edges: Edges,
+    norm: nn.BatchNorm1d,
+    learned: AttentionWeights,
+    key: Tensor,
+    query_terms: Tensor,
+    rectified_position: Tensor,
 ) -> _Normalised:
     """Return the norm of the relations, near + own + code of the position."""
     sums = None
     if uses_batch_statistics(norm):
         code = learned.code.mT.contiguous()
         # Near the mean: exactly it where every point is a neighbour equally often.
-        mean_place = _sum_edges(place.flatten(1), edges) / edges.num_edges
-        origin = key.mean(dim=0) + own.mean(dim=0) + mean_place @ code
-        found = edge_sums(key, own - origin, code, place, edges.index, edges.count, num_shares=SHARE_PLANES)
-        sums = ShiftedSums(origin.double(), *found, edges.num_edges)
+        mean_place = _sum_edges(rectified_position.flatten(1), edges) / edges.num_edges
+        origin = key.mean(dim=0) + query_terms.mean(dim=0) + mean_place @ code
+        totals = edge_sums(
+            key, query_terms - origin, code, rectified_position, edges.index, edges.count, num_shares=SHARE_PLANES
+        )
+        sums = ShiftedSums(origin.double(), *totals, edges.num_edges)
     return _Normalised.from_sums(norm, learned.relation_scale, sums)
 
 
 def _fold_norm(
-    learned: AttentionWeights, relation: _Normalised, key: Tensor, own: Tensor
+    learned: AttentionWeights, relation: _Normalised, key: Tensor, query_terms: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Fold the norm into near, own and code, so that edges carry normalised values."""
     scale = relation.scale
-    return key * scale, torch.addcmul(learned.relation_shift, own, scale), (learned.code.mT * scale).contiguous()
+    return (
+        key * scale,
+        torch.addcmul(learned.relation_shift, query_terms, scale),
+        (learned.code.mT * scale).contiguous(),
+    )
 
 
 def _parts(edges: Edges, like: Tensor) -> Iterator[tuple[slice, Tensor]]:
@@ -229,14 +242,19 @@ def _parts(edges: Edges, like: Tensor) -> Iterator[tuple[slice, Tensor]]:
 
 
 def _map_relations(
-    edges: Edges, learned: AttentionWeights, relation: _Normalised, key: Tensor, own: Tensor, place: Tensor
+    edges: Edges,
+    learned: AttentionWeights,
+    relation: _Normalised,
+    key: Tensor,
+    query_terms: Tensor,
+    rectified_position: Tensor,
 ) -> Tensor:
     """Compute the first map of every edge's rectified relation, (P, K, G)."""
-    scaled = _fold_norm(learned, relation, key, own)
+    scaled = _fold_norm(learned, relation, key, query_terms)
     num_weights = len(learned.reduce)
     mapped = key.new_empty((*edges.index.shape, num_weights))
     for points, rectified in _parts(edges, key):
-        relu_edges(points, *scaled, place, edges.index, edges.count, out=rectified)
+        relu_edges(points, *scaled, rectified_position, edges.index, edges.count, out=rectified)
         rows = mapped[points].view(-1, num_weights)
         torch.addmm(learned.reduce_bias, rectified.flatten(0, 1), learned.reduce.mT, out=rows)
     return mapped
@@ -260,16 +278,16 @@ def _through_reduction(
 ) -> _ThroughReduction:
     """Backward of the reduction MLP: gradients of its input and parameters from `to_weight` (P, K, G)."""
     norm = {"mean": reduced.mean, "scale": reduced.scale, "shift": learned.reduce_shift}
-    found = score_gradients(to_weight, weight, mapped, learned.score, edges.count, **norm)
-    to_scale, constant, slope = reduced.answers(found.to_shift, found.to_scaled)
+    grads = score_gradients(to_weight, weight, mapped, learned.score, edges.count, **norm)
+    to_scale, constant, slope = reduced.answers(grads.to_shift, grads.to_scaled)
     # scale (gradient - constant - slope (mapped - mean)), in rows as long as all neighbours of a point
     centred = mapped.flatten(1) - _tile(reduced.mean, edges)
-    to_mapped = found.grad_normed.flatten(1).mul_(_tile(reduced.scale, edges))
+    to_mapped = grads.grad_normed.flatten(1).mul_(_tile(reduced.scale, edges))
     to_mapped.sub_(_tile(reduced.scale * constant, edges)).addcmul_(centred, _tile(-reduced.scale * slope, edges))
     if not edges.is_whole:
         to_mapped.view(mapped.shape).masked_fill_(~edges.is_valid[..., None], 0.0)
     to_bias = _sum_edges(to_mapped, edges)
-    return _ThroughReduction(to_mapped.view(mapped.shape), to_bias, to_scale, found.to_shift, found.to_matrix)
+    return _ThroughReduction(to_mapped.view(mapped.shape), to_bias, to_scale, grads.to_shift, grads.to_matrix)
 
 
 class _ThroughRelation(NamedTuple):
@@ -295,8 +313,8 @@ def _through_relation(
     learned: AttentionWeights,
     relation: _Normalised,
     key: Tensor,
-    own: Tensor,
-    place: Tensor,
+    query_terms: Tensor,
+    rectified_position: Tensor,
     to_mapped: Tensor,
     to_place: Tensor,
 ) -> _ThroughRelation:
@@ -304,7 +322,7 @@ def _through_relation(
 
     The gradient of the positions is accumulated in `to_place`.
     """
-    scaled = _fold_norm(learned, relation, key, own)
+    scaled = _fold_norm(learned, relation, key, query_terms)
     into, to_reduce = EdgeGradients.zeros(key, scaled[2]), torch.zeros_like(learned.reduce)
     rectified_room = torch.empty_like(next(_parts(edges, key))[1])
     for points, gradient in _parts(edges, key):
@@ -312,7 +330,7 @@ def _through_relation(
         incoming = to_mapped[points].flatten(0, 1)
         torch.mm(incoming, learned.reduce, out=gradient.view(-1, key.shape[1]))
         rectified_gradients(
-            *(points, *scaled, place, edges.index, edges.count),
+            *(points, *scaled, rectified_position, edges.index, edges.count),
             gradient=gradient,
             rectified=rectified,
             into=into,
@@ -321,8 +339,12 @@ def _through_relation(
             num_shares=SHARE_PLANES,
         )
         to_reduce.addmm_(incoming.mT, rectified.flatten(0, 1))
-    moments, count, to_code = place_moments(place, edges.index, edges.count), edges.count[:, None], into.to_code.mT
-    to_scaled, at_places, to_shift = norm_sums(key, own, into, moments, num_shares=SHARE_PLANES)
+    moments, count, to_code = (
+        place_moments(rectified_position, edges.index, edges.count),
+        edges.count[:, None],
+        into.to_code.mT,
+    )
+    to_scaled, at_places, to_shift = norm_sums(key, query_terms, into, moments, num_shares=SHARE_PLANES)
     to_scale, constant, slope = relation.answers(to_shift, to_scaled + (learned.code * to_code).sum(dim=1))
 
     # The statistics of the batch answer: every edge loses constant + slope times what it carries, less the mean.
@@ -335,7 +357,7 @@ def _through_relation(
         to_code * relation.scale[:, None],
         *(to_scale, to_shift, to_reduce),
         key @ sloped,
-        own @ sloped + (relation.scale * constant) @ learned.code,
+        query_terms @ sloped + (relation.scale * constant) @ learned.code,
         learned.code.mT @ sloped,
     )
 
@@ -361,23 +383,23 @@ def _through_position(
     edges: Edges,
     learned: AttentionWeights,
     position: _Normalised,
-    place: Tensor,
+    rectified_position: Tensor,
     to_place: Tensor,
-    found: _ThroughRelation,
+    relation_grads: _ThroughRelation,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return the gradients of the position map, its bias, and its norm's weight and bias, all from a few sums."""
     sums = place_gradient_sums(
-        *(to_place, place, edges.relative, edges.index, edges.count),
-        of_near=found.of_near,
-        of_own=found.of_own,
-        of_place=found.of_place.mT,
-    ).to(place.dtype)
+        *(to_place, rectified_position, edges.relative, edges.index, edges.count),
+        of_near=relation_grads.of_near,
+        of_own=relation_grads.of_own,
+        of_place=relation_grads.of_place.mT,
+    ).to(rectified_position.dtype)
     times_place, to_shift = sums[:, :3], sums[:, 3]
     bias = learned.position_bias - position.mean
     to_scale, constant, slope = position.answers(
         to_shift, (learned.position * times_place).sum(dim=1) + bias * to_shift
     )
-    mean, products = (moment.to(place.dtype) * edges.num_edges for moment in edges.moments)
+    mean, products = (moment.to(rectified_position.dtype) * edges.num_edges for moment in edges.moments)
     at_places = learned.position @ products + torch.outer(bias, mean)
     at_all = learned.position @ mean + bias * edges.num_edges
     to_linear = times_place - torch.outer(constant, mean) - slope[:, None] * at_places

@@ -54,8 +54,10 @@ class PlainGroupedMLP(nn.Module):
         assert len(widths) >= 2, "a network over groups has a first and a last layer"
         self.negative_slope = negative_slope
         self.layers = nn.ModuleList(
-            LinearNorm(in_channels=before, out_channels=after, has_bias=has_bias, activation=_rectifier(negative_slope))
-            for before, after in pairwise((in_channels, *widths))
+            LinearNorm(
+                in_channels=width_in, out_channels=width_out, has_bias=has_bias, activation=_rectifier(negative_slope)
+            )
+            for width_in, width_out in pairwise((in_channels, *widths))
         )
 
     @property
@@ -115,12 +117,14 @@ class GroupedMLP(PlainGroupedMLP):
 
     def over_edges(self, features: Tensor, own: Tensor, index: Tensor) -> Tensor:
         """Apply the MLP to edges (f_j - f_m, f_m): `features` (B, N, C), `own` (B, M, C) -> (B, M, widths[-1])."""
-        of_difference, of_own = self.first_linear.weight.chunk(2, dim=1)
+        difference_weight, centre_weight = self.first_linear.weight.chunk(2, dim=1)
         # Any origin gives the same differences. Near the middle of the cloud the two parts do not cancel.
         origin_B1C = features.detach().mean(dim=1, keepdim=True)
-        of_points = F.linear(features - origin_B1C, of_difference, self.first_linear.bias)
-        of_centres = F.linear(own - origin_B1C, of_own - of_difference) + F.linear(origin_B1C, of_own)
-        return self(of_points, of_centres, index)
+        point_terms = F.linear(features - origin_B1C, difference_weight, self.first_linear.bias)
+        centre_terms = F.linear(own - origin_B1C, centre_weight - difference_weight) + F.linear(
+            origin_B1C, centre_weight
+        )
+        return self(point_terms, centre_terms, index)
 
 
 class _RectifiedGroups(Function):
@@ -129,38 +133,42 @@ class _RectifiedGroups(Function):
     @staticmethod
     def forward(
         ctx: Any,
-        of_points: Tensor,
-        of_centres: Tensor,
+        point_terms: Tensor,
+        centre_terms: Tensor,
         index: Tensor,
         weight: Tensor,
         bias: Tensor,
         norm: nn.BatchNorm1d,
         negative_slope: float,
     ) -> Tensor:
-        origin = _mean_of_rows(of_points) + _mean_of_rows(of_centres)
+        origin = _mean_of_rows(point_terms) + _mean_of_rows(centre_terms)
         sums = None
         if uses_batch_statistics(norm):
-            totals = group_sums(of_points, of_centres, index, origin=origin)
+            totals = group_sums(point_terms, centre_terms, index, origin=origin)
             sums = ShiftedSums(origin.double(), *totals, index.numel())
         count, mean, inverse_deviation = normalisation_statistics(norm, sums, origin.dtype)
         scale = weight * inverse_deviation
-        of_points_scaled, of_centres_scaled = of_points * scale, torch.addcmul(bias, of_centres - mean, scale)
-        rectified = add_and_rectify(of_points_scaled, of_centres_scaled, index, negative_slope=negative_slope)
+        point_terms_scaled, centre_terms_scaled = point_terms * scale, torch.addcmul(bias, centre_terms - mean, scale)
+        rectified = add_and_rectify(point_terms_scaled, centre_terms_scaled, index, negative_slope=negative_slope)
         ctx.norm, ctx.count, ctx.negative_slope = norm, count, negative_slope
-        ctx.save_for_backward(of_points, of_centres, index, weight, inverse_deviation, mean, rectified)
+        ctx.save_for_backward(point_terms, centre_terms, index, weight, inverse_deviation, mean, rectified)
         return rectified
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, Tensor, Tensor, None, None]:
-        of_points, of_centres, index, weight, inverse_deviation, mean, rectified = ctx.saved_tensors
-        moved = of_centres - mean
-        found = group_gradients(gradients[0], rectified, of_points, moved, index, negative_slope=ctx.negative_slope)
-        to_bias = found.to_centres.sum(dim=(0, 1))
-        to_weight = (found.grad_points * of_points).sum(dim=(0, 1)) + (found.to_centres * moved).sum(dim=(0, 1))
+        point_terms, centre_terms, index, weight, inverse_deviation, mean, rectified = ctx.saved_tensors
+        centred_terms = centre_terms - mean
+        grads = group_gradients(
+            gradients[0], rectified, point_terms, centred_terms, index, negative_slope=ctx.negative_slope
+        )
+        to_bias = grads.to_centres.sum(dim=(0, 1))
+        to_weight = (grads.grad_points * point_terms).sum(dim=(0, 1)) + (grads.to_centres * centred_terms).sum(
+            dim=(0, 1)
+        )
         to_weight *= inverse_deviation
         scale = weight * inverse_deviation
-        to_points, to_centres = found.grad_points * scale, found.to_centres * scale
+        to_points, to_centres = grads.grad_points * scale, grads.to_centres * scale
         if ctx.count is not None:
             constant, slope = batch_statistics_gradients(
                 ctx.norm,
@@ -171,8 +179,8 @@ class _RectifiedGroups(Function):
                 inverse_deviation=inverse_deviation,
             )
             num_members = index.shape[-1]
-            to_points -= found.degree * constant + slope * (found.degree * of_points + found.received)
-            to_centres -= num_members * constant + slope * (found.given + num_members * moved)
+            to_points -= grads.degree * constant + slope * (grads.degree * point_terms + grads.received)
+            to_centres -= num_members * constant + slope * (grads.given + num_members * centred_terms)
         return to_points, to_centres, None, to_weight, to_bias, None, None
 
 
@@ -182,20 +190,20 @@ class _NormedExtreme(Function):
     @staticmethod
     def forward(ctx: Any, values: Tensor, weight: Tensor, bias: Tensor, norm: nn.BatchNorm1d) -> Tensor:
         origin = _mean_of_rows(values[:, :, 0])
-        found = extremes_and_sums(values, sign=weight.sign(), origin=origin)
-        sums = ShiftedSums(origin.double(), found.total, found.total_of_squares, values.shape[:-1].numel())
+        extremes = extremes_and_sums(values, sign=weight.sign(), origin=origin)
+        sums = ShiftedSums(origin.double(), extremes.total, extremes.total_of_squares, values.shape[:-1].numel())
         count, mean, inverse_deviation = normalisation_statistics(
             norm, sums if uses_batch_statistics(norm) else None, origin.dtype
         )
-        standard = (found.extreme - mean) * inverse_deviation
+        standard = (extremes.extreme - mean) * inverse_deviation
         ctx.norm, ctx.count = norm, count
-        ctx.save_for_backward(values, found.argmax, standard, weight, inverse_deviation, mean)
+        ctx.save_for_backward(values, extremes.argmax, standard, weight, inverse_deviation, mean)
         return torch.addcmul(bias, standard, weight)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
-        values, place, standard, weight, inverse_deviation, mean = ctx.saved_tensors
+        values, argmax, standard, weight, inverse_deviation, mean = ctx.saved_tensors
         to_bias = gradients[0].sum(dim=(0, 1))
         to_weight = (gradients[0] * standard).sum(dim=(0, 1))
         scale = weight * inverse_deviation
@@ -208,7 +216,7 @@ class _NormedExtreme(Function):
             inverse_deviation=inverse_deviation,
         )
         to_values = extremes_gradient(
-            values, place, chosen=gradients[0] * scale, constant=constant, slope=slope, mean=mean
+            values, argmax, chosen=gradients[0] * scale, constant=constant, slope=slope, mean=mean
         )
         return to_values, to_weight, to_bias, None
 

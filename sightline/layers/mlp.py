@@ -66,12 +66,14 @@ class JoinedLinearNorm(LinearNorm):
         parts = (global_features, each) if self.first == "whole" else (each, global_features)
         if not self.fused:
             return super().forward(torch.cat([_at_points(part, each) for part in parts], dim=-1))
-        of_first, of_second = self.linear.weight.split([part.shape[-1] for part in parts], dim=1)
-        of_whole, of_each = (of_first, of_second) if self.first == "whole" else (of_second, of_first)
+        first_weight, second_weight = self.linear.weight.split([part.shape[-1] for part in parts], dim=1)
+        global_weight, point_weight = (
+            (first_weight, second_weight) if self.first == "whole" else (second_weight, first_weight)
+        )
         return self.normalise_and_activate(
-            F.linear(global_features, of_whole, self.linear.bias)[:, None] + F.linear(each, of_each)
+            F.linear(global_features, global_weight, self.linear.bias)[:, None] + F.linear(each, point_weight)
         )
 
 
-def _at_points(part: Tensor, each: Tensor) -> Tensor:
-    return part if part.ndim == each.ndim else part[:, None].expand(-1, each.shape[1], -1)
+def _at_points(part: Tensor, point_features: Tensor) -> Tensor:
+    return part if part.ndim == point_features.ndim else part[:, None].expand(-1, point_features.shape[1], -1)

@@ -15,12 +15,12 @@ class Native:
     """Mixin that turns cuDNN off in the forward pass; the backward pass uses the kernels of the forward pass."""
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        before = torch.backends.cudnn.enabled
+        was_enabled = torch.backends.cudnn.enabled
         torch.backends.cudnn.enabled = False
         try:
             return super().forward(*args, **kwargs)  # type: ignore[misc]
         finally:
-            torch.backends.cudnn.enabled = before
+            torch.backends.cudnn.enabled = was_enabled
 
 
 def disable_cudnn_batch_norm(model: nn.Module) -> nn.Module:

@@ -42,15 +42,15 @@ def linear_extremes(values: Tensor, weight: Tensor, *, sign: Tensor) -> LinearEx
     num_samples, num_points, _ = values.shape
     extreme = weight.new_empty((num_samples, len(weight)))
     factor = weight.mT.to(values.dtype)
-    place = torch.empty(extreme.shape, dtype=torch.int64)
+    argmax = torch.empty(extreme.shape, dtype=torch.int64)
     sums = np.zeros((num_samples, 2, len(weight)))
     at_once = max(1, _ENTRIES_AT_ONCE // (num_points * len(weight)))
     for start in range(0, num_samples, at_once):
-        some = slice(start, min(start + at_once, num_samples))
-        mapped = (values[some].flatten(0, 1) @ factor).to(weight.dtype)
-        arrays = [tensor.numpy() for tensor in (mapped, sign, extreme[some], place[some])]
-        run_parallel(_find_extremes, some.stop - some.start, num_points, *arrays, sums[some])
-    return LinearExtremes(extreme, place, *torch.from_numpy(sums.sum(axis=0)))
+        chunk = slice(start, min(start + at_once, num_samples))
+        mapped = (values[chunk].flatten(0, 1) @ factor).to(weight.dtype)
+        arrays = [tensor.numpy() for tensor in (mapped, sign, extreme[chunk], argmax[chunk])]
+        run_parallel(_find_extremes, chunk.stop - chunk.start, num_points, *arrays, sums[chunk])
+    return LinearExtremes(extreme, argmax, *torch.from_numpy(sums.sum(axis=0)))
 
 
 def linear_extremes_gradient(values: Tensor, weight: Tensor, place: Tensor, *, chosen: Tensor) -> tuple[Tensor, Tensor]:
@@ -84,12 +84,12 @@ def pool(
     wins the maximum.
     """
     shape = (len(values), values.shape[2])
-    best, place, average = values.new_empty(shape), torch.empty(shape, dtype=torch.int64), values.new_empty(shape)
+    best, argmax, average = values.new_empty(shape), torch.empty(shape, dtype=torch.int64), values.new_empty(shape)
     slopes = np.zeros((2, *shape))
     leak = values.numpy().dtype.type(negative_slope)
-    arrays = [tensor.numpy() for tensor in (values, mean, scale, offset, best, place, average)]
+    arrays = [tensor.numpy() for tensor in (values, mean, scale, offset, best, argmax, average)]
     run_parallel(_pool, len(values), leak, *arrays, slopes)
-    return best, place, average, slopes
+    return best, argmax, average, slopes
 
 
 def pool_gradient(
@@ -112,8 +112,8 @@ def pool_gradient(
     """
     result = values.new_empty(values.shape)
     leak = values.numpy().dtype.type(negative_slope)
-    given = (values, mean, scale, offset, to_average, to_best, place, constant, slope)
-    run_parallel(_spread, len(values), leak, *(t.contiguous().numpy() for t in given), result.numpy())
+    inputs = (values, mean, scale, offset, to_average, to_best, place, constant, slope)
+    run_parallel(_spread, len(values), leak, *(t.contiguous().numpy() for t in inputs), result.numpy())
     return result
 
 
@@ -137,7 +137,7 @@ def _sum_about(first, last, values, shift, sums):  # type: ignore[no-untyped-def
 
 
 @numba_kernel
-def _pool(first, last, leak, values, mean, scale, offset, best, place, average, slopes):  # type: ignore[no-untyped-def]
+def _pool(first, last, leak, values, mean, scale, offset, best, argmax, average, slopes):  # type: ignore[no-untyped-def]
     num_points, width = values.shape[1], values.shape[2]
     one = values.dtype.type(1)
     total = np.empty(width, values.dtype)
@@ -172,12 +172,12 @@ def _pool(first, last, leak, values, mean, scale, offset, best, place, average, 
                 slopes[1, sample, channel] += weighted[channel]
         for channel in range(width):
             average[sample, channel] = grand_total[channel] / num_points
-            place[sample, channel] = where[channel]
+            argmax[sample, channel] = where[channel]
 
 
 @numba_kernel
 def _spread(  # type: ignore[no-untyped-def]
-    first, last, leak, values, mean, scale, offset, to_average, to_best, place, constant, slope, result
+    first, last, leak, values, mean, scale, offset, to_average, to_best, argmax, constant, slope, result
 ):
     num_points, width = values.shape[1], values.shape[2]
     one = values.dtype.type(1)
@@ -193,14 +193,14 @@ def _spread(  # type: ignore[no-untyped-def]
                 factor = one if normed > 0 else leak
                 target[channel] = spread[channel] * factor - constant[channel] - slope[channel] * moved
         for channel in range(width):
-            point = place[sample, channel]
+            point = argmax[sample, channel]
             normed = (values[sample, point, channel] - mean[channel]) * scale[channel] + offset[channel]
             factor = one if normed > 0 else leak
             result[sample, point, channel] += to_best[sample, channel] * scale[channel] * factor
 
 
 @numba_kernel
-def _find_extremes(first, last, num_points, mapped, sign, extreme, place, sums):  # type: ignore[no-untyped-def]
+def _find_extremes(first, last, num_points, mapped, sign, extreme, argmax, sums):  # type: ignore[no-untyped-def]
     width = mapped.shape[1]
     best, where = np.empty(width, mapped.dtype), np.empty(width, np.int32)
     total, squares = np.empty(width, mapped.dtype), np.empty(width, mapped.dtype)
@@ -225,17 +225,17 @@ def _find_extremes(first, last, num_points, mapped, sign, extreme, place, sums):
                 sums[sample, 1, channel] += squares[channel]
         for channel in range(width):
             extreme[sample, channel] = mapped[sample * num_points + where[channel], channel]
-            place[sample, channel] = where[channel]
+            argmax[sample, channel] = where[channel]
 
 
 @numba_kernel
 def _spread_extremes(  # type: ignore[no-untyped-def]
-    first, last, num_samples, values, weight, place, chosen, to_values, to_weight
+    first, last, num_samples, values, weight, argmax, chosen, to_values, to_weight
 ):
     for part in range(first, last):
         for sample in range(part * num_samples, min((part + 1) * num_samples, len(values))):
             for channel in range(weight.shape[0]):
-                gradient, point = chosen[sample, channel], place[sample, channel]
+                gradient, point = chosen[sample, channel], argmax[sample, channel]
                 source, target = values[sample, point], to_values[sample, point]
                 row, to_row = weight[channel], to_weight[part, channel]
                 for entry in range(weight.shape[1]):

@@ -81,10 +81,10 @@ class PlainPlaceGroup(nn.Module):
         members_BMKC = self._side_by_side(relative_BMK3, None if features is None else gather_points(features, index))
         return self.network.after_first_linear(self.network.first_linear(members_BMKC))
 
-    def _side_by_side(self, place: Tensor, features: Tensor | None) -> Tensor:
+    def _side_by_side(self, relative: Tensor, features: Tensor | None) -> Tensor:
         if features is None:
-            return place
-        return torch.cat([place, features] if self.first == "place" else [features, place], dim=-1)
+            return relative
+        return torch.cat([relative, features] if self.first == "place" else [features, relative], dim=-1)
 
 
 class RelativeGroup(PlainPlaceGroup):
@@ -103,10 +103,10 @@ class RelativeGroup(PlainPlaceGroup):
         linear = self.network.first_linear
         # Any origin gives the same differences. Near the middle of the cloud the two parts do not cancel.
         origin_B13 = points.detach().mean(dim=1, keepdim=True)
-        of_points = linear(self._side_by_side(points - origin_B13, features))
-        of_place = linear.weight[:, :3] if self.first == "place" else linear.weight[:, -3:]
-        of_centres = F.linear(origin_B13 - centres, of_place)
-        return self.network(of_points, of_centres, index)
+        point_terms = linear(self._side_by_side(points - origin_B13, features))
+        position_weight = linear.weight[:, :3] if self.first == "place" else linear.weight[:, -3:]
+        centre_terms = F.linear(origin_B13 - centres, position_weight)
+        return self.network(point_terms, centre_terms, index)
 
 
 class PlainBallGroup(PlainPlaceGroup):
@@ -197,12 +197,12 @@ class PlainNeighbourGroup(nn.Module):
     def forward(self, points: Tensor, features: Tensor) -> tuple[Tensor, Tensor]:
         """Map points (B, N, 3), features (B, N, channels) -> centres (B, M, 3), features (B, M, widths[-1])."""
         chosen = sample_centres(points, self.num_samples, min_squared_norm=self.min_squared_norm)
-        centres, own = gather_rows(points, chosen), gather_rows(features, chosen)
+        centres, centre_features = gather_rows(points, chosen), gather_rows(features, chosen)
         count = scale_num_neighbours(
             self.num_neighbours, reference_num_points=self.neighbours_at, num_points=points.shape[1]
         )
         index = nearest_neighbours(points, num_neighbours=count, queries=centres)
-        return centres, self.network.over_edges(features, own, index)
+        return centres, self.network.over_edges(features, centre_features, index)
 
 
 class SampleAndGroup(PlainNeighbourGroup):

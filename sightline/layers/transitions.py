@@ -77,13 +77,15 @@ class TransitionDown(PlainTransitionDown):
         assert_rows(level.downsampling.index[None], features[None], num_queries=len(level.points))
         # Any origin gives the same differences. Near the middle of all clouds the two parts do not cancel.
         origin = level.points.detach().mean(dim=0)
-        of_features = F.linear(features, linear.weight[:, 3:], linear.bias)
+        feature_terms = F.linear(features, linear.weight[:, 3:], linear.bias)
         with torch.autocast("cpu", enabled=False):
-            places = linear.weight[:, :3]
-            near = F.linear(level.fine_points - origin, places) + of_features
-            own = F.linear(origin - level.points, places)
-            normed = _NormedExtreme.apply(near, own, level.downsampling, norm.weight, norm.bias, norm)
-        return cast(Tensor, self.edge.activation(normed).to(of_features.dtype))
+            position_weight = linear.weight[:, :3]
+            neighbour_terms = F.linear(level.fine_points - origin, position_weight) + feature_terms
+            query_terms = F.linear(origin - level.points, position_weight)
+            normed = _NormedExtreme.apply(
+                neighbour_terms, query_terms, level.downsampling, norm.weight, norm.bias, norm
+            )
+        return cast(Tensor, self.edge.activation(normed).to(feature_terms.dtype))
 
 
 class _NormedExtreme(Function):
@@ -91,26 +93,34 @@ class _NormedExtreme(Function):
 
     @staticmethod
     def forward(
-        ctx: Any, near: Tensor, own: Tensor, edges: Edges, weight: Tensor, bias: Tensor, norm: nn.BatchNorm1d
+        ctx: Any,
+        neighbour_terms: Tensor,
+        query_terms: Tensor,
+        edges: Edges,
+        weight: Tensor,
+        bias: Tensor,
+        norm: nn.BatchNorm1d,
     ) -> Tensor:
         sums, origin = None, torch.zeros_like(bias)
         if uses_batch_statistics(norm):
-            origin = near.mean(dim=0) + own.mean(dim=0)
-        own = own - origin
-        found = edge_extremes(near, own, edges.index, edges.count, sign=weight.sign())
+            origin = neighbour_terms.mean(dim=0) + query_terms.mean(dim=0)
+        query_terms = query_terms - origin
+        extremes = edge_extremes(neighbour_terms, query_terms, edges.index, edges.count, sign=weight.sign())
         if uses_batch_statistics(norm):
-            sums = ShiftedSums(origin.double(), found.total, found.total_of_squares, edges.num_edges)
-        count, mean, inverse_deviation = normalisation_statistics(norm, sums, near.dtype)
-        moved = origin - mean
-        standard = (found.extreme + moved) * inverse_deviation
+            sums = ShiftedSums(origin.double(), extremes.total, extremes.total_of_squares, edges.num_edges)
+        count, mean, inverse_deviation = normalisation_statistics(norm, sums, neighbour_terms.dtype)
+        offset = origin - mean
+        standard = (extremes.extreme + offset) * inverse_deviation
         ctx.norm, ctx.count, ctx.edges = norm, count, edges
-        ctx.save_for_backward(near, own + moved, found.place, standard, weight, inverse_deviation)
+        ctx.save_for_backward(
+            neighbour_terms, query_terms + offset, extremes.place, standard, weight, inverse_deviation
+        )
         return torch.addcmul(bias, standard, weight)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        near, own, place, standard, weight, inverse_deviation = ctx.saved_tensors
+        neighbour_terms, query_terms, argmax, standard, weight, inverse_deviation = ctx.saved_tensors
         to_bias = gradients[0].sum(dim=0)
         to_weight = (gradients[0] * standard).sum(dim=0)
         scale = weight * inverse_deviation
@@ -123,7 +133,7 @@ class _NormedExtreme(Function):
             inverse_deviation=inverse_deviation,
         )
         to_near, to_own = edge_extremes_gradient(
-            *(near, own, ctx.edges.index, ctx.edges.count, place),
+            *(neighbour_terms, query_terms, ctx.edges.index, ctx.edges.count, argmax),
             chosen=gradients[0] * scale,
             constant=constant,
             slope=slope,

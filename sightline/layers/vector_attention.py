@@ -50,23 +50,23 @@ class PlainVectorAttention(nn.Module):
         """Map features (P, C) -> (P, C) over the edges (P, K)."""
         query, key, value = self.query(features), self.key(features), self.value(features)
         is_valid = None if edges.is_whole else edges.is_valid
-        near, own, place = _list_edges(edges, is_valid)  # E edges, whatever cloud they are of
-        code_EC = self.code(self.position(place))
-        relation_EC = key[near] - query[own] + code_EC
+        neighbour, query_index, relative = _list_edges(edges, is_valid)  # E edges, whatever cloud they are of
+        code_EC = self.code(self.position(relative))
+        relation_EC = key[neighbour] - query[query_index] + code_EC
         score_EG = self.score(self.reduce(self.norm(relation_EC).relu()))
         weight_PKG = _pad_edges(score_EG, edges, is_valid, -torch.inf).softmax(dim=1)
-        message_PKC = _pad_edges(value[near] + code_EC, edges, is_valid, 0.0)
+        message_PKC = _pad_edges(value[neighbour] + code_EC, edges, is_valid, 0.0)
         shared = message_PKC.unflatten(-1, (SHARE_PLANES, -1)) * weight_PKG[:, :, None]
         return shared.sum(dim=1).flatten(1)
 
 
 def _list_edges(edges: Edges, is_valid: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
     """Return neighbour index, query index and relative position of every valid edge: (E,), (E,), (E, 3)."""
-    num_points, num_places = edges.index.shape
-    own = torch.arange(num_points, device=edges.index.device)[:, None].expand(-1, num_places)
+    num_points, num_slots = edges.index.shape
+    query_index = torch.arange(num_points, device=edges.index.device)[:, None].expand(-1, num_slots)
     if is_valid is None:
-        return edges.index.flatten(), own.flatten(), edges.relative.flatten(0, 1)
-    return edges.index[is_valid], own[is_valid], edges.relative[is_valid]
+        return edges.index.flatten(), query_index.flatten(), edges.relative.flatten(0, 1)
+    return edges.index[is_valid], query_index[is_valid], edges.relative[is_valid]
 
 
 def _pad_edges(of_edges: Tensor, edges: Edges, is_valid: Tensor | None, filling: float) -> Tensor:

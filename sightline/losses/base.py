@@ -56,15 +56,15 @@ def cast_forward(loss: Loss) -> Callable[..., Tensor]:
 
     @wraps(loss.forward)
     def forward(**inputs: Any) -> Tensor:
-        own = {**dict(loss.named_parameters()), **dict(loss.named_buffers())}
-        given = [each for each in inputs.values() if isinstance(each, Tensor) and each.dtype in _FORMATS]
-        formats = {each.dtype for each in given}
+        state = {**dict(loss.named_parameters()), **dict(loss.named_buffers())}
+        float_inputs = [value for value in inputs.values() if isinstance(value, Tensor) and value.dtype in _FORMATS]
+        formats = {value.dtype for value in float_inputs}
         cast = {
-            name: tensor.to(given[0].device, *formats if tensor.dtype in _FORMATS - formats else ())
-            for name, tensor in own.items()
+            name: tensor.to(float_inputs[0].device, *formats if tensor.dtype in _FORMATS - formats else ())
+            for name, tensor in state.items()
             if len(formats) == 1
         }
-        if all(cast[name] is own[name] for name in cast):
+        if all(cast[name] is state[name] for name in cast):
             return loss.forward(**inputs)
         return torch.func.functional_call(loss, cast, (), inputs)
 

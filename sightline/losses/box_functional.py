@@ -91,10 +91,10 @@ def overlap_loss(
     al. 2019; the logarithm is that of Yu et al. 2016, the square that of YOLOX.
     """
     assert_form(form, overlap)
-    found = OVERLAPS[overlap](predicted, target)
+    overlaps = OVERLAPS[overlap](predicted, target)
     if form == "log":
-        return _weighted_sum(-found.clamp(min=_MIN_OVERLAP).log(), weight)
-    return _weighted_sum(1 - (found if form == "linear" else found.square()), weight)
+        return _weighted_sum(-overlaps.clamp(min=_MIN_OVERLAP).log(), weight)
+    return _weighted_sum(1 - (overlaps if form == "linear" else overlaps.square()), weight)
 
 
 def assert_form(form: str, overlap: str) -> None:
@@ -154,8 +154,8 @@ def bag_losses(log_probabilities: Tensor) -> Tensor:
     close to 1. The limit has no part in the gradient. Source: Zhang et al. 2019, FreeAnchor, equation 8.
     """
     log_p = log_probabilities.double()  # weights reach 1e12
-    rest = -log_p.expm1()
-    log_weight = -(rest + (rest.clamp(min=_MIN_REMAINDER) - rest).detach()).log()
+    remainder = -log_p.expm1()
+    log_weight = -(remainder + (remainder.clamp(min=_MIN_REMAINDER) - remainder).detach()).log()
     return log_weight.logsumexp(dim=1) - (log_weight + log_p).logsumexp(dim=1)
 
 

@@ -103,11 +103,11 @@ class ClassBCE(_PositivesLoss):
     ) -> Tensor:
         """`logits` (B, P, K), before the sigmoid; the IoU has no gradient."""
         image, prior = (target >= 0).nonzero(as_tuple=True)
-        own = logits[image, prior]
-        wanted = _is_class(target[image, prior], own).to(own.dtype)
+        positive_logits = logits[image, prior]
+        wanted = _is_class(target[image, prior], positive_logits).to(positive_logits.dtype)
         if self.quality == "iou":
             wanted = wanted * _quality(codes[image, prior], priors[prior], matched_boxes[image, prior])[:, None]
-        return sigmoid_bce(own, wanted)
+        return sigmoid_bce(positive_logits, wanted)
 
 
 @registry.losses.add("objectness")
@@ -152,14 +152,14 @@ class BoxSmoothL1(_PositivesLoss):
         Raises ValueError for points without their `prior_stride` (P,).
         """
         image, prior = (target >= 0).nonzero(as_tuple=True)
-        own, predicted = priors[prior], codes[image, prior]
+        positive_priors, predicted = priors[prior], codes[image, prior]
         if priors.shape[1] == 2:
             if prior_stride is None:
                 raise ValueError("box_smooth_l1: found points as priors without their strides; take box_overlap")
             half = prior_stride[prior, None] / 2
-            squares = torch.cat([own - half, own + half], dim=1)
-            own, predicted = squares, encode_deltas(squares, decode_boxes(own, predicted))
-        return smooth_l1(predicted, encode_deltas(own, matched_boxes[image, prior]), beta=self.beta)
+            squares = torch.cat([positive_priors - half, positive_priors + half], dim=1)
+            positive_priors, predicted = squares, encode_deltas(squares, decode_boxes(positive_priors, predicted))
+        return smooth_l1(predicted, encode_deltas(positive_priors, matched_boxes[image, prior]), beta=self.beta)
 
 
 @registry.losses.add("box_overlap")
@@ -194,10 +194,14 @@ class BoxOverlap(Loss):
     def forward(self, *, codes: Tensor, priors: Tensor, target: Tensor, matched_boxes: Tensor) -> Tensor:
         """`codes` (B, P, 4): deltas of anchors (P, 4), or distances in pixels from points (P, 2)."""
         image, prior = (target >= 0).nonzero(as_tuple=True)
-        own, true = priors[prior], matched_boxes[image, prior]
-        weight = _compute_centreness(own, true) if self.weigh == "centreness" else None
+        positive_priors, true = priors[prior], matched_boxes[image, prior]
+        weight = _compute_centreness(positive_priors, true) if self.weigh == "centreness" else None
         return overlap_loss(
-            decode_boxes(own, codes[image, prior]), true, overlap=self.overlap, form=self.form, weight=weight
+            decode_boxes(positive_priors, codes[image, prior]),
+            true,
+            overlap=self.overlap,
+            form=self.form,
+            weight=weight,
         )
 
 

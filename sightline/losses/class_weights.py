@@ -103,11 +103,11 @@ def resolve_class_weights(
             loss,
             ", ".join(map(str, absent)),
         )
-    made = [
+    values = [
         0.0 if count == 0 or index == ignore_index else _by_rule(weights, count / total)
         for index, count in enumerate(class_counts)
     ]
-    return torch.tensor(made, dtype=torch.float64)
+    return torch.tensor(values, dtype=torch.float64)
 
 
 def _by_rule(rule: str, share: float) -> float:

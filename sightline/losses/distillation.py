@@ -55,7 +55,7 @@ class FeatureDistillation(Loss):
 
     def count(self, *, teacher_modules: Mapping[str, Sequence[Tensor]]) -> Tensor:
         """`teacher_modules`: name -> outputs (...) float -> the count of these numbers."""
-        return torch.tensor(sum(each.numel() for outputs in teacher_modules.values() for each in outputs))
+        return torch.tensor(sum(output.numel() for outputs in teacher_modules.values() for output in outputs))
 
     def forward(
         self, *, student_modules: Mapping[str, Sequence[Tensor]], teacher_modules: Mapping[str, Sequence[Tensor]]
@@ -63,10 +63,14 @@ class FeatureDistillation(Loss):
         """Both: name -> outputs (...) of the same shapes."""
         sums = []
         for name, outputs in teacher_modules.items():
-            ours, theirs = ([tuple(each.shape) for each in one] for one in (student_modules[name], outputs))
-            if ours != theirs:
-                raise ConfigError(f"teacher.features: '{name}' returns {ours}, the teacher's {theirs}; name others")
-            for own, other in zip(student_modules[name], outputs, strict=True):
-                dtype = torch.promote_types(own.dtype, torch.float32)
-                sums.append((own.to(dtype) - other.detach().to(dtype)).square().sum())
+            student_shapes, teacher_shapes = (
+                [tuple(tensor.shape) for tensor in tensors] for tensors in (student_modules[name], outputs)
+            )
+            if student_shapes != teacher_shapes:
+                raise ConfigError(
+                    f"teacher.features: '{name}' returns {student_shapes}, the teacher's {teacher_shapes}; name others"
+                )
+            for student, teacher in zip(student_modules[name], outputs, strict=True):
+                dtype = torch.promote_types(student.dtype, torch.float32)
+                sums.append((student.to(dtype) - teacher.detach().to(dtype)).square().sum())
         return torch.stack(sums).sum()

@@ -69,13 +69,13 @@ class FreeAnchorPositive(_BoxesLoss):
         """`logits` (B, P, K) before the sigmoid, `codes` (B, P, 4) as deltas of anchors (P, 4)."""
         _assert_anchors("free_anchor_positive", priors)
         total = promote_to_float32(logits[:0]).sum() + promote_to_float32(codes[:0]).sum()
-        for image, own, classes in _iterate_images(boxes, label, is_ignored, box_offsets):
+        for image, image_boxes, classes in _iterate_images(boxes, label, is_ignored, box_offsets):
             member = (target[image] >= 0).nonzero().flatten()
-            own = own.to(priors.dtype)
-            bags = member[anchor_bags(priors[member], own, self.bag_size)[0]]
-            true = encode_deltas(priors[bags], own[:, None], weights=self.delta_weights)
-            found = promote_to_float32(codes[image, bags]) * true.new_tensor(self.delta_weights)
-            distance = functional.smooth_l1_loss(found, true, reduction="none", beta=self.beta).sum(dim=2)
+            image_boxes = image_boxes.to(priors.dtype)
+            bags = member[anchor_bags(priors[member], image_boxes, self.bag_size)[0]]
+            true = encode_deltas(priors[bags], image_boxes[:, None], weights=self.delta_weights)
+            predicted = promote_to_float32(codes[image, bags]) * true.new_tensor(self.delta_weights)
+            distance = functional.smooth_l1_loss(predicted, true, reduction="none", beta=self.beta).sum(dim=2)
             log_p = functional.logsigmoid(promote_to_float32(logits[image, bags, classes[:, None]]))
             total = total + self.alpha * bag_losses(log_p - self.box_weight * distance).sum().to(total.dtype)
         return total
@@ -120,10 +120,10 @@ class FreeAnchorNegative(_BoxesLoss):
         _assert_anchors("free_anchor_negative", priors)
         weight = (target != IGNORED)[..., None].to(logits.dtype).repeat(1, 1, logits.shape[2])
         terms = []
-        for image, own, classes in _iterate_images(boxes, label, is_ignored, box_offsets):
+        for image, image_boxes, classes in _iterate_images(boxes, label, is_ignored, box_offsets):
             with torch.no_grad():
                 predicted = decode_boxes(priors, codes[image])
-                prior, kind, p = self._detection_probabilities(predicted, own.to(predicted.dtype), classes)
+                prior, kind, p = self._detection_probabilities(predicted, image_boxes.to(predicted.dtype), classes)
             is_counted = weight[image, prior, kind] > 0
             prior, kind, p = prior[is_counted], kind[is_counted], p[is_counted]
             weight[image, prior, kind] = 0
@@ -143,13 +143,13 @@ class FreeAnchorNegative(_BoxesLoss):
         for part in column_blocks(len(boxes), len(predicted), boxes.device):
             overlap = pairwise_iou(boxes, predicted[part])
             best = torch.maximum(best, overlap.amax(dim=1))
-            found = (overlap > self.least_iou).nonzero()
-            pairs.append(found + found.new_tensor([0, part.start]))
-            values.append(overlap[found[:, 0], found[:, 1]])
+            overlapping = (overlap > self.least_iou).nonzero()
+            pairs.append(overlapping + overlapping.new_tensor([0, part.start]))
+            values.append(overlap[overlapping[:, 0], overlapping[:, 1]])
         box, prior = torch.cat(pairs).unbind(dim=1)
         p = (torch.cat(values) - self.least_iou) / (best[box] - self.least_iou)
-        keys, place = torch.stack([prior, classes[box]], dim=1).unique(dim=0, return_inverse=True)
-        most = p.new_zeros(len(keys)).scatter_reduce(0, place, p, "amax")
+        keys, group = torch.stack([prior, classes[box]], dim=1).unique(dim=0, return_inverse=True)
+        most = p.new_zeros(len(keys)).scatter_reduce(0, group, p, "amax")
         return keys[:, 0], keys[:, 1], most
 
 
@@ -163,6 +163,6 @@ def _iterate_images(
 ) -> Iterator[tuple[int, Tensor, Tensor]]:
     """Iterate over the images with boxes that are not ignored: their boxes and classes."""
     for image, (first, last) in enumerate(pairwise(offsets.tolist())):
-        kept = ~is_ignored[first:last]
-        if kept.any():
-            yield image, boxes[first:last][kept], label[first:last][kept]
+        is_counted = ~is_ignored[first:last]
+        if is_counted.any():
+            yield image, boxes[first:last][is_counted], label[first:last][is_counted]

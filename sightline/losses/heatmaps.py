@@ -67,7 +67,7 @@ class JointL1(Loss):
         pooling = placed.size / likelihood.shape[-1]
         middle = 0.0 if placed.compat == "release" else 0.5
         wanted = to_voxels(joints, placed) / pooling - middle
-        found = soft_cells(likelihood.to(joints.dtype))
+        predicted = soft_cells(likelihood.to(joints.dtype))
         if placed.axes == "zyx":
-            found = found.flip(-1)
-        return ((found - wanted).abs().sum(dim=-1) * visible).sum()
+            predicted = predicted.flip(-1)
+        return ((predicted - wanted).abs().sum(dim=-1) * visible).sum()

@@ -25,7 +25,7 @@ class LovaszSoftmax(ClassLoss):
 
     def count(self, *, label: Tensor, offsets: Tensor | None = None) -> Tensor:
         """Count the images of `label` (B, ...), or clouds of (P,) with `offsets` (S+1,), with a label that counts."""
-        return torch.stack([self.is_counted(each).any() for each in _images(label, label, offsets)]).sum()
+        return torch.stack([self.is_counted(image).any() for image in _images(label, label, offsets)]).sum()
 
     def forward(self, *, logits: Tensor, label: Tensor, offsets: Tensor | None = None) -> Tensor:
         """`logits` (B, ..., C) with `label` (B, ...), or (P, C) with (P,) and `offsets`: classes last."""

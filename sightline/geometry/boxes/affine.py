@@ -16,8 +16,8 @@ def warp_boxes(boxes: Tensor, matrix: Tensor) -> Tensor:
     left, top, right, bottom = boxes.double().unbind(-1)
     ones = torch.ones_like(left)
     corners = torch.stack([torch.stack([x, y, ones], -1) for x in (left, right) for y in (top, bottom)], -2)
-    places = corners @ matrix.double().T
-    return torch.cat([places.amin(-2), places.amax(-2)], dim=-1).to(boxes.dtype)
+    mapped = corners @ matrix.double().T
+    return torch.cat([mapped.amin(-2), mapped.amax(-2)], dim=-1).to(boxes.dtype)
 
 
 def compose_affine(second: Tensor, first: Tensor) -> Tensor:

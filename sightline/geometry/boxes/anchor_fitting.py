@@ -23,7 +23,12 @@ SIZE_BINS: Mapping[str, tuple[float, float]] = MappingProxyType(
 
 def shape_overlaps(sizes: Tensor, shapes: Tensor) -> Tensor:
     """Compute the IoU (M, A) of concentric boxes with widths and heights (M, 2) and (A, 2)."""
-    return pairwise_iou(*(torch.cat([-each / 2, each / 2], dim=1) for each in (sizes.double(), shapes.double())))
+    return pairwise_iou(
+        *(
+            torch.cat([-widths_heights / 2, widths_heights / 2], dim=1)
+            for widths_heights in (sizes.double(), shapes.double())
+        )
+    )
 
 
 def fit_anchor_shapes(sizes: Tensor, num_shapes: int, *, seed: int = 0, num_rounds: int = 300) -> Tensor:
@@ -55,10 +60,10 @@ def fit_anchor_shapes(sizes: Tensor, num_shapes: int, *, seed: int = 0, num_roun
 
 def best_iou_of_boxes(priors: Priors, boxes: Tensor) -> Tensor:
     """Return the highest IoU (M,) of each of `boxes` (M, 4) with any anchor of `priors`."""
-    found = boxes.new_zeros(len(boxes))
+    best_iou = boxes.new_zeros(len(boxes))
     for part in column_blocks(len(boxes), len(priors), boxes.device):
-        found = torch.maximum(found, pairwise_iou(boxes, priors.coordinates[part].to(boxes)).amax(dim=1))
-    return found
+        best_iou = torch.maximum(best_iou, pairwise_iou(boxes, priors.coordinates[part].to(boxes)).amax(dim=1))
+    return best_iou
 
 
 def prior_coverage(overlaps: Tensor, boxes: Tensor) -> dict[str, Any]:
@@ -79,7 +84,7 @@ def prior_extent(priors: Priors, *, height: int, width: int) -> dict[str, Any]:
     """
     levels = []
     for stride, rows in zip(priors.strides, priors.level_slices, strict=True):
-        (left, top), (right, bottom) = (each.tolist() for each in torch.aminmax(priors.centres[rows], dim=0))
+        (left, top), (right, bottom) = (corner.tolist() for corner in torch.aminmax(priors.centres[rows], dim=0))
         gap = max(left, top, width - right, height - bottom)
         centres = {"x_px": [left, right], "y_px": [top, bottom]}
         levels.append({"stride": stride, **centres, "is_spanned": gap <= stride})

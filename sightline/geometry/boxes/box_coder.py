@@ -32,9 +32,9 @@ def encode_deltas(priors: Tensor, boxes: Tensor, *, weights: DeltaWeights = (1.0
     `priors` and `boxes` (..., 4) -> (..., 4); a side of 0 counts as the least positive number. Source: Girshick et al.
     2014, appendix C; the weights are those of Fast R-CNN's code, (10, 10, 5, 5) in its second stage.
     """
-    theirs, ours = _positive_sizes(priors), _positive_sizes(boxes)
-    offsets = (box_centres(boxes) - box_centres(priors)) / theirs
-    return torch.cat([offsets, (ours / theirs).log()], dim=-1) * offsets.new_tensor(weights)
+    prior_sizes, sizes = _positive_sizes(priors), _positive_sizes(boxes)
+    offsets = (box_centres(boxes) - box_centres(priors)) / prior_sizes
+    return torch.cat([offsets, (sizes / prior_sizes).log()], dim=-1) * offsets.new_tensor(weights)
 
 
 def decode_deltas(priors: Tensor, deltas: Tensor, *, weights: DeltaWeights = (1.0, 1.0, 1.0, 1.0)) -> Tensor:
@@ -81,8 +81,8 @@ def centreness(distances: Tensor) -> Tensor:
     Source: Tian et al. 2019, equation 3.
     """
     distances = promote_to_float32(distances).clamp(min=0)
-    near, far = torch.aminmax(torch.stack([distances[..., :2], distances[..., 2:]]), dim=0)
-    return (near / far.clamp(min=torch.finfo(far.dtype).tiny)).prod(dim=-1).sqrt()
+    smaller, larger = torch.aminmax(torch.stack([distances[..., :2], distances[..., 2:]]), dim=0)
+    return (smaller / larger.clamp(min=torch.finfo(larger.dtype).tiny)).prod(dim=-1).sqrt()
 
 
 def _positive_sizes(boxes: Tensor) -> Tensor:

@@ -113,8 +113,8 @@ def siou(a: Tensor, b: Tensor) -> Tensor:
     angle = 2 * _ratio(offset.prod(dim=-1), offset.square().sum(dim=-1))
     relative = _ratio(offset, _enclosing(a, b)).square()
     distance = (1 - torch.exp((angle - 2)[..., None] * relative)).sum(dim=-1)
-    ours, theirs = box_sizes(a), box_sizes(b)
-    shape = (1 - torch.exp(-_ratio((ours - theirs).abs(), torch.maximum(ours, theirs)))).pow(4).sum(dim=-1)
+    sizes_a, sizes_b = box_sizes(a), box_sizes(b)
+    shape = (1 - torch.exp(-_ratio((sizes_a - sizes_b).abs(), torch.maximum(sizes_a, sizes_b)))).pow(4).sum(dim=-1)
     return iou(a, b) - (distance + shape) / 2
 
 
@@ -155,16 +155,16 @@ def _pairwise(plain: Callable[[Tensor, Tensor], Tensor], kernel: NumbaKernel, a:
     needs_gradient = torch.is_grad_enabled() and (a.requires_grad or b.requires_grad)
     if needs_gradient or not can_use_numba(a, b):
         return plain(a[:, None], b)
-    found = a.new_empty(len(a), len(b))
+    matrix = a.new_empty(len(a), len(b))
     columns = b.detach().T.contiguous().numpy()
-    run_parallel(kernel, len(a), a.detach().contiguous().numpy(), columns, found.numpy())
-    return found
+    run_parallel(kernel, len(a), a.detach().contiguous().numpy(), columns, matrix.numpy())
+    return matrix
 
 
-def _ratio(part: Tensor, whole: Tensor) -> Tensor:
-    """Divide, with 0 where `whole` is 0; the gradient is finite everywhere."""
-    is_some = whole >= torch.finfo(whole.dtype).tiny
-    return torch.where(is_some, part / torch.where(is_some, whole, 1), 0)
+def _ratio(part: Tensor, total: Tensor) -> Tensor:
+    """Divide, with 0 where `total` is 0; the gradient is finite everywhere."""
+    is_some = total >= torch.finfo(total.dtype).tiny
+    return torch.where(is_some, part / torch.where(is_some, total, 1), 0)
 
 
 def _intersection(a: Tensor, b: Tensor) -> Tensor:

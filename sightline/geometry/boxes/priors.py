@@ -141,14 +141,14 @@ class AnchorShapes:
 
     def sizes(self, stride: int) -> list[tuple[float, float]]:
         """Return width and height of each anchor of a cell, in pixels."""
-        found = []
+        sizes = []
         for scale, ratio in itertools.product(self.scales, self.ratios):
             side = self.base_strides * stride * scale
             side = math.floor(side) if self.whole_px else side
             width = side / math.sqrt(ratio) if self.preserves == "area" else side
             sides = (width, width * ratio)
-            found.append((2.0 * round(sides[0] / 2), 2.0 * round(sides[1] / 2)) if self.whole_px else sides)
-        return found
+            sizes.append((2.0 * round(sides[0] / 2), 2.0 * round(sides[1] / 2)) if self.whole_px else sides)
+        return sizes
 
 
 _OCTAVES = (1.0, 2 ** (1 / 3), 2 ** (2 / 3))
@@ -204,5 +204,5 @@ def make_points(
 def _assert_levels(**levels: Sequence[object]) -> None:
     counts = {name: len(values) for name, values in levels.items()}
     if len(set(counts.values())) > 1 or not min(counts.values()):
-        found = ", ".join(f"{count} {name}" for name, count in counts.items())
-        raise ValueError(f"priors: found {found}; expected one of each for every level of the network")
+        counts_text = ", ".join(f"{count} {name}" for name, count in counts.items())
+        raise ValueError(f"priors: found {counts_text}; expected one of each for every level of the network")

@@ -68,20 +68,22 @@ class Suppression(ABC):
         of `reads`.
         """
         if boxes.shape != (len(scores), 4) or scores.shape != labels.shape or scores.ndim != 1:
-            found = ", ".join(str(tuple(each.shape)) for each in (boxes, scores, labels))
+            shapes = ", ".join(str(tuple(tensor.shape)) for tensor in (boxes, scores, labels))
             raise ValueError(
-                f"{type(self).__name__}: found boxes, scores and labels {found}; expected (N, 4), (N,), (N,)"
+                f"{type(self).__name__}: found boxes, scores and labels {shapes}; expected (N, 4), (N,), (N,)"
             )
         if not scores.isfinite().all():
             raise ValueError(f"{type(self).__name__}: {int((~scores.isfinite()).sum())} scores are not finite numbers")
         dtype = torch.promote_types(torch.promote_types(boxes.dtype, scores.dtype), torch.float32)
         labels = labels.cpu() if self.per_class else torch.zeros(len(labels), dtype=torch.int64)
-        more: Any = {"proposal": proposal, "density": density}
-        if any(more[name] is None or more[name].shape != scores.shape for name in self.reads):
+        extra: Any = {"proposal": proposal, "density": density}
+        if any(extra[name] is None or extra[name].shape != scores.shape for name in self.reads):
             raise ValueError(f"{type(self).__name__}: needs {' and '.join(sorted(self.reads))} of each detection")
-        read = {name: more[name].cpu() for name in self.reads}
-        kept = self.keep(boxes.to("cpu", dtype).contiguous(), scores.to("cpu", dtype).contiguous(), labels, **read)
-        return SuppressionResult(kept.indices.to(boxes.device), kept.scores.to(scores))
+        extra_inputs = {name: extra[name].cpu() for name in self.reads}
+        result = self.keep(
+            boxes.to("cpu", dtype).contiguous(), scores.to("cpu", dtype).contiguous(), labels, **extra_inputs
+        )
+        return SuppressionResult(result.indices.to(boxes.device), result.scores.to(scores))
 
     @abstractmethod
     def keep(self, boxes: Tensor, scores: Tensor, labels: Tensor, *args: Any, **kwargs: Any) -> SuppressionResult:
@@ -105,8 +107,8 @@ class GreedyNMS(Suppression):
 
     def keep(self, boxes: Tensor, scores: Tensor, labels: Tensor) -> SuppressionResult:
         """Greedy NMS of boxes (N, 4), scores (N,), labels (N,) -> indices and scores (K,)."""
-        places = greedy_nms(boxes, scores, labels, threshold=self.iou_threshold)
-        return SuppressionResult(places, scores[places])
+        indices = greedy_nms(boxes, scores, labels, threshold=self.iou_threshold)
+        return SuppressionResult(indices, scores[indices])
 
 
 class _Soft(Suppression):
@@ -159,8 +161,8 @@ class SetSuppression(Suppression):
 
     def keep(self, boxes: Tensor, scores: Tensor, labels: Tensor, *, proposal: Tensor) -> SuppressionResult:
         """Set NMS of boxes (N, 4), scores (N,), labels (N,), proposal (N,) -> indices and scores (K,)."""
-        places = greedy_nms(boxes, scores, labels, threshold=self.iou_threshold, proposal=proposal)
-        return SuppressionResult(places, scores[places])
+        indices = greedy_nms(boxes, scores, labels, threshold=self.iou_threshold, proposal=proposal)
+        return SuppressionResult(indices, scores[indices])
 
 
 @registry.suppressions.add("adaptive")
@@ -188,8 +190,8 @@ class Adaptive(Suppression):
         limits = density.to(boxes).clamp(min=self.iou_threshold)
         if self.soft:
             return soft_nms(boxes, scores, labels, limit=limits, is_linear=True, min_score=self.min_score)
-        places = greedy_nms(boxes, scores, labels, threshold=limits)
-        return SuppressionResult(places, scores[places])
+        indices = greedy_nms(boxes, scores, labels, threshold=limits)
+        return SuppressionResult(indices, scores[indices])
 
 
 def greedy_nms(
@@ -203,25 +205,27 @@ def greedy_nms(
     if not can_use_numba(boxes, scores):
         return greedy_nms_reference(boxes, scores, labels, threshold=threshold, proposal=proposal)
     order = scores.argsort(descending=True, stable=True)
-    kept = torch.empty_like(order)
-    given = (boxes, labels, order[:0] if proposal is None else proposal, _expand_limit(threshold, boxes))
-    count = greedy_nms_kernel(*(each[order].numpy() if len(each) else each.numpy() for each in given), kept.numpy())
-    return order[kept[:count]]
+    kept_ranks = torch.empty_like(order)
+    columns = (boxes, labels, order[:0] if proposal is None else proposal, _expand_limit(threshold, boxes))
+    count = greedy_nms_kernel(
+        *(column[order].numpy() if len(column) else column.numpy() for column in columns), kept_ranks.numpy()
+    )
+    return order[kept_ranks[:count]]
 
 
 def greedy_nms_reference(
     boxes: Tensor, scores: Tensor, labels: Tensor, *, threshold: float | Tensor, proposal: Tensor | None = None
 ) -> Tensor:
     """Reference of `greedy_nms`, boxes (N, 4) -> indices (K,): a loop over the kept boxes."""
-    left, kept, limits = scores.argsort(descending=True, stable=True), [], _expand_limit(threshold, boxes)
-    while len(left):
-        best, left = left[0], left[1:]
-        kept.append(best)
-        is_hit = (iou(boxes[best], boxes[left]) > limits[best]) & (labels[left] == labels[best])
+    remaining, indices, limits = scores.argsort(descending=True, stable=True), [], _expand_limit(threshold, boxes)
+    while len(remaining):
+        best, remaining = remaining[0], remaining[1:]
+        indices.append(best)
+        is_hit = (iou(boxes[best], boxes[remaining]) > limits[best]) & (labels[remaining] == labels[best])
         if proposal is not None:
-            is_hit &= proposal[left] != proposal[best]
-        left = left[~is_hit]
-    return torch.stack(kept) if kept else left
+            is_hit &= proposal[remaining] != proposal[best]
+        remaining = remaining[~is_hit]
+    return torch.stack(indices) if indices else remaining
 
 
 def soft_nms(
@@ -234,35 +238,35 @@ def soft_nms(
     """
     if not can_use_numba(boxes, scores):
         return soft_nms_reference(boxes, scores, labels, limit=limit, is_linear=is_linear, min_score=min_score)
-    places, kept_scores = torch.empty_like(labels), torch.empty_like(scores)
+    indices, kept_scores = torch.empty_like(labels), torch.empty_like(scores)
     limits = _expand_limit(limit, boxes), boxes.new_tensor([min_score])
-    arrays = [each.numpy() for each in (boxes, scores.clone(), labels, *limits)]
-    count = soft_nms_kernel(*arrays, is_linear, places.numpy(), kept_scores.numpy())
-    return SuppressionResult(places[:count], kept_scores[:count])
+    arrays = [tensor.numpy() for tensor in (boxes, scores.clone(), labels, *limits)]
+    count = soft_nms_kernel(*arrays, is_linear, indices.numpy(), kept_scores.numpy())
+    return SuppressionResult(indices[:count], kept_scores[:count])
 
 
 def soft_nms_reference(
     boxes: Tensor, scores: Tensor, labels: Tensor, *, limit: float | Tensor, is_linear: bool, min_score: float
 ) -> SuppressionResult:
     """Reference of `soft_nms`, boxes (N, 4) -> indices and scores (K,): a loop over the kept boxes."""
-    scores, left, limits = scores.clone(), torch.arange(len(scores)), _expand_limit(limit, boxes)
-    places, kept_scores = [], []
-    while len(left):
-        first = scores[left].argmax()
-        best = left[first]
+    scores, remaining, limits = scores.clone(), torch.arange(len(scores)), _expand_limit(limit, boxes)
+    indices, kept_scores = [], []
+    while len(remaining):
+        first = scores[remaining].argmax()
+        best = remaining[first]
         if scores[best] < min_score:
             break
-        places.append(best)
+        indices.append(best)
         kept_scores.append(scores[best].clone())
-        left = torch.cat([left[:first], left[first + 1 :]])
-        overlap = iou(boxes[best], boxes[left])
+        remaining = torch.cat([remaining[:first], remaining[first + 1 :]])
+        overlap = iou(boxes[best], boxes[remaining])
         low = limits[best]
         decay = torch.where(overlap >= low, 1 - overlap, 1) if is_linear else (-overlap.square() / low).exp()
-        scores[left] *= torch.where(labels[left] == labels[best], decay, 1)
+        scores[remaining] *= torch.where(labels[remaining] == labels[best], decay, 1)
     return (
-        SuppressionResult(torch.stack(places), torch.stack(kept_scores))
-        if places
-        else SuppressionResult(left[:0], scores[:0])
+        SuppressionResult(torch.stack(indices), torch.stack(kept_scores))
+        if indices
+        else SuppressionResult(remaining[:0], scores[:0])
     )
 
 

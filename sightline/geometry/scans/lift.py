@@ -96,17 +96,17 @@ def lift_knn(
             label, range_image=range_image, pixel=pixel, point_range=point_range, offsets=offsets, vote=vote
         )
     windows = _Windows.around(pixel, label, range_image, offsets, vote)
-    found = torch.empty_like(pixel)
+    labels = torch.empty_like(pixel)
     run_parallel(
         knn_vote_kernel,
         len(pixel),
-        *(each.contiguous().numpy() for each in (point_range, *windows)),
+        *(tensor.contiguous().numpy() for tensor in (point_range, *windows)),
         vote.num_neighbours,
         vote.limit_bits,
         vote.void,
-        found.numpy(),
+        labels.numpy(),
     )
-    return found
+    return labels
 
 
 @torch.no_grad()
@@ -121,19 +121,23 @@ def lift_knn_reference(
 ) -> Tensor:
     """Reference of `lift_knn`, labels (S, H, W) -> (P,) int64, on any device: whole windows are gathered and sorted."""
     windows = _Windows.around(pixel, label, range_image, offsets, vote)
-    places = windows.middle[:, None] + windows.steps
-    near = windows.ranges[places]
-    near[:, vote.window**2 // 2] = point_range
-    distance = (near - point_range[:, None]).abs_() * windows.weights
+    window_pixels = windows.middle[:, None] + windows.steps
+    window_ranges = windows.ranges[window_pixels]
+    window_ranges[:, vote.window**2 // 2] = point_range
+    distance = (window_ranges - point_range[:, None]).abs_() * windows.weights
     distance, order = distance.sort(dim=1, stable=True)
     distance, order = distance[:, : vote.num_neighbours], order[:, : vote.num_neighbours]
-    found = windows.label[places.gather(1, order)]
+    neighbour_labels = windows.label[window_pixels.gather(1, order)]
 
-    may_vote = (distance <= vote.limit) & (found != vote.void)
-    votes = ((found[:, :, None] == found[:, None, :]) & may_vote[:, None, :]).sum(dim=2) * may_vote
-    most = votes.amax(dim=1)
-    elected = torch.where(may_vote & (votes == most[:, None]), found, torch.iinfo(found.dtype).max).amin(dim=1)
-    return torch.where(most > 0, elected, lift_nearest(label, pixel=pixel, offsets=offsets))
+    may_vote = (distance <= vote.limit) & (neighbour_labels != vote.void)
+    votes = ((neighbour_labels[:, :, None] == neighbour_labels[:, None, :]) & may_vote[:, None, :]).sum(
+        dim=2
+    ) * may_vote
+    max_votes = votes.amax(dim=1)
+    elected = torch.where(
+        may_vote & (votes == max_votes[:, None]), neighbour_labels, torch.iinfo(neighbour_labels.dtype).max
+    ).amin(dim=1)
+    return torch.where(max_votes > 0, elected, lift_nearest(label, pixel=pixel, offsets=offsets))
 
 
 class _Windows(NamedTuple):
@@ -200,8 +204,8 @@ def upper_bound_confusions(
     }
     cells = num_classes**2
     return {
-        name: (found * num_classes + label).bincount(minlength=cells).view(num_classes, num_classes)
-        for name, found in lifted.items()
+        name: (predicted * num_classes + label).bincount(minlength=cells).view(num_classes, num_classes)
+        for name, predicted in lifted.items()
     }
 
 

@@ -140,13 +140,13 @@ def project_scans(points: Tensor, *, view: RangeView, offsets: Tensor, ring: Ten
     Raises ValueError for points that are not finite, and for rings that are missing or outside of the rows.
     Source: Milioto et al. 2019 (RangeNet++), eq. 1.
     """
-    found = compute_pixels(points, view=view, offsets=offsets, ring=ring)
-    ranges = found.ranges.masked_fill(~found.is_seen, torch.inf).float()
-    place, num_scans = found.pixel, len(offsets) - 1
+    pixels = compute_pixels(points, view=view, offsets=offsets, ring=ring)
+    ranges = pixels.ranges.masked_fill(~pixels.is_seen, torch.inf).float()
+    flat_pixel, num_scans = pixels.pixel, len(offsets) - 1
     if num_scans > 1:
-        place = place + scan_index(offsets) * view.num_pixels
-    shown = nearest_returns(ranges, pixel=place, num_places=num_scans * view.num_pixels)
-    return Projection(shown.view(num_scans, view.height, view.width), *found)
+        flat_pixel = flat_pixel + scan_index(offsets) * view.num_pixels
+    shown = nearest_returns(ranges, pixel=flat_pixel, num_places=num_scans * view.num_pixels)
+    return Projection(shown.view(num_scans, view.height, view.width), *pixels)
 
 
 @torch.no_grad()
@@ -260,8 +260,8 @@ def _columns(x: Tensor, y: Tensor, view: RangeView) -> tuple[Tensor, Tensor | No
         yaw += centre
         yaw -= 2 * math.pi * (yaw / (2 * math.pi)).round()
     is_inside = None if view.is_full_turn else yaw.abs() <= abs(half)
-    place = yaw.div_(x.new_tensor(half)).add_(1.0).mul_(0.5)  # a tensor: GPUs multiply by the inverse of a number
-    return place.mul_(view.width).floor_().clamp_(0, view.width - 1).long(), is_inside
+    column = yaw.div_(x.new_tensor(half)).add_(1.0).mul_(0.5)  # a tensor: GPUs multiply by the inverse of a number
+    return column.mul_(view.width).floor_().clamp_(0, view.width - 1).long(), is_inside
 
 
 def _rows(
@@ -281,9 +281,9 @@ def _rows(
     if view.rows == "table":
         return _nearest_beams(pitch, view)
     up, down = (math.radians(border) for border in view.fov_deg)
-    place = pitch.sub_(down).div_(points.new_tensor(up - down)).neg_().add_(1.0).mul_(view.height).floor_()
-    is_clamped = (place < 0) | (place >= view.height)
-    return place.clamp_(0, view.height - 1).long(), is_clamped
+    position = pitch.sub_(down).div_(points.new_tensor(up - down)).neg_().add_(1.0).mul_(view.height).floor_()
+    is_clamped = (position < 0) | (position >= view.height)
+    return position.clamp_(0, view.height - 1).long(), is_clamped
 
 
 def _nearest_beams(pitch: Tensor, view: RangeView) -> tuple[Tensor, Tensor]:

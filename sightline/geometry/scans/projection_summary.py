@@ -26,10 +26,10 @@ class ProjectionSummary:
 
     def add(self, points: Tensor, *, label: Tensor | None, offsets: Tensor, ring: Tensor | None = None) -> None:
         """Add packed scans: points (P, 3) as `project_scans` takes them, with the class (P,) of each point if known."""
-        found = project_scans(points, view=self.view, offsets=offsets, ring=ring)
-        one = count_coverage(found)
-        num_returns = int((found.ranges > 0).sum())
-        self.counts.append((num_returns, one.num_drawn, one.num_pixels, one.num_clamped))
+        projection = project_scans(points, view=self.view, offsets=offsets, ring=ring)
+        coverage = count_coverage(projection)
+        num_returns = int((projection.ranges > 0).sum())
+        self.counts.append((num_returns, coverage.num_drawn, coverage.num_pixels, coverage.num_clamped))
         if label is None:
             return
         ignored = self.ignore_index
@@ -38,7 +38,7 @@ class ProjectionSummary:
         void = self.num_classes if ignored is None or ignored >= self.num_classes else ignored
         vote = KNNVote(void=void, is_circular=self.view.is_full_turn)
         for name, table in upper_bound_confusions(
-            label, found, offsets=offsets, num_classes=num_classes, vote=vote
+            label, projection, offsets=offsets, num_classes=num_classes, vote=vote
         ).items():
             table[:, [self.num_classes, void]] = 0  # labels that are not scored
             self.confusions[name] = self.confusions.get(name, torch.zeros_like(table)) + table

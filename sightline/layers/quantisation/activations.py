@@ -72,9 +72,9 @@ def calibrate_activations(
     or see nothing but zeros, and for inputs that are not finite.
     """
     layers = _layers(model, names)
-    seen: dict[str, list[Tensor]] = {name: [] for name in names}
+    recorded: dict[str, list[Tensor]] = {name: [] for name in names}
     handles = [
-        layer.register_forward_pre_hook(partial(_record, seen[name]), with_kwargs=True)
+        layer.register_forward_pre_hook(partial(_record, recorded[name]), with_kwargs=True)
         for name, layer in layers.items()
     ]
     try:
@@ -82,9 +82,9 @@ def calibrate_activations(
     finally:
         for handle in handles:
             handle.remove()
-    if idle := [name for name, each in seen.items() if not each]:
+    if idle := [name for name, parts in recorded.items() if not parts]:
         raise UserError(f"{_join_names(idle)}: activation: the layer is not called, {_REMEDY}")
-    return {name: _entry(name, torch.cat(each).double(), bits, most) for name, each in seen.items()}
+    return {name: _entry(name, torch.cat(parts).double(), bits, most) for name, parts in recorded.items()}
 
 
 def quantise_inputs(model: nn.Module, activations: Mapping[str, QuantisedActivation]) -> None:
@@ -136,31 +136,36 @@ class _Guard:
 
 def _layers(model: nn.Module, names: Collection[str]) -> dict[str, nn.Module]:
     """Return the layer that owns each weight."""
-    known, owners = {weight.name: weight for weight in list_weights(model)}, dict(model.named_modules())
+    weights_by_name, owners = {weight.name: weight for weight in list_weights(model)}, dict(model.named_modules())
     layers = {}
     for name in names:
-        if name not in known:
-            raise UserError(f"activation: the model has no parameter '{name}'{suggest(name, list(known))}")
+        if name not in weights_by_name:
+            raise UserError(f"activation: the model has no parameter '{name}'{suggest(name, list(weights_by_name))}")
         path, _, attribute = name.rpartition(".")
-        if known[name].kind not in ("linear", "convolution", "transposed convolution") or attribute != "weight":
+        if (
+            weights_by_name[name].kind not in ("linear", "convolution", "transposed convolution")
+            or attribute != "weight"
+        ):
             raise UserError(
                 f"{name}: activation: belongs to no linear layer or convolution, whose input could be taken"
             )
-        if any(other.rpartition(".")[0] in owners for other in known[name].shared):
-            raise UserError(f"{name}: activation: is shared with {known[name].shared[0]}; their inputs have two ranges")
+        if any(other.rpartition(".")[0] in owners for other in weights_by_name[name].shared):
+            raise UserError(
+                f"{name}: activation: is shared with {weights_by_name[name].shared[0]}; their inputs have two ranges"
+            )
         if any(isinstance(hook, _InputQuantiser) for hook in owners[path]._forward_pre_hooks.values()):
             raise UserError(f"{name}: activation: the layer's input is quantised already")
         layers[name] = owners[path]
     return layers
 
 
-def _record(seen: list[Tensor], layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+def _record(recorded: list[Tensor], layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     """Record the minimum and maximum of an input, and numbers evenly spread over all of its axes."""
     values = _get_input(args, kwargs).detach()
     stride = -(-values.numel() // _NUM_RECORDED)
     while math.gcd(stride, values.numel()) > 1:
         stride += 1
-    seen.append(torch.cat([torch.stack([*values.aminmax()]), values.reshape(-1)[::stride]]).cpu())
+    recorded.append(torch.cat([torch.stack([*values.aminmax()]), values.reshape(-1)[::stride]]).cpu())
 
 
 def _entry(name: str, values: Tensor, bits: int, most: float) -> QuantisedActivation:

@@ -22,8 +22,8 @@ def choice_faults(choice: Any) -> list[SchemaError]:
         return misfits
     kind, bits = choice["kind"], choice.get("bits")
     if kind not in _MIN_BITS:
-        given = (key for key in ("bits", "per_channel") if choice.get(key))
-        return [SchemaError(key, "is not for floating point; remove it") for key in given]
+        extra_keys = (key for key in ("bits", "per_channel") if choice.get(key))
+        return [SchemaError(key, "is not for floating point; remove it") for key in extra_keys]
     allowed = f"give {_MIN_BITS[kind]} to 8"
     if bits is None:
         return [SchemaError("bits", f"is required and missing; {allowed}")]

@@ -31,10 +31,10 @@ _SPLITTER = 134217729.0
 @numba_kernel
 def sort_bits(bits, spare, counts):  # type: ignore[no-untyped-def]
     """Radix sort of float32 numbers, passed as their bits, in three passes of 11 bits; the result is in `spare`."""
-    for place in range(len(bits)):
+    for index in range(len(bits)):
         # Bits that sort as the numbers do: all turned of negative ones, the sign of others.
-        key = bits[place] ^ (np.uint32(0xFFFFFFFF) if bits[place] >> 31 else np.uint32(0x80000000))
-        bits[place] = key
+        key = bits[index] ^ (np.uint32(0xFFFFFFFF) if bits[index] >> 31 else np.uint32(0x80000000))
+        bits[index] = key
         counts[0, key & 2047] += 1
         counts[1, (key >> 11) & 2047] += 1
         counts[2, key >> 22] += 1
@@ -51,9 +51,9 @@ def sort_bits(bits, spare, counts):  # type: ignore[no-untyped-def]
             target[counts[turn, digit]] = key
             counts[turn, digit] += 1
         source, target = target, source
-    for place in range(len(spare)):
-        key = spare[place]
-        spare[place] = key ^ (np.uint32(0x80000000) if key >> 31 else np.uint32(0xFFFFFFFF))
+    for index in range(len(spare)):
+        key = spare[index]
+        spare[index] = key ^ (np.uint32(0x80000000) if key >> 31 else np.uint32(0xFFFFFFFF))
 
 
 @numba_kernel
@@ -88,10 +88,10 @@ def _add(high, low, value):  # type: ignore[no-untyped-def]
 @numba_kernel
 def _fill_sums(values, table):  # type: ignore[no-untyped-def]
     total, total_low, square, square_low = 0.0, 0.0, 0.0, 0.0
-    for place in range(len(values)):
-        if place % _EVERY == 0:
-            table[place // _EVERY] = (total, total_low, square, square_low)
-        value = np.float64(values[place])
+    for index in range(len(values)):
+        if index % _EVERY == 0:
+            table[index // _EVERY] = (total, total_low, square, square_low)
+        value = np.float64(values[index])
         total, total_low = _add(total, total_low, value)
         square, square_low = _add(square, square_low, value * value)
     if len(values) % _EVERY == 0:
@@ -99,27 +99,27 @@ def _fill_sums(values, table):  # type: ignore[no-untyped-def]
 
 
 @numba_kernel
-def _sums_before(values, table, place, found):  # type: ignore[no-untyped-def]
-    entry = place // _EVERY
+def _sums_before(values, table, index, sums):  # type: ignore[no-untyped-def]
+    entry = index // _EVERY
     total, total_low, square, square_low = table[entry]
-    for later in range(entry * _EVERY, place):
+    for later in range(entry * _EVERY, index):
         value = np.float64(values[later])
         total, total_low = _add(total, total_low, value)
         square, square_low = _add(square, square_low, value * value)
-    found[0], found[1], found[2], found[3] = total, total_low, square, square_low
+    sums[0], sums[1], sums[2], sums[3] = total, total_low, square, square_low
 
 
 @numba_kernel
-def _inertia(before, after, count):  # type: ignore[no-untyped-def]
+def _inertia(start_sums, end_sums, count):  # type: ignore[no-untyped-def]
     """Return the sum of squares about the mean of `count` numbers between two entries of prefix sums."""
-    total, total_low = _add(after[0], after[1] - before[1], -before[0])
-    square, square_low = _add(after[2], after[3] - before[3], -before[2])
+    total, total_low = _add(end_sums[0], end_sums[1] - start_sums[1], -start_sums[0])
+    square, square_low = _add(end_sums[2], end_sums[3] - start_sums[3], -start_sums[2])
     product = total * total
     product_low = _product_rounding(total, total, product) + 2.0 * total * total_low
     share = product / count
     multiple = share * count
-    rest = (product - multiple) - _product_rounding(share, count, multiple) + product_low
-    return max((square - share) + (square_low - rest / count), 0.0)
+    remainder = (product - multiple) - _product_rounding(share, count, multiple) + product_low
+    return max((square - share) + (square_low - remainder / count), 0.0)
 
 
 @numba_kernel
@@ -151,11 +151,11 @@ def _first_above(values, first, last, bound, is_strict):  # type: ignore[no-unty
 def _runs(values, edges):  # type: ignore[no-untyped-def]
     """Write the start of each run of equal numbers, and the end; return their number, -1 if `edges` is too small."""
     number = 0
-    for place in range(len(values)):
-        if place == 0 or values[place] != values[place - 1]:
+    for index in range(len(values)):
+        if index == 0 or values[index] != values[index - 1]:
             if number == len(edges) - 1:
                 return -1
-            edges[number] = place
+            edges[number] = index
             number += 1
     edges[number] = len(values)
     return number
@@ -164,34 +164,34 @@ def _runs(values, edges):  # type: ignore[no-untyped-def]
 @numba_kernel
 def _cells(values, table, edges):  # type: ignore[no-untyped-def]
     """Write cells in place of runs: the one of largest inertia is split at its mean, repeatedly, then each evenly."""
-    starts, sums = np.zeros(_NUM_CELLS, np.int64), np.zeros((_NUM_CELLS, 4))
-    ends, after = np.full(_NUM_CELLS, len(values)), np.zeros((_NUM_CELLS, 4))
+    starts, start_sums = np.zeros(_NUM_CELLS, np.int64), np.zeros((_NUM_CELLS, 4))
+    ends, end_sums = np.full(_NUM_CELLS, len(values)), np.zeros((_NUM_CELLS, 4))
     spread = np.zeros(_NUM_CELLS)
-    _sums_before(values, table, len(values), after[0])
+    _sums_before(values, table, len(values), end_sums[0])
     for cell in range(1, _NUM_CELLS):
         worst = np.argmax(spread[:cell])
         first, last = starts[worst], ends[worst]
-        total = (after[worst, 0] - sums[worst, 0]) + (after[worst, 1] - sums[worst, 1])
-        place = _first_above(values, first, last, total / (last - first), False)
-        if place in (first, last):  # the mean was rounded to an end
-            place = _first_above(values, first, last, values[first], True)
-        starts[cell], ends[cell], after[cell] = place, last, after[worst]
-        _sums_before(values, table, place, sums[cell])
-        ends[worst], after[worst] = place, sums[cell]
+        total = (end_sums[worst, 0] - start_sums[worst, 0]) + (end_sums[worst, 1] - start_sums[worst, 1])
+        cut = _first_above(values, first, last, total / (last - first), False)
+        if cut in (first, last):  # the mean was rounded to an end
+            cut = _first_above(values, first, last, values[first], True)
+        starts[cell], ends[cell], end_sums[cell] = cut, last, end_sums[worst]
+        _sums_before(values, table, cut, start_sums[cell])
+        ends[worst], end_sums[worst] = cut, start_sums[cell]
         for half in (worst, cell):
             is_one = values[starts[half]] == values[ends[half] - 1]
-            spread[half] = -1.0 if is_one else _inertia(sums[half], after[half], ends[half] - starts[half])
+            spread[half] = -1.0 if is_one else _inertia(start_sums[half], end_sums[half], ends[half] - starts[half])
     parts = (len(edges) - 1) // _NUM_CELLS
     number, edges[0] = 0, 0
     for cell in np.argsort(starts):
         length = ends[cell] - starts[cell]
         for part in range(1, parts + 1):
-            place = starts[cell] + length * part // parts
-            if 0 < place < ends[cell] and values[place - 1] == values[place]:
-                place = _first_above(values, place, ends[cell], values[place], True)
-            if place > edges[number]:
+            cut = starts[cell] + length * part // parts
+            if 0 < cut < ends[cell] and values[cut - 1] == values[cut]:
+                cut = _first_above(values, cut, ends[cell], values[cut], True)
+            if cut > edges[number]:
                 number += 1
-                edges[number] = place
+                edges[number] = cut
     return number
 
 
@@ -306,8 +306,8 @@ def _cuts_at_price(edges, sums, price):  # type: ignore[no-untyped-def]
 @numba_kernel
 def _is_better(edges, sums, least, begin, other, end):  # type: ignore[no-untyped-def]
     """Return True if a last cluster that ends at `end` should begin at `begin` instead of `other`."""
-    found = least[begin] + _inertia(sums[begin], sums[end], edges[end] - edges[begin])
-    return found < least[other] + _inertia(sums[other], sums[end], edges[end] - edges[other])
+    cost = least[begin] + _inertia(sums[begin], sums[end], edges[end] - edges[begin])
+    return cost < least[other] + _inertia(sums[other], sums[end], edges[end] - edges[other])
 
 
 @numba_kernel
@@ -323,9 +323,9 @@ def _settle(values, table, cuts):  # type: ignore[no-untyped-def]
         is_moving = False
         for cut in range(1, len(means)):
             middle = 0.5 * (means[cut - 1] + means[cut])
-            place = _first_above(values, cuts[cut - 1], cuts[cut + 1], middle, False)
-            if cuts[cut - 1] < place < cuts[cut + 1] and place != cuts[cut]:
-                cuts[cut] = place
+            new_cut = _first_above(values, cuts[cut - 1], cuts[cut + 1], middle, False)
+            if cuts[cut - 1] < new_cut < cuts[cut + 1] and new_cut != cuts[cut]:
+                cuts[cut] = new_cut
                 is_moving = True
         if not is_moving:
             break

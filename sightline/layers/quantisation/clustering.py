@@ -52,9 +52,9 @@ def cluster_weight(weight: Tensor, *, bits: int, name: str, per_channel: bool = 
     assert 1 <= bits <= 8, f"{name}: {bits} bits"
     check_weight(weight, name)
     rows = weight.detach().cpu().float().numpy().reshape(len(weight) if per_channel else 1, -1)
-    found = [_cluster(row, 2**bits) for row in rows]
-    is_float32 = any(needs_float32(centres) for centres, _ in found)
-    books, labels = zip(*[_round_centres(*each, is_float32) for each in found], strict=True)
+    clusters = [_cluster(row, 2**bits) for row in rows]
+    is_float32 = any(needs_float32(centres) for centres, _ in clusters)
+    books, labels = zip(*[_round_centres(*row_clusters, is_float32) for row_clusters in clusters], strict=True)
     width = max(map(len, books))
     centres = torch.from_numpy(np.stack([np.pad(book, (0, width - len(book)), mode="edge") for book in books]))
     codes = torch.from_numpy(np.stack(labels)).view(weight.shape).to(weight.device)
@@ -106,6 +106,6 @@ def _sort_values(values: np.ndarray) -> np.ndarray:
 
 def _round_centres(centres: np.ndarray, labels: np.ndarray, is_float32: bool) -> tuple[np.ndarray, np.ndarray]:
     """Round centres as the artefact stores them, and merge those that became equal."""
-    held = centres.astype(np.float32 if is_float32 else np.float16).astype(np.float32) + np.float32(0)  # no -0
-    book, new = np.unique(held, return_inverse=True)
-    return book, labels if len(book) == len(held) else new.astype(np.uint8)[labels]
+    stored = centres.astype(np.float32 if is_float32 else np.float16).astype(np.float32) + np.float32(0)  # no -0
+    book, new = np.unique(stored, return_inverse=True)
+    return book, labels if len(book) == len(stored) else new.astype(np.uint8)[labels]

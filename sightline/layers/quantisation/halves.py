@@ -25,7 +25,7 @@ def halvable(model: nn.Module, *, but: Collection[str]) -> tuple[str, ...]:
     names = [weight.name for weight in list_weights(model) if weight.skip_reason is not None]
     for path, module in model.named_modules():
         if isinstance(module, _NormBase) and module.track_running_stats:
-            names += [f"{path}.{each}" if path else each for each in _STATISTICS]
+            names += [f"{path}.{statistic}" if path else statistic for statistic in _STATISTICS]
     return tuple(name for name in names if name not in but and state[name].dtype == torch.float32)
 
 

@@ -98,19 +98,19 @@ def kl_threshold(data: np.ndarray, *, bits: int) -> float:
     if np.isclose(size.max(), 0.0):
         return 0.0
     counts, edges = np.histogram(size, bins="sqrt", range=(0.0, size.max()))
-    whole, kept = np.cumsum(counts / counts.sum()), 2 ** (bits - 1)
+    cumulative, num_kept = np.cumsum(counts / counts.sum()), 2 ** (bits - 1)
     distances = []
-    for num_bins in range(kept + 1, len(whole) + 1):
-        rough = np.ones_like(whole)
-        rough[: num_bins - 1] = whole[: num_bins - 1]
-        fine, coarse = np.linspace(0, 1, num_bins), np.linspace(0, 1, kept)
+    for num_bins in range(num_kept + 1, len(cumulative) + 1):
+        rough = np.ones_like(cumulative)
+        rough[: num_bins - 1] = cumulative[: num_bins - 1]
+        fine, coarse = np.linspace(0, 1, num_bins), np.linspace(0, 1, num_kept)
         rough[:num_bins] = np.interp(fine, coarse, np.interp(coarse, fine, rough[:num_bins]))
         with np.errstate(divide="ignore", invalid="ignore"):
-            terms = (whole - rough) * np.log2(whole / rough)
-        distances.append(np.where(whole == rough, 0.0, terms).sum())
+            terms = (cumulative - rough) * np.log2(cumulative / rough)
+        distances.append(np.where(cumulative == rough, 0.0, terms).sum())
     if not distances:
         return float(edges[-1])
-    return float((kept + 1.5 + int(np.argmin(distances))) * (edges[1] - edges[0]))
+    return float((num_kept + 1.5 + int(np.argmin(distances))) * (edges[1] - edges[0]))
 
 
 def percentile_range(values: Tensor, *, low: float, high: float) -> tuple[Tensor, Tensor]:

@@ -71,9 +71,9 @@ class Codebook(_Quantiser):
 
         The means over the members, HAQ's projection.
         """
-        sums, places = weight.new_zeros(self.shape, dtype=torch.float64).flatten(), self._flat_codes()
-        sums.index_add_(0, places, weight.detach().flatten().double())
-        means = sums / torch.bincount(places, minlength=len(sums)).clamp(min=1)
+        sums, indices = weight.new_zeros(self.shape, dtype=torch.float64).flatten(), self._flat_codes()
+        sums.index_add_(0, indices, weight.detach().flatten().double())
+        means = sums / torch.bincount(indices, minlength=len(sums)).clamp(min=1)
         return means.to(weight.dtype).view(self.shape)
 
     def as_stored(self, centres: Tensor) -> Tensor:
@@ -97,18 +97,18 @@ class _LookUp(torch.autograd.Function):
     """Look-up of centres by flat index; differentiable as often as needed."""
 
     @staticmethod
-    def forward(ctx: Any, centres: Tensor, places: Tensor, takes_mean: bool) -> Tensor:
-        ctx.save_for_backward(places)
+    def forward(ctx: Any, centres: Tensor, indices: Tensor, takes_mean: bool) -> Tensor:
+        ctx.save_for_backward(indices)
         ctx.shape, ctx.takes_mean = centres.shape, takes_mean
-        return centres.flatten().index_select(0, places)
+        return centres.flatten().index_select(0, indices)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
-        (places,) = ctx.saved_tensors
+        (indices,) = ctx.saved_tensors
         (gradient,) = gradients
-        sums = gradient.new_zeros(ctx.shape.numel(), dtype=torch.float64).index_add(0, places, gradient.double())
+        sums = gradient.new_zeros(ctx.shape.numel(), dtype=torch.float64).index_add(0, indices, gradient.double())
         if ctx.takes_mean:
-            sums = sums / torch.bincount(places, minlength=len(sums)).clamp(min=1)
+            sums = sums / torch.bincount(indices, minlength=len(sums)).clamp(min=1)
         return sums.to(gradient.dtype).view(ctx.shape), None, None
 
 
@@ -154,20 +154,22 @@ def apply_policy(model: nn.Module, policy: Mapping[str, Mapping[str, Any]], *, m
     Raises UserError for unknown names, choices that are faulty or that the weight does not allow, weights that are not
     finite, and models that have parametrisations already.
     """
-    if held := [path for path, module in model.named_modules() if parametrize.is_parametrized(module)]:
-        raise UserError(f"policy: '{held[0]}' is parametrised already, by a policy or by a norm of weights; freeze it")
-    known = {weight.name: weight for weight in list_weights(model)}
+    if parametrised_paths := [path for path, module in model.named_modules() if parametrize.is_parametrized(module)]:
+        raise UserError(
+            f"policy: '{parametrised_paths[0]}' is parametrised already, by a policy or by a norm of weights; freeze it"
+        )
+    weights_by_name = {weight.name: weight for weight in list_weights(model)}
     parameters = dict(model.named_parameters())
-    made: dict[str, tuple[_Quantiser, Tensor | None]] = {}
+    quantisers: dict[str, tuple[_Quantiser, Tensor | None]] = {}
     for name, choice in policy.items():
-        if name not in known:
-            raise UserError(f"policy: the model has no parameter '{name}'{suggest(name, list(known))}")
+        if name not in weights_by_name:
+            raise UserError(f"policy: the model has no parameter '{name}'{suggest(name, list(weights_by_name))}")
         if pair := quantiser_for(name, parameters[name], choice, mean_gradient):
-            made[name] = pair
+            quantisers[name] = pair
     quantise_inputs(model, {name: choice["activation"] for name, choice in policy.items() if "activation" in choice})
     owners = dict(model.named_modules(remove_duplicate=False))
     order = {path: tuple(module._parameters) for path, module in owners.items()}
-    for name, (quantiser, start) in made.items():
+    for name, (quantiser, start) in quantisers.items():
         owner, _, attribute = name.rpartition(".")
         quantiser.order = order[owner]
         parametrize.register_parametrization(owners[owner], attribute, quantiser, unsafe=True)
@@ -175,11 +177,13 @@ def apply_policy(model: nn.Module, policy: Mapping[str, Mapping[str, Any]], *, m
         if start is not None:
             with torch.no_grad():
                 chain.original.copy_(start)
-        for other in known[name].shared:
+        for other in weights_by_name[name].shared:
             holder, _, alias = other.rpartition(".")
             if alias not in getattr(owners[holder], "parametrizations", {}):
                 # The shared parameter has the shape of the centres by now: another stands in for it.
-                owners[holder]._parameters[alias] = nn.Parameter(parameters[name].new_zeros(known[name].shape))
+                owners[holder]._parameters[alias] = nn.Parameter(
+                    parameters[name].new_zeros(weights_by_name[name].shape)
+                )
                 parametrize.register_parametrization(owners[holder], alias, nn.Identity())
                 owners[holder].parametrizations[alias] = chain
 
@@ -213,22 +217,22 @@ def quantised_weights(model: nn.Module) -> dict[str, tuple[nn.Module, Tensor]]:
 
     Shared ones once.
     """
-    found: dict[str, tuple[nn.Module, Tensor]] = {}
-    seen: set[int] = set()
+    weights: dict[str, tuple[nn.Module, Tensor]] = {}
+    chain_ids: set[int] = set()
     for path, module in model.named_modules():
         for attribute, chain in getattr(module, "parametrizations", {}).items():
-            if isinstance(chain[0], Codebook | UniformQuantiser | HalfPrecision) and id(chain) not in seen:
-                seen.add(id(chain))
-                found[f"{path}.{attribute}" if path else attribute] = chain[0], chain.original
-    return found
+            if isinstance(chain[0], Codebook | UniformQuantiser | HalfPrecision) and id(chain) not in chain_ids:
+                chain_ids.add(id(chain))
+                weights[f"{path}.{attribute}" if path else attribute] = chain[0], chain.original
+    return weights
 
 
 def weight_sizes(model: nn.Module) -> dict[nn.Parameter, int]:
     """Return the number of weights that each parameter represents, shared ones once; all members for a codebook."""
     coded = {
-        id(held): maker.labels.numel()
-        for maker, held in quantised_weights(model).values()
-        if isinstance(maker, Codebook)
+        id(source): quantiser.labels.numel()
+        for quantiser, source in quantised_weights(model).values()
+        if isinstance(quantiser, Codebook)
     }
     return {parameter: coded.get(id(parameter), parameter.numel()) for parameter in model.parameters()}
 
@@ -240,12 +244,12 @@ def dense_state_dict(model: nn.Module) -> dict[str, Tensor]:
     One tensor for all names of a shared weight.
     """
     state: dict[str, Tensor] = {}
-    made: dict[int, Tensor] = {}
+    values_by_chain: dict[int, Tensor] = {}
     inner = tuple(f"{path}.parametrizations." if path else "parametrizations." for path, _ in model.named_modules())
     plain = {name: value for name, value in model.state_dict().items() if not name.startswith(inner)}
     for path, module in model.named_modules(remove_duplicate=False):
         for attribute, chain in getattr(module, "parametrizations", {}).items():
-            value = made.setdefault(id(chain), chain().detach())
+            value = values_by_chain.setdefault(id(chain), chain().detach())
             state[f"{path}.{attribute}" if path else attribute] = value
     return {**plain, **state}
 
@@ -267,6 +271,6 @@ def bake_quantised_weights(model: nn.Module) -> nn.Module:
             value = state[f"{path}.{attribute}" if path else attribute]
             new = nn.Parameter(value, requires_grad=chain.original.requires_grad)
             module._parameters[attribute] = parameters.setdefault(id(value), new)
-        place = {name: index for index, name in enumerate(next(iter(chains.values()))[0].order)}
-        module._parameters = dict(sorted(module._parameters.items(), key=lambda item: place.get(item[0], 0)))
+        position = {name: index for index, name in enumerate(next(iter(chains.values()))[0].order)}
+        module._parameters = dict(sorted(module._parameters.items(), key=lambda item: position.get(item[0], 0)))
     return model

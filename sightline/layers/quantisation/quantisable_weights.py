@@ -54,13 +54,13 @@ def list_weights(model: nn.Module, *, min_params: int = 256) -> list[WeightInfo]
     for name, parameter in model.named_parameters(remove_duplicate=False):
         names.setdefault(id(parameter), []).append(name)
     owners = dict(model.named_modules(remove_duplicate=False))
-    found = []
+    weights = []
     for name, parameter in model.named_parameters():
         owner = owners[name.rpartition(".")[0]]
         kind = _kind(owner)
-        stays = _embedding_reason(owner) or _reason(kind, name, parameter, min_params)
-        found.append(WeightInfo(name, tuple(parameter.shape), kind, tuple(names[id(parameter)][1:]), stays))
-    return found
+        skip_reason = _embedding_reason(owner) or _reason(kind, name, parameter, min_params)
+        weights.append(WeightInfo(name, tuple(parameter.shape), kind, tuple(names[id(parameter)][1:]), skip_reason))
+    return weights
 
 
 def _kind(module: nn.Module) -> str:

@@ -88,9 +88,9 @@ def assert_range_images(image: Tensor, *, in_channels: int, multiples: tuple[int
     for axis, (size, multiple) in enumerate(zip(image.shape[2:], multiples, strict=True)):
         if size % multiple:
             below = size // multiple * multiple
-            near = f"{below} or {below + multiple}" if below else str(multiple)
+            suggestion = f"{below} or {below + multiple}" if below else str(multiple)
             raise ValueError(
                 f"image: found {' x '.join(map(str, image.shape[2:]))} pixels (rows x columns), {size} "
                 f"{('rows', 'columns')[axis]} are not a multiple of {multiple}; give 'project' a "
-                f"{('height', 'width')[axis]} of {near}"
+                f"{('height', 'width')[axis]} of {suggestion}"
             )

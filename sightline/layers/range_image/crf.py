@@ -56,8 +56,8 @@ class RangeImageCRF(nn.Module):
         for _ in range(self.iterations):
             probabilities = values.softmax(dim=1)
             message = torch.zeros_like(probabilities)
-            for weight, near in zip(weights, self._windows(probabilities), strict=True):
-                message = message + weight * near
+            for weight, shifted in zip(weights, self._windows(probabilities), strict=True):
+                message = message + weight * shifted
             change = self.compat(message.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
             values = probabilities + change if self.is_as_published else logits - change
         return values
@@ -65,8 +65,11 @@ class RangeImageCRF(nn.Module):
     def _weights(self, xyz: Tensor, mask: Tensor) -> list[Tensor]:
         """Return the weight (S, 1, H, W) of the pixel at every offset in the window."""
         filled = self._windows(mask[:, None].to(xyz.dtype))
-        squares = ((near - xyz).square().sum(dim=1, keepdim=True) for near in self._windows(xyz))
-        return [torch.exp(-square / (2 * self.sigma**2)) * there for square, there in zip(squares, filled, strict=True)]
+        squares = ((shifted - xyz).square().sum(dim=1, keepdim=True) for shifted in self._windows(xyz))
+        return [
+            torch.exp(-square / (2 * self.sigma**2)) * is_filled
+            for square, is_filled in zip(squares, filled, strict=True)
+        ]
 
     def _windows(self, image: Tensor) -> Iterator[Tensor]:
         """Iterate over the image shifted to every offset in the window, with zeros outside."""

@@ -203,7 +203,7 @@ def test_no_detections_and_half_precision(name: str) -> None:
 
 def test_wrong_detections_are_refused() -> None:
     boxes, scores, labels = detections(0)
-    with pytest.raises(ValueError, match=r"Greedy: found boxes, scores and labels \(60, 4\), \(59,\), \(60,\)"):
+    with pytest.raises(ValueError, match=r"GreedyNMS: found boxes, scores and labels \(60, 4\), \(59,\), \(60,\)"):
         GreedyNMS()(boxes, scores[1:], labels)
     scores[3] = torch.nan
     with pytest.raises(ValueError, match="SoftLinear: 1 scores are not finite"):
