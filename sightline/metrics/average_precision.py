@@ -51,25 +51,25 @@ def match_predictions(
     highest-scoring predictions take part; among equally similar labels the last is matched, as in COCO.
     Source: Lin et al. 2014, COCO, and its published evaluation.
     """
-    answers = np.argsort(-scores, kind="stable")[:max_detections]
+    ranked = np.argsort(-scores, kind="stable")[:max_detections]
     labels = np.argsort(is_ignored, kind="stable")
-    alike = similarity[np.ix_(answers, labels)]
+    sorted_similarity = similarity[np.ix_(ranked, labels)]
     ignored, crowd = is_ignored[labels], is_crowd[labels]
-    found = np.full((len(iou_thresholds), len(answers)), -1)
+    matched_label = np.full((len(iou_thresholds), len(ranked)), -1)
     for row, level in enumerate(iou_thresholds):
         is_taken = np.zeros(len(labels), dtype=bool)
-        for column, each in enumerate(alike):
-            free = (~is_taken | crowd) & (each >= min(level, 1 - 1e-10))
+        for column, similarities in enumerate(sorted_similarity):
+            free = (~is_taken | crowd) & (similarities >= min(level, 1 - 1e-10))
             choices = free & ~ignored if (free & ~ignored).any() else free
             if not choices.any():
                 continue
-            best = len(each) - 1 - int(np.argmax(np.where(choices, each, -np.inf)[::-1]))
-            found[row, column], is_taken[best] = best, True
-    is_found = found >= 0
-    into_ignored = is_found & (ignored[found] if len(labels) else False)
-    does_not_count = into_ignored | (~is_found & is_outside_area[answers])
-    label = np.append(labels, -1)[found]
-    return Matches(scores[answers], is_found, does_not_count, int((~ignored).sum()), label)
+            best = len(similarities) - 1 - int(np.argmax(np.where(choices, similarities, -np.inf)[::-1]))
+            matched_label[row, column], is_taken[best] = best, True
+    is_found = matched_label >= 0
+    into_ignored = is_found & (ignored[matched_label] if len(labels) else False)
+    does_not_count = into_ignored | (~is_found & is_outside_area[ranked])
+    label = np.append(labels, -1)[matched_label]
+    return Matches(scores[ranked], is_found, does_not_count, int((~ignored).sum()), label)
 
 
 def cumulative_tp_fp(images: Sequence[Matches]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -94,12 +94,12 @@ def precision_and_recall(images: Sequence[Matches]) -> tuple[np.ndarray, np.ndar
     precision, recall = np.full((num_levels, len(RECALLS)), -1.0), np.full(num_levels, -1.0)
     if num_labels == 0:
         return precision, recall
-    _, right, wrong = cumulative_tp_fp(images)
+    _, true_positives, false_positives = cumulative_tp_fp(images)
     for row in range(num_levels):
-        reached = right[row] / num_labels
-        share = right[row] / (right[row] + wrong[row] + np.spacing(1))
+        recalls = true_positives[row] / num_labels
+        share = true_positives[row] / (true_positives[row] + false_positives[row] + np.spacing(1))
         best_from = np.maximum.accumulate(share[::-1])[::-1]
-        place = np.searchsorted(reached, RECALLS, side="left")
-        recall[row] = reached[-1] if len(reached) else 0.0
-        precision[row] = np.append(best_from, 0.0)[place]
+        index = np.searchsorted(recalls, RECALLS, side="left")
+        recall[row] = recalls[-1] if len(recalls) else 0.0
+        precision[row] = np.append(best_from, 0.0)[index]
     return precision, recall

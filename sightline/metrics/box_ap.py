@@ -103,8 +103,8 @@ class BoxAp:
         result: dict[str, dict[str, Any]] = {}
         for number, name in enumerate(self.class_names):
             precision, _ = curves_of.curve(number, "", self.most)
-            _, its = curves_of.groups.class_slices(number)
-            count = int((~curves_of.label_ignored[0][its]).sum())
+            _, label_rows = curves_of.groups.class_slices(number)
+            count = int((~curves_of.label_ignored[0][label_rows]).sum())
             result[name] = {"ap": _mean([precision]), "ap50": _mean([precision[0]]), "count": count}
         return result
 
@@ -119,11 +119,13 @@ class _Curves(NamedTuple):
     def curve(self, number: int, area: str, most: int) -> tuple[np.ndarray, np.ndarray]:
         """Compute precision (L, 101) and recall (L,) of a class, from the `most` best detections of every image."""
         kind = list(_AREAS).index(area)
-        own, its = self.groups.class_slices(number)
-        chosen = self.groups.rank[own] < most
-        found, ignored = (each[kind][:, own][:, chosen] for each in self.matched[:2])
-        num_labels = int((~self.label_ignored[kind][its]).sum())
-        return precision_and_recall([Matches(self.groups.boxes[own, 5][chosen], found, ignored, num_labels)])
+        detection_rows, label_rows = self.groups.class_slices(number)
+        chosen = self.groups.rank[detection_rows] < most
+        is_matched, ignored = (mask[kind][:, detection_rows][:, chosen] for mask in self.matched[:2])
+        num_labels = int((~self.label_ignored[kind][label_rows]).sum())
+        return precision_and_recall(
+            [Matches(self.groups.boxes[detection_rows, 5][chosen], is_matched, ignored, num_labels)]
+        )
 
 
 def _curves(state: State, most: int, num_classes: int) -> _Curves:
@@ -140,6 +142,6 @@ def _curves(state: State, most: int, num_classes: int) -> _Curves:
 
 def _mean(values: list[np.ndarray]) -> float:
     """Return the mean of the values above -1; NaN if there are none."""
-    flat = np.concatenate([np.ravel(each) for each in values]) if values else np.zeros(0)
-    there = flat[flat > -1]
-    return float(there.mean()) if there.size else float("nan")
+    flat = np.concatenate([np.ravel(array) for array in values]) if values else np.zeros(0)
+    valid = flat[flat > -1]
+    return float(valid.mean()) if valid.size else float("nan")

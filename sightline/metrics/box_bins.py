@@ -45,11 +45,11 @@ def label_values(groups: BoxGroups) -> dict[str, np.ndarray]:
     NaN if it is unknown, density 0 for ignored labels.
     """
     density = np.zeros(len(groups.labels))
-    for _, its in groups.groups():
-        counted = its.start + np.flatnonzero(~groups.is_ignored[its])
-        alike = iou_or_ioa(groups.labels[counted, 1:5], groups.labels[counted, 1:5], False)
-        np.fill_diagonal(alike, 0)
-        density[counted] = alike.max(axis=1, initial=0)
+    for _, label_rows in groups.groups():
+        counted = label_rows.start + np.flatnonzero(~groups.is_ignored[label_rows])
+        overlap = iou_or_ioa(groups.labels[counted, 1:5], groups.labels[counted, 1:5], False)
+        np.fill_diagonal(overlap, 0)
+        density[counted] = overlap.max(axis=1, initial=0)
     height = groups.labels[:, 4] - groups.labels[:, 2]
     return {"visible": groups.labels[:, 8], "height": height, "density": density}
 

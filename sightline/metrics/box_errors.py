@@ -70,12 +70,15 @@ class BoxErrors(BoxRows):
         """Add the images of a batch; `candidates` (C, 6) are detections before suppression."""
         best = torch.full((len(truth), 1), torch.nan, dtype=torch.float64)
         if candidates is not None and candidate_offsets is not None:
-            ends = (itertools.pairwise(each.tolist()) for each in (candidate_offsets, truth_offsets))
-            for own, its in zip(*ends, strict=True):
-                rows, labels = (each[slice(*at)].double().cpu() for each, at in ((candidates, own), (truth, its)))
-                alike = iou_or_ioa(rows[:, :4].numpy(), labels[:, :4].numpy(), False)
-                alike = alike * (rows[:, 5:] == labels[:, 4]).numpy()
-                best[slice(*its), 0] = torch.from_numpy(alike.max(axis=0, initial=0))
+            ends = (itertools.pairwise(tensor.tolist()) for tensor in (candidate_offsets, truth_offsets))
+            for candidate_bounds, label_bounds in zip(*ends, strict=True):
+                rows, labels = (
+                    tensor[slice(*at)].double().cpu()
+                    for tensor, at in ((candidates, candidate_bounds), (truth, label_bounds))
+                )
+                overlap = iou_or_ioa(rows[:, :4].numpy(), labels[:, :4].numpy(), False)
+                overlap = overlap * (rows[:, 5:] == labels[:, 4]).numpy()
+                best[slice(*label_bounds), 0] = torch.from_numpy(overlap.max(axis=0, initial=0))
         super().update(
             state,
             detections=detections,
@@ -91,9 +94,9 @@ class BoxErrors(BoxRows):
         """Compute AP50, and the cost of each error type."""
         num_classes = len(self.class_names)
         errors = classify_errors(state, num_classes, self.most)
-        whole = _ap50(state, num_classes, self.most)
-        gains = {kind: _ap50(repair_errors(state, errors, kind), num_classes, self.most) - whole for kind in KINDS}
-        return {"error_ap50": whole, **{f"gain_{kind}": gain for kind, gain in gains.items()}}
+        ap50 = _ap50(state, num_classes, self.most)
+        gains = {kind: _ap50(repair_errors(state, errors, kind), num_classes, self.most) - ap50 for kind in KINDS}
+        return {"error_ap50": ap50, **{f"gain_{kind}": gain for kind, gain in gains.items()}}
 
     def tables(self, state: State) -> dict[str, Any]:
         """`box_errors`: counts of each type, labels by bins, and both curves."""
@@ -111,7 +114,7 @@ class BoxErrors(BoxRows):
                 "missed": int((chosen & errors.is_missed).sum()),
                 "suppressed": None if np.isnan(errors.before).all() else int((chosen & errors.is_suppressed).sum()),
             }
-        counts = {kind: int((errors.kind == place).sum()) for place, kind in enumerate(KINDS[:-1])}
+        counts = {kind: int((errors.kind == kind_index).sum()) for kind_index, kind in enumerate(KINDS[:-1])}
         rows = np.argsort(groups.boxes[:, 0], kind="stable")
         curve = detection_curve(
             *(each[rows] for each in (groups.boxes[:, 5], errors.is_found, errors.is_ignored)),
@@ -119,13 +122,13 @@ class BoxErrors(BoxRows):
             num_images=len(state["images"]),
         )
         spread = (each(1, max(len(curve.scores), 1), _MAX_POINTS) for each in (np.linspace, np.geomspace))
-        some = np.unique(np.concatenate(list(spread)).astype(int) - 1)[: len(curve.scores)]
+        sampled = np.unique(np.concatenate(list(spread)).astype(int) - 1)[: len(curve.scores)]
         points = (curve.scores, curve.recall, curve.precision, curve.fppi)
         names = ("score", "recall", "precision", "false_per_image")
         about = {
             "counts": {**counts, "missed": bins["all"]["missed"]},
             "labels": bins,
-            "curve": {name: each[some].tolist() for name, each in zip(names, points, strict=True)},
+            "curve": {name: each[sampled].tolist() for name, each in zip(names, points, strict=True)},
         }
         title = f"Errors at IoU 0.5 (TIDE), at most {self.most} an image and class"
         return {"scored_boxes_errors": protocol_header(title, state), "box_errors": about}
@@ -168,8 +171,8 @@ def classify_errors(state: State, num_classes: int, most: int) -> DetectionError
     begins = [np.searchsorted(groups.labels[real, 0], groups.boxes[wrong, 0], side=side) for side in ("left", "right")]
     edges = np.flatnonzero(np.diff(groups.boxes[wrong, 0], prepend=-1, append=np.inf))
     for first, last in itertools.pairwise(edges):
-        rows, its = wrong[first:last], real[begins[0][first] : begins[1][first]]
-        kind[rows], label[rows] = _kinds(groups.boxes[rows], groups.labels[its], its)
+        rows, label_rows = wrong[first:last], real[begins[0][first] : begins[1][first]]
+        kind[rows], label[rows] = _kinds(groups.boxes[rows], groups.labels[label_rows], label_rows)
     about = np.isin(kind, [KINDS.index("classification"), KINDS.index("localisation")])
     is_missed = ~groups.is_ignored & ~matched.is_label_matched[0, 0]
     is_missed[label[about]] = False
@@ -179,29 +182,29 @@ def classify_errors(state: State, num_classes: int, most: int) -> DetectionError
     )
 
 
-def _kinds(boxes: np.ndarray, labels: np.ndarray, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _kinds(boxes: np.ndarray, labels: np.ndarray, label_indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Classify the unmatched detections of an image.
 
     Error type (D,), and the index of the label concerned, or -1 (D,).
     """
     if not len(labels):
         return np.full(len(boxes), KINDS.index("background")), np.full(len(boxes), -1)
-    alike = iou_or_ioa(boxes[:, 1:5], labels[:, 1:5], False)
-    is_own = boxes[:, 6:7] == labels[:, 5]
-    own, other = np.where(is_own, alike, 0), np.where(is_own, 0, alike)
+    overlap = iou_or_ioa(boxes[:, 1:5], labels[:, 1:5], False)
+    is_same_class = boxes[:, 6:7] == labels[:, 5]
+    same_class_overlap, other_class_overlap = np.where(is_same_class, overlap, 0), np.where(is_same_class, 0, overlap)
     conditions = {
-        "localisation": (own.max(axis=1) >= _MIN_IOU) & (own.max(axis=1) < _MATCH_IOU),
-        "classification": other.max(axis=1) >= _MATCH_IOU,
-        "duplicate": own.max(axis=1) >= _MATCH_IOU,
-        "background": alike.max(axis=1) <= _MIN_IOU,
+        "localisation": (same_class_overlap.max(axis=1) >= _MIN_IOU) & (same_class_overlap.max(axis=1) < _MATCH_IOU),
+        "classification": other_class_overlap.max(axis=1) >= _MATCH_IOU,
+        "duplicate": same_class_overlap.max(axis=1) >= _MATCH_IOU,
+        "background": overlap.max(axis=1) <= _MIN_IOU,
     }
     kind = np.select(list(conditions.values()), [KINDS.index(name) for name in conditions], KINDS.index("both"))
     label = np.select(
         [kind == KINDS.index(name) for name in ("localisation", "classification", "duplicate")],
-        [own.argmax(axis=1), other.argmax(axis=1), own.argmax(axis=1)],
+        [same_class_overlap.argmax(axis=1), other_class_overlap.argmax(axis=1), same_class_overlap.argmax(axis=1)],
         -1,
     )
-    return kind, np.append(places, -1)[label]
+    return kind, np.append(label_indices, -1)[label]
 
 
 def repair_errors(state: State, errors: DetectionErrors, kind: str) -> State:
@@ -218,8 +221,8 @@ def repair_errors(state: State, errors: DetectionErrors, kind: str) -> State:
         rows = rows[np.argsort(-boxes[rows, 5], kind="stable")]
         _, firsts = np.unique(errors.label[rows], return_index=True)
         rows = rows[firsts]
-        its = labels[errors.label[rows]]
-        boxes[rows, 1:5], boxes[rows, 6] = its[:, 1:5], its[:, 5]
+        matched_labels = labels[errors.label[rows]]
+        boxes[rows, 1:5], boxes[rows, 6] = matched_labels[:, 1:5], matched_labels[:, 5]
         keeps[rows] = True
     return {**state, "detections": torch.from_numpy(boxes[keeps]), "labels": torch.from_numpy(labels)}
 
@@ -230,10 +233,12 @@ def _ap50(state: State, num_classes: int, most: int) -> float:
     matched = groups.match(groups.is_ignored[None], levels=_LEVEL, most=most)
     result = []
     for number in range(num_classes):
-        own, its = groups.class_slices(number)
-        kept = groups.rank[own] < most
-        num_labels = int((~groups.is_ignored[its]).sum())
-        found, ignored = (each[0][:, own][:, kept] for each in matched[:2])
-        precision, _ = precision_and_recall([Matches(groups.boxes[own, 5][kept], found, ignored, num_labels)])
+        detection_rows, label_rows = groups.class_slices(number)
+        is_used = groups.rank[detection_rows] < most
+        num_labels = int((~groups.is_ignored[label_rows]).sum())
+        is_matched, ignored = (mask[0][:, detection_rows][:, is_used] for mask in matched[:2])
+        precision, _ = precision_and_recall(
+            [Matches(groups.boxes[detection_rows, 5][is_used], is_matched, ignored, num_labels)]
+        )
         result.append(float(precision.mean()) if num_labels else float("nan"))
     return nan_mean(result)

@@ -83,8 +83,10 @@ class BoxGroups(NamedTuple):
 
     def class_slices(self, number: int) -> tuple[slice, slice]:
         """Return the slices of a class: detections, labels."""
-        own, its = (np.searchsorted(each, [number, number + 1]) for each in (self.boxes[:, 6], self.labels[:, 5]))
-        return slice(*own), slice(*its)
+        detection_bounds, label_bounds = (
+            np.searchsorted(column, [number, number + 1]) for column in (self.boxes[:, 6], self.labels[:, 5])
+        )
+        return slice(*detection_bounds), slice(*label_bounds)
 
     def groups(self) -> list[tuple[slice, slice]]:
         """Return the slices of each group: detections, labels."""
@@ -107,8 +109,10 @@ class BoxGroups(NamedTuple):
         detections of a group take part. `epsilon` and `reuses` as in `match_boxes`.
         """
         is_crowd = self.is_ignored if is_crowd is None else is_crowd
-        found = np.zeros((len(label_ignored), len(levels), len(self.boxes)), dtype=bool)
-        result = GroupMatches(found, np.zeros_like(found), np.zeros((*found.shape[:2], len(self.labels)), dtype=bool))
+        is_matched = np.zeros((len(label_ignored), len(levels), len(self.boxes)), dtype=bool)
+        result = GroupMatches(
+            is_matched, np.zeros_like(is_matched), np.zeros((*is_matched.shape[:2], len(self.labels)), dtype=bool)
+        )
         arrays = (self.boxes[:, 1:5], self.box_starts, self.labels[:, 1:5], self.label_starts, label_ignored)
         arguments = (*map(np.ascontiguousarray, (*arrays, is_crowd, levels)), most, epsilon, reuses)
         if can_use_numba(torch.from_numpy(self.boxes)):
@@ -123,28 +127,28 @@ def group_boxes(detections: Tensor, labels: Tensor, num_classes: int, *, last_is
 
     Of labels that a detection overlaps equally the last is matched, with `last_is_first` the first of the data set.
     """
-    boxes, rows = (each.cpu().numpy() for each in (detections, labels))
+    boxes, rows = (array.cpu().numpy() for array in (detections, labels))
     has_class = rows[:, 5] >= 0
     copies = np.repeat(rows[~has_class], num_classes, axis=0)
     copies[:, 5] = np.tile(np.arange(num_classes), int((~has_class).sum()))
     rows = np.concatenate([rows[has_class], copies])[:: -1 if last_is_first else 1]
-    num_images = 1 + max(each[:, 0].max(initial=0) for each in (boxes, rows))
-    keys = [(each[:, column] * num_images + each[:, 0]).astype(np.int64) for each, column in ((boxes, 6), (rows, 5))]
+    num_images = 1 + max(array[:, 0].max(initial=0) for array in (boxes, rows))
+    keys = [(array[:, column] * num_images + array[:, 0]).astype(np.int64) for array, column in ((boxes, 6), (rows, 5))]
     orders = np.lexsort((-boxes[:, 5], keys[0])), np.argsort(keys[1], kind="stable")
     boxes, rows, keys = boxes[orders[0]], rows[orders[1]], [key[order] for key, order in zip(keys, orders, strict=True)]
     groups = np.unique(np.concatenate(keys))
-    own, its = (np.append(np.searchsorted(each, groups), len(each)) for each in keys)
+    box_starts, label_starts = (np.append(np.searchsorted(array, groups), len(array)) for array in keys)
     of_groups = np.column_stack([groups // num_images, groups % num_images]).astype(np.int64)
-    return BoxGroups(boxes, rows, rows[:, 7] > 0, own, its, of_groups)
+    return BoxGroups(boxes, rows, rows[:, 7] > 0, box_starts, label_starts, of_groups)
 
 
 def iou_or_ioa(boxes: np.ndarray, labels: np.ndarray, is_crowd: np.ndarray | bool, epsilon: float = 0.0) -> np.ndarray:
     """Compute the IoU (D, G) of boxes (D, 4) and labels (G, 4); for crowds the covered share of the detection (IoA)."""
     sides = np.minimum(boxes[:, None, 2:], labels[:, 2:]) - np.maximum(boxes[:, None, :2], labels[:, :2])
     shared = np.maximum(sides, 0).prod(axis=2)
-    own, its = ((each[:, 2:] - each[:, :2]).prod(axis=1) for each in (boxes, labels))
-    whole = own[:, None] + np.where(is_crowd, 0, its - shared) + epsilon
-    return np.divide(shared, whole, out=np.zeros_like(shared), where=whole > 0)
+    box_areas, label_areas = ((corners[:, 2:] - corners[:, :2]).prod(axis=1) for corners in (boxes, labels))
+    union = box_areas[:, None] + np.where(is_crowd, 0, label_areas - shared) + epsilon
+    return np.divide(shared, union, out=np.zeros_like(shared), where=union > 0)
 
 
 def _match_reference(
@@ -158,20 +162,25 @@ def _match_reference(
     result: GroupMatches,
 ) -> None:
     """Reference of `match_boxes`, group by group through `match_predictions`."""
-    for own, its in groups.groups():
-        own = slice(own.start, min(own.stop, own.start + most))
-        alike = iou_or_ioa(groups.boxes[own, 1:5], groups.labels[its, 1:5], is_crowd[its], epsilon)
-        for kind, is_ignored in enumerate(label_ignored[:, its]):
+    for detection_rows, label_rows in groups.groups():
+        detection_rows = slice(detection_rows.start, min(detection_rows.stop, detection_rows.start + most))
+        overlap = iou_or_ioa(
+            groups.boxes[detection_rows, 1:5], groups.labels[label_rows, 1:5], is_crowd[label_rows], epsilon
+        )
+        for kind, is_ignored in enumerate(label_ignored[:, label_rows]):
             matches: Matches = match_predictions(
-                alike,
-                groups.boxes[own, 5],
+                overlap,
+                groups.boxes[detection_rows, 5],
                 is_ignored=is_ignored,
-                is_crowd=is_crowd[its] | (is_ignored & reuses),
-                is_outside_area=np.zeros(len(alike), dtype=bool),
+                is_crowd=is_crowd[label_rows] | (is_ignored & reuses),
+                is_outside_area=np.zeros(len(overlap), dtype=bool),
                 max_detections=most,
                 iou_thresholds=levels,
             )
-            result.is_matched[kind][:, own], result.is_ignored[kind][:, own] = matches.is_found, matches.is_ignored
+            result.is_matched[kind][:, detection_rows], result.is_ignored[kind][:, detection_rows] = (
+                matches.is_found,
+                matches.is_ignored,
+            )
             assert matches.label is not None
             for row, label in enumerate(matches.label):
-                result.is_label_matched[kind, row, its.start + label[label >= 0]] = True
+                result.is_label_matched[kind, row, label_rows.start + label[label >= 0]] = True

@@ -22,5 +22,5 @@ def protocol_header(protocol: str, state: State) -> dict[str, Any]:
 
 def nan_mean(values: Sequence[float]) -> float:
     """Return the mean of the values that are not NaN; NaN if there are none."""
-    kept = [value for value in values if not np.isnan(value)]
-    return float(np.mean(kept)) if kept else float("nan")
+    valid = [value for value in values if not np.isnan(value)]
+    return float(np.mean(valid)) if valid else float("nan")

@@ -44,17 +44,19 @@ class CentreError:
         sample_index: Tensor,
     ) -> None:
         """`centre_mm` refined and `reference` (B, 3), `joints` true (B, J, 3), all in mm; `visible` (B, J)."""
-        found = torch.stack([centre_mm, reference.to(centre_mm)], dim=1)
+        estimates = torch.stack([centre_mm, reference.to(centre_mm)], dim=1)
         middle = joints[:, self.centre_joint, None].expand(-1, 2, -1)
-        record_distances(state, found, middle, visible[:, self.centre_joint, None].bool().expand(-1, 2), sample_index)
+        record_distances(
+            state, estimates, middle, visible[:, self.centre_joint, None].bool().expand(-1, 2), sample_index
+        )
 
     def compute(self, state: State) -> dict[str, float]:
         is_labelled = state["labelled"][:, 0] > 0
-        refined, before = state["distance_mm"][is_labelled].unbind(dim=1)
+        refined, unrefined = state["distance_mm"][is_labelled].unbind(dim=1)
         names = ("centre_error_mm", "median_centre_error_mm", "max_centre_error_mm", "reference_error_mm")
         if not len(refined):
             return dict.fromkeys(names, torch.nan)
-        figures = (refined.mean(), refined.median(), refined.max(), before.mean())
+        figures = (refined.mean(), refined.median(), refined.max(), unrefined.mean())
         return {name: figure.item() for name, figure in zip(names, figures, strict=True)}
 
     def per_sample(self, state: State) -> Tensor:

@@ -104,11 +104,11 @@ class _Scored(NamedTuple):
 
     def curve(self, number: int, kind: int = 0) -> DetectionCurve:
         """Compute the curve of a class."""
-        own, its = self.groups.class_slices(number)
-        found, ignored = (each[kind, 0, own] for each in self.matched[:2])
-        num_labels = int((~self.label_ignored[kind, its]).sum())
-        scores = self.groups.boxes[own, 5]
-        return detection_curve(scores, found, ignored, num_labels=num_labels, num_images=self.num_images)
+        detection_rows, label_rows = self.groups.class_slices(number)
+        is_matched, ignored = (mask[kind, 0, detection_rows] for mask in self.matched[:2])
+        num_labels = int((~self.label_ignored[kind, label_rows]).sum())
+        scores = self.groups.boxes[detection_rows, 5]
+        return detection_curve(scores, is_matched, ignored, num_labels=num_labels, num_images=self.num_images)
 
 
 def _score(state: State, num_classes: int, bins: list[Bin] | None = None) -> _Scored:
@@ -117,20 +117,20 @@ def _score(state: State, num_classes: int, bins: list[Bin] | None = None) -> _Sc
     samples = state["images"][:, 0].contiguous()
     rows = {}
     for name in ("detections", "labels"):
-        given = state[name].clone()
-        image = torch.searchsorted(samples, given[:, 0].contiguous())
+        state_rows = state[name].clone()
+        image = torch.searchsorted(samples, state_rows[:, 0].contiguous())
         height, width = sizes[image].unbind(1)
         far = torch.stack([width, height], dim=1)
-        given[:, 1:3] = torch.minimum(given[:, 1:3], far - 1).clamp(min=0)
-        given[:, 3:5] = torch.minimum(given[:, 3:5], far).clamp(min=0)
-        given[:, 0] = image
-        rows[name] = given
+        state_rows[:, 1:3] = torch.minimum(state_rows[:, 1:3], far - 1).clamp(min=0)
+        state_rows[:, 3:5] = torch.minimum(state_rows[:, 3:5], far).clamp(min=0)
+        state_rows[:, 0] = image
+        rows[name] = state_rows
     groups = group_boxes(rows["detections"], rows["labels"], num_classes, last_is_first=True)
     label_ignored = groups.is_ignored[None]
     is_other = np.zeros((1, len(groups.boxes)), dtype=bool)
     if bins is not None:
         values = label_values(groups)
-        label_ignored = np.stack([groups.is_ignored | ~in_bin(each, values) for each in bins])
+        label_ignored = np.stack([groups.is_ignored | ~in_bin(label_bin, values) for label_bin in bins])
         heights = {"height": groups.boxes[:, 4] - groups.boxes[:, 2]}
         is_other = np.stack(
             [~in_bin(e, heights) if e.quantity == "height" else np.zeros_like(is_other[0]) for e in bins]

@@ -83,12 +83,12 @@ class DetectionCurve(NamedTuple):
             return np.zeros(len(rule.points))
         recall = np.append(self.recall, [0.0, self.recall[-1]])
         if rule.picks == "first":
-            place = np.searchsorted(self.fppi, rule.points, side="left")
-            missing = place == len(self.scores)
+            index = np.searchsorted(self.fppi, rule.points, side="left")
+            missing = index == len(self.scores)
         else:
-            place = np.searchsorted(self.fppi, rule.points, side="right") - 1
-            missing = place < 0
-        return recall[np.where(missing, -1 if rule.unreached == "final" else -2, place)]
+            index = np.searchsorted(self.fppi, rule.points, side="right") - 1
+            missing = index < 0
+        return recall[np.where(missing, -1 if rule.unreached == "final" else -2, index)]
 
     def miss_rate(self, rule: MissRateRule, *, is_clamped: bool = False) -> float:
         """Compute the log-average miss rate, the geometric mean at the rule's points; NaN without labels.

@@ -25,20 +25,20 @@ def jaccard_counts(groups: BoxGroups, number: int, num_images: int, *, epsilon: 
     ignored label does not count, whether detection or label. Source: Shao et al. 2018, its published evaluation.
     """
     starts = (groups.box_starts, groups.label_starts)
-    found = np.zeros((len(starts[0]) - 1, len(THRESHOLDS), 3), dtype=np.int64)
+    group_counts = np.zeros((len(starts[0]) - 1, len(THRESHOLDS), 3), dtype=np.int64)
     arrays = (groups.boxes[:, 1:6], starts[0], groups.labels[:, 1:5], starts[1], groups.is_ignored, THRESHOLDS)
-    run_parallel(count_pairs, len(found), *map(np.ascontiguousarray, arrays), _LEVEL, epsilon, found)
+    run_parallel(count_pairs, len(group_counts), *map(np.ascontiguousarray, arrays), _LEVEL, epsilon, group_counts)
     counts = np.zeros((len(THRESHOLDS), num_images, 3), dtype=np.int64)
-    own = groups.group_keys[:, 0] == number
-    counts[:, groups.group_keys[own, 1]] = found[own].transpose(1, 0, 2)
+    is_class = groups.group_keys[:, 0] == number
+    counts[:, groups.group_keys[is_class, 1]] = group_counts[is_class].transpose(1, 0, 2)
     return counts
 
 
 def jaccard_index(counts: np.ndarray) -> np.ndarray:
     """Compute the index (T,) from counts (T, N, 3), a mean over images with a detection or a label; NaN if none has."""
     pairs, detections, labels = np.moveaxis(counts, 2, 0)
-    there = detections + labels > 0
+    is_counted = detections + labels > 0
     index = pairs / (detections + labels - pairs + 1e-6)
     with np.errstate(invalid="ignore"):
-        mean: np.ndarray = (index * there).sum(axis=1) / there.sum(axis=1)
+        mean: np.ndarray = (index * is_counted).sum(axis=1) / is_counted.sum(axis=1)
     return mean

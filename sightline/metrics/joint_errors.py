@@ -49,9 +49,9 @@ def record_distances(state: State, joints_mm: Tensor, joints: Tensor, visible: T
             "`sightline check`"
         )
     distance = (joints_mm.double() - joints.double()).norm(dim=-1)
-    place = state["distance_mm"].device
-    state["distance_mm"][sample_index] += torch.where(visible, distance, 0.0).to(place)
-    state["labelled"][sample_index] += visible.long().to(place)
+    device = state["distance_mm"].device
+    state["distance_mm"][sample_index] += torch.where(visible, distance, 0.0).to(device)
+    state["labelled"][sample_index] += visible.long().to(device)
     state["seen"][sample_index] += 1
 
 

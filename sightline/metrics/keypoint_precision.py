@@ -38,14 +38,14 @@ def oks_matrix(people: PersonLabels, found: np.ndarray, sigmas: np.ndarray) -> n
     for person, shown in enumerate(people.is_labelled):
         area = torch.full((len(found),), float(people.area[person]), dtype=torch.float64)
         if shown.any():
-            apart = np.linalg.norm(found - people.joints[person], axis=-1)
-            is_counted = np.broadcast_to(shown, apart.shape)
+            distance = np.linalg.norm(found - people.joints[person], axis=-1)
+            is_counted = np.broadcast_to(shown, distance.shape)
         else:
-            apart, is_counted = _outside(found, people.box[person]), np.ones(found.shape[:2], dtype=bool)
-        made = keypoint_similarity(
-            torch.from_numpy(apart).double(), area, torch.from_numpy(sigmas), torch.from_numpy(is_counted.copy())
+            distance, is_counted = _outside(found, people.box[person]), np.ones(found.shape[:2], dtype=bool)
+        similarity = keypoint_similarity(
+            torch.from_numpy(distance).double(), area, torch.from_numpy(sigmas), torch.from_numpy(is_counted.copy())
         )
-        columns.append(made.numpy())
+        columns.append(similarity.numpy())
     return np.stack(columns, axis=1) if columns else np.zeros((len(found), 0))
 
 
@@ -63,19 +63,22 @@ def keypoint_average_precision(
         raise DataError(
             f"{len(people)} images of people, {len(found)} of predictions, {len(scores)} of scores: not the same"
         )
-    alike = [oks_matrix(*pair, sigmas) for pair in zip(people, found, strict=True)]
+    similarity_by_image = [oks_matrix(*pair, sigmas) for pair in zip(people, found, strict=True)]
     result: dict[str, float] = {}
     for suffix, (least, most) in _AREAS.items():
         images = [
             match_predictions(
-                each,
+                similarities,
                 score,
-                is_ignored=~of.is_labelled.any(axis=1) | of.is_crowd | (of.area < least) | (of.area > most),
-                is_crowd=of.is_crowd,
+                is_ignored=~labels.is_labelled.any(axis=1)
+                | labels.is_crowd
+                | (labels.area < least)
+                | (labels.area > most),
+                is_crowd=labels.is_crowd,
                 is_outside_area=(_areas(joints) < least) | (_areas(joints) > most),
                 max_detections=MAX_DETECTIONS,
             )
-            for each, score, of, joints in zip(alike, scores, people, found, strict=True)
+            for similarities, score, labels, joints in zip(similarity_by_image, scores, people, found, strict=True)
         ]
         precision, recall = precision_and_recall(images)
         result |= {f"ap{suffix}": _mean(precision), f"ar{suffix}": _mean(recall)}
@@ -86,19 +89,19 @@ def keypoint_average_precision(
     return result
 
 
-def _outside(found: np.ndarray, box: np.ndarray) -> np.ndarray:
+def _outside(joints: np.ndarray, box: np.ndarray) -> np.ndarray:
     """Return the distance (D, J) of joints outside a box enlarged by its own width and height on every side."""
     low, high = box[:2] - box[2:], box[:2] + 2 * box[2:]
-    beyond: np.ndarray = np.linalg.norm(np.maximum(0.0, low - found) + np.maximum(0.0, found - high), axis=-1)
+    beyond: np.ndarray = np.linalg.norm(np.maximum(0.0, low - joints) + np.maximum(0.0, joints - high), axis=-1)
     return beyond
 
 
-def _areas(found: np.ndarray) -> np.ndarray:
+def _areas(joints: np.ndarray) -> np.ndarray:
     """Return the area (D,) of the box about each prediction's joints, in square pixels."""
-    return np.prod(found.max(axis=1) - found.min(axis=1), axis=-1) if len(found) else np.zeros(0)
+    return np.prod(joints.max(axis=1) - joints.min(axis=1), axis=-1) if len(joints) else np.zeros(0)
 
 
 def _mean(values: np.ndarray) -> float:
     """Return the mean of the values above -1; -1 if there are none."""
-    there = values[values > -1]
-    return float(there.mean()) if there.size else -1.0
+    valid = values[values > -1]
+    return float(valid.mean()) if valid.size else -1.0

@@ -56,20 +56,20 @@ class Keypoints:
 
         A frame in which one of the two joints of the length is not labelled does not count for PCK.
         """
-        found = distance_slots(0, self.num_joints)
-        found = {name: value.new_zeros((len(joints), *value.shape[1:])) for name, value in found.items()}
+        distances = distance_slots(0, self.num_joints)
+        distances = {name: value.new_zeros((len(joints), *value.shape[1:])) for name, value in distances.items()}
         rows = torch.arange(len(joints))
-        record_distances(found, joints_mm.cpu(), joints.cpu(), visible.bool().cpu(), rows)
-        distance, is_labelled, true = found["distance_mm"], found["labelled"] > 0, joints.cpu().double()
+        record_distances(distances, joints_mm.cpu(), joints.cpu(), visible.bool().cpu(), rows)
+        distance, is_labelled, true = distances["distance_mm"], distances["labelled"] > 0, joints.cpu().double()
         first, second = self.pck_joints
         length = (true[:, first] - true[:, second]).norm(dim=-1)
         has_length = is_labelled[:, first] & is_labelled[:, second]
-        near = (distance <= self.share * length[:, None]) & is_labelled & has_length[:, None]
-        where = sample_index.to(state["seen"].device)
-        state["near"][where] += near.sum(dim=1).to(where.device)
-        state["labelled"][where] += (is_labelled & has_length[:, None]).sum(dim=1).to(where.device)
-        state["similarity"][where] += self._similarity(distance, true, is_labelled).to(where.device)
-        state["seen"][where] += is_labelled.any(dim=1).long().to(where.device)
+        is_near = (distance <= self.share * length[:, None]) & is_labelled & has_length[:, None]
+        slots = sample_index.to(state["seen"].device)
+        state["near"][slots] += is_near.sum(dim=1).to(slots.device)
+        state["labelled"][slots] += (is_labelled & has_length[:, None]).sum(dim=1).to(slots.device)
+        state["similarity"][slots] += self._similarity(distance, true, is_labelled).to(slots.device)
+        state["seen"][slots] += is_labelled.any(dim=1).long().to(slots.device)
 
     def compute(self, state: State) -> dict[str, float]:
         is_seen = state["seen"] > 0
@@ -98,5 +98,5 @@ def keypoint_similarity(distance: Tensor, area: Tensor, sigmas: Tensor, is_label
     al. 2014, COCO, whose evaluation adds the smallest step of a float64 to the area.
     """
     widths = 2 * (area[:, None] + np.spacing(1)) * (2 * sigmas) ** 2
-    each = torch.where(is_labelled, torch.exp(-(distance**2) / widths), 0.0)
-    return each.sum(dim=1) / is_labelled.sum(dim=1).clamp_min(1)
+    similarities = torch.where(is_labelled, torch.exp(-(distance**2) / widths), 0.0)
+    return similarities.sum(dim=1) / is_labelled.sum(dim=1).clamp_min(1)

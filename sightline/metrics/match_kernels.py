@@ -20,11 +20,11 @@ def box_overlap(box, label, is_crowd, epsilon):
     width = min(box[2], label[2]) - max(box[0], label[0])
     height = min(box[3], label[3]) - max(box[1], label[1])
     shared = max(width, 0.0) * max(height, 0.0)
-    whole = (box[2] - box[0]) * (box[3] - box[1])
+    union = (box[2] - box[0]) * (box[3] - box[1])
     if not is_crowd:
-        whole = whole + (label[2] - label[0]) * (label[3] - label[1]) - shared
-    whole += epsilon
-    return shared / whole if whole > 0 else 0.0
+        union = union + (label[2] - label[0]) * (label[3] - label[1]) - shared
+    union += epsilon
+    return shared / union if union > 0 else 0.0
 
 
 @numba_kernel
@@ -59,27 +59,27 @@ def match_boxes(
         num_labels = label_starts[group + 1] - label_starts[group]
         if num_boxes == 0 or num_labels == 0:
             continue
-        alike = np.empty((num_boxes, num_labels))
+        overlaps = np.empty((num_boxes, num_labels))
         for row in range(num_boxes):
             box = boxes[box_starts[group] + row]
             for column in range(num_labels):
-                place = label_starts[group] + column
-                alike[row, column] = box_overlap(box, labels[place], label_crowd[place], epsilon)
+                label = label_starts[group] + column
+                overlaps[row, column] = box_overlap(box, labels[label], label_crowd[label], epsilon)
         for kind in range(len(label_ignored)):
             for level in range(len(levels)):
                 for row in range(num_boxes):
                     best, chosen = min(levels[level], 1 - 1e-10), -1
                     for is_second in range(2):  # labels that do not count are taken only where no other is left
                         for column in range(num_labels):
-                            place = label_starts[group] + column
-                            if label_ignored[kind, place] != (is_second == 1):
+                            label = label_starts[group] + column
+                            if label_ignored[kind, label] != (is_second == 1):
                                 continue
-                            if taken[kind, level, place] and not (
-                                label_crowd[place] or (allows_reuse and is_second == 1)
+                            if taken[kind, level, label] and not (
+                                label_crowd[label] or (allows_reuse and is_second == 1)
                             ):
                                 continue
-                            if alike[row, column] >= best:
-                                best, chosen = alike[row, column], column
+                            if overlaps[row, column] >= best:
+                                best, chosen = overlaps[row, column], column
                         if chosen >= 0:
                             break
                     if chosen >= 0:
@@ -122,8 +122,8 @@ def count_pairs(
         partner = np.full(num_labels, -1)
         row_price, column_price = np.zeros(num_boxes), np.zeros(num_labels)
         row = 0
-        for place in range(len(thresholds) - 1, -1, -1):
-            while row < num_boxes and boxes[start + row, 4] > thresholds[place]:
+        for threshold_index in range(len(thresholds) - 1, -1, -1):
+            while row < num_boxes and boxes[start + row, 4] > thresholds[threshold_index]:
                 augment_matching(row, gain, partner, row_price, column_price)
                 row += 1
             num_pairs, num_found, num_wanted = 0, 0, num_real
@@ -135,7 +135,7 @@ def count_pairs(
                     num_found += is_hidden[partner[column]]
                 elif is_inside[column] and not label_ignored[begin + column]:
                     num_wanted -= 1
-            counts[group, place] = num_pairs, num_found, num_wanted
+            counts[group, threshold_index] = num_pairs, num_found, num_wanted
 
 
 @numba_kernel
@@ -147,7 +147,7 @@ def augment_matching(start, gain, partner, row_price, column_price):
     """
     num_columns = len(partner)
     slack = np.full(num_columns, np.inf)
-    before = np.full(num_columns, -1)
+    previous_column = np.full(num_columns, -1)
     is_reached = np.zeros(num_columns, dtype=np.bool_)
     row, column = start, -1
     loose, cheapest = start, np.inf  # the row of the path that would give up its column, and what that costs
@@ -161,7 +161,7 @@ def augment_matching(start, gain, partner, row_price, column_price):
             if gain[row, other] > 0:
                 cost = -gain[row, other] - row_price[row] - column_price[other]
                 if cost < slack[other]:
-                    slack[other], before[other] = cost, column
+                    slack[other], previous_column[other] = cost, column
             if slack[other] < step:
                 nearest, step = other, slack[other]
         row_price[start] += step
@@ -187,6 +187,6 @@ def augment_matching(start, gain, partner, row_price, column_price):
         while partner[column] != loose:
             column += 1
     while column >= 0:
-        previous = before[column]
+        previous = previous_column[column]
         partner[column] = partner[previous] if previous >= 0 else start
         column = previous

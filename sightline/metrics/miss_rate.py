@@ -90,7 +90,7 @@ class MissRate(BoxRows):
     def compute(self, state: State) -> dict[str, float]:
         """Compute the miss rate of each set-up, a mean over classes that have labels in it."""
         rates = {name: [self._rate(curve) for curve in curves] for name, curves in self._curves(state)}
-        return {f"mr_{name}": nan_mean(each) for name, each in rates.items()}
+        return {f"mr_{name}": nan_mean(class_rates) for name, class_rates in rates.items()}
 
     def tables(self, state: State) -> dict[str, Any]:
         """`scored_boxes_miss_rate`, with the number of labels in each set-up."""
@@ -107,8 +107,8 @@ class MissRate(BoxRows):
     def _curves(self, state: State) -> list[tuple[str, list[DetectionCurve]]]:
         """Compute the curve of each class, by set-up."""
         rows = self._cut(state) if self.protocol == "ecp" else state
-        every = group_boxes(rows["detections"], rows["labels"], len(self.class_names))
-        detections = torch.from_numpy(every.boxes[every.rank < self.most])
+        all_groups = group_boxes(rows["detections"], rows["labels"], len(self.class_names))
+        detections = torch.from_numpy(all_groups.boxes[all_groups.rank < self.most])
         height = detections[:, 4] - detections[:, 2]
         result = []
         for name, set_up in _SET_UPS[self.protocol].items():
@@ -118,16 +118,16 @@ class MissRate(BoxRows):
             groups = group_boxes(detections[is_kept], rows["labels"], len(self.class_names))
             label_ignored = groups.is_ignored | ~_is_in(groups, set_up)
             is_crowd = groups.is_ignored if self.protocol == "ecp" else label_ignored
-            found, ignored, _ = groups.match(label_ignored[None], is_crowd=is_crowd, levels=_LEVEL, reuses=True)
+            is_matched, ignored, _ = groups.match(label_ignored[None], is_crowd=is_crowd, levels=_LEVEL, reuses=True)
             curves = []
             for number in range(len(self.class_names)):
-                own, its = groups.class_slices(number)
+                detection_rows, label_rows = groups.class_slices(number)
                 curves.append(
                     detection_curve(
-                        groups.boxes[own, 5],
-                        found[0, 0, own],
-                        ignored[0, 0, own],
-                        num_labels=int((~label_ignored[its]).sum()),
+                        groups.boxes[detection_rows, 5],
+                        is_matched[0, 0, detection_rows],
+                        ignored[0, 0, detection_rows],
+                        num_labels=int((~label_ignored[label_rows]).sum()),
                         num_images=len(state["images"]),
                     )
                 )

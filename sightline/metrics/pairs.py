@@ -34,24 +34,24 @@ class _PairMetric:
         return floats | counts
 
     def compute(self, state: State) -> dict[str, float]:
-        seen, compared = state["seen"] > 0, state["compared"] > 0
-        potential = state["potential"][compared].mean().item()
+        is_seen, is_compared = state["seen"] > 0, state["compared"] > 0
+        potential = state["potential"][is_compared].mean().item()
         return {
-            f"{self.prefix}alignment": state["distance"][seen].mean().item(),
+            f"{self.prefix}alignment": state["distance"][is_seen].mean().item(),
             f"{self.prefix}uniformity": math.log(potential) if potential > 0 else math.nan,
-            f"{self.prefix}retrieval_accuracy": state["is_nearest"][compared].double().mean().item(),
+            f"{self.prefix}retrieval_accuracy": state["is_nearest"][is_compared].double().mean().item(),
         }
 
     def _note(self, state: State, anchors: Tensor, partners: Tensor, spread: Tensor, sample_index: Tensor) -> None:
         anchors, partners, spread = (F.normalize(rows.double(), dim=1) for rows in (anchors, partners, spread))
         index = sample_index.to(state["seen"].device)
-        found = {"distance": (anchors - partners).square().sum(dim=1), "seen": torch.ones_like(index)}
+        values_by_name = {"distance": (anchors - partners).square().sum(dim=1), "seen": torch.ones_like(index)}
         if len(anchors) > 1:  # a row alone in its batch has nothing to be compared with
-            own = torch.arange(len(anchors), device=anchors.device)
-            found["potential"] = _mean_potential(spread)
-            found["is_nearest"] = torch.cdist(anchors, partners).argmin(dim=1) == own
-            found["compared"] = torch.ones_like(index)
-        for name, values in found.items():
+            row_index = torch.arange(len(anchors), device=anchors.device)
+            values_by_name["potential"] = _mean_potential(spread)
+            values_by_name["is_nearest"] = torch.cdist(anchors, partners).argmin(dim=1) == row_index
+            values_by_name["compared"] = torch.ones_like(index)
+        for name, values in values_by_name.items():
             state[name][index] += values.to(state[name])
 
 

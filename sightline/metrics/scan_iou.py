@@ -52,8 +52,8 @@ class PixelIoU:
         state["confusion"] += counts.to(state["confusion"].device)
 
     def compute(self, state: State) -> dict[str, float]:
-        found = self._iou.compute(state)
-        return {"pixel_miou": found["miou"], "pixel_accuracy": found["overall_accuracy"]}
+        figures = self._iou.compute(state)
+        return {"pixel_miou": figures["miou"], "pixel_accuracy": figures["overall_accuracy"]}
 
     def per_class(self, state: State) -> dict[str, dict[str, Any]]:
         """Class name -> `pixel_iou`; NaN if there is nothing to count."""

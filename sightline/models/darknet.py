@@ -42,15 +42,15 @@ class DarknetBlock(nn.Module):
         self.layers = nn.Sequential(
             *(
                 ConvNorm(
-                    in_channels=before,
-                    out_channels=after,
+                    in_channels=width_in,
+                    out_channels=width_out,
                     kernel_size=size,
                     activation=nn.LeakyReLU(slope),
                     momentum=momentum,
                     norm=norm,
                     circular=circular,
                 )
-                for before, after, size in ((channels, hidden_channels, 1), (hidden_channels, channels, 3))
+                for width_in, width_out, size in ((channels, hidden_channels, 1), (hidden_channels, channels, 3))
             ),
             *(() if attention is None else (attention(channels),)),
         )
@@ -86,10 +86,10 @@ class Darknet(nn.Module):
         super().__init__()
         self.channels = tuple(width * 2**level for level in range(len(depths) + 1))
 
-        def unit(before: int, after: int, stride: tuple[int, int]) -> ConvNorm:
+        def make_conv(width_in: int, width_out: int, stride: tuple[int, int]) -> ConvNorm:
             return ConvNorm(
-                in_channels=before,
-                out_channels=after,
+                in_channels=width_in,
+                out_channels=width_out,
                 kernel_size=3,
                 stride=stride,
                 activation=nn.LeakyReLU(slope),
@@ -98,7 +98,7 @@ class Darknet(nn.Module):
                 circular=circular,
             )
 
-        def block(channels: int) -> DarknetBlock:
+        def make_block(channels: int) -> DarknetBlock:
             return DarknetBlock(
                 channels=channels,
                 hidden_channels=channels // 2,
@@ -109,10 +109,12 @@ class Darknet(nn.Module):
                 attention=attention,
             )
 
-        self.stem = unit(in_channels, width, (1, 1))
+        self.stem = make_conv(in_channels, width, (1, 1))
         self.stages = nn.ModuleList(
-            nn.Sequential(unit(before, after, stride), *(block(after) for _ in range(depth)))
-            for before, after, depth, stride in zip(self.channels, self.channels[1:], depths, strides, strict=False)
+            nn.Sequential(make_conv(width_in, width_out, stride), *(make_block(width_out) for _ in range(depth)))
+            for width_in, width_out, depth, stride in zip(
+                self.channels, self.channels[1:], depths, strides, strict=False
+            )
         )
         self.dropout = nn.Dropout2d(dropout)
 

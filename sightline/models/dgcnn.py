@@ -54,9 +54,10 @@ class DGCNNEncoder(nn.Module):
         self.neighbours_at = neighbours_at
         self.feature_width = 2 * embedding
         edge_conv = EdgeConv if fused else PlainEdgeConv
-        before = (in_channels, *_EDGE_WIDTHS[:-1])
+        widths_in = (in_channels, *_EDGE_WIDTHS[:-1])
         self.edges = nn.ModuleList(
-            edge_conv(in_channels=width, out_channels=after) for width, after in zip(before, _EDGE_WIDTHS, strict=True)
+            edge_conv(in_channels=width, out_channels=width_out)
+            for width, width_out in zip(widths_in, _EDGE_WIDTHS, strict=True)
         )
         self.embed = LinearNormPool(
             in_channels=sum(_EDGE_WIDTHS), out_channels=embedding, negative_slope=0.2, fused=fused
@@ -68,11 +69,13 @@ class DGCNNEncoder(nn.Module):
         num_neighbours = scale_num_neighbours(
             self.num_neighbours, reference_num_points=self.neighbours_at, num_points=points.shape[1]
         )
-        near = points  # where the next graph is sought: coordinates alone at first, whatever else a point carries
+        graph_space = (
+            points  # where the next graph is sought: coordinates alone at first, whatever else a point carries
+        )
         levels = []
         for edge_conv in self.edges:
-            index = nearest_neighbours(near, num_neighbours=num_neighbours)
-            values = near = edge_conv(values, index)
+            index = nearest_neighbours(graph_space, num_neighbours=num_neighbours)
+            values = graph_space = edge_conv(values, index)
             levels.append(values)
         return self.embed(torch.cat(levels, dim=-1))
 

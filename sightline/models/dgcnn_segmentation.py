@@ -109,15 +109,15 @@ class DGCNNPartsEncoder(nn.Module):
 
         Raises ValueError for clouds of several sizes and for values that are not finite.
         """
-        whole, _ = self._read(dense_channels(points, features, offsets, in_channels=self.in_channels))
-        return whole
+        global_feature, _ = self._read(dense_channels(points, features, offsets, in_channels=self.in_channels))
+        return global_feature
 
     def _read(self, channels_BNC: Tensor) -> tuple[Tensor, Tensor]:
         """Return the pooled feature (B, embedding) and the point features (B, N, 192)."""
         near_BN3 = channels_BNC[..., :3]
         turned_BN3 = near_BN3 @ self.alignment(near_BN3)
-        whole, each = self.levels(torch.cat([turned_BN3, channels_BNC[..., 3:]], dim=-1), turned_BN3)
-        return whole, each
+        global_feature, point_features = self.levels(torch.cat([turned_BN3, channels_BNC[..., 3:]], dim=-1), turned_BN3)
+        return global_feature, point_features
 
 
 @registry.models.add("dgcnn_parts")
@@ -168,8 +168,8 @@ class DGCNNParts(DGCNNPartsEncoder):
         """
         channels_BNC = dense_channels(points, features, offsets, in_channels=self.in_channels)
         chosen = one_hot_category(category, like=channels_BNC, num_categories=self.num_categories)
-        whole, each = self._read(channels_BNC)
-        logits = self.head(self.join(torch.cat([whole, self.category(chosen)], dim=-1), each))
+        global_feature, point_features = self._read(channels_BNC)
+        logits = self.head(self.join(torch.cat([global_feature, self.category(chosen)], dim=-1), point_features))
         return {"logits": logits.view(*points.shape[:-1], -1)}
 
 

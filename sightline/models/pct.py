@@ -237,8 +237,8 @@ class PCTParts(nn.Module):
         channels_BNC = dense_channels(points, features, offsets, in_channels=self.in_channels)
         chosen = one_hot_category(category, like=channels_BNC, num_categories=self.num_categories)
         each_BNC = self.fuse(self.attend(self.embed(channels_BNC), channels_BNC[..., :3]))
-        whole = torch.cat([each_BNC.max(dim=1).values, each_BNC.mean(dim=1), self.category(chosen)], dim=-1)
-        logits = self.head(self.join(whole, each_BNC))
+        global_features = torch.cat([each_BNC.max(dim=1).values, each_BNC.mean(dim=1), self.category(chosen)], dim=-1)
+        logits = self.head(self.join(global_features, each_BNC))
         return {"logits": logits.view(*points.shape[:-1], -1)}
 
 

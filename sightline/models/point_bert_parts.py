@@ -72,8 +72,8 @@ class PointBERTParts(nn.Module):
         )
         self.trunk = TransformerEncoder(width=width, depth=_DEPTH, num_heads=_NUM_HEADS, drop_path=drop_path)
         self.propagations = nn.ModuleList(
-            FeaturePropagation(in_channels=own + width, widths=(4 * width, width))
-            for own in (num_categories + in_channels, 3, 3)
+            FeaturePropagation(in_channels=skip_width + width, widths=(4 * width, width))
+            for skip_width in (num_categories + in_channels, 3, 3)
         )
         self.edges = nn.ModuleList(
             EdgePropagation(channels=width, hidden=4 * width // 3, out_channels=width) for _ in num_centres
@@ -98,14 +98,14 @@ class PointBERTParts(nn.Module):
         fine, coarse = (self._centres(all_points, count) for count in self.num_centres)
 
         to_all, to_fine, to_coarse = self.propagations
-        of_fine = to_fine(fine, fine, groups, early)
-        of_coarse = to_coarse(coarse, coarse, groups, middle)
+        fine_features = to_fine(fine, fine, groups, early)
+        coarse_features = to_coarse(coarse, coarse, groups, middle)
         over_fine, over_coarse = self.edges
-        of_coarse = over_coarse(coarse, of_coarse, groups, late)
-        of_fine = over_fine(fine, of_fine, coarse, of_coarse)
+        coarse_features = over_coarse(coarse, coarse_features, groups, late)
+        fine_features = over_fine(fine, fine_features, coarse, coarse_features)
         repeated_BNK = chosen[:, None].expand(-1, channels_BNC.shape[1], -1)
         own_BNC = torch.cat([repeated_BNK, channels_BNC], dim=-1)
-        logits = self.head(to_all(all_points, own_BNC, fine, of_fine))
+        logits = self.head(to_all(all_points, own_BNC, fine, fine_features))
         return {"logits": logits.view(*points.shape[:-1], -1)}
 
     def _group_features(self, points: Tensor, channels: Tensor) -> tuple[Tensor, list[Tensor]]:

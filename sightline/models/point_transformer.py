@@ -77,9 +77,9 @@ class _Decoder(nn.Module):
 
     def forward(self, features: list[Tensor], levels: list[PyramidLevel]) -> Tensor:
         values = self.blocks[-1](self.context(features[-1], levels[-1].offsets), levels[-1].neighbours)
-        for place in reversed(range(len(self.ups))):
-            values = self.ups[place](features[place], values, levels[place + 1])
-            values = self.blocks[place](values, levels[place].neighbours)
+        for level_index in reversed(range(len(self.ups))):
+            values = self.ups[level_index](features[level_index], values, levels[level_index + 1])
+            values = self.blocks[level_index](values, levels[level_index].neighbours)
         return cast(Tensor, values)
 
 
@@ -110,8 +110,8 @@ class PointTransformerEncoder(nn.Module):
         self.strides = strides
         self.num_neighbours = num_neighbours
         self.stages = nn.ModuleList(
-            _Stage(in_channels=before, channels=width, num_blocks=count, is_strided=stride > 1, fused=fused)
-            for before, width, count, stride in zip(
+            _Stage(in_channels=width_in, channels=width, num_blocks=count, is_strided=stride > 1, fused=fused)
+            for width_in, width, count, stride in zip(
                 (in_channels, *widths[:-1]), widths, num_blocks, strides, strict=True
             )
         )
@@ -121,9 +121,9 @@ class PointTransformerEncoder(nn.Module):
 
         Raises ValueError for a cloud without points.
         """
-        of_levels, levels = self._read(points, features, offsets)
+        level_features, levels = self._read(points, features, offsets)
         _assert_no_empty_cloud(levels[0].offsets)
-        return segment_mean(of_levels[-1], levels[-1].offsets)
+        return segment_mean(level_features[-1], levels[-1].offsets)
 
     def _read(
         self, points: Tensor, features: Tensor | None, offsets: Tensor | None
@@ -133,11 +133,11 @@ class PointTransformerEncoder(nn.Module):
         levels = build_pyramid(packed, offsets=offsets, strides=self.strides, num_neighbours=self.num_neighbours)
         assert_finite_rows(values, offsets=offsets, name="points and features")
         self._assert_statistics(levels)
-        of_levels = []
+        level_features = []
         for stage, level in zip(self.stages, levels, strict=True):
             values = stage(values, level)
-            of_levels.append(values)
-        return of_levels, levels
+            level_features.append(values)
+        return level_features, levels
 
     def _assert_statistics(self, levels: list[PyramidLevel]) -> None:
         """Raise ValueError if a batch norm in training would have a single row for its statistics.
@@ -147,10 +147,10 @@ class PointTransformerEncoder(nn.Module):
         norms = [module for module in self.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
         if not any(norm.training and not isinstance(norm, SynchronisedBatchNorm) for norm in norms):
             return
-        for place, level in enumerate(levels):
+        for stage, level in enumerate(levels):
             if len(level.points) == 1:
                 raise ValueError(
-                    f"point_transformer: one point is left at stage {place + 1} of {len(levels)} in the whole batch "
+                    f"point_transformer: one point is left at stage {stage + 1} of {len(levels)} in the whole batch "
                     f"({len(levels[0].points)} points came in), and batch norm in training needs two; give larger "
                     "clouds or more of them in a batch (train.tail=drop where the last one is short), or take fewer "
                     "stages"
@@ -215,10 +215,12 @@ def _assert_stages(
     widths: tuple[int, ...], strides: tuple[int, ...], num_neighbours: tuple[int, ...], num_blocks: tuple[int, ...]
 ) -> None:
     """Raise ConfigError for stages that do not fit together."""
-    given = {"widths": widths, "strides": strides, "num_neighbours": num_neighbours, "num_blocks": num_blocks}
-    if not widths or len({len(values) for values in given.values()}) > 1:
-        found = ", ".join(f"{len(values)} {name}" for name, values in given.items())
-        raise ConfigError(f"point_transformer: found {found}; give one of each for every stage, of which there is one")
+    arguments = {"widths": widths, "strides": strides, "num_neighbours": num_neighbours, "num_blocks": num_blocks}
+    if not widths or len({len(values) for values in arguments.values()}) > 1:
+        counts_text = ", ".join(f"{len(values)} {name}" for name, values in arguments.items())
+        raise ConfigError(
+            f"point_transformer: found {counts_text}; give one of each for every stage, of which there is one"
+        )
     if strides[0] != 1:
         raise ConfigError(f"point_transformer: strides[0] is {strides[0]}; the first stage keeps all points, give 1")
     uneven = [width for width in widths if width % SHARE_PLANES]
@@ -236,7 +238,7 @@ def _assert_no_empty_cloud(offsets: Tensor) -> None:
 
 def _head(widths: tuple[int, ...], num_classes: int, dropout: float) -> nn.Sequential:
     layers: list[nn.Module] = []
-    for before, after in pairwise(widths):
-        layers.append(LinearNorm(in_channels=before, out_channels=after, has_bias=True, activation=nn.ReLU()))
+    for width_in, width_out in pairwise(widths):
+        layers.append(LinearNorm(in_channels=width_in, out_channels=width_out, has_bias=True, activation=nn.ReLU()))
         layers.append(nn.Dropout(dropout))
     return nn.Sequential(*layers, nn.Linear(widths[-1], num_classes))

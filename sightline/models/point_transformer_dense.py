@@ -196,8 +196,8 @@ class _Encoder(nn.Module):
         self.num_neighbours = num_neighbours
         self.embed = _mlp(in_channels, channels[0], channels[0])
         self.downs = nn.ModuleList(
-            DenseTransitionDown(in_channels=before, out_channels=after, fused=fused)
-            for before, after in pairwise(channels)
+            DenseTransitionDown(in_channels=width_in, out_channels=width_out, fused=fused)
+            for width_in, width_out in pairwise(channels)
         )
         self.levels = nn.ModuleList(
             nn.ModuleList(_attention(count, width=width, fused=fused) for _ in range(number))
@@ -207,9 +207,9 @@ class _Encoder(nn.Module):
     def forward(self, points: Tensor, channels: Tensor) -> list[DenseLevel]:
         levels: list[DenseLevel] = []
         features = self.embed(channels)
-        for place, layers in enumerate(self.levels):
-            if place > 0:
-                points, features = self.downs[place - 1](*levels[-1])
+        for level, layers in enumerate(self.levels):
+            if level > 0:
+                points, features = self.downs[level - 1](*levels[-1])
             nearest = nearest_neighbours(points, num_neighbours=min(self.num_neighbours, points.shape[1]))
             for layer in cast(nn.ModuleList, layers):
                 features = layer(points, features, nearest)
@@ -227,7 +227,7 @@ class _Decoder(nn.Module):
         self.bottom_attention = _attention(deepest, width=width, fused=fused)
         upward = channels[::-1]
         self.ups = nn.ModuleList(
-            DenseTransitionUp(in_channels=before, out_channels=after) for before, after in pairwise(upward)
+            DenseTransitionUp(in_channels=width_in, out_channels=width_out) for width_in, width_out in pairwise(upward)
         )
         self.layers = nn.ModuleList(_attention(count, width=width, fused=fused) for count in upward[1:])
 
@@ -248,6 +248,6 @@ def _attention(channels: int, *, width: int, fused: bool) -> nn.Module:
 def _mlp(*widths: int) -> nn.Sequential:
     """Build linear maps with ReLUs in between."""
     layers: list[nn.Module] = []
-    for before, after in pairwise(widths):
-        layers += [nn.Linear(before, after), nn.ReLU()]
+    for width_in, width_out in pairwise(widths):
+        layers += [nn.Linear(width_in, width_out), nn.ReLU()]
     return nn.Sequential(*layers[:-1])

@@ -137,7 +137,7 @@ class PointNetPlain(nn.Module):
         self.in_channels = in_channels
         widths = pairwise((in_channels, 64, 64, 64, 128))
         self.encode = nn.Sequential(
-            *(_relu_layer(before, after, has_bias=False) for before, after in widths),
+            *(_relu_layer(width_in, width_out, has_bias=False) for width_in, width_out in widths),
             LinearNormMax(in_channels=128, out_channels=embedding, activation=nn.ReLU(), fused=fused),
         )
         self.head = nn.Sequential(

@@ -75,14 +75,14 @@ class PointNet2Parts(nn.Module):
         """
         channels_BNC = dense_channels(points, features, offsets, in_channels=self.in_channels)
         chosen = one_hot_category(category, like=channels_BNC, num_categories=self.num_categories)
-        places, levels = _apply_abstractions(self.abstractions, channels_BNC)
-        pooled_B1C = self.encode(torch.cat([places[-1], levels[-1]], dim=-1)).max(dim=1, keepdim=True).values
+        level_points, levels = _apply_abstractions(self.abstractions, channels_BNC)
+        pooled_B1C = self.encode(torch.cat([level_points[-1], levels[-1]], dim=-1)).max(dim=1, keepdim=True).values
         # The whole stands nowhere: it is the one coarse point there is, and every point receives it.
-        places.append(places[-1][:, :1])
+        level_points.append(level_points[-1][:, :1])
         levels.append(pooled_B1C)
         repeated_BNK = chosen[:, None].expand(-1, channels_BNC.shape[1], -1)
-        levels[0] = torch.cat([repeated_BNK, places[0], channels_BNC], dim=-1)
-        logits = self.head(_apply_propagations(self.propagations, places, levels))
+        levels[0] = torch.cat([repeated_BNK, level_points[0], channels_BNC], dim=-1)
+        logits = self.head(_apply_propagations(self.propagations, level_points, levels))
         return {"logits": logits.view(*points.shape[:-1], -1)}
 
 
@@ -131,8 +131,8 @@ class PointNet2Scenes(nn.Module):
         Raises ValueError for clouds of several sizes and for values that are not finite.
         """
         channels_BNC = dense_channels(points, features, offsets, in_channels=self.in_channels)
-        places, levels = _apply_abstractions(self.abstractions, channels_BNC)
-        logits = self.head(_apply_propagations(self.propagations, places, [None, *levels[1:]]))
+        level_points, levels = _apply_abstractions(self.abstractions, channels_BNC)
+        logits = self.head(_apply_propagations(self.propagations, level_points, [None, *levels[1:]]))
         return {"logits": logits.view(*points.shape[:-1], -1)}
 
 
@@ -145,31 +145,31 @@ def _abstractions(
     fused: bool,
 ) -> nn.ModuleList:
     incoming = (in_channels, *(level[-1] for level in widths[:-1]))
-    given = zip(incoming, num_centres, radii, num_neighbours, widths, strict=True)
+    arguments = zip(incoming, num_centres, radii, num_neighbours, widths, strict=True)
     return nn.ModuleList(
-        SetAbstraction(in_channels=before, num_samples=samples, scales=[BallScale(radius, count, level)], fused=fused)
-        for before, samples, radius, count, level in given
+        SetAbstraction(in_channels=width_in, num_samples=samples, scales=[BallScale(radius, count, level)], fused=fused)
+        for width_in, samples, radius, count, level in arguments
     )
 
 
 def _apply_abstractions(abstractions: nn.ModuleList, channels: Tensor) -> tuple[list[Tensor], list[Tensor]]:
     """Apply the set abstractions: coordinates and features of every level, the finest first."""
-    places, levels = [channels[..., :3]], [channels]
+    level_points, levels = [channels[..., :3]], [channels]
     for abstraction in abstractions:
-        place, values = abstraction(places[-1], levels[-1])
-        places.append(place)
+        centres, values = abstraction(level_points[-1], levels[-1])
+        level_points.append(centres)
         levels.append(values)
-    return places, levels
+    return level_points, levels
 
 
 def _apply_propagations(
-    propagations: nn.ModuleList, places: list[Tensor], levels: list[Tensor] | list[Tensor | None]
+    propagations: nn.ModuleList, level_points: list[Tensor], levels: list[Tensor] | list[Tensor | None]
 ) -> Tensor:
     """Propagate features from the coarsest to the finest points; `levels` are the skip features of each, or None."""
     values = levels[-1]
     for step, propagation in enumerate(propagations):
-        fine = len(places) - 2 - step
-        values = propagation(places[fine], levels[fine], places[fine + 1], values)
+        fine = len(level_points) - 2 - step
+        values = propagation(level_points[fine], levels[fine], level_points[fine + 1], values)
     return cast(Tensor, values)
 
 

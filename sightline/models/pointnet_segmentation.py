@@ -74,8 +74,8 @@ class PointNetParts(nn.Module):
         for layer in self.encode:
             values = layer(values)
             levels.append(values)
-        whole = torch.cat([values.max(dim=1).values, chosen], dim=-1)
-        logits = self.head(self.join(whole, torch.cat(levels, dim=-1)))
+        global_features = torch.cat([values.max(dim=1).values, chosen], dim=-1)
+        logits = self.head(self.join(global_features, torch.cat(levels, dim=-1)))
         return {"logits": logits.view(*points.shape[:-1], -1), "feature_transform": feature_transform}
 
 

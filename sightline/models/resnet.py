@@ -58,20 +58,20 @@ class _Block(nn.Module):
         attention: LayerFactory | None,
     ) -> None:
         super().__init__()
-        strided, last = next(place for place, size in enumerate(sizes) if size > 1), len(sizes) - 1
+        strided, last = next(index for index, size in enumerate(sizes) if size > 1), len(sizes) - 1
         self.layers = nn.Sequential(
             *(
                 ConvNorm(
-                    in_channels=before,
-                    out_channels=after,
+                    in_channels=width_in,
+                    out_channels=width_out,
                     kernel_size=size,
-                    stride=stride if place == strided else 1,
+                    stride=stride if index == strided else 1,
                     dilation=dilation,
-                    activation=nn.ReLU() if place < last else None,
+                    activation=nn.ReLU() if index < last else None,
                     norm=norm,
                     circular=circular,
                 )
-                for place, (before, after, size) in enumerate(
+                for index, (width_in, width_out, size) in enumerate(
                     zip((in_channels, *channels[:-1]), channels, sizes, strict=True)
                 )
             ),
@@ -122,17 +122,17 @@ class ResidualStages(nn.Module):
             circular=circular,
         )
         self.pool = build_pool(nn.MaxPool2d, size=3, stride=2, circular=circular)
-        stages, before, dilation = [], width, 1
-        for place, depth in enumerate(depths):
-            inner = width * 2**place
+        stages, width_in, dilation = [], width, 1
+        for stage, depth in enumerate(depths):
+            inner = width * 2**stage
             channels = (*(inner for _ in sizes[1:]), expansion * inner)
-            is_dilated = place >= len(depths) - num_dilated
+            is_dilated = stage >= len(depths) - num_dilated
             blocks = []
             for number in range(depth):
-                stride = 2 if place > 0 and number == 0 and not is_dilated else 1
+                stride = 2 if stage > 0 and number == 0 and not is_dilated else 1
                 blocks.append(
                     _Block(
-                        in_channels=before,
+                        in_channels=width_in,
                         channels=channels,
                         sizes=sizes,
                         stride=stride,
@@ -142,18 +142,18 @@ class ResidualStages(nn.Module):
                         attention=attention,
                     )
                 )
-                before = channels[-1]
+                width_in = channels[-1]
             dilation *= 2 if is_dilated else 1
             stages.append(nn.Sequential(*blocks))
         self.stages = nn.ModuleList(stages)
 
     def forward_features(self, image: Tensor) -> list[Tensor]:
         """Map an image (B, in_channels, H, W) to the maps of every stage."""
-        values, found = self.pool(self.stem(image)), []
+        values, maps = self.pool(self.stem(image)), []
         for stage in self.stages:
             values = stage(values)
-            found.append(values)
-        return found
+            maps.append(values)
+        return maps
 
 
 class ResidualNetwork(ResidualStages):

@@ -55,8 +55,8 @@ class ScaleNet(nn.Module):
                 f"crop: found the shape {tuple(crop.shape)}, scale_net takes (B, 1, {_SIZE}, {_SIZE}); set size: "
                 f"{_SIZE} in crop_depth"
             )
-        seen = [branch(_middle(crop, _SIZE >> level)) for level, branch in enumerate(self.branches)]
-        return {"offset": cast(Tensor, self.head(torch.cat(seen, dim=1)))}
+        branch_features = [branch(_middle(crop, _SIZE >> level)) for level, branch in enumerate(self.branches)]
+        return {"offset": cast(Tensor, self.head(torch.cat(branch_features, dim=1)))}
 
 
 def _branch(first_pool: int, second_pool: int) -> nn.Sequential:

@@ -86,8 +86,8 @@ class V2V(_VolumeNetwork):
     ) -> None:
         super().__init__(channels_last=channels_last, recompute=recompute)
 
-        def block(before: int, after: int) -> ResidualBlock3d:
-            return ResidualBlock3d(in_channels=before, out_channels=after, has_shortcut=shortcuts)
+        def block(width_in: int, width_out: int) -> ResidualBlock3d:
+            return ResidualBlock3d(in_channels=width_in, out_channels=width_out, has_shortcut=shortcuts)
 
         self.stem = nn.Sequential(VolumeBlock(in_channels=1, out_channels=16, kernel_size=7), nn.MaxPool3d(2))
         self.front = nn.Sequential(block(16, 32), block(32, 32), block(32, 32))
@@ -138,8 +138,8 @@ class V2VSmall(_VolumeNetwork):
     ) -> None:
         super().__init__(channels_last=channels_last, recompute=recompute)
 
-        def block(before: int, after: int) -> ResidualBlock3d:
-            return ResidualBlock3d(in_channels=before, out_channels=after, has_shortcut=shortcuts)
+        def block(width_in: int, width_out: int) -> ResidualBlock3d:
+            return ResidualBlock3d(in_channels=width_in, out_channels=width_out, has_shortcut=shortcuts)
 
         self.stem = nn.Sequential(VolumeBlock(in_channels=1, out_channels=8, kernel_size=5), nn.MaxPool3d(2))
         self.front = block(8, 16)

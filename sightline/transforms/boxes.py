@@ -114,11 +114,11 @@ class ScaleSteps:
 
     def __call__(self, draws: Draws, *, image: Tensor, boxes: Tensor, to_canvas: Tensor) -> dict[str, Tensor]:
         factor = self.low + float(draws.shared_by_step.uniform()) * (self.high - self.low)
-        is_made = is_normalized(image)
-        rows = image.permute(0, 2, 3, 1) if is_made else image
+        was_normalized = is_normalized(image)
+        rows = image.permute(0, 2, 3, 1) if was_normalized else image
         height, width = (max(1, round(side * factor / self.multiple)) * self.multiple for side in rows.shape[1:3])
-        made = resize_with_boxes(rows, boxes, to_canvas, (height, width))
-        return {**made, "image": made["image"].permute(0, 3, 1, 2).contiguous()} if is_made else made
+        resized = resize_with_boxes(rows, boxes, to_canvas, (height, width))
+        return {**resized, "image": resized["image"].permute(0, 3, 1, 2).contiguous()} if was_normalized else resized
 
 
 class BoxCroppingTransform:
@@ -142,15 +142,15 @@ class BoxCroppingTransform:
         """Select the boxes (1, G, 4) visible in a window of an image, clipped to it with `clip`, and their labels."""
         window = boxes.new_tensor([left, top, left + width, top + height])
         inside = boxes.maximum(window[[0, 1, 0, 1]]).minimum(window[[2, 3, 2, 3]])
-        whole, seen = box_areas(boxes), box_areas(inside)
-        shows = seen[0] > 0
-        is_ignored = is_ignored | (seen < self.min_visible * whole)
+        areas, visible_areas = box_areas(boxes), box_areas(inside)
+        is_visible = visible_areas[0] > 0
+        is_ignored = is_ignored | (visible_areas < self.min_visible * areas)
         sides = inside[..., 2:] - inside[..., :2]
         is_ignored = is_ignored | (sides.amin(-1) <= self.min_side_px)
         if self.max_aspect is not None:
             is_ignored = is_ignored | (sides.amax(-1) >= self.max_aspect * sides.amin(-1))
         boxes = inside if self.clip else boxes
-        return {"boxes": boxes[:, shows], "label": label[:, shows], "is_ignored": is_ignored[:, shows]}
+        return {"boxes": boxes[:, is_visible], "label": label[:, is_visible], "is_ignored": is_ignored[:, is_visible]}
 
 
 @registry.transforms.add("cut_image")
@@ -177,12 +177,12 @@ class CutImage(BoxCroppingTransform):
     def __call__(
         self, draws: Draws, *, image: Tensor, boxes: Tensor, to_canvas: Tensor, label: Tensor, is_ignored: Tensor
     ) -> dict[str, Tensor]:
-        chance, *drawn = draws.uniform(5)[0].double().tolist()
+        chance, *shares = draws.uniform(5)[0].double().tolist()
         if chance >= self.probability:
             return {"image": image, "boxes": boxes, "to_canvas": to_canvas, "label": label, "is_ignored": is_ignored}
-        whole = image.shape[1:3]
-        sides = [max(1, round(whole[k] * (self.low + drawn[k] * (1 - self.low)))) for k in range(2)]
-        starts = [int(drawn[2 + k] * (whole[k] - sides[k] + 1)) for k in range(2)]
+        image_size = image.shape[1:3]
+        sides = [max(1, round(image_size[k] * (self.low + shares[k] * (1 - self.low)))) for k in range(2)]
+        starts = [int(shares[2 + k] * (image_size[k] - sides[k] + 1)) for k in range(2)]
         (top, left), (height, width) = starts, sides
         part = image[:, top : top + height, left : left + width].clone()
         cut = transform_boxes(torch.tensor([[1, 0, -left], [0, 1, -top]], dtype=torch.float64), boxes, to_canvas)
@@ -238,14 +238,14 @@ class TurnImage(BoxCroppingTransform):
         """Return the affine map (2, 3) float64 from image pixels to canvas pixels."""
         angle, shear_x, shear_y, factor, right, down = (2 * draws.uniform(6)[0].double() - 1).tolist()
         turn, size = math.radians(self.degrees * angle), 1 + self.scale * factor
-        along, across = (math.tan(math.radians(self.shear_degrees * each)) for each in (shear_x, shear_y))
+        along, across = (math.tan(math.radians(self.shear_degrees * share)) for share in (shear_x, shear_y))
         rotation = [[math.cos(turn), -math.sin(turn)], [math.sin(turn), math.cos(turn)]]
         shear = [[size, size * along], [size * across, size]]
         linear = torch.tensor(shear, dtype=torch.float64) @ torch.tensor(rotation, dtype=torch.float64)
         middle = torch.tensor([columns / 2, rows / 2], dtype=torch.float64)
         shares = torch.tensor([0.5 + right * self.shift, 0.5 + down * self.shift], dtype=torch.float64)
-        place = shares * torch.tensor([width, height])
-        return torch.cat([linear, (place - linear @ middle)[:, None]], dim=1)
+        target = shares * torch.tensor([width, height])
+        return torch.cat([linear, (target - linear @ middle)[:, None]], dim=1)
 
 
 def fit_size(height: int, width: int, canvas: tuple[int, int]) -> tuple[int, int]:

@@ -153,8 +153,8 @@ def rgb_from_hsv(hsv: Tensor) -> Tensor:
     hue, saturation, value = hsv.unbind(-1)
     channels = []
     for shift in (5.0, 3.0, 1.0):
-        place = torch.remainder(shift + 6 * hue, 6)
-        weight = torch.minimum(place, 4 - place).clamp(0, 1)
+        sector = torch.remainder(shift + 6 * hue, 6)
+        weight = torch.minimum(sector, 4 - sector).clamp(0, 1)
         channels.append(value - value * saturation * weight)
     return torch.stack(channels, -1)
 

@@ -67,32 +67,45 @@ class Mosaic(BoxCroppingTransform):
         label: Tensor,
         is_ignored: Tensor,
     ) -> dict[str, Tensor]:
-        own = {"image": image, "boxes": boxes, "to_canvas": to_canvas, "label": label, "is_ignored": is_ignored}
+        sample_itself = {
+            "image": image,
+            "boxes": boxes,
+            "to_canvas": to_canvas,
+            "label": label,
+            "is_ignored": is_ignored,
+        }
         chance, *shares = draws.uniform(3)[0].double().tolist()
         height, width = self.size
         canvas = image.new_full((1, 2 * height, 2 * width, 3), self.fill)
         if others is None or chance >= self.probability:
             rows, columns = fit_size(image.shape[1], image.shape[2], self.size)
-            return {**self._paste(canvas, own, height - rows // 2, width - columns // 2), "image": canvas}
+            return {**self._paste(canvas, sample_itself, height - rows // 2, width - columns // 2), "image": canvas}
         row, column = (int(side * (0.5 + share)) for side, share in zip(self.size, shares, strict=True))
-        placed = []
-        for corner, sample in enumerate([own, *others(3)]):
+        pasted = []
+        for corner, sample in enumerate([sample_itself, *others(3)]):
             rows, columns = fit_size(sample["image"].shape[1], sample["image"].shape[2], self.size)
             top, left = row - (rows if corner < 2 else 0), column - (columns if corner % 2 == 0 else 0)
-            placed.append(self._paste(canvas, sample, top, left))
-        return {"image": canvas, "to_canvas": placed[0]["to_canvas"], **_concatenate_boxes(placed)}
+            pasted.append(self._paste(canvas, sample, top, left))
+        return {"image": canvas, "to_canvas": pasted[0]["to_canvas"], **_concatenate_boxes(pasted)}
 
     def _paste(self, canvas: Tensor, sample: dict[str, Tensor], top: int, left: int) -> dict[str, Tensor]:
         """Paint the fitted image of a sample onto the canvas, from a row and column on, and return its boxes."""
         size = fit_size(sample["image"].shape[1], sample["image"].shape[2], self.size)
         fitted = resize_with_boxes(sample["image"], sample["boxes"], sample["to_canvas"], size)
-        up, before = max(top, 0), max(left, 0)
-        down, after = min(top + size[0], canvas.shape[1]), min(left + size[1], canvas.shape[2])
-        canvas[:, up:down, before:after] = fitted["image"][:, up - top : down - top, before - left : after - left]
+        first_row, first_column = max(top, 0), max(left, 0)
+        end_row, end_column = min(top + size[0], canvas.shape[1]), min(left + size[1], canvas.shape[2])
+        canvas[:, first_row:end_row, first_column:end_column] = fitted["image"][
+            :, first_row - top : end_row - top, first_column - left : end_column - left
+        ]
         shift = torch.tensor([[1, 0, left], [0, 1, top]], dtype=torch.float64)
-        placed = transform_boxes(shift, fitted["boxes"], fitted["to_canvas"])
-        window = {"height": down - up, "width": after - before, "top": up, "left": before}
-        return {**placed, **self.clip_boxes(placed["boxes"], sample["label"], sample["is_ignored"], **window)}
+        pasted = transform_boxes(shift, fitted["boxes"], fitted["to_canvas"])
+        window = {
+            "height": end_row - first_row,
+            "width": end_column - first_column,
+            "top": first_row,
+            "left": first_column,
+        }
+        return {**pasted, **self.clip_boxes(pasted["boxes"], sample["label"], sample["is_ignored"], **window)}
 
 
 @registry.transforms.add("mix_up")
@@ -128,19 +141,21 @@ class MixUp:
         label: Tensor,
         is_ignored: Tensor,
     ) -> dict[str, Tensor]:
-        own = {"boxes": boxes, "label": label, "is_ignored": is_ignored}
-        alone = {"image": image.float(), "to_canvas": to_canvas, **own}
+        own_boxes = {"boxes": boxes, "label": label, "is_ignored": is_ignored}
+        alone = {"image": image.float(), "to_canvas": to_canvas, **own_boxes}
         if others is None or float(draws.uniform()[0]) >= self.probability:
             return alone
         (other,) = others(1)
         if other["image"].shape != image.shape:
-            sizes = " and ".join(" x ".join(map(str, each.shape[1:3])) for each in (image, other["image"]))
+            sizes = " and ".join(
+                " x ".join(map(str, sample_image.shape[1:3])) for sample_image in (image, other["image"])
+            )
             raise DataError(f"mix_up: images have {sizes} pixels; put fit_image, or mosaic and turn_image, before it")
         share = np.random.Generator(np.random.PCG64(int(draws.bits()[0]))).beta(self.alpha, self.alpha)
         return {
             **alone,
             "image": torch.lerp(other["image"].float(), alone["image"], share),
-            **_concatenate_boxes([own, other]),
+            **_concatenate_boxes([own_boxes, other]),
         }
 
 
@@ -159,4 +174,4 @@ def _until(name: str, plain_epochs: int, num_epochs: int | None) -> int | None:
 
 def _concatenate_boxes(samples: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
     """Concatenate the boxes, labels and flags of several samples."""
-    return {name: torch.cat([each[name] for each in samples], dim=1) for name in _JOINED}
+    return {name: torch.cat([sample[name] for sample in samples], dim=1) for name in _JOINED}

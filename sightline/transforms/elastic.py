@@ -61,8 +61,8 @@ def _bend_clouds(points: Tensor, draws: Draws, granularity: float, magnitude: fl
         )
     noise = draws.normal(max(counts), 3).to(points.dtype)  # the first of a stream are the same, however many are drawn
     clouds = []
-    for cloud, start, nodes, count, own in zip(points, low, sizes.tolist(), counts, noise, strict=True):
-        grid = smooth(own[:count].view(*nodes, 3))
+    for cloud, start, nodes, count, cloud_noise in zip(points, low, sizes.tolist(), counts, noise, strict=True):
+        grid = smooth(cloud_noise[:count].view(*nodes, 3))
         clouds.append(cloud + bend(grid, (cloud - start) / granularity) * magnitude)
     return torch.stack(clouds)
 

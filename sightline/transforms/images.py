@@ -48,7 +48,7 @@ class ResizeImage:
 
     def __call__(self, draws: Draws, *, image: Tensor) -> dict[str, Tensor]:
         _assert_rows_of_colours(image)
-        return {"image": torch.stack([resize_images(each, size=(self.size_px, self.size_px)) for each in image])}
+        return {"image": torch.stack([resize_images(single, size=(self.size_px, self.size_px)) for single in image])}
 
 
 @registry.transforms.add("crop_image")
@@ -73,8 +73,8 @@ class CropImage:
         _assert_rows_of_colours(image)
         boxes = crop_boxes(draws, height=image.shape[1], width=image.shape[2], low=self.low, high=self.high)
         parts = [
-            resize_images(each[top : top + height, left : left + width], size=(self.size_px, self.size_px))
-            for each, (top, left, height, width) in zip(image, boxes, strict=True)
+            resize_images(single[top : top + height, left : left + width], size=(self.size_px, self.size_px))
+            for single, (top, left, height, width) in zip(image, boxes, strict=True)
         ]
         return {"image": torch.stack(parts)}
 
@@ -136,8 +136,8 @@ class ColorJitter:
         factors_B3 = low + draws.uniform(3) * (high - low)
         order_B3 = draws.permutation(3)
         jittered = image.float()
-        for place in range(3):
-            which_B1 = order_B3[:, place : place + 1]
+        for turn in range(3):
+            which_B1 = order_B3[:, turn : turn + 1]
             factor = factors_B3.gather(1, which_B1)[:, :, None, None]
             jittered = _blend(jittered, which_B1[:, :, None, None], factor)
         return {"image": jittered}
@@ -177,8 +177,8 @@ def resize_images(image: Tensor, *, size: tuple[int, int]) -> Tensor:
     if tuple(image.shape[-3:-1]) == size:
         return image.clone()
     channels = image.reshape(-1, *image.shape[-3:]).permute(0, 3, 1, 2).contiguous()
-    made = functional.interpolate(channels, size=size, mode="bilinear", antialias=True)
-    return made.permute(0, 2, 3, 1).reshape(*image.shape[:-3], *size, 3).contiguous()
+    resized = functional.interpolate(channels, size=size, mode="bilinear", antialias=True)
+    return resized.permute(0, 2, 3, 1).reshape(*image.shape[:-3], *size, 3).contiguous()
 
 
 def crop_boxes(draws: Draws, *, height: int, width: int, low: float, high: float) -> list[tuple[int, int, int, int]]:
@@ -193,10 +193,10 @@ def crop_boxes(draws: Draws, *, height: int, width: int, low: float, high: float
     has_one = fits.any(dim=1)
     rows = torch.where(has_one, heights.gather(1, first)[:, 0], widest[0])
     columns = torch.where(has_one, widths.gather(1, first)[:, 0], widest[1])
-    places = draws.uniform(2).double()
-    places = torch.where(has_one[:, None], places, 0.5)
-    top = (places[:, 0] * (height - rows + 1)).long()
-    left = (places[:, 1] * (width - columns + 1)).long()
+    offsets = draws.uniform(2).double()
+    offsets = torch.where(has_one[:, None], offsets, 0.5)
+    top = (offsets[:, 0] * (height - rows + 1)).long()
+    left = (offsets[:, 1] * (width - columns + 1)).long()
     return [(t, s, r, c) for t, s, r, c in torch.stack((top, left, rows, columns), dim=1).tolist()]
 
 

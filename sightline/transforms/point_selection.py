@@ -113,10 +113,10 @@ class SamplePoints(PointSelector):
                 f"sample_points: the clouds have {available} points, num_points asks for {self.num_points}; "
                 f"set num_points to at most {available}, or if_fewer: repeat"
             )
-        place = torch.arange(self.num_points) % available
+        rows = torch.arange(self.num_points) % available
         if self.order == "first":
-            return PointSelection(place.expand(num_clouds, -1))
-        return PointSelection(draws.permutation(available)[:, place])
+            return PointSelection(rows.expand(num_clouds, -1))
+        return PointSelection(draws.permutation(available)[:, rows])
 
 
 @registry.transforms.add("shuffle_points")
@@ -182,8 +182,8 @@ class DropPoints(PointSelector):
 
 def index_after_drop(uniform: Tensor, ratio: Tensor) -> Tensor:
     """Return each point's own index, or 0 if `uniform` (B, N) is at most `ratio` (B, 1): int64 (B, N)."""
-    own = torch.arange(uniform.shape[1]).expand_as(uniform)
-    return torch.where(uniform <= ratio, torch.zeros_like(own), own)
+    own_index = torch.arange(uniform.shape[1]).expand_as(uniform)
+    return torch.where(uniform <= ratio, torch.zeros_like(own_index), own_index)
 
 
 def _point_labels(label: Tensor) -> Tensor:
@@ -196,23 +196,23 @@ def _find_nearest_kept(points: Tensor, kept: Tensor, index: Tensor) -> Tensor:
     """Return the row (B, N) of `kept` (B, K, 3) for each of `points` (B, N, 3): its own, else the nearest."""
     num_clouds, num_points = points.shape[:2]
     num_own = min(num_points, kept.shape[1])  # what comes after the last point is a repetition
-    own = index[:, :num_own]
+    kept_index = index[:, :num_own]
     nearest = torch.empty(num_clouds, num_points, dtype=torch.int64)
-    nearest.scatter_(1, own, torch.arange(num_own).expand(num_clouds, -1))
+    nearest.scatter_(1, kept_index, torch.arange(num_own).expand(num_clouds, -1))
     if num_own < num_points:
-        is_left = torch.ones(num_clouds, num_points, dtype=torch.bool).scatter(1, own, False)
-        left = is_left.nonzero()[:, 1].view(num_clouds, -1)
-        asked = points.gather(1, left[..., None].expand(-1, -1, 3))
-        nearest.scatter_(1, left, nearest_neighbours(kept, num_neighbours=1, queries=asked)[..., 0])
+        is_removed = torch.ones(num_clouds, num_points, dtype=torch.bool).scatter(1, kept_index, False)
+        removed = is_removed.nonzero()[:, 1].view(num_clouds, -1)
+        removed_points = points.gather(1, removed[..., None].expand(-1, -1, 3))
+        nearest.scatter_(1, removed, nearest_neighbours(kept, num_neighbours=1, queries=removed_points)[..., 0])
     return nearest
 
 
 def full_cloud_fields() -> dict[str, Field]:
     """Return the fields that `score_all` adds: the kept point that represents each original point, and its label."""
-    whole = {"dtype": "int64", "collate": "concatenate", "offsets": "whole_offsets"}
+    shared_arguments = {"dtype": "int64", "collate": "concatenate", "offsets": "whole_offsets"}
     return {
-        "nearest": Field("whole points", unit="row of the kept points", low=0, **whole),  # type: ignore[arg-type]
-        "whole_label": Field("whole points", unit="class", **whole),  # type: ignore[arg-type]
+        "nearest": Field("whole points", unit="row of the kept points", low=0, **shared_arguments),  # type: ignore[arg-type]
+        "whole_label": Field("whole points", unit="class", **shared_arguments),  # type: ignore[arg-type]
     }
 
 

@@ -148,7 +148,7 @@ class Translate:
             raise ConfigError("translate: ranges stand in place of max_shift; take one of them out")
         if any(low > high for low, high in ranges or ()):
             raise ConfigError(
-                f"translate: of ranges {[list(each) for each in ranges or ()]} each must begin with its low"
+                f"translate: of ranges {[list(bounds) for bounds in ranges or ()]} each must begin with its low"
             )
         self.max_shift = max_shift
         self.relative = relative

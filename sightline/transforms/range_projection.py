@@ -92,21 +92,21 @@ class Project:
         ring: Tensor | None = None,
     ) -> dict[str, Tensor]:
         shape, packed = points.shape[:2], points.flatten(0, 1)
-        found = self._project(packed, torch.arange(shape[0] + 1) * shape[1], ring)
-        channels = torch.cat((found.ranges[:, None], packed, remission.flatten(0, 1)), dim=1)
-        image = gather_to_image(found.point_index, (channels - self.mean) / self.std, empty=self.empty)
+        projection = self._project(packed, torch.arange(shape[0] + 1) * shape[1], ring)
+        channels = torch.cat((projection.ranges[:, None], packed, remission.flatten(0, 1)), dim=1)
+        image = gather_to_image(projection.point_index, (channels - self.mean) / self.std, empty=self.empty)
         if self.append_mask:
-            image = torch.cat((image, (found.point_index >= 0).to(image)[..., None]), dim=3)
-        made = {
+            image = torch.cat((image, (projection.point_index >= 0).to(image)[..., None]), dim=3)
+        fields = {
             "image": image.permute(0, 3, 1, 2).contiguous(),
-            "range_image": gather_to_image(found.point_index, found.ranges, empty=-1),
-            "nearest": found.pixel.view(shape),
-            "point_range": found.ranges.view(shape),
+            "range_image": gather_to_image(projection.point_index, projection.ranges, empty=-1),
+            "nearest": projection.pixel.view(shape),
+            "point_range": projection.ranges.view(shape),
         }
         if label is not None:
-            made["label"] = gather_to_image(found.point_index, label.flatten(), empty=self.ignore_index)
-            made["whole_label"] = label.clone()
-        return made
+            fields["label"] = gather_to_image(projection.point_index, label.flatten(), empty=self.ignore_index)
+            fields["whole_label"] = label.clone()
+        return fields
 
     def _project(self, points: Tensor, offsets: Tensor, ring: Tensor | None) -> Projection:
         try:

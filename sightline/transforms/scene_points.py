@@ -53,8 +53,8 @@ class VoxelSample(PointSelector):
         counts = np.diff(groups.starts, append=len(points))
         if self.choice == "random":
             # a remainder of 64 random bits favours the first members by less than the number of members in 2^64
-            place = (draws.bits(len(counts))[0] % counts.astype(np.uint64)).astype(np.int64)
-            return np.sort(groups.order[groups.starts + place])
+            member = (draws.bits(len(counts))[0] % counts.astype(np.uint64)).astype(np.int64)
+            return np.sort(groups.order[groups.starts + member])
         squared = sum((share - np.floor(share) - 0.5) ** 2 for share in _in_cubes(points, self.size_m))[groups.order]
         is_nearest = squared == np.repeat(np.minimum.reduceat(squared, groups.starts), counts)
         candidates = np.flatnonzero(is_nearest)  # of a cube in the order of their rows, so the first is taken
@@ -81,8 +81,8 @@ class CropPoints(PointSelector):
         if num_points <= self.max_points:
             return None
         centre = torch.from_numpy((draws.bits(1)[:, 0] % np.uint64(num_points)).astype(np.int64))
-        seen = points[..., self.axes]
-        squared = (seen - seen[torch.arange(len(points)), centre][:, None]).square().sum(dim=-1)
+        coordinates = points[..., self.axes]
+        squared = (coordinates - coordinates[torch.arange(len(points)), centre][:, None]).square().sum(dim=-1)
         index = squared.argsort(dim=1, stable=True)[:, : self.max_points].sort(dim=1).values
         return PointSelection(index)
 

@@ -27,11 +27,11 @@ class TwoViews:
     adds: ClassVar[dict[str, Field]] = {"other_points": Field("as points", "float32", "as points", "as points")}
 
     def __init__(self, *, each: tuple[TransformBlock, ...]) -> None:
-        for place, transform in enumerate(each):
+        for index, transform in enumerate(each):
             needed = _list_required_fields(transform)
             if needed != {"points"}:
                 raise ConfigError(
-                    f"two_views.each: transform {place} takes {', '.join(sorted(needed))}; only those of points alone "
+                    f"two_views.each: transform {index} takes {', '.join(sorted(needed))}; only those of points alone "
                     "can be drawn twice"
                 )
         self.each: tuple[Transform, ...] = each
@@ -43,8 +43,8 @@ class TwoViews:
         }
 
     def _view(self, draws: Draws, points: Tensor) -> Tensor:
-        for place, transform in enumerate(self.each):
-            points = transform(draws.stream(str(place)), points=points)["points"]
+        for index, transform in enumerate(self.each):
+            points = transform(draws.stream(str(index)), points=points)["points"]
         return points
 
 

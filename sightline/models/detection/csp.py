@@ -21,9 +21,14 @@ __all__ = ["CSPDarknet", "PathAggregation"]
 _POOLED = (5, 9, 13)
 
 
-def _unit(before: int, after: int, size: int, norm: NormName, stride: int = 1) -> ConvNorm:
+def _unit(in_channels: int, out_channels: int, kernel_size: int, norm: NormName, stride: int = 1) -> ConvNorm:
     return ConvNorm(
-        in_channels=before, out_channels=after, kernel_size=size, stride=stride, activation=nn.SiLU(), norm=NORMS[norm]
+        in_channels=in_channels,
+        out_channels=out_channels,
+        kernel_size=kernel_size,
+        stride=stride,
+        activation=nn.SiLU(),
+        norm=NORMS[norm],
     )
 
 
@@ -36,8 +41,8 @@ class _Bottleneck(nn.Module):
         self.adds = adds
 
     def forward(self, image: Tensor) -> Tensor:
-        found = self.layers(image)
-        return cast(Tensor, image + found if self.adds else found)
+        residual = self.layers(image)
+        return cast(Tensor, image + residual if self.adds else residual)
 
 
 class _CSPBlock(nn.Module):
@@ -46,12 +51,12 @@ class _CSPBlock(nn.Module):
     Source: Wang et al. 2020, fig. 2.
     """
 
-    def __init__(self, before: int, after: int, depth: int, norm: NormName, *, adds: bool) -> None:
+    def __init__(self, in_channels: int, out_channels: int, depth: int, norm: NormName, *, adds: bool) -> None:
         super().__init__()
-        inner = after // 2
-        self.enter, self.past = _unit(before, inner, 1, norm), _unit(before, inner, 1, norm)
+        inner = out_channels // 2
+        self.enter, self.past = _unit(in_channels, inner, 1, norm), _unit(in_channels, inner, 1, norm)
         self.blocks = nn.Sequential(*(_Bottleneck(inner, norm, adds=adds) for _ in range(depth)))
-        self.leave = _unit(2 * inner, after, 1, norm)
+        self.leave = _unit(2 * inner, out_channels, 1, norm)
 
     def forward(self, image: Tensor) -> Tensor:
         both = torch.cat([self.blocks(self.enter(image)), self.past(image)], dim=1)
@@ -100,10 +105,10 @@ class CSPDarknet(nn.Module):
         self.channels = tuple(width * 2**level for level in (2, 3, 4))
         self.stem = _unit(4 * in_channels, width, 3, norm)
         stages = []
-        for place, count in enumerate((depth, 3 * depth, 3 * depth, depth)):
-            wide, is_last = width * 2 ** (place + 1), place == 3
+        for stage, num_blocks in enumerate((depth, 3 * depth, 3 * depth, depth)):
+            wide, is_last = width * 2 ** (stage + 1), stage == 3
             pooling = [_PyramidPooling(wide, norm)] if is_last else []
-            block = _CSPBlock(wide, wide, count, norm, adds=not is_last)
+            block = _CSPBlock(wide, wide, num_blocks, norm, adds=not is_last)
             stages.append(nn.Sequential(_unit(wide // 2, wide, 3, norm, stride=2), *pooling, block))
         self.stages = nn.ModuleList(stages)
         for part in [self.stem, *self.stages][:frozen_stages]:
@@ -136,8 +141,8 @@ class PathAggregation(nn.Module):
         self.channels, self.strides = tuple(channels), tuple(strides)
         pairs = list(pairwise(channels))
 
-        def block(before: int, after: int) -> _CSPBlock:
-            return _CSPBlock(before, after, depth, norm, adds=False)
+        def block(in_channels: int, out_channels: int) -> _CSPBlock:
+            return _CSPBlock(in_channels, out_channels, depth, norm, adds=False)
 
         self.reduce = nn.ModuleList(_unit(coarse, fine, 1, norm) for fine, coarse in pairs)
         self.down = nn.ModuleList(block(2 * fine, fine) for fine, _ in pairs)
@@ -150,9 +155,9 @@ class PathAggregation(nn.Module):
         reduced: list[Tensor] = []
         for level in range(len(maps) - 2, -1, -1):
             reduced.insert(0, self.reduce[level](values))
-            grown = F.interpolate(reduced[0], maps[level].shape[2:])
-            values = self.down[level](torch.cat([grown, maps[level]], dim=1))
-        found = [values]
-        for strided, up, beside in zip(self.strided, self.up, reduced, strict=True):
-            found.append(up(torch.cat([strided(found[-1]), beside], dim=1)))
-        return found
+            upsampled = F.interpolate(reduced[0], maps[level].shape[2:])
+            values = self.down[level](torch.cat([upsampled, maps[level]], dim=1))
+        outputs = [values]
+        for strided, up, lateral in zip(self.strided, self.up, reduced, strict=True):
+            outputs.append(up(torch.cat([strided(outputs[-1]), lateral], dim=1)))
+        return outputs

@@ -43,23 +43,26 @@ class FPN(nn.Module):
         upsample: Literal["nearest", "bilinear"] = "nearest",
     ) -> None:
         super().__init__()
-        given = tuple(round(math.log2(stride)) for stride in strides)
-        possible = [given + tuple(given[-1] + 1 + more for more in range(count)) for count in range(_COARSER + 1)]
+        backbone_levels = tuple(round(math.log2(stride)) for stride in strides)
+        possible = [
+            backbone_levels + tuple(backbone_levels[-1] + 1 + more for more in range(count))
+            for count in range(_COARSER + 1)
+        ]
         if levels not in possible:
-            allowed = " or ".join(str(list(each)) for each in possible)
+            allowed = " or ".join(str(list(level_channels)) for level_channels in possible)
             raise ConfigError(f"levels: found {list(levels)}; on a backbone of strides {strides} give {allowed}")
-        coarser = levels[len(given) :]
+        coarser = levels[len(backbone_levels) :]
         self.channels = (width,) * len(levels)
         self.strides = tuple(2**level for level in levels)
         self.p6_source, self.upsample = p6_source, upsample
         self.laterals = nn.ModuleList(
-            ConvBlock(in_channels=each, out_channels=width, kernel_size=1) for each in channels
+            ConvBlock(in_channels=level_channels, out_channels=width, kernel_size=1) for level_channels in channels
         )
         self.outputs = nn.ModuleList(ConvBlock(in_channels=width, out_channels=width, kernel_size=3) for _ in channels)
         first = channels[-1] if p6_source == "c5" else width
         self.coarser = nn.ModuleList(
-            ConvBlock(in_channels=first if place == 0 else width, out_channels=width, kernel_size=3, stride=2)
-            for place in range(len(coarser))
+            ConvBlock(in_channels=first if coarse_index == 0 else width, out_channels=width, kernel_size=3, stride=2)
+            for coarse_index in range(len(coarser))
         )
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
@@ -69,16 +72,16 @@ class FPN(nn.Module):
 
     def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
         """Maps (B, channels, H, W), finest first -> a map (B, width, H, W) of each level, finest first."""
-        merged = [lateral(each) for lateral, each in zip(self.laterals, maps, strict=True)]
-        for place in range(len(merged) - 1, 0, -1):
-            size = merged[place - 1].shape[2:]
-            merged[place - 1] = merged[place - 1] + F.interpolate(merged[place], size, mode=self.upsample)
-        found = [output(each) for output, each in zip(self.outputs, merged, strict=True)]
-        values = maps[-1] if self.p6_source == "c5" else found[-1]
-        for place, conv in enumerate(self.coarser):
-            values = _coarser(conv, values.relu() if place else values)
-            found.append(values)
-        return found
+        merged = [lateral(level_map) for lateral, level_map in zip(self.laterals, maps, strict=True)]
+        for level in range(len(merged) - 1, 0, -1):
+            size = merged[level - 1].shape[2:]
+            merged[level - 1] = merged[level - 1] + F.interpolate(merged[level], size, mode=self.upsample)
+        outputs = [output(level_map) for output, level_map in zip(self.outputs, merged, strict=True)]
+        values = maps[-1] if self.p6_source == "c5" else outputs[-1]
+        for level, conv in enumerate(self.coarser):
+            values = _coarser(conv, values.relu() if level else values)
+            outputs.append(values)
+        return outputs
 
 
 def _coarser(conv: nn.Module, values: Tensor) -> Tensor:

@@ -43,7 +43,7 @@ def flatten_to_priors(maps: Sequence[Tensor], numbers: int) -> Tensor:
 
     By level, row, column and prior of a cell.
     """
-    levels = [each.unflatten(1, (-1, numbers)).permute(0, 3, 4, 1, 2).flatten(1, 3) for each in maps]
+    levels = [level_map.unflatten(1, (-1, numbers)).permute(0, 3, 4, 1, 2).flatten(1, 3) for level_map in maps]
     return torch.cat(levels, dim=1)
 
 

@@ -69,17 +69,17 @@ class RetinaHead(DenseHead):
 
     def forward(self, maps: Sequence[Tensor]) -> RetinaOutput:
         """Maps (B, channels, H, W), finest first. `codes` are dx and dy in widths and heights, and log dw, log dh."""
-        logits = [self.classes(self.class_tower(each)) for each in maps]
-        codes = [self.boxes(self.box_tower(each)) for each in maps]
-        found: RetinaOutput = {
+        logits = [self.classes(self.class_tower(level_map)) for level_map in maps]
+        codes = [self.boxes(self.box_tower(level_map)) for level_map in maps]
+        output: RetinaOutput = {
             "logits": flatten_to_priors(logits, self.num_classes),
             "codes": flatten_to_priors(codes, 4),
         }
         if self.density is not None:
             rows = zip(map(self.density["reduce"], maps), logits, codes, strict=True)
             densities = [self.density["predict"](torch.cat(row, dim=1)) for row in rows]
-            found["density"] = flatten_to_priors(densities, 1)[..., 0]
-        return found
+            output["density"] = flatten_to_priors(densities, 1)[..., 0]
+        return output
 
 
 @registry.heads.add("retina_emd")
@@ -115,6 +115,8 @@ class RetinaEMDHead(DenseHead):
 
     def forward(self, maps: Sequence[Tensor]) -> HeadOutput:
         """Maps (B, channels, H, W), finest first."""
-        logits = flatten_to_priors([self.classes(self.class_tower(each)) for each in maps], 2 * self.num_classes)
-        codes = flatten_to_priors([self.boxes(self.box_tower(each)) for each in maps], 8)
+        logits = flatten_to_priors(
+            [self.classes(self.class_tower(level_map)) for level_map in maps], 2 * self.num_classes
+        )
+        codes = flatten_to_priors([self.boxes(self.box_tower(level_map)) for level_map in maps], 8)
         return {"logits": logits.unflatten(2, (2, -1)), "codes": codes.unflatten(2, (2, -1))}

@@ -28,9 +28,15 @@ class ObjectOutput(HeadOutput):
     objectness: Tensor
 
 
-def _leaky(before: int, after: int, size: int, slope: float, norm: NormName) -> ConvNorm:
+def _leaky(in_channels: int, out_channels: int, kernel_size: int, slope: float, norm: NormName) -> ConvNorm:
     activation = nn.LeakyReLU(slope)
-    return ConvNorm(in_channels=before, out_channels=after, kernel_size=size, activation=activation, norm=NORMS[norm])
+    return ConvNorm(
+        in_channels=in_channels,
+        out_channels=out_channels,
+        kernel_size=kernel_size,
+        activation=activation,
+        norm=NORMS[norm],
+    )
 
 
 @registry.necks.add("yolov3")
@@ -54,23 +60,29 @@ class YOLOv3Neck(nn.Module):
         super().__init__()
         self.strides = tuple(strides)
         self.channels = tuple(width * 2**level for level in range(len(channels)))
-        routed = [own // 2 for own in self.channels[1:]] + [0]
+        routed = [width_out // 2 for width_out in self.channels[1:]] + [0]
         self.routes = nn.ModuleList(_leaky(2 * part, part, 1, slope, norm) for part in routed[:-1])
 
-        def block(given: int, own: int) -> nn.Sequential:
-            sizes = [(given, own, 1), (own, 2 * own, 3), (2 * own, own, 1), (own, 2 * own, 3), (2 * own, own, 1)]
+        def block(in_channels: int, width_out: int) -> nn.Sequential:
+            sizes = [
+                (in_channels, width_out, 1),
+                (width_out, 2 * width_out, 3),
+                (2 * width_out, width_out, 1),
+                (width_out, 2 * width_out, 3),
+                (2 * width_out, width_out, 1),
+            ]
             return nn.Sequential(*(_leaky(*size, slope, norm) for size in sizes))
 
         levels = zip(channels, routed, self.channels, strict=True)
-        self.blocks = nn.ModuleList(block(given + part, own) for given, part, own in levels)
+        self.blocks = nn.ModuleList(block(in_channels + part, width_out) for in_channels, part, width_out in levels)
 
     def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
         """Maps (B, channels, H, W), finest first -> a map of each level, finest first."""
-        found = [self.blocks[-1](maps[-1])]
+        outputs = [self.blocks[-1](maps[-1])]
         for level in range(len(maps) - 2, -1, -1):
-            grown = F.interpolate(self.routes[level](found[0]), maps[level].shape[2:])
-            found.insert(0, self.blocks[level](torch.cat([maps[level], grown], dim=1)))
-        return found
+            upsampled = F.interpolate(self.routes[level](outputs[0]), maps[level].shape[2:])
+            outputs.insert(0, self.blocks[level](torch.cat([maps[level], upsampled], dim=1)))
+        return outputs
 
 
 @registry.heads.add("yolov3")
@@ -102,18 +114,22 @@ class YOLOv3Head(nn.Module):
         self.num_classes, self.strides, self.priors_per_cell = num_classes, tuple(strides), num_anchors
         self.coding = coding
         count = num_anchors * (5 + num_classes)
-        self.towers = nn.ModuleList(_leaky(own, 2 * own, 3, slope, norm) for own in channels)
+        self.towers = nn.ModuleList(
+            _leaky(level_channels, 2 * level_channels, 3, slope, norm) for level_channels in channels
+        )
         self.outputs = nn.ModuleList()
-        for own in channels:
-            plain = ConvBlock(in_channels=2 * own, out_channels=count, kernel_size=1)
+        for level_channels in channels:
+            plain = ConvBlock(in_channels=2 * level_channels, out_channels=count, kernel_size=1)
             init_prior_bias(plain, prior, slice(4, None, 5 + num_classes))
-            self.outputs.append(_leaky(2 * own, count, 1, slope, norm) if as_published else plain)
+            self.outputs.append(_leaky(2 * level_channels, count, 1, slope, norm) if as_published else plain)
 
     def forward(self, maps: Sequence[Tensor]) -> ObjectOutput:
         """Maps (B, channels, H, W) of every level, finest first. `to_deltas` makes deltas of the `codes`."""
         layers = zip(self.outputs, self.towers, maps, strict=True)
-        found = flatten_to_priors([output(tower(each)) for output, tower, each in layers], 5 + self.num_classes)
-        return {"logits": found[..., 5:], "codes": found[..., :4], "objectness": found[..., 4]}
+        outputs = flatten_to_priors(
+            [output(tower(level_map)) for output, tower, level_map in layers], 5 + self.num_classes
+        )
+        return {"logits": outputs[..., 5:], "codes": outputs[..., :4], "objectness": outputs[..., 4]}
 
     def to_deltas(self, codes: Tensor, priors: Priors) -> Tensor:
         """Convert `codes` (B, P, 4) of this head to box deltas (B, P, 4) of anchors."""
@@ -153,9 +169,9 @@ class YOLOXHead(nn.Module):
         self.num_classes, self.strides = num_classes, tuple(strides)
         wide = width or channels[0]
 
-        def unit(before: int, size: int) -> ConvNorm:
+        def unit(in_channels: int, size: int) -> ConvNorm:
             return ConvNorm(
-                in_channels=before, out_channels=wide, kernel_size=size, activation=nn.SiLU(), norm=NORMS[norm]
+                in_channels=in_channels, out_channels=wide, kernel_size=size, activation=nn.SiLU(), norm=NORMS[norm]
             )
 
         def towers() -> nn.ModuleList:
@@ -167,7 +183,7 @@ class YOLOXHead(nn.Module):
                 init_prior_bias(layer, first)
             return nn.ModuleList(layers)
 
-        self.stems = nn.ModuleList(unit(each, 1) for each in channels)
+        self.stems = nn.ModuleList(unit(level_channels, 1) for level_channels in channels)
         self.class_towers, self.box_towers = towers(), towers()
         self.classes, self.boxes, self.objects = outputs(num_classes, prior), outputs(4), outputs(1, prior)
 

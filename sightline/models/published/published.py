@@ -248,7 +248,10 @@ def convert_state_dict(state: Mapping[str, Tensor], layout: str) -> dict[str, Te
 def unused_names(names: Iterable[str], layout: str) -> dict[str, str]:
     """Return the published names that a model of this layout does not use, each with its pattern."""
     patterns = UNUSED.get(layout, ())
-    matches = ((name, next((each for each in patterns if fnmatch.fnmatchcase(name, each)), None)) for name in names)
+    matches = (
+        (name, next((name_pattern for name_pattern in patterns if fnmatch.fnmatchcase(name, name_pattern)), None))
+        for name in names
+    )
     return {name: pattern for name, pattern in matches if pattern is not None}
 
 

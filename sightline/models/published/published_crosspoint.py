@@ -18,7 +18,7 @@ _SEGMENTATION_ALONE = ("conv7", "conv8", "conv9", "conv10", "conv11", "bn7", "bn
 
 
 def _head(ours: str) -> dict[str, str]:
-    return {f"inv_head.{place}": f"{ours}.{place}" for place in (0, 1, 3)}
+    return {f"inv_head.{index}": f"{ours}.{index}" for index in (0, 1, 3)}
 
 
 _CLS = {

@@ -42,8 +42,8 @@ def read_darknet(path: Path, layout: str) -> PublishedFile:
     start = 12 + (8 if 10 * major + minor >= 2 else 4)  # images seen: eight bytes since version 0.2
     count, odd = divmod(max(0, num_bytes - start), 4)
     one, two = (sum(shape.numel() for _, shape in _tensors(layout, classes)) for classes in (1, 2))
-    more, rest = divmod(count - one, two - one) if two > one else (0, count - one)
-    if rest or odd or not 0 <= more < _MAX_CLASSES:
+    more, remainder = divmod(count - one, two - one) if two > one else (0, count - one)
+    if remainder or odd or not 0 <= more < _MAX_CLASSES:
         raise CheckpointError(
             f"{path}: holds {count} numbers{f' and {odd} bytes' if odd else ''} after its header; the layout "
             f"'{layout}' has {one}"
@@ -65,8 +65,12 @@ def _tensors(layout: str, num_classes: int) -> Iterator[tuple[str, torch.Size]]:
         "head": ComponentConfig("yolov3"),
     }
     with torch.device("meta"):
-        own = registry.models.build(ComponentConfig("detector", parts), facts={"num_classes": num_classes}).state_dict()
-    for place, unit in enumerate(units_of_yolov3()):
+        reference_state = registry.models.build(
+            ComponentConfig("detector", parts), facts={"num_classes": num_classes}
+        ).state_dict()
+    for index, unit in enumerate(units_of_yolov3()):
         if unit.startswith(DARKNET_FILES[layout]):
-            leaves = [f"norm.{leaf}" for leaf in _NORM] if f"{unit}.norm.weight" in own else ["conv.bias"]
-            yield from ((f"{place}.{leaf}", own[f"{unit}.{leaf}"].shape) for leaf in (*leaves, "conv.weight"))
+            leaves = [f"norm.{leaf}" for leaf in _NORM] if f"{unit}.norm.weight" in reference_state else ["conv.bias"]
+            yield from (
+                (f"{index}.{leaf}", reference_state[f"{unit}.{leaf}"].shape) for leaf in (*leaves, "conv.weight")
+            )

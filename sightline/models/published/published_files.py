@@ -67,8 +67,8 @@ def read_parts(folder: Path, parts: Mapping[str, str]) -> PublishedFile:
 
 def _load(path: Path) -> Any:
     if not path.is_file():
-        found = "is a folder, a file of weights is needed" if path.is_dir() else "there is no such file"
-        raise CheckpointError(f"{path}: {found}")
+        problem = "is a folder, a file of weights is needed" if path.is_dir() else "there is no such file"
+        raise CheckpointError(f"{path}: {problem}")
     try:
         with torch.serialization.safe_globals(_harmless()), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of protocols that torch itself does not write: such a file fails anyway
@@ -126,9 +126,9 @@ def _unwrap(value: Any, path: Path) -> PublishedFile:
             )
         inner = [key for key in CONTAINERS if isinstance(value.get(key), Mapping) and value[key]]
         if len(inner) != 1:
-            found = f"holds {' and '.join(inner)}" if inner else f"holds {_join_names(list(map(str, value)))}"
+            contents = f"holds {' and '.join(inner)}" if inner else f"holds {_join_names(list(map(str, value)))}"
             raise CheckpointError(
-                f"{path}: {found}; one set of weights is needed, by itself or under one of {', '.join(CONTAINERS)}"
+                f"{path}: {contents}; one set of weights is needed, by itself or under one of {', '.join(CONTAINERS)}"
             )
         others += [str(key) for key in value if key != inner[0]]
         containers.append(inner[0])

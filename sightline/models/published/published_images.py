@@ -17,9 +17,9 @@ def residual_network(theirs: str, ours: str, depths: Sequence[int], num_convolut
     for stage, depth in enumerate(depths):
         for block in range(depth):
             their_block, our_block = f"{theirs}layer{stage + 1}.{block}", f"{ours}stages.{stage}.{block}"
-            for place in range(num_convolutions):
-                names[f"{their_block}.conv{place + 1}"] = f"{our_block}.layers.{place}.conv"
-                names[f"{their_block}.bn{place + 1}"] = f"{our_block}.layers.{place}.norm"
+            for index in range(num_convolutions):
+                names[f"{their_block}.conv{index + 1}"] = f"{our_block}.layers.{index}.conv"
+                names[f"{their_block}.bn{index + 1}"] = f"{our_block}.layers.{index}.norm"
             if block == 0 and (stage > 0 or num_convolutions == 3):
                 names[f"{their_block}.downsample.0"] = f"{our_block}.shortcut.conv"
                 names[f"{their_block}.downsample.1"] = f"{our_block}.shortcut.norm"

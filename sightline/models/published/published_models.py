@@ -400,5 +400,5 @@ def _has_layout(names: Mapping[str, Tensor], layout: str) -> bool:
     if not ours or None in ours:
         return False
     needed = {name for name in table.values() if optional is None or not name.startswith(f"{optional}.")}
-    found = {name if name in needed else str(name).rpartition(".")[0] for name in ours}
-    return needed <= found
+    modules = {name if name in needed else str(name).rpartition(".")[0] for name in ours}
+    return needed <= modules

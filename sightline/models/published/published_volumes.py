@@ -20,9 +20,9 @@ def _block(theirs: str, ours: str) -> dict[str, str]:
 
 def _residual(theirs: str, ours: str, *, has_shortcut: bool = False) -> dict[str, str]:
     inner = ("first", "first_norm", "", "second", "second_norm")
-    names = {f"{theirs}.res_branch.{place}": f"{ours}.{name}" for place, name in enumerate(inner) if name}
+    names = {f"{theirs}.res_branch.{index}": f"{ours}.{name}" for index, name in enumerate(inner) if name}
     if has_shortcut:
-        names |= {f"{theirs}.skip_con.{place}": f"{ours}.shortcut.{place}" for place in (0, 1)}
+        names |= {f"{theirs}.skip_con.{index}": f"{ours}.shortcut.{index}" for index in (0, 1)}
     return names
 
 

@@ -27,9 +27,9 @@ def darknet_names(theirs: str, ours: str) -> dict[str, str]:
     for stage, depth in enumerate(DARKNET53):
         units[f"{theirs}conv{stage + 2}"] = f"{ours}stages.{stage}.0"
         for block in range(depth):
-            for place in range(2):
-                unit = f"{theirs}residual_block{stage + 1}.{block}.conv{place + 1}"
-                units[unit] = f"{ours}stages.{stage}.{block + 1}.layers.{place}"
+            for index in range(2):
+                unit = f"{theirs}residual_block{stage + 1}.{block}.conv{index + 1}"
+                units[unit] = f"{ours}stages.{stage}.{block + 1}.layers.{index}"
     return _units(units, ("0", "1"))
 
 
@@ -37,7 +37,7 @@ def yolov3_names(blocks: Sequence[str], towers: Sequence[str], routes: Sequence[
     """Return the module names of neck and head in NuayHL's code, the finest level first."""
     units: dict[str, str] = {}
     for level in range(_NUM_LEVELS):
-        units |= {f"{blocks[level]}.{place}": f"neck.blocks.{level}.{place}" for place in range(5)}
+        units |= {f"{blocks[level]}.{index}": f"neck.blocks.{level}.{index}" for index in range(5)}
         units |= {f"{towers[level]}.0": f"head.towers.{level}", f"{towers[level]}.1": f"head.outputs.{level}"}
     return _units(units | {name: f"neck.routes.{level}" for level, name in enumerate(routes)}, ("0", "1"))
 
@@ -47,11 +47,11 @@ def units_of_yolov3() -> Iterator[str]:
     yield "backbone.stem"
     for stage, depth in enumerate(DARKNET53):
         yield f"backbone.stages.{stage}.0"
-        yield from (f"backbone.stages.{stage}.{block + 1}.layers.{place}" for block in range(depth) for place in (0, 1))
+        yield from (f"backbone.stages.{stage}.{block + 1}.layers.{index}" for block in range(depth) for index in (0, 1))
     for level in reversed(range(_NUM_LEVELS)):
         if level < _NUM_LEVELS - 1:
             yield f"neck.routes.{level}"
-        yield from (f"neck.blocks.{level}.{place}" for place in range(5))
+        yield from (f"neck.blocks.{level}.{index}" for index in range(5))
         yield from (f"head.towers.{level}", f"head.outputs.{level}")
 
 
@@ -65,12 +65,12 @@ def _odtask() -> dict[str, str]:
     return names | {f"core.{theirs}": ours for theirs, ours in names.items()}
 
 
-def _csp(theirs: str, ours: str, most: int) -> dict[str, str]:
+def _csp(theirs: str, ours: str, max_blocks: int) -> dict[str, str]:
     """Return the names of a CSP block with the largest published number of bottlenecks."""
-    units = {f"{theirs}.conv{place + 1}": f"{ours}.{part}" for place, part in enumerate(("enter", "past", "leave"))}
-    for block in range(most):
-        for place in range(2):
-            units[f"{theirs}.m.{block}.conv{place + 1}"] = f"{ours}.blocks.{block}.layers.{place}"
+    units = {f"{theirs}.conv{index + 1}": f"{ours}.{part}" for index, part in enumerate(("enter", "past", "leave"))}
+    for block in range(max_blocks):
+        for index in range(2):
+            units[f"{theirs}.m.{block}.conv{index + 1}"] = f"{ours}.blocks.{block}.layers.{index}"
     return units
 
 
@@ -83,9 +83,9 @@ def _yolox() -> dict[str, str]:
     units = {f"{body}stem.conv": "backbone.stem"}
     for stage in range(4):
         units[f"{body}dark{stage + 2}.0"] = f"{stages}{stage}.0"
-        place = 2 if stage == 3 else 1
-        units |= _csp(f"{body}dark{stage + 2}.{place}", f"{stages}{stage}.{place}", _MAX_BLOCKS[stage])
-    units |= {f"{body}dark5.1.conv{1 + place}": f"{stages}3.1.{part}" for place, part in enumerate(("enter", "leave"))}
+        index = 2 if stage == 3 else 1
+        units |= _csp(f"{body}dark{stage + 2}.{index}", f"{stages}{stage}.{index}", _MAX_BLOCKS[stage])
+    units |= {f"{body}dark5.1.conv{1 + index}": f"{stages}3.1.{part}" for index, part in enumerate(("enter", "leave"))}
     pairs = (
         ("lateral_conv0", "reduce.1"),
         ("reduce_conv1", "reduce.0"),
@@ -100,7 +100,7 @@ def _yolox() -> dict[str, str]:
         units[f"head.stems.{level}"] = f"head.stems.{level}"
         for theirs, ours in (("cls", "class"), ("reg", "box")):
             units |= {
-                f"head.{theirs}_convs.{level}.{place}": f"head.{ours}_towers.{level}.{place}" for place in range(2)
+                f"head.{theirs}_convs.{level}.{index}": f"head.{ours}_towers.{level}.{index}" for index in range(2)
             }
         for theirs, ours in (("cls", "classes"), ("reg", "boxes"), ("obj", "objects")):
             outputs[f"head.{theirs}_preds.{level}"] = f"head.{ours}.{level}.conv"

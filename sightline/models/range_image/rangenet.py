@@ -68,7 +68,8 @@ class _RangeNet(RangeImageNetwork):
         )
         raised = self.backbone.channels[::-1]
         self.up = nn.ModuleList(
-            _Up(in_channels=before, out_channels=after, circular=circular) for before, after in pairwise(raised)
+            _Up(in_channels=width_in, out_channels=width_out, circular=circular)
+            for width_in, width_out in pairwise(raised)
         )
         self.dropout = nn.Dropout2d(dropout)
         self.head = ConvBlock(in_channels=width, out_channels=num_classes, kernel_size=3, circular=circular)

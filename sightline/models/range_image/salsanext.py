@@ -50,8 +50,8 @@ class _Context(nn.Module):
         self.second = _unit(**sizes, circular=circular, dilation=2)
 
     def forward(self, image: Tensor) -> Tensor:
-        own = self.shortcut(image)
-        return cast(Tensor, own + self.second(self.first(own)))
+        shortcut = self.shortcut(image)
+        return cast(Tensor, shortcut + self.second(self.first(shortcut)))
 
 
 class _Fields(nn.Module):
@@ -65,9 +65,9 @@ class _Fields(nn.Module):
         self.join = _unit(in_channels=3 * out_channels, out_channels=out_channels, size=1, circular=circular)
 
     def forward(self, image: Tensor) -> Tensor:
-        near = self.first(image)
-        wide = self.second(near)
-        return cast(Tensor, self.join(torch.cat([near, wide, self.third(wide)], dim=1)))
+        narrow = self.first(image)
+        wide = self.second(narrow)
+        return cast(Tensor, self.join(torch.cat([narrow, wide, self.third(wide)], dim=1)))
 
 
 class _Down(nn.Module):
@@ -138,24 +138,24 @@ class SalsaNext(RangeImageNetwork):
         )
         self.down = nn.ModuleList(
             _Down(
-                in_channels=before,
-                out_channels=after,
+                in_channels=width_in,
+                out_channels=width_out,
                 dropout=dropout if level > 0 else 0.0,
                 circular=circular,
                 halves=level < 4,
             )
-            for level, (before, after) in enumerate(pairwise(widths))
+            for level, (width_in, width_out) in enumerate(pairwise(widths))
         )
         raised = [factor * width for factor in (8, 4, 4, 2, 1)]
         self.up = nn.ModuleList(
             _Up(
-                in_channels=before,
+                in_channels=width_in,
                 skip_channels=widths[4 - level],
-                out_channels=after,
+                out_channels=width_out,
                 dropout=dropout if level < 3 else 0.0,
                 circular=circular,
             )
-            for level, (before, after) in enumerate(pairwise(raised))
+            for level, (width_in, width_out) in enumerate(pairwise(raised))
         )
         self.head = ConvBlock(in_channels=width, out_channels=num_classes, kernel_size=1)
         self._order()

@@ -131,10 +131,10 @@ class _SqueezeSeg(RangeImageNetwork):
         norm = nn.BatchNorm2d(_STEM, momentum=_MOMENTUM) if self.is_second else None
         self.whole = ConvBlock(in_channels=in_channels, out_channels=_STEM, kernel_size=1, norm=norm)
         self.down = nn.ModuleList(nn.Sequential(*self._level(level)) for level in range(len(_LEVELS)))
-        before = (2 * _LEVELS[-1][-1][1], *(2 * each for _, each in _UP[:-1]))
+        widths_in = (2 * _LEVELS[-1][-1][1], *(2 * width_out for _, width_out in _UP[:-1]))
         self.up = nn.ModuleList(
-            fire(in_channels=channels, between=between, each=each)
-            for channels, (between, each) in zip(before, _UP, strict=True)
+            fire(in_channels=channels, between=between, each=width_out)
+            for channels, (between, width_out) in zip(widths_in, _UP, strict=True)
         )
         self.dropout = nn.Dropout(dropout)
         self.head = ConvBlock(in_channels=2 * _UP[-1][1], out_channels=num_classes, kernel_size=3, circular=circular)
@@ -149,11 +149,11 @@ class _SqueezeSeg(RangeImageNetwork):
         """Iterate over the modules of a level: max pooling that halves the columns, and fire modules."""
         yield build_pool(nn.MaxPool2d, size=3, stride=(1, 2), circular=self.circular)
         channels = 2 * _LEVELS[level - 1][-1][1] if level > 0 else _STEM
-        for between, each in _LEVELS[level]:
+        for between, width_out in _LEVELS[level]:
             yield _Fire(
-                in_channels=channels, between=between, each=each, normalizes=self.is_second, circular=self.circular
+                in_channels=channels, between=between, each=width_out, normalizes=self.is_second, circular=self.circular
             )
-            channels = 2 * each
+            channels = 2 * width_out
             yield from self._contexts(channels, level=level + 1)
 
     def forward_logits(self, image: Tensor) -> Tensor:
