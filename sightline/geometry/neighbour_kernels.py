@@ -27,7 +27,7 @@ def neighbours_by_tree(points: Tensor, queries: Tensor, num_neighbours: int) -> 
     """Find neighbours by k-d tree, for few channels: points (B, N, C), queries (B, M, C) -> index (B, M, K) int64."""
     trees = build_trees(points)
     num_clouds, num_queries, _ = queries.shape
-    # Near queries one after another find the boxes they need in the cache; the points' own order is such a one.
+    # Near queries in turn find their boxes in the cache; the tree order of the points is such an order.
     order = trees.order if queries is points else np.tile(np.arange(num_queries), (num_clouds, 1))
     index = np.empty((num_clouds, num_queries, num_neighbours), dtype=np.int64)
     run_parallel(_search, num_clouds * num_queries, queries.contiguous().numpy(), order, *trees, index)

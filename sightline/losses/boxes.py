@@ -58,7 +58,7 @@ class SigmoidFocal(_PositivesLoss):
         self.gamma = gamma
 
     def forward(self, *, logits: Tensor, target: Tensor) -> Tensor:
-        """`logits` (B, P, K), before the sigmoid; `target` (B, P) -> the scalar sum."""
+        """Compute the loss sum from `logits` (B, P, K), before the sigmoid; `target` (B, P)."""
         weight = (target != IGNORED)[..., None].to(logits.dtype)
         return sigmoid_focal(logits, _is_class(target, logits), alpha=self.alpha, gamma=self.gamma, weight=weight)
 
@@ -77,7 +77,7 @@ class QualityFocal(_PositivesLoss):
     def forward(
         self, *, logits: Tensor, codes: Tensor, priors: Tensor, target: Tensor, matched_boxes: Tensor
     ) -> Tensor:
-        """`logits` (B, P, K), before the sigmoid; the IoU has no gradient."""
+        """Compute the loss sum from `logits` (B, P, K), before the sigmoid; the IoU has no gradient."""
         image, prior = (target >= 0).nonzero(as_tuple=True)
         quality = _quality(codes[image, prior], priors[prior], matched_boxes[image, prior])
         wanted = torch.zeros_like(logits, dtype=quality.dtype)
@@ -101,7 +101,7 @@ class ClassBCE(_PositivesLoss):
     def forward(
         self, *, logits: Tensor, codes: Tensor, priors: Tensor, target: Tensor, matched_boxes: Tensor
     ) -> Tensor:
-        """`logits` (B, P, K), before the sigmoid; the IoU has no gradient."""
+        """Compute the loss sum from `logits` (B, P, K), before the sigmoid; the IoU has no gradient."""
         image, prior = (target >= 0).nonzero(as_tuple=True)
         positive_logits = logits[image, prior]
         wanted = _is_class(target[image, prior], positive_logits).to(positive_logits.dtype)
@@ -121,7 +121,7 @@ class Objectness(_PositivesLoss):
         super().__init__()
 
     def forward(self, *, objectness: Tensor, target: Tensor) -> Tensor:
-        """`objectness` (B, P), before the sigmoid."""
+        """Compute the loss sum from `objectness` (B, P), before the sigmoid."""
         weight = (target != IGNORED).to(objectness.dtype)
         return sigmoid_bce(objectness, target >= 0, weight=weight)
 
@@ -147,8 +147,9 @@ class BoxSmoothL1(_PositivesLoss):
         matched_boxes: Tensor,
         prior_stride: Tensor | None = None,
     ) -> Tensor:
-        """`codes` (B, P, 4): deltas of anchors (P, 4), or distances in pixels from points (P, 2).
+        """Compute the loss sum from `codes` (B, P, 4) and `matched_boxes` (B, P, 4).
 
+        `codes` are deltas of anchors (P, 4), or distances in pixels from points (P, 2).
         Raises ValueError for points without their `prior_stride` (P,).
         """
         image, prior = (target >= 0).nonzero(as_tuple=True)
@@ -192,7 +193,10 @@ class BoxOverlap(Loss):
         return _compute_centreness(priors[prior], matched_boxes[image, prior]).sum()
 
     def forward(self, *, codes: Tensor, priors: Tensor, target: Tensor, matched_boxes: Tensor) -> Tensor:
-        """`codes` (B, P, 4): deltas of anchors (P, 4), or distances in pixels from points (P, 2)."""
+        """Compute the loss sum from `codes` (B, P, 4) and `matched_boxes` (B, P, 4).
+
+        `codes` are deltas of anchors (P, 4), or distances in pixels from points (P, 2).
+        """
         image, prior = (target >= 0).nonzero(as_tuple=True)
         positive_priors, true = priors[prior], matched_boxes[image, prior]
         weight = _compute_centreness(positive_priors, true) if self.weigh == "centreness" else None
@@ -213,7 +217,7 @@ class CentreNess(_PositivesLoss):
         super().__init__()
 
     def forward(self, *, centreness: Tensor, priors: Tensor, target: Tensor, matched_boxes: Tensor) -> Tensor:
-        """`centreness` (B, P), before the sigmoid."""
+        """Compute the loss sum from `centreness` (B, P), before the sigmoid."""
         image, prior = (target >= 0).nonzero(as_tuple=True)
         return sigmoid_bce(centreness[image, prior], _compute_centreness(priors[prior], matched_boxes[image, prior]))
 
@@ -244,7 +248,7 @@ class EarthMover(_PositivesLoss):
         boxes: Tensor,
         label: Tensor,
     ) -> Tensor:
-        """`logits` (B, P, 2, K) and `codes` (B, P, 2, 4), deltas of `priors` (P, 4).
+        """Compute the loss sum from `logits` (B, P, 2, K) and `codes` (B, P, 2, 4), deltas of `priors` (P, 4).
 
         `second_match` (B, P) is the row of a prior's second box among the batch's `boxes` (G, 4) and `label` (G,).
         """
@@ -284,7 +288,7 @@ class BoxDensity(_PositivesLoss):
         self.beta = beta
 
     def forward(self, *, density: Tensor, target: Tensor, matched_density: Tensor) -> Tensor:
-        """`density` and `matched_density` (B, P), 0 to 1."""
+        """Compute the loss sum from `density` and `matched_density` (B, P), 0 to 1."""
         return smooth_l1(density[target >= 0], matched_density[target >= 0], beta=self.beta)
 
 
@@ -301,7 +305,7 @@ class BoxIouBce(_PositivesLoss):
     def forward(
         self, *, centreness: Tensor, codes: Tensor, priors: Tensor, target: Tensor, matched_boxes: Tensor
     ) -> Tensor:
-        """`centreness` (B, P), before the sigmoid; `codes` (B, P, 4) as in `box_overlap`."""
+        """Compute the loss sum from `centreness` (B, P), before the sigmoid; `codes` (B, P, 4) as in `box_overlap`."""
         image, prior = (target >= 0).nonzero(as_tuple=True)
         overlap = _quality(codes[image, prior], priors[prior], matched_boxes[image, prior])
         return sigmoid_bce(centreness[image, prior], overlap)

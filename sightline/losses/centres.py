@@ -28,7 +28,7 @@ class CentreMSE(Loss):
         return visible[:, self.centre_joint].sum()
 
     def forward(self, *, offset: Tensor, joints: Tensor, visible: Tensor, crop_placement: Tensor) -> Tensor:
-        """`offset` (B, 3), `joints` (B, J, 3) mm, `visible` (B, J), `crop_placement` (B, 9) -> the scalar sum."""
+        """Compute the loss sum from `offset` (B, 3), `joints` (B, J, 3) in mm, `visible` (B, J), placement (B, 9)."""
         placement = CropPlacement.from_rows(crop_placement)
         is_seen = visible[:, self.centre_joint, None]
         middle = torch.where(is_seen, joints[:, self.centre_joint].double(), placement.reference_mm)

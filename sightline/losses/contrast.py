@@ -45,7 +45,7 @@ class IntraModal(PairLoss):
         self.temperature = temperature
 
     def forward(self, *, first: Tensor, second: Tensor) -> Tensor:
-        """`first` and `second` (M, D), in any scale -> (M,)."""
+        """Compute the loss (M,) of each pair from `first` and `second` (M, D), in any scale."""
         return nt_xent(first, second, temperature=self.temperature)
 
 
@@ -61,7 +61,7 @@ class CrossModal(PairLoss):
         self.temperature = temperature
 
     def forward(self, *, first: Tensor, second: Tensor, pictured: Tensor) -> Tensor:
-        """All (M, D), in any scale -> (M,)."""
+        """Compute the loss (M,) of each pair from embeddings, all (M, D), in any scale."""
         return nt_xent((first + second) / 2, pictured, temperature=self.temperature)
 
 

@@ -53,11 +53,14 @@ class CrossEntropy(ClassLoss):
         self.extra_on_label = 1.0 - label_smoothing - (self.share if smoothing_over == "others" else 0.0)
 
     def count(self, *, label: Tensor) -> Tensor:
-        """`label` (...) int64 -> the number that is not ignored (int64), or their summed class weights (float64)."""
+        """Count the labels (...) that are not ignored (int64), or sum their class weights (float64)."""
         return self.label_weight(label)
 
     def forward(self, *, logits: Tensor, label: Tensor) -> Tensor:
-        """`logits` (B, C) with `label` (B,), or (P, C) with (P,): classes last, labels 0 .. C-1 or ignored."""
+        """Compute the loss sum from `logits` (B, C) with `label` (B,), or (P, C) with (P,).
+
+        Classes come last; labels are 0 .. C-1 or ignored.
+        """
         self.assert_shapes(logits, label)
         is_counted = self.is_counted(label)
         target = torch.where(is_counted, label, 0)[..., None]

@@ -31,11 +31,11 @@ class Distillation(ClassLoss):
         self.temperature = temperature
 
     def count(self, *, label: Tensor) -> Tensor:
-        """`label` (...) int64 -> the number that is not ignored."""
+        """Count the labels (...) that are not ignored."""
         return self.label_weight(label)
 
     def forward(self, *, logits: Tensor, teacher_logits: Tensor, label: Tensor) -> Tensor:
-        """`logits` and `teacher_logits` (..., C) with `label` (...), of which only the ignored ones matter."""
+        """Compute the loss sum from `logits` and `teacher_logits` (..., C); `label` (...) marks the ignored targets."""
         self.assert_shapes(logits, label)
         self.assert_shapes(teacher_logits, label)
         student = F.log_softmax(logits / self.temperature, dim=-1)
@@ -54,13 +54,13 @@ class FeatureDistillation(Loss):
     """
 
     def count(self, *, teacher_modules: Mapping[str, Sequence[Tensor]]) -> Tensor:
-        """`teacher_modules`: name -> outputs (...) float -> the count of these numbers."""
+        """Count the numbers in the outputs (...) of `teacher_modules`."""
         return torch.tensor(sum(output.numel() for outputs in teacher_modules.values() for output in outputs))
 
     def forward(
         self, *, student_modules: Mapping[str, Sequence[Tensor]], teacher_modules: Mapping[str, Sequence[Tensor]]
     ) -> Tensor:
-        """Both: name -> outputs (...) of the same shapes."""
+        """Compute the loss sum from outputs (...) by module name, of the same shapes in both."""
         sums = []
         for name, outputs in teacher_modules.items():
             student_shapes, teacher_shapes = (

@@ -20,11 +20,11 @@ class FeatureTransformPenalty(Loss):
     """
 
     def count(self, *, sample_index: Tensor) -> Tensor:
-        """`sample_index` (B,) -> the number of samples."""
+        """Count the samples; `sample_index` (B,)."""
         return torch.full((), len(sample_index), dtype=torch.int64, device=sample_index.device)
 
     def forward(self, *, feature_transform: Tensor) -> Tensor:
-        """`feature_transform` (B, K, K) -> the sum over samples."""
+        """Compute the sum over samples from `feature_transform` (B, K, K)."""
         identity = torch.eye(
             feature_transform.shape[-1], dtype=feature_transform.dtype, device=feature_transform.device
         )

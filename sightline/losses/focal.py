@@ -44,11 +44,11 @@ class FocalCrossEntropy(ClassLoss):
         self.divide_by = divide_by
 
     def count(self, *, label: Tensor) -> Tensor:
-        """`label` (...) int64 -> the number that is not ignored (int64), or their summed class weights (float64)."""
+        """Count the labels (...) that are not ignored (int64), or sum their class weights (float64)."""
         return self.is_counted(label).sum() if self.divide_by == "targets" else self.label_weight(label)
 
     def forward(self, *, logits: Tensor, label: Tensor) -> Tensor:
-        """`logits` (..., C) with `label` (...): classes last, labels 0 .. C-1 or ignored."""
+        """Compute the loss sum from `logits` (..., C) with `label` (...): classes last, labels 0 .. C-1 or ignored."""
         self.assert_shapes(logits, label)
         is_counted = self.is_counted(label)
         target = torch.where(is_counted, label, 0)

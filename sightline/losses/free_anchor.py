@@ -66,7 +66,7 @@ class FreeAnchorPositive(_BoxesLoss):
         is_ignored: Tensor,
         box_offsets: Tensor,
     ) -> Tensor:
-        """`logits` (B, P, K) before the sigmoid, `codes` (B, P, 4) as deltas of anchors (P, 4)."""
+        """Compute the loss sum from `logits` (B, P, K) before the sigmoid, and `codes` (B, P, 4) as anchor deltas."""
         _assert_anchors("free_anchor_positive", priors)
         total = promote_to_float32(logits[:0]).sum() + promote_to_float32(codes[:0]).sum()
         for image, image_boxes, classes in _iterate_images(boxes, label, is_ignored, box_offsets):
@@ -113,7 +113,7 @@ class FreeAnchorNegative(_BoxesLoss):
         is_ignored: Tensor,
         box_offsets: Tensor,
     ) -> Tensor:
-        """`logits` (B, P, K) and `codes` (B, P, 4) as in `free_anchor_positive`.
+        """Compute the loss sum from `logits` (B, P, K) and `codes` (B, P, 4) as in `free_anchor_positive`.
 
         The predicted boxes get no gradient.
         """

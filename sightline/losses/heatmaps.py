@@ -26,7 +26,7 @@ class HeatmapMSE(Loss):
         return visible.sum() * heatmaps[0, 0].numel()
 
     def forward(self, *, likelihood: Tensor, heatmaps: Tensor, visible: Tensor) -> Tensor:
-        """`likelihood` and `heatmaps` (B, J, V, V, V), `visible` (B, J) -> the scalar sum."""
+        """Compute the loss sum from `likelihood` and `heatmaps` (B, J, V, V, V), `visible` (B, J)."""
         difference = likelihood.to(heatmaps.dtype) - heatmaps
         return (difference.square().flatten(2).sum(dim=-1) * visible).sum()
 
@@ -43,7 +43,7 @@ class HeatmapCrossEntropy(Loss):
         return visible.sum()
 
     def forward(self, *, likelihood: Tensor, heatmaps: Tensor, visible: Tensor) -> Tensor:
-        """`likelihood` and `heatmaps` (B, J, V, V, V), `visible` (B, J) -> the scalar sum."""
+        """Compute the loss sum from `likelihood` and `heatmaps` (B, J, V, V, V), `visible` (B, J)."""
         target = heatmaps.flatten(2)
         shares = target / target.sum(dim=-1, keepdim=True).clamp_min(torch.finfo(target.dtype).tiny)
         log_likelihood = likelihood.to(target.dtype).flatten(2).log_softmax(dim=-1)
@@ -62,7 +62,10 @@ class JointL1(Loss):
         return visible.sum() * 3
 
     def forward(self, *, likelihood: Tensor, joints: Tensor, visible: Tensor, placement: Tensor) -> Tensor:
-        """`likelihood` (B, J, V, V, V), `joints` (B, J, 3) mm, `visible` (B, J), `placement` (B, 13) -> a scalar."""
+        """Compute the loss sum from `likelihood` (B, J, V, V, V) and `joints` (B, J, 3) in mm.
+
+        `visible` (B, J), `placement` (B, 13).
+        """
         placed = CubePlacement.from_rows(placement)
         pooling = placed.size / likelihood.shape[-1]
         middle = 0.0 if placed.compat == "release" else 0.5

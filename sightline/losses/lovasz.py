@@ -28,7 +28,10 @@ class LovaszSoftmax(ClassLoss):
         return torch.stack([self.is_counted(image).any() for image in _images(label, label, offsets)]).sum()
 
     def forward(self, *, logits: Tensor, label: Tensor, offsets: Tensor | None = None) -> Tensor:
-        """`logits` (B, ..., C) with `label` (B, ...), or (P, C) with (P,) and `offsets`: classes last."""
+        """Compute the loss sum from `logits` (B, ..., C) with `label` (B, ...), or (P, C) with (P,) and `offsets`.
+
+        Classes come last.
+        """
         self.assert_shapes(logits, label)
         total = logits[:0].sum()  # 0, with a gradient of 0 where nothing counts
         for image, labels in zip(_images(logits, label, offsets), _images(label, label, offsets), strict=True):

@@ -37,7 +37,10 @@ class Accuracy:
         return {"confusion": torch.zeros(self.num_classes, self.num_classes, dtype=torch.int64)}
 
     def update(self, state: State, *, probabilities: Tensor, label: Tensor) -> None:
-        """`probabilities` (B, C) with `label` (B,), or (P, C) with (P,): classes last. Raises ValueError for NaN."""
+        """Add a batch: `probabilities` (B, C) with `label` (B,), or (P, C) with (P,): classes last.
+
+        Raises ValueError for NaN.
+        """
         if probabilities.shape != (*label.shape, self.num_classes):
             raise ValueError(
                 f"probabilities: found the shape {tuple(probabilities.shape)} for labels {tuple(label.shape)}, "
@@ -59,7 +62,7 @@ class Accuracy:
         }
 
     def per_class(self, state: State) -> dict[str, dict[str, Any]]:
-        """Class name -> its `accuracy` (NaN if it does not occur) and the `count` of its targets."""
+        """Return, by class name, its `accuracy` (NaN if it does not occur) and the `count` of its targets."""
         shares = recalls(state["confusion"]).tolist()
         counts = state["confusion"].sum(dim=1).tolist()
         return {
@@ -72,5 +75,5 @@ class Accuracy:
         return state["confusion"].clone()
 
     def tables(self, state: State) -> dict[str, Any]:
-        """`confusion`, and the class names of its rows (labels) and columns (predictions), in plain values."""
+        """Return `confusion`, and the class names of its rows (labels) and columns (predictions), in plain values."""
         return {"confusion": {"classes": list(self.class_names), "counts": state["confusion"].tolist()}}

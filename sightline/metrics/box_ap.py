@@ -86,7 +86,7 @@ class BoxAp:
         return result | recalls
 
     def tables(self, state: State) -> dict[str, Any]:
-        """`scored_boxes`: the protocol, the number of counted and ignored labels, and reasons of NaN figures."""
+        """Return `scored_boxes`: the protocol, the number of counted and ignored labels, and reasons of NaN figures."""
         about = protocol_header(f"COCO, IoU 0.50 to 0.95, at most {self.most} an image and class", state)
         area, is_ignored = state["labels"][:, 6], state["labels"][:, 7] > 0
         for name, (low, high) in _AREAS.items():
@@ -98,7 +98,7 @@ class BoxAp:
         return {"scored_boxes": about}
 
     def per_class(self, state: State) -> dict[str, dict[str, Any]]:
-        """`ap`, `ap50`, and the number of counted labels of every class."""
+        """Return `ap`, `ap50`, and the number of counted labels of every class."""
         curves_of = _curves(state, self.most, len(self.class_names))
         result: dict[str, dict[str, Any]] = {}
         for number, name in enumerate(self.class_names):

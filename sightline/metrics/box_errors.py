@@ -99,7 +99,7 @@ class BoxErrors(BoxRows):
         return {"error_ap50": ap50, **{f"gain_{kind}": gain for kind, gain in gains.items()}}
 
     def tables(self, state: State) -> dict[str, Any]:
-        """`box_errors`: counts of each type, labels by bins, and both curves."""
+        """Return `box_errors`: counts of each type, labels by bins, and both curves."""
         errors = classify_errors(state, len(self.class_names), self.most)
         groups = errors.groups
         is_real = ~groups.is_ignored

@@ -43,7 +43,10 @@ class CentreError:
         visible: Tensor,
         sample_index: Tensor,
     ) -> None:
-        """`centre_mm` refined and `reference` (B, 3), `joints` true (B, J, 3), all in mm; `visible` (B, J)."""
+        """Add a batch: `centre_mm` refined and `reference` (B, 3), `joints` true (B, J, 3), all in mm.
+
+        `visible` (B, J).
+        """
         estimates = torch.stack([centre_mm, reference.to(centre_mm)], dim=1)
         middle = joints[:, self.centre_joint, None].expand(-1, 2, -1)
         record_distances(

@@ -64,7 +64,7 @@ class CrowdAp(BoxRows):
         return result | {"ji_score": float("nan") if np.isnan(index[best]) else float(THRESHOLDS[best])}
 
     def tables(self, state: State) -> dict[str, Any]:
-        """`scored_boxes_crowd`, and `crowd_bins`: the figures of each bin of labels."""
+        """Return `scored_boxes_crowd`, and `crowd_bins`: the figures of each bin of labels."""
         scored = _score(state, len(self.class_names), bins=list(BINS.values()))
         values = label_values(scored.groups)
         about = protocol_header("CrowdHuman, IoU above 0.5, all detections", state)
@@ -85,7 +85,7 @@ class CrowdAp(BoxRows):
         return {"scored_boxes_crowd": about, "crowd_bins": rows}
 
     def per_class(self, state: State) -> dict[str, dict[str, Any]]:
-        """`crowd_ap` and `mr2` of every class, and the number of counted labels."""
+        """Return `crowd_ap` and `mr2` of every class, and the number of counted labels."""
         scored = _score(state, len(self.class_names))
         curves = {name: scored.curve(number) for number, name in enumerate(self.class_names)}
         return {

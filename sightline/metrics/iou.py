@@ -54,8 +54,9 @@ class IoU:
     def update(
         self, state: State, *, probabilities: Tensor, target: Tensor, cloud_offsets: Tensor, sample_index: Tensor
     ) -> None:
-        """`probabilities` (P, C) and `target` (P,) of packed clouds, `cloud_offsets` (B+1,), `sample_index` (B,).
+        """Add a batch of packed clouds.
 
+        `probabilities` (P, C), `target` (P,), `cloud_offsets` (B+1,), `sample_index` (B,).
         Raises ValueError for NaN and for labels outside the classes.
         """
         if probabilities.shape != (len(target), self.num_classes):
@@ -96,7 +97,7 @@ class IoU:
         }
 
     def per_class(self, state: State) -> dict[str, dict[str, Any]]:
-        """Class name -> `iou` and `accuracy` (NaN if there is nothing to count) and the `count` of its points."""
+        """Return, by class name, `iou` and `accuracy` (NaN if nothing counts) and the `count` of its points."""
         ious, shares = self._ious(state["confusion"]).tolist(), recalls(state["confusion"]).tolist()
         counts = state["confusion"].sum(dim=1).tolist()
         return {
@@ -120,7 +121,7 @@ class IoU:
         return ious
 
     def tables(self, state: State) -> dict[str, Any]:
-        """`confusion`, and the class names of its rows (labels) and columns (predictions), in plain values."""
+        """Return `confusion`, and the class names of its rows (labels) and columns (predictions), in plain values."""
         return {"confusion": {"classes": list(self.class_names), "counts": state["confusion"].tolist()}}
 
 

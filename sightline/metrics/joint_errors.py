@@ -68,7 +68,10 @@ class _DistanceMetric:
         return distance_slots(num_samples, self.num_joints)
 
     def update(self, state: State, *, joints_mm: Tensor, joints: Tensor, visible: Tensor, sample_index: Tensor) -> None:
-        """`joints_mm` predicted and `joints` true (B, J, 3), in mm; joints that are not `visible` count nowhere."""
+        """Add a batch: `joints_mm` predicted and `joints` true (B, J, 3), in mm.
+
+        Joints that are not `visible` (B, J) do not count.
+        """
         record_distances(state, joints_mm, joints, visible.bool(), sample_index)
 
 
@@ -103,7 +106,7 @@ class JointError(_DistanceMetric):
         }
 
     def per_class(self, state: State) -> dict[str, dict[str, Any]]:
-        """Joint name -> `error_mm`, the mean over the frames in which it is visible, and their `count`."""
+        """Return, by joint name, `error_mm`, the mean over the frames in which it is visible, and their `count`."""
         counts = state["labelled"].sum(dim=0)
         means = state["distance_mm"].sum(dim=0) / counts
         return {
@@ -116,7 +119,7 @@ class JointError(_DistanceMetric):
         return state["distance_mm"].sum(dim=1) / state["labelled"].sum(dim=1)
 
     def tables(self, state: State) -> dict[str, Any]:
-        """`error_curve`: the shares within 0 to 80 mm, of frames by their worst and mean joint, and of joints."""
+        """Return `error_curve`: the shares within 0 to 80 mm, of frames by worst and mean joint, and of joints."""
         worst, mean = _frame_distances(state)
         every = state["distance_mm"][state["labelled"] > 0]
         curves = {"frames_by_worst": worst, "frames_by_mean": mean, "joints": every}
@@ -142,7 +145,7 @@ class DetectionRate(_DistanceMetric):
         return {"detection_rate": self._rates(state).nanmean().item()}
 
     def per_class(self, state: State) -> dict[str, dict[str, Any]]:
-        """Joint name -> `detection_rate`."""
+        """Return the `detection_rate` by joint name."""
         rates = self._rates(state).tolist()
         return {name: {"detection_rate": rate} for name, rate in zip(self.joint_names, rates, strict=True)}
 

@@ -52,7 +52,7 @@ class Keypoints:
         }
 
     def update(self, state: State, *, joints_mm: Tensor, joints: Tensor, visible: Tensor, sample_index: Tensor) -> None:
-        """`joints_mm` predicted and `joints` true (B, J, 3), in mm; `visible` (B, J), `sample_index` (B,).
+        """Add a batch: `joints_mm` predicted and `joints` true (B, J, 3), in mm; `visible` (B, J).
 
         A frame in which one of the two joints of the length is not labelled does not count for PCK.
         """

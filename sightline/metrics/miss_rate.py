@@ -93,7 +93,7 @@ class MissRate(BoxRows):
         return {f"mr_{name}": nan_mean(class_rates) for name, class_rates in rates.items()}
 
     def tables(self, state: State) -> dict[str, Any]:
-        """`scored_boxes_miss_rate`, with the number of labels in each set-up."""
+        """Return `scored_boxes_miss_rate`, with the number of labels in each set-up."""
         about = protocol_header(f"{_TITLES[self.protocol]}, IoU 0.5, at most {self.most} an image and class", state)
         counts = {name: sum(curve.num_labels for curve in curves) for name, curves in self._curves(state)}
         has_visible = bool(state["labels"][:, 8].isfinite().any())

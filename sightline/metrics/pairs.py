@@ -70,7 +70,7 @@ class Pairs(_PairMetric):
     higher_is_better: Mapping[str, bool] = {"alignment": False, "uniformity": False, "retrieval_accuracy": True}
 
     def update(self, state: State, *, first: Tensor, second: Tensor, sample_index: Tensor) -> None:
-        """`first` and `second` (B, D), in any scale."""
+        """Add a batch of embeddings `first` and `second` (B, D), in any scale."""
         self._note(state, first, second, first, sample_index)
 
 
@@ -87,7 +87,7 @@ class CrossPairs(_PairMetric):
     higher_is_better: Mapping[str, bool] = {f"cross_{name}": better for name, better in Pairs.higher_is_better.items()}
 
     def update(self, state: State, *, first: Tensor, second: Tensor, pictured: Tensor, sample_index: Tensor) -> None:
-        """All (B, D), in any scale."""
+        """Add a batch of embeddings, all (B, D), in any scale."""
         self._note(state, (first + second) / 2, pictured, pictured, sample_index)
 
 

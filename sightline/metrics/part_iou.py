@@ -65,9 +65,10 @@ class PartIoU:
         category: Tensor,
         sample_index: Tensor,
     ) -> None:
-        """`probabilities` (P, C) and `target` (P,) of packed clouds; a `category` (B,) and an index (B,) for each.
+        """Add a batch of packed clouds: `probabilities` (P, C), `target` (P,), `cloud_offsets` (B+1,).
 
-        Raises ValueError for NaN and for labels outside the parts of the cloud's category.
+        `category` and `sample_index` are (B,). Raises ValueError for NaN and for labels outside the parts of the
+        cloud's category.
         """
         self._assert_shapes(probabilities, target, category)
         counts = count_parts(probabilities, target, cloud_offsets, category, self.parts_of_category)
@@ -91,7 +92,7 @@ class PartIoU:
         return numbers
 
     def per_class(self, state: State) -> dict[str, dict[str, Any]]:
-        """Category name -> `miou` over its shapes by both rules, and the `count` of its shapes."""
+        """Return, by category name, `miou` over its shapes by both rules, and the `count` of its shapes."""
         is_seen = state["seen"] > 0
         category = state["category"][is_seen]
         counts = torch.bincount(category, minlength=len(self.category_names)).tolist()
@@ -112,7 +113,7 @@ class PartIoU:
         return torch.where(state["seen"] > 0, self._shape_ious(state, 0), torch.nan)
 
     def tables(self, state: State) -> dict[str, Any]:
-        """`confusion` of the parts among those of the shape's category: rows are labels, columns predictions."""
+        """Return `confusion` of the parts among those of the shape's category: rows are labels, columns predictions."""
         return {"confusion": {"classes": list(self.class_names), "counts": state["confusion"].tolist()}}
 
     def _shape_ious(self, state: State, rule: int) -> Tensor:

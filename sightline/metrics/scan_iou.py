@@ -43,7 +43,10 @@ class PixelIoU:
         return {"confusion": torch.zeros(self._iou.num_classes, self._iou.num_classes, dtype=torch.int64)}
 
     def update(self, state: State, *, seen: Tensor, label: Tensor) -> None:
-        """`label` (B, H, W) and the class `seen` (B * H * W,) of all its pixels. Raises ValueError for other shapes."""
+        """Add a batch: `label` (B, H, W) and the class `seen` (B * H * W,) of all its pixels.
+
+        Raises ValueError for other shapes.
+        """
         if label.ndim != 3:
             raise ValueError(f"label: found the shape {tuple(label.shape)}; pixel_iou scores range images (B, H, W)")
         counts = confusion_matrix(
@@ -56,7 +59,7 @@ class PixelIoU:
         return {"pixel_miou": figures["miou"], "pixel_accuracy": figures["overall_accuracy"]}
 
     def per_class(self, state: State) -> dict[str, dict[str, Any]]:
-        """Class name -> `pixel_iou`; NaN if there is nothing to count."""
+        """Return the `pixel_iou` by class name; NaN if there is nothing to count."""
         return {name: {"pixel_iou": row["iou"]} for name, row in self._iou.per_class(state).items()}
 
 
@@ -94,7 +97,7 @@ class DistanceIoU:
         return {"confusion": torch.zeros(len(self.stretches), size, size, dtype=torch.int64)}
 
     def update(self, state: State, *, probabilities: Tensor, target: Tensor, point_range: Tensor) -> None:
-        """`probabilities` (P, C), `target` (P,) and the distance `point_range` (P,) of points in metres."""
+        """Add a batch: `probabilities` (P, C), `target` (P,) and the points' distances `point_range` (P,) in metres."""
         self.update_labels(state, labels=probabilities.argmax(dim=1), target=target, point_range=point_range)
 
     def update_labels(self, state: State, *, labels: Tensor, target: Tensor, point_range: Tensor) -> None:
@@ -119,7 +122,7 @@ class DistanceIoU:
         }
 
     def tables(self, state: State) -> dict[str, Any]:
-        """`by_distance`: the ranges, each class's IoU in each (None if nothing counts), and their numbers of points."""
+        """Return `by_distance`: the ranges, each class's IoU in each (None if nothing counts), and point counts."""
         parts = [self._iou.per_class({"confusion": confusion}) for confusion in state["confusion"]]
         classes = {name: [_or_none(part[name]["iou"]) for part in parts] for name in self._iou.class_names}
         points = state["confusion"].sum(dim=(1, 2)).tolist()

@@ -45,7 +45,7 @@ class IntraPoint(nn.Module):
         self.points_head = projection_head(self.feature_width, hidden, embedding, has_bias=True)
 
     def forward(self, *, points: Tensor, other_points: Tensor) -> IntraPointOutput:
-        """`points` and `other_points` (B, N, 3): two views of the same objects, in any unit.
+        """Predict from `points` and `other_points` (B, N, 3): two views of the same objects, in any unit.
 
         Both go through the encoder in one pass, so that its batch statistics are of both.
         """
@@ -80,7 +80,7 @@ class CrossPoint(IntraPoint):
     def forward(  # type: ignore[override]
         self, *, points: Tensor, other_points: Tensor, image: Tensor
     ) -> CrossPointOutput:
-        """`points` and `other_points` (B, N, 3) as for IntraPoint; `image` (B, 3, H, W), normalised."""
+        """Predict from `points` and `other_points` (B, N, 3) as for IntraPoint; `image` (B, 3, H, W), normalised."""
         first, second = self._project(points, other_points)
         return {"first": first, "second": second, "pictured": self.images_head(self.images.encode(image=image))}
 

@@ -138,6 +138,6 @@ class Darknet53Encoder(Darknet):
         super().__init__(slope=slope)
 
     def encode(self, *, image: Tensor) -> Tensor:
-        """`image` (B, 3, H, W), normalised -> (B, feature_width). Raises ValueError for any other layout."""
+        """Encode `image` (B, 3, H, W), normalised -> (B, feature_width). Raises ValueError for any other layout."""
         assert_images(image)
         return self(image)[-1].mean(dim=(2, 3))

@@ -64,7 +64,10 @@ class DGCNNEncoder(nn.Module):
         )
 
     def encode(self, *, points: Tensor, features: Tensor | None = None) -> Tensor:
-        """`points` (B, N, 3) in any unit; `features` (B, N, in_channels - 3) where the model has more channels."""
+        """Encode `points` (B, N, 3) in any unit.
+
+        `features` (B, N, in_channels - 3) are required if the model has more channels.
+        """
         values = concat_channels(points, features, in_channels=self.in_channels)
         num_neighbours = scale_num_neighbours(
             self.num_neighbours, reference_num_points=self.neighbours_at, num_points=points.shape[1]
@@ -117,7 +120,10 @@ class DGCNN(DGCNNEncoder):
         )
 
     def forward(self, *, points: Tensor, features: Tensor | None = None) -> DGCNNOutput:
-        """`points` (B, N, 3) in any unit; `features` (B, N, in_channels - 3) where the model has more channels."""
+        """Predict from `points` (B, N, 3) in any unit.
+
+        `features` (B, N, in_channels - 3) are required if the model has more channels.
+        """
         return {"logits": self.head(self.encode(points=points, features=features))}
 
 

@@ -105,8 +105,9 @@ class DGCNNPartsEncoder(nn.Module):
         self.levels = _Levels(in_channels=in_channels, num_neighbours=num_neighbours, embedding=embedding, fused=fused)
 
     def encode(self, *, points: Tensor, features: Tensor | None = None, offsets: Tensor | None = None) -> Tensor:
-        """`points` (B, N, 3) or, with `offsets` (B+1,), (B*N, 3), in any unit; `features` as wide as the set states.
+        """Encode `points` (B, N, 3) or, with `offsets` (B+1,), (B*N, 3), in any unit.
 
+        `features` are as wide as the data set states.
         Raises ValueError for clouds of several sizes and for values that are not finite.
         """
         global_feature, _ = self._read(dense_channels(points, features, offsets, in_channels=self.in_channels))
@@ -162,8 +163,9 @@ class DGCNNParts(DGCNNPartsEncoder):
     def forward(
         self, *, points: Tensor, category: Tensor, features: Tensor | None = None, offsets: Tensor | None = None
     ) -> DGCNNPointsOutput:
-        """`points` (B, N, 3) or, with `offsets` (B+1,), (B*N, 3), in any unit; `features` as wide as the set states.
+        """Predict from `points` (B, N, 3) or, with `offsets` (B+1,), (B*N, 3), in any unit.
 
+        `features` are as wide as the data set states.
         `category` (B,) int64. Raises ValueError for clouds of several sizes and for values that are not finite.
         """
         channels_BNC = dense_channels(points, features, offsets, in_channels=self.in_channels)
@@ -212,8 +214,9 @@ class DGCNNScenes(nn.Module):
     def forward(
         self, *, points: Tensor, features: Tensor | None = None, offsets: Tensor | None = None
     ) -> DGCNNPointsOutput:
-        """`points` (B, N, 3) or, with `offsets` (B+1,), (B*N, 3), in any unit; `features` as wide as the set states.
+        """Predict from `points` (B, N, 3) or, with `offsets` (B+1,), (B*N, 3), in any unit.
 
+        `features` are as wide as the data set states.
         Raises ValueError for clouds of several sizes and for values that are not finite.
         """
         channels_BNC = dense_channels(points, features, offsets, in_channels=self.in_channels)

@@ -32,5 +32,5 @@ class ImageClassifier(nn.Module):
         self.head = nn.Linear(images.feature_width, num_classes)
 
     def forward(self, *, image: Tensor) -> ImageClassifierOutput:
-        """`image` (B, 3, H, W), normalised."""
+        """Predict from `image` (B, 3, H, W), normalised."""
         return {"logits": self.head(self.images.encode(image=image))}

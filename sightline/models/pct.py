@@ -83,7 +83,10 @@ class PCTEncoder(nn.Module):
         self.fuse = _leaky_layer((_NUM_LAYERS + 1) * 256)
 
     def encode(self, *, points: Tensor, features: Tensor | None = None) -> Tensor:
-        """`points` (B, N, 3) in any unit; `features` (B, N, in_channels - 3) where the model has more channels."""
+        """Encode `points` (B, N, 3) in any unit.
+
+        `features` (B, N, in_channels - 3) are required if the model has more channels.
+        """
         values = self.embed(concat_channels(points, features, in_channels=self.in_channels))
         for group in self.groups:
             points, values = group(points, values)
@@ -130,7 +133,10 @@ class PCT(PCTEncoder):
         self.head = _head(num_classes, head_activation, dropout)
 
     def forward(self, *, points: Tensor, features: Tensor | None = None) -> PCTOutput:
-        """`points` (B, N, 3) in any unit; `features` (B, N, in_channels - 3) where the model has more channels."""
+        """Predict from `points` (B, N, 3) in any unit.
+
+        `features` (B, N, in_channels - 3) are required if the model has more channels.
+        """
         return {"logits": self.head(self.encode(points=points, features=features))}
 
 
@@ -163,7 +169,10 @@ class _PointwisePCT(nn.Module):
         return fused_BNC.max(dim=1).values
 
     def forward(self, *, points: Tensor, features: Tensor | None = None) -> PCTOutput:
-        """`points` (B, N, 3) in any unit; `features` (B, N, in_channels - 3) where the model has more channels."""
+        """Predict from `points` (B, N, 3) in any unit.
+
+        `features` (B, N, in_channels - 3) are required if the model has more channels.
+        """
         return {"logits": self.head(self.encode(points=points, features=features))}
 
 
@@ -230,8 +239,9 @@ class PCTParts(nn.Module):
     def forward(
         self, *, points: Tensor, category: Tensor, features: Tensor | None = None, offsets: Tensor | None = None
     ) -> PCTPointsOutput:
-        """`points` (B, N, 3) or, with `offsets` (B+1,), (B*N, 3), in any unit; `features` as wide as the set states.
+        """Predict from `points` (B, N, 3) or, with `offsets` (B+1,), (B*N, 3), in any unit.
 
+        `features` are as wide as the data set states.
         `category` (B,) int64. Raises ValueError for clouds of several sizes and for values that are not finite.
         """
         channels_BNC = dense_channels(points, features, offsets, in_channels=self.in_channels)

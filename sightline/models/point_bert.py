@@ -63,7 +63,10 @@ class PointBERTEncoder(nn.Module):
         self.trunk = TransformerEncoder(width=width, depth=depth, num_heads=num_heads, drop_path=drop_path)
 
     def encode(self, *, points: Tensor, features: Tensor | None = None) -> Tensor:
-        """`points` (B, N, 3) in any unit; `features` (B, N, in_channels - 3) where the model has more channels."""
+        """Encode `points` (B, N, 3) in any unit.
+
+        `features` (B, N, in_channels - 3) are required if the model has more channels.
+        """
         channels = concat_channels(points, features, in_channels=self.in_channels)
         tokens, positions, _ = self.embed(points, channels)
         tokens = self.trunk(tokens, positions)
@@ -110,5 +113,8 @@ class PointBERT(PointBERTEncoder):
         )
 
     def forward(self, *, points: Tensor, features: Tensor | None = None) -> PointBERTOutput:
-        """`points` (B, N, 3) in any unit; `features` (B, N, in_channels - 3) where the model has more channels."""
+        """Predict from `points` (B, N, 3) in any unit.
+
+        `features` (B, N, in_channels - 3) are required if the model has more channels.
+        """
         return {"logits": self.head(self.encode(points=points, features=features))}

@@ -117,7 +117,7 @@ class PointTransformerEncoder(nn.Module):
         )
 
     def encode(self, *, points: Tensor, features: Tensor | None = None, offsets: Tensor | None = None) -> Tensor:
-        """`points` (B, N, 3), or (P, 3) with `offsets` (S+1,), in any unit; `features` (..., in_channels - 3).
+        """Encode `points` (B, N, 3), or (P, 3) with `offsets` (S+1,), in any unit; `features` (..., in_channels - 3).
 
         Raises ValueError for a cloud without points.
         """
@@ -204,7 +204,10 @@ class PointTransformer(PointTransformerEncoder):
     def forward(
         self, *, points: Tensor, features: Tensor | None = None, offsets: Tensor | None = None
     ) -> PointTransformerOutput:
-        """`points` (B, N, 3), or (P, 3) with `offsets` (S+1,), in any unit; `features` (..., in_channels - 3)."""
+        """Predict from `points` (B, N, 3), or (P, 3) with `offsets` (S+1,), in any unit.
+
+        `features` (..., in_channels - 3).
+        """
         if self.decoder is None:
             return {"logits": self.head(self.encode(points=points, features=features, offsets=offsets))}
         logits = self.head(self.decoder(*self._read(points, features, offsets)))

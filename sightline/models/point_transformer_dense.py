@@ -72,8 +72,9 @@ class _WithLevels(nn.Module):
         offsets: Tensor | None = None,
         category: Tensor | None = None,
     ) -> Tensor:
-        """`points` (B, N, 3) in any unit, or (P, 3) with the `offsets` of clouds of one size; `features` likewise.
+        """Encode `points` (B, N, 3) in any unit, or (P, 3) with the `offsets` of clouds of one size.
 
+        `features` likewise.
         `category` (B,) is needed by a network that was built to read it.
         """
         return self._levels(points, features, offsets, category)[-1].features.mean(dim=1)
@@ -169,8 +170,9 @@ class DensePointTransformer(_WithLevels):
         offsets: Tensor | None = None,
         category: Tensor | None = None,
     ) -> DensePointTransformerOutput:
-        """`points` (B, N, 3) in any unit, or (P, 3) with the `offsets` of clouds of one size; `features` likewise.
+        """Predict from `points` (B, N, 3) in any unit, or (P, 3) with the `offsets` of clouds of one size.
 
+        `features` likewise.
         `category` (B,) is needed where the labels are per point and the data set has categories.
         """
         if self.decoder is None:

@@ -55,7 +55,10 @@ class PointNetEncoder(nn.Module):
         )
 
     def encode(self, *, points: Tensor, features: Tensor | None = None) -> Tensor:
-        """`points` (B, N, 3) in any unit; `features` (B, N, in_channels - 3) where the model has more channels."""
+        """Encode `points` (B, N, 3) in any unit.
+
+        `features` (B, N, in_channels - 3) are required if the model has more channels.
+        """
         return self._read(points, features)[0]
 
     def _read(self, points: Tensor, features: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -90,7 +93,10 @@ class PointNet(PointNetEncoder):
         )
 
     def forward(self, *, points: Tensor, features: Tensor | None = None) -> PointNetOutput:
-        """`points` (B, N, 3) in any unit; `features` (B, N, in_channels - 3) where the model has more channels."""
+        """Predict from `points` (B, N, 3) in any unit.
+
+        `features` (B, N, in_channels - 3) are required if the model has more channels.
+        """
         pooled_BC, feature_transform = self._read(points, features)
         return {"logits": self.head(pooled_BC), "feature_transform": feature_transform}
 
@@ -145,7 +151,10 @@ class PointNetPlain(nn.Module):
         )
 
     def forward(self, *, points: Tensor, features: Tensor | None = None) -> PointNetPlainOutput:
-        """`points` (B, N, 3) in any unit; `features` (B, N, in_channels - 3) where the model has more channels."""
+        """Predict from `points` (B, N, 3) in any unit.
+
+        `features` (B, N, in_channels - 3) are required if the model has more channels.
+        """
         channels_BNC = concat_channels(points, features, in_channels=self.in_channels)
         return {"logits": self.head(self.encode(channels_BNC))}
 

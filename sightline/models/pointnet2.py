@@ -36,7 +36,10 @@ class _PointNet2Encoder(nn.Module):
         )
 
     def encode(self, *, points: Tensor, features: Tensor | None = None) -> Tensor:
-        """`points` (B, N, 3), in the unit of the radii; `features` (B, N, in_channels - 3) where there are any."""
+        """Encode `points` (B, N, 3), in the unit of the radii.
+
+        `features` (B, N, in_channels - 3) if there are any.
+        """
         concat_channels(points, features, in_channels=self.in_channels)  # for its check of the shapes
         for abstraction in self.abstractions:
             points, features = abstraction(points, features)
@@ -101,7 +104,10 @@ class PointNet2(PointNet2Encoder):
         self.head = _head(self.feature_width, num_classes, dropouts=(dropout, dropout))
 
     def forward(self, *, points: Tensor, features: Tensor | None = None) -> PointNet2Output:
-        """`points` (B, N, 3), in the unit of the radii; `features` (B, N, in_channels - 3) where there are any."""
+        """Predict from `points` (B, N, 3), in the unit of the radii.
+
+        `features` (B, N, in_channels - 3) if there are any.
+        """
         return {"logits": self.head(self.encode(points=points, features=features))}
 
 
@@ -151,7 +157,10 @@ class PointNet2MultiScale(_PointNet2Encoder):
         self.head = _head(self.feature_width, num_classes, dropouts=(dropout, last_dropout))
 
     def forward(self, *, points: Tensor, features: Tensor | None = None) -> PointNet2Output:
-        """`points` (B, N, 3), in the unit of the radii; `features` (B, N, in_channels - 3) where there are any."""
+        """Predict from `points` (B, N, 3), in the unit of the radii.
+
+        `features` (B, N, in_channels - 3) if there are any.
+        """
         return {"logits": self.head(self.encode(points=points, features=features))}
 
 

@@ -69,15 +69,16 @@ class PointNet2Parts(nn.Module):
     def forward(
         self, *, points: Tensor, category: Tensor, features: Tensor | None = None, offsets: Tensor | None = None
     ) -> PointNet2PointsOutput:
-        """`points` (B, N, 3) or, with `offsets` (B+1,), (B*N, 3), in the unit of the radii; `features` beside them.
+        """Predict from `points` (B, N, 3) or, with `offsets` (B+1,), (B*N, 3), in the unit of the radii.
 
+        `features` beside them.
         `category` (B,) int64. Raises ValueError for clouds of several sizes and for values that are not finite.
         """
         channels_BNC = dense_channels(points, features, offsets, in_channels=self.in_channels)
         chosen = one_hot_category(category, like=channels_BNC, num_categories=self.num_categories)
         level_points, levels = _apply_abstractions(self.abstractions, channels_BNC)
         pooled_B1C = self.encode(torch.cat([level_points[-1], levels[-1]], dim=-1)).max(dim=1, keepdim=True).values
-        # The whole stands nowhere: it is the one coarse point there is, and every point receives it.
+        # The global feature has no position: it is the only coarse point, and every point receives it.
         level_points.append(level_points[-1][:, :1])
         levels.append(pooled_B1C)
         repeated_BNK = chosen[:, None].expand(-1, channels_BNC.shape[1], -1)
@@ -126,8 +127,9 @@ class PointNet2Scenes(nn.Module):
     def forward(
         self, *, points: Tensor, features: Tensor | None = None, offsets: Tensor | None = None
     ) -> PointNet2PointsOutput:
-        """`points` (B, N, 3) or, with `offsets` (B+1,), (B*N, 3), in the unit of the radii; `features` beside them.
+        """Predict from `points` (B, N, 3) or, with `offsets` (B+1,), (B*N, 3), in the unit of the radii.
 
+        `features` beside them.
         Raises ValueError for clouds of several sizes and for values that are not finite.
         """
         channels_BNC = dense_channels(points, features, offsets, in_channels=self.in_channels)

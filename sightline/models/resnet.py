@@ -171,7 +171,7 @@ class _ResNet(ResidualNetwork):
         self.feature_width = self.out_channels
 
     def encode(self, *, image: Tensor) -> Tensor:
-        """`image` (B, 3, H, W), normalised -> (B, feature_width). Raises ValueError for any other layout."""
+        """Encode `image` (B, 3, H, W), normalised -> (B, feature_width). Raises ValueError for any other layout."""
         assert_images(image)
         return self(image).mean(dim=(2, 3))
 

@@ -49,7 +49,7 @@ class ScaleNet(nn.Module):
         )
 
     def forward(self, *, crop: Tensor) -> ScaleNetOutput:
-        """`crop` (B, 1, 128, 128), from -1 at the front to 1 at the back."""
+        """Predict from `crop` (B, 1, 128, 128), from -1 at the front to 1 at the back."""
         if crop.shape[1:] != (1, _SIZE, _SIZE):
             raise ValueError(
                 f"crop: found the shape {tuple(crop.shape)}, scale_net takes (B, 1, {_SIZE}, {_SIZE}); set size: "

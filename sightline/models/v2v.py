@@ -35,7 +35,7 @@ class _VolumeNetwork(nn.Module):
         self.recompute = recompute
 
     def forward(self, *, volume: Tensor) -> V2VOutput:
-        """`volume` (B, 1, X, Y, Z): 1 where a voxel is occupied, else 0."""
+        """Predict from `volume` (B, 1, X, Y, Z): 1 where a voxel is occupied, else 0."""
         assert_volumes(volume, multiple=self.size_divisor)
         if self.channels_last:
             volume = volume.contiguous(memory_format=torch.channels_last_3d)

@@ -59,7 +59,7 @@ class ViTEncoder(nn.Module):
             nn.init.trunc_normal_(parameter, std=_INITIAL_STD)
 
     def encode(self, *, image: Tensor) -> Tensor:
-        """`image` (B, 3, size_px, size_px), normalised -> (B, width).
+        """Encode `image` (B, 3, size_px, size_px), normalised -> (B, width).
 
         Raises ValueError for any other layout, and for images of another size.
         """

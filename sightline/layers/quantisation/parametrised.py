@@ -180,7 +180,7 @@ def apply_policy(model: nn.Module, policy: Mapping[str, Mapping[str, Any]], *, m
         for other in weights_by_name[name].shared:
             holder, _, alias = other.rpartition(".")
             if alias not in getattr(owners[holder], "parametrizations", {}):
-                # The shared parameter has the shape of the centres by now: another stands in for it.
+                # The shared parameter has the shape of the centres by now: another replaces it.
                 owners[holder]._parameters[alias] = nn.Parameter(
                     parameters[name].new_zeros(weights_by_name[name].shape)
                 )

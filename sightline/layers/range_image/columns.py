@@ -59,7 +59,7 @@ class UpsampleColumns(nn.Module):
     def __init__(self, *, in_channels: int, out_channels: int, circular: bool, bilinear: bool = False) -> None:
         super().__init__()
         self.wrap = CircularPad(1) if circular else None
-        # Of a column more on either side, four columns of the result fall away besides.
+        # Circular padding of 1 adds four output columns, which padding=3 cuts off again.
         self.conv = nn.ConvTranspose2d(in_channels, out_channels, (1, 4), (1, 2), (0, 3 if circular else 1))
         if bilinear:
             assert in_channels == out_channels, f"{in_channels} channels cannot be interpolated to {out_channels}"

@@ -53,7 +53,7 @@ class _ResNet(ResidualStages):
             freeze_module(part)
 
     def forward(self, image: Tensor) -> list[Tensor]:
-        """`image` (B, in_channels, H, W), normalised -> C3, C4, C5. Raises ValueError for any other layout."""
+        """Map `image` (B, in_channels, H, W), normalised -> C3, C4, C5. Raises ValueError for any other layout."""
         assert_images(image, channels=self.in_channels)
         return self.forward_features(image)[1:]
 
@@ -124,6 +124,6 @@ class Darknet53Backbone(Darknet):
             freeze_module(part)
 
     def forward(self, image: Tensor) -> list[Tensor]:
-        """`image` (B, in_channels, H, W), normalised -> C3, C4, C5. Raises ValueError for any other layout."""
+        """Map `image` (B, in_channels, H, W), normalised -> C3, C4, C5. Raises ValueError for any other layout."""
         assert_images(image, channels=self.in_channels)
         return super().forward(image)[3:]

@@ -115,7 +115,7 @@ class CSPDarknet(nn.Module):
             freeze_module(part)
 
     def forward(self, image: Tensor) -> list[Tensor]:
-        """`image` (B, in_channels, H, W), normalised -> C3, C4, C5. Raises ValueError for any other layout."""
+        """Map `image` (B, in_channels, H, W), normalised -> C3, C4, C5. Raises ValueError for any other layout."""
         assert_images(image, channels=self.in_channels)
         image = F.pad(image, (0, image.shape[3] % 2, 0, image.shape[2] % 2))
         corners = [image[:, :, row::2, column::2] for column in (0, 1) for row in (0, 1)]
@@ -150,7 +150,7 @@ class PathAggregation(nn.Module):
         self.up = nn.ModuleList(block(2 * fine, coarse) for fine, coarse in pairs)
 
     def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
-        """Maps (B, channels, H, W), finest first -> maps of the same shapes."""
+        """Fuse maps (B, channels, H, W), finest first, to maps of the same shapes."""
         values = maps[-1]
         reduced: list[Tensor] = []
         for level in range(len(maps) - 2, -1, -1):

@@ -45,7 +45,7 @@ class Detector(nn.Module):
         self.output_keys = model_output_keys(head, owner="the head") | {"level_shapes"}
 
     def forward(self, *, image: Tensor) -> DetectorOutput:
-        """`image` (B, in_channels, H, W), normalised; rows and columns of any number."""
+        """Predict from `image` (B, in_channels, H, W), normalised; rows and columns of any number."""
         if self.channels_last:
             image = image.contiguous(memory_format=torch.channels_last)
         maps = self.neck(self.backbone(image))

@@ -56,7 +56,7 @@ class FCOSHead(DenseHead):
         self._start(prior)
 
     def forward(self, maps: Sequence[Tensor]) -> CentreOutput:
-        """Maps (B, channels, H, W) of every level, finest first."""
+        """Predict at all priors from maps (B, channels, H, W) of every level, finest first."""
         logits, codes, centreness = [], [], []
         for level, values in enumerate(maps):
             of_class, of_box = self.class_tower(values), self.box_tower(values)

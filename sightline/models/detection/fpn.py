@@ -71,7 +71,7 @@ class FPN(nn.Module):
                 nn.init.zeros_(module.bias)
 
     def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
-        """Maps (B, channels, H, W), finest first -> a map (B, width, H, W) of each level, finest first."""
+        """Fuse maps (B, channels, H, W), finest first, to a map (B, width, H, W) of each level, finest first."""
         merged = [lateral(level_map) for lateral, level_map in zip(self.laterals, maps, strict=True)]
         for level in range(len(merged) - 1, 0, -1):
             size = merged[level - 1].shape[2:]

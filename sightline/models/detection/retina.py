@@ -68,7 +68,10 @@ class RetinaHead(DenseHead):
         self._start(prior)
 
     def forward(self, maps: Sequence[Tensor]) -> RetinaOutput:
-        """Maps (B, channels, H, W), finest first. `codes` are dx and dy in widths and heights, and log dw, log dh."""
+        """Predict at all priors from maps (B, channels, H, W), finest first.
+
+        `codes` are dx and dy in widths and heights, and log dw, log dh.
+        """
         logits = [self.classes(self.class_tower(level_map)) for level_map in maps]
         codes = [self.boxes(self.box_tower(level_map)) for level_map in maps]
         output: RetinaOutput = {
@@ -114,7 +117,7 @@ class RetinaEMDHead(DenseHead):
         self._start(prior)
 
     def forward(self, maps: Sequence[Tensor]) -> HeadOutput:
-        """Maps (B, channels, H, W), finest first."""
+        """Predict at all priors from maps (B, channels, H, W), finest first."""
         logits = flatten_to_priors(
             [self.classes(self.class_tower(level_map)) for level_map in maps], 2 * self.num_classes
         )

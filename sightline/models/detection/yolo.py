@@ -77,7 +77,7 @@ class YOLOv3Neck(nn.Module):
         self.blocks = nn.ModuleList(block(in_channels + part, width_out) for in_channels, part, width_out in levels)
 
     def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
-        """Maps (B, channels, H, W), finest first -> a map of each level, finest first."""
+        """Fuse maps (B, channels, H, W), finest first, to a map of each level, finest first."""
         outputs = [self.blocks[-1](maps[-1])]
         for level in range(len(maps) - 2, -1, -1):
             upsampled = F.interpolate(self.routes[level](outputs[0]), maps[level].shape[2:])
@@ -124,7 +124,10 @@ class YOLOv3Head(nn.Module):
             self.outputs.append(_leaky(2 * level_channels, count, 1, slope, norm) if as_published else plain)
 
     def forward(self, maps: Sequence[Tensor]) -> ObjectOutput:
-        """Maps (B, channels, H, W) of every level, finest first. `to_deltas` makes deltas of the `codes`."""
+        """Predict at all priors from maps (B, channels, H, W) of every level, finest first.
+
+        `to_deltas` converts the `codes` to deltas.
+        """
         layers = zip(self.outputs, self.towers, maps, strict=True)
         outputs = flatten_to_priors(
             [output(tower(level_map)) for output, tower, level_map in layers], 5 + self.num_classes
@@ -188,7 +191,7 @@ class YOLOXHead(nn.Module):
         self.classes, self.boxes, self.objects = outputs(num_classes, prior), outputs(4), outputs(1, prior)
 
     def forward(self, maps: Sequence[Tensor]) -> ObjectOutput:
-        """Maps (B, channels, H, W) of every level, finest first."""
+        """Predict at all priors from maps (B, channels, H, W) of every level, finest first."""
         logits, codes, objectness = [], [], []
         for level, stride in enumerate(self.strides):
             values = self.stems[level](maps[level])

@@ -33,7 +33,10 @@ class RangeImageNetwork(nn.Module):
         self.channels_last = channels_last
 
     def forward(self, *, image: Tensor) -> RangeImageOutput:
-        """`image` (S, in_channels, H, W), normalised. Raises ValueError for other channels and impossible sizes."""
+        """Predict from `image` (S, in_channels, H, W), normalised.
+
+        Raises ValueError for other channels and impossible sizes.
+        """
         assert_range_images(image, in_channels=self.in_channels, multiples=self.size_divisors)
         if self.channels_last:
             image = image.contiguous(memory_format=torch.channels_last)
