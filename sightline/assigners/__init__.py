@@ -1,1 +1,1 @@
-"""Assigners: which box of an image each prior is to predict, or that it is background, or counts nowhere."""
+"""Assigners: the targets of priors, each a box, background or ignored."""

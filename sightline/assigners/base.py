@@ -1,4 +1,4 @@
-"""The one interface of all assigners, and the rules that they share: ignore regions, and images without boxes."""
+"""Base class of assigners, with the shared rules of ignore regions and of images without boxes."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from sightline.geometry.boxes.priors import BACKGROUND, IGNORED, PriorKind, Prio
 
 __all__ = ["BACKGROUND", "IGNORED", "Assigner", "Assignment", "PriorPredictions", "argmax_by_group"]
 
-_MOST_COVERED = 0.5
-"""An anchor whose area lies in an ignore region by a larger share is not background."""
+_MAX_COVERED = 0.5
+"""Highest share of a background anchor's area inside an ignore region; above it the anchor is ignored."""
 
 
 @renamed(num_claims="num_candidates")
 class Assignment(NamedTuple):
-    """What each prior of an image is to predict.
+    """Targets of the priors of an image.
 
-    `matched` (P,) int64: the index of a box, `BACKGROUND` or `IGNORED`. `num_claims` (P,) int64: how many boxes the
-    assigner's rule would give the prior to; more than one is ambiguous. `second` (P,) int64, of an assigner that names
-    two boxes of a prior, is the other one.
+    `matched` (P,) int64: the index of a box, `BACKGROUND` or `IGNORED`. `num_candidates` (P,) int64: the number of
+    boxes to which the assigner's rule would give the prior; more than one is ambiguous. `second_matched` (P,) int64,
+    for an assigner of two boxes per prior, is the other one.
     """
 
     matched: Tensor
@@ -33,10 +33,10 @@ class Assignment(NamedTuple):
 
 
 class PriorPredictions(NamedTuple):
-    """What a network predicts at the priors of an image, float32 at least and without gradient.
+    """Predictions of a network at the priors of an image, float32 at least and without gradient.
 
     `logits` (P, K) before the sigmoid, decoded `boxes` (P, 4) in pixels, `objectness` (P,) before the sigmoid, or None.
-    Those of a head of two predictions at each prior are (P, 2, K) and (P, 2, 4).
+    For a head of two predictions at each prior they are (P, 2, K) and (P, 2, 4).
     """
 
     logits: Tensor
@@ -45,14 +45,21 @@ class PriorPredictions(NamedTuple):
 
     @classmethod
     def from_tensors(cls, logits: Tensor, boxes: Tensor, objectness: Tensor | None = None) -> PriorPredictions:
-        """The same numbers in the form stated above."""
-        given = (None if each is None else promote_to_float32(each.detach()) for each in (logits, boxes, objectness))
-        return cls(*given)  # type: ignore[arg-type]
+        """Build predictions from logits (P, K), boxes (P, 4) and objectness (P,), detached and in float32 at least."""
+        tensors = (
+            None if tensor is None else promote_to_float32(tensor.detach()) for tensor in (logits, boxes, objectness)
+        )
+        return cls(*tensors)  # type: ignore[arg-type]
 
 
 @renamed(needs="needs_predictions", takes="prior_kinds")
 class Assigner(ABC):
-    """Called with the priors and the boxes of one image, as they lie on one device; keeps no gradient, draws nothing.
+    """Assigner, called with the priors and the boxes of one image, on one device; no gradient, no random numbers.
+
+    `prior_kinds` are the kinds of priors that it can assign: any head that predicts from one of them fits, unless it
+    predicts an output of `excludes`, which targets of this kind do not train. `match` is the rule of one kind of
+    assigner; if `boxes_per_prior` is 2, it returns `second_matched`, too. Ties go to the lower index, of a box or of a
+    prior. With `needs_predictions`, the call and its `match` get the labels and the predictions of the image, too.
 
     `takes` names the kinds of priors that it can assign: any head that predicts from one of them fits, unless it
     predicts an output of `excludes`, which targets of this kind do not train. `match` is the rule of one kind of
@@ -74,55 +81,55 @@ class Assigner(ABC):
         labels: Tensor | None = None,
         predicted: PriorPredictions | None = None,
     ) -> Assignment:
-        """The assignment of `boxes` (M, 4), of which those with `is_ignored` (M,) bool are ignore regions.
+        """Assign `boxes` (M, 4) to priors, where `is_ignored` (M,) bool marks ignore regions.
 
         A region is never a target. Background inside of one is ignored: an anchor with more than half of its area in
-        one region, or a point that lies in it. Positives stay. `labels` (M,) and `predicted` are read by those that
+        one region, or a point inside it. Positives stay. `labels` (M,) and `predicted` are read by assigners that
         need predictions, in float32 at least under autocast, too.
         Raises ValueError for priors of another kind, for boxes of another shape, for values that are not finite, and
-        where predictions are needed and not given.
+        for missing predictions if they are needed.
         """
         self._assert_known(priors, boxes, is_ignored)
         boxes = boxes.to(priors.coordinates.dtype)
         targets = (~is_ignored).nonzero().flatten()
-        given: tuple[Any, ...] = ()
+        prediction_arguments: tuple[Any, ...] = ()
         if self.needs_predictions:
             if labels is None or predicted is None or len(predicted.logits) != len(priors):
                 count = "none" if predicted is None else f"those of {len(predicted.logits)}"
                 raise ValueError(
                     f"{type(self).__name__}: needs labels and predictions at {len(priors)} priors, found {count}"
                 )
-            given = labels[targets], PriorPredictions.from_tensors(*predicted)
+            prediction_arguments = labels[targets], PriorPredictions.from_tensors(*predicted)
         if len(targets):
             with torch.autocast(boxes.device.type, enabled=False):
-                found = self.match(priors, boxes[targets], *given)
-            self._assert_assigned(found, len(priors), len(targets))
+                assignment = self.match(priors, boxes[targets], *prediction_arguments)
+            self._assert_assigned(assignment, len(priors), len(targets))
         else:
             none = torch.full((len(priors),), BACKGROUND, device=boxes.device)
-            found = Assignment(none, torch.zeros_like(none), none if self.boxes_per_prior == 2 else None)
-        is_hidden = _lies_in(boxes[is_ignored], priors)
+            assignment = Assignment(none, torch.zeros_like(none), none if self.boxes_per_prior == 2 else None)
+        is_hidden = _region_mask(boxes[is_ignored], priors)
 
         def among_all(matched: Tensor) -> Tensor:
             if len(targets):
                 matched = torch.where(matched >= 0, targets[matched.clamp(min=0)], matched)
             return torch.where((matched == BACKGROUND) & is_hidden, IGNORED, matched)
 
-        second = None if found.second_matched is None else among_all(found.second_matched)
-        return Assignment(among_all(found.matched), found.num_candidates, second)
+        second = None if assignment.second_matched is None else among_all(assignment.second_matched)
+        return Assignment(among_all(assignment.matched), assignment.num_candidates, second)
 
     @abstractmethod
     def match(self, priors: Priors, boxes: Tensor, *args: Any, **kwargs: Any) -> Assignment:
-        """The assignment of one box or more (M, 4), none of them an ignore region, of the type of the priors.
+        """Match at least one box (M, 4), none of them an ignore region, in the dtype of the priors.
 
-        Where predictions are needed, `labels` (M,) int64 and a `Predicted` follow.
+        If predictions are needed, `labels` (M,) int64 and a `PriorPredictions` follow.
         """
 
-    def _assert_assigned(self, found: Any, num_priors: int, num_boxes: int) -> None:
-        """Raises ValueError for what a `match` of one's own may return by mistake."""
+    def _assert_assigned(self, assignment: Any, num_priors: int, num_boxes: int) -> None:
+        """Raise ValueError for typical mistakes in the result of a `match`."""
         name = type(self).__name__
-        if not isinstance(found, Assignment):
-            raise ValueError(f"{name}: match returned a {type(found).__name__}; return an Assignment")
-        for field, tensor in found._asdict().items():
+        if not isinstance(assignment, Assignment):
+            raise ValueError(f"{name}: match returned a {type(assignment).__name__}; return an Assignment")
+        for field, tensor in assignment._asdict().items():
             if tensor is not None and (tensor.shape != (num_priors,) or tensor.dtype != torch.int64):
                 raise ValueError(
                     f"{name}: match returned {field} of {tuple(tensor.shape)} {tensor.dtype}, expected ({num_priors},) "
@@ -150,31 +157,31 @@ class Assigner(ABC):
 
 
 def argmax_by_group(group: Tensor, value: Tensor, member: Tensor, num_groups: int) -> Tensor:
-    """The `member` (n,) int64 with the highest `value` (n,) of each group (num_groups,), the lowest of a tie.
+    """Argmax by group: the `member` (n,) int64 with the largest `value` (n,) of each group (num_groups,).
 
-    -1 for a group that `group` (n,) does not name.
+    Ties go to the lowest. -1 for a group that is not in `group` (n,).
     """
     highest = value.new_full((num_groups,), -torch.inf).scatter_reduce(0, group, value, "amax")
     is_best = value == highest[group]
     none = torch.iinfo(torch.int64).max
-    found = torch.full((num_groups,), none, device=value.device)
-    found = found.scatter_reduce(0, group[is_best], member[is_best], "amin")
-    return torch.where(found == none, -1, found)
+    winners = torch.full((num_groups,), none, device=value.device)
+    winners = winners.scatter_reduce(0, group[is_best], member[is_best], "amin")
+    return torch.where(winners == none, -1, winners)
 
 
-def _lies_in(regions: Tensor, priors: Priors) -> Tensor:
-    """Whether each prior (P,) lies in one of the `regions` (R, 4)."""
-    found = torch.zeros(len(priors), dtype=torch.bool, device=regions.device)
+def _region_mask(regions: Tensor, priors: Priors) -> Tensor:
+    """Return a mask (P,) of the priors inside one of the `regions` (R, 4)."""
+    is_inside = torch.zeros(len(priors), dtype=torch.bool, device=regions.device)
     if not len(regions):
-        return found
+        return is_inside
     for part in column_blocks(len(regions), len(priors), regions.device):
         rows = promote_to_float32(priors.coordinates[part])
         if priors.kind == "anchors":
-            found[part] = (pairwise_ioa(rows, promote_to_float32(regions)) > _MOST_COVERED).any(dim=1)
+            is_inside[part] = (pairwise_ioa(rows, promote_to_float32(regions)) > _MAX_COVERED).any(dim=1)
         else:
             is_past = (rows[:, None] >= regions[:, :2]) & (rows[:, None] < regions[:, 2:])
-            found[part] = is_past.all(dim=2).any(dim=1)
-    return found
+            is_inside[part] = is_past.all(dim=2).any(dim=1)
+    return is_inside
 
 
 __getattr__ = old_names(__name__)

@@ -1,4 +1,4 @@
-"""Points near the middle of a box predict it, on the level whose range its distances fall into."""
+"""FCOS: points near the middle of a box are positive, on the level whose range contains their distances."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from sightline.geometry.boxes.priors import PriorKind, Priors
 __all__ = ["FCOS"]
 
 _LIMIT_STRIDES = 8
-"""The published limits, 64 pixels for the stride 8 and so on."""
+"""Upper limit of a level's range in strides, as published: 64 pixels for the stride 8 and so on."""
 
 
 @registry.assigners.add("fcos")
 class FCOS(Assigner):
-    """Points inside a box, near its middle, whose farthest side is within their level's range; the smallest box wins.
+    """FCOS: points near the middle of a box, whose farthest side is within their level's range; the smallest box wins.
 
     Near is closer than `radius` strides in x and in y; 0: anywhere in the box. `limits_px` are the largest distances of
     all levels but the last (by default eight strides), and each the smallest of the next level; a distance equal to a
@@ -38,6 +38,7 @@ class FCOS(Assigner):
         self.limits_px = limits_px
 
     def match(self, priors: Priors, boxes: Tensor) -> Assignment:
+        """Match points (P) to boxes (M, 4): `matched` and `num_candidates` (P,)."""
         matched = torch.full((len(priors),), BACKGROUND, device=boxes.device)
         num_claims = torch.zeros_like(matched)
         order = box_areas(boxes).argsort(stable=True)
@@ -49,21 +50,22 @@ class FCOS(Assigner):
             for part in column_blocks(len(boxes), len(points), boxes.device):
                 is_claimed = _is_within(points[part], sides, region, low, high)
                 claims, first = is_claimed.sum(dim=0), is_claimed.to(torch.uint8).argmax(dim=0)
-                place = slice(rows.start + part.start, rows.start + part.start + len(claims))
-                num_claims[place] = claims
-                matched[place] = torch.where(claims > 0, order[first], BACKGROUND)
+                prior_rows = slice(rows.start + part.start, rows.start + part.start + len(claims))
+                num_claims[prior_rows] = claims
+                matched[prior_rows] = torch.where(claims > 0, order[first], BACKGROUND)
         return Assignment(matched, num_claims)
 
     def _limits(self, priors: Priors) -> tuple[float, ...]:
-        found = self.limits_px or tuple(float(_LIMIT_STRIDES * stride) for stride in priors.strides[:-1])
-        if len(found) != len(priors.strides) - 1:
+        limits = self.limits_px or tuple(float(_LIMIT_STRIDES * stride) for stride in priors.strides[:-1])
+        if len(limits) != len(priors.strides) - 1:
             raise ValueError(
-                f"limits_px: found {len(found)} limits for {len(priors.strides)} levels; give one for each but the last"
+                f"limits_px: found {len(limits)} limits for {len(priors.strides)} levels; give one for each but the "
+                "last"
             )
-        return found
+        return limits
 
     def _regions(self, boxes: Tensor, stride: int) -> Tensor:
-        """The part (M, 4) of each box whose points may predict it."""
+        """Return the part (M, 4) of each box whose points may predict it."""
         if self.radius == 0:
             return boxes
         centres = box_centres(boxes)
@@ -74,9 +76,9 @@ class FCOS(Assigner):
 
 
 def _is_within(points: Tensor, sides: Tensor, region: Tensor, low: float, high: float) -> Tensor:
-    """Whether each box (M, 4, 1) claims each of the points (p, 2): bool (M, p)."""
+    """Return a mask (M, p) of the points (p, 2) that boxes (M, 4, 1) claim."""
     x, y = points.T.contiguous()
-    found = (x > region[:, 0]) & (x < region[:, 2]) & (y > region[:, 1]) & (y < region[:, 3])
+    is_inside = (x > region[:, 0]) & (x < region[:, 2]) & (y > region[:, 1]) & (y < region[:, 3])
     farthest = torch.maximum(torch.maximum(x - sides[:, 0], sides[:, 2] - x), y - sides[:, 1])
     farthest = torch.maximum(farthest, sides[:, 3] - y)
-    return found & (farthest >= low) & (farthest <= high)
+    return is_inside & (farthest >= low) & (farthest <= high)

@@ -1,4 +1,4 @@
-"""Bags of anchors, of which training chooses. Source: Zhang et al. 2019, FreeAnchor: Learning to Match Anchors."""
+"""FreeAnchor: bags of anchors, from which training chooses. Source: Zhang et al. 2019, Learning to Match Anchors."""
 
 from __future__ import annotations
 
@@ -18,9 +18,10 @@ __all__ = ["FreeAnchor"]
 
 @registry.assigners.add("free_anchor")
 class FreeAnchor(Assigner):
-    """The `bag_size` anchors with the highest IoU with a box are its bag; `free_anchor_positive` chooses among them.
+    """FreeAnchor: the `bag_size` anchors with the highest IoU with a box are its bag, from which the loss chooses.
 
-    An anchor in several bags is given to the box that it overlaps most. Source: Zhang et al. 2019, section 3.2.
+    The loss is `free_anchor_positive`. An anchor in several bags is given to the box that it overlaps most. Source:
+    Zhang et al. 2019, section 3.2.
     """
 
     prior_kinds: ClassVar[frozenset[PriorKind]] = frozenset({"anchors"})
@@ -30,6 +31,7 @@ class FreeAnchor(Assigner):
         self.bag_size = bag_size
 
     def match(self, priors: Priors, boxes: Tensor) -> Assignment:
+        """Match anchors (P) to boxes (M, 4): `matched` and `num_candidates` (P,)."""
         bags, overlap = anchor_bags(priors.coordinates, boxes, self.bag_size)
         box = torch.arange(len(boxes), device=boxes.device)[:, None].expand_as(bags).flatten()
         prior, overlap = bags.flatten(), overlap.flatten()

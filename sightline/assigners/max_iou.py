@@ -1,4 +1,4 @@
-"""Anchors predict the box that they overlap most, and every box gets an anchor."""
+"""Max-IoU assigner: anchors predict the box that they overlap most, and every box gets an anchor."""
 
 from __future__ import annotations
 
@@ -16,20 +16,21 @@ from sightline.geometry.boxes.priors import PriorKind, Priors
 
 __all__ = ["MaxIoU"]
 
-_FEWEST_CANDIDATES = 50
-"""Of a box without an anchor; at least as many as there are such boxes, so that there is one for each."""
+_MIN_CANDIDATES = 50
+"""Candidates of a box without an anchor; at least as many as there are such boxes, so that each gets one."""
 
 
 @registry.assigners.add("max_iou")
 class MaxIoU(Assigner):
-    """The best box of an anchor, where their IoU is `positive` or more; below `negative` background, else ignored.
+    """Max-IoU assigner: an anchor's best box if their IoU is `positive` or more.
 
-    `low_quality` is about the anchors with a box's highest IoU. `guarantee`: they go to it, of several boxes to the one
-    with the higher IoU; then every box without an anchor gets one, equal boxes too, as long as there are anchors.
-    `overwrite`: they go to the last of several boxes (mmdetection). `detectron`: they predict their own best box,
-    whichever that is (detectron2). null: they are like others. With `boxes_per_prior: 2`, an anchor's best box among
-    the others is its second, by the same thresholds. Source: Ren et al. 2015, section 3.1.2, with the thresholds of
-    Lin et al. 2017; Chu et al. 2020, section 3.2, for the second box.
+    Below `negative` background, else ignored. `low_quality` is about the anchors with a box's highest IoU. `guarantee`:
+    they go to it, of several boxes to the one with the higher IoU; then every box without an anchor gets one, equal
+    boxes too, as long as there are anchors. `overwrite`: they go to the last of several boxes (mmdetection).
+    `detectron`: they predict their own best box, regardless of which that is (detectron2). null: they are like others.
+    With `boxes_per_prior: 2`, an anchor's best box among the others is its second, by the same thresholds. Source: Ren
+    et al. 2015, section 3.1.2, with the thresholds of Lin et al. 2017; Chu et al. 2020, section 3.2, for the second
+    box.
     """
 
     prior_kinds: ClassVar[frozenset[PriorKind]] = frozenset({"anchors"})
@@ -53,6 +54,7 @@ class MaxIoU(Assigner):
         self.boxes_per_prior = boxes_per_prior
 
     def match(self, priors: Priors, boxes: Tensor) -> Assignment:
+        """Match anchors (P) to boxes (M, 4): `matched`, `num_candidates` and, for two boxes, `second_matched` (P,)."""
         overlap, best, highest = _best_boxes(priors, boxes)
         matched = self._by_thresholds(overlap, best)
         highest = torch.where(highest > 0, highest, torch.inf)  # a box without any overlap has no best anchor
@@ -73,11 +75,11 @@ class MaxIoU(Assigner):
         return Assignment(matched, num_claims, self._by_thresholds(other, best_other))
 
     def _by_thresholds(self, overlap: Tensor, box: Tensor) -> Tensor:
-        """The `box` (P,) of each anchor, or what it is instead, by its `overlap` (P,) with it."""
+        """Return the `box` (P,) of each anchor, IGNORED or BACKGROUND, by its `overlap` (P,) with the box."""
         return torch.where(overlap >= self.positive, box, torch.where(overlap >= self.negative, IGNORED, BACKGROUND))
 
     def _claims(self, priors: Priors, boxes: Tensor, highest: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The pairs of boxes and anchors that have the box's `highest` IoU (M,), and how many boxes claim each anchor.
+        """Return the pairs of boxes and anchors with the box's `highest` IoU (M,), and box counts per anchor (P,).
 
         The IoU is computed a second time: the whole matrix may be larger than the memory.
         """
@@ -92,7 +94,7 @@ class MaxIoU(Assigner):
 
 
 def _best_boxes(priors: Priors, boxes: Tensor, besides: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
-    """The highest IoU (P,) of each anchor and the box (P,) it has it with, and the highest IoU (M,) of each box.
+    """Return the highest IoU (P,) of each anchor with its box (P,), and the highest IoU (M,) of each box.
 
     The box `besides` (P,) of each anchor is left out, as if it were far away.
     """
@@ -109,39 +111,39 @@ def _best_boxes(priors: Priors, boxes: Tensor, besides: Tensor | None = None) ->
 
 
 def _with_every_box(matched: Tensor, priors: Priors, boxes: Tensor) -> Tensor:
-    """The same assignment with an anchor for each box that had none; every other box keeps its best one."""
+    """Return the assignment with an anchor for each box that had none; every other box keeps its best one."""
     positive = (matched >= 0).nonzero().flatten()
     owner = matched[positive]
     locked = argmax_by_group(owner, iou(priors.coordinates[positive], boxes[owner]), positive, len(boxes))
-    orphans = (locked < 0).nonzero().flatten()
-    if not len(orphans):
+    unmatched_boxes = (locked < 0).nonzero().flatten()
+    if not len(unmatched_boxes):
         return matched
     is_free = torch.ones(len(priors), dtype=torch.bool, device=boxes.device)
     is_free[locked[locked >= 0]] = False
     matched = matched.clone()
-    left = _assign_overlapping(matched, is_free, orphans, priors, boxes)
-    if left:
+    still_unmatched = _assign_overlapping(matched, is_free, unmatched_boxes, priors, boxes)
+    if still_unmatched:
         areas = box_areas(priors.coordinates)
         level_areas = [areas[rows].log().mean() for rows in priors.level_slices]
-        for box in sorted(left, key=lambda box: boxes[box].tolist()):  # whatever order the boxes come in
+        for box in sorted(still_unmatched, key=lambda box: boxes[box].tolist()):  # whatever order the boxes come in
             _assign_nearest(matched, is_free, box, priors, boxes[box], level_areas)
     return matched
 
 
 def _assign_overlapping(matched: Tensor, is_free: Tensor, orphans: Tensor, priors: Priors, boxes: Tensor) -> list[int]:
-    """Give free anchors to `orphans` so that the sum of the IoUs is the highest; the boxes that are left over.
+    """Assign free anchors to `orphans` with the highest sum of IoUs (Hungarian); return the boxes still unmatched.
 
-    Each has as many candidates as there are orphans, so no other anchor can raise the sum. Fills in `matched` and
+    Each has as many candidates as there are orphans, so no other anchor can raise the sum. Updates `matched` and
     `is_free`.
     """
     from scipy.optimize import linear_sum_assignment
 
     overlap = pairwise_iou(boxes[orphans], priors.coordinates) * is_free
-    count = min(max(_FEWEST_CANDIDATES, len(orphans)), len(priors))
+    count = min(max(_MIN_CANDIDATES, len(orphans)), len(priors))
     least = overlap.topk(count, dim=1).values[:, -1:]
     candidates = ((overlap >= least) & (overlap > 0)).any(dim=0).nonzero().flatten()  # all of a tie
     overlap = overlap[:, candidates].double().cpu()
-    rows, columns = (torch.from_numpy(each) for each in linear_sum_assignment(overlap.numpy(), maximize=True))
+    rows, columns = (torch.from_numpy(indices) for indices in linear_sum_assignment(overlap.numpy(), maximize=True))
     is_real = overlap[rows, columns] > 0
     chosen = candidates[columns[is_real].to(candidates.device)]
     matched[chosen] = orphans[rows[is_real].to(orphans.device)]
@@ -152,14 +154,14 @@ def _assign_overlapping(matched: Tensor, is_free: Tensor, orphans: Tensor, prior
 def _assign_nearest(
     matched: Tensor, is_free: Tensor, box: int, priors: Priors, corners: Tensor, level_areas: list[Tensor]
 ) -> None:
-    """Give `box` the free anchor with the nearest centre, on the level whose anchors are nearest to it in size.
+    """Assign to `box` the free anchor with the nearest centre, on the level whose anchors are nearest to it in size.
 
-    The next level where that has none. `level_areas` are mean logarithms. Fills in `matched` and `is_free`; nothing
-    where no anchor is free.
+    The next level if that has none. `level_areas` are mean logarithms. Updates `matched` and `is_free`, unless no
+    anchor is free.
     """
     area = box_areas(corners).clamp(min=torch.finfo(corners.dtype).tiny).log()
-    off = [float((level - area).abs()) for level in level_areas]
-    for level in sorted(range(len(off)), key=off.__getitem__):
+    size_distance = [float((level - area).abs()) for level in level_areas]
+    for level in sorted(range(len(size_distance)), key=size_distance.__getitem__):
         rows = priors.level_slices[level]
         distance = (priors.centres[rows] - box_centres(corners)).square().sum(dim=1)
         distance = torch.where(is_free[rows], distance, torch.inf)

@@ -1,4 +1,4 @@
-"""Optimal transport of boxes to points. Source: Ge et al. 2021, OTA: Optimal Transport Assignment."""
+"""OTA: optimal transport of boxes to points. Source: Ge et al. 2021, OTA: Optimal Transport Assignment."""
 
 from __future__ import annotations
 
@@ -18,19 +18,18 @@ from sightline.losses.box_functional import focal_losses
 
 __all__ = ["OTA"]
 
-_LEAST_INSIDE_PX = 0.01
-_LEAST_IOU = 1e-7
+_MIN_INSIDE_PX = 0.01
+_MIN_IOU = 1e-7
 
 
 @registry.assigners.add("ota")
 class OTA(Assigner):
-    """Boxes supply priors at the least total cost: each about as many as the best `topk` IoUs of its candidates add up
-    to, background all others.
+    """OTA: optimal transport assigns each box about as many priors as the `topk` best IoUs of its candidates sum to.
 
-    Candidates lie inside a box and less than `radius` strides from its middle; a box without any takes part with the
-    `topk` priors that cost least. The cost is the focal loss of the class plus `iou_weight` times -log IoU, that of
-    background the focal loss of none. A prior goes to the supplier with the largest share in it, relative to the
-    supplier's largest. Source: Ge et al. 2021, OTA, sections 3.2 and 3.3.
+    Background supplies all others. Candidates are inside a box and less than `radius` strides from its middle; a box
+    without any takes part with the `topk` priors of lowest cost. The cost is the focal loss of the class plus
+    `iou_weight` times -log IoU, that of background the focal loss of none. A prior goes to the supplier with the
+    largest share in it, relative to the supplier's largest. Source: Ge et al. 2021, OTA, sections 3.2 and 3.3.
     """
 
     prior_kinds: ClassVar[frozenset[PriorKind]] = frozenset({"points"})
@@ -49,27 +48,28 @@ class OTA(Assigner):
         self.epsilon, self.num_iterations = epsilon, num_iterations
 
     def match(self, priors: Priors, boxes: Tensor, labels: Tensor, predicted: PriorPredictions) -> Assignment:
+        """Match points (P) to boxes (M, 4) of labels (M,) by predictions: `matched` and `num_candidates` (P,)."""
         costs = [focal_losses(predicted.logits, is_target) for is_target in (False, True)]
-        of_class, of_none = (each.double() for each in class_costs(*costs))
-        box, prior = candidate_pairs(priors, boxes, self.radius, inside_px=_LEAST_INSIDE_PX)
+        class_cost, background_cost = (tensors.double() for tensors in class_costs(*costs))
+        box, prior = candidate_pairs(priors, boxes, self.radius, inside_px=_MIN_INSIDE_PX)
         overlap = iou(predicted.boxes[prior].to(boxes), boxes[box])
         supply = _sums_of_best(overlap, box, self.topk, len(boxes)).long().clamp(min=1)
-        cost = of_class[prior, labels[box]] - self.iou_weight * overlap.double().clamp(min=_LEAST_IOU).log()
+        cost = class_cost[prior, labels[box]] - self.iou_weight * overlap.double().clamp(min=_MIN_IOU).log()
 
         lonely = (box.bincount(minlength=len(boxes)) == 0).nonzero().flatten()
-        cheapest = self._cheapest(lonely, boxes, labels, predicted, of_class, of_none)
-        box, prior, cost = (torch.cat(each) for each in zip((box, prior, cost), cheapest, strict=True))
-        candidates, place = prior.unique(return_inverse=True)
-        share = self._shares(box, place, cost, of_none[candidates], supply, len(priors))
+        cheapest = self._cheapest(lonely, boxes, labels, predicted, class_cost, background_cost)
+        box, prior, cost = (torch.cat(tensors) for tensors in zip((box, prior, cost), cheapest, strict=True))
+        candidates, candidate = prior.unique(return_inverse=True)
+        share = self._shares(box, candidate, cost, background_cost[candidates], supply, len(priors))
 
         box = torch.cat([box, torch.full_like(candidates, len(boxes))])
-        place = torch.cat([place, torch.arange(len(candidates), device=place.device)])
-        best = argmax_by_group(place, share, box, len(candidates))
+        candidate = torch.cat([candidate, torch.arange(len(candidates), device=candidate.device)])
+        best = argmax_by_group(candidate, share, box, len(candidates))
         matched = torch.full((len(priors),), BACKGROUND, device=boxes.device)
         num_claims = torch.zeros_like(matched)
         matched[candidates] = torch.where(best < len(boxes), best, BACKGROUND)
-        is_claimed = share > share[-len(candidates) :][place]
-        num_claims[candidates] = torch.zeros_like(candidates).index_add_(0, place, is_claimed.long())
+        is_claimed = share > share[-len(candidates) :][candidate]
+        num_claims[candidates] = torch.zeros_like(candidates).index_add_(0, candidate, is_claimed.long())
         return Assignment(matched, num_claims)
 
     def _cheapest(
@@ -81,41 +81,41 @@ class OTA(Assigner):
         of_class: Tensor,
         of_none: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Pairs, and their costs, of `lonely` boxes with the priors that cost least beyond what background costs."""
-        number, found = min(self.topk, len(of_none)), []
+        """Return pairs (E,), and their costs, of `lonely` boxes with the cheapest priors relative to background."""
+        number, pairs = min(self.topk, len(of_none)), []
         for part in column_blocks(len(of_none), len(lonely), lonely.device):
             rows = lonely[part]
-            overlap = pairwise_iou(boxes[rows], predicted.boxes.to(boxes)).double().clamp(min=_LEAST_IOU)
+            overlap = pairwise_iou(boxes[rows], predicted.boxes.to(boxes)).double().clamp(min=_MIN_IOU)
             cost = of_class[:, labels[rows]].T - self.iou_weight * overlap.log()
             prior = (cost - of_none).topk(number, largest=False).indices
-            found.append((rows[:, None].expand_as(prior).flatten(), prior.flatten(), cost.gather(1, prior).flatten()))
-        parts = zip(*found, strict=True) if found else [[lonely], [lonely], [of_none[:0]]]
-        box, prior, cost = (torch.cat(list(each)) for each in parts)
+            pairs.append((rows[:, None].expand_as(prior).flatten(), prior.flatten(), cost.gather(1, prior).flatten()))
+        parts = zip(*pairs, strict=True) if pairs else [[lonely], [lonely], [of_none[:0]]]
+        box, prior, cost = (torch.cat(list(tensors)) for tensors in parts)
         return box, prior, cost
 
     def _shares(
-        self, box: Tensor, place: Tensor, cost: Tensor, of_none: Tensor, supply: Tensor, num_priors: int
+        self, box: Tensor, candidate: Tensor, cost: Tensor, of_none: Tensor, supply: Tensor, num_priors: int
     ) -> Tensor:
-        """What pairs carry, relative to the most that the same supplier carries; then those of background.
+        """Return the transport of each pair relative to its supplier's largest; then that of background.
 
-        Priors that no box is near to are one consumer together, which background alone serves.
+        Priors that are near no box are one consumer together, which background alone serves.
         """
-        count, rest = len(of_none), num_priors - len(of_none)
+        count, num_remaining = len(of_none), num_priors - len(of_none)
         supplier = torch.cat([box, torch.full((count + 1,), len(supply), device=box.device)])
-        consumer = torch.cat([place, torch.arange(count + 1, device=box.device)])
+        consumer = torch.cat([candidate, torch.arange(count + 1, device=box.device)])
         cost = torch.cat([cost, of_none, of_none.new_zeros(1)])
         supply = torch.cat([supply, (num_priors - supply.sum()).clamp(min=1)[None]])
         demand = torch.ones(count + 1, dtype=torch.float64, device=box.device)
-        demand[-1] = rest + (rest - 1) * MARGIN  # as if the margin were added to each of them
+        demand[-1] = num_remaining + (num_remaining - 1) * MARGIN  # as if the margin were added to each of them
         margins = supplier, consumer, supply, demand
         plan = sinkhorn(cost, *margins, epsilon=self.epsilon, num_iterations=self.num_iterations)
-        plan[-1] /= max(1, rest)
-        most = plan.new_zeros(len(supply)).scatter_reduce(0, supplier, plan, "amax")
-        return (plan / most[supplier])[:-1]
+        plan[-1] /= max(1, num_remaining)
+        max_plan = plan.new_zeros(len(supply)).scatter_reduce(0, supplier, plan, "amax")
+        return (plan / max_plan[supplier])[:-1]
 
 
 def _sums_of_best(values: Tensor, group: Tensor, count: int, num_groups: int) -> Tensor:
-    """The sums (num_groups,) of the `count` highest values of each group."""
+    """Return the sums (num_groups,) of the `count` highest values of each group."""
     order = values.argsort(descending=True, stable=True)
     order = order[group[order].argsort(stable=True)]
     values, group = values[order], group[order]

@@ -1,4 +1,4 @@
-"""What an assignment came to, as plain data: for pictures, tables and warnings."""
+"""Assignment statistics as plain data, for pictures, tables and warnings."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from sightline.geometry.boxes.priors import Priors
 __all__ = ["assignment_report", "compare_assigners", "timed_report"]
 
 _SIZES_PX = (0.0, 16.0, 32.0, 64.0, 128.0, 256.0, math.inf)
-"""The bounds of the sizes (roots of areas) that boxes are counted by; octaves, as the levels of a pyramid."""
+"""Bounds of box sizes (roots of areas) in the report; octaves, as the levels of a pyramid."""
 
 
 def assignment_report(assignment: Assignment, priors: Priors, boxes: Tensor, is_ignored: Tensor) -> dict[str, Any]:
-    """Counts of one image: priors of each kind, positives of each box, and of each level; boxes without a prior.
+    """Count the priors of one image by kind, and positives per box and per level; list boxes (M, 4) without a prior.
 
     `positives_per_box` has an entry for each of `boxes` (M, 4), 0 for ignore regions; `unmatched_boxes` are the indices
     of boxes that are not regions and have none. `num_ambiguous` priors were claimed by several boxes. `mean_iou` is
@@ -50,10 +50,10 @@ def assignment_report(assignment: Assignment, priors: Priors, boxes: Tensor, is_
 def timed_report(
     assigner: Callable[[Priors, Tensor, Tensor], Assignment], priors: Priors, boxes: Tensor, is_ignored: Tensor
 ) -> tuple[Assignment, dict[str, Any]]:
-    """The assignment of an image and its report, with the time of the processor `cpu_ms` and the `box_px` of each box.
+    """Assign boxes (M, 4), `is_ignored` (M,), and report, with the CPU time `cpu_ms` and the `box_px` of each box.
 
-    Those are the roots of their areas, -1 for ignore regions. It assigns twice and times the second: at first,
-    memory is taken and kernels are compiled.
+    `box_px` are the roots of their areas, -1 for ignore regions. It assigns twice and times the second: at first,
+    memory is allocated and kernels are compiled.
     """
     assigner(priors, boxes, is_ignored)
     started = time.process_time()
@@ -65,28 +65,32 @@ def timed_report(
 
 
 def compare_assigners(reports: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[dict[str, Any]]:
-    """A row for each assigner, of its reports of the same images: sums over them, and the mean time of an image.
+    """Return a table row per assigner from its reports of the same images: sums, and the mean time of an image.
 
-    `of_size` has, for each range of sizes in pixels, how many boxes have it and the mean of their positives.
+    `of_size` has, for each range of sizes in pixels, the number of boxes and the mean of their positives.
     """
     rows = []
-    for name, each in reports.items():
-        pairs = [pair for one in each for pair in zip(one["box_px"], one["positives_per_box"], strict=True)]
+    for name, image_reports in reports.items():
+        pairs = [
+            pair for report in image_reports for pair in zip(report["box_px"], report["positives_per_box"], strict=True)
+        ]
         of_size = {}
         for low, high in pairwise(_SIZES_PX):
             counts = [positives for side, positives in pairs if low <= side < high]
             if counts:
                 of_size[f"{low:g}-{high:g}"] = {"boxes": len(counts), "positives": sum(counts) / len(counts)}
-        levels = [sum(level) for level in zip(*(one["positives_per_level"] for one in each), strict=True)]
+        levels = [
+            sum(level) for level in zip(*(report["positives_per_level"] for report in image_reports), strict=True)
+        ]
         rows.append(
             {
                 "assigner": name,
                 "boxes": sum(side >= 0 for side, _ in pairs),
-                "unmatched": sum(len(one["unmatched_boxes"]) for one in each),
+                "unmatched": sum(len(report["unmatched_boxes"]) for report in image_reports),
                 "positives": sum(levels),
-                "ambiguous": sum(one["num_ambiguous"] for one in each),
+                "ambiguous": sum(report["num_ambiguous"] for report in image_reports),
                 "per_level": levels,
-                "cpu_ms": sum(one["cpu_ms"] for one in each) / len(each),
+                "cpu_ms": sum(report["cpu_ms"] for report in image_reports) / len(image_reports),
                 "of_size": of_size,
             }
         )

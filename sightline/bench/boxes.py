@@ -21,7 +21,7 @@ from sightline.bench.case import BenchmarkCase, Implementation, implementation
 from sightline.geometry.boxes.box_coder import encode_distances
 from sightline.geometry.boxes.overlaps import box_areas, box_centres, box_sizes, iou, pairwise_iou
 from sightline.geometry.boxes.priors import AnchorShapes, Priors, make_anchors, make_points
-from sightline.geometry.boxes.suppression import greedy_nms, greedy_nms_reference, keep_soft_plainly, soft_nms
+from sightline.geometry.boxes.suppression import greedy_nms, greedy_nms_reference, soft_nms, soft_nms_reference
 
 __all__ = ["cases"]
 
@@ -48,7 +48,7 @@ def cases() -> list[BenchmarkCase]:
                 1000,
                 allclose(1e-6),
                 lambda **inputs: soft_nms(**inputs)._asdict(),
-                lambda **inputs: keep_soft_plainly(**inputs)._asdict(),
+                lambda **inputs: soft_nms_reference(**inputs)._asdict(),
                 limit=limit,
                 is_linear=name == "linear",
                 min_score=1e-3,

@@ -16,7 +16,7 @@ from sightline.geometry.scans.projection import (
     RangeView,
     compute_pixels,
     gather_to_image,
-    nearest_returns_by_sorting,
+    nearest_returns_reference,
     project_scans,
 )
 
@@ -78,7 +78,7 @@ def _make_labelled_scan(*, beams: int, azimuths: int, width: int) -> dict[str, A
 def _project_by_sorting(inputs: dict[str, Any]) -> Tensor:
     """Project by sorting all points by range and writing them from the farthest to the nearest."""
     pixels = compute_pixels(inputs["points"], view=inputs["view"], offsets=inputs["offsets"])
-    point_index = nearest_returns_by_sorting(pixels.ranges, place=pixels.pixel, num_places=inputs["view"].num_pixels)
+    point_index = nearest_returns_reference(pixels.ranges, place=pixels.pixel, num_places=inputs["view"].num_pixels)
     return point_index.view(1, inputs["view"].height, -1)
 
 

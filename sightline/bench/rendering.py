@@ -15,7 +15,7 @@ from sightline.bench.case import BenchmarkCase, implementation
 from sightline.data.synthetic.synthetic_hands import HAND_CAMERA, SyntheticHands
 from sightline.data.synthetic.synthetic_shapes import SyntheticShapes
 from sightline.geometry.cameras import ring_cameras
-from sightline.geometry.capsules import CapsuleDepth, render_capsules, render_capsules_plainly
+from sightline.geometry.capsules import CapsuleDepth, render_capsules, render_capsules_reference
 from sightline.geometry.rendering import render_cloud, render_cloud_reference
 from sightline.types import SampleKey
 
@@ -39,7 +39,7 @@ def cases() -> list[BenchmarkCase]:
             size={"frames": 8},
             quick={"frames": 1},
             make=_make_hands,
-            baseline=implementation("plain", partial(_render_depths, render_capsules_plainly), equal),
+            baseline=implementation("plain", partial(_render_depths, render_capsules_reference), equal),
             variants=(implementation("sightline", partial(_render_depths, render_capsules), equal),),
         ),
     ]

@@ -12,7 +12,7 @@ from sightline.bench.agreement import allclose, equal
 from sightline.bench.case import BenchmarkCase, implementation
 from sightline.data.synthetic.synthetic_hands import SyntheticHands
 from sightline.draws import Draws
-from sightline.geometry.heatmaps import gaussian_heatmaps, gaussian_heatmaps_plainly
+from sightline.geometry.heatmaps import gaussian_heatmaps, gaussian_heatmaps_reference
 from sightline.geometry.volumes import CubePlacement, occupancy, to_voxels
 from sightline.transforms.volumes import PlaceCube
 from sightline.types import SampleKey
@@ -90,7 +90,7 @@ def _voxelise(inputs: dict[str, Any]) -> Tensor:
 
 
 def _make_dense_heatmaps(inputs: dict[str, Any]) -> Tensor:
-    return gaussian_heatmaps_plainly(inputs["cells"], cells=inputs["placement"].size // 2).float()
+    return gaussian_heatmaps_reference(inputs["cells"], cells=inputs["placement"].size // 2).float()
 
 
 def _make_heatmaps(inputs: dict[str, Any]) -> Tensor:

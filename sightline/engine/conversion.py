@@ -33,7 +33,7 @@ from sightline.geometry.volumes import Axes
 from sightline.models.published.published import OPTIONAL, convert_state_dict, published_name, unused_names
 from sightline.models.published.published_files import PublishedFile
 from sightline.models.published.published_model import PublishedModel
-from sightline.models.published.published_models import MODELS, layouts_of
+from sightline.models.published.published_models import MODELS, find_layouts
 from sightline.models.published.published_sources import read_source
 from sightline.models.published.published_volumes import with_axes
 from sightline.optional_members import DataMembers, TransformMembers
@@ -88,7 +88,7 @@ def convert_published_weights(
     published = _get_published_model(layout)
     source = read_source(file, images, layout, published)
     weights = with_axes(_translate_weights(source, layout, published, file), axes, layout)
-    sizes = {name: size.of(weights) for name, size in published.from_shapes.items()}
+    sizes = {name: size.read(weights) for name, size in published.from_shapes.items()}
     counts = _read_counts(published, weights)
     trains, evaluate = _set_image_size(published.trains, sizes), _set_image_size(published.evaluate, sizes)
     recipe = dataclasses.replace(published, trains=trains, evaluate=evaluate)
@@ -176,13 +176,13 @@ def _read_counts(published: PublishedModel, weights: Mapping[str, Tensor]) -> di
         "num_classes": published.num_classes,
         "num_joints": published.num_joints,
     }
-    return {name: size.of(weights) for name, size in sizes.items() if size is not None and size.name in weights}
+    return {name: size.read(weights) for name, size in sizes.items() if size is not None and size.name in weights}
 
 
 def _select_classes(weights: dict[str, Tensor], published: PublishedModel, info: DataInfo) -> dict[str, Tensor]:
     """Select the data set's classes in the head, if the published set has all of their names."""
     size, class_indices = published.num_classes, published.class_places
-    if size is None or not class_indices or size.name not in weights or size.of(weights) != max(class_indices) + 1:
+    if size is None or not class_indices or size.name not in weights or size.read(weights) != max(class_indices) + 1:
         return weights
     promise = DataMembers.expected_info.get(registry.data.get_entry(published.protocol.data).builder)
     assert promise is not None, published.protocol.data
@@ -251,7 +251,7 @@ def _without_module(tensors: Mapping[str, Tensor], module: str | None) -> dict[s
 
 
 def _suggest_layout(state: Mapping[str, Tensor], layout: str) -> str:
-    fitting = [name for name in layouts_of(state) if name != layout]
+    fitting = [name for name in find_layouts(state) if name != layout]
     return f"; its names are those of --layout {' or '.join(fitting)}" if fitting else ""
 
 

@@ -1,4 +1,4 @@
-"""The points within a radius, by index: the groups of PointNet++."""
+"""Ball query: the points within a radius of each centre, by index, as PointNet++ groups them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _ENTRIES_AT_ONCE = 2**20
 
 @torch.no_grad()
 def ball_query(points: Tensor, *, centres: Tensor, radius: float, num_neighbours: int) -> Tensor:
-    """The first `num_neighbours` points, by index, whose squared distance to the centre is at most radius^2.
+    """Return the first `num_neighbours` points, by index, whose squared distance to the centre is at most radius^2.
 
     `points` (B, N, C), `centres` (B, M, C) -> index (B, M, num_neighbours) int64. A group with fewer points repeats
     its first one in the places that are left. radius^2 is rounded to the points' precision (half is compared in
@@ -50,7 +50,11 @@ def ball_query(points: Tensor, *, centres: Tensor, radius: float, num_neighbours
 
 @torch.no_grad()
 def ball_query_reference(points: Tensor, centres: Tensor, radius: float, num_neighbours: int) -> Tensor:
-    """The reference, on any device; N stands in the places that are left over."""
+    """Reference of `ball_query`, on any device.
+
+    `points` (B, N, C), `centres` (B, M, C) -> index (B, M, K) int64, ascending.
+    Slots without a point contain N.
+    """
     num_samples, num_points, _ = points.shape
     points_CBN, centres_CBM = (values.permute(2, 0, 1).contiguous() for values in (points, centres))
     squared_radius = torch.tensor(radius * radius, dtype=points.dtype, device=points.device)

@@ -1,4 +1,4 @@
-"""Cameras on rings around the up axis, each framing the unit sphere about the origin."""
+"""Cameras on rings around the up axis, each of which frames the unit sphere about the origin."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ Projection = Literal["parallel", "pinhole"]
 
 _AXES: dict[Axis, tuple[int, int, int]] = {"x": (1, 2, 0), "y": (2, 0, 1), "z": (0, 1, 2)}  # right-handed, upward last
 _FRAME = 0.95
-"""The radius that the unit sphere has in a picture with half a side of 1: discs at its rim reach beyond it."""
+"""Radius of the unit sphere in a picture with half a side of 1: discs at the rim exceed the sphere."""
 _DISTANCE = 3.0
-"""Of a pinhole from the origin, in radii of the sphere: the field of view is then 39 degrees."""
+"""Distance of a pinhole from the origin, in radii of the sphere: the field of view is then 39 degrees."""
 
 
 @dataclass(frozen=True, eq=False)
 class Cameras:
-    """Views of the unit sphere: what is to the right, up and towards the viewer in each of them.
+    """Camera poses that view the unit sphere: the directions right, up and towards the viewer of each view.
 
     `rotations` (V, 3, 3) float64, these three unit vectors as rows; `distance` from the origin to the pinhole, None for
-    parallel projection; `scale_px`: pixels per unit, for a pinhole pixels per unit at distance 1. Pixel centres lie at
+    parallel projection; `scale_px`: pixels per unit, for a pinhole pixels per unit at distance 1. Pixel centres are at
     integers, the origin of space in the middle of the picture of `size_px` pixels a side.
     """
 
@@ -42,10 +42,10 @@ class Cameras:
     def centre_px(self) -> float:
         return (self.size_px - 1) / 2
 
-    def turned(self, vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Vectors (N, 3) as each camera sees them: right, up and towards the viewer, (V, N) each.
+    def to_view(self, vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Rotate vectors (N, 3) into each camera's frame: right, up and towards the viewer, (V, N) each.
 
-        Written out: the bits of a view do not depend on how many there are.
+        The sums are written out: the bits of a view do not depend on the number of views.
         """
         x, y, z = vectors.T
         right, up, towards = (
@@ -62,10 +62,10 @@ def ring_cameras(
     elevations_deg: Sequence[float] = (30.0,),
     projection: Projection = "parallel",
 ) -> Cameras:
-    """Views evenly spaced around the up axis, at each of the elevations as many, ring after ring.
+    """Place views evenly around the up axis, ring after ring, with the same number on each elevation.
 
-    Every second ring is turned by half a step. View 0 stands on the axis after the up axis (x, y, z, x).
-    Raises ValueError where the views cannot be shared out evenly, and for elevations of more than 90 degrees.
+    Every second ring is turned by half a step. View 0 is on the axis after the up axis (x, y, z, x).
+    Raises ValueError if the views cannot be divided evenly, and for elevations of more than 90 degrees.
     """
     num_rings = len(elevations_deg)
     if num_rings == 0 or num_views < 1 or num_views % num_rings:
@@ -78,9 +78,9 @@ def ring_cameras(
     per_ring = num_views // num_rings
     rotations = np.zeros((num_views, 3, 3))
     for view in range(num_views):
-        ring, place = divmod(view, per_ring)
-        azimuth = 2 * math.pi * (place + (ring % 2) / 2) / per_ring
-        rotations[view][:, _AXES[up_axis]] = _looking_from(azimuth, math.radians(elevations_deg[ring]))
+        ring, view_in_ring = divmod(view, per_ring)
+        azimuth = 2 * math.pi * (view_in_ring + (ring % 2) / 2) / per_ring
+        rotations[view][:, _AXES[up_axis]] = _view_rotation(azimuth, math.radians(elevations_deg[ring]))
     half_px = size_px / 2 * _FRAME
     if projection == "parallel":
         return Cameras(rotations, size_px, half_px)
@@ -88,8 +88,8 @@ def ring_cameras(
     return Cameras(rotations, size_px, half_px * math.sqrt(_DISTANCE**2 - 1), _DISTANCE)
 
 
-def _looking_from(azimuth: float, elevation: float) -> np.ndarray:
-    """Right, up and towards the viewer, in a frame whose third axis is up."""
+def _view_rotation(azimuth: float, elevation: float) -> np.ndarray:
+    """Return the directions right, up and towards the viewer (3, 3) as rows, in a frame whose third axis is up."""
     cos_a, sin_a, cos_e, sin_e = math.cos(azimuth), math.sin(azimuth), math.cos(elevation), math.sin(elevation)
     return np.array(
         [[-sin_a, cos_a, 0.0], [-sin_e * cos_a, -sin_e * sin_a, cos_e], [cos_e * cos_a, cos_e * sin_a, sin_e]]

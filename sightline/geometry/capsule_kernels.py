@@ -1,4 +1,4 @@
-"""Rays against capsules, compiled for the CPU: the same operations in the same order as the plain form."""
+"""CPU kernel of rays against capsules, with the operations and order of the reference."""
 
 from __future__ import annotations
 
@@ -11,31 +11,34 @@ from sightline.numba_kernels import numba_kernel
 __all__ = ["PARALLEL", "ROW", "cast_capsules"]
 
 ROW = 18
-"""Start 0:3, end 3:6, radius 6, unit axis 7:10, start x axis 10:13, length 13, columns 14:16 and rows 16:18 to try."""
+"""Row of a capsule: start, end (0:6), radius, axis (7:10), start x axis (10:13), length, columns, rows (14:18)."""
 
 PARALLEL = 1e-24
-"""The squared sine, times the squared length of a ray, below which its angle with an axis is lost in rounding."""
+"""Squared sine times the squared length of a ray, below which its angle with an axis is lost in rounding."""
 
 
 @numba_kernel
 def cast_capsules(
     first: int, last: int, rows: np.ndarray, camera: np.ndarray, depth: np.ndarray, owner: np.ndarray
 ) -> None:
-    """See `capsules.render_capsules_plainly`; frames are the rows."""
+    """CPU kernel of `capsules.render_capsules`: rows (F, N, ROW), camera (4,); fills depth and owner (F, H, W).
+
+    `first` and `last` are frames.
+    """
     height_px, width_px = depth.shape[1], depth.shape[2]
     for frame in range(first, last):
         depth[frame] = np.inf
         owner[frame] = -1
-        for place in range(rows.shape[1]):
-            row = rows[frame, place]
+        for capsule in range(rows.shape[1]):
+            row = rows[frame, capsule]
             if row[6] > 0:
                 for v in range(max(0, int(row[16])), min(height_px - 1, int(row[17])) + 1):
                     y = (v - camera[3]) / camera[1]
                     for u in range(max(0, int(row[14])), min(width_px - 1, int(row[15])) + 1):
-                        here = _distance(row, (u - camera[2]) / camera[0], y)
-                        if here < depth[frame, v, u]:
-                            depth[frame, v, u] = here
-                            owner[frame, v, u] = place
+                        distance = _distance(row, (u - camera[2]) / camera[0], y)
+                        if distance < depth[frame, v, u]:
+                            depth[frame, v, u] = distance
+                            owner[frame, v, u] = capsule
         for v in range(height_px):
             for u in range(width_px):
                 if owner[frame, v, u] < 0:

@@ -11,22 +11,24 @@ from sightline.geometry.capsule_kernels import PARALLEL, ROW, cast_capsules
 from sightline.geometry.pinhole import pixel_rays
 from sightline.numba_kernels import can_use_numba, run_parallel
 
-__all__ = ["CapsuleDepth", "render_capsules", "render_capsules_plainly"]
+__all__ = ["CapsuleDepth", "render_capsules", "render_capsules_reference"]
 
 _REACH_PX = 2**20
-"""Where a window of pixels ends at the latest: far outside of any picture, and still a whole number."""
+"""Bound of a window of pixels: far outside of any picture, and still a whole number."""
 
 
 class CapsuleDepth(NamedTuple):
-    """What cameras see: `depth` (F, H, W) float64 along the optical axis, 0 where nothing is hit, and `owner` (F, H, W)
-    int64, the place of the capsule that is seen, -1 where none is."""
+    """Rendered depth (F, H, W) float64 along the optical axis, 0 without a hit, and the index of the visible capsule.
+
+    `owner` (F, H, W) int64 is -1 without a hit.
+    """
 
     depth: np.ndarray
     owner: np.ndarray
 
 
 def render_capsules(capsules: np.ndarray, camera: np.ndarray, *, height_px: int, width_px: int) -> CapsuleDepth:
-    """The nearest surface on the ray through every pixel's centre, in units of the capsules.
+    """Render the nearest surface on the ray through every pixel's centre: capsules (F, N, 7) -> depth, owner (F, H, W).
 
     `capsules` (F, N, 7): of each frame start, end (a sphere where they are one point) and radius, in the camera's frame
     with z forward; one of radius 0 is left out. `camera` is fx, fy, u0, v0 in pixels, pixel centres at integers: fy is
@@ -37,20 +39,26 @@ def render_capsules(capsules: np.ndarray, camera: np.ndarray, *, height_px: int,
     Source: the quadratic of a ray and a cylinder about the axis n, with the discriminant A r^2 - (d . (a x n))^2 of
     Lagrange's identity, which does not cancel where rays are nearly parallel to the axis.
     """
-    rows = _rows_checked(capsules, camera)
+    rows = _build_rows(capsules, camera)
     depth, owner = _new_frames(len(rows), height_px, width_px)
     if can_use_numba(torch.from_numpy(rows)):
         run_parallel(cast_capsules, len(rows), rows, np.asarray(camera, dtype=np.float64), depth, owner)
     else:
-        _cast_plainly(rows, camera, depth, owner)
+        _cast_reference(rows, camera, depth, owner)
     return CapsuleDepth(depth, owner)
 
 
-def render_capsules_plainly(capsules: np.ndarray, camera: np.ndarray, *, height_px: int, width_px: int) -> CapsuleDepth:
-    """The reference of `render_capsules`: the same bits by NumPy alone, every capsule tried in every pixel."""
-    rows = _rows_checked(capsules, camera)
+def render_capsules_reference(
+    capsules: np.ndarray, camera: np.ndarray, *, height_px: int, width_px: int
+) -> CapsuleDepth:
+    """Reference of `render_capsules`, capsules (F, N, 7) -> depth, owner (F, H, W).
+
+    Every capsule in every pixel, in NumPy.
+    The bits are the same.
+    """
+    rows = _build_rows(capsules, camera)
     depth, owner = _new_frames(len(rows), height_px, width_px)
-    _cast_plainly(rows, camera, depth, owner)
+    _cast_reference(rows, camera, depth, owner)
     return CapsuleDepth(depth, owner)
 
 
@@ -58,22 +66,22 @@ def _new_frames(count: int, height_px: int, width_px: int) -> tuple[np.ndarray, 
     return np.empty((count, height_px, width_px)), np.empty((count, height_px, width_px), dtype=np.int64)
 
 
-def _cast_plainly(rows: np.ndarray, camera: np.ndarray, depth: np.ndarray, owner: np.ndarray) -> None:
+def _cast_reference(rows: np.ndarray, camera: np.ndarray, depth: np.ndarray, owner: np.ndarray) -> None:
     rays = pixel_rays(camera, width_px=depth.shape[2], height_px=depth.shape[1])
     x, y = rays[..., 0], rays[..., 1]
     depth[:], owner[:] = np.inf, -1
-    for frame, of_frame in enumerate(rows):
-        for place, row in enumerate(of_frame):
+    for frame, frame_rows in enumerate(rows):
+        for capsule, row in enumerate(frame_rows):
             if row[6] > 0:
-                here = _distance(row, x, y)
-                is_nearer = here < depth[frame]
-                depth[frame] = np.where(is_nearer, here, depth[frame])
-                owner[frame] = np.where(is_nearer, place, owner[frame])
+                distance = _distance(row, x, y)
+                is_nearer = distance < depth[frame]
+                depth[frame] = np.where(is_nearer, distance, depth[frame])
+                owner[frame] = np.where(is_nearer, capsule, owner[frame])
     depth[owner < 0] = 0
 
 
 def _distance(row: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Along the rays (x, y, 1), how often the ray's own length until the capsule is entered; inf where it never is."""
+    """Return the ray parameter at which rays (x, y, 1) enter a capsule; inf for rays that miss it."""
     start, end, radius, (nx, ny, nz), (mx, my, mz), length = row[:3], row[3:6], row[6], row[7:10], row[10:13], row[13]
     across = y * nz - ny, nx - x * nz, x * ny - y * nx  # the ray x the axis
     steepness = across[0] * across[0] + across[1] * across[1] + across[2] * across[2]
@@ -100,8 +108,8 @@ def _sphere(centre: np.ndarray, radius: float, x: np.ndarray, y: np.ndarray) -> 
         return np.where(share >= 0, (x * a + y * b + c - np.sqrt(share)) / square, np.inf)
 
 
-def _rows_checked(capsules: np.ndarray, camera: np.ndarray) -> np.ndarray:
-    """Capsules as the kernel wants them (F, N, ROW): with axis, moment, length, and the window of their pixels."""
+def _build_rows(capsules: np.ndarray, camera: np.ndarray) -> np.ndarray:
+    """Check capsules (F, N, 7) and build the kernel's rows (F, N, ROW): with axis, moment, length and pixel window."""
     if capsules.ndim != 3 or capsules.shape[2] != 7:
         raise ValueError(f"capsules are {capsules.shape}, (frames, capsules, 7) are needed: start, end, radius")
     if not (np.isfinite(capsules).all() and np.isfinite(camera).all()):
@@ -112,9 +120,9 @@ def _rows_checked(capsules: np.ndarray, camera: np.ndarray) -> np.ndarray:
     nearest = np.minimum(start[..., 2], end[..., 2]) - radius
     behind = np.argwhere((radius > 0) & ~(nearest > 0))
     if len(behind):
-        frame, place = behind[0]
+        frame, capsule = behind[0]
         raise ValueError(
-            f"capsules[{frame}, {place}]: reaches back to z = {nearest[frame, place]:.4g}; keep it above 0"
+            f"capsules[{frame}, {capsule}]: reaches back to z = {nearest[frame, capsule]:.4g}; keep it above 0"
         )
     rows = np.zeros((*capsules.shape[:2], ROW))
     rows[..., :7] = capsules
@@ -133,7 +141,7 @@ def _rows_checked(capsules: np.ndarray, camera: np.ndarray) -> np.ndarray:
 def _window(
     start: np.ndarray, end: np.ndarray, radius: np.ndarray, axis: int, focal_px: float, centre_px: float
 ) -> np.ndarray:
-    """The lowest and highest row or column that a capsule may cover: those of its end spheres, since it is their hull.
+    """Return the lowest and highest row or column (F, N, 2) that a capsule, the hull of its end spheres, may cover.
 
     The planes through the pinhole that touch a sphere have the slopes (x z +- r sqrt(x^2 + z^2 - r^2)) / (z^2 - r^2).
     """
@@ -144,6 +152,6 @@ def _window(
         slopes += [
             (aside * ahead + sign * root) / np.where(radius > 0, ahead * ahead - radius * radius, 1) for sign in (1, -1)
         ]
-    places = np.stack(slopes) * focal_px + centre_px
+    pixels = np.stack(slopes) * focal_px + centre_px
     # One pixel more on each side than rounding could ever leave out.
-    return np.clip(np.stack([np.floor(places.min(0)) - 1, np.ceil(places.max(0)) + 1], -1), -_REACH_PX, _REACH_PX)
+    return np.clip(np.stack([np.floor(pixels.min(0)) - 1, np.ceil(pixels.max(0)) + 1], -1), -_REACH_PX, _REACH_PX)

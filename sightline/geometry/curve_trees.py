@@ -1,5 +1,6 @@
-"""Trees of clouds whose points are sorted along a curve: built by counting, five times as fast as a k-d tree.
+"""Trees of clouds whose points are sorted along a Morton curve.
 
+Built by counting sort, five times as fast as a k-d tree.
 Their boxes are larger than those of `trees` and overlap. Farthest-point sampling, which looks at few boxes for each
 point that it chooses, is faster with them; searches for neighbours are faster with a k-d tree.
 """
@@ -15,12 +16,12 @@ from sightline.numba_kernels import numba_kernel, run_parallel
 __all__ = ["build_curve_trees"]
 
 _CODE_BITS = 30
-_MOST_CELL_BITS = 15
+_MAX_CELL_BITS = 15
 _DIGIT_BITS = 10
 
 
 def build_curve_trees(points: Tensor) -> Trees:
-    """The trees of `points` (B, N, C), float32 or float64 on the CPU, N at least 1.
+    """Build the trees of `points` (B, N, C), float32 or float64 on the CPU, N at least 1.
 
     A cube around a cloud is cut into small cells along its first three axes, and their points are taken in the order
     of a curve through all cells. Source: Morton 1966, A Computer Oriented Geodetic Data Base.
@@ -28,7 +29,7 @@ def build_curve_trees(points: Tensor) -> Trees:
     values_BNC = points.contiguous().numpy()
     num_axes = min(values_BNC.shape[2], 3)
     enough = -(-values_BNC.shape[1].bit_length() // num_axes) + 2
-    num_bits = min(enough, _CODE_BITS // num_axes, _MOST_CELL_BITS)
+    num_bits = min(enough, _CODE_BITS // num_axes, _MAX_CELL_BITS)
     cells = np.arange(1 << num_bits)
     spread = np.zeros(len(cells), dtype=np.uint32)  # the bits of a cell, as far apart as there are axes
     for bit in range(num_bits):
@@ -53,14 +54,14 @@ def _build(
 ) -> None:
     num_leaves, num_points = blocks.shape[1], points.shape[1]
     codes, others = np.empty(num_points, dtype=np.uint32), np.empty(num_points, dtype=np.uint32)
-    places = np.empty(num_points, dtype=np.int64)
+    sorted_order = np.empty(num_points, dtype=np.int64)
     for cloud in range(first, last):
         _encode(points[cloud], spread, num_axes, codes)
         for digit in range(num_digits):
-            _sort_by_digit(codes, order[cloud], np.uint32(_DIGIT_BITS * digit), others, places)
+            _sort_by_digit(codes, order[cloud], np.uint32(_DIGIT_BITS * digit), others, sorted_order)
             codes, others = others, codes
-            for place in range(num_points):
-                order[cloud, place] = places[place]
+            for rank in range(num_points):
+                order[cloud, rank] = sorted_order[rank]
         for leaf in range(num_leaves):
             _fill(points[cloud], order[cloud, starts[leaf] : starts[leaf + 1]], blocks[cloud, leaf], boxes[cloud], leaf)
         for node in range(num_leaves - 1, 0, -1):
@@ -72,7 +73,7 @@ def _build(
 
 @numba_kernel
 def _encode(points: np.ndarray, spread: np.ndarray, num_axes: int, codes: np.ndarray) -> None:
-    """Where on the curve each point's cell lies."""
+    """Write the Morton code (N,) of each point's cell."""
     widest = points.dtype.type(0)
     for axis in range(num_axes):
         smallest = largest = points[0, axis]
@@ -94,22 +95,22 @@ def _encode(points: np.ndarray, spread: np.ndarray, num_axes: int, codes: np.nda
 def _sort_by_digit(
     codes: np.ndarray, order: np.ndarray, shift: np.uint32, sorted_codes: np.ndarray, sorted_order: np.ndarray
 ) -> None:
-    """Sorts by ten bits of the codes; those alike stay in their order. Source: Knuth, vol. 3, 5.2.5."""
+    """Sort codes by ten of their bits, stably. Source: Knuth, vol. 3, 5.2.5."""
     mask = np.uint32((1 << _DIGIT_BITS) - 1)
     begins = np.zeros((1 << _DIGIT_BITS) + 1, dtype=np.int64)
     for code in codes:
         begins[((code >> shift) & mask) + np.uint32(1)] += 1
     for digit in range(1, len(begins)):
         begins[digit] += begins[digit - 1]
-    for place in range(len(codes)):
-        digit = (codes[place] >> shift) & mask
-        sorted_codes[begins[digit]], sorted_order[begins[digit]] = codes[place], order[place]
+    for rank in range(len(codes)):
+        digit = (codes[rank] >> shift) & mask
+        sorted_codes[begins[digit]], sorted_order[begins[digit]] = codes[rank], order[rank]
         begins[digit] += 1
 
 
 @numba_kernel
 def _fill(points: np.ndarray, members: np.ndarray, block: np.ndarray, boxes: np.ndarray, leaf: int) -> None:
-    """Writes the points of a leaf and the box around them."""
+    """Write the points of a leaf and their bounding box."""
     node = len(boxes) // 2 + leaf
     for channel in range(points.shape[1]):
         smallest = largest = points[members[0], channel]

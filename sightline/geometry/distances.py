@@ -1,4 +1,4 @@
-"""Squared distances, summed the one way that every form of every function here sums them."""
+"""Squared distances with one fixed order of summation, which all functions of this room share."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = [
 
 
 def squared_distances(queries: Tensor, points: Tensor) -> Tensor:
-    """Of every query to every point: `queries` (C, B, M), `points` (C, B, N) -> (B, M, N).
+    """Compute the squared distance of every query to every point: (C, B, M), (C, B, N) -> (B, M, N).
 
     The plain sum of (a - b)^2, channel after channel; each product is rounded before it is added. So equal points give
     equal bits wherever they stand, on every device, and compiled loops can be held to the same bits. The expansion
@@ -34,7 +34,10 @@ def squared_distances(queries: Tensor, points: Tensor) -> Tensor:
 
 
 def paired_squared_distances(queries: Tensor, points: Tensor) -> Tensor:
-    """Of rows that belong together: `queries` and `points` (..., C), broadcast -> (...). Summed as above."""
+    """Compute squared distances of paired rows, `queries` and `points` (..., C), broadcast -> (...).
+
+    Summed as above.
+    """
     squared = torch.zeros(torch.broadcast_shapes(queries.shape, points.shape)[:-1]).to(points)
     for query, point in zip(queries.unbind(-1), points.unbind(-1), strict=True):
         difference = query - point
@@ -43,8 +46,10 @@ def paired_squared_distances(queries: Tensor, points: Tensor) -> Tensor:
 
 
 class DistanceScores(NamedTuple):
-    """What scores |p|^2 - 2 q.p are made of, centred: the points p (B, N, C), the queries q (B, M, C), |p|^2 (B, N),
-    and by how much the order of scores can differ from that of the distances (B, M)."""
+    """Centred factors of the scores |p|^2 - 2 q.p, which order points as squared distances do, up to `slack`.
+
+    `points` (B, N, C), `queries` (B, M, C), `squared_norms` |p|^2 (B, N), `slack` (B, M).
+    """
 
     points: Tensor
     queries: Tensor
@@ -53,28 +58,27 @@ class DistanceScores(NamedTuple):
 
 
 def distance_scores(points: Tensor, queries: Tensor) -> DistanceScores | None:
-    """The parts of scores by matrix product, whose order is that of the squared distances but for `slack`.
+    """Compute the score factors of points (B, N, C) and queries (B, M, C), with the error bound `slack`.
 
-    If k points have a score of at most T, every point among the nearest k has one of at most T + slack. None where that
-    does not hold: products in reduced precision, and numbers whose squares leave the range.
+    If k points have a score of at most T, every point among the nearest k has one of at most T + slack. None if no
+    bound is known: products in reduced precision, and numbers whose squares leave the range.
     """
     if not _products_are_exact(points):
         return None
     centre = points.mean(dim=1, keepdim=True)
-    near, asked = points - centre, queries - centre
-    lengths = near.square().sum(dim=-1)
-    reach = asked.square().sum(dim=-1).sqrt() + lengths.amax(dim=1, keepdim=True).sqrt()
+    centred_points, centred_queries = points - centre, queries - centre
+    squared_norms = centred_points.square().sum(dim=-1)
+    reach = centred_queries.square().sum(dim=-1).sqrt() + squared_norms.amax(dim=1, keepdim=True).sqrt()
     slack = _score_slack(reach, points.shape[2])
-    return None if slack is None else DistanceScores(near, asked, lengths, slack)
+    return None if slack is None else DistanceScores(centred_points, centred_queries, squared_norms, slack)
 
 
 def _score_slack(reach: Tensor, num_channels: int) -> Tensor | None:
-    """By how much the order of scores |p|^2 - 2 q.p can differ from that of the distances above; as `reach`.
+    """Bound the difference (B, M) between the order of scores |p|^2 - 2 q.p and that of the squared distances.
 
-    `reach` is |q| + R, centred: R is the largest |p|. A score is off by at most E = (C + 8) eps reach^2 from what the
-    plain sum gives, less |q|^2: with u = eps / 2, C + 2 roundings in the score and as many in the plain sum, each of
-    at most u reach^2, and 2 in centring. Slack is 2E. None where squares leave the range of the numbers. Waits for the
-    device.
+    `reach` is |q| + R, centred: R is the largest |p|. A score is off by at most E = (C + 8) eps reach^2 from the plain
+    sum less |q|^2: with u = eps / 2, C + 2 roundings in the score and as many in the plain sum, each of at most u
+    reach^2, and 2 in centring. Slack is 2E. None if squares leave the range of the dtype. Waits for the device.
     """
     limits = torch.finfo(reach.dtype)
     if not bool((reach < limits.max**0.5 / 4).all()):
@@ -83,7 +87,7 @@ def _score_slack(reach: Tensor, num_channels: int) -> Tensor | None:
 
 
 def _products_are_exact(points: Tensor) -> bool:
-    """Whether matrices of this kind are multiplied in their own precision: users may allow less for float32."""
+    """Return True if matrix products use the full precision of their dtype: users may allow TF32 for float32."""
     if points.device.type != "cpu":
         return torch.get_float32_matmul_precision() == "highest" and not torch.backends.cuda.matmul.allow_tf32
     matmul = getattr(torch.backends.mkldnn, "matmul", None)
@@ -93,17 +97,14 @@ def _products_are_exact(points: Tensor) -> bool:
 
 
 def upcast_for_comparison(values: Tensor) -> Tensor:
-    """The bare values in a precision that distances are compared in: float32 for half precision, else their own.
-
-    Whole numbers are compared in float64, which is exact for them.
-    """
+    """Detach values of any shape (...) and cast them for comparing distances: half to float32, integers to float64."""
     if not values.dtype.is_floating_point:
         return values.detach().double()
     return values.detach().float() if values.dtype in (torch.float16, torch.bfloat16) else values.detach()
 
 
 def assert_finite(values: Tensor, *, name: str) -> None:
-    """Raises ValueError naming the sample and point of `values` (B, N, C) that is not finite. Waits for the device."""
+    """Raise ValueError naming the sample and point of `values` (B, N, C) that is not finite. Waits for the device."""
     is_finite = torch.isfinite(values).all(dim=-1)
     if bool(is_finite.all()):
         return
@@ -115,13 +116,13 @@ def assert_finite(values: Tensor, *, name: str) -> None:
 
 
 def assert_some(num_neighbours: int) -> None:
-    """Raises ValueError for fewer than one neighbour: the compiled searches need a last place."""
+    """Raise ValueError if `num_neighbours` is below one: the compiled searches need a last slot."""
     if num_neighbours < 1:
         raise ValueError(f"{num_neighbours} neighbours asked for; num_neighbours is at least 1")
 
 
 def assert_same_form(points: Tensor, queries: Tensor, *, name: str) -> None:
-    """Raises ValueError where `queries` (B, M, C) differ from `points` (B, N, C) in B, in C or in precision."""
+    """Raise ValueError if `queries` (B, M, C) differ from `points` (B, N, C) in B, in C or in dtype."""
     if points.shape[::2] != queries.shape[::2] or points.dtype != queries.dtype:
         raise ValueError(
             f"{name} {tuple(queries.shape)} {queries.dtype} do not go with points {tuple(points.shape)} "

@@ -1,4 +1,4 @@
-"""Features carried from some points to others, weighted by nearness."""
+"""Inverse-distance interpolation of features from points to queries."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def interpolate(
     weighting: Weighting = "inverse_square",
     num_neighbours: int = 3,
 ) -> Tensor:
-    """At each query the mean of its nearest points' features, weighted by 1/(d^2 + 1e-8) or by 1/(d + 1e-8).
+    """Interpolate features at the queries: the mean of the nearest points, weighted by 1/(d^2 + 1e-8) or 1/(d + 1e-8).
 
     `features` (B, N, F) at `points` (B, N, C), `queries` (B, M, C) -> (B, M, F). Differentiable in `features` alone.
     Where there are fewer than `num_neighbours` = K points, all of them are taken. Wherever the points stand, rounding
@@ -43,7 +43,10 @@ def interpolate(
 def inverse_distance_weights(
     points: Tensor, queries: Tensor, index: Tensor, weighting: Weighting, *, is_valid: Tensor | None = None
 ) -> Tensor:
-    """Weights (B, M, K) of the points `index` (B, M, K) at the queries, adding up to one; 0 where not `is_valid`."""
+    """Compute weights (B, M, K), with sum 1, of the points `index` (B, M, K) at the queries (B, M, C).
+
+    0 if not `is_valid`.
+    """
     points, queries = upcast_for_comparison(points), upcast_for_comparison(queries)
     distances = paired_squared_distances(queries[:, :, None], gather_points(points, index))
     if weighting == "inverse":

@@ -1,4 +1,4 @@
-"""Nearest neighbours compiled for the CPU: the bits of the plain form, without looking at every point."""
+"""CPU kernels of nearest neighbours and ball query: the bits of the reference, without looking at every point."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from sightline.numba_kernels import numba_kernel, run_parallel
 __all__ = ["ball_query_by_tree", "neighbours_by_product", "neighbours_by_tree"]
 
 _ENTRIES_AT_ONCE = 2**20
-"""Scores held at a time: 4 MB in float32."""
+"""Scores in memory at a time: 4 MB in float32."""
 _HALVINGS = 10
 _DEEPEST = 64
-"""More than the levels of any tree: what a search has put off."""
+"""Size of a search's stack: more than the levels of any tree."""
 _NONE = 2**62
-"""An index after all others: what a place holds that no point has taken yet."""
+"""Index of an empty slot: larger than that of any point."""
 
 
 def neighbours_by_tree(points: Tensor, queries: Tensor, num_neighbours: int) -> Tensor:
-    """`nearest_neighbours` by a search of boxes: for few channels, where boxes keep most points out."""
+    """Find neighbours by k-d tree, for few channels: points (B, N, C), queries (B, M, C) -> index (B, M, K) int64."""
     trees = build_trees(points)
     num_clouds, num_queries, _ = queries.shape
-    # Near queries one after another find the boxes they need in the cache; the points' own order is such a one.
+    # Near queries in turn find their boxes in the cache; the tree order of the points is such an order.
     order = trees.order if queries is points else np.tile(np.arange(num_queries), (num_clouds, 1))
     index = np.empty((num_clouds, num_queries, num_neighbours), dtype=np.int64)
     run_parallel(_search, num_clouds * num_queries, queries.contiguous().numpy(), order, *trees, index)
@@ -35,7 +35,10 @@ def neighbours_by_tree(points: Tensor, queries: Tensor, num_neighbours: int) -> 
 
 
 def ball_query_by_tree(points: Tensor, centres: Tensor, radius: float, num_neighbours: int) -> Tensor:
-    """The first points within the radius by a search of boxes; N stands in the places that are left over."""
+    """Find points within the radius by k-d tree: points (B, N, C), centres (B, M, C) -> index (B, M, K) int64.
+
+    Slots without a point contain N.
+    """
     num_clouds, num_centres, _ = centres.shape
     squared_radius = torch.tensor(radius * radius, dtype=points.dtype).numpy()
     index = np.empty((num_clouds, num_centres, num_neighbours), dtype=np.int64)
@@ -47,32 +50,44 @@ def ball_query_by_tree(points: Tensor, centres: Tensor, radius: float, num_neigh
 
 
 def neighbours_by_product(points: Tensor, queries: Tensor, num_neighbours: int) -> Tensor | None:
-    """`nearest_neighbours` by a matrix product that rules most points out: for many channels.
+    """Find neighbours by matrix product, for many channels.
 
-    The points whose scores (`scores_of`) are within the bound for the nearest are measured as the plain form does. None
-    where there is no such bound.
+    Points (B, N, C), queries (B, M, C) -> index (B, M, K) int64. Points whose `distance_scores` are within the bound
+    for the nearest are measured as in the reference. None if there is no such bound.
     """
     parts = distance_scores(points, queries)
     if parts is None:
         return None
     num_clouds, num_queries, _ = queries.shape
-    num_points, near, asked = points.shape[1], parts.points, -2 * parts.queries
+    num_points, centred_points, scaled_queries = points.shape[1], parts.points, -2 * parts.queries
     chunk = max(1, _ENTRIES_AT_ONCE // num_points)
     products = points.new_empty(min(chunk, num_queries), num_points)
     lowest_of = _num_groups(num_points, num_neighbours)
     index = np.empty((num_clouds, num_queries, num_neighbours), dtype=np.int64)
     for cloud, begin in itertools.product(range(num_clouds), range(0, num_queries, chunk)):
         part = slice(begin, begin + chunk)
-        own = products[: len(asked[cloud, part])]
+        chunk_products = products[: len(scaled_queries[cloud, part])]
         with torch.autocast("cpu", enabled=False):
-            torch.mm(asked[cloud, part], near[cloud].T, out=own)
-        given = (own, parts.squared_norms[cloud], parts.slack[cloud, part], queries[cloud, part], points[cloud])
-        run_parallel(_rank, len(own), *(tensor.contiguous().numpy() for tensor in given), lowest_of, index[cloud, part])
+            torch.mm(scaled_queries[cloud, part], centred_points[cloud].T, out=chunk_products)
+        tensors = (
+            chunk_products,
+            parts.squared_norms[cloud],
+            parts.slack[cloud, part],
+            queries[cloud, part],
+            points[cloud],
+        )
+        run_parallel(
+            _rank,
+            len(chunk_products),
+            *(tensor.contiguous().numpy() for tensor in tensors),
+            lowest_of,
+            index[cloud, part],
+        )
     return torch.from_numpy(index)
 
 
 def _num_groups(num_points: int, num_neighbours: int) -> int:
-    """As many as balance the search among groups against that within them."""
+    """Return the number of groups that balances the search among groups with the search within them."""
     wanted = max(2 * num_neighbours, round((num_points * num_neighbours) ** 0.5 / 2))
     return min(num_points, -(-wanted // LEAF_SIZE) * LEAF_SIZE)
 
@@ -92,7 +107,7 @@ def _rank(
     num_points, last_place = products.shape[1], index.shape[1] - 1
     lowest = np.empty(num_groups, dtype=products.dtype)
     best = np.empty(last_place + 1, dtype=products.dtype)
-    found = np.empty(last_place + 1, dtype=np.int64)
+    neighbours = np.empty(last_place + 1, dtype=np.int64)
     candidates = np.empty(num_points + 3, dtype=np.int64)
     distances = np.empty(4, dtype=products.dtype)
     for row in range(first, last):
@@ -103,23 +118,23 @@ def _rank(
         num_candidates = _collect(scores, lowest, limit, candidates)
         candidates[num_candidates : num_candidates + 3] = candidates[0]
         best[:] = np.inf
-        found[:] = _NONE
+        neighbours[:] = _NONE
         for begin in range(0, num_candidates, 4):
             _measure_four(queries[row], points, candidates, begin, distances)
-            _insert_some(best, found, distances, candidates[begin : min(begin + 4, num_candidates)])
-        for slot in range(len(found)):
-            index[row, slot] = found[slot]
+            _insert_some(best, neighbours, distances, candidates[begin : min(begin + 4, num_candidates)])
+        for slot in range(len(neighbours)):
+            index[row, slot] = neighbours[slot]
 
 
 @numba_kernel
-def _insert_some(best: np.ndarray, found: np.ndarray, distances: np.ndarray, candidates: np.ndarray) -> None:
-    """Inserts those candidates that come before the last place."""
+def _insert_some(best: np.ndarray, neighbours: np.ndarray, distances: np.ndarray, candidates: np.ndarray) -> None:
+    """Insert the candidates that come before the last neighbour."""
     last_place = len(best) - 1
     worst = best[last_place]
     for slot in range(len(candidates)):
         candidate = candidates[slot]
-        if distances[slot] < worst or (distances[slot] == worst and candidate < found[last_place]):
-            _insert(best, found, distances[slot], candidate)
+        if distances[slot] < worst or (distances[slot] == worst and candidate < neighbours[last_place]):
+            _insert(best, neighbours, distances[slot], candidate)
             worst = best[last_place]
 
 
@@ -127,7 +142,7 @@ def _insert_some(best: np.ndarray, found: np.ndarray, distances: np.ndarray, can
 def _measure_four(
     query: np.ndarray, points: np.ndarray, candidates: np.ndarray, begin: int, distances: np.ndarray
 ) -> None:
-    """Four squared distances, each channel after channel: side by side, no sum waits for another."""
+    """Compute four squared distances at once, channel by channel: no sum waits for another."""
     a, b, c, d = candidates[begin], candidates[begin + 1], candidates[begin + 2], candidates[begin + 3]
     to_a = to_b = to_c = to_d = points.dtype.type(0)
     for channel in range(len(query)):
@@ -145,7 +160,7 @@ def _measure_four(
 
 @numba_kernel
 def _limit_of_groups(scores: np.ndarray, lowest: np.ndarray, wanted: int) -> float:
-    """A number, near the smallest there is, that at least `wanted` of the groups' lowest scores are not above.
+    """Return a score, near the smallest possible, that at least `wanted` groups reach with their lowest score.
 
     Score j belongs to group j modulo the number of groups. Writes each group's lowest score. Halving an interval
     takes the same few steps for any scores; sorting them would take as many wrong guesses of the processor.
@@ -173,13 +188,13 @@ def _limit_of_groups(scores: np.ndarray, lowest: np.ndarray, wanted: int) -> flo
 
 @numba_kernel
 def _collect(scores: np.ndarray, lowest: np.ndarray, limit: float, candidates: np.ndarray) -> int:
-    """Writes the places of all scores up to the limit; returns how many there are."""
+    """Write the indices of all scores up to the limit; return how many there are."""
     count = 0
     for group in range(len(lowest)):
         if lowest[group] <= limit:
-            for place in range(group, len(scores), len(lowest)):
-                candidates[count] = place
-                count += scores[place] <= limit
+            for point in range(group, len(scores), len(lowest)):
+                candidates[count] = point
+                count += scores[point] <= limit
     return count
 
 
@@ -196,29 +211,29 @@ def _search(
     index: np.ndarray,
 ) -> None:
     best = np.empty(index.shape[2], dtype=blocks.dtype)
-    found = np.empty(index.shape[2], dtype=np.int64)
+    neighbours = np.empty(index.shape[2], dtype=np.int64)
     distances = np.empty(LEAF_SIZE, dtype=blocks.dtype)
     waiting = np.empty(_DEEPEST, dtype=np.int64)
     bounds = np.empty(_DEEPEST, dtype=blocks.dtype)
     for row in range(first, last):
         cloud = row // queries.shape[1]
-        place = query_order[cloud, row % queries.shape[1]]
+        query_index = query_order[cloud, row % queries.shape[1]]
         best[:] = np.inf
-        found[:] = _NONE
+        neighbours[:] = _NONE
         _search_one(
-            queries[cloud, place],
+            queries[cloud, query_index],
             blocks[cloud],
             order[cloud],
             starts,
             boxes[cloud],
             best,
-            found,
+            neighbours,
             distances,
             waiting,
             bounds,
         )
-        for slot in range(len(found)):
-            index[cloud, place, slot] = found[slot]
+        for slot in range(len(neighbours)):
+            index[cloud, query_index, slot] = neighbours[slot]
 
 
 @numba_kernel
@@ -229,12 +244,12 @@ def _search_one(
     starts: np.ndarray,
     boxes: np.ndarray,
     best: np.ndarray,
-    found: np.ndarray,
+    neighbours: np.ndarray,
     distances: np.ndarray,
     waiting: np.ndarray,
     bounds: np.ndarray,
 ) -> None:
-    """Writes a query's nearest points into `best` and `found`; the last three arrays are room to work in."""
+    """Write a query's nearest points into `best` and `neighbours`; the last three arrays are scratch memory."""
     num_leaves, last_place = len(blocks), len(best) - 1
     worst = best[last_place]
     waiting[0], bounds[0], num_waiting = 1, 0, 1
@@ -253,8 +268,8 @@ def _search_one(
         _measure(query, blocks[leaf], distances)
         for slot in range(starts[leaf + 1] - starts[leaf]):
             candidate = order[starts[leaf] + slot]
-            if distances[slot] < worst or (distances[slot] == worst and candidate < found[last_place]):
-                _insert(best, found, distances[slot], candidate)
+            if distances[slot] < worst or (distances[slot] == worst and candidate < neighbours[last_place]):
+                _insert(best, neighbours, distances[slot], candidate)
                 worst = best[last_place]
 
 
@@ -273,16 +288,16 @@ def _search_balls(
     distances = np.empty(LEAF_SIZE, dtype=blocks.dtype)
     waiting = np.empty(_DEEPEST, dtype=np.int64)
     for row in range(first, last):
-        cloud, place = row // centres.shape[1], row % centres.shape[1]
-        index[cloud, place] = order.shape[1]
+        cloud, centre_index = row // centres.shape[1], row % centres.shape[1]
+        index[cloud, centre_index] = order.shape[1]
         _search_ball(
-            centres[cloud, place],
+            centres[cloud, centre_index],
             squared_radius[0],
             blocks[cloud],
             order[cloud],
             starts,
             boxes[cloud],
-            index[cloud, place],
+            index[cloud, centre_index],
             distances,
             waiting,
         )
@@ -296,12 +311,12 @@ def _search_ball(
     order: np.ndarray,
     starts: np.ndarray,
     boxes: np.ndarray,
-    found: np.ndarray,
+    neighbours: np.ndarray,
     distances: np.ndarray,
     waiting: np.ndarray,
 ) -> None:
-    """Writes the lowest indices within the limit into `found`; the last two arrays are room to work in."""
-    num_leaves, last_place = len(blocks), len(found) - 1
+    """Write the lowest indices within the limit into `neighbours`; the last two arrays are scratch memory."""
+    num_leaves, last_place = len(blocks), len(neighbours) - 1
     waiting[0], num_waiting = 1, 1
     while num_waiting > 0:
         num_waiting -= 1
@@ -315,22 +330,22 @@ def _search_ball(
         _measure(centre, blocks[leaf], distances)
         for slot in range(starts[leaf + 1] - starts[leaf]):
             candidate = order[starts[leaf] + slot]
-            if distances[slot] <= limit and candidate < found[last_place]:
-                _insert_index(found, candidate)
+            if distances[slot] <= limit and candidate < neighbours[last_place]:
+                _insert_index(neighbours, candidate)
 
 
 @numba_kernel
-def _insert_index(found: np.ndarray, place: int) -> None:
-    slot = len(found) - 1
-    while slot > 0 and place < found[slot - 1]:
-        found[slot] = found[slot - 1]
+def _insert_index(neighbours: np.ndarray, point: int) -> None:
+    slot = len(neighbours) - 1
+    while slot > 0 and point < neighbours[slot - 1]:
+        neighbours[slot] = neighbours[slot - 1]
         slot -= 1
-    found[slot] = place
+    neighbours[slot] = point
 
 
 @numba_kernel
 def _nearer_child(query: np.ndarray, boxes: np.ndarray, node: int) -> tuple[int, int, float]:
-    """The child with the nearer box, the other child, and the other's bound: what no point in it can be nearer than."""
+    """Return the child with the nearer box, the other child, and a lower bound of the other's squared distance."""
     zero = boxes.dtype.type(0)
     left = right = zero
     for channel in range(len(query)):
@@ -346,7 +361,7 @@ def _nearer_child(query: np.ndarray, boxes: np.ndarray, node: int) -> tuple[int,
 
 @numba_kernel
 def _measure(query: np.ndarray, block: np.ndarray, distances: np.ndarray) -> None:
-    """The squared distances of a leaf's places, channel after channel."""
+    """Compute the squared distances (LEAF_SIZE,) of a leaf's points, channel by channel."""
     if len(query) == 3:  # the usual case, written out: the sums stay in registers
         x, y, z = query[0], query[1], query[2]
         for slot in range(LEAF_SIZE):
@@ -362,13 +377,13 @@ def _measure(query: np.ndarray, block: np.ndarray, distances: np.ndarray) -> Non
 
 
 @numba_kernel
-def _insert(best: np.ndarray, found: np.ndarray, distance: float, place: int) -> None:
-    """Puts a point where (distance, index) belongs; the last one drops out, and has to come after it."""
+def _insert(best: np.ndarray, neighbours: np.ndarray, distance: float, point: int) -> None:
+    """Insert a point in the order of (distance, index); the last one is dropped."""
     slot = len(best) - 1
     while slot > 0 and distance < best[slot - 1]:
-        best[slot], found[slot] = best[slot - 1], found[slot - 1]
+        best[slot], neighbours[slot] = best[slot - 1], neighbours[slot - 1]
         slot -= 1
-    while slot > 0 and distance == best[slot - 1] and place < found[slot - 1]:
-        best[slot], found[slot] = best[slot - 1], found[slot - 1]
+    while slot > 0 and distance == best[slot - 1] and point < neighbours[slot - 1]:
+        best[slot], neighbours[slot] = best[slot - 1], neighbours[slot - 1]
         slot -= 1
-    best[slot], found[slot] = distance, place
+    best[slot], neighbours[slot] = distance, point

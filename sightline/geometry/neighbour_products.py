@@ -1,4 +1,4 @@
-"""Nearest neighbours by matrix products in torch: the bits of the plain form where kernels cannot go, such as a GPU."""
+"""Nearest neighbours by matrix products in torch, for GPUs: the bits of the reference."""
 
 from __future__ import annotations
 
@@ -10,16 +10,17 @@ from sightline.geometry.distances import distance_scores, paired_squared_distanc
 __all__ = ["neighbours_by_candidates"]
 
 _SPARE = 16
-"""Candidates beyond those asked for: enough that rounding rarely reaches past them."""
+"""Candidates beyond the requested neighbours: enough that rounding rarely reaches past them."""
 
 
 def neighbours_by_candidates(
     points: Tensor, queries: Tensor, num_neighbours: int, *, entries_at_once: int
 ) -> tuple[Tensor, Tensor] | None:
-    """Index (B, M, K), and which queries (B, M) it is proven for: the others have too many points equally far.
+    """Find neighbours among the lowest scores: index (B, M, K) int64, and is_proven (B, M) bool.
 
-    The points of the least scores (`scores_of`) are measured as the plain form does; a query is proven where its last
-    candidate lies above the bound for the nearest. None where there is no such bound.
+    `points` (B, N, C), `queries` (B, M, C). The points with the lowest `distance_scores` are measured as in the
+    reference; a query is proven if its last candidate is above the bound for the nearest; the others have too many
+    points at equal distances. None if there is no such bound.
     """
     parts = distance_scores(points, queries)
     if parts is None:
@@ -35,14 +36,14 @@ def neighbours_by_candidates(
         with torch.autocast(points.device.type, enabled=False):
             scores = torch.baddbmm(parts.squared_norms[:, None], parts.queries[:, part], parts.points.mT, alpha=-2)
         least = scores.topk(count, dim=-1, largest=False)
-        index[:, part] = _ranked(points, queries[:, part], least.indices)[..., :num_neighbours]
+        index[:, part] = _sort_candidates(points, queries[:, part], least.indices)[..., :num_neighbours]
         bound = least.values[..., num_neighbours - 1] + parts.slack[:, part]
         is_proven[:, part] = (least.values[..., -1] > bound) | (count == num_points)
     return index, is_proven
 
 
-def _ranked(points: Tensor, queries: Tensor, candidates: Tensor) -> Tensor:
-    """Candidates (B, M, K) in order of (distance, index)."""
+def _sort_candidates(points: Tensor, queries: Tensor, candidates: Tensor) -> Tensor:
+    """Sort candidates (B, M, K) by (distance, index)."""
     candidates = candidates.sort(dim=-1).values
     sample = torch.arange(len(points), device=points.device)[:, None, None]
     distances = paired_squared_distances(queries[:, :, None], points[sample, candidates])

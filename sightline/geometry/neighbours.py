@@ -1,4 +1,4 @@
-"""The nearest points of each point, exactly: the plain form, and the choice of a faster one that agrees with it."""
+"""Exact nearest neighbours (kNN): the reference, and the choice of a faster form that agrees with it."""
 
 from __future__ import annotations
 
@@ -27,15 +27,18 @@ __all__ = [
 ]
 
 _CHANNELS_OF_TREES = 5
-"""Measured at 1024 points: the search of boxes takes half the time of the product in 3 channels, the same in 6."""
+"""Highest number of channels for k-d trees.
+
+At 1024 points they take half the time of the product in 3, the same in 6.
+"""
 
 _ENTRIES_AT_ONCE = {"cpu": 2**20, "cuda": 2**26}
-"""Distances held at a time: the working memory stays near 8 MB in float32, on a GPU near 1 GB, whatever the clouds."""
+"""Distances in memory at a time: near 8 MB in float32, on a GPU near 1 GB, for clouds of any size."""
 
 
 @torch.no_grad()
 def nearest_neighbours(points: Tensor, *, num_neighbours: int, queries: Tensor | None = None) -> Tensor:
-    """The `num_neighbours` nearest points of each query in the same sample, in order of (distance, index).
+    """Find the `num_neighbours` nearest points of each query in the same sample, in order of (distance, index).
 
     `points` (B, N, C), `queries` (B, M, C), by default the points themselves -> index (B, M, num_neighbours) int64.
     A query that is a point counts itself (distance 0; a duplicate with a lower index comes before it). Distances are
@@ -66,22 +69,24 @@ def nearest_neighbours(points: Tensor, *, num_neighbours: int, queries: Tensor |
         if by_product is not None:
             return by_product
     elif points.shape[2] > _CHANNELS_OF_TREES and points.numel() and queries.numel():
-        by_candidates = _by_candidates(points, queries, num_neighbours)
+        by_candidates = _find_by_candidates(points, queries, num_neighbours)
         if by_candidates is not None:
             return by_candidates
     return nearest_neighbours_reference(points, queries, num_neighbours)
 
 
-def _by_candidates(points: Tensor, queries: Tensor, num_neighbours: int) -> Tensor | None:
-    """Matrix products for most queries, the plain form for those that they prove nothing about."""
-    found = neighbours_by_candidates(points, queries, num_neighbours, entries_at_once=_entries_at_once(points))
-    if found is None:
+def _find_by_candidates(points: Tensor, queries: Tensor, num_neighbours: int) -> Tensor | None:
+    """Use matrix products for most queries, and the reference for those that are not proven."""
+    candidates = neighbours_by_candidates(points, queries, num_neighbours, entries_at_once=_entries_at_once(points))
+    if candidates is None:
         return None
-    index, is_proven = found
+    index, is_proven = candidates
     for sample in (~is_proven).any(dim=1).nonzero().flatten().tolist():
-        rest = ~is_proven[sample]
-        asked = queries[sample, rest][None]
-        index[sample, rest] = nearest_neighbours_reference(points[sample][None], asked, num_neighbours)[0]
+        unproven = ~is_proven[sample]
+        unproven_queries = queries[sample, unproven][None]
+        index[sample, unproven] = nearest_neighbours_reference(points[sample][None], unproven_queries, num_neighbours)[
+            0
+        ]
     return index
 
 
@@ -90,11 +95,10 @@ def _entries_at_once(points: Tensor) -> int:
 
 
 def scale_num_neighbours(count: int, *, reference_num_points: int | None, num_points: int) -> int:
-    """How many neighbours reach as far in a cloud of `num_points` as `count` do in one of `reference_num_points`
-    points.
+    """Scale a number of neighbours from clouds of `reference_num_points` points to clouds of `num_points`.
 
-    A surface sampled more densely has as many more points within the same distance. A half is rounded up, and one is
-    the least; `count` itself where it is meant for any cloud (None).
+    A denser sampling has proportionally more points within the same distance. A half is rounded up, and the result is
+    at least one; `count` itself if the reference is None (any cloud).
     """
     return (
         count
@@ -104,21 +108,21 @@ def scale_num_neighbours(count: int, *, reference_num_points: int | None, num_po
 
 
 def assert_meant_for(neighbours_at: int | None, *, num_neighbours: int) -> None:
-    """Raises ConfigError where a number of neighbours is meant for clouds of fewer points than that."""
+    """Raise ConfigError if `num_neighbours` exceeds the number of points of the clouds it refers to."""
     if neighbours_at is not None and neighbours_at < num_neighbours:
         raise ConfigError(f"neighbours_at: found {neighbours_at}, expected at least num_neighbours={num_neighbours}")
 
 
 def gather_points(values: Tensor, index: Tensor) -> Tensor:
-    """The rows that `index` names: `values` (B, N, C), `index` (B, M, K) int64 -> (B, M, K, C)."""
+    """Gather rows by index: `values` (B, N, C), `index` (B, M, K) int64 -> (B, M, K, C)."""
     sample_index = torch.arange(len(values), device=values.device)[:, None, None]
     return values[sample_index, index]
 
 
 def assert_rows(index: Tensor, values: Tensor, *, num_queries: int) -> None:
-    """Raises ValueError where `index` (B, num_queries, K) names other rows than those of `values` (B, N, C), or none.
+    """Raise ValueError unless `index` (B, num_queries, K) contains rows of `values` (B, N, C).
 
-    For loops that are compiled: they read and write wherever an index points. Waits for the device.
+    For compiled loops, which read and write wherever an index points. Waits for the device.
     """
     num_samples, num_points = values.shape[:2]
     if index.shape[:-1] != (num_samples, num_queries) or index.shape[-1] == 0 or index.dtype != torch.int64:
@@ -136,7 +140,10 @@ def assert_rows(index: Tensor, values: Tensor, *, num_queries: int) -> None:
 
 @torch.no_grad()
 def nearest_neighbours_reference(points: Tensor, queries: Tensor, num_neighbours: int) -> Tensor:
-    """The reference: all distances, a bounded number of queries at a time. On any device."""
+    """Reference of `nearest_neighbours`, on any device: points (B, N, C), queries (B, M, C) -> index (B, M, K) int64.
+
+    It computes all distances, for a bounded number of queries at a time.
+    """
     num_samples, num_points, _ = points.shape
     points_CBN = points.permute(2, 0, 1).contiguous()  # one channel is read at a time: five times faster than strided
     queries_CBM = queries.permute(2, 0, 1).contiguous()
@@ -149,7 +156,7 @@ def nearest_neighbours_reference(points: Tensor, queries: Tensor, num_neighbours
 
 
 def _first_by_distance_and_index(distances_BMN: Tensor, count: int) -> Tensor:
-    """The columns of the `count` smallest entries of each row, in order of (entry, column): (B, M, count) int64."""
+    """Return columns (B, M, count) int64 of the smallest entries of each row, in order of (entry, column)."""
     smallest = distances_BMN.topk(min(count + 1, distances_BMN.shape[-1]), largest=False)
     chosen = smallest.indices[..., :count].sort(dim=-1).values
     order = torch.sort(distances_BMN.gather(-1, chosen), dim=-1, stable=True).indices

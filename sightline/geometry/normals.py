@@ -1,4 +1,4 @@
-"""Normals of a surface that only its points are known of."""
+"""Surface normals estimated from points alone."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _ENTRIES_AT_ONCE = 2**20
 
 @torch.no_grad()
 def estimate_normals(points: Tensor, *, num_neighbours: int = 16) -> Tensor:
-    """At each point the direction in which its nearest points spread least, pointing away from the cloud's centroid.
+    """Estimate normals: the direction of least spread of a point's neighbours, pointing away from the cloud's centroid.
 
     `points` (B, N, 3) -> unit normals (B, N, 3) in the points' precision, computed in float64. Where the normal is at
     right angles to the way from the centroid, to rounding, the first of its components in z, y, x that is not 0 is
@@ -29,11 +29,11 @@ def estimate_normals(points: Tensor, *, num_neighbours: int = 16) -> Tensor:
     chunk = max(1, _ENTRIES_AT_ONCE // max(1, len(points) * num_neighbours * 3))
     parts = [_smallest_axis(wide, part, first * chunk) for first, part in enumerate(index.split(chunk, dim=1))]
     normals = torch.cat(parts, dim=1)
-    return _facing_out(normals, wide - wide.mean(dim=1, keepdim=True)).to(points.dtype)
+    return _orient_outwards(normals, wide - wide.mean(dim=1, keepdim=True)).to(points.dtype)
 
 
 def _smallest_axis(points: Tensor, index: Tensor, first: int) -> Tensor:
-    """The eigenvector of the smallest eigenvalue of each neighbourhood's covariance: (B, M, 3)."""
+    """Return the eigenvector (B, M, 3) of the smallest eigenvalue of each neighbourhood's covariance."""
     near_BMK3 = gather_points(points, index)
     near_BMK3 = near_BMK3 - near_BMK3.mean(dim=2, keepdim=True)
     values, vectors = torch.linalg.eigh(near_BMK3.mT @ near_BMK3)
@@ -47,7 +47,7 @@ def _smallest_axis(points: Tensor, index: Tensor, first: int) -> Tensor:
     return vectors[..., 0]
 
 
-def _facing_out(normals: Tensor, outwards: Tensor) -> Tensor:
+def _orient_outwards(normals: Tensor, outwards: Tensor) -> Tensor:
     along = (normals * outwards).sum(dim=-1)
     is_square = along.abs() <= _FLAT * outwards.norm(dim=-1)
     by_axis = torch.where(normals.abs() > _FLAT, normals.sign(), 0)

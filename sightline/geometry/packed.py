@@ -1,4 +1,4 @@
-"""Ragged clouds: rows one after another, `offsets` saying where each segment starts. Nothing crosses a segment.
+"""Packed (ragged) clouds: concatenated rows and `offsets` of the segments. No operation crosses a segment.
 
 `offsets` (S+1,) int64 starts at 0 and ends at the number of rows, as the collate step writes it. Indices are rows of
 the packed tensor. Where a segment has fewer points than neighbours are asked for, the places left are marked, never
@@ -34,9 +34,9 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class Neighbours:
-    """Rows (M, K) int64 of the packed points, and which of them are real, bool (M, K).
+    """Neighbour indices (M, K) int64 into the packed points, and a mask (M, K) bool of the valid ones.
 
-    A place that is not real holds the first row of the segment: it may be gathered, and has to be masked.
+    An invalid slot contains the first row of the segment: it may be gathered, and has to be masked.
     """
 
     index: Tensor
@@ -45,20 +45,23 @@ class Neighbours:
 
 @dataclass(frozen=True, slots=True)
 class PackedSample:
-    """Rows of the packed points that were chosen, int64, and the offsets (S+1,) of the segments among them."""
+    """Indices of the sampled rows of the packed points, int64, and the offsets (S+1,) of the segments among them."""
 
     index: Tensor
     offsets: Tensor
 
 
 def pack(padded: Tensor, *, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """The rows of `padded` (B, N, ...) where `mask` (B, N) holds, in order, and their offsets (B+1,)."""
+    """Pack the rows of `padded` (B, N, ...) selected by `mask` (B, N), in order; returns rows and offsets (B+1,)."""
     offsets = torch.nn.functional.pad(mask.sum(dim=1).cumsum(0), (1, 0))
     return padded[mask], offsets
 
 
 def unpack(rows: Tensor, *, offsets: Tensor) -> tuple[Tensor, Tensor]:
-    """The segments of `rows`, padded with zeros to the longest (S, N, ...), and the mask (S, N) of what is real."""
+    """Pad the segments of `rows` (P, ...) with zeros to the longest.
+
+    (S, N, ...), and the mask (S, N) of actual rows.
+    """
     counts = offsets.diff()
     mask = torch.arange(int(counts.max()), device=rows.device) < counts[:, None]
     padded = rows.new_zeros((*mask.shape, *rows.shape[1:]))
@@ -75,7 +78,7 @@ def packed_nearest_neighbours(
     queries: Tensor | None = None,
     query_offsets: Tensor | None = None,
 ) -> Neighbours:
-    """`nearest_neighbours` within each segment; a segment with fewer points gives all it has, in the same order.
+    """Find neighbours within each segment; a segment with fewer points returns all it has, in the same order.
 
     `points` (N, C), `queries` (M, C) with their own offsets, by default the points -> rows and their truth, (M, K).
     Raises ValueError for offsets that do not fit, queries of a segment without points, and values not finite.
@@ -86,15 +89,15 @@ def packed_nearest_neighbours(
     index = torch.zeros((len(queries), num_neighbours), dtype=torch.int64, device=points.device)
     is_valid = torch.zeros_like(index, dtype=torch.bool)
     assert_finite_rows(points, offsets=offsets, name="points")
-    for own, asked, many in _runs(_segments(points, offsets, queries, query_offsets)):
-        stacked = points[own].unflatten(0, (many, -1))
+    for point_rows, query_rows, num_segments in _runs(_segments(points, offsets, queries, query_offsets)):
+        stacked = points[point_rows].unflatten(0, (num_segments, -1))
         count = min(num_neighbours, stacked.shape[1])
-        asking = None if is_among_points else queries[asked].unflatten(0, (many, -1))
-        found = nearest_neighbours(stacked, num_neighbours=count, queries=asking)
-        rows = index[asked].unflatten(0, (many, -1))
-        rows += _starts(own, many, points.device)[:, None, None]
-        rows[..., :count] += found
-        is_valid[asked, :count] = True
+        stacked_queries = None if is_among_points else queries[query_rows].unflatten(0, (num_segments, -1))
+        neighbours = nearest_neighbours(stacked, num_neighbours=count, queries=stacked_queries)
+        rows = index[query_rows].unflatten(0, (num_segments, -1))
+        rows += _starts(point_rows, num_segments, points.device)[:, None, None]
+        rows[..., :count] += neighbours
+        is_valid[query_rows, :count] = True
     return Neighbours(index, is_valid)
 
 
@@ -108,17 +111,17 @@ def packed_ball_query(
     radius: float,
     num_neighbours: int,
 ) -> Tensor:
-    """`ball_query` within each segment: rows (M, num_neighbours) of `points` (N, C) for the `centres` (M, C).
+    """Ball query within each segment: rows (M, num_neighbours) of `points` (N, C) for the `centres` (M, C).
 
     Raises ValueError as `ball_query`, the number of a centre being that within its segment.
     Source: as `ball_query`.
     """
     index = torch.empty((len(centres), num_neighbours), dtype=torch.int64, device=points.device)
-    for own, asked in _segments(points, offsets, centres, centre_offsets):
-        found = ball_query(
-            points[None, own], centres=centres[None, asked], radius=radius, num_neighbours=num_neighbours
+    for point_rows, query_rows in _segments(points, offsets, centres, centre_offsets):
+        neighbours = ball_query(
+            points[None, point_rows], centres=centres[None, query_rows], radius=radius, num_neighbours=num_neighbours
         )
-        index[asked] = found[0] + own.start
+        index[query_rows] = neighbours[0] + point_rows.start
     return index
 
 
@@ -126,7 +129,7 @@ def packed_ball_query(
 def packed_farthest_point_sample(
     points: Tensor, *, offsets: Tensor, num_samples: Tensor, start: int | Tensor = 0
 ) -> PackedSample:
-    """`farthest_point_sample` of `num_samples` (S,) points of each segment of `points` (N, C).
+    """Farthest-point sampling of `num_samples` (S,) points of each segment of `points` (N, C).
 
     `start` counts within the segment: one for all, or (S,). An empty segment takes 0 samples.
     Raises ValueError for offsets that do not fit and for more samples than points, naming the segment.
@@ -134,21 +137,23 @@ def packed_farthest_point_sample(
     """
     new_offsets = torch.nn.functional.pad(num_samples.cumsum(0), (1, 0))
     chosen = [torch.empty(0, dtype=torch.int64, device=points.device)]
-    owned, wanted = _slices(points, offsets, "offsets"), _pairs(new_offsets.tolist())
-    for segment, (own, asked) in enumerate(zip(owned, wanted, strict=True)):
-        if asked.stop - asked.start > own.stop - own.start:
+    point_slices, sample_slices = _slices(points, offsets, "offsets"), _pairs(new_offsets.tolist())
+    for segment, (point_rows, sample_rows) in enumerate(zip(point_slices, sample_slices, strict=True)):
+        if sample_rows.stop - sample_rows.start > point_rows.stop - point_rows.start:
             raise ValueError(
-                f"segment {segment}: {asked.stop - asked.start} samples asked for in {own.stop - own.start} points; "
-                "lower num_samples"
+                f"segment {segment}: {sample_rows.stop - sample_rows.start} samples asked for in "
+                f"{point_rows.stop - point_rows.start} points; lower num_samples"
             )
     assert_finite_rows(points, offsets=offsets, name="points")
     first = torch.as_tensor(start).expand(len(num_samples))[num_samples.cpu() > 0]
-    for own, asked, many in _runs(pair for pair in zip(owned, wanted, strict=True) if pair[1].start < pair[1].stop):
-        stacked = points[own].unflatten(0, (many, -1))
-        count = (asked.stop - asked.start) // many
-        found = farthest_point_sample(stacked, num_samples=count, start=first[:many])
-        chosen.append((found + _starts(own, many, points.device)[:, None]).flatten())
-        first = first[many:]
+    for point_rows, sample_rows, num_segments in _runs(
+        pair for pair in zip(point_slices, sample_slices, strict=True) if pair[1].start < pair[1].stop
+    ):
+        stacked = points[point_rows].unflatten(0, (num_segments, -1))
+        count = (sample_rows.stop - sample_rows.start) // num_segments
+        samples = farthest_point_sample(stacked, num_samples=count, start=first[:num_segments])
+        chosen.append((samples + _starts(point_rows, num_segments, points.device)[:, None]).flatten())
+        first = first[num_segments:]
     return PackedSample(torch.cat(chosen), new_offsets)
 
 
@@ -162,17 +167,17 @@ def packed_interpolate(
     weighting: Weighting = "inverse_square",
     num_neighbours: int = 3,
 ) -> Tensor:
-    """`interpolate` within each segment: `features` (N, F) at `points` (N, C), `queries` (M, C) -> (M, F).
+    """Interpolate within each segment: `features` (N, F) at `points` (N, C), `queries` (M, C) -> (M, F).
 
     Raises ValueError as `packed_nearest_neighbours`. Source: as `interpolate`.
     """
-    near = packed_nearest_neighbours(
+    neighbours = packed_nearest_neighbours(
         points, offsets=offsets, num_neighbours=num_neighbours, queries=queries, query_offsets=query_offsets
     )
     weights = inverse_distance_weights(
-        points[None], queries[None], near.index[None], weighting, is_valid=near.is_valid[None]
+        points[None], queries[None], neighbours.index[None], weighting, is_valid=neighbours.is_valid[None]
     )
-    gathered = gather_points(features[None], near.index[None])
+    gathered = gather_points(features[None], neighbours.index[None])
     return (gathered * weights[..., None].to(features.dtype)).sum(dim=2)[0]
 
 
@@ -187,28 +192,34 @@ def _queries_or_points(
 
 
 def _segments(points: Tensor, offsets: Tensor, queries: Tensor, query_offsets: Tensor) -> Iterator[tuple[slice, slice]]:
-    """The rows of points and of queries of each segment that has queries."""
-    owned, asked = _slices(points, offsets, "offsets"), _slices(queries, query_offsets, "query offsets")
-    if len(owned) != len(asked):
-        raise ValueError(f"{len(owned)} segments of points, {len(asked)} of queries; give both the same segments")
-    for segment, (own, ask) in enumerate(zip(owned, asked, strict=True)):
-        if ask.start == ask.stop:
+    """Iterate over the rows of points and of queries of each segment that has queries."""
+    point_slices, query_slices = _slices(points, offsets, "offsets"), _slices(queries, query_offsets, "query offsets")
+    if len(point_slices) != len(query_slices):
+        raise ValueError(
+            f"{len(point_slices)} segments of points, {len(query_slices)} of queries; give both the same segments"
+        )
+    for segment, (point_rows, query_rows) in enumerate(zip(point_slices, query_slices, strict=True)):
+        if query_rows.start == query_rows.stop:
             continue
-        if own.start == own.stop:
-            raise ValueError(f"segment {segment}: {ask.stop - ask.start} queries and no points; drop the segment")
-        yield own, ask
+        if point_rows.start == point_rows.stop:
+            raise ValueError(
+                f"segment {segment}: {query_rows.stop - query_rows.start} queries and no points; drop the segment"
+            )
+        yield point_rows, query_rows
 
 
 def _runs(pairs: Iterable[tuple[slice, slice]]) -> Iterator[tuple[slice, slice, int]]:
-    """Segments of equal sizes that follow one another, as the rows of all of them and how many they are.
+    """Merge consecutive segments of equal sizes: rows of points, rows of queries, and the number of segments.
 
     Equal clouds, such as a stacked batch, go through the dense functions at once.
     """
     run: tuple[slice, slice, int] | None = None
     for pair in pairs:
         if run is not None and all(_continues(*rows, run[2]) for rows in zip(run[:2], pair, strict=True)):
-            own, asked = (slice(before.start, rows.stop) for before, rows in zip(run[:2], pair, strict=True))
-            run = own, asked, run[2] + 1
+            point_rows, query_rows = (
+                slice(previous.start, rows.stop) for previous, rows in zip(run[:2], pair, strict=True)
+            )
+            run = point_rows, query_rows, run[2] + 1
             continue
         if run is not None:
             yield run
@@ -217,18 +228,18 @@ def _runs(pairs: Iterable[tuple[slice, slice]]) -> Iterator[tuple[slice, slice, 
         yield run
 
 
-def _continues(run: slice, rows: slice, many: int) -> bool:
-    """Whether `rows` follow the `many` equal segments of a run and are as many as each of them."""
-    return run.stop == rows.start and run.stop - run.start == many * (rows.stop - rows.start)
+def _continues(run: slice, rows: slice, num_segments: int) -> bool:
+    """Return True if `rows` follow the `num_segments` equal segments of a run and have their size."""
+    return run.stop == rows.start and run.stop - run.start == num_segments * (rows.stop - rows.start)
 
 
-def _starts(own: slice, many: int, device: torch.device) -> Tensor:
-    """Where each of the equal segments of a run starts."""
-    return own.start + (own.stop - own.start) // many * torch.arange(many, device=device)
+def _starts(rows: slice, num_segments: int, device: torch.device) -> Tensor:
+    """Return the first row (many,) of each of the equal segments of a run."""
+    return rows.start + (rows.stop - rows.start) // num_segments * torch.arange(num_segments, device=device)
 
 
 def assert_finite_rows(rows: Tensor, *, offsets: Tensor, name: str) -> None:
-    """Raises ValueError naming the segment, and the point in it, that is not finite. Waits for the device."""
+    """Raise ValueError naming the segment and point of `rows` (P, C) that is not finite. Waits for the device."""
     is_finite = torch.isfinite(rows).all(dim=-1)
     if bool(is_finite.all()):
         return
@@ -241,7 +252,7 @@ def assert_finite_rows(rows: Tensor, *, offsets: Tensor, name: str) -> None:
 
 
 def _slices(rows: Tensor, offsets: Tensor, name: str) -> list[slice]:
-    """The rows of each segment. Waits for the device: how many rows a segment has decides what is run."""
+    """Return the slice of each segment. Waits for the device: the sizes of segments decide what is run."""
     bounds = offsets.tolist()
     if bounds[:1] != [0] or bounds[-1] != len(rows) or bounds != sorted(bounds):
         raise ValueError(

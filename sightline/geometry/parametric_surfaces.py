@@ -1,4 +1,4 @@
-"""Surface patches with exact areas and normals, and points drawn uniformly from sets of them.
+"""Surface patches with exact areas and normals, and points drawn uniformly from sets of patches.
 
 A patch is a row of numbers (`ROW` of them): what it is, its measures, its area, and where it stands. Solids are sets of
 patches, (B, S, ROW), so that the surfaces of a whole batch are sampled together. Choosing a patch uses only
@@ -32,7 +32,7 @@ Measure: TypeAlias = np.ndarray | float
 
 
 class PatchKind(IntEnum):
-    """What the three measures of a patch mean; its local z is the axis of turning, or the way that it faces."""
+    """Kind of a patch, which defines its three measures; local z is the axis of revolution or the facing direction."""
 
     RECTANGLE = 0  # width along local x, height along local y
     CONE = 1  # start radius, end radius, rise: the turned segment from (start, 0) to (end, rise)
@@ -58,7 +58,7 @@ for _frame in FACING.values():
 
 
 class PatchSamples(NamedTuple):
-    """Points and unit normals (B, N, 3) in float64, and the patch (B, N) that each point lies on, int64."""
+    """Sampled points and unit normals (B, N, 3) float64, and the patch index (B, N) int64 of each point."""
 
     points: np.ndarray
     normals: np.ndarray
@@ -68,17 +68,17 @@ class PatchSamples(NamedTuple):
 def rectangle_patch(
     width: Measure, height: Measure, *, at: Sequence[Measure], frame: np.ndarray, num_solids: int
 ) -> np.ndarray:
-    """Rows (B, ROW) of rectangles centred at `at`, normal along the frame's local z."""
+    """Build rows (B, ROW) of rectangles centred at `at`, normal along the frame's local z."""
     return _rows(PatchKind.RECTANGLE, (width, height, 0.0), width * height, at, frame, num_solids)
 
 
 def cone_patch(
     start: Measure, end: Measure, rise: Measure, *, at: Sequence[Measure], frame: np.ndarray, num_solids: int
 ) -> np.ndarray:
-    """Rows (B, ROW) of turned segments: cylinders, cones, discs (`rise` 0) and rings, from radius `start` at `at`.
+    """Build rows (B, ROW) of surfaces of revolution of a segment: cylinders, cones, discs (`rise` 0) and rings.
 
-    The normal lies to the right of the segment's direction: outwards if it rises, inwards if it sinks; a disc faces
-    along local z if it goes from the rim to the centre.
+    The segment starts at radius `start` at `at`. The normal is to the right of the segment's direction: outwards if it
+    rises, inwards if it sinks; a disc faces along local z if it goes from the rim to the centre.
     """
     slope = np.sqrt((end - start) * (end - start) + rise * rise)
     return _rows(PatchKind.CONE, (start, end, rise), math.pi * (start + end) * slope, at, frame, num_solids)
@@ -93,7 +93,10 @@ def sphere_patch(
     frame: np.ndarray,
     num_solids: int,
 ) -> np.ndarray:
-    """Rows (B, ROW) of the zones low <= local z <= high of spheres centred at `at`; a negative radius faces inwards."""
+    """Build rows (B, ROW) of zones low <= local z <= high of spheres centred at `at`.
+
+    A negative radius faces inwards.
+    """
     return _rows(
         PatchKind.SPHERE, (radius, low, high), 2 * math.pi * np.abs(radius) * (high - low), at, frame, num_solids
     )
@@ -102,32 +105,33 @@ def sphere_patch(
 def torus_patch(
     ring: Measure, tube: Measure, arc_rad: float, *, at: Sequence[Measure], frame: np.ndarray, num_solids: int
 ) -> np.ndarray:
-    """Rows (B, ROW) of tori or open arcs of them, ring centred at `at` and turned about local z."""
+    """Build rows (B, ROW) of tori or arcs of tori, with the ring centred at `at` and revolved about local z."""
     return _rows(PatchKind.TORUS, (ring, tube, arc_rad), 2 * math.pi * arc_rad * (ring * tube), at, frame, num_solids)
 
 
 def sample_patches(rows: np.ndarray, random_words: np.ndarray) -> PatchSamples:
-    """Points spread uniformly over all the area of each solid, independent of each other, each from its own two words.
+    """Sample points uniformly and independently over the area of each solid, each from two random words of its own.
 
-    `rows` (B, S, ROW); unused rows are zero. `random_words` (B, N, 2) uint64, uniform.
+    `rows` (B, S, ROW); unused rows are zero. `random_words` (B, N, 2) uint64, uniform. Returns points and normals
+    (B, N, 3).
     Source: inversion of the area's distribution function on surfaces of revolution; Archimedes for the sphere.
     """
     high, low = random_words >> np.uint64(32), random_words & np.uint64(0xFFFFFFFF)
     patch_BN = _choose_patch(rows[..., _AREA], high[..., 0])
     table = rows.reshape(-1, ROW)
-    place = (patch_BN + np.arange(len(rows))[:, None] * rows.shape[1]).ravel()
+    row = (patch_BN + np.arange(len(rows))[:, None] * rows.shape[1]).ravel()
     along, around, turn = (_open_unit(word).ravel() for word in (high[..., 1], low[..., 1], low[..., 0]))
-    local = np.empty((6, len(place)))
-    kind = table[:, _KIND].astype(np.int8)[place]
+    local = np.empty((6, len(row)))
+    kind = table[:, _KIND].astype(np.int8)[row]
     for value, profile in _PROFILES.items():
         index = np.flatnonzero(kind == value)
-        measures = table[place[index], _MEASURES].T
+        measures = table[row[index], _MEASURES].T
         local[:, index] = profile(measures, along[index], around[index], turn[index])
-    frame = [np.ascontiguousarray(column)[place] for column in table[:, _FRAME].T]
-    origin = [np.ascontiguousarray(column)[place] for column in table[:, _ORIGIN].T]
+    frame = [np.ascontiguousarray(column)[row] for column in table[:, _FRAME].T]
+    origin = [np.ascontiguousarray(column)[row] for column in table[:, _ORIGIN].T]
     shape = (*patch_BN.shape, 3)
-    normals = _turned(local[3:], frame)
-    points = [start + moved for start, moved in zip(origin, _turned(local[:3], frame), strict=True)]
+    normals = _to_solid_axes(local[3:], frame)
+    points = [start + moved for start, moved in zip(origin, _to_solid_axes(local[:3], frame), strict=True)]
     return PatchSamples(np.stack(points, -1).reshape(shape), np.stack(normals, -1).reshape(shape), patch_BN)
 
 
@@ -147,7 +151,7 @@ def _rows(
 
 
 def _choose_patch(area_BS: np.ndarray, word_BN: np.ndarray) -> np.ndarray:
-    """The patch of each 32-bit word, in proportion to area: int64 (B, N)."""
+    """Choose the patch of each 32-bit word in proportion to area: int64 (B, N)."""
     upto = np.cumsum(area_BS, axis=1)
     limits = np.floor(upto / upto[:, -1:] * 2.0**32).astype(np.uint64)
     patch_BN = np.zeros(word_BN.shape, dtype=np.int64)
@@ -157,7 +161,7 @@ def _choose_patch(area_BS: np.ndarray, word_BN: np.ndarray) -> np.ndarray:
 
 
 def _open_unit(word: np.ndarray) -> np.ndarray:
-    """32-bit words as numbers strictly between 0 and 1."""
+    """Convert 32-bit words to float64 strictly between 0 and 1."""
     return (word.astype(np.float64) + 0.5) * 2.0**-32
 
 
@@ -170,43 +174,46 @@ def _rectangle(measures: np.ndarray, along: np.ndarray, around: np.ndarray, turn
 
 
 def _cone(measures: np.ndarray, along: np.ndarray, around: np.ndarray, turn: np.ndarray) -> np.ndarray:
-    """Area grows with the square of the radius, so that is what `along` divides evenly."""
+    """Sample a cone: area grows with the square of the radius, which `along` therefore divides evenly."""
     start, end, rise = measures
     radius = np.sqrt(start * start + along * (end * end - start * start))
     # (radius - start) / (end - start), in a form that does not divide by zero for a cylinder
     height = along * (start + end) / (radius + start) * rise
     slope = np.sqrt((end - start) * (end - start) + rise * rise)
-    return _revolved(radius, height, rise / slope, (start - end) / slope, around * (2 * math.pi))
+    return _revolve(radius, height, rise / slope, (start - end) / slope, around * (2 * math.pi))
 
 
 def _sphere(measures: np.ndarray, along: np.ndarray, around: np.ndarray, turn: np.ndarray) -> np.ndarray:
-    """Zones of equal height have equal area (Archimedes)."""
+    """Sample a sphere: zones of equal height have equal area (Archimedes)."""
     size, low, high = measures
     height = low + along * (high - low)
     radius = np.sqrt(np.maximum(size * size - height * height, 0))
-    return _revolved(radius, height, radius / size, height / size, around * (2 * math.pi))
+    return _revolve(radius, height, radius / size, height / size, around * (2 * math.pi))
 
 
 def _torus(measures: np.ndarray, along: np.ndarray, around: np.ndarray, turn: np.ndarray) -> np.ndarray:
-    """The angle v of the tube needs density 1 + e cos v: keep a uniform v with half of that, else take the far side."""
+    """Sample a torus: the tube's angle v has density 1 + e cos v.
+
+    A uniform v is kept with half of that, else reversed.
+    """
     ring, tube, arc_rad = measures
     cosine, sine = np.cos(along * (2 * math.pi)), np.sin(along * (2 * math.pi))
     side = np.where(2 * turn < 1 + tube / ring * cosine, 1.0, -1.0)
     cosine, sine = side * cosine, side * sine
-    return _revolved(ring + tube * cosine, tube * sine, cosine, sine, around * arc_rad)
+    return _revolve(ring + tube * cosine, tube * sine, cosine, sine, around * arc_rad)
 
 
 _PROFILES = {PatchKind.RECTANGLE: _rectangle, PatchKind.CONE: _cone, PatchKind.SPHERE: _sphere, PatchKind.TORUS: _torus}
 
 
-def _revolved(
+def _revolve(
     radius: np.ndarray, height: np.ndarray, normal_out: np.ndarray, normal_up: np.ndarray, angle_rad: np.ndarray
 ) -> np.ndarray:
-    """Local x, y, z of points and normals (6, M) of a profile turned about local z."""
+    """Revolve a profile about local z: local x, y, z of points and normals (6, M)."""
     cosine, sine = np.cos(angle_rad), np.sin(angle_rad)
     return np.stack((radius * cosine, radius * sine, height, normal_out * cosine, normal_out * sine, normal_up))
 
 
-def _turned(local: np.ndarray, frame: list[np.ndarray]) -> list[np.ndarray]:
-    """Local coordinates (3, M) in the axes of the solid."""
+def _to_solid_axes(local: np.ndarray, frame: list[np.ndarray]) -> list[np.ndarray]:
+    """Convert local coordinates (3, M) to the axes of the solid."""
     return [local[0] * frame[i] + local[1] * frame[3 + i] + local[2] * frame[6 + i] for i in range(3)]

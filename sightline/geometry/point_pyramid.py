@@ -1,4 +1,4 @@
-"""Ragged clouds at several resolutions, and all that networks over them ask of the coordinates, searched once.
+"""Pyramid of packed clouds at several resolutions, with all neighbours, samples and weights that networks need.
 
 Neighbours, samples and weights of interpolation depend on the points alone: a network of many layers takes them from
 here, and searches nothing itself.
@@ -23,10 +23,10 @@ _NUM_INTERPOLATED = 3
 
 @dataclass(frozen=True)
 class Edges:
-    """The neighbours of M queries among N points: `index` (M, K) int64, and `relative` (M, K, 3), neighbour - query.
+    """Neighbours of M queries among N points: `index` (M, K) int64, and `relative` (M, K, 3), neighbour - query.
 
-    The first `count` (M,) places of a query are real, at least one. The others hold the first point of its cloud and
-    the place 0: they are to be masked. `is_whole` says that all places are real.
+    The first `count` (M,) slots of a query are valid, at least one. The others contain the first point of its cloud and
+    the offset 0, and have to be masked. `is_whole` is True if all slots are valid.
     """
 
     index: Tensor
@@ -36,22 +36,25 @@ class Edges:
 
     @property
     def is_valid(self) -> Tensor:
-        """Which places are real, bool (M, K)."""
+        """Mask (M, K) bool of valid neighbours."""
         return torch.arange(self.index.shape[1], device=self.index.device) < self.count[:, None]
 
     @cached_property
     def num_edges(self) -> int:
-        """How many places are real. Waits for the device."""
+        """Number of valid neighbours (cached). Waits for the device."""
         return self.index.numel() if self.is_whole else int(self.count.sum())
 
     @cached_property
     def moments(self) -> tuple[Tensor, Tensor]:
-        """The mean of `relative` over the edges (3,), and that of its product with itself (3, 3); both float64."""
+        """Mean (3,) of `relative` over the edges, and mean of its outer product (3, 3); both float64."""
         rows = self.relative.detach().double().flatten(0, 1)
         return rows.sum(dim=0) / self.num_edges, rows.mT @ rows / self.num_edges
 
     def select(self, rows: Tensor, num_neighbours: int) -> Edges:
-        """The nearest `num_neighbours` of some of the queries: as a search for these alone would find them."""
+        """Select the nearest `num_neighbours` of the queries `rows` (R,).
+
+        The edges that a search for these alone would find.
+        """
         count = self.count[rows].clamp(max=num_neighbours)
         index, relative = self.index[rows, :num_neighbours], self.relative[rows, :num_neighbours]
         return Edges(index, relative, count, self.is_whole or bool((count == index.shape[1]).all()))
@@ -59,7 +62,7 @@ class Edges:
 
 @dataclass(frozen=True)
 class InterpolationWeights:
-    """From where (M, K) int64 among N coarse points M queries take their features, and the weights (M, K) of each."""
+    """Indices (M, K) int64 into N coarse points and weights (M, K) that interpolate features at M points."""
 
     index: Tensor
     weights: Tensor
@@ -67,10 +70,11 @@ class InterpolationWeights:
 
 @dataclass(frozen=True)
 class PyramidLevel:
-    """Clouds at one resolution: `points` (P, 3), `offsets` (S+1,), and `near`, the neighbours of every point.
+    """Clouds at one resolution: `points` (P, 3), `offsets` (S+1,), and `neighbours`, the edges of every point.
 
-    `finer` are the points (N, 3) of the level before, and `up` says how that level takes features from this one; None
-    at the first. `down` are the neighbours of every point among the finer ones, None where these are the same.
+    `fine_points` are the points (N, 3) of the previous level, and `interpolation` upsamples features from this level to
+    that one; None at the first. `downsampling` are the neighbours of every point among the finer ones, None if these
+    are the same.
     """
 
     points: Tensor
@@ -84,7 +88,7 @@ class PyramidLevel:
 def build_pyramid(
     points: Tensor, *, offsets: Tensor, strides: Sequence[int], num_neighbours: Sequence[int]
 ) -> list[PyramidLevel]:
-    """Levels of which each keeps one of `strides` points of each cloud of the one before, by farthest-point sampling.
+    """Build levels by farthest-point sampling, each with one of `strides` points of each cloud of the previous level.
 
     A cloud keeps at least one point. Sampling starts at its first point, so that this is a point of every level. A
     stride of 1 keeps the points as they are; the first level has all `points` (P, 3), and its stride is 1. Gradients
@@ -93,28 +97,30 @@ def build_pyramid(
     Source: Zhao et al. 2021 (Point Transformer), section 3.4; the weights 1 / (d + 1e-8) are those of their code.
     """
     assert strides[0] == 1, "the first level has all points"
-    levels = [PyramidLevel(points, offsets, _edges(points, offsets, num_neighbours[0]))]
+    levels = [PyramidLevel(points, offsets, _find_edges(points, offsets, num_neighbours[0]))]
     for stride, wanted in zip(strides[1:], num_neighbours[1:], strict=True):
-        levels.append(_coarser(levels[-1], stride, wanted))
+        levels.append(_build_coarser_level(levels[-1], stride, wanted))
     return levels
 
 
-def _coarser(fine: PyramidLevel, stride: int, num_neighbours: int) -> PyramidLevel:
-    points, offsets, down = fine.points, fine.offsets, None
+def _build_coarser_level(fine: PyramidLevel, stride: int, num_neighbours: int) -> PyramidLevel:
+    points, offsets, downsampling = fine.points, fine.offsets, None
     if stride > 1:
         counts = fine.offsets.diff()
         num_samples = torch.where(counts > 0, (counts // stride).clamp(min=1), 0)
         chosen = packed_farthest_point_sample(fine.points.detach(), offsets=fine.offsets, num_samples=num_samples)
         points, offsets = fine.points[chosen.index], chosen.offsets
         if fine.neighbours.index.shape[1] >= min(num_neighbours, int(counts.max())):  # they have been found already
-            down = fine.neighbours.select(chosen.index, num_neighbours)
+            downsampling = fine.neighbours.select(chosen.index, num_neighbours)
         else:
-            down = _edges(fine.points, fine.offsets, num_neighbours, points, offsets)
-    near = _edges(points, offsets, num_neighbours)
-    return PyramidLevel(points, offsets, near, fine.points, down, _spread(points, offsets, fine))
+            downsampling = _find_edges(fine.points, fine.offsets, num_neighbours, points, offsets)
+    neighbours = _find_edges(points, offsets, num_neighbours)
+    return PyramidLevel(
+        points, offsets, neighbours, fine.points, downsampling, _interpolation_weights(points, offsets, fine)
+    )
 
 
-def _edges(
+def _find_edges(
     points: Tensor,
     offsets: Tensor,
     num_neighbours: int,
@@ -123,27 +129,27 @@ def _edges(
 ) -> Edges:
     # No cloud has more neighbours than points: places that none could fill are not made.
     largest = int(offsets.diff().max()) if len(offsets) > 1 else 1
-    found = packed_nearest_neighbours(
+    neighbours = packed_nearest_neighbours(
         points.detach(),
         offsets=offsets,
         num_neighbours=max(1, min(num_neighbours, largest)),
         queries=None if queries is None else queries.detach(),
         query_offsets=query_offsets,
     )
-    return _with_places(found, points, points if queries is None else queries)
+    return _to_edges(neighbours, points, points if queries is None else queries)
 
 
-def _with_places(found: Neighbours, points: Tensor, queries: Tensor) -> Edges:
-    """What a search found, with the places relative to the queries. Waits for the device."""
-    count = found.is_valid.sum(dim=1)
-    relative = points[found.index] - queries[:, None]
-    is_whole = bool((count == found.index.shape[1]).all())
-    return Edges(found.index, relative if is_whole else relative * found.is_valid[..., None], count, is_whole)
+def _to_edges(neighbours: Neighbours, points: Tensor, queries: Tensor) -> Edges:
+    """Add relative positions to the neighbours of a search. Waits for the device."""
+    count = neighbours.is_valid.sum(dim=1)
+    relative = points[neighbours.index] - queries[:, None]
+    is_whole = bool((count == neighbours.index.shape[1]).all())
+    return Edges(neighbours.index, relative if is_whole else relative * neighbours.is_valid[..., None], count, is_whole)
 
 
 @torch.no_grad()
-def _spread(points: Tensor, offsets: Tensor, fine: PyramidLevel) -> InterpolationWeights:
-    near = packed_nearest_neighbours(
+def _interpolation_weights(points: Tensor, offsets: Tensor, fine: PyramidLevel) -> InterpolationWeights:
+    neighbours = packed_nearest_neighbours(
         points,
         offsets=offsets,
         num_neighbours=_NUM_INTERPOLATED,
@@ -151,6 +157,6 @@ def _spread(points: Tensor, offsets: Tensor, fine: PyramidLevel) -> Interpolatio
         query_offsets=fine.offsets,
     )
     weights = inverse_distance_weights(
-        points[None], fine.points[None], near.index[None], "inverse", is_valid=near.is_valid[None]
+        points[None], fine.points[None], neighbours.index[None], "inverse", is_valid=neighbours.is_valid[None]
     )
-    return InterpolationWeights(near.index, weights[0])
+    return InterpolationWeights(neighbours.index, weights[0])

@@ -1,4 +1,4 @@
-"""Pictures of clouds and meshes without a graphics library: discs or triangles, a depth buffer, one light.
+"""Software rendering of clouds and meshes: discs or triangles, a depth buffer, one light.
 
 Pictures are brightnesses 0..255 in which 0 is background and nothing else, so that it can be coloured later.
 """
@@ -20,8 +20,8 @@ from sightline.numba_kernels import can_use_numba, run_parallel
 __all__ = [
     "Background",
     "Style",
-    "draw_surfels_plainly",
-    "draw_triangles_plainly",
+    "draw_surfels_reference",
+    "draw_triangles_reference",
     "on_background",
     "render_cloud",
     "render_cloud_reference",
@@ -32,51 +32,54 @@ Style = Literal["shaded", "depth"]
 Background = Literal["black", "white"]
 
 _BLUR_PX = 0.75
-"""Every disc is blurred by this radius, so that it covers a pixel: the nearest centre is at most 0.71 pixels away."""
-_LEAST_COSINE = 0.1
-"""Discs seen at a lower cosine than this are turned to it, so that their depth is defined in every pixel."""
+"""Blur radius of every disc, so that it covers a pixel: the nearest centre is at most 0.71 pixels away."""
+_MIN_COSINE = 0.1
+"""Lowest cosine of a disc; steeper discs are turned to it, so that their depth is defined in every pixel."""
 _BAND = 0.06
-"""How far behind the foremost disc, in radii of the sphere, others still belong to the same surface."""
+"""Depth behind the foremost disc, in radii of the sphere, within which discs belong to the same surface."""
 _LIGHT = np.array([-0.3, 0.4, 0.85]) / math.sqrt(0.3**2 + 0.4**2 + 0.85**2)  # right, up, towards the viewer
 _AMBIENT = 0.3
-_FARTHEST = 0.5
-"""The brightness of the far end of the unit sphere over that of its near end, where pictures are shaded."""
-_FARTHEST_DEPTH = 0.15
-"""The same where pictures show depth alone: not 0, which is background."""
+_FAR_BRIGHTNESS = 0.5
+"""Brightness of the far end of the unit sphere over that of its near end, in shaded pictures."""
+_FAR_BRIGHTNESS_DEPTH = 0.15
+"""The same ratio in depth pictures: not 0, which is background."""
 _FACES_AT_ONCE = 2**17
 
 
 def render_cloud(points: np.ndarray, cameras: Cameras, *, style: Style = "shaded") -> np.ndarray:
-    """Each camera's view of a cloud in the unit sphere: `points` (N, 3) -> (V, H, W) uint8, 0 for background.
+    """Render each camera's view of a cloud in the unit sphere: `points` (N, 3) -> (V, H, W) uint8, 0 for background.
 
-    Points become discs (`surfels_of`) that hide each other and are blended where they meet. `shaded` shows how a
+    Points become discs (`fit_surfels`) that hide each other and are blended where they meet. `shaded` shows how a
     surface is turned and, dimmed, how far it is; `depth` the distance alone, near ones bright. The same bits in any
     process, on any number of threads, with and without numba.
     Raises ValueError for points that are not finite or (N, 3).
     Source: Zwicker et al. 2001, "Surface splatting", sections 4 and 5 (blur by a pixel, visibility, blending).
     """
-    discs = _discs_seen(_surfels_checked(points), cameras)
+    discs = _project_discs(_fit_surfels(points), cameras)
     key, shade = _new_maps(cameras)
     if can_use_numba(torch.from_numpy(discs)):
         run_parallel(draw_surfels, len(cameras), discs, key, shade)
     else:
-        draw_surfels_plainly(discs, key, shade)
+        draw_surfels_reference(discs, key, shade)
     return _levels(key, shade, cameras, style)
 
 
 def render_cloud_reference(points: np.ndarray, cameras: Cameras, *, style: Style = "shaded") -> np.ndarray:
-    """The reference of `render_cloud`: the same bits by NumPy alone, one disc at a time."""
-    discs = _discs_seen(_surfels_checked(points), cameras)
+    """Reference of `render_cloud`, points (N, 3) -> (V, H, W) uint8.
+
+    The same bits by NumPy alone, one disc at a time.
+    """
+    discs = _project_discs(_fit_surfels(points), cameras)
     key, shade = _new_maps(cameras)
-    draw_surfels_plainly(discs, key, shade)
+    draw_surfels_reference(discs, key, shade)
     return _levels(key, shade, cameras, style)
 
 
 def render_mesh(vertices: np.ndarray, faces: np.ndarray, cameras: Cameras, *, style: Style = "shaded") -> np.ndarray:
-    """Each camera's view of a mesh in the unit sphere: (V, H, W) uint8 as `render_cloud`; faces have no inner side.
+    """Render each camera's view of a mesh in the unit sphere: (V, H, W) uint8, 0 for background; faces are two-sided.
 
-    `vertices` (N, 3), `faces` (F, 3) integer. A pixel belongs to a face that holds its centre or has it on an edge, of
-    several to the foremost, of equal ones to the first. The same bits in any process, with and without numba.
+    `vertices` (N, 3), `faces` (F, 3) integer. A pixel belongs to a face that contains its centre or has it on an edge,
+    of several to the foremost, of equal ones to the first. The same bits in any process, with and without numba.
     """
     key, shade = _new_maps(cameras)
     key[:] = -np.inf
@@ -84,78 +87,78 @@ def render_mesh(vertices: np.ndarray, faces: np.ndarray, cameras: Cameras, *, st
     views_at_once = max(1, _FACES_AT_ONCE // max(1, len(faces)))
     for start in range(0, len(cameras), views_at_once):
         part = slice(start, start + views_at_once)
-        some = Cameras(cameras.rotations[part], cameras.size_px, cameras.scale_px, cameras.distance)
-        seen = _faces_seen(vertices, faces, some)
-        if can_use_numba(torch.from_numpy(seen)):
-            run_parallel(draw_triangles, len(some), seen, key[part], shade[part])
+        part_cameras = Cameras(cameras.rotations[part], cameras.size_px, cameras.scale_px, cameras.distance)
+        projected_faces = _project_faces(vertices, faces, part_cameras)
+        if can_use_numba(torch.from_numpy(projected_faces)):
+            run_parallel(draw_triangles, len(part_cameras), projected_faces, key[part], shade[part])
         else:
-            draw_triangles_plainly(seen, key[part], shade[part])
+            draw_triangles_reference(projected_faces, key[part], shade[part])
     return _levels(key, shade, cameras, style)
 
 
 def on_background(levels: np.ndarray, background: Background) -> np.ndarray:
-    """Brightnesses (..., H, W) uint8 in which 0 is background as colours (..., H, W, 3) on white or black."""
+    """Convert brightnesses (..., H, W) uint8, 0 for background, to colours (..., H, W, 3) on white or black."""
     shown = np.where(levels == 0, np.uint8(255), levels) if background == "white" else levels
     return np.repeat(shown[..., None], 3, axis=-1)
 
 
-def draw_surfels_plainly(discs: np.ndarray, key: np.ndarray, shade: np.ndarray) -> None:
-    """Fills depth keys and shades (V, H, W) from discs (V, N, 12) as `_discs_seen` makes them; key -inf: nothing there.
+def draw_surfels_reference(discs: np.ndarray, key: np.ndarray, shade: np.ndarray) -> None:
+    """Draw discs (V, N, 12) of `_project_discs` into depth keys and shades (V, H, W); the key is -inf for background.
 
     First the foremost key of each pixel, then the mean over the discs within the band behind it, weighted by
     (1 - q)^2, q the squared distance from the centre in radii.
     """
     size = key.shape[1]
-    for view, of_view in enumerate(discs):
+    for view, view_discs in enumerate(discs):
         nearest = np.full((size, size), -np.inf)
-        for disc in of_view:
-            where, share, here = _window(disc, size)
-            nearest[where] = np.where(share < 1, np.maximum(nearest[where], here), nearest[where])
+        for disc in view_discs:
+            where, share, keys = _window(disc, size)
+            nearest[where] = np.where(share < 1, np.maximum(nearest[where], keys), nearest[where])
         sums = np.zeros((3, size, size))
-        for disc in of_view:
-            where, share, here = _window(disc, size)
-            is_front = (share < 1) & (here >= nearest[where] - disc[10])
+        for disc in view_discs:
+            where, share, keys = _window(disc, size)
+            is_front = (share < 1) & (keys >= nearest[where] - disc[10])
             weight = np.where(is_front, (1 - share) * (1 - share), 0)
-            for total, each in zip(sums, (weight, weight * here, weight * disc[11]), strict=True):
-                total[where] += each
+            for total, term in zip(sums, (weight, weight * keys, weight * disc[11]), strict=True):
+                total[where] += term
         is_there = sums[0] > 0
         safe = np.where(is_there, sums[0], 1)
         key[view] = np.where(is_there, sums[1] / safe, -np.inf)
         shade[view] = np.where(is_there, sums[2] / safe, 0)
 
 
-def draw_triangles_plainly(faces: np.ndarray, key: np.ndarray, shade: np.ndarray) -> None:
-    """Fills depth keys and shades (V, H, W) from faces (V, F, 17) as `_faces_seen` makes them; key -inf: nothing."""
+def draw_triangles_reference(faces: np.ndarray, key: np.ndarray, shade: np.ndarray) -> None:
+    """Draw faces (V, F, 17) of `_project_faces` into depth keys and shades (V, H, W); the background key is -inf."""
     size = key.shape[1]
     key[:], shade[:] = -np.inf, 0
-    for view, of_view in enumerate(faces):
-        for face in of_view:
-            rows, columns = _whole(face[15], face[16], size), _whole(face[13], face[14], size)
+    for view, view_faces in enumerate(faces):
+        for face in view_faces:
+            rows, columns = _pixel_slice(face[15], face[16], size), _pixel_slice(face[13], face[14], size)
             v, u = np.mgrid[rows, columns]
-            here = face[9] + face[10] * u + face[11] * v
+            keys = face[9] + face[10] * u + face[11] * v
             is_inside = (face[:9].reshape(3, 3, 1, 1) * np.stack([np.ones_like(u), u, v])).sum(axis=1) >= 0
-            is_front = is_inside.all(axis=0) & (here > key[view, rows, columns])
-            key[view, rows, columns] = np.where(is_front, here, key[view, rows, columns])
+            is_front = is_inside.all(axis=0) & (keys > key[view, rows, columns])
+            key[view, rows, columns] = np.where(is_front, keys, key[view, rows, columns])
             shade[view, rows, columns] = np.where(is_front, face[12], shade[view, rows, columns])
 
 
-def _surfels_checked(points: np.ndarray) -> Surfels:
+def _fit_surfels(points: np.ndarray) -> Surfels:
     if points.ndim != 2 or points.shape[1] != 3 or len(points) == 0:
         raise ValueError(f"points are {points.shape}, (points, 3) with at least one point are needed")
     return fit_surfels(points)
 
 
 def _window(disc: np.ndarray, size: int) -> tuple[tuple[slice, slice], np.ndarray, np.ndarray]:
-    """The pixels about a disc, their squared distances from its centre in radii, and the disc's keys there."""
+    """Return the pixels about a disc, their squared distances from its centre in radii, and the disc's keys there."""
     u, v, key, key_u, key_v, a, b, c, half_u, half_v = disc[:10]
-    where = _whole(v - half_v, v + half_v, size), _whole(u - half_u, u + half_u, size)
+    where = _pixel_slice(v - half_v, v + half_v, size), _pixel_slice(u - half_u, u + half_u, size)
     rows, columns = np.mgrid[where]
     dv, du = rows - v, columns - u
     return where, a * du * du + b * du * dv + c * dv * dv, key + key_u * du + key_v * dv
 
 
-def _whole(low: float, high: float, size: int) -> slice:
-    """The pixels between two places, both included."""
+def _pixel_slice(low: float, high: float, size: int) -> slice:
+    """Return the slice of pixels from `low` to `high`, both included."""
     first = max(0, math.ceil(low))
     return slice(first, max(first, min(size - 1, math.floor(high)) + 1))
 
@@ -165,16 +168,16 @@ def _new_maps(cameras: Cameras) -> tuple[np.ndarray, np.ndarray]:
     return np.empty(shape), np.empty(shape)
 
 
-def _discs_seen(surfels: Surfels, cameras: Cameras) -> np.ndarray:
-    """What each view needs of each disc: (V, N, 12) float64.
+def _project_discs(surfels: Surfels, cameras: Cameras) -> np.ndarray:
+    """Compute the drawing parameters (V, N, 12) float64 of each disc in each view.
 
     Column and row of the centre; its depth key and how the key changes along both; a, b, c of the squared distance
     a du^2 + b du dv + c dv^2 in radii; half width and height of what is covered; the band; the shade. The key grows
     towards the viewer and is linear in the picture along a plane: the coordinate towards the viewer in parallel
     projection, one over the distance from the pinhole's plane else.
     """
-    x, y, z = cameras.turned(surfels.centres)
-    normal = np.stack(cameras.turned(surfels.normals))
+    x, y, z = cameras.to_view(surfels.centres)
+    normal = np.stack(cameras.to_view(surfels.normals))
     if cameras.distance is None:
         sight = np.zeros_like(normal)
         sight[2] = 1
@@ -185,13 +188,13 @@ def _discs_seen(surfels: Surfels, cameras: Cameras) -> np.ndarray:
     sign = np.where(cosine < 0, -1.0, 1.0)
     normal, cosine = normal * sign, cosine * sign
     shade = _shade(normal)
-    tilted = normal + np.maximum(_LEAST_COSINE - cosine, 0) * sight
-    u, v, key, key_u, key_v, along_u, along_v, band = _placed(x, y, z, tilted, cameras)
+    tilted = normal + np.maximum(_MIN_COSINE - cosine, 0) * sight
+    u, v, key, key_u, key_v, along_u, along_v, band = _project_planes(x, y, z, tilted, cameras)
     a = b = c = np.zeros_like(u)
     for axis in (0, 1):
         half = surfels.half_axes[:, axis]
         length_squared = half[:, 0] * half[:, 0] + half[:, 1] * half[:, 1] + half[:, 2] * half[:, 2]
-        direction = np.stack(cameras.turned(half / length_squared[:, None]))
+        direction = np.stack(cameras.to_view(half / length_squared[:, None]))
         in_u, in_v = _dot(direction, along_u), _dot(direction, along_v)
         a, b, c = a + in_u * in_u, b + 2 * in_u * in_v, c + in_v * in_v
     # The ellipse as a covariance, widened by that of the blur, and back.
@@ -203,10 +206,10 @@ def _discs_seen(surfels: Surfels, cameras: Cameras) -> np.ndarray:
     return np.stack((u, v, key, key_u, key_v, a, b, c, half_u, half_v, band, shade), axis=-1)
 
 
-def _placed(
+def _project_planes(
     x: np.ndarray, y: np.ndarray, z: np.ndarray, normal: np.ndarray, cameras: Cameras
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Where planes through points with these normals lie in the picture.
+    """Project planes through points with these normals into the picture.
 
     Column, row, depth key, its change along columns and rows, what a step along columns and one along rows is in
     space (3, V, N), and the band in the key's own unit.
@@ -228,13 +231,13 @@ def _placed(
     return u, v, 1 / depth, key_u, key_v, along_u, along_v, _BAND / (depth * depth)
 
 
-def _faces_seen(vertices: np.ndarray, faces: np.ndarray, cameras: Cameras) -> np.ndarray:
-    """What each view needs of each face: (V, F, 17) float64.
+def _project_faces(vertices: np.ndarray, faces: np.ndarray, cameras: Cameras) -> np.ndarray:
+    """Compute the drawing parameters (V, F, 17) float64 of each face in each view.
 
     Three lines through its edges, each c0 + c1 u + c2 v >= 0 on the side of the face; the depth key in the same form;
     the shade; the first and last column and row that it reaches. A face seen from its edge reaches nothing.
     """
-    x, y, z = cameras.turned(np.asarray(vertices, dtype=np.float64))
+    x, y, z = cameras.to_view(np.asarray(vertices, dtype=np.float64))
     if cameras.distance is None:
         depth, key = np.ones_like(z), z
     else:
@@ -242,16 +245,16 @@ def _faces_seen(vertices: np.ndarray, faces: np.ndarray, cameras: Cameras) -> np
         key = 1 / depth
     u, v = cameras.centre_px + cameras.scale_px * x / depth, cameras.centre_px - cameras.scale_px * y / depth
     u, v, key = u[:, faces], v[:, faces], key[:, faces]  # (V, F, 3 corners)
-    after, last = [1, 2, 0], [2, 0, 1]
-    along_u, along_v = v[..., after] - v[..., last], u[..., last] - u[..., after]
-    at_zero = u[..., after] * v[..., last] - u[..., last] * v[..., after]
+    following, previous = [1, 2, 0], [2, 0, 1]
+    along_u, along_v = v[..., following] - v[..., previous], u[..., previous] - u[..., following]
+    at_zero = u[..., following] * v[..., previous] - u[..., previous] * v[..., following]
     area = at_zero[..., 0] + at_zero[..., 1] + at_zero[..., 2]
     is_seen = np.abs(area) > 1e-9
     inverse = np.where(is_seen, 1 / np.where(is_seen, area, 1), 0)[..., None]
     lines = np.stack((at_zero * inverse, along_u * inverse, along_v * inverse), axis=-1)  # barycentric coordinates
     plane = (lines * key[..., None]).sum(axis=2)
     _, normals = areas_and_normals(vertices, faces)
-    normal = np.stack(cameras.turned(normals))
+    normal = np.stack(cameras.to_view(normals))
     facing = normal[2]
     if cameras.distance is not None:
         at = faces[:, 0]
@@ -268,17 +271,17 @@ def _dot(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def _shade(normal: np.ndarray) -> np.ndarray:
-    """The brightness of a matt surface whose normals (3, ...) look to the viewer. Source: Lambert's law."""
+    """Compute the brightness of a matt surface with normals (3, ...) towards the viewer. Source: Lambert's law."""
     lit = np.maximum(normal[0] * _LIGHT[0] + normal[1] * _LIGHT[1] + normal[2] * _LIGHT[2], 0)
     return _AMBIENT + (1 - _AMBIENT) * lit
 
 
 def _levels(key: np.ndarray, shade: np.ndarray, cameras: Cameras, style: Style) -> np.ndarray:
-    """Brightness 1 to 255 where something is, from its depth key and shade; 0 elsewhere."""
+    """Convert depth keys and shades to brightness: 1 to 255 on a surface, 0 for background."""
     is_there = key > -np.inf
-    held = np.where(is_there, key, 1)
-    towards = held if cameras.distance is None else cameras.distance - 1 / held
+    finite_key = np.where(is_there, key, 1)
+    towards = finite_key if cameras.distance is None else cameras.distance - 1 / finite_key
     nearness = np.clip((towards + 1) / 2, 0, 1)
-    farthest = _FARTHEST if style == "shaded" else _FARTHEST_DEPTH
+    farthest = _FAR_BRIGHTNESS if style == "shaded" else _FAR_BRIGHTNESS_DEPTH
     light = (farthest + (1 - farthest) * nearness) * (shade if style == "shaded" else 1)
     return np.where(is_there, 1 + np.rint(254 * light), 0).astype(np.uint8)

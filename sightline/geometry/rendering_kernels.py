@@ -1,4 +1,4 @@
-"""Discs and triangles into pictures, compiled for the CPU: the same operations in the same order as the plain forms."""
+"""CPU kernels of disc and triangle rendering, with the operations and order of the references."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ __all__ = ["draw_surfels", "draw_triangles"]
 
 @numba_kernel
 def draw_surfels(first: int, last: int, discs: np.ndarray, key: np.ndarray, shade: np.ndarray) -> None:
-    """See `rendering.draw_surfels_plainly`; views are the rows."""
+    """CPU kernel of `rendering.draw_surfels_reference`.
+
+    Discs (V, N, 12) into key and shade (V, H, W), views first to last.
+    """
     size = key.shape[1]
     nearest = np.empty((size, size))
     weights = np.empty((size, size))
@@ -34,8 +37,8 @@ def draw_surfels(first: int, last: int, discs: np.ndarray, key: np.ndarray, shad
 @numba_kernel
 def _find_nearest(discs: np.ndarray, nearest: np.ndarray) -> None:
     size = nearest.shape[0]
-    for place in range(len(discs)):
-        u, v, key, key_u, key_v, a, b, c, half_u, half_v = discs[place, :10]
+    for disc in range(len(discs)):
+        u, v, key, key_u, key_v, a, b, c, half_u, half_v = discs[disc, :10]
         for row in range(max(0, math.ceil(v - half_v)), min(size - 1, math.floor(v + half_v)) + 1):
             dv = row - v
             for column in range(max(0, math.ceil(u - half_u)), min(size - 1, math.floor(u + half_u)) + 1):
@@ -47,40 +50,43 @@ def _find_nearest(discs: np.ndarray, nearest: np.ndarray) -> None:
 @numba_kernel
 def _blend(discs: np.ndarray, nearest: np.ndarray, weights: np.ndarray, keys: np.ndarray, shades: np.ndarray) -> None:
     size = nearest.shape[0]
-    for place in range(len(discs)):
-        u, v, key, key_u, key_v, a, b, c, half_u, half_v, band, shade = discs[place]
+    for disc in range(len(discs)):
+        u, v, key, key_u, key_v, a, b, c, half_u, half_v, band, shade = discs[disc]
         for row in range(max(0, math.ceil(v - half_v)), min(size - 1, math.floor(v + half_v)) + 1):
             dv = row - v
             for column in range(max(0, math.ceil(u - half_u)), min(size - 1, math.floor(u + half_u)) + 1):
                 du = column - u
                 share = a * du * du + b * du * dv + c * dv * dv
-                here = key + key_u * du + key_v * dv
-                if share < 1 and here >= nearest[row, column] - band:
+                pixel_key = key + key_u * du + key_v * dv
+                if share < 1 and pixel_key >= nearest[row, column] - band:
                     weight = (1 - share) * (1 - share)
                     weights[row, column] += weight
-                    keys[row, column] += weight * here
+                    keys[row, column] += weight * pixel_key
                     shades[row, column] += weight * shade
 
 
 @numba_kernel
 def draw_triangles(first: int, last: int, faces: np.ndarray, key: np.ndarray, shade: np.ndarray) -> None:
-    """See `rendering.draw_triangles_plainly`; views are the rows."""
+    """CPU kernel of `rendering.draw_triangles_reference`.
+
+    Faces (V, F, 17) into key and shade (V, H, W), views first to last.
+    """
     size = key.shape[1]
     for view in range(first, last):
         key[view] = -np.inf
         shade[view] = 0
-        for place in range(faces.shape[1]):
-            face = faces[view, place]
+        for index in range(faces.shape[1]):
+            face = faces[view, index]
             at_zero, key_u, key_v, brightness = face[9], face[10], face[11], face[12]
             low_u, high_u, low_v, high_v = face[13], face[14], face[15], face[16]
             for row in range(max(0, math.ceil(low_v)), min(size - 1, math.floor(high_v)) + 1):
                 for column in range(max(0, math.ceil(low_u)), min(size - 1, math.floor(high_u)) + 1):
-                    here = at_zero + key_u * column + key_v * row
+                    pixel_key = at_zero + key_u * column + key_v * row
                     if (
                         face[0] + face[1] * column + face[2] * row >= 0
                         and face[3] + face[4] * column + face[5] * row >= 0
                         and face[6] + face[7] * column + face[8] * row >= 0
-                        and here > key[view, row, column]
+                        and pixel_key > key[view, row, column]
                     ):
-                        key[view, row, column] = here
+                        key[view, row, column] = pixel_key
                         shade[view, row, column] = brightness

@@ -1,4 +1,4 @@
-"""Rotation matrices from drawn numbers, and what they do to points; the same bits for one cloud or a batch of them."""
+"""Rotation matrices from random numbers or angles, and rotation of points, with the same bits in any batch."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _AXES = "xyz"
 
 
 def rotate_points(points: Tensor, matrix: Tensor) -> Tensor:
-    """R p for every point p of every cloud, bit for bit the same in any batch.
+    """Rotate every point of every cloud by its matrix, bit for bit the same in any batch: (B, N, 3) -> (B, N, 3).
 
     `points` (B, N, 3), `matrix` (B, 3, 3) for column vectors. Products and sums are written out, because a batched
     matrix product may round differently for another batch size.
@@ -24,7 +24,7 @@ def rotate_points(points: Tensor, matrix: Tensor) -> Tensor:
 
 
 def axis_rotation(axis: Literal["x", "y", "z"], angle_rad: Tensor) -> Tensor:
-    """The matrices (..., 3, 3) that turn column vectors counter-clockwise about a coordinate axis by `angle_rad` (...).
+    """Build matrices (..., 3, 3) that rotate column vectors counter-clockwise about an axis by `angle_rad` (...).
 
     Source: Rodrigues' formula for a unit coordinate vector.
     """
@@ -41,7 +41,7 @@ def axis_rotation(axis: Literal["x", "y", "z"], angle_rad: Tensor) -> Tensor:
 
 
 def euler_matrix(angles_rad: Tensor) -> Tensor:
-    """R_z(c) R_y(b) R_x(a) (..., 3, 3) for the angles (a, b, c) (..., 3) about the fixed axes x, then y, then z.
+    """Build R_z(c) R_y(b) R_x(a) (..., 3, 3) for the angles (a, b, c) (..., 3) about the fixed axes x, then y, then z.
 
     Source: the product of three of Rodrigues' matrices, multiplied out; Diebel 2006, "Representing Attitude".
     """
@@ -61,7 +61,7 @@ def euler_matrix(angles_rad: Tensor) -> Tensor:
 
 
 def uniform_quaternion(uniform: Tensor) -> Tensor:
-    """Unit quaternions (..., 4), order w x y z, uniform over the 3-sphere if `uniform` (..., 3) is uniform in [0, 1).
+    """Map uniform numbers (..., 3) in [0, 1) to uniformly distributed unit quaternions (..., 4), order w x y z.
 
     Source: Shoemake 1992, "Uniform Random Rotations", Graphics Gems III.
     """
@@ -72,7 +72,7 @@ def uniform_quaternion(uniform: Tensor) -> Tensor:
 
 
 def quaternion_matrix(quaternion: Tensor) -> Tensor:
-    """The rotation matrices (..., 3, 3) of unit quaternions (..., 4), order w x y z.
+    """Convert unit quaternions (..., 4), order w x y z, to rotation matrices (..., 3, 3).
 
     Source: Shoemake 1985, "Animating Rotation with Quaternion Curves".
     """
@@ -92,6 +92,6 @@ def quaternion_matrix(quaternion: Tensor) -> Tensor:
 
 
 def _cosine_and_sine(angle_rad: Tensor) -> tuple[Tensor, Tensor]:
-    """Taken in float64 and rounded once, so that the last bit does not depend on an element's place in the batch."""
+    """Compute cosine and sine (...) in float64, rounded once, so that the bits are the same in any batch."""
     angle = angle_rad.double()
     return torch.cos(angle).to(angle_rad.dtype), torch.sin(angle).to(angle_rad.dtype)

@@ -1,4 +1,4 @@
-"""Farthest-point sampling, exactly: the plain loop, and the choice of a faster form that agrees with it."""
+"""Exact farthest-point sampling (FPS): the reference loop, and the choice of a faster form that agrees with it."""
 
 from __future__ import annotations
 
@@ -18,8 +18,9 @@ _FAR = 1e10
 def farthest_point_sample(
     points: Tensor, *, num_samples: int, start: int | Tensor = 0, min_squared_norm: float | None = None
 ) -> Tensor:
-    """Each chosen point is the farthest from those chosen before it; ties go to the lower index.
+    """Farthest-point sampling: each chosen point is the farthest from those chosen before it.
 
+    Ties go to the lower index.
     `points` (B, N, C) -> index (B, num_samples) int64, beginning with `start`: one index for all samples, or (B,).
     Distances above 1e5 count as 1e5, as in the published codes. With `min_squared_norm`, points whose squared norm is
     not above it are never chosen after the first; where no other is left, index 0 is (1e-3: the CUDA library that PCT
@@ -39,12 +40,12 @@ def farthest_point_sample(
     if min_squared_norm is not None:
         is_barred = paired_squared_distances(points, torch.zeros_like(points)) <= min_squared_norm
         nearest_BN[is_barred] = -1  # below every distance, and stays so
-    sample = sample_by_trees if can_use_numba(points) and points.numel() else _sample_plainly
+    sample = sample_by_trees if can_use_numba(points) and points.numel() else _sample_reference
     return sample(points, nearest=nearest_BN, first=first, num_samples=num_samples)
 
 
 def _first_index(start: int | Tensor, points: Tensor) -> Tensor:
-    """`start` as (B,) int64 on the points' device, inside the clouds."""
+    """Return `start` as (B,) int64 on the points' device; raise ValueError if it is outside the clouds."""
     num_samples, num_points, _ = points.shape
     first = torch.as_tensor(start, dtype=torch.int64, device=points.device).expand(num_samples)
     is_outside = (first < 0) | (first >= num_points)
@@ -56,12 +57,12 @@ def _first_index(start: int | Tensor, points: Tensor) -> Tensor:
     return first
 
 
-def _sample_plainly(points: Tensor, *, nearest: Tensor, first: Tensor, num_samples: int) -> Tensor:
-    """The reference: one distance to all points for every chosen one. On any device."""
+def _sample_reference(points: Tensor, *, nearest: Tensor, first: Tensor, num_samples: int) -> Tensor:
+    """Reference of farthest-point sampling, on any device: distances to all points for every chosen one."""
     rows = torch.arange(len(points), device=points.device)
     index = torch.empty((len(points), num_samples), dtype=torch.int64, device=points.device)
-    for place in range(num_samples):
-        index[:, place] = first
+    for sample in range(num_samples):
+        index[:, sample] = first
         distance_BN = paired_squared_distances(points, points[rows, first][:, None])
         nearest = torch.minimum(nearest, distance_BN)
         first = nearest.argmax(dim=1)  # the first of equal ones

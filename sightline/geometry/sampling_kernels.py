@@ -1,4 +1,4 @@
-"""Farthest-point sampling compiled for the CPU: parts of a cloud that cannot have come nearer are left alone."""
+"""CPU kernel of farthest-point sampling: tree nodes whose distances cannot change are skipped."""
 
 from __future__ import annotations
 
@@ -13,15 +13,16 @@ from sightline.numba_kernels import numba_kernel, run_parallel
 __all__ = ["sample_by_trees"]
 
 FAN = 16
-"""Nodes whose bounds are taken at once: those four levels of a tree below one, which lie side by side."""
+"""Nodes whose bounds are computed at once: four levels of a tree below a node, which are adjacent in memory."""
 
 
 def sample_by_trees(points: Tensor, *, nearest: Tensor, first: Tensor, num_samples: int) -> Tensor:
-    """The plain loop's choice. `nearest` (B, N): what each point's distance starts from; it is not changed.
+    """Farthest-point sampling with trees: points (B, N, C) -> index (B, num_samples) int64, equal to the reference.
 
-    Each node keeps the largest distance below it. A chosen point whose bound to the node's box is not below that
-    changes nothing in the node, so that a choice costs the leaves around it and the way to them, however large the
-    cloud. Source: the pruning of Han et al. 2023 (QuickFPS), section III; the bound, `trees`.
+    `nearest` (B, N) are the initial distances and `first` (B,) the first index; neither is changed. Each node keeps the
+    largest distance below it. A chosen point whose bound to the node's box is not below that changes nothing in the
+    node, so that a choice costs the leaves around it and the way to them, however large the cloud.
+    Source: the pruning of Han et al. 2023 (QuickFPS), section III; the bound, `trees`.
     """
     trees = build_curve_trees(points)
     index = np.empty((len(points), num_samples), dtype=np.int64)
@@ -69,12 +70,12 @@ def _sample(
         while level > top:
             level //= FAN
             for node in range(level, 2 * level):
-                _take_farthest_of(node, FAN * node, FAN, largest, where)
-        _take_farthest_of(0, top, top, largest, where)
-        place = starts_at[cloud]
+                _take_farthest_node(node, FAN * node, FAN, largest, where)
+        _take_farthest_node(0, top, top, largest, where)
+        point = starts_at[cloud]
         for sample in range(index.shape[1]):
-            index[cloud, sample] = place
-            centre = points[cloud, place]
+            index[cloud, sample] = point
+            centre = points[cloud, point]
             num_opened, turn = _open(centre, top, top, low, high, largest, bounds, opened, 0), 0
             while turn < num_opened:
                 node = opened[turn]
@@ -88,9 +89,9 @@ def _sample(
                     _take_farthest_slot(leaf, distances, own_order, starts, slots, largest, where)
             for turn in range(num_opened - 1, -1, -1):
                 if opened[turn] < num_leaves:
-                    _take_farthest_of(opened[turn], FAN * opened[turn], FAN, largest, where)
-            _take_farthest_of(0, top, top, largest, where)
-            place = where[0]
+                    _take_farthest_node(opened[turn], FAN * opened[turn], FAN, largest, where)
+            _take_farthest_node(0, top, top, largest, where)
+            point = where[0]
 
 
 @numba_kernel
@@ -105,25 +106,25 @@ def _open(
     opened: np.ndarray,
     num_opened: int,
 ) -> int:
-    """Adds those of `count` nodes from `begin` on to `opened` in which the centre can lower a distance."""
+    """Append those of `count` nodes from `begin` on to `opened` in which the centre can lower a distance."""
     zero = bounds.dtype.type(0)
     bounds[:] = 0
     for channel in range(len(centre)):
         value = centre[channel]
-        for place in range(count):
-            node = begin + place
+        for child in range(count):
+            node = begin + child
             outside = max(low[channel, node] - value, value - high[channel, node], zero)
-            bounds[place] += outside * outside
-    for place in range(count):
-        if bounds[place] < largest[begin + place]:
-            opened[num_opened] = begin + place
+            bounds[child] += outside * outside
+    for child in range(count):
+        if bounds[child] < largest[begin + child]:
+            opened[num_opened] = begin + child
             num_opened += 1
     return num_opened
 
 
 @numba_kernel
-def _take_farthest_of(node: int, begin: int, count: int, largest: np.ndarray, where: np.ndarray) -> None:
-    """Gives a node the largest distance of `count` others, and the index of its point; of equal ones, the lowest."""
+def _take_farthest_node(node: int, begin: int, count: int, largest: np.ndarray, where: np.ndarray) -> None:
+    """Set a node's largest distance and point index from `count` other nodes; ties go to the lowest index."""
     farthest, index = largest[begin], where[begin]
     for other in range(begin + 1, begin + count):
         distance = largest[other]
@@ -142,7 +143,7 @@ def _take_farthest_slot(
     largest: np.ndarray,
     where: np.ndarray,
 ) -> None:
-    """Gives a leaf its largest distance, its slot, and the index of its point; of equal ones, the lowest."""
+    """Set a leaf's largest distance, its slot and the index of its point; ties go to the lowest index."""
     quarter, highest = LEAF_SIZE // 4, distances[leaf, 0]
     for slot in range(quarter):  # in this form the compiler makes vectors of it
         one = max(distances[leaf, slot], distances[leaf, slot + quarter])
@@ -158,7 +159,7 @@ def _take_farthest_slot(
 
 @numba_kernel
 def _approach(centre: np.ndarray, leaf: int, blocks: np.ndarray, measured: np.ndarray, distances: np.ndarray) -> None:
-    """Lowers the distances of a leaf's places to those from the centre, where these are smaller."""
+    """Lower the distances of a leaf's points to those from the centre, if these are smaller."""
     if len(centre) == 3:  # the usual case, written out: the sums stay in registers
         x, y, z = centre[0], centre[1], centre[2]
         for slot in range(LEAF_SIZE):

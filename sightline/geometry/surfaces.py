@@ -1,4 +1,4 @@
-"""Triangle surfaces: areas, normals, and points drawn evenly over them."""
+"""Triangle meshes: areas, normals, and points sampled uniformly over them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ __all__ = ["SurfacePoints", "areas_and_normals", "sample_surface"]
 
 
 class SurfacePoints(NamedTuple):
-    """Points (N, 3) on a surface, the unit normals (N, 3) of their faces, and which face each lies on (N,); float64."""
+    """Points (N, 3) on a surface, unit normals (N, 3) of their faces, both float64, and face indices (N,)."""
 
     points: np.ndarray
     normals: np.ndarray
@@ -18,7 +18,7 @@ class SurfacePoints(NamedTuple):
 
 
 def areas_and_normals(vertices: np.ndarray, faces: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Area (F,) and unit normal (F, 3) of every triangle, float64; a triangle without area has the normal 0.
+    """Compute area (F,) and unit normal (F, 3) of every triangle, float64; a triangle without area has the normal 0.
 
     `vertices` (V, 3), `faces` (F, 3) integer. The normal follows the winding: corners run anticlockwise seen from it.
     """
@@ -32,7 +32,7 @@ def areas_and_normals(vertices: np.ndarray, faces: np.ndarray) -> tuple[np.ndarr
 def sample_surface(
     vertices: np.ndarray, faces: np.ndarray, *, num_points: int, generator: np.random.Generator
 ) -> SurfacePoints:
-    """Points drawn independently and evenly by area; faces without area are never drawn.
+    """Sample (num_points, 3) points independently and uniformly by area; faces without area are never drawn.
 
     `vertices` (V, 3), `faces` (F, 3) integer.
     Raises ValueError if no face has an area.

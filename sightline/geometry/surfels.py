@@ -1,4 +1,4 @@
-"""Points as small discs that together cover the surface they were drawn from."""
+"""Surfels: points as small discs that together cover the surface."""
 
 from __future__ import annotations
 
@@ -13,18 +13,24 @@ __all__ = ["Surfels", "fit_surfels"]
 
 _NUM_NEIGHBOURS = 16
 _OVERLAP = 1.3
-"""Radius of a disc in standard deviations of its neighbourhood along an axis. Sixteen points drawn evenly from a disc
-of radius r have the deviation r / 2, so that a place is covered by seven discs on average, and one in 900 by none."""
-_NARROWEST = 0.3
-"""The shorter radius of a disc over the longer one, at least."""
-_LEAST_RADIUS = 1e-3
-"""Of a disc, in radii of the sphere: far below a pixel, and no division by zero."""
+"""Radius of a disc in standard deviations of its neighbourhood along an axis.
+
+Sixteen points drawn evenly from a disc of radius r have the deviation r / 2, so that seven discs on average cover a
+position, and one position in 900 is covered by none.
+"""
+_MIN_AXIS_RATIO = 0.3
+"""Lowest ratio of the shorter to the longer radius of a disc."""
+_MIN_RADIUS = 1e-3
+"""Lowest radius of a disc, in radii of the sphere: far below a pixel, and no division by zero."""
 _SMOOTHINGS = 2
-"""How often normals are averaged with those near them: sixteen points at random show a plane only roughly."""
+"""Number of times that normals are averaged with their neighbours: sixteen random points show a plane only roughly."""
 
 
 class Surfels(NamedTuple):
-    """Elliptic discs: centres, unit normals of either sign, and both half axes (N, 2, 3), the longer first; float64."""
+    """Elliptic discs: centres and unit normals of either sign (N, 3), half axes (N, 2, 3), the longer first.
+
+    Float64.
+    """
 
     centres: np.ndarray
     normals: np.ndarray
@@ -32,7 +38,7 @@ class Surfels(NamedTuple):
 
 
 def fit_surfels(points: np.ndarray) -> Surfels:
-    """A disc at each of the points (N, 3), along its nearest points and as large as they are scattered.
+    """Fit a disc to each of the points (N, 3), along its nearest points and as large as their scatter.
 
     Discs are long where points lie on a rod, and end where a surface ends. Points in one place or on one line get the
     smallest of discs, turned in some way that depends on them alone.
@@ -48,12 +54,12 @@ def fit_surfels(points: np.ndarray) -> Surfels:
     _, axes = np.linalg.eigh(covariances)
     normals = axes[:, :, 0]
     for _ in range(_SMOOTHINGS):
-        normals = _smoothed(normals, index)
+        normals = _smooth_normals(normals, index)
     return Surfels(centres, normals, _half_axes(covariances, normals, axes[:, :, 2]))
 
 
-def _smoothed(normals: np.ndarray, index: np.ndarray) -> np.ndarray:
-    """Each normal as the mean of those near it, turned to its side; the more alike they are, the more they count."""
+def _smooth_normals(normals: np.ndarray, index: np.ndarray) -> np.ndarray:
+    """Average each normal (N, 3) with its neighbours', turned to its side and weighted by their similarity."""
     near_NK3 = normals[index]
     alike_NK1 = near_NK3 @ normals[:, :, None]
     cube_NK1 = alike_NK1 * alike_NK1 * alike_NK1
@@ -63,7 +69,7 @@ def _smoothed(normals: np.ndarray, index: np.ndarray) -> np.ndarray:
 
 
 def _half_axes(covariances: np.ndarray, normals: np.ndarray, longest: np.ndarray) -> np.ndarray:
-    """Both half axes (N, 2, 3) of the discs at right angles to the normals."""
+    """Compute both half axes (N, 2, 3) of the discs at right angles to the normals."""
     along = longest - (longest * normals).sum(axis=1, keepdims=True) * normals
     norm = np.sqrt((along * along).sum(axis=1, keepdims=True))
     fallback = np.cross(normals, np.eye(3)[np.abs(normals).argmin(axis=1)])
@@ -72,5 +78,5 @@ def _half_axes(covariances: np.ndarray, normals: np.ndarray, longest: np.ndarray
     axes = np.stack((along, np.cross(normals, along)), axis=1)
     variances = np.einsum("naj,njk,nak->na", axes, covariances, axes)
     radii = _OVERLAP * np.sqrt(variances.clip(min=0))
-    radii = np.maximum(radii, _NARROWEST * radii[:, ::-1])
-    return axes * np.maximum(radii, _LEAST_RADIUS)[:, :, None]
+    radii = np.maximum(radii, _MIN_AXIS_RATIO * radii[:, ::-1])
+    return axes * np.maximum(radii, _MIN_RADIUS)[:, :, None]

@@ -1,4 +1,4 @@
-"""Clouds cut into leaves of near points, each with the box around it: what lets a search leave most points out.
+"""Balanced k-d trees of clouds, with the bounding box of each node: a search can skip most points.
 
 A balanced k-d tree. Node 1 holds all points, the children of node n are 2n and 2n + 1, the leaves are the last
 `num_leaves` nodes. The points of node n lie one after another in `order`.
@@ -21,15 +21,15 @@ from sightline.numba_kernels import numba_kernel, run_parallel
 __all__ = ["LEAF_SIZE", "Trees", "allocate_trees", "build_trees"]
 
 LEAF_SIZE = 32
-"""Places in a leaf: loops over a whole leaf have a known length, and the compiler makes vectors of them."""
+"""Slots of a leaf: loops over a whole leaf have a known length, which the compiler vectorises."""
 
 
 class Trees(NamedTuple):
     """One tree per cloud; all of a batch have the same shape.
 
-    `blocks` (B, leaves, C, LEAF): the leaves' points, infinity in the places left over. `order` (B, N) int64: the
-    points' indices, leaf after leaf. `starts` (2 * leaves + 1): where in `order` the leaves start, and N at the end.
-    `boxes` (B, 2 * leaves, 2, C): the lowest and highest coordinates in each node; node 0 is none.
+    `blocks` (B, leaves, C, LEAF): the leaves' points, infinity in empty slots. `order` (B, N) int64: the points'
+    indices, leaf after leaf. `starts` (leaves + 1,): where in `order` the leaves start, and N at the end. `boxes`
+    (B, 2 * leaves, 2, C): the lowest and highest coordinates in each node; node 0 is not used.
     """
 
     blocks: np.ndarray
@@ -39,7 +39,7 @@ class Trees(NamedTuple):
 
 
 def allocate_trees(points: Tensor) -> Trees:
-    """Room for the trees of `points` (B, N, C), in `order` the points as they are given."""
+    """Allocate the trees of `points` (B, N, C), with `order` as in the input."""
     values = points.numpy()
     num_clouds, num_points, num_channels = values.shape
     num_leaves = 1
@@ -54,7 +54,7 @@ def allocate_trees(points: Tensor) -> Trees:
 
 
 def build_trees(points: Tensor) -> Trees:
-    """The k-d trees of `points` (B, N, C), float32 or float64 on the CPU, N at least 1."""
+    """Build the k-d trees of `points` (B, N, C), float32 or float64 on the CPU, N at least 1."""
     trees = allocate_trees(points)
     sorted_BCN = points.numpy().transpose(0, 2, 1).copy()
     run_parallel(_build, len(points), sorted_BCN, *trees)
@@ -84,19 +84,19 @@ def _build(
             else:
                 block = blocks[cloud, node - num_leaves]
                 for channel in range(len(values)):
-                    for place in range(begin, end):
-                        block[channel, place - begin] = values[channel, place]
+                    for rank in range(begin, end):
+                        block[channel, rank - begin] = values[channel, rank]
 
 
 @numba_kernel
 def _enclose(values: np.ndarray, begin: int, end: int, box: np.ndarray) -> int:
-    """Writes the lowest and highest coordinates of [begin, end); returns the channel in which they differ most."""
+    """Write the lowest and highest coordinates of [begin, end); return the channel in which they differ most."""
     widest = 0
     for channel in range(len(values)):
         smallest = largest = values[channel, begin]
-        for place in range(begin, end):
-            smallest = min(smallest, values[channel, place])
-            largest = max(largest, values[channel, place])
+        for rank in range(begin, end):
+            smallest = min(smallest, values[channel, rank])
+            largest = max(largest, values[channel, rank])
         box[0, channel], box[1, channel] = smallest, largest
         if largest - smallest > box[1, widest] - box[0, widest]:
             widest = channel
@@ -104,8 +104,8 @@ def _enclose(values: np.ndarray, begin: int, end: int, box: np.ndarray) -> int:
 
 
 @numba_kernel
-def _divide(values: np.ndarray, places: np.ndarray, axis: int, begin: int, end: int, middle: int) -> None:
-    """Reorders [begin, end) so that nothing before `middle` is greater, along `axis`, than anything from it on.
+def _divide(values: np.ndarray, order: np.ndarray, axis: int, begin: int, end: int, middle: int) -> None:
+    """Partition [begin, end) so that nothing before `middle` is greater, along `axis`, than anything from it on.
 
     Source: Hoare 1961, algorithm 65 (Find).
     """
@@ -119,7 +119,7 @@ def _divide(values: np.ndarray, places: np.ndarray, axis: int, begin: int, end: 
             while values[axis, right] > pivot:
                 right -= 1
             if left <= right:
-                _swap(values, places, left, right)
+                _swap(values, order, left, right)
                 left += 1
                 right -= 1
         if middle <= right:
@@ -131,7 +131,7 @@ def _divide(values: np.ndarray, places: np.ndarray, axis: int, begin: int, end: 
 
 
 @numba_kernel
-def _swap(values: np.ndarray, places: np.ndarray, left: int, right: int) -> None:
-    places[left], places[right] = places[right], places[left]
+def _swap(values: np.ndarray, order: np.ndarray, left: int, right: int) -> None:
+    order[left], order[right] = order[right], order[left]
     for channel in range(len(values)):
         values[channel, left], values[channel, right] = values[channel, right], values[channel, left]

@@ -1,4 +1,4 @@
-"""Depth frames into voxels, compiled for the CPU: the same operations in the same order as the plain form."""
+"""CPU kernel of voxel occupancy from depth frames, with the operations and order of the reference."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ def fill_voxels(
     placement: np.ndarray,
     volume: np.ndarray,
 ) -> None:
-    """See `volumes.occupancy_plainly`; frames are the rows.
+    """CPU kernel of `volumes.occupancy`: depth (F, H, W), camera (F, 4), placement (F, 9); fills volume (F, S, S, S).
 
-    In `placement`: reference, voxels a millimetre, cosine, sine, where the reference comes to lie.
+    In `placement`: reference, voxels per millimetre, cosine, sine, voxel coordinates of the reference.
     """
     size = volume.shape[1]
     height, width = depth.shape[1:]

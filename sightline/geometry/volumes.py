@@ -1,4 +1,4 @@
-"""Cubes of voxels around a reference point: camera coordinates to voxels and back, and which voxels points occupy.
+"""Cubes of voxels around a reference point: camera coordinates to voxels and back, and voxel occupancy.
 
 Coordinates are in the order (x, y, z) everywhere; voxel m covers [m, m + 1). A cube of side `cube_mm` around the
 reference point is cut into `size` voxels a side, in a grid of `original` voxels that leaves room to shift it.
@@ -31,19 +31,19 @@ __all__ = [
 ]
 
 Axes = Literal["xyz", "zyx"]
-"""The order of the three axes of volumes and heat maps; coordinates stay (x, y, z)."""
+"""Order of the three axes of volumes and heat maps; coordinates are always (x, y, z)."""
 Compat = Literal["none", "release"]
-"""`release` rounds as the authors' own code does, half a voxel off."""
+"""Rounding convention: `release` rounds as the authors' own code does, half a voxel off."""
 
 PLACEMENT_WIDTH = 13
 
 
 @dataclass(frozen=True, eq=False)
 class CubePlacement:
-    """Where each sample's cube lies and how it is varied: all that maps camera coordinates to voxels and back.
+    """Position and augmentation of each sample's cube: all that maps camera coordinates to voxels and back.
 
-    `reference_mm` (B, 3) is its centre; the grid is scaled by `scale` (B) about its own centre, turned by `angle_rad`
-    (B) about the optical axis, and shifted by `shift` (B, 3) voxels, of which (original - size) / 2 is neutral.
+    `reference_mm` (B, 3) is its centre; the grid is scaled by `scale` (B,) about its own centre, turned by `angle_rad`
+    (B,) about the optical axis, and shifted by `shift` (B, 3) voxels, of which (original - size) / 2 is neutral.
     """
 
     reference_mm: Tensor
@@ -58,7 +58,7 @@ class CubePlacement:
 
     @classmethod
     def identity(cls, reference_mm: Tensor, *, cube_mm: float, size: int, original: int | None = None) -> CubePlacement:
-        """Cubes that are not varied, around `reference_mm` (B, 3), in float64."""
+        """Build placements without augmentation around `reference_mm` (B, 3), in float64."""
         original = original_size(size) if original is None else original
         ones = torch.ones(len(reference_mm), dtype=torch.float64)
         shift = torch.full((len(reference_mm), 3), (original - size) / 2, dtype=torch.float64)
@@ -66,7 +66,7 @@ class CubePlacement:
 
     @classmethod
     def from_rows(cls, rows: Tensor) -> CubePlacement:
-        """The placement that `rows` gave; raises ValueError for rows of different grids."""
+        """Build a placement from the batch field `rows` (B, 13); raises ValueError for rows of different grids."""
         if rows.ndim != 2 or rows.shape[1] != PLACEMENT_WIDTH:
             raise ValueError(f"placement: found the shape {tuple(rows.shape)}, expected (B, {PLACEMENT_WIDTH})")
         if len(rows) and bool((rows[:, 8:] != rows[:1, 8:]).any()):
@@ -86,54 +86,62 @@ class CubePlacement:
         )
 
     def to_rows(self) -> Tensor:
-        """(B, 13) float64: reference, scale, angle, shift, side, size, original, and the two conventions as 0 or 1."""
+        """Return the placement as (B, 13) float64.
+
+        Reference, scale, angle, shift, side, size, original, two flags as 0 or 1.
+        """
         grid = [self.cube_mm, self.size, self.grid_size, self.axes == "zyx", self.compat == "release"]
-        each = self.reference_mm.new_tensor([float(value) for value in grid]).expand(len(self), -1)
-        return torch.cat([self.reference_mm, self.scale[:, None], self.angle_rad[:, None], self.shift, each], dim=1)
+        grid_rows = self.reference_mm.new_tensor([float(value) for value in grid]).expand(len(self), -1)
+        return torch.cat(
+            [self.reference_mm, self.scale[:, None], self.angle_rad[:, None], self.shift, grid_rows], dim=1
+        )
 
     def __len__(self) -> int:
         return len(self.reference_mm)
 
     @property
     def voxel_mm(self) -> float:
-        """The side of a voxel of a cube that is not scaled."""
+        """Side of a voxel of a cube that is not scaled."""
         return self.cube_mm / self.size
 
 
 def original_size(size: int) -> int:
-    """Voxels of the grid that a crop of `size` is shifted in: 96 for 88, as published, and in proportion."""
+    """Return the voxels a side of the grid in which a crop of `size` is shifted.
+
+    96 for 88, as published, in proportion.
+    """
     return size + 2 * round(size / 22)
 
 
 def to_voxels(points_mm: Tensor, placement: CubePlacement) -> Tensor:
-    """Continuous voxel coordinates (B, P, 3) of camera coordinates (B, P, 3), in the precision of `points_mm`."""
+    """Convert camera coordinates (B, P, 3) to continuous voxel coordinates (B, P, 3), in the dtype of `points_mm`."""
     if placement.compat == "release":
         return release.release_to_voxels(points_mm, placement)
-    reference, factor, offset = _alike(points_mm, placement)
-    return _turned((points_mm - reference) * factor, placement.angle_rad) + offset
+    reference, factor, offset = _broadcast_mapping(points_mm, placement)
+    return _rotate((points_mm - reference) * factor, placement.angle_rad) + offset
 
 
 def to_camera(voxels: Tensor, placement: CubePlacement) -> Tensor:
-    """Camera coordinates of continuous voxel coordinates: the exact inverse of `to_voxels`, where it has one.
+    """Convert continuous voxel coordinates (B, P, 3) to camera coordinates (B, P, 3): the exact inverse of `to_voxels`.
 
-    The release's rounding has none: its own decoding, which adds half a voxel, is what stands in.
+    The release's rounding has no inverse: the release's own decoding, which adds half a voxel, is used.
     """
     if placement.compat == "release":
         return release.release_to_camera(voxels, placement)
-    reference, factor, offset = _alike(voxels, placement)
-    return _turned(voxels - offset, -placement.angle_rad) / factor + reference
+    reference, factor, offset = _broadcast_mapping(voxels, placement)
+    return _rotate(voxels - offset, -placement.angle_rad) / factor + reference
 
 
 def occupancy_reference(voxels: Tensor, is_point: Tensor, placement: CubePlacement) -> Tensor:
-    """(B, 1, S, S, S) float32: 1 where at least one point lies in a voxel, in the order `axes` of the placement.
+    """Reference of `occupancy`: (B, 1, S, S, S) float32, 1 if a voxel contains a point, in the order `axes`.
 
-    `voxels` (B, P, 3), of which `is_point` (B, P) says which are points at all. A coordinate belongs to the voxel of
-    its floor, so that none of (-1, 0) falls into the first one; the release rounds to the nearest whole number.
+    `voxels` (B, P, 3); `is_point` (B, P) masks the actual points. A coordinate belongs to the voxel of its floor, so
+    that none of (-1, 0) falls into the first one; the release rounds to the nearest whole number.
     """
     size = placement.size
-    place = (voxels + 0.5).floor() if placement.compat == "release" else voxels.floor()
-    is_inside = is_point & (place >= 0).all(dim=-1) & (place < size).all(dim=-1)
-    x, y, z = place[is_inside].long().unbind(-1)
+    voxel = (voxels + 0.5).floor() if placement.compat == "release" else voxels.floor()
+    is_inside = is_point & (voxel >= 0).all(dim=-1) & (voxel < size).all(dim=-1)
+    x, y, z = voxel[is_inside].long().unbind(-1)
     sample = is_inside.nonzero()[:, 0]
     volume = torch.zeros(len(voxels), size, size, size)
     volume[sample, x, y, z] = 1.0
@@ -141,14 +149,14 @@ def occupancy_reference(voxels: Tensor, is_point: Tensor, placement: CubePlaceme
 
 
 def occupancy(depth_mm: Tensor, camera: Tensor, placement: CubePlacement) -> Tensor:
-    """The voxels (B, 1, S, S, S) float32 that depth frames occupy: 1 where a measured pixel's point lies, else 0.
+    """Compute voxel occupancy (B, 1, S, S, S) float32 of depth frames: 1 if a voxel contains a measured pixel's point.
 
-    `depth_mm` (B, H, W), 0 where nothing was measured; `camera` (B, 4): fx, fy, u0, v0 in pixels. The compiled form
-    does the same operations in the same order as the plain one, pixel by pixel.
+    `depth_mm` (B, H, W), 0 for unmeasured pixels; `camera` (B, 4): fx, fy, u0, v0 in pixels. The compiled form
+    does the same operations in the same order as the reference, pixel by pixel.
     """
     depth = depth_mm.contiguous()
     if placement.compat == "release" or not can_use_numba(depth):
-        return occupancy_reference(*_points_of(depth.double(), camera, placement), placement)
+        return occupancy_reference(*_pixel_points(depth.double(), camera, placement), placement)
     volume = torch.zeros(len(depth), *[placement.size] * 3)
     reference, factor, offset = _mapping(placement)
     turn = torch.stack([factor, placement.angle_rad.cos(), placement.angle_rad.sin()], dim=1)
@@ -158,32 +166,35 @@ def occupancy(depth_mm: Tensor, camera: Tensor, placement: CubePlacement) -> Ten
 
 
 def permute_axes(volumes: Tensor, axes: Axes) -> Tensor:
-    """The last three axes, which are x, y, z, in the order `axes`; twice is once again the same."""
+    """Permute the last three axes of volumes (..., X, Y, Z) to the order `axes`; the permutation is its own inverse."""
     return volumes.transpose(-1, -3) if axes == "zyx" else volumes
 
 
-def _points_of(depth: Tensor, camera: Tensor, placement: CubePlacement) -> tuple[Tensor, Tensor]:
-    """Voxel coordinates of every pixel, and which of them were measured."""
+def _pixel_points(depth: Tensor, camera: Tensor, placement: CubePlacement) -> tuple[Tensor, Tensor]:
+    """Return voxel coordinates (B, P, 3) of every pixel, and a mask (B, P) of measured pixels."""
     rows, columns = torch.meshgrid(*(torch.arange(n, dtype=torch.float64) for n in depth.shape[1:]), indexing="ij")
     fx, fy, u0, v0 = camera.double()[:, :, None, None].unbind(1)
     points = torch.stack([(columns - u0) / fx * depth, (rows - v0) / fy * depth, depth], dim=-1).flatten(1, 2)
     return to_voxels(points, placement), (depth > 0).flatten(1)
 
 
-def _alike(points: Tensor, placement: CubePlacement) -> tuple[Tensor, Tensor, Tensor]:
-    """Reference, voxels a millimetre, and where the reference comes to lie: (B, 1, n), like `points`."""
+def _broadcast_mapping(points: Tensor, placement: CubePlacement) -> tuple[Tensor, Tensor, Tensor]:
+    """Return reference, voxels per millimetre and voxel offset (B, 1, n), in the dtype of `points`."""
     reference, factor, offset = _mapping(placement)
     return reference[:, None].to(points), factor[:, None, None].to(points), offset[:, None].to(points)
 
 
 def _mapping(placement: CubePlacement) -> tuple[Tensor, Tensor, Tensor]:
-    """The paper's steps as one: v = R(angle) (p - reference) factor + offset. Source: Moon et al. 2018, section 4."""
+    """Return the paper's steps as one map: v = R(angle) (p - reference) factor + offset. Source: Moon et al. 2018, sec.
+
+    4.
+    """
     factor = placement.scale * (placement.size / placement.cube_mm)
     return placement.reference_mm, factor, placement.grid_size / 2 - placement.shift
 
 
-def _turned(points: Tensor, angle_rad: Tensor) -> Tensor:
-    """Turned counter-clockwise in the plane of x and y."""
+def _rotate(points: Tensor, angle_rad: Tensor) -> Tensor:
+    """Rotate points (B, P, 3) counter-clockwise in the plane of x and y."""
     cosine, sine = (f(angle_rad)[:, None].to(points) for f in (torch.cos, torch.sin))
     x, y, z = points.unbind(-1)
     return torch.stack([x * cosine - y * sine, x * sine + y * cosine, z], dim=-1)

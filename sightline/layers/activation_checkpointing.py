@@ -1,4 +1,4 @@
-"""Layers whose inner values are computed a second time for the backward pass instead of being kept."""
+"""Activation checkpointing: inner values are recomputed in the backward pass instead of stored."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ __all__ = ["checkpoint_activations"]
 
 
 def checkpoint_activations(layers: nn.Module, values: Tensor) -> Tensor:
-    """`layers(values)` with the same value and gradients, and less memory: only `values` is kept.
+    """Apply `layers` to `values` (any shape) and keep only `values` for the backward pass.
 
     The second pass leaves running statistics of batch norm as the first one made them; counted twice they would move
     at almost twice their momentum. Source: Chen et al. 2016, Training deep nets with sublinear memory cost.
     """
-    contexts = lambda: (contextlib.nullcontext(), _running_statistics_held(layers))  # noqa: E731
+    contexts = lambda: (contextlib.nullcontext(), _preserve_running_statistics(layers))  # noqa: E731
     return cast(Tensor, checkpoint(layers, values, use_reentrant=False, context_fn=contexts))
 
 
 @contextlib.contextmanager
-def _running_statistics_held(layers: nn.Module) -> Iterator[None]:
-    """Whatever passes through inside, the running statistics of `layers` are as before."""
+def _preserve_running_statistics(layers: nn.Module) -> Iterator[None]:
+    """Context that restores the running statistics of `layers` on exit."""
     norms = [m for m in layers.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
-    kept = [{name: buffer.clone() for name, buffer in norm.named_buffers(recurse=False)} for norm in norms]
+    saved = [{name: buffer.clone() for name, buffer in norm.named_buffers(recurse=False)} for norm in norms]
     try:
         yield
     finally:
-        for norm, before in zip(norms, kept, strict=True):
-            for name, value in before.items():
+        for norm, buffers in zip(norms, saved, strict=True):
+            for name, value in buffers.items():
                 getattr(norm, name).copy_(value)

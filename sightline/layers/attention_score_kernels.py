@@ -1,8 +1,8 @@
-"""From what the edges of a point have been mapped to, to the scores of its neighbours, as kernels for the CPU.
+"""CPU kernels of vector attention: batch norm, ReLU and linear map from edge features to attention scores.
 
-Edges (P, K, G), of which the first `count` (P,) of a point are real, go through a batch norm, a rectifier and a matrix
-(G, G). G is small: torch's operations over so short rows cost several times what the numbers do. Rows of work are
-blocks of points: their sums are added in order, so the bits do not depend on the number of threads.
+Edges are (P, K, G), of which the first `count` (P,) of a point are valid; the matrix is (G, G). G is small: torch's
+operations over such short rows cost several times the arithmetic. Rows of work are blocks of points: their sums are
+added in order, so the bits do not depend on the number of threads.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from sightline.numba_kernels import numba_kernel, run_parallel
 __all__ = ["ScoreGradients", "attention_scores", "mapped_sums", "score_gradients"]
 
 _POINTS_AT_ONCE = 256
-"""Points of one block of partial sums: fixed, whatever the threads."""
+"""Points of one block of partial sums: fixed, regardless of the number of threads."""
 
 
 def mapped_sums(mapped: Tensor, origin: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
-    """The sums over real edges of mapped - origin and of its square, (G,) float64."""
+    """Compute the sums over valid edges (P, K, G) of mapped - origin and of its square, (G,) float64 each."""
     num_blocks = -(-len(mapped) // _POINTS_AT_ONCE)
     sums = np.zeros((num_blocks, 2, mapped.shape[2]))
     run_parallel(_add_up, num_blocks, *_arrays(mapped, origin, count), sums)
@@ -33,16 +33,22 @@ def mapped_sums(mapped: Tensor, origin: Tensor, count: Tensor) -> tuple[Tensor, 
 def attention_scores(
     mapped: Tensor, matrix: Tensor, count: Tensor, *, mean: Tensor, scale: Tensor, shift: Tensor
 ) -> Tensor:
-    """matrix max((mapped - mean) scale + shift, 0) of every real edge, minus infinity in the other places."""
+    """Compute matrix max((mapped - mean) scale + shift, 0) of every valid edge: (P, K, G) -> (P, K, G).
+
+    Invalid slots are minus infinity.
+    """
     result = torch.empty_like(mapped)
-    given = _arrays(mapped, matrix.mT, mean, scale, shift, count)
-    run_parallel(_score, len(mapped), *given, result.numpy())
+    inputs = _arrays(mapped, matrix.mT, mean, scale, shift, count)
+    run_parallel(_score, len(mapped), *inputs, result.numpy())
     return result
 
 
 class ScoreGradients(NamedTuple):
-    """What gradients of attention weights come to: after the norm (P, K, G), 0 where an edge is not real; summed over
-    the edges, this (G,) and this times the distance from the mean (G,); and at the matrix (G, G)."""
+    """Gradients of the attention scores: of the normed values, of the norm's parameters and of the matrix.
+
+    `grad_normed` (P, K, G), 0 for invalid edges; its sum over the edges (G,); the sum of its product with the distance
+    from the mean (G,); the gradient of the matrix (G, G).
+    """
 
     grad_normed: Tensor
     to_shift: Tensor
@@ -61,11 +67,15 @@ def score_gradients(
     scale: Tensor,
     shift: Tensor,
 ) -> ScoreGradients:
-    """The transpose of `scores` and the softmax over the neighbours of a point that gave `weight`."""
+    """Backward of `attention_scores` and the softmax over neighbours.
+
+    Gradients of the scores from `to_weight` (P, K, G).
+    `weight` and `mapped` are (P, K, G), the weights after and the values before.
+    """
     num_blocks, width = -(-len(mapped) // _POINTS_AT_ONCE), mapped.shape[2]
     result, sums = torch.empty_like(mapped), np.zeros((num_blocks, 2 + width, width))
-    given = _arrays(to_weight, weight, mapped, matrix, mean, scale, shift, count)
-    run_parallel(_score_back, num_blocks, *given, result.numpy(), sums)
+    inputs = _arrays(to_weight, weight, mapped, matrix, mean, scale, shift, count)
+    run_parallel(_score_back, num_blocks, *inputs, result.numpy(), sums)
     total = torch.from_numpy(sums.sum(axis=0)).to(mapped.dtype)
     return ScoreGradients(result, total[0], total[1], total[2:])
 
@@ -85,13 +95,13 @@ def _add_up(first, last, mapped, origin, count, sums):  # type: ignore[no-untype
             squares[:] = 0
             for slot in range(count[point]):
                 row = mapped[point, slot]
-                for each in range(width):
-                    moved = row[each] - origin[each]
-                    total[each] += moved
-                    squares[each] += moved * moved
-            for each in range(width):
-                sums[block, 0, each] += total[each]
-                sums[block, 1, each] += squares[each]
+                for channel in range(width):
+                    moved = row[channel] - origin[channel]
+                    total[channel] += moved
+                    squares[channel] += moved * moved
+            for channel in range(width):
+                sums[block, 0, channel] += total[channel]
+                sums[block, 1, channel] += squares[channel]
 
 
 @numba_kernel
@@ -104,13 +114,13 @@ def _score(first, last, mapped, matrix, mean, scale, shift, count, result):  # t
         for slot in range(count[point]):
             row, total = mapped[point, slot], result[point, slot]
             total[:] = 0
-            for each in range(width):
-                value = (row[each] - mean[each]) * scale[each] + shift[each]
-                height[each] = zero if value < 0 else value
+            for channel in range(width):
+                value = (row[channel] - mean[channel]) * scale[channel] + shift[channel]
+                height[channel] = zero if value < 0 else value
             for source in range(width):
                 factors, share = matrix[source], height[source]
-                for each in range(width):
-                    total[each] += share * factors[each]
+                for channel in range(width):
+                    total[channel] += share * factors[channel]
 
 
 @numba_kernel
@@ -131,29 +141,29 @@ def _score_back(  # type: ignore[no-untyped-def]
             passed[:] = 0
             result[point] = 0
             for slot in range(count[point]):
-                incoming, own = to_weight[point, slot], weight[point, slot]
-                for each in range(width):
-                    mixed[each] += incoming[each] * own[each]
+                incoming, weights = to_weight[point, slot], weight[point, slot]
+                for channel in range(width):
+                    mixed[channel] += incoming[channel] * weights[channel]
             for slot in range(count[point]):
-                incoming, own, row = to_weight[point, slot], weight[point, slot], mapped[point, slot]
+                incoming, weights, row = to_weight[point, slot], weight[point, slot], mapped[point, slot]
                 target = result[point, slot]
-                for each in range(width):
-                    to_score[each] = own[each] * (incoming[each] - mixed[each])
-                    value = (row[each] - mean[each]) * scale[each] + shift[each]
-                    height[each] = value if value > 0 else value * 0
+                for channel in range(width):
+                    to_score[channel] = weights[channel] * (incoming[channel] - mixed[channel])
+                    value = (row[channel] - mean[channel]) * scale[channel] + shift[channel]
+                    height[channel] = value if value > 0 else value * 0
                 for source in range(width):
                     factors, received, gradient = matrix[source], to_matrix[source], to_score[source]
-                    for each in range(width):
-                        target[each] += gradient * factors[each]
-                        received[each] += gradient * height[each]
-                for each in range(width):
-                    gradient = target[each] if height[each] > 0 else target[each] * 0
-                    target[each] = gradient
-                    passed[0, each] += gradient
-                    passed[1, each] += gradient * (row[each] - mean[each])
-            for each in range(width):
-                sums[block, 0, each] += passed[0, each]
-                sums[block, 1, each] += passed[1, each]
+                    for channel in range(width):
+                        target[channel] += gradient * factors[channel]
+                        received[channel] += gradient * height[channel]
+                for channel in range(width):
+                    gradient = target[channel] if height[channel] > 0 else target[channel] * 0
+                    target[channel] = gradient
+                    passed[0, channel] += gradient
+                    passed[1, channel] += gradient * (row[channel] - mean[channel])
+            for channel in range(width):
+                sums[block, 0, channel] += passed[0, channel]
+                sums[block, 1, channel] += passed[1, channel]
         for source in range(width):
-            for each in range(width):
-                sums[block, 2 + source, each] = to_matrix[source, each]
+            for channel in range(width):
+                sums[block, 2 + source, channel] = to_matrix[source, channel]

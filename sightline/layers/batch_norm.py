@@ -1,4 +1,4 @@
-"""Batch norm whose statistics are those of the whole batch, however it is dealt over processes."""
+"""Synchronised batch norm, with the statistics of the whole batch regardless of its split over processes."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ __all__ = [
 ]
 
 AllReduceSum = Callable[[Tensor], Tensor]
-"""Adds a tensor up over all processes; differentiable: backward adds the gradients up over all processes."""
+"""Sum of a tensor over all processes; differentiable: backward sums the gradients over all processes."""
 
 
 class SynchronisedBatchNorm(nn.modules.batchnorm._BatchNorm):
-    """Batch norm over (B, C) or (B, C, ...) whose training statistics count every value on every process once.
+    """Synchronised batch norm over (B, C) or (B, C, ...): training statistics count every value on every process once.
 
     Parts may be uneven, or empty. Mean first, centred squares second: two reductions, and no cancellation. Without
     `all_reduce_sum`, and in eval mode, it is torch's batch norm; the state has the same keys and running values (the
-    running variance is unbiased by the global count). Raises ValueError where one value per channel is all there is.
+    running variance is unbiased by the global count). Raises ValueError for a single value per channel.
     Source: Ioffe and Szegedy 2015, algorithm 1, over the global batch.
     """
 
@@ -52,6 +52,7 @@ class SynchronisedBatchNorm(nn.modules.batchnorm._BatchNorm):
         self._all_reduce_sum = (lambda tensor: all_reduce_sum(tensor)) if all_reduce_sum else _identity
 
     def forward(self, values: Tensor) -> Tensor:
+        """Normalise values (B, C) or (B, C, ...) -> the same shape."""
         self._check_input_dim(values)
         return self._normalise(values) if self.training else super().forward(values)
 
@@ -93,8 +94,10 @@ class SynchronisedBatchNorm(nn.modules.batchnorm._BatchNorm):
 
 
 class ShiftedSums(NamedTuple):
-    """What a part adds to the statistics of all: over `num_values` values per channel, the sums of value - `origin` and
-    of its square; all (C,) float64."""
+    """Shifted sums of one process: sum and sum of squares of (x - origin) per channel, over `num_values` values.
+
+    All are (C,) float64.
+    """
 
     origin: Tensor
     total: Tensor
@@ -104,10 +107,10 @@ class ShiftedSums(NamedTuple):
 
 @torch.no_grad()
 def reduce_statistics(norm: nn.modules.batchnorm._BatchNorm, sums: ShiftedSums) -> tuple[Tensor, Tensor, Tensor]:
-    """Count, mean and biased variance (C,), float64, over all processes; the running values of `norm` follow them.
+    """Reduce count, mean and biased variance (C,) float64 over all processes; update the running values of `norm`.
 
-    For layers that know the sums without making the values. An origin near the mean keeps the variance exact.
-    Raises ValueError where one value per channel is all there is, as batch norm itself does.
+    For layers that know the sums without computing the values. An origin near the mean keeps the variance exact.
+    Raises ValueError for a single value per channel, as batch norm itself does.
     """
     first = torch.cat([sums.total + sums.num_values * sums.origin, sums.total.new_tensor([sums.num_values])])
     totals = all_reduce_sum(norm, first)
@@ -127,16 +130,17 @@ def reduce_statistics(norm: nn.modules.batchnorm._BatchNorm, sums: ShiftedSums) 
 
 
 def uses_batch_statistics(norm: nn.modules.batchnorm._BatchNorm) -> bool:
-    """Whether a forward pass now takes the batch's statistics rather than the running ones."""
+    """Return True if a forward pass now uses the batch's statistics instead of the running ones."""
     return norm.training or norm.running_mean is None or norm.running_var is None
 
 
 def normalisation_statistics(
     norm: nn.modules.batchnorm._BatchNorm, sums: ShiftedSums | None, dtype: torch.dtype
 ) -> tuple[Tensor | None, Tensor, Tensor]:
-    """Count, mean and inverse deviation (C,), in `dtype`: of the batch by its sums, or the running ones for None.
+    """Return count, mean and inverse deviation (C,), in `dtype`.
 
-    The count is None then, for `answers_of_statistics`.
+    Of the batch from its sums, or the running ones for None.
+    The count is then None, for `batch_statistics_gradients`.
     """
     count: Tensor | None = None
     if sums is not None:
@@ -157,12 +161,11 @@ def batch_statistics_gradients(
     scale: Tensor,
     inverse_deviation: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """By how much every value's gradient is lowered: a constant, and a slope times its distance from the mean (C,).
+    """Return the gradient of the batch statistics per channel (C,): dx -= constant + slope * (x - mean).
 
-    `grad_bias` and `to_weight` are this process's gradients of the norm's parameters; `scale` is `inverse_deviation`
-    times the weight that the forward pass saw, which need not be the norm's weight now. Zero where running values,
-    which do not answer to the batch, were used (`count` None). Source: Ioffe and Szegedy 2015, section 3, the chain
-    rule.
+    `grad_bias` and `to_weight` (C,) are this process's gradients of the norm's parameters; `scale` is
+    `inverse_deviation` times the weight of the forward pass, which need not be the norm's weight now. Zero with running
+    values, which do not depend on the batch (`count` None). Source: Ioffe and Szegedy 2015, section 3, the chain rule.
     """
     if count is None:
         return torch.zeros_like(grad_bias), torch.zeros_like(grad_bias)
@@ -173,7 +176,7 @@ def batch_statistics_gradients(
 
 @torch.no_grad()
 def all_reduce_sum(norm: nn.Module, values: Tensor) -> Tensor:
-    """The sum over the processes that `norm` is synchronised with; `values` themselves for any other batch norm."""
+    """Sum values (any shape) over the processes that `norm` is synchronised with; unchanged for other batch norms."""
     return norm._all_reduce_sum(values) if isinstance(norm, SynchronisedBatchNorm) else values
 
 
@@ -185,19 +188,19 @@ def _update_running(norm: nn.modules.batchnorm._BatchNorm, mean: Tensor, unbiase
     norm.num_batches_tracked.add_(1)
     # momentum None is torch's cumulative average; the share stays a tensor so that no device is waited for.
     share = norm.num_batches_tracked.double().reciprocal() if norm.momentum is None else norm.momentum
-    for running, found in ((norm.running_mean, mean), (norm.running_var, unbiased_variance)):
-        running.copy_(running * (1 - share) + found.to(running.dtype) * share)
+    for running, batch_value in ((norm.running_mean, mean), (norm.running_var, unbiased_variance)):
+        running.copy_(running * (1 - share) + batch_value.to(running.dtype) * share)
 
 
 def convert_sync_batchnorm(model: nn.Module, all_reduce_sum: AllReduceSum) -> nn.Module:
-    """A copy of the model in which every batch norm is synchronised; the model given stays as it is.
+    """Return a copy of the model with every batch norm synchronised; the original is unchanged.
 
-    State keys are unchanged. A batch norm that stands in several places is one in all of them afterwards, too. Make the
+    State keys are unchanged. A batch norm that the model uses in several places remains one module. Create the
     optimizer from the copy: its parameters are new.
     """
     copied = copy.deepcopy(model)
     replaced: dict[nn.Module, nn.Module] = {
-        module: _synchronised(module, all_reduce_sum, name or "batch norm")
+        module: _to_synchronised(module, all_reduce_sum, name or "batch norm")
         for name, module in copied.named_modules()
         if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d)
     }
@@ -209,10 +212,10 @@ def convert_sync_batchnorm(model: nn.Module, all_reduce_sum: AllReduceSum) -> nn
     return replaced.get(copied, copied)
 
 
-def _synchronised(
+def _to_synchronised(
     norm: nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d, all_reduce_sum: AllReduceSum, name: str
 ) -> SynchronisedBatchNorm:
-    """The same parameters and buffers, in the same mode, under the synchronised forward."""
+    """Return a synchronised batch norm with the same parameters and buffers, in the same mode."""
     synchronised = SynchronisedBatchNorm(
         norm.num_features,
         eps=norm.eps,

@@ -1,4 +1,4 @@
-"""The forms of clouds, stacked where equal and one after another where ragged, and what networks assume of them."""
+"""Layouts of clouds, stacked or packed, and the checks of networks on their inputs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["as_dense", "as_packed", "concat_channels", "dense_channels", "one_ho
 
 
 def concat_channels(points: Tensor, features: Tensor | None, *, in_channels: int) -> Tensor:
-    """Coordinates and further channels side by side: (B, N, 3) and (B, N, in_channels - 3) -> (B, N, in_channels).
+    """Concatenate coordinates and further channels: (B, N, 3) and (B, N, in_channels - 3) -> (B, N, in_channels).
 
     Raises ValueError, naming the found and the expected shape, for any other layout or width, and for clouds of three
     points, whose layout cannot be told.
@@ -25,18 +25,21 @@ def concat_channels(points: Tensor, features: Tensor | None, *, in_channels: int
             "of another number of points, channels last"
         )
     expected = (*points.shape[:2], in_channels - 3)
-    found = (*points.shape[:2], 0) if features is None else tuple(features.shape)
-    if found != expected:
-        given = "no features (width 0)" if features is None else f"the shape {found}"
+    shape = (*points.shape[:2], 0) if features is None else tuple(features.shape)
+    if shape != expected:
+        description = "no features (width 0)" if features is None else f"the shape {shape}"
         raise ValueError(
-            f"features: found {given}, expected {expected}: this model was built for {in_channels} channels, "
+            f"features: found {description}, expected {expected}: this model was built for {in_channels} channels, "
             "xyz and what follows it"
         )
     return points if features is None else torch.cat([points, features], dim=-1)
 
 
 def as_dense(points: Tensor, features: Tensor | None, offsets: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """Clouds of one size, stacked: `points` (B, N, 3) and `features` (B, N, F), whichever form they came in.
+    """Return clouds of one size, stacked: `points` (B, N, 3) and `features` (B, N, F), from either layout.
+
+    To return a per-point output (B, N, C) in the layout of the input, use `.view(*points.shape[:-1], C)`.
+    Raises ValueError for clouds of different sizes, which a network of this kind cannot take.
 
     What a network answers per point, (B, N, C), belongs into the form of its input: `.view(*points.shape[:-1], C)`.
     Raises ValueError for clouds of different sizes, which a network of this kind cannot take.
@@ -55,9 +58,9 @@ def as_dense(points: Tensor, features: Tensor | None, offsets: Tensor | None) ->
 
 
 def dense_channels(points: Tensor, features: Tensor | None, offsets: Tensor | None, *, in_channels: int) -> Tensor:
-    """All channels of clouds of one size, stacked: (B, N, in_channels), whichever form they came in.
+    """Return all channels of clouds of one size, stacked: (B, N, in_channels), from either layout.
 
-    Raises ValueError as `as_dense` and `join_channels` do, and for numbers that are not finite, naming the sample.
+    Raises ValueError as `as_dense` and `concat_channels` do, and for numbers that are not finite, naming the sample.
     """
     points, features = as_dense(points, features, offsets)
     channels = concat_channels(points, features, in_channels=in_channels)
@@ -66,9 +69,9 @@ def dense_channels(points: Tensor, features: Tensor | None, offsets: Tensor | No
 
 
 def as_packed(points: Tensor, features: Tensor | None, offsets: Tensor | None) -> tuple[Tensor, Tensor | None, Tensor]:
-    """Clouds one after another: `points` (P, 3), `features` (P, F) and `offsets` (S+1,), whichever form they came in.
+    """Return packed clouds: `points` (P, 3), `features` (P, F) and `offsets` (S+1,), from either layout.
 
-    Raises ValueError for points that have neither form.
+    Raises ValueError for points in neither layout.
     """
     if offsets is not None:
         if points.ndim != 2:
@@ -84,7 +87,7 @@ def as_packed(points: Tensor, features: Tensor | None, offsets: Tensor | None) -
 def packed_channels(
     points: Tensor, features: Tensor | None, offsets: Tensor | None, *, in_channels: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """`points` (P, 3), all channels side by side (P, in_channels), and `offsets` (S+1,), whichever form they came in.
+    """Return packed `points` (P, 3), all channels (P, in_channels), and `offsets` (S+1,), from either layout.
 
     Raises ValueError, naming the found and the expected shape, for any other layout or width.
     """
@@ -94,18 +97,18 @@ def packed_channels(
     if points.shape[1] != 3 or len(points) == 0:
         raise ValueError(f"points: found the shape {tuple(points.shape)} beside offsets, expected (P, 3) with P >= 1")
     expected = (len(points), in_channels - 3)
-    found = (len(points), 0) if features is None else tuple(features.shape)
-    if found != expected:
-        given = "no features (width 0)" if features is None else f"the shape {found}"
+    shape = (len(points), 0) if features is None else tuple(features.shape)
+    if shape != expected:
+        description = "no features (width 0)" if features is None else f"the shape {shape}"
         raise ValueError(
-            f"features: found {given}, expected {expected}: this model was built for {in_channels} channels, "
+            f"features: found {description}, expected {expected}: this model was built for {in_channels} channels, "
             "xyz and what follows it"
         )
     return points, points if features is None else torch.cat([points, features], dim=-1), offsets
 
 
 def one_hot_category(category: Tensor, *, like: Tensor, num_categories: int) -> Tensor:
-    """One row per cloud, 1 at its category: `category` (B,) int64 -> (B, num_categories) as `like` (B, ...).
+    """Encode categories one-hot: `category` (B,) int64 -> (B, num_categories) in the dtype of `like` (B, ...).
 
     Raises ValueError for categories that are not one of 0 .. num_categories-1 for each cloud.
     """

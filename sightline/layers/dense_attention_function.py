@@ -1,13 +1,11 @@
-"""What points receive from their neighbours by vector attention, and its gradients, some points at a time.
+"""Dense vector attention as one autograd function, in chunks of points.
 
-Row i receives the sum over its neighbours j of a_ij * u_ij, all of D channels, where
-
+Row i receives the sum over its neighbours j of a_ij * u_ij, all of D channels, with
     h_ij = relu(P (p_i - p_j) + b)              z_ij = relu(S h_ij + query_i - key_j)
     u_ij = V h_ij + value_j                     a_ij = softmax over j of W z_ij
-
-Backward makes h and u again, and what of a and z was not kept. Kept are four bytes for each channel of an edge: a in
-single precision, a and z in half, neither in double. So a step has ten to twelve maps of edges where keeping everything
-would leave nine, and holds a fifth of that.
+Backward recomputes h and u, and those of a and z that were not stored. Four bytes are stored for each channel of an
+edge: a in single precision, a and z in half, neither in double. So a step computes ten to twelve maps of edges instead
+of nine, and stores a fifth of their memory.
 """
 
 from __future__ import annotations
@@ -27,15 +25,15 @@ from sightline.layers.edge_products import map_edges, map_gradient
 __all__ = ["DenseAttentionFunction"]
 
 _ENTRIES_AT_ONCE = {"cpu": 2**19, "cuda": 2**26}
-"""Numbers of one tensor of edges: on the CPU 2 MB in float32, so that those in use stay in the cache."""
-_KEPT_BYTES = 4
-"""For each channel of an edge, from the forward pass to the backward one."""
+"""Numbers of one tensor of edges in a chunk: on the CPU 2 MB in float32, which fit into the cache."""
+_STORED_BYTES = 4
+"""Bytes stored per channel of an edge, from the forward pass to the backward one."""
 
-_NUM_GIVEN = 11
+_NUM_ARGUMENTS = 11
 
 
 class _Maps(NamedTuple):
-    """P (D, 3), b (D,), V, S and W (D, D)."""
+    """Linear maps: P (D, 3), b (D,), V, S and W (D, D)."""
 
     place: Tensor
     bias: Tensor
@@ -45,7 +43,7 @@ class _Maps(NamedTuple):
 
 
 class _Rows(NamedTuple):
-    """Of all rows: the points (R, 3), their neighbours (R, K), and query, key and value (R, D)."""
+    """Tensors of all rows: the points (R, 3), their neighbours (R, K), and query, key and value (R, D)."""
 
     points: Tensor
     nearest: Tensor
@@ -55,7 +53,7 @@ class _Rows(NamedTuple):
 
 
 class _Edges(NamedTuple):
-    """Of the edges of some rows (M, K, ...): p_i - p_j, h, z and a."""
+    """Tensors of the edges of some rows (M, K, ...): p_i - p_j, h, z and a."""
 
     relative: Tensor
     hidden: Tensor
@@ -64,59 +62,64 @@ class _Edges(NamedTuple):
 
 
 class DenseAttentionFunction(Function):
-    """`apply(keeps, points (R, 3), index (R, K), query, key, value (R, D), P, b, V, S, W, bias of W) -> (R, D)`.
+    """Autograd function of dense vector attention: `apply(keeps, *rows, P, b, V, S, W, bias)`.
 
-    The maps are taken in the precision of the rows, so that half precision is what the caller made of these. The bias
-    of W changes nothing; it is taken to be given a gradient, which is exactly 0. `keeps` says that backward will come.
+    The rows are points (R, 3), index (R, K), query, key and value (R, D); the result is (R, D). The maps are cast to
+    the dtype of the rows, so that the caller chooses half precision. The bias of W changes nothing; its gradient is
+    exactly 0. `keeps` is True if backward will follow.
     """
 
     @staticmethod
-    def forward(ctx: Any, keeps: bool, *given: Tensor) -> Tensor:
-        rows, maps = _Rows(*given[:5]), _cast_maps(given)
+    def forward(ctx: Any, keeps: bool, *inputs: Tensor) -> Tensor:
+        """Compute the attended values (R, D) and store what backward needs."""
+        rows, maps = _Rows(*inputs[:5]), _cast_maps(inputs)
         received = torch.empty_like(rows.query)
-        ctx.num_kept = _KEPT_BYTES // received.element_size() if keeps else 0
-        kept: list[Tensor] = []
+        ctx.num_kept = _STORED_BYTES // received.element_size() if keeps else 0
+        stored: list[Tensor] = []
         with torch.autocast(rows.points.device.type, enabled=False):
             for part in _parts(rows):
-                edges = _edges_of(part, rows, maps)
-                values = _values_of(part, rows, edges, maps)
+                edges = _compute_edges(part, rows, maps)
+                values = _compute_values(part, rows, edges, maps)
                 torch.sum(values.mul_(edges.attention), dim=1, out=received[part])
-                kept += (edges.attention, edges.scored)[: ctx.num_kept]
-        ctx.save_for_backward(*given, received, *kept)
+                stored += (edges.attention, edges.scored)[: ctx.num_kept]
+        ctx.save_for_backward(*inputs, received, *stored)
         return received
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        """Compute the gradients of all inputs from that of the attended values (R, D)."""
         saved = iter(ctx.saved_tensors)
-        given, received = list(islice(saved, _NUM_GIVEN)), next(saved)
-        rows, maps = _Rows(*given[:5]), _cast_maps(given)
+        inputs, received = list(islice(saved, _NUM_ARGUMENTS)), next(saved)
+        rows, maps = _Rows(*inputs[:5]), _cast_maps(inputs)
         back = _Backward(rows, maps, has_points=ctx.needs_input_grad[1])
         with torch.autocast(rows.points.device.type, enabled=False):
             for part in _parts(rows):
-                edges = _edges_of(part, rows, maps, kept=tuple(islice(saved, ctx.num_kept)))
+                edges = _compute_edges(part, rows, maps, kept=tuple(islice(saved, ctx.num_kept)))
                 back.add(part, edges, received[part], gradients[0][part])
-        found = [*back.to_rows(), *back.to_maps, torch.zeros_like(given[-1])]
-        own = (None if each is None else each.to(tensor.dtype) for each, tensor in zip(found, given, strict=True))
-        return None, *own
+        grads = [*back.to_rows(), *back.to_maps, torch.zeros_like(inputs[-1])]
+        cast_grads = (
+            None if grad is None else grad.to(tensor.dtype) for grad, tensor in zip(grads, inputs, strict=True)
+        )
+        return None, *cast_grads
 
 
 class _Backward:
-    """Gradients of rows and maps, added up part by part in at least float32."""
+    """Gradients of rows and maps, accumulated over chunks in at least float32."""
 
     def __init__(self, rows: _Rows, maps: _Maps, *, has_points: bool) -> None:
         self._rows, self._maps = rows, maps
         dtype = torch.promote_types(rows.query.dtype, torch.float32)
         self._to_points = torch.zeros_like(rows.points) if has_points else None
         self._to_query = torch.empty_like(rows.query)
-        self._to_key, self._to_value = (torch.zeros_like(each, dtype=dtype) for each in (rows.key, rows.value))
-        self.to_maps = [torch.zeros_like(each, dtype=dtype) for each in maps]
-        self._value_back, self._score_back, self._weight_back = (each.mT.contiguous() for each in maps[2:])
+        self._to_key, self._to_value = (torch.zeros_like(tensor, dtype=dtype) for tensor in (rows.key, rows.value))
+        self.to_maps = [torch.zeros_like(tensor, dtype=dtype) for tensor in maps]
+        self._value_back, self._score_back, self._weight_back = (tensor.mT.contiguous() for tensor in maps[2:])
 
     def add(self, part: slice, edges: _Edges, received: Tensor, gradient: Tensor) -> None:
-        """Adds what the edges of one part of the rows have to say."""
+        """Add the gradients of the edges of one chunk of rows."""
         index, (relative, hidden, scored, attention) = self._rows.nearest[part], edges
-        values = _values_of(part, self._rows, edges, self._maps)
+        values = _compute_values(part, self._rows, edges, self._maps)
         to_values = attention * gradient[:, None]
         # Of a softmax: what reaches a weight, less the mean of what reaches all, which here is the row received.
         to_weights = values.sub_(received[:, None]).mul_(to_values)
@@ -142,12 +145,12 @@ class _Backward:
             self._to_points.index_add_(0, self._rows.nearest[part].flatten(), to_relative.flatten(0, 1), alpha=-1)
 
     def to_rows(self) -> tuple[Tensor | None, ...]:
-        """What reaches the rows, in their order."""
+        """Return the gradients of the rows, in their order."""
         return self._to_points, None, self._to_query, self._to_key, self._to_value
 
 
-def _cast_maps(given: tuple[Tensor, ...] | list[Tensor]) -> _Maps:
-    return _Maps(*(each.to(given[2].dtype) for each in given[5:10]))
+def _cast_maps(inputs: tuple[Tensor, ...] | list[Tensor]) -> _Maps:
+    return _Maps(*(tensor.to(inputs[2].dtype) for tensor in inputs[5:10]))
 
 
 def _parts(rows: _Rows) -> Iterator[slice]:
@@ -156,8 +159,8 @@ def _parts(rows: _Rows) -> Iterator[slice]:
     return (slice(first, first + size) for first in range(0, len(rows.query), size))
 
 
-def _edges_of(part: slice, rows: _Rows, maps: _Maps, *, kept: tuple[Tensor, ...] = ()) -> _Edges:
-    """Of `kept` the first is a, the second z; what is not among them is made."""
+def _compute_edges(part: slice, rows: _Rows, maps: _Maps, *, kept: tuple[Tensor, ...] = ()) -> _Edges:
+    """Compute the edge tensors of a chunk; `kept` are a and z if they were stored."""
     index = rows.nearest[part]
     relative = (rows.points[part][:, None] - F.embedding(index, rows.points)).to(rows.query.dtype)
     hidden = torch.addmm(maps.bias, relative.flatten(0, 1), maps.place.mT).relu_().view(*index.shape, -1)
@@ -169,5 +172,5 @@ def _edges_of(part: slice, rows: _Rows, maps: _Maps, *, kept: tuple[Tensor, ...]
     return _Edges(relative, hidden, scored, attention)
 
 
-def _values_of(part: slice, rows: _Rows, edges: _Edges, maps: _Maps) -> Tensor:
+def _compute_values(part: slice, rows: _Rows, edges: _Edges, maps: _Maps) -> Tensor:
     return map_edges(edges.hidden, maps.value).add_(F.embedding(rows.nearest[part], rows.value))

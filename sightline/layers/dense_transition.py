@@ -1,4 +1,4 @@
-"""From the points of one level to a quarter of them, and back."""
+"""Transition down and transition up of the dense Point Transformer."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ _STRIDE = 4
 
 
 class DenseTransitionDown(nn.Module):
-    """A quarter of the points, far from each other, and for each the maximum of a network over its neighbours.
+    """Transition down: farthest-point sampling to a quarter, and max pooling of an MLP over the neighbours.
 
     `forward(points (B, N, 3), features (B, N, in_channels), index (B, N, K)) -> (centres (B, M, 3), features
     (B, M, out_channels))` with M = max(1, N // 4) and `index` the nearest points of every point, a centre's among them.
     Sampling starts at the first point. Source: Zhao et al. 2021 (Point Transformer), section 3.4, transition down;
-    qq456cvb/Point-Transformers, which gives the members their place relative to the centre too.
+    qq456cvb/Point-Transformers, which adds the members' positions relative to the centre.
     """
 
     def __init__(self, *, in_channels: int, out_channels: int, fused: bool) -> None:
@@ -28,13 +28,14 @@ class DenseTransitionDown(nn.Module):
         self.group = group(in_channels=in_channels, widths=(out_channels, out_channels), first="place")
 
     def forward(self, points: Tensor, features: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+        """Map points (B, N, 3), features (B, N, C), index (B, N, K) -> centres (B, M, 3), features (B, M, D)."""
         chosen = farthest_point_sample(points, num_samples=max(1, points.shape[1] // _STRIDE))
         centres = gather_rows(points, chosen)
         return centres, self.group.forward_groups(points, features, centres, gather_rows(index, chosen))
 
 
 class DenseTransitionUp(nn.Module):
-    """What the fewer points know, interpolated at the points before the step down, plus what those knew themselves.
+    """Transition up: interpolate coarse features at the fine points and add the projected skip features.
 
     `forward(points (B, N, 3), features (B, N, out_channels), centres (B, M, 3), coarse (B, M, in_channels)) -> (B, N,
     out_channels)`; the three nearest centres, weighted by 1 / (d^2 + 1e-8).
@@ -47,6 +48,7 @@ class DenseTransitionUp(nn.Module):
         self.skip = _relu_layer(out_channels, out_channels)
 
     def forward(self, points: Tensor, features: Tensor, centres: Tensor, coarse: Tensor) -> Tensor:
+        """Map points (B, N, 3), features (B, N, C), centres (B, M, 3), coarse (B, M, D) -> (B, N, C)."""
         carried = interpolate(self.coarse(coarse), points=centres, queries=points)
         return carried + self.skip(features)
 

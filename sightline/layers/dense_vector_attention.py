@@ -1,7 +1,7 @@
-"""Attention with a weight for every channel of every neighbour, as the dense Point Transformer has it.
+"""Vector attention of the dense Point Transformer: one weight per channel of every neighbour.
 
-`PlainVectorAttention` writes out what every edge carries: the tested reference. `VectorAttention` gives the same
-numbers and gradients, goes through the edges of some queries at a time and makes most of them again in backward.
+`PlainDenseVectorAttention` writes out the features of every edge: the tested reference. `DenseVectorAttention` has the
+same numbers and gradients, processes chunks of queries and recomputes most edge features in backward.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ __all__ = ["DenseVectorAttention", "PlainDenseVectorAttention"]
 
 
 class PlainDenseVectorAttention(nn.Module):
-    """Every point receives its neighbours' values, each channel weighted by itself, on top of what it had.
+    """Vector attention with a residual: each point adds its neighbours' values, weighted per channel. Plain form.
 
-    `forward(points (B, N, 3), features (B, N, channels), index (B, N, K)) -> (B, N, channels)`, `index` naming the
+    `forward(points (B, N, 3), features (B, N, channels), index (B, N, K)) -> (B, N, channels)`, with `index` the
     neighbours j of each point i. With x = `enter`(features) of `width` channels, d_ij = `place`(p_i - p_j) and
-    a_ij = softmax over j of `weigh`(query(x)_i - key(x)_j + d_ij) / sqrt(width), a point receives
-    `leave`(sum over j of a_ij * (value(x)_j + d_ij)). Keeps about five times B*N*K*width numbers for backward.
+    a_ij = softmax over j of `weigh`(query(x)_i - key(x)_j + d_ij) / sqrt(width), the output is features +
+    `leave`(sum over j of a_ij * (value(x)_j + d_ij)). Stores about five times B*N*K*width numbers for backward.
     Source: Zhao et al. 2021 (Point Transformer), equations 3 and 4; the root and the width are those of
     qq456cvb/Point-Transformers.
     """
@@ -44,46 +44,48 @@ class PlainDenseVectorAttention(nn.Module):
         self.leave = nn.Linear(width, channels)
 
     def forward(self, points: Tensor, features: Tensor, index: Tensor) -> Tensor:
-        return features + self.leave(self._received(points, self.enter(features), index))
+        """Map points (B, N, 3), features (B, N, channels), index (B, N, K) -> (B, N, channels)."""
+        return features + self.leave(self._attend(points, self.enter(features), index))
 
-    def _received(self, points: Tensor, entered: Tensor, index: Tensor) -> Tensor:
-        """The weighted sum over the neighbours, (B, N, width)."""
-        place = self.place(points[:, :, None] - gather_points(points, index))
-        values = gather_points(self.value(entered), index) + place
-        return (self.attention(entered, place, index) * values).sum(dim=2)
+    def _attend(self, points: Tensor, entered: Tensor, index: Tensor) -> Tensor:
+        """Return the weighted sum over the neighbours, (B, N, width)."""
+        position_code = self.place(points[:, :, None] - gather_points(points, index))
+        values = gather_points(self.value(entered), index) + position_code
+        return (self.attention(entered, position_code, index) * values).sum(dim=2)
 
     def attention(self, entered: Tensor, place: Tensor, index: Tensor) -> Tensor:
-        """How much each point receives of each neighbour, (B, N, K, width); over K it adds up to 1."""
+        """Return the attention weights (B, N, K, width) of each point over its neighbours; their sum over K is 1."""
         difference = self.query(entered)[:, :, None] - gather_points(self.key(entered), index)
         return (self.weigh(difference + place) / math.sqrt(self.width)).softmax(dim=2)
 
 
 class DenseVectorAttention(PlainDenseVectorAttention):
-    """`PlainVectorAttention` in a fraction of its memory and time: same state, same numbers, same gradients.
+    """Fused `PlainDenseVectorAttention`, with a fraction of its memory and time.
 
-    What is linear is taken to the points: with h_ij what `place` has before its last map, the first map of `weigh` sees
+    Same state, same numbers, same gradients.
+    Linear parts are applied to points: with h_ij the input of the last map of `place`, the first map of `weigh` is
     a map of point i, less one of point j, plus one map of h_ij that is the product of two. The last bias of `weigh`
-    adds the same to all neighbours, which a softmax does not see: its gradient is exactly 0. Keeps B*N*K*width times
-    four bytes for backward, and nothing where no gradient is asked for. Under torch.compile it is the plain form. It
-    has no second derivative.
+    adds the same to all neighbours, which a softmax cancels: its gradient is exactly 0. Stores B*N*K*width times
+    four bytes for backward, and nothing without gradients. Under torch.compile it is the plain form. It has no second
+    derivative.
     Source: as the plain form.
     """
 
-    def _received(self, points: Tensor, entered: Tensor, index: Tensor) -> Tensor:
+    def _attend(self, points: Tensor, entered: Tensor, index: Tensor) -> Tensor:
         if torch.compiler.is_compiling():  # it cannot look into a function with a backward of its own
-            return super()._received(points, entered, index)
+            return super()._attend(points, entered, index)
         assert_rows(index, points, num_queries=points.shape[1])
         first, last = cast(nn.Linear, self.place[0]), cast(nn.Linear, self.place[2])
         score, weight = cast(nn.Linear, self.weigh[0]), cast(nn.Linear, self.weigh[2])
         offset = F.linear(last.bias, score.weight, score.bias)
-        of_query = map_points(map_points(entered, self.query.weight), score.weight) + offset
-        of_key = map_points(map_points(entered, self.key.weight), score.weight)
-        of_value = map_points(entered, self.value.weight) + last.bias
+        query_terms = map_points(map_points(entered, self.query.weight), score.weight) + offset
+        key_terms = map_points(map_points(entered, self.key.weight), score.weight)
+        value_terms = map_points(entered, self.value.weight) + last.bias
         received = DenseAttentionFunction.apply(
             torch.is_grad_enabled(),
             points.flatten(0, 1),
-            _rows_of_all(index),
-            *(each.to(entered.dtype).flatten(0, 1) for each in (of_query, of_key, of_value)),
+            _to_packed_rows(index),
+            *(tensor.to(entered.dtype).flatten(0, 1) for tensor in (query_terms, key_terms, value_terms)),
             first.weight,
             first.bias,
             last.weight,
@@ -94,8 +96,8 @@ class DenseVectorAttention(PlainDenseVectorAttention):
         return received.view(entered.shape)
 
 
-def _rows_of_all(index: Tensor) -> Tensor:
-    """The same neighbours (B, N, K) as rows of all clouds' points one after another: (B*N, K)."""
+def _to_packed_rows(index: Tensor) -> Tensor:
+    """Convert neighbours (B, N, K) to rows of the packed points of all clouds: (B*N, K)."""
     num_clouds, num_points, _ = index.shape
     starts = torch.arange(num_clouds, device=index.device) * num_points
     return (index + starts[:, None, None]).flatten(0, 1)

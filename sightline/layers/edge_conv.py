@@ -1,9 +1,9 @@
-"""Edge convolution: a learned map of every edge of a graph, and the largest response over the edges of a point.
+"""Edge convolution (EdgeConv): a learned map of every edge of a graph, and the maximum over the edges of a point.
 
-`PlainEdgeConv` writes every edge feature out: the tested reference. `EdgeConv` gives the same numbers and gradients
-and never does: W (x_j - x_i, x_i) = W_1 x_j + (W_2 - W_1) x_i is two linear maps of points; batch norm and activation
-keep the order of the values of a channel, or turn it round where the norm's weight is negative, so that the extreme
-can be taken first.
+`PlainEdgeConv` writes every edge feature out: the tested reference. `EdgeConv` has the same numbers and gradients
+without edge features: W (x_j - x_i, x_i) = W_1 x_j + (W_2 - W_1) x_i is two linear maps of points; batch norm and
+activation preserve the order of the values of a channel, or reverse it if the norm's weight is negative, so that the
+extreme can be taken first.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ __all__ = ["EdgeConv", "PlainEdgeConv", "graph_features"]
 
 
 def graph_features(features: Tensor, index: Tensor) -> Tensor:
-    """What each edge carries, (x_j - x_i, x_i), difference first.
+    """Build the edge features (x_j - x_i, x_i), difference first.
 
     `features` (B, N, C), `index` (B, N, K) the neighbours j of each point i -> (B, N, K, 2C).
     Source: Wang et al. 2019, equation 7 (the order of the two halves is that of the authors' code).
@@ -41,9 +41,9 @@ def graph_features(features: Tensor, index: Tensor) -> Tensor:
 
 
 class PlainEdgeConv(nn.Module):
-    """A learned map of every edge, and the largest response of each channel over the edges of a point.
+    """EdgeConv, plain form: a learned map of every edge, and the maximum of each channel over the edges of a point.
 
-    `forward(features (B, N, in_channels), index (B, N, K)) -> (B, N, out_channels)`. Holds B*N*K*2*in_channels numbers
+    `forward(features (B, N, in_channels), index (B, N, K)) -> (B, N, out_channels)`. Stores B*N*K*2*in_channels numbers
     at once. Source: Wang et al. 2019, equations 5 to 8.
     """
 
@@ -54,27 +54,29 @@ class PlainEdgeConv(nn.Module):
         )
 
     def forward(self, features: Tensor, index: Tensor) -> Tensor:
+        """Map features (B, N, in_channels), index (B, N, K) -> (B, N, out_channels)."""
         return self.edge(graph_features(features, index)).max(dim=2).values
 
 
 class EdgeConv(PlainEdgeConv):
-    """`PlainEdgeConv` without its edge features: same state, same numbers, same gradients, same running statistics.
+    """Fused `PlainEdgeConv` without edge features: same state, same numbers, same gradients, same running statistics.
 
-    Holds B*N*3*out_channels numbers for backward, on any device, and with synchronised batch norm. Under autocast the
-    linear maps alone are rounded to half precision; under torch.compile it is the plain form. Where equal responses
-    tie, or the norm's weight is exactly 0, the gradient goes to the neighbour that stands first in `index`. It has no
-    second derivative: take `PlainEdgeConv` for one.
+    Stores B*N*3*out_channels numbers for backward, on any device, and with synchronised batch norm. Under autocast the
+    linear maps alone are rounded to half precision; under torch.compile it is the plain form. If equal responses
+    tie, or the norm's weight is exactly 0, the gradient goes to the neighbour that comes first in `index`. It has no
+    second derivative: use `PlainEdgeConv` for one.
     Source: Wang et al. 2019, equations 5 to 8; Ioffe and Szegedy 2015, algorithm 1, for the statistics over all edges.
     """
 
     def forward(self, features: Tensor, index: Tensor) -> Tensor:
+        """Map features (B, N, in_channels), index (B, N, K) -> (B, N, out_channels)."""
         if torch.compiler.is_compiling():  # it cannot look into a function with a backward of its own
             return super().forward(features, index)
-        towards, own = self.edge.linear.weight.chunk(2, dim=1)
+        neighbour_weight, centre_weight = self.edge.linear.weight.chunk(2, dim=1)
         # Any origin gives the same edges. Near the middle of the cloud the two parts of an edge do not cancel.
         origin_B1C = features.detach().mean(dim=1, keepdim=True)
-        pairs = F.linear(features - origin_B1C, torch.cat([towards, own - towards]))
-        offset_B1C = F.linear(origin_B1C, torch.cat([torch.zeros_like(own), own]))
+        pairs = F.linear(features - origin_B1C, torch.cat([neighbour_weight, centre_weight - neighbour_weight]))
+        offset_B1C = F.linear(origin_B1C, torch.cat([torch.zeros_like(centre_weight), centre_weight]))
         pairs = _at_least_float(pairs) + _at_least_float(offset_B1C)
         norm = self.edge.norm
         normed = _NormedExtreme.apply(pairs, index, norm.weight, norm.bias, norm)
@@ -86,7 +88,7 @@ def _at_least_float(values: Tensor) -> Tensor:
 
 
 class _NormedExtreme(Function):
-    """max over j of batch_norm(u_j + v_i), (B, N, C), from `pairs` (B, N, 2C): u and v of every point."""
+    """Maximum over j of batch_norm(u_j + v_i), (B, N, C), from `pairs` (B, N, 2C): u and v of every point."""
 
     @staticmethod
     def forward(ctx: Any, pairs: Tensor, index: Tensor, weight: Tensor, bias: Tensor, norm: nn.BatchNorm1d) -> Tensor:
@@ -96,8 +98,8 @@ class _NormedExtreme(Function):
         count, mean, inverse_deviation = normalisation_statistics(
             norm, sums if uses_batch_statistics(norm) else None, pairs.dtype
         )
-        own = pairs.chunk(2, dim=-1)[1]
-        standard = edges.extreme.add_(own - mean).mul_(inverse_deviation)
+        centre_terms = pairs.chunk(2, dim=-1)[1]
+        standard = edges.extreme.add_(centre_terms - mean).mul_(inverse_deviation)
         ctx.norm, ctx.count = norm, count
         ctx.save_for_backward(pairs, index, edges.position, standard, weight, inverse_deviation, mean)
         return torch.addcmul(bias, standard, weight)
@@ -123,6 +125,6 @@ class _NormedExtreme(Function):
 
 
 def _mean_over_points(pairs: Tensor) -> Tensor:
-    """What an edge of a point with itself is on average (C,): near the mean of all edges."""
+    """Return the mean (C,) of an edge of a point with itself: near the mean of all edges."""
     total = pairs.sum(dim=(0, 1)) / max(1, pairs.shape[0] * pairs.shape[1])
     return total[: len(total) // 2] + total[len(total) // 2 :]

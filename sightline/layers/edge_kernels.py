@@ -1,8 +1,8 @@
-"""What a fused edge convolution does per edge: sums, extremes and their transposes, as kernels and as torch.
+"""Kernels of fused edge convolution: sums, extremes and their gradients per edge, in numba and in torch.
 
-Every edge i -> j of a cloud carries u_j + v_i. `pairs` (B, N, 2C) holds u and v side by side, `index` (B, N, K) the
-neighbours j of each i. Nothing of size (B, N, K, C) is made: the kernels go through the edges point by point, the torch
-forms neighbour by neighbour.
+Every edge i -> j of a cloud carries u_j + v_i. `pairs` (B, N, 2C) contains u and v, `index` (B, N, K) the neighbours j
+of each i. Nothing of size (B, N, K, C) is allocated: the kernels process the edges point by point, the torch forms
+neighbour by neighbour.
 """
 
 from __future__ import annotations
@@ -23,8 +23,11 @@ _POINTS_AT_ONCE = 1024
 
 
 class EdgeSums(NamedTuple):
-    """Per point: the extreme u_j (B, N, C) and which neighbour it is (B, N, C) uint8 or int32; per channel, float64:
-    the sum and the sum of squares of u_j + v_i - shift over all edges (C,)."""
+    """Extremes of the edges per point, and sums over all edges per channel.
+
+    `extreme` u_j (B, N, C), `position` (B, N, C) uint8 or int32, the neighbour's slot; the sum and the sum of squares
+    of u_j + v_i - shift over all edges (C,) float64.
+    """
 
     extreme: Tensor
     position: Tensor
@@ -33,10 +36,10 @@ class EdgeSums(NamedTuple):
 
 
 def edge_extremes_and_sums(pairs: Tensor, index: Tensor, *, sign: Tensor, shift: Tensor) -> EdgeSums:
-    """The largest u_j of each point and channel where `sign` is 1, the smallest where it is -1, the first where 0.
+    """Find the largest u_j (B, N, C) of each point where `sign` is 1, the smallest where -1, the first where 0.
 
-    NaN wins. `sign` and `shift` are (C,) in the type of `pairs`. Of equal values the neighbour that stands first in
-    `index`.
+    `pairs` (B, N, 2C), `index` (B, N, K). NaN wins. `sign` and `shift` are (C,) in the dtype of `pairs`. Of equal
+    values, the neighbour that comes first in `index`.
     """
     if can_use_numba(pairs):
         return _compiled_extremes_and_sums(pairs, index, sign, shift)
@@ -46,10 +49,10 @@ def edge_extremes_and_sums(pairs: Tensor, index: Tensor, *, sign: Tensor, shift:
 def edge_gradients(
     pairs: Tensor, index: Tensor, position: Tensor, *, chosen: Tensor, constant: Tensor, slope: Tensor, shift: Tensor
 ) -> Tensor:
-    """What reaches u and v, (B, N, 2C), if the gradient of an edge's value y = u_j + v_i is that of a batch norm.
+    """Compute the gradients of u and v, (B, N, 2C), from that of edge values y = u_j + v_i through a batch norm.
 
-    The gradient of edge (i, j) is `chosen` (B, N, C) at the edge that `position` names, and everywhere
-    - `constant` - `slope` * (y - `shift`), all (C,): the two terms by which the batch's mean and variance answer.
+    The gradient of edge (i, j) is `chosen` (B, N, C) at the slot `position`, and at every edge
+    - `constant` - `slope` * (y - `shift`), all (C,): the terms of the batch's mean and variance.
     """
     if can_use_numba(pairs):
         return _compiled_gradients(pairs, index, position, chosen, constant, slope, shift)
@@ -69,11 +72,11 @@ def _plain_extremes_and_sums(pairs: Tensor, index: Tensor, sign: Tensor, shift: 
     extreme = _rows(ahead, index[..., 0])
     position = torch.zeros(extreme.shape, dtype=_position_dtype(index.shape[-1]), device=pairs.device)
     sums = [extreme.new_zeros(len(shift), dtype=torch.float64) for _ in range(2)]
-    for place in range(index.shape[-1]):
-        values = _rows(ahead, index[..., place])
+    for slot in range(index.shape[-1]):
+        values = _rows(ahead, index[..., slot])
         is_better = (sign * values > sign * extreme) | values.isnan()  # as torch's maximum: NaN wins
         extreme = torch.where(is_better, values, extreme)
-        position.masked_fill_(is_better, place)
+        position.masked_fill_(is_better, slot)
         edges = values + moved
         sums[0] += edges.sum((0, 1), dtype=torch.float64)
         sums[1] += edges.square().sum((0, 1), dtype=torch.float64)
@@ -87,17 +90,17 @@ def _plain_gradients(
     num_neighbours = index.shape[-1]
     moved = behind - shift
     to_ahead, received = torch.zeros_like(ahead), torch.zeros_like(ahead)
-    given = torch.zeros_like(behind)
+    neighbour_sums = torch.zeros_like(behind)
     degree = ahead.new_zeros(ahead.shape[:2])
-    for place in range(num_neighbours):
-        neighbour = index[..., place]
+    for slot in range(num_neighbours):
+        neighbour = index[..., slot]
         rows = neighbour[..., None].expand_as(behind)
         received.scatter_add_(1, rows, moved)
-        to_ahead.scatter_add_(1, rows, torch.where(position == place, chosen, 0))
+        to_ahead.scatter_add_(1, rows, torch.where(position == slot, chosen, 0))
         degree.scatter_add_(1, neighbour, torch.ones_like(degree))
-        given += _rows(ahead, neighbour)
+        neighbour_sums += _rows(ahead, neighbour)
     to_ahead -= degree[..., None] * constant + slope * (degree[..., None] * ahead + received)
-    to_behind = chosen - num_neighbours * constant - slope * (given + num_neighbours * moved)
+    to_behind = chosen - num_neighbours * constant - slope * (neighbour_sums + num_neighbours * moved)
     return torch.cat([to_ahead, to_behind], dim=-1)
 
 
@@ -124,8 +127,8 @@ def _compiled_gradients(
     pairs: Tensor, index: Tensor, position: Tensor, chosen: Tensor, constant: Tensor, slope: Tensor, shift: Tensor
 ) -> Tensor:
     result = torch.empty_like(pairs)
-    given = (pairs, index, position, chosen, constant, slope, shift)
-    run_parallel(_spread_gradients, len(pairs), *(tensor.contiguous().numpy() for tensor in given), result.numpy())
+    inputs = (pairs, index, position, chosen, constant, slope, shift)
+    run_parallel(_spread_gradients, len(pairs), *(tensor.contiguous().numpy() for tensor in inputs), result.numpy())
     return result
 
 
@@ -136,16 +139,16 @@ def _reduce_edges(first, last, pairs, index, sign, shift, extreme, position, sum
     blocks_of_a_cloud = -(-num_points // _POINTS_AT_ONCE)
     moved = np.empty(width, pairs.dtype)
     best = np.empty(width, pairs.dtype)
-    place_of_best = np.empty(width, np.int32)
+    slot_of_best = np.empty(width, np.int32)
     total = np.empty(width, pairs.dtype)
     squares = np.empty(width, pairs.dtype)
     for block in range(first, last):
         sample = block // blocks_of_a_cloud
         start = (block % blocks_of_a_cloud) * _POINTS_AT_ONCE
         for point in range(start, min(start + _POINTS_AT_ONCE, num_points)):
-            own = pairs[sample, point]
+            centre_terms = pairs[sample, point]
             for channel in range(width):
-                moved[channel] = own[width + channel] - shift[channel]
+                moved[channel] = centre_terms[width + channel] - shift[channel]
             nearest = pairs[sample, index[sample, point, 0]]
             for channel in range(width):
                 edge = nearest[channel] + moved[channel]
@@ -153,9 +156,9 @@ def _reduce_edges(first, last, pairs, index, sign, shift, extreme, position, sum
                 squares[channel] = edge * edge
             for channel in range(width):
                 best[channel] = nearest[channel] * sign[channel]
-                place_of_best[channel] = 0
-            for place in range(1, num_neighbours):
-                other = pairs[sample, index[sample, point, place]]
+                slot_of_best[channel] = 0
+            for slot in range(1, num_neighbours):
+                other = pairs[sample, index[sample, point, slot]]
                 for channel in range(width):
                     edge = other[channel] + moved[channel]
                     total[channel] += edge
@@ -164,14 +167,14 @@ def _reduce_edges(first, last, pairs, index, sign, shift, extreme, position, sum
                     signed = other[channel] * sign[channel]
                     is_better = signed > best[channel] or signed != signed  # as torch's maximum: NaN wins
                     best[channel] = signed if is_better else best[channel]
-                    place_of_best[channel] = place if is_better else place_of_best[channel]
+                    slot_of_best[channel] = slot if is_better else slot_of_best[channel]
             for channel in range(width):
                 sums[0, block, channel] += total[channel]
                 sums[1, block, channel] += squares[channel]
             for channel in range(width):
-                position[sample, point, channel] = place_of_best[channel]
+                position[sample, point, channel] = slot_of_best[channel]
             for channel in range(width):
-                extreme[sample, point, channel] = pairs[sample, index[sample, point, place_of_best[channel]], channel]
+                extreme[sample, point, channel] = pairs[sample, index[sample, point, slot_of_best[channel]], channel]
 
 
 @numba_kernel
@@ -181,38 +184,40 @@ def _spread_gradients(  # type: ignore[no-untyped-def]
     num_points, num_neighbours = index.shape[1], index.shape[2]
     width = chosen.shape[2]
     moved = np.empty(width, pairs.dtype)
-    given = np.empty(width, pairs.dtype)
+    neighbour_sums = np.empty(width, pairs.dtype)
     degree = np.empty(num_points, np.int64)
     for sample in range(first, last):
         degree[:] = 0
         result[sample] = 0
         for point in range(num_points):
-            own = pairs[sample, point]
+            terms = pairs[sample, point]
             for channel in range(width):
-                moved[channel] = own[width + channel] - shift[channel]
-                given[channel] = 0
-            for place in range(num_neighbours):
-                neighbour = index[sample, point, place]
+                moved[channel] = terms[width + channel] - shift[channel]
+                neighbour_sums[channel] = 0
+            for slot in range(num_neighbours):
+                neighbour = index[sample, point, slot]
                 degree[neighbour] += 1
                 other = pairs[sample, neighbour]
                 target = result[sample, neighbour]
                 for channel in range(width):
-                    given[channel] += other[channel]
+                    neighbour_sums[channel] += other[channel]
                 for channel in range(width):
                     target[channel] += moved[channel]
-            to_own = result[sample, point]
+            grad_centre = result[sample, point]
             for channel in range(width):
-                to_own[width + channel] = (
+                grad_centre[width + channel] = (
                     chosen[sample, point, channel]
                     - num_neighbours * constant[channel]
-                    - slope[channel] * (given[channel] + num_neighbours * moved[channel])
+                    - slope[channel] * (neighbour_sums[channel] + num_neighbours * moved[channel])
                 )
         for point in range(num_points):
-            own = pairs[sample, point]
+            terms = pairs[sample, point]
             target = result[sample, point]
             count = degree[point]
             for channel in range(width):
-                target[channel] = -count * constant[channel] - slope[channel] * (count * own[channel] + target[channel])
+                target[channel] = -count * constant[channel] - slope[channel] * (
+                    count * terms[channel] + target[channel]
+                )
         for point in range(num_points):
             for channel in range(width):
                 neighbour = index[sample, point, position[sample, point, channel]]

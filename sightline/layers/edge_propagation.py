@@ -1,4 +1,4 @@
-"""Features carried from a coarse cloud to a finer one over edges, in two steps. Source: Yu et al. 2022, Point-BERT."""
+"""Edge-based upsampling of features from a coarse cloud to a finer one. Source: Yu et al. 2022, Point-BERT."""
 
 from __future__ import annotations
 
@@ -17,12 +17,13 @@ _SLOPE = 0.2
 
 
 class EdgePropagation(nn.Module):
-    """What each fine point sees over edges to its nearest coarse points, and then over those to its nearest fine ones.
+    """Two EdgeConv steps for upsampling: coarse to fine points, then among fine points.
 
-    `forward(points (B, N, 3), own (B, N, channels), coarse_points (B, M, 3), coarse (B, M, channels)) -> (B, N,
-    out_channels)`. An edge carries (f_j - f_i, f_i) through a linear map, a group norm over all edges of a cloud and a
-    leaky ReLU; the largest of each point's edges is kept. The plain form (`fused=False`, the tested reference) writes
-    every edge out; here the linear map is applied to points: W_1 (f_j - f_i) + W_2 f_i = W_1 f_j + (W_2 - W_1) f_i.
+    (B, M, C) -> (B, N, out_channels). `forward(points (B, N, 3), own (B, N, channels), coarse_points (B, M, 3), coarse
+    (B, M, channels)) -> (B, N, out_channels)`. An edge carries (f_j - f_i, f_i) through a linear map, a group norm over
+    all edges of a cloud and a leaky ReLU, followed by the maximum over each point's edges. The plain form
+    (`fused=False`, the tested reference) writes every edge out; here the linear map is applied to points: W_1 (f_j -
+    f_i) + W_2 f_i = W_1 f_j + (W_2 - W_1) f_i.
     Raises ValueError for fewer points than `num_neighbours` and for values that are not finite.
     Source: Yu et al. 2022, Point-BERT, its code for part segmentation; the edges, Wang et al. 2019, equation 8.
     """
@@ -34,25 +35,29 @@ class EdgePropagation(nn.Module):
         self.num_neighbours = num_neighbours
         self.fused = fused
         self.linears = nn.ModuleList(
-            nn.Linear(2 * before, after, bias=False) for before, after in ((channels, hidden), (hidden, out_channels))
+            nn.Linear(2 * width_in, width_out, bias=False)
+            for width_in, width_out in ((channels, hidden), (hidden, out_channels))
         )
-        self.norms = nn.ModuleList(nn.GroupNorm(_NUM_CHANNEL_GROUPS, after) for after in (hidden, out_channels))
+        self.norms = nn.ModuleList(nn.GroupNorm(_NUM_CHANNEL_GROUPS, width_out) for width_out in (hidden, out_channels))
 
     def forward(self, points: Tensor, own: Tensor, coarse_points: Tensor, coarse: Tensor) -> Tensor:
+        """Map points (B, N, 3), own (B, N, C), coarse_points (B, M, 3), coarse (B, M, C) -> (B, N, out_channels)."""
         received = self._over_edges(0, points, own, coarse_points, coarse)
         return self._over_edges(1, points, received, points, received)
 
-    def _over_edges(self, step: int, points: Tensor, own: Tensor, others: Tensor, theirs: Tensor) -> Tensor:
-        index = nearest_neighbours(others, num_neighbours=self.num_neighbours, queries=points)
+    def _over_edges(
+        self, step: int, points: Tensor, features: Tensor, neighbour_points: Tensor, neighbour_features: Tensor
+    ) -> Tensor:
+        index = nearest_neighbours(neighbour_points, num_neighbours=self.num_neighbours, queries=points)
         linear = cast(nn.Linear, self.linears[step])
-        mapped_BNKC = self._mapped(linear, own, theirs, index)
+        mapped_BNKC = self._map_edges(linear, features, neighbour_features, index)
         normed_BCNK = self.norms[step](mapped_BNKC.permute(0, 3, 1, 2))
         return F.leaky_relu(normed_BCNK, _SLOPE).max(dim=-1).values.mT
 
-    def _mapped(self, linear: nn.Linear, own: Tensor, theirs: Tensor, index: Tensor) -> Tensor:
+    def _map_edges(self, linear: nn.Linear, features: Tensor, neighbour_features: Tensor, index: Tensor) -> Tensor:
         if not self.fused:
-            own_BNKC = own[:, :, None].expand(-1, -1, index.shape[-1], -1)
-            return linear(torch.cat([gather_points(theirs, index) - own_BNKC, own_BNKC], dim=-1))
-        of_difference, of_own = linear.weight.chunk(2, dim=1)
-        of_theirs = F.linear(theirs, of_difference)
-        return gather_points(of_theirs, index) + F.linear(own, of_own - of_difference)[:, :, None]
+            centres_BNKC = features[:, :, None].expand(-1, -1, index.shape[-1], -1)
+            return linear(torch.cat([gather_points(neighbour_features, index) - centres_BNKC, centres_BNKC], dim=-1))
+        difference_weight, centre_weight = linear.weight.chunk(2, dim=1)
+        neighbour_terms = F.linear(neighbour_features, difference_weight)
+        return gather_points(neighbour_terms, index) + F.linear(features, centre_weight - difference_weight)[:, :, None]

@@ -1,7 +1,7 @@
-"""Fused vector attention as one differentiable function: what is computed, and by hand how it is differentiated.
+"""Fused vector attention as one autograd function, with its backward pass written out.
 
 Shapes: P points, K neighbours, C channels, G weights of C / G channels each. An edge carries near_j + own_i + code h,
-where near is the key, own the bias of the code less the query, and h the rectified map of the edge's place.
+where near is the key, own the bias of the code less the query, and h the rectified map of the edge's relative position.
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ from sightline.layers.vector_attention_kernels import (
 __all__ = ["SHARE_PLANES", "AttentionWeights", "FusedVectorAttention"]
 
 SHARE_PLANES = 8
-"""Channels that share a weight: channel c takes weight c modulo the number of weights."""
+"""Channels that share a weight: channel c has the weight c modulo the number of weights."""
 
 
 class AttentionWeights(NamedTuple):
-    """What an attention has learned beside its queries, keys and values, in the order in which edges meet it."""
+    """Learned tensors of an attention without its queries, keys and values, in the order of their use."""
 
     position: Tensor
     position_bias: Tensor
@@ -62,11 +62,11 @@ class AttentionWeights(NamedTuple):
 
 
 _ENTRIES_AT_ONCE = 2**18
-"""Edges times channels made at a time: 1 MB in float32, which stays in the cache between a kernel and a product."""
+"""Edges times channels of a chunk: 1 MB in float32, which stays in the cache between a kernel and a product."""
 
 
 class _Normalised(NamedTuple):
-    """A batch norm as it was met: `scale` is the inverse deviation times the weight. All but the norm (C,)."""
+    """Statistics of a batch norm in the forward pass: `scale` is the inverse deviation times the weight. All (C,)."""
 
     norm: nn.BatchNorm1d
     num_values: Tensor | None
@@ -75,15 +75,15 @@ class _Normalised(NamedTuple):
     scale: Tensor
 
     @classmethod
-    def of(cls, norm: nn.BatchNorm1d, weight: Tensor, sums: ShiftedSums | None) -> _Normalised:
+    def from_sums(cls, norm: nn.BatchNorm1d, weight: Tensor, sums: ShiftedSums | None) -> _Normalised:
         count, mean, inverse_deviation = normalisation_statistics(norm, sums, weight.dtype)
         return cls(norm, count, mean, inverse_deviation, weight * inverse_deviation)
 
     def answers(self, to_bias: Tensor, to_scaled: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The gradient of the norm's weight, and by how much the gradient of every normed value is lowered: a constant,
-        and a slope times the value's distance from the mean.
+        """Return the gradient of the norm's weight (C,), and that of the statistics.
 
-        `to_scaled` is the sum of gradient times that distance.
+        Dx -= constant + slope * (x - mean).
+        `to_scaled` is the sum of gradient times distance from the mean.
         """
         to_weight = to_scaled * self.inverse_deviation
         constant, slope = batch_statistics_gradients(
@@ -98,7 +98,10 @@ class _Normalised(NamedTuple):
 
 
 class FusedVectorAttention(Function):
-    """The attended values (P, C) of queries, keys and values (P, C); backward takes the autocast of forward."""
+    """Autograd function: the attended values (P, C) of queries, keys and values (P, C).
+
+    Backward uses forward's autocast.
+    """
 
     @staticmethod
     @custom_fwd(device_type="cpu")
@@ -111,41 +114,45 @@ class FusedVectorAttention(Function):
         value: Tensor,
         *weights: Tensor,
     ) -> Tensor:
+        """Compute the attended values (P, C) of query, key and value (P, C) over the edges (P, K)."""
         learned, index, count = AttentionWeights(*weights), edges.index, edges.count
-        position, place = _places(edges, norms[0], learned)
-        code, own = learned.code.mT.contiguous(), learned.code_bias - query
-        relation = _relation(edges, norms[1], learned, key, own, place)
-        own -= relation.mean
-        mapped = _mapped(edges, learned, relation, key, own, place)
-        reduced = _reduced(edges, norms[2], learned, mapped)
+        position, rectified_position = _rectify_positions(edges, norms[0], learned)
+        code, query_terms = learned.code.mT.contiguous(), learned.code_bias - query
+        relation = _relation_norm(edges, norms[1], learned, key, query_terms, rectified_position)
+        query_terms -= relation.mean
+        mapped = _map_relations(edges, learned, relation, key, query_terms, rectified_position)
+        reduced = _reduction_norm(edges, norms[2], learned, mapped)
         # The bias of the scores is the same for all neighbours of a point: their weights do not depend on it.
         norm = {"mean": reduced.mean, "scale": reduced.scale, "shift": learned.reduce_shift}
         weight = attention_scores(mapped, learned.score, count, **norm).softmax(dim=1)
         value = value + learned.code_bias  # the weights add up to one
         ctx.edges, ctx.norms = edges, (position, relation, reduced)
-        ctx.save_for_backward(key, own, value, place, mapped, weight, *weights)
-        return weighted_messages(value, code, place, weight, index, count)
+        ctx.save_for_backward(key, query_terms, value, rectified_position, mapped, weight, *weights)
+        return weighted_messages(value, code, rectified_position, weight, index, count)
 
     @staticmethod
     @once_differentiable
     @custom_bwd(device_type="cpu")
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
-        key, own, value, place, mapped, weight, *weights = ctx.saved_tensors
+        """Compute the gradients of all inputs from that of the attended values (P, C)."""
+        key, query_terms, value, rectified_position, mapped, weight, *weights = ctx.saved_tensors
         edges, (position, relation, reduced), learned = ctx.edges, ctx.norms, AttentionWeights(*weights)
         incoming = gradients[0].contiguous()
         to_value, to_code, to_place, to_weight = weighted_messages_backward(
-            incoming, value, learned.code.mT.contiguous(), place, weight, edges.index, edges.count
+            incoming, value, learned.code.mT.contiguous(), rectified_position, weight, edges.index, edges.count
         )
         through = _through_reduction(edges, learned, reduced, mapped, weight, to_weight)
-        found = _through_relation(edges, learned, relation, key, own, place, through.to_mapped, to_place)
-        to_position = _through_position(edges, learned, position, place, to_place, found)
-        of_own = found.to_own.sum(dim=0)
+        grads = _through_relation(
+            edges, learned, relation, key, query_terms, rectified_position, through.to_mapped, to_place
+        )
+        to_position = _through_position(edges, learned, position, rectified_position, to_place, grads)
+        grad_query_sum = grads.to_own.sum(dim=0)
         return (
-            *(None, None, found.to_own.neg_(), found.to_near, to_value),
+            *(None, None, grads.to_own.neg_(), grads.to_near, to_value),
             *to_position,
-            found.to_code + to_code.mT,
-            incoming.sum(dim=0) + of_own,
-            *(found.to_scale, found.to_shift, found.to_reduce, through.to_bias),
+            grads.to_code + to_code.mT,
+            incoming.sum(dim=0) + grad_query_sum,
+            *(grads.to_scale, grads.to_shift, grads.to_reduce, through.to_bias),
             *(through.to_scale, through.to_shift, through.to_score, torch.zeros_like(learned.score_bias)),
         )
 
@@ -153,29 +160,29 @@ class FusedVectorAttention(Function):
 # --- forward, part by part -------------------------------------------------------------------------------------------
 
 
-def _tiled(vector: Tensor, edges: Edges) -> Tensor:
-    """(G,) as often as there are neighbours, (K G,): narrow tensors (P, K G) are gone through in long rows."""
+def _tile(vector: Tensor, edges: Edges) -> Tensor:
+    """Repeat a vector (G,) once per neighbour, (K G,): narrow tensors (P, K G) are processed in long rows."""
     return vector.repeat(edges.index.shape[1])
 
 
-def _summed(narrow: Tensor, edges: Edges) -> Tensor:
-    """The sum (G,) over edges of (P, K G)."""
+def _sum_edges(narrow: Tensor, edges: Edges) -> Tensor:
+    """Sum (P, K G) over the edges: (G,)."""
     return narrow.sum(dim=0).view(edges.index.shape[1], -1).sum(dim=0)
 
 
-def _reduced(edges: Edges, norm: nn.BatchNorm1d, learned: AttentionWeights, mapped: Tensor) -> _Normalised:
-    """The norm of the first map of every relation, (P, K, G)."""
+def _reduction_norm(edges: Edges, norm: nn.BatchNorm1d, learned: AttentionWeights, mapped: Tensor) -> _Normalised:
+    """Return the norm of the first map of every relation, (P, K, G)."""
     sums = None
     if uses_batch_statistics(norm):
         origin = mapped[:, 0].mean(dim=0)  # of every point's edge with itself, or with its twin
         sums = ShiftedSums(origin.double(), *mapped_sums(mapped, origin, edges.count), edges.num_edges)
-    return _Normalised.of(norm, learned.reduce_scale, sums)
+    return _Normalised.from_sums(norm, learned.reduce_scale, sums)
 
 
-def _places(edges: Edges, norm: nn.BatchNorm1d, learned: AttentionWeights) -> tuple[_Normalised, Tensor]:
-    """The rectified map of every edge's place (P, K, 3); 0 where an edge is not real.
+def _rectify_positions(edges: Edges, norm: nn.BatchNorm1d, learned: AttentionWeights) -> tuple[_Normalised, Tensor]:
+    """Return the rectified map of every edge's relative position (P, K, 3), 0 for invalid edges, and its norm.
 
-    The statistics of a linear map of places follow from the first two moments of the places.
+    The statistics of a linear map of positions follow from the first two moments of the positions.
     """
     sums = None
     if uses_batch_statistics(norm):
@@ -183,37 +190,48 @@ def _places(edges: Edges, norm: nn.BatchNorm1d, learned: AttentionWeights) -> tu
         variance = ((matrix @ (products - torch.outer(mean, mean))) * matrix).sum(dim=1)
         origin = matrix @ mean + learned.position_bias.double()
         sums = ShiftedSums(origin, torch.zeros_like(origin), variance * edges.num_edges, edges.num_edges)
-    position = _Normalised.of(norm, learned.position_scale, sums)
+    position = _Normalised.from_sums(norm, learned.position_scale, sums)
     shift = learned.position_shift + (learned.position_bias - position.mean) * position.scale
     matrix = learned.position * position.scale[:, None]
     return position, rectified_places(edges.relative, matrix, shift, edges.count)
 
 
-def _relation(
-    edges: Edges, norm: nn.BatchNorm1d, learned: AttentionWeights, key: Tensor, own: Tensor, place: Tensor
+def _relation_norm(
+    edges: Edges,
+    norm: nn.BatchNorm1d,
+    learned: AttentionWeights,
+    key: Tensor,
+    query_terms: Tensor,
+    rectified_position: Tensor,
 ) -> _Normalised:
-    """The norm of what edges carry, near + own + code of the place."""
+    """Return the norm of the relations, near + own + code of the position."""
     sums = None
     if uses_batch_statistics(norm):
         code = learned.code.mT.contiguous()
         # Near the mean: exactly it where every point is a neighbour equally often.
-        mean_place = _summed(place.flatten(1), edges) / edges.num_edges
-        origin = key.mean(dim=0) + own.mean(dim=0) + mean_place @ code
-        found = edge_sums(key, own - origin, code, place, edges.index, edges.count, num_shares=SHARE_PLANES)
-        sums = ShiftedSums(origin.double(), *found, edges.num_edges)
-    return _Normalised.of(norm, learned.relation_scale, sums)
+        mean_place = _sum_edges(rectified_position.flatten(1), edges) / edges.num_edges
+        origin = key.mean(dim=0) + query_terms.mean(dim=0) + mean_place @ code
+        totals = edge_sums(
+            key, query_terms - origin, code, rectified_position, edges.index, edges.count, num_shares=SHARE_PLANES
+        )
+        sums = ShiftedSums(origin.double(), *totals, edges.num_edges)
+    return _Normalised.from_sums(norm, learned.relation_scale, sums)
 
 
-def _scaled(
-    learned: AttentionWeights, relation: _Normalised, key: Tensor, own: Tensor
+def _fold_norm(
+    learned: AttentionWeights, relation: _Normalised, key: Tensor, query_terms: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Near, own and code of which edges carry what has gone through the norm."""
+    """Fold the norm into near, own and code, so that edges carry normalised values."""
     scale = relation.scale
-    return key * scale, torch.addcmul(learned.relation_shift, own, scale), (learned.code.mT * scale).contiguous()
+    return (
+        key * scale,
+        torch.addcmul(learned.relation_shift, query_terms, scale),
+        (learned.code.mT * scale).contiguous(),
+    )
 
 
 def _parts(edges: Edges, like: Tensor) -> Iterator[tuple[slice, Tensor]]:
-    """Some points at a time, and room for what their edges carry, (points, K, C)."""
+    """Iterate over chunks of points, with scratch memory (points, K, C) for their edges."""
     num_points, num_places = edges.index.shape
     width = like.shape[1]
     step = max(1, _ENTRIES_AT_ONCE // (num_places * width))
@@ -223,15 +241,20 @@ def _parts(edges: Edges, like: Tensor) -> Iterator[tuple[slice, Tensor]]:
         yield slice(start, stop), room[: stop - start]
 
 
-def _mapped(
-    edges: Edges, learned: AttentionWeights, relation: _Normalised, key: Tensor, own: Tensor, place: Tensor
+def _map_relations(
+    edges: Edges,
+    learned: AttentionWeights,
+    relation: _Normalised,
+    key: Tensor,
+    query_terms: Tensor,
+    rectified_position: Tensor,
 ) -> Tensor:
-    """The first map of every edge's rectified relation, (P, K, G)."""
-    scaled = _scaled(learned, relation, key, own)
+    """Compute the first map of every edge's rectified relation, (P, K, G)."""
+    scaled = _fold_norm(learned, relation, key, query_terms)
     num_weights = len(learned.reduce)
     mapped = key.new_empty((*edges.index.shape, num_weights))
     for points, rectified in _parts(edges, key):
-        relu_edges(points, *scaled, place, edges.index, edges.count, out=rectified)
+        relu_edges(points, *scaled, rectified_position, edges.index, edges.count, out=rectified)
         rows = mapped[points].view(-1, num_weights)
         torch.addmm(learned.reduce_bias, rectified.flatten(0, 1), learned.reduce.mT, out=rows)
     return mapped
@@ -241,8 +264,7 @@ def _mapped(
 
 
 class _ThroughReduction(NamedTuple):
-    """The gradients of the first map of relations (P, K, G) and of its bias, of the norm's weight and bias after it
-    (G,) and of the last map (G, G)."""
+    """Gradients of the reduction MLP: first map (P, K, G) and its bias, norm weight and bias (G,), last map (G, G)."""
 
     to_mapped: Tensor
     to_bias: Tensor
@@ -254,24 +276,26 @@ class _ThroughReduction(NamedTuple):
 def _through_reduction(
     edges: Edges, learned: AttentionWeights, reduced: _Normalised, mapped: Tensor, weight: Tensor, to_weight: Tensor
 ) -> _ThroughReduction:
-    """What `to_weight` (P, K, G) comes to."""
+    """Backward of the reduction MLP: gradients of its input and parameters from `to_weight` (P, K, G)."""
     norm = {"mean": reduced.mean, "scale": reduced.scale, "shift": learned.reduce_shift}
-    found = score_gradients(to_weight, weight, mapped, learned.score, edges.count, **norm)
-    to_scale, constant, slope = reduced.answers(found.to_shift, found.to_scaled)
+    grads = score_gradients(to_weight, weight, mapped, learned.score, edges.count, **norm)
+    to_scale, constant, slope = reduced.answers(grads.to_shift, grads.to_scaled)
     # scale (gradient - constant - slope (mapped - mean)), in rows as long as all neighbours of a point
-    centred = mapped.flatten(1) - _tiled(reduced.mean, edges)
-    to_mapped = found.grad_normed.flatten(1).mul_(_tiled(reduced.scale, edges))
-    to_mapped.sub_(_tiled(reduced.scale * constant, edges)).addcmul_(centred, _tiled(-reduced.scale * slope, edges))
+    centred = mapped.flatten(1) - _tile(reduced.mean, edges)
+    to_mapped = grads.grad_normed.flatten(1).mul_(_tile(reduced.scale, edges))
+    to_mapped.sub_(_tile(reduced.scale * constant, edges)).addcmul_(centred, _tile(-reduced.scale * slope, edges))
     if not edges.is_whole:
         to_mapped.view(mapped.shape).masked_fill_(~edges.is_valid[..., None], 0.0)
-    to_bias = _summed(to_mapped, edges)
-    return _ThroughReduction(to_mapped.view(mapped.shape), to_bias, to_scale, found.to_shift, found.to_matrix)
+    to_bias = _sum_edges(to_mapped, edges)
+    return _ThroughReduction(to_mapped.view(mapped.shape), to_bias, to_scale, grads.to_shift, grads.to_matrix)
 
 
 class _ThroughRelation(NamedTuple):
-    """The gradients of near and own (P, C), of the map of places (C, 3), of the norm's weight and bias (C,) and of the
-    map that follows (G, C); and what statistics take from the gradient of a place: of its neighbour and of its point
-    (P, 3), and times the place (3, 3)."""
+    """Gradients of near and own (P, C), of the position map (C, 3), of the norm (C,) and of the next map (G, C).
+
+    Also the terms by which statistics lower the gradient of a position: of its neighbour and of its point (P, 3), and
+    times the position (3, 3).
+    """
 
     to_near: Tensor
     to_own: Tensor
@@ -289,13 +313,16 @@ def _through_relation(
     learned: AttentionWeights,
     relation: _Normalised,
     key: Tensor,
-    own: Tensor,
-    place: Tensor,
+    query_terms: Tensor,
+    rectified_position: Tensor,
     to_mapped: Tensor,
     to_place: Tensor,
 ) -> _ThroughRelation:
-    """What `to_mapped` (P, K, G) comes to; what it comes to at the places is added to `to_place`."""
-    scaled = _scaled(learned, relation, key, own)
+    """Backward of the relation from `to_mapped` (P, K, G).
+
+    The gradient of the positions is accumulated in `to_place`.
+    """
+    scaled = _fold_norm(learned, relation, key, query_terms)
     into, to_reduce = EdgeGradients.zeros(key, scaled[2]), torch.zeros_like(learned.reduce)
     rectified_room = torch.empty_like(next(_parts(edges, key))[1])
     for points, gradient in _parts(edges, key):
@@ -303,7 +330,7 @@ def _through_relation(
         incoming = to_mapped[points].flatten(0, 1)
         torch.mm(incoming, learned.reduce, out=gradient.view(-1, key.shape[1]))
         rectified_gradients(
-            *(points, *scaled, place, edges.index, edges.count),
+            *(points, *scaled, rectified_position, edges.index, edges.count),
             gradient=gradient,
             rectified=rectified,
             into=into,
@@ -312,8 +339,12 @@ def _through_relation(
             num_shares=SHARE_PLANES,
         )
         to_reduce.addmm_(incoming.mT, rectified.flatten(0, 1))
-    moments, count, to_code = place_moments(place, edges.index, edges.count), edges.count[:, None], into.to_code.mT
-    to_scaled, at_places, to_shift = norm_sums(key, own, into, moments, num_shares=SHARE_PLANES)
+    moments, count, to_code = (
+        place_moments(rectified_position, edges.index, edges.count),
+        edges.count[:, None],
+        into.to_code.mT,
+    )
+    to_scaled, at_places, to_shift = norm_sums(key, query_terms, into, moments, num_shares=SHARE_PLANES)
     to_scale, constant, slope = relation.answers(to_shift, to_scaled + (learned.code * to_code).sum(dim=1))
 
     # The statistics of the batch answer: every edge loses constant + slope times what it carries, less the mean.
@@ -321,17 +352,17 @@ def _through_relation(
     to_code = to_code - torch.outer(constant, moments.given.sum(dim=0)) - slope[:, None] * at_places
     sloped = (relation.scale * slope)[:, None] * learned.code
     return _ThroughRelation(
-        _lowered(into.grad_neighbours, into.of_near, moments.degree, learned, relation, constant, slope),
-        _lowered(into.to_own, into.of_own, count, learned, relation, constant, slope),
+        _subtract_statistics(into.grad_neighbours, into.of_near, moments.degree, learned, relation, constant, slope),
+        _subtract_statistics(into.to_own, into.of_own, count, learned, relation, constant, slope),
         to_code * relation.scale[:, None],
         *(to_scale, to_shift, to_reduce),
         key @ sloped,
-        own @ sloped + (relation.scale * constant) @ learned.code,
+        query_terms @ sloped + (relation.scale * constant) @ learned.code,
         learned.code.mT @ sloped,
     )
 
 
-def _lowered(
+def _subtract_statistics(
     gradient: Tensor,
     carried: Tensor,
     count: Tensor,
@@ -340,9 +371,9 @@ def _lowered(
     constant: Tensor,
     slope: Tensor,
 ) -> Tensor:
-    """Sums of gradients (P, C) over `count` (P, 1) edges, less the answer of the statistics.
+    """Return sums of gradients (P, C) over `count` (P, 1) edges, less the gradient of the statistics.
 
-    `carried` are the sums of what edges carry after the norm: times scale, plus shift.
+    `carried` are the sums of the edges' values after the norm: times scale, plus shift.
     """
     by_count = slope * learned.relation_shift - relation.scale * constant
     return (gradient * relation.scale).addcmul_(count, by_count).sub_(carried.mul_(slope))
@@ -352,23 +383,23 @@ def _through_position(
     edges: Edges,
     learned: AttentionWeights,
     position: _Normalised,
-    place: Tensor,
+    rectified_position: Tensor,
     to_place: Tensor,
-    found: _ThroughRelation,
+    relation_grads: _ThroughRelation,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The gradients of the map of relative places, its bias, and its norm's weight and bias: all from a few sums."""
+    """Return the gradients of the position map, its bias, and its norm's weight and bias, all from a few sums."""
     sums = place_gradient_sums(
-        *(to_place, place, edges.relative, edges.index, edges.count),
-        of_near=found.of_near,
-        of_own=found.of_own,
-        of_place=found.of_place.mT,
-    ).to(place.dtype)
+        *(to_place, rectified_position, edges.relative, edges.index, edges.count),
+        of_near=relation_grads.of_near,
+        of_own=relation_grads.of_own,
+        of_place=relation_grads.of_place.mT,
+    ).to(rectified_position.dtype)
     times_place, to_shift = sums[:, :3], sums[:, 3]
     bias = learned.position_bias - position.mean
     to_scale, constant, slope = position.answers(
         to_shift, (learned.position * times_place).sum(dim=1) + bias * to_shift
     )
-    mean, products = (moment.to(place.dtype) * edges.num_edges for moment in edges.moments)
+    mean, products = (moment.to(rectified_position.dtype) * edges.num_edges for moment in edges.moments)
     at_places = learned.position @ products + torch.outer(bias, mean)
     at_all = learned.position @ mean + bias * edges.num_edges
     to_linear = times_place - torch.outer(constant, mean) - slope[:, None] * at_places

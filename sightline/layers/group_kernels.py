@@ -1,8 +1,8 @@
-"""What a network over groups of points does per member of a group, as kernels for the CPU.
+"""CPU kernels of MLPs over groups of points.
 
-Group m of a cloud has the members `index` (B, M, K); its member j carries u_j + v_m, where `of_points` (B, N, C) holds
-u and `of_centres` (B, M, C) holds v. All tensors are float32 or float64, on the CPU. A cloud is one row of work, and
-what is added up over the whole batch is added cloud after cloud: the bits do not depend on the number of threads.
+Group m of a cloud has the members `index` (B, M, K); its member j carries u_j + v_m, where `of_points` (B, N, C) is
+u and `of_centres` (B, M, C) is v. All tensors are float32 or float64, on the CPU. A cloud is one row of work, and
+sums over the batch are added cloud by cloud: the bits do not depend on the number of threads.
 """
 
 from __future__ import annotations
@@ -27,7 +27,10 @@ __all__ = [
 
 
 def group_sums(of_points: Tensor, of_centres: Tensor, index: Tensor, *, origin: Tensor) -> tuple[Tensor, Tensor]:
-    """The sums of u_j + v_m - origin and of its square over all members of all groups: (C,) and (C,), float64."""
+    """Compute the sums of u_j + v_m - origin and of its square over all members of all groups.
+
+    (C,) and (C,), float64.
+    """
     sums = np.zeros((2, len(index), of_points.shape[-1]))
     run_parallel(_add_up_groups, len(index), *_arrays(of_points, of_centres, index, origin), sums)
     total, total_of_squares = torch.from_numpy(sums.sum(axis=1))
@@ -35,7 +38,7 @@ def group_sums(of_points: Tensor, of_centres: Tensor, index: Tensor, *, origin: 
 
 
 def add_and_rectify(of_points: Tensor, of_centres: Tensor, index: Tensor, *, negative_slope: float = 0.0) -> Tensor:
-    """u_j + v_m of every member, times `negative_slope` where it is below zero: (B, M, K, C). NaN stays NaN."""
+    """Compute the leaky ReLU of u_j + v_m of every member: (B, M, K, C). NaN stays NaN."""
     result = of_points.new_empty((*index.shape, of_points.shape[-1]))
     leak = result.numpy().dtype.type(negative_slope)
     run_parallel(_add_and_rectify, len(index), leak, *_arrays(of_points, of_centres, index), result.numpy())
@@ -43,8 +46,11 @@ def add_and_rectify(of_points: Tensor, of_centres: Tensor, index: Tensor, *, neg
 
 
 class GroupGradients(NamedTuple):
-    """What reaches each point and centre through the activation of its members, and what batch statistics need of it:
-    per point, how many members it is (B, N, 1) and the sum of their v (B, N, C); per centre, the sum of its u."""
+    """Gradients of points (B, N, C) and centres (B, M, C), and the sums that the batch statistics need.
+
+    Per point, its number of memberships (B, N, 1) and the sum of their v (B, N, C); per centre, the sum of its u (B, M,
+    C).
+    """
 
     grad_points: Tensor
     to_centres: Tensor
@@ -62,20 +68,22 @@ def group_gradients(
     *,
     negative_slope: float = 0.0,
 ) -> GroupGradients:
-    """The transpose of `add_and_rectify`: `gradient` and `rectified`, its answer, are (B, M, K, C)."""
+    """Backward of `add_and_rectify`: `gradient` and `rectified`, its result, are (B, M, K, C)."""
     to_points, to_centres = torch.empty_like(of_points), torch.empty_like(of_centres)
-    received, given = torch.empty_like(of_points), torch.empty_like(of_centres)
+    centre_sums, point_sums = torch.empty_like(of_points), torch.empty_like(of_centres)
     degree = of_points.new_empty((*of_points.shape[:2], 1))
     inputs = _arrays(gradient, rectified, of_points, of_centres, index)
-    outputs = (array.numpy() for array in (to_points, to_centres, degree, received, given))
+    outputs = (array.numpy() for array in (to_points, to_centres, degree, centre_sums, point_sums))
     leak = to_points.numpy().dtype.type(negative_slope)
     run_parallel(_spread_groups, len(index), leak, *inputs, *outputs)
-    return GroupGradients(to_points, to_centres, degree, received, given)
+    return GroupGradients(to_points, to_centres, degree, centre_sums, point_sums)
 
 
 class Extremes(NamedTuple):
-    """Per group: the extreme (B, M, C) and the place (B, M, C) int32 in the group where it stands; per channel, the
-    sums of value - origin and of its square over all members (C,), float64."""
+    """Extremes of groups: values (B, M, C) and slots (B, M, C) int32.
+
+    Sums of value - origin and its square (C,) float64.
+    """
 
     extreme: Tensor
     argmax: Tensor
@@ -84,22 +92,25 @@ class Extremes(NamedTuple):
 
 
 def extremes_and_sums(values: Tensor, *, sign: Tensor, origin: Tensor) -> Extremes:
-    """Of `values` (B, M, K, C): the largest where `sign` (C,) is 1, the smallest where -1, the first where 0.
+    """Find the maximum of each group of `values` (B, M, K, C) where `sign` (C,) is 1, the minimum where -1.
 
-    Equal values: the first of them. A NaN is the extreme of its group.
+    The first member where `sign` is 0, and of equal values the first. A NaN is the extreme of its group.
     """
     num_samples, num_groups, _, width = values.shape
     extreme = values.new_empty((num_samples, num_groups, width))
-    place = torch.empty(extreme.shape, dtype=torch.int32)
+    argmax = torch.empty(extreme.shape, dtype=torch.int32)
     sums = np.zeros((2, num_samples, width))
-    run_parallel(_reduce_groups, num_samples, *_arrays(values, sign, origin), extreme.numpy(), place.numpy(), sums)
-    return Extremes(extreme, place, *torch.from_numpy(sums.sum(axis=1)))
+    run_parallel(_reduce_groups, num_samples, *_arrays(values, sign, origin), extreme.numpy(), argmax.numpy(), sums)
+    return Extremes(extreme, argmax, *torch.from_numpy(sums.sum(axis=1)))
 
 
 def extremes_gradient(
     values: Tensor, place: Tensor, *, chosen: Tensor, constant: Tensor, slope: Tensor, mean: Tensor
 ) -> Tensor:
-    """`chosen` (B, M, C) at the member that `place` names, less `constant` + `slope` (value - `mean`) everywhere."""
+    """Backward of a group extreme and batch norm: (B, M, K, C).
+
+    It is `chosen` (B, M, C) at the member `place`, less `constant` + `slope` (value - `mean`) everywhere.
+    """
     result = torch.empty_like(values)
     inputs = _arrays(values, place, chosen, constant, slope, mean)
     run_parallel(_spread_extremes, len(values), *inputs, result.numpy())
@@ -155,26 +166,38 @@ def _add_and_rectify(first, last, leak, of_points, of_centres, index, result):  
 
 @numba_kernel
 def _spread_groups(  # type: ignore[no-untyped-def]
-    first, last, leak, gradient, rectified, of_points, of_centres, index, to_points, to_centres, degree, received, given
+    first,
+    last,
+    leak,
+    gradient,
+    rectified,
+    of_points,
+    of_centres,
+    index,
+    to_points,
+    to_centres,
+    degree,
+    centre_sums,
+    point_sums,
 ):
     num_groups, num_members = index.shape[1], index.shape[2]
     width = of_points.shape[2]
     own_gradient = np.empty(width, of_points.dtype)
-    own_given = np.empty(width, of_points.dtype)
+    own_sums = np.empty(width, of_points.dtype)
     for sample in range(first, last):
         to_points[sample] = 0
-        received[sample] = 0
+        centre_sums[sample] = 0
         degree[sample] = 0
         for group in range(num_groups):
             own_gradient[:] = 0
-            own_given[:] = 0
+            own_sums[:] = 0
             centre = of_centres[sample, group]
             for member in range(num_members):
                 index_of_point = index[sample, group, member]
                 degree[sample, index_of_point, 0] += 1
                 point = of_points[sample, index_of_point]
                 to_point = to_points[sample, index_of_point]
-                received_there = received[sample, index_of_point]
+                received_there = centre_sums[sample, index_of_point]
                 incoming = gradient[sample, group, member]
                 height = rectified[sample, group, member]
                 for channel in range(width):
@@ -182,18 +205,18 @@ def _spread_groups(  # type: ignore[no-untyped-def]
                     own_gradient[channel] += passed
                     to_point[channel] += passed
                 for channel in range(width):
-                    own_given[channel] += point[channel]
+                    own_sums[channel] += point[channel]
                     received_there[channel] += centre[channel]
             for channel in range(width):
                 to_centres[sample, group, channel] = own_gradient[channel]
-                given[sample, group, channel] = own_given[channel]
+                point_sums[sample, group, channel] = own_sums[channel]
 
 
 @numba_kernel
-def _reduce_groups(first, last, values, sign, origin, extreme, place, sums):  # type: ignore[no-untyped-def]
+def _reduce_groups(first, last, values, sign, origin, extreme, argmax, sums):  # type: ignore[no-untyped-def]
     num_groups, num_members, width = values.shape[1], values.shape[2], values.shape[3]
     best = np.empty(width, values.dtype)
-    place_of_best = np.empty(width, np.int32)
+    member_of_best = np.empty(width, np.int32)
     total = np.empty(width, values.dtype)
     squares = np.empty(width, values.dtype)
     for sample in range(first, last):
@@ -201,7 +224,7 @@ def _reduce_groups(first, last, values, sign, origin, extreme, place, sums):  # 
             row = values[sample, group, 0]
             for channel in range(width):
                 best[channel] = row[channel] * sign[channel]
-                place_of_best[channel] = 0
+                member_of_best[channel] = 0
                 moved = row[channel] - origin[channel]
                 total[channel] = moved
                 squares[channel] = moved * moved
@@ -214,16 +237,16 @@ def _reduce_groups(first, last, values, sign, origin, extreme, place, sums):  # 
                     signed = row[channel] * sign[channel]
                     is_better = (signed > best[channel]) | (signed != signed)
                     best[channel] = signed if is_better else best[channel]
-                    place_of_best[channel] = member if is_better else place_of_best[channel]
+                    member_of_best[channel] = member if is_better else member_of_best[channel]
             for channel in range(width):
                 sums[0, sample, channel] += total[channel]
                 sums[1, sample, channel] += squares[channel]
-                place[sample, group, channel] = place_of_best[channel]
-                extreme[sample, group, channel] = values[sample, group, place_of_best[channel], channel]
+                argmax[sample, group, channel] = member_of_best[channel]
+                extreme[sample, group, channel] = values[sample, group, member_of_best[channel], channel]
 
 
 @numba_kernel
-def _spread_extremes(first, last, values, place, chosen, constant, slope, mean, result):  # type: ignore[no-untyped-def]
+def _spread_extremes(first, last, values, argmax, chosen, constant, slope, mean, result):  # type: ignore[no-untyped-def]
     num_groups, num_members, width = values.shape[1], values.shape[2], values.shape[3]
     for sample in range(first, last):
         for group in range(num_groups):
@@ -233,4 +256,4 @@ def _spread_extremes(first, last, values, place, chosen, constant, slope, mean, 
                 for channel in range(width):
                     target[channel] = -(constant[channel] + slope[channel] * (row[channel] - mean[channel]))
             for channel in range(width):
-                result[sample, group, place[sample, group, channel], channel] += chosen[sample, group, channel]
+                result[sample, group, argmax[sample, group, channel], channel] += chosen[sample, group, channel]

@@ -1,9 +1,9 @@
-"""A shared network over the members of groups of points, and the largest response over each group.
+"""A shared MLP over the members of groups of points, with max pooling over each group.
 
-`PlainGroupedMLP` is torch step by step: the tested reference. `GroupedMLP` gives the same numbers and gradients. Its
-first linear map is never applied to members: what a member carries is a map of its point plus a map of its group's
-centre. Its last batch norm and activation keep the order of the values of a channel, or turn it round where the norm's
-weight is negative, so that the extreme is taken first and they see one value per group.
+`PlainGroupedMLP` is torch step by step: the tested reference. `GroupedMLP` has the same numbers and gradients. Its
+first linear map is never applied to members: a member's value is a map of its point plus a map of its group's
+centre. Its last batch norm and activation preserve the order of the values of a channel, or reverse it if the norm's
+weight is negative, so that the extreme is taken first and they process one value per group.
 """
 
 from __future__ import annotations
@@ -39,12 +39,12 @@ __all__ = ["GroupedMLP", "PlainGroupedMLP"]
 
 
 class PlainGroupedMLP(nn.Module):
-    """Layers of linear map, batch norm and ReLU over every member, and the maximum over the members of each group.
+    """Shared MLP of linear map, batch norm and ReLU over every member, with max pooling over each group. Plain form.
 
-    The first linear map is given as its two parts: `forward(of_points (B, N, C), of_centres (B, M, C), index (B, M, K))
-    -> (B, M, widths[-1])`, where member j of group m carries of_points[j] + of_centres[m] and C is widths[0]. Callers
-    apply `first_linear`, in whatever way their members are made; `over_edges` is one of them. The ReLU leaks by
-    `negative_slope`. Source: Qi et al. 2017 (PointNet++), equation 1.
+    The first linear map is passed as its two parts: `forward(point_terms (B, N, C), of_centres (B, M, C), index (B, M,
+    K)) -> (B, M, widths[-1])`, where member j of group m is point_terms[j] + of_centres[m] and C is widths[0]. Callers
+    apply `first_linear` as suits their members; `over_edges` is one way. The ReLU leaks by `negative_slope`.
+    Source: Qi et al. 2017 (PointNet++), equation 1.
     """
 
     def __init__(
@@ -54,13 +54,15 @@ class PlainGroupedMLP(nn.Module):
         assert len(widths) >= 2, "a network over groups has a first and a last layer"
         self.negative_slope = negative_slope
         self.layers = nn.ModuleList(
-            LinearNorm(in_channels=before, out_channels=after, has_bias=has_bias, activation=_rectifier(negative_slope))
-            for before, after in pairwise((in_channels, *widths))
+            LinearNorm(
+                in_channels=width_in, out_channels=width_out, has_bias=has_bias, activation=_rectifier(negative_slope)
+            )
+            for width_in, width_out in pairwise((in_channels, *widths))
         )
 
     @property
     def first_linear(self) -> nn.Linear:
-        """The map of what a member carries, (..., in_channels) -> (..., widths[0])."""
+        """First linear map of members, (..., in_channels) -> (..., widths[0])."""
         return self._each_layer[0].linear
 
     @property
@@ -68,18 +70,19 @@ class PlainGroupedMLP(nn.Module):
         return [cast(LinearNorm, layer) for layer in self.layers]
 
     def forward(self, point_terms: Tensor, of_centres: Tensor, index: Tensor) -> Tensor:
+        """Map point_terms (B, N, C), of_centres (B, M, C), index (B, M, K) -> (B, M, widths[-1])."""
         values = gather_points(point_terms, index) + of_centres[:, :, None]
         return self.after_first_linear(values)
 
     def over_edges(self, features: Tensor, own: Tensor, index: Tensor) -> Tensor:
-        """Of members that carry (f_j - f_m, f_m): `features` (B, N, C), `own` (B, M, C) -> (B, M, widths[-1])."""
+        """Apply the MLP to edges (f_j - f_m, f_m): `features` (B, N, C), `own` (B, M, C) -> (B, M, widths[-1])."""
         members_BMKC = gather_points(features, index)
         own_BMKC = own[:, :, None].expand_as(members_BMKC)
         edges = torch.cat([members_BMKC - own_BMKC, own_BMKC], dim=-1)
         return self.after_first_linear(self.first_linear(edges))
 
     def after_first_linear(self, values: Tensor) -> Tensor:
-        """The rest of the network, for members (B, M, K, widths[0]) that are there already: (B, M, widths[-1])."""
+        """Apply the layers after the first linear map to members (B, M, K, widths[0]): (B, M, widths[-1])."""
         first, *others = self._each_layer
         values = first.normalise_and_activate(values)
         for layer in others:
@@ -88,14 +91,16 @@ class PlainGroupedMLP(nn.Module):
 
 
 class GroupedMLP(PlainGroupedMLP):
-    """`PlainGroupedMLP` with fewer passes over its members: same state, numbers, gradients and running statistics.
+    """Fused `PlainGroupedMLP` with fewer passes over its members.
 
-    On a GPU, in half precision, under torch.compile and without numba it is the plain form. Where equal responses tie,
-    or the last norm's weight is exactly 0, the gradient goes to the member that stands first in `index`.
+    Same state, numbers, gradients and running statistics.
+    On a GPU, in half precision, under torch.compile and without numba it is the plain form. If equal responses tie,
+    or the last norm's weight is exactly 0, the gradient goes to the member that comes first in `index`.
     Source: as the plain form; Ioffe and Szegedy 2015, algorithm 1, for the statistics over all members.
     """
 
     def forward(self, point_terms: Tensor, of_centres: Tensor, index: Tensor) -> Tensor:
+        """Map point_terms (B, N, C), of_centres (B, M, C), index (B, M, K) -> (B, M, widths[-1])."""
         if not can_use_numba(point_terms, of_centres):
             return super().forward(point_terms, of_centres, index)
         assert_same_form(point_terms, of_centres, name="of_centres")
@@ -111,12 +116,15 @@ class GroupedMLP(PlainGroupedMLP):
         return cast(Tensor, last.activation(_NormedExtreme.apply(mapped, norm.weight, norm.bias, norm)))
 
     def over_edges(self, features: Tensor, own: Tensor, index: Tensor) -> Tensor:
-        of_difference, of_own = self.first_linear.weight.chunk(2, dim=1)
+        """Apply the MLP to edges (f_j - f_m, f_m): `features` (B, N, C), `own` (B, M, C) -> (B, M, widths[-1])."""
+        difference_weight, centre_weight = self.first_linear.weight.chunk(2, dim=1)
         # Any origin gives the same differences. Near the middle of the cloud the two parts do not cancel.
         origin_B1C = features.detach().mean(dim=1, keepdim=True)
-        of_points = F.linear(features - origin_B1C, of_difference, self.first_linear.bias)
-        of_centres = F.linear(own - origin_B1C, of_own - of_difference) + F.linear(origin_B1C, of_own)
-        return self(of_points, of_centres, index)
+        point_terms = F.linear(features - origin_B1C, difference_weight, self.first_linear.bias)
+        centre_terms = F.linear(own - origin_B1C, centre_weight - difference_weight) + F.linear(
+            origin_B1C, centre_weight
+        )
+        return self(point_terms, centre_terms, index)
 
 
 class _RectifiedGroups(Function):
@@ -125,38 +133,42 @@ class _RectifiedGroups(Function):
     @staticmethod
     def forward(
         ctx: Any,
-        of_points: Tensor,
-        of_centres: Tensor,
+        point_terms: Tensor,
+        centre_terms: Tensor,
         index: Tensor,
         weight: Tensor,
         bias: Tensor,
         norm: nn.BatchNorm1d,
         negative_slope: float,
     ) -> Tensor:
-        origin = _mean_of_rows(of_points) + _mean_of_rows(of_centres)
+        origin = _mean_of_rows(point_terms) + _mean_of_rows(centre_terms)
         sums = None
         if uses_batch_statistics(norm):
-            totals = group_sums(of_points, of_centres, index, origin=origin)
+            totals = group_sums(point_terms, centre_terms, index, origin=origin)
             sums = ShiftedSums(origin.double(), *totals, index.numel())
         count, mean, inverse_deviation = normalisation_statistics(norm, sums, origin.dtype)
         scale = weight * inverse_deviation
-        of_points_scaled, of_centres_scaled = of_points * scale, torch.addcmul(bias, of_centres - mean, scale)
-        rectified = add_and_rectify(of_points_scaled, of_centres_scaled, index, negative_slope=negative_slope)
+        point_terms_scaled, centre_terms_scaled = point_terms * scale, torch.addcmul(bias, centre_terms - mean, scale)
+        rectified = add_and_rectify(point_terms_scaled, centre_terms_scaled, index, negative_slope=negative_slope)
         ctx.norm, ctx.count, ctx.negative_slope = norm, count, negative_slope
-        ctx.save_for_backward(of_points, of_centres, index, weight, inverse_deviation, mean, rectified)
+        ctx.save_for_backward(point_terms, centre_terms, index, weight, inverse_deviation, mean, rectified)
         return rectified
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, Tensor, Tensor, None, None]:
-        of_points, of_centres, index, weight, inverse_deviation, mean, rectified = ctx.saved_tensors
-        moved = of_centres - mean
-        found = group_gradients(gradients[0], rectified, of_points, moved, index, negative_slope=ctx.negative_slope)
-        to_bias = found.to_centres.sum(dim=(0, 1))
-        to_weight = (found.grad_points * of_points).sum(dim=(0, 1)) + (found.to_centres * moved).sum(dim=(0, 1))
+        point_terms, centre_terms, index, weight, inverse_deviation, mean, rectified = ctx.saved_tensors
+        centred_terms = centre_terms - mean
+        grads = group_gradients(
+            gradients[0], rectified, point_terms, centred_terms, index, negative_slope=ctx.negative_slope
+        )
+        to_bias = grads.to_centres.sum(dim=(0, 1))
+        to_weight = (grads.grad_points * point_terms).sum(dim=(0, 1)) + (grads.to_centres * centred_terms).sum(
+            dim=(0, 1)
+        )
         to_weight *= inverse_deviation
         scale = weight * inverse_deviation
-        to_points, to_centres = found.grad_points * scale, found.to_centres * scale
+        to_points, to_centres = grads.grad_points * scale, grads.to_centres * scale
         if ctx.count is not None:
             constant, slope = batch_statistics_gradients(
                 ctx.norm,
@@ -167,31 +179,31 @@ class _RectifiedGroups(Function):
                 inverse_deviation=inverse_deviation,
             )
             num_members = index.shape[-1]
-            to_points -= found.degree * constant + slope * (found.degree * of_points + found.received)
-            to_centres -= num_members * constant + slope * (found.given + num_members * moved)
+            to_points -= grads.degree * constant + slope * (grads.degree * point_terms + grads.received)
+            to_centres -= num_members * constant + slope * (grads.given + num_members * centred_terms)
         return to_points, to_centres, None, to_weight, to_bias, None, None
 
 
 class _NormedExtreme(Function):
-    """The maximum over k of batch_norm(values), (B, M, C), from `values` (B, M, K, C)."""
+    """Maximum over k of batch_norm(values), (B, M, C), from `values` (B, M, K, C)."""
 
     @staticmethod
     def forward(ctx: Any, values: Tensor, weight: Tensor, bias: Tensor, norm: nn.BatchNorm1d) -> Tensor:
         origin = _mean_of_rows(values[:, :, 0])
-        found = extremes_and_sums(values, sign=weight.sign(), origin=origin)
-        sums = ShiftedSums(origin.double(), found.total, found.total_of_squares, values.shape[:-1].numel())
+        extremes = extremes_and_sums(values, sign=weight.sign(), origin=origin)
+        sums = ShiftedSums(origin.double(), extremes.total, extremes.total_of_squares, values.shape[:-1].numel())
         count, mean, inverse_deviation = normalisation_statistics(
             norm, sums if uses_batch_statistics(norm) else None, origin.dtype
         )
-        standard = (found.extreme - mean) * inverse_deviation
+        standard = (extremes.extreme - mean) * inverse_deviation
         ctx.norm, ctx.count = norm, count
-        ctx.save_for_backward(values, found.argmax, standard, weight, inverse_deviation, mean)
+        ctx.save_for_backward(values, extremes.argmax, standard, weight, inverse_deviation, mean)
         return torch.addcmul(bias, standard, weight)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
-        values, place, standard, weight, inverse_deviation, mean = ctx.saved_tensors
+        values, argmax, standard, weight, inverse_deviation, mean = ctx.saved_tensors
         to_bias = gradients[0].sum(dim=(0, 1))
         to_weight = (gradients[0] * standard).sum(dim=(0, 1))
         scale = weight * inverse_deviation
@@ -204,7 +216,7 @@ class _NormedExtreme(Function):
             inverse_deviation=inverse_deviation,
         )
         to_values = extremes_gradient(
-            values, place, chosen=gradients[0] * scale, constant=constant, slope=slope, mean=mean
+            values, argmax, chosen=gradients[0] * scale, constant=constant, slope=slope, mean=mean
         )
         return to_values, to_weight, to_bias, None
 
@@ -214,5 +226,5 @@ def _rectifier(negative_slope: float) -> nn.Module:
 
 
 def _mean_of_rows(values: Tensor) -> Tensor:
-    """(B, M, C) -> (C,); zero where a process has no rows at all."""
+    """Return the mean row: (B, M, C) -> (C,); zero if a process has no rows at all."""
     return values.sum(dim=(0, 1)) / max(1, values.shape[0] * values.shape[1])

@@ -1,4 +1,4 @@
-"""What image networks are built of and what they assume: convolutions with batch norm, and one form of images."""
+"""Convolution blocks of image networks, and the check of their input images."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["ConvBlock", "ConvNorm", "assert_images"]
 
 
 class ConvBlock(nn.Module):
-    """`activation(norm(conv(image)))`, or with `norm_last` `norm(activation(conv(image)))`; each of both may be absent.
+    """Convolution, norm and activation; with `norm_last` the norm comes after the activation. Either may be absent.
 
     (B, in_channels, H, W) -> (B, out_channels, H / stride, W / stride), rounded up. Zeros surround the image; with
     `circular` its columns continue on the other side.
@@ -43,15 +43,16 @@ class ConvBlock(nn.Module):
         self.norm_last = norm_last
 
     def forward(self, image: Tensor) -> Tensor:
+        """Map an image (B, in_channels, H, W) -> (B, out_channels, H / stride, W / stride), rounded up."""
         values = self.conv(image if self.wrap is None else self.wrap(image))
         first, last = (self.activation, self.norm) if self.norm_last else (self.norm, self.activation)
         return cast(Tensor, last(first(values)))
 
 
 class ConvNorm(ConvBlock):
-    """`activation(norm(conv(image)))` without a bias: the block of residual networks and of Darknet.
+    """Convolution without bias, norm and activation: the block of residual networks and of Darknet.
 
-    `norm` makes the norm of a number of channels; without it, it is batch norm of this `momentum`. Weights start
+    `norm` makes the norm for a number of channels; without it, it is batch norm of this `momentum`. Initial weights are
     normally distributed with the variance 2 / (out_channels * size^2).
     Source: He et al. 2015, Delving Deep into Rectifiers, eq. 14.
     """
@@ -84,9 +85,9 @@ class ConvNorm(ConvBlock):
 
 
 def assert_images(image: Tensor, *, channels: int = 3) -> None:
-    """Raises ValueError, naming what was found, for anything but floating-point images (B, channels, H, W).
+    """Raise ValueError, naming the shape found, unless `image` is floating-point (B, channels, H, W).
 
-    An image of three columns is refused too where it has three channels: its layout is ambiguous.
+    An image of three columns is also an error if it has three channels: its layout is ambiguous.
     """
     if image.ndim != 4 or image.shape[1] != channels:
         is_last = image.ndim == 4 and image.shape[-1] == channels

@@ -1,4 +1,4 @@
-"""The step that point networks repeat: a linear map over the last axis, batch norm, an activation."""
+"""Linear layer with batch norm and activation: the block that point networks repeat."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Width = Annotated[int, Ge(1), Le(65_536)]
 class LinearNorm(nn.Module):
     """`activation(norm(linear(x)))` over the last axis of (..., in_channels) -> (..., out_channels).
 
-    All leading axes are the batch that normalisation sees. The same as a convolution of size 1 with batch norm.
+    All leading axes are the batch of the normalisation. Equivalent to a convolution of size 1 with batch norm.
     """
 
     def __init__(
@@ -30,20 +30,21 @@ class LinearNorm(nn.Module):
         self.activation = activation if activation is not None else nn.Identity()
 
     def forward(self, values: Tensor) -> Tensor:
+        """Map values (..., in_channels) -> (..., out_channels)."""
         return self.normalise_and_activate(self.linear(values))
 
     def normalise_and_activate(self, mapped: Tensor) -> Tensor:
-        """What follows the linear map, for layers that come by its values in another way: (..., out_channels)."""
+        """Apply norm and activation to the result of a linear map: (..., out_channels) -> (..., out_channels)."""
         normed = self.norm(mapped.reshape(-1, mapped.shape[-1])).view(mapped.shape)
         return self.activation(normed)
 
 
 class JoinedLinearNorm(LinearNorm):
-    """`LinearNorm` over what a whole cloud has in common, at every point beside what the point has of its own.
+    """`LinearNorm` over the concatenation of a cloud's global feature and each point's features.
 
-    `forward(whole (B, W), each (B, N, E)) -> (B, N, out_channels)`; `first` says which of the two comes first among the
-    `in_channels` = W + E, for published weights. The plain form (`fused=False`, the tested reference) repeats `whole`
-    at all points; here it is mapped once per cloud. Same state, same numbers, same gradients.
+    `forward(global_features (B, W), each (B, N, E)) -> (B, N, out_channels)`; `first` names the part that comes first
+    among the `in_channels` = W + E, for published weights. The plain form (`fused=False`, the tested reference) repeats
+    the global feature at all points; here it is mapped once per cloud. Same state, same numbers, same gradients.
     """
 
     def __init__(
@@ -61,15 +62,18 @@ class JoinedLinearNorm(LinearNorm):
         self.fused = fused
 
     def forward(self, global_features: Tensor, each: Tensor) -> Tensor:  # type: ignore[override]
+        """Map global_features (B, W), each (B, N, E) -> (B, N, out_channels)."""
         parts = (global_features, each) if self.first == "whole" else (each, global_features)
         if not self.fused:
             return super().forward(torch.cat([_at_points(part, each) for part in parts], dim=-1))
-        of_first, of_second = self.linear.weight.split([part.shape[-1] for part in parts], dim=1)
-        of_whole, of_each = (of_first, of_second) if self.first == "whole" else (of_second, of_first)
+        first_weight, second_weight = self.linear.weight.split([part.shape[-1] for part in parts], dim=1)
+        global_weight, point_weight = (
+            (first_weight, second_weight) if self.first == "whole" else (second_weight, first_weight)
+        )
         return self.normalise_and_activate(
-            F.linear(global_features, of_whole, self.linear.bias)[:, None] + F.linear(each, of_each)
+            F.linear(global_features, global_weight, self.linear.bias)[:, None] + F.linear(each, point_weight)
         )
 
 
-def _at_points(part: Tensor, each: Tensor) -> Tensor:
-    return part if part.ndim == each.ndim else part[:, None].expand(-1, each.shape[1], -1)
+def _at_points(part: Tensor, point_features: Tensor) -> Tensor:
+    return part if part.ndim == point_features.ndim else part[:, None].expand(-1, point_features.shape[1], -1)

@@ -1,4 +1,4 @@
-"""Batch norm by torch's own kernels on a GPU where everything else may use cuDNN."""
+"""Batch norm by torch's own kernels on a GPU while other layers may use cuDNN."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ __all__ = ["Native", "disable_cudnn_batch_norm"]
 
 
 class Native:
-    """Turns cuDNN off for the forward pass; the backward pass takes the kernels that the forward pass took."""
+    """Mixin that turns cuDNN off in the forward pass; the backward pass uses the kernels of the forward pass."""
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        before = torch.backends.cudnn.enabled
+        was_enabled = torch.backends.cudnn.enabled
         torch.backends.cudnn.enabled = False
         try:
             return super().forward(*args, **kwargs)  # type: ignore[misc]
         finally:
-            torch.backends.cudnn.enabled = before
+            torch.backends.cudnn.enabled = was_enabled
 
 
 def disable_cudnn_batch_norm(model: nn.Module) -> nn.Module:
-    """The same model, whose batch norms leave cuDNN alone from now on: same state, same numbers but for rounding.
+    """Make the batch norms of a model avoid cuDNN, in place: same state, same numbers up to rounding.
 
-    The remedy for batch statistics that a version of cuDNN gets wrong.
+    A workaround for versions of cuDNN with wrong batch statistics.
     """
     for module in model.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and not isinstance(module, Native):

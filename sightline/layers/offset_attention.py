@@ -1,4 +1,4 @@
-"""Attention of every point to every other, in the two forms of the Point Cloud Transformer."""
+"""Self-attention and offset attention of the Point Cloud Transformer (PCT)."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ __all__ = ["AttentionStack", "OffsetAttention", "SelfAttention"]
 
 
 class SelfAttention(nn.Module):
-    """Every point receives the values of all points, weighted by likeness, through a layer and beside its own.
+    """Self-attention (PCT): a layer applied to the attended values of all points, plus a residual.
 
     `forward((B, N, channels)) -> (B, N, channels)`. Queries and keys are one map, as in the authors' code, so that the
-    likeness of two points does not depend on their order. Source: Guo et al. 2021 (PCT), equations 2 to 5.
+    similarity of two points is symmetric. Source: Guo et al. 2021 (PCT), equations 2 to 5.
     """
 
     def __init__(self, *, channels: int) -> None:
@@ -26,10 +26,11 @@ class SelfAttention(nn.Module):
         self.change = LinearNorm(in_channels=channels, out_channels=channels, has_bias=True, activation=nn.ReLU())
 
     def forward(self, values: Tensor) -> Tensor:
+        """Map values (B, N, channels) -> (B, N, channels)."""
         return values + self.change(self.attention(values) @ self.value(values))
 
     def attention(self, values: Tensor) -> Tensor:
-        """How much of point n each point m receives: (B, M, N); over n it adds up to 1."""
+        """Return the attention weights (B, M, N) of each point m over the points n; their sum over n is 1."""
         return torch.softmax(self._likeness(values) / math.sqrt(self.query.out_features), dim=-1)
 
     def _likeness(self, values: Tensor) -> Tensor:
@@ -38,17 +39,18 @@ class SelfAttention(nn.Module):
 
 
 class OffsetAttention(SelfAttention):
-    """As `SelfAttention`, but what goes through the layer is a point's difference from what it receives.
+    """Offset attention (PCT): the layer is applied to x - attention(x) instead of attention(x).
 
-    The attention is a softmax over the receiving points, then divided by its sum over the giving ones, without the
+    The attention is a softmax over the receiving points, then divided by its sum over the source points, without the
     square root. Source: Guo et al. 2021 (PCT), equations 6 to 9.
     """
 
     def forward(self, values: Tensor) -> Tensor:
+        """Map values (B, N, channels) -> (B, N, channels)."""
         return values + self.change(values - self.attention(values) @ self.value(values))
 
     def attention(self, values: Tensor) -> Tensor:
-        """How much of point n each point m receives: (B, M, N); over n it adds up to 1."""
+        """Return the attention weights (B, M, N) of each point m over the points n; their sum over n is 1."""
         likeness = self._likeness(values)
         if likeness.dtype == torch.float16:  # whose smallest number is above the guard: 0 / 0 for an idle point
             likeness = likeness.float()
@@ -57,7 +59,7 @@ class OffsetAttention(SelfAttention):
 
 
 class AttentionStack(nn.Module):
-    """Layers in a row, and the results of all of them side by side: (B, N, channels) -> (B, N, layers * channels).
+    """Stacked attention layers with concatenated outputs: (B, N, channels) -> (B, N, layers * channels).
 
     With `codes_positions` a linear map of the coordinates, `points` (B, N, 3), is added before every layer.
     Source: Guo et al. 2021 (PCT), figure 2; the codes, model_new of Strawberry-Eat-Mango/PCT_Pytorch.
@@ -69,6 +71,7 @@ class AttentionStack(nn.Module):
         self.layers = nn.ModuleList(layer(channels=channels) for _ in range(num_layers))
 
     def forward(self, values: Tensor, points: Tensor) -> Tensor:
+        """Map values (B, N, channels), points (B, N, 3) -> (B, N, layers * channels)."""
         code: Tensor | float = 0.0 if self.position is None else self.position(points)
         results = []
         for layer in self.layers:

@@ -1,4 +1,4 @@
-"""A cloud as a row of tokens: chosen centres, a small network over the nearest points of each, and where it stands."""
+"""Patch tokens of a cloud: sampled centres, a mini-PointNet over each patch, and position embeddings."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ _POSITION_HIDDEN = 128
 def group_points(
     points: Tensor, *, num_groups: int, group_size: int, min_squared_norm: float | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Farthest-point samples (B, num_groups, 3), and of each the nearest points' rows (B, num_groups, group_size).
+    """Sample centres (B, num_groups, 3) by FPS and return the rows (B, num_groups, group_size) of their nearest points.
 
-    A group stands in order of (distance, index), the centre itself among them. Sampling starts at the first point;
-    `min_squared_norm` as in `farthest_point_sample`.
+    The members of a group are in the order of (distance, index), the centre itself among them. Sampling starts at the
+    first point; `min_squared_norm` as in `farthest_point_sample`.
     Raises ValueError for clouds of fewer points than either number, and for values that are not finite.
     Source: Yu et al. 2022, Point-BERT, section 3.1 (point tokenization).
     """
@@ -37,9 +37,9 @@ def group_points(
 
 
 class MiniPointNet(nn.Module):
-    """One vector for each group of points: (M, K, in_channels) -> (M, out_channels), whatever their order.
+    """Mini-PointNet: one vector for each group of points, (M, K, in_channels) -> (M, out_channels).
 
-    A network over each member, the maximum of a group beside each of its members, a second network, the maximum.
+    An MLP over each member, concatenation with the group's maximum, a second MLP, the maximum.
     `fused=False` repeats the maximum at every member, the tested reference; else it is mapped once per group: the same
     numbers. Source: Yu et al. 2022, Point-BERT, section 3.1, after Qi et al. 2017, PointNet.
     """
@@ -54,17 +54,18 @@ class MiniPointNet(nn.Module):
         self.leave = nn.Linear(_JOINED, out_channels)
 
     def forward(self, groups: Tensor) -> Tensor:
+        """Map groups (M, K, in_channels) -> (M, out_channels)."""
         each_MKC = self.widen(self.enter(groups))
         joined_MKC = self.join(each_MKC.max(dim=1).values, each_MKC)
         return self.leave(joined_MKC).max(dim=1).values
 
 
 class PatchEmbedding(nn.Module):
-    """A class token, then a token for each group of a cloud; and where each of them stands.
+    """Patch embedding: a class token and a token for each group of a cloud, with position embeddings.
 
     `forward(points (B, N, 3), channels (B, N, in_channels)) -> (tokens, positions, centres)`, the first two of shape
-    (B, 1 + num_groups, width), the centres (B, num_groups, 3). A member of a group carries its place relative to the
-    centre and its channels after the third. Raises ValueError as `nearest_groups` does.
+    (B, 1 + num_groups, width), the centres (B, num_groups, 3). A member of a group has its position relative to the
+    centre and its channels after the third. Raises ValueError as `group_points` does.
     Source: Yu et al. 2022, Point-BERT, section 3.1.
     """
 
@@ -88,6 +89,7 @@ class PatchEmbedding(nn.Module):
             nn.init.trunc_normal_(parameter, std=0.02)
 
     def forward(self, points: Tensor, channels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Map points (B, N, 3), channels (B, N, C) -> tokens and positions (B, 1 + G, width), centres (B, G, 3)."""
         centres, index = group_points(
             points,
             num_groups=self.num_groups,

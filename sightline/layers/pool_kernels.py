@@ -1,7 +1,7 @@
-"""The passes of a fused norm, leaky activation and pooling over the points of a cloud, compiled.
+"""CPU kernels of fused batch norm, leaky activation and pooling over the points of a cloud.
 
-`values` (B, N, C) are what comes before the norm; the norm is `(values - mean) * scale + offset` per channel. Sums
-go through blocks of points in the given type and on in float64: exact enough whatever the number of points.
+`values` (B, N, C) are the inputs of the norm, which is `(values - mean) * scale + offset` per channel. Sums are taken
+over blocks of points in the input's dtype and then in float64: exact enough for any number of points.
 """
 
 from __future__ import annotations
@@ -17,13 +17,15 @@ from sightline.numba_kernels import numba_kernel, run_parallel
 __all__ = ["LinearExtremes", "linear_extremes", "linear_extremes_gradient", "pool", "pool_gradient", "sums_about"]
 
 _ENTRIES_AT_ONCE = 2**21
-"""Products held at a time by `linear_extremes`: 8 MB in float32."""
-_SAMPLES_OF_A_PART = 8
+"""Products of a chunk in `linear_extremes`: 8 MB in float32."""
+_CHUNK_SIZE = 8
 
 
 class LinearExtremes(NamedTuple):
-    """Per sample: the extreme entry (B, C) and its first point (B, C) int64; per channel, float64: the sums of all
-    entries and of their squares (C,)."""
+    """Per sample, the extreme entry (B, C) and its first point (B, C) int64.
+
+    Sums of entries and squares (C,) float64.
+    """
 
     extreme: Tensor
     place: Tensor
@@ -32,39 +34,42 @@ class LinearExtremes(NamedTuple):
 
 
 def linear_extremes(values: Tensor, weight: Tensor, *, sign: Tensor) -> LinearExtremes:
-    """The largest entry over N of values (B, N, D) times weight (C, D); the product is never held whole.
+    """Find the largest entry (B, C) over N of values (B, N, D) times weight (C, D), without storing the product.
 
-    `values` may be bfloat16 beside a weight in float32: it is the products' format, and sums are those of their values.
-    The smallest where `sign` (C,) is -1, the first where it is 0; NaN wins.
+    `values` may be bfloat16 with a weight in float32: products are then rounded to bfloat16, and sums are of those
+    values. The smallest where `sign` (C,) is -1, the first where it is 0; NaN wins.
     """
     num_samples, num_points, _ = values.shape
     extreme = weight.new_empty((num_samples, len(weight)))
     factor = weight.mT.to(values.dtype)
-    place = torch.empty(extreme.shape, dtype=torch.int64)
+    argmax = torch.empty(extreme.shape, dtype=torch.int64)
     sums = np.zeros((num_samples, 2, len(weight)))
     at_once = max(1, _ENTRIES_AT_ONCE // (num_points * len(weight)))
     for start in range(0, num_samples, at_once):
-        some = slice(start, min(start + at_once, num_samples))
-        mapped = (values[some].flatten(0, 1) @ factor).to(weight.dtype)
-        arrays = [tensor.numpy() for tensor in (mapped, sign, extreme[some], place[some])]
-        run_parallel(_find_extremes, some.stop - some.start, num_points, *arrays, sums[some])
-    return LinearExtremes(extreme, place, *torch.from_numpy(sums.sum(axis=0)))
+        chunk = slice(start, min(start + at_once, num_samples))
+        mapped = (values[chunk].flatten(0, 1) @ factor).to(weight.dtype)
+        arrays = [tensor.numpy() for tensor in (mapped, sign, extreme[chunk], argmax[chunk])]
+        run_parallel(_find_extremes, chunk.stop - chunk.start, num_points, *arrays, sums[chunk])
+    return LinearExtremes(extreme, argmax, *torch.from_numpy(sums.sum(axis=0)))
 
 
 def linear_extremes_gradient(values: Tensor, weight: Tensor, place: Tensor, *, chosen: Tensor) -> tuple[Tensor, Tensor]:
-    """What reaches values (B, N, D) and weight (C, D) through the entries at `place`, whose gradients are `chosen`."""
+    """Backward of `linear_extremes`.
+
+    Gradients of values (B, N, D) and weight (C, D) from `chosen` (B, C) at `place` (B, C).
+    """
     values = values.to(weight.dtype)
     to_values = torch.zeros_like(values)
     # One part of the weight's gradient per few samples, whatever the threads: the same order of adding.
-    num_parts = -(-len(values) // _SAMPLES_OF_A_PART)
+    num_parts = -(-len(values) // _CHUNK_SIZE)
     parts = values.new_zeros((num_parts, *weight.shape))
     arrays = [tensor.contiguous().numpy() for tensor in (values, weight, place, chosen)]
-    run_parallel(_spread_extremes, num_parts, _SAMPLES_OF_A_PART, *arrays, to_values.numpy(), parts.numpy())
+    run_parallel(_spread_extremes, num_parts, _CHUNK_SIZE, *arrays, to_values.numpy(), parts.numpy())
     return to_values, parts.sum(dim=0)
 
 
 def sums_about(values: Tensor, shift: Tensor) -> tuple[np.ndarray, np.ndarray]:
-    """Sums over all points of values - shift and of its square, (C,) float64."""
+    """Compute the sums over all points (B, N, C) of values - shift and of its square, (C,) float64."""
     sums = np.zeros((2, len(values), values.shape[2]))
     run_parallel(_sum_about, len(values), values.numpy(), shift.numpy(), sums)
     return sums[0].sum(axis=0), sums[1].sum(axis=0)
@@ -73,15 +78,18 @@ def sums_about(values: Tensor, shift: Tensor) -> tuple[np.ndarray, np.ndarray]:
 def pool(
     values: Tensor, *, mean: Tensor, scale: Tensor, offset: Tensor, negative_slope: float
 ) -> tuple[Tensor, Tensor, Tensor, np.ndarray]:
-    """Maximum (B, C), its first point (B, C) int64, mean (B, C); and what gradients need, (2, B, C) float64: the sums
-    over the points of the activation's derivative, and of derivative times (value - mean). NaN wins the maximum."""
+    """Compute maximum (B, C), its first point (B, C) int64, mean (B, C), and slopes (2, B, C) float64 for backward.
+
+    The slopes are the sums over the points of the activation's derivative, and of derivative times (value - mean). NaN
+    wins the maximum.
+    """
     shape = (len(values), values.shape[2])
-    best, place, average = values.new_empty(shape), torch.empty(shape, dtype=torch.int64), values.new_empty(shape)
+    best, argmax, average = values.new_empty(shape), torch.empty(shape, dtype=torch.int64), values.new_empty(shape)
     slopes = np.zeros((2, *shape))
     leak = values.numpy().dtype.type(negative_slope)
-    arrays = [tensor.numpy() for tensor in (values, mean, scale, offset, best, place, average)]
+    arrays = [tensor.numpy() for tensor in (values, mean, scale, offset, best, argmax, average)]
     run_parallel(_pool, len(values), leak, *arrays, slopes)
-    return best, place, average, slopes
+    return best, argmax, average, slopes
 
 
 def pool_gradient(
@@ -97,15 +105,15 @@ def pool_gradient(
     constant: Tensor,
     slope: Tensor,
 ) -> Tensor:
-    """The gradient of `values`: activation, norm and the answer of the batch's statistics, in one pass.
+    """Compute the gradient of `values` (B, N, C): activation, norm and batch statistics, in one pass.
 
-    `to_average` (B, C) reaches every point, `to_best` (B, C) the point `place`; `constant` and `slope` (C,) are the two
-    terms of batch statistics, - constant - slope * (values - mean).
+    `to_average` (B, C) is the gradient of the mean, `to_best` (B, C) that of the maximum at point `place`; `constant`
+    and `slope` (C,) are the two terms of batch statistics, - constant - slope * (values - mean).
     """
     result = values.new_empty(values.shape)
     leak = values.numpy().dtype.type(negative_slope)
-    given = (values, mean, scale, offset, to_average, to_best, place, constant, slope)
-    run_parallel(_spread, len(values), leak, *(t.contiguous().numpy() for t in given), result.numpy())
+    inputs = (values, mean, scale, offset, to_average, to_best, place, constant, slope)
+    run_parallel(_spread, len(values), leak, *(t.contiguous().numpy() for t in inputs), result.numpy())
     return result
 
 
@@ -129,7 +137,7 @@ def _sum_about(first, last, values, shift, sums):  # type: ignore[no-untyped-def
 
 
 @numba_kernel
-def _pool(first, last, leak, values, mean, scale, offset, best, place, average, slopes):  # type: ignore[no-untyped-def]
+def _pool(first, last, leak, values, mean, scale, offset, best, argmax, average, slopes):  # type: ignore[no-untyped-def]
     num_points, width = values.shape[1], values.shape[2]
     one = values.dtype.type(1)
     total = np.empty(width, values.dtype)
@@ -164,12 +172,12 @@ def _pool(first, last, leak, values, mean, scale, offset, best, place, average, 
                 slopes[1, sample, channel] += weighted[channel]
         for channel in range(width):
             average[sample, channel] = grand_total[channel] / num_points
-            place[sample, channel] = where[channel]
+            argmax[sample, channel] = where[channel]
 
 
 @numba_kernel
 def _spread(  # type: ignore[no-untyped-def]
-    first, last, leak, values, mean, scale, offset, to_average, to_best, place, constant, slope, result
+    first, last, leak, values, mean, scale, offset, to_average, to_best, argmax, constant, slope, result
 ):
     num_points, width = values.shape[1], values.shape[2]
     one = values.dtype.type(1)
@@ -185,14 +193,14 @@ def _spread(  # type: ignore[no-untyped-def]
                 factor = one if normed > 0 else leak
                 target[channel] = spread[channel] * factor - constant[channel] - slope[channel] * moved
         for channel in range(width):
-            point = place[sample, channel]
+            point = argmax[sample, channel]
             normed = (values[sample, point, channel] - mean[channel]) * scale[channel] + offset[channel]
             factor = one if normed > 0 else leak
             result[sample, point, channel] += to_best[sample, channel] * scale[channel] * factor
 
 
 @numba_kernel
-def _find_extremes(first, last, num_points, mapped, sign, extreme, place, sums):  # type: ignore[no-untyped-def]
+def _find_extremes(first, last, num_points, mapped, sign, extreme, argmax, sums):  # type: ignore[no-untyped-def]
     width = mapped.shape[1]
     best, where = np.empty(width, mapped.dtype), np.empty(width, np.int32)
     total, squares = np.empty(width, mapped.dtype), np.empty(width, mapped.dtype)
@@ -217,17 +225,17 @@ def _find_extremes(first, last, num_points, mapped, sign, extreme, place, sums):
                 sums[sample, 1, channel] += squares[channel]
         for channel in range(width):
             extreme[sample, channel] = mapped[sample * num_points + where[channel], channel]
-            place[sample, channel] = where[channel]
+            argmax[sample, channel] = where[channel]
 
 
 @numba_kernel
 def _spread_extremes(  # type: ignore[no-untyped-def]
-    first, last, num_samples, values, weight, place, chosen, to_values, to_weight
+    first, last, num_samples, values, weight, argmax, chosen, to_values, to_weight
 ):
     for part in range(first, last):
         for sample in range(part * num_samples, min((part + 1) * num_samples, len(values))):
             for channel in range(weight.shape[0]):
-                gradient, point = chosen[sample, channel], place[sample, channel]
+                gradient, point = chosen[sample, channel], argmax[sample, channel]
                 source, target = values[sample, point], to_values[sample, point]
                 row, to_row = weight[channel], to_weight[part, channel]
                 for entry in range(weight.shape[1]):

@@ -1,4 +1,4 @@
-"""The end of a point network's encoder: a linear map, batch norm, a leaky activation, then pooling over the points."""
+"""Final layer of a point network's encoder: linear map, batch norm, leaky activation, then pooling over the points."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ __all__ = ["LinearNormMax", "LinearNormPool"]
 
 
 class LinearNormMax(LinearNorm):
-    """`LinearNorm` with an activation that never falls, and the maximum of its values over the points.
+    """`LinearNorm` with a monotone activation, and max pooling over the points.
 
-    (B, N, in_channels) -> (B, out_channels). The plain form (`fused=False`, the tested reference) keeps several arrays
-    of B*N*out_channels and multiplies by the weight three times a step. Here, on the CPU, W x is made once, in pieces;
-    what the batch's statistics answer to x, slopes times W x, is one matrix of in_channels squared; all else that
-    backward needs is one row per maximum. Numbers, gradients and running statistics are the same. Of equal maxima, and
-    where the norm's weight is exactly 0, the first point takes the gradient. Under bf16 autocast x less its mean is
-    held, and multiplied, in bfloat16; sums, norm and maxima (the result too) are float32.
+    (B, N, in_channels) -> (B, out_channels). The plain form (`fused=False`, the tested reference) stores several arrays
+    of B*N*out_channels and multiplies by the weight three times a step. Here, on the CPU, W x is computed once, in
+    chunks; the gradient of the batch statistics in x, slopes times W x, is one matrix of in_channels squared; all else
+    that backward needs is one row per maximum. Numbers, gradients and running statistics are the same. Of equal maxima,
+    and if the norm's weight is exactly 0, the first point gets the gradient. Under bf16 autocast x less its mean is
+    stored, and multiplied, in bfloat16; sums, norm and maxima (the result too) are float32.
     """
 
     def __init__(
@@ -48,6 +48,7 @@ class LinearNormMax(LinearNorm):
         self.fused = fused
 
     def forward(self, values: Tensor) -> Tensor:
+        """Map values (B, N, in_channels) -> (B, out_channels)."""
         lowered, norm = cpu_autocast_dtype(), self.norm
         if (
             not self.fused
@@ -55,18 +56,18 @@ class LinearNormMax(LinearNorm):
             or not can_use_numba(values, self.linear.weight, extra_dtype=lowered)
         ):
             return super().forward(values).max(dim=1).values
-        given = (values, self.linear.weight, self.linear.bias, norm.weight, norm.bias)
+        inputs = (values, self.linear.weight, self.linear.bias, norm.weight, norm.bias)
         with torch.autocast("cpu", enabled=False):
-            normed = _LinearNormedMax.apply(*given, norm, lowered)
+            normed = _LinearNormedMax.apply(*inputs, norm, lowered)
         return self.activation(normed)
 
 
 class LinearNormPool(LinearNorm):
-    """`LinearNorm` with a leaky activation, then the maximum and the mean of its values over the points.
+    """`LinearNorm` with a leaky activation, then max and mean pooling: (B, N, in_channels) -> (B, 2 * out_channels).
 
-    (B, N, in_channels) -> (B, 2 * out_channels), the maxima first. On the CPU only the linear map's values are held,
-    one of the five arrays of their size that the plain form (`fused=False`, the tested reference) keeps; numbers,
-    gradients and running statistics are the same. Of equal maxima the first point takes the gradient.
+    The maxima come first. On the CPU only the linear map's values are stored, one of the five arrays of their size that
+    the plain form (`fused=False`, the tested reference) stores; numbers, gradients and running statistics are the same.
+    Of equal maxima the first point gets the gradient.
     """
 
     def __init__(self, *, in_channels: int, out_channels: int, negative_slope: float, fused: bool = True) -> None:
@@ -77,6 +78,7 @@ class LinearNormPool(LinearNorm):
         self.fused = fused
 
     def forward(self, values: Tensor) -> Tensor:
+        """Map values (B, N, in_channels) -> (B, 2 * out_channels)."""
         mapped = self.linear(values)
         wide = mapped.float() if mapped.dtype == torch.bfloat16 else mapped
         if self.fused and can_use_numba(wide, self.norm.weight, self.norm.bias):
@@ -97,20 +99,20 @@ class _NormedPool(Function):
         sums = _sums_near_their_mean(values) if uses_batch_statistics(norm) else None
         count, mean, inverse_deviation = normalisation_statistics(norm, sums, values.dtype)
         scale = weight * inverse_deviation
-        maximum, place, average, slopes = pool(
+        maximum, argmax, average, slopes = pool(
             values, mean=mean, scale=scale, offset=bias, negative_slope=negative_slope
         )
         ctx.norm, ctx.count, ctx.negative_slope, ctx.slopes = norm, count, negative_slope, slopes
         # `weight` is kept so that autograd sees it change between the passes, as the plain form does.
-        ctx.save_for_backward(values, mean, scale, weight, bias, inverse_deviation, place)
+        ctx.save_for_backward(values, mean, scale, weight, bias, inverse_deviation, argmax)
         return maximum, average
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
-        values, mean, scale, _, bias, inverse_deviation, place = ctx.saved_tensors
+        values, mean, scale, _, bias, inverse_deviation, argmax = ctx.saved_tensors
         to_best, to_average = gradients
-        best = values.gather(1, place[:, None]).squeeze(1) - mean
+        best = values.gather(1, argmax[:, None]).squeeze(1) - mean
         factor = torch.where(best * scale + bias > 0, best.new_ones(()), best.new_tensor(ctx.negative_slope))
         derivative, weighted = torch.from_numpy(ctx.slopes).to(values.dtype)
         share = to_average / values.shape[1]
@@ -132,7 +134,7 @@ class _NormedPool(Function):
             negative_slope=ctx.negative_slope,
             to_average=to_average,
             to_best=to_best,
-            place=place,
+            place=argmax,
             constant=constant,
             slope=slope,
         )
@@ -140,16 +142,16 @@ class _NormedPool(Function):
 
 
 def _sums_near_their_mean(values: Tensor) -> ShiftedSums:
-    """The sums of all points about the mean of some of them."""
+    """Return the sums of all points about the mean of some of them."""
     near_mean = values[:, :: max(1, values.shape[1] // 16)].mean(dim=(0, 1)).nan_to_num()  # NaN: a part without samples
     total, total_of_squares = (torch.from_numpy(array) for array in sums_about(values, near_mean))
     return ShiftedSums(near_mean.double(), total, total_of_squares, values.shape[0] * values.shape[1])
 
 
 class _LinearNormedMax(Function):
-    """The maximum over N of batch_norm(x W^T + b), (B, C), from x (B, N, D), W (C, D), b (C,) or None.
+    """Maximum over N of batch_norm(x W^T + b), (B, C), from x (B, N, D), W (C, D), b (C,) or None.
 
-    Backward takes the autocast of forward, wherever it is called.
+    Backward uses the autocast of forward, wherever it is called.
     """
 
     @staticmethod
@@ -168,16 +170,16 @@ class _LinearNormedMax(Function):
         centre_D = values.sum(dim=(0, 1), dtype=weight.dtype) / max(1, num_values)
         centred = (values - centre_D).to(lowered or values.dtype)
         origin = F.linear(centre_D.double(), weight.double(), None if bias is None else bias.double())
-        found = linear_extremes(centred, weight, sign=norm_weight.sign())
-        sums = ShiftedSums(origin, found.total, found.total_of_squares, num_values)
+        extremes = linear_extremes(centred, weight, sign=norm_weight.sign())
+        sums = ShiftedSums(origin, extremes.total, extremes.total_of_squares, num_values)
         count, mean, inverse_deviation = normalisation_statistics(
             norm, sums if uses_batch_statistics(norm) else None, weight.dtype
         )
-        moved = (origin - mean).to(weight.dtype)
-        standard = (found.extreme + moved) * inverse_deviation
+        offset = (origin - mean).to(weight.dtype)
+        standard = (extremes.extreme + offset) * inverse_deviation
         ctx.norm, ctx.count, ctx.dtype = norm, count, values.dtype
         ctx.save_for_backward(
-            centred, weight, bias, norm_weight, inverse_deviation, moved, found.place, standard, centre_D
+            centred, weight, bias, norm_weight, inverse_deviation, offset, extremes.place, standard, centre_D
         )
         return torch.addcmul(norm_bias, standard, norm_weight)
 
@@ -185,12 +187,12 @@ class _LinearNormedMax(Function):
     @once_differentiable
     @custom_bwd(device_type="cpu")
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        centred, weight, bias, norm_weight, inverse_deviation, moved, place, standard, centre_D = ctx.saved_tensors
+        centred, weight, bias, norm_weight, inverse_deviation, offset, argmax, standard, centre_D = ctx.saved_tensors
         num_values = centred.shape[0] * centred.shape[1]
         to_norm_bias = gradients[0].sum(dim=0)
         to_norm_weight = (gradients[0] * standard).sum(dim=0)
         chosen = gradients[0] * (norm_weight * inverse_deviation)
-        to_values, to_weight = linear_extremes_gradient(centred, weight, place, chosen=chosen)
+        to_values, to_weight = linear_extremes_gradient(centred, weight, argmax, chosen=chosen)
         to_bias = chosen.sum(dim=0)
         to_weight += torch.outer(to_bias, centre_D)
         if ctx.count is not None:
@@ -202,12 +204,12 @@ class _LinearNormedMax(Function):
                 scale=norm_weight * inverse_deviation,
                 inverse_deviation=inverse_deviation,
             )
-            everywhere = constant + slope * moved  # what the row at the centre loses
+            everywhere = constant + slope * offset  # what the row at the centre loses
             sloped = slope[:, None] * weight
             to_values -= everywhere @ weight
             to_values -= centred @ (weight.mT @ sloped).to(centred.dtype)
             to_bias -= num_values * everywhere
             rows = centred.flatten(0, 1)
             to_weight -= num_values * torch.outer(everywhere, centre_D) + sloped @ (rows.mT @ rows).to(weight.dtype)
-        of_norm = (to_norm_weight, to_norm_bias, None, None)
-        return to_values.to(ctx.dtype), to_weight, None if bias is None else to_bias, *of_norm
+        norm_grads = (to_norm_weight, to_norm_bias, None, None)
+        return to_values.to(ctx.dtype), to_weight, None if bias is None else to_bias, *norm_grads

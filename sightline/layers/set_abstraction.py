@@ -1,8 +1,8 @@
-"""A cloud becomes a smaller one: chosen points, and for each of them what a network sees among its neighbours.
+"""Set abstraction (PointNet++): sampled points, and for each an MLP with max pooling over its neighbours.
 
-Every group comes in two forms. The plain one writes out what each member carries, (B, M, K, channels), and is the
-tested reference. The other takes the first linear map apart: W_p (p_j - p_m) + W_f f_j is a map of point j plus a map
-of centre m, and so is W_1 (f_j - f_m) + W_2 f_m; both are made before anything is gathered.
+Every group has two forms. The plain one writes out the values of each member, (B, M, K, channels), and is the
+tested reference. The other splits the first linear map: W_p (p_j - p_m) + W_f f_j is a map of point j plus a map
+of centre m, and so is W_1 (f_j - f_m) + W_2 f_m; both are computed before anything is gathered.
 """
 
 from __future__ import annotations
@@ -33,14 +33,17 @@ __all__ = [
 
 
 def gather_rows(values: Tensor, index: Tensor) -> Tensor:
-    """The rows that `index` (B, M) names: `values` (B, N, C) -> (B, M, C)."""
+    """Gather rows by index: `values` (B, N, C), `index` (B, M) -> (B, M, C)."""
     return gather_points(values, index[:, None])[:, 0]
 
 
 def sample_centres(
     points: Tensor, num_samples: int, *, min_squared_norm: float | None = None, argument: str = "num_centres"
 ) -> Tensor:
-    """Farthest-point samples (B, num_samples); a cloud that is too small is refused by the model's own `argument`."""
+    """Sample `num_samples` of points (B, N, 3) by FPS: (B, num_samples) int64.
+
+    Errors name the model's own `argument`.
+    """
     if points.shape[1] < num_samples:
         raise ValueError(
             f"points: found clouds of {points.shape[1]} points, of which {num_samples} are to be chosen as centres; "
@@ -50,7 +53,7 @@ def sample_centres(
 
 
 class BallScale(NamedTuple):
-    """One size of ball: at most `num_neighbours` points within `radius`, and the widths of the network over them."""
+    """One scale of ball query: at most `num_neighbours` points within `radius`, and the widths of the MLP over them."""
 
     radius: float
     num_neighbours: int
@@ -58,11 +61,11 @@ class BallScale(NamedTuple):
 
 
 class PlainPlaceGroup(nn.Module):
-    """A network over the members of groups: their place relative to the centre, and their features.
+    """MLP with max pooling over the members of groups: their relative positions and their features. Plain form.
 
-    `respond(points (B, N, 3), features (B, N, in_channels) or None, centres (B, M, 3), index (B, M, K)) -> (B, M,
-    widths[-1])`; the centres are points of the cloud, `index` names the members of each. `first` says which comes first
-    among the channels, for published weights. Source: Qi et al. 2017 (PointNet++), equation 1.
+    `forward_groups(points (B, N, 3), features (B, N, in_channels) or None, centres (B, M, 3), index (B, M, K)) -> (B,
+    M, widths[-1])`; the centres are points of the cloud, `index` the members of each. `first` names the part that comes
+    first among the channels, for published weights. Source: Qi et al. 2017 (PointNet++), equation 1.
     """
 
     network_type: type[PlainGroupedMLP] = PlainGroupedMLP
@@ -73,44 +76,44 @@ class PlainPlaceGroup(nn.Module):
         self.network = self.network_type(in_channels=3 + in_channels, widths=widths, has_bias=True)
 
     def forward_groups(self, points: Tensor, features: Tensor | None, centres: Tensor, index: Tensor) -> Tensor:
-        """The largest responses (B, M, widths[-1]) over each centre's members."""
+        """Return the maximum (B, M, widths[-1]) over each centre's members."""
         relative_BMK3 = gather_points(points, index) - centres[:, :, None]
         members_BMKC = self._side_by_side(relative_BMK3, None if features is None else gather_points(features, index))
         return self.network.after_first_linear(self.network.first_linear(members_BMKC))
 
-    def _side_by_side(self, place: Tensor, features: Tensor | None) -> Tensor:
+    def _side_by_side(self, relative: Tensor, features: Tensor | None) -> Tensor:
         if features is None:
-            return place
-        return torch.cat([place, features] if self.first == "place" else [features, place], dim=-1)
+            return relative
+        return torch.cat([relative, features] if self.first == "place" else [features, relative], dim=-1)
 
 
 class RelativeGroup(PlainPlaceGroup):
-    """`PlainPlaceGroup` with its first linear map applied to points: same state, same numbers, same gradients.
+    """Fused `PlainPlaceGroup` with its first linear map applied to points: same state, same numbers, same gradients.
 
-    Under autocast it is the plain form: a place in the cloud, rounded to half precision, may be off by more than the
+    Under autocast it is the plain form: a position in the cloud, rounded to half precision, may be off by more than the
     group is wide, and so would be the difference of two. Source: as the plain form.
     """
 
     network_type = GroupedMLP
 
     def forward_groups(self, points: Tensor, features: Tensor | None, centres: Tensor, index: Tensor) -> Tensor:
-        """The largest responses (B, M, widths[-1]) over each centre's members."""
+        """Return the maximum (B, M, widths[-1]) over each centre's members."""
         if torch.is_autocast_enabled(points.device.type):
             return super().forward_groups(points, features, centres, index)
         linear = self.network.first_linear
         # Any origin gives the same differences. Near the middle of the cloud the two parts do not cancel.
         origin_B13 = points.detach().mean(dim=1, keepdim=True)
-        of_points = linear(self._side_by_side(points - origin_B13, features))
-        of_place = linear.weight[:, :3] if self.first == "place" else linear.weight[:, -3:]
-        of_centres = F.linear(origin_B13 - centres, of_place)
-        return self.network(of_points, of_centres, index)
+        point_terms = linear(self._side_by_side(points - origin_B13, features))
+        position_weight = linear.weight[:, :3] if self.first == "place" else linear.weight[:, -3:]
+        centre_terms = F.linear(origin_B13 - centres, position_weight)
+        return self.network(point_terms, centre_terms, index)
 
 
 class PlainBallGroup(PlainPlaceGroup):
-    """A network over the points in a ball about each centre: their place relative to it, and their features.
+    """MLP with max pooling over the points in a ball about each centre: relative positions and features. Plain form.
 
     `forward(points (B, N, 3), features (B, N, in_channels) or None, centres (B, M, 3)) -> (B, M, widths[-1])`; the
-    centres are points of the cloud. `first` says which comes first among the channels, for published weights.
+    centres are points of the cloud. `first` names the part that comes first among the channels, for published weights.
     Source: Qi et al. 2017 (PointNet++), section 3.2.
     """
 
@@ -119,19 +122,20 @@ class PlainBallGroup(PlainPlaceGroup):
         self.radius, self.num_neighbours = scale.radius, scale.num_neighbours
 
     def forward(self, points: Tensor, features: Tensor | None, centres: Tensor) -> Tensor:
+        """Map points (B, N, 3), features (B, N, C) or None, centres (B, M, 3) -> (B, M, widths[-1])."""
         index = ball_query(points, centres=centres, radius=self.radius, num_neighbours=self.num_neighbours)
         return self.forward_groups(points, features, centres, index)
 
 
 class BallGroup(RelativeGroup, PlainBallGroup):
-    """`PlainBallGroup` with its first linear map applied to points, as `PlaceGroup` does it.
+    """Fused `PlainBallGroup` with its first linear map applied to points, as in `RelativeGroup`.
 
     Source: as the plain form.
     """
 
 
 class SetAbstraction(nn.Module):
-    """Farthest-point samples of a cloud, and the results of one or more ball groups about each, side by side.
+    """Set abstraction: farthest-point samples of a cloud, and the concatenated results of ball groups about each.
 
     `forward(points (B, N, 3), features (B, N, in_channels) or None) -> (centres (B, num_samples, 3), features)`.
     Sampling starts at the first point, in training too: shuffle the points for a random start.
@@ -155,16 +159,17 @@ class SetAbstraction(nn.Module):
         self.out_channels = sum(scale.widths[-1] for scale in scales)
 
     def forward(self, points: Tensor, features: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Map points (B, N, 3), features (B, N, C) or None -> centres (B, M, 3), features (B, M, out_channels)."""
         centres = gather_rows(points, sample_centres(points, self.num_samples))
         return centres, torch.cat([group(points, features, centres) for group in self.groups], dim=-1)
 
 
 class PlainNeighbourGroup(nn.Module):
-    """Farthest-point samples of a cloud, and for each a network over its nearest points: (f_j - f_m, f_m) of each.
+    """Sample and group (PCT): farthest-point samples, and an MLP over the edges (f_j - f_m, f_m) of each.
 
     `forward(points (B, N, 3), features (B, N, channels)) -> (centres (B, M, 3), features (B, M, widths[-1]))`, M being
     `num_samples`. Sampling starts at the first point, in training too: shuffle the points for a random start.
-    `num_neighbours` is meant for clouds of `neighbours_at` points and grows in proportion to N; for any if None.
+    `num_neighbours` refers to clouds of `neighbours_at` points and grows in proportion to N; to any if None.
     `min_squared_norm` as in `farthest_point_sample`.
     Raises ValueError for clouds of fewer than `num_samples` or `num_neighbours` points and for numbers that are not
     finite. Source: Guo et al. 2021 (PCT), section 3.4 (SG), equations 10 to 12.
@@ -190,18 +195,20 @@ class PlainNeighbourGroup(nn.Module):
         self.network = self.network_type(in_channels=2 * channels, widths=widths, has_bias=False)
 
     def forward(self, points: Tensor, features: Tensor) -> tuple[Tensor, Tensor]:
+        """Map points (B, N, 3), features (B, N, channels) -> centres (B, M, 3), features (B, M, widths[-1])."""
         chosen = sample_centres(points, self.num_samples, min_squared_norm=self.min_squared_norm)
-        centres, own = gather_rows(points, chosen), gather_rows(features, chosen)
+        centres, centre_features = gather_rows(points, chosen), gather_rows(features, chosen)
         count = scale_num_neighbours(
             self.num_neighbours, reference_num_points=self.neighbours_at, num_points=points.shape[1]
         )
         index = nearest_neighbours(points, num_neighbours=count, queries=centres)
-        return centres, self.network.over_edges(features, own, index)
+        return centres, self.network.over_edges(features, centre_features, index)
 
 
 class SampleAndGroup(PlainNeighbourGroup):
-    """`PlainNeighbourGroup` with its first linear map applied to points: same state, same numbers, same gradients.
+    """Fused `PlainNeighbourGroup` with its first linear map applied to points.
 
+    Same state, same numbers, same gradients.
     Source: as the plain form.
     """
 

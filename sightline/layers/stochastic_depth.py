@@ -1,4 +1,4 @@
-"""Whole branches left out at random, sample by sample."""
+"""Stochastic depth: branches dropped at random, sample by sample."""
 
 from __future__ import annotations
 
@@ -9,14 +9,16 @@ __all__ = ["StochasticDepth"]
 
 
 class StochasticDepth(nn.Dropout):
-    """A branch (B, ...) is zero for a sample with probability `p`, else 1/(1 - p) of itself; in evaluation it is as is.
+    """Stochastic depth (DropPath).
 
-    To be put before a branch is added to what goes past it. It is a dropout, and counts as one wherever dropout is
-    counted: its draws are torch's own, one per sample, and change from step to step.
+    A branch (B, ...) is zero for a sample with probability `p`, else scaled by 1/(1 - p).
+    In evaluation it is unchanged. Apply it to a branch before the residual is added. It is a dropout, and counts as one
+    wherever dropout is counted: its draws are torch's own, one per sample, and change from step to step.
     Source: Huang et al. 2016, Deep Networks with Stochastic Depth, equation 2; scaled in training, as dropout is.
     """
 
     def forward(self, input: Tensor) -> Tensor:
+        """Drop samples of a branch (B, ...) -> (B, ...)."""
         if not self.training or self.p == 0:
             return input
         each_B = input.new_ones(len(input), *[1] * (input.ndim - 1))

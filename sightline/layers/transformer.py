@@ -1,4 +1,4 @@
-"""Attention among tokens in several heads, and the block of transformers that normalise first."""
+"""Multi-head attention, the pre-norm transformer block, and the encoder."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _WEIGHT_STD = 0.02
 
 
 class MultiHeadAttention(nn.Module):
-    """Every token receives the values of all, weighted by likeness, in `num_heads` parts: (B, T, width) each way.
+    """Multi-head self-attention: tokens (B, T, width) -> (B, T, width).
 
     Raises ConfigError for a width that the heads do not divide.
     Source: Vaswani et al. 2017, Attention Is All You Need, section 3.2.
@@ -29,15 +29,17 @@ class MultiHeadAttention(nn.Module):
         self.project = nn.Linear(width, width)
 
     def forward(self, tokens: Tensor) -> Tensor:
+        """Attend among tokens (B, T, width) -> (B, T, width)."""
         query, key, value = self.qkv(tokens).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
         received_BHTC = F.scaled_dot_product_attention(query, key, value)
         return self.project(received_BHTC.transpose(1, 2).flatten(2))
 
 
 class TransformerBlock(nn.Module):
-    """Attention, then a network over each token, each after a layer norm and added to its input: (B, T, width).
+    """Pre-norm transformer block: attention, then an MLP over each token, with residuals.
 
-    Both branches are left out at random with probability `drop_path`. `norm_eps` is what the norms add to a variance.
+    (B, T, width) -> (B, T, width).
+    Both branches are dropped at random with probability `drop_path`. `norm_eps` is the epsilon of the layer norms.
     Source: Dosovitskiy et al. 2021, An Image Is Worth 16x16 Words, equations 2 and 3.
     """
 
@@ -52,14 +54,16 @@ class TransformerBlock(nn.Module):
         self.drop_path = StochasticDepth(drop_path)
 
     def forward(self, tokens: Tensor) -> Tensor:
+        """Map tokens (B, T, width) -> (B, T, width)."""
         tokens = tokens + self.drop_path(self.attend(self.attend_norm(tokens)))
         return tokens + self.drop_path(self.change(self.change_norm(tokens)))
 
 
 class TransformerEncoder(nn.Module):
-    """Blocks in a row, each given its tokens with their positions added anew, and a layer norm: (B, T, width) each way.
+    """Transformer encoder: blocks with the positions added before each, and a layer norm.
 
-    The probability of leaving a branch out grows linearly from 0 in the first block to `drop_path` in the last.
+    (B, T, width) -> (B, T, width).
+    The probability of dropping a branch grows linearly from 0 in the first block to `drop_path` in the last.
     Source: Yu et al. 2022, Point-BERT, section 3.1, and its code for the positions.
     """
 
@@ -77,13 +81,17 @@ class TransformerEncoder(nn.Module):
                 init_trunc_normal(module)
 
     def forward(self, tokens: Tensor, positions: Tensor) -> Tensor:
+        """Map tokens (B, T, width), positions (B, T, width) -> (B, T, width)."""
         for block in self.blocks:
             tokens = block(tokens + positions)
         return self.norm(tokens)
 
 
 def init_trunc_normal(layer: nn.Linear | nn.Conv2d) -> None:
-    """Weights as transformers start: normal with a deviation of 0.02, cut off; no bias. Source: Devlin et al. 2019."""
+    """Initialise weights as in transformers: truncated normal with deviation 0.02, no bias. Source: Devlin et al.
+
+    2019.
+    """
     nn.init.trunc_normal_(layer.weight, std=_WEIGHT_STD)
     if layer.bias is not None:
         nn.init.zeros_(layer.bias)

@@ -1,4 +1,4 @@
-"""From one resolution of ragged clouds to the next: down to fewer points, up to more; and a cloud as a whole."""
+"""Transitions between resolutions of packed clouds: transition down, transition up, and global context."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ __all__ = ["GlobalContext", "PlainTransitionDown", "TransitionDown", "Transition
 
 
 class PlainTransitionDown(nn.Module):
-    """Every kept point takes the largest response, channel by channel, of a learned map of its neighbours.
+    """Transition down: each sampled point is the maximum per channel of a learned map of its neighbours. Plain form.
 
-    `forward(features (N, in_channels) of the finer level, level) -> (P, out_channels)`. A neighbour carries its place
+    `forward(features (N, in_channels) of the finer level, level) -> (P, out_channels)`. A neighbour has its position
     relative to the point, then its features. A level with the points of the finer one has the map of each point alone.
     Source: Zhao et al. 2021 (Point Transformer), section 3.4, transition down.
     """
@@ -39,6 +39,7 @@ class PlainTransitionDown(nn.Module):
         self.edge = LinearNorm(in_channels=width, out_channels=out_channels, activation=nn.ReLU())
 
     def forward(self, features: Tensor, level: PyramidLevel) -> Tensor:
+        """Map features (N, in_channels) of the finer level -> (P, out_channels)."""
         if level.downsampling is None:
             return self.edge(features)
         edges = level.downsampling
@@ -53,17 +54,19 @@ class PlainTransitionDown(nn.Module):
 
 
 class TransitionDown(PlainTransitionDown):
-    """`PlainTransitionDown` with its map applied to points: same state, numbers, gradients and running statistics.
+    """Fused `PlainTransitionDown` with its map applied to points.
 
-    W (p_j - p_m, f_j) is a map of point j plus a map of point m, and batch norm and rectifier keep the order of the
-    values of a channel, or turn it round where the norm's weight is negative: the extreme is taken first. Under
+    Same state, numbers, gradients and running statistics.
+    W (p_j - p_m, f_j) is a map of point j plus a map of point m, and batch norm and ReLU preserve the order of the
+    values of a channel, or reverse it if the norm's weight is negative: the extreme is taken first. Under
     bf16 autocast the map of features alone is rounded. On a GPU, with weights in half precision, under torch.compile
-    and without numba it is the plain form. Where equal responses tie, or the norm's weight is exactly 0, the gradient
+    and without numba it is the plain form. If equal responses tie, or the norm's weight is exactly 0, the gradient
     goes to the nearest neighbour among them.
     Source: as the plain form; Ioffe and Szegedy 2015, algorithm 1, for the statistics over all edges.
     """
 
     def forward(self, features: Tensor, level: PyramidLevel) -> Tensor:
+        """Map features (N, in_channels) of the finer level -> (P, out_channels)."""
         linear, norm, lowered = self.edge.linear, self.edge.norm, cpu_autocast_dtype()
         is_kernels = lowered != torch.float16 and can_use_numba(
             features, level.points, linear.weight, extra_dtype=lowered
@@ -74,40 +77,50 @@ class TransitionDown(PlainTransitionDown):
         assert_rows(level.downsampling.index[None], features[None], num_queries=len(level.points))
         # Any origin gives the same differences. Near the middle of all clouds the two parts do not cancel.
         origin = level.points.detach().mean(dim=0)
-        of_features = F.linear(features, linear.weight[:, 3:], linear.bias)
+        feature_terms = F.linear(features, linear.weight[:, 3:], linear.bias)
         with torch.autocast("cpu", enabled=False):
-            places = linear.weight[:, :3]
-            near = F.linear(level.fine_points - origin, places) + of_features
-            own = F.linear(origin - level.points, places)
-            normed = _NormedExtreme.apply(near, own, level.downsampling, norm.weight, norm.bias, norm)
-        return cast(Tensor, self.edge.activation(normed).to(of_features.dtype))
+            position_weight = linear.weight[:, :3]
+            neighbour_terms = F.linear(level.fine_points - origin, position_weight) + feature_terms
+            query_terms = F.linear(origin - level.points, position_weight)
+            normed = _NormedExtreme.apply(
+                neighbour_terms, query_terms, level.downsampling, norm.weight, norm.bias, norm
+            )
+        return cast(Tensor, self.edge.activation(normed).to(feature_terms.dtype))
 
 
 class _NormedExtreme(Function):
-    """The maximum over the neighbours j of query m of batch_norm(u_j + v_m), (M, C), from u (N, C) and v (M, C)."""
+    """Maximum over the neighbours j of query m of batch_norm(u_j + v_m), (M, C), from u (N, C) and v (M, C)."""
 
     @staticmethod
     def forward(
-        ctx: Any, near: Tensor, own: Tensor, edges: Edges, weight: Tensor, bias: Tensor, norm: nn.BatchNorm1d
+        ctx: Any,
+        neighbour_terms: Tensor,
+        query_terms: Tensor,
+        edges: Edges,
+        weight: Tensor,
+        bias: Tensor,
+        norm: nn.BatchNorm1d,
     ) -> Tensor:
         sums, origin = None, torch.zeros_like(bias)
         if uses_batch_statistics(norm):
-            origin = near.mean(dim=0) + own.mean(dim=0)
-        own = own - origin
-        found = edge_extremes(near, own, edges.index, edges.count, sign=weight.sign())
+            origin = neighbour_terms.mean(dim=0) + query_terms.mean(dim=0)
+        query_terms = query_terms - origin
+        extremes = edge_extremes(neighbour_terms, query_terms, edges.index, edges.count, sign=weight.sign())
         if uses_batch_statistics(norm):
-            sums = ShiftedSums(origin.double(), found.total, found.total_of_squares, edges.num_edges)
-        count, mean, inverse_deviation = normalisation_statistics(norm, sums, near.dtype)
-        moved = origin - mean
-        standard = (found.extreme + moved) * inverse_deviation
+            sums = ShiftedSums(origin.double(), extremes.total, extremes.total_of_squares, edges.num_edges)
+        count, mean, inverse_deviation = normalisation_statistics(norm, sums, neighbour_terms.dtype)
+        offset = origin - mean
+        standard = (extremes.extreme + offset) * inverse_deviation
         ctx.norm, ctx.count, ctx.edges = norm, count, edges
-        ctx.save_for_backward(near, own + moved, found.place, standard, weight, inverse_deviation)
+        ctx.save_for_backward(
+            neighbour_terms, query_terms + offset, extremes.place, standard, weight, inverse_deviation
+        )
         return torch.addcmul(bias, standard, weight)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        near, own, place, standard, weight, inverse_deviation = ctx.saved_tensors
+        neighbour_terms, query_terms, argmax, standard, weight, inverse_deviation = ctx.saved_tensors
         to_bias = gradients[0].sum(dim=0)
         to_weight = (gradients[0] * standard).sum(dim=0)
         scale = weight * inverse_deviation
@@ -120,7 +133,7 @@ class _NormedExtreme(Function):
             inverse_deviation=inverse_deviation,
         )
         to_near, to_own = edge_extremes_gradient(
-            *(near, own, ctx.edges.index, ctx.edges.count, place),
+            *(neighbour_terms, query_terms, ctx.edges.index, ctx.edges.count, argmax),
             chosen=gradients[0] * scale,
             constant=constant,
             slope=slope,
@@ -129,7 +142,7 @@ class _NormedExtreme(Function):
 
 
 class TransitionUp(nn.Module):
-    """Features of the finer level, its own and those of the coarser one interpolated among three points, added.
+    """Transition up: skip features of the finer level plus coarse features interpolated from three points.
 
     `forward(features (N, out_channels) of the finer level, coarse (P, in_channels), level) -> (N, out_channels)`,
     `level` being the coarser one. Source: Zhao et al. 2021 (Point Transformer), section 3.4, transition up.
@@ -141,6 +154,7 @@ class TransitionUp(nn.Module):
         self.coarse = _relu_layer(in_channels, out_channels)
 
     def forward(self, features: Tensor, coarse: Tensor, level: PyramidLevel) -> Tensor:
+        """Map features (N, out_channels), coarse (P, in_channels) -> (N, out_channels)."""
         assert level.interpolation is not None, "the first level is the finest"
         mapped = self.coarse(coarse)
         weights = level.interpolation.weights.to(mapped.dtype)
@@ -150,8 +164,9 @@ class TransitionUp(nn.Module):
 
 
 class GlobalContext(nn.Module):
-    """Every point of a cloud beside a map of the cloud's mean: `forward(features (P, C), offsets) -> (P, C)`.
+    """Global context: each point's features joined with a map of its cloud's mean.
 
+    `forward(features (P, C), offsets (S+1,)) -> (P, C)`.
     Source: the authors' code of Zhao et al. 2021 (Point Transformer), the first step of its decoder.
     """
 
@@ -161,13 +176,14 @@ class GlobalContext(nn.Module):
         self.mix = _relu_layer(2 * channels, channels)
 
     def forward(self, features: Tensor, offsets: Tensor) -> Tensor:
+        """Map features (P, C), offsets (S+1,) -> (P, C)."""
         of_cloud = self.mean(segment_mean(features, offsets)).relu()
         of_point = of_cloud.repeat_interleave(offsets.diff(), dim=0, output_size=len(features))
         return self.mix(torch.cat([features, of_point], dim=-1))
 
 
 def segment_mean(features: Tensor, offsets: Tensor) -> Tensor:
-    """The mean of each cloud's rows: (P, C) -> (S, C); zero for a cloud without points."""
+    """Compute the mean of each cloud's rows: (P, C), offsets (S+1,) -> (S, C); zero for a cloud without points."""
     sizes = offsets.diff()
     cloud = torch.arange(len(sizes), device=features.device).repeat_interleave(sizes, output_size=len(features))
     total = features.new_zeros((len(sizes), features.shape[1])).index_add(0, cloud, features)

@@ -1,10 +1,10 @@
-"""Vector attention among neighbours: every channel of a neighbour has a weight of its own.
+"""Vector attention among neighbours (Point Transformer): one attention weight per channel group of a neighbour.
 
-`PlainVectorAttention` writes out what every edge carries: the tested reference. `VectorAttention` gives the same
-numbers and gradients and holds, of every edge, an eighth of its channels. What an edge carries is k_j - q_i, maps of
-points, and a map of three numbers: kernels make it anew wherever it is needed, some edges at a time where a matrix
-product follows. In backward the batch's statistics answer by a constant and a slope per channel, so what they take
-from an edge is known in sums over the edges of a point, and need not be taken from every edge.
+`PlainVectorAttention` writes out the features of every edge: the tested reference. `VectorAttention` has the same
+numbers and gradients and stores an eighth of the channels of each edge. An edge is k_j - q_i, maps of
+points, plus a map of three numbers: kernels recompute it wherever it is needed, in chunks of edges before a matrix
+product. In backward the gradient of the batch statistics is a constant and a slope per channel, so its sum over the
+edges of a point is enough.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ __all__ = ["SHARE_PLANES", "PlainVectorAttention", "VectorAttention"]
 
 
 class PlainVectorAttention(nn.Module):
-    """Each point takes the values of its neighbours, weighted channel by channel by how they relate to it.
+    """Vector attention: each point attends to its neighbours' values with a weight per channel group. Plain form.
 
-    `forward(features (P, C), edges of P among P points) -> (P, C)`; C is a multiple of 8. The weights of a channel add
-    up to one over the neighbours. Places of `edges` that are not real have no part in anything, statistics included.
-    Holds some twelve tensors of P*K*C numbers at once in training.
+    `forward(features (P, C), edges of P among P points) -> (P, C)`; C is a multiple of 8. The weights of a channel sum
+    to one over the neighbours. Invalid slots of `edges` have no influence, statistics included.
+    Stores some twelve tensors of P*K*C numbers at once in training.
     Source: Zhao et al. 2021 (Point Transformer), equations 3 and 4; the sharing of weights and the batch norms are
     those of the authors' code.
     """
@@ -47,29 +47,30 @@ class PlainVectorAttention(nn.Module):
         self.score = nn.Linear(num_weights, num_weights)
 
     def forward(self, features: Tensor, edges: Edges) -> Tensor:
+        """Map features (P, C) -> (P, C) over the edges (P, K)."""
         query, key, value = self.query(features), self.key(features), self.value(features)
         is_valid = None if edges.is_whole else edges.is_valid
-        near, own, place = _real(edges, is_valid)  # E edges, whatever cloud they are of
-        code_EC = self.code(self.position(place))
-        relation_EC = key[near] - query[own] + code_EC
+        neighbour, query_index, relative = _list_edges(edges, is_valid)  # E edges, whatever cloud they are of
+        code_EC = self.code(self.position(relative))
+        relation_EC = key[neighbour] - query[query_index] + code_EC
         score_EG = self.score(self.reduce(self.norm(relation_EC).relu()))
-        weight_PKG = _padded(score_EG, edges, is_valid, -torch.inf).softmax(dim=1)
-        message_PKC = _padded(value[near] + code_EC, edges, is_valid, 0.0)
+        weight_PKG = _pad_edges(score_EG, edges, is_valid, -torch.inf).softmax(dim=1)
+        message_PKC = _pad_edges(value[neighbour] + code_EC, edges, is_valid, 0.0)
         shared = message_PKC.unflatten(-1, (SHARE_PLANES, -1)) * weight_PKG[:, :, None]
         return shared.sum(dim=1).flatten(1)
 
 
-def _real(edges: Edges, is_valid: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-    """Of every real edge: the row of the neighbour, that of the point, and the place of the one from the other."""
-    num_points, num_places = edges.index.shape
-    own = torch.arange(num_points, device=edges.index.device)[:, None].expand(-1, num_places)
+def _list_edges(edges: Edges, is_valid: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """Return neighbour index, query index and relative position of every valid edge: (E,), (E,), (E, 3)."""
+    num_points, num_slots = edges.index.shape
+    query_index = torch.arange(num_points, device=edges.index.device)[:, None].expand(-1, num_slots)
     if is_valid is None:
-        return edges.index.flatten(), own.flatten(), edges.relative.flatten(0, 1)
-    return edges.index[is_valid], own[is_valid], edges.relative[is_valid]
+        return edges.index.flatten(), query_index.flatten(), edges.relative.flatten(0, 1)
+    return edges.index[is_valid], query_index[is_valid], edges.relative[is_valid]
 
 
-def _padded(of_edges: Tensor, edges: Edges, is_valid: Tensor | None, filling: float) -> Tensor:
-    """(E, C) -> (P, K, C), with `filling` in the places that are not real."""
+def _pad_edges(of_edges: Tensor, edges: Edges, is_valid: Tensor | None, filling: float) -> Tensor:
+    """Pad edges (E, C) to (P, K, C), with `filling` in invalid slots."""
     if is_valid is None:
         return of_edges.unflatten(0, edges.index.shape)
     padded = of_edges.new_full((*edges.index.shape, of_edges.shape[-1]), filling)
@@ -78,16 +79,17 @@ def _padded(of_edges: Tensor, edges: Edges, is_valid: Tensor | None, filling: fl
 
 
 class VectorAttention(PlainVectorAttention):
-    """`PlainVectorAttention` without its edges: same state, numbers, gradients and running statistics.
+    """Fused `PlainVectorAttention` without its edges: same state, numbers, gradients and running statistics.
 
-    Holds P*K*C/4 numbers for backward, and 2**18 edges times channels at a time. Under bf16 autocast the maps of points
-    alone are rounded, edges are float32. On a GPU, with weights in half precision, under torch.compile, without numba
-    and where gradients are to reach the points it is the plain form. It has no second derivative: take
+    Stores P*K*C/4 numbers for backward, and 2**18 edges times channels at a time. Under bf16 autocast the maps of
+    points alone are rounded, edges are float32. On a GPU, with weights in half precision, under torch.compile, without
+    numba and if gradients of the points are needed it is the plain form. It has no second derivative: use
     `PlainVectorAttention` for one.
     Source: as the plain form; Ioffe and Szegedy 2015, algorithm 1, for the statistics over all edges.
     """
 
     def forward(self, features: Tensor, edges: Edges) -> Tensor:
+        """Map features (P, C) -> (P, C) over the edges (P, K)."""
         weights, lowered = self._weights(), cpu_autocast_dtype()
         wants_places = edges.relative.requires_grad and torch.is_grad_enabled()
         is_kernels = lowered != torch.float16 and can_use_numba(features, edges.relative, *weights, extra_dtype=lowered)

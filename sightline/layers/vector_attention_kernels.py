@@ -1,12 +1,12 @@
-"""What fused vector attention does per edge and channel, as kernels for the CPU.
+"""CPU kernels of fused vector attention, per edge and channel.
 
-Point i has the neighbours `index` (P, K), of which the first `count` (P,) are real. Edge (i, j) carries
-near_j + own_i + C h_ij: `near` and `own` are (P, C), `code` (3, C) holds the matrix, `place` (P, K, 3) the h. Weights
-(P, K, G) are shared: channel c takes weight c modulo G, and the C / G channels of a weight lie G apart. All tensors are
+Point i has the neighbours `index` (P, K), of which the first `count` (P,) are valid. Edge (i, j) carries
+near_j + own_i + C h_ij: `near` and `own` are (P, C), `code` (3, C) is the matrix, `place` (P, K, 3) is h. Weights
+(P, K, G) are shared: channel c has weight c modulo G, and the C / G channels of a weight are G apart. All tensors are
 float32 or all float64.
 
-Rows of work are either points, or shares: the G channels from t G on. Whatever is added up over edges is added by the
-one thread that has the share, edge after edge: the bits do not depend on the number of threads.
+Rows of work are either points, or shares: the G channels from t G on. Every sum over edges is added by the one thread
+that has the share, edge by edge: the bits do not depend on the number of threads.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ __all__ = [
 ]
 
 _EDGES_OF_A_SUM = 64
-"""Added in the given type, then on in float64: exact enough whatever the number of edges."""
+"""Edges added in the input's dtype before the sum goes on in float64: exact enough for any number of edges."""
 
 
 def edge_sums(
     near: Tensor, own: Tensor, code: Tensor, place: Tensor, index: Tensor, count: Tensor, *, num_shares: int
 ) -> tuple[Tensor, Tensor]:
-    """The sums of what real edges carry, and of its square: (C,) and (C,), float64."""
+    """Compute the sums of the values of valid edges, and of their squares: (C,) and (C,), float64."""
     sums = np.zeros((2, near.shape[1]))
     run_parallel(_add_up, num_shares, num_shares, *_arrays(near, own, code, place, index, count), sums)
     return torch.from_numpy(sums[0]), torch.from_numpy(sums[1])
@@ -50,15 +50,16 @@ def edge_sums(
 def relu_edges(
     points: slice, near: Tensor, own: Tensor, code: Tensor, place: Tensor, index: Tensor, count: Tensor, *, out: Tensor
 ) -> None:
-    """Writes max(carried, 0) of the edges of some points into `out` (points, K, C); 0 in places that are not real."""
-    given = (near, own[points], code, place[points], index[points], count[points])
-    run_parallel(_rectify, len(given[1]), *_arrays(*given), out.numpy())
+    """Write the ReLU of the edge values of some points into `out` (points, K, C); 0 in invalid slots."""
+    inputs = (near, own[points], code, place[points], index[points], count[points])
+    run_parallel(_rectify, len(inputs[1]), *_arrays(*inputs), out.numpy())
 
 
 class EdgeGradients(NamedTuple):
-    """What gradients of edges come to, added to as the edges are gone through, some at a time: at their neighbours and
-    at their points (P, C), and times their places (3, C); and, for the statistics, what edges carry, per neighbour and
-    per point (P, C)."""
+    """Accumulated gradients of edges: of neighbours and points (P, C), and of the code (3, C).
+
+    For the statistics, also the sums of edge values per neighbour and per point (P, C).
+    """
 
     grad_neighbours: Tensor
     to_own: Tensor
@@ -68,7 +69,8 @@ class EdgeGradients(NamedTuple):
 
     @classmethod
     def zeros(cls, near: Tensor, code: Tensor) -> EdgeGradients:
-        return cls(*(torch.zeros_like(each) for each in (near, near, code, near, near)))
+        """Allocate zero gradients for `near` (P, C) and `code` (3, C)."""
+        return cls(*(torch.zeros_like(tensor) for tensor in (near, near, code, near, near)))
 
 
 def rectified_gradients(
@@ -87,30 +89,32 @@ def rectified_gradients(
     to_place: Tensor,
     num_shares: int,
 ) -> None:
-    """The transpose of `rectified_edges`, for some points: `gradient` (points, K, C) becomes that of what is carried.
+    """Backward of `relu_edges` for some points: `gradient` (points, K, C) is replaced by that of the edge values.
 
-    Also writes `rectified` once more, adds to `into`, and adds `reading` (3, C) times the gradient to `to_place`.
+    Also writes `rectified` again, adds to `into`, and adds `reading` (3, C) times the gradient to `to_place`.
     """
-    given = _arrays(near, own[points], code, place[points], index[points], count[points])
+    inputs = _arrays(near, own[points], code, place[points], index[points], count[points])
     room = (gradient.numpy(), rectified.numpy())
-    own_part = (into.to_own[points].numpy(), into.of_own[points].numpy())
-    whole = (into.grad_neighbours.numpy(), into.of_near.numpy(), into.to_code.numpy())
-    run_parallel(_rectify_back, num_shares, num_shares, *given, *room, *whole, *own_part)
+    point_sums = (into.to_own[points].numpy(), into.of_own[points].numpy())
+    neighbour_sums = (into.grad_neighbours.numpy(), into.of_near.numpy(), into.to_code.numpy())
+    run_parallel(_rectify_back, num_shares, num_shares, *inputs, *room, *neighbour_sums, *point_sums)
     lanes = (-1, _lanes(near.shape[1]))
     read = _arrays(gradient.unflatten(-1, lanes), reading.unflatten(-1, lanes), count[points])
     run_parallel(_read_places, len(gradient), *read, to_place[points].numpy())
 
 
 def rectified_places(relative: Tensor, matrix: Tensor, shift: Tensor, count: Tensor) -> Tensor:
-    """max(A d + b, 0) of the place d of every edge, (P, K, 3), with A (3, 3) and b (3,); 0 where it is not real."""
+    """Compute max(A d + b, 0) of the position d of every edge, (P, K, 3), with A (3, 3) and b (3,).
+
+    0 for invalid edges.
+    """
     result = torch.empty_like(relative)
     run_parallel(_rectify_places, len(relative), *_arrays(relative, matrix, shift, count), result.numpy())
     return result
 
 
 class PositionMoments(NamedTuple):
-    """Sums over edges: of places h, per neighbour and per point (P, 3); of h h^T (3, 3); and how many there are per
-    neighbour (P, 1)."""
+    """Sums over edges: of positions h per neighbour and per point (P, 3), of h h^T (3, 3), and degree (P, 1)."""
 
     received: Tensor
     given: Tensor
@@ -119,26 +123,34 @@ class PositionMoments(NamedTuple):
 
 
 def place_moments(place: Tensor, index: Tensor, count: Tensor) -> PositionMoments:
-    """See `PlaceMoments`."""
+    """Compute the `PositionMoments` of positions (P, K, 3) with index (P, K) and count (P,)."""
     num_points = len(place)
-    received, given = place.new_zeros(num_points, 3), place.new_zeros(num_points, 3)
+    neighbour_sums, point_sums = place.new_zeros(num_points, 3), place.new_zeros(num_points, 3)
     squares, degree = np.zeros((3, 3)), place.new_zeros(num_points, 1)
     run_parallel(
-        _gather_places, 1, *_arrays(place, index, count), received.numpy(), given.numpy(), squares, degree.numpy()
+        _gather_places,
+        1,
+        *_arrays(place, index, count),
+        neighbour_sums.numpy(),
+        point_sums.numpy(),
+        squares,
+        degree.numpy(),
     )
-    return PositionMoments(received, given, torch.from_numpy(squares).to(place.dtype), degree)
+    return PositionMoments(neighbour_sums, point_sums, torch.from_numpy(squares).to(place.dtype), degree)
 
 
 def norm_sums(
     near: Tensor, own: Tensor, gradients: EdgeGradients, moments: PositionMoments, *, num_shares: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Sums over edges of near + own, which leaves the code out, times the gradient (C,) and times the place (C, 3); and
-    of the gradient alone (C,)."""
+    """Sum over edges near + own times the gradient (C,) and times the position (C, 3), and the gradient (C,).
+
+    near + own are the edge values without the code, (P, C) each.
+    """
     sums = np.zeros((5, near.shape[1]))
-    given = (near, own, gradients.grad_neighbours, gradients.to_own, moments.received, moments.given)
-    run_parallel(_sum_over_points, num_shares, num_shares, *_arrays(*given), sums)
-    found = torch.from_numpy(sums).to(near.dtype)
-    return found[0], found[2:].mT, found[1]
+    inputs = (near, own, gradients.grad_neighbours, gradients.to_own, moments.received, moments.given)
+    run_parallel(_sum_over_points, num_shares, num_shares, *_arrays(*inputs), sums)
+    totals = torch.from_numpy(sums).to(near.dtype)
+    return totals[0], totals[2:].mT, totals[1]
 
 
 def place_gradient_sums(
@@ -152,47 +164,47 @@ def place_gradient_sums(
     of_own: Tensor,
     of_place: Tensor,
 ) -> Tensor:
-    """Sums over edges of a gradient where the place is above zero: times the relative place, and times 1, (3, 4).
+    """Sum over edges a gradient where the position is above zero: times the relative position, and times 1: (3, 4).
 
     The gradient of an edge is `to_place` (P, K, 3) less `of_near` (P, 3) of its neighbour, `of_own` (P, 3) of its point
-    and `of_place` (3, 3) times its place.
+    and `of_place` (3, 3) times its position.
     """
     sums = np.zeros((3, 4))
-    given = (to_place, place, relative, index, count, of_near, of_own, of_place)
-    run_parallel(_sum_place_gradients, 1, *_arrays(*given), sums)
+    inputs = (to_place, place, relative, index, count, of_near, of_own, of_place)
+    run_parallel(_sum_place_gradients, 1, *_arrays(*inputs), sums)
     return torch.from_numpy(sums)
 
 
 def weighted_messages(
     value: Tensor, code: Tensor, place: Tensor, weight: Tensor, index: Tensor, count: Tensor
 ) -> Tensor:
-    """The sum over the edges of a point of weight times (value_j + C h_ij): (P, C)."""
+    """Compute the sum over the edges of a point of weight times (value_j + C h_ij): (P, C)."""
     result = torch.empty_like(value)
     shares = (-1, weight.shape[2])
-    given = (value.unflatten(1, shares), code.unflatten(1, shares), place, weight, index, count)
-    run_parallel(_weigh, len(value), *_arrays(*given), result.unflatten(1, shares).numpy())
+    inputs = (value.unflatten(1, shares), code.unflatten(1, shares), place, weight, index, count)
+    run_parallel(_weigh, len(value), *_arrays(*inputs), result.unflatten(1, shares).numpy())
     return result
 
 
 def weighted_messages_backward(
     gradient: Tensor, value: Tensor, code: Tensor, place: Tensor, weight: Tensor, index: Tensor, count: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """What `gradient` (P, C) of `weighted_messages` comes to: at the values, the code, the places and the weights.
+    """Backward of `weighted_messages`: gradients of values, code, positions and weights from `gradient` (P, C).
 
-    Of places that are not real: 0.
+    0 for invalid slots.
     """
     to_value, to_code = torch.zeros_like(value), torch.zeros_like(code)
     to_weight, to_place = torch.empty_like(weight), torch.empty_like(place)
     shares = (-1, weight.shape[2])
-    arrays = _arrays(*(each.unflatten(1, shares) for each in (gradient, value, code)), place, weight, index, count)
+    arrays = _arrays(*(tensor.unflatten(1, shares) for tensor in (gradient, value, code)), place, weight, index, count)
     run_parallel(_weigh_back, len(value), *arrays, to_weight.numpy(), to_place.numpy())
-    incoming, spread = arrays[0], (each.unflatten(1, shares).numpy() for each in (to_value, to_code))
+    incoming, spread = arrays[0], (tensor.unflatten(1, shares).numpy() for tensor in (to_value, to_code))
     run_parallel(_spread_values, incoming.shape[1], incoming, *arrays[3:], *spread)
     return to_value, to_code, to_place, to_weight
 
 
 def _lanes(width: int) -> int:
-    """Sums over channels go on side by side, as many as make vectors: 32, or the most of 16 and 8 that divide."""
+    """Return the number of parallel sums over channels that vectorises: 32, or the largest of 16 and 8 that divides."""
     return math.gcd(width, 32)
 
 
@@ -205,27 +217,29 @@ def _arrays(*tensors: Tensor) -> list[np.ndarray]:
 
 
 @numba_kernel
-def _carry(near, own, code, place, carried):  # type: ignore[no-untyped-def]
-    x, y, z = place[0], place[1], place[2]
+def _carry(neighbour_row, point_row, code, position, carried):  # type: ignore[no-untyped-def]
+    x, y, z = position[0], position[1], position[2]
     first, second, third = code[0], code[1], code[2]
     for channel in range(len(carried)):
         carried[channel] = (
-            near[channel] + own[channel] + (first[channel] * x + second[channel] * y + third[channel] * z)
+            neighbour_row[channel]
+            + point_row[channel]
+            + (first[channel] * x + second[channel] * y + third[channel] * z)
         )
 
 
 @numba_kernel
-def _add_up(first, last, num_shares, near, own, code, place, index, count, sums):  # type: ignore[no-untyped-def]
-    num_points, width = index.shape[0], near.shape[1]
+def _add_up(first, last, num_shares, neighbour_terms, point_terms, code, position, index, count, sums):  # type: ignore[no-untyped-def]
+    num_points, width = index.shape[0], neighbour_terms.shape[1]
     low, high = first * width // num_shares, last * width // num_shares
     own_code = code[:, low:high].copy()
-    carried = np.empty(high - low, near.dtype)
-    total, squares = np.zeros(high - low, near.dtype), np.zeros(high - low, near.dtype)
+    carried = np.empty(high - low, neighbour_terms.dtype)
+    total, squares = np.zeros(high - low, neighbour_terms.dtype), np.zeros(high - low, neighbour_terms.dtype)
     num_added = 0
     for point in range(num_points):
-        own_row = own[point][low:high]
+        own_row = point_terms[point][low:high]
         for slot in range(count[point]):
-            _carry(near[index[point, slot]][low:high], own_row, own_code, place[point, slot], carried)
+            _carry(neighbour_terms[index[point, slot]][low:high], own_row, own_code, position[point, slot], carried)
             for channel in range(len(carried)):
                 total[channel] += carried[channel]
                 squares[channel] += carried[channel] * carried[channel]
@@ -240,13 +254,13 @@ def _add_up(first, last, num_shares, near, own, code, place, index, count, sums)
 
 
 @numba_kernel
-def _rectify(first, last, near, own, code, place, index, count, result):  # type: ignore[no-untyped-def]
-    zero = near.dtype.type(0)
-    carried = np.empty(near.shape[1], near.dtype)
+def _rectify(first, last, neighbour_terms, point_terms, code, position, index, count, result):  # type: ignore[no-untyped-def]
+    zero = neighbour_terms.dtype.type(0)
+    carried = np.empty(neighbour_terms.shape[1], neighbour_terms.dtype)
     for point in range(first, last):
         result[point, count[point] :] = 0
         for slot in range(count[point]):
-            _carry(near[index[point, slot]], own[point], code, place[point, slot], carried)
+            _carry(neighbour_terms[index[point, slot]], point_terms[point], code, position[point, slot], carried)
             row = result[point, slot]
             for channel in range(len(carried)):
                 row[channel] = zero if carried[channel] < 0 else carried[channel]
@@ -257,10 +271,10 @@ def _rectify_back(  # type: ignore[no-untyped-def]
     first,
     last,
     num_shares,
-    near,
-    own,
+    neighbour_terms,
+    point_terms,
     code,
-    place,
+    position,
     index,
     count,
     gradient,
@@ -271,22 +285,22 @@ def _rectify_back(  # type: ignore[no-untyped-def]
     to_own,
     of_own,
 ):
-    width = near.shape[1]
+    width = neighbour_terms.shape[1]
     low, high = first * width // num_shares, last * width // num_shares
-    own_code, own_to_code = code[:, low:high].copy(), np.zeros((3, high - low), near.dtype)
-    carried = np.empty(high - low, near.dtype)
+    own_code, own_to_code = code[:, low:high].copy(), np.zeros((3, high - low), neighbour_terms.dtype)
+    carried = np.empty(high - low, neighbour_terms.dtype)
     for point in range(len(index)):
         gradient[point, count[point] :, low:high] = 0
         rectified[point, count[point] :, low:high] = 0
-        own_row, own_gradient, own_sum = own[point][low:high], to_own[point][low:high], of_own[point][low:high]
+        own_row, own_gradient, own_sum = point_terms[point][low:high], to_own[point][low:high], of_own[point][low:high]
         for slot in range(count[point]):
             neighbour = index[point, slot]
-            _carry(near[neighbour][low:high], own_row, own_code, place[point, slot], carried)
+            _carry(neighbour_terms[neighbour][low:high], own_row, own_code, position[point, slot], carried)
             passed = gradient[point, slot][low:high]
             _add_to_both(carried, own_sum, of_near[neighbour][low:high])
             _pass_on(carried, passed, rectified[point, slot][low:high])
             _add_to_both(passed, own_gradient, to_near[neighbour][low:high])
-            _add_places(passed, place[point, slot], own_to_code)
+            _add_places(passed, position[point, slot], own_to_code)
     _add_rows(own_to_code, to_code[:, low:high])
 
 
@@ -314,8 +328,8 @@ def _add_to_both(values, first, second):  # type: ignore[no-untyped-def]
 
 
 @numba_kernel
-def _add_places(values, place, sums):  # type: ignore[no-untyped-def]
-    x, y, z = place[0], place[1], place[2]
+def _add_places(values, position, sums):  # type: ignore[no-untyped-def]
+    x, y, z = position[0], position[1], position[2]
     first, second, third = sums[0], sums[1], sums[2]
     for channel in range(len(values)):
         first[channel] += values[channel] * x
@@ -355,35 +369,35 @@ def _rectify_places(first, last, relative, matrix, shift, count, result):  # typ
 
 
 @numba_kernel
-def _gather_places(first, last, place, index, count, received, given, squares, degree):  # type: ignore[no-untyped-def]
+def _gather_places(first, last, position, index, count, neighbour_sums, point_sums, squares, degree):  # type: ignore[no-untyped-def]
     if first == last:
         return
-    for point in range(len(place)):
+    for point in range(len(position)):
         for slot in range(count[point]):
-            row, neighbour = place[point, slot], index[point, slot]
+            row, neighbour = position[point, slot], index[point, slot]
             degree[neighbour, 0] += 1
             for axis in range(3):
-                received[neighbour, axis] += row[axis]
-                given[point, axis] += row[axis]
+                neighbour_sums[neighbour, axis] += row[axis]
+                point_sums[point, axis] += row[axis]
                 for other in range(3):
                     squares[axis, other] += row[axis] * row[other]
 
 
 @numba_kernel
 def _sum_over_points(  # type: ignore[no-untyped-def]
-    first, last, num_shares, near, own, to_near, to_own, received, given, sums
+    first, last, num_shares, neighbour_terms, point_terms, to_near, to_own, neighbour_sums, point_sums, sums
 ):
-    width = near.shape[1]
+    width = neighbour_terms.shape[1]
     low, high = first * width // num_shares, last * width // num_shares
     total = np.zeros((5, high - low))
-    for point in range(len(near)):
-        near_row, own_row = near[point][low:high], own[point][low:high]
+    for point in range(len(neighbour_terms)):
+        near_row, own_row = neighbour_terms[point][low:high], point_terms[point][low:high]
         to_near_row, to_own_row = to_near[point][low:high], to_own[point][low:high]
         for channel in range(len(near_row)):
             total[0, channel] += near_row[channel] * to_near_row[channel] + own_row[channel] * to_own_row[channel]
             total[1, channel] += to_own_row[channel]
         for axis in range(3):
-            of_near, of_own, row = received[point, axis], given[point, axis], total[2 + axis]
+            of_near, of_own, row = neighbour_sums[point, axis], point_sums[point, axis], total[2 + axis]
             for channel in range(len(near_row)):
                 row[channel] += near_row[channel] * of_near + own_row[channel] * of_own
     _add_rows(total, sums[:, low:high])
@@ -391,16 +405,16 @@ def _sum_over_points(  # type: ignore[no-untyped-def]
 
 @numba_kernel
 def _sum_place_gradients(  # type: ignore[no-untyped-def]
-    first, last, to_place, place, relative, index, count, of_near, of_own, of_place, sums
+    first, last, to_place, position, relative, index, count, of_near, of_own, of_place, sums
 ):
     if first == last:
         return
-    for point in range(len(place)):
+    for point in range(len(position)):
         for slot in range(count[point]):
-            height, near, step = place[point, slot], of_near[index[point, slot]], relative[point, slot]
+            height, neighbour_term, step = position[point, slot], of_near[index[point, slot]], relative[point, slot]
             for axis in range(3):
                 if height[axis] > 0:
-                    lowered = near[axis] + of_own[point, axis]
+                    lowered = neighbour_term[axis] + of_own[point, axis]
                     for other in range(3):
                         lowered += of_place[axis, other] * height[other]
                     reached = to_place[point, slot, axis] - lowered
@@ -410,31 +424,33 @@ def _sum_place_gradients(  # type: ignore[no-untyped-def]
 
 
 @numba_kernel
-def _weigh(first, last, value, code, place, weight, index, count, result):  # type: ignore[no-untyped-def]
+def _weigh(first, last, value, code, position, weight, index, count, result):  # type: ignore[no-untyped-def]
     num_shares, num_weights = value.shape[1], value.shape[2]
-    places = np.empty((3, num_weights), value.dtype)
+    position_sums = np.empty((3, num_weights), value.dtype)
     for point in range(first, last):
         total = result[point]
         total[:] = 0
-        places[:] = 0
+        position_sums[:] = 0
         for slot in range(count[point]):
-            other, own = value[index[point, slot]], weight[point, slot]
+            other, weights = value[index[point, slot]], weight[point, slot]
             for axis in range(3):
-                moved = place[point, slot, axis]
-                for each in range(num_weights):
-                    places[axis, each] += moved * own[each]
+                moved = position[point, slot, axis]
+                for index_in_share in range(num_weights):
+                    position_sums[axis, index_in_share] += moved * weights[index_in_share]
             for share in range(num_shares):
-                for each in range(num_weights):
-                    total[share, each] += other[share, each] * own[each]
+                for index_in_share in range(num_weights):
+                    total[share, index_in_share] += other[share, index_in_share] * weights[index_in_share]
         for axis in range(3):
             for share in range(num_shares):
-                for each in range(num_weights):
-                    total[share, each] += code[axis, share, each] * places[axis, each]
+                for index_in_share in range(num_weights):
+                    total[share, index_in_share] += (
+                        code[axis, share, index_in_share] * position_sums[axis, index_in_share]
+                    )
 
 
 @numba_kernel
 def _weigh_back(  # type: ignore[no-untyped-def]
-    first, last, gradient, value, code, place, weight, index, count, to_weight, to_place
+    first, last, gradient, value, code, position, weight, index, count, to_weight, to_place
 ):
     num_shares, num_weights = value.shape[1], value.shape[2]
     coded = np.empty((3, num_weights), value.dtype)
@@ -445,45 +461,49 @@ def _weigh_back(  # type: ignore[no-untyped-def]
         coded[:] = 0
         for axis in range(3):
             for share in range(num_shares):
-                for each in range(num_weights):
-                    coded[axis, each] += code[axis, share, each] * incoming[share, each]
+                for index_in_share in range(num_weights):
+                    coded[axis, index_in_share] += code[axis, share, index_in_share] * incoming[share, index_in_share]
         for slot in range(count[point]):
-            other, own, reached = value[index[point, slot]], weight[point, slot], to_weight[point, slot]
-            x, y, z = place[point, slot, 0], place[point, slot, 1], place[point, slot, 2]
-            for each in range(num_weights):
-                reached[each] = coded[0, each] * x + coded[1, each] * y + coded[2, each] * z
+            other, weights, reached = value[index[point, slot]], weight[point, slot], to_weight[point, slot]
+            x, y, z = position[point, slot, 0], position[point, slot, 1], position[point, slot, 2]
+            for index_in_share in range(num_weights):
+                reached[index_in_share] = (
+                    coded[0, index_in_share] * x + coded[1, index_in_share] * y + coded[2, index_in_share] * z
+                )
             for share in range(num_shares):
-                for each in range(num_weights):
-                    reached[each] += other[share, each] * incoming[share, each]
+                for index_in_share in range(num_weights):
+                    reached[index_in_share] += other[share, index_in_share] * incoming[share, index_in_share]
             for axis in range(3):
                 total = value.dtype.type(0)
-                for each in range(num_weights):
-                    total += coded[axis, each] * own[each]
+                for index_in_share in range(num_weights):
+                    total += coded[axis, index_in_share] * weights[index_in_share]
                 to_place[point, slot, axis] = total
 
 
 @numba_kernel
 def _spread_values(  # type: ignore[no-untyped-def]
-    first, last, gradient, place, weight, index, count, to_value, to_code
+    first, last, gradient, position, weight, index, count, to_value, to_code
 ):
     num_shares, num_weights = last - first, weight.shape[2]
-    places = np.empty((3, num_weights), gradient.dtype)
+    position_sums = np.empty((3, num_weights), gradient.dtype)
     of_code = np.zeros((3, num_shares, num_weights))  # in float64: the sums of all points
     for point in range(len(index)):
         incoming = gradient[point][first:last]
-        places[:] = 0
+        position_sums[:] = 0
         for slot in range(count[point]):
-            target, own = to_value[index[point, slot]][first:last], weight[point, slot]
+            target, weights = to_value[index[point, slot]][first:last], weight[point, slot]
             for axis in range(3):
-                moved = place[point, slot, axis]
-                for each in range(num_weights):
-                    places[axis, each] += moved * own[each]
+                moved = position[point, slot, axis]
+                for index_in_share in range(num_weights):
+                    position_sums[axis, index_in_share] += moved * weights[index_in_share]
             for share in range(num_shares):
-                for each in range(num_weights):
-                    target[share, each] += incoming[share, each] * own[each]
+                for index_in_share in range(num_weights):
+                    target[share, index_in_share] += incoming[share, index_in_share] * weights[index_in_share]
         for axis in range(3):
             for share in range(num_shares):
-                for each in range(num_weights):
-                    of_code[axis, share, each] += incoming[share, each] * places[axis, each]
+                for index_in_share in range(num_weights):
+                    of_code[axis, share, index_in_share] += (
+                        incoming[share, index_in_share] * position_sums[axis, index_in_share]
+                    )
     for axis in range(3):
         _add_rows(of_code[axis], to_code[axis][first:last])

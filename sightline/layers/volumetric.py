@@ -1,4 +1,4 @@
-"""What networks over volumes are built of: convolutions with batch norm, residual blocks, doubling of the side.
+"""Blocks of volumetric networks (V2V): convolution with batch norm, residual block, upsampling block.
 
 Volumes are (B, C, X, Y, Z). Every convolution has a bias, though one before batch norm changes nothing: published
 weights hold them. Source: Moon et al. 2018, V2V-PoseNet, section 5, figure 4.
@@ -15,7 +15,7 @@ __all__ = ["ResidualBlock3d", "UpsampleBlock3d", "VolumeBlock", "assert_volumes"
 
 
 class VolumeBlock(nn.Module):
-    """`relu(norm(conv(volume)))` with an odd kernel of `size`, zeros around the volume; the side stays."""
+    """`relu(norm(conv(volume)))` with an odd kernel and zero padding; the side is unchanged."""
 
     def __init__(self, *, in_channels: int, out_channels: int, kernel_size: int) -> None:
         super().__init__()
@@ -24,13 +24,14 @@ class VolumeBlock(nn.Module):
         self.norm = nn.BatchNorm3d(out_channels)
 
     def forward(self, volume: Tensor) -> Tensor:
+        """Map a volume (B, in_channels, X, Y, Z) -> (B, out_channels, X, Y, Z)."""
         return torch.relu(self.norm(self.conv(volume)))
 
 
 class ResidualBlock3d(nn.Module):
-    """Two convolutions of 3 x 3 x 3 added to what came in, which one of size 1 brings to new channels.
+    """3D residual block: two 3x3x3 convolutions plus a shortcut, a 1x1x1 convolution if the channels change.
 
-    Without `has_shortcut` nothing is added: what the shortcut is worth can be measured.
+    Without `has_shortcut` nothing is added, to measure the effect of the shortcut.
     """
 
     def __init__(self, *, in_channels: int, out_channels: int, has_shortcut: bool = True) -> None:
@@ -45,13 +46,14 @@ class ResidualBlock3d(nn.Module):
             self.shortcut = nn.Sequential(nn.Conv3d(in_channels, out_channels, 1), nn.BatchNorm3d(out_channels))
 
     def forward(self, volume: Tensor) -> Tensor:
+        """Map a volume (B, in_channels, X, Y, Z) -> (B, out_channels, X, Y, Z)."""
         inner = torch.relu(self.first_norm(self.first(volume)))
         residual = cast(Tensor, self.second_norm(self.second(inner)))
         return torch.relu(residual + self.shortcut(volume) if self.has_shortcut else residual)
 
 
 class UpsampleBlock3d(nn.Module):
-    """`relu(norm(deconv(volume)))`: every voxel becomes two along each axis."""
+    """`relu(norm(deconv(volume)))`: each side is doubled."""
 
     def __init__(self, *, in_channels: int, out_channels: int) -> None:
         super().__init__()
@@ -59,11 +61,12 @@ class UpsampleBlock3d(nn.Module):
         self.norm = nn.BatchNorm3d(out_channels)
 
     def forward(self, volume: Tensor) -> Tensor:
+        """Map a volume (B, in_channels, X, Y, Z) -> (B, out_channels, 2 X, 2 Y, 2 Z)."""
         return torch.relu(self.norm(self.deconv(volume)))
 
 
 def assert_volumes(volume: Tensor, *, multiple: int) -> None:
-    """Raises ValueError for anything but volumes (B, 1, X, Y, Z) whose sides are multiples of `multiple`."""
+    """Raise ValueError unless `volume` is (B, 1, X, Y, Z) with sides that are multiples of `multiple`."""
     if volume.ndim != 5 or volume.shape[1] != 1:
         raise ValueError(f"volume: found the shape {tuple(volume.shape)}, expected (B, 1, X, Y, Z)")
     odd = [side for side in volume.shape[2:] if side % multiple]

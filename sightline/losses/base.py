@@ -1,4 +1,4 @@
-"""What every loss is: a sum over what it counts, and that count; the engine divides once, over everything."""
+"""Base class of losses: a sum over items and their count; the engine divides once, over the whole step."""
 
 from __future__ import annotations
 
@@ -13,11 +13,13 @@ from torch import Tensor, nn
 __all__ = ["Loss", "cast_forward", "learns"]
 
 _FORMATS = frozenset({torch.float32, torch.float64})
-"""Of parameters; lower formats are those of autocast, which takes care of them itself."""
+"""Dtypes of parameters; lower formats come from autocast, which handles them itself."""
 
 
 class Loss(nn.Module, ABC):
-    """A loss term. `count` names batch keys alone, so that a whole step can be counted before its first forward pass.
+    """Loss term: a sum over counted items (`forward`) and their number (`count`).
+
+    `count` names batch keys alone, so that a whole step can be counted before its first forward pass.
 
     `forward` names batch keys and model outputs and returns a scalar SUM over the counted items; `count` returns a
     scalar >= 0, the number (or summed weight) that the sum is divided by after adding over micro-batches and processes.
@@ -25,42 +27,44 @@ class Loss(nn.Module, ABC):
     """
 
     assigner: ClassVar[str | None] = None
-    """The one assigner whose targets it is a loss of; arguments that both name must be equal. None for any."""
+    """Assigner that provides the loss's targets; arguments that both name must be equal. None for any."""
 
     def __init__(self) -> None:  # the registry reads signatures; that of nn.Module would take anything
         super().__init__()
 
     @abstractmethod
-    def count(self, *args: Any, **kwargs: Any) -> Tensor: ...
+    def count(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Return the number of counted items, or their summed weight, as a scalar ()."""
 
     @abstractmethod
-    def forward(self, *args: Any, **kwargs: Any) -> Tensor: ...
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Return the sum of the loss over the counted items, as a scalar ()."""
 
 
 def learns(loss: nn.Module) -> bool:
-    """Whether a loss has parameters that ask for a gradient."""
+    """Return True if a loss has parameters that require a gradient."""
     return any(parameter.requires_grad for parameter in loss.parameters())
 
 
 def cast_forward(loss: Loss) -> Callable[..., Tensor]:
-    """The forward of a loss; of one that learns with its tensors cast to the float format and device of its inputs.
+    """Return the forward of a loss (scalar result, shape ()), with its parameters cast to its inputs' dtype and device.
 
-    Training gives them both alike. Who repeats a step in float64 or on another device has no copy of the losses.
+    Training gives them both alike. Code that repeats a step in float64 or on another device has no copy of the losses.
     """
     if not learns(loss):
         return loss.forward
 
     @wraps(loss.forward)
     def forward(**inputs: Any) -> Tensor:
-        own = {**dict(loss.named_parameters()), **dict(loss.named_buffers())}
-        given = [each for each in inputs.values() if isinstance(each, Tensor) and each.dtype in _FORMATS]
-        formats = {each.dtype for each in given}
+        state = {**dict(loss.named_parameters()), **dict(loss.named_buffers())}
+        float_inputs = [value for value in inputs.values() if isinstance(value, Tensor) and value.dtype in _FORMATS]
+        formats = {value.dtype for value in float_inputs}
         cast = {
-            name: tensor.to(given[0].device, *formats if tensor.dtype in _FORMATS - formats else ())
-            for name, tensor in own.items()
+            name: tensor.to(float_inputs[0].device, *formats if tensor.dtype in _FORMATS - formats else ())
+            for name, tensor in state.items()
             if len(formats) == 1
         }
-        if all(cast[name] is own[name] for name in cast):
+        if all(cast[name] is state[name] for name in cast):
             return loss.forward(**inputs)
         return torch.func.functional_call(loss, cast, (), inputs)
 

@@ -1,4 +1,4 @@
-"""The losses of detection: over priors, divided by the positives of the whole step on all processes."""
+"""Losses of object detection over priors, divided by the positives of the whole step on all processes."""
 
 from __future__ import annotations
 
@@ -37,19 +37,19 @@ __all__ = [
 ]
 
 
-class _OfPositives(Loss):
-    """A sum that is divided by the number of priors with a box."""
+class _PositivesLoss(Loss):
+    """Base of losses that are divided by the number of priors with a box."""
 
     def count(self, *, target: Tensor) -> Tensor:
-        """How many priors have a box; `target` (B, P) is below 0 for the others."""
+        """Count the priors with a box; `target` (B, P) is below 0 for the others."""
         return (target >= 0).sum()
 
 
 @registry.losses.add("sigmoid_focal")
-class SigmoidFocal(_OfPositives):
-    """The focal loss of each class on its own, over all priors but the ignored, divided by the number of positives.
+class SigmoidFocal(_PositivesLoss):
+    """Focal loss with a sigmoid per class, over all priors but the ignored, divided by the number of positives.
 
-    Never by that of all samples: background would drown the rest. Source: Lin et al. 2017, equation 5 and section 4.1.
+    Dividing by all samples would let background dominate. Source: Lin et al. 2017, equation 5 and section 4.1.
     """
 
     def __init__(self, *, alpha: Probability = 0.25, gamma: NonNegativeFloat = 2.0) -> None:
@@ -58,14 +58,14 @@ class SigmoidFocal(_OfPositives):
         self.gamma = gamma
 
     def forward(self, *, logits: Tensor, target: Tensor) -> Tensor:
-        """`logits` (B, P, K), before the sigmoid."""
+        """Compute the loss sum from `logits` (B, P, K), before the sigmoid; `target` (B, P)."""
         weight = (target != IGNORED)[..., None].to(logits.dtype)
         return sigmoid_focal(logits, _is_class(target, logits), alpha=self.alpha, gamma=self.gamma, weight=weight)
 
 
 @registry.losses.add("quality_focal")
-class QualityFocal(_OfPositives):
-    """As sigmoid_focal, but the probability of a box's class is to be the IoU of the predicted box with it.
+class QualityFocal(_PositivesLoss):
+    """Quality focal loss: the target of a box's class is the IoU of the predicted box instead of 1.
 
     The weight of an entry is |target - probability|^gamma. Source: Li et al. 2020, Generalized Focal Loss, equation 4.
     """
@@ -77,7 +77,7 @@ class QualityFocal(_OfPositives):
     def forward(
         self, *, logits: Tensor, codes: Tensor, priors: Tensor, target: Tensor, matched_boxes: Tensor
     ) -> Tensor:
-        """`logits` (B, P, K), before the sigmoid; the IoU has no gradient."""
+        """Compute the loss sum from `logits` (B, P, K), before the sigmoid; the IoU has no gradient."""
         image, prior = (target >= 0).nonzero(as_tuple=True)
         quality = _quality(codes[image, prior], priors[prior], matched_boxes[image, prior])
         wanted = torch.zeros_like(logits, dtype=quality.dtype)
@@ -87,10 +87,10 @@ class QualityFocal(_OfPositives):
 
 
 @registry.losses.add("class_bce")
-class ClassBCE(_OfPositives):
+class ClassBCE(_PositivesLoss):
     """Binary cross entropy of each class at the priors that have a box; background is left to objectness.
 
-    With `quality: iou`, the probability of a box's class is to be the IoU of the predicted box with it, not 1.
+    With `quality: iou`, the target of a box's class is the IoU of the predicted box with it, not 1.
     Source: Redmon and Farhadi 2018, YOLOv3, section 2.2; Ge et al. 2021, YOLOX, for the IoU.
     """
 
@@ -101,18 +101,18 @@ class ClassBCE(_OfPositives):
     def forward(
         self, *, logits: Tensor, codes: Tensor, priors: Tensor, target: Tensor, matched_boxes: Tensor
     ) -> Tensor:
-        """`logits` (B, P, K), before the sigmoid; the IoU has no gradient."""
+        """Compute the loss sum from `logits` (B, P, K), before the sigmoid; the IoU has no gradient."""
         image, prior = (target >= 0).nonzero(as_tuple=True)
-        own = logits[image, prior]
-        wanted = _is_class(target[image, prior], own).to(own.dtype)
+        positive_logits = logits[image, prior]
+        wanted = _is_class(target[image, prior], positive_logits).to(positive_logits.dtype)
         if self.quality == "iou":
             wanted = wanted * _quality(codes[image, prior], priors[prior], matched_boxes[image, prior])[:, None]
-        return sigmoid_bce(own, wanted)
+        return sigmoid_bce(positive_logits, wanted)
 
 
 @registry.losses.add("objectness")
-class Objectness(_OfPositives):
-    """Binary cross entropy of objectness over all priors but the ignored: 1 where they have a box.
+class Objectness(_PositivesLoss):
+    """Binary cross entropy of objectness over all priors but the ignored: target 1 if they have a box.
 
     Divided by the number of positives. Source: Redmon and Farhadi 2018, YOLOv3, section 2.1; Ge et al. 2021, YOLOX.
     """
@@ -121,16 +121,16 @@ class Objectness(_OfPositives):
         super().__init__()
 
     def forward(self, *, objectness: Tensor, target: Tensor) -> Tensor:
-        """`objectness` (B, P), before the sigmoid."""
+        """Compute the loss sum from `objectness` (B, P), before the sigmoid."""
         weight = (target != IGNORED).to(objectness.dtype)
         return sigmoid_bce(objectness, target >= 0, weight=weight)
 
 
 @registry.losses.add("box_smooth_l1")
-class BoxSmoothL1(_OfPositives):
-    """Smooth L1 between predicted and true deltas of the priors that have a box; L1 for a `beta` of 0.
+class BoxSmoothL1(_PositivesLoss):
+    """Smooth L1 of the box deltas of the priors that have a box; L1 for a `beta` of 0.
 
-    Points stand for squares of one stride, whose deltas are what the head yolox predicts, and their L1 that of YOLOX.
+    Points count as squares of one stride, whose deltas are what the head yolox predicts, and their L1 that of YOLOX.
     Source: Girshick 2015, equation 3; beta of 1/9 is that of RetinaNet's common code.
     """
 
@@ -147,24 +147,25 @@ class BoxSmoothL1(_OfPositives):
         matched_boxes: Tensor,
         prior_stride: Tensor | None = None,
     ) -> Tensor:
-        """`codes` (B, P, 4): deltas of anchors (P, 4), or distances in pixels from points (P, 2).
+        """Compute the loss sum from `codes` (B, P, 4) and `matched_boxes` (B, P, 4).
 
+        `codes` are deltas of anchors (P, 4), or distances in pixels from points (P, 2).
         Raises ValueError for points without their `prior_stride` (P,).
         """
         image, prior = (target >= 0).nonzero(as_tuple=True)
-        own, predicted = priors[prior], codes[image, prior]
+        positive_priors, predicted = priors[prior], codes[image, prior]
         if priors.shape[1] == 2:
             if prior_stride is None:
                 raise ValueError("box_smooth_l1: found points as priors without their strides; take box_overlap")
             half = prior_stride[prior, None] / 2
-            squares = torch.cat([own - half, own + half], dim=1)
-            own, predicted = squares, encode_deltas(squares, decode_boxes(own, predicted))
-        return smooth_l1(predicted, encode_deltas(own, matched_boxes[image, prior]), beta=self.beta)
+            squares = torch.cat([positive_priors - half, positive_priors + half], dim=1)
+            positive_priors, predicted = squares, encode_deltas(squares, decode_boxes(positive_priors, predicted))
+        return smooth_l1(predicted, encode_deltas(positive_priors, matched_boxes[image, prior]), beta=self.beta)
 
 
 @registry.losses.add("box_overlap")
 class BoxOverlap(Loss):
-    """1 - overlap of predicted and true boxes, -log IoU (`form: log`) or 1 - IoU^2 (`form: square`).
+    """Overlap loss (IoU, GIoU, DIoU, CIoU, SIoU): 1 - X, -log IoU (`form: log`) or 1 - IoU^2 (`form: square`).
 
     `weigh: centreness` weighs each box by the centre-ness of its prior, and divides by the sum of these weights.
     Source: Rezatofighi et al. 2019 (GIoU); Zhang et al. 2020, ATSS, for the weights.
@@ -182,38 +183,48 @@ class BoxOverlap(Loss):
         self.overlap, self.form, self.weigh = overlap, form, weigh
 
     def count(self, *, priors: Tensor, target: Tensor, matched_boxes: Tensor) -> Tensor:
-        """The sum of the weights, or the number of boxes; `target` (B, P) is below 0 for priors without."""
+        """Return the sum of the weights, or the number of boxes.
+
+        `target` (B, P) is below 0 for priors without a box.
+        """
         if self.weigh == "none":
             return (target >= 0).sum()
         image, prior = (target >= 0).nonzero(as_tuple=True)
-        return _centreness_of(priors[prior], matched_boxes[image, prior]).sum()
+        return _compute_centreness(priors[prior], matched_boxes[image, prior]).sum()
 
     def forward(self, *, codes: Tensor, priors: Tensor, target: Tensor, matched_boxes: Tensor) -> Tensor:
-        """`codes` (B, P, 4): deltas of anchors (P, 4), or distances in pixels from points (P, 2)."""
+        """Compute the loss sum from `codes` (B, P, 4) and `matched_boxes` (B, P, 4).
+
+        `codes` are deltas of anchors (P, 4), or distances in pixels from points (P, 2).
+        """
         image, prior = (target >= 0).nonzero(as_tuple=True)
-        own, true = priors[prior], matched_boxes[image, prior]
-        weight = _centreness_of(own, true) if self.weigh == "centreness" else None
+        positive_priors, true = priors[prior], matched_boxes[image, prior]
+        weight = _compute_centreness(positive_priors, true) if self.weigh == "centreness" else None
         return overlap_loss(
-            decode_boxes(own, codes[image, prior]), true, overlap=self.overlap, form=self.form, weight=weight
+            decode_boxes(positive_priors, codes[image, prior]),
+            true,
+            overlap=self.overlap,
+            form=self.form,
+            weight=weight,
         )
 
 
 @registry.losses.add("centreness")
-class CentreNess(_OfPositives):
+class CentreNess(_PositivesLoss):
     """Binary cross entropy of the centre-ness of each prior that has a box. Source: Tian et al. 2019, equation 3."""
 
     def __init__(self) -> None:
         super().__init__()
 
     def forward(self, *, centreness: Tensor, priors: Tensor, target: Tensor, matched_boxes: Tensor) -> Tensor:
-        """`centreness` (B, P), before the sigmoid."""
+        """Compute the loss sum from `centreness` (B, P), before the sigmoid."""
         image, prior = (target >= 0).nonzero(as_tuple=True)
-        return sigmoid_bce(centreness[image, prior], _centreness_of(priors[prior], matched_boxes[image, prior]))
+        return sigmoid_bce(centreness[image, prior], _compute_centreness(priors[prior], matched_boxes[image, prior]))
 
 
 @registry.losses.add("earth_mover")
-class EarthMover(_OfPositives):
-    """The focal and smooth L1 losses of two predictions at each prior with its two boxes, in the cheaper order.
+class EarthMover(_PositivesLoss):
+    """EMD loss: focal and smooth L1 losses of two predictions at each prior with its two boxes, in the cheaper order.
 
     A missing second box is background. Divided by the number of priors with a first box.
     Source: Chu et al. 2020, Detection in Crowded Scenes, equation 3; focal loss and divisor of Purkialo/CrowdDet.
@@ -237,7 +248,7 @@ class EarthMover(_OfPositives):
         boxes: Tensor,
         label: Tensor,
     ) -> Tensor:
-        """`logits` (B, P, 2, K) and `codes` (B, P, 2, 4), deltas of `priors` (P, 4).
+        """Compute the loss sum from `logits` (B, P, 2, K) and `codes` (B, P, 2, 4), deltas of `priors` (P, 4).
 
         `second_match` (B, P) is the row of a prior's second box among the batch's `boxes` (G, 4) and `label` (G,).
         """
@@ -266,10 +277,10 @@ class EarthMover(_OfPositives):
 
 
 @registry.losses.add("box_density")
-class BoxDensity(_OfPositives):
-    """Smooth L1 between the predicted density of each prior that has a box and the highest IoU of that with another.
+class BoxDensity(_PositivesLoss):
+    """Density loss: smooth L1 of the predicted density of each prior with a box; the target is that box's highest IoU.
 
-    Source: Liu et al. 2019, Adaptive NMS, section 3.3.
+    That is its highest IoU with another box. Source: Liu et al. 2019, Adaptive NMS, section 3.3.
     """
 
     def __init__(self, *, beta: NonNegativeFloat = 1 / 9) -> None:
@@ -277,13 +288,13 @@ class BoxDensity(_OfPositives):
         self.beta = beta
 
     def forward(self, *, density: Tensor, target: Tensor, matched_density: Tensor) -> Tensor:
-        """`density` and `matched_density` (B, P), 0 to 1."""
+        """Compute the loss sum from `density` and `matched_density` (B, P), 0 to 1."""
         return smooth_l1(density[target >= 0], matched_density[target >= 0], beta=self.beta)
 
 
 @registry.losses.add("box_iou_bce")
-class BoxIouBce(_OfPositives):
-    """Binary cross entropy of the IoU of each predicted box with its own, which `centreness` is to predict.
+class BoxIouBce(_PositivesLoss):
+    """IoU branch loss: binary cross entropy of `centreness` with the IoU of each predicted box as its target.
 
     The IoU has no gradient. Source: Ge et al. 2021, OTA, section 3.3, with the IoU branch of Wu et al. 2020.
     """
@@ -294,23 +305,23 @@ class BoxIouBce(_OfPositives):
     def forward(
         self, *, centreness: Tensor, codes: Tensor, priors: Tensor, target: Tensor, matched_boxes: Tensor
     ) -> Tensor:
-        """`centreness` (B, P), before the sigmoid; `codes` (B, P, 4) as in `box_overlap`."""
+        """Compute the loss sum from `centreness` (B, P), before the sigmoid; `codes` (B, P, 4) as in `box_overlap`."""
         image, prior = (target >= 0).nonzero(as_tuple=True)
         overlap = _quality(codes[image, prior], priors[prior], matched_boxes[image, prior])
         return sigmoid_bce(centreness[image, prior], overlap)
 
 
 def _is_class(target: Tensor, logits: Tensor) -> Tensor:
-    """Whether each entry (..., K) is of the class that `target` (...) names."""
+    """Return a mask (..., K) of the entries of the class `target` (...)."""
     return target[..., None] == torch.arange(logits.shape[-1], device=logits.device)
 
 
 def _quality(codes: Tensor, priors: Tensor, boxes: Tensor) -> Tensor:
-    """The IoU (N,) of predicted boxes with theirs (N, 4), without a gradient."""
+    """Compute the IoU (N,) of predicted boxes with their targets (N, 4), without a gradient."""
     return iou(decode_boxes(priors, codes.detach()), boxes)
 
 
-def _centreness_of(priors: Tensor, boxes: Tensor) -> Tensor:
-    """The centre-ness (N,) of points (N, 2), or of the middles of anchors (N, 4), in their boxes (N, 4)."""
+def _compute_centreness(priors: Tensor, boxes: Tensor) -> Tensor:
+    """Compute the centre-ness (N,) of points (N, 2), or of the middles of anchors (N, 4), in their boxes (N, 4)."""
     points = priors if priors.shape[-1] == 2 else (priors[:, :2] + priors[:, 2:]) / 2
     return centreness(encode_distances(points, boxes))

@@ -1,4 +1,4 @@
-"""The loss of a refined reference point, summed over the frames whose middle joint is labelled."""
+"""Loss of a refined reference point, summed over the frames whose middle joint is labelled."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["CentreMSE"]
 
 @registry.losses.add("centre_mse")
 class CentreMSE(Loss):
-    """The squared distance of the predicted offset from that of the joint in the middle, in halves of the crop's side.
+    """Squared distance of the predicted offset to the middle joint, in halves of the crop's side.
 
     The mean over the frames in which this joint is visible. Source: Oberweger and Lepetit 2017, DeepPrior++.
     """
@@ -24,9 +24,11 @@ class CentreMSE(Loss):
         self.centre_joint = centre_joint
 
     def count(self, *, visible: Tensor) -> Tensor:
+        """Count the frames whose middle joint is visible; `visible` (B, J)."""
         return visible[:, self.centre_joint].sum()
 
     def forward(self, *, offset: Tensor, joints: Tensor, visible: Tensor, crop_placement: Tensor) -> Tensor:
+        """Compute the loss sum from `offset` (B, 3), `joints` (B, J, 3) in mm, `visible` (B, J), placement (B, 9)."""
         placement = CropPlacement.from_rows(crop_placement)
         is_seen = visible[:, self.centre_joint, None]
         middle = torch.where(is_seen, joints[:, self.centre_joint].double(), placement.reference_mm)

@@ -1,4 +1,4 @@
-"""What losses over classes share: the targets that count, and weights given or made from how often classes occur."""
+"""Base of losses over classes: counted targets, and class weights given or derived from class frequencies."""
 
 from __future__ import annotations
 
@@ -19,14 +19,16 @@ __all__ = ["ClassLoss", "ClassWeights", "resolve_class_weights"]
 logger = logging.getLogger(__name__)
 
 ClassWeights = Literal["inverse", "inverse_log"] | tuple[NonNegativeFloat, ...] | None
-"""A weight for each class, none (all 1), or a rule for the class's share f of all training targets: `inverse` is
-1 / (f + 0.001), `inverse_log` is 1 / ln(f + 1.02). Source: Milioto et al. 2019 (RangeNet++), section III-B; Paszke et
-al. 2016 (ENet), section 5.2."""
-_LEAST_SHARE, _LEAST_LOG = 0.001, 1.02
+"""Class weights: a number for each class, none (all 1), or a rule for the class's share f of all training targets.
+
+`inverse` is 1 / (f + 0.001), `inverse_log` is 1 / ln(f + 1.02). Source: Milioto et al. 2019 (RangeNet++), section
+III-B; Paszke et al. 2016 (ENet), section 5.2.
+"""
+_MIN_SHARE, _MIN_LOG_ARGUMENT = 0.001, 1.02
 
 
 class ClassLoss(Loss):
-    """A loss of `logits` (..., C), classes last, against labels (...), 0 .. C-1 or ignored, by weighted classes."""
+    """Loss of `logits` (..., C), classes last, against labels (...), 0 .. C-1 or ignored, with class weights."""
 
     class_weights: Tensor | None
 
@@ -48,18 +50,18 @@ class ClassLoss(Loss):
         self.register_buffer("class_weights", weights, persistent=False)
 
     def label_weight(self, label: Tensor) -> Tensor:
-        """How many labels are not ignored (int64), or their summed class weights (float64)."""
+        """Return the number of labels (...) that are not ignored (int64), or their summed class weights (float64)."""
         is_counted = self.is_counted(label)
         if self.class_weights is None:
             return is_counted.sum()
         return self.class_weights[label[is_counted]].sum()
 
     def is_counted(self, label: Tensor) -> Tensor:
-        """Which labels are not ignored."""
+        """Return a mask (...) of the labels (...) that are not ignored."""
         return torch.ones_like(label, dtype=torch.bool) if self.ignore_index is None else label != self.ignore_index
 
     def assert_shapes(self, logits: Tensor, label: Tensor) -> None:
-        """Raises ValueError for logits that are not those of the labels."""
+        """Raise ValueError unless logits are (..., C) for labels (...)."""
         if logits.shape != (*label.shape, self.num_classes):
             raise ValueError(
                 f"logits: found the shape {tuple(logits.shape)} for labels {tuple(label.shape)}, expected "
@@ -75,9 +77,9 @@ def resolve_class_weights(
     class_counts: Sequence[int] | None,
     ignore_index: int | None,
 ) -> Tensor | None:
-    """The weights (C,) float64 of a loss; the ignored class, and classes that never occur, weigh 0 by a rule.
+    """Return the weights (C,) float64 of a loss; the ignored class, and classes that never occur, weigh 0 by a rule.
 
-    Raises ConfigError, led by the name of the loss, for another number of weights than classes, and for a rule where
+    Raises ConfigError, prefixed by the name of the loss, for another number of weights than classes, and for a rule if
     the data set does not state its `class_counts`.
     """
     if weights is None:
@@ -101,12 +103,12 @@ def resolve_class_weights(
             loss,
             ", ".join(map(str, absent)),
         )
-    made = [
+    values = [
         0.0 if count == 0 or index == ignore_index else _by_rule(weights, count / total)
         for index, count in enumerate(class_counts)
     ]
-    return torch.tensor(made, dtype=torch.float64)
+    return torch.tensor(values, dtype=torch.float64)
 
 
 def _by_rule(rule: str, share: float) -> float:
-    return 1 / (share + _LEAST_SHARE) if rule == "inverse" else 1 / math.log(share + _LEAST_LOG)
+    return 1 / (share + _MIN_SHARE) if rule == "inverse" else 1 / math.log(share + _MIN_LOG_ARGUMENT)

@@ -1,4 +1,4 @@
-"""Losses between everyone's rows: what belongs together near, all else apart. Source: Chen et al. 2020, SimCLR."""
+"""Contrastive losses (NT-Xent) over the pairs of the whole step. Source: Chen et al. 2020, SimCLR."""
 
 from __future__ import annotations
 
@@ -17,40 +17,43 @@ from sightline.losses.base import Loss
 __all__ = ["CrossModal", "IntraModal", "PairLoss", "chance_level", "nt_xent"]
 
 Temperature = Annotated[float, Ge(1e-3), Le(100.0)]
-"""What similarities, -1 to 1, are divided by; below a thousandth float32 cannot hold their exponentials."""
+"""Divisor of similarities, which are -1 to 1; below a thousandth float32 cannot represent their exponentials."""
 
 
 class PairLoss(Loss):
-    """A loss in which rows see each other. `forward` is given the outputs of every pair of the whole step, in one order
-    for all processes, and returns the loss of each (M,); the task `contrast` takes the parts that it needs.
+    """Loss in which rows depend on each other.
+
+    `forward` gets the outputs of every pair of the whole step, in one order for all processes, and returns the loss of
+    each (M,); the task `contrast` takes the parts that it needs.
     """
 
     def count(self, *, sample_index: Tensor) -> Tensor:
-        """One for each pair."""
+        """Count the pairs; `sample_index` (M,)."""
         return torch.tensor(len(sample_index))
 
     @abstractmethod
-    def forward(self, *args: Any, **kwargs: Any) -> Tensor: ...
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Return the loss (M,) of each pair."""
 
 
 @registry.losses.add("intra_modal")
 class IntraModal(PairLoss):
-    """NT-Xent between two augmented clouds of every object. Source: Afham et al. 2022, eq. 1 and 2 (IMID)."""
+    """NT-Xent between two augmented clouds of every object (IMID). Source: Afham et al. 2022, eq. 1 and 2."""
 
     def __init__(self, *, temperature: Temperature = 0.1) -> None:
         super().__init__()
         self.temperature = temperature
 
     def forward(self, *, first: Tensor, second: Tensor) -> Tensor:
-        """`first` and `second` (M, D), in any scale -> (M,)."""
+        """Compute the loss (M,) of each pair from `first` and `second` (M, D), in any scale."""
         return nt_xent(first, second, temperature=self.temperature)
 
 
 @registry.losses.add("cross_modal")
 class CrossModal(PairLoss):
-    """NT-Xent between the mean of an object's two clouds, before it is normalised, and an image of the object.
+    """NT-Xent between the mean of an object's two clouds, before normalisation, and an image of the object (CMID).
 
-    Source: Afham et al. 2022, eq. 3 to 5 (CMID).
+    Source: Afham et al. 2022, eq. 3 to 5.
     """
 
     def __init__(self, *, temperature: Temperature = 0.1) -> None:
@@ -58,12 +61,12 @@ class CrossModal(PairLoss):
         self.temperature = temperature
 
     def forward(self, *, first: Tensor, second: Tensor, pictured: Tensor) -> Tensor:
-        """All (M, D), in any scale -> (M,)."""
+        """Compute the loss (M,) of each pair from embeddings, all (M, D), in any scale."""
         return nt_xent((first + second) / 2, pictured, temperature=self.temperature)
 
 
 def nt_xent(first: Tensor, second: Tensor, *, temperature: float) -> Tensor:
-    """The normalised, temperature-scaled cross entropy of each of M pairs (M,), the mean over its two anchors.
+    """Compute NT-Xent (M,), the normalised temperature-scaled cross entropy of M pairs (M, D), the mean of two anchors.
 
     An anchor's own pair stands against all other 2M - 2 rows of both sides; its similarity to itself does not count.
     Rows are scaled to length 1 (a row of zeros stays what it is). Equal rows everywhere give ln(2M - 1), a single
@@ -81,5 +84,5 @@ def nt_xent(first: Tensor, second: Tensor, *, temperature: float) -> Tensor:
 
 
 def chance_level(num_pairs: int) -> float:
-    """The loss of rows that are all alike, ln(2M - 1): where a collapsed network stays."""
+    """Return the loss of identical rows, ln(2M - 1): the level of a collapsed network."""
     return math.log(2 * num_pairs - 1)

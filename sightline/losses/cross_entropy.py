@@ -18,11 +18,12 @@ __all__ = ["CrossEntropy"]
 
 @registry.losses.add("cross_entropy")
 class CrossEntropy(ClassLoss):
-    """Sum over targets of -sum_c w_c q_c log p_c, where q is 1 - label_smoothing on the label and the rest elsewhere.
+    """Cross entropy with label smoothing and class weights: the sum over targets of -sum_c w_c q_c log p_c.
 
-    `smoothing_over` says where the rest goes: evenly to the `others` (the code of the DGCNN family), or evenly to
-    `all` classes, the label included (torch). Counted is every target that is not ignored, with its class's weight;
-    `class_weights` are numbers, or a rule for the classes' shares of the training data: `inverse`, `inverse_log`.
+    q is 1 - label_smoothing on the label and the rest elsewhere. `smoothing_over` distributes the rest: evenly to the
+    `others` (the code of the DGCNN family), or evenly to `all` classes, the label included (torch). Every target that
+    is not ignored counts, with its class's weight; `class_weights` are numbers, or a rule for the classes' shares of
+    the training data: `inverse`, `inverse_log`.
     Source: Szegedy et al. 2016, section 7 (smoothing).
     """
 
@@ -52,11 +53,14 @@ class CrossEntropy(ClassLoss):
         self.extra_on_label = 1.0 - label_smoothing - (self.share if smoothing_over == "others" else 0.0)
 
     def count(self, *, label: Tensor) -> Tensor:
-        """`label` (...) int64 -> how many are not ignored (int64), or their summed class weights (float64)."""
+        """Count the labels (...) that are not ignored (int64), or sum their class weights (float64)."""
         return self.label_weight(label)
 
     def forward(self, *, logits: Tensor, label: Tensor) -> Tensor:
-        """`logits` (B, C) with `label` (B,), or (P, C) with (P,): classes last, labels 0 .. C-1 or ignored."""
+        """Compute the loss sum from `logits` (B, C) with `label` (B,), or (P, C) with (P,).
+
+        Classes come last; labels are 0 .. C-1 or ignored.
+        """
         self.assert_shapes(logits, label)
         is_counted = self.is_counted(label)
         target = torch.where(is_counted, label, 0)[..., None]

@@ -1,4 +1,4 @@
-"""Distillation: class probabilities of a teacher as targets, softened by a temperature, or its features."""
+"""Knowledge distillation: a teacher's class probabilities, softened by a temperature, or its features as targets."""
 
 from __future__ import annotations
 
@@ -19,10 +19,11 @@ __all__ = ["Distillation", "FeatureDistillation"]
 
 @registry.losses.add("distillation")
 class Distillation(ClassLoss):
-    """Sum over targets of T^2 KL(softmax(teacher / T), softmax(student / T)); counted are those that are not ignored.
+    """Knowledge distillation: the sum over targets of T^2 KL(softmax(teacher / T), softmax(student / T)).
 
-    Beside the task's own loss, give them the weights alpha and 1 - alpha, such as 0.7 and 0.3. `teacher_logits` come
-    from a task with a teacher, and get no gradient. Source: Hinton, Vinyals and Dean 2015, section 2.
+    Targets that are not ignored count. Combined with the task's own loss, use the weights alpha and 1 - alpha, such as
+    0.7 and 0.3. `teacher_logits` come from a task with a teacher, and get no gradient. Source: Hinton, Vinyals and Dean
+    2015, section 2.
     """
 
     def __init__(self, *, num_classes: int, ignore_index: int | None = None, temperature: PositiveFloat = 4.0) -> None:
@@ -30,11 +31,11 @@ class Distillation(ClassLoss):
         self.temperature = temperature
 
     def count(self, *, label: Tensor) -> Tensor:
-        """`label` (...) int64 -> how many are not ignored."""
+        """Count the labels (...) that are not ignored."""
         return self.label_weight(label)
 
     def forward(self, *, logits: Tensor, teacher_logits: Tensor, label: Tensor) -> Tensor:
-        """`logits` and `teacher_logits` (..., C) with `label` (...), of which only the ignored ones matter."""
+        """Compute the loss sum from `logits` and `teacher_logits` (..., C); `label` (...) marks the ignored targets."""
         self.assert_shapes(logits, label)
         self.assert_shapes(teacher_logits, label)
         student = F.log_softmax(logits / self.temperature, dim=-1)
@@ -45,27 +46,31 @@ class Distillation(ClassLoss):
 
 @registry.losses.add("feature_distillation")
 class FeatureDistillation(Loss):
-    """Sum of the squared differences between outputs of the same modules of student and teacher; counted are numbers.
+    """Feature distillation: the sum of squared differences between outputs of the same modules of student and teacher.
 
-    The mean is thus over all numbers of all modules that `teacher.features` names; its weight is beta. The task gives
-    the outputs of every call of a module, and those of the teacher get no gradient. Raises ConfigError for modules of
-    different shapes. Source: Romero et al. 2015 (FitNets), eq. 3, without its regressor.
+    Numbers are counted, so the mean is over all numbers of all modules that `teacher.features` names; its weight is
+    beta. The task provides the outputs of every call of a module; those of the teacher get no gradient. Raises
+    ConfigError for modules of different shapes. Source: Romero et al. 2015 (FitNets), eq. 3, without its regressor.
     """
 
     def count(self, *, teacher_modules: Mapping[str, Sequence[Tensor]]) -> Tensor:
-        """`teacher_modules`: name -> outputs (...) float -> how many numbers these are."""
-        return torch.tensor(sum(each.numel() for outputs in teacher_modules.values() for each in outputs))
+        """Count the numbers in the outputs (...) of `teacher_modules`."""
+        return torch.tensor(sum(output.numel() for outputs in teacher_modules.values() for output in outputs))
 
     def forward(
         self, *, student_modules: Mapping[str, Sequence[Tensor]], teacher_modules: Mapping[str, Sequence[Tensor]]
     ) -> Tensor:
-        """Both: name -> outputs (...) of the same shapes."""
+        """Compute the loss sum from outputs (...) by module name, of the same shapes in both."""
         sums = []
         for name, outputs in teacher_modules.items():
-            ours, theirs = ([tuple(each.shape) for each in one] for one in (student_modules[name], outputs))
-            if ours != theirs:
-                raise ConfigError(f"teacher.features: '{name}' returns {ours}, the teacher's {theirs}; name others")
-            for own, other in zip(student_modules[name], outputs, strict=True):
-                dtype = torch.promote_types(own.dtype, torch.float32)
-                sums.append((own.to(dtype) - other.detach().to(dtype)).square().sum())
+            student_shapes, teacher_shapes = (
+                [tuple(tensor.shape) for tensor in tensors] for tensors in (student_modules[name], outputs)
+            )
+            if student_shapes != teacher_shapes:
+                raise ConfigError(
+                    f"teacher.features: '{name}' returns {student_shapes}, the teacher's {teacher_shapes}; name others"
+                )
+            for student, teacher in zip(student_modules[name], outputs, strict=True):
+                dtype = torch.promote_types(student.dtype, torch.float32)
+                sums.append((student.to(dtype) - teacher.detach().to(dtype)).square().sum())
         return torch.stack(sums).sum()

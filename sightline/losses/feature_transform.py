@@ -1,4 +1,4 @@
-"""How far learned alignments are from orthogonal."""
+"""Orthogonality penalty of learned feature transforms (T-Net)."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ __all__ = ["FeatureTransformPenalty"]
 
 @registry.losses.add("feature_transform_penalty")
 class FeatureTransformPenalty(Loss):
-    """Sum over samples of the Frobenius norm of A A^T - I; zero, with zero gradient, where A is exactly orthogonal.
+    """T-Net orthogonality penalty: the sum over samples of the Frobenius norm of A A^T - I.
 
-    PointNet takes weight 0.001. Source: Qi et al. 2017, equation 2, without the square, as in
-    yanx27/Pointnet_Pointnet2_pytorch.
+    Zero, with zero gradient, if A is exactly orthogonal. PointNet uses weight 0.001. Source: Qi et al. 2017, equation
+    2, without the square, as in yanx27/Pointnet_Pointnet2_pytorch.
     """
 
     def count(self, *, sample_index: Tensor) -> Tensor:
-        """`sample_index` (B,) -> the number of samples."""
+        """Count the samples; `sample_index` (B,)."""
         return torch.full((), len(sample_index), dtype=torch.int64, device=sample_index.device)
 
     def forward(self, *, feature_transform: Tensor) -> Tensor:
-        """`feature_transform` (B, K, K) -> the sum over samples."""
+        """Compute the sum over samples from `feature_transform` (B, K, K)."""
         identity = torch.eye(
             feature_transform.shape[-1], dtype=feature_transform.dtype, device=feature_transform.device
         )

@@ -1,4 +1,4 @@
-"""Cross entropy in which easy targets weigh little."""
+"""Focal loss: cross entropy in which easy targets weigh little."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ __all__ = ["FocalCrossEntropy"]
 
 @registry.losses.add("focal_cross_entropy")
 class FocalCrossEntropy(ClassLoss):
-    """Sum over targets of -w_c (1 - p)^gamma log p, where p is the probability of the target's class c.
+    """Focal loss with a softmax: the sum over targets of -w_c (1 - p)^gamma log p, p the probability of the class c.
 
-    Counted are targets that are not ignored: `divide_by: weights` counts each with the weight of its class, `targets`
+    Targets that are not ignored count: `divide_by: weights` counts each with the weight of its class, `targets`
     each once (the code of SqueezeSeg). Source: Lin et al. 2017, equation 5.
     """
 
@@ -44,11 +44,11 @@ class FocalCrossEntropy(ClassLoss):
         self.divide_by = divide_by
 
     def count(self, *, label: Tensor) -> Tensor:
-        """`label` (...) int64 -> how many are not ignored (int64), or their summed class weights (float64)."""
+        """Count the labels (...) that are not ignored (int64), or sum their class weights (float64)."""
         return self.is_counted(label).sum() if self.divide_by == "targets" else self.label_weight(label)
 
     def forward(self, *, logits: Tensor, label: Tensor) -> Tensor:
-        """`logits` (..., C) with `label` (...): classes last, labels 0 .. C-1 or ignored."""
+        """Compute the loss sum from `logits` (..., C) with `label` (...): classes last, labels 0 .. C-1 or ignored."""
         self.assert_shapes(logits, label)
         is_counted = self.is_counted(label)
         target = torch.where(is_counted, label, 0)

@@ -1,4 +1,4 @@
-"""FreeAnchor: a box is found if one anchor of its bag finds it; training chooses which. Source: Zhang et al. 2019."""
+"""FreeAnchor losses: a box is detected if one anchor of its bag detects it. Source: Zhang et al. 2019."""
 
 from __future__ import annotations
 
@@ -21,22 +21,23 @@ from sightline.losses.box_functional import bag_losses, sigmoid_focal
 __all__ = ["FreeAnchorNegative", "FreeAnchorPositive"]
 
 
-class _OfBoxes(Loss):
-    """A sum over bags of anchors that is divided by the number of boxes."""
+class _BoxesLoss(Loss):
+    """Base of sums over bags of anchors that are divided by the number of boxes."""
 
     assigner = "free_anchor"
 
     def count(self, *, is_ignored: Tensor) -> Tensor:
-        """How many boxes are not ignored, (G,) bool."""
+        """Count the boxes that are not ignored; `is_ignored` (G,) bool."""
         return (~is_ignored).sum()
 
 
 @registry.losses.add("free_anchor_positive")
-class FreeAnchorPositive(_OfBoxes):
-    """-`alpha` log of the mean-max over the bag of each box, of the probabilities that an anchor finds it.
+class FreeAnchorPositive(_BoxesLoss):
+    """FreeAnchor positive loss: -`alpha` log of the mean-max, over each box's bag, of the matching probabilities.
 
-    That is the probability of its class times exp(-`box_weight` smooth L1 of its deltas, times `delta_weights`). The
-    bag is chosen among the anchors that the assigner `free_anchor` gives to boxes. Divided by the number of boxes.
+    An anchor's probability is that of the box's class times exp(-`box_weight` smooth L1 of its deltas, times
+    `delta_weights`). The bag is chosen among the anchors that the assigner `free_anchor` gives to boxes. Divided by the
+    number of boxes.
     Source: Zhang et al. 2019, FreeAnchor, equations 7 and 8; the weights of deltas are those of the authors' code.
     """
 
@@ -65,28 +66,28 @@ class FreeAnchorPositive(_OfBoxes):
         is_ignored: Tensor,
         box_offsets: Tensor,
     ) -> Tensor:
-        """`logits` (B, P, K) before the sigmoid, `codes` (B, P, 4) as deltas of anchors (P, 4)."""
+        """Compute the loss sum from `logits` (B, P, K) before the sigmoid, and `codes` (B, P, 4) as anchor deltas."""
         _assert_anchors("free_anchor_positive", priors)
         total = promote_to_float32(logits[:0]).sum() + promote_to_float32(codes[:0]).sum()
-        for image, own, classes in _of_images(boxes, label, is_ignored, box_offsets):
+        for image, image_boxes, classes in _iterate_images(boxes, label, is_ignored, box_offsets):
             member = (target[image] >= 0).nonzero().flatten()
-            own = own.to(priors.dtype)
-            bags = member[anchor_bags(priors[member], own, self.bag_size)[0]]
-            true = encode_deltas(priors[bags], own[:, None], weights=self.delta_weights)
-            found = promote_to_float32(codes[image, bags]) * true.new_tensor(self.delta_weights)
-            distance = functional.smooth_l1_loss(found, true, reduction="none", beta=self.beta).sum(dim=2)
+            image_boxes = image_boxes.to(priors.dtype)
+            bags = member[anchor_bags(priors[member], image_boxes, self.bag_size)[0]]
+            true = encode_deltas(priors[bags], image_boxes[:, None], weights=self.delta_weights)
+            predicted = promote_to_float32(codes[image, bags]) * true.new_tensor(self.delta_weights)
+            distance = functional.smooth_l1_loss(predicted, true, reduction="none", beta=self.beta).sum(dim=2)
             log_p = functional.logsigmoid(promote_to_float32(logits[image, bags, classes[:, None]]))
             total = total + self.alpha * bag_losses(log_p - self.box_weight * distance).sum().to(total.dtype)
         return total
 
 
 @registry.losses.add("free_anchor_negative")
-class FreeAnchorNegative(_OfBoxes):
-    """(1 - `alpha`) q^gamma (-log(1 - q)) / `bag_size` of every class at every prior, divided by the number of boxes.
+class FreeAnchorNegative(_BoxesLoss):
+    """FreeAnchor negative loss: (1 - `alpha`) q^gamma (-log(1 - q)) / `bag_size` of every class at every prior.
 
-    q is the probability of the class times that of finding no box of it: 1 where the predicted box overlaps none by
-    more than `least_iou`, 0 where it overlaps one more than any other prediction does, linear between. Ignored priors
-    count nowhere. Source: Zhang et al. 2019, FreeAnchor, equations 6 and 9.
+    q is the probability of the class times that of detecting no box of it: 1 if the predicted box overlaps none by
+    more than `least_iou`, 0 if it overlaps one more than any other prediction does, linear between. Ignored priors
+    do not count. Divided by the number of boxes. Source: Zhang et al. 2019, FreeAnchor, equations 6 and 9.
     """
 
     def __init__(
@@ -112,14 +113,17 @@ class FreeAnchorNegative(_OfBoxes):
         is_ignored: Tensor,
         box_offsets: Tensor,
     ) -> Tensor:
-        """As `free_anchor_positive`; the predicted boxes get no gradient."""
+        """Compute the loss sum from `logits` (B, P, K) and `codes` (B, P, 4) as in `free_anchor_positive`.
+
+        The predicted boxes get no gradient.
+        """
         _assert_anchors("free_anchor_negative", priors)
         weight = (target != IGNORED)[..., None].to(logits.dtype).repeat(1, 1, logits.shape[2])
         terms = []
-        for image, own, classes in _of_images(boxes, label, is_ignored, box_offsets):
+        for image, image_boxes, classes in _iterate_images(boxes, label, is_ignored, box_offsets):
             with torch.no_grad():
                 predicted = decode_boxes(priors, codes[image])
-                prior, kind, p = self._finding(predicted, own.to(predicted.dtype), classes)
+                prior, kind, p = self._detection_probabilities(predicted, image_boxes.to(predicted.dtype), classes)
             is_counted = weight[image, prior, kind] > 0
             prior, kind, p = prior[is_counted], kind[is_counted], p[is_counted]
             weight[image, prior, kind] = 0
@@ -131,19 +135,21 @@ class FreeAnchorNegative(_OfBoxes):
         plain = sigmoid_focal(logits, none, alpha=None, gamma=self.gamma, weight=weight)
         return (1 - self.alpha) / self.bag_size * torch.stack([plain, *terms]).sum()
 
-    def _finding(self, predicted: Tensor, boxes: Tensor, classes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Priors, classes, and the probability that the prior finds a box of the class, where that is above 0."""
+    def _detection_probabilities(
+        self, predicted: Tensor, boxes: Tensor, classes: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return priors, classes, and the probability that the prior detects a box of the class, if it is above 0."""
         best, pairs, values = boxes.new_zeros(len(boxes)), [], []
         for part in column_blocks(len(boxes), len(predicted), boxes.device):
             overlap = pairwise_iou(boxes, predicted[part])
             best = torch.maximum(best, overlap.amax(dim=1))
-            found = (overlap > self.least_iou).nonzero()
-            pairs.append(found + found.new_tensor([0, part.start]))
-            values.append(overlap[found[:, 0], found[:, 1]])
+            overlapping = (overlap > self.least_iou).nonzero()
+            pairs.append(overlapping + overlapping.new_tensor([0, part.start]))
+            values.append(overlap[overlapping[:, 0], overlapping[:, 1]])
         box, prior = torch.cat(pairs).unbind(dim=1)
         p = (torch.cat(values) - self.least_iou) / (best[box] - self.least_iou)
-        keys, place = torch.stack([prior, classes[box]], dim=1).unique(dim=0, return_inverse=True)
-        most = p.new_zeros(len(keys)).scatter_reduce(0, place, p, "amax")
+        keys, group = torch.stack([prior, classes[box]], dim=1).unique(dim=0, return_inverse=True)
+        most = p.new_zeros(len(keys)).scatter_reduce(0, group, p, "amax")
         return keys[:, 0], keys[:, 1], most
 
 
@@ -152,11 +158,11 @@ def _assert_anchors(name: str, priors: Tensor) -> None:
         raise ValueError(f"{name}: found points as priors, expected anchors; take the head retina")
 
 
-def _of_images(
+def _iterate_images(
     boxes: Tensor, label: Tensor, is_ignored: Tensor, offsets: Tensor
 ) -> Iterator[tuple[int, Tensor, Tensor]]:
-    """The boxes that are not ignored, and their classes, of each image that has any."""
+    """Iterate over the images with boxes that are not ignored: their boxes and classes."""
     for image, (first, last) in enumerate(pairwise(offsets.tolist())):
-        kept = ~is_ignored[first:last]
-        if kept.any():
-            yield image, boxes[first:last][kept], label[first:last][kept]
+        is_counted = ~is_ignored[first:last]
+        if is_counted.any():
+            yield image, boxes[first:last][is_counted], label[first:last][is_counted]

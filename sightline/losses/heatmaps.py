@@ -1,4 +1,4 @@
-"""Losses of heat maps of joints, summed over the joints that are visible; the engine divides once, over everything."""
+"""Losses of joint heat maps, summed over the visible joints; the engine divides once, over the whole step."""
 
 from __future__ import annotations
 
@@ -15,31 +15,35 @@ __all__ = ["HeatmapCrossEntropy", "HeatmapMSE", "JointL1"]
 
 @registry.losses.add("heatmap_mse")
 class HeatmapMSE(Loss):
-    """The squared difference of likelihood and target, the mean over visible joints and all cells.
+    """Mean squared error of the heat maps, over visible joints and all cells.
 
-    An answer of zero everywhere has the mean square of the targets, 3.2115e-4 for joints inside a map of 44 cells and
-    1.7 of spread: a loss that stays there has learnt nothing. Source: Moon et al. 2018, eq. 2.
+    A prediction of zero everywhere has the mean square of the targets, 3.2115e-4 for joints inside a map of 44 cells
+    and a sigma of 1.7: a loss that stays there has learnt nothing. Source: Moon et al. 2018, eq. 2.
     """
 
     def count(self, *, heatmaps: Tensor, visible: Tensor) -> Tensor:
+        """Count the cells of visible joints; `heatmaps` (B, J, V, V, V), `visible` (B, J)."""
         return visible.sum() * heatmaps[0, 0].numel()
 
     def forward(self, *, likelihood: Tensor, heatmaps: Tensor, visible: Tensor) -> Tensor:
+        """Compute the loss sum from `likelihood` and `heatmaps` (B, J, V, V, V), `visible` (B, J)."""
         difference = likelihood.to(heatmaps.dtype) - heatmaps
         return (difference.square().flatten(2).sum(dim=-1) * visible).sum()
 
 
 @registry.losses.add("heatmap_cross_entropy")
 class HeatmapCrossEntropy(Loss):
-    """The cross entropy of the softmax over each joint's volume with its target, which is divided by its own sum.
+    """Cross entropy of the softmax over each joint's volume with its target, which is normalised to sum 1.
 
     The mean over visible joints. Source: the integral variant of V2V-PoseNet's PyTorch port, after Sun et al. 2018.
     """
 
     def count(self, *, visible: Tensor) -> Tensor:
+        """Count the visible joints; `visible` (B, J)."""
         return visible.sum()
 
     def forward(self, *, likelihood: Tensor, heatmaps: Tensor, visible: Tensor) -> Tensor:
+        """Compute the loss sum from `likelihood` and `heatmaps` (B, J, V, V, V), `visible` (B, J)."""
         target = heatmaps.flatten(2)
         shares = target / target.sum(dim=-1, keepdim=True).clamp_min(torch.finfo(target.dtype).tiny)
         log_likelihood = likelihood.to(target.dtype).flatten(2).log_softmax(dim=-1)
@@ -48,20 +52,25 @@ class HeatmapCrossEntropy(Loss):
 
 @registry.losses.add("joint_l1")
 class JointL1(Loss):
-    """The distance, axis by axis and in cells, of each joint from the mean cell under the softmax of its volume.
+    """Integral regression loss: the L1 distance, in cells, of each joint from the soft-argmax of its volume.
 
     The mean over visible joints and three axes. Source: Sun et al. 2018, Integral human pose regression, eq. 2.
     """
 
     def count(self, *, visible: Tensor) -> Tensor:
+        """Count the coordinates of visible joints; `visible` (B, J)."""
         return visible.sum() * 3
 
     def forward(self, *, likelihood: Tensor, joints: Tensor, visible: Tensor, placement: Tensor) -> Tensor:
+        """Compute the loss sum from `likelihood` (B, J, V, V, V) and `joints` (B, J, 3) in mm.
+
+        `visible` (B, J), `placement` (B, 13).
+        """
         placed = CubePlacement.from_rows(placement)
         pooling = placed.size / likelihood.shape[-1]
         middle = 0.0 if placed.compat == "release" else 0.5
         wanted = to_voxels(joints, placed) / pooling - middle
-        found = soft_cells(likelihood.to(joints.dtype))
+        predicted = soft_cells(likelihood.to(joints.dtype))
         if placed.axes == "zyx":
-            found = found.flip(-1)
-        return ((found - wanted).abs().sum(dim=-1) * visible).sum()
+            predicted = predicted.flip(-1)
+        return ((predicted - wanted).abs().sum(dim=-1) * visible).sum()

@@ -1,4 +1,4 @@
-"""The Lovász extension of the Jaccard loss: a surrogate of the mean IoU that can be minimised."""
+"""Lovász-softmax loss: the Lovász extension of the Jaccard loss, a differentiable surrogate of the mean IoU."""
 
 from __future__ import annotations
 
@@ -13,22 +13,25 @@ __all__ = ["LovaszSoftmax", "lovasz_of_image"]
 
 @registry.losses.add("lovasz_softmax")
 class LovaszSoftmax(ClassLoss):
-    """Sum over images of the mean, over the classes that labels have, of the Lovász extension of 1 - IoU (0 to 1).
+    """Lovász-softmax loss: the sum over images of the mean, over the labels' classes, of the extension of 1 - IoU.
 
-    An image is a row of the batch, for points of joined clouds a cloud. Counted are images with a label that is not
-    ignored; one without gives a loss and gradients of 0. From random weights it learns worse alone than beside cross
-    entropy. Source: Berman et al. 2018, equations 8 and 9, algorithm 1.
+    It is 0 to 1. An image is a row of the batch, for packed points a cloud. Images with a label that is not ignored
+    count; one without gives a loss and gradients of 0. From random weights it learns worse alone than combined with
+    cross entropy. Source: Berman et al. 2018, equations 8 and 9, algorithm 1.
     """
 
     def __init__(self, *, num_classes: int, ignore_index: int | None = None) -> None:
         super().__init__("lovasz_softmax", num_classes=num_classes, ignore_index=ignore_index)
 
     def count(self, *, label: Tensor, offsets: Tensor | None = None) -> Tensor:
-        """How many images of `label` (B, ...), or clouds of (P,) with their `offsets`, have a label that counts."""
-        return torch.stack([self.is_counted(each).any() for each in _images(label, label, offsets)]).sum()
+        """Count the images of `label` (B, ...), or clouds of (P,) with `offsets` (S+1,), with a label that counts."""
+        return torch.stack([self.is_counted(image).any() for image in _images(label, label, offsets)]).sum()
 
     def forward(self, *, logits: Tensor, label: Tensor, offsets: Tensor | None = None) -> Tensor:
-        """`logits` (B, ..., C) with `label` (B, ...), or (P, C) with (P,) and `offsets`: classes last."""
+        """Compute the loss sum from `logits` (B, ..., C) with `label` (B, ...), or (P, C) with (P,) and `offsets`.
+
+        Classes come last.
+        """
         self.assert_shapes(logits, label)
         total = logits[:0].sum()  # 0, with a gradient of 0 where nothing counts
         for image, labels in zip(_images(logits, label, offsets), _images(label, label, offsets), strict=True):
@@ -40,7 +43,7 @@ class LovaszSoftmax(ClassLoss):
 
 
 def lovasz_of_image(probabilities: Tensor, label: Tensor) -> Tensor:
-    """The mean loss of the classes that `label` (P,) has, for `probabilities` (P, C); 0 for no pixels."""
+    """Compute the mean Lovász loss over the classes of `label` (P,), for `probabilities` (P, C); 0 for no pixels."""
     if not len(label):
         return probabilities.sum()
     losses = []
@@ -53,7 +56,7 @@ def lovasz_of_image(probabilities: Tensor, label: Tensor) -> Tensor:
 
 
 def _jaccard_gradient(is_class: Tensor) -> Tensor:
-    """The increase of 1 - IoU with each further error (P,), errors in falling order. Source: algorithm 1."""
+    """Return the increase of 1 - IoU with each further error (P,), errors in falling order. Source: algorithm 1."""
     intersection = is_class.sum() - is_class.cumsum(0)
     union = is_class.sum() + (1 - is_class).cumsum(0)
     jaccard = 1 - intersection / union
@@ -61,7 +64,7 @@ def _jaccard_gradient(is_class: Tensor) -> Tensor:
 
 
 def _images(values: Tensor, label: Tensor, offsets: Tensor | None) -> list[Tensor]:
-    """The rows of a batch, or its clouds where labels are those of points one after another."""
+    """Split values into the rows of a batch, or into clouds if the labels are packed."""
     if label.ndim > 1:
         return list(values)
     if offsets is None:

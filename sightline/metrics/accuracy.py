@@ -1,4 +1,4 @@
-"""Accuracy of classification: over all samples, and as the mean over classes."""
+"""Classification accuracy: over all samples, and as the mean over classes."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ __all__ = ["Accuracy"]
 
 @registry.metrics.add("accuracy")
 class Accuracy:
-    """Overall accuracy, and the mean over the classes that occur of the share predicted rightly (0 to 1).
+    """Overall accuracy and mean class accuracy, 0 to 1, from one confusion matrix.
 
-    Both come from one confusion matrix over everything, never from means of batches. The prediction is the most
+    The mean is over the classes that occur, never over batches. The prediction is the most
     probable class, the lowest index among equals. Source: Qi et al. 2017, table 1 (the two columns of ModelNet40).
     """
 
@@ -37,7 +37,10 @@ class Accuracy:
         return {"confusion": torch.zeros(self.num_classes, self.num_classes, dtype=torch.int64)}
 
     def update(self, state: State, *, probabilities: Tensor, label: Tensor) -> None:
-        """`probabilities` (B, C) with `label` (B,), or (P, C) with (P,): classes last. Raises ValueError for NaN."""
+        """Add a batch: `probabilities` (B, C) with `label` (B,), or (P, C) with (P,): classes last.
+
+        Raises ValueError for NaN.
+        """
         if probabilities.shape != (*label.shape, self.num_classes):
             raise ValueError(
                 f"probabilities: found the shape {tuple(probabilities.shape)} for labels {tuple(label.shape)}, "
@@ -59,7 +62,7 @@ class Accuracy:
         }
 
     def per_class(self, state: State) -> dict[str, dict[str, Any]]:
-        """Class name -> its `accuracy` (NaN where it does not occur) and the `count` of its targets."""
+        """Return, by class name, its `accuracy` (NaN if it does not occur) and the `count` of its targets."""
         shares = recalls(state["confusion"]).tolist()
         counts = state["confusion"].sum(dim=1).tolist()
         return {
@@ -68,9 +71,9 @@ class Accuracy:
         }
 
     def confusion(self, state: State) -> Tensor:
-        """Rows are labels, columns predictions: (C, C) int64."""
+        """Return the confusion matrix (C, C) int64: rows are labels, columns predictions."""
         return state["confusion"].clone()
 
     def tables(self, state: State) -> dict[str, Any]:
-        """`confusion`, and the class names of its rows (labels) and columns (predictions), in plain values."""
+        """Return `confusion`, and the class names of its rows (labels) and columns (predictions), in plain values."""
         return {"confusion": {"classes": list(self.class_names), "counts": state["confusion"].tolist()}}

@@ -1,4 +1,4 @@
-"""Average precision as COCO counts it: predictions matched to labels by a similarity, at ten levels of it.
+"""COCO average precision: predictions matched to labels by a similarity, at ten thresholds.
 
 What the similarity is (overlap of boxes, likeness of key points) is the caller's affair.
 """
@@ -13,17 +13,17 @@ import numpy as np
 __all__ = ["IOU_THRESHOLDS", "RECALLS", "Matches", "cumulative_tp_fp", "match_predictions", "precision_and_recall"]
 
 IOU_THRESHOLDS = np.linspace(0.5, 0.95, 10)
-"""Similarities from which on a prediction counts as found."""
+"""Similarity thresholds of a match."""
 RECALLS = np.linspace(0.0, 1.0, 101)
-"""Where the curve of precision over recall is read."""
+"""Recalls at which the precision-recall curve is sampled."""
 
 
 @dataclass(frozen=True)
 class Matches:
-    """One image: the scores of its predictions, falling, and for every level which of them found a label (L, D).
+    """Matches of one image: scores of its predictions, falling, and a mask (L, D) of those matched at each threshold.
 
-    A prediction that `is_ignored` (L, D) counts neither as right nor as wrong. `num_labels` does not count ignored
-    ones. `label` (L, D) is the label that each prediction found, -1 for none, where that was noted.
+    A prediction that `is_ignored` (L, D) counts neither as a true nor as a false positive. `num_labels` does not count
+    ignored ones. `label` (L, D) is the matched label of each prediction, -1 for none, if it was recorded.
     """
 
     scores: np.ndarray
@@ -43,37 +43,37 @@ def match_predictions(
     max_detections: int,
     iou_thresholds: np.ndarray = IOU_THRESHOLDS,
 ) -> Matches:
-    """Give each prediction of an image, the surest first, the label that it is most similar to and that is still free.
+    """Match each prediction of an image, highest score first, to the most similar label that is still free.
 
-    `similarity` (D, G) of predictions and labels. A label that `is_ignored` is taken only where no other is left, and
-    turns its prediction into one that does not count; a crowd may be taken any number of times. Predictions of another
-    size, `is_outside_area` (D), that found nothing do not count either. The `max_detections` surest predictions are
-    looked at; among
-    equally similar labels the last is taken, as COCO does. Source: Lin et al. 2014, COCO, and its published evaluation.
+    `similarity` (D, G) of predictions and labels. A label that `is_ignored` (G,) is used only if no other is left, and
+    turns its prediction into one that does not count; a crowd, `is_crowd` (G,), may be matched any number of times.
+    Unmatched predictions of another size, `is_outside_area` (D,), do not count either. Only the `max_detections`
+    highest-scoring predictions take part; among equally similar labels the last is matched, as in COCO.
+    Source: Lin et al. 2014, COCO, and its published evaluation.
     """
-    answers = np.argsort(-scores, kind="stable")[:max_detections]
+    ranked = np.argsort(-scores, kind="stable")[:max_detections]
     labels = np.argsort(is_ignored, kind="stable")
-    alike = similarity[np.ix_(answers, labels)]
+    sorted_similarity = similarity[np.ix_(ranked, labels)]
     ignored, crowd = is_ignored[labels], is_crowd[labels]
-    found = np.full((len(iou_thresholds), len(answers)), -1)
+    matched_label = np.full((len(iou_thresholds), len(ranked)), -1)
     for row, level in enumerate(iou_thresholds):
         is_taken = np.zeros(len(labels), dtype=bool)
-        for column, each in enumerate(alike):
-            free = (~is_taken | crowd) & (each >= min(level, 1 - 1e-10))
+        for column, similarities in enumerate(sorted_similarity):
+            free = (~is_taken | crowd) & (similarities >= min(level, 1 - 1e-10))
             choices = free & ~ignored if (free & ~ignored).any() else free
             if not choices.any():
                 continue
-            best = len(each) - 1 - int(np.argmax(np.where(choices, each, -np.inf)[::-1]))
-            found[row, column], is_taken[best] = best, True
-    is_found = found >= 0
-    into_ignored = is_found & (ignored[found] if len(labels) else False)
-    does_not_count = into_ignored | (~is_found & is_outside_area[answers])
-    label = np.append(labels, -1)[found]
-    return Matches(scores[answers], is_found, does_not_count, int((~ignored).sum()), label)
+            best = len(similarities) - 1 - int(np.argmax(np.where(choices, similarities, -np.inf)[::-1]))
+            matched_label[row, column], is_taken[best] = best, True
+    is_found = matched_label >= 0
+    into_ignored = is_found & (ignored[matched_label] if len(labels) else False)
+    does_not_count = into_ignored | (~is_found & is_outside_area[ranked])
+    label = np.append(labels, -1)[matched_label]
+    return Matches(scores[ranked], is_found, does_not_count, int((~ignored).sum()), label)
 
 
 def cumulative_tp_fp(images: Sequence[Matches]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Scores (D) of all images, falling, and how many predictions down to each are right and wrong (L, D).
+    """Return the scores (D,) of all images, falling, and cumulative true and false positives (L, D).
 
     Equal scores keep the order of the images.
     """
@@ -85,21 +85,21 @@ def cumulative_tp_fp(images: Sequence[Matches]) -> tuple[np.ndarray, np.ndarray,
 
 
 def precision_and_recall(images: Sequence[Matches]) -> tuple[np.ndarray, np.ndarray]:
-    """Precision (L, 101) at `RECALLS` and the recall reached (L), over all images; -1 where there is no label.
+    """Compute precision (L, 101) at `RECALLS` and the final recall (L,), over all images; -1 without a label.
 
-    Precision at a recall is the highest at that recall or a larger one; 0 where none so large is reached.
+    Precision at a recall is the highest at that recall or a larger one; 0 if no such recall is reached.
     """
     num_labels = sum(image.num_labels for image in images)
     num_levels = len(images[0].is_found) if images else len(IOU_THRESHOLDS)
     precision, recall = np.full((num_levels, len(RECALLS)), -1.0), np.full(num_levels, -1.0)
     if num_labels == 0:
         return precision, recall
-    _, right, wrong = cumulative_tp_fp(images)
+    _, true_positives, false_positives = cumulative_tp_fp(images)
     for row in range(num_levels):
-        reached = right[row] / num_labels
-        share = right[row] / (right[row] + wrong[row] + np.spacing(1))
+        recalls = true_positives[row] / num_labels
+        share = true_positives[row] / (true_positives[row] + false_positives[row] + np.spacing(1))
         best_from = np.maximum.accumulate(share[::-1])[::-1]
-        place = np.searchsorted(reached, RECALLS, side="left")
-        recall[row] = reached[-1] if len(reached) else 0.0
-        precision[row] = np.append(best_from, 0.0)[place]
+        index = np.searchsorted(recalls, RECALLS, side="left")
+        recall[row] = recalls[-1] if len(recalls) else 0.0
+        precision[row] = np.append(best_from, 0.0)[index]
     return precision, recall

@@ -1,4 +1,4 @@
-"""What every metric is: a state that adds up exactly over batches and processes, and numbers computed from it once."""
+"""Base of metrics: a state that adds up exactly over batches and processes, and numbers computed from it once."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ _NUM_TRIED = 3
 
 
 class Metric(Protocol):
-    """A metric whose state is exact in any order of batches and on any number of processes.
+    """Metric with a state that is exact in any order of batches and on any number of processes.
 
     State tensors are int64 counts, or slots (one row per sample, zero elsewhere); both are reduced by SUM. A metric
     with slots names them in an attribute `slots` and takes `num_samples` in `new_state`, one more than the largest
-    index that it will be given. Where samples have any number of rows each, such as detections, the attribute `rows`
+    index that it will get. If samples have any number of rows each, such as detections, the attribute `rows`
     names float64 states (0, 1 + K) that `update` extends by `append_rows`; they are gathered, in the order of samples.
     `update` names batch keys and prediction keys after the state. `compute` runs on the reduced state and returns named
-    numbers (NaN where nothing was counted). Its optional members: `members.MetricMembers`.
+    numbers (NaN if nothing was counted). Its optional members: `members.MetricMembers`.
     """
 
     update: Callable[..., None]
@@ -48,17 +48,17 @@ class Metric(Protocol):
 
 
 def make_state(metric: Metric, *, num_samples: int = 0) -> State:
-    """An empty state; with `num_samples` slots where the metric has slots."""
+    """Make an empty state; with `num_samples` slots if the metric has slots."""
     if _slots(metric):
         return metric.new_state(num_samples=num_samples)  # type: ignore[call-arg]
     return metric.new_state()
 
 
 def append_rows(state: State, name: str, sample_index: Tensor, rows: Tensor) -> None:
-    """Add `rows` (n, K) of the samples `sample_index` (n) to a state named in `rows`.
+    """Append `rows` (n, K) of the samples `sample_index` (n,) to a state named in `rows`.
 
-    The memory behind a state is doubled when it is full, so that an evaluation takes time by its rows. Rows that are
-    there keep their place: append to a state or to a copy of its tensors, not to both.
+    The memory of a state is doubled when it is full, so that the time of an evaluation is linear in its rows. Existing
+    rows stay in place: append to a state or to a copy of its tensors, not to both.
     """
     indexed = torch.cat([sample_index.double()[:, None], rows.double()], dim=1)
     old = state[name]
@@ -73,17 +73,20 @@ def append_rows(state: State, name: str, sample_index: Tensor, rows: Tensor) -> 
 
 
 def sorted_rows(rows: Tensor) -> Tensor:
-    """Rows in the order of their samples: the same on any number of processes, each of which saw whole samples."""
+    """Sort rows (n, 1 + K) by sample: the same on any number of processes, each of which saw whole samples."""
     return rows[torch.argsort(rows[:, 0], stable=True)]
 
 
 def row_states(metric: Metric) -> frozenset[str]:
-    """The names of the states with any number of rows per sample."""
+    """Return the names of the states with any number of rows per sample."""
     return frozenset(MetricMembers.rows.get(metric))
 
 
 def find_state_fault(metric: Metric) -> str | None:
-    """Why the fresh state of a metric, and figures made of it, do not add up exactly; None for a sound one."""
+    """Return the reason why a metric's fresh state, or numbers computed from it, do not add up exactly.
+
+    None if they do.
+    """
     slots, ragged = _slots(metric), row_states(metric)
     try:
         state = make_state(metric, num_samples=_NUM_TRIED)
@@ -115,9 +118,9 @@ def find_state_fault(metric: Metric) -> str | None:
 
 
 def pool_states(metric: Metric, states: Sequence[State]) -> State:
-    """The state of several evaluations of different samples as one: counts add up, slots stand one after another.
+    """Pool the states of evaluations of different samples: counts are added, slots concatenated.
 
-    So do rows, whose samples are numbered on.
+    Rows are concatenated, too, with their samples renumbered.
     """
     slots, ragged = _slots(metric), row_states(metric)
     pooled = {}
@@ -125,14 +128,14 @@ def pool_states(metric: Metric, states: Sequence[State]) -> State:
     for name in states[0]:
         parts = [state[name] for state in states]
         if name in ragged:
-            pooled[name] = _numbered_on(parts, sizes)
+            pooled[name] = _renumber_rows(parts, sizes)
         else:
             pooled[name] = torch.cat(parts) if name in slots else torch.stack(parts).sum(dim=0)
     return pooled
 
 
-def _numbered_on(parts: Sequence[Tensor], sizes: Sequence[float]) -> Tensor:
-    """Rows of several evaluations one after another, each part's samples numbered after those before it.
+def _renumber_rows(parts: Sequence[Tensor], sizes: Sequence[float]) -> Tensor:
+    """Concatenate rows of several evaluations, each part's samples numbered after those before it.
 
     `sizes` are one more than the largest number in any rows of a part, so that all states number a sample alike.
     """
@@ -146,7 +149,7 @@ def _numbered_on(parts: Sequence[Tensor], sizes: Sequence[float]) -> Tensor:
 
 
 def is_higher_better(metric: Metric | Callable[..., Metric], figure: str) -> bool | None:
-    """Whether a higher value of a metric's figure is better, as the metric or its class states; None where unstated.
+    """Return True if a higher value of a metric's figure is better, False if not, None if the metric does not state it.
 
     Raises TypeError for a statement that is neither True nor False.
     """

@@ -1,4 +1,4 @@
-"""The average precision of boxes in the pixels of their files: COCO's twelve numbers, from all images at once."""
+"""COCO box AP and AR in the pixels of the files, from all images at once."""
 
 from __future__ import annotations
 
@@ -18,15 +18,22 @@ from sightline.metrics.box_header import protocol_header
 __all__ = ["BoxAp"]
 
 _AREAS = {"": (0.0, 1e10), "_small": (0.0, 32.0**2), "_medium": (32.0**2, 96.0**2), "_large": (96.0**2, 1e10)}
-"""Areas of labels as their files state them, in square pixels; both ends are inside."""
+"""Area ranges of labels as stated in their files, in square pixels; both ends inclusive."""
 _FEWER = (1, 10)
 _ROWS = {"ap50": 0, "ap75": 5}
-"""The rows of `LEVELS` at 0.50 and 0.75."""
+"""Rows of `IOU_THRESHOLDS` at 0.50 and 0.75."""
 
 
 @registry.metrics.add("box_ap")
 class BoxAp:
-    """COCO's precision and recall of boxes, means over IoU of 0.50 to 0.95: `ap` with `ap50` and `ap75`, and `ar`.
+    """COCO box AP and AR, means over IoU of 0.50 to 0.95: `ap` with `ap50` and `ap75`, and `ar`.
+
+    Reads `detections` (D, 6), left, top, right, bottom, score and class, of the images that `detection_offsets` begin,
+    and `truth` (G, 7) with class, area and if a label is ignored; all in pixels of the files. `_small`, `_medium`
+    and `_large` are of labels under 32^2, up to 96^2 and above; `ar1`, `ar10` use the highest-scoring one and ten of an
+    image and class, all others at most `most`. Ignored labels are crowds: they do not count, and any number of
+    detections of their class may match one, of every class if theirs is -1. NaN without labels.
+    Source: Lin et al. 2014, COCO, and its published evaluation.
 
     Reads `detections` (D, 6), left, top, right, bottom, score and class, of the images that `detection_offsets` begin,
     and `truth` (G, 7) with class, area and whether a label is ignored; all in pixels of the files. `_small`, `_medium`
@@ -44,7 +51,7 @@ class BoxAp:
         self.most = most
 
     def new_state(self) -> State:
-        """Detections and labels, none yet."""
+        """Return empty detections and labels."""
         sizes = {"detections": 7, "labels": 8}
         return {name: torch.zeros(0, columns, dtype=torch.float64) for name, columns in sizes.items()}
 
@@ -58,12 +65,12 @@ class BoxAp:
         truth_offsets: Tensor,
         sample_index: Tensor,
     ) -> None:
-        """Add the images of a batch."""
+        """Add the images of a batch: detections (D, 6), truth (G, 7), their offsets (B+1,), sample_index (B,)."""
         for name, rows, offsets in (("detections", detections, detection_offsets), ("labels", truth, truth_offsets)):
             append_rows(state, name, sample_index.repeat_interleave(offsets.diff()), rows)
 
     def compute(self, state: State) -> dict[str, float]:
-        """The numbers, means over classes that have labels."""
+        """Compute the numbers, means over classes that have labels."""
         curves_of = _curves(state, self.most, len(self.class_names))
         result, recalls = {}, {}
         for area in _AREAS:
@@ -79,7 +86,7 @@ class BoxAp:
         return result | recalls
 
     def tables(self, state: State) -> dict[str, Any]:
-        """`scored_boxes`: by which protocol, how many labels count and are ignored, and why a figure is NaN."""
+        """Return `scored_boxes`: the protocol, the number of counted and ignored labels, and reasons of NaN figures."""
         about = protocol_header(f"COCO, IoU 0.50 to 0.95, at most {self.most} an image and class", state)
         area, is_ignored = state["labels"][:, 6], state["labels"][:, 7] > 0
         for name, (low, high) in _AREAS.items():
@@ -91,36 +98,38 @@ class BoxAp:
         return {"scored_boxes": about}
 
     def per_class(self, state: State) -> dict[str, dict[str, Any]]:
-        """`ap`, `ap50`, and how many labels count, of every class."""
+        """Return `ap`, `ap50`, and the number of counted labels of every class."""
         curves_of = _curves(state, self.most, len(self.class_names))
         result: dict[str, dict[str, Any]] = {}
         for number, name in enumerate(self.class_names):
             precision, _ = curves_of.curve(number, "", self.most)
-            _, its = curves_of.groups.class_slices(number)
-            count = int((~curves_of.label_ignored[0][its]).sum())
+            _, label_rows = curves_of.groups.class_slices(number)
+            count = int((~curves_of.label_ignored[0][label_rows]).sum())
             result[name] = {"ap": _mean([precision]), "ap50": _mean([precision[0]]), "count": count}
         return result
 
 
 class _Curves(NamedTuple):
-    """Detections matched for every range of areas, and which labels each range ignores (A, G)."""
+    """Detections matched for every range of areas, and a mask (A, G) of the labels that each range ignores."""
 
     groups: BoxGroups
     label_ignored: np.ndarray
     matched: GroupMatches
 
     def curve(self, number: int, area: str, most: int) -> tuple[np.ndarray, np.ndarray]:
-        """Precision (L, 101) and recall (L) of a class, of the `most` surest detections of every image."""
+        """Compute precision (L, 101) and recall (L,) of a class, from the `most` best detections of every image."""
         kind = list(_AREAS).index(area)
-        own, its = self.groups.class_slices(number)
-        chosen = self.groups.rank[own] < most
-        found, ignored = (each[kind][:, own][:, chosen] for each in self.matched[:2])
-        num_labels = int((~self.label_ignored[kind][its]).sum())
-        return precision_and_recall([Matches(self.groups.boxes[own, 5][chosen], found, ignored, num_labels)])
+        detection_rows, label_rows = self.groups.class_slices(number)
+        chosen = self.groups.rank[detection_rows] < most
+        is_matched, ignored = (mask[kind][:, detection_rows][:, chosen] for mask in self.matched[:2])
+        num_labels = int((~self.label_ignored[kind][label_rows]).sum())
+        return precision_and_recall(
+            [Matches(self.groups.boxes[detection_rows, 5][chosen], is_matched, ignored, num_labels)]
+        )
 
 
 def _curves(state: State, most: int, num_classes: int) -> _Curves:
-    """Every detection matched within its image and class, for each range of areas."""
+    """Match every detection within its image and class, for each range of areas."""
     groups = group_boxes(state["detections"], state["labels"], num_classes)
     area = groups.labels[:, 6]
     label_ignored = np.stack([groups.is_ignored | (area < low) | (area > high) for low, high in _AREAS.values()])
@@ -132,7 +141,7 @@ def _curves(state: State, most: int, num_classes: int) -> _Curves:
 
 
 def _mean(values: list[np.ndarray]) -> float:
-    """Over what is there; NaN where nothing is."""
-    flat = np.concatenate([np.ravel(each) for each in values]) if values else np.zeros(0)
-    there = flat[flat > -1]
-    return float(there.mean()) if there.size else float("nan")
+    """Return the mean of the values above -1; NaN if there are none."""
+    flat = np.concatenate([np.ravel(array) for array in values]) if values else np.zeros(0)
+    valid = flat[flat > -1]
+    return float(valid.mean()) if valid.size else float("nan")

@@ -1,4 +1,4 @@
-"""Kinds of labels by how much of them is hidden, how tall they are, and how close others stand."""
+"""Bins of labels by visible share, height and density."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["BINS", "Bin", "in_bin", "label_values"]
 
 
 class Bin(NamedTuple):
-    """Labels with `low` <= value < `high` of a property."""
+    """Bin of labels with `low` <= value < `high` of a property."""
 
     quantity: str
     low: float
@@ -32,22 +32,28 @@ BINS: Mapping[str, Bin] = {
     "density 0.2 to 0.5": Bin("density", 0.2, 0.5),
     "density >= 0.5": Bin("density", 0.5, math.inf),
 }
-"""`visible` is the share of a label that shows, with CityPersons' limits; `height` that of its box in pixels of the
-file; `density` its largest IoU with another label of its class that counts (Liu et al. 2019, Adaptive NMS)."""
+"""Bins of labels by name, over three quantities.
+
+`visible` is the visible share of a label, with CityPersons' limits; `height` that of its box in pixels of the
+file; `density` its largest IoU with another label of its class that counts (Liu et al. 2019, Adaptive NMS).
+"""
 
 
 def label_values(groups: BoxGroups) -> dict[str, np.ndarray]:
-    """The property (G) of every label that each bin is of; NaN where it is unknown, density 0 of ignored labels."""
+    """Compute the quantity (G,) of every label, by quantity name.
+
+    NaN if it is unknown, density 0 for ignored labels.
+    """
     density = np.zeros(len(groups.labels))
-    for _, its in groups.groups():
-        counted = its.start + np.flatnonzero(~groups.is_ignored[its])
-        alike = iou_or_ioa(groups.labels[counted, 1:5], groups.labels[counted, 1:5], False)
-        np.fill_diagonal(alike, 0)
-        density[counted] = alike.max(axis=1, initial=0)
+    for _, label_rows in groups.groups():
+        counted = label_rows.start + np.flatnonzero(~groups.is_ignored[label_rows])
+        overlap = iou_or_ioa(groups.labels[counted, 1:5], groups.labels[counted, 1:5], False)
+        np.fill_diagonal(overlap, 0)
+        density[counted] = overlap.max(axis=1, initial=0)
     height = groups.labels[:, 4] - groups.labels[:, 2]
     return {"visible": groups.labels[:, 8], "height": height, "density": density}
 
 
 def in_bin(one: Bin, values: Mapping[str, np.ndarray]) -> np.ndarray:
-    """Which labels (G) a bin has."""
+    """Return a mask (G,) of the labels in a bin."""
     return (values[one.quantity] >= one.low) & (values[one.quantity] < one.high)

@@ -1,4 +1,4 @@
-"""What is wrong with detections, kind by kind, and the average precision that each kind costs."""
+"""Detection errors by type (TIDE), and the average precision that each type costs."""
 
 from __future__ import annotations
 
@@ -21,25 +21,25 @@ from sightline.metrics.detection_curves import detection_curve
 __all__ = ["KINDS", "BoxErrors", "DetectionErrors", "classify_errors"]
 
 KINDS = ("classification", "localisation", "both", "duplicate", "background", "missed")
-_FOUND = 0.5
-_NEAR = 0.1
-_LEVEL = np.array([_FOUND])
-_MOST_POINTS = 100
-"""Of a curve in the table, evenly spread; and as many that are denser where scores are high."""
+_MATCH_IOU = 0.5
+_MIN_IOU = 0.1
+_LEVEL = np.array([_MATCH_IOU])
+_MAX_POINTS = 100
+"""Points of a curve in the table, evenly spread; and as many that are denser at high scores."""
 
 
 @registry.metrics.add("box_errors")
 class BoxErrors(BoxRows):
-    """`error_ap50`, and for each kind of error the AP50 that repairing it gains: `gain_<kind>`.
+    """TIDE error types: `error_ap50`, and for each type the AP50 gained by fixing it: `gain_<kind>`.
 
-    A detection that finds no label at an IoU of 0.5 is, of these the first that holds: `localisation` (its largest IoU
-    with a label of its class is 0.1 to 0.5), `classification` (0.5 or more with one of another class), `duplicate` (0.5
-    or more with one of its class, which another found), `background` (at most 0.1 with any), else `both`. Labels that
-    were not found, and that no error of the first two kinds is about, are `missed`. Repairing moves the surest
-    detection of each label that was not found onto it, with its class, and drops the others of the kind; duplicates,
-    background and both are dropped; missed labels are left out. Each gain is that of a new evaluation. Detections
-    absorbed by ignored labels are no errors, the `most` surest of an image and class are looked at.
-    The table `box_errors` has counts, figures by `box_bins.BINS`, and curves over recall and false positives an image.
+    A detection that matches no label at an IoU of 0.5 is, of these the first that applies: `localisation` (its largest
+    IoU with a label of its class is 0.1 to 0.5), `classification` (0.5 or more with one of another class), `duplicate`
+    (0.5 or more with one of its class, which another matched), `background` (at most 0.1 with any), else `both`.
+    Unmatched labels that no error of the first two kinds is about are `missed`. Fixing moves the highest-scoring
+    detection of each unmatched label onto it, with its class, and drops the others of the kind; duplicates, background
+    and both are dropped; missed labels are left out. Each gain is that of a new evaluation. Detections absorbed by
+    ignored labels are no errors, the `most` highest-scoring of an image and class are used. The table `box_errors` has
+    counts, figures by `box_bins.BINS`, and curves over recall and false positives per image.
     Source: Bolya et al. 2020, TIDE, section 2.
     """
 
@@ -50,7 +50,7 @@ class BoxErrors(BoxRows):
         self.most = most
 
     def new_state(self) -> State:
-        """Labels have one more column: their largest IoU with a candidate of their class, NaN without candidates."""
+        """Return empty states; labels' tenth column is their largest IoU with a candidate of their class, or NaN."""
         return super().new_state() | {"labels": torch.zeros(0, 10, dtype=torch.float64)}
 
     def update(
@@ -67,15 +67,18 @@ class BoxErrors(BoxRows):
         candidates: Tensor | None = None,
         candidate_offsets: Tensor | None = None,
     ) -> None:
-        """Add the images of a batch; candidates (C, 6) are detections before suppression."""
+        """Add the images of a batch; `candidates` (C, 6) are detections before suppression."""
         best = torch.full((len(truth), 1), torch.nan, dtype=torch.float64)
         if candidates is not None and candidate_offsets is not None:
-            ends = (itertools.pairwise(each.tolist()) for each in (candidate_offsets, truth_offsets))
-            for own, its in zip(*ends, strict=True):
-                rows, labels = (each[slice(*at)].double().cpu() for each, at in ((candidates, own), (truth, its)))
-                alike = iou_or_ioa(rows[:, :4].numpy(), labels[:, :4].numpy(), False)
-                alike = alike * (rows[:, 5:] == labels[:, 4]).numpy()
-                best[slice(*its), 0] = torch.from_numpy(alike.max(axis=0, initial=0))
+            ends = (itertools.pairwise(tensor.tolist()) for tensor in (candidate_offsets, truth_offsets))
+            for candidate_bounds, label_bounds in zip(*ends, strict=True):
+                rows, labels = (
+                    tensor[slice(*at)].double().cpu()
+                    for tensor, at in ((candidates, candidate_bounds), (truth, label_bounds))
+                )
+                overlap = iou_or_ioa(rows[:, :4].numpy(), labels[:, :4].numpy(), False)
+                overlap = overlap * (rows[:, 5:] == labels[:, 4]).numpy()
+                best[slice(*label_bounds), 0] = torch.from_numpy(overlap.max(axis=0, initial=0))
         super().update(
             state,
             detections=detections,
@@ -88,15 +91,15 @@ class BoxErrors(BoxRows):
         )
 
     def compute(self, state: State) -> dict[str, float]:
-        """AP50 as it is, and what each kind of error costs."""
+        """Compute AP50, and the cost of each error type."""
         num_classes = len(self.class_names)
         errors = classify_errors(state, num_classes, self.most)
-        whole = _ap50(state, num_classes, self.most)
-        gains = {kind: _ap50(repair_errors(state, errors, kind), num_classes, self.most) - whole for kind in KINDS}
-        return {"error_ap50": whole, **{f"gain_{kind}": gain for kind, gain in gains.items()}}
+        ap50 = _ap50(state, num_classes, self.most)
+        gains = {kind: _ap50(repair_errors(state, errors, kind), num_classes, self.most) - ap50 for kind in KINDS}
+        return {"error_ap50": ap50, **{f"gain_{kind}": gain for kind, gain in gains.items()}}
 
     def tables(self, state: State) -> dict[str, Any]:
-        """`box_errors`: counts of each kind, labels by bins, and both curves."""
+        """Return `box_errors`: counts of each type, labels by bins, and both curves."""
         errors = classify_errors(state, len(self.class_names), self.most)
         groups = errors.groups
         is_real = ~groups.is_ignored
@@ -111,31 +114,31 @@ class BoxErrors(BoxRows):
                 "missed": int((chosen & errors.is_missed).sum()),
                 "suppressed": None if np.isnan(errors.before).all() else int((chosen & errors.is_suppressed).sum()),
             }
-        counts = {kind: int((errors.kind == place).sum()) for place, kind in enumerate(KINDS[:-1])}
+        counts = {kind: int((errors.kind == kind_index).sum()) for kind_index, kind in enumerate(KINDS[:-1])}
         rows = np.argsort(groups.boxes[:, 0], kind="stable")
         curve = detection_curve(
             *(each[rows] for each in (groups.boxes[:, 5], errors.is_found, errors.is_ignored)),
             num_labels=int(is_real.sum()),
             num_images=len(state["images"]),
         )
-        spread = (each(1, max(len(curve.scores), 1), _MOST_POINTS) for each in (np.linspace, np.geomspace))
-        some = np.unique(np.concatenate(list(spread)).astype(int) - 1)[: len(curve.scores)]
+        spread = (each(1, max(len(curve.scores), 1), _MAX_POINTS) for each in (np.linspace, np.geomspace))
+        sampled = np.unique(np.concatenate(list(spread)).astype(int) - 1)[: len(curve.scores)]
         points = (curve.scores, curve.recall, curve.precision, curve.fppi)
         names = ("score", "recall", "precision", "false_per_image")
         about = {
             "counts": {**counts, "missed": bins["all"]["missed"]},
             "labels": bins,
-            "curve": {name: each[some].tolist() for name, each in zip(names, points, strict=True)},
+            "curve": {name: each[sampled].tolist() for name, each in zip(names, points, strict=True)},
         }
         title = f"Errors at IoU 0.5 (TIDE), at most {self.most} an image and class"
         return {"scored_boxes_errors": protocol_header(title, state), "box_errors": about}
 
 
 class DetectionErrors(NamedTuple):
-    """Of each detection of `groups` the place of its error in `KINDS`, -1 for none, and the label that it is about (D).
+    """Error type of each detection of `groups` (D,), an index into `KINDS` or -1, and the index of the label concerned.
 
-    `is_found` and `is_ignored` (D) are detections that are right, and that do not count; `is_label_found` and
-    `is_missed` are of labels (G), `before` their largest IoU with a candidate before suppression, NaN where unknown.
+    `is_found` and `is_ignored` (D,) mask true positives, and detections that do not count; `is_label_found` and
+    `is_missed` mask labels (G,), `before` is their largest IoU with a candidate before suppression, NaN if unknown.
     """
 
     groups: BoxGroups
@@ -149,13 +152,13 @@ class DetectionErrors(NamedTuple):
 
     @property
     def is_suppressed(self) -> np.ndarray:
-        """Labels (G) that were not found although a candidate had found them before suppression."""
-        lost: np.ndarray = ~self.is_label_found & ~self.groups.is_ignored & (self.before >= _FOUND)
+        """Mask (G,) of unmatched labels that a candidate had matched before suppression."""
+        lost: np.ndarray = ~self.is_label_found & ~self.groups.is_ignored & (self.before >= _MATCH_IOU)
         return lost
 
 
 def classify_errors(state: State, num_classes: int, most: int) -> DetectionErrors:
-    """What is wrong with each detection."""
+    """Classify the error of each detection."""
     groups = group_boxes(state["detections"], state["labels"], num_classes)
     matched: GroupMatches = groups.match(groups.is_ignored[None], levels=_LEVEL, most=most)
     ignored = matched.is_ignored[0, 0] | (groups.rank >= most)
@@ -168,8 +171,8 @@ def classify_errors(state: State, num_classes: int, most: int) -> DetectionError
     begins = [np.searchsorted(groups.labels[real, 0], groups.boxes[wrong, 0], side=side) for side in ("left", "right")]
     edges = np.flatnonzero(np.diff(groups.boxes[wrong, 0], prepend=-1, append=np.inf))
     for first, last in itertools.pairwise(edges):
-        rows, its = wrong[first:last], real[begins[0][first] : begins[1][first]]
-        kind[rows], label[rows] = _kinds(groups.boxes[rows], groups.labels[its], its)
+        rows, label_rows = wrong[first:last], real[begins[0][first] : begins[1][first]]
+        kind[rows], label[rows] = _kinds(groups.boxes[rows], groups.labels[label_rows], label_rows)
     about = np.isin(kind, [KINDS.index("classification"), KINDS.index("localisation")])
     is_missed = ~groups.is_ignored & ~matched.is_label_matched[0, 0]
     is_missed[label[about]] = False
@@ -179,30 +182,33 @@ def classify_errors(state: State, num_classes: int, most: int) -> DetectionError
     )
 
 
-def _kinds(boxes: np.ndarray, labels: np.ndarray, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The kind of each detection of an image that found nothing, and the place of the label that it is about, or -1."""
+def _kinds(boxes: np.ndarray, labels: np.ndarray, label_indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Classify the unmatched detections of an image.
+
+    Error type (D,), and the index of the label concerned, or -1 (D,).
+    """
     if not len(labels):
         return np.full(len(boxes), KINDS.index("background")), np.full(len(boxes), -1)
-    alike = iou_or_ioa(boxes[:, 1:5], labels[:, 1:5], False)
-    is_own = boxes[:, 6:7] == labels[:, 5]
-    own, other = np.where(is_own, alike, 0), np.where(is_own, 0, alike)
+    overlap = iou_or_ioa(boxes[:, 1:5], labels[:, 1:5], False)
+    is_same_class = boxes[:, 6:7] == labels[:, 5]
+    same_class_overlap, other_class_overlap = np.where(is_same_class, overlap, 0), np.where(is_same_class, 0, overlap)
     conditions = {
-        "localisation": (own.max(axis=1) >= _NEAR) & (own.max(axis=1) < _FOUND),
-        "classification": other.max(axis=1) >= _FOUND,
-        "duplicate": own.max(axis=1) >= _FOUND,
-        "background": alike.max(axis=1) <= _NEAR,
+        "localisation": (same_class_overlap.max(axis=1) >= _MIN_IOU) & (same_class_overlap.max(axis=1) < _MATCH_IOU),
+        "classification": other_class_overlap.max(axis=1) >= _MATCH_IOU,
+        "duplicate": same_class_overlap.max(axis=1) >= _MATCH_IOU,
+        "background": overlap.max(axis=1) <= _MIN_IOU,
     }
     kind = np.select(list(conditions.values()), [KINDS.index(name) for name in conditions], KINDS.index("both"))
     label = np.select(
         [kind == KINDS.index(name) for name in ("localisation", "classification", "duplicate")],
-        [own.argmax(axis=1), other.argmax(axis=1), own.argmax(axis=1)],
+        [same_class_overlap.argmax(axis=1), other_class_overlap.argmax(axis=1), same_class_overlap.argmax(axis=1)],
         -1,
     )
-    return kind, np.append(places, -1)[label]
+    return kind, np.append(label_indices, -1)[label]
 
 
 def repair_errors(state: State, errors: DetectionErrors, kind: str) -> State:
-    """The rows with one kind of error repaired, detections and labels of `errors.groups` in their order."""
+    """Return the state with one error type fixed, detections and labels of `errors.groups` in their order."""
     groups = errors.groups
     boxes, labels = groups.boxes.copy(), groups.labels
     if kind == "missed":
@@ -215,22 +221,24 @@ def repair_errors(state: State, errors: DetectionErrors, kind: str) -> State:
         rows = rows[np.argsort(-boxes[rows, 5], kind="stable")]
         _, firsts = np.unique(errors.label[rows], return_index=True)
         rows = rows[firsts]
-        its = labels[errors.label[rows]]
-        boxes[rows, 1:5], boxes[rows, 6] = its[:, 1:5], its[:, 5]
+        matched_labels = labels[errors.label[rows]]
+        boxes[rows, 1:5], boxes[rows, 6] = matched_labels[:, 1:5], matched_labels[:, 5]
         keeps[rows] = True
     return {**state, "detections": torch.from_numpy(boxes[keeps]), "labels": torch.from_numpy(labels)}
 
 
 def _ap50(state: State, num_classes: int, most: int) -> float:
-    """COCO's AP at an IoU of 0.5, a mean over classes that have labels."""
+    """Compute COCO's AP at an IoU of 0.5, a mean over classes that have labels."""
     groups = group_boxes(state["detections"], state["labels"], num_classes)
     matched = groups.match(groups.is_ignored[None], levels=_LEVEL, most=most)
     result = []
     for number in range(num_classes):
-        own, its = groups.class_slices(number)
-        kept = groups.rank[own] < most
-        num_labels = int((~groups.is_ignored[its]).sum())
-        found, ignored = (each[0][:, own][:, kept] for each in matched[:2])
-        precision, _ = precision_and_recall([Matches(groups.boxes[own, 5][kept], found, ignored, num_labels)])
+        detection_rows, label_rows = groups.class_slices(number)
+        is_used = groups.rank[detection_rows] < most
+        num_labels = int((~groups.is_ignored[label_rows]).sum())
+        is_matched, ignored = (mask[0][:, detection_rows][:, is_used] for mask in matched[:2])
+        precision, _ = precision_and_recall(
+            [Matches(groups.boxes[detection_rows, 5][is_used], is_matched, ignored, num_labels)]
+        )
         result.append(float(precision.mean()) if num_labels else float("nan"))
     return nan_mean(result)

@@ -1,4 +1,4 @@
-"""Detections and labels of all images, sorted by class and image, and matched within each: what box metrics share."""
+"""Grouping and matching of detections and labels by class and image, shared by box metrics."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ NO_LIMIT = 2**31
 
 
 class BoxRows:
-    """The state of a metric that needs the share of each label that is visible, and all images with their sizes."""
+    """Base of metrics with detections, labels with their visible share, and images with their sizes."""
 
     rows = ("detections", "labels", "images")
 
     def new_state(self) -> State:
-        """Detections, labels and images, none yet."""
+        """Return empty detections, labels and images."""
         sizes = {"detections": 7, "labels": 9, "images": 3}
         return {name: torch.zeros(0, columns, dtype=torch.float64) for name, columns in sizes.items()}
 
@@ -41,7 +41,7 @@ class BoxRows:
         file_px: Tensor,
         sample_index: Tensor,
     ) -> None:
-        """Add the images of a batch."""
+        """Add a batch: detections (D, 6), truth (G, 7), truth_visible (G,), offsets (B+1,), file_px (B, 2)."""
         append_rows(state, "detections", sample_index.repeat_interleave(detection_offsets.diff()), detections)
         columns = truth_visible.double()[:, None] if truth_visible.ndim == 1 else truth_visible
         labels = torch.cat([truth.double(), columns], dim=1)
@@ -50,9 +50,9 @@ class BoxRows:
 
 
 class GroupMatches(NamedTuple):
-    """Which detections (A, L, D) found a label, and which do not count, for label sets A and levels L.
+    """Matched detections (A, L, D), and those that do not count (A, L, D), for label sets A and thresholds L.
 
-    `taken` (A, L, G) are the labels that were found.
+    `is_label_matched` (A, L, G) are the matched labels.
     """
 
     is_matched: np.ndarray
@@ -61,11 +61,12 @@ class GroupMatches(NamedTuple):
 
 
 class BoxGroups(NamedTuple):
-    """Rows sorted by class and image, detections then by falling score; group g has those of `starts[g]` on.
+    """Detections and labels sorted by class and image, detections then by falling score.
 
-    `boxes` (D, 7) have image, left, top, right, bottom, score and class; `labels` (G, 8 or more) image, box, class,
-    area, whether it is ignored, and what else was given. A label of no class is in the groups of all classes.
-    `of_groups` (N, 2) are class and image, for groups that have a detection or a label.
+    Group g begins at `box_starts[g]` and `label_starts[g]`. `boxes` (D, 7) have image, left, top, right, bottom, score
+    and class; `labels` (G, 8 or more) image, box, class, area, if it is ignored, and further columns. A label of no
+    class is in the groups of all classes. `group_keys` (N, 2) are class and image, for groups that have a detection or
+    a label.
     """
 
     boxes: np.ndarray
@@ -77,16 +78,18 @@ class BoxGroups(NamedTuple):
 
     @property
     def rank(self) -> np.ndarray:
-        """The place of each detection in its group, from 0."""
+        """Rank (D,) of each detection in its group, from 0."""
         return np.arange(len(self.boxes)) - np.repeat(self.box_starts[:-1], np.diff(self.box_starts))
 
     def class_slices(self, number: int) -> tuple[slice, slice]:
-        """The rows of a class: detections, labels."""
-        own, its = (np.searchsorted(each, [number, number + 1]) for each in (self.boxes[:, 6], self.labels[:, 5]))
-        return slice(*own), slice(*its)
+        """Return the slices of a class: detections, labels."""
+        detection_bounds, label_bounds = (
+            np.searchsorted(column, [number, number + 1]) for column in (self.boxes[:, 6], self.labels[:, 5])
+        )
+        return slice(*detection_bounds), slice(*label_bounds)
 
     def groups(self) -> list[tuple[slice, slice]]:
-        """The rows of each group: detections, labels."""
+        """Return the slices of each group: detections, labels."""
         pairs = zip(self.box_starts, self.box_starts[1:], self.label_starts, self.label_starts[1:], strict=False)
         return [(slice(a, b), slice(c, d)) for a, b, c, d in pairs]
 
@@ -100,53 +103,55 @@ class BoxGroups(NamedTuple):
         epsilon: float = 0.0,
         reuses: bool = False,
     ) -> GroupMatches:
-        """Detections matched by the rules of `average_precision.match`, with `label_ignored` (A, G) for each set.
+        """Match detections by the rules of `match_predictions`, with `label_ignored` (A, G) for each label set.
 
-        `is_crowd` (G) are crowds, by default the data set's own ignored labels. The `most` highest-scoring detections
-        of a group are looked at. `epsilon` and `reuses` as in `match_boxes`.
+        `is_crowd` (G,) are crowds, by default the data set's own ignored labels. Only the `most` highest-scoring
+        detections of a group take part. `epsilon` and `reuses` as in `match_boxes`.
         """
         is_crowd = self.is_ignored if is_crowd is None else is_crowd
-        found = np.zeros((len(label_ignored), len(levels), len(self.boxes)), dtype=bool)
-        result = GroupMatches(found, np.zeros_like(found), np.zeros((*found.shape[:2], len(self.labels)), dtype=bool))
+        is_matched = np.zeros((len(label_ignored), len(levels), len(self.boxes)), dtype=bool)
+        result = GroupMatches(
+            is_matched, np.zeros_like(is_matched), np.zeros((*is_matched.shape[:2], len(self.labels)), dtype=bool)
+        )
         arrays = (self.boxes[:, 1:5], self.box_starts, self.labels[:, 1:5], self.label_starts, label_ignored)
         arguments = (*map(np.ascontiguousarray, (*arrays, is_crowd, levels)), most, epsilon, reuses)
         if can_use_numba(torch.from_numpy(self.boxes)):
             run_parallel(match_boxes, len(self.box_starts) - 1, *arguments, *result)
         else:
-            _match_plainly(self, label_ignored, is_crowd, levels, most, epsilon, reuses, result)
+            _match_reference(self, label_ignored, is_crowd, levels, most, epsilon, reuses, result)
         return result
 
 
 def group_boxes(detections: Tensor, labels: Tensor, num_classes: int, *, last_is_first: bool = False) -> BoxGroups:
-    """Rows of metric states, in the order of samples, as groups.
+    """Group the rows of metric states: detections (D, 7), labels (G, 8 or more), in the order of samples.
 
-    Of labels that a detection overlaps equally the last is found, with `last_is_first` the first of the data set.
+    Of labels that a detection overlaps equally the last is matched, with `last_is_first` the first of the data set.
     """
-    boxes, rows = (each.cpu().numpy() for each in (detections, labels))
+    boxes, rows = (array.cpu().numpy() for array in (detections, labels))
     has_class = rows[:, 5] >= 0
     copies = np.repeat(rows[~has_class], num_classes, axis=0)
     copies[:, 5] = np.tile(np.arange(num_classes), int((~has_class).sum()))
     rows = np.concatenate([rows[has_class], copies])[:: -1 if last_is_first else 1]
-    num_images = 1 + max(each[:, 0].max(initial=0) for each in (boxes, rows))
-    keys = [(each[:, column] * num_images + each[:, 0]).astype(np.int64) for each, column in ((boxes, 6), (rows, 5))]
+    num_images = 1 + max(array[:, 0].max(initial=0) for array in (boxes, rows))
+    keys = [(array[:, column] * num_images + array[:, 0]).astype(np.int64) for array, column in ((boxes, 6), (rows, 5))]
     orders = np.lexsort((-boxes[:, 5], keys[0])), np.argsort(keys[1], kind="stable")
     boxes, rows, keys = boxes[orders[0]], rows[orders[1]], [key[order] for key, order in zip(keys, orders, strict=True)]
     groups = np.unique(np.concatenate(keys))
-    own, its = (np.append(np.searchsorted(each, groups), len(each)) for each in keys)
+    box_starts, label_starts = (np.append(np.searchsorted(array, groups), len(array)) for array in keys)
     of_groups = np.column_stack([groups // num_images, groups % num_images]).astype(np.int64)
-    return BoxGroups(boxes, rows, rows[:, 7] > 0, own, its, of_groups)
+    return BoxGroups(boxes, rows, rows[:, 7] > 0, box_starts, label_starts, of_groups)
 
 
 def iou_or_ioa(boxes: np.ndarray, labels: np.ndarray, is_crowd: np.ndarray | bool, epsilon: float = 0.0) -> np.ndarray:
-    """IoU (D, G) of all pairs of boxes, of crowds the share of a detection that they cover."""
+    """Compute the IoU (D, G) of boxes (D, 4) and labels (G, 4); for crowds the covered share of the detection (IoA)."""
     sides = np.minimum(boxes[:, None, 2:], labels[:, 2:]) - np.maximum(boxes[:, None, :2], labels[:, :2])
     shared = np.maximum(sides, 0).prod(axis=2)
-    own, its = ((each[:, 2:] - each[:, :2]).prod(axis=1) for each in (boxes, labels))
-    whole = own[:, None] + np.where(is_crowd, 0, its - shared) + epsilon
-    return np.divide(shared, whole, out=np.zeros_like(shared), where=whole > 0)
+    box_areas, label_areas = ((corners[:, 2:] - corners[:, :2]).prod(axis=1) for corners in (boxes, labels))
+    union = box_areas[:, None] + np.where(is_crowd, 0, label_areas - shared) + epsilon
+    return np.divide(shared, union, out=np.zeros_like(shared), where=union > 0)
 
 
-def _match_plainly(
+def _match_reference(
     groups: BoxGroups,
     label_ignored: np.ndarray,
     is_crowd: np.ndarray,
@@ -156,21 +161,26 @@ def _match_plainly(
     reuses: bool,
     result: GroupMatches,
 ) -> None:
-    """What `match_boxes` writes, group by group through `match`."""
-    for own, its in groups.groups():
-        own = slice(own.start, min(own.stop, own.start + most))
-        alike = iou_or_ioa(groups.boxes[own, 1:5], groups.labels[its, 1:5], is_crowd[its], epsilon)
-        for kind, is_ignored in enumerate(label_ignored[:, its]):
+    """Reference of `match_boxes`, group by group through `match_predictions`."""
+    for detection_rows, label_rows in groups.groups():
+        detection_rows = slice(detection_rows.start, min(detection_rows.stop, detection_rows.start + most))
+        overlap = iou_or_ioa(
+            groups.boxes[detection_rows, 1:5], groups.labels[label_rows, 1:5], is_crowd[label_rows], epsilon
+        )
+        for kind, is_ignored in enumerate(label_ignored[:, label_rows]):
             matches: Matches = match_predictions(
-                alike,
-                groups.boxes[own, 5],
+                overlap,
+                groups.boxes[detection_rows, 5],
                 is_ignored=is_ignored,
-                is_crowd=is_crowd[its] | (is_ignored & reuses),
-                is_outside_area=np.zeros(len(alike), dtype=bool),
+                is_crowd=is_crowd[label_rows] | (is_ignored & reuses),
+                is_outside_area=np.zeros(len(overlap), dtype=bool),
                 max_detections=most,
                 iou_thresholds=levels,
             )
-            result.is_matched[kind][:, own], result.is_ignored[kind][:, own] = matches.is_found, matches.is_ignored
+            result.is_matched[kind][:, detection_rows], result.is_ignored[kind][:, detection_rows] = (
+                matches.is_found,
+                matches.is_ignored,
+            )
             assert matches.label is not None
             for row, label in enumerate(matches.label):
-                result.is_label_matched[kind, row, its.start + label[label >= 0]] = True
+                result.is_label_matched[kind, row, label_rows.start + label[label >= 0]] = True

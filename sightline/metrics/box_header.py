@@ -1,4 +1,4 @@
-"""What reports of box metrics state above their figures, and why a figure is missing."""
+"""Header of box metric tables: protocol, label counts, and reasons of missing figures."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["nan_mean", "protocol_header"]
 
 
 def protocol_header(protocol: str, state: State) -> dict[str, Any]:
-    """The protocol, how many labels count and are ignored, and `undefined`: figures that are NaN, with the reason."""
+    """Return the protocol, the number of counted and ignored labels, and `undefined`: NaN figures with the reason."""
     num_ignored = int((state["labels"][:, 7] > 0).sum())
     num_boxes = len(state["labels"]) - num_ignored
     undefined = {} if num_boxes else {"all": "no label counts"}
@@ -21,6 +21,6 @@ def protocol_header(protocol: str, state: State) -> dict[str, Any]:
 
 
 def nan_mean(values: Sequence[float]) -> float:
-    """Over what is not NaN; NaN where nothing is left."""
-    kept = [value for value in values if not np.isnan(value)]
-    return float(np.mean(kept)) if kept else float("nan")
+    """Return the mean of the values that are not NaN; NaN if there are none."""
+    valid = [value for value in values if not np.isnan(value)]
+    return float(np.mean(valid)) if valid else float("nan")

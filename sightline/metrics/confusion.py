@@ -1,4 +1,4 @@
-"""The confusion matrix: integer counts from which metrics of labels are computed once, at the end."""
+"""Confusion matrix: integer counts from which metrics of labels are computed once, at the end."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ def confusion_matrix(
     group: Tensor | None = None,
     num_groups: int = 1,
 ) -> Tensor:
-    """How often each label was predicted as each class: (C, C) int64, rows are labels, columns predictions.
+    """Compute the confusion matrix (C, C) int64: rows are labels, columns predictions.
 
-    `prediction` and `label` are of one shape, whole numbers 0 .. C-1; targets of `ignore_index` are not counted. With
-    a `group` of each target, 0 .. G-1, there is a matrix for each: (G, C, C).
+    `prediction` and `label` have the same shape (...), integers 0 .. C-1; targets of `ignore_index` are not counted.
+    With a `group` (...) of each target, 0 .. G-1, there is a matrix for each: (G, C, C).
     Raises ValueError for a label or a prediction outside the classes.
     """
     if not (_is_within(prediction, num_classes) and _is_within(label, num_classes)):
@@ -55,15 +55,15 @@ def _is_within(values: Tensor, num_classes: int) -> bool:
 
 
 def overall_accuracy(confusion: Tensor) -> float:
-    """The share of targets predicted rightly, from a confusion matrix; NaN where nothing was counted."""
+    """Compute the share of correct predictions from a confusion matrix (C, C); NaN if nothing was counted."""
     return (confusion.diagonal().sum().double() / confusion.sum()).item()
 
 
 def mean_class_accuracy(confusion: Tensor) -> float:
-    """The mean share predicted rightly over the classes that occur, from a confusion matrix; NaN where none does."""
+    """Compute the mean recall over the classes that occur in a confusion matrix (C, C); NaN if none does."""
     return recalls(confusion).nanmean().item()
 
 
 def recalls(confusion: Tensor) -> Tensor:
-    """Per class the share predicted rightly: (C,) float64, NaN for a class that does not occur."""
+    """Compute the recall (C,) float64 per class from a confusion matrix (C, C); NaN for a class that does not occur."""
     return confusion.diagonal().double() / confusion.sum(dim=1)

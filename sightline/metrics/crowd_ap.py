@@ -1,4 +1,4 @@
-"""CrowdHuman's own figures: average precision, log-average miss rate and Jaccard index of people in crowds."""
+"""CrowdHuman's metrics: average precision, log-average miss rate and Jaccard index of people in crowds."""
 
 from __future__ import annotations
 
@@ -19,20 +19,21 @@ __all__ = ["CrowdAp"]
 
 _EPSILON = 1e-6
 _LEVEL = np.array([np.nextafter(0.5, 1)])
-"""An overlap has to be above one half."""
+"""IoU threshold: an overlap has to be above one half."""
 _RULES = {"mr2": MISS_RATE_RULES["crowdhuman"], "mr4": MISS_RATE_RULES["crowdhuman"]._replace(points=CALTECH_4)}
 
 
 @registry.metrics.add("crowd_ap")
 class CrowdAp(BoxRows):
-    """`crowd_ap`, `mr2` (MR^-2), `mr4` and `ji` by CrowdHuman's rules, of the boxes that the data set scores.
+    """CrowdHuman AP, MR^-2, MR^-4 and Jaccard index: `crowd_ap`, `mr2`, `mr4` and `ji`.
 
-    Boxes are cut at the image's border, a detection finds the free label that it overlaps most, by more than one half;
-    those that find none and lie by more than half in an ignored label do not count. `mr2` and `mr4` are 0 where a miss
-    rate is 0; `_clamped` ones put 1e-10 there. `ji` is the best over the thresholds 0 to 0.9, at `ji_score`. All
-    detections are looked at. With several classes figures are means over those that have labels. NaN without labels.
-    The table `crowd_bins` has them for each of `box_bins.BINS`: labels outside of one may be found and do not count,
-    nor do detections outside of its heights that found nothing. Source: Shao et al. 2018, CrowdHuman, section 4.
+    Of the boxes that the data set scores. Boxes are cut at the image's border, a detection matches the free label that
+    it overlaps most, by more than one half; unmatched detections that are by more than half inside an ignored label do
+    not count. `mr2` and `mr4` are 0 if a miss rate is 0; `_clamped` ones use 1e-10 instead. `ji` is the best over the
+    thresholds 0 to 0.9, at `ji_score`. All detections take part. With several classes figures are means over those that
+    have labels. NaN without labels. The table `crowd_bins` has them for each of `box_bins.BINS`: labels outside of one
+    may be matched and do not count, nor do unmatched detections outside of its heights. Source: Shao et al. 2018,
+    CrowdHuman, section 4.
     """
 
     higher_is_better: ClassVar[dict[str, bool]] = {
@@ -48,7 +49,7 @@ class CrowdAp(BoxRows):
         self.class_names = tuple(class_names)
 
     def compute(self, state: State) -> dict[str, float]:
-        """The figures of all labels."""
+        """Compute the figures of all labels."""
         scored = _score(state, len(self.class_names))
         curves = [scored.curve(number) for number in range(len(self.class_names))]
         result = _figures(curves)
@@ -63,7 +64,7 @@ class CrowdAp(BoxRows):
         return result | {"ji_score": float("nan") if np.isnan(index[best]) else float(THRESHOLDS[best])}
 
     def tables(self, state: State) -> dict[str, Any]:
-        """`scored_boxes_crowd`, and `crowd_bins`: the figures of each kind of label."""
+        """Return `scored_boxes_crowd`, and `crowd_bins`: the figures of each bin of labels."""
         scored = _score(state, len(self.class_names), bins=list(BINS.values()))
         values = label_values(scored.groups)
         about = protocol_header("CrowdHuman, IoU above 0.5, all detections", state)
@@ -84,7 +85,7 @@ class CrowdAp(BoxRows):
         return {"scored_boxes_crowd": about, "crowd_bins": rows}
 
     def per_class(self, state: State) -> dict[str, dict[str, Any]]:
-        """`crowd_ap` and `mr2` of every class, and how many labels count."""
+        """Return `crowd_ap` and `mr2` of every class, and the number of counted labels."""
         scored = _score(state, len(self.class_names))
         curves = {name: scored.curve(number) for number, name in enumerate(self.class_names)}
         return {
@@ -94,7 +95,7 @@ class CrowdAp(BoxRows):
 
 
 class _Scored(NamedTuple):
-    """Groups matched, and which labels (A, G) and unmatched detections do not count, for each kind of label."""
+    """Matched groups, and masks of labels (A, G) and unmatched detections that do not count, for each bin."""
 
     groups: BoxGroups
     label_ignored: np.ndarray
@@ -102,34 +103,34 @@ class _Scored(NamedTuple):
     num_images: int
 
     def curve(self, number: int, kind: int = 0) -> DetectionCurve:
-        """The curve of a class."""
-        own, its = self.groups.class_slices(number)
-        found, ignored = (each[kind, 0, own] for each in self.matched[:2])
-        num_labels = int((~self.label_ignored[kind, its]).sum())
-        scores = self.groups.boxes[own, 5]
-        return detection_curve(scores, found, ignored, num_labels=num_labels, num_images=self.num_images)
+        """Compute the curve of a class."""
+        detection_rows, label_rows = self.groups.class_slices(number)
+        is_matched, ignored = (mask[kind, 0, detection_rows] for mask in self.matched[:2])
+        num_labels = int((~self.label_ignored[kind, label_rows]).sum())
+        scores = self.groups.boxes[detection_rows, 5]
+        return detection_curve(scores, is_matched, ignored, num_labels=num_labels, num_images=self.num_images)
 
 
 def _score(state: State, num_classes: int, bins: list[Bin] | None = None) -> _Scored:
-    """Boxes cut at the border of their images and matched: for all labels, or for those of each bin."""
+    """Cut boxes at the border of their images and match them: for all labels, or for those of each bin."""
     sizes = state["images"][:, 1:].double()
     samples = state["images"][:, 0].contiguous()
     rows = {}
     for name in ("detections", "labels"):
-        given = state[name].clone()
-        image = torch.searchsorted(samples, given[:, 0].contiguous())
+        state_rows = state[name].clone()
+        image = torch.searchsorted(samples, state_rows[:, 0].contiguous())
         height, width = sizes[image].unbind(1)
         far = torch.stack([width, height], dim=1)
-        given[:, 1:3] = torch.minimum(given[:, 1:3], far - 1).clamp(min=0)
-        given[:, 3:5] = torch.minimum(given[:, 3:5], far).clamp(min=0)
-        given[:, 0] = image
-        rows[name] = given
+        state_rows[:, 1:3] = torch.minimum(state_rows[:, 1:3], far - 1).clamp(min=0)
+        state_rows[:, 3:5] = torch.minimum(state_rows[:, 3:5], far).clamp(min=0)
+        state_rows[:, 0] = image
+        rows[name] = state_rows
     groups = group_boxes(rows["detections"], rows["labels"], num_classes, last_is_first=True)
     label_ignored = groups.is_ignored[None]
     is_other = np.zeros((1, len(groups.boxes)), dtype=bool)
     if bins is not None:
         values = label_values(groups)
-        label_ignored = np.stack([groups.is_ignored | ~in_bin(each, values) for each in bins])
+        label_ignored = np.stack([groups.is_ignored | ~in_bin(label_bin, values) for label_bin in bins])
         heights = {"height": groups.boxes[:, 4] - groups.boxes[:, 2]}
         is_other = np.stack(
             [~in_bin(e, heights) if e.quantity == "height" else np.zeros_like(is_other[0]) for e in bins]
@@ -140,7 +141,7 @@ def _score(state: State, num_classes: int, bins: list[Bin] | None = None) -> _Sc
 
 
 def _figures(curves: list[DetectionCurve]) -> dict[str, float]:
-    """Means over the classes that have labels."""
+    """Compute the figures, means over the classes that have labels."""
     result = {"crowd_ap": nan_mean([curve.average_precision() for curve in curves])}
     for name, rule in _RULES.items():
         result[name] = nan_mean([curve.miss_rate(rule) for curve in curves])

@@ -1,4 +1,4 @@
-"""Curves of pedestrian detection: precision over recall, and the miss rate over false positives an image."""
+"""Curves of pedestrian detection: precision over recall, and the miss rate over false positives per image (FPPI)."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ __all__ = ["CALTECH_4", "MISS_RATE_RULES", "DetectionCurve", "MissRateRule", "de
 
 _CALTECH_2 = np.array([0.01, 0.0178, 0.0316, 0.0562, 0.1, 0.1778, 0.3162, 0.5623, 1.0])
 CALTECH_4 = np.array([0.0001, 0.0003, 0.001, 0.0032, 0.01, 0.0316, 0.1, 0.3162, 1.0])
-"""False positives an image at which MR^-2 and MR^-4 read the miss rate, rounded as their evaluators have them."""
-_LEAST = 1e-10
-"""Stands for a miss rate of 0, which has no logarithm."""
+"""FPPI at which MR^-2 and MR^-4 sample the miss rate, rounded as in their evaluators."""
+_MIN_MISS_RATE = 1e-10
+"""Replacement of a miss rate of 0, which has no logarithm."""
 
 
 class MissRateRule(NamedTuple):
-    """Where a curve is read: at the first entry that reaches a point, or the last that stays below or at it.
+    """Sampling rule of a miss-rate curve: the first entry that reaches a point, or the last at or below it.
 
-    `unreached` is the recall where no entry does: the last one of the curve, or 0.
+    `unreached` is the recall if no entry does: the last one of the curve, or 0.
     """
 
     points: np.ndarray
@@ -35,12 +35,15 @@ MISS_RATE_RULES: Mapping[str, MissRateRule] = {
     "citypersons_script": MissRateRule(_CALTECH_2, "last", "final"),
     "ecp": MissRateRule(np.logspace(-2, 0, 9), "last", "zero"),
 }
-"""The rules of published evaluators. That of CityPersons reads the final recall where its curve begins above a point,
-by an index of -1; `citypersons` reads a recall of 0 there."""
+"""Sampling rules of published evaluators.
+
+That of CityPersons reads the final recall if its curve begins above a point, by an index of -1; `citypersons` reads a
+recall of 0 there.
+"""
 
 
 class DetectionCurve(NamedTuple):
-    """Of all detections that count, the surest first: scores (D), and how many down to each are right and wrong."""
+    """Cumulative true and false positives (D,) of the counted detections, by falling score."""
 
     scores: np.ndarray
     true_positives: np.ndarray
@@ -50,22 +53,23 @@ class DetectionCurve(NamedTuple):
 
     @property
     def recall(self) -> np.ndarray:
-        """The share of the labels that was found."""
+        """Recall (D,): the share of matched labels."""
         return self.true_positives / max(self.num_labels, 1)
 
     @property
     def precision(self) -> np.ndarray:
-        """The share of the detections that found one."""
+        """Precision (D,): the share of matched detections."""
         return self.true_positives / (self.true_positives + self.false_positives)
 
     @property
     def fppi(self) -> np.ndarray:
-        """Detections that found nothing, an image."""
+        """False positives per image (D,)."""
         return self.false_positives / max(self.num_images, 1)
 
     def average_precision(self) -> float:
-        """The area below precision over recall by trapezia, the first from the surest detection on; NaN without labels.
+        """Compute the area below precision over recall by trapezia, from the highest-scoring detection on.
 
+        NaN without labels.
         A perfect detector of n labels has 1 - 1 / n. Source: Shao et al. 2018, CrowdHuman, its published evaluation.
         """
         if not self.num_labels:
@@ -74,36 +78,36 @@ class DetectionCurve(NamedTuple):
         return float((np.diff(self.recall) * means).sum())
 
     def recalls_at(self, rule: MissRateRule) -> np.ndarray:
-        """The recall at each of the rule's points."""
+        """Return the recall (K,) at each of the rule's points."""
         if not len(self.scores):
             return np.zeros(len(rule.points))
         recall = np.append(self.recall, [0.0, self.recall[-1]])
         if rule.picks == "first":
-            place = np.searchsorted(self.fppi, rule.points, side="left")
-            missing = place == len(self.scores)
+            index = np.searchsorted(self.fppi, rule.points, side="left")
+            missing = index == len(self.scores)
         else:
-            place = np.searchsorted(self.fppi, rule.points, side="right") - 1
-            missing = place < 0
-        return recall[np.where(missing, -1 if rule.unreached == "final" else -2, place)]
+            index = np.searchsorted(self.fppi, rule.points, side="right") - 1
+            missing = index < 0
+        return recall[np.where(missing, -1 if rule.unreached == "final" else -2, index)]
 
     def miss_rate(self, rule: MissRateRule, *, is_clamped: bool = False) -> float:
-        """The geometric mean of the miss rates at the rule's points; NaN without labels.
+        """Compute the log-average miss rate, the geometric mean at the rule's points; NaN without labels.
 
-        0 where one of them is 0, as the published evaluators have it, unless it is clamped at 1e-10. Source: Dollar et
+        0 if one of them is 0, as in the published evaluators, unless it is clamped at 1e-10. Source: Dollar et
         al. 2012, Pedestrian Detection: An Evaluation of the State of the Art.
         """
         if not self.num_labels:
             return float("nan")
         missed = 1 - self.recalls_at(rule)
         if is_clamped:
-            missed = np.maximum(missed, _LEAST)
+            missed = np.maximum(missed, _MIN_MISS_RATE)
         return float(np.exp(np.log(missed).mean())) if (missed > 0).all() else 0.0
 
 
 def detection_curve(
     scores: np.ndarray, found: np.ndarray, ignored: np.ndarray, *, num_labels: int, num_images: int
 ) -> DetectionCurve:
-    """The curve of detections (D) in the order of images, without those that are ignored."""
+    """Compute the curve of detections (D,) in the order of images, without the ignored ones."""
     counts = ~ignored
     matches = Matches(scores[counts], found[counts][None], np.zeros((1, int(counts.sum())), dtype=bool), num_labels)
     ordered, right, wrong = cumulative_tp_fp([matches])

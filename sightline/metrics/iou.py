@@ -1,4 +1,4 @@
-"""Intersection over union of classes of points, from one confusion matrix over everything."""
+"""Mean IoU of point classes, from one confusion matrix."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ __all__ = ["IoU", "class_ious"]
 
 @registry.metrics.add("iou")
 class IoU:
-    """`miou`, `overall_accuracy` and `mean_class_accuracy` over all points that are not ignored (0 to 1).
+    """Mean IoU, overall accuracy and mean class accuracy over all points that are not ignored, 0 to 1.
 
-    `miou` is the mean over the classes that labels or predictions have; a class that neither has is NaN in its row and
+    `miou` is the mean over the classes of labels or predictions; a class in neither is NaN in its row and
     is skipped, or with `absent: zero` counts 0 in the mean, as the evaluator of SemanticKITTI counts it. A class whose
-    index is ignored is left out of the mean: points with that label count nowhere, predicting it for another point is a
+    index is ignored is left out of the mean: points with that label do not count, predicting it for another point is a
     miss of that point's class alone, and `overall_accuracy` is over the points for which it is not predicted. All come
     from one confusion matrix, never from means of batches or scenes. The prediction is the most probable class, the
     lowest index among equals. Source: Everingham et al. 2010, section 4.4 (IoU of a class); Behley et al. 2019, section
@@ -54,8 +54,9 @@ class IoU:
     def update(
         self, state: State, *, probabilities: Tensor, target: Tensor, cloud_offsets: Tensor, sample_index: Tensor
     ) -> None:
-        """`probabilities` (P, C) and `target` (P,) of clouds one after another, and the index of each cloud.
+        """Add a batch of packed clouds.
 
+        `probabilities` (P, C), `target` (P,), `cloud_offsets` (B+1,), `sample_index` (B,).
         Raises ValueError for NaN and for labels outside the classes.
         """
         if probabilities.shape != (len(target), self.num_classes):
@@ -74,7 +75,7 @@ class IoU:
     def update_labels(
         self, state: State, *, labels: Tensor, target: Tensor, cloud_offsets: Tensor, sample_index: Tensor
     ) -> None:
-        """As `update`, of the predicted `labels` (P,)."""
+        """Update the state with predicted `labels` (P,) instead of probabilities."""
         for sample, (start, end) in zip(sample_index.tolist(), pairwise(cloud_offsets.tolist()), strict=True):
             counts = confusion_matrix(
                 labels[start:end], target[start:end], num_classes=self.num_classes, ignore_index=self.ignore_index
@@ -96,7 +97,7 @@ class IoU:
         }
 
     def per_class(self, state: State) -> dict[str, dict[str, Any]]:
-        """Class name -> `iou` and `accuracy` (NaN where there is nothing to count) and the `count` of its points."""
+        """Return, by class name, `iou` and `accuracy` (NaN if nothing counts) and the `count` of its points."""
         ious, shares = self._ious(state["confusion"]).tolist(), recalls(state["confusion"]).tolist()
         counts = state["confusion"].sum(dim=1).tolist()
         return {
@@ -105,23 +106,26 @@ class IoU:
         }
 
     def per_sample(self, state: State) -> Tensor:
-        """The mean IoU of each scene over the classes it has (num_samples,) float64; NaN where it has no points."""
+        """Return the mean IoU (num_samples,) float64 of each scene over the classes it has; NaN without points."""
         ious = state["common"].double() / state["union"]
         ious[:, self._is_ignored] = torch.nan
         return ious.nanmean(dim=1)
 
     def _ious(self, confusion: Tensor) -> Tensor:
-        """The IoU of each class; NaN for a class that neither side has, and for the ignored one."""
+        """Return the IoU (C,) of each class.
+
+        NaN for a class in neither labels nor predictions, and for the ignored one.
+        """
         ious = class_ious(confusion)
         ious[self._is_ignored] = torch.nan
         return ious
 
     def tables(self, state: State) -> dict[str, Any]:
-        """`confusion`, and the class names of its rows (labels) and columns (predictions), in plain values."""
+        """Return `confusion`, and the class names of its rows (labels) and columns (predictions), in plain values."""
         return {"confusion": {"classes": list(self.class_names), "counts": state["confusion"].tolist()}}
 
 
 def class_ious(confusion: Tensor) -> Tensor:
-    """The IoU (C,) float64 of each class, TP / (TP + FP + FN); NaN for a class that neither side has."""
+    """Compute the IoU (C,) float64 of each class, TP / (TP + FP + FN); NaN for a class that neither side has."""
     common = confusion.diagonal().double()
     return common / (confusion.sum(dim=0) + confusion.sum(dim=1) - common)

@@ -1,4 +1,6 @@
-"""Distances of predicted joints from true ones: their mean, and the shares that lie within a threshold.
+"""Joint errors: distances of predicted joints from true ones, their mean, and the shares within a threshold.
+
+Every distance has a slot of its own, so that the figures are those of all frames, regardless of the processes.
 
 Every distance has a slot of its own, so that the figures are those of all frames at once, whoever evaluated them.
 """
@@ -21,7 +23,7 @@ _CURVE_MM = range(81)
 
 
 def distance_slots(num_samples: int, num_joints: int) -> State:
-    """A slot for every joint of every frame: its distance in mm, and whether it is labelled."""
+    """Allocate a slot for every joint of every frame: its distance in mm, and if it is labelled."""
     return {
         "distance_mm": torch.zeros(num_samples, num_joints, dtype=torch.float64),
         "labelled": torch.zeros(num_samples, num_joints, dtype=torch.int64),
@@ -30,7 +32,10 @@ def distance_slots(num_samples: int, num_joints: int) -> State:
 
 
 def record_distances(state: State, joints_mm: Tensor, joints: Tensor, visible: Tensor, sample_index: Tensor) -> None:
-    """Put the distances of a batch into their slots. Raises ValueError for shapes that differ and for NaN."""
+    """Record the distances of joints_mm and joints (B, J, 3), visible (B, J), in their slots.
+
+    Raises ValueError for shapes that differ and for NaN.
+    """
     if joints_mm.shape != joints.shape or visible.shape != joints.shape[:2]:
         raise ValueError(
             f"joints_mm: found the shape {tuple(joints_mm.shape)} for joints {tuple(joints.shape)} of which "
@@ -44,14 +49,14 @@ def record_distances(state: State, joints_mm: Tensor, joints: Tensor, visible: T
             "`sightline check`"
         )
     distance = (joints_mm.double() - joints.double()).norm(dim=-1)
-    place = state["distance_mm"].device
-    state["distance_mm"][sample_index] += torch.where(visible, distance, 0.0).to(place)
-    state["labelled"][sample_index] += visible.long().to(place)
+    device = state["distance_mm"].device
+    state["distance_mm"][sample_index] += torch.where(visible, distance, 0.0).to(device)
+    state["labelled"][sample_index] += visible.long().to(device)
     state["seen"][sample_index] += 1
 
 
-class _OfDistances:
-    """What metrics of distances share: a state of slots."""
+class _DistanceMetric:
+    """Base of metrics of joint distances, with a state of slots."""
 
     slots = frozenset({"distance_mm", "labelled", "seen"})
 
@@ -63,16 +68,19 @@ class _OfDistances:
         return distance_slots(num_samples, self.num_joints)
 
     def update(self, state: State, *, joints_mm: Tensor, joints: Tensor, visible: Tensor, sample_index: Tensor) -> None:
-        """`joints_mm` predicted and `joints` true (B, J, 3), in mm; joints that are not `visible` count nowhere."""
+        """Add a batch: `joints_mm` predicted and `joints` true (B, J, 3), in mm.
+
+        Joints that are not `visible` (B, J) do not count.
+        """
         record_distances(state, joints_mm, joints, visible.bool(), sample_index)
 
 
 @registry.metrics.add("joint_error")
-class JointError(_OfDistances):
-    """`mean_error_mm`, the mean distance over all visible joints of all frames, in mm; and its median and largest.
+class JointError(_DistanceMetric):
+    """Mean joint error in mm over the visible joints of all frames, its median and maximum; frames within a limit.
 
-    Frames count by how far their worst joint is off: `frames_within` is the share of those within `threshold_mm`, and
-    the curve over 0 to 80 mm, by the worst and by the mean joint of a frame and by single joints, is in the tables.
+    `frames_within` is the share of frames whose worst joint is within `threshold_mm`; the curve over 0 to 80 mm, by the
+    worst and by the mean joint of a frame and by single joints, is in the tables.
     A distance at a threshold is within it. Source: Oberweger et al. 2015, Hands deep in deep learning, section 5.1.
     """
 
@@ -89,7 +97,7 @@ class JointError(_OfDistances):
         every = state["distance_mm"][state["labelled"] > 0]
         if not len(every):
             return dict.fromkeys(("mean_error_mm", "median_error_mm", "max_error_mm", "frames_within"), torch.nan)
-        worst, _ = _of_frames(state)
+        worst, _ = _frame_distances(state)
         return {
             "mean_error_mm": every.mean().item(),
             "median_error_mm": every.median().item(),
@@ -98,7 +106,7 @@ class JointError(_OfDistances):
         }
 
     def per_class(self, state: State) -> dict[str, dict[str, Any]]:
-        """Joint name -> `error_mm`, the mean over the frames that show it, and their `count`."""
+        """Return, by joint name, `error_mm`, the mean over the frames in which it is visible, and their `count`."""
         counts = state["labelled"].sum(dim=0)
         means = state["distance_mm"].sum(dim=0) / counts
         return {
@@ -107,12 +115,12 @@ class JointError(_OfDistances):
         }
 
     def per_sample(self, state: State) -> Tensor:
-        """The mean distance of each frame (num_samples,) float64; NaN where none of its joints counts."""
+        """Return the mean distance (num_samples,) float64 of each frame; NaN if none of its joints counts."""
         return state["distance_mm"].sum(dim=1) / state["labelled"].sum(dim=1)
 
     def tables(self, state: State) -> dict[str, Any]:
-        """`error_curve`: the shares within 0 to 80 mm, of frames by their worst and mean joint, and of joints."""
-        worst, mean = _of_frames(state)
+        """Return `error_curve`: the shares within 0 to 80 mm, of frames by worst and mean joint, and of joints."""
+        worst, mean = _frame_distances(state)
         every = state["distance_mm"][state["labelled"] > 0]
         curves = {"frames_by_worst": worst, "frames_by_mean": mean, "joints": every}
         shares = {name: [_share(values, float(mm)) for mm in _CURVE_MM] for name, values in curves.items()}
@@ -120,10 +128,10 @@ class JointError(_OfDistances):
 
 
 @registry.metrics.add("detection_rate")
-class DetectionRate(_OfDistances):
-    """`detection_rate`: the share of frames in which a joint is off by less than `threshold_mm`, the mean over joints.
+class DetectionRate(_DistanceMetric):
+    """Detection rate (mAP at 10 cm): the share of frames with a joint error below `threshold_mm`, mean over joints.
 
-    Published as mAP at 10 cm, though nothing is ranked. Source: Haque et al. 2016, Towards viewpoint invariant 3D human
+    Published as mAP, though nothing is ranked. Source: Haque et al. 2016, Towards viewpoint invariant 3D human
     pose estimation, section 5.
     """
 
@@ -137,7 +145,7 @@ class DetectionRate(_OfDistances):
         return {"detection_rate": self._rates(state).nanmean().item()}
 
     def per_class(self, state: State) -> dict[str, dict[str, Any]]:
-        """Joint name -> `detection_rate`."""
+        """Return the `detection_rate` by joint name."""
         rates = self._rates(state).tolist()
         return {name: {"detection_rate": rate} for name, rate in zip(self.joint_names, rates, strict=True)}
 
@@ -147,8 +155,8 @@ class DetectionRate(_OfDistances):
         return is_near.sum(dim=0).double() / is_labelled.sum(dim=0)
 
 
-def _of_frames(state: State) -> tuple[Tensor, Tensor]:
-    """The largest and the mean distance of every frame that shows a joint."""
+def _frame_distances(state: State) -> tuple[Tensor, Tensor]:
+    """Return the largest and the mean distance (F,) of every frame with a visible joint."""
     counts = state["labelled"].sum(dim=1)
     shown = counts > 0
     return state["distance_mm"][shown].amax(dim=1), (state["distance_mm"].sum(dim=1) / counts)[shown]

@@ -1,4 +1,4 @@
-"""Joints measured against the size of who they belong to: PCK, and the similarity of key points that COCO scores by."""
+"""Keypoint metrics relative to the subject's size: PCK, and object keypoint similarity (OKS)."""
 
 from __future__ import annotations
 
@@ -18,12 +18,13 @@ __all__ = ["Keypoints", "keypoint_similarity"]
 
 @registry.metrics.add("keypoints")
 class Keypoints:
-    """`pck`, the share of joints off by at most `share` of a length of the subject, and `oks`, their mean similarity.
+    """PCK and OKS: joints off by at most `share` of a length of the subject, and the mean keypoint similarity.
 
-    The length joins two joints of the true pose: wrist and middle knuckle of a hand, neck and torso of a body. OKS is
-    exp(-d^2 / (2 s^2 (2 sigma)^2)), the mean over the visible joints of a frame, with s^2 = 0.53 e1 max(e2, e1 / 4) of
-    the extents e1 >= e2 of the true joints: our form for three dimensions, no published one. `oks_ap` is the share of
-    frames above 0.50 to 0.95. Source: Yang and Ramanan 2013 (PCK); Lin et al. 2014, COCO (OKS and its sigmas).
+    `pck` is the share of joints, `oks` the mean similarity. The length joins two joints of the true pose: wrist and
+    middle knuckle of a hand, neck and torso of a body. OKS is exp(-d^2 / (2 s^2 (2 sigma)^2)), the mean over the
+    visible joints of a frame, with s^2 = 0.53 e1 max(e2, e1 / 4) of the extents e1 >= e2 of the true joints: our form
+    for three dimensions, not a published one. `oks_ap` is the share of frames above 0.50 to 0.95. Source: Yang and
+    Ramanan 2013 (PCK); Lin et al. 2014, COCO (OKS and its sigmas).
     """
 
     slots = frozenset({"near", "labelled", "similarity", "seen"})
@@ -51,21 +52,24 @@ class Keypoints:
         }
 
     def update(self, state: State, *, joints_mm: Tensor, joints: Tensor, visible: Tensor, sample_index: Tensor) -> None:
-        """As those of `joint_error`; a frame whose two joints of the length are not labelled counts no PCK."""
-        found = distance_slots(0, self.num_joints)
-        found = {name: value.new_zeros((len(joints), *value.shape[1:])) for name, value in found.items()}
+        """Add a batch: `joints_mm` predicted and `joints` true (B, J, 3), in mm; `visible` (B, J).
+
+        A frame in which one of the two joints of the length is not labelled does not count for PCK.
+        """
+        distances = distance_slots(0, self.num_joints)
+        distances = {name: value.new_zeros((len(joints), *value.shape[1:])) for name, value in distances.items()}
         rows = torch.arange(len(joints))
-        record_distances(found, joints_mm.cpu(), joints.cpu(), visible.bool().cpu(), rows)
-        distance, is_labelled, true = found["distance_mm"], found["labelled"] > 0, joints.cpu().double()
+        record_distances(distances, joints_mm.cpu(), joints.cpu(), visible.bool().cpu(), rows)
+        distance, is_labelled, true = distances["distance_mm"], distances["labelled"] > 0, joints.cpu().double()
         first, second = self.pck_joints
         length = (true[:, first] - true[:, second]).norm(dim=-1)
         has_length = is_labelled[:, first] & is_labelled[:, second]
-        near = (distance <= self.share * length[:, None]) & is_labelled & has_length[:, None]
-        where = sample_index.to(state["seen"].device)
-        state["near"][where] += near.sum(dim=1).to(where.device)
-        state["labelled"][where] += (is_labelled & has_length[:, None]).sum(dim=1).to(where.device)
-        state["similarity"][where] += self._similarity(distance, true, is_labelled).to(where.device)
-        state["seen"][where] += is_labelled.any(dim=1).long().to(where.device)
+        is_near = (distance <= self.share * length[:, None]) & is_labelled & has_length[:, None]
+        slots = sample_index.to(state["seen"].device)
+        state["near"][slots] += is_near.sum(dim=1).to(slots.device)
+        state["labelled"][slots] += (is_labelled & has_length[:, None]).sum(dim=1).to(slots.device)
+        state["similarity"][slots] += self._similarity(distance, true, is_labelled).to(slots.device)
+        state["seen"][slots] += is_labelled.any(dim=1).long().to(slots.device)
 
     def compute(self, state: State) -> dict[str, float]:
         is_seen = state["seen"] > 0
@@ -88,11 +92,11 @@ class Keypoints:
 
 
 def keypoint_similarity(distance: Tensor, area: Tensor, sigmas: Tensor, is_labelled: Tensor) -> Tensor:
-    """exp(-d^2 / (2 s^2 (2 sigma)^2)), the mean over labelled joints: 1 for a perfect prediction; 0 without any joint.
+    """Compute the OKS (B,): exp(-d^2 / (2 s^2 (2 sigma)^2)), the mean over labelled joints; 0 without any joint.
 
-    `distance` and `is_labelled` (B, J), `area` s^2 (B) in the square of the same unit, `sigmas` (J). Source: Lin et al.
-    2014, COCO, whose evaluation adds the smallest step of a float64 to the area.
+    `distance` and `is_labelled` (B, J), `area` s^2 (B,) in the square of the same unit, `sigmas` (J,). Source: Lin et
+    al. 2014, COCO, whose evaluation adds the smallest step of a float64 to the area.
     """
     widths = 2 * (area[:, None] + np.spacing(1)) * (2 * sigmas) ** 2
-    each = torch.where(is_labelled, torch.exp(-(distance**2) / widths), 0.0)
-    return each.sum(dim=1) / is_labelled.sum(dim=1).clamp_min(1)
+    similarities = torch.where(is_labelled, torch.exp(-(distance**2) / widths), 0.0)
+    return similarities.sum(dim=1) / is_labelled.sum(dim=1).clamp_min(1)

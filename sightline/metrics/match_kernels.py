@@ -1,6 +1,7 @@
-"""Matching of detections to labels, compiled: one by one, and for the largest sum of overlaps.
+"""CPU kernels of detection matching: greedy by score, and by the largest sum of overlaps.
 
-The plain form of `match_boxes` is `average_precision.match`; `count_pairs` has none, and runs uncompiled without numba.
+The reference of `match_boxes` is `average_precision.match_predictions`; `count_pairs` has none, and runs uncompiled
+without numba.
 """
 
 from __future__ import annotations
@@ -15,15 +16,15 @@ __all__ = ["count_pairs", "match_boxes"]
 
 @numba_kernel
 def box_overlap(box, label, is_crowd, epsilon):
-    """IoU of two boxes; with a crowd the share of the box that it covers."""
+    """Compute the IoU of two boxes (4,); with a crowd the share of the box that it covers."""
     width = min(box[2], label[2]) - max(box[0], label[0])
     height = min(box[3], label[3]) - max(box[1], label[1])
     shared = max(width, 0.0) * max(height, 0.0)
-    whole = (box[2] - box[0]) * (box[3] - box[1])
+    union = (box[2] - box[0]) * (box[3] - box[1])
     if not is_crowd:
-        whole = whole + (label[2] - label[0]) * (label[3] - label[1]) - shared
-    whole += epsilon
-    return shared / whole if whole > 0 else 0.0
+        union = union + (label[2] - label[0]) * (label[3] - label[1]) - shared
+    union += epsilon
+    return shared / union if union > 0 else 0.0
 
 
 @numba_kernel
@@ -46,39 +47,39 @@ def match_boxes(
 ):
     """Match the detections of groups `first` to `last`, one group for each image and class.
 
-    `boxes` (D, 4) and `labels` (G, 4) lie group after group from `*_starts`, detections of a group by falling score;
-    `label_ignored` (A, G) says for each area range which labels do not count, `label_crowd` (G) which of them any
-    number of detections may find, by the share of the detection that they cover; with `allows_reuse` any number may
-    find any label that does not count. `epsilon` is added to the area that an overlap is divided by. At most `most`
-    of a group are looked at. Written: `found` and `ignored` (A, L, D), whether a detection found a label, and one that
-    does not count; `taken` (A, L, G), which labels a detection found.
+    `boxes` (D, 4) and `labels` (G, 4) are ordered by group from `*_starts`, detections of a group by falling score;
+    `label_ignored` (A, G) marks for each area range the labels that do not count, `label_crowd` (G,) those that any
+    number of detections may match, by the share of the detection that they cover; with `allows_reuse` any number may
+    match any label that does not count. `epsilon` is added to the area that an overlap is divided by. At most `most`
+    of a group take part. Written: `found` and `ignored` (A, L, D), if a detection matched a label, and one that
+    does not count; `taken` (A, L, G), the matched labels.
     """
     for group in range(first, last):
         num_boxes = min(box_starts[group + 1] - box_starts[group], most)
         num_labels = label_starts[group + 1] - label_starts[group]
         if num_boxes == 0 or num_labels == 0:
             continue
-        alike = np.empty((num_boxes, num_labels))
+        overlaps = np.empty((num_boxes, num_labels))
         for row in range(num_boxes):
             box = boxes[box_starts[group] + row]
             for column in range(num_labels):
-                place = label_starts[group] + column
-                alike[row, column] = box_overlap(box, labels[place], label_crowd[place], epsilon)
+                label = label_starts[group] + column
+                overlaps[row, column] = box_overlap(box, labels[label], label_crowd[label], epsilon)
         for kind in range(len(label_ignored)):
             for level in range(len(levels)):
                 for row in range(num_boxes):
                     best, chosen = min(levels[level], 1 - 1e-10), -1
                     for is_second in range(2):  # labels that do not count are taken only where no other is left
                         for column in range(num_labels):
-                            place = label_starts[group] + column
-                            if label_ignored[kind, place] != (is_second == 1):
+                            label = label_starts[group] + column
+                            if label_ignored[kind, label] != (is_second == 1):
                                 continue
-                            if taken[kind, level, place] and not (
-                                label_crowd[place] or (allows_reuse and is_second == 1)
+                            if taken[kind, level, label] and not (
+                                label_crowd[label] or (allows_reuse and is_second == 1)
                             ):
                                 continue
-                            if alike[row, column] >= best:
-                                best, chosen = alike[row, column], column
+                            if overlaps[row, column] >= best:
+                                best, chosen = overlaps[row, column], column
                         if chosen >= 0:
                             break
                     if chosen >= 0:
@@ -93,11 +94,11 @@ def match_boxes(
 def count_pairs(
     first, last, boxes, box_starts, labels, label_starts, label_ignored, thresholds, level, epsilon, counts
 ):
-    """Pairs, detections and labels that count (N, T, 3), of the groups `first` to `last`.
+    """Count pairs, detections and labels (N, T, 3) of the groups `first` to `last`.
 
     `boxes` (D, 5) have scores, which fall within a group. For each of the rising `thresholds` the detections above it
-    are paired with labels at overlaps above `level`, for the largest sum. What is left over does not count where an
-    ignored label covers more than `level` of it.
+    are paired with labels at overlaps above `level`, for the largest sum. An unpaired one does not count if an ignored
+    label covers more than `level` of it.
     """
     for group in range(first, last):
         start, begin = box_starts[group], label_starts[group]
@@ -121,8 +122,8 @@ def count_pairs(
         partner = np.full(num_labels, -1)
         row_price, column_price = np.zeros(num_boxes), np.zeros(num_labels)
         row = 0
-        for place in range(len(thresholds) - 1, -1, -1):
-            while row < num_boxes and boxes[start + row, 4] > thresholds[place]:
+        for threshold_index in range(len(thresholds) - 1, -1, -1):
+            while row < num_boxes and boxes[start + row, 4] > thresholds[threshold_index]:
                 augment_matching(row, gain, partner, row_price, column_price)
                 row += 1
             num_pairs, num_found, num_wanted = 0, 0, num_real
@@ -134,19 +135,19 @@ def count_pairs(
                     num_found += is_hidden[partner[column]]
                 elif is_inside[column] and not label_ignored[begin + column]:
                     num_wanted -= 1
-            counts[group, place] = num_pairs, num_found, num_wanted
+            counts[group, threshold_index] = num_pairs, num_found, num_wanted
 
 
 @numba_kernel
 def augment_matching(start, gain, partner, row_price, column_price):
-    """Add a row to pairs of the largest sum of `gain` among the rows before it; columns state their `partner`.
+    """Add a row to a matching of the largest sum of `gain` (D, G) among the rows before it; `partner` (G,) is updated.
 
     Rows may stay alone, and pairs without a gain are not made. One step of the Hungarian method by shortest paths:
     prices never exceed what a pair costs, which is less than nothing by its gain. Source: Jonker and Volgenant 1987.
     """
     num_columns = len(partner)
     slack = np.full(num_columns, np.inf)
-    before = np.full(num_columns, -1)
+    previous_column = np.full(num_columns, -1)
     is_reached = np.zeros(num_columns, dtype=np.bool_)
     row, column = start, -1
     loose, cheapest = start, np.inf  # the row of the path that would give up its column, and what that costs
@@ -160,7 +161,7 @@ def augment_matching(start, gain, partner, row_price, column_price):
             if gain[row, other] > 0:
                 cost = -gain[row, other] - row_price[row] - column_price[other]
                 if cost < slack[other]:
-                    slack[other], before[other] = cost, column
+                    slack[other], previous_column[other] = cost, column
             if slack[other] < step:
                 nearest, step = other, slack[other]
         row_price[start] += step
@@ -186,6 +187,6 @@ def augment_matching(start, gain, partner, row_price, column_price):
         while partner[column] != loose:
             column += 1
     while column >= 0:
-        previous = before[column]
+        previous = previous_column[column]
         partner[column] = partner[previous] if previous >= 0 else start
         column = previous

@@ -1,4 +1,4 @@
-"""The log-average miss rates of CityPersons and EuroCity Persons, each with its set-ups."""
+"""Log-average miss rates of CityPersons and EuroCity Persons, each with its subsets of labels."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ __all__ = ["MissRate"]
 
 _LEVEL = np.array([0.5])
 _WIDER = 1.25
-"""Detections lower than a set-up's labels by more than this factor, or taller, are left out."""
+"""Factor of a set-up's height range beyond which detections are left out."""
 
 
 class _SetUp(NamedTuple):
@@ -49,7 +49,10 @@ _SET_UPS: Mapping[str, Mapping[str, _SetUp]] = {
         "all": _SetUp(20, math.inf, _ABOVE_20, math.inf),
     },
 }
-"""Of EuroCity Persons the tags occluded or truncated by more than 10, 40, 80 % are shares of 0.9, 0.6, 0.2."""
+"""Set-ups of labels by protocol.
+
+In EuroCity Persons the tags occluded or truncated by more than 10, 40, 80 % are shares of 0.9, 0.6, 0.2.
+"""
 _TITLES = {
     "citypersons": "CityPersons, recall 0 below the first detection",
     "citypersons_script": "CityPersons as its script computes it",
@@ -59,15 +62,15 @@ _TITLES = {
 
 @registry.metrics.add("miss_rate")
 class MissRate(BoxRows):
-    """`mr_reasonable`, `mr_small`, `mr_all`, and `mr_heavy` (CityPersons) or `mr_occluded` (EuroCity Persons).
+    """Log-average miss rate (MR^-2): `mr_reasonable`, `mr_small`, `mr_all`, and `mr_heavy` or `mr_occluded`.
 
-    Each set-up is of labels of certain heights and visible shares. An IoU of 0.5 finds one of them; a detection that
-    finds none, and of which half lies in any other label, does not count. The `most` highest-scoring detections of an
-    image and class are taken; then those outside the set-up's heights by a factor of 1.25 are left out.
-    `citypersons_script` reads the final recall where the curve begins above a point, as that script does by mistake.
-    Labels of EuroCity Persons are cut at the image's border. What its rules do not state: of labels outside a set-up
-    the IoU decides here, and the share of a detection only for those that the data set ignores; `most` holds as above.
-    NaN where no label fits, or the set does not state what is visible.
+    `mr_heavy` is of CityPersons, `mr_occluded` of EuroCity Persons. Each set-up is of labels of certain heights and
+    visible shares. An IoU of 0.5 matches one of them; an unmatched detection of which half is inside any other label
+    does not count. The `most` highest-scoring detections of an image and class are used; then those outside the
+    set-up's heights by a factor of 1.25 are left out. `citypersons_script` reads the final recall if the curve begins
+    above a point, as that script does by mistake. Labels of EuroCity Persons are cut at the image's border. Where its
+    rules are silent: of labels outside a set-up the IoU decides here, and the share of a detection only for those that
+    the data set ignores; `most` holds as above. NaN if no label fits, or the set does not state the visible shares.
     Source: Zhang et al. 2017, CityPersons; Braun et al. 2019, EuroCity Persons; their published evaluations.
     """
 
@@ -85,12 +88,12 @@ class MissRate(BoxRows):
         self.most = most
 
     def compute(self, state: State) -> dict[str, float]:
-        """The miss rate of each set-up, a mean over classes that have labels in it."""
+        """Compute the miss rate of each set-up, a mean over classes that have labels in it."""
         rates = {name: [self._rate(curve) for curve in curves] for name, curves in self._curves(state)}
-        return {f"mr_{name}": nan_mean(each) for name, each in rates.items()}
+        return {f"mr_{name}": nan_mean(class_rates) for name, class_rates in rates.items()}
 
     def tables(self, state: State) -> dict[str, Any]:
-        """`scored_boxes_miss_rate`, with the number of labels in each set-up."""
+        """Return `scored_boxes_miss_rate`, with the number of labels in each set-up."""
         about = protocol_header(f"{_TITLES[self.protocol]}, IoU 0.5, at most {self.most} an image and class", state)
         counts = {name: sum(curve.num_labels for curve in curves) for name, curves in self._curves(state)}
         has_visible = bool(state["labels"][:, 8].isfinite().any())
@@ -102,10 +105,10 @@ class MissRate(BoxRows):
         return curve.miss_rate(MISS_RATE_RULES[self.protocol], is_clamped=self.protocol == "ecp")
 
     def _curves(self, state: State) -> list[tuple[str, list[DetectionCurve]]]:
-        """The curve of each class, by set-up."""
+        """Compute the curve of each class, by set-up."""
         rows = self._cut(state) if self.protocol == "ecp" else state
-        every = group_boxes(rows["detections"], rows["labels"], len(self.class_names))
-        detections = torch.from_numpy(every.boxes[every.rank < self.most])
+        all_groups = group_boxes(rows["detections"], rows["labels"], len(self.class_names))
+        detections = torch.from_numpy(all_groups.boxes[all_groups.rank < self.most])
         height = detections[:, 4] - detections[:, 2]
         result = []
         for name, set_up in _SET_UPS[self.protocol].items():
@@ -115,16 +118,16 @@ class MissRate(BoxRows):
             groups = group_boxes(detections[is_kept], rows["labels"], len(self.class_names))
             label_ignored = groups.is_ignored | ~_is_in(groups, set_up)
             is_crowd = groups.is_ignored if self.protocol == "ecp" else label_ignored
-            found, ignored, _ = groups.match(label_ignored[None], is_crowd=is_crowd, levels=_LEVEL, reuses=True)
+            is_matched, ignored, _ = groups.match(label_ignored[None], is_crowd=is_crowd, levels=_LEVEL, reuses=True)
             curves = []
             for number in range(len(self.class_names)):
-                own, its = groups.class_slices(number)
+                detection_rows, label_rows = groups.class_slices(number)
                 curves.append(
                     detection_curve(
-                        groups.boxes[own, 5],
-                        found[0, 0, own],
-                        ignored[0, 0, own],
-                        num_labels=int((~label_ignored[its]).sum()),
+                        groups.boxes[detection_rows, 5],
+                        is_matched[0, 0, detection_rows],
+                        ignored[0, 0, detection_rows],
+                        num_labels=int((~label_ignored[label_rows]).sum()),
                         num_images=len(state["images"]),
                     )
                 )
@@ -132,7 +135,7 @@ class MissRate(BoxRows):
         return result
 
     def _cut(self, state: State) -> State:
-        """Labels cut at the border of their images."""
+        """Cut labels at the border of their images."""
         images = state["images"]
         row = torch.searchsorted(images[:, 0].contiguous(), state["labels"][:, 0].contiguous())
         far = images[row][:, [2, 1, 2, 1]]

@@ -1,4 +1,4 @@
-"""How embeddings of pairs lie: what belongs together near, all else apart."""
+"""Alignment, uniformity and retrieval accuracy of embeddings of pairs."""
 
 from __future__ import annotations
 
@@ -15,12 +15,14 @@ from sightline.metrics.base import State
 __all__ = ["CrossPairs", "Pairs"]
 
 _T = 2.0
-"""Of the Gaussian potential, and the exponent of the distance: the values of the paper."""
+"""Scale of the Gaussian potential, and the exponent of the distance: the values of the paper."""
 
 
 class _PairMetric:
-    """Per sample: the squared distance to its partner and, where its batch holds others, its mean potential among them
-    and whether its partner is the nearest of the batch.
+    """Base of pair metrics. Per sample: the squared distance to its partner, its mean potential, and its retrieval.
+
+    The last two, the mean potential within its batch and if its partner is the nearest of the batch, need other samples
+    in the batch.
     """
 
     slots = frozenset({"distance", "potential", "is_nearest", "seen", "compared"})
@@ -32,34 +34,34 @@ class _PairMetric:
         return floats | counts
 
     def compute(self, state: State) -> dict[str, float]:
-        seen, compared = state["seen"] > 0, state["compared"] > 0
-        potential = state["potential"][compared].mean().item()
+        is_seen, is_compared = state["seen"] > 0, state["compared"] > 0
+        potential = state["potential"][is_compared].mean().item()
         return {
-            f"{self.prefix}alignment": state["distance"][seen].mean().item(),
+            f"{self.prefix}alignment": state["distance"][is_seen].mean().item(),
             f"{self.prefix}uniformity": math.log(potential) if potential > 0 else math.nan,
-            f"{self.prefix}retrieval_accuracy": state["is_nearest"][compared].double().mean().item(),
+            f"{self.prefix}retrieval_accuracy": state["is_nearest"][is_compared].double().mean().item(),
         }
 
     def _note(self, state: State, anchors: Tensor, partners: Tensor, spread: Tensor, sample_index: Tensor) -> None:
         anchors, partners, spread = (F.normalize(rows.double(), dim=1) for rows in (anchors, partners, spread))
         index = sample_index.to(state["seen"].device)
-        found = {"distance": (anchors - partners).square().sum(dim=1), "seen": torch.ones_like(index)}
+        values_by_name = {"distance": (anchors - partners).square().sum(dim=1), "seen": torch.ones_like(index)}
         if len(anchors) > 1:  # a row alone in its batch has nothing to be compared with
-            own = torch.arange(len(anchors), device=anchors.device)
-            found["potential"] = _mean_potential(spread)
-            found["is_nearest"] = torch.cdist(anchors, partners).argmin(dim=1) == own
-            found["compared"] = torch.ones_like(index)
-        for name, values in found.items():
+            row_index = torch.arange(len(anchors), device=anchors.device)
+            values_by_name["potential"] = _mean_potential(spread)
+            values_by_name["is_nearest"] = torch.cdist(anchors, partners).argmin(dim=1) == row_index
+            values_by_name["compared"] = torch.ones_like(index)
+        for name, values in values_by_name.items():
             state[name][index] += values.to(state[name])
 
 
 @registry.metrics.add("pairs")
 class Pairs(_PairMetric):
-    """`alignment`, `uniformity` and `retrieval_accuracy` of the embeddings of two clouds of every object.
+    """Alignment, uniformity and retrieval accuracy of the embeddings of two clouds of every object.
 
     Alignment is the mean squared distance of the two unit vectors, 0 to 4, better smaller. Uniformity is the logarithm
     of the mean of exp(-2 d^2) over the pairs of different objects in an evaluation batch, -4 to 0, better smaller: 0
-    where all are alike. Retrieval is the share of clouds whose own partner is the nearest one of the batch. A cloud
+    if all are alike. Retrieval is the share of clouds whose own partner is the nearest one of the batch. A cloud
     alone in its batch counts for alignment only.
     Source: Wang and Isola 2020, sections 4.1 and 4.2, with exponent and scale 2.
     """
@@ -68,13 +70,13 @@ class Pairs(_PairMetric):
     higher_is_better: Mapping[str, bool] = {"alignment": False, "uniformity": False, "retrieval_accuracy": True}
 
     def update(self, state: State, *, first: Tensor, second: Tensor, sample_index: Tensor) -> None:
-        """`first` and `second` (B, D), in any scale."""
+        """Add a batch of embeddings `first` and `second` (B, D), in any scale."""
         self._note(state, first, second, first, sample_index)
 
 
 @registry.metrics.add("cross_pairs")
 class CrossPairs(_PairMetric):
-    """`cross_alignment`, `cross_uniformity` and `cross_retrieval_accuracy`, as those of `pairs`, of clouds and images.
+    """Cross-modal alignment, uniformity and retrieval accuracy of clouds and images, as in `pairs`.
 
     A cloud's embedding is the mean of its two; uniformity is that of the images; retrieval looks for a cloud's image.
     Source: Wang and Isola 2020, sections 4.1 and 4.2; Afham et al. 2022, eq. 3 (the mean).
@@ -85,11 +87,11 @@ class CrossPairs(_PairMetric):
     higher_is_better: Mapping[str, bool] = {f"cross_{name}": better for name, better in Pairs.higher_is_better.items()}
 
     def update(self, state: State, *, first: Tensor, second: Tensor, pictured: Tensor, sample_index: Tensor) -> None:
-        """All (B, D), in any scale."""
+        """Add a batch of embeddings, all (B, D), in any scale."""
         self._note(state, (first + second) / 2, pictured, pictured, sample_index)
 
 
 def _mean_potential(rows: Tensor) -> Tensor:
-    """exp(-2 d^2) of every row to the others, their mean (B,); of two rows at least."""
+    """Return the mean of exp(-2 d^2) of every row to the others (B,); for two rows at least."""
     potential = (-_T * torch.cdist(rows, rows).square()).exp().fill_diagonal_(0.0)
     return potential.sum(dim=1) / (len(rows) - 1)

@@ -1,4 +1,4 @@
-"""Intersection over union of the parts of objects, from counts of points per object; no mean of batches anywhere."""
+"""Part IoU of objects, from counts of points per object; no mean of batches anywhere."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from sightline.metrics.part_counts import count_parts
 __all__ = ["PartIoU", "category_means", "shape_ious"]
 
 _RULES = ("", "_all_parts")
-"""Predictions among the parts of the object's own category, and among all parts: published numbers mix the two."""
+"""Suffixes of two rules: predictions among the object's own parts, and among all; published numbers mix the two."""
 
 
 @registry.metrics.add("part_iou")
 class PartIoU:
-    """`instance_miou` over shapes, `class_miou` over categories, and the accuracy over points (0 to 1).
+    """Part segmentation mIoU: `instance_miou` over shapes, `class_miou` over categories, and point accuracy, 0 to 1.
 
-    A shape's IoU is the mean over the parts of its category, where a part that neither label nor prediction has counts
+    A shape's IoU is the mean over the parts of its category; a part in neither label nor prediction counts
     1. `instance_miou` is the mean over all shapes; `class_miou` the mean over the categories that occur of the mean
     over their shapes. The prediction is the most probable part among those of the shape's category, the lowest index
     among equals; figures with the suffix `_all_parts` take it among all parts.
@@ -65,9 +65,10 @@ class PartIoU:
         category: Tensor,
         sample_index: Tensor,
     ) -> None:
-        """`probabilities` (P, C) and `target` (P,) of clouds one after another; a `category` and an index for each.
+        """Add a batch of packed clouds: `probabilities` (P, C), `target` (P,), `cloud_offsets` (B+1,).
 
-        Raises ValueError for NaN and for labels outside the parts of the cloud's category.
+        `category` and `sample_index` are (B,). Raises ValueError for NaN and for labels outside the parts of the
+        cloud's category.
         """
         self._assert_shapes(probabilities, target, category)
         counts = count_parts(probabilities, target, cloud_offsets, category, self.parts_of_category)
@@ -91,7 +92,7 @@ class PartIoU:
         return numbers
 
     def per_class(self, state: State) -> dict[str, dict[str, Any]]:
-        """Category name -> `miou` over its shapes by both rules, and the `count` of its shapes."""
+        """Return, by category name, `miou` over its shapes by both rules, and the `count` of its shapes."""
         is_seen = state["seen"] > 0
         category = state["category"][is_seen]
         counts = torch.bincount(category, minlength=len(self.category_names)).tolist()
@@ -105,11 +106,14 @@ class PartIoU:
         }
 
     def per_sample(self, state: State) -> Tensor:
-        """The IoU of each shape (num_samples,) float64, by predictions among its category's parts; NaN where unseen."""
+        """Return the IoU (num_samples,) float64 of each shape, by predictions among its category's parts.
+
+        NaN if unseen.
+        """
         return torch.where(state["seen"] > 0, self._shape_ious(state, 0), torch.nan)
 
     def tables(self, state: State) -> dict[str, Any]:
-        """`confusion` of the parts among those of the shape's category: rows are labels, columns predictions."""
+        """Return `confusion` of the parts among those of the shape's category: rows are labels, columns predictions."""
         return {"confusion": {"classes": list(self.class_names), "counts": state["confusion"].tolist()}}
 
     def _shape_ious(self, state: State, rule: int) -> Tensor:
@@ -150,7 +154,10 @@ class PartIoU:
 
 
 def shape_ious(common: Tensor, union: Tensor, category: Tensor, parts_of_category: Sequence[Sequence[int]]) -> Tensor:
-    """The mean IoU (S,) of each shape over the parts of its category, from counts (S, C) int64; 0/0 counts 1."""
+    """Compute the mean IoU (S,) of each shape over the parts of its category, from counts (S, C) int64.
+
+    0/0 counts 1.
+    """
     iou = torch.where(union > 0, common.double() / union.clamp(min=1), 1.0)
     result = torch.zeros(len(category), dtype=torch.float64)
     for number, parts in enumerate(parts_of_category):
@@ -160,6 +167,6 @@ def shape_ious(common: Tensor, union: Tensor, category: Tensor, parts_of_categor
 
 
 def category_means(ious: Tensor, category: Tensor, num_categories: int) -> Tensor:
-    """The mean of the shapes of each category (num_categories,), NaN where there is none."""
+    """Compute the mean (num_categories,) of the shapes' IoU (S,) of each category (S,), NaN if there is none."""
     means = [ious[category == number].mean() for number in range(num_categories)]
     return torch.stack(means)

@@ -1,4 +1,4 @@
-"""Labels from probabilities, by the one rule that metrics score, predictions keep and pictures show."""
+"""Labels from probabilities, by the one rule that metrics, predictions and pictures share."""
 
 from __future__ import annotations
 
@@ -12,7 +12,11 @@ __all__ = ["predict_labels"]
 
 
 def predict_labels(batch: Mapping[str, Any], predictions: Mapping[str, Any], facts: Mapping[str, Any]) -> list[Tensor]:
-    """The prediction for each sample of a batch, int64: one label (), or with `cloud_offsets` one a point (N,).
+    """Return the prediction for each sample of a batch, int64.
+
+    One label (), or with `cloud_offsets` one per point (N,).
+    The prediction is the most probable class; if the facts state `parts_of_category` and the batch has each cloud's
+    `category`, the most probable part among those of the cloud's category.
 
     The prediction is the most probable class; where the facts state `parts_of_category` and the batch has each cloud's
     `category`, the most probable part among those of the cloud's category.
@@ -25,12 +29,12 @@ def predict_labels(batch: Mapping[str, Any], predictions: Mapping[str, Any], fac
     if parts is None or "category" not in batch:
         answers = probabilities.argmax(dim=1)
     else:
-        answers = _among_own(probabilities, batch["category"].repeat_interleave(sizes), parts)
+        answers = _predict_own_parts(probabilities, batch["category"].repeat_interleave(sizes), parts)
     return list(answers.split(sizes.tolist()))
 
 
-def _among_own(probabilities: Tensor, category: Tensor, parts_of_category: Sequence[Sequence[int]]) -> Tensor:
-    """The most probable part of each point (P,) among those of its category (P,), the first of equals."""
+def _predict_own_parts(probabilities: Tensor, category: Tensor, parts_of_category: Sequence[Sequence[int]]) -> Tensor:
+    """Return the most probable part (P,) of each point among those of its category (P,), the first of equals."""
     is_own = torch.zeros(len(parts_of_category), probabilities.shape[1], dtype=torch.bool, device=probabilities.device)
     for number, parts in enumerate(parts_of_category):
         is_own[number, list(parts)] = True

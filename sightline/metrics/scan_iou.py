@@ -1,4 +1,4 @@
-"""IoU of LiDAR scans by distance, and of the pixels of their range images: figures beside those of all points."""
+"""Mean IoU of LiDAR scans by distance, and of range-image pixels, in addition to that of all points."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ __all__ = ["DistanceIoU", "PixelIoU"]
 
 @registry.metrics.add("pixel_iou")
 class PixelIoU:
-    """`pixel_miou` and `pixel_accuracy` over the labelled pixels of range images (0 to 1), by the rules of `iou`.
+    """Pixel mIoU and accuracy over the labelled pixels of range images, 0 to 1, by the rules of `iou`.
 
-    They say how well the network labels what it sees. A scan has more points than pixels, and those behind the nearest
+    They measure how well the network labels its input. A scan has more points than pixels, and those behind the nearest
     return are missing here: such figures are higher than those of points, and are not to be compared with them. With
     votes they are of the plain pass. Source: as `iou`.
     """
@@ -43,7 +43,10 @@ class PixelIoU:
         return {"confusion": torch.zeros(self._iou.num_classes, self._iou.num_classes, dtype=torch.int64)}
 
     def update(self, state: State, *, seen: Tensor, label: Tensor) -> None:
-        """`label` (B, H, W) and the class `seen` (B * H * W,) of all its pixels. Raises ValueError for other forms."""
+        """Add a batch: `label` (B, H, W) and the class `seen` (B * H * W,) of all its pixels.
+
+        Raises ValueError for other shapes.
+        """
         if label.ndim != 3:
             raise ValueError(f"label: found the shape {tuple(label.shape)}; pixel_iou scores range images (B, H, W)")
         counts = confusion_matrix(
@@ -52,20 +55,20 @@ class PixelIoU:
         state["confusion"] += counts.to(state["confusion"].device)
 
     def compute(self, state: State) -> dict[str, float]:
-        found = self._iou.compute(state)
-        return {"pixel_miou": found["miou"], "pixel_accuracy": found["overall_accuracy"]}
+        figures = self._iou.compute(state)
+        return {"pixel_miou": figures["miou"], "pixel_accuracy": figures["overall_accuracy"]}
 
     def per_class(self, state: State) -> dict[str, dict[str, Any]]:
-        """Class name -> `pixel_iou`; NaN where there is nothing to count."""
+        """Return the `pixel_iou` by class name; NaN if there is nothing to count."""
         return {name: {"pixel_iou": row["iou"]} for name, row in self._iou.per_class(state).items()}
 
 
 @registry.metrics.add("iou_by_distance")
 class DistanceIoU:
-    """`miou_0_10m`, ... and `miou_over_50m`: the mean IoU of the points between two distances from the sensor.
+    """Mean IoU by distance from the sensor: `miou_0_10m`, ... and `miou_over_50m`.
 
     `edges_m` are the distances in between, in rising order; a point at an edge belongs to the farther side. Rules are
-    those of `iou`, for each stretch by its own confusion matrix. The table `by_distance` has each class. The evaluator
+    those of `iou`, for each range by its own confusion matrix. The table `by_distance` has each class. The evaluator
     of SemanticKITTI leaves out points exactly at an edge or at the sensor, and those beyond 50 m.
     Source: Behley et al. 2019, semantic-kitti-api, evaluate_semantics_by_distance.
     """
@@ -94,11 +97,11 @@ class DistanceIoU:
         return {"confusion": torch.zeros(len(self.stretches), size, size, dtype=torch.int64)}
 
     def update(self, state: State, *, probabilities: Tensor, target: Tensor, point_range: Tensor) -> None:
-        """`probabilities` (P, C), `target` (P,) and the distance `point_range` (P,) of points in metres."""
+        """Add a batch: `probabilities` (P, C), `target` (P,) and the points' distances `point_range` (P,) in metres."""
         self.update_labels(state, labels=probabilities.argmax(dim=1), target=target, point_range=point_range)
 
     def update_labels(self, state: State, *, labels: Tensor, target: Tensor, point_range: Tensor) -> None:
-        """As `update`, of the predicted `labels` (P,)."""
+        """Update the state with predicted `labels` (P,) instead of probabilities."""
         stretch = torch.zeros_like(target, dtype=torch.uint8)
         for edge in self.edges_m:  # comparisons of so few edges take a fifth of a search
             stretch += (point_range >= edge).view(torch.uint8)
@@ -119,7 +122,7 @@ class DistanceIoU:
         }
 
     def tables(self, state: State) -> dict[str, Any]:
-        """`by_distance`: the stretches, the IoU of each class in each (None where nothing counts), and their points."""
+        """Return `by_distance`: the ranges, each class's IoU in each (None if nothing counts), and point counts."""
         parts = [self._iou.per_class({"confusion": confusion}) for confusion in state["confusion"]]
         classes = {name: [_or_none(part[name]["iou"]) for part in parts] for name in self._iou.class_names}
         points = state["confusion"].sum(dim=(1, 2)).tolist()

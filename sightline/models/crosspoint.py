@@ -1,4 +1,4 @@
-"""Clouds and images of the same objects in one space. Source: Afham et al. 2022, CrossPoint."""
+"""CrossPoint: clouds and images of the same objects in one embedding space. Source: Afham et al. 2022."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ _IMAGE_HIDDEN = 512
 
 
 class IntraPointOutput(TypedDict):
-    """`first` and `second` (B, embedding): the projections of two clouds of every object, not normalised."""
+    """`first` and `second` (B, embedding): projections of two clouds of every object, not normalised."""
 
     first: Tensor
     second: Tensor
 
 
 class CrossPointOutput(IntraPointOutput):
-    """As IntraPointOutput, and `pictured` (B, embedding): the projections of an image of every object."""
+    """IntraPointOutput with `pictured` (B, embedding): projections of an image of every object."""
 
     pictured: Tensor
 
 
 @registry.models.add("intrapoint")
 class IntraPoint(nn.Module):
-    """A point encoder and its projection head: two augmented clouds of every object, near each other in one space.
+    """IntraPoint: a point encoder with a projection head, for contrast between two augmented clouds of every object.
 
-    Nothing is computed that the losses do not read. `encode` gives the encoder's own feature, which is what probes and
-    fine-tuning take; the head serves the losses alone. Its hidden layer is `hidden` wide: the authors take the width of
+    Only what the losses read is computed. `encode` returns the encoder's own feature, which probes and fine-tuning
+    use; the head serves the losses alone. Its hidden layer is `hidden` wide: the authors take the width of
     their encoder's last map. Source: Afham et al. 2022, section 3.1.
     """
 
@@ -45,7 +45,7 @@ class IntraPoint(nn.Module):
         self.points_head = projection_head(self.feature_width, hidden, embedding, has_bias=True)
 
     def forward(self, *, points: Tensor, other_points: Tensor) -> IntraPointOutput:
-        """`points` and `other_points` (B, N, 3): two views of the same objects, in any unit.
+        """Predict from `points` and `other_points` (B, N, 3): two views of the same objects, in any unit.
 
         Both go through the encoder in one pass, so that its batch statistics are of both.
         """
@@ -53,7 +53,7 @@ class IntraPoint(nn.Module):
         return {"first": first, "second": second}
 
     def encode(self, *, points: Tensor, features: Tensor | None = None) -> Tensor:
-        """The encoder's feature of each cloud: `points` (B, N, 3) -> (B, feature_width)."""
+        """Return the encoder's feature of each cloud: `points` (B, N, 3) -> (B, feature_width)."""
         encoded: Tensor = self.points.encode(points=points, features=features)
         return encoded
 
@@ -63,10 +63,10 @@ class IntraPoint(nn.Module):
 
 @registry.models.add("crosspoint")
 class CrossPoint(IntraPoint):
-    """A point encoder and an image encoder with a projection head each, into one space.
+    """CrossPoint: a point encoder and an image encoder with a projection head each, into one space.
 
-    Nothing is computed that the losses do not read. `encode` gives the point encoder's own feature, which is what
-    probes and fine-tuning take; heads and images serve the losses alone. `hidden` is the width of the point head's
+    Only what the losses read is computed. `encode` returns the point encoder's own feature, which
+    probes and fine-tuning use; heads and images serve the losses alone. `hidden` is the width of the point head's
     hidden layer; that of the image head's is 512. Source: Afham et al. 2022, section 3.
     """
 
@@ -80,13 +80,16 @@ class CrossPoint(IntraPoint):
     def forward(  # type: ignore[override]
         self, *, points: Tensor, other_points: Tensor, image: Tensor
     ) -> CrossPointOutput:
-        """`points` and `other_points` (B, N, 3) as for IntraPoint; `image` (B, 3, H, W), normalised."""
+        """Predict from `points` and `other_points` (B, N, 3) as for IntraPoint; `image` (B, 3, H, W), normalised."""
         first, second = self._project(points, other_points)
         return {"first": first, "second": second, "pictured": self.images_head(self.images.encode(image=image))}
 
 
 def projection_head(in_width: int, hidden: int, out_width: int, *, has_bias: bool) -> nn.Sequential:
-    """Linear, batch norm, ReLU, linear: (B, in_width) -> (B, out_width). Source: Chen et al. 2020, SimCLR, sec. 4.2."""
+    """Build a projection head: linear, batch norm, ReLU, linear: (B, in_width) -> (B, out_width).
+
+    Source: Chen et al. 2020, SimCLR, section 4.2.
+    """
     return nn.Sequential(
         nn.Linear(in_width, hidden, bias=has_bias),
         nn.BatchNorm1d(hidden),

@@ -1,4 +1,4 @@
-"""Darknet, a backbone of residual blocks that segmentation and detection share. Source: Redmon and Farhadi 2018."""
+"""Darknet, a backbone of residual blocks for segmentation and detection. Source: Redmon and Farhadi 2018."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from sightline.layers.images import ConvNorm, assert_images
 __all__ = ["DARKNET21", "DARKNET53", "Darknet", "Darknet53Encoder", "DarknetBlock"]
 
 MakeLayer = Callable[[int], nn.Module]
-"""What makes a norm, or an attention, of a number of channels."""
+"""Factory of a norm, or an attention, for a number of channels."""
 
 DARKNET21 = (1, 1, 2, 2, 1)
 DARKNET53 = (1, 2, 8, 8, 4)
@@ -22,7 +22,7 @@ DARKNET53 = (1, 2, 8, 8, 4)
 
 
 class DarknetBlock(nn.Module):
-    """A 1 x 1 convolution to `inner` channels, one of 3 x 3 back and any attention, added to what came in.
+    """Residual block: 1x1 convolution to `hidden_channels`, 3x3 convolution back, optional attention, shortcut.
 
     Source: Redmon and Farhadi 2018, table 1.
     """
@@ -42,15 +42,15 @@ class DarknetBlock(nn.Module):
         self.layers = nn.Sequential(
             *(
                 ConvNorm(
-                    in_channels=before,
-                    out_channels=after,
+                    in_channels=width_in,
+                    out_channels=width_out,
                     kernel_size=size,
                     activation=nn.LeakyReLU(slope),
                     momentum=momentum,
                     norm=norm,
                     circular=circular,
                 )
-                for before, after, size in ((channels, hidden_channels, 1), (hidden_channels, channels, 3))
+                for width_in, width_out, size in ((channels, hidden_channels, 1), (hidden_channels, channels, 3))
             ),
             *(() if attention is None else (attention(channels),)),
         )
@@ -60,12 +60,12 @@ class DarknetBlock(nn.Module):
 
 
 class Darknet(nn.Module):
-    """A stem and five stages of doubled channels, each a convolution with a stride and its residual blocks.
+    """Darknet: a stem and five stages of doubled channels, each a strided convolution and its residual blocks.
 
-    (B, in_channels, H, W) -> the values of the stem and of every stage, `channels` of them. With 3 input channels
+    (B, in_channels, H, W) -> the maps of the stem and of every stage, of `channels` each. With 3 input channels
     Darknet-53 has 40,584,928 parameters. `strides` are those of the stages, in rows and columns; `momentum` is that of
     the batch norms, `slope` that of the leaky ReLU, `dropout` the share of channels dropped after each stage. `norm`
-    makes the norms where they are not batch norm, `attention` a layer at the end of every residual branch.
+    makes the norms if they are not batch norm, `attention` a layer at the end of every residual branch.
     Source: Redmon and Farhadi 2018, YOLOv3, table 1.
     """
 
@@ -86,10 +86,10 @@ class Darknet(nn.Module):
         super().__init__()
         self.channels = tuple(width * 2**level for level in range(len(depths) + 1))
 
-        def unit(before: int, after: int, stride: tuple[int, int]) -> ConvNorm:
+        def make_conv(width_in: int, width_out: int, stride: tuple[int, int]) -> ConvNorm:
             return ConvNorm(
-                in_channels=before,
-                out_channels=after,
+                in_channels=width_in,
+                out_channels=width_out,
                 kernel_size=3,
                 stride=stride,
                 activation=nn.LeakyReLU(slope),
@@ -98,7 +98,7 @@ class Darknet(nn.Module):
                 circular=circular,
             )
 
-        def block(channels: int) -> DarknetBlock:
+        def make_block(channels: int) -> DarknetBlock:
             return DarknetBlock(
                 channels=channels,
                 hidden_channels=channels // 2,
@@ -109,10 +109,12 @@ class Darknet(nn.Module):
                 attention=attention,
             )
 
-        self.stem = unit(in_channels, width, (1, 1))
+        self.stem = make_conv(in_channels, width, (1, 1))
         self.stages = nn.ModuleList(
-            nn.Sequential(unit(before, after, stride), *(block(after) for _ in range(depth)))
-            for before, after, depth, stride in zip(self.channels, self.channels[1:], depths, strides, strict=False)
+            nn.Sequential(make_conv(width_in, width_out, stride), *(make_block(width_out) for _ in range(depth)))
+            for width_in, width_out, depth, stride in zip(
+                self.channels, self.channels[1:], depths, strides, strict=False
+            )
         )
         self.dropout = nn.Dropout2d(dropout)
 
@@ -136,6 +138,6 @@ class Darknet53Encoder(Darknet):
         super().__init__(slope=slope)
 
     def encode(self, *, image: Tensor) -> Tensor:
-        """`image` (B, 3, H, W), normalised -> (B, feature_width). Raises ValueError for any other layout."""
+        """Encode `image` (B, 3, H, W), normalised -> (B, feature_width). Raises ValueError for any other layout."""
         assert_images(image)
         return self(image)[-1].mean(dim=(2, 3))

@@ -1,4 +1,4 @@
-"""Dynamic graph CNN for the classification of clouds. Source: Wang et al. 2019, Dynamic Graph CNN."""
+"""DGCNN for the classification of clouds. Source: Wang et al. 2019, Dynamic Graph CNN."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ class DGCNNOutput(TypedDict):
 
 @registry.point_encoders.add("dgcnn")
 class DGCNNEncoder(nn.Module):
-    """Four edge convolutions, each on a graph found anew, and the maxima and means of a map of all their results.
+    """DGCNN encoder: four edge convolutions on dynamic kNN graphs, then max and mean pooling of a map of their outputs.
 
-    `encode` gives (B, 2 * embedding), whatever the order of the points. Clouds need at least as many points as a
-    point has neighbours; the authors of CrossPoint take 15 of 2048. With `neighbours_at`, `num_neighbours` is meant for
-    clouds of so many points, and a cloud of more or fewer has neighbours in proportion: 10 at 256 are 40 at 1024, so
-    that edges keep their length and weights that learned on sparse clouds meet what they know. `fused: false` takes the
-    plain forms of all layers: the same numbers, several times slower, for comparison.
+    `encode` returns (B, 2 * embedding), independent of the order of the points. Clouds need at least as many points as
+    a point has neighbours; the authors of CrossPoint take 15 of 2048. With `neighbours_at`, `num_neighbours` refers to
+    clouds of that many points, and a cloud of more or fewer has neighbours in proportion: 10 at 256 are 40 at 1024, so
+    that edges keep their length and weights trained on sparse clouds see familiar neighbourhoods. `fused: false` uses
+    the plain forms of all layers: the same numbers, several times slower, for comparison.
     Source: Wang et al. 2019, figure 3; layout of WangYueFt/dgcnn.
     """
 
@@ -54,35 +54,41 @@ class DGCNNEncoder(nn.Module):
         self.neighbours_at = neighbours_at
         self.feature_width = 2 * embedding
         edge_conv = EdgeConv if fused else PlainEdgeConv
-        before = (in_channels, *_EDGE_WIDTHS[:-1])
+        widths_in = (in_channels, *_EDGE_WIDTHS[:-1])
         self.edges = nn.ModuleList(
-            edge_conv(in_channels=width, out_channels=after) for width, after in zip(before, _EDGE_WIDTHS, strict=True)
+            edge_conv(in_channels=width, out_channels=width_out)
+            for width, width_out in zip(widths_in, _EDGE_WIDTHS, strict=True)
         )
         self.embed = LinearNormPool(
             in_channels=sum(_EDGE_WIDTHS), out_channels=embedding, negative_slope=0.2, fused=fused
         )
 
     def encode(self, *, points: Tensor, features: Tensor | None = None) -> Tensor:
-        """`points` (B, N, 3) in any unit; `features` (B, N, in_channels - 3) where the model has more channels."""
+        """Encode `points` (B, N, 3) in any unit.
+
+        `features` (B, N, in_channels - 3) are required if the model has more channels.
+        """
         values = concat_channels(points, features, in_channels=self.in_channels)
         num_neighbours = scale_num_neighbours(
             self.num_neighbours, reference_num_points=self.neighbours_at, num_points=points.shape[1]
         )
-        near = points  # where the next graph is sought: coordinates alone at first, whatever else a point carries
+        graph_space = (
+            points  # where the next graph is sought: coordinates alone at first, whatever else a point carries
+        )
         levels = []
         for edge_conv in self.edges:
-            index = nearest_neighbours(near, num_neighbours=num_neighbours)
-            values = near = edge_conv(values, index)
+            index = nearest_neighbours(graph_space, num_neighbours=num_neighbours)
+            values = graph_space = edge_conv(values, index)
             levels.append(values)
         return self.embed(torch.cat(levels, dim=-1))
 
 
 @registry.models.add("dgcnn")
 class DGCNN(DGCNNEncoder):
-    """Four edge convolutions, each on a graph found anew: first among the coordinates, then among the features.
+    """DGCNN: four edge convolutions on dynamic kNN graphs, first among the coordinates, then among the features.
 
-    The answer does not depend on the order of the points. Clouds need at least `num_neighbours` points; the authors
-    take 20 of 1024 and 40 of 2048. `neighbours_at` as in the encoder `dgcnn`. `fused: false` takes the plain forms of
+    The output does not depend on the order of the points. Clouds need at least `num_neighbours` points; the authors
+    take 20 of 1024 and 40 of 2048. `neighbours_at` as in the encoder `dgcnn`. `fused: false` uses the plain forms of
     all layers: the same numbers, several times slower, for comparison.
     Source: Wang et al. 2019, figure 3; layout of WangYueFt/dgcnn.
     """
@@ -114,7 +120,10 @@ class DGCNN(DGCNNEncoder):
         )
 
     def forward(self, *, points: Tensor, features: Tensor | None = None) -> DGCNNOutput:
-        """`points` (B, N, 3) in any unit; `features` (B, N, in_channels - 3) where the model has more channels."""
+        """Predict from `points` (B, N, 3) in any unit.
+
+        `features` (B, N, in_channels - 3) are required if the model has more channels.
+        """
         return {"logits": self.head(self.encode(points=points, features=features))}
 
 

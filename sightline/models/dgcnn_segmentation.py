@@ -1,4 +1,4 @@
-"""Dynamic graph CNN for the segmentation of objects and scenes. Source: Wang et al. 2019, Dynamic Graph CNN."""
+"""DGCNN for the segmentation of objects and scenes. Source: Wang et al. 2019, Dynamic Graph CNN."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ _CATEGORY_WIDTH = 64
 
 
 class DGCNNPointsOutput(TypedDict):
-    """`logits` of every point, (B, N, num_classes) or (P, num_classes) as the points came, before any softmax."""
+    """`logits` of every point before the softmax: (B, N, num_classes) or (P, num_classes), as the input."""
 
     logits: Tensor
 
 
 class SpatialTransform(nn.Module):
-    """A 3 x 3 matrix read off a cloud's graph, at first the identity: (B, N, 3) -> (B, 3, 3), applied from the right.
+    """Spatial transform: a 3 x 3 matrix predicted from a cloud's graph, initially the identity: (B, N, 3) -> (B, 3, 3).
 
-    Source: Wang et al. 2019, figure 3 (spatial transform).
+    It is multiplied from the right. Source: Wang et al. 2019, figure 3 (spatial transform).
     """
 
     def __init__(self, *, num_neighbours: int, fused: bool) -> None:
@@ -53,10 +53,10 @@ class SpatialTransform(nn.Module):
 
 
 class _Levels(nn.Module):
-    """Three edge convolutions, each on a graph found anew: all their results, and the maxima of a map of them.
+    """Three edge convolutions on dynamic graphs: all their outputs, and the max pooling of a map of them.
 
-    `forward(values (B, N, in_channels), near (B, N, 3)) -> (maxima (B, embedding), results (B, N, 192))`; the first
-    graph is sought in `near`, the others among the features.
+    `forward(values (B, N, in_channels), near (B, N, 3)) -> (maxima (B, embedding), outputs (B, N, 192))`; the first
+    graph is built in `near`, the others among the features.
     """
 
     def __init__(self, *, in_channels: int, num_neighbours: int, embedding: int, fused: bool) -> None:
@@ -86,12 +86,12 @@ class _Levels(nn.Module):
 
 @registry.point_encoders.add("dgcnn_parts")
 class DGCNNPartsEncoder(nn.Module):
-    """A learned turn of the cloud, three edge convolutions, and the maxima of a map of all their results.
+    """DGCNN encoder for parts: a spatial transform, three edge convolutions, and max pooling of their outputs.
 
-    `encode` gives (B, embedding), whatever the order of the points. Clouds need at least `num_neighbours` points, and
-    are of one size in a batch; the authors take 40 of 2048. Where points have more channels than coordinates, only
-    coordinates are turned, and the first graph is sought among them. `fused: false` takes the plain forms of all
-    layers: the same numbers, several times slower, for comparison.
+    `encode` returns (B, embedding), independent of the order of the points. Clouds need at least `num_neighbours`
+    points, and are of one size in a batch; the authors take 40 of 2048. If points have more channels than coordinates,
+    only coordinates are transformed, and the first graph is built among them. `fused: false` uses the plain forms of
+    all layers: the same numbers, several times slower, for comparison.
     Source: Wang et al. 2019, figure 3 and section 4.4; layout of antao97/dgcnn.pytorch.
     """
 
@@ -105,28 +105,29 @@ class DGCNNPartsEncoder(nn.Module):
         self.levels = _Levels(in_channels=in_channels, num_neighbours=num_neighbours, embedding=embedding, fused=fused)
 
     def encode(self, *, points: Tensor, features: Tensor | None = None, offsets: Tensor | None = None) -> Tensor:
-        """`points` (B, N, 3) or, with `offsets` (B+1,), (B*N, 3), in any unit; `features` as wide as the set states.
+        """Encode `points` (B, N, 3) or, with `offsets` (B+1,), (B*N, 3), in any unit.
 
+        `features` are as wide as the data set states.
         Raises ValueError for clouds of several sizes and for values that are not finite.
         """
-        whole, _ = self._read(dense_channels(points, features, offsets, in_channels=self.in_channels))
-        return whole
+        global_feature, _ = self._read(dense_channels(points, features, offsets, in_channels=self.in_channels))
+        return global_feature
 
     def _read(self, channels_BNC: Tensor) -> tuple[Tensor, Tensor]:
-        """The maxima (B, embedding) and what each point came to (B, N, 192)."""
+        """Return the pooled feature (B, embedding) and the point features (B, N, 192)."""
         near_BN3 = channels_BNC[..., :3]
         turned_BN3 = near_BN3 @ self.alignment(near_BN3)
-        whole, each = self.levels(torch.cat([turned_BN3, channels_BNC[..., 3:]], dim=-1), turned_BN3)
-        return whole, each
+        global_feature, point_features = self.levels(torch.cat([turned_BN3, channels_BNC[..., 3:]], dim=-1), turned_BN3)
+        return global_feature, point_features
 
 
 @registry.models.add("dgcnn_parts")
 class DGCNNParts(DGCNNPartsEncoder):
-    """The parts of an object whose category is known: a learned turn of the cloud, three edge convolutions, a head.
+    """DGCNN part segmentation: a spatial transform, three edge convolutions, a head; the object's category is an input.
 
     The order of the points does not matter. Clouds need at least `num_neighbours` points, and are of one size in a
-    batch; the authors take 40 of 2048. Where points have more channels than coordinates, only coordinates are turned,
-    and the first graph is sought among them. `fused: false` takes the plain forms of all layers: the same numbers,
+    batch; the authors take 40 of 2048. If points have more channels than coordinates, only coordinates are transformed,
+    and the first graph is built among them. `fused: false` uses the plain forms of all layers: the same numbers,
     several times slower, for comparison.
     Source: Wang et al. 2019, figure 3 and section 4.4; layout of antao97/dgcnn.pytorch.
     """
@@ -162,25 +163,26 @@ class DGCNNParts(DGCNNPartsEncoder):
     def forward(
         self, *, points: Tensor, category: Tensor, features: Tensor | None = None, offsets: Tensor | None = None
     ) -> DGCNNPointsOutput:
-        """`points` (B, N, 3) or, with `offsets` (B+1,), (B*N, 3), in any unit; `features` as wide as the set states.
+        """Predict from `points` (B, N, 3) or, with `offsets` (B+1,), (B*N, 3), in any unit.
 
+        `features` are as wide as the data set states.
         `category` (B,) int64. Raises ValueError for clouds of several sizes and for values that are not finite.
         """
         channels_BNC = dense_channels(points, features, offsets, in_channels=self.in_channels)
         chosen = one_hot_category(category, like=channels_BNC, num_categories=self.num_categories)
-        whole, each = self._read(channels_BNC)
-        logits = self.head(self.join(torch.cat([whole, self.category(chosen)], dim=-1), each))
+        global_feature, point_features = self._read(channels_BNC)
+        logits = self.head(self.join(torch.cat([global_feature, self.category(chosen)], dim=-1), point_features))
         return {"logits": logits.view(*points.shape[:-1], -1)}
 
 
 @registry.models.add("dgcnn_scenes")
 class DGCNNScenes(nn.Module):
-    """The class of every point of a block of a scene: three edge convolutions, their maximum, a head.
+    """DGCNN scene segmentation: the class of every point of a block, by three edge convolutions, max pooling, a head.
 
-    `first_graph` says where the first graph is sought: among the `points`, or in the last three channels, the `place`,
+    `first_graph` is where the first graph is built: among the `points`, or in the last three channels, the `place`,
     where the published code takes its nine channels xyz, rgb and position in the room. The order of the points does not
     matter. Clouds need at least `num_neighbours` points, and are of one size in a batch; the authors take 20 of 4096.
-    `fused: false` takes the plain forms of all layers: the same numbers, several times slower, for comparison.
+    `fused: false` uses the plain forms of all layers: the same numbers, several times slower, for comparison.
     Source: Wang et al. 2019, section 4.5; layout of antao97/dgcnn.pytorch.
     """
 
@@ -212,8 +214,9 @@ class DGCNNScenes(nn.Module):
     def forward(
         self, *, points: Tensor, features: Tensor | None = None, offsets: Tensor | None = None
     ) -> DGCNNPointsOutput:
-        """`points` (B, N, 3) or, with `offsets` (B+1,), (B*N, 3), in any unit; `features` as wide as the set states.
+        """Predict from `points` (B, N, 3) or, with `offsets` (B+1,), (B*N, 3), in any unit.
 
+        `features` are as wide as the data set states.
         Raises ValueError for clouds of several sizes and for values that are not finite.
         """
         channels_BNC = dense_channels(points, features, offsets, in_channels=self.in_channels)

@@ -1,4 +1,4 @@
-"""The class of an image: any image encoder and one linear map. Source: He et al. 2016, table 1, the last row."""
+"""Image classifier: any image encoder and one linear map. Source: He et al. 2016, table 1, the last row."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ class ImageClassifierOutput(TypedDict):
 
 @registry.models.add("image_classifier")
 class ImageClassifier(nn.Module):
-    """An image encoder, `images`, and a linear head: what published weights of image networks are made for.
+    """Image classifier: an image encoder, `images`, and a linear head, as in published weights of image networks.
 
-    Its encoder starts that of another model: `init: {from: RUN, modules: images}` for `crosspoint`.
+    Its encoder can initialise that of another model: `init: {from: RUN, modules: images}` for `crosspoint`.
     Source: He et al. 2016, table 1; Dosovitskiy et al. 2021, section 3.1 (the head of fine-tuning).
     """
 
@@ -32,5 +32,5 @@ class ImageClassifier(nn.Module):
         self.head = nn.Linear(images.feature_width, num_classes)
 
     def forward(self, *, image: Tensor) -> ImageClassifierOutput:
-        """`image` (B, 3, H, W), normalised."""
+        """Predict from `image` (B, 3, H, W), normalised."""
         return {"logits": self.head(self.images.encode(image=image))}

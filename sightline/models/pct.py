@@ -1,4 +1,4 @@
-"""Point Cloud Transformer: full, in two simpler forms, and for the parts of objects. Source: Guo et al. 2021, PCT."""
+"""Point Cloud Transformer (PCT): full, in two simpler forms, and for part segmentation. Source: Guo et al. 2021."""
 
 from __future__ import annotations
 
@@ -32,19 +32,19 @@ class PCTOutput(TypedDict):
 
 
 class PCTPointsOutput(TypedDict):
-    """`logits` of every point, (B, N, num_classes) or (P, num_classes) as the points came, before any softmax."""
+    """`logits` of every point before the softmax: (B, N, num_classes) or (P, num_classes), as the input."""
 
     logits: Tensor
 
 
 @registry.point_encoders.add("pct")
 class PCTEncoder(nn.Module):
-    """Two rounds of sampling and grouping, four layers of offset attention among the samples, and their maxima.
+    """PCT encoder: two sample-and-group stages, four layers of offset attention among the samples, and max pooling.
 
-    `encode` gives (B, 1024). Clouds need at least `num_centres[0]` points. Sampling starts at the first point, in
-    training and in evaluation: shuffle the points in training. With `neighbours_at`, `num_neighbours` is meant for
-    clouds of so many points, and that of the first groups, which are of all points, grows in proportion (16 at 512 are
-    32 of 1024); the second ones are of `num_centres[0]` points always. All else is as in the model `pct`.
+    `encode` returns (B, 1024). Clouds need at least `num_centres[0]` points. Sampling starts at the first point, in
+    training and in evaluation: shuffle the points in training. With `neighbours_at`, `num_neighbours` refers to clouds
+    of that many points, and that of the first groups, which are of all points, grows in proportion (16 at 512 are 32 of
+    1024); the second ones are of `num_centres[0]` points always. All else is as in the model `pct`.
     Source: Guo et al. 2021 (PCT), figure 2 and section 3.4; layout of Strawberry-Eat-Mango/PCT_Pytorch.
     """
 
@@ -83,7 +83,10 @@ class PCTEncoder(nn.Module):
         self.fuse = _leaky_layer((_NUM_LAYERS + 1) * 256)
 
     def encode(self, *, points: Tensor, features: Tensor | None = None) -> Tensor:
-        """`points` (B, N, 3) in any unit; `features` (B, N, in_channels - 3) where the model has more channels."""
+        """Encode `points` (B, N, 3) in any unit.
+
+        `features` (B, N, in_channels - 3) are required if the model has more channels.
+        """
         values = self.embed(concat_channels(points, features, in_channels=self.in_channels))
         for group in self.groups:
             points, values = group(points, values)
@@ -94,12 +97,12 @@ class PCTEncoder(nn.Module):
 
 @registry.models.add("pct")
 class PCT(PCTEncoder):
-    """Two rounds of sampling and grouping, four layers of offset attention among the samples, a maximum, a head.
+    """PCT: two sample-and-group stages, four layers of offset attention among the samples, max pooling, a head.
 
     Clouds need at least `num_centres[0]` points. Sampling starts at the first point, in training and in evaluation:
-    shuffle the points in training. Published weights: those of Strawberry-Eat-Mango/PCT_Pytorch want
-    `min_squared_norm: 1e-3` (its sampling passes over points nearer to the origin), those of its `model_new`
-    `codes_positions: true` too; those of qq456cvb/Point-Transformers `head_activation: relu`. `fused: false` takes the
+    shuffle the points in training. Published weights: those of Strawberry-Eat-Mango/PCT_Pytorch need
+    `min_squared_norm: 1e-3` (its sampling skips points nearer to the origin), those of its `model_new`
+    `codes_positions: true` too; those of qq456cvb/Point-Transformers `head_activation: relu`. `fused: false` uses the
     plain groups: the same numbers, slower, for comparison. `neighbours_at` as in the encoder `pct`.
     Source: Guo et al. 2021 (PCT), figure 2 and section 3.4; layout of Strawberry-Eat-Mango/PCT_Pytorch.
     """
@@ -130,12 +133,15 @@ class PCT(PCTEncoder):
         self.head = _head(num_classes, head_activation, dropout)
 
     def forward(self, *, points: Tensor, features: Tensor | None = None) -> PCTOutput:
-        """`points` (B, N, 3) in any unit; `features` (B, N, in_channels - 3) where the model has more channels."""
+        """Predict from `points` (B, N, 3) in any unit.
+
+        `features` (B, N, in_channels - 3) are required if the model has more channels.
+        """
         return {"logits": self.head(self.encode(points=points, features=features))}
 
 
 class _PointwisePCT(nn.Module):
-    """Attention among all points, without neighbourhoods; the answer does not depend on the order of the points."""
+    """PCT with attention among all points, without neighbourhoods; the order of the points does not matter."""
 
     _layer: type[SelfAttention]
 
@@ -156,22 +162,25 @@ class _PointwisePCT(nn.Module):
         self.head = _head(num_classes, head_activation, dropout)
 
     def encode(self, *, points: Tensor, features: Tensor | None = None) -> Tensor:
-        """What the head reads, (B, 1024); `points` and `features` as in `forward`."""
+        """Return the pooled feature (B, 1024), the head's input; `points` and `features` as in `forward`."""
         channels = concat_channels(points, features, in_channels=self.in_channels)
         assert_finite(channels, name="points")
         fused_BNC: Tensor = self.fuse(self.attend(self.embed(channels), points))
         return fused_BNC.max(dim=1).values
 
     def forward(self, *, points: Tensor, features: Tensor | None = None) -> PCTOutput:
-        """`points` (B, N, 3) in any unit; `features` (B, N, in_channels - 3) where the model has more channels."""
+        """Predict from `points` (B, N, 3) in any unit.
+
+        `features` (B, N, in_channels - 3) are required if the model has more channels.
+        """
         return {"logits": self.head(self.encode(points=points, features=features))}
 
 
 @registry.models.add("pct_simple")
 class SimplePCT(_PointwisePCT):
-    """PCT without neighbourhoods (SPCT): offset attention among all points; memory grows with their number squared.
+    """SPCT, PCT without neighbourhoods: offset attention among all points; memory grows with their number squared.
 
-    The answer does not depend on the order of the points. Source: Guo et al. 2021 (PCT), section 3.3 (SPCT).
+    The output does not depend on the order of the points. Source: Guo et al. 2021 (PCT), section 3.3 (SPCT).
     """
 
     _layer = OffsetAttention
@@ -179,9 +188,9 @@ class SimplePCT(_PointwisePCT):
 
 @registry.models.add("pct_naive")
 class NaivePCT(_PointwisePCT):
-    """PCT with plain self-attention (NPCT) among all points; memory grows with their number squared.
+    """NPCT, PCT with plain self-attention among all points; memory grows with their number squared.
 
-    The answer does not depend on the order of the points. Source: Guo et al. 2021 (PCT), section 3.2 (naive PCT).
+    The output does not depend on the order of the points. Source: Guo et al. 2021 (PCT), section 3.2 (naive PCT).
     """
 
     _layer = SelfAttention
@@ -189,10 +198,10 @@ class NaivePCT(_PointwisePCT):
 
 @registry.models.add("pct_parts")
 class PCTParts(nn.Module):
-    """The parts of an object whose category is known: attention among all points, their maximum and mean, a head.
+    """PCT part segmentation: attention among all points, their maximum and mean, a head; the category is an input.
 
     The order of the points does not matter; clouds are of one size in a batch, and memory grows with their number of
-    points squared. There is no sampling and no neighbourhood. `fused: false` takes the plain form of the head's first
+    points squared. There is no sampling and no neighbourhood. `fused: false` uses the plain form of the head's first
     layer: the same numbers, slower, for comparison.
     Source: Guo et al. 2021 (PCT), section 3.3 and figure 2 (segmentation); layout of MenghaoGuo/PCT.
     """
@@ -230,15 +239,16 @@ class PCTParts(nn.Module):
     def forward(
         self, *, points: Tensor, category: Tensor, features: Tensor | None = None, offsets: Tensor | None = None
     ) -> PCTPointsOutput:
-        """`points` (B, N, 3) or, with `offsets` (B+1,), (B*N, 3), in any unit; `features` as wide as the set states.
+        """Predict from `points` (B, N, 3) or, with `offsets` (B+1,), (B*N, 3), in any unit.
 
+        `features` are as wide as the data set states.
         `category` (B,) int64. Raises ValueError for clouds of several sizes and for values that are not finite.
         """
         channels_BNC = dense_channels(points, features, offsets, in_channels=self.in_channels)
         chosen = one_hot_category(category, like=channels_BNC, num_categories=self.num_categories)
         each_BNC = self.fuse(self.attend(self.embed(channels_BNC), channels_BNC[..., :3]))
-        whole = torch.cat([each_BNC.max(dim=1).values, each_BNC.mean(dim=1), self.category(chosen)], dim=-1)
-        logits = self.head(self.join(whole, each_BNC))
+        global_features = torch.cat([each_BNC.max(dim=1).values, each_BNC.mean(dim=1), self.category(chosen)], dim=-1)
+        logits = self.head(self.join(global_features, each_BNC))
         return {"logits": logits.view(*points.shape[:-1], -1)}
 
 

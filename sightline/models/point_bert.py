@@ -1,4 +1,4 @@
-"""Point-BERT's point transformer, as extractor and for classification. Source: Yu et al. 2022, Point-BERT."""
+"""Point-BERT's point transformer, as feature extractor and for classification. Source: Yu et al. 2022, Point-BERT."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ class PointBERTOutput(TypedDict):
 
 @registry.point_encoders.add("point_bert")
 class PointBERTEncoder(nn.Module):
-    """A plain transformer over a class token and the groups of a cloud; the class token beside the groups' maximum.
+    """Point-BERT encoder: a transformer over a class token and patch tokens; the class token joined with their maximum.
 
-    `encode` gives (B, 2 * width). Each of `num_groups` tokens stands for the `group_size` points about a centre; the
+    `encode` returns (B, 2 * width). Each of `num_groups` tokens represents the `group_size` points about a centre; the
     positions of the centres are added before every block. The authors take 64 groups of 32 for 1,024 points and 512 of
     32 for 8,192. Sampling starts at the first point, in training and in evaluation; else the order of the points does
-    not matter. Published weights want `min_squared_norm: 1e-3`: the sampling that they were trained with passes over
-    points nearer to the origin. Channels beyond the coordinates are an addition of ours: the members of a group carry
-    them. `drop_path` leaves branches out at random in training. `embed` is what makes tokens, `trunk` the transformer.
+    not matter. Published weights need `min_squared_norm: 1e-3`: the sampling that they were trained with skips
+    points nearer to the origin. Channels beyond the coordinates are an addition of ours: the members of a group have
+    them. `drop_path` drops branches at random in training. `embed` makes tokens, `trunk` is the transformer.
     Source: Yu et al. 2022, section 3.1, the feature and positions as in its code; layout of lulutang0608/Point-BERT.
     """
 
@@ -63,7 +63,10 @@ class PointBERTEncoder(nn.Module):
         self.trunk = TransformerEncoder(width=width, depth=depth, num_heads=num_heads, drop_path=drop_path)
 
     def encode(self, *, points: Tensor, features: Tensor | None = None) -> Tensor:
-        """`points` (B, N, 3) in any unit; `features` (B, N, in_channels - 3) where the model has more channels."""
+        """Encode `points` (B, N, 3) in any unit.
+
+        `features` (B, N, in_channels - 3) are required if the model has more channels.
+        """
         channels = concat_channels(points, features, in_channels=self.in_channels)
         tokens, positions, _ = self.embed(points, channels)
         tokens = self.trunk(tokens, positions)
@@ -72,7 +75,7 @@ class PointBERTEncoder(nn.Module):
 
 @registry.models.add("point_bert")
 class PointBERT(PointBERTEncoder):
-    """Point-BERT's point transformer and a head of two layers: trained whole, or as a frozen extractor with its head.
+    """Point-BERT classifier: its point transformer and a two-layer head, fully trained or as a frozen extractor.
 
     Frozen: `optimizer.frozen: [{modules: embed}, {modules: trunk}]`. The arguments are those of the point encoder
     `point_bert`. Source: Yu et al. 2022, section 4.2; layout of lulutang0608/Point-BERT.
@@ -110,5 +113,8 @@ class PointBERT(PointBERTEncoder):
         )
 
     def forward(self, *, points: Tensor, features: Tensor | None = None) -> PointBERTOutput:
-        """`points` (B, N, 3) in any unit; `features` (B, N, in_channels - 3) where the model has more channels."""
+        """Predict from `points` (B, N, 3) in any unit.
+
+        `features` (B, N, in_channels - 3) are required if the model has more channels.
+        """
         return {"logits": self.head(self.encode(points=points, features=features))}

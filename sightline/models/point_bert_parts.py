@@ -1,4 +1,4 @@
-"""Point-BERT's point transformer for the parts of objects. Source: Yu et al. 2022, Point-BERT."""
+"""Point-BERT's point transformer for part segmentation. Source: Yu et al. 2022, Point-BERT."""
 
 from __future__ import annotations
 
@@ -20,27 +20,28 @@ from sightline.layers.transformer import TransformerEncoder
 __all__ = ["PointBERTParts", "PointBERTPointsOutput"]
 
 _DEPTH = 12
-_TAPPED = (4, 8, 12)
-"""After how many blocks features are taken."""
+_TAP_BLOCKS = (4, 8, 12)
+"""Numbers of blocks after which features are taken."""
 _NUM_HEADS = 6
 _HEAD_WIDTH = 128
 
 
 class PointBERTPointsOutput(TypedDict):
-    """`logits` of every point, (B, N, num_classes) or (P, num_classes) as the points came, before any softmax."""
+    """`logits` of every point before the softmax: (B, N, num_classes) or (P, num_classes), as the input."""
 
     logits: Tensor
 
 
 @registry.models.add("point_bert_parts")
 class PointBERTParts(nn.Module):
-    """The parts of an object whose category is known: features of three depths, carried from the groups to all points.
+    """Point-BERT part segmentation: features of three depths, propagated from the groups to all points.
 
-    The tokens of the 4th and the 8th block reach `num_centres` points each by interpolation, those of the last by edges
-    through both; all points receive them by interpolation beside their category and channels. Clouds need at least
-    `num_centres[0]` points, and are of one size in a batch. Sampling starts at the first point, in training and in
-    evaluation. Published weights want `min_squared_norm: 1e-3`, as for `point_bert`, whose pre-trained `embed` and
-    `trunk` have the same names. Source: Yu et al. 2022, section 4.2; layout of lulutang0608/Point-BERT.
+    The object's category is an input. The tokens of the 4th and the 8th block reach `num_centres` points each by
+    interpolation, those of the last by edges through both; all points receive them by interpolation, joined with their
+    category and channels. Clouds need at least `num_centres[0]` points, and are of one size in a batch. Sampling starts
+    at the first point, in training and in evaluation. Published weights need `min_squared_norm: 1e-3`, as for
+    `point_bert`, whose pre-trained `embed` and `trunk` have the same names. Source: Yu et al. 2022, section 4.2; layout
+    of lulutang0608/Point-BERT.
     """
 
     def __init__(
@@ -71,8 +72,8 @@ class PointBERTParts(nn.Module):
         )
         self.trunk = TransformerEncoder(width=width, depth=_DEPTH, num_heads=_NUM_HEADS, drop_path=drop_path)
         self.propagations = nn.ModuleList(
-            FeaturePropagation(in_channels=own + width, widths=(4 * width, width))
-            for own in (num_categories + in_channels, 3, 3)
+            FeaturePropagation(in_channels=skip_width + width, widths=(4 * width, width))
+            for skip_width in (num_categories + in_channels, 3, 3)
         )
         self.edges = nn.ModuleList(
             EdgePropagation(channels=width, hidden=4 * width // 3, out_channels=width) for _ in num_centres
@@ -86,8 +87,9 @@ class PointBERTParts(nn.Module):
     def forward(
         self, *, points: Tensor, category: Tensor, features: Tensor | None = None, offsets: Tensor | None = None
     ) -> PointBERTPointsOutput:
-        """`points` (B, N, 3) or, with `offsets` (B+1,), (B*N, 3), in any unit; `features` as wide as the set states.
+        """Predict from `points` (B, N, 3) or, with `offsets` (B+1,), (B*N, 3), in any unit.
 
+        `features` are as wide as the data set states.
         `category` (B,) int64. Raises ValueError for clouds of several sizes and for values that are not finite.
         """
         channels_BNC = dense_channels(points, features, offsets, in_channels=self.in_channels)
@@ -97,23 +99,23 @@ class PointBERTParts(nn.Module):
         fine, coarse = (self._centres(all_points, count) for count in self.num_centres)
 
         to_all, to_fine, to_coarse = self.propagations
-        of_fine = to_fine(fine, fine, groups, early)
-        of_coarse = to_coarse(coarse, coarse, groups, middle)
+        fine_features = to_fine(fine, fine, groups, early)
+        coarse_features = to_coarse(coarse, coarse, groups, middle)
         over_fine, over_coarse = self.edges
-        of_coarse = over_coarse(coarse, of_coarse, groups, late)
-        of_fine = over_fine(fine, of_fine, coarse, of_coarse)
+        coarse_features = over_coarse(coarse, coarse_features, groups, late)
+        fine_features = over_fine(fine, fine_features, coarse, coarse_features)
         repeated_BNK = chosen[:, None].expand(-1, channels_BNC.shape[1], -1)
         own_BNC = torch.cat([repeated_BNK, channels_BNC], dim=-1)
-        logits = self.head(to_all(all_points, own_BNC, fine, of_fine))
+        logits = self.head(to_all(all_points, own_BNC, fine, fine_features))
         return {"logits": logits.view(*points.shape[:-1], -1)}
 
     def _group_features(self, points: Tensor, channels: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """The centres of the groups, and their features (B, num_groups, width) of each depth that is taken."""
+        """Return the centres of the groups, and their features (B, num_groups, width) at each tapped depth."""
         tokens, positions, centres = self.embed(points, channels)
         taken = []
         for number, block in enumerate(self.trunk.blocks, start=1):
             tokens = block(tokens + positions)
-            if number in _TAPPED:
+            if number in _TAP_BLOCKS:
                 taken.append(self.trunk.norm(tokens)[:, 1:])
         return centres, taken
 

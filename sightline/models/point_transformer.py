@@ -1,4 +1,4 @@
-"""Point Transformer on ragged clouds: one answer per point or per cloud. Source: Zhao et al. 2021."""
+"""Point Transformer on packed clouds, with one output per point or per cloud. Source: Zhao et al. 2021."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ _DROPOUT_OF_CLOUDS = 0.5
 
 
 class PointTransformerOutput(TypedDict):
-    """`logits` before any softmax: (..., num_classes) with the points' leading axes, or (S, num_classes) of clouds."""
+    """`logits` before the softmax: (..., num_classes) with the points' leading axes, or (S, num_classes) of clouds."""
 
     logits: Tensor
 
 
 class PointTransformerBlock(nn.Module):
-    """A linear map, vector attention and another linear map, each with its norm, added to what came in.
+    """Point Transformer block: linear map, vector attention and linear map, each with batch norm, and a shortcut.
 
     `forward(features (P, channels), edges) -> (P, channels)`. Source: Zhao et al. 2021, figure 4 (a).
     """
@@ -49,7 +49,7 @@ class PointTransformerBlock(nn.Module):
 
 
 class _Stage(nn.Module):
-    """The way down to a level, and its blocks."""
+    """Transition down to a level, and its blocks."""
 
     def __init__(self, *, in_channels: int, channels: int, num_blocks: int, is_strided: bool, fused: bool) -> None:
         super().__init__()
@@ -65,7 +65,7 @@ class _Stage(nn.Module):
 
 
 class _Decoder(nn.Module):
-    """From the coarsest level back to the finest: at each the features from below and its own, and one block."""
+    """Decoder from the coarsest level to the finest: transition up and one block per level."""
 
     def __init__(self, *, widths: tuple[int, ...], fused: bool) -> None:
         super().__init__()
@@ -77,19 +77,19 @@ class _Decoder(nn.Module):
 
     def forward(self, features: list[Tensor], levels: list[PyramidLevel]) -> Tensor:
         values = self.blocks[-1](self.context(features[-1], levels[-1].offsets), levels[-1].neighbours)
-        for place in reversed(range(len(self.ups))):
-            values = self.ups[place](features[place], values, levels[place + 1])
-            values = self.blocks[place](values, levels[place].neighbours)
+        for level_index in reversed(range(len(self.ups))):
+            values = self.ups[level_index](features[level_index], values, levels[level_index + 1])
+            values = self.blocks[level_index](values, levels[level_index].neighbours)
         return cast(Tensor, values)
 
 
 @registry.point_encoders.add("point_transformer")
 class PointTransformerEncoder(nn.Module):
-    """Vector attention among neighbours at several resolutions, and the mean of the coarsest: (B, widths[-1]).
+    """Point Transformer encoder: vector attention at several resolutions, and the mean of the coarsest.
 
-    Clouds may be of any size, ragged too where `offsets` are given. Sampling starts at a cloud's first point: shuffle
-    the points in training. The arguments are those of the model `point_transformer`; per cloud and per point it has
-    this encoder, so that its weights start either.
+    (B, widths[-1]). Clouds may be of any size, packed too with `offsets`. Sampling starts at a cloud's first point:
+    shuffle the points in training. The arguments are those of the model `point_transformer`, which has this encoder per
+    cloud and per point, so that its weights initialise either.
     Source: Zhao et al. 2021, figure 3; layout of POSTECH-CVLab/point-transformer, by its first author.
     """
 
@@ -110,47 +110,47 @@ class PointTransformerEncoder(nn.Module):
         self.strides = strides
         self.num_neighbours = num_neighbours
         self.stages = nn.ModuleList(
-            _Stage(in_channels=before, channels=width, num_blocks=count, is_strided=stride > 1, fused=fused)
-            for before, width, count, stride in zip(
+            _Stage(in_channels=width_in, channels=width, num_blocks=count, is_strided=stride > 1, fused=fused)
+            for width_in, width, count, stride in zip(
                 (in_channels, *widths[:-1]), widths, num_blocks, strides, strict=True
             )
         )
 
     def encode(self, *, points: Tensor, features: Tensor | None = None, offsets: Tensor | None = None) -> Tensor:
-        """`points` (B, N, 3), or (P, 3) with `offsets` (S+1,), in any unit; `features` (..., in_channels - 3).
+        """Encode `points` (B, N, 3), or (P, 3) with `offsets` (S+1,), in any unit; `features` (..., in_channels - 3).
 
         Raises ValueError for a cloud without points.
         """
-        of_levels, levels = self._read(points, features, offsets)
+        level_features, levels = self._read(points, features, offsets)
         _assert_no_empty_cloud(levels[0].offsets)
-        return segment_mean(of_levels[-1], levels[-1].offsets)
+        return segment_mean(level_features[-1], levels[-1].offsets)
 
     def _read(
         self, points: Tensor, features: Tensor | None, offsets: Tensor | None
     ) -> tuple[list[Tensor], list[PyramidLevel]]:
-        """What the points of every level came to (P, widths[level]), and the levels."""
+        """Return the features of every level (P, widths[level]), and the levels."""
         packed, values, offsets = packed_channels(points, features, offsets, in_channels=self.in_channels)
         levels = build_pyramid(packed, offsets=offsets, strides=self.strides, num_neighbours=self.num_neighbours)
         assert_finite_rows(values, offsets=offsets, name="points and features")
         self._assert_statistics(levels)
-        of_levels = []
+        level_features = []
         for stage, level in zip(self.stages, levels, strict=True):
             values = stage(values, level)
-            of_levels.append(values)
-        return of_levels, levels
+            level_features.append(values)
+        return level_features, levels
 
     def _assert_statistics(self, levels: list[PyramidLevel]) -> None:
-        """Raises ValueError where a batch norm would have one row to take its statistics of.
+        """Raise ValueError if a batch norm in training would have a single row for its statistics.
 
-        A synchronised one may find more on other processes, and says so itself where it does not.
+        A synchronised one may have more on other processes, and raises its own error otherwise.
         """
         norms = [module for module in self.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
         if not any(norm.training and not isinstance(norm, SynchronisedBatchNorm) for norm in norms):
             return
-        for place, level in enumerate(levels):
+        for stage, level in enumerate(levels):
             if len(level.points) == 1:
                 raise ValueError(
-                    f"point_transformer: one point is left at stage {place + 1} of {len(levels)} in the whole batch "
+                    f"point_transformer: one point is left at stage {stage + 1} of {len(levels)} in the whole batch "
                     f"({len(levels[0].points)} points came in), and batch norm in training needs two; give larger "
                     "clouds or more of them in a batch (train.tail=drop where the last one is short), or take fewer "
                     "stages"
@@ -159,14 +159,14 @@ class PointTransformerEncoder(nn.Module):
 
 @registry.models.add("point_transformer")
 class PointTransformer(PointTransformerEncoder):
-    """Vector attention among neighbours at several resolutions; ragged clouds one after another, or stacked ones.
+    """Point Transformer: vector attention among neighbours at several resolutions, on packed or stacked clouds.
 
-    `per: point` answers for every point, `per: cloud` for every cloud. Each stage keeps one of `strides` points of a
-    cloud, at least one: clouds of any size are taken. In evaluation the answer for a cloud does not depend on the
+    `per: point` predicts for every point, `per: cloud` for every cloud. Each stage keeps one of `strides` points of a
+    cloud, at least one: clouds of any size are allowed. In evaluation the output for a cloud does not depend on the
     others in its batch; training needs two points at the coarsest level of a batch, for its batch norms. Sampling
-    starts at a cloud's first point: shuffle the points in training; but for that their order does not matter. Where
-    a cloud has fewer points than neighbours are wanted, it gives those it has. `dropout` is that of the head, by
-    default none per point and 0.5 per cloud. `fused: false` takes the plain forms of all layers: the same numbers,
+    starts at a cloud's first point: shuffle the points in training; apart from that their order does not matter. If
+    a cloud has fewer points than `num_neighbours`, all are used. `dropout` is that of the head, by
+    default none per point and 0.5 per cloud. `fused: false` uses the plain forms of all layers: the same numbers,
     slower and in more memory, for comparison.
     Source: Zhao et al. 2021, figure 3; layout of POSTECH-CVLab/point-transformer, by its first author. The head per
     cloud is that of spec 2.6: the paper gives no widths, and that code has none.
@@ -204,7 +204,10 @@ class PointTransformer(PointTransformerEncoder):
     def forward(
         self, *, points: Tensor, features: Tensor | None = None, offsets: Tensor | None = None
     ) -> PointTransformerOutput:
-        """`points` (B, N, 3), or (P, 3) with `offsets` (S+1,), in any unit; `features` (..., in_channels - 3)."""
+        """Predict from `points` (B, N, 3), or (P, 3) with `offsets` (S+1,), in any unit.
+
+        `features` (..., in_channels - 3).
+        """
         if self.decoder is None:
             return {"logits": self.head(self.encode(points=points, features=features, offsets=offsets))}
         logits = self.head(self.decoder(*self._read(points, features, offsets)))
@@ -214,11 +217,13 @@ class PointTransformer(PointTransformerEncoder):
 def _assert_stages(
     widths: tuple[int, ...], strides: tuple[int, ...], num_neighbours: tuple[int, ...], num_blocks: tuple[int, ...]
 ) -> None:
-    """Raises ConfigError for stages that do not fit together."""
-    given = {"widths": widths, "strides": strides, "num_neighbours": num_neighbours, "num_blocks": num_blocks}
-    if not widths or len({len(values) for values in given.values()}) > 1:
-        found = ", ".join(f"{len(values)} {name}" for name, values in given.items())
-        raise ConfigError(f"point_transformer: found {found}; give one of each for every stage, of which there is one")
+    """Raise ConfigError for stages that do not fit together."""
+    arguments = {"widths": widths, "strides": strides, "num_neighbours": num_neighbours, "num_blocks": num_blocks}
+    if not widths or len({len(values) for values in arguments.values()}) > 1:
+        counts_text = ", ".join(f"{len(values)} {name}" for name, values in arguments.items())
+        raise ConfigError(
+            f"point_transformer: found {counts_text}; give one of each for every stage, of which there is one"
+        )
     if strides[0] != 1:
         raise ConfigError(f"point_transformer: strides[0] is {strides[0]}; the first stage keeps all points, give 1")
     uneven = [width for width in widths if width % SHARE_PLANES]
@@ -236,7 +241,7 @@ def _assert_no_empty_cloud(offsets: Tensor) -> None:
 
 def _head(widths: tuple[int, ...], num_classes: int, dropout: float) -> nn.Sequential:
     layers: list[nn.Module] = []
-    for before, after in pairwise(widths):
-        layers.append(LinearNorm(in_channels=before, out_channels=after, has_bias=True, activation=nn.ReLU()))
+    for width_in, width_out in pairwise(widths):
+        layers.append(LinearNorm(in_channels=width_in, out_channels=width_out, has_bias=True, activation=nn.ReLU()))
         layers.append(nn.Dropout(dropout))
     return nn.Sequential(*layers, nn.Linear(widths[-1], num_classes))

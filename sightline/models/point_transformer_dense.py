@@ -1,4 +1,4 @@
-"""Point Transformer over clouds of one size, for whole clouds and for points. Source: Zhao et al. 2021."""
+"""Point Transformer on clouds of one size, for whole clouds and for points. Source: Zhao et al. 2021."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class DensePointTransformerOutput(TypedDict):
 
 
 class DenseLevel(NamedTuple):
-    """The points (B, N, 3) of one level, what is known of them (B, N, C), and the nearest to each (B, N, K)."""
+    """One level: points (B, N, 3), features (B, N, C), and the nearest neighbours of each point (B, N, K)."""
 
     points: Tensor
     features: Tensor
@@ -38,7 +38,7 @@ class DenseLevel(NamedTuple):
 
 
 class _WithLevels(nn.Module):
-    """The way down through the levels, and the mean of the coarsest one's points."""
+    """Base with the encoder's levels, and the mean of the coarsest one's points."""
 
     def __init__(
         self,
@@ -72,8 +72,9 @@ class _WithLevels(nn.Module):
         offsets: Tensor | None = None,
         category: Tensor | None = None,
     ) -> Tensor:
-        """`points` (B, N, 3) in any unit, or (P, 3) with the `offsets` of clouds of one size; `features` likewise.
+        """Encode `points` (B, N, 3) in any unit, or (P, 3) with the `offsets` of clouds of one size.
 
+        `features` likewise.
         `category` (B,) is needed by a network that was built to read it.
         """
         return self._levels(points, features, offsets, category)[-1].features.mean(dim=1)
@@ -98,9 +99,9 @@ class _WithLevels(nn.Module):
 
 @registry.point_encoders.add("point_transformer_dense")
 class DensePointTransformerEncoder(_WithLevels):
-    """Vector attention among neighbours, a quarter of the points per level, and the mean of the coarsest.
+    """Dense Point Transformer encoder: vector attention, a quarter of the points per level, the mean of the coarsest.
 
-    `encode` gives (B, 32 * 2^(number of levels - 1)): 512 as it stands. Sampling starts at the first point, in training
+    `encode` returns (B, 32 * 2^(number of levels - 1)): 512 by default. Sampling starts at the first point, in training
     and in evaluation: shuffle the points in training. The arguments are those of the model `point_transformer_dense`.
     Source: Zhao et al. 2021 (Point Transformer), section 3; layout of qq456cvb/Point-Transformers (Hengshuang).
     """
@@ -126,13 +127,13 @@ class DensePointTransformerEncoder(_WithLevels):
 
 @registry.models.add("point_transformer_dense")
 class DensePointTransformer(_WithLevels):
-    """Point Transformer over clouds of one size: vector attention among neighbours, a quarter of the points per level.
+    """Dense Point Transformer, on clouds of one size: vector attention, a quarter of the points per level.
 
-    `per` says what gets a label: each point, through a decoder, or each cloud. `num_blocks` is the number of attention
-    layers on each level of the way down; the first level has all points and 32 channels, each further one a quarter and
+    `per` is what gets a label: each point, through a decoder, or each cloud. `num_blocks` is the number of attention
+    layers on each level of the encoder; the first level has all points and 32 channels, each further one a quarter and
     twice as many. Attention is `width` channels wide on every level, among `num_neighbours` points, or all there are.
-    Per point the cloud's `category` joins the input where the data set has categories. Sampling starts at the first
-    point, in training and in evaluation: shuffle the points in training. `fused: false` takes the plain forms of the
+    Per point the cloud's `category` joins the input if the data set has categories. Sampling starts at the first
+    point, in training and in evaluation: shuffle the points in training. `fused: false` uses the plain forms of the
     layers: the same numbers, slower and with more memory, for comparison.
     Source: Zhao et al. 2021 (Point Transformer), section 3; layout of qq456cvb/Point-Transformers (Hengshuang).
     """
@@ -169,8 +170,9 @@ class DensePointTransformer(_WithLevels):
         offsets: Tensor | None = None,
         category: Tensor | None = None,
     ) -> DensePointTransformerOutput:
-        """`points` (B, N, 3) in any unit, or (P, 3) with the `offsets` of clouds of one size; `features` likewise.
+        """Predict from `points` (B, N, 3) in any unit, or (P, 3) with the `offsets` of clouds of one size.
 
+        `features` likewise.
         `category` (B,) is needed where the labels are per point and the data set has categories.
         """
         if self.decoder is None:
@@ -180,7 +182,7 @@ class DensePointTransformer(_WithLevels):
 
 
 class _Encoder(nn.Module):
-    """The levels on the way down: attention, then a step down, then attention, ..."""
+    """Encoder: attention, transition down, attention, ..."""
 
     def __init__(
         self,
@@ -196,8 +198,8 @@ class _Encoder(nn.Module):
         self.num_neighbours = num_neighbours
         self.embed = _mlp(in_channels, channels[0], channels[0])
         self.downs = nn.ModuleList(
-            DenseTransitionDown(in_channels=before, out_channels=after, fused=fused)
-            for before, after in pairwise(channels)
+            DenseTransitionDown(in_channels=width_in, out_channels=width_out, fused=fused)
+            for width_in, width_out in pairwise(channels)
         )
         self.levels = nn.ModuleList(
             nn.ModuleList(_attention(count, width=width, fused=fused) for _ in range(number))
@@ -207,9 +209,9 @@ class _Encoder(nn.Module):
     def forward(self, points: Tensor, channels: Tensor) -> list[DenseLevel]:
         levels: list[DenseLevel] = []
         features = self.embed(channels)
-        for place, layers in enumerate(self.levels):
-            if place > 0:
-                points, features = self.downs[place - 1](*levels[-1])
+        for level, layers in enumerate(self.levels):
+            if level > 0:
+                points, features = self.downs[level - 1](*levels[-1])
             nearest = nearest_neighbours(points, num_neighbours=min(self.num_neighbours, points.shape[1]))
             for layer in cast(nn.ModuleList, layers):
                 features = layer(points, features, nearest)
@@ -218,7 +220,7 @@ class _Encoder(nn.Module):
 
 
 class _Decoder(nn.Module):
-    """From the fewest points back to all of them; every level takes the neighbours that were found on the way down."""
+    """Decoder from the coarsest level to all points; every level reuses the neighbours of the encoder."""
 
     def __init__(self, *, channels: list[int], width: int, fused: bool) -> None:
         super().__init__()
@@ -227,7 +229,7 @@ class _Decoder(nn.Module):
         self.bottom_attention = _attention(deepest, width=width, fused=fused)
         upward = channels[::-1]
         self.ups = nn.ModuleList(
-            DenseTransitionUp(in_channels=before, out_channels=after) for before, after in pairwise(upward)
+            DenseTransitionUp(in_channels=width_in, out_channels=width_out) for width_in, width_out in pairwise(upward)
         )
         self.layers = nn.ModuleList(_attention(count, width=width, fused=fused) for count in upward[1:])
 
@@ -246,8 +248,8 @@ def _attention(channels: int, *, width: int, fused: bool) -> nn.Module:
 
 
 def _mlp(*widths: int) -> nn.Sequential:
-    """Linear maps with a ReLU between each two."""
+    """Build linear maps with ReLUs in between."""
     layers: list[nn.Module] = []
-    for before, after in pairwise(widths):
-        layers += [nn.Linear(before, after), nn.ReLU()]
+    for width_in, width_out in pairwise(widths):
+        layers += [nn.Linear(width_in, width_out), nn.ReLU()]
     return nn.Sequential(*layers[:-1])

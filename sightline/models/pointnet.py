@@ -32,11 +32,12 @@ class PointNetPlainOutput(TypedDict):
 
 @registry.point_encoders.add("pointnet")
 class PointNetEncoder(nn.Module):
-    """PointNet's global feature, with input and feature alignment: (B, 1024), whatever the order of the points.
+    """PointNet encoder with input and feature T-Nets.
 
-    The last layer before the maximum has no ReLU, as in the widely used code. Nothing keeps the feature alignment near
-    a rotation here: the penalty of the model `pointnet` is no contrastive loss. `fused: false` takes the plain forms of
-    its layers: the same numbers, slower, for comparison.
+    The global feature (B, 1024), independent of the order of the points. The last layer before the maximum has no ReLU,
+    as in the widely used code. Nothing keeps the feature transform near a rotation here: the penalty of the model
+    `pointnet` is not a contrastive loss. `fused: false` uses the plain forms of its layers: the same numbers, slower,
+    for comparison.
     Source: Qi et al. 2017, figure 2; layout of yanx27/Pointnet_Pointnet2_pytorch.
     """
 
@@ -54,11 +55,14 @@ class PointNetEncoder(nn.Module):
         )
 
     def encode(self, *, points: Tensor, features: Tensor | None = None) -> Tensor:
-        """`points` (B, N, 3) in any unit; `features` (B, N, in_channels - 3) where the model has more channels."""
+        """Encode `points` (B, N, 3) in any unit.
+
+        `features` (B, N, in_channels - 3) are required if the model has more channels.
+        """
         return self._read(points, features)[0]
 
     def _read(self, points: Tensor, features: Tensor | None) -> tuple[Tensor, Tensor]:
-        """The global feature (B, 1024) and the feature alignment (B, 64, 64)."""
+        """Return the global feature (B, 1024) and the feature transform (B, 64, 64)."""
         channels_BNC = concat_channels(points, features, in_channels=self.in_channels)
         aligned_BN3 = points @ self.input_alignment(channels_BNC)
         embedded_BNC = self.embed(torch.cat([aligned_BN3, channels_BNC[..., 3:]], dim=-1))
@@ -69,11 +73,11 @@ class PointNetEncoder(nn.Module):
 
 @registry.models.add("pointnet")
 class PointNet(PointNetEncoder):
-    """PointNet with input and feature alignment; its output does not depend on the order of the points.
+    """PointNet with input and feature T-Nets; its output does not depend on the order of the points.
 
-    Two slips of the widely used code are kept, for its published weights: dropout stands before the second batch norm
+    Two slips of the widely used code are kept, for its published weights: dropout comes before the second batch norm
     of the head, and the last layer before the maximum has no ReLU. Train it with `feature_transform_penalty`, weight
-    0.001. `fused: false` takes the plain forms of its layers: the same numbers, slower, for comparison.
+    0.001. `fused: false` uses the plain forms of its layers: the same numbers, slower, for comparison.
     Source: Qi et al. 2017, figure 2; layout of yanx27/Pointnet_Pointnet2_pytorch.
     """
 
@@ -89,13 +93,16 @@ class PointNet(PointNetEncoder):
         )
 
     def forward(self, *, points: Tensor, features: Tensor | None = None) -> PointNetOutput:
-        """`points` (B, N, 3) in any unit; `features` (B, N, in_channels - 3) where the model has more channels."""
+        """Predict from `points` (B, N, 3) in any unit.
+
+        `features` (B, N, in_channels - 3) are required if the model has more channels.
+        """
         pooled_BC, feature_transform = self._read(points, features)
         return {"logits": self.head(pooled_BC), "feature_transform": feature_transform}
 
 
 class TNet(nn.Module):
-    """A square matrix read off a cloud, the identity plus what is learned: (B, N, in_channels) -> (B, size, size).
+    """T-Net: a square matrix predicted from a cloud, added to the identity: (B, N, in_channels) -> (B, size, size).
 
     Source: Qi et al. 2017, section 4.2 (T-Net).
     """
@@ -117,9 +124,9 @@ class TNet(nn.Module):
 
 @registry.models.add("pointnet_plain")
 class PointNetPlain(nn.Module):
-    """PointNet without alignment: one shared network per point, a maximum, a short head.
+    """PointNet without T-Nets: one shared MLP per point, max pooling, a short head.
 
-    `fused: false` takes the plain forms of its layers: the same numbers, slower, for comparison.
+    `fused: false` uses the plain forms of its layers: the same numbers, slower, for comparison.
     Source: Qi et al. 2017, the vanilla network of table 5; layout of WangYueFt/dgcnn.
     """
 
@@ -136,7 +143,7 @@ class PointNetPlain(nn.Module):
         self.in_channels = in_channels
         widths = pairwise((in_channels, 64, 64, 64, 128))
         self.encode = nn.Sequential(
-            *(_relu_layer(before, after, has_bias=False) for before, after in widths),
+            *(_relu_layer(width_in, width_out, has_bias=False) for width_in, width_out in widths),
             LinearNormMax(in_channels=128, out_channels=embedding, activation=nn.ReLU(), fused=fused),
         )
         self.head = nn.Sequential(
@@ -144,7 +151,10 @@ class PointNetPlain(nn.Module):
         )
 
     def forward(self, *, points: Tensor, features: Tensor | None = None) -> PointNetPlainOutput:
-        """`points` (B, N, 3) in any unit; `features` (B, N, in_channels - 3) where the model has more channels."""
+        """Predict from `points` (B, N, 3) in any unit.
+
+        `features` (B, N, in_channels - 3) are required if the model has more channels.
+        """
         channels_BNC = concat_channels(points, features, in_channels=self.in_channels)
         return {"logits": self.head(self.encode(channels_BNC))}
 

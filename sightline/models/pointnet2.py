@@ -23,7 +23,7 @@ class PointNet2Output(TypedDict):
 
 
 class _PointNet2Encoder(nn.Module):
-    """Two set abstractions, a network over all that is left, and its maximum."""
+    """PointNet++ encoder: two set abstractions, an MLP over the remaining points, and max pooling."""
 
     def __init__(self, *, in_channels: int, first: SetAbstraction, second: SetAbstraction) -> None:
         super().__init__()
@@ -36,7 +36,10 @@ class _PointNet2Encoder(nn.Module):
         )
 
     def encode(self, *, points: Tensor, features: Tensor | None = None) -> Tensor:
-        """`points` (B, N, 3), in the unit of the radii; `features` (B, N, in_channels - 3) where there are any."""
+        """Encode `points` (B, N, 3), in the unit of the radii.
+
+        `features` (B, N, in_channels - 3) if there are any.
+        """
         concat_channels(points, features, in_channels=self.in_channels)  # for its check of the shapes
         for abstraction in self.abstractions:
             points, features = abstraction(points, features)
@@ -47,9 +50,9 @@ class _PointNet2Encoder(nn.Module):
 
 @registry.point_encoders.add("pointnet2")
 class PointNet2Encoder(_PointNet2Encoder):
-    """PointNet++ with one ball per centre (SSG), and the maximum over all that is left: (B, 1024).
+    """PointNet++ encoder with single-scale grouping (SSG), and max pooling over the remaining points: (B, 1024).
 
-    The radii are meant for clouds in the unit sphere; all arguments are those of the model `pointnet2`, and the order
+    The radii are for clouds in the unit sphere; all arguments are those of the model `pointnet2`, and the order
     of the points matters as it does there. Source: Qi et al. 2017 (PointNet++), appendix B.1.
     """
 
@@ -75,11 +78,11 @@ class PointNet2Encoder(_PointNet2Encoder):
 
 @registry.models.add("pointnet2")
 class PointNet2(PointNet2Encoder):
-    """PointNet++ with one ball per centre (SSG); neighbourhoods within a radius, so the unit of the points matters.
+    """PointNet++ with single-scale grouping (SSG): neighbourhoods within a radius, so the unit of the points matters.
 
-    The radii are meant for clouds in the unit sphere. Clouds need at least `num_centres[0]` points. The order of the
+    The radii are for clouds in the unit sphere. Clouds need at least `num_centres[0]` points. The order of the
     points matters in that farthest-point sampling starts at the first of them, in training and in evaluation, and that
-    a ball keeps its first `num_neighbours` points: shuffle them in training. `fused: false` takes the plain groups: the
+    a ball keeps its first `num_neighbours` points: shuffle them in training. `fused: false` uses the plain groups: the
     same numbers, slower, for comparison.
     Source: Qi et al. 2017 (PointNet++), appendix B.1; layout of yanx27/Pointnet_Pointnet2_pytorch.
     """
@@ -101,15 +104,19 @@ class PointNet2(PointNet2Encoder):
         self.head = _head(self.feature_width, num_classes, dropouts=(dropout, dropout))
 
     def forward(self, *, points: Tensor, features: Tensor | None = None) -> PointNet2Output:
-        """`points` (B, N, 3), in the unit of the radii; `features` (B, N, in_channels - 3) where there are any."""
+        """Predict from `points` (B, N, 3), in the unit of the radii.
+
+        `features` (B, N, in_channels - 3) if there are any.
+        """
         return {"logits": self.head(self.encode(points=points, features=features))}
 
 
 @registry.models.add("pointnet2_msg")
 class PointNet2MultiScale(_PointNet2Encoder):
-    """PointNet++ with three balls per centre (MSG): of half, once and twice the radii of `pointnet2`.
+    """PointNet++ with multi-scale grouping (MSG).
 
-    Meant for clouds in the unit sphere, of at least `num_centres[0]` points. The order of the points matters as it does
+    Three balls per centre, of half, once and twice the radii of `pointnet2`.
+    For clouds in the unit sphere, of at least `num_centres[0]` points. The order of the points matters as it does
     to `pointnet2`; `fused` is as there.
     Source: Qi et al. 2017 (PointNet++), appendix B.1; layout of yanx27/Pointnet_Pointnet2_pytorch.
     """
@@ -150,7 +157,10 @@ class PointNet2MultiScale(_PointNet2Encoder):
         self.head = _head(self.feature_width, num_classes, dropouts=(dropout, last_dropout))
 
     def forward(self, *, points: Tensor, features: Tensor | None = None) -> PointNet2Output:
-        """`points` (B, N, 3), in the unit of the radii; `features` (B, N, in_channels - 3) where there are any."""
+        """Predict from `points` (B, N, 3), in the unit of the radii.
+
+        `features` (B, N, in_channels - 3) if there are any.
+        """
         return {"logits": self.head(self.encode(points=points, features=features))}
 
 

@@ -20,20 +20,20 @@ _SCENE_WIDTHS = ((32, 32, 64), (64, 64, 128), (128, 128, 256), (256, 256, 512))
 
 
 class PointNet2PointsOutput(TypedDict):
-    """`logits` of every point, (B, N, num_classes) or (P, num_classes) as the points came, before any softmax."""
+    """`logits` of every point before the softmax: (B, N, num_classes) or (P, num_classes), as the input."""
 
     logits: Tensor
 
 
 @registry.models.add("pointnet2_parts")
 class PointNet2Parts(nn.Module):
-    """The parts of an object whose category is known: two set abstractions, the whole, and three propagations back.
+    """PointNet++ part segmentation: two set abstractions, global pooling, and three feature propagations.
 
-    The radii are meant for clouds in the unit sphere. Clouds need at least `num_centres[0]` points, and are of one size
-    in a batch. Coordinates count among the features of the first abstraction, as in the published code. The order of
-    the points matters in that farthest-point sampling starts at the first of them, in training and in evaluation, and
-    that a ball keeps its first `num_neighbours` points: shuffle them in training. `fused: false` takes the plain forms
-    of all layers: the same numbers, slower, for comparison.
+    The object's category is an input. The radii are for clouds in the unit sphere. Clouds need at least
+    `num_centres[0]` points, and are of one size in a batch. Coordinates count among the features of the first
+    abstraction, as in the published code. The order of the points matters in that farthest-point sampling starts at the
+    first of them, in training and in evaluation, and that a ball keeps its first `num_neighbours` points: shuffle them
+    in training. `fused: false` uses the plain forms of all layers: the same numbers, slower, for comparison.
     Source: Qi et al. 2017 (PointNet++), section 4.2 and appendix B; layout of yanx27/Pointnet_Pointnet2_pytorch.
     """
 
@@ -69,26 +69,27 @@ class PointNet2Parts(nn.Module):
     def forward(
         self, *, points: Tensor, category: Tensor, features: Tensor | None = None, offsets: Tensor | None = None
     ) -> PointNet2PointsOutput:
-        """`points` (B, N, 3) or, with `offsets` (B+1,), (B*N, 3), in the unit of the radii; `features` beside them.
+        """Predict from `points` (B, N, 3) or, with `offsets` (B+1,), (B*N, 3), in the unit of the radii.
 
+        `features` beside them.
         `category` (B,) int64. Raises ValueError for clouds of several sizes and for values that are not finite.
         """
         channels_BNC = dense_channels(points, features, offsets, in_channels=self.in_channels)
         chosen = one_hot_category(category, like=channels_BNC, num_categories=self.num_categories)
-        places, levels = _abstracted(self.abstractions, channels_BNC)
-        pooled_B1C = self.encode(torch.cat([places[-1], levels[-1]], dim=-1)).max(dim=1, keepdim=True).values
-        # The whole stands nowhere: it is the one coarse point there is, and every point receives it.
-        places.append(places[-1][:, :1])
+        level_points, levels = _apply_abstractions(self.abstractions, channels_BNC)
+        pooled_B1C = self.encode(torch.cat([level_points[-1], levels[-1]], dim=-1)).max(dim=1, keepdim=True).values
+        # The global feature has no position: it is the only coarse point, and every point receives it.
+        level_points.append(level_points[-1][:, :1])
         levels.append(pooled_B1C)
         repeated_BNK = chosen[:, None].expand(-1, channels_BNC.shape[1], -1)
-        levels[0] = torch.cat([repeated_BNK, places[0], channels_BNC], dim=-1)
-        logits = self.head(_propagated(self.propagations, places, levels))
+        levels[0] = torch.cat([repeated_BNK, level_points[0], channels_BNC], dim=-1)
+        logits = self.head(_apply_propagations(self.propagations, level_points, levels))
         return {"logits": logits.view(*points.shape[:-1], -1)}
 
 
 @registry.models.add("pointnet2_scenes")
 class PointNet2Scenes(nn.Module):
-    """The class of every point of a block of a scene: four set abstractions and four propagations back.
+    """PointNet++ scene segmentation: the class of every point of a block, by four set abstractions and propagations.
 
     The radii are in metres. Clouds need at least `num_centres[0]` points, and are of one size in a batch. All channels,
     coordinates included, are features of the first abstraction, as in the published code. The order of the points
@@ -126,13 +127,14 @@ class PointNet2Scenes(nn.Module):
     def forward(
         self, *, points: Tensor, features: Tensor | None = None, offsets: Tensor | None = None
     ) -> PointNet2PointsOutput:
-        """`points` (B, N, 3) or, with `offsets` (B+1,), (B*N, 3), in the unit of the radii; `features` beside them.
+        """Predict from `points` (B, N, 3) or, with `offsets` (B+1,), (B*N, 3), in the unit of the radii.
 
+        `features` beside them.
         Raises ValueError for clouds of several sizes and for values that are not finite.
         """
         channels_BNC = dense_channels(points, features, offsets, in_channels=self.in_channels)
-        places, levels = _abstracted(self.abstractions, channels_BNC)
-        logits = self.head(_propagated(self.propagations, places, [None, *levels[1:]]))
+        level_points, levels = _apply_abstractions(self.abstractions, channels_BNC)
+        logits = self.head(_apply_propagations(self.propagations, level_points, [None, *levels[1:]]))
         return {"logits": logits.view(*points.shape[:-1], -1)}
 
 
@@ -145,31 +147,31 @@ def _abstractions(
     fused: bool,
 ) -> nn.ModuleList:
     incoming = (in_channels, *(level[-1] for level in widths[:-1]))
-    given = zip(incoming, num_centres, radii, num_neighbours, widths, strict=True)
+    arguments = zip(incoming, num_centres, radii, num_neighbours, widths, strict=True)
     return nn.ModuleList(
-        SetAbstraction(in_channels=before, num_samples=samples, scales=[BallScale(radius, count, level)], fused=fused)
-        for before, samples, radius, count, level in given
+        SetAbstraction(in_channels=width_in, num_samples=samples, scales=[BallScale(radius, count, level)], fused=fused)
+        for width_in, samples, radius, count, level in arguments
     )
 
 
-def _abstracted(abstractions: nn.ModuleList, channels: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-    """Coordinates and features of every level, the finest first."""
-    places, levels = [channels[..., :3]], [channels]
+def _apply_abstractions(abstractions: nn.ModuleList, channels: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+    """Apply the set abstractions: coordinates and features of every level, the finest first."""
+    level_points, levels = [channels[..., :3]], [channels]
     for abstraction in abstractions:
-        place, values = abstraction(places[-1], levels[-1])
-        places.append(place)
+        centres, values = abstraction(level_points[-1], levels[-1])
+        level_points.append(centres)
         levels.append(values)
-    return places, levels
+    return level_points, levels
 
 
-def _propagated(
-    propagations: nn.ModuleList, places: list[Tensor], levels: list[Tensor] | list[Tensor | None]
+def _apply_propagations(
+    propagations: nn.ModuleList, level_points: list[Tensor], levels: list[Tensor] | list[Tensor | None]
 ) -> Tensor:
-    """What reaches the finest points from the coarsest: `levels` are the own features of each, None for no own ones."""
+    """Propagate features from the coarsest to the finest points; `levels` are the skip features of each, or None."""
     values = levels[-1]
     for step, propagation in enumerate(propagations):
-        fine = len(places) - 2 - step
-        values = propagation(places[fine], levels[fine], places[fine + 1], values)
+        fine = len(level_points) - 2 - step
+        values = propagation(level_points[fine], levels[fine], level_points[fine + 1], values)
     return cast(Tensor, values)
 
 

@@ -17,8 +17,10 @@ __all__ = ["PointNetParts", "PointNetPointsOutput", "PointNetScenes"]
 
 
 class PointNetPointsOutput(TypedDict):
-    """`logits` of every point, (B, N, num_classes) or (P, num_classes) as the points came, before any softmax;
-    `feature_transform` (B, K, K), multiplied from the right."""
+    """`logits` of every point before the softmax: (B, N, num_classes) or (P, num_classes), as the input.
+
+    `feature_transform` (B, K, K), multiplied from the right.
+    """
 
     logits: Tensor
     feature_transform: Tensor
@@ -26,11 +28,11 @@ class PointNetPointsOutput(TypedDict):
 
 @registry.models.add("pointnet_parts")
 class PointNetParts(nn.Module):
-    """The parts of an object whose category is known, from the values of every layer at a point and their maxima.
+    """PointNet part segmentation, from the values of every layer at a point and their maxima; the category is an input.
 
     The order of the points does not matter; clouds are of one size in a batch. Train it with
     `feature_transform_penalty`, weight 0.001. As in the widely used code the last layer before the maximum has no ReLU,
-    and there is no dropout. `fused: false` takes the plain forms of its layers: the same numbers, slower.
+    and there is no dropout. `fused: false` uses the plain forms of its layers: the same numbers, slower.
     Source: Qi et al. 2017, appendix C and figure 9; layout of yanx27/Pointnet_Pointnet2_pytorch.
     """
 
@@ -56,13 +58,14 @@ class PointNetParts(nn.Module):
     def forward(
         self, *, points: Tensor, category: Tensor, features: Tensor | None = None, offsets: Tensor | None = None
     ) -> PointNetPointsOutput:
-        """`points` (B, N, 3) or, with `offsets` (B+1,), (B*N, 3), in any unit; `features` as wide as the set states.
+        """Predict from `points` (B, N, 3) or, with `offsets` (B+1,), (B*N, 3), in any unit.
 
+        `features` are as wide as the data set states.
         `category` (B,) int64. Raises ValueError for clouds of several sizes and for values that are not finite.
         """
         channels_BNC = dense_channels(points, features, offsets, in_channels=self.in_channels)
         chosen = one_hot_category(category, like=channels_BNC, num_categories=self.num_categories)
-        values = _aligned(channels_BNC, self.input_alignment)
+        values = _align(channels_BNC, self.input_alignment)
         levels = []
         for layer in self.embed:
             values = layer(values)
@@ -72,18 +75,19 @@ class PointNetParts(nn.Module):
         for layer in self.encode:
             values = layer(values)
             levels.append(values)
-        whole = torch.cat([values.max(dim=1).values, chosen], dim=-1)
-        logits = self.head(self.join(whole, torch.cat(levels, dim=-1)))
+        global_features = torch.cat([values.max(dim=1).values, chosen], dim=-1)
+        logits = self.head(self.join(global_features, torch.cat(levels, dim=-1)))
         return {"logits": logits.view(*points.shape[:-1], -1), "feature_transform": feature_transform}
 
 
 @registry.models.add("pointnet_scenes")
 class PointNetScenes(nn.Module):
-    """The class of every point of a block of a scene, from its aligned features and the maxima over the block.
+    """PointNet scene segmentation.
 
+    The class of every point of a block, from its features and the maxima over the block.
     The order of the points does not matter; clouds are of one size in a batch. Train it with
     `feature_transform_penalty`, weight 0.001. As in the widely used code the last layer before the maximum has no ReLU,
-    and there is no dropout. `fused: false` takes the plain forms of its layers: the same numbers, slower.
+    and there is no dropout. `fused: false` uses the plain forms of its layers: the same numbers, slower.
     Source: Qi et al. 2017, figure 2 (segmentation network); layout of yanx27/Pointnet_Pointnet2_pytorch.
     """
 
@@ -104,20 +108,21 @@ class PointNetScenes(nn.Module):
     def forward(
         self, *, points: Tensor, features: Tensor | None = None, offsets: Tensor | None = None
     ) -> PointNetPointsOutput:
-        """`points` (B, N, 3) or, with `offsets` (B+1,), (B*N, 3), in any unit; `features` as wide as the set states.
+        """Predict from `points` (B, N, 3) or, with `offsets` (B+1,), (B*N, 3), in any unit.
 
+        `features` are as wide as the data set states.
         Raises ValueError for clouds of several sizes and for values that are not finite.
         """
         channels_BNC = dense_channels(points, features, offsets, in_channels=self.in_channels)
-        embedded_BNC = self.embed(_aligned(channels_BNC, self.input_alignment))
+        embedded_BNC = self.embed(_align(channels_BNC, self.input_alignment))
         feature_transform = self.feature_alignment(embedded_BNC)
         each_BNC = embedded_BNC @ feature_transform
         logits = self.head(self.join(self.encode(each_BNC), each_BNC))
         return {"logits": logits.view(*points.shape[:-1], -1), "feature_transform": feature_transform}
 
 
-def _aligned(channels: Tensor, alignment: TNet) -> Tensor:
-    """Coordinates turned by what the alignment reads off all channels, the other channels as they are."""
+def _align(channels: Tensor, alignment: TNet) -> Tensor:
+    """Transform the coordinates by the T-Net's matrix; the other channels are unchanged."""
     return torch.cat([channels[..., :3] @ alignment(channels), channels[..., 3:]], dim=-1)
 
 

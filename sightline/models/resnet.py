@@ -1,4 +1,4 @@
-"""Residual networks that read images. Source: He et al. 2016, Deep Residual Learning for Image Recognition."""
+"""Residual networks (ResNet) on images. Source: He et al. 2016, Deep Residual Learning for Image Recognition."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ __all__ = [
 ]
 
 LayerFactory = Callable[[int], nn.Module]
-"""What makes a norm, or an attention, of a number of channels."""
+"""Factory of a norm, or an attention, for a number of channels."""
 RESNET_DEPTHS = {
     "resnet18": (2, 2, 2, 2),
     "resnet34": (3, 4, 6, 3),
@@ -38,10 +38,11 @@ _WIDTH = 64
 
 
 class _Block(nn.Module):
-    """Convolutions of `sizes` kernels and `channels` channels, added to what came in. Source: He et al. 2016, eq. 2.
+    """Residual block: convolutions of `sizes` kernels and `channels` channels plus a shortcut. Source: He et al., eq.
 
-    The first kernel larger than one pixel takes the stride, all of them the dilation; where shapes change, a
-    convolution of one pixel brings what came in to the new one. `attention` makes the last layer of the branch.
+    2.
+    The first kernel larger than one pixel has the stride, all of them the dilation; if shapes change, the shortcut is a
+    1x1 convolution. `attention` makes the last layer of the branch.
     """
 
     def __init__(
@@ -57,20 +58,20 @@ class _Block(nn.Module):
         attention: LayerFactory | None,
     ) -> None:
         super().__init__()
-        strided, last = next(place for place, size in enumerate(sizes) if size > 1), len(sizes) - 1
+        strided, last = next(index for index, size in enumerate(sizes) if size > 1), len(sizes) - 1
         self.layers = nn.Sequential(
             *(
                 ConvNorm(
-                    in_channels=before,
-                    out_channels=after,
+                    in_channels=width_in,
+                    out_channels=width_out,
                     kernel_size=size,
-                    stride=stride if place == strided else 1,
+                    stride=stride if index == strided else 1,
                     dilation=dilation,
-                    activation=nn.ReLU() if place < last else None,
+                    activation=nn.ReLU() if index < last else None,
                     norm=norm,
                     circular=circular,
                 )
-                for place, (before, after, size) in enumerate(
+                for index, (width_in, width_out, size) in enumerate(
                     zip((in_channels, *channels[:-1]), channels, sizes, strict=True)
                 )
             ),
@@ -88,9 +89,9 @@ class _Block(nn.Module):
 
 
 class ResidualStages(nn.Module):
-    """A stem and four stages of blocks, each of half the resolution of the last.
+    """ResNet stem and four stages of blocks, each of half the resolution of the previous one.
 
-    `norm` makes the norms where they are not batch norm, `attention` a layer at the end of every residual branch.
+    `norm` makes the norms if they are not batch norm, `attention` a layer at the end of every residual branch.
     `num_dilated` stages at the end keep their resolution: their kernels are dilated instead, twice as much as in the
     stage before, the first block of each still as much as that one. Source: He et al. 2016; Chen et al. 2017, figure 3.
     """
@@ -121,17 +122,17 @@ class ResidualStages(nn.Module):
             circular=circular,
         )
         self.pool = build_pool(nn.MaxPool2d, size=3, stride=2, circular=circular)
-        stages, before, dilation = [], width, 1
-        for place, depth in enumerate(depths):
-            inner = width * 2**place
+        stages, width_in, dilation = [], width, 1
+        for stage, depth in enumerate(depths):
+            inner = width * 2**stage
             channels = (*(inner for _ in sizes[1:]), expansion * inner)
-            is_dilated = place >= len(depths) - num_dilated
+            is_dilated = stage >= len(depths) - num_dilated
             blocks = []
             for number in range(depth):
-                stride = 2 if place > 0 and number == 0 and not is_dilated else 1
+                stride = 2 if stage > 0 and number == 0 and not is_dilated else 1
                 blocks.append(
                     _Block(
-                        in_channels=before,
+                        in_channels=width_in,
                         channels=channels,
                         sizes=sizes,
                         stride=stride,
@@ -141,36 +142,36 @@ class ResidualStages(nn.Module):
                         attention=attention,
                     )
                 )
-                before = channels[-1]
+                width_in = channels[-1]
             dilation *= 2 if is_dilated else 1
             stages.append(nn.Sequential(*blocks))
         self.stages = nn.ModuleList(stages)
 
     def forward_features(self, image: Tensor) -> list[Tensor]:
-        """(B, in_channels, H, W) -> the values of every stage."""
-        values, found = self.pool(self.stem(image)), []
+        """Map an image (B, in_channels, H, W) to the maps of every stage."""
+        values, maps = self.pool(self.stem(image)), []
         for stage in self.stages:
             values = stage(values)
-            found.append(values)
-        return found
+            maps.append(values)
+        return maps
 
 
 class ResidualNetwork(ResidualStages):
-    """The last stage alone: (B, in_channels, H, W) -> (B, out_channels, H / 32, W / 32), rounded up."""
+    """ResNet up to its last stage: (B, in_channels, H, W) -> (B, out_channels, H / 32, W / 32), rounded up."""
 
     def forward(self, image: Tensor) -> Tensor:
         return self.forward_features(image)[-1]
 
 
 class _ResNet(ResidualNetwork):
-    """The mean over the image of what a residual network gives."""
+    """ResNet encoder: global average pooling of the last stage."""
 
     def __init__(self, *, depths: Sequence[int], sizes: Sequence[int], expansion: int) -> None:
         super().__init__(depths=depths, sizes=sizes, expansion=expansion)
         self.feature_width = self.out_channels
 
     def encode(self, *, image: Tensor) -> Tensor:
-        """`image` (B, 3, H, W), normalised -> (B, feature_width). Raises ValueError for any other layout."""
+        """Encode `image` (B, 3, H, W), normalised -> (B, feature_width). Raises ValueError for any other layout."""
         assert_images(image)
         return self(image).mean(dim=(2, 3))
 

@@ -1,4 +1,4 @@
-"""Where a hand's middle really is, from three crops about a guess. Source: Oberweger and Lepetit 2017, DeepPrior++."""
+"""ScaleNet: the middle of a hand, refined from three crops about a guess. Source: Oberweger and Lepetit 2017."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["ScaleNet", "ScaleNetOutput"]
 _SIZE = 128
 _CHANNELS = 8
 _POOLS = ((4, 2), (2, 2), (2, 1))
-"""Of the first two convolutions of each branch, the branch of the whole crop first; after the third there is none."""
+"""Pool sizes of the first two convolutions of each branch, the whole crop's first; the third has none."""
 _FLAT = 968 + 968 + 512
 _WIDTH = 1024
 
@@ -28,10 +28,10 @@ class ScaleNetOutput(TypedDict):
 
 @registry.models.add("scale_net")
 class ScaleNet(nn.Module):
-    """Refines a reference point: three branches see the crop, its middle half and its middle quarter, of one scale.
+    """ScaleNet: refines a reference point from the crop, its middle half and its middle quarter, at one scale.
 
-    Three valid convolutions a branch, then layers of 1,024 values with `dropout` after each; 3,567,651 parameters. The
-    crop is one of 128 by 128, by the transform `crop_depth`.
+    Three branches of three valid convolutions, then layers of 1,024 values with `dropout` after each; 3,567,651
+    parameters. The crop is one of 128 by 128, by the transform `crop_depth`.
     Source: Oberweger and Lepetit 2017, DeepPrior++, section 3.1; layers of the authors' scalenet.py.
     """
 
@@ -49,14 +49,14 @@ class ScaleNet(nn.Module):
         )
 
     def forward(self, *, crop: Tensor) -> ScaleNetOutput:
-        """`crop` (B, 1, 128, 128), from -1 at the front to 1 at the back."""
+        """Predict from `crop` (B, 1, 128, 128), from -1 at the front to 1 at the back."""
         if crop.shape[1:] != (1, _SIZE, _SIZE):
             raise ValueError(
                 f"crop: found the shape {tuple(crop.shape)}, scale_net takes (B, 1, {_SIZE}, {_SIZE}); set size: "
                 f"{_SIZE} in crop_depth"
             )
-        seen = [branch(_middle(crop, _SIZE >> level)) for level, branch in enumerate(self.branches)]
-        return {"offset": cast(Tensor, self.head(torch.cat(seen, dim=1)))}
+        branch_features = [branch(_middle(crop, _SIZE >> level)) for level, branch in enumerate(self.branches)]
+        return {"offset": cast(Tensor, self.head(torch.cat(branch_features, dim=1)))}
 
 
 def _branch(first_pool: int, second_pool: int) -> nn.Sequential:
@@ -74,6 +74,6 @@ def _branch(first_pool: int, second_pool: int) -> nn.Sequential:
 
 
 def _middle(crop: Tensor, size: int) -> Tensor:
-    """The `size` by `size` pixels in the middle."""
+    """Return the `size` by `size` pixels in the middle."""
     start = (crop.shape[-1] - size) // 2
     return crop[..., start : start + size, start : start + size]

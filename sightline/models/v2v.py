@@ -1,4 +1,4 @@
-"""Voxels in, a likelihood of every joint at every voxel out. Source: Moon et al. 2018, V2V-PoseNet."""
+"""V2V-PoseNet: occupied voxels to a likelihood of every joint at every voxel. Source: Moon et al. 2018."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class V2VOutput(TypedDict):
 
 
 class _VolumeNetwork(nn.Module):
-    """How a network over volumes starts and computes: weights, memory format, what is kept for the backward pass."""
+    """Base of volumetric networks: initialisation, memory format, and activation checkpointing."""
 
     size_divisor = 8
 
@@ -35,18 +35,21 @@ class _VolumeNetwork(nn.Module):
         self.recompute = recompute
 
     def forward(self, *, volume: Tensor) -> V2VOutput:
-        """`volume` (B, 1, X, Y, Z): 1 where a voxel is occupied, else 0."""
+        """Predict from `volume` (B, 1, X, Y, Z): 1 where a voxel is occupied, else 0."""
         assert_volumes(volume, multiple=self.size_divisor)
         if self.channels_last:
             volume = volume.contiguous(memory_format=torch.channels_last_3d)
         return {"likelihood": self.likelihood(volume)}
 
     def likelihood(self, volume: Tensor) -> Tensor:
-        """The network itself."""
+        """Compute the likelihood (B, J, X/2, Y/2, Z/2) of a volume (B, 1, X, Y, Z)."""
         raise NotImplementedError
 
     def stage(self, layers: nn.Module, volume: Tensor) -> Tensor:
-        """`layers(volume)`; with `recompute` its inner values are computed again for the backward pass, not kept."""
+        """Apply `layers` to a volume.
+
+        With `recompute`, its inner values are recomputed in backward instead of stored.
+        """
         return checkpoint_activations(layers, volume) if self.recompute and torch.is_grad_enabled() else layers(volume)
 
     def _start(self, init: Init) -> None:
@@ -64,11 +67,11 @@ class _VolumeNetwork(nn.Module):
 
 @registry.models.add("v2v")
 class V2V(_VolumeNetwork):
-    """The published network: sides halved three times and doubled twice, with residual blocks and two skips.
+    """V2V-PoseNet as published: sides halved three times and doubled twice, with residual blocks and two skips.
 
     The sides of a volume are multiples of 8, 88 in the paper; 3,410,453 parameters for 21 joints. `shortcuts: false`
-    leaves out what residual blocks and skips add, `init` is the spread of the weights at the start (a deviation of
-    0.001 as published), `channels_last` the order in memory that bf16 on a CPU is fast in, `recompute` trades time for
+    removes the shortcuts of residual blocks and the skips, `init` is the initialisation of the weights (a deviation of
+    0.001 as published), `channels_last` the memory format that bf16 on a CPU is fast in, `recompute` trades time for
     memory. Source: Moon et al. 2018, figure 4; layout of V2V-PoseNet_RELEASE.
     """
 
@@ -83,8 +86,8 @@ class V2V(_VolumeNetwork):
     ) -> None:
         super().__init__(channels_last=channels_last, recompute=recompute)
 
-        def block(before: int, after: int) -> ResidualBlock3d:
-            return ResidualBlock3d(in_channels=before, out_channels=after, has_shortcut=shortcuts)
+        def block(width_in: int, width_out: int) -> ResidualBlock3d:
+            return ResidualBlock3d(in_channels=width_in, out_channels=width_out, has_shortcut=shortcuts)
 
         self.stem = nn.Sequential(VolumeBlock(in_channels=1, out_channels=16, kernel_size=7), nn.MaxPool3d(2))
         self.front = nn.Sequential(block(16, 32), block(32, 32), block(32, 32))
@@ -117,7 +120,7 @@ class V2V(_VolumeNetwork):
 
 @registry.models.add("v2v_small")
 class V2VSmall(_VolumeNetwork):
-    """The same idea in little, for quick work: one block a stage, 8 to 32 channels, sides halved twice.
+    """Small V2V-PoseNet for quick work: one block per stage, 8 to 32 channels, sides halved twice.
 
     The sides of a volume are multiples of 4. Arguments as those of v2v. Source: made here, after Moon et al. 2018.
     """
@@ -135,8 +138,8 @@ class V2VSmall(_VolumeNetwork):
     ) -> None:
         super().__init__(channels_last=channels_last, recompute=recompute)
 
-        def block(before: int, after: int) -> ResidualBlock3d:
-            return ResidualBlock3d(in_channels=before, out_channels=after, has_shortcut=shortcuts)
+        def block(width_in: int, width_out: int) -> ResidualBlock3d:
+            return ResidualBlock3d(in_channels=width_in, out_channels=width_out, has_shortcut=shortcuts)
 
         self.stem = nn.Sequential(VolumeBlock(in_channels=1, out_channels=8, kernel_size=5), nn.MaxPool3d(2))
         self.front = block(8, 16)

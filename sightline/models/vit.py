@@ -17,16 +17,16 @@ from sightline.layers.transformer import TransformerBlock, init_trunc_normal
 __all__ = ["ViTBaseEncoder", "ViTEncoder", "ViTSmallEncoder", "ViTTinyEncoder"]
 
 _NORM_EPS = 1e-6
-"""Of published vision transformers; torch's own default is ten times as much."""
+"""Epsilon of the layer norms of published vision transformers; torch's own default is ten times as much."""
 _INITIAL_STD = 0.02
 
 
 @registry.image_encoders.add("vit")
 class ViTEncoder(nn.Module):
-    """A vision transformer of any size: patches and a class token among which every one attends to every other.
+    """Vision transformer (ViT) of any size: self-attention among patch tokens and a class token.
 
-    The feature (B, width) is what the class token came to. Images are squares of `size_px`, cut into patches of
-    `patch_px`; positions are learnt, one for each patch. As it stands it is a small one for images of 64 pixels; the
+    The feature (B, width) is the final class token. Images are squares of `size_px`, cut into patches of
+    `patch_px`; positions are learnt, one for each patch. By default it is a small one for images of 64 pixels; the
     sizes of the papers are `vit_tiny`, `vit_small` and `vit_base`.
     Source: Dosovitskiy et al. 2021, eq. 1 to 4; weights start as in Touvron et al. 2021, DeiT (a deviation of 0.02).
     """
@@ -59,7 +59,7 @@ class ViTEncoder(nn.Module):
             nn.init.trunc_normal_(parameter, std=_INITIAL_STD)
 
     def encode(self, *, image: Tensor) -> Tensor:
-        """`image` (B, 3, size_px, size_px), normalised -> (B, width).
+        """Encode `image` (B, 3, size_px, size_px), normalised -> (B, width).
 
         Raises ValueError for any other layout, and for images of another size.
         """

@@ -1,4 +1,4 @@
-"""Move images and their boxes together: fit to a canvas, cut, turn; pure, as all transforms.
+"""Geometric transforms of images with their boxes: fit to a canvas, crop, affine; pure, as all transforms.
 
 `image` (1, H, W, 3) of a sample, 0 to 255, `boxes` (1, G, 4) as left, top, right, bottom in its pixels (pixel i covers
 [i, i + 1)), and `to_canvas` (1, 2, 3), which takes a place (x, y, 1) of the image's file to its present pixel. Boxes
@@ -36,18 +36,18 @@ __all__ = [
 
 Fit = Literal["letterbox", "stretch", "short_side"]
 PAD_VALUE = 114.0
-"""Of pixels that no image covers. Source: YOLOv5."""
+"""Grey of pixels that no image covers. Source: YOLOv5."""
 
 
 @registry.transforms.add("fit_image")
 class FitImage:
-    """Every image is resized and put into the upper left corner of a canvas of `height` x `width` pixels.
+    """Letterboxing (or stretching) of images into the upper left corner of a canvas of `height` x `width` pixels.
 
     `letterbox` keeps the ratio of its sides and fills one of the canvas's; `stretch` fills both; `short_side` makes the
-    shorter side `short_px` long, or the longer one `long_px` where it would be longer. The canvas is the config's and
-    never the batch's: what a network predicts for an image must not depend on the others. The rest is `fill`, a grey or
+    shorter side `short_px` long, or the longer one `long_px` if it would be longer. The canvas is the config's and
+    never the batch's: a network's prediction for an image must not depend on the others. The rest is `fill`, a grey or
     a red, green and blue.
-    Raises DataError for an image that the canvas does not hold. Source: Lin et al. 2017, RetinaNet, section 4.1
+    Raises DataError for an image larger than the canvas. Source: Lin et al. 2017, RetinaNet, section 4.1
     (short_side, 800 and 1333).
     """
 
@@ -85,7 +85,7 @@ class FitImage:
         return {**fitted, "image": canvas}
 
     def _size(self, height: int, width: int) -> tuple[int, int]:
-        """Rows and columns that an image is resized to."""
+        """Return the rows and columns after resizing."""
         if self.mode == "stretch":
             return self.canvas
         if self.mode == "letterbox":
@@ -97,7 +97,7 @@ class FitImage:
 
 @registry.transforms.add("scale_steps")
 class ScaleSteps:
-    """All images of a training step are scaled by one factor, uniform in [low, high], on a canvas scaled with them.
+    """Multi-scale training: all images of a step and their canvas scaled by one factor, uniform in [low, high].
 
     The draw belongs to the step: its samples agree on it in every worker and on every process. The canvas's sides are
     rounded to multiples of `multiple`. It follows `fit_image`; it may follow `normalize_image`, for `transforms.vote`,
@@ -114,15 +114,15 @@ class ScaleSteps:
 
     def __call__(self, draws: Draws, *, image: Tensor, boxes: Tensor, to_canvas: Tensor) -> dict[str, Tensor]:
         factor = self.low + float(draws.shared_by_step.uniform()) * (self.high - self.low)
-        is_made = is_normalized(image)
-        rows = image.permute(0, 2, 3, 1) if is_made else image
+        was_normalized = is_normalized(image)
+        rows = image.permute(0, 2, 3, 1) if was_normalized else image
         height, width = (max(1, round(side * factor / self.multiple)) * self.multiple for side in rows.shape[1:3])
-        made = resize_with_boxes(rows, boxes, to_canvas, (height, width))
-        return {**made, "image": made["image"].permute(0, 3, 1, 2).contiguous()} if is_made else made
+        resized = resize_with_boxes(rows, boxes, to_canvas, (height, width))
+        return {**resized, "image": resized["image"].permute(0, 3, 1, 2).contiguous()} if was_normalized else resized
 
 
 class BoxCroppingTransform:
-    """What transforms share that may cut boxes off: rows without anything left go, those with little are ignored.
+    """Base of transforms that may crop boxes: boxes outside are dropped, those with little left are ignored.
 
     Little is less than `min_visible` of the area, a side of at most `min_side_px`, or one `max_aspect` times the other.
     """
@@ -139,25 +139,25 @@ class BoxCroppingTransform:
     def clip_boxes(
         self, boxes: Tensor, label: Tensor, is_ignored: Tensor, *, height: int, width: int, top: int = 0, left: int = 0
     ) -> dict[str, Tensor]:
-        """The boxes (1, G, 4) that show in a window of an image, clipped to it where `clip` says so, and labels."""
+        """Select the boxes (1, G, 4) visible in a window of an image, clipped to it with `clip`, and their labels."""
         window = boxes.new_tensor([left, top, left + width, top + height])
         inside = boxes.maximum(window[[0, 1, 0, 1]]).minimum(window[[2, 3, 2, 3]])
-        whole, seen = box_areas(boxes), box_areas(inside)
-        shows = seen[0] > 0
-        is_ignored = is_ignored | (seen < self.min_visible * whole)
+        areas, visible_areas = box_areas(boxes), box_areas(inside)
+        is_visible = visible_areas[0] > 0
+        is_ignored = is_ignored | (visible_areas < self.min_visible * areas)
         sides = inside[..., 2:] - inside[..., :2]
         is_ignored = is_ignored | (sides.amin(-1) <= self.min_side_px)
         if self.max_aspect is not None:
             is_ignored = is_ignored | (sides.amax(-1) >= self.max_aspect * sides.amin(-1))
         boxes = inside if self.clip else boxes
-        return {"boxes": boxes[:, shows], "label": label[:, shows], "is_ignored": is_ignored[:, shows]}
+        return {"boxes": boxes[:, is_visible], "label": label[:, is_visible], "is_ignored": is_ignored[:, is_visible]}
 
 
 @registry.transforms.add("cut_image")
 class CutImage(BoxCroppingTransform):
-    """Every image becomes, with a probability, a random part of it: each side a share uniform in [low, 1] of its own.
+    """Random crop with a probability: each side is a share of the image's, uniform in [low, 1].
 
-    A box of which less than `min_visible` is left is ignored; `clip` cuts boxes at the border of the part. Parts differ
+    A box of which less than `min_visible` is left is ignored; `clip` cuts boxes at the border of the crop. Crops differ
     in size, so that `fit_image` follows.
     Source: Liu et al. 2016, SSD, section 2.2.
     """
@@ -177,12 +177,12 @@ class CutImage(BoxCroppingTransform):
     def __call__(
         self, draws: Draws, *, image: Tensor, boxes: Tensor, to_canvas: Tensor, label: Tensor, is_ignored: Tensor
     ) -> dict[str, Tensor]:
-        chance, *drawn = draws.uniform(5)[0].double().tolist()
+        chance, *shares = draws.uniform(5)[0].double().tolist()
         if chance >= self.probability:
             return {"image": image, "boxes": boxes, "to_canvas": to_canvas, "label": label, "is_ignored": is_ignored}
-        whole = image.shape[1:3]
-        sides = [max(1, round(whole[k] * (self.low + drawn[k] * (1 - self.low)))) for k in range(2)]
-        starts = [int(drawn[2 + k] * (whole[k] - sides[k] + 1)) for k in range(2)]
+        image_size = image.shape[1:3]
+        sides = [max(1, round(image_size[k] * (self.low + shares[k] * (1 - self.low)))) for k in range(2)]
+        starts = [int(shares[2 + k] * (image_size[k] - sides[k] + 1)) for k in range(2)]
         (top, left), (height, width) = starts, sides
         part = image[:, top : top + height, left : left + width].clone()
         cut = transform_boxes(torch.tensor([[1, 0, -left], [0, 1, -top]], dtype=torch.float64), boxes, to_canvas)
@@ -191,11 +191,11 @@ class CutImage(BoxCroppingTransform):
 
 @registry.transforms.add("turn_image")
 class TurnImage(BoxCroppingTransform):
-    """Every image is turned, scaled, sheared and shifted about its middle; what it leaves free is `fill`.
+    """Random affine: rotate, scale, shear and shift each image about its middle; uncovered pixels are `fill`.
 
     Angle and shears are uniform within +-`degrees` and +-`shear_degrees`, the factor within 1 +- `scale`, the shift
-    within +-`shift` of each side. A box becomes the smallest box about its four corners. The canvas stays, or gets the
-    height and width `canvas`, with the middle of the image in its own, as after `mosaic`. A box is ignored of which
+    within +-`shift` of each side. A box becomes the bounding box of its four corners. The canvas is unchanged, or gets
+    the height and width `canvas`, with the middle of the image in its own, as after `mosaic`. A box is ignored of which
     less than `min_visible` is left, or a side of at most `min_side_px`, or one `max_aspect` times the other.
     Source: the affine augmentation of YOLOv5 and YOLOv6 (Li et al. 2022, section 2.5).
     """
@@ -226,7 +226,7 @@ class TurnImage(BoxCroppingTransform):
     ) -> dict[str, Tensor]:
         height, width = self.canvas or image.shape[1:3]
         matrix = self._matrix(draws, image.shape[1], image.shape[2], height, width)
-        turned = _resampled(image, matrix, (height, width), fill=self.fill)
+        turned = _warp(image, matrix, (height, width), fill=self.fill)
         placed = transform_boxes(matrix, boxes, to_canvas)
         return {
             "image": turned,
@@ -235,21 +235,21 @@ class TurnImage(BoxCroppingTransform):
         }
 
     def _matrix(self, draws: Draws, rows: int, columns: int, height: int, width: int) -> Tensor:
-        """From a pixel's place among rows and columns to its new one on the canvas, (2, 3) float64."""
+        """Return the affine map (2, 3) float64 from image pixels to canvas pixels."""
         angle, shear_x, shear_y, factor, right, down = (2 * draws.uniform(6)[0].double() - 1).tolist()
         turn, size = math.radians(self.degrees * angle), 1 + self.scale * factor
-        along, across = (math.tan(math.radians(self.shear_degrees * each)) for each in (shear_x, shear_y))
+        along, across = (math.tan(math.radians(self.shear_degrees * share)) for share in (shear_x, shear_y))
         rotation = [[math.cos(turn), -math.sin(turn)], [math.sin(turn), math.cos(turn)]]
         shear = [[size, size * along], [size * across, size]]
         linear = torch.tensor(shear, dtype=torch.float64) @ torch.tensor(rotation, dtype=torch.float64)
         middle = torch.tensor([columns / 2, rows / 2], dtype=torch.float64)
         shares = torch.tensor([0.5 + right * self.shift, 0.5 + down * self.shift], dtype=torch.float64)
-        place = shares * torch.tensor([width, height])
-        return torch.cat([linear, (place - linear @ middle)[:, None]], dim=1)
+        target = shares * torch.tensor([width, height])
+        return torch.cat([linear, (target - linear @ middle)[:, None]], dim=1)
 
 
 def fit_size(height: int, width: int, canvas: tuple[int, int]) -> tuple[int, int]:
-    """Rows and columns of the largest image of this ratio that a canvas of (height, width) holds."""
+    """Return rows and columns of the largest image of this ratio that fits a canvas of (height, width)."""
     return _times(height, width, min(canvas[0] / height, canvas[1] / width))
 
 
@@ -258,20 +258,20 @@ def _times(height: int, width: int, scale: float) -> tuple[int, int]:
 
 
 def transform_boxes(matrix: Tensor, boxes: Tensor, to_canvas: Tensor) -> dict[str, Tensor]:
-    """Boxes, and the map from the file's pixels, after a further map of pixels."""
+    """Apply a further map of pixels to boxes (1, G, 4), and compose it with `to_canvas` (1, 2, 3)."""
     further = compose_affine(matrix, to_canvas[0])
     return {"boxes": warp_boxes(boxes, matrix), "to_canvas": further[None].to(to_canvas.dtype)}
 
 
 def resize_with_boxes(image: Tensor, boxes: Tensor, to_canvas: Tensor, size: tuple[int, int]) -> dict[str, Tensor]:
-    """An image of so many rows and columns with its boxes."""
+    """Resize an image (1, H, W, 3) with its boxes (1, G, 4) to `size` (rows, columns)."""
     across, down = size[1] / image.shape[2], size[0] / image.shape[1]
     matrix = torch.tensor([[across, 0, 0], [0, down, 0]], dtype=torch.float64)
     return {"image": resize_images(image, size=size), **transform_boxes(matrix, boxes, to_canvas)}
 
 
-def _resampled(image: Tensor, matrix: Tensor, size: tuple[int, int], *, fill: float) -> Tensor:
-    """Images (1, H, W, 3) after an affine map of pixels to those of another size; float32, interpolated bilinearly."""
+def _warp(image: Tensor, matrix: Tensor, size: tuple[int, int], *, fill: float) -> Tensor:
+    """Warp images (1, H, W, 3) by an affine map of pixels to another size; float32, bilinear."""
     rows, columns = image.shape[1:3]
     height, width = size
     to_unit = torch.tensor([[2 / columns, 0, -1], [0, 2 / rows, -1]], dtype=torch.float64)

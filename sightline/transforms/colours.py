@@ -1,4 +1,4 @@
-"""Change the colours of clouds: contrast, shift, noise, hue and saturation, or none at all.
+"""Colour augmentation of clouds: contrast, shift, noise, hue and saturation, or dropping.
 
 Pure and batched: `colours` (B, N, 3), red, green and blue from 0 to 1, come in and go out. Each cloud draws from its
 own stream. Source of all but `drop_colour`: Choy et al. 2019 (Minkowski networks), as the S3DIS training of
@@ -29,9 +29,9 @@ __all__ = [
 
 @registry.transforms.add("chromatic_auto_contrast")
 class ChromaticAutoContrast:
-    """With the given probability every channel of a cloud is stretched to 0..1 and blended with what it was.
+    """Auto-contrast with a probability: every channel of a cloud is stretched to 0..1 and blended with the original.
 
-    How much of the stretched one is taken is uniform in [0, 1). Source: Choy et al. 2019, training code (0.2).
+    The share of the stretched one is uniform in [0, 1). Source: Choy et al. 2019, training code (0.2).
     """
 
     def __init__(self, *, probability: Probability = 0.2) -> None:
@@ -44,9 +44,9 @@ class ChromaticAutoContrast:
 
 @registry.transforms.add("chromatic_translation")
 class ChromaticTranslation:
-    """With the given probability the colours of a cloud shift together, each channel uniformly within +-`max_shift`.
+    """Colour shift of a cloud with a probability, each channel uniformly within +-`max_shift`.
 
-    What leaves 0..1 is clipped. Source: Choy et al. 2019, training code (0.95, a shift of 0.05 of the range).
+    Values outside 0..1 are clipped. Source: Choy et al. 2019, training code (0.95, a shift of 0.05 of the range).
     """
 
     def __init__(self, *, max_shift: Probability = 0.05, probability: Probability = 0.95) -> None:
@@ -61,7 +61,7 @@ class ChromaticTranslation:
 
 @registry.transforms.add("chromatic_jitter")
 class ChromaticJitter:
-    """With the given probability every channel of every point of a cloud gets normal noise of its own, clipped to 0..1.
+    """Colour jitter with a probability: independent normal noise on every channel of every point, clipped to 0..1.
 
     Source: Choy et al. 2019, training code (0.95; 0.005 of the range in the Point Transformer's).
     """
@@ -78,7 +78,7 @@ class ChromaticJitter:
 
 @registry.transforms.add("hue_saturation")
 class HueSaturation:
-    """Every cloud turns its hues by up to `max_hue` of the circle and multiplies saturation by 1 +- `max_saturation`.
+    """Random hue and saturation of a cloud, within `max_hue` of the circle and 1 +- `max_saturation`.
 
     Both uniform. Colours stay exact; the reference rounds them down to 8 bits.
     Source: Choy et al. 2019, training code (0.5 and 0.2).
@@ -96,9 +96,9 @@ class HueSaturation:
 
 @registry.transforms.add("drop_colour")
 class DropColour:
-    """With the given probability a cloud loses its colours: all become 0, so a model learns to do without.
+    """Colour dropping with a probability: all colours of a cloud become 0.
 
-    Source: Qian et al. 2022 (PointNeXt), section 3.1 (0.2 on S3DIS).
+    A model thereby learns not to depend on them. Source: Qian et al. 2022 (PointNeXt), section 3.1 (0.2 on S3DIS).
     """
 
     def __init__(self, *, probability: Probability = 0.2) -> None:
@@ -109,9 +109,9 @@ class DropColour:
 
 
 def stretch_contrast(colours: Tensor, blend: Tensor) -> Tensor:
-    """`colours` (B, N, 3) blended by `blend` (B, 1, 1) with themselves, each channel stretched to 0..1.
+    """Blend `colours` (B, N, 3) by `blend` (B, 1, 1) with themselves, each channel stretched to 0..1.
 
-    A channel that is the same everywhere has nothing to stretch, and stays.
+    A constant channel cannot be stretched, and is unchanged.
     """
     low, high = colours.amin(dim=1, keepdim=True), colours.amax(dim=1, keepdim=True)
     is_flat = high == low
@@ -120,13 +120,16 @@ def stretch_contrast(colours: Tensor, blend: Tensor) -> Tensor:
 
 
 def turn_hue(colours: Tensor, turn: Tensor, ratio: Tensor) -> Tensor:
-    """`colours` (B, N, 3) with their hue moved by `turn` (B, 1) of the circle, saturation times `ratio` (B, 1)."""
+    """Shift the hue of `colours` (B, N, 3) by `turn` (B, 1) of the circle, and scale saturation by `ratio` (B, 1)."""
     hue, saturation, value = hsv_from_rgb(colours).unbind(-1)
     return rgb_from_hsv(torch.stack((torch.remainder(hue + turn, 1), (saturation * ratio).clamp(0, 1), value), -1))
 
 
 def hsv_from_rgb(rgb: Tensor) -> Tensor:
-    """Hue (a share of the circle from red), saturation and value (..., 3), 0 to 1 each. Source: Smith 1978."""
+    """Convert RGB (..., 3) to hue (a share of the circle from red), saturation and value (..., 3), 0 to 1 each.
+
+    Source: Smith 1978.
+    """
     red, green, blue = rgb.unbind(-1)
     value, low = rgb.amax(dim=-1), rgb.amin(dim=-1)
     chroma = value - low
@@ -142,19 +145,20 @@ def hsv_from_rgb(rgb: Tensor) -> Tensor:
 
 
 def rgb_from_hsv(hsv: Tensor) -> Tensor:
-    """The inverse of `hsv_from_rgb`. Source: Smith 1978, in the form that has no cases.
+    """Convert HSV (..., 3) to RGB (..., 3), the inverse of `hsv_from_rgb`.
 
+    Source: Smith 1978, in the form without cases.
     A channel falls from the value by value * saturation * w, w a trapezoid of the hue with a period of the circle.
     """
     hue, saturation, value = hsv.unbind(-1)
     channels = []
     for shift in (5.0, 3.0, 1.0):
-        place = torch.remainder(shift + 6 * hue, 6)
-        weight = torch.minimum(place, 4 - place).clamp(0, 1)
+        sector = torch.remainder(shift + 6 * hue, 6)
+        weight = torch.minimum(sector, 4 - sector).clamp(0, 1)
         channels.append(value - value * saturation * weight)
     return torch.stack(channels, -1)
 
 
 def _gate(draws: Draws, probability: float) -> Tensor:
-    """Which clouds are changed: (B, 1, 1)."""
+    """Draw a mask (B, 1, 1) of the clouds to change."""
     return draws.uniform(1, 1) < probability

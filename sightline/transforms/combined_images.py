@@ -1,4 +1,4 @@
-"""Several images with their boxes as one: mosaic and mix-up; pure, as all transforms.
+"""Mosaic and mix-up of several images with their boxes; pure, as all transforms.
 
 Both take `others`, which draws further images of the training part (data/loading/reading.py), the same for any number
 of workers and after a resume. `to_canvas` is about the sample's own image, as `truth` and `file_px` are: a combined
@@ -28,12 +28,13 @@ _JOINED = ("boxes", "label", "is_ignored")
 
 @registry.transforms.add("mosaic")
 class Mosaic(BoxCroppingTransform):
-    """Four images meet on a grey canvas of twice `height` x `width`, at a point of the middle half of each side.
+    """Mosaic: four images on a grey canvas of twice `height` x `width`, meeting at a random point.
 
-    Each is fitted into `height` x `width` and has a corner at that point, the sample itself at the upper left; what
-    the canvas does not hold is cut off. A box of which less than `min_visible` is left is ignored; `clip` cuts boxes at
-    the border of what is left of their own image. Without a mosaic, as in the last `plain_epochs` of a run, the image
-    lies alone in the middle. `turn_image` with `canvas: [height, width]` follows.
+    The point is in the middle half of each side. Each image is fitted into `height` x `width` and has a corner at that
+    point, the sample itself at the upper left; pixels outside the canvas are cut off. A box of which less than
+    `min_visible` is left is ignored; `clip` cuts boxes at the visible border of their own image. Without a mosaic, as
+    in the last `plain_epochs` of a run, the image is alone in the middle. `turn_image` with `canvas: [height, width]`
+    follows.
     Source: Bochkovskiy et al. 2020, YOLOv4, section 3.4, as YOLOv5 draws it; plain epochs: Ge et al. 2021, YOLOX, 2.1.
     """
 
@@ -66,37 +67,50 @@ class Mosaic(BoxCroppingTransform):
         label: Tensor,
         is_ignored: Tensor,
     ) -> dict[str, Tensor]:
-        own = {"image": image, "boxes": boxes, "to_canvas": to_canvas, "label": label, "is_ignored": is_ignored}
+        sample_itself = {
+            "image": image,
+            "boxes": boxes,
+            "to_canvas": to_canvas,
+            "label": label,
+            "is_ignored": is_ignored,
+        }
         chance, *shares = draws.uniform(3)[0].double().tolist()
         height, width = self.size
         canvas = image.new_full((1, 2 * height, 2 * width, 3), self.fill)
         if others is None or chance >= self.probability:
             rows, columns = fit_size(image.shape[1], image.shape[2], self.size)
-            return {**self._placed(canvas, own, height - rows // 2, width - columns // 2), "image": canvas}
+            return {**self._paste(canvas, sample_itself, height - rows // 2, width - columns // 2), "image": canvas}
         row, column = (int(side * (0.5 + share)) for side, share in zip(self.size, shares, strict=True))
-        placed = []
-        for corner, sample in enumerate([own, *others(3)]):
+        pasted = []
+        for corner, sample in enumerate([sample_itself, *others(3)]):
             rows, columns = fit_size(sample["image"].shape[1], sample["image"].shape[2], self.size)
             top, left = row - (rows if corner < 2 else 0), column - (columns if corner % 2 == 0 else 0)
-            placed.append(self._placed(canvas, sample, top, left))
-        return {"image": canvas, "to_canvas": placed[0]["to_canvas"], **_joined(placed)}
+            pasted.append(self._paste(canvas, sample, top, left))
+        return {"image": canvas, "to_canvas": pasted[0]["to_canvas"], **_concatenate_boxes(pasted)}
 
-    def _placed(self, canvas: Tensor, sample: dict[str, Tensor], top: int, left: int) -> dict[str, Tensor]:
-        """The boxes of a sample whose fitted image is painted onto the canvas, from a row and column on."""
+    def _paste(self, canvas: Tensor, sample: dict[str, Tensor], top: int, left: int) -> dict[str, Tensor]:
+        """Paint the fitted image of a sample onto the canvas, from a row and column on, and return its boxes."""
         size = fit_size(sample["image"].shape[1], sample["image"].shape[2], self.size)
         fitted = resize_with_boxes(sample["image"], sample["boxes"], sample["to_canvas"], size)
-        up, before = max(top, 0), max(left, 0)
-        down, after = min(top + size[0], canvas.shape[1]), min(left + size[1], canvas.shape[2])
-        canvas[:, up:down, before:after] = fitted["image"][:, up - top : down - top, before - left : after - left]
+        first_row, first_column = max(top, 0), max(left, 0)
+        end_row, end_column = min(top + size[0], canvas.shape[1]), min(left + size[1], canvas.shape[2])
+        canvas[:, first_row:end_row, first_column:end_column] = fitted["image"][
+            :, first_row - top : end_row - top, first_column - left : end_column - left
+        ]
         shift = torch.tensor([[1, 0, left], [0, 1, top]], dtype=torch.float64)
-        placed = transform_boxes(shift, fitted["boxes"], fitted["to_canvas"])
-        window = {"height": down - up, "width": after - before, "top": up, "left": before}
-        return {**placed, **self.clip_boxes(placed["boxes"], sample["label"], sample["is_ignored"], **window)}
+        pasted = transform_boxes(shift, fitted["boxes"], fitted["to_canvas"])
+        window = {
+            "height": end_row - first_row,
+            "width": end_column - first_column,
+            "top": first_row,
+            "left": first_column,
+        }
+        return {**pasted, **self.clip_boxes(pasted["boxes"], sample["label"], sample["is_ignored"], **window)}
 
 
 @registry.transforms.add("mix_up")
 class MixUp:
-    """An image is blended, with a probability, with another of the same size; the boxes of both are there.
+    """Mix-up with a probability: an image is blended with another of the same size; the boxes of both are kept.
 
     The share of the first is drawn from Beta(`alpha`, `alpha`). The other went through the transforms before this one,
     a mosaic of its own among them. Off in the last `plain_epochs` of a run. Raises DataError for images of two sizes.
@@ -127,20 +141,29 @@ class MixUp:
         label: Tensor,
         is_ignored: Tensor,
     ) -> dict[str, Tensor]:
-        own = {"boxes": boxes, "label": label, "is_ignored": is_ignored}
-        alone = {"image": image.float(), "to_canvas": to_canvas, **own}
+        own_boxes = {"boxes": boxes, "label": label, "is_ignored": is_ignored}
+        alone = {"image": image.float(), "to_canvas": to_canvas, **own_boxes}
         if others is None or float(draws.uniform()[0]) >= self.probability:
             return alone
         (other,) = others(1)
         if other["image"].shape != image.shape:
-            sizes = " and ".join(" x ".join(map(str, each.shape[1:3])) for each in (image, other["image"]))
+            sizes = " and ".join(
+                " x ".join(map(str, sample_image.shape[1:3])) for sample_image in (image, other["image"])
+            )
             raise DataError(f"mix_up: images have {sizes} pixels; put fit_image, or mosaic and turn_image, before it")
         share = np.random.Generator(np.random.PCG64(int(draws.bits()[0]))).beta(self.alpha, self.alpha)
-        return {**alone, "image": torch.lerp(other["image"].float(), alone["image"], share), **_joined([own, other])}
+        return {
+            **alone,
+            "image": torch.lerp(other["image"].float(), alone["image"], share),
+            **_concatenate_boxes([own_boxes, other]),
+        }
 
 
 def _until(name: str, plain_epochs: int, num_epochs: int | None) -> int | None:
-    """The epoch from which images are alone; None without the number of epochs. Raises ConfigError where it is 0."""
+    """Return the epoch from which images are alone; None without the number of epochs.
+
+    Raises ConfigError if it is 0.
+    """
     if num_epochs is not None and plain_epochs >= num_epochs:
         raise ConfigError(
             f"{name}: plain_epochs {plain_epochs} leave none of {num_epochs} epochs; lower plain_epochs, or leave "
@@ -149,6 +172,6 @@ def _until(name: str, plain_epochs: int, num_epochs: int | None) -> int | None:
     return None if num_epochs is None else num_epochs - plain_epochs
 
 
-def _joined(samples: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """The boxes of several samples and what belongs to them, one after another."""
-    return {name: torch.cat([each[name] for each in samples], dim=1) for name in _JOINED}
+def _concatenate_boxes(samples: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Concatenate the boxes, labels and flags of several samples."""
+    return {name: torch.cat([sample[name] for sample in samples], dim=1) for name in _JOINED}

@@ -1,4 +1,4 @@
-"""From depth frames to the crops about a reference point that a refiner of this point reads."""
+"""Crops of depth frames about a reference point, for a refiner of this point."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ __all__ = ["CropDepth"]
 
 @registry.transforms.add("crop_depth")
 class CropDepth:
-    """The cube about the reference point, `side_mm` wide or as the data set states, becomes `crop` (B, 1, size, size).
+    """Crop (B, 1, size, size) of the cube about the reference point, `side_mm` wide or as the data set states.
 
     Depths run from -1 at the cube's front to 1 at its back, which is the background too. For training the point is
     moved by a normal error of `moved_mm` along each axis, the side multiplied by a factor uniform in `scale`, and the
-    crop turned by up to `max_angle_rad`; `crop_placement` says how, for loss and task.
+    crop turned by up to `max_angle_rad`; `crop_placement` records this, for loss and task.
     Source: Oberweger and Lepetit 2017 (DeepPrior++), section 3.3: 5 mm, any angle.
     """
 

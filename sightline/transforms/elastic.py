@@ -1,4 +1,4 @@
-"""Bend clouds softly: noise on a coarse grid, smoothed, read between its nodes."""
+"""Elastic distortion of clouds: smoothed noise on a coarse grid, interpolated at the points."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from sightline.errors import ConfigError, DataError
 
 __all__ = ["Elastic", "bend", "smooth"]
 
-_MOST_NODES = 4_000_000
+_MAX_NODES = 4_000_000
 
 
 @registry.transforms.add("elastic")
 class Elastic:
-    """With the given probability the points of a cloud move as if it were bent, at several scales one after another.
+    """Elastic distortion of a cloud with a probability, at several scales in turn.
 
     At each scale normal noise on a grid of `granularities` is smoothed by two passes of a moving mean of three nodes
-    along every axis, read between the nodes, and multiplied by `magnitudes`, both in the unit of the points. Normals
-    stay those of the cloud as it was. Source: Choy et al. 2019 (Minkowski networks), training code (0.2 and 0.8 m,
+    along every axis, interpolated between the nodes, and multiplied by `magnitudes`, both in the unit of the points.
+    Normals are unchanged. Source: Choy et al. 2019 (Minkowski networks), training code (0.2 and 0.8 m,
     0.4 and 1.6 m), after Simard et al. 2003.
     """
 
@@ -46,29 +46,29 @@ class Elastic:
         bent = points
         for level, (granularity, magnitude) in enumerate(zip(self.granularities, self.magnitudes, strict=True)):
             # a stream of its own: how many numbers one scale takes depends on the cloud, and must not move the next
-            bent = _bent(bent, draws.stream(f"scale {level}"), granularity, magnitude)
+            bent = _bend_clouds(bent, draws.stream(f"scale {level}"), granularity, magnitude)
         return {"points": torch.where(is_changed, bent, points)}
 
 
-def _bent(points: Tensor, draws: Draws, granularity: float, magnitude: float) -> Tensor:
+def _bend_clouds(points: Tensor, draws: Draws, granularity: float, magnitude: float) -> Tensor:
     low = points.amin(dim=1)
     sizes = ((points.amax(dim=1) - low) / granularity).floor().long() + 2
     counts = [int(nodes.prod()) for nodes in sizes]
-    if max(counts) > _MOST_NODES:
+    if max(counts) > _MAX_NODES:
         raise DataError(
             f"elastic: a grid of {granularity:g} over a cloud of {max(counts)} cells is too fine; give a larger "
             "granularity, or points in its unit"
         )
     noise = draws.normal(max(counts), 3).to(points.dtype)  # the first of a stream are the same, however many are drawn
     clouds = []
-    for cloud, start, nodes, count, own in zip(points, low, sizes.tolist(), counts, noise, strict=True):
-        grid = smooth(own[:count].view(*nodes, 3))
+    for cloud, start, nodes, count, cloud_noise in zip(points, low, sizes.tolist(), counts, noise, strict=True):
+        grid = smooth(cloud_noise[:count].view(*nodes, 3))
         clouds.append(cloud + bend(grid, (cloud - start) / granularity) * magnitude)
     return torch.stack(clouds)
 
 
 def smooth(grid: Tensor) -> Tensor:
-    """Two passes of a mean over three nodes along each axis of `grid` (X, Y, Z, 3); outside there are zeros."""
+    """Smooth `grid` (X, Y, Z, 3) by two passes of a mean over three nodes along each axis; outside there are zeros."""
     for axis in (0, 1, 2, 0, 1, 2):
         rows = grid.movedim(axis, 0)
         zero = torch.zeros_like(rows[:1])
@@ -78,7 +78,7 @@ def smooth(grid: Tensor) -> Tensor:
 
 
 def bend(grid: Tensor, place: Tensor) -> Tensor:
-    """The values of `grid` (X, Y, Z, 3) at `place` (N, 3), in nodes from the first, linear between nodes."""
+    """Interpolate `grid` (X, Y, Z, 3) trilinearly at `place` (N, 3), in nodes from the first: (N, 3)."""
     node = place.floor().long()
     share = place - node
     total = torch.zeros_like(place)

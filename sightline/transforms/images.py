@@ -1,4 +1,4 @@
-"""Change images: size, crop, mirror, colours, and at the end the form that networks take.
+"""Image transforms: resize, crop, flip, colour jitter, and the final normalisation.
 
 Pure and batched: `image` (B, H, W, 3), red, green and blue from 0 to 255, uint8 or float32, comes in and goes out;
 `normalize_image` comes last and gives (B, 3, H, W). Each image draws from its own stream and is computed by itself or
@@ -36,7 +36,7 @@ _LUMA = (0.299, 0.587, 0.114)
 
 @registry.transforms.add("resize_image")
 class ResizeImage:
-    """Every image gets height and width `size_px`, whatever its own: a triangle filter as wide as the larger pixel is.
+    """Resizing of each image to height and width `size_px`, with a triangle filter as wide as the larger pixel.
 
     uint8 is rounded and stays uint8. Source: bilinear resizing of Pillow, which torchvision's recipes use.
     """
@@ -48,15 +48,15 @@ class ResizeImage:
 
     def __call__(self, draws: Draws, *, image: Tensor) -> dict[str, Tensor]:
         _assert_rows_of_colours(image)
-        return {"image": torch.stack([resize_images(each, size=(self.size_px, self.size_px)) for each in image])}
+        return {"image": torch.stack([resize_images(single, size=(self.size_px, self.size_px)) for single in image])}
 
 
 @registry.transforms.add("crop_image")
 class CropImage:
-    """Every image becomes a random part of it, `size_px` high and wide, resized as `resize_image` does.
+    """Random resized crop of `size_px` pixels a side, resized as in `resize_image`.
 
     The part has a share of the area uniform in [low, high) and a ratio of width to height whose logarithm is uniform
-    between those of 3/4 and 4/3; where ten draws do not fit into the image, it is the largest part in the middle that
+    between those of 3/4 and 4/3; if ten draws do not fit into the image, it is the largest part in the middle that
     does. Source: Szegedy et al. 2015, section 6; the draws as torchvision's RandomResizedCrop makes them.
     """
 
@@ -73,15 +73,15 @@ class CropImage:
         _assert_rows_of_colours(image)
         boxes = crop_boxes(draws, height=image.shape[1], width=image.shape[2], low=self.low, high=self.high)
         parts = [
-            resize_images(each[top : top + height, left : left + width], size=(self.size_px, self.size_px))
-            for each, (top, left, height, width) in zip(image, boxes, strict=True)
+            resize_images(single[top : top + height, left : left + width], size=(self.size_px, self.size_px))
+            for single, (top, left, height, width) in zip(image, boxes, strict=True)
         ]
         return {"image": torch.stack(parts)}
 
 
 @registry.transforms.add("flip_image")
 class FlipImage:
-    """Every image is mirrored left to right with the given probability, with its boxes where it has any.
+    """Random horizontal flip of each image, with its boxes if there are any.
 
     It may follow `normalize_image`, for `transforms.vote`.
     Source: Krizhevsky et al. 2012, section 4.1.
@@ -113,10 +113,10 @@ class FlipImage:
 
 @registry.transforms.add("color_jitter")
 class ColorJitter:
-    """Every image's brightness, contrast and saturation change by a factor each, in a random order.
+    """Colour jitter: brightness, contrast and saturation of each image changed by random factors in random order.
 
     A factor is uniform in [1 - amount, 1 + amount), at least 0. It blends the image with black, with the mean of its
-    grey, or with its grey; what leaves 0..255 is clipped after each. Becomes float32, not rounded in between.
+    grey, or with its grey; values outside 0..255 are clipped after each. Becomes float32, not rounded in between.
     Source: Howard 2013, section 2.2; the blends as torchvision's ColorJitter makes them, whose recipes take 0.4 each.
     """
 
@@ -136,17 +136,18 @@ class ColorJitter:
         factors_B3 = low + draws.uniform(3) * (high - low)
         order_B3 = draws.permutation(3)
         jittered = image.float()
-        for place in range(3):
-            which_B1 = order_B3[:, place : place + 1]
+        for turn in range(3):
+            which_B1 = order_B3[:, turn : turn + 1]
             factor = factors_B3.gather(1, which_B1)[:, :, None, None]
-            jittered = _blended(jittered, which_B1[:, :, None, None], factor)
+            jittered = _blend(jittered, which_B1[:, :, None, None], factor)
         return {"image": jittered}
 
 
 @registry.transforms.add("normalize_image")
 class NormalizeImage:
-    """Every image becomes float32 (B, 3, H, W): colours over 255, less `mean`, over `std`; by default ImageNet's.
+    """Normalisation of images to float32 (B, 3, H, W).
 
+    Colours over 255, less `mean`, over `std`, ImageNet's by default.
     It comes last: the others take rows of pixels with colours of 0..255.
     Source: the mean and deviation of ImageNet's training images, as torchvision's weights were trained with.
     """
@@ -169,19 +170,19 @@ class NormalizeImage:
 
 
 def resize_images(image: Tensor, *, size: tuple[int, int]) -> Tensor:
-    """Images (..., H, W, 3) at another height and width, of the same type; a copy where they have it already.
+    """Resize images (..., H, W, 3) to another height and width, in their dtype; a copy if they have it already.
 
-    A triangle filter as wide as the larger pixel is; uint8 is rounded.
+    A triangle filter as wide as the larger pixel; uint8 is rounded.
     """
     if tuple(image.shape[-3:-1]) == size:
         return image.clone()
     channels = image.reshape(-1, *image.shape[-3:]).permute(0, 3, 1, 2).contiguous()
-    made = functional.interpolate(channels, size=size, mode="bilinear", antialias=True)
-    return made.permute(0, 2, 3, 1).reshape(*image.shape[:-3], *size, 3).contiguous()
+    resized = functional.interpolate(channels, size=size, mode="bilinear", antialias=True)
+    return resized.permute(0, 2, 3, 1).reshape(*image.shape[:-3], *size, 3).contiguous()
 
 
 def crop_boxes(draws: Draws, *, height: int, width: int, low: float, high: float) -> list[tuple[int, int, int, int]]:
-    """Top, left, height and width of a part of each image, as `crop_image` draws it."""
+    """Draw the crop of each image, as for `crop_image`: top, left, height and width."""
     shares = draws.uniform(_TRIES, low=low, high=high).double()
     ratios = draws.uniform(_TRIES, low=-math.log(_WIDEST), high=math.log(_WIDEST)).double().exp()
     widths = (shares * height * width * ratios).sqrt().round().long()
@@ -192,10 +193,10 @@ def crop_boxes(draws: Draws, *, height: int, width: int, low: float, high: float
     has_one = fits.any(dim=1)
     rows = torch.where(has_one, heights.gather(1, first)[:, 0], widest[0])
     columns = torch.where(has_one, widths.gather(1, first)[:, 0], widest[1])
-    places = draws.uniform(2).double()
-    places = torch.where(has_one[:, None], places, 0.5)
-    top = (places[:, 0] * (height - rows + 1)).long()
-    left = (places[:, 1] * (width - columns + 1)).long()
+    offsets = draws.uniform(2).double()
+    offsets = torch.where(has_one[:, None], offsets, 0.5)
+    top = (offsets[:, 0] * (height - rows + 1)).long()
+    left = (offsets[:, 1] * (width - columns + 1)).long()
     return [(t, s, r, c) for t, s, r, c in torch.stack((top, left, rows, columns), dim=1).tolist()]
 
 
@@ -203,8 +204,8 @@ _TRIES = 10
 _WIDEST = 4 / 3
 
 
-def _blended(image: Tensor, which: Tensor, factor: Tensor) -> Tensor:
-    """`factor` of the image and the rest of black (which = 0), the mean of its grey (1) or its grey (2)."""
+def _blend(image: Tensor, which: Tensor, factor: Tensor) -> Tensor:
+    """Blend the image by `factor` with black (which = 0), the mean of its grey (1) or its grey (2)."""
     red, green, blue = image.split(1, dim=3)
     grey = _LUMA[0] * red + _LUMA[1] * green + _LUMA[2] * blue
     mean = _sum_of_pixels(grey) / (grey.shape[1] * grey.shape[2])
@@ -213,7 +214,7 @@ def _blended(image: Tensor, which: Tensor, factor: Tensor) -> Tensor:
 
 
 def _sum_of_pixels(grey: Tensor) -> Tensor:
-    """Sums (B, 1, 1, 1) in an order that depends on H and W alone: halves are added until one is left."""
+    """Sum pixels to (B, 1, 1, 1) in an order that depends on H and W alone: halves are added until one is left."""
     pixels = grey.flatten(1)
     while (length := pixels.shape[1]) > 1:
         half = length // 2
@@ -223,7 +224,7 @@ def _sum_of_pixels(grey: Tensor) -> Tensor:
 
 
 def is_normalized(image: Tensor) -> bool:
-    """Whether images are (B, 3, H, W) as `normalize_image` makes them; raises ConfigError for what is no image."""
+    """Return True if images are (B, 3, H, W) as from `normalize_image`; raise ConfigError if they are not images."""
     is_made = image.ndim == 4 and image.shape[1] == 3 and image.is_floating_point()
     if not is_made:
         _assert_rows_of_colours(image)
@@ -231,7 +232,7 @@ def is_normalized(image: Tensor) -> bool:
 
 
 def _assert_rows_of_colours(image: Tensor) -> None:
-    """Raises ConfigError where images are no rows of pixels with three colours: `normalize_image` came before."""
+    """Raise ConfigError unless images are rows of pixels with three colours: `normalize_image` came before."""
     if image.ndim != 4 or image.shape[3] != 3:
         raise ConfigError(
             f"image: batches of (height, width, 3) are needed, found {tuple(image.shape)}; put normalize_image last"

@@ -1,4 +1,4 @@
-"""Choose and reorder the points of clouds; what belongs to a point (normal, colour, label, ...) goes with it."""
+"""Selection and reordering of the points of clouds, with all fields of a point (normal, colour, label, ...)."""
 
 from __future__ import annotations
 
@@ -31,16 +31,16 @@ __all__ = [
 
 
 class PointSelection(NamedTuple):
-    """Rows to keep of each cloud, in order, (B, K) int64; and a place (3,) that moves to the origin, if any."""
+    """Rows to keep of each cloud, in order, (B, K) int64; and the position (3,) of the new origin, if any."""
 
     rows: Tensor
     origin: Tensor | None = None
 
 
 class PointSelector(ABC):
-    """A transform that keeps some of the points or reorders them: a subclass says which, all that they have follows.
+    """Base of transforms that select or reorder points, with all their fields; a subclass defines `choose`.
 
-    With `score_all` what stands for each point that was there goes along too: `nearest` and `whole_label`.
+    With `score_all`, the kept point that represents each original point is added, too: `nearest` and `whole_label`.
     """
 
     chooses_points = True
@@ -48,7 +48,7 @@ class PointSelector(ABC):
 
     @abstractmethod
     def choose(self, draws: Draws, points: Tensor) -> PointSelection | None:
-        """Which of `points` (B, N, 3) stay; None where all do, as they are."""
+        """Return the rows of `points` (B, N, 3) to keep; None to keep all, unchanged."""
 
     def __call__(
         self,
@@ -73,9 +73,9 @@ class PointSelector(ABC):
         is_of_points = label is not None and label.ndim > 1  # else one label for the whole cloud, which stays
         chosen = choose_points(choice.rows, fields | {"label": label if is_of_points else None})
         if self.score_all:
-            chosen["nearest"] = _nearest_kept(points, chosen["points"], choice.rows)
+            chosen["nearest"] = _find_nearest_kept(points, chosen["points"], choice.rows)
             if label is not None:
-                chosen["whole_label"] = _of_points(label).clone()
+                chosen["whole_label"] = _point_labels(label).clone()
         if choice.origin is not None:
             chosen["points"] = chosen["points"] - choice.origin
         return chosen
@@ -83,12 +83,12 @@ class PointSelector(ABC):
 
 @registry.transforms.add("sample_points")
 class SamplePoints(PointSelector):
-    """Every cloud keeps `num_points` of its points, none twice: its first ones, or a random subset in random order.
+    """Sampling of `num_points` points of each cloud, none twice: its first ones, or a random subset in random order.
 
-    A cloud of fewer points is an error or, with `if_fewer: repeat`, keeps all of them and then begins anew. `score_all`
-    lets evaluation answer for the points that went, too: it adds `nearest`, the row of the kept point closest to each
-    (a kept point's is its own), and `whole_label`; then nothing may follow that chooses or reorders points.
-    Raises DataError for clouds with fewer points; ConfigError for `score_all` where the labels are of whole clouds.
+    A cloud of fewer points is an error or, with `if_fewer: repeat`, keeps all of them and then begins again.
+    `score_all` lets evaluation score the removed points, too: it adds `nearest`, the row of the kept point closest to
+    each (a kept point's is its own), and `whole_label`; then no transform that chooses or reorders points may follow.
+    Raises DataError for clouds with fewer points; ConfigError for `score_all` if the labels are of whole clouds.
     Source: simple random sampling by a random permutation's head.
     """
 
@@ -113,15 +113,15 @@ class SamplePoints(PointSelector):
                 f"sample_points: the clouds have {available} points, num_points asks for {self.num_points}; "
                 f"set num_points to at most {available}, or if_fewer: repeat"
             )
-        place = torch.arange(self.num_points) % available
+        rows = torch.arange(self.num_points) % available
         if self.order == "first":
-            return PointSelection(place.expand(num_clouds, -1))
-        return PointSelection(draws.permutation(available)[:, place])
+            return PointSelection(rows.expand(num_clouds, -1))
+        return PointSelection(draws.permutation(available)[:, rows])
 
 
 @registry.transforms.add("shuffle_points")
 class ShufflePoints(PointSelector):
-    """Every cloud keeps its points, in a random order that is uniform over all orders.
+    """Random order of each cloud's points, uniform over all orders.
 
     Source: Wang et al. 2019 (DGCNN), whose training shuffles the points of each cloud.
     """
@@ -132,10 +132,10 @@ class ShufflePoints(PointSelector):
 
 @registry.transforms.add("farthest_points")
 class FarthestPoints(PointSelector):
-    """Every cloud keeps its first point, then each time the one farthest from those kept, `num_points` in all.
+    """Farthest-point sampling of `num_points` points of each cloud, starting at its first point.
 
     Draws nothing. With `min_squared_norm`, points whose squared norm is not above it are never kept after the first, as
-    in the CUDA library of the published codes (1e-3 there); where no other is left, the first is repeated.
+    in the CUDA library of the published codes (1e-3 there); if no other is left, the first is repeated.
     Raises DataError for clouds with fewer points.
     Source: Qi et al. 2017 (PointNet++), section 3.2; before the model, Yu et al. 2022 (Point-BERT), its training code.
     """
@@ -157,9 +157,9 @@ class FarthestPoints(PointSelector):
 
 @registry.transforms.add("drop_points")
 class DropPoints(PointSelector):
-    """Every cloud loses a share of its points, uniform in [0, max_ratio); copies of its first point take their places.
+    """Random input dropout: a share of the points, uniform in [0, max_ratio), is replaced by copies of the first point.
 
-    The number of points stays; the copies carry the first point's normal, channels, features and part too. With
+    The number of points is unchanged; the copies have the first point's normal, channels, features and part too. With
     `fill: none` there are no copies, and the cloud has fewer points. Raises DataError for stacked batches there.
     Source: Qi et al. 2017 (PointNet++), section 3.3 (random input dropout, 95 % there; 0.875 in its training code);
     Cortinhal et al. 2020 (SalsaNext), its training code (no copies, 0.5).
@@ -181,43 +181,43 @@ class DropPoints(PointSelector):
 
 
 def index_after_drop(uniform: Tensor, ratio: Tensor) -> Tensor:
-    """Each point's own index, or 0 where `uniform` (B, N) is at most `ratio` (B, 1): int64 (B, N)."""
-    own = torch.arange(uniform.shape[1]).expand_as(uniform)
-    return torch.where(uniform <= ratio, torch.zeros_like(own), own)
+    """Return each point's own index, or 0 if `uniform` (B, N) is at most `ratio` (B, 1): int64 (B, N)."""
+    own_index = torch.arange(uniform.shape[1]).expand_as(uniform)
+    return torch.where(uniform <= ratio, torch.zeros_like(own_index), own_index)
 
 
-def _of_points(label: Tensor) -> Tensor:
+def _point_labels(label: Tensor) -> Tensor:
     if label.ndim > 1:
         return label
     raise ConfigError("score_all: predicts points, but the labels of this data set are of whole clouds; take it out")
 
 
-def _nearest_kept(points: Tensor, kept: Tensor, index: Tensor) -> Tensor:
-    """The row of `kept` (B, K, 3) that stands for each of `points` (B, N, 3): its own, else the nearest; (B, N)."""
+def _find_nearest_kept(points: Tensor, kept: Tensor, index: Tensor) -> Tensor:
+    """Return the row (B, N) of `kept` (B, K, 3) for each of `points` (B, N, 3): its own, else the nearest."""
     num_clouds, num_points = points.shape[:2]
     num_own = min(num_points, kept.shape[1])  # what comes after the last point is a repetition
-    own = index[:, :num_own]
+    kept_index = index[:, :num_own]
     nearest = torch.empty(num_clouds, num_points, dtype=torch.int64)
-    nearest.scatter_(1, own, torch.arange(num_own).expand(num_clouds, -1))
+    nearest.scatter_(1, kept_index, torch.arange(num_own).expand(num_clouds, -1))
     if num_own < num_points:
-        is_left = torch.ones(num_clouds, num_points, dtype=torch.bool).scatter(1, own, False)
-        left = is_left.nonzero()[:, 1].view(num_clouds, -1)
-        asked = points.gather(1, left[..., None].expand(-1, -1, 3))
-        nearest.scatter_(1, left, nearest_neighbours(kept, num_neighbours=1, queries=asked)[..., 0])
+        is_removed = torch.ones(num_clouds, num_points, dtype=torch.bool).scatter(1, kept_index, False)
+        removed = is_removed.nonzero()[:, 1].view(num_clouds, -1)
+        removed_points = points.gather(1, removed[..., None].expand(-1, -1, 3))
+        nearest.scatter_(1, removed, nearest_neighbours(kept, num_neighbours=1, queries=removed_points)[..., 0])
     return nearest
 
 
 def full_cloud_fields() -> dict[str, Field]:
-    """What a transform with `score_all` adds: which kept point stands for each point that was there, and its label."""
-    whole = {"dtype": "int64", "collate": "concatenate", "offsets": "whole_offsets"}
+    """Return the fields that `score_all` adds: the kept point that represents each original point, and its label."""
+    shared_arguments = {"dtype": "int64", "collate": "concatenate", "offsets": "whole_offsets"}
     return {
-        "nearest": Field("whole points", unit="row of the kept points", low=0, **whole),  # type: ignore[arg-type]
-        "whole_label": Field("whole points", unit="class", **whole),  # type: ignore[arg-type]
+        "nearest": Field("whole points", unit="row of the kept points", low=0, **shared_arguments),  # type: ignore[arg-type]
+        "whole_label": Field("whole points", unit="class", **shared_arguments),  # type: ignore[arg-type]
     }
 
 
 def choose_points(index: Tensor, fields: Mapping[str, Tensor | None]) -> dict[str, Tensor]:
-    """The rows `index` (B, K), 0 to N - 1, of every field (B, N, ...) that is there: new tensors (B, K, ...)."""
+    """Gather the rows `index` (B, K), 0 to N - 1, of every given field (B, N, ...): new tensors (B, K, ...)."""
     low, high = index.aminmax() if index.numel() else (0, -1)
     chosen = {}
     for name, field in fields.items():

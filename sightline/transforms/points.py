@@ -1,4 +1,4 @@
-"""Move the points of clouds: scale, turn, shift, mirror, disturb, normalise.
+"""Geometric transforms of clouds: scale, rotate, shift, flip, jitter, normalise.
 
 Pure and batched: `points` (B, N, 3) and `normals` (B, N, 3) come in, the fields that change go out. Each cloud draws
 from its own stream and meets only element-wise arithmetic or sums of a fixed order, so that a cloud gets the same bits
@@ -42,9 +42,10 @@ __all__ = [
 
 @registry.transforms.add("normalize_unit_sphere")
 class NormalizeUnitSphere:
-    """Every cloud has its mean at the origin and its farthest point at distance 1; a cloud of equal points is all zero.
+    """Normalisation of clouds to the unit sphere: mean at the origin, farthest point at distance 1.
 
-    Draws nothing; normals stay as they are. Source: Qi et al. 2017 (PointNet), section 5.1, and its code for the mean.
+    Zero for equal points.
+    Draws nothing; normals are unchanged. Source: Qi et al. 2017 (PointNet), section 5.1, and its code for the mean.
     """
 
     makes_unit_sphere = True
@@ -55,9 +56,9 @@ class NormalizeUnitSphere:
 
 @registry.transforms.add("scale")
 class Scale:
-    """Every cloud is stretched about the origin by factors uniform in [low, high): one per axis, or one for all.
+    """Random scaling of each cloud about the origin by factors uniform in [low, high): one per axis, or one for all.
 
-    Normals follow as S^-1 n, normalised, when the axes differ. Source: Wang et al. 2019 (DGCNN), its training code (per
+    Normals follow as S^-1 n, normalised, if the axes differ. Source: Wang et al. 2019 (DGCNN), its training code (per
     axis, 2/3 to 3/2); Qi et al. 2017 (PointNet++), its training code (one factor, 0.8 to 1.25).
     """
 
@@ -79,9 +80,9 @@ class Scale:
 
 @registry.transforms.add("rotate")
 class Rotate:
-    """Every cloud turns about the origin, normals with it: by an angle uniform in [-max, max) about an axis.
+    """Random rotation of each cloud about the origin, with its normals, by an angle uniform in [-max, max).
 
-    `up` is the data set's own up axis; `any` draws uniformly from all rotations of space.
+    The `axis` `up` is the data set's own up axis; `any` draws uniformly from all rotations of space.
     Source: Qi et al. 2017 (PointNet), section 5.1 (about the up axis); Shoemake 1992 (all rotations).
     """
 
@@ -101,7 +102,7 @@ class Rotate:
         self.max_angle_rad = max_angle_rad
 
     def __call__(self, draws: Draws, *, points: Tensor, normals: Tensor | None = None) -> dict[str, Tensor]:
-        return _rotated(self._matrix(draws), points, normals)
+        return _rotate_fields(self._matrix(draws), points, normals)
 
     def _matrix(self, draws: Draws) -> Tensor:
         if self.axis == "any":
@@ -111,8 +112,9 @@ class Rotate:
 
 @registry.transforms.add("perturb_rotation")
 class PerturbRotation:
-    """Every cloud turns a little, normals with it: normal angles clipped to +-clip radians, about x, then y, then z.
+    """Small random rotation of each cloud, with its normals.
 
+    Normal angles within +-clip radians, about x, then y, then z.
     Source: Qi et al. 2017 (PointNet++), its training code: 0.06 rad, clipped at 0.18.
     """
 
@@ -121,7 +123,9 @@ class PerturbRotation:
         self.clip = clip
 
     def __call__(self, draws: Draws, *, points: Tensor, normals: Tensor | None = None) -> dict[str, Tensor]:
-        return _rotated(euler_matrix(clipped_noise(draws.normal(3), std=self.std, clip=self.clip)), points, normals)
+        return _rotate_fields(
+            euler_matrix(clipped_noise(draws.normal(3), std=self.std, clip=self.clip)), points, normals
+        )
 
 
 _Ranges = tuple[tuple[float, float], tuple[float, float], tuple[float, float]]
@@ -129,7 +133,7 @@ _Ranges = tuple[tuple[float, float], tuple[float, float], tuple[float, float]]
 
 @registry.transforms.add("translate")
 class Translate:
-    """Every cloud moves as a whole by three amounts uniform in [-max_shift, max_shift), or in the `ranges` of x, y, z.
+    """Random translation of each cloud, uniform in [-max_shift, max_shift), or in the `ranges` of x, y, z.
 
     `relative` measures the shift of an axis in extents of the cloud's bounding box along it. Points of LiDAR scans
     without a return stay at the origin, as with `jitter`.
@@ -144,7 +148,7 @@ class Translate:
             raise ConfigError("translate: ranges stand in place of max_shift; take one of them out")
         if any(low > high for low, high in ranges or ()):
             raise ConfigError(
-                f"translate: of ranges {[list(each) for each in ranges or ()]} each must begin with its low"
+                f"translate: of ranges {[list(bounds) for bounds in ranges or ()]} each must begin with its low"
             )
         self.max_shift = max_shift
         self.relative = relative
@@ -162,7 +166,7 @@ class Translate:
 
 @registry.transforms.add("jitter")
 class Jitter:
-    """Every coordinate moves by its own normal amount, clipped to +-clip; normals stay those of the true surface.
+    """Jitter: independent normal noise on every coordinate, clipped to +-clip; normals are unchanged.
 
     Source: Qi et al. 2017 (PointNet), section 5.1; 0.01 and 0.05 are those of its training code (the paper: 0.02).
     """
@@ -179,7 +183,7 @@ class Jitter:
 
 @registry.transforms.add("flip")
 class Flip:
-    """Every cloud is mirrored, normals with it, along each named axis with the given probability.
+    """Random flip of each cloud, with its normals, along each named axis with a probability.
 
     Source: the scene training of POSTECH-CVLab's Point Transformer, after Zhao et al. 2021 (x and y, one half each).
     """
@@ -202,7 +206,7 @@ class Flip:
 
 
 def to_unit_sphere(points: Tensor) -> Tensor:
-    """Clouds (B, N, 3) with their mean at the origin and their largest norm 1; clouds of equal points become zero."""
+    """Normalise clouds (B, N, 3) to mean 0 and largest norm 1; clouds of equal points become zero."""
     # From the first point, so that equal points are exactly zero before a rounded mean can set them apart.
     relative = points - points[:, :1]
     centred = relative - _sum_over_points(relative) / points.shape[1]
@@ -210,7 +214,7 @@ def to_unit_sphere(points: Tensor) -> Tensor:
 
 
 def scale_normals(normals: Tensor, factors: Tensor) -> Tensor:
-    """Unit normals (B, N, 3) of surfaces stretched by `factors` (B, 1, 3) along the axes: normalise(S^-1 n).
+    """Transform unit normals (B, N, 3) of surfaces scaled by `factors` (B, 1, 3) along the axes: normalise(S^-1 n).
 
     Source: the transform of a gradient under a linear map, its inverse transpose.
     """
@@ -219,23 +223,23 @@ def scale_normals(normals: Tensor, factors: Tensor) -> Tensor:
 
 
 def clipped_noise(standard: Tensor, *, std: float, clip: float) -> Tensor:
-    """Standard normal numbers scaled by `std` and then clipped to +-`clip`."""
+    """Scale standard normal numbers by `std` and clip them to +-`clip`."""
     return (standard * std).clamp(-clip, clip)
 
 
 def bounding_box_size(points: Tensor) -> Tensor:
-    """Side lengths (B, 1, 3) of the bounding boxes of clouds (B, N, 3)."""
+    """Return the side lengths (B, 1, 3) of the bounding boxes of clouds (B, N, 3)."""
     return points.amax(dim=1, keepdim=True) - points.amin(dim=1, keepdim=True)
 
 
 def _keep_missing(points: Tensor, moved: Tensor, remission: Tensor | None) -> Tensor:
-    """The moved points; of LiDAR scans, which have remissions, points at the origin stay: they have no return."""
+    """Return the moved points; in LiDAR scans, which have remissions, points without a return stay at the origin."""
     if remission is None:
         return moved
     return torch.where((points != 0).any(dim=-1, keepdim=True), moved, points)
 
 
-def _rotated(matrix: Tensor, points: Tensor, normals: Tensor | None) -> dict[str, Tensor]:
+def _rotate_fields(matrix: Tensor, points: Tensor, normals: Tensor | None) -> dict[str, Tensor]:
     changed = {"points": rotate_points(points, matrix.to(points.dtype))}
     if normals is not None:
         changed["normals"] = rotate_points(normals, matrix.to(normals.dtype))
@@ -243,7 +247,7 @@ def _rotated(matrix: Tensor, points: Tensor, normals: Tensor | None) -> dict[str
 
 
 def _sum_over_points(points: Tensor) -> Tensor:
-    """Sums (B, 1, 3) in an order that depends on N alone: halves are added until one row is left."""
+    """Sum points to (B, 1, 3) in an order that depends on N alone: halves are added until one row is left."""
     while (length := points.shape[1]) > 1:
         half = length // 2
         folded = points[:, :half] + points[:, half : 2 * half]
@@ -252,7 +256,7 @@ def _sum_over_points(points: Tensor) -> Tensor:
 
 
 def _norm(vectors: Tensor) -> Tensor:
-    """Lengths (..., 1), written out: a library reduction may round differently for another batch size."""
+    """Compute lengths (..., 1), written out: a library reduction may round differently for another batch size."""
     x, y, z = vectors.split(1, dim=-1)
     return torch.sqrt(x * x + y * y + z * z)
 

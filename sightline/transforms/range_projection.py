@@ -1,4 +1,4 @@
-"""From LiDAR scans to range images, and from the order of a file to rings."""
+"""Projection of LiDAR scans to range images, and rings from the order of a file."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ Channels = tuple[float, float, float, float, float]
 
 @registry.transforms.add("project")
 class Project:
-    """Every scan becomes the range image of its nearest returns; the pixel that represents each point is kept.
+    """Spherical projection of each scan to the range image of its nearest returns, with the pixel of every point.
 
-    Adds `image` (B, 5, H, W), range, x, y, z and remission less `input_mean` over `input_std`, 0 where the pixel is
-    empty (`empty: normalized`: as if all five were 0); `append_mask` adds 1 for filled and 0 for empty pixels as a
-    sixth channel. `range_image` (B, H, W) is in metres, -1 where empty, and `label` becomes that of the nearest return,
+    Adds `image` (B, 5, H, W), range, x, y, z and remission less `input_mean` over `input_std`, 0 in empty pixels
+    (`empty: normalized`: as if all five were 0); `append_mask` adds 1 for filled and 0 for empty pixels as a sixth
+    channel. `range_image` (B, H, W) is in metres, -1 where empty, and `label` becomes that of the nearest return,
     `ignore_index` where empty. Of all points there are `whole_label`, `nearest`, the pixel row * W + column of their
-    own image, and `point_range`. `rows` as in `geometry.projection.RangeView`.
-    Draws nothing; what moves or drops points comes before it.
+    own image, and `point_range`. `rows` as in `geometry.scans.projection.RangeView`. Draws nothing; transforms that
+    move or drop points come before it.
     Raises DataError for rings outside the image and points that are not finite; ConfigError for a view without area.
     Source: Milioto et al. 2019 (RangeNet++), section III-A; Wu et al. 2018 and 2019 (SqueezeSeg, without zeros; V2,
     with the mask).
@@ -92,23 +92,23 @@ class Project:
         ring: Tensor | None = None,
     ) -> dict[str, Tensor]:
         shape, packed = points.shape[:2], points.flatten(0, 1)
-        found = self._projected(packed, torch.arange(shape[0] + 1) * shape[1], ring)
-        channels = torch.cat((found.ranges[:, None], packed, remission.flatten(0, 1)), dim=1)
-        image = gather_to_image(found.point_index, (channels - self.mean) / self.std, empty=self.empty)
+        projection = self._project(packed, torch.arange(shape[0] + 1) * shape[1], ring)
+        channels = torch.cat((projection.ranges[:, None], packed, remission.flatten(0, 1)), dim=1)
+        image = gather_to_image(projection.point_index, (channels - self.mean) / self.std, empty=self.empty)
         if self.append_mask:
-            image = torch.cat((image, (found.point_index >= 0).to(image)[..., None]), dim=3)
-        made = {
+            image = torch.cat((image, (projection.point_index >= 0).to(image)[..., None]), dim=3)
+        fields = {
             "image": image.permute(0, 3, 1, 2).contiguous(),
-            "range_image": gather_to_image(found.point_index, found.ranges, empty=-1),
-            "nearest": found.pixel.view(shape),
-            "point_range": found.ranges.view(shape),
+            "range_image": gather_to_image(projection.point_index, projection.ranges, empty=-1),
+            "nearest": projection.pixel.view(shape),
+            "point_range": projection.ranges.view(shape),
         }
         if label is not None:
-            made["label"] = gather_to_image(found.point_index, label.flatten(), empty=self.ignore_index)
-            made["whole_label"] = label.clone()
-        return made
+            fields["label"] = gather_to_image(projection.point_index, label.flatten(), empty=self.ignore_index)
+            fields["whole_label"] = label.clone()
+        return fields
 
-    def _projected(self, points: Tensor, offsets: Tensor, ring: Tensor | None) -> Projection:
+    def _project(self, points: Tensor, offsets: Tensor, ring: Tensor | None) -> Projection:
         try:
             return project_scans(points, view=self.view, offsets=offsets, ring=None if ring is None else ring.flatten())
         except ValueError as error:
@@ -117,10 +117,10 @@ class Project:
 
 @registry.transforms.add("ring_from_order")
 class RingFromOrder:
-    """Every point gets the `ring` of its laser, from 0 to `num_beams` - 1: files hold one laser after another.
+    """The `ring` of each point's laser, 0 to `num_beams` - 1, from a file that lists one laser after another.
 
-    It comes first, before anything turns, moves or drops points; then `project` may take `rows: ring` after them all.
-    Whatever follows the last laser is counted to it. Draws nothing. Source: Triess et al. 2020, scan unfolding.
+    It comes first, before points are rotated, moved or dropped; then `project` may use `rows: ring` after all of them.
+    Points after the last laser count to it. Draws nothing. Source: Triess et al. 2020, scan unfolding.
     """
 
     adds: ClassVar[dict[str, Field]] = {"ring": Field("points", "int64", low=0, collate="concatenate")}

@@ -1,4 +1,4 @@
-"""Thin, cut and place scenes; what belongs to a point (colour, normal, label, ...) goes with it.
+"""Sampling, cropping and placing of scenes, with all fields of a point (colour, normal, label, ...).
 
 Clouds of data sets with ragged fields come one at a time, (1, N, ...). Random choices are each cloud's own.
 """
@@ -20,17 +20,17 @@ from sightline.types import Field
 
 __all__ = ["CropPoints", "PlaceOnFloor", "SampleBlock", "VoxelGroups", "VoxelSample", "voxel_groups"]
 
-_MOST_CELLS = 2**62
+_MAX_CELLS = 2**62
 _TRIES = 64
 
 
 @registry.transforms.add("voxel_sample")
 class VoxelSample(PointSelector):
-    """Every cloud keeps one point of each occupied cube of side `size_m`, in the order that they had.
+    """Voxel (grid) sampling: one point of each occupied cube of side `size_m`, in their original order.
 
     Cubes start at the cloud's lowest coordinates. `choice` takes a uniformly `random` point of each, or the one
-    `nearest` to its centre. `score_all` lets evaluation answer for the points that went, too: it adds `nearest`, the
-    row of the kept point closest to each, and `whole_label`; then nothing may follow that chooses or reorders points.
+    `nearest` to its centre. `score_all` lets evaluation score the removed points, too: it adds `nearest`, the row of
+    the kept point closest to each, and `whole_label`; then no transform that chooses or reorders points may follow.
     Raises DataError for stacked batches, in which clouds cannot come to differ in size.
     Source: the voxel sampling of Choy et al. 2019 and of the Point Transformer's training, Zhao et al. 2021 (0.04 m).
     """
@@ -45,16 +45,16 @@ class VoxelSample(PointSelector):
 
     def choose(self, draws: Draws, points: Tensor) -> PointSelection:
         _assert_one(points, "voxel_sample")
-        return PointSelection(torch.from_numpy(self._kept(draws, points[0].numpy()))[None])
+        return PointSelection(torch.from_numpy(self._select_rows(draws, points[0].numpy()))[None])
 
-    def _kept(self, draws: Draws, points: np.ndarray) -> np.ndarray:
-        """Rows of the points that stay, sorted."""
+    def _select_rows(self, draws: Draws, points: np.ndarray) -> np.ndarray:
+        """Return the sorted rows of the points to keep."""
         groups = voxel_groups(points, size=self.size_m)
         counts = np.diff(groups.starts, append=len(points))
         if self.choice == "random":
             # a remainder of 64 random bits favours the first members by less than the number of members in 2^64
-            place = (draws.bits(len(counts))[0] % counts.astype(np.uint64)).astype(np.int64)
-            return np.sort(groups.order[groups.starts + place])
+            member = (draws.bits(len(counts))[0] % counts.astype(np.uint64)).astype(np.int64)
+            return np.sort(groups.order[groups.starts + member])
         squared = sum((share - np.floor(share) - 0.5) ** 2 for share in _in_cubes(points, self.size_m))[groups.order]
         is_nearest = squared == np.repeat(np.minimum.reduceat(squared, groups.starts), counts)
         candidates = np.flatnonzero(is_nearest)  # of a cube in the order of their rows, so the first is taken
@@ -64,7 +64,7 @@ class VoxelSample(PointSelector):
 
 @registry.transforms.add("crop_points")
 class CropPoints(PointSelector):
-    """Every cloud of more than `max_points` keeps those nearest to a random one of them, in the order that they had.
+    """Crop of each cloud of more than `max_points` to the points nearest to a random one, in their original order.
 
     `distance` is measured in `space`, which gives a ball, or along the `floor`, which gives an upright column.
     Source: the training of POSTECH-CVLab's Point Transformer, after Zhao et al. 2021 (80,000 points, in space).
@@ -81,19 +81,19 @@ class CropPoints(PointSelector):
         if num_points <= self.max_points:
             return None
         centre = torch.from_numpy((draws.bits(1)[:, 0] % np.uint64(num_points)).astype(np.int64))
-        seen = points[..., self.axes]
-        squared = (seen - seen[torch.arange(len(points)), centre][:, None]).square().sum(dim=-1)
+        coordinates = points[..., self.axes]
+        squared = (coordinates - coordinates[torch.arange(len(points)), centre][:, None]).square().sum(dim=-1)
         index = squared.argsort(dim=1, stable=True)[:, : self.max_points].sort(dim=1).values
         return PointSelection(index)
 
 
 @registry.transforms.add("sample_block")
 class SampleBlock(PointSelector):
-    """Every room becomes `num_points` random points of an upright block of it, `size_m` wide both ways.
+    """Block sampling: `num_points` random points of an upright block of each room, `size_m` wide both ways.
 
-    The block's axis goes through a random point; one with fewer than `fewest` points is drawn anew, and after 64 draws
-    the fullest of them is taken. No point comes twice while there is another. The block's axis moves to the origin;
-    heights stay. Raises DataError for stacked batches.
+    The block's axis goes through a random point; a block with fewer than `fewest` points is drawn again, and after 64
+    draws the fullest is used. No point comes twice while there is another. The block's axis moves to the origin;
+    heights are unchanged. Raises DataError for stacked batches.
     Source: Qi et al. 2017 (PointNet), section C, and its S3DIS training code (1 m, 4,096 points).
     """
 
@@ -122,7 +122,10 @@ class SampleBlock(PointSelector):
         return PointSelection(index, origin)
 
     def _block(self, floor: np.ndarray, centres: np.ndarray) -> tuple[int, np.ndarray]:
-        """The first of these centres whose block holds enough points, or the fullest; and the rows of its points."""
+        """Return the first of these centres whose block has enough points, or the fullest.
+
+        And the rows of its points.
+        """
         fullest, rows = int(centres[0]), np.zeros(0, dtype=np.int64)
         for centre in centres:
             inside = np.flatnonzero((np.abs(floor - floor[centre]) <= self.size_m / 2).all(axis=1))
@@ -135,9 +138,9 @@ class SampleBlock(PointSelector):
 
 @registry.transforms.add("place_on_floor")
 class PlaceOnFloor:
-    """Every cloud moves: its ground plan begins at the origin, or is centred there, and its lowest point is at 0.
+    """Translation of each cloud: its ground plan begins at the origin, or is centred there, its lowest point is at 0.
 
-    `up: keep` leaves heights as they are: a crop may hold no floor. Draws nothing.
+    `up: keep` leaves heights unchanged: a crop may not contain the floor. Draws nothing.
     Source: the training of POSTECH-CVLab's Point Transformer, after Zhao et al. 2021 (the minimum of every axis at 0).
     """
 
@@ -160,21 +163,21 @@ class PlaceOnFloor:
 
 
 class VoxelGroups(NamedTuple):
-    """Rows (N,) int64 of a cloud's points cube by cube, those of a cube in order, and where each cube's begin."""
+    """Rows (N,) int64 of a cloud's points grouped by cube, in order within a cube, and the first index of each cube."""
 
     order: np.ndarray
     starts: np.ndarray
 
 
 def voxel_groups(points: np.ndarray, *, size: float) -> VoxelGroups:
-    """Which points (N, 3) share a cube of side `size`; cubes start at the lowest coordinates of all.
+    """Group points (N, 3) by cubes of side `size`; cubes start at the lowest coordinates of all.
 
-    Raises DataError where there would be more than 2^62 cubes between the first and the last.
+    Raises DataError if there were more than 2^62 cubes between the first and the last.
     """
     cells = [np.floor(share).astype(np.int64) for share in _in_cubes(points, size)]
     shape = [int(cell.max()) + 1 for cell in cells]
     num_cells = shape[0] * shape[1] * shape[2]
-    if num_cells > _MOST_CELLS:
+    if num_cells > _MAX_CELLS:
         raise DataError(f"voxel_sample: cubes of {size:g} over {shape} places are too small; raise size_m")
     key = (cells[0] * shape[1] + cells[1]) * shape[2] + cells[2]
     num_bits = len(points).bit_length()
@@ -188,7 +191,7 @@ def voxel_groups(points: np.ndarray, *, size: float) -> VoxelGroups:
 
 
 def _in_cubes(points: np.ndarray, size: float) -> list[np.ndarray]:
-    """The coordinates of each axis from the lowest, in sides of a cube; one axis at a time is five times as fast."""
+    """Return the coordinates of each axis from the lowest, in cube sides; one axis at a time is five times as fast."""
     columns = [np.ascontiguousarray(points[:, axis]) for axis in range(3)]
     return [(column - column.min()) / points.dtype.type(size) for column in columns]
 

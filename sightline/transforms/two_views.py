@@ -1,4 +1,4 @@
-"""Two views of every cloud, each changed in its own way."""
+"""Two independently augmented views of every cloud."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ __all__ = ["TwoViews"]
 
 @registry.transforms.add("two_views")
 class TwoViews:
-    """`points` becomes two clouds, `points` and `other_points`: the transforms of `each` are applied to both, in order.
+    """Two augmented views of each cloud, `points` and `other_points`, both by the transforms of `each`.
 
-    The two draw from streams of their own. A transform of `each` takes points alone, and leaves as many as there were.
+    The two draw from streams of their own. A transform of `each` takes points alone, and keeps their number.
     Source: Afham et al. 2022, CrossPoint, section 3.1.
     """
 
     adds: ClassVar[dict[str, Field]] = {"other_points": Field("as points", "float32", "as points", "as points")}
 
     def __init__(self, *, each: tuple[TransformBlock, ...]) -> None:
-        for place, transform in enumerate(each):
-            needed = _required(transform)
+        for index, transform in enumerate(each):
+            needed = _list_required_fields(transform)
             if needed != {"points"}:
                 raise ConfigError(
-                    f"two_views.each: transform {place} takes {', '.join(sorted(needed))}; only those of points alone "
+                    f"two_views.each: transform {index} takes {', '.join(sorted(needed))}; only those of points alone "
                     "can be drawn twice"
                 )
         self.each: tuple[Transform, ...] = each
@@ -43,12 +43,12 @@ class TwoViews:
         }
 
     def _view(self, draws: Draws, points: Tensor) -> Tensor:
-        for place, transform in enumerate(self.each):
-            points = transform(draws.stream(str(place)), points=points)["points"]
+        for index, transform in enumerate(self.each):
+            points = transform(draws.stream(str(index)), points=points)["points"]
         return points
 
 
-def _required(transform: Transform) -> set[str]:
-    """The fields that a transform cannot do without."""
+def _list_required_fields(transform: Transform) -> set[str]:
+    """Return the names of the fields that a transform requires."""
     parameters = inspect.signature(transform.__call__).parameters.values()
     return {p.name for p in parameters if p.default is inspect.Parameter.empty} - {"draws", "self"}

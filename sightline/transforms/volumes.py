@@ -1,7 +1,7 @@
-"""From depth frames to what a network of volumes reads: a cube around the reference point, its voxels, heat maps.
+"""Voxelisation of depth frames for volumetric networks: a cube around the reference point, its voxels, heat maps.
 
-`place_cube` says where the cube lies and how it is varied, once for input and target; `voxelize` and `draw_heatmaps`
-follow it, and the task decodes by it.
+`place_cube` sets the position and augmentation of the cube, once for input and target; `voxelize` and `draw_heatmaps`
+follow it, and the task decodes with it.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ HEATMAP_STRIDE = 2
 
 @registry.transforms.add("place_cube")
 class PlaceCube:
-    """A cube of `size` voxels a side around each reference point, `side_mm` wide or as the data set states.
+    """Cube of `size` voxels a side around each reference point, `side_mm` wide or as the data set states.
 
     For training the grid is scaled by a factor uniform in `scale`, turned about the optical axis by up to
     `max_angle_rad`, and shifted by up to `max_shift` voxels along each axis: input and target alike. `axes: zyx` and
@@ -96,9 +96,9 @@ class PlaceCube:
 
 @registry.transforms.add("voxelize")
 class Voxelize:
-    """The voxels of the cube that the frame's measured points occupy become `volume` (B, 1, S, S, S), 0 or 1.
+    """Voxelisation of the frame's measured points: occupied voxels of the cube as `volume` (B, 1, S, S, S), 0 or 1.
 
-    Set, not counted; a pixel without depth is no point, and one outside the cube none of its voxels.
+    Set, not counted; a pixel without depth is not a point, and one outside the cube occupies no voxel.
     Source: Moon et al. 2018, section 4.
     """
 
@@ -110,7 +110,7 @@ class Voxelize:
 
 @registry.transforms.add("draw_heatmaps")
 class DrawHeatmaps:
-    """The target of every joint becomes `heatmaps` (B, J, S/2, S/2, S/2): a Gaussian of peak 1, `sigma` cells wide.
+    """Target `heatmaps` (B, J, S/2, S/2, S/2) of the joints: Gaussians of peak 1, `sigma` cells wide.
 
     `targets: one_hot` spreads a 1 over the eight cells around the joint instead. A joint that is not visible has an
     empty map, which no loss counts; one outside the cube keeps the tail that reaches in.

@@ -72,7 +72,7 @@ def test_costs_of_simota_are_the_published_ones(shared: Path, case: int) -> None
         return
     assert torch.equal(candidates, stored["candidate"].nonzero().flatten())
     costs = _Costs(priors, boxes, stored["classes"].long(), predicted, candidates, radius=1.5, iou_weight=3.0)
-    cost, overlap = costs.of(slice(0, len(boxes)), torch.arange(len(candidates)))
+    cost, overlap = costs.compute(slice(0, len(boxes)), torch.arange(len(candidates)))
     assert (overlap - stored["candidate_ious"]).abs().max() < 1e-13
     assert ((cost - stored["cost"]).abs() <= 1e-14 * stored["cost"].abs() + 1e-13).all(), "of those far away, too"
 

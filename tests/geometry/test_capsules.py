@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from sightline.geometry import capsules as module
-from sightline.geometry.capsules import CapsuleDepth, render_capsules, render_capsules_plainly
+from sightline.geometry.capsules import CapsuleDepth, render_capsules, render_capsules_reference
 
 CAMERA = np.array([200.0, -210.0, 40.0, 30.0])
 HEIGHT, WIDTH = 60, 80
@@ -59,7 +59,7 @@ def distances(points: np.ndarray, capsules: np.ndarray) -> np.ndarray:
 def test_both_forms_see_the_same_bits(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     capsules = random_capsules(seed)
     fast = seen(capsules)
-    plain = render_capsules_plainly(capsules, CAMERA, height_px=HEIGHT, width_px=WIDTH)
+    plain = render_capsules_reference(capsules, CAMERA, height_px=HEIGHT, width_px=WIDTH)
     assert 0.1 < (plain.depth > 0).mean() < 0.9
     assert np.array_equal(fast.depth, plain.depth)
     assert np.array_equal(fast.owner, plain.owner)

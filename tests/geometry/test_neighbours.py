@@ -27,7 +27,7 @@ def form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str
     if request.param != "compiled":
         monkeypatch.setattr(neighbours, "can_use_numba", lambda *tensors: False)
     if request.param == "plain":
-        monkeypatch.setattr(neighbours, "_by_candidates", lambda *arguments: None)
+        monkeypatch.setattr(neighbours, "_find_by_candidates", lambda *arguments: None)
     return request.param
 
 

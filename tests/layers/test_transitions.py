@@ -107,13 +107,13 @@ def test_the_way_up_agrees_with_the_reference_where_it_has_three_points(shared: 
 
 def between(golden: Golden) -> PyramidLevel:
     """The level of given coarse points under given fine ones."""
-    from sightline.geometry.point_pyramid import Edges, _spread
+    from sightline.geometry.point_pyramid import Edges, _interpolation_weights
 
     fine, coarse = golden.tensor("in.coord1"), golden.tensor("in.coord2")
     none = Edges(torch.zeros(0, 1), torch.zeros(0, 1, 3), torch.zeros(0), is_whole=True)
     above = PyramidLevel(fine, with_zero(golden.tensor("in.offset1")), none)
     offsets = with_zero(golden.tensor("in.offset2"))
-    return PyramidLevel(coarse, offsets, none, fine, None, _spread(coarse, offsets, above))
+    return PyramidLevel(coarse, offsets, none, fine, None, _interpolation_weights(coarse, offsets, above))
 
 
 @pytest.mark.shared

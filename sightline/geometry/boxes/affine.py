@@ -1,4 +1,4 @@
-"""Affine maps of places in images, as matrices (2, 3) that act on (x, y, 1), and what they make of boxes."""
+"""Affine maps of image coordinates, as matrices (2, 3) that act on (x, y, 1), applied to boxes."""
 
 from __future__ import annotations
 
@@ -9,21 +9,24 @@ __all__ = ["compose_affine", "invert_affine", "warp_boxes"]
 
 
 def warp_boxes(boxes: Tensor, matrix: Tensor) -> Tensor:
-    """The smallest boxes about the corners of `boxes` (..., 4) after a map, computed in float64."""
+    """Return the bounding boxes (..., 4) of the mapped corners of `boxes` (..., 4).
+
+    `matrix` (2, 3), computed in float64.
+    """
     left, top, right, bottom = boxes.double().unbind(-1)
     ones = torch.ones_like(left)
     corners = torch.stack([torch.stack([x, y, ones], -1) for x in (left, right) for y in (top, bottom)], -2)
-    places = corners @ matrix.double().T
-    return torch.cat([places.amin(-2), places.amax(-2)], dim=-1).to(boxes.dtype)
+    mapped = corners @ matrix.double().T
+    return torch.cat([mapped.amin(-2), mapped.amax(-2)], dim=-1).to(boxes.dtype)
 
 
 def compose_affine(second: Tensor, first: Tensor) -> Tensor:
-    """One map (2, 3) float64 that does what `first` and then `second` do."""
+    """Return the map (2, 3) float64 that applies `first` (2, 3), then `second` (2, 3)."""
     return second.double() @ _square(first)
 
 
 def invert_affine(matrix: Tensor) -> Tensor:
-    """The map (2, 3) float64 back."""
+    """Return the inverse map (2, 3) float64 of `matrix` (2, 3)."""
     return torch.linalg.inv(_square(matrix))[:2]
 
 

@@ -1,4 +1,4 @@
-"""Anchors fitted to the boxes of a data set, and how well a set of priors covers them: plain data for reports."""
+"""Anchor fitting by k-means on the boxes of a data set, and the coverage of boxes by priors."""
 
 from __future__ import annotations
 
@@ -18,16 +18,21 @@ __all__ = ["best_iou_of_boxes", "fit_anchor_shapes", "prior_coverage", "prior_ex
 SIZE_BINS: Mapping[str, tuple[float, float]] = MappingProxyType(
     {"small": (0.0, 32.0**2), "medium": (32.0**2, 96.0**2), "large": (96.0**2, math.inf)}
 )
-"""Square pixels, from the lower bound up to the higher one. Source: Lin et al. 2014 (COCO)."""
+"""Box areas in square pixels: lower bound inclusive, upper bound exclusive. Source: Lin et al. 2014 (COCO)."""
 
 
 def shape_overlaps(sizes: Tensor, shapes: Tensor) -> Tensor:
-    """IoU (M, A) of boxes of these widths and heights (M, 2) and (A, 2) around one centre."""
-    return pairwise_iou(*(torch.cat([-each / 2, each / 2], dim=1) for each in (sizes.double(), shapes.double())))
+    """Compute the IoU (M, A) of concentric boxes with widths and heights (M, 2) and (A, 2)."""
+    return pairwise_iou(
+        *(
+            torch.cat([-widths_heights / 2, widths_heights / 2], dim=1)
+            for widths_heights in (sizes.double(), shapes.double())
+        )
+    )
 
 
 def fit_anchor_shapes(sizes: Tensor, num_shapes: int, *, seed: int = 0, num_rounds: int = 300) -> Tensor:
-    """Widths and heights (K, 2) float64, by area, whose best IoU with `sizes` (M, 2) has the highest mean found.
+    """Fit widths and heights (K, 2) float64, sorted by area, that maximise the mean best IoU with `sizes` (M, 2).
 
     k-means with the distance 1 - IoU; the first centres are drawn as k-means++ draws them. The mean of a group need not
     raise its IoU, so the best round is kept. Raises ValueError for fewer different sizes than shapes, and for sizes
@@ -54,17 +59,18 @@ def fit_anchor_shapes(sizes: Tensor, num_shapes: int, *, seed: int = 0, num_roun
 
 
 def best_iou_of_boxes(priors: Priors, boxes: Tensor) -> Tensor:
-    """The highest IoU (M,) that each of `boxes` (M, 4) has with an anchor where it stands."""
-    found = boxes.new_zeros(len(boxes))
+    """Return the highest IoU (M,) of each of `boxes` (M, 4) with any anchor of `priors`."""
+    best_iou = boxes.new_zeros(len(boxes))
     for part in column_blocks(len(boxes), len(priors), boxes.device):
-        found = torch.maximum(found, pairwise_iou(boxes, priors.coordinates[part].to(boxes)).amax(dim=1))
-    return found
+        best_iou = torch.maximum(best_iou, pairwise_iou(boxes, priors.coordinates[part].to(boxes)).amax(dim=1))
+    return best_iou
 
 
 def prior_coverage(overlaps: Tensor, boxes: Tensor) -> dict[str, Any]:
-    """How well boxes (M, 4) are covered, whose best IoU (M,) with a prior is `overlaps`; of all, and by their size.
+    """Summarise how well priors cover boxes (M, 4), from the best IoU (M,) of each; overall and by size of box.
 
-    Of each: how many boxes, the mean best IoU, and the shares with at least 0.5 and with less than 0.3; None of none.
+    Each summary has the number of boxes, the mean best IoU, and the shares with at least 0.5 and with less than 0.3;
+    None without boxes.
     """
     areas = box_areas(boxes)
     bins = {name: _summary(overlaps[(areas >= low) & (areas < high)]) for name, (low, high) in SIZE_BINS.items()}
@@ -72,13 +78,13 @@ def prior_coverage(overlaps: Tensor, boxes: Tensor) -> dict[str, Any]:
 
 
 def prior_extent(priors: Priors, *, height: int, width: int) -> dict[str, Any]:
-    """Where the centres of each level begin and end, and whether they span the padded input of so many pixels.
+    """Return the range of the prior centres on each level, and if they span the padded input.
 
-    They do where no pixel is more than a stride away from the range of the centres, on any side.
+    They do if no pixel is more than a stride away from the range of the centres, on any side.
     """
     levels = []
     for stride, rows in zip(priors.strides, priors.level_slices, strict=True):
-        (left, top), (right, bottom) = (each.tolist() for each in torch.aminmax(priors.centres[rows], dim=0))
+        (left, top), (right, bottom) = (corner.tolist() for corner in torch.aminmax(priors.centres[rows], dim=0))
         gap = max(left, top, width - right, height - bottom)
         centres = {"x_px": [left, right], "y_px": [top, bottom]}
         levels.append({"stride": stride, **centres, "is_spanned": gap <= stride})

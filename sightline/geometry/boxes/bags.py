@@ -1,4 +1,4 @@
-"""The bag of each box: the anchors that overlap it most. Source: Zhang et al. 2019, FreeAnchor, section 3.2."""
+"""Anchor bags: the anchors with the highest overlap of each box. Source: Zhang et al. 2019, FreeAnchor, section 3.2."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ __all__ = ["anchor_bags"]
 
 
 def anchor_bags(anchors: Tensor, boxes: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """The `size` anchors (M, size) with the highest IoU with each box (M, 4), the highest first, and these IoUs.
+    """Return the `size` anchors (M, size) of highest IoU with each box (M, 4), best first, and these IoUs (M, size).
 
-    Of anchors (N, 4) that do not overlap a box, those with the highest GIoU; all anchors where there are fewer.
+    If fewer than `size` of the anchors (N, 4) overlap a box, those with the highest GIoU follow; all anchors if N <
+    size.
     """
     size = min(size, len(anchors))
     bags, overlaps = [boxes.new_zeros((0, size), dtype=torch.int64)], [boxes.new_zeros(0, size)]

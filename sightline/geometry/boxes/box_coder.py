@@ -1,4 +1,4 @@
-"""Boxes as numbers that a network predicts beside a prior, and back: deltas of a box, distances from a point."""
+"""Box coders: deltas relative to anchors and distances from points, with their inverses."""
 
 from __future__ import annotations
 
@@ -21,24 +21,27 @@ __all__ = [
 ]
 
 MAX_LOG_RATIO = math.log(1000 / 16)
-"""A decoded box is at most so many times as wide and high as its prior, whatever the network predicts."""
+"""Upper bound of the predicted log ratio: a decoded box is at most 1000 / 16 times as wide and high as its prior."""
 
 DeltaWeights = tuple[float, float, float, float]
 
 
 def encode_deltas(priors: Tensor, boxes: Tensor, *, weights: DeltaWeights = (1.0, 1.0, 1.0, 1.0)) -> Tensor:
-    """Offsets of the centre in sizes of the prior, and logarithms of the ratios of sizes, each times its weight.
+    """Encode boxes as box deltas: centre offsets in prior sizes and log ratios of the sizes, each times its weight.
 
     `priors` and `boxes` (..., 4) -> (..., 4); a side of 0 counts as the least positive number. Source: Girshick et al.
     2014, appendix C; the weights are those of Fast R-CNN's code, (10, 10, 5, 5) in its second stage.
     """
-    theirs, ours = _positive_sizes(priors), _positive_sizes(boxes)
-    offsets = (box_centres(boxes) - box_centres(priors)) / theirs
-    return torch.cat([offsets, (ours / theirs).log()], dim=-1) * offsets.new_tensor(weights)
+    prior_sizes, sizes = _positive_sizes(priors), _positive_sizes(boxes)
+    offsets = (box_centres(boxes) - box_centres(priors)) / prior_sizes
+    return torch.cat([offsets, (sizes / prior_sizes).log()], dim=-1) * offsets.new_tensor(weights)
 
 
 def decode_deltas(priors: Tensor, deltas: Tensor, *, weights: DeltaWeights = (1.0, 1.0, 1.0, 1.0)) -> Tensor:
-    """The boxes (..., 4) of `deltas` (..., 4): the inverse of `encode_deltas` up to ratios of `MAX_LOG_RATIO`."""
+    """Decode box deltas: priors (..., 4), deltas (..., 4) -> boxes (..., 4).
+
+    The inverse of `encode_deltas`, with log ratios of at most `MAX_LOG_RATIO`.
+    """
     deltas = promote_to_float32(deltas)
     deltas = deltas / deltas.new_tensor(weights)
     sizes = box_sizes(priors)
@@ -48,34 +51,38 @@ def decode_deltas(priors: Tensor, deltas: Tensor, *, weights: DeltaWeights = (1.
 
 
 def encode_distances(points: Tensor, boxes: Tensor, *, strides: Tensor | float = 1.0) -> Tensor:
-    """Distances (..., 4) of points (..., 2) from the left, upper, right and lower side of `boxes` (..., 4), in strides.
+    """Encode boxes (..., 4) as distances (..., 4) in strides: of points (..., 2) from left, top, right and bottom.
 
-    `strides` is one number or broadcasts with the result, such as (P, 1). Negative where a point lies beyond that side.
-    Source: Tian et al. 2019, equation 1.
+    `strides` is one number or broadcasts with the result, such as (P, 1). A distance is negative if the point is beyond
+    that side. Source: Tian et al. 2019, equation 1.
     """
     points, boxes = promote_to_float32(points), promote_to_float32(boxes)
     return torch.cat([points - boxes[..., :2], boxes[..., 2:] - points], dim=-1) / strides
 
 
 def decode_distances(points: Tensor, distances: Tensor, *, strides: Tensor | float = 1.0) -> Tensor:
-    """The boxes (..., 4) of `distances` (..., 4) in strides: the inverse of `encode_distances`."""
+    """Decode points (..., 2) and distances (..., 4) in strides to boxes (..., 4): the inverse of `encode_distances`."""
     points, distances = promote_to_float32(points), promote_to_float32(distances) * strides
     return torch.cat([points - distances[..., :2], points + distances[..., 2:]], dim=-1)
 
 
 def decode_boxes(priors: Tensor, codes: Tensor) -> Tensor:
-    """The boxes (..., 4) of what heads predict: deltas of anchors (..., 4), or pixels from points (..., 2)."""
+    """Decode predictions (..., 4) to boxes (..., 4).
+
+    Deltas if `priors` are anchors (..., 4), pixels if points (..., 2).
+    """
     return decode_deltas(priors, codes) if priors.shape[-1] == 4 else decode_distances(priors, codes)
 
 
 def centreness(distances: Tensor) -> Tensor:
-    """1 (...) in the middle of a box, 0 on its sides and outside; for distances (..., 4) in any unit.
+    """Compute the centreness (...) from distances (..., 4) in any unit.
 
+    1 in the middle of a box, 0 on its sides and outside.
     Source: Tian et al. 2019, equation 3.
     """
     distances = promote_to_float32(distances).clamp(min=0)
-    near, far = torch.aminmax(torch.stack([distances[..., :2], distances[..., 2:]]), dim=0)
-    return (near / far.clamp(min=torch.finfo(far.dtype).tiny)).prod(dim=-1).sqrt()
+    smaller, larger = torch.aminmax(torch.stack([distances[..., :2], distances[..., 2:]]), dim=0)
+    return (smaller / larger.clamp(min=torch.finfo(larger.dtype).tiny)).prod(dim=-1).sqrt()
 
 
 def _positive_sizes(boxes: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Overlaps of boxes and their suppression, compiled for the CPU.
+"""CPU kernels of pairwise overlaps and of greedy and soft NMS.
 
 Overlaps of all pairs go row by row, without a branch, so that registers are filled; the second boxes come as columns
 (4, M). Sums and products are those of the torch forms, in their order: equal bits.
@@ -12,65 +12,66 @@ import numpy as np
 
 from sightline.numba_kernels import numba_kernel
 
-__all__ = ["greedy_nms_kernel", "ioa_of_rows", "keep_softly", "pairwise_iou_kernel"]
+__all__ = ["greedy_nms_kernel", "pairwise_ioa_kernel", "pairwise_iou_kernel", "soft_nms_kernel"]
 
 _BLOCK = 32
 
 
 @numba_kernel
-def pairwise_iou_kernel(first: int, last: int, boxes: np.ndarray, columns: np.ndarray, found: np.ndarray) -> None:
-    """See `overlaps.pairwise_iou`; `found` (N, M) is filled."""
+def pairwise_iou_kernel(first: int, last: int, boxes: np.ndarray, columns: np.ndarray, ious: np.ndarray) -> None:
+    """CPU kernel of `overlaps.pairwise_iou`: boxes (N, 4), columns (4, M); writes the IoU to `ious` (N, M)."""
     x1, y1, x2, y2 = columns
-    zero, one, tiny = _constants(found)
-    areas = np.empty(len(x1), dtype=found.dtype)
-    for place in range(len(x1)):
-        areas[place] = max(x2[place] - x1[place], zero) * max(y2[place] - y1[place], zero)
+    zero, one, tiny = _constants(ious)
+    areas = np.empty(len(x1), dtype=ious.dtype)
+    for column in range(len(x1)):
+        areas[column] = max(x2[column] - x1[column], zero) * max(y2[column] - y1[column], zero)
     for row in range(first, last):
         left, top, right, bottom = boxes[row]
-        area, result = max(right - left, zero) * max(bottom - top, zero), found[row]
-        for place in range(len(x1)):
-            width = max(min(right, x2[place]) - max(left, x1[place]), zero)
-            height = max(min(bottom, y2[place]) - max(top, y1[place]), zero)
+        area, result = max(right - left, zero) * max(bottom - top, zero), ious[row]
+        for column in range(len(x1)):
+            width = max(min(right, x2[column]) - max(left, x1[column]), zero)
+            height = max(min(bottom, y2[column]) - max(top, y1[column]), zero)
             intersection = width * height
-            union = area + areas[place] - intersection
+            union = area + areas[column] - intersection
             ratio = intersection / (union if union >= tiny else one)
-            result[place] = ratio if union >= tiny else zero
+            result[column] = ratio if union >= tiny else zero
 
 
 @numba_kernel
-def ioa_of_rows(first: int, last: int, boxes: np.ndarray, columns: np.ndarray, found: np.ndarray) -> None:
-    """See `overlaps.pairwise_ioa`; `found` (N, M) is filled."""
+def pairwise_ioa_kernel(first: int, last: int, boxes: np.ndarray, columns: np.ndarray, ioas: np.ndarray) -> None:
+    """CPU kernel of `overlaps.pairwise_ioa`: boxes (N, 4), columns (4, M); writes the IoA to `ioas` (N, M)."""
     x1, y1, x2, y2 = columns
-    zero, one, tiny = _constants(found)
+    zero, one, tiny = _constants(ioas)
     for row in range(first, last):
         left, top, right, bottom = boxes[row]
-        area, result = max(right - left, zero) * max(bottom - top, zero), found[row]
+        area, result = max(right - left, zero) * max(bottom - top, zero), ioas[row]
         is_some = area >= tiny
-        whole = area if is_some else one
-        for place in range(len(x1)):
-            width = max(min(right, x2[place]) - max(left, x1[place]), zero)
-            height = max(min(bottom, y2[place]) - max(top, y1[place]), zero)
-            ratio = width * height / whole
-            result[place] = ratio if is_some else zero
+        divisor = area if is_some else one
+        for column in range(len(x1)):
+            width = max(min(right, x2[column]) - max(left, x1[column]), zero)
+            height = max(min(bottom, y2[column]) - max(top, y1[column]), zero)
+            ratio = width * height / divisor
+            result[column] = ratio if is_some else zero
 
 
 @numba_kernel
 def greedy_nms_kernel(
-    boxes: np.ndarray, labels: np.ndarray, proposals: np.ndarray, limits: np.ndarray, kept: np.ndarray
+    boxes: np.ndarray, labels: np.ndarray, proposals: np.ndarray, limits: np.ndarray, kept_indices: np.ndarray
 ) -> int:
-    """See `suppression.keep_greedy`: places of boxes (N, 4), best first, are written to `kept`; returns how many.
+    """CPU kernel of `suppression.greedy_nms`.
 
-    Each box is compared with those kept until now, a block at a time: few of many boxes are compared with many. Without
-    `proposals` all differ.
+    Writes the indices of kept boxes to `kept_indices` (N,) and returns how many there are. `boxes` (N, 4) are sorted by
+    falling score. Each box is compared with the boxes kept so far, one block at a time: few of many boxes need many
+    comparisons. Without `proposals` every box is a proposal of its own.
     """
     zero, one, tiny = _constants(limits)
     columns = np.empty((6, len(boxes)), dtype=boxes.dtype)
     kept_labels = np.empty_like(labels)
     x1, y1, x2, y2, areas, kept_limits = columns
     count = 0
-    for place in range(len(boxes)):
-        left, top, right, bottom = boxes[place]
-        area, label = max(right - left, zero) * max(bottom - top, zero), labels[place]
+    for index in range(len(boxes)):
+        left, top, right, bottom = boxes[index]
+        area, label = max(right - left, zero) * max(bottom - top, zero), labels[index]
         hits = 0
         for start in range(0, count, _BLOCK):
             for other in range(start, min(start + _BLOCK, count)):
@@ -81,72 +82,73 @@ def greedy_nms_kernel(
                 overlap = intersection / (union if union >= tiny else one)
                 hits += (overlap > kept_limits[other]) & (union >= tiny) & (kept_labels[other] == label)
             if hits and len(proposals):
-                for other in kept[start : min(start + _BLOCK, count)]:
-                    is_own = (proposals[other] == proposals[place]) & (labels[other] == label)
-                    hits -= is_own and _iou(boxes[place], boxes[other], tiny) > limits[other]
+                for other in kept_indices[start : min(start + _BLOCK, count)]:
+                    is_own = (proposals[other] == proposals[index]) & (labels[other] == label)
+                    hits -= is_own and _iou(boxes[index], boxes[other], tiny) > limits[other]
             if hits:
                 break
         if not hits:
             x1[count], y1[count], x2[count], y2[count], areas[count] = left, top, right, bottom, area
-            kept_labels[count], kept_limits[count], kept[count] = label, limits[place], place
+            kept_labels[count], kept_limits[count], kept_indices[count] = label, limits[index], index
             count += 1
     return count
 
 
 @numba_kernel
-def keep_softly(
+def soft_nms_kernel(
     boxes: np.ndarray,
     scores: np.ndarray,
     labels: np.ndarray,
     limits: np.ndarray,
     min_score: np.ndarray,
     is_linear: bool,
-    kept: np.ndarray,
+    kept_indices: np.ndarray,
     kept_scores: np.ndarray,
 ) -> int:
-    """See `suppression.keep_soft`: the boxes left are in the order of their indices, and the best of them is known.
+    """CPU kernel of `suppression.soft_nms`: writes kept indices and scores (N,), returns how many there are.
 
-    `limits` are the least IoU or the width of the Gaussian of each box. `scores` is changed.
+    `boxes` (N, 4), `scores` and `labels` (N,); `limits` (N,) are the lowest IoU or the width of the Gaussian of each
+    box. `remaining` contains the remaining boxes in order of their indices. `scores` is changed.
     """
-    (zero, one, tiny), least = _constants(limits), min_score[0]
-    left = np.arange(len(boxes))
-    num_left, best, count = len(boxes), 0, 0
-    for place in range(len(boxes)):
-        if scores[place] > scores[best]:
-            best = place
-    while num_left and scores[best] >= least:
-        kept[count], kept_scores[count] = best, scores[best]
+    (zero, one, tiny), lowest_score = _constants(limits), min_score[0]
+    remaining = np.arange(len(boxes))
+    num_remaining, best, count = len(boxes), 0, 0
+    for index in range(len(boxes)):
+        if scores[index] > scores[best]:
+            best = index
+    while num_remaining and scores[best] >= lowest_score:
+        kept_indices[count], kept_scores[count] = best, scores[best]
         count += 1
-        picked, limit, still, next_best = best, limits[best], 0, -1
+        picked, limit, num_still, next_best = best, limits[best], 0, -1
         x1, y1, x2, y2 = boxes[picked]
         area = max(x2 - x1, zero) * max(y2 - y1, zero)
-        for rank in range(num_left):
-            place = left[rank]
-            if place == picked:
+        for rank in range(num_remaining):
+            index = remaining[rank]
+            if index == picked:
                 continue
-            if labels[place] == labels[picked]:
-                box = boxes[place]
+            if labels[index] == labels[picked]:
+                box = boxes[index]
                 width = max(min(x2, box[2]) - max(x1, box[0]), zero)
                 height = max(min(y2, box[3]) - max(y1, box[1]), zero)
                 intersection = width * height
                 union = area + max(box[2] - box[0], zero) * max(box[3] - box[1], zero) - intersection
                 overlap = intersection / union if union >= tiny else zero
                 if is_linear:
-                    scores[place] *= one - overlap if overlap >= limit else one
+                    scores[index] *= one - overlap if overlap >= limit else one
                 elif overlap > zero:
-                    scores[place] *= math.exp(-(overlap * overlap) / limit)
-            if scores[place] >= least:
-                left[still] = place
-                still += 1
-                if next_best < 0 or scores[place] > scores[next_best]:
-                    next_best = place
-        num_left, best = still, next_best
+                    scores[index] *= math.exp(-(overlap * overlap) / limit)
+            if scores[index] >= lowest_score:
+                remaining[num_still] = index
+                num_still += 1
+                if next_best < 0 or scores[index] > scores[next_best]:
+                    next_best = index
+        num_remaining, best = num_still, next_best
     return count
 
 
 @numba_kernel
 def _iou(one: np.ndarray, other: np.ndarray, tiny: float) -> float:
-    """Of two boxes (4,), in the order of sums of all others here."""
+    """Compute the IoU of two boxes (4,), with the order of sums of the other kernels."""
     zero = tiny - tiny
     width = max(min(one[2], other[2]) - max(one[0], other[0]), zero)
     height = max(min(one[3], other[3]) - max(one[1], other[1]), zero)
@@ -158,7 +160,7 @@ def _iou(one: np.ndarray, other: np.ndarray, tiny: float) -> float:
 
 @numba_kernel
 def _constants(like: np.ndarray) -> tuple[float, float, float]:
-    """Zero, one and the least normal number, of the type of `like`: a literal would make float32 float64."""
+    """Return zero, one and the smallest normal number in the dtype of `like`: a literal would make float32 float64."""
     values = np.zeros(3, dtype=like.dtype)
     values[1] = 1
     values[2] = 2.0**-126 if like.itemsize == 4 else 2.0**-1022

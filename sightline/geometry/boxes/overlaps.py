@@ -1,4 +1,4 @@
-"""How much boxes overlap: IoU and its relatives with exact gradients, and matrices of all pairs.
+"""Box overlaps: IoU, GIoU, DIoU, CIoU and SIoU with exact gradients, and matrices of all pairs.
 
 The functions of `OVERLAPS` and `ioa` broadcast: boxes (..., 4) with boxes (..., 4). Aligned rows are `iou(a, b)`, all
 pairs `iou(a[:, None], b)`. Half precision is computed in float32. A box without an area overlaps nothing: its IoU is 0,
@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 import torch
 from torch import Tensor
 
-from sightline.geometry.boxes.box_kernels import ioa_of_rows, pairwise_iou_kernel
+from sightline.geometry.boxes.box_kernels import pairwise_ioa_kernel, pairwise_iou_kernel
 from sightline.numba_kernels import NumbaKernel, can_use_numba, run_parallel
 
 __all__ = [
@@ -34,58 +34,66 @@ __all__ = [
 ]
 
 _ENTRIES_AT_ONCE = {"cpu": 2**20, "cuda": 2**25}
-"""Of a matrix of boxes and priors held at a time: on the CPU some 4 MB, which stay near the processor."""
+"""Entries of a matrix of boxes and priors in memory at a time: 4 MB on the CPU, which fits into its cache."""
 
 
 def promote_to_float32(values: Tensor) -> Tensor:
-    """The same values in their own precision, but integers and half precision in float32."""
+    """Cast integers and half precision to float32, any shape (...); other dtypes are unchanged."""
     return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
 def box_sizes(boxes: Tensor) -> Tensor:
-    """Width and height (..., 2), 0 where the corners are the wrong way round."""
+    """Return width and height (..., 2) of boxes (..., 4), at least 0."""
     boxes = promote_to_float32(boxes)
     return (boxes[..., 2:] - boxes[..., :2]).clamp(min=0)
 
 
 def box_centres(boxes: Tensor) -> Tensor:
-    """The middle (..., 2)."""
+    """Return the centres (..., 2) of boxes (..., 4)."""
     boxes = promote_to_float32(boxes)
     return (boxes[..., :2] + boxes[..., 2:]) / 2
 
 
 def box_areas(boxes: Tensor) -> Tensor:
-    """Areas (...) in square pixels."""
+    """Return the areas (...) of boxes (..., 4), in square pixels."""
     return box_sizes(boxes).prod(dim=-1)
 
 
 def iou(a: Tensor, b: Tensor) -> Tensor:
-    """Intersection over union, 0 to 1."""
+    """Compute the IoU (...) of boxes (..., 4) and (..., 4), 0 to 1."""
     return _iou_and_union(a, b)[0]
 
 
 def ioa(a: Tensor, b: Tensor) -> Tensor:
-    """The share of the area of `a` that lies inside `b`, 0 to 1."""
+    """Compute the share (...) of the area of `a` (..., 4) inside `b` (..., 4), 0 to 1."""
     return _ratio(_intersection(a, b), box_areas(a))
 
 
 def giou(a: Tensor, b: Tensor) -> Tensor:
-    """IoU less the share of the enclosing box that neither covers, -1 to 1. Source: Rezatofighi et al. 2019."""
+    """Compute the GIoU (...) of boxes (..., 4) and (..., 4), -1 to 1.
+
+    The IoU less the uncovered share of the enclosing box.
+    Source: Rezatofighi et al. 2019.
+    """
     overlap, union = _iou_and_union(a, b)
     enclosing = _enclosing(a, b).prod(dim=-1)
     return overlap - _ratio(enclosing - union, enclosing)
 
 
 def diou(a: Tensor, b: Tensor) -> Tensor:
-    """IoU less the squared distance of the centres over the squared diagonal of the enclosing box, -1 to 1.
+    """Compute the DIoU (...) of boxes (..., 4) and (..., 4), -1 to 1.
 
+    The IoU less the squared distance of the centres over the squared diagonal of the enclosing box.
     Source: Zheng et al. 2020, equation 7.
     """
     return iou(a, b) - _distance_term(a, b)
 
 
 def ciou(a: Tensor, b: Tensor) -> Tensor:
-    """DIoU less a term for different aspect ratios, whose factor has no gradient. Source: Zheng et al. 2020, eq. 10."""
+    """Compute the CIoU (...) of boxes (..., 4) and (..., 4): the DIoU less a penalty for different aspect ratios.
+
+    The penalty's factor has no gradient. Source: Zheng et al. 2020, eq. 10.
+    """
     overlap = iou(a, b)
     angle = _aspect(a) - _aspect(b)
     both = ((box_sizes(a) > 0) & (box_sizes(b) > 0)).all(dim=-1)
@@ -96,14 +104,17 @@ def ciou(a: Tensor, b: Tensor) -> Tensor:
 
 
 def siou(a: Tensor, b: Tensor) -> Tensor:
-    """IoU less half of a distance term, which an angle sharpens, and a shape term. Source: Gevorgyan 2022."""
+    """Compute the SIoU (...) of boxes (..., 4) and (..., 4): the IoU less half of a distance term and a shape term.
+
+    An angle sharpens the distance term. Source: Gevorgyan 2022.
+    """
     offset = (box_centres(a) - box_centres(b)).abs()
     # 1 - 2 sin^2(asin x - pi / 4) is 2 x sqrt(1 - x^2), and x is the smaller side of the offset over its length.
     angle = 2 * _ratio(offset.prod(dim=-1), offset.square().sum(dim=-1))
     relative = _ratio(offset, _enclosing(a, b)).square()
     distance = (1 - torch.exp((angle - 2)[..., None] * relative)).sum(dim=-1)
-    ours, theirs = box_sizes(a), box_sizes(b)
-    shape = (1 - torch.exp(-_ratio((ours - theirs).abs(), torch.maximum(ours, theirs)))).pow(4).sum(dim=-1)
+    sizes_a, sizes_b = box_sizes(a), box_sizes(b)
+    shape = (1 - torch.exp(-_ratio((sizes_a - sizes_b).abs(), torch.maximum(sizes_a, sizes_b)))).pow(4).sum(dim=-1)
     return iou(a, b) - (distance + shape) / 2
 
 
@@ -114,21 +125,27 @@ OVERLAPS: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {
     "ciou": ciou,
     "siou": siou,
 }
-"""By name, each 1 for equal boxes."""
+"""Overlap functions by config name; each is 1 for equal boxes."""
 
 
 def pairwise_iou(a: Tensor, b: Tensor) -> Tensor:
-    """IoU (N, M) of all pairs of boxes (N, 4) and (M, 4): the bits of `iou(a[:, None], b)`, compiled on the CPU."""
+    """Compute the IoU (N, M) of all pairs of boxes (N, 4) and (M, 4).
+
+    The bits of `iou(a[:, None], b)`, compiled on the CPU.
+    """
     return _pairwise(iou, pairwise_iou_kernel, a, b)
 
 
 def pairwise_ioa(a: Tensor, b: Tensor) -> Tensor:
-    """The share (N, M) of each box of `a` (N, 4) inside each of `b` (M, 4): the bits of `ioa(a[:, None], b)`."""
-    return _pairwise(ioa, ioa_of_rows, a, b)
+    """Compute the share (N, M) of each box of `a` (N, 4) inside each of `b` (M, 4).
+
+    The bits of `ioa(a[:, None], b)`.
+    """
+    return _pairwise(ioa, pairwise_ioa_kernel, a, b)
 
 
 def column_blocks(num_rows: int, num_columns: int, device: torch.device) -> Iterator[slice]:
-    """Slices of the columns such that a matrix of all rows and these columns fits into the memory held at a time."""
+    """Iterate over column slices that keep a matrix of `num_rows` rows within the memory limit."""
     entries = _ENTRIES_AT_ONCE.get(device.type, _ENTRIES_AT_ONCE["cpu"])
     step = max(1, entries // max(1, num_rows))
     yield from (slice(first, first + step) for first in range(0, num_columns, step))
@@ -138,16 +155,16 @@ def _pairwise(plain: Callable[[Tensor, Tensor], Tensor], kernel: NumbaKernel, a:
     needs_gradient = torch.is_grad_enabled() and (a.requires_grad or b.requires_grad)
     if needs_gradient or not can_use_numba(a, b):
         return plain(a[:, None], b)
-    found = a.new_empty(len(a), len(b))
+    matrix = a.new_empty(len(a), len(b))
     columns = b.detach().T.contiguous().numpy()
-    run_parallel(kernel, len(a), a.detach().contiguous().numpy(), columns, found.numpy())
-    return found
+    run_parallel(kernel, len(a), a.detach().contiguous().numpy(), columns, matrix.numpy())
+    return matrix
 
 
-def _ratio(part: Tensor, whole: Tensor) -> Tensor:
-    """Their quotient, 0 where the whole is nothing; neither side of the choice has a gradient that is not finite."""
-    is_some = whole >= torch.finfo(whole.dtype).tiny
-    return torch.where(is_some, part / torch.where(is_some, whole, 1), 0)
+def _ratio(part: Tensor, total: Tensor) -> Tensor:
+    """Divide, with 0 where `total` is 0; the gradient is finite everywhere."""
+    is_some = total >= torch.finfo(total.dtype).tiny
+    return torch.where(is_some, part / torch.where(is_some, total, 1), 0)
 
 
 def _intersection(a: Tensor, b: Tensor) -> Tensor:
@@ -163,7 +180,7 @@ def _iou_and_union(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _enclosing(a: Tensor, b: Tensor) -> Tensor:
-    """Width and height (..., 2) of the smallest box around both; one the wrong way round is its first corner."""
+    """Return width and height (..., 2) of the smallest box around both; an inverted box counts as its first corner."""
     a, b = promote_to_float32(a), promote_to_float32(b)
     first = torch.minimum(a[..., :2], b[..., :2])
     last = torch.maximum(torch.maximum(*a.split(2, dim=-1)), torch.maximum(*b.split(2, dim=-1)))
@@ -176,6 +193,6 @@ def _distance_term(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _aspect(boxes: Tensor) -> Tensor:
-    """The angle of width over height, 0 for a box without a height."""
+    """Return the angle (...) of width over height, 0 for a box without a height."""
     width, height = box_sizes(boxes).unbind(dim=-1)
     return torch.atan(_ratio(width, height))

@@ -1,4 +1,4 @@
-"""Priors: the boxes (anchors) or points that predictions start from, laid out over the real maps of a network."""
+"""Priors: the boxes (anchors) or points that predictions refer to, laid out over a network's feature maps."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ __all__ = [
 
 PriorKind = Literal["anchors", "points"]
 BACKGROUND = -1
-"""The target of a prior that is to predict that nothing is there."""
+"""Target of a prior that must predict background."""
 IGNORED = -2
-"""The target of a prior that counts in no loss."""
+"""Target of a prior that no loss counts."""
 
 
 @dataclass(frozen=True)
 class PriorGrid:
-    """Where the cells of a map lie in the image: cell i at i + `offset` steps from the corner, 0.5 at its middle.
+    """Prior positions: cell i of a map is i + `offset` steps from the image's corner; 0.5 is the middle of the cell.
 
-    A step is the level's stride. Where `image_px` (height, width) is given, it is that side over the number of cells,
-    rounded down: 13 cells of the stride 64 on a side of 800 pixels have steps of 61, as in torchvision's detectors.
-    With `offset_px`, the first cell of every level lies so many pixels from the corner, as in CrowdDet.
+    A step is the level's stride. With `image_px` (height, width), it is that side over the number of cells, rounded
+    down: 13 cells of the stride 64 on a side of 800 pixels have steps of 61, as in torchvision's detectors. With
+    `offset_px`, the first cell of every level is that many pixels from the corner, as in CrowdDet.
     """
 
     offset: float = 0.5
@@ -46,7 +46,7 @@ class PriorGrid:
     offset_px: float | None = None
 
     def centres(self, maps: tuple[int, int], stride: int, device: torch.device | None = None) -> Tensor:
-        """x, y (H * W, 2) of a map of H x W cells, row by row, float64."""
+        """Return x, y (H * W, 2) float64 of the cells of a map of H x W cells, row by row."""
         steps = (stride, stride)
         if self.image_px is not None:
             steps = (self.image_px[0] // maps[0], self.image_px[1] // maps[1])
@@ -63,10 +63,11 @@ _MIDDLES = PriorGrid()
 
 @dataclass(frozen=True)
 class Priors:
-    """All priors of an image, level after level, each in the order (H, W, A): rows of cells, then the A of one cell.
+    """All priors of an image, level by level, each in the order (H, W, A).
 
-    `rows` are boxes (P, 4) of `anchors`, or x, y (P, 2) of `points`, in pixels of the network's input. Of each level
-    there are `strides` (the nominal pixels from cell to cell), `maps` (height, width in cells) and `num_per_cell` (A).
+    Rows of cells, then the A priors of one cell. `coordinates` are boxes (P, 4) of `anchors`, or x, y (P, 2) of
+    `points`, in pixels of the network's input. Each level has one entry in `strides` (the nominal pixels from cell to
+    cell), `maps` (height, width in cells) and `priors_per_cell` (A).
     """
 
     kind: PriorKind
@@ -81,29 +82,32 @@ class Priors:
 
     @property
     def num_per_level(self) -> tuple[int, ...]:
-        """How many priors each level has."""
+        """Number of priors of each level."""
         return tuple(h * w * a for (h, w), a in zip(self.maps, self.priors_per_cell, strict=True))
 
     @property
     def level_slices(self) -> list[slice]:
-        """The rows of each level."""
+        """Slice of the rows of each level."""
         ends = itertools.accumulate(self.num_per_level, initial=0)
         return [slice(first, last) for first, last in itertools.pairwise(ends)]
 
     @cached_property
     def prior_level(self) -> Tensor:
-        """The place (P,) int64 of each prior's level, from 0."""
+        """Level index (P,) int64 of each prior, from 0."""
         counts = torch.tensor(self.num_per_level, device=self.coordinates.device)
         return torch.repeat_interleave(counts, output_size=len(self))
 
     @cached_property
     def prior_stride(self) -> Tensor:
-        """The stride (P,) of each prior's level, in pixels, of the type of the rows."""
+        """Stride (P,) of each prior's level, in pixels, in the dtype of the coordinates."""
         return self.coordinates.new_tensor(self.strides)[self.prior_level]
 
     @cached_property
     def centres(self) -> Tensor:
-        """x, y (P, 2): the points, or the middles of the anchors, which are equal for all of one cell."""
+        """Centres x, y (P, 2) of the priors.
+
+        The points, or the middles of the anchors, which are equal for all of one cell.
+        """
         if self.kind == "points":
             return self.coordinates
         parts = [
@@ -113,7 +117,7 @@ class Priors:
         return torch.cat(parts).to(self.coordinates.dtype)
 
     def to_boxes(self, side_strides: float) -> Tensor:
-        """The anchors (P, 4); around points, squares whose side is so many strides."""
+        """Return the anchors (P, 4); for points, squares around them with a side of `side_strides` strides."""
         if self.kind == "anchors":
             return self.coordinates
         half = (self.prior_stride * (side_strides / 2))[:, None]
@@ -122,11 +126,11 @@ class Priors:
 
 @dataclass(frozen=True)
 class AnchorShapes:
-    """Anchors of one cell: `scales` times `ratios` (height over width), the ratios of a scale one after another.
+    """Anchors of one cell: `scales` times `ratios` (height over width), all ratios of the first scale first.
 
-    The base size is `base_strides` strides. `keeps: area`: scale * base is the side of the square of the same area, for
-    every ratio; `keeps: width`: it is the width, and the area rises with the ratio. `whole_px`: scale * base is rounded
-    down to whole pixels, then half of each width and height to the nearest, as in torchvision's detectors.
+    The base size is `base_strides` strides. `preserves: area`: scale * base is the side of the square of the same area,
+    for every ratio; `preserves: width`: it is the width, and the area rises with the ratio. `whole_px`: scale * base is
+    rounded down to whole pixels, then half of each width and height to the nearest, as in torchvision's detectors.
     """
 
     scales: tuple[float, ...]
@@ -136,15 +140,15 @@ class AnchorShapes:
     whole_px: bool = False
 
     def sizes(self, stride: int) -> list[tuple[float, float]]:
-        """Width and height of each anchor, in pixels."""
-        found = []
+        """Return width and height of each anchor of a cell, in pixels."""
+        sizes = []
         for scale, ratio in itertools.product(self.scales, self.ratios):
             side = self.base_strides * stride * scale
             side = math.floor(side) if self.whole_px else side
             width = side / math.sqrt(ratio) if self.preserves == "area" else side
             sides = (width, width * ratio)
-            found.append((2.0 * round(sides[0] / 2), 2.0 * round(sides[1] / 2)) if self.whole_px else sides)
-        return found
+            sizes.append((2.0 * round(sides[0] / 2), 2.0 * round(sides[1] / 2)) if self.whole_px else sides)
+        return sizes
 
 
 _OCTAVES = (1.0, 2 ** (1 / 3), 2 ** (2 / 3))
@@ -155,7 +159,7 @@ PRESETS: Mapping[str, AnchorShapes] = MappingProxyType(
         "s3": AnchorShapes((0.75, 1.0), (2.0, 4.0), preserves="width"),
     }
 )
-"""RetinaNet's (Lin et al. 2017), CrowdDet's for standing people (Chu et al. 2020), and those of NuayHL/ODTask."""
+"""Anchors of RetinaNet (Lin et al. 2017), of CrowdDet for standing people (Chu et al. 2020), and of NuayHL/ODTask."""
 
 
 def make_anchors(
@@ -167,10 +171,10 @@ def make_anchors(
     device: torch.device | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> Priors:
-    """Anchors around every cell, where `grid` places it.
+    """Lay out anchors (P, 4) around the centres that `grid` gives to the cells.
 
-    `maps` are the heights and widths of the feature maps that the network really gives. `shapes` are a rule for every
-    stride, or the widths and heights of each level. Raises ValueError where levels are missing.
+    `maps` are the heights and widths of the network's actual feature maps. `shapes` are a rule for every stride, or the
+    widths and heights of each level. Raises ValueError if levels are missing.
     """
     sizes = [shapes.sizes(stride) for stride in strides] if isinstance(shapes, AnchorShapes) else list(shapes)
     _assert_levels(maps=maps, strides=strides, shapes=sizes)
@@ -191,7 +195,7 @@ def make_points(
     device: torch.device | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> Priors:
-    """One point for every cell; see `make_anchors`."""
+    """Lay out one point (P, 2) per cell; see `make_anchors`."""
     _assert_levels(maps=maps, strides=strides)
     parts = [grid.centres(size, stride, device) for size, stride in zip(maps, strides, strict=True)]
     return Priors("points", torch.cat(parts).to(dtype), tuple(strides), tuple(maps), (1,) * len(parts), grid)
@@ -200,5 +204,5 @@ def make_points(
 def _assert_levels(**levels: Sequence[object]) -> None:
     counts = {name: len(values) for name, values in levels.items()}
     if len(set(counts.values())) > 1 or not min(counts.values()):
-        found = ", ".join(f"{count} {name}" for name, count in counts.items())
-        raise ValueError(f"priors: found {found}; expected one of each for every level of the network")
+        counts_text = ", ".join(f"{count} {name}" for name, count in counts.items())
+        raise ValueError(f"priors: found {counts_text}; expected one of each for every level of the network")

@@ -1,4 +1,4 @@
-"""Suppression: which of many overlapping detections of an image are kept, and with what scores."""
+"""Non-maximum suppression (NMS) of overlapping detections: greedy, soft, set and adaptive."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from sightline import registry
 from sightline.aliases import old_names, renamed
 from sightline.arguments import PositiveFloat, Probability
-from sightline.geometry.boxes.box_kernels import greedy_nms_kernel, keep_softly
+from sightline.geometry.boxes.box_kernels import greedy_nms_kernel, soft_nms_kernel
 from sightline.geometry.boxes.overlaps import iou
 from sightline.numba_kernels import can_use_numba
 
@@ -25,24 +25,25 @@ __all__ = [
     "SuppressionResult",
     "greedy_nms",
     "greedy_nms_reference",
-    "keep_soft_plainly",
     "soft_nms",
+    "soft_nms_reference",
 ]
 
 
 @renamed(places="indices")
 class SuppressionResult(NamedTuple):
-    """Detections that are left: their `places` (K,) int64 among those given, and their `scores` (K,), which fall."""
+    """Kept detections: `indices` (K,) int64 into the input, and their `scores` (K,), in falling order."""
 
     indices: Tensor
     scores: Tensor
 
 
 class Suppression(ABC):
-    """Called with the detections of one image. With `per_class` those of different classes leave one another alone.
+    """Base of NMS, called with the detections of one image.
 
-    Equal scores are taken in the order of their indices. The work is done on the CPU wherever the detections are.
-    `reads` names what it needs besides, of `proposal` and `density`: the head has to offer it.
+    With `per_class`, different classes never suppress one another.
+    Equal scores are taken in the order of their indices. The work is done on the CPU, wherever the detections are.
+    `reads` names further inputs, of `proposal` and `density`: the head must provide them.
     """
 
     reads: ClassVar[frozenset[str]] = frozenset()
@@ -60,39 +61,42 @@ class Suppression(ABC):
         proposal: Tensor | None = None,
         density: Tensor | None = None,
     ) -> SuppressionResult:
-        """`boxes` (N, 4), `scores` (N,) and `labels` (N,) int64 -> what is kept, on the device of the boxes.
+        """Suppress detections: boxes (N, 4), scores (N,), labels (N,) int64 -> indices and scores (K,), same device.
 
-        `proposal` (N,) int64 is the prior that predicts a box, `density` (N,) how much the nearest other thing overlaps
-        it, 0 to 1. Raises ValueError for other shapes, for scores that are not finite, and for what is needed and not
-        given.
+        `proposal` (N,) int64 is the prior that predicts a box, `density` (N,) how much the nearest other object
+        overlaps it, 0 to 1. Raises ValueError for other shapes, for scores that are not finite, and for a missing input
+        of `reads`.
         """
         if boxes.shape != (len(scores), 4) or scores.shape != labels.shape or scores.ndim != 1:
-            found = ", ".join(str(tuple(each.shape)) for each in (boxes, scores, labels))
+            shapes = ", ".join(str(tuple(tensor.shape)) for tensor in (boxes, scores, labels))
             raise ValueError(
-                f"{type(self).__name__}: found boxes, scores and labels {found}; expected (N, 4), (N,), (N,)"
+                f"{type(self).__name__}: found boxes, scores and labels {shapes}; expected (N, 4), (N,), (N,)"
             )
         if not scores.isfinite().all():
             raise ValueError(f"{type(self).__name__}: {int((~scores.isfinite()).sum())} scores are not finite numbers")
         dtype = torch.promote_types(torch.promote_types(boxes.dtype, scores.dtype), torch.float32)
         labels = labels.cpu() if self.per_class else torch.zeros(len(labels), dtype=torch.int64)
-        more: Any = {"proposal": proposal, "density": density}
-        if any(more[name] is None or more[name].shape != scores.shape for name in self.reads):
+        extra: Any = {"proposal": proposal, "density": density}
+        if any(extra[name] is None or extra[name].shape != scores.shape for name in self.reads):
             raise ValueError(f"{type(self).__name__}: needs {' and '.join(sorted(self.reads))} of each detection")
-        read = {name: more[name].cpu() for name in self.reads}
-        kept = self.keep(boxes.to("cpu", dtype).contiguous(), scores.to("cpu", dtype).contiguous(), labels, **read)
-        return SuppressionResult(kept.indices.to(boxes.device), kept.scores.to(scores))
+        extra_inputs = {name: extra[name].cpu() for name in self.reads}
+        result = self.keep(
+            boxes.to("cpu", dtype).contiguous(), scores.to("cpu", dtype).contiguous(), labels, **extra_inputs
+        )
+        return SuppressionResult(result.indices.to(boxes.device), result.scores.to(scores))
 
     @abstractmethod
     def keep(self, boxes: Tensor, scores: Tensor, labels: Tensor, *args: Any, **kwargs: Any) -> SuppressionResult:
-        """What is kept of detections on the CPU, all of float32 or all of float64; equal labels may suppress.
+        """Suppress detections on the CPU: boxes (N, 4), scores (N,), labels (N,) -> indices and scores (K,).
 
-        What it `reads` follows by name.
+        Boxes and scores are both float32 or both float64; only equal labels suppress. The inputs of `reads` follow by
+        name.
         """
 
 
 @registry.suppressions.add("greedy")
 class GreedyNMS(Suppression):
-    """The best detection suppresses those whose IoU with it is above the threshold; then the best that is left.
+    """Greedy NMS: the highest-scoring detection suppresses those whose IoU with it is above the threshold, and so on.
 
     Source: Felzenszwalb et al. 2010, section 7.2, with the IoU in place of the share that is covered.
     """
@@ -102,8 +106,9 @@ class GreedyNMS(Suppression):
         self.iou_threshold = iou_threshold
 
     def keep(self, boxes: Tensor, scores: Tensor, labels: Tensor) -> SuppressionResult:
-        places = greedy_nms(boxes, scores, labels, threshold=self.iou_threshold)
-        return SuppressionResult(places, scores[places])
+        """Greedy NMS of boxes (N, 4), scores (N,), labels (N,) -> indices and scores (K,)."""
+        indices = greedy_nms(boxes, scores, labels, threshold=self.iou_threshold)
+        return SuppressionResult(indices, scores[indices])
 
 
 class _Soft(Suppression):
@@ -117,9 +122,10 @@ class _Soft(Suppression):
 
 @registry.suppressions.add("soft_linear")
 class SoftLinear(_Soft):
-    """The best detection lowers the scores of those that overlap it, from `iou_threshold` on, by the factor 1 - IoU.
+    """Soft-NMS with linear decay: the highest-scoring detection multiplies overlapping scores by 1 - IoU.
 
-    Then the best that is left, by the new scores; those below `min_score` are dropped. Source: Bodla et al. 2017.
+    The decay starts at `iou_threshold`. The next detection is the highest by the new scores; those below `min_score`
+    are dropped. Source: Bodla et al. 2017.
     """
 
     def __init__(
@@ -130,7 +136,10 @@ class SoftLinear(_Soft):
 
 @registry.suppressions.add("soft_gaussian")
 class SoftGaussian(_Soft):
-    """As `soft_linear`, with the factor exp(-IoU^2 / sigma) for every overlap. Source: Bodla et al. 2017."""
+    """Soft-NMS with a Gaussian decay: the factor is exp(-IoU^2 / sigma) for every overlap. Source: Bodla et al.
+
+    2017.
+    """
 
     def __init__(self, *, sigma: PositiveFloat = 0.5, min_score: Probability = 1e-3, per_class: bool = True) -> None:
         super().__init__(limit=sigma, is_linear=False, min_score=min_score, per_class=per_class)
@@ -138,9 +147,10 @@ class SoftGaussian(_Soft):
 
 @registry.suppressions.add("set")
 class SetSuppression(Suppression):
-    """As `greedy`, but detections of one proposal leave one another alone: a proposal may hold two things.
+    """Set NMS: greedy NMS in which detections of the same proposal never suppress one another.
 
-    Source: Chu et al. 2020, Detection in Crowded Scenes: One Proposal, Multiple Predictions, section 3.2.
+    A proposal may contain two objects. Source: Chu et al. 2020, Detection in Crowded Scenes: One Proposal, Multiple
+    Predictions, section 3.2.
     """
 
     reads = frozenset({"proposal"})
@@ -150,13 +160,14 @@ class SetSuppression(Suppression):
         self.iou_threshold = iou_threshold
 
     def keep(self, boxes: Tensor, scores: Tensor, labels: Tensor, *, proposal: Tensor) -> SuppressionResult:
-        places = greedy_nms(boxes, scores, labels, threshold=self.iou_threshold, proposal=proposal)
-        return SuppressionResult(places, scores[places])
+        """Set NMS of boxes (N, 4), scores (N,), labels (N,), proposal (N,) -> indices and scores (K,)."""
+        indices = greedy_nms(boxes, scores, labels, threshold=self.iou_threshold, proposal=proposal)
+        return SuppressionResult(indices, scores[indices])
 
 
 @registry.suppressions.add("adaptive")
 class Adaptive(Suppression):
-    """As `greedy`, or `soft_linear` where `soft`, but the threshold of a detection is at least its predicted density.
+    """Adaptive NMS: the threshold of a detection is at least its predicted density; with `soft`, linear soft-NMS.
 
     Source: Liu et al. 2019, Adaptive NMS: Refining Pedestrian Detection in a Crowd, equation 4.
     """
@@ -175,88 +186,92 @@ class Adaptive(Suppression):
         self.iou_threshold, self.soft, self.min_score = iou_threshold, soft, min_score
 
     def keep(self, boxes: Tensor, scores: Tensor, labels: Tensor, *, density: Tensor) -> SuppressionResult:
+        """Adaptive NMS of boxes (N, 4), scores (N,), labels (N,), density (N,) -> indices and scores (K,)."""
         limits = density.to(boxes).clamp(min=self.iou_threshold)
         if self.soft:
             return soft_nms(boxes, scores, labels, limit=limits, is_linear=True, min_score=self.min_score)
-        places = greedy_nms(boxes, scores, labels, threshold=limits)
-        return SuppressionResult(places, scores[places])
+        indices = greedy_nms(boxes, scores, labels, threshold=limits)
+        return SuppressionResult(indices, scores[indices])
 
 
 def greedy_nms(
     boxes: Tensor, scores: Tensor, labels: Tensor, *, threshold: float | Tensor, proposal: Tensor | None = None
 ) -> Tensor:
-    """The places (K,) that greedy suppression keeps, best first; see `Greedy`.
+    """Greedy NMS: boxes (N, 4), scores (N,), labels (N,) -> indices (K,) int64 of the kept ones, highest score first.
 
-    `threshold` may be one for each box (N,), that of those which it suppresses. Boxes of one `proposal` (N,) int64
-    leave one another alone.
+    `threshold` may be one for each box (N,), which applies to the boxes that it suppresses. Boxes of one `proposal`
+    (N,) int64 never suppress one another.
     """
     if not can_use_numba(boxes, scores):
         return greedy_nms_reference(boxes, scores, labels, threshold=threshold, proposal=proposal)
     order = scores.argsort(descending=True, stable=True)
-    kept = torch.empty_like(order)
-    given = (boxes, labels, order[:0] if proposal is None else proposal, _of_each(threshold, boxes))
-    count = greedy_nms_kernel(*(each[order].numpy() if len(each) else each.numpy() for each in given), kept.numpy())
-    return order[kept[:count]]
+    kept_ranks = torch.empty_like(order)
+    columns = (boxes, labels, order[:0] if proposal is None else proposal, _expand_limit(threshold, boxes))
+    count = greedy_nms_kernel(
+        *(column[order].numpy() if len(column) else column.numpy() for column in columns), kept_ranks.numpy()
+    )
+    return order[kept_ranks[:count]]
 
 
 def greedy_nms_reference(
     boxes: Tensor, scores: Tensor, labels: Tensor, *, threshold: float | Tensor, proposal: Tensor | None = None
 ) -> Tensor:
-    """The plain form of `keep_greedy`: a loop over the boxes that are kept."""
-    left, kept, limits = scores.argsort(descending=True, stable=True), [], _of_each(threshold, boxes)
-    while len(left):
-        best, left = left[0], left[1:]
-        kept.append(best)
-        is_hit = (iou(boxes[best], boxes[left]) > limits[best]) & (labels[left] == labels[best])
+    """Reference of `greedy_nms`, boxes (N, 4) -> indices (K,): a loop over the kept boxes."""
+    remaining, indices, limits = scores.argsort(descending=True, stable=True), [], _expand_limit(threshold, boxes)
+    while len(remaining):
+        best, remaining = remaining[0], remaining[1:]
+        indices.append(best)
+        is_hit = (iou(boxes[best], boxes[remaining]) > limits[best]) & (labels[remaining] == labels[best])
         if proposal is not None:
-            is_hit &= proposal[left] != proposal[best]
-        left = left[~is_hit]
-    return torch.stack(kept) if kept else left
+            is_hit &= proposal[remaining] != proposal[best]
+        remaining = remaining[~is_hit]
+    return torch.stack(indices) if indices else remaining
 
 
 def soft_nms(
     boxes: Tensor, scores: Tensor, labels: Tensor, *, limit: float | Tensor, is_linear: bool, min_score: float
 ) -> SuppressionResult:
-    """What soft suppression keeps, with the new scores; `limit` is the least IoU of `SoftLinear`, or sigma.
+    """Soft-NMS: boxes (N, 4), scores (N,), labels (N,) -> indices and new scores (K,), highest first.
 
-    It may be one for each box (N,), that of those whose scores it lowers.
+    `limit` is the IoU at which the linear decay starts, or sigma; it may be one for each box (N,), which applies to the
+    boxes whose scores it lowers.
     """
     if not can_use_numba(boxes, scores):
-        return keep_soft_plainly(boxes, scores, labels, limit=limit, is_linear=is_linear, min_score=min_score)
-    places, kept_scores = torch.empty_like(labels), torch.empty_like(scores)
-    limits = _of_each(limit, boxes), boxes.new_tensor([min_score])
-    arrays = [each.numpy() for each in (boxes, scores.clone(), labels, *limits)]
-    count = keep_softly(*arrays, is_linear, places.numpy(), kept_scores.numpy())
-    return SuppressionResult(places[:count], kept_scores[:count])
+        return soft_nms_reference(boxes, scores, labels, limit=limit, is_linear=is_linear, min_score=min_score)
+    indices, kept_scores = torch.empty_like(labels), torch.empty_like(scores)
+    limits = _expand_limit(limit, boxes), boxes.new_tensor([min_score])
+    arrays = [tensor.numpy() for tensor in (boxes, scores.clone(), labels, *limits)]
+    count = soft_nms_kernel(*arrays, is_linear, indices.numpy(), kept_scores.numpy())
+    return SuppressionResult(indices[:count], kept_scores[:count])
 
 
-def keep_soft_plainly(
+def soft_nms_reference(
     boxes: Tensor, scores: Tensor, labels: Tensor, *, limit: float | Tensor, is_linear: bool, min_score: float
 ) -> SuppressionResult:
-    """The plain form of `keep_soft`: a loop over the boxes that are kept."""
-    scores, left, limits = scores.clone(), torch.arange(len(scores)), _of_each(limit, boxes)
-    places, kept_scores = [], []
-    while len(left):
-        first = scores[left].argmax()
-        best = left[first]
+    """Reference of `soft_nms`, boxes (N, 4) -> indices and scores (K,): a loop over the kept boxes."""
+    scores, remaining, limits = scores.clone(), torch.arange(len(scores)), _expand_limit(limit, boxes)
+    indices, kept_scores = [], []
+    while len(remaining):
+        first = scores[remaining].argmax()
+        best = remaining[first]
         if scores[best] < min_score:
             break
-        places.append(best)
+        indices.append(best)
         kept_scores.append(scores[best].clone())
-        left = torch.cat([left[:first], left[first + 1 :]])
-        overlap = iou(boxes[best], boxes[left])
+        remaining = torch.cat([remaining[:first], remaining[first + 1 :]])
+        overlap = iou(boxes[best], boxes[remaining])
         low = limits[best]
         decay = torch.where(overlap >= low, 1 - overlap, 1) if is_linear else (-overlap.square() / low).exp()
-        scores[left] *= torch.where(labels[left] == labels[best], decay, 1)
+        scores[remaining] *= torch.where(labels[remaining] == labels[best], decay, 1)
     return (
-        SuppressionResult(torch.stack(places), torch.stack(kept_scores))
-        if places
-        else SuppressionResult(left[:0], scores[:0])
+        SuppressionResult(torch.stack(indices), torch.stack(kept_scores))
+        if indices
+        else SuppressionResult(remaining[:0], scores[:0])
     )
 
 
-def _of_each(limit: float | Tensor, boxes: Tensor) -> Tensor:
-    """A limit for each of the boxes (N,), of their type."""
+def _expand_limit(limit: float | Tensor, boxes: Tensor) -> Tensor:
+    """Expand a limit to each of the boxes (N,), in their dtype."""
     return torch.as_tensor(limit, dtype=boxes.dtype).expand(len(boxes)).contiguous()
 
 

@@ -1,4 +1,4 @@
-"""Pixels near the border of their class in label images."""
+"""Border pixels of classes in label images."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from torch.nn import functional
 __all__ = ["border_mask"]
 
 _ABOVE_ALL = 2**31 - 1
-"""Above every class, and exact in float64, through which padding goes."""
+"""Label above every class, and exact in float64, through which padding goes."""
 
 
 def border_mask(label: Tensor, *, size: int, connectivity: Literal[4, 8] = 4, background: int | None = None) -> Tensor:
-    """Whether `size` erosions of its class take a pixel away: bool (S, H, W) of `label` (S, H, W), integers from 0.
+    """Return a mask (S, H, W) bool of the pixels that `size` erosions remove from their class in `label` (S, H, W).
 
     Pixels of `background` belong to every class. The border of the image is one of every class.
     Source: the border mask of the published code of Milioto et al. 2019 (RangeNet++).
@@ -29,7 +29,7 @@ def border_mask(label: Tensor, *, size: int, connectivity: Literal[4, 8] = 4, ba
 
 
 def _least_around(image: Tensor, connectivity: Literal[4, 8], *, outside: int) -> Tensor:
-    """The minimum of each pixel and its neighbours."""
+    """Return the minimum (S, H, W) of each pixel and its neighbours."""
     padded = functional.pad(image, (1, 1, 1, 1), value=outside)
     rows = padded[:, :, :-2].minimum(padded[:, :, 1:-1]).minimum(padded[:, :, 2:])
     upright = rows if connectivity == 8 else padded[:, :, 1:-1]

@@ -1,4 +1,4 @@
-"""Oriented boxes of KITTI in the camera's frame, and the chain of frames from scanner to camera to image.
+"""Oriented 3D boxes of KITTI in the camera's frame, and the transforms from scanner to camera to image.
 
 The rectified camera's frame: metres, x right, y down, z forward. A box is x, y, z of the middle of its bottom, length,
 height, width, and the turn about y: at zero its length lies along x.
@@ -15,7 +15,10 @@ __all__ = ["Calibration", "boxes_velodyne", "corners_camera", "points_in_box"]
 
 
 class Calibration(NamedTuple):
-    """`camera_of_velodyne` (4, 4) from the scanner's frame to the rectified camera's; `projection` (3, 4) to pixels."""
+    """Calibration: `camera_of_velodyne` (4, 4), scanner to rectified camera frame.
+
+    `projection` (3, 4), camera to pixels.
+    """
 
     camera_of_velodyne: np.ndarray
     projection: np.ndarray
@@ -24,24 +27,27 @@ class Calibration(NamedTuple):
     def from_matrices(
         cls, *, velo_to_cam: np.ndarray, rectification: np.ndarray, projection: np.ndarray
     ) -> Calibration:
-        """From the file's Tr_velo_to_cam (3, 4), R0_rect (3, 3) and P2 (3, 4), all float64."""
+        """Build a calibration from the file's Tr_velo_to_cam (3, 4), R0_rect (3, 3) and P2 (3, 4), all float64."""
         moved, turned = np.eye(4), np.eye(4)
         moved[:3] = velo_to_cam
         turned[:3, :3] = rectification
         return cls(turned @ moved, projection)
 
     def to_camera(self, points_velodyne: np.ndarray) -> np.ndarray:
-        """Points (N, 3) in the rectified camera's frame, float64."""
+        """Transform scanner points (N, 3) to the rectified camera's frame, (N, 3) float64."""
         matrix = self.camera_of_velodyne
         return points_velodyne.astype(np.float64) @ matrix[:3, :3].T + matrix[:3, 3]
 
     def to_velodyne(self, points_camera: np.ndarray) -> np.ndarray:
-        """Points (N, 3) in the scanner's frame, float64."""
+        """Transform camera points (N, 3) to the scanner's frame, (N, 3) float64."""
         matrix = np.linalg.inv(self.camera_of_velodyne)
         return points_camera.astype(np.float64) @ matrix[:3, :3].T + matrix[:3, 3]
 
     def to_image(self, points_camera: np.ndarray) -> np.ndarray:
-        """Column and row (N, 2) in pixels, NaN for points that are not in front of the camera; centres at integers."""
+        """Project camera points (N, 3) to column and row (N, 2) in pixels, centres at integers.
+
+        NaN for points not in front.
+        """
         homogeneous = points_camera @ self.projection[:, :3].T + self.projection[:, 3]
         is_ahead = (points_camera[:, 2] > 0) & (homogeneous[:, 2] > 0)
         pixels = np.full((len(points_camera), 2), np.nan)
@@ -50,7 +56,7 @@ class Calibration(NamedTuple):
 
 
 def corners_camera(boxes: np.ndarray) -> np.ndarray:
-    """The corners (M, 8, 3) of boxes (M, 7): the bottom's four, front right first, then the top's."""
+    """Return the corners (M, 8, 3) of boxes (M, 7): the bottom's four, front right first, then the top's."""
     x, y, z, length, height, width, turn = boxes.T
     along = np.array([1, 1, -1, -1, 1, 1, -1, -1]) * length[:, None] / 2
     across = np.array([1, -1, -1, 1, 1, -1, -1, 1]) * width[:, None] / 2
@@ -69,7 +75,7 @@ def corners_camera(boxes: np.ndarray) -> np.ndarray:
 def points_in_box(
     points_camera: np.ndarray, box: np.ndarray, *, margin_m: float = 0.0, bottom_m: float = 0.0
 ) -> np.ndarray:
-    """Which points (N, 3) a box (7,) holds, its faces included: (N,) bool.
+    """Return a mask (N,) bool of the points (N, 3) inside a box (7,), its faces included.
 
     `margin_m` widens the box to every side but down; what lies less than `bottom_m` above its bottom is left out, such
     as the ground it stands on.
@@ -84,10 +90,10 @@ def points_in_box(
 
 
 def boxes_velodyne(boxes: np.ndarray, calibration: Calibration) -> np.ndarray:
-    """Boxes (M, 7) as x, y, z of their middle, length, width, height and heading (from x to y) in the scanner's frame.
+    """Convert boxes (M, 7) to middle (x, y, z), length, width, height and heading (x to y) in the scanner's frame.
 
     The frames are taken to be upright to one another, as everywhere in the field: the tilt of less than a degree
-    between them is in the middle's place alone.
+    between them affects the position of the middle alone.
     """
     middle = calibration.to_velodyne(boxes[:, :3])
     middle[:, 2] += boxes[:, 4] / 2

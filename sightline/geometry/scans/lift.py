@@ -1,7 +1,7 @@
-"""From the pixels of a range image back to all points of its scan: the pixel's label, or a vote of near neighbours.
+"""Labels of points from the labels of range-image pixels: nearest pixel or kNN vote.
 
-Images `label` (S, H, W) int64 and `range_image` (S, H, W) metres, negative where empty; the points of the scans one
-after another, with `offsets` (S+1,), their `pixel` (P,), row * W + column of their own image, and `point_range` (P,).
+Images `label` (S, H, W) int64 and `range_image` (S, H, W) metres, negative where empty; packed points of the scans
+with `offsets` (S+1,), their `pixel` (P,), row * W + column of their own image, and `point_range` (P,).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from sightline.geometry.scans.lift_kernels import vote_of_neighbours
+from sightline.geometry.scans.lift_kernels import knn_vote_kernel
 from sightline.geometry.scans.projection import Projection, gather_to_image, scan_index
 from sightline.numba_kernels import can_use_numba, run_parallel
 
@@ -31,12 +31,13 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class KNNVote:
-    """The neighbours that vote for a point's label, `num_neighbours` of the `search` x `search` pixels around its own.
+    """kNN vote for a point's label: `num_neighbours` of the `window` x `window` pixels around its own pixel.
 
-    Those with the smallest |range - own range| * (1 - g) vote, g a normalised Gaussian of `sigma` pixels, but none with
-    more than `cutoff_m` of it (0: no limit), and none of the class `void`. `is_circular`: the last column lies beside
-    the first. Pixels outside the image are not neighbours or, with border "zero", have range 0 and the class `void`, as
-    in the published code. Raises ValueError for a window that is even or smaller than the number of neighbours.
+    The pixels with the smallest |range - point range| * (1 - g) vote, g a normalised Gaussian of `sigma` pixels, but
+    none with more than `cutoff_m` of it (0: no limit), and none of the class `void`. `is_circular`: the last column is
+    next to the first. Pixels outside the image are not neighbours or, with border "zero", have range 0 and the class
+    `void`, as in the published code. Raises ValueError for a window that is even or smaller than the number of
+    neighbours.
     """
 
     window: int = 5
@@ -60,7 +61,7 @@ class KNNVote:
 
     @property
     def limit(self) -> float:
-        """The largest distance that votes, finite where there is no limit: pixels without range never vote."""
+        """Largest distance that votes, finite if there is no limit: pixels without range never vote."""
         return self.cutoff_m if self.cutoff_m > 0 else float(np.finfo(np.float32).max)
 
     @property
@@ -69,8 +70,8 @@ class KNNVote:
 
 
 def lift_nearest(image: Tensor, *, pixel: Tensor, offsets: Tensor) -> Tensor:
-    """The value (P, ...) that `image` (S, H, W, ...) has at the pixel of every point."""
-    return image.flatten(0, 2)[_places(image, pixel, offsets)]
+    """Gather the value (P, ...) of `image` (S, H, W, ...) at the pixel (P,) of every point."""
+    return image.flatten(0, 2)[_flat_pixels(image, pixel, offsets)]
 
 
 @torch.no_grad()
@@ -83,10 +84,11 @@ def lift_knn(
     offsets: Tensor,
     vote: KNNVote,
 ) -> Tensor:
-    """The label (P,) int64 that most neighbours of a point have, the lowest of a tie; its pixel's where none may vote.
+    """Return the label (P,) int64 of most neighbours of a point, the lowest of a tie.
 
+    Its pixel's label if none may vote.
     A point's own pixel has the point's range. Of neighbours at equal distances the first of the window is taken, row by
-    row. Source: Milioto et al. 2019 (RangeNet++), section III-D; the published code gives class 1 where none may vote,
+    row. Source: Milioto et al. 2019 (RangeNet++), section III-D; the published code assigns class 1 if none may vote,
     and takes any of equal distances.
     """
     if not can_use_numba(range_image, point_range) or range_image.dtype != torch.float32 or len(point_range) == 0:
@@ -94,17 +96,17 @@ def lift_knn(
             label, range_image=range_image, pixel=pixel, point_range=point_range, offsets=offsets, vote=vote
         )
     windows = _Windows.around(pixel, label, range_image, offsets, vote)
-    found = torch.empty_like(pixel)
+    labels = torch.empty_like(pixel)
     run_parallel(
-        vote_of_neighbours,
+        knn_vote_kernel,
         len(pixel),
-        *(each.contiguous().numpy() for each in (point_range, *windows)),
+        *(tensor.contiguous().numpy() for tensor in (point_range, *windows)),
         vote.num_neighbours,
         vote.limit_bits,
         vote.void,
-        found.numpy(),
+        labels.numpy(),
     )
-    return found
+    return labels
 
 
 @torch.no_grad()
@@ -117,28 +119,32 @@ def lift_knn_reference(
     offsets: Tensor,
     vote: KNNVote,
 ) -> Tensor:
-    """The plain form of `lift_knn`, on any device: whole windows are taken and sorted."""
+    """Reference of `lift_knn`, labels (S, H, W) -> (P,) int64, on any device: whole windows are gathered and sorted."""
     windows = _Windows.around(pixel, label, range_image, offsets, vote)
-    places = windows.middle[:, None] + windows.steps
-    near = windows.ranges[places]
-    near[:, vote.window**2 // 2] = point_range
-    distance = (near - point_range[:, None]).abs_() * windows.weights
+    window_pixels = windows.middle[:, None] + windows.steps
+    window_ranges = windows.ranges[window_pixels]
+    window_ranges[:, vote.window**2 // 2] = point_range
+    distance = (window_ranges - point_range[:, None]).abs_() * windows.weights
     distance, order = distance.sort(dim=1, stable=True)
     distance, order = distance[:, : vote.num_neighbours], order[:, : vote.num_neighbours]
-    found = windows.label[places.gather(1, order)]
+    neighbour_labels = windows.label[window_pixels.gather(1, order)]
 
-    may_vote = (distance <= vote.limit) & (found != vote.void)
-    votes = ((found[:, :, None] == found[:, None, :]) & may_vote[:, None, :]).sum(dim=2) * may_vote
-    most = votes.amax(dim=1)
-    elected = torch.where(may_vote & (votes == most[:, None]), found, torch.iinfo(found.dtype).max).amin(dim=1)
-    return torch.where(most > 0, elected, lift_nearest(label, pixel=pixel, offsets=offsets))
+    may_vote = (distance <= vote.limit) & (neighbour_labels != vote.void)
+    votes = ((neighbour_labels[:, :, None] == neighbour_labels[:, None, :]) & may_vote[:, None, :]).sum(
+        dim=2
+    ) * may_vote
+    max_votes = votes.amax(dim=1)
+    elected = torch.where(
+        may_vote & (votes == max_votes[:, None]), neighbour_labels, torch.iinfo(neighbour_labels.dtype).max
+    ).amin(dim=1)
+    return torch.where(max_votes > 0, elected, lift_nearest(label, pixel=pixel, offsets=offsets))
 
 
 class _Windows(NamedTuple):
-    """The window of each point in images with a border of half a window.
+    """Window of each point in images that are padded by half a window.
 
-    `ranges` and `label` are those images, flat; a pixel without range has an infinite one. `middle` (P,) is the place
-    of a point's pixel in them, `steps` lead from there to the pixels of its window, row by row, with these `weights`.
+    `ranges` and `label` are those images, flat; a pixel without range has an infinite one. `middle` (P,) is the index
+    of a point's pixel in them, `steps` are added to it for the pixels of its window, row by row, with these `weights`.
     """
 
     ranges: Tensor
@@ -156,16 +162,16 @@ class _Windows(NamedTuple):
         row, column = pixel // width, pixel % width
         sides = torch.arange(-reach, reach + 1, device=pixel.device)
         return cls(
-            ranges=_bordered(range_image.masked_fill(range_image < 0, torch.inf), vote, outside).flatten(),
-            label=_bordered(label, vote, vote.void).flatten(),
+            ranges=_pad_border(range_image.masked_fill(range_image < 0, torch.inf), vote, outside).flatten(),
+            label=_pad_border(label, vote, vote.void).flatten(),
             middle=(scan + row + reach) * wide + column + reach,
             steps=(sides[:, None] * wide + sides).flatten(),
             weights=(1 - gaussian_window(vote.window, vote.sigma).to(range_image)).flatten(),
         )
 
 
-def _bordered(image: Tensor, vote: KNNVote, outside: float) -> Tensor:
-    """`image` (S, H, W) with half a window more on every side."""
+def _pad_border(image: Tensor, vote: KNNVote, outside: float) -> Tensor:
+    """Pad `image` (S, H, W) by half a window on every side."""
     reach, width = vote.window // 2, image.shape[2]
     if not vote.is_circular:
         return functional.pad(image, (reach,) * 4, value=outside)
@@ -174,7 +180,7 @@ def _bordered(image: Tensor, vote: KNNVote, outside: float) -> Tensor:
 
 
 def gaussian_window(search: int, sigma: float) -> Tensor:
-    """A Gaussian of `sigma` pixels on `search` x `search` pixels, its sum 1: float64."""
+    """Return a Gaussian of `sigma` pixels on (search, search) pixels, with sum 1: float64."""
     steps = torch.arange(search, dtype=torch.float64) - search // 2
     bell = torch.exp(-steps.square() / (2 * sigma**2))
     return torch.outer(bell, bell) / bell.sum() ** 2
@@ -183,9 +189,9 @@ def gaussian_window(search: int, sigma: float) -> Tensor:
 def upper_bound_confusions(
     label: Tensor, projection: Projection, *, offsets: Tensor, num_classes: int, vote: KNNVote
 ) -> dict[str, Tensor]:
-    """The confusions (C, C) of the points, rows predicted, that a network right in every pixel would reach.
+    """Compute the point confusions (C, C), rows predicted, of a network that labels every pixel correctly.
 
-    The true labels (P,) are drawn and lifted back, by `nearest` and by `knn`. Tables of several scans may be added.
+    The true labels (P,) are projected and lifted back, by `nearest` and by `knn`. Tables of several scans may be added.
     """
     image = gather_to_image(projection.point_index, label, empty=vote.void)
     ranges = gather_to_image(projection.point_index, projection.ranges, empty=-1)
@@ -198,13 +204,16 @@ def upper_bound_confusions(
     }
     cells = num_classes**2
     return {
-        name: (found * num_classes + label).bincount(minlength=cells).view(num_classes, num_classes)
-        for name, found in lifted.items()
+        name: (predicted * num_classes + label).bincount(minlength=cells).view(num_classes, num_classes)
+        for name, predicted in lifted.items()
     }
 
 
 def mean_iou(confusion: Tensor, *, ignore_index: int | None) -> float:
-    """The mean IoU over the classes that points have; points of `ignore_index` count nowhere. NaN without a point."""
+    """Compute the mean IoU of a confusion (C, C) over the classes that occur, without `ignore_index`.
+
+    NaN without a point.
+    """
     table = confusion.double()
     if ignore_index is not None:
         table[:, ignore_index] = 0
@@ -212,6 +221,6 @@ def mean_iou(confusion: Tensor, *, ignore_index: int | None) -> float:
     return float((right / (true + table.sum(dim=1) - right))[true > 0].mean())
 
 
-def _places(image: Tensor, pixel: Tensor, offsets: Tensor) -> Tensor:
-    """Where the pixel of each point stands among those of all images."""
+def _flat_pixels(image: Tensor, pixel: Tensor, offsets: Tensor) -> Tensor:
+    """Return the index (P,) of each point's pixel among those of all images."""
     return pixel + scan_index(offsets) * (image.shape[1] * image.shape[2])

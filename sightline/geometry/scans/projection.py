@@ -27,7 +27,7 @@ __all__ = [
     "count_coverage",
     "gather_to_image",
     "nearest_returns",
-    "nearest_returns_by_sorting",
+    "nearest_returns_reference",
     "point_ranges",
     "project_scans",
     "rows_by_file_order",
@@ -74,15 +74,15 @@ class RangeView:
 
     @property
     def is_full_turn(self) -> bool:
-        """Whether the last column lies beside the first."""
+        """True if the last column is next to the first."""
         return abs(self.azimuth_deg[0] - self.azimuth_deg[1]) == 360
 
 
 class PointPixels(NamedTuple):
-    """Where each of the points (P,) lies.
+    """Pixel and range of each of the points (P,).
 
-    `pixel` is row * W + column in its own scan's image, int64; `ranges` are metres; `is_seen` is whether it may be
-    drawn, `is_clamped` whether the first or last row takes it in from above or below the view.
+    `pixel` is row * W + column in its own scan's image, int64; `ranges` are metres; `is_seen` is True if the point may
+    be drawn, `is_clamped` if it is above or below the view and drawn in the first or last row.
     """
 
     pixel: Tensor
@@ -92,7 +92,10 @@ class PointPixels(NamedTuple):
 
 
 class Projection(NamedTuple):
-    """`shown` (S, H, W) int64: the row of `points` that each pixel shows, -1 where empty; the rest as in `Located`."""
+    """Range images: `point_index` (S, H, W) int64, the row of `points` in each pixel, -1 if empty.
+
+    Rest as `PointPixels`.
+    """
 
     point_index: Tensor
     pixel: Tensor
@@ -103,7 +106,7 @@ class Projection(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Coverage:
-    """Counts of a projection: of its points, of those in the view, of those drawn, of those above or below all rows."""
+    """Counts of a projection: its points, those in the view, those drawn, and those above or below all rows."""
 
     num_points: int
     num_seen: int
@@ -113,7 +116,7 @@ class Coverage:
 
     @property
     def points_drawn(self) -> float:
-        """The share of all points that a pixel shows."""
+        """Share of all points that a pixel shows."""
         return self.num_drawn / max(1, self.num_points)
 
     @property
@@ -122,31 +125,36 @@ class Coverage:
 
     @property
     def points_clamped(self) -> float:
-        """The share of the points in the view that the first or last row takes in from outside of it."""
+        """Share of the points in the view that are drawn in the first or last row from outside of it."""
         return self.num_clamped / max(1, self.num_seen)
 
 
 @torch.no_grad()
 def project_scans(points: Tensor, *, view: RangeView, offsets: Tensor, ring: Tensor | None = None) -> Projection:
-    """Every pixel shows its nearest return, of equally near ones the one of the lowest row, on every device.
+    """Project points (P, 3) to range images (S, H, W).
 
+    Each pixel shows its nearest return, of equal ones the lowest row.
     Points at the origin (no return) and outside a partial azimuth are not drawn; their pixel is the closest one. Points
-    above or below all rows are drawn in the first or last. `ring` (P,) int64 counts from the highest beam, row 0.
+    above or below all rows are drawn in the first or last. `ring` (P,) int64 counts from the highest beam, row 0. The
+    result is the same on every device.
     Raises ValueError for points that are not finite, and for rings that are missing or outside of the rows.
     Source: Milioto et al. 2019 (RangeNet++), eq. 1.
     """
-    found = compute_pixels(points, view=view, offsets=offsets, ring=ring)
-    ranges = found.ranges.masked_fill(~found.is_seen, torch.inf).float()
-    place, num_scans = found.pixel, len(offsets) - 1
+    pixels = compute_pixels(points, view=view, offsets=offsets, ring=ring)
+    ranges = pixels.ranges.masked_fill(~pixels.is_seen, torch.inf).float()
+    flat_pixel, num_scans = pixels.pixel, len(offsets) - 1
     if num_scans > 1:
-        place = place + scan_index(offsets) * view.num_pixels
-    shown = nearest_returns(ranges, pixel=place, num_places=num_scans * view.num_pixels)
-    return Projection(shown.view(num_scans, view.height, view.width), *found)
+        flat_pixel = flat_pixel + scan_index(offsets) * view.num_pixels
+    shown = nearest_returns(ranges, pixel=flat_pixel, num_places=num_scans * view.num_pixels)
+    return Projection(shown.view(num_scans, view.height, view.width), *pixels)
 
 
 @torch.no_grad()
 def compute_pixels(points: Tensor, *, view: RangeView, offsets: Tensor, ring: Tensor | None = None) -> PointPixels:
-    """The pixels and ranges of `project`, without the images. Raises ValueError as `project`."""
+    """Compute pixels and ranges (P,) of points (P, 3) as `project_scans`, without the images.
+
+    Raises the same ValueError.
+    """
     # Contiguous, since angles of strided numbers take ten times as long; and in place, here and below, on
     # tensors of our own: mapping memory for one number a point takes as long as computing it.
     x, y, z = (points[:, axis].contiguous() for axis in range(3))
@@ -159,7 +167,7 @@ def compute_pixels(points: Tensor, *, view: RangeView, offsets: Tensor, ring: Te
 
 
 def point_ranges(points: Tensor) -> Tensor:
-    """The distance (P,) of points (P, 3) from the sensor, in their type: the very bits of `locate`."""
+    """Return the distance (P,) of points (P, 3) from the sensor, in their dtype: the bits of `compute_pixels`."""
     return _ranges(*(points[:, axis].contiguous() for axis in range(3)))
 
 
@@ -168,7 +176,7 @@ def _ranges(x: Tensor, y: Tensor, z: Tensor) -> Tensor:
 
 
 def nearest_returns(ranges: Tensor, *, pixel: Tensor, num_places: int) -> Tensor:
-    """The row of the smallest finite range at each place, the lowest of equal ones; -1 where there is none.
+    """Return the row of the smallest finite range of each pixel, the lowest of equal ones; -1 if there is none.
 
     `ranges` (P,) float32, `pixel` (P,) int64; int64 (num_places,). One minimum of integers, the bits of the range above
     those of the row: bits of floats that are not negative rise with them, and no order of threads changes a minimum.
@@ -181,12 +189,13 @@ def nearest_returns(ranges: Tensor, *, pixel: Tensor, num_places: int) -> Tensor
 
 
 _NO_RETURN = 0x7F800000 << 32
-"""The bits of an infinite range above those of row 0: no other key of such a range is less."""
+"""Key of an empty pixel: the bits of an infinite range above those of row 0."""
 
 
-def nearest_returns_by_sorting(ranges: Tensor, *, place: Tensor, num_places: int) -> Tensor:
-    """The plain form of `nearest_returns`: points are written from the farthest to the nearest, each over the last.
+def nearest_returns_reference(ranges: Tensor, *, place: Tensor, num_places: int) -> Tensor:
+    """Reference of `nearest_returns`, ranges (P,) -> (num_places,) int64.
 
+    Points written from the farthest to the nearest.
     Source: the published code of Milioto et al. 2019, with a stable sort, so that the lowest of equal rows comes last.
     """
     order = np.argsort(ranges.numpy(), kind="stable")[::-1]
@@ -197,19 +206,19 @@ def nearest_returns_by_sorting(ranges: Tensor, *, place: Tensor, num_places: int
 
 
 def gather_to_image(shown: Tensor, values: Tensor, *, empty: float | Tensor) -> Tensor:
-    """`values` (P, ...) of the points `shown` (S, H, W), and `empty` at the others: (S, H, W, ...)."""
+    """Gather `values` (P, ...) of the points `shown` (S, H, W), with `empty` for the index -1: (S, H, W, ...)."""
     last = torch.as_tensor(empty, dtype=values.dtype, device=values.device).expand(1, *values.shape[1:])
     return torch.cat((values, last))[shown]  # row -1 is the last one
 
 
 def scan_index(offsets: Tensor) -> Tensor:
-    """The scan that each point belongs to: (P,) int64."""
+    """Return the scan index (P,) int64 of each point."""
     scans = torch.arange(len(offsets) - 1, device=offsets.device)
     return scans.repeat_interleave(offsets.diff())
 
 
 def count_coverage(projection: Projection) -> Coverage:
-    """How much of scans and images a projection covers. Waits for the device."""
+    """Count how much of scans and images a projection covers. Waits for the device."""
     return Coverage(
         num_points=len(projection.pixel),
         num_seen=int(projection.is_in_view.sum()),
@@ -220,9 +229,9 @@ def count_coverage(projection: Projection) -> Coverage:
 
 
 def rows_by_file_order(points: Tensor) -> Tensor:
-    """The beam of each point (N, 3) of one scan whose beams follow one another in the file: int64 (N,), from 0.
+    """Return the beam (N,) int64, from 0, of each point (N, 3) of a scan whose file lists beam after beam.
 
-    A beam ends where the azimuth passes straight ahead, so the scan must lie as it was measured; it may be mirrored
+    A beam ends where the azimuth passes straight ahead, so the scan must be as it was measured; it may be mirrored
     left to right. Points without azimuth belong to the beam before them. Source: Triess et al. 2020, scan unfolding.
     """
     row = torch.zeros(len(points), dtype=torch.int64, device=points.device)
@@ -236,11 +245,14 @@ def rows_by_file_order(points: Tensor) -> Tensor:
 
 
 _TURN_ENDS = 0.8
-"""The share of a turn from which a beam may end; gaps of up to a fifth of a turn, on both sides, end none."""
+"""Share of a turn from which a beam may end; gaps of up to a fifth of a turn, on both sides, end none."""
 
 
 def _columns(x: Tensor, y: Tensor, view: RangeView) -> tuple[Tensor, Tensor | None]:
-    """The column of each point, the closest one for those outside; and whether it lies inside, None where all do."""
+    """Return the column (P,) of each point, the closest if it is outside.
+
+    And a mask of those inside, None if all are.
+    """
     first, last = (math.radians(azimuth) for azimuth in view.azimuth_deg)
     centre, half = (first + last) / 2, (first - last) / 2
     yaw = torch.atan2(y.double(), x.double()).neg_().to(x)
@@ -248,16 +260,16 @@ def _columns(x: Tensor, y: Tensor, view: RangeView) -> tuple[Tensor, Tensor | No
         yaw += centre
         yaw -= 2 * math.pi * (yaw / (2 * math.pi)).round()
     is_inside = None if view.is_full_turn else yaw.abs() <= abs(half)
-    place = yaw.div_(x.new_tensor(half)).add_(1.0).mul_(0.5)  # a tensor: GPUs multiply by the inverse of a number
-    return place.mul_(view.width).floor_().clamp_(0, view.width - 1).long(), is_inside
+    column = yaw.div_(x.new_tensor(half)).add_(1.0).mul_(0.5)  # a tensor: GPUs multiply by the inverse of a number
+    return column.mul_(view.width).floor_().clamp_(0, view.width - 1).long(), is_inside
 
 
 def _rows(
     points: Tensor, z: Tensor, ranges: Tensor, view: RangeView, offsets: Tensor, ring: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """The row of each point, and whether it lies above the first or below the last."""
+    """Return the row (P,) of each point, and a mask (P,) of those above the first or below the last."""
     if view.rows == "ring":
-        row = _checked_rings(ring, view, offsets)
+        row = _check_rings(ring, view, offsets)
         return row, torch.zeros_like(row, dtype=torch.bool)
     if view.rows == "scan":
         bounds = offsets.tolist()
@@ -269,9 +281,9 @@ def _rows(
     if view.rows == "table":
         return _nearest_beams(pitch, view)
     up, down = (math.radians(border) for border in view.fov_deg)
-    place = pitch.sub_(down).div_(points.new_tensor(up - down)).neg_().add_(1.0).mul_(view.height).floor_()
-    is_clamped = (place < 0) | (place >= view.height)
-    return place.clamp_(0, view.height - 1).long(), is_clamped
+    position = pitch.sub_(down).div_(points.new_tensor(up - down)).neg_().add_(1.0).mul_(view.height).floor_()
+    is_clamped = (position < 0) | (position >= view.height)
+    return position.clamp_(0, view.height - 1).long(), is_clamped
 
 
 def _nearest_beams(pitch: Tensor, view: RangeView) -> tuple[Tensor, Tensor]:
@@ -284,14 +296,14 @@ def _nearest_beams(pitch: Tensor, view: RangeView) -> tuple[Tensor, Tensor]:
     return row, (pitch > above) | (pitch < below)
 
 
-def _checked_rings(ring: Tensor | None, view: RangeView, offsets: Tensor) -> Tensor:
+def _check_rings(ring: Tensor | None, view: RangeView, offsets: Tensor) -> Tensor:
     if ring is None:
         raise ValueError("rows: ring needs the ring of every point, and there is none; use rows: pitch, table or scan")
     is_wrong = (ring < 0) | (ring >= view.height)
     if bool(is_wrong.any()):  # waits for the device, once a batch: an index outside would end the process there
         point = int(is_wrong.nonzero()[0])
         raise ValueError(
-            f"ring[{point}], {_place_in_scan(point, offsets)}, is {int(ring[point])}; the image has the rows 0 to "
+            f"ring[{point}], {_describe_point(point, offsets)}, is {int(ring[point])}; the image has the rows 0 to "
             f"{view.height - 1}: set height to the number of rings"
         )
     return ring.long()
@@ -305,11 +317,11 @@ def _assert_finite(ranges: Tensor, points: Tensor, offsets: Tensor) -> None:
         return
     point = int((~is_finite).nonzero()[0])
     raise ValueError(
-        f"points[{point}], {_place_in_scan(point, offsets)}, is {points[point].tolist()}; a projection needs finite "
+        f"points[{point}], {_describe_point(point, offsets)}, is {points[point].tolist()}; a projection needs finite "
         "coordinates: remove such points"
     )
 
 
-def _place_in_scan(point: int, offsets: Tensor) -> str:
+def _describe_point(point: int, offsets: Tensor) -> str:
     scan = int((offsets <= point).sum()) - 1
     return f"point {point - int(offsets[scan])} of scan {scan}"

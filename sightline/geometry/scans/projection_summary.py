@@ -1,4 +1,4 @@
-"""What a projection shows of scans, and the figures of a network that is right in every pixel."""
+"""Coverage of a range projection, and the upper bound of the mIoU that it allows."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["ProjectionSummary"]
 
 @dataclass
 class ProjectionSummary:
-    """Counts over the scans that were added; `ignore_index` is a class below `num_classes`, or no class at all."""
+    """Counts over the added scans; `ignore_index` is a class below `num_classes`, or no class at all."""
 
     view: RangeView
     num_classes: int
@@ -25,11 +25,11 @@ class ProjectionSummary:
     confusions: dict[str, Tensor] = field(default_factory=dict)
 
     def add(self, points: Tensor, *, label: Tensor | None, offsets: Tensor, ring: Tensor | None = None) -> None:
-        """Scans one after another, as `project` takes them, with the class of each point where it is known."""
-        found = project_scans(points, view=self.view, offsets=offsets, ring=ring)
-        one = count_coverage(found)
-        num_returns = int((found.ranges > 0).sum())
-        self.counts.append((num_returns, one.num_drawn, one.num_pixels, one.num_clamped))
+        """Add packed scans: points (P, 3) as `project_scans` takes them, with the class (P,) of each point if known."""
+        projection = project_scans(points, view=self.view, offsets=offsets, ring=ring)
+        coverage = count_coverage(projection)
+        num_returns = int((projection.ranges > 0).sum())
+        self.counts.append((num_returns, coverage.num_drawn, coverage.num_pixels, coverage.num_clamped))
         if label is None:
             return
         ignored = self.ignore_index
@@ -38,15 +38,15 @@ class ProjectionSummary:
         void = self.num_classes if ignored is None or ignored >= self.num_classes else ignored
         vote = KNNVote(void=void, is_circular=self.view.is_full_turn)
         for name, table in upper_bound_confusions(
-            label, found, offsets=offsets, num_classes=num_classes, vote=vote
+            label, projection, offsets=offsets, num_classes=num_classes, vote=vote
         ).items():
             table[:, [self.num_classes, void]] = 0  # labels that are not scored
             self.confusions[name] = self.confusions.get(name, torch.zeros_like(table)) + table
 
     def figures(self) -> dict[str, float]:
-        """Shares of points with a return shown, of those above or below the image and of pixels filled.
+        """Compute the shares of points shown, of points above or below the image, and of pixels filled.
 
-        Where points have labels, also the mIoU over all points of a network that is right in every pixel.
+        If points have labels, also the mIoU over all points of a network that labels every pixel correctly.
         """
         points, drawn, pixels, _ = (max(1, sum(column)) for column in zip(*self.counts, strict=True))
         shares = {

@@ -1,4 +1,4 @@
-"""Attention over the channels and the places of a map: each layer scales what comes in and keeps its shape."""
+"""Attention over channels and positions of a feature map: SE, CBAM, ECA and SimAM; each keeps the shape."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ AttentionName = Literal["none", "se", "cbam", "eca", "simam"]
 
 
 class SqueezeExcitation(nn.Module):
-    """x times the sigmoid of two matrices, with a ReLU between, of its mean over the map; (B, C, H, W) -> the same.
+    """Squeeze-and-excitation (SE): x times the sigmoid of an MLP of its mean over the map; (B, C, H, W) -> the same.
 
     The inner width is C / `reduction`. Source: Hu et al. 2018, Squeeze-and-Excitation Networks, eq. 2 to 4.
     """
@@ -27,12 +27,13 @@ class SqueezeExcitation(nn.Module):
         self.expand = nn.Linear(inner, channels, bias=bias)
 
     def forward(self, image: Tensor) -> Tensor:
+        """Scale the channels of a map: (B, C, H, W) -> (B, C, H, W)."""
         weights = self.expand(self.reduce(image.mean(dim=(2, 3))).relu()).sigmoid()
         return cast(Tensor, image * weights[:, :, None, None])
 
 
 class CBAM(nn.Module):
-    """Channels scaled by one network of their mean and of their maximum, then places by those over the channels.
+    """CBAM: channel attention from the map's mean and maximum, then spatial attention from those over the channels.
 
     Source: Woo et al. 2018, CBAM, eq. 2 and 3, without a bias.
     """
@@ -46,6 +47,7 @@ class CBAM(nn.Module):
         self.places = nn.Conv2d(2, 1, size, padding=size // 2, bias=False)
 
     def forward(self, image: Tensor) -> Tensor:
+        """Scale channels, then positions of a map: (B, C, H, W) -> (B, C, H, W)."""
         weights = self.channels(image.mean(dim=(2, 3))) + self.channels(image.amax(dim=(2, 3)))
         image = image * weights.sigmoid()[:, :, None, None]
         both = torch.cat([image.mean(dim=1, keepdim=True), image.amax(dim=1, keepdim=True)], dim=1)
@@ -53,9 +55,9 @@ class CBAM(nn.Module):
 
 
 class ECA(nn.Module):
-    """x times the sigmoid of a convolution over the channels of its mean over the map.
+    """ECA: x times the sigmoid of a convolution over the channels of its mean over the map.
 
-    The kernel has t = (log2 C + 1) / 2 taps, rounded down, or one more where that is even.
+    The kernel has t = (log2 C + 1) / 2 taps, rounded down, or one more if that is even.
     Source: Wang et al. 2020, ECA-Net, eq. 12; layout of BangguWu/ECANet.
     """
 
@@ -66,14 +68,15 @@ class ECA(nn.Module):
         self.conv = nn.Conv1d(1, 1, taps, padding=taps // 2, bias=False)
 
     def forward(self, image: Tensor) -> Tensor:
+        """Scale the channels of a map: (B, C, H, W) -> (B, C, H, W)."""
         weights = self.conv(image.mean(dim=(2, 3))[:, None])[:, 0].sigmoid()
         return cast(Tensor, image * weights[:, :, None, None])
 
 
 class SimAM(nn.Module):
-    """x times the sigmoid of how far it is from the mean of its channel, without a parameter.
+    """SimAM: x times the sigmoid of its squared distance from the channel's mean, without parameters.
 
-    A map of one pixel has no spread: it is scaled by the sigmoid of 1/2.
+    A map of one pixel has no variance: it is scaled by the sigmoid of 1/2.
     Source: Yang et al. 2021, SimAM, eq. 5 and figure 3, lambda 1e-4.
     """
 
@@ -82,6 +85,7 @@ class SimAM(nn.Module):
         self.regularisation = regularisation
 
     def forward(self, image: Tensor) -> Tensor:
+        """Scale the values of a map: (B, C, H, W) -> (B, C, H, W)."""
         squares = (image - image.mean(dim=(2, 3), keepdim=True)).square()
         spread = squares.sum(dim=(2, 3), keepdim=True) / max(image.shape[2] * image.shape[3] - 1, 1)
         return image * (squares / (4 * (spread + self.regularisation)) + 0.5).sigmoid()
@@ -94,4 +98,4 @@ ATTENTIONS: Mapping[AttentionName, Callable[[int], nn.Module] | None] = {
     "eca": ECA,
     "simam": SimAM,
 }
-"""What makes the attention of a number of channels, by its name in a config."""
+"""Attention layers by config name: functions of the number of channels."""

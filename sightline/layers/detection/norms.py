@@ -1,4 +1,4 @@
-"""Normalisation of backbones by name, and parts of a network that training leaves as they are."""
+"""Normalisation layers of backbones by name, and freezing of parts of a network."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ _GROUPS = 32
 
 
 class FrozenBatchNorm(nn.Module):
-    """Batch norm by running statistics in training too, whose scale and shift are buffers: nothing of it is trained.
+    """Frozen batch norm: running statistics in training too; scale and shift are buffers, so nothing is trained.
 
-    Its state has the keys of `nn.BatchNorm2d`, so that weights go either way. Source: He et al. 2016, Deep Residual
+    Its state has the keys of `nn.BatchNorm2d`, so that weights are exchangeable. Source: He et al. 2016, Deep Residual
     Learning, appendix A (fixed batch norms in detection).
     """
 
@@ -37,6 +37,7 @@ class FrozenBatchNorm(nn.Module):
         self.register_buffer("num_batches_tracked", torch.tensor(0))
 
     def forward(self, image: Tensor) -> Tensor:
+        """Normalise a map by running statistics: (B, C, H, W) -> (B, C, H, W)."""
         return F.batch_norm(image, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
 
     def extra_repr(self) -> str:
@@ -44,7 +45,7 @@ class FrozenBatchNorm(nn.Module):
 
 
 def make_group_norm(channels: int) -> nn.GroupNorm:
-    """A norm over 32 groups of channels; of fewer channels than 64, over as many as have two channels or more.
+    """Make a group norm over 32 groups of channels; below 64 channels, over groups of at least two channels.
 
     On a map of one cell a group of one channel would be zero.
     """
@@ -56,13 +57,13 @@ NORMS: Mapping[NormName, Callable[[int], nn.Module] | None] = {
     "frozen_bn": FrozenBatchNorm,
     "gn": make_group_norm,
 }
-"""What makes the norm of a number of channels, by its name in a config; None: the network's own batch norm."""
+"""Norm layers by config name: functions of the number of channels; None: the network's own batch norm."""
 
 
 def freeze_module(part: nn.Module) -> None:
-    """Take a part of a network out of training: its parameters become buffers, its batch norms frozen ones.
+    """Freeze a part of a network: its parameters become buffers, its batch norms frozen ones.
 
-    Names and values of its state stay as they are.
+    Names and values of its state are unchanged.
     """
     for path, module in list(part.named_modules()):
         if isinstance(module, nn.BatchNorm2d):

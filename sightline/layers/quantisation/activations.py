@@ -1,7 +1,7 @@
-"""Quantised inputs of layers, where layers are called: hooks that round, and the ranges that they round to.
+"""Quantised inputs of layers: hooks that round, and the ranges of rounding.
 
-Fused layers read `linear.weight` and call no module, so that a hook on it is never run: that is refused wherever it is
-met, and `fused: false` is the remedy.
+Fused layers read `linear.weight` and call no module, so that a hook on it never runs: that is an error wherever it is
+detected, and `fused: false` is the remedy.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ from sightline.schema import suggest
 __all__ = ["activation_range", "calibrate_activations", "quantise_inputs", "quantised_activation"]
 
 _FEW_BITS = 5
-"""Below so many bits of size clipping pays, and the range is searched for (HAQ)."""
+"""Number of bits below which clipping pays, and the range is searched for (HAQ)."""
 _OF_ZEROS = 1e-8
 """Range of numbers that are all zero."""
-_KEPT = 1 << 14
+_NUM_RECORDED = 1 << 14
 """Numbers of a batch that the search for a range reads."""
 _REMEDY = "as in fused layers; build the model with `fused: false`, or take the activation out"
 
 
 def quantised_activation(values: Tensor, reach: float | Tensor, *, bits: int, is_signed: bool) -> Tensor:
-    """Numbers clipped to [0, reach], or [-reach, reach] where one bit is the sign, and rounded to 2^bits - 1 steps.
+    """Quantise values of any shape: clip to [0, reach], or [-reach, reach] if signed, and round to 2^bits - 1 steps.
 
-    The gradient of rounding is straight-through, that of clipping 0 outside; at a `reach` of shape (1,) it is that of
-    PACT. Source: HAQ (Wang et al. 2019), section 3.4; Choi et al. 2018 (PACT), eq. 3.
+    One bit is the sign. The gradient of rounding is straight-through (STE), that of clipping 0 outside; a `reach` of
+    shape (1,) gets the gradient of PACT. Source: HAQ (Wang et al. 2019), section 3.4; Choi et al. 2018 (PACT), eq. 3.
     """
     num_steps = int(2 ** (bits - is_signed)) - 1
     step: float | Tensor
@@ -50,9 +50,9 @@ def quantised_activation(values: Tensor, reach: float | Tensor, *, bits: int, is
 
 
 def activation_range(values: Tensor, *, bits: int, is_signed: bool, most: float = math.inf) -> float:
-    """The range of these activations, at most `most`; below 5 bits of size the one of `kl_threshold`.
+    """Return the range of activations of any shape, at most `most`; below 5 bits of magnitude that of `kl_threshold`.
 
-    HAQ takes 6 at most, which is where the activations of its networks end. Source: HAQ, section 3.4.
+    HAQ uses at most 6, the upper bound of ReLU6 in its networks. Source: HAQ, section 3.4.
     """
     largest, size_bits = min(most, float(values.detach().abs().max())), bits - is_signed
     if size_bits < _FEW_BITS:
@@ -63,18 +63,18 @@ def activation_range(values: Tensor, *, bits: int, is_signed: bool, most: float 
 def calibrate_activations(
     model: nn.Module, run_batches: Callable[[], object], names: Sequence[str], *, bits: int, most: float = math.inf
 ) -> dict[str, QuantisedActivation]:
-    """What a policy states about the inputs of the layers that own the weights `names`, in this order.
+    """Calibrate the inputs of the layers that own the weights `names`: bits, range and sign of each, in this order.
 
-    `run_batches` runs the model over calibration samples, in evaluation mode. An input has a sign where a number of it
-    is negative. Its range is that of `activation_range`, of the extremes and numbers evenly spread over each batch. The
-    model stays as it is.
+    `run_batches` runs the model over calibration samples, in evaluation mode. An input is signed if one of its numbers
+    is negative. Its range is that of `activation_range`, from the extremes and numbers evenly spread over each batch.
+    The model is unchanged.
     Raises UserError for weights of other modules than linear layers and convolutions, for layers that are never called
     or see nothing but zeros, and for inputs that are not finite.
     """
     layers = _layers(model, names)
-    seen: dict[str, list[Tensor]] = {name: [] for name in names}
+    recorded: dict[str, list[Tensor]] = {name: [] for name in names}
     handles = [
-        layer.register_forward_pre_hook(partial(_record, seen[name]), with_kwargs=True)
+        layer.register_forward_pre_hook(partial(_record, recorded[name]), with_kwargs=True)
         for name, layer in layers.items()
     ]
     try:
@@ -82,16 +82,16 @@ def calibrate_activations(
     finally:
         for handle in handles:
             handle.remove()
-    if idle := [name for name, each in seen.items() if not each]:
-        raise UserError(f"{_listed(idle)}: activation: the layer is not called, {_REMEDY}")
-    return {name: _entry(name, torch.cat(each).double(), bits, most) for name, each in seen.items()}
+    if idle := [name for name, parts in recorded.items() if not parts]:
+        raise UserError(f"{_join_names(idle)}: activation: the layer is not called, {_REMEDY}")
+    return {name: _entry(name, torch.cat(parts).double(), bits, most) for name, parts in recorded.items()}
 
 
 def quantise_inputs(model: nn.Module, activations: Mapping[str, QuantisedActivation]) -> None:
-    """Round the inputs of the layers that own these weights, from now on and in every copy; no state is added.
+    """Round the inputs of the layers that own these weights, in the model and all its copies; no state is added.
 
     The first pass of `model` in training and the first in evaluation raise UserError for layers that they do not call.
-    Raises UserError as `calibrated` does, and for layers whose inputs are quantised already.
+    Raises UserError as `calibrate_activations` does, and for layers whose inputs are quantised already.
     """
     layers = _layers(model, activations)
     quantisers = {name: _InputQuantiser(activations[name]) for name in layers}
@@ -102,7 +102,7 @@ def quantise_inputs(model: nn.Module, activations: Mapping[str, QuantisedActivat
 
 
 class _InputQuantiser:
-    """A hook that rounds what a layer is called with; no module, so that a checkpoint has no more names for it."""
+    """Hook that rounds the input of a layer; not a module, so that a checkpoint has no additional names."""
 
     def __init__(self, activation: QuantisedActivation) -> None:
         self.activation = activation
@@ -111,12 +111,12 @@ class _InputQuantiser:
     def __call__(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
         self.was_called = True
         bits, reach, is_signed = self.activation["bits"], self.activation["range"], self.activation["signed"]
-        values = quantised_activation(_input_of(args, kwargs), reach, bits=bits, is_signed=is_signed)
+        values = quantised_activation(_get_input(args, kwargs), reach, bits=bits, is_signed=is_signed)
         return ((values, *args[1:]), kwargs) if args else ((), {**kwargs, "input": values})
 
 
 class _Guard:
-    """A hook on the whole model: the first pass in training, and the first in evaluation, must call every layer."""
+    """Hook on the whole model: the first pass in training, and the first in evaluation, must call every layer."""
 
     def __init__(self, quantisers: Mapping[str, _InputQuantiser]) -> None:
         self._quantisers = quantisers
@@ -126,39 +126,46 @@ class _Guard:
         if model.training not in self._passed:
             if idle := [name for name, quantiser in self._quantisers.items() if not quantiser.was_called]:
                 mode = "training" if model.training else "evaluation"
-                raise UserError(f"policy: {_listed(idle)}: activation: the layer is not called in {mode}, {_REMEDY}")
+                raise UserError(
+                    f"policy: {_join_names(idle)}: activation: the layer is not called in {mode}, {_REMEDY}"
+                )
             self._passed.add(model.training)
         for quantiser in self._quantisers.values():
             quantiser.was_called = False
 
 
 def _layers(model: nn.Module, names: Collection[str]) -> dict[str, nn.Module]:
-    """The layer that owns each weight."""
-    known, owners = {weight.name: weight for weight in list_weights(model)}, dict(model.named_modules())
+    """Return the layer that owns each weight."""
+    weights_by_name, owners = {weight.name: weight for weight in list_weights(model)}, dict(model.named_modules())
     layers = {}
     for name in names:
-        if name not in known:
-            raise UserError(f"activation: the model has no parameter '{name}'{suggest(name, list(known))}")
+        if name not in weights_by_name:
+            raise UserError(f"activation: the model has no parameter '{name}'{suggest(name, list(weights_by_name))}")
         path, _, attribute = name.rpartition(".")
-        if known[name].kind not in ("linear", "convolution", "transposed convolution") or attribute != "weight":
+        if (
+            weights_by_name[name].kind not in ("linear", "convolution", "transposed convolution")
+            or attribute != "weight"
+        ):
             raise UserError(
                 f"{name}: activation: belongs to no linear layer or convolution, whose input could be taken"
             )
-        if any(other.rpartition(".")[0] in owners for other in known[name].shared):
-            raise UserError(f"{name}: activation: is shared with {known[name].shared[0]}; their inputs have two ranges")
+        if any(other.rpartition(".")[0] in owners for other in weights_by_name[name].shared):
+            raise UserError(
+                f"{name}: activation: is shared with {weights_by_name[name].shared[0]}; their inputs have two ranges"
+            )
         if any(isinstance(hook, _InputQuantiser) for hook in owners[path]._forward_pre_hooks.values()):
             raise UserError(f"{name}: activation: the layer's input is quantised already")
         layers[name] = owners[path]
     return layers
 
 
-def _record(seen: list[Tensor], layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    """Keep the least and the largest number of an input, and numbers evenly spread over all of its axes."""
-    values = _input_of(args, kwargs).detach()
-    stride = -(-values.numel() // _KEPT)
+def _record(recorded: list[Tensor], layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Record the minimum and maximum of an input, and numbers evenly spread over all of its axes."""
+    values = _get_input(args, kwargs).detach()
+    stride = -(-values.numel() // _NUM_RECORDED)
     while math.gcd(stride, values.numel()) > 1:
         stride += 1
-    seen.append(torch.cat([torch.stack([*values.aminmax()]), values.reshape(-1)[::stride]]).cpu())
+    recorded.append(torch.cat([torch.stack([*values.aminmax()]), values.reshape(-1)[::stride]]).cpu())
 
 
 def _entry(name: str, values: Tensor, bits: int, most: float) -> QuantisedActivation:
@@ -171,12 +178,12 @@ def _entry(name: str, values: Tensor, bits: int, most: float) -> QuantisedActiva
     return {"bits": bits, "range": reach, "signed": is_signed}
 
 
-def _input_of(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
+def _get_input(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
     values: Tensor = args[0] if args else kwargs["input"]
     return values
 
 
-def _listed(names: Sequence[str]) -> str:
+def _join_names(names: Sequence[str]) -> str:
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
     return f"{', '.join(names[:3])}{more}"
 

@@ -1,8 +1,9 @@
-"""Cuts of sorted numbers into clusters of least inertia, as kernels for the CPU.
+"""CPU kernels of optimal one-dimensional clustering: cuts of sorted numbers into clusters of minimal inertia.
 
-Every sum is taken from two tables of prefix sums, held as a double and the rounding it left: the inertia of a tight
-cluster far from zero is a difference of numbers that agree in most of their digits. Clusters are places in the sorted
-order, so none is ever empty; equal numbers are never parted, so a number's value alone names its cluster.
+Every sum is computed from two tables of prefix sums, stored as a double and its rounding error: the inertia of a tight
+cluster far from zero is a difference of numbers that agree in most of their digits. Clusters are intervals of the
+sorted order, so none is ever empty; equal numbers are never separated, so a number's value alone identifies its
+cluster.
 """
 
 from __future__ import annotations
@@ -14,26 +15,26 @@ from sightline.numba_kernels import numba_kernel
 __all__ = ["cut_sorted", "sort_bits"]
 
 _CELLS_OF_ONE = 512
-"""Cells for each cluster, where there are not fewer distinct numbers: the more, the nearer is the optimum."""
+"""Cells per cluster, if there are enough distinct numbers: more cells are nearer to the optimum."""
 _NUM_CELLS = 1024
-"""At least; and the number of those that are made by splitting the worst."""
+"""Minimal number of cells; and the number of cells made by splitting the worst one."""
 _COARSE = 4
-"""Cells for each cluster in the first search for the price."""
+"""Cells per cluster in the first search for the price."""
 _EVERY = 16
-"""Places between two entries of the prefix sums; the rest is added up when it is asked for."""
+"""Distance between two entries of the prefix sums; the remaining values are added on demand."""
 _MAX_SWEEPS = 300
 _MAX_TURNS = 200
 _SPLITTER = 134217729.0
-"""2^27 + 1: parts a double into halves whose products are exact (Dekker 1971)."""
+"""2^27 + 1: splits a double into halves whose products are exact (Dekker 1971)."""
 
 
 @numba_kernel
 def sort_bits(bits, spare, counts):  # type: ignore[no-untyped-def]
-    """Sorts float32 numbers, given as their bits, by three passes of 11 bits; the result is in `spare`."""
-    for place in range(len(bits)):
+    """Radix sort of float32 numbers, passed as their bits, in three passes of 11 bits; the result is in `spare`."""
+    for index in range(len(bits)):
         # Bits that sort as the numbers do: all turned of negative ones, the sign of others.
-        key = bits[place] ^ (np.uint32(0xFFFFFFFF) if bits[place] >> 31 else np.uint32(0x80000000))
-        bits[place] = key
+        key = bits[index] ^ (np.uint32(0xFFFFFFFF) if bits[index] >> 31 else np.uint32(0x80000000))
+        bits[index] = key
         counts[0, key & 2047] += 1
         counts[1, (key >> 11) & 2047] += 1
         counts[2, key >> 22] += 1
@@ -50,14 +51,14 @@ def sort_bits(bits, spare, counts):  # type: ignore[no-untyped-def]
             target[counts[turn, digit]] = key
             counts[turn, digit] += 1
         source, target = target, source
-    for place in range(len(spare)):
-        key = spare[place]
-        spare[place] = key ^ (np.uint32(0x80000000) if key >> 31 else np.uint32(0xFFFFFFFF))
+    for index in range(len(spare)):
+        key = spare[index]
+        spare[index] = key ^ (np.uint32(0x80000000) if key >> 31 else np.uint32(0xFFFFFFFF))
 
 
 @numba_kernel
 def cut_sorted(values, most, cuts):  # type: ignore[no-untyped-def]
-    """The places at which at most `most` clusters of sorted numbers begin, with the end, in `cuts`; their number."""
+    """Write the starts of at most `most` clusters of sorted numbers, and the end, to `cuts`; return their number."""
     table = np.zeros((len(values) // _EVERY + 1, 4))
     _fill_sums(values, table)
     edges = np.empty(max(_NUM_CELLS, _CELLS_OF_ONE * most) + 1, np.int64)
@@ -78,7 +79,7 @@ def cut_sorted(values, most, cuts):  # type: ignore[no-untyped-def]
 
 @numba_kernel
 def _add(high, low, value):  # type: ignore[no-untyped-def]
-    """high + low + value without losing what the first sum rounds off (Knuth's two-sum)."""
+    """Return high + low + value without losing the rounding of the first sum (Knuth's two-sum)."""
     total = high + value
     moved = total - high
     return total, low + ((high - (total - moved)) + (value - moved))
@@ -87,10 +88,10 @@ def _add(high, low, value):  # type: ignore[no-untyped-def]
 @numba_kernel
 def _fill_sums(values, table):  # type: ignore[no-untyped-def]
     total, total_low, square, square_low = 0.0, 0.0, 0.0, 0.0
-    for place in range(len(values)):
-        if place % _EVERY == 0:
-            table[place // _EVERY] = (total, total_low, square, square_low)
-        value = np.float64(values[place])
+    for index in range(len(values)):
+        if index % _EVERY == 0:
+            table[index // _EVERY] = (total, total_low, square, square_low)
+        value = np.float64(values[index])
         total, total_low = _add(total, total_low, value)
         square, square_low = _add(square, square_low, value * value)
     if len(values) % _EVERY == 0:
@@ -98,32 +99,32 @@ def _fill_sums(values, table):  # type: ignore[no-untyped-def]
 
 
 @numba_kernel
-def _sums_before(values, table, place, found):  # type: ignore[no-untyped-def]
-    entry = place // _EVERY
+def _sums_before(values, table, index, sums):  # type: ignore[no-untyped-def]
+    entry = index // _EVERY
     total, total_low, square, square_low = table[entry]
-    for later in range(entry * _EVERY, place):
+    for later in range(entry * _EVERY, index):
         value = np.float64(values[later])
         total, total_low = _add(total, total_low, value)
         square, square_low = _add(square, square_low, value * value)
-    found[0], found[1], found[2], found[3] = total, total_low, square, square_low
+    sums[0], sums[1], sums[2], sums[3] = total, total_low, square, square_low
 
 
 @numba_kernel
-def _inertia(before, after, count):  # type: ignore[no-untyped-def]
-    """The sum of squares about the mean of `count` numbers between two entries of prefix sums."""
-    total, total_low = _add(after[0], after[1] - before[1], -before[0])
-    square, square_low = _add(after[2], after[3] - before[3], -before[2])
+def _inertia(start_sums, end_sums, count):  # type: ignore[no-untyped-def]
+    """Return the sum of squares about the mean of `count` numbers between two entries of prefix sums."""
+    total, total_low = _add(end_sums[0], end_sums[1] - start_sums[1], -start_sums[0])
+    square, square_low = _add(end_sums[2], end_sums[3] - start_sums[3], -start_sums[2])
     product = total * total
     product_low = _product_rounding(total, total, product) + 2.0 * total * total_low
     share = product / count
     multiple = share * count
-    rest = (product - multiple) - _product_rounding(share, count, multiple) + product_low
-    return max((square - share) + (square_low - rest / count), 0.0)
+    remainder = (product - multiple) - _product_rounding(share, count, multiple) + product_low
+    return max((square - share) + (square_low - remainder / count), 0.0)
 
 
 @numba_kernel
 def _product_rounding(one, other, product):  # type: ignore[no-untyped-def]
-    """one * other - product, exactly (Dekker's two-product)."""
+    """Return one * other - product, exactly (Dekker's two-product)."""
     high = _SPLITTER * one
     high = high - (high - one)
     low = one - high
@@ -135,7 +136,7 @@ def _product_rounding(one, other, product):  # type: ignore[no-untyped-def]
 
 @numba_kernel
 def _first_above(values, first, last, bound, is_strict):  # type: ignore[no-untyped-def]
-    """The first place in [first, last) whose value is above the bound, or at least it; `last` where none is."""
+    """Return the first index in [first, last) with a value above (or equal to) the bound; `last` if there is none."""
     while first < last:
         middle = (first + last) // 2
         value = values[middle]
@@ -148,13 +149,13 @@ def _first_above(values, first, last, bound, is_strict):  # type: ignore[no-unty
 
 @numba_kernel
 def _runs(values, edges):  # type: ignore[no-untyped-def]
-    """Where each run of equal numbers begins, and the end; their number, -1 where `edges` cannot hold them."""
+    """Write the start of each run of equal numbers, and the end; return their number, -1 if `edges` is too small."""
     number = 0
-    for place in range(len(values)):
-        if place == 0 or values[place] != values[place - 1]:
+    for index in range(len(values)):
+        if index == 0 or values[index] != values[index - 1]:
             if number == len(edges) - 1:
                 return -1
-            edges[number] = place
+            edges[number] = index
             number += 1
     edges[number] = len(values)
     return number
@@ -162,44 +163,44 @@ def _runs(values, edges):  # type: ignore[no-untyped-def]
 
 @numba_kernel
 def _cells(values, table, edges):  # type: ignore[no-untyped-def]
-    """Cells in place of runs: the one of largest inertia is split at its mean, again and again, then each evenly."""
-    starts, sums = np.zeros(_NUM_CELLS, np.int64), np.zeros((_NUM_CELLS, 4))
-    ends, after = np.full(_NUM_CELLS, len(values)), np.zeros((_NUM_CELLS, 4))
+    """Write cells in place of runs: the one of largest inertia is split at its mean, repeatedly, then each evenly."""
+    starts, start_sums = np.zeros(_NUM_CELLS, np.int64), np.zeros((_NUM_CELLS, 4))
+    ends, end_sums = np.full(_NUM_CELLS, len(values)), np.zeros((_NUM_CELLS, 4))
     spread = np.zeros(_NUM_CELLS)
-    _sums_before(values, table, len(values), after[0])
+    _sums_before(values, table, len(values), end_sums[0])
     for cell in range(1, _NUM_CELLS):
         worst = np.argmax(spread[:cell])
         first, last = starts[worst], ends[worst]
-        total = (after[worst, 0] - sums[worst, 0]) + (after[worst, 1] - sums[worst, 1])
-        place = _first_above(values, first, last, total / (last - first), False)
-        if place in (first, last):  # the mean was rounded to an end
-            place = _first_above(values, first, last, values[first], True)
-        starts[cell], ends[cell], after[cell] = place, last, after[worst]
-        _sums_before(values, table, place, sums[cell])
-        ends[worst], after[worst] = place, sums[cell]
+        total = (end_sums[worst, 0] - start_sums[worst, 0]) + (end_sums[worst, 1] - start_sums[worst, 1])
+        cut = _first_above(values, first, last, total / (last - first), False)
+        if cut in (first, last):  # the mean was rounded to an end
+            cut = _first_above(values, first, last, values[first], True)
+        starts[cell], ends[cell], end_sums[cell] = cut, last, end_sums[worst]
+        _sums_before(values, table, cut, start_sums[cell])
+        ends[worst], end_sums[worst] = cut, start_sums[cell]
         for half in (worst, cell):
             is_one = values[starts[half]] == values[ends[half] - 1]
-            spread[half] = -1.0 if is_one else _inertia(sums[half], after[half], ends[half] - starts[half])
+            spread[half] = -1.0 if is_one else _inertia(start_sums[half], end_sums[half], ends[half] - starts[half])
     parts = (len(edges) - 1) // _NUM_CELLS
     number, edges[0] = 0, 0
     for cell in np.argsort(starts):
         length = ends[cell] - starts[cell]
         for part in range(1, parts + 1):
-            place = starts[cell] + length * part // parts
-            if 0 < place < ends[cell] and values[place - 1] == values[place]:
-                place = _first_above(values, place, ends[cell], values[place], True)
-            if place > edges[number]:
+            cut = starts[cell] + length * part // parts
+            if 0 < cut < ends[cell] and values[cut - 1] == values[cut]:
+                cut = _first_above(values, cut, ends[cell], values[cut], True)
+            if cut > edges[number]:
                 number += 1
-                edges[number] = place
+                edges[number] = cut
     return number
 
 
 @numba_kernel
 def _best_cuts(values, table, edges, cuts):  # type: ignore[no-untyped-def]
-    """The cuts at edges of least inertia (Aggarwal, Schieber and Tokuyama 1994).
+    """Find the cuts of minimal inertia among the edges (Aggarwal, Schieber and Tokuyama 1994).
 
-    With a price on each cluster the best number of them need not be given, and falls as the price rises: the price is
-    searched for at which it is the wanted one, first on a coarser choice of edges. Where the number jumps over the
+    With a price on each cluster the best number of clusters follows, and falls as the price rises: the price is
+    searched for that yields the wanted number, first on a coarser choice of edges. If the number jumps over the
     wanted one, two optima of one price are joined to one of that price and number.
     """
     wanted = len(cuts) - 1
@@ -218,7 +219,7 @@ def _best_cuts(values, table, edges, cuts):  # type: ignore[no-untyped-def]
 
 @numba_kernel
 def _cuts_by_price(edges, sums, price, cuts):  # type: ignore[no-untyped-def]
-    """Fills in the cuts, beginning the search at a price, and returns the one that it ends with."""
+    """Write the cuts, starting the search at a price, and return the final price."""
     wanted = len(cuts) - 1
     cheap, dear = 0.0, np.inf
     few, many, path = np.zeros(1, np.int64), np.zeros(1, np.int64), np.zeros(1, np.int64)
@@ -241,15 +242,15 @@ def _cuts_by_price(edges, sums, price, cuts):  # type: ignore[no-untyped-def]
     if len(path) - 1 != wanted and min(len(few), len(many)) == 1:  # the inertia is 0 to the precision of a double
         path = np.arange(wanted + 1) * (len(edges) - 1) // wanted
     elif len(path) - 1 != wanted:
-        path = _joined(few, many, wanted)
+        path = _join_paths(few, many, wanted)
     for cut in range(wanted + 1):
         cuts[cut] = edges[path[cut]]
     return price
 
 
 @numba_kernel
-def _joined(few, many, wanted):  # type: ignore[no-untyped-def]
-    """The first cuts of one optimum and the last of another, where a cluster of `many` lies within one of `few`."""
+def _join_paths(few, many, wanted):  # type: ignore[no-untyped-def]
+    """Join the first cuts of one optimum and the last of another, at a cluster of `many` within one of `few`."""
     skipped = wanted - (len(few) - 1)
     first = skipped
     while many[first + 1] >= few[first + 1 - skipped]:
@@ -259,10 +260,10 @@ def _joined(few, many, wanted):  # type: ignore[no-untyped-def]
 
 @numba_kernel
 def _cuts_at_price(edges, sums, price):  # type: ignore[no-untyped-def]
-    """The numbers of the edges between clusters of least inertia and price (Galil and Park 1992).
+    """Return the edge numbers between clusters of minimal inertia plus price (Galil and Park 1992).
 
-    The best begin of a last cluster moves right with its end: a queue holds the begins that are best for some end yet
-    to come, and the first end of each.
+    The best begin of a last cluster moves right with its end: a queue contains the begins that are best for some later
+    end, and the first end of each.
     """
     last = len(edges) - 1
     least, origin = np.zeros(last + 1), np.zeros(last + 1, np.int64)
@@ -304,14 +305,14 @@ def _cuts_at_price(edges, sums, price):  # type: ignore[no-untyped-def]
 
 @numba_kernel
 def _is_better(edges, sums, least, begin, other, end):  # type: ignore[no-untyped-def]
-    """Whether a last cluster that ends at `end` had better begin at `begin` than at `other`."""
-    found = least[begin] + _inertia(sums[begin], sums[end], edges[end] - edges[begin])
-    return found < least[other] + _inertia(sums[other], sums[end], edges[end] - edges[other])
+    """Return True if a last cluster that ends at `end` should begin at `begin` instead of `other`."""
+    cost = least[begin] + _inertia(sums[begin], sums[end], edges[end] - edges[begin])
+    return cost < least[other] + _inertia(sums[other], sums[end], edges[end] - edges[other])
 
 
 @numba_kernel
 def _settle(values, table, cuts):  # type: ignore[no-untyped-def]
-    """Lloyd's iterations: each cut moves halfway between the means beside it, until none moves."""
+    """Lloyd's iterations: move each cut halfway between the adjacent means, until none moves."""
     means, sums = np.empty(len(cuts) - 1), np.zeros((2, 4))
     for _ in range(_MAX_SWEEPS):
         for cluster in range(len(means)):
@@ -322,9 +323,9 @@ def _settle(values, table, cuts):  # type: ignore[no-untyped-def]
         is_moving = False
         for cut in range(1, len(means)):
             middle = 0.5 * (means[cut - 1] + means[cut])
-            place = _first_above(values, cuts[cut - 1], cuts[cut + 1], middle, False)
-            if cuts[cut - 1] < place < cuts[cut + 1] and place != cuts[cut]:
-                cuts[cut] = place
+            new_cut = _first_above(values, cuts[cut - 1], cuts[cut + 1], middle, False)
+            if cuts[cut - 1] < new_cut < cuts[cut + 1] and new_cut != cuts[cut]:
+                cuts[cut] = new_cut
                 is_moving = True
         if not is_moving:
             break

@@ -1,7 +1,7 @@
-"""k-means of a layer's weights: codes of few bits, and a codebook of numbers in half precision.
+"""k-means quantisation of a layer's weights: codes of few bits, and a codebook of numbers in half precision.
 
 Weights are scalars, so clusters are intervals of their sorted order: sums over any interval come from prefix sums, no
-cluster can be empty, and the least inertia is found by dynamic programming instead of by iterations from a start.
+cluster can be empty, and the minimal inertia is found by dynamic programming instead of by iterations from a start.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from sightline.layers.quantisation.cluster_kernels import cut_sorted, sort_bits
 __all__ = ["LEAST_NORMAL", "Clusters", "check_weight", "cluster_weight", "needs_float32"]
 
 LEAST_NORMAL = 2.0**-14
-"""Below it numbers of half precision lose digits."""
+"""Smallest normal number of half precision; below it, digits are lost."""
 
 
 class Clusters(NamedTuple):
-    """Centres (K,) or (channels, K), ascending, as the artefact holds them; the code of each weight (uint8).
+    """Centres (K,) or (channels, K), ascending, as stored in the artefact; `labels`, the code of each weight (uint8).
 
-    Every centre has a member, but for the copies of its last one that fill a channel with fewer centres than others.
-    `is_float32`: the codebook is held in float32, because half precision cannot hold it.
+    Every centre has a member, except copies of the last one that fill a channel with fewer centres than others.
+    `is_float32`: the codebook is stored in float32, because half precision cannot represent it.
     """
 
     centres: Tensor
@@ -41,20 +41,20 @@ class Clusters(NamedTuple):
 
 
 def cluster_weight(weight: Tensor, *, bits: int, name: str, per_channel: bool = False) -> Clusters:
-    """At most 2^bits clusters of the weights, of each channel (entry of the first axis) by itself where asked.
+    """Cluster weights of any shape into at most 2^bits clusters; `per_channel`, each entry of the first axis by itself.
 
-    The inertia of the float32 weights about the centres before rounding is the least possible for up to 1024, or 512 a
+    The inertia of the float32 weights about the centres before rounding is minimal for up to 1024, or 512 a
     cluster, distinct weights, and within 1e-5 of it for more (measured; see the tests). Centres are then rounded to
-    half precision, and those that became equal are one. Same weights, same bits. `name` is the tensor's, for errors.
+    half precision, and those that became equal are merged. Same weights, same bits. `name` is the tensor's, for errors.
     Raises UserError for weights that are empty or not finite.
     Source: the objective of Han et al. 2016, section 3; the search of `cluster_kernels`.
     """
     assert 1 <= bits <= 8, f"{name}: {bits} bits"
     check_weight(weight, name)
     rows = weight.detach().cpu().float().numpy().reshape(len(weight) if per_channel else 1, -1)
-    found = [_cluster(row, 2**bits) for row in rows]
-    is_float32 = any(needs_float32(centres) for centres, _ in found)
-    books, labels = zip(*[_rounded(*each, is_float32) for each in found], strict=True)
+    clusters = [_cluster(row, 2**bits) for row in rows]
+    is_float32 = any(needs_float32(centres) for centres, _ in clusters)
+    books, labels = zip(*[_round_centres(*row_clusters, is_float32) for row_clusters in clusters], strict=True)
     width = max(map(len, books))
     centres = torch.from_numpy(np.stack([np.pad(book, (0, width - len(book)), mode="edge") for book in books]))
     codes = torch.from_numpy(np.stack(labels)).view(weight.shape).to(weight.device)
@@ -62,7 +62,7 @@ def cluster_weight(weight: Tensor, *, bits: int, name: str, per_channel: bool = 
 
 
 def check_weight(weight: Tensor, name: str) -> None:
-    """Raises UserError for weights that cannot be quantised."""
+    """Raise UserError if weights (any shape) are empty or not finite."""
     if not weight.numel():
         raise UserError(f"{name}: has no elements of shape {list(weight.shape)}; leave it out of the policy")
     weight = weight.detach()
@@ -76,7 +76,7 @@ def check_weight(weight: Tensor, name: str) -> None:
 
 
 def needs_float32(centres: np.ndarray) -> bool:
-    """Whether half precision overflows, makes a centre zero, or has lost digits of all of them."""
+    """Return True if half precision overflows, rounds a centre to zero or loses digits of all centres (K,)."""
     size = np.abs(centres[centres != 0])
     with np.errstate(over="ignore", under="ignore"):
         half = size.astype(np.float16)
@@ -84,8 +84,8 @@ def needs_float32(centres: np.ndarray) -> bool:
 
 
 def _cluster(values: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray]:
-    """Centres (K,) float64 and the code of each value."""
-    ordered = _ordered(values)
+    """Return centres (K,) float64 and the code of each value."""
+    ordered = _sort_values(values)
     cuts = np.zeros(most + 1, np.int64)
     cuts = cuts[: cut_sorted(ordered, most, cuts) + 1]
     centres = np.add.reduceat(ordered.astype(np.float64), cuts[:-1]) / np.diff(cuts)
@@ -95,7 +95,7 @@ def _cluster(values: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray]:
     return centres, labels
 
 
-def _ordered(values: np.ndarray) -> np.ndarray:
+def _sort_values(values: np.ndarray) -> np.ndarray:
     if len(values) < 4096:
         return np.sort(values)
     bits = np.empty((2, len(values)), np.uint32)
@@ -104,8 +104,8 @@ def _ordered(values: np.ndarray) -> np.ndarray:
     return bits[1].view(np.float32)
 
 
-def _rounded(centres: np.ndarray, labels: np.ndarray, is_float32: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Centres as the artefact holds them; those that are then equal become one."""
-    held = centres.astype(np.float32 if is_float32 else np.float16).astype(np.float32) + np.float32(0)  # no -0
-    book, new = np.unique(held, return_inverse=True)
-    return book, labels if len(book) == len(held) else new.astype(np.uint8)[labels]
+def _round_centres(centres: np.ndarray, labels: np.ndarray, is_float32: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Round centres as the artefact stores them, and merge those that became equal."""
+    stored = centres.astype(np.float32 if is_float32 else np.float16).astype(np.float32) + np.float32(0)  # no -0
+    book, new = np.unique(stored, return_inverse=True)
+    return book, labels if len(book) == len(stored) else new.astype(np.uint8)[labels]

@@ -1,4 +1,4 @@
-"""The numbers beside the weights that policies take: biases, norms and small weights, which a file holds in half."""
+"""Half-precision storage of tensors that no policy covers: biases, norms and small weights."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ _STATISTICS = ("running_mean", "running_var")
 
 
 def halvable(model: nn.Module, *, but: Collection[str]) -> tuple[str, ...]:
-    """Names in the state of the parameters that no search takes, and of the running statistics of norms; of float32.
+    """List the state names of float32 parameters that no search covers, and of the running statistics of norms.
 
-    `but` are those that a policy names. Of a model that is not quantised.
+    `but` are the weights of a policy. For a model that is not quantised.
     """
     state = model.state_dict()
     names = [weight.name for weight in list_weights(model) if weight.skip_reason is not None]
     for path, module in model.named_modules():
         if isinstance(module, _NormBase) and module.track_running_stats:
-            names += [f"{path}.{each}" if path else each for each in _STATISTICS]
+            names += [f"{path}.{statistic}" if path else statistic for statistic in _STATISTICS]
     return tuple(name for name in names if name not in but and state[name].dtype == torch.float32)
 
 
 @torch.no_grad()
 def round_to_half(state: Mapping[str, Tensor], names: Iterable[str]) -> tuple[str, ...]:
-    """Round these tensors of a state in place, but for those that half precision cannot hold; which were.
+    """Round the named tensors of a state (any shape) to half precision in place; return the names of those rounded.
 
-    It cannot hold numbers above 65504 or that are not finite, and loses the digits of those below 2^-14: a tensor that
-    has no larger one stays.
+    Half precision cannot represent numbers above 65504 or that are not finite, and loses the digits of those below
+    2^-14: a tensor that has no larger one is left unchanged.
     """
     rounded = []
     for name in names:

@@ -1,4 +1,4 @@
-"""Uniform quantisers: numbers as whole multiples of a step, of a tensor or of each of its channels.
+"""Uniform quantisation: numbers as integer multiples of a step, per tensor or per channel.
 
 A channel is an entry of the first axis. Rounding is half to even, as that of torch.
 """
@@ -26,7 +26,7 @@ __all__ = [
 ]
 
 _FEW_BITS = 5
-"""Below so many bits clipping pays, and the threshold is searched for (HAQ)."""
+"""Number of bits below which clipping pays, and the threshold is searched for (HAQ)."""
 _MANTISSA_BITS = 31
 _OF_ZEROS = 1e-8
 """Threshold of numbers that are all zero."""
@@ -34,7 +34,7 @@ _OF_ZEROS = 1e-8
 
 @dataclass(frozen=True)
 class QuantisationGrid:
-    """The values step * (code - zero) for whole codes from `low` to `high`; `step` and `zero` broadcast."""
+    """Uniform grid: the values step * (code - zero) for codes from `low` to `high`; `step` and `zero` broadcast."""
 
     step: Tensor
     zero: Tensor
@@ -42,10 +42,11 @@ class QuantisationGrid:
     high: int
 
     def codes(self, values: Tensor) -> Tensor:
-        """The code of the nearest value of the grid, as whole numbers of the tensor's own type."""
+        """Return the code of the nearest grid value (...) of values (...), as whole numbers in the tensor's dtype."""
         return torch.round(values / self.step + self.zero).clamp(self.low, self.high) + 0.0  # no -0
 
     def values(self, codes: Tensor) -> Tensor:
+        """Convert codes (...) to values (...)."""
         return (codes - self.zero) * self.step
 
     def __call__(self, values: Tensor) -> Tensor:
@@ -53,7 +54,7 @@ class QuantisationGrid:
 
 
 def symmetric_grid(threshold: Tensor, *, bits: int, has_lowest: bool = False) -> QuantisationGrid:
-    """2^(bits-1) - 1 steps to the threshold on each side of zero; `has_lowest` adds the one code that is left below.
+    """Make a grid of 2^(bits-1) - 1 steps to the threshold (...) on each side of zero; `has_lowest` adds a code below.
 
     Source: HAQ (Wang et al. 2019), section 3.4; with `has_lowest` HAWQ (Dong et al. 2019), their code.
     """
@@ -64,13 +65,16 @@ def symmetric_grid(threshold: Tensor, *, bits: int, has_lowest: bool = False) ->
 
 
 def affine_grid(low: Tensor, high: Tensor, *, bits: int) -> QuantisationGrid:
-    """2^bits - 1 steps from `low` to `high`, moved so that zero is on the grid. Source: HAWQ, their code."""
+    """Make a grid of 2^bits - 1 steps from `low` (...) to `high` (...), moved so that zero is on the grid.
+
+    Source: HAWQ, their code.
+    """
     step = torch.where(high > low, high - low, _OF_ZEROS) / (2**bits - 1)
     return QuantisationGrid(step, torch.round(-low / step), 0, 2**bits - 1)
 
 
 def weight_grid(weight: Tensor, *, bits: int, name: str, per_channel: bool = False) -> QuantisationGrid:
-    """The symmetric grid of a layer's weights: to the largest size from 5 bits on, else to `kl_threshold`.
+    """Make the symmetric grid of a weight (any shape): to the largest magnitude from 5 bits on, else to `kl_threshold`.
 
     Raises UserError for weights that are empty or not finite, named `name`. Source: HAQ, section 3.4.
     """
@@ -84,33 +88,36 @@ def weight_grid(weight: Tensor, *, bits: int, name: str, per_channel: bool = Fal
 
 
 def kl_threshold(data: np.ndarray, *, bits: int) -> float:
-    """The clipping threshold at which a histogram of sizes survives best that only 2^(bits-1) of its bins are kept.
+    """Return the clipping threshold that loses least if a histogram of data (any shape) keeps 2^(bits-1) bins.
 
-    Compared are cumulative distributions, the whole and the one clipped at each bin and interpolated from the kept
-    ones, by the symmetric divergence of Kullback and Leibler. 0 for data of zeros; the largest size where bins are no
-    more than those kept. Source: HAQ, section 3.4, and its code.
+    Cumulative distributions are compared, the full one and the one clipped at each bin and interpolated from the
+    remaining ones, by the symmetric divergence of Kullback and Leibler. 0 for data of zeros; the largest magnitude if
+    there are no more than 2^(bits-1) bins. Source: HAQ, section 3.4, and its code.
     """
     size = np.abs(data).ravel()
     if np.isclose(size.max(), 0.0):
         return 0.0
     counts, edges = np.histogram(size, bins="sqrt", range=(0.0, size.max()))
-    whole, kept = np.cumsum(counts / counts.sum()), 2 ** (bits - 1)
+    cumulative, num_kept = np.cumsum(counts / counts.sum()), 2 ** (bits - 1)
     distances = []
-    for num_bins in range(kept + 1, len(whole) + 1):
-        rough = np.ones_like(whole)
-        rough[: num_bins - 1] = whole[: num_bins - 1]
-        fine, coarse = np.linspace(0, 1, num_bins), np.linspace(0, 1, kept)
+    for num_bins in range(num_kept + 1, len(cumulative) + 1):
+        rough = np.ones_like(cumulative)
+        rough[: num_bins - 1] = cumulative[: num_bins - 1]
+        fine, coarse = np.linspace(0, 1, num_bins), np.linspace(0, 1, num_kept)
         rough[:num_bins] = np.interp(fine, coarse, np.interp(coarse, fine, rough[:num_bins]))
         with np.errstate(divide="ignore", invalid="ignore"):
-            terms = (whole - rough) * np.log2(whole / rough)
-        distances.append(np.where(whole == rough, 0.0, terms).sum())
+            terms = (cumulative - rough) * np.log2(cumulative / rough)
+        distances.append(np.where(cumulative == rough, 0.0, terms).sum())
     if not distances:
         return float(edges[-1])
-    return float((kept + 1.5 + int(np.argmin(distances))) * (edges[1] - edges[0]))
+    return float((num_kept + 1.5 + int(np.argmin(distances))) * (edges[1] - edges[0]))
 
 
 def percentile_range(values: Tensor, *, low: float, high: float) -> tuple[Tensor, Tensor]:
-    """The numbers at two percentiles of a flat tensor; the lower is 0 where `low` is 0. Source: HAWQ, their code."""
+    """Return the numbers at two percentiles of a flat tensor (N,); the lower is 0 if `low` is 0.
+
+    Source: HAWQ, their code.
+    """
     upper = torch.kthvalue(values, round(len(values) * high * 0.01)).values
     if low == 0:
         return torch.zeros_like(upper), upper
@@ -118,14 +125,20 @@ def percentile_range(values: Tensor, *, low: float, high: float) -> tuple[Tensor
 
 
 def fixed_point(factors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Whole mantissas (of 31 bits) and exponents: factor = mantissa / 2^exponent. Source: HAWQ-V3 (Yao et al. 2021)."""
+    """Convert factors (...) to integer mantissas of 31 bits and exponents (...): factor = mantissa / 2^exponent.
+
+    Source: HAWQ-V3 (Yao et al. 2021).
+    """
     mantissa, exponent = np.frexp(factors)
     scaled = mantissa * 2.0**_MANTISSA_BITS
     return (np.sign(scaled) * np.floor(np.abs(scaled) + 0.5)).astype(np.int64), _MANTISSA_BITS - exponent
 
 
 def straight_through(values: Tensor, quantised: Tensor) -> Tensor:
-    """`quantised`, bit by bit, whose gradient is that of `values`. Source: Bengio et al. 2013."""
+    """Straight-through estimator (STE): return `quantised` (...) with the gradient of `values` (...).
+
+    The value is equal bit by bit. Source: Bengio et al. 2013.
+    """
     result: Tensor = _StraightThrough.apply(values, quantised)
     return result
 

@@ -1,4 +1,4 @@
-"""Quantised weights as parametrisations: `module.weight` is computed from codes, or from floats that are rounded.
+"""Quantised weights as torch parametrisations: `module.weight` is computed from codes, or from rounded floats.
 
 The attribute changes and the module stays, since fused layers read `linear.weight` and call no module. A parametrised
 attribute has the same bits as the packed file, in training too: numbers of a codebook are rounded to half precision
@@ -36,15 +36,16 @@ __all__ = [
 
 
 class _Quantiser(nn.Module):
-    """`order`: of the parameters of the module it is for, in which `freeze` puts them back."""
+    """Base of weight quantisers; `order` is the order of the module's parameters, which `freeze` restores."""
 
     order: tuple[str, ...] = ()
 
 
 class Codebook(_Quantiser):
-    """weight = centres[labels]: labels are fixed, the centres are the parameter (2^bits) or (channels, 2^bits).
+    """Codebook quantisation: weight = centres[labels].
 
-    Places that no weight needs repeat the last centre, so that the shapes follow from the policy alone. The gradient at
+    Labels are fixed, centres (2^bits) or (channels, 2^bits) are trained.
+    Unused entries repeat the last centre, so that the shapes follow from the policy alone. The gradient of
     a centre is the mean over its members, or their sum (`mean_gradient=False`, Han et al. 2016, eq. 3).
     Source: HAQ, section 3.4: with plain SGD its projection after each step is a step on the mean.
     """
@@ -61,27 +62,30 @@ class Codebook(_Quantiser):
         self.register_buffer("is_float32", torch.tensor(clusters.is_float32, device=clusters.labels.device))
 
     def forward(self, centres: Tensor) -> Tensor:
-        """The weights, of the centres' type."""
-        weight: Tensor = _LookUp.apply(self.as_stored(centres), self._places(), self.mean_gradient)
+        """Look up the weights (any shape) from centres (K,) or (channels, K), in the centres' dtype."""
+        weight: Tensor = _LookUp.apply(self.as_stored(centres), self._flat_codes(), self.mean_gradient)
         return weight.view(self.labels.shape)
 
     def right_inverse(self, weight: Tensor) -> Tensor:
-        """The centres of weights that are assigned: the means over the members, which is HAQ's projection."""
-        sums, places = weight.new_zeros(self.shape, dtype=torch.float64).flatten(), self._places()
-        sums.index_add_(0, places, weight.detach().flatten().double())
-        means = sums / torch.bincount(places, minlength=len(sums)).clamp(min=1)
+        """Return the centres (K,) or (channels, K) of an assigned weight.
+
+        The means over the members, HAQ's projection.
+        """
+        sums, indices = weight.new_zeros(self.shape, dtype=torch.float64).flatten(), self._flat_codes()
+        sums.index_add_(0, indices, weight.detach().flatten().double())
+        means = sums / torch.bincount(indices, minlength=len(sums)).clamp(min=1)
         return means.to(weight.dtype).view(self.shape)
 
     def as_stored(self, centres: Tensor) -> Tensor:
-        """The centres as the artefact holds them, with straight-through gradients."""
+        """Round the centres (K,) or (channels, K) as in the artefact, with straight-through gradients."""
         rounded = torch.where(self.is_float32, centres.float(), centres.half().float())
         return straight_through(centres, rounded.to(centres.dtype) + 0.0)  # no -0
 
     def extra_repr(self) -> str:
         return f"bits={self.bits}, mean_gradient={self.mean_gradient}"
 
-    def _places(self) -> Tensor:
-        """The place of each weight's centre among all."""
+    def _flat_codes(self) -> Tensor:
+        """Return the flat index of each weight's centre."""
         codes = self.labels.int()
         if len(self.shape) == 1:
             return codes.flatten()
@@ -90,26 +94,29 @@ class Codebook(_Quantiser):
 
 
 class _LookUp(torch.autograd.Function):
-    """The centre of each place; differentiable as often as needed."""
+    """Look-up of centres by flat index; differentiable as often as needed."""
 
     @staticmethod
-    def forward(ctx: Any, centres: Tensor, places: Tensor, takes_mean: bool) -> Tensor:
-        ctx.save_for_backward(places)
+    def forward(ctx: Any, centres: Tensor, indices: Tensor, takes_mean: bool) -> Tensor:
+        ctx.save_for_backward(indices)
         ctx.shape, ctx.takes_mean = centres.shape, takes_mean
-        return centres.flatten().index_select(0, places)
+        return centres.flatten().index_select(0, indices)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
-        (places,) = ctx.saved_tensors
+        (indices,) = ctx.saved_tensors
         (gradient,) = gradients
-        sums = gradient.new_zeros(ctx.shape.numel(), dtype=torch.float64).index_add(0, places, gradient.double())
+        sums = gradient.new_zeros(ctx.shape.numel(), dtype=torch.float64).index_add(0, indices, gradient.double())
         if ctx.takes_mean:
-            sums = sums / torch.bincount(places, minlength=len(sums)).clamp(min=1)
+            sums = sums / torch.bincount(indices, minlength=len(sums)).clamp(min=1)
         return sums.to(gradient.dtype).view(ctx.shape), None, None
 
 
 class UniformQuantiser(_Quantiser):
-    """weight = the number of a symmetric grid nearest to a float that training moves, by straight-through gradients."""
+    """Uniform quantisation-aware training.
+
+    Weight = the nearest value of a symmetric grid, with straight-through gradients.
+    """
 
     step: Tensor
 
@@ -124,6 +131,7 @@ class UniformQuantiser(_Quantiser):
         return QuantisationGrid(self.step, torch.zeros_like(self.step), -most, most)
 
     def forward(self, weight: Tensor) -> Tensor:
+        """Round a weight (any shape) to the grid, with straight-through gradients."""
         return straight_through(weight, self.grid(weight.detach()))
 
     def extra_repr(self) -> str:
@@ -131,34 +139,37 @@ class UniformQuantiser(_Quantiser):
 
 
 class HalfPrecision(_Quantiser):
-    """weight = a float rounded to half precision, with straight-through gradients."""
+    """Half-precision rounding of a float weight, with straight-through gradients."""
 
     def forward(self, weight: Tensor) -> Tensor:
+        """Round a weight (any shape) to half precision, with straight-through gradients."""
         return straight_through(weight, weight.detach().half().to(weight.dtype))
 
 
 def apply_policy(model: nn.Module, policy: Mapping[str, Mapping[str, Any]], *, mean_gradient: bool = True) -> None:
-    """Parametrises the named weights of a model in place; a shared one under all its names.
+    """Parametrise the named weights of a model in place; a shared one under all its names.
 
-    A choice is a `QuantisedAs` without `choice_faults`; its activation is applied by `quantise_inputs`. All is checked
-    and computed before the model changes.
+    A choice is a `WeightQuantisation` without `choice_faults`; its activation is applied by `quantise_inputs`. All is
+    checked and computed before the model changes.
     Raises UserError for unknown names, choices that are faulty or that the weight does not allow, weights that are not
-    finite, and models that hold parametrisations already.
+    finite, and models that have parametrisations already.
     """
-    if held := [path for path, module in model.named_modules() if parametrize.is_parametrized(module)]:
-        raise UserError(f"policy: '{held[0]}' is parametrised already, by a policy or by a norm of weights; freeze it")
-    known = {weight.name: weight for weight in list_weights(model)}
+    if parametrised_paths := [path for path, module in model.named_modules() if parametrize.is_parametrized(module)]:
+        raise UserError(
+            f"policy: '{parametrised_paths[0]}' is parametrised already, by a policy or by a norm of weights; freeze it"
+        )
+    weights_by_name = {weight.name: weight for weight in list_weights(model)}
     parameters = dict(model.named_parameters())
-    made: dict[str, tuple[_Quantiser, Tensor | None]] = {}
+    quantisers: dict[str, tuple[_Quantiser, Tensor | None]] = {}
     for name, choice in policy.items():
-        if name not in known:
-            raise UserError(f"policy: the model has no parameter '{name}'{suggest(name, list(known))}")
+        if name not in weights_by_name:
+            raise UserError(f"policy: the model has no parameter '{name}'{suggest(name, list(weights_by_name))}")
         if pair := quantiser_for(name, parameters[name], choice, mean_gradient):
-            made[name] = pair
+            quantisers[name] = pair
     quantise_inputs(model, {name: choice["activation"] for name, choice in policy.items() if "activation" in choice})
     owners = dict(model.named_modules(remove_duplicate=False))
     order = {path: tuple(module._parameters) for path, module in owners.items()}
-    for name, (quantiser, start) in made.items():
+    for name, (quantiser, start) in quantisers.items():
         owner, _, attribute = name.rpartition(".")
         quantiser.order = order[owner]
         parametrize.register_parametrization(owners[owner], attribute, quantiser, unsafe=True)
@@ -166,11 +177,13 @@ def apply_policy(model: nn.Module, policy: Mapping[str, Mapping[str, Any]], *, m
         if start is not None:
             with torch.no_grad():
                 chain.original.copy_(start)
-        for other in known[name].shared:
+        for other in weights_by_name[name].shared:
             holder, _, alias = other.rpartition(".")
             if alias not in getattr(owners[holder], "parametrizations", {}):
-                # The shared parameter has the shape of the centres by now: another stands in for it.
-                owners[holder]._parameters[alias] = nn.Parameter(parameters[name].new_zeros(known[name].shape))
+                # The shared parameter has the shape of the centres by now: another replaces it.
+                owners[holder]._parameters[alias] = nn.Parameter(
+                    parameters[name].new_zeros(weights_by_name[name].shape)
+                )
                 parametrize.register_parametrization(owners[holder], alias, nn.Identity())
                 owners[holder].parametrizations[alias] = chain
 
@@ -178,7 +191,7 @@ def apply_policy(model: nn.Module, policy: Mapping[str, Mapping[str, Any]], *, m
 def quantiser_for(
     name: str, weight: nn.Parameter, choice: Mapping[str, Any], mean_gradient: bool
 ) -> tuple[_Quantiser, Tensor | None] | None:
-    """The parametrisation of a weight, and the numbers that it starts from where they are not the weight itself."""
+    """Make the parametrisation of a weight (any shape), and its initial numbers if they are not the weight itself."""
     for key, text in choice_faults(choice):
         raise UserError(f"policy: {name}{f': {key}' * bool(key)}: {text}")
     kind, bits, per_channel = choice["kind"], choice.get("bits", 0), choice.get("per_channel", False)
@@ -200,48 +213,51 @@ def quantiser_for(
 
 
 def quantised_weights(model: nn.Module) -> dict[str, tuple[nn.Module, Tensor]]:
-    """For each name of a quantised weight its parametrisation and what that computes it from; shared ones once."""
-    found: dict[str, tuple[nn.Module, Tensor]] = {}
-    seen: set[int] = set()
+    """Return, per name of a quantised weight, its parametrisation and the tensor (any shape) behind it.
+
+    Shared ones once.
+    """
+    weights: dict[str, tuple[nn.Module, Tensor]] = {}
+    chain_ids: set[int] = set()
     for path, module in model.named_modules():
         for attribute, chain in getattr(module, "parametrizations", {}).items():
-            if isinstance(chain[0], Codebook | UniformQuantiser | HalfPrecision) and id(chain) not in seen:
-                seen.add(id(chain))
-                found[f"{path}.{attribute}" if path else attribute] = chain[0], chain.original
-    return found
+            if isinstance(chain[0], Codebook | UniformQuantiser | HalfPrecision) and id(chain) not in chain_ids:
+                chain_ids.add(id(chain))
+                weights[f"{path}.{attribute}" if path else attribute] = chain[0], chain.original
+    return weights
 
 
 def weight_sizes(model: nn.Module) -> dict[nn.Parameter, int]:
-    """The number of weights that each parameter stands for, shared ones once: of a codebook those that read it."""
+    """Return the number of weights that each parameter represents, shared ones once; all members for a codebook."""
     coded = {
-        id(held): maker.labels.numel()
-        for maker, held in quantised_weights(model).values()
-        if isinstance(maker, Codebook)
+        id(source): quantiser.labels.numel()
+        for quantiser, source in quantised_weights(model).values()
+        if isinstance(quantiser, Codebook)
     }
     return {parameter: coded.get(id(parameter), parameter.numel()) for parameter in model.parameters()}
 
 
 @torch.no_grad()
 def dense_state_dict(model: nn.Module) -> dict[str, Tensor]:
-    """The state of a model under the names it has without quantisation, with the quantised numbers; copies of those.
+    """Return the state of a model under its unquantised names, with copies of the quantised weights (any shape).
 
     One tensor for all names of a shared weight.
     """
     state: dict[str, Tensor] = {}
-    made: dict[int, Tensor] = {}
+    values_by_chain: dict[int, Tensor] = {}
     inner = tuple(f"{path}.parametrizations." if path else "parametrizations." for path, _ in model.named_modules())
     plain = {name: value for name, value in model.state_dict().items() if not name.startswith(inner)}
     for path, module in model.named_modules(remove_duplicate=False):
         for attribute, chain in getattr(module, "parametrizations", {}).items():
-            value = made.setdefault(id(chain), chain().detach())
+            value = values_by_chain.setdefault(id(chain), chain().detach())
             state[f"{path}.{attribute}" if path else attribute] = value
     return {**plain, **state}
 
 
 def bake_quantised_weights(model: nn.Module) -> nn.Module:
-    """Writes the quantised numbers into plain parameters in place, as `dense` gives them; returns the model.
+    """Write the quantised numbers into plain parameters in place, as in `dense_state_dict`; return the model.
 
-    Copies of the model stay as they are: torch's own removal changes the class, which copies share.
+    Copies of the model are unchanged: torch's own removal changes the class, which copies share.
     """
     state = dense_state_dict(model)
     parameters: dict[int, nn.Parameter] = {}
@@ -255,6 +271,6 @@ def bake_quantised_weights(model: nn.Module) -> nn.Module:
             value = state[f"{path}.{attribute}" if path else attribute]
             new = nn.Parameter(value, requires_grad=chain.original.requires_grad)
             module._parameters[attribute] = parameters.setdefault(id(value), new)
-        place = {name: index for index, name in enumerate(next(iter(chains.values()))[0].order)}
-        module._parameters = dict(sorted(module._parameters.items(), key=lambda item: place.get(item[0], 0)))
+        position = {name: index for index, name in enumerate(next(iter(chains.values()))[0].order)}
+        module._parameters = dict(sorted(module._parameters.items(), key=lambda item: position.get(item[0], 0)))
     return model

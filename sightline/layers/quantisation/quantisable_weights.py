@@ -1,4 +1,4 @@
-"""The tensors of a model that quantisation may take, and why others stay as they are."""
+"""Tensors of a model that quantisation may change, and the reasons why others are skipped."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ _NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 
 @dataclass(frozen=True)
 class WeightInfo:
-    """One parameter: its first name in `model.named_parameters()`, and the others where it is shared.
+    """One parameter: its first name in `model.named_parameters()`, and the other names if it is shared.
 
     `kind` is that of its layer: linear, convolution, transposed convolution, embedding, norm, or parameter of a module
-    of another kind. `stays` is the reason why it is not quantised, None for one that may be.
+    of another kind. `skip_reason` is the reason why it is not quantised, None for one that may be.
     """
 
     name: str
@@ -30,37 +30,37 @@ class WeightInfo:
 
     @property
     def size(self) -> int:
-        """The number of its elements."""
+        """Number of elements."""
         return math.prod(self.shape)
 
 
 def quantisable_weights(model: nn.Module, *, min_params: int = 256) -> list[WeightInfo]:
-    """The weights that a policy may quantise, shared ones once, in the model's order.
+    """List the weights that a policy may quantise, shared ones once, in the model's order.
 
-    They are matrices and kernels of any module, a bare `nn.Parameter` among them: fused layers read attributes and
-    call no module. Of a model that is not yet quantised.
+    They are matrices and kernels of any module, including a bare `nn.Parameter`: fused layers read attributes and
+    call no module. For a model that is not yet quantised.
     """
     return [weight for weight in list_weights(model, min_params=min_params) if weight.skip_reason is None]
 
 
 def list_weights(model: nn.Module, *, min_params: int = 256) -> list[WeightInfo]:
-    """Every parameter of a model, shared ones once, with the reasons of those that stay as they are.
+    """List every parameter of a model, shared ones once, with the skip reason of those that are not quantised.
 
-    These are biases, norms and scales, what is added to every sample (tokens and positions: bare parameters whose first
-    axis has one entry), embeddings that are renormalised where they are read or whose gradients are sparse, and weights
-    with fewer than `min_params` elements, whose codebook would not pay.
+    These are biases, norms and scales, parameters added to every sample (tokens and positions: bare parameters whose
+    first axis has one entry), embeddings that are renormalised where they are read or whose gradients are sparse, and
+    weights with fewer than `min_params` elements, whose codebook would not pay.
     """
     names: dict[int, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         names.setdefault(id(parameter), []).append(name)
     owners = dict(model.named_modules(remove_duplicate=False))
-    found = []
+    weights = []
     for name, parameter in model.named_parameters():
         owner = owners[name.rpartition(".")[0]]
         kind = _kind(owner)
-        stays = _reason_of_embedding(owner) or _reason(kind, name, parameter, min_params)
-        found.append(WeightInfo(name, tuple(parameter.shape), kind, tuple(names[id(parameter)][1:]), stays))
-    return found
+        skip_reason = _embedding_reason(owner) or _reason(kind, name, parameter, min_params)
+        weights.append(WeightInfo(name, tuple(parameter.shape), kind, tuple(names[id(parameter)][1:]), skip_reason))
+    return weights
 
 
 def _kind(module: nn.Module) -> str:
@@ -74,8 +74,8 @@ def _kind(module: nn.Module) -> str:
     return next((kind for types, kind in kinds if isinstance(module, types)), "parameter")
 
 
-def _reason_of_embedding(owner: nn.Module) -> str | None:
-    """Why an embedding cannot be computed from codes."""
+def _embedding_reason(owner: nn.Module) -> str | None:
+    """Return the reason why an embedding cannot be computed from codes, or None."""
     if not isinstance(owner, nn.Embedding | nn.EmbeddingBag):
         return None
     if owner.max_norm is not None:

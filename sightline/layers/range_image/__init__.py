@@ -1,1 +1,1 @@
-"""Layers of range images: their columns as a full turn, and a conditional random field over them."""
+"""Layers of range images with circular columns, and a conditional random field (CRF) over them."""

@@ -1,7 +1,7 @@
-"""Layers of range images, whose columns are a full turn: circular padding, columns doubled, and their one form.
+"""Layers of range images whose columns are a full turn: circular padding, column upsampling, and the input check.
 
-A full turn has no border: its last column lies beside its first. With `circular`, layers see it so, and turning the
-sensor about its axis turns what they give.
+A full turn has no border: its last column is next to its first. With `circular`, layers respect that, and rotating the
+sensor about its axis rotates their output.
 """
 
 from __future__ import annotations
@@ -18,13 +18,14 @@ _BILINEAR = (0.25, 0.75, 0.75, 0.25)
 
 
 class CircularPad(nn.Module):
-    """(S, C, H, W) -> (S, C, H, W + 2 * columns): on either side the columns from the other side of the image."""
+    """Circular padding of columns: (S, C, H, W) -> (S, C, H, W + 2 * columns)."""
 
     def __init__(self, columns: int) -> None:
         super().__init__()
         self.columns = columns
 
     def forward(self, image: Tensor) -> Tensor:
+        """Pad an image (S, C, H, W) -> (S, C, H, W + 2 * columns) with the columns of the other side."""
         width = image.shape[-1]
         if self.columns > width:  # of a strongly dilated kernel, on a small image: several turns
             return image[..., torch.arange(-self.columns, width + self.columns, device=image.device) % width]
@@ -35,30 +36,30 @@ class CircularPad(nn.Module):
 
 
 def column_padding(reach: int, *, circular: bool) -> tuple[CircularPad | None, tuple[int, int]]:
-    """The layer in front of one that reaches over `reach` rows and columns, if any, and the padding of that one."""
+    """Return the circular padding in front of a layer that reaches over `reach` pixels, and the layer's own."""
     return (CircularPad(reach), (reach, 0)) if circular and reach > 0 else (None, (reach, reach))
 
 
 def build_pool(
     kind: type[nn.MaxPool2d | nn.AvgPool2d], *, size: int, stride: int | tuple[int, int], circular: bool
 ) -> nn.Module:
-    """A pool of `size` rows and columns about each pixel; in a mean, the border counts as zeros."""
+    """Build a pooling layer of `size` rows and columns; in a mean, the border counts as zeros."""
     wrap, padding = column_padding(size // 2, circular=circular)
     pool = kind(size, stride, padding)
     return pool if wrap is None else nn.Sequential(wrap, pool)
 
 
 class UpsampleColumns(nn.Module):
-    """(S, in_channels, H, W) -> (S, out_channels, H, 2 W): a transposed convolution of four columns.
+    """Transposed convolution of four columns: (S, in_channels, H, W) -> (S, out_channels, H, 2 W).
 
-    With `bilinear` it interpolates each channel at the start; its channels are then as many.
+    With `bilinear` it interpolates each channel initially; the numbers of channels are then equal.
     Source: Wu et al. 2018, SqueezeSeg, section III-B (fireDeconv); Long et al. 2015, section 3.3.
     """
 
     def __init__(self, *, in_channels: int, out_channels: int, circular: bool, bilinear: bool = False) -> None:
         super().__init__()
         self.wrap = CircularPad(1) if circular else None
-        # Of a column more on either side, four columns of the result fall away besides.
+        # Circular padding of 1 adds four output columns, which padding=3 cuts off again.
         self.conv = nn.ConvTranspose2d(in_channels, out_channels, (1, 4), (1, 2), (0, 3 if circular else 1))
         if bilinear:
             assert in_channels == out_channels, f"{in_channels} channels cannot be interpolated to {out_channels}"
@@ -68,11 +69,12 @@ class UpsampleColumns(nn.Module):
             nn.init.zeros_(self.conv.bias)
 
     def forward(self, image: Tensor) -> Tensor:
+        """Map an image (S, in_channels, H, W) -> (S, out_channels, H, 2 W)."""
         return cast(Tensor, self.conv(image if self.wrap is None else self.wrap(image)))
 
 
 def assert_range_images(image: Tensor, *, in_channels: int, multiples: tuple[int, int]) -> None:
-    """Raises ValueError, naming sizes that are possible, for anything but range images that a network can halve.
+    """Raise ValueError, naming possible sizes, unless `image` is (S, in_channels, H, W) with a divisible H and W.
 
     Rows and columns must be `multiples` of these numbers.
     """
@@ -86,9 +88,9 @@ def assert_range_images(image: Tensor, *, in_channels: int, multiples: tuple[int
     for axis, (size, multiple) in enumerate(zip(image.shape[2:], multiples, strict=True)):
         if size % multiple:
             below = size // multiple * multiple
-            near = f"{below} or {below + multiple}" if below else str(multiple)
+            suggestion = f"{below} or {below + multiple}" if below else str(multiple)
             raise ValueError(
                 f"image: found {' x '.join(map(str, image.shape[2:]))} pixels (rows x columns), {size} "
                 f"{('rows', 'columns')[axis]} are not a multiple of {multiple}; give 'project' a "
-                f"{('height', 'width')[axis]} of {near}"
+                f"{('height', 'width')[axis]} of {suggestion}"
             )

@@ -1,4 +1,4 @@
-"""A conditional random field over range images, its inference unrolled. Source: Zheng et al. 2015, CRF as RNN."""
+"""Conditional random field (CRF) over range images, with unrolled inference. Source: Zheng et al. 2015, CRF as RNN."""
 
 from __future__ import annotations
 
@@ -17,13 +17,12 @@ Compat = Literal["mean_field", "as_published"]
 
 
 class RangeImageCRF(nn.Module):
-    """Logits (S, C, H, W) corrected by those of pixels nearby: what is close in space is more likely of one class.
+    """CRF that refines logits (S, C, H, W) by those of nearby pixels: pixels close in space tend to share a class.
 
     A mean-field step takes the class probabilities of the other pixels of a window, each weighted by a Gaussian of its
-    distance in space, and subtracts their product with the learned compatibility from the logits given. Empty pixels
-    count nothing. `sigma` is in units of the coordinates given, `coefficient` the initial price of another class.
-
-    `compat: as_published` does as the authors' code: it counts a pixel among its neighbours, takes `coefficient` for
+    distance in space, and subtracts their product with the learned compatibility from the input logits. Empty pixels
+    count nothing. `sigma` is in units of the coordinates, `coefficient` the initial price of another class.
+    `compat: as_published` does as the authors' code: it counts a pixel among its neighbours, uses `coefficient` for
     `sigma`, and adds to probabilities in place of logits, which bounds the confidence and prefers other classes.
     Source: Wu et al. 2018, SqueezeSeg, section III-C; Zheng et al. 2015, algorithm 1; layout of PRBonn/lidar-bonnetal.
     """
@@ -51,26 +50,29 @@ class RangeImageCRF(nn.Module):
         nn.init.zeros_(self.compat.bias)
 
     def forward(self, logits: Tensor, xyz: Tensor, mask: Tensor) -> Tensor:
-        """`xyz` (S, 3, H, W), `mask` (S, H, W), true where there is a point -> logits (S, C, H, W)."""
+        """Refine logits (S, C, H, W) with xyz (S, 3, H, W) and mask (S, H, W) of measured pixels -> (S, C, H, W)."""
         weights = self._weights(xyz, mask)
         values = logits
         for _ in range(self.iterations):
             probabilities = values.softmax(dim=1)
             message = torch.zeros_like(probabilities)
-            for weight, near in zip(weights, self._windows(probabilities), strict=True):
-                message = message + weight * near
+            for weight, shifted in zip(weights, self._windows(probabilities), strict=True):
+                message = message + weight * shifted
             change = self.compat(message.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
             values = probabilities + change if self.is_as_published else logits - change
         return values
 
     def _weights(self, xyz: Tensor, mask: Tensor) -> list[Tensor]:
-        """(S, 1, H, W) for every place in the window: how much the pixel there counts."""
+        """Return the weight (S, 1, H, W) of the pixel at every offset in the window."""
         filled = self._windows(mask[:, None].to(xyz.dtype))
-        squares = ((near - xyz).square().sum(dim=1, keepdim=True) for near in self._windows(xyz))
-        return [torch.exp(-square / (2 * self.sigma**2)) * there for square, there in zip(squares, filled, strict=True)]
+        squares = ((shifted - xyz).square().sum(dim=1, keepdim=True) for shifted in self._windows(xyz))
+        return [
+            torch.exp(-square / (2 * self.sigma**2)) * is_filled
+            for square, is_filled in zip(squares, filled, strict=True)
+        ]
 
     def _windows(self, image: Tensor) -> Iterator[Tensor]:
-        """The image moved to every place in the window, with zeros from outside it."""
+        """Iterate over the image shifted to every offset in the window, with zeros outside."""
         (rows, columns), (height, width) = self.reach, image.shape[2:]
         wide = F.pad(image, (columns, columns, 0, 0)) if self.wrap is None else self.wrap(image)
         padded = F.pad(wide, (0, 0, rows, rows))

@@ -1,4 +1,4 @@
-"""Backbones: images to the maps C3, C4 and C5, at an eighth, a sixteenth and a 32nd of the resolution."""
+"""Detection backbones: images to the feature maps C3, C4 and C5, with strides 8, 16 and 32."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from sightline.models.resnet import BASIC, BOTTLENECK, RESNET_DEPTHS, ResidualSt
 __all__ = ["STRIDES", "Darknet53Backbone", "FrozenStages", "ResNet18", "ResNet34", "ResNet50", "ResNet101"]
 
 FrozenStages = Annotated[int, Ge(0), Le(4)]
-"""How many parts training leaves as they are, from the image on: the stem is the first, then the stages."""
+"""Number of frozen parts, from the image on: the stem is the first, then the stages."""
 STRIDES = (8, 16, 32)
 
 
@@ -53,7 +53,7 @@ class _ResNet(ResidualStages):
             freeze_module(part)
 
     def forward(self, image: Tensor) -> list[Tensor]:
-        """`image` (B, in_channels, H, W), normalised -> C3, C4, C5. Raises ValueError for any other layout."""
+        """Map `image` (B, in_channels, H, W), normalised -> C3, C4, C5. Raises ValueError for any other layout."""
         assert_images(image, channels=self.in_channels)
         return self.forward_features(image)[1:]
 
@@ -124,6 +124,6 @@ class Darknet53Backbone(Darknet):
             freeze_module(part)
 
     def forward(self, image: Tensor) -> list[Tensor]:
-        """`image` (B, in_channels, H, W), normalised -> C3, C4, C5. Raises ValueError for any other layout."""
+        """Map `image` (B, in_channels, H, W), normalised -> C3, C4, C5. Raises ValueError for any other layout."""
         assert_images(image, channels=self.in_channels)
         return super().forward(image)[3:]

@@ -1,4 +1,4 @@
-"""Backbone and neck of YOLOX: cross-stage partial blocks. Sources: Wang et al. 2020, CSPNet; Ge et al. 2021, YOLOX."""
+"""CSPDarknet and PAFPN, backbone and neck of YOLOX. Sources: Wang et al. 2020, CSPNet; Ge et al. 2021, YOLOX."""
 
 from __future__ import annotations
 
@@ -21,14 +21,19 @@ __all__ = ["CSPDarknet", "PathAggregation"]
 _POOLED = (5, 9, 13)
 
 
-def _unit(before: int, after: int, size: int, norm: NormName, stride: int = 1) -> ConvNorm:
+def _unit(in_channels: int, out_channels: int, kernel_size: int, norm: NormName, stride: int = 1) -> ConvNorm:
     return ConvNorm(
-        in_channels=before, out_channels=after, kernel_size=size, stride=stride, activation=nn.SiLU(), norm=NORMS[norm]
+        in_channels=in_channels,
+        out_channels=out_channels,
+        kernel_size=kernel_size,
+        stride=stride,
+        activation=nn.SiLU(),
+        norm=NORMS[norm],
     )
 
 
 class _Bottleneck(nn.Module):
-    """Convolutions of 1 x 1 and 3 x 3 pixels, added to what came in where `adds`."""
+    """Bottleneck: convolutions of 1x1 and 3x3 pixels, with a shortcut if `adds`."""
 
     def __init__(self, channels: int, norm: NormName, *, adds: bool) -> None:
         super().__init__()
@@ -36,19 +41,22 @@ class _Bottleneck(nn.Module):
         self.adds = adds
 
     def forward(self, image: Tensor) -> Tensor:
-        found = self.layers(image)
-        return cast(Tensor, image + found if self.adds else found)
+        residual = self.layers(image)
+        return cast(Tensor, image + residual if self.adds else residual)
 
 
 class _CSPBlock(nn.Module):
-    """Half of the channels through `depth` bottlenecks, the other half past them. Source: Wang et al. 2020, fig. 2."""
+    """CSP block: half of the channels pass through `depth` bottlenecks, the other half past them.
 
-    def __init__(self, before: int, after: int, depth: int, norm: NormName, *, adds: bool) -> None:
+    Source: Wang et al. 2020, fig. 2.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, depth: int, norm: NormName, *, adds: bool) -> None:
         super().__init__()
-        inner = after // 2
-        self.enter, self.past = _unit(before, inner, 1, norm), _unit(before, inner, 1, norm)
+        inner = out_channels // 2
+        self.enter, self.past = _unit(in_channels, inner, 1, norm), _unit(in_channels, inner, 1, norm)
         self.blocks = nn.Sequential(*(_Bottleneck(inner, norm, adds=adds) for _ in range(depth)))
-        self.leave = _unit(2 * inner, after, 1, norm)
+        self.leave = _unit(2 * inner, out_channels, 1, norm)
 
     def forward(self, image: Tensor) -> Tensor:
         both = torch.cat([self.blocks(self.enter(image)), self.past(image)], dim=1)
@@ -56,7 +64,10 @@ class _CSPBlock(nn.Module):
 
 
 class _PyramidPooling(nn.Module):
-    """Maxima over windows of 5, 9 and 13 cells beside the values. Source: He et al. 2015, SPP-net; YOLOX's form."""
+    """Spatial pyramid pooling (SPP): max pooling over 5, 9 and 13 cells, concatenated with the input.
+
+    Source: He et al. 2015, SPP-net; YOLOX's form.
+    """
 
     def __init__(self, channels: int, norm: NormName) -> None:
         super().__init__()
@@ -71,11 +82,11 @@ class _PyramidPooling(nn.Module):
 
 @registry.backbones.add("cspdarknet")
 class CSPDarknet(nn.Module):
-    """YOLOX's backbone: maps of 4, 8 and 16 times `width` channels; `depth` blocks in the first stage.
+    """CSPDarknet, YOLOX's backbone: maps of 4, 8 and 16 times `width` channels; `depth` blocks in the first stage.
 
     YOLOX-tiny has the width 24 and a depth of 1, -s 32 and 1, -m 48 and 2, -l 64 and 3, -x 80 and 4; that of -s has
-    4,212,672 parameters. The stem sees every second pixel of every second row as four images of a quarter's size.
-    `norm` and `frozen_stages` are those of resnet18. Source: Ge et al. 2021, YOLOX; Wang et al. 2020, CSPNet.
+    4,212,672 parameters. The stem (Focus) stacks every second pixel of every second row as four images of a quarter's
+    size. `norm` and `frozen_stages` are those of resnet18. Source: Ge et al. 2021, YOLOX; Wang et al. 2020, CSPNet.
     """
 
     strides = STRIDES
@@ -94,17 +105,17 @@ class CSPDarknet(nn.Module):
         self.channels = tuple(width * 2**level for level in (2, 3, 4))
         self.stem = _unit(4 * in_channels, width, 3, norm)
         stages = []
-        for place, count in enumerate((depth, 3 * depth, 3 * depth, depth)):
-            wide, is_last = width * 2 ** (place + 1), place == 3
+        for stage, num_blocks in enumerate((depth, 3 * depth, 3 * depth, depth)):
+            wide, is_last = width * 2 ** (stage + 1), stage == 3
             pooling = [_PyramidPooling(wide, norm)] if is_last else []
-            block = _CSPBlock(wide, wide, count, norm, adds=not is_last)
+            block = _CSPBlock(wide, wide, num_blocks, norm, adds=not is_last)
             stages.append(nn.Sequential(_unit(wide // 2, wide, 3, norm, stride=2), *pooling, block))
         self.stages = nn.ModuleList(stages)
         for part in [self.stem, *self.stages][:frozen_stages]:
             freeze_module(part)
 
     def forward(self, image: Tensor) -> list[Tensor]:
-        """`image` (B, in_channels, H, W), normalised -> C3, C4, C5. Raises ValueError for any other layout."""
+        """Map `image` (B, in_channels, H, W), normalised -> C3, C4, C5. Raises ValueError for any other layout."""
         assert_images(image, channels=self.in_channels)
         image = F.pad(image, (0, image.shape[3] % 2, 0, image.shape[2] % 2))
         corners = [image[:, :, row::2, column::2] for column in (0, 1) for row in (0, 1)]
@@ -117,9 +128,9 @@ class CSPDarknet(nn.Module):
 
 @registry.necks.add("pafpn")
 class PathAggregation(nn.Module):
-    """A pyramid whose levels see the coarser ones, and then the finer ones, through cross-stage partial blocks.
+    """PAFPN: a feature pyramid with a top-down and a bottom-up pathway of cross-stage partial blocks.
 
-    Maps keep their numbers of channels, of which each level has twice those of the finer one. `depth` is that of
+    Maps keep their numbers of channels; each level has twice those of the next finer one. `depth` is that of
     cspdarknet. Source: Liu et al. 2018, PANet, section 3.1; Ge et al. 2021, YOLOX.
     """
 
@@ -130,8 +141,8 @@ class PathAggregation(nn.Module):
         self.channels, self.strides = tuple(channels), tuple(strides)
         pairs = list(pairwise(channels))
 
-        def block(before: int, after: int) -> _CSPBlock:
-            return _CSPBlock(before, after, depth, norm, adds=False)
+        def block(in_channels: int, out_channels: int) -> _CSPBlock:
+            return _CSPBlock(in_channels, out_channels, depth, norm, adds=False)
 
         self.reduce = nn.ModuleList(_unit(coarse, fine, 1, norm) for fine, coarse in pairs)
         self.down = nn.ModuleList(block(2 * fine, fine) for fine, _ in pairs)
@@ -139,14 +150,14 @@ class PathAggregation(nn.Module):
         self.up = nn.ModuleList(block(2 * fine, coarse) for fine, coarse in pairs)
 
     def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
-        """Maps (B, channels, H, W), finest first -> maps of the same shapes."""
+        """Fuse maps (B, channels, H, W), finest first, to maps of the same shapes."""
         values = maps[-1]
         reduced: list[Tensor] = []
         for level in range(len(maps) - 2, -1, -1):
             reduced.insert(0, self.reduce[level](values))
-            grown = F.interpolate(reduced[0], maps[level].shape[2:])
-            values = self.down[level](torch.cat([grown, maps[level]], dim=1))
-        found = [values]
-        for strided, up, beside in zip(self.strided, self.up, reduced, strict=True):
-            found.append(up(torch.cat([strided(found[-1]), beside], dim=1)))
-        return found
+            upsampled = F.interpolate(reduced[0], maps[level].shape[2:])
+            values = self.down[level](torch.cat([upsampled, maps[level]], dim=1))
+        outputs = [values]
+        for strided, up, lateral in zip(self.strided, self.up, reduced, strict=True):
+            outputs.append(up(torch.cat([strided(outputs[-1]), lateral], dim=1)))
+        return outputs

@@ -1,4 +1,4 @@
-"""Detector: images to predictions at priors, by any backbone, neck and head."""
+"""Object detector: images to predictions at priors, with any backbone, neck and head."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["Detector", "DetectorOutput"]
 
 
 class DetectorOutput(HeadOutput):
-    """What the head gives, and `level_shapes` (B, L, 2) int64, on the host: the rows and columns of each level's map.
+    """Output of the head, and `level_shapes` (B, L, 2) int64, on the host: rows and columns of each level's map.
 
     The levels are the same for every image of the batch.
     """
@@ -29,7 +29,7 @@ class DetectorOutput(HeadOutput):
 
 @registry.models.add("detector")
 class Detector(nn.Module):
-    """A backbone, a neck on its maps and a head on those of the neck, each of `sightline list`.
+    """Object detector: a backbone, a neck on its maps and a head on those of the neck, each of `sightline list`.
 
     Each states its `channels` and `strides` for the next. With resnet50, fpn, retina and 80 classes it has 33,839,924
     parameters, with fcos 32,297,370. With `channels_last`, weights and values have their channels together in memory.
@@ -45,9 +45,9 @@ class Detector(nn.Module):
         self.output_keys = model_output_keys(head, owner="the head") | {"level_shapes"}
 
     def forward(self, *, image: Tensor) -> DetectorOutput:
-        """`image` (B, in_channels, H, W), normalised; rows and columns of any number."""
+        """Predict from `image` (B, in_channels, H, W), normalised; rows and columns of any number."""
         if self.channels_last:
             image = image.contiguous(memory_format=torch.channels_last)
         maps = self.neck(self.backbone(image))
-        shapes = torch.tensor([each.shape[2:] for each in maps], device="cpu").expand(len(image), -1, -1)
+        shapes = torch.tensor([level_map.shape[2:] for level_map in maps], device="cpu").expand(len(image), -1, -1)
         return cast(DetectorOutput, {**self.head(maps), "level_shapes": shapes})

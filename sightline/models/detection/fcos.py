@@ -1,4 +1,4 @@
-"""Heads with centre-ness: FCOS, at points, and that of ATSS, at one anchor a cell. Source: Tian et al. 2019, FCOS."""
+"""Heads with centre-ness: FCOS, at points, and ATSS, at one anchor per cell. Source: Tian et al. 2019, FCOS."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ __all__ = ["ATSSHead", "FCOSHead"]
 
 @registry.heads.add("fcos")
 class FCOSHead(DenseHead):
-    """Logits, distances to the sides of a box and centre-ness at a point of each cell; 4,920,666 parameters.
+    """FCOS head: logits, distances to the sides of a box and centre-ness at a point per cell; 4,920,666 parameters.
 
-    Of 80 classes, on five levels of 256 channels, with group norm in the towers. `codes` are left, top, right, bottom
+    For 80 classes, on five levels of 256 channels, with group norm in the towers. `codes` are left, top, right, bottom
     in pixels: `relu` of the scaled value times the level's stride, as the authors' code does since the paper, or `exp`
     of it, as in the paper. `centreness_on`: the tower that centre-ness is read from, in the paper that of classes.
     `scales`: the scalar that each level learns. Source: Tian et al. 2019, FCOS, section 3; layout of tianzhi0549/FCOS.
@@ -56,7 +56,7 @@ class FCOSHead(DenseHead):
         self._start(prior)
 
     def forward(self, maps: Sequence[Tensor]) -> CentreOutput:
-        """Maps (B, channels, H, W) of every level, finest first."""
+        """Predict at all priors from maps (B, channels, H, W) of every level, finest first."""
         logits, codes, centreness = [], [], []
         for level, values in enumerate(maps):
             of_class, of_box = self.class_tower(values), self.box_tower(values)
@@ -71,13 +71,13 @@ class FCOSHead(DenseHead):
         }
 
     def _code(self, values: Tensor, stride: int) -> Tensor:
-        """What the box layer gives on a level as codes of boxes."""
+        """Convert a level's box outputs to box codes."""
         return values.exp() if self.distances == "exp" else values.relu() * stride
 
 
 @registry.heads.add("atss")
 class ATSSHead(FCOSHead):
-    """Logits, box deltas and centre-ness at one anchor of each cell; 4,920,666 parameters of 80 classes.
+    """ATSS head: logits, box deltas and centre-ness at one anchor per cell; 4,920,666 parameters for 80 classes.
 
     On five levels of 256 channels; otherwise as fcos. `codes` are deltas as those of retina.
     Source: Zhang et al. 2020, ATSS, section 3.1 and 4; layout of sfzhang15/ATSS.

@@ -1,4 +1,4 @@
-"""The form of all heads: the towers that levels share, and predictions at priors in one order."""
+"""Base of detection heads: towers shared by all levels, and predictions at priors in one order."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from sightline.layers.images import ConvBlock
 __all__ = ["CentreOutput", "DenseHead", "HeadOutput", "PriorProbability", "flatten_to_priors", "init_prior_bias"]
 
 PriorProbability = Annotated[float, Gt(0.0), Lt(1.0)]
-"""A probability that is neither 0 nor 1."""
+"""Probability that is neither 0 nor 1."""
 _STD = 0.01
 
 
@@ -33,28 +33,31 @@ class HeadOutput(TypedDict):
 
 
 class CentreOutput(HeadOutput):
-    """As HeadOutput, and `centreness` (B, P), before the sigmoid."""
+    """HeadOutput with `centreness` (B, P), before the sigmoid."""
 
     centreness: Tensor
 
 
 def flatten_to_priors(maps: Sequence[Tensor], numbers: int) -> Tensor:
-    """Maps (B, A * numbers, H, W) of all levels as (B, P, numbers): per level, row, column and prior of a cell."""
-    levels = [each.unflatten(1, (-1, numbers)).permute(0, 3, 4, 1, 2).flatten(1, 3) for each in maps]
+    """Flatten maps (B, A * numbers, H, W) of all levels to (B, P, numbers).
+
+    By level, row, column and prior of a cell.
+    """
+    levels = [level_map.unflatten(1, (-1, numbers)).permute(0, 3, 4, 1, 2).flatten(1, 3) for level_map in maps]
     return torch.cat(levels, dim=1)
 
 
 def init_prior_bias(layer: ConvBlock, prior: float, channels: slice = slice(None)) -> None:
-    """Give outputs of a layer the first probability `prior`: their biases become -ln((1 - prior) / prior)."""
+    """Set the biases of a layer to -ln((1 - prior) / prior), so that the initial probability is `prior`."""
     assert layer.conv.bias is not None
     with torch.no_grad():
         layer.conv.bias[channels] = -math.log((1 - prior) / prior)
 
 
 class DenseHead(nn.Module):
-    """Two towers of convolutions of 3 x 3 pixels that all levels share, one for classes, one for boxes.
+    """Dense head: two towers of 3x3 convolutions that all levels share, one for classes, one for boxes.
 
-    A head states which `priors` it predicts from, and how many of them a cell has, `priors_per_cell`. Subclasses end
+    A head states its kind of `priors`, and their number per cell, `priors_per_cell`. Subclasses end
     their constructor with `_start`: all weights start with a deviation of 0.01, and each class has the probability
     `prior` at each prior.
     Source: Lin et al. 2017, Focal Loss for Dense Object Detection, section 4.
@@ -93,7 +96,7 @@ class DenseHead(nn.Module):
         self.boxes = ConvBlock(in_channels=width, out_channels=count * 4, kernel_size=3)
 
     def _start(self, prior: float) -> None:
-        """The weights before training; called once all layers are there."""
+        """Initialise the weights; called once all layers exist."""
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 assert module.bias is not None

@@ -1,4 +1,4 @@
-"""Heads of RetinaNet: a class and a box at every anchor, or two of both. Source: Lin et al. 2017, Focal Loss."""
+"""RetinaNet heads: one class and box per anchor, or two of both. Source: Lin et al. 2017, Focal Loss."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ __all__ = ["RetinaEMDHead", "RetinaHead", "RetinaOutput"]
 
 
 class RetinaOutput(HeadOutput):
-    """As HeadOutput; `density` (B, P) is how much the nearest other thing overlaps that of a prior, 0 to 1."""
+    """HeadOutput, optionally with `density` (B, P), 0 to 1: the highest IoU of a prior's object with another."""
 
     density: NotRequired[Tensor]
 
 
 @registry.heads.add("retina")
 class RetinaHead(DenseHead):
-    """Logits and box deltas at `num_anchors` anchors of each cell; 6,463,220 parameters of 80 classes and 9 anchors.
+    """RetinaNet head: logits and box deltas at `num_anchors` anchors per cell; 6,463,220 parameters.
 
-    On five levels of 256 channels. With `density`, 1 x 1 convolutions reduce each map to a quarter of its channels, and
-    5 x 5 convolutions of these, logits and deltas predict the density, for the loss `box_density` and the suppression
-    `adaptive`. Source: Lin et al. 2017, Focal Loss for Dense Object Detection, section 4; Liu et al. 2019, Adaptive
-    NMS, section 3.3, whose layout was for a proposal network.
+    For 80 classes and 9 anchors on five levels of 256 channels. With `density`, 1 x 1 convolutions reduce each map to a
+    quarter of its channels, and 5 x 5 convolutions of these, logits and deltas predict the density, for the loss
+    `box_density` and the suppression `adaptive`. Source: Lin et al. 2017, Focal Loss for Dense Object Detection,
+    section 4; Liu et al. 2019, Adaptive NMS, section 3.3, whose layout was for a proposal network.
     """
 
     priors = "anchors"
@@ -68,26 +68,30 @@ class RetinaHead(DenseHead):
         self._start(prior)
 
     def forward(self, maps: Sequence[Tensor]) -> RetinaOutput:
-        """Maps (B, channels, H, W), finest first. `codes` are dx and dy in widths and heights, and log dw, log dh."""
-        logits = [self.classes(self.class_tower(each)) for each in maps]
-        codes = [self.boxes(self.box_tower(each)) for each in maps]
-        found: RetinaOutput = {
+        """Predict at all priors from maps (B, channels, H, W), finest first.
+
+        `codes` are dx and dy in widths and heights, and log dw, log dh.
+        """
+        logits = [self.classes(self.class_tower(level_map)) for level_map in maps]
+        codes = [self.boxes(self.box_tower(level_map)) for level_map in maps]
+        output: RetinaOutput = {
             "logits": flatten_to_priors(logits, self.num_classes),
             "codes": flatten_to_priors(codes, 4),
         }
         if self.density is not None:
             rows = zip(map(self.density["reduce"], maps), logits, codes, strict=True)
             densities = [self.density["predict"](torch.cat(row, dim=1)) for row in rows]
-            found["density"] = flatten_to_priors(densities, 1)[..., 0]
-        return found
+            output["density"] = flatten_to_priors(densities, 1)[..., 0]
+        return output
 
 
 @registry.heads.add("retina_emd")
 class RetinaEMDHead(DenseHead):
-    """Two predictions at each anchor, for boxes that hide one another; 4,928,090 parameters of 1 class and 9 anchors.
+    """RetinaNet head with two predictions per anchor (EMD), for boxes that hide one another; 4,928,090 parameters.
 
-    `logits` (B, P, 2, num_classes) and `codes` (B, P, 2, 4); otherwise as retina. Both are one proposal: the
-    suppression `set` keeps them beside one another. Source: Chu et al. 2020, Detection in Crowded Scenes, section 3.
+    For 1 class and 9 anchors. `logits` (B, P, 2, num_classes) and `codes` (B, P, 2, 4); otherwise as retina. Both
+    predictions are one proposal: the suppression `set` keeps both. Source: Chu et al. 2020, Detection in Crowded
+    Scenes, section 3.
     """
 
     priors = "anchors"
@@ -113,7 +117,9 @@ class RetinaEMDHead(DenseHead):
         self._start(prior)
 
     def forward(self, maps: Sequence[Tensor]) -> HeadOutput:
-        """Maps (B, channels, H, W), finest first."""
-        logits = flatten_to_priors([self.classes(self.class_tower(each)) for each in maps], 2 * self.num_classes)
-        codes = flatten_to_priors([self.boxes(self.box_tower(each)) for each in maps], 8)
+        """Predict at all priors from maps (B, channels, H, W), finest first."""
+        logits = flatten_to_priors(
+            [self.classes(self.class_tower(level_map)) for level_map in maps], 2 * self.num_classes
+        )
+        codes = flatten_to_priors([self.boxes(self.box_tower(level_map)) for level_map in maps], 8)
         return {"logits": logits.unflatten(2, (2, -1)), "codes": codes.unflatten(2, (2, -1))}

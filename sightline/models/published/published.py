@@ -1,4 +1,4 @@
-"""Names of published weights in our words: one table per layout, and the function that applies it."""
+"""Names of published weights in terms of ours: one table per layout, and the conversion of a state dict."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _WANG_DGCNN = {
     "bn7": "head.2.norm",
     "linear3": "head.4",
 }
-"""Each batch norm of the graph part has two names there, being an attribute and a member of its convolution."""
+"""DGCNN of WangYueFt. Each batch norm of the graph part has two names: as an attribute and in its convolution."""
 
 _WANG_POINTNET = {
     **{f"conv{i + 1}": f"encode.{i}.linear" for i in range(5)},
@@ -95,7 +95,7 @@ def _strawberry_layers(theirs: str, ours: str, count: int = 2) -> dict[str, str]
 
 
 def _strawberry_attention(theirs: str, ours: str) -> dict[str, str]:
-    """Queries and keys are one tensor under two names."""
+    """Return the names of an attention layer; queries and keys are one tensor under two names."""
     return {
         f"{theirs}.q_conv": f"{ours}.query",
         f"{theirs}.k_conv": f"{ours}.query",
@@ -176,7 +176,7 @@ _POSTECH_POINT_TRANSFORMER_SEG = {
     )
     for key, name in part.items()
 } | {"cls.0": "head.0.linear", "cls.1": "head.0.norm", "cls.3": "head.2"}
-"""Their encoder counts the way down to a level as its first block, as their decoder does the way up."""
+"""Point Transformer of POSTECH. Its transitions down and up count as the first block of a level."""
 
 LAYOUTS: Mapping[str, Mapping[str, str]] = {
     "antao97_dgcnn_cls": _WANG_DGCNN,
@@ -198,25 +198,25 @@ LAYOUTS: Mapping[str, Mapping[str, str]] = {
     **SEGMENTATION_LAYOUTS,
     **VOLUME_LAYOUTS,
 }
-"""Per published layout: their module -> our module. Leaves (`weight`, `running_mean`, ...) are called the same.
+"""Per published layout: their module -> our module. Leaves (`weight`, `running_mean`, ...) have the same names.
 
-A parameter that stands in no module of theirs is named whole, on both sides.
+A parameter outside any module of theirs has its full name, on both sides.
 """
 
 UNUSED: Mapping[str, tuple[str, ...]] = {**CROSSPOINT_UNUSED, **POINT_BERT_UNUSED, **RANGE_IMAGE_UNUSED}
-"""Per published layout: patterns of names in its files that our model has no use for."""
+"""Per published layout: patterns of names in its files that our model does not use."""
 
 OPTIONAL: Mapping[str, str] = {**DETECTION_OPTIONAL, **IMAGE_OPTIONAL, **POINT_BERT_OPTIONAL}
-"""Per published layout: the module of ours that its files may be without as a whole."""
+"""Per published layout: our module that may be missing from its files as a whole."""
 
 
 def convert_state_dict(state: Mapping[str, Tensor], layout: str) -> dict[str, Tensor]:
-    """Published weights under our names and in our shapes; tensors are shared, nothing given is changed.
+    """Convert published weights to our names and shapes; tensors are shared, the input is unchanged.
 
-    Convolutions of size 1 become matrices, but for those that are convolutions here too, as all over volumes are; a
-    leading `module.` on every name, left by DataParallel, goes, and so does what `UNUSED` names; of detectors see
-    `published_detection.completed`. Raises CheckpointError for an unknown layout, for names that the layout does not
-    have, and for a module stored under two names with different values.
+    Convolutions of size 1 become matrices, except those that are convolutions here too, as all over volumes are; a
+    leading `module.` on every name, from DataParallel, is removed, and so are names in `UNUSED`; for detectors see
+    `published_detection.complete_state_dict`. Raises CheckpointError for an unknown layout, for names that the layout
+    does not have, and for a module stored under two names with different values.
     """
     _assert_known(layout)
     used = dict(zip(_without_wrapper(state), state.values(), strict=True))
@@ -246,14 +246,20 @@ def convert_state_dict(state: Mapping[str, Tensor], layout: str) -> dict[str, Te
 
 
 def unused_names(names: Iterable[str], layout: str) -> dict[str, str]:
-    """The published names that a model of this layout has no use for, each with the pattern that says so."""
+    """Return the published names that a model of this layout does not use, each with its pattern."""
     patterns = UNUSED.get(layout, ())
-    matches = ((name, next((each for each in patterns if fnmatch.fnmatchcase(name, each)), None)) for name in names)
+    matches = (
+        (name, next((name_pattern for name_pattern in patterns if fnmatch.fnmatchcase(name, name_pattern)), None))
+        for name in names
+    )
     return {name: pattern for name, pattern in matches if pattern is not None}
 
 
 def translate_key(key: str, layout: str) -> str | None:
-    """Our name of one published name, None where the layout has none. Raises CheckpointError for an unknown layout."""
+    """Return our name of a published name, None if the layout has none.
+
+    Raises CheckpointError for an unknown layout.
+    """
     _assert_known(layout)
     table = LAYOUTS[layout]
     if key in table:
@@ -264,7 +270,7 @@ def translate_key(key: str, layout: str) -> str | None:
 
 
 def published_name(ours: str, layout: str) -> str:
-    """What the layout calls a tensor of ours; the first of its names for it."""
+    """Return the layout's name of one of our tensors; the first if there are several."""
     module, _, leaf = ours.rpartition(".")
     for theirs, name in LAYOUTS[layout].items():
         if name == ours:

@@ -1,4 +1,4 @@
-"""Names of CrossPoint's published weights in our words: of its point branches alone, or with an image branch."""
+"""Names of CrossPoint's published weights in terms of ours: the point branch alone, or with an image branch."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ __all__ = ["CROSSPOINT_LAYOUTS", "CROSSPOINT_UNUSED", "IMAGE_PREFIX", "POINT_PRE
 
 POINT_PREFIX = "point_model."
 IMAGE_PREFIX = "img_model."
-"""What stands before the names where both branches are one state, as in their training script."""
+"""Prefixes of the names if both branches are one state, as in their training script."""
 
 _NUM_EDGES = 4
 _SEGMENTATION_ALONE = ("conv7", "conv8", "conv9", "conv10", "conv11", "bn7", "bn8", "bn9", "bn10")
 
 
 def _head(ours: str) -> dict[str, str]:
-    return {f"inv_head.{place}": f"{ours}.{place}" for place in (0, 1, 3)}
+    return {f"inv_head.{index}": f"{ours}.{index}" for index in (0, 1, 3)}
 
 
 _CLS = {
@@ -70,4 +70,4 @@ CROSSPOINT_UNUSED: Mapping[str, tuple[str, ...]] = {
     "crosspoint_seg": _NORMS_OF_THE_HEAD,
     **{f"crosspoint_seg_{name}": tuple(f"{POINT_PREFIX}{each}" for each in _NORMS_OF_THE_HEAD) for name in _DEPTHS},
 }
-"""Pre-training makes the batch norms of a head that it has not; fine-tuning carries a projection that it never uses."""
+"""Batch norms of an unused head in pre-training, and an unused projection in fine-tuning."""

@@ -1,4 +1,4 @@
-"""Darknet's own `.weights` files: a header, then the numbers of every convolution in the order of its config."""
+"""Darknet's `.weights` files: a header, then the numbers of every convolution in the order of its config."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from sightline.types import ComponentConfig
 
 __all__ = ["DARKNET_FILES", "read_darknet"]
 
-_MOST_CLASSES = 10_000
+_MAX_CLASSES = 10_000
 _NORM = ("bias", "weight", "running_mean", "running_var")
 DARKNET_FILES = {"darknet_darknet53": "backbone.", "darknet_yolov3": ""}
-"""Per published layout, what the names of those of YOLOv3's convolutions begin with that its files hold."""
+"""Per published layout, the prefix of YOLOv3's convolutions that its files contain."""
 
 
 def read_darknet(path: Path, layout: str) -> PublishedFile:
-    """The tensors of a file by the places of their convolutions: `0.conv.weight`, `0.norm.bias` and so on.
+    """Read the tensors of a file by the indices of their convolutions: `0.conv.weight`, `0.norm.bias` and so on.
 
-    Of YOLOv3 the number of classes is that which the file's size fits. Raises CheckpointError for a file that is
+    For YOLOv3 the number of classes follows from the file's size. Raises CheckpointError for a file that is
     missing, or of another size than any such network. Source: pjreddie/darknet, src/parser.c.
     """
     try:
@@ -42,8 +42,8 @@ def read_darknet(path: Path, layout: str) -> PublishedFile:
     start = 12 + (8 if 10 * major + minor >= 2 else 4)  # images seen: eight bytes since version 0.2
     count, odd = divmod(max(0, num_bytes - start), 4)
     one, two = (sum(shape.numel() for _, shape in _tensors(layout, classes)) for classes in (1, 2))
-    more, rest = divmod(count - one, two - one) if two > one else (0, count - one)
-    if rest or odd or not 0 <= more < _MOST_CLASSES:
+    more, remainder = divmod(count - one, two - one) if two > one else (0, count - one)
+    if remainder or odd or not 0 <= more < _MAX_CLASSES:
         raise CheckpointError(
             f"{path}: holds {count} numbers{f' and {odd} bytes' if odd else ''} after its header; the layout "
             f"'{layout}' has {one}"
@@ -58,15 +58,19 @@ def read_darknet(path: Path, layout: str) -> PublishedFile:
 
 
 def _tensors(layout: str, num_classes: int) -> Iterator[tuple[str, torch.Size]]:
-    """Names and shapes in the order of a file."""
+    """Iterate over names and shapes in the order of a file."""
     parts = {
         "backbone": ComponentConfig("darknet53"),
         "neck": ComponentConfig("yolov3"),
         "head": ComponentConfig("yolov3"),
     }
     with torch.device("meta"):
-        own = registry.models.build(ComponentConfig("detector", parts), facts={"num_classes": num_classes}).state_dict()
-    for place, unit in enumerate(units_of_yolov3()):
+        reference_state = registry.models.build(
+            ComponentConfig("detector", parts), facts={"num_classes": num_classes}
+        ).state_dict()
+    for index, unit in enumerate(units_of_yolov3()):
         if unit.startswith(DARKNET_FILES[layout]):
-            leaves = [f"norm.{leaf}" for leaf in _NORM] if f"{unit}.norm.weight" in own else ["conv.bias"]
-            yield from ((f"{place}.{leaf}", own[f"{unit}.{leaf}"].shape) for leaf in (*leaves, "conv.weight"))
+            leaves = [f"norm.{leaf}" for leaf in _NORM] if f"{unit}.norm.weight" in reference_state else ["conv.bias"]
+            yield from (
+                (f"{index}.{leaf}", reference_state[f"{unit}.{leaf}"].shape) for leaf in (*leaves, "conv.weight")
+            )

@@ -1,4 +1,4 @@
-"""Names of the published weights of the dense Point Transformer in our words, one table per layout."""
+"""Names of the published weights of the dense Point Transformer in terms of ours, one table per layout."""
 
 from __future__ import annotations
 

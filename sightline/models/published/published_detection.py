@@ -1,4 +1,4 @@
-"""Names of the published weights of detectors in our words, and the rest of what their files mean."""
+"""Names of the published weights of detectors in terms of ours, and further differences of their files."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ _NUM_CONVS = 4
 _NUM_SCALES, _NUM_RATIOS = 3, 3
 _OUR_EPS = 1e-5
 _EPS = {_RETINA: 0.0, _FCOS: 1e-5, "yolox": 1e-3}
-"""What is added to the variance by the batch norms of a file, where it is not what ours add."""
+"""Epsilon of the batch norms of a file, if it differs from ours."""
 _BLUE_FIRST = ("crowddet_retinanet", "crowddet_retinanet_emd", "yolox")
 
 
 def _pyramid() -> dict[str, str]:
-    """Convolutions of the pyramid have two names: of the published files, and of torchvision since 0.13."""
+    """Return the names of the pyramid; convolutions have two: of the published files, and of torchvision since 0.13."""
     names = residual_network("backbone.body.", "backbone.", (3, 4, 6, 3), 3)
     for theirs, ours in (("inner_blocks", "laterals"), ("layer_blocks", "outputs")):
-        names |= {f"backbone.fpn.{theirs}.{place}": f"neck.{ours}.{place}.conv" for place in range(3)}
-        names |= {f"backbone.fpn.{theirs}.{place}.0": f"neck.{ours}.{place}.conv" for place in range(3)}
-    return names | {f"backbone.fpn.extra_blocks.p{6 + place}": f"neck.coarser.{place}.conv" for place in range(2)}
+        names |= {f"backbone.fpn.{theirs}.{level}": f"neck.{ours}.{level}.conv" for level in range(3)}
+        names |= {f"backbone.fpn.{theirs}.{level}.0": f"neck.{ours}.{level}.conv" for level in range(3)}
+    return names | {f"backbone.fpn.extra_blocks.p{6 + level}": f"neck.coarser.{level}.conv" for level in range(2)}
 
 
 _BRANCHES = (("classification_head", "class_tower"), ("regression_head", "box_tower"))
@@ -39,38 +39,38 @@ _OUTPUTS = {
 
 
 def _names(layers: Callable[[int], Mapping[str, str]]) -> dict[str, str]:
-    """All of a detector; `layers` are the names of a block of the towers, and what each is in ours."""
+    """Return all names of a detector; `layers` are the names of a tower's block, and their counterparts in ours."""
     towers = {
-        f"head.{theirs}.conv.{name}": f"head.{ours}.{place}.{part}"
+        f"head.{theirs}.conv.{name}": f"head.{ours}.{index}.{part}"
         for theirs, ours in _BRANCHES
-        for place in range(_NUM_CONVS)
-        for name, part in layers(place).items()
+        for index in range(_NUM_CONVS)
+        for name, part in layers(index).items()
     }
     return _pyramid() | _OUTPUTS | towers
 
 
 def _crowddet() -> dict[str, str]:
-    """The backbone is stored under two names."""
+    """Return the names of CrowdDet, whose backbone is stored under two names."""
     names = residual_network("resnet50.", "backbone.", (3, 4, 6, 3), 3)
     names |= residual_network("FPN.bottom_up.", "backbone.", (3, 4, 6, 3), 3)
-    for place in range(3):
-        names[f"FPN.lateral_convs.{2 - place}"] = f"neck.laterals.{place}.conv"
-        names[f"FPN.output_convs.{2 - place}"] = f"neck.outputs.{place}.conv"
+    for index in range(3):
+        names[f"FPN.lateral_convs.{2 - index}"] = f"neck.laterals.{index}.conv"
+        names[f"FPN.output_convs.{2 - index}"] = f"neck.outputs.{index}.conv"
     names |= {"FPN.p6": "neck.coarser.0.conv", "FPN.p7": "neck.coarser.1.conv"}
     for theirs, ours in (("cls", "class"), ("bbox", "box")):
-        for place in range(_NUM_CONVS):
-            names[f"R_Head.{theirs}_subnet.{2 * place}"] = f"head.{ours}_tower.{place}.conv"
+        for index in range(_NUM_CONVS):
+            names[f"R_Head.{theirs}_subnet.{2 * index}"] = f"head.{ours}_tower.{index}.conv"
     return names | {"R_Head.cls_score": "head.classes.conv", "R_Head.bbox_pred": "head.boxes.conv"}
 
 
 def _odtask(depths: Sequence[int], num_convolutions: int) -> dict[str, str]:
     names = residual_network("backbone.", "backbone.", depths, num_convolutions)
-    for place in range(3):
-        names[f"fpn.P{place + 3}_1"] = f"neck.laterals.{place}.conv"
-        names[f"fpn.P{place + 3}_2"] = f"neck.outputs.{place}.conv"
+    for index in range(3):
+        names[f"fpn.P{index + 3}_1"] = f"neck.laterals.{index}.conv"
+        names[f"fpn.P{index + 3}_2"] = f"neck.outputs.{index}.conv"
     names |= {"fpn.P6": "neck.coarser.0.conv", "fpn.P7_2": "neck.coarser.1.conv"}
     for theirs, ours, output in (("classification", "class", "classes"), ("regression", "box", "boxes")):
-        names |= {f"{theirs}.conv{place + 1}": f"head.{ours}_tower.{place}.conv" for place in range(_NUM_CONVS)}
+        names |= {f"{theirs}.conv{index + 1}": f"head.{ours}_tower.{index}.conv" for index in range(_NUM_CONVS)}
         names[f"{theirs}.output"] = f"head.{output}.conv"
     return names | {f"core.{theirs}": ours for theirs, ours in names.items()}
 
@@ -93,34 +93,34 @@ DETECTION_OPTIONAL: Mapping[str, str] = {
     **dict.fromkeys(_SHARED_TOWERS, "head.classes"),
     **dict.fromkeys(("darknet_darknet53", "odtask_darknet53"), "head"),
 }
-"""Our module that is left out for a set of other classes."""
+"""Per published layout, our module that is left out for a set of other classes."""
 
 
 def complete_state_dict(weights: Mapping[str, Tensor], layout: str) -> dict[str, Tensor]:
-    """Weights under our names as a model of ours holds them; of layouts of other networks, the same.
+    """Adapt weights under our names to our model; those of other layouts are unchanged.
 
-    Frozen batch norms of a file have no count, and some add another number to their variances than ours: they get a
-    count of 0, and variances that are less by the difference. torchvision's anchors of a cell stand in the order of our
-    priors, ratio by ratio within a scale; the files count scales within a ratio. Images of blue, green and red become
-    those of red, green and blue. Darknet puts what grew before the finer map, ours behind it.
+    Frozen batch norms of a file have no count, and some add another epsilon to their variances than ours: they get a
+    count of 0, and variances reduced by the difference. torchvision's anchors of a cell are reordered to our priors,
+    ratio by ratio within a scale; the files count scales within a ratio. First convolutions of BGR images become those
+    of RGB images. Darknet concatenates the upsampled map before the finer map, ours after it.
     """
-    found = dict(weights)
+    completed = dict(weights)
     if layout not in DETECTION_LAYOUTS:
-        return found
+        return completed
     for name, variance in weights.items():
         norm, _, leaf = name.rpartition(".")
         if leaf == "running_var":
-            found.setdefault(f"{norm}.num_batches_tracked", torch.tensor(0))
-            found[name] = variance - (_OUR_EPS - _EPS.get(layout, _OUR_EPS))
+            completed.setdefault(f"{norm}.num_batches_tracked", torch.tensor(0))
+            completed[name] = variance - (_OUR_EPS - _EPS.get(layout, _OUR_EPS))
     if layout == _RETINA:
         for name in ("classes.conv.weight", "classes.conv.bias", "boxes.conv.weight", "boxes.conv.bias"):
-            if f"head.{name}" in found:
-                theirs = found[f"head.{name}"].unflatten(0, (_NUM_RATIOS, _NUM_SCALES, -1))
-                found[f"head.{name}"] = theirs.transpose(0, 1).flatten(0, 2)
+            if f"head.{name}" in completed:
+                theirs = completed[f"head.{name}"].unflatten(0, (_NUM_RATIOS, _NUM_SCALES, -1))
+                completed[f"head.{name}"] = theirs.transpose(0, 1).flatten(0, 2)
     first = "backbone.stem.conv.weight"
-    if layout in _BLUE_FIRST and first in found:
-        found[first] = found[first].unflatten(1, (-1, 3)).flip(2).flatten(1, 2)
+    if layout in _BLUE_FIRST and first in completed:
+        completed[first] = completed[first].unflatten(1, (-1, 3)).flip(2).flatten(1, 2)
     for level in range(2 if layout == "darknet_yolov3" else 0):
-        name, route = f"neck.blocks.{level}.0.conv.weight", found[f"neck.routes.{level}.conv.weight"]
-        found[name] = found[name].roll(-len(route), dims=1)
-    return found
+        name, route = f"neck.blocks.{level}.0.conv.weight", completed[f"neck.routes.{level}.conv.weight"]
+        completed[name] = completed[name].roll(-len(route), dims=1)
+    return completed

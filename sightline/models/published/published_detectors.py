@@ -1,4 +1,4 @@
-"""The detectors of ours that published layouts are: torchvision's, CrowdDet's, NuayHL's, darknet's and YOLOX's."""
+"""Published detectors as models of ours: torchvision's, CrowdDet's, NuayHL's, darknet's and YOLOX's."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _CROWDS = PublishedProtocol("detect", "crowdhuman", ({"name": "box_ap", "most": 
 
 
 def _short_side(canvas_px: int, long_px: int) -> tuple[Mapping[str, Any], ...]:
-    """Photos of 800 pixels at their shorter side, on a canvas that holds upright and lying ones."""
+    """Return transforms of photos to 800 pixels at their shorter side, on a canvas for upright and lying ones."""
     size = {"short_px": 800, "long_px": long_px, "height": canvas_px, "width": canvas_px, "fill": [124, 116, 104]}
     return ({"name": "fit_image", "mode": "short_side", **size}, {"name": "normalize_image"})
 
@@ -58,10 +58,10 @@ def _detector(
     )
 
 
-def _of_torchvision(
+def _describe_torchvision(
     head: str, num_anchors: int, task: Mapping[str, Any], *losses: Mapping[str, Any], **assumed: Any
 ) -> PublishedModel:
-    """Anchors and points lie at the corners of cells, and classes at COCO's ids; 0 and the ids of no class are unused.
+    """Describe a torchvision detector: priors at cell corners, classes at COCO's ids, unused for 0 and missing ids.
 
     Source: pytorch/vision, models/detection and references/detection.
     """
@@ -76,19 +76,19 @@ def _of_torchvision(
     )
 
 
-def _sizes_of_crowddet() -> list[list[tuple[float, float]]]:
-    """Widths and heights of its anchors, ratio by ratio: widths of 32 pixels are rounded, then all is scaled."""
+def _crowddet_sizes() -> list[list[tuple[float, float]]]:
+    """Return CrowdDet's anchor sizes, ratio by ratio: widths of 32 pixels are rounded, then all is scaled."""
     widths = [(round(32 / math.sqrt(ratio)), ratio) for ratio in (1, 2, 3)]
     scales = [[2 ** (level + octave / 3) for octave in range(3)] for level in range(5)]
     return [[(scale * w, scale * w * ratio) for w, ratio in widths for scale in level] for level in scales]
 
 
-def _of_crowddet(
+def _describe_crowddet(
     head: str, num_anchors: int, assigner: Mapping[str, Any], suppression: str, *losses: Mapping[str, Any]
 ) -> PublishedModel:
-    """All of its anchors have their middles 8 pixels from the corners of cells. Source: Purkialo/CrowdDet."""
+    """Describe a CrowdDet detector: anchor middles are 8 pixels from cell corners. Source: Purkialo/CrowdDet."""
     task = {
-        "anchors": {"sizes": _sizes_of_crowddet()},
+        "anchors": {"sizes": _crowddet_sizes()},
         "grid": {"offset_px": 8.0},
         "assigner": {"name": "max_iou", **assigner},
         "suppression": {"name": suppression, "iou_threshold": 0.5},
@@ -118,7 +118,7 @@ def _yolov3(
     protocol: PublishedProtocol = _PHOTOS,
     **assumed: Any,
 ) -> PublishedModel:
-    """Of every anchor's outputs five are those of its box and of objectness."""
+    """Describe a YOLOv3 detector; five outputs of every anchor are its box and objectness."""
     return _detector(
         "yolov3",
         num_anchors,
@@ -135,10 +135,10 @@ def _yolov3(
 
 
 DETECTORS: Mapping[str, PublishedModel] = {
-    "crowddet_retinanet": _of_crowddet(
+    "crowddet_retinanet": _describe_crowddet(
         "retina", 9, {"low_quality": "overwrite"}, "greedy", _FOCAL, {"name": "box_smooth_l1", "beta": 0.1}
     ),
-    "crowddet_retinanet_emd": _of_crowddet(
+    "crowddet_retinanet_emd": _describe_crowddet(
         "retina_emd", 18, {"low_quality": None, "boxes_per_prior": 2}, "set", {"name": "earth_mover"}
     ),
     "darknet_yolov3": _yolov3(
@@ -178,7 +178,7 @@ DETECTORS: Mapping[str, PublishedModel] = {
         **{f"{part}.slope": 0.01 for part in ("backbone", "neck", "head")},
         **{"head.as_published": True, "head.coding": "deltas"},
     ),
-    "torchvision_fcos_resnet50_fpn": _of_torchvision(
+    "torchvision_fcos_resnet50_fpn": _describe_torchvision(
         "fcos",
         1,
         {"assigner": {"name": "fcos"}, "suppression": {"name": "greedy", "iou_threshold": 0.6}, "score": 0.04},
@@ -187,7 +187,7 @@ DETECTORS: Mapping[str, PublishedModel] = {
         {"name": "centreness"},
         **{"head.scales": False},
     ),
-    "torchvision_retinanet_resnet50_fpn": _of_torchvision(
+    "torchvision_retinanet_resnet50_fpn": _describe_torchvision(
         "retina",
         9,
         {
@@ -220,4 +220,4 @@ DETECTORS: Mapping[str, PublishedModel] = {
         ),
     ),
 }
-"""Per published layout the model of ours, as `published_models.MODELS`."""
+"""Per published layout our model, as in `published_models.MODELS`."""

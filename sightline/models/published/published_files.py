@@ -1,8 +1,8 @@
-"""Third-party `.pth` files: read without running anything that is in them, and unwrapped. The one caller of torch.load.
+"""Third-party `.pth` files: read without running their code, and unwrapped. The one caller of torch.load.
 
 Published weights come as pickles, and a pickle is a program. torch's weights-only reader runs none of it: it knows
-tensors and plain containers, and stops at the name of anything else. NumPy's scalars are allowed besides, because
-training scripts store accuracies as such beside the weights; a scalar is a type and some bytes, and calls nothing.
+tensors and plain containers, and stops at the name of anything else. NumPy's scalars are allowed, too, because
+training scripts store accuracies as such with the weights; a scalar is a type and some bytes, and calls nothing.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ from sightline.errors import CheckpointError
 __all__ = ["CONTAINERS", "PublishedFile", "read_parts", "read_published"]
 
 CONTAINERS = ("state_dict", "model_state_dict", "model", "base_model", "net", "network", "weights")
-"""Entries under which training scripts keep a model's weights, beside epoch, optimiser and the like."""
+"""Entries under which training scripts keep a model's weights, next to epoch, optimiser and the like."""
 
 _WRAPPER = "module."
-_SHOWN = 5
+_MAX_NAMES_SHOWN = 5
 _MAX_DEPTH = 10
-"""Of containers in each other; training scripts have one or two."""
+"""Highest depth of nested containers; training scripts have one or two."""
 _GLOBAL = re.compile(r"(?:GLOBAL|[Uu]nsupported (?:global|class)[: ]+(?:GLOBAL )?)\s*([\w.]+)")
 _SCALAR_TYPES = (np.float64, np.float32, np.float16, np.int64, np.int32, np.bool_)
 
 
 class PublishedFile(NamedTuple):
-    """The weights of a file by their published names, how deep they lay in it, and what else lay there."""
+    """Weights of a file by their published names, the containers around them, and the other entries of the file."""
 
     state: dict[str, Tensor]
     containers: tuple[str, ...]
@@ -44,18 +44,18 @@ class PublishedFile(NamedTuple):
 
 
 def read_published(path: Path) -> PublishedFile:
-    """The weights in a `.pth` file, on the CPU; the entries of `CONTAINERS` and a leading `module.` are taken off.
+    """Read the weights in a `.pth` file, on the CPU, without the entries of `CONTAINERS` and a leading `module.`.
 
-    Raises CheckpointError for a file that is missing, cut short or no such file, that holds any object but tensors,
-    numbers, text and containers of them, and that holds no weights or more than one set of them.
+    Raises CheckpointError for a file that is missing, truncated or of another format, that contains any object but
+    tensors, numbers, text and containers of them, and that contains no weights or more than one set of them.
     """
-    return _unwrapped(_loaded(path), path)
+    return _unwrap(_load(path), path)
 
 
 def read_parts(folder: Path, parts: Mapping[str, str]) -> PublishedFile:
-    """The weights of a folder with a file for each part of a network: `parts` are their names and prefixes of theirs.
+    """Read the weights of a folder with a file for each part of a network; `parts` maps file names to prefixes.
 
-    Raises CheckpointError for a missing part, and for what `read_published` refuses.
+    Raises CheckpointError for a missing part, and for the errors of `read_published`.
     """
     read = {prefix: read_published(folder / name) for name, prefix in parts.items()}
     return PublishedFile(
@@ -65,17 +65,17 @@ def read_parts(folder: Path, parts: Mapping[str, str]) -> PublishedFile:
     )
 
 
-def _loaded(path: Path) -> Any:
+def _load(path: Path) -> Any:
     if not path.is_file():
-        found = "is a folder, a file of weights is needed" if path.is_dir() else "there is no such file"
-        raise CheckpointError(f"{path}: {found}")
+        problem = "is a folder, a file of weights is needed" if path.is_dir() else "there is no such file"
+        raise CheckpointError(f"{path}: {problem}")
     try:
         with torch.serialization.safe_globals(_harmless()), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of protocols that torch itself does not write: such a file fails anyway
             source = _source(path)
             return torch.load(source, map_location="cpu", weights_only=True)
     except UnpicklingError as error:
-        raise CheckpointError(f"{path}: {_refused(error)}") from None
+        raise CheckpointError(f"{path}: {_describe_refusal(error)}") from None
     except Exception as error:  # noqa: BLE001  a damaged file breaks the reader anywhere: struct, zip, text, memory
         raise CheckpointError(
             f"{path}: cannot be read ({type(error).__name__}: {_reason(error)}); get the file again"
@@ -83,18 +83,21 @@ def _loaded(path: Path) -> Any:
 
 
 def _source(path: Path) -> Path | io.BytesIO:
-    """What torch reads: of the form before archives the bytes, because the sizes in a file on disk ask for memory."""
+    """Return the source for torch.
+
+    Bytes for the format before archives, because sizes in a file on disk allocate memory.
+    """
     return path if zipfile.is_zipfile(path) else io.BytesIO(path.read_bytes())
 
 
 def _harmless() -> list[Any]:
-    """NumPy's scalars under the names of its first and its second major version, and the types that they are of."""
+    """Return NumPy's scalars under the names of its first and second major version, and their types."""
     scalar = np.float64(0).__reduce__()[0]
     names = ("numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar")
     return [*((scalar, name) for name in names), np.dtype, *(type(np.dtype(kind)) for kind in _SCALAR_TYPES)]
 
 
-def _refused(error: Exception) -> str:
+def _describe_refusal(error: Exception) -> str:
     named = _GLOBAL.search(str(error))
     if named is not None and not named[1].startswith("torch._utils."):  # a name of torch's own that was cut short
         return (
@@ -105,12 +108,12 @@ def _refused(error: Exception) -> str:
 
 
 def _reason(error: Exception) -> str:
-    """The first sentence of an error, of torch's reader without its preface."""
+    """Return the first sentence of an error, without the preface of torch's reader."""
     text = " ".join(str(error).rpartition("WeightsUnpickler error:")[2].split())
     return re.split(r"\. | Check the doc", text)[0].rstrip(".")[:160] or "no reason is given"
 
 
-def _unwrapped(value: Any, path: Path) -> PublishedFile:
+def _unwrap(value: Any, path: Path) -> PublishedFile:
     containers: list[str] = []
     others: list[str] = []
     while not _is_state(value):
@@ -123,9 +126,9 @@ def _unwrapped(value: Any, path: Path) -> PublishedFile:
             )
         inner = [key for key in CONTAINERS if isinstance(value.get(key), Mapping) and value[key]]
         if len(inner) != 1:
-            found = f"holds {' and '.join(inner)}" if inner else f"holds {_listed(list(map(str, value)))}"
+            contents = f"holds {' and '.join(inner)}" if inner else f"holds {_join_names(list(map(str, value)))}"
             raise CheckpointError(
-                f"{path}: {found}; one set of weights is needed, by itself or under one of {', '.join(CONTAINERS)}"
+                f"{path}: {contents}; one set of weights is needed, by itself or under one of {', '.join(CONTAINERS)}"
             )
         others += [str(key) for key in value if key != inner[0]]
         containers.append(inner[0])
@@ -138,11 +141,11 @@ def _unwrapped(value: Any, path: Path) -> PublishedFile:
 
 
 def _is_state(value: Any) -> bool:
-    """Whether this is a mapping of names to tensors and to nothing else."""
+    """Return True if this is a mapping of names to tensors and to nothing else."""
     is_named = isinstance(value, Mapping) and bool(value) and all(isinstance(key, str) for key in value)
     return is_named and all(isinstance(item, Tensor) for item in value.values())
 
 
-def _listed(names: list[str]) -> str:
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return (", ".join(names[:_SHOWN]) + more) or "nothing"
+def _join_names(names: list[str]) -> str:
+    more = f" and {len(names) - _MAX_NAMES_SHOWN} more" if len(names) > _MAX_NAMES_SHOWN else ""
+    return (", ".join(names[:_MAX_NAMES_SHOWN]) + more) or "nothing"

@@ -1,4 +1,4 @@
-"""Names of the published weights of image networks in our words, one table per layout."""
+"""Names of the published weights of image networks in terms of ours, one table per layout."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ _VIT_DEPTH = 12
 
 
 def residual_network(theirs: str, ours: str, depths: Sequence[int], num_convolutions: int) -> dict[str, str]:
-    """The modules of a headless residual network of torchvision; `theirs` and `ours` stand before each name."""
+    """Return the module names of a headless torchvision ResNet; `theirs` and `ours` are prefixes of each name."""
     names = {f"{theirs}conv1": f"{ours}stem.conv", f"{theirs}bn1": f"{ours}stem.norm"}
     for stage, depth in enumerate(depths):
         for block in range(depth):
             their_block, our_block = f"{theirs}layer{stage + 1}.{block}", f"{ours}stages.{stage}.{block}"
-            for place in range(num_convolutions):
-                names[f"{their_block}.conv{place + 1}"] = f"{our_block}.layers.{place}.conv"
-                names[f"{their_block}.bn{place + 1}"] = f"{our_block}.layers.{place}.norm"
+            for index in range(num_convolutions):
+                names[f"{their_block}.conv{index + 1}"] = f"{our_block}.layers.{index}.conv"
+                names[f"{their_block}.bn{index + 1}"] = f"{our_block}.layers.{index}.norm"
             if block == 0 and (stage > 0 or num_convolutions == 3):
                 names[f"{their_block}.downsample.0"] = f"{our_block}.shortcut.conv"
                 names[f"{their_block}.downsample.1"] = f"{our_block}.shortcut.norm"
@@ -56,7 +56,7 @@ IMAGE_LAYOUTS: Mapping[str, Mapping[str, str]] = {
         for name, count in (("resnet18", 2), ("resnet34", 2), ("resnet50", 3), ("resnet101", 3))
     },
 }
-"""Per published layout: their module, or a parameter that stands in none, -> ours, as `published.LAYOUTS`."""
+"""Per published layout: their module, or a parameter outside any, -> ours, as `published.LAYOUTS`."""
 
 IMAGE_OPTIONAL: Mapping[str, str] = dict.fromkeys(IMAGE_LAYOUTS, "head")
-"""Our module that a file may be without as a whole: encoders are saved without a head too."""
+"""Our module that may be missing from a file as a whole: encoders are saved without a head too."""

@@ -1,4 +1,4 @@
-"""The description of a published model: which of ours it is, its recipe, and sizes to read off its tensors."""
+"""Description of a published model: its counterpart in ours, its recipe, and sizes read from its tensors."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ __all__ = ["BY_NORMALS", "OBJECTS", "AxisSize", "ImageSide", "NumModules", "Publ
 
 
 class AxisSize(NamedTuple):
-    """A number read off one axis of one of our tensors: less `others`, divided by `divisor`."""
+    """Number read from one axis of one of our tensors: less `others`, divided by `divisor`."""
 
     name: str
     axis: int
     divisor: int = 1
     others: int = 0
 
-    def of(self, weights: Mapping[str, Tensor]) -> int:
+    def read(self, weights: Mapping[str, Tensor]) -> int:
         return (weights[self.name].shape[self.axis] - self.others) // self.divisor
 
 
 class NumModules(NamedTuple):
-    """How many modules stand below one of ours."""
+    """Number of modules directly below one of ours."""
 
     name: str
 
-    def of(self, weights: Mapping[str, Tensor]) -> int:
+    def read(self, weights: Mapping[str, Tensor]) -> int:
         return len({name.removeprefix(f"{self.name}.").split(".")[0] for name in weights if self._is_below(name)})
 
     def _is_below(self, name: str) -> bool:
@@ -37,20 +37,20 @@ class NumModules(NamedTuple):
 
 
 class ImageSide(NamedTuple):
-    """How many pixels a square image has along a side: one position is the class token's, the others are patches'."""
+    """Side of a square image in pixels: one position is the class token's, the others are patches'."""
 
     positions: str
     patches: str
 
-    def of(self, weights: Mapping[str, Tensor]) -> int:
+    def read(self, weights: Mapping[str, Tensor]) -> int:
         return math.isqrt(weights[self.positions].shape[1] - 1) * weights[self.patches].shape[2]
 
 
 @dataclass(frozen=True)
 class PublishedProtocol:
-    """What weights were published for: the task, the data set, what is measured there and which number is quoted.
+    """Protocol of published weights: the task, the data set, its metrics and the quoted number.
 
-    `arguments` are those of the data set that give a point so many channels, or images where there are no points.
+    `arguments` are those of the data set for a number of channels per point, or for images if there are no points.
     """
 
     task: str
@@ -67,16 +67,16 @@ OBJECTS = PublishedProtocol("classify", "modelnet40", ({"name": "accuracy"},), "
 
 @dataclass(frozen=True)
 class PublishedModel:
-    """A model as its authors published it.
+    """Model as its authors published it.
 
-    `from_shapes` are arguments that the weights show, `assumed` those that they do not, as in the authors' own recipe
+    `from_shapes` are arguments that follow from the weights, `assumed` those that do not, as in the authors' own recipe
     for the data set of `protocol`; `losses`, `evaluate`, `task` and `up_axis` are that recipe's losses, evaluation
     transforms, arguments of the task and frame. `takes_first_points`: their clouds are a set's first points; else the
-    evaluation transforms choose among all. `encoders` are the blocks that the model is made of, by argument; their own
+    evaluation transforms choose among all. `encoders` are the blocks of the model, by argument; their own
     arguments are named with a dot. `trains` are the recipe's training transforms. `keeps_head`: a head for other
     classes than the data set's is an error; else it is left out. `has_image_file`: the image branch is a second file.
-    `parts` are the files of a folder that holds the network in parts, and what stands before the names in each.
-    `class_places` are the places of the classes of `protocol` among those of the file, where these have gaps.
+    `parts` are the files of a folder that contains the network in parts, and the prefix of the names in each.
+    `class_places` are the indices of the classes of `protocol` among those of the file, if these have gaps.
     """
 
     model: str

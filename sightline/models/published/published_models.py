@@ -1,4 +1,4 @@
-"""The model of ours that each published layout is, what the shapes of its tensors say, and what they do not."""
+"""Published layouts as models of ours, with the arguments that follow from the shapes of their tensors."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from sightline.models.published.published_model import (
     PublishedProtocol,
 )
 
-__all__ = ["MODELS", "layouts_of"]
+__all__ = ["MODELS", "find_layouts"]
 
 _BY_COLOURS: Mapping[int, Mapping[str, Any]] = {
     3: {"colours": False},
@@ -31,7 +31,7 @@ _NO_POINTS = 0
 _IMAGES = PublishedProtocol(
     "classify", "synthetic_shapes", ({"name": "accuracy"},), "overall_accuracy", 64, {_NO_POINTS: {"views": 12}}
 )
-"""Of views that are always there: ImageNet, which the weights are of, is no set of ours."""
+"""Protocol on views that always exist: ImageNet, which the weights are of, is not a set of ours."""
 _PARTS = PublishedProtocol("segment", "shapenet_part", ({"name": "part_iou"},), "instance_miou", 32, BY_NORMALS)
 _SCENES = PublishedProtocol("segment", "s3dis", ({"name": "iou"},), "miou", 1, _BY_COLOURS)
 _BY_POINTS_AND_PIXELS = tuple({"name": name, "absent": "zero"} for name in ("iou", "iou_by_distance", "pixel_iou"))
@@ -83,7 +83,7 @@ def _pointnet2(model: str, **assumed: Any) -> PublishedModel:
     )
 
 
-def _thinned(num_points: int) -> tuple[Mapping[str, Any], ...]:
+def _subsample(num_points: int) -> tuple[Mapping[str, Any], ...]:
     return ({"name": "sample_points", "num_points": num_points, "if_fewer": "repeat", "score_all": True},)
 
 
@@ -94,11 +94,14 @@ _PENALISED: tuple[Mapping[str, Any], ...] = (
 )
 
 
-def _of_points(protocol: PublishedProtocol) -> dict[str, Any]:
-    """What networks for clouds of one size share: shapes are thinned, scenes cut into blocks; all points are scored."""
+def _point_arguments(protocol: PublishedProtocol) -> dict[str, Any]:
+    """Return shared arguments of networks for clouds of one size.
+
+    Subsampled shapes or blocks of scenes, all points scored.
+    """
     if protocol is _SCENES:
         return {"protocol": protocol, "up_axis": "z", "task": _IN_BLOCKS}
-    return {"protocol": protocol, "evaluate": _thinned(2048)}
+    return {"protocol": protocol, "evaluate": _subsample(2048)}
 
 
 def _dgcnn_points(model: str, last: str, protocol: PublishedProtocol, **assumed: Any) -> PublishedModel:
@@ -109,7 +112,7 @@ def _dgcnn_points(model: str, last: str, protocol: PublishedProtocol, **assumed:
         from_shapes={"embedding": AxisSize("levels.embed.linear.weight", 0)},
         assumed={"dropout": 0.5, **assumed},
         losses=_SMOOTHED,
-        **_of_points(protocol),
+        **_point_arguments(protocol),
     )
 
 
@@ -119,23 +122,23 @@ def _pointnet_points(model: str, embedding: str, protocol: PublishedProtocol) ->
         num_classes=AxisSize("head.2.weight", 0),
         in_channels=AxisSize(f"{embedding}.linear.weight", 1),
         losses=_PENALISED,
-        **_of_points(protocol),
+        **_point_arguments(protocol),
     )
 
 
 def _pointnet2_points(model: str, protocol: PublishedProtocol, **assumed: Any) -> PublishedModel:
-    """The first abstraction sees a place beside all channels."""
+    """Describe a PointNet++ segmentation network, whose first abstraction also has the position."""
     return PublishedModel(
         model=model,
         num_classes=AxisSize("head.2.weight", 0),
         in_channels=AxisSize("abstractions.0.groups.0.network.layers.0.linear.weight", 1, others=3),
         assumed={"dropout": 0.5, **assumed},
-        **_of_points(protocol),
+        **_point_arguments(protocol),
     )
 
 
 def _dense_transformer(per: str, *, num_categories: int = 0, **recipe: Any) -> PublishedModel:
-    """The one-hot of a category follows the channels of every point."""
+    """Describe a dense Point Transformer; the one-hot of a category follows the channels of every point."""
     return PublishedModel(
         model="point_transformer_dense",
         num_classes=AxisSize("head.4.weight", 0),
@@ -178,7 +181,7 @@ _CROSSPOINT_EMBEDDING = {
 
 
 def _crosspoint(points: str, images: str | None = None) -> PublishedModel:
-    """Pre-trained: a point encoder with its projection head, alone or beside an image encoder with its own."""
+    """Describe a pre-trained point encoder with its projection head, alone or with an image encoder with its own."""
     both = images is not None
     return PublishedModel(
         model="crosspoint" if both else "intrapoint",
@@ -271,14 +274,14 @@ _SEGMENTATION: Mapping[str, PublishedModel] = {
         in_channels=_POINT_BERT_INPUT,
         from_shapes={"width": _POINT_BERT_WIDTH},
         assumed={"num_groups": 128, "num_centres": (512, 256), **_POINT_BERT_ASSUMED},
-        **_of_points(_PARTS),
+        **_point_arguments(_PARTS),
     ),
     "menghaoguo_pct_parts": PublishedModel(
         model="pct_parts",
         num_classes=AxisSize("head.2.weight", 0),
         in_channels=AxisSize("embed.0.linear.weight", 1),
         assumed={"dropout": 0.5},
-        **_of_points(_PARTS),
+        **_point_arguments(_PARTS),
     ),
     "yanx27_pointnet2_ssg_parts": _pointnet2_points(
         "pointnet2_parts", _PARTS, num_centres=(512, 128), radii=(0.2, 0.4), num_neighbours=(32, 64)
@@ -301,7 +304,7 @@ _BONNETAL_CRF = {"segmentation_CRF": "CRF."}
 def _range_image(
     model: str, first: str, *, width: str | None = None, parts: Mapping[str, str] | None = None, **assumed: Any
 ) -> PublishedModel:
-    """`first` is the convolution that sees the channels of the image, `width` the one whose output is the width."""
+    """Describe a range-image network; `first` is the convolution of the input channels, `width` that of the width."""
     return PublishedModel(
         model=model,
         num_classes=AxisSize("head.conv.weight", 0),
@@ -322,7 +325,7 @@ def _bonnetal(model: str, first: str, *, width: str | None = None) -> PublishedM
 
 
 def _bonnetal_crf(model: str) -> PublishedModel:
-    """Weights that were trained with the field as it was published are right for that one alone."""
+    """Describe a lidar-bonnetal network with CRF; its weights require the CRF as it was published."""
     parts = {**_BONNETAL_PARTS, **_BONNETAL_CRF}
     return _range_image(model, "stem.0", parts=parts, dropout=0.01, crf=True, compat="as_published")
 
@@ -357,7 +360,7 @@ MODELS: Mapping[str, PublishedModel] = {
     "qq456cvb_pct_cls": _pct(head_activation="relu", codes_positions=False, min_squared_norm=None),
     "qq456cvb_point_transformer_cls": _dense_transformer("cloud", evaluate=_NORMALISED),
     "qq456cvb_point_transformer_parts": _dense_transformer(
-        "point", num_categories=16, evaluate=_thinned(1024), protocol=_PARTS
+        "point", num_categories=16, evaluate=_subsample(1024), protocol=_PARTS
     ),
     "strawberry_pct_cls": _pct(head_activation="leaky_relu", codes_positions=False, min_squared_norm=1e-3),
     "strawberry_pct_cls_new": _pct(head_activation="leaky_relu", codes_positions=True, min_squared_norm=1e-3),
@@ -382,20 +385,20 @@ MODELS: Mapping[str, PublishedModel] = {
     ),
     **_SEGMENTATION,
 }
-"""One for every layout of `published.LAYOUTS`."""
+"""Model of every layout in `published.LAYOUTS`."""
 
 
-def layouts_of(names: Mapping[str, Tensor]) -> list[str]:
-    """The layouts whose modules these published names are, no more and no fewer but for what is optional or unused."""
-    return [layout for layout in LAYOUTS if _is_of(names, layout)]
+def find_layouts(names: Mapping[str, Tensor]) -> list[str]:
+    """List the layouts with exactly these published names, except optional and unused ones."""
+    return [layout for layout in LAYOUTS if _has_layout(names, layout)]
 
 
-def _is_of(names: Mapping[str, Tensor], layout: str) -> bool:
+def _has_layout(names: Mapping[str, Tensor], layout: str) -> bool:
     table, optional = LAYOUTS[layout], OPTIONAL.get(layout)
     unused = unused_names(map(str, names), layout)
     ours = [translate_key(name, layout) for name in map(str, names) if name not in unused]
     if not ours or None in ours:
         return False
     needed = {name for name in table.values() if optional is None or not name.startswith(f"{optional}.")}
-    found = {name if name in needed else str(name).rpartition(".")[0] for name in ours}
-    return needed <= found
+    modules = {name if name in needed else str(name).rpartition(".")[0] for name in ours}
+    return needed <= modules

@@ -1,4 +1,4 @@
-"""Names of the published weights of Point-BERT in our words, one table per layout."""
+"""Names of the published weights of Point-BERT in terms of ours, one table per layout."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ POINT_BERT_LAYOUTS: Mapping[str, Mapping[str, str]] = {
     "lulutang0608_point_bert_parts": _PARTS,
     "lulutang0608_point_bert_pretrained": {f"{_QUERY}{key}": ours for key, ours in _CLS.items()},
 }
-"""Per published layout: their module, or a parameter that stands in none, -> ours, as `published.LAYOUTS`."""
+"""Per published layout: their module, or a parameter outside any, -> ours, as `published.LAYOUTS`."""
 
 POINT_BERT_UNUSED: Mapping[str, tuple[str, ...]] = {
     "lulutang0608_point_bert_pretrained": (
@@ -84,7 +84,7 @@ POINT_BERT_UNUSED: Mapping[str, tuple[str, ...]] = {
         "lm_head.*",
     ),
 }
-"""Names that belong to pre-training alone: the slow copy, the tokens' vocabulary, the queue, the heads."""
+"""Names of pre-training alone: the momentum encoder, the tokens' vocabulary, the queue, the heads."""
 
 POINT_BERT_OPTIONAL: Mapping[str, str] = {"lulutang0608_point_bert_pretrained": "head"}
-"""Our module that a file may be without as a whole: pre-training has no classes."""
+"""Our module that may be missing from a file as a whole: pre-training has no classes."""

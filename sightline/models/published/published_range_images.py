@@ -1,4 +1,4 @@
-"""Names of the published weights of networks over range images in our words, one table per layout."""
+"""Names of the published weights of range-image networks in terms of ours, one table per layout."""
 
 from __future__ import annotations
 
@@ -9,46 +9,49 @@ from sightline.models.darknet import DARKNET21, DARKNET53
 __all__ = ["RANGE_IMAGE_LAYOUTS", "RANGE_IMAGE_UNUSED"]
 
 
-def _units(theirs: str, ours: str, names: tuple[str, ...], *, first: int) -> dict[str, str]:
-    """Convolutions counted from `first`, each with the batch norm of one number less."""
-    found: dict[str, str] = {}
-    for place, name in enumerate(names):
-        found[f"{theirs}.conv{first + place}"] = f"{ours}.{name}.conv"
-        found[f"{theirs}.bn{max(first - 1, 1) + place}"] = f"{ours}.{name}.norm"
-    return found
+def _units(theirs: str, ours: str, layer_names: tuple[str, ...], *, first: int) -> dict[str, str]:
+    """Return the names of convolutions counted from `first`, each with the batch norm of one number less."""
+    names: dict[str, str] = {}
+    for index, name in enumerate(layer_names):
+        names[f"{theirs}.conv{first + index}"] = f"{ours}.{name}.conv"
+        names[f"{theirs}.bn{max(first - 1, 1) + index}"] = f"{ours}.{name}.norm"
+    return names
 
 
 def _salsanext() -> dict[str, str]:
     fields = ("first", "second", "third", "join")
     names: dict[str, str] = {}
-    for place, theirs in enumerate(("downCntx", "downCntx2", "downCntx3")):
-        names[f"{theirs}.conv1"] = f"context.{place}.shortcut.conv"
-        names |= _units(theirs, f"context.{place}", fields[:2], first=2)
-    for place in range(5):
-        names[f"resBlock{place + 1}.conv1"] = f"down.{place}.shortcut.conv"
-        names |= _units(f"resBlock{place + 1}", f"down.{place}.fields", fields, first=2)
-    for place in range(4):
-        names |= _units(f"upBlock{place + 1}", f"up.{place}.fields", fields, first=1)
+    for index, theirs in enumerate(("downCntx", "downCntx2", "downCntx3")):
+        names[f"{theirs}.conv1"] = f"context.{index}.shortcut.conv"
+        names |= _units(theirs, f"context.{index}", fields[:2], first=2)
+    for index in range(5):
+        names[f"resBlock{index + 1}.conv1"] = f"down.{index}.shortcut.conv"
+        names |= _units(f"resBlock{index + 1}", f"down.{index}.fields", fields, first=2)
+    for index in range(4):
+        names |= _units(f"upBlock{index + 1}", f"up.{index}.fields", fields, first=1)
     return names | {"logits": "head.conv"}
 
 
 def _darknet_block(theirs: str, ours: str) -> dict[str, str]:
     return {
-        f"{theirs}.{kind}{place + 1}": f"{ours}.layers.{place}.{name}"
-        for place in range(2)
+        f"{theirs}.{kind}{index + 1}": f"{ours}.layers.{index}.{name}"
+        for index in range(2)
         for kind, name in (("conv", "conv"), ("bn", "norm"))
     }
 
 
 def _rangenet(depths: Sequence[int]) -> dict[str, str]:
-    """Their decoder counts as their encoder does, so its first stage has the highest number."""
+    """Return the names of RangeNet.
+
+    Their decoder counts as their encoder does, so its first stage has the highest number.
+    """
     names = {"backbone.conv1": "backbone.stem.conv", "backbone.bn1": "backbone.stem.norm"}
-    for place, depth in enumerate(depths):
-        theirs, ours = f"backbone.enc{place + 1}", f"backbone.stages.{place}"
+    for stage, depth in enumerate(depths):
+        theirs, ours = f"backbone.enc{stage + 1}", f"backbone.stages.{stage}"
         names |= {f"{theirs}.conv": f"{ours}.0.conv", f"{theirs}.bn": f"{ours}.0.norm"}
         for block in range(depth):
             names |= _darknet_block(f"{theirs}.residual_{block}", f"{ours}.{block + 1}")
-        theirs, ours = f"decoder.dec{len(depths) - place}", f"up.{place}"
+        theirs, ours = f"decoder.dec{len(depths) - stage}", f"up.{stage}"
         names |= {f"{theirs}.upconv": f"{ours}.upsample.conv", f"{theirs}.bn": f"{ours}.norm"}
         names |= _darknet_block(f"{theirs}.residual", f"{ours}.block")
     return names | {"head.1": "head.conv"}
@@ -69,19 +72,26 @@ def _gate(theirs: str, ours: str) -> dict[str, str]:
 
 
 def _squeezeseg(*, is_second: bool, has_crf: bool) -> dict[str, str]:
-    """The second version has a gate after its stem and after each fire module of the first level."""
+    """Return the names of SqueezeSeg.
+
+    The second version has a gate after its stem and each fire module of the first level.
+    """
     names = {"backbone.conv1a.0": "stem.0.conv", "head.1": "head.conv"}
-    whole = "backbone.conv1b"
-    names |= {f"{whole}.0": "whole.conv", f"{whole}.1": "whole.norm"} if is_second else {whole: "whole.conv"}
+    skip_prefix = "backbone.conv1b"
+    names |= (
+        {f"{skip_prefix}.0": "whole.conv", f"{skip_prefix}.1": "whole.norm"}
+        if is_second
+        else {skip_prefix: "whole.conv"}
+    )
     names |= {"backbone.conv1a.1": "stem.0.norm", **_gate("backbone.conv1a.3", "stem.1")} if is_second else {}
     for level, (theirs, count) in enumerate((("fire23", 2), ("fire45", 2), ("fire6789", 4))):
         gated = is_second and level == 0
-        for place in range(1, count * (2 if gated else 1) + 1):
-            part = _gate if gated and place % 2 == 0 else _fire
-            names |= part(f"backbone.{theirs}.{place}", f"down.{level}.{place}")
-    for place in range(4):
-        theirs = f"decoder.firedec{10 + place}"
-        names |= _fire(theirs, f"up.{place}") | {f"{theirs}.upconv": f"up.{place}.upsample.0.conv"}
+        for index in range(1, count * (2 if gated else 1) + 1):
+            part = _gate if gated and index % 2 == 0 else _fire
+            names |= part(f"backbone.{theirs}.{index}", f"down.{level}.{index}")
+    for index in range(4):
+        theirs = f"decoder.firedec{10 + index}"
+        names |= _fire(theirs, f"up.{index}") | {f"{theirs}.upconv": f"up.{index}.upsample.0.conv"}
     if not is_second:
         names = {theirs: ours for theirs, ours in names.items() if not ours.endswith(".norm")}
     return names | ({"CRF.compat_conv": "crf.compat"} if has_crf else {})
@@ -103,4 +113,4 @@ RANGE_IMAGE_LAYOUTS: Mapping[str, Mapping[str, str]] = {
 RANGE_IMAGE_UNUSED: Mapping[str, tuple[str, ...]] = {
     name: _CRF_CONSTANTS for name in RANGE_IMAGE_LAYOUTS if name.endswith("_crf")
 }
-"""Constants of the conditional random field, which are parameters there."""
+"""Constants of the conditional random field (CRF), which are parameters in their files."""

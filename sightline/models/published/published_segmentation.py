@@ -1,4 +1,4 @@
-"""Names of published weights of segmentation networks in our words, one table per layout."""
+"""Names of published weights of segmentation networks in terms of ours, one table per layout."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ __all__ = ["ANTAO97_DGCNN_PARTS", "SEGMENTATION_LAYOUTS", "yanx27_alignment"]
 
 
 def _antao97(theirs: str, ours: str) -> dict[str, str]:
-    """A convolution with its batch norm, which is an attribute as well, of the same number."""
+    """Return the names of a convolution with its batch norm, which is also an attribute of the same number."""
     return {
         f"conv{theirs}.0": f"{ours}.linear",
         f"conv{theirs}.1": f"{ours}.norm",
@@ -42,7 +42,7 @@ ANTAO97_DGCNN_PARTS = {
     **_antao97("10", "head.3"),
     "conv11": "head.4",
 }
-"""The transform's `bn3` is assigned twice there: the name is that of the norm after `linear1`, not after `conv3`."""
+"""DGCNN parts. The transform's `bn3` is assigned twice: it is the norm after `linear1`, not after `conv3`."""
 
 _ANTAO97_DGCNN_SCENES = {
     **_ANTAO97_LEVELS,
@@ -53,7 +53,7 @@ _ANTAO97_DGCNN_SCENES = {
 
 
 def _jittor_attention(number: int) -> dict[str, str]:
-    """Queries and keys are one tensor under two names; a convolution lies one level deeper than elsewhere."""
+    """Return the names of an attention layer; queries and keys are one tensor, convolutions are one level deeper."""
     theirs, ours = f"sa{number + 1}", f"attend.layers.{number}"
     return {
         f"{theirs}.q_conv.conv": f"{ours}.query",
@@ -81,7 +81,7 @@ _MENGHAO_PCT_PARTS = {
 
 
 def yanx27_alignment(theirs: str, ours: str) -> dict[str, str]:
-    """The modules of an alignment network (T-Net) of yanx27/Pointnet_Pointnet2_pytorch."""
+    """Return the module names of a T-Net of yanx27/Pointnet_Pointnet2_pytorch."""
     return {
         **{f"{theirs}.conv{i + 1}": f"{ours}.encode.{i}.linear" for i in range(3)},
         **{f"{theirs}.bn{i + 1}": f"{ours}.encode.{i}.norm" for i in range(3)},
@@ -128,7 +128,7 @@ def _yanx27_mlp(theirs: str, ours: str, count: int) -> dict[str, str]:
 
 
 def _yanx27_pointnet2(num_groups: int, num_propagations: int) -> dict[str, str]:
-    """Set abstractions by groups, propagations from the coarsest points back, and the head of both forms."""
+    """Return the names of set abstractions, propagations from the coarsest points back, and the head of both forms."""
     names: dict[str, str] = {}
     for level in range(num_groups):
         names |= _yanx27_mlp(f"sa{level + 1}", f"abstractions.{level}.groups.0.network.layers", 3)

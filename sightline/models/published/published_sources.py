@@ -1,4 +1,4 @@
-"""Where published weights come from: one file, a second one for images, or a folder with a file for each part."""
+"""Sources of published weights: one file, a second one for images, or a folder with a file for each part."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ __all__ = ["read_source"]
 
 
 def read_source(file: Path, images: Path | None, layout: str, published: PublishedModel) -> PublishedFile:
-    """What the file holds; of several files, all as one state, as in their authors' training.
+    """Read the weights of a source; several files become one state, as in their authors' training.
 
-    Raises UserError for a second file that is missing or too much, CheckpointError for what cannot be read and for a
+    Raises UserError for a second file that is missing or not needed, CheckpointError for unreadable files and for a
     folder with a part that the layout would leave out.
     """
     if published.has_image_file and images is None:
         raise UserError(f"--layout {layout}: its image branch is in a file of its own; give it by --images FILE")
     if images is not None and not published.has_image_file:
-        with_one = [name for name, each in MODELS.items() if each.has_image_file]
+        with_one = [name for name, model in MODELS.items() if model.has_image_file]
         raise UserError(f"--images {images}: the layout '{layout}' has no second file; {', '.join(with_one)} have")
     if published.parts and file.is_dir():
         _assert_whole(file, layout, published)
@@ -33,17 +33,17 @@ def read_source(file: Path, images: Path | None, layout: str, published: Publish
     source = read_published(file)
     if images is None:
         return source
-    beside = read_published(images)
+    image_file = read_published(images)
     state = {f"{POINT_PREFIX}{name}": value for name, value in source.state.items()}
-    state |= {f"{IMAGE_PREFIX}{name}": value for name, value in beside.state.items()}
+    state |= {f"{IMAGE_PREFIX}{name}": value for name, value in image_file.state.items()}
     return PublishedFile(state, source.containers, source.others)
 
 
 def _assert_whole(folder: Path, layout: str, published: PublishedModel) -> None:
-    known = {name for model in MODELS.values() for name in model.parts}
-    beside = sorted(name for name in known - published.parts.keys() if (folder / name).exists())
-    if beside:
+    part_names = {name for model in MODELS.values() for name in model.parts}
+    unexpected = sorted(name for name in part_names - published.parts.keys() if (folder / name).exists())
+    if unexpected:
         raise CheckpointError(
-            f"{folder}: holds {', '.join(beside)}, which the layout '{layout}' does not have; take --layout "
+            f"{folder}: holds {', '.join(unexpected)}, which the layout '{layout}' does not have; take --layout "
             f"{layout}_crf"
         )

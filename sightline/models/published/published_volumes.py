@@ -1,4 +1,4 @@
-"""Names of the published weights of V2V-PoseNet's PyTorch port in our words."""
+"""Names of the published weights of V2V-PoseNet's PyTorch port in terms of ours."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ __all__ = ["VOLUME_LAYOUTS", "with_axes"]
 
 
 def _block(theirs: str, ours: str) -> dict[str, str]:
-    """A convolution or a deconvolution with its batch norm."""
+    """Return the names of a convolution or a deconvolution with its batch norm."""
     kind = "deconv" if theirs.rpartition("_")[2].startswith("upsample") else "conv"
     return {f"{theirs}.block.0": f"{ours}.{kind}", f"{theirs}.block.1": f"{ours}.norm"}
 
 
 def _residual(theirs: str, ours: str, *, has_shortcut: bool = False) -> dict[str, str]:
     inner = ("first", "first_norm", "", "second", "second_norm")
-    names = {f"{theirs}.res_branch.{place}": f"{ours}.{name}" for place, name in enumerate(inner) if name}
+    names = {f"{theirs}.res_branch.{index}": f"{ours}.{name}" for index, name in enumerate(inner) if name}
     if has_shortcut:
-        names |= {f"{theirs}.skip_con.{place}": f"{ours}.shortcut.{place}" for place in (0, 1)}
+        names |= {f"{theirs}.skip_con.{index}": f"{ours}.shortcut.{index}" for index in (0, 1)}
     return names
 
 
@@ -51,10 +51,10 @@ VOLUME_LAYOUTS: Mapping[str, Mapping[str, str]] = {"dragonbook_v2v": _DRAGONBOOK
 
 
 def with_axes(weights: Mapping[str, Tensor], axes: Axes, layout: str) -> dict[str, Tensor]:
-    """Weights whose kernels stand in the order `axes`, in x, y, z; and the other way round, for it undoes itself.
+    """Convert kernels between the axis order `axes` and x, y, z; the conversion is its own inverse.
 
-    The network of these on a volume gives what the given ones give on its transposed. Raises CheckpointError for an
-    order other than x, y, z of a layout without volumes.
+    The converted network maps a volume to the original's output for the transposed volume. Raises CheckpointError for
+    an order other than x, y, z of a layout without volumes.
     """
     if axes == "xyz":
         return dict(weights)

@@ -1,4 +1,4 @@
-"""Names of the published weights of Darknet-53, YOLOv3 and YOLOX in our words."""
+"""Names of the published weights of Darknet-53, YOLOv3 and YOLOX in terms of ours."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _PARTS = ("conv", "norm")
 
 
 def _units(pairs: Mapping[str, str], parts: Sequence[str]) -> dict[str, str]:
-    """Convolutions with their norms: `parts` are what both are called below a unit of theirs."""
+    """Return the names of convolutions with their norms; `parts` are the names of both below a unit of theirs."""
     return {
         f"{theirs}.{name}": f"{ours}.{part}"
         for theirs, ours in pairs.items()
@@ -22,36 +22,36 @@ def _units(pairs: Mapping[str, str], parts: Sequence[str]) -> dict[str, str]:
 
 
 def darknet_names(theirs: str, ours: str) -> dict[str, str]:
-    """The modules of Darknet-53 in NuayHL's code; `theirs` and `ours` stand before each name."""
+    """Return the module names of Darknet-53 in NuayHL's code; `theirs` and `ours` are prefixes of each name."""
     units = {f"{theirs}conv1": f"{ours}stem"}
     for stage, depth in enumerate(DARKNET53):
         units[f"{theirs}conv{stage + 2}"] = f"{ours}stages.{stage}.0"
         for block in range(depth):
-            for place in range(2):
-                unit = f"{theirs}residual_block{stage + 1}.{block}.conv{place + 1}"
-                units[unit] = f"{ours}stages.{stage}.{block + 1}.layers.{place}"
+            for index in range(2):
+                unit = f"{theirs}residual_block{stage + 1}.{block}.conv{index + 1}"
+                units[unit] = f"{ours}stages.{stage}.{block + 1}.layers.{index}"
     return _units(units, ("0", "1"))
 
 
 def yolov3_names(blocks: Sequence[str], towers: Sequence[str], routes: Sequence[str]) -> dict[str, str]:
-    """The modules of neck and head in NuayHL's code, by what they are called there, the finest level first."""
+    """Return the module names of neck and head in NuayHL's code, the finest level first."""
     units: dict[str, str] = {}
     for level in range(_NUM_LEVELS):
-        units |= {f"{blocks[level]}.{place}": f"neck.blocks.{level}.{place}" for place in range(5)}
+        units |= {f"{blocks[level]}.{index}": f"neck.blocks.{level}.{index}" for index in range(5)}
         units |= {f"{towers[level]}.0": f"head.towers.{level}", f"{towers[level]}.1": f"head.outputs.{level}"}
     return _units(units | {name: f"neck.routes.{level}" for level, name in enumerate(routes)}, ("0", "1"))
 
 
 def units_of_yolov3() -> Iterator[str]:
-    """Our convolutions in the order of darknet's own files: backbone, then level by level, the coarsest first."""
+    """Iterate over our convolutions in the order of darknet's own files: backbone, then levels, the coarsest first."""
     yield "backbone.stem"
     for stage, depth in enumerate(DARKNET53):
         yield f"backbone.stages.{stage}.0"
-        yield from (f"backbone.stages.{stage}.{block + 1}.layers.{place}" for block in range(depth) for place in (0, 1))
+        yield from (f"backbone.stages.{stage}.{block + 1}.layers.{index}" for block in range(depth) for index in (0, 1))
     for level in reversed(range(_NUM_LEVELS)):
         if level < _NUM_LEVELS - 1:
             yield f"neck.routes.{level}"
-        yield from (f"neck.blocks.{level}.{place}" for place in range(5))
+        yield from (f"neck.blocks.{level}.{index}" for index in range(5))
         yield from (f"head.towers.{level}", f"head.outputs.{level}")
 
 
@@ -65,17 +65,17 @@ def _odtask() -> dict[str, str]:
     return names | {f"core.{theirs}": ours for theirs, ours in names.items()}
 
 
-def _csp(theirs: str, ours: str, most: int) -> dict[str, str]:
-    """A cross-stage partial block of as many bottlenecks as any published network has."""
-    units = {f"{theirs}.conv{place + 1}": f"{ours}.{part}" for place, part in enumerate(("enter", "past", "leave"))}
-    for block in range(most):
-        for place in range(2):
-            units[f"{theirs}.m.{block}.conv{place + 1}"] = f"{ours}.blocks.{block}.layers.{place}"
+def _csp(theirs: str, ours: str, max_blocks: int) -> dict[str, str]:
+    """Return the names of a CSP block with the largest published number of bottlenecks."""
+    units = {f"{theirs}.conv{index + 1}": f"{ours}.{part}" for index, part in enumerate(("enter", "past", "leave"))}
+    for block in range(max_blocks):
+        for index in range(2):
+            units[f"{theirs}.m.{block}.conv{index + 1}"] = f"{ours}.blocks.{block}.layers.{index}"
     return units
 
 
-_MOST_BLOCKS = (4, 12, 12, 4)
-"""Of the stages of YOLOX-x; blocks of its neck have as many as the first."""
+_MAX_BLOCKS = (4, 12, 12, 4)
+"""Blocks of the stages of YOLOX-x; blocks of its neck have as many as the first."""
 
 
 def _yolox() -> dict[str, str]:
@@ -83,9 +83,9 @@ def _yolox() -> dict[str, str]:
     units = {f"{body}stem.conv": "backbone.stem"}
     for stage in range(4):
         units[f"{body}dark{stage + 2}.0"] = f"{stages}{stage}.0"
-        place = 2 if stage == 3 else 1
-        units |= _csp(f"{body}dark{stage + 2}.{place}", f"{stages}{stage}.{place}", _MOST_BLOCKS[stage])
-    units |= {f"{body}dark5.1.conv{1 + place}": f"{stages}3.1.{part}" for place, part in enumerate(("enter", "leave"))}
+        index = 2 if stage == 3 else 1
+        units |= _csp(f"{body}dark{stage + 2}.{index}", f"{stages}{stage}.{index}", _MAX_BLOCKS[stage])
+    units |= {f"{body}dark5.1.conv{1 + index}": f"{stages}3.1.{part}" for index, part in enumerate(("enter", "leave"))}
     pairs = (
         ("lateral_conv0", "reduce.1"),
         ("reduce_conv1", "reduce.0"),
@@ -94,13 +94,13 @@ def _yolox() -> dict[str, str]:
     )
     units |= {f"backbone.{theirs}": f"neck.{ours}" for theirs, ours in pairs}
     for theirs, ours in (("C3_p4", "down.1"), ("C3_p3", "down.0"), ("C3_n3", "up.0"), ("C3_n4", "up.1")):
-        units |= _csp(f"backbone.{theirs}", f"neck.{ours}", _MOST_BLOCKS[0])
+        units |= _csp(f"backbone.{theirs}", f"neck.{ours}", _MAX_BLOCKS[0])
     outputs = {}
     for level in range(_NUM_LEVELS):
         units[f"head.stems.{level}"] = f"head.stems.{level}"
         for theirs, ours in (("cls", "class"), ("reg", "box")):
             units |= {
-                f"head.{theirs}_convs.{level}.{place}": f"head.{ours}_towers.{level}.{place}" for place in range(2)
+                f"head.{theirs}_convs.{level}.{index}": f"head.{ours}_towers.{level}.{index}" for index in range(2)
             }
         for theirs, ours in (("cls", "classes"), ("reg", "boxes"), ("obj", "objects")):
             outputs[f"head.{theirs}_preds.{level}"] = f"head.{ours}.{level}.conv"

@@ -1,1 +1,1 @@
-"""Networks that label the pixels of range images."""
+"""Networks for LiDAR semantic segmentation of range images."""

@@ -1,4 +1,4 @@
-"""Range images in, a class of every pixel out, by a dilated ResNet and a pyramid. Source: Chen et al. 2017."""
+"""DeepLabv3 on range images: a dilated ResNet and atrous spatial pyramid pooling. Source: Chen et al. 2017."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def _unit(*, in_channels: int, out_channels: int, size: int, circular: bool, dil
 
 
 class _Pyramid(nn.Module):
-    """Five views of the values side by side, joined: a pixel, three dilations, and the mean of the image.
+    """Atrous spatial pyramid pooling (ASPP): a 1x1 convolution, three dilated ones and image pooling, joined.
 
     Source: Chen et al. 2017, figure 5 (a to c).
     """
@@ -66,9 +66,9 @@ class _Pyramid(nn.Module):
 
 @registry.models.add("deeplabv3")
 class DeepLabV3(RangeImageNetwork):
-    """A ResNet of `depth` 50 or 101 at an eighth of the resolution; 39,644,884 or 58,637,012 parameters for 20 classes.
+    """DeepLabv3: a ResNet of `depth` 50 or 101 at stride 8; 39,644,884 or 58,637,012 parameters for 20 classes.
 
-    Images of any size; with `circular`, where the columns are a full turn, columns are multiples of 8. `stem_rows: 1`
+    Images of any size; with `circular`, if the columns are a full turn, columns are multiples of 8. `stem_rows: 1`
     keeps the rows in the first convolution, for the few that a range image has. `width` is the channels of the stem.
     Source: Chen et al. 2017, section 3; layout of pytorch/vision without its auxiliary head.
     """

@@ -1,4 +1,4 @@
-"""The form that every network over range images has: what it takes, what it returns, its order in memory."""
+"""Base class of range-image networks: input check, output and memory format."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ class RangeImageOutput(TypedDict):
 
 
 class RangeImageNetwork(nn.Module):
-    """A network from range images to logits of the same size; subclasses define `score`.
+    """Network from range images to logits of the same size; subclasses define `forward_logits`.
 
     With `channels_last`, weights and values have their channels together in memory.
     """
 
     size_divisors: tuple[int, int] = (1, 1)
-    """Of which the rows and the columns of an image must be multiples."""
+    """Divisors of the rows and the columns of an image."""
 
     def __init__(self, *, in_channels: int, channels_last: bool) -> None:
         super().__init__()
@@ -33,17 +33,20 @@ class RangeImageNetwork(nn.Module):
         self.channels_last = channels_last
 
     def forward(self, *, image: Tensor) -> RangeImageOutput:
-        """`image` (S, in_channels, H, W), normalised. Raises ValueError for other channels and impossible sizes."""
+        """Predict from `image` (S, in_channels, H, W), normalised.
+
+        Raises ValueError for other channels and impossible sizes.
+        """
         assert_range_images(image, in_channels=self.in_channels, multiples=self.size_divisors)
         if self.channels_last:
             image = image.contiguous(memory_format=torch.channels_last)
         return {"logits": self.forward_logits(image).permute(0, 2, 3, 1)}
 
     def forward_logits(self, image: Tensor) -> Tensor:
-        """(S, in_channels, H, W) -> (S, num_classes, H, W)."""
+        """Compute logits (S, num_classes, H, W) from images (S, in_channels, H, W)."""
         raise NotImplementedError
 
     def _order(self) -> None:
-        """Bring the weights into the order in memory that was asked for; called once all layers are there."""
+        """Convert the weights to the requested memory format; called once all layers exist."""
         if self.channels_last:
             self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -1,4 +1,4 @@
-"""Range images in, a class of every pixel out, by Darknet and a mirrored decoder. Source: Milioto et al. 2019."""
+"""RangeNet on range images: Darknet and a mirrored decoder. Source: Milioto et al. 2019."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _SLOPE = 0.1
 
 
 class _Up(nn.Module):
-    """Columns doubled, batch norm, a leaky ReLU and a residual block whose inner width is that of what comes in."""
+    """Decoder stage: columns doubled, batch norm, leaky ReLU and a residual block as wide inside as its input."""
 
     def __init__(self, *, in_channels: int, out_channels: int, circular: bool) -> None:
         super().__init__()
@@ -38,7 +38,7 @@ class _Up(nn.Module):
 
 
 class _RangeNet(RangeImageNetwork):
-    """Darknet that halves columns alone, and a decoder that doubles them and adds what the encoder had."""
+    """RangeNet: Darknet that halves columns alone, and a decoder that doubles them and adds the encoder's skips."""
 
     size_divisors = (1, 32)
     depths: ClassVar[Sequence[int]]
@@ -68,7 +68,8 @@ class _RangeNet(RangeImageNetwork):
         )
         raised = self.backbone.channels[::-1]
         self.up = nn.ModuleList(
-            _Up(in_channels=before, out_channels=after, circular=circular) for before, after in pairwise(raised)
+            _Up(in_channels=width_in, out_channels=width_out, circular=circular)
+            for width_in, width_out in pairwise(raised)
         )
         self.dropout = nn.Dropout2d(dropout)
         self.head = ConvBlock(in_channels=width, out_channels=num_classes, kernel_size=3, circular=circular)

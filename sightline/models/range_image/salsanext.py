@@ -1,4 +1,4 @@
-"""Range images in, a class of every pixel out, by dilated residual blocks. Source: Cortinhal et al. 2020, SalsaNext."""
+"""SalsaNext on range images: an encoder-decoder of dilated residual blocks. Source: Cortinhal et al. 2020."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = ["SalsaNext"]
 
 
 def _unit(*, in_channels: int, out_channels: int, size: int, circular: bool, dilation: int = 1) -> ConvBlock:
-    """A convolution, then a leaky ReLU, then batch norm: in this order, as in the authors' code."""
+    """Build a convolution, a leaky ReLU and batch norm, in this order, as in the authors' code."""
     return ConvBlock(
         in_channels=in_channels,
         out_channels=out_channels,
@@ -37,7 +37,10 @@ def _shortcut(in_channels: int, out_channels: int) -> ConvBlock:
 
 
 class _Context(nn.Module):
-    """A 1 x 1 convolution, and added to it two of 3 x 3 of it, the second dilated. Source: section III-B."""
+    """Context block (ResContextBlock): a 1x1 convolution plus two 3x3 ones of it, the second dilated.
+
+    Source: section III-B.
+    """
 
     def __init__(self, *, in_channels: int, out_channels: int, circular: bool) -> None:
         super().__init__()
@@ -47,12 +50,12 @@ class _Context(nn.Module):
         self.second = _unit(**sizes, circular=circular, dilation=2)
 
     def forward(self, image: Tensor) -> Tensor:
-        own = self.shortcut(image)
-        return cast(Tensor, own + self.second(self.first(own)))
+        shortcut = self.shortcut(image)
+        return cast(Tensor, shortcut + self.second(self.first(shortcut)))
 
 
 class _Fields(nn.Module):
-    """Receptive fields of 3, 7 and 9 pixels in a row, and a 1 x 1 convolution of all. Source: section III-B."""
+    """Dilated block: three stacked convolutions, concatenated and fused by a 1x1 convolution. Source: section III-B."""
 
     def __init__(self, *, in_channels: int, out_channels: int, circular: bool) -> None:
         super().__init__()
@@ -62,13 +65,13 @@ class _Fields(nn.Module):
         self.join = _unit(in_channels=3 * out_channels, out_channels=out_channels, size=1, circular=circular)
 
     def forward(self, image: Tensor) -> Tensor:
-        near = self.first(image)
-        wide = self.second(near)
-        return cast(Tensor, self.join(torch.cat([near, wide, self.third(wide)], dim=1)))
+        narrow = self.first(image)
+        wide = self.second(narrow)
+        return cast(Tensor, self.join(torch.cat([narrow, wide, self.third(wide)], dim=1)))
 
 
 class _Down(nn.Module):
-    """A residual block: its values, and the same with dropout at half the size, or at the same without `halves`."""
+    """Residual block: its output, and the same with dropout at half the size, or at full size without `halves`."""
 
     def __init__(
         self, *, in_channels: int, out_channels: int, dropout: float, circular: bool, halves: bool = True
@@ -85,7 +88,7 @@ class _Down(nn.Module):
 
 
 class _Up(nn.Module):
-    """Channels to pixels of twice the rows and columns, then the block of the way down beside `skip_channels`."""
+    """Upsampling block: pixel shuffle to twice the rows and columns, then a dilated block with the skip."""
 
     def __init__(
         self, *, in_channels: int, skip_channels: int, out_channels: int, dropout: float, circular: bool
@@ -104,10 +107,10 @@ class _Up(nn.Module):
 
 @registry.models.add("salsanext")
 class SalsaNext(RangeImageNetwork):
-    """Three context blocks, four halvings and four doublings, with skips; 6,711,572 parameters for 20 classes.
+    """SalsaNext: three context blocks, four down- and four upsampling stages, with skips; 6,711,572 parameters.
 
-    Rows and columns are multiples of 16. `width` (even) is the channels of the first blocks, 32 as published; the
-    widest have eight times as many. `circular`: the columns are a full turn.
+    For 20 classes. Rows and columns are multiples of 16. `width` (even) is the channels of the first blocks, 32 as
+    published; the widest have eight times as many. `circular`: the columns are a full turn.
     Source: Cortinhal et al. 2020, figure 2; layout of TiagoCortinhal/SalsaNext, which returns a softmax.
     """
 
@@ -135,24 +138,24 @@ class SalsaNext(RangeImageNetwork):
         )
         self.down = nn.ModuleList(
             _Down(
-                in_channels=before,
-                out_channels=after,
+                in_channels=width_in,
+                out_channels=width_out,
                 dropout=dropout if level > 0 else 0.0,
                 circular=circular,
                 halves=level < 4,
             )
-            for level, (before, after) in enumerate(pairwise(widths))
+            for level, (width_in, width_out) in enumerate(pairwise(widths))
         )
         raised = [factor * width for factor in (8, 4, 4, 2, 1)]
         self.up = nn.ModuleList(
             _Up(
-                in_channels=before,
+                in_channels=width_in,
                 skip_channels=widths[4 - level],
-                out_channels=after,
+                out_channels=width_out,
                 dropout=dropout if level < 3 else 0.0,
                 circular=circular,
             )
-            for level, (before, after) in enumerate(pairwise(raised))
+            for level, (width_in, width_out) in enumerate(pairwise(raised))
         )
         self.head = ConvBlock(in_channels=width, out_channels=num_classes, kernel_size=1)
         self._order()

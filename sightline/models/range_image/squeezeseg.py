@@ -1,4 +1,4 @@
-"""Range images in, a class of every pixel out, by few weights. Sources: Wu et al. 2018 and 2019, SqueezeSeg V1, V2."""
+"""SqueezeSeg V1 and V2 on range images: fire modules with few weights. Sources: Wu et al. 2018 and 2019."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ __all__ = ["SqueezeSeg", "SqueezeSegV2"]
 _STEM = 64
 _MOMENTUM = 0.01
 _LEVELS = (((16, 64), (16, 64)), ((32, 128), (32, 128)), ((48, 192), (48, 192), (64, 256), (64, 256)))
-"""Fire modules of each level: channels between, and of each of the two convolutions that follow."""
+"""Fire modules of each level: squeeze channels, and channels of each of the two expand convolutions."""
 _UP = ((64, 128), (32, 64), (16, 32), (16, 32))
 _XYZ = slice(1, 4)
 _MASK = 5
-"""Channels of a range image: range, x, y, z, remission and, if asked for, the mask."""
+"""Channels of a range image: range, x, y, z, remission and, if requested, the mask."""
 
 
 def _unit(
@@ -49,7 +49,7 @@ def _unit(
 
 
 class _Fire(nn.Module):
-    """A 1 x 1 convolution to few channels, columns doubled on request, then one of 1 x 1 beside one of 3 x 3.
+    """Fire module: a 1x1 squeeze convolution, optionally doubled columns, then 1x1 and 3x3 expand convolutions.
 
     Source: Wu et al. 2018, figure 4.
     """
@@ -71,7 +71,7 @@ class _Fire(nn.Module):
 
 
 class _Context(nn.Module):
-    """Context aggregation: values times a gate between 0 and 1 of the largest values about each pixel.
+    """Context aggregation module (CAM): values times a sigmoid gate of the max pooling about each pixel.
 
     Source: Wu et al. 2019, SqueezeSegV2, section III-A; batch norms as in PRBonn/lidar-bonnetal.
     """
@@ -94,7 +94,7 @@ class _Context(nn.Module):
 
 
 class _SqueezeSeg(RangeImageNetwork):
-    """Three levels of fire modules down, four up with sums of skips, a convolution and on request a CRF.
+    """SqueezeSeg: three levels of fire modules down, four up with added skips, a convolution and optionally a CRF.
 
     `is_second`: with batch norms, and context aggregation at the first two resolutions.
     """
@@ -131,10 +131,10 @@ class _SqueezeSeg(RangeImageNetwork):
         norm = nn.BatchNorm2d(_STEM, momentum=_MOMENTUM) if self.is_second else None
         self.whole = ConvBlock(in_channels=in_channels, out_channels=_STEM, kernel_size=1, norm=norm)
         self.down = nn.ModuleList(nn.Sequential(*self._level(level)) for level in range(len(_LEVELS)))
-        before = (2 * _LEVELS[-1][-1][1], *(2 * each for _, each in _UP[:-1]))
+        widths_in = (2 * _LEVELS[-1][-1][1], *(2 * width_out for _, width_out in _UP[:-1]))
         self.up = nn.ModuleList(
-            fire(in_channels=channels, between=between, each=each)
-            for channels, (between, each) in zip(before, _UP, strict=True)
+            fire(in_channels=channels, between=between, each=width_out)
+            for channels, (between, width_out) in zip(widths_in, _UP, strict=True)
         )
         self.dropout = nn.Dropout(dropout)
         self.head = ConvBlock(in_channels=2 * _UP[-1][1], out_channels=num_classes, kernel_size=3, circular=circular)
@@ -146,14 +146,14 @@ class _SqueezeSeg(RangeImageNetwork):
             yield _Context(channels=channels, circular=self.circular)
 
     def _level(self, level: int) -> Iterator[nn.Module]:
-        """A pool that halves the columns, and the fire modules of a level."""
+        """Iterate over the modules of a level: max pooling that halves the columns, and fire modules."""
         yield build_pool(nn.MaxPool2d, size=3, stride=(1, 2), circular=self.circular)
         channels = 2 * _LEVELS[level - 1][-1][1] if level > 0 else _STEM
-        for between, each in _LEVELS[level]:
+        for between, width_out in _LEVELS[level]:
             yield _Fire(
-                in_channels=channels, between=between, each=each, normalizes=self.is_second, circular=self.circular
+                in_channels=channels, between=between, each=width_out, normalizes=self.is_second, circular=self.circular
             )
-            channels = 2 * each
+            channels = 2 * width_out
             yield from self._contexts(channels, level=level + 1)
 
     def forward_logits(self, image: Tensor) -> Tensor:
@@ -185,8 +185,9 @@ class SqueezeSeg(_SqueezeSeg):
 
 @registry.models.add("squeezesegv2")
 class SqueezeSegV2(_SqueezeSeg):
-    """SqueezeSeg V2: batch norms, and gates of context; 928,464 parameters for 20 classes, 928,884 with its `crf`.
+    """SqueezeSeg V2, with batch norms and context aggregation.
 
+    928,464 parameters for 20 classes, 928,884 with its `crf`.
     Sizes and arguments as those of squeezeseg.
     Source: Wu et al. 2019, SqueezeSegV2, figure 3; layout of PRBonn/lidar-bonnetal.
     """

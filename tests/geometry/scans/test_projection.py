@@ -17,7 +17,7 @@ from sightline.geometry.scans.projection import (
     count_coverage,
     gather_to_image,
     nearest_returns,
-    nearest_returns_by_sorting,
+    nearest_returns_reference,
     project_scans,
     rows_by_file_order,
 )
@@ -190,7 +190,7 @@ def test_the_minimum_finds_what_sorting_finds(num_points: int) -> None:
     ranges[torch.rand(num_points, generator=generator) < 0.1] = torch.inf
     place = torch.randint(0, 300, (num_points,), generator=generator)
     found = nearest_returns(ranges, pixel=place, num_places=300)
-    assert torch.equal(found, nearest_returns_by_sorting(ranges, place=place, num_places=300))
+    assert torch.equal(found, nearest_returns_reference(ranges, place=place, num_places=300))
 
 
 def test_a_shuffled_scan_shows_the_same_points() -> None:

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 import sightline
 from sightline import registry
 from sightline.models.published.published import convert_state_dict
-from sightline.models.published.published_models import layouts_of
+from sightline.models.published.published_models import find_layouts
 from sightline.types import DataInfo, Field
 from tests.command import run_here
 from tests.golden_parity import rule_made_state
@@ -209,7 +209,7 @@ def test_names_of_later_versions_are_known_too(layout: str, state: dict[str, Ten
     ours, same = convert_state_dict(later, layout), convert_state_dict(state, layout)
     assert ours.keys() == same.keys()
     assert all(torch.equal(value, same[name]) for name, value in ours.items())
-    assert layouts_of(later) == layouts_of(state) == [layout]
+    assert find_layouts(later) == find_layouts(state) == [layout]
 
 
 # --- as a run --------------------------------------------------------------------------------------------------------
