@@ -34,7 +34,7 @@ from sightline.verbs.output import print_note, show_table
 from sightline.view.files import view_file
 from sightline.view.image_stages import takes_score
 from sightline.view.output import write_views
-from sightline.view.page import MOST_SHOWN
+from sightline.view.page import MAX_SHOWN
 from sightline.view.predictor import SamplePredictor
 from sightline.view.samples import Branch, can_draw_predictions, view_sample
 from sightline.view.stages import Stage, ViewedSample
@@ -84,7 +84,7 @@ def view(options: ViewOptions) -> int:
         subjects, title, about = _of_files(options)
     hidden = _names_of(options.hide)
     _assert_known(hidden, subjects)
-    most = MOST_SHOWN if options.max_points is None else options.max_points
+    most = MAX_SHOWN if options.max_points is None else options.max_points
     written = write_views(RunDirectory(options.out, is_writer=True), subjects, title=title, hidden=hidden, most=most)
     rows = [row for subject in subjects for cloud in subject.stages for row in _rows_of(subject, cloud)]
     show_table(title, ("sample", "stage", "points", "description"), rows, droppable=("description",))

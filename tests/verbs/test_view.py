@@ -325,7 +325,7 @@ def test_a_set_without_clouds_frames_or_images_is_refused_in_one_line(pose: Path
     )
     code, out, err = run_here("view", config, "--plugin", plugin, "--out", tmp_path / "out")
     assert (code, out, err.count("\n")) == (2, "", 1), err
-    assert "view: the data set gives number" in err
+    assert "view: the data set has the fields number" in err
     assert "view shows clouds (points), depth frames (camera, depth, joints, visible), images (image)" in err
 
 
