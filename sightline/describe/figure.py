@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from sightline.describe.trace import Edge, Node, Shape, Trace
 
-__all__ = ["Arrow", "Figure", "FigureBox", "figure_of"]
+__all__ = ["Arrow", "Figure", "FigureBox", "build_figure"]
 
 _MOST_BOXES = 24
 """Boxes that still make one drawing, where the depth is not given."""
@@ -51,7 +51,7 @@ class Figure:
     frames: dict[int, Node]
 
 
-def figure_of(trace: Trace, *, depth: int | None = None) -> Figure:
+def build_figure(trace: Trace, *, depth: int | None = None) -> Figure:
     """What to draw of a trace: calls down to `depth` (1 is those that the model's own forward makes).
 
     Without `depth`, calls are opened level by level while the boxes stay few. What a reader takes for one step stays

@@ -8,7 +8,7 @@ from typing import Any
 from sightline.describe.profiler_trace import Cost, Key
 from sightline.describe.profiling import Profile
 
-__all__ = ["profile_document", "sum_of"]
+__all__ = ["profile_document", "sum_rows"]
 
 Costs = list[tuple[Key, Cost]]
 
@@ -47,7 +47,7 @@ def profile_document(profile: Profile) -> dict[str, Any]:
     }
 
 
-def sum_of(rows: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+def sum_rows(rows: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     """The columns that add up, of several rows together."""
     rows = list(rows)
     return {name: sum(row[name] for row in rows) for name in ("seconds", "seconds_backward", "bytes_at_peak")}
@@ -61,7 +61,7 @@ def _grouped(costs: Mapping[Key, Cost], place: int) -> dict[Any, Costs]:
 
 
 def _row(rows: Costs) -> dict[str, Any]:
-    return sum_of(
+    return sum_rows(
         {
             "seconds": cost.seconds,
             "seconds_backward": cost.seconds if key[0] == "backward" else 0.0,

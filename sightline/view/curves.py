@@ -29,7 +29,7 @@ def draw_runs(runs: Sequence[Path], *, svg: Path | None) -> Path:
     if len(set(names)) < len(names):
         names = [str(run) for run in runs]
     if len(set(names)) < len(names):
-        raise UserError("curves: the same run is given twice; name every run once")
+        raise UserError("curves: a run is given twice; name every run once")
     lines = [read_lines(run / "metrics.jsonl") for run in runs]
     text = encode_curves(
         {name if len(runs) > 1 else "": run_lines for name, run_lines in zip(names, lines, strict=True)}

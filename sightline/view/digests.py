@@ -54,15 +54,15 @@ class RawReads:
     @property
     def line(self) -> str:
         """One line of text: whether the raw item changed, with its digests."""
-        read_in = f"epoch {self.epochs[0]}" if len(self.epochs) == 1 else f"epochs {_format_epochs(self.epochs)}"
+        span = f"epoch {self.epochs[0]}" if len(self.epochs) == 1 else f"epochs {_format_epochs(self.epochs)}"
         if self.is_constant:
-            return f"raw item the same in {read_in}, also when read again (digest {self.first[0]})"
+            return f"raw item the same in {span}, also when read again (digest {self.first[0]})"
         if self.is_pure:
             shown = ", ".join(f"{epoch}: {digest}" for epoch, digest in zip(self.epochs, self.first, strict=True))
             return f"raw item drawn anew in each epoch, the same when an epoch is read again (digests {shown})"
         shown = ", ".join((*self.first, *self.again))
         return (
-            f"RAW ITEM CHANGES by being read: {read_in}, then again, {shown}; run `sightline check`, which names the line"
+            f"RAW ITEM CHANGES by being read: {span}, then again, {shown}; run `sightline check`, which names the line"
         )
 
     def to_dict(self) -> dict[str, Any]:

@@ -56,7 +56,7 @@ def test_the_list_names_cases_and_their_forms() -> None:
         (["--grow", "colour"], "--grow: found 'colour', allowed are points, neighbours, batch, all"),
         (["train", "--grow", "batch"], "--grow is for geometry, models; found train"),
         (["--svg", "a.svg"], "--svg draws what --grow measures"),
-        (["--grow", "batch", "--case", "knn*"], "leave one of them out"),
+        (["--grow", "batch", "--case", "knn*"], "leave out one of them"),
         (["--repeats", "0"], "--repeats"),
         (["--threads", "0"], "--threads"),
     ],

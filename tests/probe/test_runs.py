@@ -306,7 +306,7 @@ def test_where_no_episodes_can_be_kept_it_is_told(tmp_path: Path, monkeypatch: p
     outcome = probe_outcome.Outcome(metrics={}, chance={}, details={"few_shot": {"labels": "", "episodes": []}})
     verb._keep_episodes(tmp_path / "features", Comparison(outcome, {}, {}, {}, {}))
     (line,) = said
-    assert line.startswith(f"episodes: not kept, {tmp_path / 'features'} takes no writes; --json FILE holds them")
+    assert line.startswith(f"episodes: not saved, {tmp_path / 'features'} cannot be written; --json FILE contains them")
 
 
 def test_out_writes_the_document(copy: Path) -> None:

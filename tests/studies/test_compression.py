@@ -295,8 +295,8 @@ def _with_first(run: OpenRun, place: int | None) -> OpenRun:
 
 
 MISTAKES: Mapping[str, tuple[tuple[str, ...], str]] = {
-    "nothing asked": ((), "give --ratio or --bytes, one of them"),
-    "both": (("--ratio", "0.1", "--bytes", "9"), "give --ratio or --bytes, one of them"),
+    "nothing asked": ((), "give either --ratio or --bytes"),
+    "both": (("--ratio", "0.1", "--bytes", "9"), "give either --ratio or --bytes"),
     "above 1": (("--ratio", "1.5"), "--ratio 1.5: give a number above 0, at most 1"),
     "too small": (("--ratio", "0.001"), "a ratio of 0.0"),
     "a wrong unit": (("--ratio", "0.1", "--on", "disk"), "--on disk: not a valid choice; options: file, codebook"),

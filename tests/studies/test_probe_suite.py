@@ -73,7 +73,7 @@ def test_data_of_ones_own_have_no_published_rows(
         monkeypatch.setattr(published_results, "_table", lambda table=table: table)
         document, _, err = suite(runs[:1], tmp_path / f"{len(samples)}")
         assert [row["who"] for row in document["others"]] == expected
-        assert err.count("that figures are published on: test samples are") == len(samples)
+        assert err.count("of the published results: test samples are") == len(samples)
 
 
 def test_points_of_pre_training_are_those_that_its_views_have(tmp_path: Path) -> None:
@@ -242,7 +242,7 @@ def test_an_interrupt_while_parts_are_learnt_ends_the_suite_with_its_code(
         (["--suite", "--out", "{out}", "k=3"], "found 'k=3'; neither few_shot nor svm has such an argument"),
         (["--suite", "--out", "{out}", "--processes", "2"], "runs in one process"),
         (["--suite", "--out", "{out}", "--method", "svm"], "the suite runs svm and few-shot"),
-        (["--finetune", "parts.yaml"], "--finetune: is a part of --suite"),
+        (["--finetune", "parts.yaml"], "--finetune: belongs to --suite"),
     ],
 )
 def test_a_slip_gets_one_line(runs: list[Path], words: list[str], expected: str, tmp_path: Path) -> None:

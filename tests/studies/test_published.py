@@ -310,7 +310,7 @@ def test_on_synthetic_data_one_line_says_that_nothing_is_published(run: Path, tm
     assert "published figures" not in out
     (line,) = [line for line in err.splitlines() if "published" in line]
     assert line.startswith(
-        "--against published: no figure is published on 'synthetic_shapes'; the table has citypersons"
+        "--against published: there are no published results on 'synthetic_shapes'; the table has citypersons"
     )
     assert json.loads((tmp_path / "a.json").read_text())["published"] == []
 
