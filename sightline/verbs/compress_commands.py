@@ -114,7 +114,9 @@ def _from_arguments(kind: Any, arguments: dict[str, Any]) -> Any:
 def _target(arguments: dict[str, Any]) -> Any:
     runs, overrides = split_words(arguments["words"])
     plugins = tuple(arguments["plugin"] or ())
-    return _import_verb().Subject(runs, overrides, arguments["checkpoint"], plugins, arguments.get("device", "cpu"))
+    return _import_verb().CompressTarget(
+        runs, overrides, arguments["checkpoint"], plugins, arguments.get("device", "cpu")
+    )
 
 
 @compress_app.command()
@@ -153,7 +155,7 @@ def run(
     return verb.compress(
         _target(arguments),
         budget,
-        _from_arguments(verb.Tuning, arguments),
+        _from_arguments(verb.FineTuneOptions, arguments),
         method=method,
         num_batches=batch_norm,
         out=out,
@@ -225,7 +227,7 @@ def finetune(
     Repeat the command to resume it.
     """
     arguments, verb = dict(locals()), _import_verb()
-    return verb.finetune(_target(arguments), policy, _from_arguments(verb.Tuning, arguments), out=out)
+    return verb.finetune(_target(arguments), policy, _from_arguments(verb.FineTuneOptions, arguments), out=out)
 
 
 @compress_app.command()
@@ -294,7 +296,7 @@ def report(
     return verb.report(
         _target(arguments),
         budget,
-        _from_arguments(verb.Tuning, arguments),
+        _from_arguments(verb.FineTuneOptions, arguments),
         method=method,
         num_batches=batch_norm,
         num_seeds=seeds,
