@@ -36,7 +36,7 @@ from sightline.studies.compression import (
     FineTuning,
     assert_no_run,
     assert_tunable,
-    held,
+    lock_folder,
     run_searches,
 )
 from sightline.studies.compression_report import NAME, CompressionReport, compression_markdown
@@ -202,7 +202,7 @@ def compress(
         if fine_tuning is not None:
             assert_tunable(run, fine_tuning)
         untraced_problem(simulated_of(run), compression)
-        stack.enter_context(job.held())
+        stack.enter_context(job.lock())
         provenance: dict[str, Any] = {"method": (name, *subject.arguments), "overrides": subject.overrides}
         provenance |= {"tuning": dataclasses.asdict(tuning)}
         result, problem = job.search(compression, name, built, given=provenance, report=_ProgressReport(name))
@@ -237,7 +237,7 @@ def search(subject: CompressTarget, budget: Budget, *, methods: str, out: Path, 
     with start_world(device=subject.device) as world, contextlib.ExitStack() as stack:
         run = subject.open(world)
         untraced_problem(simulated_of(run), compression)
-        stack.enter_context(held(out))
+        stack.enter_context(lock_folder(out))
         problem, results = RunProblem(run, compression), []
         for name, method in built.items():
             try:
@@ -275,7 +275,7 @@ def apply(subject: CompressTarget, policy: Path, *, num_batches: int, out: Path,
         run = subject.open(world)
         chosen = _read_policy(policy, run)
         job = Compression(run, out, TerminalReporter())
-        with job.held():
+        with job.lock():
             _finish(out, run, job.pack(chosen, finetuned=None, about={}, num_batches=num_batches), json)
     return 0
 
@@ -304,7 +304,7 @@ def pack(subject: CompressTarget, *, num_batches: int, out: Path, json: Path | N
             raise UserError(f"{run.path}: was not trained with quantised weights; 'compress apply' quantises it")
         policy = policy_from_dict(run.config.compress.policy, list(run.config.compress.policy), origin=str(run.path))
         job = Compression(run, out, TerminalReporter())
-        with job.held():
+        with job.lock():
             _finish(out, run, job.pack(policy, finetuned=run.path, about={}, num_batches=num_batches), json)
     return 0
 
@@ -349,7 +349,7 @@ def report(
         study = CompressionReport(
             run, out, compression, fine_tuning, method=(method, *subject.arguments), num_batches=num_batches
         )
-        stack.enter_context(held(out))
+        stack.enter_context(lock_folder(out))
         try:
             document = study(TerminalReporter(), num_seeds=num_seeds, report=_ProgressReport(method))
         except UnfinishedError as error:

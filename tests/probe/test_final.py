@@ -104,7 +104,7 @@ def test_the_figure_stands_beside_what_guessing_gets(tmp_path: Path, monkeypatch
     train_thin(tmp_path)
     assert "probe_svm_accuracy: guessing gets 0.0833, always the largest class 0.0833" in said
     remarks = [line for line in said if line.startswith("probe_svm_accuracy")]
-    assert remarks[-1] == "probe_svm_accuracy: `sightline probe` sets random weights beside it"
+    assert remarks[-1] == "probe_svm_accuracy: `sightline probe` compares it with random weights"
 
 
 def test_a_cloud_that_one_process_cannot_read_is_a_fault_on_all() -> None:

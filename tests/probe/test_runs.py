@@ -304,7 +304,7 @@ def test_where_no_episodes_can_be_kept_it_is_told(tmp_path: Path, monkeypatch: p
     said: list[str] = []
     monkeypatch.setattr(verb, "print_note", said.append)
     outcome = probe_outcome.Outcome(metrics={}, chance={}, details={"few_shot": {"labels": "", "episodes": []}})
-    verb._keep_episodes(tmp_path / "features", Comparison(outcome, {}, {}, {}, {}))
+    verb._save_episodes(tmp_path / "features", Comparison(outcome, {}, {}, {}, {}))
     (line,) = said
     assert line.startswith(f"episodes: not saved, {tmp_path / 'features'} cannot be written; --json FILE contains them")
 

@@ -21,7 +21,14 @@ from sightline.probe.svm import SVM
 from sightline.runs.blocks import get_argument
 from sightline.runs.preprocessing_signature import format_setting, preprocessing_signature
 from sightline.studies import published_results
-from sightline.studies.probe_table import PARTS, comparison_rows, heading_of, probe_markdown, probe_rows, protocol_of
+from sightline.studies.probe_table import (
+    PARTS,
+    column_heading,
+    comparison_rows,
+    probe_markdown,
+    probe_protocol,
+    probe_rows,
+)
 from sightline.studies.published_results import ResultRow, protocol_differences
 from sightline.types import CloudInputSpec, ComponentConfig, DataInfo, Field
 from sightline.verbs.probe import ProbeOptions
@@ -70,7 +77,7 @@ def test_data_of_ones_own_have_no_published_rows(
     entry["metrics"] = {"probe_svm_accuracy": 0.75}
     for samples, expected in (({}, ["Others"]), ({"synthetic_shapes": {"test": 9999}}, [])):
         table = {"protocols": {}, "rows": [entry], "samples": samples}
-        monkeypatch.setattr(published_results, "_table", lambda table=table: table)
+        monkeypatch.setattr(published_results, "_read_table", lambda table=table: table)
         document, _, err = suite(runs[:1], tmp_path / f"{len(samples)}")
         assert [row["who"] for row in document["others"]] == expected
         assert err.count("of the published results: test samples are") == len(samples)
@@ -81,7 +88,7 @@ def test_points_of_pre_training_are_those_that_its_views_have(tmp_path: Path) ->
     grown = "model.points.neighbours_at=32"
     run = train_thin(tmp_path, f"transforms.train={views}", f"transforms.evaluate={views}", grown)
     probed = open_probed(run, checkpoint="last", data=None)
-    protocol = protocol_of(probed, which="last", probes={})
+    protocol = probe_protocol(probed, which="last", probes={})
     assert protocol["points in pre-training"] == 32
     assert protocol["points in the probe"] == 64
     assert protocol["neighbours"] == 8
@@ -294,7 +301,7 @@ def test_published_rows_are_shares_of_known_metrics() -> None:
         assert each.source
         assert each.protocol
         for name, value in each.metrics.items():
-            assert heading_of(name.removesuffix("_std")) is not None
+            assert column_heading(name.removesuffix("_std")) is not None
             assert 0 < value < 1
     (paper,) = [r for r in rows if r.who.startswith("CrossPoint, DGCNN (paper)") and r.data == "scanobjectnn"]
     assert paper.metrics["probe_svm_accuracy"] == 0.817
@@ -318,10 +325,10 @@ def test_the_table_shows_percent_and_compares_with_rows_of_the_same_data() -> No
 
 
 def test_headings_say_setting_baseline_and_queries() -> None:
-    assert heading_of("probe_svm_accuracy_standardised_random") == "SVM, standardised, random weights"
-    assert heading_of("fewshot_10w20s_test_queries") == "10-way 20-shot, queries of the test part"
-    assert heading_of("fewshot_3w2s_random") == "3-way 2-shot, random weights"
-    assert heading_of("fewshot_3w2s_std") is None
+    assert column_heading("probe_svm_accuracy_standardised_random") == "SVM, standardised, random weights"
+    assert column_heading("fewshot_10w20s_test_queries") == "10-way 20-shot, queries of the test part"
+    assert column_heading("fewshot_3w2s_random") == "3-way 2-shot, random weights"
+    assert column_heading("fewshot_3w2s_std") is None
 
 
 def test_chance_stands_in_the_table() -> None:

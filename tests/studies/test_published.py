@@ -242,7 +242,7 @@ def test_weights_of_others_are_not_a_training_of_ours() -> None:
 
 
 def test_layouts_of_pre_training_exist() -> None:
-    assert set(published_results._table()["pretrained"]) <= set(MODELS)
+    assert set(published_results._read_table()["pretrained"]) <= set(MODELS)
 
 
 def test_pooled_folds_stand_beside_the_figures_of_six_areas() -> None:
@@ -318,7 +318,7 @@ def test_on_synthetic_data_one_line_says_that_nothing_is_published(run: Path, tm
 def test_evaluate_and_train_print_the_rows_that_fit(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     row = {"who": "Others", "source": "a paper", "data": "synthetic_shapes", "metrics": {"overall_accuracy": 0.75}}
     row |= {"protocol": {"model": read_config(run / "config.yaml").model.name, "epochs": 77}, "unverified": "all of it"}
-    monkeypatch.setattr(published_results, "_table", lambda: {"protocols": {}, "rows": [row]})
+    monkeypatch.setattr(published_results, "_read_table", lambda: {"protocols": {}, "rows": [row]})
     asked = (
         ["evaluate", run, "--against", "published"],
         ["train", run / "config.yaml", "train.steps=1", "--out", tmp_path / "new"],
