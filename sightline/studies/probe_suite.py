@@ -141,7 +141,7 @@ class ProbeSuite:
             comparison = compare_with_baselines(probe, twins, probed.data.num_classes)
             documents[name] = comparison.document(probed)
             metrics |= comparison.metrics
-            chance |= {figure: comparison.chance_of(figure) for figure in comparison.figures}
+            chance |= {figure: comparison.get_chance(figure) for figure in comparison.figures}
         return _ProbedRow(self._make_row(probed, metrics, chance), documents)
 
     def _make_row(self, probed: ProbedRun, metrics: Mapping[str, float], chance: Mapping[str, float]) -> ResultRow:

@@ -91,7 +91,9 @@ def probe_protocol(probed: ProbedRun, *, which: str, probes: Mapping[str, Probe]
         "neighbours in the probe": None if graph is None else graph.neighbours,
         "C": next((probe.choice for probe in probes.values() if isinstance(probe, SVM)), None),
         "checkpoint": checkpoint_in_words(which, is_test_selected=probed.is_test_selected),
-        "few-shot queries": next((probe.asked for probe in probes.values() if isinstance(probe, FewShot)), None),
+        "few-shot queries": next(
+            (probe.queries_description for probe in probes.values() if isinstance(probe, FewShot)), None
+        ),
         "few-shot runs": next(
             (probe.runs for probe in probes.values() if isinstance(probe, FewShot) and probe.file is None), None
         ),

@@ -201,7 +201,7 @@ def show(probed: ProbedRun, comparison: Comparison) -> None:
             comparison.trained.metrics.get(f"{name}_std"),
             metrics[f"{name}_random"],
             metrics.get(f"{name}_random_std"),
-            comparison.chance_of(name),
+            comparison.get_chance(name),
         ]
         for name in comparison.figures
     ]

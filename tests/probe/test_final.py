@@ -79,7 +79,7 @@ def unbindable(self: nn.Module, *, voxels: Tensor) -> Tensor:
         (None, "IntraPoint: has no `encode` and `feature_width`"),
         (not_finite, "its feature is not finite (72 such)"),
         (unbindable, "needs 'voxels'"),
-        (out_of_memory, "a smaller evaluate.batch_size takes less (tried to allocate 4 GiB)"),
+        (out_of_memory, "a smaller evaluate.batch_size needs less (tried to allocate 4 GiB)"),
         (too_few_points, "ValueError: 40 neighbours asked for in clouds of 32 points"),
     ],
     ids=["none", "not finite", "unbindable", "out of memory", "too few points"],

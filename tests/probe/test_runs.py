@@ -175,7 +175,7 @@ def test_a_damaged_file_is_computed_anew(copy: Path, caplog: pytest.LogCaptureFi
         file.write_bytes(bytes(data))
     after = twins(copy)
     assert np.array_equal(before.trained.train.rows, after.trained.train.rows)
-    assert caplog.text.count("is not what was written (SHA-256)") == 4
+    assert caplog.text.count("differs from what was written (SHA-256)") == 4
 
 
 def test_a_set_that_does_not_say_what_it_holds_is_not_kept(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -191,7 +191,7 @@ def test_a_folder_that_takes_no_features_is_told_before_any_are_computed(
     monkeypatch.setattr(probed_data, "extract", None)
     code, _, err = run_here("probe", copy, "--device", "cpu")
     assert code == 2
-    assert f"{copy}/features: features cannot be kept there" in err
+    assert f"{copy}/features: features cannot be saved there" in err
     assert "give another folder with --cache DIR" in err
 
 

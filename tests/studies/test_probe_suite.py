@@ -339,9 +339,11 @@ def test_chance_stands_in_the_table() -> None:
 def test_probes_tell_their_protocol() -> None:
     assert SVM(folds=3).choice == "by 3-fold cross-validation on the training part"
     assert SVM(C=(0.1,)).choice == "0.1, given"
-    assert FewShot().asked == "training part, 20 of a class, the points of the probe"
-    assert FewShot(convention="test", queries=5).asked == "test part, 5 of a class, the points of the probe"
-    assert FewShot(episodes=__file__).asked == f"as in {__file__}"
+    assert FewShot().queries_description == "training part, 20 of a class, the points of the probe"
+    assert (
+        FewShot(convention="test", queries=5).queries_description == "test part, 5 of a class, the points of the probe"
+    )
+    assert FewShot(episodes=__file__).queries_description == f"as in {__file__}"
 
 
 def test_arguments_are_found_inside_blocks_and_as_defaults() -> None:
